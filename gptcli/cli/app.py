@@ -1,0 +1,91 @@
+"""The `gpt` command: which file holds which subcommand, and how errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+
+import typer
+
+from gptcli import __version__
+from gptcli.errors import GptError
+
+COMMANDS = {  # subcommand: module of gptcli.cli, loaded only when it is needed
+    "tokenize": "tokenize",
+    "build-shards": "build_shards",
+    "train": "train",
+    "sample": "sample",
+    "eval": "eval",
+    "cost": "cost",
+}
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def build_app(argv: list[str]) -> typer.Typer:
+    """The command line for these arguments; where one subcommand is named, only its file is imported."""
+    app = typer.Typer(
+        name="gpt",
+        help="Rebuild the systems of the GPT papers: raw text to a trained model, its samples, its scores and its cost.",
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(root)
+    named = next((word for word in argv if not word.startswith("-")), None)
+    for command, module in COMMANDS.items():
+        if named in COMMANDS and command != named and "_GPT_COMPLETE" not in os.environ:
+            continue
+        importlib.import_module(f"gptcli.cli.{module}").register(app)
+    return app
+
+
+def root(
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    version: bool = typer.Option(False, "--version", help="Print the version and stop.", is_eager=True, callback=lambda v: _version(v)),
+) -> None:
+    pass
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"gpt {__version__}")
+        raise typer.Exit()
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 failed while running, 2 bad usage or input, 130 interrupted."""
+    argv = sys.argv[1:]
+    if "--debug" in argv:  # wherever it stands on the line
+        argv = [word for word in argv if word != "--debug"]
+        build_app(argv)(argv, prog_name="gpt")
+        return
+    try:
+        code = build_app(argv)(argv, prog_name="gpt", standalone_mode=True)
+    except GptError as error:
+        code = _complain(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        code = _complain("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output went away (`| head`): nothing to say, and nothing more to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = DONE
+    except OSError as error:
+        code = _complain(
+            _os_error(error), BAD_INPUT if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError) else FAILED
+        )
+    except Exception as error:
+        code = _complain(f"{type(error).__name__}: {error}\n  this is a bug: run again with --debug for the traceback", FAILED)
+    sys.exit(code)
+
+
+def _complain(text: str, code: int) -> int:
+    print(f"gpt: {text}", file=sys.stderr)
+    return code
+
+
+def _os_error(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return f"{where}the disk is full\n  free some space and run again with --resume: what was whole is kept"
+    return f"{where}{(error.strerror or str(error)).lower()}"

@@ -1,0 +1,108 @@
+"""Where each value comes from: option > --config file > preset > default. And quantities such as 12k, 0.5M, 300B, 3.14e23."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gptcli import __version__
+from gptcli.errors import InputError, UsageError, nearest
+from gptcli.files import atomic_write
+
+SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
+
+
+def quantity(text: str | int | float) -> float:
+    """12k, 0.5M, 300B, 3.14e23 as a number; suffixes are powers of 1,000. Raises UsageError."""
+    match = re.fullmatch(r"\s*([0-9][0-9_]*\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*([kmbgt]?)\s*", str(text).lower())
+    if match is None:
+        raise UsageError(f"{text!r} is not a quantity", hint="write a number, with a suffix if you like: 12k, 0.5M, 300B, 3.14e23")
+    return float(match[1]) * SUFFIXES[match[2]]
+
+
+def count(text: str | int | float) -> int:
+    """A quantity that is a whole number of things. Raises UsageError."""
+    value = quantity(text)
+    if abs(value - round(value)) > 1e-6:
+        raise UsageError(f"{text!r} is not a whole number")
+    return round(value)
+
+
+@dataclass(slots=True)
+class Resolved:
+    """The values a command runs with, and where each came from."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
+
+    def put(self, values: Mapping[str, Any], origin: str) -> None:
+        """Lay `values` over what is there; None means "not given"."""
+        for name, value in values.items():
+            if value is not None:
+                self.values[name] = value
+                self.origin[name] = origin
+
+
+def read_config(path: Path, names: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a TOML file whose keys must be among `names`, each passed through its converter (`names[key]`, or None).
+
+    Keys are the options' names, with - or _. Raises InputError with file, line and nearest match.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        table = tomllib.loads(text)
+    except FileNotFoundError:
+        raise InputError("no such configuration file", where=path) from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"not valid UTF-8 at byte {error.start}", where=path) from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"not valid TOML: {error}", where=path) from None
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        where = f"{path}:{_line_of(key, text)}"
+        if name not in names:
+            raise InputError(f"unknown key {key!r}", where=where, hint=nearest(name, names))
+        convert = names[name]
+        try:
+            values[name] = convert(value) if convert else value
+        except (UsageError, ValueError, TypeError) as error:
+            raise InputError(f"{key}: {error}", where=where) from None
+    return values
+
+
+def _line_of(key: str, text: str) -> int:
+    pattern = re.compile(rf"""^\s*\[?\s*["']?{re.escape(key)}["']?\s*[=\].]""")
+    return next((number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line)), 1)
+
+
+def write_resolved(path: Path, resolved: Resolved, **extra: Any) -> None:
+    """Write the resolved configuration as TOML, each value's origin in a comment, with command line and versions on top."""
+    with atomic_write(path, "w") as file:
+        file.write(resolved_toml(resolved, **extra))
+
+
+def resolved_toml(resolved: Resolved, **extra: Any) -> str:
+    lines = [f"# gpt {__version__}, python {sys.version.split()[0]}", f"# command: {' '.join(['gpt', *sys.argv[1:]])}"]
+    lines += [f"# {name}: {value}" for name, value in extra.items()]
+    rows = [(f"{name} = {_toml(value)}", resolved.origin.get(name, "default")) for name, value in resolved.values.items()]
+    width = max((len(row) for row, _ in rows), default=0)
+    return "\n".join([*lines, "", *(f"{row:<{width}}  # {origin}" for row, origin in rows), ""])
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Path):
+        value = str(value)
+    if isinstance(value, float) and value == int(value) and abs(value) < 1e15:
+        return f"{value:.1f}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return (
+        json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else repr(value)
+    )

@@ -1,0 +1,60 @@
+"""The errors a user can meet.
+
+    GptError                what went wrong, where, and what to do about it
+    ├── UsageError          an option or configuration that cannot be met       exit 2
+    ├── InputError          a file that is missing, broken or does not belong   exit 2
+    └── RunError            it failed while running (disk full, lost worker)    exit 1
+
+Anything else that reaches the top is a bug and keeps its traceback under `--debug`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class GptError(Exception):
+    """One clear message: `what` is wrong, `where` (file, line or option), and what to do (`hint`)."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | Path | None = None, hint: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = None if where is None else str(where)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{text}\n  {self.hint}" if self.hint else text
+
+    def __reduce__(self) -> tuple[object, ...]:  # workers raise these across process borders
+        return (_rebuild, (type(self), self.what, self.where, self.hint))
+
+
+class UsageError(GptError):
+    exit_code = 2
+
+
+class InputError(GptError):
+    exit_code = 2
+
+
+class RunError(GptError):
+    exit_code = 1
+
+
+def _rebuild(kind: type[GptError], what: str, where: str | None, hint: str | None) -> GptError:
+    return kind(what, where=where, hint=hint)
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """A hint that names the closest of `choices`, or lists them all: "did you mean 350M?"."""
+    choices = list(choices)
+    lowered = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(word.lower(), lowered, n=3, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(lowered[c] for c in close)}?"
+    return f"one of: {', '.join(choices)}"

@@ -1,0 +1,130 @@
+"""Files that appear whole or not at all, fingerprints, and the rule for folders that already hold something."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from gptcli.errors import InputError, UsageError
+
+PARTIAL = ".partial"  # the ending of every name that is not whole yet
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """A file that takes its name only once it is whole and on disk: temporary name beside it, fsync, rename.
+
+    On any error the temporary file is removed and the old file, if there was one, stays.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    try:
+        with open(partial, mode, **text) as file:  # type: ignore[call-overload]
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        fsync_folder(path.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A folder that takes its name only once every file written inside the block is whole and on disk."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
+        fsync_folder(partial)
+        if path.exists():
+            shutil.rmtree(path)
+        partial.rename(path)
+        fsync_folder(path.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` survive a power cut (a no-op where folders cannot be opened)."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_json(path: Path, value: object) -> None:
+    with atomic_write(path, "w") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in `path`. Raises InputError where it is missing or broken, with the line."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError("no such file", where=path) from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"not valid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"not valid UTF-8 at byte {error.start}", where=path) from None
+
+
+def sha256(path: Path) -> str:
+    """The hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def claim_output(folder: Path, *, resume: bool, force: bool) -> None:
+    """Apply the overwrite rule to an output folder: a non-empty one needs `--resume` or `--force`.
+
+    `force` empties it; leftovers of an interrupted write are swept away. Raises UsageError.
+    """
+    folder = Path(folder)
+    if resume and force:
+        raise UsageError("--resume and --force contradict each other", hint="choose one")
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UsageError("is not a folder", where=folder, hint="choose another output with -o")
+    if folder.exists() and any(folder.iterdir()) and not resume:
+        if not force:
+            raise UsageError(
+                "the output folder is not empty",
+                where=folder,
+                hint="--resume goes on with it, --force starts over in it",
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.rglob(f".*{PARTIAL}"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def claim_file(path: Path, *, force: bool) -> None:
+    """The same rule for a command whose output is one file. Raises UsageError."""
+    if Path(path).is_dir():
+        raise UsageError("is a folder, not a file", where=path, hint="name a file")
+    if Path(path).exists() and not force:
+        raise UsageError("the output file exists already", where=path, hint="--force replaces it")

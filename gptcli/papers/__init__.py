@@ -1,0 +1,1 @@
+"""The facts of the papers as literal tables. Nothing here computes anything."""

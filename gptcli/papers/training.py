@@ -1,0 +1,40 @@
+"""How GPT-2 and GPT-3 were trained: schedules in tokens and Adam's constants. Batch and learning rate by size: `models`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaperTraining:
+    tokens: int
+    warmup_tokens: int
+    """Linear warm-up of the learning rate."""
+    decay_tokens: int
+    """Cosine decay ends here; the learning rate stays at `min_lr_ratio` afterwards."""
+    min_lr_ratio: float
+    ramp_tokens: int
+    """The batch grows linearly from `ramp_from` to full size over these tokens; 0 for no ramp."""
+    ramp_from: int
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    clip: float
+
+
+# GPT-3, Appendix B. The ramp runs over 4 to 12 billion tokens "depending on the model size", the mapping unpublished: here 4B
+# below 2.7B parameters, 8B up to 13B and 12B for 175B (RAMP_TOKENS), an assumption.
+GPT3_TRAINING = PaperTraining(
+    tokens=300_000_000_000, warmup_tokens=375_000_000, decay_tokens=260_000_000_000, min_lr_ratio=0.1,
+    ramp_tokens=4_000_000_000, ramp_from=32_000, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, clip=1.0,
+)  # fmt: skip
+RAMP_TOKENS = {"gpt3-2.7B": 8_000_000_000, "gpt3-6.7B": 8_000_000_000, "gpt3-13B": 8_000_000_000, "gpt3": 12_000_000_000}
+
+# GPT-2 publishes its batch (512 sequences) and little else. WebText is 40 GB, 10 billion tokens at 4 characters a token; one pass
+# over it, with GPT-3's schedule in proportion, no ramp and GPT-3's optimizer, is an assumption.
+GPT2_TRAINING = PaperTraining(
+    tokens=10_000_000_000, warmup_tokens=12_500_000, decay_tokens=10_000_000_000, min_lr_ratio=0.1,
+    ramp_tokens=0, ramp_from=0, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, clip=1.0,
+)  # fmt: skip
+TRAINING = {"GPT-2": GPT2_TRAINING, "GPT-3": GPT3_TRAINING}

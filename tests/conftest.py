@@ -1,0 +1,44 @@
+"""What every test may use."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("NO_COLOR", "1")
+os.environ.setdefault("COLUMNS", "120")
+for forced in ("FORCE_COLOR", "GITHUB_ACTIONS"):  # both make rich paint even into pipes
+    os.environ.pop(forced, None)
+
+Gpt = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data, or a skip."""
+    where = os.environ.get("GPT_TEST_DATA")
+    if not where or not Path(where).is_dir():
+        pytest.skip("set GPT_TEST_DATA to the folder of real data")
+    return Path(where)
+
+
+@pytest.fixture
+def gpt(tmp_path: Path) -> Gpt:
+    """Run the command line as a user would, in `tmp_path`: gpt("cost", "--size", "175B", code=0) -> the finished process."""
+
+    def run(
+        *args: object, code: int | None = 0, stdin: str | None = None, cwd: Path = tmp_path, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "gptcli", *map(str, args)],
+            cwd=cwd, input=stdin, capture_output=True, text=True, encoding="utf-8", env={**os.environ, **env},
+        )  # fmt: skip
+        assert code is None or done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
