@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -89,20 +90,23 @@ def write_resolved(path: Path, resolved: Resolved, **extra: Any) -> None:
 
 
 def resolved_toml(resolved: Resolved, **extra: Any) -> str:
-    lines = [f"# gpt {__version__}, python {sys.version.split()[0]}", f"# command: {' '.join(['gpt', *sys.argv[1:]])}"]
+    lines = [f"# gpt {__version__}, python {sys.version.split()[0]}", f"# command: {command_line()}"]
     lines += [f"# {name}: {value}" for name, value in extra.items()]
     rows = [(f"{name} = {_toml(value)}", resolved.origin.get(name, "default")) for name, value in resolved.values.items()]
     width = max((len(row) for row, _ in rows), default=0)
     return "\n".join([*lines, "", *(f"{row:<{width}}  # {origin}" for row, origin in rows), ""])
 
 
+def command_line() -> str:
+    """This command as it was typed, quoted for a shell, on one line."""
+    return shlex.join(["gpt", *sys.argv[1:]]).replace("\n", "\\n")
+
+
 def _toml(value: Any) -> str:
-    if isinstance(value, Path):
-        value = str(value)
-    if isinstance(value, float) and value == int(value) and abs(value) < 1e15:
-        return f"{value:.1f}"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return (
-        json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else repr(value)
-    )
+    if isinstance(value, int | float):
+        return repr(value)
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -2,76 +2,81 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gptcli.events import Events
 
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
 PLAIN_EVERY = 5.0  # seconds between plain lines
-LIVE_EVERY = 0.1
 
 
 class ConsoleEvents(Events):
-    """Draws events on stderr."""
+    """Draws events on stderr. rich is imported only where there is a terminal to draw on."""
 
     def __init__(self) -> None:
-        self.live = sys.stderr.isatty()
-        self._started: dict[str, tuple[float, float]] = {}
-        self._shown: dict[str, float] = {}
-        self._bar = False
+        self._live: Progress | None = None
+        self._tasks: dict[str, _Task] = {}
 
     def info(self, text: str) -> None:
-        self._clear()
-        print(text, file=sys.stderr, flush=True)
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
         self.info(f"warning: {text}")
 
     def progress(self, task: str, done: float, total: float | None = None, unit: str = "", **facts: object) -> None:
         now = time.monotonic()
-        since, first = self._started.setdefault(task, (now, done))
-        every = LIVE_EVERY if self.live else PLAIN_EVERY
-        last = self._shown.setdefault(task, now if not self.live else -1e9)
-        if now - last < every and not (done == total and self.live):
-            return
-        self._shown[task] = now
-        rate = (done - first) / (now - since) if now > since else 0.0
-        line = f"{task}: {_amount(done)}"
-        if total:
-            line = f"{task}: {done / total:4.0%}  {_amount(done)}/{_amount(total)}"
-        line += f" {unit}" if unit else ""
-        line += "".join(f"  {name.replace('_', ' ')} {_fact(value)}" for name, value in facts.items())
-        if rate > 0:
-            line += f"  {_amount(rate)} {unit}/s" if "tokens_per_second" not in facts else ""
-            line += f"  {duration((total - done) / rate)} left" if total and done < total else ""
-        if self.live:
-            self._draw(line, done / total if total else None)
-        else:
-            print(line, file=sys.stderr, flush=True)
+        if task not in self._tasks:
+            self._tasks[task] = _Task(now, done)
+        state = self._tasks[task]
+        if sys.stderr.isatty():
+            if now - state.shown >= 0.1 or done == total:
+                state.shown = now
+                self._draw(task, state, done, total, _facts(facts))
+        elif now - state.shown >= PLAIN_EVERY:
+            state.shown = now
+            rate = (done - state.first) / (now - state.since)
+            line = f"{task}: {amount(done)}" + (f"/{amount(total)}" if total else "") + (f" {unit}" if unit else "")
+            line += f" ({done / total:.0%})" if total else ""
+            left = f"  {duration((total - done) / rate)} left" if total and rate > 0 else ""
+            print(f"{line}{_facts(facts)}{left}", file=sys.stderr, flush=True)
 
     def finish(self, task: str) -> None:
-        self._clear()
-        self._started.pop(task, None)
-        self._shown.pop(task, None)
+        state = self._tasks.pop(task, None)
+        if self._live is not None and state is not None and state.bar is not None:
+            self._live.remove_task(state.bar)
+            if not self._tasks:
+                self._live.stop()
+                self._live = None
 
-    def _draw(self, line: str, share: float | None) -> None:
-        import shutil
+    def _draw(self, task: str, state: _Task, done: float, total: float | None, facts: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-        width = shutil.get_terminal_size().columns
-        bar = ""
-        if share is not None and width > len(line) + 14:
-            cells = min(24, width - len(line) - 4)
-            filled = round(share * cells)
-            bar = "━" * filled + "╌" * (cells - filled) + " "
-        print(f"\r\x1b[2K{(bar + line)[: width - 1]}", end="", file=sys.stderr, flush=True)
-        self._bar = True
+        if self._live is None:
+            columns = (TextColumn("{task.description}"), BarColumn(24), TaskProgressColumn(), TextColumn("{task.fields[facts]}"))
+            self._live = Progress(*columns, TimeRemainingColumn(compact=True), console=Console(stderr=True), transient=True)
+            self._live.start()
+            atexit.register(self._live.stop)  # whatever ends the program, the terminal gets its cursor back
+        if state.bar is None:
+            state.bar = self._live.add_task(task, total=total, facts="")
+        self._live.update(state.bar, completed=done, total=total, facts=facts.strip())
 
-    def _clear(self) -> None:
-        if self._bar:
-            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
-            self._bar = False
+
+class _Task:
+    """What the console remembers of one task: when and where it began, when it was last shown, its live bar."""
+
+    def __init__(self, now: float, first: float) -> None:
+        self.since, self.first, self.shown = now, first, now
+        self.bar: TaskID | None = None
 
 
 def print_json(command: str, report: dict[str, Any]) -> None:
@@ -91,12 +96,19 @@ def duration(seconds: float) -> str:
     return f"{seconds // 86400} d {seconds % 86400 // 3600} h"
 
 
-def _amount(value: float) -> str:
+def amount(value: float) -> str:
+    """950, 12.3k, 4.5M, 300B, 2.25T."""
     for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1e3 if suffix == 'k' else size):.4g}{suffix}"
     return f"{value:.4g}"
 
 
+def _facts(facts: dict[str, object]) -> str:
+    return "".join(f"  {name.replace('_', ' ')} {_fact(value)}" for name, value in facts.items() if value is not None)
+
+
 def _fact(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, float):
+        return amount(value) if abs(value) >= 1e4 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,73 @@
+"""The command as a whole: help, exit codes, one message an error."""
+
+from __future__ import annotations
+
+import errno
+import re
+import sys
+from typing import Any
+
+import pytest
+import typer
+
+from gptcli import __version__
+from gptcli.cli import app as module
+from gptcli.errors import InputError, RunError
+
+
+def test_version(gpt: Any) -> None:
+    assert gpt("--version").stdout == f"gpt {__version__}\n"
+
+
+def test_help_lists_the_six(gpt: Any) -> None:
+    text = gpt("--help").stdout
+    for command in module.COMMANDS:
+        assert re.search(rf"\b{command}\b", text)
+
+
+@pytest.mark.parametrize("command", list(module.COMMANDS))
+def test_every_help(gpt: Any, command: str) -> None:
+    text = gpt(command, "--help").stdout
+    assert "Usage: gpt" in text
+    assert text.count(f"gpt {command}") >= 3, "usage and two examples"
+
+
+def test_unknown_command(gpt: Any) -> None:
+    done = gpt("trian", code=2)
+    assert "trian" in done.stderr
+    assert not done.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (InputError("broken", where="a:1", hint="mend it"), 2, "gpt: a:1: broken\n  mend it\n"),
+        (RunError("lost a worker"), 1, "gpt: lost a worker\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "x.bin"), 1, "the disk is full"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), 2, "gpt: x: no such file or directory"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), 2, "gpt: x: permission denied"),
+        (ValueError("surprise"), 1, "this is a bug"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_errors_become_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, message: str
+) -> None:
+    def build(argv: list[str]) -> typer.Typer:
+        app = typer.Typer(pretty_exceptions_enable=False)
+
+        @app.command()
+        def fail() -> None:
+            raise error
+
+        return app
+
+    monkeypatch.setattr(module, "build_app", build)
+    monkeypatch.setattr(sys, "argv", ["gpt"])
+    with pytest.raises(SystemExit) as stop:
+        module.main()
+    assert stop.value.code == code
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert "Traceback" not in shown.err
+    assert not shown.out

@@ -1,0 +1,88 @@
+"""Quantities, configuration files, and where each value came from."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptcli.cli.config import Resolved, count, quantity, read_config, resolved_toml
+from gptcli.errors import InputError, UsageError
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("12k", 12e3), ("0.5M", 5e5), ("300B", 3e11), ("3.14e23", 3.14e23), ("1_000", 1e3), ("2 t", 2e12), (".5m", 5e5), (7, 7), ("1G", 1e9)],
+)
+def test_quantities(text: str | int, value: float) -> None:
+    assert quantity(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["", "k", "-5", "12kk", "1e", "nan", "inf", "0x10", "5 apples"])
+def test_not_quantities(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a quantity"):
+        quantity(text)
+
+
+def test_counts_are_whole() -> None:
+    assert count("1.5k") == 1500
+    assert count("0.1M") == 100_000
+    with pytest.raises(UsageError, match="not a whole number"):
+        count("1.5")
+
+
+NAMES = {"lr": float, "batch_tokens": count, "size": None}
+
+
+def test_config_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text('lr = 1e-3\nbatch-tokens = "8k"\nsize = "350M"\n')
+    assert read_config(path, NAMES) == {"lr": 1e-3, "batch_tokens": 8000, "size": "350M"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr = 1\n\nbatch_token = 3\n", r"a\.toml:3: unknown key 'batch_token'\n  did you mean batch_tokens\?"),
+        ("lr = 1\nlr = 2\n", r"a\.toml: not valid TOML"),
+        ("size = 'x'\nbatch_tokens = 'many'\n", r"a\.toml:2: batch_tokens: 'many' is not a quantity"),
+        ("[lr]\nx = 1\n", r"a\.toml:1: lr: "),
+    ],
+)
+def test_bad_config_files(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_config(path, NAMES)
+    with pytest.raises(InputError, match="no such configuration file"):
+        read_config(tmp_path / "b.toml", NAMES)
+
+
+def test_later_layers_win_and_leave_their_name() -> None:
+    resolved = Resolved()
+    resolved.put({"lr": 1.0, "seed": 0}, "preset 350M")
+    resolved.put({"lr": 2.0, "seed": None}, "a.toml")
+    resolved.put({"lr": None}, "option")
+    assert resolved.values == {"lr": 2.0, "seed": 0}
+    assert resolved.origin == {"lr": "a.toml", "seed": "preset 350M"}
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(r"[a-z_]{1,12}", fullmatch=True),
+        st.one_of(
+            st.text(),
+            st.integers(-(2**60), 2**60),
+            st.booleans(),
+            st.floats(allow_nan=False, allow_infinity=False),
+            st.lists(st.text(), max_size=3),
+        ),
+    )
+)
+def test_resolved_configuration_reads_back(values: dict[str, object]) -> None:
+    resolved = Resolved()
+    resolved.put(values, "option")
+    assert tomllib.loads(resolved_toml(resolved)) == values

@@ -1,0 +1,34 @@
+"""Every form of attention against softmax written out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from gptcli.model.attention import attend, causal_mask
+
+
+def by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, band: int | None) -> torch.Tensor:
+    T, S = q.shape[2], k.shape[2]
+    out = torch.empty_like(q)
+    for t in range(T):
+        at = S - T + t
+        first = 0 if band is None else max(0, at - band + 1)
+        scores = (k[:, :, first : at + 1] @ q[:, :, t, :, None])[..., 0] / math.sqrt(q.shape[-1])
+        out[:, :, t] = (scores.softmax(-1)[..., None] * v[:, :, first : at + 1]).sum(2)
+    return out
+
+
+@pytest.mark.parametrize("band", [None, 1, 3, 8, 100])
+@pytest.mark.parametrize(("T", "S"), [(1, 1), (1, 9), (5, 5), (8, 8), (9, 9), (4, 9)])
+def test_attend_is_softmax_over_what_may_be_seen(T: int, S: int, band: int | None) -> None:
+    torch.manual_seed(T * 100 + S)
+    q, k, v = torch.randn(2, 3, T, 4), torch.randn(2, 3, S, 4), torch.randn(2, 3, S, 4)
+    torch.testing.assert_close(attend(q, k, v, band=band), by_hand(q, k, v, band), atol=1e-5, rtol=1e-5)
+
+
+def test_mask_counts_the_key_itself() -> None:
+    mask = causal_mask(4, 4, 2, torch.device("cpu"))
+    assert mask.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]

@@ -1,0 +1,54 @@
+"""Sizes by name, and configurations that cannot be."""
+
+from __future__ import annotations
+
+import pytest
+
+from gptcli.errors import UsageError
+from gptcli.model.config import ModelConfig, find_size, size_names
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [("350M", "gpt3-medium"), ("350m", "gpt3-medium"), ("1.5B", "gpt2-xl"), ("117M", "gpt2"), ("GPT3", "gpt3"), ("175b", "gpt3")],
+)
+def test_aliases_in_any_case(alias: str, name: str) -> None:
+    assert find_size(alias).name == name
+
+
+def test_names_are_unique() -> None:
+    names = [name.lower() for name in size_names()]
+    assert len(names) == len(set(names))
+
+
+def test_unknown_size_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match="unknown size '360M'") as caught:
+        find_size("360M")
+    assert "did you mean" in str(caught.value)
+    assert "350M" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_head": 5}, "does not divide into 5 heads"),
+        ({"n_layer": 0}, "n_layer is 0"),
+        ({"attention": "sparse"}, "unknown attention"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"band": 0}, "band is 0"),
+    ],
+)
+def test_impossible_models_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ModelConfig(**{"n_layer": 2, "n_head": 4, "d_model": 64, "n_ctx": 32, **changes})  # type: ignore[arg-type]
+
+
+def test_banded_layers_alternate_dense_first() -> None:
+    config = ModelConfig(n_layer=4, n_head=1, d_model=8, n_ctx=8, attention="banded", band=3)
+    assert [config.band_of(layer) for layer in range(4)] == [None, 3, None, 3]
+
+
+def test_untied_head_counts_twice() -> None:
+    tied = ModelConfig(n_layer=1, n_head=1, d_model=8, n_ctx=8, vocab_size=11)
+    untied = ModelConfig(n_layer=1, n_head=1, d_model=8, n_ctx=8, vocab_size=11, tied=False)
+    assert untied.parameters - tied.parameters == 11 * 8

@@ -1,0 +1,46 @@
+"""The chunked head and loss against torch's own cross-entropy over whole logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gptcli.model import loss as module
+from gptcli.model.loss import IGNORE, next_token_loss
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 100])
+def test_loss_and_gradients_equal_cross_entropy(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr(module, "CHUNK_BYTES", 4 * 31 * rows)
+    torch.manual_seed(0)
+    x, weight = torch.randn(20, 8, requires_grad=True), torch.randn(31, 8, requires_grad=True)
+    target = torch.randint(0, 31, (20,))
+    target[[0, 5, 19]] = IGNORE
+    expected = F.cross_entropy(x @ weight.T, target, ignore_index=IGNORE, reduction="sum")
+    expected_grads = torch.autograd.grad(expected / 17, (x, weight))
+    loss = next_token_loss(x, weight, target)
+    grads = torch.autograd.grad(loss / 17, (x, weight))
+    torch.testing.assert_close(loss, expected)
+    for grad, wanted in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(grad, wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_no_gradients_are_made_without_training() -> None:
+    x, weight = torch.randn(6, 4), torch.randn(9, 4)
+    with torch.no_grad():
+        loss = next_token_loss(x, weight, torch.arange(6))
+    torch.testing.assert_close(loss, F.cross_entropy(x @ weight.T, torch.arange(6), reduction="sum"))
+
+
+def test_bf16_keeps_the_sum_in_fp32() -> None:
+    torch.manual_seed(0)
+    x, weight, target = torch.randn(512, 16, requires_grad=True), torch.randn(64, 16, requires_grad=True), torch.randint(0, 64, (512,))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = next_token_loss(x, weight, target)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert weight.grad is not None
+    assert weight.grad.dtype == torch.float32
+    exact = F.cross_entropy((x.bfloat16().float() @ weight.bfloat16().float().T), target, reduction="sum")
+    assert abs(loss.item() / exact.item() - 1) < 2e-3

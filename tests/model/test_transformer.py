@@ -1,0 +1,86 @@
+"""The transformer: GPT-2's initialisation, and a stored trained model whose every logit is known."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptcli.model.config import ModelConfig
+from gptcli.model.transformer import GPT
+
+
+def test_initialisation_is_gpt2s() -> None:
+    config = ModelConfig(n_layer=8, n_head=4, d_model=256, n_ctx=512, vocab_size=2000)
+    model = GPT(config)
+    model.init_weights(3)
+    residual = 0.02 / math.sqrt(2 * config.n_layer)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any(), name
+        elif parameter.dim() == 1:
+            assert (parameter == 1).all(), name
+        else:
+            std = 0.01 if name == "wpe.weight" else residual if name.endswith("c_proj.weight") else 0.02
+            assert parameter.std().item() == pytest.approx(std, rel=0.02), name
+            assert abs(parameter.mean().item()) < 6 * std / math.sqrt(parameter.numel()), name
+
+
+def test_initialisation_depends_on_the_seed_alone() -> None:
+    config = ModelConfig(n_layer=2, n_head=2, d_model=16, n_ctx=8, vocab_size=11)
+    one, same, other = GPT(config), GPT(config), GPT(config)
+    torch.manual_seed(1)
+    one.init_weights(5)
+    torch.manual_seed(2)
+    same.init_weights(5)
+    other.init_weights(6)
+    assert torch.equal(one.h[1].mlp.c_fc.weight, same.h[1].mlp.c_fc.weight)
+    assert not torch.equal(one.h[1].mlp.c_fc.weight, other.h[1].mlp.c_fc.weight)
+    assert not torch.equal(one.h[0].mlp.c_fc.weight, one.h[1].mlp.c_fc.weight)
+
+
+def test_tied_head_is_one_tensor() -> None:
+    model = GPT(ModelConfig(n_layer=1, n_head=1, d_model=8, n_ctx=4, vocab_size=5))
+    assert model.lm_head.weight is model.wte.weight
+
+
+def tensor(entry: dict[str, object]) -> torch.Tensor:
+    raw = bytearray(base64.b64decode(str(entry["data"])))
+    return torch.frombuffer(raw, dtype=torch.float32 if "float" in str(entry["dtype"]) else torch.int64).reshape(entry["shape"])  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def nano_sort(real_data: Path) -> tuple[GPT, dict[str, dict[str, object]]]:
+    """The trained sorter: minGPT's names and [out, in] weights, an untied head."""
+    folder = real_data / "checkpoints" / "gpt-nano-sort"
+    stored = json.loads((folder / "gpt-nano-sort-model.json").read_text())
+    partials = json.loads((folder / "gpt-nano-sort-t0-partials.json").read_text())
+    config = ModelConfig(n_layer=3, n_head=3, d_model=48, n_ctx=11, vocab_size=3, tied=False)
+    model = GPT(config).eval()
+    weights = {name.removeprefix("transformer."): tensor(entry) for name, entry in stored.items() if name.endswith(("weight", "bias"))}
+    model.load_state_dict({name: weight for name, weight in weights.items() if not name.endswith(".attn.bias")})
+    return model, partials
+
+
+@pytest.mark.real_data
+def test_stored_logits(nano_sort: tuple[GPT, dict[str, dict[str, object]]]) -> None:
+    model, partials = nano_sort
+    with torch.no_grad():
+        logits = model(tensor(partials["idx"]).long())
+    assert (logits - tensor(partials["lm_head"])).abs().max().item() < 1e-5
+
+
+@pytest.mark.real_data
+def test_it_sorts_all_729(nano_sort: tuple[GPT, dict[str, dict[str, object]]]) -> None:
+    model, _ = nano_sort
+    digits = torch.tensor(list(itertools.product(range(3), repeat=6)))
+    idx = digits
+    with torch.no_grad():
+        for _ in range(6):
+            idx = torch.cat([idx, model(idx)[:, -1].argmax(-1, keepdim=True)], dim=1)
+    assert (idx[:, 6:] == digits.sort(dim=1).values).all(1).sum().item() == 729

@@ -1,0 +1,121 @@
+"""Run folders load in transformers, transformers folders load here, and broken ones are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gptcli.errors import GptError, InputError
+from gptcli.model.config import ModelConfig
+from gptcli.model.transformer import GPT
+from gptcli.model.weights import load_model, read_model_config, save_model
+
+CONFIG = ModelConfig(n_layer=3, n_head=4, d_model=64, n_ctx=40, vocab_size=301)
+IDX = torch.randint(0, 301, (2, 40), generator=torch.Generator().manual_seed(0))
+
+
+def random_model(config: ModelConfig = CONFIG) -> GPT:
+    """Every tensor random, biases and gains too, so that no mistake can hide behind a zero."""
+    torch.manual_seed(0)
+    model = GPT(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0.3 if parameter.dim() == 1 else 0.0, 0.1)
+    return model
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_our_folder_in_transformers(tmp_path: Path, tied: bool) -> None:
+    from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+
+    model = random_model(ModelConfig(n_layer=3, n_head=4, d_model=64, n_ctx=40, vocab_size=301, tied=tied))
+    save_model(tmp_path, model, model.config, eot_id=300)
+    theirs, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert isinstance(theirs, GPT2LMHeadModel)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    with torch.no_grad():
+        difference = (theirs.eval()(IDX).logits - model(IDX)).abs().max().item()
+    assert difference < 1e-4
+    assert theirs.config.eos_token_id == 300
+
+
+@pytest.mark.parametrize("shard", ["5GB", "200KB"])
+def test_their_folder_here(tmp_path: Path, shard: str) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    theirs = GPT2LMHeadModel(GPT2Config(n_layer=3, n_head=4, n_embd=64, n_positions=40, vocab_size=301)).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, 0.0, 0.1)
+    theirs.save_pretrained(tmp_path, max_shard_size=shard)
+    assert (tmp_path / "model.safetensors").exists() == (shard == "5GB")
+    model = load_model(tmp_path)
+    with torch.no_grad():
+        assert (theirs(IDX).logits - model(IDX)).abs().max().item() < 1e-4
+
+
+@pytest.mark.parametrize("changes", [{}, {"dropout": 0.1}, {"tied": False}, {"attention": "banded", "band": 7}])
+def test_round_trip_is_exact(tmp_path: Path, changes: dict[str, Any]) -> None:
+    model = random_model(ModelConfig(n_layer=2, n_head=2, d_model=32, n_ctx=40, vocab_size=301, **changes))
+    save_model(tmp_path, model, model.config)
+    again = load_model(tmp_path)
+    assert again.config == model.config
+    assert (again.lm_head.weight is again.wte.weight) == model.config.tied
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+def test_same_weights_same_bytes(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        save_model(tmp_path / folder, random_model(), CONFIG)
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+
+
+def test_transformers_does_not_take_a_banded_model_for_a_dense_one(tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    config = ModelConfig(n_layer=2, n_head=2, d_model=32, n_ctx=40, vocab_size=301, attention="banded")
+    save_model(tmp_path, GPT(config), config)
+    with pytest.raises(ValueError, match="gpt3-banded"):
+        AutoConfig.from_pretrained(tmp_path)
+
+
+def edit(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "llama"}, "a 'llama' model is not of this family"),
+        ({"activation_function": "gelu"}, "activation_function is 'gelu'"),
+        ({"n_embd": None}, "no whole number under 'n_embd'"),
+        ({"n_layer": 4}, "tensor h.3.attn.c_attn.bias is missing"),
+        ({"n_layer": 2}, "tensor h.2.attn.c_attn.bias has no place"),
+        ({"vocab_size": 302}, r"tensor lm_head.weight is \[301, 64\], the configuration says \[302, 64\]"),
+        ({"n_head": 5}, "does not divide into 5 heads"),
+    ],
+)
+def test_folders_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    save_model(tmp_path, random_model(), CONFIG)
+    edit(tmp_path, **changes)
+    with pytest.raises(GptError, match=message):
+        load_model(tmp_path)
+
+
+def test_missing_and_broken_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no config\.json here"):
+        read_model_config(tmp_path)
+    save_model(tmp_path, random_model(), CONFIG)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(InputError, match="not a readable safetensors file"):
+        load_model(tmp_path)
+    weights.unlink()
+    with pytest.raises(InputError, match=r"no model\.safetensors here"):
+        load_model(tmp_path)

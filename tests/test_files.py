@@ -1,0 +1,112 @@
+"""Whole or not at all, also when the writer is killed; and the rule for folders that hold something."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gptcli.errors import InputError, UsageError
+from gptcli.files import atomic_folder, atomic_write, claim_file, claim_output, read_json, sha256, write_json
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic_write(path, "w") as file:
+        file.write("new")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_failed_folder_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "step") as folder:
+        (folder / "a").write_text("x")
+        raise RuntimeError
+    assert os.listdir(tmp_path) == []
+    with atomic_folder(tmp_path / "step") as folder:
+        (folder / "a").write_text("x")
+    with atomic_folder(tmp_path / "step") as folder:
+        (folder / "b").write_text("y")
+    assert os.listdir(tmp_path / "step") == ["b"]
+
+
+@pytest.mark.parametrize("at", range(6))
+def test_killed_while_writing(tmp_path: Path, at: int) -> None:
+    """kill -9 after any number of blocks: the file is the old one, whole, and the leftover is swept by the next run."""
+    path = tmp_path / "out" / "big.bin"
+    path.parent.mkdir()
+    path.write_bytes(b"old")
+    program = f"""
+import os, signal
+from pathlib import Path
+from gptcli.files import atomic_write
+with atomic_write(Path({str(path)!r})) as file:
+    for block in range(5):
+        if block == {at}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        file.write(b"x" * 100_000)
+"""
+    done = subprocess.run([sys.executable, "-c", program])
+    if at < 5:
+        assert done.returncode == -signal.SIGKILL
+        assert path.read_bytes() == b"old"
+        assert len(os.listdir(path.parent)) == 2
+        claim_output(path.parent, resume=True, force=False)
+        assert os.listdir(path.parent) == ["big.bin"]
+    else:
+        assert path.read_bytes() == b"x" * 500_000
+
+
+def test_claim_output(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "a"
+    claim_output(folder, resume=False, force=False)
+    assert folder.is_dir()
+    claim_output(folder, resume=False, force=False)  # still empty
+    (folder / "x").write_text("x")
+    with pytest.raises(UsageError, match="not empty") as caught:
+        claim_output(folder, resume=False, force=False)
+    assert "--resume" in str(caught.value)
+    assert "--force" in str(caught.value)
+    claim_output(folder, resume=True, force=False)
+    assert (folder / "x").exists()
+    claim_output(folder, resume=False, force=True)
+    assert not (folder / "x").exists()
+    with pytest.raises(UsageError, match="contradict"):
+        claim_output(folder, resume=True, force=True)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="not a folder"):
+        claim_output(tmp_path / "file", resume=False, force=True)
+
+
+def test_claim_file(tmp_path: Path) -> None:
+    claim_file(tmp_path / "new", force=False)
+    (tmp_path / "old").write_text("x")
+    with pytest.raises(UsageError, match="exists already"):
+        claim_file(tmp_path / "old", force=False)
+    claim_file(tmp_path / "old", force=True)
+    with pytest.raises(UsageError, match="is a folder"):
+        claim_file(tmp_path, force=True)
+
+
+def test_json(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"é": 1})
+    assert read_json(tmp_path / "a.json") == {"é": 1}
+    (tmp_path / "b.json").write_text('{"a": 1,\n oops}')
+    with pytest.raises(InputError, match=r"b\.json:2: not valid JSON"):
+        read_json(tmp_path / "b.json")
+    (tmp_path / "c.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="not valid UTF-8"):
+        read_json(tmp_path / "c.json")
+    with pytest.raises(InputError, match="no such file"):
+        read_json(tmp_path / "d.json")
+
+
+def test_sha256(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1

@@ -1,0 +1,90 @@
+"""The house stands: imports go down its floors, never up and never sideways, and quick commands import nothing heavy."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gptcli
+
+PACKAGE = Path(gptcli.__file__).parent
+FLOORS = [
+    {"cli", "__main__"},
+    {"corpus", "trainer", "evals"},
+    {"sampling"},
+    {"cost", "shards"},
+    {"tokenizer", "model"},
+    {"papers"},
+    {"files"},
+    {"errors", "events", "__init__"},
+]
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in FLOOR_OF else "__init__"
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module of ours that a file imports, wherever in the file."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write the whole name"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.split(".")[0] == "gptcli"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down(path: Path) -> None:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    room = parts[0]
+    assert room in FLOOR_OF, f"{room} has no floor"
+    for module in imports_of(path):
+        other = room_of(module)
+        assert other == room or FLOOR_OF[other] > FLOOR_OF[room], f"{path.name} ({room}) imports {module}"
+
+
+def test_no_utils() -> None:
+    assert not [path for path in MODULES if path.stem in ("utils", "helpers", "common", "misc")]
+
+
+HEAVY = ("torch", "numpy", "tokenizers", "safetensors", "transformers")
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["cost", "--size", "175B"], ["cost", "--help"], ["train", "--help"]], ids=" ".join
+)
+def test_quick_commands_import_nothing_heavy(words: list[str]) -> None:
+    program = f"""
+import sys
+sys.argv = {["gpt", *words]!r}
+from gptcli.cli import main
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_cost_and_papers_need_neither_torch_nor_numpy() -> None:
+    modules = [
+        ".".join(("gptcli", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+        for path in MODULES
+        if path.relative_to(PACKAGE).parts[0] in ("cost", "papers", "files.py", "errors.py", "events.py", "cli")
+    ]
+    program = f"import sys, importlib\nfor name in {modules!r}: importlib.import_module(name)\nprint({{*{HEAVY!r}}} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
