@@ -1,0 +1,138 @@
+"""FLOPs become time, and time becomes money."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gptcli.cost.assumptions import Assumption
+from gptcli.cost.flops import CONVENTIONS, flops_per_token
+from gptcli.cost.hardware import Gpu
+from gptcli.cost.memory import TRAINING_BYTES, least_gpus, memory_by_part
+from gptcli.cost.parameters import parameters_by_part
+from gptcli.model.config import ModelConfig
+
+SECONDS_PER_HOUR = 3600
+HOURS_PER_YEAR = 365 * 24
+FLOPS_PER_PF_DAY = 1e15 * 86400
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """What the work runs on."""
+
+    gpu: Gpu | None
+    """None for one that is known by its throughput only."""
+    count: int
+    throughput: Assumption
+    """FLOP/s that each sustains."""
+    price: Assumption | None
+    """Dollars an hour for each; None where nobody knows."""
+
+    @property
+    def flops(self) -> float:
+        """FLOP/s that one GPU sustains."""
+        return self.throughput.value
+
+    @property
+    def mfu(self) -> float | None:
+        """Sustained over peak; None where no GPU is named."""
+        return None if self.gpu is None else self.flops / self.gpu.peak_flops
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The bill for a number of FLOPs, and for the training run they are, where one is known."""
+
+    name: str
+    flops: float
+    fleet: Fleet
+    model: ModelConfig | None = None
+    tokens: int | None = None
+    basis: tuple[Assumption, ...] = ()
+    """What `flops` rests on."""
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.flops / self.fleet.flops / SECONDS_PER_HOUR
+
+    @property
+    def gpu_years(self) -> float:
+        return self.gpu_hours / HOURS_PER_YEAR
+
+    @property
+    def days(self) -> float:
+        """With the work divided evenly over the fleet."""
+        return self.gpu_hours / self.fleet.count / 24
+
+    @property
+    def pf_days(self) -> float:
+        return self.flops / FLOPS_PER_PF_DAY
+
+    @property
+    def dollars(self) -> float | None:
+        return None if self.fleet.price is None else self.gpu_hours * self.fleet.price.value
+
+    @property
+    def assumptions(self) -> list[Assumption]:
+        """Every constant the estimate rests on."""
+        gpu, price = self.fleet.gpu, self.fleet.price
+        found = [*self.basis, self.fleet.throughput]
+        if price is not None:
+            found.append(price)
+        found.append(Assumption("year", HOURS_PER_YEAR, "hours", "365 days, as in the cost article", ""))
+        found.append(Assumption("PF-day", FLOPS_PER_PF_DAY, "FLOP", "GPT-3, Table D.1", "2020-05-28"))
+        if gpu is not None:
+            found.append(Assumption("peak", gpu.peak_flops, "FLOP/s", f"{gpu.name}, dense: {gpu.source}", gpu.date))
+            found.append(Assumption("GPU memory", gpu.memory_bytes, "bytes", f"{gpu.name}: {gpu.source}", gpu.date))
+        if self.model is not None:
+            each = sum(TRAINING_BYTES["fp32"].values())
+            found.append(Assumption("training state", each, "bytes per parameter", "fp32 weights, gradients, Adam's two moments", ""))
+        if self.model is not None and self.model.attention == "banded":
+            found.append(Assumption("band", self.model.band, "keys", "ours: GPT-3's is unpublished; moves the causal FLOPs only", ""))
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """The machine-readable report; what is unknown is None."""
+        model, tokens, fleet = self.model, self.tokens, self.fleet
+        report: dict[str, Any] = {
+            "name": self.name,
+            "model": None,
+            "tokens": tokens,
+            "parameters": None,
+            "parameters_by_part": None,
+            "flops": self.flops,
+            "flops_by_convention": None,
+            "pf_days": self.pf_days,
+            "gpu": fleet.gpu and fleet.gpu.name,
+            "gpus": fleet.count,
+            "throughput_flops": fleet.flops,
+            "mfu": fleet.mfu,
+            "gpu_years": self.gpu_years,
+            "gpu_hours": self.gpu_hours,
+            "dollars": self.dollars,
+            "days": self.days,
+            "memory_bytes": None,
+            "least_gpus": None,
+            "assumptions": [asdict(assumption) for assumption in self.assumptions],
+        }
+        if model is not None and tokens is not None:
+            memory = memory_by_part(model)
+            report |= {
+                "model": model.as_dict(),
+                "parameters": model.parameters,
+                "parameters_by_part": parameters_by_part(model),
+                "flops_by_convention": {name: flops_per_token(model, name) * tokens for name in CONVENTIONS},
+                "memory_bytes": memory,
+                "least_gpus": fleet.gpu and {part: least_gpus(memory[part], fleet.gpu) for part in ("training", "inference_16bit")},
+            }
+        return report
+
+
+def price_training(name: str, model: ModelConfig, tokens: int, fleet: Fleet, *, tokens_source: str) -> Estimate:
+    """The bill of training `model` on so many tokens, by 6·N·D."""
+    basis = (
+        Assumption("FLOPs", 6, "per parameter and token", "attention left out: GPT-3, Table D.1", "2020-05-28"),
+        Assumption("tokens", tokens, "tokens", tokens_source, ""),
+    )
+    return Estimate(name, flops_per_token(model, "6N") * tokens, fleet, model, tokens, basis)

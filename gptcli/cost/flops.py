@@ -1,0 +1,37 @@
+"""FLOPs per token, by the conventions that published figures use; a multiplication and an addition are two.
+
+    6N        GPT-3, Table D.1: 2 FLOPs per parameter forward and 4 backward, attention left out
+    palm      PaLM (Chowdhery et al. 2022), Appendix B: 6N + 12·L·C·T, every query sees all T keys
+    causal    what is computed: each query sees the keys up to itself, or its band: 6N + 6·L·C·T where all layers are dense
+
+N counts embeddings, as Table D.1 does. Time and money follow 6N, as the papers do.
+"""
+
+from __future__ import annotations
+
+from gptcli.model.config import ModelConfig
+
+CONVENTIONS = ("6N", "palm", "causal")
+
+
+def flops_per_token(config: ModelConfig, convention: str) -> float:
+    """Training FLOPs per token, forward and backward. Raises ValueError for a convention that is not in CONVENTIONS."""
+    N, L, C, T = float(config.parameters), config.n_layer, config.d_model, config.n_ctx  # totals outgrow 64-bit integers
+    if convention == "6N":
+        return 6 * N
+    if convention == "palm":
+        return 6 * N + 12 * L * C * T
+    if convention == "causal":
+        return 6 * N + 12 * C * sum(mean_keys(T, config.band_of(layer)) for layer in range(L))
+    raise ValueError(f"unknown convention {convention!r}")
+
+
+def mean_keys(n_ctx: int, band: int | None) -> float:
+    """Keys that a query sees, averaged over a full window, its own counted as half: T/2 where dense, b·(1 - b/2T) in a band of b."""
+    b = n_ctx if band is None else min(band, n_ctx)
+    return b * (1 - b / (2 * n_ctx))
+
+
+def inference_flops_per_token(config: ModelConfig) -> float:
+    """Forward only, attention left out: 2N."""
+    return 2.0 * config.parameters

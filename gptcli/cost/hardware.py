@@ -1,0 +1,119 @@
+"""GPUs, what they sustain and what they cost, from hardware.toml and prices.toml. What is not listed is unknown: never a guess."""
+
+from __future__ import annotations
+
+import functools
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptcli.cost.assumptions import USER, Assumption
+from gptcli.errors import UsageError, nearest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    name: str
+    aliases: tuple[str, ...]
+    device_names: tuple[str, ...]
+    """What CUDA calls it, without a leading "NVIDIA "."""
+    peak_flops: float
+    """Dense, per second, in bf16, or in fp16 where `bf16` is false."""
+    fp32_flops: float | None
+    """Outside the matrix units; None where the vendor prints none."""
+    bf16: bool
+    memory_bytes: int
+    """As sold, GB = 1e9 bytes."""
+    bandwidth: float
+    """Of its memory, bytes per second."""
+    source: str
+    date: str
+
+
+@functools.cache
+def gpus() -> tuple[Gpu, ...]:
+    """Every GPU that has a row."""
+    return tuple(
+        Gpu(
+            name=row["name"], aliases=tuple(row.get("aliases", ())), device_names=tuple(row.get("device_names", ())),
+            peak_flops=row["tflops"] * 1e12, fp32_flops=row["fp32_tflops"] * 1e12 if "fp32_tflops" in row else None, bf16=row["bf16"],
+            memory_bytes=row["memory_gb"] * 10**9, bandwidth=row["bandwidth_gb_s"] * 1e9, source=row["source"], date=row["date"],
+        )
+        for row in _table("hardware.toml")["gpu"]
+    )  # fmt: skip
+
+
+def gpu_names() -> list[str]:
+    """Every name and alias."""
+    return [name for gpu in gpus() for name in (gpu.name, *gpu.aliases)]
+
+
+def find_gpu(name: str) -> Gpu:
+    """The row of a name or alias, whatever its case and hyphens: "A100-80GB", "rtx 8000". Raises UsageError with the nearest names."""
+    for gpu in gpus():
+        if _bare(name) in map(_bare, (gpu.name, *gpu.aliases)):
+            return gpu
+    raise UsageError(
+        f"unknown GPU {name!r}",
+        hint=f"{nearest(name, gpu_names())}\n  for one that is not listed, give its speed with --tflops instead of --gpu",
+    )
+
+
+def identify_gpu(device_name: str) -> Gpu | None:
+    """The row of what `torch.cuda.get_device_name()` says; None where that is unknown (a MIG slice, a PCIe V100, a laptop's chip)."""
+    bare = device_name.removeprefix("NVIDIA ")
+    return next((gpu for gpu in gpus() if bare in gpu.device_names), None)
+
+
+def throughput(gpu: Gpu | None, tflops: float | None = None, mfu: float | None = None) -> Assumption:
+    """FLOP/s that one GPU sustains: `tflops`, or `mfu` of the peak, or the default of hardware.toml. Raises UsageError.
+
+    Both count 6N FLOPs per token. Without a GPU, `tflops` must say it.
+    """
+    if tflops is not None and mfu is not None:
+        raise UsageError("--tflops and --mfu contradict each other", hint="MFU is TFLOP/s over the GPU's peak: give one")
+    if mfu is not None and not 0 < mfu <= 1:
+        raise UsageError(f"MFU {mfu:g} is impossible: it is a share of the GPU's peak", hint="above 0 and at most 1: --mfu 0.4 for 40 %")
+    if gpu is None:
+        if tflops is None:
+            raise UsageError("no GPU and no speed", hint="name a GPU with --gpu, or say what one sustains with --tflops")
+        return Assumption("throughput", tflops * 1e12, "FLOP/s per GPU", USER, "")
+    if tflops is not None:
+        if tflops * 1e12 > gpu.peak_flops:
+            doubled = "; twice the dense peak is the figure with sparsity" if tflops * 1e12 <= 2.01 * gpu.peak_flops else ""
+            raise UsageError(
+                f"{tflops:g} TFLOP/s is impossible on {gpu.name}: its dense peak is {gpu.peak_flops / 1e12:g}",
+                hint=f"trained models sustain a quarter to a half of the peak{doubled}",
+            )
+        return Assumption("throughput", tflops * 1e12, "FLOP/s per GPU", USER, "")
+    if mfu is not None:
+        return Assumption("throughput", mfu * gpu.peak_flops, "FLOP/s per GPU", f"MFU {mfu:g} {USER}", "")
+    table = _table("hardware.toml")
+    for row in table["sustained"]:
+        if gpu.name in row["gpus"]:
+            return Assumption("throughput", row["tflops"] * 1e12, "FLOP/s per GPU", row["source"], row["date"])
+    default = table["default_mfu"]
+    return Assumption(
+        "throughput", default["value"] * gpu.peak_flops, "FLOP/s per GPU", f"MFU {default['value']:g}: {default['source']}", default["date"]
+    )
+
+
+def hourly_price(gpu: Gpu | None, price: float | None = None) -> Assumption | None:
+    """Dollars for an hour of one GPU: `price`, or that of prices.toml, or None where nothing supports one."""
+    if price is not None:
+        return Assumption("price", price, "$ per GPU-hour", USER, "")
+    for row in _table("prices.toml")["price"]:
+        if gpu is not None and gpu.name in row["gpus"]:
+            return Assumption("price", row["dollars_per_hour"], "$ per GPU-hour", row["source"], row["date"])
+    return None
+
+
+@functools.cache
+def _table(name: str) -> dict[str, Any]:
+    return tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name.lower())

@@ -1,0 +1,41 @@
+"""Bytes that a model's state fills. Activations come on top. GB = 1e9 bytes."""
+
+from __future__ import annotations
+
+from gptcli.cost.hardware import Gpu
+from gptcli.model.config import ModelConfig
+
+TRAINING_BYTES = {  # per parameter: 16 either way
+    "fp32": {"parameters": 4, "gradients": 4, "optimizer": 8},  # `gpt train`: Adam's two moments; bf16 only in passing
+    "mixed": {"parameters": 2, "gradients": 2, "optimizer": 12},  # ZeRO (Rajbhandari et al. 2020): fp32 master copy with the optimizer
+}
+WEIGHT_BYTES = {"fp32": 4, "16bit": 2}
+
+
+def training_memory(parameters: int, recipe: str = "fp32") -> dict[str, int]:
+    """Bytes of the training state by part, over all GPUs together."""
+    return {part: each * parameters for part, each in TRAINING_BYTES[recipe].items()}
+
+
+def kv_cache_per_token(config: ModelConfig, element_bytes: int = 2) -> int:
+    """Bytes of the keys and values of one position, 2·L·C elements; banded layers keep all of theirs, as our cache does."""
+    return 2 * config.n_layer * config.d_model * element_bytes
+
+
+def memory_by_part(config: ModelConfig) -> dict[str, int]:
+    """Bytes by what fills them: training state by part and in sum, weights to run it, key-value cache in 16 bits."""
+    state = training_memory(config.parameters)
+    cache = kv_cache_per_token(config)
+    return {
+        **state,
+        "training": sum(state.values()),
+        "inference_fp32": WEIGHT_BYTES["fp32"] * config.parameters,
+        "inference_16bit": WEIGHT_BYTES["16bit"] * config.parameters,
+        "kv_cache_per_token": cache,
+        "kv_cache_per_context": cache * config.n_ctx,
+    }
+
+
+def least_gpus(n_bytes: int, gpu: Gpu) -> int:
+    """How many GPUs hold `n_bytes` between them, with nothing to spare."""
+    return -(-n_bytes // gpu.memory_bytes)

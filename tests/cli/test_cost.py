@@ -1,0 +1,212 @@
+"""`gpt cost` as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from gptcli.papers.models import MODELS
+
+CONTRACT_KEYS = {
+    "parameters", "flops", "pf_days", "gpu_years", "gpu_hours", "dollars", "days", "memory_bytes", "mfu", "assumptions",
+}  # fmt: skip
+
+
+def report(gpt: Any, *args: object) -> dict[str, Any]:
+    done = gpt("cost", *args, "--json")
+    assert done.stdout.count("\n") == 1, "one object on one line"
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+def figure(text: str, name: str) -> str:
+    """The figure in the report's line that starts with `name`."""
+    found = re.search(rf"^\s*{re.escape(name)}\s\s+(\S+)", text, re.MULTILINE)
+    assert found, f"no {name!r} in\n{text}"
+    return found[1]
+
+
+def test_the_papers_estimate(gpt: Any) -> None:
+    got = report(gpt, "--size", "175B", "--gpu", "v100", "--tflops", "28", "--price", "1.5")
+    assert got["schema"] == "gpt.cost/1"
+    assert set(got) >= CONTRACT_KEYS
+    assert got["parameters"] == 174_604_259_328
+    assert got["flops"] == pytest.approx(3.14e23, rel=0.005)
+    assert got["gpu_years"] == pytest.approx(355, rel=0.005)
+    assert got["dollars"] == pytest.approx(4.66e6, rel=0.005)
+    assert got["mfu"] == pytest.approx(28 / 125)
+
+
+@pytest.mark.parametrize("args", [["--flops"], ["--flops", "--gpu", "v100"], ["--size", "gpt3", "--flops"], ["--flops", "--size=175b"], []])
+def test_the_same_estimate_without_saying_so(gpt: Any, args: list[str]) -> None:
+    said = report(gpt, "--size", "175B", "--gpu", "v100", "--tflops", "28", "--price", "1.5")
+    got = report(gpt, *args)
+    for key in CONTRACT_KEYS - {"assumptions"}:
+        assert got[key] == said[key]
+
+
+def test_flops_alone_prints_the_estimate_and_its_sources(gpt: Any) -> None:
+    text = gpt("cost", "--flops").stdout
+    assert figure(text, "FLOP, 6ND") == "3.14e23"
+    assert figure(text, "GPU-years") == "355.9"
+    assert figure(text, "dollars") == "$4.68M"
+    assert "the cost article" in text
+    assert "Memory" not in text
+
+
+@pytest.mark.parametrize("spelling", ["3.14e23", "314000000000T"])
+def test_a_budget(gpt: Any, spelling: str) -> None:
+    got = report(gpt, "--flops", spelling, "--gpu", "v100", "--tflops", "28", "--price", "1.5")
+    assert set(got) >= CONTRACT_KEYS
+    assert got["flops"] == pytest.approx(3.14e23)
+    assert got["gpu_years"] == pytest.approx(355, rel=0.005)
+    assert got["dollars"] == pytest.approx(4_664_700, rel=0.005)
+    assert (got["parameters"], got["memory_bytes"]) == (None, None)
+
+
+def test_the_report_of_a_size(gpt: Any) -> None:
+    text = gpt("cost", "--size", "175B", "--gpus", "10_000").stdout
+    assert figure(text, "Parameters") == "174,604,259,328"
+    assert figure(text, "PF-days") == "3,638"
+    assert figure(text, "FLOP, PaLM") == "3.23e23"
+    assert figure(text, "on 10,000 v100") == "12.99"
+    assert figure(text, "to run in fp32") == "698"
+    assert "fits 10,000 v100 of 32 GB" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_what_does_not_fit_says_what_would(gpt: Any) -> None:
+    assert "does not fit; takes 35 a100 of 80 GB" in gpt("cost", "--size", "175B", "--gpu", "a100").stdout
+    assert report(gpt, "--size", "175B", "--gpu", "a100")["least_gpus"] == {"training": 35, "inference_16bit": 5}
+
+
+def test_days_are_shared_and_money_is_not(gpt: Any) -> None:
+    one, many = (report(gpt, "--size", "6.7B", "--gpu", "a100", "--gpus", n) for n in (1, 64))
+    assert one["days"] == pytest.approx(64 * many["days"])
+    assert one["dollars"] == many["dollars"]
+
+
+def test_tokens_and_mfu(gpt: Any) -> None:
+    got = report(gpt, "--size", "125M", "--tokens", "2.5B", "--gpu", "h100", "--mfu", "0.4")
+    assert got["flops"] == pytest.approx(6 * 125_226_240 * 2_500_000_000, rel=1e-12)
+    assert got["gpu_hours"] == pytest.approx(got["flops"] / (0.4 * 989.5e12) / 3600)
+    assert (got["mfu"], got["dollars"]) == (0.4, None)
+
+
+def test_a_model_of_ones_own(gpt: Any) -> None:
+    got = report(gpt, "--n-layer", 2, "--n-head", 2, "--d-model", 8, "--n-ctx", 16, "--vocab-size", 10)
+    assert got["parameters"] == 12 * 2 * 64 + 13 * 2 * 8 + (10 + 16) * 8 + 2 * 8
+    assert got["model"]["attention"] == "dense"
+
+
+def test_a_size_changed(gpt: Any) -> None:
+    got = report(gpt, "--size", "125M", "--n-ctx", 1024, "--attention", "dense")
+    assert got["parameters"] == 124_439_808, "that is gpt2"
+    assert got["name"] != "gpt3-small"
+
+
+def test_a_gpu_by_its_speed_alone(gpt: Any) -> None:
+    got = report(gpt, "--flops", "3.14e23", "--tflops", 15)
+    assert got["gpu_years"] == pytest.approx(665, rel=0.005)
+    assert (got["gpu"], got["mfu"], got["dollars"]) == (None, None, None), "nothing is borrowed from a GPU nobody named"
+    assert "give one with --price" in gpt("cost", "--flops", "3.14e23", "--tflops", 15).stdout
+
+
+def test_table_has_every_size(gpt: Any) -> None:
+    rows = report(gpt, "--table", "--gpus", 64, "--gpu", "a100")["sizes"]
+    assert [row["parameters"] for row in rows] == [model.parameters for model in MODELS]
+    assert all(set(row) >= CONTRACT_KEYS for row in rows)
+    text = gpt("cost", "--table", "--gpus", 64, "--gpu", "a100").stdout
+    assert [line.split()[0] for line in text.splitlines()[2:14]] == [model.name for model in MODELS]
+    assert "on 64" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_table_takes_tokens(gpt: Any) -> None:
+    assert {row["tokens"] for row in report(gpt, "--table", "--tokens", "20B")["sizes"]} == {20 * 10**9}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--gpu", "v1000"], ["unknown GPU 'v1000'", "v100", "--tflops"]),
+        (["--size", "17B"], ["unknown size '17B'", "175B"]),
+        (["--mfu", "1.2"], ["MFU 1.2 is impossible"]),
+        (["--mfu", "0"], ["--mfu", "0"]),
+        (["--mfu", "0.4", "--tflops", "20"], ["--tflops and --mfu contradict"]),
+        (["--gpu", "h100", "--tflops", "1979"], ["impossible on h100", "989.5", "sparsity"]),
+        (["--tokens", "0"], ["--tokens: 0"]),
+        (["--tokens", "-5"], ["--tokens: -5"]),
+        (["--tokens", "1e400"], ["--tokens: 1e400"]),
+        (["--tokens", "0.5"], ["--tokens", "not a whole number"]),
+        (["--tokens", "many"], ["--tokens", "'many' is not a quantity"]),
+        (["--gpus", "0"], ["--gpus: 0"]),
+        (["--gpus", "1.5"], ["--gpus", "not a whole number"]),
+        (["--price", "0"], ["--price: 0"]),
+        (["--flops", "-3"], ["--flops: -3"]),
+        (["--flops", "much"], ["--flops", "'much' is not a quantity"]),
+        (["--flops", "1e23", "--size", "1.3B"], ["--flops 1e23", "--size"]),
+        (["--flops", "1e23", "--tokens", "3B"], ["--flops 1e23", "--tokens"]),
+        (["--flops", "1e23", "--n-ctx", "16"], ["--flops 1e23", "--n-ctx"]),
+        (["--table", "--size", "13B"], ["--table", "--size"]),
+        (["--table", "--flops"], ["--table", "--flops"]),
+        (["--n-layer", "3"], ["--n-head and --d-model"]),
+        (["--size", "125M", "--n-head", "7"], ["does not divide into 7 heads"]),
+        (["--size", "125M", "--attention", "sparse"], ["unknown attention 'sparse'"]),
+    ],
+)
+def test_bad_input_is_one_message(gpt: Any, args: list[str], message: list[str]) -> None:
+    done = gpt("cost", *args, code=2)
+    assert done.stdout == ""
+    assert done.stderr.startswith("gpt: ")
+    assert "Traceback" not in done.stderr
+    for part in message:
+        assert part in done.stderr
+
+
+def test_help_has_defaults_and_an_optional_number(gpt: Any) -> None:
+    text = gpt("cost", "--flops", "-h").stdout
+    for expected in ("175B", "v100", "[N]", "gpt cost --flops 3.14e23"):
+        assert expected in text
+
+
+def test_imports_nothing_heavy() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "gptcli", "cost", "--size", "175B"], capture_output=True, text=True, check=True
+    )
+    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "gptcli" in imported
+    assert not imported & {"torch", "numpy", "tokenizers", "safetensors", "rich"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("--size gpt2-", {"gpt2-small", "gpt2-medium", "gpt2-large", "gpt2-xl"}), ("--gpu h1", {"h100"})]
+)
+def test_completion(gpt: Any, typed: str, offered: set[str]) -> None:
+    done = gpt(_GPT_COMPLETE="complete_bash", COMP_WORDS=f"gpt cost {typed}", COMP_CWORD="3")
+    assert offered <= set(done.stdout.split())
+    assert "v100" not in done.stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals")
+def test_colour_on_a_terminal_unless_refused() -> None:
+    import pty
+
+    def run(**env: str) -> bytes:
+        master, slave = pty.openpty()
+        words = [sys.executable, "-m", "gptcli", "cost", "--flops", "1e20"]
+        subprocess.run(words, stdout=slave, env={**os.environ, **env}, check=True)
+        os.close(slave)
+        try:
+            return os.read(master, 65536)
+        finally:
+            os.close(master)
+
+    assert b"\x1b[1m" in run(NO_COLOR="")
+    assert b"\x1b[" not in run(NO_COLOR="1")

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from gptcli.cost.hardware import Gpu, find_gpu, gpu_names, gpus, hourly_price, identify_gpu, throughput
+from gptcli.errors import UsageError
+
+# name: dense peak in TFLOP/s, GB, GB/s; None where papers.md gives none
+PEAKS = {
+    "v100": (125, 32, 900), "v100-16gb": (125, 16, 900), "rtx8000": (130.5, 48, 672), "t4": (65, 16, 320), "l4": (121, 24, 300),
+    "rtx4090": (165.2, 24, 1008), "a100": (312, 80, 2039), "a100-40gb": (312, 40, 1555), "h100": (989.5, 80, 3350),
+    "h100-pcie": (756, 80, 2000), "h200": (989.5, 141, 4800), "b200": (2250, 180, 8000), "l40s": (362, 48, 864),
+    "mi300x": (1307, 192, 5300), "tpu-v3": (123, None, None), "tpu-v4": (275, None, None), "tpu-v5e": (197, None, None),
+    "tpu-v5p": (459, None, None),
+}  # fmt: skip
+
+
+def test_every_gpu_has_its_figures() -> None:
+    assert {gpu.name for gpu in gpus()} == set(PEAKS)
+    for name, (tflops, memory, bandwidth) in PEAKS.items():
+        gpu = find_gpu(name)
+        assert gpu.peak_flops == tflops * 1e12
+        assert memory is None or gpu.memory_bytes == memory * 1e9
+        assert bandwidth is None or gpu.bandwidth == bandwidth * 1e9
+    assert (find_gpu("v100").fp32_flops, find_gpu("rtx8000").fp32_flops) == (15.7e12, 16.3e12)
+
+
+@pytest.mark.parametrize("gpu", gpus(), ids=lambda gpu: gpu.name)
+def test_every_row_is_sound(gpu: Gpu) -> None:
+    assert gpu.source
+    assert re.fullmatch(r"\d{4}-\d{2}", gpu.date)
+    assert gpu.fp32_flops is None or gpu.fp32_flops < gpu.peak_flops
+
+
+def test_no_bf16_before_ampere() -> None:
+    assert {gpu.name for gpu in gpus() if not gpu.bf16} == {"v100", "v100-16gb", "rtx8000", "t4"}
+
+
+def test_names_and_device_names_are_unambiguous() -> None:
+    assert len({re.sub("[ -]", "", name) for name in gpu_names()}) == len(gpu_names())
+    device_names = [name for gpu in gpus() for name in gpu.device_names]
+    assert len(set(device_names)) == len(device_names)
+    assert not [name for name in device_names if name.startswith("NVIDIA")], "identify_gpu strips it"
+
+
+@pytest.mark.parametrize(
+    ("written", "name"), [("A100-80GB", "a100"), ("RTX 8000", "rtx8000"), ("H100_SXM", "h100"), ("tpuv4", "tpu-v4"), ("h200", "h200")]
+)
+def test_found_however_written(written: str, name: str) -> None:
+    assert find_gpu(written).name == name
+
+
+def test_unknown_gpu_names_the_nearest_and_the_way_out() -> None:
+    with pytest.raises(UsageError, match="unknown GPU 'h1000'") as caught:
+        find_gpu("h1000")
+    assert "h100" in str(caught.value.hint)
+    assert "--tflops" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("device_name", "name"),
+    [
+        ("Tesla V100-SXM2-16GB", "v100-16gb"),
+        ("Tesla V100-SXM2-32GB", "v100"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("A100-SXM4-40GB", "a100-40gb"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA L4", "l4"),
+        ("Tesla T4", "t4"),
+        ("AMD Instinct MI300X", "mi300x"),
+    ],
+)
+def test_identified_by_cuda(device_name: str, name: str) -> None:
+    gpu = identify_gpu(device_name)
+    assert gpu is not None
+    assert gpu.name == name
+
+
+@pytest.mark.parametrize(
+    "device_name",
+    [
+        "",
+        "NVIDIA A10G",
+        "NVIDIA L40",
+        "Tesla V100-PCIE-16GB",
+        "NVIDIA H100 NVL",
+        "NVIDIA H200 NVL",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
+    ],
+)
+def test_other_peaks_are_never_guessed(device_name: str) -> None:
+    assert identify_gpu(device_name) is None
+
+
+def test_throughput_is_what_was_said() -> None:
+    assert throughput(find_gpu("a100"), tflops=150).value == 150e12
+    assert throughput(find_gpu("a100"), mfu=0.5).value == 156e12
+    assert throughput(None, tflops=15).value == 15e12
+
+
+def test_throughput_by_default_is_the_articles_or_a_median_of_published_runs() -> None:
+    assert throughput(find_gpu("v100")).value == 28e12
+    assert throughput(find_gpu("rtx8000")).value == 15e12
+    default = throughput(find_gpu("a100"))
+    assert default.value == pytest.approx(0.32 * 312e12)
+    assert default.source
+    assert default.date
+
+
+@pytest.mark.parametrize(
+    ("gpu", "said", "message"),
+    [
+        ("v100", {"mfu": 1.01}, "MFU 1.01 is impossible"),
+        ("v100", {"mfu": 0.0}, "MFU 0 is impossible"),
+        ("v100", {"mfu": -0.1}, "MFU -0.1 is impossible"),
+        ("v100", {"mfu": 0.3, "tflops": 30.0}, "contradict each other"),
+        ("v100", {"tflops": 125.1}, "impossible on v100: its dense peak is 125"),
+        (None, {}, "no GPU and no speed"),
+        (None, {"mfu": 0.3}, "no GPU and no speed"),
+    ],
+)
+def test_impossible_throughput_is_refused(gpu: str | None, said: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        throughput(None if gpu is None else find_gpu(gpu), **said)
+
+
+def test_a_doubled_peak_is_recognised() -> None:
+    with pytest.raises(UsageError) as caught:
+        throughput(find_gpu("h100"), tflops=1979)
+    assert "sparsity" in str(caught.value.hint)
+    with pytest.raises(UsageError) as caught:
+        throughput(find_gpu("h100"), tflops=5000)
+    assert "sparsity" not in str(caught.value.hint)
+
+
+def test_prices_where_something_supports_them() -> None:
+    price = hourly_price(find_gpu("v100"))
+    assert price is not None
+    assert (price.value, price.date) == (1.5, "2020-06-03")
+    assert hourly_price(find_gpu("h100")) is None
+    assert hourly_price(None) is None
+    said = hourly_price(find_gpu("h100"), 2.5)
+    assert said is not None
+    assert said.value == 2.5
+
+
+@pytest.mark.parametrize("gpu", gpus(), ids=lambda gpu: gpu.name)
+def test_prices_carry_source_and_date(gpu: Gpu) -> None:
+    price = hourly_price(gpu)
+    assert price is None or (price.value > 0 and price.source and re.fullmatch(r"\d{4}-\d{2}-\d{2}", price.date))

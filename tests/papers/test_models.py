@@ -1,0 +1,77 @@
+"""The tables of GPT-2 and GPT-3: every size's shape, and exact parameter counts against the closed form and the real model."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from gptcli.model.config import ModelConfig, find_size
+from gptcli.model.transformer import GPT
+from gptcli.papers.models import MODELS, PaperModel
+
+# name, layers, width, heads, exact parameters, the print
+GPT2_TABLE_2 = [
+    ("gpt2", 12, 768, 12, 124_439_808, "117M"),
+    ("gpt2-medium", 24, 1024, 16, 354_823_168, "345M"),
+    ("gpt2-large", 36, 1280, 20, 774_030_080, "762M"),
+    ("gpt2-xl", 48, 1600, 25, 1_557_611_200, "1542M"),
+]
+# name, layers, width, heads, width of a head, batch in tokens, learning rate, exact parameters
+GPT3_TABLE_2_1 = [
+    ("125M", 12, 768, 12, 64, 524_288, 6.0e-4, 125_226_240),
+    ("350M", 24, 1024, 16, 64, 524_288, 3.0e-4, 355_871_744),
+    ("760M", 24, 1536, 16, 96, 524_288, 2.5e-4, 760_300_032),
+    ("1.3B", 24, 2048, 16, 128, 1_048_576, 2.0e-4, 1_315_723_264),
+    ("2.7B", 32, 2560, 32, 80, 1_048_576, 1.6e-4, 2_651_553_280),
+    ("6.7B", 32, 4096, 32, 128, 2_097_152, 1.2e-4, 6_658_404_352),
+    ("13B", 40, 5120, 40, 128, 2_097_152, 1.0e-4, 12_853_386_240),
+    ("175B", 96, 12288, 96, 128, 3_145_728, 0.6e-4, 174_604_259_328),
+]
+
+
+def test_there_are_twelve() -> None:
+    assert [model.paper for model in MODELS] == ["GPT-2"] * 4 + ["GPT-3"] * 8
+
+
+@pytest.mark.parametrize("row", GPT2_TABLE_2, ids=lambda row: row[0])
+def test_gpt2_table_2(row: tuple[str, int, int, int, int, str]) -> None:
+    name, layers, width, heads, parameters, printed = row
+    model = find_size(name)
+    assert (model.n_layer, model.d_model, model.n_head, model.parameters, model.printed) == (layers, width, heads, parameters, printed)
+    assert (model.n_ctx, model.vocab_size, model.attention, model.batch_tokens) == (1024, 50257, "dense", 512 * 1024)
+
+
+@pytest.mark.parametrize("row", GPT3_TABLE_2_1, ids=lambda row: row[0])
+def test_gpt3_table_2_1(row: tuple[str, int, int, int, int, int, float, int]) -> None:
+    name, layers, width, heads, head_width, batch, lr, parameters = row
+    model = find_size(name)
+    assert (model.n_layer, model.d_model, model.n_head, model.d_model // model.n_head) == (layers, width, heads, head_width)
+    assert (model.batch_tokens, model.lr, model.parameters) == (batch, lr, parameters)
+    assert (model.n_ctx, model.vocab_size, model.attention) == (2048, 50257, "banded")
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_parameters_of_the_closed_form_and_of_the_model_itself(model: PaperModel) -> None:
+    config = ModelConfig.from_paper(model)
+    assert config.parameters == model.parameters
+    with torch.device("meta"):
+        built = GPT(config)
+    assert sum(parameter.numel() for parameter in built.parameters()) == model.parameters
+
+
+def test_the_two_resolved_rows_count_right_only_as_resolved() -> None:
+    """Table 2.1 prints 24 heads of 128 for XL and a width of 5,140 for 13B; Table D.1's 1,320M and 12,850M contradict both."""
+    xl, thirteen = find_size("1.3B"), find_size("13B")
+    attention = 4 * xl.n_layer * xl.d_model  # parameters per unit of all heads' width together, but for biases
+    as_printed = xl.parameters + attention * (24 - xl.n_head) * 128
+    assert as_printed == pytest.approx(1.517e9, rel=0.0005)
+    assert xl.parameters == pytest.approx(1.320e9, rel=0.005)
+    assert 5140 % 128, "40 heads of 128 do not make that width"
+    assert ModelConfig.from_paper(thirteen, d_model=5140, n_head=20).parameters != pytest.approx(12.850e9, rel=0.005)
+    assert thirteen.parameters == pytest.approx(12.850e9, rel=0.0005)
+
+
+def test_bigger_models_learn_more_slowly() -> None:
+    assert all(small.lr > large.lr for small, large in pairwise(MODELS[4:]))
