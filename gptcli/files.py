@@ -113,6 +113,8 @@ def claim_output(folder: Path, *, resume: bool, force: bool) -> None:
                 where=folder,
                 hint="--resume goes on with it, --force starts over in it",
             )
+        if Path.cwd().is_relative_to(folder.resolve()) or Path.home().is_relative_to(folder.resolve()):
+            raise UsageError("--force would empty the folder you stand in or your home", where=folder, hint="choose another output")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.rglob(f".*{PARTIAL}"):

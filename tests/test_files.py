@@ -84,6 +84,14 @@ def test_claim_output(tmp_path: Path) -> None:
         claim_output(tmp_path / "file", resume=False, force=True)
 
 
+def test_force_never_empties_where_the_user_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    for folder in (Path(".."), tmp_path, Path.home(), Path("/")):
+        with pytest.raises(UsageError, match="--force would empty"):
+            claim_output(folder, resume=False, force=True)
+
+
 def test_claim_file(tmp_path: Path) -> None:
     claim_file(tmp_path / "new", force=False)
     (tmp_path / "old").write_text("x")

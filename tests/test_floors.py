@@ -13,7 +13,8 @@ import gptcli
 
 PACKAGE = Path(gptcli.__file__).parent
 FLOORS = [
-    {"cli", "__main__"},
+    {"__main__"},
+    {"cli"},
     {"corpus", "trainer", "evals"},
     {"sampling"},
     {"cost", "shards"},

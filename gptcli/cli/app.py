@@ -12,19 +12,19 @@ import typer
 from gptcli import __version__
 from gptcli.errors import GptError
 
-COMMANDS = {  # subcommand: module of gptcli.cli, loaded only when it is needed
-    "tokenize": "tokenize",
-    "build-shards": "build_shards",
-    "train": "train",
-    "sample": "sample",
-    "eval": "eval",
-    "cost": "cost",
+COMMANDS = {  # subcommand: the module of gptcli.cli that holds it, and what `gpt --help` says of it
+    "tokenize": ("tokenize", "Learn a byte-level BPE; turn text into ids and back."),
+    "build-shards": ("build_shards", "Turn documents into shuffled, split, checksummed token shards."),
+    "train": ("train", "Train a GPT on shards with the paper's recipe."),
+    "sample": ("sample", "Write text with a trained model."),
+    "eval": ("eval", "Measure loss, perplexity and bits per byte, or score a task."),
+    "cost": ("cost", "Price a training run: parameters, FLOPs, GPU-years, dollars, memory."),
 }
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 def build_app(argv: list[str]) -> typer.Typer:
-    """The command line for these arguments; where one subcommand is named, only its file is imported."""
+    """The command line for these arguments. A subcommand's file is imported only where it is named, or its options are completed."""
     app = typer.Typer(
         name="gpt",
         help="Rebuild the systems of the GPT papers: raw text to a trained model, its samples, its scores and its cost.",
@@ -33,12 +33,18 @@ def build_app(argv: list[str]) -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(root)
+    completing = "_GPT_COMPLETE" in os.environ
     named = next((word for word in argv if not word.startswith("-")), None)
-    for command, module in COMMANDS.items():
-        if named in COMMANDS and command != named and "_GPT_COMPLETE" not in os.environ:
-            continue
-        importlib.import_module(f"gptcli.cli.{module}").register(app)
+    for command, (module, text) in COMMANDS.items():
+        if command == named or completing:
+            importlib.import_module(f"gptcli.cli.{module}").register(app)
+        else:
+            app.command(command, help=text)(_not_loaded)
     return app
+
+
+def _not_loaded() -> None:
+    """Stands in the list of commands for one whose file this command line does not need."""
 
 
 def root(
