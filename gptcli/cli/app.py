@@ -14,27 +14,28 @@ from gptcli.errors import GptError
 
 COMMANDS = {  # subcommand: the module of gptcli.cli that holds it, and what `gpt --help` says of it
     "tokenize": ("tokenize", "Learn a byte-level BPE; turn text into ids and back."),
-    "build-shards": ("build_shards", "Turn documents into shuffled, split, checksummed token shards."),
+    "build-shards": ("build_shards", "Turn documents into shuffled, checksummed token shards."),
     "train": ("train", "Train a GPT on shards with the paper's recipe."),
     "sample": ("sample", "Write text with a trained model."),
     "eval": ("eval", "Measure loss, perplexity and bits per byte, or score a task."),
-    "cost": ("cost", "Price a training run: parameters, FLOPs, GPU-years, dollars, memory."),
+    "cost": ("cost", "Price a model: parameters, FLOPs, GPU-years, dollars."),
 }
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 def build_app(argv: list[str]) -> typer.Typer:
     """The command line for these arguments. A subcommand's file is imported only where it is named, or its options are completed."""
+    named = next((word for word in argv if not word.startswith("-")), None)
     app = typer.Typer(
         name="gpt",
         help="Rebuild the systems of the GPT papers: raw text to a trained model, its samples, its scores and its cost.",
         no_args_is_help=True,
         context_settings={"help_option_names": ["-h", "--help"]},
+        rich_markup_mode="rich" if named in COMMANDS else None,  # the list of commands needs no panels, and answers in half the time
         pretty_exceptions_enable=False,
     )
     app.callback()(root)
     completing = "_GPT_COMPLETE" in os.environ
-    named = next((word for word in argv if not word.startswith("-")), None)
     for command, (module, text) in COMMANDS.items():
         if command == named or completing:
             importlib.import_module(f"gptcli.cli.{module}").register(app)
