@@ -20,7 +20,7 @@ COMMANDS = {  # subcommand: the module of gptcli.cli that holds it, and what `gp
     "eval": ("eval", "Measure loss, perplexity and bits per byte, or score a task."),
     "cost": ("cost", "Price a model: parameters, FLOPs, GPU-years, dollars."),
 }
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
 def build_app(argv: list[str]) -> typer.Typer:
@@ -69,14 +69,11 @@ def main() -> None:
         build_app(argv)(argv, prog_name="gpt")
         return
     try:
-        code = build_app(argv)(argv, prog_name="gpt", standalone_mode=True)
+        code = build_app(argv)(argv, prog_name="gpt")
+    except SystemExit as stop:  # typer has said what there was to say, but for Ctrl-C
+        code = _complain("interrupted", INTERRUPTED) if stop.code == INTERRUPTED else stop.code
     except GptError as error:
         code = _complain(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        code = _complain("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output went away (`| head`): nothing to say, and nothing more to flush
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = DONE
     except OSError as error:
         code = _complain(
             _os_error(error), BAD_INPUT if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError) else FAILED
@@ -94,5 +91,5 @@ def _complain(text: str, code: int) -> int:
 def _os_error(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     if error.errno == errno.ENOSPC:
-        return f"{where}the disk is full\n  free some space and run again with --resume: what was whole is kept"
+        return f"{where}the disk is full\n  free some space and run the command again: what was whole is kept"
     return f"{where}{(error.strerror or str(error)).lower()}"

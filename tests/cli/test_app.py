@@ -47,7 +47,7 @@ def test_unknown_command(gpt: Any) -> None:
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), 2, "gpt: x: no such file or directory"),
         (PermissionError(errno.EACCES, "Permission denied", "x"), 2, "gpt: x: permission denied"),
         (ValueError("surprise"), 1, "this is a bug"),
-        (KeyboardInterrupt(), 130, ""),
+        (KeyboardInterrupt(), 130, "gpt: interrupted\n"),
     ],
 )
 def test_errors_become_one_message(

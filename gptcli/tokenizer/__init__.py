@@ -1,0 +1,1 @@
+"""Learn a byte-level BPE; encode and decode."""

@@ -1,0 +1,252 @@
+"""Byte-level BPE as GPT-2 has it (Radford et al. 2019, section 2.2): text to ids and back, exactly.
+
+What differs from using the `tokenizers` library bare:
+- `<|endoftext|>` and other added tokens are never recognised in text: a document that spells them gets ordinary ids.
+- A long text is encoded in pieces cut where GPT-2's pattern always cuts. The ids are the same, but the library spends some
+  160 bytes of memory on each byte of the text it is given at once.
+- Decoding is a table of bytes, so it is exact for any ids, also where they do not end on a whole character.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer as Backend
+
+from gptcli.errors import InputError
+from gptcli.files import atomic_write, read_json
+
+END_OF_TEXT = "<|endoftext|>"
+PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # what ByteLevel splits by
+GPT2_SHA256 = "c7e6ef8519719b4c2d44d8f3560476c179c37a811e4237348f8d0ecddeeac1ff"  # `sha256` of GPT-2's released vocabulary
+HUB_REPOSITORY = "openai-community/gpt2"
+RELEASES = (("vocab.bpe", "encoder.json"), ("merges.txt", "vocab.json"))  # OpenAI's names for merges and ids; transformers'
+
+PIECE = 1 << 14  # characters of a long text encoded at once
+GROUP, GROUP_PIECES = 1 << 19, 1 << 12  # characters and pieces handed to the library's threads at once
+_BORDER = re.compile(r"(?<=\S)[ \n]")  # always the start of a match of PATTERN, and no match before it looks that far
+
+
+def byte_alphabet() -> dict[str, int]:
+    """The character that stands for each byte in a vocabulary, in GPT-2's order, which is also that of the first 256 ids.
+
+    Printable bytes stand for themselves; the others, blanks among them, are shifted to U+0100 and up.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def pieces(text: str, size: int) -> Iterator[str]:
+    """Cut `text` into pieces of `size` characters or a little more that encode to the same ids as the whole."""
+    start = 0
+    while len(text) - start > size:
+        border = _BORDER.search(text, start + size)
+        if border is None:
+            break
+        yield text[start : border.start()]
+        start = border.start()
+    yield text[start:]
+
+
+class Tokenizer:
+    """A vocabulary and its merges.
+
+    `tokens`: the spelling of each id, in the alphabet of `byte_alphabet`. `merges`: pairs of spellings, first learnt first.
+    `added`: those of `tokens` that no merge makes, spelt as plain text, which other programs are to know as special.
+    Raises InputError where these do not make a byte-level BPE. Can be pickled, so that worker processes may be given one.
+    """
+
+    vocab_size: int
+    eot_id: int | None
+    """The id of `<|endoftext|>`, or None where the vocabulary lacks it."""
+    merges: int
+    """How many."""
+    sha256: str
+    """Fingerprint of ids, merges and pattern: the same whichever files they came from."""
+
+    def __init__(self, tokens: Sequence[str], merges: Sequence[tuple[str, str]], added: Sequence[str] = (END_OF_TEXT,)) -> None:
+        ids = {token: number for number, token in enumerate(tokens)}
+        alphabet = byte_alphabet()
+        special = {token for token in added if token in ids}
+        if len(ids) != len(tokens):
+            raise InputError("two ids of the vocabulary have the same spelling")
+        if missing := len(alphabet.keys() - ids.keys()):
+            raise InputError(f"the vocabulary lacks {missing} of the 256 bytes: it is not a byte-level BPE")
+        if foreign := set("".join(ids.keys() - special)) - alphabet.keys():
+            raise InputError(f"the vocabulary spells tokens with {min(foreign)!r}: it is not a byte-level BPE")
+        for pair in merges:
+            if len(pair) != 2 or pair[0] not in ids or pair[1] not in ids or pair[0] + pair[1] not in ids:
+                raise InputError(f"the merge {' '.join(pair)!r} does not belong to the vocabulary")
+        self.vocab_size = len(tokens)
+        self.eot_id = ids.get(END_OF_TEXT)
+        self.merges = len(merges)
+        fingerprint = json.dumps([PATTERN, list(tokens), [" ".join(pair) for pair in merges]])
+        self.sha256 = hashlib.sha256(fingerprint.encode()).hexdigest()
+        self._special = sorted(special, key=ids.__getitem__)
+        to_byte = str.maketrans({character: chr(byte) for character, byte in alphabet.items()})
+        self._bytes = [token.encode() if token in special else token.translate(to_byte).encode("latin-1") for token in tokens]
+        self._backend = Backend(models.BPE(vocab=ids, merges=list(merges)))
+        self._backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of one text; text that spells `<|endoftext|>` is ordinary text. Raises InputError on a lone surrogate."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """The ids of each text, on the library's threads (`TOKENIZERS_PARALLELISM=false` keeps it to one)."""
+        ids: list[list[int]] = [[] for _ in texts]
+        for group in _groups(texts):
+            encodings = self._backend.encode_batch_fast([piece for _, piece in group], add_special_tokens=False)
+            for (index, _), encoding in zip(group, encodings, strict=True):
+                ids[index].extend(encoding.ids)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`; bytes that are not UTF-8, such as half a character, become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """Exactly the bytes that `ids` stand for. Raises InputError on an id outside the vocabulary."""
+        for number in ids:
+            if not 0 <= number < self.vocab_size:
+                raise InputError(f"the id {number} is outside the vocabulary (0 to {self.vocab_size - 1})")
+        return b"".join([self._bytes[number] for number in ids])
+
+    def save(self, path: Path) -> None:
+        """Write a tokenizer.json that `tokenizers` and transformers load."""
+        with atomic_write(path, "w") as file:
+            file.write(self.to_json())
+
+    def to_json(self) -> str:
+        """The text of a tokenizer.json, where `<|endoftext|>` is declared special."""
+        whole = Backend.from_str(self._backend.to_str())
+        whole.decoder = decoders.ByteLevel()
+        whole.post_processor = processors.ByteLevel(trim_offsets=False)
+        whole.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in self._special])
+        return whole.to_str()
+
+
+def _groups(texts: list[str]) -> Iterator[list[tuple[int, str]]]:
+    """Pieces of the texts, each with the number of its text, some GROUP characters at a time."""
+    group: list[tuple[int, str]] = []
+    size = 0
+    for index, text in enumerate(texts):
+        _refuse_surrogates(text)
+        for piece in pieces(text, PIECE):
+            group.append((index, piece))
+            size += len(piece)
+            if size >= GROUP or len(group) >= GROUP_PIECES:
+                yield group
+                group, size = [], 0
+    yield group
+
+
+def _refuse_surrogates(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        surrogate = f"U+{ord(text[error.start]):04X}"
+        raise InputError(f"the text holds a lone surrogate, {surrogate}, at character {error.start}: it is not valid Unicode") from None
+
+
+def load_tokenizer(where: str | Path) -> Tokenizer:
+    """The tokenizer in `where`: a tokenizer.json, a folder that holds one (a run or shards) or the release's two files, or "gpt2".
+
+    Raises InputError where nothing is there, or what is there is not a byte-level BPE with GPT-2's pattern.
+    """
+    path = Path(where)
+    if path.is_dir():
+        return _load_folder(path)
+    if path.name in (name for release in RELEASES for name in release):
+        raise InputError("is half of a tokenizer", where=path, hint=f"name the folder that holds both halves: {path.parent}")
+    if path.exists():
+        return _load_json(path)
+    if str(where) == "gpt2":
+        return _load_gpt2()
+    raise InputError("no such tokenizer", where=where, hint="name a tokenizer.json, a folder that holds one, or gpt2")
+
+
+def _load_folder(folder: Path) -> Tokenizer:
+    if (folder / "tokenizer.json").exists():
+        return _load_json(folder / "tokenizer.json")
+    for merges, vocab in RELEASES:
+        if (folder / merges).exists() and (folder / vocab).exists():
+            return _load_release(folder / merges, folder / vocab)
+    raise InputError(
+        "the folder holds no tokenizer",
+        where=folder,
+        hint=f"put a tokenizer.json there, or {' + '.join(RELEASES[0])} as released with GPT-2",
+    )
+
+
+def _load_release(merges: Path, vocab: Path) -> Tokenizer:
+    try:
+        lines = merges.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"not valid UTF-8 at byte {error.start}", where=merges) from None
+    pairs = []
+    for number, line in enumerate(lines, 1):
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        left, blank, right = line.partition(" ")
+        if not (left and blank and right) or " " in right:
+            raise InputError(f"not a merge: {line!r}", where=f"{merges}:{number}", hint="a line of it is two tokens with a space between")
+        pairs.append((left, right))
+    return _build(read_json(vocab), pairs, [END_OF_TEXT], where=vocab)
+
+
+def _load_json(path: Path) -> Tokenizer:
+    value = read_json(path)
+    try:
+        model = value["model"]
+        merges = [tuple(merge.split(" ") if isinstance(merge, str) else map(str, merge)) for merge in model["merges"]]
+        added = {token["content"]: token["id"] for token in value.get("added_tokens") or []}
+        splitter = value["pre_tokenizer"] or {}
+        as_gpt2 = splitter.get("type") == "ByteLevel" and not splitter.get("add_prefix_space") and splitter.get("use_regex", True)
+        vocab = model["vocab"] | added
+    except (KeyError, TypeError, AttributeError):
+        raise InputError("is not a BPE tokenizer.json", where=path, hint="gpt tokenize train makes one") from None
+    variants = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
+    if value.get("normalizer") or not as_gpt2 or any(model.get(name) for name in variants):
+        raise InputError("is not a byte-level BPE with GPT-2's pattern", where=path, hint="gpt tokenize train makes one")
+    return _build(vocab, merges, list(added), where=path)
+
+
+def _build(vocab: Any, merges: list[Any], added: list[str], *, where: Path) -> Tokenizer:
+    if not isinstance(vocab, dict) or sorted(vocab.values(), key=str) != sorted(range(len(vocab)), key=str):
+        raise InputError("the vocabulary does not map tokens to the ids 0, 1, 2, ... without a gap", where=where)
+    try:
+        return Tokenizer(sorted(vocab, key=vocab.__getitem__), merges, added)
+    except InputError as error:
+        raise InputError(error.what, where=where) from None
+
+
+def _load_gpt2() -> Tokenizer:
+    """GPT-2's released vocabulary from the hub, or from its cache on this machine."""
+    import urllib.request
+
+    from huggingface_hub import hf_hub_download, hf_hub_url
+
+    try:
+        path = hf_hub_download(HUB_REPOSITORY, "tokenizer.json", local_files_only=True)
+    except FileNotFoundError:
+        url = hf_hub_url(HUB_REPOSITORY, "tokenizer.json")
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()  # the hub's own client retries for 20 s
+            path = hf_hub_download(HUB_REPOSITORY, "tokenizer.json")
+        except OSError as error:
+            raise InputError(
+                f"cannot reach the hub for GPT-2's vocabulary: {error}",
+                hint=f"get {url} on another machine and name the file: --tokenizer tokenizer.json",
+            ) from None
+    tokenizer = _load_json(Path(path))
+    if tokenizer.sha256 != GPT2_SHA256:
+        raise InputError("is not GPT-2's vocabulary", where=path, hint="remove it, so that it is fetched again")
+    return tokenizer

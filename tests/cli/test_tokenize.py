@@ -1,0 +1,197 @@
+"""`gpt tokenize` as a user runs it: the chain train, encode, decode, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import signal
+import subprocess
+import sys
+import time
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gptcli.shards.format import document_lengths, open_shard
+from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from gptcli.tokenizer.training import train_tokenizer
+
+AWKWARD = "one\r\ntwo \x00\x1c\u2028 café 😀\n\n\n<|endoftext|>  \t last"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer([Path(json.__file__).read_text(encoding="utf-8")], 400)
+
+
+@pytest.fixture
+def here(tokenizer: Tokenizer, tmp_path: Path) -> Path:
+    """The folder that the commands run in, with a tokenizer and three small files of two kinds."""
+    tokenizer.save(tmp_path / "tokenizer.json")
+    (tmp_path / "a.txt").write_bytes(AWKWARD.encode())
+    (tmp_path / "b.jsonl").write_text('{"text": "first"}\n{"text": ""}\n{"text": "sec\\nond"}\n', encoding="utf-8")
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"l1\nl2\n\nl3\n"))
+    return tmp_path
+
+
+def piped(folder: Path, *args: object, stdin: bytes = b"") -> bytes:
+    """What a command that must succeed writes to stdout, untouched."""
+    command = [sys.executable, "-m", "gptcli", "tokenize", *map(str, args)]
+    return subprocess.run(command, cwd=folder, input=stdin, capture_output=True, check=True).stdout
+
+
+def test_stdin_to_ids_to_stdout_byte_for_byte(here: Path, tokenizer: Tokenizer) -> None:
+    ids = piped(here, "encode", "-", "--tokenizer", "tokenizer.json", stdin=AWKWARD.encode())
+    assert ids == " ".join(map(str, tokenizer.encode(AWKWARD))).encode() + b"\n"
+    assert piped(here, "decode", "-t", ".", stdin=ids) == AWKWARD.encode()
+
+
+def test_documents_a_line_each(here: Path, tokenizer: Tokenizer) -> None:
+    lines = piped(here, "encode", ".", "-t", ".").splitlines()
+    texts = [AWKWARD, "first", "sec\nond", "l1\nl2\n\nl3\n"]
+    assert [list(map(int, line.split())) for line in lines] == [tokenizer.encode(text) for text in texts]
+    (here / "ids").write_bytes(b"\n".join(lines[1:]))
+    assert piped(here, "decode", "ids", "-t", ".", "ids") == b"firstsec\nondl1\nl2\n\nl3\n" * 2
+
+
+@pytest.mark.parametrize(("documents", "count"), [("file", 1), ("line", 3), ("paragraph", 2)])
+def test_what_stood_between_documents_is_put_back(here: Path, documents: str, count: int) -> None:
+    text = {"line": b"l1\nl2\nl3\n"}.get(documents, b"l1\nl2\n\nl3\n")
+    ids = piped(here, "encode", "c.txt.gz", "-t", ".", "--documents", documents)
+    assert ids.count(b"\n") == count
+    assert piped(here, "decode", "-t", ".", "--documents", documents, stdin=ids) == text
+    piped(here, "encode", "c.txt.gz", "-t", ".", "--documents", documents, "-o", "c.bin")
+    assert piped(here, "decode", "c.bin", "-t", ".", "--documents", documents) == text
+
+
+def test_a_token_file_is_a_shard(here: Path, tokenizer: Tokenizer, gpt: Any) -> None:
+    done = gpt("tokenize", "encode", "b.jsonl", "a.txt", "-t", ".", "-o", "out/tokens.bin")
+    documents = [[tokenizer.eot_id, *tokenizer.encode(text)] for text in (AWKWARD, "first", "sec\nond")]
+    assert open_shard(here / "out" / "tokens.bin").dtype == np.uint16
+    assert open_shard(here / "out" / "tokens.bin").tolist() == list(chain.from_iterable(documents))
+    assert document_lengths(here / "out" / "tokens.bin").tolist() == list(map(len, documents))
+    assert sorted(path.name for path in (here / "out").iterdir()) == ["tokens.bin", "tokens.idx"]
+    assert (done.stdout, done.stderr) == ("", f"3 documents, {sum(map(len, documents))} tokens -> out/tokens.bin\n")
+    assert piped(here, "decode", "out/tokens.bin", "-t", ".") == AWKWARD.encode() + b"firstsec\nond"
+
+
+def test_a_token_file_larger_than_a_block(here: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, capfdbinary: Any) -> None:
+    from gptcli.cli import tokenize
+
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(tokenize, "BATCH", 3)
+    tokenize.encode(".", ["a.txt", "b.jsonl"], "tokens.bin")
+    for tokens in (1, 2, 7, 1000):
+        monkeypatch.setattr(tokenize, "TOKENS", tokens)
+        tokenize.decode(".", ["tokens.bin"], "line")
+        assert capfdbinary.readouterr().out == AWKWARD.encode() + b"\nfirst\nsec\nond\n"
+
+
+def test_train_writes_a_tokenizer_and_reports(here: Path, gpt: Any) -> None:
+    source = Path(json.__file__)
+    done = gpt("tokenize", "train", source, "--vocab-size", "0.4k", "-o", "new/tokenizer.json", "--json")
+    learnt = load_tokenizer(here / "new")
+    text = source.read_text(encoding="utf-8")
+    assert learnt.to_json() == load_tokenizer(here).to_json()
+    assert json.loads(done.stdout) == {
+        "schema": "gpt.tokenize.train/1", "output": "new/tokenizer.json", "vocab_size": 400, "merges": 143, "sha256": learnt.sha256,
+        "bytes_per_token": len(text.encode()) / len(learnt.encode(text)), "sample_bytes": len(text.encode()),
+    }  # fmt: skip
+    assert "400 entries, 143 merges" in done.stderr
+    on_stdout = gpt("tokenize", "train", "-", "--vocab-size", 400, "-o", "-", stdin=text)
+    assert on_stdout.stdout == learnt.to_json()
+
+
+def test_too_small_a_corpus_is_a_warning(here: Path, gpt: Any) -> None:
+    done = gpt("tokenize", "train", "b.jsonl", "-o", "small.json")
+    assert "warning: the text has pairs for a vocabulary of 2" in done.stderr
+    assert "not 50,257" in done.stderr
+    assert load_tokenizer(here / "small.json").vocab_size < 270
+
+
+def test_outputs_are_replaced_only_by_force_and_only_whole(here: Path, gpt: Any) -> None:
+    before = (here / "tokenizer.json").read_bytes()
+    (here / "z.txt").write_bytes(b"words \xff")
+    assert "the output file exists already" in gpt("tokenize", "train", "a.txt", code=2).stderr
+    assert "z.txt: not valid UTF-8 at byte 6" in gpt("tokenize", "train", "a.txt", "z.txt", "--force", code=2).stderr
+    assert (here / "tokenizer.json").read_bytes() == before
+    gpt("tokenize", "train", "a.txt", "--vocab-size", 257, "--force")
+    assert load_tokenizer(here).vocab_size == 257
+    (here / "t.bin").write_bytes(b"old")
+    assert "--force replaces it" in gpt("tokenize", "encode", "a.txt", "-t", ".", "-o", "t.bin", code=2).stderr
+    assert "z.txt" in gpt("tokenize", "encode", "a.txt", "z.txt", "-t", ".", "-o", "t.bin", "--force", code=2).stderr
+    assert (here / "t.bin").read_bytes() == b"old"
+    assert sorted(path.name for path in here.iterdir()) == ["a.txt", "b.jsonl", "c.txt.gz", "t.bin", "tokenizer.json", "z.txt"]
+
+
+@pytest.mark.parametrize(
+    ("args", "stdin", "message"),
+    [
+        (["encode", "absent", "-t", "."], "", "gpt: absent: no such file or folder\n"),
+        (["encode", "-t", "."], "", "gpt: stdin: nothing came in\n"),
+        (["encode", "a.txt", "-t", "absent"], "", "gpt: absent: no such tokenizer\n  name a tokenizer.json, a folder that holds one"),
+        (["encode", "a.txt", "-t", "b.jsonl"], "", "gpt: b.jsonl:2: not valid JSON: Extra data\n"),
+        (["encode", "a.txt", "-t", ".", "-o", "t.npy"], "", "gpt: t.npy: the name of a token file ends in .bin\n  -o t.bin\n"),
+        (["encode", "a.txt", "-t", ".", "--documents", "lines"], "", "unknown kind of document 'lines'\n  did you mean line?\n"),
+        (["decode", "-t", ".", "--documents", "lines"], "", "unknown kind of document 'lines'\n  did you mean line?\n"),
+        (["decode", "-t", "."], "1 2\n3 x4\n", "gpt: stdin:2: 'x4' is not an id\n"),
+        (["decode", "-t", "."], "1 2\n3 400\n", "gpt: stdin:2: the id 400 is outside the vocabulary (0 to 399)\n"),
+        (["decode", "-t", "."], "-1", "gpt: stdin:1: the id -1 is outside the vocabulary (0 to 399)\n"),
+        (["decode", "absent", "-t", "."], "", "gpt: absent: no such file"),
+        (["decode", "cut.bin", "-t", "."], "", "gpt: cut.bin: truncated"),
+        (["train", "a.txt", "--vocab-size", "256", "-o", "t.json"], "", "gpt: a vocabulary of 256 is too small\n"),
+        (["train", "a.txt", "--vocab-size", "many", "-o", "t.json"], "", "gpt: 'many' is not a quantity\n"),
+        (["train", "a.txt", "-o", "-", "--json"], "", "gpt: --json and -o - both want stdout\n"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_one_message_and_exit_2(here: Path, gpt: Any, args: list[str], stdin: str, message: str) -> None:
+    (here / "cut.bin").write_bytes(b"\x88")
+    done = gpt("tokenize", *args, stdin=stdin, code=2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(here.glob("t.*"))
+
+
+def test_a_token_file_of_another_vocabulary(here: Path, gpt: Any) -> None:
+    gpt("tokenize", "encode", "a.txt", "-t", ".", "-o", "t.bin")
+    gpt("tokenize", "train", "a.txt", "--vocab-size", 257, "-o", "small/tokenizer.json")
+    done = gpt("tokenize", "decode", "t.bin", "-t", "small", code=2)
+    assert "warning: t.bin does not begin with this vocabulary's <|endoftext|>" in done.stderr
+    assert "t.bin: from token 0: the id 399 is outside the vocabulary (0 to 256)" in done.stderr
+
+
+def test_no_token_file_without_end_of_text(here: Path, gpt: Any) -> None:
+    value = json.loads((here / "tokenizer.json").read_text(encoding="utf-8"))
+    del value["added_tokens"], value["model"]["vocab"]["<|endoftext|>"]
+    (here / "bare.json").write_text(json.dumps(value), encoding="utf-8")
+    assert "has no <|endoftext|>" in gpt("tokenize", "encode", "a.txt", "-t", "bare.json", "-o", "t.bin", code=2).stderr
+    (here / "ids").write_text(gpt("tokenize", "encode", "a.txt", "-t", "bare.json").stdout, encoding="utf-8")
+    assert piped(here, "decode", "ids", "-t", "bare.json") == AWKWARD.encode()
+
+
+def test_ctrl_c_ends_it_with_130(here: Path) -> None:
+    command = [sys.executable, "-m", "gptcli", "tokenize", "encode", "-t", ".", "-o", "t.bin"]
+    with subprocess.Popen(command, cwd=here, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(b"words " * 100_000)  # returns when most of it is read: the command is running
+        process.stdin.flush()
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+        assert b"Traceback" not in process.stderr.read()
+    assert not list(here.glob("*.bin")) + list(here.glob(".*"))
+
+
+def test_a_reader_that_goes_away_is_no_traceback(here: Path) -> None:
+    (here / "long.txt").write_text("words\n" * 100_000, encoding="utf-8")
+    command = [sys.executable, "-m", "gptcli", "tokenize", "encode", "long.txt", "-t", ".", "--documents", "line"]
+    with subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""

@@ -1,0 +1,304 @@
+"""Documents out of every kind of file, and one clear message for every way in which a file can be wrong."""
+
+from __future__ import annotations
+
+import builtins
+import gzip
+import io
+import json
+import sys
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptcli.corpus.readers import find_inputs, read_documents
+from gptcli.errors import InputError, UsageError
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "": lambda data: data,
+    ".gz": gzip.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+}
+each_compression = pytest.mark.parametrize("compression", COMPRESS)
+valid_text = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+def write(path: Path, data: bytes | str) -> str:
+    """Write `data` under the compression that the name asks for."""
+    data = data.encode() if isinstance(data, str) else data
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(COMPRESS.get(path.suffix, COMPRESS[""])(data))
+    return str(path)
+
+
+def texts(path: str, documents: str = "file") -> list[str]:
+    return [document.text for document in read_documents(path, documents=documents)]
+
+
+def places(path: str, documents: str = "file") -> list[str]:
+    return [document.where.removeprefix(path) for document in read_documents(path, documents=documents)]
+
+
+def error_of(path: str, documents: str = "file") -> str:
+    with pytest.raises(InputError) as raised:
+        texts(path, documents)
+    return str(raised.value).replace(path, "FILE")
+
+
+@each_compression
+def test_a_text_file_is_one_document(tmp_path: Path, compression: str) -> None:
+    text = "\ufeffone\r\ntwo\u2028three \x00\n\n😀"
+    path = write(tmp_path / f"a.txt{compression}", text)
+    assert texts(path) == [text]
+    assert places(path) == [""]
+
+
+@each_compression
+def test_lines(tmp_path: Path, compression: str) -> None:
+    path = write(tmp_path / f"a.txt{compression}", "one\n\ntwo\r\n  three\u2028\x85 \n\nfour")
+    assert texts(path, "line") == ["one", "two", "  three\u2028\x85 ", "four"]
+    assert places(path, "line") == [":1", ":3", ":4", ":6"]
+
+
+@each_compression
+def test_paragraphs(tmp_path: Path, compression: str) -> None:
+    path = write(tmp_path / f"a.txt{compression}", "\n \none\ntwo\n\n\nthree\r\n\t\r\n  four\nfive\n")
+    assert texts(path, "paragraph") == ["one\ntwo", "three", "  four\nfive"]
+    assert places(path, "paragraph") == [":3", ":7", ":9"]
+
+
+@each_compression
+@pytest.mark.parametrize("documents", ["file", "line", "paragraph"])
+def test_json_lines(tmp_path: Path, compression: str, documents: str) -> None:
+    lines = ['{"text": "one\\ntwo", "id": 1}', "", '{"id": {"text": 3}, "text": ""}', ' {"text":"\\ud83d\\ude00 \\\\ud800"} \r']
+    path = write(tmp_path / f"a.jsonl{compression}", "\ufeff" + "\n".join(lines))
+    assert texts(path, documents) == ["one\ntwo", "😀 \\ud800"]
+    assert places(path, documents) == [":1", ":4"]
+
+
+@given(st.lists(valid_text), st.sampled_from(list(COMPRESS)))
+@settings(max_examples=100, deadline=None)
+def test_json_lines_give_back_any_texts(tmp_path_factory: pytest.TempPathFactory, documents: list[str], compression: str) -> None:
+    lines = "".join(json.dumps({"text": text}, ensure_ascii=index % 2 == 0) + "\n" for index, text in enumerate(documents))
+    path = write(tmp_path_factory.mktemp("any") / f"a.jsonl{compression}", lines or "\n")
+    assert texts(path) == [text for text in documents if text]
+
+
+@given(valid_text.filter(bool))
+@settings(max_examples=100, deadline=None)
+def test_lines_and_paragraphs_lose_only_line_endings(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = write(tmp_path_factory.mktemp("any") / "a.txt", text)
+    assert "".join(texts(path)) == text
+    assert texts(path, "line") == [line for line in (each.removesuffix("\r") for each in text.split("\n")) if line]
+    kept = "".join("".join(texts(path, "paragraph")).split())
+    assert kept == "".join(text.split())
+
+
+def test_stdin_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(b"one\ntwo\n"))))
+    assert [(each.text, each.where) for each in read_documents("-", documents="line")] == [("one", "stdin:1"), ("two", "stdin:2")]
+
+
+def test_an_unknown_ending_is_text_when_named(tmp_path: Path) -> None:
+    assert texts(write(tmp_path / "notes.rst.gz", "words")) == ["words"]
+    assert texts(write(tmp_path / "README", "words")) == ["words"]
+
+
+@pytest.mark.parametrize("data", [[b"one", b"two"], [b"one", b"", b"two"], [b"x" * 300_000, b"y" * 300_000]])
+@pytest.mark.parametrize("compression", [".gz", ".zst"])
+def test_streams_that_follow_one_another_in_a_file_are_one(tmp_path: Path, compression: str, data: list[bytes]) -> None:
+    path = tmp_path / f"a.txt{compression}"
+    path.write_bytes(b"".join(map(COMPRESS[compression], data)))
+    assert texts(str(path)) == [b"".join(data).decode()]
+
+
+def test_zst_with_a_long_window(tmp_path: Path) -> None:
+    parameters = zstandard.ZstdCompressionParameters(window_log=28, write_content_size=False)  # 256 MiB, over the library's default limit
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    path = tmp_path / "a.txt.zst"
+    path.write_bytes(compressor.compress(b"words") + compressor.flush())
+    assert texts(str(path)) == ["words"]
+
+
+@each_compression
+@pytest.mark.parametrize(("ending", "documents"), [(".txt", "line"), (".txt", "paragraph"), (".jsonl", "file")])
+def test_memory_stays_when_the_file_grows(tmp_path: Path, compression: str, ending: str, documents: str) -> None:
+    random = Random(0)
+    lines = "".join(f'{{"text": "{random.randbytes(100).hex()}"}}\n\n' for _ in range(20_000))  # 4 MB
+    path = write(tmp_path / f"a{ending}{compression}", lines)
+    del lines
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in read_documents(path, documents=documents)) == 20_000
+        assert tracemalloc.get_traced_memory()[1] < 500_000
+    finally:
+        tracemalloc.stop()
+
+
+# What is wrong with a file
+
+
+@each_compression
+@pytest.mark.parametrize("ending", [".txt", ".jsonl"])
+def test_an_empty_file(tmp_path: Path, ending: str, compression: str) -> None:
+    assert error_of(write(tmp_path / f"a{ending}{compression}", "")) == "FILE: the file is empty"
+    (tmp_path / f"b{ending}{compression}").touch()
+    assert error_of(str(tmp_path / f"b{ending}{compression}")) == "FILE: the file is empty"
+
+
+@each_compression
+def test_a_missing_file(tmp_path: Path, compression: str) -> None:
+    assert error_of(str(tmp_path / f"a.txt{compression}")) == "FILE: no such file"
+
+
+@each_compression
+def test_invalid_utf8_is_told_with_its_byte(tmp_path: Path, compression: str) -> None:
+    data = "é\nfine\n".encode() + b"caf\xe9!\n"
+    path = write(tmp_path / f"a.txt{compression}", data)
+    assert error_of(path) == "FILE: not valid UTF-8 at byte 11"
+    assert error_of(path, "line") == "FILE:3: not valid UTF-8 at byte 11"
+    assert error_of(path, "paragraph") == "FILE:3: not valid UTF-8 at byte 11"
+    path = write(tmp_path / f"a.jsonl{compression}", b'{"text": "x"}\n{"text": "\xff"}\n')
+    assert error_of(path) == "FILE:2: not valid UTF-8 at byte 24"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a"', "not valid JSON at column 13: Expecting ',' delimiter"),
+        ("words", "not valid JSON at column 1: Expecting value"),
+        ('{"text": "a"}{"text": "b"}', "not valid JSON at column 14: Extra data"),
+        ('{"text": "a\tb"}', "not valid JSON at column 12: Invalid control character at"),
+        ('{"Text": "a"}', 'no "text" field that holds a string'),
+        ('{"text": null}', 'no "text" field that holds a string'),
+        ('["text"]', 'no "text" field that holds a string'),
+        ('"text"', 'no "text" field that holds a string'),
+        ('{"text": "a \\uD83D b"}', '"text" holds a lone surrogate (\\ud...): it is not valid Unicode'),
+        ('{"text": "a", "n": ' + "1" * 5000 + "}", "not readable JSON: Exceeds the limit"),
+        ('{"text": "a", "n": ' + "[" * 100_000, "not readable JSON: maximum recursion depth exceeded"),
+    ],
+)
+def test_a_broken_json_line_is_told_with_its_number(tmp_path: Path, line: str, message: str) -> None:
+    path = write(tmp_path / "a.jsonl", f'{{"text": "fine"}}\n\n{line}\n')
+    found = read_documents(path)
+    assert next(found).text == "fine"
+    with pytest.raises(InputError) as raised:
+        next(found)
+    assert str(raised.value).startswith(f"{path}:3: {message}")
+
+
+@pytest.mark.parametrize("compression", [".gz", ".zst"])
+@pytest.mark.parametrize("ending", [".txt", ".jsonl"])
+def test_a_stream_cut_anywhere_is_told(tmp_path: Path, ending: str, compression: str) -> None:
+    whole = COMPRESS[compression]("".join(f'{{"text": "{n * n}"}}\n' for n in range(2000)).encode())
+    path = tmp_path / f"a{ending}{compression}"
+    for size in [3, 5, 12, *range(100, len(whole), 997), len(whole) - 1]:
+        path.write_bytes(whole[:size])
+        assert error_of(str(path)).startswith("FILE: the file is cut short:"), size
+
+
+@pytest.mark.parametrize("compression", [".gz", ".zst"])
+def test_damage_inside_a_stream_is_told(tmp_path: Path, compression: str) -> None:
+    path = tmp_path / f"a.txt{compression}"
+    path.write_bytes(b"plain words, whatever the name says")
+    assert error_of(str(path)).startswith("FILE: the file is damaged:")
+    compress = zstandard.ZstdCompressor(write_checksum=True).compress if compression == ".zst" else gzip.compress
+    data = bytearray(compress(" ".join(str(n * n) for n in range(9000)).encode()))
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+    assert error_of(str(path)).startswith(("FILE: the file is damaged:", "FILE: the file is cut short:"))
+
+
+def test_zst_without_its_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.txt.zst", "words")
+    real = builtins.__import__
+
+    def missing(name: str, *rest: object) -> object:
+        if name == "zstandard":
+            raise ImportError(name)
+        return real(name, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    assert error_of(path) == "FILE: reading .zst needs the package zstandard\n  pip install 'gptcli[data]'"
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.warc.gz", "a.tar.gz", "a.PDF", "a.txt.bz2"])
+def test_what_cannot_be_read_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="files cannot be read"):
+        read_documents(write(tmp_path / name, "x"))
+
+
+def test_an_unknown_kind_of_document_is_refused_at_once() -> None:
+    with pytest.raises(UsageError, match="unknown kind of document 'lines'\n  did you mean line"):
+        read_documents("-", documents="lines")
+
+
+# Which files
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in (
+        "b.txt",
+        "a.jsonl.zst",
+        "sub/c.TXT",
+        "sub/deep/d.txt.gz",
+        "notes.md",
+        "code.py",
+        "x.gz",
+        ".hidden.txt",
+        ".git/e.txt",
+        "sub/.f.txt.9.partial",
+    ):
+        write(tmp_path / name, "x")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("inputs", "found"),
+    [
+        (["."], ["a.jsonl.zst", "b.txt", "sub/c.TXT", "sub/deep/d.txt.gz"]),
+        (["sub", "b.txt", "./b.txt", "sub/deep"], ["b.txt", "sub/c.TXT", "sub/deep/d.txt.gz"]),
+        (["*"], ["a.jsonl.zst", "b.txt"]),
+        (["**/*"], ["a.jsonl.zst", "b.txt", "sub/c.TXT", "sub/deep/d.txt.gz"]),
+        (["**/*.gz"], ["sub/deep/d.txt.gz", "x.gz"]),
+        (["*.md", "code.py"], ["code.py", "notes.md"]),
+        (["-", "b.txt", "-"], ["-", "b.txt"]),
+        ([".hidden.txt"], [".hidden.txt"]),
+    ],
+)
+def test_files_folders_and_globs(tree: Path, inputs: list[str], found: list[str]) -> None:
+    assert find_inputs(inputs) == found
+
+
+def test_a_file_whose_name_looks_like_a_glob(tree: Path) -> None:
+    assert find_inputs([Path(write(tree / "a[1].txt", "x")).name]) == ["a[1].txt"]
+
+
+def test_a_link_to_a_file_is_that_file(tree: Path) -> None:
+    (tree / "link.txt").symlink_to("b.txt")
+    assert find_inputs(["b.txt", "link.txt"]) == ["b.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("absent.txt", "absent.txt: no such file or folder"),
+        ("*.csv", r"\*.csv: nothing matches"),
+        ("[a-c]*.foo*", "no .txt or .jsonl file there, plain or compressed\n"),
+        ("code*", r"no .txt or .jsonl file there, plain or compressed \(only .py\)"),
+        ("folder", r"no .txt or .jsonl file there, plain or compressed \(only .parquet, no ending\)"),
+    ],
+)
+def test_nothing_found_is_an_error(tree: Path, name: str, message: str) -> None:
+    write(tree / "folder" / "a.parquet", "x")
+    write(tree / "folder" / "LICENSE", "x")
+    with pytest.raises(InputError, match=message):
+        find_inputs(["b.txt", name])

@@ -1,0 +1,286 @@
+"""Encoding against tiktoken and transformers, decoding against itself, and every way in and out of files."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import pickle
+import shutil
+import unicodedata
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiktoken
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptcli.errors import InputError
+from gptcli.tokenizer import tokenizer as module
+from gptcli.tokenizer.tokenizer import GPT2_SHA256, Tokenizer, byte_alphabet, load_tokenizer, pieces
+
+AWKWARD = [
+    "\x00",
+    "\r\n",
+    "\x1c",
+    "\x85",
+    "\xa0",
+    "\u2028",
+    "\ufeff",
+    "\U0010ffff",
+    " ",
+    "  ",
+    "\n",
+    "'s",
+    "'",
+    "é",
+    "中",
+    "😀",
+    "1",
+    "a",
+    "<|endoftext|>",
+]
+valid_text = st.text(st.characters(exclude_categories=["Cs"]))
+awkward_text = st.lists(st.sampled_from(AWKWARD)).map("".join)
+
+
+@given(valid_text | awkward_text)
+@settings(max_examples=500, deadline=None)
+def test_any_text_comes_back_and_equals_tiktoken(tokenizer: Tokenizer, oracle: tiktoken.Encoding, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert ids == oracle.encode_ordinary(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode_bytes(ids) == text.encode()
+
+
+def test_every_code_point_equals_tiktoken(tokenizer: Tokenizer, oracle: tiktoken.Encoding) -> None:
+    """Each between a letter and a digit, and between a space and a sign: both libraries put it in the same category."""
+    characters = [chr(point) for point in range(0x110000) if not 0xD800 <= point < 0xE000 and unicodedata.category(chr(point)) != "Co"]
+    texts = ["".join(f"a{c}1 {c}!\n" for c in characters[start : start + 64]) for start in range(0, len(characters), 64)]
+    assert tokenizer.encode_batch(texts) == oracle.encode_ordinary_batch(texts)
+
+
+@given(st.lists(awkward_text | valid_text).map(" ".join), st.integers(1, 9))
+@settings(max_examples=500, deadline=None)
+def test_pieces_encode_as_the_whole(tokenizer: Tokenizer, text: str, size: int) -> None:
+    cut = list(pieces(text, size))
+    assert "".join(cut) == text
+    assert list(chain.from_iterable(map(tokenizer.encode, cut))) == tokenizer.encode(text)  # a text below PIECE goes in whole
+
+
+def test_long_texts_and_batches_equal_one_by_one(
+    tokenizer: Tokenizer, oracle: tiktoken.Encoding, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [text, "", "x", text[:777], " " * 3000, "a" * 3000]
+    monkeypatch.setattr(module, "PIECE", 100)
+    monkeypatch.setattr(module, "GROUP", 1000)
+    monkeypatch.setattr(module, "GROUP_PIECES", 3)
+    assert tokenizer.encode_batch(texts) == [oracle.encode_ordinary(each) for each in texts]
+    assert tokenizer.encode_batch([]) == []
+
+
+def test_a_line_of_a_million_letters_without_a_space(tokenizer: Tokenizer) -> None:
+    line = "abcdefghij" * 100_000
+    assert tokenizer.decode(tokenizer.encode(line)) == line
+
+
+def test_end_of_text_in_text_is_ordinary(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("one<|endoftext|>two")
+    assert tokenizer.eot_id == tokenizer.vocab_size - 1
+    assert tokenizer.eot_id not in ids
+    assert tokenizer.decode(ids) == "one<|endoftext|>two"
+    assert tokenizer.decode([tokenizer.eot_id]) == "<|endoftext|>"
+
+
+@given(st.data())
+def test_any_ids_decode_to_their_bytes(tokenizer: Tokenizer, oracle: tiktoken.Encoding, data: st.DataObject) -> None:
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1)))
+    assert tokenizer.decode_bytes(ids) == oracle.decode_bytes(ids)
+    assert tokenizer.decode(ids) == oracle.decode(ids)
+    assert tokenizer.decode_bytes(np.array(ids, np.uint16)) == oracle.decode_bytes(ids)
+
+
+@pytest.mark.parametrize("bad", [-1, 1500, 2**40])
+def test_an_id_outside_the_vocabulary_is_refused(tokenizer: Tokenizer, bad: int) -> None:
+    with pytest.raises(InputError, match=rf"id {bad} is outside the vocabulary \(0 to 1499\)"):
+        tokenizer.decode_bytes([1, bad])
+
+
+@pytest.mark.parametrize("surrogate", [0xD800, 0xDFFF])
+def test_a_lone_surrogate_is_refused(tokenizer: Tokenizer, surrogate: int) -> None:
+    with pytest.raises(InputError, match=f"U\\+{surrogate:04X}, at character 2"):
+        tokenizer.encode_batch(["fine", f"ab{chr(surrogate)}c"])
+
+
+def test_every_source_gives_one_tokenizer(tokenizer: Tokenizer, release: Path, text: str, tmp_path: Path) -> None:
+    renamed = tmp_path / "transformers"
+    renamed.mkdir()
+    shutil.copy(release / "vocab.bpe", renamed / "merges.txt")
+    shutil.copy(release / "encoder.json", renamed / "vocab.json")
+    tokenizer.save(tmp_path / "run" / "tokenizer.json")
+    tokenizer.save(tmp_path / "other.json")
+    sources = [release, renamed, tmp_path / "run", tmp_path / "run" / "tokenizer.json", tmp_path / "other.json"]
+    for loaded in [*map(load_tokenizer, sources), pickle.loads(pickle.dumps(tokenizer))]:
+        assert (loaded.sha256, loaded.vocab_size, loaded.eot_id, loaded.merges) == (tokenizer.sha256, 1500, 1499, 1243)
+        assert loaded.encode(text) == tokenizer.encode(text)
+        assert loaded.to_json() == tokenizer.to_json()
+
+
+def test_the_fingerprint_tells_vocabularies_apart(tokenizer: Tokenizer) -> None:
+    model = json.loads(tokenizer.to_json())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].get)
+    merges = [tuple(merge) for merge in model["merges"]]
+    assert Tokenizer(tokens, merges).sha256 == tokenizer.sha256
+    assert Tokenizer(tokens, [merges[1], merges[0], *merges[2:]]).sha256 != tokenizer.sha256
+    assert Tokenizer([tokens[1], tokens[0], *tokens[2:]], merges).sha256 != tokenizer.sha256
+
+
+def test_transformers_loads_what_is_saved(tokenizer: Tokenizer, text: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer.save(tmp_path / "tokenizer.json")
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
+    plain = text.replace("<|endoftext|>", "")
+    for theirs in (
+        transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json")),
+        transformers.AutoTokenizer.from_pretrained(tmp_path),
+    ):
+        assert theirs(plain)["input_ids"] == tokenizer.encode(plain)
+        assert theirs.decode(tokenizer.encode(plain), clean_up_tokenization_spaces=False) == plain
+        assert theirs.convert_tokens_to_ids("<|endoftext|>") == tokenizer.eot_id
+        assert theirs("<|endoftext|>")["input_ids"] == [tokenizer.eot_id]  # special for them, in prompts
+
+
+def test_tokens_added_by_others_decode_and_stay_declared(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    value = json.loads(tokenizer.to_json())
+    value["added_tokens"].append({**value["added_tokens"][0], "id": 1500, "content": "<|début du tour|>"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(value), encoding="utf-8")
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.vocab_size == 1501
+    assert loaded.sha256 != tokenizer.sha256
+    assert 1500 not in loaded.encode("<|début du tour|>")
+    assert loaded.decode([1500]) == "<|début du tour|>"
+    assert json.loads(loaded.to_json())["added_tokens"] == value["added_tokens"]
+
+
+def test_a_vocabulary_without_end_of_text(release: Path, tmp_path: Path) -> None:
+    vocab = json.loads((release / "encoder.json").read_text(encoding="utf-8"))
+    del vocab["<|endoftext|>"]
+    (tmp_path / "encoder.json").write_text(json.dumps(vocab), encoding="utf-8")
+    shutil.copy(release / "vocab.bpe", tmp_path)
+    assert load_tokenizer(tmp_path).eot_id is None
+
+
+@pytest.mark.parametrize(
+    ("alter", "message"),
+    [
+        (lambda value: value.pop("model"), "not a BPE tokenizer.json"),
+        (lambda value: value.update(model={"type": "Unigram", "vocab": [["a", 0.5]], "merges": []}), "not a BPE tokenizer.json"),
+        (lambda value: value["pre_tokenizer"].update(add_prefix_space=True), "not a byte-level BPE with GPT-2's pattern"),
+        (lambda value: value.update(pre_tokenizer={"type": "Whitespace"}), "not a byte-level BPE with GPT-2's pattern"),
+        (lambda value: value.update(normalizer={"type": "NFC"}), "not a byte-level BPE with GPT-2's pattern"),
+        (lambda value: value["model"].update(ignore_merges=True), "not a byte-level BPE with GPT-2's pattern"),
+        (lambda value: value["model"]["vocab"].pop("!"), "without a gap"),
+        (lambda value: value["model"]["vocab"].update({"!": "0"}), "without a gap"),
+        (lambda value: value["model"]["vocab"].update({"▁a": 1500}), "spells tokens with '▁'"),
+        (lambda value: value["model"]["merges"].append(["!", "☃"]), "does not belong to the vocabulary"),
+        (lambda value: value["model"]["merges"].append("! ! !"), "does not belong to the vocabulary"),
+        (lambda value: value["model"]["merges"].append([["!"], 1]), "does not belong to the vocabulary"),
+        (lambda value: value.update(pre_tokenizer="ByteLevel"), "not a BPE tokenizer.json"),
+    ],
+)
+def test_a_tokenizer_json_that_is_not_ours_is_refused(tokenizer: Tokenizer, tmp_path: Path, alter, message: str) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "tokenizer.json"
+    value = json.loads(tokenizer.to_json())
+    alter(value)
+    path.write_text(json.dumps(value), encoding="utf-8")
+    with pytest.raises(InputError, match=message) as raised:
+        load_tokenizer(path)
+    assert raised.value.where == str(path)
+
+
+def test_files_that_are_no_tokenizer_are_refused(release: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such tokenizer"):
+        load_tokenizer(tmp_path / "absent")
+    with pytest.raises(InputError, match="the folder holds no tokenizer"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(InputError, match="half of a tokenizer"):
+        load_tokenizer(release / "vocab.bpe")
+    (tmp_path / "broken.json").write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match="not valid JSON"):
+        load_tokenizer(tmp_path / "broken.json")
+    shutil.copy(release / "encoder.json", tmp_path)
+    merges = tmp_path / "vocab.bpe"
+    for content, message in ((b"#version: 0.2\n! !\nabc\n", "not a merge: 'abc'"), (b"! \xff\n", "not valid UTF-8 at byte 2")):
+        merges.write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            load_tokenizer(tmp_path)
+
+
+def test_gpt2_by_name_says_offline_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def absent(*_: object, **__: object) -> str:
+        raise FileNotFoundError("not in the cache")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", absent)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda *_: "http://127.0.0.1:9/tokenizer.json")  # nobody listens there
+    with pytest.raises(InputError, match=r"cannot reach the hub") as raised:
+        load_tokenizer("gpt2")
+    assert raised.value.hint is not None
+    assert "http://127.0.0.1:9/tokenizer.json" in raised.value.hint
+
+
+def test_gpt2_by_name_must_be_gpt2(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    tokenizer.save(tmp_path / "cache" / "tokenizer.json")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(tmp_path / "cache" / "tokenizer.json"))
+    with pytest.raises(InputError, match="is not GPT-2's vocabulary"):
+        load_tokenizer("gpt2")
+    monkeypatch.setattr(module, "GPT2_SHA256", tokenizer.sha256)
+    assert load_tokenizer("gpt2").sha256 == tokenizer.sha256
+    tokenizer.save(tmp_path / "gpt2" / "tokenizer.json")  # a folder of that name goes first
+    monkeypatch.setattr(module, "GPT2_SHA256", "")
+    assert load_tokenizer("gpt2").sha256 == tokenizer.sha256
+
+
+def test_the_byte_alphabet_is_a_bijection_in_gpt2s_order() -> None:
+    alphabet = byte_alphabet()
+    assert sorted(alphabet.values()) == list(range(256))
+    assert list(alphabet)[:3] == ["!", '"', "#"]
+    assert (alphabet["Ġ"], alphabet["Ċ"], alphabet["¡"], alphabet["Ā"]) == (0x20, 0x0A, 0xA1, 0)
+
+
+@pytest.fixture(scope="session")
+def gpt2(real_data: Path) -> Tokenizer:
+    return load_tokenizer(real_data / "gpt2-vocab")
+
+
+@pytest.mark.real_data
+def test_gpt2s_own_vocabulary(gpt2: Tokenizer, real_data: Path) -> None:
+    assert (gpt2.vocab_size, gpt2.eot_id, gpt2.merges, gpt2.sha256) == (50257, 50256, 50000, GPT2_SHA256)
+    assert gpt2.encode("Hello world") == [15496, 995]
+    assert len(gpt2.encode((real_data / "tinyshakespeare" / "input.txt").read_text(encoding="utf-8"))) == 338_025
+
+
+@pytest.mark.real_data
+def test_ids_equal_tiktoken_on_every_text_file(gpt2: Tokenizer, real_data: Path, tiktoken_of: Callable[[Path], tiktoken.Encoding]) -> None:
+    theirs = tiktoken_of(real_data / "gpt2-vocab")
+    read = 0
+    for path in sorted(path for path in real_data.rglob("*") if path.is_file()):
+        with {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix, open)(path, "rb") as file:
+            data = file.read()
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError:  # archives
+            continue
+        ids = gpt2.encode(text)
+        assert ids == theirs.encode_ordinary(text), path
+        assert gpt2.decode_bytes(ids) == data, path
+        read += 1
+    assert read > 100

@@ -1,0 +1,131 @@
+"""Learning against a few plain lines of byte-pair encoding, and the layout of ids that GPT-2 has."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+import regex
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptcli.errors import InputError, UsageError
+from gptcli.events import Events
+from gptcli.tokenizer.tokenizer import PATTERN, Tokenizer, byte_alphabet
+from gptcli.tokenizer.training import MIN_VOCAB, PIECE, train_tokenizer
+
+
+class Heard(Events):
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def merges_of(tokenizer: Tokenizer) -> list[tuple[str, str]]:
+    return [tuple(merge) for merge in json.loads(tokenizer.to_json())["model"]["merges"]]
+
+
+def plain_bpe(texts: list[str], merges: int) -> list[tuple[str, str]]:
+    """Count every pair, merge the most frequent (of equals the lowest ids) and again, while one is seen twice."""
+    spelling = {byte: character for character, byte in byte_alphabet().items()}
+    ids = {character: number for number, character in enumerate(byte_alphabet())}
+    found = Counter(word for text in texts for word in regex.findall(PATTERN, text))
+    words = {word: [spelling[byte] for byte in word.encode()] for word in found}
+    learnt = []
+    while len(learnt) < merges:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, count in found.items():
+            for pair in pairwise(words[word]):
+                pairs[pair] += count
+        best = min(pairs, key=lambda pair: (-pairs[pair], ids[pair[0]], ids[pair[1]]), default=None)
+        if best is None or pairs[best] < 2:
+            break
+        learnt.append(best)
+        ids.setdefault("".join(best), len(ids))
+        for parts in words.values():
+            at = 0
+            while at < len(parts) - 1:
+                if (parts[at], parts[at + 1]) == best:
+                    parts[at : at + 2] = ["".join(best)]
+                at += 1
+    return learnt
+
+
+def test_merges_equal_plain_bpe(text: str) -> None:
+    texts = [text[:20_000], text[20_000:40_000]]
+    assert merges_of(train_tokenizer(texts, MIN_VOCAB + 150)) == plain_bpe(texts, 150)
+
+
+@given(st.lists(st.text(st.sampled_from("aab c'd1é\n"), max_size=60), min_size=1).filter(any))
+@settings(max_examples=100, deadline=None)
+def test_merges_of_any_small_text_equal_plain_bpe(texts: list[str]) -> None:
+    assert merges_of(train_tokenizer(texts, 2000)) == plain_bpe(texts, 2000)
+
+
+def test_ids_lie_as_gpt2s(text: str) -> None:
+    value = json.loads(train_tokenizer([text], 600).to_json())
+    vocab = value["model"]["vocab"]
+    tokens = sorted(vocab, key=vocab.get)
+    assert tokens[:256] == list(byte_alphabet())
+    assert tokens[256:599] == ["".join(merge) for merge in value["model"]["merges"]]
+    assert tokens[599:] == ["<|endoftext|>"]
+    assert [(token["content"], token["id"], token["special"]) for token in value["added_tokens"]] == [("<|endoftext|>", 599, True)]
+
+
+def test_the_order_of_documents_does_not_matter(text: str) -> None:
+    documents = text.split("\n\n")
+    assert train_tokenizer(documents, 800).to_json() == train_tokenizer(documents[::-1], 800).to_json()
+
+
+def test_a_long_document_teaches_what_its_lines_teach(text: str) -> None:
+    """It goes to the library in pieces, which must not change a count."""
+    assert len(text) > 20 * PIECE
+    lines = [f"{line.strip()}\n" for line in text.split("\n") if line.strip()]  # no blanks that join two lines
+    assert merges_of(train_tokenizer(["".join(lines)], 800)) == merges_of(train_tokenizer(lines, 800))
+
+
+def test_a_word_of_a_megabyte_does_not_hang() -> None:
+    tokenizer = train_tokenizer(["ab" * 500_000], 300)
+    assert merges_of(tokenizer)[:2] == [("a", "b"), ("ab", "ab")]
+
+
+def test_too_little_text_gives_a_smaller_vocabulary_and_says_so() -> None:
+    heard = Heard()
+    tokenizer = train_tokenizer(["low low low"], 50257, events=heard)
+    assert tokenizer.vocab_size == MIN_VOCAB + len(merges_of(tokenizer)) < 270
+    assert heard.warnings == [
+        f"the text has pairs for a vocabulary of {tokenizer.vocab_size} only, not 50,257: give more text or a smaller size"
+    ]
+    heard.warnings.clear()
+    train_tokenizer(["low low low"], tokenizer.vocab_size, events=heard)
+    assert heard.warnings == []
+
+
+def test_the_smallest_vocabulary_is_the_bytes() -> None:
+    tokenizer = train_tokenizer(["hello"], MIN_VOCAB)
+    assert (tokenizer.vocab_size, tokenizer.merges, tokenizer.eot_id) == (257, 0, 256)
+    assert tokenizer.decode(tokenizer.encode("héllo\n")) == "héllo\n"
+
+
+def test_no_vocabulary_below_the_bytes() -> None:
+    with pytest.raises(UsageError, match="vocabulary of 256 is too small"):
+        train_tokenizer(["hello"], 256)
+
+
+@pytest.mark.parametrize("texts", [[], [""]])
+def test_no_text_is_an_error(texts: list[str]) -> None:
+    with pytest.raises(InputError, match="no text to learn from"):
+        train_tokenizer(texts, 300)
+
+
+def test_an_error_of_the_reader_comes_through() -> None:
+    def broken():  # type: ignore[no-untyped-def]
+        yield "fine"
+        raise InputError("not valid UTF-8 at byte 7", where="a.txt")
+
+    with pytest.raises(InputError, match=r"a\.txt: not valid UTF-8 at byte 7"):
+        train_tokenizer(broken(), 300)
