@@ -48,17 +48,17 @@ def _not_loaded() -> None:
     """Stands in the list of commands for one whose file this command line does not need."""
 
 
-def root(
-    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
-    version: bool = typer.Option(False, "--version", help="Print the version and stop.", is_eager=True, callback=lambda v: _version(v)),
-) -> None:
-    pass
-
-
 def _version(value: bool) -> None:
     if value:
         typer.echo(f"gpt {__version__}")
         raise typer.Exit()
+
+
+def root(
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    version: bool = typer.Option(False, "--version", help="Print the version and stop.", is_eager=True, callback=_version),
+) -> None:
+    pass
 
 
 def main() -> None:

@@ -25,6 +25,14 @@ TOKENS = 1 << 20  # tokens decoded at once
 SAMPLE = 1 << 20  # characters of the training text that bytes per token are measured on
 SEPARATORS = {"file": ("", ""), "line": ("\n", "\n"), "paragraph": ("\n\n", "\n")}  # written between documents, and at the end
 
+HELP = """Learn a byte-level BPE; turn text into ids and back.
+
+Examples:
+
+    gpt tokenize train corpus/ --vocab-size 4096 -o tokenizer.json
+
+    echo "Hello world" | gpt tokenize encode --tokenizer tokenizer.json
+"""
 INPUT, OUTPUT = "Input", "Output"
 TokenizerOption = Annotated[
     str,
@@ -40,7 +48,7 @@ ForceOption = Annotated[bool, typer.Option("--force", rich_help_panel=OUTPUT, he
 
 
 def register(app: typer.Typer) -> None:
-    tokenize = typer.Typer(help="Learn a byte-level BPE; turn text into ids and back.", no_args_is_help=True)
+    tokenize = typer.Typer(help=HELP, no_args_is_help=True)
     for command in (train, encode, decode):
         tokenize.command()(command)
     app.add_typer(tokenize, name="tokenize")
