@@ -1,0 +1,220 @@
+"""`gpt build-shards`: documents to shuffled, split, checksummed shards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gptcli.cli.config import Resolved, count, quantity, read_config, resolved_toml, write_resolved
+from gptcli.cli.console import ConsoleEvents, amount, duration, print_json
+from gptcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from gptcli.corpus.estimate import Estimate
+    from gptcli.shards.manifest import Manifest
+
+INPUT, SHARDS, OUTPUT, RUN = "Input", "Shards", "Output", "Run"
+
+
+def register(app: typer.Typer) -> None:
+    app.command("build-shards")(build_shards)
+
+
+def build_shards(
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="INPUT...", help="Files (.txt, .jsonl, .gz, .zst), folders, globs, or - for stdin.", show_default=False),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            "-t",
+            metavar="T",
+            show_default=False,
+            rich_help_panel=INPUT,
+            help="A tokenizer.json; a folder with one (a run, shards) or with vocab.bpe and encoder.json; or gpt2.",
+        ),
+    ] = None,
+    documents: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND", show_default="file", rich_help_panel=INPUT, help="What one document of a text file is: file, line or paragraph."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", show_default=False, rich_help_panel=INPUT, help="Any of these options in a TOML file.")
+    ] = None,
+    val_fraction: Annotated[
+        str | None,
+        typer.Option(metavar="F", show_default="0.001", rich_help_panel=SHARDS, help="Share of documents for validation, by their hash."),
+    ] = None,
+    shard_tokens: Annotated[
+        str | None, typer.Option(metavar="N", show_default="100M", rich_help_panel=SHARDS, help="Most tokens in a shard.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", show_default="0", rich_help_panel=SHARDS, help="Of the shuffle: same seed, same bytes.")
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="FOLDER", show_default="shards", rich_help_panel=OUTPUT, help="manifest.json comes last."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", rich_help_panel=OUTPUT, help="Go on with an interrupted build.")] = False,
+    force: Annotated[bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Empty the folder and start over.")] = False,
+    json: Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="A report, as one JSON object on stdout.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", show_default="cores", rich_help_panel=RUN, help="Processes; the bytes do not depend on it.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", rich_help_panel=RUN, help="Show configuration, sizes, time and memory, and stop.")
+    ] = False,
+) -> None:
+    """Turn documents into shuffled, split, checksummed shards of tokens for gpt train, llm.c and Megatron.
+
+    Examples:
+
+        gpt build-shards corpus/ --tokenizer tokenizer.json -o shards
+
+        gpt build-shards "crawl/*.jsonl.zst" --tokenizer gpt2 --val-fraction 0.0005 --resume
+    """
+    options = {
+        "inputs": inputs or None,
+        "tokenizer": tokenizer,
+        "output": output,
+        "documents": documents,
+        "val_fraction": _option("--val-fraction", quantity, val_fraction),
+        "shard_tokens": _option("--shard-tokens", count, shard_tokens),
+        "seed": seed,
+        "workers": workers,
+    }
+    resolved = _resolve(options, config)
+
+    from gptcli.corpus.build import Build, begin, finish
+    from gptcli.corpus.readers import find_inputs
+    from gptcli.shards.manifest import MANIFEST, read_manifest
+    from gptcli.tokenizer.tokenizer import load_tokenizer
+
+    values = resolved.values
+    out = Path(values["output"])
+    build = Build(
+        inputs=find_inputs(values["inputs"]),
+        tokenizer=load_tokenizer(values["tokenizer"]),
+        val_fraction=values["val_fraction"],
+        shard_tokens=values["shard_tokens"],
+        documents=values["documents"],
+        seed=values["seed"],
+    )
+    if dry_run:
+        from gptcli.corpus.estimate import estimate
+
+        _print_estimate(resolved, estimate(build, values["workers"]), as_json=json)
+        return
+    events = ConsoleEvents()
+    if begin(build, out, resume=resume, force=force):
+        write_resolved(out / "build.toml", resolved)
+        manifest = finish(build, out, workers=values["workers"], events=events)
+    else:
+        events.info(f"{out / MANIFEST} is up to date")
+        manifest = read_manifest(out)
+    _print_report(out / MANIFEST, manifest, as_json=json)
+
+
+def _option(name: str, convert: Callable[[str], Any], text: str | None) -> Any:
+    """The value of an option given as text; an error says which."""
+    try:
+        return None if text is None else convert(text)
+    except UsageError as error:
+        raise UsageError(error.what, where=name, hint=error.hint) from None
+
+
+def _resolve(options: dict[str, Any], config: Path | None) -> Resolved:
+    """Options over the file's values over defaults. Raises UsageError where something that has no default is missing."""
+    resolved = Resolved()
+    defaults = {"output": "shards", "documents": "file", "val_fraction": 0.001, "shard_tokens": 100_000_000, "seed": 0}
+    resolved.put({**defaults, "workers": _cores()}, "default")
+    if config is not None:
+        names = dict.fromkeys(("tokenizer", "output", "documents"), _text)
+        numbers = {"val_fraction": quantity, "shard_tokens": count, "seed": count, "workers": count}
+        resolved.put(read_config(config, {"inputs": _texts, **names, **numbers}), str(config))
+    resolved.put(options, "option")
+    if "inputs" not in resolved.values:
+        raise UsageError("no INPUT is given", hint="name files, folders, globs, or - for stdin")
+    if "tokenizer" not in resolved.values:
+        raise UsageError("no tokenizer is given", where="--tokenizer", hint="gpt tokenize train makes one; gpt2 is GPT-2's")
+    if resolved.values["workers"] < 1:
+        raise UsageError(f"{resolved.values['workers']} is less than 1", where="--workers")
+    return resolved
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a string")
+    return value
+
+
+def _texts(value: object) -> list[str]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is not a list of strings")
+    return [_text(item) for item in value]
+
+
+def _cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _print_report(path: Path, manifest: Manifest, *, as_json: bool) -> None:
+    from gptcli.shards.manifest import SPLITS
+
+    splits = {
+        split: {
+            "tokens": manifest.tokens(split),
+            "documents": sum(shard.documents for shard in manifest.of(split)),
+            "shards": len(manifest.of(split)),
+        }
+        for split in SPLITS
+    }
+    if as_json:
+        sources = [asdict(source) for source in manifest.sources]
+        print_json("build-shards", {"manifest": str(path), **splits, "sources": sources})
+        return
+    for split, numbers in splits.items():
+        parts = [_plural(numbers["tokens"], "token"), _plural(numbers["documents"], "document"), _plural(numbers["shards"], "shard")]
+        print(f"{split + ':':<7}{', '.join(parts)}")
+    print(f"{path} describes them, report.md beside it shows them")
+
+
+def _print_estimate(resolved: Resolved, estimate: Estimate, *, as_json: bool) -> None:
+    if as_json:
+        print_json("build-shards", {"dry_run": True, "config": resolved.values, "estimate": asdict(estimate)})
+        return
+    print(resolved_toml(resolved))
+    unknown = "not known before the inputs are read"
+    rows = {
+        "inputs": _plural(estimate.input_files, "file") + ("" if estimate.input_bytes is None else f", {_bytes(estimate.input_bytes)}"),
+        "text": unknown if estimate.bytes_per_token is None else f"{estimate.bytes_per_token:.2f} bytes a token, in a sample",
+        "tokens": unknown
+        if estimate.tokens is None
+        else f"about {amount(estimate.tokens)}, in about {_plural(estimate.shards or 0, 'shard')}",
+        "disk": unknown if estimate.disk_bytes is None else f"about {_bytes(estimate.disk_bytes)}, twice that while it runs",
+        "memory": unknown if estimate.memory_bytes is None else f"about {_bytes(estimate.memory_bytes)} of tokens in all workers at once",
+        "time": unknown if estimate.seconds is None else f"about {duration(estimate.seconds)} to tokenise",
+    }
+    for name, text in rows.items():
+        print(f"{name:<8}{text}")
+
+
+def _plural(count: int, thing: str) -> str:
+    return f"{count:,} {thing}{'s' * (count != 1)}"
+
+
+def _bytes(size: float) -> str:
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}"
+    return f"{size / 1e3:.3g} kB"

@@ -1,0 +1,120 @@
+"""`manifest.json`: what a shard folder holds, written last, so a folder that has one is whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from gptcli.errors import InputError
+from gptcli.files import read_json, write_json
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    file: str
+    """A plain name inside the folder."""
+    split: str
+    tokens: int
+    documents: int
+    sha256: str
+    """Of the `.bin`, hex."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where documents came from and what became of them: `documents_in` = `documents_kept` + the sum of `dropped`."""
+
+    name: str
+    documents_in: int
+    documents_kept: int
+    dropped: dict[str, int]
+    """Documents left out, by reason."""
+    text_bytes: int
+    """UTF-8 bytes of the documents kept."""
+    tokens: int
+    """Of the documents kept, each one's end-of-text among them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    format: int = FORMAT
+    tokenizer_sha256: str
+    vocab_size: int
+    eot_id: int
+    seed: int
+    val_fraction: float
+    split_rule: str
+    """How a document's side is decided, in words."""
+    shards: list[Shard]
+    sources: list[Source]
+
+    def of(self, split: str) -> list[Shard]:
+        """The shards of one split, in order."""
+        return [shard for shard in self.shards if shard.split == split]
+
+    def tokens(self, split: str) -> int:
+        return sum(shard.tokens for shard in self.of(split))
+
+
+_PARTS = {"shards": Shard, "sources": Source}  # the manifest's lists, and what they are lists of
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    write_json(folder / MANIFEST, dataclasses.asdict(manifest))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a shard folder. Raises InputError where there is none, or where it is broken, unsafe or of another format."""
+    folder = Path(folder)
+    path = folder / MANIFEST
+    if not path.is_file():
+        what = f"not a shard folder: it has no {MANIFEST}" if folder.is_dir() else "no such shard folder"
+        raise InputError(what, where=folder, hint="gpt build-shards makes one, and --resume finishes one that was interrupted")
+    table = read_json(path)
+    if isinstance(table, dict) and table.get("format") != FORMAT:
+        raise InputError(
+            f"manifest format {table.get('format')!r} is not {FORMAT}, the one this program reads",
+            where=path,
+            hint="build the shards again",
+        )
+    manifest = _parse(Manifest, table, path, "the manifest")
+    for shard in manifest.shards:
+        # A name may not lead out of the folder, on any system.
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.bin", shard.file):
+            raise InputError(f"shard file {shard.file!r} is not a plain name ending in .bin", where=path)
+        if shard.split not in SPLITS:
+            raise InputError(f"{shard.file}: split {shard.split!r} is neither train nor val", where=path)
+        if shard.tokens < 0 or shard.documents < 0:
+            raise InputError(f"{shard.file}: a negative count", where=path)
+    if not 0 <= manifest.eot_id < manifest.vocab_size:
+        raise InputError(f"end-of-text {manifest.eot_id} is outside the vocabulary of {manifest.vocab_size}", where=path)
+    return manifest
+
+
+def _parse(kind: type[Any], table: Any, path: Path, name: str) -> Any:
+    """`table` as a dataclass of this `kind`: the same keys, each of its type. `name` says in a message what is read."""
+    if not isinstance(table, dict):
+        raise InputError(f"{name} is not an object", where=path)
+    hints = get_type_hints(kind)
+    if missing := [key for key in hints if key not in table]:
+        raise InputError(f"{name} lacks {', '.join(missing)}", where=path)
+    if unknown := [key for key in table if key not in hints]:
+        raise InputError(f"{name} has unknown keys: {', '.join(unknown)}", where=path)
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        wanted = getattr(hints[key], "__origin__", hints[key])
+        # JSON does not tell 1 from 1.0; and a bool is no number here.
+        if isinstance(value, bool) or not isinstance(value, (int, float) if wanted is float else wanted):
+            raise InputError(f"{name}: {key} is not of type {wanted.__name__}", where=path)
+        values[key] = value
+    for key, part in _PARTS.items():
+        if key in values:
+            values[key] = [_parse(part, row, path, f"{key}[{number}]") for number, row in enumerate(values[key])]
+    return kind(**values)

@@ -1,0 +1,219 @@
+"""`gpt build-shards` as a user runs it: what it prints, what it refuses, and that it can be killed at any moment."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gptcli import cli, files
+from gptcli.files import sha256
+from gptcli.shards.manifest import read_manifest
+from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
+
+Gpt = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A tokenizer of bytes, and 2 MB of text in lines: several units for several workers."""
+    Tokenizer([*byte_alphabet(), END_OF_TEXT], []).save(tmp_path / "tokenizer.json")
+    chance = random.Random(0)
+    words = ["shard", "token", "Grüße", "a", "\t", "of", "the", "12"]
+    lines = [" ".join(chance.choices(words, k=chance.randrange(1, 60))) for _ in range(15_000)]
+    (tmp_path / "corpus").mkdir()
+    for number in range(3):
+        (tmp_path / f"corpus/{number}.txt").write_text("\n".join(lines[number::3]), encoding="utf-8")
+    return tmp_path
+
+
+ARGUMENTS = ("build-shards", "corpus", "--tokenizer", "tokenizer.json", "--documents", "line", "--shard-tokens", "200k", "--workers", "2")
+
+
+def shards(folder: Path) -> dict[str, str]:
+    """Every file and its SHA-256, but for those that tell the command line or the inputs' names."""
+    return {path.name: sha256(path) for path in folder.iterdir() if path.name not in ("build.toml", "resume.json", "report.md")}
+
+
+def test_from_text_to_shards(corpus: Path, gpt: Gpt) -> None:
+    done = gpt(*ARGUMENTS)
+    manifest = read_manifest(corpus / "shards")
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        f"train: {manifest.tokens('train'):,} tokens, {sum(shard.documents for shard in manifest.of('train')):,} documents, "
+        f"{len(manifest.of('train'))} shards",
+        f"val:   {manifest.tokens('val'):,} tokens, {sum(shard.documents for shard in manifest.of('val')):,} documents, 1 shard",
+        f"{Path('shards/manifest.json')} describes them, report.md beside it shows them",
+    ]
+    config = (corpus / "shards/build.toml").read_text()
+    assert 'inputs = ["corpus"]' in config
+    assert "shard_tokens = 200000" in config
+    assert "seed = 0" in config
+    assert gpt(*ARGUMENTS, "--resume").stderr == f"{Path('shards/manifest.json')} is up to date\n"
+    assert "the output folder is not empty\n  --resume goes on with it, --force starts over" in gpt(*ARGUMENTS, code=2).stderr
+    report = json.loads(gpt(*ARGUMENTS, "--force", "--seed", "4", "--json").stdout)
+    assert report["schema"] == "gpt.build-shards/1"
+    assert report["train"]["tokens"] == manifest.tokens("train")
+    assert report["sources"][0]["documents_in"] == 15_000
+    assert read_manifest(corpus / "shards").seed == 4
+
+
+def test_one_worker_and_standard_input(corpus: Path, gpt: Gpt) -> None:
+    text = (corpus / "corpus/0.txt").read_text(encoding="utf-8")
+    one = (*ARGUMENTS[2:], "--workers", "1")
+    gpt("build-shards", "corpus/0.txt", *one, "-o", "file")
+    gpt("build-shards", "-", *one, "-o", "stdin", stdin=text)
+    assert shards(corpus / "file") == shards(corpus / "stdin")
+    assert "cannot be resumed" in gpt("build-shards", "-", *one, "-o", "stdin", "--resume", stdin=text, code=2).stderr
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "gptcli", *ARGUMENTS, *arguments],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def ends(group: int) -> bool:
+    """Whether every process of the group is gone, within half a minute."""
+    for _ in range(300):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def wait_for_files(folder: Path, process: subprocess.Popen[str], count: int) -> None:
+    """Until `process` has made so many more files in the folder, or ended."""
+    before = len(list(folder.rglob("*")))
+    while process.poll() is None and len(list(folder.rglob("*"))) < before + count:
+        time.sleep(0.002)
+
+
+def test_killed_at_any_moment_and_resumed(corpus: Path, gpt: Gpt) -> None:
+    gpt(*ARGUMENTS, "-o", "whole")
+    chance = random.Random()
+    kills = 0
+    for _ in range(6):
+        with start(corpus, "-o", "killed", "--resume") as process:
+            wait_for_files(corpus / "killed", process, chance.randrange(1, 6))
+            time.sleep(chance.random() * 0.02)
+            os.killpg(process.pid, signal.SIGKILL)
+        kills += process.returncode == -signal.SIGKILL
+    gpt(*ARGUMENTS, "-o", "killed", "--resume")
+    assert kills >= 2
+    assert shards(corpus / "killed") == shards(corpus / "whole")
+
+
+@pytest.mark.parametrize("files_made", [0, 4])
+def test_interrupted(corpus: Path, files_made: int) -> None:
+    """Ctrl-C, while the workers start and while they work: no traceback from anyone, and nobody stays behind."""
+    with start(corpus) as process:
+        while not (corpus / "shards/resume.json").exists():
+            time.sleep(0.002)
+        wait_for_files(corpus / "shards", process, files_made)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors in ("", "gpt: interrupted\n")
+    assert ends(process.pid)
+    assert not (corpus / "shards/manifest.json").exists()
+
+
+def test_a_full_disk(corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(_: int) -> None:
+        if len(list(corpus.glob("shards/.work/unit-*"))) > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.chdir(corpus)
+    monkeypatch.setattr(sys, "argv", ["gpt", *ARGUMENTS, "--workers", "1"])
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+        patch.setattr(files.os, "fsync", full)
+        cli.main()
+    assert left.value.code == 1
+    assert "the disk is full" in capsys.readouterr().err
+    assert not (corpus / "shards/manifest.json").exists()
+    assert not list(corpus.rglob("*.partial"))
+
+
+def test_configuration_file(corpus: Path, gpt: Gpt) -> None:
+    (corpus / "build.toml").write_text(
+        'inputs = ["corpus/0.txt"]\ntokenizer = "tokenizer.json"\nval-fraction = 0.5\nshard_tokens = "1M"\noutput = "from-file"\n'
+    )
+    gpt("build-shards", "--config", "build.toml", "--val-fraction", "0.25", "--documents", "line")
+    manifest = read_manifest(corpus / "from-file")
+    assert manifest.val_fraction == 0.25
+    lines = (corpus / "from-file/build.toml").read_text().splitlines()
+    assert any(line.startswith("val_fraction = 0.25") and line.endswith("# option") for line in lines)
+    assert any(line.startswith("shard_tokens = 1000000") and line.endswith("# build.toml") for line in lines)
+    gpt("build-shards", "--config", "from-file/build.toml", "-o", "again")  # the resolved configuration is one
+    assert (corpus / "again/manifest.json").read_bytes() == (corpus / "from-file/manifest.json").read_bytes()
+    for text, message in (
+        ("colour = 1", "build.toml:1: unknown key 'colour'"),
+        ("seed = 1\nval_fracton = 1", "build.toml:2: unknown key 'val_fracton'\n  did you mean val_fraction?"),
+        ('inputs = "a"', "inputs: 'a' is not a list of strings"),
+        ("tokenizer = 3", "tokenizer: 3 is not a string"),
+        ("workers = 1.5", "workers: 1.5 is not a whole number"),
+    ):
+        (corpus / "build.toml").write_text(text)
+        assert message in gpt("build-shards", "--config", "build.toml", code=2).stderr
+
+
+def test_dry_run(corpus: Path, gpt: Gpt) -> None:
+    text = gpt(*ARGUMENTS, "--dry-run").stdout
+    assert "shard_tokens = 200000" in text
+    size = sum(path.stat().st_size for path in (corpus / "corpus").iterdir())
+    assert f"inputs  3 files, {size / 1e6:.3g} MB" in text
+    report = json.loads(gpt(*ARGUMENTS, "--dry-run", "--json").stdout)
+    assert report["dry_run"]
+    assert report["config"]["workers"] == 2
+    assert report["estimate"]["tokens"] == pytest.approx(size, rel=0.02)
+    assert sorted(path.name for path in corpus.iterdir()) == ["corpus", "tokenizer.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "gpt: no INPUT is given"),
+        (["corpus"], "gpt: --tokenizer: no tokenizer is given"),
+        (["none", "-t", "tokenizer.json"], "gpt: none: no such file or folder"),
+        (["corpus", "-t", "none.json"], "gpt: none.json: no such tokenizer"),
+        (["corpus", "-t", "corpus"], "gpt: corpus: the folder holds no tokenizer"),
+        (["corpus", "-t", "tokenizer.json", "--val-fraction", "1"], "gpt: --val-fraction: 1.0 is not from 0 up to"),
+        (["corpus", "-t", "tokenizer.json", "--val-fraction", "-0.5"], "gpt: --val-fraction: '-0.5' is not a quantity"),
+        (["corpus", "-t", "tokenizer.json", "--val-fraction", "ten"], "gpt: --val-fraction: 'ten' is not a quantity"),
+        (["corpus", "-t", "tokenizer.json", "--shard-tokens", "0"], "gpt: --shard-tokens: 0 is not from 1 to"),
+        (["corpus", "-t", "tokenizer.json", "--shard-tokens", "1.5"], "gpt: --shard-tokens: '1.5' is not a whole number"),
+        (["corpus", "-t", "tokenizer.json", "--shard-tokens", "3B"], "gpt: --shard-tokens: 3000000000 is not from 1 to"),
+        (["corpus", "-t", "tokenizer.json", "--workers", "0"], "gpt: --workers: 0 is less than 1"),
+        (["corpus", "-t", "tokenizer.json", "--documents", "word"], "gpt: --documents: unknown kind of document 'word'"),
+        (["corpus", "-t", "tokenizer.json", "-o", "."], "lies inside the output folder"),
+        (["corpus", "-t", "tokenizer.json", "-o", "tokenizer.json"], "gpt: tokenizer.json: is not a folder"),
+        (["corpus", "-t", "tokenizer.json", "--resume", "--force"], "--resume and --force contradict each other"),
+        (["corpus/empty.txt", "-t", "tokenizer.json"], "gpt: corpus/empty.txt: the file is empty"),
+        (["corpus/latin.txt", "-t", "tokenizer.json"], "gpt: corpus/latin.txt: not valid UTF-8 at byte 3"),
+        (["corpus/bad.jsonl", "-t", "tokenizer.json"], "gpt: corpus/bad.jsonl:2: "),
+        (["--config", "none.toml"], "gpt: none.toml: no such configuration file"),
+    ],
+)
+def test_bad_input_is_one_message(corpus: Path, gpt: Gpt, arguments: list[str], message: str) -> None:
+    (corpus / "corpus/empty.txt").touch()
+    (corpus / "corpus/latin.txt").write_bytes("Grüße".encode("latin-1")[:2] + b"a\xfc")
+    (corpus / "corpus/bad.jsonl").write_text('{"text": "a"}\n{"txt": "b"}\n')
+    before = sorted(corpus.rglob("*"))
+    errors = gpt("build-shards", *arguments, code=2).stderr
+    assert message in errors
+    assert errors.count("gpt: ") == 1
+    assert "Traceback" not in errors
+    assert sorted(corpus.rglob("*")) == before
