@@ -1,0 +1,54 @@
+"""The running text that a loss is taken on: validation shards and text files, as tokens; and the bytes that tokens spell."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import numpy as np
+
+from gptcli.errors import InputError
+from gptcli.shards.loader import TokenStream, open_split
+from gptcli.shards.manifest import read_manifest
+from gptcli.tokenizer.tokenizer import Tokenizer
+
+RUN_TOML = "run.toml"
+
+
+def own_shards(run: Path) -> Path:
+    """The shard folder that a run was trained on, by its run.toml. Raises InputError where it is not named, or not there any more."""
+    path = run / RUN_TOML
+    hint = "name shards with --data, or a text file with --text"
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8")).get("data")
+    except FileNotFoundError:
+        raise InputError(f"has no {RUN_TOML} that would name its validation shards", where=run, hint=hint) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"not valid TOML: {error}", where=path, hint=hint) from None
+    if not isinstance(data, str):
+        raise InputError("names no data", where=path, hint=hint)
+    if not Path(data).is_dir():
+        raise InputError(f"the run's data, {data}, is not here", where=path, hint=hint)
+    return Path(data)
+
+
+def shard_tokens(folder: Path, tokenizer: Tokenizer) -> TokenStream:
+    """The validation split of a shard folder, checked. Raises InputError where another tokenizer made it."""
+    if read_manifest(folder).tokenizer_sha256 != tokenizer.sha256:
+        raise InputError("these shards were built with another tokenizer than the model's", where=folder)
+    return open_split(folder, "val")
+
+
+def text_tokens(path: Path, tokenizer: Tokenizer) -> np.ndarray:
+    """A text file as tokens, end-of-text in front, so that its first token is scored too. Raises InputError where it is not UTF-8."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"not valid UTF-8 at byte {error.start}", where=path) from None
+    start = [] if tokenizer.eot_id is None else [tokenizer.eot_id]
+    return np.array(start + tokenizer.encode(text), dtype=np.int64)
+
+
+def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
+    """UTF-8 bytes that each token spells, (V,); end-of-text spells none."""
+    return np.array([0 if token == tokenizer.eot_id else len(tokenizer.decode_bytes([token])) for token in range(tokenizer.vocab_size)])

@@ -1,0 +1,77 @@
+"""How the next token is chosen from its logits: temperature first, then top-k, then top-p, then one draw (GPT-2's release).
+
+Shapes: B sequences, V vocabulary. A logit of -inf is a token that cannot be drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from gptcli.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """The rules of one generation. The default is the plain distribution. Raises UsageError where a value makes no sense."""
+
+    temperature: float = 1.0
+    """Divides the logits: below 1 is more certain, above 1 more varied."""
+    top_k: int | None = None
+    """Draw among the k likeliest tokens, ties at the k-th kept."""
+    top_p: float | None = None
+    """Draw among the fewest tokens whose probabilities reach p together."""
+    greedy: bool = False
+    """Always the likeliest token; the other rules then say nothing."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < float("inf"):
+            raise UsageError(f"temperature is {self.temperature:g}", hint="above 0 it samples; --greedy always takes the likeliest token")
+        if self.top_k is not None and self.top_k < 1:
+            raise UsageError(f"top-k is {self.top_k}", hint="at least 1; --top-p 1 draws from the whole vocabulary")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UsageError(f"top-p is {self.top_p:g}", hint="above 0 and at most 1, for example 0.9")
+
+
+def next_tokens(logits_BV: torch.Tensor, rules: Rules, uniform_B: torch.Tensor) -> torch.Tensor:
+    """The next token of each sequence, (B,), by `rules`; `uniform_B` are the draws, in [0, 1)."""
+    if rules.greedy:
+        return logits_BV.argmax(dim=-1)
+    return draw(filtered(logits_BV, rules), uniform_B)
+
+
+def filtered(logits_BV: torch.Tensor, rules: Rules) -> torch.Tensor:
+    """Logits whose softmax is the distribution that `rules` sample from."""
+    logits_BV = logits_BV.float() / rules.temperature
+    if rules.top_k is not None:
+        logits_BV = keep_top_k(logits_BV, rules.top_k)
+    if rules.top_p is not None:
+        logits_BV = keep_top_p(logits_BV, rules.top_p)
+    return logits_BV
+
+
+def keep_top_k(logits_BV: torch.Tensor, k: int) -> torch.Tensor:
+    """-inf for all but the k highest logits; those equal to the k-th stay too."""
+    kth_B1 = logits_BV.topk(min(k, logits_BV.shape[-1]), dim=-1).values[:, -1:]
+    return logits_BV.masked_fill(logits_BV < kth_B1, -torch.inf)
+
+
+def keep_top_p(logits_BV: torch.Tensor, p: float) -> torch.Tensor:
+    """-inf for all but the likeliest tokens, as few as reach probability `p` together; the one that crosses it stays."""
+    if p == 1:  # rounding in the running sum must not cost the rarest tokens
+        return logits_BV
+    sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
+    probability_BV = sorted_BV.softmax(dim=-1)
+    likelier_BV = probability_BV.cumsum(dim=-1) - probability_BV  # the mass before each token: 0 for the first, which always stays
+    return logits_BV.masked_fill((likelier_BV >= p).gather(-1, order_BV.argsort(dim=-1)), -torch.inf)
+
+
+def draw(logits_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
+    """One token a row from softmax(logits), by inverting its distribution function at `uniform_B`.
+
+    One number a draw, whatever device and batch it is made on, is what lets a seed fix the text.
+    """
+    cdf_BV = logits_BV.double().softmax(dim=-1).cumsum(dim=-1)
+    point_B1 = uniform_B.to(cdf_BV)[:, None] * cdf_BV[:, -1:]
+    return torch.searchsorted(cdf_BV, point_B1, right=True)[:, 0].clamp(max=logits_BV.shape[-1] - 1)

@@ -1,0 +1,59 @@
+"""A model with its tokenizer, on the device and in the precision asked for: what `gpt sample` and `gpt eval` start from."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gptcli.errors import InputError, UsageError, nearest
+from gptcli.model.transformer import GPT
+from gptcli.model.weights import load_model
+from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    model: GPT
+    tokenizer: Tokenizer
+    device: torch.device
+    precision: str
+
+
+def load(folder: Path, *, device: str = "auto", precision: str = "auto") -> Loaded:
+    """The model of a run folder or a transformers GPT-2 folder, and its tokenizer.
+
+    Device "auto" is the first CUDA GPU where there is one, else the CPU; precision "auto" is bf16 on a GPU that computes in it, else fp32.
+    Raises UsageError for a device or precision that does not exist here, InputError where the folder is not a whole model.
+    """
+    where = _device(device)
+    if precision == "auto":
+        precision = "bf16" if where.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if precision not in PRECISIONS:
+        raise UsageError(f"unknown precision {precision!r}", hint=nearest(precision, ["auto", *PRECISIONS]))
+    if not folder.is_dir():
+        raise InputError("no such folder", where=folder, hint="name a run folder or a transformers GPT-2 folder")
+    model = load_model(folder, device=where, dtype=PRECISIONS[precision])
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.vocab_size != model.config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocab_size:,} entries and the model {model.config.vocab_size:,}: they do not belong together",
+            where=folder,
+            hint="put the tokenizer.json that the model was trained with beside it",
+        )
+    return Loaded(model, tokenizer, where, precision)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+    if match is None:
+        raise UsageError(f"unknown device {name!r}", hint="one of: auto, cpu, cuda, cuda:1")
+    if name != "cpu" and int(match[1] or 0) >= torch.cuda.device_count():
+        raise UsageError(f"there is no {name} here: {torch.cuda.device_count()} CUDA GPUs are visible", hint="--device cpu")
+    return torch.device(name)

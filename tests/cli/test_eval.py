@@ -1,0 +1,155 @@
+"""`gpt eval` as a user meets it: a run's own shards, text, tasks, reports, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from gptcli.cli.app import build_app
+from gptcli.errors import GptError
+from gptcli.files import sha256
+from gptcli.model.config import ModelConfig
+from gptcli.model.transformer import GPT
+from gptcli.model.weights import save_model
+from gptcli.shards.format import token_dtype, write_shard
+from gptcli.tokenizer.training import train_tokenizer
+
+torch.set_num_threads(1)
+PROSE = "naïve café, 日本語 🙂 and some words of prose "
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """run/ trained (it says) on shards/, text.txt, and lambada/ with data."""
+    folder = tmp_path_factory.mktemp("eval")
+    tokenizer = train_tokenizer([PROSE * 9], 290)
+    model = GPT(ModelConfig(n_layer=1, n_head=2, d_model=16, n_ctx=16, vocab_size=tokenizer.vocab_size))
+    model.init_weights(0)
+    save_model(folder / "run", model, model.config, eot_id=tokenizer.eot_id)
+    tokenizer.save(folder / "run" / "tokenizer.json")
+    (folder / "run" / "run.toml").write_text('data = "shards"  # default\n')
+
+    tokens = [289, *tokenizer.encode(PROSE * 5)]
+    (folder / "shards").mkdir()
+    shard = folder / "shards" / "val-000000.bin"
+    write_shard(shard, np.array([len(tokens)]), [np.array(tokens)], token_dtype(290))
+    row = {"file": shard.name, "split": "val", "tokens": len(tokens), "documents": 1, "sha256": sha256(shard)}
+    manifest: dict[str, Any] = {"format": 1, "tokenizer_sha256": tokenizer.sha256, "vocab_size": 290, "eot_id": 289, "seed": 0}
+    manifest |= {"val_fraction": 1.0, "split_rule": "all", "shards": [row], "sources": []}
+    (folder / "shards" / "manifest.json").write_text(json.dumps(manifest))
+
+    (folder / "text.txt").write_text(PROSE * 5, encoding="utf-8")
+    (folder / "lambada").mkdir()
+    (folder / "lambada" / "lambada_test.jsonl").write_text('{"text": "some words of prose"}\n{"text": "naïve café"}\n', encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def evaluate(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """What `gpt eval` prints on stdout, run in this process in the work place; its errors are raised."""
+    monkeypatch.chdir(workplace)
+
+    def invoke(*args: object, code: int = 0) -> str:
+        argv = ["eval", *map(str, args)]
+        done = CliRunner().invoke(build_app(argv), argv, catch_exceptions=False)
+        assert done.exit_code == code, done.output
+        return done.stdout
+
+    return invoke
+
+
+def test_a_runs_own_shards_are_the_default(evaluate: Callable[..., str]) -> None:
+    made = json.loads(evaluate("run", "--json"))
+    assert made["schema"] == "gpt.eval/1"
+    assert (made["model"], made["device"], made["precision"], made["tasks"]) == ("run", "cpu", "fp32", [])
+    [own] = made["losses"]
+    [other] = json.loads(evaluate("run", "--data", "shards", "--json"))["losses"]
+    [text] = json.loads(evaluate("run", "--text", "text.txt", "--json"))["losses"]
+    assert own == other
+    assert own == {**text, "name": "shards (val)"}  # the same tokens
+    assert own["bytes"] == len((PROSE * 5).encode())
+
+
+def test_the_table_shows_the_loss_beside_the_entropy(evaluate: Callable[..., str]) -> None:
+    [loss] = json.loads(evaluate("run", "--json"))["losses"]
+    table = evaluate("run")
+    for figure in (f"{loss['loss']:.4f}", f"{loss['unigram_entropy']:.4f}", f"{loss['perplexity']:.2f}", f"{loss['bits_per_byte']:.4f}"):
+        assert figure in table
+    assert "windows of 16 tokens, 16 apart" in table
+
+
+def test_several_texts_and_a_stride(evaluate: Callable[..., str]) -> None:
+    made = json.loads(evaluate("run", "--text", "text.txt", "--text", "run/config.json", "--stride", 5, "--limit", "3", "--json"))
+    assert [loss["name"] for loss in made["losses"]] == ["text.txt", "run/config.json"]
+    assert [(loss["stride"], loss["windows"], loss["tokens"]) for loss in made["losses"]] == [(5, 3, 26)] * 2
+
+
+def test_a_task_its_report_and_its_items(evaluate: Callable[..., str], tmp_path: Path) -> None:
+    out, items = tmp_path / "deep" / "eval.json", tmp_path / "items.jsonl"
+    table = evaluate("run", "--task", "lambada", "--data", "lambada", "-o", out, "--samples", items)
+    written = json.loads(out.read_text())
+    assert written == json.loads(evaluate("run", "--task", "lambada", "--data", ".", "--json").replace('"./', '"'))
+    assert written["losses"] == []
+    assert [result["scoring"] for result in written["tasks"]] == ["last_word", "last_token"]
+    for result in written["tasks"]:
+        assert (result["items"], result["shots"], result["truncated"]) == (2, 0, 0)
+        assert result["data_sha256"] == sha256(Path("lambada/lambada_test.jsonl"))
+        assert [(score["model"], score["score"]) for score in result["paper"]] == [("gpt2", 45.99), ("gpt2", 35.13)]
+    assert "45.99%, 35.13" in table
+    assert [json.loads(line)["target"] for line in items.read_text().splitlines()] == [" prose", " café"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "items.jsonl"]  # nothing temporary is left
+
+
+def test_the_same_inputs_the_same_bytes(evaluate: Callable[..., str], tmp_path: Path) -> None:
+    for name in ("a.json", "b.json"):
+        evaluate("run", "--text", "text.txt", "-o", tmp_path / name)
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def test_an_output_that_exists_needs_force(evaluate: Callable[..., str], tmp_path: Path) -> None:
+    out = tmp_path / "eval.json"
+    out.write_text("mine")
+    with pytest.raises(GptError, match="--force replaces it"):
+        evaluate("run", "-o", out)
+    assert out.read_text() == "mine"
+    evaluate("run", "-o", out, "--force")
+    assert json.loads(out.read_text())["schema"] == "gpt.eval/1"
+
+
+def test_a_users_own_task(evaluate: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('title = "t"\nsource = "s"\nfile = "lambada*"\nfield = "text"\nscoring = ["last_token"]\n')
+    [result] = json.loads(evaluate("run", "--task", tmp_path / "mine.toml", "--data", "lambada", "--json"))["tasks"]
+    assert (result["task"], result["scoring"], result["paper"]) == ("mine", "last_token", [])
+    assert "mine" in evaluate("run", "--task", tmp_path / "mine.toml", "--data", "lambada")
+
+
+def test_the_list_needs_no_run(evaluate: Callable[..., str]) -> None:
+    assert "lambada" in evaluate("--list")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "RUN is missing"),
+        (["gone"], "no such folder"),
+        (["run", "--text", "gone.txt"], r"gone\.txt"),
+        (["run", "--data", "lambada"], "not a shard folder"),
+        (["run", "--task", "lambda", "--data", "."], "did you mean lambada"),
+        (["run", "--task", "lambada"], "needs its data"),
+        (["run", "--samples", "x.jsonl"], "--samples goes with --task"),
+        (["run", "--task", "lambada", "--data", ".", "--stride", "4"], "--stride goes with text"),
+        (["run", "--stride", "17"], "--stride is 17"),
+        (["run", "--limit", "0"], "--limit 0"),
+        (["run", "-o", "lambada"], "is a folder"),
+    ],
+)
+def test_bad_usage(evaluate: Callable[..., str], args: list[str], message: str) -> None:
+    with pytest.raises((GptError, FileNotFoundError), match=message):
+        evaluate(*args)

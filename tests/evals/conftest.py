@@ -1,0 +1,45 @@
+"""A tiny random model, the same one in transformers, and a throw-away tokenizer that fits them."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from typing import Any
+
+import pytest
+import torch
+
+from gptcli.model.config import ModelConfig
+from gptcli.model.transformer import GPT
+from gptcli.model.weights import save_model
+from gptcli.tokenizer.tokenizer import Tokenizer
+from gptcli.tokenizer.training import train_tokenizer
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer([inspect.getsource(textwrap), "naïve café, 日本語 🙂 " * 9], 400)
+
+
+@pytest.fixture(scope="session")
+def model(tokenizer: Tokenizer) -> GPT:
+    """Random enough that its likeliest tokens vary: an untied head, large embeddings, noise on every other tensor."""
+    model = GPT(ModelConfig(n_layer=2, n_head=2, d_model=32, n_ctx=24, vocab_size=tokenizer.vocab_size, tied=False)).eval()
+    model.init_weights(0)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        std = 1.0 if name.startswith("w") else 0.2
+        parameter.data += torch.empty_like(parameter).normal_(0.0, std, generator=generator)
+    return model
+
+
+@pytest.fixture(scope="session")
+def theirs(model: GPT, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same weights as transformers' GPT2LMHeadModel."""
+    from transformers import GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("transformers")
+    save_model(folder, model, model.config)
+    return GPT2LMHeadModel.from_pretrained(folder).eval()

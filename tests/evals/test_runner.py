@@ -1,0 +1,137 @@
+"""LAMBADA's figures against a direct computation, an item at a time, with transformers."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gptcli.errors import InputError, RunError
+from gptcli.evals.runner import nearest_scores, run_task
+from gptcli.evals.task import find_task
+from gptcli.files import sha256
+from gptcli.model.transformer import GPT
+from gptcli.tokenizer.tokenizer import Tokenizer
+
+LAMBADA = find_task("lambada")
+
+
+@pytest.fixture(scope="session")
+def passages(model: GPT, tokenizer: Tokenizer) -> list[str]:
+    """Forty of random words, shorter and longer than the context, some of it to the token.
+
+    Ten end as the model would end them, ten have only their last token right and ten only the first.
+    """
+    random = np.random.default_rng(0)
+    words = ["self", "text", "width", "naïve", "café", "日本語", "line,", "🙂", "indent"]
+    texts: dict[str, list[str]] = {"word": [], "last": [], "first": [], "random": []}
+    while min(len(found) for found in texts.values()) < 10:
+        context = " ".join(random.choice(words, size=random.integers(2, 14)))
+        for kind, before, after in (("word", "", ""), ("last", " x", ""), ("first", "", "🙂")):
+            ids = tokenizer.encode(context) + tokenizer.encode(before)
+            with torch.no_grad():
+                likeliest = int(model(torch.tensor([ids[-24:]]))[0, -1].argmax())
+            text = context + before + tokenizer.decode([likeliest]) + after
+            whole_word = text.rpartition(" ")[0] == context and "\ufffd" not in text and text.split() == text.split(" ")
+            if whole_word and tokenizer.encode(text) == [*ids, likeliest, *tokenizer.encode(after)]:
+                texts[kind].append(text)
+        if len(tokenizer.encode(f"{context} text")) in (25, 26):  # 24 inputs and the last target; one more
+            texts["random"].append(f"{context} text")
+    return [text for found in texts.values() for text in found[:10]]
+
+
+@pytest.fixture
+def data(tmp_path: Path, passages: list[str]) -> Path:
+    path = tmp_path / "lambada_test.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in passages))
+    return path
+
+
+def test_equal_to_a_direct_computation(model: GPT, theirs: Any, tokenizer: Tokenizer, data: Path, passages: list[str]) -> None:
+    words, tokens, right_words, right_tokens, cut = [], [], 0, 0, 0
+    for text in passages:
+        context, _, word = text.rpartition(" ")
+        target = tokenizer.encode(" " + word)
+        read = tokenizer.encode(context)
+        cut += len(read) + len(target) - 1 > 24
+        read = (read + target[:-1])[-24:]
+        with torch.no_grad():
+            logits = theirs(torch.tensor([read])).logits[0, -len(target) :]
+        log_probs = logits.double().log_softmax(dim=-1)[torch.arange(len(target)), target]
+        right = logits.argmax(dim=-1) == torch.tensor(target)
+        words.append(float(log_probs.sum()))
+        tokens.append(float(log_probs[-1]))
+        right_words += bool(right.all())
+        right_tokens += bool(right[-1])
+    assert 10 <= right_words < right_tokens < 30  # the fixture tells the two rules apart
+    assert 0 < cut < 40
+
+    results, records = run_task(model, tokenizer, LAMBADA, data)
+    assert [result.scoring for result in results] == ["last_word", "last_token"]
+    for result, right_count, exact in zip(results, (right_words, right_tokens), (words, tokens), strict=True):
+        share = right_count / 40
+        assert (result.items, result.correct, result.truncated, result.shots) == (40, right_count, cut, 0)
+        assert result.accuracy == pytest.approx(100 * share)
+        assert result.accuracy_stderr == pytest.approx(100 * math.sqrt(share * (1 - share) / 39))
+        assert result.perplexity == pytest.approx(math.exp(-np.mean(exact)), rel=1e-4)
+        assert result.perplexity_stderr == pytest.approx(math.exp(-np.mean(exact)) * np.std(exact, ddof=1) / math.sqrt(40), rel=1e-4)
+        assert result.data_sha256 == sha256(data)
+    assert [sum(record["log_probs"]) for record in records] == pytest.approx(words, abs=1e-4)
+    assert sum(record["truncated"] for record in records) == cut
+    assert sum(all(record["likeliest"]) for record in records) == right_words
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 32])
+def test_the_batch_changes_nothing(model: GPT, tokenizer: Tokenizer, data: Path, batch_size: int) -> None:
+    results, records = run_task(model, tokenizer, LAMBADA, data, batch_size=batch_size)
+    same_results, same_records = run_task(model, tokenizer, LAMBADA, data)
+    for record, same in zip(records, same_records, strict=True):
+        assert record.pop("log_probs") == pytest.approx(same.pop("log_probs"), abs=1e-5)
+        assert record == same
+    assert [result.correct for result in results] == [result.correct for result in same_results]
+
+
+def test_neither_does_the_order(model: GPT, tokenizer: Tokenizer, data: Path, tmp_path: Path) -> None:
+    lines = data.read_text().splitlines(keepends=True)
+    shuffled = tmp_path / "shuffled.jsonl"
+    shuffled.write_text("".join(reversed(lines)))
+    for one, other in zip(run_task(model, tokenizer, LAMBADA, data)[0], run_task(model, tokenizer, LAMBADA, shuffled)[0], strict=True):
+        assert one.correct == other.correct
+        assert one.perplexity == pytest.approx(other.perplexity, rel=1e-5)
+
+
+def test_one_item_has_no_standard_error(model: GPT, tokenizer: Tokenizer, data: Path) -> None:
+    [result, _], [record] = run_task(model, tokenizer, LAMBADA, data, limit=1)
+    assert (result.items, result.accuracy_stderr, result.perplexity_stderr) == (1, None, None)
+    assert record["line"] == 1
+
+
+def test_the_papers_score_for_the_nearest_size() -> None:
+    for parameters, model, accuracy in [
+        (10**6, "gpt2", 45.99),
+        (125 * 10**6, "gpt2", 45.99),
+        (355 * 10**6, "gpt2-medium", 55.48),
+        (10**12, "gpt2-xl", 63.24),
+    ]:
+        found = {score.metric: score for score in nearest_scores(LAMBADA, parameters)}
+        assert (found["accuracy"].model, found["accuracy"].score) == (model, accuracy)
+        assert found["perplexity"].model == model
+
+
+def test_a_word_longer_than_the_context(model: GPT, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "a " + "xq" * 40}))
+    with pytest.raises(InputError, match=r"a\.jsonl:1.*context 24"):
+        run_task(model, tokenizer, LAMBADA, path)
+
+
+def test_broken_weights_are_said(model: GPT, tokenizer: Tokenizer, data: Path) -> None:
+    broken = GPT(model.config).eval()
+    torch.nn.init.constant_(broken.ln_f.bias, math.nan)
+    with pytest.raises(RunError, match="weights are broken"):
+        run_task(broken, tokenizer, LAMBADA, data)
