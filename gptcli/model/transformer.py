@@ -68,6 +68,8 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
+    head_loss = staticmethod(next_token_loss)  # a seam: the trainer may put a compiled form here
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -85,7 +87,7 @@ class GPT(nn.Module):
         x_BTC = self.hidden(idx_BT)
         if target_BT is None:
             return self.lm_head(x_BTC)
-        return next_token_loss(x_BTC.flatten(0, 1), self.lm_head.weight, target_BT.flatten())
+        return self.head_loss(x_BTC.flatten(0, 1), self.lm_head.weight, target_BT.flatten())
 
     def hidden(self, idx_BT: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """What the head reads, (B, T, C). With a cache, the tokens continue its positions, and it grows by T."""

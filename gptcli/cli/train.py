@@ -1,0 +1,210 @@
+"""`gpt train`: shards to a trained model, by the papers' recipe."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gptcli.cli.app import INTERRUPTED
+from gptcli.cli.config import resolved_toml
+from gptcli.cli.console import ConsoleEvents, amount, duration, print_json
+from gptcli.cli.train_plan import NAMES, RUN_TOML, Plan, make_plan, said
+from gptcli.events import SILENT, Events
+from gptcli.files import atomic_write, claim_output
+
+if TYPE_CHECKING:
+    from gptcli.shards.manifest import Manifest
+    from gptcli.trainer.config import Run
+
+MODEL, RECIPE, OUTPUT, WATCH, MACHINE = "Model", "Recipe", "Data and output", "Checkpoints and evaluation", "Machine"
+
+
+def register(app: typer.Typer) -> None:
+    app.command("train")(train)
+
+
+def _sizes(incomplete: str) -> list[str]:
+    from gptcli.model.config import size_names
+
+    return [name for name in size_names() if name.lower().startswith(incomplete.lower())]
+
+
+def _option(panel: str, metavar: str, default: str, text: str) -> Any:
+    """An option that may also come from --config, the paper or the machine: `default` says where it comes from if not given."""
+    return typer.Option(metavar=metavar, show_default=default, rich_help_panel=panel, help=text)
+
+
+def _flag(name: str, panel: str, text: str) -> Any:
+    return typer.Option(name, rich_help_panel=panel, help=text)
+
+
+Value = str | None
+
+
+def train(
+    size: Annotated[
+        Value,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            rich_help_panel=MODEL,
+            help="A size of GPT-2 or GPT-3, which brings architecture and recipe.",
+            autocompletion=_sizes,
+        ),
+    ] = None,
+    n_layer: Annotated[Value, _option(MODEL, "N", "size's", "Layers.")] = None,
+    n_head: Annotated[Value, _option(MODEL, "N", "size's", "Attention heads.")] = None,
+    d_model: Annotated[Value, _option(MODEL, "N", "size's", "Width.")] = None,
+    n_ctx: Annotated[Value, _option(MODEL, "N", "size's", "Context, in tokens.")] = None,
+    attention: Annotated[Value, _option(MODEL, "KIND", "size's", "dense or banded.")] = None,
+    band: Annotated[Value, _option(MODEL, "N", "256", "Keys that a banded layer sees.")] = None,
+    dropout: Annotated[Value, _option(MODEL, "P", "0", "On embeddings, attention and residual branches.")] = None,
+    tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Length of the run; the paper's schedule scales with it.")] = None,
+    batch_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Tokens of a step, in whole sequences.")] = None,
+    lr: Annotated[Value, _option(RECIPE, "X", "paper's", "Highest learning rate.")] = None,
+    min_lr_ratio: Annotated[Value, _option(RECIPE, "X", "paper's", "Where the decay ends, as a share of --lr.")] = None,
+    warmup_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Linear warm-up of the learning rate.")] = None,
+    decay_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Where the cosine decay ends.")] = None,
+    ramp_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "The batch grows to its full size over these; 0 for no ramp.")] = None,
+    weight_decay: Annotated[Value, _option(RECIPE, "X", "paper's", "Of matrices and embeddings.")] = None,
+    seed: Annotated[Value, _option(RECIPE, "N", "0", "Of weights, data order and dropout.")] = None,
+    data: Annotated[Value, _option(OUTPUT, "FOLDER", "shards", "What gpt build-shards made.")] = None,
+    out: Annotated[
+        Value,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FOLDER",
+            show_default="runs/SIZE",
+            rich_help_panel=OUTPUT,
+            help="The run folder; model.safetensors comes last.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+            help="Any of these options in a TOML file, and beta1, beta2, eps, clip, ramp_from. An earlier run.toml will do.",
+        ),
+    ] = None,
+    resume: Annotated[bool, _flag("--resume", OUTPUT, "Go on from the newest checkpoint; what is not said again is as before.")] = False,
+    force: Annotated[bool, _flag("--force", OUTPUT, "Empty the run folder and start over.")] = False,
+    json: Annotated[bool, _flag("--json", OUTPUT, "A report, as one JSON object on stdout.")] = False,
+    checkpoint_every: Annotated[Value, _option(WATCH, "N", "10 a run, at least every 1,000", "Steps between checkpoints.")] = None,
+    keep: Annotated[Value, _option(WATCH, "N", "2", "Checkpoints kept.")] = None,
+    eval_every: Annotated[Value, _option(WATCH, "N", "20 a run, at least every 500", "Steps between validation losses.")] = None,
+    eval_tokens: Annotated[Value, _option(WATCH, "N", "a 200th of --tokens, at most 1M", "Validation tokens read each time.")] = None,
+    layout: Annotated[Value, _option(MACHINE, "AXES", "all GPUs, sharded", "Replicas and shards: dp=2,shard=4.")] = None,
+    micro_batch: Annotated[Value, _option(MACHINE, "N", "what fits", "Sequences that a process runs at a time.")] = None,
+    precision: Annotated[Value, _option(MACHINE, "KIND", "auto", "Of the products: bf16, fp32, or auto.")] = None,
+    compile: Annotated[Value, _option(MACHINE, "WHEN", "auto", "torch.compile: on, off, or auto where it pays.")] = None,
+    dry_run: Annotated[bool, _flag("--dry-run", MACHINE, "Show configuration, sizes, work and memory, and stop.")] = False,
+) -> None:
+    """Train a GPT on shards, by the recipe of the paper that its size comes from.
+
+    Examples:
+
+        gpt train --size 350M
+
+        gpt train --size gpt2 --n-layer 4 --n-ctx 256 --tokens 10M --batch-tokens 8k --out runs/small
+    """
+    given = said({name: value for name, value in locals().items() if name in NAMES}, config, resume=resume)
+
+    from gptcli.shards.manifest import MANIFEST, read_manifest
+
+    folder = Path(given.values.get("data", "shards"))
+    if dry_run and not (folder / MANIFEST).is_file():
+        plan = make_plan(given, vocab_size=50257)
+    else:
+        manifest = read_manifest(folder)
+        plan = make_plan(given, manifest.vocab_size)
+    if dry_run:
+        _print_plan(plan, as_json=json)
+        return
+
+    from gptcli.trainer.launch import launch
+
+    leads = os.environ.get("RANK", "0") == "0"  # the only one, or the first of those that torchrun or Slurm started
+    events = ConsoleEvents() if leads else SILENT
+    run = _begin(plan, manifest, events, resume=resume, force=force, leads=leads)
+    if run is None:
+        events.info(f"{given.values['out']} is finished")
+        return
+    report = launch(run, events)
+    if report["interrupted"]:
+        events.info(f"stopped after step {report['step']:,}, with a checkpoint: --resume goes on")
+        raise typer.Exit(INTERRUPTED)
+    if leads:
+        events.info(f"trained on {report['tokens']:,} tokens in {duration(report['seconds'])}, loss {report['loss']:.4f}")
+        print_json("train", report) if json else print(run.out)
+
+
+def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, force: bool, leads: bool) -> Run | None:
+    """Check all that can be checked, claim the run folder and write run.toml into it; None where the run is finished."""
+    from gptcli.trainer.config import Run
+    from gptcli.trainer.export import is_finished
+    from gptcli.trainer.preflight import check_run, data_sha256, find_checkpoint
+
+    out = Path(plan.resolved.values["out"])
+    text = resolved_toml(plan.resolved, parameters=f"{plan.model.parameters:,}", vocab_size=f"{plan.model.vocab_size:,}, from the shards")
+    if resume and (out / RUN_TOML).is_file():
+        text = (out / RUN_TOML).read_text(encoding="utf-8")
+    run = Run(
+        name=plan.name,
+        out=out,
+        data=Path(plan.resolved.values["data"]),
+        model=plan.model,
+        train=plan.train,
+        data_sha256=data_sha256(manifest),
+        tokenizer_sha256=manifest.tokenizer_sha256,
+        eot_id=manifest.eot_id,
+        must_compile=plan.must_compile,
+        resolved=text,
+    )
+    check_run(run, manifest)
+    if resume:
+        checkpoint, at_end = find_checkpoint(run, events)
+        if at_end and is_finished(out):
+            return None
+        run = replace(run, checkpoint=checkpoint)
+    if leads:
+        claim_output(out, resume=resume, force=force)
+        with atomic_write(out / RUN_TOML, "w") as file:
+            file.write(text)
+    return run
+
+
+def _print_plan(plan: Plan, *, as_json: bool) -> None:
+    from gptcli.cost.flops import flops_per_token
+    from gptcli.cost.memory import training_memory
+    from gptcli.trainer.schedule import Schedule
+
+    steps = Schedule(plan.train, plan.model.n_ctx).steps()
+    flops = flops_per_token(plan.model, "6N") * plan.train.tokens
+    memory = sum(training_memory(plan.model.parameters).values())
+    if as_json:
+        print_json(
+            "train",
+            {
+                "config": plan.resolved.values,
+                "origin": plan.resolved.origin,
+                "parameters": plan.model.parameters,
+                "steps": steps,
+                "flops": flops,
+                "memory_bytes": memory,
+            },
+        )
+        return
+    facts = {
+        "parameters": f"{plan.model.parameters:,}",
+        "steps": f"{steps:,}",
+        "work": f"{flops:.3g} FLOP (6N)",
+        "memory": f"{amount(memory)}B for weights, gradients and optimizer over all processes; activations come on top",
+    }
+    print(resolved_toml(plan.resolved, **facts), end="")

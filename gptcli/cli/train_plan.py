@@ -1,0 +1,148 @@
+"""What `gpt train` will do: option > --config file > the resumed run > the paper > what suits this machine, each with its origin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptcli.cli.config import Resolved, count, quantity, read_config
+from gptcli.errors import UsageError
+from gptcli.model.config import ModelConfig, find_size
+from gptcli.papers.models import PaperModel
+from gptcli.trainer.config import TrainConfig, from_values
+from gptcli.trainer.recipe import SCALED, cadence, nearest_paper, paper_recipe, whole_sequences
+
+RUN_TOML = "run.toml"
+SHAPE = ("n_layer", "n_head", "d_model", "n_ctx")
+
+
+def _words(value: Any) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"{value!r} is not text")
+    return value
+
+
+def _switch(value: Any) -> str:
+    if value not in ("auto", "on", "off"):
+        raise UsageError(f"{value!r} is none of auto, on, off")
+    return value
+
+
+NAMES: dict[str, Any] = {  # what a configuration file may hold, and how each value is read: the options, and the recipe's constants
+    **dict.fromkeys(("size", "attention", "data", "out", "layout", "precision"), _words),
+    **dict.fromkeys((*SHAPE, "band", "tokens", "batch_tokens", "warmup_tokens", "decay_tokens", "ramp_tokens", "ramp_from"), count),
+    **dict.fromkeys(("seed", "micro_batch", "checkpoint_every", "eval_every", "eval_tokens", "keep"), count),
+    **dict.fromkeys(("dropout", "lr", "min_lr_ratio", "weight_decay", "beta1", "beta2", "eps", "clip"), quantity),
+    "compile": _switch,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run as it will be. `resolved` holds every value with its origin, as run.toml does."""
+
+    name: str
+    resolved: Resolved
+    model: ModelConfig
+    train: TrainConfig
+    must_compile: bool
+    """The user said so; "auto" may fail and go on without."""
+
+
+def said(options: Mapping[str, Any], config: Path | None, *, resume: bool) -> Resolved:
+    """What the user said, by option and file, over the run.toml of the run that is resumed. `out` is among it in any case.
+
+    `options` are as typed, None where not given. Raises UsageError or InputError.
+    """
+    given = Resolved()
+    if config is not None:
+        given.put(read_config(config, NAMES), str(config))
+    for name, text in options.items():
+        try:
+            given.put({name: None if text is None else NAMES[name](text)}, "option")
+        except UsageError as error:
+            raise UsageError(error.what, where=f"--{name.replace('_', '-')}", hint=error.hint) from None
+    if "out" not in given.values:
+        given.put({"out": f"runs/{given.values.get('size', 'gpt')}"}, "default")
+    earlier = Path(given.values["out"], RUN_TOML)
+    if not (resume and earlier.is_file()):
+        return given
+    before = Resolved()
+    before.put(read_config(earlier, NAMES), RUN_TOML)
+    if "size" in given.values and _paper(given) != _paper(before):
+        was = before.values.get("size", "of no named size")
+        raise UsageError(f"the run here is {was}, not {given.values['size']}", where=earlier, hint="name another --out")
+    for name, value in given.values.items():
+        before.put({name: value}, given.origin[name])
+    return before
+
+
+def make_plan(given: Resolved, vocab_size: int) -> Plan:
+    """Fill in what was not said: from the paper, then from the machine. Raises UsageError."""
+    model, paper = _model(given, vocab_size)
+    resolved = Resolved()
+    resolved.put({"data": "shards", "layout": "auto", "precision": "auto", "compile": "auto", "seed": 0}, "default")
+    resolved.put({name: value for name, value in model.as_dict().items() if name in NAMES}, paper.name)
+    _lay_recipe(resolved, paper, given)
+    for name, value in given.values.items():
+        resolved.put({name: value}, given.origin[name])
+    _round_batch(resolved, model.n_ctx)
+    values, origin = resolved.values, resolved.origin
+
+    # torch comes with these, and a second or two: what can be refused without has been
+    from gptcli.trainer.layout import parse_layout
+    from gptcli.trainer.machine import auto_compile, auto_layout, auto_micro_batch, auto_precision
+
+    sequences = values["batch_tokens"] // model.n_ctx
+    layout = auto_layout() if values["layout"] == "auto" else parse_layout(values["layout"])
+    if values["layout"] == "auto":
+        origin["layout"] += f": {layout} here"
+
+    def choose(name: str, value: Any, why: str) -> None:
+        if values.get(name, "auto") == "auto":
+            resolved.put({name: value}, f"auto: {why}")
+
+    choose("precision", *auto_precision(model))
+    choose("micro_batch", *auto_micro_batch(model, layout, sequences))
+    compiled, why = auto_compile(model, values["tokens"], layout)
+    choose("compile", "on" if compiled else "off", why)
+
+    for name, value in cadence(values["tokens"], values["batch_tokens"]).items():
+        choose(name, value, "by the length of the run")
+    train = from_values(TrainConfig, {**values, "layout": str(layout), "compile": values["compile"] == "on"})
+    must_compile = train.compile and not origin["compile"].startswith(("auto", RUN_TOML))
+    return Plan(paper.name if "size" in values else "GPT", resolved, model, train, must_compile)
+
+
+def _paper(given: Resolved) -> PaperModel | None:
+    return find_size(given.values["size"]) if "size" in given.values else None
+
+
+def _model(given: Resolved, vocab_size: int) -> tuple[ModelConfig, PaperModel]:
+    """The architecture, and the paper's size it is, or the one whose recipe is nearest."""
+    changes = {name: given.values[name] for name in (*SHAPE, "attention", "band", "dropout") if name in given.values}
+    if (paper := _paper(given)) is not None:
+        return ModelConfig.from_paper(paper, vocab_size=vocab_size, **changes), paper
+    if missing := [f"--{name.replace('_', '-')}" for name in SHAPE if name not in changes]:
+        raise UsageError("no size is given", where="--size", hint=f"for example --size 350M; or say {', '.join(missing)} too")
+    model = ModelConfig(vocab_size=vocab_size, **changes)
+    return model, nearest_paper(model)
+
+
+def _lay_recipe(resolved: Resolved, paper: PaperModel, given: Resolved) -> None:
+    """The paper's recipe; what `tokens` scales says so."""
+    tokens = given.values.get("tokens")
+    recipe = paper_recipe(paper, tokens)
+    resolved.put(recipe, f"{paper.paper}, {paper.name}")
+    if tokens is not None:
+        resolved.put({name: recipe[name] for name in SCALED}, f"{paper.paper}, {paper.name}, in proportion to tokens")
+
+
+def _round_batch(resolved: Resolved, n_ctx: int) -> None:
+    """A batch is whole sequences."""
+    asked = resolved.values["batch_tokens"]
+    whole = whole_sequences(asked, n_ctx)
+    if whole != asked:
+        resolved.put({"batch_tokens": whole}, f"{resolved.origin['batch_tokens']}: {asked} in whole sequences of {n_ctx}")

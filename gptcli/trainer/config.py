@@ -1,0 +1,111 @@
+"""What a training run is told. Imports no torch, so that a wrong configuration is refused at once."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from gptcli.errors import UsageError, nearest
+from gptcli.model.config import ModelConfig
+
+PRECISIONS = ("bf16", "fp32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How a model is trained. Schedules are in tokens, cadences in steps. Raises UsageError where the values cannot be met."""
+
+    tokens: int
+    """The run ends here, on a whole sequence."""
+    batch_tokens: int
+    """Of a step, all processes together, once the ramp is over: whole sequences."""
+    lr: float
+    """The highest learning rate, reached at the end of the warm-up."""
+    min_lr_ratio: float
+    """Where the decay ends, as a share of `lr`."""
+    warmup_tokens: int
+    """Linear from 0 over these."""
+    decay_tokens: int
+    """The cosine decay ends here, counted from the start."""
+    ramp_tokens: int
+    """The batch grows linearly from `ramp_from` to `batch_tokens` over these; 0 for no ramp."""
+    ramp_from: int
+    """Tokens of the first step's batch."""
+    weight_decay: float
+    """Of tensors with two or more dimensions: every matrix, the embeddings among them, no bias and no gain."""
+    beta1: float
+    beta2: float
+    eps: float
+    clip: float
+    """The gradient's global norm is cut to this."""
+    seed: int
+    """Of the initial weights, the data order and dropout."""
+
+    micro_batch: int
+    """Sequences that one process runs at a time; gradients add up until the batch is whole."""
+    layout: str
+    """"dp=2,shard=4": see `gptcli.trainer.layout`."""
+    precision: str
+    """Of the products: "bf16" or "fp32". Weights and optimizer are fp32 either way."""
+    compile: bool
+    """Through torch.compile."""
+    checkpoint_every: int
+    eval_every: int
+    eval_tokens: int
+    """Validation tokens that an evaluation reads, the same ones every time."""
+    keep: int
+    """Checkpoints kept, the newest."""
+
+    def __post_init__(self) -> None:
+        positive = ("tokens", "batch_tokens", "lr", "decay_tokens", "eps", "clip")
+        for name in (*positive, "micro_batch", "checkpoint_every", "eval_every", "eval_tokens", "keep"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} is {getattr(self, name)}", hint=f"{name} must be above 0")
+        for name in ("warmup_tokens", "ramp_tokens", "ramp_from", "weight_decay", "seed"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"{name} is {getattr(self, name)}", hint=f"{name} must be 0 or more")
+        for name in ("beta1", "beta2", "min_lr_ratio"):
+            value = getattr(self, name)
+            if not (0 <= value < 1 or (name == "min_lr_ratio" and value == 1)):
+                raise UsageError(f"{name} is {value}", hint=f"{name} must be at least 0 and below 1")
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"unknown precision {self.precision!r}", hint=nearest(self.precision, PRECISIONS))
+
+
+RECIPE = (  # what decides the weights, given model and data: a resume holds these fixed; the rest may change
+    "tokens", "batch_tokens", "lr", "min_lr_ratio", "warmup_tokens", "decay_tokens", "ramp_tokens", "ramp_from",
+    "weight_decay", "beta1", "beta2", "eps", "clip", "seed",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One training run: what is trained, how, on what, and where it is written."""
+
+    name: str
+    """Of the model card: the paper's name for the size, or "GPT"."""
+    out: Path
+    data: Path
+    model: ModelConfig
+    train: TrainConfig
+    data_sha256: str
+    """Of the shards' own fingerprints."""
+    tokenizer_sha256: str
+    eot_id: int
+    must_compile: bool = False
+    """A failing compiler is an error, not a reason to go on without."""
+    checkpoint: Path | None = None
+    """Go on from here."""
+    resolved: str = ""
+    """run.toml's text, for the report and the model card."""
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a resume to be the same run."""
+        recipe = {name: value for name, value in asdict(self.train).items() if name in RECIPE}
+        return {**self.model.as_dict(), **recipe, "data": self.data_sha256, "tokenizer": self.tokenizer_sha256}
+
+
+def from_values(kind: type[Any], values: dict[str, Any]) -> Any:
+    """The dataclass `kind` from those of `values` that are its fields."""
+    return kind(**{field.name: values[field.name] for field in fields(kind) if field.name in values})

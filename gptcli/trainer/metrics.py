@@ -1,0 +1,36 @@
+"""`metrics.jsonl`: a line a step. After a resume it reads as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gptcli.files import atomic_write
+
+METRICS = "metrics.jsonl"
+Line = dict[str, Any]
+
+
+class MetricsLog:
+    """Appends lines; each is with the system when `write` returns, so that a killed process loses none."""
+
+    def __init__(self, out: Path, *, before: int = 0) -> None:
+        """Keeps the lines of steps below `before`, and cuts the rest off."""
+        kept = [line for line in read_metrics(out) if line["step"] < before]
+        self.path = Path(out) / METRICS
+        with atomic_write(self.path, "w") as file:
+            file.writelines(json.dumps(line) + "\n" for line in kept)
+
+    def write(self, line: Line) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_metrics(out: Path) -> list[Line]:
+    """The lines of a run folder so far; a last one that a killed process left unfinished is passed over."""
+    path = Path(out) / METRICS
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]

@@ -1,0 +1,65 @@
+"""What can be refused before a process starts or a file is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from gptcli.errors import InputError, UsageError
+from gptcli.events import Events
+from gptcli.shards.loader import open_split
+from gptcli.shards.manifest import Manifest
+from gptcli.shards.order import Windows
+from gptcli.tokenizer.tokenizer import load_tokenizer
+from gptcli.trainer import checkpoint
+from gptcli.trainer.config import Run
+from gptcli.trainer.layout import parse_layout
+from gptcli.trainer.machine import check_layout
+from gptcli.trainer.schedule import Schedule
+
+
+def data_sha256(manifest: Manifest) -> str:
+    """The fingerprint of all tokens: files, splits and checksums of the shards, in order."""
+    rows = [[shard.file, shard.split, shard.tokens, shard.sha256] for shard in manifest.shards]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def check_run(run: Run, manifest: Manifest) -> None:
+    """Every byte of the shards, their tokenizer, and whether this machine can meet the layout. Raises UsageError or InputError."""
+    schedule = Schedule(run.train, run.model.n_ctx)
+    check_layout(parse_layout(run.train.layout), min(schedule.full, schedule.total))
+    if run.out.resolve() in (run.data.resolve(), *run.data.resolve().parents):
+        raise UsageError("the run folder holds the shards", where=run.out, hint="choose another --out")
+    if load_tokenizer(run.data).sha256 != manifest.tokenizer_sha256:
+        raise InputError(
+            "the tokenizer beside the shards is not the one they were made with", where=run.data, hint="build the shards again"
+        )
+    Windows(open_split(run.data, "train"), run.model.n_ctx, run.train.seed)
+    if manifest.tokens("val"):
+        open_split(run.data, "val")
+
+
+def find_checkpoint(run: Run, events: Events) -> tuple[Path | None, bool]:
+    """Where a resume goes on, and whether the run is at its end. Raises UsageError where what is there is another run."""
+    folder = checkpoint.newest(run.out, events)
+    if folder is None:
+        return None, False
+    state = checkpoint.read_state(folder)
+    if changed := differences(state.identity, run.identity()):
+        raise UsageError(
+            f"this is not the run that is to be resumed: {'; '.join(changed)}",
+            where=run.out,
+            hint="name another --out, or --force starts over",
+        )
+    return folder, state.position.sequences >= Schedule(run.train, run.model.n_ctx).total
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What changed, in words."""
+    return [
+        f"the {name} changed" if name in ("data", "tokenizer") else f"{name} was {before.get(name)}, now {now.get(name)}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]

@@ -1,0 +1,61 @@
+"""Learning rate and batch as pure functions of tokens (GPT-3, Appendix B), so that the ramp does not bend the learning rate and any
+step of a run is known from its configuration alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from gptcli.errors import UsageError
+from gptcli.trainer.config import TrainConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a run stands between two steps."""
+
+    step: int = 0
+    sequences: int = 0
+    """Read so far, by all processes together."""
+
+
+class Schedule:
+    """The steps of a run. Batches are whole sequences of `n_ctx` tokens."""
+
+    def __init__(self, config: TrainConfig, n_ctx: int) -> None:
+        """Raises UsageError where the run is shorter than a sequence."""
+        self.config, self.n_ctx = config, n_ctx
+        self.total = config.tokens // n_ctx
+        """Sequences of the whole run."""
+        self.full = max(1, round(config.batch_tokens / n_ctx))
+        """Sequences of a batch after the ramp."""
+        self.first = min(self.full, max(1, round(config.ramp_from / n_ctx)))
+        if self.total < 1:
+            raise UsageError(f"{config.tokens} tokens are less than one sequence of {n_ctx}", hint="raise --tokens or lower --n-ctx")
+
+    def lr(self, tokens: float) -> float:
+        """The learning rate of the step that ends at `tokens`: linear from 0, then a cosine to min_lr_ratio, then constant."""
+        c = self.config
+        if tokens < c.warmup_tokens:
+            return c.lr * tokens / c.warmup_tokens
+        progress = (tokens - c.warmup_tokens) / (c.decay_tokens - c.warmup_tokens) if tokens < c.decay_tokens else 1.0
+        return c.lr * (c.min_lr_ratio + (1 - c.min_lr_ratio) * (1 + math.cos(math.pi * progress)) / 2)
+
+    def batch(self, sequences: int) -> int:
+        """Sequences of the step that begins after `sequences`: linear from `ramp_from`, then `batch_tokens`; the last takes the rest."""
+        done = sequences * self.n_ctx
+        size = self.full
+        if done < self.config.ramp_tokens:
+            size = self.first + (self.full - self.first) * done // self.config.ramp_tokens
+        return min(size, self.total - sequences)
+
+    def after(self, position: Position) -> Position:
+        """The end of the step that begins at `position`."""
+        return Position(position.step + 1, position.sequences + self.batch(position.sequences))
+
+    def steps(self) -> int:
+        """Of the whole run: the ramp is walked, the rest divided."""
+        position = Position()
+        while position.sequences < self.total and self.batch(position.sequences) < self.full:
+            position = self.after(position)
+        return position.step + -(-(self.total - position.sequences) // self.full)

@@ -1,0 +1,68 @@
+"""One update of the weights: gradients of the whole batch, clip, AdamW."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+
+import torch
+from torch import nn
+
+from gptcli.trainer.batches import MicroBatch
+from gptcli.trainer.layout import Place, reduce_gradients
+from gptcli.trainer.optimizer import clip_gradients
+
+
+class Stepper:
+    """Turns micro-batches into updates of one laid-out model."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        place: Place,
+        *,
+        clip: float,
+        autocast: bool,
+        dropout_seed: int | None,
+    ) -> None:
+        """`autocast` runs products in bf16. `dropout_seed` is None where nothing is dropped."""
+        self.model, self.optimizer, self.place, self.clip = model, optimizer, place, clip
+        self.autocast, self.dropout_seed = autocast, dropout_seed
+
+    def gradients(self, batches: list[MicroBatch], tokens: int, step: int) -> torch.Tensor:
+        """Leave the gradient of the mean loss over the `tokens` of the whole batch, all processes', in the parameters.
+
+        Returns this process's summed loss, a scalar on the device. The divisor is the batch's own count, so that neither
+        micro-batches nor processes change the result.
+        """
+        self.model.train()
+        total = torch.zeros((), device=self.place.device)
+        scale = self.place.world / tokens  # the engines average over processes
+        for number, (x_BT, y_BT) in enumerate(batches):
+            if self.dropout_seed is not None:
+                torch.manual_seed(dropout_seed(self.dropout_seed, step, self.place.rank, number))
+            reduce_gradients(self.model, number == len(batches) - 1)
+            with self.precision():
+                loss = self.model(x_BT, y_BT)
+            (loss * scale).backward()
+            total += loss.detach()
+        return total
+
+    def update(self, lr: float) -> torch.Tensor:
+        """Move the weights by the gradients there are; returns the gradient's norm before the clip, a scalar on the device."""
+        norm = clip_gradients(self.model, self.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    def precision(self) -> contextlib.AbstractContextManager[object]:
+        """What products run in."""
+        return torch.autocast(self.place.device.type, torch.bfloat16, enabled=self.autocast)
+
+
+def dropout_seed(seed: int, step: int, rank: int, micro: int) -> int:
+    """The seed of one micro-batch's dropout: a function of its place in the run, so that no generator's state need be saved."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {step} {rank} {micro}".encode(), digest_size=8).digest(), "little") >> 1

@@ -1,0 +1,39 @@
+"""Speed against the peers, as ratios in one run.
+
+    make bench                              everything that can run here
+    python -m tests.benchmarks startup      one of them
+
+Peers are measured from a clone of your own: NANOGPT=path/to/nanoGPT. Real text comes from GPT_TEST_DATA. Nothing is downloaded.
+Let the machine be quiet; quote ratios, never one absolute time.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.benchmarks import startup, training
+
+BENCHMARKS = {"startup": startup.run, "shakespeare": training.shakespeare, "gpt2-124M": training.gpt2_124m}
+
+
+def machine() -> str:
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = lines[0].split(":", 1)[1].strip() if lines else cpu
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{cpu}, {torch.get_num_threads()} cores, {gpu}, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+if __name__ == "__main__":
+    print(f"machine: {machine()}")
+    for name in sys.argv[1:] or BENCHMARKS:
+        if name not in BENCHMARKS:
+            sys.exit(f"no benchmark {name!r}: one of {', '.join(BENCHMARKS)}")
+        print(f"\n== {name} ==", flush=True)
+        BENCHMARKS[name]()

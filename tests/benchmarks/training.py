@@ -1,0 +1,127 @@
+"""Training against nanoGPT: its Shakespeare recipe for CPUs, whole processes; and GPT-2 124M, tokens a second."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from gptcli.shards.format import token_dtype, write_shard
+from gptcli.shards.manifest import Manifest, Shard, write_manifest
+from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
+
+VALIDATION = 0.1  # nanoGPT's split: the last tenth of the text
+
+
+def gpt(*words: object, cwd: Path) -> str:
+    return subprocess.run([sys.executable, "-m", "gptcli", *map(str, words)], cwd=cwd, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def nanogpt(*words: str) -> tuple[str, float] | None:
+    """What nanoGPT's train.py prints, and the wall seconds of the whole process; None without a clone."""
+    clone = os.environ.get("NANOGPT")
+    if not clone:
+        print("nanoGPT: not measured; set NANOGPT to a clone of karpathy/nanoGPT")
+        return None
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, "train.py", *words], cwd=clone, check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout, time.perf_counter() - begin
+
+
+def give_nanogpt(name: str, train: np.ndarray, val: np.ndarray, vocab_size: int) -> None:
+    """Lay token files where nanoGPT looks for a data set called `name`."""
+    folder = Path(os.environ["NANOGPT"]) / "data" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    train.astype(np.uint16).tofile(folder / "train.bin")
+    val.astype(np.uint16).tofile(folder / "val.bin")
+    (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": vocab_size}))
+
+
+def shakespeare() -> None:
+    data = os.environ.get("GPT_TEST_DATA")
+    if not data:
+        print("skipped: set GPT_TEST_DATA to a folder with tinyshakespeare/input.txt")
+        return
+    text = Path(data, "tinyshakespeare", "input.txt").read_text(encoding="utf-8")
+    cut = round(len(text) * (1 - VALIDATION))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "train.txt").write_text(text[:cut], encoding="utf-8")
+        (folder / "val.txt").write_text(text[cut:], encoding="utf-8")
+        # 256 bytes and end-of-text: for this text, a character vocabulary
+        gpt("tokenize", "train", "train.txt", "--vocab-size", 257, "-o", "tokenizer.json", cwd=folder)
+        gpt("build-shards", "train.txt", "--tokenizer", "tokenizer.json", "--val-fraction", 0, "-o", "shards", cwd=folder)
+        begin = time.perf_counter()
+        gpt(
+            "train", "--size", "gpt2", "--n-layer", 4, "--n-head", 4, "--d-model", 128, "--n-ctx", 64, "--batch-tokens", 12 * 64,
+            "--tokens", 2000 * 12 * 64, "--lr", 1e-3, "--warmup-tokens", 100 * 12 * 64, "--out", "run", cwd=folder,
+        )  # fmt: skip
+        ours = time.perf_counter() - begin
+        loss = json.loads(gpt("eval", "run", "--text", "val.txt", "--json", cwd=folder))["loss"]
+        print(f"gpt train: {ours:.1f} s, validation loss {loss:.4f}")
+    if "NANOGPT" in os.environ:
+        characters = sorted(set(text))
+        ids = np.array([characters.index(character) for character in text])
+        give_nanogpt("bench_characters", ids[:cut], ids[cut:], len(characters))
+    theirs = nanogpt(
+        "config/train_shakespeare_char.py", "--dataset=bench_characters", "--device=cpu", "--dtype=float32", "--compile=False",
+        "--eval_iters=20", "--log_interval=1", "--block_size=64", "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128",
+        "--max_iters=2000", "--lr_decay_iters=2000", "--dropout=0.0",
+    )  # fmt: skip
+    if theirs:
+        losses = re.findall(r"step (\d+): train loss [\d.]+, val loss ([\d.]+)", theirs[0])
+        print(f"nanoGPT:   {theirs[1]:.1f} s, validation loss {losses[-1][1]} (its own estimate at step {losses[-1][0]})")
+        print(f"wall time: ours / nanoGPT = {ours / theirs[1]:.2f}")
+
+
+def gpt2_124m(steps: int = 6) -> None:
+    """Median tokens a second over the steps after the first two."""
+    rng = np.random.default_rng(0)
+    train, val = rng.integers(0, 50257, 200_000), rng.integers(0, 50257, 20_000)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_shards(folder / "shards", train, val)
+        gpt(
+            "train", "--size", "gpt2", "--n-ctx", 1024, "--batch-tokens", 4096, "--micro-batch", 4, "--tokens", 4096 * steps,
+            "--compile", "on", "--out", "run", cwd=folder,
+        )  # fmt: skip
+        lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+        ours = statistics.median(line["tokens_per_second"] for line in lines[2:])
+        print(f"gpt train: {ours:.0f} tokens/s (compiled, {lines[-1].get('precision', 'bf16')})")
+    if "NANOGPT" in os.environ:
+        give_nanogpt("bench_random", train, val, 50304)
+    theirs = nanogpt(
+        "--dataset=bench_random", "--device=cpu", "--dtype=float32", "--compile=False", "--eval_iters=1", "--log_interval=1",
+        "--block_size=1024", "--batch_size=4", "--gradient_accumulation_steps=1", "--max_iters=3", "--bias=True", "--out_dir=/tmp/nanogpt-bench",
+    )  # fmt: skip
+    if theirs:
+        times = [float(ms) for ms in re.findall(r"time ([\d.]+)ms", theirs[0])]
+        peer = 4096e3 / statistics.median(times[1:])
+        print(f"nanoGPT:   {peer:.0f} tokens/s (as it ships for CPU: fp32, not compiled)")
+        print(f"tokens/s: ours / nanoGPT = {ours / peer:.2f}")
+
+
+def write_shards(folder: Path, train: np.ndarray, val: np.ndarray) -> None:
+    """Tokens of GPT-2's vocabulary as a shard folder, one document a split, with a tokenizer nobody will ask for text."""
+    tokens = [*byte_alphabet(), *(f"{a}{b}" for a in byte_alphabet() for b in byte_alphabet())][: 50257 - 1]
+    tokenizer = Tokenizer([*tokens, END_OF_TEXT], [])
+    folder.mkdir(parents=True)
+    tokenizer.save(folder / "tokenizer.json")
+    shards = []
+    for split, ids in (("train", train), ("val", val)):
+        file = f"{split}-000000.bin"
+        digest = write_shard(folder / file, np.array([len(ids)]), [ids], token_dtype(50257))
+        shards.append(Shard(file=file, split=split, tokens=len(ids), documents=1, sha256=digest))
+    manifest = Manifest(
+        tokenizer_sha256=tokenizer.sha256, vocab_size=50257, eot_id=50256, seed=0, val_fraction=0.1, split_rule="given", shards=shards, sources=[]
+    )  # fmt: skip
+    write_manifest(folder, manifest)

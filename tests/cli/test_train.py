@@ -1,0 +1,199 @@
+"""`gpt train` as a user meets it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from gptcli.cli import main
+
+SMALL = ["--n-layer", "1", "--n-head", "1", "--d-model", "8", "--n-ctx", "16", "--tokens", "640", "--batch-tokens", "64"]
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Path:
+    """A folder with `shards` in it."""
+    spec = importlib.util.spec_from_file_location("trainer_conftest", Path(__file__).parents[1] / "trainer" / "conftest.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    folder = tmp_path_factory.mktemp("made")
+    module.make_shards(folder / "shards")
+    return folder
+
+
+@pytest.fixture
+def here(made, tmp_path) -> Path:
+    shutil.copytree(made / "shards", tmp_path / "shards")
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def gpt_inside(here, monkeypatch, capsys):
+    """As the fixture `gpt`, in this process, which has imported torch once; returns stdout and stderr."""
+    monkeypatch.chdir(here)
+
+    def run(*words: str, code: int = 0) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["gpt", *words])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        assert (stop.value.code or 0) == code, err
+        return out, err
+
+    return run
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_as_typed_then_again_then_resumed(gpt, gpt_inside, here):
+    done = gpt("train", "--size", "125M", *SMALL)
+    assert done.stdout == "runs/125M\n"
+    out = here / "runs" / "125M"
+    text = (out / "run.toml").read_text()
+    assert "tokens = 640" in text
+    assert "# command: gpt train --size 125M" in text
+    origins = {line.partition(" = ")[0]: line.rpartition("  # ")[2] for line in text.splitlines() if " = " in line}
+    assert origins["d_model"] == "option"
+    assert origins["attention"] == "gpt3-small"
+    assert origins["lr"] == "GPT-3, gpt3-small"
+    assert origins["warmup_tokens"] == "GPT-3, gpt3-small, in proportion to tokens"
+    assert origins["precision"].startswith("auto: ")
+
+    before = contents(out)
+    _, refused = gpt_inside("train", "--size", "125M", *SMALL, code=2)
+    assert "--resume" in refused
+    assert "--force" in refused
+    assert "is finished" in gpt_inside("train", "--size", "125M", *SMALL, "--resume")[1]
+    assert "is finished" in gpt_inside("train", "--out", "runs/125M", "--resume")[1]  # what is not said again is as before
+    assert "lr was 0.0006, now 0.001" in gpt_inside("train", "--size", "125M", "--lr", "1e-3", "--resume", code=2)[1]
+    assert "125M, not 350M" in gpt_inside("train", "--size", "350M", "--out", "runs/125M", "--resume", code=2)[1]
+    assert contents(out) == before
+    report = json.loads(gpt_inside("train", "--size", "125M", *SMALL, "--force", "--json")[0])
+    assert report["schema"] == "gpt.train/1"
+    assert (report["step"], report["tokens"]) == (10, 640)
+    assert (out / "model.safetensors").read_bytes() == before["model.safetensors"]
+
+
+def test_sigterm_checkpoints_and_exits_130(gpt_inside, here):
+    words = ["train", "--size", "gpt2", *SMALL, "--tokens", "64k"]
+    process = subprocess.Popen([sys.executable, "-m", "gptcli", *words], cwd=here, stderr=subprocess.PIPE, text=True)
+    metrics = here / "runs" / "gpt2" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert "--resume goes on" in errors
+    gpt_inside(*words, "--resume")
+    gpt_inside(*words, "--out", "whole")
+    assert (here / "whole" / "model.safetensors").read_bytes() == (here / "runs" / "gpt2" / "model.safetensors").read_bytes()
+
+
+def test_torchrun(gpt_inside, here):
+    gpt_inside("train", "--size", "gpt2", *SMALL, "--out", "one", "--precision", "fp32")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "gptcli", "train"]
+    done = subprocess.run(
+        [*torchrun, "--size", "gpt2", *SMALL, "--out", "two", "--precision", "fp32"], cwd=here, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "two\n"
+    one, two = ([json.loads(line)["loss"] for line in (here / name / "metrics.jsonl").read_text().splitlines()] for name in ("one", "two"))
+    assert two == pytest.approx(one, abs=1e-4)
+
+
+def test_dry_run_shows_and_writes_nothing(gpt_inside, here):
+    before = contents(here)
+    shown = gpt_inside("train", "--size", "350M", "--data", "shards", "--dry-run")[0]
+    assert tomllib.loads(shown)["batch_tokens"] == 2**19
+    assert "# steps: " in shown
+    table = json.loads(gpt_inside("train", "--size", "350M", "--data", "none yet", "--dry-run", "--json")[0])
+    assert table["parameters"] == 355_871_744
+    assert table["memory_bytes"] == 16 * 355_871_744
+    assert table["config"]["tokens"] == 300_000_000_000
+    assert table["steps"] > 300e9 / 2**19
+    assert contents(here) == before
+
+
+def test_option_over_file_over_paper_and_an_earlier_run_as_a_file(gpt_inside, here):
+    (here / "small.toml").write_text('size = "gpt2"\nn-layer = 2\nlr = 1e-3\ntokens = "0.5M"\nbeta2 = 0.99\ncompile = "off"\n')
+    first = gpt_inside("train", "--config", "small.toml", "--lr", "2e-3", "--dry-run")[0]
+    values = tomllib.loads(first)
+    assert (values["n_layer"], values["lr"], values["tokens"], values["beta2"], values["n_head"]) == (2, 2e-3, 500_000, 0.99, 12)
+    (here / "run.toml").write_text(first)
+    assert tomllib.loads(gpt_inside("train", "--config", "run.toml", "--dry-run")[0]) == values
+
+
+BAD = {
+    "no size": ([], "no size is given"),
+    "unknown size": (["--size", "351M"], "did you mean"),
+    "heads": (["--size", "gpt2", "--n-head", "7"], "does not divide into 7 heads"),
+    "no shards": (["--size", "gpt2", "--data", "nowhere"], "nowhere: no such shard folder"),
+    "not shards": (["--size", "gpt2", "--data", "."], "not a shard folder"),
+    "no number": (["--size", "gpt2", "--tokens", "many"], "--tokens: 'many' is not a quantity"),
+    "no whole number": (["--size", "gpt2", "--n-layer", "1.5"], "--n-layer: '1.5' is not a whole number"),
+    "negative": (["--size", "gpt2", "--lr", "0"], "lr is 0"),
+    "precision": (["--size", "gpt2", "--precision", "fp64"], "unknown precision 'fp64'"),
+    "compile": (["--size", "gpt2", "--compile", "maybe"], "--compile: 'maybe' is none of"),
+    "axis": (["--size", "gpt2", "--layout", "pd=2"], "unknown axis 'pd'"),
+    "processes": ([*SMALL, "--layout", "dp=999"], "999 processes"),
+    "sequences": ([*SMALL, "--layout", "dp=5"], "a batch is 4 sequences"),
+    "context": (["--size", "gpt2", "--n-ctx", "8192"], "do not fill one window"),
+    "short": ([*SMALL, "--tokens", "15"], "less than one sequence"),
+    "out holds data": ([*SMALL, "--out", ".", "--force"], "holds the shards"),
+    "file": (["--config", "gone.toml"], "no such configuration file"),
+    "contradiction": ([*SMALL, "--resume", "--force"], "contradict"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_message_and_writes_nothing(gpt_inside, here, case):
+    words, message = BAD[case]
+    before = contents(here)
+    out, err = gpt_inside("train", *words, code=2)
+    assert message in err
+    assert err.startswith("gpt: ")
+    assert out == ""
+    assert contents(here) == before
+    assert not (here / "runs").exists()
+
+
+def test_an_unknown_key_is_named_with_its_line(gpt_inside, here):
+    (here / "c.toml").write_text('size = "gpt2"\n\nn-layers = 2\n')
+    _, err = gpt_inside("train", "--config", "c.toml", code=2)
+    assert "c.toml:3: unknown key 'n-layers'" in err
+    assert "n_layer" in err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits the size of files")
+def test_a_disk_that_is_full_keeps_what_is_whole(here):
+    """A limit on file size stands in for the disk: model.safetensors fits, the optimizer's state does not."""
+    script = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));from gptcli.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "train", "--size", "gpt2", *SMALL, "--out", "run"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "the checkpoint could not be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((here / "run").rglob("*.safetensors"))

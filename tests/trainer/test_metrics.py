@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from gptcli.trainer.metrics import METRICS, MetricsLog, read_metrics
+
+
+def test_a_resume_cuts_off_what_came_after_and_what_was_left_unfinished(tmp_path):
+    log = MetricsLog(tmp_path)
+    for step in range(1, 6):
+        log.write({"step": step, "loss": 1 / step})
+    with open(tmp_path / METRICS, "a") as file:
+        file.write('{"step": 6, "lo')
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5]
+    log = MetricsLog(tmp_path, before=4)
+    log.write({"step": 4, "loss": 0.0})
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]
+    assert read_metrics(tmp_path)[2] == {"step": 3, "loss": 1 / 3}
+
+
+def test_a_fresh_run_starts_with_none(tmp_path):
+    (tmp_path / METRICS).write_text('{"step": 1}\n')
+    MetricsLog(tmp_path)
+    assert read_metrics(tmp_path) == []

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from gptcli.model.transformer import GPT
+from gptcli.trainer.optimizer import clip_gradients, make_optimizer
+
+
+@pytest.fixture
+def model(make_run):
+    model = GPT(make_run().model)
+    model.init_weights(0)
+    return model
+
+
+def test_every_parameter_once_and_decay_only_on_two_dimensions(make_run, model):
+    decayed, plain = make_optimizer(model, make_run().train).param_groups
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    assert sum(p.numel() for p in [*decayed["params"], *plain["params"]]) == model.config.parameters
+    assert any(p is model.wte.weight for p in decayed["params"])
+    assert {name.rpartition(".")[2] for name, p in model.named_parameters() if any(p is q for q in plain["params"])} == {"weight", "bias"}
+    assert all(p.dim() == 1 for p in plain["params"])
+
+
+def test_one_update_is_adamw_as_printed(make_run, model):
+    before = copy.deepcopy(model)
+    optimizer = make_optimizer(model, make_run().train)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+    optimizer.step()
+    for old, new in zip(before.parameters(), model.parameters(), strict=True):
+        g = new.grad
+        decayed = old * (1 - 3e-3 * 0.1) if old.dim() >= 2 else old
+        expected = decayed - 3e-3 * g / (g.abs() + 1e-8)  # after one step, m/(1-b1) = g and v/(1-b2) = g²
+        assert torch.allclose(new, expected, atol=1e-6)
+
+
+def test_clip_cuts_the_global_norm_and_reports_the_old_one(model):
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 0.5)
+    norm = clip_gradients(model, 1.0)
+    assert norm.item() == pytest.approx(0.5 * model.config.parameters**0.5, rel=1e-5)
+    after = torch.stack([parameter.grad.norm() for parameter in model.parameters()]).norm()
+    assert after.item() == pytest.approx(1.0, rel=1e-4)

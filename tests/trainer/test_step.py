@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gptcli.events import SILENT
+from gptcli.shards.loader import open_split
+from gptcli.shards.order import Windows
+from gptcli.trainer.batches import micro_batches
+from gptcli.trainer.engine import build
+from gptcli.trainer.layout import Place
+from gptcli.trainer.step import dropout_seed
+
+PLACE = Place(torch.device("cpu"))
+
+
+def gradients(run, micro_batch, count=7, step=1):
+    """Gradient and loss of `count` sequences, `micro_batch` at a time."""
+    stepper = build(run, PLACE, SILENT)
+    order = Windows(open_split(run.data, "train"), run.model.n_ctx, 0)
+    loss = stepper.gradients(micro_batches(order, 0, count, micro_batch, PLACE), count * run.model.n_ctx, step)
+    return {name: p.grad for name, p in stepper.model.named_parameters()}, loss
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 4, 7, 9])
+def test_accumulated_gradients_are_those_of_the_mean_loss(make_run, micro_batch):
+    run = make_run(d_model=32, attention="banded", band=3)
+    grads, loss = gradients(run, micro_batch)
+    model = build(run, PLACE, SILENT).model
+    x, y = (torch.from_numpy(part) for part in Windows(open_split(run.data, "train"), 16, 0).batch(0, 7))
+    mean = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+    mean.backward()
+    assert loss.item() / (7 * 16) == pytest.approx(mean.item(), rel=1e-6)
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(grads[name], parameter.grad, atol=1e-7, rtol=1e-4), name
+
+
+def test_dropout_depends_on_seed_step_rank_and_micro_batch_alone(make_run):
+    run = make_run(dropout=0.3)
+    torch.manual_seed(5)
+    first, _ = gradients(run, 2)
+    torch.manual_seed(6)
+    again, _ = gradients(run, 2)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    later, _ = gradients(run, 2, step=2)
+    assert not torch.equal(first["wte.weight"], later["wte.weight"])
+    other, _ = gradients(replace(run, train=replace(run.train, seed=2)), 2)
+    assert not torch.equal(first["wte.weight"], other["wte.weight"])
+    assert len({dropout_seed(seed, step, rank, micro) for seed in (0, 1) for step in (0, 1) for rank in (0, 1) for micro in (0, 1)}) == 16
