@@ -43,6 +43,14 @@ class Attention(nn.Module):
         return self.c_proj(y_BHTD.transpose(1, 2).reshape(B, T, -1))
 
 
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    """GELU in its tanh form (Hendrycks and Gimpel 2016): x/2·(1 + tanh(u)) with u = sqrt(2/pi)·(x + 0.044715·x³)."""
+    if torch.compiler.is_compiling():  # the same function as x·sigmoid(2u): compiled, an exponential takes half the time of a tanh
+        x32 = x.float()
+        return (x32 * torch.sigmoid(math.sqrt(8 / math.pi) * (x32 + 0.044715 * x32 * x32 * x32))).to(x.dtype)
+    return F.gelu(x, approximate="tanh")
+
+
 class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -50,7 +58,7 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(config.d_ff, config.d_model)
 
     def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
-        return self.c_proj(F.gelu(self.c_fc(x_BTC), approximate="tanh"))
+        return self.c_proj(gelu(self.c_fc(x_BTC)))
 
 
 class Block(nn.Module):

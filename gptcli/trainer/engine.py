@@ -10,6 +10,7 @@ from gptcli.model.loss import IGNORE, next_token_loss
 from gptcli.model.transformer import GPT
 from gptcli.trainer.config import Run
 from gptcli.trainer.layout import Place, lay_out, parse_layout
+from gptcli.trainer.machine import keep_freed_memory
 from gptcli.trainer.optimizer import make_optimizer
 from gptcli.trainer.step import Stepper
 
@@ -17,6 +18,8 @@ from gptcli.trainer.step import Stepper
 def build(run: Run, place: Place, events: Events) -> Stepper:
     """The stepper of a run, freshly initialised. All processes call it together. Raises RunError where it insists on a failing compiler."""
     config = run.train
+    if place.device.type == "cpu":
+        keep_freed_memory()
     with torch.device("meta"):
         model = GPT(run.model)
     model.to_empty(device="cpu")

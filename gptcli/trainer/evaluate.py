@@ -19,4 +19,5 @@ def validation_loss(stepper: Stepper, order: InOrder, windows: int, micro_batch:
         for x_BT, y_BT in micro_batches(order, first, min(group, windows - first), micro_batch, place):
             with stepper.precision():
                 total += model(x_BT, y_BT)
+    model.train()
     return place.total(total).item() / (windows * order.n_ctx)

@@ -3,9 +3,11 @@ resumed takes the same way."""
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import shutil
+import sys
 
 import torch
 
@@ -20,6 +22,7 @@ REPAID = 300  # seconds of work, at the nominal speeds below, from which compili
 NOMINAL = {"cpu": 2e11, "cuda": 1e14}  # FLOP/s
 MICRO_TOKENS = {"cpu": 4096, "cuda": 65536}  # tokens that a process runs at a time: more gains no speed
 GPU_SHARE = 0.7  # of a GPU's memory that state and activations may fill
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def device_type() -> str:
@@ -105,6 +108,15 @@ def activation_bytes(model: ModelConfig) -> int:
     """Kept for the backward pass of one sequence: 34·T·C a layer in 16 bits with fused attention (Korthikanti et al. 2022), and as much
     again where autocast keeps the residual stream and the inputs of its casts in fp32."""
     return 2 * 34 * model.n_ctx * model.d_model * (model.n_layer + 1)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep large freed blocks for the next tensor. It would give each back to the system, and a CPU step would spend a
+    tenth of its time and more on getting zeroed pages again."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is not None and hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def share_cores(processes: int) -> None:

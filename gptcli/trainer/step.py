@@ -36,7 +36,6 @@ class Stepper:
         Returns this process's summed loss, a scalar on the device. The divisor is the batch's own count, so that neither
         micro-batches nor processes change the result.
         """
-        self.model.train()
         total = torch.zeros((), device=self.place.device)
         scale = self.place.world / tokens  # the engines average over processes
         for number, (x_BT, y_BT) in enumerate(batches):

@@ -66,7 +66,7 @@ def shakespeare() -> None:
             "--tokens", 2000 * 12 * 64, "--lr", 1e-3, "--warmup-tokens", 100 * 12 * 64, "--out", "run", cwd=folder,
         )  # fmt: skip
         ours = time.perf_counter() - begin
-        loss = json.loads(gpt("eval", "run", "--text", "val.txt", "--json", cwd=folder))["loss"]
+        loss = json.loads(gpt("eval", "run", "--text", "val.txt", "--json", cwd=folder))["losses"][0]["loss"]
         print(f"gpt train: {ours:.1f} s, validation loss {loss:.4f}")
     if "NANOGPT" in os.environ:
         characters = sorted(set(text))
@@ -101,7 +101,7 @@ def gpt2_124m(steps: int = 6) -> None:
         give_nanogpt("bench_random", train, val, 50304)
     theirs = nanogpt(
         "--dataset=bench_random", "--device=cpu", "--dtype=float32", "--compile=False", "--eval_iters=1", "--log_interval=1",
-        "--block_size=1024", "--batch_size=4", "--gradient_accumulation_steps=1", "--max_iters=3", "--bias=True", "--out_dir=/tmp/nanogpt-bench",
+        "--block_size=1024", "--batch_size=4", "--gradient_accumulation_steps=1", "--max_iters=3", "--bias=True", "--out_dir=out-bench",
     )  # fmt: skip
     if theirs:
         times = [float(ms) for ms in re.findall(r"time ([\d.]+)ms", theirs[0])]
@@ -122,6 +122,7 @@ def write_shards(folder: Path, train: np.ndarray, val: np.ndarray) -> None:
         digest = write_shard(folder / file, np.array([len(ids)]), [ids], token_dtype(50257))
         shards.append(Shard(file=file, split=split, tokens=len(ids), documents=1, sha256=digest))
     manifest = Manifest(
-        tokenizer_sha256=tokenizer.sha256, vocab_size=50257, eot_id=50256, seed=0, val_fraction=0.1, split_rule="given", shards=shards, sources=[]
+        tokenizer_sha256=tokenizer.sha256, vocab_size=50257, eot_id=50256, seed=0, val_fraction=0.1, split_rule="given",
+        shards=shards, sources=[],
     )  # fmt: skip
     write_manifest(folder, manifest)

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from gptcli.model.attention import attend, causal_mask
+from gptcli.model import attention as module
+from gptcli.model.attention import CausalOnCpu, attend, causal_mask
 
 
 def by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, band: int | None) -> torch.Tensor:
@@ -32,3 +33,16 @@ def test_attend_is_softmax_over_what_may_be_seen(T: int, S: int, band: int | Non
 def test_mask_counts_the_key_itself() -> None:
     mask = causal_mask(4, 4, 2, torch.device("cpu"))
     assert mask.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("T", [1, 5, 8, 19])
+def test_the_cpus_own_backward_pass(monkeypatch: pytest.MonkeyPatch, T: int) -> None:
+    monkeypatch.setattr(module, "QUERY_BLOCK", 8)
+    torch.manual_seed(T)
+    leaves = [torch.randn(2, 3, T, 8, requires_grad=True) for _ in range(3)]
+    dy = torch.randn(2, 3, T, 8)
+    expected = torch.autograd.grad(by_hand(*leaves, None), leaves, dy)
+    y = CausalOnCpu.apply(*leaves)
+    torch.testing.assert_close(y, by_hand(*leaves, None), atol=1e-5, rtol=1e-5)
+    for grad, wanted in zip(torch.autograd.grad(y, leaves, dy), expected, strict=True):
+        torch.testing.assert_close(grad, wanted, atol=1e-5, rtol=1e-5)

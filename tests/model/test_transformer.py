@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gptcli.model.config import ModelConfig
-from gptcli.model.transformer import GPT
+from gptcli.model.transformer import GPT, gelu
 
 
 def test_initialisation_is_gpt2s() -> None:
@@ -42,6 +42,16 @@ def test_initialisation_depends_on_the_seed_alone() -> None:
     assert torch.equal(one.h[1].mlp.c_fc.weight, same.h[1].mlp.c_fc.weight)
     assert not torch.equal(one.h[1].mlp.c_fc.weight, other.h[1].mlp.c_fc.weight)
     assert not torch.equal(one.h[0].mlp.c_fc.weight, one.h[1].mlp.c_fc.weight)
+
+
+def test_gelu_is_the_same_function_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.linspace(-12, 12, 4001, dtype=torch.float32, requires_grad=True)
+    by_hand = 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    (wanted,) = torch.autograd.grad(by_hand.sum(), x)
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
+        torch.testing.assert_close(gelu(x), by_hand, atol=2e-6, rtol=1e-5)
+        torch.testing.assert_close(torch.autograd.grad(gelu(x).sum(), x)[0], wanted, atol=2e-6, rtol=1e-5)
 
 
 def test_tied_head_is_one_tensor() -> None:
