@@ -104,10 +104,10 @@ def make_plan(given: Resolved, vocab_size: int) -> Plan:
         if values.get(name, "auto") == "auto":
             resolved.put({name: value}, f"auto: {why}")
 
-    choose("precision", *auto_precision(model))
     choose("micro_batch", *auto_micro_batch(model, layout, sequences))
     compiled, why = auto_compile(model, values["tokens"], layout)
     choose("compile", "on" if compiled else "off", why)
+    choose("precision", *auto_precision(model, values["compile"] == "on"))
 
     for name, value in cadence(values["tokens"], values["batch_tokens"]).items():
         choose(name, value, "by the length of the run")

@@ -33,7 +33,9 @@ class _HeadLoss(torch.autograd.Function):
             loss = torch.zeros((), dtype=torch.float32, device=x_NC.device)
             dx_NC = torch.empty_like(x_NC) if train else None
             dweight_VC = torch.zeros_like(weight_VC, dtype=torch.float32) if train else None
-            step = max(1, CHUNK_BYTES // (4 * weight_VC.shape[0]))
+            most = max(1, CHUNK_BYTES // (4 * weight_VC.shape[0]))
+            chunks = max(1, -(-len(x_NC) // most))  # equal ones: a small last one would cost as much to sum up as a full one
+            step = max(1, -(-len(x_NC) // chunks))
             for start in range(0, x_NC.shape[0], step):
                 x_nC, target_n = x_NC[start : start + step], target_N[start : start + step]
                 logits_nV = x_nC @ weight_VC.T

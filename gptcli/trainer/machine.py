@@ -17,8 +17,10 @@ from gptcli.model.config import ModelConfig
 from gptcli.trainer.layout import Layout
 
 SHARED_CORES = 8  # processes that may share a CPU's cores, however few they are: for trying a layout out
-WIDE = 256  # d_model from which bf16 products repay their conversions on a CPU (measured with AMX: slower at 128, faster at 384)
-REPAID = 300  # seconds of work, at the nominal speeds below, from which compiling (10 to 60 s) pays
+WIDE = (
+    256  # d_model from which bf16 products repay their conversions on a CPU where nothing is compiled (AMX: slower at 128, faster at 256)
+)
+REPAID = 30  # seconds of work, at the nominal speeds below, from which compiling (about 10 s on a CPU) pays
 NOMINAL = {"cpu": 2e11, "cuda": 1e14}  # FLOP/s
 MICRO_TOKENS = {"cpu": 4096, "cuda": 65536}  # tokens that a process runs at a time: more gains no speed
 GPU_SHARE = 0.7  # of a GPU's memory that state and activations may fill
@@ -61,7 +63,7 @@ def check_layout(layout: Layout, sequences: int) -> None:
         )
 
 
-def auto_precision(model: ModelConfig) -> tuple[str, str]:
+def auto_precision(model: ModelConfig, compiled: bool) -> tuple[str, str]:
     """The precision of products, and why."""
     if device_type() == "cuda":
         return (
@@ -69,8 +71,8 @@ def auto_precision(model: ModelConfig) -> tuple[str, str]:
         )
     if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return "fp32", "this CPU has no bf16"
-    if model.d_model < WIDE:
-        return "fp32", f"d_model is below {WIDE}"
+    if model.d_model < WIDE and not compiled:
+        return "fp32", f"d_model is below {WIDE}, and nothing is compiled"
     return "bf16", "this CPU has bf16"
 
 

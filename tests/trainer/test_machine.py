@@ -45,19 +45,20 @@ def test_impossible_layouts_are_refused(monkeypatch):
         machine.check_layout(Layout(dp=2, shard=4), 4096)
 
 
-def test_bf16_where_the_cpu_has_it_and_the_model_is_wide(monkeypatch):
+def test_bf16_where_the_cpu_has_it_and_the_model_is_wide_or_compiled(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert machine.auto_precision(GPT2)[0] == "bf16"
-    assert machine.auto_precision(SMALL)[0] == "fp32"
+    assert machine.auto_precision(GPT2, False)[0] == "bf16"
+    assert machine.auto_precision(SMALL, False)[0] == "fp32"
+    assert machine.auto_precision(SMALL, True)[0] == "bf16"
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert machine.auto_precision(GPT2)[0] == "fp32"
+    assert machine.auto_precision(GPT2, True)[0] == "fp32"
 
 
 def test_compile_where_there_is_a_compiler_and_work_enough(monkeypatch):
     monkeypatch.setattr(machine, "has_compiler", lambda: True)
     assert machine.auto_compile(GPT2, 10**9, Layout())[0]
-    assert not machine.auto_compile(SMALL, 10**6, Layout())[0]
+    assert not machine.auto_compile(SMALL, 10**5, Layout())[0]
     monkeypatch.setattr(machine, "has_compiler", lambda: False)
     assert not machine.auto_compile(GPT2, 10**9, Layout())[0]
 
