@@ -1,22 +1,27 @@
-"""How the estimates of `gpt cost` look on a terminal of 80 columns. Drawn by hand: rich would take a fifth of the command's time."""
+"""How the estimates of `gpt cost` read."""
 
 from __future__ import annotations
 
-import os
-import sys
-import textwrap
+from collections.abc import Callable
 
 import typer
 
 from gptcli.cli.console import amount, duration
+from gptcli.cli.cost_sheet import Row, as_bytes, dollars, figure, print_lines, print_rows, print_table, short
 from gptcli.cost.assumptions import USER
 from gptcli.cost.estimate import Estimate, Fleet
 from gptcli.cost.flops import flops_per_token, inference_flops_per_token
-from gptcli.cost.memory import least_gpus, memory_by_part
+from gptcli.cost.memory import kv_cache_per_token, least_gpus, memory_by_part
 from gptcli.cost.parameters import parameters_by_part
+from gptcli.cost.scaling import predicted_losses
 from gptcli.model.config import ModelConfig
 
-WIDTH = 80
+LAW_REMARKS = {
+    "kaplan": "Kaplan et al. 2020",
+    "gpt3": "GPT-3, figure 3.1: by compute",
+    "chinchilla": "Hoffmann et al. 2022, as printed",
+    "chinchilla-refit": "Besiroglu et al. 2024",
+}
 MEMORY_ROWS = {  # part: what it is called, and what is in it
     "parameters": ("parameters", "fp32"),
     "gradients": ("gradients", "fp32"),
@@ -28,12 +33,9 @@ MEMORY_ROWS = {  # part: what it is called, and what is in it
     "kv_cache_per_context": ("KV cache, a context", "16 bits"),
 }
 
-Row = tuple[str, str, str]
-"""A name, a figure and a remark. A name that is not indented heads a section."""
 
-
-def print_estimate(estimate: Estimate, *, brief: bool) -> None:
-    """The whole story of one estimate on stdout; brief, only from FLOPs to money."""
+def print_estimate(estimate: Estimate, *, brief: bool, explain: bool, markdown: bool, rank: list[Row]) -> None:
+    """The whole story of one estimate on stdout; brief, only from FLOPs to money; `rank` tells of the memory of a rank."""
     model, tokens = estimate.model, estimate.tokens
     rows: list[Row] = []
     if model is None or tokens is None:
@@ -43,37 +45,28 @@ def print_estimate(estimate: Estimate, *, brief: bool) -> None:
         title = _title(estimate.name, model)
         rows += [] if brief else _parameters(model)
         rows += _training(model, tokens, brief)
-    rows += [("  PF-days", _figure(estimate.pf_days), ""), *_time_and_money(estimate)]
-    if model is not None and not brief:
+    rows += [("  PF-days", figure(estimate.pf_days), ""), *_time_and_money(estimate)]
+    if model is not None and tokens is not None and not brief:
+        rows += _losses(model, tokens)
         rows += _memory(model, estimate.fleet)
-    _print_lines(title)
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    for name, figure, remark in rows:
-        line = f"{name:<{widths[0]}}  {figure:>{widths[1]}}"
-        if name.startswith(" "):
-            typer.echo((line + _style("  " + remark, dim=True)) if remark else line)
-        else:
-            typer.echo("\n" + _style(line.rstrip(), bold=True))
-    _print_notes(estimate)
+    print_rows(title, [*rows, *rank], markdown=markdown)
+    print_notes(estimate, explain=explain)
 
 
-def print_sizes(estimates: list[Estimate]) -> None:
+def print_sizes(estimates: list[Estimate], *, explain: bool, markdown: bool) -> None:
     """A row for each estimate of a training run, all on the same fleet."""
     fleet = estimates[0].fleet
     rows = [["size", "params", "tokens", "FLOP", "PF-days", "GPU-years", "dollars", "to train", f"on {fleet.count:,}"]]
     for estimate in estimates:
         report = estimate.as_dict()
         rows.append([
-            estimate.name, amount(report["parameters"]), amount(report["tokens"]), short(estimate.flops), _figure(estimate.pf_days, 3),
-            _figure(estimate.gpu_years, 3), _dollars(estimate.dollars), _bytes(report["memory_bytes"]["training"]),
-            f"{_figure(estimate.days, 3)} d",
+            estimate.name, amount(report["parameters"]), amount(report["tokens"]), short(estimate.flops), figure(estimate.pf_days, 3),
+            figure(estimate.gpu_years, 3), dollars(estimate.dollars), as_bytes(report["memory_bytes"]["training"]),
+            f"{figure(estimate.days, 3)} d",
         ])  # fmt: skip
-    _print_lines(f"{'GPU' if fleet.gpu is None else fleet.gpu.name} at {_figure(fleet.flops / 1e12)} TFLOP/s; FLOP by 6ND")
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for number, row in enumerate(rows):
-        line = " ".join([f"{row[0]:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))])
-        typer.echo(_style(line, bold=number == 0))
-    _print_notes(estimates[0])
+    print_lines(f"{'GPU' if fleet.gpu is None else fleet.gpu.name}; FLOP by 6ND")
+    print_table(rows, markdown=markdown)
+    print_notes(estimates[0], explain=explain)
 
 
 def _title(name: str, model: ModelConfig) -> str:
@@ -93,7 +86,7 @@ def _training(model: ModelConfig, tokens: int, brief: bool) -> list[Row]:
     banded = f"; bands of {model.band}, ours" if model.attention == "banded" else ""
     rows = [
         (f"Training on {amount(tokens)} tokens", "", ""),
-        ("  tokens per parameter", _figure(tokens / model.parameters), ""),
+        ("  tokens per parameter", figure(tokens / model.parameters), ""),
         ("  FLOP, 6ND", short(paper * tokens), "the papers' way; priced below"),
         ("  FLOP, PaLM", short(palm * tokens), f"with all of attention, {1 - paper / palm:.1%}"),
         ("  FLOP, causal", short(causal * tokens), f"as computed{banded}"),
@@ -103,27 +96,48 @@ def _training(model: ModelConfig, tokens: int, brief: bool) -> list[Row]:
 
 
 def _time_and_money(estimate: Estimate) -> list[Row]:
-    fleet = estimate.fleet
+    fleet, energy = estimate.fleet, estimate.energy
     mfu = "no GPU named, so no MFU"
     if fleet.gpu is not None:
         mfu = f"MFU {fleet.mfu:.1%} of {fleet.gpu.peak_flops / 1e12:g} {'bf16' if fleet.gpu.bf16 else 'fp16'}, dense"
-    price = "unknown: give one with --price" if fleet.price is None else f"at ${fleet.price.value:.2f} an hour"
-    days = f"{_figure(estimate.days)} days" if estimate.days >= 10 else duration(estimate.days * 86400)
-    return [
-        (f"Time and money on {'a GPU of your own' if fleet.gpu is None else fleet.gpu.name}", "", ""),
-        ("  TFLOP/s, sustained", _figure(fleet.flops / 1e12), mfu),
-        ("  GPU-years", _figure(estimate.gpu_years), "of 365 days"),
-        ("  GPU-hours", _figure(estimate.gpu_hours), ""),
-        ("  dollars", _dollars(estimate.dollars), price),
+    price = (
+        "unknown: give one with --price"
+        if fleet.price is None
+        else f"${fleet.price.value:.2f} an hour{_between(estimate, estimate.dollars, dollars)}"
+    )
+    days = f"{figure(estimate.days)} days" if estimate.days >= 10 else duration(estimate.days * 86400)
+    rows = [(f"Time and money on {'a GPU of your own' if fleet.gpu is None else fleet.gpu.name}", "", "")]
+    rows.append(("  TFLOP/s, sustained", figure(fleet.throughput.value / 1e12), mfu))
+    if fleet.goodput is not None:
+        rows.append(("  goodput", f"{fleet.goodput.value:.0%}", "of the time it trains"))
+    rows += [
+        ("  GPU-years", figure(estimate.gpu_years), "of 365 days"),
+        ("  GPU-hours", figure(estimate.gpu_hours), _between(estimate, estimate.gpu_hours, figure).removeprefix(", ")),
+        ("  dollars", dollars(estimate.dollars), price),
         (f"  on {_gpus(fleet)}", days, ""),
     ]
+    if energy is not None:
+        rows.append(("  energy", f"{figure(energy.kwh / 1000)} MWh", f"{figure(energy.co2_kg / 1000)} t of CO2e"))
+    return rows
+
+
+def _between(estimate: Estimate, value: float | None, write: Callable[[float], str]) -> str:
+    low_high = estimate.between(value)
+    return "" if low_high is None or estimate.fleet.within == 1 else f", {write(low_high[0])} to {write(low_high[1])}"
+
+
+def _losses(model: ModelConfig, tokens: int) -> list[Row]:
+    rows: list[Row] = [("Loss, predicted", "", "nats a token of their text")]
+    for law, loss in predicted_losses(model, tokens).items():
+        rows.append((f"  {law}", f"{loss:.3f}", LAW_REMARKS.get(law, "")))
+    return rows
 
 
 def _memory(model: ModelConfig, fleet: Fleet) -> list[Row]:
     rows = [("Memory, before activations", "", "")]
     for part, n_bytes in memory_by_part(model).items():
         label, remark = MEMORY_ROWS[part]
-        rows.append((f"  {label}", _bytes(n_bytes), remark or _fit(n_bytes, fleet)))
+        rows.append((f"  {label}", as_bytes(n_bytes), remark or _fit(n_bytes, fleet)))
     return rows
 
 
@@ -131,7 +145,7 @@ def _fit(n_bytes: int, fleet: Fleet) -> str:
     """Whether the fleet holds it, spread evenly."""
     if fleet.gpu is None:
         return ""
-    least, each = least_gpus(n_bytes, fleet.gpu), f"{fleet.gpu.name} of {_bytes(fleet.gpu.memory_bytes)}"
+    least, each = least_gpus(n_bytes, fleet.gpu), f"{fleet.gpu.name} of {as_bytes(fleet.gpu.memory_bytes)}"
     return f"fits {fleet.count:,} {each}" if least <= fleet.count else f"does not fit; takes {least:,} {each}"
 
 
@@ -139,48 +153,41 @@ def _gpus(fleet: Fleet) -> str:
     return f"{fleet.count:,} {'GPU' if fleet.gpu is None else fleet.gpu.name}"
 
 
-def _print_notes(estimate: Estimate) -> None:
-    """Where the assumptions that move the answer most are from, but for what the user said."""
-    moving = [a for a in estimate.assumptions if a.name in ("tokens", "throughput", "price") and not a.source.endswith(USER)]
+def print_notes(estimate: Estimate, *, explain: bool) -> None:
+    """Where the assumptions that move the answer most are from, but for what the user said; to `explain`, every one and the formulas."""
+    if explain:
+        typer.echo()
+        for line in formulas(estimate):
+            print_lines(line)
+        typer.echo()
+        for a in estimate.assumptions:
+            print_lines(f"{a.name} = {a.value:.6g} {a.unit}: {a.source}{f' ({a.date})' if a.date else ''}")
+        return
+    moving = [a for a in estimate.assumptions if a.name in ("tokens", "throughput", "goodput", "price") and not a.source.endswith(USER)]
     if moving:
         typer.echo()
     for assumption in moving:
         date = f" ({assumption.date})" if assumption.date else ""
-        _print_lines(f"{assumption.name}: {assumption.source}{date}", dim=True)
+        print_lines(f"{assumption.name}: {assumption.source}{date}", dim=True)
 
 
-def _print_lines(text: str, **style: bool) -> None:
-    for line in textwrap.wrap(text, WIDTH):
-        typer.echo(_style(line, **style))
-
-
-def _style(text: str, **style: bool) -> str:
-    return typer.style(text, **style) if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else text
-
-
-def short(value: float) -> str:
-    """3.14e23."""
-    return f"{value:.2e}".replace("e+", "e")
-
-
-def _figure(value: float, digits: int = 4) -> str:
-    """27.41, 3,638, 0.002604."""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.{digits}g}"
-
-
-def _dollars(value: float | None) -> str:
-    """$4.68M, $20,365, $12.30, or a dash."""
-    if value is None:
-        return "-"
-    for size, suffix in ((1e9, "B"), (1e6, "M")):
-        if value >= size:
-            return f"${value / size:,.2f}{suffix}"
-    return f"${value:,.0f}" if value >= 100 else f"${value:.2f}"
-
-
-def _bytes(value: int) -> str:
-    """698 GB, 36.9 kB; powers of 1,000."""
-    for size, suffix in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if value >= size:
-            return f"{value / size:,.3g} {suffix}"
-    return f"{value} B"
+def formulas(estimate: Estimate) -> list[str]:
+    """How the figures come about, with the numbers put in."""
+    model, tokens, fleet = estimate.model, estimate.tokens, estimate.fleet
+    lines = []
+    if model is not None and tokens is not None:
+        L, C, V, T = model.n_layer, model.d_model, model.vocab_size, model.n_ctx
+        lines.append(f"parameters N = 12·L·C² + 13·L·C + (V + T)·C + 2·C = {model.parameters:,} with L {L}, C {C}, V {V}, T {T}")
+        lines.append(f"FLOP = 6·N·D = 6 x {model.parameters:,} x {tokens:,} = {short(estimate.flops)}")
+        lines.append(f"training state = (4 + 4 + 8 bytes)·N = {as_bytes(16 * model.parameters)}")
+        lines.append(f"KV cache a token = 2·L·C x 2 bytes = {kv_cache_per_token(model):,} bytes")
+    share = "" if fleet.goodput is None else f" x goodput {fleet.goodput.value:g}"
+    lines.append(
+        f"GPU-hours = FLOP / (throughput{' x goodput' if share else ''}) / 3,600 = {short(estimate.flops)} / "
+        f"({short(fleet.throughput.value)}{share}) / 3,600 = {figure(estimate.gpu_hours)}"
+    )
+    lines.append(f"GPU-years = GPU-hours / 8,760 = {figure(estimate.gpu_years)}")
+    if fleet.price is not None:
+        lines.append(f"dollars = GPU-hours x {fleet.price.value:g} = {dollars(estimate.dollars)}")
+    lines.append(f"days = GPU-hours / {fleet.count:,} / 24 = {figure(estimate.days)}")
+    return lines

@@ -6,10 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gptcli.cost.assumptions import Assumption
+from gptcli.cost.energy import Energy, energy
 from gptcli.cost.flops import CONVENTIONS, flops_per_token
 from gptcli.cost.hardware import Gpu
 from gptcli.cost.memory import TRAINING_BYTES, least_gpus, memory_by_part
 from gptcli.cost.parameters import parameters_by_part
+from gptcli.cost.plans import Plan
+from gptcli.cost.scaling import predicted_losses
 from gptcli.model.config import ModelConfig
 
 SECONDS_PER_HOUR = 3600
@@ -25,19 +28,23 @@ class Fleet:
     """None for one that is known by its throughput only."""
     count: int
     throughput: Assumption
-    """FLOP/s that each sustains."""
+    """FLOP/s that each sustains while it trains."""
     price: Assumption | None
     """Dollars an hour for each; None where nobody knows."""
+    goodput: Assumption | None = None
+    """Share of the time that it trains; None where the throughput counts the whole."""
+    within: float = 1.0
+    """The factor by which the throughput may be wrong, either way: 1 for what the user said."""
 
     @property
     def flops(self) -> float:
-        """FLOP/s that one GPU sustains."""
-        return self.throughput.value
+        """FLOP/s that one GPU averages over the whole run."""
+        return self.throughput.value * (1 if self.goodput is None else self.goodput.value)
 
     @property
     def mfu(self) -> float | None:
-        """Sustained over peak; None where no GPU is named."""
-        return None if self.gpu is None else self.flops / self.gpu.peak_flops
+        """Sustained while it trains, over the peak; None where no GPU is named."""
+        return None if self.gpu is None else self.throughput.value / self.gpu.peak_flops
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,8 @@ class Estimate:
     tokens: int | None = None
     basis: tuple[Assumption, ...] = ()
     """What `flops` rests on."""
+    plan: Plan | None = None
+    """The layout it runs on, where one is named or predicted."""
 
     @property
     def gpu_hours(self) -> float:
@@ -74,12 +83,21 @@ class Estimate:
         return None if self.fleet.price is None else self.gpu_hours * self.fleet.price.value
 
     @property
+    def energy(self) -> Energy | None:
+        return energy(self.fleet.gpu, self.gpu_hours)
+
+    def between(self, value: float | None) -> list[float] | None:
+        """The range of a figure that grows with time."""
+        return None if value is None else [value / self.fleet.within, value * self.fleet.within]
+
+    @property
     def assumptions(self) -> list[Assumption]:
         """Every constant the estimate rests on."""
         gpu, price = self.fleet.gpu, self.fleet.price
         found = [*self.basis, self.fleet.throughput]
-        if price is not None:
-            found.append(price)
+        found += [a for a in (self.fleet.goodput, price) if a is not None]
+        if self.energy is not None:
+            found += self.energy.assumptions
         found.append(Assumption("year", HOURS_PER_YEAR, "hours", "365 days, as in the cost article", ""))
         found.append(Assumption("PF-day", FLOPS_PER_PF_DAY, "FLOP", "GPT-3, Table D.1", "2020-05-28"))
         if gpu is not None:
@@ -94,7 +112,7 @@ class Estimate:
 
     def as_dict(self) -> dict[str, Any]:
         """The machine-readable report; what is unknown is None."""
-        model, tokens, fleet = self.model, self.tokens, self.fleet
+        model, tokens, fleet, energy = self.model, self.tokens, self.fleet, self.energy
         report: dict[str, Any] = {
             "name": self.name,
             "model": None,
@@ -108,10 +126,17 @@ class Estimate:
             "gpus": fleet.count,
             "throughput_flops": fleet.flops,
             "mfu": fleet.mfu,
+            "goodput": None if fleet.goodput is None else fleet.goodput.value,
             "gpu_years": self.gpu_years,
             "gpu_hours": self.gpu_hours,
             "dollars": self.dollars,
             "days": self.days,
+            "gpu_hours_range": self.between(self.gpu_hours),
+            "dollars_range": self.between(self.dollars),
+            "energy_kwh": None if energy is None else energy.kwh,
+            "co2_kg": None if energy is None else energy.co2_kg,
+            "layout": None if self.plan is None else self.plan.as_dict(),
+            "losses": None if model is None or tokens is None else predicted_losses(model, tokens),
             "memory_bytes": None,
             "least_gpus": None,
             "assumptions": [asdict(assumption) for assumption in self.assumptions],
@@ -129,10 +154,10 @@ class Estimate:
         return report
 
 
-def price_training(name: str, model: ModelConfig, tokens: int, fleet: Fleet, *, tokens_source: str) -> Estimate:
+def price_training(name: str, model: ModelConfig, tokens: int, fleet: Fleet, *, tokens_source: str, plan: Plan | None = None) -> Estimate:
     """The bill of training `model` on so many tokens, by 6·N·D."""
     basis = (
         Assumption("FLOPs", 6, "per parameter and token", "attention left out: GPT-3, Table D.1", "2020-05-28"),
         Assumption("tokens", tokens, "tokens", tokens_source, ""),
     )
-    return Estimate(name, flops_per_token(model, "6N") * tokens, fleet, model, tokens, basis)
+    return Estimate(name, flops_per_token(model, "6N") * tokens, fleet, model, tokens, basis, plan)

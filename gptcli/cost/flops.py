@@ -4,6 +4,9 @@
     palm      PaLM (Chowdhery et al. 2022), Appendix B: 6N + 12·L·C·T, every query sees all T keys
     causal    what is computed: each query sees the keys up to itself, or its band: 6N + 6·L·C·T where all layers are dense
 
+    megatron  Narayanan et al. 2021, equation 3: 72·L·C²·(1 + T/6C + V/12LC), attention in full, no biases
+    megatron-recompute    the same with every layer's forward pass computed again: 96·L·C²·(1 + T/6C + V/16LC)
+
 N counts embeddings, as Table D.1 does. Time and money follow 6N, as the papers do.
 """
 
@@ -11,7 +14,7 @@ from __future__ import annotations
 
 from gptcli.model.config import ModelConfig
 
-CONVENTIONS = ("6N", "palm", "causal")
+CONVENTIONS = ("6N", "palm", "causal", "megatron", "megatron-recompute")
 
 
 def flops_per_token(config: ModelConfig, convention: str) -> float:
@@ -23,6 +26,11 @@ def flops_per_token(config: ModelConfig, convention: str) -> float:
         return 6 * N + 12 * L * C * T
     if convention == "causal":
         return 6 * N + 12 * C * sum(mean_keys(T, config.band_of(layer)) for layer in range(L))
+    V = config.vocab_size
+    if convention == "megatron":
+        return 72 * L * C**2 * (1 + T / (6 * C) + V / (12 * L * C))
+    if convention == "megatron-recompute":
+        return 96 * L * C**2 * (1 + T / (6 * C) + V / (16 * L * C))
     raise ValueError(f"unknown convention {convention!r}")
 
 
@@ -30,6 +38,11 @@ def mean_keys(n_ctx: int, band: int | None) -> float:
     """Keys that a query sees, averaged over a full window, its own counted as half: T/2 where dense, b·(1 - b/2T) in a band of b."""
     b = n_ctx if band is None else min(band, n_ctx)
     return b * (1 - b / (2 * n_ctx))
+
+
+def megatron_days(parameters: float, tokens: float, gpus: int, flops_per_gpu: float) -> float:
+    """Narayanan et al. 2021, equation 4: 8·T·P/(n·X), with recomputation, for P parameters and X FLOP/s that each of n GPUs computes."""
+    return 8 * tokens * parameters / (gpus * flops_per_gpu) / 86400
 
 
 def inference_flops_per_token(config: ModelConfig) -> float:

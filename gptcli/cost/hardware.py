@@ -17,6 +17,8 @@ from gptcli.errors import UsageError, nearest
 class Gpu:
     name: str
     aliases: tuple[str, ...]
+    family: str
+    """"ampere" or "hopper", whose speed is measured; empty elsewhere."""
     device_names: tuple[str, ...]
     """What CUDA calls it, without a leading "NVIDIA "."""
     peak_flops: float
@@ -28,6 +30,14 @@ class Gpu:
     """As sold, GB = 1e9 bytes."""
     bandwidth: float
     """Of its memory, bytes per second."""
+    fp8_flops: float | None
+    """Dense, per second; None where it has no fp8."""
+    link: float | None
+    """Bytes per second to the other GPUs of its machine, one way; None where unknown."""
+    network: float | None
+    """Bytes per second of its share of the network between machines, one way; None where unknown."""
+    watts: float | None
+    """Of the board at full load."""
     source: str
     date: str
 
@@ -37,12 +47,24 @@ def gpus() -> tuple[Gpu, ...]:
     """Every GPU that has a row."""
     return tuple(
         Gpu(
-            name=row["name"], aliases=tuple(row.get("aliases", ())), device_names=tuple(row.get("device_names", ())),
-            peak_flops=row["tflops"] * 1e12, fp32_flops=row["fp32_tflops"] * 1e12 if "fp32_tflops" in row else None, bf16=row["bf16"],
-            memory_bytes=row["memory_gb"] * 10**9, bandwidth=row["bandwidth_gb_s"] * 1e9, source=row["source"], date=row["date"],
+            name=row["name"],
+            family=row.get("family", ""),
+            aliases=tuple(row.get("aliases", ())),
+            device_names=tuple(row.get("device_names", ())),
+            peak_flops=row["tflops"] * 1e12,
+            fp32_flops=_scaled(row, "fp32_tflops", 1e12),
+            fp8_flops=_scaled(row, "fp8_tflops", 1e12),
+            bf16=row["bf16"],
+            memory_bytes=row["memory_gb"] * 10**9,
+            bandwidth=row["bandwidth_gb_s"] * 1e9,
+            link=_scaled(row, "link_gb_s", 1e9),
+            network=_scaled(row, "network_gb_s", 1e9),
+            watts=_scaled(row, "watts", 1),
+            source=row["source"],
+            date=row["date"],
         )
-        for row in _table("hardware.toml")["gpu"]
-    )  # fmt: skip
+        for row in read_table("hardware.toml")["gpu"]
+    )
 
 
 def gpu_names() -> list[str]:
@@ -67,10 +89,25 @@ def identify_gpu(device_name: str) -> Gpu | None:
     return next((gpu for gpu in gpus() if bare in gpu.device_names), None)
 
 
-def throughput(gpu: Gpu | None, tflops: float | None = None, mfu: float | None = None) -> Assumption:
-    """FLOP/s that one GPU sustains: `tflops`, or `mfu` of the peak, or the default of hardware.toml. Raises UsageError.
+def peak_flops(gpu: Gpu, precision: str) -> float:
+    """Dense, per second, of products in `precision`. Raises UsageError where the GPU has none."""
+    peaks = {
+        "fp32": gpu.fp32_flops,
+        "bf16": gpu.peak_flops if gpu.bf16 else None,
+        "fp16": gpu.peak_flops,
+        "fp8": gpu.fp8_flops,
+    }
+    peak = peaks[precision]
+    if peak is None:
+        has = ", ".join(name for name, value in peaks.items() if value is not None)
+        raise UsageError(f"{gpu.name} has no {precision}", where="--precision", hint=f"it has {has}")
+    return peak
 
-    Both count 6N FLOPs per token. Without a GPU, `tflops` must say it.
+
+def throughput(gpu: Gpu | None, tflops: float | None = None, mfu: float | None = None) -> Assumption | None:
+    """FLOP/s that one GPU sustains: `tflops`, or `mfu` of the peak, or a published figure of hardware.toml, or None where there is none.
+
+    All count 6N FLOPs per token. Raises UsageError for what is impossible, and where there is neither a GPU nor `tflops`.
     """
     if tflops is not None and mfu is not None:
         raise UsageError("--tflops and --mfu contradict each other", hint="MFU is TFLOP/s over the GPU's peak: give one")
@@ -90,28 +127,37 @@ def throughput(gpu: Gpu | None, tflops: float | None = None, mfu: float | None =
         return Assumption("throughput", tflops * 1e12, "FLOP/s per GPU", USER, "")
     if mfu is not None:
         return Assumption("throughput", mfu * gpu.peak_flops, "FLOP/s per GPU", f"MFU {mfu:g} {USER}", "")
-    table = _table("hardware.toml")
+    table = read_table("hardware.toml")
     for row in table["sustained"]:
         if gpu.name in row["gpus"]:
             return Assumption("throughput", row["tflops"] * 1e12, "FLOP/s per GPU", row["source"], row["date"])
-    default = table["default_mfu"]
-    return Assumption(
-        "throughput", default["value"] * gpu.peak_flops, "FLOP/s per GPU", f"MFU {default['value']:g}: {default['source']}", default["date"]
-    )
+    return None
+
+
+def typical_throughput(gpu: Gpu) -> Assumption:
+    """What training runs of any kind have sustained on average, failures and pauses counted in: for FLOPs of no known model."""
+    default = read_table("hardware.toml")["default_mfu"]
+    source = f"MFU {default['value']:g}: {default['source']}"
+    return Assumption("throughput", default["value"] * gpu.peak_flops, "FLOP/s per GPU", source, default["date"])
 
 
 def hourly_price(gpu: Gpu | None, price: float | None = None) -> Assumption | None:
     """Dollars for an hour of one GPU: `price`, or that of prices.toml, or None where nothing supports one."""
     if price is not None:
         return Assumption("price", price, "$ per GPU-hour", USER, "")
-    for row in _table("prices.toml")["price"]:
+    for row in read_table("prices.toml")["price"]:
         if gpu is not None and gpu.name in row["gpus"]:
             return Assumption("price", row["dollars_per_hour"], "$ per GPU-hour", row["source"], row["date"])
     return None
 
 
+def _scaled(row: dict[str, Any], key: str, unit: float) -> float | None:
+    return row[key] * unit if key in row else None
+
+
 @functools.cache
-def _table(name: str) -> dict[str, Any]:
+def read_table(name: str) -> dict[str, Any]:
+    """One of the TOML files beside this one."""
     return tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
 
 

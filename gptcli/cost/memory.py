@@ -5,9 +5,10 @@ from __future__ import annotations
 from gptcli.cost.hardware import Gpu
 from gptcli.model.config import ModelConfig
 
-TRAINING_BYTES = {  # per parameter: 16 either way
+TRAINING_BYTES = {  # per parameter
     "fp32": {"parameters": 4, "gradients": 4, "optimizer": 8},  # `gpt train`: Adam's two moments; bf16 only in passing
     "mixed": {"parameters": 2, "gradients": 2, "optimizer": 12},  # ZeRO (Rajbhandari et al. 2020): fp32 master copy with the optimizer
+    "megatron": {"parameters": 2, "gradients": 4, "optimizer": 12},  # Korthikanti et al. 2022: gradients in fp32
 }
 WEIGHT_BYTES = {"fp32": 4, "16bit": 2}
 
@@ -15,6 +16,13 @@ WEIGHT_BYTES = {"fp32": 4, "16bit": 2}
 def training_memory(parameters: int, recipe: str = "fp32") -> dict[str, int]:
     """Bytes of the training state by part, over all GPUs together."""
     return {part: each * parameters for part, each in TRAINING_BYTES[recipe].items()}
+
+
+def zero_memory(parameters: int, ranks: int, stage: int) -> float:
+    """Bytes of the training state on each of `ranks` under ZeRO's stage 0 to 3, which divides that many of its parts (figure 1)."""
+    state = training_memory(parameters, "mixed")
+    divided = ("optimizer", "gradients", "parameters")[:stage]
+    return sum(n_bytes / (ranks if part in divided else 1) for part, n_bytes in state.items())
 
 
 def kv_cache_per_token(config: ModelConfig, element_bytes: int = 2) -> int:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,7 +88,7 @@ def test_what_does_not_fit_says_what_would(gpt: Any) -> None:
 
 
 def test_days_are_shared_and_money_is_not(gpt: Any) -> None:
-    one, many = (report(gpt, "--size", "6.7B", "--gpu", "a100", "--gpus", n) for n in (1, 64))
+    one, many = (report(gpt, "--size", "6.7B", "--gpu", "a100", "--mfu", 0.4, "--gpus", n) for n in (1, 64))
     assert one["days"] == pytest.approx(64 * many["days"])
     assert one["dollars"] == many["dollars"]
 
@@ -154,6 +155,23 @@ def test_table_takes_tokens(gpt: Any) -> None:
         (["--flops", "1e23", "--size", "1.3B"], ["--flops 1e23", "--size"]),
         (["--flops", "1e23", "--tokens", "3B"], ["--flops 1e23", "--tokens"]),
         (["--flops", "1e23", "--n-ctx", "16"], ["--flops 1e23", "--n-ctx"]),
+        (["--gpu", "v100", "--precision", "bf16"], ["v100 has no bf16", "fp16"]),
+        (["--gpu", "a100", "--layout", "tp=2", "--precision", "fp64"], ["unknown precision 'fp64'"]),
+        (["--size", "gpt2", "--gpu", "a100", "--layout", "tp=5"], ["tp=5 does not divide 12 heads", "1, 2, 3, 4, 6, 12"]),
+        (["--size", "gpt2", "--gpu", "a100", "--layout", "pp=13"], ["pp=13 is more stages"]),
+        (["--gpu", "a100", "--layout", "xp=2"], ["unknown axis 'xp'"]),
+        (["--gpu", "a100", "--layout", "dp=4", "--gpus", "2"], ["--layout dp=4 is 4 GPUs, --gpus says 2"]),
+        (["--gpu", "a100", "--layout", "dp=4", "--micro-batch", "0"], ["micro_batch is 0"]),
+        (["--tflops", "20", "--layout", "dp=4"], ["--layout needs a GPU"]),
+        (["--micro-batch", "4"], ["--micro-batch needs a layout"]),
+        (["--goodput", "1.2"], ["goodput 1.2 is impossible"]),
+        (["--size", "175B", "--gpu", "a100", "--gpus", "4", "--plan"], ["fits no layout of 4 a100"]),
+        (["--plan", "--table"], ["--plan does not go with --table"]),
+        (["--optimal", "-1"], ["--optimal: -1"]),
+        (["--optimal", "1e23", "--size", "13B"], ["--optimal does not go with --size"]),
+        (["--budget", "0", "--gpu", "a100"], ["--budget: 0"]),
+        (["--budget", "100", "--gpu", "h100"], ["--price"]),
+        (["--fit"], ["three runs"]),
         (["--table", "--size", "13B"], ["--table", "--size"]),
         (["--table", "--flops"], ["--table", "--flops"]),
         (["--n-layer", "3"], ["--n-head and --d-model"]),
@@ -168,6 +186,95 @@ def test_bad_input_is_one_message(gpt: Any, args: list[str], message: list[str])
     assert "Traceback" not in done.stderr
     for part in message:
         assert part in done.stderr
+
+
+def test_memory_of_a_rank(gpt: Any) -> None:
+    args = ["--size", "6.7B", "--gpu", "a100", "--layout", "shard=8,tp=2", "--micro-batch", 4]
+    got = report(gpt, *args)
+    assert (got["gpus"], got["layout"]["layout"]) == (16, "shard=8,tp=2")
+    parts = dict(got["layout"]["memory_bytes"])
+    assert parts.pop("total") == sum(parts.values())
+    assert got["goodput"] == pytest.approx(0.733)
+    assert got["gpu_hours_range"][0] < got["gpu_hours"] < got["gpu_hours_range"][1]
+    text = gpt("cost", *args).stdout
+    assert "to spare" in text
+    assert max(map(len, text.splitlines())) <= 80
+    text = gpt("cost", *args[:-1], 64).stdout
+    assert "too much for a100 by" in text
+    assert "nearest that fits" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_plan(gpt: Any) -> None:
+    args = ["--size", "13B", "--gpu", "h100", "--gpus", 16, "--plan"]
+    found = report(gpt, *args)["plans"]
+    speeds = [plan["tokens_per_second"] for plan in found]
+    assert speeds == sorted(speeds, reverse=True)
+    text = gpt("cost", *args).stdout
+    assert f"gpt train --size 13B --layout {found[0]['layout']} " in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_optimal_names_its_laws(gpt: Any) -> None:
+    rows = {row["law"]: row for row in report(gpt, "--optimal", "5.76e23")["optimal"]}
+    assert rows["chinchilla"]["tokens_per_parameter"] == pytest.approx(92, abs=1)
+    assert rows["chinchilla-refit"]["tokens_per_parameter"] == pytest.approx(18.4, abs=0.05)
+    assert "kaplan" in gpt("cost", "--optimal", "5.76e23").stdout
+
+
+def test_a_budget_in_dollars_and_hours(gpt: Any) -> None:
+    got = report(gpt, "--budget", 500, "--gpu", "a100", "--gpus", 8)
+    assert got["gpu_hours"] == pytest.approx(500 / 1.75)
+    losses = [row["loss"] for row in got["sizes"]]
+    assert losses == sorted(losses)
+    assert report(gpt, "--budget", 500, "--hours", 2, "--gpu", "a100", "--gpus", 8)["gpu_hours"] == pytest.approx(16)
+    assert report(gpt, "--hours", 3, "--gpu", "h100")["gpu_hours"] == pytest.approx(3)
+
+
+def test_energy_of_gpt3(gpt: Any) -> None:
+    """Patterson et al. 2021, Table 4: 14.8 days of 10,000 V100 at 24.6 TFLOP/s drew 1,287 MWh and emitted 552 t."""
+    got = report(gpt, "--flops", "3.14e23", "--gpu", "v100", "--tflops", "24.6", "--gpus", 10_000)
+    assert got["days"] == pytest.approx(14.8, rel=0.005)
+    assert got["energy_kwh"] == pytest.approx(1_287_000, rel=0.005)
+    assert got["co2_kg"] == pytest.approx(552_000, rel=0.005)
+
+
+def make_run(folder: Path, n_layer: int, tokens: int, loss: float) -> Path:
+    folder.mkdir()
+    config = {"model_type": "gpt2", "n_layer": n_layer, "n_head": 2, "n_embd": 16, "n_positions": 32, "vocab_size": 100}
+    (folder / "config.json").write_text(json.dumps({**config, "activation_function": "gelu_new"}))
+    (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "tokens": tokens, "loss": 9.0, "val_loss": loss}) + "\n")
+    return folder
+
+
+def test_a_run_folder(gpt: Any, tmp_path: Path) -> None:
+    got = report(gpt, make_run(tmp_path / "run", 3, 12_345, 4.0))
+    assert (got["model"]["n_layer"], got["tokens"]) == (3, 12_345)
+    assert got["parameters"] == 12 * 3 * 256 + 13 * 3 * 16 + 132 * 16 + 32
+
+
+def test_fit_takes_runs(gpt: Any, tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"run{n}", n, 10_000 * n, 5.0 * n**-0.1) for n in (1, 2, 4, 8)]
+    got = report(gpt, "--fit", *runs)
+    assert (got["law"], len(got["runs"])) == ("compute", 4)
+    assert got["intervals"]["b"][0] <= got["values"]["b"] <= got["intervals"]["b"][1]
+    assert "95 %" in gpt("cost", "--fit", *runs).stdout
+    (runs[2] / "metrics.jsonl").write_text('{"tokens": 5}\n')
+    assert "metrics.jsonl:1: not a line of metrics" in gpt("cost", "--fit", *runs, code=2).stderr
+    assert "three runs" in gpt("cost", "--fit", *runs[:2], code=2).stderr
+    assert "no config.json here" in gpt("cost", tmp_path / "nowhere", code=2).stderr
+
+
+def test_explain_puts_the_numbers_in(gpt: Any) -> None:
+    text = gpt("cost", "--size", "175B", "--explain").stdout
+    for part in ("FLOP = 6·N·D = 6 x 174,604,259,328 x 300,000,000,000 = 3.14e23", "GPU-years = GPU-hours / 8,760", "price = 1.5 $"):
+        assert part in text
+
+
+def test_markdown(gpt: Any) -> None:
+    lines = gpt("cost", "--table", "--markdown").stdout.splitlines()
+    assert sum(line.startswith("| ") for line in lines) == 1 + len(MODELS)
+    assert "|---|---:|" in "\n".join(lines)
 
 
 def test_help_has_defaults_and_an_optional_number(gpt: Any) -> None:

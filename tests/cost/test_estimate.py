@@ -14,7 +14,9 @@ from gptcli.model.config import ModelConfig, find_size
 
 def fleet(gpu: str, count: int = 1, **said: float) -> Fleet:
     row = find_gpu(gpu)
-    return Fleet(row, count, throughput(row, **said), hourly_price(row))
+    speed = throughput(row, **said)
+    assert speed is not None
+    return Fleet(row, count, speed, hourly_price(row))
 
 
 def test_the_article_on_a_v100() -> None:
@@ -63,7 +65,8 @@ def test_assumptions_carry_every_constant() -> None:
     found = {assumption.name: assumption.value for assumption in estimate.assumptions}
     assert found == {
         "FLOPs": 6, "tokens": 300e9, "throughput": 28e12, "price": 1.5, "year": 8760, "PF-day": 8.64e19, "peak": 125e12,
-        "GPU memory": 32e9, "training state": 16, "band": 256,
+        "GPU memory": 32e9, "training state": 16, "band": 256, "board power": 300, "server power": 1.1, "building power": 1.1,
+        "emissions": 0.429,
     }  # fmt: skip
     assert all(assumption.source for assumption in estimate.assumptions)
 
@@ -72,4 +75,5 @@ def test_a_budget_knows_no_model() -> None:
     report = Estimate("3.14e23 FLOP", 3.14e23, fleet("v100")).as_dict()
     assert {name for name, value in report.items() if value is None} == {
         "model", "tokens", "parameters", "parameters_by_part", "flops_by_convention", "memory_bytes", "least_gpus",
+        "goodput", "layout", "losses",
     }  # fmt: skip

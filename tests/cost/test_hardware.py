@@ -4,14 +4,15 @@ import re
 
 import pytest
 
-from gptcli.cost.hardware import Gpu, find_gpu, gpu_names, gpus, hourly_price, identify_gpu, throughput
+from gptcli.cost.assumptions import Assumption
+from gptcli.cost.hardware import Gpu, find_gpu, gpu_names, gpus, hourly_price, identify_gpu, peak_flops, throughput, typical_throughput
 from gptcli.errors import UsageError
 
 # name: dense peak in TFLOP/s, GB, GB/s; None where papers.md gives none
 PEAKS = {
     "v100": (125, 32, 900), "v100-16gb": (125, 16, 900), "rtx8000": (130.5, 48, 672), "t4": (65, 16, 320), "l4": (121, 24, 300),
     "rtx4090": (165.2, 24, 1008), "a100": (312, 80, 2039), "a100-40gb": (312, 40, 1555), "h100": (989.5, 80, 3350),
-    "h100-pcie": (756, 80, 2000), "h200": (989.5, 141, 4800), "b200": (2250, 180, 8000), "l40s": (362, 48, 864),
+    "h100-pcie": (756, 80, 2000), "h800": (989.5, 80, 3350), "h200": (989.5, 141, 4800), "b200": (2250, 180, 8000), "l40s": (362, 48, 864),
     "mi300x": (1307, 192, 5300), "tpu-v3": (123, None, None), "tpu-v4": (275, None, None), "tpu-v5e": (197, None, None),
     "tpu-v5p": (459, None, None),
 }  # fmt: skip
@@ -100,19 +101,45 @@ def test_other_peaks_are_never_guessed(device_name: str) -> None:
     assert identify_gpu(device_name) is None
 
 
+def value_of(found: Assumption | None) -> float:
+    assert found is not None
+    return found.value
+
+
 def test_throughput_is_what_was_said() -> None:
-    assert throughput(find_gpu("a100"), tflops=150).value == 150e12
-    assert throughput(find_gpu("a100"), mfu=0.5).value == 156e12
-    assert throughput(None, tflops=15).value == 15e12
+    assert value_of(throughput(find_gpu("a100"), tflops=150)) == 150e12
+    assert value_of(throughput(find_gpu("a100"), mfu=0.5)) == 156e12
+    assert value_of(throughput(None, tflops=15)) == 15e12
 
 
 def test_throughput_by_default_is_the_articles_or_a_median_of_published_runs() -> None:
-    assert throughput(find_gpu("v100")).value == 28e12
-    assert throughput(find_gpu("rtx8000")).value == 15e12
-    default = throughput(find_gpu("a100"))
+    assert value_of(throughput(find_gpu("v100"))) == 28e12
+    assert value_of(throughput(find_gpu("rtx8000"))) == 15e12
+    assert throughput(find_gpu("a100")) is None, "which depends on the model"
+    default = typical_throughput(find_gpu("a100"))
     assert default.value == pytest.approx(0.32 * 312e12)
     assert default.source
     assert default.date
+
+
+@pytest.mark.parametrize(
+    ("gpu", "precision", "tflops"),
+    [
+        ("h100", "fp8", 1979),
+        ("h100", "bf16", 989.5),
+        ("a100", "fp32", 19.5),
+        ("v100", "fp16", 125),
+        ("v100", "bf16", None),
+        ("a100", "fp8", None),
+    ],
+)
+def test_peaks_by_precision(gpu: str, precision: str, tflops: float | None) -> None:
+    if tflops is not None:
+        assert peak_flops(find_gpu(gpu), precision) == tflops * 1e12
+        return
+    with pytest.raises(UsageError, match=f"{gpu} has no {precision}") as caught:
+        peak_flops(find_gpu(gpu), precision)
+    assert "fp16" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gptcli.cost.hardware import find_gpu
-from gptcli.cost.memory import TRAINING_BYTES, kv_cache_per_token, least_gpus, memory_by_part, training_memory
+from gptcli.cost.memory import TRAINING_BYTES, kv_cache_per_token, least_gpus, memory_by_part, training_memory, zero_memory
 from gptcli.model.cache import KVCache
 from gptcli.model.config import ModelConfig, find_size
 
@@ -27,8 +27,8 @@ def test_zero_baseline_of_7_5_billion() -> None:
     assert sum(training_memory(7_500_000_000, "mixed").values()) == 120e9
 
 
-def test_our_trainer_also_holds_16_bytes_a_parameter() -> None:
-    assert {recipe: sum(parts.values()) for recipe, parts in TRAINING_BYTES.items()} == {"fp32": 16, "mixed": 16}
+def test_bytes_a_parameter_by_recipe() -> None:
+    assert {recipe: sum(parts.values()) for recipe, parts in TRAINING_BYTES.items()} == {"fp32": 16, "mixed": 16, "megatron": 18}
 
 
 def test_our_trainers_state_is_what_torch_holds() -> None:
@@ -60,3 +60,9 @@ def test_the_article_finds_no_gpu_that_holds_gpt3() -> None:
     """Its largest single-GPU memory: 48 GB."""
     assert find_gpu("rtx8000").memory_bytes == 48e9
     assert least_gpus(memory_by_part(ModelConfig.from_paper(find_size("175B")))["inference_fp32"], find_gpu("rtx8000")) == 15
+
+
+@pytest.mark.parametrize(("stage", "gigabytes"), [(0, 120), (1, 31.4), (2, 16.6), (3, 1.9)])
+def test_zero_of_7_5_billion_on_64(stage: int, gigabytes: float) -> None:
+    """ZeRO, figure 1: each stage divides one part more over the ranks: optimizer, gradients, parameters."""
+    assert zero_memory(7_500_000_000, 64, stage) / 1e9 == pytest.approx(gigabytes, abs=0.05)

@@ -1,0 +1,110 @@
+"""Scaling laws on the terminal: the best size for so much compute, what a budget buys, and laws fitted to runs of one's own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptcli.cli.console import amount
+from gptcli.cli.cost_sheet import figure, print_lines, print_table, short
+from gptcli.cost.budget import Affordable
+from gptcli.cost.scaling import LAWS, critical_batch, gpt3_loss, kaplan_batch
+from gptcli.errors import InputError
+from gptcli.files import read_json
+from gptcli.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from gptcli.cost.lawfit import Fitted, Run
+
+METRICS, CONFIG = "metrics.jsonl", "config.json"
+
+
+def optimal_report(flops: float) -> dict[str, Any]:
+    """The best size by each law, and the batch."""
+    found = [asdict(law.optimum(flops)) | {"source": law.source, "date": law.date} for law in LAWS]
+    for row in found:
+        row["tokens_per_parameter"] = row["tokens"] / row["parameters"]
+    loss = gpt3_loss(flops)
+    return {
+        "flops": flops,
+        "optimal": found,
+        "gpt3_loss": loss,
+        "best_batch_tokens": kaplan_batch(flops),
+        "critical_batch_tokens": critical_batch(loss),
+    }
+
+
+def print_optimal(report: dict[str, Any], *, markdown: bool) -> None:
+    print_lines(f"Compute-optimal models for {short(report['flops'])} FLOP, by 6ND")
+    rows = [["law", "parameters", "tokens", "a parameter", "loss"]]
+    for row in report["optimal"]:
+        each = figure(row["tokens_per_parameter"], 3)
+        rows.append([row["law"], amount(row["parameters"]), amount(row["tokens"]), each, f"{row['loss']:.3f}"])
+    print_table(rows, markdown=markdown)
+    print_lines(f"GPT-3's own fit of the frontier: loss {report['gpt3_loss']:.3f}")
+    best, critical = amount(report["best_batch_tokens"]), amount(report["critical_batch_tokens"])
+    print_lines(f"batch: {best} tokens by Kaplan et al. 2020; critical batch at that loss {critical}")
+    print_lines("kaplan counts parameters without embeddings; losses are nats on each law's own text", dim=True)
+
+
+def print_affordable(found: list[Affordable], gpu_hours: float, fleet: str, *, markdown: bool) -> None:
+    print_lines(f"{figure(gpu_hours)} GPU-hours on {fleet}, best first")
+    rows = [["size", "tokens", "loss"]]
+    rows += [[row.name, amount(row.tokens), f"{row.loss:.3f}"] for row in found]
+    print_table(rows, markdown=markdown)
+    print_lines("loss: Chinchilla as printed, nats a token on its own text", dim=True)
+
+
+def read_run(path: Path) -> Run:
+    """What a run came to: parameters from config.json, tokens and loss from metrics.jsonl, of its last validation where it has one.
+
+    `path` is a run folder or its metrics.jsonl. Raises InputError.
+    """
+    from gptcli.cost.lawfit import Run  # which brings statistics and random
+
+    metrics = path if path.is_file() else path / METRICS
+    config = read_model(metrics.parent)
+    last: dict[str, Any] = {}
+    try:
+        lines = metrics.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise InputError("no such run", where=metrics, hint="name run folders that gpt train has written") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"not valid UTF-8 at byte {error.start}", where=metrics) from None
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            loss, tokens = float(entry.get("val_loss", entry["loss"])), int(entry["tokens"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InputError("not a line of metrics: it needs tokens and loss", where=f"{metrics}:{number}") from None
+        if "val_loss" in entry or "val_loss" not in last:
+            last = entry | {"reached": loss, "tokens": tokens}
+    if not last or not (last["reached"] > 0 and last["tokens"] > 0):
+        raise InputError("no step with a loss above zero", where=metrics)
+    return Run(name=str(path), parameters=config.parameters, tokens=last["tokens"], loss=last["reached"])
+
+
+def read_model(folder: Path) -> ModelConfig:
+    """The architecture of a run folder, or of a transformers GPT-2 folder. Raises InputError."""
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"no {CONFIG} here", where=folder, hint="the run is not finished, or this is not a run folder")
+    from gptcli.model.weights import read_model_config
+
+    read_json(folder / CONFIG)
+    return read_model_config(folder)
+
+
+def print_fit(fitted: Fitted, runs: list[Run], *, markdown: bool) -> None:
+    print_lines(f"{fitted.formula}, fitted to {len(runs)} runs; root mean square error {fitted.error:.2%}")
+    rows = [["", "value", "95 % from", "to"]]
+    for name, value in fitted.values.items():
+        low, high = fitted.intervals[name]
+        rows.append([name, f"{value:.4g}", f"{low:.4g}", f"{high:.4g}"])
+    print_table(rows, markdown=markdown)
+    rows = [["run", "parameters", "tokens", "loss", "law"]]
+    for run in runs:
+        law = fitted.loss(run.parameters, run.tokens)
+        rows.append([run.name, amount(run.parameters), amount(run.tokens), f"{run.loss:.4f}", f"{law:.4f}"])
+    print_table(rows, markdown=markdown)

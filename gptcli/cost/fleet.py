@@ -1,0 +1,65 @@
+"""How fast a fleet trains a model where nobody says: the plan that suits it best, by the speeds of measured runs."""
+
+from __future__ import annotations
+
+import math
+
+from gptcli.cost.assumptions import USER, Assumption
+from gptcli.cost.estimate import Fleet
+from gptcli.cost.flops import flops_per_token
+from gptcli.cost.hardware import Gpu, hourly_price, read_table, throughput, typical_throughput
+from gptcli.cost.plans import Plan, typical_plan
+from gptcli.cost.throughput import uncertainty
+from gptcli.errors import UsageError
+from gptcli.model.config import ModelConfig
+from gptcli.papers.models import MODELS
+
+
+def batch_sequences(model: ModelConfig) -> int:
+    """The batch of GPT-3's nearest size, in sequences."""
+    papers = [paper for paper in MODELS if paper.paper == "GPT-3"]
+    nearest = min(papers, key=lambda paper: abs(math.log(paper.parameters / model.parameters)))
+    return max(1, nearest.batch_tokens // model.n_ctx)
+
+
+def usual_precision(gpu: Gpu) -> str:
+    return "bf16" if gpu.bf16 else "fp16"
+
+
+def make_fleet(
+    gpu: Gpu | None,
+    count: int,
+    *,
+    model: ModelConfig | None,
+    plan: Plan | None = None,
+    tflops: float | None = None,
+    mfu: float | None = None,
+    goodput: float | None = None,
+    price: float | None = None,
+) -> tuple[Fleet, Plan | None]:
+    """A fleet with the speed that the user says, or that is published for its GPU, or that `plan` or the best plan predicts for `model`.
+
+    Where the speed is predicted, goodput stands beside it; else it is 1 unless said. Raises UsageError.
+    """
+    if goodput is not None and not 0 < goodput <= 1:
+        raise UsageError(f"goodput {goodput:g} is impossible: it is a share of time", hint="above 0 and at most 1")
+    share = None if goodput is None else Assumption("goodput", goodput, "of the time", USER, "")
+    speed = throughput(gpu, tflops, mfu)
+    if speed is not None and (plan is None or speed.source.endswith(USER)):
+        return Fleet(gpu, count, speed, hourly_price(gpu, price), share), plan
+    assert gpu is not None  # throughput() has refused the rest
+    if plan is None and model is not None:
+        plan = typical_plan(model, gpu, count, batch_sequences(model), usual_precision(gpu))
+    if plan is None or model is None:
+        return Fleet(
+            gpu, count, typical_throughput(gpu), hourly_price(gpu, price), share, read_table("hardware.toml")["default_mfu"]["within"]
+        ), None
+    table = read_table("throughput.toml")
+    each = plan.tokens_per_second / plan.layout.processes * flops_per_token(model, "6N")
+    speed = Assumption(
+        "throughput", each, "FLOP/s per GPU", f"predicted for {plan.layout}, {plan.work.precision}, from {table['source']}", table["date"]
+    )
+    if share is None:
+        share = Assumption("goodput", table["goodput"]["value"], "of the time", table["goodput"]["source"], table["goodput"]["date"])
+    within = uncertainty(plan.layout, gpu) if goodput is not None else table["range"]["other"]  # of the whole run, nobody knows better
+    return Fleet(gpu, count, speed, hourly_price(gpu, price), share, within), plan

@@ -1,0 +1,70 @@
+"""How a model is spread over processes: replicas, shards, tensor slices and pipeline stages. Their product is the number of processes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from gptcli.errors import UsageError, nearest
+from gptcli.model.config import ModelConfig
+
+AXES = ("dp", "shard", "tp", "pp")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Processes along each axis."""
+
+    dp: int = 1
+    """Replicas: each holds everything."""
+    shard: int = 1
+    """Parameters, gradients and optimizer are divided and gathered layer by layer (ZeRO's third stage, FSDP)."""
+    tp: int = 1
+    """Every matrix product is divided, and with it what it reads and writes (Megatron, with sequence parallelism)."""
+    pp: int = 1
+    """Consecutive layers form stages."""
+
+    @property
+    def processes(self) -> int:
+        return self.dp * self.shard * self.tp * self.pp
+
+    @property
+    def replicas(self) -> int:
+        """Groups of processes that read different sequences."""
+        return self.dp * self.shard
+
+    def __str__(self) -> str:
+        return ",".join(f"{axis}={getattr(self, axis)}" for axis in AXES if getattr(self, axis) > 1) or "dp=1"
+
+
+def parse_layout(text: str) -> Layout:
+    """ "dp=2,shard=4,tp=2,pp=2" as a layout. Raises UsageError."""
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d{1,9})\s*", part)
+        if match is None or int(match[2]) < 1:
+            raise UsageError(f"{part.strip()!r} is no part of a layout", where="--layout", hint="write it like dp=2,shard=4,tp=2,pp=2")
+        if match[1] not in AXES:
+            raise UsageError(f"unknown axis {match[1]!r}", where="--layout", hint=nearest(match[1], AXES))
+        if match[1] in sizes:
+            raise UsageError(f"{match[1]} is given twice", where="--layout", hint="name each axis once")
+        sizes[match[1]] = int(match[2])
+    return Layout(**sizes)
+
+
+def check_layout(layout: Layout, config: ModelConfig) -> None:
+    """Raises UsageError where the model cannot be divided so."""
+    if config.n_head % layout.tp:
+        divisors = [str(n) for n in range(1, config.n_head + 1) if config.n_head % n == 0]
+        raise UsageError(f"tp={layout.tp} does not divide {config.n_head} heads", where="--layout", hint=f"tp can be {', '.join(divisors)}")
+    if layout.pp > config.n_layer:
+        raise UsageError(
+            f"pp={layout.pp} is more stages than the model's {config.n_layer} layers",
+            where="--layout",
+            hint=f"pp is at most {config.n_layer}",
+        )
+
+
+def layers_of_stage(n_layer: int, pp: int, stage: int) -> int:
+    """Layers of a pipeline stage: as even as they can be, the first stages taking one more."""
+    return n_layer // pp + (stage < n_layer % pp)

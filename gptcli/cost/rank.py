@@ -1,0 +1,128 @@
+"""The memory of one rank at its fullest moment, for any layout: what a layout is chosen by, or refused for.
+
+The recipe is that of `gpt train`: weights, gradients and Adam's moments in fp32; products in `precision`, by autocast, or by FSDP's
+policy where weights are sharded; attention fused; the loss a chunk of positions at a time. A step is fullest at one of three moments:
+
+    head      the loss of the last positions: every activation is there, and few gradients
+    backward  its first layer: every activation still, the gradient of the head, and the widest gradients around GELU
+    end       the last gradients of the backward pass, then AdamW: every gradient, and no activation
+
+Bytes are of tensors alone. A GPU's context and its allocator's gaps find their place in what a vendor does not count: 80 GB are sold,
+and 85.5e9 bytes are there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+from gptcli.cost.activations import RECOMPUTE, Kept, layer_bytes, layers_in_flight
+from gptcli.cost.layout import Layout, check_layout, layers_of_stage
+from gptcli.errors import UsageError, nearest
+from gptcli.model.config import ModelConfig
+
+CHUNK_BYTES = 256 << 20  # fp32 logits alive at once: gptcli.model.loss
+ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2}  # of what products read and write; fp8's casts last as long as a product
+LOGIT_BYTES = 12  # an element of the chunk: logits, probabilities, their gradient, in either precision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """How a replica runs its share of a batch. Raises UsageError where the values cannot be."""
+
+    micro_batch: int = 1
+    """Sequences at a time."""
+    micro_batches: int = 1
+    """Of a step, their gradients added up."""
+    precision: str = "bf16"
+    recompute: str = "none"
+    fused: bool = True
+    """Attention never writes its scores. PyTorch writes them on a CPU where dropout is on."""
+    whole_logits: bool = False
+    """The logits of a micro-batch exist at once, as most trainers have it; `gpt train` runs them in chunks."""
+
+    def __post_init__(self) -> None:
+        for name in ("micro_batch", "micro_batches"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}", hint=f"{name} must be at least 1")
+        for name, choices in (("precision", ELEMENT_BYTES), ("recompute", RECOMPUTE)):
+            if getattr(self, name) not in choices:
+                raise UsageError(f"unknown {name} {getattr(self, name)!r}", where=f"--{name}", hint=nearest(getattr(self, name), choices))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes of one rank at its fullest moment, by what fills them."""
+
+    parameters: int
+    optimizer: int
+    gradients: int = 0
+    activations: int = 0
+    """Kept for the backward pass, of all micro-batches in flight."""
+    logits: int = 0
+    """The loss: a chunk of logits and what becomes of it, and the gradients of what the head reads and is."""
+    copies: int = 0
+    """Weights in the products' precision: autocast's, or the layers that FSDP has gathered."""
+    workspace: int = 0
+    """What a layer needs for a moment."""
+
+    @property
+    def total(self) -> int:
+        return sum(asdict(self).values())
+
+
+def rank_memory(config: ModelConfig, layout: Layout, work: Work) -> Memory:
+    """The fullest rank of the layout. Raises UsageError where the layout does not divide the model.
+
+    Under one-forward-one-backward that is one of the first stage, which has the most micro-batches in flight, or of the last.
+    """
+    check_layout(layout, config)
+    stages = {0, layout.pp - 1}
+    return max((stage_memory(config, layout, work, stage) for stage in stages), key=lambda memory: memory.total)
+
+
+def stage_memory(config: ModelConfig, layout: Layout, work: Work, stage: int) -> Memory:
+    """Each rank of pipeline stage `stage`, counted from 0."""
+    tp, first, last, sharded = layout.tp, stage == 0, stage == layout.pp - 1, layout.shard > 1
+    layers, layer = layers_of_stage(config.n_layer, layout.pp, stage), layer_parameters(config, tp)
+    table = -(-config.vocab_size // tp) * config.d_model  # the embedding, or the head
+    tables = 1 if config.tied and layout.pp == 1 else first + last
+    outside = table * tables + config.d_model * (config.n_ctx * first + 2 * last)  # of any layer: FSDP's root unit
+    parameters = -(-(layers * layer + outside) // layout.shard)
+
+    e = ELEMENT_BYTES[work.precision]
+    r = e if sharded else 4
+    kept = Kept(element=e, residual=r, score=4, mask=1 if work.fused else 4, fused=work.fused, recompute=work.recompute, tp=tp)
+    each = layer_bytes(config, work.micro_batch, kept)
+    again = max(0.0, layer_bytes(config, work.micro_batch, replace(kept, recompute="none")) - each)  # of the layer at work
+    tokens = work.micro_batch * config.n_ctx
+    stream = tokens * config.d_model / tp  # elements
+    activations = each * layers_in_flight(layers, layout.pp, stage, work.micro_batches) + (e + r) * stream * last
+    chunk = tokens if work.whole_logits else min(tokens, max(1, CHUNK_BYTES // (4 * config.vocab_size)))
+    logits = LOGIT_BYTES * chunk * -(-config.vocab_size // tp) + 4 * table + e * tokens * config.d_model
+
+    if sharded:
+        copies, gathered = e * (outside + 2 * layer), 4 * layer  # the layer at work, the next one, and a gradient to be divided
+    else:
+        copies, gathered = (0 if e == 4 else e * (layers * layer + table * last)), 0
+    before = 4 * parameters if work.micro_batches > 1 else 0
+    moments: dict[str, dict[str, float]] = {
+        "head": {"gradients": before, "activations": activations, "logits": logits * last, "copies": copies},
+        "backward": {
+            "gradients": before + 4 * table * last,
+            "activations": activations,
+            "copies": copies,
+            "workspace": (9 * e + r) * stream + again + gathered,
+        },
+        "end": {
+            "gradients": 4 * parameters,
+            "copies": copies if sharded else 0,
+            "workspace": max(4 * table * first, gathered),
+        },
+    }
+    fullest = max(moments.values(), key=lambda moment: sum(moment.values()))
+    return Memory(parameters=4 * parameters, optimizer=8 * parameters, **{part: round(n_bytes) for part, n_bytes in fullest.items()})
+
+
+def layer_parameters(config: ModelConfig, tp: int = 1) -> int:
+    """Of one layer on a rank: matrices and the biases of outputs that are divided, over `tp`; norms and the other biases whole."""
+    return -(-(12 * config.d_model**2 + 7 * config.d_model) // tp) + 6 * config.d_model

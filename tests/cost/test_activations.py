@@ -1,0 +1,73 @@
+"""Korthikanti et al. 2022, figure 1 and table 2, from the table of what a layer keeps."""
+
+from __future__ import annotations
+
+import pytest
+
+from gptcli.cost.activations import Kept, layer_bytes, layers_in_flight
+from gptcli.cost.memory import training_memory
+from gptcli.model.config import ModelConfig
+
+GIB = 2**30
+# size: (layers, heads, width), micro-batch, tp, pp, interleave; GiB of parameters and optimizer, activations: none, sequence + selective
+FIGURE_1 = {
+    "22B": ((48, 64, 6144), 4, 8, 1, 1, 45.5625, 59.25, 9.5625),
+    "175B": ((96, 96, 12288), 1, 8, 8, 3, 45.5625, 66.84375, 12.3515625),
+    "530B": ((105, 128, 20480), 1, 8, 35, 3, 31.640625, 114.0234375, 23.076171875),
+    "1T": ((128, 160, 25600), 1, 8, 64, 1, 32.958984375, 131.25, 26.5625),
+}
+
+
+def model(shape: tuple[int, int, int], dropout: float = 0.1) -> ModelConfig:
+    return ModelConfig(n_layer=shape[0], n_head=shape[1], d_model=shape[2], n_ctx=2048, vocab_size=51200, dropout=dropout)
+
+
+@pytest.mark.parametrize("size", FIGURE_1)
+def test_figure_1(size: str) -> None:
+    shape, micro_batch, tp, pp, interleave, state, none, selective = FIGURE_1[size]
+    config = model(shape)
+    parameters = 12 * config.n_layer * config.d_model**2 / (tp * pp)
+    assert sum(training_memory(1, "megatron").values()) * parameters / GIB == state
+    in_flight = layers_in_flight(config.n_layer // pp, pp, 0, 512, interleave=interleave)
+    kept = Kept(fused=False, tp=tp, sequence_parallel=False)
+    assert layer_bytes(config, micro_batch, kept) * in_flight / GIB == pytest.approx(none, rel=1e-12)
+    kept = Kept(fused=False, tp=tp, recompute="selective")
+    assert layer_bytes(config, micro_batch, kept) * in_flight / GIB == pytest.approx(selective, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kept", "formula"),
+    [
+        (Kept(fused=False), lambda scores, t: 34 + scores),
+        (Kept(fused=False, tp=4, sequence_parallel=False), lambda scores, t: 10 + 24 / t + scores / t),
+        (Kept(fused=False, tp=4), lambda scores, t: 34 / t + scores / t),
+        (Kept(fused=False, tp=4, sequence_parallel=False, recompute="selective"), lambda scores, t: 10 + 24 / t),
+        (Kept(fused=False, tp=4, recompute="selective"), lambda scores, t: 34 / t),
+        (Kept(recompute="full"), lambda scores, t: 2),
+    ],
+)
+def test_table_2(kept: Kept, formula: object) -> None:
+    config = model((24, 16, 2048))
+    unit = 2 * config.n_ctx * config.d_model
+    assert callable(formula)
+    assert layer_bytes(config, 2, kept) == pytest.approx(unit * formula(5 * config.n_head * config.n_ctx / config.d_model, kept.tp))
+
+
+def test_fused_attention_keeps_one_figure_a_head() -> None:
+    config = model((2, 16, 2048), dropout=0.0)
+    assert layer_bytes(config, 1, Kept()) == 2048 * (32 * 2048 + 4 * 16)
+
+
+def test_each_recomputation_keeps_less() -> None:
+    config = model((2, 16, 2048))
+    for fused in (True, False):
+        none, selective, full = (layer_bytes(config, 1, Kept(fused=fused, recompute=kind)) for kind in ("none", "selective", "full"))
+        assert none > selective > full
+    with pytest.raises(ValueError, match="some"):
+        layer_bytes(config, 1, Kept(recompute="some"))
+
+
+def test_in_flight() -> None:
+    assert [layers_in_flight(2, 4, stage, 8) for stage in range(4)] == [8, 6, 4, 2]
+    assert [layers_in_flight(2, 4, stage, 1) for stage in range(4)] == [2, 2, 2, 2], "no more than there are"
+    assert layers_in_flight(12, 8, 0, 64, interleave=3) == pytest.approx(96 * (1 + 7 / 24))

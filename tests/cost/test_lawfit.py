@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptcli.cost.fit import minimise
+from gptcli.cost.lawfit import Run, fit_law
+from gptcli.cost.scaling import CHINCHILLA, REFIT, JointLaw, gpt3_loss
+from gptcli.errors import UsageError
+
+
+def grid(law: JointLaw, noise: float, seed: int = 0) -> list[Run]:
+    chance = random.Random(seed)
+    return [
+        Run(name="", parameters=int(n), tokens=int(d), loss=law.loss(n, d) * math.exp(chance.gauss(0, noise)))
+        for n in (1e7, 3e7, 1e8, 3e8, 1e9)
+        for d in (3e8, 1e9, 3e9, 1e10)
+    ]
+
+
+@pytest.mark.parametrize("law", [CHINCHILLA, REFIT], ids=lambda law: law.name)
+def test_known_constants_come_back(law: JointLaw) -> None:
+    fitted = fit_law(grid(law, 0.0))
+    for name, value in fitted.values.items():
+        assert value == pytest.approx(getattr(law, name), rel=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_known_constants_are_in_their_intervals(seed: int) -> None:
+    fitted = fit_law(grid(CHINCHILLA, 0.003, seed))
+    inside = [low <= getattr(CHINCHILLA, name) <= high for name, (low, high) in fitted.intervals.items()]
+    assert sum(inside) >= 4, fitted
+    assert fitted.error < 0.005
+
+
+def test_few_runs_fit_a_power_of_compute() -> None:
+    chance = random.Random(0)
+    runs = [
+        Run(name="", parameters=n, tokens=20 * n, loss=gpt3_loss(120.0 * n * n) * math.exp(chance.gauss(0, 0.002)))
+        for n in (10**7, 3 * 10**7, 10**8, 3 * 10**8)
+    ]
+    fitted = fit_law(runs)
+    assert fitted.law == "compute"
+    assert fitted.intervals["b"][0] <= 0.048 <= fitted.intervals["b"][1]
+    assert fitted.loss(10**9, 20 * 10**9) == pytest.approx(gpt3_loss(120.0 * 10**18), rel=0.01)
+
+
+def test_the_same_runs_the_same_law() -> None:
+    runs = grid(CHINCHILLA, 0.003)
+    assert fit_law(runs) == fit_law(runs)
+
+
+def test_too_few_runs() -> None:
+    run = Run(name="", parameters=10**7, tokens=10**9, loss=3.0)
+    with pytest.raises(UsageError, match="three runs"):
+        fit_law([run, run, run])
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=4))
+def test_minimum_of_a_bowl(centre: list[float]) -> None:
+    found = minimise(lambda x: sum((a - b) ** 2 for a, b in zip(x, centre, strict=True)), [0.0] * len(centre))
+    assert found == pytest.approx(centre, abs=1e-3)

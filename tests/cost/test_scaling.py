@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptcli.cost.scaling import (
+    CHINCHILLA,
+    KAPLAN,
+    LAWS,
+    PF_DAY,
+    REFIT,
+    JointLaw,
+    critical_batch,
+    gpt3_loss,
+    kaplan_batch,
+    predicted_losses,
+)  # fmt: skip
+from gptcli.model.config import ModelConfig, find_size
+
+budgets = st.floats(1e17, 1e27)
+
+
+def test_tokens_per_parameter_at_chinchillas_budget() -> None:
+    """At 5.76e23 FLOP the print implies 92 tokens a parameter and the refit 18.4."""
+    printed, refit = (law.optimum(5.76e23) for law in (CHINCHILLA, REFIT))
+    assert printed.tokens / printed.parameters == pytest.approx(92, abs=1)
+    assert refit.tokens / refit.parameters == pytest.approx(18.4, abs=0.05)
+
+
+def test_gpt3s_own_fit() -> None:
+    assert gpt3_loss(3640 * PF_DAY) == pytest.approx(1.734, abs=0.0005)
+
+
+@pytest.mark.parametrize(("parameters", "tokens"), [(8.8e13, float("inf")), (float("inf"), 5.4e13)])
+def test_kaplans_critical_sizes_have_a_loss_of_one(parameters: float, tokens: float) -> None:
+    assert KAPLAN.loss(parameters, tokens) == pytest.approx(1)
+
+
+def test_kaplans_limits() -> None:
+    assert KAPLAN.loss(1e9, float("inf")) == pytest.approx((8.8e13 / 1e9) ** 0.076)
+    assert KAPLAN.loss(float("inf"), 1e10) == pytest.approx((5.4e13 / 1e10) ** 0.095)
+    assert KAPLAN.loss_of_compute(3.1e8 * PF_DAY) == pytest.approx(1)
+    assert KAPLAN.optimum(PF_DAY).parameters == pytest.approx(1.3e9)
+    assert kaplan_batch(PF_DAY) == pytest.approx(2.0e6)
+    assert critical_batch(1.0) == 2e8
+
+
+@pytest.mark.parametrize("law", [CHINCHILLA, REFIT], ids=lambda law: law.name)
+@given(flops=budgets, away=st.floats(0.2, 5))
+def test_no_other_size_is_better(law: JointLaw, flops: float, away: float) -> None:
+    best = law.optimum(flops)
+    assert 6 * best.parameters * best.tokens == pytest.approx(flops)
+    assert law.loss(best.parameters * away, best.tokens / away) >= best.loss - 1e-9
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.name)
+def test_sources(law: JointLaw) -> None:
+    assert law.source
+    assert law.date
+
+
+def test_losses_of_gpt3() -> None:
+    losses = predicted_losses(ModelConfig.from_paper(find_size("175B")), 300 * 10**9)
+    assert losses["gpt3"] == pytest.approx(1.734, abs=0.001)
+    assert losses["chinchilla"] == pytest.approx(1.69 + 406.4 / 174_604_259_328**0.34 + 410.7 / 3e11**0.28)
+    assert set(losses) == {"kaplan", "gpt3", "chinchilla", "chinchilla-refit"}
