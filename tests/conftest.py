@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,9 @@ os.environ.setdefault("NO_COLOR", "1")
 os.environ.setdefault("COLUMNS", "120")
 for forced in ("FORCE_COLOR", "GITHUB_ACTIONS"):  # both make rich paint even into pipes
     os.environ.pop(forced, None)
+
+# A suite started in the background inherits an ignored SIGINT, and would hand it to every process that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Gpt = Callable[..., "subprocess.CompletedProcess[str]"]
 
