@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig
 
-AXES = ("dp", "shard", "tp", "pp")
+EXAMPLE = {"dp": 2, "shard": 4, "tp": 2, "pp": 2}  # of a layout, for messages
+AXES = tuple(EXAMPLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +39,16 @@ class Layout:
         return ",".join(f"{axis}={getattr(self, axis)}" for axis in AXES if getattr(self, axis) > 1) or "dp=1"
 
 
-def parse_layout(text: str) -> Layout:
-    """ "dp=2,shard=4,tp=2,pp=2" as a layout. Raises UsageError."""
+def parse_layout(text: str, axes: Sequence[str] = AXES) -> Layout:
+    """ "dp=2,shard=4,tp=2,pp=2" as a layout of some of `axes`. Raises UsageError."""
     sizes: dict[str, int] = {}
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d{1,9})\s*", part)
         if match is None or int(match[2]) < 1:
-            raise UsageError(f"{part.strip()!r} is no part of a layout", where="--layout", hint="write it like dp=2,shard=4,tp=2,pp=2")
-        if match[1] not in AXES:
-            raise UsageError(f"unknown axis {match[1]!r}", where="--layout", hint=nearest(match[1], AXES))
+            example = ",".join(f"{axis}={EXAMPLE[axis]}" for axis in axes)
+            raise UsageError(f"{part.strip()!r} is no part of a layout", where="--layout", hint=f"write it like {example}")
+        if match[1] not in axes:
+            raise UsageError(f"unknown axis {match[1]!r}", where="--layout", hint=nearest(match[1], axes))
         if match[1] in sizes:
             raise UsageError(f"{match[1]} is given twice", where="--layout", hint="name each axis once")
         sizes[match[1]] = int(match[2])

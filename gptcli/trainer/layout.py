@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import torch
@@ -12,40 +11,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from gptcli.errors import UsageError, nearest
+from gptcli.cost import layout as layouts
+from gptcli.cost.layout import Layout
 from gptcli.model.transformer import GPT
 
 AXES = ("dp", "shard")
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Processes along each axis."""
-
-    dp: int = 1
-    shard: int = 1
-
-    @property
-    def processes(self) -> int:
-        return self.dp * self.shard
-
-    def __str__(self) -> str:
-        return ",".join(f"{axis}={getattr(self, axis)}" for axis in AXES if getattr(self, axis) > 1) or "dp=1"
-
-
 def parse_layout(text: str) -> Layout:
-    """ "dp=2,shard=4" as a layout. Raises UsageError."""
-    sizes: dict[str, int] = {}
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+)\s*", part)
-        if match is None or int(match[2]) < 1:
-            raise UsageError(f"{part.strip()!r} is no part of a layout", where="--layout", hint="write it like dp=2,shard=4")
-        if match[1] not in AXES:
-            raise UsageError(f"unknown axis {match[1]!r}", where="--layout", hint=nearest(match[1], AXES))
-        if match[1] in sizes:
-            raise UsageError(f"{match[1]} is given twice", where="--layout", hint="name each axis once")
-        sizes[match[1]] = int(match[2])
-    return Layout(**sizes)
+    """ "dp=2,shard=4" as a layout of the axes that the trainer has. Raises UsageError."""
+    return layouts.parse_layout(text, AXES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ import sys
 import torch
 
 from gptcli.cost.flops import flops_per_token
+from gptcli.cost.layout import Layout
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
-from gptcli.trainer.layout import Layout
 
 SHARED_CORES = 8  # processes that may share a CPU's cores, however few they are: for trying a layout out
 WIDE = (

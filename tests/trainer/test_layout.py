@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from gptcli.cost.layout import Layout
 from gptcli.errors import UsageError
-from gptcli.trainer.layout import Layout, parse_layout
+from gptcli.trainer.layout import parse_layout
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gptcli.cost.layout import Layout
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.trainer import machine
-from gptcli.trainer.layout import Layout
 
 SMALL = ModelConfig(n_layer=4, n_head=4, d_model=128, n_ctx=64)
 GPT2 = ModelConfig.from_paper(find_size("gpt2"))
