@@ -20,9 +20,10 @@ from gptcli.cost.layout import Layout, check_layout, layers_of_stage
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig
 
-CHUNK_BYTES = 256 << 20  # fp32 logits alive at once: gptcli.model.loss
+CHUNK_BYTES = 512 << 20  # logits alive at once, in their own precision: gptcli.model.loss
+PIECE = 16_384  # entries of the vocabulary in one product, on a GPU
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2}  # of what products read and write; fp8's casts last as long as a product
-LOGIT_BYTES = 12  # an element of the chunk: logits, probabilities, their gradient, in either precision
+WHOLE_LOGIT_BYTES = 12  # an element: logits, probabilities, their gradient, in either precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +38,13 @@ class Work:
     recompute: str = "none"
     fused: bool = True
     """Attention never writes its scores. PyTorch writes them on a CPU where dropout is on."""
+    piece: int = PIECE
+    """Entries of the vocabulary in one product of the head: 3,200 on a CPU."""
     whole_logits: bool = False
     """The logits of a micro-batch exist at once, as most trainers have it; `gpt train` runs them in chunks."""
 
     def __post_init__(self) -> None:
-        for name in ("micro_batch", "micro_batches"):
+        for name in ("micro_batch", "micro_batches", "piece"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}", hint=f"{name} must be at least 1")
         for name, choices in (("precision", ELEMENT_BYTES), ("recompute", RECOMPUTE)):
@@ -97,8 +100,13 @@ def stage_memory(config: ModelConfig, layout: Layout, work: Work, stage: int) ->
     tokens = work.micro_batch * config.n_ctx
     stream = tokens * config.d_model / tp  # elements
     activations = each * layers_in_flight(layers, layout.pp, stage, work.micro_batches) + (e + r) * stream * last
-    chunk = tokens if work.whole_logits else min(tokens, max(1, CHUNK_BYTES // (4 * config.vocab_size)))
-    logits = LOGIT_BYTES * chunk * -(-config.vocab_size // tp) + 4 * table + e * tokens * config.d_model
+    entries = -(-config.vocab_size // tp)
+    chunk = min(tokens, max(1, CHUNK_BYTES // (e * config.vocab_size)))
+    last_piece = (
+        entries % work.piece or work.piece
+    )  # exponentials of all pieces stay; of one, logits and differences are there for a moment
+    chunked = chunk * max(e * entries + (10 if e == 2 else 8) * last_piece, 12 * min(entries, work.piece))
+    logits = (WHOLE_LOGIT_BYTES * tokens * entries if work.whole_logits else chunked) + 4 * table + e * tokens * config.d_model
 
     if sharded:
         copies, gathered = e * (outside + 2 * layer), 4 * layer  # the layer at work, the next one, and a gradient to be divided

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from gptcli.errors import RunError
 from gptcli.events import Events
-from gptcli.model.loss import IGNORE, next_token_loss
+from gptcli.model.loss import IGNORE, Loops, next_token_loss
 from gptcli.model.transformer import GPT
 from gptcli.trainer.config import Run
 from gptcli.trainer.layout import Place, lay_out, parse_layout
@@ -31,7 +33,7 @@ def build(run: Run, place: Place, events: Events) -> Stepper:
         # Block by block, and the head with its loss: one compilation serves every layer and every layout. Names and hooks do not change.
         for block in model.h:
             block.forward = torch.compile(block.forward, dynamic=False)
-        model.head_loss = torch.compile(next_token_loss, dynamic=False)
+        model.head_loss = partial(next_token_loss, loops=Loops().compiled())
     bf16, layout = config.precision == "bf16", parse_layout(config.layout)
     laid_out = lay_out(model, layout, place, bf16=bf16)
     stepper = Stepper(

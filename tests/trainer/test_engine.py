@@ -55,7 +55,9 @@ def test_compiled_and_plain_agree(make_run):
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
     for expected, got in zip(plain.model.parameters(), compiled.model.parameters(), strict=True):
         assert torch.allclose(expected.grad, got.grad, atol=1e-6)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2, "one graph serves every layer, one the head"
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 5, (
+        "one serves every layer; the head has three loops, one of them for two kinds of sum"
+    )
 
 
 def test_bf16_products_follow_fp32(make_run):
