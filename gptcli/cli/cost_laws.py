@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,15 +85,50 @@ def read_run(path: Path) -> Run:
     return Run(name=str(path), parameters=config.parameters, tokens=last["tokens"], loss=last["reached"])
 
 
-def print_fit(fitted: Fitted, runs: list[Run], *, markdown: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What a law that was fitted to other runs says of one more."""
+
+    name: str
+    parameters: int
+    tokens: int
+    loss: float
+    between: tuple[float, float]
+    measured: float | None
+    """None for a run that is not made yet."""
+
+    @property
+    def error(self) -> float | None:
+        return None if self.measured is None else self.loss / self.measured - 1
+
+
+def predict(fitted: Fitted, name: str, parameters: int, tokens: int, measured: float | None) -> Predicted:
+    return Predicted(name, parameters, tokens, fitted.loss(parameters, tokens), fitted.between(parameters, tokens), measured)
+
+
+def fit_report(fitted: Fitted, runs: list[Run], predicted: list[Predicted]) -> dict[str, Any]:
+    return fitted.as_dict() | {
+        "runs": [asdict(run) for run in runs],
+        "predicted": [asdict(one) | {"error": one.error} for one in predicted],
+    }
+
+
+def print_fit(fitted: Fitted, runs: list[Run], predicted: list[Predicted], *, markdown: bool) -> None:
     print_lines(f"{fitted.formula}, fitted to {len(runs)} runs; root mean square error {fitted.error:.2%}")
     rows = [["", "value", "95 % from", "to"]]
     for name, value in fitted.values.items():
         low, high = fitted.intervals[name]
         rows.append([name, f"{value:.4g}", f"{low:.4g}", f"{high:.4g}"])
     print_table(rows, markdown=markdown)
-    rows = [["run", "parameters", "tokens", "loss", "law"]]
+    rows = [["run", "parameters", "tokens", "loss", "law", "error"]]
     for run in runs:
         law = fitted.loss(run.parameters, run.tokens)
-        rows.append([run.name, amount(run.parameters), amount(run.tokens), f"{run.loss:.4f}", f"{law:.4f}"])
+        rows.append([run.name, amount(run.parameters), amount(run.tokens), f"{run.loss:.4f}", f"{law:.4f}", f"{law / run.loss - 1:+.2%}"])
     print_table(rows, markdown=markdown)
+    for one in predicted:
+        low, high = one.between
+        found = "" if one.measured is None else f"; measured {one.measured:.4f}, so the law is {one.error:+.2%} off"
+        print_lines(
+            f"{one.name}, not among them: {amount(one.parameters)} parameters on {amount(one.tokens)} tokens: "
+            f"predicted {one.loss:.4f}, 95 % from {low:.4f} to {high:.4f}{found}"
+        )

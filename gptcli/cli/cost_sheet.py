@@ -49,6 +49,11 @@ def print_lines(text: str, **look: bool) -> None:
         typer.echo(style(line, **look))
 
 
+def print_paste(command: str) -> None:
+    """A command line to paste: never wrapped, however long."""
+    typer.echo(style(command, bold=True))
+
+
 def style(text: str, **look: bool) -> str:
     return typer.style(text, **look) if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else text
 

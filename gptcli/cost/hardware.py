@@ -89,6 +89,11 @@ def identify_gpu(device_name: str) -> Gpu | None:
     return next((gpu for gpu in gpus() if bare in gpu.device_names), None)
 
 
+def usual_precision(gpu: Gpu) -> str:
+    """Of products, where nobody says."""
+    return "bf16" if gpu.bf16 else "fp16"
+
+
 def peak_flops(gpu: Gpu, precision: str) -> float:
     """Dense, per second, of products in `precision`. Raises UsageError where the GPU has none."""
     peaks = {

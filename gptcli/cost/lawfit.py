@@ -12,6 +12,7 @@ import random
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gptcli.cost.fit import Point, minimise
 from gptcli.cost.scaling import PF_DAY
@@ -48,9 +49,19 @@ class Fitted:
     intervals: dict[str, tuple[float, float]]
     error: float
     """Root mean square of log(predicted / measured)."""
+    drawn: tuple[tuple[Point, float], ...]
+    """The values of each resampling, and an error of one more run, as a factor."""
 
     def loss(self, parameters: float, tokens: float) -> float:
         return _FORMS[self.law].loss(list(self.values.values()), parameters, tokens)
+
+    def between(self, parameters: float, tokens: float) -> tuple[float, float]:
+        """The interval that holds the loss of one more run in 95 of 100 resamplings."""
+        form = _FORMS[self.law]
+        return _middle([error * form.loss(values, parameters, tokens) for values, error in self.drawn])
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"law": self.law, "formula": self.formula, "values": self.values, "intervals": self.intervals, "error": self.error}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +84,17 @@ def fit_law(runs: Sequence[Run], *, seed: int = 0) -> Fitted:
     residuals = [math.log(run.loss / loss) for run, loss in zip(runs, predicted, strict=True)]
     widen = math.sqrt(len(runs) / max(1, len(runs) - len(values)))  # residuals of a fit are smaller than the errors
     chance = random.Random(seed)
-    drawn: list[Point] = []
+    drawn: list[tuple[Point, float]] = []
     for _ in range(RESAMPLES):
         again = [
             Run(name=run.name, parameters=run.parameters, tokens=run.tokens, loss=loss * math.exp(widen * chance.choice(residuals)))
             for run, loss in zip(runs, predicted, strict=True)
         ]
-        drawn.append(form.fit(again, values))
-    intervals = {name: _middle([point[i] for point in drawn]) for i, name in enumerate(form.names)}
+        drawn.append((form.fit(again, values), math.exp(widen * chance.choice(residuals))))
+    intervals = {name: _middle([point[i] for point, _ in drawn]) for i, name in enumerate(form.names)}
     return Fitted(
         law=law, formula=form.formula, values=dict(zip(form.names, values, strict=True)), intervals=intervals,
-        error=math.sqrt(statistics.fmean(r * r for r in residuals)),
+        error=math.sqrt(statistics.fmean(r * r for r in residuals)), drawn=tuple(drawn),
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gptcli.papers.compute import TABLE_D1
 from gptcli.papers.models import MODELS
 
 CONTRACT_KEYS = {
@@ -121,7 +122,8 @@ def test_a_gpu_by_its_speed_alone(gpt: Any) -> None:
 
 def test_table_has_every_size(gpt: Any) -> None:
     rows = report(gpt, "--table", "--gpus", 64, "--gpu", "a100")["sizes"]
-    assert [row["parameters"] for row in rows] == [model.parameters for model in MODELS]
+    assert [row["parameters"] for row in rows][: len(MODELS)] == [model.parameters for model in MODELS]
+    assert [row["name"] for row in rows][len(MODELS) :] == ["GPT-1", *(row.name for row in TABLE_D1 if not row.size)]
     assert all(set(row) >= CONTRACT_KEYS for row in rows)
     text = gpt("cost", "--table", "--gpus", 64, "--gpu", "a100").stdout
     assert [line.split()[0] for line in text.splitlines()[2:14]] == [model.name for model in MODELS]
@@ -172,6 +174,7 @@ def test_table_takes_tokens(gpt: Any) -> None:
         (["--budget", "0", "--gpu", "a100"], ["--budget: 0"]),
         (["--budget", "100", "--gpu", "h100"], ["--price"]),
         (["--fit"], ["three runs"]),
+        (["--size", "125M", "--predict", "x"], ["a model does not go with --predict"]),
         (["--table", "--size", "13B"], ["--table", "--size"]),
         (["--table", "--flops"], ["--table", "--flops"]),
         (["--n-layer", "3"], ["--n-head and --d-model"]),
@@ -273,7 +276,7 @@ def test_explain_puts_the_numbers_in(gpt: Any) -> None:
 
 def test_markdown(gpt: Any) -> None:
     lines = gpt("cost", "--table", "--markdown").stdout.splitlines()
-    assert sum(line.startswith("| ") for line in lines) == 1 + len(MODELS)
+    assert sum(line.startswith("| ") for line in lines) == 1 + len(MODELS) + 1 + 9
     assert "|---|---:|" in "\n".join(lines)
 
 
