@@ -80,7 +80,7 @@ def read_run(path: Path) -> Run:
             raise InputError("not a line of metrics: it needs tokens and loss", where=f"{metrics}:{number}") from None
         if "val_loss" in entry or "val_loss" not in last:
             last = entry | {"reached": loss, "tokens": tokens}
-    if not last or not (last["reached"] > 0 and last["tokens"] > 0):
+    if not last or not (0 < last["reached"] < float("inf") and last["tokens"] > 0):
         raise InputError("no step with a loss above zero", where=metrics)
     return Run(name=str(path), parameters=config.parameters, tokens=last["tokens"], loss=last["reached"])
 

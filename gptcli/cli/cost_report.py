@@ -189,7 +189,8 @@ def print_notes(estimate: Estimate, *, explain: bool) -> None:
             print_lines(line)
         typer.echo()
         for a in estimate.assumptions:
-            print_lines(f"{a.name} = {a.value:.6g} {a.unit}: {a.source}{f' ({a.date})' if a.date else ''}")
+            where = ", ".join(part for part in (a.date, a.url) if part)
+            print_lines(f"{a.name} = {a.value:.6g} {a.unit}: {a.source}{f' ({where})' if where else ''}")
         return
     moving = [a for a in estimate.assumptions if a.name in ("tokens", "throughput", "goodput", "price") and not a.source.endswith(USER)]
     if moving:

@@ -112,8 +112,8 @@ class Estimate:
         found.append(Assumption("year", HOURS_PER_YEAR, "hours", "365 days, as in the cost article", ""))
         found.append(Assumption("PF-day", FLOPS_PER_PF_DAY, "FLOP", "GPT-3, Table D.1", "2020-05-28"))
         if gpu is not None:
-            found.append(Assumption("peak", gpu.peak_flops, "FLOP/s", f"{gpu.name}, dense: {gpu.source}", gpu.date))
-            found.append(Assumption("GPU memory", gpu.memory_bytes, "bytes", f"{gpu.name}: {gpu.source}", gpu.date))
+            found.append(Assumption("peak", gpu.peak_flops, "FLOP/s", f"{gpu.name}, dense: {gpu.source}", gpu.date, gpu.url))
+            found.append(Assumption("GPU memory", gpu.memory_bytes, "bytes", f"{gpu.name}: {gpu.source}", gpu.date, gpu.url))
         if self.parameters is not None:
             each = sum(TRAINING_BYTES["fp32"].values())
             found.append(Assumption("training state", each, "bytes per parameter", "fp32 weights, gradients, Adam's two moments", ""))

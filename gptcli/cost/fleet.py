@@ -55,10 +55,22 @@ def make_fleet(
     table = read_table("throughput.toml")
     each = plan.tokens_per_second / plan.layout.processes * flops_per_token(model, "6N")
     speed = Assumption(
-        "throughput", each, "FLOP/s per GPU", f"predicted for {plan.layout}, {plan.work.precision}, from {table['source']}", table["date"]
+        "throughput",
+        each,
+        "FLOP/s per GPU",
+        f"predicted for {plan.layout}, {plan.work.precision}, from {table['source']}",
+        table["date"],
+        table["url"],
     )
     if share is None:
-        share = Assumption("goodput", table["goodput"]["value"], "of the time", table["goodput"]["source"], table["goodput"]["date"])
+        share = Assumption(
+            "goodput",
+            table["goodput"]["value"],
+            "of the time",
+            table["goodput"]["source"],
+            table["goodput"]["date"],
+            table["goodput"]["url"],
+        )
     within = uncertainty(plan.layout, gpu) if goodput is not None else table["range"]["other"]  # of the whole run, nobody knows better
     return Fleet(gpu, count, speed, hourly_price(gpu, price), share, within), plan
 

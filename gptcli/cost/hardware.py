@@ -39,6 +39,7 @@ class Gpu:
     watts: float | None
     """Of the board at full load."""
     source: str
+    url: str
     date: str
 
 
@@ -61,6 +62,7 @@ def gpus() -> tuple[Gpu, ...]:
             network=_scaled(row, "network_gb_s", 1e9),
             watts=_scaled(row, "watts", 1),
             source=row["source"],
+            url=row["url"],
             date=row["date"],
         )
         for row in read_table("hardware.toml")["gpu"]
@@ -135,7 +137,7 @@ def throughput(gpu: Gpu | None, tflops: float | None = None, mfu: float | None =
     table = read_table("hardware.toml")
     for row in table["sustained"]:
         if gpu.name in row["gpus"]:
-            return Assumption("throughput", row["tflops"] * 1e12, "FLOP/s per GPU", row["source"], row["date"])
+            return Assumption("throughput", row["tflops"] * 1e12, "FLOP/s per GPU", row["source"], row["date"], row["url"])
     return None
 
 
@@ -152,7 +154,7 @@ def hourly_price(gpu: Gpu | None, price: float | None = None) -> Assumption | No
         return Assumption("price", price, "$ per GPU-hour", USER, "")
     for row in read_table("prices.toml")["price"]:
         if gpu is not None and gpu.name in row["gpus"]:
-            return Assumption("price", row["dollars_per_hour"], "$ per GPU-hour", row["source"], row["date"])
+            return Assumption("price", row["dollars_per_hour"], "$ per GPU-hour", row["source"], row["date"], row["url"])
     return None
 
 

@@ -95,7 +95,7 @@ def test_days_are_shared_and_money_is_not(gpt: Any) -> None:
 
 
 def test_tokens_and_mfu(gpt: Any) -> None:
-    got = report(gpt, "--size", "125M", "--tokens", "2.5B", "--gpu", "h100", "--mfu", "0.4")
+    got = report(gpt, "--size", "125M", "--tokens", "2.5B", "--gpu", "h200", "--mfu", "0.4")
     assert got["flops"] == pytest.approx(6 * 125_226_240 * 2_500_000_000, rel=1e-12)
     assert got["gpu_hours"] == pytest.approx(got["flops"] / (0.4 * 989.5e12) / 3600)
     assert (got["mfu"], got["dollars"]) == (0.4, None)
@@ -172,7 +172,7 @@ def test_table_takes_tokens(gpt: Any) -> None:
         (["--optimal", "-1"], ["--optimal: -1"]),
         (["--optimal", "1e23", "--size", "13B"], ["--optimal does not go with --size"]),
         (["--budget", "0", "--gpu", "a100"], ["--budget: 0"]),
-        (["--budget", "100", "--gpu", "h100"], ["--price"]),
+        (["--budget", "100", "--gpu", "l40s"], ["--price"]),
         (["--fit"], ["three runs"]),
         (["--size", "125M", "--predict", "x"], ["a model does not go with --predict"]),
         (["--table", "--size", "13B"], ["--table", "--size"]),
