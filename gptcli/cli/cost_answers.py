@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gptcli.cli.config import option
 from gptcli.cli.console import print_json
 from gptcli.cli.cost_laws import fit_report, optimal_report, predict, print_affordable, print_fit, print_optimal, read_run
-from gptcli.cli.cost_options import SHAPE, Terms, option, positive, whole
+from gptcli.cli.cost_options import SHAPE, Terms, positive, whole
 from gptcli.cli.cost_plan import print_plans, rank_rows, train_options
 from gptcli.cli.cost_report import print_estimate, print_sizes
 from gptcli.cli.cost_sheet import short

@@ -32,7 +32,7 @@ QUESTIONS: dict[str, tuple[str, ...]] = {  # an option that asks something of it
     "flops": ("hours", *FLEET, "plot"),
     "hours": FLEET,
 }
-OF_ONE_MODEL = (*MODEL, "tokens", "hours", *FLEET, *LAYOUT, "plot")
+OF_ONE_MODEL: tuple[str, ...] = (*MODEL, "tokens", "hours", *FLEET, *LAYOUT, "plot")
 
 
 def question(said: dict[str, Any]) -> str:
@@ -41,11 +41,11 @@ def question(said: dict[str, Any]) -> str:
     if asked == "hours" and any(name in said for name in (*MODEL, "tokens")):
         asked = "model"
     if asked == "model" or (asked == "flops" and said["flops"] == NO_VALUE):
-        asked, own, goes_with = "model", ("flops",), OF_ONE_MODEL
+        asked, goes_with = "model", ("flops", *OF_ONE_MODEL)
     else:
-        own, goes_with = (asked,), QUESTIONS[asked]
+        goes_with = (asked, *QUESTIONS[asked])
     for name in said:
-        if name not in (*own, *goes_with, *SHOWN):
+        if name not in (*goes_with, *SHOWN):
             with_number = "--flops without a number counts the FLOPs of a run" if asked == "flops" else "give one of the two"
             what = "a model" if asked == "model" else f"--flops {said['flops']}" if asked == "flops" else option(asked)
             raise UsageError(f"{what} does not go with {'a run folder' if name == 'runs' else option(name)}", hint=with_number)
@@ -92,9 +92,9 @@ class Terms:
             if stray := next((name for name, value in self.speed.items() if value is not None), None):
                 raise UsageError(f"--hours and --gpus say how fast they are, and {option(stray)} too", hint="leave one of the three out")
             return self._described(implied_fleet(self.gpu, count, flops, self.hours, price=self.price), plan)
-        fleet, plan = make_fleet(self.gpu, 1, model=model, price=self.price, **self.speed)
+        fleet, plan = make_fleet(self.gpu, 1, model=model, plan=None, price=self.price, **self.speed)
         while (count := gpus_needed(flops, self.hours, fleet)) > fleet.count:
-            fleet, plan = make_fleet(self.gpu, count, model=model, price=self.price, **self.speed)
+            fleet, plan = make_fleet(self.gpu, count, model=model, plan=None, price=self.price, **self.speed)
         return self._described(fleet, plan)
 
     def _described(self, fleet: Fleet, plan: Plan | None) -> tuple[Fleet, Plan | None]:

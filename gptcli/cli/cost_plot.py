@@ -147,7 +147,7 @@ def time_of_plans(name: str, found: Sequence[Plan]) -> str:
 
 def fitted_law(fitted: Fitted, runs: Sequence[Run], predicted: Sequence[Predicted]) -> str:
     """The runs, the law's word on each, and what it says of those that it was not fitted to."""
-    sizes = [(run.parameters, run.tokens) for run in (*runs, *predicted)]
+    sizes = [(run.parameters, run.tokens) for run in runs] + [(one.parameters, one.tokens) for one in predicted]
     sizes.sort(key=lambda size: size[0] * size[1])
     line = [(_compute(*size), fitted.loss(*size)) for size in sizes]
     series = [
@@ -158,7 +158,8 @@ def fitted_law(fitted: Fitted, runs: Sequence[Run], predicted: Sequence[Predicte
         places = [(_compute(one.parameters, one.tokens), one) for one in predicted]
         series.append(Series("predicted", [(c, one.loss) for c, one in places], [f"predicted {one.loss:.3f}" for _, one in places]))
         made = [(c, one.measured, Path(one.name).name) for c, one in places if one.measured is not None]
-        series.append(Series("measured", [(c, loss) for c, loss, _ in made], [f"{name}: {loss:.3f}" for _, loss, name in made]))
+        if made:
+            series.append(Series("measured", [(c, loss) for c, loss, _ in made], [f"{name}: {loss:.3f}" for _, loss, name in made]))
     losses = [loss for one in series for _, loss in one.points]
     (least, _), (most, _) = line[0], line[-1]
     parameters, tokens = ([size[i] for size in sizes] for i in (0, 1))

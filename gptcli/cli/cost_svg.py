@@ -102,11 +102,13 @@ class _Drawing:
         )
 
     def legend(self, names: Sequence[str], y: float) -> None:
-        x = float(LEFT)
+        x, width = float(LEFT), WIDTH - LEFT - RIGHT
+        crowded = sum(30 + room(name, SMALL) for name in names) > width
         for number, name in enumerate(names):
+            words = shortened(name, SMALL, width / len(names) - 30) if crowded else name
             self.bar(x, y - 9, 11, 11, number, name)
-            self.text(x + 16, y, name, size=SMALL, look="dim")
-            x += 16 + room(name, SMALL) + 14
+            self.text(x + 16, y, words, size=SMALL, look="dim")
+            x += 16 + room(words, SMALL) + 14
 
     def svg(self) -> str:
         """The whole picture. Its title and subtitle stand for it where it cannot be seen."""
@@ -144,13 +146,12 @@ def bars(title: str, subtitle: str, rows: Sequence[tuple[str, float, str, str]],
 
 
 def stacks(
-    title: str, subtitle: str, rows: Sequence[tuple[str, dict[str, float]]], scale: Scale, *, limit: tuple[float, str] | None = None,
-    notes: Sequence[str] = (),
-) -> str:  # fmt: skip
+    title: str, subtitle: str, rows: Sequence[tuple[str, dict[str, float]]], scale: Scale, limit: tuple[float, str] | None = None
+) -> str:
     """A bar for each row, put together from its parts, and its sum at the end; `limit` draws a line that bars may cross, with its name."""
     parts = list(dict.fromkeys(part for _, values in rows for part in values))
     row = ROW + 8
-    drawing = _Drawing(title, subtitle, TOP + 28 + row * len(rows) + 62, notes)
+    drawing = _Drawing(title, subtitle, TOP + 28 + row * len(rows) + 62, ())
     drawing.legend(parts, TOP - 2)
     left = LEFT + max(room(label) for label, _ in rows) + 10
     right = WIDTH - RIGHT - max(room(scale.write(sum(values.values())), SMALL) for _, values in rows) - 8

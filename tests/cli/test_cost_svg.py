@@ -139,6 +139,12 @@ def test_ticks_are_few_and_on_the_axis(low: float, ratio: float, log: bool) -> N
     assert all(-1e-3 <= scale.share(tick) <= 1 + 1e-3 for tick in ticks)
 
 
+def test_long_names_are_cut() -> None:
+    names = ["a-very-long-name-" * 10, "another/long/path/" * 4]
+    series = [Series(name, [(2.0, 2.0)]) for name in names]
+    check_picture(curves("T" * 300, "S" * 300, series, Scale("x", 1, 10), Scale("y", 1, 10), ["note " * 60]))
+
+
 def test_words_are_escaped() -> None:
     root = read(bars("<T> & co", "S", [("a<b", 2.0, "g", "2")], Scale("x", 1, 10)))
     assert root.findtext(f"{SVG}title") == "<T> & co"
