@@ -62,7 +62,7 @@ class Scale:
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self) -> Iterator[float]:
-        """Powers of ten where there are enough, else 1, 2 and 5 of each; steps of 1, 2 or 5 where the axis is linear."""
+        """Powers of ten where there are enough, else 1, 2 and 5 of each, or every half; steps of 1, 2 or 5 where the axis is linear."""
         if not self.log:
             step = 10 ** math.floor(math.log10((self.high - self.low) / 4))
             step *= next(n for n in (1, 2, 5, 10) if (self.high - self.low) / (n * step) <= 8)
@@ -70,7 +70,7 @@ class Scale:
             return
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
         decades = last - first
-        digits = (1,) if decades > 3 else (1, 2, 5) if self.high / self.low > 8 else (1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
+        digits = (1,) if decades > 3 else (1, 2, 5) if self.high / self.low > 8 else tuple(n / 2 for n in range(2, 20))
         every = max(1, -(-decades // 9))
         for exponent in range(first, last + 1, every):
             yield from (n * 10.0**exponent for n in digits if self.low * 0.9999 <= n * 10.0**exponent <= self.high * 1.0001)
@@ -193,7 +193,7 @@ def curves(title: str, subtitle: str, series: Sequence[Series], x: Scale, y: Sca
     taken: list[Box] = [(a - 5, b - 5, a + 5, b + 5) for a, b in dots] + [(left, top - 22, left + room(y.title, SMALL), top - 4)]
     inside = (left, top, right, bottom)
     labels: list[tuple[str, Box, str]] = []  # drawn last, over every line
-    for one in sorted(series, key=lambda one: not one.quiet):
+    for one in sorted(series, key=lambda one: (not one.quiet, not one.line)):  # points over lines
         colour = "c7" if one.quiet else f"c{loud.index(one) % len(COLOURS)}"
         places = [at(point) for point in one.points]
         if one.line:
