@@ -74,12 +74,12 @@ def cost(
     tflops: Annotated[
         str | None, typer.Option(help="TFLOP/s that one sustains. Without --gpu: of any GPU.", metavar="X", rich_help_panel=GPUS)
     ] = None,
+    mfu: Annotated[
+        str | None, typer.Option(help="The same, as a share of its peak.", show_default="by GPU", metavar="X", rich_help_panel=GPUS)
+    ] = None,
     memory: Annotated[
         str | None,
         typer.Option(help="GB that one holds, where --tflops describes it.", metavar="GB", show_default=False, rich_help_panel=GPUS),
-    ] = None,
-    mfu: Annotated[
-        str | None, typer.Option(help="The same, as a share of its peak.", show_default="by GPU", metavar="X", rich_help_panel=GPUS)
     ] = None,
     price: Annotated[
         str | None, typer.Option(help="Dollars an hour for one.", show_default="by GPU", metavar="X", rich_help_panel=GPUS)

@@ -13,14 +13,16 @@ from gptcli.cli.cost_options import SHAPE, Terms, positive, whole
 from gptcli.cli.cost_plan import print_plans, rank_rows, train_options
 from gptcli.cli.cost_report import print_estimate, print_sizes
 from gptcli.cli.cost_sheet import short
-from gptcli.cli.cost_subject import estimate, subject, subjects
+from gptcli.cli.cost_subject import DEFAULT_SIZE, estimate, subject, subjects
 from gptcli.cost.budget import affordable
 from gptcli.cost.estimate import Estimate
 from gptcli.cost.fleet import batch_sequences
 from gptcli.cost.plans import plans
 from gptcli.errors import UsageError
+from gptcli.model.config import ModelConfig
 
 PLANS_SHOWN = 12
+TRAIN_SHAPE = tuple(name for name in SHAPE if name != "vocab_size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +109,7 @@ def answer_plan(said: dict[str, Any], look: Look) -> None:
             where="--plan",
             hint="more or larger GPUs, or a shorter --n-ctx",
         )
-    shape = {name: said[name] for name in SHAPE if name in said and name != "vocab_size"}  # `gpt train` has that from its shards
-    if "size" in said:
-        shape = {"size": said["size"], **shape}
-    elif "runs" in said:
-        shape = {name: value for name, value in model.as_dict().items() if name in SHAPE and name != "vocab_size"}
-    words = " ".join(f"{option(name)} {value}" for name, value in shape.items()) or "--size 175B"
+    words = _model_options(said, model)
     if look.plot is not None:
         from gptcli.cli.cost_plot import time_of_plans, write_plot
 
@@ -122,6 +119,16 @@ def answer_plan(said: dict[str, Any], look: Look) -> None:
         print_json("cost", {"name": one.name, "gpu": terms.gpu.name, "gpus": terms.count, "plans": listed})
     else:
         print_plans(one.name, found, terms.gpu, words, markdown=look.markdown)
+
+
+def _model_options(said: dict[str, Any], model: ModelConfig) -> str:
+    """The model as `gpt train` takes it: a size with what is changed, or the whole shape. The vocabulary comes with its shards."""
+    typed = {name: said[name] for name in TRAIN_SHAPE if name in said}
+    if "runs" in said or (typed and "size" not in said):
+        typed = {name: value for name, value in model.as_dict().items() if name in TRAIN_SHAPE}
+    else:
+        typed = {"size": said.get("size", DEFAULT_SIZE), **typed}
+    return " ".join(f"{option(name)} {value}" for name, value in typed.items())
 
 
 def answer_optimal(said: dict[str, Any], look: Look) -> None:

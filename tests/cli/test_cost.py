@@ -225,6 +225,25 @@ def test_plan(gpt: Any) -> None:
     assert max(map(len, text.splitlines())) <= 80
 
 
+@pytest.mark.parametrize(
+    ("args", "model"),
+    [
+        (["--size", "13B", "--n-ctx", 1024], "--size 13B --n-ctx 1024"),
+        (["--size", "gpt2", "--vocab-size", 50304], "--size gpt2"),
+        (["--n-layer", 12, "--n-head", 12, "--d-model", 768], "--n-layer 12 --n-head 12 --d-model 768 --n-ctx 1024 --attention dense"),
+        (["RUN"], "--n-layer 3 --n-head 2 --d-model 16 --n-ctx 32 --attention dense"),
+    ],
+    ids=str,
+)
+def test_plans_name_the_whole_model(gpt: Any, tmp_path: Path, args: list[object], model: str) -> None:
+    """As `gpt train` takes it, with nothing missing."""
+    run = make_run(tmp_path / "run", 3, 12_345, 4.0)
+    words = [run if word == "RUN" else word for word in args]
+    found = report(gpt, *words, "--gpu", "h100", "--gpus", 8, "--plan")["plans"][0]
+    work = f"--micro-batch {found['micro_batch']} --recompute {found['recompute']}"
+    assert found["command"] == f"gpt train {model} --layout {found['layout']} {work}"
+
+
 def test_optimal_names_its_laws(gpt: Any) -> None:
     rows = {row["law"]: row for row in report(gpt, "--optimal", "5.76e23")["optimal"]}
     assert rows["chinchilla"]["tokens_per_parameter"] == pytest.approx(92, abs=1)
