@@ -22,8 +22,10 @@ DEFAULT_N_CTX = 1024  # GPT-2's
 TOKENS_SOURCE = {
     "GPT-3": "GPT-3, Table 2.1",
     "GPT-2": "assumed: GPT-2 prints none; one pass over its 40 GB of text at 4 characters a token",
+    "GPT-1": "assumed: GPT-1 prints none; 100 epochs of 985M words at 1.2 tokens a word",
 }
-OTHERS: tuple[PaperCompute, ...] = (GPT_1, *(row for row in TABLE_D1 if not row.size))
+# Models that are known by their counts alone; GPT-1 is, where its shape is not among the sizes.
+OTHERS = tuple(row for row in (GPT_1, *TABLE_D1) if not row.size and row.name not in {model.paper for model in MODELS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +73,12 @@ def subject(said: dict[str, Any]) -> Subject:
 
 
 def named(size: str) -> Subject:
-    """A size by its name or alias, in any case. Raises UsageError with the nearest names."""
-    if size.lower() in map(str.lower, size_names()):
-        return _paper(find_size(size))
+    """A size by its name or alias, whatever its case and hyphens. Raises UsageError with the nearest names."""
+    for name in size_names():
+        if _bare(name) == _bare(size):
+            return _paper(find_size(name))
     for row in OTHERS:
-        if size.lower() == row.name.lower():
+        if _bare(row.name) == _bare(size):
             return _other(row)
     raise UsageError(f"unknown size {size!r}", hint=nearest(size, every_name()))
 
@@ -105,3 +108,7 @@ def _paper(model: PaperModel) -> Subject:
 
 def _other(row: PaperCompute) -> Subject:
     return Subject(row.name, row, round(row.tokens), row.source)
+
+
+def _bare(name: str) -> str:
+    return name.lower().replace("-", "")
