@@ -80,7 +80,7 @@ def implied_fleet(gpu: Gpu | None, count: int, flops: float, hours: float, *, pr
     each = flops / (count * hours * 3600)
     if gpu is not None and each > gpu.peak_flops:
         raise UsageError(
-            f"{flops:.3g} FLOP in {hours:g} hours on {count:,} {gpu.name} is impossible: an MFU of {each / gpu.peak_flops:.0%}, "
+            f"{flops:.3g} FLOP in {hours:g} hours on {count:,} {gpu.name} is impossible: an MFU of {each / gpu.peak_flops:,.0%}, "
             f"{each / 1e12:.4g} TFLOP/s of a peak of {gpu.peak_flops / 1e12:g}",
             hint="more --hours, more --gpus, or fewer --tokens",
         )

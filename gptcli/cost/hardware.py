@@ -81,7 +81,7 @@ def find_gpu(name: str) -> Gpu:
             return gpu
     raise UsageError(
         f"unknown GPU {name!r}",
-        hint=f"{nearest(name, gpu_names())}\n  for one that is not listed, give its speed with --tflops instead of --gpu",
+        hint=f"{nearest(name, gpu_names())}\n  for one that is not listed, give its speed and memory instead: --tflops 28 --memory 48",
     )
 
 
