@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 from gptcli.errors import InputError, UsageError
-from gptcli.events import Events
 from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import Manifest
 from gptcli.shards.order import Windows
 from gptcli.tokenizer.tokenizer import load_tokenizer
-from gptcli.trainer import checkpoint
+from gptcli.trainer.checkpoint import newest_state
 from gptcli.trainer.config import Run
 from gptcli.trainer.layout import parse_layout
 from gptcli.trainer.machine import check_layout
@@ -41,19 +39,18 @@ def check_run(run: Run, manifest: Manifest) -> None:
         open_split(run.data, "val")
 
 
-def find_checkpoint(run: Run, events: Events) -> tuple[Path | None, bool]:
-    """Where a resume goes on, and whether the run is at its end. Raises UsageError where what is there is another run."""
-    folder = checkpoint.newest(run.out, events)
-    if folder is None:
-        return None, False
-    state = checkpoint.read_state(folder)
+def check_resume(run: Run) -> bool:
+    """Whether the run has reached its end. Raises UsageError where what is in its folder is another run."""
+    state = newest_state(run.out)
+    if state is None:
+        return False
     if changed := differences(state.identity, run.identity()):
         raise UsageError(
             f"this is not the run that is to be resumed: {'; '.join(changed)}",
             where=run.out,
             hint="name another --out, or --force starts over",
         )
-    return folder, state.position.sequences >= Schedule(run.train, run.model.n_ctx).total
+    return state.position.sequences >= Schedule(run.train, run.model.n_ctx).total
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from gptcli.errors import InputError, RunError
 from gptcli.events import SILENT, Events
 from gptcli.files import PARTIAL
 from gptcli.trainer import checkpoint
-from gptcli.trainer.checkpoint import State
+from gptcli.trainer.checkpoint import Checkpoints, State, canonical_parameters
 from gptcli.trainer.engine import build
 from gptcli.trainer.layout import Place
 from gptcli.trainer.schedule import Position
@@ -38,14 +38,20 @@ def stepper(make_run):
 
 def save(out, stepper, step, *, keep=3):
     state = State(Position(step, 4 * step), {"seed": 1}, {"step": step, "loss": 2.5})
-    checkpoint.save(out, state, stepper.model, stepper.optimizer, PLACE, keep=keep)
+    checkpoints = Checkpoints(out, PLACE, keep=keep)
+    checkpoints.save(state, canonical_parameters(stepper.model), stepper.optimizer)
+    checkpoints.wait()
     return checkpoint.folder_of(out, step)
+
+
+def newest(out, events=SILENT):
+    return Checkpoints(out, PLACE, keep=1).newest(events)
 
 
 def test_taken_up_to_the_bit(make_run, stepper, tmp_path):
     folder = save(tmp_path, stepper, 7)
     fresh = build(make_run(seed=99), PLACE, SILENT)
-    state = checkpoint.load(folder, fresh.model, fresh.optimizer)
+    state = Checkpoints(tmp_path, PLACE, keep=1).load(folder, canonical_parameters(fresh.model), fresh.optimizer)
     assert state == State(Position(7, 28), {"seed": 1}, {"step": 7, "loss": 2.5})
     for old, new in zip(stepper.model.parameters(), fresh.model.parameters(), strict=True):
         assert torch.equal(old, new)
@@ -58,7 +64,7 @@ def test_taken_up_to_the_bit(make_run, stepper, tmp_path):
 
 def test_plain_tensors_under_plain_names(stepper, tmp_path):
     folder = save(tmp_path, stepper, 1)
-    assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "optimizer.safetensors", "state.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["index.json", "model.safetensors", "optimizer.safetensors", "state.json"]
     names = {name for name, _ in stepper.model.named_parameters()}
     assert load_file(folder / "model.safetensors").keys() == names
     assert load_file(folder / "optimizer.safetensors").keys() == {
@@ -74,7 +80,7 @@ def test_the_newest_are_kept_and_an_abandoned_future_goes(stepper, tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000015", "step-00000020"]
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "index.json", "state.json"])
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
 def test_a_broken_one_is_passed_over_for_the_one_before_it(stepper, tmp_path, file, harm):
     good, broken = save(tmp_path, stepper, 5), save(tmp_path, stepper, 10)
@@ -84,28 +90,28 @@ def test_a_broken_one_is_passed_over_for_the_one_before_it(stepper, tmp_path, fi
         data[len(data) // 3] ^= 0x80
     path.unlink() if harm == "remove" else path.write_bytes(data if harm == "flip" else data[: len(data) // 2])
     events = Warnings()
-    assert checkpoint.newest(tmp_path, events) == good
+    assert newest(tmp_path, events) == good
     assert len(events.texts) == 1
     assert "step-00000010" in events.texts[0]
     shutil.rmtree(good)
     with pytest.raises(InputError, match="no checkpoint here is whole"):
-        checkpoint.newest(tmp_path, events)
+        newest(tmp_path, events)
 
 
 def test_none_at_all_and_one_that_was_never_finished(stepper, tmp_path):
-    assert checkpoint.newest(tmp_path, SILENT) is None
+    assert newest(tmp_path) is None
     folder = save(tmp_path, stepper, 5)
     folder.rename(folder.with_name(f".{folder.name}.1{PARTIAL}"))
-    assert checkpoint.newest(tmp_path, SILENT) is None
+    assert newest(tmp_path) is None
 
 
 def test_another_format_is_not_guessed_at(stepper, tmp_path):
     path = save(tmp_path, stepper, 5) / "state.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
     events = Warnings()
     with pytest.raises(InputError):
-        checkpoint.newest(tmp_path, events)
-    assert "format 2" in events.texts[0]
+        newest(tmp_path, events)
+    assert "format 1" in events.texts[0]
 
 
 def test_a_full_disk_leaves_the_checkpoints_before(stepper, tmp_path, monkeypatch):
@@ -119,4 +125,4 @@ def test_a_full_disk_leaves_the_checkpoints_before(stepper, tmp_path, monkeypatc
         save(tmp_path, stepper, 10, keep=1)
     assert "--resume" in str(caught.value)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
-    assert checkpoint.newest(tmp_path, SILENT) == checkpoint.folder_of(tmp_path, 5)
+    assert newest(tmp_path) == checkpoint.folder_of(tmp_path, 5)

@@ -6,10 +6,9 @@ from dataclasses import replace
 import pytest
 
 from gptcli.errors import InputError, UsageError
-from gptcli.events import SILENT
 from gptcli.shards.manifest import read_manifest
 from gptcli.tokenizer.training import train_tokenizer
-from gptcli.trainer.preflight import check_run, differences, find_checkpoint
+from gptcli.trainer.preflight import check_resume, check_run, differences
 
 
 @pytest.fixture
@@ -54,9 +53,9 @@ def test_a_run_folder_that_holds_the_shards(make_run, copied):
 
 def test_a_resume_of_another_run_is_refused_naming_the_difference(make_run, train_here):
     run = make_run()
-    assert find_checkpoint(run, SILENT) == (None, False)
+    assert not check_resume(run)
     train_here(run)
-    assert find_checkpoint(run, SILENT) == (run.out / "checkpoints" / "step-00000020", True)
+    assert check_resume(run)
     changes = {
         "lr was 0.003, now 0.001": {"lr": 1e-3},
         "seed was 1, now 2": {"seed": 2},
@@ -67,8 +66,8 @@ def test_a_resume_of_another_run_is_refused_naming_the_difference(make_run, trai
     }
     for message, change in changes.items():
         with pytest.raises(UsageError, match=message):
-            find_checkpoint(make_run(**change), SILENT)
-    assert find_checkpoint(make_run(keep=5, layout="dp=2", micro_batch=1), SILENT)[1]
+            check_resume(make_run(**change))
+    assert check_resume(make_run(keep=5, layout="dp=2", micro_batch=1))
 
 
 def test_differences_in_both_directions():
