@@ -64,13 +64,15 @@ def train(
     band: Annotated[Value, _option(MODEL, "N", "256", "Keys that a banded layer sees.")] = None,
     dropout: Annotated[Value, _option(MODEL, "P", "0", "On embeddings, attention and residual branches.")] = None,
     tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Length of the run; the paper's schedule scales with it.")] = None,
-    batch_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Tokens of a step, in whole sequences.")] = None,
+    batch_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Tokens of a step; auto: the noise scale, up to the paper's.")] = None,
     lr: Annotated[Value, _option(RECIPE, "X", "paper's", "Highest learning rate.")] = None,
     min_lr_ratio: Annotated[Value, _option(RECIPE, "X", "paper's", "Where the decay ends, as a share of --lr.")] = None,
     warmup_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Linear warm-up of the learning rate.")] = None,
     decay_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Where the cosine decay ends.")] = None,
     ramp_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "The batch grows to its full size over these; 0 for no ramp.")] = None,
     weight_decay: Annotated[Value, _option(RECIPE, "X", "paper's", "Of matrices and embeddings.")] = None,
+    spike: Annotated[Value, _option(RECIPE, "SIGMAS", "6", "Skip the update of a loss so far above those before; 0 for never.")] = None,
+    max_skipped: Annotated[Value, _option(RECIPE, "N", "10", "Updates skipped in a row that end the run.")] = None,
     seed: Annotated[Value, _option(RECIPE, "N", "0", "Of weights, data order and dropout.")] = None,
     data: Annotated[Value, _option(OUTPUT, "FOLDER", "shards", "What gpt build-shards made.")] = None,
     out: Annotated[
@@ -149,7 +151,7 @@ def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, forc
     """Check all that can be checked, claim the run folder and write run.toml into it; None where the run is finished."""
     from gptcli.trainer.config import Run
     from gptcli.trainer.export import is_finished
-    from gptcli.trainer.preflight import check_run, data_sha256, find_checkpoint
+    from gptcli.trainer.preflight import check_resume, check_run, data_sha256
 
     out = Path(plan.resolved.values["out"])
     text = resolved_toml(plan.resolved, parameters=f"{plan.model.parameters:,}", vocab_size=f"{plan.model.vocab_size:,}, from the shards")
@@ -169,10 +171,9 @@ def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, forc
     )
     check_run(run, manifest)
     if resume:
-        checkpoint, at_end = find_checkpoint(run, events)
-        if at_end and is_finished(out):
+        if check_resume(run) and is_finished(out):
             return None
-        run = replace(run, checkpoint=checkpoint)
+        run = replace(run, resume=True)
     if leads:
         claim_output(out, resume=resume, force=force)
         with atomic_write(out / RUN_TOML, "w") as file:

@@ -30,11 +30,23 @@ def _switch(value: Any) -> str:
     return value
 
 
+def _batch(value: Any) -> int | str:
+    return "auto" if value == "auto" else count(value)
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"{value!r} is neither true nor false")
+    return value
+
+
 NAMES: dict[str, Any] = {  # what a configuration file may hold, and how each value is read: the options, and the recipe's constants
     **dict.fromkeys(("size", "attention", "data", "out", "layout", "precision"), _words),
-    **dict.fromkeys((*SHAPE, "band", "tokens", "batch_tokens", "warmup_tokens", "decay_tokens", "ramp_tokens", "ramp_from"), count),
-    **dict.fromkeys(("seed", "micro_batch", "checkpoint_every", "eval_every", "eval_tokens", "keep"), count),
-    **dict.fromkeys(("dropout", "lr", "min_lr_ratio", "weight_decay", "beta1", "beta2", "eps", "clip"), quantity),
+    **dict.fromkeys((*SHAPE, "band", "tokens", "warmup_tokens", "decay_tokens", "ramp_tokens", "ramp_from"), count),
+    **dict.fromkeys(("seed", "micro_batch", "checkpoint_every", "eval_every", "eval_tokens", "keep", "max_skipped"), count),
+    **dict.fromkeys(("dropout", "lr", "min_lr_ratio", "weight_decay", "beta1", "beta2", "eps", "clip", "spike"), quantity),
+    "batch_tokens": _batch,
+    "follow_noise": _truth,
     "compile": _switch,
 }
 
@@ -64,6 +76,9 @@ def said(options: Mapping[str, Any], config: Path | None, *, resume: bool) -> Re
             given.put({name: None if text is None else NAMES[name](text)}, "option")
         except UsageError as error:
             raise UsageError(error.what, where=f"--{name.replace('_', '-')}", hint=error.hint) from None
+    if given.values.get("batch_tokens") == "auto":
+        del given.values["batch_tokens"]
+        given.put({"follow_noise": True}, given.origin.pop("batch_tokens"))
     if "out" not in given.values:
         given.put({"out": f"runs/{given.values.get('size', 'gpt')}"}, "default")
     earlier = Path(given.values["out"], RUN_TOML)
@@ -84,15 +99,18 @@ def make_plan(given: Resolved, vocab_size: int) -> Plan:
     model, paper = _model(given, vocab_size)
     resolved = Resolved()
     resolved.put({"data": "shards", "layout": "auto", "precision": "auto", "compile": "auto", "seed": 0}, "default")
+    resolved.put({"spike": 6.0, "max_skipped": 10, "follow_noise": False}, "default")
     resolved.put({name: value for name, value in model.as_dict().items() if name in NAMES}, paper.name)
     _lay_recipe(resolved, paper, given)
     for name, value in given.values.items():
         resolved.put({name: value}, given.origin[name])
     _round_batch(resolved, model.n_ctx)
+    if resolved.values["follow_noise"]:
+        _start_small(resolved, given, model.n_ctx)
     values, origin = resolved.values, resolved.origin
 
     # torch comes with these, and a second or two: what can be refused without has been
-    from gptcli.trainer.layout import parse_layout
+    from gptcli.cost.layout import parse_layout
     from gptcli.trainer.machine import auto_compile, auto_layout, auto_micro_batch, auto_precision
 
     sequences = values["batch_tokens"] // model.n_ctx
@@ -104,7 +122,17 @@ def make_plan(given: Resolved, vocab_size: int) -> Plan:
         if values.get(name, "auto") == "auto":
             resolved.put({name: value}, f"auto: {why}")
 
-    choose("micro_batch", *auto_micro_batch(model, layout, sequences))
+    if not values["follow_noise"]:
+        choose("micro_batch", *auto_micro_batch(model, layout, sequences))
+    else:  # the first batch is the smallest, and a process that is alone needs two parts of it
+        first = max(1, values["ramp_from"] // model.n_ctx)
+        choose("micro_batch", *auto_micro_batch(model, layout, first if layout.processes > 1 else first // 2))
+        if layout.processes == 1 and first < 2 * values["micro_batch"]:
+            raise UsageError(
+                f"the first batch of {first} sequences is less than two micro-batches of {values['micro_batch']}: no noise to measure",
+                where="--batch-tokens auto",
+                hint="lower --micro-batch, or raise ramp_from in a --config file",
+            )
     compiled, why = auto_compile(model, values["tokens"], layout)
     choose("compile", "on" if compiled else "off", why)
     choose("precision", *auto_precision(model, values["compile"] == "on"))
@@ -138,6 +166,17 @@ def _lay_recipe(resolved: Resolved, paper: PaperModel, given: Resolved) -> None:
     resolved.put(recipe, f"{paper.paper}, {paper.name}")
     if tokens is not None:
         resolved.put({name: recipe[name] for name in SCALED}, f"{paper.paper}, {paper.name}, in proportion to tokens")
+
+
+def _start_small(resolved: Resolved, given: Resolved, n_ctx: int) -> None:
+    """A batch that follows the noise scale: from where the paper's ramp begins, or a 16th, to the paper's, without a ramp."""
+    most = resolved.values["batch_tokens"]
+    resolved.origin["batch_tokens"] += ", at most: follows the noise scale"
+    if not resolved.values["ramp_from"]:
+        resolved.put({"ramp_from": whole_sequences(max(most // 16, 2 * n_ctx), n_ctx)}, "a 16th of batch_tokens")
+    if given.values.get("ramp_tokens"):
+        raise UsageError("a batch that follows the noise scale has no ramp", where="--ramp-tokens", hint="leave one of the two out")
+    resolved.put({"ramp_tokens": 0}, "no ramp: the batch follows the noise scale")
 
 
 def _round_batch(resolved: Resolved, n_ctx: int) -> None:

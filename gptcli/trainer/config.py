@@ -39,6 +39,10 @@ class TrainConfig:
     eps: float
     clip: float
     """The gradient's global norm is cut to this."""
+    spike: float = 6.0
+    """A loss so many standard deviations above the mean of late is a spike, whose update is skipped; 0 to judge no loss that is finite."""
+    follow_noise: bool = False
+    """The batch follows the gradient's noise scale from `ramp_from` up to `batch_tokens`: see `gptcli.trainer.schedule`."""
     seed: int
     """Of the initial weights, the data order and dropout."""
 
@@ -46,6 +50,8 @@ class TrainConfig:
     """Sequences that one process runs at a time; gradients add up until the batch is whole."""
     layout: str
     """"dp=2,shard=4": see `gptcli.trainer.layout`."""
+    schedule: str = "1f1b"
+    """In which order pipeline stages run micro-batches: see `gptcli.trainer.pipeline`."""
     precision: str
     """Of the products: "bf16" or "fp32". Weights and optimizer are fp32 either way."""
     compile: bool
@@ -56,13 +62,15 @@ class TrainConfig:
     """Validation tokens that an evaluation reads, the same ones every time."""
     keep: int
     """Checkpoints kept, the newest."""
+    max_skipped: int = 10
+    """So many updates skipped in a row end the run."""
 
     def __post_init__(self) -> None:
         positive = ("tokens", "batch_tokens", "lr", "decay_tokens", "eps", "clip")
-        for name in (*positive, "micro_batch", "checkpoint_every", "eval_every", "eval_tokens", "keep"):
+        for name in (*positive, "micro_batch", "checkpoint_every", "eval_every", "eval_tokens", "keep", "max_skipped"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}", hint=f"{name} must be above 0")
-        for name in ("warmup_tokens", "ramp_tokens", "ramp_from", "weight_decay", "seed"):
+        for name in ("warmup_tokens", "ramp_tokens", "ramp_from", "weight_decay", "spike", "seed"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"{name} is {getattr(self, name)}", hint=f"{name} must be 0 or more")
         for name in ("beta1", "beta2", "min_lr_ratio"):
@@ -75,7 +83,7 @@ class TrainConfig:
 
 RECIPE = (  # what decides the weights, given model and data: a resume holds these fixed; the rest may change
     "tokens", "batch_tokens", "lr", "min_lr_ratio", "warmup_tokens", "decay_tokens", "ramp_tokens", "ramp_from",
-    "weight_decay", "beta1", "beta2", "eps", "clip", "seed",
+    "weight_decay", "beta1", "beta2", "eps", "clip", "spike", "follow_noise", "seed",
 )  # fmt: skip
 
 
@@ -95,8 +103,8 @@ class Run:
     eot_id: int
     must_compile: bool = False
     """A failing compiler is an error, not a reason to go on without."""
-    checkpoint: Path | None = None
-    """Go on from here."""
+    resume: bool = False
+    """Go on from the run folder's newest whole checkpoint, if there is one."""
     resolved: str = ""
     """run.toml's text, for the report and the model card."""
 

@@ -1,4 +1,4 @@
-"""One update of the weights: gradients of the whole batch, clip, AdamW."""
+"""One update of the weights: gradients of the whole batch, clip, and AdamW or, where the gradients are no good, nothing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from gptcli.trainer.batches import MicroBatch
 from gptcli.trainer.layout import Place, reduce_gradients
+from gptcli.trainer.noise_scale import PartNorm
 from gptcli.trainer.optimizer import clip_gradients
 
 
@@ -29,6 +30,7 @@ class Stepper:
         """`autocast` runs products in bf16. `dropout_seed` is None where nothing is dropped."""
         self.model, self.optimizer, self.place, self.clip = model, optimizer, place, clip
         self.autocast, self.dropout_seed = autocast, dropout_seed
+        self.part = PartNorm(model, place)
 
     def gradients(self, batches: list[MicroBatch], tokens: int, step: int) -> torch.Tensor:
         """Leave the gradient of the mean loss over the `tokens` of the whole batch, all processes', in the parameters.
@@ -38,6 +40,7 @@ class Stepper:
         """
         total = torch.zeros((), device=self.place.device)
         scale = self.place.world / tokens  # the engines average over processes
+        self.part.restart()
         for number, (x_BT, y_BT) in enumerate(batches):
             if self.dropout_seed is not None:
                 torch.manual_seed(dropout_seed(self.dropout_seed, step, self.place.rank, number))
@@ -46,16 +49,24 @@ class Stepper:
                 loss = self.model(x_BT, y_BT)
             (loss * scale).backward()
             total += loss.detach()
+            if number == 0 and len(batches) > 1:
+                self.part.after_first()
         return total
 
-    def update(self, lr: float) -> torch.Tensor:
-        """Move the weights by the gradients there are; returns the gradient's norm before the clip, a scalar on the device."""
-        norm = clip_gradients(self.model, self.clip)
+    def clip_gradients(self) -> torch.Tensor:
+        """Cut the gradient's global norm; returns the norm it had, a scalar on the device."""
+        return clip_gradients(self.model, self.clip)
+
+    def update(self, lr: float) -> None:
+        """Move the weights by the gradients there are."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return norm
+
+    def skip(self) -> None:
+        """Leave weights and optimizer as they are."""
+        self.optimizer.zero_grad()
 
     def precision(self) -> contextlib.AbstractContextManager[object]:
         """What products run in."""
