@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli.app import INTERRUPTED
 from gptcli.cli.config import resolved_toml
 from gptcli.cli.console import ConsoleEvents, amount, duration, print_json
 from gptcli.cli.train_plan import NAMES, RUN_TOML, Plan, make_plan, said
+from gptcli.errors import Interrupted
 from gptcli.events import SILENT, Events
-from gptcli.files import atomic_write, claim_output
+from gptcli.files import atomic_write, check_output, claim_output
 
 if TYPE_CHECKING:
     from gptcli.shards.manifest import Manifest
@@ -116,6 +116,8 @@ def train(
 
         gpt train --size gpt2 --n-layer 4 --n-ctx 256 --tokens 10M --batch-tokens 8k --out runs/small
     """
+    if restarted():
+        resume, force = True, False
     given = said({name: value for name, value in locals().items() if name in NAMES}, config, resume=resume)
 
     from gptcli.shards.manifest import MANIFEST, read_manifest
@@ -139,19 +141,23 @@ def train(
         events.info(f"{given.values['out']} is finished")
         return
     report = launch(run, events)
-    if report["interrupted"]:
-        events.info(f"stopped after step {report['step']:,}, with a checkpoint: --resume goes on")
-        raise typer.Exit(INTERRUPTED)
+    if leads and report["interrupted"]:
+        raise Interrupted(f"stopped after step {report['step']:,}, with a checkpoint", where=run.out, hint="--resume goes on")
     if leads:
         events.info(f"trained on {report['tokens']:,} tokens in {duration(report['seconds'])}, loss {report['loss']:.4f}")
         print_json("train", report) if json else print(run.out)
+
+
+def restarted() -> bool:
+    """Whether torchrun starts this very job over, because it lost a worker."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, force: bool, leads: bool) -> Run | None:
     """Check all that can be checked, claim the run folder and write run.toml into it; None where the run is finished."""
     from gptcli.trainer.config import Run
     from gptcli.trainer.export import is_finished
-    from gptcli.trainer.preflight import check_resume, check_run, data_sha256
+    from gptcli.trainer.preflight import check_data, check_resume, check_run, data_sha256
 
     out = Path(plan.resolved.values["out"])
     text = resolved_toml(plan.resolved, parameters=f"{plan.model.parameters:,}", vocab_size=f"{plan.model.vocab_size:,}, from the shards")
@@ -170,10 +176,14 @@ def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, forc
         resolved=text,
     )
     check_run(run, manifest)
+    if leads:
+        check_output(out, resume=resume, force=force)
     if resume:
         if check_resume(run) and is_finished(out):
             return None
         run = replace(run, resume=True)
+    if os.environ.get("LOCAL_RANK", "0") == "0" and not restarted():  # once on each machine: the others wait for it to join them
+        check_data(run, manifest)
     if leads:
         claim_output(out, resume=resume, force=force)
         with atomic_write(out / RUN_TOML, "w") as file:

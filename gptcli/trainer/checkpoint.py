@@ -60,6 +60,9 @@ class Checkpoints:
         # A group of its own, because a thread speaks in it while the training speaks in others.
         self.group = dist.new_group(backend="gloo") if place.world > 1 else None
         self.writing: tuple[Path, Future[Any]] | None = None
+        if place.leads:
+            for leftover in (out / "checkpoints").glob(f".*{PARTIAL}"):
+                shutil.rmtree(leftover)
 
     def save(self, state: State, parameters: Parameters, optimizer: torch.optim.Optimizer) -> None:
         """Copy everything to host memory, and write it while the training goes on; `wait` says when it is on disk.
@@ -235,5 +238,4 @@ def _folders(out: Path) -> dict[int, Path]:
 def _remove(folder: Path) -> None:
     """Under another name first, so that no half of it is ever taken for a checkpoint."""
     if folder.exists():
-        away = folder.rename(folder.with_name(f".{folder.name}.old{PARTIAL}"))
-        shutil.rmtree(away)
+        shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.old{PARTIAL}")))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from typing import Any
 
+from gptcli.cost.layout import parse_layout
 from gptcli.errors import InputError, UsageError
 from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import Manifest
@@ -13,7 +15,6 @@ from gptcli.shards.order import Windows
 from gptcli.tokenizer.tokenizer import load_tokenizer
 from gptcli.trainer.checkpoint import newest_state
 from gptcli.trainer.config import Run
-from gptcli.trainer.layout import parse_layout
 from gptcli.trainer.machine import check_layout
 from gptcli.trainer.schedule import Schedule
 
@@ -25,7 +26,7 @@ def data_sha256(manifest: Manifest) -> str:
 
 
 def check_run(run: Run, manifest: Manifest) -> None:
-    """Every byte of the shards, their tokenizer, and whether this machine can meet the layout. Raises UsageError or InputError."""
+    """What is quickly checked: layout, folders, tokenizer, and whether the shards fill a window. Raises UsageError or InputError."""
     schedule = Schedule(run.train, run.model.n_ctx)
     check_layout(parse_layout(run.train.layout), min(schedule.full, schedule.total))
     if run.out.resolve() in (run.data.resolve(), *run.data.resolve().parents):
@@ -34,9 +35,27 @@ def check_run(run: Run, manifest: Manifest) -> None:
         raise InputError(
             "the tokenizer beside the shards is not the one they were made with", where=run.data, hint="build the shards again"
         )
-    Windows(open_split(run.data, "train"), run.model.n_ctx, run.train.seed)
-    if manifest.tokens("val"):
-        open_split(run.data, "val")
+    Windows(open_split(run.data, "train", verify=False), run.model.n_ctx, run.train.seed)
+    check_disk(run)
+
+
+def check_data(run: Run, manifest: Manifest) -> None:
+    """Every byte of the shards, which takes its time. Raises InputError that names the one that was altered."""
+    for split in ("train", "val"):
+        if manifest.tokens(split):
+            open_split(run.data, split)
+
+
+def check_disk(run: Run) -> None:
+    """Room for one checkpoint more than are there, and for the finished model: weights and two moments, and weights, in fp32."""
+    where = next(folder for folder in (run.out, *run.out.resolve().parents) if folder.exists())
+    needed, free = (3 + 1) * 4 * run.model.parameters, shutil.disk_usage(where).free
+    if free < needed:
+        raise UsageError(
+            f"a checkpoint and the model take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",
+            where=run.out,
+            hint="free some space, or name an --out on another disk",
+        )
 
 
 def check_resume(run: Run) -> bool:

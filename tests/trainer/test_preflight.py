@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from gptcli.errors import InputError, UsageError
 from gptcli.shards.manifest import read_manifest
 from gptcli.tokenizer.training import train_tokenizer
-from gptcli.trainer.preflight import check_resume, check_run, differences
+from gptcli.trainer import preflight
+from gptcli.trainer.preflight import check_data, check_resume, check_run, differences
 
 
 @pytest.fixture
@@ -18,6 +20,7 @@ def copied(shards, tmp_path):
 
 def test_a_run_that_can_be_met_passes(make_run, shards):
     check_run(make_run(), read_manifest(shards))
+    check_data(make_run(), read_manifest(shards))
 
 
 def test_an_altered_shard(make_run, copied):
@@ -26,7 +29,7 @@ def test_an_altered_shard(make_run, copied):
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"train-000000\.bin: altered"):
-        check_run(make_run(data=copied), read_manifest(copied))
+        check_data(make_run(data=copied), read_manifest(copied))
 
 
 def test_another_tokenizer(make_run, copied):
@@ -49,6 +52,16 @@ def test_a_run_folder_that_holds_the_shards(make_run, copied):
     for out in (copied, copied.parent):
         with pytest.raises(UsageError, match="holds the shards"):
             check_run(replace(make_run(data=copied), out=out), read_manifest(copied))
+
+
+def test_a_disk_without_room_for_a_checkpoint(make_run, shards, monkeypatch):
+    run = make_run()
+    free = 16 * run.model.parameters
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda where: SimpleNamespace(free=free))
+    check_run(run, read_manifest(shards))
+    free -= 1
+    with pytest.raises(UsageError, match="GB are free"):
+        check_run(run, read_manifest(shards))
 
 
 def test_a_resume_of_another_run_is_refused_naming_the_difference(make_run, train_here):
