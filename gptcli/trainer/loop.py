@@ -16,7 +16,7 @@ from gptcli.errors import RunError
 from gptcli.events import Events
 from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import read_manifest
-from gptcli.shards.order import Windows
+from gptcli.shards.order import Mixture, open_order
 from gptcli.trainer.batches import InOrder, MicroBatch, micro_batches
 from gptcli.trainer.checkpoint import Checkpoints, State, canonical_parameters, folder_of, read_model
 from gptcli.trainer.config import Run
@@ -58,7 +58,7 @@ class Training:
         self.run, self.place, self.events, self.stop = run, place, events, stop
         n_ctx = run.model.n_ctx
         self.schedule = Schedule(run.train, n_ctx)
-        self.order = Windows(open_split(run.data, "train", verify=False), n_ctx, run.train.seed)
+        self.order = open_order(run.data, "train", n_ctx, run.train.seed, verify=False)
         self.validation = open_validation(run)
         self.stepper = build(run, place, events)
         self.position = Position()
@@ -214,11 +214,17 @@ class Training:
         return self.position.step % every == 0 or self._done()
 
 
-def open_validation(run: Run) -> InOrder | None:
-    """The validation windows, or None where the shards hold not one."""
-    if read_manifest(run.data).tokens("val") <= run.model.n_ctx:
+def open_validation(run: Run) -> InOrder | Mixture | None:
+    """The validation windows as they stand, or, of several sources, mixed as in training; None where one source does not fill a window."""
+    manifest, n_ctx = read_manifest(run.data), run.model.n_ctx
+    sources = list(manifest.shares("val"))
+    if len(sources) < 2:
+        return InOrder(open_split(run.data, "val", verify=False), n_ctx) if manifest.tokens("val") > n_ctx else None
+    if min(manifest.tokens("val", name) for name in sources) <= n_ctx:
         return None
-    return InOrder(open_split(run.data, "val", verify=False), run.model.n_ctx)
+    order = open_order(run.data, "val", n_ctx, seed=0, verify=False)
+    assert isinstance(order, Mixture)
+    return order
 
 
 @contextlib.contextmanager

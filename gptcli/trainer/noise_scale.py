@@ -63,7 +63,7 @@ class PartNorm:
         self.norm2 = torch.zeros((), device=place.device)
         """Of the gradient as the engine sees it, scaled as the loss is."""
         if isinstance(model, DistributedDataParallel):
-            model.register_comm_hook(self, _reduce_all)
+            model.register_comm_hook(self, lambda part, bucket: _reduce_all(part, bucket))  # DDP refuses annotations that are text
         elif isinstance(model, FSDPModule):
             for module in model.modules():
                 if isinstance(module, FSDPModule):

@@ -11,7 +11,7 @@ from gptcli.cost.layout import parse_layout
 from gptcli.errors import InputError, UsageError
 from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import Manifest
-from gptcli.shards.order import Windows
+from gptcli.shards.order import open_order
 from gptcli.tokenizer.tokenizer import load_tokenizer
 from gptcli.trainer.checkpoint import newest_state
 from gptcli.trainer.config import Run
@@ -20,8 +20,10 @@ from gptcli.trainer.schedule import Schedule
 
 
 def data_sha256(manifest: Manifest) -> str:
-    """The fingerprint of all tokens: files, splits and checksums of the shards, in order."""
-    rows = [[shard.file, shard.split, shard.tokens, shard.sha256] for shard in manifest.shards]
+    """The fingerprint of all tokens, files, splits and checksums of the shards in order, and of the weights of several sources."""
+    rows: list[Any] = [[shard.file, shard.split, shard.tokens, shard.sha256] for shard in manifest.shards]
+    if len(shares := manifest.shares()) > 1:
+        rows += [[shard.source for shard in manifest.shards], shares]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
@@ -35,7 +37,7 @@ def check_run(run: Run, manifest: Manifest) -> None:
         raise InputError(
             "the tokenizer beside the shards is not the one they were made with", where=run.data, hint="build the shards again"
         )
-    Windows(open_split(run.data, "train", verify=False), run.model.n_ctx, run.train.seed)
+    open_order(run.data, "train", run.model.n_ctx, run.train.seed, verify=False)
     check_disk(run)
 
 

@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 from dataclasses import replace
 
 import pytest
 import torch
 
-from gptcli.errors import RunError
+from gptcli.errors import RunError, UsageError
 from gptcli.events import Events
+from gptcli.shards.manifest import Source, read_manifest, write_manifest
+from gptcli.trainer.config import Run
 from gptcli.trainer.layout import Place
 from gptcli.trainer.loop import train
 from gptcli.trainer.metrics import read_metrics
+from gptcli.trainer.preflight import check_resume
 from gptcli.trainer.step import Stepper
 
 CPU = Place(torch.device("cpu"))
@@ -148,3 +152,25 @@ def test_the_curve_does_not_depend_on_the_micro_batch(make_run, train_here):
         curves.append([line["loss"] for line in read_metrics(run.out)])
     for curve in curves[1:]:
         assert curve == pytest.approx(curves[0], abs=1e-4)
+
+
+def test_several_sources_are_mixed_in_training_and_validation(make_run, train_here, write_shards, tmp_path):
+    folder = write_shards(tmp_path / "two", train=3000, val=300)
+    manifest = read_manifest(folder)
+    shutil.copy(folder / "train-000000.bin", folder / "train-b-000000.bin")
+    shutil.copy(folder / "val-000000.bin", folder / "val-b-000000.bin")
+    counts = {"documents_in": 1, "documents_kept": 1, "dropped": {}, "text_bytes": 1, "tokens": 3300}
+
+    def weighted(weight: float) -> Run:
+        shards = [replace(shard, source="a") for shard in manifest.shards]
+        shards += [replace(shard, file=shard.file.replace("-0", "-b-0"), source="b") for shard in manifest.shards]
+        sources = [Source(name="a", weight=1.0, **counts), Source(name="b", weight=weight, **counts)]
+        write_manifest(folder, replace(manifest, shards=shards, sources=sources))
+        return make_run(f"weight {weight}", data=folder)
+
+    run = weighted(3.0)
+    assert train_here(run)["val_loss"] > 0
+    assert weighted(1.0).data_sha256 != run.data_sha256
+    assert check_resume(replace(run, resume=True))
+    with pytest.raises(UsageError, match="the data changed"):
+        check_resume(replace(weighted(2.0), out=run.out))

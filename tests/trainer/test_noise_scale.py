@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from gptcli.cost.layout import Layout
 from gptcli.events import SILENT, Events
 from gptcli.shards.loader import open_split
 from gptcli.shards.order import Windows
@@ -57,7 +58,7 @@ def test_within_a_tenth_of_the_known_value(micro_batches):
     truth, variance = torch.linspace(-1, 1, 200), torch.linspace(0, 8, 200)
     known = variance.sum().item() / truth.square().sum().item()
     model = Noisy(truth, variance)
-    stepper = Stepper(model, torch.optim.SGD(model.parameters()), CPU, clip=math.inf, autocast=False, dropout_seed=None)
+    stepper = Stepper(model, torch.optim.SGD(model.parameters()), CPU, clip=math.inf, products=None, dropout_seed=None)
     noise, B, T = NoiseScale(), 4, 2
     batch = torch.zeros((B, T), dtype=torch.long)
     tokens = micro_batches * B * T
@@ -91,6 +92,7 @@ def test_which_part_is_measured():
     two = Place(CPU.device, 0, 2)
     assert [part_of(n, 3, CPU) for n in (1, 3, 4, 9)] == [None, None, 3, 3]
     assert [part_of(n, 3, two) for n in (1, 2, 7, 8)] == [None, 1, None, 4]
+    assert part_of(8, 3, Place(CPU.device, 0, 4, Layout(dp=2, tp=2))) is None
 
 
 def test_the_loop_logs_it(make_run, train_here):
@@ -144,13 +146,13 @@ import sys, torch, torch.distributed as dist
 from gptcli.events import SILENT
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
-from gptcli.trainer.layout import Place, lay_out, parse_layout
+from gptcli.cost.layout import parse_layout
+from gptcli.trainer.layout import Place, repeat, shard
 from gptcli.trainer.step import Stepper
 
 rank, store = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-place = Place(torch.device("cpu"), rank, 2)
 x = torch.arange(4 * 16).view(4, 16) * 7 % 60
 halves = [(part, part.roll(-1, 1)) for part in x.split(2)]
 
@@ -165,10 +167,14 @@ for part in halves:
     (plain(*part) / 32).backward()
     expected += sum(p.grad.square().sum().item() for p in plain.parameters())
 for layout in ("dp=2", "shard=2"):
+    place = Place(torch.device("cpu"), rank, 2, parse_layout(layout))
     for size in (1, 2):  # two micro-batches of the process's own, or one
-        laid_out = lay_out(model(), parse_layout(layout), place, bf16=False)
+        laid_out = model()
+        if layout == "shard=2":
+            shard(laid_out, place.mesh(), None)
         optimizer = torch.optim.SGD(laid_out.parameters())
-        stepper = Stepper(laid_out, optimizer, place, clip=1e9, autocast=False, dropout_seed=None)
+        engine = repeat(laid_out, place.layout)
+        stepper = Stepper(laid_out, optimizer, place, engine=engine, clip=1e9, products=None, dropout_seed=None)
         own = list(zip(*(rows.split(size) for rows in halves[rank])))
         for step in (1, 2):  # the second starts anew
             stepper.gradients(own, 64, step)
@@ -176,7 +182,6 @@ for layout in ("dp=2", "shard=2"):
         total = place.total(stepper.part.norm2.clone()).item()
         assert abs(total / expected - 1) < 1e-5, (layout, size, total, expected)
 dist.barrier()
-dist.destroy_process_group()
 """
 
 
