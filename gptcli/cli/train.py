@@ -63,6 +63,9 @@ def train(
     attention: Annotated[Value, _option(MODEL, "KIND", "size's", "dense or banded.")] = None,
     band: Annotated[Value, _option(MODEL, "N", "256", "Keys that a banded layer sees.")] = None,
     dropout: Annotated[Value, _option(MODEL, "P", "0", "On embeddings, attention and residual branches.")] = None,
+    init_from: Annotated[
+        Value, _option(MODEL, "FOLDER", "random weights", "Start from this run's or GPT-2 folder's model, which sets the architecture.")
+    ] = None,
     tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Length of the run; the paper's schedule scales with it.")] = None,
     batch_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Tokens of a step; auto: the noise scale, up to the paper's.")] = None,
     lr: Annotated[Value, _option(RECIPE, "X", "paper's", "Highest learning rate.")] = None,
@@ -73,6 +76,7 @@ def train(
     weight_decay: Annotated[Value, _option(RECIPE, "X", "paper's", "Of matrices and embeddings.")] = None,
     spike: Annotated[Value, _option(RECIPE, "SIGMAS", "6", "Skip the update of a loss so far above those before; 0 for never.")] = None,
     max_skipped: Annotated[Value, _option(RECIPE, "N", "10", "Updates skipped in a row that end the run.")] = None,
+    document_mask: Annotated[bool, _flag("--document-mask", RECIPE, "Attention does not cross from a document to the next.")] = False,
     seed: Annotated[Value, _option(RECIPE, "N", "0", "Of weights, data order and dropout.")] = None,
     data: Annotated[Value, _option(OUTPUT, "FOLDER", "shards", "What gpt build-shards made.")] = None,
     out: Annotated[
@@ -118,7 +122,7 @@ def train(
     """
     if restarted():
         resume, force = True, False
-    given = said({name: value for name, value in locals().items() if name in NAMES}, config, resume=resume)
+    given = said({name: value for name, value in locals().items() if name in NAMES and value is not False}, config, resume=resume)
 
     from gptcli.shards.manifest import MANIFEST, read_manifest
 
@@ -173,6 +177,7 @@ def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, forc
         tokenizer_sha256=manifest.tokenizer_sha256,
         eot_id=manifest.eot_id,
         must_compile=plan.must_compile,
+        init_from=None if (start := plan.resolved.values.get("init_from")) is None else Path(start),
         resolved=text,
     )
     check_run(run, manifest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,12 @@ def _truth(value: Any) -> bool:
 
 
 NAMES: dict[str, Any] = {  # what a configuration file may hold, and how each value is read: the options, and the recipe's constants
-    **dict.fromkeys(("size", "attention", "data", "out", "layout", "precision"), _words),
+    **dict.fromkeys(("size", "attention", "data", "out", "layout", "precision", "init_from"), _words),
     **dict.fromkeys((*SHAPE, "band", "tokens", "warmup_tokens", "decay_tokens", "ramp_tokens", "ramp_from"), count),
     **dict.fromkeys(("seed", "micro_batch", "checkpoint_every", "eval_every", "eval_tokens", "keep", "max_skipped"), count),
     **dict.fromkeys(("dropout", "lr", "min_lr_ratio", "weight_decay", "beta1", "beta2", "eps", "clip", "spike"), quantity),
     "batch_tokens": _batch,
-    "follow_noise": _truth,
+    **dict.fromkeys(("follow_noise", "document_mask"), _truth),
     "compile": _switch,
 }
 
@@ -99,7 +99,7 @@ def make_plan(given: Resolved, vocab_size: int) -> Plan:
     model, paper = _model(given, vocab_size)
     resolved = Resolved()
     resolved.put({"data": "shards", "layout": "auto", "precision": "auto", "compile": "auto", "seed": 0}, "default")
-    resolved.put({"spike": 6.0, "max_skipped": 10, "follow_noise": False}, "default")
+    resolved.put({"spike": 6.0, "max_skipped": 10, "follow_noise": False, "document_mask": False}, "default")
     resolved.put({name: value for name, value in model.as_dict().items() if name in NAMES}, paper.name)
     _lay_recipe(resolved, paper, given)
     for name, value in given.values.items():
@@ -151,12 +151,29 @@ def _paper(given: Resolved) -> PaperModel | None:
 def _model(given: Resolved, vocab_size: int) -> tuple[ModelConfig, PaperModel]:
     """The architecture, and the paper's size it is, or the one whose recipe is nearest."""
     changes = {name: given.values[name] for name in (*SHAPE, "attention", "band", "dropout") if name in given.values}
+    if "init_from" in given.values:
+        return _started_from(given, vocab_size, changes)
     if (paper := _paper(given)) is not None:
         return ModelConfig.from_paper(paper, vocab_size=vocab_size, **changes), paper
     if missing := [f"--{name.replace('_', '-')}" for name in SHAPE if name not in changes]:
         raise UsageError("no size is given", where="--size", hint=f"for example --size 350M; or say {', '.join(missing)} too")
     model = ModelConfig(vocab_size=vocab_size, **changes)
     return model, nearest_paper(model)
+
+
+def _started_from(given: Resolved, vocab_size: int, changes: dict[str, Any]) -> tuple[ModelConfig, PaperModel]:
+    """The architecture of the model to start from, with this run's dropout; what else the user says, and the shards, must agree with it."""
+    from gptcli.model.weights import read_model_config
+
+    folder = Path(given.values["init_from"])
+    model = replace(read_model_config(folder), dropout=changes.pop("dropout", 0.0))
+    paper = _paper(given)
+    wanted = {name: getattr(paper, name) for name in SHAPE} if paper else {}
+    for name, value in {**wanted, **changes, "vocab_size": vocab_size}.items():
+        if (there := getattr(model, name)) != value:
+            where = "the shards" if name == "vocab_size" else "this command"
+            raise UsageError(f"the model's {name} is {there}, {where} says {value}", where=folder, hint="a model keeps its architecture")
+    return model, paper or nearest_paper(model)
 
 
 def _lay_recipe(resolved: Resolved, paper: PaperModel, given: Resolved) -> None:

@@ -43,6 +43,8 @@ class TrainConfig:
     """A loss so many standard deviations above the mean of late is a spike, whose update is skipped; 0 to judge no loss that is finite."""
     follow_noise: bool = False
     """The batch follows the gradient's noise scale from `ramp_from` up to `batch_tokens`: see `gptcli.trainer.schedule`."""
+    document_mask: bool = False
+    """Attention does not cross end-of-text."""
     seed: int
     """Of the initial weights, the data order and dropout."""
 
@@ -50,8 +52,10 @@ class TrainConfig:
     """Sequences that one process runs at a time; gradients add up until the batch is whole."""
     layout: str
     """"dp=2,shard=4": see `gptcli.trainer.layout`."""
-    schedule: str = "1f1b"
+    pipeline_schedule: str = "1f1b"
     """In which order pipeline stages run micro-batches: see `gptcli.trainer.pipeline`."""
+    recompute: str = "none"
+    """What the backward pass computes again: see `gptcli.trainer.recompute`."""
     precision: str
     """Of the products: "bf16" or "fp32". Weights and optimizer are fp32 either way."""
     compile: bool
@@ -83,7 +87,7 @@ class TrainConfig:
 
 RECIPE = (  # what decides the weights, given model and data: a resume holds these fixed; the rest may change
     "tokens", "batch_tokens", "lr", "min_lr_ratio", "warmup_tokens", "decay_tokens", "ramp_tokens", "ramp_from",
-    "weight_decay", "beta1", "beta2", "eps", "clip", "spike", "follow_noise", "seed",
+    "weight_decay", "beta1", "beta2", "eps", "clip", "spike", "follow_noise", "document_mask", "seed",
 )  # fmt: skip
 
 
@@ -103,6 +107,8 @@ class Run:
     eot_id: int
     must_compile: bool = False
     """A failing compiler is an error, not a reason to go on without."""
+    init_from: Path | None = None
+    """A run or GPT-2 folder whose weights the run begins with; random ones if None."""
     resume: bool = False
     """Go on from the run folder's newest whole checkpoint, if there is one."""
     resolved: str = ""
@@ -111,7 +117,8 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """What must be equal for a resume to be the same run."""
         recipe = {name: value for name, value in asdict(self.train).items() if name in RECIPE}
-        return {**self.model.as_dict(), **recipe, "data": self.data_sha256, "tokenizer": self.tokenizer_sha256}
+        start = None if self.init_from is None else str(self.init_from)
+        return {**self.model.as_dict(), **recipe, "init_from": start, "data": self.data_sha256, "tokenizer": self.tokenizer_sha256}
 
 
 def from_values(kind: type[Any], values: dict[str, Any]) -> Any:

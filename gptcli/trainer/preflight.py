@@ -31,11 +31,19 @@ def check_run(run: Run, manifest: Manifest) -> None:
     """What is quickly checked: layout, folders, tokenizer, and whether the shards fill a window. Raises UsageError or InputError."""
     schedule = Schedule(run.train, run.model.n_ctx)
     check_layout(parse_layout(run.train.layout), min(schedule.full, schedule.total))
+    if run.train.document_mask and parse_layout(run.train.layout).pp > 1:
+        raise UsageError(
+            "stages do not tell each other where documents end", where="--document-mask", hint="leave it out, or use a --layout without pp"
+        )
     if run.out.resolve() in (run.data.resolve(), *run.data.resolve().parents):
         raise UsageError("the run folder holds the shards", where=run.out, hint="choose another --out")
     if load_tokenizer(run.data).sha256 != manifest.tokenizer_sha256:
         raise InputError(
             "the tokenizer beside the shards is not the one they were made with", where=run.data, hint="build the shards again"
+        )
+    if run.init_from is not None and load_tokenizer(run.init_from).sha256 != manifest.tokenizer_sha256:
+        raise InputError(
+            "the model to start from has another tokenizer than the shards", where=run.init_from, hint="build shards with its own"
         )
     open_order(run.data, "train", run.model.n_ctx, run.train.seed, verify=False)
     check_disk(run)

@@ -85,3 +85,8 @@ def test_a_resume_of_another_run_is_refused_naming_the_difference(make_run, trai
 
 def test_differences_in_both_directions():
     assert differences({"a": 1, "b": 2}, {"b": 3, "c": 4}) == ["a was 1, now None", "b was 2, now 3", "c was None, now 4"]
+
+
+def test_stages_cannot_keep_documents_apart(make_run, shards):
+    with pytest.raises(UsageError, match="where documents end"):
+        check_run(make_run(document_mask=True, layout="pp=2"), read_manifest(shards))
