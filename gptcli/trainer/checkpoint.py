@@ -23,16 +23,19 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
+from torch.distributed.tensor.experimental import implicit_replication
 
 from gptcli.errors import InputError, RunError
 from gptcli.events import Events
 from gptcli.files import PARTIAL, fsync_folder, read_json, sha256, write_json
+from gptcli.model.weights import load_model
 from gptcli.trainer.layout import Place
 from gptcli.trainer.schedule import Position
 from gptcli.trainer.storage import Reader, Writer
 
 FORMAT = 2
 STATE = "state.json"
+HEAD = "lm_head.weight"
 SMALL = 1 << 26  # bytes of a process's tensors that are written before the next step: a thread would save no time
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # one process is no mishap
@@ -154,8 +157,11 @@ class Checkpoints:
 
 
 def canonical_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """A laid-out model's parameters by the plain model's names."""
-    return {name.removeprefix("module."): parameter for name, parameter in model.named_parameters()}  # which is DDP's
+    """This process's parameters by the plain model's names; a tied head is the token embedding, on the last stage too."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    if parameters.get(HEAD) is parameters.get("wte.weight"):
+        parameters.pop(HEAD, None)
+    return parameters
 
 
 def folder_of(out: Path, step: int) -> Path:
@@ -168,6 +174,15 @@ def named_tensors(parameters: Parameters, optimizer: torch.optim.Optimizer) -> d
     for name, parameter in parameters.items():
         tensors.update({f"{name}/{part}": value for part, value in optimizer.state.get(parameter, {}).items()})
     return tensors
+
+
+@torch.no_grad()
+def take_weights(folder: Path, parameters: Parameters) -> None:
+    """Copy the model of a run or GPT-2 folder into this process's parameters. Raises InputError where it is not whole."""
+    weights = load_model(folder).state_dict()
+    with implicit_replication():  # each process takes its part of the whole
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
 
 
 def read_model(folder: Path) -> dict[str, torch.Tensor]:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from safetensors.torch import load_file
 from gptcli.errors import InputError, RunError
 from gptcli.events import SILENT, Events
 from gptcli.files import PARTIAL
-from gptcli.trainer import checkpoint
+from gptcli.trainer import checkpoint, storage
 from gptcli.trainer.checkpoint import Checkpoints, State, canonical_parameters
 from gptcli.trainer.engine import build
 from gptcli.trainer.layout import Place
@@ -126,3 +128,68 @@ def test_a_full_disk_leaves_the_checkpoints_before(stepper, tmp_path, monkeypatc
     assert "--resume" in str(caught.value)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
     assert newest(tmp_path) == checkpoint.folder_of(tmp_path, 5)
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Large enough to be written in the background, which waits until the gate is set."""
+    opened = threading.Event()
+    write = storage.write_safetensors
+
+    def write_later(*args):
+        opened.wait(10)
+        return write(*args)
+
+    monkeypatch.setattr(storage, "write_safetensors", write_later)
+    monkeypatch.setattr(checkpoint, "SMALL", 0)
+    return opened
+
+
+def state_at(step):
+    return State(Position(step, 4 * step), {}, {})
+
+
+def test_written_in_the_background_as_it_was_at_the_moment_of_the_save(stepper, tmp_path, gate):
+    checkpoints, parameters = Checkpoints(tmp_path, PLACE, keep=3), canonical_parameters(stepper.model)
+    before = {name: tensor.clone() for name, tensor in parameters.items()}
+    checkpoints.save(state_at(5), parameters, stepper.optimizer)
+    assert not checkpoint.folder_of(tmp_path, 5).exists()
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.zero_()
+    gate.set()
+    checkpoints.wait()
+    written = checkpoint.read_model(newest(tmp_path))
+    assert written.keys() == before.keys()
+    assert all(torch.equal(written[name], before[name]) for name in before)
+
+
+def test_never_two_in_flight_and_a_write_that_fails_is_an_error_at_the_next_save(stepper, tmp_path, gate, monkeypatch):
+    checkpoints, parameters = Checkpoints(tmp_path, PLACE, keep=3), canonical_parameters(stepper.model)
+    checkpoints.save(state_at(5), parameters, stepper.optimizer)
+    threading.Timer(0.2, gate.set).start()
+    checkpoints.save(state_at(10), parameters, stepper.optimizer)
+    assert checkpoint.folder_of(tmp_path, 5).exists(), "the second save waited for the first"
+    checkpoints.wait()
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1 << 20))
+    checkpoints.save(state_at(15), parameters, stepper.optimizer)
+    with pytest.raises(RunError, match=r"bytes are needed and 1,048,576 are free"):
+        checkpoints.save(state_at(20), parameters, stepper.optimizer)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000005", "step-00000010"]
+
+
+def test_nothing_is_pickled_and_the_files_are_what_safetensors_reads(stepper, tmp_path):
+    folder = save(tmp_path, stepper, 5)
+    for path in folder.iterdir():
+        json.loads(path.read_text()) if path.suffix == ".json" else load_file(path)
+    index = json.loads((folder / "index.json").read_text())
+    piece = {"file": "model.safetensors", "offset": [0, 0], "size": [260, 16]}
+    assert index["wte.weight"] == {"dtype": "F32", "size": [260, 16], "pieces": [piece]}
+    assert index["wte.weight/step"]["pieces"][0]["size"] == []
+
+
+def test_a_killed_removal_leaves_no_half_of_a_checkpoint(stepper, tmp_path):
+    folder = save(tmp_path, stepper, 5)
+    folder.rename(folder.with_name(f".{folder.name}.old{PARTIAL}"))
+    save(tmp_path, stepper, 10)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
