@@ -66,6 +66,7 @@ class Writer(StorageWriter):
         return plans
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        self.folder.mkdir(parents=True, exist_ok=True)  # another machine may not see it yet
         files = defaultdict(list)
         for item in plan.items:
             files[file_of(item.index.fqn, self.place)].append(item)
