@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from gptcli.cost.activations import RECOMPUTE, SCHEDULES
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig
 
-PRECISIONS = ("bf16", "fp32")
+PRECISIONS = ("bf16", "fp32", "fp16", "fp8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +58,7 @@ class TrainConfig:
     recompute: str = "none"
     """What the backward pass computes again: see `gptcli.trainer.recompute`."""
     precision: str
-    """Of the products: "bf16" or "fp32". Weights and optimizer are fp32 either way."""
+    """Of the products, of `PRECISIONS`: see `gptcli.trainer.precision`."""
     compile: bool
     """Through torch.compile."""
     checkpoint_every: int
@@ -66,6 +67,8 @@ class TrainConfig:
     """Validation tokens that an evaluation reads, the same ones every time."""
     keep: int
     """Checkpoints kept, the newest."""
+    samples: int = 0
+    """Texts that are written from every checkpoint."""
     max_skipped: int = 10
     """So many updates skipped in a row end the run."""
 
@@ -74,15 +77,17 @@ class TrainConfig:
         for name in (*positive, "micro_batch", "checkpoint_every", "eval_every", "eval_tokens", "keep", "max_skipped"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}", hint=f"{name} must be above 0")
-        for name in ("warmup_tokens", "ramp_tokens", "ramp_from", "weight_decay", "spike", "seed"):
+        for name in ("warmup_tokens", "ramp_tokens", "ramp_from", "weight_decay", "spike", "samples", "seed"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"{name} is {getattr(self, name)}", hint=f"{name} must be 0 or more")
         for name in ("beta1", "beta2", "min_lr_ratio"):
             value = getattr(self, name)
             if not (0 <= value < 1 or (name == "min_lr_ratio" and value == 1)):
                 raise UsageError(f"{name} is {value}", hint=f"{name} must be at least 0 and below 1")
-        if self.precision not in PRECISIONS:
-            raise UsageError(f"unknown precision {self.precision!r}", hint=nearest(self.precision, PRECISIONS))
+        choices = {"precision": PRECISIONS, "recompute": RECOMPUTE, "pipeline_schedule": SCHEDULES}
+        for name, names in choices.items():
+            if (value := getattr(self, name)) not in names:
+                raise UsageError(f"unknown {name.replace('_', ' ')} {value!r}", hint=nearest(value, names))
 
 
 RECIPE = (  # what decides the weights, given model and data: a resume holds these fixed; the rest may change
@@ -111,6 +116,10 @@ class Run:
     """A run or GPT-2 folder whose weights the run begins with; random ones if None."""
     resume: bool = False
     """Go on from the run folder's newest whole checkpoint, if there is one."""
+    track: str | None = None
+    """Where the figures go too: see `gptcli.trainer.tracking`."""
+    profile: bool = False
+    """Trace a few steps."""
     resolved: str = ""
     """run.toml's text, for the report and the model card."""
 

@@ -15,6 +15,7 @@ What a checkpoint may rely on, under every layout:
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -32,8 +33,9 @@ from gptcli.trainer.layout import Place, repeat, shard
 from gptcli.trainer.machine import keep_freed_memory
 from gptcli.trainer.optimizer import make_optimizer
 from gptcli.trainer.pipeline import Pipeline, Stage, cut, held_by
-from gptcli.trainer.precision import PRODUCTS
+from gptcli.trainer.precision import PRODUCTS, to_fp8
 from gptcli.trainer.recompute import recomputed
+from gptcli.trainer.sliced_loss import sliced_loss
 from gptcli.trainer.step import Stepper
 
 Part = GPT | Stage
@@ -64,7 +66,7 @@ def build(run: Run, place: Place, events: Events) -> Stepper:
         dropout_seed=config.seed if run.model.dropout else None,
     )
     if config.compile:
-        _warm_up(run, parts, stepper, events)
+        _warm_up(run, parts, mesh, stepper, events)
     return stepper
 
 
@@ -80,27 +82,32 @@ def lay_out(run: Run, place: Place, mesh: DeviceMesh | None) -> tuple[nn.Module,
     parts: list[Part] = [*stages] or [whole]
     model = held_by(stages) if stages else whole
     for part in parts:
-        dress(part, config)
+        if config.precision == "fp8":
+            for block in blocks(part):
+                to_fp8(block)
+        dress(part, config, mesh)
     if mesh is not None:
         for part in parts:
             if layout.tp > 1:
-                tensor_parallel.divide(part, mesh["tp"], run.model.n_ctx)
+                tensor_parallel.divide(part, mesh["tp"])
             if layout.shard > 1 or layout.dp not in (1, layout.processes):
                 shard(part, mesh, PRODUCTS[config.precision])
     return model, parts
 
 
-def dress(part: Part, config: TrainConfig) -> None:
+def dress(part: Part, config: TrainConfig, mesh: DeviceMesh | None) -> None:
     """Recomputation and compilation: block by block, and the head with its loss, so that one compilation serves every layer and every
     layout. Names and hooks do not change."""
     for block in blocks(part):
         block.__dict__.pop("forward", None)  # back to the class's own
-        forward = recomputed(block.forward, config.recompute, drops=part.config.dropout > 0)
-        block.forward = torch.compile(forward, dynamic=False) if config.compile else forward
-    if config.compile:
-        part.head_loss = torch.compile(next_token_loss, dynamic=False)
+        if config.recompute != "none":
+            block.forward = recomputed(block.forward, config.recompute, drops=part.config.dropout > 0)
+        if config.compile:
+            block.forward = torch.compile(block.forward, dynamic=False)
+    if mesh is not None and mesh["tp"].size() > 1:
+        part.head_loss = partial(sliced_loss, mesh=mesh["tp"], n_ctx=part.config.n_ctx)
     else:
-        part.__dict__.pop("head_loss", None)
+        part.head_loss = torch.compile(next_token_loss, dynamic=False) if config.compile else next_token_loss
 
 
 def blocks(part: Part) -> list[nn.Module]:
@@ -117,7 +124,7 @@ def fill(part: Part, device: torch.device, seed: int) -> None:
         GPT.init_weights(cast(GPT, part), seed)
 
 
-def _warm_up(run: Run, parts: list[Part], stepper: Stepper, events: Events) -> None:
+def _warm_up(run: Run, parts: list[Part], mesh: DeviceMesh | None, stepper: Stepper, events: Events) -> None:
     """Compile before the first step, on a batch that counts for nothing; where that fails, go on without."""
     events.info("compiling the model")
     config = run.train
@@ -130,5 +137,5 @@ def _warm_up(run: Run, parts: list[Part], stepper: Stepper, events: Events) -> N
             raise RunError(f"torch.compile failed: {reason}", hint="--compile off trains without") from None
         events.warn(f"torch.compile failed, training without it: {reason}")
         for part in parts:
-            dress(part, replace(config, compile=False))
+            dress(part, replace(config, compile=False), mesh)
     stepper.optimizer.zero_grad()

@@ -49,6 +49,8 @@ def part_of(sequences: int, micro_batch: int, place: Place) -> int | None:
     where tensor slices or stages divide the gradient of a part among processes."""
     if place.replicas < place.world:
         return None
+    if place.layout.shard > 1:  # whose gradients go micro-batch by micro-batch: their mean is measured
+        return micro_batch if sequences % (place.world * micro_batch) == 0 else None
     if place.world > 1:
         return sequences // place.world if sequences % place.world == 0 else None
     return micro_batch if sequences > micro_batch else None
