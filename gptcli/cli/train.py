@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,14 +11,16 @@ import typer
 
 from gptcli.cli.config import resolved_toml
 from gptcli.cli.console import ConsoleEvents, amount, duration, print_json
+from gptcli.cli.dashboard import Dashboard
 from gptcli.cli.train_plan import NAMES, RUN_TOML, Plan, make_plan, said
-from gptcli.errors import Interrupted
+from gptcli.errors import Interrupted, RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, check_output, claim_output
 
 if TYPE_CHECKING:
     from gptcli.shards.manifest import Manifest
     from gptcli.trainer.config import Run
+    from gptcli.trainer.rehearsal import Role
 
 MODEL, RECIPE, OUTPUT, WATCH, MACHINE = "Model", "Recipe", "Data and output", "Checkpoints and evaluation", "Machine"
 
@@ -106,9 +108,17 @@ def train(
     keep: Annotated[Value, _option(WATCH, "N", "2", "Checkpoints kept.")] = None,
     eval_every: Annotated[Value, _option(WATCH, "N", "20 a run, at least every 500", "Steps between validation losses.")] = None,
     eval_tokens: Annotated[Value, _option(WATCH, "N", "a 200th of --tokens, at most 1M", "Validation tokens read each time.")] = None,
-    layout: Annotated[Value, _option(MACHINE, "AXES", "all GPUs, sharded", "Replicas and shards: dp=2,shard=4.")] = None,
+    samples: Annotated[Value, _option(WATCH, "N", "3, in a short run none", "Texts written from every checkpoint.")] = None,
+    track: Annotated[Value, _option(WATCH, "NAME", "none", "Figures go there too: tensorboard.")] = None,
+    lr_range: Annotated[bool, _flag("--lr-range", WATCH, "Only sweep the learning rate over a short run, and suggest one.")] = False,
+    profile: Annotated[bool, _flag("--profile", WATCH, "Trace a few steps, and show what they spend their time on.")] = False,
+    layout: Annotated[
+        Value, _option(MACHINE, "AXES", "the fastest that fits", "Replicas, shards, slices, stages: dp=2,shard=4,tp=2,pp=2.")
+    ] = None,
+    pipeline_schedule: Annotated[Value, _option(MACHINE, "NAME", "1f1b", "1f1b, gpipe, interleaved1f1b or loopedbfs.")] = None,
+    recompute: Annotated[Value, _option(MACHINE, "WHAT", "what fits", "In the backward pass: none, selective or full.")] = None,
     micro_batch: Annotated[Value, _option(MACHINE, "N", "what fits", "Sequences that a process runs at a time.")] = None,
-    precision: Annotated[Value, _option(MACHINE, "KIND", "auto", "Of the products: bf16, fp32, or auto.")] = None,
+    precision: Annotated[Value, _option(MACHINE, "KIND", "auto", "Of the products: bf16, fp32, fp16, fp8, or auto.")] = None,
     compile: Annotated[Value, _option(MACHINE, "WHEN", "auto", "torch.compile: on, off, or auto where it pays.")] = None,
     dry_run: Annotated[bool, _flag("--dry-run", MACHINE, "Show configuration, sizes, work and memory, and stop.")] = False,
 ) -> None:
@@ -127,11 +137,13 @@ def train(
     from gptcli.shards.manifest import MANIFEST, read_manifest
 
     folder = Path(given.values.get("data", "shards"))
+    if lr_range and resume:
+        raise UsageError("a range test cannot be resumed", where="--lr-range", hint="run it again, with --force")
     if dry_run and not (folder / MANIFEST).is_file():
-        plan = make_plan(given, vocab_size=50257)
+        plan = make_plan(given, vocab_size=50257, lr_range=lr_range)
     else:
         manifest = read_manifest(folder)
-        plan = make_plan(given, manifest.vocab_size)
+        plan = make_plan(given, manifest.vocab_size, lr_range=lr_range)
     if dry_run:
         _print_plan(plan, as_json=json)
         return
@@ -139,17 +151,35 @@ def train(
     from gptcli.trainer.launch import launch
 
     leads = os.environ.get("RANK", "0") == "0"  # the only one, or the first of those that torchrun or Slurm started
-    events = ConsoleEvents() if leads else SILENT
+    events = Dashboard(given.values["out"]) if leads else SILENT
     run = _begin(plan, manifest, events, resume=resume, force=force, leads=leads)
     if run is None:
         events.info(f"{given.values['out']} is finished")
         return
-    report = launch(run, events)
+    if lr_range:
+        _test_range(run, events, as_json=json, leads=leads)
+        return
+    report = launch(replace(run, profile=profile), events)
     if leads and report["interrupted"]:
         raise Interrupted(f"stopped after step {report['step']:,}, with a checkpoint", where=run.out, hint="--resume goes on")
     if leads:
-        events.info(f"trained on {report['tokens']:,} tokens in {duration(report['seconds'])}, loss {report['loss']:.4f}")
+        loss = "" if report["loss"] is None else f", loss {report['loss']:.4f}"
+        events.info(f"trained on {report['tokens']:,} tokens in {duration(report['seconds'])}{loss}")
         print_json("train", report) if json else print(run.out)
+
+
+def _test_range(run: Run, events: Events, *, as_json: bool, leads: bool) -> None:
+    """The learning-rate range test in the run's place; the suggested rate is the result."""
+    from gptcli.trainer.launch import launch
+    from gptcli.trainer.lr_range import PICTURE, lr_range
+
+    report = launch(run, events, lr_range)
+    if not leads:
+        return
+    if report["suggested_lr"] is None:
+        raise RunError("not one step was finite", where=run.out)
+    events.info(f"the smooth loss is lowest at {report['lowest_loss_lr']:.2g}; a tenth of it is suggested: see {run.out / PICTURE}")
+    print_json("train", report) if as_json else print(f"{report['suggested_lr']:.2g}")
 
 
 def restarted() -> bool:
@@ -177,6 +207,7 @@ def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, forc
         tokenizer_sha256=manifest.tokenizer_sha256,
         eot_id=manifest.eot_id,
         must_compile=plan.must_compile,
+        track=plan.resolved.values.get("track"),
         init_from=None if (start := plan.resolved.values.get("init_from")) is None else Path(start),
         resolved=text,
     )
@@ -204,6 +235,7 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
     steps = Schedule(plan.train, plan.model.n_ctx).steps()
     flops = flops_per_token(plan.model, "6N") * plan.train.tokens
     memory = sum(training_memory(plan.model.parameters).values())
+    roles = _rehearse(plan)
     if as_json:
         print_json(
             "train",
@@ -214,6 +246,7 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
                 "steps": steps,
                 "flops": flops,
                 "memory_bytes": memory,
+                "roles": [asdict(role) for role in roles],
             },
         )
         return
@@ -223,4 +256,28 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
         "work": f"{flops:.3g} FLOP (6N)",
         "memory": f"{amount(memory)}B for weights, gradients and optimizer over all processes; activations come on top",
     }
+    for role in roles:
+        low, high = (f"{held:,}" for held in role.parameters)
+        moved = [f"{amount(n_bytes)}B over {axis}" for axis, n_bytes in asdict(role.traffic).items() if n_bytes]
+        facts[f"stage {role.stage}"] = (
+            f"{role.processes:,} processes, each with {low if low == high else f'{low} to {high}'} parameters and "
+            f"{amount(role.optimizer_bytes[1])}B of optimizer state; a step moves {', '.join(moved)}"
+        )
     print(resolved_toml(plan.resolved, **facts), end="")
+
+
+def _rehearse(plan: Plan) -> list[Role]:
+    """What each process of a layout would hold and send, from building them; of one process there is nothing to tell."""
+    from gptcli.cost.layout import parse_layout
+    from gptcli.trainer.config import Run
+    from gptcli.trainer.fit import check_division
+    from gptcli.trainer.rehearsal import rehearse
+
+    layout, sequences = parse_layout(plan.train.layout), plan.train.batch_tokens // plan.model.n_ctx
+    if layout.processes == 1:
+        return []
+    check_division(plan.model, layout, plan.train.pipeline_schedule, sequences)
+    run = Run(
+        name=plan.name, out=Path(), data=Path(), model=plan.model, train=plan.train, data_sha256="", tokenizer_sha256="", eot_id=0
+    )  # fmt: skip
+    return rehearse(run, sequences, ConsoleEvents())

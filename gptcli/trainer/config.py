@@ -52,7 +52,7 @@ class TrainConfig:
     micro_batch: int
     """Sequences that one process runs at a time; gradients add up until the batch is whole."""
     layout: str
-    """"dp=2,shard=4": see `gptcli.trainer.layout`."""
+    """"dp=2,shard=4,tp=2,pp=2": see `gptcli.trainer.layout`."""
     pipeline_schedule: str = "1f1b"
     """In which order pipeline stages run micro-batches: see `gptcli.trainer.pipeline`."""
     recompute: str = "none"

@@ -18,7 +18,7 @@ from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import read_manifest
 from gptcli.shards.order import Mixture, open_order
 from gptcli.trainer.batches import InOrder, MicroBatch, micro_batches
-from gptcli.trainer.checkpoint import Checkpoints, State, canonical_parameters, folder_of, read_model
+from gptcli.trainer.checkpoint import Checkpoints, State, canonical_parameters, folder_of, read_model, take_weights
 from gptcli.trainer.config import Run
 from gptcli.trainer.engine import build
 from gptcli.trainer.evaluate import validation_loss
@@ -27,9 +27,12 @@ from gptcli.trainer.guard import Guard
 from gptcli.trainer.layout import Place
 from gptcli.trainer.metrics import Line, MetricsLog
 from gptcli.trainer.noise_scale import NoiseScale, part_of
+from gptcli.trainer.profile import Profiler
 from gptcli.trainer.report import write_report
+from gptcli.trainer.samples import Sampler
 from gptcli.trainer.schedule import Position, Schedule
 from gptcli.trainer.speed import Speed, peak_memory
+from gptcli.trainer.tracking import TensorBoard
 
 COLLECT_EVERY = 1000  # steps between garbage collections, by all processes at the same one: a collection stops a step for up to a second
 RUNNING = "running"  # the key of a checkpoint's metrics that holds the running means
@@ -72,12 +75,20 @@ class Training:
             self.position, self.last = state.position, state.metrics
             running = self.last.pop(RUNNING, {})
             events.info(f"going on after step {self.position.step:,}")
+        elif run.init_from is not None:
+            take_weights(run.init_from, self.parameters)
         self.noise = NoiseScale(running.get("noise"))
         self.guard = Guard(run.train.spike, running.get("guard"))
+        if self.stepper.loss_scale and "loss_scale" in running:
+            self.stepper.loss_scale.state = running["loss_scale"]
         self.grown: int = running.get("batch", self.schedule.first)
         """Sequences of the next batch where it follows the noise scale."""
         self.speed = Speed(run, place)
-        self.log = MetricsLog(run.out, before=self.position.step) if place.leads else None
+        done, leads = self.position.step, place.leads
+        self.log = MetricsLog(run.out, before=done) if leads else None
+        self.sampler = Sampler(run, events, upto=done) if leads and run.train.samples else None
+        self.tracker = TensorBoard(run.out, before=done) if leads and run.track == "tensorboard" else None
+        self.profiler = Profiler(run.out, place.device, events) if leads and run.profile else None
 
     def run_to_end(self) -> Report:
         begin = time.perf_counter()
@@ -90,10 +101,15 @@ class Training:
             if self._due(self.run.train.checkpoint_every) or stopped:
                 self._save()
             self._record()
+            if self.profiler:
+                self.profiler.step()
         self.events.finish("train")
         self.checkpoints.wait()
         if not stopped:
             self._finish()
+        for watcher in (self.tracker, self.profiler):
+            if watcher is not None:
+                watcher.close()
         return {
             "out": str(self.run.out),
             "parameters": self.run.model.parameters,
@@ -181,8 +197,12 @@ class Training:
 
     def _save(self) -> None:
         running = {"noise": self.noise.state, "guard": self.guard.state, "batch": self.grown}
+        if self.stepper.loss_scale:
+            running["loss_scale"] = self.stepper.loss_scale.state
         state = State(self.position, self.run.identity(), {**self.last, RUNNING: running})
         self.checkpoints.save(state, self.parameters, self.stepper.optimizer)
+        if self.sampler:
+            self.sampler.begin(folder_of(self.run.out, self.position.step), self.position.step, self.last["tokens"])
 
     def _record(self) -> None:
         """Evaluate where it is due, and write the step's line."""
@@ -195,13 +215,15 @@ class Training:
             self.log.write(line)
             if self._due(train.checkpoint_every):
                 write_report(self.run)
-        facts = {name: line[name] for name in ("loss", "lr", "tokens_per_second")}
-        if self.val_loss is not None:
-            facts["val_loss"] = self.val_loss
+        if self.tracker:
+            self.tracker.write(line)
         total = self.schedule.total * self.run.model.n_ctx
-        self.events.progress("train", line["tokens"], total, "tokens", **facts)
+        self.events.progress("train", line["tokens"], total, "tokens", **{**line, "val_loss": self.val_loss})
 
     def _finish(self) -> None:
+        if self.sampler:
+            self.sampler.finish()
+            write_report(self.run)
         if self.place.leads:
             export(self.run, read_model(folder_of(self.run.out, self.position.step)), self.last, self.val_loss)
         self.place.wait()

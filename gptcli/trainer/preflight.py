@@ -15,8 +15,11 @@ from gptcli.shards.order import open_order
 from gptcli.tokenizer.tokenizer import load_tokenizer
 from gptcli.trainer.checkpoint import newest_state
 from gptcli.trainer.config import Run
+from gptcli.trainer.fit import check_division, check_memory
 from gptcli.trainer.machine import check_layout
+from gptcli.trainer.precision import check_precision
 from gptcli.trainer.schedule import Schedule
+from gptcli.trainer.tracking import check_tracker
 
 
 def data_sha256(manifest: Manifest) -> str:
@@ -30,7 +33,13 @@ def data_sha256(manifest: Manifest) -> str:
 def check_run(run: Run, manifest: Manifest) -> None:
     """What is quickly checked: layout, folders, tokenizer, and whether the shards fill a window. Raises UsageError or InputError."""
     schedule = Schedule(run.train, run.model.n_ctx)
-    check_layout(parse_layout(run.train.layout), min(schedule.full, schedule.total))
+    layout, sequences = parse_layout(run.train.layout), min(schedule.full, schedule.total)
+    check_layout(layout)
+    check_division(run.model, layout, run.train.pipeline_schedule, sequences)
+    check_precision(run.train.precision, layout.tp)
+    check_memory(run.model, layout, run.train, sequences)
+    if run.track is not None:
+        check_tracker(run.track)
     if run.train.document_mask and parse_layout(run.train.layout).pp > 1:
         raise UsageError(
             "stages do not tell each other where documents end", where="--document-mask", hint="leave it out, or use a --layout without pp"
