@@ -8,9 +8,11 @@ nearest. The model itself knows nothing of it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import MethodType
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -86,6 +88,8 @@ def shard(part: nn.Module, mesh: DeviceMesh, gathered: torch.dtype | None) -> No
     axes = mesh["dp", "shard"] if mesh["dp"].size() > 1 else mesh["shard"]
     layers = part.h.values() if isinstance(part.h, nn.ModuleDict) else part.h
     for block in layers:
+        for norm in (module for module in block.modules() if isinstance(module, nn.LayerNorm)):
+            norm.forward = MethodType(_norm, norm)
         fully_shard(block, mesh=axes, mp_policy=MixedPrecisionPolicy(gathered, torch.float32, cast_forward_inputs=False))
 
     pieces = mesh["tp"].size() * mesh["shard"].size()
@@ -95,6 +99,11 @@ def shard(part: nn.Module, mesh: DeviceMesh, gathered: torch.dtype | None) -> No
         return Shard(1) if uneven else None
 
     fully_shard(part, mesh=axes, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False), shard_placement_fn=placed)
+
+
+def _norm(norm: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
+    """In the stream's own precision, whatever gain and bias were gathered as: a CPU would refuse the two together."""
+    return F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
 
 
 def repeat(model: nn.Module, layout: Layout) -> nn.Module:

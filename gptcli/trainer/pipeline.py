@@ -23,6 +23,7 @@ from gptcli.model.config import ModelConfig
 from gptcli.model.loss import IGNORE, next_token_loss
 from gptcli.model.transformer import GPT
 from gptcli.trainer.batches import MicroBatch
+from gptcli.trainer.fit import rounded
 from gptcli.trainer.layout import Place
 
 Context = contextlib.AbstractContextManager[object]
@@ -107,7 +108,7 @@ class Pipeline:
 
         `begin` is what a forward pass of this process runs in, by its number.
         """
-        count = self._rounded(len(batches))
+        count = rounded(len(batches), self.place.layout.pp, self.schedule)
         for index, stage in enumerate(self.stages):  # every schedule runs a stage's micro-batches in order
             numbers = itertools.count(index * count)
             stage.begin = lambda numbers=numbers: begin(next(numbers))
@@ -147,11 +148,6 @@ class Pipeline:
                 stages if several else stages[0], n_microbatches=count, loss_fn=self._scaled, scale_grads=False
             )
         return self.runs[count]
-
-    def _rounded(self, micro_batches: int) -> int:
-        """How many must be run: a process at least has one at work; interleaved, they run in rounds of as many as there are processes."""
-        pp = self.place.layout.pp
-        return max(micro_batches, pp) if SCHEDULES[self.schedule] == 1 else -(-micro_batches // pp) * pp
 
     def _torch_stage(self, stage: Stage, index: int) -> PipelineStage:
         tokens = torch.empty(self.micro_batch, self.model.n_ctx, dtype=torch.long, device="meta")

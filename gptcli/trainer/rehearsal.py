@@ -2,7 +2,8 @@
 not there, and takes a step in which every collective is weighed.
 
 Processes that differ in their place along `dp` alone do the same with other sequences: one of them is built. Every place along `pp`,
-`tp` and `shard` is; a step is taken once a stage, because the whole of what a collective moves is the same for all who take part.
+`tp` and `shard` is; a step is taken once for stages of as many layers, the first and the last apart, because the whole of what a
+collective moves is the same for all who take part.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptcli.cost.activations import SCHEDULES
-from gptcli.cost.held import held
+from gptcli.cost.held import held, layers_of
 from gptcli.cost.layout import Layout, parse_layout
 from gptcli.cost.traffic import Traffic, step_traffic
 from gptcli.errors import RunError
@@ -69,11 +70,13 @@ def rehearse(run: Run, sequences: int, events: Events) -> list[Role]:
     work, each = work_of(layout, run.train, sequences), SCHEDULES[run.train.pipeline_schedule]
     pieces: dict[str, Pieces] = defaultdict(dict)
     sizes: dict[int, list[int]] = defaultdict(list)
-    traffic: dict[int, Traffic] = {}
+    traffic: dict[tuple[bool, bool, int], Traffic] = {}  # by what tells one stage's step from another's
+    kinds = [(stage == 0, stage == layout.pp - 1, layers_of(run.model, layout.pp, stage, each)) for stage in range(layout.pp)]
+    steps = {kinds.index(kind) for kind in kinds}  # the stages that take one
     played = [place for place in places if _coordinates(place)[1] == 0]
     # Each in a process of its own: torch remembers, by the shape of a mesh, what one of its processes did.
     with multiprocessing.get_context("fork").Pool(os.cpu_count(), maxtasksperchild=1) as pool:
-        for place, (held_pieces, moved) in zip(played, pool.imap(partial(_play, run, work.micro_batches), played), strict=True):
+        for place, (held_pieces, moved) in zip(played, pool.imap(partial(_play, run, work.micro_batches, steps), played), strict=True):
             stage, _, shard, slice_ = _coordinates(place)
             size = sum(sum(part.values()) for part in held_pieces.values())
             _agree(f"process {place.rank} holds", size, held(run.model, layout, stage, slice_, shard, each=each))
@@ -83,11 +86,13 @@ def rehearse(run: Run, sequences: int, events: Events) -> list[Role]:
                     _agree(f"the piece of {name} from {begin} on has", pieces[name].setdefault(begin, count), count)
             if moved is not None:
                 _agree(f"stage {stage} moves", moved, step_traffic(run.model, layout, work, stage, each=each))
-                traffic[stage] = moved
+                traffic[kinds[stage]] = moved
             events.progress("rehearsal", sum(map(len, sizes.values())), len(played), "processes")
     events.finish("rehearsal")
     _agree("all processes together hold", sum(sum(part.values()) for part in pieces.values()), run.model.parameters)
-    return [Role(stage, layout.processes // layout.pp, (min(counts), max(counts)), traffic[stage]) for stage, counts in sizes.items()]
+    return [
+        Role(stage, layout.processes // layout.pp, (min(counts), max(counts)), traffic[kinds[stage]]) for stage, counts in sizes.items()
+    ]
 
 
 def _coordinates(place: Place) -> tuple[int, ...]:
@@ -101,8 +106,8 @@ def _agree(what: str, built: Any, counted: Any) -> None:
         raise RunError(f"{what} {built}, not {counted}", hint="gptcli.cost and the trainer disagree: please report it")
 
 
-def _play(run: Run, micro_batches: int, place: Place) -> tuple[dict[str, Pieces], Traffic | None]:
-    """What one process holds, and of a stage's first what it moves in a step; in a process group that is not there."""
+def _play(run: Run, micro_batches: int, steps: set[int], place: Place) -> tuple[dict[str, Pieces], Traffic | None]:
+    """What one process holds, and, of the first of the stages `steps`, what it moves in a step; in a process group that is not there."""
     dist.init_process_group("fake", store=FakeStore(), rank=place.rank, world_size=place.world)
     mesh = place.mesh()
     assert mesh is not None
@@ -110,8 +115,8 @@ def _play(run: Run, micro_batches: int, place: Place) -> tuple[dict[str, Pieces]
         raise RunError(f"process {place.rank} is at {mesh.get_coordinate()} of the mesh, not at {_coordinates(place)}")
     model, parts = lay_out(run, place, mesh)
     pieces = {name: _piece(parameter) for name, parameter in model.named_parameters()}
-    steps = _coordinates(place)[1:] == (0, 0, 0)
-    return pieces, _take_step(parts, mesh, run, place.layout, micro_batches) if steps else None
+    takes_step = place.stage in steps and _coordinates(place)[1:] == (0, 0, 0)
+    return pieces, _take_step(parts, mesh, run, place.layout, micro_batches) if takes_step else None
 
 
 def _piece(parameter: nn.Parameter) -> Pieces:
@@ -149,7 +154,7 @@ def _pass(part: Part, run: Run, layout: Layout, scales: _Scales, *, exchange: bo
     first, last = hasattr(part, "wpe"), hasattr(part, "lm_head")
     stream = (len(tokens), run.model.n_ctx // layout.tp, run.model.d_model)
     x = tokens if first else torch.zeros(stream, requires_grad=True)
-    reduce_gradients(part, layout, exchange)
+    reduce_gradients(part, layout if layout.pp == 1 else Layout(), exchange)  # torch's schedules keep gradients whole
     products = PRODUCTS[run.train.precision]
     with torch.autocast("cpu", products, enabled=products is not None):
         y = part(x, torch.full_like(tokens, IGNORE))

@@ -34,7 +34,7 @@ def test_what_does_not_divide(layout, changes, message):
 
 
 def test_a_batch_too_small_is_told_what_would_do():
-    with pytest.raises(UsageError, match="16 sequences at least, but a batch is 8") as error:
+    with pytest.raises(UsageError, match="reads 16 sequences at a time, but a batch is 8") as error:
         check_division(GPT2, Layout(dp=16), "1f1b", 8)
     assert "--layout" in error.value.hint
     for text in error.value.hint.removeprefix("for example --layout ").split(", or "):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         with open(folder / f"{rank}.log", "w") as log:
             started.append(subprocess.Popen([sys.executable, WORKER, str(rank), folder], stdout=log, stderr=log))
     try:
-        codes = [process.wait(timeout=600) for process in started]
+        while None in (codes := [process.poll() for process in started]) and not any(codes):
+            time.sleep(0.2)
     finally:
         for process in started:
             process.kill()

@@ -45,7 +45,7 @@ def test_layout_of_gpus_is_the_fastest_that_fits(monkeypatch):
     large = ModelConfig.from_paper(find_size("6.7B"))
     assert auto_layout().processes == auto_layout(large).processes == 8
     assert auto_layout(large).dp < 8, "a replica holds 16 bytes a parameter"
-    with pytest.raises(UsageError, match="no layout of 8 GPUs with 80 GB holds this model"):
+    with pytest.raises(UsageError, match="no layout of 8 GPUs with 74 GB holds this model"):
         auto_layout(ModelConfig.from_paper(find_size("175B")))
 
 

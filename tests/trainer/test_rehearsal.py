@@ -23,7 +23,7 @@ def make_large(make_run):
 
 @pytest.mark.parametrize(
     "layout",
-    ["dp=4", "shard=8", "tp=4", "pp=3", "dp=2,shard=4", "shard=4,tp=2", "dp=2,pp=2", "dp=2,tp=2,pp=2"],
+    ["dp=4", "shard=8", "tp=4", "pp=3", "dp=2,shard=4", "shard=4,tp=2", "dp=2,pp=2", "shard=2,pp=2", "dp=2,tp=2,pp=2"],
 )
 def test_what_is_built_is_what_cost_counts(make_large, layout):
     for untied in (False, True):
