@@ -8,6 +8,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -202,7 +203,11 @@ class Training:
         state = State(self.position, self.run.identity(), {**self.last, RUNNING: running})
         self.checkpoints.save(state, self.parameters, self.stepper.optimizer)
         if self.sampler:
-            self.sampler.begin(folder_of(self.run.out, self.position.step), self.position.step, self.last["tokens"])
+            self.sampler.begin(*self._newest())
+
+    def _newest(self) -> tuple[Path, int, int]:
+        """The checkpoint of this step: where it will be, its step and its tokens."""
+        return folder_of(self.run.out, self.position.step), self.position.step, self.last["tokens"]
 
     def _record(self) -> None:
         """Evaluate where it is due, and write the step's line."""
@@ -222,7 +227,7 @@ class Training:
 
     def _finish(self) -> None:
         if self.sampler:
-            self.sampler.finish()
+            self.sampler.finish(*self._newest())
             write_report(self.run)
         if self.place.leads:
             export(self.run, read_model(folder_of(self.run.out, self.position.step)), self.last, self.val_loss)

@@ -9,7 +9,7 @@ anyway: what one process adds to the average, or, where one is alone, its first 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -69,7 +69,7 @@ class PartNorm:
         elif isinstance(model, FSDPModule):
             for module in model.modules():
                 if isinstance(module, FSDPModule):
-                    module.set_custom_reduce_scatter(_ReduceScatter(self))
+                    module.set_custom_reduce_scatter(cast(Any, _ReduceScatter(self)))
 
     def restart(self) -> None:
         """Before a step's first micro-batch."""
@@ -85,10 +85,10 @@ class PartNorm:
         self.norm2 += torch.nn.utils.get_total_norm(gradients).square()
 
 
-def _reduce_all(part: PartNorm, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """DDP's own exchange, measured."""
+def _reduce_all(part: PartNorm, bucket: Any) -> torch.futures.Future[torch.Tensor]:
+    """DDP's own exchange of a bucket of gradients, measured."""
     part.add([bucket.buffer()])
-    return allreduce_hook(dist.group.WORLD, bucket)
+    return allreduce_hook(cast(dist.ProcessGroup, dist.group.WORLD), bucket)
 
 
 class _ReduceScatter:

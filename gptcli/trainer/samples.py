@@ -29,7 +29,7 @@ PATIENCE = 600.0  # seconds that a checkpoint may take to be on disk
 
 
 class Sampler:
-    """Samples on the CPU, one checkpoint at a time: one that comes while another is at work is passed over."""
+    """Samples on the CPU, one checkpoint at a time: one that comes while another is at work is passed over, but for the last."""
 
     def __init__(self, run: Run, events: Events, *, upto: int) -> None:
         """Keeps the samples of steps up to `upto`."""
@@ -38,23 +38,32 @@ class Sampler:
         self.prompts = prompts(run)
         self.log = MetricsLog(run.out, before=upto + 1, name=SAMPLES)
         self.thread: threading.Thread | None = None
+        self.begun = upto
+        """The step whose samples were begun last."""
         self.leaving = threading.Event()
         atexit.register(self._leave)  # however the run ends: a thread that is still in torch then aborts the whole process
 
     def begin(self, folder: Path, step: int, tokens: int) -> None:
         """Sample from the checkpoint in `folder` as soon as it is there."""
         if self.thread is None or not self.thread.is_alive():
+            self.begun = step
             self.thread = threading.Thread(target=self._work, args=(folder, step, tokens), daemon=True)
             self.thread.start()
 
-    def finish(self) -> None:
-        """Until what was begun is written."""
+    def finish(self, folder: Path, step: int, tokens: int) -> None:
+        """Until the samples of the last checkpoint, this one, are written."""
+        self._join()
+        if self.begun != step:
+            self.begin(folder, step, tokens)
+            self._join()
+
+    def _join(self) -> None:
         if self.thread is not None:
             self.thread.join()
 
     def _leave(self) -> None:
         self.leaving.set()
-        self.finish()
+        self._join()
 
     def _work(self, folder: Path, step: int, tokens: int) -> None:
         end = time.monotonic() + PATIENCE

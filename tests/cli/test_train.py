@@ -262,3 +262,28 @@ def test_a_disk_that_is_full_keeps_what_is_whole(here):
     assert "the checkpoint could not be written" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list((here / "run").rglob("*.safetensors"))
+
+
+def test_a_batch_that_follows_the_noise_from_the_command_line(gpt_inside, here):
+    small = ["train", "--size", "125M", *SMALL[:-4], "--tokens", "640"]
+    (here / "c.toml").write_text('batch-tokens = "auto"\nramp-from = 32\n')
+    values = tomllib.loads(gpt_inside(*small, "--config", "c.toml", "--dry-run")[0])
+    assert (values["follow_noise"], values["batch_tokens"], values["ramp_tokens"], values["ramp_from"]) == (True, 2**19, 0, 32)
+    assert values["micro_batch"] == 1  # of two sequences
+    values = tomllib.loads(gpt_inside(*small, "--batch-tokens", "auto", "--dry-run")[0])
+    assert (values["follow_noise"], values["ramp_from"]) == (True, 32_000)
+    assert "no noise to measure" in gpt_inside(*small, "--config", "c.toml", "--micro-batch", "2", code=2)[1]
+    assert "has no ramp" in gpt_inside(*small, "--batch-tokens", "auto", "--ramp-tokens", "1k", code=2)[1]
+
+
+def test_the_range_test_prints_a_rate_and_leaves_a_picture(gpt_inside, here):
+    words = ["train", "--size", "gpt2", *SMALL, "--tokens", "2k", "--lr-range"]
+    out, err = gpt_inside(*words)
+    assert 1e-6 < float(out) < 1
+    assert "lr_range.html" in err
+    assert {path.name for path in (here / "runs" / "gpt2-lr-range").iterdir()} == {"lr_range.html", "lr_range.jsonl", "run.toml"}
+    report = json.loads(gpt_inside(*words, "--force", "--json")[0])
+    assert report["schema"] == "gpt.train/1"
+    assert report["suggested_lr"] == pytest.approx(float(out), rel=0.1)
+    assert "cannot be resumed" in gpt_inside(*words, "--resume", code=2)[1]
+    assert "unknown tracker" in gpt_inside(*words[:-1], "--track", "wandb", code=2)[1]
