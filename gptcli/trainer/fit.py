@@ -61,7 +61,7 @@ def check_division(model: ModelConfig, layout: Layout, schedule: str, sequences:
         raise UsageError(
             f"{layout} reads {layout.replicas} sequences at a time, but a batch is {sequences} sequences",
             where="--layout",
-            hint=_instead(model, layout, schedule, sequences) or "raise --batch-tokens, or use fewer processes",
+            hint=_instead(model, layout, sequences) or "raise --batch-tokens, or use fewer processes",
         )
     if layout.replicas * layout.pp > sequences:
         raise UsageError(
@@ -110,8 +110,8 @@ def fitting(
     precision: str,
     gpu: Gpu,
     *,
-    recompute: str = "auto",
-    micro_batch: int | str = "auto",
+    recompute: str = AUTO,
+    micro_batch: int | str = AUTO,
 ) -> list[tuple[Layout, Work]]:
     """The layouts that hold the model and divide it, fastest first, each with its best micro-batch and recomputation."""
     found = []
@@ -129,8 +129,8 @@ def best_work(
     precision: str,
     gpu: Gpu,
     *,
-    recompute: str = "auto",
-    micro_batch: int | str = "auto",
+    recompute: str = AUTO,
+    micro_batch: int | str = AUTO,
 ) -> Work | None:
     """The fastest way to run a replica's share that fits; None where none does. No micro-batch is padded."""
     share = -(-sequences // layout.replicas)
@@ -150,7 +150,7 @@ def _divides(model: ModelConfig, layout: Layout, sequences: int) -> bool:
     return divides and layout.replicas * layout.pp <= sequences
 
 
-def _instead(model: ModelConfig, layout: Layout, schedule: str, sequences: int) -> str:
+def _instead(model: ModelConfig, layout: Layout, sequences: int) -> str:
     """Layouts of as many processes that would divide the batch, in words."""
     able = [str(other) for other in dict.fromkeys(layouts(model, layout.processes)) if _divides(model, other, sequences)]
     return f"for example --layout {', or '.join(able[:NAMED])}" if able else ""
