@@ -16,6 +16,8 @@ from gptcli.model import loss
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.transformer import GPT
 from gptcli.trainer.layout import Place
+from gptcli.trainer.precision import PRODUCTS
+from gptcli.trainer.recompute import recomputed
 from gptcli.trainer.step import Stepper
 
 SMALL = ModelConfig(n_layer=4, n_head=4, d_model=256, n_ctx=256, vocab_size=5000)
@@ -27,9 +29,11 @@ def measured_peak(config: ModelConfig, work: Work) -> int:
     torch.set_num_threads(1)
     model = GPT(config)
     model.init_weights(0)
+    for block in model.h:
+        block.forward = recomputed(block.forward, work.recompute, drops=config.dropout > 0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     seed = 0 if config.dropout else None
-    stepper = Stepper(model, optimizer, Place(torch.device("cpu")), clip=1.0, autocast=work.precision == "bf16", dropout_seed=seed)
+    stepper = Stepper(model, optimizer, Place(torch.device("cpu")), clip=1.0, products=PRODUCTS[work.precision], dropout_seed=seed)
     tokens = torch.randint(config.vocab_size, (work.micro_batch, config.n_ctx), generator=torch.Generator().manual_seed(0))
 
     def step(number: int) -> None:
@@ -63,6 +67,9 @@ def measured_peak(config: ModelConfig, work: Work) -> int:
         ({"dropout": 0.1}, Work(micro_batch=2, precision="fp32", fused=False)),
         ({"dropout": 0.1, "n_head": 8}, Work(micro_batch=2, fused=False)),
         ({"tied": False}, Work(micro_batch=2)),
+        ({"vocab_size": 512, "n_layer": 8}, Work(micro_batch=4, recompute="selective")),
+        ({"vocab_size": 512, "n_layer": 8}, Work(micro_batch=4, recompute="selective", precision="fp32")),
+        ({"vocab_size": 512, "n_layer": 8}, Work(micro_batch=4, recompute="full")),
     ],
     ids=str,
 )
@@ -106,13 +113,15 @@ works = st.builds(
 @given(layouts, works)
 @settings(max_examples=60)
 def test_order(layout: Layout, work: Work) -> None:
-    """More tensor slices never need more, a larger micro-batch never less, and replicas change nothing."""
+    """More tensor slices never need more, a larger micro-batch never less, and more replicas change nothing."""
     config = replace(SMALL, n_layer=7)
     total = rank_memory(config, layout, work).total
     if layout.tp < 4:
         assert rank_memory(config, replace(layout, tp=2 * layout.tp), work).total <= total
     assert rank_memory(config, layout, replace(work, micro_batch=work.micro_batch + 1)).total >= total
-    assert rank_memory(config, replace(layout, dp=7), work).total == total
+    more = rank_memory(config, replace(layout, dp=7), work).total
+    if layout.dp > 1 or layout.shard > 1 or layout.tp * layout.pp == 1:  # beside slices and stages replicas are FSDP's, with its copies
+        assert more == total
     assert rank_memory(config, layout, work) == max(
         (stage_memory(config, layout, work, stage) for stage in range(layout.pp)), key=lambda memory: memory.total
     )
@@ -121,8 +130,8 @@ def test_order(layout: Layout, work: Work) -> None:
 def test_shards_divide_the_state() -> None:
     config = ModelConfig.from_paper(find_size("6.7B"))
     one, many = (rank_memory(config, Layout(shard=n), WORK) for n in (1, 64))
-    assert many.parameters == pytest.approx(one.parameters / 64)
-    assert many.optimizer == pytest.approx(one.optimizer / 64)
+    assert many.parameters == pytest.approx(one.parameters / 64, rel=1e-3)
+    assert many.optimizer == pytest.approx(one.optimizer / 64, rel=1e-3)
     assert many.copies < one.copies / 5, "two layers and the root are gathered at a time"
 
 
