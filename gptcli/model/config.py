@@ -22,7 +22,8 @@ class ModelConfig:
     """Longest context, in tokens."""
     vocab_size: int = 50257
     attention: str = "dense"
-    """"dense", or "banded": dense and locally banded layers in turn, dense first (GPT-3, section 2.1)."""
+    """"dense"; "banded": dense and locally banded layers in turn, dense first (GPT-3, section 2.1; the order is an assumption); or any
+    pattern that the layers repeat, such as "banded,dense" or "dense,banded,banded"."""
     band: int = 256
     """Keys a banded layer sees, the key itself counted. Unpublished for GPT-3: an assumption."""
     tied: bool = True
@@ -39,8 +40,9 @@ class ModelConfig:
                 f"d_model {self.d_model} does not divide into {self.n_head} heads",
                 hint=f"make d_model a multiple of n_head, for example {self.d_model // self.n_head * self.n_head or self.n_head}",
             )
-        if self.attention not in ATTENTIONS:
-            raise UsageError(f"unknown attention {self.attention!r}", hint=nearest(self.attention, ATTENTIONS))
+        if unknown := [kind for kind in self.attention.split(",") if kind not in ATTENTIONS]:
+            hint = f"{nearest(unknown[0], ATTENTIONS)} A pattern such as banded,dense is repeated over the layers"
+            raise UsageError(f"unknown attention {unknown[0]!r}", hint=hint)
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout is {self.dropout}", hint="dropout must be at least 0 and below 1")
 
@@ -55,7 +57,8 @@ class ModelConfig:
 
     def band_of(self, layer: int) -> int | None:
         """Keys that layer `layer` (from 0) sees, or None where it is dense."""
-        return self.band if self.attention == "banded" and layer % 2 == 1 else None
+        pattern = ["dense", "banded"] if self.attention == "banded" else self.attention.split(",")
+        return self.band if pattern[layer % len(pattern)] == "banded" else None
 
     @property
     def parameters(self) -> int:

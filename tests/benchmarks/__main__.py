@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks import startup, training
+from tests.benchmarks import banded, startup, training
 
-BENCHMARKS = {"startup": startup.run, "shakespeare": training.shakespeare, "gpt2-124M": training.gpt2_124m}
+BENCHMARKS = {"startup": startup.run, "banded": banded.run, "shakespeare": training.shakespeare, "gpt2-124M": training.gpt2_124m}
 
 
 def machine() -> str:
