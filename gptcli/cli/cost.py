@@ -10,7 +10,7 @@ import typer
 import typer.core
 
 from gptcli.cli.console import print_json
-from gptcli.cli.cost_laws import optimal_report, print_affordable, print_fit, print_optimal, read_model, read_run
+from gptcli.cli.cost_laws import optimal_report, print_affordable, print_fit, print_optimal, read_run
 from gptcli.cli.cost_options import DEFAULT_GPU, NO_VALUE, SHAPE, Terms, option, positive, question, whole
 from gptcli.cli.cost_plan import print_plans, rank_rows
 from gptcli.cli.cost_report import print_estimate, print_sizes
@@ -24,6 +24,7 @@ from gptcli.cost.hardware import gpu_names
 from gptcli.cost.plans import plans
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size, size_names
+from gptcli.model.config_json import read_model_config
 from gptcli.papers.models import MODELS
 from gptcli.papers.training import GPT3_TRAINING, TRAINING
 
@@ -194,7 +195,7 @@ def _model(said: dict[str, Any]) -> tuple[str, ModelConfig, tuple[int, str]]:
                 "a run folder is a model of its own", hint="name one run, and neither --size nor a shape; --fit takes several runs"
             )
         run = read_run(runs[0])
-        return str(runs[0]), read_model(runs[0]), (run.tokens, "trained, by its metrics.jsonl")
+        return str(runs[0]), read_model_config(runs[0]), (run.tokens, "trained, by its metrics.jsonl")
     if size is None and shape:
         if missing := [option(name) for name in ("n_layer", "n_head", "d_model") if name not in shape]:
             raise UsageError(

@@ -12,13 +12,12 @@ from gptcli.cli.cost_sheet import figure, print_lines, print_table, short
 from gptcli.cost.budget import Affordable
 from gptcli.cost.scaling import LAWS, critical_batch, gpt3_loss, kaplan_batch
 from gptcli.errors import InputError
-from gptcli.files import read_json
-from gptcli.model.config import ModelConfig
+from gptcli.model.config_json import read_model_config
 
 if TYPE_CHECKING:
     from gptcli.cost.lawfit import Fitted, Run
 
-METRICS, CONFIG = "metrics.jsonl", "config.json"
+METRICS = "metrics.jsonl"
 
 
 def optimal_report(flops: float) -> dict[str, Any]:
@@ -65,7 +64,7 @@ def read_run(path: Path) -> Run:
     from gptcli.cost.lawfit import Run  # which brings statistics and random
 
     metrics = path if path.is_file() else path / METRICS
-    config = read_model(metrics.parent)
+    config = read_model_config(metrics.parent)
     last: dict[str, Any] = {}
     try:
         lines = metrics.read_text(encoding="utf-8").splitlines()
@@ -84,16 +83,6 @@ def read_run(path: Path) -> Run:
     if not last or not (last["reached"] > 0 and last["tokens"] > 0):
         raise InputError("no step with a loss above zero", where=metrics)
     return Run(name=str(path), parameters=config.parameters, tokens=last["tokens"], loss=last["reached"])
-
-
-def read_model(folder: Path) -> ModelConfig:
-    """The architecture of a run folder, or of a transformers GPT-2 folder. Raises InputError."""
-    if not (folder / CONFIG).is_file():
-        raise InputError(f"no {CONFIG} here", where=folder, hint="the run is not finished, or this is not a run folder")
-    from gptcli.model.weights import read_model_config
-
-    read_json(folder / CONFIG)
-    return read_model_config(folder)
 
 
 def print_fit(fitted: Fitted, runs: list[Run], *, markdown: bool) -> None:

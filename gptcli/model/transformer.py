@@ -18,10 +18,8 @@ import torch.nn.functional as F
 
 from gptcli.model.attention import attend
 from gptcli.model.cache import KVCache
-from gptcli.model.config import ModelConfig
+from gptcli.model.config import NORM_EPS, ModelConfig
 from gptcli.model.loss import next_token_loss
-
-NORM_EPS = 1e-5
 
 
 class Attention(nn.Module):
