@@ -29,12 +29,12 @@ class Attention(nn.Module):
         self.d_head = config.d_head
         self.band = config.band_of(layer)
         self.dropout = config.dropout
-        self.c_attn = nn.Linear(config.d_model, 3 * config.d_model)  # q | k | v
+        self.c_attn = nn.Linear(config.d_model, 3 * config.d_model)  # head after head, each its q | k | v: whole heads stand together
         self.c_proj = nn.Linear(config.d_model, config.d_model)
 
     def forward(self, x_BTC: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         B, T, _ = x_BTC.shape
-        q, k, v = (y.view(B, T, -1, self.d_head).transpose(1, 2) for y in self.c_attn(x_BTC).chunk(3, dim=-1))  # (B, H, T, D)
+        q, k, v = self.c_attn(x_BTC).view(B, T, -1, 3, self.d_head).permute(3, 0, 2, 1, 4)  # each (B, H, T, D)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
         y_BHTD = attend(q, k, v, band=self.band, dropout=self.dropout if self.training else 0.0)

@@ -1,7 +1,7 @@
 """Weights in and out of the transformers layout, so that a run folder is a GPT-2 folder and a GPT-2 folder is a run.
 
-On disk: GPT-2's released names under `transformer.`, the four block matrices stored [in, out] (the release's Conv1D), a tied head
-stored once.
+On disk: GPT-2's released names under `transformer.`, the four block matrices stored [in, out] (the release's Conv1D), all queries before
+all keys before all values, where our rows go head after head, a tied head stored once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def save_model(folder: Path, state: GPT | Mapping[str, torch.Tensor], config: Mo
             if not config.tied:
                 stored[name] = tensor.detach().float().contiguous()
             continue
-        tensor = tensor.detach().float()
+        tensor = _kind_after_kind(name, tensor.detach().float(), config)
         stored[f"transformer.{name}"] = (tensor.T if name.endswith(_STORED_IN_OUT) else tensor).contiguous()
     end = config.vocab_size - 1 if eot_id is None else eot_id
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def load_model(folder: Path, *, device: str | torch.device = "cpu", dtype: torch
     for name, tensor in stored.items():
         name = name.removeprefix("transformer.")
         if not name.endswith(_MASKS):
-            state[name] = tensor.T if name.endswith(_STORED_IN_OUT) else tensor
+            state[name] = _head_after_head(name, tensor.T if name.endswith(_STORED_IN_OUT) else tensor, config)
     if config.tied and "wte.weight" in state:
         state["lm_head.weight"] = state["wte.weight"]
     with torch.device("meta"):
@@ -77,6 +77,20 @@ def load_model(folder: Path, *, device: str | torch.device = "cpu", dtype: torch
     if config.tied:
         model.lm_head.weight = model.wte.weight
     return model.eval()
+
+
+def _kind_after_kind(name: str, tensor: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    """The rows of c_attn as GPT-2 has them, (3, H, D), from ours, (H, 3, D); any other tensor as it is."""
+    if ".c_attn." not in name:
+        return tensor
+    return tensor.unflatten(0, (config.n_head, 3, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def _head_after_head(name: str, tensor: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    """The other way; a tensor of another shape, which does not fit the model, as it is."""
+    if ".c_attn." not in name or len(tensor) != 3 * config.d_model:
+        return tensor
+    return tensor.unflatten(0, (3, config.n_head, -1)).transpose(0, 1).flatten(0, 2)
 
 
 def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:

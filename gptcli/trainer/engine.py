@@ -1,4 +1,16 @@
-"""The plain model made ready for this machine: weights, compilation, layout, precision and optimizer, applied from outside."""
+"""The plain model made ready for this machine: weights, compilation, layout, precision and optimizer, applied from outside.
+
+What a checkpoint may rely on, under every layout:
+
+- `stepper.model` is one module that holds this process's part of the model under the plain GPT's own names ("h.3.attn.c_attn.weight"),
+  no wrapper's prefix among them: all of them without `pp`, those of its own stages with it. A tied head is there under both names.
+- `stepper.optimizer` is one optimizer over exactly those parameters. So `get_model_state_dict(stepper.model)` and
+  `get_optimizer_state_dict(stepper.model, stepper.optimizer)`, and their setters, speak in plain names on every process.
+- A parameter that `shard` or `tp` divides is a DTensor of the plain shape, its rows in the plain order; otherwise a plain tensor. No
+  shape depends on the layout, so that what one layout wrote any other reads.
+- With `pp` and a tied head the last stage holds a `wte` of its own, equal to the first stage's to the bit, and so are its moments: both
+  stages name `wte.weight`, and either may be written.
+"""
 
 from __future__ import annotations
 
