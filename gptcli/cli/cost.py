@@ -32,6 +32,7 @@ DEFAULT_SIZE = "gpt3"
 DEFAULT_N_CTX = 1024  # GPT-2's
 TOKENS_SOURCE = {
     "GPT-3": "GPT-3, Table 2.1",
+    "GPT-1": "assumed: GPT-1 prints none; 100 epochs of 985M words at 1.2 tokens a word",
     "GPT-2": "assumed: GPT-2 prints none; one pass over its 40 GB of text at 4 characters a token",
 }
 

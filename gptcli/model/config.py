@@ -9,6 +9,7 @@ from gptcli.errors import UsageError, nearest
 from gptcli.papers.models import MODELS, PaperModel
 
 ATTENTIONS = ("dense", "banded")
+NORMS = ("pre", "post")
 NORM_EPS = 1e-5  # of every LayerNorm
 
 
@@ -27,6 +28,9 @@ class ModelConfig:
     pattern that the layers repeat, such as "banded,dense" or "dense,banded,banded"."""
     band: int = 256
     """Keys a banded layer sees, the key itself counted. Unpublished for GPT-3: an assumption."""
+    norm: str = "pre"
+    """LayerNorm stands before each sub-block and once more after the last layer ("pre", GPT-2), or after each residual sum ("post",
+    GPT-1)."""
     tied: bool = True
     """The output head shares the token embedding."""
     dropout: float = 0.0
@@ -44,6 +48,10 @@ class ModelConfig:
         if unknown := [kind for kind in self.attention.split(",") if kind not in ATTENTIONS]:
             hint = f"{nearest(unknown[0], ATTENTIONS)} A pattern such as banded,dense is repeated over the layers"
             raise UsageError(f"unknown attention {unknown[0]!r}", hint=hint)
+        if self.norm not in NORMS:
+            raise UsageError(f"unknown norm {self.norm!r}", hint=nearest(self.norm, NORMS))
+        if self.norm == "post" and self.attention != "dense":
+            raise UsageError("post-norm, GPT-1's, goes with dense attention only", hint="--attention dense, or another --size")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout is {self.dropout}", hint="dropout must be at least 0 and below 1")
 
@@ -63,9 +71,9 @@ class ModelConfig:
 
     @property
     def parameters(self) -> int:
-        """Exact count: 12·L·C² + 13·L·C + (V + T)·C + 2·C, and V·C more for an untied head."""
+        """Exact count: 12·L·C² + 13·L·C + (V + T)·C, 2·C more for pre-norm's last LayerNorm, and V·C for an untied head."""
         L, C, V, T = self.n_layer, self.d_model, self.vocab_size, self.n_ctx
-        return 12 * L * C**2 + 13 * L * C + (V + T) * C + 2 * C + (0 if self.tied else V * C)
+        return 12 * L * C**2 + 13 * L * C + (V + T) * C + (2 * C if self.norm == "pre" else 0) + (0 if self.tied else V * C)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
