@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.cli.app import INTERRUPTED
-from gptcli.cli.config import resolved_toml
+from gptcli.cli.config import count, resolved_toml
 from gptcli.cli.console import ConsoleEvents, amount, duration, print_json
 from gptcli.cli.train_plan import NAMES, RUN_TOML, Plan, make_plan, said
+from gptcli.errors import UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, claim_output
 
@@ -63,6 +64,11 @@ def train(
     attention: Annotated[Value, _option(MODEL, "KIND", "size's", "dense or banded.")] = None,
     band: Annotated[Value, _option(MODEL, "N", "256", "Keys that a banded layer sees.")] = None,
     dropout: Annotated[Value, _option(MODEL, "P", "0", "On embeddings, attention and residual branches.")] = None,
+    init_from: Annotated[Value, _option(MODEL, "FOLDER", "none", "With --finetune: the run or transformers folder to start from.")] = None,
+    finetune: Annotated[
+        Path | None,
+        typer.Option(metavar="TASK.toml", show_default=False, rich_help_panel=MODEL, help="Fine-tune on labelled examples, as GPT-1 does."),
+    ] = None,
     tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Length of the run; the paper's schedule scales with it.")] = None,
     batch_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Tokens of a step, in whole sequences.")] = None,
     lr: Annotated[Value, _option(RECIPE, "X", "paper's", "Highest learning rate.")] = None,
@@ -114,6 +120,13 @@ def train(
 
         gpt train --size gpt2 --n-layer 4 --n-ctx 256 --tokens 10M --batch-tokens 8k --out runs/small
     """
+    if finetune is not None:
+        from gptcli.cli.finetune import run_finetune
+
+        run_finetune(finetune, init_from, None if out is None else Path(out), seed=count(seed or 0), force=force, as_json=json)
+        return
+    if init_from is not None:
+        raise UsageError("goes with --finetune", where="--init-from")
     given = said({name: value for name, value in locals().items() if name in NAMES}, config, resume=resume)
 
     from gptcli.shards.manifest import MANIFEST, read_manifest

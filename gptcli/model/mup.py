@@ -24,7 +24,7 @@ from gptcli.model.transformer import GPT
 @torch.no_grad()
 def rescale(model: GPT, base: int) -> None:
     """Turn a model fresh from `init_weights` into muP's start. Raises UsageError for a post-norm model, which has no last LayerNorm."""
-    if model.config.norm == "post":
+    if not isinstance(model.ln_f, torch.nn.LayerNorm):
         raise UsageError("muP needs the LayerNorm after the last layer, which a post-norm model lacks", hint="another --size")
     m = model.config.d_model / base
     for name, parameter in model.named_parameters():

@@ -16,7 +16,7 @@ import torch
 from gptcli.model.attention import attend, causal_mask
 
 T, BAND, HEADS, D_HEAD = 8192, 256, 12, 64  # one sequence of GPT-3's smallest width, four times its context
-REPEATS = 3
+REPEATS = 2
 
 
 def written_out(q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor) -> torch.Tensor:
