@@ -93,6 +93,7 @@ def evaluate(
 
         gpt eval runs/350M --task lambada --data data/lambada -o eval.json
     """
+    from gptcli.cli.finetune import evaluate_finetuned, is_finetuned
     from gptcli.evals.task import find_data, find_task, task_names
 
     if list_tasks:
@@ -100,6 +101,9 @@ def evaluate(
         return
     if run is None:
         raise UsageError("RUN is missing", hint="name a run folder: gpt eval runs/350M")
+    if not task and not text and is_finetuned(run):
+        evaluate_finetuned(run, data, as_json=as_json)
+        return
     if samples is not None and not task:
         raise UsageError("--samples goes with --task: text has no items")
     if stride is not None and task and not text:

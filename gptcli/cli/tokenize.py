@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 BATCH, BATCH_DOCUMENTS = 1 << 20, 1 << 12  # characters and documents encoded at once
 TOKENS = 1 << 20  # tokens decoded at once
+KINDS = ("gpt2", "gpt1")
 SAMPLE = 1 << 20  # characters of the training text that bytes per token are measured on
 SEPARATORS = {"file": ("", ""), "line": ("\n", "\n"), "paragraph": ("\n\n", "\n")}  # written between documents, and at the end
 
-HELP = """Learn a byte-level BPE; turn text into ids and back.
+HELP = """Learn a BPE; turn text into ids and back.
 
 Examples:
 
@@ -38,7 +39,7 @@ TokenizerOption = Annotated[
     str,
     typer.Option(
         "--tokenizer", "-t", metavar="T", rich_help_panel=INPUT,
-        help="A tokenizer.json; a folder with one (a run, shards) or with vocab.bpe and encoder.json; or gpt2.",
+        help="A tokenizer.json; a folder with one (a run, shards) or with vocab.bpe and encoder.json, or GPT-1's two files; or gpt2.",
     ),
 ]  # fmt: skip
 DocumentsOption = Annotated[
@@ -57,16 +58,25 @@ def register(app: typer.Typer) -> None:
 def train(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="Files (.txt, .jsonl, .gz, .zst), folders, globs, or - for stdin.")],
     documents: DocumentsOption = "file",
+    kind: Annotated[
+        str, typer.Option(metavar="KIND", rich_help_panel=OUTPUT, help="gpt2: of bytes, exact. gpt1: of lower-cased words, lossy.")
+    ] = "gpt2",
     vocab_size: Annotated[
-        str, typer.Option(metavar="N", rich_help_panel=OUTPUT, help="256 bytes, the merges, and <|endoftext|>: 257 or more.")
-    ] = "50257",
+        str | None,
+        typer.Option(
+            metavar="N",
+            show_default="50257; gpt1: 40478",
+            rich_help_panel=OUTPUT,
+            help="256 bytes (gpt1: characters), the merges, and <|endoftext|>.",
+        ),
+    ] = None,
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="FILE", rich_help_panel=OUTPUT, help="The tokenizer; - is stdout.")
     ] = "tokenizer.json",
     force: ForceOption = False,
     json: Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="A report, as one JSON object on stdout.")] = False,
 ) -> None:
-    """Learn a byte-level BPE with GPT-2's pattern.
+    """Learn a byte-level BPE with GPT-2's pattern, or GPT-1's kind.
 
     Examples:
 
@@ -75,15 +85,22 @@ def train(
         zcat crawl.gz | gpt tokenize train - --vocab-size 32k
     """
     from gptcli.corpus.readers import find_inputs
+    from gptcli.tokenizer.gpt1 import VOCAB_SIZE, train_gpt1_tokenizer
     from gptcli.tokenizer.training import train_tokenizer
 
+    if kind not in KINDS:
+        raise UsageError(f"unknown kind of tokenizer {kind!r}", where="--kind", hint=nearest(kind, KINDS))
     if output == "-" and json:
         raise UsageError("--json and -o - both want stdout", hint="write the tokenizer to a file")
     if output != "-":
         claim_file(Path(output), force=force)
     events = ConsoleEvents()
     sample: list[str] = []
-    tokenizer = train_tokenizer(_sampled(_documents(find_inputs(inputs), documents), sample), count(vocab_size), events=events)
+    texts = _sampled(_documents(find_inputs(inputs), documents), sample)
+    if kind == "gpt1":
+        tokenizer: Tokenizer = train_gpt1_tokenizer(texts, count(vocab_size or VOCAB_SIZE), events=events)
+    else:
+        tokenizer = train_tokenizer(texts, count(vocab_size or 50257), events=events)
     if output == "-":
         sys.stdout.write(tokenizer.to_json())
         sys.stdout.flush()

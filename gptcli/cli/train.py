@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli.config import resolved_toml
+from gptcli.cli.config import count, resolved_toml
 from gptcli.cli.console import ConsoleEvents, amount, duration, print_json
 from gptcli.cli.dashboard import Dashboard
 from gptcli.cli.train_plan import NAMES, RUN_TOML, Plan, make_plan, said
@@ -67,6 +67,10 @@ def train(
     dropout: Annotated[Value, _option(MODEL, "P", "0", "On embeddings, attention and residual branches.")] = None,
     init_from: Annotated[
         Value, _option(MODEL, "FOLDER", "random weights", "Start from this run's or GPT-2 folder's model, which sets the architecture.")
+    ] = None,
+    finetune: Annotated[
+        Path | None,
+        typer.Option(metavar="TASK.toml", show_default=False, rich_help_panel=MODEL, help="Fine-tune on labelled examples, as GPT-1 does."),
     ] = None,
     tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Length of the run; the paper's schedule scales with it.")] = None,
     batch_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Tokens of a step; auto: the noise scale, up to the paper's.")] = None,
@@ -130,6 +134,11 @@ def train(
 
         gpt train --size gpt2 --n-layer 4 --n-ctx 256 --tokens 10M --batch-tokens 8k --out runs/small
     """
+    if finetune is not None:
+        from gptcli.cli.finetune import run_finetune
+
+        run_finetune(finetune, init_from, None if out is None else Path(out), seed=count(seed or 0), force=force, as_json=json)
+        return
     if restarted():
         resume, force = True, False
     given = said({name: value for name, value in locals().items() if name in NAMES and value is not False}, config, resume=resume)

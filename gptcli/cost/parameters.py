@@ -13,6 +13,6 @@ def parameters_by_part(config: ModelConfig) -> dict[str, int]:
         "positions": T * C,
         "attention": L * (C * 3 * C + 3 * C + C * C + C),  # q, k and v in one; the projection back
         "mlp": L * (C * F + F + F * C + C),
-        "norms": (2 * L + 1) * 2 * C,  # two a layer and a last one, gain and bias
+        "norms": (2 * L + (config.norm == "pre")) * 2 * C,  # two a layer and pre-norm's last one, gain and bias
         "head": 0 if config.tied else V * C,
     }

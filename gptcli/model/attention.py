@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from gptcli.model.banded import banded_attend
+
 QUERY_BLOCK = 256  # rows of scores alive at once in the backward pass on a CPU
 
 
@@ -37,6 +39,8 @@ def attend(
         if T > 1 and torch.compiler.is_compiling() and q_BHTD.device.type == "cpu" and q_BHTD.dtype == torch.bfloat16 and not dropout:
             return CausalOnCpu.apply(q_BHTD, k_BHSD, v_BHSD)
         return F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, is_causal=T > 1, dropout_p=dropout)
+    if band is not None and T == S:
+        return banded_attend(q_BHTD, k_BHSD, v_BHSD, band, dropout)
     mask_TS = causal_mask(T, S, band, q_BHTD.device)
     return F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, attn_mask=mask_TS, dropout_p=dropout)
 

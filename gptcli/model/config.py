@@ -9,6 +9,7 @@ from gptcli.errors import UsageError, nearest
 from gptcli.papers.models import MODELS, PaperModel
 
 ATTENTIONS = ("dense", "banded")
+NORMS = ("pre", "post")
 NORM_EPS = 1e-5  # of every LayerNorm
 
 
@@ -23,9 +24,13 @@ class ModelConfig:
     """Longest context, in tokens."""
     vocab_size: int = 50257
     attention: str = "dense"
-    """"dense", or "banded": dense and locally banded layers in turn, dense first (GPT-3, section 2.1)."""
+    """"dense"; "banded": dense and locally banded layers in turn, dense first (GPT-3, section 2.1; the order is an assumption); or any
+    pattern that the layers repeat, such as "banded,dense" or "dense,banded,banded"."""
     band: int = 256
     """Keys a banded layer sees, the key itself counted. Unpublished for GPT-3: an assumption."""
+    norm: str = "pre"
+    """LayerNorm stands before each sub-block and once more after the last layer ("pre", GPT-2), or after each residual sum ("post",
+    GPT-1)."""
     tied: bool = True
     """The output head shares the token embedding."""
     dropout: float = 0.0
@@ -40,8 +45,13 @@ class ModelConfig:
                 f"d_model {self.d_model} does not divide into {self.n_head} heads",
                 hint=f"make d_model a multiple of n_head, for example {self.d_model // self.n_head * self.n_head or self.n_head}",
             )
-        if self.attention not in ATTENTIONS:
-            raise UsageError(f"unknown attention {self.attention!r}", hint=nearest(self.attention, ATTENTIONS))
+        if unknown := [kind for kind in self.attention.split(",") if kind not in ATTENTIONS]:
+            hint = f"{nearest(unknown[0], ATTENTIONS)} A pattern such as banded,dense is repeated over the layers"
+            raise UsageError(f"unknown attention {unknown[0]!r}", hint=hint)
+        if self.norm not in NORMS:
+            raise UsageError(f"unknown norm {self.norm!r}", hint=nearest(self.norm, NORMS))
+        if self.norm == "post" and self.attention != "dense":
+            raise UsageError("post-norm, GPT-1's, goes with dense attention only", hint="--attention dense, or another --size")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout is {self.dropout}", hint="dropout must be at least 0 and below 1")
 
@@ -56,13 +66,14 @@ class ModelConfig:
 
     def band_of(self, layer: int) -> int | None:
         """Keys that layer `layer` (from 0) sees, or None where it is dense."""
-        return self.band if self.attention == "banded" and layer % 2 == 1 else None
+        pattern = ["dense", "banded"] if self.attention == "banded" else self.attention.split(",")
+        return self.band if pattern[layer % len(pattern)] == "banded" else None
 
     @property
     def parameters(self) -> int:
-        """Exact count: 12·L·C² + 13·L·C + (V + T)·C + 2·C, and V·C more for an untied head."""
+        """Exact count: 12·L·C² + 13·L·C + (V + T)·C, 2·C more for pre-norm's last LayerNorm, and V·C for an untied head."""
         L, C, V, T = self.n_layer, self.d_model, self.vocab_size, self.n_ctx
-        return 12 * L * C**2 + 13 * L * C + (V + T) * C + 2 * C + (0 if self.tied else V * C)
+        return 12 * L * C**2 + 13 * L * C + (V + T) * C + (2 * C if self.norm == "pre" else 0) + (0 if self.tied else V * C)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

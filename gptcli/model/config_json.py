@@ -1,6 +1,10 @@
 """config.json: a model's shape in the words of transformers. Imports no torch, so that `gpt cost RUN` stays quick.
 
-A banded model has no GPT-2 equivalent: its file names a model type of its own, so that nothing loads it as dense by mistake.
+    gpt2          pre-norm, dense: GPT-2
+    openai-gpt    post-norm, dense: GPT-1
+    gpt_neo       pre-norm, any layer in a band: GPT-3, see `gptcli.model.neo`
+
+OpenAI's released GPT-1 has no config.json: its params_shapes.json tells the same.
 """
 
 from __future__ import annotations
@@ -13,26 +17,45 @@ from gptcli.files import read_json
 from gptcli.model.config import NORM_EPS, ModelConfig
 
 CONFIG = "config.json"
-BANDED = "gpt3-banded"
+RELEASED_SHAPES = "params_shapes.json"
+GPT2, GPT1, NEO = "gpt2", "openai-gpt", "gpt_neo"
+NAMES = {  # ours and theirs
+    GPT2: {"n_layer": "n_layer", "n_head": "n_head", "d_model": "n_embd", "n_ctx": "n_positions", "vocab_size": "vocab_size"},
+    GPT1: {"n_layer": "n_layer", "n_head": "n_head", "d_model": "n_embd", "n_ctx": "n_positions", "vocab_size": "vocab_size"},
+    NEO: {
+        "n_layer": "num_layers", "n_head": "num_heads", "d_model": "hidden_size", "n_ctx": "max_position_embeddings",
+        "vocab_size": "vocab_size", "band": "window_size",
+    },
+}  # fmt: skip
+CLASSES = {GPT2: "GPT2LMHeadModel", GPT1: "OpenAIGPTLMHeadModel", NEO: "GPTNeoForCausalLM"}
+ACTIVATION = {GPT2: "activation_function", GPT1: "afn", NEO: "activation_function"}
+DROPOUTS = {
+    GPT2: ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    GPT1: ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    NEO: ("resid_dropout", "embed_dropout", "attention_dropout"),
+}
+KINDS = {"dense": "global", "banded": "local"}  # of layers, ours and GPT-Neo's
+
+
+def family(config: ModelConfig) -> str:
+    """The model type of transformers that computes the same function."""
+    if config.norm == "post":
+        return GPT1
+    return GPT2 if config.attention == "dense" else NEO
 
 
 def to_transformers(config: ModelConfig, eot_id: int) -> dict[str, Any]:
-    """`config` in the words of transformers' GPT2Config."""
-    dense = config.attention == "dense"
-    return {
-        "architectures": ["GPT2LMHeadModel" if dense else "GPT"],
-        "model_type": "gpt2" if dense else BANDED,
-        **({} if dense else {"attention": config.attention, "band": config.band}),
-        "vocab_size": config.vocab_size,
-        "n_positions": config.n_ctx,
-        "n_embd": config.d_model,
-        "n_layer": config.n_layer,
-        "n_head": config.n_head,
-        "activation_function": "gelu_new",
+    """`config` in the words of its family's configuration."""
+    kind = family(config)
+    table: dict[str, Any] = {"architectures": [CLASSES[kind]], "model_type": kind}
+    table |= {theirs: getattr(config, ours) for ours, theirs in NAMES[kind].items()}
+    if kind == NEO:
+        layers = [KINDS["dense" if config.band_of(layer) is None else "banded"] for layer in range(config.n_layer)]
+        table |= {"attention_types": [[[layer], 1] for layer in layers], "attention_layers": layers, "intermediate_size": config.d_ff}
+    return table | {
+        ACTIVATION[kind]: "gelu" if kind == GPT1 else "gelu_new",  # the tanh form, by GPT-1's own name for it
         "layer_norm_epsilon": NORM_EPS,
-        "embd_pdrop": config.dropout,
-        "attn_pdrop": config.dropout,
-        "resid_pdrop": config.dropout,
+        **dict.fromkeys(DROPOUTS[kind], config.dropout),
         "tie_word_embeddings": config.tied,
         "bos_token_id": eot_id,
         "eos_token_id": eot_id,
@@ -41,33 +64,77 @@ def to_transformers(config: ModelConfig, eot_id: int) -> dict[str, Any]:
 
 
 def read_model_config(folder: Path) -> ModelConfig:
-    """The architecture of a run folder or a transformers GPT-2 folder. Raises InputError where it is another model."""
+    """The architecture of a run folder, a transformers folder of this family, or GPT-1 as OpenAI released it.
+
+    Raises InputError where it is another model.
+    """
     path = Path(folder) / CONFIG
     if not path.is_file():
-        raise InputError("no config.json here", where=folder, hint="name a finished run folder or a transformers GPT-2 folder")
-    table = read_json(path)
-    if not isinstance(table, dict):
-        raise InputError("not a model configuration: expected a JSON object", where=path)
-    kind = table.get("model_type", "gpt2")
-    if kind not in ("gpt2", BANDED):
-        raise InputError(f"a {kind!r} model is not of this family", where=path, hint="GPT-2 and GPT-3 models can be read")
-    names = {"n_layer": "n_layer", "n_head": "n_head", "d_model": "n_embd", "n_ctx": "n_positions", "vocab_size": "vocab_size"}
-    missing = [theirs for theirs in names.values() if not isinstance(table.get(theirs), int)]
+        if (Path(folder) / RELEASED_SHAPES).is_file():
+            return _released_config(Path(folder) / RELEASED_SHAPES)
+        raise InputError("no config.json here", where=folder, hint="name a finished run folder or a transformers GPT folder")
+    table, kind = _table(path)
+    missing = [theirs for theirs in NAMES[kind].values() if not isinstance(table.get(theirs), int)]
     if missing:
         raise InputError(f"no whole number under {missing[0]!r}", where=path)
-    for key, ours in {
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    shape = {ours: table[theirs] for ours, theirs in NAMES[kind].items()}
+    for key, known in {
+        ACTIVATION[kind]: ("gelu", "gelu_new") if kind == GPT1 else ("gelu_new", "gelu_pytorch_tanh"),
         "layer_norm_epsilon": (NORM_EPS,),
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
-        "n_inner": (None, 4 * table["n_embd"]),
+        "n_inner": (None, 4 * shape["d_model"]),
+        "intermediate_size": (None, 4 * shape["d_model"]),
     }.items():
-        if key in table and table[key] not in ours:
-            raise InputError(f"{key} is {table[key]!r}: GPT-2's is {ours[-1]!r}, and no other is built", where=path)
+        if key in table and table[key] not in known:
+            raise InputError(f"{key} is {table[key]!r}: GPT's is {known[-1]!r}, and no other is built", where=path)
     return ModelConfig(
-        **{ours: table[theirs] for ours, theirs in names.items()},
-        attention="banded" if kind == BANDED else "dense",
-        band=table.get("band", 256),
+        **shape,
+        attention=_pattern(table, shape["n_layer"], path) if kind == NEO else "dense",
+        norm="post" if kind == GPT1 else "pre",
         tied=table.get("tie_word_embeddings", True),
-        dropout=float(table.get("resid_pdrop", 0.0)),
+        dropout=float(table.get(DROPOUTS[kind][0], 0.0)),
     )
+
+
+def read_family(folder: Path) -> str:
+    """The model type in a folder's config.json: GPT2, GPT1 or NEO. Raises InputError as `read_model_config`."""
+    return _table(Path(folder) / CONFIG)[1]
+
+
+def _table(path: Path) -> tuple[dict[str, Any], str]:
+    table = read_json(path)
+    if not isinstance(table, dict):
+        raise InputError("not a model configuration: expected a JSON object", where=path)
+    kind = table.get("model_type", GPT2)
+    if kind not in NAMES:
+        raise InputError(f"a {kind!r} model is not of this family", where=path, hint="GPT-1, GPT-2, GPT-3 and GPT-Neo models can be read")
+    return table, kind
+
+
+def _pattern(table: dict[str, Any], n_layer: int, path: Path) -> str:
+    """The shortest pattern that the layers of a GPT-Neo repeat."""
+    try:
+        layers = [kind for kinds, times in table["attention_types"] for _ in range(times) for kind in kinds]
+        ours = [{theirs: kind for kind, theirs in KINDS.items()}[layer] for layer in layers]
+    except (KeyError, TypeError, ValueError):
+        raise InputError('attention_types is not GPT-Neo\'s: a list such as [[["global", "local"], 6]]', where=path) from None
+    if len(ours) != n_layer:
+        raise InputError(f"attention_types names {len(ours)} layers, num_layers says {n_layer}", where=path)
+    period = next(n for n in range(1, n_layer + 1) if ours == (ours[:n] * n_layer)[:n_layer])
+    pattern = ours[:period] if period > 1 or ours[0] == "dense" else ours[:1] * 2  # "banded" alone means both in turn
+    return "banded" if pattern == ["dense", "banded"] else ",".join(pattern)
+
+
+def _released_config(path: Path) -> ModelConfig:
+    shapes = read_json(path)
+    try:
+        (n_ctx, d_model), (vocab_size, _) = shapes[:2]
+        n_layer, rest = divmod(len(shapes) - 2, 12)
+    except (TypeError, ValueError):
+        raise InputError("not the shapes of GPT-1: expected those of positions, tokens and 12 tensors a layer", where=path) from None
+    if rest:
+        raise InputError(f"{len(shapes)} shapes are not those of GPT-1: positions, tokens and 12 a layer", where=path)
+    return ModelConfig(  # heads are 64 wide, as in the one model there is
+        n_layer=n_layer, n_head=d_model // 64, d_model=d_model, n_ctx=n_ctx, vocab_size=vocab_size, norm="post", dropout=0.1
+    )  # fmt: skip

@@ -1,8 +1,8 @@
-"""The decoder of GPT-2 and GPT-3.
+"""The decoder of GPT-1, GPT-2 and GPT-3.
 
-What a reader of the 2017 transformer should look for: LayerNorm before each sub-block and once more after the last (GPT-2, section 2.3),
-learned positions, GELU in its tanh form, biases everywhere, the output head tied to the token embedding, residual projections started
-smaller by 1/sqrt(2·n_layer), and, for GPT-3, every second layer attending within a band.
+What a reader of the 2017 transformer should look for: LayerNorm before each sub-block and once more after the last (GPT-2, section 2.3;
+GPT-1 has it after each residual sum, as in 2017), learned positions, GELU in its tanh form, biases everywhere, the output head tied to
+the token embedding, residual projections started smaller by 1/sqrt(2·n_layer), and, for GPT-3, every second layer attending within a band.
 
 Shapes: B batch, T positions, C d_model, H heads, D d_head, V vocabulary.
 """
@@ -62,6 +62,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.post_norm = config.norm == "post"
         self.ln_1 = nn.LayerNorm(config.d_model, eps=NORM_EPS)
         self.attn = Attention(config, layer)
         self.ln_2 = nn.LayerNorm(config.d_model, eps=NORM_EPS)
@@ -69,6 +70,9 @@ class Block(nn.Module):
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x_BTC: torch.Tensor, cache: KVCache | None = None, documents_BT: torch.Tensor | None = None) -> torch.Tensor:
+        if self.post_norm:
+            x_BTC = self.ln_1(x_BTC + self.drop(self.attn(x_BTC, cache, documents_BT)))
+            return self.ln_2(x_BTC + self.drop(self.mlp(x_BTC)))
         x_BTC = x_BTC + self.drop(self.attn(self.ln_1(x_BTC), cache, documents_BT))
         return x_BTC + self.drop(self.mlp(self.ln_2(x_BTC)))
 
@@ -84,7 +88,7 @@ class GPT(nn.Module):
         self.wpe = nn.Embedding(config.n_ctx, config.d_model)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.d_model, eps=NORM_EPS)
+        self.ln_f = nn.LayerNorm(config.d_model, eps=NORM_EPS) if config.norm == "pre" else nn.Identity()
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tied:
             self.lm_head.weight = self.wte.weight
@@ -111,7 +115,8 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """GPT-2's initialisation: N(0, 0.02), positions N(0, 0.01), residual projections N(0, 0.02/sqrt(2·n_layer)), biases 0, gains 1.
+        """GPT-2's initialisation: N(0, 0.02), positions N(0, 0.01), residual projections N(0, 0.02/sqrt(2·n_layer)), biases 0, gains 1;
+        post-norm, GPT-1's: every matrix and embedding N(0, 0.02).
 
         Every tensor draws from a generator of its own, seeded by (seed, its name), so that the values depend on
         neither the order nor the device that creates them.
@@ -122,8 +127,10 @@ class GPT(nn.Module):
             elif parameter.dim() == 1:
                 parameter.fill_(1.0)
             else:
-                std = 0.01 if name == "wpe.weight" else 0.02
-                if name.endswith("c_proj.weight"):
+                std = 0.02
+                if name == "wpe.weight" and self.config.norm == "pre":
+                    std = 0.01
+                if name.endswith("c_proj.weight") and self.config.norm == "pre":
                     std /= math.sqrt(2 * self.config.n_layer)
                 key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
                 generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=True))

@@ -1,77 +1,109 @@
-"""Weights in and out of the transformers layout, so that a run folder is a GPT-2 folder and a GPT-2 folder is a run.
+"""Weights in and out of the transformers layouts, so that a run folder is a transformers folder and a transformers folder is a run.
 
-On disk: GPT-2's released names under `transformer.`, the four block matrices stored [in, out] (the release's Conv1D), all queries before
-all keys before all values, where our rows go head after head, a tied head stored once.
+A dense model is a GPT-2, or a GPT-1 where it is post-norm: the same numbers to the bit. A banded one leaves as a GPT-Neo, which computes
+the same function from other numbers (`gptcli.model.neo`): `native.safetensors` beside it holds ours, exactly, and is what is read back,
+as long as the file beside it is the one that was written with it.
+
+Rows of queries, keys and values go head after head here, all queries before all keys before all values on disk (`gptcli.model.layouts`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from gptcli.errors import InputError
-from gptcli.files import atomic_write, read_json, write_json
+from gptcli.files import atomic_write, read_json, sha256, write_json
 from gptcli.model.config import ModelConfig
-from gptcli.model.config_json import CONFIG, read_model_config, to_transformers
+from gptcli.model.config_json import CONFIG, NEO, family, read_family, read_model_config, to_transformers
+from gptcli.model.layouts import Tensors, from_stored, read_release, to_stored
+from gptcli.model.neo import from_neo, to_neo
 from gptcli.model.transformer import GPT
 
-WEIGHTS, GENERATION = "model.safetensors", "generation_config.json"
-_STORED_IN_OUT = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-_MASKS = (".attn.bias", ".attn.masked_bias")  # buffers that old GPT-2 files carry
+WEIGHTS, GENERATION, NATIVE = "model.safetensors", "generation_config.json", "native.safetensors"
+TWIN = "twin_sha256"  # in the native file's header: of the GPT-Neo file that it belongs to
+NEO_TOLERANCE = 1e-3  # of a GPT-Neo's logits, in fp32, against ours
+PROBE_TOKENS = 512
 
 
 def save_model(folder: Path, state: GPT | Mapping[str, torch.Tensor], config: ModelConfig, *, eot_id: int | None = None) -> None:
-    """Write config.json, generation_config.json and model.safetensors (fp32, each atomic) into `folder`.
+    """Write config.json, generation_config.json and the weights (fp32, each file atomic) into `folder`, model.safetensors last.
 
     `eot_id` is the tokenizer's end-of-text, which generation starts from and stops at; GPT-2's, the last id, where not given.
     """
     from safetensors.torch import save
 
     tensors = state.state_dict() if isinstance(state, GPT) else state
-    stored = {}
-    for name, tensor in tensors.items():
-        if name == "lm_head.weight":
-            if not config.tied:
-                stored[name] = tensor.detach().float().contiguous()
-            continue
-        tensor = _kind_after_kind(name, tensor.detach().float(), config)
-        stored[f"transformer.{name}"] = (tensor.T if name.endswith(_STORED_IN_OUT) else tensor).contiguous()
     end = config.vocab_size - 1 if eot_id is None else eot_id
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    write_json(Path(folder) / CONFIG, to_transformers(config, end))
-    write_json(Path(folder) / GENERATION, {"bos_token_id": end, "eos_token_id": end, "do_sample": True, "top_k": 40})
-    with atomic_write(Path(folder) / WEIGHTS) as file:
-        file.write(save(stored, metadata={"format": "pt"}))
+    table = to_transformers(config, end)
+    stored = to_stored(tensors, config)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    native = None
+    if family(config) == NEO:
+        native, stored = stored, to_neo(tensors, config)
+        table["gpt_export"] = neo_report(native, stored, config)
+    data = save(stored, metadata={"format": "pt"})
+    if native is not None:
+        with atomic_write(folder / NATIVE) as file:
+            file.write(save(native, metadata={TWIN: hashlib.sha256(data).hexdigest()}))
+    write_json(folder / CONFIG, table)
+    write_json(folder / GENERATION, {"bos_token_id": end, "eos_token_id": end, "do_sample": True, "top_k": 40})
+    with atomic_write(folder / WEIGHTS) as file:
+        file.write(data)
+
+
+@torch.no_grad()
+def neo_report(native: Tensors, stored: Tensors, config: ModelConfig) -> dict[str, Any]:
+    """How far the GPT-Neo's logits are from ours, measured in fp32 on tokens drawn at random, and whether that is within tolerance."""
+    T = min(config.n_ctx, PROBE_TOKENS)
+    idx = torch.randint(config.vocab_size, (1, T), generator=torch.Generator().manual_seed(0))
+    ours, neo = (
+        _build(state, config, "memory", "cpu", torch.float32)(idx) for state in (from_stored(native, config), from_neo(stored, config))
+    )
+    error = (ours - neo).abs().max().item()
+    verdict = "within" if error <= NEO_TOLERANCE else "NOT within"
+    note = f"as GPT-Neo, logits differ from the trained model's by at most {error:.1e} on {T} random tokens, {verdict} {NEO_TOLERANCE:g}"
+    return {"note": f"{note}; {NATIVE} holds the trained model itself", "logit_error": error, "tolerance": NEO_TOLERANCE}
 
 
 def load_model(folder: Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> GPT:
-    """The model of a run folder or a transformers GPT-2 folder, ready for inference.
+    """The model of a run folder, of a transformers folder (GPT-1, GPT-2, GPT-Neo), or of OpenAI's release of GPT-1, ready for inference.
 
     Raises InputError where files are missing or broken, or tensors do not fit the configuration.
     """
+    folder = Path(folder)
     config = read_model_config(folder)
-    stored = _read_tensors(Path(folder))
-    state: dict[str, torch.Tensor] = {}
-    for name, tensor in stored.items():
-        name = name.removeprefix("transformer.")
-        if not name.endswith(_MASKS):
-            state[name] = _head_after_head(name, tensor.T if name.endswith(_STORED_IN_OUT) else tensor, config)
+    if not (folder / CONFIG).is_file():
+        state = read_release(folder, config)
+    elif read_family(folder) == NEO:
+        native = _read_native(folder)
+        state = from_neo(_read_tensors(folder), config) if native is None else from_stored(native, config)
+    else:
+        state = from_stored(_read_tensors(folder), config)
+    return _build(state, config, folder, device, dtype)
+
+
+def _build(state: Tensors, config: ModelConfig, where: Path | str, device: str | torch.device, dtype: torch.dtype) -> GPT:
+    """The model that holds these tensors. Raises InputError where one is missing, has no place or the wrong shape."""
     if config.tied and "wte.weight" in state:
-        state["lm_head.weight"] = state["wte.weight"]
+        state = {**state, "lm_head.weight": state["wte.weight"]}
     with torch.device("meta"):
         model = GPT(config)
     expected = model.state_dict()
     for name in sorted(expected.keys() | state.keys()):
         if name not in state:
-            raise InputError(f"tensor {name} is missing", where=folder)
+            raise InputError(f"tensor {name} is missing", where=where)
         if name not in expected:
-            raise InputError(f"tensor {name} has no place in this model", where=folder)
+            raise InputError(f"tensor {name} has no place in this model", where=where)
         if state[name].shape != expected[name].shape:
             raise InputError(
-                f"tensor {name} is {list(state[name].shape)}, the configuration says {list(expected[name].shape)}", where=folder
+                f"tensor {name} is {list(state[name].shape)}, the configuration says {list(expected[name].shape)}", where=where
             )
     model.load_state_dict({name: tensor.to(device, dtype).contiguous() for name, tensor in state.items()}, assign=True)
     if config.tied:
@@ -79,37 +111,38 @@ def load_model(folder: Path, *, device: str | torch.device = "cpu", dtype: torch
     return model.eval()
 
 
-def _kind_after_kind(name: str, tensor: torch.Tensor, config: ModelConfig) -> torch.Tensor:
-    """The rows of c_attn as GPT-2 has them, (3, H, D), from ours, (H, 3, D); any other tensor as it is."""
-    if ".c_attn." not in name:
-        return tensor
-    return tensor.unflatten(0, (config.n_head, 3, -1)).transpose(0, 1).flatten(0, 2)
+def _read_native(folder: Path) -> Tensors | None:
+    """The trained model beside its GPT-Neo twin; None where there is none, or the twin has been replaced since."""
+    from safetensors import safe_open
+
+    if not (folder / NATIVE).is_file() or not (folder / WEIGHTS).is_file():
+        return None
+    with safe_open(folder / NATIVE, "pt") as file:
+        twin = (file.metadata() or {}).get(TWIN)
+    return _read_file(folder, NATIVE) if twin == sha256(folder / WEIGHTS) else None
 
 
-def _head_after_head(name: str, tensor: torch.Tensor, config: ModelConfig) -> torch.Tensor:
-    """The other way; a tensor of another shape, which does not fit the model, as it is."""
-    if ".c_attn." not in name or len(tensor) != 3 * config.d_model:
-        return tensor
-    return tensor.unflatten(0, (3, config.n_head, -1)).transpose(0, 1).flatten(0, 2)
-
-
-def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+def _read_tensors(folder: Path) -> Tensors:
     """All tensors of model.safetensors, or of the files its index names."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     index = folder / f"{WEIGHTS}.index.json"
     files = [WEIGHTS]
     if not (folder / WEIGHTS).is_file() and index.is_file():
         files = sorted(set(read_json(index).get("weight_map", {}).values()))
         if not files or any(Path(file).name != file for file in files):
             raise InputError("the index names no files of this folder", where=index)
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: Tensors = {}
     for file in files:
-        try:
-            tensors.update(load_file(folder / file))
-        except FileNotFoundError:
-            raise InputError(f"no {file} here", where=folder, hint="the run is not finished, or this is not a model folder") from None
-        except (SafetensorError, json.JSONDecodeError) as error:
-            raise InputError(f"not a readable safetensors file: {error}", where=folder / file) from None
+        tensors.update(_read_file(folder, file))
     return tensors
+
+
+def _read_file(folder: Path, file: str) -> Tensors:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(folder / file)
+    except FileNotFoundError:
+        raise InputError(f"no {file} here", where=folder, hint="the run is not finished, or this is not a model folder") from None
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise InputError(f"not a readable safetensors file: {error}", where=folder / file) from None

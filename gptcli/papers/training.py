@@ -1,4 +1,4 @@
-"""How GPT-2 and GPT-3 were trained: schedules in tokens and Adam's constants. Batch and learning rate by size: `models`."""
+"""How GPT-1, GPT-2 and GPT-3 were trained: schedules in tokens and Adam's constants. Batch and learning rate by size: `models`."""
 
 from __future__ import annotations
 
@@ -37,4 +37,12 @@ GPT2_TRAINING = PaperTraining(
     tokens=10_000_000_000, warmup_tokens=12_500_000, decay_tokens=10_000_000_000, min_lr_ratio=0.1,
     ramp_tokens=0, ramp_from=0, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, clip=1.0,
 )  # fmt: skip
-TRAINING = {"GPT-2": GPT2_TRAINING, "GPT-3": GPT3_TRAINING}
+
+# GPT-1, section 4.1: 100 epochs of BooksCorpus, 2,000 updates of warm-up (64 x 512 tokens each), a cosine to 0, weight decay 0.01. Its
+# tokens are unpublished: 985 million words (Zhu et al. 2015) at 1.2 tokens a word, an assumption. Adam's constants and the clip are those
+# of the released fine-tuning code.
+GPT1_TRAINING = PaperTraining(
+    tokens=100 * 1_180_000_000, warmup_tokens=2000 * 64 * 512, decay_tokens=100 * 1_180_000_000, min_lr_ratio=0.0,
+    ramp_tokens=0, ramp_from=0, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01, clip=1.0,
+)  # fmt: skip
+TRAINING = {"GPT-1": GPT1_TRAINING, "GPT-2": GPT2_TRAINING, "GPT-3": GPT3_TRAINING}

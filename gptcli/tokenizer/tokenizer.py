@@ -26,7 +26,9 @@ END_OF_TEXT = "<|endoftext|>"
 PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # what ByteLevel splits by
 GPT2_SHA256 = "c7e6ef8519719b4c2d44d8f3560476c179c37a811e4237348f8d0ecddeeac1ff"  # `sha256` of GPT-2's released vocabulary
 HUB_REPOSITORY = "openai-community/gpt2"
-RELEASES = (("vocab.bpe", "encoder.json"), ("merges.txt", "vocab.json"))  # OpenAI's names for merges and ids; transformers'
+RELEASES = (  # merges and ids, by OpenAI's names for GPT-2's and GPT-1's, and transformers' for both
+    ("vocab.bpe", "encoder.json"), ("vocab_40000.bpe", "encoder_bpe_40000.json"), ("merges.txt", "vocab.json"),
+)  # fmt: skip
 
 PIECE = 1 << 14  # characters of a long text encoded at once
 GROUP, GROUP_PIECES = 1 << 19, 1 << 12  # characters and pieces handed to the library's threads at once
@@ -81,9 +83,7 @@ class Tokenizer:
             raise InputError(f"the vocabulary lacks {missing} of the 256 bytes: it is not a byte-level BPE")
         if foreign := set("".join(ids.keys() - special)) - alphabet.keys():
             raise InputError(f"the vocabulary spells tokens with {min(foreign)!r}: it is not a byte-level BPE")
-        for pair in merges:
-            if len(pair) != 2 or pair[0] not in ids or pair[1] not in ids or pair[0] + pair[1] not in ids:
-                raise InputError(f"the merge {' '.join(pair)!r} does not belong to the vocabulary")
+        check_merges(merges, ids)
         self.vocab_size = len(tokens)
         self.eot_id = ids.get(END_OF_TEXT)
         self.merges = len(merges)
@@ -133,12 +133,19 @@ class Tokenizer:
         return whole.to_str()
 
 
+def check_merges(merges: Sequence[tuple[str, str]], ids: dict[str, int]) -> None:
+    """Raises InputError where a merge is not of two tokens into a third."""
+    for pair in merges:
+        if len(pair) != 2 or pair[0] not in ids or pair[1] not in ids or pair[0] + pair[1] not in ids:
+            raise InputError(f"the merge {' '.join(pair)!r} does not belong to the vocabulary")
+
+
 def _groups(texts: list[str]) -> Iterator[list[tuple[int, str]]]:
     """Pieces of the texts, each with the number of its text, some GROUP characters at a time."""
     group: list[tuple[int, str]] = []
     size = 0
     for index, text in enumerate(texts):
-        _refuse_surrogates(text)
+        refuse_surrogates(text)
         for piece in pieces(text, PIECE):
             group.append((index, piece))
             size += len(piece)
@@ -148,7 +155,8 @@ def _groups(texts: list[str]) -> Iterator[list[tuple[int, str]]]:
     yield group
 
 
-def _refuse_surrogates(text: str) -> None:
+def refuse_surrogates(text: str) -> None:
+    """Raises InputError where `text` is not valid Unicode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -157,9 +165,9 @@ def _refuse_surrogates(text: str) -> None:
 
 
 def load_tokenizer(where: str | Path) -> Tokenizer:
-    """The tokenizer in `where`: a tokenizer.json, a folder that holds one (a run or shards) or the release's two files, or "gpt2".
+    """The tokenizer in `where`: a tokenizer.json, a folder that holds one (a run or shards) or a release's two files, or "gpt2".
 
-    Raises InputError where nothing is there, or what is there is not a byte-level BPE with GPT-2's pattern.
+    Raises InputError where nothing is there, or what is there is neither a byte-level BPE with GPT-2's pattern nor of GPT-1's kind.
     """
     path = Path(where)
     if path.is_dir():
@@ -182,7 +190,7 @@ def _load_folder(folder: Path) -> Tokenizer:
     raise InputError(
         "the folder holds no tokenizer",
         where=folder,
-        hint=f"put a tokenizer.json there, or {' + '.join(RELEASES[0])} as released with GPT-2",
+        hint=f"put a tokenizer.json there, or {' + '.join(RELEASES[0])} as released with GPT-2, or GPT-1's",
     )
 
 
@@ -210,10 +218,13 @@ def _load_json(path: Path) -> Tokenizer:
         added = {token["content"]: token["id"] for token in value.get("added_tokens") or []}
         splitter = value["pre_tokenizer"] or {}
         as_gpt2 = splitter.get("type") == "ByteLevel" and not splitter.get("add_prefix_space") and splitter.get("use_regex", True)
+        as_gpt1 = (value.get("normalizer") or {}).get("type") == "BertNormalizer" and splitter.get("type") == "BertPreTokenizer"
         vocab = model["vocab"] | added
     except (KeyError, TypeError, AttributeError):
         raise InputError("is not a BPE tokenizer.json", where=path, hint="gpt tokenize train makes one") from None
     variants = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
+    if as_gpt1 and model.get("end_of_word_suffix") == "</w>":
+        return _build(vocab, merges, list(added), where=path)
     if value.get("normalizer") or not as_gpt2 or any(model.get(name) for name in variants):
         raise InputError("is not a byte-level BPE with GPT-2's pattern", where=path, hint="gpt tokenize train makes one")
     return _build(vocab, merges, list(added), where=path)
@@ -222,8 +233,13 @@ def _load_json(path: Path) -> Tokenizer:
 def _build(vocab: Any, merges: list[Any], added: list[str], *, where: Path) -> Tokenizer:
     if not isinstance(vocab, dict) or sorted(vocab.values(), key=str) != sorted(range(len(vocab)), key=str):
         raise InputError("the vocabulary does not map tokens to the ids 0, 1, 2, ... without a gap", where=where)
+    tokens = sorted(vocab, key=vocab.__getitem__)
     try:
-        return Tokenizer(sorted(vocab, key=vocab.__getitem__), merges, added)
+        if "<unk>" in vocab and not byte_alphabet().keys() <= vocab.keys():  # characters, not bytes
+            from gptcli.tokenizer.gpt1 import Gpt1Tokenizer  # which is built on this module
+
+            return Gpt1Tokenizer(tokens, merges)
+        return Tokenizer(tokens, merges, added)
     except InputError as error:
         raise InputError(error.what, where=where) from None
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks import cuda, startup, training
+from tests.benchmarks import banded, cuda, startup, training
 
-BENCHMARKS = {"startup": startup.run, "shakespeare": training.shakespeare, "gpt2-124M": training.gpt2_124m}
+BENCHMARKS = {"startup": startup.run, "banded": banded.run, "shakespeare": training.shakespeare, "gpt2-124M": training.gpt2_124m}
 
 
 def machine() -> str:

@@ -9,10 +9,11 @@ from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
 
 configs = st.builds(
-    lambda layers, heads, head_width, n_ctx, vocab, tied: ModelConfig(
-        n_layer=layers, n_head=heads, d_model=heads * head_width, n_ctx=n_ctx, vocab_size=vocab, tied=tied
+    lambda layers, heads, head_width, n_ctx, vocab, tied, norm: ModelConfig(
+        n_layer=layers, n_head=heads, d_model=heads * head_width, n_ctx=n_ctx, vocab_size=vocab, tied=tied, norm=norm
     ),
     st.integers(1, 4), st.integers(1, 4), st.integers(1, 16), st.integers(1, 64), st.integers(1, 100), st.booleans(),
+    st.sampled_from(["pre", "post"]),
 )  # fmt: skip
 
 

@@ -34,6 +34,7 @@ def test_unknown_size_names_the_nearest() -> None:
         ({"n_head": 5}, "does not divide into 5 heads"),
         ({"n_layer": 0}, "n_layer is 0"),
         ({"attention": "sparse"}, "unknown attention"),
+        ({"attention": "dense,"}, "unknown attention ''"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"band": 0}, "band is 0"),
     ],
@@ -46,6 +47,20 @@ def test_impossible_models_are_refused(changes: dict[str, object], message: str)
 def test_banded_layers_alternate_dense_first() -> None:
     config = ModelConfig(n_layer=4, n_head=1, d_model=8, n_ctx=8, attention="banded", band=3)
     assert [config.band_of(layer) for layer in range(4)] == [None, 3, None, 3]
+
+
+@pytest.mark.parametrize(
+    ("attention", "bands"),
+    [
+        ("banded,dense", [3, None, 3, None, 3]),
+        ("dense,banded,banded", [None, 3, 3, None, 3]),
+        ("banded,banded", [3] * 5),
+        ("dense", [None] * 5),
+    ],
+)
+def test_any_pattern_is_repeated_over_the_layers(attention: str, bands: list[int | None]) -> None:
+    config = ModelConfig(n_layer=5, n_head=1, d_model=8, n_ctx=8, attention=attention, band=3)
+    assert [config.band_of(layer) for layer in range(5)] == bands
 
 
 def test_untied_head_counts_twice() -> None:

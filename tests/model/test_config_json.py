@@ -21,7 +21,20 @@ def write(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("changes", [{}, {"tied": False}, {"dropout": 0.25}, {"attention": "banded", "band": 7}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tied": False},
+        {"dropout": 0.25},
+        {"attention": "banded", "band": 7},
+        {"attention": "banded,dense"},
+        {"attention": "dense,banded,banded"},
+        {"attention": "banded,banded"},
+        {"norm": "post"},
+    ],
+    ids=str,
+)
 def test_written_and_read_back(tmp_path: Path, changes: dict[str, Any]) -> None:
     config = ModelConfig(**{**SHAPE, **changes})
     (tmp_path / CONFIG).write_text(json.dumps(to_transformers(config, 99)))
@@ -52,6 +65,22 @@ def test_what_is_no_configuration(tmp_path: Path) -> None:
         read_model_config(tmp_path)
     (tmp_path / CONFIG).write_text('{"n_layer": 3,\n')
     with pytest.raises(InputError, match=r"config\.json:2: not valid JSON"):
+        read_model_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention_types": [[["global", "local"], 2]]}, "names 4 layers, num_layers says 3"),
+        ({"attention_types": [[["sparse"], 3]]}, "attention_types is not GPT-Neo's"),
+        ({"intermediate_size": 32}, "intermediate_size is 32"),
+        ({"window_size": None}, "no whole number under 'window_size'"),
+    ],
+)
+def test_another_gpt_neo_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    table = to_transformers(ModelConfig(**SHAPE, attention="banded"), 99) | changes
+    (tmp_path / CONFIG).write_text(json.dumps(table))
+    with pytest.raises(InputError, match=message):
         read_model_config(tmp_path)
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from gptcli.model.config import ModelConfig
+from gptcli.model.layouts import head_after_head
 from gptcli.model.transformer import GPT, gelu
 
 
@@ -73,7 +74,9 @@ def nano_sort(real_data: Path) -> tuple[GPT, dict[str, dict[str, object]]]:
     config = ModelConfig(n_layer=3, n_head=3, d_model=48, n_ctx=11, vocab_size=3, tied=False)
     model = GPT(config).eval()
     weights = {name.removeprefix("transformer."): tensor(entry) for name, entry in stored.items() if name.endswith(("weight", "bias"))}
-    model.load_state_dict({name: weight for name, weight in weights.items() if not name.endswith(".attn.bias")})
+    model.load_state_dict(
+        {name: head_after_head(name, weight, config) for name, weight in weights.items() if not name.endswith(".attn.bias")}
+    )
     return model, partials
 
 

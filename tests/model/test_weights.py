@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gptcli.errors import GptError, InputError
-from gptcli.model.config import ModelConfig
+from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.config_json import read_model_config
 from gptcli.model.transformer import GPT
 from gptcli.model.weights import load_model, save_model
@@ -59,7 +59,7 @@ def test_their_folder_here(tmp_path: Path, shard: str) -> None:
         assert (theirs(IDX).logits - model(IDX)).abs().max().item() < 1e-4
 
 
-@pytest.mark.parametrize("changes", [{}, {"dropout": 0.1}, {"tied": False}, {"attention": "banded", "band": 7}])
+@pytest.mark.parametrize("changes", [{}, {"dropout": 0.1}, {"tied": False}, {"attention": "banded", "band": 7}, {"norm": "post"}])
 def test_round_trip_is_exact(tmp_path: Path, changes: dict[str, Any]) -> None:
     model = random_model(ModelConfig(n_layer=2, n_head=2, d_model=32, n_ctx=40, vocab_size=301, **changes))
     save_model(tmp_path, model, model.config)
@@ -70,19 +70,35 @@ def test_round_trip_is_exact(tmp_path: Path, changes: dict[str, Any]) -> None:
         assert torch.equal(tensor, again.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("size", ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"])
+def test_transformers_gpt2_comes_back_to_the_bit(tmp_path: Path, size: str) -> None:
+    """Each size's layers and heads; widths a sixteenth."""
+    from safetensors.torch import load_file
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    paper = find_size(size)
+    width = paper.d_model // 16 // paper.n_head * paper.n_head or paper.n_head
+    torch.manual_seed(0)
+    theirs = GPT2LMHeadModel(GPT2Config(n_layer=paper.n_layer, n_head=paper.n_head, n_embd=width, n_positions=32, vocab_size=101)).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, 0.0, 0.1)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model = load_model(tmp_path / "theirs")
+    save_model(tmp_path / "ours", model, model.config)
+    one, other = (load_file(tmp_path / folder / "model.safetensors") for folder in ("theirs", "ours"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    again = GPT2LMHeadModel.from_pretrained(tmp_path / "ours").eval()
+    idx = IDX[:, :32] % 101
+    with torch.no_grad():
+        assert (again(idx).logits - model(idx)).abs().max().item() < 1e-4
+        assert torch.equal(again(idx).logits, theirs(idx).logits)
+
+
 def test_same_weights_same_bytes(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         save_model(tmp_path / folder, random_model(), CONFIG)
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
-
-
-def test_transformers_does_not_take_a_banded_model_for_a_dense_one(tmp_path: Path) -> None:
-    from transformers import AutoConfig
-
-    config = ModelConfig(n_layer=2, n_head=2, d_model=32, n_ctx=40, vocab_size=301, attention="banded")
-    save_model(tmp_path, GPT(config), config)
-    with pytest.raises(ValueError, match="gpt3-banded"):
-        AutoConfig.from_pretrained(tmp_path)
 
 
 def edit(folder: Path, **changes: object) -> None:

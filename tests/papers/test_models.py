@@ -31,8 +31,14 @@ GPT3_TABLE_2_1 = [
 ]
 
 
-def test_there_are_twelve() -> None:
-    assert [model.paper for model in MODELS] == ["GPT-2"] * 4 + ["GPT-3"] * 8
+def test_there_are_thirteen() -> None:
+    assert [model.paper for model in MODELS] == ["GPT-2"] * 4 + ["GPT-3"] * 8 + ["GPT-1"]
+
+
+def test_gpt1_section_4_1() -> None:
+    model = find_size("gpt1")
+    assert (model.n_layer, model.d_model, model.n_head, model.n_ctx, model.vocab_size) == (12, 768, 12, 512, 40478)
+    assert (model.norm, model.dropout, model.batch_tokens, model.lr, model.parameters) == ("post", 0.1, 64 * 512, 2.5e-4, 116_534_784)
 
 
 @pytest.mark.parametrize("row", GPT2_TABLE_2, ids=lambda row: row[0])
@@ -74,4 +80,4 @@ def test_the_two_resolved_rows_count_right_only_as_resolved() -> None:
 
 
 def test_bigger_models_learn_more_slowly() -> None:
-    assert all(small.lr > large.lr for small, large in pairwise(MODELS[4:]))
+    assert all(small.lr > large.lr for small, large in pairwise(MODELS[4:12]))

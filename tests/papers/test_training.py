@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gptcli.papers.models import MODELS
-from gptcli.papers.training import GPT2_TRAINING, GPT3_TRAINING, RAMP_TOKENS, TRAINING
+from gptcli.papers.training import GPT1_TRAINING, GPT2_TRAINING, GPT3_TRAINING, RAMP_TOKENS, TRAINING
 
 
 def test_appendix_b() -> None:
@@ -27,6 +27,13 @@ def test_gpt2_has_gpt3s_schedule_in_proportion_and_no_ramp() -> None:
     for name in ("warmup_tokens", "tokens"):
         assert getattr(GPT2_TRAINING, name) * 30 == getattr(GPT3_TRAINING, name)
     assert GPT2_TRAINING.ramp_tokens == 0
+
+
+def test_gpt1_section_4_1() -> None:
+    recipe = GPT1_TRAINING
+    assert recipe.warmup_tokens == 2000 * 64 * 512
+    assert (recipe.decay_tokens, recipe.min_lr_ratio) == (recipe.tokens, 0.0)
+    assert (recipe.weight_decay, recipe.ramp_tokens, recipe.beta2) == (0.01, 0, 0.999)
 
 
 def test_every_paper_has_a_recipe() -> None:

@@ -11,7 +11,14 @@ from gptcli.trainer.recipe import cadence, nearest_paper, paper_recipe, whole_se
 def test_the_papers_values(paper):
     recipe = paper_recipe(paper)
     assert (recipe["lr"], recipe["batch_tokens"]) == (paper.lr, paper.batch_tokens)
-    assert (recipe["beta1"], recipe["beta2"], recipe["eps"], recipe["weight_decay"], recipe["clip"]) == (0.9, 0.95, 1e-8, 0.1, 1.0)
+    beta2, weight_decay = (0.999, 0.01) if paper.paper == "GPT-1" else (0.95, 0.1)
+    assert (recipe["beta1"], recipe["beta2"], recipe["eps"], recipe["weight_decay"], recipe["clip"]) == (
+        0.9,
+        beta2,
+        1e-8,
+        weight_decay,
+        1.0,
+    )
     if paper.paper == "GPT-3":
         assert (recipe["tokens"], recipe["warmup_tokens"], recipe["decay_tokens"]) == (300e9, 375e6, 260e9)
         assert 4e9 <= recipe["ramp_tokens"] <= 12e9

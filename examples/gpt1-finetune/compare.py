@@ -1,0 +1,65 @@
+"""Fine-tune the pretrained model and the same model without pretraining, three seeds each; draw both learning curves.
+
+python compare.py            after `make pretrained`; writes out/curves.json, and curves.svg where matplotlib is installed
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+from gptcli.model.transformer import GPT
+from gptcli.model.weights import load_model
+from gptcli.tokenizer.tokenizer import load_tokenizer
+from gptcli.trainer.finetune import METRICS, accuracy, finetune, load_finetuned
+from gptcli.trainer.finetune_inputs import Transformation
+from gptcli.trainer.finetune_task import read_examples, read_task
+
+OUT, BASE, SEEDS = Path("out"), Path("out/base"), (0, 1, 2)
+
+
+def start(pretrained: bool, seed: int) -> GPT:
+    model = load_model(BASE)
+    if not pretrained:
+        model.init_weights(seed)
+    return model
+
+
+def main() -> None:
+    task, tokenizer = read_task(Path("task.toml")), load_tokenizer(BASE)
+    curves: dict[str, list[list[tuple[int, float]]]] = {}
+    for name in ("pretrained", "not pretrained"):
+        tests = []
+        for seed in SEEDS:
+            run = OUT / f"{name.replace(' ', '-')}-{seed}"
+            finetune(task, Path(), start(name == "pretrained", seed), tokenizer, run, seed=seed)
+            lines = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
+            curves.setdefault(name, []).append([(line["step"], line["val_accuracy"]) for line in lines if "val_accuracy" in line])
+            model, *_ = load_finetuned(run)
+            examples = read_examples(task, OUT / "test.jsonl", Transformation(task.kind, tokenizer, model.gpt.config.n_ctx))
+            tests.append(accuracy(model, examples, task.batch).share)
+            print(f"{name}, seed {seed}: validation {curves[name][-1][-1][1]:.4f}, test {tests[-1]:.4f}", flush=True)
+        last = [curve[-1][1] for curve in curves[name]]
+        print(f"{name}: validation {statistics.mean(last):.4f}, test {statistics.mean(tests):.4f} ± {statistics.stdev(tests):.4f}")
+    (OUT / "curves.json").write_text(json.dumps(curves))
+    draw(curves)
+
+
+def draw(curves: dict[str, list[list[tuple[int, float]]]]) -> None:
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        return
+    figure, axis = pyplot.subplots(figsize=(6, 3.5))
+    for (name, seeds), color in zip(curves.items(), ("tab:blue", "tab:orange"), strict=True):
+        for number, curve in enumerate(seeds):
+            axis.plot(*zip(*curve, strict=True), color=color, label=name if number == 0 else None)
+    axis.set(xlabel="step", ylabel="validation accuracy", title="SST-2")
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig("curves.svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Do activations keep their scale while the model grows wider? A few steps of Adam at each width, at one learning rate.
+
+python coordinate_check.py            prints a table, and draws coordinate_check.svg where matplotlib is installed
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from gptcli.model import mup
+from gptcli.model.config import ModelConfig
+from gptcli.model.transformer import GPT
+
+WIDTHS, BASE, D_HEAD, STEPS, LR = (128, 256, 512, 1024), 128, 32, 5, 3e-3
+PARTS = {"c_attn": "h.1.attn.c_attn", "attention": "h.1.attn", "mlp": "h.1.mlp", "block": "h.1", "logits": "lm_head"}
+
+
+def activation_scales(width: int, *, use_mup: bool, base: int = BASE, steps: int = STEPS, lr: float = LR) -> dict[str, float]:
+    """Mean absolute value of what each part puts out, over a fixed batch, after `steps` steps on it."""
+    torch.manual_seed(0)
+    config = ModelConfig(n_layer=2, n_head=width // D_HEAD, d_model=width, n_ctx=64, vocab_size=256)
+    model = GPT(config)
+    model.init_weights(0)
+    groups = mup.groups(model, base if use_mup else width, width, 0.0)
+    if use_mup:
+        mup.rescale(model, base)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+    idx_BT = torch.randint(0, 256, (4, 65), generator=torch.Generator().manual_seed(1))
+    inputs, targets = idx_BT[:, :-1], idx_BT[:, 1:]
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (model(inputs, targets) / targets.numel()).backward()
+        optimizer.step()
+    scales: dict[str, float] = {}
+    for part, name in PARTS.items():
+        model.get_submodule(name).register_forward_hook(lambda _, __, out, part=part: scales.update({part: out.abs().mean().item()}))
+    with torch.no_grad():
+        model(inputs)
+    return scales
+
+
+def draw(table: dict[bool, list[dict[str, float]]]) -> None:
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.5), sharey=True)
+    for axis, use_mup in zip(axes, (False, True), strict=True):
+        for part in PARTS:
+            axis.loglog(WIDTHS, [scales[part] for scales in table[use_mup]], marker="o", label=part)
+        axis.set(title="muP" if use_mup else "standard", xlabel="d_model", xticks=WIDTHS, xticklabels=WIDTHS)
+        axis.minorticks_off()
+    axes[0].set_ylabel(f"mean |activation| after {STEPS} steps")
+    axes[1].legend()
+    figure.tight_layout()
+    figure.savefig("coordinate_check.svg", metadata={"Date": None})
+
+
+def main() -> None:
+    table: dict[bool, list[dict[str, float]]] = {}
+    for use_mup in (False, True):
+        table[use_mup] = [activation_scales(width, use_mup=use_mup) for width in WIDTHS]
+        print(f"{'muP' if use_mup else 'standard':<10}" + "".join(f"{width:>10}" for width in WIDTHS) + "   last / first")
+        for part in PARTS:
+            row = [scales[part] for scales in table[use_mup]]
+            print(f"{part:<10}" + "".join(f"{value:>10.4f}" for value in row) + f"{row[-1] / row[0]:>15.2f}")
+    try:
+        draw(table)
+    except ImportError:
+        print("no picture: pip install matplotlib", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Attention within a band, at a cost that grows with T·w and not with T² (GPT-3, section 2.1, after Child et al. 2019).
+
+Each query sees the last `band` keys, its own counted. Three forms compute this one function:
+
+    mask      `attention.attend` under `causal_mask`: the reference, T² work
+    blocks    some queries at a time against the keys that any of them sees: every device and precision, and dropout
+    varlen    torch's FlashAttention kernel for CUDA, which skips what lies outside its window: bf16 and fp16, no dropout
+
+To the compiler `blocks` is a single operator, so that it neither unrolls the loop nor keeps what autograd would: the backward pass
+computes the probabilities again (Dao et al. 2022), and besides inputs and outputs one block's scores are alive at a time. Decoding needs
+none of this: the band of a single query is a slice of the cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+QUERIES = 64  # in a block: each reads band + 63 keys, so fewer waste less work, but products become small
+
+
+def banded_attend(q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, band: int, dropout: float = 0.0) -> torch.Tensor:
+    """softmax(q·k / sqrt(D))·v where position t sees t - band + 1 to t; returns (B, H, T, D), by the fastest form that there is."""
+    if q_BHTD.device.type == "cuda" and q_BHTD.dtype in (torch.bfloat16, torch.float16) and not dropout:
+        return varlen(q_BHTD, k_BHTD, v_BHTD, band)
+    # drawn outside of the operator, so that dropout follows torch.manual_seed, compiled or not
+    seed = torch.randint(2**62, ()) if dropout else torch.zeros((), dtype=torch.int64)
+    return blocks(q_BHTD, k_BHTD, v_BHTD, seed, band, dropout)
+
+
+def varlen(q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, band: int) -> torch.Tensor:
+    """B sequences of one length, as the kernel takes them: end to end, with their ends."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    B, _, T, _ = q_BHTD.shape
+    end_B = torch.arange(0, (B + 1) * T, T, device=q_BHTD.device, dtype=torch.int32)
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q_BHTD, k_BHTD, v_BHTD))  # (B·T, H, D)
+    y: torch.Tensor = varlen_attn(q, k, v, end_B, end_B, T, T, window_size=(band - 1, 0))  # type: ignore[assignment]
+    return y.unflatten(0, (B, T)).transpose(1, 2)
+
+
+@torch.library.custom_op("gptcli::banded_blocks", mutates_args=())
+def blocks(q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, seed: torch.Tensor, band: int, dropout: float) -> torch.Tensor:
+    """The attention by blocks of queries; `seed` is a whole number on the CPU, from which each block's dropout follows."""
+    with torch.autocast(q_BHTD.device.type, enabled=False):
+        y_BTHD = torch.empty_like(v_BHTD.transpose(1, 2), memory_format=torch.contiguous_format)
+        q, k, v = (x.flatten(0, 1) for x in (q_BHTD, k_BHTD, v_BHTD))  # (N, T, D) for N = B·H
+        for rows, keys in _spans(q.shape[1], band):
+            p = _probabilities(q[:, rows], k[:, keys], band)
+            if dropout:
+                p *= _kept(p, dropout, seed, rows)
+            y = torch.bmm(p.to(v.dtype), v[:, keys])
+            y_BTHD[:, rows] = y.unflatten(0, q_BHTD.shape[:2]).transpose(1, 2)
+        return y_BTHD.transpose(1, 2)
+
+
+@blocks.register_fake
+def _(q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, seed: torch.Tensor, band: int, dropout: float) -> torch.Tensor:
+    return torch.empty_like(v_BHTD.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+
+
+@torch.library.custom_op("gptcli::banded_blocks_backward", mutates_args=())
+def blocks_backward(
+    dy_BHTD: torch.Tensor,
+    q_BHTD: torch.Tensor,
+    k_BHTD: torch.Tensor,
+    v_BHTD: torch.Tensor,
+    y_BHTD: torch.Tensor,
+    seed: torch.Tensor,
+    band: int,
+    dropout: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of q, k and v."""
+    with torch.autocast(q_BHTD.device.type, enabled=False):
+        dy, q, k, v, y = (x.flatten(0, 1) for x in (dy_BHTD, q_BHTD, k_BHTD, v_BHTD, y_BHTD))
+        scale = 1 / math.sqrt(q.shape[-1])
+        dq = torch.empty_like(q, memory_format=torch.contiguous_format)
+        dk, dv = (torch.zeros_like(x, dtype=torch.float32, memory_format=torch.contiguous_format) for x in (k, v))
+        for rows, keys in _spans(q.shape[1], band):
+            p = _probabilities(q[:, rows], k[:, keys], band)
+            delta = (y[:, rows].float() * dy[:, rows].float()).sum(-1, keepdim=True)
+            ds = torch.bmm(dy[:, rows], v[:, keys].mT).float()
+            if dropout:
+                kept = _kept(p, dropout, seed, rows)
+                dv[:, keys] += torch.bmm((p * kept).to(v.dtype).mT, dy[:, rows])
+                ds *= kept
+            else:
+                dv[:, keys] += torch.bmm(p.to(v.dtype).mT, dy[:, rows])
+            ds = ds.sub_(delta).mul_(p).to(q.dtype)
+            torch.mul(torch.bmm(ds, k[:, keys]), scale, out=dq[:, rows])
+            dk[:, keys].add_(torch.bmm(ds.mT, q[:, rows]), alpha=scale)
+        return dq.view(q_BHTD.shape), dk.to(k.dtype).view(k_BHTD.shape), dv.to(v.dtype).view(v_BHTD.shape)
+
+
+@blocks_backward.register_fake
+def _(
+    dy_BHTD: torch.Tensor,
+    q_BHTD: torch.Tensor,
+    k_BHTD: torch.Tensor,
+    v_BHTD: torch.Tensor,
+    y_BHTD: torch.Tensor,
+    seed: torch.Tensor,
+    band: int,
+    dropout: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q_BHTD, k_BHTD, v_BHTD))
+    return dq, dk, dv
+
+
+def _save(ctx: object, inputs: tuple[object, ...], output: torch.Tensor) -> None:
+    q, k, v, seed, ctx.band, ctx.dropout = inputs  # type: ignore[attr-defined]
+    ctx.save_for_backward(q, k, v, output, seed)  # type: ignore[attr-defined]
+
+
+def _gradients(ctx: object, dy_BHTD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    q, k, v, y, seed = ctx.saved_tensors  # type: ignore[attr-defined]
+    return *blocks_backward(dy_BHTD, q, k, v, y, seed, ctx.band, ctx.dropout), None, None, None  # type: ignore[attr-defined]
+
+
+blocks.register_autograd(_gradients, setup_context=_save)
+
+
+def _spans(T: int, band: int) -> Iterator[tuple[slice, slice]]:
+    """Blocks of queries, and the keys that any query of the block sees."""
+    for start in range(0, T, QUERIES):
+        stop = min(start + QUERIES, T)
+        yield slice(start, stop), slice(max(0, start - band + 1), stop)
+
+
+def _probabilities(q_NrD: torch.Tensor, k_NsD: torch.Tensor, band: int) -> torch.Tensor:
+    """softmax of the scores of r queries, the last of the s positions; (N, r, s) fp32, exactly 0 outside of the band."""
+    r, s = q_NrD.shape[1], k_NsD.shape[1]
+    infinite_rs = torch.full((r, s), -math.inf, device=q_NrD.device)
+    unseen_rs = infinite_rs.triu(s - r + 1) + infinite_rs.tril(s - r - band)  # keys after the query, and before its band; 0 elsewhere
+    scores_Nrs = torch.bmm(q_NrD.float(), k_NsD.float().mT)  # bf16 would round a score of 20 to a multiple of an eighth
+    return scores_Nrs.mul_(1 / math.sqrt(q_NrD.shape[-1])).add_(unseen_rs).softmax(-1)
+
+
+def _kept(p_Nrs: torch.Tensor, dropout: float, seed: torch.Tensor, rows: slice) -> torch.Tensor:
+    """What dropout multiplies the probabilities of a block with: 0, or 1/(1 - dropout)."""
+    generator = torch.Generator(p_Nrs.device).manual_seed(int(seed) + rows.start)
+    return torch.empty_like(p_Nrs).bernoulli_(1 - dropout, generator=generator).div_(1 - dropout)

@@ -1,0 +1,85 @@
+"""A banded model as transformers' GPT-Neo, which has no query, key or value bias and does not scale its scores.
+
+In exact arithmetic nothing is lost. Per layer, with x = LayerNorm's output, g and b its gain and bias, z = (x - b)/g:
+
+- 1/sqrt(D) goes into W_q.
+- The key bias adds the same to all scores of a query: softmax does not see it.
+- The value bias, because a query's weights add up to 1, passes through: W_o·b_v is added to W_o's own bias.
+- The query bias becomes a rank-one part of W_q. LayerNorm's z adds up to 0, so u·x with u = 1/g is the same number c in every position,
+  and W_q + b_q·uᵀ/c computes W_q·x + b_q. c is 0 in a model whose b is, so b is first moved by g or -g, away from 0: keys shift by
+  a constant (softmax does not see it), and so do values (it goes into W_o's bias) and queries (into b_q before the step).
+
+The last step could instead shift b by W_q⁻¹·b_q; but a trained W_q may be close to singular, about which this way never asks. All of it
+is computed in float64 and stored in fp32; `weights.save_model` measures what that costs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from gptcli.model.config import ModelConfig
+from gptcli.model.layouts import Tensors, head_after_head, kind_after_kind
+
+PREFIX = "transformer."
+NEO_OUT = "attn.attention.out_proj"
+
+
+def to_neo(state: Mapping[str, torch.Tensor], config: ModelConfig) -> Tensors:
+    """Our state dict as a GPT-Neo's, fp32."""
+    stored = {f"{PREFIX}{name}": tensor.float() for name, tensor in state.items() if name != "lm_head.weight" and ".attn." not in name}
+    if not config.tied:
+        stored["lm_head.weight"] = state["lm_head.weight"].float()
+    for layer in range(config.n_layer):
+        at = f"h.{layer}."
+        ours = {name.removeprefix(at): tensor.double() for name, tensor in state.items() if name.startswith(at)}
+        stored |= {f"{PREFIX}{at}{name}": tensor.float() for name, tensor in _fold(ours, config).items()}
+    return {name: tensor.detach().contiguous() for name, tensor in stored.items()}
+
+
+def _fold(block: Tensors, config: ModelConfig) -> Tensors:
+    """The tensors of one layer that differ, float64."""
+    gain, bias = block["ln_1.weight"], block["ln_1.bias"]
+    w_q, w_k, w_v = kind_after_kind(".c_attn.weight", block["attn.c_attn.weight"], config).chunk(3)
+    b_q, _, b_v = kind_after_kind(".c_attn.bias", block["attn.c_attn.bias"], config).chunk(3)
+    w_o, b_o = block["attn.c_proj.weight"], block["attn.c_proj.bias"]
+    if b_q.any():
+        u, direction = 1 / gain, gain
+        if not gain.all():  # a feature without gain is a constant already
+            u = direction = torch.nn.functional.one_hot(gain.abs().argmin(), len(gain)).double()
+        shift = direction * (-1.0 if u @ bias < 0 else 1.0)
+        w_q = w_q + torch.outer(b_q - w_q @ shift, u / (u @ (bias + shift)))
+        bias, b_v = bias + shift, b_v - w_v @ shift
+    return {
+        "ln_1.bias": bias,
+        "attn.attention.q_proj.weight": w_q / math.sqrt(config.d_head),
+        "attn.attention.k_proj.weight": w_k,
+        "attn.attention.v_proj.weight": w_v,
+        f"{NEO_OUT}.weight": w_o,
+        f"{NEO_OUT}.bias": b_o + w_o @ b_v,
+    }
+
+
+def from_neo(stored: Mapping[str, torch.Tensor], config: ModelConfig) -> Tensors:
+    """A GPT-Neo's tensors as ours: biases 0, queries times sqrt(D). Tensors that have no place in the model keep their names."""
+    state: Tensors = {}
+    parts: dict[str, Tensors] = {}
+    for name, tensor in stored.items():
+        name = name.removeprefix(PREFIX)
+        head, attention, rest = name.partition("attn.attention.")
+        if not attention:
+            state[name] = tensor
+        elif rest.startswith("out_proj."):
+            state[f"{head}attn.c_proj.{rest.removeprefix('out_proj.')}"] = tensor
+        elif rest in ("q_proj.weight", "k_proj.weight", "v_proj.weight"):
+            parts.setdefault(head, {})[rest[0]] = tensor
+        elif rest not in ("bias", "masked_bias"):  # buffers that old files carry
+            state[name] = tensor
+    for head, part in parts.items():
+        if part.keys() == {"q", "k", "v"}:
+            rows = torch.cat([(part["q"].double() * math.sqrt(config.d_head)).to(part["q"].dtype), part["k"], part["v"]])
+            state[f"{head}attn.c_attn.weight"] = head_after_head(".c_attn.weight", rows, config)
+            state[f"{head}attn.c_attn.bias"] = rows.new_zeros(len(rows))
+    return state

@@ -1,0 +1,85 @@
+"""`gpt train --finetune` and `gpt eval` of its run, as a user meets them: a task so easy that it is learnt."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptcli.model.config import ModelConfig
+from gptcli.model.transformer import GPT
+from gptcli.model.weights import save_model
+from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
+
+Gpt = Callable[..., Any]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    """base/, a model that has learnt nothing yet; a task whose answer is a word of its text."""
+    config = ModelConfig(n_layer=1, n_head=2, d_model=32, n_ctx=16, vocab_size=257, norm="post")
+    model = GPT(config)
+    model.init_weights(0)
+    save_model(tmp_path / "base", model, config, eot_id=256)
+    Tokenizer([*byte_alphabet(), END_OF_TEXT], []).save(tmp_path / "base" / "tokenizer.json")
+    rows = [{"sentence": f"{a} {word}", "label": label} for a in string.ascii_lowercase for word, label in (("good", "yes"), ("sad", "no"))]
+    for name, part in (("train", rows[:40]), ("dev", rows[40:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)), encoding="utf-8")
+    (tmp_path / "task.toml").write_text(
+        'kind = "classification"\ntrain = "train.jsonl"\nvalidation = "dev.jsonl"\nlabels = ["no", "yes"]\n'
+        'batch = 8\nepochs = 12\nlr = 1e-2\nlm_weight = 0.1\n[fields]\ntext = "sentence"\n'
+    )
+    return tmp_path
+
+
+def test_from_a_task_to_an_accuracy(gpt: Gpt, workplace: Path) -> None:
+    argv = ("train", "--init-from", "base", "--finetune", "task.toml", "--out")
+    report = json.loads(gpt(*argv, "run", "--json", OMP_NUM_THREADS="1").stdout)
+    assert (report["schema"], report["steps"], report["examples"]) == ("gpt.train/1", 60, 40)
+    assert report["val_accuracy"] == 1.0
+    assert report["lr"] == 0.0
+    lines = [json.loads(line) for line in (workplace / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 60
+    assert sum("val_accuracy" in line for line in lines) == 60
+    assert lines[-1]["task_loss"] < 0.1 < lines[0]["task_loss"]
+    assert gpt("eval", "run").stdout == "accuracy 100.00% (12 of 12) on dev.jsonl\n"
+    assert json.loads(gpt("eval", "run", "--data", "train.jsonl", "--json").stdout)["examples"] == 40
+
+    gpt(*argv, "again", OMP_NUM_THREADS="1")
+    for name in ("model.safetensors", "classifier.safetensors"):
+        assert (workplace / "run" / name).read_bytes() == (workplace / "again" / name).read_bytes()
+    assert "not empty" in gpt(*argv, "run", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ('kind = "clasification"\ntrain = "t"\nvalidation = "v"', "did you mean classification?"),
+        ('kind = "entailment"\ntrain = "t"', "no 'validation'"),
+        ('kind = "entailment"\ntrain = "t"\nvalidation = "v"', "every other kind has"),
+        ('kind = "entailment"\nepoch = 3', "unknown key 'epoch'"),
+        ('kind = "entailment"\ntrain = "t"\nvalidation = "v"\nlabels = [0, 1]\n[fields]\ntext = "x"', "entailment has no field 'text'"),
+        ('kind = "classification"\ntrain = "dev.jsonl"\nvalidation = "v"\nlabels = [0, 1]', "dev.jsonl:1: not an example of this task"),
+        ('kind = "classification"\ntrain = "dev.jsonl"\nvalidation = "v"\nlabels = [0, 1]\nfields = {text = "sentence"}', "none of [0, 1]"),
+    ],
+)  # fmt: skip
+def test_what_is_no_task(workplace: Path, task: str, message: str) -> None:
+    from gptcli.errors import GptError
+    from gptcli.tokenizer.tokenizer import load_tokenizer
+    from gptcli.trainer.finetune_inputs import Transformation
+    from gptcli.trainer.finetune_task import read_examples, read_task
+
+    (workplace / "bad.toml").write_text(task)
+    with pytest.raises(GptError) as caught:
+        read = read_task(workplace / "bad.toml")
+        read_examples(read, workplace / read.train, Transformation(read.kind, load_tokenizer(workplace / "base"), 16))
+    assert message in str(caught.value)
+
+
+def test_it_needs_a_model(gpt: Gpt, workplace: Path) -> None:
+    assert "needs a model to start from" in gpt("train", "--finetune", "task.toml", code=2).stderr
+    assert "--init-from: goes with --finetune" in gpt("train", "--init-from", "base", code=2).stderr

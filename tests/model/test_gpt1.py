@@ -1,0 +1,170 @@
+"""GPT-1 against transformers' OpenAIGPTLMHeadModel, and the folder that OpenAI released."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gptcli.errors import InputError, UsageError
+from gptcli.model.cache import KVCache
+from gptcli.model.config import ModelConfig, find_size
+from gptcli.model.layouts import RELEASED_PARTS
+from gptcli.model.transformer import GPT
+from gptcli.model.weights import load_model, read_model_config, save_model
+
+SMALL = ModelConfig(n_layer=3, n_head=2, d_model=128, n_ctx=40, vocab_size=301, norm="post", dropout=0.1)
+IDX = torch.randint(0, 301, (2, 40), generator=torch.Generator().manual_seed(0))
+
+
+def random_model(config: ModelConfig) -> GPT:
+    torch.manual_seed(0)
+    model = GPT(config).eval()
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, 0.5 if name.endswith(("ln_1.weight", "ln_2.weight")) else 0.0, 0.1)
+    return model
+
+
+def test_parameters_are_the_papers() -> None:
+    config = ModelConfig.from_paper(find_size("gpt1"))
+    assert config.parameters == 116_534_784
+    assert (config.norm, config.dropout, config.n_ctx, config.vocab_size) == ("post", 0.1, 512, 40478)
+
+
+def test_initialisation_is_gpt1s() -> None:
+    model = GPT(ModelConfig(n_layer=2, n_head=2, d_model=256, n_ctx=256, vocab_size=500, norm="post"))
+    model.init_weights(0)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.02), name
+
+
+def test_bands_are_gpt3s() -> None:
+    with pytest.raises(UsageError, match="dense attention only"):
+        ModelConfig(n_layer=2, n_head=2, d_model=8, n_ctx=8, norm="post", attention="banded")
+
+
+def test_block_by_hand() -> None:
+    """n = LN(x + attn(x)); h = LN(n + mlp(n)), and nothing after the last."""
+    model = random_model(SMALL)
+    block = model.h[0]
+    x = torch.randn(1, 5, 128)
+    n = torch.nn.functional.layer_norm(x + block.attn(x), (128,), block.ln_1.weight, block.ln_1.bias, 1e-5)
+    h = torch.nn.functional.layer_norm(n + block.mlp(n), (128,), block.ln_2.weight, block.ln_2.bias, 1e-5)
+    torch.testing.assert_close(block(x), h)
+    assert not list(model.ln_f.parameters())
+
+
+def test_reading_in_pieces_is_reading_at_once() -> None:
+    model = random_model(SMALL)
+    cache = KVCache(SMALL, 2, torch.device("cpu"), torch.float32)
+    with torch.no_grad():
+        parts = torch.cat([model.hidden(piece, cache) for piece in IDX.split([5, 1, 30, 4], dim=1)], dim=1)
+        torch.testing.assert_close(parts, model.hidden(IDX), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("config", [SMALL, ModelConfig.from_paper(find_size("gpt1"), vocab_size=999)], ids=["small", "the paper's shape"])
+def test_our_folder_in_transformers(tmp_path: Path, config: ModelConfig) -> None:
+    from transformers import AutoModelForCausalLM, OpenAIGPTLMHeadModel
+
+    model = GPT(config).eval() if config.d_model == 768 else random_model(config)
+    if config.d_model == 768:
+        model.init_weights(0)
+    save_model(tmp_path, model, config, eot_id=0)
+    theirs, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert isinstance(theirs, OpenAIGPTLMHeadModel)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    with torch.no_grad():
+        assert (theirs.eval()(IDX).logits - model(IDX)).abs().max().item() < 1e-5
+    assert read_model_config(tmp_path) == config
+
+
+def test_their_folder_here_and_back(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+    from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
+
+    torch.manual_seed(0)
+    theirs = OpenAIGPTLMHeadModel(OpenAIGPTConfig(n_layer=3, n_head=4, n_embd=64, n_positions=40, vocab_size=301)).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, 0.1, 0.1)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model = load_model(tmp_path / "theirs")
+    with torch.no_grad():
+        assert (theirs(IDX).logits - model(IDX)).abs().max().item() < 1e-5
+    save_model(tmp_path / "ours", model, model.config)
+    one, other = (load_file(tmp_path / folder / "model.safetensors") for folder in ("theirs", "ours"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def write_release(folder: Path, shapes: list[list[int]]) -> list[np.ndarray]:
+    """params_shapes.json and params_0 to 9.npy, as OpenAI's `fused` files: all numbers end to end, cut in ten."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(0, 0.1, shape).astype(np.float32) for shape in shapes]
+    folder.mkdir(exist_ok=True)
+    (folder / "params_shapes.json").write_text(json.dumps(shapes))
+    numbers = np.concatenate([array.ravel() for array in arrays])
+    for number, part in enumerate(np.array_split(numbers, RELEASED_PARTS)):
+        np.save(folder / f"params_{number}.npy", part)
+    return arrays
+
+
+def shapes_like(stored: list[list[int]], vocab_size: int, layers: int) -> list[list[int]]:
+    return [stored[0], [vocab_size, stored[1][1]], *stored[2 : 2 + 12 * layers]]
+
+
+def assert_is_the_release(model: GPT, arrays: list[np.ndarray]) -> None:
+    """Layer by layer in plain numpy-style torch, straight from the arrays: the released code's own arithmetic."""
+    positions, tokens, *rest = (torch.from_numpy(array) for array in arrays)
+    idx = torch.tensor([[5, 3, 99, 0, 7]])
+    x = tokens[idx] + positions[:5]
+    heads = model.config.n_head
+
+    def norm(x: torch.Tensor, g: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        u = x.mean(-1, keepdim=True)
+        return (x - u) * torch.rsqrt((x - u).square().mean(-1, keepdim=True) + 1e-5) * g + b
+
+    for at in range(0, len(rest), 12):
+        c_w, c_b, p_w, p_b, g1, b1, f_w, f_b, o_w, o_b, g2, b2 = rest[at : at + 12]
+        q, k, v = (y.view(1, 5, heads, -1).transpose(1, 2) for y in (x @ c_w[0] + c_b).split(x.shape[-1], dim=2))
+        w = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~torch.ones(5, 5).tril().bool(), -1e9).softmax(-1)
+        x = norm(x + ((w @ v).transpose(1, 2).flatten(2) @ p_w[0] + p_b), g1, b1)
+        m = x @ f_w[0] + f_b
+        m = 0.5 * m * (1 + torch.tanh(math.sqrt(2 / math.pi) * (m + 0.044715 * m**3)))
+        x = norm(x + (m @ o_w[0] + o_b), g2, b2)
+    with torch.no_grad():
+        torch.testing.assert_close(model(idx), x @ tokens.T, atol=2e-4, rtol=1e-5)
+
+
+def test_a_released_folder_is_read(tmp_path: Path) -> None:
+    block = [[1, 128, 384], [384], [1, 128, 128], [128], [128], [128], [1, 128, 512], [512], [1, 512, 128], [128], [128], [128]]
+    shapes = [[40, 128], [301, 128], *block, *block]
+    arrays = write_release(tmp_path, shapes)
+    model = load_model(tmp_path)
+    assert (model.config.n_layer, model.config.n_head, model.config.n_ctx, model.config.vocab_size) == (2, 2, 40, 301)
+    assert_is_the_release(model, arrays)
+    (tmp_path / "params_9.npy").write_bytes(b"no array")
+    with pytest.raises(InputError, match="not a readable array"):
+        load_model(tmp_path)
+    np.save(tmp_path / "params_9.npy", np.zeros(3, np.float32))
+    with pytest.raises(InputError, match="the shapes say"):
+        load_model(tmp_path)
+    (tmp_path / "params_9.npy").unlink()
+    with pytest.raises(InputError, match=r"no params_9\.npy here"):
+        load_model(tmp_path)
+
+
+@pytest.mark.real_data
+def test_the_stored_shapes_are_read(real_data: Path, tmp_path: Path) -> None:
+    """All 146 shapes as OpenAI stored them, random numbers in them."""
+    shapes = json.loads((real_data / "gpt1-vocab" / "params_shapes.json").read_text())
+    arrays = write_release(tmp_path, shapes)
+    model = load_model(tmp_path)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 116_534_784
+    assert model.config == ModelConfig.from_paper(find_size("gpt1"))
+    assert_is_the_release(model, arrays)

@@ -1,0 +1,157 @@
+"""GPT-1's tokenizer: small ones learnt here, and OpenAI's vocabulary against transformers on real text."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gptcli.errors import InputError, UsageError
+from gptcli.tokenizer import gpt1
+from gptcli.tokenizer.gpt1 import Gpt1Tokenizer, standardise, train_gpt1_tokenizer
+from gptcli.tokenizer.tokenizer import END_OF_TEXT, load_tokenizer
+
+TEXT = "The cat sat on the mat. The dog sat on the log, and the cat didn't care — not at all! " * 30
+
+
+@pytest.fixture(scope="module")
+def small() -> Gpt1Tokenizer:
+    return train_gpt1_tokenizer([TEXT], 60)
+
+
+def test_words_are_lower_cased_and_split_at_punctuation(small: Gpt1Tokenizer) -> None:
+    assert small.decode(small.encode("The  CAT\n sat.")) == "the cat sat ."
+    assert small.decode(small.encode("didn't — care…")) == "didn ' t - care . . ."
+    assert small.encode("the cat") == small.encode(" THE\tcat\n")
+    assert len(small.encode("the")) == 1
+
+
+def test_ids_come_in_gpt1s_order(small: Gpt1Tokenizer) -> None:
+    assert small.vocab_size == 60
+    characters = sorted({*TEXT.lower().replace("—", "-")} - {" "})
+    n = len(characters)
+    assert [small.decode_bytes([number]).decode() for number in range(1, 2 * n + 1)] == characters + [f"{c} " for c in characters]
+    assert small.decode([0]) == "<unk>"
+    assert small.encode("☃") == [0]
+    assert small.eot_id == 59
+
+
+def test_text_that_spells_a_special_token_is_text(small: Gpt1Tokenizer) -> None:
+    assert len(small.encode("<unk>")) > 1
+    assert small.eot_id not in small.encode(END_OF_TEXT)
+
+
+def test_streaming_pieces_add_up(small: Gpt1Tokenizer) -> None:
+    ids = small.encode(TEXT)
+    assert b"".join(small.decode_bytes([number]) for number in ids).decode() == small.decode(ids) + " "
+    assert small.encode(small.decode(ids)) == ids
+
+
+def test_a_long_text_is_its_pieces(small: Gpt1Tokenizer) -> None:
+    assert small.encode(TEXT * 40) == small.encode(TEXT) * 40
+
+
+def test_ftfy_mends_first(small: Gpt1Tokenizer) -> None:
+    assert standardise("schÃ¶n") == "schön"
+    assert small.encode("“the”") == small.encode('"the"')
+
+
+def test_saved_and_loaded(small: Gpt1Tokenizer, tmp_path: Path) -> None:
+    small.save(tmp_path / "tokenizer.json")
+    for again in (load_tokenizer(tmp_path), pickle.loads(pickle.dumps(small))):
+        assert isinstance(again, Gpt1Tokenizer)
+        assert (again.sha256, again.eot_id, again.vocab_size) == (small.sha256, small.eot_id, small.vocab_size)
+        assert again.encode(TEXT) == small.encode(TEXT)
+
+
+def test_a_run_folder_encodes_alike_in_transformers(small: Gpt1Tokenizer, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from gptcli.model.config import ModelConfig
+    from gptcli.model.transformer import GPT
+    from gptcli.model.weights import save_model
+
+    config = ModelConfig(n_layer=1, n_head=1, d_model=8, n_ctx=8, vocab_size=60, norm="post")
+    save_model(tmp_path, GPT(config), config, eot_id=small.eot_id)
+    small.save(tmp_path / "tokenizer.json")
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    text = standardise(TEXT)
+    assert theirs(text).input_ids == small.encode(text)
+    assert theirs.decode(theirs("the cat sat").input_ids).strip() == "the cat sat"
+
+
+def test_same_text_same_tokenizer_in_any_order_and_process() -> None:
+    halves = [TEXT, "Another text, of other words; it's about dogs. " * 5]
+    one = train_gpt1_tokenizer(halves, 80)
+    assert one.sha256 == train_gpt1_tokenizer(halves[::-1], 80).sha256
+    code = (
+        "import sys; from gptcli.tokenizer.gpt1 import train_gpt1_tokenizer\n"
+        f"sys.exit(train_gpt1_tokenizer({halves!r}, 80).sha256 != {one.sha256!r})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_rare_characters_are_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpt1, "CHARACTERS", 3)
+    tokenizer = train_gpt1_tokenizer(["aab abb aab ba bc ac"], 9)
+    assert 0 in tokenizer.encode("ad")
+    assert tokenizer.vocab_size <= 9
+
+
+def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="too small"):
+        train_gpt1_tokenizer([TEXT], 20)
+    with pytest.raises(InputError, match="no text"):
+        train_gpt1_tokenizer([], 100)
+    with pytest.raises(InputError, match="does not belong"):
+        Gpt1Tokenizer(["<unk>", "a", "b</w>"], [("a", "b</w>")])
+    (tmp_path / "vocab_40000.bpe").write_text("#version: 0.2\na b</w>\n")
+    (tmp_path / "encoder_bpe_40000.json").write_text('{"<unk>": 0, "a": 1, "b": 2}')
+    with pytest.raises(InputError, match="not GPT-1's kind"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def released(real_data: Path) -> Gpt1Tokenizer:
+    tokenizer = load_tokenizer(real_data / "gpt1-vocab")
+    assert isinstance(tokenizer, Gpt1Tokenizer)
+    return tokenizer
+
+
+def lines_of(real_data: Path) -> list[str]:
+    files = [*sorted((real_data / "wikitext-2").glob("*.txt")), *sorted((real_data / "sst2").glob("stsa*"))]
+    return [line for file in files for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+@pytest.mark.real_data
+def test_released_vocabulary(released: Gpt1Tokenizer) -> None:
+    assert (released.vocab_size, released.merges, released.eot_id) == (40478, 40000, 0)
+    assert released.decode(released.encode("Hello, World!")) == "hello , world !"
+
+
+@pytest.mark.real_data
+def test_ids_are_transformers_over_wikitext_and_sst2(released: Gpt1Tokenizer, real_data: Path) -> None:
+    """Every line that differs does so for one of the two reasons that the module names: ftfy and the replacements, or a spelt `<unk>`."""
+    import json
+
+    from transformers import OpenAIGPTTokenizer
+
+    folder = real_data / "gpt1-vocab"
+    merges = [tuple(line.split(" ")) for line in (folder / "vocab_40000.bpe").read_text(encoding="utf-8").split("\n")[1:] if line]
+    theirs = OpenAIGPTTokenizer(vocab=json.loads((folder / "encoder_bpe_40000.json").read_text(encoding="utf-8")), merges=merges)
+    lines = lines_of(real_data)
+    assert len(lines) > 12_000
+    ours, bare = released.encode_batch(lines), theirs(lines).input_ids
+    mended = [standardise(line) for line in lines]
+    as_text = theirs(mended, split_special_tokens=True).input_ids
+    assert ours == as_text
+    reasons = {"same": 0, "<unk> is text": 0, "mended": 0}
+    for line, whole, a, b in zip(lines, mended, ours, bare, strict=True):
+        reason = "same" if a == b else "mended" if whole != line else "<unk> is text"
+        reasons[reason] += 1
+        assert reason == "same" or whole != line or "<unk>" in line
+    print(reasons)
+    assert reasons["same"] > 0.6 * len(lines)
