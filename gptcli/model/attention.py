@@ -18,12 +18,16 @@ def attend(
     *,
     band: int | None = None,
     dropout: float = 0.0,
+    seen: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """softmax(q·k / sqrt(D))·v where the T queries are the last T of the S positions; returns (B, H, T, D).
 
     Each query sees the keys up to its own position; with `band`, only the last `band` of them, its own counted
-    (GPT-3, section 2.1, after Child et al. 2019).
+    (GPT-3, section 2.1, after Child et al. 2019). Where rows of a cache differ in length, `seen` (B, 1, T, S) says instead which keys each
+    query sees.
     """
+    if seen is not None:
+        return F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, attn_mask=seen, dropout_p=dropout)
     T, S = q_BHTD.shape[2], k_BHSD.shape[2]
     if band is not None and T == 1 and band < S:  # decoding: the band is a slice
         k_BHSD, v_BHSD, S, band = k_BHSD[:, :, -band:], v_BHSD[:, :, -band:], band, None

@@ -17,7 +17,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from gptcli.model.attention import attend
-from gptcli.model.cache import KVCache
+from gptcli.model.cache import FreshRows, KVCache
 from gptcli.model.config import ModelConfig
 from gptcli.model.loss import next_token_loss
 
@@ -34,12 +34,14 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.d_model, 3 * config.d_model)  # q | k | v
         self.c_proj = nn.Linear(config.d_model, config.d_model)
 
-    def forward(self, x_BTC: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+    def forward(self, x_BTC: torch.Tensor, cache: KVCache | FreshRows | None = None) -> torch.Tensor:
         B, T, _ = x_BTC.shape
         q, k, v = (y.view(B, T, -1, self.d_head).transpose(1, 2) for y in self.c_attn(x_BTC).chunk(3, dim=-1))  # (B, H, T, D)
+        seen = None
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        y_BHTD = attend(q, k, v, band=self.band, dropout=self.dropout if self.training else 0.0)
+            seen = cache.seen(T, self.band)
+        y_BHTD = attend(q, k, v, band=self.band, dropout=self.dropout if self.training else 0.0, seen=seen)
         return self.c_proj(y_BHTD.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -70,7 +72,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTC: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+    def forward(self, x_BTC: torch.Tensor, cache: KVCache | FreshRows | None = None) -> torch.Tensor:
         x_BTC = x_BTC + self.drop(self.attn(self.ln_1(x_BTC), cache))
         return x_BTC + self.drop(self.mlp(self.ln_2(x_BTC)))
 
@@ -97,15 +99,13 @@ class GPT(nn.Module):
             return self.lm_head(x_BTC)
         return self.head_loss(x_BTC.flatten(0, 1), self.lm_head.weight, target_BT.flatten())
 
-    def hidden(self, idx_BT: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
-        """What the head reads, (B, T, C). With a cache, the tokens continue its positions, and it grows by T."""
-        start = 0 if cache is None else cache.length
-        position_T = torch.arange(start, start + idx_BT.shape[1], device=idx_BT.device)
-        x_BTC = self.drop(self.wte(idx_BT) + self.wpe(position_T))
+    def hidden(self, idx_BT: torch.Tensor, cache: KVCache | FreshRows | None = None) -> torch.Tensor:
+        """What the head reads, (B, T, C). With a cache, the tokens continue the positions it is placed at."""
+        T = idx_BT.shape[1]
+        position = torch.arange(T, device=idx_BT.device) if cache is None else cache.positions(T)  # (T,) or (B, T)
+        x_BTC = self.drop(self.wte(idx_BT) + self.wpe(position))
         for block in self.h:
             x_BTC = block(x_BTC, cache)
-        if cache is not None:
-            cache.length += idx_BT.shape[1]
         return self.ln_f(x_BTC)
 
     @torch.no_grad()

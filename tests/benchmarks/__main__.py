@@ -15,9 +15,12 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks import startup, training
+from tests.benchmarks import sampling, startup, training
 
-BENCHMARKS = {"startup": startup.run, "shakespeare": training.shakespeare, "gpt2-124M": training.gpt2_124m}
+BENCHMARKS = {
+    "startup": startup.run, "shakespeare": training.shakespeare, "gpt2-124M": training.gpt2_124m,
+    "sampling": sampling.run, "int8-quality": sampling.quality,
+}  # fmt: skip
 
 
 def machine() -> str:
