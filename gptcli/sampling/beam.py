@@ -1,8 +1,8 @@
 """Beam search: the likeliest continuations by the model's own probabilities, a few hypotheses at a time.
 
 GPT-3 (section 2.4) uses width 4 and a length penalty of 0.6, which is Wu et al.'s (2016): a score is the log-probability divided by
-((5 + length) / 6)^0.6. The search is transformers': of the 2·width best extensions, the first `width` may end and compete by score, the best
-that go on are the next hypotheses; it stops when the best of them could not displace the worst of `width` ended ones at its length.
+((5 + length) / 6)^0.6. The search is transformers': of the 2·width best extensions, the first `width` may end and compete by score, the
+best that go on are the next hypotheses; it stops when the best of them could not displace the worst of `width` ended ones at its length.
 """
 
 from __future__ import annotations

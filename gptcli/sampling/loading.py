@@ -29,7 +29,8 @@ def load(folder: Path, *, device: str = "auto", precision: str = "auto", quantiz
     """The model of a run folder or a transformers GPT-2 folder, and its tokenizer.
 
     Device "auto" is the first CUDA GPU where there is one, else the CPU; precision "auto" is bf16 on a GPU that computes in it, else fp32.
-    `quantize` as in `read_in_place`.     Raises UsageError for a device or precision that does not exist here, InputError where the folder is not a whole model.
+    `quantize` as in `read_in_place`. Raises UsageError for a device or precision that does not exist here, InputError where the folder is
+    not a whole model.
     """
     where = _device(device)
     if precision == "auto":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from gptcli.model.transformer import GPT
+from gptcli.sampling.beam import beam_search
 from gptcli.sampling.decode import Row, decode, sample_generator
 from gptcli.sampling.filters import Rules
 from gptcli.tokenizer.tokenizer import Tokenizer
@@ -133,3 +134,11 @@ def complete(
     for _ in decode(model, [row], rules, batch=1, log_probs=log_probs):
         pass
     return row.completion()
+
+
+def search(model: GPT, tokenizer: Tokenizer, prompt: Sequence[int], *, max_tokens: int, width: int) -> Completion:
+    """The best continuation that beam search with GPT-3's length penalty finds."""
+    begin = time.perf_counter()
+    best = beam_search(model, prompt, max_tokens=max_tokens, width=width, stop_id=tokenizer.eot_id)[0]
+    seconds = time.perf_counter() - begin
+    return Completion(tokenizer.decode(best.tokens), best.tokens, best.log_probs[: len(best.tokens)], best.finish_reason, seconds)

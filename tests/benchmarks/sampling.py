@@ -49,7 +49,8 @@ def measure(size: str, config: ModelConfig, device: torch.device, dtype: torch.d
     for batch in batches:
         floor = batch * bandwidth / (weights * dtype.itemsize)
         plain, transformers = rate(ours, batch, device), rate(theirs, batch, device)
-        line = f"  batch {batch:>2}: {plain:7.1f} tokens/s, {plain / floor:.0%} of the floor; transformers {transformers:7.1f}, ours / theirs {plain / transformers:.2f}"
+        line = f"  batch {batch:>2}: {plain:7.1f} tokens/s, {plain / floor:.0%} of the floor"
+        line += f"; transformers {transformers:7.1f}, ours / theirs {plain / transformers:.2f}"
         if dtype == torch.bfloat16:
             quantised = rate(int8, batch, device)
             line += f"; int8 {quantised:7.1f}, int8 / ours {quantised / plain:.2f}"
@@ -107,7 +108,7 @@ def theirs_of(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> 
 
 
 def rate(work: Callable[[int, int], None], batch: int, device: torch.device, runs: int = 2) -> float:
-    """Tokens a second of the whole generation, prompt included; the best of `runs` after a warm-up of as many tokens on a GPU, few on a CPU."""
+    """Tokens a second of the whole generation, prompt included: the best of `runs`, after a warm-up (on a GPU, of the whole length)."""
     work(batch, NEW if device.type == "cuda" else 4)
     return batch * NEW / min(timed(lambda: work(batch, NEW), device) for _ in range(runs))
 
@@ -129,4 +130,6 @@ def quality() -> None:
         windows = [tokens[start : start + n_ctx + 1] for start in range(0, len(tokens) - n_ctx, n_ctx)]
         losses[name] = statistics.fmean(float(score(loaded.model, [window], [n_ctx])[0][0].mean()) for window in windows)
         print(f"{name}: perplexity {math.exp(-losses[name]):.4f} over {len(windows)} windows of {n_ctx}", flush=True)
-    print(f"int8 / bf16: {math.expm1(losses['bf16'] - losses['int8']):+.3%}; int8 / fp32: {math.expm1(losses['fp32'] - losses['int8']):+.3%}")
+    print(
+        f"int8 / bf16: {math.expm1(losses['bf16'] - losses['int8']):+.3%}; int8 / fp32: {math.expm1(losses['fp32'] - losses['int8']):+.3%}"
+    )
