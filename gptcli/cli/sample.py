@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli.config import Resolved, count, quantity, read_config
+from gptcli.cli.config import count
 from gptcli.cli.console import ConsoleEvents, print_json
-from gptcli.errors import InputError, UsageError, nearest
+from gptcli.cli.sample_options import TOP_K, framed, refuse_contradictions, rules_of, settings
+from gptcli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from gptcli.sampling.filters import Rules
@@ -21,13 +23,8 @@ if TYPE_CHECKING:
     from gptcli.sampling.text import Completion
 
 SEPARATOR = "-" * 15
-TOP_K = 40  # GPT-2's release
 TOGETHER = 16  # samples of one prompt made at once
 CHOOSING, PROMPTS, MACHINE, OUTPUT = "Choosing tokens", "Prompts", "Machine", "Output"
-DEFAULTS: dict[str, Any] = {
-    "num_samples": 1, "max_tokens": 200, "seed": 0, "device": "auto", "precision": "auto", "quantize": "none", "batch_size": 8, "stop": [],
-    "greedy": False,
-}  # fmt: skip
 # What a model may spell but a terminal would obey, shown as Unicode's pictures of them; tab and newline stay.
 CONTROLS = (
     {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"} | {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
@@ -162,136 +159,52 @@ def sample(
 
         gpt sample runs/350M --instruction "Translate English to French:" --example "sea otter => loutre de mer" "cheese =>" --stop $'\\n'
     """
-    # Set before torch loads. Threads that spin between many small products cost 30 times the time of ones that sleep on a busy machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Set before torch loads: threads wait for the next product awake for about half a millisecond, then sleep. Asleep at once, each token
+    # takes half as long again; awake for as long as is the default, on a busy machine, 30 times as long.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     options = {
         "num_samples": num_samples, "max_tokens": None if max_tokens is None else count(max_tokens), "stop": stop or None, "seed": seed,
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "greedy": greedy, "repetition_penalty": repetition_penalty,
         "beam": beam, "best_of": best_of, "device": device, "precision": precision, "quantize": quantize, "batch_size": batch_size,
     }  # fmt: skip
-    values = _settings(options, preset, config)
-    rules = _rules(values)
-    _check(values, prompts=prompts, output=output, interactive=interactive, as_json=as_json, draft=draft, resume=resume, force=force)
-    if prompts is not None:
-        if prompt is not None or instruction or example or title:
+    values = settings(options, preset, config)
+    rules = rules_of(values)
+    refuse_contradictions(
+        values, prompts=prompts, output=output, interactive=interactive, as_json=as_json, draft=draft, resume=resume, force=force
+    )
+    if prompts is not None and output is not None:  # neither comes without the other
+        if prompt is not None or instruction or example or title or subtitle or article:
             raise UsageError("--prompts and a prompt contradict each other", hint="leave out one of them")
-        _answer(run, prompts, output or Path("-"), rules, values, resume=resume, force=force)
+        _answer(run, prompts, output, rules, values, resume=resume, force=force)
         return
-    text = "" if interactive and prompt is None else _framed(prompt, instruction, example, title, subtitle, article)
+    waits = interactive and prompt is None and title is None  # for the first line of the session
+    text = None if waits else framed(prompt, instruction, example, title, subtitle, article)
     try:
-        _sample(run, text, rules, values, draft=draft, as_json=as_json, interactive=interactive)
+        loaded, drafting = _load(run, draft, values)
+        if interactive:
+            _session(loaded, drafting, rules, values, text, lambda line: framed(line, instruction, example, None, None, None))
+        else:
+            _sample(run, loaded, drafting, text or "", rules, values, as_json=as_json)
     except BrokenPipeError:  # whoever read this has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer has nowhere to go
         raise typer.Exit from None
 
 
-def _settings(options: dict[str, Any], preset: str | None, config: Path | None) -> dict[str, Any]:
-    """Option over file over preset over default."""
-    from gptcli.sampling.presets import PRESETS
-
-    whole, number, text = count, quantity, _text
-    names = {
-        "preset": text, "num_samples": whole, "max_tokens": whole, "stop": _texts, "seed": whole, "temperature": number, "top_k": whole,
-        "top_p": number, "greedy": _flag, "repetition_penalty": number, "beam": whole, "best_of": whole, "device": text, "precision": text,
-        "quantize": text, "batch_size": whole,
-    }  # fmt: skip
-    given = {} if config is None else read_config(config, names)
-    preset = preset or given.pop("preset", None)
-    if preset is not None and preset not in PRESETS:
-        raise UsageError(f"unknown preset {preset!r}", where="--preset", hint=nearest(preset, PRESETS))
-    resolved = Resolved()
-    resolved.put(DEFAULTS, "default")
-    resolved.put(PRESETS[preset] if preset else {}, "preset")
-    resolved.put(given, str(config))
-    resolved.put(options, "option")
-    for name in ("num_samples", "max_tokens", "beam", "best_of", "batch_size"):
-        if resolved.values.get(name, 1) < 1:
-            raise UsageError(f"{name.replace('_', '-')} is {resolved.values[name]}", hint="at least 1")
-    return resolved.values
-
-
-def _check(values: dict[str, Any], **given: Any) -> None:
-    """Raise UsageError where options contradict each other."""
-    asked = {
-        "--beam": values.get("beam"), "--best-of": values.get("best_of"), "--draft": given["draft"], "--prompts": given["prompts"],
-        "-i": given["interactive"], "--json": given["as_json"],
-    }  # fmt: skip
-    several = values["num_samples"] > 1
-    for first, second in (
-        ("--beam", "--best-of"), ("--beam", "--draft"), ("--beam", "--prompts"), ("--best-of", "--draft"), ("--best-of", "--prompts"),
-        ("--draft", "--prompts"), ("-i", "--prompts"), ("-i", "--json"), ("--prompts", "--json"),
-    ):  # fmt: skip
-        if asked[first] and asked[second]:
-            raise UsageError(f"{first} and {second} contradict each other", hint="leave out one of them")
-    for option in ("--beam", "--best-of") if several else ():
-        if asked[option]:
-            raise UsageError(f"--num-samples {values['num_samples']} and {option} contradict each other", hint="leave out one of them")
-    if asked["--prompts"] and given["output"] is None:
-        raise UsageError("--prompts needs a file for the answers", hint="-o answers.jsonl")
-    if not asked["--prompts"] and (given["output"] is not None or given["resume"] or given["force"]):
-        raise UsageError("-o, --resume and --force belong to --prompts", hint="redirect stdout to keep a sample")
-
-
-def _rules(values: dict[str, Any]) -> Rules:
-    """The rules these options ask for. Raises UsageError where they contradict each other."""
-    from gptcli.sampling.filters import Rules
-
-    penalty = values.get("repetition_penalty", 1.0)
-    if values["greedy"] or "beam" in values:
-        option = "--greedy" if values["greedy"] else "--beam"
-        for name in ("temperature", "top_k", "top_p"):
-            if name in values:
-                other = f"--{name.replace('_', '-')}"
-                raise UsageError(f"{option} and {other} contradict each other", hint=f"leave out {option} to sample, or {other}")
-        for name in ("num_samples", "best_of"):
-            if values["greedy"] and values.get(name, 1) > 1:
-                raise UsageError(
-                    f"--{name.replace('_', '-')} {values[name]} and --greedy contradict each other",
-                    hint="greedy samples are all the same text",
-                )
-        if "beam" in values and (penalty != 1 or values["greedy"] or values["stop"]):
-            raise UsageError(
-                "--beam goes by the model's own probabilities alone", hint="leave out --greedy, --repetition-penalty and --stop"
-            )
-        return Rules(greedy=True, repetition_penalty=penalty)
-    top_k = values.get("top_k")
-    if top_k is None and "top_p" not in values:
-        top_k = TOP_K
-    return Rules(temperature=values.get("temperature", 1.0), top_k=top_k, top_p=values.get("top_p"), repetition_penalty=penalty)
-
-
-def _framed(
-    prompt: str | None,
-    instruction: str | None,
-    examples: list[str] | None,
-    title: str | None,
-    subtitle: str | None,
-    articles: list[Path] | None,
-) -> str:
-    """The prompt in the shape that the options ask for. Raises UsageError where they contradict each other."""
-    from gptcli.sampling.presets import in_context, news_prompt
-
-    if title is not None:
-        if prompt is not None or instruction or examples:
-            raise UsageError("--title and a prompt contradict each other", hint="an article starts from its title and subtitle alone")
-        return news_prompt(title, subtitle or "", [_read(path) for path in articles or []])
-    if subtitle is not None or articles:
-        raise UsageError("--subtitle and --article need --title")
-    return in_context(instruction, examples or [], _prompt(prompt))
-
-
-def _sample(run: Path, text: str, rules: Rules, values: dict[str, Any], *, draft: Path | None, as_json: bool, interactive: bool) -> None:
+def _load(run: Path, draft: Path | None, values: dict[str, Any]) -> tuple[Loaded, Loaded | None]:
+    """The model, and the one that drafts for it. Raises InputError where their tokenizers differ."""
     from gptcli.sampling.loading import load
-    from gptcli.sampling.prompts import prompt_tokens
 
-    how = {name: values[name] for name in ("device", "precision", "quantize")}
-    loaded = load(run, **how)
-    drafting = None if draft is None else load(draft, device=how["device"], precision=how["precision"])
+    loaded = load(run, **{name: values[name] for name in ("device", "precision", "quantize")})
+    drafting = None if draft is None else load(draft, device=values["device"], precision=values["precision"])
     if drafting is not None and drafting.tokenizer.sha256 != loaded.tokenizer.sha256:
         raise InputError("the draft run has another tokenizer", where=draft, hint="a draft must have been trained with the same tokenizer")
-    if interactive:
-        _session(loaded, rules, values, drafting, text)
-        return
+    return loaded, drafting
+
+
+def _sample(run: Path, loaded: Loaded, drafting: Loaded | None, text: str, rules: Rules, values: dict[str, Any], *, as_json: bool) -> None:
+    """The samples of one prompt, as text or as one JSON object."""
+    from gptcli.sampling.prompts import prompt_tokens
+
     tokens = prompt_tokens(loaded.tokenizer, text)
     if len(tokens) > loaded.model.config.n_ctx:
         ConsoleEvents().warn(f"the prompt is {len(tokens):,} tokens long: the model reads the last {loaded.model.config.n_ctx:,}")
@@ -317,9 +230,9 @@ def _write(
     show(text)
     try:
         if "beam" in values:
-            made = search(model, loaded.tokenizer, tokens, max_tokens=longest, width=values["beam"])
-            show(made.text)
-            return [made]
+            found = search(model, loaded.tokenizer, tokens, max_tokens=longest, width=values["beam"])
+            show(found.text)
+            return [found]
         live = _hide if best_of else show
         rows = [
             TextRow(
@@ -382,8 +295,10 @@ def _answer(run: Path, prompts: Path, out: Path, rules: Rules, values: dict[str,
     answer(loaded.model, loaded.tokenizer, texts, job, out, about=about, events=events)
 
 
-def _session(loaded: Loaded, rules: Rules, values: dict[str, Any], drafting: Loaded | None, text: str) -> None:
-    """Prompt after prompt, each on its own, until the input ends; Ctrl-C stops a sample, and at the prompt the session."""
+def _session(
+    loaded: Loaded, drafting: Loaded | None, rules: Rules, values: dict[str, Any], text: str | None, shape: Callable[[str], str]
+) -> None:
+    """Prompt after prompt, each on its own in the `shape` asked for, `text` first; Ctrl-C stops a sample, and at the prompt the session."""
     from gptcli.sampling.prompts import prompt_tokens
 
     with contextlib.suppress(ImportError):  # not on Windows: then lines have no history
@@ -395,8 +310,8 @@ def _session(loaded: Loaded, rules: Rules, values: dict[str, Any], drafting: Loa
     number = 0
     while True:
         try:
-            if not text:
-                text = input("> " if typing else "")
+            if text is None:
+                text = shape(input("> " if typing else ""))
             chance = values | {"seed": values["seed"] + number}  # asked twice, a prompt gets two answers
             _write(loaded, prompt_tokens(loaded.tokenizer, text), text, rules, chance, drafting, quiet=False)
             number += 1
@@ -405,46 +320,9 @@ def _session(loaded: Loaded, rules: Rules, values: dict[str, Any], drafting: Loa
         except UnicodeDecodeError:
             print("not valid UTF-8: type it again", file=sys.stderr)
         except KeyboardInterrupt:
-            if not text:
+            if text is None:
                 raise
-        text = ""
-
-
-def _prompt(prompt: str | None) -> str:
-    """The prompt given, or stdin's text where it is piped. Raises InputError where that is not UTF-8."""
-    if prompt is not None and prompt != "-":
-        return prompt
-    if prompt is None and sys.stdin.isatty():
-        return ""
-    try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"not valid UTF-8 at byte {error.start}", where="stdin") from None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError("no such file", where=path) from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"not valid UTF-8 at byte {error.start}", where=path) from None
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise UsageError(f"{value!r} is not a text")
-    return value
-
-
-def _texts(value: object) -> list[str]:
-    return [_text(item) for item in value] if isinstance(value, list) else [_text(value)]
-
-
-def _flag(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise UsageError(f"{value!r} is neither true nor false")
-    return value
+        text = None
 
 
 def _show(piece: str) -> None:

@@ -61,19 +61,24 @@ def decode(
     log_probs: bool = False,
     room: int | None = None,
     compiled: bool | None = None,
+    engine: Engine | None = None,
 ) -> Iterator[Row]:
     """Finish every row, at most `batch` at once; yields each as it is done. `rows` is read only as there is room for more.
 
     Each row is told its tokens as they come, through `Row.take`. `room` is the longest prompt with its tokens, where that is
-    known: the cache need be no longer. `compiled` as in `Engine`. Raises RunError where the cache cannot fit into memory.
+    known: the cache need be no longer. `compiled` as in `Engine`. An `engine` of `batch` rows that was compiled before can be used again
+    instead. Raises RunError where the cache cannot fit into memory.
     """
     n_ctx, source = model.config.n_ctx, iter(rows)
     work: list[Row | None] = list(itertools.islice(source, batch))
     if not work:
         return
-    engine = Engine(model, len(work), room=room, compiled=compiled)
+    engine = engine or Engine(model, len(work), room=room, compiled=compiled)
     windows = [row.prompt[-n_ctx:] for row in work if row]
     fresh = set(range(len(work)))  # to be read from position 0; the others go on
+    for _ in range(engine.rows - len(work)):
+        work.append(None)
+        windows.append([0])
     while any(work):
         for slot, window in enumerate(windows):
             if len(window) > n_ctx:
@@ -96,7 +101,7 @@ def decode(
                 continue
             yield row
             work[slot] = following = next(source, None)
-            windows[slot] = following.prompt[-n_ctx:] if following else [0]  # an empty place goes on with anything
+            windows[slot] = following.prompt[-n_ctx:] if following else [0]  # an empty place reads anything
             if following:
                 fresh.add(slot)
         if any(work) and not all(work) and not engine.fixed:

@@ -105,6 +105,8 @@ class _Compiled:
         def forward(idx_B1: torch.Tensor) -> torch.Tensor:
             return model.lm_head(model.hidden(idx_B1, cache)[:, -1])
 
+        # Each engine and each reach is a compilation of its own of this one function; beyond the limit it would silently run as it is.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
         self.forward = torch.compile(forward, dynamic=False)
 
     def step(self, tokens: Sequence[int], lengths: Sequence[int], room: int) -> torch.Tensor:

@@ -59,25 +59,23 @@ def candidates(logits_BV: torch.Tensor, rules: Rules) -> tuple[torch.Tensor, tor
 
     None where it may be much. To filter and sum a whole vocabulary takes a CPU as long as a layer or more.
     """
+    if rules.top_k is None and rules.top_p in (None, 1):
+        return None
     V = logits_BV.shape[1]
     logits_BV = logits_BV.float() / rules.temperature
-    if rules.top_k is not None:
+    if rules.top_k is None:
+        value_BK, token_BK = logits_BV.topk(min(NUCLEUS, V), dim=-1)
+        total_B1 = logits_BV.logsumexp(dim=-1, keepdim=True)
+        if bool(((value_BK - total_B1).exp().sum(dim=-1) < (rules.top_p or 1) + 1e-4).any()):
+            return None
+    else:
         kth_B1 = logits_BV.topk(min(rules.top_k, V), dim=-1).values[:, -1:]
         value_BK, token_BK = logits_BV.topk(int((logits_BV >= kth_B1).sum(dim=-1).max()), dim=-1)
         value_BK = value_BK.masked_fill(value_BK < kth_B1, -torch.inf)
-        if rules.top_p is not None:
-            value_BK = keep_top_p(value_BK, rules.top_p)
-    elif rules.top_p is not None and rules.top_p < 1:
-        value_BK, token_BK = logits_BV.topk(min(NUCLEUS, V), dim=-1)
-        probability_BK = (value_BK - logits_BV.logsumexp(dim=-1, keepdim=True)).exp()
-        mass_BK = probability_BK.cumsum(dim=-1)
-        if bool((mass_BK[:, -1] < rules.top_p + 1e-4).any()):
-            return None
-        value_BK = value_BK.masked_fill(mass_BK - probability_BK >= rules.top_p, -torch.inf)
-    else:
-        return None
+        total_B1 = value_BK.logsumexp(dim=-1, keepdim=True)
     token_BK, order_BK = token_BK.sort(dim=-1)
-    return value_BK.gather(1, order_BK), token_BK
+    value_BK = value_BK.gather(1, order_BK)
+    return (value_BK if rules.top_p is None else keep_top_p(value_BK, rules.top_p, total_B1)), token_BK
 
 
 def penalised(logits_BV: torch.Tensor, contexts: Sequence[Sequence[int]], penalty: float) -> torch.Tensor:
@@ -106,12 +104,15 @@ def keep_top_k(logits_BV: torch.Tensor, k: int) -> torch.Tensor:
     return logits_BV.masked_fill(logits_BV < kth_B1, -torch.inf)
 
 
-def keep_top_p(logits_BV: torch.Tensor, p: float) -> torch.Tensor:
-    """-inf for all but the likeliest tokens, as few as reach probability `p` together; the one that crosses it stays."""
+def keep_top_p(logits_BV: torch.Tensor, p: float, total_B1: torch.Tensor | None = None) -> torch.Tensor:
+    """-inf for all but the likeliest tokens, as few as reach probability `p` together; the one that crosses it stays.
+
+    `total_B1` is the log of the sum over the whole vocabulary, where these are not all of it.
+    """
     if p == 1:  # rounding in the running sum must not cost the rarest tokens
         return logits_BV
     sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
-    probability_BV = sorted_BV.softmax(dim=-1)
+    probability_BV = sorted_BV.softmax(dim=-1) if total_B1 is None else (sorted_BV - total_B1).exp()
     likelier_BV = probability_BV.cumsum(dim=-1) - probability_BV  # the mass before each token: 0 for the first, which always stays
     return logits_BV.masked_fill((likelier_BV >= p).gather(-1, order_BV.argsort(dim=-1)), -torch.inf)
 

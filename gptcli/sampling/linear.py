@@ -49,7 +49,7 @@ class Int8(nn.Module):
         weight_NK = linear.weight.detach().float()
         scale_N = weight_NK.abs().amax(dim=1).clamp(min=1e-12) / STEPS
         weight_NK = (weight_NK / scale_N[:, None]).round().to(torch.int8)
-        self.out_features, self.onednn = len(scale_N), weight_NK.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        self.onednn = weight_NK.device.type == "cpu" and torch.backends.mkldnn.is_available()
         self.scale_N: torch.Tensor
         self.register_buffer("scale_N", scale_N)
         self.bias = linear.bias
@@ -60,21 +60,35 @@ class Int8(nn.Module):
             self.weight_NK = weight_NK
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self._onednn(x) if self.onednn else F.linear(x, self.weight_NK.to(x.dtype)) * self.scale_N.to(x.dtype)
+        if self.onednn:
+            return self._onednn(x.reshape(-1, x.shape[-1]).float()).to(x.dtype).view(*x.shape[:-1], -1)
+        y = F.linear(x, self.weight_NK.to(x.dtype)) * self.scale_N.to(x.dtype)
         return y if self.bias is None else y + self.bias
 
-    def _onednn(self, x: torch.Tensor) -> torch.Tensor:
-        x_RK = x.reshape(-1, x.shape[-1]).float()
-        step_R1 = x_RK.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / STEPS
+    def _onednn(self, x_RK: torch.Tensor) -> torch.Tensor:
+        R, K = x_RK.shape
+        step_R1 = torch.linalg.vector_norm(x_RK, torch.inf, dim=1, keepdim=True).clamp_(min=1e-12).div_(STEPS)
         x_RK = x_RK / step_R1
-        coarse_RK = x_RK.round()
-        fine_RK = ((x_RK - coarse_RK) * (2 * STEPS)).round()
-        both = torch.cat([coarse_RK, fine_RK]).to(torch.int8)
-        y = torch.ops.onednn.qlinear_pointwise(
-            both, 1.0, 0, self.packed, self.scale_N, self.zero_N, None, 1.0, 0, torch.float32, "none", [], ""
-        )
-        R = len(x_RK)
-        return ((y[:R] + y[R:] / (2 * STEPS)) * step_R1).to(x.dtype).view(*x.shape[:-1], self.out_features)
+        both_2RK = torch.empty(2, R, K)
+        coarse_RK = torch.round(x_RK, out=both_2RK[0])
+        torch.sub(x_RK, coarse_RK, out=both_2RK[1]).mul_(2 * STEPS).round_()
+        y_2RN = torch.ops.onednn.qlinear_pointwise(
+            both_2RK.view(2 * R, K).to(torch.int8),
+            1.0,
+            0,
+            self.packed,
+            self.scale_N,
+            self.zero_N,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
+        ).view(2, R, -1)
+        y_RN = y_2RN[0].add_(y_2RN[1], alpha=1 / (2 * STEPS))
+        return y_RN.mul_(step_R1) if self.bias is None else torch.addcmul(self.bias.float(), y_RN, step_R1)
 
 
 def read_in_place(model: GPT, quantize: str = "none") -> GPT:

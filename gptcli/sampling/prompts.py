@@ -19,6 +19,7 @@ from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write
 from gptcli.model.transformer import GPT
 from gptcli.sampling.decode import decode, sample_generator
+from gptcli.sampling.engine import Engine
 from gptcli.sampling.filters import Rules
 from gptcli.sampling.text import TextRow
 from gptcli.tokenizer.tokenizer import Tokenizer
@@ -77,12 +78,14 @@ def answer(
     done = (len(lines) - 1) // size * size if lines else 0
     with atomic_write(unfinished, "w") as file:
         file.writelines(f"{line}\n" for line in (lines[: 1 + done] or [header]))
+    engine = Engine(model, min(job.batch, len(prompts) * job.num_samples))
     with open(unfinished, "a", encoding="utf-8", newline="\n") as file:
-        begin, tokens = time.monotonic(), 0
+        begin, tokens, cut = time.monotonic(), 0, 0
         for first in range(done, len(prompts), size):
             rows = _rows(tokenizer, prompts[first : first + size], first, job)
-            finished = 0
-            for row in decode(model, (row for some in rows for row in some), job.rules, batch=job.batch, log_probs=True):
+            finished, cut = 0, cut + sum(len(some[0].prompt) > model.config.n_ctx for some in rows)
+            again = engine if engine.fixed else None  # what was compiled once serves every group
+            for row in decode(model, (row for some in rows for row in some), job.rules, batch=engine.rows, log_probs=True, engine=again):
                 finished, tokens = finished + 1, tokens + len(row.tokens)
                 speed = round(tokens / max(1e-9, time.monotonic() - begin))
                 prompts_done = first + finished / job.num_samples
@@ -94,6 +97,8 @@ def answer(
         file.writelines(f"{line}\n" for line in _whole_lines(unfinished)[1:])
     unfinished.unlink()
     events.finish("sample")
+    if cut:
+        events.warn(f"{cut:,} prompts are longer than the model's context: it read their last {model.config.n_ctx:,} tokens")
 
 
 def unfinished_of(out: Path) -> Path:

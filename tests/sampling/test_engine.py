@@ -26,6 +26,16 @@ def test_a_fixed_pass_gives_the_same_tokens(model: GPT, monkeypatch: pytest.Monk
     assert made[0] == made[1]
 
 
+def test_an_engine_serves_again_and_for_fewer_rows(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    engine = Engine(model, 4, compiled=True)
+    for count in (4, 2, 7):
+        rows, again = ([Row([i + 1] * (i + 1), max_tokens=5 + i) for i in range(count)] for _ in range(2))
+        list(decode(model, rows, Rules(greedy=True), batch=4))
+        list(decode(model, again, Rules(greedy=True), batch=4, engine=engine))
+        assert [row.tokens for row in rows] == [row.tokens for row in again]
+
+
 def test_a_shorter_cache_is_enough_where_the_length_is_known(model: GPT) -> None:
     rows = [[Row([1, 2, 3], max_tokens=9)] for _ in range(2)]
     list(decode(model, rows[0], Rules(greedy=True), batch=1))
