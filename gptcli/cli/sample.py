@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -246,6 +246,7 @@ def _write(
             for number in range(best_of or values["num_samples"])
         ]
         log_probs = quiet or best_of is not None
+        finished: Iterable[object]
         if drafting is not None:
             finished = (speculate(model, drafting.model, row, rules, log_probs=log_probs) for row in rows)
         else:

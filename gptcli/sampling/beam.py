@@ -65,7 +65,8 @@ def beam_search(
         V = log_probs_BV.shape[1]
         total_BV = log_probs_BV + torch.tensor([[total] for total, _, _ in running], device=log_probs_BV.device)
         best = total_BV.flatten().topk(min(2 * width, total_BV.numel()))
-        following, parents = [], []
+        following: list[tuple[float, list[int], list[float]]] = []
+        parents: list[int] = []
         for rank, (total, place) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
             row, token = divmod(place, V)
             _, tokens, log_probs = running[row]
