@@ -1,7 +1,8 @@
 """Products of a weight with the few rows that decoding has, at the speed the memory gives the weight; and weights in int8.
 
 What a plain `F.linear` costs on a CPU: oneDNN lays the weight out anew on each call, which for one row takes as long as the product. With
-the weight on the left nothing is laid out: in bf16, the weights of GPT-2 124M took 23 ms through `F.linear` and 15 ms so, for 1 and for 8 rows.
+the weight on the left nothing is laid out: in bf16, the weights of GPT-2 124M took 23 ms through `F.linear` and 15 ms so, for
+1 row and for 8.
 
 Int8 is weight-only: each output channel is rounded to 255 steps of its largest weight, and activations keep 15 bits. On a CPU they go
 through oneDNN's int8 product as the sum of two int8 rows, coarse and fine, which reads the weight once; on a GPU, compilation fuses the
