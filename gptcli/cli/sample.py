@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gptcli.cli.config import count
 from gptcli.cli.console import ConsoleEvents, print_json
+from gptcli.cli.sample_options import TOP_K, framed, refuse_contradictions, rules_of, settings
 from gptcli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from gptcli.sampling.filters import Rules
+    from gptcli.sampling.loading import Loaded
+    from gptcli.sampling.text import Completion
 
 SEPARATOR = "-" * 15
-TOP_K = 40  # GPT-2's release
+TOGETHER = 16  # samples of one prompt made at once
+CHOOSING, PROMPTS, MACHINE, OUTPUT = "Choosing tokens", "Prompts", "Machine", "Output"
 # What a model may spell but a terminal would obey, shown as Unicode's pictures of them; tab and newline stay.
 CONTROLS = (
     {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"} | {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
@@ -37,31 +43,110 @@ def sample(
             help="What to continue; - or a pipe is stdin. Empty or none: from end-of-text, as GPT-2 starts.", show_default=False
         ),
     ] = None,
-    num_samples: Annotated[int, typer.Option(min=1, help="Samples; number i is the same text however many are drawn.")] = 1,
-    max_tokens: Annotated[str, typer.Option(help="Longest sample, in tokens; end-of-text ends it sooner.", metavar="N")] = "200",
-    seed: Annotated[int, typer.Option(help="Chance: the same seed, the same text.")] = 0,
+    num_samples: Annotated[
+        int | None, typer.Option(help="Samples; number i is the same text however many are drawn.", show_default="1")
+    ] = None,
+    max_tokens: Annotated[
+        str | None, typer.Option(help="Longest sample, in tokens; end-of-text ends it sooner.", metavar="N", show_default="200")
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text that ends a sample, and is left out; may be given again.", show_default=False)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Chance: the same seed, the same text.", show_default="0")] = None,
+    interactive: Annotated[bool, typer.Option("-i", help="A session: prompt after prompt, with history.")] = False,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Settings of a paper: gpt2, gpt3 (their released samples), news (GPT-3's articles).",
+            show_default=False,
+            rich_help_panel=CHOOSING,
+        ),
+    ] = None,
     temperature: Annotated[
         float | None,
-        typer.Option(help="Divides the logits: below 1 surer, above 1 more varied.", show_default="1", rich_help_panel="Choosing tokens"),
+        typer.Option(help="Divides the logits: below 1 surer, above 1 more varied.", show_default="1", rich_help_panel=CHOOSING),
     ] = None,
     top_k: Annotated[
         int | None,
-        typer.Option(
-            help="Draw among the k likeliest tokens.", show_default=f"{TOP_K}, or all with --top-p", rich_help_panel="Choosing tokens"
-        ),
+        typer.Option(help="Draw among the k likeliest tokens.", show_default=f"{TOP_K}, or all with --top-p", rich_help_panel=CHOOSING),
     ] = None,
     top_p: Annotated[
         float | None,
         typer.Option(
-            help="Draw among the fewest tokens that hold this probability together.", show_default=False, rich_help_panel="Choosing tokens"
+            help="Draw among the fewest tokens that hold this probability together.", show_default=False, rich_help_panel=CHOOSING
         ),
     ] = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.", rich_help_panel="Choosing tokens")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.", rich_help_panel="Machine")] = "auto",
+    greedy: Annotated[
+        bool | None, typer.Option("--greedy", help="Always the likeliest token.", show_default=False, rich_help_panel=CHOOSING)
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None,
+        typer.Option(help="Above 1: discourage tokens that the text holds already.", show_default=False, rich_help_panel=CHOOSING),
+    ] = None,
+    beam: Annotated[
+        int | None,
+        typer.Option(
+            help="Beam search of this width, with GPT-3's length penalty; GPT-3 takes 4.", show_default=False, rich_help_panel=CHOOSING
+        ),
+    ] = None,
+    best_of: Annotated[
+        int | None,
+        typer.Option(help="Of this many samples, show the likeliest per token.", show_default=False, rich_help_panel=CHOOSING),
+    ] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="A line before the examples: what the task is.", show_default=False, rich_help_panel=PROMPTS)
+    ] = None,
+    example: Annotated[
+        list[str] | None,
+        typer.Option(help="A line that shows the task solved; may be given again.", show_default=False, rich_help_panel=PROMPTS),
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Of the article to write.", show_default=False, rich_help_panel=PROMPTS)] = None,
+    subtitle: Annotated[str | None, typer.Option(help="Of the article to write.", show_default=False, rich_help_panel=PROMPTS)] = None,
+    article: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A file with an earlier article, its title first; GPT-3 takes three.", show_default=False, rich_help_panel=PROMPTS
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.jsonl",
+            help='Many prompts, a line each: {"prompt": "..."}; needs -o.',
+            show_default=False,
+            rich_help_panel=PROMPTS,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Where the answers to --prompts go, a line each.", show_default=False, rich_help_panel=OUTPUT),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is not whole yet.", rich_help_panel=OUTPUT)] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start over, and replace the output.", rich_help_panel=OUTPUT)] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on stdout instead of the stream.", rich_help_panel=OUTPUT)
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.", show_default="auto", rich_help_panel=MACHINE)] = None,
     precision: Annotated[
-        str, typer.Option(help="auto, fp32 or bf16; auto is bf16 on a GPU that has it.", rich_help_panel="Machine")
-    ] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of the stream.")] = False,
+        str | None,
+        typer.Option(help="auto, fp32 or bf16; auto is bf16 on a GPU that has it.", show_default="auto", rich_help_panel=MACHINE),
+    ] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="none, or int8: weights in 8 bits.", show_default="none", rich_help_panel=MACHINE)
+    ] = None,
+    draft: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="A smaller run with the same tokenizer, which drafts; the text's distribution stays.",
+            show_default=False,
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Samples of --prompts in work at once.", show_default="8", rich_help_panel=MACHINE)
+    ] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="The same names as these options.", show_default=False)] = None,
 ) -> None:
     """Continue a prompt with a trained model, streaming the text.
 
@@ -72,68 +157,173 @@ def sample(
 
         gpt sample runs/350M "Once upon a time" --max-tokens 100
 
-        echo "def main():" | gpt sample runs/350M --num-samples 3 --top-p 0.9 --seed 7
+        gpt sample runs/350M --instruction "Translate English to French:" --example "sea otter => loutre de mer" "cheese =>" --stop $'\\n'
     """
-    # Set before torch loads. Threads that spin between many small products cost 30 times the time of ones that sleep on a busy machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    rules = _rules(temperature, top_k, top_p, greedy)
-    if num_samples > 1 and greedy:
-        raise UsageError(f"--num-samples {num_samples} and --greedy contradict each other", hint="greedy samples are all the same text")
-    longest = count(max_tokens)
-    text = _prompt(prompt)
+    # Set before torch loads: threads wait for the next product awake for about half a millisecond, then sleep. Asleep at once, each token
+    # takes half as long again; awake for as long as is the default, on a busy machine, 30 times as long.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    options = {
+        "num_samples": num_samples, "max_tokens": None if max_tokens is None else count(max_tokens), "stop": stop or None, "seed": seed,
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "greedy": greedy, "repetition_penalty": repetition_penalty,
+        "beam": beam, "best_of": best_of, "device": device, "precision": precision, "quantize": quantize, "batch_size": batch_size,
+    }  # fmt: skip
+    values = settings(options, preset, config)
+    rules = rules_of(values)
+    refuse_contradictions(
+        values, prompts=prompts, output=output, interactive=interactive, as_json=as_json, draft=draft, resume=resume, force=force
+    )
+    if prompts is not None and output is not None:  # neither comes without the other
+        if prompt is not None or instruction or example or title or subtitle or article:
+            raise UsageError("--prompts and a prompt contradict each other", hint="leave out one of them")
+        _answer(run, prompts, output, rules, values, resume=resume, force=force)
+        return
+    waits = interactive and prompt is None and title is None  # for the first line of the session
+    text = None if waits else framed(prompt, instruction, example, title, subtitle, article)
+    try:
+        loaded, drafting = _load(run, draft, values)
+        if interactive:
+            _session(loaded, drafting, rules, values, text, lambda line: framed(line, instruction, example, None, None, None))
+        else:
+            _sample(run, loaded, drafting, text or "", rules, values, as_json=as_json)
+    except BrokenPipeError:  # whoever read this has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer has nowhere to go
+        raise typer.Exit from None
 
+
+def _load(run: Path, draft: Path | None, values: dict[str, Any]) -> tuple[Loaded, Loaded | None]:
+    """The model, and the one that drafts for it. Raises InputError where their tokenizers differ."""
     from gptcli.sampling.loading import load
-    from gptcli.sampling.text import complete
 
-    loaded = load(run, device=device, precision=precision)
-    model, tokenizer = loaded.model, loaded.tokenizer
-    tokens = tokenizer.encode(text)
-    if not tokens:
-        if tokenizer.eot_id is None:
-            raise UsageError("this tokenizer has no end-of-text to start from", where=run, hint="give a prompt")
-        tokens = [tokenizer.eot_id]
-    elif len(tokens) > model.config.n_ctx:
-        ConsoleEvents().warn(f"the prompt is {len(tokens):,} tokens long: the model reads the last {model.config.n_ctx:,}")
+    loaded = load(run, **{name: values[name] for name in ("device", "precision", "quantize")})
+    drafting = None if draft is None else load(draft, device=values["device"], precision=values["precision"])
+    if drafting is not None and drafting.tokenizer.sha256 != loaded.tokenizer.sha256:
+        raise InputError("the draft run has another tokenizer", where=draft, hint="a draft must have been trained with the same tokenizer")
+    return loaded, drafting
 
-    show = _hide if as_json else _show
-    samples = []
-    for number in range(num_samples):
-        show((f"{SEPARATOR}\n" if number else "") + text)
-        try:
-            samples.append(complete(model, tokenizer, tokens, rules, max_tokens=longest, seed=seed, number=number, show=show))
-        finally:  # on Ctrl-C too, so that the shell's prompt starts a line of its own
-            show("\n")
+
+def _sample(run: Path, loaded: Loaded, drafting: Loaded | None, text: str, rules: Rules, values: dict[str, Any], *, as_json: bool) -> None:
+    """The samples of one prompt, as text or as one JSON object."""
+    from gptcli.sampling.prompts import prompt_tokens
+
+    tokens = prompt_tokens(loaded.tokenizer, text)
+    if len(tokens) > loaded.model.config.n_ctx:
+        ConsoleEvents().warn(f"the prompt is {len(tokens):,} tokens long: the model reads the last {loaded.model.config.n_ctx:,}")
+    made = _write(loaded, tokens, text, rules, values, drafting, quiet=as_json)
     if as_json:
-        report = {"model": str(run), "prompt": text, "prompt_tokens": tokens, **asdict(rules), "max_tokens": longest, "seed": seed}
+        report = {"model": str(run), "prompt": text, "prompt_tokens": tokens, **asdict(rules)}
+        report |= {name: values.get(name) for name in ("max_tokens", "stop", "seed", "beam", "best_of", "quantize")}
         report |= {"device": loaded.device.type, "precision": loaded.precision}
-        report["samples"] = [asdict(sample) | {"tokens_per_second": sample.tokens_per_second} for sample in samples]
+        report["samples"] = [asdict(one) | {"mean_log_prob": one.mean_log_prob, "tokens_per_second": one.tokens_per_second} for one in made]
         print_json("sample", report)
 
 
-def _rules(temperature: float | None, top_k: int | None, top_p: float | None, greedy: bool) -> Rules:
-    """The rules these options ask for. Raises UsageError where they contradict each other."""
-    from gptcli.sampling.filters import Rules
+def _write(
+    loaded: Loaded, tokens: list[int], text: str, rules: Rules, values: dict[str, Any], drafting: Loaded | None, *, quiet: bool
+) -> list[Completion]:
+    """Make the samples of one prompt and show them, the first as it comes."""
+    from gptcli.sampling.decode import decode, sample_generator
+    from gptcli.sampling.speculative import speculate
+    from gptcli.sampling.text import TextRow, search
 
-    if greedy:
-        for option, value in {"--temperature": temperature, "--top-k": top_k, "--top-p": top_p}.items():
-            if value is not None:
-                raise UsageError(f"--greedy and {option} contradict each other", hint=f"leave out --greedy to sample, or {option}")
-        return Rules(greedy=True)
-    if top_k is None and top_p is None:
-        top_k = TOP_K
-    return Rules(temperature=1.0 if temperature is None else temperature, top_k=top_k, top_p=top_p)
-
-
-def _prompt(prompt: str | None) -> str:
-    """The prompt given, or stdin's text where it is piped. Raises InputError where that is not UTF-8."""
-    if prompt is not None and prompt != "-":
-        return prompt
-    if prompt is None and sys.stdin.isatty():
-        return ""
+    model, longest, best_of = loaded.model, values["max_tokens"], values.get("best_of")
+    show = _hide if quiet else _show
+    show(text)
     try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"not valid UTF-8 at byte {error.start}", where="stdin") from None
+        if "beam" in values:
+            found = search(model, loaded.tokenizer, tokens, max_tokens=longest, width=values["beam"])
+            show(found.text)
+            return [found]
+        live = _hide if best_of else show
+        rows = [
+            TextRow(
+                loaded.tokenizer,
+                tokens,
+                max_tokens=longest,
+                generator=sample_generator(values["seed"], number),
+                stops=values["stop"],
+                show=_hide if number else live,
+            )
+            for number in range(best_of or values["num_samples"])
+        ]
+        log_probs = quiet or best_of is not None
+        finished: Iterable[object]
+        if drafting is not None:
+            finished = (speculate(model, drafting.model, row, rules, log_probs=log_probs) for row in rows)
+        else:
+            room = len(tokens) + longest
+            finished = decode(model, rows, rules, batch=min(len(rows), TOGETHER), log_probs=log_probs, room=room)
+        shown = 1  # the first shows itself
+        for _ in finished:
+            while not best_of and shown < len(rows) and all(row.finish_reason for row in rows[: shown + 1]):
+                show(f"\n{SEPARATOR}\n{text}{rows[shown].completion().text}")
+                shown += 1
+        made = [row.completion() for row in rows]
+        if best_of:
+            made = [max(made, key=lambda one: one.mean_log_prob)]
+            show(made[0].text)
+        return made
+    finally:  # on Ctrl-C too, so that the shell's prompt starts a line of its own
+        show("\n")
+
+
+def _answer(run: Path, prompts: Path, out: Path, rules: Rules, values: dict[str, Any], *, resume: bool, force: bool) -> None:
+    """Answer a file of prompts."""
+    from gptcli.files import claim_file, sha256
+    from gptcli.model.weights import WEIGHTS
+    from gptcli.sampling.loading import load
+    from gptcli.sampling.prompts import Job, answer, read_prompts, unfinished_of
+
+    events = ConsoleEvents()
+    if resume and force:
+        raise UsageError("--resume and --force contradict each other", hint="choose one")
+    if resume and out.exists():
+        events.info(f"{out} is whole: nothing to do")
+        return
+    claim_file(out, force=force)
+    if unfinished_of(out).exists() and not resume:
+        if not force:
+            raise UsageError("was begun before", where=out, hint="--resume goes on with it, --force starts over")
+        unfinished_of(out).unlink()
+    texts = read_prompts(prompts)
+    loaded = load(run, **{name: values[name] for name in ("device", "precision", "quantize")})
+    job = Job(
+        rules=rules, max_tokens=values["max_tokens"], num_samples=values["num_samples"], stops=tuple(values["stop"]), seed=values["seed"],
+        batch=values["batch_size"],
+    )  # fmt: skip
+    about = {"prompts_sha256": sha256(prompts), "precision": loaded.precision, "quantize": values["quantize"], "device": loaded.device.type}
+    weights = run / WEIGHTS
+    about["weights_sha256"] = sha256(weights) if weights.exists() else str(run)
+    answer(loaded.model, loaded.tokenizer, texts, job, out, about=about, events=events)
+
+
+def _session(
+    loaded: Loaded, drafting: Loaded | None, rules: Rules, values: dict[str, Any], text: str | None, shape: Callable[[str], str]
+) -> None:
+    """Prompt after prompt, each on its own in the `shape` asked for, `text` first; Ctrl-C stops a sample, and at the prompt the session."""
+    from gptcli.sampling.prompts import prompt_tokens
+
+    with contextlib.suppress(ImportError):  # not on Windows: then lines have no history
+        import readline  # noqa: F401  # importing it gives input() its history and editing
+
+    typing = sys.stdin.isatty()
+    if typing:
+        print("A prompt and Enter; Ctrl-C stops a sample, Ctrl-D ends the session.", file=sys.stderr)
+    number = 0
+    while True:
+        try:
+            if text is None:
+                text = shape(input("> " if typing else ""))
+            chance = values | {"seed": values["seed"] + number}  # asked twice, a prompt gets two answers
+            _write(loaded, prompt_tokens(loaded.tokenizer, text), text, rules, chance, drafting, quiet=False)
+            number += 1
+        except EOFError:
+            return
+        except UnicodeDecodeError:
+            print("not valid UTF-8: type it again", file=sys.stderr)
+        except KeyboardInterrupt:
+            if text is None:
+                raise
+        text = None
 
 
 def _show(piece: str) -> None:

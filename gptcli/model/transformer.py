@@ -16,8 +16,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from gptcli.model.attention import attend
-from gptcli.model.cache import KVCache
+from gptcli.model.attention import attend, causal_mask
+from gptcli.model.cache import FreshRows, KVCache
 from gptcli.model.config import NORM_EPS, ModelConfig
 from gptcli.model.loss import next_token_loss
 
@@ -32,12 +32,19 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.d_model, 3 * config.d_model)  # head after head, each its q | k | v: whole heads stand together
         self.c_proj = nn.Linear(config.d_model, config.d_model)
 
-    def forward(self, x_BTC: torch.Tensor, cache: KVCache | None = None, documents_BT: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, x_BTC: torch.Tensor, cache: KVCache | FreshRows | None = None, documents_BT: torch.Tensor | None = None
+    ) -> torch.Tensor:
         B, T, _ = x_BTC.shape
         q, k, v = self.c_attn(x_BTC).view(B, T, -1, 3, self.d_head).permute(3, 0, 2, 1, 4)  # each (B, H, T, D)
+        seen = None
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        y_BHTD = attend(q, k, v, band=self.band, dropout=self.dropout if self.training else 0.0, documents_BT=documents_BT)
+            seen = cache.seen(T, self.band)
+        elif documents_BT is not None:
+            same_B1TT = documents_BT[:, None, :, None] == documents_BT[:, None, None, :]
+            seen = causal_mask(T, T, self.band, x_BTC.device) & same_B1TT
+        y_BHTD = attend(q, k, v, band=self.band, dropout=self.dropout if self.training else 0.0, seen=seen)
         return self.c_proj(y_BHTD.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -69,7 +76,9 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTC: torch.Tensor, cache: KVCache | None = None, documents_BT: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, x_BTC: torch.Tensor, cache: KVCache | FreshRows | None = None, documents_BT: torch.Tensor | None = None
+    ) -> torch.Tensor:
         if self.post_norm:
             x_BTC = self.ln_1(x_BTC + self.drop(self.attn(x_BTC, cache, documents_BT)))
             return self.ln_2(x_BTC + self.drop(self.mlp(x_BTC)))
@@ -100,17 +109,15 @@ class GPT(nn.Module):
             return self.lm_head(x_BTC)
         return self.head_loss(x_BTC.flatten(0, 1), self.lm_head.weight, target_BT.flatten())
 
-    def hidden(self, idx_BT: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
-        """What the head reads, (B, T, C). With a cache, the tokens continue its positions, and it grows by T."""
-        start = 0 if cache is None else cache.length
-        position_T = torch.arange(start, start + idx_BT.shape[1], device=idx_BT.device)
-        x_BTC = self.drop(self.wte(idx_BT) + self.wpe(position_T))
+    def hidden(self, idx_BT: torch.Tensor, cache: KVCache | FreshRows | None = None) -> torch.Tensor:
+        """What the head reads, (B, T, C). With a cache, the tokens continue the positions it is placed at."""
+        T = idx_BT.shape[1]
+        position = torch.arange(T, device=idx_BT.device) if cache is None else cache.positions(T)  # (T,) or (B, T)
+        x_BTC = self.drop(self.wte(idx_BT) + self.wpe(position))
         # Positions run on through a window, as in GPT-3. The last token of a document is still to foretell the next one's end-of-text.
         documents_BT = None if self.eot_id is None else (idx_BT == self.eot_id).cumsum(1)
         for block in self.h:
             x_BTC = block(x_BTC, cache, documents_BT)
-        if cache is not None:
-            cache.length += idx_BT.shape[1]
         return self.ln_f(x_BTC)
 
     @torch.no_grad()

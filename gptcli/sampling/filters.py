@@ -1,10 +1,12 @@
-"""How the next token is chosen from its logits: temperature first, then top-k, then top-p, then one draw (GPT-2's release).
+"""How the next token is chosen from its logits: repetition penalty, temperature, top-k, top-p, in this order, then one draw (after GPT-2's
+release).
 
 Shapes: B sequences, V vocabulary. A logit of -inf is a token that cannot be drawn.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +25,9 @@ class Rules:
     top_p: float | None = None
     """Draw among the fewest tokens whose probabilities reach p together."""
     greedy: bool = False
-    """Always the likeliest token; the other rules then say nothing."""
+    """Always the likeliest token; temperature, top-k and top-p then say nothing."""
+    repetition_penalty: float = 1.0
+    """Divides the positive and multiplies the negative logits of tokens that stand in the context already (Keskar et al. 2019)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float("inf"):
@@ -32,13 +36,56 @@ class Rules:
             raise UsageError(f"top-k is {self.top_k}", hint="at least 1; --top-p 1 draws from the whole vocabulary")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UsageError(f"top-p is {self.top_p:g}", hint="above 0 and at most 1, for example 0.9")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise UsageError(f"repetition-penalty is {self.repetition_penalty:g}", hint="above 1 it discourages, for example 1.2")
+
+
+NUCLEUS = 2048  # candidates that top-p looks among before it sorts the whole vocabulary
 
 
 def next_tokens(logits_BV: torch.Tensor, rules: Rules, uniform_B: torch.Tensor) -> torch.Tensor:
     """The next token of each sequence, (B,), by `rules`; `uniform_B` are the draws, in [0, 1)."""
     if rules.greedy:
         return logits_BV.argmax(dim=-1)
-    return draw(filtered(logits_BV, rules), uniform_B)
+    found = candidates(logits_BV, rules)
+    if found is None:
+        return draw(filtered(logits_BV, rules), uniform_B)
+    logits_BK, token_BK = found
+    return token_BK.gather(1, draw(logits_BK, uniform_B)[:, None])[:, 0]
+
+
+def candidates(logits_BV: torch.Tensor, rules: Rules) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """What `filtered` leaves, where that is little: the logits of K tokens and which they are, in the vocabulary's order, both (B, K).
+
+    None where it may be much. To filter and sum a whole vocabulary takes a CPU as long as a layer or more.
+    """
+    if rules.top_k is None and rules.top_p in (None, 1):
+        return None
+    V = logits_BV.shape[1]
+    logits_BV = logits_BV.float() / rules.temperature
+    if rules.top_k is None:
+        value_BK, token_BK = logits_BV.topk(min(NUCLEUS, V), dim=-1)
+        total_B1 = logits_BV.logsumexp(dim=-1, keepdim=True)
+        if bool(((value_BK - total_B1).exp().sum(dim=-1) < (rules.top_p or 1) + 1e-4).any()):
+            return None
+    else:
+        kth_B1 = logits_BV.topk(min(rules.top_k, V), dim=-1).values[:, -1:]
+        value_BK, token_BK = logits_BV.topk(int((logits_BV >= kth_B1).sum(dim=-1).max()), dim=-1)
+        value_BK = value_BK.masked_fill(value_BK < kth_B1, -torch.inf)
+        total_B1 = value_BK.logsumexp(dim=-1, keepdim=True)
+    token_BK, order_BK = token_BK.sort(dim=-1)
+    value_BK = value_BK.gather(1, order_BK)
+    return (value_BK if rules.top_p is None else keep_top_p(value_BK, rules.top_p, total_B1)), token_BK
+
+
+def penalised(logits_BV: torch.Tensor, contexts: Sequence[Sequence[int]], penalty: float) -> torch.Tensor:
+    """Logits with the repetition penalty on what stands in each row's context already."""
+    logits_BV = logits_BV.clone()
+    for logits_V, context in zip(logits_BV, contexts, strict=True):
+        seen_n = torch.tensor(sorted(set(context)), device=logits_V.device)
+        value_n = logits_V[seen_n]
+        logits_V[seen_n] = torch.where(value_n > 0, value_n / penalty, value_n * penalty)
+    return logits_BV
 
 
 def filtered(logits_BV: torch.Tensor, rules: Rules) -> torch.Tensor:
@@ -57,12 +104,15 @@ def keep_top_k(logits_BV: torch.Tensor, k: int) -> torch.Tensor:
     return logits_BV.masked_fill(logits_BV < kth_B1, -torch.inf)
 
 
-def keep_top_p(logits_BV: torch.Tensor, p: float) -> torch.Tensor:
-    """-inf for all but the likeliest tokens, as few as reach probability `p` together; the one that crosses it stays."""
+def keep_top_p(logits_BV: torch.Tensor, p: float, total_B1: torch.Tensor | None = None) -> torch.Tensor:
+    """-inf for all but the likeliest tokens, as few as reach probability `p` together; the one that crosses it stays.
+
+    `total_B1` is the log of the sum over the whole vocabulary, where these are not all of it.
+    """
     if p == 1:  # rounding in the running sum must not cost the rarest tokens
         return logits_BV
     sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
-    probability_BV = sorted_BV.softmax(dim=-1)
+    probability_BV = sorted_BV.softmax(dim=-1) if total_B1 is None else (sorted_BV - total_B1).exp()
     likelier_BV = probability_BV.cumsum(dim=-1) - probability_BV  # the mass before each token: 0 for the first, which always stays
     return logits_BV.masked_fill((likelier_BV >= p).gather(-1, order_BV.argsort(dim=-1)), -torch.inf)
 

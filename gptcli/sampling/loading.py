@@ -11,6 +11,7 @@ import torch
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.model.transformer import GPT
 from gptcli.model.weights import load_model
+from gptcli.sampling.linear import read_in_place
 from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -24,11 +25,12 @@ class Loaded:
     precision: str
 
 
-def load(folder: Path, *, device: str = "auto", precision: str = "auto") -> Loaded:
+def load(folder: Path, *, device: str = "auto", precision: str = "auto", quantize: str = "none") -> Loaded:
     """The model of a run folder or a transformers GPT-2 folder, and its tokenizer.
 
     Device "auto" is the first CUDA GPU where there is one, else the CPU; precision "auto" is bf16 on a GPU that computes in it, else fp32.
-    Raises UsageError for a device or precision that does not exist here, InputError where the folder is not a whole model.
+    `quantize` as in `read_in_place`. Raises UsageError for a device or precision that does not exist here, InputError where the folder is
+    not a whole model.
     """
     where = _device(device)
     if precision == "auto":
@@ -37,7 +39,7 @@ def load(folder: Path, *, device: str = "auto", precision: str = "auto") -> Load
         raise UsageError(f"unknown precision {precision!r}", hint=nearest(precision, ["auto", *PRECISIONS]))
     if not folder.is_dir():
         raise InputError("no such folder", where=folder, hint="name a run folder or a transformers GPT-2 folder")
-    model = load_model(folder, device=where, dtype=PRECISIONS[precision])
+    model = read_in_place(load_model(folder, device=where, dtype=PRECISIONS[precision]), quantize)
     tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise InputError(

@@ -16,9 +16,12 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks import banded, cuda, startup, training
+from tests.benchmarks import banded, cuda, sampling, startup, training
 
-BENCHMARKS = {"startup": startup.run, "banded": banded.run, "shakespeare": training.shakespeare, "gpt2-124M": training.gpt2_124m}
+BENCHMARKS = {
+    "startup": startup.run, "banded": banded.run, "shakespeare": training.shakespeare, "gpt2-124M": training.gpt2_124m,
+    "sampling": sampling.run, "int8-quality": sampling.quality,
+}  # fmt: skip
 
 
 def machine() -> str:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from gptcli.errors import GptError
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
 from gptcli.model.weights import save_model
-from gptcli.sampling.decode import decode, sample_generator
+from gptcli.sampling.decode import Row, decode, sample_generator
 from gptcli.sampling.filters import Rules
 from gptcli.tokenizer.training import train_tokenizer
 
@@ -76,6 +77,8 @@ def test_json_says_everything(run: Path) -> None:
     assert len(one["tokens"]) == 5
     assert one["finish_reason"] == "length"
     assert one["tokens_per_second"] > 0
+    assert len(one["log_probs"]) == 5
+    assert one["mean_log_prob"] == pytest.approx(sum(one["log_probs"]) / 5)
     assert report(run, "a", "--max-tokens", 1)["top_k"] == 40  # GPT-2's release
 
 
@@ -89,8 +92,9 @@ def test_the_options_reach_the_model(run: Path) -> None:
         ("--top-p", 0.5, "--temperature", 2): Rules(top_p=0.5, temperature=2.0),
     }.items():
         made = report(run, "words", "--max-tokens", 30, *options)
-        tokens = list(decode(model, made["prompt_tokens"], rules, max_tokens=30, generator=sample_generator(0, 0), stop_id=289))
-        assert made["samples"][0]["tokens"] == [token for token in tokens if token != 289]
+        row = Row(made["prompt_tokens"], max_tokens=30, generator=sample_generator(0, 0), stop_id=289)
+        list(decode(model, [row], rules, batch=1))
+        assert made["samples"][0]["tokens"] == row.tokens
 
 
 def test_a_prompt_from_a_pipe(run: Path) -> None:
@@ -124,6 +128,20 @@ def test_a_prompt_longer_than_the_context(run: Path) -> None:
         (["--top-p", "1.1"], "top-p is 1.1"),
         (["--temperature", "0"], "--greedy always takes"),
         (["--max-tokens", "many"], "not a quantity"),
+        (["--max-tokens", "0"], "max-tokens is 0"),
+        (["--num-samples", "0"], "num-samples is 0"),
+        (["--beam", "0"], "beam is 0"),
+        (["--beam", "4", "--top-k", "3"], "--beam and --top-k contradict"),
+        (["--beam", "4", "--stop", "a"], "own probabilities alone"),
+        (["--beam", "4", "--best-of", "3"], "--beam and --best-of contradict"),
+        (["--best-of", "4", "--greedy"], "contradict"),
+        (["--repetition-penalty", "0"], "repetition-penalty is 0"),
+        (["--preset", "gpt-2"], "did you mean gpt2"),
+        (["--quantize", "int4"], "unknown quantisation"),
+        (["--prompts", "x.jsonl"], "-o answers.jsonl"),
+        (["-o", "x.jsonl"], "belong to --prompts"),
+        (["--title", "News"], "--title and a prompt contradict"),
+        (["--article", "x.txt"], "need --title"),
         (["--device", "tpu"], "unknown device"),
         (["--precision", "int4"], "unknown precision"),
     ],
@@ -148,6 +166,110 @@ def test_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
         sample(tmp_path, "x")
 
 
+def test_stop_strings_end_a_sample(run: Path) -> None:
+    whole = report(run, "words", "--max-tokens", 40)["samples"][0]["text"]
+    stop = whole[5:7]
+    made = report(run, "words", "--max-tokens", 40, "--stop", stop, "--stop", "never said")["samples"][0]
+    assert (made["text"], made["finish_reason"]) == (whole[: whole.index(stop)], "stop")
+
+
+def test_beam_and_best_of(run: Path) -> None:
+    from gptcli.model.weights import load_model
+    from gptcli.sampling.beam import beam_search
+
+    made = report(run, "words", "--beam", 4, "--max-tokens", 6)
+    best = beam_search(load_model(run), made["prompt_tokens"], max_tokens=6, stop_id=289)[0]
+    assert made["samples"][0]["tokens"] == best.tokens
+    many = report(run, "words", "--num-samples", 5, "--max-tokens", 6)["samples"]
+    [best_one] = report(run, "words", "--best-of", 5, "--max-tokens", 6)["samples"]
+    assert best_one["tokens"] == max(many, key=lambda one: one["mean_log_prob"])["tokens"]
+
+
+def test_int8_and_a_draft_say_much_the_same(run: Path) -> None:
+    plain = sample(run, "words", "--greedy", "--max-tokens", 12)
+    assert sample(run, "words", "--greedy", "--max-tokens", 12, "--draft", run) == plain
+    assert len(report(run, "words", "--max-tokens", 12, "--quantize", "int8")["samples"][0]["tokens"]) == 12
+
+
+def test_prompts_in_the_papers_shapes(run: Path, tmp_path: Path) -> None:
+    shown = report(run, "cheese =>", "--instruction", "Translate:", "--example", "otter => loutre", "--max-tokens", 1)
+    assert shown["prompt"] == "Translate:\notter => loutre\ncheese =>"
+    (tmp_path / "earlier.txt").write_text("Title: A\nSubtitle: B\nArticle: C\n")
+    news = report(run, "--preset", "news", "--title", "T", "--subtitle", "S", "--article", tmp_path / "earlier.txt", "--max-tokens", 1)
+    assert news["prompt"] == "Title: A\nSubtitle: B\nArticle: C\n\nTitle: T\nSubtitle: S\nArticle:"
+    assert (news["top_p"], news["stop"]) == (0.85, ["\nTitle: "])
+
+
+def test_option_over_file_over_preset(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "sample.toml"
+    file.write_text('preset = "gpt3"\nmax-tokens = 7\nseed = 3\n')
+    made = report(run, "a", "--config", file, "--seed", 4)
+    assert (made["top_p"], made["max_tokens"], made["seed"]) == (0.85, 7, 4)
+    file.write_text("\nmax_token = 7\n")
+    with pytest.raises(GptError, match=r"sample.toml:2: unknown key 'max_token'(.|\n)*max_tokens"):
+        sample(run, "a", "--config", file)
+
+
+def test_a_session(run: Path) -> None:
+    """Here stdin is a pipe, so each line is a prompt; a line asked again gets another answer."""
+    argv = ["sample", str(run), "-i", "--max-tokens", "4", "--seed", "5"]
+    done = CliRunner().invoke(build_app(argv), argv, input="words\nwords\n", catch_exceptions=False)
+    expected = [sample(run, "words", "--max-tokens", 4, "--seed", seed) for seed in (5, 6)]
+    assert done.stdout == "".join(expected)
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    texts = [f"{word} words" * (i % 4) for i, word in enumerate(["some", "café", "🙂"] * 100)]
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    return path
+
+
+def test_a_file_of_prompts(run: Path, prompts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    options = ["--prompts", prompts, "--max-tokens", 5, "--num-samples", 2, "--batch-size", 3]
+    sample(run, *options, "-o", out)
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["index"] for line in lines] == list(range(300))
+    assert [line["prompt"] for line in lines] == [json.loads(line)["prompt"] for line in prompts.read_text().splitlines()]
+    for line in (lines[0], lines[150], lines[299]):
+        assert len({tuple(made["tokens"]) for made in line["samples"]}) == 2
+    alone = report(run, lines[0]["prompt"], "--max-tokens", 5, "--num-samples", 2)
+    assert [made["tokens"] for made in alone["samples"]] == [made["tokens"] for made in lines[0]["samples"]]
+    with pytest.raises(GptError, match="exists already"):
+        sample(run, *options, "-o", out)
+    before = out.stat()
+    sample(run, *options, "-o", out, "--resume")
+    assert out.stat().st_mtime_ns == before.st_mtime_ns
+    assert not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"prompt": "a"}\n{"text": "b"}\n', ":2: no text under"),
+        ('{"prompt": "a"}\n{"prompt"\n', ":2: not valid JSON"),
+        ('{"prompt": 7}\n', ":1: no text under"),
+        (b'{"prompt": "caf\xe9"}\n', ":1: not valid UTF-8"),
+        ("", "no prompts"),
+    ],
+)
+def test_bad_files_of_prompts(run: Path, tmp_path: Path, text: str | bytes, message: str) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(GptError, match=message):
+        sample(run, "--prompts", path, "-o", tmp_path / "out.jsonl")
+
+
+def test_a_cache_that_cannot_fit_is_said_before_it_starts(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gptcli.sampling import engine
+
+    monkeypatch.setattr(engine, "free_memory", lambda device: 1000)
+    with pytest.raises(GptError, match=r"the cache of 1 sequences of 16 tokens takes .* GB, and .* GB are free"):
+        sample(run, "x")
+
+
 def start(run: Path, *args: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "gptcli", "sample", str(run), "x", *args]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -164,6 +286,30 @@ def test_ctrl_c_ends_the_line_and_exits_130(run: Path) -> None:
     assert b"Traceback" not in err
 
 
+def test_killed_and_resumed_gives_the_same_file(run: Path, prompts: Path, tmp_path: Path) -> None:
+    """kill -9 when some groups of prompts are on disk and some are not, and half a line besides."""
+    options = ["--prompts", str(prompts), "--max-tokens", "12", "--batch-size", "2"]
+    sample(run, *options, "-o", tmp_path / "whole.jsonl")
+    out, unfinished = tmp_path / "out.jsonl", tmp_path / ".out.jsonl.unfinished"
+    command = [sys.executable, "-m", "gptcli", "sample", str(run), *options, "-o", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and (not unfinished.exists() or unfinished.read_bytes().count(b"\n") < 34):
+            time.sleep(0.005)
+        process.kill()
+    assert not out.exists()
+    with open(unfinished, "ab") as file:
+        file.write(b'{"index": 9')
+    begun = unfinished.read_bytes().count(b"\n") - 1
+    assert 32 <= begun < 300
+    with pytest.raises(GptError, match="--resume goes on"):
+        sample(run, *options, "-o", out)
+    with pytest.raises(GptError, match="other prompts, options or weights"):
+        sample(run, *options, "-o", out, "--resume", "--seed", 1)
+    sample(run, *options, "-o", out, "--resume")
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert not unfinished.exists()
+
+
 def test_a_closed_pipe_ends_it_quietly(run: Path) -> None:
     process = start(run, "--max-tokens", "1b")
     assert process.stdout is not None
@@ -171,7 +317,7 @@ def test_a_closed_pipe_ends_it_quietly(run: Path) -> None:
     process.stdout.read(100)
     process.stdout.close()
     assert process.stderr.read() == b""
-    process.wait(timeout=60)
+    assert process.wait(timeout=60) == 0
     process.stderr.close()
 
 

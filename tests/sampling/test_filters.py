@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.errors import UsageError
-from gptcli.sampling.filters import Rules, draw, filtered, keep_top_k, keep_top_p, next_tokens
+from gptcli.sampling.filters import Rules, candidates, draw, filtered, keep_top_k, keep_top_p, next_tokens
 
 LOGITS = st.lists(st.integers(-8, 8).map(lambda n: n / 2), min_size=1, max_size=12)  # few values: many ties
 
@@ -94,6 +94,29 @@ def test_draws_follow_the_distribution(rules: Rules) -> None:
     freedom = possible.sum() - 1
     statistic = ((seen[possible] - N * exact[possible]) ** 2 / (N * exact[possible])).sum()
     assert statistic < freedom + 5 * np.sqrt(2 * freedom)
+
+
+@given(
+    st.lists(LOGITS, min_size=1, max_size=4).filter(lambda rows: len({len(row) for row in rows}) == 1),
+    st.sampled_from([Rules(top_k=3), Rules(top_k=2, top_p=0.7), Rules(top_k=99, temperature=0.5), Rules(top_k=1)]),
+)
+def test_few_candidates_draw_what_the_whole_vocabulary_draws(rows: list[list[float]], rules: Rules) -> None:
+    logits_BV = torch.tensor(rows)
+    found = candidates(logits_BV, rules)
+    assert found is not None
+    whole = torch.full_like(logits_BV, -torch.inf).scatter(1, found[1], found[0])
+    torch.testing.assert_close(whole.softmax(dim=-1), filtered(logits_BV, rules).softmax(dim=-1))
+    uniform_B = torch.linspace(0, 0.99, len(rows), dtype=torch.float64)
+    assert next_tokens(logits_BV, rules, uniform_B).tolist() == draw(filtered(logits_BV, rules), uniform_B).tolist()
+
+
+@pytest.mark.parametrize(("spread", "few"), [(4.0, True), (0.01, False)])
+def test_top_p_looks_at_the_whole_vocabulary_only_where_it_must(spread: float, few: bool) -> None:
+    logits_BV = torch.randn(3, 9000, generator=torch.Generator().manual_seed(0)) * spread
+    rules = Rules(top_p=0.9)
+    assert (candidates(logits_BV, rules) is not None) == few
+    uniform_B = torch.tensor([0.1, 0.5, 0.999], dtype=torch.float64)
+    assert next_tokens(logits_BV, rules, uniform_B).tolist() == draw(filtered(logits_BV, rules), uniform_B).tolist()
 
 
 @settings(max_examples=50)

@@ -36,6 +36,31 @@ def test_no_piece_holds_half_a_character(text: str, places: list[int]) -> None:
     assert stream.end() == ""
 
 
+@given(st.text("ab", max_size=20), st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3), st.lists(st.integers(0, 10**6)))
+def test_text_ends_before_the_first_stop_string_however_it_is_cut(text: str, stops: list[str], places: list[int]) -> None:
+    stream = TextStream(stops)
+    shown = ""
+    for piece in cut(text.encode(), places):
+        shown += stream.push(piece)
+        assert not any(stop in shown for stop in stops)  # nothing is shown that has to be taken back
+        assert text.startswith(shown)
+    shown += stream.end()
+    if stream.stopped:
+        assert any(text.startswith(stop, len(shown)) for stop in stops)
+    else:
+        assert shown == text
+    assert stream.stopped == any(stop in text for stop in stops)
+
+
+def test_a_stop_string_ends_a_sample(model: GPT, tokenizer: Tokenizer) -> None:
+    whole = complete(model, tokenizer, [1, 2], RULES, max_tokens=60, seed=3)
+    stop = whole.text[10:13]
+    made = complete(model, tokenizer, [1, 2], RULES, max_tokens=60, seed=3, stops=[stop, "never said"])
+    assert made.text == whole.text[: whole.text.index(stop)]
+    assert made.finish_reason == "stop"
+    assert made.tokens == whole.tokens[: len(made.tokens)]
+
+
 def test_a_completion_is_its_tokens(model: GPT, tokenizer: Tokenizer) -> None:
     for number in range(20):
         shown: list[str] = []
@@ -46,7 +71,7 @@ def test_a_completion_is_its_tokens(model: GPT, tokenizer: Tokenizer) -> None:
 
 
 def test_end_of_text_ends_it_and_is_not_shown(model: GPT, tokenizer: Tokenizer) -> None:
-    ended = [complete(model, tokenizer, [1], RULES, max_tokens=300, seed=0, number=number) for number in range(12)]
+    ended = [complete(model, tokenizer, [1], Rules(temperature=8.0), max_tokens=300, seed=0, number=number) for number in range(12)]
     stopped = [made for made in ended if made.finish_reason == "stop"]
     assert stopped
     for made in stopped:

@@ -1,0 +1,56 @@
+"""The pass that a GPU compiles and records reaches further than it is filled, at a fixed size: the same tokens, tried without compiling."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gptcli.errors import RunError
+from gptcli.model.transformer import GPT
+from gptcli.sampling import engine as module
+from gptcli.sampling.decode import Row, decode
+from gptcli.sampling.engine import Engine, require_memory
+from gptcli.sampling.filters import Rules
+
+
+def test_a_fixed_pass_gives_the_same_tokens(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows end and are refilled, places fall empty, contexts are outgrown, and the reach grows in steps."""
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    monkeypatch.setattr(module, "REACH", 8)
+    prompts = [[(3 * i + j) % 300 for j in range(1 + i % 9)] for i in range(20)]
+    made = []
+    for compiled in (False, True):
+        rows = [Row(prompt, max_tokens=1 + 5 * (i % 7)) for i, prompt in enumerate(prompts)]
+        assert len(list(decode(model, rows, Rules(greedy=True), batch=6, compiled=compiled))) == 20
+        made.append([row.tokens for row in rows])
+    assert made[0] == made[1]
+
+
+def test_an_engine_serves_again_and_for_fewer_rows(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    engine = Engine(model, 4, compiled=True)
+    for count in (4, 2, 7):
+        rows, again = ([Row([i + 1] * (i + 1), max_tokens=5 + i) for i in range(count)] for _ in range(2))
+        list(decode(model, rows, Rules(greedy=True), batch=4))
+        list(decode(model, again, Rules(greedy=True), batch=4, engine=engine))
+        assert [row.tokens for row in rows] == [row.tokens for row in again]
+
+
+def test_a_shorter_cache_is_enough_where_the_length_is_known(model: GPT) -> None:
+    rows = [[Row([1, 2, 3], max_tokens=9)] for _ in range(2)]
+    list(decode(model, rows[0], Rules(greedy=True), batch=1))
+    list(decode(model, rows[1], Rules(greedy=True), batch=1, room=12))
+    assert rows[0][0].tokens == rows[1][0].tokens
+
+
+def test_long_prompts_are_read_a_few_at_a_time(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [[i] * (1 + (5 * i) % 23) for i in range(12)]
+    whole = Engine(model, 12).read(range(12), prompts)
+    monkeypatch.setattr(module, "READ_TOKENS", 40)
+    torch.testing.assert_close(Engine(model, 12).read(range(12), prompts), whole, atol=1e-4, rtol=1e-4)
+
+
+def test_memory_is_asked_for_before_it_is_taken() -> None:
+    require_memory(1, 1, 1, torch.device("cpu"))
+    with pytest.raises(RunError, match=r"the cache of 4,000 sequences of 2,048 tokens takes 1000000000\.0 GB"):
+        require_memory(10**18, 4000, 2048, torch.device("cpu"))

@@ -1,0 +1,90 @@
+"""A draft changes the speed and nothing else: greedily the same tokens, by chance the same distribution."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gptcli.errors import GptError
+from gptcli.model.config import ModelConfig
+from gptcli.model.transformer import GPT
+from gptcli.sampling.decode import Row, decode, sample_generator
+from gptcli.sampling.filters import Rules, filtered
+from gptcli.sampling.speculative import speculate
+
+GREEDY = Rules(greedy=True)
+
+
+@pytest.fixture(scope="module")
+def draft(model: GPT) -> GPT:
+    """The model with some noise, and a shorter context: right often, wrong often."""
+    config = model.config
+    made = GPT(config).eval()
+    made.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    generator = torch.Generator().manual_seed(1)
+    for parameter in made.parameters():
+        parameter.data += torch.empty_like(parameter).normal_(0.0, 0.02, generator=generator)
+    return made
+
+
+def test_the_same_tokens_greedily(model: GPT, draft: GPT) -> None:
+    """200 prompts of 1 to 60 tokens, past the end of the context, for a draft that is good and for the model itself."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(1, 61, (200,), generator=generator).tolist()
+    prompts = [torch.randint(model.config.vocab_size, (length,), generator=generator).tolist() for length in lengths]
+    rows = [Row(prompt, max_tokens=16) for prompt in prompts]
+    list(decode(model, rows, GREEDY, batch=200))
+    kept = []
+    for row in rows:
+        again = Row(row.prompt, max_tokens=16)
+        kept.append(speculate(model, draft, again, GREEDY))
+        assert again.tokens == row.tokens
+    assert 0.05 < sum(kept) / 200 < 0.98  # drafts were taken, and drafts were refused
+
+
+def test_a_perfect_draft_is_kept_whole(model: GPT) -> None:
+    assert speculate(model, model, Row([3, 4], max_tokens=11), GREEDY) == 1
+
+
+def test_a_draft_with_a_shorter_context(model: GPT) -> None:
+    config = model.config
+    short = GPT(ModelConfig(n_layer=1, n_head=2, d_model=8, n_ctx=7, vocab_size=config.vocab_size)).eval()
+    short.init_weights(0)
+    [plain] = decode(model, [Row([1, 2, 3], max_tokens=40)], GREEDY, batch=1)
+    row = Row([1, 2, 3], max_tokens=40)
+    speculate(model, short, row, GREEDY)
+    assert row.tokens == plain.tokens
+
+
+@pytest.mark.parametrize("rules", [Rules(top_k=8), Rules(top_p=0.8, temperature=2.0)])
+def test_the_same_distribution_by_chance(rules: Rules) -> None:
+    """Pairs of tokens, the first drafted and judged, the second too or the model's own, against their exact probabilities (chi-square)."""
+    large, small = (GPT(ModelConfig(n_layer=1, n_head=2, d_model=16, n_ctx=8, vocab_size=11)).eval() for _ in range(2))
+    for seed, model in enumerate((large, small)):
+        model.init_weights(seed)
+        for parameter in model.parameters():
+            parameter.data += torch.empty_like(parameter).normal_(0.0, 0.25, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        first_V = filtered(large(torch.tensor([[1, 2]]))[:, -1], rules).double().softmax(dim=-1)[0]
+        second_VV = filtered(large(torch.tensor([[1, 2, token] for token in range(11)]))[:, -1], rules).double().softmax(dim=-1)
+    exact = (first_V[:, None] * second_VV).flatten()
+    N, seen = 3000, torch.zeros(121)
+    for number in range(N):
+        row = Row([1, 2], max_tokens=2, generator=sample_generator(0, number))
+        speculate(large, small, row, rules, ahead=2)
+        seen[row.tokens[0] * 11 + row.tokens[1]] += 1
+    assert seen[exact == 0].sum() == 0
+    often = N * exact >= 5  # the rest is one cell
+    cells = torch.cat([N * exact[often], (N * exact[~often]).sum()[None]])
+    counts = torch.cat([seen[often].double(), seen[~often].sum()[None].double()])
+    cells, counts = cells[cells > 0], counts[cells > 0]
+    freedom = len(cells) - 1
+    assert float(((counts - cells) ** 2 / cells).sum()) < freedom + 5 * (2 * freedom) ** 0.5
+
+
+def test_what_does_not_go_together(model: GPT) -> None:
+    other = GPT(ModelConfig(n_layer=1, n_head=1, d_model=8, n_ctx=8, vocab_size=9))
+    with pytest.raises(GptError, match="9 tokens"):
+        speculate(model, other, Row([1], max_tokens=1), GREEDY)
+    with pytest.raises(GptError, match="repetition"):
+        speculate(model, model, Row([1], max_tokens=1), Rules(repetition_penalty=1.2))
