@@ -1,8 +1,21 @@
-"""`manifest.json`: what a shard folder holds, written last, so a folder that has one is whole."""
+"""`manifest.json`: what a shard folder holds, written last, so a folder that has one is whole.
+
+    {"format": 1, "tokenizer_sha256": hex, "vocab_size": int, "eot_id": int, "seed": int, "val_fraction": float, "split_rule": str,
+     "shards":  [{"file": "train-webtext2-000000.bin", "split": "train", "tokens": int, "documents": int, "sha256": hex,
+                  "source": "webtext2"}, ...],
+     "sources": [{"name": "webtext2", "documents_in": int, "documents_kept": int, "dropped": {"quality": int, ...},
+                  "text_bytes": int, "tokens": int, "weight": float, "epochs": float}, ...]}
+
+A build without a recipe has one source, "inputs", and its files carry no name (`train-000000.bin`); a recipe's sources stay apart on
+disk, each in shards of its own, so that a weight can change here without a token being rewritten. Within a split, shards are listed
+source after source in the order of `sources`, and by number. Weights are relative: `Manifest.shares` makes them add up to 1. Keys that
+have a default (`source`, `weight`, `epochs`) may be absent, as in folders written before there were recipes.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +27,7 @@ from gptcli.files import read_json, write_json
 MANIFEST = "manifest.json"
 FORMAT = 1
 SPLITS = ("train", "val")
+DEFAULT_SOURCE = "inputs"  # of a build without a recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +39,8 @@ class Shard:
     documents: int
     sha256: str
     """Of the `.bin`, hex."""
+    source: str = DEFAULT_SOURCE
+    """The `name` of one of the manifest's sources."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +56,10 @@ class Source:
     """UTF-8 bytes of the documents kept."""
     tokens: int
     """Of the documents kept, each one's end-of-text among them."""
+    weight: float = 1.0
+    """How much of the training mixture comes from here, relative to the other sources."""
+    epochs: float = 1.0
+    """How often its training tokens are seen when the whole mixture is as many tokens as the recipe says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +75,18 @@ class Manifest:
     shards: list[Shard]
     sources: list[Source]
 
-    def of(self, split: str) -> list[Shard]:
-        """The shards of one split, in order."""
-        return [shard for shard in self.shards if shard.split == split]
+    def of(self, split: str, source: str | None = None) -> list[Shard]:
+        """The shards of one split, of one source or of all, in order."""
+        return [shard for shard in self.shards if shard.split == split and source in (None, shard.source)]
 
-    def tokens(self, split: str) -> int:
-        return sum(shard.tokens for shard in self.of(split))
+    def tokens(self, split: str, source: str | None = None) -> int:
+        return sum(shard.tokens for shard in self.of(split, source))
+
+    def shares(self, split: str = "train") -> dict[str, float]:
+        """The part of the mixture that comes from each source that has tokens in `split`: they add up to 1, in the sources' order."""
+        weights = {source.name: source.weight for source in self.sources if self.tokens(split, source.name)}
+        total = sum(weights.values())
+        return {name: weight / total for name, weight in weights.items()}
 
 
 _PARTS = {"shards": Shard, "sources": Source}  # the manifest's lists, and what they are lists of
@@ -85,6 +111,12 @@ def read_manifest(folder: Path) -> Manifest:
             hint="build the shards again",
         )
     manifest = _parse(Manifest, table, path, "the manifest")
+    names = [source.name for source in manifest.sources] or [DEFAULT_SOURCE]
+    if len(set(names)) < len(names):
+        raise InputError("two sources have the same name", where=path)
+    for source in manifest.sources:
+        if not (0 < source.weight < math.inf):
+            raise InputError(f"source {source.name!r}: weight {source.weight} is not a positive number", where=path)
     for shard in manifest.shards:
         # A name may not lead out of the folder, on any system.
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.bin", shard.file):
@@ -93,6 +125,8 @@ def read_manifest(folder: Path) -> Manifest:
             raise InputError(f"{shard.file}: split {shard.split!r} is neither train nor val", where=path)
         if shard.tokens < 0 or shard.documents < 0:
             raise InputError(f"{shard.file}: a negative count", where=path)
+        if shard.source not in names:
+            raise InputError(f"{shard.file}: source {shard.source!r} is not one of {', '.join(map(repr, names))}", where=path)
     if not 0 <= manifest.eot_id < manifest.vocab_size:
         raise InputError(f"end-of-text {manifest.eot_id} is outside the vocabulary of {manifest.vocab_size}", where=path)
     return manifest
@@ -103,7 +137,8 @@ def _parse(kind: type[Any], table: Any, path: Path, name: str) -> Any:
     if not isinstance(table, dict):
         raise InputError(f"{name} is not an object", where=path)
     hints = get_type_hints(kind)
-    if missing := [key for key in hints if key not in table]:
+    required = [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
+    if missing := [key for key in required if key not in table]:
         raise InputError(f"{name} lacks {', '.join(missing)}", where=path)
     if unknown := [key for key in table if key not in hints]:
         raise InputError(f"{name} has unknown keys: {', '.join(unknown)}", where=path)

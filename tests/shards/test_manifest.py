@@ -101,3 +101,41 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{\n "format": 1,\n')
     with pytest.raises(InputError, match=r"manifest.json:3: not valid JSON"):
         read_manifest(tmp_path)
+
+
+def test_sources_apart_and_their_shares(tmp_path: Path) -> None:
+    shards = [
+        Shard(file="train-a-000000.bin", split="train", tokens=10, documents=2, sha256="cd" * 32, source="a"),
+        Shard(file="train-b-000000.bin", split="train", tokens=5, documents=1, sha256="cd" * 32, source="b"),
+        Shard(file="val-b-000000.bin", split="val", tokens=7, documents=1, sha256="ef" * 32, source="b"),
+    ]
+    first = dataclasses.replace(MANIFEST.sources[0], name="a", weight=3.0, epochs=0.5)
+    sources = [first, dataclasses.replace(first, name="b", weight=1.0), dataclasses.replace(first, name="nothing kept", weight=9.0)]
+    manifest = dataclasses.replace(MANIFEST, shards=shards, sources=sources)
+    write_manifest(tmp_path, manifest)
+    assert read_manifest(tmp_path) == manifest
+    assert manifest.shares() == {"a": 0.75, "b": 0.25}
+    assert manifest.shares("val") == {"b": 1.0}
+    assert manifest.tokens("train", "a") == 10
+    assert manifest.of("val", "a") == []
+
+
+def test_a_manifest_from_before_there_were_recipes(tmp_path: Path) -> None:
+    table = dataclasses.asdict(MANIFEST)
+    for row in table["shards"]:
+        del row["source"]
+    for row in table["sources"]:
+        del row["weight"], row["epochs"]
+    (tmp_path / "manifest.json").write_text(json.dumps(table))
+    assert read_manifest(tmp_path) == MANIFEST
+
+
+def test_sources_that_contradict(tmp_path: Path) -> None:
+    table = dataclasses.asdict(MANIFEST)
+    table["shards"][1]["source"] = "books"
+    assert "train-000001.bin: source 'books' is not one of 'inputs'" in refused(tmp_path, table)
+    table = dataclasses.asdict(MANIFEST)
+    assert "two sources have the same name" in refused(tmp_path, {**table, "sources": table["sources"] * 2})
+    for weight in (0.0, -1.0, float("inf")):
+        table["sources"][0]["weight"] = weight
+        assert "is not a positive number" in refused(tmp_path, table)
