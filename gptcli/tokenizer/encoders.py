@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -166,7 +166,7 @@ class _Gigatoken:
         return np.concatenate([ids for ids, _ in rows]), np.concatenate([counts for _, counts in rows])
 
 
-_OPENERS = {"tiktoken": _Tiktoken, "gigatoken": _Gigatoken}
+_OPENERS: dict[str, Callable[[Tokenizer, Encoder], Encoder]] = {"tiktoken": _Tiktoken, "gigatoken": _Gigatoken}
 
 
 def _byte_level(tokenizer: Tokenizer) -> Any:
