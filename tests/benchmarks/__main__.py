@@ -15,9 +15,16 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks import startup, training
+from tests.benchmarks import data, startup, training
 
-BENCHMARKS = {"startup": startup.run, "shakespeare": training.shakespeare, "gpt2-124M": training.gpt2_124m}
+BENCHMARKS = {
+    "startup": startup.run,
+    "shakespeare": training.shakespeare,
+    "gpt2-124M": training.gpt2_124m,
+    "build-shards": data.build_shards,
+    "bpe-training": data.bpe_training,
+    "minhash": data.minhash,
+}
 
 
 def machine() -> str:
