@@ -3,7 +3,8 @@
     GptError                what went wrong, where, and what to do about it
     ├── UsageError          an option or configuration that cannot be met       exit 2
     ├── InputError          a file that is missing, broken or does not belong   exit 2
-    └── RunError            it failed while running (disk full, lost worker)    exit 1
+    ├── RunError            it failed while running (disk full, lost worker)    exit 1
+    └── Interrupted         it was asked to stop, and did in good order         exit 130
 
 Anything else that reaches the top is a bug and keeps its traceback under `--debug`.
 """
@@ -44,6 +45,10 @@ class InputError(GptError):
 
 class RunError(GptError):
     exit_code = 1
+
+
+class Interrupted(GptError):  # noqa: N818 - what it is called everywhere
+    exit_code = 130
 
 
 def _rebuild(kind: type[GptError], what: str, where: str | None, hint: str | None) -> GptError:

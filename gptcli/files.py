@@ -96,11 +96,8 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def claim_output(folder: Path, *, resume: bool, force: bool) -> None:
-    """Apply the overwrite rule to an output folder: a non-empty one needs `--resume` or `--force`.
-
-    `force` empties it; leftovers of an interrupted write are swept away. Raises UsageError.
-    """
+def check_output(folder: Path, *, resume: bool, force: bool) -> None:
+    """The overwrite rule for an output folder: a non-empty one needs `--resume` or `--force`. Touches nothing. Raises UsageError."""
     folder = Path(folder)
     if resume and force:
         raise UsageError("--resume and --force contradict each other", hint="choose one")
@@ -115,6 +112,13 @@ def claim_output(folder: Path, *, resume: bool, force: bool) -> None:
             )
         if Path.cwd().is_relative_to(folder.resolve()) or Path.home().is_relative_to(folder.resolve()):
             raise UsageError("--force would empty the folder you stand in or your home", where=folder, hint="choose another output")
+
+
+def claim_output(folder: Path, *, resume: bool, force: bool) -> None:
+    """Take an output folder by that rule: `force` empties it, and leftovers of an interrupted write are swept away. Raises UsageError."""
+    folder = Path(folder)
+    check_output(folder, resume=resume, force=force)
+    if force and folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.rglob(f".*{PARTIAL}"):

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from gptcli.errors import GptError, InputError, RunError, UsageError, nearest
+from gptcli.errors import GptError, InputError, Interrupted, RunError, UsageError, nearest
 
 
 def test_message_has_all_three_parts() -> None:
@@ -14,7 +14,7 @@ def test_message_has_all_three_parts() -> None:
     assert str(UsageError("bad size")) == "bad size"
 
 
-@pytest.mark.parametrize(("kind", "code"), [(UsageError, 2), (InputError, 2), (RunError, 1)])
+@pytest.mark.parametrize(("kind", "code"), [(UsageError, 2), (InputError, 2), (RunError, 1), (Interrupted, 130)])
 def test_kinds_cross_process_borders(kind: type[GptError], code: int) -> None:
     error = pickle.loads(pickle.dumps(kind("what", where="where", hint="hint")))
     assert type(error) is kind

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gptcli.errors import InputError, UsageError
-from gptcli.files import atomic_folder, atomic_write, claim_file, claim_output, read_json, sha256, write_json
+from gptcli.files import atomic_folder, atomic_write, check_output, claim_file, claim_output, read_json, sha256, write_json
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -69,6 +69,8 @@ def test_claim_output(tmp_path: Path) -> None:
     assert folder.is_dir()
     claim_output(folder, resume=False, force=False)  # still empty
     (folder / "x").write_text("x")
+    check_output(folder, resume=False, force=True)
+    assert (folder / "x").exists()  # nothing is touched yet
     with pytest.raises(UsageError, match="not empty") as caught:
         claim_output(folder, resume=False, force=False)
     assert "--resume" in str(caught.value)

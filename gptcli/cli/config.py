@@ -7,15 +7,16 @@ import re
 import shlex
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gptcli import __version__
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.files import atomic_write
 
+T = TypeVar("T")
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 
 
@@ -33,6 +34,19 @@ def count(text: str | int | float) -> int:
     if abs(value - round(value)) > 1e-6:
         raise UsageError(f"{text!r} is not a whole number")
     return round(value)
+
+
+def option(name: str) -> str:
+    """How the option of a parameter is typed: n_layer as --n-layer."""
+    return "--" + name.replace("_", "-")
+
+
+def read_option(name: str, text: str, convert: Callable[[str], T]) -> T:
+    """What the user typed for an option, through `convert`; where that refuses it, the error names the option. Raises UsageError."""
+    try:
+        return convert(text)
+    except UsageError as error:
+        raise UsageError(error.what, where=option(name), hint=error.hint) from None
 
 
 @dataclass(slots=True)

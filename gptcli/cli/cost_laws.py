@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,12 @@ from gptcli.cli.cost_sheet import figure, print_lines, print_table, short
 from gptcli.cost.budget import Affordable
 from gptcli.cost.scaling import LAWS, critical_batch, gpt3_loss, kaplan_batch
 from gptcli.errors import InputError
-from gptcli.files import read_json
-from gptcli.model.config import ModelConfig
+from gptcli.model.config_json import read_model_config
 
 if TYPE_CHECKING:
     from gptcli.cost.lawfit import Fitted, Run
 
-METRICS, CONFIG = "metrics.jsonl", "config.json"
+METRICS = "metrics.jsonl"
 
 
 def optimal_report(flops: float) -> dict[str, Any]:
@@ -65,7 +64,7 @@ def read_run(path: Path) -> Run:
     from gptcli.cost.lawfit import Run  # which brings statistics and random
 
     metrics = path if path.is_file() else path / METRICS
-    config = read_model(metrics.parent)
+    config = read_model_config(metrics.parent)
     last: dict[str, Any] = {}
     try:
         lines = metrics.read_text(encoding="utf-8").splitlines()
@@ -81,30 +80,55 @@ def read_run(path: Path) -> Run:
             raise InputError("not a line of metrics: it needs tokens and loss", where=f"{metrics}:{number}") from None
         if "val_loss" in entry or "val_loss" not in last:
             last = entry | {"reached": loss, "tokens": tokens}
-    if not last or not (last["reached"] > 0 and last["tokens"] > 0):
+    if not last or not (0 < last["reached"] < float("inf") and last["tokens"] > 0):
         raise InputError("no step with a loss above zero", where=metrics)
     return Run(name=str(path), parameters=config.parameters, tokens=last["tokens"], loss=last["reached"])
 
 
-def read_model(folder: Path) -> ModelConfig:
-    """The architecture of a run folder, or of a transformers GPT-2 folder. Raises InputError."""
-    if not (folder / CONFIG).is_file():
-        raise InputError(f"no {CONFIG} here", where=folder, hint="the run is not finished, or this is not a run folder")
-    from gptcli.model.weights import read_model_config
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What a law that was fitted to other runs says of one more."""
 
-    read_json(folder / CONFIG)
-    return read_model_config(folder)
+    name: str
+    parameters: int
+    tokens: int
+    loss: float
+    between: tuple[float, float]
+    measured: float | None
+    """None for a run that is not made yet."""
+
+    @property
+    def error(self) -> float | None:
+        return None if self.measured is None else self.loss / self.measured - 1
 
 
-def print_fit(fitted: Fitted, runs: list[Run], *, markdown: bool) -> None:
+def predict(fitted: Fitted, name: str, parameters: int, tokens: int, measured: float | None) -> Predicted:
+    return Predicted(name, parameters, tokens, fitted.loss(parameters, tokens), fitted.between(parameters, tokens), measured)
+
+
+def fit_report(fitted: Fitted, runs: list[Run], predicted: list[Predicted]) -> dict[str, Any]:
+    return fitted.as_dict() | {
+        "runs": [asdict(run) for run in runs],
+        "predicted": [asdict(one) | {"error": one.error} for one in predicted],
+    }
+
+
+def print_fit(fitted: Fitted, runs: list[Run], predicted: list[Predicted], *, markdown: bool) -> None:
     print_lines(f"{fitted.formula}, fitted to {len(runs)} runs; root mean square error {fitted.error:.2%}")
     rows = [["", "value", "95 % from", "to"]]
     for name, value in fitted.values.items():
         low, high = fitted.intervals[name]
         rows.append([name, f"{value:.4g}", f"{low:.4g}", f"{high:.4g}"])
     print_table(rows, markdown=markdown)
-    rows = [["run", "parameters", "tokens", "loss", "law"]]
+    rows = [["run", "parameters", "tokens", "loss", "law", "error"]]
     for run in runs:
         law = fitted.loss(run.parameters, run.tokens)
-        rows.append([run.name, amount(run.parameters), amount(run.tokens), f"{run.loss:.4f}", f"{law:.4f}"])
+        rows.append([run.name, amount(run.parameters), amount(run.tokens), f"{run.loss:.4f}", f"{law:.4f}", f"{law / run.loss - 1:+.2%}"])
     print_table(rows, markdown=markdown)
+    for one in predicted:
+        low, high = one.between
+        found = "" if one.measured is None else f"; measured {one.measured:.4f}, so the law is {one.error:+.2%} off"
+        print_lines(
+            f"{one.name}, not among them: {amount(one.parameters)} parameters on {amount(one.tokens)} tokens: "
+            f"predicted {one.loss:.4f}, 95 % from {low:.4f} to {high:.4f}{found}"
+        )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from gptcli.cli.config import count, quantity
+from gptcli.cli.config import count, option, quantity, read_option
 from gptcli.cost.estimate import Fleet
-from gptcli.cost.fleet import batch_sequences, make_fleet, usual_precision
-from gptcli.cost.hardware import Gpu, find_gpu, peak_flops
+from gptcli.cost.fleet import batch_sequences, gpus_needed, implied_fleet, make_fleet
+from gptcli.cost.hardware import Gpu, find_gpu, peak_flops, usual_precision
 from gptcli.cost.layout import check_layout, parse_layout
 from gptcli.cost.plans import Plan, make_plan
 from gptcli.cost.rank import Work
@@ -17,33 +18,37 @@ from gptcli.model.config import ModelConfig
 DEFAULT_GPU = "v100"  # the cost article's, with its speed and its price
 NO_VALUE = "auto"  # what `--flops` means alone
 
-FLEET = ("gpu", "gpus", "tflops", "mfu", "goodput", "price")
+FLEET = ("gpu", "gpus", "tflops", "memory", "mfu", "goodput", "price")
 SHAPE = ("n_layer", "n_head", "d_model", "n_ctx", "vocab_size", "attention")
+MODEL = ("size", "runs", *SHAPE)
 LAYOUT = ("layout", "micro_batch", "recompute", "precision")
 SHOWN = ("json", "markdown", "explain")
 QUESTIONS: dict[str, tuple[str, ...]] = {  # an option that asks something of its own, and those that go with it
-    "fit": ("runs",),
-    "optimal": (),
-    "plan": ("size", "runs", *SHAPE, "gpu", "gpus", "precision"),
-    "table": ("tokens", *FLEET),
+    "fit": ("runs", "predict", "size", *SHAPE, "tokens", "plot"),
+    "optimal": ("plot",),
+    "plan": (*MODEL, "gpu", "gpus", "precision", "plot"),
+    "table": ("tokens", *FLEET, "plot"),
     "budget": ("hours", *FLEET),
+    "flops": ("hours", *FLEET, "plot"),
     "hours": FLEET,
-    "flops": FLEET,
 }
+OF_ONE_MODEL: tuple[str, ...] = (*MODEL, "tokens", "hours", *FLEET, *LAYOUT, "plot")
 
 
 def question(said: dict[str, Any]) -> str:
-    """Which of QUESTIONS is asked, or "size". Raises UsageError where options of two are mixed."""
-    asked = next((name for name in QUESTIONS if name in said), "size")
-    if asked == "size" or (asked == "flops" and said["flops"] == NO_VALUE):
-        return "size"
+    """Which of QUESTIONS is asked, or "model". Raises UsageError where options of two are mixed."""
+    asked = next((name for name in QUESTIONS if name in said), "model")
+    if asked == "hours" and any(name in said for name in (*MODEL, "tokens")):
+        asked = "model"
+    if asked == "model" or (asked == "flops" and said["flops"] == NO_VALUE):
+        asked, goes_with = "model", ("flops", *OF_ONE_MODEL)
+    else:
+        goes_with = (asked, *QUESTIONS[asked])
     for name in said:
-        if name not in (asked, *QUESTIONS[asked], *SHOWN):
-            what = f"--flops {said['flops']}" if asked == "flops" else option(asked)
-            raise UsageError(
-                f"{what} does not go with {'a run folder' if name == 'runs' else option(name)}",
-                hint="--flops without a number counts the FLOPs of a run" if asked == "flops" else "give one of the two",
-            )
+        if name not in (*goes_with, *SHOWN):
+            with_number = "--flops without a number counts the FLOPs of a run" if asked == "flops" else "give one of the two"
+            what = "a model" if asked == "model" else f"--flops {said['flops']}" if asked == "flops" else option(asked)
+            raise UsageError(f"{what} does not go with {'a run folder' if name == 'runs' else option(name)}", hint=with_number)
     return asked
 
 
@@ -53,9 +58,14 @@ class Terms:
     def __init__(self, said: dict[str, Any]) -> None:
         name = said.get("gpu", None if "tflops" in said else DEFAULT_GPU)
         self.gpu: Gpu | None = None if name is None else find_gpu(name)
-        self.count = whole("--gpus", said.get("gpus", "1"))
-        self.speed = {name: positive(option(name), said.get(name)) for name in ("tflops", "mfu", "goodput", "price")}
+        self.count = whole("gpus", said.get("gpus", "1"))
+        self.hours = positive("hours", said.get("hours"))
+        self.price = positive("price", said.get("price"))
+        self.speed = {name: positive(name, said.get(name)) for name in ("tflops", "mfu", "goodput")}
+        self.memory = positive("memory", said.get("memory"))
         self.said = said
+        if self.memory is not None and self.gpu is not None:
+            raise UsageError("--memory describes a GPU of your own", where="--memory", hint="give it with --tflops, and no --gpu")
         if self.gpu is not None:
             peak_flops(self.gpu, self.precision)
 
@@ -64,15 +74,31 @@ class Terms:
         chosen = self.said.get("precision", "bf16" if self.gpu is None else usual_precision(self.gpu))
         return Work(precision=chosen).precision
 
-    def fleet(self, model: ModelConfig | None) -> tuple[Fleet, Plan | None]:
-        """The GPUs with their speed, and the plan that it is predicted for or that the user asked for. Raises UsageError."""
+    def fleet(self, model: ModelConfig | None, flops: float) -> tuple[Fleet, Plan | None]:
+        """The GPUs with their speed, and the plan that it is predicted for or that the user asked for.
+
+        `flops` are the whole run's. Where its hours are said, they and the number of GPUs say the speed, or they and the speed the number.
+        Raises UsageError.
+        """
         plan = None if model is None else self._layout(model)
         count = self.count
         if plan is not None:
             count = plan.layout.processes
             if "gpus" in self.said and self.count != count:
                 raise UsageError(f"--layout {plan.layout} is {count} GPUs, --gpus says {self.count}", hint="give one of the two")
-        return make_fleet(self.gpu, count, model=model, plan=plan, **self.speed)
+        if self.hours is None:
+            return self._described(*make_fleet(self.gpu, count, model=model, plan=plan, price=self.price, **self.speed))
+        if "gpus" in self.said or plan is not None:
+            if stray := next((name for name, value in self.speed.items() if value is not None), None):
+                raise UsageError(f"--hours and --gpus say how fast they are, and {option(stray)} too", hint="leave one of the three out")
+            return self._described(implied_fleet(self.gpu, count, flops, self.hours, price=self.price), plan)
+        fleet, plan = make_fleet(self.gpu, 1, model=model, plan=None, price=self.price, **self.speed)
+        while (count := gpus_needed(flops, self.hours, fleet)) > fleet.count:
+            fleet, plan = make_fleet(self.gpu, count, model=model, plan=None, price=self.price, **self.speed)
+        return self._described(fleet, plan)
+
+    def _described(self, fleet: Fleet, plan: Plan | None) -> tuple[Fleet, Plan | None]:
+        return (fleet if self.memory is None else replace(fleet, described_memory=round(self.memory * 1e9))), plan
 
     def _layout(self, model: ModelConfig) -> Plan | None:
         """The layout that the user named, with what it takes; None where none is named."""
@@ -93,24 +119,17 @@ class Terms:
 
 def positive(name: str, text: str | None) -> float | None:
     """The number an option was given. Raises UsageError where it is no number, or not above zero."""
-    if text is None:
-        return None
-    try:
-        value = quantity(text.removeprefix("-"))
-    except UsageError as error:
-        raise UsageError(error.what, where=name, hint=error.hint) from None
-    if text.startswith("-") or not 0 < value < float("inf"):
-        raise UsageError(f"{text} is out of range", where=name, hint="give a number above zero")
-    return value
+    return None if text is None else read_option(name, text, _above_zero)
 
 
 def whole(name: str, text: str) -> int:
+    """The number of things an option was given, at least one. Raises UsageError."""
     positive(name, text)
-    try:
-        return count(text)
-    except UsageError as error:
-        raise UsageError(error.what, where=name, hint=error.hint) from None
+    return read_option(name, text, count)
 
 
-def option(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def _above_zero(text: str) -> float:
+    value = quantity(text.removeprefix("-"))
+    if text.startswith("-") or not 0 < value < float("inf"):
+        raise UsageError(f"{text} is out of range", hint="give a number above zero")
+    return value

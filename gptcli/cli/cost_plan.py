@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from gptcli.cli.console import amount, duration
-from gptcli.cli.cost_sheet import Row, as_bytes, print_lines, print_table
+from gptcli.cli.cost_sheet import Row, as_bytes, print_lines, print_paste, print_table
 from gptcli.cost.hardware import Gpu
 from gptcli.cost.plans import Plan, nearest_that_fits
 from gptcli.cost.rank import Work
@@ -40,23 +40,27 @@ def rank_rows(plan: Plan, config: ModelConfig, gpu: Gpu | None) -> list[Row]:
     return rows
 
 
-def print_plans(name: str, found: list[Plan], gpu: Gpu, size: str | None, *, markdown: bool) -> None:
-    """Fastest first, with the options that `gpt train` takes."""
+def train_options(plan: Plan, model: str) -> str:
+    """The plan as `gpt train` takes it; `model` names the size, or its shape."""
+    work = plan.work
+    precision = "" if work.precision == "bf16" else f" --precision {work.precision}"
+    return f"gpt train {model} --layout {plan.layout} --micro-batch {work.micro_batch} --recompute {work.recompute}{precision}"
+
+
+def print_plans(name: str, found: list[Plan], gpu: Gpu, model: str, *, markdown: bool) -> None:
+    """Fastest first, and the best as `gpt train` takes it."""
     print_lines(
         f"{name} on {found[0].layout.processes:,} {gpu.name}, fastest first; times within a factor of {uncertainty(found[0].layout, gpu):g}"
     )
     rows = [["layout", "micro", "recompute", "step", "waits", "memory", "tokens/s"]]
     for plan in found:
-        waits = (plan.time.tensor + plan.time.shard + plan.time.replicas + plan.time.bubble) / plan.time.total
         rows.append([
-            str(plan.layout), str(plan.work.micro_batch), plan.work.recompute, f"{plan.time.total:.3g} s", f"{waits:.0%}",
+            str(plan.layout), str(plan.work.micro_batch), plan.work.recompute, f"{plan.time.total:.3g} s", f"{plan.time.waits:.0%}",
             as_bytes(plan.memory.total), amount(plan.tokens_per_second),
         ])  # fmt: skip
     print_table(rows, markdown=markdown)
     print_lines("waits: for collectives and the pipeline")
-    best = found[0]
-    model = f"--size {size} " if size else ""
-    print_lines(f"gpt train {model}--layout {best.layout} --micro-batch {best.work.micro_batch} --recompute {best.work.recompute}")
+    print_paste(train_options(found[0], model))
 
 
 def _way(work: Work) -> str:

@@ -10,7 +10,7 @@ from gptcli.cli.console import amount, duration
 from gptcli.cli.cost_sheet import Row, as_bytes, dollars, figure, print_lines, print_rows, print_table, short
 from gptcli.cost.assumptions import USER
 from gptcli.cost.estimate import Estimate, Fleet
-from gptcli.cost.flops import flops_per_token, inference_flops_per_token
+from gptcli.cost.inference import inference
 from gptcli.cost.memory import kv_cache_per_token, least_gpus, memory_by_part
 from gptcli.cost.parameters import parameters_by_part
 from gptcli.cost.scaling import predicted_losses
@@ -36,19 +36,22 @@ MEMORY_ROWS = {  # part: what it is called, and what is in it
 
 def print_estimate(estimate: Estimate, *, brief: bool, explain: bool, markdown: bool, rank: list[Row]) -> None:
     """The whole story of one estimate on stdout; brief, only from FLOPs to money; `rank` tells of the memory of a rank."""
-    model, tokens = estimate.model, estimate.tokens
+    model, tokens, parameters = estimate.model, estimate.tokens, estimate.parameters
+    title = estimate.name if model is None else _title(estimate.name, model)
     rows: list[Row] = []
-    if model is None or tokens is None:
-        title = estimate.name
+    if tokens is None:
         rows += [("Compute", "", ""), ("  FLOP", short(estimate.flops), "")]
+    elif model is None:
+        rows += [("Parameters", f"{parameters:,}", "as printed; its shape is not ours")]
+        rows += _work(estimate, tokens)
     else:
-        title = _title(estimate.name, model)
         rows += [] if brief else _parameters(model)
-        rows += _training(model, tokens, brief)
+        rows += _work(estimate, tokens)[:3] if brief else _work(estimate, tokens) + _attention(estimate)
     rows += [("  PF-days", figure(estimate.pf_days), ""), *_time_and_money(estimate)]
-    if model is not None and tokens is not None and not brief:
-        rows += _losses(model, tokens)
-        rows += _memory(model, estimate.fleet)
+    if not brief and parameters is not None:
+        rows += [] if model is None or tokens is None else _losses(model, tokens)
+        rows += _memory(parameters, model, estimate.fleet)
+        rows += [] if model is None else _running(model, estimate.fleet)
     print_rows(title, [*rows, *rank], markdown=markdown)
     print_notes(estimate, explain=explain)
 
@@ -64,7 +67,7 @@ def print_sizes(estimates: list[Estimate], *, explain: bool, markdown: bool) -> 
             figure(estimate.gpu_years, 3), dollars(estimate.dollars), as_bytes(report["memory_bytes"]["training"]),
             f"{figure(estimate.days, 3)} d",
         ])  # fmt: skip
-    print_lines(f"{'GPU' if fleet.gpu is None else fleet.gpu.name}; FLOP by 6ND")
+    print_lines(f"{_gpu(fleet)}; FLOP by 6ND, of T5 by 3ND")
     print_table(rows, markdown=markdown)
     print_notes(estimates[0], explain=explain)
 
@@ -81,18 +84,27 @@ def _parameters(model: ModelConfig) -> list[Row]:
     return rows
 
 
-def _training(model: ModelConfig, tokens: int, brief: bool) -> list[Row]:
-    paper, palm, causal = (flops_per_token(model, convention) for convention in ("6N", "palm", "causal"))
-    banded = f"; bands of {model.band}, ours" if model.attention == "banded" else ""
-    rows = [
+def _work(estimate: Estimate, tokens: int) -> list[Row]:
+    assert estimate.parameters is not None
+    each = round(estimate.flops / estimate.parameters / tokens)
+    return [
         (f"Training on {amount(tokens)} tokens", "", ""),
-        ("  tokens per parameter", figure(tokens / model.parameters), ""),
-        ("  FLOP, 6ND", short(paper * tokens), "the papers' way; priced below"),
-        ("  FLOP, PaLM", short(palm * tokens), f"with all of attention, {1 - paper / palm:.1%}"),
-        ("  FLOP, causal", short(causal * tokens), f"as computed{banded}"),
-        ("  FLOP, one token read", short(inference_flops_per_token(model)), "inference, 2N"),
+        ("  tokens per parameter", figure(tokens / estimate.parameters), ""),
+        (f"  FLOP, {each}ND", short(estimate.flops), "the papers' way; priced below"),
     ]
-    return rows[:3] if brief else rows
+
+
+def _attention(estimate: Estimate) -> list[Row]:
+    """The same by conventions that count attention."""
+    model, counts = estimate.model, estimate.flops_by_convention
+    assert model is not None
+    assert counts is not None
+    banded = f"; bands of {model.band}, ours" if model.attention == "banded" else ""
+    return [
+        ("  FLOP, PaLM", short(counts["palm"]), f"with all of attention, {1 - counts['6N'] / counts['palm']:.1%}"),
+        ("  FLOP, causal", short(counts["causal"]), f"as computed{banded}"),
+        ("  FLOP, Megatron", short(counts["megatron"]), f"{short(counts['megatron-recompute'])} with full recomputation"),
+    ]
 
 
 def _time_and_money(estimate: Estimate) -> list[Row]:
@@ -114,7 +126,7 @@ def _time_and_money(estimate: Estimate) -> list[Row]:
         ("  GPU-years", figure(estimate.gpu_years), "of 365 days"),
         ("  GPU-hours", figure(estimate.gpu_hours), _between(estimate, estimate.gpu_hours, figure).removeprefix(", ")),
         ("  dollars", dollars(estimate.dollars), price),
-        (f"  on {_gpus(fleet)}", days, ""),
+        (f"  on {fleet.count:,} {_gpu(fleet)}", days, ""),
     ]
     if energy is not None:
         rows.append(("  energy", f"{figure(energy.kwh / 1000)} MWh", f"{figure(energy.co2_kg / 1000)} t of CO2e"))
@@ -133,9 +145,9 @@ def _losses(model: ModelConfig, tokens: int) -> list[Row]:
     return rows
 
 
-def _memory(model: ModelConfig, fleet: Fleet) -> list[Row]:
+def _memory(parameters: int, model: ModelConfig | None, fleet: Fleet) -> list[Row]:
     rows = [("Memory, before activations", "", "")]
-    for part, n_bytes in memory_by_part(model).items():
+    for part, n_bytes in memory_by_part(parameters, model).items():
         label, remark = MEMORY_ROWS[part]
         rows.append((f"  {label}", as_bytes(n_bytes), remark or _fit(n_bytes, fleet)))
     return rows
@@ -143,14 +155,30 @@ def _memory(model: ModelConfig, fleet: Fleet) -> list[Row]:
 
 def _fit(n_bytes: int, fleet: Fleet) -> str:
     """Whether the fleet holds it, spread evenly."""
-    if fleet.gpu is None:
+    if fleet.memory_bytes is None:
         return ""
-    least, each = least_gpus(n_bytes, fleet.gpu), f"{fleet.gpu.name} of {as_bytes(fleet.gpu.memory_bytes)}"
+    least, each = least_gpus(n_bytes, fleet.memory_bytes), f"{_gpu(fleet)} of {as_bytes(fleet.memory_bytes)}"
     return f"fits {fleet.count:,} {each}" if least <= fleet.count else f"does not fit; takes {least:,} {each}"
 
 
-def _gpus(fleet: Fleet) -> str:
-    return f"{fleet.count:,} {'GPU' if fleet.gpu is None else fleet.gpu.name}"
+def _running(model: ModelConfig, fleet: Fleet) -> list[Row]:
+    """Inference in 16 bits, a sequence of a whole context."""
+    run = inference(model, fleet.gpu)
+    prefill = decode = ""
+    if run.gpus is not None and run.prefill_seconds is not None and run.tokens_per_second is not None:
+        where = f"{run.gpus:,} {_gpu(fleet)}"
+        prefill = f"{run.prefill_seconds:.2g} s at least, on {where}"
+        decode = f"{figure(run.tokens_per_second, 3)} tokens/s at most, on {where}"
+    return [
+        ("To run a context", "", f"of {model.n_ctx:,} tokens, in 16 bits"),
+        ("  FLOP to read it", short(run.prefill_flops), prefill),
+        ("  FLOP, next token", short(run.decode_flops), "2N and attention"),
+        ("  bytes, next token", as_bytes(run.decode_bytes), decode),
+    ]
+
+
+def _gpu(fleet: Fleet) -> str:
+    return "GPU" if fleet.gpu is None else fleet.gpu.name
 
 
 def print_notes(estimate: Estimate, *, explain: bool) -> None:
@@ -161,7 +189,8 @@ def print_notes(estimate: Estimate, *, explain: bool) -> None:
             print_lines(line)
         typer.echo()
         for a in estimate.assumptions:
-            print_lines(f"{a.name} = {a.value:.6g} {a.unit}: {a.source}{f' ({a.date})' if a.date else ''}")
+            where = ", ".join(part for part in (a.date, a.url) if part)
+            print_lines(f"{a.name} = {a.value:.6g} {a.unit}: {a.source}{f' ({where})' if where else ''}")
         return
     moving = [a for a in estimate.assumptions if a.name in ("tokens", "throughput", "goodput", "price") and not a.source.endswith(USER)]
     if moving:
@@ -173,21 +202,37 @@ def print_notes(estimate: Estimate, *, explain: bool) -> None:
 
 def formulas(estimate: Estimate) -> list[str]:
     """How the figures come about, with the numbers put in."""
-    model, tokens, fleet = estimate.model, estimate.tokens, estimate.fleet
+    model, tokens, fleet, N = estimate.model, estimate.tokens, estimate.fleet, estimate.parameters
     lines = []
-    if model is not None and tokens is not None:
-        L, C, V, T = model.n_layer, model.d_model, model.vocab_size, model.n_ctx
-        lines.append(f"parameters N = 12·L·C² + 13·L·C + (V + T)·C + 2·C = {model.parameters:,} with L {L}, C {C}, V {V}, T {T}")
-        lines.append(f"FLOP = 6·N·D = 6 x {model.parameters:,} x {tokens:,} = {short(estimate.flops)}")
-        lines.append(f"training state = (4 + 4 + 8 bytes)·N = {as_bytes(16 * model.parameters)}")
-        lines.append(f"KV cache a token = 2·L·C x 2 bytes = {kv_cache_per_token(model):,} bytes")
+    if N is not None and tokens is not None:
+        if model is not None:
+            L, C, V, T = model.n_layer, model.d_model, model.vocab_size, model.n_ctx
+            lines.append(f"parameters N = 12·L·C² + 13·L·C + (V + T)·C + 2·C = {N:,} with L {L}, C {C}, V {V:,}, T {T:,}")
+        each = round(estimate.flops / N / tokens)
+        lines.append(f"FLOP = {each}·N·D = {each} x {N:,} x {tokens:,} = {short(estimate.flops)}")
+    lines.append(f"PF-days = FLOP / 8.64e19 = {figure(estimate.pf_days)}")
     share = "" if fleet.goodput is None else f" x goodput {fleet.goodput.value:g}"
     lines.append(
         f"GPU-hours = FLOP / (throughput{' x goodput' if share else ''}) / 3,600 = {short(estimate.flops)} / "
         f"({short(fleet.throughput.value)}{share}) / 3,600 = {figure(estimate.gpu_hours)}"
     )
+    if fleet.gpu is not None:
+        peak = f"{short(fleet.throughput.value)} / {short(fleet.gpu.peak_flops)}"
+        lines.append(f"MFU = throughput / peak = {peak} = {fleet.mfu:.1%}")
     lines.append(f"GPU-years = GPU-hours / 8,760 = {figure(estimate.gpu_years)}")
     if fleet.price is not None:
         lines.append(f"dollars = GPU-hours x {fleet.price.value:g} = {dollars(estimate.dollars)}")
     lines.append(f"days = GPU-hours / {fleet.count:,} / 24 = {figure(estimate.days)}")
+    if (used := estimate.energy) is not None:
+        watts, server, building, co2 = (a.value for a in used.assumptions)
+        lines.append(f"energy = GPU-hours x {watts:g} W x {server:g} x {building:g} = {figure(used.kwh)} kWh; CO2e = kWh x {co2:g} kg")
+    if N is not None:
+        lines.append(f"training state = (4 + 4 + 8 bytes)·N = {as_bytes(16 * N)}")
+    if model is not None:
+        run = inference(model, fleet.gpu)
+        lines.append(f"KV cache a token = 2·L·C x 2 bytes = {kv_cache_per_token(model):,} bytes")
+        lines.append(f"bytes to decode a token = 2·N + T x KV cache = {as_bytes(run.decode_bytes)}")
+        if run.tokens_per_second is not None and fleet.gpu is not None:
+            speed = f"{run.gpus} x {short(fleet.gpu.bandwidth)} / {short(run.decode_bytes)}"
+            lines.append(f"decoding, at most = GPUs x bandwidth / bytes = {speed} = {figure(run.tokens_per_second, 3)} tokens/s")
     return lines

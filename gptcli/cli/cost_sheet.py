@@ -45,8 +45,13 @@ def print_table(rows: list[list[str]], *, markdown: bool) -> None:
 
 
 def print_lines(text: str, **look: bool) -> None:
-    for line in textwrap.wrap(text, WIDTH):
+    for line in textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False):  # addresses stay whole
         typer.echo(style(line, **look))
+
+
+def print_paste(command: str) -> None:
+    """A command line to paste: never wrapped, however long."""
+    typer.echo(style(command, bold=True))
 
 
 def style(text: str, **look: bool) -> str:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli.app import INTERRUPTED
 from gptcli.cli.config import resolved_toml
 from gptcli.cli.console import ConsoleEvents, amount, duration, print_json
+from gptcli.cli.dashboard import Dashboard
 from gptcli.cli.train_plan import NAMES, RUN_TOML, Plan, make_plan, said
+from gptcli.errors import Interrupted, RunError, UsageError
 from gptcli.events import SILENT, Events
-from gptcli.files import atomic_write, claim_output
+from gptcli.files import atomic_write, check_output, claim_output
 
 if TYPE_CHECKING:
     from gptcli.shards.manifest import Manifest
     from gptcli.trainer.config import Run
+    from gptcli.trainer.rehearsal import Role
 
 MODEL, RECIPE, OUTPUT, WATCH, MACHINE = "Model", "Recipe", "Data and output", "Checkpoints and evaluation", "Machine"
 
@@ -63,14 +65,20 @@ def train(
     attention: Annotated[Value, _option(MODEL, "KIND", "size's", "dense or banded.")] = None,
     band: Annotated[Value, _option(MODEL, "N", "256", "Keys that a banded layer sees.")] = None,
     dropout: Annotated[Value, _option(MODEL, "P", "0", "On embeddings, attention and residual branches.")] = None,
+    init_from: Annotated[
+        Value, _option(MODEL, "FOLDER", "random weights", "Start from this run's or GPT-2 folder's model, which sets the architecture.")
+    ] = None,
     tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Length of the run; the paper's schedule scales with it.")] = None,
-    batch_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Tokens of a step, in whole sequences.")] = None,
+    batch_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Tokens of a step; auto: the noise scale, up to the paper's.")] = None,
     lr: Annotated[Value, _option(RECIPE, "X", "paper's", "Highest learning rate.")] = None,
     min_lr_ratio: Annotated[Value, _option(RECIPE, "X", "paper's", "Where the decay ends, as a share of --lr.")] = None,
     warmup_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Linear warm-up of the learning rate.")] = None,
     decay_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Where the cosine decay ends.")] = None,
     ramp_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "The batch grows to its full size over these; 0 for no ramp.")] = None,
     weight_decay: Annotated[Value, _option(RECIPE, "X", "paper's", "Of matrices and embeddings.")] = None,
+    spike: Annotated[Value, _option(RECIPE, "SIGMAS", "6", "Skip the update of a loss so far above those before; 0 for never.")] = None,
+    max_skipped: Annotated[Value, _option(RECIPE, "N", "10", "Updates skipped in a row that end the run.")] = None,
+    document_mask: Annotated[bool, _flag("--document-mask", RECIPE, "Attention does not cross from a document to the next.")] = False,
     seed: Annotated[Value, _option(RECIPE, "N", "0", "Of weights, data order and dropout.")] = None,
     data: Annotated[Value, _option(OUTPUT, "FOLDER", "shards", "What gpt build-shards made.")] = None,
     out: Annotated[
@@ -100,9 +108,17 @@ def train(
     keep: Annotated[Value, _option(WATCH, "N", "2", "Checkpoints kept.")] = None,
     eval_every: Annotated[Value, _option(WATCH, "N", "20 a run, at least every 500", "Steps between validation losses.")] = None,
     eval_tokens: Annotated[Value, _option(WATCH, "N", "a 200th of --tokens, at most 1M", "Validation tokens read each time.")] = None,
-    layout: Annotated[Value, _option(MACHINE, "AXES", "all GPUs, sharded", "Replicas and shards: dp=2,shard=4.")] = None,
+    samples: Annotated[Value, _option(WATCH, "N", "3, in a short run none", "Texts written from every checkpoint.")] = None,
+    track: Annotated[Value, _option(WATCH, "NAME", "none", "Figures go there too: tensorboard.")] = None,
+    lr_range: Annotated[bool, _flag("--lr-range", WATCH, "Only sweep the learning rate over a short run, and suggest one.")] = False,
+    profile: Annotated[bool, _flag("--profile", WATCH, "Trace a few steps, and show what they spend their time on.")] = False,
+    layout: Annotated[
+        Value, _option(MACHINE, "AXES", "the fastest that fits", "Replicas, shards, slices, stages: dp=2,shard=4,tp=2,pp=2.")
+    ] = None,
+    pipeline_schedule: Annotated[Value, _option(MACHINE, "NAME", "1f1b", "1f1b, gpipe, interleaved1f1b or loopedbfs.")] = None,
+    recompute: Annotated[Value, _option(MACHINE, "WHAT", "what fits", "In the backward pass: none, selective or full.")] = None,
     micro_batch: Annotated[Value, _option(MACHINE, "N", "what fits", "Sequences that a process runs at a time.")] = None,
-    precision: Annotated[Value, _option(MACHINE, "KIND", "auto", "Of the products: bf16, fp32, or auto.")] = None,
+    precision: Annotated[Value, _option(MACHINE, "KIND", "auto", "Of the products: bf16, fp32, fp16, fp8, or auto.")] = None,
     compile: Annotated[Value, _option(MACHINE, "WHEN", "auto", "torch.compile: on, off, or auto where it pays.")] = None,
     dry_run: Annotated[bool, _flag("--dry-run", MACHINE, "Show configuration, sizes, work and memory, and stop.")] = False,
 ) -> None:
@@ -114,16 +130,20 @@ def train(
 
         gpt train --size gpt2 --n-layer 4 --n-ctx 256 --tokens 10M --batch-tokens 8k --out runs/small
     """
-    given = said({name: value for name, value in locals().items() if name in NAMES}, config, resume=resume)
+    if restarted():
+        resume, force = True, False
+    given = said({name: value for name, value in locals().items() if name in NAMES and value is not False}, config, resume=resume)
 
     from gptcli.shards.manifest import MANIFEST, read_manifest
 
     folder = Path(given.values.get("data", "shards"))
+    if lr_range and resume:
+        raise UsageError("a range test cannot be resumed", where="--lr-range", hint="run it again, with --force")
     if dry_run and not (folder / MANIFEST).is_file():
-        plan = make_plan(given, vocab_size=50257)
+        plan = make_plan(given, vocab_size=50257, lr_range=lr_range)
     else:
         manifest = read_manifest(folder)
-        plan = make_plan(given, manifest.vocab_size)
+        plan = make_plan(given, manifest.vocab_size, lr_range=lr_range)
     if dry_run:
         _print_plan(plan, as_json=json)
         return
@@ -131,25 +151,47 @@ def train(
     from gptcli.trainer.launch import launch
 
     leads = os.environ.get("RANK", "0") == "0"  # the only one, or the first of those that torchrun or Slurm started
-    events = ConsoleEvents() if leads else SILENT
+    events = Dashboard(given.values["out"]) if leads else SILENT
     run = _begin(plan, manifest, events, resume=resume, force=force, leads=leads)
     if run is None:
         events.info(f"{given.values['out']} is finished")
         return
-    report = launch(run, events)
-    if report["interrupted"]:
-        events.info(f"stopped after step {report['step']:,}, with a checkpoint: --resume goes on")
-        raise typer.Exit(INTERRUPTED)
+    if lr_range:
+        _test_range(run, events, as_json=json, leads=leads)
+        return
+    report = launch(replace(run, profile=profile), events)
+    if leads and report["interrupted"]:
+        raise Interrupted(f"stopped after step {report['step']:,}, with a checkpoint", where=run.out, hint="--resume goes on")
     if leads:
-        events.info(f"trained on {report['tokens']:,} tokens in {duration(report['seconds'])}, loss {report['loss']:.4f}")
+        loss = "" if report["loss"] is None else f", loss {report['loss']:.4f}"
+        events.info(f"trained on {report['tokens']:,} tokens in {duration(report['seconds'])}{loss}")
         print_json("train", report) if json else print(run.out)
+
+
+def _test_range(run: Run, events: Events, *, as_json: bool, leads: bool) -> None:
+    """The learning-rate range test in the run's place; the suggested rate is the result."""
+    from gptcli.trainer.launch import launch
+    from gptcli.trainer.lr_range import PICTURE, lr_range
+
+    report = launch(run, events, lr_range)
+    if not leads:
+        return
+    if report["suggested_lr"] is None:
+        raise RunError("not one step was finite", where=run.out)
+    events.info(f"the smooth loss is lowest at {report['lowest_loss_lr']:.2g}; a tenth of it is suggested: see {run.out / PICTURE}")
+    print_json("train", report) if as_json else print(f"{report['suggested_lr']:.2g}")
+
+
+def restarted() -> bool:
+    """Whether torchrun starts this very job over, because it lost a worker."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, force: bool, leads: bool) -> Run | None:
     """Check all that can be checked, claim the run folder and write run.toml into it; None where the run is finished."""
     from gptcli.trainer.config import Run
     from gptcli.trainer.export import is_finished
-    from gptcli.trainer.preflight import check_run, data_sha256, find_checkpoint
+    from gptcli.trainer.preflight import check_data, check_resume, check_run, data_sha256
 
     out = Path(plan.resolved.values["out"])
     text = resolved_toml(plan.resolved, parameters=f"{plan.model.parameters:,}", vocab_size=f"{plan.model.vocab_size:,}, from the shards")
@@ -165,14 +207,19 @@ def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, forc
         tokenizer_sha256=manifest.tokenizer_sha256,
         eot_id=manifest.eot_id,
         must_compile=plan.must_compile,
+        track=plan.resolved.values.get("track"),
+        init_from=None if (start := plan.resolved.values.get("init_from")) is None else Path(start),
         resolved=text,
     )
     check_run(run, manifest)
+    if leads:
+        check_output(out, resume=resume, force=force)
     if resume:
-        checkpoint, at_end = find_checkpoint(run, events)
-        if at_end and is_finished(out):
+        if check_resume(run) and is_finished(out):
             return None
-        run = replace(run, checkpoint=checkpoint)
+        run = replace(run, resume=True)
+    if os.environ.get("LOCAL_RANK", "0") == "0" and not restarted():  # once on each machine: the others wait for it to join them
+        check_data(run, manifest)
     if leads:
         claim_output(out, resume=resume, force=force)
         with atomic_write(out / RUN_TOML, "w") as file:
@@ -188,6 +235,7 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
     steps = Schedule(plan.train, plan.model.n_ctx).steps()
     flops = flops_per_token(plan.model, "6N") * plan.train.tokens
     memory = sum(training_memory(plan.model.parameters).values())
+    roles = _rehearse(plan)
     if as_json:
         print_json(
             "train",
@@ -198,6 +246,7 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
                 "steps": steps,
                 "flops": flops,
                 "memory_bytes": memory,
+                "roles": [asdict(role) for role in roles],
             },
         )
         return
@@ -207,4 +256,28 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
         "work": f"{flops:.3g} FLOP (6N)",
         "memory": f"{amount(memory)}B for weights, gradients and optimizer over all processes; activations come on top",
     }
+    for role in roles:
+        low, high = (f"{held:,}" for held in role.parameters)
+        moved = [f"{amount(n_bytes)}B over {axis}" for axis, n_bytes in asdict(role.traffic).items() if n_bytes]
+        facts[f"stage {role.stage}"] = (
+            f"{role.processes:,} processes, each with {low if low == high else f'{low} to {high}'} parameters and "
+            f"{amount(role.optimizer_bytes[1])}B of optimizer state; a step moves {', '.join(moved)}"
+        )
     print(resolved_toml(plan.resolved, **facts), end="")
+
+
+def _rehearse(plan: Plan) -> list[Role]:
+    """What each process of a layout would hold and send, from building them; of one process there is nothing to tell."""
+    from gptcli.cost.layout import parse_layout
+    from gptcli.trainer.config import Run
+    from gptcli.trainer.fit import check_division
+    from gptcli.trainer.rehearsal import rehearse
+
+    layout, sequences = parse_layout(plan.train.layout), plan.train.batch_tokens // plan.model.n_ctx
+    if layout.processes == 1:
+        return []
+    check_division(plan.model, layout, plan.train.pipeline_schedule, sequences)
+    run = Run(
+        name=plan.name, out=Path(), data=Path(), model=plan.model, train=plan.train, data_sha256="", tokenizer_sha256="", eot_id=0
+    )  # fmt: skip
+    return rehearse(run, sequences, ConsoleEvents())

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gptcli.cli.config import Resolved, count, quantity, read_config
-from gptcli.errors import UsageError
+from gptcli.cost.activations import RECOMPUTE, SCHEDULES
+from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.papers.models import PaperModel
-from gptcli.trainer.config import TrainConfig, from_values
-from gptcli.trainer.recipe import SCALED, cadence, nearest_paper, paper_recipe, whole_sequences
+from gptcli.trainer.config import PRECISIONS, TrainConfig, from_values
+from gptcli.trainer.recipe import SCALED, cadence, nearest_paper, paper_recipe, samples, whole_sequences
 
 RUN_TOML = "run.toml"
+RANGE_STEPS = 100  # of a learning-rate range test, where --tokens does not say
 SHAPE = ("n_layer", "n_head", "d_model", "n_ctx")
 
 
@@ -24,18 +26,36 @@ def _words(value: Any) -> str:
     return value
 
 
-def _switch(value: Any) -> str:
-    if value not in ("auto", "on", "off"):
-        raise UsageError(f"{value!r} is none of auto, on, off")
+def _one_of(*names: str) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if value not in names:
+            raise UsageError(f"{value!r} is none of {', '.join(names)}", hint=nearest(str(value), names))
+        return value
+
+    return read
+
+
+def _batch(value: Any) -> int | str:
+    return "auto" if value == "auto" else count(value)
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"{value!r} is neither true nor false")
     return value
 
 
 NAMES: dict[str, Any] = {  # what a configuration file may hold, and how each value is read: the options, and the recipe's constants
-    **dict.fromkeys(("size", "attention", "data", "out", "layout", "precision"), _words),
-    **dict.fromkeys((*SHAPE, "band", "tokens", "batch_tokens", "warmup_tokens", "decay_tokens", "ramp_tokens", "ramp_from"), count),
-    **dict.fromkeys(("seed", "micro_batch", "checkpoint_every", "eval_every", "eval_tokens", "keep"), count),
-    **dict.fromkeys(("dropout", "lr", "min_lr_ratio", "weight_decay", "beta1", "beta2", "eps", "clip"), quantity),
-    "compile": _switch,
+    **dict.fromkeys(("size", "attention", "data", "out", "layout", "init_from", "track"), _words),
+    **dict.fromkeys((*SHAPE, "band", "tokens", "warmup_tokens", "decay_tokens", "ramp_tokens", "ramp_from"), count),
+    **dict.fromkeys(("seed", "micro_batch", "checkpoint_every", "eval_every", "eval_tokens", "keep", "max_skipped", "samples"), count),
+    **dict.fromkeys(("dropout", "lr", "min_lr_ratio", "weight_decay", "beta1", "beta2", "eps", "clip", "spike"), quantity),
+    "batch_tokens": _batch,
+    **dict.fromkeys(("follow_noise", "document_mask"), _truth),
+    "compile": _one_of("auto", "on", "off"),
+    "precision": _one_of("auto", *PRECISIONS),
+    "recompute": _one_of("auto", *RECOMPUTE),
+    "pipeline_schedule": _one_of(*SCHEDULES),
 }
 
 
@@ -64,6 +84,9 @@ def said(options: Mapping[str, Any], config: Path | None, *, resume: bool) -> Re
             given.put({name: None if text is None else NAMES[name](text)}, "option")
         except UsageError as error:
             raise UsageError(error.what, where=f"--{name.replace('_', '-')}", hint=error.hint) from None
+    if given.values.get("batch_tokens") == "auto":
+        del given.values["batch_tokens"]
+        given.put({"follow_noise": True}, given.origin.pop("batch_tokens"))
     if "out" not in given.values:
         given.put({"out": f"runs/{given.values.get('size', 'gpt')}"}, "default")
     earlier = Path(given.values["out"], RUN_TOML)
@@ -79,41 +102,76 @@ def said(options: Mapping[str, Any], config: Path | None, *, resume: bool) -> Re
     return before
 
 
-def make_plan(given: Resolved, vocab_size: int) -> Plan:
-    """Fill in what was not said: from the paper, then from the machine. Raises UsageError."""
+def make_plan(given: Resolved, vocab_size: int, *, lr_range: bool = False) -> Plan:
+    """Fill in what was not said: from the paper, then from the machine. Raises UsageError.
+
+    `lr_range`: for a range test, which is short, keeps nothing, and has a folder of its own.
+    """
     model, paper = _model(given, vocab_size)
+    if lr_range:
+        _make_range_test(given, paper)
     resolved = Resolved()
     resolved.put({"data": "shards", "layout": "auto", "precision": "auto", "compile": "auto", "seed": 0}, "default")
+    resolved.put({"recompute": "auto", "pipeline_schedule": "1f1b"}, "default")
+    resolved.put({"spike": 6.0, "max_skipped": 10, "follow_noise": False, "document_mask": False}, "default")
     resolved.put({name: value for name, value in model.as_dict().items() if name in NAMES}, paper.name)
     _lay_recipe(resolved, paper, given)
     for name, value in given.values.items():
         resolved.put({name: value}, given.origin[name])
     _round_batch(resolved, model.n_ctx)
+    if resolved.values["follow_noise"]:
+        _start_small(resolved, given, model.n_ctx)
     values, origin = resolved.values, resolved.origin
 
     # torch comes with these, and a second or two: what can be refused without has been
-    from gptcli.trainer.layout import parse_layout
-    from gptcli.trainer.machine import auto_compile, auto_layout, auto_micro_batch, auto_precision
-
-    sequences = values["batch_tokens"] // model.n_ctx
-    layout = auto_layout() if values["layout"] == "auto" else parse_layout(values["layout"])
-    if values["layout"] == "auto":
-        origin["layout"] += f": {layout} here"
+    from gptcli.cost.layout import parse_layout
+    from gptcli.trainer.machine import auto_compile, auto_layout, auto_micro_batch, auto_precision, auto_processes
 
     def choose(name: str, value: Any, why: str) -> None:
         if values.get(name, "auto") == "auto":
             resolved.put({name: value}, f"auto: {why}")
 
-    choose("micro_batch", *auto_micro_batch(model, layout, sequences))
-    compiled, why = auto_compile(model, values["tokens"], layout)
+    sequences = values["batch_tokens"] // model.n_ctx
+    asked = None if values["layout"] == "auto" else parse_layout(values["layout"])
+    compiled, why = auto_compile(model, values["tokens"], asked.processes if asked else auto_processes())
     choose("compile", "on" if compiled else "off", why)
     choose("precision", *auto_precision(model, values["compile"] == "on"))
+    precision, recompute = values["precision"], values["recompute"]
+    if asked is None:
+        micro_batch = values.get("micro_batch", "auto")
+        layout, why = auto_layout(model, sequences, precision, recompute=recompute, micro_batch=micro_batch)
+        origin["layout"] += f": {layout} here, {why}"
+    else:
+        layout = asked
+    first = sequences
+    if values["follow_noise"]:  # the first batch is the smallest, and a process that is alone needs two parts of it
+        first = min(sequences, whole_sequences(values["ramp_from"], model.n_ctx) // model.n_ctx)
+        if layout.replicas < layout.processes:
+            raise UsageError(f"the noise scale is not measured in {layout}", where="--batch-tokens auto", hint="use dp and shard alone")
+    part = max(1, first // 2) if values["follow_noise"] and layout.processes == 1 else first
+    micro_batch, again, why = auto_micro_batch(model, layout, part, precision, recompute)
+    choose("micro_batch", micro_batch, why)
+    choose("recompute", again, "what fits in memory")
+    if values["follow_noise"] and layout.processes == 1 and first < 2 * values["micro_batch"]:
+        raise UsageError(
+            f"the first batch of {first} sequences is less than two micro-batches of {values['micro_batch']}: no noise to measure",
+            where="--batch-tokens auto",
+            hint="lower --micro-batch, or raise ramp_from in a --config file",
+        )
 
     for name, value in cadence(values["tokens"], values["batch_tokens"]).items():
         choose(name, value, "by the length of the run")
+    choose("samples", samples(model.parameters, values["tokens"] // values["batch_tokens"]), "by the model's size and the run's length")
     train = from_values(TrainConfig, {**values, "layout": str(layout), "compile": values["compile"] == "on"})
     must_compile = train.compile and not origin["compile"].startswith(("auto", RUN_TOML))
     return Plan(paper.name if "size" in values else "GPT", resolved, model, train, must_compile)
+
+
+def _make_range_test(given: Resolved, paper: PaperModel) -> None:
+    if "tokens" not in given.values:
+        given.put({"tokens": RANGE_STEPS * given.values.get("batch_tokens", paper.batch_tokens)}, f"{RANGE_STEPS} steps")
+    if given.origin["out"] == "default":
+        given.values["out"] += "-lr-range"
 
 
 def _paper(given: Resolved) -> PaperModel | None:
@@ -123,12 +181,29 @@ def _paper(given: Resolved) -> PaperModel | None:
 def _model(given: Resolved, vocab_size: int) -> tuple[ModelConfig, PaperModel]:
     """The architecture, and the paper's size it is, or the one whose recipe is nearest."""
     changes = {name: given.values[name] for name in (*SHAPE, "attention", "band", "dropout") if name in given.values}
+    if "init_from" in given.values:
+        return _started_from(given, vocab_size, changes)
     if (paper := _paper(given)) is not None:
         return ModelConfig.from_paper(paper, vocab_size=vocab_size, **changes), paper
     if missing := [f"--{name.replace('_', '-')}" for name in SHAPE if name not in changes]:
         raise UsageError("no size is given", where="--size", hint=f"for example --size 350M; or say {', '.join(missing)} too")
     model = ModelConfig(vocab_size=vocab_size, **changes)
     return model, nearest_paper(model)
+
+
+def _started_from(given: Resolved, vocab_size: int, changes: dict[str, Any]) -> tuple[ModelConfig, PaperModel]:
+    """The architecture of the model to start from, with this run's dropout; what else the user says, and the shards, must agree with it."""
+    from gptcli.model.weights import read_model_config
+
+    folder = Path(given.values["init_from"])
+    model = replace(read_model_config(folder), dropout=changes.pop("dropout", 0.0))
+    paper = _paper(given)
+    wanted = {name: getattr(paper, name) for name in SHAPE} if paper else {}
+    for name, value in {**wanted, **changes, "vocab_size": vocab_size}.items():
+        if (there := getattr(model, name)) != value:
+            where = "the shards" if name == "vocab_size" else "this command"
+            raise UsageError(f"the model's {name} is {there}, {where} says {value}", where=folder, hint="a model keeps its architecture")
+    return model, paper or nearest_paper(model)
 
 
 def _lay_recipe(resolved: Resolved, paper: PaperModel, given: Resolved) -> None:
@@ -138,6 +213,17 @@ def _lay_recipe(resolved: Resolved, paper: PaperModel, given: Resolved) -> None:
     resolved.put(recipe, f"{paper.paper}, {paper.name}")
     if tokens is not None:
         resolved.put({name: recipe[name] for name in SCALED}, f"{paper.paper}, {paper.name}, in proportion to tokens")
+
+
+def _start_small(resolved: Resolved, given: Resolved, n_ctx: int) -> None:
+    """A batch that follows the noise scale: from where the paper's ramp begins, or a 16th, to the paper's, without a ramp."""
+    most = resolved.values["batch_tokens"]
+    resolved.origin["batch_tokens"] += ", at most: follows the noise scale"
+    if not resolved.values["ramp_from"]:
+        resolved.put({"ramp_from": whole_sequences(max(most // 16, 2 * n_ctx), n_ctx)}, "a 16th of batch_tokens")
+    if given.values.get("ramp_tokens"):
+        raise UsageError("a batch that follows the noise scale has no ramp", where="--ramp-tokens", hint="leave one of the two out")
+    resolved.put({"ramp_tokens": 0}, "no ramp: the batch follows the noise scale")
 
 
 def _round_batch(resolved: Resolved, n_ctx: int) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from gptcli.model.config import ModelConfig
 
 RECOMPUTE = ("none", "selective", "full")
+SCHEDULES = {"1f1b": 1, "gpipe": 1, "interleaved1f1b": 2, "loopedbfs": 2}  # of pipeline stages, and how many a process has in each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +36,8 @@ class Kept:
     fused: bool = True
     """Attention never writes its scores, only their normaliser in fp32, one a head."""
     recompute: str = "none"
-    """selective: what is cheap is computed again, scores where they are written, norms and GELU where attention is fused. full: a layer
-    keeps its input alone."""
+    """selective: what is cheap is computed again, scores where they are written; where attention is fused a layer keeps its input, the
+    outputs of its products, those that end a branch whole under tp, and of attention. full: a layer keeps its input alone."""
     tp: int = 1
     sequence_parallel: bool = True
 
@@ -48,22 +49,27 @@ def layer_bytes(config: ModelConfig, micro_batch: int, kept: Kept) -> float:
     e, r, drops = kept.element, kept.residual, config.dropout > 0
     again = kept.recompute == "selective"
     whole, divided = 2.0 * r + 2 * e + 2 * kept.mask * drops, 12.0 * e
+    undivided = 0.0
     if kept.fused:
         divided += 4 * config.n_head / config.d_model
         if again:
-            whole, divided = whole - 2 * e, divided - 4 * e
+            whole, divided, undivided = r, divided - 4 * e, 2.0 * e
     elif not again:
         divided += (2 * kept.score + kept.mask if drops else kept.score) * config.n_head * config.n_ctx / config.d_model
     if kept.recompute == "full":
-        whole, divided = r, 0.0
-    each = whole / (kept.tp if kept.sequence_parallel else 1) + divided / kept.tp
+        whole, divided, undivided = r, 0.0, 0.0
+    each = undivided + whole / (kept.tp if kept.sequence_parallel else 1) + divided / kept.tp
     return each * micro_batch * config.n_ctx * config.d_model
 
 
-def layers_in_flight(layers: int, pp: int, stage: int, micro_batches: int, *, interleave: int = 1) -> float:
-    """How many layers' activations a stage of `layers` holds at once under one-forward-one-backward, times micro-batches.
+def layers_in_flight(layers: int, pp: int, stage: int, micro_batches: int, *, interleave: int = 1, schedule: str = "1f1b") -> float:
+    """How many layers' activations a stage of `layers` holds at once, times micro-batches.
 
-    Stage i has begun pp - i micro-batches before the first comes back; `interleave` chunks of layers a rank add (pp-1)/(pp·interleave).
+    Under one-forward-one-backward stage i has begun pp - i micro-batches before the first comes back; `interleave` chunks of layers a
+    rank add (pp-1)/(pp·interleave). The others have begun all of them.
     """
+    if schedule in ("gpipe", "loopedbfs"):
+        return layers * micro_batches
+    interleave = max(interleave, SCHEDULES[schedule])
     more = 1 + (pp - 1) / (pp * interleave) if interleave > 1 else 1.0
     return layers * min(pp - stage, micro_batches) * more

@@ -13,6 +13,8 @@ class Assumption:
     source: str
     date: str
     """Of the source, ISO; empty for a definition and for what the user said."""
+    url: str = ""
+    """Where the source stands; empty for papers that are named."""
 
 
 USER = "given on the command line"

@@ -21,14 +21,14 @@ def energy(gpu: Gpu | None, gpu_hours: float) -> Energy | None:
         return None
     table = read_table("prices.toml")["energy"]
     kwh = gpu_hours * gpu.watts / 1000 * table["server"] * table["building"]
-    source, date = table["source"], table["date"]
+    source, date, url = table["source"], table["date"], table["url"]
     return Energy(
         kwh,
         kwh * table["kg_co2_per_kwh"],
         (
-            Assumption("board power", gpu.watts, "watts", f"{gpu.name}: {gpu.source}", gpu.date),
-            Assumption("server power", table["server"], "x board", source, date),
-            Assumption("building power", table["building"], "x server", source, date),
-            Assumption("emissions", table["kg_co2_per_kwh"], "kg CO2e per kWh", source, date),
+            Assumption("board power", gpu.watts, "watts", f"{gpu.name}: {gpu.source}", gpu.date, gpu.url),
+            Assumption("server power", table["server"], "x board", source, date, url),
+            Assumption("building power", table["building"], "x server", source, date, url),
+            Assumption("emissions", table["kg_co2_per_kwh"], "kg CO2e per kWh", source, date, url),
         ),
     )

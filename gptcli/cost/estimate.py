@@ -9,11 +9,13 @@ from gptcli.cost.assumptions import Assumption
 from gptcli.cost.energy import Energy, energy
 from gptcli.cost.flops import CONVENTIONS, flops_per_token
 from gptcli.cost.hardware import Gpu
+from gptcli.cost.inference import inference
 from gptcli.cost.memory import TRAINING_BYTES, least_gpus, memory_by_part
 from gptcli.cost.parameters import parameters_by_part
 from gptcli.cost.plans import Plan
 from gptcli.cost.scaling import predicted_losses
 from gptcli.model.config import ModelConfig
+from gptcli.papers.compute import PaperCompute
 
 SECONDS_PER_HOUR = 3600
 HOURS_PER_YEAR = 365 * 24
@@ -35,11 +37,18 @@ class Fleet:
     """Share of the time that it trains; None where the throughput counts the whole."""
     within: float = 1.0
     """The factor by which the throughput may be wrong, either way: 1 for what the user said."""
+    described_memory: int | None = None
+    """Bytes of a GPU that has no row."""
 
     @property
     def flops(self) -> float:
         """FLOP/s that one GPU averages over the whole run."""
         return self.throughput.value * (1 if self.goodput is None else self.goodput.value)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Of one GPU; None where nobody knows."""
+        return self.described_memory if self.gpu is None else self.gpu.memory_bytes
 
     @property
     def mfu(self) -> float | None:
@@ -55,6 +64,8 @@ class Estimate:
     flops: float
     fleet: Fleet
     model: ModelConfig | None = None
+    """None where the FLOPs are all that is known, or the model is of another family."""
+    parameters: int | None = None
     tokens: int | None = None
     basis: tuple[Assumption, ...] = ()
     """What `flops` rests on."""
@@ -101,9 +112,9 @@ class Estimate:
         found.append(Assumption("year", HOURS_PER_YEAR, "hours", "365 days, as in the cost article", ""))
         found.append(Assumption("PF-day", FLOPS_PER_PF_DAY, "FLOP", "GPT-3, Table D.1", "2020-05-28"))
         if gpu is not None:
-            found.append(Assumption("peak", gpu.peak_flops, "FLOP/s", f"{gpu.name}, dense: {gpu.source}", gpu.date))
-            found.append(Assumption("GPU memory", gpu.memory_bytes, "bytes", f"{gpu.name}: {gpu.source}", gpu.date))
-        if self.model is not None:
+            found.append(Assumption("peak", gpu.peak_flops, "FLOP/s", f"{gpu.name}, dense: {gpu.source}", gpu.date, gpu.url))
+            found.append(Assumption("GPU memory", gpu.memory_bytes, "bytes", f"{gpu.name}: {gpu.source}", gpu.date, gpu.url))
+        if self.parameters is not None:
             each = sum(TRAINING_BYTES["fp32"].values())
             found.append(Assumption("training state", each, "bytes per parameter", "fp32 weights, gradients, Adam's two moments", ""))
         if self.model is not None and self.model.attention == "banded":
@@ -113,14 +124,15 @@ class Estimate:
     def as_dict(self) -> dict[str, Any]:
         """The machine-readable report; what is unknown is None."""
         model, tokens, fleet, energy = self.model, self.tokens, self.fleet, self.energy
-        report: dict[str, Any] = {
+        memory, each = None if self.parameters is None else memory_by_part(self.parameters, model), fleet.memory_bytes
+        return {
             "name": self.name,
-            "model": None,
+            "model": None if model is None else model.as_dict(),
             "tokens": tokens,
-            "parameters": None,
-            "parameters_by_part": None,
+            "parameters": self.parameters,
+            "parameters_by_part": None if model is None else parameters_by_part(model),
             "flops": self.flops,
-            "flops_by_convention": None,
+            "flops_by_convention": self.flops_by_convention,
             "pf_days": self.pf_days,
             "gpu": fleet.gpu and fleet.gpu.name,
             "gpus": fleet.count,
@@ -137,21 +149,18 @@ class Estimate:
             "co2_kg": None if energy is None else energy.co2_kg,
             "layout": None if self.plan is None else self.plan.as_dict(),
             "losses": None if model is None or tokens is None else predicted_losses(model, tokens),
-            "memory_bytes": None,
-            "least_gpus": None,
+            "memory_bytes": memory,
+            "least_gpus": each and memory and {part: least_gpus(memory[part], each) for part in ("training", "inference_16bit")},
+            "inference": None if model is None else asdict(inference(model, fleet.gpu)),
             "assumptions": [asdict(assumption) for assumption in self.assumptions],
         }
-        if model is not None and tokens is not None:
-            memory = memory_by_part(model)
-            report |= {
-                "model": model.as_dict(),
-                "parameters": model.parameters,
-                "parameters_by_part": parameters_by_part(model),
-                "flops_by_convention": {name: flops_per_token(model, name) * tokens for name in CONVENTIONS},
-                "memory_bytes": memory,
-                "least_gpus": fleet.gpu and {part: least_gpus(memory[part], fleet.gpu) for part in ("training", "inference_16bit")},
-            }
-        return report
+
+    @property
+    def flops_by_convention(self) -> dict[str, float] | None:
+        """Of the whole run."""
+        if self.model is None or self.tokens is None:
+            return None
+        return {name: flops_per_token(self.model, name) * self.tokens for name in CONVENTIONS}
 
 
 def price_training(name: str, model: ModelConfig, tokens: int, fleet: Fleet, *, tokens_source: str, plan: Plan | None = None) -> Estimate:
@@ -160,4 +169,16 @@ def price_training(name: str, model: ModelConfig, tokens: int, fleet: Fleet, *, 
         Assumption("FLOPs", 6, "per parameter and token", "attention left out: GPT-3, Table D.1", "2020-05-28"),
         Assumption("tokens", tokens, "tokens", tokens_source, ""),
     )
-    return Estimate(name, flops_per_token(model, "6N") * tokens, fleet, model, tokens, basis, plan)
+    return Estimate(name, flops_per_token(model, "6N") * tokens, fleet, model, model.parameters, tokens, basis, plan)
+
+
+def price_paper(row: PaperCompute, tokens: int, fleet: Fleet, *, tokens_source: str) -> Estimate:
+    """The bill of a model of another family, as GPT-3's Table D.1 counts it."""
+    half = ": encoder and decoder see half of the tokens each" if row.flops_per_parameter == 3 else ""
+    basis = (
+        Assumption("FLOPs", row.flops_per_parameter, "per parameter and token", f"GPT-3, Table D.1{half}", "2020-05-28"),
+        Assumption("model", row.parameters, "parameters", row.source, row.date),
+        Assumption("tokens", tokens, "tokens", tokens_source, ""),
+    )
+    flops = row.flops_per_parameter * row.parameters * tokens
+    return Estimate(row.name, flops, fleet, None, round(row.parameters), tokens, basis)

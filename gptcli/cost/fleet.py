@@ -7,12 +7,14 @@ import math
 from gptcli.cost.assumptions import USER, Assumption
 from gptcli.cost.estimate import Fleet
 from gptcli.cost.flops import flops_per_token
-from gptcli.cost.hardware import Gpu, hourly_price, read_table, throughput, typical_throughput
+from gptcli.cost.hardware import Gpu, hourly_price, read_table, throughput, typical_throughput, usual_precision
 from gptcli.cost.plans import Plan, typical_plan
-from gptcli.cost.throughput import uncertainty
+from gptcli.cost.throughput import NODE, uncertainty
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
 from gptcli.papers.models import MODELS
+
+MOST_GPUS = 1_000_000
 
 
 def batch_sequences(model: ModelConfig) -> int:
@@ -20,10 +22,6 @@ def batch_sequences(model: ModelConfig) -> int:
     papers = [paper for paper in MODELS if paper.paper == "GPT-3"]
     nearest = min(papers, key=lambda paper: abs(math.log(paper.parameters / model.parameters)))
     return max(1, nearest.batch_tokens // model.n_ctx)
-
-
-def usual_precision(gpu: Gpu) -> str:
-    return "bf16" if gpu.bf16 else "fp16"
 
 
 def make_fleet(
@@ -57,9 +55,47 @@ def make_fleet(
     table = read_table("throughput.toml")
     each = plan.tokens_per_second / plan.layout.processes * flops_per_token(model, "6N")
     speed = Assumption(
-        "throughput", each, "FLOP/s per GPU", f"predicted for {plan.layout}, {plan.work.precision}, from {table['source']}", table["date"]
+        "throughput",
+        each,
+        "FLOP/s per GPU",
+        f"predicted for {plan.layout}, {plan.work.precision}, from {table['source']}",
+        table["date"],
+        table["url"],
     )
     if share is None:
-        share = Assumption("goodput", table["goodput"]["value"], "of the time", table["goodput"]["source"], table["goodput"]["date"])
+        share = Assumption(
+            "goodput",
+            table["goodput"]["value"],
+            "of the time",
+            table["goodput"]["source"],
+            table["goodput"]["date"],
+            table["goodput"]["url"],
+        )
     within = uncertainty(plan.layout, gpu) if goodput is not None else table["range"]["other"]  # of the whole run, nobody knows better
     return Fleet(gpu, count, speed, hourly_price(gpu, price), share, within), plan
+
+
+def implied_fleet(gpu: Gpu | None, count: int, flops: float, hours: float, *, price: float | None = None) -> Fleet:
+    """`count` GPUs that do `flops` in so many hours. Raises UsageError where that is more than their peak: somebody's figures are wrong."""
+    each = flops / (count * hours * 3600)
+    if gpu is not None and each > gpu.peak_flops:
+        raise UsageError(
+            f"{flops:.3g} FLOP in {hours:g} hours on {count:,} {gpu.name} is impossible: an MFU of {each / gpu.peak_flops:,.0%}, "
+            f"{each / 1e12:.4g} TFLOP/s of a peak of {gpu.peak_flops / 1e12:g}",
+            hint="more --hours, more --gpus, or fewer --tokens",
+        )
+    source = f"implied: {flops:.3g} FLOP by {count:,} GPUs in {hours:g} hours"
+    return Fleet(gpu, count, Assumption("throughput", each, "FLOP/s per GPU", source, ""), hourly_price(gpu, price))
+
+
+def gpus_needed(flops: float, hours: float, fleet: Fleet) -> int:
+    """How many GPUs as fast as the fleet's do `flops` in so many hours, in whole machines where one machine is too few.
+
+    Raises UsageError where no number of them would be a fleet.
+    """
+    count = flops / (fleet.flops * hours * 3600)
+    if count > MOST_GPUS:
+        raise UsageError(
+            f"{flops:.3g} FLOP in {hours:g} hours takes more than {MOST_GPUS:,} GPUs", where="--hours", hint="give it more hours"
+        )
+    return max(1, math.ceil(count) if count <= NODE else NODE * math.ceil(count / NODE))

@@ -43,8 +43,3 @@ def mean_keys(n_ctx: int, band: int | None) -> float:
 def megatron_days(parameters: float, tokens: float, gpus: int, flops_per_gpu: float) -> float:
     """Narayanan et al. 2021, equation 4: 8·T·P/(n·X), with recomputation, for P parameters and X FLOP/s that each of n GPUs computes."""
     return 8 * tokens * parameters / (gpus * flops_per_gpu) / 86400
-
-
-def inference_flops_per_token(config: ModelConfig) -> float:
-    """Forward only, attention left out: 2N."""
-    return 2.0 * config.parameters

@@ -39,6 +39,7 @@ class Gpu:
     watts: float | None
     """Of the board at full load."""
     source: str
+    url: str
     date: str
 
 
@@ -61,6 +62,7 @@ def gpus() -> tuple[Gpu, ...]:
             network=_scaled(row, "network_gb_s", 1e9),
             watts=_scaled(row, "watts", 1),
             source=row["source"],
+            url=row["url"],
             date=row["date"],
         )
         for row in read_table("hardware.toml")["gpu"]
@@ -79,7 +81,7 @@ def find_gpu(name: str) -> Gpu:
             return gpu
     raise UsageError(
         f"unknown GPU {name!r}",
-        hint=f"{nearest(name, gpu_names())}\n  for one that is not listed, give its speed with --tflops instead of --gpu",
+        hint=f"{nearest(name, gpu_names())}\n  for one that is not listed, give its speed and memory instead: --tflops 28 --memory 48",
     )
 
 
@@ -87,6 +89,11 @@ def identify_gpu(device_name: str) -> Gpu | None:
     """The row of what `torch.cuda.get_device_name()` says; None where that is unknown (a MIG slice, a PCIe V100, a laptop's chip)."""
     bare = device_name.removeprefix("NVIDIA ")
     return next((gpu for gpu in gpus() if bare in gpu.device_names), None)
+
+
+def usual_precision(gpu: Gpu) -> str:
+    """Of products, where nobody says."""
+    return "bf16" if gpu.bf16 else "fp16"
 
 
 def peak_flops(gpu: Gpu, precision: str) -> float:
@@ -130,7 +137,7 @@ def throughput(gpu: Gpu | None, tflops: float | None = None, mfu: float | None =
     table = read_table("hardware.toml")
     for row in table["sustained"]:
         if gpu.name in row["gpus"]:
-            return Assumption("throughput", row["tflops"] * 1e12, "FLOP/s per GPU", row["source"], row["date"])
+            return Assumption("throughput", row["tflops"] * 1e12, "FLOP/s per GPU", row["source"], row["date"], row["url"])
     return None
 
 
@@ -147,7 +154,7 @@ def hourly_price(gpu: Gpu | None, price: float | None = None) -> Assumption | No
         return Assumption("price", price, "$ per GPU-hour", USER, "")
     for row in read_table("prices.toml")["price"]:
         if gpu is not None and gpu.name in row["gpus"]:
-            return Assumption("price", row["dollars_per_hour"], "$ per GPU-hour", row["source"], row["date"])
+            return Assumption("price", row["dollars_per_hour"], "$ per GPU-hour", row["source"], row["date"], row["url"])
     return None
 
 

@@ -1,8 +1,8 @@
 """A scaling law fitted to runs of one's own, with confidence intervals from the bootstrap.
 
-Where runs differ in both size and tokens and there are at least six, the law is Chinchilla's E + A/N^alpha + B/D^beta, by least Huber
-errors of log L (Hoffmann et al. 2022, approach 3). Otherwise it is a power of the compute, L = a·C^-b with C = 6ND in PF-days, by least
-squares of log L.
+Where there are at least six runs, and sizes and tokens that do not just grow together, the law is Chinchilla's E + A/N^alpha + B/D^beta,
+by least Huber errors of log L (Hoffmann et al. 2022, approach 3). Otherwise nothing tells its terms apart, and the law is a power of the
+compute, L = a·C^-b with C = 6ND in PF-days, by least squares of log L.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import random
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gptcli.cost.fit import Point, minimise
 from gptcli.cost.scaling import PF_DAY
@@ -19,6 +20,8 @@ from gptcli.errors import UsageError
 
 HUBER = 1e-3
 JOINT_LEAST = 6  # runs from which five unknowns can be told apart
+TOGETHER = 0.95  # correlation from which sizes and tokens grow as one
+LOWEST = 40.0  # logarithm, below zero, of a term that is as good as nothing
 RESAMPLES = 60
 STARTS = ((1.0, 0.3), (2.0, 0.5))  # of E and of both exponents
 
@@ -48,9 +51,19 @@ class Fitted:
     intervals: dict[str, tuple[float, float]]
     error: float
     """Root mean square of log(predicted / measured)."""
+    drawn: tuple[tuple[Point, float], ...]
+    """The values of each resampling, and an error of one more run, as a factor."""
 
     def loss(self, parameters: float, tokens: float) -> float:
         return _FORMS[self.law].loss(list(self.values.values()), parameters, tokens)
+
+    def between(self, parameters: float, tokens: float) -> tuple[float, float]:
+        """The interval that holds the loss of one more run in 95 of 100 resamplings."""
+        form = _FORMS[self.law]
+        return _middle([error * form.loss(values, parameters, tokens) for values, error in self.drawn])
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"law": self.law, "formula": self.formula, "values": self.values, "intervals": self.intervals, "error": self.error}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,26 +78,33 @@ def fit_law(runs: Sequence[Run], *, seed: int = 0) -> Fitted:
     """The law that `runs` can support. Raises UsageError where they are fewer than three, or all of one size and length."""
     if len({(run.parameters, run.tokens) for run in runs}) < 3:
         raise UsageError(f"a law needs three runs or more of different compute; {len(runs)} given", where="--fit")
-    varied = min(len({run.parameters for run in runs}), len({run.tokens for run in runs})) >= 3
-    law = "joint" if len(runs) >= JOINT_LEAST and varied else "compute"
+    law = "joint" if len(runs) >= JOINT_LEAST and _spread(runs) else "compute"
     form = _FORMS[law]
     values = form.fit(runs, None)
     predicted = [form.loss(values, run.parameters, run.tokens) for run in runs]
     residuals = [math.log(run.loss / loss) for run, loss in zip(runs, predicted, strict=True)]
     widen = math.sqrt(len(runs) / max(1, len(runs) - len(values)))  # residuals of a fit are smaller than the errors
     chance = random.Random(seed)
-    drawn: list[Point] = []
+    drawn: list[tuple[Point, float]] = []
     for _ in range(RESAMPLES):
         again = [
             Run(name=run.name, parameters=run.parameters, tokens=run.tokens, loss=loss * math.exp(widen * chance.choice(residuals)))
             for run, loss in zip(runs, predicted, strict=True)
         ]
-        drawn.append(form.fit(again, values))
-    intervals = {name: _middle([point[i] for point in drawn]) for i, name in enumerate(form.names)}
+        drawn.append((form.fit(again, values), math.exp(widen * chance.choice(residuals))))
+    intervals = {name: _middle([point[i] for point, _ in drawn]) for i, name in enumerate(form.names)}
     return Fitted(
         law=law, formula=form.formula, values=dict(zip(form.names, values, strict=True)), intervals=intervals,
-        error=math.sqrt(statistics.fmean(r * r for r in residuals)),
+        error=math.sqrt(statistics.fmean(r * r for r in residuals)), drawn=tuple(drawn),
     )  # fmt: skip
+
+
+def _spread(runs: Sequence[Run]) -> bool:
+    """Whether sizes and tokens vary, and not just together."""
+    sizes, tokens = ([math.log(n) for n in values] for values in ([run.parameters for run in runs], [run.tokens for run in runs]))
+    if min(len(set(sizes)), len(set(tokens))) < 3:
+        return False
+    return abs(statistics.correlation(sizes, tokens)) < TOGETHER
 
 
 def _joint_loss(values: Sequence[float], parameters: float, tokens: float) -> float:
@@ -97,8 +117,9 @@ def _fit_joint(runs: Sequence[Run], start: Point | None) -> Point:
     N, D = (math.exp(statistics.fmean(map(math.log, xs))) for xs in ([r.parameters for r in runs], [r.tokens for r in runs]))
 
     def values(x: Point) -> Point:
-        alpha, beta = (math.exp(min(v, 2.0)) for v in x[3:])
-        return [math.exp(min(x[0], 5.0)), math.exp(min(x[1], 5.0)) * N**alpha, math.exp(min(x[2], 5.0)) * D**beta, alpha, beta]
+        E, a, b = (math.exp(min(max(v, -LOWEST), 5.0)) for v in x[:3])
+        alpha, beta = (math.exp(min(max(v, -LOWEST), 2.0)) for v in x[3:])
+        return [E, a * N**alpha, b * D**beta, alpha, beta]
 
     def badness(x: Point) -> float:
         made = values(x)

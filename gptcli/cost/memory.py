@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from gptcli.cost.hardware import Gpu
 from gptcli.model.config import ModelConfig
 
 TRAINING_BYTES = {  # per parameter
@@ -30,20 +29,21 @@ def kv_cache_per_token(config: ModelConfig, element_bytes: int = 2) -> int:
     return 2 * config.n_layer * config.d_model * element_bytes
 
 
-def memory_by_part(config: ModelConfig) -> dict[str, int]:
-    """Bytes by what fills them: training state by part and in sum, weights to run it, key-value cache in 16 bits."""
-    state = training_memory(config.parameters)
-    cache = kv_cache_per_token(config)
-    return {
+def memory_by_part(parameters: int, config: ModelConfig | None = None) -> dict[str, int]:
+    """Bytes by what fills them: training state by part and in sum, weights to run it, and, of a known shape, key-value cache in 16 bits."""
+    state = training_memory(parameters)
+    found = {
         **state,
         "training": sum(state.values()),
-        "inference_fp32": WEIGHT_BYTES["fp32"] * config.parameters,
-        "inference_16bit": WEIGHT_BYTES["16bit"] * config.parameters,
-        "kv_cache_per_token": cache,
-        "kv_cache_per_context": cache * config.n_ctx,
+        "inference_fp32": WEIGHT_BYTES["fp32"] * parameters,
+        "inference_16bit": WEIGHT_BYTES["16bit"] * parameters,
     }
+    if config is not None:
+        cache = kv_cache_per_token(config)
+        found |= {"kv_cache_per_token": cache, "kv_cache_per_context": cache * config.n_ctx}
+    return found
 
 
-def least_gpus(n_bytes: int, gpu: Gpu) -> int:
-    """How many GPUs hold `n_bytes` between them, with nothing to spare."""
-    return -(-n_bytes // gpu.memory_bytes)
+def least_gpus(n_bytes: int, each: int) -> int:
+    """How many GPUs of `each` bytes hold `n_bytes` between them, with nothing to spare."""
+    return -(-n_bytes // each)

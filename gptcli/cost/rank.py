@@ -1,7 +1,8 @@
 """The memory of one rank at its fullest moment, for any layout: what a layout is chosen by, or refused for.
 
-The recipe is that of `gpt train`: weights, gradients and Adam's moments in fp32; products in `precision`, by autocast, or by FSDP's
-policy where weights are sharded; attention fused; the loss a chunk of positions at a time. A step is fullest at one of three moments:
+The recipe is that of `gpt train`: weights, gradients, Adam's moments and the residual stream in fp32; products in `precision`, by
+autocast; layers gathered in it where weights are sharded; attention fused; the loss a chunk of positions at a time. A step is fullest at
+one of three moments:
 
     head      the loss of the last positions: every activation is there, and few gradients
     backward  its first layer: every activation still, the gradient of the head, and the widest gradients around GELU
@@ -15,14 +16,16 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
-from gptcli.cost.activations import RECOMPUTE, Kept, layer_bytes, layers_in_flight
+from gptcli.cost.activations import RECOMPUTE, SCHEDULES, Kept, layer_bytes, layers_in_flight
+from gptcli.cost.held import held
 from gptcli.cost.layout import Layout, check_layout, layers_of_stage
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig
 
-CHUNK_BYTES = 256 << 20  # fp32 logits alive at once: gptcli.model.loss
+CHUNK_BYTES = 512 << 20  # logits alive at once, in their own precision: gptcli.model.loss
+PIECE = 16_384  # entries of the vocabulary in one product, on a GPU
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2}  # of what products read and write; fp8's casts last as long as a product
-LOGIT_BYTES = 12  # an element of the chunk: logits, probabilities, their gradient, in either precision
+WHOLE_LOGIT_BYTES = 12  # an element: logits, probabilities, their gradient, in either precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,14 +40,18 @@ class Work:
     recompute: str = "none"
     fused: bool = True
     """Attention never writes its scores. PyTorch writes them on a CPU where dropout is on."""
+    piece: int = PIECE
+    """Entries of the vocabulary in one product of the head: 3,200 on a CPU."""
+    schedule: str = "1f1b"
+    """In which order pipeline stages run micro-batches."""
     whole_logits: bool = False
     """The logits of a micro-batch exist at once, as most trainers have it; `gpt train` runs them in chunks."""
 
     def __post_init__(self) -> None:
-        for name in ("micro_batch", "micro_batches"):
+        for name in ("micro_batch", "micro_batches", "piece"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}", hint=f"{name} must be at least 1")
-        for name, choices in (("precision", ELEMENT_BYTES), ("recompute", RECOMPUTE)):
+        for name, choices in (("precision", ELEMENT_BYTES), ("recompute", RECOMPUTE), ("schedule", SCHEDULES)):
             if getattr(self, name) not in choices:
                 raise UsageError(f"unknown {name} {getattr(self, name)!r}", where=f"--{name}", hint=nearest(getattr(self, name), choices))
 
@@ -82,29 +89,30 @@ def rank_memory(config: ModelConfig, layout: Layout, work: Work) -> Memory:
 
 def stage_memory(config: ModelConfig, layout: Layout, work: Work, stage: int) -> Memory:
     """Each rank of pipeline stage `stage`, counted from 0."""
-    tp, first, last, sharded = layout.tp, stage == 0, stage == layout.pp - 1, layout.shard > 1
-    layers, layer = layers_of_stage(config.n_layer, layout.pp, stage), layer_parameters(config, tp)
+    tp, pp, first, last = layout.tp, layout.pp, stage == 0, stage == layout.pp - 1
+    engine = layout.shard > 1 or layout.dp not in (1, layout.processes)  # FSDP, which gathers copies; else DDP, or nothing
+    layers, layer = layers_of_stage(config.n_layer, pp, stage), layer_parameters(config, tp)
     table = -(-config.vocab_size // tp) * config.d_model  # the embedding, or the head
-    tables = 1 if config.tied and layout.pp == 1 else first + last
+    tables = 1 if config.tied and pp == 1 else first + last
     outside = table * tables + config.d_model * (config.n_ctx * first + 2 * last)  # of any layer: FSDP's root unit
-    parameters = -(-(layers * layer + outside) // layout.shard)
+    parameters = held(config, layout, stage, 0, 0)
 
     e = ELEMENT_BYTES[work.precision]
-    r = e if sharded else 4
+    r = 4
     kept = Kept(element=e, residual=r, score=4, mask=1 if work.fused else 4, fused=work.fused, recompute=work.recompute, tp=tp)
     each = layer_bytes(config, work.micro_batch, kept)
     again = max(0.0, layer_bytes(config, work.micro_batch, replace(kept, recompute="none")) - each)  # of the layer at work
     tokens = work.micro_batch * config.n_ctx
     stream = tokens * config.d_model / tp  # elements
-    activations = each * layers_in_flight(layers, layout.pp, stage, work.micro_batches) + (e + r) * stream * last
-    chunk = tokens if work.whole_logits else min(tokens, max(1, CHUNK_BYTES // (4 * config.vocab_size)))
-    logits = LOGIT_BYTES * chunk * -(-config.vocab_size // tp) + 4 * table + e * tokens * config.d_model
+    activations = each * layers_in_flight(layers, pp, stage, work.micro_batches, schedule=work.schedule) + (e + r) * stream * last
+    logits = loss_memory(-(-config.vocab_size // tp), tokens, work, sliced=tp > 1) + 4 * table + e * tokens * config.d_model
 
-    if sharded:
-        copies, gathered = e * (outside + 2 * layer), 4 * layer  # the layer at work, the next one, and a gradient to be divided
-    else:
-        copies, gathered = (0 if e == 4 else e * (layers * layer + table * last)), 0
-    before = 4 * parameters if work.micro_batches > 1 else 0
+    copies, gathered = (0 if e == 4 else e * (layers * layer + table * last)), 0
+    if engine:  # what is outside of the layers as it is, and the head's in `precision`; the layer at work, the next one, and a gradient
+        at_once = layers if pp > 1 else 2  # torch's schedules keep what they gathered
+        copies, gathered = e * at_once * layer + 4 * outside + (e * table * last if e < 4 else 0), 4 * layer
+    grown = 4 * (layers * layer + outside) if pp > 1 else 4 * parameters  # gradients between micro-batches; of stages they are whole
+    before = grown if work.micro_batches > 1 else 0
     moments: dict[str, dict[str, float]] = {
         "head": {"gradients": before, "activations": activations, "logits": logits * last, "copies": copies},
         "backward": {
@@ -114,13 +122,25 @@ def stage_memory(config: ModelConfig, layout: Layout, work: Work, stage: int) ->
             "workspace": (9 * e + r) * stream + again + gathered,
         },
         "end": {
-            "gradients": 4 * parameters,
-            "copies": copies if sharded else 0,
+            "gradients": max(before, 4 * parameters),
+            "copies": copies if engine else 0,
             "workspace": max(4 * table * first, gathered),
         },
     }
     fullest = max(moments.values(), key=lambda moment: sum(moment.values()))
     return Memory(parameters=4 * parameters, optimizer=8 * parameters, **{part: round(n_bytes) for part, n_bytes in fullest.items()})
+
+
+def loss_memory(entries: int, tokens: int, work: Work, *, sliced: bool) -> int:
+    """Bytes of the head's logits and what becomes of them, for `tokens` positions and a rank's `entries` of the vocabulary."""
+    e = ELEMENT_BYTES[work.precision]
+    if work.whole_logits:
+        return WHOLE_LOGIT_BYTES * tokens * entries
+    if sliced:  # gptcli.trainer.sliced_loss
+        return WHOLE_LOGIT_BYTES * min(tokens, max(1, CHUNK_BYTES // (WHOLE_LOGIT_BYTES * entries))) * entries
+    rows, last = min(tokens, max(1, CHUNK_BYTES // (e * entries))), entries % work.piece or work.piece
+    # the exponentials of all pieces stay; of the piece at work, logits and differences are there for a moment
+    return rows * max(e * entries + (10 if e == 2 else 8) * last, 12 * min(entries, work.piece))
 
 
 def layer_parameters(config: ModelConfig, tp: int = 1) -> int:

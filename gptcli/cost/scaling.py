@@ -64,6 +64,14 @@ class KaplanLaw:
         """Equation 1.5 with the exponents of 1.1 and 1.2."""
         return ((8.8e13 / parameters) ** (0.076 / 0.095) + 5.4e13 / tokens) ** 0.095
 
+    def learning(self, parameters: float, tokens: float, batch_tokens: float) -> float:
+        """The loss on the way, after `tokens` in such batches: equation 1.6, its steps those of a batch far above critical."""
+        loss = 3.0
+        for _ in range(50):  # the critical batch depends on the loss: a contraction, settled long before
+            steps = tokens / batch_tokens / (1 + critical_batch(loss) / batch_tokens)
+            loss = (6.5e13 / parameters) ** 0.077 + (2.1e3 / steps) ** 0.76
+        return loss
+
     def loss_of_compute(self, flops: float) -> float:
         """Equation 1.3, with the critical batch throughout."""
         return (3.1e8 / (flops / PF_DAY)) ** 0.050
@@ -100,8 +108,12 @@ def critical_batch(loss: float) -> float:
     return 2e8 / loss ** (1 / 0.21)
 
 
+def without_embeddings(config: ModelConfig) -> int:
+    """Parameters as Kaplan et al. count them."""
+    return config.parameters - (config.vocab_size * (1 if config.tied else 2) + config.n_ctx) * config.d_model
+
+
 def predicted_losses(config: ModelConfig, tokens: int) -> dict[str, float]:
     """By every law, in nats a token."""
-    embeddings = (config.vocab_size * (1 if config.tied else 2) + config.n_ctx) * config.d_model
-    found = {"kaplan": KAPLAN.loss(config.parameters - embeddings, tokens), "gpt3": gpt3_loss(6.0 * config.parameters * tokens)}
+    found = {"kaplan": KAPLAN.loss(without_embeddings(config), tokens), "gpt3": gpt3_loss(6.0 * config.parameters * tokens)}
     return found | {law.name: law.loss(config.parameters, tokens) for law in (CHINCHILLA, REFIT)}

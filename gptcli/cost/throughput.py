@@ -82,6 +82,11 @@ class StepTime:
     def total(self) -> float:
         return sum(asdict(self).values())
 
+    @property
+    def waits(self) -> float:
+        """The share that goes to collectives and the pipeline."""
+        return (self.tensor + self.shard + self.replicas + self.bubble) / self.total
+
 
 @functools.cache
 def fitted() -> tuple[Constants, Range]:

@@ -18,13 +18,17 @@ def attend(
     *,
     band: int | None = None,
     dropout: float = 0.0,
+    documents_BT: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """softmax(q·k / sqrt(D))·v where the T queries are the last T of the S positions; returns (B, H, T, D).
 
     Each query sees the keys up to its own position; with `band`, only the last `band` of them, its own counted
-    (GPT-3, section 2.1, after Child et al. 2019).
+    (GPT-3, section 2.1, after Child et al. 2019); with `documents_BT` (T = S), only those of its own document: of the same number.
     """
     T, S = q_BHTD.shape[2], k_BHSD.shape[2]
+    if documents_BT is not None:
+        mask_B1TT = causal_mask(T, T, band, q_BHTD.device) & (documents_BT[:, None, :, None] == documents_BT[:, None, None, :])
+        return F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, attn_mask=mask_B1TT, dropout_p=dropout)
     if band is not None and T == 1 and band < S:  # decoding: the band is a slice
         k_BHSD, v_BHSD, S, band = k_BHSD[:, :, -band:], v_BHSD[:, :, -band:], band, None
     if band is not None and band >= S:

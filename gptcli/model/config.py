@@ -9,6 +9,7 @@ from gptcli.errors import UsageError, nearest
 from gptcli.papers.models import MODELS, PaperModel
 
 ATTENTIONS = ("dense", "banded")
+NORM_EPS = 1e-5  # of every LayerNorm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,10 +18,8 @@ import torch.nn.functional as F
 
 from gptcli.model.attention import attend
 from gptcli.model.cache import KVCache
-from gptcli.model.config import ModelConfig
+from gptcli.model.config import NORM_EPS, ModelConfig
 from gptcli.model.loss import next_token_loss
-
-NORM_EPS = 1e-5
 
 
 class Attention(nn.Module):
@@ -31,15 +29,15 @@ class Attention(nn.Module):
         self.d_head = config.d_head
         self.band = config.band_of(layer)
         self.dropout = config.dropout
-        self.c_attn = nn.Linear(config.d_model, 3 * config.d_model)  # q | k | v
+        self.c_attn = nn.Linear(config.d_model, 3 * config.d_model)  # head after head, each its q | k | v: whole heads stand together
         self.c_proj = nn.Linear(config.d_model, config.d_model)
 
-    def forward(self, x_BTC: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+    def forward(self, x_BTC: torch.Tensor, cache: KVCache | None = None, documents_BT: torch.Tensor | None = None) -> torch.Tensor:
         B, T, _ = x_BTC.shape
-        q, k, v = (y.view(B, T, -1, self.d_head).transpose(1, 2) for y in self.c_attn(x_BTC).chunk(3, dim=-1))  # (B, H, T, D)
+        q, k, v = self.c_attn(x_BTC).view(B, T, -1, 3, self.d_head).permute(3, 0, 2, 1, 4)  # each (B, H, T, D)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        y_BHTD = attend(q, k, v, band=self.band, dropout=self.dropout if self.training else 0.0)
+        y_BHTD = attend(q, k, v, band=self.band, dropout=self.dropout if self.training else 0.0, documents_BT=documents_BT)
         return self.c_proj(y_BHTD.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -70,13 +68,14 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTC: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
-        x_BTC = x_BTC + self.drop(self.attn(self.ln_1(x_BTC), cache))
+    def forward(self, x_BTC: torch.Tensor, cache: KVCache | None = None, documents_BT: torch.Tensor | None = None) -> torch.Tensor:
+        x_BTC = x_BTC + self.drop(self.attn(self.ln_1(x_BTC), cache, documents_BT))
         return x_BTC + self.drop(self.mlp(self.ln_2(x_BTC)))
 
 
 class GPT(nn.Module):
     head_loss = staticmethod(next_token_loss)  # a seam: the trainer may put a compiled form here
+    eot_id: int | None = None  # a seam: where the trainer puts it, attention does not cross end-of-text, which begins a document
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -102,8 +101,10 @@ class GPT(nn.Module):
         start = 0 if cache is None else cache.length
         position_T = torch.arange(start, start + idx_BT.shape[1], device=idx_BT.device)
         x_BTC = self.drop(self.wte(idx_BT) + self.wpe(position_T))
+        # Positions run on through a window, as in GPT-3. The last token of a document is still to foretell the next one's end-of-text.
+        documents_BT = None if self.eot_id is None else (idx_BT == self.eot_id).cumsum(1)
         for block in self.h:
-            x_BTC = block(x_BTC, cache)
+            x_BTC = block(x_BTC, cache, documents_BT)
         if cache is not None:
             cache.length += idx_BT.shape[1]
         return self.ln_f(x_BTC)

@@ -1,8 +1,7 @@
 """Weights in and out of the transformers layout, so that a run folder is a GPT-2 folder and a GPT-2 folder is a run.
 
-On disk: GPT-2's released names under `transformer.`, the four block matrices stored [in, out] (the release's Conv1D), a tied head
-stored once. A banded model has no GPT-2 equivalent: its config.json names a model type of its own, so that nothing loads it as dense by
-mistake.
+On disk: GPT-2's released names under `transformer.`, the four block matrices stored [in, out] (the release's Conv1D), all queries before
+all keys before all values, where our rows go head after head, a tied head stored once.
 """
 
 from __future__ import annotations
@@ -10,17 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from gptcli.errors import InputError
 from gptcli.files import atomic_write, read_json, write_json
 from gptcli.model.config import ModelConfig
-from gptcli.model.transformer import GPT, NORM_EPS
+from gptcli.model.config_json import CONFIG, read_model_config, to_transformers
+from gptcli.model.transformer import GPT
 
-CONFIG, WEIGHTS, GENERATION = "config.json", "model.safetensors", "generation_config.json"
-BANDED = "gpt3-banded"
+WEIGHTS, GENERATION = "model.safetensors", "generation_config.json"
 _STORED_IN_OUT = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 _MASKS = (".attn.bias", ".attn.masked_bias")  # buffers that old GPT-2 files carry
 
@@ -39,7 +37,7 @@ def save_model(folder: Path, state: GPT | Mapping[str, torch.Tensor], config: Mo
             if not config.tied:
                 stored[name] = tensor.detach().float().contiguous()
             continue
-        tensor = tensor.detach().float()
+        tensor = _kind_after_kind(name, tensor.detach().float(), config)
         stored[f"transformer.{name}"] = (tensor.T if name.endswith(_STORED_IN_OUT) else tensor).contiguous()
     end = config.vocab_size - 1 if eot_id is None else eot_id
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -47,63 +45,6 @@ def save_model(folder: Path, state: GPT | Mapping[str, torch.Tensor], config: Mo
     write_json(Path(folder) / GENERATION, {"bos_token_id": end, "eos_token_id": end, "do_sample": True, "top_k": 40})
     with atomic_write(Path(folder) / WEIGHTS) as file:
         file.write(save(stored, metadata={"format": "pt"}))
-
-
-def to_transformers(config: ModelConfig, eot_id: int) -> dict[str, Any]:
-    """`config` in the words of transformers' GPT2Config."""
-    dense = config.attention == "dense"
-    return {
-        "architectures": ["GPT2LMHeadModel" if dense else "GPT"],
-        "model_type": "gpt2" if dense else BANDED,
-        **({} if dense else {"attention": config.attention, "band": config.band}),
-        "vocab_size": config.vocab_size,
-        "n_positions": config.n_ctx,
-        "n_embd": config.d_model,
-        "n_layer": config.n_layer,
-        "n_head": config.n_head,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": NORM_EPS,
-        "embd_pdrop": config.dropout,
-        "attn_pdrop": config.dropout,
-        "resid_pdrop": config.dropout,
-        "tie_word_embeddings": config.tied,
-        "bos_token_id": eot_id,
-        "eos_token_id": eot_id,
-        "torch_dtype": "float32",
-    }
-
-
-def read_model_config(folder: Path) -> ModelConfig:
-    """The architecture of a run folder or a transformers GPT-2 folder. Raises InputError where it is another model."""
-    path = Path(folder) / CONFIG
-    if not path.is_file():
-        raise InputError("no config.json here", where=folder, hint="name a finished run folder or a transformers GPT-2 folder")
-    table = read_json(path)
-    if not isinstance(table, dict):
-        raise InputError("not a model configuration: expected a JSON object", where=path)
-    kind = table.get("model_type", "gpt2")
-    if kind not in ("gpt2", BANDED):
-        raise InputError(f"a {kind!r} model is not of this family", where=path, hint="GPT-2 and GPT-3 models can be read")
-    names = {"n_layer": "n_layer", "n_head": "n_head", "d_model": "n_embd", "n_ctx": "n_positions", "vocab_size": "vocab_size"}
-    missing = [theirs for theirs in names.values() if not isinstance(table.get(theirs), int)]
-    if missing:
-        raise InputError(f"no whole number under {missing[0]!r}", where=path)
-    for key, ours in {
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-        "layer_norm_epsilon": (NORM_EPS,),
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,),
-        "n_inner": (None, 4 * table["n_embd"]),
-    }.items():
-        if key in table and table[key] not in ours:
-            raise InputError(f"{key} is {table[key]!r}: GPT-2's is {ours[-1]!r}, and no other is built", where=path)
-    return ModelConfig(
-        **{ours: table[theirs] for ours, theirs in names.items()},
-        attention="banded" if kind == BANDED else "dense",
-        band=table.get("band", 256),
-        tied=table.get("tie_word_embeddings", True),
-        dropout=float(table.get("resid_pdrop", 0.0)),
-    )
 
 
 def load_model(folder: Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> GPT:
@@ -117,7 +58,7 @@ def load_model(folder: Path, *, device: str | torch.device = "cpu", dtype: torch
     for name, tensor in stored.items():
         name = name.removeprefix("transformer.")
         if not name.endswith(_MASKS):
-            state[name] = tensor.T if name.endswith(_STORED_IN_OUT) else tensor
+            state[name] = _head_after_head(name, tensor.T if name.endswith(_STORED_IN_OUT) else tensor, config)
     if config.tied and "wte.weight" in state:
         state["lm_head.weight"] = state["wte.weight"]
     with torch.device("meta"):
@@ -136,6 +77,20 @@ def load_model(folder: Path, *, device: str | torch.device = "cpu", dtype: torch
     if config.tied:
         model.lm_head.weight = model.wte.weight
     return model.eval()
+
+
+def _kind_after_kind(name: str, tensor: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    """The rows of c_attn as GPT-2 has them, (3, H, D), from ours, (H, 3, D); any other tensor as it is."""
+    if ".c_attn." not in name:
+        return tensor
+    return tensor.unflatten(0, (config.n_head, 3, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def _head_after_head(name: str, tensor: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    """The other way; a tensor of another shape, which does not fit the model, as it is."""
+    if ".c_attn." not in name or len(tensor) != 3 * config.d_model:
+        return tensor
+    return tensor.unflatten(0, (3, config.n_head, -1)).transpose(0, 1).flatten(0, 2)
 
 
 def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:

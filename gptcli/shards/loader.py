@@ -1,4 +1,4 @@
-"""All shards of one split as one sequence of tokens, checked before the first token is used."""
+"""All shards of one split, or of one source of it, as one sequence of tokens, checked before the first token is used."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ class TokenStream:
         return out
 
 
-def open_split(folder: Path, split: str, *, verify: bool = True) -> TokenStream:
-    """The tokens of `split` ("train" or "val") of a shard folder.
+def open_split(folder: Path, split: str, *, source: str | None = None, verify: bool = True) -> TokenStream:
+    """The tokens of `split` ("train" or "val") of a shard folder, of one source or of all.
 
     Layout, size and count of each shard are always checked; `verify` also compares each one's SHA-256 with the manifest, reading
     every byte once. Raises InputError that names the file.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    shards = manifest.of(split)
-    if not manifest.tokens(split):
+    shards = manifest.of(split, source)
+    if not manifest.tokens(split, source):
         raise InputError(f"the {split} split is empty", where=folder / MANIFEST, hint="build the shards with another --val-fraction")
     dtype = token_dtype(manifest.vocab_size)
     arrays = [_open(folder, shard, dtype) for shard in shards]

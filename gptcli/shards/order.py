@@ -4,19 +4,26 @@ An epoch visits every window of `n_ctx` tokens once, in an order of its own. The
 of two that holds the windows; an index that lands outside is sent through again until it lands inside (cycle walking), which keeps
 the map one to one. Memory is O(1) at any corpus size.
 
+Several sources are mixed by weight, each in an order and with epochs of its own: every BLOCK positions hold as many windows of each
+source as its share says, shuffled. Which window of its source a position reads is therefore known without counting through all before.
+
 What this file computes is part of the promise of exact resume: changing one value of it changes every training run.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from gptcli.errors import InputError
-from gptcli.shards.loader import TokenStream
+from gptcli.shards.loader import TokenStream, open_split
+from gptcli.shards.manifest import read_manifest
 
 ROUNDS = 8  # a 64-byte digest is just the keys of eight rounds
+BLOCK = 4096  # positions in which a mixture has its weights exactly: shares are met to a 4,096th
 
 
 def permuted(index: np.ndarray, n: int, seed: int, epoch: int = 0) -> np.ndarray:
@@ -66,12 +73,84 @@ class Windows:
 
     def batch(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets (count, n_ctx) int64 at positions first to first + count of the order; epochs follow one another."""
-        positions = np.arange(first, first + count)
+        tokens = self.rows(np.arange(first, first + count))
+        return tokens[:, :-1], tokens[:, 1:]
+
+    def rows(self, positions: np.ndarray) -> np.ndarray:
+        """The windows at any positions of the order, each with the token after it: (count, n_ctx + 1) int64."""
         epochs = positions // self.windows
-        tokens = np.empty((count, self.n_ctx + 1), np.int64)
+        tokens = np.empty((len(positions), self.n_ctx + 1), np.int64)
         for epoch in np.unique(epochs):
             rows = np.flatnonzero(epochs == epoch)
             order = permuted(positions[rows] % self.windows, self.windows, self.seed, int(epoch))
             for row, start in zip(rows, order * self.n_ctx, strict=True):
                 tokens[row] = self.stream[start : start + self.n_ctx + 1]
+        return tokens
+
+
+class Mixture:
+    """The windows of several sources in training order."""
+
+    def __init__(self, sources: Sequence[Windows], shares: Sequence[float], seed: int) -> None:
+        """`shares` of the sources add up to 1."""
+        self.sources, self.n_ctx, self.seed = sources, sources[0].n_ctx, seed
+        self.windows = sum(source.windows for source in sources)
+        """Of all sources once."""
+        self.slots = apportioned(shares, BLOCK)
+        """Of a block: each source's."""
+
+    def batch(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets (count, n_ctx) int64 at positions first to first + count of the order."""
+        positions = np.arange(first, first + count)
+        tokens = np.empty((count, self.n_ctx + 1), np.int64)
+        for block in np.unique(positions // BLOCK):
+            rows = np.flatnonzero(positions // BLOCK == block)
+            owners, nth = self._block(int(block), positions[rows] % BLOCK)
+            for number, source in enumerate(self.sources):
+                mine = owners == number
+                tokens[rows[mine]] = source.rows(int(block) * self.slots[number] + nth[mine])
         return tokens[:, :-1], tokens[:, 1:]
+
+    def _block(self, block: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of some places in a block: each one's source, and how many places before it in the block are that source's."""
+        shuffled = permuted(np.arange(BLOCK), BLOCK, self.seed, block)
+        owners = np.searchsorted(np.cumsum(self.slots), shuffled, side="right")  # the first slots are the first source's, and so on
+        before = np.empty(BLOCK, np.int64)
+        for number, slots in enumerate(self.slots):
+            before[owners == number] = np.arange(slots)
+        return owners[places], before[places]
+
+
+def apportioned(shares: Sequence[float], places: int) -> list[int]:
+    """`places` divided by largest remainders, one at least to each: whole numbers that add up to it."""
+    exact = [share * places for share in shares]
+    whole = [max(1, int(value)) for value in exact]
+    by_need = sorted(range(len(exact)), key=lambda number: whole[number] - exact[number])
+    for turn in range(places - sum(whole)):
+        whole[by_need[turn % len(whole)]] += 1
+    while sum(whole) > places:  # where those under one place took more than was left
+        whole[whole.index(max(whole))] -= 1
+    return whole
+
+
+def open_order(folder: Path, split: str, n_ctx: int, seed: int, *, verify: bool = True) -> Windows | Mixture:
+    """The training order of a shard folder's split: its one source's, or the mixture that its manifest's weights ask for.
+
+    `verify` as in `open_split`. Raises InputError where a source does not fill one window.
+    """
+    shares = read_manifest(folder).shares(split)
+    if len(shares) < 2:
+        return Windows(open_split(folder, split, verify=verify), n_ctx, seed)
+    sources = []
+    for name in shares:
+        stream = open_split(folder, split, source=name, verify=verify)
+        try:
+            sources.append(Windows(stream, n_ctx, _derived(seed, name)))
+        except InputError as error:
+            raise InputError(f"source {name!r}: {error.what}", where=folder, hint=error.hint) from None
+    return Mixture(sources, list(shares.values()), _derived(seed, ""))
+
+
+def _derived(seed: int, name: str) -> int:
+    """A seed for each source, and for the mixing, whose name is empty."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8, person=b"gpt mixture").digest(), "little")

@@ -42,15 +42,15 @@ def micro_batches(order: Order, first: int, count: int, size: int, place: Place)
     Every process gets equally many micro-batches of one shape, so that collectives meet and nothing is compiled twice: what is
     missing is filled with rows whose targets count for nothing.
     """
-    share = -(-count // place.world)
-    begin = min(place.rank * share, count)
+    share = -(-count // place.replicas)
+    begin = min(place.replica * share, count)
     mine = min(begin + share, count) - begin
     rows = -(-share // size) * size
-    inputs = np.zeros((rows, order.n_ctx), np.int64)
-    targets = np.full((rows, order.n_ctx), IGNORE, np.int64)
+    both = np.zeros((2, rows, order.n_ctx), np.int64)  # inputs and targets: one copy to the device
     if mine:
-        inputs[:mine], targets[:mine] = order.batch(first + begin, mine)
-    x, y = (_to_device(array, place.device) for array in (inputs, targets))
+        both[0, :mine], both[1, :mine] = order.batch(first + begin, mine)
+    both[1, mine:] = IGNORE
+    x, y = _to_device(both, place.device)
     return list(zip(x.split(size), y.split(size), strict=True))
 
 

@@ -1,40 +1,46 @@
 """Checkpoints: whole or absent, checked on reading, loadable into any layout, nothing pickled.
 
-`checkpoints/step-NNNNNNNN/` holds `model.safetensors` and `optimizer.safetensors` under the plain model's parameter names, and
-`state.json`, where the run stands, with the SHA-256 of both. A run needs nothing else: data order, schedules and dropout are functions of
-the position.
+`checkpoints/step-NNNNNNNN/` holds what `gptcli.trainer.storage` wrote, and `state.json`, where the run stands, with the SHA-256 of every
+file. A run needs nothing else: data order, schedules and dropout are functions of the position.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
-from dataclasses import dataclass
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch.distributed as dist
 from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
+from torch.distributed.tensor.experimental import implicit_replication
 
 from gptcli.errors import InputError, RunError
 from gptcli.events import Events
-from gptcli.files import atomic_folder, read_json, sha256, write_json
+from gptcli.files import PARTIAL, fsync_folder, read_json, sha256, write_json
+from gptcli.model.weights import load_model
 from gptcli.trainer.layout import Place
 from gptcli.trainer.schedule import Position
+from gptcli.trainer.storage import Reader, Writer
 
-FORMAT = 1
-MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # gathered on the first process
-_HEAD = "lm_head.weight"
+FORMAT = 2
+STATE = "state.json"
+HEAD = "lm_head.weight"
+SMALL = 1 << 26  # bytes of a process's tensors that are written before the next step: a thread would save no time
+
+warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # one process is no mishap
+
+Parameters = Mapping[str, nn.Parameter]  # those that this process holds a part of, by the plain model's names
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,95 +54,189 @@ class State:
     """The step's line, without a validation loss: the checkpoint comes before the evaluation."""
 
 
+class Checkpoints:
+    """The checkpoints of one run folder. All processes of the run call each method together."""
+
+    def __init__(self, out: Path, place: Place, *, keep: int) -> None:
+        """`keep`: how many stay, the newest."""
+        self.out, self.place, self.keep = out, place, keep
+        # A group of its own, because a thread speaks in it while the training speaks in others.
+        self.group = dist.new_group(backend="gloo") if place.world > 1 else None
+        self.writing: tuple[Path, Future[Any]] | None = None
+        if place.leads:
+            for leftover in (out / "checkpoints").glob(f".*{PARTIAL}"):
+                shutil.rmtree(leftover)
+
+    def save(self, state: State, parameters: Parameters, optimizer: torch.optim.Optimizer) -> None:
+        """Copy everything to host memory, and write it while the training goes on; `wait` says when it is on disk.
+
+        Raises RunError where the save before this one failed.
+        """
+        self.wait()
+        folder = folder_of(self.out, state.position.step)
+        partial = folder.with_name(f".{folder.name}{PARTIAL}")
+        tensors = named_tensors(parameters, optimizer)
+        writing = dcp.async_save(
+            tensors,
+            storage_writer=Writer(partial, self.place, lambda digests: self._complete(partial, folder, state, digests)),
+            planner=DefaultSavePlanner(flatten_state_dict=False),
+            process_group=self.group,
+            async_stager=BlockingAsyncStager(),
+            no_dist=self.group is None,
+        )
+        assert isinstance(writing, Future)
+        self.writing = folder, writing
+        if sum(tensor.nbytes for tensor in tensors.values()) < SMALL:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until what was saved is on disk, whole. Raises RunError where that failed: the checkpoints before it stay."""
+        if self.writing is None:
+            return
+        (folder, writing), self.writing = self.writing, None
+        try:
+            writing.result()
+        except CheckpointException as error:
+            cause = next(iter(error.failures.values()))[0]
+            if self.place.leads:
+                shutil.rmtree(folder.with_name(f".{folder.name}{PARTIAL}"), ignore_errors=True)
+            if not isinstance(cause, OSError):
+                raise cause from None
+            raise RunError(
+                f"the checkpoint could not be written: {cause}",
+                where=folder,
+                hint="the checkpoints before it are whole: free some space, then --resume",
+            ) from None
+
+    def newest(self, events: Events) -> Path | None:
+        """The newest checkpoint that is whole; None where there is none at all. Broken ones are passed over with a warning.
+
+        The processes share the work of reading every byte. Raises InputError where all are broken.
+        """
+        folders = self._gather(_folders(self.out))[0]
+        for step in sorted(folders, reverse=True):
+            broken = next(filter(None, self._gather(_broken(folders[step], self.place))), None)
+            if broken is None:
+                return folders[step]
+            events.warn(f"{folders[step]}: {broken}: going back to the checkpoint before it")
+        if folders:
+            raise InputError("no checkpoint here is whole", where=Path(self.out) / "checkpoints", hint="--force starts the run over")
+        return None
+
+    def load(self, folder: Path, parameters: Parameters, optimizer: torch.optim.Optimizer) -> State:
+        """Take up a checkpoint that `newest` found: every process reads what it needs, whatever layout wrote it."""
+        reader = Reader(folder)
+        for key, saved in reader.read_metadata().state_dict_metadata.items():
+            name, _, part = key.rpartition("/")
+            if (parameter := parameters.get(name)) is not None:
+                whole = saved.size == parameter.shape  # laid out as its parameter is
+                optimizer.state[parameter][part] = (
+                    torch.zeros_like(parameter) if whole else torch.zeros(saved.size, dtype=saved.properties.dtype, device=parameter.device)
+                )
+        _load(named_tensors(parameters, optimizer), reader, self.group)
+        return read_state(folder)
+
+    def _complete(self, partial: Path, folder: Path, state: State, digests: dict[str, str]) -> None:
+        """On the first process, once the files are on disk: the state, the checkpoint's name, and away with those that are too many."""
+        write_json(partial / STATE, {"format": FORMAT, **asdict(state), "sha256": digests})
+        _remove(folder)
+        partial.rename(folder)
+        fsync_folder(folder.parent)
+        folders = _folders(self.out)
+        kept = sorted(step for step in folders if step <= state.position.step)[-self.keep :]  # later ones were broken and passed over
+        for step in folders.keys() - kept:
+            _remove(folders[step])
+
+    def _gather(self, value: Any) -> list[Any]:
+        """What each process has, by rank."""
+        if self.group is None:
+            return [value]
+        values = [None] * self.place.world
+        dist.all_gather_object(values, value, self.group)
+        return values
+
+
+def canonical_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """This process's parameters by the plain model's names; a tied head is the token embedding, on the last stage too."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    if parameters.get(HEAD) is parameters.get("wte.weight"):
+        parameters.pop(HEAD, None)
+    return parameters
+
+
 def folder_of(out: Path, step: int) -> Path:
     return Path(out) / "checkpoints" / f"step-{step:08d}"
 
 
-def save(out: Path, state: State, model: nn.Module, optimizer: torch.optim.Optimizer, place: Place, *, keep: int) -> None:
-    """Write the checkpoint of this position, all processes together, and drop all but the newest `keep`.
-
-    Raises RunError where it cannot be written; the checkpoints before it stay.
-    """
-    weights = model_tensors(model)
-    moments: Any = get_optimizer_state_dict(model, optimizer, options=_WHOLE).get("state", {})  # elsewhere empty
-    if place.leads:
-        folder = folder_of(out, state.position.step)
-        try:
-            with atomic_folder(folder) as partial:
-                save_file(weights, partial / MODEL)
-                save_file({f"{name}/{key}": value for name, row in moments.items() for key, value in row.items()}, partial / OPTIMIZER)
-                table = {
-                    "format": FORMAT,
-                    "step": state.position.step,
-                    "sequences": state.position.sequences,
-                    "metrics": state.metrics,
-                    "identity": state.identity,
-                    "sha256": {name: sha256(partial / name) for name in (MODEL, OPTIMIZER)},
-                }
-                write_json(partial / STATE, table)
-        except (OSError, SafetensorError) as error:
-            raise RunError(
-                f"the checkpoint could not be written: {error}",
-                where=folder,
-                hint="the checkpoints before it are whole: free some space, then --resume",
-            ) from None
-        _drop(out, state.position.step, keep)
-    place.wait()
+def named_tensors(parameters: Parameters, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The parameters, and the optimizer's state of each as `name/part`."""
+    tensors = {name: parameter.detach() for name, parameter in parameters.items()}
+    for name, parameter in parameters.items():
+        tensors.update({f"{name}/{part}": value for part, value in optimizer.state.get(parameter, {}).items()})
+    return tensors
 
 
-def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The whole model's parameters on the first process (elsewhere empty), a tied head left out. All processes call it together."""
-    tensors: dict[str, Any] = get_model_state_dict(model, options=_WHOLE)
-    if _tied(model):
-        tensors.pop(_HEAD, None)
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+@torch.no_grad()
+def take_weights(folder: Path, parameters: Parameters) -> None:
+    """Copy the model of a run or GPT-2 folder into this process's parameters. Raises InputError where it is not whole."""
+    weights = load_model(folder).state_dict()
+    with implicit_replication():  # each process takes its part of the whole
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
 
 
-def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-    """Take up a checkpoint that `newest` found: every process reads it, whatever layout wrote it."""
-    weights: dict[str, Any] = load_file(folder / MODEL)
-    if _tied(model):
-        weights[_HEAD] = weights["wte.weight"]
-    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
-    table: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True))
-    table["state"] = {}
-    for key, value in load_file(folder / OPTIMIZER).items():
-        name, _, part = key.rpartition("/")
-        table["state"].setdefault(name, {})[part] = value
-    set_optimizer_state_dict(model, optimizer, table, options=StateDictOptions(full_state_dict=True))
-    return read_state(folder)
-
-
-def newest(out: Path, events: Events) -> Path | None:
-    """The newest checkpoint of a run folder that is whole; None where there is none at all. Broken ones are passed over with a warning.
-
-    Raises InputError where all are broken.
-    """
-    folders = _folders(out)
-    for step in sorted(folders, reverse=True):
-        broken = _broken(folders[step])
-        if broken is None:
-            return folders[step]
-        events.warn(f"{folders[step]}: {broken}: going back to the checkpoint before it")
-    if folders:
-        raise InputError("no checkpoint here is whole", where=Path(out) / "checkpoints", hint="--force starts the run over")
-    return None
+def read_model(folder: Path) -> dict[str, torch.Tensor]:
+    """The whole parameters of a checkpoint, whatever layout wrote it, in this process alone."""
+    reader = Reader(folder)
+    tensors = {
+        name: torch.empty(saved.size, dtype=saved.properties.dtype)
+        for name, saved in reader.read_metadata().state_dict_metadata.items()
+        if "/" not in name
+    }
+    _load(tensors, reader, None)
+    return tensors
 
 
 def read_state(folder: Path) -> State:
+    """Raises InputError where it cannot be read."""
     table = read_json(folder / STATE)
-    return State(Position(table["step"], table["sequences"]), table["identity"], table["metrics"])
+    try:
+        return State(Position(**table["position"]), table["identity"], table["metrics"])
+    except (KeyError, TypeError):
+        raise InputError("not the state of a checkpoint of this format", where=folder / STATE) from None
 
 
-def _broken(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+def newest_state(out: Path) -> State | None:
+    """Where the newest checkpoint stands that says so, its files unread."""
+    for _, folder in sorted(_folders(out).items(), reverse=True):
+        with contextlib.suppress(InputError):
+            return read_state(folder)
+    return None
+
+
+def _load(tensors: dict[str, torch.Tensor], reader: Reader, group: dist.ProcessGroup | None) -> None:
+    """Fill `tensors` in place."""
+    dcp.load(
+        tensors,
+        storage_reader=reader,
+        planner=DefaultLoadPlanner(flatten_state_dict=False),
+        process_group=group,
+        no_dist=group is None,
+    )
+
+
+def _broken(folder: Path, place: Place) -> str | None:
+    """What is wrong with this process's share of a checkpoint's files, or None."""
     try:
         table = read_json(folder / STATE)
         if table["format"] != FORMAT:
             return f"format {table['format']} is not {FORMAT}, the one this program reads"
-        for name, digest in table["sha256"].items():
-            if sha256(folder / name) != digest:
-                return f"{name} does not match its SHA-256"
+        read_state(folder)
+        files = sorted(table["sha256"])[place.rank :: place.world]
+        with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+            for file, digest in zip(files, pool.map(lambda file: sha256(folder / file), files), strict=True):
+                if digest != table["sha256"][file]:
+                    return f"{file} does not match its SHA-256"
     except (InputError, OSError) as error:
         return str(error)
     except (KeyError, TypeError):
@@ -150,14 +250,7 @@ def _folders(out: Path) -> dict[int, Path]:
     return {int(match[1]): folder for match, folder in found if match}
 
 
-def _drop(out: Path, step: int, keep: int) -> None:
-    """Remove all checkpoints but the newest `keep` up to `step`: later ones were broken and passed over."""
-    folders = _folders(out)
-    kept = sorted(number for number in folders if number <= step)[-keep:]
-    for number, folder in folders.items():
-        if number not in kept:
-            shutil.rmtree(folder)
-
-
-def _tied(model: nn.Module) -> bool:
-    return not any(name.endswith(_HEAD) for name, _ in model.named_parameters())  # which names a shared parameter once
+def _remove(folder: Path) -> None:
+    """Under another name first, so that no half of it is ever taken for a checkpoint."""
+    if folder.exists():
+        shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.old{PARTIAL}")))

@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from gptcli.cost.activations import RECOMPUTE, SCHEDULES
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig
 
-PRECISIONS = ("bf16", "fp32")
+PRECISIONS = ("bf16", "fp32", "fp16", "fp8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,15 +40,25 @@ class TrainConfig:
     eps: float
     clip: float
     """The gradient's global norm is cut to this."""
+    spike: float = 6.0
+    """A loss so many standard deviations above the mean of late is a spike, whose update is skipped; 0 to judge no loss that is finite."""
+    follow_noise: bool = False
+    """The batch follows the gradient's noise scale from `ramp_from` up to `batch_tokens`: see `gptcli.trainer.schedule`."""
+    document_mask: bool = False
+    """Attention does not cross end-of-text."""
     seed: int
     """Of the initial weights, the data order and dropout."""
 
     micro_batch: int
     """Sequences that one process runs at a time; gradients add up until the batch is whole."""
     layout: str
-    """"dp=2,shard=4": see `gptcli.trainer.layout`."""
+    """"dp=2,shard=4,tp=2,pp=2": see `gptcli.trainer.layout`."""
+    pipeline_schedule: str = "1f1b"
+    """In which order pipeline stages run micro-batches: see `gptcli.trainer.pipeline`."""
+    recompute: str = "none"
+    """What the backward pass computes again: see `gptcli.trainer.recompute`."""
     precision: str
-    """Of the products: "bf16" or "fp32". Weights and optimizer are fp32 either way."""
+    """Of the products, of `PRECISIONS`: see `gptcli.trainer.precision`."""
     compile: bool
     """Through torch.compile."""
     checkpoint_every: int
@@ -56,26 +67,32 @@ class TrainConfig:
     """Validation tokens that an evaluation reads, the same ones every time."""
     keep: int
     """Checkpoints kept, the newest."""
+    samples: int = 0
+    """Texts that are written from every checkpoint."""
+    max_skipped: int = 10
+    """So many updates skipped in a row end the run."""
 
     def __post_init__(self) -> None:
         positive = ("tokens", "batch_tokens", "lr", "decay_tokens", "eps", "clip")
-        for name in (*positive, "micro_batch", "checkpoint_every", "eval_every", "eval_tokens", "keep"):
+        for name in (*positive, "micro_batch", "checkpoint_every", "eval_every", "eval_tokens", "keep", "max_skipped"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}", hint=f"{name} must be above 0")
-        for name in ("warmup_tokens", "ramp_tokens", "ramp_from", "weight_decay", "seed"):
+        for name in ("warmup_tokens", "ramp_tokens", "ramp_from", "weight_decay", "spike", "samples", "seed"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"{name} is {getattr(self, name)}", hint=f"{name} must be 0 or more")
         for name in ("beta1", "beta2", "min_lr_ratio"):
             value = getattr(self, name)
             if not (0 <= value < 1 or (name == "min_lr_ratio" and value == 1)):
                 raise UsageError(f"{name} is {value}", hint=f"{name} must be at least 0 and below 1")
-        if self.precision not in PRECISIONS:
-            raise UsageError(f"unknown precision {self.precision!r}", hint=nearest(self.precision, PRECISIONS))
+        choices = {"precision": PRECISIONS, "recompute": RECOMPUTE, "pipeline_schedule": SCHEDULES}
+        for name, names in choices.items():
+            if (value := getattr(self, name)) not in names:
+                raise UsageError(f"unknown {name.replace('_', ' ')} {value!r}", hint=nearest(value, names))
 
 
 RECIPE = (  # what decides the weights, given model and data: a resume holds these fixed; the rest may change
     "tokens", "batch_tokens", "lr", "min_lr_ratio", "warmup_tokens", "decay_tokens", "ramp_tokens", "ramp_from",
-    "weight_decay", "beta1", "beta2", "eps", "clip", "seed",
+    "weight_decay", "beta1", "beta2", "eps", "clip", "spike", "follow_noise", "document_mask", "seed",
 )  # fmt: skip
 
 
@@ -95,15 +112,22 @@ class Run:
     eot_id: int
     must_compile: bool = False
     """A failing compiler is an error, not a reason to go on without."""
-    checkpoint: Path | None = None
-    """Go on from here."""
+    init_from: Path | None = None
+    """A run or GPT-2 folder whose weights the run begins with; random ones if None."""
+    resume: bool = False
+    """Go on from the run folder's newest whole checkpoint, if there is one."""
+    track: str | None = None
+    """Where the figures go too: see `gptcli.trainer.tracking`."""
+    profile: bool = False
+    """Trace a few steps."""
     resolved: str = ""
     """run.toml's text, for the report and the model card."""
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a resume to be the same run."""
         recipe = {name: value for name, value in asdict(self.train).items() if name in RECIPE}
-        return {**self.model.as_dict(), **recipe, "data": self.data_sha256, "tokenizer": self.tokenizer_sha256}
+        start = None if self.init_from is None else str(self.init_from)
+        return {**self.model.as_dict(), **recipe, "init_from": start, "data": self.data_sha256, "tokenizer": self.tokenizer_sha256}
 
 
 def from_values(kind: type[Any], values: dict[str, Any]) -> Any:

@@ -1,18 +1,44 @@
-"""The plain model made ready for this machine: weights, compilation, layout, precision and optimizer, applied from outside."""
+"""The plain model made ready for this machine: weights, compilation, layout, precision and optimizer, applied from outside.
+
+What a checkpoint may rely on, under every layout:
+
+- `stepper.model` is one module that holds this process's part of the model under the plain GPT's own names ("h.3.attn.c_attn.weight"),
+  no wrapper's prefix among them: all of them without `pp`, those of its own stages with it. A tied head is there under both names.
+- `stepper.optimizer` is one optimizer over exactly those parameters. So `get_model_state_dict(stepper.model)` and
+  `get_optimizer_state_dict(stepper.model, stepper.optimizer)`, and their setters, speak in plain names on every process.
+- A parameter that `shard` or `tp` divides is a DTensor of the plain shape, its rows in the plain order; otherwise a plain tensor. No
+  shape depends on the layout, so that what one layout wrote any other reads.
+- With `pp` and a tied head the last stage holds a `wte` of its own, equal to the first stage's to the bit, and so are its moments: both
+  stages name `wte.weight`, and either may be written.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+from typing import cast
+
 import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor.experimental import implicit_replication
 
 from gptcli.errors import RunError
 from gptcli.events import Events
-from gptcli.model.loss import IGNORE, next_token_loss
+from gptcli.model.loss import IGNORE, Loops, next_token_loss
 from gptcli.model.transformer import GPT
-from gptcli.trainer.config import Run
-from gptcli.trainer.layout import Place, lay_out, parse_layout
+from gptcli.trainer import tensor_parallel
+from gptcli.trainer.config import Run, TrainConfig
+from gptcli.trainer.layout import Place, repeat, shard
 from gptcli.trainer.machine import keep_freed_memory
 from gptcli.trainer.optimizer import make_optimizer
+from gptcli.trainer.pipeline import Pipeline, Stage, cut, held_by
+from gptcli.trainer.precision import PRODUCTS, to_fp8
+from gptcli.trainer.recompute import recomputed
+from gptcli.trainer.sliced_loss import sliced_loss
 from gptcli.trainer.step import Stepper
+
+Part = GPT | Stage
 
 
 def build(run: Run, place: Place, events: Events) -> Stepper:
@@ -20,46 +46,96 @@ def build(run: Run, place: Place, events: Events) -> Stepper:
     config = run.train
     if place.device.type == "cpu":
         keep_freed_memory()
-    with torch.device("meta"):
-        model = GPT(run.model)
-    model.to_empty(device="cpu")
-    if run.model.tied:  # which to_empty undoes
-        model.lm_head.weight = model.wte.weight
-    model.init_weights(config.seed)
-    model.to(place.device)
-    if config.compile:
-        # Block by block, and the head with its loss: one compilation serves every layer and every layout. Names and hooks do not change.
-        for block in model.h:
-            block.forward = torch.compile(block.forward, dynamic=False)
-        model.head_loss = torch.compile(next_token_loss, dynamic=False)
-    bf16, layout = config.precision == "bf16", parse_layout(config.layout)
-    laid_out = lay_out(model, layout, place, bf16=bf16)
+    mesh = place.mesh()
+    model, parts = lay_out(run, place, mesh)
+    for part in parts:
+        fill(part, place.device, config.seed)
+    pipeline = None
+    if mesh is not None and place.layout.pp > 1:
+        pipeline = Pipeline(
+            cast(list[Stage], parts), place, mesh["pp"].get_group(), run.model, config.pipeline_schedule, config.micro_batch
+        )
     stepper = Stepper(
-        laid_out,
-        make_optimizer(laid_out, config),
+        model,
+        make_optimizer(model, config),
         place,
+        engine=repeat(model, place.layout),
+        pipeline=pipeline,
         clip=config.clip,
-        autocast=bf16 and layout.shard == 1,  # FSDP2 casts by itself
+        products=PRODUCTS[config.precision],
         dropout_seed=config.seed if run.model.dropout else None,
     )
     if config.compile:
-        shape = (config.micro_batch, run.model.n_ctx)
-        _warm_up(model, stepper, shape, events, must_compile=run.must_compile)
+        _warm_up(run, parts, mesh, stepper, events)
     return stepper
 
 
-def _warm_up(model: GPT, stepper: Stepper, shape: tuple[int, int], events: Events, *, must_compile: bool) -> None:
+def lay_out(run: Run, place: Place, mesh: DeviceMesh | None) -> tuple[nn.Module, list[Part]]:
+    """What this process holds, without memory for it yet: the module that a checkpoint sees, and the parts that are run, which are stages
+    of it or the same. The same on the meta device as on any other."""
+    config, layout = run.train, place.layout
+    with torch.device("meta"):
+        whole = GPT(run.model)
+        if config.document_mask:
+            whole.eot_id = run.eot_id
+        stages = cut(whole, place, config.pipeline_schedule) if layout.pp > 1 else []
+    parts: list[Part] = [*stages] or [whole]
+    model = held_by(stages) if stages else whole
+    for part in parts:
+        if config.precision == "fp8":
+            for block in blocks(part):
+                to_fp8(block)
+        dress(part, config, mesh)
+    if mesh is not None:
+        for part in parts:
+            if layout.tp > 1:
+                tensor_parallel.divide(part, mesh["tp"])
+            if layout.shard > 1 or layout.dp not in (1, layout.processes):
+                shard(part, mesh, PRODUCTS[config.precision])
+    return model, parts
+
+
+def dress(part: Part, config: TrainConfig, mesh: DeviceMesh | None) -> None:
+    """Recomputation and compilation: block by block, and the head with its loss, so that one compilation serves every layer and every
+    layout. Names and hooks do not change."""
+    for block in blocks(part):
+        block.__dict__.pop("forward", None)  # back to the class's own
+        if config.recompute != "none":
+            block.forward = recomputed(block.forward, config.recompute, drops=part.config.dropout > 0)
+        if config.compile:
+            block.forward = torch.compile(block.forward, dynamic=False)
+    if mesh is not None and mesh["tp"].size() > 1:
+        part.head_loss = partial(sliced_loss, mesh=mesh["tp"], n_ctx=part.config.n_ctx)
+    else:
+        part.head_loss = partial(next_token_loss, loops=Loops().compiled()) if config.compile else next_token_loss
+
+
+def blocks(part: Part) -> list[nn.Module]:
+    return list(part.h.values() if isinstance(part.h, nn.ModuleDict) else part.h)
+
+
+def fill(part: Part, device: torch.device, seed: int) -> None:
+    """Memory, and the plain model's initial weights: each process draws every tensor that it holds a part of, and keeps that."""
+    tied = part.config.tied and hasattr(part, "lm_head")
+    part.to_empty(device=device)
+    if tied:  # which to_empty undoes
+        part.lm_head.weight = part.wte.weight
+    with implicit_replication():
+        GPT.init_weights(cast(GPT, part), seed)
+
+
+def _warm_up(run: Run, parts: list[Part], mesh: DeviceMesh | None, stepper: Stepper, events: Events) -> None:
     """Compile before the first step, on a batch that counts for nothing; where that fails, go on without."""
     events.info("compiling the model")
-    inputs = torch.zeros(shape, dtype=torch.long, device=stepper.place.device)
+    config = run.train
+    inputs = torch.zeros(config.micro_batch, run.model.n_ctx, dtype=torch.long, device=stepper.place.device)
     try:
         stepper.gradients([(inputs, torch.full_like(inputs, IGNORE))], tokens=1, step=0)
     except RuntimeError as error:  # what dynamo, inductor and the compilers below them raise
         reason = str(error).strip().splitlines()[0]
-        if must_compile:
+        if run.must_compile:
             raise RunError(f"torch.compile failed: {reason}", hint="--compile off trains without") from None
         events.warn(f"torch.compile failed, training without it: {reason}")
-        for block in model.h:
-            del block.forward  # the class's own is behind it
-        del model.head_loss
+        for part in parts:
+            dress(part, replace(config, compile=False), mesh)
     stepper.optimizer.zero_grad()

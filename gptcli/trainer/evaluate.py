@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from gptcli.trainer.batches import InOrder, micro_batches
+from gptcli.trainer.batches import Order, micro_batches
 from gptcli.trainer.step import Stepper
 
 
-@torch.no_grad()
-def validation_loss(stepper: Stepper, order: InOrder, windows: int, micro_batch: int) -> float:
+def validation_loss(stepper: Stepper, order: Order, windows: int, micro_batch: int) -> float:
     """Mean loss in nats a token over the first `windows` windows, shared among the processes."""
-    model, place = stepper.model, stepper.place
-    model.eval()
+    place = stepper.place
     total = torch.zeros((), dtype=torch.float64, device=place.device)
-    group = micro_batch * place.world
+    group = micro_batch * place.replicas * place.layout.pp  # a micro-batch for every stage to be at work on
     for first in range(0, windows, group):
-        for x_BT, y_BT in micro_batches(order, first, min(group, windows - first), micro_batch, place):
-            with stepper.precision():
-                total += model(x_BT, y_BT)
-    model.train()
+        total += stepper.loss(micro_batches(order, first, min(group, windows - first), micro_batch, place))
     return place.total(total).item() / (windows * order.n_ctx)

@@ -8,12 +8,16 @@ import json
 import logging
 import multiprocessing
 import os
+import re
+import shutil
 import signal
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,62 +25,84 @@ import torch
 import torch.distributed as dist
 
 from gptcli import errors
+from gptcli.cost.layout import parse_layout
 from gptcli.errors import GptError, RunError
 from gptcli.events import SILENT, Events
+from gptcli.files import PARTIAL
+from gptcli.trainer.checkpoint import newest_state
 from gptcli.trainer.config import Run
-from gptcli.trainer.layout import Place, parse_layout
+from gptcli.trainer.layout import Place
 from gptcli.trainer.loop import train
 from gptcli.trainer.machine import device_type, launched, share_cores
 
+RESTARTS = 3  # in a row, without a new checkpoint between them
+PEER_GONE = re.compile(r"gloo|NCCL|[Cc]onnection|[Ss]ocket")  # in what a process says that lost another
+
 Report = dict[str, Any]
+Work = Callable[[Run, Place, Events], Report]
 
 
-def launch(run: Run, events: Events) -> Report:
-    """Train, on as many processes as the layout asks for; returns the first one's report."""
+def launch(run: Run, events: Events, work: Work = train) -> Report:
+    """Train, or do other `work`, on as many processes as the layout asks for; returns the first one's report."""
     processes = parse_layout(run.train.layout).processes
     if launched() is not None:
-        return _worker(run, events)
+        try:
+            return _worker(run, events, work)
+        except RuntimeError as error:
+            if PEER_GONE.search(str(error)) is None:
+                raise
+            raise RunError("another process of this run was lost", hint="--resume goes on from the newest checkpoint") from None
     if processes == 1:
         device = torch.device("cuda", 0) if device_type() == "cuda" else torch.device("cpu")
-        return train(run, Place(device), events)
-    return _spawn(run, events, processes)
+        return work(run, Place(device), events)
+    return _spawn(run, events, processes, work)
 
 
-def _spawn(run: Run, events: Events, processes: int) -> Report:
+def _spawn(run: Run, events: Events, processes: int, work: Work) -> Report:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     _quiet()
-    config = LaunchConfig(
+    config = partial(
+        LaunchConfig,
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
-        max_restarts=0,
+        max_restarts=0,  # the agent would start over after any error
         signals_to_handle="SIGQUIT",  # the others are passed on to the workers, which stop by themselves
     )
-    with tempfile.TemporaryDirectory(prefix="gpt-train-") as folder, _passing_on_signals():
-        try:
-            return elastic_launch(config, _child)(run, events, folder)[0]
-        except ChildFailedError as error:
-            raise _told(Path(folder)) or _lost(error) from None
+    left, reached = RESTARTS, newest_state(run.out)
+    with _scratch(run.out) as folder, _passing_on_signals() as stopping:
+        while True:
+            try:
+                return elastic_launch(config(run_id=uuid.uuid4().hex), _child)(run, events, folder, work)[0]
+            except ChildFailedError as error:
+                if (told := _told(folder)) is not None:
+                    raise told from None
+                lost, died = _lost(error)
+                before, reached = reached, newest_state(run.out)
+                left = RESTARTS if reached != before else left - 1
+                if stopping.is_set() or not died or left < 0:
+                    raise lost from None
+                events.warn(f"{lost.what}: all start again from the newest checkpoint")
+                run = replace(run, resume=True)
 
 
-def _child(run: Run, events: Events, folder: str) -> Report:
+def _child(run: Run, events: Events, folder: Path, work: Work) -> Report:
     """What each started process runs; an error that a user can meet goes to the parent through `folder`."""
     _die_with_parent()
     try:
-        return _worker(run, events)
+        return _worker(run, events, work)
     except GptError as error:
         told = {"kind": type(error).__name__, "what": error.what, "where": error.where, "hint": error.hint}
-        (Path(folder) / f"{time.time_ns()}-{os.environ['RANK']}.json").write_text(json.dumps(told))
+        (folder / f"{time.time_ns()}-{os.environ['RANK']}.json").write_text(json.dumps(told))
         raise
 
 
-def _worker(run: Run, events: Events) -> Report:
+def _worker(run: Run, events: Events, work: Work) -> Report:
     """One of several processes; who it is stands in the environment."""
     rank, world, local = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", "0"))
     share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", world)))
@@ -85,9 +111,9 @@ def _worker(run: Run, events: Events) -> Report:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if world == 1:
-        return train(run, Place(device), events)
+        return work(run, Place(device), events)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    report = train(run, Place(device, rank, world), events if rank == 0 else SILENT)
+    report = work(run, Place(device, rank, world, parse_layout(run.train.layout)), events if rank == 0 else SILENT)
     dist.barrier()  # and only after success: destroying a group that others still wait in hangs
     dist.destroy_process_group()
     return report
@@ -101,26 +127,44 @@ def _told(folder: Path) -> GptError | None:
     return None
 
 
-def _lost(error: Any) -> RunError:
-    """A worker that died without a word, or of a bug."""
+def _lost(error: Any) -> tuple[RunError, bool]:
+    """A worker that died without a word, or of a bug; and whether one was killed, by this failure or before it: of that a new start can
+    come out better, of a bug it cannot."""
     rank, failure = error.get_first_failure()
     data = failure.error_file_data.get("message") if isinstance(failure.error_file_data, dict) else None
     text = data.get("message") if isinstance(data, dict) else None
-    what = f"exit {failure.exitcode}" if failure.exitcode >= 0 else f"killed by {signal.Signals(-failure.exitcode).name}"
-    return RunError(f"process {rank} was lost: {text or what}", hint="--resume goes on from the last checkpoint")
+    killed = failure.exitcode < 0
+    what = f"killed by {signal.Signals(-failure.exitcode).name}" if killed else text or f"exit {failure.exitcode}"
+    lost = RunError(f"process {rank} was lost: {what}", hint="--resume goes on from the last checkpoint")
+    return lost, killed or PEER_GONE.search(what) is not None
 
 
 @contextlib.contextmanager
-def _passing_on_signals() -> Iterator[None]:
-    """SIGTERM and SIGINT go to the workers, who finish the step, write a checkpoint and return."""
+def _scratch(out: Path) -> Iterator[Path]:
+    """A folder for what the workers tell and for torch's own temporary files, under a name that the next start sweeps away if need be."""
+    out.mkdir(parents=True, exist_ok=True)
+    before = tempfile.tempdir
+    folder = tempfile.tempdir = tempfile.mkdtemp(prefix=".launch.", suffix=PARTIAL, dir=out)
+    try:
+        yield Path(folder)
+    finally:
+        tempfile.tempdir = before
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _passing_on_signals() -> Iterator[threading.Event]:
+    """SIGTERM and SIGINT go to the workers, who finish the step, write a checkpoint and return; the event says that one came."""
+    stopping = threading.Event()
 
     def pass_on(number: int, frame: object) -> None:
+        stopping.set()
         for child in multiprocessing.active_children():
             child.terminate()
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield stopping
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
 import signal
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from gptcli.cost.flops import flops_per_token
-from gptcli.cost.hardware import identify_gpu
 from gptcli.errors import RunError
 from gptcli.events import Events
 from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import read_manifest
-from gptcli.shards.order import Windows
-from gptcli.trainer import checkpoint
+from gptcli.shards.order import Mixture, open_order
 from gptcli.trainer.batches import InOrder, MicroBatch, micro_batches
+from gptcli.trainer.checkpoint import Checkpoints, State, canonical_parameters, folder_of, read_model, take_weights
 from gptcli.trainer.config import Run
 from gptcli.trainer.engine import build
 from gptcli.trainer.evaluate import validation_loss
 from gptcli.trainer.export import export
+from gptcli.trainer.guard import Guard
 from gptcli.trainer.layout import Place
 from gptcli.trainer.metrics import Line, MetricsLog
+from gptcli.trainer.noise_scale import NoiseScale, part_of
+from gptcli.trainer.profile import Profiler
 from gptcli.trainer.report import write_report
+from gptcli.trainer.samples import Sampler
 from gptcli.trainer.schedule import Position, Schedule
+from gptcli.trainer.speed import Speed, peak_memory
+from gptcli.trainer.tracking import TensorBoard
+
+COLLECT_EVERY = 1000  # steps between garbage collections, by all processes at the same one: a collection stops a step for up to a second
+RUNNING = "running"  # the key of a checkpoint's metrics that holds the running means
 
 Report = dict[str, Any]
 
@@ -33,11 +44,13 @@ Report = dict[str, Any]
 def train(run: Run, place: Place, events: Events) -> Report:
     """Train to the end, or to the step in which SIGTERM or SIGINT comes, and report; every process of the run calls it together.
 
-    Raises RunError where the loss is not finite or a checkpoint cannot be written.
+    Raises RunError where too many updates in a row were skipped or a checkpoint cannot be written.
     """
     stop = StopSignal(events, patient=place.world > 1)
     try:
-        return Training(run, place, events, stop).run_to_end()
+        training = Training(run, place, events, stop)
+        with collected_by_hand():
+            return training.run_to_end()
     finally:
         stop.release()
 
@@ -49,17 +62,34 @@ class Training:
         self.run, self.place, self.events, self.stop = run, place, events, stop
         n_ctx = run.model.n_ctx
         self.schedule = Schedule(run.train, n_ctx)
-        self.order = Windows(open_split(run.data, "train", verify=False), n_ctx, run.train.seed)
+        self.order = open_order(run.data, "train", n_ctx, run.train.seed, verify=False)
         self.validation = open_validation(run)
         self.stepper = build(run, place, events)
         self.position = Position()
         self.val_loss: float | None = None
         self.last: Line = {}
-        if run.checkpoint is not None:
-            state = checkpoint.load(run.checkpoint, self.stepper.model, self.stepper.optimizer)
+        running: dict[str, Any] = {}
+        self.checkpoints = Checkpoints(run.out, place, keep=run.train.keep)
+        self.parameters = canonical_parameters(self.stepper.model)
+        if run.resume and (folder := self.checkpoints.newest(events)) is not None:
+            state = self.checkpoints.load(folder, self.parameters, self.stepper.optimizer)
             self.position, self.last = state.position, state.metrics
-            events.info(f"going on after step {self.position.step:,} of {self.schedule.steps():,}")
-        self.log = MetricsLog(run.out, before=self.position.step) if place.leads else None
+            running = self.last.pop(RUNNING, {})
+            events.info(f"going on after step {self.position.step:,}")
+        elif run.init_from is not None:
+            take_weights(run.init_from, self.parameters)
+        self.noise = NoiseScale(running.get("noise"))
+        self.guard = Guard(run.train.spike, running.get("guard"))
+        if self.stepper.loss_scale and "loss_scale" in running:
+            self.stepper.loss_scale.state = running["loss_scale"]
+        self.grown: int = running.get("batch", self.schedule.first)
+        """Sequences of the next batch where it follows the noise scale."""
+        self.speed = Speed(run, place)
+        done, leads = self.position.step, place.leads
+        self.log = MetricsLog(run.out, before=done) if leads else None
+        self.sampler = Sampler(run, events, upto=done) if leads and run.train.samples else None
+        self.tracker = TensorBoard(run.out, before=done) if leads and run.track == "tensorboard" else None
+        self.profiler = Profiler(run.out, place.device, events) if leads and run.profile else None
 
     def run_to_end(self) -> Report:
         begin = time.perf_counter()
@@ -72,9 +102,15 @@ class Training:
             if self._due(self.run.train.checkpoint_every) or stopped:
                 self._save()
             self._record()
+            if self.profiler:
+                self.profiler.step()
         self.events.finish("train")
+        self.checkpoints.wait()
         if not stopped:
             self._finish()
+        for watcher in (self.tracker, self.profiler):
+            if watcher is not None:
+                watcher.close()
         return {
             "out": str(self.run.out),
             "parameters": self.run.model.parameters,
@@ -82,6 +118,7 @@ class Training:
             "tokens": self.last["tokens"],
             "loss": self.last["loss"],
             "val_loss": self.val_loss,
+            "skipped": self.guard.state["skipped"],
             "seconds": round(time.perf_counter() - begin, 3),
             "interrupted": stopped,
         }
@@ -89,45 +126,88 @@ class Training:
     def _step(self, batches: list[MicroBatch]) -> tuple[list[MicroBatch], bool]:
         """One update. Returns the next step's batches, and whether any process was told to stop."""
         started = time.perf_counter()
-        after = self.schedule.after(self.position)
-        n_ctx = self.run.model.n_ctx
-        tokens, batch_tokens = after.sequences * n_ctx, (after.sequences - self.position.sequences) * n_ctx
-        lr = self.schedule.lr(tokens)
-        loss = self.stepper.gradients(batches, batch_tokens, after.step)
-        norm = self.stepper.update(lr)
-        self.position = after
+        n_ctx, size = self.run.model.n_ctx, self._size()
+        self.position = Position(self.position.step + 1, self.position.sequences + size)
+        tokens, batch_tokens = self.position.sequences * n_ctx, size * n_ctx
+        loss = self.stepper.gradients(batches, batch_tokens, self.position.step)
+        norm = self.stepper.clip_gradients()
         following = self._fetch()  # while the device is still at work
         told = torch.full_like(loss, self.stop.told)
-        loss_sum, stopped = self.place.total(torch.stack([loss, told])).tolist()
-        grad_norm = norm.item()
-        mean = loss_sum / batch_tokens
-        if not (math.isfinite(mean) and math.isfinite(grad_norm)):
+        # The one moment in a step that waits for the device: all processes then hold the same four numbers, and decide alike.
+        loss_sum, part, norms, stopped = self.place.total(torch.stack([loss, self.stepper.part.norm2, norm, told])).tolist()
+        mean, grad_norm = loss_sum / batch_tokens, norms / self.place.world
+        lr = self.schedule.lr(tokens)
+        objection = self.guard.objection(mean, grad_norm)
+        if objection is None:
+            self.stepper.update(lr)
+            self._measure_noise(part, grad_norm, size)
+        else:
+            self.stepper.skip()
+        self.last = {
+            "step": self.position.step,
+            "tokens": tokens,
+            "loss": finite(mean),
+            "lr": lr,
+            "grad_norm": finite(grad_norm),
+            "batch_tokens": batch_tokens,
+            **self.speed.fields(batch_tokens / (time.perf_counter() - started)),
+            "noise_scale": self.noise.tokens,
+            "peak_memory": peak_memory(self.place.device),
+        }
+        if objection is not None:
+            self._object(objection)
+        grown = self.schedule.followed(self.grown, self.position.step, self.noise.tokens)
+        if self.run.train.follow_noise and grown != self.grown:
+            self.grown = grown
+            following = self._fetch()
+        if self.position.step % COLLECT_EVERY == 0:
+            gc.collect()
+        return following, bool(stopped)
+
+    def _measure_noise(self, part: float, grad_norm: float, size: int) -> None:
+        """`part` is the sum over processes of the squared norm of a part of the gradient, of the batch's `size` sequences."""
+        held = part_of(size, self.run.train.micro_batch, self.place)
+        if held is None:
+            return
+        # each was scaled for the mean over the processes' parts together
+        scale = size / (held * self.place.world)
+        n_ctx = self.run.model.n_ctx
+        self.noise.add(part / self.place.world * scale**2, grad_norm**2, held * n_ctx, size * n_ctx)
+
+    def _object(self, objection: str) -> None:
+        """Record a skipped update. Raises RunError where there have been too many in a row."""
+        self.last["skipped"] = objection
+        step, most = self.position.step, self.run.train.max_skipped
+        self.events.warn(f"step {step:,}: {objection}: its update is skipped")
+        if self.guard.state["in_a_row"] >= most:
             raise RunError(
-                f"the loss is {mean} and its gradient {grad_norm} at step {after.step}",
+                f"{most:,} updates in a row were skipped; at step {step:,} {objection}",
                 where=self.run.out,
                 hint="start over with a lower --lr or a longer --warmup-tokens: gpt train ... --force",
             )
-        speed = batch_tokens / (time.perf_counter() - started)
-        self.last = {
-            "step": after.step,
-            "tokens": tokens,
-            "loss": mean,
-            "lr": lr,
-            "grad_norm": grad_norm,
-            "batch_tokens": batch_tokens,
-            "tokens_per_second": round(speed, 1),
-            "mfu": model_flops_utilisation(self.run, self.place, speed),
-        }
-        return following, bool(stopped)
+
+    def _size(self) -> int:
+        """Sequences of the step that comes."""
+        if self.run.train.follow_noise:
+            return min(self.grown, self.schedule.total - self.position.sequences)
+        return self.schedule.batch(self.position.sequences)
 
     def _fetch(self) -> list[MicroBatch]:
         """This process's part of the step that comes."""
-        first, count = self.position.sequences, self.schedule.batch(self.position.sequences)
-        return micro_batches(self.order, first, count, self.run.train.micro_batch, self.place)
+        return micro_batches(self.order, self.position.sequences, self._size(), self.run.train.micro_batch, self.place)
 
     def _save(self) -> None:
-        state = checkpoint.State(self.position, self.run.identity(), self.last)
-        checkpoint.save(self.run.out, state, self.stepper.model, self.stepper.optimizer, self.place, keep=self.run.train.keep)
+        running = {"noise": self.noise.state, "guard": self.guard.state, "batch": self.grown}
+        if self.stepper.loss_scale:
+            running["loss_scale"] = self.stepper.loss_scale.state
+        state = State(self.position, self.run.identity(), {**self.last, RUNNING: running})
+        self.checkpoints.save(state, self.parameters, self.stepper.optimizer)
+        if self.sampler:
+            self.sampler.begin(*self._newest())
+
+    def _newest(self) -> tuple[Path, int, int]:
+        """The checkpoint of this step: where it will be, its step and its tokens."""
+        return folder_of(self.run.out, self.position.step), self.position.step, self.last["tokens"]
 
     def _record(self) -> None:
         """Evaluate where it is due, and write the step's line."""
@@ -140,16 +220,17 @@ class Training:
             self.log.write(line)
             if self._due(train.checkpoint_every):
                 write_report(self.run)
-        facts = {name: line[name] for name in ("loss", "lr", "tokens_per_second")}
-        if self.val_loss is not None:
-            facts["val_loss"] = self.val_loss
+        if self.tracker:
+            self.tracker.write(line)
         total = self.schedule.total * self.run.model.n_ctx
-        self.events.progress("train", line["tokens"], total, "tokens", **facts)
+        self.events.progress("train", line["tokens"], total, "tokens", **{**line, "val_loss": self.val_loss})
 
     def _finish(self) -> None:
-        tensors = checkpoint.model_tensors(self.stepper.model)
+        if self.sampler:
+            self.sampler.finish(*self._newest())
+            write_report(self.run)
         if self.place.leads:
-            export(self.run, tensors, self.last, self.val_loss)
+            export(self.run, read_model(folder_of(self.run.out, self.position.step)), self.last, self.val_loss)
         self.place.wait()
 
     def _done(self) -> bool:
@@ -160,18 +241,35 @@ class Training:
         return self.position.step % every == 0 or self._done()
 
 
-def open_validation(run: Run) -> InOrder | None:
-    """The validation windows, or None where the shards hold not one."""
-    if read_manifest(run.data).tokens("val") <= run.model.n_ctx:
+def open_validation(run: Run) -> InOrder | Mixture | None:
+    """The validation windows as they stand, or, of several sources, mixed as in training; None where one source does not fill a window."""
+    manifest, n_ctx = read_manifest(run.data), run.model.n_ctx
+    sources = list(manifest.shares("val"))
+    if len(sources) < 2:
+        return InOrder(open_split(run.data, "val", verify=False), n_ctx) if manifest.tokens("val") > n_ctx else None
+    if min(manifest.tokens("val", name) for name in sources) <= n_ctx:
         return None
-    return InOrder(open_split(run.data, "val", verify=False), run.model.n_ctx)
+    order = open_order(run.data, "val", n_ctx, seed=0, verify=False)
+    assert isinstance(order, Mixture)
+    return order
 
 
-def model_flops_utilisation(run: Run, place: Place, tokens_per_second: float) -> float | None:
-    """The model's FLOPs (PaLM's count: 6N + 12·L·C·T a token) over the GPUs' peak; None on a CPU and for a GPU that has no row."""
-    if place.device.type != "cuda" or (gpu := identify_gpu(torch.cuda.get_device_name(place.device))) is None:
-        return None
-    return flops_per_token(run.model, "palm") * tokens_per_second / (place.world * gpu.peak_flops)
+@contextlib.contextmanager
+def collected_by_hand() -> Iterator[None]:
+    """No garbage collection but the loop's own, and none of what is there already: one in the middle of a step stops every process."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+def finite(value: float) -> float | None:
+    """JSON has no word for the others."""
+    return value if math.isfinite(value) else None
 
 
 class StopSignal:

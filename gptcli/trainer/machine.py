@@ -15,6 +15,7 @@ from gptcli.cost.flops import flops_per_token
 from gptcli.cost.layout import Layout
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
+from gptcli.trainer.fit import AUTO, MICRO_TOKENS, best_work, device, fitting
 
 SHARED_CORES = 8  # processes that may share a CPU's cores, however few they are: for trying a layout out
 WIDE = (
@@ -22,8 +23,6 @@ WIDE = (
 )
 REPAID = 30  # seconds of work, at the nominal speeds below, from which compiling (about 10 s on a CPU) pays
 NOMINAL = {"cpu": 2e11, "cuda": 1e14}  # FLOP/s
-MICRO_TOKENS = {"cpu": 4096, "cuda": 65536}  # tokens that a process runs at a time: more gains no speed
-GPU_SHARE = 0.7  # of a GPU's memory that state and activations may fill
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -36,13 +35,29 @@ def launched() -> int | None:
     return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else None
 
 
-def auto_layout() -> Layout:
-    """All processes, or else all GPUs of the machine, sharded."""
-    return Layout(shard=launched() or max(1, torch.cuda.device_count()))
+def auto_processes() -> int:
+    """All that were started, or else one for each GPU of the machine."""
+    return launched() or max(1, torch.cuda.device_count())
 
 
-def check_layout(layout: Layout, sequences: int) -> None:
-    """Raises UsageError where this machine, or a batch of `sequences`, cannot meet the layout."""
+def auto_layout(model: ModelConfig, sequences: int, precision: str, *, recompute: str, micro_batch: int | str) -> tuple[Layout, str]:
+    """The fastest layout of all processes, or else all GPUs of the machine, that holds the model; on CPUs, whose memory the processes
+    share, shards. Raises UsageError where none does."""
+    processes = auto_processes()
+    if processes == 1 or device_type() == "cpu":
+        return Layout(shard=processes), "all processes, sharded" if processes > 1 else "one process"
+    gpu = device(processes)
+    if found := fitting(model, processes, sequences, precision, gpu, recompute=recompute, micro_batch=micro_batch):
+        return found[0][0], f"the fastest of {len(found)} that hold the model on {processes} GPUs"
+    raise UsageError(
+        f"no layout of {processes} GPUs with {gpu.memory_bytes / 1e9:.0f} GB holds this model and divides a batch of {sequences} sequences",
+        where="--layout auto",
+        hint="use more GPUs, a smaller --size or another --batch-tokens",
+    )
+
+
+def check_layout(layout: Layout) -> None:
+    """Raises UsageError where this machine, or those who started the processes, have not as many as the layout."""
     processes = layout.processes
     where = "--layout"
     if (world := launched()) is not None:
@@ -50,16 +65,10 @@ def check_layout(layout: Layout, sequences: int) -> None:
             raise UsageError(f"{layout} is {processes} processes, but {world} were started", where=where, hint="make the product equal")
     elif torch.cuda.is_available():
         if processes > (gpus := torch.cuda.device_count()):
-            raise UsageError(f"{layout} needs {processes} GPUs; this machine has {gpus}", where=where, hint=f"for example dp={gpus}")
+            raise UsageError(f"{layout} needs {processes} GPUs; this machine has {gpus}", where=where, hint=f"for example shard={gpus}")
     elif processes > (most := max(SHARED_CORES, os.cpu_count() or 1)):
         raise UsageError(
             f"{layout} is {processes} processes on {os.cpu_count()} CPU cores", where=where, hint=f"use at most {most} processes here"
-        )
-    if processes > sequences:
-        raise UsageError(
-            f"{layout} is {processes} processes, but a batch is {sequences} sequences",
-            where=where,
-            hint="raise --batch-tokens, or use fewer processes",
         )
 
 
@@ -76,12 +85,12 @@ def auto_precision(model: ModelConfig, compiled: bool) -> tuple[str, str]:
     return "bf16", "this CPU has bf16"
 
 
-def auto_compile(model: ModelConfig, tokens: int, layout: Layout) -> tuple[bool, str]:
+def auto_compile(model: ModelConfig, tokens: int, processes: int) -> tuple[bool, str]:
     """Whether to compile, and why."""
     kind = device_type()
     if not has_compiler():
         return False, "no compiler here"
-    seconds = flops_per_token(model, "palm") * tokens / layout.processes / NOMINAL[kind]
+    seconds = flops_per_token(model, "palm") * tokens / processes / NOMINAL[kind]
     if seconds < REPAID:
         return False, "the run is short"
     return True, "the run is long enough"
@@ -94,22 +103,18 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++", "cl"))
 
 
-def auto_micro_batch(model: ModelConfig, layout: Layout, sequences: int) -> tuple[int, str]:
-    """Sequences that a process runs at a time, and why: a divisor of its share of the batch, so that none is padding."""
-    share = -(-sequences // layout.processes)
-    room, why = MICRO_TOKENS[device_type()] // model.n_ctx, "the batch's share, or enough tokens to keep the device busy"
+def auto_micro_batch(model: ModelConfig, layout: Layout, sequences: int, precision: str, recompute: str) -> tuple[int, str, str]:
+    """Sequences that a process runs at a time, and why: a divisor of its share of the batch, so that none is padding; and what it computes
+    again, where that is left to choose. What does not fit in memory gets the least that there is."""
     if device_type() == "cuda":
-        memory = GPU_SHARE * torch.cuda.get_device_properties(0).total_memory - 16 * model.parameters / layout.shard
-        if (fits := int(memory // activation_bytes(model))) < room:
-            room, why = fits, "what fits in the GPU's memory"
-    room = max(1, min(room, share))
-    return next(size for size in range(room, 0, -1) if share % size == 0), why
-
-
-def activation_bytes(model: ModelConfig) -> int:
-    """Kept for the backward pass of one sequence: 34·T·C a layer in 16 bits with fused attention (Korthikanti et al. 2022), and as much
-    again where autocast keeps the residual stream and the inputs of its casts in fp32."""
-    return 2 * 34 * model.n_ctx * model.d_model * (model.n_layer + 1)
+        work = best_work(model, layout, sequences, precision, device(layout.processes), recompute=recompute)
+        if work is not None:
+            return work.micro_batch, work.recompute, "the fastest that fits in the GPU's memory"
+        return 1, "full" if recompute == AUTO else recompute, "nothing fits in the GPU's memory"
+    share = -(-sequences // layout.replicas)
+    room = min(MICRO_TOKENS["cpu"] // model.n_ctx, share // layout.pp)
+    size = next((size for size in range(room, 0, -1) if share % size == 0), 1)
+    return size, "none" if recompute == AUTO else recompute, "the batch's share, or enough tokens to keep the device busy"
 
 
 def keep_freed_memory() -> None:

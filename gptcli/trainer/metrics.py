@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: a line a step. After a resume it reads as if nothing had happened."""
+"""`metrics.jsonl`: a line a step, and other logs of the kind. After a resume they read as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Line = dict[str, Any]
 class MetricsLog:
     """Appends lines; each is with the system when `write` returns, so that a killed process loses none."""
 
-    def __init__(self, out: Path, *, before: int = 0) -> None:
+    def __init__(self, out: Path, *, before: int = 0, name: str = METRICS) -> None:
         """Keeps the lines of steps below `before`, and cuts the rest off."""
-        kept = [line for line in read_metrics(out) if line["step"] < before]
-        self.path = Path(out) / METRICS
+        self.path = Path(out) / name
+        kept = [line for line in read_lines(self.path) if line["step"] < before]
         with atomic_write(self.path, "w") as file:
             file.writelines(json.dumps(line) + "\n" for line in kept)
 
@@ -28,9 +28,13 @@ class MetricsLog:
 
 
 def read_metrics(out: Path) -> list[Line]:
-    """The lines of a run folder so far; a last one that a killed process left unfinished is passed over."""
-    path = Path(out) / METRICS
+    """The lines of a run folder so far."""
+    return read_lines(Path(out) / METRICS)
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The lines of a JSONL file; none where it does not exist, and a last one that a killed process left unfinished is passed over."""
     if not path.is_file():
         return []
     text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].split("\n") if line]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from gptcli.trainer.config import TrainConfig
+from gptcli.trainer.layout import Place
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -18,7 +20,29 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 
-def clip_gradients(model: nn.Module, most: float) -> torch.Tensor:
-    """Cut the gradient's global norm to `most`; returns the norm it had, over all shards, a scalar still on the device."""
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), most)
-    return norm.full_tensor() if isinstance(norm, torch.distributed.tensor.DTensor) else norm
+def clip_gradients(model: nn.Module, most: float, place: Place, lifted: float = 1.0) -> torch.Tensor:
+    """Divide the gradient by `lifted` and cut its global norm to `most`; returns the norm it had between the two, over all processes, a
+    scalar still on the device.
+
+    What several processes hold is counted once; then one sum over all of them gives each the same norm.
+    """
+    table = None if place.stage == 0 or not hasattr(model, "wte") else model.wte.weight  # a tied head's copy
+    local = [(_local(p.grad), p is not table and _counts(p.grad)) for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([gradient for gradient, counts in local if counts]).to(place.device)
+    if place.layout.processes != place.layout.dp:  # replicas alone have the whole gradient, all of them
+        norm = place.total(norm.square()).sqrt()
+    norm /= lifted
+    torch._foreach_mul_([gradient for gradient, _ in local], (most / (norm + 1e-6)).clamp(max=1.0) / lifted)  # as clip_grad_norm_ does
+    return norm
+
+
+def _local(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient._local_tensor if isinstance(gradient, DTensor) else gradient
+
+
+def _counts(gradient: torch.Tensor) -> bool:
+    """Whether this process, of those that hold the same, is the first."""
+    if not isinstance(gradient, DTensor):
+        return True
+    coordinate = gradient.device_mesh.get_coordinate() or []
+    return all(at == 0 for at, placement in zip(coordinate, gradient.placements, strict=True) if placement.is_replicate())

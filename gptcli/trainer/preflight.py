@@ -4,56 +4,91 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
+import shutil
 from typing import Any
 
+from gptcli.cost.layout import parse_layout
 from gptcli.errors import InputError, UsageError
-from gptcli.events import Events
 from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import Manifest
-from gptcli.shards.order import Windows
+from gptcli.shards.order import open_order
 from gptcli.tokenizer.tokenizer import load_tokenizer
-from gptcli.trainer import checkpoint
+from gptcli.trainer.checkpoint import newest_state
 from gptcli.trainer.config import Run
-from gptcli.trainer.layout import parse_layout
+from gptcli.trainer.fit import check_division, check_memory
 from gptcli.trainer.machine import check_layout
+from gptcli.trainer.precision import check_precision
 from gptcli.trainer.schedule import Schedule
+from gptcli.trainer.tracking import check_tracker
 
 
 def data_sha256(manifest: Manifest) -> str:
-    """The fingerprint of all tokens: files, splits and checksums of the shards, in order."""
-    rows = [[shard.file, shard.split, shard.tokens, shard.sha256] for shard in manifest.shards]
+    """The fingerprint of all tokens, files, splits and checksums of the shards in order, and of the weights of several sources."""
+    rows: list[Any] = [[shard.file, shard.split, shard.tokens, shard.sha256] for shard in manifest.shards]
+    if len(shares := manifest.shares()) > 1:
+        rows += [[shard.source for shard in manifest.shards], shares]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def check_run(run: Run, manifest: Manifest) -> None:
-    """Every byte of the shards, their tokenizer, and whether this machine can meet the layout. Raises UsageError or InputError."""
+    """What is quickly checked: layout, folders, tokenizer, and whether the shards fill a window. Raises UsageError or InputError."""
     schedule = Schedule(run.train, run.model.n_ctx)
-    check_layout(parse_layout(run.train.layout), min(schedule.full, schedule.total))
+    layout, sequences = parse_layout(run.train.layout), min(schedule.full, schedule.total)
+    check_layout(layout)
+    check_division(run.model, layout, run.train.pipeline_schedule, sequences)
+    check_precision(run.train.precision, layout.tp)
+    check_memory(run.model, layout, run.train, sequences)
+    if run.track is not None:
+        check_tracker(run.track)
+    if run.train.document_mask and parse_layout(run.train.layout).pp > 1:
+        raise UsageError(
+            "stages do not tell each other where documents end", where="--document-mask", hint="leave it out, or use a --layout without pp"
+        )
     if run.out.resolve() in (run.data.resolve(), *run.data.resolve().parents):
         raise UsageError("the run folder holds the shards", where=run.out, hint="choose another --out")
     if load_tokenizer(run.data).sha256 != manifest.tokenizer_sha256:
         raise InputError(
             "the tokenizer beside the shards is not the one they were made with", where=run.data, hint="build the shards again"
         )
-    Windows(open_split(run.data, "train"), run.model.n_ctx, run.train.seed)
-    if manifest.tokens("val"):
-        open_split(run.data, "val")
+    if run.init_from is not None and load_tokenizer(run.init_from).sha256 != manifest.tokenizer_sha256:
+        raise InputError(
+            "the model to start from has another tokenizer than the shards", where=run.init_from, hint="build shards with its own"
+        )
+    open_order(run.data, "train", run.model.n_ctx, run.train.seed, verify=False)
+    check_disk(run)
 
 
-def find_checkpoint(run: Run, events: Events) -> tuple[Path | None, bool]:
-    """Where a resume goes on, and whether the run is at its end. Raises UsageError where what is there is another run."""
-    folder = checkpoint.newest(run.out, events)
-    if folder is None:
-        return None, False
-    state = checkpoint.read_state(folder)
+def check_data(run: Run, manifest: Manifest) -> None:
+    """Every byte of the shards, which takes its time. Raises InputError that names the one that was altered."""
+    for split in ("train", "val"):
+        if manifest.tokens(split):
+            open_split(run.data, split)
+
+
+def check_disk(run: Run) -> None:
+    """Room for one checkpoint more than are there, and for the finished model: weights and two moments, and weights, in fp32."""
+    where = next(folder for folder in (run.out, *run.out.resolve().parents) if folder.exists())
+    needed, free = (3 + 1) * 4 * run.model.parameters, shutil.disk_usage(where).free
+    if free < needed:
+        raise UsageError(
+            f"a checkpoint and the model take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",
+            where=run.out,
+            hint="free some space, or name an --out on another disk",
+        )
+
+
+def check_resume(run: Run) -> bool:
+    """Whether the run has reached its end. Raises UsageError where what is in its folder is another run."""
+    state = newest_state(run.out)
+    if state is None:
+        return False
     if changed := differences(state.identity, run.identity()):
         raise UsageError(
             f"this is not the run that is to be resumed: {'; '.join(changed)}",
             where=run.out,
             hint="name another --out, or --force starts over",
         )
-    return folder, state.position.sequences >= Schedule(run.train, run.model.n_ctx).total
+    return state.position.sequences >= Schedule(run.train, run.model.n_ctx).total
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -45,3 +45,8 @@ def cadence(tokens: int, batch_tokens: int) -> dict[str, int]:
         "eval_tokens": max(1, min(2**20, tokens // 200)),
         "keep": 2,
     }
+
+
+def samples(parameters: int, steps: int) -> int:
+    """Texts from every checkpoint: some where writing them on a CPU takes little beside the run."""
+    return 3 if parameters < 3e9 and steps >= 100 else 0

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from gptcli.files import atomic_write
 from gptcli.trainer.config import Run
-from gptcli.trainer.metrics import Line, read_metrics
+from gptcli.trainer.metrics import Line, read_lines, read_metrics
+from gptcli.trainer.samples import SAMPLES
 
 REPORT = "report.html"
 POINTS = 400  # of a curve: longer ones are averaged
-WIDTH, HEIGHT, LEFT, BOTTOM = 640, 240, 64, 24
+WIDTH, HEIGHT, LEFT, BOTTOM = 640, 240, 72, 24
 
 Curve = list[tuple[float, float]]
 
@@ -36,43 +37,79 @@ svg text { fill: var(--dim); font-size: 12px }
 .b { stroke: var(--b) }
 .key i { display: inline-block; width: 1rem; height: .2rem; margin: 0 .4rem .25rem 1rem }
 pre { overflow-x: auto; font-size: .85rem }
+summary { cursor: pointer; color: var(--dim); margin: .5rem 0 }
+blockquote { margin: .5rem 0; padding-left: .75rem; border-left: .2rem solid var(--line); white-space: pre-wrap; overflow-wrap: anywhere }
+blockquote b { font-weight: normal; color: var(--dim) }
+@media (max-width: 40rem) { svg text { font-size: 19px } }
 """
 
 
 def write_report(run: Run) -> None:
-    """Draw the run folder's metrics so far."""
+    """Draw the run folder's metrics and samples so far."""
     with atomic_write(Path(run.out) / REPORT, "w") as file:
-        file.write(page(run, read_metrics(run.out)))
+        file.write(page(run, read_metrics(run.out), read_lines(Path(run.out) / SAMPLES)))
 
 
-def page(run: Run, lines: list[Line]) -> str:
+def page(run: Run, lines: list[Line], samples: list[Line]) -> str:
     last = lines[-1]
     val = series(lines, "val_loss")
     facts = {
         "parameters": f"{run.model.parameters:,}",
         "step": f"{last['step']:,}",
         "tokens": f"{last['tokens']:,}",
-        "training loss": f"{last['loss']:.4f}",
+        "training loss": known(last["loss"], ".4f"),
         "validation loss": f"{val[-1][1]:.4f}" if val else "not measured",
         "tokens/s": f"{last['tokens_per_second']:,.0f}",
+        "TFLOP/s a process": known(last.get("tflops"), ".4g"),
+        "MFU": known(last.get("mfu"), ".1%"),
+        "MFU, causal": known(last.get("mfu_causal"), ".1%"),
+        "peak memory": "n/a" if last.get("peak_memory") is None else f"{last['peak_memory'] / 1e9:.3g} GB",
+        "updates skipped": f"{sum('skipped' in line for line in lines):,}",
     }
-    charts = [
-        chart("Loss, nats a token", {"training": series(lines, "loss"), "validation": val}),
-        chart("Learning rate", {"": series(lines, "lr")}),
-        chart("Batch, tokens", {"": series(lines, "batch_tokens")}),
-        chart("Gradient norm, before the clip", {"": series(lines, "grad_norm")}),
-        chart("Tokens per second", {"": series(lines, "tokens_per_second")}),
-    ]
-    if mfu := series(lines, "mfu"):
-        charts.append(chart("Model FLOPs utilisation (6N + 12·L·C·T a token)", {"": mfu}))
-    title = html.escape(f"{run.name}: {run.out.name}")
+    charts = {
+        "Loss, nats a token": {"training": series(lines, "loss"), "validation": val},
+        "Learning rate": {"": series(lines, "lr")},
+        "Batch and gradient noise scale, tokens": {"batch": series(lines, "batch_tokens"), "noise scale": series(lines, "noise_scale")},
+        "Gradient norm, before the clip": {"": series(lines, "grad_norm")},
+        "Tokens per second": {"": series(lines, "tokens_per_second")},
+        "Model FLOPs utilisation": {"6N + 12·L·C·T": series(lines, "mfu"), "causal": series(lines, "mfu_causal")},
+    }
+    drawn = [chart(title, curves) for title, curves in charts.items() if any(curves.values())]
+    return document(f"{run.name}: {run.out.name}", facts, drawn, run.resolved, spoken(samples))
+
+
+def document(title: str, facts: dict[str, str], charts: list[str], configuration: str, more: str = "") -> str:
+    """A page that needs no network, no script and no other file."""
+    title = html.escape(title)
     terms = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
         f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n<dl>{terms}</dl>\n"
-        f"<main>\n{''.join(charts)}</main>\n<h2>Configuration</h2>\n<pre>{html.escape(run.resolved)}</pre>\n</body>\n</html>\n"
+        f"<main>\n{''.join(charts)}</main>\n{more}"
+        f"<h2>Configuration</h2>\n<pre>{html.escape(configuration)}</pre>\n</body>\n</html>\n"
     )
+
+
+def spoken(samples: list[Line]) -> str:
+    """What the model wrote over time, the newest first and open."""
+    steps = sorted({sample["step"] for sample in samples}, reverse=True)
+    parts = []
+    for step in steps:
+        here = [sample for sample in samples if sample["step"] == step]
+        quotes = "".join(f"<blockquote><b>{visible(s['prompt'])}</b>{visible(s['text'])}</blockquote>" for s in here)
+        opened = ' open="open"' if step == steps[0] else ""
+        parts.append(f"<details{opened}><summary>step {step:,}, {short(here[0]['tokens'])} tokens</summary>{quotes}</details>\n")
+    return f"<h2>Samples</h2>\n{''.join(parts)}" if parts else ""
+
+
+def visible(text: str) -> str:
+    """Escaped, and without the control characters that no page may hold."""
+    return html.escape("".join(c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
+
+
+def known(value: float | None, form: str) -> str:
+    return "n/a" if value is None else f"{value:{form}}"
 
 
 def series(lines: list[Line], name: str) -> Curve:
@@ -87,12 +124,15 @@ def thinned(curve: Curve) -> Curve:
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 
-def chart(title: str, curves: dict[str, Curve]) -> str:
-    """One figure: the curves over tokens, as inline SVG."""
+def chart(title: str, curves: dict[str, Curve], *, log_x: bool = False) -> str:
+    """One figure: the curves over tokens from 0, or over the logarithm of a rate, as inline SVG."""
+    if log_x:
+        curves = {name: [(math.log10(x), y) for x, y in curve] for name, curve in curves.items()}
     curves = {name: thinned(curve) for name, curve in curves.items() if curve}
     xs, ys = ([point[axis] for curve in curves.values() for point in curve] for axis in (0, 1))
-    x_ticks, y_ticks = ticks(0, max(xs)), ticks(min(ys), max(ys))
-    x_low, x_high, y_low, y_high = 0, max(xs), min(*ys, y_ticks[0]), max(*ys, y_ticks[-1])
+    x_low = min(xs) if log_x else 0
+    x_ticks, y_ticks = ticks(x_low, max(xs)), ticks(min(ys), max(ys))
+    x_high, y_low, y_high = max(xs), min(*ys, y_ticks[0]), max(*ys, y_ticks[-1])
 
     def at(x: float, y: float) -> tuple[float, float]:
         across = LEFT + (x - x_low) / (x_high - x_low or 1) * (WIDTH - LEFT - 8)
@@ -100,11 +140,11 @@ def chart(title: str, curves: dict[str, Curve]) -> str:
 
     parts = []
     for y in y_ticks:
-        _, down = at(0, y)
+        _, down = at(x_low, y)
         parts.append(f'<path class="grid" d="M{LEFT} {down:.1f}H{WIDTH}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{down + 4:.1f}" text-anchor="end">{short(y)}</text>')
     for x in x_ticks:
-        parts.append(f'<text x="{at(x, y_low)[0]:.1f}" y="{HEIGHT - 4}" text-anchor="middle">{short(x)}</text>')
+        parts.append(f'<text x="{at(x, y_low)[0]:.1f}" y="{HEIGHT - 4}" text-anchor="middle">{short(10**x if log_x else x)}</text>')
     for kind, curve in zip("ab", curves.values(), strict=False):
         path = "L".join(f"{across:.1f} {down:.1f}" for across, down in (at(x, y) for x, y in curve))
         parts.append(f'<path class="{kind}" d="M{path}"/>')

@@ -1,5 +1,5 @@
 """Learning rate and batch as pure functions of tokens (GPT-3, Appendix B), so that the ramp does not bend the learning rate and any
-step of a run is known from its configuration alone."""
+step of a run is known from its configuration alone. Only a batch that follows the noise scale depends on what was measured."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from gptcli.errors import UsageError
 from gptcli.trainer.config import TrainConfig
+
+GROW_EVERY = 64  # steps between looks at the noise scale, which is a mean over about as many
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,13 @@ class Schedule:
         if done < self.config.ramp_tokens:
             size = self.first + (self.full - self.first) * done // self.config.ramp_tokens
         return min(size, self.total - sequences)
+
+    def followed(self, batch: int, step: int, noise_scale: float | None) -> int:
+        """Sequences of the batch after `step`, whose own had `batch`: at every GROW_EVERYth step, twice as many where the noise scale, in
+        tokens, is at least that, up to `batch_tokens`; never fewer."""
+        if step % GROW_EVERY == 0 and noise_scale is not None and noise_scale >= 2 * batch * self.n_ctx:
+            return min(2 * batch, self.full)
+        return batch
 
     def after(self, position: Position) -> Position:
         """The end of the step that begins at `position`."""

@@ -1,16 +1,21 @@
-"""One update of the weights: gradients of the whole batch, clip, AdamW."""
+"""One update of the weights: gradients of the whole batch, clip, and AdamW or, where the gradients are no good, nothing."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+from functools import partial
 
 import torch
 from torch import nn
 
 from gptcli.trainer.batches import MicroBatch
 from gptcli.trainer.layout import Place, reduce_gradients
+from gptcli.trainer.noise_scale import PartNorm
 from gptcli.trainer.optimizer import clip_gradients
+from gptcli.trainer.pipeline import Pipeline
+from gptcli.trainer.precision import LossScale
+from gptcli.trainer.tensor_parallel import add_up_partial
 
 
 class Stepper:
@@ -23,12 +28,20 @@ class Stepper:
         place: Place,
         *,
         clip: float,
-        autocast: bool,
+        products: torch.dtype | None,
         dropout_seed: int | None,
+        engine: nn.Module | None = None,
+        pipeline: Pipeline | None = None,
     ) -> None:
-        """`autocast` runs products in bf16. `dropout_seed` is None where nothing is dropped."""
+        """`model` holds the parameters under the plain names; `engine` is called in its place where it wraps it; `pipeline` runs it where
+        it is in stages. Products run in `products`, or None for fp32. `dropout_seed` is None where nothing is dropped."""
         self.model, self.optimizer, self.place, self.clip = model, optimizer, place, clip
-        self.autocast, self.dropout_seed = autocast, dropout_seed
+        self.engine, self.pipeline = engine or model, pipeline
+        self.products, self.dropout_seed = products, dropout_seed
+        self.part = PartNorm(self.engine, place)
+        self.loss_scale = LossScale() if products is torch.float16 else None
+        self.norm = torch.zeros(())
+        """Of the gradients, before the clip."""
 
     def gradients(self, batches: list[MicroBatch], tokens: int, step: int) -> torch.Tensor:
         """Leave the gradient of the mean loss over the `tokens` of the whole batch, all processes', in the parameters.
@@ -36,30 +49,71 @@ class Stepper:
         Returns this process's summed loss, a scalar on the device. The divisor is the batch's own count, so that neither
         micro-batches nor processes change the result.
         """
-        total = torch.zeros((), device=self.place.device)
-        scale = self.place.world / tokens  # the engines average over processes
-        for number, (x_BT, y_BT) in enumerate(batches):
-            if self.dropout_seed is not None:
-                torch.manual_seed(dropout_seed(self.dropout_seed, step, self.place.rank, number))
-            reduce_gradients(self.model, number == len(batches) - 1)
-            with self.precision():
-                loss = self.model(x_BT, y_BT)
-            (loss * scale).backward()
-            total += loss.detach()
-        return total
+        lifted = self.loss_scale.value if self.loss_scale else 1.0
+        scale = lifted * self.place.replicas / tokens  # the engines average over replicas
+        self.part.restart()
+        if self.pipeline is not None:
+            total = self.pipeline.gradients(batches, scale, partial(self._pass, step))
+        else:
+            total = torch.zeros((), device=self.place.device)
+            for number, (x_BT, y_BT) in enumerate(batches):
+                reduce_gradients(self.engine, self.place.layout, number == len(batches) - 1)
+                with self._pass(step, number):
+                    loss = self.engine(x_BT, y_BT)
+                (loss * scale).backward()
+                total += loss.detach()
+                if number == 0 and len(batches) > 1:
+                    self.part.after_first()
+        if self.place.layout.tp > 1:
+            add_up_partial(self.model)
+        self.part.norm2 /= lifted**2 * (len(batches) if self.place.layout.shard > 1 else 1)
+        return total if self.place.tells_loss else torch.zeros_like(total)
 
-    def update(self, lr: float) -> torch.Tensor:
-        """Move the weights by the gradients there are; returns the gradient's norm before the clip, a scalar on the device."""
-        norm = clip_gradients(self.model, self.clip)
+    @torch.no_grad()
+    def loss(self, batches: list[MicroBatch]) -> torch.Tensor:
+        """This process's summed loss, nothing dropped, nothing learnt."""
+        self.model.eval()
+        if self.pipeline is not None:
+            total = self.pipeline.loss(batches, self.precision)
+        else:
+            total = torch.zeros((), device=self.place.device)
+            for x_BT, y_BT in batches:
+                with self.precision():
+                    total += self.engine(x_BT, y_BT)
+        self.model.train()
+        return total if self.place.tells_loss else torch.zeros_like(total)
+
+    def clip_gradients(self) -> torch.Tensor:
+        """Cut the gradient's global norm; returns the norm it had, a scalar on the device."""
+        lifted = self.loss_scale.value if self.loss_scale else 1.0
+        self.norm = clip_gradients(self.model, self.clip, self.place, lifted)
+        return self.norm
+
+    def update(self, lr: float) -> None:
+        """Move the weights by the gradients there are."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
+        self._end()
+
+    def skip(self) -> None:
+        """Leave weights and optimizer as they are."""
+        self._end()
+
+    def _end(self) -> None:
         self.optimizer.zero_grad()
-        return norm
+        if self.loss_scale:
+            self.loss_scale.learn(self.norm.item())
 
     def precision(self) -> contextlib.AbstractContextManager[object]:
         """What products run in."""
-        return torch.autocast(self.place.device.type, torch.bfloat16, enabled=self.autocast)
+        return torch.autocast(self.place.device.type, self.products, enabled=self.products is not None)
+
+    def _pass(self, step: int, number: int) -> contextlib.AbstractContextManager[object]:
+        """What forward pass `number` of this process's in a step runs in; its dropout is drawn from here on."""
+        if self.dropout_seed is not None:
+            torch.manual_seed(dropout_seed(self.dropout_seed, step, self.place.rank, number))
+        return self.precision()
 
 
 def dropout_seed(seed: int, step: int, rank: int, micro: int) -> int:

@@ -2,6 +2,7 @@
 
     make bench                              everything that can run here
     python -m tests.benchmarks startup      one of them
+    python -m tests.benchmarks cuda --help  training on a CUDA GPU, with options of its own
 
 Peers are measured from a clone of your own: NANOGPT=path/to/nanoGPT. Real text comes from GPT_TEST_DATA. Nothing is downloaded.
 Let the machine be quiet; quote ratios, never one absolute time.
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks import data, startup, training
+from tests.benchmarks import cuda, data, startup, training
 
 BENCHMARKS = {
     "startup": startup.run,
@@ -39,6 +40,9 @@ def machine() -> str:
 
 if __name__ == "__main__":
     print(f"machine: {machine()}")
+    if sys.argv[1:2] == ["cuda"]:
+        cuda.main(sys.argv[2:])
+        sys.exit()
     for name in sys.argv[1:] or BENCHMARKS:
         if name not in BENCHMARKS:
             sys.exit(f"no benchmark {name!r}: one of {', '.join(BENCHMARKS)}")

@@ -30,6 +30,7 @@ PRIOR = Constants(  # orders of magnitude from the hardware's side; a constant t
     products=0.8, attention=0.5, path=150, head=20, launch=1e-3, exposed=1, spread=0.05, hopper_products=0.8, hopper_attention=0.8, fp8=1.3
 )
 GOODPUTS = {"PaLM's 30.4/45.7": 30.4 / 45.7, "MPT's 35.7/50.9": 35.7 / 50.9, "Llama 405B's 34.6/41": 34.6 / 41}  # whole run over steady
+GOODPUT_URLS = ("https://arxiv.org/abs/2204.02311", "https://www.databricks.com/blog/mpt-7b", "https://arxiv.org/abs/2407.21783")
 GOODPUT = round(statistics.geometric_mean(GOODPUTS.values()), 3)
 HELD = 3e-4  # how strongly
 KEY = ("model", "seq_len", "n_gpus", "gpu", "microbatch", "precision")
@@ -102,6 +103,7 @@ def main(path: Path) -> None:
     print(
         f'source = "{len(half)} of {len(rows)} rows of MosaicML llm-foundry\'s training benchmarks, by hash: GPT models, FSDP, A100, H100"'
     )
+    print('url = "https://github.com/mosaicml/llm-foundry/tree/main/scripts/train/benchmarking"')
     print('date = "2024"\n\n[constants]')
     for name, value in asdict(constants).items():
         print(f"{name} = {value:.4g}")
@@ -110,7 +112,7 @@ def main(path: Path) -> None:
     print("other = 1.75  # an assumption that 18 of 20 published runs bear out")
     print(f"\n[goodput]\nvalue = {GOODPUT}")
     print('source = "share of a run\'s time that its steps take: geometric mean of {}"'.format(", ".join(GOODPUTS)))
-    print('date = "2024-07"')
+    print(f'url = "{", ".join(GOODPUT_URLS)}"\ndate = "2024-07"')
     for name, part in (("fitted", half), ("held out", other)):
         errors = [abs(math.expm1(error(row, constants))) for row in part]
         covered = statistics.fmean(abs(error(row, constants)) <= math.log(known) for row in part)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.cli.config import Resolved, count, quantity, read_config, resolved_toml
+from gptcli.cli.config import Resolved, count, option, quantity, read_config, read_option, resolved_toml
 from gptcli.errors import InputError, UsageError
 
 
@@ -86,3 +86,11 @@ def test_resolved_configuration_reads_back(values: dict[str, object]) -> None:
     resolved = Resolved()
     resolved.put(values, "option")
     assert tomllib.loads(resolved_toml(resolved)) == values
+
+
+def test_an_option_names_itself_where_its_value_is_refused() -> None:
+    assert read_option("n_layer", "12k", count) == 12_000
+    with pytest.raises(UsageError, match="'many' is not a quantity") as caught:
+        read_option("n_layer", "many", count)
+    assert (caught.value.where, option("n_layer")) == ("--n-layer", "--n-layer")
+    assert "12k" in str(caught.value.hint)

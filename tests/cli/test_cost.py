@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from gptcli.cli.cost_subject import OTHERS
 from gptcli.papers.models import MODELS
+from tests.cli.test_cost_svg import check_picture
 
 CONTRACT_KEYS = {
     "parameters", "flops", "pf_days", "gpu_years", "gpu_hours", "dollars", "days", "memory_bytes", "mfu", "assumptions",
@@ -94,7 +96,7 @@ def test_days_are_shared_and_money_is_not(gpt: Any) -> None:
 
 
 def test_tokens_and_mfu(gpt: Any) -> None:
-    got = report(gpt, "--size", "125M", "--tokens", "2.5B", "--gpu", "h100", "--mfu", "0.4")
+    got = report(gpt, "--size", "125M", "--tokens", "2.5B", "--gpu", "h200", "--mfu", "0.4")
     assert got["flops"] == pytest.approx(6 * 125_226_240 * 2_500_000_000, rel=1e-12)
     assert got["gpu_hours"] == pytest.approx(got["flops"] / (0.4 * 989.5e12) / 3600)
     assert (got["mfu"], got["dollars"]) == (0.4, None)
@@ -121,7 +123,8 @@ def test_a_gpu_by_its_speed_alone(gpt: Any) -> None:
 
 def test_table_has_every_size(gpt: Any) -> None:
     rows = report(gpt, "--table", "--gpus", 64, "--gpu", "a100")["sizes"]
-    assert [row["parameters"] for row in rows] == [model.parameters for model in MODELS]
+    assert [row["parameters"] for row in rows][: len(MODELS)] == [model.parameters for model in MODELS]
+    assert [row["name"] for row in rows][len(MODELS) :] == [row.name for row in OTHERS]
     assert all(set(row) >= CONTRACT_KEYS for row in rows)
     text = gpt("cost", "--table", "--gpus", 64, "--gpu", "a100").stdout
     assert [line.split()[0] for line in text.splitlines()[2:14]] == [model.name for model in MODELS]
@@ -170,8 +173,15 @@ def test_table_takes_tokens(gpt: Any) -> None:
         (["--optimal", "-1"], ["--optimal: -1"]),
         (["--optimal", "1e23", "--size", "13B"], ["--optimal does not go with --size"]),
         (["--budget", "0", "--gpu", "a100"], ["--budget: 0"]),
-        (["--budget", "100", "--gpu", "h100"], ["--price"]),
+        (["--budget", "100", "--gpu", "l40s"], ["--price"]),
+        (["--size", "125M", "--gpu", "a100", "--gpus", "8", "--hours", "23.8"], ["impossible: an MFU of 10", "--hours"]),
+        (["--hours", "0", "--gpu", "a100"], ["--hours: 0"]),
+        (["--gpu", "a100", "--memory", "80"], ["--memory describes a GPU of your own"]),
+        (["--size", "T5-11B", "--gpu", "a100", "--plan"], ["T5-11B is not of GPT's shape"]),
+        (["--table", "--plot", "x.png"], ["--plot: x.png is not the name of an SVG"]),
+        (["--budget", "5", "--gpu", "a100", "--plot", "x.svg"], ["--budget does not go with --plot"]),
         (["--fit"], ["three runs"]),
+        (["--size", "125M", "--predict", "x"], ["a model does not go with --predict"]),
         (["--table", "--size", "13B"], ["--table", "--size"]),
         (["--table", "--flops"], ["--table", "--flops"]),
         (["--n-layer", "3"], ["--n-head and --d-model"]),
@@ -213,6 +223,25 @@ def test_plan(gpt: Any) -> None:
     text = gpt("cost", *args).stdout
     assert f"gpt train --size 13B --layout {found[0]['layout']} " in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("args", "model"),
+    [
+        (["--size", "13B", "--n-ctx", 1024], "--size 13B --n-ctx 1024"),
+        (["--size", "gpt2", "--vocab-size", 50304], "--size gpt2"),
+        (["--n-layer", 12, "--n-head", 12, "--d-model", 768], "--n-layer 12 --n-head 12 --d-model 768 --n-ctx 1024 --attention dense"),
+        (["RUN"], "--n-layer 3 --n-head 2 --d-model 16 --n-ctx 32 --attention dense"),
+    ],
+    ids=str,
+)
+def test_plans_name_the_whole_model(gpt: Any, tmp_path: Path, args: list[object], model: str) -> None:
+    """As `gpt train` takes it, with nothing missing."""
+    run = make_run(tmp_path / "run", 3, 12_345, 4.0)
+    words = [run if word == "RUN" else word for word in args]
+    found = report(gpt, *words, "--gpu", "h100", "--gpus", 8, "--plan")["plans"][0]
+    work = f"--micro-batch {found['micro_batch']} --recompute {found['recompute']}"
+    assert found["command"] == f"gpt train {model} --layout {found['layout']} {work}"
 
 
 def test_optimal_names_its_laws(gpt: Any) -> None:
@@ -265,6 +294,64 @@ def test_fit_takes_runs(gpt: Any, tmp_path: Path) -> None:
     assert "no config.json here" in gpt("cost", tmp_path / "nowhere", code=2).stderr
 
 
+def test_fit_predicts_a_run_and_a_plan(gpt: Any, tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"run{n}", n, 10_000 * n, 5.0 * n**-0.1) for n in (1, 2, 4, 8)]
+    more = make_run(tmp_path / "more", 16, 160_000, 3.9)
+    planned = ["--n-layer", 32, "--n-head", 2, "--d-model", 16, "--n-ctx", 32, "--vocab-size", 100, "--tokens", "320k"]
+    got = report(gpt, "--fit", *runs, "--predict", more, *planned)
+    held_out, own = got["predicted"]
+    assert held_out["measured"] == 3.9
+    assert held_out["error"] == pytest.approx(held_out["loss"] / 3.9 - 1)
+    assert (own["measured"], own["tokens"]) == (None, 320_000)
+    assert own["loss"] < held_out["loss"]
+    text = gpt("cost", "--fit", *runs, "--predict", more, "--plot", "law.svg").stdout
+    assert "measured 3.9000" in text
+    assert (tmp_path / "law.svg").read_text().startswith("<svg")
+    assert "how long would that model train?" in gpt("cost", "--fit", *runs, "--size", "125M", code=2).stderr
+    assert "--tokens of what model?" in gpt("cost", "--fit", *runs, "--tokens", "1M", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--table"],
+        ["--flops"],
+        ["--flops", "1e24", "--gpu", "h100"],
+        ["--optimal", "1e22"],
+        ["--size", "13B", "--gpu", "a100"],
+        ["--size", "13B", "--gpu", "a100", "--layout", "shard=16"],
+        ["--size", "13B", "--gpu", "a100", "--gpus", 16, "--plan"],
+    ],
+    ids=lambda args: " ".join(map(str, args)),
+)
+def test_a_picture_of_whatever_is_asked(gpt: Any, tmp_path: Path, args: list[str]) -> None:
+    done = gpt("cost", *args, "--plot", "out.svg")
+    assert done.stdout, "the report is there too"
+    check_picture((tmp_path / "out.svg").read_text(encoding="utf-8"))
+    assert [path.name for path in tmp_path.iterdir()] == ["out.svg"]
+
+
+def test_hours(gpt: Any) -> None:
+    got = report(gpt, "--size", "1.3B", "--gpu", "a100", "--gpus", 64, "--hours", 200)
+    assert got["days"] == pytest.approx(200 / 24)
+    assert got["mfu"] == pytest.approx(got["flops"] / (64 * 200 * 3600 * 312e12))
+    got = report(gpt, "--flops", "1e22", "--gpu", "h100", "--hours", 100)
+    assert got["days"] <= 100 / 24
+    assert got["gpus"] == 8 * -(-1e22 / (0.32 * 989.5e12 * 100 * 3600) // 8)
+
+
+def test_another_family_by_name(gpt: Any) -> None:
+    got = report(gpt, "--size", "t5-11b")
+    assert (got["flops"], got["model"], got["inference"]) == (3.3e22, None, None)
+    assert got["memory_bytes"]["training"] == 16 * 11_000_000_000
+
+
+def test_inference_is_reported(gpt: Any) -> None:
+    got = report(gpt, "--size", "175B", "--gpu", "a100")["inference"]
+    assert got["decode_bytes"] == 2 * 174_604_259_328 + 2048 * 4_718_592
+    assert got["tokens_per_second"] == pytest.approx(got["gpus"] * 2039e9 / got["decode_bytes"])
+
+
 def test_explain_puts_the_numbers_in(gpt: Any) -> None:
     text = gpt("cost", "--size", "175B", "--explain").stdout
     for part in ("FLOP = 6·N·D = 6 x 174,604,259,328 x 300,000,000,000 = 3.14e23", "GPU-years = GPU-hours / 8,760", "price = 1.5 $"):
@@ -273,7 +360,7 @@ def test_explain_puts_the_numbers_in(gpt: Any) -> None:
 
 def test_markdown(gpt: Any) -> None:
     lines = gpt("cost", "--table", "--markdown").stdout.splitlines()
-    assert sum(line.startswith("| ") for line in lines) == 1 + len(MODELS)
+    assert sum(line.startswith("| ") for line in lines) == 1 + len(MODELS) + len(OTHERS)
     assert "|---|---:|" in "\n".join(lines)
 
 
@@ -283,9 +370,12 @@ def test_help_has_defaults_and_an_optional_number(gpt: Any) -> None:
         assert expected in text
 
 
-def test_imports_nothing_heavy() -> None:
+@pytest.mark.parametrize("asked", ["--size 175B", "RUN", "--table --plot out.svg", "--size 13B --gpu h100 --layout shard=8"])
+def test_imports_nothing_heavy(asked: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 3, 12_345, 4.0)
+    words = [str(run) if word == "RUN" else word for word in asked.split()]
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "gptcli", "cost", "--size", "175B"], capture_output=True, text=True, check=True
+        [sys.executable, "-X", "importtime", "-m", "gptcli", "cost", *words], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "gptcli" in imported

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -107,16 +109,64 @@ def test_sigterm_checkpoints_and_exits_130(gpt_inside, here):
     assert (here / "whole" / "model.safetensors").read_bytes() == (here / "runs" / "gpt2" / "model.safetensors").read_bytes()
 
 
-def test_torchrun(gpt_inside, here):
-    gpt_inside("train", "--size", "gpt2", *SMALL, "--out", "one", "--precision", "fp32")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "gptcli", "train"]
-    done = subprocess.run(
-        [*torchrun, "--size", "gpt2", *SMALL, "--out", "two", "--precision", "fp32"], cwd=here, capture_output=True, text=True, check=False
+def test_a_model_as_the_start_of_a_new_run(gpt_inside, here):
+    gpt_inside("train", "--size", "gpt2", *SMALL, "--tokens", "6400", "--eval-tokens", "128", "--out", "first")
+    words = ["train", "--init-from", "first", "--tokens", "640", "--batch-tokens", "64", "--eval-tokens", "128"]
+    gpt_inside(*words, "--lr", "1e-9", "--out", "second")
+    last, first = ([json.loads(line) for line in (here / name / "metrics.jsonl").read_text().splitlines()] for name in ("first", "second"))
+    assert first[0]["step"] == 1
+    assert first[-1]["val_loss"] == pytest.approx(last[-1]["val_loss"], abs=1e-4), "it begins where the other ended"
+    assert last[-1]["val_loss"] < last[0]["loss"] - 0.01
+    assert tomllib.loads((here / "second" / "run.toml").read_text())["n_layer"] == 1
+    assert "n_layer is 1, this command says 2" in gpt_inside(*words, "--n-layer", "2", code=2)[1]
+    assert "n_layer is 1, this command says 12" in gpt_inside(*words, "--size", "gpt2", code=2)[1]
+    shutil.copytree(here / "first", here / "other")
+    assert "init_from was first, now other" in gpt_inside(*words, "--init-from", "other", "--out", "second", "--resume", code=2)[1]
+    assert "no config.json here" in gpt_inside("train", "--init-from", "shards", code=2)[1]
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes through /proc")
+def test_the_slurm_job_finishes_though_a_worker_is_killed(gpt_inside, here):
+    words = ["--size", "gpt2", *SMALL, "--tokens", "3840", "--checkpoint-every", "10", "--precision", "fp32"]
+    gpt_inside("train", *words, "--out", "one")
+    for name, body in {"srun": 'shift; exec "$@"', "scontrol": "echo localhost"}.items():
+        (here / name).write_text(f"#!/bin/bash\n{body}\n")
+        (here / name).chmod(0o755)
+    job = f"test-{os.getpid()}"
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    env = {
+        "PATH": f"{here}:{Path(sys.executable).parent}:{os.environ['PATH']}", "PORT": str(port), "PROCESSES": "2",
+        "SLURM_JOB_ID": job, "SLURM_JOB_NODELIST": "localhost", "SLURM_NNODES": "1",
+    }  # fmt: skip
+    script = Path(__file__).parents[2] / "examples" / "cluster" / "train.slurm"
+    process = subprocess.Popen(
+        ["bash", script, *words, "--out", "two"],
+        cwd=here,
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "two\n"
+    while not list(here.glob("two/checkpoints/step-*")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    os.kill(worker_of(job, rank=1), signal.SIGKILL)
+    out, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert out == "two\n"
+    assert "going on after step" in errors
     one, two = ([json.loads(line)["loss"] for line in (here / name / "metrics.jsonl").read_text().splitlines()] for name in ("one", "two"))
     assert two == pytest.approx(one, abs=1e-4)
+
+
+def worker_of(job: str, rank: int) -> int:
+    wanted = {f"SLURM_JOB_ID={job}".encode(), f"RANK={rank}".encode()}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if wanted <= set((folder / "environ").read_bytes().split(b"\0")):
+                return int(folder.name)
+    raise AssertionError("no such worker")
 
 
 def test_dry_run_shows_and_writes_nothing(gpt_inside, here):
@@ -132,6 +182,16 @@ def test_dry_run_shows_and_writes_nothing(gpt_inside, here):
     assert contents(here) == before
 
 
+def test_dry_run_of_a_layout_tells_of_every_stage(gpt_inside):
+    shown = gpt_inside("train", "--size", "gpt2", "--layout", "tp=2,pp=2", "--dry-run")[0]
+    stages = [line for line in shown.splitlines() if line.startswith("# stage ")]
+    assert ["2 processes" in line for line in stages] == [True, True]
+    assert "B over tp" in stages[0]
+    words = ("--size", "gpt2", "--layout", "shard=3", "--precision", "fp32", "--dry-run", "--json")
+    (role,) = json.loads(gpt_inside("train", *words)[0])["roles"]
+    assert 3 * role["parameters"][0] <= 124_439_808 <= 3 * role["parameters"][1]
+
+
 def test_option_over_file_over_paper_and_an_earlier_run_as_a_file(gpt_inside, here):
     (here / "small.toml").write_text('size = "gpt2"\nn-layer = 2\nlr = 1e-3\ntokens = "0.5M"\nbeta2 = 0.99\ncompile = "off"\n')
     first = gpt_inside("train", "--config", "small.toml", "--lr", "2e-3", "--dry-run")[0]
@@ -145,12 +205,17 @@ BAD = {
     "no size": ([], "no size is given"),
     "unknown size": (["--size", "351M"], "did you mean"),
     "heads": (["--size", "gpt2", "--n-head", "7"], "does not divide into 7 heads"),
+    "slices": (["--size", "gpt2", "--layout", "tp=5"], "tp can be 1, 2, 3, 4, 6, 12"),
+    "stages": ([*SMALL, "--layout", "pp=2", "--pipeline-schedule", "loopedbfs", "--n-layer", "3"], "1f1b makes half as many"),
+    "schedule": (["--size", "gpt2", "--pipeline-schedule", "2f2b"], "none of 1f1b"),
+    "recomputation": (["--size", "gpt2", "--recompute", "some"], "none of auto, none, selective, full"),
+    "no GPU for fp8": (["--size", "gpt2", "--n-ctx", "128", "--precision", "fp8"], "this machine has no GPU with fp8"),
     "no shards": (["--size", "gpt2", "--data", "nowhere"], "nowhere: no such shard folder"),
     "not shards": (["--size", "gpt2", "--data", "."], "not a shard folder"),
     "no number": (["--size", "gpt2", "--tokens", "many"], "--tokens: 'many' is not a quantity"),
     "no whole number": (["--size", "gpt2", "--n-layer", "1.5"], "--n-layer: '1.5' is not a whole number"),
     "negative": (["--size", "gpt2", "--lr", "0"], "lr is 0"),
-    "precision": (["--size", "gpt2", "--precision", "fp64"], "unknown precision 'fp64'"),
+    "precision": (["--size", "gpt2", "--precision", "fp64"], "none of auto, bf16, fp32, fp16, fp8"),
     "compile": (["--size", "gpt2", "--compile", "maybe"], "--compile: 'maybe' is none of"),
     "axis": (["--size", "gpt2", "--layout", "pd=2"], "unknown axis 'pd'"),
     "processes": ([*SMALL, "--layout", "dp=999"], "999 processes"),
@@ -197,3 +262,28 @@ def test_a_disk_that_is_full_keeps_what_is_whole(here):
     assert "the checkpoint could not be written" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list((here / "run").rglob("*.safetensors"))
+
+
+def test_a_batch_that_follows_the_noise_from_the_command_line(gpt_inside, here):
+    small = ["train", "--size", "125M", *SMALL[:-4], "--tokens", "640"]
+    (here / "c.toml").write_text('batch-tokens = "auto"\nramp-from = 32\n')
+    values = tomllib.loads(gpt_inside(*small, "--config", "c.toml", "--dry-run")[0])
+    assert (values["follow_noise"], values["batch_tokens"], values["ramp_tokens"], values["ramp_from"]) == (True, 2**19, 0, 32)
+    assert values["micro_batch"] == 1  # of two sequences
+    values = tomllib.loads(gpt_inside(*small, "--batch-tokens", "auto", "--dry-run")[0])
+    assert (values["follow_noise"], values["ramp_from"]) == (True, 32_000)
+    assert "no noise to measure" in gpt_inside(*small, "--config", "c.toml", "--micro-batch", "2", code=2)[1]
+    assert "has no ramp" in gpt_inside(*small, "--batch-tokens", "auto", "--ramp-tokens", "1k", code=2)[1]
+
+
+def test_the_range_test_prints_a_rate_and_leaves_a_picture(gpt_inside, here):
+    words = ["train", "--size", "gpt2", *SMALL, "--tokens", "2k", "--lr-range"]
+    out, err = gpt_inside(*words)
+    assert 1e-6 < float(out) < 1
+    assert "lr_range.html" in err
+    assert {path.name for path in (here / "runs" / "gpt2-lr-range").iterdir()} == {"lr_range.html", "lr_range.jsonl", "run.toml"}
+    report = json.loads(gpt_inside(*words, "--force", "--json")[0])
+    assert report["schema"] == "gpt.train/1"
+    assert report["suggested_lr"] == pytest.approx(float(out), rel=0.1)
+    assert "cannot be resumed" in gpt_inside(*words, "--resume", code=2)[1]
+    assert "unknown tracker" in gpt_inside(*words[:-1], "--track", "wandb", code=2)[1]

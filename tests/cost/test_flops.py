@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gptcli.cost.flops import CONVENTIONS, flops_per_token, inference_flops_per_token, mean_keys, megatron_days
+from gptcli.cost.flops import CONVENTIONS, flops_per_token, mean_keys, megatron_days
 from gptcli.model.attention import causal_mask
 from gptcli.model.config import ModelConfig, find_size
 
@@ -17,7 +17,6 @@ def test_the_formulas_of_gpt2() -> None:
     assert flops_per_token(paper("gpt2"), "6N") == 6 * 124_439_808
     assert flops_per_token(paper("gpt2"), "palm") == 6 * 124_439_808 + 12 * 9_437_184
     assert flops_per_token(paper("gpt2"), "causal") == 6 * 124_439_808 + 6 * 9_437_184
-    assert inference_flops_per_token(paper("gpt2")) == 2 * 124_439_808
 
 
 @pytest.mark.parametrize(("size", "share"), [("125M", 0.23), ("175B", 0.027)])

@@ -31,6 +31,7 @@ def test_every_gpu_has_its_figures() -> None:
 @pytest.mark.parametrize("gpu", gpus(), ids=lambda gpu: gpu.name)
 def test_every_row_is_sound(gpu: Gpu) -> None:
     assert gpu.source
+    assert gpu.url.startswith("https://")
     assert re.fullmatch(r"\d{4}-\d{2}", gpu.date)
     assert gpu.fp32_flops is None or gpu.fp32_flops < gpu.peak_flops
 
@@ -172,14 +173,14 @@ def test_prices_where_something_supports_them() -> None:
     price = hourly_price(find_gpu("v100"))
     assert price is not None
     assert (price.value, price.date) == (1.5, "2020-06-03")
-    assert hourly_price(find_gpu("h100")) is None
+    assert hourly_price(find_gpu("l40s")) is None
     assert hourly_price(None) is None
-    said = hourly_price(find_gpu("h100"), 2.5)
+    said = hourly_price(find_gpu("h100"), 2.25)
     assert said is not None
-    assert said.value == 2.5
+    assert said.value == 2.25
 
 
 @pytest.mark.parametrize("gpu", gpus(), ids=lambda gpu: gpu.name)
 def test_prices_carry_source_and_date(gpu: Gpu) -> None:
     price = hourly_price(gpu)
-    assert price is None or (price.value > 0 and price.source and re.fullmatch(r"\d{4}-\d{2}-\d{2}", price.date))
+    assert price is None or (price.value > 0 and price.source and re.fullmatch(r"\d{4}-\d{2}-\d{2}", price.date) and price.url)

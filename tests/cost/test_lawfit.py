@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -47,6 +48,32 @@ def test_few_runs_fit_a_power_of_compute() -> None:
     assert fitted.law == "compute"
     assert fitted.intervals["b"][0] <= 0.048 <= fitted.intervals["b"][1]
     assert fitted.loss(10**9, 20 * 10**9) == pytest.approx(gpt3_loss(120.0 * 10**18), rel=0.01)
+
+
+def test_sizes_and_tokens_that_grow_together_fit_a_power_of_compute() -> None:
+    """Along one ratio of tokens to parameters nothing tells the two terms of the joint law apart."""
+    along = [Run(name="", parameters=n, tokens=40 * n, loss=gpt3_loss(240.0 * n * n)) for n in (10**5 * 2**k for k in range(8))]
+    assert fit_law(along).law == "compute"
+    across = [replace(run, tokens=run.tokens * (1 + 7 * (k % 2))) for k, run in enumerate(along)]
+    assert fit_law(across).law == "joint"
+    level = [replace(run, tokens=10**7) for run in along]
+    assert fit_law(level).law == "compute", "one length of training says nothing of another"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_more_run_is_in_its_interval(seed: int) -> None:
+    chance = random.Random(seed)
+
+    def run(n: int) -> Run:
+        return Run(name="", parameters=n, tokens=20 * n, loss=gpt3_loss(120.0 * n * n) * math.exp(chance.gauss(0, 0.004)))
+
+    fitted = fit_law([run(10**6 * 2**k) for k in range(6)])
+    more = run(10**6 * 2**6)
+    low, high = fitted.between(more.parameters, more.tokens)
+    assert low < fitted.loss(more.parameters, more.tokens) < high
+    assert low <= more.loss <= high
+    assert high / low < 1.1
+    assert fitted.as_dict()["law"] == "compute"
 
 
 def test_the_same_runs_the_same_law() -> None:

@@ -10,12 +10,14 @@ from torch.profiler import ProfilerActivity, profile
 
 from gptcli.cost.activations import RECOMPUTE
 from gptcli.cost.layout import Layout
-from gptcli.cost.rank import CHUNK_BYTES, Work, layer_parameters, rank_memory, stage_memory
+from gptcli.cost.rank import CHUNK_BYTES, PIECE, Work, layer_parameters, rank_memory, stage_memory
 from gptcli.errors import UsageError
 from gptcli.model import loss
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.transformer import GPT
 from gptcli.trainer.layout import Place
+from gptcli.trainer.precision import PRODUCTS
+from gptcli.trainer.recompute import recomputed
 from gptcli.trainer.step import Stepper
 
 SMALL = ModelConfig(n_layer=4, n_head=4, d_model=256, n_ctx=256, vocab_size=5000)
@@ -27,9 +29,11 @@ def measured_peak(config: ModelConfig, work: Work) -> int:
     torch.set_num_threads(1)
     model = GPT(config)
     model.init_weights(0)
+    for block in model.h:
+        block.forward = recomputed(block.forward, work.recompute, drops=config.dropout > 0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     seed = 0 if config.dropout else None
-    stepper = Stepper(model, optimizer, Place(torch.device("cpu")), clip=1.0, autocast=work.precision == "bf16", dropout_seed=seed)
+    stepper = Stepper(model, optimizer, Place(torch.device("cpu")), clip=1.0, products=PRODUCTS[work.precision], dropout_seed=seed)
     tokens = torch.randint(config.vocab_size, (work.micro_batch, config.n_ctx), generator=torch.Generator().manual_seed(0))
 
     def step(number: int) -> None:
@@ -63,17 +67,21 @@ def measured_peak(config: ModelConfig, work: Work) -> int:
         ({"dropout": 0.1}, Work(micro_batch=2, precision="fp32", fused=False)),
         ({"dropout": 0.1, "n_head": 8}, Work(micro_batch=2, fused=False)),
         ({"tied": False}, Work(micro_batch=2)),
+        ({"vocab_size": 512, "n_layer": 8}, Work(micro_batch=4, recompute="selective")),
+        ({"vocab_size": 512, "n_layer": 8}, Work(micro_batch=4, recompute="selective", precision="fp32")),
+        ({"vocab_size": 512, "n_layer": 8}, Work(micro_batch=4, recompute="full")),
     ],
     ids=str,
 )
 def test_the_trainers_own_peak(changes: dict[str, int], work: Work) -> None:
     """Within 5 %, where the issue asks for 10; one process, uncompiled."""
     config = replace(SMALL, **changes)
+    work = replace(work, piece=loss.PIECES["cpu"])
     assert rank_memory(config, Layout(), work).total == pytest.approx(measured_peak(config, work), rel=0.05)
 
 
 def test_the_chunk_is_the_models() -> None:
-    assert CHUNK_BYTES == loss.CHUNK_BYTES
+    assert (loss.CHUNK_BYTES, loss.PIECES["cuda"]) == (CHUNK_BYTES, PIECE)
 
 
 @pytest.mark.parametrize("size", ["gpt2", "gpt3-xl", "gpt3"])
@@ -105,13 +113,15 @@ works = st.builds(
 @given(layouts, works)
 @settings(max_examples=60)
 def test_order(layout: Layout, work: Work) -> None:
-    """More tensor slices never need more, a larger micro-batch never less, and replicas change nothing."""
+    """More tensor slices never need more, a larger micro-batch never less, and more replicas change nothing."""
     config = replace(SMALL, n_layer=7)
     total = rank_memory(config, layout, work).total
     if layout.tp < 4:
         assert rank_memory(config, replace(layout, tp=2 * layout.tp), work).total <= total
     assert rank_memory(config, layout, replace(work, micro_batch=work.micro_batch + 1)).total >= total
-    assert rank_memory(config, replace(layout, dp=7), work).total == total
+    more = rank_memory(config, replace(layout, dp=7), work).total
+    if layout.dp > 1 or layout.shard > 1 or layout.tp * layout.pp == 1:  # beside slices and stages replicas are FSDP's, with its copies
+        assert more == total
     assert rank_memory(config, layout, work) == max(
         (stage_memory(config, layout, work, stage) for stage in range(layout.pp)), key=lambda memory: memory.total
     )
@@ -120,8 +130,8 @@ def test_order(layout: Layout, work: Work) -> None:
 def test_shards_divide_the_state() -> None:
     config = ModelConfig.from_paper(find_size("6.7B"))
     one, many = (rank_memory(config, Layout(shard=n), WORK) for n in (1, 64))
-    assert many.parameters == pytest.approx(one.parameters / 64)
-    assert many.optimizer == pytest.approx(one.optimizer / 64)
+    assert many.parameters == pytest.approx(one.parameters / 64, rel=1e-3)
+    assert many.optimizer == pytest.approx(one.optimizer / 64, rel=1e-3)
     assert many.copies < one.copies / 5, "two layers and the root are gathered at a time"
 
 
@@ -129,7 +139,8 @@ def test_whole_logits_are_larger() -> None:
     config = ModelConfig.from_paper(find_size("gpt2"))
     work = Work(micro_batch=16)
     chunked, whole = (rank_memory(config, Layout(), replace(work, whole_logits=flag)) for flag in (False, True))
-    assert whole.logits - chunked.logits == pytest.approx(12 * 50257 * 16 * 1024 - 3 * CHUNK_BYTES, rel=0.01)
+    rows = CHUNK_BYTES // (2 * 50257)
+    assert whole.logits - chunked.logits == pytest.approx(12 * 50257 * 16 * 1024 - rows * 12 * PIECE, rel=0.01)
 
 
 @pytest.mark.parametrize("wrong", [{"micro_batch": 0}, {"micro_batches": 0}, {"precision": "fp64"}, {"recompute": "some"}])

@@ -15,6 +15,7 @@ from gptcli.cost.scaling import (
     gpt3_loss,
     kaplan_batch,
     predicted_losses,
+    without_embeddings,
 )  # fmt: skip
 from gptcli.model.config import ModelConfig, find_size
 
@@ -65,3 +66,21 @@ def test_losses_of_gpt3() -> None:
     assert losses["gpt3"] == pytest.approx(1.734, abs=0.001)
     assert losses["chinchilla"] == pytest.approx(1.69 + 406.4 / 174_604_259_328**0.34 + 410.7 / 3e11**0.28)
     assert set(losses) == {"kaplan", "gpt3", "chinchilla", "chinchilla-refit"}
+
+
+def test_kaplans_curves() -> None:
+    """Equation 1.6: a loss falls with steps to that of its size alone; larger batches waste tokens, and none saves any."""
+    limit = (6.5e13 / 1e9) ** 0.077
+    assert KAPLAN.learning(1e9, 1e18, 1e6) == pytest.approx(limit, rel=1e-3)
+    losses = [KAPLAN.learning(1e9, tokens, 5e5) for tokens in (1e9, 1e10, 1e11)]
+    assert losses == sorted(losses, reverse=True)
+    assert KAPLAN.learning(1e9, 1e10, 1e8) > KAPLAN.learning(1e9, 1e10, 1e5)
+    loss = KAPLAN.learning(1e9, 1e10, 5e5)
+    steps = 1e10 / 5e5 / (1 + critical_batch(loss) / 5e5)
+    assert loss == pytest.approx(limit + (2.1e3 / steps) ** 0.76), "the critical batch is that of the loss itself"
+
+
+@pytest.mark.parametrize(("tied", "tables"), [(True, 1), (False, 2)])
+def test_without_embeddings(tied: bool, tables: int) -> None:
+    config = ModelConfig(n_layer=2, n_head=2, d_model=8, n_ctx=16, vocab_size=10, tied=tied)
+    assert without_embeddings(config) == config.parameters - tables * 10 * 8 - 16 * 8

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.cost.fleet import batch_sequences, usual_precision
+from gptcli.cost.fleet import batch_sequences
 from gptcli.cost.flops import flops_per_token
-from gptcli.cost.hardware import find_gpu
+from gptcli.cost.hardware import find_gpu, usual_precision
 from gptcli.cost.layout import Layout
 from gptcli.cost.plans import typical_plan
 from gptcli.cost.rank import Work, rank_memory

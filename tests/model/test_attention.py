@@ -46,3 +46,14 @@ def test_the_cpus_own_backward_pass(monkeypatch: pytest.MonkeyPatch, T: int) -> 
     torch.testing.assert_close(y, by_hand(*leaves, None), atol=1e-5, rtol=1e-5)
     for grad, wanted in zip(torch.autograd.grad(y, leaves, dy), expected, strict=True):
         torch.testing.assert_close(grad, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("band", [None, 3])
+def test_documents_attend_to_themselves_alone(band: int | None) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 9, 4) for _ in range(3))
+    documents_BT = torch.tensor([[0, 0, 0, 0, 1, 1, 2, 2, 2], [0] * 9])
+    y = attend(q, k, v, band=band, documents_BT=documents_BT)
+    alone = [by_hand(*(x[:1, :, start:stop] for x in (q, k, v)), band) for start, stop in ((0, 4), (4, 6), (6, 9))]
+    torch.testing.assert_close(y[:1], torch.cat(alone, dim=2), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(y[1:], by_hand(q[1:], k[1:], v[1:], band), atol=1e-5, rtol=1e-5)

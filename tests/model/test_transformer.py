@@ -94,3 +94,18 @@ def test_it_sorts_all_729(nano_sort: tuple[GPT, dict[str, dict[str, object]]]) -
         for _ in range(6):
             idx = torch.cat([idx, model(idx)[:, -1].argmax(-1, keepdim=True)], dim=1)
     assert (idx[:, 6:] == digits.sort(dim=1).values).all(1).sum().item() == 729
+
+
+def test_where_documents_are_kept_apart_none_sees_another() -> None:
+    """End-of-text (0) begins a document. What stands before it changes nothing after it but the loss on end-of-text itself."""
+    model = GPT(ModelConfig(n_layer=2, n_head=2, d_model=8, n_ctx=12, vocab_size=20, attention="banded", band=3))
+    model.init_weights(0)
+    first, other = torch.tensor([[5, 6, 7, 0, 8, 9, 3, 0, 4, 4, 2, 1]]), torch.tensor([[9, 2, 1, 0, 8, 9, 3, 0, 4, 4, 2, 1]])
+    assert not torch.allclose(model(first)[:, 3:], model(other)[:, 3:])
+    model.eot_id = 0
+    torch.testing.assert_close(model(first)[:, 3:], model(other)[:, 3:], atol=0, rtol=0)
+    assert not torch.allclose(model(first)[:, :3], model(other)[:, :3])
+    target = torch.full_like(first, -100)
+    target[0, 2] = 0  # kept: the end of a document is learnt from the document
+    gradient = torch.autograd.grad(model(first, target), model.wte.weight)[0]
+    assert gradient.abs().sum() > 0

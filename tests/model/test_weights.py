@@ -11,8 +11,9 @@ import torch
 
 from gptcli.errors import GptError, InputError
 from gptcli.model.config import ModelConfig
+from gptcli.model.config_json import read_model_config
 from gptcli.model.transformer import GPT
-from gptcli.model.weights import load_model, read_model_config, save_model
+from gptcli.model.weights import load_model, save_model
 
 CONFIG = ModelConfig(n_layer=3, n_head=4, d_model=64, n_ctx=40, vocab_size=301)
 IDX = torch.randint(0, 301, (2, 40), generator=torch.Generator().manual_seed(0))

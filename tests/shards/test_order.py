@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.errors import InputError
-from gptcli.shards.loader import TokenStream
-from gptcli.shards.order import Windows, mix64, permuted
+from gptcli.shards.format import token_dtype, write_shard
+from gptcli.shards.loader import TokenStream, open_split
+from gptcli.shards.manifest import Manifest, Shard, Source, write_manifest
+from gptcli.shards.order import BLOCK, Mixture, Windows, apportioned, mix64, open_order, permuted
 
 SEEDS = st.integers(0, 2**64)
 
@@ -97,3 +101,92 @@ def test_too_few_tokens() -> None:
     with pytest.raises(InputError, match="10 tokens do not fill one window of 10"):
         windows(10, 10)
     assert windows(11, 10).windows == 1
+
+
+@given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=20), st.integers(20, 5000))
+def test_places_are_apportioned_to_within_one(weights: list[float], places: int) -> None:
+    shares = [weight / sum(weights) for weight in weights]
+    whole = apportioned(shares, places)
+    assert sum(whole) == places
+    assert min(whole) >= 1
+    if min(shares) * places >= 1:
+        assert all(abs(number - share * places) < 1 for number, share in zip(whole, shares, strict=True))
+
+
+def mixture(lengths: list[int], shares: list[float], n_ctx: int, seed: int) -> Mixture:
+    """Source s holds the tokens from 10,000·s on."""
+    sources = [Windows(TokenStream([np.arange(n) + 10_000 * s]), n_ctx, seed + s) for s, n in enumerate(lengths)]
+    return Mixture(sources, shares, seed)
+
+
+def test_a_mixture_keeps_its_weights_and_each_sources_own_order() -> None:
+    """GPT-3's weights: in any block of positions exactly, and each source goes through its epochs without replacement."""
+    weights = [0.60, 0.22, 0.08, 0.08, 0.03]
+    shares = [weight / sum(weights) for weight in weights]
+    lengths = [9001, 3001, 1001, 501, 81]
+    mixed = mixture(lengths, shares, 4, 7)
+    starts = mixed.batch(0, 3 * BLOCK)[0][:, 0]
+    owners = starts // 10_000
+    for block in range(3):
+        counts = np.bincount(owners[block * BLOCK : (block + 1) * BLOCK], minlength=5)
+        assert counts.tolist() == mixed.slots
+        assert np.abs(counts / BLOCK - shares).max() < 1 / BLOCK
+    assert np.abs(np.bincount(owners[:500], minlength=5) / 500 - shares).max() < 0.08, "mixed within the block, too"
+    for source, length in enumerate(lengths):
+        seen, windows = starts[owners == source] % 10_000 // 4, (length - 1) // 4
+        alone = mixed.sources[source].batch(0, len(seen))[0][:, 0] % 10_000 // 4
+        assert (seen == alone).all()
+        for begin in range(0, len(seen) - windows, windows):
+            assert len(set(seen[begin : begin + windows])) == windows
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32), st.integers(0, 3 * BLOCK), st.integers(1, 80))
+def test_a_mixed_batch_is_its_single_sequences(seed: int, first: int, count: int) -> None:
+    mixed = mixture([101, 41, 9], [0.7, 0.2, 0.1], 4, seed)
+    whole = mixed.batch(first, count)
+    for part, rows in enumerate(whole):
+        single = [mixed.batch(first + number, 1)[part] for number in range(count)]
+        assert (rows == np.concatenate(single)).all()
+    assert (whole[1] == whole[0] + 1).all()
+
+
+def test_golden_values_of_a_mixture() -> None:
+    """As above: mend the code, not the numbers."""
+    mixed = mixture([1001, 401], [0.75, 0.25], 4, 0)
+    assert mixed.slots == [3072, 1024]
+    assert mixed.batch(0, 6)[0][:, 0].tolist() == [608, 10060, 500, 284, 156, 996]
+    assert mixed.batch(10 * BLOCK, 3)[0][:, 0].tolist() == [412, 116, 10300]
+
+
+def shard_folder(folder: Path, sources: dict[str, tuple[int, float]]) -> Path:
+    """Sources by name: how many tokens, and which weight."""
+    folder.mkdir()
+    shards, rows = [], []
+    for number, (name, (count, weight)) in enumerate(sources.items()):
+        file = f"train-{name}-000000.bin"
+        digest = write_shard(folder / file, np.array([count]), [np.arange(count) + 10_000 * number], token_dtype(50257))
+        shards.append(Shard(file=file, split="train", tokens=count, documents=1, sha256=digest, source=name))
+        counts = {"documents_in": 1, "documents_kept": 1, "dropped": {}, "text_bytes": 1, "tokens": count}
+        rows.append(Source(name=name, **counts, weight=weight))
+    manifest = Manifest(
+        tokenizer_sha256="", vocab_size=50257, eot_id=0, seed=0, val_fraction=0.0, split_rule="none", shards=shards, sources=rows
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+def test_a_folder_of_several_sources_is_mixed_and_of_one_is_as_ever(tmp_path: Path) -> None:
+    one = shard_folder(tmp_path / "one", {"inputs": (500, 1.0)})
+    same, ever = open_order(one, "train", 8, 3), Windows(open_split(one, "train"), 8, 3)
+    assert isinstance(same, Windows)
+    assert (same.batch(5, 200)[0] == ever.batch(5, 200)[0]).all()
+
+    two = shard_folder(tmp_path / "two", {"web": (900, 3.0), "books": (500, 1.0)})
+    mixed = open_order(two, "train", 8, 3)
+    assert isinstance(mixed, Mixture)
+    assert mixed.slots == [3072, 1024]
+    assert mixed.windows == 112 + 62
+    assert np.bincount(mixed.batch(0, BLOCK)[0][:, 0] // 10_000).tolist() == [3072, 1024]
+    with pytest.raises(InputError, match="source 'books': 500 tokens do not fill one window of 600"):
+        open_order(two, "train", 600, 3)

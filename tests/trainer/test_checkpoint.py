@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import threading
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
 from gptcli.errors import InputError, RunError
 from gptcli.events import SILENT, Events
 from gptcli.files import PARTIAL
-from gptcli.trainer import checkpoint
-from gptcli.trainer.checkpoint import State
+from gptcli.trainer import checkpoint, storage
+from gptcli.trainer.checkpoint import Checkpoints, State, canonical_parameters
 from gptcli.trainer.engine import build
 from gptcli.trainer.layout import Place
 from gptcli.trainer.schedule import Position
@@ -38,14 +43,20 @@ def stepper(make_run):
 
 def save(out, stepper, step, *, keep=3):
     state = State(Position(step, 4 * step), {"seed": 1}, {"step": step, "loss": 2.5})
-    checkpoint.save(out, state, stepper.model, stepper.optimizer, PLACE, keep=keep)
+    checkpoints = Checkpoints(out, PLACE, keep=keep)
+    checkpoints.save(state, canonical_parameters(stepper.model), stepper.optimizer)
+    checkpoints.wait()
     return checkpoint.folder_of(out, step)
+
+
+def newest(out, events=SILENT):
+    return Checkpoints(out, PLACE, keep=1).newest(events)
 
 
 def test_taken_up_to_the_bit(make_run, stepper, tmp_path):
     folder = save(tmp_path, stepper, 7)
     fresh = build(make_run(seed=99), PLACE, SILENT)
-    state = checkpoint.load(folder, fresh.model, fresh.optimizer)
+    state = Checkpoints(tmp_path, PLACE, keep=1).load(folder, canonical_parameters(fresh.model), fresh.optimizer)
     assert state == State(Position(7, 28), {"seed": 1}, {"step": 7, "loss": 2.5})
     for old, new in zip(stepper.model.parameters(), fresh.model.parameters(), strict=True):
         assert torch.equal(old, new)
@@ -58,7 +69,7 @@ def test_taken_up_to_the_bit(make_run, stepper, tmp_path):
 
 def test_plain_tensors_under_plain_names(stepper, tmp_path):
     folder = save(tmp_path, stepper, 1)
-    assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "optimizer.safetensors", "state.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["index.json", "model.safetensors", "optimizer.safetensors", "state.json"]
     names = {name for name, _ in stepper.model.named_parameters()}
     assert load_file(folder / "model.safetensors").keys() == names
     assert load_file(folder / "optimizer.safetensors").keys() == {
@@ -74,7 +85,7 @@ def test_the_newest_are_kept_and_an_abandoned_future_goes(stepper, tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000015", "step-00000020"]
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "index.json", "state.json"])
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
 def test_a_broken_one_is_passed_over_for_the_one_before_it(stepper, tmp_path, file, harm):
     good, broken = save(tmp_path, stepper, 5), save(tmp_path, stepper, 10)
@@ -84,28 +95,28 @@ def test_a_broken_one_is_passed_over_for_the_one_before_it(stepper, tmp_path, fi
         data[len(data) // 3] ^= 0x80
     path.unlink() if harm == "remove" else path.write_bytes(data if harm == "flip" else data[: len(data) // 2])
     events = Warnings()
-    assert checkpoint.newest(tmp_path, events) == good
+    assert newest(tmp_path, events) == good
     assert len(events.texts) == 1
     assert "step-00000010" in events.texts[0]
     shutil.rmtree(good)
     with pytest.raises(InputError, match="no checkpoint here is whole"):
-        checkpoint.newest(tmp_path, events)
+        newest(tmp_path, events)
 
 
 def test_none_at_all_and_one_that_was_never_finished(stepper, tmp_path):
-    assert checkpoint.newest(tmp_path, SILENT) is None
+    assert newest(tmp_path) is None
     folder = save(tmp_path, stepper, 5)
     folder.rename(folder.with_name(f".{folder.name}.1{PARTIAL}"))
-    assert checkpoint.newest(tmp_path, SILENT) is None
+    assert newest(tmp_path) is None
 
 
 def test_another_format_is_not_guessed_at(stepper, tmp_path):
     path = save(tmp_path, stepper, 5) / "state.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
     events = Warnings()
     with pytest.raises(InputError):
-        checkpoint.newest(tmp_path, events)
-    assert "format 2" in events.texts[0]
+        newest(tmp_path, events)
+    assert "format 1" in events.texts[0]
 
 
 def test_a_full_disk_leaves_the_checkpoints_before(stepper, tmp_path, monkeypatch):
@@ -119,4 +130,87 @@ def test_a_full_disk_leaves_the_checkpoints_before(stepper, tmp_path, monkeypatc
         save(tmp_path, stepper, 10, keep=1)
     assert "--resume" in str(caught.value)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
-    assert checkpoint.newest(tmp_path, SILENT) == checkpoint.folder_of(tmp_path, 5)
+    assert newest(tmp_path) == checkpoint.folder_of(tmp_path, 5)
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Large enough to be written in the background, which waits until the gate is set."""
+    opened = threading.Event()
+    write = storage.write_safetensors
+
+    def write_later(*args):
+        opened.wait(10)
+        return write(*args)
+
+    monkeypatch.setattr(storage, "write_safetensors", write_later)
+    monkeypatch.setattr(checkpoint, "SMALL", 0)
+    return opened
+
+
+def state_at(step):
+    return State(Position(step, 4 * step), {}, {})
+
+
+def test_written_in_the_background_as_it_was_at_the_moment_of_the_save(stepper, tmp_path, gate):
+    checkpoints, parameters = Checkpoints(tmp_path, PLACE, keep=3), canonical_parameters(stepper.model)
+    before = {name: tensor.clone() for name, tensor in parameters.items()}
+    checkpoints.save(state_at(5), parameters, stepper.optimizer)
+    assert not checkpoint.folder_of(tmp_path, 5).exists()
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.zero_()
+    gate.set()
+    checkpoints.wait()
+    written = checkpoint.read_model(newest(tmp_path))
+    assert written.keys() == before.keys()
+    assert all(torch.equal(written[name], before[name]) for name in before)
+
+
+def test_never_two_in_flight_and_a_write_that_fails_is_an_error_at_the_next_save(stepper, tmp_path, gate, monkeypatch):
+    checkpoints, parameters = Checkpoints(tmp_path, PLACE, keep=3), canonical_parameters(stepper.model)
+    checkpoints.save(state_at(5), parameters, stepper.optimizer)
+    threading.Timer(0.2, gate.set).start()
+    checkpoints.save(state_at(10), parameters, stepper.optimizer)
+    assert checkpoint.folder_of(tmp_path, 5).exists(), "the second save waited for the first"
+    checkpoints.wait()
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1 << 20))
+    checkpoints.save(state_at(15), parameters, stepper.optimizer)
+    with pytest.raises(RunError, match=r"bytes are needed and 1,048,576 are free"):
+        checkpoints.save(state_at(20), parameters, stepper.optimizer)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000005", "step-00000010"]
+
+
+def test_nothing_is_pickled_and_the_files_are_what_safetensors_reads(stepper, tmp_path):
+    folder = save(tmp_path, stepper, 5)
+    for path in folder.iterdir():
+        json.loads(path.read_text()) if path.suffix == ".json" else load_file(path)
+    index = json.loads((folder / "index.json").read_text())
+    piece = {"file": "model.safetensors", "offset": [0, 0], "size": [260, 16]}
+    assert index["wte.weight"] == {"dtype": "F32", "size": [260, 16], "pieces": [piece]}
+    assert index["wte.weight/step"]["pieces"][0]["size"] == []
+
+
+def test_a_killed_removal_leaves_no_half_of_a_checkpoint(stepper, tmp_path):
+    folder = save(tmp_path, stepper, 5)
+    folder.rename(folder.with_name(f".{folder.name}.old{PARTIAL}"))
+    save(tmp_path, stepper, 10)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
+
+
+def test_the_copy_that_is_written_does_not_outlive_its_writing(stepper, tmp_path, monkeypatch):
+    """Neither does it wait for a garbage collection, of which a run has few."""
+    copies = []
+    stage = BlockingAsyncStager.stage
+
+    def staged(self, state):
+        copy = stage(self, state)
+        copies.extend(map(weakref.ref, copy.values()))
+        return copy
+
+    monkeypatch.setattr(BlockingAsyncStager, "stage", staged)
+    gc.disable()
+    save(tmp_path, stepper, 5)
+    gc.enable()
+    assert copies
+    assert not [copy for copy in copies if copy() is not None]

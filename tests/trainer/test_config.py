@@ -18,7 +18,7 @@ from gptcli.trainer.config import RECIPE, TrainConfig, from_values
         ("beta2", 1.0),
         ("min_lr_ratio", 1.1),
         ("keep", 0),
-        ("precision", "fp8"),
+        ("precision", "int8"),
     ],
 )
 def test_impossible_values_are_refused_by_name(make_run, name, value):

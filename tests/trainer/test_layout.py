@@ -1,27 +1,30 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
+import torch
 
 from gptcli.cost.layout import Layout
-from gptcli.errors import UsageError
-from gptcli.trainer.layout import parse_layout
+from gptcli.trainer.layout import Place
+
+CPU = torch.device("cpu")
+LAYOUTS = [Layout(), Layout(dp=3), Layout(2, 3, 2, 2), Layout(dp=16, tp=8, pp=8), Layout(shard=4, pp=3)]
 
 
-@pytest.mark.parametrize(
-    ("text", "layout"),
-    [("dp=2,shard=4", Layout(2, 4)), (" shard = 3 ", Layout(1, 3)), ("dp=1", Layout()), ("shard=2,dp=2", Layout(2, 2))],
-)
-def test_parsed_and_printed(text, layout):
-    assert parse_layout(text) == layout == parse_layout(str(layout))
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_every_process_has_one_role_and_every_role_one_process(layout):
+    places = [Place(CPU, rank, layout.processes, layout) for rank in range(layout.processes)]
+    roles = [(place.stage, place.replica, place.rank % layout.tp) for place in places]
+    assert sorted(roles) == list(itertools.product(range(layout.pp), range(layout.replicas), range(layout.tp)))
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "no part"), ("dp", "no part"), ("dp=0", "no part"), ("dp=-1", "no part"), ("dp=2;shard=2", "no part"), ("dp=2,,", "no part"),
-        ("pd=2", "unknown axis 'pd'"), ("dp=2,dp=2", "twice"),
-    ],
-)  # fmt: skip
-def test_refused(text, message):
-    with pytest.raises(UsageError, match=message):
-        parse_layout(text)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_one_process_of_each_replica_tells_the_loss(layout):
+    places = [Place(CPU, rank, layout.processes, layout) for rank in range(layout.processes)]
+    told = [place.replica for place in places if place.tells_loss]
+    assert sorted(told) == list(range(layout.replicas))
+
+
+def test_processes_without_a_layout_are_replicas():
+    assert [Place(CPU, rank, 3).replica for rank in range(3)] == [0, 1, 2]

@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import math
 import os
+import shutil
 import signal
 from dataclasses import replace
 
 import pytest
 import torch
 
-from gptcli.errors import RunError
-from gptcli.events import SILENT, Events
+from gptcli.errors import RunError, UsageError
+from gptcli.events import Events
+from gptcli.shards.manifest import Source, read_manifest, write_manifest
+from gptcli.trainer.config import Run
 from gptcli.trainer.layout import Place
 from gptcli.trainer.loop import train
 from gptcli.trainer.metrics import read_metrics
+from gptcli.trainer.preflight import check_resume
+from gptcli.trainer.step import Stepper
 
 CPU = Place(torch.device("cpu"))
 
@@ -27,8 +33,11 @@ class SignalAt(Events):
             os.kill(os.getpid(), self.number)
 
 
+MEASURED = {"tokens_per_second", "tflops", "mfu", "mfu_causal", "peak_memory"}  # of the machine, not of the run
+
+
 def without_time(run):
-    return [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in read_metrics(run.out)]
+    return [{key: value for key, value in line.items() if key not in MEASURED} for line in read_metrics(run.out)]
 
 
 def test_it_learns_and_leaves_a_whole_folder(make_run, train_here):
@@ -42,7 +51,9 @@ def test_it_learns_and_leaves_a_whole_folder(make_run, train_here):
     lines = read_metrics(run.out)
     assert [line["step"] for line in lines] == list(range(1, 101))
     assert [line["step"] for line in lines if "val_loss" in line] == list(range(5, 101, 5))
-    assert set(lines[0]) == {"step", "tokens", "loss", "lr", "grad_norm", "batch_tokens", "tokens_per_second", "mfu"}
+    assert set(lines[0]) == {"step", "tokens", "loss", "lr", "grad_norm", "batch_tokens", "noise_scale"} | MEASURED
+    assert lines[0]["mfu"] is None  # a CPU's peak is unknown
+    assert lines[0]["tflops"] > 0
     assert lines[0]["loss"] == pytest.approx(5.56, abs=0.1)  # ln 260
     assert lines[-1]["val_loss"] < lines[0]["loss"] - 0.5
     assert lines[-1]["lr"] == pytest.approx(3e-4)
@@ -60,7 +71,7 @@ def test_stopped_and_resumed_is_the_run_that_was_never_stopped(make_run, train_h
     assert report["step"] == 11  # the signal came after step 10; the next one was finished
     assert signal.getsignal(number) is before
     assert not (halved.out / "model.safetensors").exists()
-    train_here(replace(halved, checkpoint=halved.out / "checkpoints" / "step-00000011"))
+    train_here(replace(halved, resume=True))
     assert (whole.out / "model.safetensors").read_bytes() == (halved.out / "model.safetensors").read_bytes()
     assert without_time(whole) == without_time(halved)
 
@@ -82,15 +93,55 @@ def test_the_checkpoint_comes_before_the_evaluation_and_a_resume_makes_up_for_it
         with pytest.raises(Killed):
             train_here(broken)
     assert len(read_metrics(broken.out)) == 9
-    train_here(replace(broken, checkpoint=broken.out / "checkpoints" / "step-00000010"))
+    train_here(replace(broken, resume=True))
     assert without_time(broken)[5:] == without_time(whole)[5:]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(make_run):
-    run = make_run(lr=1e30, warmup_tokens=0, clip=1e30)
-    with pytest.raises(RunError, match=r"at step [234]\b"):
-        train(run, CPU, SILENT)
+class Warnings(Events):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def warn(self, text):
+        self.texts.append(text)
+
+
+def test_a_run_that_blows_up_stops_after_so_many_skipped_updates_in_a_row(make_run):
+    run, events = make_run(lr=1e30, warmup_tokens=0, clip=1e30, max_skipped=3), Warnings()
+    with pytest.raises(RunError, match=r"3 updates in a row were skipped; at step [456] the loss is nan"):
+        train(run, CPU, events)
     assert not (run.out / "model.safetensors").exists()
+    assert len(events.texts) == 3
+    assert events.texts[0].endswith("its update is skipped")
+
+
+@pytest.mark.parametrize("wrong", ["loss", "gradient"])
+def test_a_skipped_update_leaves_no_trace_and_is_exact_on_resume(make_run, train_here, monkeypatch, wrong):
+    """Step 9 goes wrong: the weights are those of a run that never took it, and a resume remembers it."""
+    right = Stepper.gradients
+
+    def gradients(self, batches, tokens, step):
+        loss = right(self, batches, tokens, step)
+        if step == 9:
+            broken = next(self.model.parameters()).grad
+            broken.fill_(math.nan)
+            return loss * math.nan if wrong == "loss" else loss
+        return loss
+
+    monkeypatch.setattr(Stepper, "gradients", gradients)
+    updates = []
+    update = Stepper.update
+    monkeypatch.setattr(Stepper, "update", lambda self, lr: (updates.append(lr), update(self, lr)))
+    whole, halved = make_run("whole", checkpoint_every=6), make_run("halved", checkpoint_every=10)
+    assert train_here(whole)["skipped"] == 1
+    lines = read_metrics(whole.out)
+    assert [line["step"] for line in lines if "skipped" in line] == [9]
+    assert len(updates) == 19
+    assert lines[8]["grad_norm"] is None
+    assert "NaN" not in (whole.out / "metrics.jsonl").read_text()
+    assert train(halved, CPU, SignalAt(640, signal.SIGTERM))["interrupted"]
+    assert train_here(replace(halved, resume=True))["skipped"] == 1
+    assert without_time(whole) == without_time(halved)
+    assert (whole.out / "model.safetensors").read_bytes() == (halved.out / "model.safetensors").read_bytes()
 
 
 def test_the_curve_does_not_depend_on_the_micro_batch(make_run, train_here):
@@ -101,3 +152,25 @@ def test_the_curve_does_not_depend_on_the_micro_batch(make_run, train_here):
         curves.append([line["loss"] for line in read_metrics(run.out)])
     for curve in curves[1:]:
         assert curve == pytest.approx(curves[0], abs=1e-4)
+
+
+def test_several_sources_are_mixed_in_training_and_validation(make_run, train_here, write_shards, tmp_path):
+    folder = write_shards(tmp_path / "two", train=3000, val=300)
+    manifest = read_manifest(folder)
+    shutil.copy(folder / "train-000000.bin", folder / "train-b-000000.bin")
+    shutil.copy(folder / "val-000000.bin", folder / "val-b-000000.bin")
+    counts = {"documents_in": 1, "documents_kept": 1, "dropped": {}, "text_bytes": 1, "tokens": 3300}
+
+    def weighted(weight: float) -> Run:
+        shards = [replace(shard, source="a") for shard in manifest.shards]
+        shards += [replace(shard, file=shard.file.replace("-0", "-b-0"), source="b") for shard in manifest.shards]
+        sources = [Source(name="a", weight=1.0, **counts), Source(name="b", weight=weight, **counts)]
+        write_manifest(folder, replace(manifest, shards=shards, sources=sources))
+        return make_run(f"weight {weight}", data=folder)
+
+    run = weighted(3.0)
+    assert train_here(run)["val_loss"] > 0
+    assert weighted(1.0).data_sha256 != run.data_sha256
+    assert check_resume(replace(run, resume=True))
+    with pytest.raises(UsageError, match="the data changed"):
+        check_resume(replace(weighted(2.0), out=run.out))

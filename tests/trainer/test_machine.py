@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -20,29 +22,56 @@ def _a_cpu_alone(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_layout_of_a_cpu_of_torchrun_and_of_a_machine_with_gpus(monkeypatch):
-    assert machine.auto_layout() == Layout()
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    assert machine.auto_layout() == Layout(shard=8)
+def auto_layout(model=GPT2, sequences=512):
+    return machine.auto_layout(model, sequences, "bf16", recompute="auto", micro_batch="auto")[0]
+
+
+def give_gpus(monkeypatch, count, memory=80 * 10**9):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA of tomorrow")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(total_memory=memory))
+
+
+def test_layout_of_a_cpu_and_of_torchrun(monkeypatch):
+    assert auto_layout() == Layout()
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "16")
-    assert machine.auto_layout() == Layout(shard=16)
+    assert auto_layout() == Layout(shard=16)
 
 
-def test_impossible_layouts_are_refused(monkeypatch):
-    machine.check_layout(Layout(dp=2), 2)
-    with pytest.raises(UsageError, match="batch is 1 sequences"):
-        machine.check_layout(Layout(dp=2), 1)
+def test_layout_of_gpus_is_the_fastest_that_fits(monkeypatch):
+    give_gpus(monkeypatch, 8)
+    large = ModelConfig.from_paper(find_size("6.7B"))
+    assert auto_layout().processes == auto_layout(large).processes == 8
+    assert auto_layout(large).dp < 8, "a replica holds 16 bytes a parameter"
+    with pytest.raises(UsageError, match="no layout of 8 GPUs with 74 GB holds this model"):
+        auto_layout(ModelConfig.from_paper(find_size("175B")))
+
+
+def test_what_fits_decides_micro_batch_and_recomputation(monkeypatch):
+    give_gpus(monkeypatch, 1, 4 * 10**9)
+    small = machine.auto_micro_batch(GPT2, Layout(), 512, "bf16", "auto")
+    give_gpus(monkeypatch, 1)
+    large = machine.auto_micro_batch(GPT2, Layout(), 512, "bf16", "auto")
+    assert small[0] < large[0]
+    assert large[1] == "none"
+    give_gpus(monkeypatch, 1, 10**9)
+    assert machine.auto_micro_batch(GPT2, Layout(), 512, "bf16", "auto")[:2] == (1, "full")
+
+
+def test_impossible_numbers_of_processes_are_refused(monkeypatch):
+    machine.check_layout(Layout(dp=2))
     with pytest.raises(UsageError, match="1024 processes on"):
-        machine.check_layout(Layout(shard=1024), 4096)
+        machine.check_layout(Layout(shard=1024))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     with pytest.raises(UsageError, match="needs 8 GPUs; this machine has 4"):
-        machine.check_layout(Layout(dp=2, shard=4), 4096)
+        machine.check_layout(Layout(dp=2, shard=4))
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "6")
     with pytest.raises(UsageError, match="8 processes, but 6 were started"):
-        machine.check_layout(Layout(dp=2, shard=4), 4096)
+        machine.check_layout(Layout(dp=2, shard=4))
 
 
 def test_bf16_where_the_cpu_has_it_and_the_model_is_wide_or_compiled(monkeypatch):
@@ -57,18 +86,19 @@ def test_bf16_where_the_cpu_has_it_and_the_model_is_wide_or_compiled(monkeypatch
 
 def test_compile_where_there_is_a_compiler_and_work_enough(monkeypatch):
     monkeypatch.setattr(machine, "has_compiler", lambda: True)
-    assert machine.auto_compile(GPT2, 10**9, Layout())[0]
-    assert not machine.auto_compile(SMALL, 10**5, Layout())[0]
+    assert machine.auto_compile(GPT2, 10**9, 1)[0]
+    assert not machine.auto_compile(SMALL, 10**5, 1)[0]
     monkeypatch.setattr(machine, "has_compiler", lambda: False)
-    assert not machine.auto_compile(GPT2, 10**9, Layout())[0]
+    assert not machine.auto_compile(GPT2, 10**9, 1)[0]
 
 
 @pytest.mark.parametrize(
-    ("sequences", "layout", "expected"), [(12, Layout(), 12), (512, Layout(), 64), (90, Layout(dp=3), 30), (7, Layout(dp=2), 4)]
+    ("sequences", "layout", "expected"),
+    [(12, Layout(), 12), (512, Layout(), 64), (90, Layout(dp=3), 30), (7, Layout(dp=2), 4), (64, Layout(pp=4), 16)],
 )
 def test_micro_batches_divide_a_process_share(sequences, layout, expected):
-    assert machine.auto_micro_batch(SMALL, layout, sequences)[0] == expected
+    assert machine.auto_micro_batch(SMALL, layout, sequences, "bf16", "auto")[0] == expected
 
 
 def test_a_context_beyond_the_room_still_gets_one_sequence():
-    assert machine.auto_micro_batch(ModelConfig(n_layer=1, n_head=1, d_model=8, n_ctx=10**6), Layout(), 10)[0] == 1
+    assert machine.auto_micro_batch(ModelConfig(n_layer=1, n_head=1, d_model=8, n_ctx=10**6), Layout(), 10, "bf16", "auto")[0] == 1

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gptcli.model.transformer import GPT
+from gptcli.trainer.layout import Place
 from gptcli.trainer.optimizer import clip_gradients, make_optimizer
 
 
@@ -41,7 +42,7 @@ def test_one_update_is_adamw_as_printed(make_run, model):
 def test_clip_cuts_the_global_norm_and_reports_the_old_one(model):
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 0.5)
-    norm = clip_gradients(model, 1.0)
+    norm = clip_gradients(model, 1.0, Place(torch.device("cpu")))
     assert norm.item() == pytest.approx(0.5 * model.config.parameters**0.5, rel=1e-5)
     after = torch.stack([parameter.grad.norm() for parameter in model.parameters()]).norm()
     assert after.item() == pytest.approx(1.0, rel=1e-4)

@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from gptcli.errors import InputError, UsageError
-from gptcli.events import SILENT
 from gptcli.shards.manifest import read_manifest
 from gptcli.tokenizer.training import train_tokenizer
-from gptcli.trainer.preflight import check_run, differences, find_checkpoint
+from gptcli.trainer import preflight
+from gptcli.trainer.preflight import check_data, check_resume, check_run, differences
 
 
 @pytest.fixture
@@ -19,6 +20,7 @@ def copied(shards, tmp_path):
 
 def test_a_run_that_can_be_met_passes(make_run, shards):
     check_run(make_run(), read_manifest(shards))
+    check_data(make_run(), read_manifest(shards))
 
 
 def test_an_altered_shard(make_run, copied):
@@ -27,7 +29,7 @@ def test_an_altered_shard(make_run, copied):
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"train-000000\.bin: altered"):
-        check_run(make_run(data=copied), read_manifest(copied))
+        check_data(make_run(data=copied), read_manifest(copied))
 
 
 def test_another_tokenizer(make_run, copied):
@@ -52,11 +54,21 @@ def test_a_run_folder_that_holds_the_shards(make_run, copied):
             check_run(replace(make_run(data=copied), out=out), read_manifest(copied))
 
 
+def test_a_disk_without_room_for_a_checkpoint(make_run, shards, monkeypatch):
+    run = make_run()
+    free = 16 * run.model.parameters
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda where: SimpleNamespace(free=free))
+    check_run(run, read_manifest(shards))
+    free -= 1
+    with pytest.raises(UsageError, match="GB are free"):
+        check_run(run, read_manifest(shards))
+
+
 def test_a_resume_of_another_run_is_refused_naming_the_difference(make_run, train_here):
     run = make_run()
-    assert find_checkpoint(run, SILENT) == (None, False)
+    assert not check_resume(run)
     train_here(run)
-    assert find_checkpoint(run, SILENT) == (run.out / "checkpoints" / "step-00000020", True)
+    assert check_resume(run)
     changes = {
         "lr was 0.003, now 0.001": {"lr": 1e-3},
         "seed was 1, now 2": {"seed": 2},
@@ -67,9 +79,14 @@ def test_a_resume_of_another_run_is_refused_naming_the_difference(make_run, trai
     }
     for message, change in changes.items():
         with pytest.raises(UsageError, match=message):
-            find_checkpoint(make_run(**change), SILENT)
-    assert find_checkpoint(make_run(keep=5, layout="dp=2", micro_batch=1), SILENT)[1]
+            check_resume(make_run(**change))
+    assert check_resume(make_run(keep=5, layout="dp=2", micro_batch=1))
 
 
 def test_differences_in_both_directions():
     assert differences({"a": 1, "b": 2}, {"b": 3, "c": 4}) == ["a was 1, now None", "b was 2, now 3", "c was None, now 4"]
+
+
+def test_stages_cannot_keep_documents_apart(make_run, shards):
+    with pytest.raises(UsageError, match="where documents end"):
+        check_run(make_run(document_mask=True, layout="pp=2"), read_manifest(shards))

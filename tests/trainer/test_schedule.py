@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from gptcli.errors import UsageError
 from gptcli.model.config import find_size
 from gptcli.trainer.config import TrainConfig
+from gptcli.trainer.metrics import read_metrics
 from gptcli.trainer.recipe import paper_recipe
-from gptcli.trainer.schedule import Position, Schedule
+from gptcli.trainer.schedule import GROW_EVERY, Position, Schedule
 
 MACHINE = {
     "seed": 0, "micro_batch": 1, "layout": "dp=1", "precision": "fp32", "compile": False, "checkpoint_every": 1, "eval_every": 1,
@@ -28,24 +30,47 @@ def paper_schedule(size: str, tokens: int | None = None) -> Schedule:
     return Schedule(TrainConfig(**paper_recipe(paper, tokens), **MACHINE), paper.n_ctx)
 
 
-@pytest.mark.parametrize(
-    ("size", "lr", "batch", "ramp"),
-    [("125M", 6e-4, 2**19, 4e9), ("1.3B", 2e-4, 2**20, 4e9), ("6.7B", 1.2e-4, 2**21, 8e9), ("175B", 0.6e-4, 1536 * 2048, 12e9)],
-)
-def test_closed_forms_at_twenty_token_counts(size, lr, batch, ramp):
+TABLE = {  # learning rate and batch of Table 2.1, and the tokens of the ramp: Appendix B says 4 to 12 billion
+    "125M": (6e-4, 2**19, 4e9), "350M": (3e-4, 2**19, 4e9), "760M": (2.5e-4, 2**19, 4e9), "1.3B": (2e-4, 2**20, 4e9),
+    "2.7B": (1.6e-4, 2**20, 8e9), "6.7B": (1.2e-4, 2**21, 8e9), "13B": (1e-4, 2**21, 8e9), "175B": (0.6e-4, 1536 * 2048, 12e9),
+}  # fmt: skip
+
+
+def closed_lr(tokens: float, lr: float, warmup: float, decay: float) -> float:
+    if tokens <= warmup:
+        return lr * tokens / warmup
+    return 0.1 * lr + 0.9 * lr * math.cos(min(1.0, (tokens - warmup) / (decay - warmup)) * math.pi / 2) ** 2
+
+
+@pytest.mark.parametrize("size", TABLE)
+def test_closed_forms_at_twenty_token_counts(size):
     schedule = paper_schedule(size)
+    lr, batch, ramp = TABLE[size]
     assert len(set(COUNTS)) == 20
     for tokens in COUNTS:
-        if tokens <= 375e6:
-            expected = lr * tokens / 375e6
-        else:
-            share = min(1.0, (tokens - 375e6) / (260e9 - 375e6))
-            expected = 0.1 * lr + 0.9 * lr * math.cos(share * math.pi / 2) ** 2
-        assert schedule.lr(tokens) == pytest.approx(expected, rel=1e-12), tokens
+        assert schedule.lr(tokens) == pytest.approx(closed_lr(tokens, lr, 375e6, 260e9), rel=1e-12), tokens
         sequences = tokens // 2048
-        expected_batch = min(32_000 + (batch - 32_000) * tokens / ramp, batch) / 2048
         if sequences < schedule.total - batch // 2048:
-            assert schedule.batch(sequences) == pytest.approx(expected_batch, abs=1.5), tokens
+            grown = min(Fraction(sequences * 2048) / int(ramp), 1)
+            assert schedule.batch(sequences) == math.floor(16 + (batch // 2048 - 16) * grown), tokens  # 16 sequences are the 32k tokens
+            assert schedule.batch(sequences) * 2048 == pytest.approx(min(32_000 + (batch - 32_000) * tokens / ramp, batch), abs=3000)
+
+
+@pytest.mark.parametrize(("size", "micro_batch"), list(zip(TABLE, [1, 2, 3, 4, 5, 7, 12, 16], strict=True)))
+def test_a_run_takes_these_steps_whatever_the_micro_batch(make_run, train_here, size, micro_batch):
+    """Each size's recipe scaled to 12,000 tokens, the batch from 2 to 12 sequences of 16: what the run logs, at every step."""
+    recipe = paper_recipe(find_size(size), 12_000) | {"batch_tokens": 192, "ramp_from": 32, "warmup_tokens": 500}
+    run = make_run(**recipe, micro_batch=micro_batch, n_layer=1, d_model=4, eval_every=1000, checkpoint_every=1000)
+    train_here(run)
+    done, lines = 0, read_metrics(run.out)
+    for line in lines:
+        expected = 2 + 10 * min(Fraction(done, recipe["ramp_tokens"]), 1)
+        assert line["batch_tokens"] == min(16 * math.floor(expected), 12_000 - done)
+        done += line["batch_tokens"]
+        assert line["tokens"] == done
+        assert line["lr"] == pytest.approx(closed_lr(done, TABLE[size][0], 500, recipe["decay_tokens"]), rel=1e-12)
+    assert done == 12_000
+    assert len(lines) > 60
 
 
 def test_scaled_to_fewer_tokens_the_shape_is_the_same():
@@ -79,6 +104,17 @@ def test_steps_cover_the_run_exactly(total, full, first, ramp, n_ctx):
     assert len(batches) == position.step == schedule.steps()
     assert all(1 <= size <= full for size in batches)
     assert batches[:-1] == sorted(batches[:-1])
+
+
+def test_a_batch_that_follows_doubles_at_set_steps_and_never_shrinks(make_run):
+    schedule = Schedule(make_run(batch_tokens=160, follow_noise=True, ramp_from=32).train, 16)
+    assert (schedule.first, schedule.full) == (2, 10)
+    assert schedule.followed(2, GROW_EVERY, 64.0) == 4
+    assert schedule.followed(2, GROW_EVERY, 63.9) == 2
+    assert schedule.followed(2, GROW_EVERY + 1, 1e9) == 2
+    assert schedule.followed(2, GROW_EVERY, None) == 2
+    assert schedule.followed(8, GROW_EVERY, 1.0) == 8
+    assert schedule.followed(8, 3 * GROW_EVERY, 1e9) == 10
 
 
 def test_a_run_shorter_than_a_sequence_is_refused(make_run):

@@ -1,0 +1,179 @@
+"""What `gpt train` shows: on a terminal a live panel with the loss curve, elsewhere one plain line every few seconds."""
+
+from __future__ import annotations
+
+import atexit
+import sys
+import time
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from gptcli.cli.console import ConsoleEvents, amount, duration
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.live import Live
+
+TASK = "train"
+PLAIN = ("loss", "lr", "tokens_per_second", "val_loss")  # of the plain line
+DRAWN_EVERY = 0.25  # seconds
+POINTS = 512  # kept of the loss curve; more are averaged in pairs
+ROWS = 4  # of the curve
+BARS = " ▁▂▃▄▅▆▇█"
+
+
+class Dashboard(ConsoleEvents):
+    """Draws a training run; other work as ConsoleEvents does."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self.title = title
+        self.curve = Curve()
+        self._board: Live | None = None
+        self._begun: tuple[float, float] | None = None  # when, and how many tokens there were
+        self._drawn = 0.0
+
+    def info(self, text: str) -> None:
+        if self._board is not None:
+            self._board.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            super().info(text)
+
+    def progress(self, task: str, done: float, total: float | None = None, unit: str = "", **facts: Any) -> None:
+        if task != TASK:
+            super().progress(task, done, total, unit, **facts)
+        elif not sys.stderr.isatty():
+            super().progress(task, done, total, unit, **{name: facts[name] for name in PLAIN if name in facts})
+        else:
+            now = time.monotonic()
+            self._begun = self._begun or (now, done)
+            if facts["loss"] is not None:
+                self.curve.add(facts["loss"])
+            if now - self._drawn >= DRAWN_EVERY or done == total:
+                self._drawn = now
+                rate = (done - self._begun[1]) / max(now - self._begun[0], 1e-9)
+                left = duration((total - done) / rate) if total and rate > 0 else "n/a"
+                self._show(self.panel(done, total or done, left, facts))
+
+    def finish(self, task: str) -> None:
+        if task == TASK and self._board is not None:
+            self._board.stop()
+            self._board = None
+        super().finish(task)
+
+    def _show(self, panel: RenderableType) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        if self._board is None:
+            self._board = Live(console=Console(stderr=True), auto_refresh=False)
+            self._board.start()
+            atexit.register(self._board.stop)  # whatever ends the program, the terminal gets its cursor back
+        self._board.update(panel, refresh=True)
+
+    def panel(self, done: float, total: float, left: str, facts: dict[str, Any]) -> RenderableType:
+        """The whole picture, as wide as the terminal."""
+        from rich.console import Group
+        from rich.panel import Panel
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        head = Table.grid(padding=(0, 1), expand=True)
+        head.add_column(no_wrap=True)
+        head.add_column(ratio=1)
+        head.add_column(no_wrap=True, justify="right")
+        head.add_row(
+            f"step {facts['step']:,}  {amount(done)}/{amount(total)} tokens", ProgressBar(total, done), f"{done / total:.1%}  {left} left"
+        )
+        body = _Body(self.curve.means(), figures(facts))
+        return Panel(Group(head, body), title=Text(self.title), title_align="left")
+
+
+class _Body:
+    """The loss curve and the figures below it, as wide as there is room."""
+
+    def __init__(self, values: list[float], words: list[str]) -> None:
+        self.values, self.words = values, words
+
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        from rich.text import Text
+
+        yield Text("\n".join([*plot(self.values, options.max_width), *flowed(self.words, options.max_width)]))
+
+
+class Curve:
+    """A loss curve of any length in little memory: means of equally many neighbours, twice as many whenever there are too many means."""
+
+    def __init__(self) -> None:
+        self.size = 1
+        self.full: list[float] = []
+        self.open: list[float] = []
+
+    def add(self, value: float) -> None:
+        self.open.append(value)
+        if len(self.open) == self.size:
+            self.full.append(sum(self.open) / self.size)
+            self.open = []
+        if len(self.full) == POINTS:
+            self.full = [(a + b) / 2 for a, b in zip(self.full[::2], self.full[1::2], strict=True)]
+            self.size *= 2
+
+    def means(self) -> list[float]:
+        return [*self.full, *([sum(self.open) / len(self.open)] if self.open else [])]
+
+
+def plot(values: list[float], width: int) -> list[str]:
+    """ROWS lines of block characters, highest and lowest value written on the left; the newest value is on the right."""
+    if not values:
+        return [""] * ROWS
+    high, low = max(values), min(values)
+    labels = [f"{high:.3f}", *[""] * (ROWS - 2), f"{low:.3f}"]
+    margin = max(map(len, labels))
+    columns = resampled(values, width - margin - 1)
+    levels = [1 + round((value - low) / (high - low or 1) * (8 * ROWS - 1)) for value in columns]  # eighths of a line, at least one
+    rows = []
+    for row, label in enumerate(labels):
+        below = 8 * (ROWS - 1 - row)
+        rows.append(f"{label:>{margin}} " + "".join(BARS[min(8, max(0, level - below))] for level in levels))
+    return rows
+
+
+def resampled(values: list[float], count: int) -> list[float]:
+    """At most `count` values, each the mean of the neighbours it stands for."""
+    count = max(1, min(count, len(values)))
+    borders = [round(number * len(values) / count) for number in range(count + 1)]
+    return [sum(values[a:b]) / (b - a) for a, b in pairwise(borders)]
+
+
+def flowed(words: list[str], width: int) -> list[str]:
+    """Lines of at most `width`, broken between words."""
+    lines = [""]
+    for word in words:
+        if lines[-1] and len(lines[-1]) + 3 + len(word) > width:
+            lines.append("")
+        lines[-1] += f"   {word}" if lines[-1] else word
+    return lines
+
+
+def figures(facts: dict[str, Any]) -> list[str]:
+    """What is known of the newest step, in words."""
+
+    def known(name: str, form: str) -> str:
+        return "n/a" if facts.get(name) is None else f"{facts[name]:{form}}"
+
+    words = [
+        f"loss {known('loss', '.4f')}",
+        f"validation {known('val_loss', '.4f')}",
+        f"lr {facts['lr']:.3g}",
+        f"gradient {known('grad_norm', '.3g')}",
+        f"batch {amount(facts['batch_tokens'])}",
+        "noise scale " + ("n/a" if facts.get("noise_scale") is None else amount(facts["noise_scale"])),
+        f"{amount(facts['tokens_per_second'])} tokens/s",
+        f"{facts['tflops']:.3g} TFLOP/s",
+        f"MFU {known('mfu', '.1%')}" + ("" if facts.get("mfu_causal") is None else f" ({facts['mfu_causal']:.1%} causal)"),
+        f"memory {facts['peak_memory'] / 1e9:.3g} GB",
+    ]
+    if "skipped" in facts:
+        words.append("update skipped")
+    return words

@@ -1,0 +1,100 @@
+"""The learning-rate range test (Smith 2017): one short run in which the rate grows from far too small to far too large, and its loss."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptcli.events import Events
+from gptcli.files import atomic_write
+from gptcli.shards.order import open_order
+from gptcli.trainer.batches import micro_batches
+from gptcli.trainer.config import Run
+from gptcli.trainer.engine import build
+from gptcli.trainer.layout import Place
+from gptcli.trainer.report import chart, document
+from gptcli.trainer.schedule import Schedule
+
+LOW, HIGH = 1e-6, 1.0
+SMOOTH = 0.8  # weight of the past in the running mean
+DIVERGED = 1.0  # nats above the lowest mean: nothing comes after that
+BELOW = 10  # the rate suggested is so many times smaller than that of the lowest loss, where it is about to rise
+CURVE, PICTURE = "lr_range.jsonl", "lr_range.html"
+
+Point = dict[str, float]
+
+
+def lr_range(run: Run, place: Place, events: Events) -> dict[str, Any]:
+    """Sweep the rate over the run's tokens, in full batches; every process of the run calls it together. Nothing is kept of the model."""
+    begin = time.perf_counter()
+    schedule, n_ctx = Schedule(run.train, run.model.n_ctx), run.model.n_ctx
+    order = open_order(run.data, "train", n_ctx, run.train.seed, verify=False)
+    stepper = build(run, place, events)
+    steps = max(2, schedule.total // schedule.full)
+    points: list[Point] = []
+    diverged = True  # unless it comes to its end
+    for step in range(steps):
+        lr = LOW * (HIGH / LOW) ** (step / (steps - 1))
+        tokens = schedule.full * n_ctx
+        batches = micro_batches(order, step * schedule.full, schedule.full, run.train.micro_batch, place)
+        loss = stepper.gradients(batches, tokens, step + 1)
+        norm = stepper.clip_gradients()
+        total, norms = place.total(torch.stack([loss, norm])).tolist()
+        if not (math.isfinite(total) and math.isfinite(norms)):
+            break
+        stepper.update(lr)
+        points.append(smoothed(points, lr, total / tokens))
+        events.progress("lr range", step + 1, steps, "steps", lr=lr, loss=points[-1]["loss"])
+        if points[-1]["smooth"] > min(point["smooth"] for point in points) + DIVERGED:
+            break
+    else:
+        diverged = False
+    events.finish("lr range")
+    lowest, suggested = suggest(points)
+    if place.leads:
+        write(run, points, lowest, suggested)
+    return {
+        "out": str(run.out),
+        "suggested_lr": suggested,
+        "lowest_loss_lr": lowest,
+        "steps": len(points),
+        "diverged": diverged,
+        "seconds": round(time.perf_counter() - begin, 3),
+        "curve": [[point["lr"], point["loss"]] for point in points],
+        "interrupted": False,
+    }
+
+
+def smoothed(before: list[Point], lr: float, loss: float) -> Point:
+    """The next point: its loss, and the mean of the losses so far, older ones counting less."""
+    weights = [SMOOTH**age for age in range(len(before) + 1)]
+    losses = [loss, *(point["loss"] for point in reversed(before))]
+    return {"lr": lr, "loss": loss, "smooth": sum(w * x for w, x in zip(weights, losses, strict=True)) / sum(weights)}
+
+
+def suggest(points: list[Point]) -> tuple[float | None, float | None]:
+    """The rate of the lowest smooth loss, and the one suggested; None where not one step was finite."""
+    if not points:
+        return None, None
+    lowest = min(points, key=lambda point: point["smooth"])["lr"]
+    return lowest, lowest / BELOW
+
+
+def write(run: Run, points: list[Point], lowest: float | None, suggested: float | None) -> None:
+    out = Path(run.out)
+    with atomic_write(out / CURVE, "w") as file:
+        file.writelines(json.dumps(point) + "\n" for point in points)
+    curves = {name: [(point["lr"], point[key]) for point in points] for name, key in (("loss", "loss"), ("smooth", "smooth"))}
+    facts = {"suggested rate": _rate(suggested), "lowest smooth loss at": _rate(lowest), "steps": f"{len(points):,}"}
+    body = chart("Loss, nats a token, over the learning rate", curves, log_x=True) if points else ""
+    with atomic_write(out / PICTURE, "w") as file:
+        file.write(document(f"{run.name}: learning-rate range", facts, [body], run.resolved))
+
+
+def _rate(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2g}"

@@ -1,0 +1,105 @@
+"""The gradient noise scale (McCandlish et al. 2018, appendix A.1): the batch, in tokens, at which a step's gradient holds as much noise
+as signal. Far smaller batches waste steps, far larger ones waste tokens; GPT-3 chose its batches by it.
+
+A mean gradient over b tokens has E|g_b|² = |G|² + tr(S)/b, so two batches of different size tell the true gradient's |G|² and the
+covariance's trace tr(S) apart, both unbiased. The batch of a step is the larger one; the smaller one is a part of it that is computed
+anyway: what one process adds to the average, or, where one is alone, its first micro-batch. The cost is one pass over the gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
+
+from gptcli.trainer.layout import Place
+
+DECAY = 0.99  # of the running means: the ratio of two means, since the mean of ratios is biased
+
+
+class NoiseScale:
+    """Running estimates of |G|² and tr(S). `state` is all there is to save."""
+
+    def __init__(self, state: list[float] | None = None) -> None:
+        self.state = state or [0.0, 0.0]
+        """The running means of |G|² and tr(S), both short of the same factor in the first steps."""
+
+    def add(self, small_norm2: float, big_norm2: float, small: int, big: int) -> None:
+        """One step's squared norms of the mean gradients over `small` and over all `big` tokens. What is not finite is left out."""
+        signal = (big * big_norm2 - small * small_norm2) / (big - small)
+        trace = (small_norm2 - big_norm2) / (1 / small - 1 / big)
+        if math.isfinite(signal) and math.isfinite(trace):
+            self.state = [DECAY * old + (1 - DECAY) * new for old, new in zip(self.state, (signal, trace), strict=True)]
+
+    @property
+    def tokens(self) -> float | None:
+        """tr(S)/|G|²; None where nothing was measured yet, or the noise still hides the signal."""
+        signal, trace = self.state
+        return trace / signal if signal > 0 and trace > 0 else None
+
+
+def part_of(sequences: int, micro_batch: int, place: Place) -> int | None:
+    """Sequences in the part of a batch that is measured; None where the batch has no such part, where processes hold unequal ones, and
+    where tensor slices or stages divide the gradient of a part among processes."""
+    if place.replicas < place.world:
+        return None
+    if place.layout.shard > 1:  # whose gradients go micro-batch by micro-batch: their mean is measured
+        return micro_batch if sequences % (place.world * micro_batch) == 0 else None
+    if place.world > 1:
+        return sequences // place.world if sequences % place.world == 0 else None
+    return micro_batch if sequences > micro_batch else None
+
+
+class PartNorm:
+    """The squared norm of the gradient of a part of the batch, taken on its way into the whole: before processes average theirs (by a
+    hook in DDP's or FSDP2's exchange), or after the first of a lone process's micro-batches. `part_of` says whether it means anything."""
+
+    def __init__(self, model: nn.Module, place: Place) -> None:
+        self.model, self.alone = model, place.world == 1
+        self.norm2 = torch.zeros((), device=place.device)
+        """Of the gradient as the engine sees it, scaled as the loss is."""
+        if isinstance(model, DistributedDataParallel):
+            model.register_comm_hook(self, lambda part, bucket: _reduce_all(part, bucket))  # DDP refuses annotations that are text
+        elif isinstance(model, FSDPModule):
+            for module in model.modules():
+                if isinstance(module, FSDPModule):
+                    module.set_custom_reduce_scatter(cast(Any, _ReduceScatter(self)))
+
+    def restart(self) -> None:
+        """Before a step's first micro-batch."""
+        self.norm2.zero_()
+
+    def after_first(self) -> None:
+        """After the backward pass of the first of several micro-batches."""
+        if self.alone:
+            self.add([parameter.grad for parameter in self.model.parameters() if parameter.grad is not None])
+
+    @torch.no_grad()
+    def add(self, gradients: list[torch.Tensor]) -> None:
+        self.norm2 += torch.nn.utils.get_total_norm(gradients).square()
+
+
+def _reduce_all(part: PartNorm, bucket: Any) -> torch.futures.Future[torch.Tensor]:
+    """DDP's own exchange of a bucket of gradients, measured."""
+    part.add([bucket.buffer()])
+    return allreduce_hook(cast(dist.ProcessGroup, dist.group.WORLD), bucket)
+
+
+class _ReduceScatter:
+    """FSDP2's own exchange, measured; its padding is zeros."""
+
+    def __init__(self, part: PartNorm) -> None:
+        self.part = part
+
+    def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, op: Any, async_op: bool = False) -> Any:
+        self.part.add([input_tensor])
+        return dist.reduce_scatter_tensor(output_tensor, input_tensor, op=op, group=group, async_op=async_op)

@@ -1,0 +1,111 @@
+"""What the model writes as it learns: `samples.jsonl`, from every checkpoint, in a thread that the training does not wait for."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from gptcli.errors import GptError
+from gptcli.events import Events
+from gptcli.model.transformer import GPT
+from gptcli.sampling.decode import decode, sample_generator
+from gptcli.sampling.filters import Rules
+from gptcli.shards.loader import open_split
+from gptcli.shards.manifest import read_manifest
+from gptcli.tokenizer.tokenizer import load_tokenizer
+from gptcli.trainer.checkpoint import read_model
+from gptcli.trainer.config import Run
+from gptcli.trainer.metrics import MetricsLog
+
+SAMPLES = "samples.jsonl"
+PROMPT, LENGTH = 16, 64  # tokens
+RULES = Rules(top_p=0.85)  # as GPT-3's released samples
+PATIENCE = 600.0  # seconds that a checkpoint may take to be on disk
+
+
+class Sampler:
+    """Samples on the CPU, one checkpoint at a time: one that comes while another is at work is passed over, but for the last."""
+
+    def __init__(self, run: Run, events: Events, *, upto: int) -> None:
+        """Keeps the samples of steps up to `upto`."""
+        self.run, self.events = run, events
+        self.tokenizer = load_tokenizer(run.data)
+        self.prompts = prompts(run)
+        self.log = MetricsLog(run.out, before=upto + 1, name=SAMPLES)
+        self.thread: threading.Thread | None = None
+        self.begun = upto
+        """The step whose samples were begun last."""
+        self.leaving = threading.Event()
+        atexit.register(self._leave)  # however the run ends: a thread that is still in torch then aborts the whole process
+
+    def begin(self, folder: Path, step: int, tokens: int) -> None:
+        """Sample from the checkpoint in `folder` as soon as it is there."""
+        if self.thread is None or not self.thread.is_alive():
+            self.begun = step
+            self.thread = threading.Thread(target=self._work, args=(folder, step, tokens), daemon=True)
+            self.thread.start()
+
+    def finish(self, folder: Path, step: int, tokens: int) -> None:
+        """Until the samples of the last checkpoint, this one, are written."""
+        self._join()
+        if self.begun != step:
+            self.begin(folder, step, tokens)
+            self._join()
+
+    def _join(self) -> None:
+        if self.thread is not None:
+            self.thread.join()
+
+    def _leave(self) -> None:
+        self.leaving.set()
+        self._join()
+
+    def _work(self, folder: Path, step: int, tokens: int) -> None:
+        end = time.monotonic() + PATIENCE
+        while not folder.exists() and time.monotonic() < end:
+            if self.leaving.wait(0.05):
+                return
+        torch.set_num_threads(1)  # this thread's: the others are the training's
+        try:
+            texts = self._write(folder)
+        except (GptError, OSError) as error:  # the next checkpoints took its place
+            self.events.warn(f"no samples from step {step:,}: {error}")
+            return
+        if self.leaving.is_set():  # in the middle of one
+            return
+        for prompt, text in texts:
+            self.log.write({"step": step, "tokens": tokens, "prompt": prompt, "text": text})
+
+    def _write(self, folder: Path) -> list[tuple[str, str]]:
+        """Prompt and continuation of each sample."""
+        with torch.device("meta"):
+            model = GPT(self.run.model)
+        tensors = read_model(folder)
+        if self.run.model.tied:
+            tensors["lm_head.weight"] = tensors["wte.weight"]
+        model.load_state_dict(tensors, assign=True)
+        model.eval()
+        eot, texts = self.run.eot_id, []
+        for number, prompt in enumerate(self.prompts):
+            generator = sample_generator(self.run.train.seed, number)
+            tokens = decode(model, prompt, RULES, max_tokens=LENGTH, generator=generator, stop_id=eot)
+            ids = list(itertools.takewhile(lambda _: not self.leaving.is_set(), tokens))
+            shown = [ids[: ids.index(eot)] if eot in ids else ids, [token for token in prompt if token != eot]]
+            text, asked = (self.tokenizer.decode(part) for part in shown)
+            texts.append((asked, text))
+        return texts
+
+
+def prompts(run: Run) -> list[list[int]]:
+    """The first is end-of-text alone, the others are from places in the validation text that lie equally far apart."""
+    count = run.train.samples
+    if read_manifest(run.data).tokens("val") <= PROMPT * count:
+        return [[run.eot_id]]
+    stream = open_split(run.data, "val", verify=False)
+    places = [number * (len(stream) - PROMPT) // count for number in range(1, count)]
+    return [[run.eot_id], *(stream[place : place + PROMPT].tolist() for place in places)]

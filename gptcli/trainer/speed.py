@@ -1,0 +1,57 @@
+"""How fast a run is and how much memory it takes, by definitions that a reader can check."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+from gptcli.cost.flops import flops_per_token
+from gptcli.cost.hardware import identify_gpu, peak_flops
+from gptcli.errors import UsageError
+from gptcli.trainer.config import Run
+from gptcli.trainer.layout import Place
+
+
+class Speed:
+    """Turns tokens a second into a metrics line's fields, each a rate per process (tokens_per_second: of the run).
+
+    tflops       the model's FLOPs, 6N + 12·L·C·T a token (PaLM's count), in TFLOP/s
+    mfu          the same over the GPU's peak at this precision; None on a CPU and for a GPU that has no row in hardware.toml
+    mfu_causal   with the attention that is computed: each query's keys up to itself, or its band
+    """
+
+    def __init__(self, run: Run, place: Place) -> None:
+        self.processes = place.world
+        self.palm, self.causal = flops_per_token(run.model, "palm"), flops_per_token(run.model, "causal")
+        self.peak = _peak(place.device, run.train.precision)
+
+    def fields(self, tokens_per_second: float) -> dict[str, Any]:
+        each = tokens_per_second / self.processes
+        return {
+            "tokens_per_second": round(tokens_per_second, 1),
+            "tflops": round(self.palm * each / 1e12, 4),
+            "mfu": None if self.peak is None else round(self.palm * each / self.peak, 5),
+            "mfu_causal": None if self.peak is None else round(self.causal * each / self.peak, 5),
+        }
+
+
+def _peak(device: torch.device, precision: str) -> float | None:
+    """FLOP/s of the GPU at hand; None where unknown: never a guess."""
+    if device.type != "cuda" or (gpu := identify_gpu(torch.cuda.get_device_name(device))) is None:
+        return None
+    try:
+        return peak_flops(gpu, precision)
+    except UsageError:  # the vendor prints none at this precision
+        return None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process has needed at most so far: of tensors on a GPU, of everything on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows, where nobody trains without a GPU
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

@@ -1,0 +1,173 @@
+"""How the pieces of a checkpoint lie on disk: safetensors files, which each process writes for itself, and `index.json`, which says where
+every piece of every tensor is.
+
+It plugs into torch.distributed.checkpoint, which plans who writes and reads what under any layout; that package's own storage keeps its
+index as a pickle. Names are the plain model's: `h.0.mlp.c_fc.weight` for a parameter, `h.0.mlp.c_fc.weight/exp_avg` for optimizer state.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch.distributed.checkpoint import LoadPlan, LoadPlanner, SavePlan, SavePlanner, StorageReader, StorageWriter
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties, TensorStorageMetadata
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from gptcli.files import read_json, sha256, write_json
+from gptcli.trainer.layout import Place
+
+MODEL, OPTIMIZER, INDEX = "model", "optimizer", "index.json"
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64", torch.int32: "I32"}
+ROOM = 1 << 20  # bytes of a checkpoint beside its tensors: indices and headers
+
+Table = dict[str, Any]
+
+
+def file_of(name: str, place: Place) -> str:
+    """The file in which this process writes its piece of a tensor."""
+    kind = OPTIMIZER if "/" in name else MODEL
+    return f"{kind}.safetensors" if place.world == 1 else f"{kind}-{place.rank:05d}-of-{place.world:05d}.safetensors"
+
+
+class Writer(StorageWriter):
+    """Writes one checkpoint into `folder`, which the first process makes; `finish` is called there once every file is on disk, with the
+    SHA-256 of each."""
+
+    def __init__(self, folder: Path, place: Place, finish: Callable[[dict[str, str]], None]) -> None:
+        self.folder, self.place, self.finished = folder, place, finish
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """Nothing to forget: a writer serves once."""
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """The role is known from `place`."""
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """On the first process, before any writes: an empty folder on a disk that has room for all of it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        needed = ROOM + sum(item.tensor_storage_size() or 0 for plan in plans for item in plan.items)
+        if (free := shutil.disk_usage(self.folder).free) < needed:
+            raise OSError(errno.ENOSPC, f"{needed:,} bytes are needed and {free:,} are free")
+        return plans
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        self.folder.mkdir(parents=True, exist_ok=True)  # another machine may not see it yet
+        files = defaultdict(list)
+        for item in plan.items:
+            files[file_of(item.index.fqn, self.place)].append(item)
+        results = []
+        for file, items in files.items():
+            digest = write_safetensors(self.folder / file, {item.index.fqn: planner.resolve_data(item) for item in items})
+            results += [WriteResult(item.index, item.tensor_storage_size() or 0, (file, digest)) for item in items]
+        return _done(results)
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """On the first process, after all have written."""
+        index: dict[str, Table] = {}
+        for result in (result for part in results for result in part):
+            name, offset, number = result.index.fqn, result.index.offset, result.index.index
+            tensor = metadata.state_dict_metadata[name]
+            row = index.setdefault(name, {"dtype": DTYPES[tensor.properties.dtype], "size": list(tensor.size), "pieces": []})
+            size = tensor.chunks[number].sizes
+            row["pieces"].append({"file": result.storage_data[0], "offset": list(offset), "size": list(size)})
+        write_json(self.folder / INDEX, index)
+        digests = dict(result.storage_data for part in results for result in part)
+        self.finished({**digests, INDEX: sha256(self.folder / INDEX)})
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        return True
+
+
+class Reader(StorageReader):
+    """Reads the pieces that a process needs out of the files that hold them, whatever layout wrote them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[MetadataIndex, str] = {}
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """Nothing to forget: a reader serves once."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        tensors = {}
+        dtypes = {name: dtype for dtype, name in DTYPES.items()}
+        for name, row in read_json(self.folder / INDEX).items():
+            chunks = []
+            for piece in row["pieces"]:
+                chunks.append(ChunkStorageMetadata(torch.Size(piece["offset"]), torch.Size(piece["size"])))
+                self.files[MetadataIndex(name, piece["offset"])] = piece["file"]
+            tensors[name] = TensorStorageMetadata(TensorProperties(dtypes[row["dtype"]]), torch.Size(row["size"]), chunks)
+        return Metadata(tensors)
+
+    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """All that is needed is known from `read_metadata`."""
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        return plans
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        files = defaultdict(list)
+        for item in plan.items:
+            files[self.files[item.storage_index]].append(item)
+        for file, items in files.items():
+            with safe_open(self.folder / file, framework="pt") as stored:
+                for item in items:
+                    name, target = item.storage_index.fqn, planner.resolve_tensor(item)
+                    where = tuple(slice(start, start + length) for start, length in zip(item.storage_offsets, item.lengths, strict=True))
+                    target.copy_(stored.get_slice(name)[where] if where else stored.get_tensor(name))
+                    planner.commit_tensor(item, target)
+        return _done(None)
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        return True
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Write the file tensor by tensor, without a second copy of them all in memory, and fsync it; returns its SHA-256.
+
+    The format: the header's length as 8 little-endian bytes, the header as JSON filled up to whole words, the tensors' bytes.
+    """
+    header, end = {}, 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        for block in (len(text).to_bytes(8, "little"), text, *map(_bytes, tensors.values())):
+            file.write(block)
+            digest.update(block)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def _done(value: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(value)
+    return future

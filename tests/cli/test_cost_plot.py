@@ -1,0 +1,110 @@
+"""The pictures of `gpt cost --plot`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from gptcli.cli import cost_plot
+from gptcli.cli.cost_laws import predict
+from gptcli.cli.cost_options import Terms
+from gptcli.cli.cost_subject import estimate, named
+from gptcli.cost.estimate import Estimate
+from gptcli.cost.lawfit import Run, fit_law
+from gptcli.cost.plans import plans
+from gptcli.errors import UsageError
+from gptcli.papers.compute import TABLE_D1
+from tests.cli.test_cost_svg import SVG, bar_of, check_picture, label_boxes
+
+
+def priced(size: str, **said: str) -> Estimate:
+    return estimate(named(size), None, Terms(said))
+
+
+def words_of(root: ElementTree.Element) -> list[str]:
+    return [words for words, _ in label_boxes(root)]
+
+
+def test_figure_2_2() -> None:
+    root = check_picture(cost_plot.compute_by_model())
+    words = words_of(root)
+    order = [word for word in words if word in {row.name for row in TABLE_D1}]
+    assert sorted(order) == sorted(row.name for row in TABLE_D1)
+    assert (order[0], order[-1]) == ("BERT-Base", "GPT-3 175B"), "the figure's order"
+    lengths = {row.name: bar_of(root, f"{row.name}: ")[1] for row in TABLE_D1}
+    assert sorted(lengths, key=lambda name: lengths[name]) == [row.name for row in sorted(TABLE_D1, key=lambda row: row.pf_days)]
+    assert "3,640" in words
+
+
+def test_figure_3_1() -> None:
+    root = check_picture(cost_plot.loss_by_compute(3.14e23))
+    words = words_of(root)
+    assert {"125M", "13B", "175B", "kaplan", "chinchilla", "chinchilla-refit", "3.14e23 FLOP"} <= set(words)
+    thin = [path for path in root.iter(f"{SVG}path") if "thin" in (path.get("class") or "")]
+    assert len(thin) == 8, "a curve for each size of Table 2.1"
+    for path in thin:
+        heights = [float(y) for _, y in re.findall(r"[ML](\S+) ([^LM]+)", path.get("d", ""))]
+        assert heights == sorted(heights), "the loss falls, and so does the line: y grows downwards"
+
+
+@pytest.mark.parametrize("flops", [1e10, 1e30])
+def test_figure_3_1_of_any_budget(flops: float) -> None:
+    check_picture(cost_plot.loss_by_compute(flops))
+
+
+def test_by_year() -> None:
+    root = check_picture(cost_plot.compute_by_year(priced("175B")))
+    words = words_of(root)
+    assert {"GPT-1", "BERT-Large", "T5-11B", "GPT-3 175B", "PaLM 540B", "2018", "2024"} <= set(words)
+    assert "gpt3" in words, "the estimate has its line"
+
+
+@pytest.mark.parametrize("size", ["gpt2", "175B", "T5-11B"])
+def test_memory_of_a_model(size: str) -> None:
+    found = priced(size, gpu="a100")
+    root = check_picture(cost_plot.memory_of_model(found))
+    _, parameters = bar_of(root, "to train, fp32, parameters")
+    _, optimizer = bar_of(root, "to train, fp32, optimizer")
+    assert optimizer == pytest.approx(2 * parameters, rel=0.02)
+    assert bar_of(root, "to run, 16 bits, parameters")[1] == pytest.approx(parameters / 2, rel=0.02)
+    assert ("1 a100: 80 GB" in words_of(root)) == (size != "gpt2"), "where the picture has room for it"
+
+
+def test_memory_of_a_rank() -> None:
+    found = priced("6.7B", gpu="a100", layout="shard=8,tp=2", micro_batch=4)  # type: ignore[arg-type]
+    assert found.plan is not None
+    assert found.model is not None
+    root = check_picture(cost_plot.memory_of_rank(found.plan, found.model, found))
+    kept = [bar_of(root, f"recompute {kind}, activations")[1] for kind in ("none", "selective", "full")]
+    assert kept == sorted(kept, reverse=True)
+    assert "a100, 80 GB" in words_of(root)
+
+
+def test_time_of_plans() -> None:
+    terms = Terms({"gpu": "h100"})
+    assert terms.gpu is not None
+    found = plans(named("13B").model, terms.gpu, 64, 1024, "bf16", most=12)
+    root = check_picture(cost_plot.time_of_plans("13B", found))
+    assert str(found[0].layout) in words_of(root)
+
+
+def test_a_fitted_law() -> None:
+    runs = [Run(name=f"out/{n}", parameters=10**4 * 2**n, tokens=10**5 * 2**n, loss=4.0 * 1.1**-n) for n in range(6)]
+    fitted = fit_law(runs)
+    predicted = [predict(fitted, "out/seventh", 10**6, 10**7, 1.9), predict(fitted, "custom", 10**6, 2 * 10**7, None)]
+    root = check_picture(cost_plot.fitted_law(fitted, runs, predicted))
+    words = words_of(root)
+    assert "seventh: 1.900" in words
+    assert len(list(root.iter(f"{SVG}circle"))) == 6 + 2 + 1
+    check_picture(cost_plot.fitted_law(fitted, runs, []))
+
+
+def test_only_svg(tmp_path: Path) -> None:
+    cost_plot.check_plot(tmp_path / "a.SVG")
+    with pytest.raises(UsageError, match="not the name of an SVG picture"):
+        cost_plot.check_plot(tmp_path / "a.png")
+    cost_plot.write_plot(tmp_path / "new" / "a.svg", cost_plot.compute_by_model())
+    assert (tmp_path / "new" / "a.svg").read_text(encoding="utf-8").endswith("</svg>\n")

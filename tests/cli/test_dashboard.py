@@ -1,0 +1,109 @@
+"""The live panel through a pseudo-terminal, the plain line elsewhere, and the curve."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptcli.cli import console
+from gptcli.cli.dashboard import POINTS, ROWS, Curve, Dashboard, figures, plot, resampled
+
+FACTS = {
+    "step": 12, "loss": 3.25, "lr": 6e-4, "grad_norm": 0.5, "batch_tokens": 524288, "tokens_per_second": 12345.6, "tflops": 9.5,
+    "mfu": None, "mfu_causal": None, "noise_scale": 2.5e5, "peak_memory": 3_200_000_000, "val_loss": None,
+}  # fmt: skip
+SCRIPT = f"""
+import sys
+from gptcli.cli.dashboard import Dashboard
+board = Dashboard("runs/350M")
+for step in range(1, 301):
+    board.progress("train", step * 1000, 300_000, "tokens", **{{**{FACTS!r}, "step": step, "loss": 3 + 8 / step}})
+    if step == 200:
+        board.warn("a message in between")
+board.finish("train")
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no pseudo-terminals")
+@pytest.mark.parametrize("width", [80, 120])
+def test_on_a_terminal_it_is_a_panel_as_wide_as_that(width):
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
+    env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")} | {"TERM": "xterm-256color"}
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT], stderr=slave, stdin=slave, stdout=subprocess.PIPE, env=env)
+    os.close(slave)
+    shown = b""
+    try:
+        while piece := os.read(master, 65536):
+            shown += piece
+    except OSError:  # the other end is closed
+        pass
+    assert process.wait() == 0
+    assert process.stdout.read() == b""
+    text = shown.decode()
+    assert "a message in between" in text
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text[text.rindex("╭") :])
+    lines = last.replace("\r", "").split("\n")
+    assert len(lines[0]) == width
+    for part in ("runs/350M", "step 300", "300k/300k tokens", "100.0%", "11.000", "3.027", "12.35k tokens/s", "MFU n/a", "memory 3.2 GB"):
+        assert part in last, (part, last)
+    assert all(len(line) == width for line in lines if line.startswith("│"))
+    assert text.endswith("\x1b[?25h") or "\x1b[?25h" in text[-40:]
+
+
+def test_elsewhere_it_is_the_plain_line(capsys, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    board = Dashboard("runs/350M")
+    for done in (1000, 2000):
+        board.progress("train", done, 10_000, "tokens", **FACTS)
+        board.progress("other", done / 1000, 2)
+        clock[0] += 10
+    board.finish("train")
+    train, other = capsys.readouterr().err.splitlines()
+    assert train == "train: 2000/10k tokens (20%)  loss 3.25  lr 0.0006  tokens per second 12.35k  1 min 20 s left"
+    assert other == "other: 2/2 (100%)  0 s left"
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=3000))
+def test_a_curve_of_any_length_stays_short_and_keeps_its_mean(values):
+    curve = Curve()
+    for value in values:
+        curve.add(value)
+    means = curve.means()
+    assert len(means) <= POINTS
+    assert min(values) - 1e-6 <= min(means) <= max(means) <= max(values) + 1e-6
+    assert len(means) == len(values) or len(values) >= POINTS
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), st.integers(30, 150))
+def test_a_plot_fits_and_its_ends_are_its_extremes(values, width):
+    rows = plot(values, width)
+    assert len(rows) == ROWS
+    assert len({len(row) for row in rows}) == 1
+    assert len(rows[0]) <= max(width, 20)
+    assert sum("█" in row for row in rows) or max(values) == min(values)
+
+
+def test_resampling_keeps_few_values_and_averages_many():
+    assert resampled([1.0, 2.0], 10) == [1.0, 2.0]
+    assert resampled([1.0, 3.0, 5.0, 7.0], 2) == [2.0, 6.0]
+
+
+def test_what_is_unknown_is_said_to_be():
+    words = " ".join(figures({**FACTS, "loss": None, "grad_norm": None, "noise_scale": None, "skipped": "why"}))
+    assert "loss n/a" in words
+    assert "noise scale n/a" in words
+    assert "update skipped" in words
+    assert "MFU 41.2% (38.0% causal)" in " ".join(figures({**FACTS, "mfu": 0.412, "mfu_causal": 0.38}))

@@ -1,0 +1,124 @@
+"""One of four processes that run every layout of 1, 2 and 4, one after the other; started by test_layouts.py."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from gptcli.cost.activations import SCHEDULES
+from gptcli.cost.layout import Layout, parse_layout
+from gptcli.events import SILENT
+from gptcli.model.config import ModelConfig
+from gptcli.trainer.batches import micro_batches
+from gptcli.trainer.config import Run, TrainConfig
+from gptcli.trainer.engine import build
+from gptcli.trainer.layout import Place
+
+STEPS, SEQUENCES, N_CTX = 20, 4, 8
+MODEL = {"attention": "banded", "n_layer": 2, "tied": True, "precision": "fp32"}  # with defaults
+
+
+class Tokens:
+    """Windows that can be learnt: 16 of them, which use the whole vocabulary, over and over."""
+
+    n_ctx = N_CTX
+
+    def batch(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        windows = np.random.default_rng(0).integers(0, 50257, size=(16, self.n_ctx + 1))[np.arange(first, first + count) % 16]
+        return windows[:, :-1], windows[:, 1:]
+
+
+def make_run(layout: str, *, attention: str = "banded", tied: bool = True, n_layer: int = 2, **changes: Any) -> Run:
+    n_tokens, laid_out = SEQUENCES * N_CTX, parse_layout(layout)
+    micro_batch = max(1, SEQUENCES // laid_out.replicas // max(2, laid_out.pp))  # gradients are accumulated where they can be
+    config: dict[str, Any] = {
+        "tokens": STEPS * n_tokens, "batch_tokens": n_tokens, "lr": 1e-2, "min_lr_ratio": 0.1, "warmup_tokens": 0, "decay_tokens": 1,
+        "ramp_tokens": 0, "ramp_from": 0, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "clip": 1.0, "seed": 1,
+        "micro_batch": micro_batch, "layout": layout, "precision": "fp32", "compile": False, "checkpoint_every": 7, "eval_every": 5,
+        "eval_tokens": 128, "keep": 2,
+    }  # fmt: skip
+    train = TrainConfig(**{**config, **changes})
+    model = ModelConfig(n_layer=n_layer, n_head=4, d_model=16, n_ctx=N_CTX, vocab_size=50257, attention=attention, band=3, tied=tied)
+    return Run(name="", out=Path(), data=Path(), model=model, train=train, data_sha256="", tokenizer_sha256="", eot_id=0)
+
+
+def curve(run: Run, rank: int, world: int) -> dict[str, object]:
+    """Losses and gradient norms of a run's steps, and the loss of its last weights on what it has not seen."""
+    place = Place(torch.device("cpu"), rank, world, parse_layout(run.train.layout))
+    stepper = build(run, place, SILENT)
+    losses, norms = [], []
+    for step in range(STEPS):
+        batches = micro_batches(Tokens(), step * SEQUENCES, SEQUENCES, run.train.micro_batch, place)
+        loss = stepper.gradients(batches, run.train.batch_tokens, step)
+        norms.append(stepper.clip_gradients().item())
+        stepper.update(run.train.lr)
+        losses.append(place.total(loss).item() / run.train.batch_tokens)
+    unseen = stepper.loss(micro_batches(Tokens(), 10, SEQUENCES, run.train.micro_batch, place))
+    return {"losses": losses, "norms": norms, "unseen": place.total(unseen).item() / run.train.batch_tokens}
+
+
+def cases(world: int) -> list[dict[str, Any]]:
+    """Every product of the axes, with every schedule where there are stages; banded models (whose layers are dense and banded in turn), and
+    dense ones, some with a head of their own."""
+    found: list[dict[str, Any]] = []
+    divisors = [n for n in (1, 2, 4) if world % n == 0]
+    for dp, shard, tp, pp in itertools.product(divisors, repeat=4):
+        if dp * shard * tp * pp != world:
+            continue
+        case: dict[str, Any] = {"layout": str(Layout(dp, shard, tp, pp))}
+        if world == 2 or tp == 1 or tp == world:
+            found.append({**case, "attention": "dense", "n_layer": 5 if pp > 1 else 2, "tied": dp == 1})
+        for schedule in SCHEDULES if pp > 1 else ["1f1b"]:
+            layers = 2 if pp == 1 else 9 if SCHEDULES[schedule] * pp > 5 else 5
+            found.append({**case, "attention": "banded", "pipeline_schedule": schedule, "n_layer": layers})
+    if world == 2:
+        banded: dict[str, Any] = {"attention": "banded", "n_layer": 2}
+        found += [{**banded, "layout": layout, "recompute": how} for layout in ("tp=2", "shard=2", "pp=2") for how in ("selective", "full")]
+        found += [
+            {**banded, "layout": layout, "precision": kind} for layout in ("dp=2", "tp=2", "shard=2", "pp=2") for kind in ("bf16", "fp16")
+        ]
+    return found
+
+
+def alone() -> list[dict[str, Any]]:
+    """The same models on one process."""
+    models = {model_of(case) for world in (2, 4) for case in cases(world)}
+    return [{"layout": "dp=1", **dict(zip(MODEL, values, strict=True))} for values in sorted(models)]
+
+
+def model_of(case: dict[str, Any]) -> tuple[Any, ...]:
+    """What must be alike for two cases to have one curve."""
+    return tuple(case.get(name, default) for name, default in MODEL.items())
+
+
+def main(rank: int, folder: Path, only: str) -> None:
+    torch.set_num_threads(1)
+    results = []
+    for world in (1, 2, 4):
+        if rank >= world:
+            continue
+        if world > 1:
+            dist.init_process_group("gloo", store=dist.FileStore(str(folder / f"store-{world}"), world), rank=rank, world_size=world)
+        for case in cases(world) if world > 1 else alone():
+            if only and world > 1 and only not in str(case):
+                continue
+            began = time.perf_counter()
+            results.append({**case, "model": model_of(case), **curve(make_run(**case), rank, world)})
+            if rank == 0:
+                print(case, round(time.perf_counter() - began, 2), flush=True)
+                (folder / "results.json").write_text(json.dumps(results))
+        if world > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else "")

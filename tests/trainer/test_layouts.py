@@ -1,0 +1,49 @@
+"""Every layout of 2 and 4 processes follows the curve of one: all products of dp, shard, tp and pp, every schedule of stages, dense and
+banded attention, tied and untied heads, GPT-2's vocabulary, which no layout divides evenly. One set of processes runs them all."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptcli.cost.activations import SCHEDULES
+
+PROCESSES, WORKER = 4, Path(__file__).with_name("layout_worker.py")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("layouts")
+    started = []
+    for rank in range(PROCESSES):
+        with open(folder / f"{rank}.log", "w") as log:
+            started.append(subprocess.Popen([sys.executable, WORKER, str(rank), folder], stdout=log, stderr=log))
+    try:
+        while None in (codes := [process.poll() for process in started]) and not any(codes):
+            time.sleep(0.2)
+    finally:
+        for process in started:
+            process.kill()
+    assert codes == [0] * PROCESSES, "\n".join((folder / f"{rank}.log").read_text()[-2000:] for rank in range(PROCESSES))
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_every_layout_follows_one_process(results: list[dict[str, Any]]) -> None:
+    alone = {tuple(case["model"]): case for case in results if case["layout"] == "dp=1"}
+    laid_out = [case for case in results if case["layout"] != "dp=1"]
+    for case in laid_out:
+        one, exact = alone[tuple(case["model"])], case.get("precision", "fp32") == "fp32"
+        ours, theirs = ([*row["losses"], row["unseen"]] for row in (case, one))
+        away = max(abs(mine - its) for mine, its in zip(ours, theirs, strict=True))
+        told = {name: value for name, value in case.items() if not isinstance(value, (list, float))}
+        assert away < (1e-4 if exact else 3e-2), (told, away)
+        assert case["norms"] == pytest.approx(one["norms"], rel=1e-3 if exact else 5e-2), told
+    assert all(case["losses"][0] - case["losses"][-1] > 1 for case in results), "there was something to follow"
+    assert len({case["layout"] for case in laid_out}) == 14
+    assert {case["pipeline_schedule"] for case in laid_out if "pp" in case["layout"] and "pipeline_schedule" in case} == set(SCHEDULES)

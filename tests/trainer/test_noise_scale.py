@@ -1,0 +1,201 @@
+"""The noise scale against problems whose covariance is known, and against gradients taken one by one."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from gptcli.cost.layout import Layout
+from gptcli.events import SILENT, Events
+from gptcli.shards.loader import open_split
+from gptcli.shards.order import Windows
+from gptcli.trainer.engine import build
+from gptcli.trainer.layout import Place
+from gptcli.trainer.loop import train
+from gptcli.trainer.metrics import read_metrics
+from gptcli.trainer.noise_scale import NoiseScale, part_of
+from gptcli.trainer.step import Stepper
+
+CPU = Place(torch.device("cpu"))
+
+
+class StopAt(Events):
+    """SIGTERM in the first step after `step`."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    def progress(self, *args, **facts):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Noisy(nn.Module):
+    """Each token's loss has a gradient drawn from N(G, diag(variance)), whatever the weights are."""
+
+    def __init__(self, truth: torch.Tensor, variance: torch.Tensor) -> None:
+        super().__init__()
+        self.truth, self.variance = truth, variance
+        self.weight = nn.Parameter(torch.zeros_like(truth))
+        self.generator = torch.Generator().manual_seed(3)
+
+    def forward(self, x_BT, y_BT):
+        draws = self.truth + self.variance.sqrt() * torch.randn(x_BT.numel(), len(self.truth), generator=self.generator)
+        return (draws @ self.weight).sum()
+
+
+@pytest.mark.parametrize("micro_batches", [2, 8])
+def test_within_a_tenth_of_the_known_value(micro_batches):
+    truth, variance = torch.linspace(-1, 1, 200), torch.linspace(0, 8, 200)
+    known = variance.sum().item() / truth.square().sum().item()
+    model = Noisy(truth, variance)
+    stepper = Stepper(model, torch.optim.SGD(model.parameters()), CPU, clip=math.inf, products=None, dropout_seed=None)
+    noise, B, T = NoiseScale(), 4, 2
+    batch = torch.zeros((B, T), dtype=torch.long)
+    tokens = micro_batches * B * T
+    for step in range(300):
+        stepper.gradients([(batch, batch)] * micro_batches, tokens, step)
+        norm = stepper.clip_gradients().item()
+        noise.add(stepper.part.norm2.item() * micro_batches**2, norm**2, B * T, tokens)
+        stepper.skip()
+    assert noise.tokens == pytest.approx(known, rel=0.1)
+
+
+def test_both_estimates_are_unbiased():
+    """E|g_b|² = |G|² + tr(S)/b exactly gives |G|² and tr(S) back."""
+    noise = NoiseScale()
+    noise.add(3 + 40 / 8, 3 + 40 / 64, 8, 64)
+    signal, trace = (value / 0.01 for value in noise.state)
+    assert (signal, trace) == (pytest.approx(3), pytest.approx(40))
+    assert noise.tokens == pytest.approx(40 / 3)
+
+
+def test_nothing_is_said_before_a_measurement_and_of_what_is_not_finite():
+    noise = NoiseScale()
+    noise.add(math.nan, 1.0, 1, 2)
+    noise.add(math.inf, 1.0, 1, 2)
+    assert noise.tokens is None
+    noise.add(1.0, 2.0, 1, 2)  # the smaller batch has the smaller norm: chance, not noise
+    assert noise.tokens is None
+
+
+def test_which_part_is_measured():
+    two = Place(CPU.device, 0, 2)
+    assert [part_of(n, 3, CPU) for n in (1, 3, 4, 9)] == [None, None, 3, 3]
+    assert [part_of(n, 3, two) for n in (1, 2, 7, 8)] == [None, 1, None, 4]
+    assert part_of(8, 3, Place(CPU.device, 0, 4, Layout(dp=2, tp=2))) is None
+
+
+def test_the_loop_logs_it(make_run, train_here):
+    run = make_run(micro_batch=1, lr=1e-12)  # weights that stay, so that every step can be measured again
+    lines = _lines(run, train_here)
+    stepper, order, by_hand = build(run, CPU, SILENT), Windows(open_split(run.data, "train"), 16, run.train.seed), NoiseScale()
+
+    def norm2(first: int, count: int) -> float:
+        stepper.optimizer.zero_grad()
+        x, y = (torch.from_numpy(part) for part in order.batch(first, count))
+        (stepper.model(x, y) / (16 * count)).backward()
+        return sum(p.grad.square().sum().item() for p in stepper.model.parameters())
+
+    for step, line in enumerate(lines):
+        by_hand.add(norm2(4 * step, 1), norm2(4 * step, 4), 16, 64)
+        if by_hand.tokens is None:
+            assert line["noise_scale"] is None
+        else:
+            assert line["noise_scale"] == pytest.approx(by_hand.tokens, rel=1e-3)
+    assert lines[-1]["noise_scale"] is not None
+    assert all(line["noise_scale"] is None for line in _lines(make_run("one part"), train_here))
+
+
+def _lines(run, train_here):
+    train_here(run)
+    return read_metrics(run.out)
+
+
+def test_a_batch_that_follows_it_grows_and_is_exact_on_resume(make_run, train_here, monkeypatch):
+    monkeypatch.setattr("gptcli.trainer.schedule.GROW_EVERY", 4)
+    changes = {"follow_noise": True, "ramp_from": 32, "batch_tokens": 256, "micro_batch": 1, "tokens": 4096, "checkpoint_every": 6}
+    whole, parts = make_run("whole", **changes), make_run("parts", **changes)
+    lines = _lines(whole, train_here)
+    batches = [line["batch_tokens"] for line in lines]
+    assert sum(batches) == 4096
+    assert batches[:4] == [32] * 4
+    assert max(batches) > 32
+    for before, line, after in zip(lines, lines[1:], lines[2:], strict=False):
+        due = line["step"] % 4 == 0 and line["noise_scale"] is not None and line["noise_scale"] >= 2 * line["batch_tokens"]
+        if after is not lines[-1]:
+            assert after["batch_tokens"] == (min(256, 2 * line["batch_tokens"]) if due else line["batch_tokens"]), before
+
+    train(parts, CPU, StopAt(12))
+    train_here(replace(parts, resume=True))
+    assert (whole.out / "model.safetensors").read_bytes() == (parts.out / "model.safetensors").read_bytes()
+    assert [line["noise_scale"] for line in read_metrics(parts.out)] == [line["noise_scale"] for line in lines]
+
+
+WORKER = """
+import sys, torch, torch.distributed as dist
+from gptcli.events import SILENT
+from gptcli.model.config import ModelConfig
+from gptcli.model.transformer import GPT
+from gptcli.cost.layout import parse_layout
+from gptcli.trainer.layout import Place, repeat, shard
+from gptcli.trainer.step import Stepper
+
+rank, store = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+x = torch.arange(4 * 16).view(4, 16) * 7 % 60
+halves = [(part, part.roll(-1, 1)) for part in x.split(2)]
+
+def model():
+    made = GPT(ModelConfig(n_layer=3, n_head=2, d_model=15 * 2, n_ctx=16, vocab_size=61))  # nothing here divides evenly
+    made.init_weights(0)
+    return made
+
+def expected(size):
+    "The sum over processes of the mean over parts of `size` sequences."
+    total, plain = 0.0, model()
+    for half in halves:
+        for part in zip(*(rows.split(size) for rows in half)):
+            plain.zero_grad()
+            (plain(*part) / 32).backward()
+            total += sum(p.grad.square().sum().item() for p in plain.parameters()) * size / 2
+    return total
+
+for layout in ("dp=2", "shard=2"):
+    place = Place(torch.device("cpu"), rank, 2, parse_layout(layout))
+    for size in (1, 2):  # two micro-batches of the process's own, or one
+        laid_out = model()
+        if layout == "shard=2":
+            shard(laid_out, place.mesh(), None)
+        optimizer = torch.optim.SGD(laid_out.parameters())
+        engine = repeat(laid_out, place.layout)
+        stepper = Stepper(laid_out, optimizer, place, engine=engine, clip=1e9, products=None, dropout_seed=None)
+        own = list(zip(*(rows.split(size) for rows in halves[rank])))
+        for step in (1, 2):  # the second starts anew
+            stepper.gradients(own, 64, step)
+            stepper.skip()
+        total = place.total(stepper.part.norm2.clone()).item()
+        part = size if layout == "shard=2" else 2  # shards exchange the gradients of every micro-batch
+        assert abs(total / expected(part) - 1) < 1e-5, (layout, size, total)
+dist.barrier()
+"""
+
+
+def test_processes_measure_their_own_part_before_it_is_averaged(tmp_path):
+    started = [
+        subprocess.Popen([sys.executable, "-c", WORKER, str(rank), str(tmp_path / "store")], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for process in started:
+        errors = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, errors

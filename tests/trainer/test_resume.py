@@ -1,0 +1,166 @@
+"""A run that is killed and resumed is the run that never was. Processes are forked from a server that has imported torch, so that a start
+takes a fraction of a second."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import socket
+import time
+from dataclasses import replace
+
+import pytest
+from safetensors.torch import load_file
+
+from gptcli.cost.layout import parse_layout
+from gptcli.trainer.checkpoint import newest_state
+from gptcli.trainer.metrics import read_metrics
+
+KILLS = int(os.environ.get("GPT_TEST_KILLS", "10"))
+TOLERANCE = 1e-4  # of 20 steps in fp32
+WORKER = """
+import os, signal
+from gptcli.events import Events
+from gptcli.trainer.launch import launch
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+class DieAt(Events):
+    def progress(self, task, done, *args, **facts):
+        if done >= tokens:
+            die()
+
+def dying(call):
+    def counted(*args, **options):
+        calls[0] -= 1
+        if calls[0] == 0:
+            die()
+        return call(*args, **options)
+    return counted
+
+for name in ("fsync", "rename", "replace", "rmdir"):
+    setattr(os, name, dying(getattr(os, name)))
+os.environ.update(env)
+launch(run, DieAt())
+"""
+
+
+@pytest.fixture(scope="module")
+def server():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gptcli.trainer.launch", "torch._dynamo"])
+    return context
+
+
+@pytest.fixture
+def start(server):
+    """Start all processes of a run. The first one kills itself with -9 once so many `tokens` are done, or at the so manieth of the calls
+    by which files become whole, most of which belong to a checkpoint."""
+
+    def start_processes(run, *, tokens=float("inf"), calls=0):
+        world = parse_layout(run.train.layout).processes
+        with socket.create_server(("localhost", 0)) as free:
+            port = str(free.getsockname()[1])
+        common = {"WORLD_SIZE": str(world), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        processes = []
+        for rank in range(world):
+            env = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
+            values = {"env": env, "run": run, "tokens": tokens, "calls": [0 if rank else calls]}
+            processes.append(server.Process(target=exec, args=(WORKER, values)))
+            processes[-1].start()
+        return processes
+
+    return start_processes
+
+
+@pytest.fixture
+def finish(start):
+    def to_the_end(run):
+        processes = start(run)
+        for process in processes:
+            process.join()
+        assert [process.exitcode for process in processes] == [0] * len(processes)
+
+    return to_the_end
+
+
+def kill(processes):
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+def losses(run):
+    return [line["loss"] for line in read_metrics(run.out)]
+
+
+def same_model(one, other):
+    return (one.out / "model.safetensors").read_bytes() == (other.out / "model.safetensors").read_bytes()
+
+
+def test_killed_and_resumed_is_the_whole_run_to_the_bit(make_run, start, finish):
+    options = {"checkpoint_every": 6, "micro_batch": 1, "dropout": 0.1}
+    for layout in ("dp=1", "shard=2", "tp=2", "pp=2"):
+        whole, killed = (make_run(f"{layout} {name}", layout=layout, **options) for name in ("whole", "killed"))
+        finish(whole)
+        processes = start(killed, tokens=15 * 64)
+        processes[0].join()
+        kill(processes)
+        assert processes[0].exitcode == -signal.SIGKILL
+        assert newest_state(killed.out).position.step == 12
+        finish(replace(killed, resume=True))
+        assert same_model(whole, killed), layout
+        assert losses(whole) == losses(killed), layout
+
+
+def test_any_layout_goes_on_where_another_stopped(make_run, start, finish):
+    options = {"checkpoint_every": 6, "micro_batch": 1, "n_layer": 4}
+    plain, half = make_run("plain", **options), make_run("half", layout="shard=2", **options)
+    finish(plain)
+    processes = start(half, tokens=15 * 64)
+    processes[0].join()
+    kill(processes)
+    for layout in ("dp=1", "tp=2", "pp=2", "dp=2,shard=2", "tp=2,pp=2"):
+        moved = make_run(layout, layout=layout, **options)
+        shutil.copytree(half.out, moved.out)
+        finish(replace(moved, resume=True))
+        assert losses(moved) == pytest.approx(losses(plain), abs=TOLERANCE), layout
+        one, other = (load_file(run.out / "model.safetensors") for run in (plain, moved))
+        assert one.keys() == other.keys()
+
+
+@pytest.mark.parametrize(("layout", "kills"), [("dp=1", KILLS), ("shard=2", -(-KILLS // 5))])
+def test_killed_at_random_moments_and_inside_checkpoints(make_run, start, finish, layout, kills):
+    """Every resume succeeds, none loses more than one checkpoint interval, and the end is the run that was never killed."""
+    every, apart = 9, 30  # steps between checkpoints, and on average between kills
+    options = {"tokens": 64 * apart * kills, "checkpoint_every": every, "dropout": 0.1, "layout": layout}
+    whole, killed = (make_run(name, **options) for name in ("whole", "killed"))
+    start_time = time.monotonic()
+    finish(whole)
+    slowly = 2 * (time.monotonic() - start_time) / kills
+    chance = random.Random(os.getpid())
+    log = killed.out / "metrics.jsonl"
+    inside = lost = 0
+    for number in range(kills):
+        before = log.stat().st_mtime_ns if log.exists() else 0
+        processes = start(replace(killed, resume=True), calls=chance.randrange(1, 70) if number % 2 else 0)
+        if number % 2:
+            processes[0].join()
+        else:
+            while processes[0].is_alive() and (not log.exists() or log.stat().st_mtime_ns == before):
+                time.sleep(0.01)
+            processes[0].join(chance.uniform(0, slowly))
+        kill(chance.sample(processes, len(processes)))
+        inside += bool(list((killed.out / "checkpoints").glob(".step-*")))
+        state, lines = newest_state(killed.out), read_metrics(killed.out)
+        lost = max(lost, (lines[-1]["step"] if lines else 0) - (state.position.step if state else 0))
+        assert lost <= every
+    at = newest_state(killed.out).position.step
+    finish(replace(killed, resume=True))
+    assert same_model(whole, killed)
+    assert losses(whole) == losses(killed)
+    print(f"{layout}: {kills} kills up to step {at} of {apart * kills}, {inside} inside a checkpoint, at most {lost} steps lost")
