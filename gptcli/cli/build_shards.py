@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +12,11 @@ import typer
 
 from gptcli.cli.config import Resolved, count, quantity, read_config, resolved_toml, write_resolved
 from gptcli.cli.console import ConsoleEvents, amount, duration, print_json
-from gptcli.errors import UsageError
+from gptcli.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from gptcli.corpus.estimate import Estimate
+    from gptcli.corpus.recipe import Source
     from gptcli.shards.manifest import Manifest
 
 INPUT, SHARDS, OUTPUT, RUN = "Input", "Shards", "Output", "Run"
@@ -28,7 +29,7 @@ def register(app: typer.Typer) -> None:
 def build_shards(
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="INPUT...", help="Files (.txt, .jsonl, .gz, .zst), folders, globs, or - for stdin.", show_default=False),
+        typer.Argument(metavar="INPUT...", help="Files, folders, globs, URLs, or - for stdin.", show_default=False),
     ] = None,
     tokenizer: Annotated[
         str | None,
@@ -47,8 +48,21 @@ def build_shards(
             metavar="KIND", show_default="file", rich_help_panel=INPUT, help="What one document of a text file is: file, line or paragraph."
         ),
     ] = None,
+    on_error: Annotated[
+        str | None,
+        typer.Option(metavar="RULE", show_default="stop", rich_help_panel=INPUT, help="What cannot be read: stop, or skip and count it."),
+    ] = None,
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE", show_default=False, rich_help_panel=INPUT, help="Any of these options in a TOML file.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", show_default=False, rich_help_panel=INPUT, help="Any of these options, and a recipe's sources, in a TOML file."
+        ),
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="E", show_default="auto", rich_help_panel=RUN, help="auto, tokenizers, tiktoken or gigatoken: the same ids from each."
+        ),
     ] = None,
     val_fraction: Annotated[
         str | None,
@@ -66,6 +80,19 @@ def build_shards(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", rich_help_panel=OUTPUT, help="Go on with an interrupted build.")] = False,
     force: Annotated[bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Empty the folder and start over.")] = False,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="F",
+            show_default="shards",
+            rich_help_panel=OUTPUT,
+            help="shards, which llm.c and Megatron read as they are, or nanogpt: bare train.bin and val.bin beside them.",
+        ),
+    ] = None,
+    verify: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", show_default=False, rich_help_panel=OUTPUT, help="Check finished shards, every byte, and stop."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="A report, as one JSON object on stdout.")] = False,
     workers: Annotated[
         int | None, typer.Option(metavar="N", show_default="cores", rich_help_panel=RUN, help="Processes; the bytes do not depend on it.")
@@ -81,12 +108,25 @@ def build_shards(
         gpt build-shards corpus/ --tokenizer tokenizer.json -o shards
 
         gpt build-shards "crawl/*.jsonl.zst" --tokenizer gpt2 --val-fraction 0.0005 --resume
+
+        gpt build-shards --config recipe.toml
+
+        gpt build-shards --verify shards
     """
+    if verify is not None:
+        from gptcli.shards.manifest import MANIFEST
+        from gptcli.shards.verify import verify_shards
+
+        _print_report(verify / MANIFEST, verify_shards(verify, events=ConsoleEvents()), as_json=json)
+        return
     options = {
         "inputs": inputs or None,
         "tokenizer": tokenizer,
         "output": output,
         "documents": documents,
+        "on_error": on_error,
+        "encoder": encoder,
+        "format": format,
         "val_fraction": _option("--val-fraction", quantity, val_fraction),
         "shard_tokens": _option("--shard-tokens", count, shard_tokens),
         "seed": seed,
@@ -95,18 +135,22 @@ def build_shards(
     resolved = _resolve(options, config)
 
     from gptcli.corpus.build import Build, begin, finish
-    from gptcli.corpus.readers import find_inputs
+    from gptcli.shards.export import FORMATS, export_nanogpt
     from gptcli.shards.manifest import MANIFEST, read_manifest
     from gptcli.tokenizer.tokenizer import load_tokenizer
 
     values = resolved.values
     out = Path(values["output"])
+    if values["format"] not in FORMATS:
+        raise UsageError(f"unknown format {values['format']!r}", where="--format", hint=nearest(values["format"], FORMATS))
     build = Build(
-        inputs=find_inputs(values["inputs"]),
+        sources=_sources(values),
         tokenizer=load_tokenizer(values["tokenizer"]),
+        encoder=values["encoder"],
+        evaluation=_evaluation(values),
+        mixture_tokens=values.get("mixture_tokens"),
         val_fraction=values["val_fraction"],
         shard_tokens=values["shard_tokens"],
-        documents=values["documents"],
         seed=values["seed"],
     )
     if dry_run:
@@ -121,7 +165,29 @@ def build_shards(
     else:
         events.info(f"{out / MANIFEST} is up to date")
         manifest = read_manifest(out)
+    if values["format"] == "nanogpt":
+        export_nanogpt(out)
     _print_report(out / MANIFEST, manifest, as_json=json)
+
+
+def _sources(values: dict[str, Any]) -> list[Source]:
+    """The recipe's sources, weighted; or the one source that INPUT is."""
+    from gptcli.corpus.readers import find_inputs
+    from gptcli.corpus.recipe import Source, preset_weights, read_sources
+
+    if "sources" not in values:
+        return [Source(inputs=find_inputs(values["inputs"]), documents=values["documents"], on_error=values["on_error"])]
+    sources = read_sources(values["sources"])
+    if "mixture" in values:
+        weights = preset_weights(values["mixture"], [source.name for source in sources])
+        sources = [replace(source, weight=weights[source.name]) for source in sources]
+    return sources
+
+
+def _evaluation(values: dict[str, Any]) -> tuple[str, ...]:
+    from gptcli.corpus.recipe import read_decontaminate
+
+    return tuple(read_decontaminate(values["decontaminate"])) if "decontaminate" in values else ()
 
 
 def _option(name: str, convert: Callable[[str], Any], text: str | None) -> Any:
@@ -135,14 +201,26 @@ def _option(name: str, convert: Callable[[str], Any], text: str | None) -> Any:
 def _resolve(options: dict[str, Any], config: Path | None) -> Resolved:
     """Options over the file's values over defaults. Raises UsageError where something that has no default is missing."""
     resolved = Resolved()
-    defaults = {"output": "shards", "documents": "file", "val_fraction": 0.001, "shard_tokens": 100_000_000, "seed": 0}
+    defaults = {
+        "output": "shards",
+        "documents": "file",
+        "on_error": "stop",
+        "encoder": "auto",
+        "format": "shards",
+        "val_fraction": 0.001,
+        "shard_tokens": 100_000_000,
+        "seed": 0,
+    }
     resolved.put({**defaults, "workers": _cores()}, "default")
     if config is not None:
-        names = dict.fromkeys(("tokenizer", "output", "documents"), _text)
-        numbers = {"val_fraction": quantity, "shard_tokens": count, "seed": count, "workers": count}
-        resolved.put(read_config(config, {"inputs": _texts, **names, **numbers}), str(config))
+        names = dict.fromkeys(("tokenizer", "output", "documents", "on_error", "encoder", "format", "mixture"), _text)
+        numbers = {"val_fraction": quantity, "shard_tokens": count, "seed": count, "workers": count, "mixture_tokens": count}
+        tables = {"sources": _table, "decontaminate": _table}
+        resolved.put(read_config(config, {"inputs": _texts, **names, **numbers, **tables}), str(config))
     resolved.put(options, "option")
-    if "inputs" not in resolved.values:
+    if "inputs" in resolved.values and "sources" in resolved.values:
+        raise UsageError("both INPUT and a recipe's sources are given", hint="name the files in one of them")
+    if "inputs" not in resolved.values and "sources" not in resolved.values:
         raise UsageError("no INPUT is given", hint="name files, folders, globs, or - for stdin")
     if "tokenizer" not in resolved.values:
         raise UsageError("no tokenizer is given", where="--tokenizer", hint="gpt tokenize train makes one; gpt2 is GPT-2's")
@@ -154,6 +232,12 @@ def _resolve(options: dict[str, Any], config: Path | None) -> Resolved:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is not a string")
+    return value
+
+
+def _table(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r} is not a table")
     return value
 
 
@@ -186,7 +270,21 @@ def _print_report(path: Path, manifest: Manifest, *, as_json: bool) -> None:
     for split, numbers in splits.items():
         parts = [_plural(numbers["tokens"], "token"), _plural(numbers["documents"], "document"), _plural(numbers["shards"], "shard")]
         print(f"{split + ':':<7}{', '.join(parts)}")
+    if len(manifest.sources) > 1:
+        shares = manifest.shares()
+        for source in manifest.sources:
+            rows = f"{source.documents_kept:,} of {source.documents_in:,} documents kept"
+            print(
+                f"{source.name}: {rows}, {shares.get(source.name, 0):.1%} of the mixture, {source.epochs:.3g} epochs{_printed(source.name)}"
+            )
     print(f"{path} describes them, report.md beside it shows them")
+
+
+def _printed(source: str) -> str:
+    """The epochs that Table 2.2 prints for a source of this name."""
+    from gptcli.papers.mixture import GPT3_MIXTURE
+
+    return f" (GPT-3: {GPT3_MIXTURE[source].epochs:g})" if source in GPT3_MIXTURE else ""
 
 
 def _print_estimate(resolved: Resolved, estimate: Estimate, *, as_json: bool) -> None:

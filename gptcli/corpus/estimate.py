@@ -7,8 +7,13 @@ import time
 from dataclasses import dataclass, replace
 
 from gptcli.corpus.build import Build
-from gptcli.corpus.readers import STDIN, read_documents
+from gptcli.corpus.documents import HARMLESS
+from gptcli.corpus.extract import plain_text
+from gptcli.corpus.readers import find_reader, scan
+from gptcli.corpus.recipe import Source
+from gptcli.corpus.streams import STDIN
 from gptcli.shards.format import token_dtype
+from gptcli.tokenizer.encoders import open_encoder
 
 SAMPLED_INPUTS = 8  # evenly spaced in the list
 SAMPLE_CHARACTERS = 1 << 16  # from the beginning of each
@@ -34,13 +39,14 @@ class Estimate:
 
 def estimate(build: Build, workers: int) -> Estimate:
     """Read and tokenise a little of some inputs. Nothing of standard input is read. Raises InputError as the build would."""
-    files = [path for path in build.inputs if path != STDIN]
+    files = [(path, source) for source in build.sources for path in source.inputs if path != STDIN]
     text_bytes = tokens = 0
     seconds = 0.0
-    for path in files[:: math.ceil(len(files) / SAMPLED_INPUTS) or 1]:
-        text = _beginning(path)
+    encoder = open_encoder(build.tokenizer, build.encoder)
+    for path, source in files[:: math.ceil(len(files) / SAMPLED_INPUTS) or 1]:
+        text = _beginning(path, source)
         start = time.perf_counter()
-        tokens += len(build.tokenizer.encode(text)) + 1
+        tokens += len(encoder.encode([text])[0]) + 1
         seconds += time.perf_counter() - start
         text_bytes += len(text.encode())
     size = build.input_bytes()
@@ -59,11 +65,17 @@ def estimate(build: Build, workers: int) -> Estimate:
     )
 
 
-def _beginning(path: str) -> str:
+def _beginning(path: str, source: Source) -> str:
     """The first lines or JSON documents of a file, whatever its documents are: no more of it is read than is needed."""
     lines: list[str] = []
     size = 0
-    for document in read_documents(path, documents="line"):
+    for document in scan(path, find_reader(path, "line", source.field)):
+        if document.error is not None:
+            if source.on_error == "stop" and document.flaw not in HARMLESS:
+                raise document.error
+            continue
+        if document.html is not None:
+            document.text = plain_text(document.html)
         lines.append(document.text)
         size += len(document.text) + 1
         if size >= SAMPLE_CHARACTERS:

@@ -11,7 +11,7 @@ import numpy as np
 from gptcli.corpus.units import Unit
 from gptcli.errors import InputError
 from gptcli.shards.format import MAX_TOKENS, write_shard
-from gptcli.shards.manifest import Shard
+from gptcli.shards.manifest import DEFAULT_SOURCE, Shard
 
 PLAN_DOCUMENTS = 4_000_000  # planned at a time, at some 50 bytes each
 PIECE_DOCUMENTS = 1024  # written at a time
@@ -19,6 +19,7 @@ PIECE_DOCUMENTS = 1024  # written at a time
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
+    source: str
     split: str
     number: int
     first_key: int
@@ -29,11 +30,12 @@ class ShardPlan:
 
     @property
     def file(self) -> str:
-        return f"{self.split}-{self.number:06d}.bin"
+        source = "" if self.source == DEFAULT_SOURCE else f"-{self.source}"
+        return f"{self.split}{source}-{self.number:06d}.bin"
 
 
-def plan_shards(units: list[Unit], split: str, shard_tokens: int) -> Iterator[ShardPlan]:
-    """Cut a split, in key order, into shards of at most `shard_tokens` tokens; a longer document is a shard of its own.
+def plan_shards(units: list[Unit], split: str, shard_tokens: int, source: str = DEFAULT_SOURCE) -> Iterator[ShardPlan]:
+    """Cut a source's split, in key order, into shards of at most `shard_tokens` tokens; a longer document is a shard of its own.
 
     Looks at a range of keys at a time, so its memory does not grow with the corpus. Raises InputError where one document is too long
     for any shard.
@@ -57,10 +59,10 @@ def plan_shards(units: list[Unit], split: str, shard_tokens: int) -> Iterator[Sh
                 last_key = int(keys[until - 1])
                 done = until
             if done < len(keys):  # the next document does not fit
-                yield ShardPlan(split, number, first_key, last_key, documents, tokens)
+                yield ShardPlan(source, split, number, first_key, last_key, documents, tokens)
                 number, documents, tokens = number + 1, 0, 0
     if documents:
-        yield ShardPlan(split, number, first_key, last_key, documents, tokens)
+        yield ShardPlan(source, split, number, first_key, last_key, documents, tokens)
 
 
 def _lengths(units: list[Unit], split: str, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
@@ -95,4 +97,4 @@ def write_planned(folder: Path, units: list[Unit], plan: ShardPlan) -> Shard:
             yield np.concatenate([tokens[begin : begin + count] for begin, count in spans])
 
     digest = write_shard(folder / plan.file, length, pieces(), dtype)
-    return Shard(file=plan.file, split=plan.split, tokens=plan.tokens, documents=plan.documents, sha256=digest)
+    return Shard(file=plan.file, split=plan.split, tokens=plan.tokens, documents=plan.documents, sha256=digest, source=plan.source)

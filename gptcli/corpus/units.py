@@ -1,64 +1,108 @@
-"""Units: runs of tokenised documents on their way into shards, each one a file, sorted by where the shuffle will put them.
+"""Units: runs of documents on their way into shards, each one a file, sorted by where the shuffle will put them.
 
-The global shuffle is a sort: every document gets a 64-bit key, a one-to-one hash of its number in reading order and of the seed, so
-no two are equal and the order depends neither on workers nor on how documents are grouped into units. A unit holds its train
-documents by key, then its validation documents by key; whoever needs a range of keys finds it in one piece.
+The global shuffle is a sort: every document gets a 64-bit key, a one-to-one hash of its number and of the seed, so no two are equal and
+the order depends neither on workers nor on how documents are grouped into units. A unit holds its train documents by key, then its
+validation documents by key; whoever needs a range of keys finds it in one piece.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
-from gptcli.corpus.readers import Document
 from gptcli.files import atomic_write
-from gptcli.shards.format import TokenDtype, token_dtype
+from gptcli.shards.format import TokenDtype
 from gptcli.shards.order import mix64
-from gptcli.tokenizer.tokenizer import Tokenizer
+from gptcli.tokenizer.encoders import Encoder
 
 SPLIT_RULE = "validation where the first 8 bytes of BLAKE2b-64(text in UTF-8), big-endian, are below val_fraction * 2**64"
-ENCODE_CHARACTERS = 1_000_000  # given to the tokenizer at a time; bounds the Python integers alive at once
+ENCODE_CHARACTERS = 1_000_000  # given to the encoder at a time; bounds the Python integers alive at once
+SAMPLES = 2  # texts kept of what was dropped, for each reason and unit
+SAMPLE_CHARACTERS = 200
 
 
-@dataclass(frozen=True, slots=True)
-class UnitTask:
-    path: Path
-    first: int
-    """The number of the unit's first document in reading order."""
-    documents: list[Document]
-    seed: int
-    val_fraction: float
+@dataclass(slots=True)
+class Tally:
+    """What became of documents. `read` = those kept + the sum of `dropped`."""
+
+    read: int = 0
+    kept: int = 0
+    text_bytes: int = 0
+    """Of what is left of those kept."""
+    cut: int = 0
+    """Documents among those kept that lost text to decontamination."""
+    pieces: int = 0
+    """Documents made besides those kept, because some were cut apart."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    samples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    """(where, how it begins) of a few that were dropped, by reason."""
+
+    def as_json(self) -> dict[str, object]:
+        return {part.name: getattr(self, part.name) for part in fields(self)}
+
+    def drop(self, reason: str, where: str, text: str) -> None:
+        self.dropped[reason] += 1
+        some = self.samples.setdefault(reason, [])
+        if len(some) < SAMPLES:
+            some.append((where, text[:SAMPLE_CHARACTERS]))
+
+    def add(self, other: Tally) -> None:
+        self.read += other.read
+        self.kept += other.kept
+        self.text_bytes += other.text_bytes
+        self.cut += other.cut
+        self.pieces += other.pieces
+        self.dropped += other.dropped
+        for reason, some in other.samples.items():
+            mine = self.samples.setdefault(reason, [])
+            mine += some[: SAMPLES - len(mine)]
 
 
-def tokenize_unit(tokenizer: Tokenizer, task: UnitTask) -> Unit:
-    """Hash, sort and tokenise a unit's documents and write them to `task.path`, whole or not at all.
+def write_head(file: IO[bytes], head: dict[str, object]) -> None:
+    """JSON before the arrays of a work file, padded so that they are aligned."""
+    data = json.dumps(head).encode()
+    data += b" " * (-len(data) % 8)
+    file.write(len(data).to_bytes(8, "little") + data)
 
-    Documents of blanks only are left out.
-    """
-    texts, kept, hashes = [], [], []
-    text_bytes = 0
-    for number, document in enumerate(task.documents):
-        if not document.text.strip():
-            continue
-        data = document.text.encode()
-        texts.append(document.text)
-        kept.append(task.first + number)
-        hashes.append(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest()))
-        text_bytes += len(data)
-    val = np.array([value < task.val_fraction * 2**64 for value in hashes], bool)
-    keys = shuffle_keys(np.array(kept, np.uint64), task.seed)
+
+def read_head(path: Path) -> tuple[dict[str, object], int]:
+    """The JSON, and where the arrays begin."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(size)), 8 + size
+
+
+def read_tally(head: dict[str, object]) -> Tally:
+    tally = Tally(**head["tally"])  # type: ignore[arg-type]
+    tally.dropped = Counter(tally.dropped)
+    return tally
+
+
+def write_unit(
+    path: Path, encoder: Encoder, eot_id: int, dtype: TokenDtype, keys: np.ndarray, texts: list[str], val_fraction: float, tally: Tally
+) -> None:
+    """Hash, sort and tokenise texts and write them to `path`, whole or not at all. `keys` (uint64): where the shuffle puts each."""
+    limit = val_fraction * 2**64
+    val = np.array([int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) < limit for text in texts], bool)
     order = np.lexsort((keys, val))
-    pieces = list(_encode(tokenizer, [texts[index] for index in order]))
-    counts = np.array([len(texts) - val.sum(), val.sum(), len(task.documents), text_bytes], "<i8")
-    borders = np.cumsum([0, *map(len, pieces)], dtype="<i8")
-    with atomic_write(task.path) as file:
-        for part in (counts, keys[order].astype("<u8"), borders, *pieces):
+    pieces, counts = [], []
+    for batch in _batches([texts[index] for index in order]):
+        ids, lengths = encoder.encode(batch)
+        starts = np.cumsum(lengths) - lengths
+        pieces.append(np.insert(ids, starts, eot_id).astype(dtype))
+        counts.append(lengths + 1)
+    borders = np.concatenate([[0], *counts]).cumsum().astype("<i8")
+    with atomic_write(path) as file:
+        write_head(file, {"train": len(texts) - int(val.sum()), "val": int(val.sum()), "tally": tally.as_json()})
+        for part in (keys[order].astype("<u8"), borders, *pieces):
             file.write(part.data)
-    return Unit(task.path, token_dtype(tokenizer.vocab_size))
 
 
 def shuffle_keys(numbers: np.ndarray, seed: int) -> np.ndarray:
@@ -67,15 +111,7 @@ def shuffle_keys(numbers: np.ndarray, seed: int) -> np.ndarray:
     return mix64(mix64(numbers ^ first) ^ second)
 
 
-def _encode(tokenizer: Tokenizer, texts: list[str]) -> Iterator[np.ndarray]:
-    """Each text's tokens, an end-of-text before them."""
-    dtype = token_dtype(tokenizer.vocab_size)
-    for batch in _batches(texts):
-        for ids in tokenizer.encode_batch(batch):
-            yield np.array([tokenizer.eot_id, *ids], dtype)
-
-
-def _batches(texts: list[str]) -> Iterator[list[str]]:
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
     batch: list[str] = []
     size = 0
     for text in texts:
@@ -89,27 +125,23 @@ def _batches(texts: list[str]) -> Iterator[list[str]]:
 
 
 class Unit:
-    """A unit's file: int64 counts (train documents, val documents, documents read, text bytes kept), keys, token borders, tokens."""
+    """A unit's file: a head with counts, keys, token borders, tokens."""
 
     def __init__(self, path: Path, dtype: TokenDtype) -> None:
         self.path, self.dtype = path, dtype
-        counts = np.fromfile(path, "<i8", 4)
-        self.documents = {"train": int(counts[0]), "val": int(counts[1])}
-        self.documents_read, self.text_bytes = int(counts[2]), int(counts[3])
-        self._borders = counts.nbytes + 8 * self.kept  # where in the file
-        self._tokens = self._borders + 8 * (self.kept + 1)
+        head, self._keys = read_head(path)
+        self.documents = {split: int(head[split]) for split in ("train", "val")}  # type: ignore[call-overload]
+        self.tally = read_tally(head)
+        self._borders = self._keys + 8 * sum(self.documents.values())
+        self._tokens = self._borders + 8 * (sum(self.documents.values()) + 1)
         self.tokens = (path.stat().st_size - self._tokens) // dtype.itemsize
-
-    @property
-    def kept(self) -> int:
-        return sum(self.documents.values())
 
     def table(self, split: str, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """The split's documents whose keys are `first` to `last` inclusive: keys (n,) uint64, borders (n + 1,) of their tokens, int64."""
         before = 0 if split == "train" else self.documents["train"]
         count = self.documents[split]
         # Mapped, because a search touches a few of the keys only. Nothing cannot be mapped.
-        keys = np.memmap(self.path, "<u8", "r", 32 + 8 * before, (count,)) if count else np.empty(0, "<u8")
+        keys = np.memmap(self.path, "<u8", "r", self._keys + 8 * before, (count,)) if count else np.empty(0, "<u8")
         low = int(np.searchsorted(keys, np.uint64(first), "left"))
         high = int(np.searchsorted(keys, np.uint64(last), "right"))
         borders = np.fromfile(self.path, "<i8", high - low + 1, offset=self._borders + 8 * (before + low))
@@ -118,17 +150,3 @@ class Unit:
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens start to stop, a copy."""
         return np.fromfile(self.path, self.dtype, stop - start, offset=self._tokens + self.dtype.itemsize * start)
-
-
-def grouped(documents: Iterable[Document], characters: int) -> Iterator[list[Document]]:
-    """Runs of documents, in order, each of about this many characters."""
-    run: list[Document] = []
-    size = 0
-    for document in documents:
-        run.append(document)
-        size += len(document.text) + 64  # a document costs something even when it is empty
-        if size >= characters:
-            yield run
-            run, size = [], 0
-    if run:
-        yield run

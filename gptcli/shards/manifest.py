@@ -4,12 +4,12 @@
      "shards":  [{"file": "train-webtext2-000000.bin", "split": "train", "tokens": int, "documents": int, "sha256": hex,
                   "source": "webtext2"}, ...],
      "sources": [{"name": "webtext2", "documents_in": int, "documents_kept": int, "dropped": {"quality": int, ...},
-                  "text_bytes": int, "tokens": int, "weight": float, "epochs": float}, ...]}
+                  "text_bytes": int, "tokens": int, "cut": int, "pieces": int, "weight": float, "epochs": float}, ...]}
 
 A build without a recipe has one source, "inputs", and its files carry no name (`train-000000.bin`); a recipe's sources stay apart on
 disk, each in shards of its own, so that a weight can change here without a token being rewritten. Within a split, shards are listed
 source after source in the order of `sources`, and by number. Weights are relative: `Manifest.shares` makes them add up to 1. Keys that
-have a default (`source`, `weight`, `epochs`) may be absent, as in folders written before there were recipes.
+have a default (`source`, `cut`, `pieces`, `weight`, `epochs`) may be absent, as in folders written before there were recipes.
 """
 
 from __future__ import annotations
@@ -56,6 +56,10 @@ class Source:
     """UTF-8 bytes of the documents kept."""
     tokens: int
     """Of the documents kept, each one's end-of-text among them."""
+    cut: int = 0
+    """Documents among those kept that lost text to decontamination."""
+    pieces: int = 0
+    """Documents in the shards besides those kept, because some were cut apart."""
     weight: float = 1.0
     """How much of the training mixture comes from here, relative to the other sources."""
     epochs: float = 1.0

@@ -10,6 +10,7 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from gptcli.errors import InputError, UsageError
 from gptcli.events import SILENT, Events
+from gptcli.tokenizer.fast_bpe import learn_merges
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet, pieces
 
 MIN_VOCAB = 256 + 1  # the bytes and <|endoftext|>
@@ -25,20 +26,25 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, events: Events = S
     """
     if vocab_size < MIN_VOCAB:
         raise UsageError(f"a vocabulary of {vocab_size} is too small", hint=f"it needs 256 bytes and {END_OF_TEXT}: {MIN_VOCAB} or more")
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1, min_frequency=MIN_FREQUENCY, initial_alphabet=list(byte_alphabet()), show_progress=False
-    )
-    backend.train_from_iterator(_reported(texts, events), trainer)
-    model = json.loads(backend.to_str())["model"]
-    tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
-    tokenizer = Tokenizer([*tokens, END_OF_TEXT], [tuple(merge) for merge in model["merges"]])
+    merges = learn_merges(_reported(texts, events), vocab_size - MIN_VOCAB, lambda pieces: _reference(pieces, vocab_size))
+    tokens = dict.fromkeys([*byte_alphabet(), *(left + right for left, right in merges)])  # two merges may make one token
+    tokenizer = Tokenizer([*tokens, END_OF_TEXT], merges)
     if tokenizer.vocab_size < vocab_size:
         events.warn(
             f"the text has pairs for a vocabulary of {tokenizer.vocab_size:,} only, not {vocab_size:,}: give more text or a smaller size"
         )
     return tokenizer
+
+
+def _reference(texts: Iterable[str], vocab_size: int) -> list[tuple[str, str]]:
+    """The merges that tokenizers learns."""
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1, min_frequency=MIN_FREQUENCY, initial_alphabet=list(byte_alphabet()), show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
+    return [tuple(merge) for merge in json.loads(backend.to_str())["model"]["merges"]]
 
 
 def _reported(texts: Iterable[str], events: Events) -> Iterator[str]:

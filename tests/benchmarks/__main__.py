@@ -16,12 +16,19 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks import banded, cuda, sampling, startup, training
+from tests.benchmarks import banded, cuda, data, sampling, startup, training
 
 BENCHMARKS = {
-    "startup": startup.run, "banded": banded.run, "shakespeare": training.shakespeare, "gpt2-124M": training.gpt2_124m,
-    "sampling": sampling.run, "int8-quality": sampling.quality,
-}  # fmt: skip
+    "startup": startup.run,
+    "shakespeare": training.shakespeare,
+    "gpt2-124M": training.gpt2_124m,
+    "banded": banded.run,
+    "sampling": sampling.run,
+    "int8-quality": sampling.quality,
+    "build-shards": data.build_shards,
+    "bpe-training": data.bpe_training,
+    "minhash": data.minhash,
+}
 
 
 def machine() -> str:

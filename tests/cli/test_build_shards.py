@@ -105,7 +105,7 @@ def test_killed_at_any_moment_and_resumed(corpus: Path, gpt: Gpt) -> None:
     gpt(*ARGUMENTS, "-o", "whole")
     chance = random.Random()
     kills = 0
-    for _ in range(6):
+    for _ in range(int(os.environ.get("GPT_KILLS", 6))):
         with start(corpus, "-o", "killed", "--resume") as process:
             wait_for_files(corpus / "killed", process, chance.randrange(1, 6))
             time.sleep(chance.random() * 0.02)
@@ -198,10 +198,14 @@ def test_dry_run(corpus: Path, gpt: Gpt) -> None:
         (["corpus", "-t", "tokenizer.json", "--shard-tokens", "3B"], "gpt: --shard-tokens: 3000000000 is not from 1 to"),
         (["corpus", "-t", "tokenizer.json", "--workers", "0"], "gpt: --workers: 0 is less than 1"),
         (["corpus", "-t", "tokenizer.json", "--documents", "word"], "gpt: --documents: unknown kind of document 'word'"),
+        (["corpus", "-t", "tokenizer.json", "--on-error", "ignore"], "gpt: --on-error: unknown on_error 'ignore'"),
+        (["corpus", "-t", "tokenizer.json", "--encoder", "fast"], "gpt: --encoder: unknown encoder 'fast'"),
+        (["corpus", "-t", "tokenizer.json", "--format", "nano"], "gpt: --format: unknown format 'nano'\n  did you mean nanogpt"),
+        (["--verify", "corpus"], "gpt: corpus: not a shard folder"),
         (["corpus", "-t", "tokenizer.json", "-o", "."], "lies inside the output folder"),
         (["corpus", "-t", "tokenizer.json", "-o", "tokenizer.json"], "gpt: tokenizer.json: is not a folder"),
         (["corpus", "-t", "tokenizer.json", "--resume", "--force"], "--resume and --force contradict each other"),
-        (["corpus/empty.txt", "-t", "tokenizer.json"], "gpt: corpus/empty.txt: the file is empty"),
+        (["corpus/empty.txt", "-t", "tokenizer.json"], "gpt: corpus/empty.txt: there is no text in the inputs"),
         (["corpus/latin.txt", "-t", "tokenizer.json"], "gpt: corpus/latin.txt: not valid UTF-8 at byte 3"),
         (["corpus/bad.jsonl", "-t", "tokenizer.json"], "gpt: corpus/bad.jsonl:2: "),
         (["--config", "none.toml"], "gpt: none.toml: no such configuration file"),
@@ -217,3 +221,55 @@ def test_bad_input_is_one_message(corpus: Path, gpt: Gpt, arguments: list[str], 
     assert errors.count("gpt: ") == 1
     assert "Traceback" not in errors
     assert sorted(corpus.rglob("*")) == before
+
+
+def test_what_is_broken_is_skipped_when_asked(corpus: Path, gpt: Gpt) -> None:
+    (corpus / "bad.jsonl").write_text('{"text": "a"}\n{"txt": "b"}\n{"text": "c"}\n')
+    report = json.loads(gpt("build-shards", "bad.jsonl", "-t", "tokenizer.json", "--on-error", "skip", "--json").stdout)
+    source = report["sources"][0]
+    assert (source["documents_in"], source["documents_kept"], source["dropped"]) == (3, 2, {"no text field": 1})
+
+
+def test_verify_and_nanogpt(corpus: Path, gpt: Gpt) -> None:
+    gpt(*ARGUMENTS, "--format", "nanogpt", "--encoder", "tokenizers")
+    manifest = read_manifest(corpus / "shards")
+    assert (corpus / "shards/train.bin").stat().st_size == 2 * manifest.tokens("train")
+    assert "report.md beside it" in gpt("build-shards", "--verify", "shards").stdout
+    shard = corpus / "shards/train-000001.bin"
+    data = shard.read_bytes()
+    shard.write_bytes(data[:2000] + b"a" + data[2001:])
+    assert "altered: its SHA-256" in gpt("build-shards", "--verify", "shards", code=2).stderr
+
+
+def test_a_recipe(corpus: Path, gpt: Gpt) -> None:
+    (corpus / "recipe.toml").write_text(
+        """
+tokenizer = "tokenizer.json"
+val_fraction = 0.01
+mixture = "gpt3"
+mixture_tokens = "3M"
+
+[sources.common_crawl]
+inputs = ["corpus/0.txt"]
+documents = "line"
+dedup = { method = "lsh", against = ["wikipedia"] }
+clean = { min_words = 5 }
+
+[sources.wikipedia]
+inputs = ["corpus/1.txt"]
+documents = "line"
+"""
+    )
+    done = gpt("build-shards", "--config", "recipe.toml", "--workers", "1")
+    manifest = read_manifest(corpus / "shards")
+    crawl = manifest.sources[0]
+    assert manifest.shares() == {"common_crawl": 60 / 63, "wikipedia": 3 / 63}
+    assert crawl.dropped["too few words"] > 100
+    assert crawl.documents_in == crawl.documents_kept + sum(crawl.dropped.values()) == 5000
+    assert crawl.epochs == pytest.approx(3e6 * 60 / 63 / manifest.tokens("train", "common_crawl"))
+    assert "% of the mixture" in done.stdout
+    assert "(GPT-3: 3.4)" in done.stdout
+    assert "sources = {" in (corpus / "shards/build.toml").read_text()
+    (corpus / "recipe.toml").write_text('tokenizer = "tokenizer.json"\n[sources.a]\ninputs = ["corpus"]\nwieght = 3\n')
+    assert "sources.a: unknown key 'wieght'" in gpt("build-shards", "--config", "recipe.toml", "-o", "x", code=2).stderr
+    assert "both INPUT and a recipe" in gpt("build-shards", "corpus", "--config", "recipe.toml", "-o", "x", code=2).stderr

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
 import pytest
 
+from gptcli.corpus.units import Tally, Unit, shuffle_keys, write_unit
+from gptcli.shards.format import token_dtype
+from gptcli.tokenizer.encoders import open_encoder
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
 
 
@@ -11,3 +18,19 @@ from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
 def byte_tokenizer() -> Tokenizer:
     """A token a byte, so that a test can say what the tokens are; end-of-text is 256."""
     return Tokenizer([*byte_alphabet(), END_OF_TEXT], [])
+
+
+MakeUnit = Callable[..., Unit]
+
+
+@pytest.fixture(scope="session")
+def make_unit(byte_tokenizer: Tokenizer) -> MakeUnit:
+    """make_unit(path, texts, first=0, seed=0, val_fraction=0.0): a unit of texts numbered from `first` on."""
+    encoder = open_encoder(byte_tokenizer, "tokenizers")
+
+    def make(path: Path, texts: list[str], first: int = 0, seed: int = 0, val_fraction: float = 0.0) -> Unit:
+        keys = shuffle_keys(np.arange(first, first + len(texts), dtype=np.uint64), seed)
+        write_unit(path, encoder, 256, token_dtype(257), keys, texts, val_fraction, Tally(read=len(texts), kept=len(texts)))
+        return Unit(path, token_dtype(257))
+
+    return make

@@ -18,6 +18,7 @@ import pytest
 from gptcli import files
 from gptcli.corpus import build as building
 from gptcli.corpus.build import Build, begin, finish
+from gptcli.corpus.recipe import Source
 from gptcli.errors import InputError, UsageError
 from gptcli.events import Events
 from gptcli.files import sha256
@@ -47,7 +48,12 @@ def build(tmp_path: Path, byte_tokenizer: Tokenizer) -> Build:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*lines, " "]))
     (tmp_path / "b.txt").write_text("\n".join(lines[:1] * 40))
     inputs = [str(tmp_path / name) for name in ("a.jsonl", "b.txt")]
-    return Build(inputs=inputs, tokenizer=byte_tokenizer, val_fraction=0.2, shard_tokens=3000, documents="line")
+    return Build(sources=[Source(inputs=inputs, documents="line")], tokenizer=byte_tokenizer, val_fraction=0.2, shard_tokens=3000)
+
+
+def with_source(build: Build, **changes: object) -> Build:
+    """The same build, but for something about its one source."""
+    return dataclasses.replace(build, sources=[dataclasses.replace(build.sources[0], **changes)])
 
 
 def run(build: Build, out: Path, workers: int = 1, **how: bool) -> Manifest:
@@ -120,6 +126,14 @@ def test_the_bytes_do_not_depend_on_the_workers(build: Build, tmp_path: Path, wo
     run(build, tmp_path / "one")
     run(build, tmp_path / "many", workers)
     assert contents(tmp_path / "one") == contents(tmp_path / "many")
+
+
+@pytest.mark.parametrize("encoder", ["tiktoken", "gigatoken"])
+def test_the_bytes_do_not_depend_on_the_encoder(build: Build, tmp_path: Path, encoder: str) -> None:
+    pytest.importorskip(encoder)
+    run(build, tmp_path / "auto")
+    run(dataclasses.replace(build, encoder=encoder), tmp_path / encoder)
+    assert contents(tmp_path / "auto") == contents(tmp_path / encoder)
 
 
 def test_the_bytes_do_not_depend_on_the_units(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,11 +250,11 @@ def test_a_resume_of_something_else_is_refused(build: Build, tmp_path: Path, fin
     assert "seed was 0, now 5" in refusal(dataclasses.replace(build, seed=5))
     assert "val_fraction was 0.2, now 0.1" in refusal(dataclasses.replace(build, val_fraction=0.1))
     assert "shard_tokens was 3000, now 4" in refusal(dataclasses.replace(build, shard_tokens=4))
-    assert "documents was line, now file" in refusal(dataclasses.replace(build, documents="file"))
+    assert "documents was line, now file" in refusal(with_source(build, documents="file"))
     assert "tokenizer was" in refusal(dataclasses.replace(build, tokenizer=other))
-    assert "b.txt is no longer an input" in refusal(dataclasses.replace(build, inputs=build.inputs[:1]))
+    assert "b.txt is no longer an input" in refusal(with_source(build, inputs=build.inputs[:1]))
     (tmp_path / "c.txt").write_text("more")
-    assert "c.txt is a new input" in refusal(dataclasses.replace(build, inputs=[*build.inputs, str(tmp_path / "c.txt")]))
+    assert "c.txt is a new input" in refusal(with_source(build, inputs=[*build.inputs, str(tmp_path / "c.txt")]))
     with open(tmp_path / "b.txt", "a") as file:
         file.write("\nmore")
     assert "b.txt has changed" in refusal(build)
@@ -262,7 +276,7 @@ def test_folders_that_are_not_ours(build: Build, tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_broken_input_empties_the_folder(build: Build, tmp_path: Path, workers: int) -> None:
     (tmp_path / "c.jsonl").write_text('{"text": "good"}\n{"text": \n')
-    build = dataclasses.replace(build, inputs=[*build.inputs, str(tmp_path / "c.jsonl")])
+    build = with_source(build, inputs=[*build.inputs, str(tmp_path / "c.jsonl")])
     with pytest.raises(InputError, match=r"c.jsonl:2: not valid JSON"):
         run(build, tmp_path / "out", workers)
     assert not (tmp_path / "out").exists()
@@ -282,10 +296,10 @@ class Heard(Events):
 
 def test_an_empty_side(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
     (tmp_path / "a.txt").write_text("\n".join(texts(100)))
-    build = Build(inputs=[str(tmp_path / "a.txt")], tokenizer=byte_tokenizer, val_fraction=1e-9)
+    build = Build(sources=[Source(inputs=[str(tmp_path / "a.txt")])], tokenizer=byte_tokenizer, val_fraction=1e-9)
     for kind, advice in (("file", "--documents paragraph"), ("line", "raise it: at 0.1 about 10 of them")):
         heard = Heard()
-        one = dataclasses.replace(build, documents=kind)
+        one = with_source(build, documents=kind)
         begin(one, tmp_path / kind, resume=False, force=False)
         assert finish(one, tmp_path / kind, events=heard).of("val") == []
         assert len(heard.warnings) == 1
@@ -325,7 +339,7 @@ def test_settings_that_cannot_be_met(build: Build) -> None:
         with pytest.raises(UsageError, match="--shard-tokens"):
             dataclasses.replace(build, shard_tokens=tokens)
     with pytest.raises(UsageError, match=r"--documents: unknown kind of document 'lines'\n.*line"):
-        dataclasses.replace(build, documents="lines")
+        with_source(build, documents="lines")
 
 
 def test_a_large_vocabulary_is_written_in_uint32(build: Build, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from gptcli.corpus.build import Build, begin, finish
 from gptcli.corpus.estimate import estimate
+from gptcli.corpus.recipe import Source
 from gptcli.errors import InputError
 from gptcli.tokenizer.tokenizer import Tokenizer, byte_alphabet
 
@@ -23,7 +24,12 @@ def build(tmp_path: Path) -> Build:
     for number in range(12):
         words = chance.choices(["abc", "ab", "dog", "a"], k=20_000)
         (tmp_path / f"{number:02d}.txt").write_text(" ".join(words) + "\n")
-    return Build(inputs=[str(path) for path in sorted(tmp_path.glob("*.txt"))], tokenizer=TOKENIZER, shard_tokens=100_000, val_fraction=0)
+    return Build(
+        sources=[Source(inputs=[str(path) for path in sorted(tmp_path.glob("*.txt"))])],
+        tokenizer=TOKENIZER,
+        shard_tokens=100_000,
+        val_fraction=0,
+    )
 
 
 def test_it_is_close_to_what_the_build_makes(build: Build, tmp_path: Path) -> None:
@@ -44,11 +50,11 @@ def test_it_is_close_to_what_the_build_makes(build: Build, tmp_path: Path) -> No
 
 def test_what_cannot_be_known_is_none(build: Build, tmp_path: Path) -> None:
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"abc " * 1000))
-    packed = estimate(Build(inputs=[str(tmp_path / "a.txt.gz")], tokenizer=TOKENIZER), 1)
+    packed = estimate(Build(sources=[Source(inputs=[str(tmp_path / "a.txt.gz")])], tokenizer=TOKENIZER), 1)
     assert packed.bytes_per_token == pytest.approx(2, rel=0.01)
     assert packed.input_bytes == (tmp_path / "a.txt.gz").stat().st_size
     assert packed.tokens is packed.shards is packed.disk_bytes is packed.memory_bytes is packed.seconds is None
-    nothing = estimate(Build(inputs=["-"], tokenizer=TOKENIZER), 1)
+    nothing = estimate(Build(sources=[Source(inputs=["-"])], tokenizer=TOKENIZER), 1)
     assert nothing.input_bytes is nothing.bytes_per_token is nothing.tokens is None
 
 

@@ -228,7 +228,7 @@ def test_zst_without_its_package_names_the_extra(tmp_path: Path, monkeypatch: py
     assert error_of(path) == "FILE: reading .zst needs the package zstandard\n  pip install 'gptcli[data]'"
 
 
-@pytest.mark.parametrize("name", ["a.parquet", "a.warc.gz", "a.tar.gz", "a.PDF", "a.txt.bz2"])
+@pytest.mark.parametrize("name", ["a.arrow", "a.tar.gz", "a.PDF", "a.txt.bz2"])
 def test_what_cannot_be_read_is_refused_at_once(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="files cannot be read"):
         read_documents(write(tmp_path / name, "x"))
@@ -292,13 +292,13 @@ def test_a_link_to_a_file_is_that_file(tree: Path) -> None:
     [
         ("absent.txt", "absent.txt: no such file or folder"),
         ("*.csv", r"\*.csv: nothing matches"),
-        ("[a-c]*.foo*", "no .txt or .jsonl file there, plain or compressed\n"),
-        ("code*", r"no .txt or .jsonl file there, plain or compressed \(only .py\)"),
-        ("folder", r"no .txt or .jsonl file there, plain or compressed \(only .parquet, no ending\)"),
+        ("[a-c]*.foo*", "no file of a known kind there\n"),
+        ("code*", r"no file of a known kind there \(only .py\)"),
+        ("folder", r"no file of a known kind there \(only .arrow, no ending\)"),
     ],
 )
 def test_nothing_found_is_an_error(tree: Path, name: str, message: str) -> None:
-    write(tree / "folder" / "a.parquet", "x")
+    write(tree / "folder" / "a.arrow", "x")
     write(tree / "folder" / "LICENSE", "x")
     with pytest.raises(InputError, match=message):
         find_inputs(["b.txt", name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +11,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gptcli.corpus import shuffle
-from gptcli.corpus.readers import Document
 from gptcli.corpus.shuffle import plan_shards, write_planned
-from gptcli.corpus.units import Unit, UnitTask, shuffle_keys, tokenize_unit
+from gptcli.corpus.units import Unit, shuffle_keys
 from gptcli.errors import InputError
 from gptcli.shards.format import document_lengths, open_shard
-from gptcli.tokenizer.tokenizer import Tokenizer
+from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
+
+MakeUnit = Callable[..., Unit]
+BYTES = Tokenizer([*byte_alphabet(), END_OF_TEXT], [])
 
 
-def units_of(folder: Path, tokenizer: Tokenizer, texts: list[str], size: int) -> list[Unit]:
+def units_of(folder: Path, make_unit: MakeUnit, texts: list[str], size: int) -> list[Unit]:
     runs = [texts[start : start + size] for start in range(0, len(texts), size)]
-    return [
-        tokenize_unit(tokenizer, UnitTask(folder / f"unit-{number}", number * size, [Document(text, "") for text in run], 0, 0.0))
-        for number, run in enumerate(runs)
-    ]
+    return [make_unit(folder / f"unit-{number}", run, number * size) for number, run in enumerate(runs)]
 
 
 def by_hand(texts: list[str], shard_tokens: int) -> list[list[str]]:
@@ -47,7 +47,7 @@ def by_hand(texts: list[str], shard_tokens: int) -> list[list[str]]:
 )  # fmt: skip
 def test_shards_are_those_made_by_hand(
     tmp_path_factory: pytest.TempPathFactory,
-    byte_tokenizer: Tokenizer,
+    make_unit: MakeUnit,
     monkeypatch: pytest.MonkeyPatch,
     sizes: list[int],
     shard_tokens: int,
@@ -58,20 +58,20 @@ def test_shards_are_those_made_by_hand(
     monkeypatch.setattr(shuffle, "PIECE_DOCUMENTS", 3)
     folder = tmp_path_factory.mktemp("shuffle")
     texts = [chr(ord("a") + number % 26) * size for number, size in enumerate(sizes)]
-    units = units_of(folder, byte_tokenizer, texts, unit_documents)
+    units = units_of(folder, make_unit, texts, unit_documents)
     plans = list(plan_shards(units, "train", shard_tokens))
     expected = by_hand(texts, shard_tokens)
     assert [plan.file for plan in plans] == [f"train-{number:06d}.bin" for number in range(len(expected))]
     for plan, documents in zip(plans, expected, strict=True):
         shard = write_planned(folder, units, plan)
         assert (shard.tokens, shard.documents) == (sum(map(len, documents)) + len(documents), len(documents))
-        tokens = [token for text in documents for token in [256, *byte_tokenizer.encode(text)]]
+        tokens = [token for text in documents for token in [256, *BYTES.encode(text)]]
         assert open_shard(folder / shard.file).tolist() == tokens
         assert document_lengths(folder / shard.file).tolist() == [len(text) + 1 for text in documents]
     assert list(plan_shards(units, "val", shard_tokens)) == []
 
 
-def test_a_document_too_long_for_any_shard(tmp_path: Path, byte_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_document_too_long_for_any_shard(tmp_path: Path, make_unit: MakeUnit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shuffle, "MAX_TOKENS", 10)
     with pytest.raises(InputError, match="a document of 11 tokens is longer than a shard can be"):
-        list(plan_shards(units_of(tmp_path, byte_tokenizer, ["a" * 10], 1), "train", 10))
+        list(plan_shards(units_of(tmp_path, make_unit, ["a" * 10], 1), "train", 10))

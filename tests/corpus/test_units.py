@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
 
-from gptcli.corpus.readers import Document
-from gptcli.corpus.units import UnitTask, grouped, shuffle_keys, tokenize_unit
+from gptcli.corpus.units import Tally, Unit, shuffle_keys
 from gptcli.tokenizer.tokenizer import Tokenizer
 
-TEXTS = ["one", "two", " \n", "three", "four", "one", "", "five", "Grüße", "six"]
+TEXTS = ["one", "two", "three", "four", "one", "five", "Grüße", "six"]
 
 
-def task(path: Path, texts: list[str], first: int = 0, val_fraction: float = 0.5) -> UnitTask:
-    return UnitTask(path, first, [Document(text, "here") for text in texts], seed=7, val_fraction=val_fraction)
+MakeUnit = Callable[..., Unit]
 
 
 def ids(text: str, tokenizer: Tokenizer) -> list[int]:
@@ -29,9 +26,9 @@ def goes_to_val(text: str, val_fraction: float) -> bool:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64 < val_fraction
 
 
-def test_documents_are_split_by_hash_and_sorted_by_key(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
-    unit = tokenize_unit(byte_tokenizer, task(tmp_path / "unit", TEXTS, first=100))
-    kept = [(text, 100 + number) for number, text in enumerate(TEXTS) if text.strip()]
+def test_documents_are_split_by_hash_and_sorted_by_key(tmp_path: Path, byte_tokenizer: Tokenizer, make_unit: MakeUnit) -> None:
+    unit = make_unit(tmp_path / "unit", TEXTS, first=100, seed=7, val_fraction=0.5)
+    kept = [(text, 100 + number) for number, text in enumerate(TEXTS)]
     for split in ("train", "val"):
         there = [(text, number) for text, number in kept if goes_to_val(text, 0.5) == (split == "val")]
         keys = shuffle_keys(np.array([number for _, number in there], np.uint64), 7)
@@ -41,13 +38,12 @@ def test_documents_are_split_by_hash_and_sorted_by_key(tmp_path: Path, byte_toke
         assert found.tolist() == keys[order].tolist()
         documents = [unit.read(start, stop).tolist() for start, stop in pairwise(borders)]
         assert documents == [ids(there[index][0], byte_tokenizer) for index in order]
-    assert (unit.documents_read, unit.kept) == (10, 8)
-    assert unit.text_bytes == sum(len(text.encode()) for text, _ in kept)
-    assert unit.tokens == unit.text_bytes + 8
+    assert (unit.tally.read, unit.tally.kept) == (8, 8)
+    assert unit.tokens == sum(len(text.encode()) for text, _ in kept) + 8
 
 
-def test_a_table_is_cut_at_its_keys(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
-    unit = tokenize_unit(byte_tokenizer, task(tmp_path / "unit", [str(number) for number in range(40)], val_fraction=0.3))
+def test_a_table_is_cut_at_its_keys(tmp_path: Path, make_unit: MakeUnit) -> None:
+    unit = make_unit(tmp_path / "unit", [str(number) for number in range(40)], seed=7, val_fraction=0.3)
     for split in ("train", "val"):
         keys, borders = unit.table(split, 0, 2**64 - 1)
         for low, high in ((0, 0), (2, 5), (len(keys) - 1, len(keys) - 1)):
@@ -58,14 +54,14 @@ def test_a_table_is_cut_at_its_keys(tmp_path: Path, byte_tokenizer: Tokenizer) -
         assert (len(none), len(border)) == (0, 1)
 
 
-def test_the_split_depends_on_the_text_alone(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
-    unit = tokenize_unit(byte_tokenizer, task(tmp_path / "unit", ["the same"] * 5))
+def test_the_split_depends_on_the_text_alone(tmp_path: Path, make_unit: MakeUnit) -> None:
+    unit = make_unit(tmp_path / "unit", ["the same"] * 5, val_fraction=0.5)
     assert sorted(unit.documents.values()) == [0, 5]
 
 
-def test_a_unit_without_text(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
-    unit = tokenize_unit(byte_tokenizer, task(tmp_path / "unit", ["", " "]))
-    assert (unit.kept, unit.documents_read, unit.tokens, unit.text_bytes) == (0, 2, 0, 0)
+def test_a_unit_without_text(tmp_path: Path, make_unit: MakeUnit) -> None:
+    unit = make_unit(tmp_path / "unit", [])
+    assert (unit.documents, unit.tokens) == ({"train": 0, "val": 0}, 0)
     keys, borders = unit.table("val", 0, 2**64 - 1)
     assert (keys.tolist(), borders.tolist()) == ([], [0])
 
@@ -83,11 +79,14 @@ def test_keys_are_distinct_and_even() -> None:
     assert ((counts - 390.625) ** 2 / 390.625).sum() < 347  # chi-square, 255 degrees of freedom, 0.9999
 
 
-@given(st.lists(st.text(max_size=300)), st.integers(1, 1000))
-def test_grouping_keeps_order_and_size(texts: list[str], characters: int) -> None:
-    documents = [Document(text, str(number)) for number, text in enumerate(texts)]
-    runs = list(grouped(documents, characters))
-    assert [document for run in runs for document in run] == documents
-    sizes = [[len(document.text) + 64 for document in run] for run in runs]
-    assert all(sum(run) >= characters for run in sizes[:-1])
-    assert all(sum(run[:-1]) < characters for run in sizes)
+def test_tallies_add_up() -> None:
+    one, two = Tally(read=3, kept=1, text_bytes=10), Tally(read=4, kept=3, cut=1, pieces=2)
+    one.drop("blank", "a:1", "x" * 999)
+    one.drop("blank", "a:2", "")
+    two.drop("blank", "b:1", "")
+    two.drop("quality", "b:2", "bad")
+    one.add(two)
+    assert (one.read, one.kept, one.text_bytes, one.cut, one.pieces) == (7, 4, 10, 1, 2)
+    assert one.dropped == {"blank": 3, "quality": 1}
+    assert [where for where, _ in one.samples["blank"]] == ["a:1", "a:2"]
+    assert len(one.samples["blank"][0][1]) == 200

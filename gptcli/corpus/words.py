@@ -1,0 +1,109 @@
+"""Texts as hashes of normalised words and of word n-grams, for whole batches at once with numpy.
+
+A word is what stands between blanks, in lower case, without punctuation (Appendix C). `normalised` says it in plain Python; the arrays
+here hold a 64-bit hash of each such word.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+
+from gptcli.shards.order import mix64
+from gptcli.tokenizer.tokenizer import pieces
+
+SLICE = 1 << 20  # characters hashed at once
+_BASE = 0x9E3779B97F4A7C15 | 1  # of the polynomial; odd, so that it has an inverse modulo 2**64
+_PUNCTUATION = re.compile(r"[^\w\s]|_")
+_DROPPED, _BLANK, _BORDER, _WORD = range(4)  # kinds of bytes
+_KIND = np.full(256, _WORD, np.uint8)
+_KIND[list(string.punctuation.encode())] = _DROPPED
+_KIND[list(b" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f")] = _BLANK
+_KIND[0] = _BORDER
+
+
+def normalised(text: str) -> Iterator[tuple[str, int, int]]:
+    """Each word of `text` with the place it was found at: (word, start, end)."""
+    for match in re.finditer(r"\S+", text):
+        word = _PUNCTUATION.sub("", match[0].lower()).replace("\0", "")
+        if word:
+            yield word, match.start(), match.end()
+
+
+def word_hashes(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The hashes of all words end to end (uint64), and how many words each text has (int64)."""
+    parts: list[np.ndarray] = []
+    owners: list[np.ndarray] = []
+    batch: list[str] = []
+    owner: list[int] = []
+    held = 0
+    for number, text in enumerate(texts):
+        for piece in pieces(text, SLICE):
+            batch.append(piece)
+            owner.append(number)
+            held += len(piece)
+            if held >= SLICE:
+                _flush(batch, owner, parts, owners)
+                held = 0
+    _flush(batch, owner, parts, owners)
+    counts = np.bincount(np.concatenate([np.empty(0, np.int64), *owners]), minlength=len(texts))
+    return np.concatenate([np.empty(0, np.uint64), *parts]), counts
+
+
+def _flush(batch: list[str], owner: list[int], parts: list[np.ndarray], owners: list[np.ndarray]) -> None:
+    if batch:
+        hashes, which = _hashed(batch)
+        parts.append(hashes)
+        owners.append(np.array(owner, np.int64)[which])
+        batch.clear()
+        owner.clear()
+
+
+def _hashed(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """A hash a word, and the number of the text it stands in."""
+    data = np.frombuffer(b"\0".join(map(_plain, texts)), np.uint8)
+    kind = _KIND[data]
+    kept = kind != _DROPPED
+    data, kind = data[kept], kind[kept]
+    inside = kind == _WORD
+    edges = np.flatnonzero(np.diff(inside, prepend=False, append=False))
+    starts, ends = edges[::2], edges[1::2]
+    powers, inverses = _tables(max(16, len(data).bit_length()))
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(data * powers[: len(data)], dtype=np.uint64)])
+    hashes = mix64((sums[ends] - sums[starts]) * inverses[starts] + (ends - starts).astype(np.uint64))
+    return hashes, np.searchsorted(np.flatnonzero(kind == _BORDER), starts)
+
+
+def _plain(text: str) -> bytes:
+    text = text.lower()
+    if not text.isascii():
+        text = " ".join(_PUNCTUATION.sub("", text).split())
+    return text.encode().replace(b"\0", b"")
+
+
+@lru_cache(maxsize=4)
+def _tables(bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """2**bits powers of the base, and as many of its inverse."""
+    tables = []
+    for base in (_BASE, pow(_BASE, -1, 1 << 64)):
+        table = np.full(1 << bits, base, np.uint64)
+        table[0] = 1
+        tables.append(np.cumprod(table, dtype=np.uint64))
+    return tables[0], tables[1]
+
+
+def grams(hashes: np.ndarray, counts: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """A hash for each run of `n` words inside one text (uint64), and the number of its text; shorter texts have none."""
+    if len(hashes) < n:
+        return np.empty(0, np.uint64), np.empty(0, np.int64)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    whole = owner[: len(owner) - n + 1] == owner[n - 1 :]
+    total = np.zeros(len(hashes) - n + 1, np.uint64)
+    keys = mix64(np.arange(1, n + 1, dtype=np.uint64) * np.uint64(_BASE))
+    for place, key in enumerate(keys):
+        total += hashes[place : place + len(total)] * (key | np.uint64(1))
+    return mix64(total[whole]), owner[: len(total)][whole]

@@ -1,0 +1,179 @@
+"""Who turns text into ids: tokenizers (the reference), tiktoken or gigatoken, the same ids from each.
+
+A faster encoder is taken only where nothing can differ. It must reproduce the reference on `PROBES` when it is opened; it never sees
+`<|endoftext|>` as anything but text; and documents that hold a character which Unicode 17 was the first to assign (gigatoken's
+tables know those 4,657, the others' do not yet) go to the reference. gigatoken remembers every word it meets: it is renewed after
+`RENEW_BYTES` of text, so that its memory does not grow with the corpus.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from gptcli.errors import RunError, UsageError, nearest
+from gptcli.tokenizer.tokenizer import PATTERN, Tokenizer, byte_alphabet
+
+ENCODERS = ("auto", "tokenizers", "tiktoken", "gigatoken")
+FASTEST_FIRST = ("gigatoken", "tiktoken")
+RENEW_BYTES = 1 << 28
+
+# fmt: off
+UNICODE_17 = (  # first and last of each run
+    (0x88F, 0x88F), (0xC5C, 0xC5C), (0xCDC, 0xCDC), (0xA7CE, 0xA7CF), (0xA7D2, 0xA7D2), (0xA7D4, 0xA7D4), (0xA7F1, 0xA7F1),
+    (0x10940, 0x10959), (0x10EC5, 0x10EC7), (0x11DB0, 0x11DDB), (0x11DE0, 0x11DE9), (0x16EA0, 0x16EB8), (0x16EBB, 0x16ED3),
+    (0x16FF2, 0x16FF6), (0x187F8, 0x187FF), (0x18D09, 0x18D1E), (0x18D80, 0x18DF2), (0x1E6C0, 0x1E6DE), (0x1E6E0, 0x1E6E2),
+    (0x1E6E4, 0x1E6E5), (0x1E6E7, 0x1E6ED), (0x1E6F0, 0x1E6F4), (0x1E6FE, 0x1E6FF), (0x2B73A, 0x2B73F), (0x2CEA2, 0x2CEAD),
+    (0x323B0, 0x33479),
+)
+# fmt: on
+_NEWER = re.compile("[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in UNICODE_17) + "]")
+# Beginnings of their UTF-8: one byte is looked for with memchr, many times faster than a character class looks at each character.
+_LEADS: dict[int, set[bytes]] = {}
+for _first, _last in UNICODE_17:
+    for _point in range(_first, _last + 1):
+        _data = chr(_point).encode()
+        _LEADS.setdefault(_data[0], set()).add(_data[:2])
+
+PROBES = (
+    "Hello, world! It's 1234.5 o'clock; they'll've won't.",
+    "  two  spaces\tand\ttabs \n\n and\r\nlines \n  ",
+    "<|endoftext|> is text here, and so is <|endoftext",
+    "naïve café — “quotes” … Ωμέγα привет 你好，世界 こんにちは 한국어 ١٢٣ Ⅻ ½",
+    "👩‍👩‍👧‍👦 🇫🇷 e\u0301 \u200b\u00a0\u3000\ufeff \x00\x7f\x85",
+    "def f(x):\n    return {'a': [x**2 // 3] * 10}  # ok\n\n\n",
+    "a" * 300 + "ab" * 200 + " " * 70 + "x" + "\n" * 9 + "=" * 80,
+)
+
+
+class Encoder(Protocol):
+    name: str
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all texts end to end (uint32), and how many of them are each text's (int64, (len(texts),))."""
+
+
+def open_encoder(tokenizer: Tokenizer, name: str = "auto") -> Encoder:
+    """The encoder of this name for `tokenizer`; "auto" is the fastest that is installed and passes the check.
+
+    Raises UsageError where the named one is unknown, not installed or cannot encode for this kind of tokenizer, RunError where its
+    ids differ from the reference's.
+    """
+    if name not in ENCODERS:
+        raise UsageError(f"unknown encoder {name!r}", where="--encoder", hint=nearest(name, ENCODERS))
+    reference = _Reference(tokenizer)
+    if name == "tokenizers":
+        return reference
+    for candidate in FASTEST_FIRST if name == "auto" else (name,):
+        try:
+            encoder = _OPENERS[candidate](tokenizer, reference)
+        except ImportError:
+            if name != "auto":
+                raise UsageError(f"{name} is not installed", where="--encoder", hint="pip install 'gptcli[fast]'") from None
+            continue
+        except UnsuitableError as error:
+            if name != "auto":
+                raise UsageError(f"{name} cannot encode for this tokenizer: {error}", where="--encoder", hint="use tokenizers") from None
+            continue
+        if _agree(encoder, reference):
+            return encoder
+        if name != "auto":
+            raise RunError(f"{name} gives other ids than tokenizers do", where="--encoder", hint="use tokenizers, or another version of it")
+    return reference
+
+
+class UnsuitableError(Exception):
+    """A backend cannot stand for this tokenizer."""
+
+
+def _agree(encoder: Encoder, reference: Encoder) -> bool:
+    return all(map(np.array_equal, encoder.encode(PROBES), reference.encode(PROBES)))
+
+
+def knows_more(text: str) -> bool:
+    """Whether a Unicode 17 table would cut `text` otherwise than older ones do."""
+    if text.isascii():
+        return False
+    data = text.encode()
+    return any(lead in data and any(two in data for two in twos) for lead, twos in _LEADS.items()) and _NEWER.search(text) is not None
+
+
+class _Reference:
+    name = "tokenizers"
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        ids = self._tokenizer.encode_batch(list(texts))
+        counts = np.array([len(row) for row in ids], np.int64)
+        return np.fromiter((number for row in ids for number in row), np.uint32, int(counts.sum())), counts
+
+
+class _Tiktoken:
+    name = "tiktoken"
+
+    def __init__(self, tokenizer: Tokenizer, reference: Encoder) -> None:
+        import tiktoken
+
+        model = _byte_level(tokenizer)
+        alphabet = byte_alphabet()
+        ranks = {
+            bytes(alphabet[character] for character in token): number
+            for token, number in model["vocab"].items()
+            if number != tokenizer.eot_id and alphabet.keys() >= set(token)
+        }
+        learnt = [model["vocab"]["".join(merge)] for merge in model["merges"]]
+        if learnt != sorted(learnt):
+            raise UnsuitableError("its ids are not in the order of its merges, by which tiktoken chooses")
+        self._encoding = tiktoken.Encoding("gpt", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        rows = [self._encoding.encode_to_numpy(text, disallowed_special=()) for text in texts]
+        return np.concatenate([np.empty(0, np.uint32), *rows]), np.array([len(row) for row in rows], np.int64)
+
+
+class _Gigatoken:
+    name = "gigatoken"
+
+    def __init__(self, tokenizer: Tokenizer, reference: Encoder) -> None:
+        import gigatoken
+
+        _byte_level(tokenizer)
+        plain = json.loads(tokenizer.to_json())
+        plain["added_tokens"] = []  # it would look for them in the text
+        self._load, self._json = gigatoken.Tokenizer.from_json, json.dumps(plain)
+        self._reference = reference
+        self._backend = self._load(self._json)
+        self._seen = 0
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        if any(newer := [knows_more(text) for text in texts]):
+            return self._mixed(texts, newer)
+        if self._seen > RENEW_BYTES:
+            self._backend, self._seen = self._load(self._json), 0
+        self._seen += sum(map(len, texts))
+        rows = self._backend.encode_batch(list(texts), parallel=False).layout
+        offsets = np.asarray(rows.offsets.data)
+        return np.asarray(rows.content.data)[offsets[0] : offsets[-1]], np.diff(offsets)
+
+    def _mixed(self, texts: Sequence[str], newer: list[bool]) -> tuple[np.ndarray, np.ndarray]:
+        rows = [(self._reference if other else self).encode([text]) for text, other in zip(texts, newer, strict=True)]
+        return np.concatenate([ids for ids, _ in rows]), np.concatenate([counts for _, counts in rows])
+
+
+_OPENERS: dict[str, Callable[[Tokenizer, Encoder], Encoder]] = {"tiktoken": _Tiktoken, "gigatoken": _Gigatoken}
+
+
+def _byte_level(tokenizer: Tokenizer) -> Any:
+    """The "model" of its tokenizer.json. Raises UnsuitableError where it is not GPT-2's kind."""
+    value = json.loads(tokenizer.to_json())
+    if (value.get("pre_tokenizer") or {}).get("type") != "ByteLevel" or value.get("normalizer"):
+        raise UnsuitableError("it is not a byte-level BPE")
+    model = value["model"]
+    model["merges"] = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+    return model

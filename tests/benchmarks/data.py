@@ -1,0 +1,127 @@
+"""Documents to shards, BPE training and MinHash on one core, beside what people use, in one run.
+
+Text: the standard library's source, over and over with each repetition's words marked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+BYTES = int(os.environ.get("GPT_BENCH_BYTES", 60_000_000))
+
+
+def texts(size: int = BYTES) -> Iterator[str]:
+    """Documents of source code, of `size` bytes together."""
+    library = sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py"))
+    done = number = 0
+    while done < size:
+        for path in library:
+            if "site-packages" in path.parts:
+                continue
+            with contextlib.suppress(UnicodeDecodeError):
+                text = path.read_text(encoding="utf-8")[:50_000]
+                text = text.replace("self", f"self{number}") if number else text
+                done += len(text.encode())
+                yield text
+                if done >= size:
+                    return
+        number += 1
+
+
+def timed(name: str, work: Callable[[], object], amount: float, unit: str) -> float:
+    start = time.perf_counter()
+    work()
+    rate = amount / (time.perf_counter() - start)
+    print(f"{name:<52} {rate:10,.1f} {unit}/s", flush=True)
+    return rate
+
+
+def build_shards() -> None:
+    """jsonl.zst to shards, whole pipeline, against a tiktoken loop that writes uint16 as nanoGPT's prepare.py does."""
+    import tiktoken
+    import zstandard
+
+    from gptcli.corpus.build import Build, begin, finish
+    from gptcli.corpus.recipe import Source
+    from gptcli.tokenizer.encoders import open_encoder
+    from gptcli.tokenizer.tokenizer import PATTERN, byte_alphabet, load_tokenizer
+
+    tokenizer = load_tokenizer(Path(os.environ["GPT_TEST_DATA"]) / "gpt2-vocab")
+    alphabet = byte_alphabet()
+    vocab = json.loads(tokenizer.to_json())["model"]["vocab"]
+    ranks = {bytes(alphabet[c] for c in token): number for token, number in vocab.items() if number != tokenizer.eot_id}
+    encoding = tiktoken.Encoding("gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256})
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "a.jsonl.zst"
+        with zstandard.open(path, "wt", encoding="utf-8") as file:
+            file.writelines(json.dumps({"text": text}) + "\n" for text in texts())
+
+        def nanogpt() -> None:
+            with zstandard.open(path, "rt", encoding="utf-8") as lines, open(Path(scratch) / "train.bin", "wb") as out:
+                for line in lines:
+                    ids = encoding.encode_ordinary(json.loads(line)["text"])
+                    out.write(np.array([*ids, 50256], np.uint16).tobytes())
+
+        rates = {}
+        for name in ("gigatoken", "tiktoken"):
+            build = Build(sources=[Source(inputs=[str(path)])], tokenizer=tokenizer, encoder=name)
+            open_encoder(tokenizer, name)  # imported and checked beforehand: a long build does not notice
+            out = Path(scratch) / name
+
+            def shards(build: Build = build, out: Path = out) -> None:
+                begin(build, out, resume=False, force=False)
+                finish(build, out, workers=1)
+
+            rates[name] = timed(f"gpt build-shards, 1 worker, {name}", shards, BYTES / 1e6, "MB")
+        rates["nanogpt"] = timed("tiktoken pipeline of the nanoGPT kind", nanogpt, BYTES / 1e6, "MB")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        print(f"  {rates['gigatoken'] / rates['nanogpt']:.1f} x; peak memory {peak:,.0f} MB")
+
+
+def bpe_training() -> None:
+    """50,257 entries, merges compared."""
+    from gptcli.tokenizer import training
+
+    size = int(os.environ.get("GPT_BENCH_BYTES", 80_000_000))
+    corpus = list(texts(size))
+    learnt = []
+    fast = timed("gpt tokenize train", lambda: learnt.append(training.train_tokenizer(corpus, 50257)), size / 1e6, "MB")
+    learn = training.learn_merges
+    training.learn_merges = lambda pieces, _, reference: reference(pieces)  # type: ignore[assignment]
+    slow = timed("tokenizers", lambda: learnt.append(training.train_tokenizer(corpus, 50257)), size / 1e6, "MB")
+    training.learn_merges = learn
+    print(f"  {fast / slow:.1f} x, merges {'identical' if learnt[0].sha256 == learnt[1].sha256 else 'DIFFERENT'}")
+
+
+def minhash() -> None:
+    """112 hashes in 14 bands of word 5-grams, normalisation and hashing of words included; beside the usual loop over shingles."""
+    import hashlib
+
+    from gptcli.corpus.minhash import BANDINGS, band_keys, shingles
+    from gptcli.corpus.words import normalised
+
+    words = " ".join(texts(8_000_000)).split()
+    documents = [" ".join(words[start : start + 120]) for start in range(0, len(words) - 120, 120)]
+    ours = timed("MinHash, ours", lambda: band_keys(*shingles(documents), BANDINGS["lsh"]), len(documents), "documents")
+
+    factors = np.random.default_rng(0).integers(1, (1 << 61) - 1, (2, 112), np.uint64)
+
+    def datatrove_style() -> None:
+        for document in documents[:1500]:
+            tokens = [word for word, _, _ in normalised(document)]
+            found = {" ".join(tokens[at : at + 5]) for at in range(max(1, len(tokens) - 4))}
+            hashes = np.array([int.from_bytes(hashlib.sha1(shingle.encode()).digest()[:4], "little") for shingle in found], np.uint64)
+            ((hashes[:, None] * factors[0] + factors[1]) % np.uint64((1 << 61) - 1)).min(0)
+
+    theirs = timed("MinHash, a shingle at a time (datatrove's way)", datatrove_style, 1500, "documents")
+    print(f"  {ours / theirs:.1f} x, on {len(documents):,} documents of 120 words")

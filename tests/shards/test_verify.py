@@ -1,0 +1,94 @@
+"""A whole folder passes; any one fault is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gptcli.errors import InputError
+from gptcli.shards.format import write_shard
+from gptcli.shards.manifest import Manifest, Shard, Source, write_manifest
+from gptcli.shards.verify import verify_shards
+from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
+
+EOT = 256
+
+
+def make(folder: Path, documents: dict[str, list[list[int]]], lengths: dict[str, list[int]] | None = None) -> Manifest:
+    """A shard folder with the documents (tokens after end-of-text) of each split; `lengths` may lie."""
+    tokenizer = Tokenizer([*byte_alphabet(), END_OF_TEXT], [])
+    tokenizer.save(folder / "tokenizer.json")
+    shards = []
+    for split, rows in documents.items():
+        tokens = np.array([token for row in rows for token in (EOT, *row)], np.uint16)
+        said = np.array((lengths or {}).get(split, [len(row) + 1 for row in rows]))
+        digest = write_shard(folder / f"{split}-000000.bin", said, [tokens], np.dtype("<u2"))
+        shards.append(Shard(file=f"{split}-000000.bin", split=split, tokens=len(tokens), documents=len(rows), sha256=digest))
+    count = sum(shard.documents for shard in shards)
+    tokens_of_all = sum(shard.tokens for shard in shards)
+    source = Source(name="inputs", documents_in=count, documents_kept=count, dropped={}, text_bytes=9, tokens=tokens_of_all)
+    manifest = Manifest(
+        tokenizer_sha256=tokenizer.sha256,
+        vocab_size=257,
+        eot_id=EOT,
+        seed=0,
+        val_fraction=0.1,
+        split_rule="",
+        shards=shards,
+        sources=[source],
+    )
+    write_manifest(folder, manifest)
+    return manifest
+
+
+GOOD = {"train": [[1, 2, 3], [], [7]], "val": [[5, 6]]}
+
+
+def fault(folder: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        verify_shards(folder)
+    return str(caught.value).replace(str(folder), "F")
+
+
+def test_a_whole_folder(tmp_path: Path) -> None:
+    manifest = make(tmp_path, GOOD)
+    assert verify_shards(tmp_path) == manifest
+
+
+@pytest.mark.parametrize(
+    ("documents", "lengths", "message"),
+    [
+        ({"train": [[1, 2, 3], [7]]}, {"train": [3, 3]}, "its end-of-text tokens do not stand where"),
+        ({"train": [[1, EOT, 3], [7]]}, None, "its end-of-text tokens do not stand where"),
+        ({"train": [[1, 300]]}, None, "holds the token 300, outside the vocabulary of 257"),
+    ],
+)
+def test_documents_that_are_wrong(
+    tmp_path: Path, documents: dict[str, list[list[int]]], lengths: dict[str, list[int]] | None, message: str
+) -> None:
+    make(tmp_path, documents, lengths)
+    assert message in fault(tmp_path)
+
+
+def test_files_that_are_wrong(tmp_path: Path) -> None:
+    manifest = make(tmp_path, GOOD)
+    data = (tmp_path / "train-000000.bin").read_bytes()
+    (tmp_path / "train-000000.bin").write_bytes(data[:-2] + b"\x09\x00")
+    assert fault(tmp_path).startswith("F/train-000000.bin: altered")
+    (tmp_path / "train-000000.bin").write_bytes(data)
+    write_manifest(tmp_path, dataclasses.replace(manifest, sources=[dataclasses.replace(manifest.sources[0], documents_in=9)]))
+    assert "documents in are not those kept and those dropped" in fault(tmp_path)
+    write_manifest(tmp_path, dataclasses.replace(manifest, sources=[dataclasses.replace(manifest.sources[0], tokens=9)]))
+    assert "its shards do not hold 9 tokens" in fault(tmp_path)
+    write_manifest(tmp_path, dataclasses.replace(manifest, sources=[dataclasses.replace(manifest.sources[0], pieces=1)]))
+    assert "its shards do not hold the documents kept" in fault(tmp_path)
+    write_manifest(tmp_path, dataclasses.replace(manifest, tokenizer_sha256="ab"))
+    assert "is not the tokenizer that the manifest names" in fault(tmp_path)
+    table = json.loads((tmp_path / "manifest.json").read_text()) | {"tokenizer_sha256": manifest.tokenizer_sha256}
+    table["shards"][0]["tokens"] = 5
+    (tmp_path / "manifest.json").write_text(json.dumps(table))
+    assert "holds 7 tokens in 3 documents, not 5 in 3" in fault(tmp_path)
