@@ -261,7 +261,7 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
         return
     facts = {
         "parameters": f"{plan.model.parameters:,}",
-        "steps": f"{steps:,}",
+        "steps": f"{'at least ' if plan.train.follow_noise else ''}{steps:,}",
         "work": f"{flops:.3g} FLOP (6N)",
         "memory": f"{amount(memory)}B for weights, gradients and optimizer over all processes; activations come on top",
     }

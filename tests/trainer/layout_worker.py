@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,8 @@ class Tokens:
 
 def make_run(layout: str, *, attention: str = "banded", tied: bool = True, n_layer: int = 2, **changes: Any) -> Run:
     n_tokens, laid_out = SEQUENCES * N_CTX, parse_layout(layout)
-    micro_batch = max(1, SEQUENCES // laid_out.replicas // max(2, laid_out.pp))  # gradients are accumulated where they can be
+    at_least = max(1 if laid_out.tp > 1 and laid_out.processes > 2 else 2, laid_out.pp)  # gradients are accumulated; DTensor takes its time
+    micro_batch = max(1, SEQUENCES // laid_out.replicas // at_least)
     config: dict[str, Any] = {
         "tokens": STEPS * n_tokens, "batch_tokens": n_tokens, "lr": 1e-2, "min_lr_ratio": 0.1, "warmup_tokens": 0, "decay_tokens": 1,
         "ramp_tokens": 0, "ramp_from": 0, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "clip": 1.0, "seed": 1,
@@ -50,12 +50,12 @@ def make_run(layout: str, *, attention: str = "banded", tied: bool = True, n_lay
     return Run(name="", out=Path(), data=Path(), model=model, train=train, data_sha256="", tokenizer_sha256="", eot_id=0)
 
 
-def curve(run: Run, rank: int, world: int) -> dict[str, object]:
+def curve(run: Run, rank: int, world: int, steps: int) -> dict[str, object]:
     """Losses and gradient norms of a run's steps, and the loss of its last weights on what it has not seen."""
     place = Place(torch.device("cpu"), rank, world, parse_layout(run.train.layout))
     stepper = build(run, place, SILENT)
     losses, norms = [], []
-    for step in range(STEPS):
+    for step in range(steps):
         batches = micro_batches(Tokens(), step * SEQUENCES, SEQUENCES, run.train.micro_batch, place)
         loss = stepper.gradients(batches, run.train.batch_tokens, step)
         norms.append(stepper.clip_gradients().item())
@@ -66,21 +66,21 @@ def curve(run: Run, rank: int, world: int) -> dict[str, object]:
 
 
 def cases(world: int) -> list[dict[str, Any]]:
-    """Every product of the axes, with every schedule where there are stages; banded models (whose layers are dense and banded in turn), and
-    dense ones, some with a head of their own."""
+    """Every product of the axes, with every schedule where there are stages, of banded models, whose layers are dense and banded in turn.
+    On two processes dense models too, some with a head of their own, and, for some steps, recomputation and precisions."""
     found: list[dict[str, Any]] = []
     divisors = [n for n in (1, 2, 4) if world % n == 0]
     for dp, shard, tp, pp in itertools.product(divisors, repeat=4):
         if dp * shard * tp * pp != world:
             continue
         case: dict[str, Any] = {"layout": str(Layout(dp, shard, tp, pp))}
-        if world == 2 or tp == 1 or tp == world:
+        if world == 2:
             found.append({**case, "attention": "dense", "n_layer": 5 if pp > 1 else 2, "tied": dp == 1})
         for schedule in SCHEDULES if pp > 1 else ["1f1b"]:
             layers = 2 if pp == 1 else 9 if SCHEDULES[schedule] * pp > 5 else 5
             found.append({**case, "attention": "banded", "pipeline_schedule": schedule, "n_layer": layers})
     if world == 2:
-        banded: dict[str, Any] = {"attention": "banded", "n_layer": 2}
+        banded: dict[str, Any] = {"attention": "banded", "n_layer": 2, "steps": 6}
         found += [{**banded, "layout": layout, "recompute": how} for layout in ("tp=2", "shard=2", "pp=2") for how in ("selective", "full")]
         found += [
             {**banded, "layout": layout, "precision": kind} for layout in ("dp=2", "tp=2", "shard=2", "pp=2") for kind in ("bf16", "fp16")
@@ -99,7 +99,7 @@ def model_of(case: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(case.get(name, default) for name, default in MODEL.items())
 
 
-def main(rank: int, folder: Path, only: str) -> None:
+def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     results = []
     for world in (1, 2, 4):
@@ -108,17 +108,14 @@ def main(rank: int, folder: Path, only: str) -> None:
         if world > 1:
             dist.init_process_group("gloo", store=dist.FileStore(str(folder / f"store-{world}"), world), rank=rank, world_size=world)
         for case in cases(world) if world > 1 else alone():
-            if only and world > 1 and only not in str(case):
-                continue
-            began = time.perf_counter()
-            results.append({**case, "model": model_of(case), **curve(make_run(**case), rank, world)})
-            if rank == 0:
-                print(case, round(time.perf_counter() - began, 2), flush=True)
-                (folder / "results.json").write_text(json.dumps(results))
+            changes = {name: value for name, value in case.items() if name != "steps"}
+            results.append({**case, "model": model_of(case), **curve(make_run(**changes), rank, world, case.get("steps", STEPS))})
         if world > 1:
             dist.barrier()
             dist.destroy_process_group()
+    if rank == 0:
+        (folder / "results.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else "")
+    main(int(sys.argv[1]), Path(sys.argv[2]))

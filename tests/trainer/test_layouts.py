@@ -39,11 +39,12 @@ def test_every_layout_follows_one_process(results: list[dict[str, Any]]) -> None
     laid_out = [case for case in results if case["layout"] != "dp=1"]
     for case in laid_out:
         one, exact = alone[tuple(case["model"])], case.get("precision", "fp32") == "fp32"
-        ours, theirs = ([*row["losses"], row["unseen"]] for row in (case, one))
-        away = max(abs(mine - its) for mine, its in zip(ours, theirs, strict=True))
+        away = max(abs(mine - its) for mine, its in zip(case["losses"], one["losses"], strict="steps" not in case))
         told = {name: value for name, value in case.items() if not isinstance(value, (list, float))}
         assert away < (1e-4 if exact else 3e-2), (told, away)
-        assert case["norms"] == pytest.approx(one["norms"], rel=1e-3 if exact else 5e-2), told
-    assert all(case["losses"][0] - case["losses"][-1] > 1 for case in results), "there was something to follow"
+        assert case["norms"] == pytest.approx(one["norms"][: len(case["norms"])], rel=1e-3 if exact else 5e-2), told
+        if "steps" not in case:
+            assert abs(case["unseen"] - one["unseen"]) < 1e-4, told
+    assert all(case["losses"][0] - case["losses"][-1] > 1 for case in alone.values()), "there was something to follow"
     assert len({case["layout"] for case in laid_out}) == 14
     assert {case["pipeline_schedule"] for case in laid_out if "pp" in case["layout"] and "pipeline_schedule" in case} == set(SCHEDULES)
