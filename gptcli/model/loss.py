@@ -44,7 +44,11 @@ class Loops:
     accumulate: Callable[[torch.Tensor, torch.Tensor], None] = accumulate
 
     def compiled(self) -> Loops:
-        return Loops(*(torch.compile(loop, dynamic=False) for loop in (self.exponentials, self.scale, self.accumulate)))
+        return Loops(
+            torch.compile(self.exponentials, dynamic=False),
+            torch.compile(self.scale, dynamic=False),
+            torch.compile(self.accumulate, dynamic=False),
+        )
 
 
 LOOPS = Loops()

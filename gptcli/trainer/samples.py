@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import itertools
 import threading
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from gptcli.errors import GptError
 from gptcli.events import Events
 from gptcli.model.transformer import GPT
-from gptcli.sampling.decode import decode, sample_generator
+from gptcli.sampling.decode import Row, decode, sample_generator
 from gptcli.sampling.filters import Rules
 from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import read_manifest
@@ -90,15 +89,28 @@ class Sampler:
             tensors["lm_head.weight"] = tensors["wte.weight"]
         model.load_state_dict(tensors, assign=True)
         model.eval()
-        eot, texts = self.run.eot_id, []
-        for number, prompt in enumerate(self.prompts):
-            generator = sample_generator(self.run.train.seed, number)
-            tokens = decode(model, prompt, RULES, max_tokens=LENGTH, generator=generator, stop_id=eot)
-            ids = list(itertools.takewhile(lambda _: not self.leaving.is_set(), tokens))
-            shown = [ids[: ids.index(eot)] if eot in ids else ids, [token for token in prompt if token != eot]]
-            text, asked = (self.tokenizer.decode(part) for part in shown)
-            texts.append((asked, text))
-        return texts
+        eot = self.run.eot_id
+        rows = [
+            Draft(prompt, max_tokens=LENGTH, generator=sample_generator(self.run.train.seed, number), stop_id=eot, leaving=self.leaving)
+            for number, prompt in enumerate(self.prompts)
+        ]
+        for _ in decode(model, rows, RULES, batch=len(rows)):
+            pass
+        spell = self.tokenizer.decode
+        return [(spell([token for token in row.prompt if token != eot]), spell(row.tokens)) for row in rows]
+
+
+class Draft(Row):
+    """A sample that is left where it is as soon as the run ends."""
+
+    def __init__(self, prompt: list[int], *, leaving: threading.Event, max_tokens: int, generator: torch.Generator, stop_id: int) -> None:
+        super().__init__(prompt, max_tokens=max_tokens, generator=generator, stop_id=stop_id)
+        self.leaving = leaving
+
+    def take(self, token: int, log_prob: float | None = None) -> None:
+        super().take(token, log_prob)
+        if self.leaving.is_set():
+            self.finish_reason = "length"
 
 
 def prompts(run: Run) -> list[list[int]]:
