@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gptcli.cost.held import chunk, layer_tensors, layers_of, outer_tensors
+from gptcli.cost.held import Divided, layer_tensors, layers_of, outer_tensors
 from gptcli.cost.layout import Layout
 from gptcli.cost.rank import ELEMENT_BYTES, Work
 from gptcli.model.config import ModelConfig
@@ -44,7 +44,9 @@ def step_traffic(config: ModelConfig, layout: Layout, work: Work, stage: int, *,
         # A branch gathers what it reads and scatters what it adds, and the other way round for their gradients; so does the head; the
         # embedding's are fp32. Of each position the loss adds up two numbers and compares one.
         by_tp = m * (8 * layers * e * stream + first * 2 * FP32 * stream + last * (2 * e * stream + 3 * FP32 * positions))
-        by_tp += exchanges * FP32 * sum(t.rows * t.columns for t in [*layer * layers, *outer] if t.added)
+        added = [sum(t.rows * t.columns for t in part if t.added) for part in (layer, outer)]
+        width = e if shard > 1 and pp == 1 else FP32  # of a layer's gradients, before they have been added to others
+        by_tp += exchanges * (width * layers * added[0] + FP32 * added[1])
     if shard > 1:  # a layer forwards and backwards, what is outside once, as it is; gradients are added up in fp32
         by_shard = m * (2 * layers * e * of_layer + FP32 * of_outer) + exchanges * FP32 * mine
     if layout.dp > 1:
@@ -52,5 +54,5 @@ def step_traffic(config: ModelConfig, layout: Layout, work: Work, stage: int, *,
     if pp > 1:  # a stage sends on what it made, and back what it got the gradient of
         by_pp = m * (2 * each - first - last) * FP32 * stream // tp
         if config.tied and (first or last):
-            by_pp += FP32 * chunk(config.vocab_size, tp, 0) * config.d_model
+            by_pp += FP32 * Divided(config.vocab_size, config.d_model, 0).piece(layout, 0, 0)
     return Traffic(tp=by_tp, shard=by_shard, dp=by_dp, pp=by_pp)

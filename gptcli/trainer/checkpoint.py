@@ -19,10 +19,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor.experimental import implicit_replication
 
 from gptcli.errors import InputError, RunError
@@ -76,7 +77,7 @@ class Checkpoints:
         folder = folder_of(self.out, state.position.step)
         partial = folder.with_name(f".{folder.name}{PARTIAL}")
         tensors = named_tensors(parameters, optimizer)
-        writing = dcp.async_save(
+        writing = async_save(
             tensors,
             storage_writer=Writer(partial, self.place, lambda digests: self._complete(partial, folder, state, digests)),
             planner=DefaultSavePlanner(flatten_state_dict=False),
@@ -126,7 +127,7 @@ class Checkpoints:
     def load(self, folder: Path, parameters: Parameters, optimizer: torch.optim.Optimizer) -> State:
         """Take up a checkpoint that `newest` found: every process reads what it needs, whatever layout wrote it."""
         reader = Reader(folder)
-        for key, saved in reader.read_metadata().state_dict_metadata.items():
+        for key, saved in reader.tensors().items():
             name, _, part = key.rpartition("/")
             if (parameter := parameters.get(name)) is not None:
                 whole = saved.size == parameter.shape  # laid out as its parameter is
@@ -188,11 +189,7 @@ def take_weights(folder: Path, parameters: Parameters) -> None:
 def read_model(folder: Path) -> dict[str, torch.Tensor]:
     """The whole parameters of a checkpoint, whatever layout wrote it, in this process alone."""
     reader = Reader(folder)
-    tensors = {
-        name: torch.empty(saved.size, dtype=saved.properties.dtype)
-        for name, saved in reader.read_metadata().state_dict_metadata.items()
-        if "/" not in name
-    }
+    tensors = {name: torch.empty(saved.size, dtype=saved.properties.dtype) for name, saved in reader.tensors().items() if "/" not in name}
     _load(tensors, reader, None)
     return tensors
 
@@ -216,7 +213,7 @@ def newest_state(out: Path) -> State | None:
 
 def _load(tensors: dict[str, torch.Tensor], reader: Reader, group: dist.ProcessGroup | None) -> None:
     """Fill `tensors` in place."""
-    dcp.load(
+    load(
         tensors,
         storage_reader=reader,
         planner=DefaultLoadPlanner(flatten_state_dict=False),

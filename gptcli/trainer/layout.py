@@ -117,5 +117,5 @@ def reduce_gradients(engine: nn.Module, layout: Layout, now: bool) -> None:
     if isinstance(engine, DistributedDataParallel):
         engine.require_backward_grad_sync = now
     elif isinstance(engine, FSDPModule):
-        engine.set_requires_all_reduce(now)
         engine.set_requires_gradient_sync(now or layout.shard > 1)
+        engine.set_requires_all_reduce(now)  # after the other, which sets it too

@@ -13,15 +13,16 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch.distributed.checkpoint import LoadPlan, LoadPlanner, SavePlan, SavePlanner, StorageReader, StorageWriter
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties, TensorStorageMetadata
-from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
 from gptcli.files import read_json, sha256, write_json
@@ -72,7 +73,8 @@ class Writer(StorageWriter):
             files[file_of(item.index.fqn, self.place)].append(item)
         results = []
         for file, items in files.items():
-            digest = write_safetensors(self.folder / file, {item.index.fqn: planner.resolve_data(item) for item in items})
+            tensors: dict[str, Any] = {item.index.fqn: planner.resolve_data(item) for item in items}
+            digest = write_safetensors(self.folder / file, tensors)
             results += [WriteResult(item.index, item.tensor_storage_size() or 0, (file, digest)) for item in items]
         return _done(results)
 
@@ -80,11 +82,11 @@ class Writer(StorageWriter):
         """On the first process, after all have written."""
         index: dict[str, Table] = {}
         for result in (result for part in results for result in part):
-            name, offset, number = result.index.fqn, result.index.offset, result.index.index
-            tensor = metadata.state_dict_metadata[name]
-            row = index.setdefault(name, {"dtype": DTYPES[tensor.properties.dtype], "size": list(tensor.size), "pieces": []})
-            size = tensor.chunks[number].sizes
-            row["pieces"].append({"file": result.storage_data[0], "offset": list(offset), "size": list(size)})
+            tensor: Any = metadata.state_dict_metadata[result.index.fqn]
+            row = {"dtype": DTYPES[tensor.properties.dtype], "size": list(tensor.size), "pieces": []}
+            chunk = tensor.chunks[result.index.index]
+            piece = {"file": result.storage_data[0], "offset": list(chunk.offsets), "size": list(chunk.sizes)}
+            index.setdefault(result.index.fqn, row)["pieces"].append(piece)
         write_json(self.folder / INDEX, index)
         digests = dict(result.storage_data for part in results for result in part)
         self.finished({**digests, INDEX: sha256(self.folder / INDEX)})
@@ -105,6 +107,10 @@ class Reader(StorageReader):
         """Nothing to forget: a reader serves once."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return Metadata({**self.tensors()})
+
+    def tensors(self) -> dict[str, TensorStorageMetadata]:
+        """What the checkpoint holds, by name."""
         tensors = {}
         dtypes = {name: dtype for dtype, name in DTYPES.items()}
         for name, row in read_json(self.folder / INDEX).items():
@@ -113,7 +119,7 @@ class Reader(StorageReader):
                 chunks.append(ChunkStorageMetadata(torch.Size(piece["offset"]), torch.Size(piece["size"])))
                 self.files[MetadataIndex(name, piece["offset"])] = piece["file"]
             tensors[name] = TensorStorageMetadata(TensorProperties(dtypes[row["dtype"]]), torch.Size(row["size"]), chunks)
-        return Metadata(tensors)
+        return tensors
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """All that is needed is known from `read_metadata`."""
@@ -155,7 +161,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
     with open(path, "wb") as file:
-        for block in (len(text).to_bytes(8, "little"), text, *map(_bytes, tensors.values())):
+        blocks: Iterator[bytes | memoryview] = chain((len(text).to_bytes(8, "little"), text), map(_bytes, tensors.values()))
+        for block in blocks:
             file.write(block)
             digest.update(block)
         file.flush()
@@ -164,7 +171,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _done(value: Any) -> Future[Any]:
