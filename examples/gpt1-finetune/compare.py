@@ -14,7 +14,7 @@ from gptcli.model.weights import load_model
 from gptcli.tokenizer.tokenizer import load_tokenizer
 from gptcli.trainer.finetune import METRICS, accuracy, finetune, load_finetuned
 from gptcli.trainer.finetune_inputs import Transformation
-from gptcli.trainer.finetune_task import read_examples, read_task
+from gptcli.trainer.finetune_task import FINETUNE, read_examples, read_task
 
 OUT, BASE, SEEDS = Path("out"), Path("out/base"), (0, 1, 2)
 
@@ -33,7 +33,8 @@ def main() -> None:
         tests = []
         for seed in SEEDS:
             run = OUT / f"{name.replace(' ', '-')}-{seed}"
-            finetune(task, Path(), start(name == "pretrained", seed), tokenizer, run, seed=seed)
+            if not (run / FINETUNE).is_file():
+                finetune(task, Path(), start(name == "pretrained", seed), tokenizer, run, seed=seed)
             lines = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
             curves.setdefault(name, []).append([(line["step"], line["val_accuracy"]) for line in lines if "val_accuracy" in line])
             model, *_ = load_finetuned(run)
