@@ -193,7 +193,7 @@ def _model(given: Resolved, vocab_size: int) -> tuple[ModelConfig, PaperModel]:
 
 def _started_from(given: Resolved, vocab_size: int, changes: dict[str, Any]) -> tuple[ModelConfig, PaperModel]:
     """The architecture of the model to start from, with this run's dropout; what else the user says, and the shards, must agree with it."""
-    from gptcli.model.weights import read_model_config
+    from gptcli.model.config_json import read_model_config
 
     folder = Path(given.values["init_from"])
     model = replace(read_model_config(folder), dropout=changes.pop("dropout", 0.0))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import MethodType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -76,7 +77,7 @@ class Place:
         return init_device_mesh(self.device.type, tuple(getattr(self.layout, axis) for axis in MESH), mesh_dim_names=MESH)
 
 
-def shard(part: nn.Module, mesh: DeviceMesh, gathered: torch.dtype | None) -> None:
+def shard(part: Any, mesh: DeviceMesh, gathered: torch.dtype | None) -> None:
     """Divide a GPT, or a stage of one, over `shard` and repeat it over `dp`, in place: it is an FSDPModule from here on.
 
     Layers are gathered one by one, as `gathered`. Token embedding, final norm and head are the root's own unit, needed together at the
@@ -86,10 +87,9 @@ def shard(part: nn.Module, mesh: DeviceMesh, gathered: torch.dtype | None) -> No
     A vocabulary that `tp` divides unevenly is divided by its columns: DTensor does not place uneven pieces of uneven pieces right.
     """
     axes = mesh["dp", "shard"] if mesh["dp"].size() > 1 else mesh["shard"]
-    layers = part.h.values() if isinstance(part.h, nn.ModuleDict) else part.h
-    for block in layers:
+    for block in part.h.values() if isinstance(part.h, nn.ModuleDict) else part.h:
         for norm in (module for module in block.modules() if isinstance(module, nn.LayerNorm)):
-            norm.forward = MethodType(_norm, norm)
+            norm.forward = MethodType(_norm, norm)  # type: ignore[method-assign]
         fully_shard(block, mesh=axes, mp_policy=MixedPrecisionPolicy(gathered, torch.float32, cast_forward_inputs=False))
 
     pieces = mesh["tp"].size() * mesh["shard"].size()

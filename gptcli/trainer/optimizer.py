@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -20,7 +23,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 
-def clip_gradients(model: nn.Module, most: float, place: Place, lifted: float = 1.0) -> torch.Tensor:
+def clip_gradients(model: Any, most: float, place: Place, lifted: float = 1.0) -> torch.Tensor:
     """Divide the gradient by `lifted` and cut its global norm to `most`; returns the norm it had between the two, over all processes, a
     scalar still on the device.
 
@@ -44,5 +47,5 @@ def _counts(gradient: torch.Tensor) -> bool:
     """Whether this process, of those that hold the same, is the first."""
     if not isinstance(gradient, DTensor):
         return True
-    coordinate = gradient.device_mesh.get_coordinate() or []
+    coordinate: Sequence[int] = gradient.device_mesh.get_coordinate() or ()
     return all(at == 0 for at, placement in zip(coordinate, gradient.placements, strict=True) if placement.is_replicate())

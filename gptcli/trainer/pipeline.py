@@ -110,8 +110,7 @@ class Pipeline:
         """
         count = rounded(len(batches), self.place.layout.pp, self.schedule)
         for index, stage in enumerate(self.stages):  # every schedule runs a stage's micro-batches in order
-            numbers = itertools.count(index * count)
-            stage.begin = lambda numbers=numbers: begin(next(numbers))
+            stage.begin = _counting(begin, index * count)
         x_BT, y_BT = (torch.cat(parts) for parts in zip(*batches, *[_empty(batches[0])] * (count - len(batches)), strict=True))
         self.scale = scale
         self.total.zero_()
@@ -135,7 +134,7 @@ class Pipeline:
                     total += y
                 else:
                     sends.append(dist.isend(y, group=self.group, group_dst=(self.place.stage + 1) % self.place.layout.pp))
-        for send in sends:
+        for send in filter(None, sends):
             send.wait()
         return total
 
@@ -188,6 +187,12 @@ class Pipeline:
         for work in dist.batch_isend_irecv(ops):
             work.wait()
         local += other
+
+
+def _counting(begin: Callable[[int], Context], first: int) -> Callable[[], Context]:
+    """`begin` of the next number each time, from `first` on."""
+    numbers = itertools.count(first)
+    return lambda: begin(next(numbers))
 
 
 def _empty(like: MicroBatch) -> MicroBatch:

@@ -174,7 +174,7 @@ class _Scales(TorchDispatchMode):
 
     def __init__(self, mesh: DeviceMesh) -> None:
         super().__init__()
-        self.axes = {mesh[axis].get_group().group_name: axis for axis in MESH}
+        self.axes: dict[str, str] = {mesh[axis].get_group().group_name: axis for axis in MESH}
         self.bytes: Counter[str] = Counter()
         """Of whole tensors, by axis."""
 

@@ -39,7 +39,7 @@ class Table(ParallelStyle):
     """Of the token embedding: a slice of the vocabulary on each process, which looks up the tokens that are its own; their sum is each
     process's slice of the sequence. (DTensor's own style would make the gradient of the whole vocabulary on every process.)"""
 
-    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+    def _apply(self, module: Any, device_mesh: DeviceMesh) -> nn.Module:
         module.weight = nn.Parameter(distribute_tensor(module.weight.detach(), device_mesh, [Shard(0)], src_data_rank=None))
 
         def look_up(idx_BT: torch.Tensor) -> torch.Tensor:
@@ -58,10 +58,10 @@ class Positions(ParallelStyle):
     """Of the position table: whole on every process, read at the positions of its slice of the sequence."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        def hold(name: str, module: nn.Module, mesh: DeviceMesh) -> None:
+        def hold(name: str, module: Any, mesh: DeviceMesh) -> None:
             module.weight = nn.Parameter(distribute_tensor(module.weight.detach(), mesh, [Replicate()], src_data_rank=None))
 
-        def cut(module: nn.Module, inputs: Any, mesh: DeviceMesh) -> DTensor:
+        def cut(module: nn.Module, inputs: Any, mesh: DeviceMesh) -> Any:
             return DTensor.from_local(inputs[0], mesh, [Replicate()], run_check=False).redistribute(placements=[Shard(0)])
 
         return distribute_module(module, device_mesh, hold, cut, lambda module, output, mesh: output.to_local())
@@ -86,7 +86,7 @@ def plan() -> dict[str, ParallelStyle]:
     }
 
 
-def divide(model: nn.Module, mesh: DeviceMesh) -> None:
+def divide(model: Any, mesh: DeviceMesh) -> None:
     """Divide a GPT, or a stage of one, over the processes of `mesh`, in place."""
     children = dict(model.named_children())
     tied = {"wte", "lm_head"} <= children.keys() and children["lm_head"].weight is children["wte"].weight

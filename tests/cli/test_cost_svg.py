@@ -125,7 +125,7 @@ def test_a_label_without_room_is_a_tip() -> None:
         (Scale("", 0, 81, log=False), [0, 20, 40, 60, 80]),
         (Scale("", 2017.5, 2024.9, log=False), [2018, 2019, 2020, 2021, 2022, 2023, 2024]),
     ],
-    ids=str,
+    ids=["decades", "halves", "one-two-five", "tens", "years"],
 )
 def test_ticks_are_round(scale: Scale, ticks: list[float]) -> None:
     assert list(scale.ticks()) == pytest.approx(ticks)
