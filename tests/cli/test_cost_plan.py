@@ -19,7 +19,7 @@ def rows_of(layout: Layout, work: Work) -> dict[str, tuple[str, str]]:
 
 def test_what_fits_says_by_how_much() -> None:
     rows = rows_of(Layout(shard=8, tp=2), Work(micro_batch=4, micro_batches=32))
-    assert rows["peak"] == ("25.7 GB", "fits a100 with 54.3 GB to spare")
+    assert rows["peak"] == ("28.3 GB", "fits a100 with 51.7 GB to spare")
     assert "nearest that fits" not in rows
     assert rows["Memory of a rank"][1] == "shard=8,tp=2"
     assert rows["run as"][1] == "micro-batch 4, recompute none"

@@ -82,4 +82,3 @@ def test_what_is_no_task(workplace: Path, task: str, message: str) -> None:
 
 def test_it_needs_a_model(gpt: Gpt, workplace: Path) -> None:
     assert "needs a model to start from" in gpt("train", "--finetune", "task.toml", code=2).stderr
-    assert "--init-from: goes with --finetune" in gpt("train", "--init-from", "base", code=2).stderr

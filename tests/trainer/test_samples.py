@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from gptcli.sampling.decode import decode, sample_generator
+from gptcli.sampling.decode import Row, decode, sample_generator
 from gptcli.sampling.loading import load
 from gptcli.trainer.metrics import read_lines
 from gptcli.trainer.samples import LENGTH, PROMPT, RULES, SAMPLES, prompts
@@ -16,8 +16,9 @@ def test_every_checkpoint_writes_what_its_model_would(make_run, train_here):
     assert [row["step"] for row in rows] == [20, 20]  # the only checkpoint is the last
     loaded = load(run.out, device="cpu", precision="fp32")
     for number, (row, prompt) in enumerate(zip(rows, prompts(run), strict=True)):
-        ids = list(decode(loaded.model, prompt, RULES, max_tokens=LENGTH, generator=sample_generator(3, number), stop_id=run.eot_id))
-        assert row["text"] == loaded.tokenizer.decode([token for token in ids if token != run.eot_id])
+        alone = Row(prompt, max_tokens=LENGTH, generator=sample_generator(3, number), stop_id=run.eot_id)
+        assert list(decode(loaded.model, [alone], RULES, batch=1)) == [alone]
+        assert row["text"] == loaded.tokenizer.decode(alone.tokens)
     assert row["prompt"] == loaded.tokenizer.decode(prompt)
     assert torch.get_num_threads() == threads
     assert "Samples" in (run.out / "report.html").read_text()
