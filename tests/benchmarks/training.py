@@ -92,7 +92,7 @@ def gpt2_124m(steps: int = 6) -> None:
         write_shards(folder / "shards", train, val)
         gpt(
             "train", "--size", "gpt2", "--n-ctx", 1024, "--batch-tokens", 4096, "--micro-batch", 4, "--tokens", 4096 * steps,
-            "--compile", "on", "--out", "run", cwd=folder,
+            "--compile", "on", "--checkpoint-every", 1000, "--out", "run", cwd=folder,  # six steps: a checkpoint would be beside each
         )  # fmt: skip
         lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
         ours = statistics.median(line["tokens_per_second"] for line in lines[2:])
