@@ -23,6 +23,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from gptcli import errors
 from gptcli.cost.layout import parse_layout
@@ -112,7 +114,10 @@ def _worker(run: Run, events: Events, work: Work) -> Report:
         torch.cuda.set_device(device)
     if world == 1:
         return work(run, Place(device), events)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    store, _, _ = next(rendezvous("env://"))
+    # torchrun keeps one store for all its restarts: addresses of workers that are gone would still stand in it.
+    store = PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
     report = work(run, Place(device, rank, world, parse_layout(run.train.layout)), events if rank == 0 else SILENT)
     dist.barrier()  # and only after success: destroying a group that others still wait in hangs
     dist.destroy_process_group()
