@@ -71,10 +71,12 @@ def test_mfu_of_every_row(measured: list[Measured]) -> None:
 
 @pytest.mark.real_data
 def test_what_was_run_fits(measured: list[Measured]) -> None:
-    """Every row ran on its GPUs; logits apart, whose precision and number differ by trainer, its memory is within theirs."""
+    """Every row ran on its GPUs; what differs by trainer apart (the logits, and the residual stream, fp32 in ours and bf16 in theirs where
+    FSDP casts), its memory is within theirs."""
     for row in measured:
         work = replace(row.work, whole_logits=False)
-        assert rank_memory(row.config, row.layout, work).total <= 1.01 * row.gpu.memory_bytes, row.row
+        narrower = 2 * row.config.n_layer * work.micro_batch * row.config.n_ctx * row.config.d_model if row.layout.shard > 1 else 0
+        assert rank_memory(row.config, row.layout, work).total - narrower <= 1.01 * row.gpu.memory_bytes, row.row
 
 
 @pytest.mark.real_data
