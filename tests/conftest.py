@@ -10,7 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("suite", deadline=None)  # what is right does not depend on how busy the machine is
+settings.load_profile("suite")
 os.environ.setdefault("NO_COLOR", "1")
 os.environ.setdefault("COLUMNS", "120")
 for forced in ("FORCE_COLOR", "GITHUB_ACTIONS"):  # both make rich paint even into pipes

@@ -65,14 +65,17 @@ def candidates(logits_BV: torch.Tensor, rules: Rules) -> tuple[torch.Tensor, tor
     logits_BV = logits_BV.float() / rules.temperature
     if rules.top_k is None:
         value_BK, token_BK = logits_BV.topk(min(NUCLEUS, V), dim=-1)
-        total_B1 = logits_BV.logsumexp(dim=-1, keepdim=True)
-        if bool(((value_BK - total_B1).exp().sum(dim=-1) < (rules.top_p or 1) + 1e-4).any()):
+        total_B1 = weights(logits_BV).cumsum(dim=-1)[:, -1:]
+        surely_BK = value_BK > value_BK[:, -1:]  # of those equal to the last candidate, some may not be candidates
+        if V > NUCLEUS and bool(
+            (torch.where(surely_BK, weights(value_BK), 0.0).sum(dim=-1) < ((rules.top_p or 1) + 1e-4) * total_B1[:, 0]).any()
+        ):
             return None
     else:
         kth_B1 = logits_BV.topk(min(rules.top_k, V), dim=-1).values[:, -1:]
         value_BK, token_BK = logits_BV.topk(int((logits_BV >= kth_B1).sum(dim=-1).max()), dim=-1)
         value_BK = value_BK.masked_fill(value_BK < kth_B1, -torch.inf)
-        total_B1 = value_BK.logsumexp(dim=-1, keepdim=True)
+        total_B1 = None
     token_BK, order_BK = token_BK.sort(dim=-1)
     value_BK = value_BK.gather(1, order_BK)
     return (value_BK if rules.top_p is None else keep_top_p(value_BK, rules.top_p, total_B1)), token_BK
@@ -105,16 +108,29 @@ def keep_top_k(logits_BV: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def keep_top_p(logits_BV: torch.Tensor, p: float, total_B1: torch.Tensor | None = None) -> torch.Tensor:
-    """-inf for all but the likeliest tokens, as few as reach probability `p` together; the one that crosses it stays.
+    """-inf for all but the likeliest tokens, as few as reach probability `p` together; the one that crosses it stays. Of equals, the first in
+    the vocabulary comes first.
 
-    `total_B1` is the log of the sum over the whole vocabulary, where these are not all of it.
+    `total_B1` is the sum of `weights` over the whole vocabulary, where these are not all of it.
     """
     if p == 1:  # rounding in the running sum must not cost the rarest tokens
         return logits_BV
-    sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
-    probability_BV = sorted_BV.softmax(dim=-1) if total_B1 is None else (sorted_BV - total_B1).exp()
-    likelier_BV = probability_BV.cumsum(dim=-1) - probability_BV  # the mass before each token: 0 for the first, which always stays
-    return logits_BV.masked_fill((likelier_BV >= p).gather(-1, order_BV.argsort(dim=-1)), -torch.inf)
+    weight_BV = weights(logits_BV)
+    if total_B1 is None:
+        total_B1 = weight_BV.cumsum(dim=-1)[:, -1:]
+    order_BV = logits_BV.argsort(dim=-1, descending=True, stable=True)
+    sorted_BV = weight_BV.gather(-1, order_BV)
+    likelier_BV = sorted_BV.cumsum(dim=-1) - sorted_BV  # the mass before each token: 0 for the first, which always stays
+    return logits_BV.masked_fill((likelier_BV >= p * total_B1).gather(-1, order_BV.argsort(dim=-1)), -torch.inf)
+
+
+def weights(logits_BV: torch.Tensor) -> torch.Tensor:
+    """Probabilities but for a factor, the likeliest token's being 1, in fp64.
+
+    Summed from left to right (`cumsum`), and not divided: then tokens that cannot be drawn change no digit, and a few candidates are filtered
+    and drawn from exactly as the whole vocabulary is.
+    """
+    return (logits_BV.double() - logits_BV.amax(dim=-1, keepdim=True)).exp()
 
 
 def draw(logits_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
@@ -122,6 +138,6 @@ def draw(logits_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
 
     One number a draw, whatever device and batch it is made on, is what lets a seed fix the text.
     """
-    cdf_BV = logits_BV.double().softmax(dim=-1).cumsum(dim=-1)
+    cdf_BV = weights(logits_BV).cumsum(dim=-1)
     point_B1 = uniform_B.to(cdf_BV)[:, None] * cdf_BV[:, -1:]
     return torch.searchsorted(cdf_BV, point_B1, right=True)[:, 0].clamp(max=logits_BV.shape[-1] - 1)

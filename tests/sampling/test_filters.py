@@ -98,7 +98,7 @@ def test_draws_follow_the_distribution(rules: Rules) -> None:
 
 @given(
     st.lists(LOGITS, min_size=1, max_size=4).filter(lambda rows: len({len(row) for row in rows}) == 1),
-    st.sampled_from([Rules(top_k=3), Rules(top_k=2), Rules(top_k=99, temperature=0.5), Rules(top_k=1)]),
+    st.sampled_from([Rules(top_k=3), Rules(top_k=2, top_p=0.7), Rules(top_k=99, temperature=0.5), Rules(top_k=1)]),
 )
 def test_few_candidates_draw_what_the_whole_vocabulary_draws(rows: list[list[float]], rules: Rules) -> None:
     logits_BV = torch.tensor(rows)
