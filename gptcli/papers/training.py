@@ -39,10 +39,10 @@ GPT2_TRAINING = PaperTraining(
 )  # fmt: skip
 
 # GPT-1, section 4.1: 100 epochs of BooksCorpus, 2,000 updates of warm-up (64 x 512 tokens each), a cosine to 0, weight decay 0.01. Its
-# tokens are unpublished: 985 million words (Zhu et al. 2015) at 1.2 tokens a word, an assumption. Adam's constants and the clip are those
-# of the released fine-tuning code.
+# tokens are unpublished: 1.186 billion an epoch are what its authors' 0.96 PF-days make by 6ND, and 1.2 to each of the 985 million words
+# that Zhu et al. (2015) count. Adam's constants and the clip are those of the released fine-tuning code.
 GPT1_TRAINING = PaperTraining(
-    tokens=100 * 1_180_000_000, warmup_tokens=2000 * 64 * 512, decay_tokens=100 * 1_180_000_000, min_lr_ratio=0.0,
+    tokens=100 * 1_186_000_000, warmup_tokens=2000 * 64 * 512, decay_tokens=100 * 1_186_000_000, min_lr_ratio=0.0,
     ramp_tokens=0, ramp_from=0, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01, clip=1.0,
 )  # fmt: skip
 TRAINING = {"GPT-1": GPT1_TRAINING, "GPT-2": GPT2_TRAINING, "GPT-3": GPT3_TRAINING}
