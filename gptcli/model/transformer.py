@@ -36,7 +36,7 @@ class Attention(nn.Module):
         self, x_BTC: torch.Tensor, cache: KVCache | FreshRows | None = None, documents_BT: torch.Tensor | None = None
     ) -> torch.Tensor:
         B, T, _ = x_BTC.shape
-        q, k, v = self.c_attn(x_BTC).view(B, T, -1, 3, self.d_head).permute(3, 0, 2, 1, 4)  # each (B, H, T, D)
+        q, k, v = self.c_attn(x_BTC).view(B, T, -1, 3, self.d_head).transpose(1, 2).unbind(3)  # each (B, H, T, D)
         seen = None
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)

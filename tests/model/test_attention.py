@@ -37,7 +37,7 @@ def test_mask_counts_the_key_itself() -> None:
 
 @pytest.mark.parametrize("T", [1, 5, 8, 19])
 def test_the_cpus_own_backward_pass(monkeypatch: pytest.MonkeyPatch, T: int) -> None:
-    monkeypatch.setattr(module, "QUERY_BLOCK", 8)
+    monkeypatch.setattr(module, "BLOCK", 8)
     torch.manual_seed(T)
     leaves = [torch.randn(2, 3, T, 8, requires_grad=True) for _ in range(3)]
     dy = torch.randn(2, 3, T, 8)
