@@ -208,9 +208,9 @@ def _print_report(run: Path, loaded: Loaded, losses: list[LossReport], results: 
 def _print_tasks(tasks: list[Task]) -> None:
     from rich.console import Console
 
-    table = _table("task", "scoring", "what")
+    table = _table("task", "kind", "what")
     for task in tasks:
-        table.add_row(task.name, ", ".join(task.scoring), task.title)
+        table.add_row(task.name, task.kind, task.title)
     Console(highlight=False).print(table)
 
 
@@ -221,7 +221,7 @@ def _table(*names: str) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in names:
-        words = name in ("text", "task", "scoring", "what")
+        words = name in ("text", "task", "scoring", "kind", "what")
         table.add_column(name, justify="left" if words else "right", no_wrap=not words, overflow="fold")
     return table
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from gptcli.errors import InputError, RunError
 from gptcli.evals.score import Score, batches, score
-from gptcli.evals.task import Item, Task, read_items
+from gptcli.evals.task import Task, read_items
 from gptcli.events import SILENT, Events
 from gptcli.files import sha256
 from gptcli.model.transformer import GPT
@@ -63,42 +63,47 @@ def run_task(
 
     Raises InputError where the data is broken, RunError where the model's scores are not numbers.
     """
-    items = read_items(task, data, tokenizer, limit)
+    items = read_items(task, data, limit)
     n_ctx = model.config.n_ctx
-    for item in items:
-        if item.count > n_ctx:
-            raise InputError(f"the last word is {item.count} tokens long, the model's context {n_ctx}", where=f"{data}:{item.line}")
-    scores = _score_items(model, items, batch_size, task.name, events)
-    truncated = [len(item.tokens) > n_ctx + 1 for item in items]
+    contexts, targets = (tokenizer.encode_batch(texts) for texts in ([item.prompt for item in items], [item.target for item in items]))
+    sequences = [context + target for context, target in zip(contexts, targets, strict=True)]
+    for item, target in zip(items, targets, strict=True):
+        if len(target) > n_ctx:
+            raise InputError(f"the last word is {len(target)} tokens long, the model's context {n_ctx}", where=f"{data}: item {item.id}")
+    scores = _score_items(model, sequences, [len(target) for target in targets], batch_size, task.name, events)
+    truncated = [len(sequence) > n_ctx + 1 for sequence in sequences]
     results = [
-        _result(task, scoring, scores, sum(truncated), data, nearest_scores(task, model.config.parameters)) for scoring in task.scoring
+        _result(task, scoring, scores, sum(truncated), data, nearest_scores(task, model.config.parameters))
+        for scoring in ("last_word", "last_token")
     ]
     records = [
         {
             "task": task.name,
-            "line": item.line,
+            "id": item.id,
             "target": item.target,
-            "tokens": item.tokens[-item.count :],
+            "tokens": target,
             "log_probs": [float(value) for value in log_probs],
             "likeliest": [bool(value) for value in likeliest],
             "truncated": cut,
         }
-        for item, (log_probs, likeliest), cut in zip(items, scores, truncated, strict=True)
+        for item, target, (log_probs, likeliest), cut in zip(items, targets, scores, truncated, strict=True)
     ]
     return results, records
 
 
-def _score_items(model: GPT, items: Sequence[Item], batch_size: int | None, name: str, events: Events) -> list[Score]:
-    """The scores of the items, in their order; a context that does not fit loses its beginning."""
-    sequences = [item.tokens[-(model.config.n_ctx + 1) :] for item in items]
-    order = sorted(range(len(items)), key=lambda number: -len(sequences[number]))  # alike lengths pad little
+def _score_items(
+    model: GPT, sequences: Sequence[Sequence[int]], counts: Sequence[int], batch_size: int | None, name: str, events: Events
+) -> list[Score]:
+    """The scores of the last `counts[i]` tokens of each sequence; a context that does not fit loses its beginning."""
+    sequences = [sequence[-(model.config.n_ctx + 1) :] for sequence in sequences]
+    order = sorted(range(len(sequences)), key=lambda number: -len(sequences[number]))  # alike lengths pad little
     scores: dict[int, Score] = {}
     for batch in batches([len(sequences[number]) for number in order], batch_size):
         numbers = [order[place] for place in batch]
-        scores.update(zip(numbers, score(model, [sequences[n] for n in numbers], [items[n].count for n in numbers]), strict=True))
-        events.progress(name, batch.stop, len(items), "items")
+        scores.update(zip(numbers, score(model, [sequences[n] for n in numbers], [counts[n] for n in numbers]), strict=True))
+        events.progress(name, batch.stop, len(sequences), "items")
     events.finish(name)
-    return [scores[number] for number in range(len(items))]
+    return [scores[number] for number in range(len(sequences))]
 
 
 def _result(task: Task, scoring: str, scores: Sequence[Score], truncated: int, path: Path, paper: list[PaperScore]) -> TaskResult:

@@ -124,9 +124,14 @@ def test_an_output_that_exists_needs_force(evaluate: Callable[..., str], tmp_pat
 
 
 def test_a_users_own_task(evaluate: Callable[..., str], tmp_path: Path) -> None:
-    (tmp_path / "mine.toml").write_text('title = "t"\nsource = "s"\nfile = "lambada*"\nfield = "text"\nscoring = ["last_token"]\n')
-    [result] = json.loads(evaluate("run", "--task", tmp_path / "mine.toml", "--data", "lambada", "--json"))["tasks"]
-    assert (result["task"], result["scoring"], result["paper"]) == ("mine", "last_token", [])
+    (tmp_path / "mine.toml").write_text(
+        'title = "t"\nsource = "s"\nfiles = {items = "lambada*"}\nreader = "jsonl"\nkind = "last_word"\nprompt = "{text}"\n'
+    )
+    results = json.loads(evaluate("run", "--task", tmp_path / "mine.toml", "--data", "lambada", "--json"))["tasks"]
+    assert [(result["task"], result["scoring"], result["paper"]) for result in results] == [
+        ("mine", "last_word", []),
+        ("mine", "last_token", []),
+    ]
     assert "mine" in evaluate("run", "--task", tmp_path / "mine.toml", "--data", "lambada")
 
 

@@ -108,7 +108,7 @@ def test_neither_does_the_order(model: GPT, tokenizer: Tokenizer, data: Path, tm
 def test_one_item_has_no_standard_error(model: GPT, tokenizer: Tokenizer, data: Path) -> None:
     [result, _], [record] = run_task(model, tokenizer, LAMBADA, data, limit=1)
     assert (result.items, result.accuracy_stderr, result.perplexity_stderr) == (1, None, None)
-    assert record["line"] == 1
+    assert record["id"] == "lambada_test.jsonl:1"
 
 
 def test_the_papers_score_for_the_nearest_size() -> None:
@@ -126,7 +126,7 @@ def test_the_papers_score_for_the_nearest_size() -> None:
 def test_a_word_longer_than_the_context(model: GPT, tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"text": "a " + "xq" * 40}))
-    with pytest.raises(InputError, match=r"a\.jsonl:1.*context 24"):
+    with pytest.raises(InputError, match=r"a\.jsonl:1.*context"):
         run_task(model, tokenizer, LAMBADA, path)
 
 
