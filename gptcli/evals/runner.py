@@ -1,52 +1,49 @@
-"""Run a task: score its items, the longest first, and say what was measured."""
+"""Run a task: ask its questions in batches, the largest first, put each batch's records on disk, and say what was measured."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from gptcli.errors import InputError, RunError
-from gptcli.evals.score import Score, batches, score
-from gptcli.evals.task import Task, read_items
+from gptcli.errors import InputError, UsageError
+from gptcli.evals.answers import write_answers
+from gptcli.evals.grade import record_answer, record_scores
+from gptcli.evals.processes import ALONE, Processes
+from gptcli.evals.questions import Asked, Question, ask
+from gptcli.evals.records import Record, Records
+from gptcli.evals.result import Conditions, TaskResult, results_of
+from gptcli.evals.running import text_questions
+from gptcli.evals.score import BATCH_TOKENS, Scorer, batches, find_trunk
+from gptcli.evals.shots import Protocol
+from gptcli.evals.stopwords import stop_tokens
+from gptcli.evals.task import Task, find_data, read_items
 from gptcli.events import SILENT, Events
 from gptcli.files import sha256
 from gptcli.model.transformer import GPT
-from gptcli.papers.models import MODELS
-from gptcli.papers.scores import TABLES
 from gptcli.tokenizer.tokenizer import Tokenizer
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskResult:
-    task: str
-    scoring: str
-    shots: int
-    items: int
-    correct: int
-    accuracy: float
-    """In percent, as the papers print it."""
-    accuracy_stderr: float | None
-    perplexity: float
-    """exp of the mean over items of -log p(target)."""
-    perplexity_stderr: float | None
-    truncated: int
-    """Items longer than the model's context: their beginning was cut."""
-    data: str
-    data_sha256: str
-    paper: list[PaperScore]
+OWN_SET = "the same set without the item"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PaperScore:
-    metric: str
-    score: float
-    model: str
-    source: str
+class Options:
+    """How tasks are run; `batch_size` and `records` move no score."""
+
+    protocol: Protocol = field(default_factory=Protocol)
+    normalise: str | None = None
+    """Instead of the task's own normaliser."""
+    limit: int | None = None
+    """Only the first items, or windows of text."""
+    stride: int | None = None
+    """Of running text; n_ctx if None."""
+    batch_size: int | None = None
+    """Questions at once; as many as make BATCH_TOKENS if None."""
+    records: Path | None = None
+    """The folder where records are kept, and gone on with where some are there."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """Of the model: its weights' fingerprint, its precision. Records of another are not gone on with."""
 
 
 def run_task(
@@ -54,90 +51,120 @@ def run_task(
     tokenizer: Tokenizer,
     task: Task,
     data: Path,
+    options: Options | None = None,
     *,
-    limit: int | None = None,
-    batch_size: int | None = None,
+    processes: Processes = ALONE,
     events: Events = SILENT,
-) -> tuple[list[TaskResult], list[dict[str, Any]]]:
-    """One result a scoring rule of `task`, and a record an item, on the file `data`; `batch_size` moves neither but for rounding.
+) -> tuple[list[TaskResult], list[Record]]:
+    """One result a scoring rule of `task`, and a record an item; `data` is the task's file, or a folder that holds it.
 
-    Raises InputError where the data is broken, RunError where the model's scores are not numbers.
+    Every process of `processes` calls it together and gets the same. Raises InputError where the data is broken, UsageError where the
+    options cannot be met, RunError where the model's scores are not numbers.
     """
-    items = read_items(task, data, limit)
+    options = options or Options()
+    if options.normalise is not None and task.kind == "choice":
+        if options.normalise == "unconditional" and not task.unconditional:
+            raise UsageError(f"{task.name} has no unconditional prompt", where="--normalise")
+        task = replace(task, normalise=options.normalise)
+    path = find_data(task, data)
+    asked, units, stride = _ask(model, tokenizer, task, path, data, options)
+    fingerprint = sha256(path)
+    records = Records(options.records, task.name, _work(task, options, stride, asked, fingerprint, tokenizer), processes.rank)
+    for number, made in _made(model, tokenizer, task, asked.questions, records, options.batch_size, processes, events):
+        records.add(made)
+        events.progress(task.name, number, len(asked.questions), "windows" if task.kind == "text" else "items")
+    events.finish(task.name)
+    kept = records.finish(processes.gather(records))
+    conditions = _conditions(options.protocol, asked, path, fingerprint, stride, task.note)
+    return results_of(task, kept, conditions, model.config.parameters, units), kept
+
+
+def _ask(
+    model: GPT, tokenizer: Tokenizer, task: Task, path: Path, data: Path, options: Options
+) -> tuple[Asked, dict[str, int], int | None]:
+    """What is asked, how many units its text has, and the stride of its windows."""
     n_ctx = model.config.n_ctx
-    contexts, targets = (tokenizer.encode_batch(texts) for texts in ([item.prompt for item in items], [item.target for item in items]))
-    sequences = [context + target for context, target in zip(contexts, targets, strict=True)]
-    for item, target in zip(items, targets, strict=True):
-        if len(target) > n_ctx:
-            raise InputError(f"the last word is {len(target)} tokens long, the model's context {n_ctx}", where=f"{data}: item {item.id}")
-    scores = _score_items(model, sequences, [len(target) for target in targets], batch_size, task.name, events)
-    truncated = [len(sequence) > n_ctx + 1 for sequence in sequences]
-    results = [
-        _result(task, scoring, scores, sum(truncated), data, nearest_scores(task, model.config.parameters))
-        for scoring in ("last_word", "last_token")
-    ]
-    records = [
-        {
-            "task": task.name,
-            "id": item.id,
-            "target": item.target,
-            "tokens": target,
-            "log_probs": [float(value) for value in log_probs],
-            "likeliest": [bool(value) for value in likeliest],
-            "truncated": cut,
-        }
-        for item, target, (log_probs, likeliest), cut in zip(items, targets, scores, truncated, strict=True)
-    ]
-    return results, records
+    if task.kind != "text":
+        items = read_items(task, path, options.limit)
+        asked = ask(task, items, tokenizer, n_ctx, options.protocol, path, data)
+        if not asked.questions:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in asked.skipped.items())
+            raise InputError(f"no item can be asked: {reasons}", where=path)
+        return asked, {}, None
+    if options.protocol.shots:
+        raise UsageError(f"{task.name} is running text: it takes no shots", where="--shots")
+    stride = options.stride or n_ctx
+    if stride > n_ctx:
+        raise UsageError(f"--stride is {stride}", hint=f"from 1 to the model's context, {n_ctx}")
+    questions, units = text_questions(task, read_items(task, path), tokenizer, n_ctx, stride)
+    if options.limit is not None and options.limit < len(questions):  # units are then those that the scored tokens make on average
+        scored, total = (sum(len(one.pairs[0][1]) for one in some) for some in (questions[: options.limit], questions))
+        units = {name: max(1, round(count * scored / total)) for name, count in units.items()}
+    return Asked(questions[: options.limit], {}, None), units, stride
 
 
-def _score_items(
-    model: GPT, sequences: Sequence[Sequence[int]], counts: Sequence[int], batch_size: int | None, name: str, events: Events
-) -> list[Score]:
-    """The scores of the last `counts[i]` tokens of each sequence; a context that does not fit loses its beginning."""
-    sequences = [sequence[-(model.config.n_ctx + 1) :] for sequence in sequences]
-    order = sorted(range(len(sequences)), key=lambda number: -len(sequences[number]))  # alike lengths pad little
-    scores: dict[int, Score] = {}
-    for batch in batches([len(sequences[number]) for number in order], batch_size):
-        numbers = [order[place] for place in batch]
-        scores.update(zip(numbers, score(model, [sequences[n] for n in numbers], [counts[n] for n in numbers]), strict=True))
-        events.progress(name, batch.stop, len(sequences), "items")
-    events.finish(name)
-    return [scores[number] for number in range(len(sequences))]
+def _made(
+    model: GPT,
+    tokenizer: Tokenizer,
+    task: Task,
+    questions: Sequence[Question],
+    records: Records,
+    batch_size: int | None,
+    processes: Processes,
+    events: Events,
+) -> Iterator[tuple[int, list[Record]]]:
+    """Batch after batch of this process's: how many questions are behind it, and their records."""
+    order = sorted(range(len(questions)), key=lambda number: (-questions[number].size, number))
+    sizes = [questions[number].size for number in order]
+    plan = list(batches(sizes, batch_size, BATCH_TOKENS[model.wte.weight.device.type]))
+    scorer: Scorer | None = None
+    for turn, batch in enumerate(plan):
+        some = [questions[order[place]] for place in batch]
+        if turn % processes.world != processes.rank or records.has(question.index for question in some):
+            continue
+        if task.kind == "freeform":
+            answers = write_answers(model, tokenizer, some, task)
+            yield batch.stop, [record_answer(task, question, made) for question, made in zip(some, answers, strict=True)]
+            continue
+        if scorer is None:
+            trunk = find_trunk([question.groups()[0] for question in questions]) if len(questions) > 1 else []
+            left_out = stop_tokens(tokenizer) if task.kind == "last_word" else []
+            scorer = Scorer(model, trunk=trunk, left_out=left_out, events=events)
+        groups = [question.groups() for question in some]
+        scores = iter(scorer.score([group for those in groups for group in those]))
+        found = [[next(scores) for _ in those] for those in groups]
+        yield batch.stop, [record_scores(task, question, scored) for question, scored in zip(some, found, strict=True)]
 
 
-def _result(task: Task, scoring: str, scores: Sequence[Score], truncated: int, path: Path, paper: list[PaperScore]) -> TaskResult:
-    first = -1 if scoring == "last_token" else 0
-    right_N = np.array([likeliest[first:].all() for _, likeliest in scores])
-    log_prob_N = np.array([log_probs[first:].sum(dtype=np.float64) for log_probs, _ in scores])
-    N, accuracy, nats = len(scores), float(right_N.mean()), float(-log_prob_N.mean())
-    if not nats < 700:  # exp overflows beyond; NaN too
-        raise RunError(f"the mean log-probability is {-nats}", where=task.name, hint="the model's weights are broken")
-    return TaskResult(
-        task=task.name,
-        scoring=scoring,
-        shots=0,
-        items=N,
-        correct=int(right_N.sum()),
-        accuracy=100 * accuracy,
-        accuracy_stderr=100 * math.sqrt(accuracy * (1 - accuracy) / (N - 1)) if N > 1 else None,
-        perplexity=math.exp(nats),
-        perplexity_stderr=math.exp(nats) * float(log_prob_N.std(ddof=1)) / math.sqrt(N) if N > 1 else None,  # delta method
-        truncated=truncated,
+def _work(task: Task, options: Options, stride: int | None, asked: Asked, data_sha256: str, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What decides the records of a task."""
+    protocol = options.protocol
+    return {
+        **options.about,
+        "tokenizer_sha256": tokenizer.sha256,
+        "data_sha256": data_sha256,
+        "shots_sha256": None if asked.pool is None else asked.pool.sha256,
+        "definition": repr(replace(task, note="", paper={}, title="", source="")),
+        "shots": [protocol.shots, protocol.seed, protocol.shared] if protocol.shots else 0,
+        "limit": options.limit,
+        "stride": stride,
+        "batch_size": options.batch_size,
+    }
+
+
+def _conditions(protocol: Protocol, asked: Asked, path: Path, fingerprint: str, stride: int | None, note: str) -> Conditions:
+    questions, pool = asked.questions, asked.pool
+    return Conditions(
+        shots=protocol.shots,
+        mean_shots=sum(question.shots for question in questions) / len(questions),
+        shots_from=None if pool is None else OWN_SET if pool.own else str(pool.path),
+        shots_seed=None if pool is None else protocol.seed,
+        shared_shots=protocol.shared,
+        items=len(questions),
+        skipped=asked.skipped,
+        truncated=sum(question.truncated for question in questions),
+        stride=stride,
         data=str(path),
-        data_sha256=sha256(path),
-        paper=paper,
+        data_sha256=fingerprint,
+        note=note,
     )
-
-
-def nearest_scores(task: Task, parameters: int) -> list[PaperScore]:
-    """What the paper published for its model nearest in size (in the ratio of parameter counts)."""
-    sizes = {model.name: model.parameters for model in MODELS}
-    found = []
-    for metric, reference in task.paper.items():
-        name, _, column = reference.partition(".")
-        table = TABLES[name]
-        nearest = min(table.rows, key=lambda row: abs(math.log(sizes[row] / parameters)))
-        published = table.rows[nearest][table.columns.index(column)]
-        found.append(PaperScore(metric=metric, score=published, model=nearest, source=table.source))
-    return found

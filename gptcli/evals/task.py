@@ -28,6 +28,7 @@ normalise      token, sum, character or unconditional: what the likelihoods of c
 metric         what is reported, the first of all: see METRICS
 stop           freeform: where an answer ends: ["\\n"]
 beam           freeform: width of the search; 4 where not said, as GPT-3; 1 is greedy
+top_k          freeform: draw among so many tokens, and search no beam (GPT-2's summaries: 2)
 max_tokens     freeform: the longest answer
 detokenize     text: of gptcli.evals.detokenize
 note           where this departs from the paper, or from lm-evaluation-harness
@@ -39,6 +40,7 @@ from __future__ import annotations
 import dataclasses
 import string
 import tomllib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,7 @@ class Task:
     metric: list[str] = dataclasses.field(default_factory=list)
     stop: list[str] = dataclasses.field(default_factory=lambda: ["\n"])
     beam: int = 4
+    top_k: int = 0
     max_tokens: int = 64
     detokenize: str = ""
     note: str = ""
@@ -128,6 +131,8 @@ def read_task(path: Path) -> Task:
         raise InputError("'files' names no items" if "items" not in task.files else f"unknown key {min(unknown)!r} in 'files'", where=path)
     for key in ("prompt", "target", "shot", "choice", "answer"):
         template_fields(getattr(task, key), key, path)
+    if task.normalise == "unconditional" and not task.unconditional:
+        raise InputError("normalises by an 'unconditional' prompt, and has none", where=path)
     for metric, reference in task.paper.items():
         _check_paper(task, metric, reference, path)
     return task
@@ -135,7 +140,14 @@ def read_task(path: Path) -> Task:
 
 def _check_keys(table: dict[str, Any], path: Path) -> None:
     kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Task) if field.name != "name"}
-    types = {"str": str, "int": int, "dict[str, str]": dict, "dict[str, Any]": dict, "list[str]": list, "str | list[str]": (str, list)}
+    types: dict[str, Any] = {
+        "str": str,
+        "int": int,
+        "dict[str, str]": dict,
+        "dict[str, Any]": dict,
+        "list[str]": list,
+        "str | list[str]": (str, list),
+    }
     for key, value in table.items():
         if key not in kinds:
             raise InputError(f"unknown key {key!r}", where=path, hint=nearest(key, kinds))
@@ -145,7 +157,8 @@ def _check_keys(table: dict[str, Any], path: Path) -> None:
     for key in ("title", "source", "files", "reader", "kind"):
         if not table.get(key):
             raise InputError(f"has no {key!r}", where=path)
-    for key, choices in {"kind": METRICS, "reader": READERS, "normalise": NORMALISERS}.items():
+    known: dict[str, Collection[str]] = {"kind": METRICS, "reader": READERS, "normalise": NORMALISERS}
+    for key, choices in known.items():
         if key in table and table[key] not in choices:
             raise InputError(f"unknown {key} {table[key]!r}", where=path, hint=nearest(table[key], choices))
     for key in NEEDS[table["kind"]]:
@@ -208,7 +221,7 @@ def _matches(task: Task, data: Path, pattern: str) -> list[Path]:
 
 def read_items(task: Task, path: Path, limit: int | None = None) -> list[Item]:
     """The first `limit` items of a data file. Raises InputError with file and item where one is broken."""
-    items = []
+    items: list[Item] = []
     for row in READERS[task.reader](path):
         if len(items) == limit:
             break
@@ -224,7 +237,7 @@ def read_items(task: Task, path: Path, limit: int | None = None) -> list[Item]:
 def make_item(task: Task, row: Row, path: Path) -> Item:
     """A row as the task shapes it. Raises InputError where a field is missing, or there is no choice or no right one."""
     read = _Fields(row, where=f"{path}: item {row['id']}")
-    common = {
+    common: dict[str, Any] = {
         "id": str(row["id"]),
         "prompt": read.fill(task.prompt),
         "unconditional": task.unconditional,
