@@ -209,7 +209,6 @@ def evaluate(
     results: list[TaskResult] = []
     items: list[dict[str, Any]] = []
     for one in tasks:
-        assert data is not None
         found, made = run_task(model, tokenizer, one, data, options, processes=processes, events=events)
         results += found
         items += [{"task": one.name, **record} for record in made]

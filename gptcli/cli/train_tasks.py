@@ -22,14 +22,12 @@ def measurement(values: Mapping[str, Any]) -> Callable[[Any], dict[str, float]] 
     tasks = [find_task(name.strip()) for name in values["eval_task"].split(",")]
     if twice := len(tasks) - len({task.name for task in tasks}):
         raise UsageError(f"{twice + 1} tasks of one name", where="--eval-task")
-    if data is None:
-        raise UsageError(f"{tasks[0].name} needs its data", where="--eval-task", hint="--eval-data names the folder")
     for task in tasks:
         find_data(task, data)
     return partial(measure, tasks, data, values.get("eval_items", ITEMS), Path(values["data"]))
 
 
-def measure(tasks: list[Any], data: Path, items: int, tokenizer: Path, model: Any) -> dict[str, float]:
+def measure(tasks: list[Any], data: Path | None, items: int, tokenizer: Path, model: Any) -> dict[str, float]:
     """The figures of each task by its first scoring rule, as TASK_METRIC. A task that fails is told of, and the training goes on."""
     from gptcli.cli.console import ConsoleEvents
     from gptcli.evals.runner import Options, run_task

@@ -54,9 +54,11 @@ class Asked:
     pool: Pool | None
 
 
-def ask(task: Task, items: Sequence[Item], tokenizer: Tokenizer, n_ctx: int, protocol: Protocol, path: Path, data: Path) -> Asked:
+def ask(
+    task: Task, items: Sequence[Item], tokenizer: Tokenizer, n_ctx: int, protocol: Protocol, path: Path | None, data: Path | None
+) -> Asked:
     """The questions of `items`, in their order. Raises UsageError or InputError where the shots cannot be drawn."""
-    pool = Pool(task, items, path, data, protocol) if protocol.shots else None
+    pool = Pool(task, path, data, protocol) if protocol.shots else None
     encoder = _Encoder(task, tokenizer, n_ctx)
     fit = None if pool is None else Fit(pool, task.delimiter, encoder.length)
     shared = None
@@ -73,7 +75,8 @@ def ask(task: Task, items: Sequence[Item], tokenizer: Tokenizer, n_ctx: int, pro
         numbers: list[int] = []
         if fit is not None and pool is not None:
             numbers = fit.shots(pool.draw(item), encoder.prompt(item), encoder.room(item)) if shared is None else shared
-        questions.append(encoder.question(index, item, fit.text(numbers) if fit else "", len(numbers)))
+        before = task.instruction + (fit.text(numbers) if fit else "")
+        questions.append(encoder.question(index, item, before, len(numbers)))
     return Asked(questions, skipped, pool)
 
 
@@ -88,11 +91,11 @@ class _Encoder:
         return len(self.tokenizer.encode(text))
 
     def prompt(self, item: Item) -> str:
-        """The longest of what may stand before the answer."""
-        return max(item.contexts or (item.prompt,), key=len).rstrip()
+        """The longest of what may stand before the answer, without shots."""
+        return self.task.instruction + max(item.contexts or (item.prompt,), key=len).rstrip()
 
     def room(self, item: Item) -> int:
-        """Tokens that shots and prompt may take."""
+        """Tokens that instruction, shots and prompt may take."""
         if self.task.kind == "freeform":
             return max(1, self.n_ctx - self.task.max_tokens)
         return self.n_ctx + 1 - max(len(self._piece(text)) for _, text in self._pairs("", item))

@@ -18,12 +18,12 @@ from gptcli.evals.running import text_questions
 from gptcli.evals.score import BATCH_TOKENS, Scorer, batches, find_trunk
 from gptcli.evals.shots import Protocol
 from gptcli.evals.stopwords import stop_tokens
-from gptcli.evals.task import Task, find_data, read_items
+from gptcli.evals.task import GENERATED_SEED, Task, find_data, fingerprint, read_items
 from gptcli.events import SILENT, Events
-from gptcli.files import sha256
 from gptcli.model.transformer import GPT
 from gptcli.tokenizer.tokenizer import Tokenizer
 
+GENERATED_DATA = f"generated, seed {GENERATED_SEED}"
 OWN_SET = "the same set without the item"
 
 
@@ -50,13 +50,14 @@ def run_task(
     model: GPT,
     tokenizer: Tokenizer,
     task: Task,
-    data: Path,
+    data: Path | None,
     options: Options | None = None,
     *,
     processes: Processes = ALONE,
     events: Events = SILENT,
 ) -> tuple[list[TaskResult], list[Record]]:
-    """One result a scoring rule of `task`, and a record an item; `data` is the task's file, or a folder that holds it.
+    """One result a scoring rule of `task`, and a record an item; `data` is the task's file, or a folder that holds it; None asks
+    generated items.
 
     Every process of `processes` calls it together and gets the same. Raises InputError where the data is broken, UsageError where the
     options cannot be met, RunError where the model's scores are not numbers.
@@ -68,19 +69,19 @@ def run_task(
         task = replace(task, normalise=options.normalise)
     path = find_data(task, data)
     asked, units, stride = _ask(model, tokenizer, task, path, data, options)
-    fingerprint = sha256(path)
-    records = Records(options.records, task.name, _work(task, options, stride, asked, fingerprint, tokenizer), processes.rank)
+    digest = fingerprint(task, path)
+    records = Records(options.records, task.name, _work(task, options, stride, asked, digest, tokenizer), processes.rank)
     for number, made in _made(model, tokenizer, task, asked.questions, records, options.batch_size, processes, events):
         records.add(made)
         events.progress(task.name, number, len(asked.questions), "windows" if task.kind == "text" else "items")
     events.finish(task.name)
     kept = records.finish(processes.gather(records))
-    conditions = _conditions(options.protocol, asked, path, fingerprint, stride, task.note)
+    conditions = _conditions(options.protocol, asked, path, digest, stride, task.note)
     return results_of(task, kept, conditions, model.config.parameters, units), kept
 
 
 def _ask(
-    model: GPT, tokenizer: Tokenizer, task: Task, path: Path, data: Path, options: Options
+    model: GPT, tokenizer: Tokenizer, task: Task, path: Path | None, data: Path | None, options: Options
 ) -> tuple[Asked, dict[str, int], int | None]:
     """What is asked, how many units its text has, and the stride of its windows."""
     n_ctx = model.config.n_ctx
@@ -152,7 +153,7 @@ def _work(task: Task, options: Options, stride: int | None, asked: Asked, data_s
     }
 
 
-def _conditions(protocol: Protocol, asked: Asked, path: Path, fingerprint: str, stride: int | None, note: str) -> Conditions:
+def _conditions(protocol: Protocol, asked: Asked, path: Path | None, digest: str, stride: int | None, note: str) -> Conditions:
     questions, pool = asked.questions, asked.pool
     return Conditions(
         shots=protocol.shots,
@@ -164,7 +165,7 @@ def _conditions(protocol: Protocol, asked: Asked, path: Path, fingerprint: str, 
         skipped=asked.skipped,
         truncated=sum(question.truncated for question in questions),
         stride=stride,
-        data=str(path),
-        data_sha256=fingerprint,
+        data=GENERATED_DATA if path is None else str(path),
+        data_sha256=digest,
         note=note,
     )
