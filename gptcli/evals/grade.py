@@ -15,17 +15,17 @@ from gptcli.evals.task import Task
 from gptcli.sampling.text import Completion
 
 
-def record_scores(task: Task, question: Question, scores: Sequence[Sequence[Score]]) -> Record:
-    """What is kept of a scored question. `scores`: of each of its groups, of each sequence."""
+def record_scores(task: Task, question: Question, scores: Sequence[Score], unconditional: Sequence[Score]) -> Record:
+    """What is kept of a scored question: the scores of each of its pairs, and of the same choices without the question, if asked."""
     record = _common(question)
     if task.kind in ("choice", "partial"):
         item = question.item
         texts = item.choices or (item.target,) * len(item.contexts)
-        record["log_probs"] = [_total(score) for score in scores[0]]
-        record["tokens"] = [len(score.log_probs) for score in scores[0]]
+        record["log_probs"] = [_total(score) for score in scores]
+        record["tokens"] = [len(score.log_probs) for score in scores]
         record["characters"] = [len(text.strip()) for text in texts]
-        if question.unconditional:
-            record["unconditional"] = [_total(score) for score in scores[1]]
+        if unconditional:
+            record["unconditional"] = [_total(score) for score in unconditional]
         record["gold"] = list(item.gold)
         record["prediction"] = predict(record, task.normalise)
         record["correct"] = record["prediction"] in item.gold
@@ -33,7 +33,7 @@ def record_scores(task: Task, question: Question, scores: Sequence[Sequence[Scor
             taken, accepted = item.answers[record["prediction"]], [item.answers[number] for number in item.gold]
             record |= {name: METRICS[name](taken, accepted) for name in texts_metrics}
         return record
-    [score] = scores[0]
+    [score] = scores
     if task.kind == "text":
         return {**record, "log_prob": _total(score), "tokens": len(score.log_probs)}
     return {

@@ -40,9 +40,6 @@ class Question:
     size: int
     """Tokens that are read for it."""
 
-    def groups(self) -> list[Group]:
-        return [_group(pairs) for pairs in (self.pairs, self.unconditional) if pairs]
-
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -98,7 +95,7 @@ class _Encoder:
         """Tokens that instruction, shots and prompt may take."""
         if self.task.kind == "freeform":
             return max(1, self.n_ctx - self.task.max_tokens)
-        return self.n_ctx + 1 - max(len(self._piece(text)) for _, text in self._pairs("", item))
+        return self.n_ctx + 1 - max(len(self._piece(text)) for _, text in self._pairs(self.task.delimiter, item))
 
     def objection(self, item: Item) -> str | None:
         """Why the item cannot be asked."""
@@ -121,7 +118,7 @@ class _Encoder:
             before = self._context(item.unconditional.rstrip())
             unconditional = [(before, text) for _, text in pairs]
         truncated = max(map(len, contexts.values())) > room
-        sizes = [_group(some).size() for some in (pairs, unconditional) if some and self.task.kind != "freeform"]
+        sizes = [group(some).size() for some in (pairs, unconditional) if some and self.task.kind != "freeform"]
         size = sum(sizes) or len(pairs[0][0]) + self.task.max_tokens
         return Question(index, item, pairs, unconditional, count, truncated, size)
 
@@ -147,5 +144,6 @@ class _Encoder:
         return self.kept[text]
 
 
-def _group(pairs: Sequence[tuple[Tokens, Tokens]]) -> Group:
+def group(pairs: Sequence[tuple[Tokens, Tokens]]) -> Group:
+    """The pairs as sequences that are read together."""
     return Group([np.concatenate(pair) for pair in pairs], [len(continuation) for _, continuation in pairs])

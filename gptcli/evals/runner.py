@@ -11,7 +11,7 @@ from gptcli.errors import InputError, UsageError
 from gptcli.evals.answers import write_answers
 from gptcli.evals.grade import record_answer, record_scores
 from gptcli.evals.processes import ALONE, Processes
-from gptcli.evals.questions import Asked, Question, ask
+from gptcli.evals.questions import Asked, Question, ask, group
 from gptcli.evals.records import Record, Records
 from gptcli.evals.result import Conditions, TaskResult, results_of
 from gptcli.evals.running import text_questions
@@ -115,10 +115,11 @@ def _made(
     events: Events,
 ) -> Iterator[tuple[int, list[Record]]]:
     """Batch after batch of this process's: how many questions are behind it, and their records."""
+    trunk = find_trunk(context for question in questions for context, _ in question.pairs) if task.kind != "freeform" else []
     order = sorted(range(len(questions)), key=lambda number: (-questions[number].size, number))
-    sizes = [questions[number].size for number in order]
+    sizes = [questions[number].size - len(trunk) for number in order]
     plan = list(batches(sizes, batch_size, BATCH_TOKENS[model.wte.weight.device.type]))
-    scorer: Scorer | None = None
+    scorers: list[Scorer] = []
     for turn, batch in enumerate(plan):
         some = [questions[order[place]] for place in batch]
         if turn % processes.world != processes.rank or records.has(question.index for question in some):
@@ -127,14 +128,14 @@ def _made(
             answers = write_answers(model, tokenizer, some, task)
             yield batch.stop, [record_answer(task, question, made) for question, made in zip(some, answers, strict=True)]
             continue
-        if scorer is None:
-            trunk = find_trunk([question.groups()[0] for question in questions]) if len(questions) > 1 else []
+        if not scorers:  # where nothing is left to score, there is no trunk to read
             left_out = stop_tokens(tokenizer) if task.kind == "last_word" else []
-            scorer = Scorer(model, trunk=trunk, left_out=left_out, events=events)
-        groups = [question.groups() for question in some]
-        scores = iter(scorer.score([group for those in groups for group in those]))
-        found = [[next(scores) for _ in those] for those in groups]
-        yield batch.stop, [record_scores(task, question, scored) for question, scored in zip(some, found, strict=True)]
+            scorers = [Scorer(model, trunk=trunk, left_out=left_out, events=events), Scorer(model, events=events)]
+        scores = scorers[0].score([group(question.pairs) for question in some])
+        alone = scorers[1].score([group(question.unconditional) for question in some if question.unconditional])
+        again = iter(alone)
+        unconditional = [next(again) if question.unconditional else [] for question in some]
+        yield batch.stop, [record_scores(task, *measured) for measured in zip(some, scores, unconditional, strict=True)]
 
 
 def _work(task: Task, options: Options, stride: int | None, asked: Asked, data_sha256: str, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -339,3 +339,22 @@ def test_records_in_memory_need_no_folder() -> None:
     records.add([{"index": 1}, {"index": 0}])
     assert (records.has([0, 1]), records.has([2])) == (True, False)
     assert records.finish() == [{"index": 0}, {"index": 1}]
+
+
+def test_two_processes_report_as_one(large: GPT, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(tmp_path / "run", large, large.config, eot_id=tokenizer.eot_id)
+    tokenizer.save(tmp_path / "run" / "tokenizer.json")
+    prepare(tmp_path, CHOICE, items(30))
+    asked = ["eval", "run", "--task", "mine.toml", "--data", ".", "--batch-size", "4", "-o"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gptcli"]
+    done = subprocess.run([*torchrun, *asked, "two.json"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(build_app([*asked, "one.json"]), [*asked, "one.json"], catch_exceptions=False).exit_code == 0
+    one, two = (json.loads((tmp_path / name).read_text())["tasks"] for name in ("one.json", "two.json"))
+    assert one[0]["correct"] == two[0]["correct"]
+    assert [path.name for path in (tmp_path / "two.records").iterdir()] == ["mine.jsonl"]
+    lists = (
+        [json.loads(line) for line in (tmp_path / f"{name}.records" / "mine.jsonl").read_text().splitlines()[1:]] for name in ("one", "two")
+    )
+    same(*lists)
