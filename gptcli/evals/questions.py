@@ -73,7 +73,8 @@ def ask(task: Task, items: Sequence[Item], tokenizer: Tokenizer, n_ctx: int, pro
         numbers: list[int] = []
         if fit is not None and pool is not None:
             numbers = fit.shots(pool.draw(item), encoder.prompt(item), encoder.room(item)) if shared is None else shared
-        questions.append(encoder.question(index, item, fit.text(numbers) if fit else "", len(numbers)))
+        before = task.instruction + (fit.text(numbers) if fit else "")
+        questions.append(encoder.question(index, item, before, len(numbers)))
     return Asked(questions, skipped, pool)
 
 
@@ -89,7 +90,7 @@ class _Encoder:
 
     def prompt(self, item: Item) -> str:
         """The longest of what may stand before the answer."""
-        return max(item.contexts or (item.prompt,), key=len).rstrip()
+        return self.task.instruction + max(item.contexts or (item.prompt,), key=len).rstrip()
 
     def room(self, item: Item) -> int:
         """Tokens that shots and prompt may take."""

@@ -38,7 +38,7 @@ class Pool:
         self.path = find_shots(task, path, data)
         self.own = self.path == path
         """There is no file for them: they come from the questions' own."""
-        examples = read_items(task, path) if self.own else read_items(task, self.path)
+        examples = [item for item in read_items(task, self.path) if item.answers[:1] != ("",)]  # WSC's, whose answer is not told
         self.ids = [example.id for example in examples]
         self.texts = [solved(task, example) for example in examples]
         self.protocol = protocol

@@ -22,6 +22,7 @@ answer         how a shot shows the first of them; " {answer}" where not said
 unconditional  the prompt of the "unconditional" normaliser: "Answer:"
 group          the field whose value items scored together share
 shot           how a solved example reads, where that is not the prompt and the right answer
+instruction    what stands once, before all solved examples and the question
 delimiter      between solved examples, and before the question; "\\n\\n" where not said
 shots          the paper's K for few-shot
 normalise      token, sum, character or unconditional: what the likelihoods of choices are compared by; "token" where not said
@@ -30,6 +31,7 @@ stop           freeform: where an answer ends: ["\\n"]
 beam           freeform: width of the search; 4 where not said, as GPT-3; 1 is greedy
 top_k          freeform: draw among so many tokens, and search no beam (GPT-2's summaries: 2)
 max_tokens     freeform: the longest answer
+generated      the set of gptcli.evals.generated that the items may also be
 detokenize     text: of gptcli.evals.detokenize
 note           where this departs from the paper, or from lm-evaluation-harness
 [paper]        metric = "table.column" of gptcli.papers.scores; may be left out
@@ -90,6 +92,7 @@ class Task:
     unconditional: str = ""
     group: str = ""
     shot: str = ""
+    instruction: str = ""
     delimiter: str = "\n\n"
     shots: int = 0
     normalise: str = "token"
@@ -98,6 +101,7 @@ class Task:
     beam: int = 4
     top_k: int = 0
     max_tokens: int = 64
+    generated: str = ""
     detokenize: str = ""
     note: str = ""
     paper: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -170,7 +174,7 @@ def _check_paper(task: Task, metric: str, reference: Any, path: Path) -> None:
     if metric not in task.metric:
         raise InputError(f"unknown metric {metric!r} under [paper]", where=path, hint=nearest(metric, task.metric))
     columns = [f"{name}.{column}" for name, table in TABLES.items() for column in table.columns]
-    if reference not in columns:
+    if reference not in columns and f"{reference}_zero" not in columns:  # GPT-3's have a column for each number of shots
         raise InputError(f"no published scores {reference!r}", where=path, hint=nearest(str(reference), columns))
 
 
