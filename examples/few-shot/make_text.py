@@ -5,8 +5,8 @@ asked/sign.jsonl                 the same problems with "#" where "plus" stood
 words.txt                        what a tokenizer may learn words from: no digits, so that each digit stays a token of its own
 text.jsonl                       documents to train on, of twelve solved problems each, of none of the pairs that are asked, in either order
 
-Half of the documents add, in words. In the others "#" stands for the sum, the larger or the smaller, one of them in each document: which one
-shows only in the problems before. That is what a shot can tell, and what the figure measures.
+Half of the documents add, in words. In the others "#" stands for the sum, the larger or the smaller, one of them in each document: which
+one shows only in the problems before. That is what a shot can tell, and what the figure measures.
 """
 
 from __future__ import annotations

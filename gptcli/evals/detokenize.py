@@ -1,9 +1,9 @@
 """Text as it was before a data set's tokenisation, and back again, to the byte.
 
-GPT-2 removed the artefacts of tokenisation with invertible de-tokenisers (section 3.1): a model of ordinary text should not pay for " ," and
-" @-@ ". Perplexity is still per unit of the original file. `tokenize` puts spaces in by rules that look at the text alone, and `detokenize`
-takes out every space that these rules put back. Where a rule would split a word that the file does not split ("approx." before a space), a word
-joiner, U+2060, stands in the word and holds it together; `tokenize` takes it out. A joiner of the text's own is doubled.
+GPT-2 removed the artefacts of tokenisation with invertible de-tokenisers (section 3.1): a model of ordinary text should not pay for " ,"
+and " @-@ ". Perplexity is still per unit of the original file. `tokenize` puts spaces in by rules that look at the text alone, and
+`detokenize` takes out every space that these rules put back. Where a rule would split a word that the file does not split ("approx." before
+a space), a word joiner, U+2060, stands in the word and holds it together; `tokenize` takes it out. A joiner of the text's own is doubled.
 """
 
 from __future__ import annotations
@@ -139,10 +139,9 @@ def _spaced_quotes(line: str) -> str:
     return re.sub(rf'(?<!{JOINER})"', spaced, line)
 
 
-_ABBREVIATED = (  # a full stop belongs to these, to initials and to what has one within already
-    "Mr Mrs Ms Dr St Jr Sr Lt Gen Col Sgt Capt Maj Cmdr Adm Gov Sen Rep Rev Hon Prof vs Inc Ltd Co Corp Bros Mt Ft No etc".split()
-)
-_NO_STOP = "".join(rf"(?<!\b{word})" for word in _ABBREVIATED) + rf"(?<!\b\w)(?<=[^.{JOINER}\s])"
+# A full stop belongs to these, to initials and to what has one within already.
+_ABBREVIATED = "Mr Mrs Ms Dr St Jr Sr Lt Gen Col Sgt Capt Maj Cmdr Adm Gov Sen Rep Rev Hon Prof vs Inc Ltd Co Corp Bros Mt Ft No etc"
+_NO_STOP = "".join(rf"(?<!\b{word})" for word in _ABBREVIATED.split(" ")) + rf"(?<!\b\w)(?<=[^.{JOINER}\s])"
 _MARKS = (
     re.compile(rf"(?<=[(\[])(?={_WORD})|(?=[)\]])(?<={_WORD})"),
     re.compile(rf"(?=[,;:!?](?:[ ]|$))(?<={_WORD})"),
@@ -201,7 +200,7 @@ DETOKENIZERS: dict[str, Detokenizer] = {
 
 
 def book(text: str) -> str:
-    """A passage of the Children's Book Test, tokenised like the Penn Treebank, as running text. Not invertible: nothing is measured by it."""
+    """A passage of the Children's Book Test, tokenised like the Penn Treebank, as running text. Not invertible: it need not be."""
     for token, mark in {"-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "-LCB-": "{", "-RCB-": "}"}.items():
         text = text.replace(token, mark)
     text = re.sub(r"(``|`|[(\[{]) ", r"\1", text)

@@ -1,8 +1,8 @@
 """GPT-3's synthetic tasks (section 3.9), made by seed: ten of arithmetic and five of scrambled words.
 
-The forms are those of the released samples, whose file names the tasks here bear: every arithmetic problem of a set is another one, operands
-are uniform below the power of ten, a composite has digits from 1 to 9 and its bracket in front; words of five letters (six where letters are
-cycled, inserted or reversed) to fifteen, each once, in a random order.
+The forms are those of the released samples, whose file names the tasks here bear: every arithmetic problem of a set is another one,
+operands are uniform below the power of ten, a composite has digits from 1 to 9 and its bracket in front; words of five letters (six where
+letters are cycled, inserted or reversed) to fifteen, each once, in a random order.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ _SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib
 
 
 def generate(name: str, seed: int, words: Sequence[str] | None = None) -> Iterator[Row]:
-    """The items of a synthetic task as rows {id, prompt, answer}: 2,000 of arithmetic, as many as there are words, up to 10,000, of words.
+    """The items of a synthetic task as rows {id, prompt, answer}: 2,000 of arithmetic, and up to 10,000 words, as many as there are.
 
-    `words` are scrambled, the first that are long enough; where none are given, `library_words()`. The same name, seed and words make the same
-    rows on any Python: only `Random.random`, which is fixed by its documentation, is drawn from.
+    `words` are scrambled, the first that are long enough; where none are given, `library_words()`. The same name, seed and words make the
+    same rows on any Python: only `Random.random`, which is fixed by its documentation, is drawn from.
     """
     random = Random(f"{name} {seed}")
     if name in ARITHMETIC:
@@ -90,7 +90,8 @@ def _scrambles(random: Random, name: str, words: Sequence[str]) -> Iterator[tupl
 
 
 def scramble(name: str, word: str, random: Random) -> str | None:
-    """The word by the rule of a task; None where the rule cannot change it ("eeeee" has no other order), but for reversal, which says so."""
+    """The word by the rule of a task; None where the rule cannot change it ("eeeee" has no other order). A palindrome is reversed all the
+    same, as in the released samples."""
     if name == "reversed_words":
         return word[::-1]
     if name == "random_insertion_in_word":
@@ -124,8 +125,8 @@ def _shuffled(random: Random, sequence: Sequence[str]) -> list[str]:
 def library_words() -> list[str]:
     """Words of five to fifteen small letters from Python's own library, the most widely used first, those in one file alone last.
 
-    About 12,000, of which 10,000 have six letters. The paper took them from a list of the web's most frequent ones, which is not ours to give;
-    `generate` takes any list.
+    About 12,000, of which 10,000 have six letters. The paper took them from a list of the web's most frequent ones, which is not ours to
+    give; `generate` takes any list.
     """
     library = Path(sysconfig.get_path("stdlib"))
     files: Counter[str] = Counter()

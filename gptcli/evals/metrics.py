@@ -186,7 +186,7 @@ METRICS: dict[str, Metric] = {
 
 
 def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, str]:
-    """Corpus BLEU by sacrebleu, 0 to 100, and its signature. `references`: of each prediction. Raises InputError where sacrebleu is missing."""
+    """Corpus BLEU by sacrebleu, 0 to 100, and its signature. `references`: of each prediction. Raises InputError without sacrebleu."""
     try:
         from sacrebleu.metrics.bleu import BLEU
     except ImportError:

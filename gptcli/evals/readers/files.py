@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import csv
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Callable, Iterator
@@ -23,7 +24,17 @@ def _zstd(path: Path) -> IO[bytes]:
         import zstandard
     except ImportError:
         raise InputError("reading .zst needs the package zstandard", where=path, hint="pip install 'gptcli[data]'") from None
-    return zstandard.open(path, "rb")
+    packed, parts = path.read_bytes(), []
+    while packed:  # a frame at a time: zstandard's own reader does not say that the last one is cut short
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        try:
+            parts.append(frame.decompress(packed))
+        except zstandard.ZstdError as error:
+            raise OSError(str(error)) from None
+        if not frame.eof:
+            raise EOFError("its zstd stream ends early")
+        packed = frame.unused_data
+    return io.BytesIO(b"".join(parts))
 
 
 OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".zst": _zstd}
@@ -34,11 +45,16 @@ def kind_of(path: Path) -> str:
     return Path(path.stem if path.suffix in OPENERS else path.name).suffix
 
 
+def _open(path: Path) -> IO[bytes]:
+    stream: IO[bytes] = OPENERS[path.suffix](path) if path.suffix in OPENERS else open(path, "rb")  # noqa: SIM115 - the caller closes it
+    return stream
+
+
 def lines(path: Path) -> Iterator[tuple[str, str]]:
     """("file:number", line without its ending) of each line, decompressed. Raises InputError where it is missing, damaged or not UTF-8."""
     number = 0
     try:
-        with OPENERS.get(path.suffix, lambda file: open(file, "rb"))(path) as file:
+        with _open(path) as file:
             for number, line in enumerate(file, 1):
                 yield f"{path}:{number}", line.decode("utf-8").rstrip("\r\n")
     except (FileNotFoundError, IsADirectoryError):
@@ -49,16 +65,21 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
         raise InputError(f"the file is damaged or cut short: {error}", where=f"{path}:{number + 1}") from None
 
 
-def whole(path: Path) -> str:
-    """The text of a file, its line endings as they stand. Raises InputError like `lines`."""
-    return "".join(f"{line}\n" for _, line in lines(path)) if path.suffix in OPENERS else _text(path)
-
-
-def _text(path: Path) -> str:
+def content(path: Path) -> bytes:
+    """All bytes of a file, decompressed. Raises InputError where it is missing or damaged."""
     try:
-        return path.read_bytes().decode("utf-8")
+        with _open(path) as file:
+            return file.read()
     except (FileNotFoundError, IsADirectoryError):
         raise InputError("no such file", where=path) from None
+    except (EOFError, OSError, zlib.error) as error:
+        raise InputError(f"the file is damaged or cut short: {error}", where=path) from None
+
+
+def whole(path: Path) -> str:
+    """The text of a file, to the character. Raises InputError like `lines`."""
+    try:
+        return content(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"not valid UTF-8 at byte {error.start}", where=path) from None
 

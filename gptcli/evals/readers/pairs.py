@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gptcli.errors import InputError
-from gptcli.evals.readers.files import OPENERS, Row, kind_of, line_id, lines, objects, whole
+from gptcli.evals.readers.files import Row, content, kind_of, line_id, lines, objects, whole
 
 
 def read_parallel(path: Path) -> Iterator[Row]:
     """WMT's test sets: a row a sentence, with a field for each language, {en, fr}.
 
-    `path` is one side, its partners the files beside it that differ in the language and in src or ref alone: newstest2014-fren-src.en.sgm and
-    newstest2014-fren-ref.fr.sgm, or newstest2014.en and newstest2014.fr with a sentence a line.
+    `path` is one side, its partners the files beside it that differ in the language and in src or ref alone: newstest2014-fren-src.en.sgm
+    and newstest2014-fren-ref.fr.sgm, or newstest2014.en and newstest2014.fr with a sentence a line.
     """
     named = re.fullmatch(r"(.+?)(-src|-ref)?\.([a-z]{2})((?:\.sgm)?(?:\.gz|\.bz2|\.zst)?)", path.name)
     if not named:
@@ -68,10 +68,7 @@ def read_enwik8(path: Path) -> Iterator[Row]:
 
     A character that the cut divides is left out.
     """
-    if path.suffix in OPENERS:
-        yield {"id": path.name, "text": whole(path)}
-        return
-    data = path.read_bytes()
+    data = content(path)
     test = data[-5_000_000:] if len(data) == 100_000_000 else data
     start = next((place for place, byte in enumerate(test[:4]) if byte & 0xC0 != 0x80), 0)
     try:
