@@ -89,9 +89,19 @@ def _remarks(result: TaskResult) -> list[str]:
     if result.calibration:
         shares = ", ".join(f"{share}% {value:.2f}%" for share, value in result.calibration.items())
         lines.append(f"{result.task}: {next(iter(result.figures)).replace('_', ' ')} of the answers it was surest of: {shares}")
+    if result.contamination:
+        lines.append(_contamination(result))
     if result.paper:
         lines.append(_paper(result.paper[0]))
     return lines
+
+
+def _contamination(result: TaskResult) -> str:
+    found = result.contamination
+    told = f"{found['dirty_items']:,} of {found['items']:,} items stand in {found['shards']} (any {found['n']} words in a row)"
+    parts = [f"{name} {found[name]:.2f}%" for name in ("clean", "dirty", "all") if found.get(name) is not None]
+    difference = "" if found.get("difference") is None else f", clean over all {found['difference']:+.2f}%"
+    return f"{result.task}: {told}{': ' * bool(parts)}{', '.join(parts)}{difference}"
 
 
 def _paper(score: PaperScore) -> str:

@@ -144,6 +144,11 @@ class _Encoder:
         return self.kept[text]
 
 
+def whole_text(item: Item) -> str:
+    """All words of an item, its choices or its first answer among them."""
+    return " ".join([item.prompt, *item.contexts, *item.choices, item.target, *(() if item.choices else item.answers[:1])])
+
+
 def group(pairs: Sequence[tuple[Tokens, Tokens]]) -> Group:
     """The pairs as sequences that are read together."""
     return Group([np.concatenate(pair) for pair in pairs], [len(continuation) for _, continuation in pairs])

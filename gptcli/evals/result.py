@@ -81,6 +81,9 @@ class TaskResult:
     calibration: dict[str, float] = field(default_factory=dict)
     """The first metric of free form among the most confident 1, 5, 10, 50 percent of the answers."""
 
+    contamination: dict[str, Any] = field(default_factory=dict)
+    """The first figure of clean items, of dirty ones, and of all (GPT-3, Appendix C)."""
+
     def as_dict(self) -> dict[str, Any]:
         """One level, for JSON: each figure under its name, its standard error under NAME_stderr."""
         figures: dict[str, float | None] = {}
@@ -88,6 +91,7 @@ class TaskResult:
             figures |= {name: figure.value, f"{name}_stderr": figure.stderr}
         also: dict[str, Any] = {"accuracy_by_normaliser": self.also} if self.also else {}
         also |= {"signatures": self.signatures} if self.signatures else {}
+        also |= {"contamination": self.contamination} if self.contamination else {}
         also |= {"calibration": self.calibration} if self.calibration else {}
         return {
             "task": self.task,
@@ -143,6 +147,15 @@ def _share(records: Sequence[Record], right_N: np.ndarray) -> Figure:
 
 def _mean(records: Sequence[Record], name: str) -> Figure:
     return _share(records, np.array([record[name] for record in records], dtype=np.float64))
+
+
+def score_of(task: Task, record: Record) -> float | None:
+    """What an item is worth by the task's first metric, from 0 to 1; None where that is of the whole set."""
+    if task.kind == "last_word":
+        return float(all(record["likeliest"]))
+    if task.kind in ("choice", "partial"):
+        return float(record["correct"])
+    return record.get(task.metric[0])
 
 
 def _over_groups(name: str, records: Sequence[Record]) -> Figure:

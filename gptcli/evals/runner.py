@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gptcli.errors import InputError, UsageError
 from gptcli.evals.answers import write_answers
+from gptcli.evals.contamination import analyse, split_scores
 from gptcli.evals.grade import record_answer, record_scores
 from gptcli.evals.processes import ALONE, Processes
-from gptcli.evals.questions import Asked, Question, ask, group
+from gptcli.evals.questions import Asked, Question, ask, group, whole_text
 from gptcli.evals.records import Record, Records
-from gptcli.evals.result import Conditions, TaskResult, results_of
+from gptcli.evals.result import Conditions, TaskResult, results_of, score_of
 from gptcli.evals.running import text_questions
 from gptcli.evals.score import BATCH_TOKENS, Scorer, batches, find_trunk
 from gptcli.evals.shots import Protocol
@@ -42,6 +43,8 @@ class Options:
     """Questions at once; as many as make BATCH_TOKENS if None."""
     records: Path | None = None
     """The folder where records are kept, and gone on with where some are there."""
+    against: Path | None = None
+    """A shard folder in which the items are looked for: scores are then said of clean and of dirty items too."""
     about: dict[str, Any] = field(default_factory=dict)
     """Of the model: its weights' fingerprint, its precision. Records of another are not gone on with."""
 
@@ -77,7 +80,11 @@ def run_task(
     events.finish(task.name)
     kept = records.finish(processes.gather(records))
     conditions = _conditions(options.protocol, asked, path, digest, stride, task.note)
-    return results_of(task, kept, conditions, model.config.parameters, units), kept
+    results = results_of(task, kept, conditions, model.config.parameters, units)
+    if options.against is not None and processes.rank == 0:
+        found = _contamination(task, asked.questions, kept, options.against, tokenizer, events)
+        results[0] = replace(results[0], contamination=found)
+    return results, kept
 
 
 def _ask(
@@ -136,6 +143,25 @@ def _made(
         again = iter(alone)
         unconditional = [next(again) if question.unconditional else [] for question in some]
         yield batch.stop, [record_scores(task, *measured) for measured in zip(some, scores, unconditional, strict=True)]
+
+
+def _contamination(
+    task: Task, questions: Sequence[Question], records: Sequence[Record], shards: Path, tokenizer: Tokenizer, events: Events
+) -> dict[str, Any]:
+    """Which items stand in the shards, and what the others are worth. Raises UsageError or InputError where that cannot be said."""
+    if task.kind == "text":
+        raise UsageError(f"{task.name} is running text: it has no items to look for", where="--against")
+    found = analyse(
+        ((question.item.id, whole_text(question.item)) for question in questions),
+        shards,
+        tokenizer,
+        synthetic=bool(task.generated),
+        events=events,
+    )
+    scores = {record["id"]: score for record in records if (score := score_of(task, record)) is not None}
+    split = asdict(split_scores(scores, found.dirty)) if scores else {}
+    percent = {name: None if value is None else 100 * value for name, value in split.items()}
+    return {"shards": str(shards), "n": found.n, "items": found.items, "dirty_items": len(found.dirty), **percent}
 
 
 def _work(task: Task, options: Options, stride: int | None, asked: Asked, data_sha256: str, tokenizer: Tokenizer) -> dict[str, Any]:

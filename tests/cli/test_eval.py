@@ -19,6 +19,7 @@ from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
 from gptcli.model.weights import save_model
 from gptcli.shards.format import token_dtype, write_shard
+from gptcli.tokenizer.tokenizer import load_tokenizer
 from gptcli.tokenizer.training import train_tokenizer
 
 torch.set_num_threads(1)
@@ -208,6 +209,25 @@ def test_records_beside_the_report_are_gone_on_with_or_replaced(evaluate: Callab
         evaluate(*asked, "--resume", "--limit", 3)
     evaluate("run", "--task", quiz / "quiz.toml", "--data", quiz, "--records", quiz / "kept", "--json")
     assert (quiz / "kept" / "quiz.jsonl").read_bytes() == records
+
+
+def test_items_of_the_training_shards_are_told_apart(evaluate: Callable[..., str], quiz: Path) -> None:
+    tokens = [289, *load_tokenizer("run").encode(PROSE * 5)]
+    (quiz / "train").mkdir()
+    shard = quiz / "train" / "train-000000.bin"
+    write_shard(shard, np.array([len(tokens)]), [np.array(tokens)], token_dtype(290))
+    manifest = json.loads(Path("shards/manifest.json").read_text())
+    row = {"file": shard.name, "split": "train", "tokens": len(tokens), "documents": 1, "sha256": sha256(shard)}
+    (quiz / "train" / "manifest.json").write_text(json.dumps({**manifest, "shards": [row]}))
+    words = (PROSE * 3).split()[:24]
+    rows = [{"q": " ".join(order), "c": ["some", "words"], "g": 0} for order in (words, words[::-1])]
+    (quiz / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ["run", "--task", quiz / "quiz.toml", "--data", quiz, "--against", quiz / "train"]
+    [result] = json.loads(evaluate(*asked, "--json"))["tasks"]
+    found = result["contamination"]
+    assert (found["n"], found["items"], found["dirty_items"], found["all"]) == (13, 2, 1, result["accuracy"])
+    assert found["clean"] + found["dirty"] == 2 * found["all"]
+    assert "1 of 2 items stand in" in evaluate(*asked)
 
 
 def test_markdown(evaluate: Callable[..., str], quiz: Path) -> None:
