@@ -48,7 +48,10 @@ class Scorer:
         """Tokens that fit into memory at once, once that is known."""
 
     def score(self, groups: Sequence[Group]) -> list[list[Score]]:
-        """The scores of each group's sequences. Raises RunError where a single group does not fit into memory."""
+        """The scores of each group's sequences.
+
+        Raises RunError where a single group does not fit into memory, or the model's scores are not numbers.
+        """
         size = sum(group.size(self.grove.trunk) for group in groups)
         if len(groups) > 1 and self.most is not None and size > self.most:
             return self._halves(groups)
@@ -94,6 +97,8 @@ class Scorer:
         place_U, at_N = np.unique(place_N, return_inverse=True)  # choices that follow one context are foretold at one place
         x_UC = grove.hidden_of(rows)[torch.from_numpy(place_U).to(self.left_out.device)]
         columns = self._head(x_UC, at_N, target_N)
+        if not np.isfinite(columns[0]).all():
+            raise RunError("there are log-probabilities that are no numbers", hint="the model's weights are broken")
         ends = np.cumsum([len(target) for _, target in scored])[:-1]
         parts = zip(*(np.split(column, ends) for column in columns), strict=True)
         return [[Score(*next(parts)) for _ in group.sequences] for group in groups]
