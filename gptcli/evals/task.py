@@ -166,7 +166,7 @@ def _check_keys(table: dict[str, Any], path: Path) -> None:
         if key in table and table[key] not in choices:
             raise InputError(f"unknown {key} {table[key]!r}", where=path, hint=nearest(table[key], choices))
     for key in NEEDS[table["kind"]]:
-        if not table.get(key):
+        if key not in table or not (table[key] or key == "prompt"):  # where the choices are whole sentences, nothing stands before them
             raise InputError(f"has no {key!r}, which a task of kind {table['kind']!r} needs", where=path)
 
 
