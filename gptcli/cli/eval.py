@@ -53,6 +53,10 @@ def evaluate(
         Path | None,
         typer.Option(help="With --task: the folder or file of its data. Else: shards instead of the run's own.", rich_help_panel=WHAT),
     ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Training shards in which a task's items are looked for: scores of clean items too.", rich_help_panel=WHAT),
+    ] = None,
     list_tasks: Annotated[bool, typer.Option("--list", help="List the tasks and stop.", rich_help_panel=WHAT)] = False,
     shots: Annotated[int, typer.Option(min=0, help="Solved examples before each question.", metavar="K", rich_help_panel=FEW)] = 0,
     shots_seed: Annotated[
@@ -143,7 +147,13 @@ def evaluate(
     tasks = [find_task(name) for name in task or []]
     if twice := [one.name for one in tasks if [other.name for other in tasks].count(one.name) > 1]:
         raise UsageError(f"the task {twice[0]} is named twice", where="--task")
-    for option, value in {"--samples": samples, "--records": records, "--normalise": normalise, "--shots": shots or None}.items():
+    for option, value in {
+        "--samples": samples,
+        "--against": against,
+        "--records": records,
+        "--normalise": normalise,
+        "--shots": shots or None,
+    }.items():
         if value is not None and not tasks:
             raise UsageError(f"{option} goes with --task: text has no items")
     if stride is not None and tasks and not text and all(one.kind != "text" for one in tasks):
@@ -204,12 +214,12 @@ def evaluate(
         stride=stride,
         batch_size=batch_size,
         records=records,
+        against=against,
         about={"precision": loaded.precision, **({} if records is None else {"model_sha256": weights_sha256(folder)})},
     )
     results: list[TaskResult] = []
     items: list[dict[str, Any]] = []
     for one in tasks:
-        assert data is not None
         found, made = run_task(model, tokenizer, one, data, options, processes=processes, events=events)
         results += found
         items += [{"task": one.name, **record} for record in made]

@@ -9,6 +9,7 @@ from typing import Any
 from gptcli.cli.console import amount
 from gptcli.cli.cost_plot import check_plot, write_plot
 from gptcli.cli.cost_svg import Scale, Series, curves
+from gptcli.cli.eval_report import PLAIN
 from gptcli.errors import InputError, UsageError
 from gptcli.files import claim_file, read_json
 
@@ -62,7 +63,7 @@ def _scores(path: Path) -> list[dict[str, Any]]:
         raise InputError("not a report of gpt eval", where=path, hint="gpt eval ... -o report.json writes one")
     found: dict[str, dict[str, Any]] = {}
     for result in report["tasks"]:
-        percents = [name for name in result["metrics"] if name not in ("perplexity", "bits_per_byte", "bits_per_character")]
+        percents = [name for name in result["metrics"] if name not in PLAIN]
         if percents and result["task"] not in found:
             score = {"task": result["task"], "shots": result["shots"], "percent": result[percents[0]]}
             found[result["task"]] = {**score, "parameters": report["parameters"]}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 200  # columns, where there is no terminal to fit
 WORDS = ("text", "task", "scoring", "kind", "what")  # columns that stand on the left; figures stand on the right
-PLAIN = ("perplexity", "bits_per_byte", "bits_per_character")  # figures that are no shares in percent
+PLAIN = ("perplexity", "bits_per_byte", "bits_per_character", "bleu")  # figures that are no shares in percent
 
 Rows = list[dict[str, str]]
 
@@ -84,10 +84,24 @@ def _remarks(result: TaskResult) -> list[str]:
     facts += [f"{count:,} not asked: {reason}" for reason, count in under.skipped.items()]
     if under.stride is not None:
         facts.append(f"windows {under.stride} tokens apart")
+    facts += [f"{name}: {signature}" for name, signature in result.signatures.items()]
     lines = [f"{result.task}: {'; '.join(facts)}"]
+    if result.calibration:
+        shares = ", ".join(f"{share}% {value:.2f}%" for share, value in result.calibration.items())
+        lines.append(f"{result.task}: {next(iter(result.figures)).replace('_', ' ')} of the answers it was surest of: {shares}")
+    if result.contamination:
+        lines.append(_contamination(result))
     if result.paper:
         lines.append(_paper(result.paper[0]))
     return lines
+
+
+def _contamination(result: TaskResult) -> str:
+    found = result.contamination
+    told = f"{found['dirty_items']:,} of {found['items']:,} items stand in {found['shards']} (any {found['n']} words in a row)"
+    parts = [f"{name} {found[name]:.2f}%" for name in ("clean", "dirty", "all") if found.get(name) is not None]
+    difference = "" if found.get("difference") is None else f", clean over all {found['difference']:+.2f}%"
+    return f"{result.task}: {told}{': ' * bool(parts)}{', '.join(parts)}{difference}"
 
 
 def _paper(score: PaperScore) -> str:

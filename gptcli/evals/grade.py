@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gptcli.evals.metrics import METRICS
+from gptcli.evals.metrics import METRICS, first_sentences
 from gptcli.evals.questions import Question
 from gptcli.evals.records import INDEX, Record
 from gptcli.evals.score import Score
@@ -15,22 +15,25 @@ from gptcli.evals.task import Task
 from gptcli.sampling.text import Completion
 
 
-def record_scores(task: Task, question: Question, scores: Sequence[Sequence[Score]]) -> Record:
-    """What is kept of a scored question. `scores`: of each of its groups, of each sequence."""
+def record_scores(task: Task, question: Question, scores: Sequence[Score], unconditional: Sequence[Score]) -> Record:
+    """What is kept of a scored question: the scores of each of its pairs, and of the same choices without the question, if asked."""
     record = _common(question)
     if task.kind in ("choice", "partial"):
         item = question.item
         texts = item.choices or (item.target,) * len(item.contexts)
-        record["log_probs"] = [_total(score) for score in scores[0]]
-        record["tokens"] = [len(score.log_probs) for score in scores[0]]
+        record["log_probs"] = [_total(score) for score in scores]
+        record["tokens"] = [len(score.log_probs) for score in scores]
         record["characters"] = [len(text.strip()) for text in texts]
-        if question.unconditional:
-            record["unconditional"] = [_total(score) for score in scores[1]]
+        if unconditional:
+            record["unconditional"] = [_total(score) for score in unconditional]
         record["gold"] = list(item.gold)
         record["prediction"] = predict(record, task.normalise)
         record["correct"] = record["prediction"] in item.gold
+        if texts_metrics := [name for name in task.metric if name in METRICS]:
+            taken, accepted = item.answers[record["prediction"]], [item.answers[number] for number in item.gold]
+            record |= {name: METRICS[name](taken, accepted) for name in texts_metrics}
         return record
-    [score] = scores[0]
+    [score] = scores
     if task.kind == "text":
         return {**record, "log_prob": _total(score), "tokens": len(score.log_probs)}
     return {
@@ -44,15 +47,17 @@ def record_scores(task: Task, question: Question, scores: Sequence[Sequence[Scor
 
 
 def record_answer(task: Task, question: Question, made: Completion) -> Record:
-    """What is kept of an answer that the model wrote: `mean_log_prob` is how sure it was."""
+    """What is kept of an answer that the model wrote: `log_prob` is how sure it was."""
     prediction, answers = made.text.strip(), question.item.answers
+    if task.sentences:
+        prediction = first_sentences(prediction, task.sentences)
     per_item = {name: METRICS[name](prediction, answers) for name in task.metric if name in METRICS}
     return {
         **_common(question),
         "prediction": prediction,
         "answers": list(answers),
         "finish_reason": made.finish_reason,
-        "mean_log_prob": made.mean_log_prob,
+        "log_prob": sum(made.log_probs),
         **per_item,
     }
 

@@ -37,13 +37,23 @@ class Group:
     """At least 1, and below the sequence's length."""
     stem: int = field(init=False)
     """Tokens that all of them begin with; the last token of a sequence, which is only foretold, does not count."""
+    branches: list[np.ndarray] = field(init=False)
+    """What is read after the stem, each once: equal choices are equally likely to the last bit."""
+    branch_of: list[int] = field(init=False)
+    """The branch of each sequence."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stem", common_prefix([sequence[:-1] for sequence in self.sequences]))
+        stem = common_prefix([sequence[:-1] for sequence in self.sequences])
+        rests = [np.asarray(sequence[stem:-1], dtype=np.int64) for sequence in self.sequences]
+        numbers: dict[bytes, int] = {}
+        branch_of = [numbers.setdefault(rest.tobytes(), len(numbers)) for rest in rests]
+        object.__setattr__(self, "stem", stem)
+        object.__setattr__(self, "branches", [rests[branch_of.index(number)] for number in range(len(numbers))])
+        object.__setattr__(self, "branch_of", branch_of)
 
     def size(self, trunk: int = 0) -> int:
         """Tokens that a pass reads for it."""
-        return self.stem - trunk + sum(len(sequence) - 1 - self.stem for sequence in self.sequences)
+        return self.stem - trunk + sum(map(len, self.branches))
 
 
 def common_prefix(sequences: Sequence[Sequence[int] | np.ndarray]) -> int:
@@ -70,18 +80,21 @@ class Rows:
             at, node = 0, 0
             for number in numbers:
                 group = groups[number]
-                first, stem = group.sequences[0], group.stem
-                self._put(row, at, first[trunk:stem], trunk, node, NO_NODE - 1)
-                stem_at, at = at, at + stem - trunk
-                places, stem_node = [], node
-                for sequence, count in zip(group.sequences, group.counts, strict=True):
+                stem, stem_at, stem_node = group.stem, at, node
+                self._put(row, at, group.sequences[0][trunk:stem], trunk, node, NO_NODE - 1)
+                at += stem - trunk
+                starts = []
+                for branch in group.branches:
                     node += 1
-                    self._put(row, at, sequence[stem:-1], stem, node, stem_node)
-                    read = np.arange(len(sequence) - 1 - count, len(sequence) - 1)
-                    places.append(row * shape[1] + np.where(read < stem, stem_at + read - trunk, at + read - stem))
-                    at += len(sequence) - 1 - stem
-                self.places[number] = places
+                    self._put(row, at, branch, stem, node, stem_node)
+                    starts.append(at)
+                    at += len(branch)
                 node += 1
+                self.places[number] = []
+                for sequence, count, branch_number in zip(group.sequences, group.counts, group.branch_of, strict=True):
+                    read = np.arange(len(sequence) - 1 - count, len(sequence) - 1)
+                    places = np.where(read < stem, stem_at + read - trunk, starts[branch_number] + read - stem)
+                    self.places[number].append(row * shape[1] + places)
         self.plain = trunk == 0 and bool(((self.node_RT == 0) | (self.node_RT == NO_NODE)).all())
         """Every row is one sequence: the causal rule says it all."""
 

@@ -22,7 +22,7 @@ class Item:
     gold: tuple[int, ...] = ()
     """Indexes of the right choices; several may be right."""
     answers: tuple[str, ...] = ()
-    """Free form: the accepted answers; the first is the one that shots show."""
+    """Free form: the accepted answers; the first is the one that shots show. Multiple choice: the bare choices."""
     unconditional: str = ""
     """The prompt of GPT-3's normalisation, "Answer:" or "A:"."""
     group: str = ""

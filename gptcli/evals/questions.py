@@ -40,9 +40,6 @@ class Question:
     size: int
     """Tokens that are read for it."""
 
-    def groups(self) -> list[Group]:
-        return [_group(pairs) for pairs in (self.pairs, self.unconditional) if pairs]
-
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -54,9 +51,11 @@ class Asked:
     pool: Pool | None
 
 
-def ask(task: Task, items: Sequence[Item], tokenizer: Tokenizer, n_ctx: int, protocol: Protocol, path: Path, data: Path) -> Asked:
+def ask(
+    task: Task, items: Sequence[Item], tokenizer: Tokenizer, n_ctx: int, protocol: Protocol, path: Path | None, data: Path | None
+) -> Asked:
     """The questions of `items`, in their order. Raises UsageError or InputError where the shots cannot be drawn."""
-    pool = Pool(task, items, path, data, protocol) if protocol.shots else None
+    pool = Pool(task, path, data, protocol) if protocol.shots else None
     encoder = _Encoder(task, tokenizer, n_ctx)
     fit = None if pool is None else Fit(pool, task.delimiter, encoder.length)
     shared = None
@@ -89,14 +88,14 @@ class _Encoder:
         return len(self.tokenizer.encode(text))
 
     def prompt(self, item: Item) -> str:
-        """The longest of what may stand before the answer."""
+        """The longest of what may stand before the answer, without shots."""
         return self.task.instruction + max(item.contexts or (item.prompt,), key=len).rstrip()
 
     def room(self, item: Item) -> int:
-        """Tokens that shots and prompt may take."""
+        """Tokens that instruction, shots and prompt may take."""
         if self.task.kind == "freeform":
             return max(1, self.n_ctx - self.task.max_tokens)
-        return self.n_ctx + 1 - max(len(self._piece(text)) for _, text in self._pairs("", item))
+        return self.n_ctx + 1 - max(len(self._piece(text)) for _, text in self._pairs(self.task.delimiter, item))
 
     def objection(self, item: Item) -> str | None:
         """Why the item cannot be asked."""
@@ -119,7 +118,7 @@ class _Encoder:
             before = self._context(item.unconditional.rstrip())
             unconditional = [(before, text) for _, text in pairs]
         truncated = max(map(len, contexts.values())) > room
-        sizes = [_group(some).size() for some in (pairs, unconditional) if some and self.task.kind != "freeform"]
+        sizes = [group(some).size() for some in (pairs, unconditional) if some and self.task.kind != "freeform"]
         size = sum(sizes) or len(pairs[0][0]) + self.task.max_tokens
         return Question(index, item, pairs, unconditional, count, truncated, size)
 
@@ -145,5 +144,11 @@ class _Encoder:
         return self.kept[text]
 
 
-def _group(pairs: Sequence[tuple[Tokens, Tokens]]) -> Group:
+def whole_text(item: Item) -> str:
+    """All words of an item, its choices or its first answer among them."""
+    return " ".join([item.prompt, *item.contexts, *item.choices, item.target, *(() if item.choices else item.answers[:1])])
+
+
+def group(pairs: Sequence[tuple[Tokens, Tokens]]) -> Group:
+    """The pairs as sequences that are read together."""
     return Group([np.concatenate(pair) for pair in pairs], [len(continuation) for _, continuation in pairs])

@@ -1,7 +1,7 @@
 """What was measured of each item, on disk as soon as it is: a killed evaluation goes on where it stopped.
 
 `TASK.jsonl` in the folder of records: a header line that says of what work this is, then a line an item. Several processes write a file
-each (`TASK.1.jsonl`), and any number of them may go on. When all is done, one file holds every item in order.
+each (`TASK.jsonl.1`), and any number of them may go on. When all is done, one file holds every item in order.
 
 Items are scored in batches that depend on the work alone, and a batch of which an item is missing is scored again as a whole: so that
 what is measured after a kill is the same to the last bit, whatever the number of processes.
@@ -38,7 +38,7 @@ class Records:
         self.path: Path | None = None
         if folder is None:
             return
-        self.path = folder / (f"{task}.{rank}.jsonl" if rank else f"{task}.jsonl")
+        self.path = folder / (f"{task}.jsonl.{rank}" if rank else f"{task}.jsonl")
         for path in self._files():
             lines = whole_lines(path)
             if lines and lines[0] != self.header:
@@ -81,8 +81,9 @@ class Records:
     def _files(self) -> list[Path]:
         """The task's file, and those of further processes."""
         assert self.folder is not None
-        parts = sorted(path for path in self.folder.glob(f"{self.task}.*.jsonl") if path.name[len(self.task) + 1 : -6].isdigit())
-        return [self.folder / f"{self.task}.jsonl", *parts]
+        first = self.folder / f"{self.task}.jsonl"
+        parts = sorted(path for path in self.folder.glob("*") if path.stem == first.name and path.suffix[1:].isdigit())
+        return [first, *parts]
 
     def _differs(self, line: str) -> str:
         """Which entries of an earlier header are not this work's."""
@@ -94,7 +95,7 @@ def claim_records(folder: Path, *, resume: bool, force: bool) -> None:
     """The overwrite rule for a folder of records: those that are there need `resume`, or `force`, which removes them. Raises UsageError."""
     if folder.exists() and not folder.is_dir():
         raise UsageError("is not a folder", where=folder, hint="name another with --records")
-    found = sorted(folder.glob("*.jsonl"))
+    found = sorted([*folder.glob("*.jsonl"), *folder.glob("*.jsonl.[0-9]*")])
     if found and not (resume or force):
         raise UsageError("holds the records of an evaluation", where=folder, hint="--resume goes on with it, --force starts over")
     for path in found if force else []:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from gptcli.errors import RunError
-from gptcli.evals.bootstrap import of_clusters, of_mean
+from gptcli.evals.bootstrap import of_bleu, of_clusters, of_groups, of_mean
 from gptcli.evals.grade import predict
-from gptcli.evals.metrics import METRICS
+from gptcli.evals.metrics import CORPUS_METRICS, GROUP_METRICS, METRICS
 from gptcli.evals.records import Record
 from gptcli.evals.task import NORMALISERS, Task
 from gptcli.papers.models import MODELS
@@ -20,6 +20,7 @@ from gptcli.papers.scores import TABLES
 
 LAST = ("last_word", "last_token")  # whether every token of the word must be right, or its last; each also with the stop-word filter
 FILTERED = "_filtered"
+CONFIDENT = (1, 5, 10, 50)  # percent
 MOST_NATS = 700  # exp overflows beyond
 
 
@@ -74,14 +75,24 @@ class TaskResult:
     conditions: Conditions
     paper: list[PaperScore]
     also: dict[str, float] = field(default_factory=dict)
-    """Accuracy by every other normaliser, in percent."""
+    """Accuracy by every normaliser, in percent."""
+    signatures: dict[str, str] = field(default_factory=dict)
+    """How a metric of the whole set was counted."""
+    calibration: dict[str, float] = field(default_factory=dict)
+    """The first metric of free form among the most confident 1, 5, 10, 50 percent of the answers."""
+
+    contamination: dict[str, Any] = field(default_factory=dict)
+    """The first figure of clean items, of dirty ones, and of all (GPT-3, Appendix C)."""
 
     def as_dict(self) -> dict[str, Any]:
         """One level, for JSON: each figure under its name, its standard error under NAME_stderr."""
         figures: dict[str, float | None] = {}
         for name, figure in self.figures.items():
             figures |= {name: figure.value, f"{name}_stderr": figure.stderr}
-        also = {"accuracy_by_normaliser": self.also} if self.also else {}
+        also: dict[str, Any] = {"accuracy_by_normaliser": self.also} if self.also else {}
+        also |= {"signatures": self.signatures} if self.signatures else {}
+        also |= {"contamination": self.contamination} if self.contamination else {}
+        also |= {"calibration": self.calibration} if self.calibration else {}
         return {
             "task": self.task,
             "scoring": self.scoring,
@@ -108,14 +119,18 @@ def results_of(task: Task, records: Sequence[Record], conditions: Conditions, pa
         return [result(task.detokenize or "as it is", _text_figures(task, records, units))]
     if task.kind == "freeform":
         scoring = f"top-k {task.top_k}" if task.top_k else f"beam {task.beam}" if task.beam > 1 else "greedy"
-        return [result(scoring, {name: _mean(records, name) for name in task.metric if name in METRICS})]
+        figures, signatures = _answer_figures(task, records)
+        return [replace(result(scoring, figures), signatures=signatures, calibration=_calibration(task, records))]
     if task.kind == "last_word":
         rules = [(rule, filtered) for filtered in ("", FILTERED) for rule in LAST]
         return [result(rule + filtered, *_last_word(task, records, rule, filtered)) for rule, filtered in rules]
     right_N = _right(records, task.normalise)
     others = [name for name in NORMALISERS if name != "unconditional" or all("unconditional" in record for record in records)]
     also = {name: 100 * float(_right(records, name).mean()) for name in others} if task.kind == "choice" else {}
-    return [result(task.normalise, {"accuracy": _share(records, right_N)}, int(right_N.sum()), also)]
+    figures = {"accuracy": _share(records, right_N)}
+    figures |= {name: _mean(records, name) for name in task.metric if name in METRICS}
+    figures |= {name: _over_groups(name, records) for name in task.metric if name in GROUP_METRICS}
+    return [result(task.normalise, {name: figures[name] for name in task.metric}, int(right_N.sum()), also)]
 
 
 def _right(records: Sequence[Record], normalise: str) -> np.ndarray:
@@ -132,6 +147,45 @@ def _share(records: Sequence[Record], right_N: np.ndarray) -> Figure:
 
 def _mean(records: Sequence[Record], name: str) -> Figure:
     return _share(records, np.array([record[name] for record in records], dtype=np.float64))
+
+
+def score_of(task: Task, record: Record) -> float | None:
+    """What an item is worth by the task's first metric, from 0 to 1; None where that is of the whole set."""
+    if task.kind == "last_word":
+        return float(all(record["likeliest"]))
+    if task.kind in ("choice", "partial"):
+        return float(record["correct"])
+    return record.get(task.metric[0])
+
+
+def _over_groups(name: str, records: Sequence[Record]) -> Figure:
+    lists = [record["prediction"] for record in records], [record["gold"] for record in records]
+    groups = [record.get("group", str(number)) for number, record in enumerate(records)]
+    stderr = of_groups(GROUP_METRICS[name], *lists, groups)
+    return Figure(value=100 * GROUP_METRICS[name](*lists, groups), stderr=None if stderr is None else 100 * stderr)
+
+
+def _answer_figures(task: Task, records: Sequence[Record]) -> tuple[dict[str, Figure], dict[str, str]]:
+    """The metrics of written answers, and the signatures of those that are of the whole set."""
+    figures, signatures = {}, {}
+    for name in task.metric:
+        if name in METRICS:
+            figures[name] = _mean(records, name)
+            continue
+        texts = [record["prediction"] for record in records], [record["answers"] for record in records]
+        value, signatures[name] = CORPUS_METRICS[name](*texts)
+        figures[name] = Figure(value=value, stderr=of_bleu(*texts) if name == "bleu" else None)
+    return figures, signatures
+
+
+def _calibration(task: Task, records: Sequence[Record]) -> dict[str, float]:
+    """The first metric among the answers that the model was surest of, by their share in percent (GPT-2, section 3.7)."""
+    name = task.metric[0]
+    if name not in METRICS:
+        return {}
+    surest = sorted(records, key=lambda record: -record["log_prob"])
+    shares = {f"{percent:g}": surest[: max(1, round(len(surest) * percent / 100))] for percent in CONFIDENT}
+    return {percent: 100 * sum(record[name] for record in some) / len(some) for percent, some in shares.items()}
 
 
 def _last_word(task: Task, records: Sequence[Record], rule: str, filtered: str) -> tuple[dict[str, Figure], int]:

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gptcli.errors import InputError, UsageError
 from gptcli.evals.answers import write_answers
+from gptcli.evals.contamination import analyse, split_scores
 from gptcli.evals.grade import record_answer, record_scores
 from gptcli.evals.processes import ALONE, Processes
-from gptcli.evals.questions import Asked, Question, ask
+from gptcli.evals.questions import Asked, Question, ask, group, whole_text
 from gptcli.evals.records import Record, Records
-from gptcli.evals.result import Conditions, TaskResult, results_of
+from gptcli.evals.result import Conditions, TaskResult, results_of, score_of
 from gptcli.evals.running import text_questions
 from gptcli.evals.score import BATCH_TOKENS, Scorer, batches, find_trunk
 from gptcli.evals.shots import Protocol
 from gptcli.evals.stopwords import stop_tokens
-from gptcli.evals.task import Task, find_data, read_items
+from gptcli.evals.task import GENERATED_SEED, Task, find_data, fingerprint, read_items
 from gptcli.events import SILENT, Events
-from gptcli.files import sha256
 from gptcli.model.transformer import GPT
 from gptcli.tokenizer.tokenizer import Tokenizer
 
+GENERATED_DATA = f"generated, seed {GENERATED_SEED}"
 OWN_SET = "the same set without the item"
 
 
@@ -42,6 +43,8 @@ class Options:
     """Questions at once; as many as make BATCH_TOKENS if None."""
     records: Path | None = None
     """The folder where records are kept, and gone on with where some are there."""
+    against: Path | None = None
+    """A shard folder in which the items are looked for: scores are then said of clean and of dirty items too."""
     about: dict[str, Any] = field(default_factory=dict)
     """Of the model: its weights' fingerprint, its precision. Records of another are not gone on with."""
 
@@ -50,13 +53,14 @@ def run_task(
     model: GPT,
     tokenizer: Tokenizer,
     task: Task,
-    data: Path,
+    data: Path | None,
     options: Options | None = None,
     *,
     processes: Processes = ALONE,
     events: Events = SILENT,
 ) -> tuple[list[TaskResult], list[Record]]:
-    """One result a scoring rule of `task`, and a record an item; `data` is the task's file, or a folder that holds it.
+    """One result a scoring rule of `task`, and a record an item; `data` is the task's file, or a folder that holds it; None asks
+    generated items.
 
     Every process of `processes` calls it together and gets the same. Raises InputError where the data is broken, UsageError where the
     options cannot be met, RunError where the model's scores are not numbers.
@@ -68,19 +72,23 @@ def run_task(
         task = replace(task, normalise=options.normalise)
     path = find_data(task, data)
     asked, units, stride = _ask(model, tokenizer, task, path, data, options)
-    fingerprint = sha256(path)
-    records = Records(options.records, task.name, _work(task, options, stride, asked, fingerprint, tokenizer), processes.rank)
+    digest = fingerprint(task, path)
+    records = Records(options.records, task.name, _work(task, options, stride, asked, digest, tokenizer), processes.rank)
     for number, made in _made(model, tokenizer, task, asked.questions, records, options.batch_size, processes, events):
         records.add(made)
         events.progress(task.name, number, len(asked.questions), "windows" if task.kind == "text" else "items")
     events.finish(task.name)
     kept = records.finish(processes.gather(records))
-    conditions = _conditions(options.protocol, asked, path, fingerprint, stride, task.note)
-    return results_of(task, kept, conditions, model.config.parameters, units), kept
+    conditions = _conditions(options.protocol, asked, path, digest, stride, task.note)
+    results = results_of(task, kept, conditions, model.config.parameters, units)
+    if options.against is not None and processes.rank == 0:
+        found = _contamination(task, asked.questions, kept, options.against, tokenizer, events)
+        results[0] = replace(results[0], contamination=found)
+    return results, kept
 
 
 def _ask(
-    model: GPT, tokenizer: Tokenizer, task: Task, path: Path, data: Path, options: Options
+    model: GPT, tokenizer: Tokenizer, task: Task, path: Path | None, data: Path | None, options: Options
 ) -> tuple[Asked, dict[str, int], int | None]:
     """What is asked, how many units its text has, and the stride of its windows."""
     n_ctx = model.config.n_ctx
@@ -114,10 +122,11 @@ def _made(
     events: Events,
 ) -> Iterator[tuple[int, list[Record]]]:
     """Batch after batch of this process's: how many questions are behind it, and their records."""
+    trunk = find_trunk(context for question in questions for context, _ in question.pairs) if task.kind != "freeform" else []
     order = sorted(range(len(questions)), key=lambda number: (-questions[number].size, number))
-    sizes = [questions[number].size for number in order]
+    sizes = [questions[number].size - len(trunk) for number in order]
     plan = list(batches(sizes, batch_size, BATCH_TOKENS[model.wte.weight.device.type]))
-    scorer: Scorer | None = None
+    scorers: list[Scorer] = []
     for turn, batch in enumerate(plan):
         some = [questions[order[place]] for place in batch]
         if turn % processes.world != processes.rank or records.has(question.index for question in some):
@@ -126,14 +135,33 @@ def _made(
             answers = write_answers(model, tokenizer, some, task)
             yield batch.stop, [record_answer(task, question, made) for question, made in zip(some, answers, strict=True)]
             continue
-        if scorer is None:
-            trunk = find_trunk([question.groups()[0] for question in questions]) if len(questions) > 1 else []
+        if not scorers:  # where nothing is left to score, there is no trunk to read
             left_out = stop_tokens(tokenizer) if task.kind == "last_word" else []
-            scorer = Scorer(model, trunk=trunk, left_out=left_out, events=events)
-        groups = [question.groups() for question in some]
-        scores = iter(scorer.score([group for those in groups for group in those]))
-        found = [[next(scores) for _ in those] for those in groups]
-        yield batch.stop, [record_scores(task, question, scored) for question, scored in zip(some, found, strict=True)]
+            scorers = [Scorer(model, trunk=trunk, left_out=left_out, events=events), Scorer(model, events=events)]
+        scores = scorers[0].score([group(question.pairs) for question in some])
+        alone = scorers[1].score([group(question.unconditional) for question in some if question.unconditional])
+        again = iter(alone)
+        unconditional = [next(again) if question.unconditional else [] for question in some]
+        yield batch.stop, [record_scores(task, *measured) for measured in zip(some, scores, unconditional, strict=True)]
+
+
+def _contamination(
+    task: Task, questions: Sequence[Question], records: Sequence[Record], shards: Path, tokenizer: Tokenizer, events: Events
+) -> dict[str, Any]:
+    """Which items stand in the shards, and what the others are worth. Raises UsageError or InputError where that cannot be said."""
+    if task.kind == "text":
+        raise UsageError(f"{task.name} is running text: it has no items to look for", where="--against")
+    found = analyse(
+        ((question.item.id, whole_text(question.item)) for question in questions),
+        shards,
+        tokenizer,
+        synthetic=bool(task.generated),
+        events=events,
+    )
+    scores = {record["id"]: score for record in records if (score := score_of(task, record)) is not None}
+    split = asdict(split_scores(scores, found.dirty)) if scores else {}
+    percent = {name: None if value is None else 100 * value for name, value in split.items()}
+    return {"shards": str(shards), "n": found.n, "items": found.items, "dirty_items": len(found.dirty), **percent}
 
 
 def _work(task: Task, options: Options, stride: int | None, asked: Asked, data_sha256: str, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -152,7 +180,7 @@ def _work(task: Task, options: Options, stride: int | None, asked: Asked, data_s
     }
 
 
-def _conditions(protocol: Protocol, asked: Asked, path: Path, fingerprint: str, stride: int | None, note: str) -> Conditions:
+def _conditions(protocol: Protocol, asked: Asked, path: Path | None, digest: str, stride: int | None, note: str) -> Conditions:
     questions, pool = asked.questions, asked.pool
     return Conditions(
         shots=protocol.shots,
@@ -164,7 +192,7 @@ def _conditions(protocol: Protocol, asked: Asked, path: Path, fingerprint: str, 
         skipped=asked.skipped,
         truncated=sum(question.truncated for question in questions),
         stride=stride,
-        data=str(path),
-        data_sha256=fingerprint,
+        data=GENERATED_DATA if path is None else str(path),
+        data_sha256=digest,
         note=note,
     )

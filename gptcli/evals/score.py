@@ -6,7 +6,7 @@ Shapes: N scored tokens in all, U places where one or more of them are foretold,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +48,8 @@ class Scorer:
 
     def score(self, groups: Sequence[Group]) -> list[list[Score]]:
         """The scores of each group's sequences. Raises RunError where a single group does not fit into memory."""
+        if not groups:
+            return []
         size = sum(group.size(self.grove.trunk) for group in groups)
         if len(groups) > 1 and self.most is not None and size > self.most:
             return self._halves(groups)
@@ -115,17 +117,15 @@ def score(model: GPT, sequences: Sequence[Sequence[int] | np.ndarray], counts: S
     return [score for [score] in Scorer(model).score(groups)]
 
 
-def find_trunk(groups: Sequence[Group]) -> list[int]:
-    """What all sequences of all groups begin with, where it is worth reading once for all; nothing scored is foretold inside it."""
-    if len(groups) < 2:
-        return []
-    first = groups[0].sequences[0]
-    shared = len(first)
-    for group in groups:
-        before = min(len(sequence) - count - 1 for sequence, count in zip(group.sequences, group.counts, strict=True))
-        shared = min(shared, group.stem, before)
-        shared = common_prefix([first[:shared], group.sequences[0][:shared]])
-    return list(first[:shared]) if shared >= TRUNK else []
+def find_trunk(contexts: Iterable[np.ndarray]) -> list[int]:
+    """What all contexts begin with, where it is worth reading once for all; what follows a context is foretold at its last token,
+    which is left out."""
+    shared: np.ndarray | None = None
+    count = 0
+    for context in contexts:
+        shared = context[:-1] if shared is None else shared[: common_prefix([shared, context[:-1]])]
+        count += 1
+    return shared.tolist() if shared is not None and count > 1 and len(shared) >= TRUNK else []
 
 
 def batches(sizes: Sequence[int], batch_size: int | None, tokens: int) -> Iterator[range]:

@@ -1,8 +1,8 @@
 """Solved examples before a question: K of them, drawn anew for each item by a hash of seed and item (GPT-3, section 2.4).
 
-Drawn from the task's own file for them, or, where there is none, from the questions themselves without the one that is asked. Or the same
-K for every item ("shared"): not the paper's protocol, but their tokens are then read once for all items; items that serve as shots are
-not asked.
+Drawn from the task's own file for them, or, where there is none, from the questions themselves without the one that is asked; an item
+whose answer the set does not tell is never one. Or the same K for every item ("shared"): not the paper's protocol, but their tokens are
+then read once for all items; items that serve as shots are not asked.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import numpy as np
 
 from gptcli.errors import UsageError
 from gptcli.evals.item import Item
-from gptcli.evals.task import Task, find_shots, read_items, solved
-from gptcli.files import sha256
+from gptcli.evals.task import Task, find_shots, fingerprint, read_items, solved
 from gptcli.shards.order import permuted
 
 
@@ -33,16 +32,16 @@ class Protocol:
 class Pool:
     """What the shots of a task are drawn from."""
 
-    def __init__(self, task: Task, items: Sequence[Item], path: Path, data: Path, protocol: Protocol) -> None:
+    def __init__(self, task: Task, path: Path | None, data: Path | None, protocol: Protocol) -> None:
         """Raises UsageError where it holds fewer than K examples, InputError where its file is broken."""
         self.path = find_shots(task, path, data)
         self.own = self.path == path
         """There is no file for them: they come from the questions' own."""
-        examples = [item for item in read_items(task, self.path) if item.answers[:1] != ("",)]  # WSC's, whose answer is not told
+        examples = [item for item in read_items(task, self.path) if item.shot or task.kind != "freeform" or item.answers[0]]
         self.ids = [example.id for example in examples]
         self.texts = [solved(task, example) for example in examples]
         self.protocol = protocol
-        self.sha256 = sha256(self.path)
+        self.sha256 = fingerprint(task, self.path)
         if len(self.texts) < protocol.shots + self.own:
             raise UsageError(f"{len(self.texts)} solved examples are fewer than --shots {protocol.shots} asks for", where=self.path)
         self.shared = self._draw("", None) if protocol.shared else None

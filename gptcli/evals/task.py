@@ -5,12 +5,14 @@ source         where the data is from
 files          {items = "pattern", shots = "pattern"}: the questions, and what solved examples are drawn from; without `shots`, the
                examples are drawn from the questions' own file
 reader         the format of these files, of gptcli.evals.readers
+generated      of gptcli.evals.generated: what is asked where no data is named
 where          {field = value}: only rows with these values are questions
 kind           choice      which of several continuations of the prompt is the likeliest
                partial     after which of several contexts the common continuation is the likeliest (Winograd)
                last_word   whether the model foretells the target, every token of it
                freeform    the model writes; what it wrote is held against the accepted answers
                text        the loss of running text, for each unit of the original
+instruction    what stands once before all solved examples and the question
 prompt         "Question: {question}\\nAnswer:"; {field} names a field of the row, {{ is a brace, and there is nothing else
 choices        a field that holds a list of texts, or the list itself: ["yes", "no"]
 choice         how a choice follows the prompt; " {choice}" where not said
@@ -22,16 +24,15 @@ answer         how a shot shows the first of them; " {answer}" where not said
 unconditional  the prompt of the "unconditional" normaliser: "Answer:"
 group          the field whose value items scored together share
 shot           how a solved example reads, where that is not the prompt and the right answer
-instruction    what stands once, before all solved examples and the question
 delimiter      between solved examples, and before the question; "\\n\\n" where not said
 shots          the paper's K for few-shot
 normalise      token, sum, character or unconditional: what the likelihoods of choices are compared by; "token" where not said
-metric         what is reported, the first of all: see METRICS
+metric         what is reported: see METRICS_OF
 stop           freeform: where an answer ends: ["\\n"]
 beam           freeform: width of the search; 4 where not said, as GPT-3; 1 is greedy
+sentences      freeform: only so many of the first sentences count (GPT-2's summaries: 3)
 top_k          freeform: draw among so many tokens, and search no beam (GPT-2's summaries: 2)
 max_tokens     freeform: the longest answer
-generated      the set of gptcli.evals.generated that the items may also be
 detokenize     text: of gptcli.evals.detokenize
 note           where this departs from the paper, or from lm-evaluation-harness
 [paper]        metric = "table.column" of gptcli.papers.scores; may be left out
@@ -40,6 +41,8 @@ note           where this departs from the paper, or from lm-evaluation-harness
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import string
 import tomllib
 from collections.abc import Collection
@@ -48,19 +51,29 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import InputError, UsageError, nearest
+from gptcli.evals.generated import GENERATED, generate
 from gptcli.evals.item import Item
+from gptcli.evals.metrics import CORPUS_METRICS, GROUP_METRICS, METRICS
 from gptcli.evals.readers import READERS, Row
+from gptcli.files import sha256
 from gptcli.papers.scores import TABLES
 
 TASKS = Path(__file__).parent / "tasks"
 NORMALISERS = ("token", "sum", "character", "unconditional")
-METRICS = {  # by kind, what the engine itself measures; free form has those of gptcli.evals.metrics
+OWN_METRICS = {  # by kind, what the engine itself measures; those of gptcli.evals.metrics come on top
     "choice": ("accuracy",),
     "partial": ("accuracy",),
     "last_word": ("accuracy", "perplexity"),
     "freeform": (),
     "text": ("perplexity", "bits_per_byte", "bits_per_character"),
 }
+METRICS_OF: dict[str, Collection[str]] = {
+    **OWN_METRICS,
+    "choice": (*OWN_METRICS["choice"], *METRICS, *GROUP_METRICS),
+    "freeform": (*METRICS, *CORPUS_METRICS),
+}
+GENERATED_SEED = 0
+SETTINGS = ("", "_zero", "_one", "_few")  # of a column of published scores
 NEEDS = {  # by kind, the keys without which it is not one
     "choice": ("prompt", "choices", "gold"),
     "partial": ("contexts", "target", "gold"),
@@ -80,7 +93,9 @@ class Task:
     files: dict[str, str]
     reader: str
     kind: str
+    generated: str = ""
     where: dict[str, Any] = dataclasses.field(default_factory=dict)
+    instruction: str = ""
     prompt: str = ""
     choices: str | list[str] = ""
     choice: str = " {choice}"
@@ -92,7 +107,6 @@ class Task:
     unconditional: str = ""
     group: str = ""
     shot: str = ""
-    instruction: str = ""
     delimiter: str = "\n\n"
     shots: int = 0
     normalise: str = "token"
@@ -100,8 +114,8 @@ class Task:
     stop: list[str] = dataclasses.field(default_factory=lambda: ["\n"])
     beam: int = 4
     top_k: int = 0
+    sentences: int = 0
     max_tokens: int = 64
-    generated: str = ""
     detokenize: str = ""
     note: str = ""
     paper: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -130,9 +144,12 @@ def read_task(path: Path) -> Task:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"not valid TOML: {error}", where=path) from None
     _check_keys(table, path)
-    task = Task(name=path.stem, **{"metric": list(METRICS[table["kind"]][:2]), **table})
+    task = Task(name=path.stem, **{"metric": list(OWN_METRICS[table["kind"]][:2]), **table})
     if "items" not in task.files or (unknown := task.files.keys() - {"items", "shots"}):
         raise InputError("'files' names no items" if "items" not in task.files else f"unknown key {min(unknown)!r} in 'files'", where=path)
+    for metric in task.metric:
+        if metric not in METRICS_OF[task.kind]:
+            raise InputError(f"unknown metric {metric!r}", where=path, hint=nearest(metric, METRICS_OF[task.kind]))
     for key in ("prompt", "target", "shot", "choice", "answer"):
         template_fields(getattr(task, key), key, path)
     if task.normalise == "unconditional" and not task.unconditional:
@@ -161,12 +178,17 @@ def _check_keys(table: dict[str, Any], path: Path) -> None:
     for key in ("title", "source", "files", "reader", "kind"):
         if not table.get(key):
             raise InputError(f"has no {key!r}", where=path)
-    known: dict[str, Collection[str]] = {"kind": METRICS, "reader": READERS, "normalise": NORMALISERS}
+    known: dict[str, Collection[str]] = {
+        "kind": OWN_METRICS,
+        "reader": READERS,
+        "normalise": NORMALISERS,
+        "generated": GENERATED,
+    }
     for key, choices in known.items():
         if key in table and table[key] not in choices:
             raise InputError(f"unknown {key} {table[key]!r}", where=path, hint=nearest(table[key], choices))
     for key in NEEDS[table["kind"]]:
-        if key not in table or not (table[key] or key == "prompt"):  # where the choices are whole sentences, nothing stands before them
+        if key not in table:
             raise InputError(f"has no {key!r}, which a task of kind {table['kind']!r} needs", where=path)
 
 
@@ -174,7 +196,7 @@ def _check_paper(task: Task, metric: str, reference: Any, path: Path) -> None:
     if metric not in task.metric:
         raise InputError(f"unknown metric {metric!r} under [paper]", where=path, hint=nearest(metric, task.metric))
     columns = [f"{name}.{column}" for name, table in TABLES.items() for column in table.columns]
-    if reference not in columns and f"{reference}_zero" not in columns:  # GPT-3's have a column for each number of shots
+    if not any(f"{reference}{setting}" in columns for setting in SETTINGS):
         raise InputError(f"no published scores {reference!r}", where=path, hint=nearest(str(reference), columns))
 
 
@@ -190,12 +212,15 @@ def template_fields(template: str, key: str, path: Path) -> list[str]:
     return [field for _, field, _, _ in parts if field is not None]
 
 
-def find_data(task: Task, data: Path | None) -> Path:
+def find_data(task: Task, data: Path | None) -> Path | None:
     """The file of the task's items: `data` itself, or the one file in it, or in its folder of the task's name, that matches.
 
-    Raises UsageError where `data` is None, InputError where there is no such file, or several.
+    None where no `data` is named and the items are generated. Raises UsageError where none is named and they are not, InputError where
+    there is no such file, or several.
     """
     pattern = task.files["items"]
+    if data is None and task.generated:
+        return None
     if data is None:
         raise UsageError(f"{task.name} needs its data", hint=f"--data DIR names a folder with {pattern}: {task.source}")
     if data.is_file():
@@ -213,9 +238,9 @@ def find_data(task: Task, data: Path | None) -> Path:
     return found[0]
 
 
-def find_shots(task: Task, items: Path, data: Path) -> Path:
+def find_shots(task: Task, items: Path | None, data: Path | None) -> Path | None:
     """The file that solved examples are drawn from: the one that matches, or the items' own where the task names none or none is there."""
-    found = _matches(task, data, task.files["shots"]) if "shots" in task.files and data.is_dir() else []
+    found = _matches(task, data, task.files["shots"]) if "shots" in task.files and data is not None and data.is_dir() else []
     return found[0] if len(found) == 1 else items
 
 
@@ -223,10 +248,10 @@ def _matches(task: Task, data: Path, pattern: str) -> list[Path]:
     return sorted(data.glob(pattern)) or sorted((data / task.name).glob(pattern))
 
 
-def read_items(task: Task, path: Path, limit: int | None = None) -> list[Item]:
-    """The first `limit` items of a data file. Raises InputError with file and item where one is broken."""
+def read_items(task: Task, path: Path | None, limit: int | None = None) -> list[Item]:
+    """The first `limit` items of a data file, or generated ones. Raises InputError with file and item where one is broken."""
     items: list[Item] = []
-    for row in READERS[task.reader](path):
+    for row in generate(task.generated, GENERATED_SEED) if path is None else READERS[task.reader](path):
         if len(items) == limit:
             break
         if all(row.get(field) == value for field, value in task.where.items()):
@@ -238,9 +263,20 @@ def read_items(task: Task, path: Path, limit: int | None = None) -> list[Item]:
     return items
 
 
-def make_item(task: Task, row: Row, path: Path) -> Item:
+def fingerprint(task: Task, path: Path | None) -> str:
+    """The SHA-256 of what items are read from: a file, the files of a folder, or the generated rows."""
+    if path is None:
+        rows = json.dumps(list(generate(task.generated, GENERATED_SEED)), ensure_ascii=False)
+        return hashlib.sha256(rows.encode()).hexdigest()
+    if path.is_file():
+        return sha256(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return hashlib.sha256("".join(f"{file.relative_to(path)} {sha256(file)}\n" for file in files).encode()).hexdigest()
+
+
+def make_item(task: Task, row: Row, path: Path | None) -> Item:
     """A row as the task shapes it. Raises InputError where a field is missing, or there is no choice or no right one."""
-    read = _Fields(row, where=f"{path}: item {row['id']}")
+    read = _Fields(row, where=f"{path or 'generated'}: item {row['id']}")
     common: dict[str, Any] = {
         "id": str(row["id"]),
         "prompt": read.fill(task.prompt),
@@ -251,7 +287,7 @@ def make_item(task: Task, row: Row, path: Path) -> Item:
     if task.kind == "choice":
         listed = task.choices if isinstance(task.choices, list) else read.texts(task.choices)
         choices = tuple(_Fields({**row, "choice": choice}, where=read.where).fill(task.choice) for choice in listed)
-        return Item(**common, choices=choices, gold=read.gold(task.gold, len(choices)))
+        return Item(**common, choices=choices, answers=tuple(listed), gold=read.gold(task.gold, len(choices)))
     if task.kind == "partial":
         contexts = tuple(read.texts(task.contexts))
         return Item(**common, contexts=contexts, target=read.fill(task.target), gold=read.gold(task.gold, len(contexts)))

@@ -106,7 +106,7 @@ def test_a_choice(tmp_path: Path) -> None:
         tmp_path, CHOICE + 'unconditional = "A:"\nwhere = {split = "dev"}\n', {**row, "split": "dev"}, {**row, "split": "test"}
     )
     [item] = read_items(task, path)
-    assert item == Item(id="7", prompt="Q: {x}?\nA:", choices=(" yes", " no"), gold=(1,), unconditional="A:")
+    assert item == Item(id="7", prompt="Q: {x}?\nA:", choices=(" yes", " no"), answers=("yes", "no"), gold=(1,), unconditional="A:")
     assert solved(task, item) == "Q: {x}?\nA: no"
 
 
