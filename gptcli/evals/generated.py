@@ -7,7 +7,6 @@ letters are cycled, inserted or reversed) to fifteen, each once, in a random ord
 
 from __future__ import annotations
 
-import json
 import operator
 import re
 import sysconfig
@@ -16,8 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
-
-from gptcli.files import atomic_write
 
 Row = dict[str, Any]
 
@@ -63,16 +60,6 @@ def generate(name: str, seed: int, words: Sequence[str] | None = None) -> Iterat
         pairs = _scrambles(random, name, library_words() if words is None else words)
     for number, (prompt, answer) in enumerate(pairs):
         yield {"id": f"{name}:{number}", "prompt": prompt, "answer": answer}
-
-
-def write_sets(folder: Path, seed: int, words: Sequence[str] | None = None) -> None:
-    """All fifteen as files of the released form, NAME.jsonl, which the built-in tasks read."""
-    words = library_words() if words is None else words
-    for name in GENERATED:
-        before = "\n" if name in SCRAMBLES else "\n\n"
-        with atomic_write(folder / f"{name}.jsonl", "w") as file:
-            for row in generate(name, seed, words):
-                file.write(json.dumps({"context": before + row["prompt"], "completion": f" {row['answer']}"}) + "\n")
 
 
 def arithmetic(question: str, answer: int) -> tuple[str, str]:

@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.evals.generated import ARITHMETIC, GENERATED, SCRAMBLES, generate, library_words, scramble, write_sets
-from gptcli.evals.readers import READERS
+from gptcli.evals.generated import ARITHMETIC, GENERATED, SCRAMBLES, generate, library_words, scramble
 
 SIGNS = {"plus": operator.add, "minus": operator.sub, "times": operator.mul, "+": operator.add, "-": operator.sub, "*": operator.mul}
 WORD = st.text("abcdefgh", min_size=6, max_size=15)
@@ -95,15 +94,6 @@ def test_the_bytes_of_a_seed_do_not_change() -> None:
     assert (first["prompt"], first["answer"]) == ("Q: What is 43 plus 79?\n\nA:", "122")
     words = ["scrambled", "letters"]
     assert [row["prompt"] for row in generate("mid_word_2_anagrams", seed=0, words=words)] == ["scrlabmed =", "letetrs ="]
-
-
-def test_the_files_are_read_back_as_they_were_made(tmp_path: Path) -> None:
-    words = ["scrambled", "letters"]
-    write_sets(tmp_path, 5, words)
-    assert {file.stem for file in tmp_path.iterdir()} == set(GENERATED)
-    for name in GENERATED:
-        read = [(row["prompt"], row["answer"]) for row in READERS["synthetic"](tmp_path / f"{name}.jsonl")]
-        assert read == [(row["prompt"], row["answer"]) for row in generate(name, 5, words)]
 
 
 def test_the_library_has_words_enough() -> None:
