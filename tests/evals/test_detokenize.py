@@ -12,7 +12,8 @@ from gptcli.evals.detokenize import DETOKENIZERS, JOINER, book
 
 PIECES = [
     "word", "Mr.", "U.S.", "approx.", "1", "000", "s", "players", "@-@", "@,@", "@.@", ",", ".", ";", "?", "...", "(", ")", "[", "]", '"',
-    "'", "'s", "n't", "does", "$", "%", "N", "<unk>", "=", "-", "a-b", "1,000", "don't", '5"', "x,", "", JOINER, f"a{JOINER}b", "\t", "é", "\u00a0",
+    "'", "'s", "n't", "does", "$", "%", "N", "<unk>", "=", "-", "a-b", "1,000", "don't", '5"', "x,", "",
+    JOINER, f"a{JOINER}b", "\t", "é", "\u00a0",
 ]  # fmt: skip
 
 
@@ -21,7 +22,8 @@ PIECES = [
     [
         ("wikitext", ' He had a guest @-@ role as " Craig " in 3 @.@ 5 % of 1 @,@ 000 ( the U.S. ) , for $ 5 . ',
          'He had a guest-role as "Craig" in 3.5% of 1,000 (the U.S.), for $5.'),
-        ("wikitext", " Mr. Lee did n't see the players ' Teddy 's house ; no . 1 ? ", "Mr. Lee did n't see the players' Teddy's house; no. 1?"),
+        ("wikitext", " Mr. Lee did n't see the players ' Teddy 's house ; no . 1 ? ",
+         "Mr. Lee did n't see the players' Teddy's house; no. 1?"),
         ("wikitext", " = = Title = = ", "= = Title = ="),
         ("wikitext", " ", ""),
         ("ptb", " it was n't the company 's $ N <unk> n.v. 's ", "it wasn't the company's $N <unk> n.v.'s"),
