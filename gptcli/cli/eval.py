@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import json
-import sys
+import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gptcli import __version__
 from gptcli.cli.config import count
 from gptcli.cli.console import ConsoleEvents, print_json
-from gptcli.errors import UsageError
+from gptcli.cli.eval_report import print_report, print_tasks
+from gptcli.errors import UsageError, nearest
+from gptcli.events import SILENT
 from gptcli.files import atomic_write, claim_file, write_json
 
 if TYPE_CHECKING:
     from numpy import ndarray
-    from rich.table import Table
 
-    from gptcli.evals.loss import LossReport
-    from gptcli.evals.runner import TaskResult
-    from gptcli.evals.task import Task
-    from gptcli.sampling.loading import Loaded
+    from gptcli.evals.result import TaskResult
     from gptcli.shards.loader import TokenStream
 
-WHAT, HOW, OUTPUT, MACHINE = "What to score", "How", "Output", "Machine"
-PIPE_WIDTH = 200  # columns, where there is no terminal to fit
+WHAT, FEW, HOW, OUTPUT, MACHINE = "What to score", "Few-shot", "How", "Output", "Machine"
 
 
 def register(app: typer.Typer) -> None:
@@ -42,8 +39,10 @@ def _complete_task(incomplete: str) -> list[str]:
 
 def evaluate(
     run: Annotated[
-        Path | None,
-        typer.Argument(metavar="RUN", help="A run folder, or a transformers GPT-2 folder with its tokenizer.", show_default=False),
+        list[Path] | None,
+        typer.Argument(
+            metavar="RUN", help="A run folder, or a transformers GPT-2 folder with its tokenizer. With --plot: reports.", show_default=False
+        ),
     ] = None,
     text: Annotated[list[Path] | None, typer.Option(help="The loss on a text file; several are allowed.", rich_help_panel=WHAT)] = None,
     task: Annotated[
@@ -54,7 +53,21 @@ def evaluate(
         Path | None,
         typer.Option(help="With --task: the folder or file of its data. Else: shards instead of the run's own.", rich_help_panel=WHAT),
     ] = None,
-    list_tasks: Annotated[bool, typer.Option("--list", help="List the tasks and stop.", rich_help_panel=WHAT)] = False,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Training shards in which a task's items are looked for: scores of clean items too.", rich_help_panel=WHAT),
+    ] = None,
+    list_tasks: Annotated[
+        bool, typer.Option("--list", help="List the tasks, and whether their data is in --data, and stop.", rich_help_panel=WHAT)
+    ] = False,
+    shots: Annotated[int, typer.Option(min=0, help="Solved examples before each question.", metavar="K", rich_help_panel=FEW)] = 0,
+    shots_seed: Annotated[
+        int, typer.Option(help="Which they are: drawn for each item by a hash of seed and item.", rich_help_panel=FEW)
+    ] = 0,
+    shared_shots: Annotated[
+        bool,
+        typer.Option("--shared-shots", help="The same ones for all items: not the papers' protocol, but far quicker.", rich_help_panel=FEW),
+    ] = False,
     limit: Annotated[str | None, typer.Option(help="Only the first N items, or windows of text.", metavar="N", rich_help_panel=HOW)] = None,
     stride: Annotated[
         int | None,
@@ -66,19 +79,42 @@ def evaluate(
             rich_help_panel=HOW,
         ),
     ] = None,
+    normalise: Annotated[
+        str | None,
+        typer.Option(
+            help="How likelihoods of choices are compared: token, sum, character, unconditional.",
+            metavar="RULE",
+            show_default="the task's",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Sequences at once; scores do not depend on it.", metavar="N", show_default="8,192 tokens", rich_help_panel=HOW
-        ),
+        typer.Option(min=1, help="Items at once; scores do not depend on it.", metavar="N", show_default="what fits", rich_help_panel=HOW),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the report here, as JSON; - is stdout.", rich_help_panel=OUTPUT)
     ] = None,
+    records: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep what was measured of every item in this folder, as it is measured.",
+            metavar="DIR",
+            show_default="beside -o",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     samples: Annotated[
         Path | None, typer.Option(help="Write every item's scores here, a JSON object a line.", rich_help_panel=OUTPUT)
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace these files.", rich_help_panel=OUTPUT)] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw accuracy against K and size, from reports: an SVG.", metavar="FILE", rich_help_panel=OUTPUT)
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the records of a run that was killed.", rich_help_panel=OUTPUT)
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace these files, and records.", rich_help_panel=OUTPUT)] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The tables as Markdown.", rich_help_panel=OUTPUT)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The report as one JSON object on stdout.", rich_help_panel=OUTPUT)] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.", rich_help_panel=MACHINE)] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or auto.", rich_help_panel=MACHINE)] = "fp32",
@@ -91,45 +127,81 @@ def evaluate(
 
         gpt eval runs/350M --text book.txt --stride 256
 
-        gpt eval runs/350M --task lambada --data data/lambada -o eval.json
+        gpt eval runs/350M --task hellaswag --shots 20 --data data -o eval.json
     """
     from gptcli.cli.finetune import evaluate_finetuned, is_finetuned
-    from gptcli.evals.task import find_data, find_task, task_names
+    from gptcli.evals.task import NORMALISERS, find_data, find_task, task_names
 
     if list_tasks:
-        _print_tasks([find_task(name) for name in task_names()])
+        print_tasks([find_task(name) for name in task_names()], data)
         return
-    if run is None:
-        raise UsageError("RUN is missing", hint="name a run folder: gpt eval runs/350M")
-    if not task and not text and is_finetuned(run):
-        evaluate_finetuned(run, data, as_json=as_json)
+    if plot is not None:
+        from gptcli.cli.eval_plot import plot_reports
+
+        plot_reports(run or [], plot, force=force)
         return
-    if samples is not None and not task:
-        raise UsageError("--samples goes with --task: text has no items")
-    if stride is not None and task and not text:
+    if not run or len(run) > 1:
+        raise UsageError("RUN is missing" if not run else f"{len(run)} runs at once", hint="name a run folder: gpt eval runs/350M")
+    folder = run[0]
+    if not task and not text and is_finetuned(folder):
+        evaluate_finetuned(folder, data, as_json=as_json)
+        return
+    tasks = [find_task(name) for name in task or []]
+    if twice := [one.name for one in tasks if [other.name for other in tasks].count(one.name) > 1]:
+        raise UsageError(f"the task {twice[0]} is named twice", where="--task")
+    for option, value in {
+        "--samples": samples,
+        "--against": against,
+        "--records": records,
+        "--normalise": normalise,
+        "--shots": shots or None,
+    }.items():
+        if value is not None and not tasks:
+            raise UsageError(f"{option} goes with --task: text has no items")
+    if stride is not None and tasks and not text and all(one.kind != "text" for one in tasks):
         raise UsageError("--stride goes with text: a task's items are not read in windows")
+    if normalise is not None and normalise not in NORMALISERS:
+        raise UsageError(f"unknown rule {normalise!r}", where="--normalise", hint=nearest(normalise, NORMALISERS))
+    if shared_shots and not shots:
+        raise UsageError("--shared-shots goes with --shots")
+    if resume and force:
+        raise UsageError("--resume and --force contradict each other", hint="choose one")
     most = None if limit is None else count(limit)
     if most == 0:
         raise UsageError("--limit 0 leaves nothing to score")
     if output == Path("-"):
         output, as_json = None, True
-    tasks = [find_task(name) for name in task or []]
-    files = [find_data(one, data) for one in tasks]
-    for path in (output, samples):
-        if path is not None:
-            claim_file(path, force=force)
+    for one in tasks:
+        find_data(one, data)
+    leads = os.environ.get("RANK", "0") == "0"
+    if records is None and output is not None and tasks:
+        records = output.with_suffix(".records")
+    if leads:
+        for path in (output, samples):
+            if path is not None:
+                claim_file(path, force=force or resume)
+        if records is not None:
+            from gptcli.evals.records import claim_records
+
+            claim_records(records, resume=resume, force=force)
 
     from gptcli.evals.loss import evaluate_loss
-    from gptcli.evals.runner import run_task
+    from gptcli.evals.processes import join, local_device
+    from gptcli.evals.records import weights_sha256
+    from gptcli.evals.runner import Options, run_task
+    from gptcli.evals.shots import Protocol
     from gptcli.evals.texts import own_shards, shard_tokens, text_tokens, token_bytes
     from gptcli.sampling.loading import load
 
-    events = ConsoleEvents()
-    loaded = load(run, device=device, precision=precision)
+    processes = join()
+    events = ConsoleEvents() if leads else SILENT
+    if device == "auto" and processes.world > 1:
+        device = local_device()
+    loaded = load(folder, device=device, precision=precision)
     model, tokenizer = loaded.model, loaded.tokenizer
     streams: dict[str, TokenStream | ndarray] = {}
     if not tasks and (data is not None or not text):
-        shards = data or own_shards(run)
+        shards = data or own_shards(folder)
         streams[f"{shards} (val)"] = shard_tokens(shards, tokenizer)
     streams |= {str(path): text_tokens(path, tokenizer) for path in text or []}
     lengths = token_bytes(tokenizer)
@@ -137,96 +209,43 @@ def evaluate(
         evaluate_loss(model, tokens, lengths, name=name, stride=stride, limit=most, batch_size=batch_size, events=events)
         for name, tokens in streams.items()
     ]
-    results, records = [], []
-    for one, file in zip(tasks, files, strict=True):
-        found, items = run_task(model, tokenizer, one, file, limit=most, batch_size=batch_size, events=events)
+    options = Options(
+        protocol=Protocol(shots=shots, seed=shots_seed, shared=shared_shots),
+        normalise=normalise,
+        limit=most,
+        stride=stride,
+        batch_size=batch_size,
+        records=records,
+        against=against,
+        about={"precision": loaded.precision, **({} if records is None else {"model_sha256": weights_sha256(folder)})},
+    )
+    results: list[TaskResult] = []
+    items: list[dict[str, Any]] = []
+    for one in tasks:
+        found, made = run_task(model, tokenizer, one, data, options, processes=processes, events=events)
         results += found
-        records += items
+        items += [{"task": one.name, **record} for record in made]
+    processes.leave()
+    if not leads:
+        return
 
     report = {
         "version": __version__,
-        "model": str(run),
+        "model": str(folder),
         "parameters": model.config.parameters,
         "tokenizer_sha256": tokenizer.sha256,
         "device": loaded.device.type,
         "precision": loaded.precision,
         "losses": [asdict(loss) for loss in losses],
-        "tasks": [asdict(result) for result in results],
+        "tasks": [result.as_dict() for result in results],
     }
     if samples is not None:
         with atomic_write(samples, "w") as out:
-            out.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            out.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
     if output is not None:  # last, because a Makefile waits for it
         write_json(output, {"schema": "gpt.eval/1", **report})
     if as_json:
         print_json("eval", report)
     else:
-        _print_report(run, loaded, losses, results)
-
-
-def _print_report(run: Path, loaded: Loaded, losses: list[LossReport], results: list[TaskResult]) -> None:
-    from rich.console import Console
-
-    # A pipe has no width: nothing is cut there.
-    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    console.print(f"{run}: {loaded.model.config.parameters:,} parameters, {loaded.device.type}, {loaded.precision}", markup=False)
-    if losses:
-        table = _table("text", "tokens", "loss", "perplexity", "bits per byte", "unigram entropy")
-        for loss in losses:
-            table.add_row(
-                loss.name,
-                f"{loss.tokens:,}",
-                _figure(loss.loss, loss.loss_stderr, digits=4),
-                _figure(loss.perplexity),
-                "" if loss.bits_per_byte is None else _figure(loss.bits_per_byte, digits=4),
-                _figure(loss.unigram_entropy, digits=4),
-            )
-        console.print(table)
-        first = losses[0]
-        console.print(f"Loss and entropy in nats per token; windows of {first.n_ctx} tokens, {first.stride} apart.")
-    if results:
-        table = _table("task", "scoring", "K", "items", "accuracy", "perplexity", "paper")
-        for result in results:
-            paper = ", ".join(f"{score.score:g}{'%' * (score.metric == 'accuracy')}" for score in result.paper)
-            table.add_row(
-                result.task,
-                result.scoring,
-                str(result.shots),
-                f"{result.items:,}",
-                _figure(result.accuracy, result.accuracy_stderr, unit="%"),
-                _figure(result.perplexity, result.perplexity_stderr),
-                paper,
-            )
-        console.print(table)
-    for result in {result.task: result for result in results}.values():
-        cut = f"; {result.truncated:,} longer than the context, their beginning cut" if result.truncated else ""
-        console.print(f"{result.task}: {result.data}, sha256 {result.data_sha256[:12]}{cut}", markup=False)
-        if result.paper:
-            console.print(f"Paper: {result.paper[0].model}, the nearest in size, in {result.paper[0].source}.", markup=False)
-
-
-def _print_tasks(tasks: list[Task]) -> None:
-    from rich.console import Console
-
-    table = _table("task", "scoring", "what")
-    for task in tasks:
-        table.add_row(task.name, ", ".join(task.scoring), task.title)
-    Console(highlight=False).print(table)
-
-
-def _table(*names: str) -> Table:
-    """A plain table; figures stand on the right."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for name in names:
-        words = name in ("text", "task", "scoring", "what")
-        table.add_column(name, justify="left" if words else "right", no_wrap=not words, overflow="fold")
-    return table
-
-
-def _figure(value: float, stderr: float | None = None, *, digits: int = 2, unit: str = "") -> str:
-    """A value with its standard error: 45.99% ±0.69. An untrained model's perplexities need the exponent."""
-    form = f",.{digits}f" if value < 1e6 else ".3g"
-    return f"{value:{form}}{unit}" + ("" if stderr is None else f" ±{stderr:{form}}")
+        title = f"{folder}: {model.config.parameters:,} parameters, {loaded.device.type}, {loaded.precision}"
+        print_report(title, losses, results, markdown=markdown)

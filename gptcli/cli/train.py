@@ -112,6 +112,11 @@ def train(
     keep: Annotated[Value, _option(WATCH, "N", "2", "Checkpoints kept.")] = None,
     eval_every: Annotated[Value, _option(WATCH, "N", "20 a run, at least every 500", "Steps between validation losses.")] = None,
     eval_tokens: Annotated[Value, _option(WATCH, "N", "a 200th of --tokens, at most 1M", "Validation tokens read each time.")] = None,
+    eval_task: Annotated[
+        Value, _option(WATCH, "NAMES", "none", "Tasks of gpt eval to score at every checkpoint, parted by commas.")
+    ] = None,
+    eval_data: Annotated[Value, _option(WATCH, "FOLDER", "none", "Where the data of these tasks is.")] = None,
+    eval_items: Annotated[Value, _option(WATCH, "N", "1,000", "Items of each of these tasks.")] = None,
     samples: Annotated[Value, _option(WATCH, "N", "3, in a short run none", "Texts written from every checkpoint.")] = None,
     track: Annotated[Value, _option(WATCH, "NAME", "none", "Figures go there too: tensorboard.")] = None,
     lr_range: Annotated[bool, _flag("--lr-range", WATCH, "Only sweep the learning rate over a short run, and suggest one.")] = False,
@@ -198,6 +203,7 @@ def restarted() -> bool:
 
 def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, force: bool, leads: bool) -> Run | None:
     """Check all that can be checked, claim the run folder and write run.toml into it; None where the run is finished."""
+    from gptcli.cli.train_tasks import measurement
     from gptcli.trainer.config import Run
     from gptcli.trainer.export import is_finished
     from gptcli.trainer.preflight import check_data, check_resume, check_run, data_sha256
@@ -217,6 +223,7 @@ def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, forc
         eot_id=manifest.eot_id,
         must_compile=plan.must_compile,
         track=plan.resolved.values.get("track"),
+        measure=measurement(plan.resolved.values),
         init_from=None if (start := plan.resolved.values.get("init_from")) is None else Path(start),
         resolved=text,
     )

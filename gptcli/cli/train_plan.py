@@ -46,9 +46,11 @@ def _truth(value: Any) -> bool:
 
 
 NAMES: dict[str, Any] = {  # what a configuration file may hold, and how each value is read: the options, and the recipe's constants
-    **dict.fromkeys(("size", "attention", "data", "out", "layout", "init_from", "track"), _words),
+    **dict.fromkeys(("size", "attention", "data", "out", "layout", "init_from", "track", "eval_task", "eval_data"), _words),
     **dict.fromkeys((*SHAPE, "band", "tokens", "warmup_tokens", "decay_tokens", "ramp_tokens", "ramp_from"), count),
-    **dict.fromkeys(("seed", "micro_batch", "checkpoint_every", "eval_every", "eval_tokens", "keep", "max_skipped", "samples"), count),
+    **dict.fromkeys(
+        ("seed", "micro_batch", "checkpoint_every", "eval_every", "eval_tokens", "keep", "max_skipped", "samples", "eval_items"), count
+    ),
     **dict.fromkeys(("dropout", "lr", "min_lr_ratio", "weight_decay", "beta1", "beta2", "eps", "clip", "spike"), quantity),
     "batch_tokens": _batch,
     **dict.fromkeys(("follow_noise", "document_mask"), _truth),

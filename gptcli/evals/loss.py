@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gptcli.errors import InputError, RunError, UsageError
-from gptcli.evals.score import batches, score
+from gptcli.evals.grove import Group
+from gptcli.evals.score import BATCH_TOKENS, Scorer, batches
 from gptcli.events import SILENT, Events
 from gptcli.model.transformer import GPT
 from gptcli.shards.loader import TokenStream
@@ -76,11 +77,13 @@ def evaluate_loss(
     spans = list(windows(len(tokens), n_ctx, stride))[:limit]
     losses: list[float] = []
     frequency = np.zeros(model.config.vocab_size, dtype=np.int64)
-    for batch in batches([n_ctx] * len(spans), batch_size):
+    scorer = Scorer(model, events=events)
+    for batch in batches([n_ctx] * len(spans), batch_size, BATCH_TOKENS[model.wte.weight.device.type]):
         rows = [tokens[start:stop] for start, stop, _ in spans[batch.start : batch.stop]]
         counts = [count for _, _, count in spans[batch.start : batch.stop]]
-        for row, count, (log_probs, _) in zip(rows, counts, score(model, rows, counts), strict=True):
-            losses.append(float(-log_probs.sum(dtype=np.float64)))
+        groups = [Group([row], [count]) for row, count in zip(rows, counts, strict=True)]
+        for row, count, [scored] in zip(rows, counts, scorer.score(groups), strict=True):
+            losses.append(float(-scored.log_probs.sum(dtype=np.float64)))
             frequency += np.bincount(row[-count:], minlength=len(frequency))
         events.progress(name, batch.stop, len(spans), "windows")
     events.finish(name)

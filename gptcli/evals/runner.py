@@ -1,138 +1,198 @@
-"""Run a task: score its items, the longest first, and say what was measured."""
+"""Run a task: ask its questions in batches, the largest first, put each batch's records on disk, and say what was measured."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from gptcli.errors import InputError, RunError
-from gptcli.evals.score import Score, batches, score
-from gptcli.evals.task import Item, Task, read_items
+from gptcli.errors import InputError, UsageError
+from gptcli.evals.answers import write_answers
+from gptcli.evals.contamination import analyse, split_scores
+from gptcli.evals.grade import record_answer, record_scores
+from gptcli.evals.processes import ALONE, Processes
+from gptcli.evals.questions import Asked, Question, ask, group, whole_text
+from gptcli.evals.records import Record, Records
+from gptcli.evals.result import Conditions, TaskResult, results_of, score_of
+from gptcli.evals.running import text_questions
+from gptcli.evals.score import BATCH_TOKENS, Scorer, batches, find_trunk
+from gptcli.evals.shots import Protocol
+from gptcli.evals.stopwords import stop_tokens
+from gptcli.evals.task import GENERATED_SEED, Task, find_data, fingerprint, read_items
 from gptcli.events import SILENT, Events
-from gptcli.files import sha256
 from gptcli.model.transformer import GPT
-from gptcli.papers.models import MODELS
-from gptcli.papers.scores import TABLES
 from gptcli.tokenizer.tokenizer import Tokenizer
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskResult:
-    task: str
-    scoring: str
-    shots: int
-    items: int
-    correct: int
-    accuracy: float
-    """In percent, as the papers print it."""
-    accuracy_stderr: float | None
-    perplexity: float
-    """exp of the mean over items of -log p(target)."""
-    perplexity_stderr: float | None
-    truncated: int
-    """Items longer than the model's context: their beginning was cut."""
-    data: str
-    data_sha256: str
-    paper: list[PaperScore]
+GENERATED_DATA = f"generated, seed {GENERATED_SEED}"
+OWN_SET = "the same set without the item"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PaperScore:
-    metric: str
-    score: float
-    model: str
-    source: str
+class Options:
+    """How tasks are run; `batch_size` and `records` move no score."""
+
+    protocol: Protocol = field(default_factory=Protocol)
+    normalise: str | None = None
+    """Instead of the task's own normaliser."""
+    limit: int | None = None
+    """Only the first items, or windows of text."""
+    stride: int | None = None
+    """Of running text; n_ctx if None."""
+    batch_size: int | None = None
+    """Questions at once; as many as make BATCH_TOKENS if None."""
+    records: Path | None = None
+    """The folder where records are kept, and gone on with where some are there."""
+    against: Path | None = None
+    """A shard folder in which the items are looked for: scores are then said of clean and of dirty items too."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """Of the model: its weights' fingerprint, its precision. Records of another are not gone on with."""
 
 
 def run_task(
     model: GPT,
     tokenizer: Tokenizer,
     task: Task,
-    data: Path,
+    data: Path | None,
+    options: Options | None = None,
     *,
-    limit: int | None = None,
-    batch_size: int | None = None,
+    processes: Processes = ALONE,
     events: Events = SILENT,
-) -> tuple[list[TaskResult], list[dict[str, Any]]]:
-    """One result a scoring rule of `task`, and a record an item, on the file `data`; `batch_size` moves neither but for rounding.
+) -> tuple[list[TaskResult], list[Record]]:
+    """One result a scoring rule of `task`, and a record an item; `data` is the task's file, or a folder that holds it; None asks
+    generated items.
 
-    Raises InputError where the data is broken, RunError where the model's scores are not numbers.
+    Every process of `processes` calls it together and gets the same. Raises InputError where the data is broken, UsageError where the
+    options cannot be met, RunError where the model's scores are not numbers.
     """
-    items = read_items(task, data, tokenizer, limit)
+    options = options or Options()
+    if options.normalise is not None and task.kind == "choice":
+        if options.normalise == "unconditional" and not task.unconditional:
+            raise UsageError(f"{task.name} has no unconditional prompt", where="--normalise")
+        task = replace(task, normalise=options.normalise)
+    path = find_data(task, data)
+    asked, units, stride = _ask(model, tokenizer, task, path, data, options)
+    digest = fingerprint(task, path)
+    records = Records(options.records, task.name, _work(task, options, stride, asked, digest, tokenizer), processes.rank)
+    for number, made in _made(model, tokenizer, task, asked.questions, records, options.batch_size, processes, events):
+        records.add(made)
+        events.progress(task.name, number, len(asked.questions), "windows" if task.kind == "text" else "items")
+    events.finish(task.name)
+    kept = records.finish(processes.gather(records))
+    conditions = _conditions(options.protocol, asked, path, digest, stride, task.note)
+    results = results_of(task, kept, conditions, model.config.parameters, units)
+    if options.against is not None and processes.rank == 0:
+        found = _contamination(task, asked.questions, kept, options.against, tokenizer, events)
+        results[0] = replace(results[0], contamination=found)
+    return results, kept
+
+
+def _ask(
+    model: GPT, tokenizer: Tokenizer, task: Task, path: Path | None, data: Path | None, options: Options
+) -> tuple[Asked, dict[str, int], int | None]:
+    """What is asked, how many units its text has, and the stride of its windows."""
     n_ctx = model.config.n_ctx
-    for item in items:
-        if item.count > n_ctx:
-            raise InputError(f"the last word is {item.count} tokens long, the model's context {n_ctx}", where=f"{data}:{item.line}")
-    scores = _score_items(model, items, batch_size, task.name, events)
-    truncated = [len(item.tokens) > n_ctx + 1 for item in items]
-    results = [
-        _result(task, scoring, scores, sum(truncated), data, nearest_scores(task, model.config.parameters)) for scoring in task.scoring
-    ]
-    records = [
-        {
-            "task": task.name,
-            "line": item.line,
-            "target": item.target,
-            "tokens": item.tokens[-item.count :],
-            "log_probs": [float(value) for value in log_probs],
-            "likeliest": [bool(value) for value in likeliest],
-            "truncated": cut,
-        }
-        for item, (log_probs, likeliest), cut in zip(items, scores, truncated, strict=True)
-    ]
-    return results, records
+    if task.kind != "text":
+        items = read_items(task, path, options.limit)
+        asked = ask(task, items, tokenizer, n_ctx, options.protocol, path, data)
+        if not asked.questions:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in asked.skipped.items())
+            raise InputError(f"no item can be asked: {reasons}", where=path)
+        return asked, {}, None
+    if options.protocol.shots:
+        raise UsageError(f"{task.name} is running text: it takes no shots", where="--shots")
+    stride = options.stride or n_ctx
+    if stride > n_ctx:
+        raise UsageError(f"--stride is {stride}", hint=f"from 1 to the model's context, {n_ctx}")
+    questions, units = text_questions(task, read_items(task, path), tokenizer, n_ctx, stride)
+    if options.limit is not None and options.limit < len(questions):  # units are then those that the scored tokens make on average
+        scored, total = (sum(len(one.pairs[0][1]) for one in some) for some in (questions[: options.limit], questions))
+        units = {name: max(1, round(count * scored / total)) for name, count in units.items()}
+    return Asked(questions[: options.limit], {}, None), units, stride
 
 
-def _score_items(model: GPT, items: Sequence[Item], batch_size: int | None, name: str, events: Events) -> list[Score]:
-    """The scores of the items, in their order; a context that does not fit loses its beginning."""
-    sequences = [item.tokens[-(model.config.n_ctx + 1) :] for item in items]
-    order = sorted(range(len(items)), key=lambda number: -len(sequences[number]))  # alike lengths pad little
-    scores: dict[int, Score] = {}
-    for batch in batches([len(sequences[number]) for number in order], batch_size):
-        numbers = [order[place] for place in batch]
-        scores.update(zip(numbers, score(model, [sequences[n] for n in numbers], [items[n].count for n in numbers]), strict=True))
-        events.progress(name, batch.stop, len(items), "items")
-    events.finish(name)
-    return [scores[number] for number in range(len(items))]
+def _made(
+    model: GPT,
+    tokenizer: Tokenizer,
+    task: Task,
+    questions: Sequence[Question],
+    records: Records,
+    batch_size: int | None,
+    processes: Processes,
+    events: Events,
+) -> Iterator[tuple[int, list[Record]]]:
+    """Batch after batch of this process's: how many questions are behind it, and their records."""
+    trunk = find_trunk(context for question in questions for context, _ in question.pairs) if task.kind != "freeform" else []
+    order = sorted(range(len(questions)), key=lambda number: (-questions[number].size, number))
+    sizes = [questions[number].size - len(trunk) for number in order]
+    plan = list(batches(sizes, batch_size, BATCH_TOKENS[model.wte.weight.device.type]))
+    scorers: list[Scorer] = []
+    for turn, batch in enumerate(plan):
+        some = [questions[order[place]] for place in batch]
+        if turn % processes.world != processes.rank or records.has(question.index for question in some):
+            continue
+        if task.kind == "freeform":
+            answers = write_answers(model, tokenizer, some, task)
+            yield batch.stop, [record_answer(task, question, made) for question, made in zip(some, answers, strict=True)]
+            continue
+        if not scorers:  # where nothing is left to score, there is no trunk to read
+            left_out = stop_tokens(tokenizer) if task.kind == "last_word" else []
+            scorers = [Scorer(model, trunk=trunk, left_out=left_out, events=events), Scorer(model, events=events)]
+        scores = scorers[0].score([group(question.pairs) for question in some])
+        alone = scorers[1].score([group(question.unconditional) for question in some if question.unconditional])
+        again = iter(alone)
+        unconditional = [next(again) if question.unconditional else [] for question in some]
+        yield batch.stop, [record_scores(task, *measured) for measured in zip(some, scores, unconditional, strict=True)]
 
 
-def _result(task: Task, scoring: str, scores: Sequence[Score], truncated: int, path: Path, paper: list[PaperScore]) -> TaskResult:
-    first = -1 if scoring == "last_token" else 0
-    right_N = np.array([likeliest[first:].all() for _, likeliest in scores])
-    log_prob_N = np.array([log_probs[first:].sum(dtype=np.float64) for log_probs, _ in scores])
-    N, accuracy, nats = len(scores), float(right_N.mean()), float(-log_prob_N.mean())
-    if not nats < 700:  # exp overflows beyond; NaN too
-        raise RunError(f"the mean log-probability is {-nats}", where=task.name, hint="the model's weights are broken")
-    return TaskResult(
-        task=task.name,
-        scoring=scoring,
-        shots=0,
-        items=N,
-        correct=int(right_N.sum()),
-        accuracy=100 * accuracy,
-        accuracy_stderr=100 * math.sqrt(accuracy * (1 - accuracy) / (N - 1)) if N > 1 else None,
-        perplexity=math.exp(nats),
-        perplexity_stderr=math.exp(nats) * float(log_prob_N.std(ddof=1)) / math.sqrt(N) if N > 1 else None,  # delta method
-        truncated=truncated,
-        data=str(path),
-        data_sha256=sha256(path),
-        paper=paper,
+def _contamination(
+    task: Task, questions: Sequence[Question], records: Sequence[Record], shards: Path, tokenizer: Tokenizer, events: Events
+) -> dict[str, Any]:
+    """Which items stand in the shards, and what the others are worth. Raises UsageError or InputError where that cannot be said."""
+    if task.kind == "text":
+        raise UsageError(f"{task.name} is running text: it has no items to look for", where="--against")
+    found = analyse(
+        ((question.item.id, whole_text(question.item)) for question in questions),
+        shards,
+        tokenizer,
+        synthetic=bool(task.generated),
+        events=events,
     )
+    scores = {record["id"]: score for record in records if (score := score_of(task, record)) is not None}
+    split = asdict(split_scores(scores, found.dirty)) if scores else {}
+    percent = {name: None if value is None else 100 * value for name, value in split.items()}
+    return {"shards": str(shards), "n": found.n, "items": found.items, "dirty_items": len(found.dirty), **percent}
 
 
-def nearest_scores(task: Task, parameters: int) -> list[PaperScore]:
-    """What the paper published for its model nearest in size (in the ratio of parameter counts)."""
-    sizes = {model.name: model.parameters for model in MODELS}
-    found = []
-    for metric, reference in task.paper.items():
-        name, _, column = reference.partition(".")
-        table = TABLES[name]
-        nearest = min(table.rows, key=lambda row: abs(math.log(sizes[row] / parameters)))
-        published = table.rows[nearest][table.columns.index(column)]
-        found.append(PaperScore(metric=metric, score=published, model=nearest, source=table.source))
-    return found
+def _work(task: Task, options: Options, stride: int | None, asked: Asked, data_sha256: str, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What decides the records of a task."""
+    protocol = options.protocol
+    return {
+        **options.about,
+        "tokenizer_sha256": tokenizer.sha256,
+        "data_sha256": data_sha256,
+        "shots_sha256": None if asked.pool is None else asked.pool.sha256,
+        "definition": repr(replace(task, note="", paper={}, title="", source="")),
+        "shots": [protocol.shots, protocol.seed, protocol.shared] if protocol.shots else 0,
+        "limit": options.limit,
+        "stride": stride,
+        "batch_size": options.batch_size,
+    }
+
+
+def _conditions(protocol: Protocol, asked: Asked, path: Path | None, digest: str, stride: int | None, note: str) -> Conditions:
+    questions, pool = asked.questions, asked.pool
+    return Conditions(
+        shots=protocol.shots,
+        mean_shots=sum(question.shots for question in questions) / len(questions),
+        shots_from=None if pool is None else OWN_SET if pool.own else str(pool.path),
+        shots_seed=None if pool is None else protocol.seed,
+        shared_shots=protocol.shared,
+        items=len(questions),
+        skipped=asked.skipped,
+        truncated=sum(question.truncated for question in questions),
+        stride=stride,
+        data=GENERATED_DATA if path is None else str(path),
+        data_sha256=digest,
+        note=note,
+    )

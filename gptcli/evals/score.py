@@ -1,58 +1,155 @@
-"""The log-probabilities of given tokens: sequences of any length in one batch, logits only where a token is scored.
+"""The log-probabilities of given tokens: sequences of any length together, logits only where a token is scored.
 
-Padding stands on the right, where a causal model never looks from a real position, so a score does not depend on what shares its batch.
-Shapes: B sequences, T positions, N scored tokens in all, C d_model, V vocabulary.
+A score depends neither on what shares its batch nor on what shares its stem: see `gptcli.evals.grove`.
+Shapes: N scored tokens in all, U places where one or more of them are foretold, C d_model, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from gptcli.errors import RunError
+from gptcli.evals.grove import Group, Grove, Rows, common_prefix
+from gptcli.events import SILENT, Events
 from gptcli.model.loss import CHUNK_BYTES
 from gptcli.model.transformer import GPT
 
-BATCH_TOKENS = 8192  # of a batch, where no --batch-size is given
-
-Score = tuple[np.ndarray, np.ndarray]  # log-probabilities in nats (fp32), and whether each token was the likeliest (bool)
-
-
-def batches(lengths: Sequence[int], batch_size: int | None) -> Iterator[range]:
-    """Consecutive runs of sequences: `batch_size` each, or as many as hold BATCH_TOKENS when padded; at least one."""
-    start = 0
-    while start < len(lengths):
-        size = batch_size or max(1, BATCH_TOKENS // lengths[start])  # lengths fall, or are all the same
-        yield range(start, min(start + size, len(lengths)))
-        start += size
+BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}  # of a batch, where no --batch-size is given
+TRUNK = 64  # tokens: a shorter common beginning of all questions is not worth a cache
+APART = 512  # tokens: a stem so long is read by itself under the causal rule, at half the attention that a mask costs
 
 
-@torch.inference_mode()
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The scored tokens of one sequence."""
+
+    log_probs: np.ndarray
+    """Nats, fp32."""
+    likeliest: np.ndarray
+    """Whether each token was the likeliest of all (bool)."""
+    likeliest_of_kept: np.ndarray
+    """The same among the tokens that the scorer does not leave out."""
+
+
+class Scorer:
+    """Scores batches of groups. A batch that does not fit into memory is halved, and so are those after it."""
+
+    def __init__(self, model: GPT, *, trunk: Sequence[int] = (), left_out: Sequence[int] = (), events: Events = SILENT) -> None:
+        """`trunk`: tokens that every sequence begins with, `left_out`: tokens that are no predictions (stop words)."""
+        self.model, self.events = model, events
+        self.left_out = torch.tensor(list(left_out), dtype=torch.int64, device=model.wte.weight.device)
+        with torch.inference_mode():
+            self.grove = Grove(model, trunk)
+        self.most: int | None = None
+        """Tokens that fit into memory at once, once that is known."""
+
+    def score(self, groups: Sequence[Group]) -> list[list[Score]]:
+        """The scores of each group's sequences.
+
+        Raises RunError where a single group does not fit into memory, or the model's scores are not numbers.
+        """
+        size = sum(group.size(self.grove.trunk) for group in groups)
+        if len(groups) > 1 and self.most is not None and size > self.most:
+            return self._halves(groups)
+        try:
+            return self._score(groups)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+        if len(groups) == 1:
+            raise RunError(f"a question of {size:,} tokens does not fit into memory", hint="--precision bf16, or another --device")
+        if self.most is None or size // 2 < self.most:
+            self.most = size // 2
+            self.events.warn(f"{size:,} tokens at once do not fit into memory: going on with {self.most:,}")
+        if self.grove.length_B.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return self._halves(groups)
+
+    def _halves(self, groups: Sequence[Group]) -> list[list[Score]]:
+        half = len(groups) // 2
+        return self.score(groups[:half]) + self.score(groups[half:])
+
+    @torch.inference_mode()
+    def _score(self, groups: Sequence[Group]) -> list[list[Score]]:
+        apart = [not self.grove.trunk and len(group.sequences) > 1 and group.before >= APART for group in groups]
+        together = iter(self._read(self.grove, [group for group, alone in zip(groups, apart, strict=True) if not alone]))
+        return [self._alone(group) if alone else next(together) for group, alone in zip(groups, apart, strict=True)]
+
+    def _alone(self, group: Group) -> list[Score]:
+        [scores] = self._read(Grove(self.model, list(group.sequences[0][: group.before])), [group])
+        return scores
+
+    def _read(self, grove: Grove, groups: Sequence[Group]) -> list[list[Score]]:
+        if not groups:
+            return []
+        rows = Rows(groups, grove.trunk)
+        scored = [
+            (place, sequence[-count:])
+            for number, group in enumerate(groups)
+            for place, sequence, count in zip(rows.places[number], group.sequences, group.counts, strict=True)
+        ]
+        place_N = np.concatenate([place for place, _ in scored])
+        target_N = np.concatenate([np.asarray(target, dtype=np.int64) for _, target in scored])
+        place_U, at_N = np.unique(place_N, return_inverse=True)  # choices that follow one context are foretold at one place
+        x_UC = grove.hidden_of(rows)[torch.from_numpy(place_U).to(self.left_out.device)]
+        columns = self._head(x_UC, at_N, target_N)
+        if not np.isfinite(columns[0]).all():
+            raise RunError("there are log-probabilities that are no numbers", hint="the model's weights are broken")
+        ends = np.cumsum([len(target) for _, target in scored])[:-1]
+        parts = zip(*(np.split(column, ends) for column in columns), strict=True)
+        return [[Score(*next(parts)) for _ in group.sequences] for group in groups]
+
+    def _head(self, x_UC: torch.Tensor, at_N: np.ndarray, target_N: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Log-probability, and whether likeliest of all and of the tokens kept, of each target, which is foretold at x_UC[at_N]."""
+        order = np.argsort(at_N, kind="stable")
+        step = max(1, CHUNK_BYTES // (4 * self.model.config.vocab_size))
+        found: list[tuple[torch.Tensor, ...]] = []
+        for start in range(0, len(x_UC), step):
+            here = order[slice(*np.searchsorted(at_N[order], (start, start + step)))]
+            at_n, target_n = (torch.from_numpy(array[here]).to(x_UC.device) for array in (at_N, target_N))
+            logits_uV = self.model.lm_head(x_UC[start : start + step]).float()
+            log_probs_n = logits_uV[at_n - start, target_n] - logits_uV.logsumexp(dim=-1)[at_n - start]
+            likeliest_n = kept_n = logits_uV.argmax(dim=-1)[at_n - start] == target_n
+            if len(self.left_out):
+                kept_n = logits_uV.index_fill_(1, self.left_out, -torch.inf).argmax(dim=-1)[at_n - start] == target_n
+            found.append((log_probs_n, likeliest_n, kept_n))
+        back = np.argsort(order, kind="stable")
+        return tuple(torch.cat(column).cpu().numpy()[back] for column in zip(*found, strict=True))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """torch says it in a class of its own on a GPU, and in a RuntimeError on a CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
 def score(model: GPT, sequences: Sequence[Sequence[int] | np.ndarray], counts: Sequence[int]) -> list[Score]:
     """Score the last `counts[i]` tokens of each sequence, given those before them (at least one, at most n_ctx)."""
-    device = model.wte.weight.device
-    longest = max(len(sequence) for sequence in sequences) - 1
-    idx_BT = torch.zeros(len(sequences), longest, dtype=torch.int64)
-    target_BT = torch.zeros_like(idx_BT)
-    scored_BT = torch.zeros_like(idx_BT, dtype=torch.bool)
-    for row, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
-        tokens, last = torch.as_tensor(np.asarray(sequence, dtype=np.int64)), len(sequence) - 1
-        idx_BT[row, :last] = tokens[:-1]
-        target_BT[row, :last] = tokens[1:]
-        scored_BT[row, last - count : last] = True
-    x_NC = model.hidden(idx_BT.to(device))[scored_BT.to(device)]
-    log_probs, likeliest = _head(model, x_NC, target_BT[scored_BT].to(device))
-    ends = np.cumsum(counts)[:-1]
-    return list(zip(np.split(log_probs, ends), np.split(likeliest, ends), strict=True))
+    groups = [Group([sequence], [count]) for sequence, count in zip(sequences, counts, strict=True)]
+    return [score for [score] in Scorer(model).score(groups)]
 
 
-def _head(model: GPT, x_NC: torch.Tensor, target_N: torch.Tensor) -> Score:
-    step = max(1, CHUNK_BYTES // (4 * model.config.vocab_size))
-    log_probs, likeliest = [], []
-    for x_nC, target_n in zip(x_NC.split(step), target_N.split(step), strict=True):
-        logits_nV = model.lm_head(x_nC).float()
-        target_n1 = target_n[:, None]
-        log_probs.append((logits_nV.gather(1, target_n1) - logits_nV.logsumexp(dim=-1, keepdim=True))[:, 0])
-        likeliest.append(logits_nV.argmax(dim=-1) == target_n)
-    return torch.cat(log_probs).cpu().numpy(), torch.cat(likeliest).cpu().numpy()
+def find_trunk(contexts: Iterable[np.ndarray]) -> list[int]:
+    """What all contexts begin with, where it is worth reading once for all; what follows a context is foretold at its last token,
+    which is left out."""
+    shared: np.ndarray | None = None
+    count = 0
+    for context in contexts:
+        shared = context[:-1] if shared is None else shared[: common_prefix([shared, context[:-1]])]
+        count += 1
+    return shared.tolist() if shared is not None and count > 1 and len(shared) >= TRUNK else []
+
+
+def batches(sizes: Sequence[int], batch_size: int | None, tokens: int) -> Iterator[range]:
+    """Consecutive runs of questions of these sizes in tokens: `batch_size` each, or as many as make `tokens`; at least one."""
+    start = 0
+    while start < len(sizes):
+        stop, total = start + 1, sizes[start]
+        while stop < len(sizes) and (stop - start < batch_size if batch_size else total + sizes[stop] <= tokens):
+            total += sizes[stop]
+            stop += 1
+        yield range(start, stop)
+        start = stop

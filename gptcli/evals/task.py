@@ -1,50 +1,124 @@
-"""A task as data: a TOML file that says which file it reads, how an item is scored, and what the paper scored.
+"""A task as data: a TOML file that says which files it reads, what a question looks like, how it is scored, and what the paper scored.
 
-title    one line for people
-source   where the data is from
-file     name or pattern of the data file, a JSON object a line
-field    the JSON field that holds the passage
-scoring  any of SCORINGS
-[paper]  metric = "table.column" of gptcli.papers.scores; may be left out
+title          one line for people
+source         where the data is from
+files          {items = "pattern", shots = "pattern"}: the questions, and what solved examples are drawn from; without `shots`, the
+               examples are drawn from the questions' own file
+reader         the format of these files, of gptcli.evals.readers
+generated      of gptcli.evals.generated: what is asked where no data is named
+where          {field = value}: only rows with these values are questions
+kind           choice      which of several continuations of the prompt is the likeliest
+               partial     after which of several contexts the common continuation is the likeliest (Winograd)
+               last_word   whether the model foretells the target, every token of it
+               freeform    the model writes; what it wrote is held against the accepted answers
+               text        the loss of running text, for each unit of the original
+instruction    what stands once before all solved examples and the question
+prompt         "Question: {question}\\nAnswer:"; {field} names a field of the row, {{ is a brace, and there is nothing else
+choices        a field that holds a list of texts, or the list itself: ["yes", "no"]
+choice         how a choice follows the prompt; " {choice}" where not said
+contexts       partial: the field that holds the list of contexts
+target         last_word and partial: what follows, as a template; a last_word without it takes the last word of its prompt; text: the text
+gold           the field that holds the index of the right choice, or a list of them
+answers        freeform: the field that holds the accepted answers, a list or one text
+answer         how a shot shows the first of them; " {answer}" where not said
+unconditional  the prompt of the "unconditional" normaliser: "Answer:"
+group          the field whose value items scored together share
+shot           how a solved example reads, where that is not the prompt and the right answer
+delimiter      between solved examples, and before the question; "\\n\\n" where not said
+shots          the paper's K for few-shot
+normalise      token, sum, character or unconditional: what the likelihoods of choices are compared by; "token" where not said
+metric         what is reported: see METRICS_OF
+stop           freeform: where an answer ends: ["\\n"]
+beam           freeform: width of the search; 4 where not said, as GPT-3; 1 is greedy
+sentences      freeform: only so many of the first sentences count (GPT-2's summaries: 3)
+top_k          freeform: draw among so many tokens, and search no beam (GPT-2's summaries: 2)
+max_tokens     freeform: the longest answer
+detokenize     text: of gptcli.evals.detokenize
+note           where this departs from the paper, or from lm-evaluation-harness
+[paper]        metric = "table.column" of gptcli.papers.scores; may be left out
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import string
 import tomllib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gptcli.errors import InputError, UsageError, nearest
+from gptcli.evals.generated import GENERATED, generate
+from gptcli.evals.item import Item
+from gptcli.evals.metrics import CORPUS_METRICS, GROUP_METRICS, METRICS
+from gptcli.evals.readers import READERS, Row
+from gptcli.files import sha256
 from gptcli.papers.scores import TABLES
-from gptcli.tokenizer.tokenizer import Tokenizer
 
 TASKS = Path(__file__).parent / "tasks"
-SCORINGS = ("last_word", "last_token")
-METRICS = ("accuracy", "perplexity")
+NORMALISERS = ("token", "sum", "character", "unconditional")
+OWN_METRICS = {  # by kind, what the engine itself measures; those of gptcli.evals.metrics come on top
+    "choice": ("accuracy",),
+    "partial": ("accuracy",),
+    "last_word": ("accuracy", "perplexity"),
+    "freeform": (),
+    "text": ("perplexity", "bits_per_byte", "bits_per_character"),
+}
+METRICS_OF: dict[str, Collection[str]] = {
+    **OWN_METRICS,
+    "choice": (*OWN_METRICS["choice"], *METRICS, *GROUP_METRICS),
+    "freeform": (*METRICS, *CORPUS_METRICS),
+}
+GENERATED_SEED = 0
+SETTINGS = ("", "_zero", "_one", "_few")  # of a column of published scores
+NEEDS = {  # by kind, the keys without which it is not one
+    "choice": ("prompt", "choices", "gold"),
+    "partial": ("contexts", "target", "gold"),
+    "last_word": ("prompt",),
+    "freeform": ("prompt", "answers", "metric"),
+    "text": ("target",),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
+    """The fields are those of the TOML file, described above."""
+
     name: str
     title: str
     source: str
-    file: str
-    field: str
-    scoring: list[str]
+    files: dict[str, str]
+    reader: str
+    kind: str
+    generated: str = ""
+    where: dict[str, Any] = dataclasses.field(default_factory=dict)
+    instruction: str = ""
+    prompt: str = ""
+    choices: str | list[str] = ""
+    choice: str = " {choice}"
+    contexts: str = ""
+    target: str = ""
+    gold: str = ""
+    answers: str = ""
+    answer: str = " {answer}"
+    unconditional: str = ""
+    group: str = ""
+    shot: str = ""
+    delimiter: str = "\n\n"
+    shots: int = 0
+    normalise: str = "token"
+    metric: list[str] = dataclasses.field(default_factory=list)
+    stop: list[str] = dataclasses.field(default_factory=lambda: ["\n"])
+    beam: int = 4
+    top_k: int = 0
+    sentences: int = 0
+    max_tokens: int = 64
+    detokenize: str = ""
+    note: str = ""
     paper: dict[str, str] = dataclasses.field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
-    """One passage: `tokens`, of which the last `count` spell `target`, the word to predict."""
-
-    line: int
-    target: str
-    tokens: list[int]
-    count: int
 
 
 def task_names() -> list[str]:
@@ -69,83 +143,209 @@ def read_task(path: Path) -> Task:
         raise InputError("no such task file", where=path) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"not valid TOML: {error}", where=path) from None
-    kinds = {"title": str, "source": str, "file": str, "field": str, "scoring": list, "paper": dict}
-    for key, value in {"paper": {}, **table}.items():
+    _check_keys(table, path)
+    task = Task(name=path.stem, **{"metric": list(OWN_METRICS[table["kind"]][:2]), **table})
+    if "items" not in task.files or (unknown := task.files.keys() - {"items", "shots"}):
+        raise InputError("'files' names no items" if "items" not in task.files else f"unknown key {min(unknown)!r} in 'files'", where=path)
+    for metric in task.metric:
+        if metric not in METRICS_OF[task.kind]:
+            raise InputError(f"unknown metric {metric!r}", where=path, hint=nearest(metric, METRICS_OF[task.kind]))
+    for key in ("prompt", "target", "shot", "choice", "answer"):
+        template_fields(getattr(task, key), key, path)
+    if task.normalise == "unconditional" and not task.unconditional:
+        raise InputError("normalises by an 'unconditional' prompt, and has none", where=path)
+    for metric, reference in task.paper.items():
+        _check_paper(task, metric, reference, path)
+    return task
+
+
+def _check_keys(table: dict[str, Any], path: Path) -> None:
+    kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Task) if field.name != "name"}
+    types: dict[str, Any] = {
+        "str": str,
+        "int": int,
+        "dict[str, str]": dict,
+        "dict[str, Any]": dict,
+        "list[str]": list,
+        "str | list[str]": (str, list),
+    }
+    for key, value in table.items():
         if key not in kinds:
             raise InputError(f"unknown key {key!r}", where=path, hint=nearest(key, kinds))
-        if not isinstance(value, kinds[key]) or not (value or key == "paper"):
-            raise InputError(f"{key!r} is not a {kinds[key].__name__} with something in it", where=path)
-    if missing := [key for key in kinds if key not in table and key != "paper"]:
-        raise InputError(f"has no {missing[0]!r}", where=path)
-    for scoring in table["scoring"]:
-        if scoring not in SCORINGS:
-            raise InputError(f"unknown scoring {scoring!r}", where=path, hint=nearest(str(scoring), SCORINGS))
-    for metric, reference in table.get("paper", {}).items():
-        _check_paper(metric, reference, path)
-    return Task(name=path.stem, **table)
+        right = isinstance(value, types[kinds[key]]) and (not isinstance(value, list) or all(isinstance(one, str) for one in value))
+        if not right or isinstance(value, bool):
+            raise InputError(f"{key!r} is not a {kinds[key]}", where=path)
+    for key in ("title", "source", "files", "reader", "kind"):
+        if not table.get(key):
+            raise InputError(f"has no {key!r}", where=path)
+    known: dict[str, Collection[str]] = {
+        "kind": OWN_METRICS,
+        "reader": READERS,
+        "normalise": NORMALISERS,
+        "generated": GENERATED,
+    }
+    for key, choices in known.items():
+        if key in table and table[key] not in choices:
+            raise InputError(f"unknown {key} {table[key]!r}", where=path, hint=nearest(table[key], choices))
+    for key in NEEDS[table["kind"]]:
+        if key not in table:
+            raise InputError(f"has no {key!r}, which a task of kind {table['kind']!r} needs", where=path)
 
 
-def _check_paper(metric: str, reference: Any, path: Path) -> None:
-    if metric not in METRICS:
-        raise InputError(f"unknown metric {metric!r} under [paper]", where=path, hint=nearest(metric, METRICS))
+def _check_paper(task: Task, metric: str, reference: Any, path: Path) -> None:
+    if metric not in task.metric:
+        raise InputError(f"unknown metric {metric!r} under [paper]", where=path, hint=nearest(metric, task.metric))
     columns = [f"{name}.{column}" for name, table in TABLES.items() for column in table.columns]
-    if reference not in columns:
+    if not any(f"{reference}{setting}" in columns for setting in SETTINGS):
         raise InputError(f"no published scores {reference!r}", where=path, hint=nearest(str(reference), columns))
 
 
-def find_data(task: Task, data: Path | None) -> Path:
-    """The task's data file: `data` itself, or the one file in it, or in its folder of the task's name, that `task.file` matches.
+def template_fields(template: str, key: str, path: Path) -> list[str]:
+    """The fields that a template names. Raises InputError where it holds anything but plain {field}."""
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise InputError(f"{key!r}: {error}", where=path, hint="{field} names a field, {{ is a brace") from None
+    for _, field, form, conversion in parts:
+        if field is not None and (not field.isidentifier() or form or conversion):
+            raise InputError(f"{key!r}: {{{field}}} is not a plain field", where=path, hint="{field} names a field, {{ is a brace")
+    return [field for _, field, _, _ in parts if field is not None]
 
-    Raises UsageError where `data` is None, InputError where there is no such file, or several.
+
+def find_data(task: Task, data: Path | None) -> Path | None:
+    """The file of the task's items: `data` itself, or the one file in it, or in its folder of the task's name, that matches.
+
+    None where no `data` is named and the items are generated. Raises UsageError where none is named and they are not, InputError where
+    there is no such file, or several.
     """
+    pattern = task.files["items"]
+    if data is None and task.generated:
+        return None
     if data is None:
-        raise UsageError(f"{task.name} needs its data", hint=f"--data DIR names a folder with {task.file}: {task.source}")
+        raise UsageError(f"{task.name} needs its data", hint=f"--data DIR names a folder with {pattern}: {task.source}")
     if data.is_file():
         return data
     if not data.is_dir():
         raise InputError("no such file or folder", where=data)
-    found = sorted(data.glob(task.file)) or sorted((data / task.name).glob(task.file))
+    found = _matches(task, data, pattern)
     if len(found) != 1:
         names = f"{len(found)} files match" if found else "no file matches"
         raise InputError(
-            f"{names} {task.file}, the data of {task.name}",
+            f"{names} {pattern}, the data of {task.name}",
             where=data,
             hint=f"name the one with --data: {', '.join(file.name for file in found)}" if found else f"get it from {task.source}",
         )
     return found[0]
 
 
-def read_items(task: Task, path: Path, tokenizer: Tokenizer, limit: int | None = None) -> list[Item]:
-    """The first `limit` items of a data file as tokens. Raises InputError with file and line where one is broken."""
-    passages: list[tuple[int, str, str]] = []
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if len(passages) == limit:
-                break
-            if line.strip():
-                passages.append((number, *_split(task, line, where=f"{path}:{number}")))
-    if not passages:
-        raise InputError("holds no items", where=path)
-    contexts = tokenizer.encode_batch([context for _, context, _ in passages])
-    targets = tokenizer.encode_batch([target for _, _, target in passages])
-    return [
-        Item(line=number, target=word, tokens=context + target, count=len(target))
-        for (number, _, word), context, target in zip(passages, contexts, targets, strict=True)
-    ]
+def find_shots(task: Task, items: Path | None, data: Path | None) -> Path | None:
+    """The file that solved examples are drawn from: the one that matches, or the items' own where the task names none or none is there."""
+    found = _matches(task, data, task.files["shots"]) if "shots" in task.files and data is not None and data.is_dir() else []
+    return found[0] if len(found) == 1 else items
 
 
-def _split(task: Task, line: bytes, where: str) -> tuple[str, str]:
-    """A line of the data as the passage and its last word, which begins with the last space."""
-    try:
-        row = json.loads(line)
-    except UnicodeDecodeError as error:
-        raise InputError(f"not valid UTF-8 at byte {error.start}", where=where) from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"not valid JSON: {error.msg}", where=where) from None
-    text = row.get(task.field) if isinstance(row, dict) else None
-    if not isinstance(text, str):
-        raise InputError(f"no text under {task.field!r}", where=where, hint=f"{task.name} reads JSON lines with this field")
-    context, space, word = text.rpartition(" ")
+def _matches(task: Task, data: Path, pattern: str) -> list[Path]:
+    return sorted(data.glob(pattern)) or sorted((data / task.name).glob(pattern))
+
+
+def read_items(task: Task, path: Path | None, limit: int | None = None) -> list[Item]:
+    """The first `limit` items of a data file, or generated ones. Raises InputError with file and item where one is broken."""
+    items: list[Item] = []
+    for row in generate(task.generated, GENERATED_SEED) if path is None else READERS[task.reader](path):
+        if len(items) == limit:
+            break
+        if all(row.get(field) == value for field, value in task.where.items()):
+            items.append(make_item(task, row, path))
+    if not items:
+        raise InputError(
+            "holds no items", where=path, hint=f"{task.name} reads {task.reader} here" + (f" where {task.where}" if task.where else "")
+        )
+    return items
+
+
+def fingerprint(task: Task, path: Path | None) -> str:
+    """The SHA-256 of what items are read from: a file, the files of a folder, or the generated rows."""
+    if path is None:
+        rows = json.dumps(list(generate(task.generated, GENERATED_SEED)), ensure_ascii=False)
+        return hashlib.sha256(rows.encode()).hexdigest()
+    if path.is_file():
+        return sha256(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return hashlib.sha256("".join(f"{file.relative_to(path)} {sha256(file)}\n" for file in files).encode()).hexdigest()
+
+
+def make_item(task: Task, row: Row, path: Path | None) -> Item:
+    """A row as the task shapes it. Raises InputError where a field is missing, or there is no choice or no right one."""
+    read = _Fields(row, where=f"{path or 'generated'}: item {row['id']}")
+    common: dict[str, Any] = {
+        "id": str(row["id"]),
+        "prompt": read.fill(task.prompt),
+        "unconditional": task.unconditional,
+        "group": str(read[task.group]) if task.group else "",
+        "shot": read.fill(task.shot),
+    }
+    if task.kind == "choice":
+        listed = task.choices if isinstance(task.choices, list) else read.texts(task.choices)
+        choices = tuple(_Fields({**row, "choice": choice}, where=read.where).fill(task.choice) for choice in listed)
+        return Item(**common, choices=choices, answers=tuple(listed), gold=read.gold(task.gold, len(choices)))
+    if task.kind == "partial":
+        contexts = tuple(read.texts(task.contexts))
+        return Item(**common, contexts=contexts, target=read.fill(task.target), gold=read.gold(task.gold, len(contexts)))
+    if task.kind == "freeform":
+        return Item(**common, answers=tuple(read.texts(task.answers)))
+    if task.target or task.kind == "text":
+        return Item(**common, target=read.fill(task.target))
+    context, space, word = common.pop("prompt").rpartition(" ")
     if not context.strip() or not word.strip():
-        raise InputError("no last word to predict", where=where)
-    return context, space + word
+        raise InputError("no last word to predict", where=read.where)
+    return Item(**common, prompt=context, target=space + word)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    """The fields of a row, asked for by a task. All raise InputError."""
+
+    row: Row
+    where: str
+
+    def __getitem__(self, field: str) -> Any:
+        if self.row.get(field) is None:
+            raise InputError(f"has no field {field!r}", where=self.where, hint=f"it has {', '.join(self.row)}")
+        return self.row[field]
+
+    def fill(self, template: str) -> str:
+        values = {field: self[field] for _, field, _, _ in string.Formatter().parse(template) if field is not None}
+        for field, value in values.items():
+            if not isinstance(value, str | int | float):
+                raise InputError(f"the field {field!r} is not a text", where=self.where)
+        return template.format_map(values)
+
+    def texts(self, field: str) -> list[str]:
+        value = self[field]
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
+            raise InputError(f"the field {field!r} is not a list of texts with something in it", where=self.where)
+        return list(texts)
+
+    def gold(self, field: str, choices: int) -> tuple[int, ...]:
+        value = self[field]
+        gold = value if isinstance(value, list | tuple) else [value]
+        if not gold:
+            raise InputError("there is no right choice", where=self.where)
+        for one in gold:
+            if not isinstance(one, int) or not 0 <= one < choices:
+                raise InputError(f"the right choice is {one!r}, and there are {choices} choices", where=self.where)
+        return tuple(int(one) for one in gold)
+
+
+def solved(task: Task, item: Item) -> str:
+    """An item with its answer, as it stands before a question."""
+    if item.shot:
+        return item.shot
+    if task.kind == "choice":
+        return item.prompt + item.choices[item.gold[0]]
+    if task.kind == "partial":
+        return item.contexts[item.gold[0]] + item.target
+    if task.kind == "freeform":
+        return item.prompt + task.answer.format(answer=item.answers[0])
+    return item.prompt + item.target

@@ -45,9 +45,12 @@ def beam_search(
     max_tokens: int,
     width: int = WIDTH,
     stop_id: int | None = None,
+    ended: Callable[[Sequence[int]], bool] = lambda tokens: False,
     penalty: Callable[[int], float] = length_penalty,
 ) -> list[Hypothesis]:
     """The best `width` continuations of `prompt` that were found, best first; lengths count the end-of-text.
+
+    A hypothesis ends with `stop_id`, or, keeping its last token, where `ended` says so of its tokens.
 
     The context is not outgrown: a prompt longer than n_ctx is read from its last n_ctx tokens, and where the context is full every
     hypothesis ends. Raises UsageError for a width or length below 1.
@@ -59,7 +62,7 @@ def beam_search(
     engine = Engine(model, 1, room=len(window) + longest - 1, compiled=False)
     logits_BV = engine.read([0], [window])
     running: list[tuple[float, list[int], list[float]]] = [(0.0, [], [])]
-    ended: list[Hypothesis] = []
+    finished: list[Hypothesis] = []
     for length in range(1, longest + 1):
         log_probs_BV = logits_BV.float().log_softmax(dim=-1)
         V = log_probs_BV.shape[1]
@@ -71,19 +74,18 @@ def beam_search(
             row, token = divmod(place, V)
             _, tokens, log_probs = running[row]
             grown = [*log_probs, float(log_probs_BV[row, token])]
-            if token == stop_id or length == longest:
+            spelt = tokens if token == stop_id else [*tokens, token]
+            stopped = token == stop_id or ended(spelt)
+            if stopped or length == longest:
                 if rank < width:
-                    stopped = token == stop_id
-                    ended.append(
-                        Hypothesis(tokens if stopped else [*tokens, token], grown, total / penalty(length), "stop" if stopped else "length")
-                    )
+                    finished.append(Hypothesis(spelt, grown, total / penalty(length), "stop" if stopped else "length"))
             elif len(following) < width:
-                following.append((total, [*tokens, token], grown))
+                following.append((total, spelt, grown))
                 parents.append(row)
-        ended = sorted(ended, key=lambda hypothesis: -hypothesis.score)[:width]
-        if not following or (len(ended) == width and following[0][0] / penalty(length) <= ended[-1].score):
+        finished = sorted(finished, key=lambda hypothesis: -hypothesis.score)[:width]
+        if not following or (len(finished) == width and following[0][0] / penalty(length) <= finished[-1].score):
             break
         running = following
         engine.keep(parents)
         logits_BV = engine.step([tokens[-1] for _, tokens, _ in running])
-    return ended
+    return finished

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,8 @@ class Run:
     """Where the figures go too: see `gptcli.trainer.tracking`."""
     profile: bool = False
     """Trace a few steps."""
+    measure: Callable[[Any], dict[str, float]] | None = None
+    """What else is measured of the model at every checkpoint, for the step's line; it takes a GPT."""
     resolved: str = ""
     """run.toml's text, for the report and the model card."""
 

@@ -30,7 +30,7 @@ from gptcli.trainer.metrics import Line, MetricsLog
 from gptcli.trainer.noise_scale import NoiseScale, part_of
 from gptcli.trainer.profile import Profiler
 from gptcli.trainer.report import write_report
-from gptcli.trainer.samples import Sampler
+from gptcli.trainer.samples import Sampler, model_of
 from gptcli.trainer.schedule import Position, Schedule
 from gptcli.trainer.speed import Speed, peak_memory
 from gptcli.trainer.tracking import TensorBoard
@@ -216,6 +216,10 @@ class Training:
         if self.validation and self._due(train.eval_every):
             windows = min(self.validation.windows, max(1, train.eval_tokens // self.run.model.n_ctx))
             self.val_loss = line["val_loss"] = validation_loss(self.stepper, self.validation, windows, train.micro_batch)
+        if self.run.measure and self._due(train.checkpoint_every):
+            self.checkpoints.wait()  # from there the model comes, whatever the layout
+            if self.place.leads:
+                line |= self.run.measure(model_of(self.run, self._newest()[0]).to(self.place.device))
         if self.log:
             self.log.write(line)
             if self._due(train.checkpoint_every):

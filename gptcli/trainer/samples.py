@@ -82,13 +82,7 @@ class Sampler:
 
     def _write(self, folder: Path) -> list[tuple[str, str]]:
         """Prompt and continuation of each sample."""
-        with torch.device("meta"):
-            model = GPT(self.run.model)
-        tensors = read_model(folder)
-        if self.run.model.tied:
-            tensors["lm_head.weight"] = tensors["wte.weight"]
-        model.load_state_dict(tensors, assign=True)
-        model.eval()
+        model = model_of(self.run, folder)
         eot = self.run.eot_id
         rows = [
             Draft(prompt, max_tokens=LENGTH, generator=sample_generator(self.run.train.seed, number), stop_id=eot, leaving=self.leaving)
@@ -98,6 +92,17 @@ class Sampler:
             pass
         spell = self.tokenizer.decode
         return [(spell([token for token in row.prompt if token != eot]), spell(row.tokens)) for row in rows]
+
+
+def model_of(run: Run, folder: Path) -> GPT:
+    """The model of a checkpoint, on the CPU, for inference."""
+    with torch.device("meta"):
+        model = GPT(run.model)
+    tensors = read_model(folder)
+    if run.model.tied:
+        tensors["lm_head.weight"] = tensors["wte.weight"]
+    model.load_state_dict(tensors, assign=True)
+    return model.eval()
 
 
 class Draft(Row):

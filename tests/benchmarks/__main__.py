@@ -4,7 +4,8 @@
     python -m tests.benchmarks startup      one of them
     python -m tests.benchmarks cuda --help  training on a CUDA GPU, with options of its own
 
-Peers are measured from a clone of your own: NANOGPT=path/to/nanoGPT. Real text comes from GPT_TEST_DATA. Nothing is downloaded.
+Peers are measured from a clone of your own, or an environment: NANOGPT=path/to/nanoGPT, LM_EVAL=path/to/python. Real text comes from
+GPT_TEST_DATA. Nothing is downloaded.
 Let the machine be quiet; quote ratios, never one absolute time.
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks import banded, cuda, data, sampling, startup, training
+from tests.benchmarks import banded, cuda, data, eval_harness, sampling, startup, training
 
 BENCHMARKS = {
     "startup": startup.run,
@@ -28,6 +29,10 @@ BENCHMARKS = {
     "build-shards": data.build_shards,
     "bpe-training": data.bpe_training,
     "minhash": data.minhash,
+    "eval-agreement": eval_harness.agreement,
+    "eval-zero-shot": eval_harness.zero_shot,
+    "eval-few-shot": eval_harness.few_shot,
+    "eval-shared-shots": eval_harness.shared_shots,
 }
 
 

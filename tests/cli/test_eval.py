@@ -19,6 +19,7 @@ from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
 from gptcli.model.weights import save_model
 from gptcli.shards.format import token_dtype, write_shard
+from gptcli.tokenizer.tokenizer import load_tokenizer
 from gptcli.tokenizer.training import train_tokenizer
 
 torch.set_num_threads(1)
@@ -97,7 +98,7 @@ def test_a_task_its_report_and_its_items(evaluate: Callable[..., str], tmp_path:
     written = json.loads(out.read_text())
     assert written == json.loads(evaluate("run", "--task", "lambada", "--data", ".", "--json").replace('"./', '"'))
     assert written["losses"] == []
-    assert [result["scoring"] for result in written["tasks"]] == ["last_word", "last_token"]
+    assert [result["scoring"] for result in written["tasks"]] == ["last_word", "last_token", "last_word_filtered", "last_token_filtered"]
     for result in written["tasks"]:
         assert (result["items"], result["shots"], result["truncated"]) == (2, 0, 0)
         assert result["data_sha256"] == sha256(Path("lambada/lambada_test.jsonl"))
@@ -124,9 +125,14 @@ def test_an_output_that_exists_needs_force(evaluate: Callable[..., str], tmp_pat
 
 
 def test_a_users_own_task(evaluate: Callable[..., str], tmp_path: Path) -> None:
-    (tmp_path / "mine.toml").write_text('title = "t"\nsource = "s"\nfile = "lambada*"\nfield = "text"\nscoring = ["last_token"]\n')
-    [result] = json.loads(evaluate("run", "--task", tmp_path / "mine.toml", "--data", "lambada", "--json"))["tasks"]
-    assert (result["task"], result["scoring"], result["paper"]) == ("mine", "last_token", [])
+    (tmp_path / "mine.toml").write_text(
+        'title = "t"\nsource = "s"\nfiles = {items = "lambada*"}\nreader = "jsonl"\nkind = "last_word"\nprompt = "{text}"\n'
+    )
+    results = json.loads(evaluate("run", "--task", tmp_path / "mine.toml", "--data", "lambada", "--json"))["tasks"]
+    assert [(result["task"], result["scoring"], result["paper"]) for result in results[:2]] == [
+        ("mine", "last_word", []),
+        ("mine", "last_token", []),
+    ]
     assert "mine" in evaluate("run", "--task", tmp_path / "mine.toml", "--data", "lambada")
 
 
@@ -152,4 +158,118 @@ def test_the_list_needs_no_run(evaluate: Callable[..., str]) -> None:
 )
 def test_bad_usage(evaluate: Callable[..., str], args: list[str], message: str) -> None:
     with pytest.raises((GptError, FileNotFoundError), match=message):
+        evaluate(*args)
+
+
+QUIZ = """title = "t"
+source = "s"
+files = {items = "items.jsonl"}
+reader = "jsonl"
+kind = "choice"
+prompt = "{q}:"
+choices = "c"
+gold = "g"
+"""
+
+
+@pytest.fixture
+def quiz(tmp_path: Path) -> Path:
+    (tmp_path / "quiz.toml").write_text(QUIZ)
+    rows = [{"q": f"q{number}", "c": ["some", "words of"], "g": number % 2} for number in range(8)]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def test_few_shot_and_what_it_says(evaluate: Callable[..., str], quiz: Path) -> None:
+    asked = ["run", "--task", quiz / "quiz.toml", "--data", quiz, "--shots", 2, "--shots-seed", 5]
+    [result] = json.loads(evaluate(*asked, "--json"))["tasks"]
+    assert (result["shots"], result["shots_seed"], result["shots_from"]) == (2, 5, "the same set without the item")
+    assert 0 <= result["mean_shots"] <= 2
+    assert set(result["accuracy_by_normaliser"]) == {"token", "sum", "character"}
+    table = evaluate(*asked)
+    assert "2 shots drawn for each item from the same set without the item, seed 5" in table
+    shared = evaluate(*asked, "--shared-shots")
+    assert "the same 2 shots for all items" in shared
+    assert "2 not asked: a shared shot" in shared
+
+
+def test_records_beside_the_report_are_gone_on_with_or_replaced(evaluate: Callable[..., str], quiz: Path) -> None:
+    asked = ["run", "--task", quiz / "quiz.toml", "--data", quiz, "-o", quiz / "eval.json"]
+    evaluate(*asked)
+    report, records = (quiz / "eval.json").read_bytes(), (quiz / "eval.records" / "quiz.jsonl").read_bytes()
+    assert records.count(b"\n") == 9  # a header, and an item a line
+    (quiz / "eval.json").unlink()
+    with pytest.raises(GptError, match=r"holds the records.*\n.*--resume goes on with it, --force starts over"):
+        evaluate(*asked)
+    for way in ("--resume", "--resume", "--force"):
+        evaluate(*asked, way)
+        assert (quiz / "eval.json").read_bytes() == report
+        assert (quiz / "eval.records" / "quiz.jsonl").read_bytes() == records
+    with pytest.raises(GptError, match="different: limit"):
+        evaluate(*asked, "--resume", "--limit", 3)
+    evaluate("run", "--task", quiz / "quiz.toml", "--data", quiz, "--records", quiz / "kept", "--json")
+    assert (quiz / "kept" / "quiz.jsonl").read_bytes() == records
+
+
+def test_items_of_the_training_shards_are_told_apart(evaluate: Callable[..., str], quiz: Path) -> None:
+    tokens = [289, *load_tokenizer("run").encode(PROSE * 5)]
+    (quiz / "train").mkdir()
+    shard = quiz / "train" / "train-000000.bin"
+    write_shard(shard, np.array([len(tokens)]), [np.array(tokens)], token_dtype(290))
+    manifest = json.loads(Path("shards/manifest.json").read_text())
+    row = {"file": shard.name, "split": "train", "tokens": len(tokens), "documents": 1, "sha256": sha256(shard)}
+    (quiz / "train" / "manifest.json").write_text(json.dumps({**manifest, "shards": [row]}))
+    words = (PROSE * 3).split()[:24]
+    rows = [{"q": " ".join(order), "c": ["some", "words"], "g": 0} for order in (words, words[::-1])]
+    (quiz / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ["run", "--task", quiz / "quiz.toml", "--data", quiz, "--against", quiz / "train"]
+    [result] = json.loads(evaluate(*asked, "--json"))["tasks"]
+    found = result["contamination"]
+    assert (found["n"], found["items"], found["dirty_items"], found["all"]) == (13, 2, 1, result["accuracy"])
+    assert found["clean"] + found["dirty"] == 2 * found["all"]
+    assert "1 of 2 items stand in" in evaluate(*asked)
+
+
+def test_markdown(evaluate: Callable[..., str], quiz: Path) -> None:
+    text = evaluate("run", "--task", quiz / "quiz.toml", "--data", quiz, "--markdown")
+    assert "| task | scoring | K | items | accuracy | paper |\n|---|---|---:|---:|---:|---:|\n| quiz | token | 0 | 8 |" in text
+
+
+def test_a_picture_of_several_reports(evaluate: Callable[..., str], quiz: Path) -> None:
+    reports = []
+    for shots in (0, 1, 2):
+        reports.append(quiz / f"{shots}.json")
+        evaluate("run", "--task", quiz / "quiz.toml", "--data", quiz, "--shots", shots, "-o", reports[-1])
+    evaluate(*reports, "--plot", quiz / "k.svg")
+    picture = (quiz / "k.svg").read_text()
+    assert "solved examples in the context (K)" in picture
+    assert picture == (evaluate(*reports, "--plot", quiz / "k.svg", "--force"), (quiz / "k.svg").read_text())[1]
+    evaluate(reports[0], "--plot", quiz / "size.svg")
+    assert "parameters, logarithmic" in (quiz / "size.svg").read_text()
+
+
+def test_generated_items_need_no_data(evaluate: Callable[..., str]) -> None:
+    [result] = json.loads(evaluate("run", "--task", "two_digit_addition", "--limit", 2, "--json"))["tasks"]
+    assert (result["data"], result["items"], result["scoring"]) == ("generated, seed 0", 2, "beam 4")
+    assert set(result["calibration"]) == {"1", "5", "10", "50"}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["run", "run"], "2 runs at once"),
+        (["run", "--shots", "2"], "--shots goes with --task"),
+        (["run", "--records", "x"], "--records goes with --task"),
+        (["run", "--task", "lambada", "--data", ".", "--shared-shots"], "--shared-shots goes with --shots"),
+        (["run", "--task", "lambada", "--data", ".", "--normalise", "tokn"], "did you mean token"),
+        (["run", "--task", "lambada", "--data", ".", "--resume", "--force"], "contradict"),
+        (["run", "--task", "lambada", "--task", "lambada", "--data", "."], "lambada is named twice"),
+        (["run", "--task", "lambada", "--data", ".", "--shots", "2"], "fewer than --shots 2"),
+        (["--plot", "x.svg"], "--plot draws reports"),
+        (["shards/manifest.json", "--plot", "x.svg"], "not a report"),
+        (["shards/manifest.json", "--plot", "x.png"], "not the name of an SVG"),
+    ],
+)
+def test_more_bad_usage(evaluate: Callable[..., str], args: list[str], message: str) -> None:
+    with pytest.raises(GptError, match=message):
         evaluate(*args)

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from gptcli.errors import InputError, RunError
-from gptcli.evals.runner import nearest_scores, run_task
+from gptcli.evals.result import nearest_scores
+from gptcli.evals.runner import Options, run_task
 from gptcli.evals.task import find_task
 from gptcli.files import sha256
 from gptcli.model.transformer import GPT
@@ -72,15 +73,15 @@ def test_equal_to_a_direct_computation(model: GPT, theirs: Any, tokenizer: Token
     assert 0 < cut < 40
 
     results, records = run_task(model, tokenizer, LAMBADA, data)
-    assert [result.scoring for result in results] == ["last_word", "last_token"]
-    for result, right_count, exact in zip(results, (right_words, right_tokens), (words, tokens), strict=True):
-        share = right_count / 40
-        assert (result.items, result.correct, result.truncated, result.shots) == (40, right_count, cut, 0)
-        assert result.accuracy == pytest.approx(100 * share)
-        assert result.accuracy_stderr == pytest.approx(100 * math.sqrt(share * (1 - share) / 39))
-        assert result.perplexity == pytest.approx(math.exp(-np.mean(exact)), rel=1e-4)
-        assert result.perplexity_stderr == pytest.approx(math.exp(-np.mean(exact)) * np.std(exact, ddof=1) / math.sqrt(40), rel=1e-4)
-        assert result.data_sha256 == sha256(data)
+    assert [result.scoring for result in results] == ["last_word", "last_token", "last_word_filtered", "last_token_filtered"]
+    for result, right_count, exact in zip(results[:2], (right_words, right_tokens), (words, tokens), strict=True):
+        share, found = right_count / 40, result.as_dict()
+        assert (found["items"], found["correct"], found["truncated"], found["shots"]) == (40, right_count, cut, 0)
+        assert found["accuracy"] == pytest.approx(100 * share)
+        assert found["accuracy_stderr"] == pytest.approx(100 * math.sqrt(share * (1 - share) / 39))
+        assert found["perplexity"] == pytest.approx(math.exp(-np.mean(exact)), rel=1e-4)
+        assert found["perplexity_stderr"] == pytest.approx(math.exp(-np.mean(exact)) * np.std(exact, ddof=1) / math.sqrt(40), rel=1e-4)
+        assert found["data_sha256"] == sha256(data)
     assert [sum(record["log_probs"]) for record in records] == pytest.approx(words, abs=1e-4)
     assert sum(record["truncated"] for record in records) == cut
     assert sum(all(record["likeliest"]) for record in records) == right_words
@@ -88,7 +89,7 @@ def test_equal_to_a_direct_computation(model: GPT, theirs: Any, tokenizer: Token
 
 @pytest.mark.parametrize("batch_size", [1, 7, 32])
 def test_the_batch_changes_nothing(model: GPT, tokenizer: Tokenizer, data: Path, batch_size: int) -> None:
-    results, records = run_task(model, tokenizer, LAMBADA, data, batch_size=batch_size)
+    results, records = run_task(model, tokenizer, LAMBADA, data, Options(batch_size=batch_size))
     same_results, same_records = run_task(model, tokenizer, LAMBADA, data)
     for record, same in zip(records, same_records, strict=True):
         assert record.pop("log_probs") == pytest.approx(same.pop("log_probs"), abs=1e-5)
@@ -102,13 +103,13 @@ def test_neither_does_the_order(model: GPT, tokenizer: Tokenizer, data: Path, tm
     shuffled.write_text("".join(reversed(lines)))
     for one, other in zip(run_task(model, tokenizer, LAMBADA, data)[0], run_task(model, tokenizer, LAMBADA, shuffled)[0], strict=True):
         assert one.correct == other.correct
-        assert one.perplexity == pytest.approx(other.perplexity, rel=1e-5)
+        assert one.figures["perplexity"].value == pytest.approx(other.figures["perplexity"].value, rel=1e-5)
 
 
 def test_one_item_has_no_standard_error(model: GPT, tokenizer: Tokenizer, data: Path) -> None:
-    [result, _], [record] = run_task(model, tokenizer, LAMBADA, data, limit=1)
-    assert (result.items, result.accuracy_stderr, result.perplexity_stderr) == (1, None, None)
-    assert record["line"] == 1
+    [result, *_], [record] = run_task(model, tokenizer, LAMBADA, data, Options(limit=1))
+    assert (result.conditions.items, [figure.stderr for figure in result.figures.values()]) == (1, [None, None])
+    assert record["id"] == "lambada_test.jsonl:1"
 
 
 def test_the_papers_score_for_the_nearest_size() -> None:
@@ -118,16 +119,20 @@ def test_the_papers_score_for_the_nearest_size() -> None:
         (355 * 10**6, "gpt2-medium", 55.48),
         (10**12, "gpt2-xl", 63.24),
     ]:
-        found = {score.metric: score for score in nearest_scores(LAMBADA, parameters)}
+        found = {score.metric: score for score in nearest_scores(LAMBADA, parameters, 0)}
         assert (found["accuracy"].model, found["accuracy"].score) == (model, accuracy)
         assert found["perplexity"].model == model
 
 
 def test_a_word_longer_than_the_context(model: GPT, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text(json.dumps({"text": "a " + "xq" * 40}))
-    with pytest.raises(InputError, match=r"a\.jsonl:1.*context 24"):
+    path = tmp_path / "lambada.jsonl"
+    path.write_text(json.dumps({"text": "a " + "xq" * 40}) + "\n")
+    with pytest.raises(InputError, match="no item can be asked: 1 an answer longer than the context"):
         run_task(model, tokenizer, LAMBADA, path)
+    path.write_text(path.read_text() + json.dumps({"text": "a b"}) + "\n")
+    [result, *_], [record] = run_task(model, tokenizer, LAMBADA, path)
+    assert (result.conditions.items, result.conditions.skipped) == (1, {"an answer longer than the context": 1})
+    assert record["index"] == 1
 
 
 def test_broken_weights_are_said(model: GPT, tokenizer: Tokenizer, data: Path) -> None:

@@ -1,4 +1,4 @@
-"""Batched scores against transformers, one sequence at a time."""
+"""Batched scores against transformers, one sequence at a time; memory errors; batches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.evals.score import BATCH_TOKENS, batches, score
+from gptcli.errors import RunError
+from gptcli.evals.grove import Group
+from gptcli.evals.score import Scorer, batches, find_trunk, score
+from gptcli.events import Events
 from gptcli.model import loss
 from gptcli.model.transformer import GPT
 
@@ -25,21 +28,30 @@ def ragged(model: GPT) -> tuple[list[list[int]], list[int]]:
 def test_equal_to_transformers_one_by_one(model: GPT, theirs: Any, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gptcli.evals.score.CHUNK_BYTES", chunk)  # one token at a time, or all at once
     sequences, counts = ragged(model)
-    for sequence, count, (log_probs, likeliest) in zip(sequences, counts, score(model, sequences, counts), strict=True):
+    for sequence, count, scored in zip(sequences, counts, score(model, sequences, counts), strict=True):
         with torch.no_grad():
             logits = theirs(torch.tensor([sequence[:-1]])).logits[0, -count:]
         exact = logits.log_softmax(dim=-1)[torch.arange(count), sequence[-count:]]
-        np.testing.assert_allclose(log_probs, exact, atol=1e-4)
-        assert likeliest.tolist() == (logits.argmax(dim=-1) == torch.tensor(sequence[-count:])).tolist()
+        np.testing.assert_allclose(scored.log_probs, exact, atol=1e-4)
+        assert scored.likeliest.tolist() == (logits.argmax(dim=-1) == torch.tensor(sequence[-count:])).tolist()
+        assert scored.likeliest_of_kept.tolist() == scored.likeliest.tolist()  # nothing is left out
 
 
 def test_a_score_does_not_depend_on_its_batch(model: GPT) -> None:
     sequences, counts = ragged(model)
-    together = score(model, sequences, counts)
-    for sequence, count, (log_probs, likeliest) in zip(sequences, counts, together, strict=True):
-        [(alone, likeliest_alone)] = score(model, [sequence], [count])
-        np.testing.assert_allclose(log_probs, alone, atol=1e-5)
-        assert likeliest.tolist() == likeliest_alone.tolist()
+    for sequence, count, together in zip(sequences, counts, score(model, sequences, counts), strict=True):
+        [alone] = score(model, [sequence], [count])
+        np.testing.assert_allclose(together.log_probs, alone.log_probs, atol=1e-5)
+        assert together.likeliest.tolist() == alone.likeliest.tolist()
+
+
+def test_tokens_left_out_are_no_predictions(model: GPT) -> None:
+    sequences, counts = ragged(model)
+    with torch.no_grad():
+        first = int(model(torch.tensor([sequences[0][: -counts[0]]]))[0, -1].argmax())
+    group = Group([[*sequences[0][: -counts[0]], first]], [1])
+    [[kept]] = Scorer(model, left_out=[first]).score([group])
+    assert (kept.likeliest.tolist(), kept.likeliest_of_kept.tolist()) == ([True], [False])
 
 
 def test_logits_only_where_a_target_stands(model: GPT) -> None:
@@ -47,17 +59,76 @@ def test_logits_only_where_a_target_stands(model: GPT) -> None:
     rows: list[int] = []
     hook = model.lm_head.register_forward_hook(lambda module, args, out: rows.append(args[0].shape[0]))
     score(model, sequences, counts)
-    hook.remove()
     assert sum(rows) == sum(counts)
+    rows.clear()
+    Scorer(model).score([Group([[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3, 6, 7]], [1, 1, 2])])
+    hook.remove()
+    assert sum(rows) == 2  # after 3, where all three choices begin, and after 6
 
 
-@given(
-    st.lists(st.integers(1, 3 * BATCH_TOKENS), max_size=50).map(lambda lengths: sorted(lengths, reverse=True)),
-    st.none() | st.integers(1, 9),
-)
-def test_batches_hold_every_sequence_once_and_not_too_many(lengths: list[int], batch_size: int | None) -> None:
-    made = list(batches(lengths, batch_size))
-    assert [place for batch in made for place in batch] == list(range(len(lengths)))
+class Told(Events):
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def test_a_batch_that_does_not_fit_is_halved(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    sequences, counts = ragged(model)
+    groups = [Group([sequence], [count]) for sequence, count in zip(sequences, counts, strict=True)]
+    exact, hidden, seen = Scorer(model).score(groups), model.hidden, []
+
+    def scarce(idx: torch.Tensor, *cache: Any) -> torch.Tensor:
+        seen.append(idx.numel())
+        if idx.numel() > 200:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:123] DefaultCPUAllocator: can't allocate memory")
+        return hidden(idx, *cache)
+
+    monkeypatch.setattr(model, "hidden", scarce)
+    monkeypatch.setattr("gptcli.evals.grove.ROW", 24)
+    told = Told()
+    scorer = Scorer(model, events=told)
+    for [one], [other] in zip(scorer.score(groups), exact, strict=True):
+        np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-5)
+    failures = sum(size > 200 for size in seen)
+    assert failures == len(told.warnings) > 0
+    scorer.score(groups)
+    assert sum(size > 200 for size in seen) == failures  # it has learnt
+    monkeypatch.setattr(model, "hidden", lambda *args: scarce(torch.zeros(1, 999)))
+    with pytest.raises(RunError, match="does not fit into memory"):
+        scorer.score(groups[:1])
+
+
+def test_broken_weights_are_said(model: GPT) -> None:
+    broken = GPT(model.config).eval()
+    torch.nn.init.constant_(broken.ln_f.bias, torch.nan)
+    with pytest.raises(RunError, match="weights are broken"):
+        score(broken, [[1, 2, 3]], [1])
+
+
+def test_other_errors_pass(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> torch.Tensor:
+        raise RuntimeError("shapes")
+
+    monkeypatch.setattr(model, "hidden", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        score(model, [[1, 2]], [1])
+
+
+def test_a_trunk_holds_nothing_that_is_scored() -> None:
+    shots = list(range(100))
+    one, two = np.array([*shots, 7]), np.array([*shots, 7, 9])
+    assert find_trunk([one, two]) == shots  # what follows `one` is foretold at its last token
+    assert find_trunk([one]) == []
+    assert find_trunk([one, np.array([*shots[:70], 1, 2])]) == shots[:70]
+    assert find_trunk([one, np.array(shots[:64])]) == []  # shorter than is worth it
+
+
+@given(st.lists(st.integers(1, 9000), max_size=50).map(lambda sizes: sorted(sizes, reverse=True)), st.none() | st.integers(1, 9))
+def test_batches_hold_every_question_once_and_not_too_many(sizes: list[int], batch_size: int | None) -> None:
+    made = list(batches(sizes, batch_size, 4096))
+    assert [place for batch in made for place in batch] == list(range(len(sizes)))
     for batch in made:
-        padded = len(batch) * lengths[batch.start]
-        assert len(batch) <= batch_size if batch_size else len(batch) == 1 or padded <= BATCH_TOKENS
+        total = sum(sizes[place] for place in batch)
+        assert len(batch) <= batch_size if batch_size else len(batch) == 1 or total <= 4096

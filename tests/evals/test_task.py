@@ -1,4 +1,4 @@
-"""Tasks as data: every built-in one is sound, and what is not a task, or not its data, is refused with file and line."""
+"""Tasks as data: every built-in one is sound, and what is not a task, or not its data, is refused with file and item."""
 
 from __future__ import annotations
 
@@ -8,10 +8,20 @@ from pathlib import Path
 import pytest
 
 from gptcli.errors import InputError, UsageError
-from gptcli.evals.task import TASKS, find_data, find_task, read_items, read_task, task_names
-from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from gptcli.evals.item import Item
+from gptcli.evals.task import TASKS, Task, find_data, find_shots, find_task, read_items, read_task, solved, task_names
+from gptcli.tokenizer.tokenizer import load_tokenizer
 
-OWN = 'title = "t"\nsource = "s"\nfile = "*.jsonl"\nfield = "text"\nscoring = ["last_word"]\n'
+HEAD = 'title = "t"\nsource = "s"\nfiles = {items = "*.jsonl"}\nreader = "jsonl"\n'
+WORD = HEAD + 'kind = "last_word"\nprompt = "{text}"\n'
+CHOICE = HEAD + 'kind = "choice"\nprompt = "Q: {q}\\nA:"\nchoices = "c"\ngold = "g"\n'
+
+
+def written(folder: Path, toml: str, *rows: object) -> tuple[Task, Path]:
+    """A task of that text, and a data file of those rows."""
+    (folder / "mine.toml").write_text(toml)
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return read_task(folder / "mine.toml"), folder / "a.jsonl"
 
 
 def test_every_built_in_task_is_sound() -> None:
@@ -21,9 +31,6 @@ def test_every_built_in_task_is_sound() -> None:
 
 
 def test_a_users_own_task(tmp_path: Path) -> None:
-    (tmp_path / "mine.toml").write_text(OWN)
-    task = find_task(str(tmp_path / "mine.toml"))
-    assert (task.name, task.scoring, task.paper) == ("mine", ["last_word"], {})
     copy = tmp_path / "lambada.toml"
     copy.write_bytes((TASKS / "lambada.toml").read_bytes())
     assert find_task(str(copy)) == find_task("lambada")
@@ -37,13 +44,21 @@ def test_an_unknown_task_names_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("toml", "message"),
     [
-        (OWN + "promt = 1", "unknown key 'promt'"),
-        (OWN.replace('"text"', "3"), "'field' is not a str"),
-        (OWN.replace('["last_word"]', "[]"), "'scoring' is not a list with something in it"),
-        (OWN.replace("last_word", "last_wrd"), "unknown scoring 'last_wrd'"),
-        (OWN.replace('title = "t"\n', ""), "has no 'title'"),
-        (OWN + "[paper]\naccuracy = 'gpt2_table_3.lambda'", "did you mean gpt2_table_3.lambada"),
-        (OWN + "[paper]\nf1 = 'gpt2_table_3.lambada_acc'", "unknown metric 'f1'"),
+        (WORD + "promt = 1", "unknown key 'promt'"),
+        (WORD.replace('"{text}"', "3"), "'prompt' is not a str"),
+        (WORD + "shots = true", "'shots' is not a int"),
+        (WORD + "metric = [3]", "'metric' is not a list"),
+        (WORD.replace('title = "t"\n', ""), "has no 'title'"),
+        (WORD.replace("last_word", "last_wrd"), "did you mean last_word"),
+        (WORD.replace('"jsonl"', '"json"'), "unknown reader 'json'"),
+        (WORD.replace("items", "itms"), "'files' names no items"),
+        (CHOICE.replace('gold = "g"\n', ""), "has no 'gold', which a task of kind 'choice' needs"),
+        (WORD.replace("{text}", "{text.__class__}"), "is not a plain field"),
+        (WORD.replace("{text}", "{0}"), "is not a plain field"),
+        (WORD.replace("{text}", "{text!r}"), "is not a plain field"),
+        (WORD.replace("{text}", "{text"), "'prompt'"),
+        (WORD + "[paper]\naccuracy = 'gpt2_table_3.lambda'", "did you mean gpt2_table_3.lambada"),
+        (WORD + "[paper]\nf1 = 'gpt2_table_3.lambada_acc'", "unknown metric 'f1'"),
         ("title =", "not valid TOML"),
     ],
 )
@@ -61,64 +76,111 @@ def test_data_is_found_in_the_folder_or_one_below_or_named(tmp_path: Path) -> No
     below.parent.mkdir()
     below.touch()
     assert find_data(task, tmp_path) == find_data(task, below.parent) == find_data(task, below) == below
-    (below.parent / "lambada_dev.jsonl").touch()
-    with pytest.raises(InputError, match=r"2 files match(.|\n)*lambada_dev.jsonl, lambada_test.jsonl"):
+    (tmp_path / "lambada.jsonl").touch()
+    assert find_data(task, tmp_path) == tmp_path / "lambada.jsonl"
+    (tmp_path / "lambada_2.jsonl").touch()
+    with pytest.raises(InputError, match=r"2 files match.*\n.*lambada\.jsonl, lambada_2\.jsonl"):
+        find_data(task, tmp_path)
+
+
+def test_data_that_is_not_there(tmp_path: Path) -> None:
+    task = find_task("lambada")
+    with pytest.raises(UsageError, match="--data DIR"):
+        find_data(task, None)
+    with pytest.raises(InputError, match="no file matches"):
         find_data(task, tmp_path)
     with pytest.raises(InputError, match="no such file or folder"):
         find_data(task, tmp_path / "gone")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="get it from OpenAI"):
-        find_data(task, tmp_path / "empty")
-    with pytest.raises(UsageError, match="--data DIR"):
-        find_data(task, None)
 
 
-def test_items_are_passages_and_their_last_words(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    passages = ["the cat sat on the mat", "“Stop,” said\n\nthe naïve café owner", "a  b", "one two."]
-    path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps({"text": text, "more": 1}) + "\n\n" for text in passages))
-    items = read_items(find_task("lambada"), path, tokenizer)
-    assert [item.target for item in items] == [" mat", " owner", " b", " two."]
-    assert [item.line for item in items] == [1, 3, 5, 7]
-    for item, text in zip(items, passages, strict=True):
-        assert item.tokens == tokenizer.encode(text)  # the cut before the word costs nothing
-        assert tokenizer.decode(item.tokens[-item.count :]) == item.target
-    assert read_items(find_task("lambada"), path, tokenizer, limit=2) == items[:2]
+def test_shots_come_from_their_own_file_or_the_items(tmp_path: Path) -> None:
+    task, items = written(tmp_path, WORD.replace("}\n", ', shots = "train*"}\n', 1), {"text": "a b"})
+    assert find_shots(task, items, tmp_path) == items
+    (tmp_path / "train.jsonl").touch()
+    assert find_shots(task, items, tmp_path) == tmp_path / "train.jsonl"
+
+
+def test_a_choice(tmp_path: Path) -> None:
+    row = {"id": 7, "q": "{x}?", "c": ["yes", "no"], "g": 1}
+    task, path = written(
+        tmp_path, CHOICE + 'unconditional = "A:"\nwhere = {split = "dev"}\n', {**row, "split": "dev"}, {**row, "split": "test"}
+    )
+    [item] = read_items(task, path)
+    assert item == Item(id="7", prompt="Q: {x}?\nA:", choices=(" yes", " no"), answers=("yes", "no"), gold=(1,), unconditional="A:")
+    assert solved(task, item) == "Q: {x}?\nA: no"
+
+
+def test_choices_that_the_task_lists(tmp_path: Path) -> None:
+    task, path = written(
+        tmp_path, CHOICE.replace('choices = "c"', 'choices = ["True", "False"]\nchoice = "{choice}"'), {"q": "?", "g": [0, 1]}
+    )
+    [item] = read_items(task, path)
+    assert (item.choices, item.gold, item.id) == (("True", "False"), (0, 1), "a.jsonl:1")
+
+
+def test_a_partial(tmp_path: Path) -> None:
+    task, path = written(
+        tmp_path, HEAD + 'kind = "partial"\ncontexts = "c"\ntarget = " {t}"\ngold = "g"', {"c": ["It", "He"], "t": "ran.", "g": 0}
+    )
+    [item] = read_items(task, path)
+    assert (item.contexts, item.target, item.gold) == (("It", "He"), " ran.", (0,))
+    assert solved(task, item) == "It ran."
+
+
+def test_free_form(tmp_path: Path) -> None:
+    toml = HEAD + 'kind = "freeform"\nprompt = "{q}\\n"\nanswers = "a"\nanswer = "A: {answer}"\nmetric = ["exact_match"]'
+    task, path = written(tmp_path, toml, {"q": "?", "a": ["one", "1"]}, {"q": "!", "a": "two"})
+    first, second = read_items(task, path)
+    assert (first.answers, second.answers) == (("one", "1"), ("two",))
+    assert solved(task, first) == "?\nA: one"
+
+
+def test_the_last_word_is_split_off_or_named(tmp_path: Path) -> None:
+    task, path = written(tmp_path, WORD, {"text": "the cat\non the mat"}, {"text": "two  words"})
+    assert [(item.prompt, item.target) for item in read_items(task, path)] == [("the cat\non the", " mat"), ("two ", " words")]
+    named, path = written(tmp_path, WORD + 'target = " {word}"\nshot = "{text} ____. -> {word}"', {"text": "the", "word": "mat"})
+    [item] = read_items(named, path, limit=1)
+    assert (item.prompt, item.target, solved(named, item)) == ("the", " mat", "the ____. -> mat")
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("toml", "row", "message"),
     [
-        (b"{'text'}", "not valid JSON"),
-        (b'{"txt": "a b"}', "no text under 'text'"),
-        (b'["a b"]', "no text under 'text'"),
-        (b'{"text": 3}', "no text under 'text'"),
-        (b'{"text": "word"}', "no last word"),
-        (b'{"text": "a b "}', "no last word"),
-        (b'{"text": " b"}', "no last word"),
-        (b'{"text": "a \xff"}', "not valid UTF-8"),
+        (WORD, {"txt": "a b"}, "has no field 'text'"),
+        (WORD, {"text": None}, "has no field 'text'"),
+        (WORD, {"text": ["a b"]}, "the field 'text' is not a text"),
+        (WORD, {"text": "word"}, "no last word"),
+        (WORD, {"text": "a b "}, "no last word"),
+        (WORD, {"text": " b"}, "no last word"),
+        (CHOICE, {"q": "?", "c": [], "g": 0}, "not a list of texts with something in it"),
+        (CHOICE, {"q": "?", "c": [1, 2], "g": 0}, "not a list of texts"),
+        (CHOICE, {"q": "?", "c": ["a", "b"], "g": 2}, "the right choice is 2, and there are 2 choices"),
+        (CHOICE, {"q": "?", "c": ["a", "b"], "g": -1}, "the right choice is -1"),
+        (CHOICE, {"q": "?", "c": ["a", "b"], "g": "A"}, "the right choice is 'A'"),
+        (CHOICE, {"q": "?", "c": ["a", "b"], "g": []}, "no right choice"),
     ],
 )
-def test_a_broken_line_is_named(tmp_path: Path, tokenizer: Tokenizer, line: bytes, message: str) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b'{"text": "a b"}\n' + line + b"\n")
+def test_a_broken_item_is_named(tmp_path: Path, toml: str, row: object, message: str) -> None:
+    task, path = written(tmp_path, toml, {"text": "a b", "q": "?", "c": ["a", "b"], "g": 0}, row)
     with pytest.raises(InputError) as caught:
-        read_items(find_task("lambada"), path, tokenizer)
+        read_items(task, path)
     assert message in str(caught.value)
     assert "a.jsonl:2" in str(caught.value)
 
 
-def test_an_empty_file(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    (tmp_path / "a.jsonl").touch()
+def test_an_empty_file(tmp_path: Path) -> None:
+    task, path = written(tmp_path, WORD)
     with pytest.raises(InputError, match="no items"):
-        read_items(find_task("lambada"), tmp_path / "a.jsonl", tokenizer)
+        read_items(task, path)
 
 
 @pytest.mark.real_data
 def test_lambada_with_gpt2s_vocabulary(real_data: Path) -> None:
     task, gpt2 = find_task("lambada"), load_tokenizer(real_data / "gpt2-vocab")
-    items = read_items(task, find_data(task, real_data), gpt2)
+    items = read_items(task, find_data(task, real_data))
+    targets = gpt2.encode_batch([item.target for item in items])
     assert len(items) == 5153
-    assert round(100 * sum(item.count == 1 for item in items) / len(items), 1) == 77.8
+    assert round(100 * sum(len(target) == 1 for target in targets) / len(items), 1) == 77.8
     lines = [json.loads(line)["text"] for line in find_data(task, real_data).read_text(encoding="utf-8").splitlines()]
-    assert [item.tokens for item in items] == gpt2.encode_batch(lines)
+    contexts = gpt2.encode_batch([item.prompt for item in items])
+    assert [context + target for context, target in zip(contexts, targets, strict=True)] == gpt2.encode_batch(lines)

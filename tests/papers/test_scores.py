@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gptcli.papers.models import MODELS
-from gptcli.papers.scores import GPT2_TABLE_3, TABLES
+from gptcli.papers.scores import GPT2_TABLE_3, GPT3_TABLE_H1, TABLES
 
 COLUMNS = {
     "lambada_ppl": "35.13 15.60 10.87 8.63",
@@ -35,3 +35,34 @@ def test_every_row_is_a_model_of_the_papers(name: str) -> None:
     for row, scores in TABLES[name].rows.items():
         assert row in names
         assert len(scores) == len(TABLES[name].columns)
+
+
+def h1(task: str, setting: str) -> list[float]:
+    column = GPT3_TABLE_H1.columns.index(f"{task}_{setting}")
+    return [row[column] for row in GPT3_TABLE_H1.rows.values()]
+
+
+def test_gpt3_table_h1() -> None:
+    assert list(GPT3_TABLE_H1.rows) == [model.name for model in MODELS if model.paper == "GPT-3"]
+    assert len(GPT3_TABLE_H1.columns) == 63 * 3
+    # a column a line, typed a second time, from all over the table
+    for task, setting, printed in [
+        ("hellaswag", "zero", "33.7 43.6 51.0 54.7 62.8 67.4 70.9 78.9"),
+        ("lambada_ppl", "one", "165.0 11.6 8.29 6.46 5.53 4.61 4.06 3.35"),
+        ("trivia_qa", "few", "6.96 16.3 26.5 32.1 42.3 51.6 57.5 71.2"),
+        ("wmt14_fr_en", "few", "5.30 26.2 29.5 32.2 35.1 36.4 38.3 41.4"),
+        ("wmt16_en_ro_multibleu", "zero", "2.14 2.65 2.53 2.50 3.46 4.24 5.32 14.1"),
+        ("two_digit_addition", "few", "2.00 4.10 3.50 4.50 8.90 11.9 55.5 100.0"),
+        ("random_insertion_in_word", "one", "0.03 0.05 0.57 1.18 1.67 3.46 6.62 45.4"),
+        ("sat_analogies", "few", "30.5 40.4 42.8 40.6 48.4 51.9 53.5 65.2"),
+    ]:
+        assert h1(task, setting) == [float(score) for score in printed.split()]
+
+
+@pytest.mark.parametrize("setting", ["zero", "one", "few"])
+def test_the_printed_average_of_superglue_is_that_of_its_eight(setting: str) -> None:
+    """Where a task has two metrics, of their mean: 288 printed figures hold one another."""
+    eight = [["boolq"], ["cb", "cb_f1"], ["copa"], ["rte"], ["wic"], ["wsc"], ["multirc", "multirc_f1a"], ["record", "record_f1"]]
+    for number, printed in enumerate(h1("superglue", setting)):
+        mean = sum(sum(h1(column, setting)[number] for column in columns) / len(columns) for columns in eight) / 8
+        assert mean == pytest.approx(printed, abs=0.11), (setting, number)

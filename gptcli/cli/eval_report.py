@@ -1,0 +1,153 @@
+"""What `gpt eval` shows: a table for text, one for tasks beside the paper's figures, on the terminal or as Markdown."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptcli.errors import GptError
+
+if TYPE_CHECKING:
+    from gptcli.evals.loss import LossReport
+    from gptcli.evals.result import PaperScore, TaskResult
+    from gptcli.evals.task import Task
+
+PIPE_WIDTH = 200  # columns, where there is no terminal to fit
+WORDS = ("text", "task", "scoring", "kind", "data", "what")  # columns that stand on the left; figures stand on the right
+PLAIN = ("perplexity", "bits_per_byte", "bits_per_character", "bleu")  # figures that are no shares in percent
+
+Rows = list[dict[str, str]]
+
+
+def print_report(title: str, losses: list[LossReport], results: list[TaskResult], *, markdown: bool) -> None:
+    """On stdout."""
+    parts: list[Rows | str] = [title]
+    if losses:
+        first = losses[0]
+        parts += [[_loss_row(loss) for loss in losses]]
+        parts += [f"Loss and entropy in nats per token; windows of {first.n_ctx} tokens, {first.stride} apart."]
+    if results:
+        names = list(dict.fromkeys(name for result in results for name in result.figures))
+        parts += [[_task_row(result, names) for result in results]]
+        parts += [line for result in {result.task: result for result in results}.values() for line in _remarks(result)]
+    if markdown:
+        print("\n\n".join(_markdown(part) if isinstance(part, list) else part for part in parts))
+        return
+    from rich.console import Console
+
+    # A pipe has no width: nothing is cut there.
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    for part in parts:
+        if isinstance(part, list):
+            _print_table(console, part)
+        else:
+            console.print(part, markup=False)
+
+
+def print_tasks(tasks: list[Task], data: Path | None) -> None:
+    """The tasks, K as the paper has it, and where each one's data is."""
+    from rich.console import Console
+
+    rows = [
+        {"task": task.name, "kind": task.kind, "K": str(task.shots or ""), "data": _state(task, data), "what": task.title} for task in tasks
+    ]
+    _print_table(Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH), rows)
+
+
+def _state(task: Task, data: Path | None) -> str:
+    from gptcli.evals.task import find_data
+
+    try:
+        found = find_data(task, data)
+    except GptError:
+        found = None
+    return str(found) if found is not None else "generated" if task.generated else "not here" if data is not None else task.files["items"]
+
+
+def _loss_row(loss: LossReport) -> dict[str, str]:
+    return {
+        "text": loss.name,
+        "tokens": f"{loss.tokens:,}",
+        "loss": figure(loss.loss, loss.loss_stderr, digits=4),
+        "perplexity": figure(loss.perplexity),
+        "bits per byte": "" if loss.bits_per_byte is None else figure(loss.bits_per_byte, digits=4),
+        "unigram entropy": figure(loss.unigram_entropy, digits=4),
+    }
+
+
+def _task_row(result: TaskResult, names: list[str]) -> dict[str, str]:
+    shots = result.conditions.shots
+    row = {"task": result.task, "scoring": result.scoring, "K": str(shots), "items": f"{result.conditions.items:,}"}
+    for name in names:
+        found = result.figures.get(name)
+        unit = "" if name in PLAIN else "%"
+        row[name.replace("_", " ")] = "" if found is None else figure(found.value, found.stderr, unit=unit)
+    row["paper"] = ", ".join(f"{score.score:g}{'' if score.metric in PLAIN else '%'}" for score in result.paper)
+    return row
+
+
+def _remarks(result: TaskResult) -> list[str]:
+    """The conditions of a task, in sentences."""
+    under = result.conditions
+    facts = [f"{under.data}, sha256 {under.data_sha256[:12]}"]
+    if under.shots:
+        drawn = f"the same {under.shots} shots for all items" if under.shared_shots else f"{under.shots} shots drawn for each item"
+        fitting = "" if under.mean_shots == under.shots else f", {under.mean_shots:.1f} of them fit on average"
+        facts.append(f"{drawn} from {under.shots_from}, seed {under.shots_seed}{fitting}")
+    if under.truncated:
+        facts.append(f"{under.truncated:,} longer than the context, their beginning cut")
+    facts += [f"{count:,} not asked: {reason}" for reason, count in under.skipped.items()]
+    if under.stride is not None:
+        facts.append(f"windows {under.stride} tokens apart")
+    facts += [f"{name}: {signature}" for name, signature in result.signatures.items()]
+    lines = [f"{result.task}: {'; '.join(facts)}"]
+    if result.calibration:
+        shares = ", ".join(f"{share}% {value:.2f}%" for share, value in result.calibration.items())
+        lines.append(f"{result.task}: {next(iter(result.figures)).replace('_', ' ')} of the answers it was surest of: {shares}")
+    if result.contamination:
+        lines.append(_contamination(result))
+    if result.paper:
+        lines.append(_paper(result.paper[0]))
+    return lines
+
+
+def _contamination(result: TaskResult) -> str:
+    found = result.contamination
+    told = f"{found['dirty_items']:,} of {found['items']:,} items stand in {found['shards']} (any {found['n']} words in a row)"
+    parts = [f"{name} {found[name]:.2f}%" for name in ("clean", "dirty", "all") if found.get(name) is not None]
+    difference = "" if found.get("difference") is None else f", clean over all {found['difference']:+.2f}%"
+    return f"{result.task}: {told}{': ' * bool(parts)}{', '.join(parts)}{difference}"
+
+
+def _paper(score: PaperScore) -> str:
+    return f"Paper: {score.model}, the nearest in size, in {score.source}."
+
+
+def figure(value: float, stderr: float | None = None, *, digits: int = 2, unit: str = "") -> str:
+    """A value with its standard error: 45.99% ±0.69. An untrained model's perplexities need the exponent."""
+    form = f",.{digits}f" if value < 1e6 else ".3g"
+    return f"{value:{form}}{unit}" + ("" if stderr is None else f" ±{stderr:{form}}")
+
+
+def _print_table(console: object, rows: Rows) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    assert isinstance(console, Console)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in rows[0]:
+        table.add_column(name, justify="left" if name in WORDS else "right", no_wrap=name not in WORDS, overflow="fold")
+    for row in rows:
+        table.add_row(*row.values())
+    console.print(table)
+
+
+def _markdown(rows: Rows) -> str:
+    def line(cells: list[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+    names = list(rows[0])
+    rule = "|" + "|".join("---" if name in WORDS else "---:" for name in names) + "|"
+    return "\n".join([line(names), rule, *(line(list(row.values())) for row in rows)])

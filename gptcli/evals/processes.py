@@ -1,0 +1,59 @@
+"""Several processes on one evaluation: each takes its share of the batches, and all get all records.
+
+They are those that torchrun started (`torchrun --nproc-per-node 8 -m gptcli eval ...`), each on a GPU of its own where there are some.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gptcli.evals.records import Record, Records
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    rank: int = 0
+    world: int = 1
+
+    def gather(self, records: Records) -> Iterable[Record]:
+        """The records of all processes; each comes here once its own are done."""
+        if self.world == 1:
+            return []
+        import torch.distributed as dist
+
+        parts: list[list[Record]] = [[] for _ in range(self.world)]
+        dist.all_gather_object(parts, list(records.done.values()))
+        return [record for part in parts for record in part]
+
+    def leave(self) -> None:
+        """At the end, and only after success: destroying a group that others still wait in hangs."""
+        if self.world > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+            dist.destroy_process_group()
+
+
+ALONE = Processes()
+
+
+def join() -> Processes:
+    """This process's place among those that torchrun started; alone where it did not."""
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return ALONE
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world))))
+    dist.init_process_group("gloo")
+    return Processes(rank, world)
+
+
+def local_device() -> str:
+    """The GPU of this process, or the CPU where there is none."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,41 @@
+"""Running text as questions: windows of a whole text, and how many units its original has.
+
+The text is de-tokenised first, and begins with end-of-text, so that its first token is scored too. Perplexity is per canonical unit of the
+file as published: a word, or a newline (GPT-2, section 3.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gptcli.evals.detokenize import DETOKENIZERS
+from gptcli.evals.item import Item
+from gptcli.evals.loss import windows
+from gptcli.evals.questions import Question
+from gptcli.evals.task import Task
+from gptcli.tokenizer.tokenizer import Tokenizer
+
+
+def text_questions(
+    task: Task, items: Sequence[Item], tokenizer: Tokenizer, n_ctx: int, stride: int
+) -> tuple[list[Question], dict[str, int]]:
+    """A question for each window of the items' texts, `stride` tokens apart; and how many units, bytes and characters they have in all."""
+    detokenizer = DETOKENIZERS[task.detokenize] if task.detokenize else None
+    start = [] if tokenizer.eot_id is None else [tokenizer.eot_id]
+    questions: list[Question] = []
+    units = {"units": 0, "bytes": 0, "characters": 0}
+    for item in items:
+        text = item.target
+        units["units"] += detokenizer.units(text) if detokenizer else len(text.split()) + text.count("\n")
+        units["bytes"] += len(text.encode("utf-8"))
+        units["characters"] += len(text)
+        tokens = np.array(start + tokenizer.encode(detokenizer.detokenize(text) if detokenizer else text), dtype=np.int32)
+        for number, (begin, stop, count) in enumerate(windows(len(tokens), n_ctx, stride)):
+            pair = (tokens[begin : stop - count], tokens[stop - count : stop])
+            window = Item(id=f"{item.id}/{number}", prompt="")
+            questions.append(
+                Question(len(questions), window, [pair], [], shots=0, truncated=False, size=stop - begin - 1)
+            )  # fmt: skip
+    return questions, units

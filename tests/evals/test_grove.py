@@ -1,0 +1,88 @@
+"""Continuations that share a pass against the same sequences one by one: any groups, with and without a trunk, dense, banded, post-norm."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptcli.evals.grove import NO_NODE, ROW, Group, Rows, common_prefix
+from gptcli.evals.score import Scorer, find_trunk
+from gptcli.model.config import ModelConfig
+from gptcli.model.transformer import GPT
+
+
+def random_model(**config: object) -> GPT:
+    model = GPT(ModelConfig(n_layer=3, n_head=2, d_model=16, n_ctx=200, vocab_size=60, tied=False, **config)).eval()
+    model.init_weights(0)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        parameter.data += torch.empty_like(parameter).normal_(0.0, 1.0 if name.startswith("w") else 0.2, generator=generator)
+    return model
+
+
+MODELS = {
+    "dense": random_model(),
+    "banded": random_model(attention="banded", band=8),
+    "post-norm": random_model(norm="post"),
+}
+
+
+def draw_groups(seed: int, trunk: int) -> list[Group]:
+    random = np.random.default_rng(seed)
+    shared = random.integers(0, 60, trunk).tolist()
+    groups = []
+    for _ in range(random.integers(1, 12)):
+        context = [*shared, *random.integers(0, 60, random.integers(1, 40)).tolist()]
+        choices = [random.integers(0, 3, random.integers(1, 12)).tolist() for _ in range(random.integers(1, 5))]
+        groups.append(Group([[*context, *choice] for choice in choices], [len(choice) for choice in choices]))
+    return groups
+
+
+@pytest.mark.parametrize("apart", [8, 512], ids="stems of {} tokens apart".format)
+@pytest.mark.parametrize("kind", MODELS)
+@given(seed=st.integers(0, 2**32), trunk=st.sampled_from([0, 90]))
+@settings(max_examples=12, deadline=None)
+def test_equal_to_each_sequence_alone(kind: str, apart: int, seed: int, trunk: int) -> None:
+    model, groups = MODELS[kind], draw_groups(seed, trunk)
+    found = find_trunk(
+        np.array(sequence[:-count]) for group in groups for sequence, count in zip(group.sequences, group.counts, strict=True)
+    )
+    assert len(found) >= trunk * (len(groups) > 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gptcli.evals.score.APART", apart)
+        every = Scorer(model, trunk=found).score(groups)
+    for group, scores in zip(groups, every, strict=True):
+        for sequence, count, scored in zip(group.sequences, group.counts, scores, strict=True):
+            with torch.no_grad():
+                logits = model(torch.tensor([sequence[:-1]]))[0, -count:]
+            exact = logits.log_softmax(-1)[torch.arange(count), torch.tensor(sequence[-count:])]
+            np.testing.assert_allclose(scored.log_probs, exact, atol=1e-5)
+
+
+def test_what_is_shared_is_read_once() -> None:
+    context = list(range(30))
+    group = Group([[*context, 40, 41], [*context, 40, 42, 43], [*context, 44], [*context, 40, 45], [*context, 40, 41]], [2, 3, 1, 2, 2])
+    assert (group.stem, group.size(), group.size(trunk=20)) == (30, 30 + 1 + 2, 13)
+    rows = Rows([group], trunk=0)
+    assert rows.tokens_RT.tolist() == [[*context, 40, 40, 42]]
+    assert rows.position_RT.tolist() == [[*range(30), 30, 30, 31]]
+    assert [place.tolist() for place in rows.places[0]] == [[29, 30], [29, 31, 32], [29], [29, 30], [29, 30]]
+
+
+def test_rows_are_packed_and_a_single_sequence_is_plain() -> None:
+    groups = [Group([list(range(length + 1))], [1]) for length in (300, 200, 150, 300)]
+    rows = Rows(groups, trunk=0)
+    assert rows.tokens_RT.shape == (2, 500)
+    assert (rows.node_RT == NO_NODE).sum() == 50
+    assert not rows.plain
+    assert Rows([Group([list(range(ROW + 2))], [5]), Group([list(range(ROW))], [5])], trunk=0).plain
+
+
+@given(st.lists(st.lists(st.integers(0, 2), max_size=6), min_size=1, max_size=4))
+def test_common_prefix(sequences: list[list[int]]) -> None:
+    shared = common_prefix(sequences)
+    assert len({tuple(one[:shared]) for one in sequences}) == 1
+    assert any(len(one) == shared for one in sequences) or len({one[shared] for one in sequences}) > 1

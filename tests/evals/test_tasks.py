@@ -1,0 +1,135 @@
+"""The tasks that come with the program: all there, each readable, each with a row of its format made into an item."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gptcli.evals.detokenize import DETOKENIZERS
+from gptcli.evals.generated import GENERATED, generate
+from gptcli.evals.metrics import CORPUS_METRICS, GROUP_METRICS, METRICS
+from gptcli.evals.task import METRICS as OWN
+from gptcli.evals.task import TASKS, find_task, make_item, read_items, task_names
+
+LISTED = {  # the issue's list
+    "GPT-2": "lambada cbt_cn cbt_ne cbt_v cbt_p wikitext2 ptb enwik8 text8 wikitext103 one_billion_words winograd winograd_full gpt2_coqa "
+    "cnn_dailymail gpt2_wmt14_en_fr gpt2_wmt14_fr_en gpt2_natural_questions",
+    "GPT-3": "lambada_fill hellaswag story_cloze natural_questions web_questions trivia_qa wmt14_en_fr wmt14_fr_en wmt16_de_en "
+    "wmt16_en_de wmt16_ro_en wmt16_en_ro winograd winogrande piqa arc_easy arc_challenge openbookqa coqa drop quac squad_v2 race_h race_m "
+    "boolq cb copa "
+    "rte wic wsc multirc record anli_r1 anli_r2 anli_r3 sat_analogies novel_words grammar_correction " + " ".join(GENERATED),
+}
+SHOTS = {  # Table H.1's K
+    "hellaswag": 20, "lambada_fill": 15, "story_cloze": 70, "natural_questions": 64, "trivia_qa": 64, "web_questions": 64,
+    "wmt14_fr_en": 64,
+    "wmt16_en_ro": 64, "winograd": 7, "winogrande": 50, "piqa": 50, "arc_easy": 50, "arc_challenge": 50, "openbookqa": 100, "quac": 5,
+    "race_h": 10, "race_m": 10, "squad_v2": 16, "coqa": 5, "drop": 20, "boolq": 32, "cb": 32, "copa": 32, "rte": 32, "wic": 32, "wsc": 32,
+    "multirc": 32, "record": 32, "anli_r1": 50, "anli_r3": 50, "two_digit_addition": 50, "single_digit_three_ops": 50,
+    "cycle_letters_in_word": 100, "reversed_words": 100, "sat_analogies": 20,
+}  # fmt: skip
+UNCONDITIONAL = {"arc_easy": "Answer:", "arc_challenge": "Answer:", "openbookqa": "A:", "race_h": "A:", "race_m": "A:"}
+
+
+@pytest.mark.parametrize("paper", LISTED)
+def test_the_list_is_complete(paper: str) -> None:
+    assert set(LISTED[paper].split()) <= set(task_names())
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_each_task_stands_on_what_there_is(name: str) -> None:
+    task = find_task(name)
+    known = {*METRICS, *CORPUS_METRICS, *GROUP_METRICS, *OWN[task.kind]}
+    assert set(task.metric) <= known
+    assert task.kind != "freeform" or task.metric
+    assert not task.detokenize or task.detokenize in DETOKENIZERS
+    assert (task.generated or name) in (GENERATED if task.generated else [name])
+    assert task.unconditional == UNCONDITIONAL.get(name, "")
+    assert (task.normalise == "unconditional") == (name in UNCONDITIONAL)
+    assert name not in SHOTS or task.shots == SHOTS[name]
+    assert (TASKS / f"{name}.toml").read_text(encoding="utf-8").isascii()
+
+
+def test_prompts_are_the_papers() -> None:
+    row = next(generate("two_digit_addition", seed=0))
+    item = make_item(find_task("two_digit_addition"), row, Path("x"))
+    assert item.prompt == row["prompt"]
+    assert item.answers == (row["answer"],)
+    ready = {
+        "arc_easy": ({"question": "Why?", "choices": ["so", "no"], "gold": 0}, "Question: Why?\nAnswer:", " so"),
+        "boolq": ({"passage": "P", "question": "is it", "gold": 1}, "P\nquestion: is it?\nanswer:", " yes"),
+        "cb": ({"premise": "P", "hypothesis": "h", "gold": 2}, "P\nquestion: h. true, false, or neither?\nanswer:", " true"),
+        "rte": ({"premise": "P", "hypothesis": "H.", "gold": 0}, "P\nquestion: H. True or False?\nanswer:", " True"),
+        "anli_r1": ({"premise": "P", "hypothesis": "H.", "gold": 0}, "P\nQuestion: H. True, False, or Neither?", " True"),
+        "multirc": ({"passage": "P", "question": "Q?", "option": "o", "gold": 0, "group": "g"}, "P\n\nQ?\n-", " [True] o"),
+        "record": (
+            {"passage": "P\n- h", "before": "So ", "after": " ran.", "choices": ["Ann"], "gold": [0], "group": "g"}, "P\n- h\n-",
+            " So Ann ran.",
+        ),
+        "sat_analogies": (
+            {"a": "lull", "b": "trust", "choices": ["cajole is to compliance"], "gold": 0}, "lull is to trust as",
+            " cajole is to compliance",
+        ),
+        "cbt_cn": ({"context": "C.", "before": "the ", "after": " ran.", "choices": ["dog"], "gold": 0}, "C. the ", "dog ran."),
+        "winograd_full": ({"sentences": ["It is."], "gold": 0}, "", "It is."),
+    }  # fmt: skip
+    for name, (fields, prompt, choice) in ready.items():
+        item = make_item(find_task(name), {"id": "1", **fields}, Path("x"))
+        assert (item.prompt, item.choices[0]) == (prompt, choice), name
+    free = {
+        "natural_questions": ({"question": "Who?", "answers": ["he"]}, "Q: Who?\n\nA:"),
+        "coqa": (
+            {"story": "S", "history": "Q: a?\n\nA: b\n\n", "question": "c?", "answers": ["d"], "group": "g"},
+            "S\n\nQ: a?\n\nA: b\n\nQ: c?\n\nA:",
+        ),
+        "drop": ({"passage": "P", "question": "Q?", "answers": ["1"]}, "Passage: P\nQuestion: Q?\nAnswer:"),
+        "squad_v2": ({"title": "T", "context": "B", "question": "Q?", "answers": ["1"]}, "Title: T\n\nBackground: B\n\nQ: Q?\n\nA:"),
+        "wmt14_fr_en": ({"fr": "Oui.", "en": "Yes."}, "Oui. ="),
+        "wmt14_fr_en_zero": ({"fr": "Oui.", "en": "Yes."}, "Q: What is the English translation of Oui. A:"),
+        "grammar_correction": ({"poor": "I eated.", "good": "I ate."}, "Poor English input: I eated.\nGood English output:"),
+        "cnn_dailymail": ({"article": "A.", "summary": "a"}, "A.\nTL;DR:"),
+    }  # fmt: skip
+    for name, (fields, prompt) in free.items():
+        assert make_item(find_task(name), {"id": "1", **fields}, Path("x")).prompt == prompt, name
+    item = make_item(find_task("lambada_fill"), {"id": "1", "context": "Alice went to visit her friend", "word": "Bob"}, Path("x"))
+    assert item.prompt + item.target == "Alice went to visit her friend ____. -> Bob"
+
+
+DUMMY = "hf-dummy/{}/dummy_data/"
+CBT = "CBTest.tgz/CBTest/data/cbtest_{0}_valid_2000ex.txt"
+REAL = {
+    "lambada": "lambada/lambada_test.jsonl", "lambada_fill": "lambada/lambada_test.jsonl", "winograd": "winograd/winograd_wsc.jsonl",
+    "winograd_full": DUMMY.format("winograd_wsc-wsc273") + "WSCollection.xml", "winogrande": "winogrande/val.jsonl",
+    **{f"cbt_{kind.lower()}": DUMMY.format(f"cbt-{kind}") + CBT.format(kind) for kind in ("CN", "NE", "V", "P")},
+    "wikitext2": "wikitext-2/test.txt", "ptb": DUMMY.format("ptb_text_only-penn_treebank") + "ptb.test.txt",
+    "wikitext103": DUMMY.format("wikitext-wikitext-103-v1") + "wikitext-103/wiki.test.tokens",
+    "enwik8": DUMMY.format("enwik8-enwik8-raw") + "enwik8.zip/enwik8",
+    "coqa": "coqa/coqa_dev_500stories.jsonl", "gpt2_coqa": DUMMY.format("coqa-1.0.0") + "coqa-dev-v1.0.json",
+    "cnn_dailymail": "cnndm-from-record/cnndm_64.jsonl", "natural_questions": "nq_open/NQ-open.dev.jsonl",
+    "gpt2_natural_questions": "nq_open/NQ-open.dev.jsonl", "web_questions": DUMMY.format("web_questions-1.0.0") + "blobtest",
+    "trivia_qa": DUMMY.format("trivia_qa-rc.wikipedia") + "triviaqa-rc.tar.gz/qa/wikipedia-dev.json",
+    "hellaswag": "hellaswag/hellaswag_val_full.txt.bz2", "arc_easy": "arc/easy_test.jsonl", "arc_challenge": "arc/challenge_test.jsonl",
+    "story_cloze": DUMMY.format("story_cloze-2016") + "cloze_test_val__spring2016 - cloze_test_ALL_val.csv",
+    "piqa": DUMMY.format("piqa-plain_text") + "physicaliqa-train-dev.zip/physicaliqa-train-dev/dev.jsonl",
+    "openbookqa": DUMMY.format("openbookqa-main") + "OpenBookQA-V1-Sep2018/Data/Main/test.jsonl",
+    "race_h": DUMMY.format("race-all") + "RACE/test/high", "race_m": DUMMY.format("race-all") + "RACE/test/middle",
+    "quac": DUMMY.format("quac-plain_text") + "val_v0.2.json", "squad_v2": DUMMY.format("squad_v2-squad_v2") + "dev-v2.0.json",
+    "drop": DUMMY.format("drop-0.1.0") + "drop_dataset/drop_dataset_dev.json", "boolq": "boolq/val.jsonl",
+    "cb": "superglue/CB/val.jsonl", "copa": "superglue/COPA/val.jsonl", "rte": "superglue/RTE/val.jsonl",
+    **{name.lower(): DUMMY.format("super_glue-boolq") + f"{name}/val.jsonl" for name in ("WiC", "WSC", "MultiRC", "ReCoRD")},
+    **{f"anli_r{number}": DUMMY.format("anli-plain_text") + f"anli_v0.1/R{number}/test.jsonl" for number in (1, 2, 3)},
+    "two_digit_addition": "gpt3-synthetic/two_digit_addition.jsonl", "reversed_words": "gpt3-synthetic/reversed_words.jsonl.gz",
+    "single_digit_three_ops": "gpt3-synthetic/single_digit_three_ops.jsonl",
+}  # fmt: skip
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", REAL)
+def test_items_of_the_real_files(real_data: Path, name: str) -> None:
+    task = find_task(name)
+    items = read_items(task, real_data / REAL[name], limit=50)
+    assert items
+    for item in items:
+        assert item.prompt or item.contexts or item.target or item.choices
+        assert task.kind != "freeform" or item.answers
+        assert task.kind not in ("choice", "partial") or item.gold
