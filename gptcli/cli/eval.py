@@ -57,7 +57,9 @@ def evaluate(
         Path | None,
         typer.Option(help="Training shards in which a task's items are looked for: scores of clean items too.", rich_help_panel=WHAT),
     ] = None,
-    list_tasks: Annotated[bool, typer.Option("--list", help="List the tasks and stop.", rich_help_panel=WHAT)] = False,
+    list_tasks: Annotated[
+        bool, typer.Option("--list", help="List the tasks, and whether their data is in --data, and stop.", rich_help_panel=WHAT)
+    ] = False,
     shots: Annotated[int, typer.Option(min=0, help="Solved examples before each question.", metavar="K", rich_help_panel=FEW)] = 0,
     shots_seed: Annotated[
         int, typer.Option(help="Which they are: drawn for each item by a hash of seed and item.", rich_help_panel=FEW)
@@ -131,7 +133,7 @@ def evaluate(
     from gptcli.evals.task import NORMALISERS, find_data, find_task, task_names
 
     if list_tasks:
-        print_tasks([find_task(name) for name in task_names()])
+        print_tasks([find_task(name) for name in task_names()], data)
         return
     if plot is not None:
         from gptcli.cli.eval_plot import plot_reports

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from gptcli.errors import GptError
 
 if TYPE_CHECKING:
     from gptcli.evals.loss import LossReport
@@ -11,7 +14,7 @@ if TYPE_CHECKING:
     from gptcli.evals.task import Task
 
 PIPE_WIDTH = 200  # columns, where there is no terminal to fit
-WORDS = ("text", "task", "scoring", "kind", "what")  # columns that stand on the left; figures stand on the right
+WORDS = ("text", "task", "scoring", "kind", "data", "what")  # columns that stand on the left; figures stand on the right
 PLAIN = ("perplexity", "bits_per_byte", "bits_per_character", "bleu")  # figures that are no shares in percent
 
 Rows = list[dict[str, str]]
@@ -42,11 +45,24 @@ def print_report(title: str, losses: list[LossReport], results: list[TaskResult]
             console.print(part, markup=False)
 
 
-def print_tasks(tasks: list[Task]) -> None:
+def print_tasks(tasks: list[Task], data: Path | None) -> None:
+    """The tasks, K as the paper has it, and where each one's data is."""
     from rich.console import Console
 
-    rows = [{"task": task.name, "kind": task.kind, "K": str(task.shots or ""), "what": task.title} for task in tasks]
+    rows = [
+        {"task": task.name, "kind": task.kind, "K": str(task.shots or ""), "data": _state(task, data), "what": task.title} for task in tasks
+    ]
     _print_table(Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH), rows)
+
+
+def _state(task: Task, data: Path | None) -> str:
+    from gptcli.evals.task import find_data
+
+    try:
+        found = find_data(task, data)
+    except GptError:
+        found = None
+    return str(found) if found is not None else "generated" if task.generated else "not here" if data is not None else task.files["items"]
 
 
 def _loss_row(loss: LossReport) -> dict[str, str]:

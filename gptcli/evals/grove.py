@@ -51,6 +51,11 @@ class Group:
         object.__setattr__(self, "branches", [rests[branch_of.index(number)] for number in range(len(numbers))])
         object.__setattr__(self, "branch_of", branch_of)
 
+    @property
+    def before(self) -> int:
+        """Tokens of the stem before the first at which something scored is foretold."""
+        return min(self.stem, *(len(sequence) - count - 1 for sequence, count in zip(self.sequences, self.counts, strict=True)))
+
     def size(self, trunk: int = 0) -> int:
         """Tokens that a pass reads for it."""
         return self.stem - trunk + sum(map(len, self.branches))

@@ -80,7 +80,6 @@ class TaskResult:
     """How a metric of the whole set was counted."""
     calibration: dict[str, float] = field(default_factory=dict)
     """The first metric of free form among the most confident 1, 5, 10, 50 percent of the answers."""
-
     contamination: dict[str, Any] = field(default_factory=dict)
     """The first figure of clean items, of dirty ones, and of all (GPT-3, Appendix C)."""
 

@@ -20,6 +20,7 @@ from gptcli.model.transformer import GPT
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}  # of a batch, where no --batch-size is given
 TRUNK = 64  # tokens: a shorter common beginning of all questions is not worth a cache
+APART = 512  # tokens: a stem so long is read by itself under the causal rule, at half the attention that a mask costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,10 @@ class Scorer:
         """Tokens that fit into memory at once, once that is known."""
 
     def score(self, groups: Sequence[Group]) -> list[list[Score]]:
-        """The scores of each group's sequences. Raises RunError where a single group does not fit into memory."""
-        if not groups:
-            return []
+        """The scores of each group's sequences.
+
+        Raises RunError where a single group does not fit into memory, or the model's scores are not numbers.
+        """
         size = sum(group.size(self.grove.trunk) for group in groups)
         if len(groups) > 1 and self.most is not None and size > self.most:
             return self._halves(groups)
@@ -73,7 +75,18 @@ class Scorer:
 
     @torch.inference_mode()
     def _score(self, groups: Sequence[Group]) -> list[list[Score]]:
-        rows = Rows(groups, self.grove.trunk)
+        apart = [not self.grove.trunk and len(group.sequences) > 1 and group.before >= APART for group in groups]
+        together = iter(self._read(self.grove, [group for group, alone in zip(groups, apart, strict=True) if not alone]))
+        return [self._alone(group) if alone else next(together) for group, alone in zip(groups, apart, strict=True)]
+
+    def _alone(self, group: Group) -> list[Score]:
+        [scores] = self._read(Grove(self.model, list(group.sequences[0][: group.before])), [group])
+        return scores
+
+    def _read(self, grove: Grove, groups: Sequence[Group]) -> list[list[Score]]:
+        if not groups:
+            return []
+        rows = Rows(groups, grove.trunk)
         scored = [
             (place, sequence[-count:])
             for number, group in enumerate(groups)
@@ -82,8 +95,10 @@ class Scorer:
         place_N = np.concatenate([place for place, _ in scored])
         target_N = np.concatenate([np.asarray(target, dtype=np.int64) for _, target in scored])
         place_U, at_N = np.unique(place_N, return_inverse=True)  # choices that follow one context are foretold at one place
-        x_UC = self.grove.hidden_of(rows)[torch.from_numpy(place_U).to(self.left_out.device)]
+        x_UC = grove.hidden_of(rows)[torch.from_numpy(place_U).to(self.left_out.device)]
         columns = self._head(x_UC, at_N, target_N)
+        if not np.isfinite(columns[0]).all():
+            raise RunError("there are log-probabilities that are no numbers", hint="the model's weights are broken")
         ends = np.cumsum([len(target) for _, target in scored])[:-1]
         parts = zip(*(np.split(column, ends) for column in columns), strict=True)
         return [[Score(*next(parts)) for _ in group.sequences] for group in groups]

@@ -41,16 +41,20 @@ def draw_groups(seed: int, trunk: int) -> list[Group]:
     return groups
 
 
+@pytest.mark.parametrize("apart", [8, 512], ids="stems of {} tokens apart".format)
 @pytest.mark.parametrize("kind", MODELS)
 @given(seed=st.integers(0, 2**32), trunk=st.sampled_from([0, 90]))
 @settings(max_examples=12, deadline=None)
-def test_equal_to_each_sequence_alone(kind: str, seed: int, trunk: int) -> None:
+def test_equal_to_each_sequence_alone(kind: str, apart: int, seed: int, trunk: int) -> None:
     model, groups = MODELS[kind], draw_groups(seed, trunk)
     found = find_trunk(
         np.array(sequence[:-count]) for group in groups for sequence, count in zip(group.sequences, group.counts, strict=True)
     )
     assert len(found) >= trunk * (len(groups) > 1)
-    for group, scores in zip(groups, Scorer(model, trunk=found).score(groups), strict=True):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gptcli.evals.score.APART", apart)
+        every = Scorer(model, trunk=found).score(groups)
+    for group, scores in zip(groups, every, strict=True):
         for sequence, count, scored in zip(group.sequences, group.counts, scores, strict=True):
             with torch.no_grad():
                 logits = model(torch.tensor([sequence[:-1]]))[0, -count:]

@@ -100,6 +100,13 @@ def test_a_batch_that_does_not_fit_is_halved(model: GPT, monkeypatch: pytest.Mon
         scorer.score(groups[:1])
 
 
+def test_broken_weights_are_said(model: GPT) -> None:
+    broken = GPT(model.config).eval()
+    torch.nn.init.constant_(broken.ln_f.bias, torch.nan)
+    with pytest.raises(RunError, match="weights are broken"):
+        score(broken, [[1, 2, 3]], [1])
+
+
 def test_other_errors_pass(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any) -> torch.Tensor:
         raise RuntimeError("shapes")
