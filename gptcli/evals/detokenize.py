@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 JOINER = "\u2060"
+BARE = f"{JOINER} "  # begins a line that has not the spaces which begin and end the others
 _WORD = rf"[^\s{JOINER}]"
 
 
@@ -53,8 +54,8 @@ class Spacing:
         return len(text.split()) + text.count("\n")
 
     def _redone(self, line: str) -> str:
-        bare = not self.padded or _is_marked(line)  # a line without its spaces is marked in front
-        line = _spaced_quotes(line[1:] if self.padded and bare else line)
+        bare = not self.padded or line.startswith(BARE)
+        line = _spaced_quotes(line.removeprefix(BARE) if self.padded else line)
         for split in self.splits:
             line = split.sub(" ", line)
         if self.infix:
@@ -63,10 +64,10 @@ class Spacing:
         return line if bare else f" {line} " if line else " "
 
     def _undone(self, line: str, *, at_end: bool = False) -> str:
-        if self.padded and line == " ":
-            return f"{JOINER} " if at_end else ""
+        if self.padded and line == " " and not at_end:
+            return ""
         spaced = self.padded and len(line) > 2 and line[0] == line[-1] == " "
-        start = JOINER if self.padded and not spaced else ""
+        start = BARE if self.padded and not spaced else ""
         words = (line[1:-1] if spaced else line).replace(JOINER, JOINER * 2).split(" ")
         joins = self._joins(words)
         plain = start + _joined(words, joins)
@@ -107,11 +108,6 @@ class Spacing:
         if self.infix:
             word = self.infix.sub(rf"{JOINER}\g<0>", word)
         return re.sub(rf'(?<!{JOINER})"', f'{JOINER}"', word)
-
-
-def _is_marked(line: str) -> bool:
-    """Whether one joiner, or an odd number, begins the line: two are a joiner of the text's own."""
-    return (len(line) - len(line.lstrip(JOINER))) % 2 == 1
 
 
 def _joined(words: list[str], joins: Iterable[int]) -> str:

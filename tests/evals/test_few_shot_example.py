@@ -1,0 +1,54 @@
+"""examples/few-shot: what is asked is never shown, a sign means one thing in a document, and its files are tasks."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from gptcli.evals.task import find_task, read_items, read_task
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "few-shot"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    spec = importlib.util.spec_from_file_location("make_text", EXAMPLE / "make_text.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.DOCUMENTS = 400
+    folder = tmp_path_factory.mktemp("few-shot")
+    module.main(folder)
+    return folder
+
+
+def test_the_same_problems_are_asked_in_words_and_under_the_sign(made: Path) -> None:
+    words = read_items(find_task("two_digit_addition"), made / "asked" / "two_digit_addition.jsonl")
+    sign = read_items(read_task(EXAMPLE / "sign.toml"), made / "asked" / "sign.jsonl")
+    assert len(words) == len(sign) == 2000
+    assert [item.prompt.replace("plus", "#") for item in words] == [item.prompt for item in sign]
+    assert [item.answers for item in words] == [item.answers for item in sign]
+
+
+def test_no_pair_that_is_asked_is_shown_in_either_order(made: Path) -> None:
+    asked = [re.findall(r"\d+", json.loads(line)["context"]) for line in (made / "asked" / "sign.jsonl").read_text().splitlines()]
+    documents = [json.loads(line)["text"] for line in (made / "text.jsonl").read_text().splitlines()]
+    held_out = {frozenset(pair) for pair in asked}
+    meanings = set()
+    for number, text in enumerate(documents):
+        solved = re.findall(r"Q: What is (\d+) (\S+) (\d+)\?\n\nA: (\d+)\n\n", text)
+        assert len(solved) == 12
+        fits = {name for name, operation in {"sum": int.__add__, "larger": max, "smaller": min}.items()
+                if all(operation(int(a), int(b)) == int(answer) for a, _, b, answer in solved)}  # fmt: skip
+        assert len(fits) == 1
+        assert {sign for _, sign, _, _ in solved} == ({"plus"} if number % 2 == 0 else {"#"})
+        assert number % 2 or fits == {"sum"}
+        meanings |= fits
+        for a, _, b, _ in solved:
+            assert frozenset((a, b)) not in held_out
+    assert meanings == {"sum", "larger", "smaller"}
