@@ -75,6 +75,8 @@ def train(
     tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Length of the run; the paper's schedule scales with it.")] = None,
     batch_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Tokens of a step; auto: the noise scale, up to the paper's.")] = None,
     lr: Annotated[Value, _option(RECIPE, "X", "paper's", "Highest learning rate.")] = None,
+    scale_lr: Annotated[bool, _flag("--scale-lr", RECIPE, "--lr between GPT-3's sizes, by their table, at this model's own.")] = False,
+    mup: Annotated[Value, _option(RECIPE, "WIDTH", "off", "Maximal-update parameterisation: --lr was found at this --d-model.")] = None,
     min_lr_ratio: Annotated[Value, _option(RECIPE, "X", "paper's", "Where the decay ends, as a share of --lr.")] = None,
     warmup_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Linear warm-up of the learning rate.")] = None,
     decay_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Where the cosine decay ends.")] = None,
