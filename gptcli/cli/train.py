@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli.config import count, resolved_toml
+from gptcli.cli.config import resolved_toml
 from gptcli.cli.console import ConsoleEvents, amount, duration, print_json
 from gptcli.cli.dashboard import Dashboard
 from gptcli.cli.train_plan import NAMES, RUN_TOML, Plan, make_plan, said
@@ -136,14 +136,15 @@ def train(
 
         gpt train --size gpt2 --n-layer 4 --n-ctx 256 --tokens 10M --batch-tokens 8k --out runs/small
     """
+    options = dict(locals())
     if finetune is not None:
         from gptcli.cli.finetune import run_finetune
 
-        run_finetune(finetune, init_from, None if out is None else Path(out), seed=count(seed or 0), force=force, as_json=json)
+        run_finetune(options.pop("finetune"), options)
         return
     if restarted():
         resume, force = True, False
-    given = said({name: value for name, value in locals().items() if name in NAMES and value is not False}, config, resume=resume)
+    given = said({name: value for name, value in options.items() if name in NAMES and value is not False}, config, resume=resume)
 
     from gptcli.shards.manifest import MANIFEST, read_manifest
 
