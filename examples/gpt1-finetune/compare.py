@@ -1,6 +1,6 @@
 """Fine-tune the pretrained model and the same model without pretraining, three seeds each; draw both learning curves.
 
-python compare.py            after `make pretrained`; writes out/curves.json, and curves.svg where matplotlib is installed
+python compare.py            after `make out/base/model.safetensors`; writes out/curves.json, and curves.svg where matplotlib is installed
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 from gptcli.cli.config import count, option, read_option
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.errors import Interrupted, UsageError
-from gptcli.files import claim_output
+from gptcli.files import check_output, claim_output
 
 TAKEN = ("init_from", "out", "seed", "resume", "force", "json")  # of the options of gpt train: the task says the rest
 
@@ -34,6 +34,7 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
         resume=options["resume"],
     )
     events = ConsoleEvents()
+    check_output(run.out, resume=run.resume, force=options["force"])
     if run.resume:
         resumed_state(run.out, run.identity())
         if is_finetuned(run.out):

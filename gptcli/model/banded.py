@@ -7,8 +7,8 @@ Each query sees the last `band` keys, its own counted. Three forms compute this 
     varlen    torch's FlashAttention kernel for CUDA, which skips what lies outside its window: bf16 and fp16, no dropout
 
 To the compiler `blocks` is a single operator, so that it neither unrolls the loop nor keeps what autograd would: the backward pass
-computes the probabilities again (Dao et al. 2022), and besides inputs and outputs one block's scores are alive at a time. Decoding needs
-none of this: the band of a single query is a slice of the cache.
+computes the probabilities again (Dao et al. 2022), and besides inputs and outputs one block's scores and the
+gradients of its keys are alive at a time. Decoding needs none of this: the band of a single query is a slice of the cache.
 """
 
 from __future__ import annotations
