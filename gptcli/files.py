@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -86,6 +87,18 @@ def read_json(path: Path) -> Any:
         raise InputError("no such file", where=path) from None
     except json.JSONDecodeError as error:
         raise InputError(f"not valid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"not valid UTF-8 at byte {error.start}", where=path) from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The TOML table in `path`. Raises InputError where it is missing or broken, with the line."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError("no such file", where=path) from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"not valid TOML: {error}", where=path) from None
     except UnicodeDecodeError as error:
         raise InputError(f"not valid UTF-8 at byte {error.start}", where=path) from None
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gptcli.errors import InputError, UsageError
-from gptcli.files import atomic_folder, atomic_write, check_output, claim_file, claim_output, read_json, sha256, write_json
+from gptcli.files import atomic_folder, atomic_write, check_output, claim_file, claim_output, read_json, read_toml, sha256, write_json
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -115,6 +115,19 @@ def test_json(tmp_path: Path) -> None:
         read_json(tmp_path / "c.json")
     with pytest.raises(InputError, match="no such file"):
         read_json(tmp_path / "d.json")
+
+
+def test_toml_says_where_it_is_broken(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('kind = "é"', encoding="utf-8")
+    assert read_toml(tmp_path / "a.toml") == {"kind": "é"}
+    (tmp_path / "b.toml").write_text("a = 1\nb = = 2")
+    with pytest.raises(InputError, match=r"b\.toml: not valid TOML: .* line 2"):
+        read_toml(tmp_path / "b.toml")
+    (tmp_path / "c.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="not valid UTF-8 at byte 0"):
+        read_toml(tmp_path / "c.toml")
+    with pytest.raises(InputError, match="no such file"):
+        read_toml(tmp_path / "d.toml")
 
 
 def test_sha256(tmp_path: Path) -> None:

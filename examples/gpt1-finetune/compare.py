@@ -1,6 +1,6 @@
 """Fine-tune the pretrained model and the same model without pretraining, three seeds each; draw both learning curves.
 
-python compare.py            after `make pretrained`; writes out/curves.json, and curves.svg where matplotlib is installed
+python compare.py            after `make out/base/model.safetensors`; writes out/curves.json, and curves.svg where matplotlib is installed
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from pathlib import Path
 
 from gptcli.model.transformer import GPT
 from gptcli.model.weights import load_model
+from gptcli.sampling.loading import FINETUNED
 from gptcli.tokenizer.tokenizer import load_tokenizer
-from gptcli.trainer.finetune import METRICS, accuracy, finetune, load_finetuned
+from gptcli.trainer.finetune import Finetuning, accuracy, finetune, load_finetuned
 from gptcli.trainer.finetune_inputs import Transformation
-from gptcli.trainer.finetune_task import FINETUNE, read_examples, read_task
+from gptcli.trainer.finetune_task import read_examples, read_task
+from gptcli.trainer.metrics import read_metrics
 
 OUT, BASE, SEEDS = Path("out"), Path("out/base"), (0, 1, 2)
 
@@ -32,12 +34,13 @@ def main() -> None:
     for name in ("pretrained", "not pretrained"):
         tests = []
         for seed in SEEDS:
-            run = OUT / f"{name.replace(' ', '-')}-{seed}"
-            if not (run / FINETUNE).is_file():
-                finetune(task, Path(), start(name == "pretrained", seed), tokenizer, run, seed=seed)
-            lines = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
+            out = OUT / f"{name.replace(' ', '-')}-{seed}"
+            if not (out / FINETUNED).is_file():
+                run = Finetuning(task=task, data=Path(), out=out, start=name, seed=seed, resume=True)
+                finetune(run, start(name == "pretrained", seed), tokenizer)
+            lines = read_metrics(out)
             curves.setdefault(name, []).append([(line["step"], line["val_accuracy"]) for line in lines if "val_accuracy" in line])
-            model, *_ = load_finetuned(run)
+            model, *_ = load_finetuned(out)
             examples = read_examples(task, OUT / "test.jsonl", Transformation(task.kind, tokenizer, model.gpt.config.n_ctx))
             tests.append(accuracy(model, examples, task.batch).share)
             print(f"{name}, seed {seed}: validation {curves[name][-1][-1][1]:.4f}, test {tests[-1]:.4f}", flush=True)

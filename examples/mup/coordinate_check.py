@@ -1,4 +1,5 @@
-"""Do activations keep their scale while the model grows wider? A few steps of Adam at each width, at one learning rate.
+"""Do activations keep their scale while the model grows wider? A few steps at each width, at one learning rate, as `gpt train` takes
+them with --mup and without.
 
 python coordinate_check.py            prints a table, and draws coordinate_check.svg where matplotlib is installed
 """
@@ -6,12 +7,15 @@ python coordinate_check.py            prints a table, and draws coordinate_check
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import torch
 
-from gptcli.model import mup
-from gptcli.model.config import ModelConfig
-from gptcli.model.transformer import GPT
+from gptcli.cli.train_plan import make_plan, said
+from gptcli.events import SILENT
+from gptcli.trainer.config import Run
+from gptcli.trainer.engine import build
+from gptcli.trainer.layout import Place
 
 WIDTHS, BASE, D_HEAD, STEPS, LR = (128, 256, 512, 1024), 128, 32, 5, 3e-3
 PARTS = {"c_attn": "h.1.attn.c_attn", "attention": "h.1.attn", "mlp": "h.1.mlp", "block": "h.1", "logits": "lm_head"}
@@ -19,27 +23,27 @@ PARTS = {"c_attn": "h.1.attn.c_attn", "attention": "h.1.attn", "mlp": "h.1.mlp",
 
 def activation_scales(width: int, *, use_mup: bool, base: int = BASE, steps: int = STEPS, lr: float = LR) -> dict[str, float]:
     """Mean absolute value of what each part puts out, over a fixed batch, after `steps` steps on it."""
-    torch.manual_seed(0)
-    config = ModelConfig(n_layer=2, n_head=width // D_HEAD, d_model=width, n_ctx=64, vocab_size=256)
-    model = GPT(config)
-    model.init_weights(0)
-    groups = mup.groups(model, base if use_mup else width, width, 0.0)
-    if use_mup:
-        mup.rescale(model, base)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
+    options = {"n_layer": "2", "n_head": str(width // D_HEAD), "d_model": str(width), "n_ctx": "64", "tokens": "1M", "batch_tokens": "256"}
+    options |= {"lr": str(lr), "weight_decay": "0", "layout": "dp=1", "micro_batch": "4", "precision": "fp32", "compile": "off"}
+    options |= {"mup": str(base)} if use_mup else {}
+    plan = make_plan(said(options, None, resume=False), vocab_size=256)
+    run = Run(
+        name=plan.name, out=Path(), data=Path(), model=plan.model, train=plan.train, data_sha256="", tokenizer_sha256="", eot_id=0
+    )  # fmt: skip
+    stepper = build(run, Place(torch.device("cpu")), SILENT)
     idx_BT = torch.randint(0, 256, (4, 65), generator=torch.Generator().manual_seed(1))
     inputs, targets = idx_BT[:, :-1], idx_BT[:, 1:]
-    for _ in range(steps):
-        optimizer.zero_grad()
-        (model(inputs, targets) / targets.numel()).backward()
-        optimizer.step()
+    for step in range(steps):
+        stepper.gradients([(inputs, targets)], targets.numel(), step)
+        stepper.clip_gradients()
+        stepper.update(lr)
     scales: dict[str, float] = {}
     for part, name in PARTS.items():
-        model.get_submodule(name).register_forward_hook(lambda _, __, out, part=part: scales.update({part: out.abs().mean().item()}))
+        stepper.model.get_submodule(name).register_forward_hook(
+            lambda _, __, out, part=part: scales.update({part: out.abs().mean().item()})
+        )
     with torch.no_grad():
-        model(inputs)
+        stepper.model(inputs)
     return scales
 
 

@@ -3,35 +3,56 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from gptcli.cli.config import count, option, read_option
 from gptcli.cli.console import ConsoleEvents, print_json
-from gptcli.errors import UsageError
-from gptcli.files import claim_output
+from gptcli.errors import Interrupted, UsageError
+from gptcli.files import check_output, claim_output
+
+TAKEN = ("init_from", "out", "seed", "resume", "force", "json")  # of the options of gpt train: the task says the rest
 
 
-def run_finetune(task_file: Path, init_from: str | None, out: Path | None, *, seed: int, force: bool, as_json: bool) -> None:
-    """Fine-tune the model of `init_from` and print the new run folder."""
-    if init_from is None:
+def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
+    """Fine-tune the model of --init-from and print the new run folder; `options` are those of `gpt train`, as typed."""
+    if others := [name for name, value in options.items() if name not in TAKEN and value not in (None, False)]:
+        raise UsageError("is no option of --finetune: the task says how", where=option(others[0]), hint=f"leave it out, or see {task_file}")
+    if (init_from := options["init_from"]) is None:
         raise UsageError("--finetune needs a model to start from", hint="--init-from RUN")
 
     from gptcli.sampling.loading import load
-    from gptcli.trainer.finetune import finetune
+    from gptcli.trainer.finetune import Finetuning, finetune
     from gptcli.trainer.finetune_task import read_task
+    from gptcli.trainer.preflight import resumed_state
 
-    task = read_task(task_file)
-    loaded = load(Path(init_from), precision="fp32")
-    out = out or Path("runs") / task_file.stem
-    claim_output(out, resume=False, force=force)
+    run = Finetuning(
+        task=read_task(task_file),
+        data=task_file.parent,
+        out=Path(options["out"] or Path("runs", task_file.stem)),
+        start=init_from,
+        seed=read_option("seed", options["seed"] or "0", count),
+        resume=options["resume"],
+    )
     events = ConsoleEvents()
-    report = finetune(task, task_file.parent, loaded.model, loaded.tokenizer, out, seed=seed, device=str(loaded.device), events=events)
+    check_output(run.out, resume=run.resume, force=options["force"])
+    if run.resume:
+        resumed_state(run.out, run.identity())
+        if is_finetuned(run.out):
+            events.info(f"{run.out} is finished")
+            return
+    loaded = load(Path(init_from), precision="fp32")
+    claim_output(run.out, resume=run.resume, force=options["force"])
+    report = finetune(run, loaded.model, loaded.tokenizer, device=str(loaded.device), events=events)
+    if report["interrupted"]:
+        raise Interrupted(f"stopped after step {report['step']:,}, with a checkpoint", where=run.out, hint="--resume goes on")
     events.info(f"{report['steps']:,} steps on {report['examples']:,} examples, validation accuracy {report['val_accuracy']:.2%}")
-    print_json("train", {**report, "out": str(out)}) if as_json else print(out)
+    print_json("train", {**report, "out": str(run.out)}) if options["json"] else print(run.out)
 
 
 def is_finetuned(run: Path) -> bool:
-    from gptcli.trainer.finetune_task import FINETUNE
+    from gptcli.sampling.loading import FINETUNED
 
-    return (run / FINETUNE).is_file()
+    return (run / FINETUNED).is_file()
 
 
 def evaluate_finetuned(run: Path, data: Path | None, *, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli.config import count, resolved_toml
+from gptcli.cli.config import resolved_toml
 from gptcli.cli.console import ConsoleEvents, amount, duration, print_json
 from gptcli.cli.dashboard import Dashboard
 from gptcli.cli.train_plan import NAMES, RUN_TOML, Plan, make_plan, said
@@ -75,6 +75,8 @@ def train(
     tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Length of the run; the paper's schedule scales with it.")] = None,
     batch_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Tokens of a step; auto: the noise scale, up to the paper's.")] = None,
     lr: Annotated[Value, _option(RECIPE, "X", "paper's", "Highest learning rate.")] = None,
+    scale_lr: Annotated[bool, _flag("--scale-lr", RECIPE, "--lr between GPT-3's sizes, by their table, at this model's own.")] = False,
+    mup: Annotated[Value, _option(RECIPE, "WIDTH", "off", "Maximal-update parameterisation: --lr was found at this --d-model.")] = None,
     min_lr_ratio: Annotated[Value, _option(RECIPE, "X", "paper's", "Where the decay ends, as a share of --lr.")] = None,
     warmup_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Linear warm-up of the learning rate.")] = None,
     decay_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Where the cosine decay ends.")] = None,
@@ -139,14 +141,15 @@ def train(
 
         gpt train --size gpt2 --n-layer 4 --n-ctx 256 --tokens 10M --batch-tokens 8k --out runs/small
     """
+    options = dict(locals())
     if finetune is not None:
         from gptcli.cli.finetune import run_finetune
 
-        run_finetune(finetune, init_from, None if out is None else Path(out), seed=count(seed or 0), force=force, as_json=json)
+        run_finetune(options.pop("finetune"), options)
         return
     if restarted():
         resume, force = True, False
-    given = said({name: value for name, value in locals().items() if name in NAMES and value is not False}, config, resume=resume)
+    given = said({name: value for name, value in options.items() if name in NAMES and value is not False}, config, resume=resume)
 
     from gptcli.shards.manifest import MANIFEST, read_manifest
 

@@ -14,6 +14,7 @@ from gptcli.model.config import ModelConfig, find_size
 from gptcli.papers.models import PaperModel
 from gptcli.trainer.config import PRECISIONS, TrainConfig, from_values
 from gptcli.trainer.recipe import SCALED, cadence, nearest_paper, paper_recipe, samples, whole_sequences
+from gptcli.trainer.sizing import scaled_lr
 
 RUN_TOML = "run.toml"
 RANGE_STEPS = 100  # of a learning-rate range test, where --tokens does not say
@@ -47,13 +48,13 @@ def _truth(value: Any) -> bool:
 
 NAMES: dict[str, Any] = {  # what a configuration file may hold, and how each value is read: the options, and the recipe's constants
     **dict.fromkeys(("size", "attention", "data", "out", "layout", "init_from", "track", "eval_task", "eval_data"), _words),
-    **dict.fromkeys((*SHAPE, "band", "tokens", "warmup_tokens", "decay_tokens", "ramp_tokens", "ramp_from"), count),
+    **dict.fromkeys((*SHAPE, "band", "mup", "tokens", "warmup_tokens", "decay_tokens", "ramp_tokens", "ramp_from"), count),
     **dict.fromkeys(
         ("seed", "micro_batch", "checkpoint_every", "eval_every", "eval_tokens", "keep", "max_skipped", "samples", "eval_items"), count
     ),
     **dict.fromkeys(("dropout", "lr", "min_lr_ratio", "weight_decay", "beta1", "beta2", "eps", "clip", "spike"), quantity),
     "batch_tokens": _batch,
-    **dict.fromkeys(("follow_noise", "document_mask"), _truth),
+    **dict.fromkeys(("follow_noise", "document_mask", "scale_lr"), _truth),
     "compile": _one_of("auto", "on", "off"),
     "precision": _one_of("auto", *PRECISIONS),
     "recompute": _one_of("auto", *RECOMPUTE),
@@ -86,6 +87,9 @@ def said(options: Mapping[str, Any], config: Path | None, *, resume: bool) -> Re
             given.put({name: None if text is None else NAMES[name](text)}, "option")
         except UsageError as error:
             raise UsageError(error.what, where=f"--{name.replace('_', '-')}", hint=error.hint) from None
+    if given.values.get("scale_lr") and (other := next((name for name in ("lr", "mup") if name in given.values), None)):
+        why = "both say the learning rate" if other == "lr" else "muP keeps the learning rate of another width"
+        raise UsageError(why, where=f"--scale-lr and --{other}", hint="leave one of the two out")
     if given.values.get("batch_tokens") == "auto":
         del given.values["batch_tokens"]
         given.put({"follow_noise": True}, given.origin.pop("batch_tokens"))
@@ -120,6 +124,7 @@ def make_plan(given: Resolved, vocab_size: int, *, lr_range: bool = False) -> Pl
     _lay_recipe(resolved, paper, given)
     for name, value in given.values.items():
         resolved.put({name: value}, given.origin[name])
+    _lay_rate(resolved, given, model, lr_range=lr_range)
     _round_batch(resolved, model.n_ctx)
     if resolved.values["follow_noise"]:
         _start_small(resolved, given, model.n_ctx)
@@ -215,6 +220,20 @@ def _lay_recipe(resolved: Resolved, paper: PaperModel, given: Resolved) -> None:
     resolved.put(recipe, f"{paper.paper}, {paper.name}")
     if tokens is not None:
         resolved.put({name: recipe[name] for name in SCALED}, f"{paper.paper}, {paper.name}, in proportion to tokens")
+
+
+def _lay_rate(resolved: Resolved, given: Resolved, model: ModelConfig, *, lr_range: bool) -> None:
+    """The learning rate where its table is asked for, and whether muP can do with the one that there is."""
+    resolved.origin.pop("scale_lr", None)
+    if resolved.values.pop("scale_lr", False):  # from here on a learning rate as any other
+        resolved.put({"lr": scaled_lr(model.parameters)}, f"GPT-3, Table 2.1, at {model.parameters:,} parameters")
+    if "mup" not in given.values:
+        return
+    if model.norm == "post":
+        raise UsageError("muP needs the LayerNorm after the last layer, which GPT-1 lacks", where="--mup", hint="another --size")
+    if not (lr_range or "lr" in given.values):
+        hint = f"--lr X, as found at --d-model {given.values['mup']}, for example by --lr-range there"
+        raise UsageError("the learning rate of that width is not said", where="--mup", hint=hint)
 
 
 def _start_small(resolved: Resolved, given: Resolved, n_ctx: int) -> None:

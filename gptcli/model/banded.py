@@ -7,8 +7,8 @@ Each query sees the last `band` keys, its own counted. Three forms compute this 
     varlen    torch's FlashAttention kernel for CUDA, which skips what lies outside its window: bf16 and fp16, no dropout
 
 To the compiler `blocks` is a single operator, so that it neither unrolls the loop nor keeps what autograd would: the backward pass
-computes the probabilities again (Dao et al. 2022), and besides inputs and outputs one block's scores are alive at a time. Decoding needs
-none of this: the band of a single query is a slice of the cache.
+computes the probabilities again (Dao et al. 2022), and besides inputs and outputs one block's scores and the
+gradients of its keys are alive at a time. Decoding needs none of this: the band of a single query is a slice of the cache.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 
 QUERIES = 64  # in a block: each reads band + 63 keys, so fewer waste less work, but products become small
 
@@ -45,20 +46,18 @@ def varlen(q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, ban
 def blocks(q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, seed: torch.Tensor, band: int, dropout: float) -> torch.Tensor:
     """The attention by blocks of queries; `seed` is a whole number on the CPU, from which each block's dropout follows."""
     with torch.autocast(q_BHTD.device.type, enabled=False):
-        y_BTHD = torch.empty_like(v_BHTD.transpose(1, 2), memory_format=torch.contiguous_format)
-        q, k, v = (x.flatten(0, 1) for x in (q_BHTD, k_BHTD, v_BHTD))  # (N, T, D) for N = B·H
-        for rows, keys in _spans(q.shape[1], band):
-            p = _probabilities(q[:, rows], k[:, keys], band)
+        y_BHTD = _output(v_BHTD)
+        for rows, keys in _spans(q_BHTD.shape[2], band):
+            p = _probabilities(q_BHTD[:, :, rows], k_BHTD[:, :, keys], band)
             if dropout:
                 p *= _kept(p, dropout, seed, rows)
-            y = torch.bmm(p.to(v.dtype), v[:, keys])
-            y_BTHD[:, rows] = y.unflatten(0, q_BHTD.shape[:2]).transpose(1, 2)
-        return y_BTHD.transpose(1, 2)
+            y_BHTD[:, :, rows] = p.to(v_BHTD.dtype) @ v_BHTD[:, :, keys]
+        return y_BHTD
 
 
 @blocks.register_fake
-def _(q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, seed: torch.Tensor, band: int, dropout: float) -> torch.Tensor:
-    return torch.empty_like(v_BHTD.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+def _(q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, *rest: object) -> torch.Tensor:
+    return _output(v_BHTD)
 
 
 @torch.library.custom_op("gptcli::banded_blocks_backward", mutates_args=())
@@ -74,38 +73,44 @@ def blocks_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k and v."""
     with torch.autocast(q_BHTD.device.type, enabled=False):
-        dy, q, k, v, y = (x.flatten(0, 1) for x in (dy_BHTD, q_BHTD, k_BHTD, v_BHTD, y_BHTD))
-        scale = 1 / math.sqrt(q.shape[-1])
-        dq = torch.empty_like(q, memory_format=torch.contiguous_format)
-        dk, dv = (torch.zeros_like(x, dtype=torch.float32, memory_format=torch.contiguous_format) for x in (k, v))
-        for rows, keys in _spans(q.shape[1], band):
-            p = _probabilities(q[:, rows], k[:, keys], band)
-            delta = (y[:, rows].float() * dy[:, rows].float()).sum(-1, keepdim=True)
-            ds = torch.bmm(dy[:, rows], v[:, keys].mT).float()
-            if dropout:
-                kept = _kept(p, dropout, seed, rows)
-                dv[:, keys] += torch.bmm((p * kept).to(v.dtype).mT, dy[:, rows])
+        B, H, T, D = q_BHTD.shape
+        scale = 1 / math.sqrt(D)
+        dq, dk, dv = grads = _gradients_of(q_BHTD, k_BHTD, v_BHTD)
+        sums = q_BHTD.new_zeros(2, B, H, 0, D, dtype=torch.float32)  # dk and dv of the keys that queries still come for
+        begin = 0  # the first of them
+        for rows, keys in _spans(T, band):
+            q, dy, k, v = q_BHTD[:, :, rows], dy_BHTD[:, :, rows], k_BHTD[:, :, keys], v_BHTD[:, :, keys]
+            gone = keys.start - begin
+            dk[:, :, begin : keys.start], dv[:, :, begin : keys.start] = sums[:, :, :, :gone]
+            sums = F.pad(sums[:, :, :, gone:], (0, 0, 0, keys.stop - begin - sums.shape[3]))
+            begin = keys.start
+            p = _probabilities(q, k, band)
+            delta = (y_BHTD[:, :, rows].float() * dy.float()).sum(-1, keepdim=True)
+            ds = (dy @ v.mT).float()
+            kept = _kept(p, dropout, seed, rows) if dropout else None
+            sums[1] += (p if kept is None else p * kept).to(v.dtype).mT @ dy
+            if kept is not None:
                 ds *= kept
-            else:
-                dv[:, keys] += torch.bmm(p.to(v.dtype).mT, dy[:, rows])
             ds = ds.sub_(delta).mul_(p).to(q.dtype)
-            torch.mul(torch.bmm(ds, k[:, keys]), scale, out=dq[:, rows])
-            dk[:, keys].add_(torch.bmm(ds.mT, q[:, rows]), alpha=scale)
-        return dq.view(q_BHTD.shape), dk.to(k.dtype).view(k_BHTD.shape), dv.to(v.dtype).view(v_BHTD.shape)
+            dq[:, :, rows] = (ds @ k).mul_(scale)
+            sums[0].add_(ds.mT @ q, alpha=scale)
+        dk[:, :, begin:], dv[:, :, begin:] = sums
+        return grads
 
 
 @blocks_backward.register_fake
-def _(
-    dy_BHTD: torch.Tensor,
-    q_BHTD: torch.Tensor,
-    k_BHTD: torch.Tensor,
-    v_BHTD: torch.Tensor,
-    y_BHTD: torch.Tensor,
-    seed: torch.Tensor,
-    band: int,
-    dropout: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q_BHTD, k_BHTD, v_BHTD))
+def _(dy_BHTD: torch.Tensor, q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, *rest: object) -> tuple[torch.Tensor, ...]:
+    return _gradients_of(q_BHTD, k_BHTD, v_BHTD)
+
+
+def _output(v_BHTD: torch.Tensor) -> torch.Tensor:
+    """Room for the result, with the heads of a position side by side, as the projection after it reads them."""
+    return torch.empty_like(v_BHTD.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+
+
+def _gradients_of(*inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Room for the gradients of q, k and v."""
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs)
     return dq, dk, dv
 
 
@@ -129,16 +134,16 @@ def _spans(T: int, band: int) -> Iterator[tuple[slice, slice]]:
         yield slice(start, stop), slice(max(0, start - band + 1), stop)
 
 
-def _probabilities(q_NrD: torch.Tensor, k_NsD: torch.Tensor, band: int) -> torch.Tensor:
-    """softmax of the scores of r queries, the last of the s positions; (N, r, s) fp32, exactly 0 outside of the band."""
-    r, s = q_NrD.shape[1], k_NsD.shape[1]
-    infinite_rs = torch.full((r, s), -math.inf, device=q_NrD.device)
+def _probabilities(q_BHrD: torch.Tensor, k_BHsD: torch.Tensor, band: int) -> torch.Tensor:
+    """softmax of the scores of r queries, the last of the s positions; (B, H, r, s) fp32, exactly 0 outside of the band."""
+    r, s = q_BHrD.shape[2], k_BHsD.shape[2]
+    infinite_rs = torch.full((r, s), -math.inf, device=q_BHrD.device)
     unseen_rs = infinite_rs.triu(s - r + 1) + infinite_rs.tril(s - r - band)  # keys after the query, and before its band; 0 elsewhere
-    scores_Nrs = torch.bmm(q_NrD.float(), k_NsD.float().mT)  # bf16 would round a score of 20 to a multiple of an eighth
-    return scores_Nrs.mul_(1 / math.sqrt(q_NrD.shape[-1])).add_(unseen_rs).softmax(-1)
+    scores_BHrs = q_BHrD.float() @ k_BHsD.float().mT  # bf16 would round a score of 20 to a multiple of an eighth
+    return scores_BHrs.mul_(1 / math.sqrt(q_BHrD.shape[-1])).add_(unseen_rs).softmax(-1)
 
 
-def _kept(p_Nrs: torch.Tensor, dropout: float, seed: torch.Tensor, rows: slice) -> torch.Tensor:
+def _kept(p_BHrs: torch.Tensor, dropout: float, seed: torch.Tensor, rows: slice) -> torch.Tensor:
     """What dropout multiplies the probabilities of a block with: 0, or 1/(1 - dropout)."""
-    generator = torch.Generator(p_Nrs.device).manual_seed(int(seed) + rows.start)
-    return torch.empty_like(p_Nrs).bernoulli_(1 - dropout, generator=generator).div_(1 - dropout)
+    generator = torch.Generator(p_BHrs.device).manual_seed(int(seed) + rows.start)
+    return torch.empty_like(p_BHrs).bernoulli_(1 - dropout, generator=generator).div_(1 - dropout)

@@ -1,6 +1,6 @@
 """Maximal-update parameterisation (Yang et al. 2022, "Tensor Programs V", Table 8): widths that share their best learning rate.
 
-With m = d_model / base, against the same model at width `base`:
+With m = d_model / base, against the same model at width `base` (m = 1 is the standard parameterisation):
 
     matrices in the blocks     start smaller by sqrt(m); Adam moves them by lr/m
     embeddings, biases, gains  as they are
@@ -17,25 +17,20 @@ from typing import Any
 
 import torch
 
-from gptcli.errors import UsageError
-from gptcli.model.transformer import GPT
-
 
 @torch.no_grad()
-def rescale(model: GPT, base: int) -> None:
-    """Turn a model fresh from `init_weights` into muP's start. Raises UsageError for a post-norm model, which has no last LayerNorm."""
-    if not isinstance(model.ln_f, torch.nn.LayerNorm):
-        raise UsageError("muP needs the LayerNorm after the last layer, which a post-norm model lacks", hint="another --size")
-    m = model.config.d_model / base
+def rescale(model: torch.nn.Module, m: float) -> None:
+    """Turn a pre-norm GPT fresh from `init_weights`, or a part of one under the plain names, into muP's start."""
     for name, parameter in model.named_parameters():
         if _is_hidden(name, parameter):
             parameter.mul_(m**-0.5)
-    model.ln_f.weight.fill_(1 / m)
+        elif name == "ln_f.weight":
+            parameter.fill_(1 / m)
 
 
-def groups(model: torch.nn.Module, base: int, d_model: int, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for Adam; each group's learning rate is the schedule's times its `lr_scale`."""
-    m = d_model / base
+def groups(model: torch.nn.Module, m: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for Adam; each group's learning rate is the schedule's times its `lr_scale`. Weight decay is for tensors of two or
+    more dimensions, the embeddings among them; none for biases and gains."""
     made: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         lr_scale = 1 / m if _is_hidden(name, parameter) or name.startswith("ln_f.") else 1.0

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +32,49 @@ NEO_TOLERANCE = 1e-3  # of a GPT-Neo's logits, in fp32, against ours
 PROBE_TOKENS = 512
 
 
+@dataclass(frozen=True, slots=True)
+class Export:
+    """A model in the form in which it leaves."""
+
+    tensors: Tensors
+    """As transformers reads them, fp32."""
+    native: Tensors | None = None
+    """Of a banded model: the trained one itself, which the GPT-Neo above stands for."""
+    report: dict[str, Any] | None = None
+    """Of a banded model: what that costs, `neo_report`."""
+
+
 def save_model(folder: Path, state: GPT | Mapping[str, torch.Tensor], config: ModelConfig, *, eot_id: int | None = None) -> None:
     """Write config.json, generation_config.json and the weights (fp32, each file atomic) into `folder`, model.safetensors last.
 
     `eot_id` is the tokenizer's end-of-text, which generation starts from and stops at; GPT-2's, the last id, where not given.
     """
+    write_export(folder, make_export(state, config), config, eot_id=eot_id)
+
+
+def make_export(state: GPT | Mapping[str, torch.Tensor], config: ModelConfig) -> Export:
+    """A GPT-2 or GPT-1 to the bit, or a banded model's GPT-Neo, measured against it."""
+    tensors = state.state_dict() if isinstance(state, GPT) else state
+    stored = to_stored(tensors, config)
+    if family(config) != NEO:
+        return Export(stored)
+    neo = to_neo(tensors, config)
+    return Export(neo, stored, neo_report(stored, neo, config))
+
+
+def write_export(folder: Path, export: Export, config: ModelConfig, *, eot_id: int | None = None) -> None:
+    """The files of `save_model`."""
     from safetensors.torch import save
 
-    tensors = state.state_dict() if isinstance(state, GPT) else state
     end = config.vocab_size - 1 if eot_id is None else eot_id
     table = to_transformers(config, end)
-    stored = to_stored(tensors, config)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    native = None
-    if family(config) == NEO:
-        native, stored = stored, to_neo(tensors, config)
-        table["gpt_export"] = neo_report(native, stored, config)
-    data = save(stored, metadata={"format": "pt"})
-    if native is not None:
+    data = save(export.tensors, metadata={"format": "pt"})
+    if export.native is not None:
+        table["gpt_export"] = export.report
         with atomic_write(folder / NATIVE) as file:
-            file.write(save(native, metadata={TWIN: hashlib.sha256(data).hexdigest()}))
+            file.write(save(export.native, metadata={TWIN: hashlib.sha256(data).hexdigest()}))
     write_json(folder / CONFIG, table)
     write_json(folder / GENERATION, {"bos_token_id": end, "eos_token_id": end, "do_sample": True, "top_k": 40})
     with atomic_write(folder / WEIGHTS) as file:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from gptcli.model.weights import load_model
 from gptcli.sampling.linear import read_in_place
 from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
+FINETUNED = "finetune.json"  # of a fine-tuned folder, whose model knows some tokens more than its tokenizer, which no text holds
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -26,7 +27,7 @@ class Loaded:
 
 
 def load(folder: Path, *, device: str = "auto", precision: str = "auto", quantize: str = "none") -> Loaded:
-    """The model of a run folder or a transformers GPT-2 folder, and its tokenizer.
+    """The model of a run folder or a transformers GPT-2 folder, and its tokenizer; of a fine-tuned run the language model.
 
     Device "auto" is the first CUDA GPU where there is one, else the CPU; precision "auto" is bf16 on a GPU that computes in it, else fp32.
     `quantize` as in `read_in_place`. Raises UsageError for a device or precision that does not exist here, InputError where the folder is
@@ -39,15 +40,23 @@ def load(folder: Path, *, device: str = "auto", precision: str = "auto", quantiz
         raise UsageError(f"unknown precision {precision!r}", hint=nearest(precision, ["auto", *PRECISIONS]))
     if not folder.is_dir():
         raise InputError("no such folder", where=folder, hint="name a run folder or a transformers GPT-2 folder")
-    model = read_in_place(load_model(folder, device=where, dtype=PRECISIONS[precision]), quantize)
-    tokenizer = load_tokenizer(folder)
+    model, tokenizer = load_model(folder, device=where, dtype=PRECISIONS[precision]), load_tokenizer(folder)
+    if (folder / FINETUNED).is_file():
+        _cut_vocabulary(model, tokenizer.vocab_size)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise InputError(
             f"the tokenizer has {tokenizer.vocab_size:,} entries and the model {model.config.vocab_size:,}: they do not belong together",
             where=folder,
             hint="put the tokenizer.json that the model was trained with beside it",
         )
-    return Loaded(model, tokenizer, where, precision)
+    return Loaded(read_in_place(model, quantize), tokenizer, where, precision)
+
+
+def _cut_vocabulary(model: GPT, size: int) -> None:
+    """Leave the model the first `size` entries of its vocabulary."""
+    model.config = replace(model.config, vocab_size=size)
+    model.wte.weight = torch.nn.Parameter(model.wte.weight.detach()[:size])
+    model.lm_head.weight = model.wte.weight if model.config.tied else torch.nn.Parameter(model.lm_head.weight.detach()[:size])
 
 
 def _device(name: str) -> torch.device:

@@ -47,6 +47,9 @@ class TrainConfig:
     """The batch follows the gradient's noise scale from `ramp_from` up to `batch_tokens`: see `gptcli.trainer.schedule`."""
     document_mask: bool = False
     """Attention does not cross end-of-text."""
+    mup: int | None = None
+    """Maximal-update parameterisation: the width at which `lr` was found. None for the standard one. See `gptcli.model.mup`.
+    Weights that a run begins with are taken as they are: only what they learn by follows."""
     seed: int
     """Of the initial weights, the data order and dropout."""
 
@@ -81,6 +84,8 @@ class TrainConfig:
         for name in ("warmup_tokens", "ramp_tokens", "ramp_from", "weight_decay", "spike", "samples", "seed"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"{name} is {getattr(self, name)}", hint=f"{name} must be 0 or more")
+        if self.mup is not None and self.mup < 1:
+            raise UsageError(f"mup is {self.mup}", hint="mup is the width at which lr was found")
         for name in ("beta1", "beta2", "min_lr_ratio"):
             value = getattr(self, name)
             if not (0 <= value < 1 or (name == "min_lr_ratio" and value == 1)):
@@ -93,7 +98,7 @@ class TrainConfig:
 
 RECIPE = (  # what decides the weights, given model and data: a resume holds these fixed; the rest may change
     "tokens", "batch_tokens", "lr", "min_lr_ratio", "warmup_tokens", "decay_tokens", "ramp_tokens", "ramp_from",
-    "weight_decay", "beta1", "beta2", "eps", "clip", "spike", "follow_noise", "document_mask", "seed",
+    "weight_decay", "beta1", "beta2", "eps", "clip", "spike", "follow_noise", "document_mask", "mup", "seed",
 )  # fmt: skip
 
 
@@ -125,6 +130,11 @@ class Run:
     """What else is measured of the model at every checkpoint, for the step's line; it takes a GPT."""
     resolved: str = ""
     """run.toml's text, for the report and the model card."""
+
+    @property
+    def widening(self) -> float:
+        """How many times wider the model is than where its learning rate was found: muP's m, and 1 without."""
+        return 1.0 if self.train.mup is None else self.model.d_model / self.train.mup
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a resume to be the same run."""

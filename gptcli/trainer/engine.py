@@ -25,6 +25,7 @@ from torch.distributed.tensor.experimental import implicit_replication
 
 from gptcli.errors import RunError
 from gptcli.events import Events
+from gptcli.model import mup
 from gptcli.model.loss import IGNORE, Loops, next_token_loss
 from gptcli.model.transformer import GPT
 from gptcli.trainer import tensor_parallel
@@ -49,7 +50,7 @@ def build(run: Run, place: Place, events: Events) -> Stepper:
     mesh = place.mesh()
     model, parts = lay_out(run, place, mesh)
     for part in parts:
-        fill(part, place.device, config.seed)
+        fill(part, place.device, config.seed, run.widening)
     pipeline = None
     if mesh is not None and place.layout.pp > 1:
         pipeline = Pipeline(
@@ -57,7 +58,7 @@ def build(run: Run, place: Place, events: Events) -> Stepper:
         )
     stepper = Stepper(
         model,
-        make_optimizer(model, config),
+        make_optimizer(model, config, run.widening),
         place,
         engine=repeat(model, place.layout),
         pipeline=pipeline,
@@ -114,14 +115,15 @@ def blocks(part: Part) -> list[nn.Module]:
     return list(part.h.values() if isinstance(part.h, nn.ModuleDict) else part.h)
 
 
-def fill(part: Part, device: torch.device, seed: int) -> None:
-    """Memory, and the plain model's initial weights: each process draws every tensor that it holds a part of, and keeps that."""
+def fill(part: Part, device: torch.device, seed: int, widening: float) -> None:
+    """Memory, and the plain model's initial weights, or muP's: each process draws every tensor that it holds a part of, and keeps that."""
     tied = part.config.tied and hasattr(part, "lm_head")
     part.to_empty(device=device)
     if tied:  # which to_empty undoes
         part.lm_head.weight = part.wte.weight
     with implicit_replication():
         GPT.init_weights(cast(GPT, part), seed)
+        mup.rescale(part, widening)
 
 
 def _warm_up(run: Run, parts: list[Part], mesh: DeviceMesh | None, stepper: Stepper, events: Events) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from gptcli.files import atomic_write
-from gptcli.model.weights import WEIGHTS, save_model
+from gptcli.model.weights import WEIGHTS, make_export, write_export
 from gptcli.trainer.config import Run
 from gptcli.trainer.metrics import Line
 
@@ -20,17 +21,18 @@ def export(run: Run, tensors: dict[str, torch.Tensor], last: Line, val_loss: flo
     """Write tokenizer, model card, configuration and weights."""
     with atomic_write(run.out / TOKENIZER) as file, open(run.data / TOKENIZER, "rb") as source:
         shutil.copyfileobj(source, file)
+    leaving = make_export(tensors, run.model)
     with atomic_write(run.out / CARD, "w") as file:
-        file.write(model_card(run, last, val_loss))
-    save_model(run.out, tensors, run.model, eot_id=run.eot_id)
+        file.write(model_card(run, last, val_loss, leaving.report))
+    write_export(run.out, leaving, run.model, eot_id=run.eot_id)
 
 
 def is_finished(out: Path) -> bool:
     return (Path(out) / WEIGHTS).is_file()
 
 
-def model_card(run: Run, last: Line, val_loss: float | None) -> str:
-    """What the model is and how it came about, in Markdown."""
+def model_card(run: Run, last: Line, val_loss: float | None, leaving: dict[str, Any] | None) -> str:
+    """What the model is and how it came about, in Markdown. `leaving`: what it costs that transformers knows it as another, if it does."""
     model = run.model
     dense = model.attention == "dense"
     rows = {
@@ -42,12 +44,14 @@ def model_card(run: Run, last: Line, val_loss: float | None) -> str:
         "Training loss": f"{last['loss']:.4f} nats a token at the last step",
         "Validation loss": "not measured" if val_loss is None else f"{val_loss:.4f} nats a token",
     }
-    load = "" if not dense else (
+    load = (
         "```python\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model, tokenizer = AutoModelForCausalLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")\n'
         "```\n\n"
-    )  # fmt: skip
+    )
+    if leaving is not None:
+        load += f"In transformers: {leaving['note']}.\n\n"
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (
         f"# {run.name}\n\nA GPT language model, trained by `gpt train`.\n\n| | |\n|---|---|\n{table}\n\n"

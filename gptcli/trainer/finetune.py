@@ -1,13 +1,13 @@
 """Fine-tuning as GPT-1 does it: on one device, a few epochs, validation accuracy after each and in between.
 
-The finished folder holds the language model, its vocabulary three tokens longer, as any run does; the classifier beside it; and
-`finetune.json`, the task with the accuracy it reached.
+Each evaluation ends with a checkpoint, of the trainer's own kind; the order of the examples and dropout are functions of the step, so that
+a run that was killed and resumed ends in the same bytes. The finished folder holds the language model, its vocabulary three tokens longer,
+as any run does; the classifier beside it; and `finetune.json`, the task with the accuracy it reached.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,15 +17,21 @@ import torch
 
 from gptcli.errors import RunError
 from gptcli.events import SILENT, Events
-from gptcli.files import atomic_write, read_json, write_json
+from gptcli.files import atomic_write, read_json, sha256, write_json
 from gptcli.model.transformer import GPT
 from gptcli.model.weights import load_model, save_model
+from gptcli.sampling.loading import FINETUNED
 from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from gptcli.trainer.checkpoint import Checkpoints, State
 from gptcli.trainer.finetune_inputs import Batch, Example, Transformation, collate
 from gptcli.trainer.finetune_model import Finetuned, make_optimizer, schedule, with_special_tokens
-from gptcli.trainer.finetune_task import FINETUNE, Task, read_examples
+from gptcli.trainer.finetune_task import Task, read_examples
+from gptcli.trainer.layout import Place
+from gptcli.trainer.loop import StopSignal
+from gptcli.trainer.metrics import MetricsLog
+from gptcli.trainer.schedule import Position
 
-CLASSIFIER, METRICS, TOKENIZER = "classifier.safetensors", "metrics.jsonl", "tokenizer.json"
+CLASSIFIER, TOKENIZER = "classifier.safetensors", "tokenizer.json"
 EVALUATIONS = 4  # an epoch
 
 
@@ -39,41 +45,75 @@ class Accuracy:
         return self.correct / self.examples
 
 
-def finetune(
-    task: Task, folder: Path, gpt: GPT, tokenizer: Tokenizer, out: Path, *, seed: int = 0, device: str = "cpu", events: Events = SILENT
-) -> dict[str, Any]:
-    """Fine-tune `gpt` on the files of `task`, which lie in `folder`, and write the result into `out`; returns the report.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finetuning:
+    """One run: what is learnt, from which files, and where it is written."""
+
+    task: Task
+    data: Path
+    """The folder in which the task's files lie."""
+    out: Path
+    start: str
+    """The model to start from, by name."""
+    seed: int = 0
+    resume: bool = False
+    """Go on from the newest checkpoint, if there is one."""
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a resume to be the same run. Raises OSError where a file of the task is missing."""
+        digests = [sha256(self.data / name) for name in (self.task.train, self.task.validation)]
+        return {**asdict(self.task), "start": self.start, "seed": self.seed, "data": " ".join(digests)}
+
+
+def finetune(run: Finetuning, gpt: GPT, tokenizer: Tokenizer, *, device: str = "cpu", events: Events = SILENT) -> dict[str, Any]:
+    """Fine-tune `gpt` to the end, or to the step in which SIGTERM or SIGINT comes; returns the report.
 
     Raises RunError where the loss is not a number.
     """
-    where = torch.device(device)
+    task, seed = run.task, run.seed
     gpt = with_special_tokens(gpt, seed, dropout=task.dropout)
     transformation = Transformation(task.kind, tokenizer, gpt.config.n_ctx)
-    train, validation = (read_examples(task, folder / name, transformation) for name in (task.train, task.validation))
+    train, validation = (read_examples(task, run.data / name, transformation) for name in (task.train, task.validation))
     torch.manual_seed(seed)
-    model = Finetuned(gpt, task.kind, len(task.labels)).to(where).train()
-    optimizer = make_optimizer(model, task.lr, task.weight_decay)
+    place = Place(torch.device(device))
+    model = Finetuned(gpt, task.kind, len(task.labels)).to(place.device).train()
+    parameters, optimizer = dict(model.named_parameters()), make_optimizer(model, task.lr, task.weight_decay)
     per_epoch = -(-len(train) // task.batch)
     steps = per_epoch * task.epochs
-    out.mkdir(parents=True, exist_ok=True)
-    line: dict[str, Any] = {}
-    with atomic_write(out / METRICS, "w") as log:
-        for step in range(1, steps + 1):
+    checkpoints, identity = Checkpoints(run.out, place, keep=1), run.identity()
+    done, line = 0, {}
+    if run.resume and (folder := checkpoints.newest(events)) is not None:
+        state = checkpoints.load(folder, parameters, optimizer)
+        done, line = state.position.step, state.metrics
+        events.info(f"going on after step {done:,}")
+    log, stop = MetricsLog(run.out, before=done + 1), StopSignal(events, patient=False)
+    try:
+        for step in range(done + 1, steps + 1):
             epoch, number = divmod(step - 1, per_epoch)
             batch = collate([train[at] for at in _order(len(train), seed, epoch)[number * task.batch : (number + 1) * task.batch]])
-            losses, lr = _update(model, batch.to(where), optimizer, task, step, steps, seed)
+            losses, lr = _update(model, batch.to(place.device), optimizer, task, step, steps, seed)
             line = {"step": step, "epoch": epoch + 1, **losses, "lr": lr}
             if not losses["loss"] < float("inf"):
-                raise RunError(f"the loss is {losses['loss']} at step {step}", where=out, hint="lower lr in the task")
-            if step % max(1, per_epoch // EVALUATIONS) == 0 or step == steps:
+                raise RunError(f"the loss is {losses['loss']} at step {step}", where=run.out, hint="lower lr in the task")
+            due = step % max(1, per_epoch // EVALUATIONS) == 0 or step == steps
+            if due:
                 line["val_accuracy"] = accuracy(model, validation, task.batch).share
-            log.write(json.dumps(line) + "\n")
+            log.write(line)
+            stopping = stop.told
+            if due or stopping:
+                checkpoints.save(State(Position(step, step * task.batch), identity, line), parameters, optimizer)
             facts = {name: line[name] for name in ("loss", "val_accuracy") if name in line}
             events.progress("finetune", step, steps, "steps", **facts)
+            if stopping:
+                break
+    finally:
+        stop.release()
     events.finish("finetune")
-    report = {"task": asdict(task), "data": str(folder), "seed": seed, "examples": len(train), "steps": steps, **line}
-    _write(out, model, tokenizer, report)
-    return report
+    checkpoints.wait()
+    report = {"task": asdict(task), "data": str(run.data), "seed": seed, "examples": len(train), "steps": steps, **line}
+    if line["step"] == steps:
+        _write(run.out, model, tokenizer, report)
+    return {**report, "interrupted": line["step"] < steps}
 
 
 def _update(
@@ -113,7 +153,7 @@ def load_finetuned(folder: Path) -> tuple[Finetuned, Task, Tokenizer, Path]:
     validation file."""
     from safetensors.torch import load_file
 
-    report = read_json(folder / FINETUNE)
+    report = read_json(folder / FINETUNED)
     task = Task(**report["task"])
     model = Finetuned(load_model(folder), task.kind, len(task.labels))
     model.classifier.load_state_dict(load_file(folder / CLASSIFIER))
@@ -132,4 +172,4 @@ def _write(out: Path, model: Finetuned, tokenizer: Tokenizer, report: dict[str, 
     save_model(out, model.gpt, model.gpt.config, eot_id=tokenizer.eot_id)
     with atomic_write(out / CLASSIFIER) as file:
         file.write(save({name: tensor.detach().cpu() for name, tensor in model.classifier.state_dict().items()}))
-    write_json(out / FINETUNE, report)
+    write_json(out / FINETUNED, report)

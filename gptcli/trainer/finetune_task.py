@@ -12,15 +12,13 @@ text = "sentence"
 from __future__ import annotations
 
 import json
-import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from gptcli.errors import InputError, UsageError, nearest
+from gptcli.files import read_toml
 from gptcli.trainer.finetune_inputs import KINDS, Example, Transformation
-
-FINETUNE = "finetune.json"  # of a fine-tuned folder: its task, and what it reached
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,12 +56,7 @@ class Task:
 
 def read_task(path: Path) -> Task:
     """Raises InputError where the file is missing or broken, or names what no task has."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError("no such task", where=path) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"not valid TOML: {error}", where=path) from None
+    table = read_toml(path)
     names = [each.name for each in fields(Task)]
     if unknown := [name for name in table if name not in names]:
         raise InputError(f"unknown key {unknown[0]!r}", where=path, hint=nearest(unknown[0], names))

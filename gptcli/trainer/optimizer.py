@@ -9,17 +9,14 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from gptcli.model import mup
 from gptcli.trainer.config import TrainConfig
 from gptcli.trainer.layout import Place
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Weight decay on every tensor of two or more dimensions, the embeddings among them; none on biases and gains."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
+def make_optimizer(model: nn.Module, config: TrainConfig, m: float = 1.0) -> torch.optim.AdamW:
+    """One over all parameters, in groups that say by `lr_scale` how their learning rate differs: see `gptcli.model.mup`, with its `m`."""
+    groups = mup.groups(model, m, config.weight_decay)
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 from gptcli.cost.layout import parse_layout
@@ -13,7 +14,7 @@ from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import Manifest
 from gptcli.shards.order import open_order
 from gptcli.tokenizer.tokenizer import load_tokenizer
-from gptcli.trainer.checkpoint import newest_state
+from gptcli.trainer.checkpoint import State, newest_state
 from gptcli.trainer.config import Run
 from gptcli.trainer.fit import check_division, check_memory
 from gptcli.trainer.machine import check_layout
@@ -79,16 +80,20 @@ def check_disk(run: Run) -> None:
 
 def check_resume(run: Run) -> bool:
     """Whether the run has reached its end. Raises UsageError where what is in its folder is another run."""
-    state = newest_state(run.out)
-    if state is None:
-        return False
-    if changed := differences(state.identity, run.identity()):
+    state = resumed_state(run.out, run.identity())
+    return state is not None and state.position.sequences >= Schedule(run.train, run.model.n_ctx).total
+
+
+def resumed_state(out: Path, identity: dict[str, Any]) -> State | None:
+    """Where the run folder's newest checkpoint stands; None where it has none. Raises UsageError where it is another run's."""
+    state = newest_state(out)
+    if state is not None and (changed := differences(state.identity, identity)):
         raise UsageError(
             f"this is not the run that is to be resumed: {'; '.join(changed)}",
-            where=run.out,
+            where=out,
             hint="name another --out, or --force starts over",
         )
-    return state.position.sequences >= Schedule(run.train, run.model.n_ctx).total
+    return state
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -92,7 +92,7 @@ class Stepper:
     def update(self, lr: float) -> None:
         """Move the weights by the gradients there are."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         self.optimizer.step()
         self._end()
 

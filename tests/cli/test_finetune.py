@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import string
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,10 +53,20 @@ def test_from_a_task_to_an_accuracy(gpt: Gpt, workplace: Path) -> None:
     assert gpt("eval", "run").stdout == "accuracy 100.00% (12 of 12) on dev.jsonl\n"
     assert json.loads(gpt("eval", "run", "--data", "train.jsonl", "--json").stdout)["examples"] == 40
 
-    gpt(*argv, "again", OMP_NUM_THREADS="1")
-    for name in ("model.safetensors", "classifier.safetensors"):
-        assert (workplace / "run" / name).read_bytes() == (workplace / "again" / name).read_bytes()
+    command = [sys.executable, "-m", "gptcli", *argv, "killed"]
+    process = subprocess.Popen(command, cwd=workplace, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while not list(workplace.glob("killed/checkpoints/step-*")):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not (workplace / "killed" / "finetune.json").exists()
+    assert "going on after step" in gpt(*argv, "killed", "--resume", OMP_NUM_THREADS="1").stderr
+    for name in ("model.safetensors", "classifier.safetensors", "metrics.jsonl", "finetune.json"):
+        assert (workplace / "run" / name).read_bytes() == (workplace / "killed" / name).read_bytes(), name
+    assert "is finished" in gpt(*argv, "run", "--resume").stderr
     assert "not empty" in gpt(*argv, "run", code=2).stderr
+    assert gpt("sample", "run", "a good", "--max-tokens", 8).stdout.startswith("a good")
 
 
 @pytest.mark.parametrize(
@@ -80,5 +94,8 @@ def test_what_is_no_task(workplace: Path, task: str, message: str) -> None:
     assert message in str(caught.value)
 
 
-def test_it_needs_a_model(gpt: Gpt, workplace: Path) -> None:
+def test_what_it_needs_and_what_it_does_not_take(gpt: Gpt, workplace: Path) -> None:
     assert "needs a model to start from" in gpt("train", "--finetune", "task.toml", code=2).stderr
+    refused = gpt("train", "--init-from", "base", "--finetune", "task.toml", "--lr", "1e-3", code=2).stderr
+    assert "--lr: is no option of --finetune" in refused
+    assert not (workplace / "runs").exists()

@@ -16,6 +16,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from gptcli.cli import main
 
@@ -218,6 +220,11 @@ BAD = {
     "negative": (["--size", "gpt2", "--lr", "0"], "lr is 0"),
     "precision": (["--size", "gpt2", "--precision", "fp64"], "none of auto, bf16, fp32, fp16, fp8"),
     "compile": (["--size", "gpt2", "--compile", "maybe"], "--compile: 'maybe' is none of"),
+    "two rates": (["--size", "gpt2", "--scale-lr", "--lr", "1e-3"], "--scale-lr and --lr: both say the learning rate"),
+    "two widths": (["--size", "gpt2", "--scale-lr", "--mup", "64"], "muP keeps the learning rate of another width"),
+    "muP of no rate": (["--size", "gpt2", "--mup", "64"], "--lr X, as found at --d-model 64"),
+    "muP of no width": (["--size", "gpt2", "--mup", "0", "--lr", "1e-3"], "mup is 0"),
+    "muP of GPT-1": (["--size", "gpt1", "--mup", "64", "--lr", "1e-3"], "which GPT-1 lacks"),
     "axis": (["--size", "gpt2", "--layout", "pd=2"], "unknown axis 'pd'"),
     "processes": ([*SMALL, "--layout", "dp=999"], "999 processes"),
     "sequences": ([*SMALL, "--layout", "dp=5"], "a batch is 4 sequences"),
@@ -275,6 +282,36 @@ def test_a_batch_that_follows_the_noise_from_the_command_line(gpt_inside, here):
     assert (values["follow_noise"], values["ramp_from"]) == (True, 32_000)
     assert "no noise to measure" in gpt_inside(*small, "--config", "c.toml", "--micro-batch", "2", code=2)[1]
     assert "has no ramp" in gpt_inside(*small, "--batch-tokens", "auto", "--ramp-tokens", "1k", code=2)[1]
+
+
+def test_mup_is_resumed_to_the_bit_and_no_other_run(gpt_inside, here):
+    """Its learning rates and its start are those of the width it names."""
+    words = ["train", *SMALL, "--d-model", "16", "--lr", "1e-2", "--warmup-tokens", "64"]
+    gpt_inside(*words, "--mup", "4", "--out", "whole")
+    assert "\nmup = 4 " in (here / "whole" / "run.toml").read_text()
+    shutil.copytree(here / "whole", here / "half")
+    shutil.rmtree(here / "half" / "checkpoints" / "step-00000010")
+    (here / "half" / "model.safetensors").unlink()
+    assert "going on after step 9" in gpt_inside("train", "--out", "half", "--resume")[1]
+    assert (here / "half" / "model.safetensors").read_bytes() == (here / "whole" / "model.safetensors").read_bytes()
+    assert "mup was 4, now 8" in gpt_inside(*words, "--mup", "8", "--out", "half", "--resume", code=2)[1]
+
+    gpt_inside(*words, "--out", "standard")
+    gpt_inside(*words, "--mup", "16", "--out", "its own width")
+    same = (here / "standard" / "model.safetensors").read_bytes()
+    assert same == (here / "its own width" / "model.safetensors").read_bytes()
+    assert same != (here / "whole" / "model.safetensors").read_bytes()
+
+    gpt_inside("train", "--init-from", "whole", "--mup", "4", "--lr", "1e-9", *SMALL[-4:], "--out", "more")
+    more, whole = (load_file(here / name / "model.safetensors") for name in ("more", "whole"))
+    assert all(torch.allclose(more[name], whole[name], atol=1e-6) for name in whole), "weights to begin with are not rescaled"
+
+
+def test_a_rate_between_the_papers_sizes(gpt_inside):
+    shown = gpt_inside("train", "--size", "gpt2", "--d-model", "1024", "--n-head", "16", "--scale-lr", "--dry-run")[0]
+    assert 3e-4 < tomllib.loads(shown)["lr"] < 6e-4
+    assert "  # GPT-3, Table 2.1, at 152," in shown  # with the vocabulary of the shards here
+    assert "scale_lr" not in tomllib.loads(shown)
 
 
 def test_the_range_test_prints_a_rate_and_leaves_a_picture(gpt_inside, here):

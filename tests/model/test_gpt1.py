@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from gptcli.model.cache import KVCache
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.layouts import RELEASED_PARTS
 from gptcli.model.transformer import GPT
-from gptcli.model.weights import load_model, read_model_config, save_model
+from gptcli.model.weights import load_model, read_model_config
 
 SMALL = ModelConfig(n_layer=3, n_head=2, d_model=128, n_ctx=40, vocab_size=301, norm="post", dropout=0.1)
 IDX = torch.randint(0, 301, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -72,38 +73,21 @@ def test_reading_in_pieces_is_reading_at_once() -> None:
 
 
 @pytest.mark.parametrize("config", [SMALL, ModelConfig.from_paper(find_size("gpt1"), vocab_size=999)], ids=["small", "the paper's shape"])
-def test_our_folder_in_transformers(tmp_path: Path, config: ModelConfig) -> None:
-    from transformers import AutoModelForCausalLM, OpenAIGPTLMHeadModel
+def test_our_folder_in_transformers(tmp_path: Path, leaves: Any, config: ModelConfig) -> None:
+    from transformers import OpenAIGPTLMHeadModel
 
     model = GPT(config).eval() if config.d_model == 768 else random_model(config)
     if config.d_model == 768:
         model.init_weights(0)
-    save_model(tmp_path, model, config, eot_id=0)
-    theirs, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert isinstance(theirs, OpenAIGPTLMHeadModel)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
-    with torch.no_grad():
-        assert (theirs.eval()(IDX).logits - model(IDX)).abs().max().item() < 1e-5
+    leaves(model, OpenAIGPTLMHeadModel, 1e-5)
     assert read_model_config(tmp_path) == config
 
 
-def test_their_folder_here_and_back(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
+def test_their_folder_here_and_back(comes_back: Any) -> None:
     from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
-    torch.manual_seed(0)
-    theirs = OpenAIGPTLMHeadModel(OpenAIGPTConfig(n_layer=3, n_head=4, n_embd=64, n_positions=40, vocab_size=301)).eval()
-    for parameter in theirs.parameters():
-        torch.nn.init.normal_(parameter, 0.1, 0.1)
-    theirs.save_pretrained(tmp_path / "theirs")
-    model = load_model(tmp_path / "theirs")
-    with torch.no_grad():
-        assert (theirs(IDX).logits - model(IDX)).abs().max().item() < 1e-5
-    save_model(tmp_path / "ours", model, model.config)
-    one, other = (load_file(tmp_path / folder / "model.safetensors") for folder in ("theirs", "ours"))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    theirs = OpenAIGPTLMHeadModel(OpenAIGPTConfig(n_layer=3, n_head=4, n_embd=64, n_positions=40, vocab_size=301))
+    assert comes_back(theirs, 1e-5).config.norm == "post"
 
 
 def write_release(folder: Path, shapes: list[list[int]]) -> list[np.ndarray]:

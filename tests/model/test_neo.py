@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,19 +35,10 @@ def random_model(config: ModelConfig = CONFIG, gains: float = 0.2, biases: float
 
 
 @pytest.mark.parametrize("changes", [{}, {"attention": "banded,dense,dense,banded"}, {"tied": False}, {"n_head": 2}], ids=str)
-def test_our_folder_in_transformers(tmp_path: Path, changes: dict[str, object]) -> None:
-    from transformers import AutoModelForCausalLM, GPTNeoForCausalLM
+def test_our_folder_in_transformers(tmp_path: Path, leaves: Any, changes: dict[str, object]) -> None:
+    from transformers import GPTNeoForCausalLM
 
-    config = ModelConfig(**{**CONFIG.as_dict(), **changes})
-    model = random_model(config)
-    save_model(tmp_path, model, config, eot_id=300)
-    theirs, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert isinstance(theirs, GPTNeoForCausalLM)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
-    with torch.no_grad():
-        error = (theirs.eval()(IDX).logits - model(IDX)).abs().max().item()
-    assert error < 2e-5
+    leaves(random_model(ModelConfig(**{**CONFIG.as_dict(), **changes})), GPTNeoForCausalLM, 2e-5)
     report = json.loads((tmp_path / "config.json").read_text())["gpt_export"]
     assert report["logit_error"] < 2e-5
     assert "within 0.001" in report["note"]
@@ -74,28 +66,16 @@ def test_a_twin_that_was_replaced_counts(tmp_path: Path) -> None:
         assert (theirs.eval()(IDX).logits - load_model(tmp_path)(IDX)).abs().max().item() < 2e-5
 
 
-def test_gpt_neo_here_and_back(tmp_path: Path) -> None:
+def test_gpt_neo_here_and_back(comes_back: Any) -> None:
     """Where 1/sqrt(D) is a power of two, to the bit."""
-    from safetensors.torch import load_file
     from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
-    torch.manual_seed(0)
     config = GPTNeoConfig(
         num_layers=4, num_heads=4, hidden_size=64, max_position_embeddings=48, vocab_size=301, window_size=7,
         attention_types=[[["global", "local"], 2]],
     )  # fmt: skip
-    theirs = GPTNeoForCausalLM(config).eval()
-    for parameter in theirs.parameters():
-        torch.nn.init.normal_(parameter, 0.1, 0.1)
-    theirs.save_pretrained(tmp_path / "theirs")
-    model = load_model(tmp_path / "theirs")
-    assert (model.config.attention, model.config.band) == ("banded", 7)
-    with torch.no_grad():
-        assert (theirs(IDX).logits - model(IDX)).abs().max().item() < 2e-5
-    save_model(tmp_path / "ours", model, model.config)
-    one, other = (load_file(tmp_path / folder / "model.safetensors") for folder in ("theirs", "ours"))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    ours = comes_back(GPTNeoForCausalLM(config), 2e-5).config
+    assert (ours.attention, ours.band) == ("banded", 7)
 
 
 def test_all_layers_global_is_a_dense_model(tmp_path: Path) -> None:

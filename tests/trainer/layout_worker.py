@@ -22,7 +22,7 @@ from gptcli.trainer.engine import build
 from gptcli.trainer.layout import Place
 
 STEPS, SEQUENCES, N_CTX = 20, 4, 8
-MODEL = {"attention": "banded", "n_layer": 2, "tied": True, "precision": "fp32"}  # with defaults
+MODEL = {"attention": "banded", "n_layer": 2, "tied": True, "precision": "fp32", "mup": 16}  # with defaults; muP at its own width is none
 
 
 class Tokens:
@@ -85,6 +85,7 @@ def cases(world: int) -> list[dict[str, Any]]:
         found += [
             {**banded, "layout": layout, "precision": kind} for layout in ("dp=2", "tp=2", "shard=2", "pp=2") for kind in ("bf16", "fp16")
         ]
+        found += [{**banded, "layout": layout, "mup": 4} for layout in ("dp=2", "shard=2", "tp=2", "pp=2")]
     return found
 
 

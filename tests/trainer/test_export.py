@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
-from transformers import AutoTokenizer, GPT2LMHeadModel
+from transformers import AutoTokenizer, GPT2LMHeadModel, GPTNeoForCausalLM
 
 from gptcli.model.weights import load_model
 from gptcli.trainer.export import is_finished
@@ -31,9 +33,10 @@ def test_the_card_says_what_was_trained_on_what(make_run, train_here):
         "320 tokens in 5 steps",
         f"{report['val_loss']:.4f}",
         run.resolved,
+        f"In transformers: {json.loads((run.out / 'config.json').read_text())['gpt_export']['note']}.",
     ):
         assert fact in card
-    assert "transformers" not in card  # which knows no such model
+    assert GPTNeoForCausalLM.from_pretrained(run.out).config.window_size == 5
 
 
 @pytest.mark.parametrize("val", [0, 10])

@@ -1,5 +1,5 @@
 """Every layout of 2 and 4 processes follows the curve of one: all products of dp, shard, tp and pp, every schedule of stages, dense and
-banded attention, tied and untied heads, GPT-2's vocabulary, which no layout divides evenly. One set of processes runs them all."""
+banded attention, tied and untied heads, muP, GPT-2's vocabulary, which no layout divides evenly. One set of processes runs them all."""
 
 from __future__ import annotations
 

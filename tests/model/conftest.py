@@ -1,0 +1,57 @@
+"""Models on their way to transformers and from there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gptcli.model.transformer import GPT
+from gptcli.model.weights import load_model, save_model
+
+IDX = torch.randint(0, 301, (2, 40), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def leaves(tmp_path: Path) -> Callable[..., Any]:
+    """Write our model into tmp_path and load it there as the class `kind` of transformers, which finds a place for every tensor and none
+    missing, and whose logits are ours; returns theirs."""
+    from transformers import AutoModelForCausalLM
+
+    def check(model: GPT, kind: type, tolerance: float) -> Any:
+        save_model(tmp_path, model, model.config, eot_id=0)
+        theirs, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+        assert isinstance(theirs, kind)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        with torch.no_grad():
+            assert (theirs.eval()(IDX).logits - model(IDX)).abs().max().item() < tolerance
+        return theirs
+
+    return check
+
+
+@pytest.fixture
+def comes_back(tmp_path: Path) -> Callable[..., GPT]:
+    """Their model, of random numbers, through a folder to us and through another back: our logits are theirs, and every tensor is the same
+    to the bit; returns ours."""
+    from safetensors.torch import load_file
+
+    def check(theirs: Any, tolerance: float) -> GPT:
+        torch.manual_seed(0)
+        for parameter in theirs.eval().parameters():
+            torch.nn.init.normal_(parameter, 0.1, 0.1)
+        theirs.save_pretrained(tmp_path / "theirs")
+        model = load_model(tmp_path / "theirs")
+        with torch.no_grad():
+            assert (theirs(IDX).logits - model(IDX)).abs().max().item() < tolerance
+        save_model(tmp_path / "ours", model, model.config)
+        one, other = (load_file(tmp_path / folder / "model.safetensors") for folder in ("theirs", "ours"))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        return model
+
+    return check
