@@ -38,7 +38,7 @@ from gptcli.tokenizer.tokenizer import Tokenizer
 
 WORK = ".work"
 RECORD = "resume.json"  # what this folder was built from; --resume compares it
-UNIT_CHARACTERS = (1 << 18, 1 << 25)  # least and most in a unit; in between, so many that there are about a thousand units
+UNIT_CHARACTERS = (1 << 22, 1 << 25)  # least and most in a unit; in between, so many that there are about a thousand units
 FAST_BYTES = 1 << 21  # below, importing a faster encoder takes longer than the slowest one does
 
 

@@ -83,7 +83,7 @@ def write_planned(folder: Path, units: list[Unit], plan: ShardPlan) -> Shard:
     for unit in units:
         found, borders = unit.table(plan.split, plan.first_key, plan.last_key)
         size = int(borders[-1] - borders[0])
-        tokens[filled : filled + size] = unit.read(int(borders[0]), int(borders[-1]))
+        unit.read(int(borders[0]), tokens[filled : filled + size])
         keys.append(found)
         starts.append(borders[:-1] - borders[0] + filled)
         lengths.append(np.diff(borders))

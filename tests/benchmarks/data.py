@@ -38,6 +38,19 @@ def texts(size: int = BYTES) -> Iterator[str]:
         number += 1
 
 
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """The block, and the threads it starts, on a single core: libraries that would use more are not to be compared with one that does not."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    if cores:
+        os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        if cores:
+            os.sched_setaffinity(0, cores)
+
+
 def timed(name: str, work: Callable[[], object], amount: float, unit: str) -> float:
     start = time.perf_counter()
     work()
@@ -46,6 +59,7 @@ def timed(name: str, work: Callable[[], object], amount: float, unit: str) -> fl
     return rate
 
 
+@one_core()
 def build_shards() -> None:
     """jsonl.zst to shards, whole pipeline, against a tiktoken loop that writes uint16 as nanoGPT's prepare.py does."""
     import tiktoken
@@ -88,6 +102,7 @@ def build_shards() -> None:
         print(f"  {rates['gigatoken'] / rates['nanogpt']:.1f} x; peak memory {peak:,.0f} MB")
 
 
+@one_core()
 def bpe_training() -> None:
     """50,257 entries, merges compared."""
     from gptcli.tokenizer import training
@@ -103,6 +118,7 @@ def bpe_training() -> None:
     print(f"  {fast / slow:.1f} x, merges {'identical' if learnt[0].sha256 == learnt[1].sha256 else 'DIFFERENT'}")
 
 
+@one_core()
 def minhash() -> None:
     """112 hashes in 14 bands of word 5-grams, normalisation and hashing of words included; beside the usual loop over shingles."""
     import hashlib
