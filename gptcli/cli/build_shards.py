@@ -86,7 +86,8 @@ def build_shards(
             metavar="F",
             show_default="shards",
             rich_help_panel=OUTPUT,
-            help="shards, which llm.c and Megatron read as they are, or nanogpt: bare train.bin and val.bin beside them.",
+            help="shards, which llm.c and Megatron read as they are; or, beside them, nanogpt: bare train.bin and val.bin; "
+            "megatron: one .bin and .idx a source.",
         ),
     ] = None,
     verify: Annotated[
@@ -135,7 +136,7 @@ def build_shards(
     resolved = _resolve(options, config)
 
     from gptcli.corpus.build import Build, begin, finish
-    from gptcli.shards.export import FORMATS, export_nanogpt
+    from gptcli.shards.export import EXPORTS, FORMATS
     from gptcli.shards.manifest import MANIFEST, read_manifest
     from gptcli.tokenizer.tokenizer import load_tokenizer
 
@@ -165,8 +166,8 @@ def build_shards(
     else:
         events.info(f"{out / MANIFEST} is up to date")
         manifest = read_manifest(out)
-    if values["format"] == "nanogpt":
-        export_nanogpt(out)
+    if values["format"] in EXPORTS:
+        EXPORTS[values["format"]](out)
     _print_report(out / MANIFEST, manifest, as_json=json)
 
 

@@ -32,12 +32,11 @@ from gptcli.errors import InputError, UsageError, nearest
 from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, claim_output, read_json, write_json
 from gptcli.shards.format import MAX_TOKENS, index_path, open_shard
-from gptcli.shards.manifest import DEFAULT_SOURCE, MANIFEST, SPLITS, Manifest, Shard, Source, read_manifest, write_manifest
+from gptcli.shards.manifest import DEFAULT_SOURCE, MANIFEST, RECORD, SPLITS, Manifest, Shard, Source, read_manifest, write_manifest
 from gptcli.tokenizer.encoders import ENCODERS
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 WORK = ".work"
-RECORD = "resume.json"  # what this folder was built from; --resume compares it
 UNIT_CHARACTERS = (1 << 22, 1 << 25)  # least and most in a unit; in between, so many that there are about a thousand units
 FAST_BYTES = 1 << 21  # below, importing a faster encoder takes longer than the slowest one does
 

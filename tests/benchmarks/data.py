@@ -40,7 +40,7 @@ def texts(size: int = BYTES) -> Iterator[str]:
 
 @contextlib.contextmanager
 def one_core() -> Iterator[None]:
-    """The block, and the threads it starts, on a single core: libraries that would use more are not to be compared with one that does not."""
+    """Keep the block, and the threads it starts, on a single core, so that no library is measured on more of them than another."""
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     if cores:
         os.sched_setaffinity(0, {min(cores)})
