@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli.config import Resolved, count, quantity, read_config, resolved_toml, write_resolved
+from gptcli.cli.config import Resolved, count, quantity, read_config, read_option, resolved_toml, write_resolved
 from gptcli.cli.console import ConsoleEvents, amount, duration, print_json
 from gptcli.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from gptcli.corpus.estimate import Estimate
     from gptcli.corpus.recipe import Source
+    from gptcli.corpus.settings import Build
     from gptcli.shards.manifest import Manifest
 
 INPUT, SHARDS, OUTPUT, RUN = "Input", "Shards", "Output", "Run"
@@ -98,6 +98,12 @@ def build_shards(
     workers: Annotated[
         int | None, typer.Option(metavar="N", show_default="cores", rich_help_panel=RUN, help="Processes; the bytes do not depend on it.")
     ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N", show_default=False, rich_help_panel=RUN, help="A job's share of the reading, for arrays; --resume does the rest."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", rich_help_panel=RUN, help="Show configuration, sizes, time and memory, and stop.")
     ] = False,
@@ -111,6 +117,8 @@ def build_shards(
         gpt build-shards "crawl/*.jsonl.zst" --tokenizer gpt2 --val-fraction 0.0005 --resume
 
         gpt build-shards --config recipe.toml
+
+        gpt build-shards --config recipe.toml --part $SLURM_ARRAY_TASK_ID/16
 
         gpt build-shards --verify shards
     """
@@ -128,14 +136,15 @@ def build_shards(
         "on_error": on_error,
         "encoder": encoder,
         "format": format,
-        "val_fraction": _option("--val-fraction", quantity, val_fraction),
-        "shard_tokens": _option("--shard-tokens", count, shard_tokens),
+        "val_fraction": None if val_fraction is None else read_option("val_fraction", val_fraction, quantity),
+        "shard_tokens": None if shard_tokens is None else read_option("shard_tokens", shard_tokens, count),
         "seed": seed,
         "workers": workers,
     }
     resolved = _resolve(options, config)
 
-    from gptcli.corpus.build import Build, begin, finish
+    from gptcli.corpus.build import begin, finish
+    from gptcli.corpus.settings import Build
     from gptcli.shards.export import EXPORTS, FORMATS
     from gptcli.shards.manifest import MANIFEST, read_manifest
     from gptcli.tokenizer.tokenizer import load_tokenizer
@@ -160,6 +169,11 @@ def build_shards(
         _print_estimate(resolved, estimate(build, values["workers"]), as_json=json)
         return
     events = ConsoleEvents()
+    if part is not None:
+        if force:
+            raise UsageError("--force would empty the folder under the other parts", where="--part", hint="empty it before the first")
+        _build_part(build, out, part, values["workers"], events, as_json=json)
+        return
     if begin(build, out, resume=resume, force=force):
         write_resolved(out / "build.toml", resolved)
         manifest = finish(build, out, workers=values["workers"], events=events)
@@ -169,6 +183,26 @@ def build_shards(
     if values["format"] in EXPORTS:
         EXPORTS[values["format"]](out)
     _print_report(out / MANIFEST, manifest, as_json=json)
+
+
+def _build_part(build: Build, out: Path, text: str, workers: int, events: ConsoleEvents, *, as_json: bool) -> None:
+    """Read one part of a build, and report what became of its documents."""
+    from gptcli.corpus.parts import begin_part, finish_part, missing_parts, parse_part
+
+    part = read_option("part", text, parse_part)
+    begin_part(build, out, part)
+    tally = finish_part(build, out, part, workers=workers, events=events)
+    missing = missing_parts(out, part.of)
+    if as_json:
+        facts = {"part": part.number, "of": part.of, "missing": missing}
+        print_json("build-shards", {**facts, "documents_in": tally.read, "dropped": dict(sorted(tally.dropped.items()))})
+        return
+    print(f"part {part.number} of {part.of}: {_plural(tally.read, 'document')} read, {sum(tally.dropped.values()):,} dropped")
+    print(
+        f"{_plural(len(missing), 'part')} to go"
+        if missing
+        else "all parts are done: the same command with --resume instead of --part ends it"
+    )
 
 
 def _sources(values: dict[str, Any]) -> list[Source]:
@@ -189,14 +223,6 @@ def _evaluation(values: dict[str, Any]) -> tuple[str, ...]:
     from gptcli.corpus.recipe import read_decontaminate
 
     return tuple(read_decontaminate(values["decontaminate"])) if "decontaminate" in values else ()
-
-
-def _option(name: str, convert: Callable[[str], Any], text: str | None) -> Any:
-    """The value of an option given as text; an error says which."""
-    try:
-        return None if text is None else convert(text)
-    except UsageError as error:
-        raise UsageError(error.what, where=name, hint=error.hint) from None
 
 
 def _resolve(options: dict[str, Any], config: Path | None) -> Resolved:

@@ -27,7 +27,7 @@ BARE = ("train.bin", "val.bin")  # nanoGPT's names; its files say nothing about 
 CHUNK = 1 << 24  # tokens looked at together
 _MAGICS = (20240520, 20240801)  # of `open_shard`
 _INDEX_HEAD = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, document borders
-_MEGATRON_DTYPES = {8: np.dtype("<u2"), 4: np.dtype("<u4")}  # its int32 holds no negative token
+_MEGATRON_DTYPES: dict[int, np.dtype[Any]] = {8: np.dtype("<u2"), 4: np.dtype("<u4")}  # its int32 holds no negative token
 
 
 def describe(folder: Path) -> Manifest | None:

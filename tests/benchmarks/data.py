@@ -65,8 +65,9 @@ def build_shards() -> None:
     import tiktoken
     import zstandard
 
-    from gptcli.corpus.build import Build, begin, finish
+    from gptcli.corpus.build import begin, finish
     from gptcli.corpus.recipe import Source
+    from gptcli.corpus.settings import Build
     from gptcli.tokenizer.encoders import open_encoder
     from gptcli.tokenizer.tokenizer import PATTERN, byte_alphabet, load_tokenizer
 

@@ -17,8 +17,10 @@ import pytest
 
 from gptcli import files
 from gptcli.corpus import build as building
-from gptcli.corpus.build import Build, begin, finish
+from gptcli.corpus import settings
+from gptcli.corpus.build import begin, finish
 from gptcli.corpus.recipe import Source
+from gptcli.corpus.settings import Build
 from gptcli.errors import InputError, UsageError
 from gptcli.events import Events
 from gptcli.files import sha256
@@ -33,7 +35,7 @@ SPLITS = ("train", "val")
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a corpus of a few kilobytes has several units."""
-    monkeypatch.setattr(building, "UNIT_CHARACTERS", (2000, 4000))
+    monkeypatch.setattr(settings, "UNIT_CHARACTERS", (2000, 4000))
 
 
 def texts(count: int = 120) -> list[str]:
@@ -138,7 +140,7 @@ def test_the_bytes_do_not_depend_on_the_encoder(build: Build, tmp_path: Path, en
 
 def test_the_bytes_do_not_depend_on_the_units(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(build, tmp_path / "small")
-    monkeypatch.setattr(building, "UNIT_CHARACTERS", (10**6, 10**6))
+    monkeypatch.setattr(settings, "UNIT_CHARACTERS", (10**6, 10**6))
     run(build, tmp_path / "large")
     assert contents(tmp_path / "small") == contents(tmp_path / "large")
 
@@ -148,7 +150,7 @@ def test_units_of_another_size_are_not_taken_for_ours(build: Build, tmp_path: Pa
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
         patch.setattr(building, "_check_splits", lambda *_: (_ for _ in ()).throw(StoppedError()))
         run(build, tmp_path / "out")
-    monkeypatch.setattr(building, "UNIT_CHARACTERS", (3000, 3000))
+    monkeypatch.setattr(settings, "UNIT_CHARACTERS", (3000, 3000))
     run(build, tmp_path / "out", resume=True)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
