@@ -76,9 +76,13 @@ def test_one_worker_and_standard_input(corpus: Path, gpt: Gpt) -> None:
     assert "cannot be resumed" in gpt("build-shards", "-", *one, "-o", "stdin", "--resume", stdin=text, code=2).stderr
 
 
+SMALL_UNITS = "import gptcli.cli, gptcli.corpus.settings as its; its.UNIT_CHARACTERS = (1 << 18, 1 << 18); gptcli.cli.main()"
+
+
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The command, in units so small that the corpus has several."""
     return subprocess.Popen(
-        [sys.executable, "-m", "gptcli", *ARGUMENTS, *arguments],
+        [sys.executable, "-c", SMALL_UNITS, *ARGUMENTS, *arguments],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
@@ -111,7 +115,8 @@ def test_killed_at_any_moment_and_resumed(corpus: Path, gpt: Gpt) -> None:
             time.sleep(chance.random() * 0.02)
             os.killpg(process.pid, signal.SIGKILL)
         kills += process.returncode == -signal.SIGKILL
-    gpt(*ARGUMENTS, "-o", "killed", "--resume")
+    with start(corpus, "-o", "killed", "--resume") as process:
+        assert process.wait(120) == 0
     assert kills >= 2
     assert shards(corpus / "killed") == shards(corpus / "whole")
 
@@ -138,6 +143,7 @@ def test_a_full_disk(corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
     monkeypatch.chdir(corpus)
     monkeypatch.setattr(sys, "argv", ["gpt", *ARGUMENTS, "--workers", "1"])
+    monkeypatch.setattr("gptcli.corpus.settings.UNIT_CHARACTERS", (1 << 18, 1 << 18))
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
         patch.setattr(files.os, "fsync", full)
         cli.main()
