@@ -23,7 +23,7 @@ def verify_shards(folder: Path, *, events: Events = SILENT) -> Manifest:
     holds no other, and no token lies outside the vocabulary.
     """
     if not (folder / MANIFEST).exists():
-        raise InputError(f"has no {MANIFEST} to verify shards by", where=folder)
+        raise InputError(f"not a shard folder: it has no {MANIFEST}, which shards are verified by", where=folder)
     manifest = read_manifest(folder)
     if load_tokenizer(folder / "tokenizer.json").sha256 != manifest.tokenizer_sha256:
         raise InputError("is not the tokenizer that the manifest names", where=folder / "tokenizer.json")
