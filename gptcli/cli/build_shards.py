@@ -106,6 +106,12 @@ def build_shards(
     workers: Annotated[
         int | None, typer.Option(metavar="N", show_default="cores", rich_help_panel=RUN, help="Processes; the bytes do not depend on it.")
     ] = None,
+    runner: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R", show_default="local", rich_help_panel=RUN, help="local processes, or ray: all free cores of a running Ray cluster."
+        ),
+    ] = None,
     part: Annotated[
         str | None,
         typer.Option(
@@ -153,6 +159,7 @@ def build_shards(
         "shard_tokens": None if shard_tokens is None else read_option("shard_tokens", shard_tokens, count),
         "seed": seed,
         "workers": workers,
+        "runner": runner,
     }
     resolved = _resolve(options, config)
 
@@ -185,11 +192,11 @@ def build_shards(
     if part is not None:
         if force:
             raise UsageError("--force would empty the folder under the other parts", where="--part", hint="empty it before the first")
-        _build_part(build, out, part, values["workers"], events, as_json=json)
+        _build_part(build, out, part, values, events, as_json=json)
         return
     if begin(build, out, resume=resume, force=force):
         write_resolved(out / "build.toml", resolved)
-        manifest = finish(build, out, workers=values["workers"], events=events)
+        manifest = finish(build, out, workers=values["workers"], runner=values["runner"], events=events)
     else:
         events.info(f"{out / MANIFEST} is up to date")
         manifest = read_manifest(out)
@@ -208,13 +215,13 @@ def _report_overlap(folder: Path, inputs: list[str], workers: int, *, as_json: b
     print_overlap(find_overlap(folder, find_inputs(inputs), workers=workers, events=ConsoleEvents()), as_json=as_json)
 
 
-def _build_part(build: Build, out: Path, text: str, workers: int, events: ConsoleEvents, *, as_json: bool) -> None:
+def _build_part(build: Build, out: Path, text: str, values: dict[str, Any], events: ConsoleEvents, *, as_json: bool) -> None:
     """Read one part of a build, and report what became of its documents."""
     from gptcli.corpus.parts import begin_part, finish_part, missing_parts, parse_part
 
     part = read_option("part", text, parse_part)
     begin_part(build, out, part)
-    tally = finish_part(build, out, part, workers=workers, events=events)
+    tally = finish_part(build, out, part, workers=values["workers"], runner=values["runner"], events=events)
     print_part(part, tally, missing_parts(out, part.of), as_json=as_json)
 
 
@@ -247,13 +254,14 @@ def _resolve(options: dict[str, Any], config: Path | None) -> Resolved:
         "on_error": "stop",
         "encoder": "auto",
         "format": "shards",
+        "runner": "local",
         "val_fraction": 0.001,
         "shard_tokens": 100_000_000,
         "seed": 0,
     }
     resolved.put({**defaults, "workers": _cores()}, "default")
     if config is not None:
-        names = dict.fromkeys(("tokenizer", "output", "documents", "on_error", "encoder", "format", "mixture"), _text)
+        names = dict.fromkeys(("tokenizer", "output", "documents", "on_error", "encoder", "format", "runner", "mixture"), _text)
         numbers = {"val_fraction": quantity, "shard_tokens": count, "seed": count, "workers": count, "mixture_tokens": count}
         tables = {"sources": _table, "decontaminate": _table}
         resolved.put(read_config(config, {"inputs": _texts, **names, **numbers, **tables}), str(config))

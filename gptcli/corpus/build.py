@@ -21,7 +21,7 @@ from gptcli.corpus.settings import Build, refuse_changes
 from gptcli.corpus.shuffle import write_shards
 from gptcli.corpus.streams import STDIN
 from gptcli.corpus.units import SPLIT_RULE, Tally, Unit
-from gptcli.corpus.workers import Workers
+from gptcli.corpus.workers import open_pool
 from gptcli.errors import InputError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import claim_output, read_json, write_json
@@ -64,17 +64,16 @@ def begin(build: Build, out: Path, *, resume: bool, force: bool) -> bool:
     return True
 
 
-def finish(build: Build, out: Path, *, workers: int = 1, events: Events = SILENT) -> Manifest:
+def finish(build: Build, out: Path, *, workers: int = 1, runner: str = "local", events: Events = SILENT) -> Manifest:
     """Make the shards of `build` in `out`, a folder that `begin` has claimed, going on where an earlier attempt ended.
 
     Raises InputError on a broken input (and empties the folder), RunError where a worker dies.
     """
-    workers = build.workers(workers)
     context = context_of(build, out)
     try:
         prepare(build, context, events)
-        with Workers(workers, context) as pool:
-            units = tokenize(build, context, pool, read_json(out / RECORD).get(PARTS, workers), events)
+        with open_pool(runner, build.workers(workers), context) as pool:
+            units = tokenize(build, context, pool, read_json(out / RECORD).get(PARTS, pool.count), events)
             _check_splits(build, list(chain(*units)), events)
             named = {source.name: mine for source, mine in zip(build.sources, units, strict=True)}
             shards = write_shards(out, context.work, named, build.shard_tokens, pool, events)

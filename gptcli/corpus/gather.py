@@ -19,7 +19,7 @@ from gptcli.corpus.spans import Span, divide
 from gptcli.corpus.streams import STDIN, fingerprint
 from gptcli.corpus.textunits import TextUnit
 from gptcli.corpus.units import Tally, Unit
-from gptcli.corpus.workers import Workers
+from gptcli.corpus.workers import Pool
 from gptcli.events import Events
 from gptcli.files import atomic_write
 
@@ -82,7 +82,7 @@ def _save(path: Path, array: np.ndarray) -> None:
         np.save(file, array)
 
 
-def tokenize(build: Build, context: Context, pool: Workers, cuts: int, events: Events) -> list[list[Unit]]:
+def tokenize(build: Build, context: Context, pool: Pool, cuts: int, events: Events) -> list[list[Unit]]:
     """Bring every document into a unit on disk, source by source, in order; units that are there stay."""
     size = build.input_bytes()
     total = None if size is None or build.compressed() else size / 1e6
@@ -123,7 +123,7 @@ def _finish_text(context: Context, task: TextTask) -> tuple[int, Path]:
     return task.source, finish_text(context, task)
 
 
-def _text_tasks(build: Build, context: Context, texts: list[list[TextUnit]], pool: Workers, events: Events) -> list[TextTask]:
+def _text_tasks(build: Build, context: Context, texts: list[list[TextUnit]], pool: Pool, events: Events) -> list[TextTask]:
     """Look at all documents together: which are duplicates, and which evaluation grams are too common to be contamination."""
     names = [source.name for source in build.sources]
     dropped: list[list[Path]] = [[] for _ in build.sources]

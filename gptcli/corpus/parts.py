@@ -18,7 +18,7 @@ from gptcli.corpus.gather import WORK, context_of, prepare, read_one, spans_of
 from gptcli.corpus.settings import Build, refuse_changes
 from gptcli.corpus.streams import STDIN
 from gptcli.corpus.units import Tally, read_head, read_tally
-from gptcli.corpus.workers import Workers
+from gptcli.corpus.workers import open_pool
 from gptcli.errors import UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import read_json, write_json
@@ -65,7 +65,7 @@ def begin_part(build: Build, out: Path, part: Part) -> None:
     refuse_changes(read_json(out / RECORD), record, out)
 
 
-def finish_part(build: Build, out: Path, part: Part, *, workers: int = 1, events: Events = SILENT) -> Tally:
+def finish_part(build: Build, out: Path, part: Part, *, workers: int = 1, runner: str = "local", events: Events = SILENT) -> Tally:
     """Read this part's documents, going on where an earlier attempt ended; what became of them so far.
 
     Raises InputError on a broken input, RunError where a worker dies; the folder keeps what is there.
@@ -73,10 +73,9 @@ def finish_part(build: Build, out: Path, part: Part, *, workers: int = 1, events
     tally = Tally()
     if (out / MANIFEST).exists():
         return tally
-    workers = build.workers(workers)
     context = context_of(build, out)
     prepare(build, context, events)
-    with Workers(workers, context) as pool:
+    with open_pool(runner, build.workers(workers), context) as pool:
         for _, paths in pool.map(read_one, islice(spans_of(context, part.of), part.number - 1, None, part.of)):
             for path in paths:
                 tally.add(read_tally(read_head(path)[0]))

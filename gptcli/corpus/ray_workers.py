@@ -1,4 +1,4 @@
-"""Workers on a Ray cluster that is running already: one actor a core, the same tasks, the same files, and so the same bytes.
+"""Workers on a Ray cluster that is running already: an actor a core, the same tasks, the same files, and so the same bytes.
 
 What local processes share as files, the machines of a cluster share as well: the output folder and the inputs have to be on a file system
 that all of them see, or the inputs behind URLs. The cluster is the one of RAY_ADDRESS, or the one that `ray start` made on this machine.
@@ -6,7 +6,10 @@ that all of them see, or the inputs behind URLs. The cluster is the one of RAY_A
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -20,7 +23,9 @@ AHEAD = 2  # tasks that wait or run on each actor
 class _Holder:
     """An actor: holds the state, as a worker process does."""
 
-    def __init__(self, state: Any) -> None:
+    def __init__(self, state: Any, folder: str) -> None:
+        os.chdir(folder)  # relative paths are the command's
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one actor, one core
         self._state = state
 
     def run(self, function: Callable[[Any, Task], Result], task: Task) -> Result:
@@ -28,7 +33,7 @@ class _Holder:
 
 
 class RayWorkers:
-    """`gptcli.corpus.workers.Workers`, with all cores of a cluster for its processes."""
+    """`gptcli.corpus.workers.Workers`, with an actor on each core of a cluster that is free."""
 
     def __init__(self, state: Any) -> None:
         """Raises UsageError where Ray is not installed or no cluster is there."""
@@ -38,15 +43,17 @@ class RayWorkers:
             raise UsageError("ray is not installed", where="--runner", hint="pip install 'gptcli[ray]'") from None
         if not ray.is_initialized():
             try:
-                ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+                ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
             except ConnectionError:
                 raise UsageError(
                     "no Ray cluster is running", where="--runner", hint="ray start --head begins one; RAY_ADDRESS names another's head"
                 ) from None
         self._ray: Any = ray
-        held = ray.put(state)
-        actor: Any = ray.remote(num_cpus=1, max_restarts=0)(_Holder)
-        self._actors = [actor.options(runtime_env={"env_vars": ENVIRONMENT}).remote(held) for _ in range(int(ray.cluster_resources()["CPU"]))]
+        self.count = int(ray.available_resources().get("CPU", 0))
+        if not self.count:
+            raise UsageError("no core of the Ray cluster is free", where="--runner")
+        held, actor = ray.put(state), ray.remote(num_cpus=1)(_Holder)
+        self._actors: list[Any] = [actor.remote(held, str(Path.cwd())) for _ in range(self.count)]
 
     def map(self, function: Callable[[Any, Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
         """As `Workers.map`."""
@@ -79,6 +86,3 @@ class RayWorkers:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for actor in self._actors:
             self._ray.kill(actor)
-
-
-ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false"}  # one actor, one core

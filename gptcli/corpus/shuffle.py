@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gptcli.corpus.units import Unit
-from gptcli.corpus.workers import Workers
+from gptcli.corpus.workers import Pool
 from gptcli.errors import InputError
 from gptcli.events import Events
 from gptcli.files import read_json, write_json
@@ -122,7 +122,7 @@ def _write_shard(_: object, task: ShardTask) -> Shard:
     return shard
 
 
-def write_shards(out: Path, work: Path, units: dict[str, list[Unit]], shard_tokens: int, pool: Workers, events: Events) -> list[Shard]:
+def write_shards(out: Path, work: Path, units: dict[str, list[Unit]], shard_tokens: int, pool: Pool, events: Events) -> list[Shard]:
     """Write every shard of the sources' `units` that is not there whole yet. All of them: train first, source by source, in order."""
     tasks = [
         ShardTask(out, work / f"{plan.file}.json", mine, plan)

@@ -1,4 +1,4 @@
-"""Documents to shards, BPE training and MinHash on one core, beside what people use, in one run.
+"""Documents to shards, BPE training and MinHash on one core, beside what people use, in one run; and the memory of a build.
 
 Text: the standard library's source, over and over with each repetition's words marked.
 """
@@ -9,6 +9,8 @@ import contextlib
 import json
 import os
 import resource
+import subprocess
+import sys
 import sysconfig
 import tempfile
 import time
@@ -101,6 +103,24 @@ def build_shards() -> None:
         rates["nanogpt"] = timed("tiktoken pipeline of the nanoGPT kind", nanogpt, BYTES / 1e6, "MB")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
         print(f"  {rates['gigatoken'] / rates['nanogpt']:.1f} x; peak memory {peak:,.0f} MB")
+
+
+def build_memory() -> None:
+    """Peak memory of the largest process of a build by two workers, with deduplication, on a corpus and on one ten times larger."""
+    tokenizer = Path(os.environ["GPT_TEST_DATA"]) / "gpt2-vocab"
+    for size in (BYTES, 10 * BYTES):
+        with tempfile.TemporaryDirectory() as scratch:
+            with open(Path(scratch) / "a.jsonl", "w", encoding="utf-8") as file:
+                file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts(size))
+            recipe = Path(scratch) / "recipe.toml"
+            recipe.write_text(f'tokenizer = "{tokenizer}"\n[sources.code]\ninputs = ["a.jsonl"]\ndedup = {{ method = "lsh" }}\n')
+            command = [sys.executable, "-m", "gptcli", "build-shards", "--config", str(recipe), "--workers", "2"]
+            start = time.perf_counter()
+            process = subprocess.Popen(command, cwd=scratch, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            _, status, usage = os.wait4(process.pid, 0)
+            seconds = time.perf_counter() - start
+            rate = f"{size / 1e6 / seconds:.1f} MB/s" if status == 0 else "FAILED"
+            print(f"{size / 1e6:,.0f} MB of text, 2 workers: peak {usage.ru_maxrss / 1e3:,.0f} MB a process, {rate}", flush=True)
 
 
 @one_core()
