@@ -109,7 +109,7 @@ def build_shards(
     runner: Annotated[
         str | None,
         typer.Option(
-            metavar="R", show_default="local", rich_help_panel=RUN, help="local processes, or ray: all free cores of a running Ray cluster."
+            metavar="R", show_default="local", rich_help_panel=RUN, help="local processes, or ray: all cores of a running Ray cluster."
         ),
     ] = None,
     part: Annotated[

@@ -33,7 +33,7 @@ class _Holder:
 
 
 class RayWorkers:
-    """`gptcli.corpus.workers.Workers`, with an actor on each core of a cluster that is free."""
+    """`gptcli.corpus.workers.Workers`, with an actor on each core of a cluster; where others use one, its tasks wait."""
 
     def __init__(self, state: Any) -> None:
         """Raises UsageError where Ray is not installed or no cluster is there."""
@@ -49,9 +49,7 @@ class RayWorkers:
                     "no Ray cluster is running", where="--runner", hint="ray start --head begins one; RAY_ADDRESS names another's head"
                 ) from None
         self._ray: Any = ray
-        self.count = int(ray.available_resources().get("CPU", 0))
-        if not self.count:
-            raise UsageError("no core of the Ray cluster is free", where="--runner")
+        self.count = int(ray.cluster_resources()["CPU"])
         held, actor = ray.put(state), ray.remote(num_cpus=1)(_Holder)
         self._actors: list[Any] = [actor.remote(held, str(Path.cwd())) for _ in range(self.count)]
 

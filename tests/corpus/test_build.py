@@ -331,19 +331,6 @@ def test_progress_counts_everything_also_after_a_resume(build: Build, tmp_path: 
     assert heard.tasks["tokenize"] == pytest.approx(manifest.sources[0].text_bytes / 1e6)
 
 
-def test_settings_that_cannot_be_met(build: Build) -> None:
-    with pytest.raises(InputError, match=r"--tokenizer: the tokenizer has no <\|endoftext\|>"):
-        dataclasses.replace(build, tokenizer=Tokenizer([*byte_alphabet()], []))
-    for value in (-0.1, 1.0, float("nan")):
-        with pytest.raises(UsageError, match="--val-fraction"):
-            dataclasses.replace(build, val_fraction=value)
-    for tokens in (0, -5, 2**31):
-        with pytest.raises(UsageError, match="--shard-tokens"):
-            dataclasses.replace(build, shard_tokens=tokens)
-    with pytest.raises(UsageError, match=r"--documents: unknown kind of document 'lines'\n.*line"):
-        with_source(build, documents="lines")
-
-
 def test_a_large_vocabulary_is_written_in_uint32(build: Build, tmp_path: Path) -> None:
     tokens = [*byte_alphabet(), *(f"a{number}" for number in range(65_536 - 257)), "<|endoftext|>"]
     manifest = run(dataclasses.replace(build, tokenizer=Tokenizer(tokens, [])), tmp_path / "out")
