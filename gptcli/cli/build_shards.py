@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli.config import Resolved, count, quantity, read_config, resolved_toml, write_resolved
-from gptcli.cli.console import ConsoleEvents, amount, duration, print_json
+from gptcli.cli.build_report import print_estimate, print_overlap, print_part, print_report
+from gptcli.cli.config import Resolved, count, quantity, read_config, read_option, write_resolved
+from gptcli.cli.console import ConsoleEvents
 from gptcli.errors import UsageError, nearest
 
 if TYPE_CHECKING:
-    from gptcli.corpus.estimate import Estimate
     from gptcli.corpus.recipe import Source
-    from gptcli.shards.manifest import Manifest
+    from gptcli.corpus.settings import Build
 
 INPUT, SHARDS, OUTPUT, RUN = "Input", "Shards", "Output", "Run"
 
@@ -86,16 +85,38 @@ def build_shards(
             metavar="F",
             show_default="shards",
             rich_help_panel=OUTPUT,
-            help="shards, which llm.c and Megatron read as they are, or nanogpt: bare train.bin and val.bin beside them.",
+            help="shards, which llm.c and Megatron read as they are; or, beside them, nanogpt: bare train.bin and val.bin; "
+            "megatron: one .bin and .idx a source.",
         ),
     ] = None,
     verify: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", show_default=False, rich_help_panel=OUTPUT, help="Check finished shards, every byte, and stop."),
     ] = None,
+    overlap: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+            help="Report the share of INPUT's 8-grams that stands in these shards' training text, as GPT-2's Table 6, and stop.",
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="A report, as one JSON object on stdout.")] = False,
     workers: Annotated[
         int | None, typer.Option(metavar="N", show_default="cores", rich_help_panel=RUN, help="Processes; the bytes do not depend on it.")
+    ] = None,
+    runner: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R", show_default="local", rich_help_panel=RUN, help="local processes, or ray: all cores of a running Ray cluster."
+        ),
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N", show_default=False, rich_help_panel=RUN, help="A job's share of the reading, for arrays; --resume does the rest."
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", rich_help_panel=RUN, help="Show configuration, sizes, time and memory, and stop.")
@@ -111,13 +132,20 @@ def build_shards(
 
         gpt build-shards --config recipe.toml
 
+        gpt build-shards --config recipe.toml --part $SLURM_ARRAY_TASK_ID/16
+
         gpt build-shards --verify shards
+
+        gpt build-shards wikitext.test.txt lambada.jsonl --overlap shards
     """
     if verify is not None:
         from gptcli.shards.manifest import MANIFEST
         from gptcli.shards.verify import verify_shards
 
-        _print_report(verify / MANIFEST, verify_shards(verify, events=ConsoleEvents()), as_json=json)
+        print_report(verify / MANIFEST, verify_shards(verify, events=ConsoleEvents()), as_json=json)
+        return
+    if overlap is not None:
+        _report_overlap(overlap, inputs or [], workers or _cores(), as_json=json)
         return
     options = {
         "inputs": inputs or None,
@@ -127,15 +155,17 @@ def build_shards(
         "on_error": on_error,
         "encoder": encoder,
         "format": format,
-        "val_fraction": _option("--val-fraction", quantity, val_fraction),
-        "shard_tokens": _option("--shard-tokens", count, shard_tokens),
+        "val_fraction": None if val_fraction is None else read_option("val_fraction", val_fraction, quantity),
+        "shard_tokens": None if shard_tokens is None else read_option("shard_tokens", shard_tokens, count),
         "seed": seed,
         "workers": workers,
+        "runner": runner,
     }
     resolved = _resolve(options, config)
 
-    from gptcli.corpus.build import Build, begin, finish
-    from gptcli.shards.export import FORMATS, export_nanogpt
+    from gptcli.corpus.build import begin, finish
+    from gptcli.corpus.settings import Build
+    from gptcli.shards.export import EXPORTS, FORMATS
     from gptcli.shards.manifest import MANIFEST, read_manifest
     from gptcli.tokenizer.tokenizer import load_tokenizer
 
@@ -156,18 +186,43 @@ def build_shards(
     if dry_run:
         from gptcli.corpus.estimate import estimate
 
-        _print_estimate(resolved, estimate(build, values["workers"]), as_json=json)
+        print_estimate(resolved, estimate(build, values["workers"]), as_json=json)
         return
     events = ConsoleEvents()
+    if part is not None:
+        if force:
+            raise UsageError("--force would empty the folder under the other parts", where="--part", hint="empty it before the first")
+        _build_part(build, out, part, values, events, as_json=json)
+        return
     if begin(build, out, resume=resume, force=force):
         write_resolved(out / "build.toml", resolved)
-        manifest = finish(build, out, workers=values["workers"], events=events)
+        manifest = finish(build, out, workers=values["workers"], runner=values["runner"], events=events)
     else:
         events.info(f"{out / MANIFEST} is up to date")
         manifest = read_manifest(out)
-    if values["format"] == "nanogpt":
-        export_nanogpt(out)
-    _print_report(out / MANIFEST, manifest, as_json=json)
+    if values["format"] in EXPORTS:
+        EXPORTS[values["format"]](out)
+    print_report(out / MANIFEST, manifest, as_json=json)
+
+
+def _report_overlap(folder: Path, inputs: list[str], workers: int, *, as_json: bool) -> None:
+    """How much of the test sets stands in the shards' training text."""
+    from gptcli.corpus.overlap import find_overlap
+    from gptcli.corpus.readers import find_inputs
+
+    if not inputs:
+        raise UsageError("no INPUT is given", where="--overlap", hint="name the files of the test sets")
+    print_overlap(find_overlap(folder, find_inputs(inputs), workers=workers, events=ConsoleEvents()), as_json=as_json)
+
+
+def _build_part(build: Build, out: Path, text: str, values: dict[str, Any], events: ConsoleEvents, *, as_json: bool) -> None:
+    """Read one part of a build, and report what became of its documents."""
+    from gptcli.corpus.parts import begin_part, finish_part, missing_parts, parse_part
+
+    part = read_option("part", text, parse_part)
+    begin_part(build, out, part)
+    tally = finish_part(build, out, part, workers=values["workers"], runner=values["runner"], events=events)
+    print_part(part, tally, missing_parts(out, part.of), as_json=as_json)
 
 
 def _sources(values: dict[str, Any]) -> list[Source]:
@@ -190,14 +245,6 @@ def _evaluation(values: dict[str, Any]) -> tuple[str, ...]:
     return tuple(read_decontaminate(values["decontaminate"])) if "decontaminate" in values else ()
 
 
-def _option(name: str, convert: Callable[[str], Any], text: str | None) -> Any:
-    """The value of an option given as text; an error says which."""
-    try:
-        return None if text is None else convert(text)
-    except UsageError as error:
-        raise UsageError(error.what, where=name, hint=error.hint) from None
-
-
 def _resolve(options: dict[str, Any], config: Path | None) -> Resolved:
     """Options over the file's values over defaults. Raises UsageError where something that has no default is missing."""
     resolved = Resolved()
@@ -207,13 +254,14 @@ def _resolve(options: dict[str, Any], config: Path | None) -> Resolved:
         "on_error": "stop",
         "encoder": "auto",
         "format": "shards",
+        "runner": "local",
         "val_fraction": 0.001,
         "shard_tokens": 100_000_000,
         "seed": 0,
     }
     resolved.put({**defaults, "workers": _cores()}, "default")
     if config is not None:
-        names = dict.fromkeys(("tokenizer", "output", "documents", "on_error", "encoder", "format", "mixture"), _text)
+        names = dict.fromkeys(("tokenizer", "output", "documents", "on_error", "encoder", "format", "runner", "mixture"), _text)
         numbers = {"val_fraction": quantity, "shard_tokens": count, "seed": count, "workers": count, "mixture_tokens": count}
         tables = {"sources": _table, "decontaminate": _table}
         resolved.put(read_config(config, {"inputs": _texts, **names, **numbers, **tables}), str(config))
@@ -250,69 +298,3 @@ def _texts(value: object) -> list[str]:
 def _cores() -> int:
     """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _print_report(path: Path, manifest: Manifest, *, as_json: bool) -> None:
-    from gptcli.shards.manifest import SPLITS
-
-    splits = {
-        split: {
-            "tokens": manifest.tokens(split),
-            "documents": sum(shard.documents for shard in manifest.of(split)),
-            "shards": len(manifest.of(split)),
-        }
-        for split in SPLITS
-    }
-    if as_json:
-        sources = [asdict(source) for source in manifest.sources]
-        print_json("build-shards", {"manifest": str(path), **splits, "sources": sources})
-        return
-    for split, numbers in splits.items():
-        parts = [_plural(numbers["tokens"], "token"), _plural(numbers["documents"], "document"), _plural(numbers["shards"], "shard")]
-        print(f"{split + ':':<7}{', '.join(parts)}")
-    if len(manifest.sources) > 1:
-        shares = manifest.shares()
-        for source in manifest.sources:
-            rows = f"{source.documents_kept:,} of {source.documents_in:,} documents kept"
-            print(
-                f"{source.name}: {rows}, {shares.get(source.name, 0):.1%} of the mixture, {source.epochs:.3g} epochs{_printed(source.name)}"
-            )
-    print(f"{path} describes them, report.md beside it shows them")
-
-
-def _printed(source: str) -> str:
-    """The epochs that Table 2.2 prints for a source of this name."""
-    from gptcli.papers.mixture import GPT3_MIXTURE
-
-    return f" (GPT-3: {GPT3_MIXTURE[source].epochs:g})" if source in GPT3_MIXTURE else ""
-
-
-def _print_estimate(resolved: Resolved, estimate: Estimate, *, as_json: bool) -> None:
-    if as_json:
-        print_json("build-shards", {"dry_run": True, "config": resolved.values, "estimate": asdict(estimate)})
-        return
-    print(resolved_toml(resolved))
-    unknown = "not known before the inputs are read"
-    rows = {
-        "inputs": _plural(estimate.input_files, "file") + ("" if estimate.input_bytes is None else f", {_bytes(estimate.input_bytes)}"),
-        "text": unknown if estimate.bytes_per_token is None else f"{estimate.bytes_per_token:.2f} bytes a token, in a sample",
-        "tokens": unknown
-        if estimate.tokens is None
-        else f"about {amount(estimate.tokens)}, in about {_plural(estimate.shards or 0, 'shard')}",
-        "disk": unknown if estimate.disk_bytes is None else f"about {_bytes(estimate.disk_bytes)}, twice that while it runs",
-        "memory": unknown if estimate.memory_bytes is None else f"about {_bytes(estimate.memory_bytes)} of tokens in all workers at once",
-        "time": unknown if estimate.seconds is None else f"about {duration(estimate.seconds)} to tokenise",
-    }
-    for name, text in rows.items():
-        print(f"{name:<8}{text}")
-
-
-def _plural(count: int, thing: str) -> str:
-    return f"{count:,} {thing}{'s' * (count != 1)}"
-
-
-def _bytes(size: float) -> str:
-    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
-        if size >= unit:
-            return f"{size / unit:.3g} {name}"
-    return f"{size / 1e3:.3g} kB"

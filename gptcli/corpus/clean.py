@@ -21,7 +21,7 @@ Stage = Callable[[Document], str]  # why the document is dropped, or ""
 
 def stages_of(source: Source, seed: int, classifier: Classifier | None) -> list[Stage]:
     """The stages that `source` names; `classifier` None leaves quality out."""
-    stages: list[Stage] = [lambda document: _extract(document, source.html)]
+    stages: list[Stage] = [lambda document: _extract(document, source)]
     if source.exclude_wikipedia:
         stages.append(lambda document: "wikipedia" if _is_wikipedia(document.url) else "")
     if source.links is not None:
@@ -35,9 +35,9 @@ def stages_of(source: Source, seed: int, classifier: Classifier | None) -> list[
     return stages
 
 
-def _extract(document: Document, html: bool) -> str:
-    if document.html is not None or html:
-        document.text = plain_text(document.html if document.html is not None else document.text)
+def _extract(document: Document, source: Source) -> str:
+    if document.html is not None or source.html:
+        document.text = plain_text(document.html if document.html is not None else document.text, source.extractor)
         document.html = None
         return "" if document.text.strip() else "no content"
     return "" if document.text.strip() else "blank"

@@ -29,14 +29,14 @@ def item_grams(files: Sequence[str]) -> np.ndarray:
     """The distinct 13-grams of evaluation items, sorted (uint64). Raises InputError where a file holds none."""
     found = []
     for path in files:
-        hashes, _ = grams(*word_hashes(list(_items(path))), GRAM)
+        hashes, _ = grams(*word_hashes(list(read_items(path))), GRAM)
         if not len(hashes):
             raise InputError(f"no evaluation item in it is {GRAM} words long", where=path, hint="leave it out of [decontaminate]")
         found.append(hashes)
     return np.unique(np.concatenate(found))
 
 
-def _items(path: str) -> Iterator[str]:
+def read_items(path: str) -> Iterator[str]:
     """The text of each item: in JSON lines all strings of a record, in other files each paragraph."""
     if ending(path)[0] != ".jsonl":
         yield from (document.text for document in read_documents(path, documents="paragraph"))

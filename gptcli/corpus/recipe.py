@@ -5,6 +5,7 @@
     weight = 60                         of the training mixture, relative
     exclude_wikipedia = true            drop pages of wikipedia.org, as WebText does
     links = {files = ["links.csv"], min_karma = 3}
+    extractor = "trafilatura"           pages to text; "resiliparse" unless it is named
     clean = {language = "en", min_words = 50}
     quality = {positives = ["webtext"], negatives = ["crawl"]}
     dedup = {method = "lsh", against = ["webtext"]}
@@ -23,6 +24,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, get_args, get_type_hints
 
+from gptcli.corpus.extract import EXTRACTORS
 from gptcli.corpus.readers import DOCUMENTS, find_inputs, find_reader
 from gptcli.corpus.streams import fingerprint
 from gptcli.errors import UsageError, nearest
@@ -91,6 +93,8 @@ class Source:
     """"stop" at what cannot be read, or "skip" it and count it."""
     html: bool = False
     """The texts are HTML pages (WARC responses always are)."""
+    extractor: str = "resiliparse"
+    """What makes text of pages: "resiliparse" or "trafilatura"."""
     exclude_wikipedia: bool = False
     links: Links | None = None
     clean: Clean | None = None
@@ -100,6 +104,8 @@ class Source:
 
     def __post_init__(self) -> None:
         where = f"sources.{self.name}"
+        if self.extractor not in EXTRACTORS:
+            raise UsageError(f"unknown extractor {self.extractor!r}", where=where, hint=nearest(self.extractor, EXTRACTORS))
         if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", self.name):
             raise UsageError(f"source name {self.name!r} is not of small letters, digits and _", where=where)
         if not 0 < self.weight < float("inf"):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from gptcli.corpus.units import Unit
+from gptcli.corpus.workers import Pool
 from gptcli.errors import InputError
-from gptcli.shards.format import MAX_TOKENS, write_shard
-from gptcli.shards.manifest import DEFAULT_SOURCE, Shard
+from gptcli.events import Events
+from gptcli.files import read_json, write_json
+from gptcli.shards.format import MAX_TOKENS, index_path, write_shard
+from gptcli.shards.manifest import DEFAULT_SOURCE, SPLITS, Shard
 
 PLAN_DOCUMENTS = 4_000_000  # planned at a time, at some 50 bytes each
 PIECE_DOCUMENTS = 1024  # written at a time
@@ -83,7 +86,7 @@ def write_planned(folder: Path, units: list[Unit], plan: ShardPlan) -> Shard:
     for unit in units:
         found, borders = unit.table(plan.split, plan.first_key, plan.last_key)
         size = int(borders[-1] - borders[0])
-        tokens[filled : filled + size] = unit.read(int(borders[0]), int(borders[-1]))
+        unit.read(int(borders[0]), tokens[filled : filled + size])
         keys.append(found)
         starts.append(borders[:-1] - borders[0] + filled)
         lengths.append(np.diff(borders))
@@ -98,3 +101,41 @@ def write_planned(folder: Path, units: list[Unit], plan: ShardPlan) -> Shard:
 
     digest = write_shard(folder / plan.file, length, pieces(), dtype)
     return Shard(file=plan.file, split=plan.split, tokens=plan.tokens, documents=plan.documents, sha256=digest, source=plan.source)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    out: Path
+    record: Path
+    """Where the shard's entry of the manifest is kept once it is whole."""
+    units: list[Unit]
+    plan: ShardPlan
+
+    def done(self) -> bool:
+        shard = self.out / self.plan.file
+        return self.record.exists() and shard.exists() and index_path(shard).exists()
+
+
+def _write_shard(_: object, task: ShardTask) -> Shard:
+    shard = write_planned(task.out, task.units, task.plan)
+    write_json(task.record, asdict(shard))
+    return shard
+
+
+def write_shards(out: Path, work: Path, units: dict[str, list[Unit]], shard_tokens: int, pool: Pool, events: Events) -> list[Shard]:
+    """Write every shard of the sources' `units` that is not there whole yet. All of them: train first, source by source, in order."""
+    tasks = [
+        ShardTask(out, work / f"{plan.file}.json", mine, plan)
+        for split in SPLITS
+        for name, mine in units.items()
+        for plan in plan_shards(mine, split, shard_tokens, name)
+    ]
+    shards = [Shard(**read_json(task.record)) for task in tasks if task.done()]
+    total = sum(task.plan.tokens for task in tasks)
+    done = sum(shard.tokens for shard in shards)
+    for shard in pool.map(_write_shard, [task for task in tasks if not task.done()]):
+        shards.append(shard)
+        done += shard.tokens
+        events.progress("write shards", done, total, "tokens", shards=len(shards))
+    events.finish("write shards")
+    return sorted(shards, key=lambda shard: (SPLITS.index(shard.split), list(units).index(shard.source), shard.file))

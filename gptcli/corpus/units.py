@@ -17,13 +17,14 @@ from typing import IO
 
 import numpy as np
 
+from gptcli.errors import RunError
 from gptcli.files import atomic_write
 from gptcli.shards.format import TokenDtype
 from gptcli.shards.order import mix64
 from gptcli.tokenizer.encoders import Encoder
 
 SPLIT_RULE = "validation where the first 8 bytes of BLAKE2b-64(text in UTF-8), big-endian, are below val_fraction * 2**64"
-ENCODE_CHARACTERS = 1_000_000  # given to the encoder at a time; bounds the Python integers alive at once
+ENCODE_CHARACTERS = 1 << 22  # given to the encoder at a time; bounds the Python integers alive at once
 SAMPLES = 2  # texts kept of what was dropped, for each reason and unit
 SAMPLE_CHARACTERS = 200
 
@@ -95,8 +96,11 @@ def write_unit(
     pieces, counts = [], []
     for batch in _batches([texts[index] for index in order]):
         ids, lengths = encoder.encode(batch)
-        starts = np.cumsum(lengths) - lengths
-        pieces.append(np.insert(ids, starts, eot_id).astype(dtype))
+        piece = np.full(len(ids) + len(lengths), eot_id, dtype)
+        inside = np.ones(len(piece), bool)
+        inside[np.cumsum(lengths + 1) - lengths - 1] = False  # where documents begin
+        piece[inside] = ids
+        pieces.append(piece)
         counts.append(lengths + 1)
     borders = np.concatenate([[0], *counts]).cumsum().astype("<i8")
     with atomic_write(path) as file:
@@ -147,6 +151,9 @@ class Unit:
         borders = np.fromfile(self.path, "<i8", high - low + 1, offset=self._borders + 8 * (before + low))
         return np.array(keys[low:high]), borders
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens start to stop, a copy."""
-        return np.fromfile(self.path, self.dtype, stop - start, offset=self._tokens + self.dtype.itemsize * start)
+    def read(self, start: int, out: np.ndarray) -> None:
+        """Fill `out` with the tokens from `start` on. Raises RunError where there are not so many."""
+        with open(self.path, "rb") as file:
+            file.seek(self._tokens + self.dtype.itemsize * start)
+            if file.readinto(out.data) != out.nbytes:
+                raise RunError("was cut short since it was written", where=self.path, hint="start over with --force")

@@ -1,7 +1,8 @@
 """Texts as hashes of normalised words and of word n-grams, for whole batches at once with numpy.
 
-A word is what stands between blanks, in lower case, without punctuation (Appendix C). `normalised` says it in plain Python; the arrays
-here hold a 64-bit hash of each such word.
+A word is what stands between blanks, in lower case, without punctuation (GPT-3's Appendix C): `normalised` says it in plain Python. With
+`split`, punctuation divides words as blanks do, which leaves alphanumeric words only (GPT-2's overlap). The arrays here hold a 64-bit
+hash of each such word.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ _KIND = np.full(256, _WORD, np.uint8)
 _KIND[list(string.punctuation.encode())] = _DROPPED
 _KIND[list(b" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f")] = _BLANK
 _KIND[0] = _BORDER
+_SPLIT_KIND = _KIND.copy()
+_SPLIT_KIND[_KIND == _DROPPED] = _BLANK
 
 
 def normalised(text: str) -> Iterator[tuple[str, int, int]]:
@@ -34,7 +37,7 @@ def normalised(text: str) -> Iterator[tuple[str, int, int]]:
             yield word, match.start(), match.end()
 
 
-def word_hashes(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def word_hashes(texts: list[str], *, split: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """The hashes of all words end to end (uint64), and how many words each text has (int64)."""
     parts: list[np.ndarray] = []
     owners: list[np.ndarray] = []
@@ -47,26 +50,26 @@ def word_hashes(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
             owner.append(number)
             held += len(piece)
             if held >= SLICE:
-                _flush(batch, owner, parts, owners)
+                _flush(batch, owner, parts, owners, split)
                 held = 0
-    _flush(batch, owner, parts, owners)
+    _flush(batch, owner, parts, owners, split)
     counts = np.bincount(np.concatenate([np.empty(0, np.int64), *owners]), minlength=len(texts))
     return np.concatenate([np.empty(0, np.uint64), *parts]), counts
 
 
-def _flush(batch: list[str], owner: list[int], parts: list[np.ndarray], owners: list[np.ndarray]) -> None:
+def _flush(batch: list[str], owner: list[int], parts: list[np.ndarray], owners: list[np.ndarray], split: bool) -> None:
     if batch:
-        hashes, which = _hashed(batch)
+        hashes, which = _hashed(batch, split)
         parts.append(hashes)
         owners.append(np.array(owner, np.int64)[which])
         batch.clear()
         owner.clear()
 
 
-def _hashed(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def _hashed(texts: list[str], split: bool) -> tuple[np.ndarray, np.ndarray]:
     """A hash a word, and the number of the text it stands in."""
-    data = np.frombuffer(b"\0".join(map(_plain, texts)), np.uint8)
-    kind = _KIND[data]
+    data = np.frombuffer(b"\0".join(_plain(text, " " if split else "") for text in texts), np.uint8)
+    kind = (_SPLIT_KIND if split else _KIND)[data]
     kept = kind != _DROPPED
     data, kind = data[kept], kind[kept]
     inside = kind == _WORD
@@ -78,10 +81,11 @@ def _hashed(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     return hashes, np.searchsorted(np.flatnonzero(kind == _BORDER), starts)
 
 
-def _plain(text: str) -> bytes:
+def _plain(text: str, punctuation: str) -> bytes:
+    """In lower case as UTF-8; what stands for punctuation outside ASCII is put in its place here."""
     text = text.lower()
     if not text.isascii():
-        text = " ".join(_PUNCTUATION.sub("", text).split())
+        text = " ".join(_PUNCTUATION.sub(punctuation, text).split())
     return text.encode().replace(b"\0", b"")
 
 

@@ -11,14 +11,39 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from gptcli.errors import RunError
+from gptcli.errors import RunError, UsageError, nearest
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+RUNNERS = ("local", "ray")
 _state: Any = None  # of this worker process
+
+
+class Pool(Protocol):
+    """Processes that hold a state and run functions with it."""
+
+    count: int
+
+    def map(self, function: Callable[[Any, Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+        """As `Workers.map`."""
+
+    def __enter__(self) -> Pool: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+def open_pool(runner: str, count: int, state: Any) -> Pool:
+    """`count` processes on this machine, or all that a Ray cluster has room for. Raises UsageError where there is no such runner."""
+    if runner not in RUNNERS:
+        raise UsageError(f"unknown runner {runner!r}", where="--runner", hint=nearest(runner, RUNNERS))
+    if runner == "local":
+        return Workers(count, state)
+    from gptcli.corpus.ray_workers import RayWorkers
+
+    return RayWorkers(state)
 
 
 class Workers:

@@ -45,7 +45,7 @@ def write_shard(path: Path, lengths: np.ndarray, pieces: Iterable[np.ndarray], d
     count = int(lengths.sum())
     if count > MAX_TOKENS:
         raise ValueError(f"a shard holds at most {MAX_TOKENS} tokens, not {count}")
-    magic, version, code = _LAYOUTS[dtype]
+    magic, version, _ = _LAYOUTS[dtype]
     header = np.zeros(HEADER_BYTES // 4, "<i4")
     header[:3] = magic, version, count
     digest = hashlib.sha256(header.tobytes())
@@ -61,11 +61,16 @@ def write_shard(path: Path, lengths: np.ndarray, pieces: Iterable[np.ndarray], d
             raise ValueError(f"{path}: {written} tokens came, {count} were announced")
     pointers = HEADER_BYTES + dtype.itemsize * (np.cumsum(lengths, dtype=np.int64) - lengths)
     with atomic_write(index_path(path)) as file:
-        file.write(_INDEX_HEAD.pack(_INDEX_MAGIC, 1, code, len(lengths), len(lengths) + 1))
+        file.write(index_head(dtype, len(lengths)))
         file.write(lengths.astype("<i4").tobytes())
         file.write(pointers.astype("<i8").tobytes())
         file.write(np.arange(len(lengths) + 1, dtype="<i8").tobytes())
     return digest.hexdigest()
+
+
+def index_head(dtype: TokenDtype, documents: int) -> bytes:
+    """How an `.idx` over so many documents begins; their lengths, pointers and borders follow."""
+    return _INDEX_HEAD.pack(_INDEX_MAGIC, 1, _LAYOUTS[dtype][2], documents, documents + 1)
 
 
 def index_path(path: Path) -> Path:

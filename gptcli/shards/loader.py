@@ -12,6 +12,7 @@ import numpy as np
 
 from gptcli.errors import InputError
 from gptcli.files import sha256
+from gptcli.shards.foreign import open_tokens
 from gptcli.shards.format import TokenDtype, open_shard, token_dtype
 from gptcli.shards.manifest import MANIFEST, Shard, read_manifest
 
@@ -56,8 +57,13 @@ def open_split(folder: Path, split: str, *, source: str | None = None, verify: b
     shards = manifest.of(split, source)
     if not manifest.tokens(split, source):
         raise InputError(f"the {split} split is empty", where=folder / MANIFEST, hint="build the shards with another --val-fraction")
-    dtype = token_dtype(manifest.vocab_size)
-    arrays = [_open(folder, shard, dtype) for shard in shards]
+    if (folder / MANIFEST).exists():
+        dtype = token_dtype(manifest.vocab_size)
+        arrays = [_open(folder, shard, dtype) for shard in shards]
+    else:
+        arrays = [open_tokens(folder / shard.file) for shard in shards]
+        if other := next((shard for shard, array in zip(shards, arrays, strict=True) if array.dtype != arrays[0].dtype), None):
+            raise InputError(f"its tokens are not as wide as those of {shards[0].file}", where=folder / other.file)
     if verify:
         with ThreadPoolExecutor() as pool:  # hashing lets other threads run
             for shard, digest in zip(shards, pool.map(lambda shard: sha256(folder / shard.file), shards), strict=True):

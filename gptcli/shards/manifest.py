@@ -25,6 +25,7 @@ from gptcli.errors import InputError
 from gptcli.files import read_json, write_json
 
 MANIFEST = "manifest.json"
+RECORD = "resume.json"  # what a build is made from, for a build that has not ended
 FORMAT = 1
 SPLITS = ("train", "val")
 DEFAULT_SOURCE = "inputs"  # of a build without a recipe
@@ -101,10 +102,18 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a shard folder. Raises InputError where there is none, or where it is broken, unsafe or of another format."""
+    """The manifest of a shard folder, or one made of the token files of other programs (`gptcli.shards.foreign`).
+
+    Raises InputError where there is none, or where it is broken, unsafe or of another format.
+    """
     folder = Path(folder)
     path = folder / MANIFEST
     if not path.is_file():
+        if not (folder / RECORD).exists():
+            from gptcli.shards.foreign import describe  # which is built on this module
+
+            if (made := describe(folder)) is not None:
+                return made
         what = f"not a shard folder: it has no {MANIFEST}" if folder.is_dir() else "no such shard folder"
         raise InputError(what, where=folder, hint="gpt build-shards makes one, and --resume finishes one that was interrupted")
     table = read_json(path)

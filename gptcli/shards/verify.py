@@ -22,6 +22,8 @@ def verify_shards(folder: Path, *, events: Events = SILENT) -> Manifest:
     A shard is right where its SHA-256 is the manifest's, its header and index agree with it, every document begins with an end-of-text and
     holds no other, and no token lies outside the vocabulary.
     """
+    if not (folder / MANIFEST).exists():
+        raise InputError(f"not a shard folder: it has no {MANIFEST}, which shards are verified by", where=folder)
     manifest = read_manifest(folder)
     if load_tokenizer(folder / "tokenizer.json").sha256 != manifest.tokenizer_sha256:
         raise InputError("is not the tokenizer that the manifest names", where=folder / "tokenizer.json")

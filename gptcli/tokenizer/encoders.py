@@ -120,14 +120,15 @@ class _Tiktoken:
     def __init__(self, tokenizer: Tokenizer, reference: Encoder) -> None:
         import tiktoken
 
-        model = _byte_level(tokenizer)
+        model = _byte_level(tokenizer)["model"]
         alphabet = byte_alphabet()
         ranks = {
             bytes(alphabet[character] for character in token): number
             for token, number in model["vocab"].items()
             if number != tokenizer.eot_id and alphabet.keys() >= set(token)
         }
-        learnt = [model["vocab"]["".join(merge)] for merge in model["merges"]]
+        merges = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+        learnt = [model["vocab"]["".join(merge)] for merge in merges]
         if learnt != sorted(learnt):
             raise UnsuitableError("its ids are not in the order of its merges, by which tiktoken chooses")
         self._encoding = tiktoken.Encoding("gpt", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
@@ -143,8 +144,7 @@ class _Gigatoken:
     def __init__(self, tokenizer: Tokenizer, reference: Encoder) -> None:
         import gigatoken
 
-        _byte_level(tokenizer)
-        plain = json.loads(tokenizer.to_json())
+        plain = _byte_level(tokenizer)
         plain["added_tokens"] = []  # it would look for them in the text
         self._load, self._json = gigatoken.Tokenizer.from_json, json.dumps(plain)
         self._reference = reference
@@ -170,10 +170,8 @@ _OPENERS: dict[str, Callable[[Tokenizer, Encoder], Encoder]] = {"tiktoken": _Tik
 
 
 def _byte_level(tokenizer: Tokenizer) -> Any:
-    """The "model" of its tokenizer.json. Raises UnsuitableError where it is not GPT-2's kind."""
+    """Its tokenizer.json. Raises UnsuitableError where it is not GPT-2's kind."""
     value = json.loads(tokenizer.to_json())
     if (value.get("pre_tokenizer") or {}).get("type") != "ByteLevel" or value.get("normalizer"):
         raise UnsuitableError("it is not a byte-level BPE")
-    model = value["model"]
-    model["merges"] = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-    return model
+    return value

@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,10 @@ class Tokenizer:
 
     def to_json(self) -> str:
         """The text of a tokenizer.json, where `<|endoftext|>` is declared special."""
+        return self._json
+
+    @cached_property
+    def _json(self) -> str:
         whole = Backend.from_str(self._backend.to_str())
         whole.decoder = decoders.ByteLevel()
         whole.post_processor = processors.ByteLevel(trim_offsets=False)

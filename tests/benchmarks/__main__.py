@@ -27,6 +27,7 @@ BENCHMARKS = {
     "sampling": sampling.run,
     "int8-quality": sampling.quality,
     "build-shards": data.build_shards,
+    "build-memory": data.build_memory,
     "bpe-training": data.bpe_training,
     "minhash": data.minhash,
     "eval-agreement": eval_harness.agreement,

@@ -1,4 +1,4 @@
-"""Documents to shards, BPE training and MinHash on one core, beside what people use, in one run.
+"""Documents to shards, BPE training and MinHash on one core, beside what people use, in one run; and the memory of a build.
 
 Text: the standard library's source, over and over with each repetition's words marked.
 """
@@ -9,6 +9,8 @@ import contextlib
 import json
 import os
 import resource
+import subprocess
+import sys
 import sysconfig
 import tempfile
 import time
@@ -38,6 +40,19 @@ def texts(size: int = BYTES) -> Iterator[str]:
         number += 1
 
 
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """Keep the block, and the threads it starts, on a single core, so that no library is measured on more of them than another."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    if cores:
+        os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        if cores:
+            os.sched_setaffinity(0, cores)
+
+
 def timed(name: str, work: Callable[[], object], amount: float, unit: str) -> float:
     start = time.perf_counter()
     work()
@@ -46,13 +61,15 @@ def timed(name: str, work: Callable[[], object], amount: float, unit: str) -> fl
     return rate
 
 
+@one_core()
 def build_shards() -> None:
     """jsonl.zst to shards, whole pipeline, against a tiktoken loop that writes uint16 as nanoGPT's prepare.py does."""
     import tiktoken
     import zstandard
 
-    from gptcli.corpus.build import Build, begin, finish
+    from gptcli.corpus.build import begin, finish
     from gptcli.corpus.recipe import Source
+    from gptcli.corpus.settings import Build
     from gptcli.tokenizer.encoders import open_encoder
     from gptcli.tokenizer.tokenizer import PATTERN, byte_alphabet, load_tokenizer
 
@@ -88,6 +105,25 @@ def build_shards() -> None:
         print(f"  {rates['gigatoken'] / rates['nanogpt']:.1f} x; peak memory {peak:,.0f} MB")
 
 
+def build_memory() -> None:
+    """Peak memory of the largest process of a build by two workers, with deduplication, on a corpus and on one ten times larger."""
+    tokenizer = Path(os.environ["GPT_TEST_DATA"]) / "gpt2-vocab"
+    for size in (BYTES, 10 * BYTES):
+        with tempfile.TemporaryDirectory() as scratch:
+            with open(Path(scratch) / "a.jsonl", "w", encoding="utf-8") as file:
+                file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts(size))
+            recipe = Path(scratch) / "recipe.toml"
+            recipe.write_text(f'tokenizer = "{tokenizer}"\n[sources.code]\ninputs = ["a.jsonl"]\ndedup = {{ method = "lsh" }}\n')
+            command = [sys.executable, "-m", "gptcli", "build-shards", "--config", str(recipe), "--workers", "2"]
+            start = time.perf_counter()
+            process = subprocess.Popen(command, cwd=scratch, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            _, status, usage = os.wait4(process.pid, 0)
+            seconds = time.perf_counter() - start
+            rate = f"{size / 1e6 / seconds:.1f} MB/s" if status == 0 else "FAILED"
+            print(f"{size / 1e6:,.0f} MB of text, 2 workers: peak {usage.ru_maxrss / 1e3:,.0f} MB a process, {rate}", flush=True)
+
+
+@one_core()
 def bpe_training() -> None:
     """50,257 entries, merges compared."""
     from gptcli.tokenizer import training
@@ -103,6 +139,7 @@ def bpe_training() -> None:
     print(f"  {fast / slow:.1f} x, merges {'identical' if learnt[0].sha256 == learnt[1].sha256 else 'DIFFERENT'}")
 
 
+@one_core()
 def minhash() -> None:
     """112 hashes in 14 bands of word 5-grams, normalisation and hashing of words included; beside the usual loop over shingles."""
     import hashlib

@@ -76,9 +76,13 @@ def test_one_worker_and_standard_input(corpus: Path, gpt: Gpt) -> None:
     assert "cannot be resumed" in gpt("build-shards", "-", *one, "-o", "stdin", "--resume", stdin=text, code=2).stderr
 
 
+SMALL_UNITS = "import gptcli.cli, gptcli.corpus.settings as its; its.UNIT_CHARACTERS = (1 << 18, 1 << 18); gptcli.cli.main()"
+
+
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The command, in units so small that the corpus has several."""
     return subprocess.Popen(
-        [sys.executable, "-m", "gptcli", *ARGUMENTS, *arguments],
+        [sys.executable, "-c", SMALL_UNITS, *ARGUMENTS, *arguments],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
@@ -111,7 +115,8 @@ def test_killed_at_any_moment_and_resumed(corpus: Path, gpt: Gpt) -> None:
             time.sleep(chance.random() * 0.02)
             os.killpg(process.pid, signal.SIGKILL)
         kills += process.returncode == -signal.SIGKILL
-    gpt(*ARGUMENTS, "-o", "killed", "--resume")
+    with start(corpus, "-o", "killed", "--resume") as process:
+        assert process.wait(120) == 0
     assert kills >= 2
     assert shards(corpus / "killed") == shards(corpus / "whole")
 
@@ -138,6 +143,7 @@ def test_a_full_disk(corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
     monkeypatch.chdir(corpus)
     monkeypatch.setattr(sys, "argv", ["gpt", *ARGUMENTS, "--workers", "1"])
+    monkeypatch.setattr("gptcli.corpus.settings.UNIT_CHARACTERS", (1 << 18, 1 << 18))
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
         patch.setattr(files.os, "fsync", full)
         cli.main()
@@ -235,10 +241,28 @@ def test_verify_and_nanogpt(corpus: Path, gpt: Gpt) -> None:
     manifest = read_manifest(corpus / "shards")
     assert (corpus / "shards/train.bin").stat().st_size == 2 * manifest.tokens("train")
     assert "report.md beside it" in gpt("build-shards", "--verify", "shards").stdout
+    report = json.loads(gpt("build-shards", "corpus/0.txt", "--overlap", "shards", "--workers", 1, "--json").stdout)
+    assert 0.7 < report["overlap"][0]["share"] < 0.8  # all but the grams that cross from a line to the next
+    assert report["false_positives"] < 1e-8
+    (corpus / "other.txt").write_text("eight words that do not stand there together")
+    assert gpt("build-shards", "other.txt", "--overlap", "shards", "--workers", 1).stdout.startswith("other.txt    0.00% of 1 8-grams\n")
     shard = corpus / "shards/train-000001.bin"
     data = shard.read_bytes()
     shard.write_bytes(data[:2000] + b"a" + data[2001:])
     assert "altered: its SHA-256" in gpt("build-shards", "--verify", "shards", code=2).stderr
+
+
+def test_parts(corpus: Path, gpt: Gpt) -> None:
+    gpt(*ARGUMENTS, "-o", "whole")
+    one = gpt(*ARGUMENTS, "--part", "2/2")
+    assert "1 part to go" in one.stdout
+    assert "of 2 parts 1 are not done" in gpt(*ARGUMENTS, "--resume", code=2).stderr
+    assert "--force would empty" in gpt(*ARGUMENTS, "--part", "1/2", "--force", code=2).stderr
+    assert "--part: '3/2' is no part" in gpt(*ARGUMENTS, "--part", "3/2", code=2).stderr
+    two = json.loads(gpt(*ARGUMENTS, "--part", "1/2", "--json").stdout)
+    assert (two["part"], two["of"], two["missing"]) == (1, 2, [])
+    gpt(*ARGUMENTS, "--resume")
+    assert shards(corpus / "shards") == shards(corpus / "whole")
 
 
 def test_a_recipe(corpus: Path, gpt: Gpt) -> None:

@@ -17,8 +17,10 @@ import pytest
 
 from gptcli import files
 from gptcli.corpus import build as building
-from gptcli.corpus.build import Build, begin, finish
+from gptcli.corpus import settings
+from gptcli.corpus.build import begin, finish
 from gptcli.corpus.recipe import Source
+from gptcli.corpus.settings import Build
 from gptcli.errors import InputError, UsageError
 from gptcli.events import Events
 from gptcli.files import sha256
@@ -33,7 +35,7 @@ SPLITS = ("train", "val")
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a corpus of a few kilobytes has several units."""
-    monkeypatch.setattr(building, "UNIT_CHARACTERS", (2000, 4000))
+    monkeypatch.setattr(settings, "UNIT_CHARACTERS", (2000, 4000))
 
 
 def texts(count: int = 120) -> list[str]:
@@ -138,7 +140,7 @@ def test_the_bytes_do_not_depend_on_the_encoder(build: Build, tmp_path: Path, en
 
 def test_the_bytes_do_not_depend_on_the_units(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(build, tmp_path / "small")
-    monkeypatch.setattr(building, "UNIT_CHARACTERS", (10**6, 10**6))
+    monkeypatch.setattr(settings, "UNIT_CHARACTERS", (10**6, 10**6))
     run(build, tmp_path / "large")
     assert contents(tmp_path / "small") == contents(tmp_path / "large")
 
@@ -148,7 +150,7 @@ def test_units_of_another_size_are_not_taken_for_ours(build: Build, tmp_path: Pa
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
         patch.setattr(building, "_check_splits", lambda *_: (_ for _ in ()).throw(StoppedError()))
         run(build, tmp_path / "out")
-    monkeypatch.setattr(building, "UNIT_CHARACTERS", (3000, 3000))
+    monkeypatch.setattr(settings, "UNIT_CHARACTERS", (3000, 3000))
     run(build, tmp_path / "out", resume=True)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
@@ -327,19 +329,6 @@ def test_progress_counts_everything_also_after_a_resume(build: Build, tmp_path: 
         finish(build, tmp_path / "out")
     manifest = finish(build, tmp_path / "out", events=heard)
     assert heard.tasks["tokenize"] == pytest.approx(manifest.sources[0].text_bytes / 1e6)
-
-
-def test_settings_that_cannot_be_met(build: Build) -> None:
-    with pytest.raises(InputError, match=r"--tokenizer: the tokenizer has no <\|endoftext\|>"):
-        dataclasses.replace(build, tokenizer=Tokenizer([*byte_alphabet()], []))
-    for value in (-0.1, 1.0, float("nan")):
-        with pytest.raises(UsageError, match="--val-fraction"):
-            dataclasses.replace(build, val_fraction=value)
-    for tokens in (0, -5, 2**31):
-        with pytest.raises(UsageError, match="--shard-tokens"):
-            dataclasses.replace(build, shard_tokens=tokens)
-    with pytest.raises(UsageError, match=r"--documents: unknown kind of document 'lines'\n.*line"):
-        with_source(build, documents="lines")
 
 
 def test_a_large_vocabulary_is_written_in_uint32(build: Build, tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.corpus.build import Build, begin, finish
+from gptcli.corpus.build import begin, finish
 from gptcli.corpus.estimate import estimate
 from gptcli.corpus.recipe import Source
+from gptcli.corpus.settings import Build
 from gptcli.errors import InputError
 from gptcli.tokenizer.tokenizer import Tokenizer, byte_alphabet
 

@@ -8,8 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from gptcli.corpus.units import Tally, Unit, shuffle_keys
+from gptcli.errors import RunError
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 TEXTS = ["one", "two", "three", "four", "one", "five", "Grüße", "six"]
@@ -26,6 +28,12 @@ def goes_to_val(text: str, val_fraction: float) -> bool:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64 < val_fraction
 
 
+def read(unit: Unit, start: int, stop: int) -> list[int]:
+    out = np.empty(stop - start, unit.dtype)
+    unit.read(start, out)
+    return out.tolist()
+
+
 def test_documents_are_split_by_hash_and_sorted_by_key(tmp_path: Path, byte_tokenizer: Tokenizer, make_unit: MakeUnit) -> None:
     unit = make_unit(tmp_path / "unit", TEXTS, first=100, seed=7, val_fraction=0.5)
     kept = [(text, 100 + number) for number, text in enumerate(TEXTS)]
@@ -36,7 +44,7 @@ def test_documents_are_split_by_hash_and_sorted_by_key(tmp_path: Path, byte_toke
         found, borders = unit.table(split, 0, 2**64 - 1)
         assert unit.documents[split] == len(there) > 0
         assert found.tolist() == keys[order].tolist()
-        documents = [unit.read(start, stop).tolist() for start, stop in pairwise(borders)]
+        documents = [read(unit, start, stop) for start, stop in pairwise(borders)]
         assert documents == [ids(there[index][0], byte_tokenizer) for index in order]
     assert (unit.tally.read, unit.tally.kept) == (8, 8)
     assert unit.tokens == sum(len(text.encode()) for text, _ in kept) + 8
@@ -57,6 +65,14 @@ def test_a_table_is_cut_at_its_keys(tmp_path: Path, make_unit: MakeUnit) -> None
 def test_the_split_depends_on_the_text_alone(tmp_path: Path, make_unit: MakeUnit) -> None:
     unit = make_unit(tmp_path / "unit", ["the same"] * 5, val_fraction=0.5)
     assert sorted(unit.documents.values()) == [0, 5]
+
+
+def test_a_unit_that_was_cut_short_says_so(tmp_path: Path, make_unit: MakeUnit) -> None:
+    unit = make_unit(tmp_path / "unit", TEXTS)
+    with open(unit.path, "r+b") as file:
+        file.truncate(unit.path.stat().st_size - 1)
+    with pytest.raises(RunError, match="cut short"):
+        read(unit, 0, unit.tokens)
 
 
 def test_a_unit_without_text(tmp_path: Path, make_unit: MakeUnit) -> None:
