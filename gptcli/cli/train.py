@@ -48,6 +48,9 @@ Value = str | None
 
 
 def train(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN]...", show_default=False, help="With --report: the run folders to draw.")
+    ] = None,
     size: Annotated[
         Value,
         typer.Option(
@@ -115,6 +118,9 @@ def train(
     samples: Annotated[Value, _option(WATCH, "N", "3, in a short run none", "Texts written from every checkpoint.")] = None,
     track: Annotated[Value, _option(WATCH, "NAME", "none", "Figures go there too: tensorboard.")] = None,
     lr_range: Annotated[bool, _flag("--lr-range", WATCH, "Only sweep the learning rate over a short run, and suggest one.")] = False,
+    report: Annotated[
+        bool, _flag("--report", WATCH, "Only draw the report of a RUN again, with its evaluations, or of several beside each other.")
+    ] = False,
     profile: Annotated[bool, _flag("--profile", WATCH, "Trace a few steps, and show what they spend their time on.")] = False,
     layout: Annotated[
         Value, _option(MACHINE, "AXES", "the fastest that fits", "Replicas, shards, slices, stages: dp=2,shard=4,tp=2,pp=2.")
@@ -133,7 +139,18 @@ def train(
         gpt train --size 350M
 
         gpt train --size gpt2 --n-layer 4 --n-ctx 256 --tokens 10M --batch-tokens 8k --out runs/small
+
+        gpt train --report runs/350M runs/small -o compare.html
     """
+    if report:
+        from gptcli.cli.train_report import draw
+
+        draw(runs or [], out, force=force, as_json=json)
+        return
+    if runs:
+        raise UsageError(
+            "a run folder stands here by itself", where=runs[0], hint=f"--report draws it; --resume --out {runs[0]} goes on with it"
+        )
     if finetune is not None:
         from gptcli.cli.finetune import run_finetune
 
@@ -168,13 +185,13 @@ def train(
     if lr_range:
         _test_range(run, events, as_json=json, leads=leads)
         return
-    report = launch(replace(run, profile=profile), events)
-    if leads and report["interrupted"]:
-        raise Interrupted(f"stopped after step {report['step']:,}, with a checkpoint", where=run.out, hint="--resume goes on")
+    done = launch(replace(run, profile=profile), events)
+    if leads and done["interrupted"]:
+        raise Interrupted(f"stopped after step {done['step']:,}, with a checkpoint", where=run.out, hint="--resume goes on")
     if leads:
-        loss = "" if report["loss"] is None else f", loss {report['loss']:.4f}"
-        events.info(f"trained on {report['tokens']:,} tokens in {duration(report['seconds'])}{loss}")
-        print_json("train", report) if json else print(run.out)
+        loss = "" if done["loss"] is None else f", loss {done['loss']:.4f}"
+        events.info(f"trained on {done['tokens']:,} tokens in {duration(done['seconds'])}{loss}")
+        print_json("train", done) if json else print(run.out)
 
 
 def _test_range(run: Run, events: Events, *, as_json: bool, leads: bool) -> None:
