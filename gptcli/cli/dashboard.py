@@ -35,7 +35,7 @@ class Dashboard(ConsoleEvents):
 
     def info(self, text: str) -> None:
         if self._board is not None:
-            self._board.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._board.console.print(text, markup=False, highlight=False)
         else:
             super().info(text)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.cli.config import count, resolved_toml
-from gptcli.cli.console import ConsoleEvents, amount, duration, print_json
+from gptcli.cli.console import ConsoleEvents, duration, in_bytes, print_json
 from gptcli.cli.dashboard import Dashboard
 from gptcli.cli.train_plan import NAMES, RUN_TOML, Plan, make_plan, said
 from gptcli.errors import Interrupted, RunError, UsageError
@@ -49,7 +49,7 @@ Value = str | None
 
 def train(
     runs: Annotated[
-        list[Path] | None, typer.Argument(metavar="[RUN]...", show_default=False, help="With --report: the run folders to draw.")
+        list[Path] | None, typer.Argument(metavar="RUN", show_default=False, help="With --report: the run folders to draw.")
     ] = None,
     size: Annotated[
         Value,
@@ -134,11 +134,13 @@ def train(
 ) -> None:
     """Train a GPT on shards, by the recipe of the paper that its size comes from.
 
+    report.html in the run folder shows the run at any time; --resume goes on with one that stopped; model.safetensors comes last.
+
     Examples:
 
         gpt train --size 350M
 
-        gpt train --size gpt2 --n-layer 4 --n-ctx 256 --tokens 10M --batch-tokens 8k --out runs/small
+        gpt train --size gpt2 --n-layer 4 --tokens 10M --batch-tokens 8k -o runs/small
 
         gpt train --report runs/350M runs/small -o compare.html
     """
@@ -280,14 +282,14 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
         "parameters": f"{plan.model.parameters:,}",
         "steps": f"{'at least ' if plan.train.follow_noise else ''}{steps:,}",
         "work": f"{flops:.3g} FLOP (6N)",
-        "memory": f"{amount(memory)}B for weights, gradients and optimizer over all processes; activations come on top",
+        "memory": f"{in_bytes(memory)} for weights, gradients and optimizer; activations on top",
     }
     for role in roles:
         low, high = (f"{held:,}" for held in role.parameters)
-        moved = [f"{amount(n_bytes)}B over {axis}" for axis, n_bytes in asdict(role.traffic).items() if n_bytes]
+        moved = [f"{in_bytes(n_bytes)} over {axis}" for axis, n_bytes in asdict(role.traffic).items() if n_bytes]
         facts[f"stage {role.stage}"] = (
             f"{role.processes:,} processes, each with {low if low == high else f'{low} to {high}'} parameters and "
-            f"{amount(role.optimizer_bytes[1])}B of optimizer state; a step moves {', '.join(moved)}"
+            f"{in_bytes(role.optimizer_bytes[1])} of optimizer state; a step moves {', '.join(moved)}"
         )
     print(resolved_toml(plan.resolved, **facts), end="")
 

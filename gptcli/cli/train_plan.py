@@ -26,6 +26,11 @@ def _words(value: Any) -> str:
     return value
 
 
+def _size(value: Any) -> str:
+    find_size(_words(value))
+    return value
+
+
 def _one_of(*names: str) -> Callable[[Any], str]:
     def read(value: Any) -> str:
         if value not in names:
@@ -46,7 +51,8 @@ def _truth(value: Any) -> bool:
 
 
 NAMES: dict[str, Any] = {  # what a configuration file may hold, and how each value is read: the options, and the recipe's constants
-    **dict.fromkeys(("size", "attention", "data", "out", "layout", "init_from", "track"), _words),
+    "size": _size,
+    **dict.fromkeys(("attention", "data", "out", "layout", "init_from", "track"), _words),
     **dict.fromkeys((*SHAPE, "band", "tokens", "warmup_tokens", "decay_tokens", "ramp_tokens", "ramp_from"), count),
     **dict.fromkeys(("seed", "micro_batch", "checkpoint_every", "eval_every", "eval_tokens", "keep", "max_skipped", "samples"), count),
     **dict.fromkeys(("dropout", "lr", "min_lr_ratio", "weight_decay", "beta1", "beta2", "eps", "clip", "spike"), quantity),
