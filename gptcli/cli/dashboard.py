@@ -131,7 +131,7 @@ def plot(values: list[float], width: int) -> list[str]:
     if not values:
         return [""] * ROWS
     high, low = max(values), min(values)
-    later = max(values[len(values) // 20 + 1 :], default=high)
+    later = max(values[len(values) // 20 + 1 :]) if len(values) >= 40 else high
     if high - low > 1.5 * (later - low) > 0:
         high = later
     labels = [f"{high:.3f}", *[""] * (ROWS - 2), f"{low:.3f}"]
