@@ -84,7 +84,9 @@ def main() -> None:
 
 
 def _complain(text: str, code: int) -> int:
-    print(f"gpt: {text}", file=sys.stderr)
+    from gptcli.cli.console import wrapped
+
+    print(wrapped(f"gpt: {text}"), file=sys.stderr)
     return code
 
 

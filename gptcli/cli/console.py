@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -25,9 +26,9 @@ class ConsoleEvents(Events):
 
     def info(self, text: str) -> None:
         if self._live is not None:
-            self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._live.console.print(text, markup=False, highlight=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            print(wrapped(text), file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
         self.info(f"warning: {text}")
@@ -79,6 +80,20 @@ class _Task:
         self.bar: TaskID | None = None
 
 
+def wrapped(text: str) -> str:
+    """A message for stderr, broken between words where a terminal would break inside them; as it is where there is no terminal."""
+    if not sys.stderr.isatty():
+        return text
+    import textwrap
+
+    width = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # 0 where a terminal does not know
+    lines = []
+    for line in text.splitlines():
+        indent = line[: len(line) - len(line.lstrip())]
+        lines += textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
+    return "\n".join(lines)
+
+
 def print_json(command: str, report: dict[str, Any]) -> None:
     """The machine-readable form of a report: one JSON object on stdout."""
     print(json.dumps({"schema": f"gpt.{command}/1", **report}, ensure_ascii=False))
@@ -102,6 +117,14 @@ def amount(value: float) -> str:
         if abs(value) >= size:
             return f"{value / (1e3 if suffix == 'k' else size):.4g}{suffix}"
     return f"{value:.4g}"
+
+
+def in_bytes(value: float) -> str:
+    """12 B, 6.29 MB, 5.69 GB, 2.25 TB."""
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {prefix}B"
+    return f"{value:.0f} B"
 
 
 def _facts(facts: dict[str, object]) -> str:

@@ -158,7 +158,7 @@ def _fit(n_bytes: int, fleet: Fleet) -> str:
     if fleet.memory_bytes is None:
         return ""
     least, each = least_gpus(n_bytes, fleet.memory_bytes), f"{_gpu(fleet)} of {as_bytes(fleet.memory_bytes)}"
-    return f"fits {fleet.count:,} {each}" if least <= fleet.count else f"does not fit; takes {least:,} {each}"
+    return f"fits {fleet.count:,} {each}" if least <= fleet.count else f"needs {least:,} {each}"
 
 
 def _running(model: ModelConfig, fleet: Fleet) -> list[Row]:

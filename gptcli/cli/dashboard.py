@@ -35,7 +35,7 @@ class Dashboard(ConsoleEvents):
 
     def info(self, text: str) -> None:
         if self._board is not None:
-            self._board.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._board.console.print(text, markup=False, highlight=False)
         else:
             super().info(text)
 
@@ -124,14 +124,20 @@ class Curve:
 
 
 def plot(values: list[float], width: int) -> list[str]:
-    """ROWS lines of block characters, highest and lowest value written on the left; the newest value is on the right."""
+    """ROWS lines of block characters, highest and lowest value written on the left; the newest value is on the right.
+
+    A beginning far above the rest would press all the rest flat: it goes up to the edge, and the highest value written is that after it.
+    """
     if not values:
         return [""] * ROWS
     high, low = max(values), min(values)
+    later = max(values[len(values) // 20 + 1 :]) if len(values) >= 40 else high
+    if high - low > 1.5 * (later - low) > 0:
+        high = later
     labels = [f"{high:.3f}", *[""] * (ROWS - 2), f"{low:.3f}"]
     margin = max(map(len, labels))
     columns = resampled(values, width - margin - 1)
-    levels = [1 + round((value - low) / (high - low or 1) * (8 * ROWS - 1)) for value in columns]  # eighths of a line, at least one
+    levels = [1 + round((min(value, high) - low) / (high - low or 1) * (8 * ROWS - 1)) for value in columns]  # eighths of a line
     rows = []
     for row, label in enumerate(labels):
         below = 8 * (ROWS - 1 - row)

@@ -150,14 +150,15 @@ def sample(
 ) -> None:
     """Continue a prompt with a trained model, streaming the text.
 
-    The prompt is printed too, and a line of dashes stands between samples. A prompt from stdin loses its last newline. When the text
-    outgrows the model's context, the model goes on from the last half of it.
+    The prompt is printed too, and a line of dashes stands between samples.
+
+    A prompt from stdin loses its last newline. When the text outgrows the model's context, the model goes on from the last half of it.
 
     Examples:
 
         gpt sample runs/350M "Once upon a time" --max-tokens 100
 
-        gpt sample runs/350M --instruction "Translate English to French:" --example "sea otter => loutre de mer" "cheese =>" --stop $'\\n'
+        gpt sample runs/350M --preset gpt3 "The meaning of life is"
     """
     # Set before torch loads: threads wait for the next product awake for about half a millisecond, then sleep. Asleep at once, each token
     # takes half as long again; awake for as long as is the default, on a busy machine, 30 times as long.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.cli.config import resolved_toml
-from gptcli.cli.console import ConsoleEvents, amount, duration, print_json
+from gptcli.cli.console import ConsoleEvents, duration, in_bytes, print_json
 from gptcli.cli.dashboard import Dashboard
 from gptcli.cli.train_plan import NAMES, RUN_TOML, Plan, make_plan, said
 from gptcli.errors import Interrupted, RunError, UsageError
@@ -48,6 +48,9 @@ Value = str | None
 
 
 def train(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="RUN", show_default=False, help="With --report: the run folders to draw.")
+    ] = None,
     size: Annotated[
         Value,
         typer.Option(
@@ -122,6 +125,9 @@ def train(
     samples: Annotated[Value, _option(WATCH, "N", "3, in a short run none", "Texts written from every checkpoint.")] = None,
     track: Annotated[Value, _option(WATCH, "NAME", "none", "Figures go there too: tensorboard.")] = None,
     lr_range: Annotated[bool, _flag("--lr-range", WATCH, "Only sweep the learning rate over a short run, and suggest one.")] = False,
+    report: Annotated[
+        bool, _flag("--report", WATCH, "Only draw the report of a RUN again, with its evaluations, or of several beside each other.")
+    ] = False,
     profile: Annotated[bool, _flag("--profile", WATCH, "Trace a few steps, and show what they spend their time on.")] = False,
     layout: Annotated[
         Value, _option(MACHINE, "AXES", "the fastest that fits", "Replicas, shards, slices, stages: dp=2,shard=4,tp=2,pp=2.")
@@ -135,13 +141,26 @@ def train(
 ) -> None:
     """Train a GPT on shards, by the recipe of the paper that its size comes from.
 
+    report.html in the run folder shows the run at any time; --resume goes on with one that stopped; model.safetensors comes last.
+
     Examples:
 
         gpt train --size 350M
 
-        gpt train --size gpt2 --n-layer 4 --n-ctx 256 --tokens 10M --batch-tokens 8k --out runs/small
+        gpt train --size gpt2 --n-layer 4 --tokens 10M --batch-tokens 8k -o runs/small
+
+        gpt train --report runs/350M runs/small -o compare.html
     """
     options = dict(locals())
+    if report:
+        from gptcli.cli.train_report import draw
+
+        draw(runs or [], out, force=force, as_json=json)
+        return
+    if runs:
+        raise UsageError(
+            "a run folder stands here by itself", where=runs[0], hint=f"--report draws it; --resume --out {runs[0]} goes on with it"
+        )
     if finetune is not None:
         from gptcli.cli.finetune import run_finetune
 
@@ -176,13 +195,13 @@ def train(
     if lr_range:
         _test_range(run, events, as_json=json, leads=leads)
         return
-    report = launch(replace(run, profile=profile), events)
-    if leads and report["interrupted"]:
-        raise Interrupted(f"stopped after step {report['step']:,}, with a checkpoint", where=run.out, hint="--resume goes on")
+    done = launch(replace(run, profile=profile), events)
+    if leads and done["interrupted"]:
+        raise Interrupted(f"stopped after step {done['step']:,}, with a checkpoint", where=run.out, hint="--resume goes on")
     if leads:
-        loss = "" if report["loss"] is None else f", loss {report['loss']:.4f}"
-        events.info(f"trained on {report['tokens']:,} tokens in {duration(report['seconds'])}{loss}")
-        print_json("train", report) if json else print(run.out)
+        loss = "" if done["loss"] is None else f", loss {done['loss']:.4f}"
+        events.info(f"trained on {done['tokens']:,} tokens in {duration(done['seconds'])}{loss}")
+        print_json("train", done) if json else print(run.out)
 
 
 def _test_range(run: Run, events: Events, *, as_json: bool, leads: bool) -> None:
@@ -273,14 +292,14 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
         "parameters": f"{plan.model.parameters:,}",
         "steps": f"{'at least ' if plan.train.follow_noise else ''}{steps:,}",
         "work": f"{flops:.3g} FLOP (6N)",
-        "memory": f"{amount(memory)}B for weights, gradients and optimizer over all processes; activations come on top",
+        "memory": f"{in_bytes(memory)} for weights, gradients and optimizer; activations on top",
     }
     for role in roles:
         low, high = (f"{held:,}" for held in role.parameters)
-        moved = [f"{amount(n_bytes)}B over {axis}" for axis, n_bytes in asdict(role.traffic).items() if n_bytes]
+        moved = [f"{in_bytes(n_bytes)} over {axis}" for axis, n_bytes in asdict(role.traffic).items() if n_bytes]
         facts[f"stage {role.stage}"] = (
             f"{role.processes:,} processes, each with {low if low == high else f'{low} to {high}'} parameters and "
-            f"{amount(role.optimizer_bytes[1])}B of optimizer state; a step moves {', '.join(moved)}"
+            f"{in_bytes(role.optimizer_bytes[1])} of optimizer state; a step moves {', '.join(moved)}"
         )
     print(resolved_toml(plan.resolved, **facts), end="")
 

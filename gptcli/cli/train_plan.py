@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,44 +21,53 @@ RANGE_STEPS = 100  # of a learning-rate range test, where --tokens does not say
 SHAPE = ("n_layer", "n_head", "d_model", "n_ctx")
 
 
-def _words(value: Any) -> str:
+def words(value: Any) -> str:
     if not isinstance(value, str):
         raise UsageError(f"{value!r} is not text")
     return value
 
 
-def _one_of(*names: str) -> Callable[[Any], str]:
-    def read(value: Any) -> str:
-        if value not in names:
-            raise UsageError(f"{value!r} is none of {', '.join(names)}", hint=nearest(str(value), names))
-        return value
-
-    return read
+def _size(value: Any) -> str:
+    find_size(words(value))
+    return value
 
 
-def _batch(value: Any) -> int | str:
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """Reads one of these words."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, value: Any) -> str:
+        if value not in self.names:
+            raise UsageError(f"{value!r} is none of {', '.join(self.names)}", hint=nearest(str(value), self.names))
+        return str(value)
+
+
+def batch(value: Any) -> int | str:
     return "auto" if value == "auto" else count(value)
 
 
-def _truth(value: Any) -> bool:
+def truth(value: Any) -> bool:
     if not isinstance(value, bool):
         raise UsageError(f"{value!r} is neither true nor false")
     return value
 
 
 NAMES: dict[str, Any] = {  # what a configuration file may hold, and how each value is read: the options, and the recipe's constants
-    **dict.fromkeys(("size", "attention", "data", "out", "layout", "init_from", "track", "eval_task", "eval_data"), _words),
+    "size": _size,
+    **dict.fromkeys(("attention", "data", "out", "layout", "init_from", "track", "eval_task", "eval_data"), words),
     **dict.fromkeys((*SHAPE, "band", "mup", "tokens", "warmup_tokens", "decay_tokens", "ramp_tokens", "ramp_from"), count),
     **dict.fromkeys(
         ("seed", "micro_batch", "checkpoint_every", "eval_every", "eval_tokens", "keep", "max_skipped", "samples", "eval_items"), count
     ),
     **dict.fromkeys(("dropout", "lr", "min_lr_ratio", "weight_decay", "beta1", "beta2", "eps", "clip", "spike"), quantity),
-    "batch_tokens": _batch,
-    **dict.fromkeys(("follow_noise", "document_mask", "scale_lr"), _truth),
-    "compile": _one_of("auto", "on", "off"),
-    "precision": _one_of("auto", *PRECISIONS),
-    "recompute": _one_of("auto", *RECOMPUTE),
-    "pipeline_schedule": _one_of(*SCHEDULES),
+    "batch_tokens": batch,
+    **dict.fromkeys(("follow_noise", "document_mask", "scale_lr"), truth),
+    "compile": OneOf(("auto", "on", "off")),
+    "precision": OneOf(("auto", *PRECISIONS)),
+    "recompute": OneOf(("auto", *RECOMPUTE)),
+    "pipeline_schedule": OneOf(tuple(SCHEDULES)),
 }
 
 

@@ -49,6 +49,8 @@ def to_transformers(config: ModelConfig, eot_id: int) -> dict[str, Any]:
     kind = family(config)
     table: dict[str, Any] = {"architectures": [CLASSES[kind]], "model_type": kind}
     table |= {theirs: getattr(config, ours) for ours, theirs in NAMES[kind].items()}
+    if kind == GPT2:
+        table["n_ctx"] = config.n_ctx  # as OpenAI's own config.json says it too; llama.cpp's converter asks for it
     if kind == NEO:
         layers = [KINDS["dense" if config.band_of(layer) is None else "banded"] for layer in range(config.n_layer)]
         table |= {"attention_types": [[[layer], 1] for layer in layers], "attention_layers": layers, "intermediate_size": config.d_ff}

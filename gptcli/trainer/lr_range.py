@@ -17,7 +17,8 @@ from gptcli.trainer.batches import micro_batches
 from gptcli.trainer.config import Run
 from gptcli.trainer.engine import build
 from gptcli.trainer.layout import Place
-from gptcli.trainer.report import chart, document
+from gptcli.trainer.report_chart import chart
+from gptcli.trainer.report_page import configured, document, gallery, terms
 from gptcli.trainer.schedule import Schedule
 
 LOW, HIGH = 1e-6, 1.0
@@ -91,9 +92,9 @@ def write(run: Run, points: list[Point], lowest: float | None, suggested: float 
         file.writelines(json.dumps(point) + "\n" for point in points)
     curves = {name: [(point["lr"], point[key]) for point in points] for name, key in (("loss", "loss"), ("smooth", "smooth"))}
     facts = {"suggested rate": _rate(suggested), "lowest smooth loss at": _rate(lowest), "steps": f"{len(points):,}"}
-    body = chart("Loss, nats a token, over the learning rate", curves, log_x=True) if points else ""
+    charts = [chart("Loss", curves, unit="nats a token", over="lr", log_x=True, tall=True)] if points else []
     with atomic_write(out / PICTURE, "w") as file:
-        file.write(document(f"{run.name}: learning-rate range", facts, [body], run.resolved))
+        file.write(document(f"{run.name}: learning-rate range", terms(facts), gallery(charts), configured(run.resolved)))
 
 
 def _rate(value: float | None) -> str:

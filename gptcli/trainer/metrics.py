@@ -8,7 +8,7 @@ from typing import Any
 
 from gptcli.files import atomic_write
 
-METRICS = "metrics.jsonl"
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 Line = dict[str, Any]
 
 

@@ -19,9 +19,8 @@ from gptcli.shards.manifest import read_manifest
 from gptcli.tokenizer.tokenizer import load_tokenizer
 from gptcli.trainer.checkpoint import read_model
 from gptcli.trainer.config import Run
-from gptcli.trainer.metrics import MetricsLog
+from gptcli.trainer.metrics import SAMPLES, MetricsLog
 
-SAMPLES = "samples.jsonl"
 PROMPT, LENGTH = 16, 64  # tokens
 RULES = Rules(top_p=0.85)  # as GPT-3's released samples
 PATIENCE = 600.0  # seconds that a checkpoint may take to be on disk

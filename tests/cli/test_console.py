@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
 from gptcli.cli import console
-from gptcli.cli.console import ConsoleEvents, amount, duration, print_json
+from gptcli.cli.console import ConsoleEvents, amount, duration, in_bytes, print_json
 
 
 def test_plain_lines_come_every_few_seconds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,3 +46,21 @@ def test_duration(seconds: float, text: str) -> None:
 )
 def test_amount(value: float, text: str) -> None:
     assert amount(value) == text
+
+
+def test_on_a_terminal_words_stay_whole(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "gpt: unknown GPU 'h1000'\n\n  give its speed and memory instead: --memory-size 48"
+    assert console.wrapped(text) == text
+    monkeypatch.setattr(console.sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(console.sys.stderr, "fileno", lambda: 2)
+    monkeypatch.setattr(console.os, "get_terminal_size", lambda number: os.terminal_size((30, 24)))
+    assert console.wrapped(text).splitlines() == [
+        "gpt: unknown GPU 'h1000'", "", "  give its speed and memory", "  instead: --memory-size 48"
+    ]  # fmt: skip
+    monkeypatch.setattr(console.os, "get_terminal_size", lambda number: os.terminal_size((0, 0)))
+    assert console.wrapped(text) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(12, "12 B"), (6.291e6, "6.29 MB"), (5.694e9, "5.69 GB"), (2.25e12, "2.25 TB")])
+def test_in_bytes(value: float, text: str) -> None:
+    assert in_bytes(value) == text

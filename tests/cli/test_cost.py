@@ -85,7 +85,7 @@ def test_the_report_of_a_size(gpt: Any) -> None:
 
 
 def test_what_does_not_fit_says_what_would(gpt: Any) -> None:
-    assert "does not fit; takes 35 a100 of 80 GB" in gpt("cost", "--size", "175B", "--gpu", "a100").stdout
+    assert "needs 35 a100 of 80 GB" in gpt("cost", "--size", "175B", "--gpu", "a100").stdout
     assert report(gpt, "--size", "175B", "--gpu", "a100")["least_gpus"] == {"training": 35, "inference_16bit": 5}
 
 

@@ -56,7 +56,7 @@ def test_on_a_terminal_it_is_a_panel_as_wide_as_that(width):
     last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text[text.rindex("╭") :])
     lines = last.replace("\r", "").split("\n")
     assert len(lines[0]) == width
-    for part in ("runs/350M", "step 300", "300k/300k tokens", "100.0%", "11.000", "3.027", "12.35k tokens/s", "MFU n/a", "memory 3.2 GB"):
+    for part in ("runs/350M", "step 300", "300k/300k tokens", "100.0%", "3.471", "3.027", "12.35k tokens/s", "MFU n/a", "memory 3.2 GB"):
         assert part in last, (part, last)
     assert all(len(line) == width for line in lines if line.startswith("│"))
     assert text.endswith("\x1b[?25h") or "\x1b[?25h" in text[-40:]
@@ -94,6 +94,14 @@ def test_a_plot_fits_and_its_ends_are_its_extremes(values, width):
     assert len({len(row) for row in rows}) == 1
     assert len(rows[0]) <= max(width, 20)
     assert sum("█" in row for row in rows) or max(values) == min(values)
+
+
+def test_a_beginning_far_above_does_not_press_the_rest_flat():
+    rows = plot([11.0, 9.0, *(4 - n / 50 for n in range(50))], 60)
+    assert rows[0].startswith("3.980 ██")
+    assert rows[-1].startswith("3.020 ")
+    assert sum("█" in row for row in rows) == ROWS
+    assert plot([3.0, 2.5, 2.0], 40)[0].startswith("3.000 ")
 
 
 def test_resampling_keeps_few_values_and_averages_many():

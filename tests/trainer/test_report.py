@@ -1,81 +1,148 @@
+"""One run's page, and several runs' beside each other: complete, escaped, and in need of nothing but themselves."""
+
 from __future__ import annotations
 
+import json
 import re
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from gptcli.trainer.report import POINTS, chart, page, thinned, ticks
+from gptcli.errors import InputError
+from gptcli.trainer.report import comparison, page, spent, told_apart
+from gptcli.trainer.report_record import Record, figures, read_record
 
-finite = st.floats(-1e12, 1e12)
+RUN_TOML = '# gpt 0, python 3\n# parameters: 1,234\n\nsize = "gpt2"  # <b> & more\nlr = 0.5\ntokens = 64000\nout = "x"\n'
+EVALUATION = {
+    "schema": "gpt.eval/1", "model": "elsewhere/run",
+    "losses": [{"name": "a <b>.txt", "tokens": 5000, "loss": 2.5, "loss_stderr": 0.01, "perplexity": 12.18, "bits_per_byte": None}],
+    "tasks": [{
+        "task": "lambada", "scoring": "last_word", "shots": 0, "items": 40, "accuracy": 25.0, "accuracy_stderr": 6.93,
+        "perplexity": 17.28, "perplexity_stderr": None,
+        "paper": [{"metric": "accuracy", "score": 45.99, "model": "gpt2", "source": "Table 3"}],
+    }],
+}  # fmt: skip
 
 
-def lines(count: int) -> list[dict]:
-    rest = {"grad_norm": 1.0, "batch_tokens": 64, "tokens_per_second": 100.0, "tflops": 0.1, "mfu": None, "mfu_causal": None}
-    rest |= {"noise_scale": None, "peak_memory": 3_200_000_000}
+def lines(count: int, **more: object) -> list[dict]:
+    rest = {"grad_norm": 1.0, "batch_tokens": 64, "tokens_per_second": 32.0, "tflops": 0.1, "mfu": None, "mfu_causal": None}
+    rest |= {"noise_scale": None, "peak_memory": 3_200_000_000, **more}
     return [{"step": n, "tokens": 64 * n, "loss": 5 / n, "lr": 1e-4 * n, **rest} for n in range(1, count + 1)]
 
 
+def record(count: int, name: str = "run", resolved: str = RUN_TOML, **more) -> Record:
+    return Record(folder=Path("runs", name), resolved=resolved, lines=lines(count), **more)
+
+
 def parsed(text: str) -> ElementTree.Element:
+    assert not re.search(r"https?:|src=|<script|url\(|@import", text)  # opens offline
     return ElementTree.fromstring(text.removeprefix("<!doctype html>"))
 
 
+def facts(root: ElementTree.Element) -> dict[str, str]:
+    return {row.find("dt").text: row.find("dd").text for row in root.iterfind(".//dl/div")}
+
+
+def rows(root: ElementTree.Element) -> list[list[str]]:
+    return [["".join(cell.itertext()).strip() for cell in row] for row in root.iterfind(".//tr")]
+
+
 @pytest.mark.parametrize("count", [1, 2, 1000])
-def test_well_formed_and_complete(make_run, count):
-    rows = lines(count)
-    rows[-1]["val_loss"] = 4.25
-    samples = [{"step": n, "tokens": 64 * n, "prompt": "Once <b>", "text": "\x1b[1m a & b\n\u2028"} for n in (1, 5)]
-    text = page(make_run("a & b", resolved="lr = 1  # <b> & more\n"), rows, samples)
-    root = parsed(text)
-    assert root.find("head/title").text == "tiny: a & b"
-    assert len(root.findall(".//svg")) == 5
-    assert root.find(".//pre").text == "lr = 1  # <b> & more\n"
-    assert "4.2500" in text
-    assert "3.2 GB" in text
-    assert [item.find("summary").text for item in root.iterfind(".//details")] == ["step 5, 320 tokens", "step 1, 64 tokens"]
-    assert [item.get("open") for item in root.iterfind(".//details")] == ["open", None]
+def test_a_run_s_page_is_well_formed_and_complete(count):
+    one = record(count)
+    one.lines[-1]["val_loss"] = 4.25
+    samples = [{"step": n, "tokens": 64 * n, "prompt": "Once <b>", "text": "\x1b[1m a & b\n\u2028"} for n in (1, 2, 3, 4, 5, 6)]
+    root = parsed(page(Record(folder=one.folder, resolved=one.resolved, lines=one.lines, samples=samples, evaluations=[EVALUATION])))
+    assert root.find("head/title").text == "gpt2: run"
+    assert len(root.findall("body/main/section/svg")) == 5
+    assert root.find(".//pre").text == RUN_TOML
+    known = facts(root)
+    assert (known["validation loss"], known["peak memory"], known["parameters"]) == ("4.2500", "3.2 GB", "1,234")
+    assert known["tokens"] == ("64k" if count == 1000 else f"{64 * count} of 64k")
+    titles = [item.text for item in root.iterfind(".//div[@class='texts']/div/h3")]
+    assert [title.split(",")[0] for title in titles] == ["step 6", "step 4", "step 3", "step 1", "step 5", "step 2"]
+    assert root.find(".//details/summary").text == "2 more"
     assert root.find(".//blockquote/b").text == "Once <b>"
     assert root.find(".//blockquote/b").tail == "\N{REPLACEMENT CHARACTER}[1m a & b\n\N{REPLACEMENT CHARACTER}"
-    assert not re.search(r"https?:|src=|<script|url\(", text)  # opens offline
+    assert rows(root)[1:] == [
+        ["a <b>.txt", "nats a token", "2.5000 ± 0.0100", "5,000 tokens", "–"],
+        ["a <b>.txt", "perplexity", "12.18", "5,000 tokens", "–"],
+        ["lambada last_word, K=0", "accuracy", "25.00 % ± 6.93", "40 items", "45.99 (gpt2)"],
+        ["lambada last_word, K=0", "perplexity", "17.28", "40 items", "–"],
+    ]
 
 
-def test_what_was_measured_is_drawn_and_what_was_not_is_named(make_run):
-    rows = [{**line, "mfu": 0.4, "mfu_causal": 0.35, "noise_scale": 1e5, "skipped": "a spike", "loss": None} for line in lines(3)]
-    text = page(make_run(), [*lines(3), *rows], [])
-    assert len(parsed(text).findall(".//svg")) == 6
-    facts = {row.find("dt").text: row.find("dd").text for row in parsed(text).iterfind(".//dl/div")}
-    assert (facts["MFU"], facts["MFU, causal"], facts["training loss"], facts["updates skipped"]) == ("40.0%", "35.0%", "n/a", "3")
-    assert "Samples" not in text
+def test_what_was_measured_is_drawn_and_what_was_not_is_named():
+    before = page(record(3))
+    assert facts(parsed(before))["MFU"] == "n/a"
+    assert "Samples" not in before
+    assert "Evaluations" not in before
+    more = [{**line, "mfu": 0.4, "mfu_causal": 0.35, "noise_scale": 1e5, "skipped": "a spike", "loss": None} for line in lines(3)]
+    root = parsed(page(Record(folder=Path("x"), resolved="", lines=[*lines(3), *more])))
+    assert len(root.findall("body/main/section/svg")) == 6
+    known = facts(root)
+    assert (known["MFU"], known["MFU, causal"], known["training loss"], known["updates skipped"]) == ("40.0%", "35.0%", "n/a", "3")
+    assert known["time in steps"] == "12 s"
 
 
-@given(st.lists(st.tuples(st.floats(1e-9, 1), finite), min_size=1, max_size=50))
-def test_a_chart_over_rates_has_a_logarithmic_axis(points):
-    root = parsed(chart("x", {"loss": points}, log_x=True))
-    for path in root.iterfind(".//path[@class='a']"):
-        numbers = [float(number) for number in re.findall(r"-?[\d.]+", path.get("d"))]
-        assert all(71.9 <= x <= 640 for x in numbers[::2])
+def test_several_runs_side_by_side():
+    other = RUN_TOML.replace("0.5", "0.25").replace('"x"', '"y"') + "clip = 1.0\n"
+    samples = [{"step": 2, "tokens": 128, "prompt": "<p>", "text": "t"}]
+    runs = [record(3, "a & b", evaluations=[EVALUATION]), record(2, "c", other, samples=samples)]
+    root = parsed(comparison(runs, Path("runs")))
+    assert root.find("body/h1").text == "2 runs"
+    table = rows(root)
+    assert [row[0] for row in table[1:3]] == ["a & b", "c"]
+    assert table[1][1:] == ["1,234", "192", "3", "1.6667", "n/a", "n/a", "6 s"]
+    assert [link.get("href") for link in root.iterfind(".//a")] == ["a & b/report.html", "c/report.html"]
+    assert table[3:6] == [["", "a & b", "c"], ["lr", "0.5", "0.25"], ["clip", "–", "1.0"]]  # not out, and not what is the same
+    assert ["lambada last_word, K=0: accuracy", "25.00 % ± 6.93", "–"] in table
+    loss = next(section for section in root.iterfind(".//section") if section.find("h2").text == "Training loss ")
+    assert [path.get("class") for path in loss.iterfind("svg/svg/path")] == ["c0", "c1"]
+    assert [quote.find("b").text for quote in root.iterfind(".//blockquote")] == ["<p>"]
 
 
-@given(st.lists(st.tuples(finite, finite), min_size=1, max_size=50))
-def test_any_curve_makes_a_chart_whose_points_lie_inside(points):
-    root = parsed(chart("x", {"training": [(abs(x), y) for x, y in points]}))
-    for path in root.iterfind(".//path[@class='a']"):
-        numbers = [float(number) for number in re.findall(r"-?[\d.]+", path.get("d"))]
-        assert all(0 <= x <= 640 for x in numbers[::2])
-        assert all(0 <= y <= 240 for y in numbers[1::2])
+def test_runs_of_one_name_are_told_apart_by_their_paths():
+    assert told_apart([Path("x/a"), Path("x/b")]) == ["a", "b"]
+    assert told_apart([Path("x/1/run"), Path("x/2/run")]) == ["1/run", "2/run"]
 
 
-def test_long_curves_are_averaged():
-    curve = [(float(n), float(n % 2)) for n in range(10 * POINTS)]
-    assert len(thinned(curve)) == POINTS
-    assert all(y == 0.5 for _, y in thinned(curve))
+def test_a_record_is_read_with_the_evaluations_that_are_its_own(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "run.toml").write_text(RUN_TOML)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines(2)))
+    for path, report in (
+        (folder / "eval.json", {**EVALUATION, "model": "/some/other/name"}),  # in the folder: its own in any case
+        (tmp_path / "eval-run.json", EVALUATION),
+        (tmp_path / "eval-other.json", {**EVALUATION, "model": "runs/other"}),
+        (tmp_path / "my-eval.json", {"schema": "else"}),
+    ):
+        path.write_text(json.dumps(report))
+    (tmp_path / "eval-broken.json").write_text("{")
+    found = read_record(folder)
+    assert len(found.lines) == 2
+    assert [one["model"] for one in found.evaluations] == ["/some/other/name", "elsewhere/run"]
+    assert len(figures(found.evaluations)) == 8
 
 
-@given(low=finite, high=finite)
-def test_ticks_are_few_and_inside(low, high):
-    low, high = min(low, high), max(low, high)
-    values = ticks(low, high)
-    assert 1 <= len(values) <= 6
-    assert all(low - 1e-6 * abs(low) - 1e-9 <= value <= high + 1e-6 * abs(high) + 1e-9 for value in values)
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({}, "no such run"),
+        ({"run.toml": "= 1"}, "does not read as a run"),
+        ({"run.toml": "a = 1"}, "has no steps"),
+        ({"run.toml": "a = 1", "metrics.jsonl": "{\n"}, "does not read as a run"),
+    ],
+)
+def test_what_is_no_run_is_named(tmp_path, files, says):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=says):
+        read_record(tmp_path)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(45, "45 s"), (200, "3.3 min"), (9000, "2.5 h"), (200_000, "2.3 d")])
+def test_time_spent(seconds, text):
+    assert spent(seconds) == text

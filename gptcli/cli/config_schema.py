@@ -1,0 +1,68 @@
+"""The JSON schema of `gpt train --config`, for editors that complete and check TOML, from the table that reads such files.
+
+    python -m gptcli.cli.config_schema > examples/config.schema.json
+
+A file that begins with `#:schema PATH` is checked against it by Taplo, and so in most editors.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from gptcli.cli.config import count, quantity
+from gptcli.cli.train import train
+from gptcli.cli.train_plan import NAMES, OneOf, batch, truth, words
+
+QUANTITY = r"^\s*([0-9][0-9_]*\.?[0-9]*([eE][+-]?[0-9]+)?|\.[0-9]+)\s*[kKmMbBgGtT]?\s*$"
+KINDS: dict[Any, dict[str, Any]] = {
+    words: {"type": "string"},
+    truth: {"type": "boolean"},
+    count: {"type": ["integer", "number", "string"], "minimum": 0, "pattern": QUANTITY},
+    quantity: {"type": ["number", "string"], "minimum": 0, "pattern": QUANTITY},
+}
+CONSTANTS = {
+    "beta1": "Of Adam's mean of gradients.",
+    "beta2": "Of Adam's mean of squared gradients.",
+    "eps": "Of Adam.",
+    "clip": "The gradient's global norm is cut to this.",
+    "ramp_from": "Tokens of the first step's batch.",
+    "follow_noise": "The batch follows the gradient noise scale.",
+}
+
+
+def schema() -> dict[str, Any]:
+    """Every name that a file may hold: what it may be, and what `gpt train --help` says of it."""
+    helped = CONSTANTS | options()
+    named = {name: {**kind(name, reader), "description": helped[name]} for name, reader in NAMES.items()}
+    dashed = {name.replace("_", "-"): {"$ref": f"#/properties/{name}"} for name in named if "_" in name}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "gpt train --config",
+        "description": 'Quantities take suffixes in quotes: "12k", "0.5M", "300B". What is not said comes from the paper or the machine.',
+        "type": "object",
+        "properties": named | dashed,
+        "additionalProperties": False,
+    }
+
+
+def kind(name: str, reader: Any) -> dict[str, Any]:
+    if isinstance(reader, OneOf):
+        return {"enum": list(reader.names)}
+    if reader is batch:
+        return {"anyOf": [{"const": "auto"}, KINDS[count]]}
+    if name == "size":
+        from gptcli.model.config import size_names
+
+        return {"type": "string", "examples": size_names()}
+    return KINDS[reader]
+
+
+def options() -> dict[str, str]:
+    """The help text of each option of `gpt train`."""
+    hints = get_type_hints(train, include_extras=True)
+    return {name: get_args(hint)[1].help for name, hint in hints.items() if get_origin(hint) is Annotated}
+
+
+if __name__ == "__main__":
+    print(json.dumps(schema(), indent=2))

@@ -1,0 +1,121 @@
+"""The page that reports are printed on: one file that needs no network, no script and no other file, in light and dark, wide and narrow."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+# Blue, vermilion, green, purple, gold and grey: apart in hue and in lightness too, for eyes that do not tell red from green; each stands
+# off its background by 3:1 or more. Where runs are compared, their lines differ in dashes as well.
+STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --dim: #59636e; --line: #dfe3e8; --back: #fff; --card: #f6f7f9;
+  --c0: #0b62c4; --c1: #cf4a06; --c2: #00805a; --c3: #9b3f94; --c4: #8a6d00; --c5: #59636e }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e8eb; --dim: #9aa5b1; --line: #2b3138; --back: #121518; --card: #1a1e23;
+    --c0: #79b4ff; --c1: #ff9a57; --c2: #45d6a5; --c3: #e79be0; --c4: #e8cc50; --c5: #aab4bf }
+}
+* { box-sizing: border-box }
+body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: var(--ink); background: var(--back);
+  max-width: 76rem; margin: 0 auto; padding: 1.25rem 1rem 3rem; font-variant-numeric: tabular-nums }
+h1 { font-size: 1.5rem; line-height: 1.25; margin: 0; overflow-wrap: anywhere }
+h1 + p { color: var(--dim); margin: .25rem 0 0; overflow-wrap: anywhere }
+h2 { font-size: 1.05rem; margin: 0 }
+body > h2 { margin: 2.25rem 0 .5rem; padding-top: 1rem; border-top: 1px solid var(--line) }
+small, .dim { color: var(--dim); font-weight: normal }
+a { color: var(--c0) }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .75rem 1rem; margin: 1.25rem 0 0 }
+dt { color: var(--dim); font-size: .85rem }
+dd { margin: 0; font-size: 1.2rem; font-weight: 600 }
+main { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); gap: 1.75rem 1.5rem; margin: 2rem 0 0 }
+.tall { grid-column: 1 / -1 }
+section svg { width: 100%; height: auto; display: block }
+.key { display: flex; flex-wrap: wrap; gap: 0 1.1rem; margin: 0; font-size: .85rem; color: var(--dim) }
+svg.swatch { display: inline-block; width: 1.5rem; height: .5rem; vertical-align: middle }
+svg text { fill: var(--dim); font-size: 12px }
+path { fill: none; stroke-width: 2; stroke-linejoin: round; vector-effect: non-scaling-stroke }
+circle { stroke: none }
+.grid { stroke: var(--line); stroke-width: 1 }
+.raw { opacity: .35; stroke-width: 1 }
+.at rect { fill: transparent }
+.at g { visibility: hidden; pointer-events: none }
+.at:hover g { visibility: visible }
+.at path { stroke: var(--dim); stroke-width: 1 }
+.at text { fill: var(--ink); font-size: 13px; paint-order: stroke; stroke: var(--back); stroke-width: 5px; stroke-linejoin: round }
+.scroll { overflow-x: auto }
+table { border-collapse: collapse; font-size: .9rem; margin: .25rem 0 .5rem }
+th, td { padding: .3rem .9rem .3rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
+th { font-weight: 600 }
+thead th { color: var(--dim); vertical-align: bottom }
+th:first-child { text-align: left; position: sticky; left: 0; background: var(--back); min-width: 6.5rem; max-width: 45vw;
+  white-space: normal; overflow-wrap: break-word }
+.texts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 16rem), 1fr)); gap: 1rem; align-items: start }
+.texts > div { background: var(--card); border-radius: .5rem; padding: .6rem .9rem; min-width: 0 }
+.texts h3 { font-size: .85rem; margin: 0; color: var(--dim) }
+blockquote { margin: .5rem 0; padding-left: .7rem; border-left: .2rem solid var(--line); white-space: pre-wrap; overflow-wrap: anywhere;
+  font-size: .9rem }
+blockquote b { font-weight: normal; color: var(--dim) }
+pre { overflow-x: auto; font-size: .85rem; background: var(--card); border-radius: .5rem; padding: .75rem .9rem }
+summary { cursor: pointer; color: var(--dim); padding: .35rem 0 }
+@media (max-width: 40rem) { svg text { font-size: 20px } .at text { font-size: 20px } }
+@media (min-width: 62rem) { .tall svg text { font-size: 7.5px } .tall .at text { font-size: 8.5px; stroke-width: 3px } }
+@media print { section, .texts > div { break-inside: avoid } }
+"""
+SHADES = "".join(
+    f"path.c{number}{{stroke:var(--c{number})}}g.c{number},circle.c{number},.at tspan.t{number}{{fill:var(--c{number})}}\n"
+    for number in range(6)
+)
+DASHES = "".join(
+    f"main.runs path.c{number},table path.c{number},h3 path.c{number}{{stroke-dasharray:{dashes}}}\n"
+    for number, dashes in enumerate(("none", "8 3", "3 3", "12 3 3 3", "5 2", "2 2"))
+)
+
+
+def document(title: str, *parts: str, under: str = "") -> str:
+    """The page: its title, a line `under` it, and its parts, which are markup."""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
+        f"<title>{visible(title)}</title>\n<style>{STYLE}{SHADES}{DASHES}</style>\n</head>\n<body>\n<h1>{visible(title)}</h1>\n"
+        f"{f'<p>{visible(under)}</p>' if under else ''}\n{''.join(parts)}</body>\n</html>\n"
+    )
+
+
+def terms(facts: dict[str, str]) -> str:
+    """What is known in figures."""
+    rows = (f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in facts.items())
+    return f"<dl>{''.join(rows)}</dl>\n"
+
+
+def gallery(charts: Sequence[str], *, runs: bool = False) -> str:
+    """Charts side by side, where there is room. `runs`: their lines differ in dashes, too."""
+    kind = ' class="runs"' if runs else ""
+    return f"<main{kind}>\n{''.join(charts)}</main>\n"
+
+
+def configured(text: str) -> str:
+    return folded("Configuration", f'<pre tabindex="0">{visible(text)}</pre>')
+
+
+def headed(title: str, body: str, note: str = "") -> str:
+    """A part of the page; nothing where there is no body."""
+    return f"<h2>{html.escape(title)}{f' <small>{html.escape(note)}</small>' if note else ''}</h2>\n{body}\n" if body else ""
+
+
+def folded(summary: str, body: str) -> str:
+    return f"<details><summary>{html.escape(summary)}</summary>{body}</details>\n"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Cells are markup. The first column stays in sight where the others must scroll."""
+    head = "".join(f'<th scope="col">{cell}</th>' for cell in heads)
+    body = "".join(f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>\n' for first, *rest in rows)
+    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'
+
+
+def quote(prompt: str, text: str) -> str:
+    return f"<blockquote><b>{visible(prompt)}</b>{visible(text)}</blockquote>"
+
+
+def visible(text: str) -> str:
+    """Escaped, and without the control characters that no page may hold."""
+    return html.escape("".join(c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))

@@ -1,0 +1,109 @@
+"""What is known of a run, from its folder alone: configuration, metrics, samples, and the evaluations beside it."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gptcli.errors import InputError
+from gptcli.trainer.metrics import METRICS, SAMPLES, Line, read_lines
+
+RUN_TOML = "run.toml"
+EVALUATIONS = "*eval*.json"
+SCHEMA = "gpt.eval/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    folder: Path
+    resolved: str
+    """run.toml's text."""
+    lines: list[Line]
+    samples: list[Line] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return tomllib.loads(self.resolved)
+
+    @property
+    def title(self) -> str:
+        return f"{self.settings.get('size', 'GPT')}: {self.folder.resolve().name}"
+
+    @property
+    def parameters(self) -> str:
+        """As run.toml says at its top."""
+        found = re.search(r"^# parameters: ([\d,]+)", self.resolved, re.MULTILINE)
+        return found[1] if found else "n/a"
+
+    @property
+    def seconds(self) -> float:
+        """Spent in steps."""
+        return sum(line["batch_tokens"] / line["tokens_per_second"] for line in self.lines if line["tokens_per_second"])
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure of an evaluation."""
+
+    of: str
+    """The text, or the task with scoring and shots."""
+    measure: str
+    value: float
+    stderr: float | None
+    count: str
+    paper: str = ""
+
+
+def read_record(folder: Path) -> Record:
+    """Raises InputError where `folder` is no run folder, or nothing has been trained in it yet."""
+    config = folder / RUN_TOML
+    try:
+        resolved = config.read_text(encoding="utf-8")
+        tomllib.loads(resolved)
+        lines = read_lines(folder / METRICS)
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError("no such run", where=config, hint="name run folders that gpt train has written") from None
+    except ValueError as error:
+        raise InputError(f"does not read as a run: {error}", where=folder) from None
+    if not lines:
+        raise InputError("has no steps to draw yet", where=folder / METRICS)
+    return Record(folder=folder, resolved=resolved, lines=lines, samples=read_lines(folder / SAMPLES), evaluations=read_evaluations(folder))
+
+
+def read_evaluations(folder: Path) -> list[dict[str, Any]]:
+    """The reports of `gpt eval RUN -o FILE` whose name holds "eval", in the run's folder or, where they are of this run, beside it."""
+    name = folder.resolve().name
+    found = []
+    for path in [*sorted(folder.glob(EVALUATIONS)), *sorted(folder.resolve().parent.glob(EVALUATIONS))]:
+        try:
+            report = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # somebody else's file, or one that is being written: no reason to lose a report, or a run
+            continue
+        ours = isinstance(report, dict) and report.get("schema") == SCHEMA
+        if ours and (path.parent == folder or Path(str(report.get("model"))).name == name):
+            found.append(report)
+    return found
+
+
+def figures(evaluations: list[dict[str, Any]]) -> list[Figure]:
+    """Every figure of the evaluations: losses on texts, and of a task what has a standard error beside it."""
+    found = []
+    for report in evaluations:
+        for loss in report.get("losses", []):
+            count = f"{loss['tokens']:,} tokens"
+            for key, measure in (("loss", "nats a token"), ("perplexity", "perplexity"), ("bits_per_byte", "bits a byte")):
+                if loss.get(key) is not None:
+                    found.append(Figure(loss["name"], measure, loss[key], loss.get(f"{key}_stderr"), count))
+        for task in report.get("tasks", []):
+            of = " ".join(str(task[key]) for key in ("task", "scoring", "mode") if task.get(key))
+            papers = {score["metric"]: f"{score['score']:g} ({score['model']})" for score in task.get("paper") or []}
+            for key in task:
+                if f"{key}_stderr" in task and task[key] is not None:
+                    shots = f"{of}, K={task.get('shots', 0)}"
+                    found.append(Figure(shots, key, task[key], task[f"{key}_stderr"], f"{task['items']:,} items", papers.get(key, "")))
+    return found

@@ -1,0 +1,86 @@
+"""Every example, dry: its Makefile chains commands whose options exist, its configurations are read, its texts are the code's."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from gptcli.cli import train_plan
+from gptcli.cli.config import read_config
+from gptcli.corpus import recipe
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+MAKEFILES = sorted(EXAMPLES.glob("*/Makefile"))
+RECIPES = sorted(EXAMPLES.glob("*/recipe.toml"))
+CONFIGS = sorted(
+    path for name in ("shakespeare", "gpt2-124M", "gpt3-350M") for path in (EXAMPLES / name).glob("*.toml") if path not in RECIPES
+)
+GOALS = {"shakespeare": ["all", "gpu", "compare"], "gpt1-finetune": ["all", "compare"], "cluster": ["submit", "here", "plan"]}
+
+
+def dry(makefile: Path, goal: str, *more: str) -> str:
+    """What make would run, with nothing made yet."""
+    done = subprocess.run(
+        ["make", "-n", "-B", "-C", str(makefile.parent), goal, *more], capture_output=True, text=True, encoding="utf-8", check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+@pytest.mark.parametrize("makefile", MAKEFILES, ids=lambda path: path.parent.name)
+def test_what_make_would_run_parses(makefile, parse):
+    data = {"gpt1-finetune": ("DATA=data",), "shakespeare": (f"TEXT={makefile}",)}.get(makefile.parent.name, ())
+    for goal in GOALS.get(makefile.parent.name, ["all"]):
+        lines = parse.commands(dry(makefile, goal, *data))
+        assert lines or makefile.parent.name == "cluster"
+        for line in lines:
+            parse(line)
+
+
+@pytest.mark.parametrize("makefile", MAKEFILES, ids=lambda path: path.parent.name)
+def test_a_file_a_rule_needs_is_there_or_made(makefile):
+    text = makefile.read_text(encoding="utf-8")
+    for name in re.findall(r"(?<![\w/$(%.*-])([\w-]+\.(?:py|toml|slurm))\b", re.sub(r"#.*", "", text)):
+        assert (makefile.parent / name).is_file(), name
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_configuration_makes_a_plan(config, monkeypatch):
+    given = train_plan.said({}, config, resume=False)
+    given.put({"layout": "dp=1", "micro_batch": 1, "precision": "fp32", "compile": "off", "recompute": "none"}, "this test")  # no machine
+    plan = train_plan.make_plan(given, vocab_size=257 if config.parent.name == "shakespeare" else 50257)
+    assert plan.train.tokens % plan.model.n_ctx == 0 or plan.train.tokens > 1e9
+    readme = (config.parent / "README.md").read_text(encoding="utf-8")
+    assert f"{plan.model.parameters:,}" in readme
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.parent.name)
+def test_a_recipe_is_read(path, monkeypatch):
+    monkeypatch.setattr(recipe, "find_inputs", list)
+    monkeypatch.setattr(recipe, "find_reader", lambda *_: None)
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    names = [source.name for source in recipe.read_sources(table["sources"])]
+    assert sum(recipe.preset_weights(table["mixture"], names).values()) > 0
+    assert recipe.read_decontaminate(table["decontaminate"])
+
+
+@pytest.mark.parametrize(("name", "steps"), [("cpu", 2000), ("gpu", 5000)])
+def test_shakespeare_s_recipes_are_nanogpt_s(name, steps):
+    values = read_config(EXAMPLES / "shakespeare" / f"{name}.toml", train_plan.NAMES)
+    assert values["tokens"] == steps * values["batch_tokens"]
+    assert values["warmup_tokens"] == 100 * values["batch_tokens"]
+    assert (values["lr"], values["min_lr_ratio"], values["beta2"]) == (1e-3, 0.1, 0.99)
+
+
+def test_the_schema_is_what_the_options_are():
+    """examples/config.schema.json: python -m gptcli.cli.config_schema > examples/config.schema.json"""
+    from gptcli.cli.config_schema import schema
+
+    assert json.loads((EXAMPLES / "config.schema.json").read_text(encoding="utf-8")) == schema()
