@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
-from gptcli.files import atomic_write
+from gptcli.errors import InputError
+from gptcli.files import atomic_write, parse_json
 
 METRICS = "metrics.jsonl"
 Line = dict[str, Any]
@@ -33,8 +35,14 @@ def read_metrics(out: Path) -> list[Line]:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a JSONL file; none where it does not exist, and a last one that a killed process left unfinished is passed over."""
+    """The lines of a JSONL file; none where it does not exist. What a killed process or a lost disk block left is passed over: a last
+    line without an end, and any that is no object with a step."""
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].split("\n") if line]
+    found = []
+    for data in path.read_bytes().split(b"\n")[:-1]:
+        with contextlib.suppress(InputError):
+            line = parse_json(data, path)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                found.append(line)
+    return found

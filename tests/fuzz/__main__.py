@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tests.fuzz.engine import Target, fuzz, in_child, lay
+from tests.fuzz.engine import Target, files_in, fuzz, in_child, lay
 from tests.fuzz.targets import targets
 
 
@@ -48,10 +48,13 @@ def main() -> int:
                 print(f"{name:<22}  died with {row['died']}", flush=True)
                 crashes += 1
                 if options.crashes is not None:
-                    lay(options.crashes / f"{name}-died".replace(" ", "-"), {str(path.relative_to(work)): path.read_bytes() for path in Path(work).rglob("*") if path.is_file()})  # fmt: skip
+                    lay(options.crashes / f"{name}-died".replace(" ", "-"), files_in(Path(work) / "in"))
                 continue
         inputs, seconds, crashes = inputs + row["runs"], seconds + row["seconds"], crashes + len(row["crashes"])
-        print(f"{name:<22}{row['runs']:>9,}{row['seconds']:>8.1f}{row['kept']:>6}{row['lines']:>7}  {'; '.join(row['crashes']) or 0}", flush=True)
+        print(
+            f"{name:<22}{row['runs']:>9,}{row['seconds']:>8.1f}{row['kept']:>6}{row['lines']:>7}  {'; '.join(row['crashes']) or 0}",
+            flush=True,
+        )
     print(f"{'all':<22}{inputs:>9,}{seconds:>8.1f}{'':>13}  {crashes}")
     return int(crashes > 0)
 

@@ -17,7 +17,6 @@ import torch
 from gptcli.cli.config import read_config
 from gptcli.corpus.readers import DOCUMENTS, find_reader, scan
 from gptcli.corpus.recipe import read_sources
-from gptcli.evals.task import read_items, read_task
 from gptcli.events import SILENT
 from gptcli.files import sha256, write_json
 from gptcli.model.config import ModelConfig
@@ -26,18 +25,18 @@ from gptcli.model.weights import load_model, save_model
 from gptcli.sampling.prompts import read_prompts
 from gptcli.shards.format import document_lengths, open_shard, token_dtype, write_shard
 from gptcli.shards.loader import open_split
-from gptcli.shards.manifest import Manifest, Shard, Source, read_manifest, write_manifest
+from gptcli.shards.manifest import MANIFEST, Manifest, Shard, Source, read_manifest, write_manifest
 from gptcli.shards.order import open_order
 from gptcli.shards.verify import verify_shards
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet, load_tokenizer
 from gptcli.tokenizer.training import train_tokenizer
 from gptcli.trainer.checkpoint import STATE, Checkpoints, State, newest_state, read_model
-from gptcli.trainer.finetune_task import read_task as read_finetune_task
+from gptcli.trainer.finetune_task import read_task
 from gptcli.trainer.layout import Place
 from gptcli.trainer.metrics import read_metrics
 from gptcli.trainer.schedule import Position
 from gptcli.trainer.storage import INDEX
-from tests.fuzz.engine import Files, Target
+from tests.fuzz.engine import Files, Target, files_in
 
 SHAPE = ModelConfig(n_layer=1, n_head=1, d_model=4, n_ctx=8, vocab_size=300)
 STEP = "checkpoints/step-00000001"
@@ -45,16 +44,14 @@ TEXT = "A small text — for a small vocabulary.\r\n\n  Grüße, 42!\n" * 3
 
 
 def targets() -> list[Target]:
-    made = [*documents(), shards(), manifest(), verified(), weights(), config_json(), *tokenizers(), *tables(), *logs(), *checkpoints()]
-    return [replace(target, files={name: data[: 1 << 14] if name.endswith(".jsonl") else data for name, data in target.files.items()}) for target in made]
+    return [*documents(), shards(), manifest(), verified(), weights(), config_json(), *tokenizers(), *tables(), *logs(), *checkpoints()]
 
 
 def written(write: Callable[[Path], object]) -> Files:
     """The files that `write` makes in a folder."""
     with TemporaryDirectory() as name:
-        folder = Path(name)
-        write(folder)
-        return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+        write(Path(name))
+        return files_in(Path(name))
 
 
 def documents() -> list[Target]:
@@ -97,7 +94,11 @@ def archive() -> bytes:
         return f"{head}Content-Length: {len(body)}\r\n\r\n{body}\r\n\r\n"
 
     page = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Encoding: identity\r\n\r\n<p>Hello</p>"
-    return (record("warcinfo", "x: y", "text/plain") + record("response", page, "application/http") + record("conversion", "words", "text/plain")).encode()
+    return (
+        record("warcinfo", "x: y", "text/plain")
+        + record("response", page, "application/http")
+        + record("conversion", "words", "text/plain")
+    ).encode()
 
 
 def shard_folder(folder: Path) -> None:
@@ -109,13 +110,18 @@ def shard_folder(folder: Path) -> None:
         digest = write_shard(folder / f"{split}-000000.bin", np.array([6, 6]), [ids], token_dtype(257))
         made.append(Shard(file=f"{split}-000000.bin", split=split, tokens=12, documents=2, sha256=digest))
     source = Source(name="inputs", documents_in=5, documents_kept=4, dropped={"quality": 1}, text_bytes=20, tokens=24)
-    write_manifest(folder, Manifest(tokenizer_sha256=tokenizer.sha256, vocab_size=257, eot_id=256, seed=0, val_fraction=0.5, split_rule="x", shards=made, sources=[source]))  # fmt: skip
+    facts = {"tokenizer_sha256": tokenizer.sha256, "vocab_size": 257, "eot_id": 256, "seed": 0, "val_fraction": 0.5, "split_rule": "x"}
+    write_manifest(folder, Manifest(**facts, shards=made, sources=[source]))
 
 
 def shards() -> Target:
     files = written(shard_folder)
-    files = {name: files[name] for name in ("train-000000.bin", "train-000000.idx")}
-    return Target("bin, idx", files, lambda folder: (open_shard(folder / "train-000000.bin").sum(), document_lengths(folder / "train-000000.bin").sum()))  # fmt: skip
+    shard = "train-000000.bin"
+    return Target(
+        "bin, idx",
+        {name: files[name] for name in (shard, "train-000000.idx")},
+        lambda folder: (open_shard(folder / shard).sum(), document_lengths(folder / shard).sum()),
+    )
 
 
 def manifest() -> Target:
@@ -126,7 +132,8 @@ def manifest() -> Target:
             open_split(folder, split)
             open_order(folder, split, 4, 0).batch(0, 2)
 
-    return Target("manifest", written(shard_folder), read, fixed=("train-000000.bin", "val-000000.bin", "tokenizer.json", "train-000000.idx", "val-000000.idx"))
+    files = written(shard_folder)
+    return Target("manifest", files, read, fixed=tuple(name for name in files if name != MANIFEST))
 
 
 def verified() -> Target:
@@ -160,13 +167,29 @@ def tokenizers() -> list[Target]:
     small = train_tokenizer([TEXT], 270)
     ids = {token: number for number, token in enumerate([*byte_alphabet(), "Gr", END_OF_TEXT])}
     release = {"encoder.json": json.dumps(ids).encode(), "vocab.bpe": b"#version: 0.2\nG r\n"}
-    return [Target("tokenizer.json", written(lambda folder: small.save(folder / "tokenizer.json")), read), Target("vocab.bpe", release, read)]
+    return [
+        Target("tokenizer.json", written(lambda folder: small.save(folder / "tokenizer.json")), read),
+        Target("vocab.bpe", release, read),
+    ]
 
 
 def tables() -> list[Target]:
-    recipe = b'val_fraction = 0.1\n[sources.a]\ninputs = ["*.txt"]\nweight = 3\nclean = {min_words = 2}\ndedup = {method = "lsh"}\n[sources.b]\ninputs = ["a.txt"]\n'
-    task = b'title = "t"\nsource = "s"\nfile = "*.jsonl"\nfield = "text"\nscoring = ["last_word"]\n[paper]\naccuracy = "lambada.accuracy"\n'
-    tune = b'kind = "classification"\ntrain = "a"\nvalidation = "b"\nlabels = ["x", "y"]\nepochs = 2\nfields = {text = "t"}\n'
+    recipe = b"""val_fraction = 0.1
+[sources.a]
+inputs = ["*.txt"]
+weight = 3
+clean = {min_words = 2}
+dedup = {method = "lsh"}
+[sources.b]
+inputs = ["a.txt"]
+"""
+    tune = b"""kind = "classification"
+train = "a"
+validation = "b"
+labels = ["x", "y"]
+epochs = 2
+fields = {text = "t"}
+"""
 
     def read_recipe(folder: Path) -> object:
         table = read_config(folder / "a.toml", dict.fromkeys(("val_fraction", "sources", "decontaminate", "mixture")))
@@ -175,19 +198,15 @@ def tables() -> list[Target]:
 
     return [
         Target("recipe.toml", {"a.toml": recipe, "a.txt": b"one\n"}, read_recipe, fixed=("a.txt",)),
-        Target("task.toml", {"a.toml": task}, lambda folder: read_task(folder / "a.toml")),
-        Target("fine-tuning task", {"a.toml": tune}, lambda folder: read_finetune_task(folder / "a.toml")),
+        Target("fine-tuning task", {"a.toml": tune}, lambda folder: read_task(folder / "a.toml")),
     ]
 
 
 def logs() -> list[Target]:
-    """Lines that a run, a task or a user wrote."""
-    tokenizer = Tokenizer([*byte_alphabet(), END_OF_TEXT], [])
-    task = b'title = "t"\nsource = "s"\nfile = "*.jsonl"\nfield = "text"\nscoring = ["last_word"]\n'
+    """Lines that a run or a user wrote."""
     return [
         Target("prompts", {"a.jsonl": b'{"prompt": "one"}\n{"prompt": "two"}\n'}, lambda folder: read_prompts(folder / "a.jsonl")),
         Target("metrics.jsonl", {"metrics.jsonl": b'{"step": 1, "loss": 2.5}\n{"step": 2, "loss": null}\n'}, read_metrics),
-        Target("task items", {"a.jsonl": b'{"text": "the last word"}\n{"text": "a b"}\n', "a.toml": task}, lambda folder: read_items(read_task(folder / "a.toml"), folder / "a.jsonl", tokenizer), fixed=("a.toml",)),
     ]
 
 

@@ -20,3 +20,8 @@ def test_a_fresh_run_starts_with_none(tmp_path):
     (tmp_path / METRICS).write_text('{"step": 1}\n')
     MetricsLog(tmp_path)
     assert read_metrics(tmp_path) == []
+
+
+def test_lines_that_a_lost_disk_block_left_are_passed_over(tmp_path):
+    (tmp_path / METRICS).write_bytes(b'{"step": 1}\n\0\0\0\n\xff\n[1]\n{"step": null}\n' + b"[" * 100_000 + b'\n{"step": 2}\n')
+    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
