@@ -203,6 +203,9 @@ class Training:
         if self.stepper.loss_scale:
             running["loss_scale"] = self.stepper.loss_scale.state
         state = State(self.position, self.run.identity(), {**self.last, RUNNING: running})
+        for log in (self.log, self.sampler and self.sampler.log):
+            if log is not None:
+                log.sync()
         self.checkpoints.save(state, self.parameters, self.stepper.optimizer)
         if self.sampler:
             self.sampler.begin(*self._newest())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ class MetricsLog:
     def write(self, line: Line) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+    def sync(self) -> None:
+        """Bring all lines to disk: a checkpoint that outlives a power cut must find those before it."""
+        with open(self.path, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def read_metrics(out: Path) -> list[Line]:

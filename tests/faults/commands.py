@@ -46,7 +46,7 @@ def commands() -> list[Command]:
         Command("train", TRAIN, [*TRAIN, "--resume"], run, "run"),
         Command("sample", SAMPLE, [*SAMPLE, "--resume"], files("out.jsonl")),
         Command("eval", SCORE, [*SCORE, "--force"], files("eval.json")),
-        Command("cost", COST, [*COST, "--force"], files("cost.svg")),
+        Command("cost", COST, COST, files("cost.svg")),
     ]
 
 

@@ -25,7 +25,6 @@ KINDS = {  # what is counted for each kind of fault
     "failing read": "reads",
     "slow read": "reads",
     "clock": "changes",
-    "lost worker": "changes",
 }
 YEAR = 365 * 86400.0
 
@@ -120,11 +119,6 @@ class Faults:
             back = time.time
             time.time = lambda: back() - YEAR  # type: ignore[assignment]
             time.time_ns = lambda: int(time.time() * 1e9)  # type: ignore[assignment]
-        elif self.kind == "lost worker":
-            import multiprocessing
-
-            for child in multiprocessing.active_children()[:1]:
-                child.kill()
 
     def _lose_unsynced(self) -> None:
         """Of every file, half of what no fsync has brought to disk goes."""

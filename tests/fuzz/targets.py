@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import io
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +45,19 @@ TEXT = "A small text — for a small vocabulary.\r\n\n  Grüße, 42!\n" * 3
 
 
 def targets() -> list[Target]:
-    return [*documents(), shards(), manifest(), verified(), weights(), config_json(), *tokenizers(), *tables(), *logs(), *checkpoints()]
+    return [
+        *documents(),
+        shards(),
+        manifest(),
+        verified(),
+        weights(),
+        config_json(),
+        release(),
+        *tokenizers(),
+        *tables(),
+        *logs(),
+        *checkpoints(),
+    ]
 
 
 def written(write: Callable[[Path], object]) -> Files:
@@ -157,6 +170,33 @@ def config_json() -> Target:
     banded = replace(SHAPE, n_layer=2, attention="banded", band=4)
     files = written(lambda folder: save_model(folder, GPT(banded).state_dict(), banded))
     return Target("config.json", files, load_model, fixed=("model.safetensors", "native.safetensors"))
+
+
+def release() -> Target:
+    """GPT-1's, two numbers wide where a head is 64."""
+    shapes = [[8, 64], [300, 64]] + [
+        [1, 64, 192],
+        [192],
+        [1, 64, 64],
+        [64],
+        [64],
+        [64],
+        [1, 64, 256],
+        [256],
+        [1, 256, 64],
+        [64],
+        [64],
+        [64],
+    ]
+
+    def write(folder: Path) -> None:
+        write_json(folder / "params_shapes.json", shapes)
+        numbers = np.zeros(sum(math.prod(shape) for shape in shapes), np.float16)
+        for number, part in enumerate(np.array_split(numbers, 10)):
+            np.save(folder / f"params_{number}.npy", part)
+
+    files = written(write)
+    return Target("GPT-1 release", files, load_model, fixed=tuple(f"params_{number}.npy" for number in range(8)))
 
 
 def tokenizers() -> list[Target]:
