@@ -205,7 +205,7 @@ def parquet(field: str) -> Reader:
                         else:
                             yield flawed("no text field", f'"{field}" is {type(text).__name__}, not text', where, number)
                     number += 1
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: in the names of columns
             if getattr(error, "errno", None) is not None:  # the disk's, not the file's
                 raise
             raise InputError(f"the file is damaged: {str(error).splitlines()[0]}", where=name) from None

@@ -199,3 +199,13 @@ def test_a_disk_that_fails_is_not_called_a_damaged_file(tmp_path: Path, monkeypa
     with pytest.raises(OSError, match="Input/output") as caught:
         found(tmp_path / "a.parquet")
     assert not isinstance(caught.value, InputError)
+
+
+def test_parquet_whose_columns_names_are_not_utf8_is_damaged(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"text": ["one"], "zzzz": ["two"]}), tmp_path / "a.parquet", store_schema=False)
+    data = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(data.replace(b"zzzz", b"\xff\xfezz"))
+    with pytest.raises(InputError, match="the file is damaged"):
+        found(tmp_path / "a.parquet")

@@ -1,6 +1,6 @@
 """Inject faults into the commands, one at a time, and hold what was promised: whole or not at all, resumed exactly, nothing lost.
 
-    python -m tests.faults                     600 faults over all commands
+    python -m tests.faults                     some 650 faults over all commands
     python -m tests.faults --each 20 train     20 of each kind in one of them
     python -m tests.faults --show              every fault that broke a promise, with the command's last words
 
@@ -25,7 +25,7 @@ KINDS = ("full disk", "kill", "torn file", "power cut", "failing read", "slow re
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
     parser.add_argument("names", nargs="*")
-    parser.add_argument("--each", type=int, default=13, help="faults of each kind in each command, spread over its operations")
+    parser.add_argument("--each", type=int, default=32, help="faults of each kind in each command, spread over its operations")
     parser.add_argument("--show", action="store_true")
     options = parser.parse_args()
     results: list[Result] = []

@@ -173,21 +173,9 @@ def config_json() -> Target:
 
 
 def release() -> Target:
-    """GPT-1's, two numbers wide where a head is 64."""
-    shapes = [[8, 64], [300, 64]] + [
-        [1, 64, 192],
-        [192],
-        [1, 64, 64],
-        [64],
-        [64],
-        [64],
-        [1, 64, 256],
-        [256],
-        [1, 256, 64],
-        [64],
-        [64],
-        [64],
-    ]
+    """GPT-1 as OpenAI released it, one layer of one head."""
+    block = [[1, 64, 192], [192], [1, 64, 64], [64], [64], [64], [1, 64, 256], [256], [1, 256, 64], [64], [64], [64]]
+    shapes = [[8, 64], [300, 64], *block]
 
     def write(folder: Path) -> None:
         write_json(folder / "params_shapes.json", shapes)
