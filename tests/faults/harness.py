@@ -54,8 +54,8 @@ class Harness:
     def spread(self, command: Command, kind: str, most: int) -> tuple[int, list[Result]]:
         """Up to `most` faults of a kind, evenly over the operations of one run; how many operations those are."""
         operations = self.count(command, kind)
-        numbers = sorted({1 + step * operations // most for step in range(most)}) if operations else []
-        return operations, [self.inject(command, kind, at) for at in numbers if at <= operations]
+        numbers = sorted({1 + (2 * step + 1) * operations // (2 * most) for step in range(most)}) if operations else []
+        return operations, [self.inject(command, kind, at) for at in numbers]
 
     def count(self, command: Command, kind: str) -> int:
         """Run it undisturbed; how many operations a fault of this kind could strike."""
