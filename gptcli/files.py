@@ -82,26 +82,36 @@ def write_json(path: Path, value: object) -> None:
 
 def read_json(path: Path) -> Any:
     """The JSON in `path`. Raises InputError where it is missing or broken, with the line."""
+    return parse_json(_read(path), path, lines=True)
+
+
+def parse_json(data: bytes, where: str | Path, *, lines: bool = False) -> Any:
+    """The JSON value that `data` spells. Raises InputError where it is broken; with `lines`, its line is added to `where`."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError("no such file", where=path) from None
+        return json.loads(data.decode("utf-8"))
     except json.JSONDecodeError as error:
-        raise InputError(f"not valid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
+        raise InputError(f"not valid JSON: {error.msg}", where=f"{where}:{error.lineno}" if lines else where) from None
     except UnicodeDecodeError as error:
-        raise InputError(f"not valid UTF-8 at byte {error.start}", where=path) from None
+        raise InputError(f"not valid UTF-8 at byte {error.start}", where=where) from None
+    except (ValueError, RecursionError) as error:  # a number of over 4,300 digits; brackets a thousand deep
+        raise InputError(f"not readable JSON: {error}", where=where) from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The TOML table in `path`. Raises InputError where it is missing or broken, with the line."""
+    """The table in `path`. Raises InputError where it is missing or broken."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError("no such file", where=path) from None
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"not valid TOML: {error}", where=path) from None
+        return tomllib.loads(_read(path).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise InputError(f"not valid UTF-8 at byte {error.start}", where=path) from None
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and what `parse_json` meets
+        raise InputError(f"not valid TOML: {error}", where=path) from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise InputError("no such file", where=path) from None
 
 
 def sha256(path: Path) -> str:

@@ -133,3 +133,15 @@ def test_toml_says_where_it_is_broken(tmp_path: Path) -> None:
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1
+
+
+@pytest.mark.parametrize(
+    "text", [b"[" * 100_000, b"9" * 5000, b'{"a": \xff}', b"{", b"\xff"], ids=["deep", "digits", "bytes", "open", "no text"]
+)
+def test_json_and_toml_that_cannot_be_read_are_one_clear_error(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "a").write_bytes(text)
+    with pytest.raises(InputError, match="a"):
+        read_json(tmp_path / "a")
+    (tmp_path / "a").write_bytes(b"a = " + text)
+    with pytest.raises(InputError, match="not valid"):
+        read_toml(tmp_path / "a")

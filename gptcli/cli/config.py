@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import sys
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 
 from gptcli import __version__
 from gptcli.errors import InputError, UsageError, nearest
-from gptcli.files import atomic_write
+from gptcli.files import atomic_write, read_toml
 
 T = TypeVar("T")
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
@@ -69,15 +68,9 @@ def read_config(path: Path, names: Mapping[str, Any]) -> dict[str, Any]:
 
     Keys are the options' names, with - or _. Raises InputError with file, line and nearest match.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        table = tomllib.loads(text)
-    except FileNotFoundError:
-        raise InputError("no such configuration file", where=path) from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"not valid UTF-8 at byte {error.start}", where=path) from None
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"not valid TOML: {error}", where=path) from None
+    if not path.exists():
+        raise InputError("no such configuration file", where=path)
+    table, text = read_toml(path), path.read_text(encoding="utf-8")
     values: dict[str, Any] = {}
     for key, value in table.items():
         name = key.replace("-", "_")

@@ -76,7 +76,7 @@ def read_run(path: Path) -> Run:
         try:
             entry = json.loads(line)
             loss, tokens = float(entry.get("val_loss", entry["loss"])), int(entry["tokens"])
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             raise InputError("not a line of metrics: it needs tokens and loss", where=f"{metrics}:{number}") from None
         if "val_loss" in entry or "val_loss" not in last:
             last = entry | {"reached": loss, "tokens": tokens}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +14,7 @@ from gptcli.corpus.quality import Classifier, keeps
 from gptcli.corpus.recipe import Clean, Links, Source
 from gptcli.corpus.streams import ending, opened
 from gptcli.errors import InputError
+from gptcli.files import parse_json
 
 Stage = Callable[[Document], str]  # why the document is dropped, or ""
 
@@ -70,7 +70,7 @@ def _rows(path: str) -> Any:
 
     with opened(path) as stream:
         if ending(path)[0] == ".jsonl":
-            yield from (json.loads(line) for line in stream if line.strip())
+            yield from (parse_json(line, f"{path}:{number}") for number, line in enumerate(stream, 1) if line.strip())
         else:
             yield from csv.DictReader(io.TextIOWrapper(stream, "utf-8", newline=""))
 

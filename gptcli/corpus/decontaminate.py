@@ -7,7 +7,6 @@ alone. Documents are searched by hash; only those that hold one are looked at wo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from gptcli.corpus.readers import read_documents
 from gptcli.corpus.streams import ending, opened
 from gptcli.corpus.words import grams, normalised, word_hashes
 from gptcli.errors import InputError
+from gptcli.files import parse_json
 
 GRAM = 13  # words
 WINDOW = 200  # characters cut on each side
@@ -44,10 +44,7 @@ def read_items(path: str) -> Iterator[str]:
     with opened(path) as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
-                try:
-                    yield " ".join(_strings(json.loads(line)))
-                except ValueError as error:
-                    raise InputError(f"not valid JSON: {error}", where=f"{path}:{number}") from None
+                yield " ".join(_strings(parse_json(line, f"{path}:{number}")))
 
 
 def _strings(value: Any) -> Iterator[str]:

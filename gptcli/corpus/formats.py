@@ -193,14 +193,21 @@ def parquet(field: str) -> Reader:
                 urls = batch.column("url") if "url" in names else None
                 for row in range(len(texts)):
                     if cut.wants(number):
-                        text, url = texts[row].as_py(), urls[row].as_py() if urls is not None else None
                         where = f"{name}, row {number}"
+                        try:
+                            text, url = texts[row].as_py(), urls[row].as_py() if urls is not None else None
+                        except UnicodeDecodeError:
+                            yield flawed("not valid UTF-8", "not valid UTF-8", where, number)
+                            number += 1
+                            continue
                         if isinstance(text, str):
                             yield Document(text, where, number, url if isinstance(url, str) else "")
                         else:
                             yield flawed("no text field", f'"{field}" is {type(text).__name__}, not text', where, number)
                     number += 1
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: in the names of columns
+            if getattr(error, "errno", None) is not None:  # the disk's, not the file's
+                raise
             raise InputError(f"the file is damaged: {str(error).splitlines()[0]}", where=name) from None
 
     return read

@@ -34,6 +34,7 @@ DROPOUTS = {
     GPT1: ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
     NEO: ("resid_dropout", "embed_dropout", "attention_dropout"),
 }
+MOST = 1 << 28  # of any size in a file: products of two still fit where they are computed
 KINDS = {"dense": "global", "banded": "local"}  # of layers, ours and GPT-Neo's
 
 
@@ -76,9 +77,12 @@ def read_model_config(folder: Path) -> ModelConfig:
             return _released_config(Path(folder) / RELEASED_SHAPES)
         raise InputError("no config.json here", where=folder, hint="name a finished run folder or a transformers GPT folder")
     table, kind = _table(path)
-    missing = [theirs for theirs in NAMES[kind].values() if not isinstance(table.get(theirs), int)]
+    missing = [theirs for theirs in NAMES[kind].values() if not _is_size(table.get(theirs))]
     if missing:
-        raise InputError(f"no whole number under {missing[0]!r}", where=path)
+        raise InputError(f"no whole number under {missing[0]!r} from 1 to {MOST:,}", where=path)
+    tied, dropout = table.get("tie_word_embeddings", True), table.get(DROPOUTS[kind][0], 0.0)
+    if not isinstance(tied, bool) or not isinstance(dropout, int | float):
+        raise InputError(f"tie_word_embeddings is {tied!r}, {DROPOUTS[kind][0]} {dropout!r}: not true or false, and a number", where=path)
     shape = {ours: table[theirs] for ours, theirs in NAMES[kind].items()}
     for key, known in {
         ACTIVATION[kind]: ("gelu", "gelu_new") if kind == GPT1 else ("gelu_new", "gelu_pytorch_tanh"),
@@ -94,8 +98,8 @@ def read_model_config(folder: Path) -> ModelConfig:
         **shape,
         attention=_pattern(table, shape["n_layer"], path) if kind == NEO else "dense",
         norm="post" if kind == GPT1 else "pre",
-        tied=table.get("tie_word_embeddings", True),
-        dropout=float(table.get(DROPOUTS[kind][0], 0.0)),
+        tied=tied,
+        dropout=float(dropout),
     )
 
 
@@ -109,20 +113,25 @@ def _table(path: Path) -> tuple[dict[str, Any], str]:
     if not isinstance(table, dict):
         raise InputError("not a model configuration: expected a JSON object", where=path)
     kind = table.get("model_type", GPT2)
-    if kind not in NAMES:
+    if not isinstance(kind, str) or kind not in NAMES:
         raise InputError(f"a {kind!r} model is not of this family", where=path, hint="GPT-1, GPT-2, GPT-3 and GPT-Neo models can be read")
     return table, kind
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 1 <= value <= MOST
 
 
 def _pattern(table: dict[str, Any], n_layer: int, path: Path) -> str:
     """The shortest pattern that the layers of a GPT-Neo repeat."""
     try:
-        layers = [kind for kinds, times in table["attention_types"] for _ in range(times) for kind in kinds]
+        repeats = [(kinds, times) for kinds, times in table["attention_types"]]
+        if sum(len(kinds) * times for kinds, times in repeats) != n_layer:  # before a list is made of a number that a file names
+            raise InputError(f"attention_types does not name {n_layer} layers, as num_layers says", where=path)
+        layers = [kind for kinds, times in repeats for _ in range(times) for kind in kinds]
         ours = [{theirs: kind for kind, theirs in KINDS.items()}[layer] for layer in layers]
     except (KeyError, TypeError, ValueError):
         raise InputError('attention_types is not GPT-Neo\'s: a list such as [[["global", "local"], 6]]', where=path) from None
-    if len(ours) != n_layer:
-        raise InputError(f"attention_types names {len(ours)} layers, num_layers says {n_layer}", where=path)
     period = next(n for n in range(1, n_layer + 1) if ours == (ours[:n] * n_layer)[:n_layer])
     pattern = ours[:period] if period > 1 or ours[0] == "dense" else ours[:1] * 2  # "banded" alone means both in turn
     return "banded" if pattern == ["dense", "banded"] else ",".join(pattern)
@@ -133,6 +142,8 @@ def _released_config(path: Path) -> ModelConfig:
     try:
         (n_ctx, d_model), (vocab_size, _) = shapes[:2]
         n_layer, rest = divmod(len(shapes) - 2, 12)
+        if not all(map(_is_size, (n_ctx, d_model, vocab_size))):
+            raise ValueError(shapes)
     except (TypeError, ValueError):
         raise InputError("not the shapes of GPT-1: expected those of positions, tokens and 12 tensors a layer", where=path) from None
     if rest:

@@ -6,6 +6,7 @@ before all values, where our rows go head after head; a tied head is stored once
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -61,15 +62,20 @@ def read_release(folder: Path, config: ModelConfig) -> Tensors:
     for number in range(RELEASED_PARTS):
         path = folder / f"params_{number}.npy"
         try:
-            parts.append(np.load(path, allow_pickle=False).ravel())
+            parts.append(np.lib.format.open_memmap(path, mode="r").ravel())  # maps no more than the file holds, and unpickles nothing
         except FileNotFoundError:
             raise InputError(f"no {path.name} here", where=folder, hint="the release is params_shapes.json and params_0 to 9.npy") from None
         except ValueError as error:
             raise InputError(f"not a readable array: {error}", where=path) from None
-    numbers, sizes = np.concatenate(parts), [int(np.prod(shape)) for shape in shapes]
-    if len(numbers) != sum(sizes):
-        raise InputError(f"holds {len(numbers):,} numbers, the shapes say {sum(sizes):,}", where=folder)
-    arrays = [part.reshape(shape) for part, shape in zip(np.split(numbers, np.cumsum(sizes)[:-1]), shapes, strict=True)]
+    if any(part.dtype.kind != "f" for part in parts):
+        raise InputError("its arrays are not of floating-point numbers", where=folder)
+    try:
+        numbers, sizes = np.concatenate(parts), [math.prod(shape) for shape in shapes]
+        if len(numbers) != sum(sizes):
+            raise InputError(f"holds {len(numbers):,} numbers, the shapes say {sum(sizes):,}", where=folder)
+        arrays = [part.reshape(shape) for part, shape in zip(np.split(numbers, np.cumsum(sizes)[:-1]), shapes, strict=True)]
+    except (TypeError, ValueError, OverflowError):
+        raise InputError("not the shapes of tensors", where=folder / RELEASED_SHAPES) from None
     names = ["positions_embed.weight", "tokens_embed.weight"]
     names += [f"h.{layer}.{name}" for layer in range(config.n_layer) for name in RELEASED_BLOCK]
     # a matrix is a convolution's kernel of width 1: [1, in, out]

@@ -114,6 +114,8 @@ def load_model(folder: Path, *, device: str | torch.device = "cpu", dtype: torch
 
 def _build(state: Tensors, config: ModelConfig, where: Path | str, device: str | torch.device, dtype: torch.dtype) -> GPT:
     """The model that holds these tensors. Raises InputError where one is missing, has no place or the wrong shape."""
+    if config.n_layer > len(state):  # before as many modules are made as a file says
+        raise InputError(f"holds {len(state)} tensors, too few for the {config.n_layer:,} layers of the configuration", where=where)
     if config.tied and "wte.weight" in state:
         state = {**state, "lm_head.weight": state["wte.weight"]}
     with torch.device("meta"):

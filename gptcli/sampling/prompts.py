@@ -16,7 +16,7 @@ from typing import Any
 
 from gptcli.errors import InputError, UsageError
 from gptcli.events import SILENT, Events
-from gptcli.files import atomic_write
+from gptcli.files import atomic_write, parse_json
 from gptcli.model.transformer import GPT
 from gptcli.sampling.decode import decode, sample_generator
 from gptcli.sampling.engine import Engine
@@ -48,12 +48,7 @@ def read_prompts(path: Path) -> list[str]:
         raise InputError("no such file", where=path, hint='a line is one JSON object: {"prompt": "Once upon a time"}') from None
     for number, line in enumerate(lines, 1):
         where = f"{path}:{number}"
-        try:
-            value = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise InputError(f"not valid UTF-8 at byte {error.start}", where=where) from None
-        except json.JSONDecodeError as error:
-            raise InputError(f"not valid JSON: {error.msg}", where=where) from None
+        value = parse_json(line, where)
         if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
             raise InputError('no text under "prompt"', where=where, hint='a line is one JSON object: {"prompt": "Once upon a time"}')
         prompts.append(value["prompt"])

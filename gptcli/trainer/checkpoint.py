@@ -26,13 +26,13 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor.experimental import implicit_replication
 
-from gptcli.errors import InputError, RunError
+from gptcli.errors import GptError, InputError, RunError
 from gptcli.events import Events
 from gptcli.files import PARTIAL, fsync_folder, read_json, sha256, write_json
 from gptcli.model.weights import load_model
 from gptcli.trainer.layout import Place
 from gptcli.trainer.schedule import Position
-from gptcli.trainer.storage import Reader, Writer
+from gptcli.trainer.storage import INDEX, Reader, Writer
 
 FORMAT = 2
 STATE = "state.json"
@@ -198,9 +198,13 @@ def read_state(folder: Path) -> State:
     """Raises InputError where it cannot be read."""
     table = read_json(folder / STATE)
     try:
-        return State(Position(**table["position"]), table["identity"], table["metrics"])
+        state = State(Position(**table["position"]), table["identity"], table["metrics"])
     except (KeyError, TypeError):
-        raise InputError("not the state of a checkpoint of this format", where=folder / STATE) from None
+        state = None
+    numbers = () if state is None else (state.position.step, state.position.sequences)
+    if state is None or not all(isinstance(part, dict) for part in (state.identity, state.metrics)) or set(map(type, numbers)) != {int}:
+        raise InputError("not the state of a checkpoint of this format", where=folder / STATE)
+    return state
 
 
 def newest_state(out: Path) -> State | None:
@@ -212,14 +216,20 @@ def newest_state(out: Path) -> State | None:
 
 
 def _load(tensors: dict[str, torch.Tensor], reader: Reader, group: dist.ProcessGroup | None) -> None:
-    """Fill `tensors` in place."""
-    load(
-        tensors,
-        storage_reader=reader,
-        planner=DefaultLoadPlanner(flatten_state_dict=False),
-        process_group=group,
-        no_dist=group is None,
-    )
+    """Fill `tensors` in place. Raises InputError where the files do not hold them."""
+    try:
+        load(
+            tensors,
+            storage_reader=reader,
+            planner=DefaultLoadPlanner(flatten_state_dict=False),
+            process_group=group,
+            no_dist=group is None,
+        )
+    except CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]
+        if isinstance(cause, OSError | GptError):
+            raise cause from None
+        raise InputError(f"the checkpoint does not fit this run: {str(cause).splitlines()[0]}", where=reader.folder) from None
 
 
 def _broken(folder: Path, place: Place) -> str | None:
@@ -229,14 +239,17 @@ def _broken(folder: Path, place: Place) -> str | None:
         if table["format"] != FORMAT:
             return f"format {table['format']} is not {FORMAT}, the one this program reads"
         read_state(folder)
-        files = sorted(table["sha256"])[place.rank :: place.world]
+        digests = table["sha256"]
+        if unknown := {INDEX, *Reader(folder).held()} ^ digests.keys():
+            return f"{STATE} and {INDEX} do not agree on {', '.join(sorted(unknown))}"
+        files = sorted(digests)[place.rank :: place.world]
         with ThreadPoolExecutor() as pool:  # hashing lets other threads run
             for file, digest in zip(files, pool.map(lambda file: sha256(folder / file), files), strict=True):
-                if digest != table["sha256"][file]:
+                if digest != digests[file]:
                     return f"{file} does not match its SHA-256"
     except (InputError, OSError) as error:
         return str(error)
-    except (KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError):
         return f"{STATE} is not whole"
     return None
 

@@ -11,13 +11,12 @@ text = "sentence"
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from gptcli.errors import InputError, UsageError, nearest
-from gptcli.files import read_toml
+from gptcli.files import parse_json, read_toml
 from gptcli.trainer.finetune_inputs import KINDS, Example, Transformation
 
 
@@ -57,9 +56,13 @@ class Task:
 def read_task(path: Path) -> Task:
     """Raises InputError where the file is missing or broken, or names what no task has."""
     table = read_toml(path)
-    names = [each.name for each in fields(Task)]
-    if unknown := [name for name in table if name not in names]:
-        raise InputError(f"unknown key {unknown[0]!r}", where=path, hint=nearest(unknown[0], names))
+    kinds = {name: get_origin(kind) or kind for name, kind in get_type_hints(Task).items()}
+    for name, value in table.items():
+        if name not in kinds:
+            raise InputError(f"unknown key {name!r}", where=path, hint=nearest(name, kinds))
+        wanted = (int, float) if kinds[name] is float else kinds[name]
+        if isinstance(value, bool) or not isinstance(value, wanted):
+            raise InputError(f"{name} is not of type {kinds[name].__name__}", where=path)
     if missing := [name for name in ("kind", "train", "validation") if name not in table]:
         raise InputError(f"no {missing[0]!r}", where=path)
     try:
@@ -73,15 +76,15 @@ def read_examples(task: Task, path: Path, transformation: Transformation) -> lis
     examples = []
     names = {name: task.fields.get(name, name) for name in (*KINDS[task.kind], "label")}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().splitlines()
     except FileNotFoundError:
         raise InputError("no such file", where=path) from None
     for number, line in enumerate(lines, 1):
         where = f"{path}:{number}"
+        row = parse_json(line, where)
         try:
-            row = json.loads(line)
             texts = {ours: row[theirs] for ours, theirs in names.items()}
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise InputError(
                 f"not an example of this task: {error}", where=where, hint=f"a line holds {', '.join(names.values())}"
             ) from None

@@ -26,6 +26,7 @@ from gptcli.trainer.evaluate import validation_loss
 from gptcli.trainer.export import export
 from gptcli.trainer.guard import Guard
 from gptcli.trainer.layout import Place
+from gptcli.trainer.machine import hold_threads
 from gptcli.trainer.metrics import Line, MetricsLog
 from gptcli.trainer.noise_scale import NoiseScale, part_of
 from gptcli.trainer.profile import Profiler
@@ -82,6 +83,7 @@ class Training:
         self.guard = Guard(run.train.spike, running.get("guard"))
         if self.stepper.loss_scale and "loss_scale" in running:
             self.stepper.loss_scale.state = running["loss_scale"]
+        self.threads = hold_threads(running.get("threads"), events) if place.device.type == "cpu" else None
         self.grown: int = running.get("batch", self.schedule.first)
         """Sequences of the next batch where it follows the noise scale."""
         self.speed = Speed(run, place)
@@ -197,10 +199,13 @@ class Training:
         return micro_batches(self.order, self.position.sequences, self._size(), self.run.train.micro_batch, self.place)
 
     def _save(self) -> None:
-        running = {"noise": self.noise.state, "guard": self.guard.state, "batch": self.grown}
+        running = {"noise": self.noise.state, "guard": self.guard.state, "batch": self.grown, "threads": self.threads}
         if self.stepper.loss_scale:
             running["loss_scale"] = self.stepper.loss_scale.state
         state = State(self.position, self.run.identity(), {**self.last, RUNNING: running})
+        for log in (self.log, self.sampler and self.sampler.log):
+            if log is not None:
+                log.sync()
         self.checkpoints.save(state, self.parameters, self.stepper.optimizer)
         if self.sampler:
             self.sampler.begin(*self._newest())

@@ -14,6 +14,7 @@ import torch
 from gptcli.cost.flops import flops_per_token
 from gptcli.cost.layout import Layout
 from gptcli.errors import UsageError
+from gptcli.events import Events
 from gptcli.model.config import ModelConfig
 from gptcli.trainer.fit import AUTO, MICRO_TOKENS, best_work, device, fitting
 
@@ -124,6 +125,26 @@ def keep_freed_memory() -> None:
     if libc is not None and hasattr(libc, "mallopt"):
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def hold_threads(before: int | None, events: Events) -> int:
+    """Fix how many threads a product on the CPU is cut into: sums, and so weights, differ in their last bits with the number. `before` is
+    what a resumed run had, from its checkpoint; None for a new run. Returns the number from here on."""
+    threads = torch.get_num_threads()
+    if before is not None and before != threads:
+        if before <= cores():
+            threads = before
+        else:
+            events.warn(
+                f"the run had {before} threads, and {cores()} cores are here: its last bits will not be those of a run on one machine"
+            )
+    torch.set_num_threads(threads)  # once set, the library below chooses no other by itself
+    return threads
+
+
+def cores() -> int:
+    """Of the CPU, that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def share_cores(processes: int) -> None:

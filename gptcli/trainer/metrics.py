@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from gptcli.files import atomic_write
+from gptcli.errors import InputError
+from gptcli.files import atomic_write, parse_json
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 Line = dict[str, Any]
@@ -26,6 +29,11 @@ class MetricsLog:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
+    def sync(self) -> None:
+        """Bring all lines to disk: a checkpoint that outlives a power cut must find those before it."""
+        with open(self.path, "rb") as file:
+            os.fsync(file.fileno())
+
 
 def read_metrics(out: Path) -> list[Line]:
     """The lines of a run folder so far."""
@@ -33,8 +41,14 @@ def read_metrics(out: Path) -> list[Line]:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a JSONL file; none where it does not exist, and a last one that a killed process left unfinished is passed over."""
+    """The lines of a JSONL file; none where it does not exist. What a killed process or a lost disk block left is passed over: a last
+    line without an end, and any that is no object with a step."""
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].split("\n") if line]
+    found = []
+    for data in path.read_bytes().split(b"\n")[:-1]:
+        with contextlib.suppress(InputError):
+            line = parse_json(data, path)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                found.append(line)
+    return found

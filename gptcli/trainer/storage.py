@@ -10,7 +10,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -25,11 +27,13 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
+from gptcli.errors import InputError
 from gptcli.files import read_json, sha256, write_json
 from gptcli.trainer.layout import Place
 
 MODEL, OPTIMIZER, INDEX = "model", "optimizer", "index.json"
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64", torch.int32: "I32"}
+FILE = re.compile(rf"(?:{MODEL}|{OPTIMIZER})[0-9a-z-]*\.safetensors")  # the names that `file_of` gives: none leads out of the folder
 ROOM = 1 << 20  # bytes of a checkpoint beside its tensors: indices and headers
 
 Table = dict[str, Any]
@@ -110,16 +114,34 @@ class Reader(StorageReader):
         return Metadata({**self.tensors()})
 
     def tensors(self) -> dict[str, TensorStorageMetadata]:
-        """What the checkpoint holds, by name."""
-        tensors = {}
+        """What the checkpoint holds, by name. Raises InputError where its index is broken, leads out of the folder, or speaks of tensors
+        that its files are too small for: so nobody makes room for what a file only claims."""
+        tensors, claimed = {}, 0
         dtypes = {name: dtype for dtype, name in DTYPES.items()}
-        for name, row in read_json(self.folder / INDEX).items():
-            chunks = []
-            for piece in row["pieces"]:
-                chunks.append(ChunkStorageMetadata(torch.Size(piece["offset"]), torch.Size(piece["size"])))
-                self.files[MetadataIndex(name, piece["offset"])] = piece["file"]
-            tensors[name] = TensorStorageMetadata(TensorProperties(dtypes[row["dtype"]]), torch.Size(row["size"]), chunks)
+        path = self.folder / INDEX
+        table = read_json(path)
+        try:
+            for name, row in table.items():
+                dtype, size, chunks = dtypes[row["dtype"]], _whole_numbers(row["size"]), []
+                for piece in row["pieces"]:
+                    offset, length, file = _whole_numbers(piece["offset"]), _whole_numbers(piece["size"]), piece["file"]
+                    if not FILE.fullmatch(file) or any(at + some > most for at, some, most in zip(offset, length, size, strict=True)):
+                        raise ValueError(name)
+                    chunks.append(ChunkStorageMetadata(torch.Size(offset), torch.Size(length)))
+                    self.files[MetadataIndex(name, offset)] = file
+                claimed += dtype.itemsize * math.prod(size)
+                tensors[name] = TensorStorageMetadata(TensorProperties(dtype), torch.Size(size), chunks)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise InputError("not the index of a checkpoint", where=path) from None
+        held = sum((self.folder / file).stat().st_size for file in set(self.files.values()))
+        if claimed > held:
+            raise InputError(f"speaks of {claimed:,} bytes of tensors, and {held:,} are here", where=path)
         return tensors
+
+    def held(self) -> set[str]:
+        """The files that hold the tensors. Raises InputError as `tensors`."""
+        self.tensors()
+        return set(self.files.values())
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """All that is needed is known from `read_metadata`."""
@@ -168,6 +190,13 @@ def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()
+
+
+def _whole_numbers(value: Any) -> list[int]:
+    """Raises ValueError where it is no list of such."""
+    if not isinstance(value, list) or not all(type(number) is int and 0 <= number < 1 << 48 for number in value):
+        raise ValueError(value)
+    return value
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

@@ -76,6 +76,8 @@ def test_from_a_task_to_an_accuracy(gpt: Gpt, workplace: Path) -> None:
         ('kind = "entailment"\ntrain = "t"', "no 'validation'"),
         ('kind = "entailment"\ntrain = "t"\nvalidation = "v"', "every other kind has"),
         ('kind = "entailment"\nepoch = 3', "unknown key 'epoch'"),
+        ('kind = "entailment"\nepochs = "3"', "epochs is not of type int"),
+        ('kind = "entailment"\nfields = 3', "fields is not of type dict"),
         ('kind = "entailment"\ntrain = "t"\nvalidation = "v"\nlabels = [0, 1]\n[fields]\ntext = "x"', "entailment has no field 'text'"),
         ('kind = "classification"\ntrain = "dev.jsonl"\nvalidation = "v"\nlabels = [0, 1]', "dev.jsonl:1: not an example of this task"),
         ('kind = "classification"\ntrain = "dev.jsonl"\nvalidation = "v"\nlabels = [0, 1]\nfields = {text = "sentence"}', "none of [0, 1]"),

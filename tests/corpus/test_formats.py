@@ -176,3 +176,36 @@ def test_standard_library_json_where_orjson_is_missing(tmp_path: Path, monkeypat
     expected = flaws(tmp_path / "a.jsonl")
     monkeypatch.setitem(sys.modules, "orjson", None)
     assert flaws(tmp_path / "a.jsonl") == expected == ["", "no text field", ""]
+
+
+def test_parquet_whose_strings_are_not_utf8_is_counted(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    bad = pyarrow.array([b"one", b"\xff\xfe", b"two"]).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"text": bad}), tmp_path / "a.parquet")
+    assert flaws(tmp_path / "a.parquet") == ["", "not valid UTF-8", ""]
+
+
+def test_a_disk_that_fails_is_not_called_a_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged input ends a build for good; a failing disk must leave what was built."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"text": ["one"]}), tmp_path / "a.parquet")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(parquet, "ParquetFile", fail)
+    with pytest.raises(OSError, match="Input/output") as caught:
+        found(tmp_path / "a.parquet")
+    assert not isinstance(caught.value, InputError)
+
+
+def test_parquet_whose_columns_names_are_not_utf8_is_damaged(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"text": ["one"], "zzzz": ["two"]}), tmp_path / "a.parquet", store_schema=False)
+    data = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(data.replace(b"zzzz", b"\xff\xfezz"))
+    with pytest.raises(InputError, match="the file is damaged"):
+        found(tmp_path / "a.parquet")

@@ -71,10 +71,15 @@ def test_what_is_no_configuration(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"attention_types": [[["global", "local"], 2]]}, "names 4 layers, num_layers says 3"),
+        ({"attention_types": [[["global", "local"], 2]]}, "does not name 3 layers, as num_layers says"),
         ({"attention_types": [[["sparse"], 3]]}, "attention_types is not GPT-Neo's"),
         ({"intermediate_size": 32}, "intermediate_size is 32"),
         ({"window_size": None}, "no whole number under 'window_size'"),
+        ({"hidden_size": 2**62}, "no whole number under 'hidden_size'"),
+        ({"attention_types": [[["global"], 10**15]]}, "does not name 3 layers"),
+        ({"model_type": {}}, "not of this family"),
+        ({"tie_word_embeddings": [1]}, "not true or false"),
+        ({"embed_dropout": 0.1, "resid_dropout": "a"}, "and a number"),
     ],
 )
 def test_another_gpt_neo_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -128,3 +128,11 @@ def test_missing_and_broken_weights_are_refused(tmp_path: Path) -> None:
     weights.unlink()
     with pytest.raises(InputError, match=r"no model\.safetensors here"):
         load_model(tmp_path)
+
+
+def test_layers_that_are_only_claimed_are_never_made(tmp_path: Path) -> None:
+    save_model(tmp_path, random_model(), CONFIG)
+    table = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(table | {"n_layer": 10**8}))
+    with pytest.raises(InputError, match="too few for the 100,000,000 layers"):
+        load_model(tmp_path)

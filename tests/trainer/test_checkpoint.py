@@ -193,3 +193,61 @@ def test_a_killed_removal_leaves_no_half_of_a_checkpoint(stepper, tmp_path):
     folder.rename(folder.with_name(f".{folder.name}.old{PARTIAL}"))
     save(tmp_path, stepper, 10)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
+
+
+def sealed(folder, file, table):
+    """Write a file of a checkpoint, and make its checksum right."""
+    (folder / file).write_text(json.dumps(table))
+    state = json.loads((folder / checkpoint.STATE).read_text())
+    state["sha256"][file] = storage.sha256(folder / file)
+    (folder / checkpoint.STATE).write_text(json.dumps(state))
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "model.safetensors/../../x", "m\ud800.safetensors", 3])
+def test_no_file_outside_of_a_checkpoint_is_read(stepper, tmp_path, name):
+    folder, events = save(tmp_path, stepper, 7), Warnings()
+    (tmp_path / "checkpoints" / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    index = json.loads((folder / storage.INDEX).read_text())
+    index["wpe.weight"]["pieces"][0]["file"] = name
+    sealed(folder, storage.INDEX, index)
+    with pytest.raises(InputError, match="no checkpoint here is whole"):
+        newest(tmp_path, events)
+    assert "not the index of a checkpoint" in events.texts[0]
+    with pytest.raises(InputError, match="not the index of a checkpoint"):
+        checkpoint.read_model(folder)
+
+
+@pytest.mark.parametrize("name", ["../other", "m\ud800.safetensors"])
+def test_no_file_outside_of_a_checkpoint_is_hashed(stepper, tmp_path, name):
+    folder, events = save(tmp_path, stepper, 7), Warnings()
+    state = json.loads((folder / checkpoint.STATE).read_text())
+    state["sha256"][name] = "0"
+    (folder / checkpoint.STATE).write_text(json.dumps(state))
+    with pytest.raises(InputError, match="no checkpoint here is whole"):
+        newest(tmp_path, events)
+    assert "do not agree" in events.texts[0]
+
+
+def test_memory_is_not_made_for_what_an_index_only_claims(stepper, tmp_path):
+    folder = save(tmp_path, stepper, 7)
+    index = json.loads((folder / storage.INDEX).read_text())
+    index["wpe.weight"]["size"] = [10**9, 10**6]
+    sealed(folder, storage.INDEX, index)
+    with pytest.raises(InputError, match=r"bytes of tensors, and .* are here"):
+        checkpoint.read_model(folder)
+
+
+def test_tensors_that_do_not_fit_are_one_clear_error(make_run, stepper, tmp_path):
+    folder = save(tmp_path, stepper, 7)
+    fresh = build(make_run(n_ctx=8), PLACE, SILENT)
+    with pytest.raises(InputError, match="does not fit this run"):
+        Checkpoints(tmp_path, PLACE, keep=1).load(folder, canonical_parameters(fresh.model), fresh.optimizer)
+
+
+def test_a_state_that_is_no_state(stepper, tmp_path):
+    folder = save(tmp_path, stepper, 7)
+    state = json.loads((folder / checkpoint.STATE).read_text())
+    for changes in ({"position": {"step": "7", "sequences": 28}}, {"identity": 3}, {"metrics": None}):
+        (folder / checkpoint.STATE).write_text(json.dumps(state | changes))
+        with pytest.raises(InputError, match="not the state of a checkpoint"):
+            checkpoint.read_state(folder)

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from gptcli.errors import RunError, UsageError
-from gptcli.events import Events
+from gptcli.events import SILENT, Events
 from gptcli.shards.manifest import Source, read_manifest, write_manifest
+from gptcli.trainer import machine
 from gptcli.trainer.config import Run
 from gptcli.trainer.layout import Place
 from gptcli.trainer.loop import train
@@ -174,3 +175,27 @@ def test_several_sources_are_mixed_in_training_and_validation(make_run, train_he
     assert check_resume(replace(run, resume=True))
     with pytest.raises(UsageError, match="the data changed"):
         check_resume(replace(weighted(2.0), out=run.out))
+
+
+def test_a_resume_cuts_sums_into_as_many_threads_as_before(make_run, monkeypatch):
+    """The number of threads decides the last bits of every sum, and another process may begin with another number."""
+    options = {"tokens": 384, "decay_tokens": 384, "checkpoint_every": 3, "micro_batch": 1}
+    whole, halved = make_run("whole", **options), make_run("halved", **options)
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+
+    class Killed(Events):
+        def progress(self, task, done, *args, **facts):
+            if done >= 4 * 64:
+                raise KeyboardInterrupt
+
+    try:
+        torch.set_num_threads(2)
+        train(whole, CPU, SILENT)
+        with pytest.raises(KeyboardInterrupt):
+            train(halved, CPU, Killed())
+        torch.set_num_threads(1)
+        train(replace(halved, resume=True), CPU, SILENT)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert (whole.out / "model.safetensors").read_bytes() == (halved.out / "model.safetensors").read_bytes()

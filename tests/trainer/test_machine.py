@@ -102,3 +102,18 @@ def test_micro_batches_divide_a_process_share(sequences, layout, expected):
 
 def test_a_context_beyond_the_room_still_gets_one_sequence():
     assert machine.auto_micro_batch(ModelConfig(n_layer=1, n_head=1, d_model=8, n_ctx=10**6), Layout(), 10, "bf16", "auto")[0] == 1
+
+
+def test_threads_are_held_where_there_are_cores_for_them(monkeypatch):
+    told = []
+    events = SimpleNamespace(warn=told.append)
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    try:
+        assert machine.hold_threads(None, events) == 1
+        assert machine.hold_threads(2, events) == torch.get_num_threads() == 2
+        torch.set_num_threads(1)
+        assert not told
+        assert machine.hold_threads(3, events) == torch.get_num_threads() == 1
+        assert "the run had 3 threads, and 2 cores are here" in told[0]
+    finally:
+        torch.set_num_threads(1)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from gptcli.trainer.checkpoint import Checkpoints
 from gptcli.trainer.metrics import METRICS, MetricsLog, read_metrics
 
 
@@ -20,3 +21,17 @@ def test_a_fresh_run_starts_with_none(tmp_path):
     (tmp_path / METRICS).write_text('{"step": 1}\n')
     MetricsLog(tmp_path)
     assert read_metrics(tmp_path) == []
+
+
+def test_lines_that_a_lost_disk_block_left_are_passed_over(tmp_path):
+    (tmp_path / METRICS).write_bytes(b'{"step": 1}\n\0\0\0\n\xff\n[1]\n{"step": null}\n' + b"[" * 100_000 + b'\n{"step": 2}\n')
+    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+
+
+def test_a_checkpoint_never_outlives_the_lines_before_it(make_run, train_here, monkeypatch):
+    synced, lines = [], []
+    sync, save = MetricsLog.sync, Checkpoints.save
+    monkeypatch.setattr(MetricsLog, "sync", lambda log: (synced.append(len(read_metrics(log.path.parent))), sync(log)))
+    monkeypatch.setattr(Checkpoints, "save", lambda *given: (lines.append(len(read_metrics(given[0].out))), save(*given)))
+    train_here(make_run(checkpoint_every=5))
+    assert synced == lines == [4, 9, 14, 19]

@@ -1,0 +1,166 @@
+"""Runs commands in forks of a process that has imported all they need, lets a fault happen, and judges what is left."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.faults.commands import Command, call, leftovers, prepare
+from tests.faults.inject import KINDS, Faults
+
+PATIENCE = 60  # seconds that a command may take
+
+
+@dataclass(slots=True)
+class Result:
+    """What came of one fault; the counts are 0 or 1."""
+
+    command: str
+    kind: str
+    at: int
+    broken: str = ""
+    """The promise that was, in words."""
+    words: str = ""
+    """The command's last ones."""
+    refused: int = 0
+    """It said what was wrong and exited 1 or 2."""
+    died: int = 0
+    done: int = 0
+    """It came through."""
+    half: int = 0
+    lost: int = 0
+    inexact: int = 0
+
+
+class Harness:
+    """A folder of inputs that are made once, and a fresh copy of them for every fault."""
+
+    def __init__(self, work: Path) -> None:
+        preload()
+        self.work = work
+        self.inputs = work / "inputs"
+        self.inputs.mkdir()
+        status = forked(lambda: prepare(self.inputs) or 0)
+        assert status == 0, (self.inputs / "log").read_text()
+        self.wanted: dict[str, dict[str, str]] = {}
+        """Of each command: the fingerprints that an undisturbed run leaves."""
+
+    def spread(self, command: Command, kind: str, most: int) -> tuple[int, list[Result]]:
+        """Up to `most` faults of a kind, evenly over the operations of one run; how many operations those are."""
+        operations = self.count(command, kind)
+        numbers = sorted({1 + (2 * step + 1) * operations // (2 * most) for step in range(most)}) if operations else []
+        return operations, [self.inject(command, kind, at) for at in numbers]
+
+    def count(self, command: Command, kind: str) -> int:
+        """Run it undisturbed; how many operations a fault of this kind could strike."""
+        folder = self._fresh()
+        told = folder / "count"
+        status = forked(lambda: self._run(command.line, folder, Faults(folder, kind, 0), told))
+        assert status == 0, (folder / "log").read_text()
+        self.wanted[command.name] = command.outputs(folder)
+        assert self.wanted[command.name], command.name
+        return int(told.read_text())
+
+    def inject(self, command: Command, kind: str, at: int) -> Result:
+        result, folder = Result(command.name, kind, at), self._fresh()
+        wanted = self.wanted[command.name]
+        status = forked(lambda: self._run(command.line, folder, Faults(folder, kind, at), None))
+        result.words = (folder / "log").read_text(errors="replace")[-2000:] if (folder / "log").exists() else ""
+        result.refused, result.died, result.done = int(status in (1, 2)), int(status < 0), int(status == 0)
+        if "this is a bug" in result.words or status not in (0, 1, 2, -signal.SIGKILL):
+            result.broken = f"exit {status} without a clear message"
+        elif kind in ("slow read", "clock") and status != 0:
+            result.broken = f"exit {status} of a fault that should not matter"
+        elif changed(folder / "in", self.inputs / "in"):
+            result.lost, result.broken = 1, "an input was changed"
+        else:
+            self._judge(command, kind, folder, wanted, status, result)
+        return result
+
+    def _judge(self, command: Command, kind: str, folder: Path, wanted: dict[str, str], status: int, result: Result) -> None:
+        try:
+            left = command.outputs(folder)
+        except (AssertionError, ValueError, OSError) as error:
+            result.half, result.broken = 1, f"half-written: {error}"
+            return
+        if wrong := [name for name, digest in left.items() if wanted.get(name, digest) != digest]:
+            result.half, result.broken = 1, f"under a final name, and not the undisturbed run's: {wrong}"
+            return
+        if status == 0 and left.keys() != wanted.keys():
+            result.lost, result.broken = 1, f"exit 0 without {sorted(wanted.keys() - left.keys())}"
+            return
+        kept = work_of(folder, command)
+        if kind == "failing read" and command.folder == "shards" and status != 0 and not kept and result.at > 20:
+            result.lost, result.broken = 1, "what was built so far is gone"
+            return
+        again = forked(lambda: self._run(command.again, folder, None, None))
+        words = (folder / "log").read_text(errors="replace")[-2000:]
+        if again != 0:
+            result.lost, result.broken, result.words = 1, f"it does not go on: exit {again}", f"{result.words}\n--\n{words}"
+        elif (after := command.outputs(folder)) != wanted:
+            different = [name for name in after.keys() | wanted.keys() if after.get(name) != wanted.get(name)]
+            result.inexact, result.broken = 1, f"resumed, and not the undisturbed run's: {sorted(different)}"
+        elif command.folder and (litter := leftovers(folder)):
+            result.broken = f"left lying about: {litter}"
+
+    def _run(self, line: list[str], folder: Path, faults: Faults | None, told: Path | None) -> int:
+        if faults is not None:
+            faults.install()
+        code = call(line, folder)
+        if told is not None and faults is not None:
+            told.write_text(str(faults.counts[KINDS[faults.kind]]))
+        return code
+
+    def _fresh(self) -> Path:
+        folder = self.work / "run"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(self.inputs, folder)
+        (folder / "log").unlink(missing_ok=True)
+        return folder
+
+
+def work_of(folder: Path, command: Command) -> list[Path]:
+    """What a build has kept for its resume."""
+    return list((folder / command.folder).rglob("*"))
+
+
+def changed(folder: Path, original: Path) -> bool:
+    def all_of(where: Path) -> dict[str, str]:
+        return {str(p.relative_to(where)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(where.rglob("*")) if p.is_file()}
+
+    return all_of(folder) != all_of(original)
+
+
+def forked(work: Callable[[], int]) -> int:
+    """The exit status of `work` in a fork; of a signal, its number below zero."""
+    if (child := os.fork()) == 0:
+        signal.alarm(PATIENCE)
+        try:
+            os._exit(work())
+        except BaseException:
+            traceback.print_exc()
+            os._exit(70)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def preload() -> None:
+    """Import what the commands import. No thread may be started and no tensor touched here: forks would hang on them."""
+    import torch._dynamo  # noqa: F401
+
+    import gptcli.cli.build_shards
+    import gptcli.cli.cost
+    import gptcli.cli.eval
+    import gptcli.cli.sample
+    import gptcli.cli.tokenize
+    import gptcli.cli.train
+    import gptcli.corpus.build
+    import gptcli.evals.loss
+    import gptcli.evals.runner
+    import gptcli.sampling.prompts
+    import gptcli.trainer.launch  # noqa: F401
