@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from gptcli.model.banded import banded_attend
 
 BLOCK = 256  # queries, and keys, whose scores are alive at once in the backward pass on a CPU
+MOST_BLOCKS = 8  # of them in a window: compilation writes out every pair
 
 
 def attend(
@@ -36,7 +37,8 @@ def attend(
     if band is not None and band >= S:
         band = None
     if band is None and (T == S or T == 1):
-        if T > 1 and torch.compiler.is_compiling() and q_BHTD.device.type == "cpu" and q_BHTD.dtype == torch.bfloat16 and not dropout:
+        compiled_bf16 = torch.compiler.is_compiling() and q_BHTD.device.type == "cpu" and q_BHTD.dtype == torch.bfloat16
+        if compiled_bf16 and 1 < T <= MOST_BLOCKS * BLOCK and not dropout:
             return CausalOnCpu.apply(q_BHTD, k_BHSD, v_BHSD)
         return F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, is_causal=T > 1, dropout_p=dropout)
     if band is not None and T == S:
