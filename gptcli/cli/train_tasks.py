@@ -23,6 +23,8 @@ def measurement(values: Mapping[str, Any]) -> Callable[[Any], dict[str, float]] 
     if twice := len(tasks) - len({task.name for task in tasks}):
         raise UsageError(f"{twice + 1} tasks of one name", where="--eval-task")
     for task in tasks:
+        if data is None and not task.generated:
+            raise UsageError(f"{task.name} needs its data", where="--eval-task", hint="--eval-data names the folder")
         find_data(task, data)
     return partial(measure, tasks, data, values.get("eval_items", ITEMS), Path(values["data"]))
 

@@ -34,6 +34,8 @@ def test_tasks_at_every_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Path("lambada.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(GptError, match="did you mean lambada"):
         gpt("train", "--size", "125M", *SMALL.split(), "--eval-task", "lambda")
+    with pytest.raises(GptError, match="--eval-data names the folder"):
+        gpt("train", "--size", "125M", *SMALL.split(), "--eval-task", "lambada")
     gpt("train", "--size", "125M", *SMALL.split(), "--eval-task", "lambada", "--eval-data", ".", "--eval-items", "5", "--out", "run")
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "lambada_accuracy" in line] == [4, 8, 10]

@@ -61,7 +61,7 @@ def test_coqa_f1_leaves_each_answer_out_in_turn() -> None:
 def test_quac_f1_asks_what_most_held() -> None:
     assert quac_f1("CANNOTANSWER", ["CANNOTANSWER", "CANNOTANSWER", "in May"]) == 1
     assert quac_f1("in May", ["CANNOTANSWER", "CANNOTANSWER", "in May"]) == 0
-    assert quac_f1("in May", ["CANNOTANSWER", "in May", "May"]) == 1
+    assert quac_f1("in May", ["CANNOTANSWER", "in May", "May"]) == pytest.approx((1 + 2 / 3) / 2)  # of two that agree less than wholly
     assert quac_f1("in May", ["CANNOTANSWER", "in May"]) == 1
 
 
@@ -78,7 +78,7 @@ def test_quac_f1_asks_what_most_held() -> None:
         ("Ann", ["Ann, Joan"], 1 / 2, 0),
         ("Ann Lee, Joan", ["Joan"], 1 / 2, 0),
         ("the Ann Lee", ["Ann", "Ann Lee"], 1, 1),
-        ("-5", ["5"], 0, 0),
+        ("-5", ["5"], 1, 1),  # a hyphen parts words, as in DROP's own script
         ("38-yard", ["38 yard"], 1, 1),
     ],
 )
