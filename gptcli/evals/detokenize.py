@@ -137,7 +137,7 @@ def _spaced_quotes(line: str) -> str:
 
 # A full stop belongs to these, to initials and to what has one within already.
 _ABBREVIATED = "Mr Mrs Ms Dr St Jr Sr Lt Gen Col Sgt Capt Maj Cmdr Adm Gov Sen Rep Rev Hon Prof vs Inc Ltd Co Corp Bros Mt Ft No etc"
-_NO_STOP = "".join(rf"(?<!\b{word})" for word in _ABBREVIATED.split(" ")) + rf"(?<!\b\w)(?<=[^.{JOINER}\s])"
+_NO_STOP = "".join(rf"(?<!\b{word})" for word in _ABBREVIATED.split(" ")) + rf"(?<!\b[^\W\d_])(?<=[^.{JOINER}\s])"
 _MARKS = (
     re.compile(rf"(?<=[(\[])(?={_WORD})|(?=[)\]])(?<={_WORD})"),
     re.compile(rf"(?=[,;:!?](?:[ ]|$))(?<={_WORD})"),
@@ -150,7 +150,7 @@ WIKITEXT = Spacing(
     left=re.compile(r"[,;:!?.%)\]]|'\w+"),
     right=re.compile(r"[(\[$£]"),
     splits=(*_MARKS, re.compile(r"(?='\w)(?<=\w)"), _OWNERS),
-    infix=re.compile(r"(?<=\w)-(?=\w)|(?<=\d)[,.](?=\d)"),
+    infix=re.compile(r"(?<=[\w>])-(?=[\w<])|(?<=\d)[,.](?=\d)"),
     padded=True,
 )
 PENN_TREEBANK = Spacing(

@@ -22,10 +22,10 @@ PIECES = [
     [
         ("wikitext", ' He had a guest @-@ role as " Craig " in 3 @.@ 5 % of 1 @,@ 000 ( the U.S. ) , for $ 5 . ',
          'He had a guest-role as "Craig" in 3.5% of 1,000 (the U.S.), for $5.'),
-        ("wikitext", " Mr. Lee did n't see the players ' Teddy 's house ; no . 1 ? ",
-         "Mr. Lee did n't see the players' Teddy's house; no. 1?"),
+        ("wikitext", " Mr. Lee saw the players ' Teddy 's house ; no . 1 ? ",
+         "Mr. Lee saw the players' Teddy's house; no. 1?"),
         ("wikitext", " = = Title = = ", "= = Title = ="),
-        ("wikitext", " ", ""),
+        ("wikitext", " \n", "\n"),
         ("ptb", " it was n't the company 's $ N <unk> n.v. 's ", "it wasn't the company's $N <unk> n.v.'s"),
         ("1bw", "Mr. McCain , who shares the \" Al Capone \" approach , ca n't say that 's $ 7.3bn .",
          'Mr. McCain, who shares the "Al Capone" approach, can\'t say that\'s $7.3bn.'),

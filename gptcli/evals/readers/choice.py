@@ -20,15 +20,15 @@ def read_arc(path: Path) -> Iterator[Row]:
             question = node.text("query").removeprefix("Question: ").removesuffix("\nAnswer:")
             yield {"id": row_id, "question": question, "choices": node.texts("choices"), "gold": node.number("gold")}
             continue
-        question = node.node("question")
-        choices = question.nodes("choices")
+        asked = node.node("question")
+        choices = asked.nodes("choices")
         labels = [choice.text("label") for choice in choices]
         key = node.text("answerKey")
         if key not in labels:
             raise InputError(f"the answer {key!r} is none of {', '.join(labels)}", where=node.where)
         yield {
             "id": row_id,
-            "question": question.text("stem"),
+            "question": asked.text("stem"),
             "choices": [choice.text("text") for choice in choices],
             "gold": labels.index(key),
         }
