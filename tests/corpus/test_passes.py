@@ -14,12 +14,12 @@ from gptcli.corpus.passes import Context, TextTask, finish_text, read_span, samp
 from gptcli.corpus.recipe import Clean, Source
 from gptcli.corpus.spans import Span
 from gptcli.corpus.textunits import TextUnit
-from gptcli.corpus.units import Tally, Unit
+from gptcli.corpus.units import Unit
 from gptcli.errors import InputError
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 ITEM = "which of these seven rivers runs north past the old stone bridge before it meets the sea"
-FILLER = "there is a lot to be said about bridges and about the rivers that they cross on their way. " * 4
+FILLER = "there is a lot to be said about bridges and about the rivers that they cross on their way. " * 6
 LINES = ["one two three", "", "  ", "four", f"{FILLER}{ITEM} {FILLER}", "five six seven"]
 
 
@@ -78,12 +78,7 @@ def test_a_text_unit_loses_duplicates_and_contamination(make: Callable[..., tupl
     gone.write_bytes(stored.numbers[1:2].astype("<u8").tobytes())
     unit = Unit(finish_text(context, TextTask(0, path, [gone])), context.dtype)
     tally = unit.tally
-    assert (tally.read, tally.kept, tally.cut, tally.pieces) == (
-        7,
-        3,
-        1,
-        0,
-    )  # 200 characters go on each side, and less than 200 stay on one
+    assert (tally.read, tally.kept, tally.cut, tally.pieces) == (7, 3, 1, 1)  # what stood around the item became two documents
     assert tally.dropped == {"blank": 2, "not valid JSON": 1, "duplicate": 1}
     assert tally.read == tally.kept + sum(tally.dropped.values())
     assert tally.text_bytes == unit.tokens - sum(unit.documents.values())
@@ -93,4 +88,3 @@ def test_samples_for_the_classifier_are_the_first_that_pass(make: Callable[..., 
     context, span = make(on_error="skip", clean=Clean(min_words=2))
     assert list(sample_texts(context, 0, iter([span]), 2)) == [LINES[0], LINES[4]]
     assert list(sample_texts(context, 0, iter([span]), 9)) == [LINES[0], LINES[4], LINES[5]]
-    assert Tally().read == 0
