@@ -119,7 +119,12 @@ def train(
     track: Annotated[Value, _option(WATCH, "NAME", "none", "Figures go there too: tensorboard.")] = None,
     lr_range: Annotated[bool, _flag("--lr-range", WATCH, "Only sweep the learning rate over a short run, and suggest one.")] = False,
     report: Annotated[
-        bool, _flag("--report", WATCH, "Only draw the report of a RUN again, with its evaluations, or of several beside each other.")
+        bool,
+        _flag(
+            "--report",
+            WATCH,
+            "Only draw: a RUN's report again, with its evaluations, or several beside each other; -o FILE.svg, the losses alone.",
+        ),
     ] = False,
     profile: Annotated[bool, _flag("--profile", WATCH, "Trace a few steps, and show what they spend their time on.")] = False,
     layout: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,14 @@ def test_one_run_is_drawn_where_its_report_is_and_several_where_one_says(runs, c
     assert "<h1>2 runs</h1>" in Path("two.html").read_text()
     draw(runs, "-", force=False, as_json=False)
     assert capsys.readouterr().out == Path("two.html").read_text()
+
+
+def test_the_losses_alone_are_a_picture(runs):
+    for chosen, names in ((runs[:1], ["training, running mean"]), (runs, ["a", "b"])):
+        draw(chosen, "run.svg", force=True, as_json=False)
+        root = ElementTree.parse("run.svg").getroot()
+        words = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+        assert all(name in words for name in ["nats a token", "tokens", *names])
 
 
 @pytest.mark.parametrize(("several", "out", "says"), [(0, None, "RUN is missing"), (2, None, "needs a name"), (2, "a/run.toml", "exists")])
