@@ -82,11 +82,11 @@ def read_evaluations(folder: Path) -> list[dict[str, Any]]:
     for path in [*sorted(folder.glob(EVALUATIONS)), *sorted(folder.resolve().parent.glob(EVALUATIONS))]:
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # somebody else's file, or one that is being written: no reason to lose a report, or a run
-            continue
-        ours = isinstance(report, dict) and report.get("schema") == SCHEMA
-        if ours and (path.parent == folder or Path(str(report.get("model"))).name == name):
-            found.append(report)
+            if report["schema"] == SCHEMA and (path.parent == folder or Path(report["model"]).name == name):
+                figures([report])
+                found.append(report)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            continue  # somebody else's file, or one that is being written: no reason to lose a report, let alone a run
     return found
 
 

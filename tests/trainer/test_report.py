@@ -118,6 +118,9 @@ def test_a_record_is_read_with_the_evaluations_that_are_its_own(tmp_path):
         (tmp_path / "eval-run.json", EVALUATION),
         (tmp_path / "eval-other.json", {**EVALUATION, "model": "runs/other"}),
         (tmp_path / "my-eval.json", {"schema": "else"}),
+        (tmp_path / "eval-list.json", [1]),
+        (folder / "eval-odd.json", {**EVALUATION, "losses": [{"name": "x", "tokens": "many"}]}),
+        (folder / "eval-text.json", {**EVALUATION, "tasks": "none"}),
     ):
         path.write_text(json.dumps(report))
     (tmp_path / "eval-broken.json").write_text("{")
