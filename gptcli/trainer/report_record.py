@@ -98,12 +98,17 @@ def figures(evaluations: list[dict[str, Any]]) -> list[Figure]:
             count = f"{loss['tokens']:,} tokens"
             for key, measure in (("loss", "nats a token"), ("perplexity", "perplexity"), ("bits_per_byte", "bits a byte")):
                 if loss.get(key) is not None:
-                    found.append(Figure(loss["name"], measure, loss[key], loss.get(f"{key}_stderr"), count))
+                    found.append(Figure(str(loss["name"]), measure, float(loss[key]), known(loss.get(f"{key}_stderr")), count))
         for task in report.get("tasks", []):
             of = " ".join(str(task[key]) for key in ("task", "scoring", "mode") if task.get(key))
             papers = {score["metric"]: f"{score['score']:g} ({score['model']})" for score in task.get("paper") or []}
             for key in task:
                 if f"{key}_stderr" in task and task[key] is not None:
                     shots = f"{of}, K={task.get('shots', 0)}"
-                    found.append(Figure(shots, key, task[key], task[f"{key}_stderr"], f"{task['items']:,} items", papers.get(key, "")))
+                    value, stderr = float(task[key]), known(task[f"{key}_stderr"])
+                    found.append(Figure(shots, key, value, stderr, f"{task['items']:,} items", papers.get(key, "")))
     return found
+
+
+def known(value: Any) -> float | None:
+    return None if value is None else float(value)

@@ -120,6 +120,7 @@ def test_a_record_is_read_with_the_evaluations_that_are_its_own(tmp_path):
         (tmp_path / "my-eval.json", {"schema": "else"}),
         (tmp_path / "eval-list.json", [1]),
         (folder / "eval-odd.json", {**EVALUATION, "losses": [{"name": "x", "tokens": "many"}]}),
+        (folder / "eval-word.json", {**EVALUATION, "losses": [{"name": "x", "tokens": 1, "loss": "low"}]}),
         (folder / "eval-text.json", {**EVALUATION, "tasks": "none"}),
     ):
         path.write_text(json.dumps(report))
