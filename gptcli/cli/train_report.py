@@ -28,7 +28,7 @@ def draw(runs: list[Path], out: str | None, *, force: bool, as_json: bool) -> No
     if out is None and len(runs) > 1:
         raise UsageError("where several runs are compared, the page needs a name", where="--out", hint="for example -o compare.html")
     path = runs[0] / REPORT if out is None else Path(out)
-    records = [read_record(run) for run in runs]
+    records = [read_record(run) for run in dict.fromkeys(runs)]
     if path.suffix == ".svg":
         text = picture(records)
     else:

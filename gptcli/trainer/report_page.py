@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
+from gptcli.trainer.report_chart import COLOURS
+
 # Blue, vermilion, green, purple, gold and grey: apart in hue and in lightness too, for eyes that do not tell red from green; each stands
 # off its background by 3:1 or more. Where runs are compared, their lines differ in dashes as well.
 STYLE = """
@@ -62,7 +64,7 @@ summary { cursor: pointer; color: var(--dim); padding: .35rem 0 }
 """
 SHADES = "".join(
     f"path.c{number}{{stroke:var(--c{number})}}g.c{number},circle.c{number},.at tspan.t{number}{{fill:var(--c{number})}}\n"
-    for number in range(6)
+    for number in range(COLOURS)
 )
 DASHES = "".join(
     f"main.runs path.c{number},table path.c{number},h3 path.c{number}{{stroke-dasharray:{dashes}}}\n"

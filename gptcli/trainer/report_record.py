@@ -15,6 +15,7 @@ from gptcli.trainer.metrics import METRICS, SAMPLES, Line, read_lines
 RUN_TOML = "run.toml"
 EVALUATIONS = "*eval*.json"
 SCHEMA = "gpt.eval/1"
+MEASURED = {"step", "tokens", "loss", "lr", "batch_tokens", "tokens_per_second"}  # in every line of metrics.jsonl
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +71,9 @@ def read_record(folder: Path) -> Record:
         raise InputError("no such run", where=config, hint="name run folders that gpt train has written") from None
     except ValueError as error:
         raise InputError(f"does not read as a run: {error}", where=folder) from None
+    for number, line in enumerate(lines, 1):
+        if not isinstance(line, dict) or MEASURED - line.keys():
+            raise InputError(f"not a step's figures: it needs {', '.join(sorted(MEASURED))}", where=f"{folder / METRICS}:{number}")
     if not lines:
         raise InputError("has no steps to draw yet", where=folder / METRICS)
     return Record(folder=folder, resolved=resolved, lines=lines, samples=read_lines(folder / SAMPLES), evaluations=read_evaluations(folder))
