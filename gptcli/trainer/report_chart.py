@@ -13,7 +13,7 @@ COLUMNS = 60  # places over which a chart can be asked for its values
 COLOURS = 6
 SPARSE = 60  # a curve of fewer points shows each as a dot
 START = 0.03  # of the run: where it begins far above all the rest, the axis does not follow it there
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 270, 62, 26, 14, 26
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 270, 72, 26, 14, 26
 
 Curve = list[tuple[float, float]]
 

@@ -58,7 +58,7 @@ blockquote { margin: .5rem 0; padding-left: .7rem; border-left: .2rem solid var(
 blockquote b { font-weight: normal; color: var(--dim) }
 pre { overflow-x: auto; font-size: .85rem; background: var(--card); border-radius: .5rem; padding: .75rem .9rem }
 summary { cursor: pointer; color: var(--dim); padding: .35rem 0 }
-@media (max-width: 40rem) { svg text { font-size: 20px } .at text { font-size: 20px } }
+@media (max-width: 40rem) { svg text { font-size: 19px } .at text { font-size: 19px } }
 @media (min-width: 62rem) { .tall svg text { font-size: 7.5px } .tall .at text { font-size: 8.5px; stroke-width: 3px } }
 @media print { section, .texts > div { break-inside: avoid } }
 """
