@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 from gptcli.trainer.report_chart import COLOURS
 
-# Blue, vermilion, green, purple, gold and grey: apart in hue and in lightness too, for eyes that do not tell red from green; each stands
+# Blue, vermilion, green, purple, gold and ink: apart in hue and in lightness too, for eyes that do not tell red from green; each stands
 # off its background by 3:1 or more. Where runs are compared, their lines differ in dashes as well.
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --dim: #59636e; --line: #dfe3e8; --back: #fff; --card: #f6f7f9;
-  --c0: #0b62c4; --c1: #cf4a06; --c2: #00805a; --c3: #9b3f94; --c4: #8a6d00; --c5: #59636e }
+  --c0: #0b62c4; --c1: #cf4a06; --c2: #00543d; --c3: #b552ad; --c4: #a37c00; --c5: #1b1f24 }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e8eb; --dim: #9aa5b1; --line: #2b3138; --back: #121518; --card: #1a1e23;
-    --c0: #79b4ff; --c1: #ff9a57; --c2: #45d6a5; --c3: #e79be0; --c4: #e8cc50; --c5: #aab4bf }
+    --c0: #79b4ff; --c1: #ff9a57; --c2: #2fa57b; --c3: #d77fd0; --c4: #ffe27a; --c5: #f2f4f6 }
 }
 * { box-sizing: border-box }
 body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: var(--ink); background: var(--back);
