@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli.config import count, resolved_toml
+from gptcli.cli.config import count, option, resolved_toml
 from gptcli.cli.console import ConsoleEvents, duration, in_bytes, print_json
 from gptcli.cli.dashboard import Dashboard
 from gptcli.cli.train_plan import NAMES, RUN_TOML, Plan, make_plan, said
@@ -152,6 +152,9 @@ def train(
     if report:
         from gptcli.cli.train_report import draw
 
+        said_too = [name for name, value in locals().items() if name in NAMES and name != "out" and value not in (None, False)]
+        if said_too:
+            raise UsageError("--report only draws, and trains nothing", where=option(said_too[0]), hint="leave one of the two out")
         draw(runs or [], out, force=force, as_json=json)
         return
     if runs:

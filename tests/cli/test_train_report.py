@@ -59,3 +59,5 @@ def test_from_the_command_line_without_torch(runs, gpt, tmp_path):
     assert gpt("train", "--report", "a", "b", "-o", "c.html").stdout == "c.html\n"
     stray = gpt("train", "a", code=2)
     assert "a: a run folder stands here by itself" in stray.stderr
+    both = gpt("train", "--report", "a", "--lr", "1e-3", code=2)
+    assert "--lr: --report only draws" in both.stderr
