@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli.config import resolved_toml
+from gptcli.cli.config import option, resolved_toml
 from gptcli.cli.console import ConsoleEvents, duration, in_bytes, print_json
 from gptcli.cli.dashboard import Dashboard
 from gptcli.cli.train_plan import NAMES, RUN_TOML, Plan, make_plan, said
@@ -126,7 +126,12 @@ def train(
     track: Annotated[Value, _option(WATCH, "NAME", "none", "Figures go there too: tensorboard.")] = None,
     lr_range: Annotated[bool, _flag("--lr-range", WATCH, "Only sweep the learning rate over a short run, and suggest one.")] = False,
     report: Annotated[
-        bool, _flag("--report", WATCH, "Only draw the report of a RUN again, with its evaluations, or of several beside each other.")
+        bool,
+        _flag(
+            "--report",
+            WATCH,
+            "Only draw: a RUN's report again, with its evaluations, or several beside each other; -o FILE.svg, the losses alone.",
+        ),
     ] = False,
     profile: Annotated[bool, _flag("--profile", WATCH, "Trace a few steps, and show what they spend their time on.")] = False,
     layout: Annotated[
@@ -155,6 +160,9 @@ def train(
     if report:
         from gptcli.cli.train_report import draw
 
+        said_too = [name for name, value in locals().items() if name in NAMES and name != "out" and value not in (None, False)]
+        if said_too:
+            raise UsageError("--report only draws, and trains nothing", where=option(said_too[0]), hint="leave one of the two out")
         draw(runs or [], out, force=force, as_json=json)
         return
     if runs:

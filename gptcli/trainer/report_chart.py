@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 POINTS = 400  # of a curve: longer ones are averaged
 COLUMNS = 60  # places over which a chart can be asked for its values
+COLOURS = 6
 SPARSE = 60  # a curve of fewer points shows each as a dot
 START = 0.03  # of the run: where it begins far above all the rest, the axis does not follow it there
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 270, 62, 26, 14, 26
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 270, 72, 26, 14, 26
 
 Curve = list[tuple[float, float]]
 
@@ -54,25 +55,26 @@ def chart(
     """
     if log_x:
         curves = {name: [(math.log10(x), y) for x, y in curve] for name, curve in curves.items()}
+    colours = {name: number % COLOURS for number, name in enumerate(curves)}  # a curve without points keeps its own
     points = {name: thinned(curve) for name, curve in curves.items() if curve}
     drawn = {name: smoothed(curve) if mean else curve for name, curve in points.items()}
     frame, y_step, cut = framed(list(drawn.values()), log_x=log_x, from_zero=from_zero)
     parts = axes(frame, y_step, over, log_x=log_x)
     inner = f'width="{WIDTH - LEFT}" height="{HEIGHT - BOTTOM + 2}"'
     parts.append(f'<svg x="{LEFT}" {inner} viewBox="{LEFT} 0 {WIDTH - LEFT} {HEIGHT - BOTTOM + 2}">')  # cuts off what begins above the axis
-    for number, (name, curve) in enumerate(drawn.items()):
+    for name, curve in drawn.items():
         if raw and points[name] is not curve:
-            parts.append(f'<path class="c{number % 6} raw" d="{frame.path(points[name])}"/>')
-    for number, curve in enumerate(drawn.values()):
-        parts.append(f'<path class="c{number % 6}" d="{frame.path(curve)}"/>')
+            parts.append(f'<path class="c{colours[name]} raw" d="{frame.path(points[name])}"/>')
+    for name, curve in drawn.items():
+        parts.append(f'<path class="c{colours[name]}" d="{frame.path(curve)}"/>')
         if len(curve) < SPARSE:
             dots = "".join(f'<circle cx="{frame.across(x):.1f}" cy="{frame.down(y):.1f}" r="2.5"/>' for x, y in curve)
-            parts.append(f'<g class="c{number % 6}">{dots}</g>')
+            parts.append(f'<g class="c{colours[name]}">{dots}</g>')
     parts.append("</svg>")
-    parts += columns(frame, drawn, over, log_x=log_x)
-    notes = [unit] * bool(unit) + ([] if cut is None else [f"begins at {tick_text(cut, cut / 100)}"])
+    parts += columns(frame, drawn, colours, over, log_x=log_x)
+    notes = [unit] * bool(unit) + ([] if cut is None else [f"begins at {short(cut)}"])
     title = html.escape(title)
-    heading = f"<h2>{title} <small>{html.escape(', '.join(notes))}</small></h2>{legend(list(drawn))}"
+    heading = f"<h2>{title} <small>{html.escape(', '.join(notes))}</small></h2>{legend({name: colours[name] for name in drawn})}"
     last = ", ".join(f"{html.escape(name)} {tick_text(curve[-1][1], y_step / 10)}".strip() for name, curve in drawn.items())
     return (
         f'<section class="{"tall" if tall else "chart"}">{heading}'
@@ -80,15 +82,15 @@ def chart(
     )
 
 
-def legend(names: list[str]) -> str:
+def legend(colours: dict[str, int]) -> str:
     """What each line stands for; nothing where a single one has no name."""
-    keys = (f"<span>{swatch(number)} {html.escape(name)}</span>" for number, name in enumerate(names) if name)
-    return f'<p class="key">{"".join(keys)}</p>' if any(names) else ""
+    keys = (f"<span>{swatch(colour)} {html.escape(name)}</span>" for name, colour in colours.items() if name)
+    return f'<p class="key">{"".join(keys)}</p>' if any(colours) else ""
 
 
 def swatch(number: int) -> str:
     """A piece of the line that the curve of this number is drawn with."""
-    return f'<svg class="swatch" viewBox="0 0 24 8" aria-hidden="true"><path class="c{number % 6}" d="M0 4H24"/></svg>'
+    return f'<svg class="swatch" viewBox="0 0 24 8" aria-hidden="true"><path class="c{number % COLOURS}" d="M0 4H24"/></svg>'
 
 
 def framed(curves: list[Curve], *, log_x: bool, from_zero: bool) -> tuple[Frame, float, float | None]:
@@ -124,7 +126,7 @@ def axes(frame: Frame, y_step: float, over: str, *, log_x: bool) -> list[str]:
     return parts
 
 
-def columns(frame: Frame, curves: dict[str, Curve], over: str, *, log_x: bool) -> list[str]:
+def columns(frame: Frame, curves: dict[str, Curve], colours: dict[str, int], over: str, *, log_x: bool) -> list[str]:
     """Strips over the chart, each of which shows the values below it while it is pointed at."""
     places = sorted({x for curve in curves.values() for x, _ in curve})
     if len(places) > COLUMNS:
@@ -135,15 +137,14 @@ def columns(frame: Frame, curves: dict[str, Curve], over: str, *, log_x: bool) -
     for number, (x, across) in enumerate(zip(places, at, strict=True)):
         side, anchor = (across + 8, "start") if across < (LEFT + WIDTH) / 2 else (across - 8, "end")
         lines, dots = [f'<tspan x="{side:.1f}">{f"{10**x:.3g}" if log_x else short(x)} {html.escape(over)}</tspan>'], []
-        for colour, (name, curve) in enumerate(curves.items()):
+        for name, curve in curves.items():
             if (point := nearest(curve, x)) is not None:
                 value = f"{point[1]:.4g}" if abs(point[1]) < 1e3 else short(point[1])
                 text = f"{html.escape(name)} {value}".strip()
-                lines.append(f'<tspan class="t{colour % 6}" x="{side:.1f}" dy="1.3em">{text}</tspan>')
+                lines.append(f'<tspan class="t{colours[name]}" x="{side:.1f}" dy="1.3em">{text}</tspan>')
                 if point[1] <= frame.y_high:
-                    dots.append(
-                        f'<circle class="c{colour % 6}" cx="{frame.across(point[0]):.1f}" cy="{frame.down(point[1]):.1f}" r="3.5"/>'
-                    )
+                    place = f'cx="{frame.across(point[0]):.1f}" cy="{frame.down(point[1]):.1f}"'
+                    dots.append(f'<circle class="c{colours[name]}" {place} r="3.5"/>')
         shown = f'<path d="M{across:.1f} {TOP}V{HEIGHT - BOTTOM}"/>{"".join(dots)}'
         shown += f'<text y="{TOP + 10}" text-anchor="{anchor}">{"".join(lines)}</text>'
         strip = f'<rect x="{borders[number]:.1f}" y="0" width="{borders[number + 1] - borders[number]:.1f}" height="{HEIGHT - BOTTOM}"/>'

@@ -5,14 +5,16 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-# Blue, vermilion, green, purple, gold and grey: apart in hue and in lightness too, for eyes that do not tell red from green; each stands
+from gptcli.trainer.report_chart import COLOURS
+
+# Blue, vermilion, green, purple, gold and ink: apart in hue and in lightness too, for eyes that do not tell red from green; each stands
 # off its background by 3:1 or more. Where runs are compared, their lines differ in dashes as well.
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --dim: #59636e; --line: #dfe3e8; --back: #fff; --card: #f6f7f9;
-  --c0: #0b62c4; --c1: #cf4a06; --c2: #00805a; --c3: #9b3f94; --c4: #8a6d00; --c5: #59636e }
+  --c0: #0b62c4; --c1: #cf4a06; --c2: #00543d; --c3: #b552ad; --c4: #a37c00; --c5: #1b1f24 }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e8eb; --dim: #9aa5b1; --line: #2b3138; --back: #121518; --card: #1a1e23;
-    --c0: #79b4ff; --c1: #ff9a57; --c2: #45d6a5; --c3: #e79be0; --c4: #e8cc50; --c5: #aab4bf }
+    --c0: #79b4ff; --c1: #ff9a57; --c2: #2fa57b; --c3: #d77fd0; --c4: #ffe27a; --c5: #f2f4f6 }
 }
 * { box-sizing: border-box }
 body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: var(--ink); background: var(--back);
@@ -56,13 +58,13 @@ blockquote { margin: .5rem 0; padding-left: .7rem; border-left: .2rem solid var(
 blockquote b { font-weight: normal; color: var(--dim) }
 pre { overflow-x: auto; font-size: .85rem; background: var(--card); border-radius: .5rem; padding: .75rem .9rem }
 summary { cursor: pointer; color: var(--dim); padding: .35rem 0 }
-@media (max-width: 40rem) { svg text { font-size: 20px } .at text { font-size: 20px } }
+@media (max-width: 40rem) { svg text { font-size: 19px } .at text { font-size: 19px } }
 @media (min-width: 62rem) { .tall svg text { font-size: 7.5px } .tall .at text { font-size: 8.5px; stroke-width: 3px } }
 @media print { section, .texts > div { break-inside: avoid } }
 """
 SHADES = "".join(
     f"path.c{number}{{stroke:var(--c{number})}}g.c{number},circle.c{number},.at tspan.t{number}{{fill:var(--c{number})}}\n"
-    for number in range(6)
+    for number in range(COLOURS)
 )
 DASHES = "".join(
     f"main.runs path.c{number},table path.c{number},h3 path.c{number}{{stroke-dasharray:{dashes}}}\n"

@@ -15,6 +15,7 @@ from gptcli.trainer.metrics import METRICS, SAMPLES, Line, read_lines
 RUN_TOML = "run.toml"
 EVALUATIONS = "*eval*.json"
 SCHEMA = "gpt.eval/1"
+MEASURED = {"step", "tokens", "loss", "lr", "batch_tokens", "tokens_per_second"}  # in every line of metrics.jsonl
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +71,9 @@ def read_record(folder: Path) -> Record:
         raise InputError("no such run", where=config, hint="name run folders that gpt train has written") from None
     except ValueError as error:
         raise InputError(f"does not read as a run: {error}", where=folder) from None
+    for number, line in enumerate(lines, 1):
+        if not isinstance(line, dict) or MEASURED - line.keys():
+            raise InputError(f"not a step's figures: it needs {', '.join(sorted(MEASURED))}", where=f"{folder / METRICS}:{number}")
     if not lines:
         raise InputError("has no steps to draw yet", where=folder / METRICS)
     return Record(folder=folder, resolved=resolved, lines=lines, samples=read_lines(folder / SAMPLES), evaluations=read_evaluations(folder))
@@ -82,11 +86,11 @@ def read_evaluations(folder: Path) -> list[dict[str, Any]]:
     for path in [*sorted(folder.glob(EVALUATIONS)), *sorted(folder.resolve().parent.glob(EVALUATIONS))]:
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # somebody else's file, or one that is being written: no reason to lose a report, or a run
-            continue
-        ours = isinstance(report, dict) and report.get("schema") == SCHEMA
-        if ours and (path.parent == folder or Path(str(report.get("model"))).name == name):
-            found.append(report)
+            if report["schema"] == SCHEMA and (path.parent == folder or Path(report["model"]).name == name):
+                figures([report])
+                found.append(report)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            continue  # somebody else's file, or one that is being written: no reason to lose a report, let alone a run
     return found
 
 
@@ -98,12 +102,17 @@ def figures(evaluations: list[dict[str, Any]]) -> list[Figure]:
             count = f"{loss['tokens']:,} tokens"
             for key, measure in (("loss", "nats a token"), ("perplexity", "perplexity"), ("bits_per_byte", "bits a byte")):
                 if loss.get(key) is not None:
-                    found.append(Figure(loss["name"], measure, loss[key], loss.get(f"{key}_stderr"), count))
+                    found.append(Figure(str(loss["name"]), measure, float(loss[key]), known(loss.get(f"{key}_stderr")), count))
         for task in report.get("tasks", []):
             of = " ".join(str(task[key]) for key in ("task", "scoring", "mode") if task.get(key))
             papers = {score["metric"]: f"{score['score']:g} ({score['model']})" for score in task.get("paper") or []}
             for key in task:
                 if f"{key}_stderr" in task and task[key] is not None:
                     shots = f"{of}, K={task.get('shots', 0)}"
-                    found.append(Figure(shots, key, task[key], task[f"{key}_stderr"], f"{task['items']:,} items", papers.get(key, "")))
+                    value, stderr = float(task[key]), known(task[f"{key}_stderr"])
+                    found.append(Figure(shots, key, value, stderr, f"{task['items']:,} items", papers.get(key, "")))
     return found
+
+
+def known(value: Any) -> float | None:
+    return None if value is None else float(value)

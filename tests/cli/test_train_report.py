@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,14 @@ def test_one_run_is_drawn_where_its_report_is_and_several_where_one_says(runs, c
     assert capsys.readouterr().out == Path("two.html").read_text()
 
 
+def test_the_losses_alone_are_a_picture(runs):
+    for chosen, names in ((runs[:1], ["training, running mean"]), (runs, ["a", "b"])):
+        draw(chosen, "run.svg", force=True, as_json=False)
+        root = ElementTree.parse("run.svg").getroot()
+        words = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+        assert all(name in words for name in ["nats a token", "tokens", *names])
+
+
 @pytest.mark.parametrize(("several", "out", "says"), [(0, None, "RUN is missing"), (2, None, "needs a name"), (2, "a/run.toml", "exists")])
 def test_what_cannot_be_drawn(runs, several, out, says):
     before = sorted(Path().rglob("*"))
@@ -50,3 +59,5 @@ def test_from_the_command_line_without_torch(runs, gpt, tmp_path):
     assert gpt("train", "--report", "a", "b", "-o", "c.html").stdout == "c.html\n"
     stray = gpt("train", "a", code=2)
     assert "a: a run folder stands here by itself" in stray.stderr
+    both = gpt("train", "--report", "a", "--lr", "1e-3", code=2)
+    assert "--lr: --report only draws" in both.stderr

@@ -118,6 +118,10 @@ def test_a_record_is_read_with_the_evaluations_that_are_its_own(tmp_path):
         (tmp_path / "eval-run.json", EVALUATION),
         (tmp_path / "eval-other.json", {**EVALUATION, "model": "runs/other"}),
         (tmp_path / "my-eval.json", {"schema": "else"}),
+        (tmp_path / "eval-list.json", [1]),
+        (folder / "eval-odd.json", {**EVALUATION, "losses": [{"name": "x", "tokens": "many"}]}),
+        (folder / "eval-word.json", {**EVALUATION, "losses": [{"name": "x", "tokens": 1, "loss": "low"}]}),
+        (folder / "eval-text.json", {**EVALUATION, "tasks": "none"}),
     ):
         path.write_text(json.dumps(report))
     (tmp_path / "eval-broken.json").write_text("{")
@@ -134,6 +138,7 @@ def test_a_record_is_read_with_the_evaluations_that_are_its_own(tmp_path):
         ({"run.toml": "= 1"}, "does not read as a run"),
         ({"run.toml": "a = 1"}, "has no steps"),
         ({"run.toml": "a = 1", "metrics.jsonl": "{\n"}, "does not read as a run"),
+        ({"run.toml": "a = 1", "metrics.jsonl": '{"step": 1}\n'}, "metrics.jsonl:1: not a step's figures"),
     ],
 )
 def test_what_is_no_run_is_named(tmp_path, files, says):

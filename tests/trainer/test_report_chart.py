@@ -58,7 +58,7 @@ def test_a_run_that_begins_far_above_is_cut_there_and_says_so():
     frame, _, cut = framed([curve], log_x=False, from_zero=False)
     assert cut == 11.0
     assert frame.y_high < 5
-    assert "nats, begins at 11.0" in chart("Loss", {"": curve}, unit="nats")
+    assert "nats, begins at 11" in chart("Loss", {"": curve}, unit="nats")
     assert framed([[(0.0, 1.0), (100.0, 2.0)]], log_x=False, from_zero=False)[2] is None
 
 
@@ -73,6 +73,12 @@ def test_pointed_at_it_tells_every_curve_s_value():
     rects = [strip.find("rect") for strip in strips]
     ends = [float(rect.get("x")) + float(rect.get("width")) for rect in rects]
     assert [float(rect.get("x")) for rect in rects[1:]] == pytest.approx(ends[:-1], abs=0.11)
+
+
+def test_a_curve_without_points_keeps_its_colour():
+    root = parsed(chart("Loss", {"a": [], "b": [(0.0, 1.0), (4.0, 2.25)]}))
+    assert [path.get("class") for path in root.findall("svg/svg/path")] == ["c1"]
+    assert [path.get("class") for path in root.findall("p/span/svg/path")] == ["c1"]
 
 
 def test_names_are_escaped_and_the_end_is_told_to_those_who_cannot_see_it():
