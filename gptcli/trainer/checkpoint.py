@@ -206,10 +206,9 @@ def read_model(folder: Path) -> dict[str, torch.Tensor]:
 def read_state(folder: Path) -> State:
     """Raises InputError where it cannot be read."""
     table = read_json(folder / STATE)
-    try:
+    state: State | None = None
+    with contextlib.suppress(KeyError, TypeError):
         state = State(Position(**table["position"]), table["identity"], table["metrics"])
-    except (KeyError, TypeError):
-        state = None
     numbers = () if state is None else (state.position.step, state.position.sequences)
     if state is None or not all(isinstance(part, dict) for part in (state.identity, state.metrics)) or set(map(type, numbers)) != {int}:
         raise InputError("not the state of a checkpoint of this format", where=folder / STATE)
