@@ -62,10 +62,11 @@ def read_release(folder: Path, config: ModelConfig) -> Tensors:
     for number in range(RELEASED_PARTS):
         path = folder / f"params_{number}.npy"
         try:
-            parts.append(np.lib.format.open_memmap(path, mode="r").ravel())  # maps no more than the file holds, and unpickles nothing
+            with np.errstate(over="raise"):  # maps no more than the file holds, and unpickles nothing
+                parts.append(np.lib.format.open_memmap(path, mode="r").ravel())
         except FileNotFoundError:
             raise InputError(f"no {path.name} here", where=folder, hint="the release is params_shapes.json and params_0 to 9.npy") from None
-        except ValueError as error:
+        except (ValueError, ArithmeticError) as error:
             raise InputError(f"not a readable array: {error}", where=path) from None
     if any(part.dtype.kind != "f" for part in parts):
         raise InputError("its arrays are not of floating-point numbers", where=folder)

@@ -135,17 +135,26 @@ class Checkpoints:
                     torch.zeros_like(parameter) if whole else torch.zeros(saved.size, dtype=saved.properties.dtype, device=parameter.device)
                 )
         _load(named_tensors(parameters, optimizer), reader, self.group)
-        return read_state(folder)
+        state = read_state(folder)
+        if self.place.leads:
+            self._prune(state.position.step)  # a run may have been killed between its checkpoint and this
+        return state
 
     def _complete(self, partial: Path, folder: Path, state: State, digests: dict[str, str]) -> None:
-        """On the first process, once the files are on disk: the state, the checkpoint's name, and away with those that are too many."""
+        """On the first process, once the files are on disk: the state, the checkpoint's name, and away with the oldest."""
         write_json(partial / STATE, {"format": FORMAT, **asdict(state), "sha256": digests})
         _remove(folder)
         partial.rename(folder)
         fsync_folder(folder.parent)
+        for step, later in _folders(self.out).items():
+            if step > state.position.step:  # it was broken and passed over
+                _remove(later)
+        self._prune(state.position.step)
+
+    def _prune(self, newest: int) -> None:
+        """Keep `keep` checkpoints up to the step `newest`."""
         folders = _folders(self.out)
-        kept = sorted(step for step in folders if step <= state.position.step)[-self.keep :]  # later ones were broken and passed over
-        for step in folders.keys() - kept:
+        for step in sorted(step for step in folders if step <= newest)[: -self.keep]:
             _remove(folders[step])
 
     def _gather(self, value: Any) -> list[Any]:
@@ -197,10 +206,9 @@ def read_model(folder: Path) -> dict[str, torch.Tensor]:
 def read_state(folder: Path) -> State:
     """Raises InputError where it cannot be read."""
     table = read_json(folder / STATE)
-    try:
+    state: State | None = None
+    with contextlib.suppress(KeyError, TypeError):
         state = State(Position(**table["position"]), table["identity"], table["metrics"])
-    except (KeyError, TypeError):
-        state = None
     numbers = () if state is None else (state.position.step, state.position.sequences)
     if state is None or not all(isinstance(part, dict) for part in (state.identity, state.metrics)) or set(map(type, numbers)) != {int}:
         raise InputError("not the state of a checkpoint of this format", where=folder / STATE)

@@ -203,7 +203,7 @@ class Training:
         if self.stepper.loss_scale:
             running["loss_scale"] = self.stepper.loss_scale.state
         state = State(self.position, self.run.identity(), {**self.last, RUNNING: running})
-        for log in (self.log, self.sampler and self.sampler.log):
+        for log in (self.log, self.sampler.log if self.sampler else None):
             if log is not None:
                 log.sync()
         self.checkpoints.save(state, self.parameters, self.stepper.optimizer)

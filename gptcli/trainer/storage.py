@@ -116,7 +116,8 @@ class Reader(StorageReader):
     def tensors(self) -> dict[str, TensorStorageMetadata]:
         """What the checkpoint holds, by name. Raises InputError where its index is broken, leads out of the folder, or speaks of tensors
         that its files are too small for: so nobody makes room for what a file only claims."""
-        tensors, claimed = {}, 0
+        tensors: dict[str, TensorStorageMetadata] = {}
+        claimed = 0
         dtypes = {name: dtype for dtype, name in DTYPES.items()}
         path = self.folder / INDEX
         table = read_json(path)

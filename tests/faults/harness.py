@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.commands import Command, call, leftovers, prepare
-from tests.faults.inject import KINDS, Faults
+from tests.faults.inject import HELD, KINDS, Faults
 
 PATIENCE = 60  # seconds that a command may take
 
@@ -80,10 +80,10 @@ class Harness:
         elif changed(folder / "in", self.inputs / "in"):
             result.lost, result.broken = 1, "an input was changed"
         else:
-            self._judge(command, kind, folder, wanted, status, result)
+            self._judge(command, folder, wanted, status, result)
         return result
 
-    def _judge(self, command: Command, kind: str, folder: Path, wanted: dict[str, str], status: int, result: Result) -> None:
+    def _judge(self, command: Command, folder: Path, wanted: dict[str, str], status: int, result: Result) -> None:
         try:
             left = command.outputs(folder)
         except (AssertionError, ValueError, OSError) as error:
@@ -95,9 +95,9 @@ class Harness:
         if status == 0 and left.keys() != wanted.keys():
             result.lost, result.broken = 1, f"exit 0 without {sorted(wanted.keys() - left.keys())}"
             return
-        kept = work_of(folder, command)
-        if kind == "failing read" and command.folder == "shards" and status != 0 and not kept and result.at > 20:
-            result.lost, result.broken = 1, "what was built so far is gone"
+        held = (folder / HELD).read_text().splitlines() if (folder / HELD).exists() else []
+        if status != 0 and (gone := [name for name in held if not Path(name).exists()]):
+            result.lost, result.broken = 1, f"was whole, and is gone: {gone}"
             return
         again = forked(lambda: self._run(command.again, folder, None, None))
         words = (folder / "log").read_text(errors="replace")[-2000:]
@@ -123,11 +123,6 @@ class Harness:
         shutil.copytree(self.inputs, folder)
         (folder / "log").unlink(missing_ok=True)
         return folder
-
-
-def work_of(folder: Path, command: Command) -> list[Path]:
-    """What a build has kept for its resume."""
-    return list((folder / command.folder).rglob("*"))
 
 
 def changed(folder: Path, original: Path) -> bool:

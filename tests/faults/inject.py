@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gptcli.files import PARTIAL
+
 CHANGES = ("fsync", "replace", "rename", "mkdir", "unlink", "remove", "rmdir")
 KINDS = {  # what is counted for each kind of fault
     "full disk": "changes",
@@ -26,6 +28,7 @@ KINDS = {  # what is counted for each kind of fault
     "slow read": "reads",
     "clock": "changes",
 }
+HELD = "held"  # where it is noted what was whole when the fault struck
 YEAR = 365 * 86400.0
 
 
@@ -96,8 +99,16 @@ class Faults:
             return 0 < self.at <= self.counts[counted]
         return self.counts[counted] == self.at
 
+    def _told(self) -> None:
+        """The fault strikes now: note which files are whole, in a file of that name."""
+        if not self.struck:
+            self.struck = True
+            names = (os.path.join(where, name) for where, _, names in os.walk(self.folder) for name in names)  # noqa: PTH118 (as below)
+            with OPEN(f"{self.folder}/{HELD}", "w") as file:
+                file.writelines(f"{name}\n" for name in names if PARTIAL not in name)
+
     def _strike(self, raw: _Raw | None, data: Any, *, frees: bool = False) -> None:
-        self.struck = True
+        self._told()
         half = memoryview(data)[: len(data) // 2]
         if self.kind == "full disk":
             if not frees:
@@ -158,7 +169,7 @@ class _Raw(io.FileIO):
 
     def _reading(self) -> None:
         if self.faults._strikes("reads"):
-            self.faults.struck = True
+            self.faults._told()
             if self.faults.kind == "slow read":
                 time.sleep(0.05)
             else:

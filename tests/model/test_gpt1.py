@@ -156,3 +156,13 @@ def test_the_stored_shapes_are_read(real_data: Path, tmp_path: Path) -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == 116_534_784
     assert model.config == ModelConfig.from_paper(find_size("gpt1"))
     assert_is_the_release(model, arrays)
+
+
+@pytest.mark.parametrize("shape", [(10**15,), (2**62, 2**62), (-1,)])
+def test_an_array_that_is_only_claimed_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    block = [[1, 64, 192], [192], [1, 64, 64], [64], [64], [64], [1, 64, 256], [256], [1, 256, 64], [64], [64], [64]]
+    write_release(tmp_path, [[8, 64], [300, 64], *block])
+    with open(tmp_path / "params_3.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    with pytest.raises(InputError, match=r"params_3\.npy: not a readable array"):
+        load_model(tmp_path)

@@ -139,3 +139,10 @@ def test_sources_that_contradict(tmp_path: Path) -> None:
     for weight in (0.0, -1.0, float("inf")):
         table["sources"][0]["weight"] = weight
         assert "is not a positive number" in refused(tmp_path, table)
+
+
+def test_the_vocabularys_first_and_last_entry_may_end_texts(tmp_path: Path) -> None:
+    for eot_id in (0, 256):
+        write_manifest(tmp_path, dataclasses.replace(MANIFEST, eot_id=eot_id))
+        assert read_manifest(tmp_path).eot_id == eot_id
+    assert "end-of-text -1 is outside" in refused(tmp_path, dataclasses.asdict(MANIFEST) | {"eot_id": -1})

@@ -190,3 +190,13 @@ def test_a_folder_of_several_sources_is_mixed_and_of_one_is_as_ever(tmp_path: Pa
     assert np.bincount(mixed.batch(0, BLOCK)[0][:, 0] // 10_000).tolist() == [3072, 1024]
     with pytest.raises(InputError, match="source 'books': 500 tokens do not fill one window of 600"):
         open_order(two, "train", 600, 3)
+
+
+def test_every_byte_is_checked_unless_told_otherwise(tmp_path: Path) -> None:
+    for number, sources in enumerate(({"inputs": (500, 1.0)}, {"web": (500, 3.0), "books": (500, 1.0)})):
+        folder = shard_folder(tmp_path / str(number), sources)
+        shard = next(folder.glob("*.bin"))
+        shard.write_bytes(shard.read_bytes()[:-1] + b"\x55")
+        with pytest.raises(InputError, match="altered"):
+            open_order(folder, "train", 8, 3)
+        open_order(folder, "train", 8, 3, verify=False)

@@ -92,3 +92,10 @@ def test_files_that_are_wrong(tmp_path: Path) -> None:
     table["shards"][0]["tokens"] = 5
     (tmp_path / "manifest.json").write_text(json.dumps(table))
     assert "holds 7 tokens in 3 documents, not 5 in 3" in fault(tmp_path)
+
+
+def test_documents_in_are_those_kept_and_those_dropped(tmp_path: Path) -> None:
+    manifest = make(tmp_path, GOOD)
+    dropped = dataclasses.replace(manifest.sources[0], documents_in=9, dropped={"blank": 3, "quality": 2})
+    write_manifest(tmp_path, whole := dataclasses.replace(manifest, sources=[dropped]))
+    assert verify_shards(tmp_path) == whole

@@ -251,3 +251,11 @@ def test_a_state_that_is_no_state(stepper, tmp_path):
         (folder / checkpoint.STATE).write_text(json.dumps(state | changes))
         with pytest.raises(InputError, match="not the state of a checkpoint"):
             checkpoint.read_state(folder)
+
+
+def test_a_run_killed_before_it_removed_the_oldest_removes_it_when_it_goes_on(make_run, stepper, tmp_path):
+    for step in (2, 4, 6):
+        save(tmp_path, stepper, step)
+    fresh, checkpoints = build(make_run(), PLACE, SILENT), Checkpoints(tmp_path, PLACE, keep=2)
+    checkpoints.load(checkpoints.newest(SILENT), canonical_parameters(fresh.model), fresh.optimizer)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]

@@ -23,8 +23,11 @@ KILLS = int(os.environ.get("GPT_TEST_KILLS", "10"))
 TOLERANCE = 1e-4  # of 20 steps in fp32
 WORKER = """
 import os, signal
+import torch
 from gptcli.events import Events
 from gptcli.trainer.launch import launch
+
+torch.set_num_threads(1)  # as all tests here; a process alone would take all cores, the others share them
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
