@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import UsageError
-from gptcli.files import atomic_write, sha256
+from gptcli.files import atomic_write, parse_json, sha256
 
 Record = dict[str, Any]
 INDEX = "index"  # of the item in its file: every record has it
@@ -48,7 +48,7 @@ class Records:
                     hint=f"--force starts over; {self._differs(lines[0])}",
                 )
             for line in lines[1:]:
-                record = json.loads(line)
+                record = parse_json(line.encode(), path)
                 self.done[record[INDEX]] = record
         own = whole_lines(self.path)
         with atomic_write(self.path, "w") as file:  # without what a kill left of a last line

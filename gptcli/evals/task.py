@@ -44,7 +44,6 @@ import dataclasses
 import hashlib
 import json
 import string
-import tomllib
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +54,7 @@ from gptcli.evals.generated import GENERATED, generate
 from gptcli.evals.item import Item
 from gptcli.evals.metrics import CORPUS_METRICS, GROUP_METRICS, METRICS
 from gptcli.evals.readers import READERS, Row
-from gptcli.files import sha256
+from gptcli.files import read_toml, sha256
 from gptcli.papers.scores import TABLES
 
 TASKS = Path(__file__).parent / "tasks"
@@ -137,12 +136,7 @@ def find_task(name: str) -> Task:
 
 def read_task(path: Path) -> Task:
     """The task in a TOML file, named after it. Raises InputError where the file is not a task."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError("no such task file", where=path) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"not valid TOML: {error}", where=path) from None
+    table = read_toml(path)
     _check_keys(table, path)
     task = Task(name=path.stem, **{"metric": list(OWN_METRICS[table["kind"]][:2]), **table})
     if "items" not in task.files or (unknown := task.files.keys() - {"items", "shots"}):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 
 import numpy as np
 
 from gptcli.errors import InputError
+from gptcli.files import read_toml
 from gptcli.shards.loader import TokenStream, open_split
 from gptcli.shards.manifest import read_manifest
 from gptcli.tokenizer.tokenizer import Tokenizer
@@ -19,12 +19,12 @@ def own_shards(run: Path) -> Path:
     """The shard folder that a run was trained on, by its run.toml. Raises InputError where it is not named, or not there any more."""
     path = run / RUN_TOML
     hint = "name shards with --data, or a text file with --text"
+    if not path.is_file():
+        raise InputError(f"has no {RUN_TOML} that would name its validation shards", where=run, hint=hint)
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8")).get("data")
-    except FileNotFoundError:
-        raise InputError(f"has no {RUN_TOML} that would name its validation shards", where=run, hint=hint) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"not valid TOML: {error}", where=path, hint=hint) from None
+        data = read_toml(path).get("data")
+    except InputError as error:
+        raise InputError(error.what, where=path, hint=hint) from None
     if not isinstance(data, str):
         raise InputError("names no data", where=path, hint=hint)
     if not Path(data).is_dir():

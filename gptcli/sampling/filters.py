@@ -108,8 +108,8 @@ def keep_top_k(logits_BV: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def keep_top_p(logits_BV: torch.Tensor, p: float, total_B1: torch.Tensor | None = None) -> torch.Tensor:
-    """-inf for all but the likeliest tokens, as few as reach probability `p` together; the one that crosses it stays. Of equals, the first in
-    the vocabulary comes first.
+    """-inf for all but the likeliest tokens, as few as reach probability `p` together; the one that crosses it stays. Of equals, the
+    first in the vocabulary comes first.
 
     `total_B1` is the sum of `weights` over the whole vocabulary, where these are not all of it.
     """
@@ -127,8 +127,8 @@ def keep_top_p(logits_BV: torch.Tensor, p: float, total_B1: torch.Tensor | None 
 def weights(logits_BV: torch.Tensor) -> torch.Tensor:
     """Probabilities but for a factor, the likeliest token's being 1, in fp64.
 
-    Summed from left to right (`cumsum`), and not divided: then tokens that cannot be drawn change no digit, and a few candidates are filtered
-    and drawn from exactly as the whole vocabulary is.
+    Summed from left to right (`cumsum`), and not divided: then tokens that cannot be drawn change no digit, and a few candidates are
+    filtered and drawn from exactly as the whole vocabulary is.
     """
     return (logits_BV.double() - logits_BV.amax(dim=-1, keepdim=True)).exp()
 

@@ -88,6 +88,8 @@ def rehearse(run: Run, sequences: int, events: Events) -> list[Role]:
                 _agree(f"stage {stage} moves", moved, step_traffic(run.model, layout, work, stage, each=each))
                 traffic[kinds[stage]] = moved
             events.progress("rehearsal", sum(map(len, sizes.values())), len(played), "processes")
+        pool.close()
+        pool.join()  # to terminate it while it replaces a process that has had its one task may hang
     events.finish("rehearsal")
     _agree("all processes together hold", sum(sum(part.values()) for part in pieces.values()), run.model.parameters)
     return [

@@ -12,7 +12,7 @@ from gptcli.cost.activations import RECOMPUTE
 from gptcli.cost.layout import Layout
 from gptcli.cost.rank import CHUNK_BYTES, PIECE, Work, layer_parameters, rank_memory, stage_memory
 from gptcli.errors import UsageError
-from gptcli.model import loss
+from gptcli.model import loss, mup
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.transformer import GPT
 from gptcli.trainer.layout import Place
@@ -31,7 +31,7 @@ def measured_peak(config: ModelConfig, work: Work) -> int:
     model.init_weights(0)
     for block in model.h:
         block.forward = recomputed(block.forward, work.recompute, drops=config.dropout > 0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(mup.groups(model, 1.0, 0.0), lr=1e-4, fused=True)
     seed = 0 if config.dropout else None
     stepper = Stepper(model, optimizer, Place(torch.device("cpu")), clip=1.0, products=PRODUCTS[work.precision], dropout_seed=seed)
     tokens = torch.randint(config.vocab_size, (work.micro_batch, config.n_ctx), generator=torch.Generator().manual_seed(0))

@@ -137,7 +137,7 @@ def test_a_record_is_read_with_the_evaluations_that_are_its_own(tmp_path):
         ({}, "no such run"),
         ({"run.toml": "= 1"}, "does not read as a run"),
         ({"run.toml": "a = 1"}, "has no steps"),
-        ({"run.toml": "a = 1", "metrics.jsonl": "{\n"}, "does not read as a run"),
+        ({"run.toml": "a = 1", "metrics.jsonl": "{\n"}, "has no steps"),
         ({"run.toml": "a = 1", "metrics.jsonl": '{"step": 1}\n'}, "metrics.jsonl:1: not a step's figures"),
     ],
 )

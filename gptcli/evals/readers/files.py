@@ -6,7 +6,6 @@ import bz2
 import csv
 import gzip
 import io
-import json
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from gptcli.errors import InputError
+from gptcli.files import parse_json
 
 Row = dict[str, Any]
 Reader = Callable[[Path], Iterator[Row]]
@@ -139,10 +139,7 @@ def objects(path: Path) -> Iterator[Node]:
     for where, line in lines(path):
         if not line.strip():
             continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"not valid JSON: {error.msg}", where=where) from None
+        value = parse_json(line.encode(), where)
         if not isinstance(value, dict):
             raise InputError("not a JSON object", where=where)
         yield Node(value, where)
@@ -150,10 +147,7 @@ def objects(path: Path) -> Iterator[Node]:
 
 def document(path: Path) -> Node:
     """The one JSON value that a file holds."""
-    try:
-        return Node(json.loads(whole(path)), str(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"not valid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
+    return Node(parse_json(content(path), path, lines=True), str(path))
 
 
 def line_id(node_where: str) -> str:
