@@ -89,7 +89,9 @@ def train(
     max_skipped: Annotated[Value, _option(RECIPE, "N", "10", "Updates skipped in a row that end the run.")] = None,
     document_mask: Annotated[bool, _flag("--document-mask", RECIPE, "Attention does not cross from a document to the next.")] = False,
     seed: Annotated[Value, _option(RECIPE, "N", "0", "Of weights, data order and dropout.")] = None,
-    data: Annotated[Value, _option(OUTPUT, "FOLDER", "shards", "What gpt build-shards made.")] = None,
+    data: Annotated[
+        Value, _option(OUTPUT, "FOLDER", "shards", "What gpt build-shards made; or token files of llm.c, Megatron or nanoGPT.")
+    ] = None,
     out: Annotated[
         Value,
         typer.Option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gptcli.errors import InputError
 
-EXTRACTORS = ("resiliparse", "trafilatura")  # the second is some twenty times slower, and keeps a little less of what surrounds a text
+EXTRACTORS = ("resiliparse", "trafilatura")  # the second is many times slower
 
 
 def plain_text(html: bytes | str, extractor: str = "resiliparse") -> str:
