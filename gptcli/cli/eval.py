@@ -114,6 +114,9 @@ def evaluate(
         bool, typer.Option("--resume", help="Go on with the records of a run that was killed.", rich_help_panel=OUTPUT)
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace these files, and records.", rich_help_panel=OUTPUT)] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be read, its sizes and work, and stop.", rich_help_panel=OUTPUT)
+    ] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="The tables as Markdown.", rich_help_panel=OUTPUT)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The report as one JSON object on stdout.", rich_help_panel=OUTPUT)] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.", rich_help_panel=MACHINE)] = "auto",
@@ -173,6 +176,13 @@ def evaluate(
         output, as_json = None, True
     for one in tasks:
         find_data(one, data)
+    protocol = {"shots": shots, "seed": shots_seed, "shared": shared_shots}
+    terms: dict[str, Any] = {"normalise": normalise, "limit": most, "stride": stride}
+    if dry_run:
+        from gptcli.cli.eval_forecast import print_forecast
+
+        print_forecast(folder, tasks, text or [], data, protocol, terms, as_json=as_json)
+        return
     leads = os.environ.get("RANK", "0") == "0"
     if records is None and output is not None and tasks:
         records = output.with_suffix(".records")
@@ -210,10 +220,8 @@ def evaluate(
         for name, tokens in streams.items()
     ]
     options = Options(
-        protocol=Protocol(shots=shots, seed=shots_seed, shared=shared_shots),
-        normalise=normalise,
-        limit=most,
-        stride=stride,
+        protocol=Protocol(**protocol),
+        **terms,
         batch_size=batch_size,
         records=records,
         against=against,

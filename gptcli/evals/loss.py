@@ -43,6 +43,13 @@ class LossReport:
     """Nats per token of the best model that knows only how frequent each token is in this very text."""
 
 
+def stride_of(stride: int | None, n_ctx: int) -> int:
+    """Tokens from one window to the next, n_ctx where not given. Raises UsageError for one outside 1 to n_ctx."""
+    if stride is not None and not 1 <= stride <= n_ctx:
+        raise UsageError(f"--stride is {stride}", hint=f"from 1 to the model's context, {n_ctx}")
+    return n_ctx if stride is None else stride
+
+
 def windows(length: int, n_ctx: int, stride: int) -> Iterator[tuple[int, int, int]]:
     """(start, stop, count): the window tokens[start:stop], of which the last `count` are scored and the last is never an input."""
     start, scored = 0, 1
@@ -69,9 +76,7 @@ def evaluate_loss(
     Raises UsageError for a stride outside 1 to n_ctx, InputError for fewer than two tokens, RunError where the loss is not a number.
     """
     n_ctx = model.config.n_ctx
-    stride = n_ctx if stride is None else stride
-    if not 1 <= stride <= n_ctx:
-        raise UsageError(f"--stride is {stride}", hint=f"from 1 to the model's context, {n_ctx}")
+    stride = stride_of(stride, n_ctx)
     if len(tokens) < 2:
         raise InputError("too short: the loss needs at least two tokens", where=name)
     spans = list(windows(len(tokens), n_ctx, stride))[:limit]

@@ -11,6 +11,7 @@ from gptcli.errors import InputError, UsageError
 from gptcli.evals.answers import write_answers
 from gptcli.evals.contamination import analyse, split_scores
 from gptcli.evals.grade import record_answer, record_scores
+from gptcli.evals.loss import stride_of
 from gptcli.evals.processes import ALONE, Processes
 from gptcli.evals.questions import Asked, Question, ask, group, whole_text
 from gptcli.evals.records import Record, Records
@@ -71,7 +72,7 @@ def run_task(
             raise UsageError(f"{task.name} has no unconditional prompt", where="--normalise")
         task = replace(task, normalise=options.normalise)
     path = find_data(task, data)
-    asked, units, stride = _ask(model, tokenizer, task, path, data, options)
+    asked, units, stride = questions_of(task, tokenizer, model.config.n_ctx, path, data, options)
     digest = fingerprint(task, path)
     records = Records(options.records, task.name, _work(task, options, stride, asked, digest, tokenizer), processes.rank)
     for number, made in _made(model, tokenizer, task, asked.questions, records, options.batch_size, processes, events):
@@ -87,11 +88,10 @@ def run_task(
     return results, kept
 
 
-def _ask(
-    model: GPT, tokenizer: Tokenizer, task: Task, path: Path | None, data: Path | None, options: Options
+def questions_of(
+    task: Task, tokenizer: Tokenizer, n_ctx: int, path: Path | None, data: Path | None, options: Options
 ) -> tuple[Asked, dict[str, int], int | None]:
-    """What is asked, how many units its text has, and the stride of its windows."""
-    n_ctx = model.config.n_ctx
+    """What is asked of a model with this context, how many units its text has, and the stride of its windows. Raises as `run_task`."""
     if task.kind != "text":
         items = read_items(task, path, options.limit)
         asked = ask(task, items, tokenizer, n_ctx, options.protocol, path, data)
@@ -101,9 +101,7 @@ def _ask(
         return asked, {}, None
     if options.protocol.shots:
         raise UsageError(f"{task.name} is running text: it takes no shots", where="--shots")
-    stride = options.stride or n_ctx
-    if stride > n_ctx:
-        raise UsageError(f"--stride is {stride}", hint=f"from 1 to the model's context, {n_ctx}")
+    stride = stride_of(options.stride, n_ctx)
     questions, units = text_questions(task, read_items(task, path), tokenizer, n_ctx, stride)
     if options.limit is not None and options.limit < len(questions):  # units are then those that the scored tokens make on average
         scored, total = (sum(len(one.pairs[0][1]) for one in some) for some in (questions[: options.limit], questions))

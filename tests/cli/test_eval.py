@@ -248,6 +248,20 @@ def test_a_picture_of_several_reports(evaluate: Callable[..., str], quiz: Path) 
     assert "parameters, logarithmic" in (quiz / "size.svg").read_text()
 
 
+def test_a_dry_run_says_the_work_and_writes_nothing(evaluate: Callable[..., str], quiz: Path) -> None:
+    before = sorted(quiz.rglob("*"))
+    args = ("run", "--task", quiz / "quiz.toml", "--data", quiz, "--text", "text.txt", "--limit", "3", "-o", quiz / "out.json")
+    said = json.loads(evaluate(*args, "--dry-run", "--json"))
+    assert sorted(quiz.rglob("*")) == before
+    assert said["dry_run"]
+    text, task = said["work"]
+    done = json.loads(evaluate(*args, "--json"))
+    assert (text["items"], text["tokens"]) == (done["losses"][0]["windows"], done["losses"][0]["tokens"])
+    assert task["items"] == done["tasks"][0]["items"]
+    assert said["memory_bytes"] == 4 * done["parameters"]
+    assert "tokens read" in evaluate(*args[:-2], "--dry-run")
+
+
 def test_generated_items_need_no_data(evaluate: Callable[..., str]) -> None:
     [result] = json.loads(evaluate("run", "--task", "two_digit_addition", "--limit", 2, "--json"))["tasks"]
     assert (result["data"], result["items"], result["scoring"]) == ("generated, seed 0", 2, "beam 4")

@@ -1,0 +1,66 @@
+"""`gpt eval --dry-run`: what would be read, and the work it is, without the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptcli.cli.console import amount, in_bytes, print_json
+
+if TYPE_CHECKING:
+    from gptcli.evals.task import Task
+
+
+def print_forecast(
+    folder: Path,
+    tasks: list[Task],
+    texts: list[Path],
+    data: Path | None,
+    protocol: dict[str, Any],
+    terms: dict[str, Any],
+    *,
+    as_json: bool,
+) -> None:
+    """On stdout: for each text and task its items (windows of text), the tokens that the model reads for them, and what is cut or left
+    out; then FLOPs and the memory of the weights in fp32. Raises what the run itself would raise of its data."""
+    from gptcli.cost.flops import flops_per_token
+    from gptcli.evals.loss import stride_of, windows
+    from gptcli.evals.runner import Options, questions_of
+    from gptcli.evals.shots import Protocol
+    from gptcli.evals.task import find_data
+    from gptcli.evals.texts import own_shards, shard_tokens, text_tokens
+    from gptcli.model.weights import read_model_config
+    from gptcli.tokenizer.tokenizer import load_tokenizer
+
+    config, tokenizer = read_model_config(folder), load_tokenizer(folder)
+    lengths = {str(path): len(text_tokens(path, tokenizer)) for path in texts}
+    if not tasks and (data is not None or not texts):
+        shards = data or own_shards(folder)
+        lengths = {f"{shards} (val)": len(shard_tokens(shards, tokenizer))} | lengths
+    work: list[dict[str, Any]] = []
+    for name, length in lengths.items():
+        spans = list(windows(length, config.n_ctx, stride_of(terms["stride"], config.n_ctx)))[: terms["limit"]]
+        work.append({"name": name, "items": len(spans), "tokens": sum(stop - start - 1 for start, stop, _ in spans)})
+    options = Options(protocol=Protocol(**protocol), **terms)
+    for task in tasks:
+        asked, _, _ = questions_of(task, tokenizer, config.n_ctx, find_data(task, data), data, options)
+        questions = asked.questions
+        cut = sum(question.truncated for question in questions)
+        tokens = sum(question.size for question in questions)
+        work.append({"name": task.name, "items": len(questions), "tokens": tokens, "cut": cut, "left_out": dict(asked.skipped)})
+    flops = flops_per_token(config, "causal") / 3 * sum(one["tokens"] for one in work)  # forward is a third of a training step's
+    report = {
+        "dry_run": True,
+        "config": {"model": str(folder), **protocol, **terms},
+        "work": work,
+        "flops": flops,
+        "memory_bytes": 4 * config.parameters,
+    }
+    if as_json:
+        print_json("eval", report)
+        return
+    for one in work:
+        remarks = [f"{one['cut']:,} cut to the context"] if one.get("cut") else []
+        remarks += [f"{count:,} left out: {reason}" for reason, count in one.get("left_out", {}).items()]
+        print("; ".join([f"{one['name']}: {one['items']:,} items, at most {amount(one['tokens'])} tokens read", *remarks]))
+    print(f"work: at most {flops:.2e} FLOP; memory: {in_bytes(4 * config.parameters)} of weights in fp32")
