@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from gptcli.errors import InputError, UsageError, nearest
+from gptcli.model.first_use import settle_math
 from gptcli.model.transformer import GPT
 from gptcli.model.weights import load_model
 from gptcli.sampling.linear import read_in_place
@@ -34,6 +35,8 @@ def load(folder: Path, *, device: str = "auto", precision: str = "auto", quantiz
     not a whole model.
     """
     where = _device(device)
+    if where.type == "cpu":
+        settle_math()
     if precision == "auto":
         precision = "bf16" if where.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if precision not in PRECISIONS:

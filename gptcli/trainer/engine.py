@@ -26,6 +26,7 @@ from torch.distributed.tensor.experimental import implicit_replication
 from gptcli.errors import RunError
 from gptcli.events import Events
 from gptcli.model import mup
+from gptcli.model.first_use import settle_math
 from gptcli.model.loss import IGNORE, Loops, next_token_loss
 from gptcli.model.transformer import GPT
 from gptcli.trainer import tensor_parallel
@@ -47,6 +48,7 @@ def build(run: Run, place: Place, events: Events) -> Stepper:
     config = run.train
     if place.device.type == "cpu":
         keep_freed_memory()
+        settle_math()
     mesh = place.mesh()
     model, parts = lay_out(run, place, mesh)
     for part in parts:
