@@ -176,7 +176,7 @@ def evaluate(
         output, as_json = None, True
     for one in tasks:
         find_data(one, data)
-    protocol = {"shots": shots, "seed": shots_seed, "shared": shared_shots}
+    protocol: dict[str, Any] = {"shots": shots, "seed": shots_seed, "shared": shared_shots}
     terms: dict[str, Any] = {"normalise": normalise, "limit": most, "stride": stride}
     if dry_run:
         from gptcli.cli.eval_forecast import print_forecast

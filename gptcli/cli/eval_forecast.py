@@ -29,7 +29,7 @@ def print_forecast(
     from gptcli.evals.shots import Protocol
     from gptcli.evals.task import find_data
     from gptcli.evals.texts import own_shards, shard_tokens, text_tokens
-    from gptcli.model.weights import read_model_config
+    from gptcli.model.config_json import read_model_config
     from gptcli.tokenizer.tokenizer import load_tokenizer
 
     config, tokenizer = read_model_config(folder), load_tokenizer(folder)
