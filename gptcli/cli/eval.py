@@ -19,10 +19,7 @@ from gptcli.events import SILENT
 from gptcli.files import atomic_write, claim_file, write_json
 
 if TYPE_CHECKING:
-    from numpy import ndarray
-
     from gptcli.evals.result import TaskResult
-    from gptcli.shards.loader import TokenStream
 
 WHAT, FEW, HOW, OUTPUT, MACHINE = "What to score", "Few-shot", "How", "Output", "Machine"
 
@@ -200,7 +197,7 @@ def evaluate(
     from gptcli.evals.records import weights_sha256
     from gptcli.evals.runner import Options, run_task
     from gptcli.evals.shots import Protocol
-    from gptcli.evals.texts import own_shards, shard_tokens, text_tokens, token_bytes
+    from gptcli.evals.texts import streams_of, token_bytes
     from gptcli.sampling.loading import load
 
     processes = join()
@@ -209,11 +206,7 @@ def evaluate(
         device = local_device()
     loaded = load(folder, device=device, precision=precision)
     model, tokenizer = loaded.model, loaded.tokenizer
-    streams: dict[str, TokenStream | ndarray] = {}
-    if not tasks and (data is not None or not text):
-        shards = data or own_shards(folder)
-        streams[f"{shards} (val)"] = shard_tokens(shards, tokenizer)
-    streams |= {str(path): text_tokens(path, tokenizer) for path in text or []}
+    streams = streams_of(folder, text or [], data, tokenizer, tasks=bool(tasks))
     lengths = token_bytes(tokenizer)
     losses = [
         evaluate_loss(model, tokens, lengths, name=name, stride=stride, limit=most, batch_size=batch_size, events=events)

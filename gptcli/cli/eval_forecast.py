@@ -28,26 +28,22 @@ def print_forecast(
     from gptcli.evals.runner import Options, questions_of
     from gptcli.evals.shots import Protocol
     from gptcli.evals.task import find_data
-    from gptcli.evals.texts import own_shards, shard_tokens, text_tokens
+    from gptcli.evals.texts import streams_of
     from gptcli.model.config_json import read_model_config
     from gptcli.tokenizer.tokenizer import load_tokenizer
 
     config, tokenizer = read_model_config(folder), load_tokenizer(folder)
-    lengths = {str(path): len(text_tokens(path, tokenizer)) for path in texts}
-    if not tasks and (data is not None or not texts):
-        shards = data or own_shards(folder)
-        lengths = {f"{shards} (val)": len(shard_tokens(shards, tokenizer))} | lengths
     work: list[dict[str, Any]] = []
-    for name, length in lengths.items():
-        spans = list(windows(length, config.n_ctx, stride_of(terms["stride"], config.n_ctx)))[: terms["limit"]]
+    for name, tokens in streams_of(folder, texts, data, tokenizer, tasks=bool(tasks)).items():
+        spans = list(windows(len(tokens), config.n_ctx, stride_of(terms["stride"], config.n_ctx)))[: terms["limit"]]
         work.append({"name": name, "items": len(spans), "tokens": sum(stop - start - 1 for start, stop, _ in spans)})
     options = Options(protocol=Protocol(**protocol), **terms)
     for task in tasks:
         asked, _, _ = questions_of(task, tokenizer, config.n_ctx, find_data(task, data), data, options)
         questions = asked.questions
         cut = sum(question.truncated for question in questions)
-        tokens = sum(question.size for question in questions)
-        work.append({"name": task.name, "items": len(questions), "tokens": tokens, "cut": cut, "left_out": dict(asked.skipped)})
+        size = sum(question.size for question in questions)
+        work.append({"name": task.name, "items": len(questions), "tokens": size, "cut": cut, "left_out": dict(asked.skipped)})
     flops = flops_per_token(config, "causal") / 3 * sum(one["tokens"] for one in work)  # forward is a third of a training step's
     report = {
         "dry_run": True,

@@ -45,6 +45,7 @@ class Pool:
         if len(self.texts) < protocol.shots + self.own:
             raise UsageError(f"{len(self.texts)} solved examples are fewer than --shots {protocol.shots} asks for", where=self.path)
         self.shared = self._draw("", None) if protocol.shared else None
+        self._served = {self.ids[number] for number in self.shared or []} if self.own else set()
 
     def draw(self, item: Item) -> list[int]:
         """The numbers of this item's shots, in order."""
@@ -52,7 +53,7 @@ class Pool:
 
     def serves(self, item: Item) -> bool:
         """Whether the item is itself one of the shots that all share."""
-        return self.own and self.shared is not None and item.id in {self.ids[number] for number in self.shared}
+        return item.id in self._served
 
     def _draw(self, key: str, without: str | None) -> list[int]:
         digest = hashlib.sha256(f"{self.protocol.seed}/shots/{key}".encode()).digest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,18 @@ def shard_tokens(folder: Path, tokenizer: Tokenizer) -> TokenStream:
     if read_manifest(folder).tokenizer_sha256 != tokenizer.sha256:
         raise InputError("these shards were built with another tokenizer than the model's", where=folder)
     return open_split(folder, "val")
+
+
+def streams_of(
+    run: Path, texts: Sequence[Path], data: Path | None, tokenizer: Tokenizer, *, tasks: bool
+) -> dict[str, TokenStream | np.ndarray]:
+    """The running text that an evaluation reads, by name: validation shards, those of `data` or the run's own, unless `texts` or tasks were
+    asked for instead; then `texts`. Raises InputError as those that read them."""
+    streams: dict[str, TokenStream | np.ndarray] = {}
+    if not tasks and (data is not None or not texts):
+        shards = data or own_shards(run)
+        streams[f"{shards} (val)"] = shard_tokens(shards, tokenizer)
+    return streams | {str(path): text_tokens(path, tokenizer) for path in texts}
 
 
 def text_tokens(path: Path, tokenizer: Tokenizer) -> np.ndarray:
