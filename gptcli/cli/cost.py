@@ -47,17 +47,22 @@ def cost(
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option(help="A model of the papers.", show_default="175B", autocompletion=_complete_size, rich_help_panel=MODEL),
+        typer.Option(
+            help="A model of the papers.", show_default="175B", autocompletion=_complete_size, metavar="NAME", rich_help_panel=MODEL
+        ),
     ] = None,
-    n_layer: Annotated[int | None, typer.Option(help="Layers: of your own model, or instead of the size's.", rich_help_panel=MODEL)] = None,
-    n_head: Annotated[int | None, typer.Option(help="Attention heads.", rich_help_panel=MODEL)] = None,
-    d_model: Annotated[int | None, typer.Option(help="Width.", rich_help_panel=MODEL)] = None,
+    n_layer: Annotated[
+        int | None, typer.Option(help="Layers: of your own model, or instead of the size's.", metavar="N", rich_help_panel=MODEL)
+    ] = None,
+    n_head: Annotated[int | None, typer.Option(help="Attention heads.", metavar="N", rich_help_panel=MODEL)] = None,
+    d_model: Annotated[int | None, typer.Option(help="Width.", metavar="N", rich_help_panel=MODEL)] = None,
     n_ctx: Annotated[
-        int | None, typer.Option(help="Context, in tokens.", show_default=f"the size's, or {DEFAULT_N_CTX}", rich_help_panel=MODEL)
+        int | None,
+        typer.Option(help="Context, in tokens.", show_default=f"the size's, or {DEFAULT_N_CTX}", metavar="N", rich_help_panel=MODEL),
     ] = None,
-    vocab_size: Annotated[int | None, typer.Option(help="Vocabulary.", show_default="50257", rich_help_panel=MODEL)] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="Vocabulary.", show_default="50257", metavar="N", rich_help_panel=MODEL)] = None,
     attention: Annotated[
-        str | None, typer.Option(help="dense or banded.", show_default="the size's, or dense", rich_help_panel=MODEL)
+        str | None, typer.Option(help="dense or banded.", show_default="the size's, or dense", metavar="KIND", rich_help_panel=MODEL)
     ] = None,
     tokens: Annotated[
         str | None, typer.Option(help="Training tokens.", show_default="the paper's, or 300B", metavar="N", rich_help_panel=RUN)
@@ -68,7 +73,7 @@ def cost(
     ] = None,
     gpu: Annotated[
         str | None,
-        typer.Option(help="What it runs on.", show_default=DEFAULT_GPU, autocompletion=_complete_gpu, rich_help_panel=GPUS),
+        typer.Option(help="What it runs on.", show_default=DEFAULT_GPU, autocompletion=_complete_gpu, metavar="NAME", rich_help_panel=GPUS),
     ] = None,
     gpus: Annotated[str | None, typer.Option(help="How many.", metavar="N", show_default="1", rich_help_panel=GPUS)] = None,
     tflops: Annotated[
@@ -91,16 +96,21 @@ def cost(
         ),
     ] = None,
     layout: Annotated[
-        str | None, typer.Option(help="Processes by axis: dp=2,shard=4,tp=2,pp=2.", show_default="the fastest", rich_help_panel=LAYOUT)
+        str | None,
+        typer.Option(help="Processes by axis: dp=2,shard=4,tp=2,pp=2.", show_default="the fastest", metavar="AXES", rich_help_panel=LAYOUT),
     ] = None,
     micro_batch: Annotated[
         int | None, typer.Option(help="Sequences that a rank runs at a time.", show_default="1", metavar="N", rich_help_panel=LAYOUT)
     ] = None,
     recompute: Annotated[
-        str | None, typer.Option(help=f"{', '.join(RECOMPUTE)}: activations computed again.", show_default="none", rich_help_panel=LAYOUT)
+        str | None,
+        typer.Option(
+            help=f"{', '.join(RECOMPUTE)}: activations computed again.", show_default="none", metavar="WHAT", rich_help_panel=LAYOUT
+        ),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="Of products: bf16, fp16, fp32 or fp8.", show_default="by GPU", rich_help_panel=LAYOUT)
+        str | None,
+        typer.Option(help="Of products: bf16, fp16, fp32 or fp8.", show_default="by GPU", metavar="KIND", rich_help_panel=LAYOUT),
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="The layouts that fit, fastest first.", rich_help_panel=LAYOUT)] = False,
     budget: Annotated[

@@ -57,7 +57,7 @@ def train(
             metavar="NAME",
             show_default=False,
             rich_help_panel=MODEL,
-            help="A size of GPT-2 or GPT-3, which brings architecture and recipe.",
+            help="A model of the papers, which brings architecture and recipe.",
             autocompletion=_sizes,
         ),
     ] = None,
@@ -186,7 +186,7 @@ def train(
     if lr_range and resume:
         raise UsageError("a range test cannot be resumed", where="--lr-range", hint="run it again, with --force")
     if dry_run and not (folder / MANIFEST).is_file():
-        plan = make_plan(given, vocab_size=50257, lr_range=lr_range)
+        plan = make_plan(given, None, lr_range=lr_range)
     else:
         manifest = read_manifest(folder)
         plan = make_plan(given, manifest.vocab_size, lr_range=lr_range)

@@ -117,9 +117,10 @@ def said(options: Mapping[str, Any], config: Path | None, *, resume: bool) -> Re
     return before
 
 
-def make_plan(given: Resolved, vocab_size: int, *, lr_range: bool = False) -> Plan:
+def make_plan(given: Resolved, vocab_size: int | None, *, lr_range: bool = False) -> Plan:
     """Fill in what was not said: from the paper, then from the machine. Raises UsageError.
 
+    `vocab_size` is the shards'; None, where there are none yet, stands for the paper's.
     `lr_range`: for a range test, which is short, keeps nothing, and has a folder of its own.
     """
     model, paper = _model(given, vocab_size)
@@ -194,20 +195,22 @@ def _paper(given: Resolved) -> PaperModel | None:
     return find_size(given.values["size"]) if "size" in given.values else None
 
 
-def _model(given: Resolved, vocab_size: int) -> tuple[ModelConfig, PaperModel]:
+def _model(given: Resolved, vocab_size: int | None) -> tuple[ModelConfig, PaperModel]:
     """The architecture, and the paper's size it is, or the one whose recipe is nearest."""
     changes = {name: given.values[name] for name in (*SHAPE, "attention", "band", "dropout") if name in given.values}
+    if vocab_size is not None:
+        changes["vocab_size"] = vocab_size
     if "init_from" in given.values:
-        return _started_from(given, vocab_size, changes)
+        return _started_from(given, changes)
     if (paper := _paper(given)) is not None:
-        return ModelConfig.from_paper(paper, vocab_size=vocab_size, **changes), paper
+        return ModelConfig.from_paper(paper, **changes), paper
     if missing := [f"--{name.replace('_', '-')}" for name in SHAPE if name not in changes]:
         raise UsageError("no size is given", where="--size", hint=f"for example --size 350M; or say {', '.join(missing)} too")
-    model = ModelConfig(vocab_size=vocab_size, **changes)
+    model = ModelConfig(**changes)
     return model, nearest_paper(model)
 
 
-def _started_from(given: Resolved, vocab_size: int, changes: dict[str, Any]) -> tuple[ModelConfig, PaperModel]:
+def _started_from(given: Resolved, changes: dict[str, Any]) -> tuple[ModelConfig, PaperModel]:
     """The architecture of the model to start from, with this run's dropout; what else the user says, and the shards, must agree with it."""
     from gptcli.model.config_json import read_model_config
 
@@ -215,7 +218,7 @@ def _started_from(given: Resolved, vocab_size: int, changes: dict[str, Any]) -> 
     model = replace(read_model_config(folder), dropout=changes.pop("dropout", 0.0))
     paper = _paper(given)
     wanted = {name: getattr(paper, name) for name in SHAPE} if paper else {}
-    for name, value in {**wanted, **changes, "vocab_size": vocab_size}.items():
+    for name, value in {**wanted, **changes}.items():
         if (there := getattr(model, name)) != value:
             where = "the shards" if name == "vocab_size" else "this command"
             raise UsageError(f"the model's {name} is {there}, {where} says {value}", where=folder, hint="a model keeps its architecture")

@@ -184,6 +184,11 @@ def test_dry_run_shows_and_writes_nothing(gpt_inside, here):
     assert contents(here) == before
 
 
+def test_without_shards_a_dry_run_takes_the_papers_vocabulary(gpt_inside):
+    for size, parameters in (("gpt1", "116,534,784"), ("gpt2", "124,439,808")):
+        assert f"# parameters: {parameters}\n" in gpt_inside("train", "--size", size, "--data", "none yet", "--dry-run")[0]
+
+
 def test_dry_run_of_a_layout_tells_of_every_stage(gpt_inside):
     shown = gpt_inside("train", "--size", "gpt2", "--layout", "tp=2,pp=2", "--dry-run")[0]
     stages = [line for line in shown.splitlines() if line.startswith("# stage ")]
