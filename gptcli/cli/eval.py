@@ -41,25 +41,40 @@ def evaluate(
             metavar="RUN", help="A run folder, or a transformers GPT-2 folder with its tokenizer. With --plot: reports.", show_default=False
         ),
     ] = None,
-    text: Annotated[list[Path] | None, typer.Option(help="The loss on a text file; several are allowed.", rich_help_panel=WHAT)] = None,
+    text: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="The loss on a text file; several are allowed.", rich_help_panel=WHAT)
+    ] = None,
     task: Annotated[
         list[str] | None,
-        typer.Option(help="A task, or a .toml file of your own; several are allowed.", autocompletion=_complete_task, rich_help_panel=WHAT),
+        typer.Option(
+            metavar="NAME",
+            help="A task, or a .toml file of your own; several are allowed.",
+            autocompletion=_complete_task,
+            rich_help_panel=WHAT,
+        ),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="With --task: the folder or file of its data. Else: shards instead of the run's own.", rich_help_panel=WHAT),
+        typer.Option(
+            metavar="FOLDER",
+            help="With --task: the folder or file of its data. Else: shards instead of the run's own.",
+            rich_help_panel=WHAT,
+        ),
     ] = None,
     against: Annotated[
         Path | None,
-        typer.Option(help="Training shards in which a task's items are looked for: scores of clean items too.", rich_help_panel=WHAT),
+        typer.Option(
+            metavar="FOLDER",
+            help="Training shards in which a task's items are looked for: scores of clean items too.",
+            rich_help_panel=WHAT,
+        ),
     ] = None,
     list_tasks: Annotated[
         bool, typer.Option("--list", help="List the tasks, and whether their data is in --data, and stop.", rich_help_panel=WHAT)
     ] = False,
     shots: Annotated[int, typer.Option(min=0, help="Solved examples before each question.", metavar="K", rich_help_panel=FEW)] = 0,
     shots_seed: Annotated[
-        int, typer.Option(help="Which they are: drawn for each item by a hash of seed and item.", rich_help_panel=FEW)
+        int, typer.Option(metavar="N", help="Which they are: drawn for each item by a hash of seed and item.", rich_help_panel=FEW)
     ] = 0,
     shared_shots: Annotated[
         bool,
@@ -90,7 +105,8 @@ def evaluate(
         typer.Option(min=1, help="Items at once; scores do not depend on it.", metavar="N", show_default="what fits", rich_help_panel=HOW),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write the report here, as JSON; - is stdout.", rich_help_panel=OUTPUT)
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Write the report here, as JSON; - is stdout.", rich_help_panel=OUTPUT),
     ] = None,
     records: Annotated[
         Path | None,
@@ -102,7 +118,7 @@ def evaluate(
         ),
     ] = None,
     samples: Annotated[
-        Path | None, typer.Option(help="Write every item's scores here, a JSON object a line.", rich_help_panel=OUTPUT)
+        Path | None, typer.Option(metavar="FILE", help="Write every item's scores here, a JSON object a line.", rich_help_panel=OUTPUT)
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw accuracy against K and size, from reports: an SVG.", metavar="FILE", rich_help_panel=OUTPUT)
@@ -116,8 +132,8 @@ def evaluate(
     ] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="The tables as Markdown.", rich_help_panel=OUTPUT)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The report as one JSON object on stdout.", rich_help_panel=OUTPUT)] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.", rich_help_panel=MACHINE)] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or auto.", rich_help_panel=MACHINE)] = "fp32",
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1.", rich_help_panel=MACHINE)] = "auto",
+    precision: Annotated[str, typer.Option(metavar="KIND", help="fp32, bf16 or auto.", rich_help_panel=MACHINE)] = "fp32",
 ) -> None:
     """Score a model: loss, perplexity and bits per byte on text, and the papers' tasks.
 

@@ -44,19 +44,21 @@ def sample(
         ),
     ] = None,
     num_samples: Annotated[
-        int | None, typer.Option(help="Samples; number i is the same text however many are drawn.", show_default="1")
+        int | None, typer.Option(metavar="N", help="Samples; number i is the same text however many are drawn.", show_default="1")
     ] = None,
     max_tokens: Annotated[
         str | None, typer.Option(help="Longest sample, in tokens; end-of-text ends it sooner.", metavar="N", show_default="200")
     ] = None,
     stop: Annotated[
-        list[str] | None, typer.Option(help="Text that ends a sample, and is left out; may be given again.", show_default=False)
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Text that ends a sample, and is left out; may be given again.", show_default=False),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Chance: the same seed, the same text.", show_default="0")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Chance: the same seed, the same text.", show_default="0")] = None,
     interactive: Annotated[bool, typer.Option("-i", help="A session: prompt after prompt, with history.")] = False,
     preset: Annotated[
         str | None,
         typer.Option(
+            metavar="NAME",
             help="Settings of a paper: gpt2, gpt3 (their released samples), news (GPT-3's articles).",
             show_default=False,
             rich_help_panel=CHOOSING,
@@ -64,16 +66,23 @@ def sample(
     ] = None,
     temperature: Annotated[
         float | None,
-        typer.Option(help="Divides the logits: below 1 surer, above 1 more varied.", show_default="1", rich_help_panel=CHOOSING),
+        typer.Option(
+            metavar="X", help="Divides the logits: below 1 surer, above 1 more varied.", show_default="1", rich_help_panel=CHOOSING
+        ),
     ] = None,
     top_k: Annotated[
         int | None,
-        typer.Option(help="Draw among the k likeliest tokens.", show_default=f"{TOP_K}, or all with --top-p", rich_help_panel=CHOOSING),
+        typer.Option(
+            metavar="N", help="Draw among the k likeliest tokens.", show_default=f"{TOP_K}, or all with --top-p", rich_help_panel=CHOOSING
+        ),
     ] = None,
     top_p: Annotated[
         float | None,
         typer.Option(
-            help="Draw among the fewest tokens that hold this probability together.", show_default=False, rich_help_panel=CHOOSING
+            metavar="P",
+            help="Draw among the fewest tokens that hold this probability together.",
+            show_default=False,
+            rich_help_panel=CHOOSING,
         ),
     ] = None,
     greedy: Annotated[
@@ -81,31 +90,46 @@ def sample(
     ] = None,
     repetition_penalty: Annotated[
         float | None,
-        typer.Option(help="Above 1: discourage tokens that the text holds already.", show_default=False, rich_help_panel=CHOOSING),
+        typer.Option(
+            metavar="X", help="Above 1: discourage tokens that the text holds already.", show_default=False, rich_help_panel=CHOOSING
+        ),
     ] = None,
     beam: Annotated[
         int | None,
         typer.Option(
-            help="Beam search of this width, with GPT-3's length penalty; GPT-3 takes 4.", show_default=False, rich_help_panel=CHOOSING
+            metavar="N",
+            help="Beam search of this width, with GPT-3's length penalty; GPT-3 takes 4.",
+            show_default=False,
+            rich_help_panel=CHOOSING,
         ),
     ] = None,
     best_of: Annotated[
         int | None,
-        typer.Option(help="Of this many samples, show the likeliest per token.", show_default=False, rich_help_panel=CHOOSING),
+        typer.Option(metavar="N", help="Of this many samples, show the likeliest per token.", show_default=False, rich_help_panel=CHOOSING),
     ] = None,
     instruction: Annotated[
-        str | None, typer.Option(help="A line before the examples: what the task is.", show_default=False, rich_help_panel=PROMPTS)
+        str | None,
+        typer.Option(metavar="TEXT", help="A line before the examples: what the task is.", show_default=False, rich_help_panel=PROMPTS),
     ] = None,
     example: Annotated[
         list[str] | None,
-        typer.Option(help="A line that shows the task solved; may be given again.", show_default=False, rich_help_panel=PROMPTS),
+        typer.Option(
+            metavar="TEXT", help="A line that shows the task solved; may be given again.", show_default=False, rich_help_panel=PROMPTS
+        ),
     ] = None,
-    title: Annotated[str | None, typer.Option(help="Of the article to write.", show_default=False, rich_help_panel=PROMPTS)] = None,
-    subtitle: Annotated[str | None, typer.Option(help="Of the article to write.", show_default=False, rich_help_panel=PROMPTS)] = None,
+    title: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Of the article to write.", show_default=False, rich_help_panel=PROMPTS)
+    ] = None,
+    subtitle: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Of the article to write.", show_default=False, rich_help_panel=PROMPTS)
+    ] = None,
     article: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A file with an earlier article, its title first; GPT-3 takes three.", show_default=False, rich_help_panel=PROMPTS
+            metavar="FILE",
+            help="A file with an earlier article, its title first; GPT-3 takes three.",
+            show_default=False,
+            rich_help_panel=PROMPTS,
         ),
     ] = None,
     prompts: Annotated[
@@ -119,20 +143,31 @@ def sample(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Where the answers to --prompts go, a line each.", show_default=False, rich_help_panel=OUTPUT),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Where the answers to --prompts go, a line each.",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what is not whole yet.", rich_help_panel=OUTPUT)] = False,
     force: Annotated[bool, typer.Option("--force", help="Start over, and replace the output.", rich_help_panel=OUTPUT)] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object on stdout instead of the stream.", rich_help_panel=OUTPUT)
     ] = False,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.", show_default="auto", rich_help_panel=MACHINE)] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1.", show_default="auto", rich_help_panel=MACHINE)
+    ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(help="auto, fp32 or bf16; auto is bf16 on a GPU that has it.", show_default="auto", rich_help_panel=MACHINE),
+        typer.Option(
+            metavar="KIND", help="auto, fp32 or bf16; auto is bf16 on a GPU that has it.", show_default="auto", rich_help_panel=MACHINE
+        ),
     ] = None,
     quantize: Annotated[
-        str | None, typer.Option(help="none, or int8: weights in 8 bits.", show_default="none", rich_help_panel=MACHINE)
+        str | None, typer.Option(metavar="KIND", help="none, or int8: weights in 8 bits.", show_default="none", rich_help_panel=MACHINE)
     ] = None,
     draft: Annotated[
         Path | None,
@@ -144,7 +179,7 @@ def sample(
         ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Samples of --prompts in work at once.", show_default="8", rich_help_panel=MACHINE)
+        int | None, typer.Option(metavar="N", help="Samples of --prompts in work at once.", show_default="8", rich_help_panel=MACHINE)
     ] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="The same names as these options.", show_default=False)] = None,
 ) -> None:

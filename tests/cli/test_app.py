@@ -30,6 +30,9 @@ def test_every_help(gpt: Any, command: str) -> None:
     text = gpt(command, "--help").stdout
     assert "Usage: gpt" in text
     assert text.count(f"gpt {command}") >= 3, "usage and two examples"
+    assert not re.findall(r"--[a-z-]+ .*<(?:list\[)?(?:str|int|float|path).*", text, re.IGNORECASE), (
+        "a value is named, not its type in Python"
+    )
 
 
 def test_unknown_command(gpt: Any) -> None:
