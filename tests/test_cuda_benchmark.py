@@ -44,6 +44,8 @@ def test_the_command_at_a_tiny_size_beside_a_peer(tmp_path):
     report = json.loads((tmp_path / "cuda.json").read_text())
     assert all(row["right"] for row in report["correctness"]), report["correctness"]
     assert len(report["correctness"]) == 4
+    assert [row["form"] for row in report["banded"]] == ["mask", "blocks"] * 2
+    assert all(row["right"] for row in report["banded"]), report["banded"]
     (row,) = report["sizes"]
     assert "error" not in row
     assert row["gpt"]["tokens_per_second"] > 0

@@ -37,7 +37,8 @@ def main() -> None:
             out = OUT / f"{name.replace(' ', '-')}-{seed}"
             if not (out / FINETUNED).is_file():
                 run = Finetuning(task=task, data=Path(), out=out, start=name, seed=seed, resume=True)
-                finetune(run, start(name == "pretrained", seed), tokenizer)
+                if finetune(run, start(name == "pretrained", seed), tokenizer)["interrupted"]:
+                    raise SystemExit("stopped; the same command goes on")
             lines = read_metrics(out)
             curves.setdefault(name, []).append([(line["step"], line["val_accuracy"]) for line in lines if "val_accuracy" in line])
             model, *_ = load_finetuned(out)

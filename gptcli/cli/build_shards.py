@@ -165,6 +165,7 @@ def build_shards(
 
     from gptcli.corpus.build import begin, finish
     from gptcli.corpus.settings import Build
+    from gptcli.corpus.workers import check_runner
     from gptcli.shards.export import EXPORTS, FORMATS
     from gptcli.shards.manifest import MANIFEST, read_manifest
     from gptcli.tokenizer.tokenizer import load_tokenizer
@@ -188,6 +189,7 @@ def build_shards(
 
         print_estimate(resolved, estimate(build, values["workers"]), as_json=json)
         return
+    check_runner(values["runner"])
     events = ConsoleEvents()
     if part is not None:
         if force:

@@ -174,7 +174,7 @@ def train(
     if finetune is not None:
         from gptcli.cli.finetune import run_finetune
 
-        run_finetune(options.pop("finetune"), options)
+        run_finetune(options.pop("finetune"), options, again=restarted())
         return
     if restarted():
         resume, force = True, False

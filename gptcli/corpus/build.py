@@ -67,8 +67,9 @@ def begin(build: Build, out: Path, *, resume: bool, force: bool) -> bool:
 def finish(build: Build, out: Path, *, workers: int = 1, runner: str = "local", events: Events = SILENT) -> Manifest:
     """Make the shards of `build` in `out`, a folder that `begin` has claimed, going on where an earlier attempt ended.
 
-    Raises InputError on a broken input (and empties the folder), RunError where a worker dies.
+    Raises InputError on a broken input (a folder that no earlier attempt wrote into is removed again), RunError where a worker dies.
     """
+    fresh = not (out / WORK).exists()
     context = context_of(build, out)
     try:
         prepare(build, context, events)
@@ -78,7 +79,8 @@ def finish(build: Build, out: Path, *, workers: int = 1, runner: str = "local", 
             named = {source.name: mine for source, mine in zip(build.sources, units, strict=True)}
             shards = write_shards(out, context.work, named, build.shard_tokens, pool, events)
     except InputError:
-        shutil.rmtree(out, ignore_errors=True)  # the input has to change, so nothing here is of use
+        if fresh:
+            shutil.rmtree(out, ignore_errors=True)  # the input has to change, so nothing here is of use
         raise
     tallies = [_sum(unit.tally for unit in mine) for mine in units]
     manifest = _manifest(build, shards, [_source(*pair) for pair in zip(build.sources, units, tallies, strict=True)])
@@ -93,7 +95,9 @@ def _check_splits(build: Build, units: list[Unit], events: Events) -> None:
     """Raise InputError where nothing is left to train on; warn where nothing is left to validate on."""
     train, val = (sum(unit.documents[split] for unit in units) for split in SPLITS)
     if not train + val:
-        raise InputError("there is no text in the inputs", where=", ".join(build.inputs[:3]))
+        dropped = _sum(unit.tally for unit in units).dropped
+        told = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(dropped.items()))
+        raise InputError(f"there is no text in the inputs{f' ({told})' if dropped else ''}", where=", ".join(build.inputs[:3]))
     if not train:
         raise InputError(
             f"all {val} documents fell to validation and none is left to train on", hint="give more documents or a smaller --val-fraction"
@@ -101,7 +105,7 @@ def _check_splits(build: Build, units: list[Unit], events: Events) -> None:
     if build.val_fraction and not val:
         share = min(0.5, 10 / train)
         what_to_do = f"raise it: at {share:.1g} about {round(share * train)} of them would"
-        if train < 20 and any(source.documents == "file" for source in build.sources):
+        if train < 20 and any(source.documents == "file" and path.endswith(".txt") for source in build.sources for path in source.inputs):
             what_to_do = "cut the text into more of them with --documents paragraph"
         events.warn(
             f"the validation split is empty: of {train} document{'s' * (train != 1)} none fell to it at --val-fraction "

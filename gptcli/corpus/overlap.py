@@ -81,6 +81,8 @@ def find_overlap(folder: Path, files: Sequence[str], *, workers: int = 1, events
     that false positives would be more than FALSE_POSITIVES.
     """
     manifest = read_manifest(folder)
+    for shard in manifest.of("train"):
+        document_lengths(folder / shard.file)  # that it is there is known before hours of search
     hashes = [_test_grams(path) for path in files]
     search = _Search(folder, load_tokenizer(folder), np.unique(np.concatenate(hashes)))
     found = np.zeros(len(search.wanted), bool)

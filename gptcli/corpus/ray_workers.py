@@ -32,23 +32,28 @@ class _Holder:
         return function(self._state, task)
 
 
+def connect() -> Any:
+    """Ray's module, connected to a cluster. Raises UsageError where Ray is not installed or no cluster is there."""
+    try:
+        import ray
+    except ImportError:
+        raise UsageError("ray is not installed", where="--runner", hint="pip install 'gptcli[ray]'") from None
+    if not ray.is_initialized():
+        try:
+            ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError:
+            raise UsageError(
+                "no Ray cluster is running", where="--runner", hint="ray start --head begins one; RAY_ADDRESS names another's head"
+            ) from None
+    return ray
+
+
 class RayWorkers:
     """`gptcli.corpus.workers.Workers`, with an actor on each core of a cluster; where others use one, its tasks wait."""
 
     def __init__(self, state: Any) -> None:
-        """Raises UsageError where Ray is not installed or no cluster is there."""
-        try:
-            import ray
-        except ImportError:
-            raise UsageError("ray is not installed", where="--runner", hint="pip install 'gptcli[ray]'") from None
-        if not ray.is_initialized():
-            try:
-                ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
-            except ConnectionError:
-                raise UsageError(
-                    "no Ray cluster is running", where="--runner", hint="ray start --head begins one; RAY_ADDRESS names another's head"
-                ) from None
-        self._ray: Any = ray
+        """Raises UsageError as `connect`."""
+        ray = self._ray = connect()
         self.count = int(ray.cluster_resources()["CPU"])
         held, actor = ray.put(state), ray.remote(num_cpus=1)(_Holder)
         self._actors: list[Any] = [actor.remote(held, str(Path.cwd())) for _ in range(self.count)]

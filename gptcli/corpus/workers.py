@@ -35,10 +35,19 @@ class Pool(Protocol):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
 
-def open_pool(runner: str, count: int, state: Any) -> Pool:
-    """`count` processes on this machine, or all that a Ray cluster has room for. Raises UsageError where there is no such runner."""
+def check_runner(runner: str) -> None:
+    """Raises UsageError where there is no such runner, or no cluster for it; the connection to one stays."""
     if runner not in RUNNERS:
         raise UsageError(f"unknown runner {runner!r}", where="--runner", hint=nearest(runner, RUNNERS))
+    if runner == "ray":
+        from gptcli.corpus.ray_workers import connect
+
+        connect()
+
+
+def open_pool(runner: str, count: int, state: Any) -> Pool:
+    """`count` processes on this machine, or all that a Ray cluster has room for. Raises UsageError where there is no such runner."""
+    check_runner(runner)
     if runner == "local":
         return Workers(count, state)
     from gptcli.corpus.ray_workers import RayWorkers

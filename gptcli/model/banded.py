@@ -1,10 +1,14 @@
 """Attention within a band, at a cost that grows with T·w and not with T² (GPT-3, section 2.1, after Child et al. 2019).
 
-Each query sees the last `band` keys, its own counted. Three forms compute this one function:
+Each query sees the last `band` keys, its own counted. Four forms compute this one function, and `form_for` says which is used where:
 
     mask      `attention.attend` under `causal_mask`: the reference, T² work
     blocks    some queries at a time against the keys that any of them sees: every device and precision, and dropout
     varlen    torch's FlashAttention kernel for CUDA, which skips what lies outside its window: bf16 and fp16, no dropout
+    flex      torch's FlexAttention, a kernel for CUDA that the compiler makes from the band: every precision, no dropout
+
+The two for CUDA have not been run on a GPU yet: `python -m tests.benchmarks cuda` holds them against the mask there, and times them. On
+a CPU `flex` is tested forward and backward as torch reads it step by step, and forward as compiled.
 
 To the compiler `blocks` is a single operator, so that it neither unrolls the loop nor keeps what autograd would: the backward pass
 computes the probabilities again (Dao et al. 2022), and besides inputs and outputs one block's scores and the
@@ -15,20 +19,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
 QUERIES = 64  # in a block: each reads band + 63 keys, so fewer waste less work, but products become small
+TILE = 128  # queries, and keys, that FlexAttention takes or leaves together
+FLEX_HEAD = 16  # the narrowest head that it takes
 
 
 def banded_attend(q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, band: int, dropout: float = 0.0) -> torch.Tensor:
     """softmax(q·k / sqrt(D))·v where position t sees t - band + 1 to t; returns (B, H, T, D), by the fastest form that there is."""
-    if q_BHTD.device.type == "cuda" and q_BHTD.dtype in (torch.bfloat16, torch.float16) and not dropout:
+    form = form_for(q_BHTD.device.type, q_BHTD.dtype, q_BHTD.shape[3], drops=dropout > 0, compiled=torch.compiler.is_compiling())
+    if form == "flex":
+        return flex(q_BHTD, k_BHTD, v_BHTD, band)
+    if form == "varlen":
         return varlen(q_BHTD, k_BHTD, v_BHTD, band)
     # drawn outside of the operator, so that dropout follows torch.manual_seed, compiled or not
     seed = torch.randint(2**62, ()) if dropout else torch.zeros((), dtype=torch.int64)
     return blocks(q_BHTD, k_BHTD, v_BHTD, seed, band, dropout)
+
+
+def form_for(device: str, dtype: torch.dtype, d_head: int, *, drops: bool, compiled: bool) -> str:
+    """The form that is used: "flex", "varlen" or "blocks"."""
+    if device != "cuda" or drops:
+        return "blocks"
+    if compiled and d_head >= FLEX_HEAD:  # not compiled, it would write all scores down
+        return "flex"
+    return "varlen" if dtype in (torch.bfloat16, torch.float16) else "blocks"
 
 
 def varlen(q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, band: int) -> torch.Tensor:
@@ -40,6 +62,33 @@ def varlen(q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, ban
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q_BHTD, k_BHTD, v_BHTD))  # (B·T, H, D)
     y: torch.Tensor = varlen_attn(q, k, v, end_B, end_B, T, T, window_size=(band - 1, 0))  # type: ignore[assignment]
     return y.unflatten(0, (B, T)).transpose(1, 2)
+
+
+def flex(q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, band: int) -> torch.Tensor:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    y: torch.Tensor = flex_attention(q_BHTD, k_BHTD, v_BHTD, block_mask=tiles(q_BHTD.shape[2], band, q_BHTD.device))
+    return y
+
+
+def tiles(T: int, band: int, device: torch.device) -> BlockMask:
+    """Which tiles of T queries and T keys hold anything of the band, and which of them nothing else, and so need no mask."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    tile = torch.arange(-(-T // TILE), device=device)
+    behind = (tile[:, None] - tile) * TILE  # of a tile of keys, how far it is behind one of queries
+    touched = (behind >= 0) & (behind - TILE + 1 < band)
+    whole = (behind > 0) & (behind + TILE - 1 < band) & ((tile[:, None] + 1) * TILE <= T)
+
+    def listed(tiles_QK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """How many tiles of keys each tile of queries has, and their numbers first."""
+        order = tiles_QK.to(torch.int32).argsort(descending=True, stable=True)
+        return tiles_QK.sum(-1, dtype=torch.int32)[None, None], order.to(torch.int32)[None, None]
+
+    def seen(b: torch.Tensor, h: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return (key <= query) & (query - key < band)
+
+    return BlockMask.from_kv_blocks(*listed(touched & ~whole), *listed(whole), BLOCK_SIZE=TILE, mask_mod=seen, seq_lengths=(T, T))
 
 
 @torch.library.custom_op("gptcli::banded_blocks", mutates_args=())

@@ -116,7 +116,9 @@ def document_lengths(path: Path) -> np.ndarray:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise InputError("no such shard index", where=path, hint="build the shards again") from None
+        raise InputError(
+            "no such shard index, which says where documents begin", where=path, hint="build the shards again: gpt build-shards writes it"
+        ) from None
     count = _INDEX_HEAD.unpack_from(data)[3] if len(data) >= _INDEX_HEAD.size else 0
     if data[:9] != _INDEX_MAGIC or len(data) != _INDEX_HEAD.size + 20 * count + 8:
         raise InputError("not a whole shard index", where=path, hint="build the shards again")

@@ -5,7 +5,9 @@ What differs from OpenAI's own encoding, which split with spaCy: words are split
 BERT's rules. Every punctuation mark is a word of its own, where spaCy keeps `n't`, `'s`, `...`, `mr.` and the like together; accents are
 stripped, where OpenAI's encoding keeps them; and a line break is a blank, where OpenAI's encoding has `<unk>`, its vocabulary lacking one.
 What differs from transformers: text passes through ftfy and the release's replacements first, as in the paper, and text that
-spells `<unk>` is text.
+spells `<unk>` is text. Of SST-2's 9,613 lines none comes out otherwise for it; of WikiText-2's 5,352 (validation and test) 4,134 do: 3,401
+for nothing but the `<unk>` that stands in that corpus for rare words, 682 for a dash or an ellipsis that is replaced, 51 for a curly
+quotation mark that ftfy straightens. With the mended text, and `<unk>` as text, transformers gives the same ids for every line.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.cost.activations import RECOMPUTE, SCHEDULES
+from gptcli.cost.layout import Layout, parse_layout
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig
 
@@ -130,6 +131,10 @@ class Run:
     """What else is measured of the model at every checkpoint, for the step's line; it takes a GPT."""
     resolved: str = ""
     """run.toml's text, for the report and the model card."""
+
+    @property
+    def layout(self) -> Layout:
+        return parse_layout(self.train.layout)
 
     @property
     def widening(self) -> float:

@@ -1,4 +1,5 @@
-"""Fine-tuning as GPT-1 does it: on one device, a few epochs, validation accuracy after each and in between.
+"""Fine-tuning as GPT-1 does it: a few epochs, validation accuracy after each and in between, by one process or by several that each hold
+the whole model and share every batch (`dp`: what is fine-tuned fits on one device).
 
 Each evaluation ends with a checkpoint, of the trainer's own kind; the order of the examples and dropout are functions of the step, so that
 a run that was killed and resumed ends in the same bytes. The finished folder holds the language model, its vocabulary three tokens longer,
@@ -9,30 +10,34 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from gptcli.errors import RunError
+from gptcli.cost.layout import Layout
+from gptcli.errors import RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, read_json, sha256, write_json
 from gptcli.model.transformer import GPT
 from gptcli.model.weights import load_model, save_model
-from gptcli.sampling.loading import FINETUNED
+from gptcli.sampling.loading import FINETUNED, load
 from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from gptcli.trainer.checkpoint import Checkpoints, State
 from gptcli.trainer.finetune_inputs import Batch, Example, Transformation, collate
-from gptcli.trainer.finetune_model import Finetuned, make_optimizer, schedule, with_special_tokens
+from gptcli.trainer.finetune_model import Finetuned, Losses, make_optimizer, schedule, with_special_tokens
 from gptcli.trainer.finetune_task import Task, read_examples
-from gptcli.trainer.layout import Place
+from gptcli.trainer.layout import Place, repeat
 from gptcli.trainer.loop import StopSignal
 from gptcli.trainer.metrics import MetricsLog
 from gptcli.trainer.schedule import Position
 
 CLASSIFIER, TOKENIZER = "classifier.safetensors", "tokenizer.json"
 EVALUATIONS = 4  # an epoch
+LOSSES = ("loss", "task_loss", "lm_loss")  # in a line of the metrics
+ALONE = Place(torch.device("cpu"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +59,12 @@ class Finetuning:
     """The folder in which the task's files lie."""
     out: Path
     start: str
-    """The model to start from, by name."""
+    """The model to start from, by name: for `finetune_folder` its folder."""
     seed: int = 0
     resume: bool = False
     """Go on from the newest checkpoint, if there is one."""
+    layout: Layout = field(default_factory=Layout)
+    """Of the processes: replicas alone."""
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a resume to be the same run. Raises OSError where a file of the task is missing."""
@@ -65,8 +72,26 @@ class Finetuning:
         return {**asdict(self.task), "start": self.start, "seed": self.seed, "data": " ".join(digests)}
 
 
-def finetune(run: Finetuning, gpt: GPT, tokenizer: Tokenizer, *, device: str = "cpu", events: Events = SILENT) -> dict[str, Any]:
-    """Fine-tune `gpt` to the end, or to the step in which SIGTERM or SIGINT comes; returns the report.
+def check_layout(layout: Layout, task: Task) -> None:
+    """Raises UsageError where fine-tuning cannot be laid out so."""
+    if layout.dp != layout.processes:
+        raise UsageError(
+            f"{layout} divides the model, and fine-tuning only repeats it", where="--layout", hint=f"--layout dp={layout.processes}"
+        )
+    if layout.dp > task.batch:
+        raise UsageError(
+            f"{layout} is more processes than a batch of {task.batch} has examples", where="--layout", hint=f"at most dp={task.batch}"
+        )
+
+
+def finetune_folder(run: Finetuning, place: Place, events: Events) -> dict[str, Any]:
+    """`finetune` of the model in the folder `run.start`; every process of the run calls it together."""
+    loaded = load(Path(run.start), device=str(place.device), precision="fp32")
+    return finetune(run, loaded.model, loaded.tokenizer, place=place, events=events)
+
+
+def finetune(run: Finetuning, gpt: GPT, tokenizer: Tokenizer, *, place: Place = ALONE, events: Events = SILENT) -> dict[str, Any]:
+    """Fine-tune `gpt` to the end, or to the step in which SIGTERM or SIGINT comes to any process; returns the report.
 
     Raises RunError where the loss is not a number.
     """
@@ -75,9 +100,9 @@ def finetune(run: Finetuning, gpt: GPT, tokenizer: Tokenizer, *, device: str = "
     transformation = Transformation(task.kind, tokenizer, gpt.config.n_ctx)
     train, validation = (read_examples(task, run.data / name, transformation) for name in (task.train, task.validation))
     torch.manual_seed(seed)
-    place = Place(torch.device(device))
     model = Finetuned(gpt, task.kind, len(task.labels)).to(place.device).train()
     parameters, optimizer = dict(model.named_parameters()), make_optimizer(model, task.lr, task.weight_decay)
+    engine = repeat(model, place.layout)
     per_epoch = -(-len(train) // task.batch)
     steps = per_epoch * task.epochs
     checkpoints, identity = Checkpoints(run.out, place, keep=1), run.identity()
@@ -86,66 +111,83 @@ def finetune(run: Finetuning, gpt: GPT, tokenizer: Tokenizer, *, device: str = "
         state = checkpoints.load(folder, parameters, optimizer)
         done, line = state.position.step, state.metrics
         events.info(f"going on after step {done:,}")
-    log, stop = MetricsLog(run.out, before=done + 1), StopSignal(events, patient=False)
+    log, stop = MetricsLog(run.out, before=done + 1) if place.leads else None, StopSignal(events, patient=place.world > 1)
     try:
         for step in range(done + 1, steps + 1):
             epoch, number = divmod(step - 1, per_epoch)
             batch = collate([train[at] for at in _order(len(train), seed, epoch)[number * task.batch : (number + 1) * task.batch]])
-            losses, lr = _update(model, batch.to(place.device), optimizer, task, step, steps, seed)
-            line = {"step": step, "epoch": epoch + 1, **losses, "lr": lr}
-            if not losses["loss"] < float("inf"):
-                raise RunError(f"the loss is {losses['loss']} at step {step}", where=run.out, hint="lower lr in the task")
+            torch.manual_seed(_dropout_seed(seed, step, place.rank))
+            lr = task.lr * schedule(step, steps)
+            *losses, told = _update(engine, batch, optimizer, task, lr, place, stop.told)
+            line = {"step": step, "epoch": epoch + 1, **dict(zip(LOSSES, losses, strict=True)), "lr": lr}
+            if not line["loss"] < float("inf"):
+                raise RunError(f"the loss is {line['loss']} at step {step}", where=run.out, hint="lower lr in the task")
             due = step % max(1, per_epoch // EVALUATIONS) == 0 or step == steps
             if due:
-                line["val_accuracy"] = accuracy(model, validation, task.batch).share
-            log.write(line)
-            stopping = stop.told
-            if due or stopping:
+                line["val_accuracy"] = accuracy(model, validation, task.batch, place).share
+            if log:
+                log.write(line)
+            if due or told:
                 checkpoints.save(State(Position(step, step * task.batch), identity, line), parameters, optimizer)
             facts = {name: line[name] for name in ("loss", "val_accuracy") if name in line}
             events.progress("finetune", step, steps, "steps", **facts)
-            if stopping:
+            if told:
                 break
     finally:
         stop.release()
     events.finish("finetune")
     checkpoints.wait()
     report = {"task": asdict(task), "data": str(run.data), "seed": seed, "examples": len(train), "steps": steps, **line}
-    if line["step"] == steps:
+    if line["step"] == steps and place.leads:
         _write(run.out, model, tokenizer, report)
     return {**report, "interrupted": line["step"] < steps}
 
 
 def _update(
-    model: Finetuned, batch: Batch, optimizer: torch.optim.Optimizer, task: Task, step: int, steps: int, seed: int
-) -> tuple[dict[str, float], float]:
-    """One step; returns the losses before it, and its learning rate."""
-    torch.manual_seed(int.from_bytes(hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8).digest(), "little") >> 1)  # dropout's
-    losses, _ = model.losses(batch)
+    engine: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, task: Task, lr: float, place: Place, told: bool
+) -> list[float]:
+    """One step; returns the whole batch's losses before it, and whether any process was `told` to stop."""
+    mine, share = _share(batch, place)
+    losses: Losses = engine(mine.to(place.device))
     total = losses.total(task.lm_weight)
     optimizer.zero_grad()
-    total.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), task.clip)
-    lr = task.lr * schedule(step, steps)
+    (total * (share * place.replicas)).backward()  # the engine averages over replicas
+    torch.nn.utils.clip_grad_norm_(engine.parameters(), task.clip)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
-    return {"loss": total.item(), "task_loss": losses.task.item(), "lm_loss": losses.lm.item()}, lr
+    values = torch.stack([total, losses.task, losses.lm]).detach() * share
+    figures: list[float] = place.total(torch.cat([values, values.new_tensor([told])])).tolist()
+    return figures
+
+
+def _share(batch: Batch, place: Place) -> tuple[Batch, float]:
+    """This process's examples of a batch, and what part of it they are; where there are none for it, one that counts for nothing."""
+    examples = len(batch.labels)
+    each = -(-examples // place.replicas)
+    first = min(place.replica * each, examples - 1)
+    last = min(first + each, examples)
+    return batch.rows(first, last), (last - first) / examples if place.replica * each < examples else 0.0
+
+
+def _dropout_seed(seed: int, step: int, rank: int) -> int:
+    """A function of the place in the run, so that no generator's state need be saved."""
+    key = f"{seed} {step} {rank}" if rank else f"{seed} {step}"
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") >> 1
 
 
 @torch.no_grad()
-def accuracy(model: Finetuned, examples: Sequence[Example], batch: int) -> Accuracy:
-    """How many of the examples the model labels rightly."""
+def accuracy(model: Finetuned, examples: Sequence[Example], batch: int, place: Place = ALONE) -> Accuracy:
+    """How many of the examples the model labels rightly; the processes of `place` share the work."""
     was = model.training
     model.eval()
-    device = next(model.parameters()).device
-    correct = 0
-    for start in range(0, len(examples), batch):
-        part = collate(examples[start : start + batch]).to(device)
-        scores_NL, _ = model(part)
-        correct += int((scores_NL.argmax(-1) == part.labels).sum())
+    correct = torch.zeros((), dtype=torch.long, device=place.device)
+    for start in range(place.replica * batch, len(examples), place.replicas * batch):
+        part = collate(examples[start : start + batch]).to(place.device)
+        scores_NL, _ = model.scores(part)
+        correct += (scores_NL.argmax(-1) == part.labels).sum()
     model.train(was)
-    return Accuracy(correct, len(examples))
+    return Accuracy(int(place.total(correct)), len(examples))
 
 
 def load_finetuned(folder: Path) -> tuple[Finetuned, Task, Tokenizer, Path]:

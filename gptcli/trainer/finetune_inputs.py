@@ -75,6 +75,11 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         return Batch(self.ids.to(device), self.lengths.to(device), self.labels.to(device))
 
+    def rows(self, first: int, last: int) -> Batch:
+        """Examples first to last - 1, padded no further than they need."""
+        lengths = self.lengths[first:last]
+        return Batch(self.ids[first:last, :, : int(lengths.max())], lengths, self.labels[first:last])
+
 
 def collate(examples: Sequence[Example]) -> Batch:
     """Examples of equally many sequences as one batch. Raises InputError where they are not."""

@@ -39,7 +39,7 @@ class Finetuned(nn.Module):
         nn.init.normal_(self.classifier.weight, 0.0, INIT_STD)
         nn.init.zeros_(self.classifier.bias)
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def scores(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores of the labels (N, L), and the hidden states (N·S, T, C)."""
         N, S, T = batch.ids.shape
         x_NTC = self.gpt.hidden(batch.ids.view(N * S, T))
@@ -49,16 +49,15 @@ class Finetuned(nn.Module):
             return self.classifier(state_NSC).squeeze(-1), x_NTC
         return self.classifier(state_NSC.sum(1)), x_NTC  # a sum of one, or of both orders
 
-    def losses(self, batch: Batch) -> tuple[Losses, torch.Tensor]:
-        """The two losses, and the scores (N, L)."""
-        score_NL, x_NTC = self(batch)
+    def forward(self, batch: Batch) -> Losses:
+        score_NL, x_NTC = self.scores(batch)
         N, S, T = batch.ids.shape
         ids_NT, length_N = batch.ids.view(N * S, T), batch.lengths.view(-1)
         logits_NTV = self.gpt.lm_head(x_NTC[:, :-1])
         nats_NT = F.cross_entropy(logits_NTV.flatten(0, 1).float(), ids_NT[:, 1:].flatten(), reduction="none").view(N * S, T - 1)
         real_NT = torch.arange(T - 1, device=length_N.device) < (length_N - 1)[:, None]
         lm = ((nats_NT * real_NT).sum(1) / (length_N - 1)).mean()
-        return Losses(F.cross_entropy(score_NL.float(), batch.labels), lm), score_NL
+        return Losses(F.cross_entropy(score_NL.float(), batch.labels), lm)
 
 
 @torch.no_grad()

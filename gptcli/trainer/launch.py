@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,7 +27,6 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from gptcli import errors
-from gptcli.cost.layout import parse_layout
 from gptcli.errors import GptError, RunError
 from gptcli.events import SILENT, Events
 from gptcli.files import PARTIAL
@@ -37,16 +36,20 @@ from gptcli.trainer.layout import Place
 from gptcli.trainer.loop import train
 from gptcli.trainer.machine import device_type, launched, share_cores
 
+if TYPE_CHECKING:
+    from gptcli.trainer.finetune import Finetuning
+
 RESTARTS = 3  # in a row, without a new checkpoint between them
 PEER_GONE = re.compile(r"gloo|NCCL|[Cc]onnection|[Ss]ocket")  # in what a process says that lost another
 
 Report = dict[str, Any]
-Work = Callable[[Run, Place, Events], Report]
+AnyRun = TypeVar("AnyRun", Run, "Finetuning")
+Work = Callable[[AnyRun, Place, Events], Report]
 
 
-def launch(run: Run, events: Events, work: Work = train) -> Report:
+def launch(run: AnyRun, events: Events, work: Work[AnyRun] = train) -> Report:  # type: ignore[assignment]
     """Train, or do other `work`, on as many processes as the layout asks for; returns the first one's report."""
-    processes = parse_layout(run.train.layout).processes
+    processes = run.layout.processes
     if launched() is not None:
         try:
             return _worker(run, events, work)
@@ -60,7 +63,7 @@ def launch(run: Run, events: Events, work: Work = train) -> Report:
     return _spawn(run, events, processes, work)
 
 
-def _spawn(run: Run, events: Events, processes: int, work: Work) -> Report:
+def _spawn(run: AnyRun, events: Events, processes: int, work: Work[AnyRun]) -> Report:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -93,7 +96,7 @@ def _spawn(run: Run, events: Events, processes: int, work: Work) -> Report:
                 run = replace(run, resume=True)
 
 
-def _child(run: Run, events: Events, folder: Path, work: Work) -> Report:
+def _child(run: AnyRun, events: Events, folder: Path, work: Work[AnyRun]) -> Report:
     """What each started process runs; an error that a user can meet goes to the parent through `folder`."""
     _die_with_parent()
     try:
@@ -104,7 +107,7 @@ def _child(run: Run, events: Events, folder: Path, work: Work) -> Report:
         raise
 
 
-def _worker(run: Run, events: Events, work: Work) -> Report:
+def _worker(run: AnyRun, events: Events, work: Work[AnyRun]) -> Report:
     """One of several processes; who it is stands in the environment."""
     rank, world, local = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", "0"))
     share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", world)))
@@ -118,7 +121,7 @@ def _worker(run: Run, events: Events, work: Work) -> Report:
     # torchrun keeps one store for all its restarts: addresses of workers that are gone would still stand in it.
     store = PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
-    report = work(run, Place(device, rank, world, parse_layout(run.train.layout)), events if rank == 0 else SILENT)
+    report = work(run, Place(device, rank, world, run.layout), events if rank == 0 else SILENT)
     dist.barrier()  # and only after success: destroying a group that others still wait in hangs
     dist.destroy_process_group()
     return report

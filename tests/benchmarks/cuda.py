@@ -19,6 +19,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ import torch
 from gptcli.cost.flops import flops_per_token
 from gptcli.cost.hardware import identify_gpu
 from gptcli.events import SILENT
+from gptcli.model import banded
+from gptcli.model.attention import causal_mask
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.trainer.config import Run, TrainConfig
 from gptcli.trainer.engine import build
@@ -41,6 +45,7 @@ VOCABULARY = 50257
 TARGETS = {"124M": 475_000, "1558M": 46_800}  # tokens a second on an H100 or H200: llm.c's
 MFU_TARGET, RATIO_TARGET = 0.50, 1.2  # at 350M to 1.3B; against nanoGPT
 TOO_MUCH = ("out of memory", "OutOfMemory")  # in what a program says that needs less
+Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 COLUMNS = {"size": 6, "micro": 5, "tokens/s": 10, "TFLOP/s": 8, "MFU": 6, "causal": 6, "peak GB": 8}
 
 
@@ -89,6 +94,7 @@ def main(words: list[str]) -> None:
     peak = None if gpu is None else gpu.peak_flops
     report: dict[str, Any] = {"device": name, "peak_flops": peak, "torch": torch.__version__, "compile": compiled}
     report["correctness"] = correctness(asked.device, compiled == "on", tiny=asked.sizes == "tiny")
+    report["banded"] = banded_forms(asked.device, tiny=asked.sizes == "tiny")
     report["sizes"] = []
     heads = (f"{head:>{width}}" for head, width in COLUMNS.items())
     print(f"\n{' '.join(heads)}   nanoGPT: micro, tokens/s, peak GB, ratio")
@@ -127,6 +133,50 @@ def correctness(device: str, compiled: bool, *, tiny: bool) -> list[dict[str, An
             text = f"loss {away:.1e} from fp32 on the CPU, gradient's cosine {cosine:.6f}: {'right' if right else 'WRONG'}"
             print(f"{attention:>6} {precision} on {device}: {text}", flush=True)
     return rows
+
+
+def banded_forms(device: str, *, tiny: bool) -> list[dict[str, Any]]:
+    """Every form of banded attention that runs on `device` against the mask in fp32, forward and backward, and what it takes."""
+    B, H, T, D, band = (2, 2, 300, 16, 64) if tiny else (8, 16, 2048, 64, 256)
+    seed, by_flex = torch.zeros((), dtype=torch.int64), torch.compile(banded.flex, dynamic=False)
+    forms: dict[str, Attention] = {
+        "mask": lambda q, k, v: torch.nn.functional.scaled_dot_product_attention(q, k, v, causal_mask(T, T, band, q.device)),
+        "blocks": lambda q, k, v: banded.blocks(q, k, v, seed, band, 0.0),
+    }
+    if device == "cuda":
+        forms |= {"varlen": lambda q, k, v: banded.varlen(q, k, v, band), "flex": lambda q, k, v: by_flex(q, k, v, band)}
+    exact = [torch.randn(B, H, T, D, device=device, generator=torch.Generator(device).manual_seed(n)) for n in range(4)]
+    expected = attention_and_gradients(forms["mask"], *exact)
+    rows = []
+    for dtype, most in ((torch.float32, 1e-4), (torch.bfloat16, 2e-2)):
+        given = [x.to(dtype) for x in exact]
+        for name, form in forms.items():
+            if (name, dtype) == ("varlen", torch.float32):
+                continue
+            got = attention_and_gradients(form, *given)
+            away = max(((a.float() - b).norm() / b.norm()).item() for a, b in zip(got, expected, strict=True))
+            times = []
+            for _ in range(5):
+                begin = time.perf_counter()
+                attention_and_gradients(form, *given)
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                times.append(time.perf_counter() - begin)
+            row = {"form": name, "dtype": str(dtype), "away": away, "seconds": min(times), "right": away < most}
+            rows.append(row)
+            print(
+                f"banded {name} {dtype}: {away:.1e} from the mask, {1e3 * min(times):.2f} ms: {'right' if row['right'] else 'WRONG'}",
+                flush=True,
+            )
+    return rows
+
+
+def attention_and_gradients(form: Attention, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What `form` makes of q, k and v, and their gradients for the last of the four tensors as the output's."""
+    *qkv, dy = tensors
+    leaves = [x.detach().requires_grad_() for x in qkv]
+    y = form(*leaves)
+    return y.detach(), *torch.autograd.grad(y, leaves, dy)
 
 
 def gradient(

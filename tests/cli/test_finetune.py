@@ -66,6 +66,9 @@ def test_from_a_task_to_an_accuracy(gpt: Gpt, workplace: Path) -> None:
         assert (workplace / "run" / name).read_bytes() == (workplace / "killed" / name).read_bytes(), name
     assert "is finished" in gpt(*argv, "run", "--resume").stderr
     assert "not empty" in gpt(*argv, "run", code=2).stderr
+    shared = json.loads(gpt(*argv, "shared", "--layout", "dp=2", "--json", OMP_NUM_THREADS="1").stdout)
+    assert (shared["steps"], shared["val_accuracy"]) == (60, 1.0)
+    assert (workplace / "shared" / "model.safetensors").read_bytes() != (workplace / "run" / "model.safetensors").read_bytes()
     assert gpt("sample", "run", "a good", "--max-tokens", 8).stdout.startswith("a good")
 
 
@@ -100,4 +103,6 @@ def test_what_it_needs_and_what_it_does_not_take(gpt: Gpt, workplace: Path) -> N
     assert "needs a model to start from" in gpt("train", "--finetune", "task.toml", code=2).stderr
     refused = gpt("train", "--init-from", "base", "--finetune", "task.toml", "--lr", "1e-3", code=2).stderr
     assert "--lr: is no option of --finetune" in refused
+    divided = gpt("train", "--init-from", "base", "--finetune", "task.toml", "--layout", "tp=2", code=2).stderr
+    assert "--layout: tp=2 divides the model, and fine-tuning only repeats it" in divided
     assert not (workplace / "runs").exists()

@@ -19,6 +19,7 @@ from gptcli import files
 from gptcli.corpus import build as building
 from gptcli.corpus import settings
 from gptcli.corpus.build import begin, finish
+from gptcli.corpus.gather import WORK
 from gptcli.corpus.recipe import Source
 from gptcli.corpus.settings import Build
 from gptcli.errors import InputError, UsageError
@@ -282,6 +283,27 @@ def test_a_broken_input_empties_the_folder(build: Build, tmp_path: Path, workers
     with pytest.raises(InputError, match=r"c.jsonl:2: not valid JSON"):
         run(build, tmp_path / "out", workers)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_input_does_not_take_what_an_earlier_attempt_made(build: Build, tmp_path: Path) -> None:
+    """Of three files the last is broken; the first attempt was stopped before it came to that."""
+    (tmp_path / "c.jsonl").write_text('{"text": \n')
+    build = with_source(build, inputs=[*build.inputs, str(tmp_path / "c.jsonl")])
+    out = tmp_path / "out"
+    assert begin(build, out, resume=False, force=False)
+    (out / WORK).mkdir()
+    (out / WORK / "unit-whole").write_bytes(b"kept")
+    assert begin(build, out, resume=True, force=False)
+    with pytest.raises(InputError, match=r"c.jsonl:1: not valid JSON"):
+        finish(build, out)
+    assert (out / WORK / "unit-whole").read_bytes() == b"kept"
+
+
+def test_what_leaves_nothing_is_told_by_reason(build: Build, tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text('{"text": 1}\n{"text": ""}\n{"body": "b"}\n')
+    alone = with_source(build, inputs=[str(tmp_path / "c.jsonl")], on_error="skip")
+    with pytest.raises(InputError, match=r"no text in the inputs \(blank: 1, no text field: 2\)"):
+        run(alone, tmp_path / "out")
 
 
 class Heard(Events):

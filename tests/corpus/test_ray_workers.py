@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,3 +70,12 @@ def test_what_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"--runner: ray is not installed\n.*gptcli\[ray\]"):
         open_pool("ray", 1, None)
+
+
+def test_no_output_is_claimed_for_a_runner_that_is_not_there(gpt: Any, tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
+    byte_tokenizer.save(tmp_path / "tokenizer.json")
+    (tmp_path / "a.txt").write_text("a text")
+    (tmp_path / "ray.py").write_text("raise ImportError")  # found before the installed one
+    refused = gpt("build-shards", "a.txt", "-t", "tokenizer.json", "--runner", "ray", "-o", "out", code=2).stderr
+    assert "--runner: ray is not installed" in refused
+    assert not (tmp_path / "out").exists()

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from gptcli.model import banded as module
 from gptcli.model.attention import attend, causal_mask
@@ -139,6 +140,79 @@ def test_compiled_it_is_the_same(dropout: float) -> None:
         torch.testing.assert_close(grad, wanted)
 
 
+def listed(mask: BlockMask, name: str) -> list[list[int]]:
+    """The tiles of each row: "q" are of queries, by keys; the "full" ones need no mask."""
+    counts, tiles = getattr(mask, f"{name}_num_blocks")[0, 0], getattr(mask, f"{name}_indices")[0, 0]
+    return [row[:count].tolist() for count, row in zip(counts, tiles, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("T", "band"), [(1, 1), (100, 7), (128, 128), (129, 127), (300, 64), (513, 256), (700, 383), (700, 384), (700, 900)]
+)
+def test_tiles_are_those_of_the_band(T: int, band: int) -> None:
+    def seen(b, h, query, key):  # type: ignore[no-untyped-def]
+        return (key <= query) & (query - key < band)
+
+    ours, theirs = module.tiles(T, band, torch.device("cpu")), create_block_mask(seen, None, None, T, T, device="cpu")
+    for name in ("kv", "full_kv", "q", "full_q"):
+        assert listed(ours, name) == listed(theirs, name)
+
+
+@pytest.mark.parametrize(("T", "band"), [(1, 1), (77, 9), (129, 128), (300, 64), (257, 300)])
+def test_flex_equals_the_mask(T: int, band: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch's own reading of it, step by step, which has no backward pass on a CPU as far as torch's check is asked."""
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
+    compiled = torch.compile(module.flex, dynamic=False, backend="aot_eager")
+    assert_same(compiled, leaves(2, 3, T, 16), band)
+
+
+@pytest.mark.parametrize("how", ["none", "selective", "full"])
+def test_flex_in_a_models_block(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the trainer compiles it on a GPU, with products in bf16 and with recomputation."""
+    from gptcli.model.config import ModelConfig
+    from gptcli.model.transformer import Block
+    from gptcli.trainer.recompute import recomputed
+
+    torch.manual_seed(0)
+    block = Block(ModelConfig(n_layer=1, n_head=2, d_model=32, n_ctx=150, vocab_size=11, attention="banded,dense", band=9), 0)
+    x = torch.randn(2, 150, 32, requires_grad=True)
+
+    def both(forward) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[no-untyped-def]
+        with torch.autocast("cpu", torch.bfloat16):
+            y = forward(x)
+        return y, torch.autograd.grad(y.square().sum(), x)[0]
+
+    wanted = both(block)
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
+    monkeypatch.setattr(module, "form_for", lambda *place, **kind: "flex")
+    torch._dynamo.reset()
+    found = both(torch.compile(recomputed(block.forward, how, drops=False), dynamic=False, backend="aot_eager"))
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=3e-2, rtol=3e-2)
+
+
+def test_flex_compiled_equals_the_mask_and_reads_its_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the compiler makes for this CPU, forward only; a tile that is left out is not looked at."""
+    q, k, v = (x.detach() for x in leaves(1, 2, 300, 16))
+    with torch.no_grad():
+        compiled = torch.compile(module.flex, dynamic=False)
+        torch.testing.assert_close(compiled(q, k, v, 140), by_mask(q, k, v, 140), atol=1e-5, rtol=1e-5)
+        monkeypatch.setattr(module, "tiles", lambda T, band, device, tiles=module.tiles: tiles(T, 1, device))
+        torch._dynamo.reset()
+        assert not torch.allclose(torch.compile(module.flex, dynamic=False)(q, k, v, 140), by_mask(q, k, v, 140), atol=1e-2)
+
+
+def test_the_form_for_each_place() -> None:
+    half, single = torch.bfloat16, torch.float32
+    chosen = {
+        ("cpu", half, 64, False, True): "blocks", ("cpu", single, 64, False, False): "blocks",
+        ("cuda", half, 64, False, True): "flex", ("cuda", single, 64, False, True): "flex", ("cuda", half, 8, False, True): "varlen",
+        ("cuda", half, 64, False, False): "varlen", ("cuda", single, 64, False, False): "blocks", ("cuda", half, 64, True, True): "blocks",
+    }  # fmt: skip
+    for (device, dtype, d_head, drops, compiled), form in chosen.items():
+        assert module.form_for(device, dtype, d_head, drops=drops, compiled=compiled) == form
+
+
 def test_operators_obey_the_compilers_rules() -> None:
     q, k, v = leaves(2, 2, 70, 8)
     seed = torch.zeros((), dtype=torch.int64)
@@ -152,3 +226,6 @@ def test_forms_of_a_gpu_equal_the_mask(T: int, band: int) -> None:
     seed = torch.zeros((), dtype=torch.int64)
     assert_same(lambda q, k, v, w: module.blocks(q, k, v, seed, w, 0.0), leaves(2, 3, T, 64, device="cuda"), band, 1e-4)
     assert_same(module.varlen, leaves(2, 3, T, 64, torch.bfloat16, "cuda"), band, 3e-2)
+    compiled = torch.compile(module.flex, dynamic=False)
+    assert_same(compiled, leaves(2, 3, T, 64, torch.float32, "cuda"), band, 1e-4)
+    assert_same(compiled, leaves(2, 3, T, 64, torch.bfloat16, "cuda"), band, 3e-2)

@@ -7,20 +7,25 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from gptcli.cost.layout import Layout, parse_layout
 from gptcli.errors import InputError, RunError, UsageError
-from gptcli.events import Events
+from gptcli.events import SILENT, Events
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
+from gptcli.model.weights import save_model
 from gptcli.sampling.loading import load
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
 from gptcli.trainer import finetune as module
-from gptcli.trainer.finetune import Finetuning, accuracy, finetune, load_finetuned
+from gptcli.trainer.finetune import ALONE, Finetuning, accuracy, check_layout, finetune, finetune_folder, load_finetuned
 from gptcli.trainer.finetune_inputs import SPECIAL, Transformation
 from gptcli.trainer.finetune_task import Task, read_examples
+from gptcli.trainer.launch import launch
+from gptcli.trainer.layout import Place
 from gptcli.trainer.metrics import read_metrics
 from gptcli.trainer.preflight import resumed_state
 
@@ -95,6 +100,45 @@ def test_asked_to_stop_it_does_so_with_a_checkpoint(run, tmp_path):
     finetune(replace(run, resume=True), base(), TOKENIZER)
     finetune(whole, base(), TOKENIZER)
     assert contents(whole.out) == contents(run.out)
+
+
+def in_two(run: Finetuning, place: Place, events: Events) -> dict[str, Any]:
+    """What each of two processes does: a run without dropout, one with, and that one again, killed twice."""
+    torch.set_num_threads(1)
+    module.EVALUATIONS = 2
+    finetune_folder(run, place, events)
+    drops = replace(run, task=replace(run.task, dropout=0.1))
+    report = finetune_folder(replace(drops, out=run.out.with_name("whole")), place, events)
+    for step in (4, 13):
+        with pytest.raises(Killed):
+            finetune_folder(replace(drops, out=run.out.with_name("broken"), resume=step > 4), place, At(step, kill))
+    finetune_folder(replace(drops, out=run.out.with_name("broken"), resume=True), place, events)
+    return report
+
+
+def test_two_processes_do_what_one_does_and_resume_to_the_same_bytes(run, tmp_path):
+    """Batches of three, the last of an epoch a single example: one process always has fewer than the other, and then none."""
+    save_model(tmp_path / "base", base(), base().config, eot_id=TOKENIZER.eot_id)
+    TOKENIZER.save(tmp_path / "base" / "tokenizer.json")
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, ROWS[:25])))
+    task = replace(run.task, batch=3, dropout=0.0)
+    one = replace(run, task=task, start=str(tmp_path / "base"), out=tmp_path / "one")
+    finetune_folder(one, ALONE, SILENT)
+    two = replace(one, out=tmp_path / "two", layout=Layout(dp=2))
+    assert launch(two, SILENT, in_two)["step"] == 18
+
+    lines = read_metrics(one.out)
+    for ours, theirs in zip(read_metrics(two.out), lines, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert ours == {name: pytest.approx(value, abs=1e-5) for name, value in theirs.items()}
+    assert contents(tmp_path / "whole") == contents(tmp_path / "broken")
+    assert contents(tmp_path / "whole")["model.safetensors"] != contents(two.out)["model.safetensors"]
+
+
+def test_what_cannot_be_laid_out(run):
+    for layout, message in (("tp=2", "only repeats it"), ("dp=2,shard=2", "only repeats it"), ("dp=5", "a batch of 4")):
+        with pytest.raises(UsageError, match=message):
+            check_layout(parse_layout(layout), run.task)
 
 
 def test_another_run_is_not_resumed(run):

@@ -46,7 +46,8 @@ EXAMPLES = {
 @torch.no_grad()
 def test_losses_by_hand(kind: str) -> None:
     model = tuned(kind)
-    losses, score_NL = model.losses(collate(EXAMPLES[kind]))
+    batch = collate(EXAMPLES[kind])
+    losses, (score_NL, _) = model(batch), model.scores(batch)
     w, b = model.classifier.weight, model.classifier.bias
     task, lm = [], []
     for example, scores in zip(EXAMPLES[kind], score_NL, strict=True):
