@@ -4,9 +4,9 @@ What a plain `F.linear` costs on a CPU: oneDNN lays the weight out anew on each 
 bf16 the weight is laid out once, and kept so: the weights of GPT-2 124M take 11 ms, for 1 row and for 8, instead of 17, and many rows take
 no longer than before. In fp32 a weight on the left is read where it lies.
 
-Int8 is weight-only: each output channel is rounded to 255 steps of its largest weight. On a CPU the activations go through oneDNN's int8
-product as numbers of 32 bits with a fixed point, written in four digits of 8 bits, each a row: the weight is read once for all of them. On
-a GPU, compilation fuses the conversion of the weight into the product.
+Int8 is weight-only: each output channel is rounded to 255 steps of its largest weight, and activations keep 15 bits. On a CPU they go
+through oneDNN's int8 product as two digits of 8 bits, each a row, and the weight is read once for both; on a GPU, compilation fuses the
+conversion of the weight into the product.
 
 Shapes: R rows, K inputs, N outputs.
 """
@@ -23,8 +23,7 @@ from gptcli.model.transformer import GPT
 FEW = 256  # rows; beyond it F.linear is as fast
 QUANTIZE = ("none", "int8")
 STEPS = 127  # of int8, either way
-FRACTION = 18  # bits of an activation behind the point, of 32
-LARGEST = 8128.0  # activation: more would not fit before it
+LARGEST = STEPS * 256  # what a row's largest activation counts as: the upper digit is 127
 
 
 class Packed(nn.Module):
@@ -72,27 +71,29 @@ class Int8(nn.Module):
             self.packed = torch.ops.onednn.qlinear_prepack(weight_NK, None)
             self.zero_N = torch.zeros(len(scale_N), dtype=torch.int32)
             self.bias_N = self.zero_N.float() if linear.bias is None else linear.bias.detach().float()
-            self.shift_41 = torch.arange(0, 32, 8, dtype=torch.int32)[:, None]  # of each digit, the lowest first
-            self.worth_14 = 2.0 ** (self.shift_41.T - FRACTION)
+            self.shift_21 = torch.tensor([[0], [8]], dtype=torch.int32)  # of each digit, the lower first
+            self.worth_12 = 2.0**self.shift_21.T
         else:
             self.weight_NK = weight_NK
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.onednn:
-            parts = [self._onednn(x_RK) for x_RK in x.reshape(-1, x.shape[-1]).split(FEW)]  # four rows of each: bounded memory
+            # A part at a time, for the memory of two digits a row, in fp32.
+            parts = [self._onednn(x_RK) for x_RK in x.reshape(-1, x.shape[-1]).split(FEW)]
             y = parts[0] if len(parts) == 1 else torch.cat(parts)
             return y.to(x.dtype).view(*x.shape[:-1], -1)
         y = F.linear(x, self.weight_NK.to(x.dtype)) * self.scale_N.to(x.dtype)
         return y if self.bias is None else y + self.bias
 
     def _onednn(self, x_RK: torch.Tensor) -> torch.Tensor:
-        """In fp32. A digit is a byte b that counts for b - 128: what is split is the number with 128 more in each, 0x80808080 - 2^32."""
-        fixed_RK = (x_RK.clamp(-LARGEST, LARGEST) * 2**FRACTION).to(torch.int32).add_(-0x7F7F7F80)
-        digit_R4K = (fixed_RK[:, None] >> self.shift_41).to(torch.uint8)
-        y_R4N = torch.ops.onednn.qlinear_pointwise(
-            digit_R4K.flatten(0, 1), 1.0, 128, self.packed, self.scale_N, self.zero_N, None, 1.0, 0, torch.float32, "none", [], ""
-        ).unflatten(0, (-1, 4))
-        return torch.baddbmm(self.bias_N, self.worth_14.expand(len(x_RK), 1, 4), y_R4N)
+        """In fp32. A digit is a byte b that counts for b - 128: what is split is the number with 128 more in each."""
+        step_R1 = x_RK.abs().amax(dim=1, keepdim=True).float().clamp_(min=1e-12).div_(LARGEST)
+        fixed_RK = (x_RK / step_R1).to(torch.int32).add_(0x8080)
+        digit_R2K = (fixed_RK[:, None] >> self.shift_21).to(torch.uint8)
+        y_R2N = torch.ops.onednn.qlinear_pointwise(
+            digit_R2K.flatten(0, 1), 1.0, 128, self.packed, self.scale_N, self.zero_N, None, 1.0, 0, torch.float32, "none", [], ""
+        ).unflatten(0, (-1, 2))
+        return torch.baddbmm(self.bias_N, step_R1[:, None] * self.worth_12, y_R2N)
 
 
 def read_in_place(model: GPT, quantize: str = "none") -> GPT:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
-from gptcli.sampling.linear import FEW, FRACTION, LARGEST, FewRows, Int8, Packed, read_in_place
+from gptcli.sampling.linear import FEW, FewRows, Int8, Packed, read_in_place
 
 
 @pytest.fixture(params=[(48, 80), (7, 13), (1, 5)])
@@ -54,29 +54,16 @@ def test_a_packed_weight_is_linear(linear: nn.Linear, shape: tuple[int, ...], bi
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.inference_mode()
 def test_int8_is_the_rounded_weight(linear: nn.Linear, shape: tuple[int, ...], onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against the product in fp64 of the rounded weight with the activations as they are: each loses less than a step of its fixed point,
-    and sums are fp32's."""
+    """Against the product in fp64 of the rounded weight with the activations as they are: what is lost of those is below 1 / 30,000."""
     if onednn and not torch.backends.mkldnn.is_available():
         pytest.skip("this machine has no oneDNN")
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
     weight = linear.weight.double()
     step = weight.abs().amax(dim=1, keepdim=True) / 127
     x = torch.randn(*shape, linear.in_features) * 3
-    weight = (weight / step).round() * step
-    error = (Int8(linear)(x).double() - F.linear(x.double(), weight, linear.bias.double())).abs()
-    assert (error <= 2.0**-FRACTION * weight.abs().sum(dim=1) + 1e-6 * (x.abs() @ weight.abs().float().T + 1)).all()
-
-
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this machine has no oneDNN")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@torch.inference_mode()
-def test_activations_beyond_the_fixed_point_end_there(dtype: torch.dtype) -> None:
-    """In either direction, and in bf16 too, where a number is not to be rounded up to one that no longer fits."""
-    plain = nn.Linear(1, 1, dtype=dtype)
-    plain.weight.fill_(0.5)
-    plain.bias.zero_()
-    ends = Int8(plain)(torch.tensor([[1e9], [-1e9], [LARGEST], [-LARGEST]], dtype=dtype)).flatten()
-    torch.testing.assert_close(ends, torch.tensor([1, -1, 1, -1], dtype=dtype) * LARGEST / 2)
+    exact = F.linear(x.double(), (weight / step).round() * step, linear.bias.double())
+    error = (Int8(linear)(x).double() - exact).abs().amax(dim=-1)
+    assert (error <= 1e-4 * x.abs().amax(dim=-1) * linear.in_features**0.5).all()
 
 
 def test_a_row_does_not_depend_on_those_beside_it(linear: nn.Linear) -> None:
