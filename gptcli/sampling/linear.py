@@ -5,7 +5,7 @@ bf16 the weight is laid out once, and kept so: the weights of GPT-2 124M take 11
 no longer than before. In fp32 a weight on the left is read where it lies.
 
 Int8 is weight-only: each output channel is rounded to 255 steps of its largest weight, and activations keep 15 bits. On a CPU they go
-through oneDNN's int8 product as two digits of 8 bits, each a row, and the weight is read once for both; on a GPU, compilation fuses the
+through oneDNN's int8 product as the sum of two int8 rows, coarse and fine, which reads the weight once; on a GPU, compilation fuses the
 conversion of the weight into the product.
 
 Shapes: R rows, K inputs, N outputs.
@@ -23,7 +23,6 @@ from gptcli.model.transformer import GPT
 FEW = 256  # rows; beyond it F.linear is as fast
 QUANTIZE = ("none", "int8")
 STEPS = 127  # of int8, either way
-LARGEST = STEPS * 256  # what a row's largest activation counts as: the upper digit is 127
 
 
 class Packed(nn.Module):
@@ -70,30 +69,39 @@ class Int8(nn.Module):
         if self.onednn:
             self.packed = torch.ops.onednn.qlinear_prepack(weight_NK, None)
             self.zero_N = torch.zeros(len(scale_N), dtype=torch.int32)
-            self.bias_N = self.zero_N.float() if linear.bias is None else linear.bias.detach().float()
-            self.shift_21 = torch.tensor([[0], [8]], dtype=torch.int32)  # of each digit, the lower first
-            self.worth_12 = 2.0**self.shift_21.T
         else:
             self.weight_NK = weight_NK
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.onednn:
-            # A part at a time, for the memory of two digits a row, in fp32.
-            parts = [self._onednn(x_RK) for x_RK in x.reshape(-1, x.shape[-1]).split(FEW)]
-            y = parts[0] if len(parts) == 1 else torch.cat(parts)
-            return y.to(x.dtype).view(*x.shape[:-1], -1)
+            return self._onednn(x.reshape(-1, x.shape[-1]).float()).to(x.dtype).view(*x.shape[:-1], -1)
         y = F.linear(x, self.weight_NK.to(x.dtype)) * self.scale_N.to(x.dtype)
         return y if self.bias is None else y + self.bias
 
     def _onednn(self, x_RK: torch.Tensor) -> torch.Tensor:
-        """In fp32. A digit is a byte b that counts for b - 128: what is split is the number with 128 more in each."""
-        step_R1 = x_RK.abs().amax(dim=1, keepdim=True).float().clamp_(min=1e-12).div_(LARGEST)
-        fixed_RK = (x_RK / step_R1).to(torch.int32).add_(0x8080)
-        digit_R2K = (fixed_RK[:, None] >> self.shift_21).to(torch.uint8)
-        y_R2N = torch.ops.onednn.qlinear_pointwise(
-            digit_R2K.flatten(0, 1), 1.0, 128, self.packed, self.scale_N, self.zero_N, None, 1.0, 0, torch.float32, "none", [], ""
-        ).unflatten(0, (-1, 2))
-        return torch.baddbmm(self.bias_N, step_R1[:, None] * self.worth_12, y_R2N)
+        R, K = x_RK.shape
+        step_R1 = torch.linalg.vector_norm(x_RK, torch.inf, dim=1, keepdim=True).clamp_(min=1e-12).div_(STEPS)
+        x_RK = x_RK / step_R1
+        both_2RK = torch.empty(2, R, K)
+        coarse_RK = torch.round(x_RK, out=both_2RK[0])
+        torch.sub(x_RK, coarse_RK, out=both_2RK[1]).mul_(2 * STEPS).round_()
+        y_2RN = torch.ops.onednn.qlinear_pointwise(
+            both_2RK.view(2 * R, K).to(torch.int8),
+            1.0,
+            0,
+            self.packed,
+            self.scale_N,
+            self.zero_N,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
+        ).view(2, R, -1)
+        y_RN = y_2RN[0].add_(y_2RN[1], alpha=1 / (2 * STEPS))
+        return y_RN.mul_(step_R1) if self.bias is None else torch.addcmul(self.bias.float(), y_RN, step_R1)
 
 
 def read_in_place(model: GPT, quantize: str = "none") -> GPT:
