@@ -131,7 +131,7 @@ def quality() -> None:
         tokens = loaded.tokenizer.encode(Path(data, "wikitext-2", "test.txt").read_text(encoding="utf-8")[:200_000])
         n_ctx = loaded.model.config.n_ctx
         windows = [tokens[start : start + n_ctx + 1] for start in range(0, len(tokens) - n_ctx, n_ctx)]
-        losses[name] = statistics.fmean(float(score(loaded.model, [window], [n_ctx])[0][0].mean()) for window in windows)
+        losses[name] = statistics.fmean(float(score(loaded.model, [window], [n_ctx])[0].log_probs.mean()) for window in windows)
         print(f"{name}: perplexity {math.exp(-losses[name]):.4f} over {len(windows)} windows of {n_ctx}", flush=True)
     print(
         f"int8 / bf16: {math.expm1(losses['bf16'] - losses['int8']):+.3%}; int8 / fp32: {math.expm1(losses['fp32'] - losses['int8']):+.3%}"

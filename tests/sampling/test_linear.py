@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
-from gptcli.sampling.linear import FEW, FewRows, Int8, read_in_place
+from gptcli.sampling.linear import FEW, FewRows, Int8, Packed, read_in_place
 
 
 @pytest.fixture(params=[(48, 80), (7, 13), (1, 5)])
@@ -38,6 +38,16 @@ def test_few_rows_are_linear(linear: nn.Linear, shape: tuple[int, ...], bias: bo
     x = torch.randn(*shape, linear.in_features)
     torch.testing.assert_close(fast(x), F.linear(x, fast.weight, fast.bias))
     assert fast(x).is_contiguous()
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this machine has no bf16 products")
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("bias", [True, False])
+@torch.inference_mode()
+def test_a_packed_weight_is_linear(linear: nn.Linear, shape: tuple[int, ...], bias: bool) -> None:
+    plain = nn.Linear(linear.in_features, linear.out_features, bias=bias, dtype=torch.bfloat16)
+    x = torch.randn(*shape, linear.in_features, dtype=torch.bfloat16)
+    torch.testing.assert_close(Packed(plain)(x), plain(x))
 
 
 @pytest.mark.parametrize("onednn", [True, False])
