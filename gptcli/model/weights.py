@@ -42,11 +42,12 @@ def save_model(
 ) -> None:
     """Write config.json, generation_config.json and the weights (fp32, each file atomic) into `folder`, model.safetensors last.
 
-    A mapping may read its tensors when they are asked for: no more than one is held at a time, of a banded model one layer's. `eot_id` is
-    the tokenizer's end-of-text, which generation starts from and stops at; GPT-2's, the last id, where not given. `report` is a banded
-    model's `neo_report`, where it has been made already.
+    A mapping, of tensors in host memory, may read them when they are asked for: no more than one is held at a time, of a banded model one
+    layer's. `eot_id` is the tokenizer's end-of-text, which generation starts from and stops at; GPT-2's, the last id, where not given.
+    `report` is a banded model's `neo_report`, where it has been made already.
     """
-    tensors, names = state.state_dict() if isinstance(state, GPT) else state, _blank(config)
+    tensors = {name: tensor.cpu() for name, tensor in state.state_dict().items()} if isinstance(state, GPT) else state
+    names = _blank(config)
     end = config.vocab_size - 1 if eot_id is None else eot_id
     table = to_transformers(config, end)
     twin = family(config) == NEO
