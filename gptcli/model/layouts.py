@@ -7,7 +7,7 @@ before all values, where our rows go head after head; a tied head is stored once
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,8 @@ from gptcli.model.config import ModelConfig
 from gptcli.model.config_json import RELEASED_SHAPES
 
 Tensors = dict[str, torch.Tensor]
+Read = Callable[[str], torch.Tensor]
+HEAD = "lm_head.weight"
 STORED_IN_OUT = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 BUFFERS = (".attn.bias", ".attn.masked_bias", "position_ids")  # that old files carry
 GPT1_NAMES = {"wte.weight": "tokens_embed.weight", "wpe.weight": "positions_embed.weight"}
@@ -29,18 +31,16 @@ RELEASED_BLOCK = (  # GPT-1's tensors of a layer, in the order of its file
 RELEASED_PARTS = 10
 
 
-def to_stored(state: Mapping[str, torch.Tensor], config: ModelConfig) -> Tensors:
-    """Our state dict as GPT-2's file has it, or GPT-1's where the model is post-norm; fp32."""
-    stored = {}
-    for name, tensor in state.items():
-        if name == "lm_head.weight":
+def to_stored(names: Iterable[str], read: Read, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
+    """Our tensors of these names as GPT-2's file has them, or GPT-1's where the model is post-norm; fp32. Each is `read` in its turn."""
+    for name in names:
+        if name == HEAD:
             if not config.tied:
-                stored[name] = tensor.detach().float().contiguous()
+                yield name, read(name).detach().float().contiguous()
             continue
-        tensor = kind_after_kind(name, tensor.detach().float(), config)
+        tensor = kind_after_kind(name, read(name).detach().float(), config)
         theirs = GPT1_NAMES.get(name, name) if config.norm == "post" else name
-        stored[f"transformer.{theirs}"] = (tensor.T if name.endswith(STORED_IN_OUT) else tensor).contiguous()
-    return stored
+        yield f"transformer.{theirs}", (tensor.T if name.endswith(STORED_IN_OUT) else tensor).contiguous()
 
 
 def from_stored(stored: Mapping[str, torch.Tensor], config: ModelConfig) -> Tensors:

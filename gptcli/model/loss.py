@@ -54,7 +54,24 @@ class Loops:
 LOOPS = Loops()
 
 
-def next_token_loss(x_NC: torch.Tensor, weight_VC: torch.Tensor, target_N: torch.Tensor, loops: Loops = LOOPS) -> torch.Tensor:
+class Whole:
+    """The vocabulary in one piece. Where processes hold a slice each, `gptcli.trainer.sliced_loss` takes this one's place."""
+
+    def widest(self, weight_VC: torch.Tensor) -> int:
+        """Entries of the largest slice."""
+        return len(weight_VC)
+
+    def added_up(self, log_sum_n1: torch.Tensor, own_n1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A slice's log(sum(exp(logits))) and targets' logits, 0 where another slice has them, to those of all slices."""
+        return log_sum_n1, own_n1
+
+
+WHOLE = Whole()
+
+
+def next_token_loss(
+    x_NC: torch.Tensor, weight_VC: torch.Tensor, target_N: torch.Tensor, loops: Loops = LOOPS, vocabulary: Whole = WHOLE
+) -> torch.Tensor:
     """Sum over N positions of -log softmax(x·Wᵀ)[target], in nats, as an fp32 scalar; targets of IGNORE add nothing.
 
     A sum, not a mean: under gradient accumulation and data parallelism the right divisor is the step's own count.
@@ -62,14 +79,22 @@ def next_token_loss(x_NC: torch.Tensor, weight_VC: torch.Tensor, target_N: torch
     if torch.is_autocast_enabled(x_NC.device.type):
         dtype = torch.get_autocast_dtype(x_NC.device.type)
         x_NC, weight_VC = x_NC.to(dtype), weight_VC.to(dtype)
-    return _HeadLoss.apply(x_NC, weight_VC, target_N, loops, torch.is_grad_enabled())
+    return _HeadLoss.apply(x_NC, weight_VC, target_N, loops, vocabulary, torch.is_grad_enabled())
 
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_NC: torch.Tensor, weight_VC: torch.Tensor, target_N: torch.Tensor, loops: Loops, train: bool) -> torch.Tensor:
-        (N, _), (V, _) = x_NC.shape, weight_VC.shape
-        most = max(1, CHUNK_BYTES // (x_NC.element_size() * V))
+    def forward(
+        ctx: Any,
+        x_NC: torch.Tensor,
+        weight_VC: torch.Tensor,
+        target_N: torch.Tensor,
+        loops: Loops,
+        vocabulary: Whole,
+        train: bool,
+    ) -> torch.Tensor:
+        N = len(x_NC)
+        most = max(1, CHUNK_BYTES // (x_NC.element_size() * vocabulary.widest(weight_VC)))  # so all slices have the same chunks
         chunks = max(1, -(-N // most))  # equal ones: a small last one would cost as much to sum up as a full one
         rows = max(1, -(-N // chunks))
         loss = torch.zeros((), dtype=torch.float32, device=x_NC.device)
@@ -77,7 +102,7 @@ class _HeadLoss(torch.autograd.Function):
         dweight_VC = torch.zeros_like(weight_VC, dtype=torch.float32) if train else None
         with torch.autocast(x_NC.device.type, enabled=False):
             for start in range(0, N, rows):
-                chunk = _Chunk(x_NC[start : start + rows], weight_VC, target_N[start : start + rows, None], loops, train)
+                chunk = _Chunk(x_NC[start : start + rows], weight_VC, target_N[start : start + rows, None], loops, vocabulary, train)
                 loss += chunk.loss()
                 if dx_NC is not None and dweight_VC is not None:
                     dx_NC[start : start + rows] = chunk.gradients(weight_VC, dweight_VC)
@@ -88,13 +113,15 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         dx_NC, dweight_VC = ctx.saved_tensors
-        return dx_NC * grads[0].to(dx_NC.dtype), dweight_VC * grads[0], None, None, None
+        return dx_NC * grads[0].to(dx_NC.dtype), dweight_VC * grads[0], None, None, None, None
 
 
 class _Chunk:
     """n positions at the head."""
 
-    def __init__(self, x_nC: torch.Tensor, weight_VC: torch.Tensor, target_n1: torch.Tensor, loops: Loops, train: bool) -> None:
+    def __init__(
+        self, x_nC: torch.Tensor, weight_VC: torch.Tensor, target_n1: torch.Tensor, loops: Loops, vocabulary: Whole, train: bool
+    ) -> None:
         self.x_nC, self.loops, self.counted_n1, self.target_n1 = x_nC, loops, target_n1 != IGNORE, target_n1
         V = len(weight_VC)
         self.borders = list(pairwise([*range(0, V, PIECES.get(x_nC.device.type, V)), V]))
@@ -109,7 +136,7 @@ class _Chunk:
             log_sums.append(log_sum_n1)
             if train:
                 self.pieces.append((exp_nv, shift_n1))
-        self.log_sum_n1 = torch.cat(log_sums, dim=1).logsumexp(1, keepdim=True)
+        self.log_sum_n1, self.own_n1 = vocabulary.added_up(torch.cat(log_sums, dim=1).logsumexp(1, keepdim=True), self.own_n1)
 
     def loss(self) -> torch.Tensor:
         return ((self.log_sum_n1 - self.own_n1) * self.counted_n1).sum()

@@ -16,27 +16,33 @@ is computed in float64 and stored in fp32; `weights.save_model` measures what th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 
 from gptcli.model.config import ModelConfig
-from gptcli.model.layouts import Tensors, head_after_head, kind_after_kind
+from gptcli.model.layouts import HEAD, Read, Tensors, head_after_head, kind_after_kind
 
 PREFIX = "transformer."
 NEO_OUT = "attn.attention.out_proj"
 
 
-def to_neo(state: Mapping[str, torch.Tensor], config: ModelConfig) -> Tensors:
-    """Our state dict as a GPT-Neo's, fp32."""
-    stored = {f"{PREFIX}{name}": tensor.float() for name, tensor in state.items() if name != "lm_head.weight" and ".attn." not in name}
-    if not config.tied:
-        stored["lm_head.weight"] = state["lm_head.weight"].float()
+def to_neo(names: Collection[str], read: Read, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
+    """Our tensors of these names as a GPT-Neo's, fp32, layer by layer; each is `read` when its turn comes."""
+    for name in names:
+        if not (name.startswith("h.") or (name == HEAD and config.tied)):
+            yield name if name == HEAD else f"{PREFIX}{name}", read(name).detach().float().contiguous()
     for layer in range(config.n_layer):
-        at = f"h.{layer}."
-        ours = {name.removeprefix(at): tensor.double() for name, tensor in state.items() if name.startswith(at)}
-        stored |= {f"{PREFIX}{at}{name}": tensor.float() for name, tensor in _fold(ours, config).items()}
-    return {name: tensor.detach().contiguous() for name, tensor in stored.items()}
+        yield from layer_to_neo(layer, names, read, config).items()
+
+
+def layer_to_neo(layer: int, names: Collection[str], read: Read, config: ModelConfig) -> Tensors:
+    """A layer of `to_neo`."""
+    at = f"h.{layer}."
+    ours = [name.removeprefix(at) for name in names if name.startswith(at)]
+    folded = _fold({name: read(at + name).detach().double() for name in ours if name.startswith(("ln_1.", "attn."))}, config)
+    same = {name: read(at + name).detach() for name in ours if name not in folded and not name.startswith("attn.")}
+    return {f"{PREFIX}{at}{name}": tensor.float().contiguous() for name, tensor in {**same, **folded}.items()}
 
 
 def _fold(block: Tensors, config: ModelConfig) -> Tensors:
@@ -45,7 +51,7 @@ def _fold(block: Tensors, config: ModelConfig) -> Tensors:
     w_q, w_k, w_v = kind_after_kind(".c_attn.weight", block["attn.c_attn.weight"], config).chunk(3)
     b_q, _, b_v = kind_after_kind(".c_attn.bias", block["attn.c_attn.bias"], config).chunk(3)
     w_o, b_o = block["attn.c_proj.weight"], block["attn.c_proj.bias"]
-    if b_q.any():
+    if not b_q.is_meta and b_q.any():  # on the meta device shapes alone are asked for
         u, direction = 1 / gain, gain
         if not gain.all():  # a feature without gain is a constant already
             u = direction = torch.nn.functional.one_hot(gain.abs().argmin(), len(gain)).double()

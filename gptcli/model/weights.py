@@ -9,22 +9,22 @@ Rows of queries, keys and values go head after head here, all queries before all
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
+import torch.nn.functional as F
 
 from gptcli.errors import InputError
 from gptcli.files import atomic_write, read_json, sha256, write_json
-from gptcli.model.config import ModelConfig
+from gptcli.model.config import NORM_EPS, ModelConfig
 from gptcli.model.config_json import CONFIG, NEO, family, read_family, read_model_config, to_transformers
-from gptcli.model.layouts import Tensors, from_stored, read_release, to_stored
-from gptcli.model.neo import from_neo, to_neo
-from gptcli.model.transformer import GPT
+from gptcli.model.layouts import HEAD, Tensors, from_stored, read_release, to_stored
+from gptcli.model.neo import from_neo, layer_to_neo, to_neo
+from gptcli.model.tensor_file import write_tensors
+from gptcli.model.transformer import GPT, Block
 
 WEIGHTS, GENERATION, NATIVE = "model.safetensors", "generation_config.json", "native.safetensors"
 TWIN = "twin_sha256"  # in the native file's header: of the GPT-Neo file that it belongs to
@@ -32,67 +32,83 @@ NEO_TOLERANCE = 1e-3  # of a GPT-Neo's logits, in fp32, against ours
 PROBE_TOKENS = 512
 
 
-@dataclass(frozen=True, slots=True)
-class Export:
-    """A model in the form in which it leaves."""
-
-    tensors: Tensors
-    """As transformers reads them, fp32."""
-    native: Tensors | None = None
-    """Of a banded model: the trained one itself, which the GPT-Neo above stands for."""
-    report: dict[str, Any] | None = None
-    """Of a banded model: what that costs, `neo_report`."""
-
-
-def save_model(folder: Path, state: GPT | Mapping[str, torch.Tensor], config: ModelConfig, *, eot_id: int | None = None) -> None:
+def save_model(
+    folder: Path,
+    state: GPT | Mapping[str, torch.Tensor],
+    config: ModelConfig,
+    *,
+    eot_id: int | None = None,
+    report: dict[str, Any] | None = None,
+) -> None:
     """Write config.json, generation_config.json and the weights (fp32, each file atomic) into `folder`, model.safetensors last.
 
-    `eot_id` is the tokenizer's end-of-text, which generation starts from and stops at; GPT-2's, the last id, where not given.
+    A mapping, of tensors in host memory, may read them when they are asked for: no more than one is held at a time, of a banded model one
+    layer's. `eot_id` is the tokenizer's end-of-text, which generation starts from and stops at; GPT-2's, the last id, where not given.
+    `report` is a banded model's `neo_report`, where it has been made already.
     """
-    write_export(folder, make_export(state, config), config, eot_id=eot_id)
-
-
-def make_export(state: GPT | Mapping[str, torch.Tensor], config: ModelConfig) -> Export:
-    """A GPT-2 or GPT-1 to the bit, or a banded model's GPT-Neo, measured against it."""
-    tensors = state.state_dict() if isinstance(state, GPT) else state
-    stored = to_stored(tensors, config)
-    if family(config) != NEO:
-        return Export(stored)
-    neo = to_neo(tensors, config)
-    return Export(neo, stored, neo_report(stored, neo, config))
-
-
-def write_export(folder: Path, export: Export, config: ModelConfig, *, eot_id: int | None = None) -> None:
-    """The files of `save_model`."""
-    from safetensors.torch import save
-
+    tensors = {name: tensor.cpu() for name, tensor in state.state_dict().items()} if isinstance(state, GPT) else state
+    names = _blank(config)
     end = config.vocab_size - 1 if eot_id is None else eot_id
     table = to_transformers(config, end)
+    twin = family(config) == NEO
+    if twin:
+        table["gpt_export"] = neo_report(tensors, config) if report is None else report
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    data = save(export.tensors, metadata={"format": "pt"})
-    if export.native is not None:
-        table["gpt_export"] = export.report
-        with atomic_write(folder / NATIVE) as file:
-            file.write(save(export.native, metadata={TWIN: hashlib.sha256(data).hexdigest()}))
-    write_json(folder / CONFIG, table)
-    write_json(folder / GENERATION, {"bos_token_id": end, "eos_token_id": end, "do_sample": True, "top_k": 40})
-    with atomic_write(folder / WEIGHTS) as file:
-        file.write(data)
+    with atomic_write(folder / WEIGHTS) as file:  # which takes its name after all the others
+        digest = _write(file, to_neo if twin else to_stored, names, tensors, config)
+        if twin:
+            with atomic_write(folder / NATIVE) as native:
+                _write(native, to_stored, names, tensors, config, {TWIN: digest})
+        write_json(folder / CONFIG, table)
+        write_json(folder / GENERATION, {"bos_token_id": end, "eos_token_id": end, "do_sample": True, "top_k": 40})
+
+
+def _write(
+    file: IO[bytes],
+    form: Callable[..., Iterator[tuple[str, torch.Tensor]]],
+    names: Tensors,
+    tensors: Mapping[str, torch.Tensor],
+    config: ModelConfig,
+    metadata: dict[str, str] | None = None,
+) -> str:
+    """Our tensors in a `form` that their file has; returns its SHA-256."""
+    like = dict(form(names, names.__getitem__, config))
+    return write_tensors(file, like, (tensor for _, tensor in form(names, tensors.__getitem__, config)), metadata)
+
+
+def _blank(config: ModelConfig) -> Tensors:
+    """Every tensor of the model, without memory."""
+    with torch.device("meta"):
+        return GPT(config).state_dict()
 
 
 @torch.no_grad()
-def neo_report(native: Tensors, stored: Tensors, config: ModelConfig) -> dict[str, Any]:
-    """How far the GPT-Neo's logits are from ours, measured in fp32 on tokens drawn at random, and whether that is within tolerance."""
+def neo_report(tensors: Mapping[str, torch.Tensor], config: ModelConfig) -> dict[str, Any]:
+    """How far the GPT-Neo's logits are from ours, measured in fp32 on tokens drawn at random, and whether that is within tolerance. Both
+    are run layer by layer, so that no more than a layer of each is held."""
     T = min(config.n_ctx, PROBE_TOKENS)
     idx = torch.randint(config.vocab_size, (1, T), generator=torch.Generator().manual_seed(0))
-    ours, neo = (
-        _build(state, config, "memory", "cpu", torch.float32)(idx) for state in (from_stored(native, config), from_neo(stored, config))
-    )
+    names = _blank(config)
+    ours = neo = F.embedding(idx, tensors["wte.weight"].float()) + tensors["wpe.weight"][:T].float()
+    for layer in range(config.n_layer):
+        at = f"h.{layer}."
+        ours = _layer(layer, {name: tensors[name].float() for name in names if name.startswith(at)}, config)(ours)
+        neo = _layer(layer, from_neo(layer_to_neo(layer, names, tensors.__getitem__, config), config), config)(neo)
+    gain, bias = (tensors[f"ln_f.{part}"].float() for part in ("weight", "bias"))
+    head = tensors["wte.weight" if config.tied else HEAD].float()
+    ours, neo = (F.layer_norm(x, (config.d_model,), gain, bias, NORM_EPS) @ head.T for x in (ours, neo))
     error = (ours - neo).abs().max().item()
     verdict = "within" if error <= NEO_TOLERANCE else "NOT within"
     note = f"as GPT-Neo, logits differ from the trained model's by at most {error:.1e} on {T} random tokens, {verdict} {NEO_TOLERANCE:g}"
     return {"note": f"{note}; {NATIVE} holds the trained model itself", "logit_error": error, "tolerance": NEO_TOLERANCE}
+
+
+def _layer(layer: int, tensors: Tensors, config: ModelConfig) -> Block:
+    """A layer of the model, for inference, of its tensors under their whole names."""
+    with torch.device("meta"):
+        block = Block(config, layer)
+    block.load_state_dict({name.removeprefix(f"h.{layer}."): tensor for name, tensor in tensors.items()}, assign=True)
+    return block.eval()
 
 
 def load_model(folder: Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> GPT:

@@ -10,7 +10,7 @@ import contextlib
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from torch.distributed.tensor.experimental import implicit_replication
 from gptcli.errors import GptError, InputError, RunError
 from gptcli.events import Events
 from gptcli.files import PARTIAL, fsync_folder, read_json, sha256, write_json
+from gptcli.model.layouts import HEAD
 from gptcli.model.weights import load_model
 from gptcli.trainer.layout import Place
 from gptcli.trainer.schedule import Position
@@ -36,7 +37,6 @@ from gptcli.trainer.storage import INDEX, Reader, Writer
 
 FORMAT = 2
 STATE = "state.json"
-HEAD = "lm_head.weight"
 SMALL = 1 << 26  # bytes of a process's tensors that are written before the next step: a thread would save no time
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # one process is no mishap
@@ -195,12 +195,22 @@ def take_weights(folder: Path, parameters: Parameters) -> None:
             parameter.copy_(weights[name])
 
 
-def read_model(folder: Path) -> dict[str, torch.Tensor]:
-    """The whole parameters of a checkpoint, whatever layout wrote it, in this process alone."""
-    reader = Reader(folder)
-    tensors = {name: torch.empty(saved.size, dtype=saved.properties.dtype) for name, saved in reader.tensors().items() if "/" not in name}
-    _load(tensors, reader, None)
-    return tensors
+class SavedModel(Mapping[str, torch.Tensor]):
+    """The parameters of a checkpoint, whatever layout wrote it, each made whole in this process when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises InputError where its index is broken."""
+        self.reader = Reader(folder)
+        self.tensors = {name: saved for name, saved in self.reader.tensors().items() if "/" not in name}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.reader.whole(name, self.tensors[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
 
 
 def read_state(folder: Path) -> State:

@@ -27,7 +27,7 @@ from gptcli.errors import RunError
 from gptcli.events import Events
 from gptcli.model import mup
 from gptcli.model.first_use import settle_math
-from gptcli.model.loss import IGNORE, Loops, next_token_loss
+from gptcli.model.loss import IGNORE, LOOPS, next_token_loss
 from gptcli.model.transformer import GPT
 from gptcli.trainer import tensor_parallel
 from gptcli.trainer.config import Run, TrainConfig
@@ -107,10 +107,11 @@ def dress(part: Part, config: TrainConfig, mesh: DeviceMesh | None) -> None:
             block.forward = recomputed(block.forward, config.recompute, drops=part.config.dropout > 0)
         if config.compile:
             block.forward = torch.compile(block.forward, dynamic=False)
+    loops = LOOPS.compiled() if config.compile else LOOPS
     if mesh is not None and mesh["tp"].size() > 1:
-        part.head_loss = partial(sliced_loss, mesh=mesh["tp"], n_ctx=part.config.n_ctx)
+        part.head_loss = partial(sliced_loss, mesh=mesh["tp"], n_ctx=part.config.n_ctx, loops=loops)
     else:
-        part.head_loss = partial(next_token_loss, loops=Loops().compiled()) if config.compile else next_token_loss
+        part.head_loss = partial(next_token_loss, loops=loops)
 
 
 def blocks(part: Part) -> list[nn.Module]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gptcli.files import atomic_write
-from gptcli.model.weights import WEIGHTS, make_export, write_export
+from gptcli.model.config_json import NEO, family
+from gptcli.model.weights import WEIGHTS, neo_report, save_model
 from gptcli.trainer.config import Run
 from gptcli.trainer.metrics import Line
 
@@ -17,14 +19,14 @@ CARD = "README.md"
 TOKENIZER = "tokenizer.json"
 
 
-def export(run: Run, tensors: dict[str, torch.Tensor], last: Line, val_loss: float | None) -> None:
+def export(run: Run, tensors: Mapping[str, torch.Tensor], last: Line, val_loss: float | None) -> None:
     """Write tokenizer, model card, configuration and weights."""
     with atomic_write(run.out / TOKENIZER) as file, open(run.data / TOKENIZER, "rb") as source:
         shutil.copyfileobj(source, file)
-    leaving = make_export(tensors, run.model)
+    report = neo_report(tensors, run.model) if family(run.model) == NEO else None
     with atomic_write(run.out / CARD, "w") as file:
-        file.write(model_card(run, last, val_loss, leaving.report))
-    write_export(run.out, leaving, run.model, eot_id=run.eot_id)
+        file.write(model_card(run, last, val_loss, report))
+    save_model(run.out, tensors, run.model, eot_id=run.eot_id, report=report)
 
 
 def is_finished(out: Path) -> bool:

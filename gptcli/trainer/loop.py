@@ -19,7 +19,7 @@ from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import read_manifest
 from gptcli.shards.order import Mixture, open_order
 from gptcli.trainer.batches import InOrder, MicroBatch, micro_batches
-from gptcli.trainer.checkpoint import Checkpoints, State, canonical_parameters, folder_of, read_model, take_weights
+from gptcli.trainer.checkpoint import Checkpoints, SavedModel, State, canonical_parameters, folder_of, take_weights
 from gptcli.trainer.config import Run
 from gptcli.trainer.engine import build
 from gptcli.trainer.evaluate import validation_loss
@@ -239,7 +239,7 @@ class Training:
             self.sampler.finish(*self._newest())
             write_report(self.run)
         if self.place.leads:
-            export(self.run, read_model(folder_of(self.run.out, self.position.step)), self.last, self.val_loss)
+            export(self.run, SavedModel(folder_of(self.run.out, self.position.step)), self.last, self.val_loss)
         self.place.wait()
 
     def _done(self) -> bool:

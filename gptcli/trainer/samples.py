@@ -17,7 +17,7 @@ from gptcli.sampling.filters import Rules
 from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import read_manifest
 from gptcli.tokenizer.tokenizer import load_tokenizer
-from gptcli.trainer.checkpoint import read_model
+from gptcli.trainer.checkpoint import SavedModel
 from gptcli.trainer.config import Run
 from gptcli.trainer.metrics import SAMPLES, MetricsLog
 
@@ -97,7 +97,7 @@ def model_of(run: Run, folder: Path) -> GPT:
     """The model of a checkpoint, on the CPU, for inference."""
     with torch.device("meta"):
         model = GPT(run.model)
-    tensors = read_model(folder)
+    tensors = dict(SavedModel(folder))
     if run.model.tied:
         tensors["lm_head.weight"] = tensors["wte.weight"]
     model.load_state_dict(tensors, assign=True)

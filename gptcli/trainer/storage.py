@@ -8,20 +8,17 @@ index as a pickle. Names are the plain model's: `h.0.mlp.c_fc.weight` for a para
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import math
 import os
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
@@ -29,10 +26,11 @@ from torch.futures import Future
 
 from gptcli.errors import InputError
 from gptcli.files import read_json, sha256, write_json
+from gptcli.model.tensor_file import DTYPES, write_tensors
+from gptcli.trainer.direct_file import DirectFile
 from gptcli.trainer.layout import Place
 
 MODEL, OPTIMIZER, INDEX = "model", "optimizer", "index.json"
-DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64", torch.int32: "I32"}
 FILE = re.compile(rf"(?:{MODEL}|{OPTIMIZER})[0-9a-z-]*\.safetensors")  # the names that `file_of` gives: none leads out of the folder
 ROOM = 1 << 20  # bytes of a checkpoint beside its tensors: indices and headers
 
@@ -78,7 +76,7 @@ class Writer(StorageWriter):
         results = []
         for file, items in files.items():
             tensors: dict[str, Any] = {item.index.fqn: planner.resolve_data(item) for item in items}
-            digest = write_safetensors(self.folder / file, tensors)
+            digest = write_file(self.folder / file, tensors)
             results += [WriteResult(item.index, item.tensor_storage_size() or 0, (file, digest)) for item in items]
         return _done(results)
 
@@ -144,6 +142,18 @@ class Reader(StorageReader):
         self.tensors()
         return set(self.files.values())
 
+    def whole(self, name: str, saved: TensorStorageMetadata) -> torch.Tensor:
+        """One of `tensors`, put together from its pieces. Raises InputError where the files do not hold them."""
+        tensor = torch.empty(saved.size, dtype=saved.properties.dtype)
+        try:
+            for chunk in saved.chunks:
+                where = tuple(slice(at, at + length) for at, length in zip(chunk.offsets, chunk.sizes, strict=True))
+                with safe_open(self.folder / self.files[MetadataIndex(name, chunk.offsets)], framework="pt") as stored:
+                    tensor[where] = stored.get_tensor(name)
+        except (SafetensorError, RuntimeError) as error:
+            raise InputError(f"{name} is not as {INDEX} says: {error}", where=self.folder) from None
+        return tensor
+
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """All that is needed is known from `read_metadata`."""
 
@@ -171,26 +181,10 @@ class Reader(StorageReader):
         return True
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Write the file tensor by tensor, without a second copy of them all in memory, and fsync it; returns its SHA-256.
-
-    The format: the header's length as 8 little-endian bytes, the header as JSON filled up to whole words, the tensors' bytes.
-    """
-    header, end = {}, 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
-    text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
-    with open(path, "wb") as file:
-        blocks: Iterator[bytes | memoryview] = chain((len(text).to_bytes(8, "little"), text), map(_bytes, tensors.values()))
-        for block in blocks:
-            file.write(block)
-            digest.update(block)
-        file.flush()
-        os.fsync(file.fileno())
-    return digest.hexdigest()
+def write_file(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Returns the file's SHA-256, once it is on disk."""
+    with DirectFile(path) as file:
+        return write_tensors(file, tensors, tensors.values())
 
 
 def _whole_numbers(value: Any) -> list[int]:
@@ -198,10 +192,6 @@ def _whole_numbers(value: Any) -> list[int]:
     if not isinstance(value, list) or not all(type(number) is int and 0 <= number < 1 << 48 for number in value):
         raise ValueError(value)
     return value
-
-
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _done(value: Any) -> Future[Any]:

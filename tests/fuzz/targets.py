@@ -31,7 +31,7 @@ from gptcli.shards.order import open_order
 from gptcli.shards.verify import verify_shards
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet, load_tokenizer
 from gptcli.tokenizer.training import train_tokenizer
-from gptcli.trainer.checkpoint import STATE, Checkpoints, State, newest_state, read_model
+from gptcli.trainer.checkpoint import STATE, Checkpoints, SavedModel, State, newest_state
 from gptcli.trainer.finetune_task import read_task
 from gptcli.trainer.layout import Place
 from gptcli.trainer.metrics import read_metrics
@@ -261,7 +261,7 @@ def checkpoints() -> list[Target]:
         store = Checkpoints(folder, place, keep=1)
         if (found := store.newest(SILENT)) is not None:
             store.load(found, dict(fresh.named_parameters()), torch.optim.AdamW(fresh.parameters()))
-            read_model(found)
+            dict(SavedModel(found))
 
     files = written(write)
     assert f"{STEP}/{INDEX}" in files

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import weakref
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,36 @@ def test_transformers_gpt2_comes_back_to_the_bit(tmp_path: Path, size: str) -> N
     with torch.no_grad():
         assert (again(idx).logits - model(idx)).abs().max().item() < 1e-4
         assert torch.equal(again(idx).logits, theirs(idx).logits)
+
+
+class Lazy(Mapping[str, torch.Tensor]):
+    """A state dict that makes each tensor when it is asked for, and counts those that are still held then."""
+
+    def __init__(self, model: GPT) -> None:
+        self.state, self.made, self.most = model.state_dict(), weakref.WeakSet[torch.Tensor](), 0
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        self.most = max(self.most, sum(tensor.dim() == 2 for tensor in self.made))
+        self.made.add(tensor := self.state[name].clone())
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.state)
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+
+@pytest.mark.parametrize(("attention", "held"), [("dense", 1), ("banded", 6)])
+def test_a_large_model_leaves_tensor_by_tensor(tmp_path: Path, attention: str, held: int) -> None:
+    """Of matrices: one at a time, or those of a layer, once for the GPT-Neo and once for its comparison."""
+    model = random_model(ModelConfig(n_layer=12, n_head=2, d_model=32, n_ctx=40, vocab_size=301, attention=attention))
+    lazy = Lazy(model)
+    save_model(tmp_path / "lazy", lazy, model.config)
+    save_model(tmp_path / "whole", model, model.config)
+    assert lazy.most <= held
+    for file in (tmp_path / "whole").iterdir():
+        assert file.read_bytes() == (tmp_path / "lazy" / file.name).read_bytes()
 
 
 def test_same_weights_same_bytes(tmp_path: Path) -> None:

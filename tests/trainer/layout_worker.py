@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from gptcli.trainer.batches import micro_batches
 from gptcli.trainer.config import Run, TrainConfig
 from gptcli.trainer.engine import build
 from gptcli.trainer.layout import Place
+from gptcli.trainer.machine import has_compiler
 
 STEPS, SEQUENCES, N_CTX = 20, 4, 8
+COMPILE = torch.compile
 MODEL = {"attention": "banded", "n_layer": 2, "tied": True, "precision": "fp32", "mup": 16}  # with defaults; muP at its own width is none
 
 
@@ -47,7 +50,8 @@ def make_run(layout: str, *, attention: str = "banded", tied: bool = True, n_lay
     }  # fmt: skip
     train = TrainConfig(**{**config, **changes})
     model = ModelConfig(n_layer=n_layer, n_head=4, d_model=16, n_ctx=N_CTX, vocab_size=50257, attention=attention, band=3, tied=tied)
-    return Run(name="", out=Path(), data=Path(), model=model, train=train, data_sha256="", tokenizer_sha256="", eot_id=0)
+    fingerprints = {"data_sha256": "", "tokenizer_sha256": "", "eot_id": 0}
+    return Run(name="", out=Path(), data=Path(), model=model, train=train, must_compile=train.compile, **fingerprints)
 
 
 def curve(run: Run, rank: int, world: int, steps: int) -> dict[str, object]:
@@ -67,7 +71,7 @@ def curve(run: Run, rank: int, world: int, steps: int) -> dict[str, object]:
 
 def cases(world: int) -> list[dict[str, Any]]:
     """Every product of the axes, with every schedule where there are stages, of banded models, whose layers are dense and banded in turn.
-    On two processes dense models too, some with a head of their own, and, for some steps, recomputation and precisions."""
+    On two processes dense models too, some with a head of their own, and, for some steps, recomputation, precisions and compilation."""
     found: list[dict[str, Any]] = []
     divisors = [n for n in (1, 2, 4) if world % n == 0]
     for dp, shard, tp, pp in itertools.product(divisors, repeat=4):
@@ -86,6 +90,9 @@ def cases(world: int) -> list[dict[str, Any]]:
             {**banded, "layout": layout, "precision": kind} for layout in ("dp=2", "tp=2", "shard=2", "pp=2") for kind in ("bf16", "fp16")
         ]
         found += [{**banded, "layout": layout, "mup": 4} for layout in ("dp=2", "shard=2", "tp=2", "pp=2")]
+        found += [{**banded, "layout": layout, "compile": "aot_eager"} for layout in ("dp=2", "shard=2", "tp=2", "pp=2")]
+        if has_compiler():  # without it the graphs are made, and no code from them
+            found += [{**banded, "attention": "dense", "layout": "tp=2", "compile": "inductor", "precision": "bf16"}]
     return found
 
 
@@ -110,6 +117,10 @@ def main(rank: int, folder: Path) -> None:
             dist.init_process_group("gloo", store=dist.FileStore(str(folder / f"store-{world}"), world), rank=rank, world_size=world)
         for case in cases(world) if world > 1 else alone():
             changes = {name: value for name, value in case.items() if name != "steps"}
+            if "compile" in case:
+                torch._dynamo.reset()  # what was compiled for a case before
+                torch.compile = partial(COMPILE, backend=changes.pop("compile"))  # type: ignore[assignment]
+                changes["compile"] = True
             results.append({**case, "model": model_of(case), **curve(make_run(**changes), rank, world, case.get("steps", STEPS))})
         if world > 1:
             dist.barrier()

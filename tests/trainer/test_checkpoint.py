@@ -134,13 +134,13 @@ def test_a_full_disk_leaves_the_checkpoints_before(stepper, tmp_path, monkeypatc
 def gate(monkeypatch):
     """Large enough to be written in the background, which waits until the gate is set."""
     opened = threading.Event()
-    write = storage.write_safetensors
+    write = storage.write_file
 
     def write_later(*args):
         opened.wait(10)
         return write(*args)
 
-    monkeypatch.setattr(storage, "write_safetensors", write_later)
+    monkeypatch.setattr(storage, "write_file", write_later)
     monkeypatch.setattr(checkpoint, "SMALL", 0)
     return opened
 
@@ -159,7 +159,7 @@ def test_written_in_the_background_as_it_was_at_the_moment_of_the_save(stepper, 
             parameter.zero_()
     gate.set()
     checkpoints.wait()
-    written = checkpoint.read_model(newest(tmp_path))
+    written = dict(checkpoint.SavedModel(newest(tmp_path)))
     assert written.keys() == before.keys()
     assert all(torch.equal(written[name], before[name]) for name in before)
 
@@ -214,7 +214,7 @@ def test_no_file_outside_of_a_checkpoint_is_read(stepper, tmp_path, name):
         newest(tmp_path, events)
     assert "not the index of a checkpoint" in events.texts[0]
     with pytest.raises(InputError, match="not the index of a checkpoint"):
-        checkpoint.read_model(folder)
+        dict(checkpoint.SavedModel(folder))
 
 
 @pytest.mark.parametrize("name", ["../other", "m\ud800.safetensors"])
@@ -234,7 +234,7 @@ def test_memory_is_not_made_for_what_an_index_only_claims(stepper, tmp_path):
     index["wpe.weight"]["size"] = [10**9, 10**6]
     sealed(folder, storage.INDEX, index)
     with pytest.raises(InputError, match=r"bytes of tensors, and .* are here"):
-        checkpoint.read_model(folder)
+        dict(checkpoint.SavedModel(folder))
 
 
 def test_tensors_that_do_not_fit_are_one_clear_error(make_run, stepper, tmp_path):

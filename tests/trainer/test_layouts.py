@@ -47,4 +47,5 @@ def test_every_layout_follows_one_process(results: list[dict[str, Any]]) -> None
             assert abs(case["unseen"] - one["unseen"]) < 1e-4, told
     assert all(case["losses"][0] - case["losses"][-1] > 1 for case in alone.values()), "there was something to follow"
     assert len({case["layout"] for case in laid_out}) == 14
+    assert {case["layout"] for case in laid_out if "compile" in case} == {"dp=2", "shard=2", "tp=2", "pp=2"}
     assert {case["pipeline_schedule"] for case in laid_out if "pp" in case["layout"] and "pipeline_schedule" in case} == set(SCHEDULES)
