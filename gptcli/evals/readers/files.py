@@ -18,7 +18,6 @@ from gptcli.files import parse_json
 Row = dict[str, Any]
 Reader = Callable[[Path], Iterator[Row]]
 
-
 LARGEST = 1 << 30  # bytes of a file that is read as a whole, decompressed, so that a small archive cannot fill the memory
 LONGEST = 1 << 28  # and of a line
 PIECE = 1 << 12  # compressed bytes decoded at once: every four of zstd's may stand for 128 KiB
@@ -29,7 +28,8 @@ def _zstd(path: Path) -> IO[bytes]:
         import zstandard
     except ImportError:
         raise InputError("reading .zst needs the package zstandard", where=path, hint="pip install 'gptcli[data]'") from None
-    found, frame, packed = io.BytesIO(), None, b""
+    found, packed = io.BytesIO(), b""
+    frame: Any = None
     with open(path, "rb") as file:  # a frame at a time: zstandard's own reader does not say that the last one is cut short
         while found.tell() <= LARGEST and (packed := packed or file.read(PIECE)):
             frame = frame or zstandard.ZstdDecompressor().decompressobj()
