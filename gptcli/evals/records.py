@@ -120,4 +120,9 @@ def whole_lines(path: Path) -> list[str]:
 
 
 def _line(record: Record) -> str:
-    return json.dumps(record, ensure_ascii=False)
+    line = json.dumps(record, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # a lone surrogate in the data's own id
+        return json.dumps(record)
+    return line

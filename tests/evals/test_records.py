@@ -22,6 +22,11 @@ def test_what_is_added_is_there_for_the_next(tmp_path: Path) -> None:
     assert len(whole_lines(tmp_path / "records" / "t.jsonl")) == 2
 
 
+def test_an_id_that_is_no_unicode(tmp_path: Path) -> None:
+    Records(tmp_path, "t", {}).add([{"index": 0, "id": "\ud800"}])
+    assert Records(tmp_path, "t", {}).finish() == [{"index": 0, "id": "\ud800"}]
+
+
 def test_several_processes_end_in_one_file(tmp_path: Path) -> None:
     parts = [Records(tmp_path, "t", {}, rank) for rank in range(3)]
     for rank, part in enumerate(parts):
