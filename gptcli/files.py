@@ -145,7 +145,14 @@ def claim_output(folder: Path, *, resume: bool, force: bool) -> None:
     if force and folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
+
+
+def sweep(folder: Path, *, keep: Path | None = None) -> None:
+    """Remove what interrupted writes left in a folder, at any depth, but for `keep`."""
     for leftover in folder.rglob(f".*{PARTIAL}"):
+        if leftover == keep:
+            continue
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:

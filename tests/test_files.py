@@ -11,7 +11,19 @@ from pathlib import Path
 import pytest
 
 from gptcli.errors import InputError, UsageError
-from gptcli.files import atomic_folder, atomic_write, check_output, claim_file, claim_output, read_json, read_toml, sha256, write_json
+from gptcli.files import (
+    PARTIAL,
+    atomic_folder,
+    atomic_write,
+    check_output,
+    claim_file,
+    claim_output,
+    read_json,
+    read_toml,
+    sha256,
+    sweep,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -145,3 +157,11 @@ def test_json_and_toml_that_cannot_be_read_are_one_clear_error(tmp_path: Path, t
     (tmp_path / "a").write_bytes(b"a = " + text)
     with pytest.raises(InputError, match="not valid"):
         read_toml(tmp_path / "a")
+
+
+def test_leftovers_are_swept_but_for_one(tmp_path: Path) -> None:
+    for name in (f".a{PARTIAL}", f"b/.c{PARTIAL}/d", f".kept{PARTIAL}/e", "f"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    sweep(tmp_path, keep=tmp_path / f".kept{PARTIAL}")
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [f".kept{PARTIAL}", f".kept{PARTIAL}/e", "b", "f"]

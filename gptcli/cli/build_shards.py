@@ -128,7 +128,7 @@ def build_shards(
 
         gpt build-shards corpus/ --tokenizer tokenizer.json -o shards
 
-        gpt build-shards "crawl/*.jsonl.zst" --tokenizer gpt2 --val-fraction 0.0005 --resume
+        gpt build-shards "crawl/*.jsonl.zst" --tokenizer gpt2 --resume
 
         gpt build-shards --config recipe.toml
 

@@ -154,7 +154,7 @@ def train(
 
         gpt train --size 350M
 
-        gpt train --size gpt2 --n-layer 4 --tokens 10M --batch-tokens 8k -o runs/small
+        gpt train --size gpt2 --n-layer 4 --tokens 10M -o runs/small
 
         gpt train --report runs/350M runs/small -o compare.html
     """

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gptcli.errors import UsageError
+from gptcli.errors import InputError, UsageError
 from gptcli.files import atomic_write, parse_json, sha256
 
 Record = dict[str, Any]
@@ -45,10 +45,12 @@ class Records:
                 raise UsageError(
                     "these records are of another model, data or options",
                     where=path,
-                    hint=f"--force starts over; {self._differs(lines[0])}",
+                    hint=f"--force starts over; {self._differs(lines[0], path)}",
                 )
-            for line in lines[1:]:
-                record = parse_json(line.encode(), path)
+            for number, line in enumerate(lines[1:], 2):
+                record = parse_json(line.encode(), f"{path}:{number}")
+                if not isinstance(record, dict) or not isinstance(record.get(INDEX), int):
+                    raise InputError("not a record of an evaluation", where=f"{path}:{number}", hint="--force starts over")
                 self.done[record[INDEX]] = record
         own = whole_lines(self.path)
         with atomic_write(self.path, "w") as file:  # without what a kill left of a last line
@@ -85,9 +87,11 @@ class Records:
         parts = sorted(path for path in self.folder.glob("*") if path.stem == first.name and path.suffix[1:].isdigit())
         return [first, *parts]
 
-    def _differs(self, line: str) -> str:
+    def _differs(self, line: str, path: Path) -> str:
         """Which entries of an earlier header are not this work's."""
-        before, now = json.loads(line), json.loads(self.header)
+        before, now = parse_json(line.encode(), f"{path}:1"), json.loads(self.header)
+        if not isinstance(before, dict):
+            return "it does not begin as records do"
         return "different: " + ", ".join(key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key))
 
 
@@ -116,4 +120,9 @@ def whole_lines(path: Path) -> list[str]:
 
 
 def _line(record: Record) -> str:
-    return json.dumps(record, ensure_ascii=False)
+    line = json.dumps(record, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # a lone surrogate in the data's own id
+        return json.dumps(record)
+    return line

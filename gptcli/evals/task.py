@@ -50,6 +50,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import InputError, UsageError, nearest
+from gptcli.evals.detokenize import DETOKENIZERS
 from gptcli.evals.generated import GENERATED, generate
 from gptcli.evals.item import Item
 from gptcli.evals.metrics import CORPUS_METRICS, GROUP_METRICS, METRICS
@@ -72,6 +73,7 @@ METRICS_OF: dict[str, Collection[str]] = {
     "freeform": (*METRICS, *CORPUS_METRICS),
 }
 GENERATED_SEED = 0
+LEAST = {"beam": 1, "max_tokens": 1}  # of numbers that may not be 0
 SETTINGS = ("", "_zero", "_one", "_few")  # of a column of published scores
 NEEDS = {  # by kind, the keys without which it is not one
     "choice": ("prompt", "choices", "gold"),
@@ -139,13 +141,16 @@ def read_task(path: Path) -> Task:
     table = read_toml(path)
     _check_keys(table, path)
     task = Task(name=path.stem, **{"metric": list(OWN_METRICS[table["kind"]][:2]), **table})
-    if "items" not in task.files or (unknown := task.files.keys() - {"items", "shots"}):
-        raise InputError("'files' names no items" if "items" not in task.files else f"unknown key {min(unknown)!r} in 'files'", where=path)
+    _check_files(task, path)
+    if not task.metric:
+        raise InputError("'metric' is empty", where=path, hint=f"some of: {', '.join(METRICS_OF[task.kind])}")
     for metric in task.metric:
         if metric not in METRICS_OF[task.kind]:
             raise InputError(f"unknown metric {metric!r}", where=path, hint=nearest(metric, METRICS_OF[task.kind]))
     for key in ("prompt", "target", "shot", "choice", "answer"):
-        template_fields(getattr(task, key), key, path)
+        fields = template_fields(getattr(task, key), key, path)
+        if key == "answer" and (other := [field for field in fields if field != "answer"]):
+            raise InputError(f"'answer': {{{other[0]}}} is not {{answer}}, the one field that it has", where=path)
     if task.normalise == "unconditional" and not task.unconditional:
         raise InputError("normalises by an 'unconditional' prompt, and has none", where=path)
     for metric, reference in task.paper.items():
@@ -169,6 +174,8 @@ def _check_keys(table: dict[str, Any], path: Path) -> None:
         right = isinstance(value, types[kinds[key]]) and (not isinstance(value, list) or all(isinstance(one, str) for one in value))
         if not right or isinstance(value, bool):
             raise InputError(f"{key!r} is not a {kinds[key]}", where=path)
+        if isinstance(value, int) and value < LEAST.get(key, 0):
+            raise InputError(f"{key!r} is {value}, and at least {LEAST.get(key, 0)}", where=path)
     for key in ("title", "source", "files", "reader", "kind"):
         if not table.get(key):
             raise InputError(f"has no {key!r}", where=path)
@@ -177,6 +184,7 @@ def _check_keys(table: dict[str, Any], path: Path) -> None:
         "reader": READERS,
         "normalise": NORMALISERS,
         "generated": GENERATED,
+        "detokenize": DETOKENIZERS,
     }
     for key, choices in known.items():
         if key in table and table[key] not in choices:
@@ -184,6 +192,17 @@ def _check_keys(table: dict[str, Any], path: Path) -> None:
     for key in NEEDS[table["kind"]]:
         if key not in table:
             raise InputError(f"has no {key!r}, which a task of kind {table['kind']!r} needs", where=path)
+
+
+def _check_files(task: Task, path: Path) -> None:
+    """The patterns stay in the folder of the data, whoever wrote the task."""
+    if "items" not in task.files:
+        raise InputError("'files' names no items", where=path)
+    for key, pattern in task.files.items():
+        if key not in ("items", "shots"):
+            raise InputError(f"unknown key {key!r} in 'files'", where=path)
+        if not isinstance(pattern, str) or not pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+            raise InputError(f"'files': {pattern!r} is not a pattern of names within the folder of the data", where=path)
 
 
 def _check_paper(task: Task, metric: str, reference: Any, path: Path) -> None:

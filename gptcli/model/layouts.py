@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ def from_stored(stored: Mapping[str, torch.Tensor], config: ModelConfig) -> Tens
         name = name.removeprefix("transformer.")
         name = ours.get(name, name)
         if not name.endswith(BUFFERS):
-            state[name] = head_after_head(name, tensor.T if name.endswith(STORED_IN_OUT) else tensor, config)
+            state[name] = head_after_head(name, tensor.T if name.endswith(STORED_IN_OUT) and tensor.ndim == 2 else tensor, config)
     return state
 
 
@@ -66,7 +67,7 @@ def read_release(folder: Path, config: ModelConfig) -> Tensors:
                 parts.append(np.lib.format.open_memmap(path, mode="r").ravel())
         except FileNotFoundError:
             raise InputError(f"no {path.name} here", where=folder, hint="the release is params_shapes.json and params_0 to 9.npy") from None
-        except (ValueError, ArithmeticError) as error:
+        except (ValueError, ArithmeticError, SyntaxError, TokenError) as error:  # numpy reads its header as Python's words
             raise InputError(f"not a readable array: {error}", where=path) from None
     if any(part.dtype.kind != "f" for part in parts):
         raise InputError("its arrays are not of floating-point numbers", where=folder)

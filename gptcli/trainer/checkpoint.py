@@ -179,10 +179,10 @@ def folder_of(out: Path, step: int) -> Path:
 
 
 def named_tensors(parameters: Parameters, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The parameters, and the optimizer's state of each as `name/part`."""
+    """The parameters, and the optimizer's state of each as `name/part`; in one order, so that a resumed run's files are the same."""
     tensors = {name: parameter.detach() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
-        tensors.update({f"{name}/{part}": value for part, value in optimizer.state.get(parameter, {}).items()})
+        tensors.update({f"{name}/{part}": value for part, value in sorted(optimizer.state.get(parameter, {}).items())})
     return tensors
 
 

@@ -29,7 +29,7 @@ from torch.distributed.rendezvous import rendezvous
 from gptcli import errors
 from gptcli.errors import GptError, RunError
 from gptcli.events import SILENT, Events
-from gptcli.files import PARTIAL
+from gptcli.files import PARTIAL, sweep
 from gptcli.trainer.checkpoint import newest_state
 from gptcli.trainer.config import Run
 from gptcli.trainer.layout import Place
@@ -93,6 +93,7 @@ def _spawn(run: AnyRun, events: Events, processes: int, work: Work[AnyRun]) -> R
                 if stopping.is_set() or not died or left < 0:
                     raise lost from None
                 events.warn(f"{lost.what}: all start again from the newest checkpoint")
+                sweep(run.out, keep=folder)
                 run = replace(run, resume=True)
 
 
@@ -192,6 +193,7 @@ def _die_with_parent() -> None:
 
 def _quiet() -> None:
     """The agent's own log says in many lines what our one message says."""
-    logger = logging.getLogger("torch.distributed.elastic")
-    logger.addHandler(logging.NullHandler())
-    logger.propagate = False
+    for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
+        logger = logging.getLogger(name)
+        logger.addHandler(logging.NullHandler())
+        logger.propagate = False

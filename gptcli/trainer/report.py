@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from gptcli.trainer.report_page import configured, document, folded, gallery, he
 from gptcli.trainer.report_record import Figure, Record, figures, read_evaluations
 
 REPORT = "report.html"
+RECENT = 100  # steps whose median is a speed: the last one alone may be a short one
 SHOWN = 4  # steps whose samples stand side by side
 
 
@@ -42,10 +44,10 @@ def page(record: Record) -> str:
         "step": f"{last['step']:,}",
         "parameters": record.parameters,
         "time in steps": spent(record.seconds),
-        "tokens/s": f"{last['tokens_per_second']:,.0f}",
-        "TFLOP/s a process": known(last.get("tflops"), ".4g"),
-        "MFU": known(last.get("mfu"), ".1%"),
-        **({} if last.get("mfu_causal") is None else {"MFU, causal": f"{last['mfu_causal']:.1%}"}),
+        "tokens/s": known(recent(lines, "tokens_per_second"), ",.0f"),
+        "TFLOP/s a process": known(recent(lines, "tflops"), ".4g"),
+        "MFU": known(recent(lines, "mfu"), ".1%"),
+        **({} if last.get("mfu_causal") is None else {"MFU, causal": known(recent(lines, "mfu_causal"), ".1%")}),
         "peak memory": "n/a" if last.get("peak_memory") is None else f"{last['peak_memory'] / 1e9:.3g} GB",
         "updates skipped": f"{sum('skipped' in line for line in lines):,}",
     }
@@ -188,6 +190,12 @@ def figure(one: Figure) -> str:
     form = ",.4g" if abs(one.value) >= 1e4 else ".2f" if abs(one.value) >= 10 or one.measure == "accuracy" else ".4f"
     percent = " %" if one.measure == "accuracy" else ""
     return f"{one.value:{form}}{percent}" + ("" if one.stderr is None else f" ± {one.stderr:{form}}")
+
+
+def recent(lines: list[Line], key: str) -> float | None:
+    """The median over the newest steps that measured it."""
+    values = [line[key] for line in lines[-RECENT:] if line.get(key) is not None]
+    return statistics.median(values) if values else None
 
 
 def known(value: float | None, form: str) -> str:

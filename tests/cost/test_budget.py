@@ -33,6 +33,11 @@ def test_hours_are_those_of_every_gpu() -> None:
     assert affordable(estimates(price=None), dollars=None, hours=3)[1] == 12
 
 
+def test_one_model_alone() -> None:
+    [one], gpu_hours = affordable(estimates()[:1], dollars=500, hours=None)
+    assert (one.name, gpu_hours) == (estimates()[0].name, 250)
+
+
 def test_what_runs_out_first_counts() -> None:
     assert affordable(estimates(), dollars=500, hours=10)[1] == 40
     assert affordable(estimates(), dollars=50, hours=10)[1] == 25

@@ -22,6 +22,11 @@ def test_every_layout_uses_every_gpu(gpus: int) -> None:
     assert Layout(shard=gpus) in found
 
 
+def test_tensor_slices_are_powers_of_two_inside_a_machine() -> None:
+    assert {layout.tp for layout in layouts(paper("gpt2-medium"), 64)} == {1, 2, 4, 8}
+    assert {layout.tp for layout in layouts(paper("gpt2"), 64)} == {1, 2, 4}, "12 heads"
+
+
 def test_plans_fit_and_the_fastest_leads() -> None:
     config = paper("13B")
     found = plans(config, A100, 64, 1024, "bf16")

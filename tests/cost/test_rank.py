@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from gptcli.cost.activations import RECOMPUTE
 from gptcli.cost.layout import Layout
-from gptcli.cost.rank import CHUNK_BYTES, PIECE, Work, layer_parameters, rank_memory, stage_memory
+from gptcli.cost.rank import CHUNK_BYTES, PIECE, Work, layer_parameters, loss_memory, rank_memory, stage_memory
 from gptcli.errors import UsageError
 from gptcli.model import loss, mup
 from gptcli.model.config import ModelConfig, find_size
@@ -133,6 +133,16 @@ def test_shards_divide_the_state() -> None:
     assert many.parameters == pytest.approx(one.parameters / 64, rel=1e-3)
     assert many.optimizer == pytest.approx(one.optimizer / 64, rel=1e-3)
     assert many.copies < one.copies / 5, "two layers and the root are gathered at a time"
+
+
+def test_what_fsdp_gathers() -> None:
+    """Two layers in bf16, what is outside of the layers as it is, and the head's copy: at the head's moment, by hand."""
+    config = ModelConfig(n_layer=4, n_head=4, d_model=64, n_ctx=16, vocab_size=50_000)
+    memory = rank_memory(config, Layout(shard=8), Work(micro_batch=1))
+    layer, table = layer_parameters(config), 50_000 * 64
+    assert memory.logits > 0, "the fullest moment is the head's"
+    assert memory.copies == 2 * 2 * layer + 4 * (table + 64 * (16 + 2)) + 2 * table
+    assert memory.logits == loss_memory(50_000, 16, Work(micro_batch=1), sliced=False) + 4 * table + 2 * 16 * 64
 
 
 def test_whole_logits_are_larger() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.errors import UsageError
+from gptcli.errors import GptError, InputError, UsageError
 from gptcli.evals.records import Records, claim_records, weights_sha256, whole_lines
 
 
@@ -20,6 +20,11 @@ def test_what_is_added_is_there_for_the_next(tmp_path: Path) -> None:
         file.write('{"index": 5')  # killed in the middle of a line
     assert Records(tmp_path / "records", "t", {"seed": 1}).done.keys() == {4}
     assert len(whole_lines(tmp_path / "records" / "t.jsonl")) == 2
+
+
+def test_an_id_that_is_no_unicode(tmp_path: Path) -> None:
+    Records(tmp_path, "t", {}).add([{"index": 0, "id": "\ud800"}])
+    assert Records(tmp_path, "t", {}).finish() == [{"index": 0, "id": "\ud800"}]
 
 
 def test_several_processes_end_in_one_file(tmp_path: Path) -> None:
@@ -41,6 +46,25 @@ def test_other_work_is_refused_and_named(tmp_path: Path) -> None:
         Records(tmp_path, "t", {"seed": 2, "limit": None})
     Records(tmp_path, "t.1", {"seed": 2})  # another task, whatever its name
     Records(tmp_path, "t", {"seed": 1, "limit": None})
+
+
+@pytest.mark.parametrize(("line", "where"), [("[]", ":2"), ("{}", ":2"), ('{"index": "1"}', ":2"), ("{", ":2")])
+def test_lines_that_are_no_records(tmp_path: Path, line: str, where: str) -> None:
+    Records(tmp_path, "t", {}).add([{"index": 0}])
+    path = tmp_path / "t.jsonl"
+    path.write_text(path.read_text().replace('{"index": 0}', line))
+    with pytest.raises(InputError) as caught:
+        Records(tmp_path, "t", {})
+    assert str(caught.value.where) == f"{path}{where}"
+
+
+@pytest.mark.parametrize(
+    ("first", "what"), [("[]", "does not begin as records do"), ("x", "not valid JSON"), ("[" * 9999, "not readable JSON")]
+)
+def test_a_first_line_that_is_no_header(tmp_path: Path, first: str, what: str) -> None:
+    (tmp_path / "t.jsonl").write_text(f"{first}\n")
+    with pytest.raises(GptError, match=what):
+        Records(tmp_path, "t", {})
 
 
 def test_claims(tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ TRAIN = split(
     "--lr 0.01 --checkpoint-every 2 --eval-every 3 --samples 0 --compile off --precision fp32"
 )
 BUILD = split("build-shards in/corpus -o shards --tokenizer in/tokenizer.json --val-fraction 0.2 --shard-tokens 400 --documents paragraph")
+TWO = [*TRAIN, "--layout", "dp=2"]
+TORCHRUN = ["torchrun", *TWO]
+POOL = split("build-shards in/large -o shards --tokenizer in/tokenizer.json --val-fraction 0.2 --shard-tokens 200k --workers 2")
 SAMPLE = split("sample in/run --prompts in/prompts.jsonl -o out.jsonl --max-tokens 4 --batch-size 1 --device cpu --precision fp32")
 LEARN = split("tokenize train in/corpus/a.txt --vocab-size 270 -o tokenizer.json")
 ENCODE = split("tokenize encode in/corpus --tokenizer in/tokenizer.json -o tokens.bin")
@@ -35,6 +38,8 @@ class Command:
     """Fingerprints of all that is there under a final name; each must be the undisturbed run's, or absent."""
     folder: str = ""
     """The output folder, where it is one: no leftover may stay in it."""
+    workers: bool = False
+    """It starts some: they are what is struck."""
 
 
 def commands() -> list[Command]:
@@ -47,6 +52,9 @@ def commands() -> list[Command]:
         Command("sample", SAMPLE, [*SAMPLE, "--resume"], files("out.jsonl")),
         Command("eval", SCORE, [*SCORE, "--force"], files("eval.json")),
         Command("cost", COST, COST, files("cost.svg")),
+        Command("build-shards, 2", POOL, [*POOL, "--resume"], shards, "shards", workers=True),
+        Command("train, 2", TWO, [*TWO, "--resume"], run, "run", workers=True),
+        Command("torchrun, 2", TORCHRUN, [*TWO, "--resume"], run, "run", workers=True),
     ]
 
 
@@ -103,6 +111,9 @@ def prepare(folder: Path) -> None:
         parquet.write_table(pyarrow.table({"text": texts[52:]}), corpus / "d.parquet")
     except ImportError:
         pass
+    (folder / "in/large").mkdir()  # enough for two workers
+    with open(folder / "in/large/a.jsonl", "w", encoding="utf-8") as large:
+        large.writelines(json.dumps({"text": f"{number} " + texts[number % 60] * 40}) + "\n" for number in range(2000))
     train_tokenizer(texts, 280).save(folder / "in/tokenizer.json")
     (folder / "in/prompts.jsonl").write_text("".join(json.dumps({"prompt": word}) + "\n" for word in words[:12]), encoding="utf-8")
     for line in (["in/shards" if word == "shards" else word for word in BUILD], ["in/run" if word == "run" else word for word in TRAIN]):
@@ -117,6 +128,8 @@ def call(line: list[str], folder: Path) -> int:
 
     os.chdir(folder)
     sys.argv = ["gpt", *line]
+    if line[0] == "torchrun":
+        main = torchrun
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(log, stream)
@@ -127,3 +140,17 @@ def call(line: list[str], folder: Path) -> int:
         sys.stderr.flush()
         return int(stop.code or 0)
     return 0
+
+
+def torchrun() -> None:
+    """The command line in sys.argv on two processes of torchrun's, without its restarts."""
+    import sys
+
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    try:
+        main(["--standalone", "--nproc-per-node", "2", "-m", "tests.faults.lost", *sys.argv[2:]])
+    except ChildFailedError:
+        raise SystemExit(1) from None

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.commands import Command, call, leftovers, prepare
-from tests.faults.inject import HELD, KINDS, Faults
+from tests.faults.inject import HELD, Faults
+from tests.faults.lost import LostWorker
 
-PATIENCE = 60  # seconds that a command may take
+LOST = "lost worker"
+PATIENCE = 120  # seconds that a command may take
 
 
 @dataclass(slots=True)
@@ -50,6 +52,8 @@ class Harness:
         assert status == 0, (self.inputs / "log").read_text()
         self.wanted: dict[str, dict[str, str]] = {}
         """Of each command: the fingerprints that an undisturbed run leaves."""
+        self.ranks: dict[str, dict[str, int]] = {}
+        """Of each command with workers: the operations of each rank."""
 
     def spread(self, command: Command, kind: str, most: int) -> tuple[int, list[Result]]:
         """Up to `most` faults of a kind, evenly over the operations of one run; how many operations those are."""
@@ -61,16 +65,21 @@ class Harness:
         """Run it undisturbed; how many operations a fault of this kind could strike."""
         folder = self._fresh()
         told = folder / "count"
-        status = forked(lambda: self._run(command.line, folder, Faults(folder, kind, 0), told))
+        faults = LostWorker(folder, "", 0) if kind == LOST else Faults(folder, kind, 0)
+        status = forked(lambda: self._run(command.line, folder, faults, told))
         assert status == 0, (folder / "log").read_text()
         self.wanted[command.name] = command.outputs(folder)
         assert self.wanted[command.name], command.name
+        if isinstance(faults, LostWorker):
+            self.ranks[command.name] = faults.operations()
+            return sum(self.ranks[command.name].values())
         return int(told.read_text())
 
     def inject(self, command: Command, kind: str, at: int) -> Result:
         result, folder = Result(command.name, kind, at), self._fresh()
         wanted = self.wanted[command.name]
-        status = forked(lambda: self._run(command.line, folder, Faults(folder, kind, at), None))
+        faults = LostWorker(folder, *self._worker(command, at)) if kind == LOST else Faults(folder, kind, at)
+        status = forked(lambda: self._run(command.line, folder, faults, None))
         result.words = (folder / "log").read_text(errors="replace")[-2000:] if (folder / "log").exists() else ""
         result.refused, result.died, result.done = int(status in (1, 2)), int(status < 0), int(status == 0)
         if "this is a bug" in result.words or status not in (0, 1, 2, -signal.SIGKILL):
@@ -82,6 +91,14 @@ class Harness:
         else:
             self._judge(command, folder, wanted, status, result)
         return result
+
+    def _worker(self, command: Command, at: int) -> tuple[str, int]:
+        """The rank, and the operation of its own, that number `at` of all workers' operations is."""
+        for rank, count in self.ranks[command.name].items():
+            if at <= count:
+                return rank, at
+            at -= count
+        raise IndexError(at)
 
     def _judge(self, command: Command, folder: Path, wanted: dict[str, str], status: int, result: Result) -> None:
         try:
@@ -109,12 +126,12 @@ class Harness:
         elif command.folder and (litter := leftovers(folder)):
             result.broken = f"left lying about: {litter}"
 
-    def _run(self, line: list[str], folder: Path, faults: Faults | None, told: Path | None) -> int:
+    def _run(self, line: list[str], folder: Path, faults: Faults | LostWorker | None, told: Path | None) -> int:
         if faults is not None:
             faults.install()
         code = call(line, folder)
-        if told is not None and faults is not None:
-            told.write_text(str(faults.counts[KINDS[faults.kind]]))
+        if told is not None and isinstance(faults, Faults):
+            told.write_text(str(faults.operations()))
         return code
 
     def _fresh(self) -> Path:

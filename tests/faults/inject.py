@@ -48,6 +48,10 @@ class Faults:
         for name in CHANGES:
             setattr(os, name, self._counting(getattr(os, name), name))
 
+    def operations(self) -> int:
+        """How many there were that a fault of this kind could strike."""
+        return self.counts[KINDS[self.kind]]
+
     def _counting(self, call: Callable[..., Any], name: str) -> Callable[..., Any]:
         def counted(*arguments: Any, **options: Any) -> Any:
             watched = name == "fsync" or self._inside(arguments[0])

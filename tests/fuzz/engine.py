@@ -40,6 +40,12 @@ VALUES: list[Any] = [
     float("inf"), *NUMBERS, 10**30, "F32", [0, 2**62], {"a": 1},
 ]  # fmt: skip
 
+SPELT = [
+    b"0", b"-1", b"9223372036854775807", b"1e308", b"nan", b"true", b"1979-05-27", b'""', b"'x'", b"[]", b"{}", b"[[1]]", b'["", 1]',
+    b'["a", "b"]', b'{items = "../canary/*"}', b'{a = 1}', b'"../canary/a"', b'"/etc/passwd"', b'"**"', b'"\\u0000"', b'"{a}"',
+    b'"{query}"', b'"{query.__class__}"', b'"{0}"', b'"{query!r:>{gold}}"', b'"{query[0]}"', b'"{"', b'"text"', b'"freeform"', b'"id"',
+]  # fmt: skip
+
 Files = dict[str, bytes]
 
 
@@ -122,6 +128,15 @@ def _digits(data: bytes, chance: random.Random) -> bytes:
     return data[: run.start()] + str(chance.choice(NUMBERS)).encode() + data[run.end() :]
 
 
+def _assigned(data: bytes, chance: random.Random) -> bytes:
+    """Another value behind one of the first equals signs of TOML lines, as TOML spells it."""
+    places = list(re.finditer(rb"= ?([^\n]+)", data))
+    if not places:
+        return data
+    place = chance.choice(places)
+    return data[: place.start(1)] + chance.choice(SPELT) + data[place.end(1) :]
+
+
 def _value(data: bytes, chance: random.Random) -> bytes:
     """Another value in the first JSON object of the file; a safetensors header keeps its length right."""
     begin = data.find(b"{")
@@ -152,7 +167,7 @@ def _changed(value: Any, chance: random.Random) -> Any:
     return chance.choice(VALUES)
 
 
-MUTATIONS = (_flip, _cut, _again, _token, _integer, _digits, _value, _value, _value)
+MUTATIONS = (_flip, _cut, _again, _token, _integer, _digits, _assigned, _value, _value, _value)
 
 
 def fuzz(target: Target, work: Path, seconds: float, seed: int, runs: int | None = None) -> Found:

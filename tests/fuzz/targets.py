@@ -38,6 +38,7 @@ from gptcli.trainer.metrics import read_metrics
 from gptcli.trainer.schedule import Position
 from gptcli.trainer.storage import INDEX
 from tests.fuzz.engine import Files, Target, files_in
+from tests.fuzz.eval_targets import eval_targets
 
 SHAPE = ModelConfig(n_layer=1, n_head=1, d_model=4, n_ctx=8, vocab_size=300)
 STEP = "checkpoints/step-00000001"
@@ -57,6 +58,7 @@ def targets() -> list[Target]:
         *tables(),
         *logs(),
         *checkpoints(),
+        *eval_targets(),
     ]
 
 

@@ -136,6 +136,9 @@ def test_a_released_folder_is_read(tmp_path: Path) -> None:
     model = load_model(tmp_path)
     assert (model.config.n_layer, model.config.n_head, model.config.n_ctx, model.config.vocab_size) == (2, 2, 40, 301)
     assert_is_the_release(model, arrays)
+    (tmp_path / "params_9.npy").write_bytes((tmp_path / "params_9.npy").read_bytes().replace(b"}", b"\0"))
+    with pytest.raises(InputError, match="not a readable array"):
+        load_model(tmp_path)
     (tmp_path / "params_9.npy").write_bytes(b"no array")
     with pytest.raises(InputError, match="not a readable array"):
         load_model(tmp_path)

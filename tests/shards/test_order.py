@@ -119,6 +119,11 @@ def mixture(lengths: list[int], shares: list[float], n_ctx: int, seed: int) -> M
     return Mixture(sources, shares, seed)
 
 
+def test_a_mixture_of_one_source_is_its_windows() -> None:
+    one = mixture([500], [1.0], 8, seed=3)
+    np.testing.assert_array_equal(np.sort(one.batch(0, one.windows)[0][:, 0]), np.arange(one.windows) * 8)
+
+
 def test_a_mixture_keeps_its_weights_and_each_sources_own_order() -> None:
     """GPT-3's weights: in any block of positions exactly, and each source goes through its epochs without replacement."""
     weights = [0.60, 0.22, 0.08, 0.08, 0.03]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gptcli.errors import InputError
+from gptcli.events import Events
 from gptcli.shards.format import write_shard
 from gptcli.shards.manifest import Manifest, Shard, Source, write_manifest
 from gptcli.shards.verify import verify_shards
@@ -54,9 +55,22 @@ def fault(folder: Path) -> str:
     return str(caught.value).replace(str(folder), "F")
 
 
+class Heard(Events):
+    def __init__(self) -> None:
+        self.said: list[tuple[object, ...]] = []
+
+    def progress(self, task: str, done: int, total: int | None, unit: str) -> None:
+        self.said.append((task, done, total))
+
+    def finish(self, task: str) -> None:
+        self.said.append((task,))
+
+
 def test_a_whole_folder(tmp_path: Path) -> None:
     manifest = make(tmp_path, GOOD)
-    assert verify_shards(tmp_path) == manifest
+    heard = Heard()
+    assert verify_shards(tmp_path, events=heard) == manifest
+    assert heard.said == [("verify", number, len(manifest.shards)) for number in range(1, len(manifest.shards) + 1)] + [("verify",)]
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,14 @@ def rows(root: ElementTree.Element) -> list[list[str]]:
     return [["".join(cell.itertext()).strip() for cell in row] for row in root.iterfind(".//tr")]
 
 
+def test_a_speed_is_the_median_of_the_newest_steps():
+    """The last step may be a short one, and the first ones slow."""
+    one = record(300)
+    for number, line in enumerate(one.lines):
+        line["tokens_per_second"] = 1.0 if number < 200 or number == 299 else 2000.0
+    assert facts(parsed(page(one)))["tokens/s"] == "2,000"
+
+
 @pytest.mark.parametrize("count", [1, 2, 1000])
 def test_a_run_s_page_is_well_formed_and_complete(count):
     one = record(count)

@@ -83,6 +83,8 @@ def test_without_warm_up_or_decay(make_run):
     config = replace(make_run().train, warmup_tokens=0, decay_tokens=1)
     assert Schedule(config, 16).lr(1) == pytest.approx(config.lr * config.min_lr_ratio)
     assert Schedule(replace(config, decay_tokens=1000), 16).lr(0) == config.lr
+    at_once = Schedule(replace(config, warmup_tokens=1000, decay_tokens=1000), 16)
+    assert at_once.lr(1000) == pytest.approx(config.lr * config.min_lr_ratio)
 
 
 @given(

@@ -47,8 +47,8 @@ def read_cbt(path: Path) -> Iterator[Row]:
         if "\t" not in text:
             sentences.append(text)
             continue
-        question, answer, *_, listed = text.split("\t")
-        choices = listed.split("|")
+        question, answer, *more = text.split("\t")
+        choices = more[-1].split("|") if more else []
         if answer not in choices or question.count("XXXXX") != 1:
             raise InputError("not a sentence with one XXXXX, its answer and choices that hold it", where=where)
         before, _, after = book(question).partition("XXXXX")
@@ -96,8 +96,8 @@ def _winograd_xml(path: Path) -> Iterator[Row]:
         before, pronoun, after = (_words(schema, f"text/{part}", where) for part in ("txt1", "pron", "txt2"))
         answers = [" ".join((answer.text or "").split()) for answer in schema.iterfind("answers/answer")]
         right = _words(schema, "correctAnswer", where).strip(". ")
-        if not 2 <= len(answers) <= 5 or right not in list("ABCDE"[: len(answers)]):
-            raise InputError(f"the right answer is {right!r} of {len(answers)}", where=where)
+        if not all(answers) or not 2 <= len(answers) <= 5 or right not in list("ABCDE"[: len(answers)]):
+            raise InputError(f"the right answer is {right!r} of {len(answers)}, or one is empty", where=where)
         fitted = [_fit(answer, before, pronoun, after) for answer in answers]
         gap = "" if re.match(r"[.,;:!?']", after) else " "
         yield _schema(f"{path.name}:{number}", [f"{before} {answer}".lstrip() for answer in fitted], gap + after, "ABCDE".index(right))

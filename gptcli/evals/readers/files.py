@@ -18,23 +18,32 @@ from gptcli.files import parse_json
 Row = dict[str, Any]
 Reader = Callable[[Path], Iterator[Row]]
 
+LARGEST = 1 << 30  # bytes of a file that is read as a whole, decompressed, so that a small archive cannot fill the memory
+LONGEST = 1 << 28  # and of a line
+PIECE = 1 << 12  # compressed bytes decoded at once: every four of zstd's may stand for 128 KiB
+
 
 def _zstd(path: Path) -> IO[bytes]:
     try:
         import zstandard
     except ImportError:
         raise InputError("reading .zst needs the package zstandard", where=path, hint="pip install 'gptcli[data]'") from None
-    packed, parts = path.read_bytes(), []
-    while packed:  # a frame at a time: zstandard's own reader does not say that the last one is cut short
-        frame = zstandard.ZstdDecompressor().decompressobj()
-        try:
-            parts.append(frame.decompress(packed))
-        except zstandard.ZstdError as error:
-            raise OSError(str(error)) from None
-        if not frame.eof:
-            raise EOFError("its zstd stream ends early")
-        packed = frame.unused_data
-    return io.BytesIO(b"".join(parts))
+    found, packed = io.BytesIO(), b""
+    frame: Any = None
+    with open(path, "rb") as file:  # a frame at a time: zstandard's own reader does not say that the last one is cut short
+        while found.tell() <= LARGEST and (packed := packed or file.read(PIECE)):
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            try:
+                found.write(frame.decompress(packed))
+            except zstandard.ZstdError as error:
+                raise OSError(str(error)) from None
+            packed, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    if found.tell() > LARGEST:
+        raise InputError(f"over {LARGEST:,} bytes unpacked", where=path, hint="unpack it first")
+    if frame is not None:
+        raise EOFError("its zstd stream ends early")
+    found.seek(0)
+    return found
 
 
 OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".zst": _zstd}
@@ -55,7 +64,9 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
     number = 0
     try:
         with _open(path) as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), 1):
+                if len(line) > LONGEST:
+                    raise InputError(f"a line of over {LONGEST:,} bytes", where=f"{path}:{number}")
                 yield f"{path}:{number}", line.decode("utf-8").rstrip("\r\n")
     except (FileNotFoundError, IsADirectoryError):
         raise InputError("no such file", where=path) from None
@@ -69,11 +80,14 @@ def content(path: Path) -> bytes:
     """All bytes of a file, decompressed. Raises InputError where it is missing or damaged."""
     try:
         with _open(path) as file:
-            return file.read()
+            data = file.read(LARGEST + 1)
     except (FileNotFoundError, IsADirectoryError):
         raise InputError("no such file", where=path) from None
     except (EOFError, OSError, zlib.error) as error:
         raise InputError(f"the file is damaged or cut short: {error}", where=path) from None
+    if len(data) > LARGEST:
+        raise InputError(f"over {LARGEST:,} bytes, which are not read at once", where=path)
+    return data
 
 
 def whole(path: Path) -> str:

@@ -108,7 +108,7 @@ def read_drop(path: Path) -> Iterator[Row]:
 
 
 def _drop_answer(answer: Node) -> str:
-    if answer.value.get("number") not in ("", None):
+    if answer.has("number") and answer.value["number"] != "":
         return str(answer.value["number"])
     if spans := answer.texts("spans"):
         return ", ".join(spans)

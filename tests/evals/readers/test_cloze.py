@@ -44,6 +44,7 @@ def test_cbt(tmp_path: Path) -> None:
         (sentences + "\n" + question, "ends after 20 sentences"),
         (sentences, "20 sentences and no question"),
         (sentences + question.replace("\tdog\t", "\tcow\t"), "choices that hold it"),
+        (sentences + "21 He saw the XXXXX .\tdog\n", "choices that hold it"),
     ):
         (tmp_path / "a.txt").write_text(broken)
         with pytest.raises(InputError, match=what):
@@ -74,6 +75,9 @@ def test_winograd_xml(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no <pron>") as caught:
         list(READERS["winograd"](tmp_path / "a.xml"))
     assert "schema 1" in str(caught.value.where)
+    (tmp_path / "a.xml").write_text(SCHEMAS.replace("Ann</answer>", " </answer>"))
+    with pytest.raises(InputError, match="one is empty"):
+        list(READERS["winograd"](tmp_path / "a.xml"))
     (tmp_path / "a.xml").write_text(SCHEMAS[:-9])
     with pytest.raises(InputError, match="not valid XML"):
         list(READERS["winograd"](tmp_path / "a.xml"))

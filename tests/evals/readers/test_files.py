@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import zstandard
 
 from gptcli.errors import InputError
 from gptcli.evals.readers import READERS
-from gptcli.evals.readers.files import Node, document, lines, objects, read_csv, read_jsonl, read_lines, read_text
+from gptcli.evals.readers.files import Node, content, document, lines, objects, read_csv, read_jsonl, read_lines, read_text
 
 JSONL = '{"text": "naïve"}\n\n{"id": "mine", "text": "two"}\n'
 
@@ -55,6 +56,22 @@ def test_broken_files_say_where(tmp_path: Path, name: str, content: bytes, where
     with pytest.raises(InputError, match=what) as caught:
         list(read(tmp_path / name))
     assert f"{name}{where}" in str(caught.value.where)
+
+
+@pytest.mark.parametrize(("ending", "pack"), [("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress), (".zst", zstandard.compress)])
+def test_a_small_file_that_unpacks_to_a_large_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, pack: Callable[[bytes], bytes]
+) -> None:
+    monkeypatch.setattr("gptcli.evals.readers.files.LARGEST", 1 << 20)
+    monkeypatch.setattr("gptcli.evals.readers.files.LONGEST", 1 << 16)
+    (tmp_path / f"a{ending}").write_bytes(pack(bytes(1 << 20)))
+    assert len(content(tmp_path / f"a{ending}")) == 1 << 20
+    with pytest.raises(InputError, match="a line of over 65,536 bytes") as caught:
+        list(lines(tmp_path / f"a{ending}"))
+    assert str(caught.value.where).endswith(f"a{ending}:1")
+    (tmp_path / f"a{ending}").write_bytes(pack(bytes((1 << 20) + 1)))
+    with pytest.raises(InputError, match="over 1,048,576 bytes"):
+        content(tmp_path / f"a{ending}")
 
 
 def test_a_missing_file_and_broken_json(tmp_path: Path) -> None:

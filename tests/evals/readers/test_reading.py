@@ -78,6 +78,9 @@ def test_drop_numbers_dates_and_spans(tmp_path: Path) -> None:
     pairs[0] = {"query_id": "a", "question": "How many?", "answer": {**number, "number": ""}}
     with pytest.raises(InputError, match="has no answer"):
         rows("drop", tmp_path / "a.json", file)
+    pairs[0] = {"query_id": "a", "question": "How many?", "answer": number, "validated_answers": [3]}
+    with pytest.raises(InputError, match="not a JSON object"):
+        rows("drop", tmp_path / "a.json", file)
 
 
 def test_closed_book_questions(tmp_path: Path) -> None:
