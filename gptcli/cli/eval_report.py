@@ -56,7 +56,7 @@ def print_tasks(tasks: list[Task], data: Path | None) -> None:
 
 
 def _state(task: Task, data: Path | None) -> str:
-    from gptcli.evals.task import find_data
+    from gptcli.evals.task_data import find_data
 
     try:
         found = find_data(task, data)
