@@ -3,7 +3,7 @@
 title          one line for people
 source         where the data is from
 files          {items = "pattern", shots = "pattern"}: the questions, and what solved examples are drawn from; without `shots`, the
-               examples are drawn from the questions' own file
+               examples are drawn from the questions' own file. Of alternatives, "dev.jsonl|val.jsonl", the first that is there counts
 reader         the format of these files, of gptcli.evals.readers
 generated      of gptcli.evals.generated: what is asked where no data is named
 where          {field = value}: only rows with these values are questions

@@ -26,10 +26,11 @@ def find_data(task: Task, data: Path | None) -> Path | None:
     there is no such file, or several.
     """
     pattern = task.files["items"]
+    shown = pattern.replace("|", " or ")
     if data is None and task.generated:
         return None
     if data is None:
-        raise UsageError(f"{task.name} needs its data", hint=f"--data DIR names a folder with {pattern}: {task.source}")
+        raise UsageError(f"{task.name} needs its data", hint=f"--data DIR names a folder with {shown}: {task.source}")
     if data.is_file():
         return data
     if not data.is_dir():
@@ -38,7 +39,7 @@ def find_data(task: Task, data: Path | None) -> Path | None:
     if len(found) != 1:
         names = f"{len(found)} files match" if found else "no file matches"
         raise InputError(
-            f"{names} {pattern}, the data of {task.name}",
+            f"{names} {shown}, the data of {task.name}",
             where=data,
             hint=f"name the one with --data: {', '.join(file.name for file in found)}" if found else f"get it from {task.source}",
         )
@@ -52,7 +53,9 @@ def find_shots(task: Task, items: Path | None, data: Path | None) -> Path | None
 
 
 def _matches(task: Task, data: Path, pattern: str) -> list[Path]:
-    return sorted(data.glob(pattern)) or sorted((data / task.name).glob(pattern))
+    """What the first alternative finds that finds anything, in the folder, or else in the one of the task's name below it."""
+    tries = (sorted(folder.glob(one)) for folder in (data, data / task.name) for one in pattern.split("|"))
+    return next(filter(None, tries), [])
 
 
 def read_items(task: Task, path: Path | None, limit: int | None = None) -> list[Item]:
