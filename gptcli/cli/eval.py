@@ -146,7 +146,8 @@ def evaluate(
         gpt eval runs/350M --task hellaswag --shots 20 --data data -o eval.json
     """
     from gptcli.cli.finetune import evaluate_finetuned, is_finetuned
-    from gptcli.evals.task import NORMALISERS, find_data, find_task, task_names
+    from gptcli.evals.task import NORMALISERS, find_task, task_names
+    from gptcli.evals.task_data import find_data
 
     if list_tasks:
         print_tasks([find_task(name) for name in task_names()], data)

@@ -27,7 +27,7 @@ def print_forecast(
     from gptcli.evals.loss import stride_of, windows
     from gptcli.evals.runner import Options, questions_of
     from gptcli.evals.shots import Protocol
-    from gptcli.evals.task import find_data
+    from gptcli.evals.task_data import find_data
     from gptcli.evals.texts import streams_of
     from gptcli.model.config_json import read_model_config
     from gptcli.tokenizer.tokenizer import load_tokenizer

@@ -56,13 +56,21 @@ def print_tasks(tasks: list[Task], data: Path | None) -> None:
 
 
 def _state(task: Task, data: Path | None) -> str:
-    from gptcli.evals.task import find_data
+    from gptcli.evals.task_data import find_data
 
     try:
         found = find_data(task, data)
     except GptError:
         found = None
-    return str(found) if found is not None else "generated" if task.generated else "not here" if data is not None else task.files["items"]
+    return (
+        str(found)
+        if found is not None
+        else "generated"
+        if task.generated
+        else "not here"
+        if data is not None
+        else task.files["items"].split("|")[0]
+    )
 
 
 def _loss_row(loss: LossReport) -> dict[str, str]:
@@ -102,6 +110,8 @@ def _remarks(result: TaskResult) -> list[str]:
         facts.append(f"windows {under.stride} tokens apart")
     facts += [f"{name}: {signature}" for name, signature in result.signatures.items()]
     lines = [f"{result.task}: {'; '.join(facts)}"]
+    if under.note:
+        lines.append(f"{result.task}: {' '.join(under.note.split())}")
     if result.calibration:
         shares = ", ".join(f"{share}% {value:.2f}%" for share, value in result.calibration.items())
         lines.append(f"{result.task}: {next(iter(result.figures)).replace('_', ' ')} of the answers it was surest of: {shares}")

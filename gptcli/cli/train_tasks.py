@@ -16,7 +16,8 @@ def measurement(values: Mapping[str, Any]) -> Callable[[Any], dict[str, float]] 
     """What measures a model by the tasks of a run's values; None where there are none. Raises UsageError or InputError."""
     if "eval_task" not in values:
         return None
-    from gptcli.evals.task import find_data, find_task
+    from gptcli.evals.task import find_task
+    from gptcli.evals.task_data import find_data
 
     data = Path(values["eval_data"]) if "eval_data" in values else None
     tasks = [find_task(name.strip()) for name in values["eval_task"].split(",")]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import InputError, UsageError
-from gptcli.files import atomic_write, parse_json, sha256
+from gptcli.files import PARTIAL, atomic_write, parse_json, sha256
 
 Record = dict[str, Any]
 INDEX = "index"  # of the item in its file: every record has it
@@ -96,13 +96,15 @@ class Records:
 
 
 def claim_records(folder: Path, *, resume: bool, force: bool) -> None:
-    """The overwrite rule for a folder of records: those that are there need `resume`, or `force`, which removes them. Raises UsageError."""
+    """The overwrite rule for a folder of records: those that are there need `resume`, or `force`, which removes them. What a kill left of
+    an interrupted write is swept away. Raises UsageError.
+    """
     if folder.exists() and not folder.is_dir():
         raise UsageError("is not a folder", where=folder, hint="name another with --records")
     found = sorted([*folder.glob("*.jsonl"), *folder.glob("*.jsonl.[0-9]*")])
     if found and not (resume or force):
         raise UsageError("holds the records of an evaluation", where=folder, hint="--resume goes on with it, --force starts over")
-    for path in found if force else []:
+    for path in [*folder.glob(f".*{PARTIAL}"), *(found if force else [])]:
         path.unlink()
 
 

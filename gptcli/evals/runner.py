@@ -20,7 +20,8 @@ from gptcli.evals.running import text_questions
 from gptcli.evals.score import BATCH_TOKENS, Scorer, batches, find_trunk
 from gptcli.evals.shots import Protocol
 from gptcli.evals.stopwords import stop_tokens
-from gptcli.evals.task import GENERATED_SEED, Task, find_data, fingerprint, read_items
+from gptcli.evals.task import Task
+from gptcli.evals.task_data import GENERATED_SEED, find_data, fingerprint, read_items
 from gptcli.events import SILENT, Events
 from gptcli.model.transformer import GPT
 from gptcli.tokenizer.tokenizer import Tokenizer

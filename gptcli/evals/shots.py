@@ -16,7 +16,8 @@ import numpy as np
 
 from gptcli.errors import UsageError
 from gptcli.evals.item import Item
-from gptcli.evals.task import Task, find_shots, fingerprint, read_items, solved
+from gptcli.evals.task import Task
+from gptcli.evals.task_data import find_shots, fingerprint, read_items, solved
 from gptcli.shards.order import permuted
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks import banded, cuda, data, eval_harness, sampling, startup, training
+from tests.benchmarks import banded, cuda, data, eval_agreement, eval_harness, sampling, startup, training
 
 BENCHMARKS = {
     "startup": startup.run,
@@ -30,7 +30,7 @@ BENCHMARKS = {
     "build-memory": data.build_memory,
     "bpe-training": data.bpe_training,
     "minhash": data.minhash,
-    "eval-agreement": eval_harness.agreement,
+    "eval-agreement": eval_agreement.agreement,
     "eval-zero-shot": eval_harness.zero_shot,
     "eval-few-shot": eval_harness.few_shot,
     "eval-shared-shots": eval_harness.shared_shots,

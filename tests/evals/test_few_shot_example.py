@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.evals.task import find_task, read_items, read_task
+from gptcli.evals.task import find_task, read_task
+from gptcli.evals.task_data import read_items
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "few-shot"
 

@@ -9,6 +9,7 @@ import pytest
 
 from gptcli.errors import GptError, InputError, UsageError
 from gptcli.evals.records import Records, claim_records, weights_sha256, whole_lines
+from gptcli.files import PARTIAL
 
 
 def test_what_is_added_is_there_for_the_next(tmp_path: Path) -> None:
@@ -73,8 +74,9 @@ def test_claims(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
     with pytest.raises(UsageError, match="--resume goes on"):
         claim_records(tmp_path, resume=False, force=False)
+    (tmp_path / f".t.jsonl.0123{PARTIAL}").touch()  # a kill before it had its name
     claim_records(tmp_path, resume=True, force=False)
-    assert (tmp_path / "t.jsonl").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt", "t.jsonl"]
     claim_records(tmp_path, resume=False, force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     with pytest.raises(UsageError, match="not a folder"):

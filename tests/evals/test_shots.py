@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.evals.shots import Fit, Pool, Protocol
-from gptcli.evals.task import Task, read_items, read_task
+from gptcli.evals.task import Task, read_task
+from gptcli.evals.task_data import read_items
 
 TASK = """title = "t"
 source = "s"

@@ -8,7 +8,8 @@ import pytest
 
 from gptcli.evals.detokenize import DETOKENIZERS
 from gptcli.evals.generated import GENERATED, generate
-from gptcli.evals.task import TASKS, find_task, make_item, read_items, task_names
+from gptcli.evals.task import TASKS, find_task, task_names
+from gptcli.evals.task_data import make_item
 
 LISTED = {  # the list
     "GPT-2": "lambada cbt_cn cbt_ne cbt_v cbt_p wikitext2 ptb enwik8 text8 wikitext103 one_billion_words winograd winograd_full gpt2_coqa "
@@ -89,43 +90,3 @@ def test_prompts_are_the_papers() -> None:
         assert make_item(find_task(name), {"id": "1", **fields}, Path("x")).prompt == prompt, name
     item = make_item(find_task("lambada_fill"), {"id": "1", "context": "Alice went to visit her friend", "word": "Bob"}, Path("x"))
     assert item.prompt + item.target == "Alice went to visit her friend ____. -> Bob"
-
-
-DUMMY = "hf-dummy/{}/dummy_data/"
-CBT = "CBTest.tgz/CBTest/data/cbtest_{0}_valid_2000ex.txt"
-REAL = {
-    "lambada": "lambada/lambada_test.jsonl", "lambada_fill": "lambada/lambada_test.jsonl", "winograd": "winograd/winograd_wsc.jsonl",
-    "winograd_full": DUMMY.format("winograd_wsc-wsc273") + "WSCollection.xml", "winogrande": "winogrande/val.jsonl",
-    **{f"cbt_{kind.lower()}": DUMMY.format(f"cbt-{kind}") + CBT.format(kind) for kind in ("CN", "NE", "V", "P")},
-    "wikitext2": "wikitext-2/test.txt", "ptb": DUMMY.format("ptb_text_only-penn_treebank") + "ptb.test.txt",
-    "wikitext103": DUMMY.format("wikitext-wikitext-103-v1") + "wikitext-103/wiki.test.tokens",
-    "enwik8": DUMMY.format("enwik8-enwik8-raw") + "enwik8.zip/enwik8",
-    "coqa": "coqa/coqa_dev_500stories.jsonl", "gpt2_coqa": DUMMY.format("coqa-1.0.0") + "coqa-dev-v1.0.json",
-    "cnn_dailymail": "cnndm-from-record/cnndm_64.jsonl", "natural_questions": "nq_open/NQ-open.dev.jsonl",
-    "gpt2_natural_questions": "nq_open/NQ-open.dev.jsonl", "web_questions": DUMMY.format("web_questions-1.0.0") + "blobtest",
-    "trivia_qa": DUMMY.format("trivia_qa-rc.wikipedia") + "triviaqa-rc.tar.gz/qa/wikipedia-dev.json",
-    "hellaswag": "hellaswag/hellaswag_val_full.txt.bz2", "arc_easy": "arc/easy_test.jsonl", "arc_challenge": "arc/challenge_test.jsonl",
-    "story_cloze": DUMMY.format("story_cloze-2016") + "cloze_test_val__spring2016 - cloze_test_ALL_val.csv",
-    "piqa": DUMMY.format("piqa-plain_text") + "physicaliqa-train-dev.zip/physicaliqa-train-dev/dev.jsonl",
-    "openbookqa": DUMMY.format("openbookqa-main") + "OpenBookQA-V1-Sep2018/Data/Main/test.jsonl",
-    "race_h": DUMMY.format("race-all") + "RACE/test/high", "race_m": DUMMY.format("race-all") + "RACE/test/middle",
-    "quac": DUMMY.format("quac-plain_text") + "val_v0.2.json", "squad_v2": DUMMY.format("squad_v2-squad_v2") + "dev-v2.0.json",
-    "drop": DUMMY.format("drop-0.1.0") + "drop_dataset/drop_dataset_dev.json", "boolq": "boolq/val.jsonl",
-    "cb": "superglue/CB/val.jsonl", "copa": "superglue/COPA/val.jsonl", "rte": "superglue/RTE/val.jsonl",
-    **{name.lower(): DUMMY.format("super_glue-boolq") + f"{name}/val.jsonl" for name in ("WiC", "WSC", "MultiRC", "ReCoRD")},
-    **{f"anli_r{number}": DUMMY.format("anli-plain_text") + f"anli_v0.1/R{number}/test.jsonl" for number in (1, 2, 3)},
-    "two_digit_addition": "gpt3-synthetic/two_digit_addition.jsonl", "reversed_words": "gpt3-synthetic/reversed_words.jsonl.gz",
-    "single_digit_three_ops": "gpt3-synthetic/single_digit_three_ops.jsonl",
-}  # fmt: skip
-
-
-@pytest.mark.real_data
-@pytest.mark.parametrize("name", REAL)
-def test_items_of_the_real_files(real_data: Path, name: str) -> None:
-    task = find_task(name)
-    items = read_items(task, real_data / REAL[name], limit=50)
-    assert items
-    for item in items:
-        assert item.prompt or item.contexts or item.target or item.choices
-        assert task.kind != "freeform" or item.answers
-        assert task.kind not in ("choice", "partial") or item.gold

@@ -1,0 +1,74 @@
+"""Kill an evaluation at random moments, go on with it, and hold its report against that of one that was never killed.
+
+    python kill_and_resume.py KILLS ARGUMENTS OF gpt eval...     in the folder where it may write; prints how many came too late
+
+All imports are done once: each evaluation is a process of its own, forked from this one.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from gptcli.cli.app import build_app
+
+MOST = 4  # tries for each kill
+
+
+def evaluate(argv: list[str], name: str, *words: str) -> None:
+    argv = ["eval", *argv, "-o", f"{name}.json", *words]
+    assert CliRunner().invoke(build_app(argv), argv, catch_exceptions=False).exit_code == 0
+
+
+def killed(argv: list[str], after: float) -> bool:
+    """Whether an evaluation was killed `after` seconds, or had ended before."""
+    child = os.fork()
+    if child == 0:
+        evaluate(argv, "killed")
+        os._exit(0)
+    time.sleep(after)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+def made(name: str) -> list[bytes]:
+    """The report and all that is in the folder of records."""
+    return [Path(f"{name}.json").read_bytes(), *(path.read_bytes() for path in sorted(Path(f"{name}.records").iterdir()))]
+
+
+def forget(name: str) -> None:
+    Path(f"{name}.json").unlink(missing_ok=True)
+    shutil.rmtree(f"{name}.records", ignore_errors=True)
+
+
+def main(kills: int, argv: list[str]) -> None:
+    evaluate(argv, "whole")
+    expected = made("whole")
+    begin = time.perf_counter()
+    evaluate(argv, "whole", "--force")
+    seconds = time.perf_counter() - begin
+    moments = random.Random(0)
+    late, lines = 0, []
+    while len(lines) < kills:
+        forget("killed")
+        if not killed(argv, moments.uniform(0, seconds)):
+            late += 1
+            assert late < MOST * kills
+            continue
+        lines.append(sum(path.read_bytes().count(b"\n") for path in Path().glob("killed.records/*")))
+        evaluate(argv, "killed", "--resume")
+        assert made("killed") == expected, f"kill {len(lines)} left {lines[-1]} lines"
+    print(f"{late} too late; lines of records that were left: {lines}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2:])

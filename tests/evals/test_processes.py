@@ -1,0 +1,24 @@
+"""A process alone asks nobody. Several: test_tasks_run.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from gptcli.evals.processes import ALONE, join, local_device
+from gptcli.evals.records import Records
+
+
+def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert join() is ALONE
+    records = Records(None, "t", {})
+    records.add([{"index": 0}])
+    assert list(ALONE.gather(records)) == []
+    ALONE.leave()
+
+
+def test_each_process_has_a_gpu_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    for there, device in ((True, "cuda:3"), (False, "cpu")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
+        assert local_device() == device
