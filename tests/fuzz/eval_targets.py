@@ -18,7 +18,8 @@ from gptcli.evals.records import Records
 from gptcli.evals.result import score_of
 from gptcli.evals.runner import Options, questions_of
 from gptcli.evals.shots import Protocol
-from gptcli.evals.task import Task, find_data, find_task, read_task, solved
+from gptcli.evals.task import Task, find_task, read_task
+from gptcli.evals.task_data import find_data, solved
 from gptcli.sampling.text import Completion
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
 from tests.fuzz.engine import Files, Target
