@@ -15,10 +15,10 @@ import torch
 from gptcli.errors import RunError
 from gptcli.evals.grove import Group, Grove, Rows, common_prefix
 from gptcli.events import SILENT, Events
-from gptcli.model.loss import CHUNK_BYTES
 from gptcli.model.transformer import GPT
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}  # of a batch, where no --batch-size is given
+LOGITS_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}  # alive at once, in fp32; a CPU gains nothing by more
 TRUNK = 64  # tokens: a shorter common beginning of all questions is not worth a cache
 APART = 512  # tokens: a stem so long is read by itself under the causal rule, at half the attention that a mask costs
 
@@ -106,7 +106,7 @@ class Scorer:
     def _head(self, x_UC: torch.Tensor, at_N: np.ndarray, target_N: np.ndarray) -> tuple[np.ndarray, ...]:
         """Log-probability, and whether likeliest of all and of the tokens kept, of each target, which is foretold at x_UC[at_N]."""
         order = np.argsort(at_N, kind="stable")
-        step = max(1, CHUNK_BYTES // (4 * self.model.config.vocab_size))
+        step = max(1, LOGITS_BYTES[x_UC.device.type] // (4 * self.model.config.vocab_size))
         found: list[tuple[torch.Tensor, ...]] = []
         for start in range(0, len(x_UC), step):
             here = order[slice(*np.searchsorted(at_N[order], (start, start + step)))]

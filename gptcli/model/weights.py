@@ -129,11 +129,12 @@ def load_model(folder: Path, *, device: str | torch.device = "cpu", dtype: torch
 
 
 def _build(state: Tensors, config: ModelConfig, where: Path | str, device: str | torch.device, dtype: torch.dtype) -> GPT:
-    """The model that holds these tensors. Raises InputError where one is missing, has no place or the wrong shape."""
+    """The model that holds these tensors, which are taken out of `state`. Raises InputError where one is missing, has no place or the
+    wrong shape."""
     if config.n_layer > len(state):  # before as many modules are made as a file says
         raise InputError(f"holds {len(state)} tensors, too few for the {config.n_layer:,} layers of the configuration", where=where)
     if config.tied and "wte.weight" in state:
-        state = {**state, "lm_head.weight": state["wte.weight"]}
+        state["lm_head.weight"] = state["wte.weight"]
     with torch.device("meta"):
         model = GPT(config)
     expected = model.state_dict()
@@ -146,7 +147,7 @@ def _build(state: Tensors, config: ModelConfig, where: Path | str, device: str |
             raise InputError(
                 f"tensor {name} is {list(state[name].shape)}, the configuration says {list(expected[name].shape)}", where=where
             )
-    model.load_state_dict({name: tensor.to(device, dtype).contiguous() for name, tensor in state.items()}, assign=True)
+    model.load_state_dict({name: state.pop(name).to(device, dtype).contiguous() for name in expected}, assign=True)
     if config.tied:
         model.lm_head.weight = model.wte.weight
     return model.eval()
@@ -178,11 +179,17 @@ def _read_tensors(folder: Path) -> Tensors:
 
 
 def _read_file(folder: Path, file: str) -> Tensors:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    """Each tensor of a file, mapped for itself: of what is copied from it, memory holds one at a time."""
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(folder / file)
+        with safe_open(folder / file, "pt") as whole:
+            names = list(whole.keys())
+        tensors = {}
+        for name in names:
+            with safe_open(folder / file, "pt") as alone:
+                tensors[name] = alone.get_tensor(name)
+        return tensors
     except FileNotFoundError:
         raise InputError(f"no {file} here", where=folder, hint="the run is not finished, or this is not a model folder") from None
     except (SafetensorError, json.JSONDecodeError) as error:

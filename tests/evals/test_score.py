@@ -14,7 +14,6 @@ from gptcli.errors import RunError
 from gptcli.evals.grove import Group
 from gptcli.evals.score import Scorer, batches, find_trunk, score
 from gptcli.events import Events
-from gptcli.model import loss
 from gptcli.model.transformer import GPT
 
 
@@ -24,9 +23,9 @@ def ragged(model: GPT) -> tuple[list[list[int]], list[int]]:
     return [random.integers(0, model.config.vocab_size, size=n).tolist() for n in lengths], [int(random.integers(1, n)) for n in lengths]
 
 
-@pytest.mark.parametrize("chunk", [1, loss.CHUNK_BYTES])
+@pytest.mark.parametrize("chunk", [1, 512 << 20])
 def test_equal_to_transformers_one_by_one(model: GPT, theirs: Any, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptcli.evals.score.CHUNK_BYTES", chunk)  # one token at a time, or all at once
+    monkeypatch.setattr("gptcli.evals.score.LOGITS_BYTES", {"cpu": chunk})  # one token at a time, or all at once
     sequences, counts = ragged(model)
     for sequence, count, scored in zip(sequences, counts, score(model, sequences, counts), strict=True):
         with torch.no_grad():
