@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from gptcli.trainer.storage import INDEX, Reader, Writer
 
 FORMAT = 2
 STATE = "state.json"
+PATIENCE = timedelta(days=1)  # of processes that wait for one; a lost one is noticed at once, by its closed connections
 SMALL = 1 << 26  # bytes of a process's tensors that are written before the next step: a thread would save no time
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # one process is no mishap
@@ -61,8 +63,8 @@ class Checkpoints:
     def __init__(self, out: Path, place: Place, *, keep: int) -> None:
         """`keep`: how many stay, the newest."""
         self.out, self.place, self.keep = out, place, keep
-        # A group of its own, because a thread speaks in it while the training speaks in others.
-        self.group = dist.new_group(backend="gloo") if place.world > 1 else None
+        # A group of its own, because a thread speaks in it while the training speaks in others, and because they give up after minutes.
+        self.group = dist.new_group(backend="gloo", timeout=PATIENCE) if place.world > 1 else None
         self.writing: tuple[Path, Future[Any]] | None = None
         if place.leads:
             for leftover in (out / "checkpoints").glob(f".*{PARTIAL}"):
@@ -108,6 +110,11 @@ class Checkpoints:
                 where=folder,
                 hint="the checkpoints before it are whole: free some space, then --resume",
             ) from None
+
+    def meet(self) -> None:
+        """Until every process is here, however long one of them has work of its own: with evaluations, or the finished model."""
+        if self.group is not None:
+            dist.barrier(group=self.group)
 
     def newest(self, events: Events) -> Path | None:
         """The newest checkpoint that is whole; None where there is none at all. Broken ones are passed over with a warning.

@@ -65,11 +65,6 @@ class Place:
             dist.all_reduce(values)
         return values
 
-    def wait(self) -> None:
-        """Until every process is here."""
-        if self.world > 1:
-            dist.barrier()
-
     def mesh(self) -> DeviceMesh | None:
         """All processes by axis; None where there is one."""
         if self.world == 1:

@@ -225,6 +225,7 @@ class Training:
             self.checkpoints.wait()  # from there the model comes, whatever the layout
             if self.place.leads:
                 line |= self.run.measure(model_of(self.run, self._newest()[0]).to(self.place.device))
+            self.checkpoints.meet()
         if self.log:
             self.log.write(line)
             if self._due(train.checkpoint_every):
@@ -240,7 +241,7 @@ class Training:
             write_report(self.run)
         if self.place.leads:
             export(self.run, SavedModel(folder_of(self.run.out, self.position.step)), self.last, self.val_loss)
-        self.place.wait()
+        self.checkpoints.meet()
 
     def _done(self) -> bool:
         return self.position.sequences >= self.schedule.total
