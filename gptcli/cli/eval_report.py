@@ -62,15 +62,11 @@ def _state(task: Task, data: Path | None) -> str:
         found = find_data(task, data)
     except GptError:
         found = None
-    return (
-        str(found)
-        if found is not None
-        else "generated"
-        if task.generated
-        else "not here"
-        if data is not None
-        else task.files["items"].split("|")[0]
-    )
+    if found is not None:
+        return str(found)
+    if task.generated:
+        return "generated"
+    return "not here" if data is not None else task.files["items"].split("|")[0]
 
 
 def _loss_row(loss: LossReport) -> dict[str, str]:
