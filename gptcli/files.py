@@ -93,8 +93,10 @@ def parse_json(data: bytes, where: str | Path, *, lines: bool = False) -> Any:
         raise InputError(f"not valid JSON: {error.msg}", where=f"{where}:{error.lineno}" if lines else where) from None
     except UnicodeDecodeError as error:
         raise InputError(f"not valid UTF-8 at byte {error.start}", where=where) from None
-    except (ValueError, RecursionError) as error:  # a number of over 4,300 digits; brackets a thousand deep
+    except ValueError as error:  # a number of over 4,300 digits
         raise InputError(f"not readable JSON: {error}", where=where) from None
+    except RecursionError:
+        raise InputError("not readable JSON: nested too deeply", where=where) from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -103,8 +105,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(_read(path).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise InputError(f"not valid UTF-8 at byte {error.start}", where=path) from None
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and what `parse_json` meets
+    except ValueError as error:  # TOMLDecodeError, and what `parse_json` meets
         raise InputError(f"not valid TOML: {error}", where=path) from None
+    except RecursionError:
+        raise InputError("not valid TOML: nested too deeply", where=path) from None
 
 
 def _read(path: Path) -> bytes:

@@ -131,8 +131,10 @@ def _slow_json(line: bytes, position: int, where: str) -> Any:
         record = json.loads(text.text)
     except json.JSONDecodeError as error:
         return flawed("not valid JSON", f"not valid JSON at column {error.colno}: {error.msg}", where, position)
-    except (ValueError, RecursionError) as error:  # a number of over 4,300 digits; brackets a thousand deep
+    except ValueError as error:  # a number of over 4,300 digits
         return flawed("not valid JSON", f"not readable JSON: {error}", where, position)
+    except RecursionError:
+        return flawed("not valid JSON", "not readable JSON: nested too deeply", where, position)
     try:
         json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError:
