@@ -8,6 +8,8 @@ import importlib.util
 import os
 import shutil
 import sys
+import sysconfig
+from pathlib import Path
 
 import torch
 
@@ -98,10 +100,11 @@ def auto_compile(model: ModelConfig, tokens: int, processes: int) -> tuple[bool,
 
 
 def has_compiler() -> bool:
-    """What torch.compile needs: triton for a GPU, a C++ compiler for a CPU."""
+    """What torch.compile needs: triton for a GPU; for a CPU a C++ compiler and Python's headers, which distributions pack apart."""
     if device_type() == "cuda":
         return importlib.util.find_spec("triton") is not None
-    return any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++", "cl"))
+    headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
+    return headers and any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++", "cl"))
 
 
 def auto_micro_batch(model: ModelConfig, layout: Layout, sequences: int, precision: str, recompute: str) -> tuple[int, str, str]:
