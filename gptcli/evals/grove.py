@@ -24,7 +24,7 @@ import torch
 from gptcli.model.cache import KVCache
 from gptcli.model.transformer import GPT
 
-ROW = 512  # tokens of a row: longer ones would spend more on pairs that do not see each other, shorter ones on small products
+ROW = 256  # tokens of a row: longer ones would spend more on pairs that do not see each other, shorter ones leave more of it empty
 NO_NODE = -1  # the stem of a stem, and what padding belongs to
 
 

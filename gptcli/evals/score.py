@@ -17,7 +17,7 @@ from gptcli.evals.grove import Group, Grove, Rows, common_prefix
 from gptcli.events import SILENT, Events
 from gptcli.model.transformer import GPT
 
-BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}  # of a batch, where no --batch-size is given
+BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}  # of a batch, where no --batch-size is given
 LOGITS_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}  # alive at once, in fp32; a CPU gains nothing by more
 TRUNK = 64  # tokens: a shorter common beginning of all questions is not worth a cache
 APART = 512  # tokens: a stem so long is read by itself under the causal rule, at half the attention that a mask costs
@@ -107,18 +107,23 @@ class Scorer:
         """Log-probability, and whether likeliest of all and of the tokens kept, of each target, which is foretold at x_UC[at_N]."""
         order = np.argsort(at_N, kind="stable")
         step = max(1, LOGITS_BYTES[x_UC.device.type] // (4 * self.model.config.vocab_size))
-        found: list[tuple[torch.Tensor, ...]] = []
+        columns = np.empty(len(at_N), np.float32), np.empty(len(at_N), bool), np.empty(len(at_N), bool)
         for start in range(0, len(x_UC), step):
             here = order[slice(*np.searchsorted(at_N[order], (start, start + step)))]
-            at_n, target_n = (torch.from_numpy(array[here]).to(x_UC.device) for array in (at_N, target_N))
-            logits_uV = self.model.lm_head(x_UC[start : start + step]).float()
-            log_probs_n = logits_uV[at_n - start, target_n] - logits_uV.logsumexp(dim=-1)[at_n - start]
-            likeliest_n = kept_n = logits_uV.argmax(dim=-1)[at_n - start] == target_n
-            if len(self.left_out):
-                kept_n = logits_uV.index_fill_(1, self.left_out, -torch.inf).argmax(dim=-1)[at_n - start] == target_n
-            found.append((log_probs_n, likeliest_n, kept_n))
-        back = np.argsort(order, kind="stable")
-        return tuple(torch.cat(column).cpu().numpy()[back] for column in zip(*found, strict=True))
+            found = self._foretold(x_UC[start : start + step], at_N[here] - start, target_N[here])
+            for column, values in zip(columns, found, strict=True):
+                column[here] = values.cpu().numpy()
+        return columns
+
+    def _foretold(self, x_uC: torch.Tensor, at: np.ndarray, target: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """The same for as many places as have logits at once."""
+        at_n, target_n = (torch.from_numpy(array).to(x_uC.device) for array in (at, target))
+        logits_uV = self.model.lm_head(x_uC).float()
+        most_u, likeliest_u = logits_uV.max(dim=-1)
+        kept_u = logits_uV.index_fill(1, self.left_out, -torch.inf).max(dim=-1).indices if len(self.left_out) else likeliest_u
+        target_logits_n = logits_uV[at_n, target_n] - most_u[at_n]
+        sum_u = logits_uV.sub_(most_u[:, None]).exp_().sum(dim=-1)  # in place: logsumexp would take as much memory again
+        return target_logits_n - sum_u.log()[at_n], likeliest_u[at_n] == target_n, kept_u[at_n] == target_n
 
 
 def out_of_memory(error: BaseException) -> bool:

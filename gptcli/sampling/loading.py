@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from gptcli.errors import InputError, UsageError, nearest
-from gptcli.model.first_use import settle_math
+from gptcli.model.first_use import keep_freed_memory, settle_math
 from gptcli.model.transformer import GPT
 from gptcli.model.weights import load_model
 from gptcli.sampling.linear import read_in_place
@@ -44,6 +44,8 @@ def load(folder: Path, *, device: str = "auto", precision: str = "auto", quantiz
     if not folder.is_dir():
         raise InputError("no such folder", where=folder, hint="name a run folder or a transformers GPT-2 folder")
     model, tokenizer = load_model(folder, device=where, dtype=PRECISIONS[precision]), load_tokenizer(folder)
+    if where.type == "cpu":
+        keep_freed_memory()  # from here on: what loading frees is not needed again
     if (folder / FINETUNED).is_file():
         _cut_vocabulary(model, tokenizer.vocab_size)
     if tokenizer.vocab_size != model.config.vocab_size:

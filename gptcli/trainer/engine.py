@@ -26,13 +26,12 @@ from torch.distributed.tensor.experimental import implicit_replication
 from gptcli.errors import RunError
 from gptcli.events import Events
 from gptcli.model import mup
-from gptcli.model.first_use import settle_math
+from gptcli.model.first_use import keep_freed_memory, settle_math
 from gptcli.model.loss import IGNORE, LOOPS, next_token_loss
 from gptcli.model.transformer import GPT
 from gptcli.trainer import tensor_parallel
 from gptcli.trainer.config import Run, TrainConfig
 from gptcli.trainer.layout import Place, repeat, shard
-from gptcli.trainer.machine import keep_freed_memory
 from gptcli.trainer.optimizer import make_optimizer
 from gptcli.trainer.pipeline import Pipeline, Stage, cut, held_by
 from gptcli.trainer.precision import PRODUCTS, to_fp8

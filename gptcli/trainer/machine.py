@@ -3,11 +3,9 @@ resumed takes the same way."""
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
 import shutil
-import sys
 import sysconfig
 from pathlib import Path
 
@@ -26,7 +24,6 @@ WIDE = (
 )
 REPAID = 30  # seconds of work, at the nominal speeds below, from which compiling (about 10 s on a CPU) pays
 NOMINAL = {"cpu": 2e11, "cuda": 1e14}  # FLOP/s
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def device_type() -> str:
@@ -119,15 +116,6 @@ def auto_micro_batch(model: ModelConfig, layout: Layout, sequences: int, precisi
     room = min(MICRO_TOKENS["cpu"] // model.n_ctx, share // layout.pp)
     size = next((size for size in range(room, 0, -1) if share % size == 0), 1)
     return size, "none" if recompute == AUTO else recompute, "the batch's share, or enough tokens to keep the device busy"
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep large freed blocks for the next tensor. It would give each back to the system, and a CPU step would spend a
-    tenth of its time and more on getting zeroed pages again."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if libc is not None and hasattr(libc, "mallopt"):
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def hold_threads(before: int | None, events: Events) -> int:

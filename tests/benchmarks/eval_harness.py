@@ -28,7 +28,8 @@ from gptcli.evals.shots import Protocol
 from gptcli.evals.task import TASKS, read_task
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
-from gptcli.model.weights import load_model, save_model
+from gptcli.model.weights import save_model
+from gptcli.sampling.loading import load
 from gptcli.tokenizer.tokenizer import load_tokenizer
 
 SHOTS_FROM = 500  # the last items of the set serve as the shots
@@ -69,12 +70,12 @@ def ours(folder: Path, task: Path, data: Path, options: dict[str, Any]) -> dict[
 
 def _ours(asked: dict[str, Any]) -> None:
     torch.set_num_threads(asked["threads"])
-    model, tokenizer = load_model(Path(asked["folder"])), load_tokenizer(asked["folder"])
+    loaded = load(Path(asked["folder"]), device="cpu", precision="fp32")
     options = Options(protocol=Protocol(**asked.get("protocol", {})), limit=asked["limit"])
-    loaded, begin = peak_memory(), time.perf_counter()
-    results, records = run_task(model, tokenizer, read_task(Path(asked["task"])), Path(asked["data"]), options)
+    peak_loaded, begin = peak_memory(), time.perf_counter()
+    results, records = run_task(loaded.model, loaded.tokenizer, read_task(Path(asked["task"])), Path(asked["data"]), options)
     seconds, peak = time.perf_counter() - begin, peak_memory()
-    found = {"records": records, "result": results[0].as_dict(), "seconds": seconds, "loaded": loaded, "peak": peak}
+    found = {"records": records, "result": results[0].as_dict(), "seconds": seconds, "loaded": peak_loaded, "peak": peak}
     print(json.dumps(found))
 
 
