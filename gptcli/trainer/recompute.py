@@ -15,7 +15,7 @@ import torch.nn.attention.varlen
 from torch._higher_order_ops.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-import gptcli.model.banded  # it, as varlen, registers the operator that is named below
+import gptcli.model.banded  # noqa: F401 (as varlen, it registers the operator that is named below)
 
 DEAR = [
     torch.ops.aten.mm.default,
