@@ -189,35 +189,49 @@ def parquet(field: str) -> Reader:
             names = file.schema_arrow.names
             first, last = cut.groups or (0, file.num_row_groups)
             ends = list(accumulate((file.metadata.row_group(group).num_rows for group in range(last)), initial=0))
-            number = ends[first]
             if field not in names:
-                for row in filter(cut.wants, range(number, ends[last])):
+                for row in range(ends[first], ends[last]):
                     yield flawed("no text field", f'no column "{field}" among {", ".join(names[:8])}', f"{name}, row {row}", row, HINT)
                 return
             columns = [column for column in (field, "url") if column in names]
-            for batch in file.iter_batches(RECORDS, row_groups=range(first, last), columns=columns):
-                texts = batch.column(field)
-                urls = batch.column("url") if "url" in names else None
-                for row in range(len(texts)):
-                    if cut.wants(number):
-                        where = f"{name}, row {number}"
-                        try:
-                            text, url = texts[row].as_py(), urls[row].as_py() if urls is not None else None
-                        except UnicodeDecodeError:
-                            yield flawed("not valid UTF-8", "not valid UTF-8", where, number)
-                            number += 1
-                            continue
-                        if isinstance(text, str):
-                            yield Document(text, where, number, url if isinstance(url, str) else "")
-                        else:
-                            yield flawed("no text field", f'"{field}" is {type(text).__name__}, not text', where, number)
-                    number += 1
+            for group in range(first, last):
+                number = ends[group]
+                try:
+                    for batch in file.iter_batches(RECORDS, row_groups=[group], columns=columns):
+                        yield from _rows(batch, field, name, number)
+                        number += len(batch)
+                except (pyarrow.ArrowException, OSError) as error:
+                    what = f"the row group is damaged: {_damage(error)}"
+                    for row in range(number, ends[group + 1]):
+                        yield flawed("damaged rows", what, f"{name}, row {row}", row, HINT)
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: in the names of columns
-            if getattr(error, "errno", None) is not None:  # the disk's, not the file's
-                raise
-            raise InputError(f"the file is damaged: {str(error).splitlines()[0]}", where=name) from None
+            raise InputError(f"the file is damaged: {_damage(error)}", where=name) from None
 
     return read
+
+
+def _rows(batch: Any, field: str, name: str, first: int) -> Iterator[Document]:
+    """The documents of some rows of a table; `first`: the number of the first row."""
+    texts = batch.column(field)
+    urls = batch.column("url") if "url" in batch.schema.names else None
+    for row, number in enumerate(range(first, first + len(texts))):
+        where = f"{name}, row {number}"
+        try:
+            text, url = texts[row].as_py(), urls[row].as_py() if urls is not None else None
+        except UnicodeDecodeError:
+            yield flawed("not valid UTF-8", "not valid UTF-8", where, number)
+            continue
+        if isinstance(text, str):
+            yield Document(text, where, number, url if isinstance(url, str) else "")
+        else:
+            yield flawed("no text field", f'"{field}" is {type(text).__name__}, not text', where, number)
+
+
+def _damage(error: Exception) -> str:
+    """What is wrong with a file. Raises the error where it is the disk's."""
+    if getattr(error, "errno", None) is not None:
+        raise error
+    return str(error).splitlines()[0]
 
 
 def _pyarrow(name: str) -> Any:

@@ -100,8 +100,7 @@ def documents_of(span: Span, documents: str, field: str) -> Iterator[tuple[int, 
             raise
         except InputError as error:
             if span.cut.stripe == 0:
-                last = (1 << POSITION_BITS) - 1 - (span.cut.groups[0] if span.cut.groups else 0)
-                broken = Document("", path, last, flaw="damaged file", error=error)
+                broken = Document("", path, (1 << POSITION_BITS) - 1, flaw="damaged file", error=error)
                 yield (number << POSITION_BITS) + broken.position, broken
 
 
