@@ -75,7 +75,7 @@ def finish(build: Build, out: Path, *, workers: int = 1, runner: str = "local", 
         prepare(build, context, events)
         with open_pool(runner, build.workers(workers), context) as pool:
             units = tokenize(build, context, pool, read_json(out / RECORD).get(PARTS, pool.count), events)
-            _check_splits(build, list(chain(*units)), events)
+            _check_splits(build, units, events)
             named = {source.name: mine for source, mine in zip(build.sources, units, strict=True)}
             shards = write_shards(out, context.work, named, build.shard_tokens, pool, events)
     except InputError:
@@ -91,8 +91,9 @@ def finish(build: Build, out: Path, *, workers: int = 1, runner: str = "local", 
     return manifest
 
 
-def _check_splits(build: Build, units: list[Unit], events: Events) -> None:
-    """Raise InputError where nothing is left to train on; warn where nothing is left to validate on."""
+def _check_splits(build: Build, units_of: list[list[Unit]], events: Events) -> None:
+    """Raise InputError where nothing is left to train on; warn where nothing of a source is, or nothing to validate on."""
+    units = list(chain(*units_of))
     train, val = (sum(unit.documents[split] for unit in units) for split in SPLITS)
     if not train + val:
         dropped = _sum(unit.tally for unit in units).dropped
@@ -102,6 +103,9 @@ def _check_splits(build: Build, units: list[Unit], events: Events) -> None:
         raise InputError(
             f"all {val} documents fell to validation and none is left to train on", hint="give more documents or a smaller --val-fraction"
         )
+    for source, mine in zip(build.sources, units_of, strict=True):
+        if not sum(unit.documents["train"] for unit in mine):
+            events.warn(f"nothing of {source.name} is left to train on: its weight of {source.weight:g} falls to the other sources")
     if build.val_fraction and not val:
         share = min(0.5, 10 / train)
         what_to_do = f"raise it: at {share:.1g} about {round(share * train)} of them would"

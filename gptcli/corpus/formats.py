@@ -8,12 +8,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import IO, Any, cast
 
 from gptcli.corpus.documents import NOT_A_PAGE, Document, flawed
-from gptcli.corpus.streams import MissingPackageError
+from gptcli.corpus.streams import MissingPackageError, ending, opened
 from gptcli.errors import InputError
 
 MAX_BYTES = 1 << 28  # of a document; a longer one is left out, so that one endless line cannot fill the memory
@@ -27,6 +30,8 @@ class Cut:
 
     start: int = 0
     stop: int | None = None
+    groups: tuple[int, int] | None = None
+    """Of a Parquet file the first of its row groups, and the one after the last."""
     stripe: int = 0
     stripes: int = 1
     block: int = 1 << 62
@@ -178,41 +183,83 @@ def parquet(field: str) -> Reader:
     """A document a row, in a column of strings; rows are read a few at a time."""
 
     def read(stream: Any, name: str, cut: Cut) -> Iterator[Document]:
+        pyarrow = _pyarrow(name)
         try:
-            import pyarrow
-            from pyarrow.parquet import ParquetFile
-        except ImportError:
-            raise MissingPackageError("reading .parquet needs the package pyarrow", where=name, hint="pip install 'gptcli[data]'") from None
-        try:
-            file = ParquetFile(stream)
+            file = pyarrow.parquet.ParquetFile(_on_disk(stream) if ending(name)[1] else stream)
             names = file.schema_arrow.names
+            first, last = cut.groups or (0, file.num_row_groups)
+            ends = list(accumulate((file.metadata.row_group(group).num_rows for group in range(last)), initial=0))
             if field not in names:
-                yield flawed("no text field", f'no column "{field}" among {", ".join(names[:8])}', name, hint=HINT)
+                for row in range(ends[first], ends[last]):
+                    yield flawed("no text field", f'no column "{field}" among {", ".join(names[:8])}', f"{name}, row {row}", row, HINT)
                 return
-            number = 0
-            for batch in file.iter_batches(RECORDS, columns=[column for column in (field, "url") if column in names]):
-                texts = batch.column(field)
-                urls = batch.column("url") if "url" in names else None
-                for row in range(len(texts)):
-                    if cut.wants(number):
-                        where = f"{name}, row {number}"
-                        try:
-                            text, url = texts[row].as_py(), urls[row].as_py() if urls is not None else None
-                        except UnicodeDecodeError:
-                            yield flawed("not valid UTF-8", "not valid UTF-8", where, number)
-                            number += 1
-                            continue
-                        if isinstance(text, str):
-                            yield Document(text, where, number, url if isinstance(url, str) else "")
-                        else:
-                            yield flawed("no text field", f'"{field}" is {type(text).__name__}, not text', where, number)
-                    number += 1
+            columns = [column for column in (field, "url") if column in names]
+            for group in range(first, last):
+                number = ends[group]
+                try:
+                    for batch in file.iter_batches(RECORDS, row_groups=[group], columns=columns):
+                        yield from _rows(batch, field, name, number)
+                        number += len(batch)
+                except (pyarrow.ArrowException, OSError) as error:
+                    what = f"the row group is damaged: {_damage(error)}"
+                    for row in range(number, ends[group + 1]):
+                        yield flawed("damaged rows", what, f"{name}, row {row}", row, HINT)
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: in the names of columns
-            if getattr(error, "errno", None) is not None:  # the disk's, not the file's
-                raise
-            raise InputError(f"the file is damaged: {str(error).splitlines()[0]}", where=name) from None
+            raise InputError(f"the file is damaged: {_damage(error)}", where=name) from None
 
     return read
+
+
+def _rows(batch: Any, field: str, name: str, first: int) -> Iterator[Document]:
+    """The documents of some rows of a table; `first`: the number of the first row."""
+    texts = batch.column(field)
+    urls = batch.column("url") if "url" in batch.schema.names else None
+    for row, number in enumerate(range(first, first + len(texts))):
+        where = f"{name}, row {number}"
+        try:
+            text, url = texts[row].as_py(), urls[row].as_py() if urls is not None else None
+        except UnicodeDecodeError:
+            yield flawed("not valid UTF-8", "not valid UTF-8", where, number)
+            continue
+        if isinstance(text, str):
+            yield Document(text, where, number, url if isinstance(url, str) else "")
+        else:
+            yield flawed("no text field", f'"{field}" is {type(text).__name__}, not text', where, number)
+
+
+def _damage(error: Exception) -> str:
+    """What is wrong with a file. Raises the error where it is the disk's."""
+    if getattr(error, "errno", None) is not None:
+        raise error
+    return str(error).splitlines()[0]
+
+
+def _pyarrow(name: str) -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingPackageError("reading .parquet needs the package pyarrow", where=name, hint="pip install 'gptcli[data]'") from None
+    return pyarrow
+
+
+def _on_disk(stream: IO[bytes]) -> IO[bytes]:
+    """A copy to seek in, which a compressed file is not for: a table is read from its end. Gone when it is closed."""
+    copy = tempfile.TemporaryFile()  # noqa: SIM115 (whoever reads it closes it)
+    shutil.copyfileobj(stream, copy, 1 << 20)
+    copy.seek(0)
+    return copy
+
+
+def row_groups(path: str) -> list[int]:
+    """The bytes of each row group of a Parquet file, compressed; none where that cannot be read, as its reader will tell."""
+    pyarrow = _pyarrow(path)
+    with opened(path) as stream:
+        try:
+            facts = pyarrow.parquet.read_metadata(stream)
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError):
+            return []
+        groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
+        return [sum(group.column(column).total_compressed_size for column in range(group.num_columns)) for group in groups]
 
 
 def warc(stream: Any, name: str, cut: Cut) -> Iterator[Document]:

@@ -42,9 +42,11 @@ def connect() -> Any:
         try:
             ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
         except ConnectionError:
-            raise UsageError(
-                "no Ray cluster is running", where="--runner", hint="ray start --head begins one; RAY_ADDRESS names another's head"
-            ) from None
+            if address := os.environ.get("RAY_ADDRESS"):
+                what, hint = f"no Ray cluster answers at {address}", "RAY_AUTH_MODE=token, for one that asks for a token"
+            else:
+                what, hint = "no Ray cluster is running", "ray start --head begins one; RAY_ADDRESS names another's head"
+            raise UsageError(what, where="--runner", hint=hint) from None
     return ray
 
 

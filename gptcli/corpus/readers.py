@@ -15,7 +15,7 @@ from gptcli.corpus.documents import EMPTY_FILE, NOT_A_PAGE, flawed
 from gptcli.corpus.documents import Document as Document
 from gptcli.corpus.extract import plain_text
 from gptcli.corpus.formats import WHOLE, Cut, Reader
-from gptcli.corpus.streams import STDIN, ending, filesystem, is_url, opened
+from gptcli.corpus.streams import STDIN, ending, filesystem, is_url, opened, reaching
 from gptcli.errors import InputError, UsageError, nearest
 
 DOCUMENTS = ("file", "line", "paragraph")
@@ -76,12 +76,13 @@ def _known(files: list[Path], where: str) -> list[str]:
 
 def _find_url(url: str) -> list[str]:
     fs, inside = filesystem(url)
-    if glob.has_magic(inside):
-        found = sorted(fs.glob(inside))
-    elif fs.isdir(inside):
-        found = sorted(path for path in fs.find(inside) if ending(path)[0] in KNOWN)
-    else:
-        found = [inside] if fs.exists(inside) else []
+    with reaching(url):
+        if glob.has_magic(inside):
+            found = sorted(fs.glob(inside))
+        elif fs.isdir(inside):
+            found = sorted(path for path in fs.find(inside) if ending(path)[0] in KNOWN)
+        else:
+            found = [inside] if fs.exists(inside) else []
     if not found:
         raise InputError("nothing is there", where=url)
     return [fs.unstrip_protocol(path) for path in found]

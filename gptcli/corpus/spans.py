@@ -1,4 +1,5 @@
-"""How reading is divided: many small files together, a large file of lines by byte ranges, another large file in stripes.
+"""How reading is divided: many small files together, a large file of lines by byte ranges, a large table of Parquet by its row groups,
+another large file in stripes.
 
 Within a source a document's number is its file's number times 2^40 plus its position in the file. The numbers, and the runs of documents
 that become units, are the same however the work is divided.
@@ -19,7 +20,7 @@ from gptcli.errors import InputError
 POSITION_BITS = 40
 MAX_STRIPES = 8  # every stripe reads the whole file, and only spares itself the work on what it finds
 FILES = 4096  # at most in a span
-BY_RECORD = (".csv", ".parquet", ".warc", ".wet")  # their positions count records, not bytes
+BY_RECORD = (".csv", ".warc", ".wet")  # their positions count records, not bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,8 @@ class Span:
 
     @property
     def name(self) -> str:
-        return f"{self.source:03d}-{self.first:06x}-{self.cut.start:010x}-{self.cut.stripe}of{self.cut.stripes}-{len(self.paths)}"
+        groups = "-groups{}to{}".format(*self.cut.groups) if self.cut.groups else ""
+        return f"{self.source:03d}-{self.first:06x}-{self.cut.start:010x}-{self.cut.stripe}of{self.cut.stripes}-{len(self.paths)}{groups}"
 
 
 def divide(source: int, inputs: list[tuple[str, int]], size: int, workers: int, documents: str) -> Iterator[Span]:
@@ -65,10 +67,26 @@ def _large(source: int, number: int, path: str, length: int, size: int, workers:
         for start in range(0, length, size):
             yield Span(source, number, (path,), Cut(start, start + size, block=size))
         return
-    block = RECORDS if ending(path)[0] in BY_RECORD else size
+    kind, compression = ending(path)
+    if kind == ".parquet":
+        yield from (Span(source, number, (path,), Cut(groups=groups, block=RECORDS)) for groups in _groups(path, size, compression))
+        return
+    block = RECORDS if kind in BY_RECORD else size
     stripes = min(workers, MAX_STRIPES) if length > 4 * size and reader is not formats.whole else 1
     for stripe in range(stripes):
         yield Span(source, number, (path,), Cut(stripe=stripe, stripes=stripes, block=block))
+
+
+def _groups(path: str, size: int, compression: str) -> Iterator[tuple[int, int] | None]:
+    """Row groups of about `size` bytes together: (first, the one after the last); None, all of them, where the file is compressed again."""
+    held, first, lengths = 0, 0, [] if compression else formats.row_groups(path)
+    for last, length in enumerate(lengths, 1):
+        held += length
+        if held >= size or last == len(lengths):
+            yield first, last
+            held, first = 0, last
+    if not lengths:
+        yield None
 
 
 def documents_of(span: Span, documents: str, field: str) -> Iterator[tuple[int, Document]]:

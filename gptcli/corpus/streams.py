@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from gptcli.errors import InputError
+from gptcli.errors import GptError, InputError, RunError
 
 STDIN = "-"
 COMPRESSED = (".gz", ".zst")
@@ -46,12 +46,27 @@ def filesystem(url: str) -> tuple[Any, str]:
         raise InputError(str(error), where=url) from None
 
 
+@contextlib.contextmanager
+def reaching(url: str) -> Iterator[None]:
+    """Asking a file system: what its client raises, which has no kind in common, as InputError where the URL is wrong, else RunError."""
+    try:
+        yield
+    except (GptError, FileNotFoundError):
+        raise
+    except ValueError as error:
+        raise InputError(str(error), where=url) from error
+    except Exception as error:
+        raise RunError(f"cannot be reached: {error}", where=url) from error
+
+
 def fingerprint(path: str) -> tuple[int, str]:
-    """Size in bytes, and what changes when the content does: for --resume. Raises InputError where there is no such file."""
+    """Size in bytes, and what changes when the content does: for --resume. Raises InputError where there is no such file, RunError where a
+    URL cannot be reached."""
     try:
         if is_url(path):
             fs, inside = filesystem(path)
-            return int(fs.size(inside)), str(fs.ukey(inside))
+            with reaching(path):
+                return int(fs.size(inside)), str(fs.ukey(inside))
         stat = Path(path).stat()
     except FileNotFoundError:
         raise InputError("no such file", where=path) from None
@@ -87,7 +102,8 @@ def _file(path: str) -> Any:
     try:
         if is_url(path):
             fs, inside = filesystem(path)
-            return fs.open(inside, "rb")
+            with reaching(path):
+                return fs.open(inside, "rb")
         return open(path, "rb", BUFFER)
     except FileNotFoundError:
         raise InputError("no such file", where=path) from None

@@ -44,19 +44,17 @@ def to_stored(names: Iterable[str], read: Read, config: ModelConfig) -> Iterator
         yield f"transformer.{theirs}", (tensor.T if name.endswith(STORED_IN_OUT) else tensor).contiguous()
 
 
-def from_stored(stored: Mapping[str, torch.Tensor], config: ModelConfig) -> Tensors:
-    """The other way, without the head where it is tied. Tensors that have no place in the model keep their names."""
+def from_stored(stored: Mapping[str, torch.Tensor], config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
+    """The other way, each in its turn. Tensors that have no place in the model keep their names."""
     ours = {theirs: name for name, theirs in GPT1_NAMES.items()} if config.norm == "post" else {}
-    state: Tensors = {}
     for name, tensor in stored.items():
         name = name.removeprefix("transformer.")
         name = ours.get(name, name)
         if not name.endswith(BUFFERS):
-            state[name] = head_after_head(name, tensor.T if name.endswith(STORED_IN_OUT) and tensor.ndim == 2 else tensor, config)
-    return state
+            yield name, head_after_head(name, tensor.T if name.endswith(STORED_IN_OUT) and tensor.ndim == 2 else tensor, config)
 
 
-def read_release(folder: Path, config: ModelConfig) -> Tensors:
+def read_release(folder: Path, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
     """GPT-1 as OpenAI released it: all numbers end to end in params_0.npy to params_9.npy, cut by the shapes of params_shapes.json."""
     shapes = read_json(folder / RELEASED_SHAPES)
     parts = []

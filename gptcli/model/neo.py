@@ -68,24 +68,23 @@ def _fold(block: Tensors, config: ModelConfig) -> Tensors:
     }
 
 
-def from_neo(stored: Mapping[str, torch.Tensor], config: ModelConfig) -> Tensors:
-    """A GPT-Neo's tensors as ours: biases 0, queries times sqrt(D). Tensors that have no place in the model keep their names."""
-    state: Tensors = {}
+def from_neo(stored: Mapping[str, torch.Tensor], config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
+    """A GPT-Neo's tensors as ours, each in its turn: biases 0, queries times sqrt(D). Tensors that have no place in the model keep their
+    names."""
     parts: dict[str, Tensors] = {}
     for name, tensor in stored.items():
         name = name.removeprefix(PREFIX)
         head, attention, rest = name.partition("attn.attention.")
         if not attention:
-            state[name] = tensor
+            yield name, tensor
         elif rest.startswith("out_proj."):
-            state[f"{head}attn.c_proj.{rest.removeprefix('out_proj.')}"] = tensor
+            yield f"{head}attn.c_proj.{rest.removeprefix('out_proj.')}", tensor
         elif rest in ("q_proj.weight", "k_proj.weight", "v_proj.weight"):
             parts.setdefault(head, {})[rest[0]] = tensor
         elif rest not in ("bias", "masked_bias"):  # buffers that old files carry
-            state[name] = tensor
+            yield name, tensor
     for head, part in parts.items():
         if part.keys() == {"q", "k", "v"}:
             rows = torch.cat([(part["q"].double() * math.sqrt(config.d_head)).to(part["q"].dtype), part["k"], part["v"]])
-            state[f"{head}attn.c_attn.weight"] = head_after_head(".c_attn.weight", rows, config)
-            state[f"{head}attn.c_attn.bias"] = rows.new_zeros(len(rows))
-    return state
+            yield f"{head}attn.c_attn.weight", head_after_head(".c_attn.weight", rows, config)
+            yield f"{head}attn.c_attn.bias", rows.new_zeros(len(rows))

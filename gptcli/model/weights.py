@@ -10,7 +10,7 @@ Rows of queries, keys and values go head after head here, all queries before all
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -93,7 +93,7 @@ def neo_report(tensors: Mapping[str, torch.Tensor], config: ModelConfig) -> dict
     for layer in range(config.n_layer):
         at = f"h.{layer}."
         ours = _layer(layer, {name: tensors[name].float() for name in names if name.startswith(at)}, config)(ours)
-        neo = _layer(layer, from_neo(layer_to_neo(layer, names, tensors.__getitem__, config), config), config)(neo)
+        neo = _layer(layer, dict(from_neo(layer_to_neo(layer, names, tensors.__getitem__, config), config)), config)(neo)
     gain, bias = (tensors[f"ln_f.{part}"].float() for part in ("weight", "bias"))
     head = tensors["wte.weight" if config.tied else HEAD].float()
     ours, neo = (F.layer_norm(x, (config.d_model,), gain, bias, NORM_EPS) @ head.T for x in (ours, neo))
@@ -116,41 +116,48 @@ def load_model(folder: Path, *, device: str | torch.device = "cpu", dtype: torch
 
     Raises InputError where files are missing or broken, or tensors do not fit the configuration.
     """
-    folder = Path(folder)
-    config = read_model_config(folder)
-    if not (folder / CONFIG).is_file():
-        state = read_release(folder, config)
-    elif read_family(folder) == NEO:
-        native = _read_native(folder)
-        state = from_neo(_read_tensors(folder), config) if native is None else from_stored(native, config)
-    else:
-        state = from_stored(_read_tensors(folder), config)
-    return _build(state, config, folder, device, dtype)
-
-
-def _build(state: Tensors, config: ModelConfig, where: Path | str, device: str | torch.device, dtype: torch.dtype) -> GPT:
-    """The model that holds these tensors, which are taken out of `state`. Raises InputError where one is missing, has no place or the
-    wrong shape."""
-    if config.n_layer > len(state):  # before as many modules are made as a file says
-        raise InputError(f"holds {len(state)} tensors, too few for the {config.n_layer:,} layers of the configuration", where=where)
-    if config.tied and "wte.weight" in state:
-        state["lm_head.weight"] = state["wte.weight"]
+    state = dict(read_weights(folder))
+    config = read_model_config(Path(folder))
+    if config.tied:
+        state[HEAD] = state["wte.weight"]
     with torch.device("meta"):
         model = GPT(config)
-    expected = model.state_dict()
-    for name in sorted(expected.keys() | state.keys()):
-        if name not in state:
-            raise InputError(f"tensor {name} is missing", where=where)
-        if name not in expected:
-            raise InputError(f"tensor {name} has no place in this model", where=where)
-        if state[name].shape != expected[name].shape:
-            raise InputError(
-                f"tensor {name} is {list(state[name].shape)}, the configuration says {list(expected[name].shape)}", where=where
-            )
-    model.load_state_dict({name: state.pop(name).to(device, dtype).contiguous() for name in expected}, assign=True)
+    model.load_state_dict({name: state.pop(name).to(device, dtype).contiguous() for name in sorted(state)}, assign=True)
     if config.tied:
         model.lm_head.weight = model.wte.weight
     return model.eval()
+
+
+def read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of such a folder by the model's names, each made when its turn comes: who takes some of them holds no others.
+
+    Raises InputError as `load_model`; of a tensor that is missing at the end.
+    """
+    folder = Path(folder)
+    config = read_model_config(folder)
+    if not (folder / CONFIG).is_file():
+        return _checked(read_release(folder, config), config, folder)
+    neo = read_family(folder) == NEO
+    native = _read_native(folder) if neo else None
+    stored = _read_tensors(folder) if native is None else native
+    if config.n_layer > len(stored):  # before as many modules are made as a file says
+        raise InputError(f"holds {len(stored)} tensors, too few for the {config.n_layer:,} layers of the configuration", where=folder)
+    return _checked((from_neo if neo and native is None else from_stored)(stored, config), config, folder)
+
+
+def _checked(tensors: Iterable[tuple[str, torch.Tensor]], config: ModelConfig, where: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors as they come. Raises InputError where one has no place in the model or the wrong shape, or is missing at the end."""
+    expected = {name: tensor.shape for name, tensor in _blank(config).items()}
+    missing = expected.keys() - ({HEAD} if config.tied else set())
+    for name, tensor in tensors:
+        if name not in expected:
+            raise InputError(f"tensor {name} has no place in this model", where=where)
+        if tensor.shape != expected[name]:
+            raise InputError(f"tensor {name} is {list(tensor.shape)}, the configuration says {list(expected[name])}", where=where)
+        missing.discard(name)
+        yield name, tensor
+    if missing:
+        raise InputError(f"tensor {min(missing)} is missing", where=where)
 
 
 def _read_native(folder: Path) -> Tensors | None:

@@ -31,7 +31,7 @@ from gptcli.errors import GptError, InputError, RunError
 from gptcli.events import Events
 from gptcli.files import PARTIAL, fsync_folder, read_json, sha256, write_json
 from gptcli.model.layouts import HEAD
-from gptcli.model.weights import load_model
+from gptcli.model.weights import read_weights
 from gptcli.trainer.layout import Place
 from gptcli.trainer.schedule import Position
 from gptcli.trainer.storage import INDEX, Reader, Writer
@@ -195,11 +195,12 @@ def named_tensors(parameters: Parameters, optimizer: torch.optim.Optimizer) -> d
 
 @torch.no_grad()
 def take_weights(folder: Path, parameters: Parameters) -> None:
-    """Copy the model of a run or GPT-2 folder into this process's parameters. Raises InputError where it is not whole."""
-    weights = load_model(folder).state_dict()
+    """Copy the model of a run or GPT-2 folder into this process's parameters, holding one more tensor at a time. Raises InputError where
+    it is not whole."""
     with implicit_replication():  # each process takes its part of the whole
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
+        for name, tensor in read_weights(folder):
+            if name in parameters:
+                parameters[name].copy_(tensor)
 
 
 class SavedModel(Mapping[str, torch.Tensor]):

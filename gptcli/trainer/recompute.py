@@ -11,7 +11,11 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.attention.varlen
+from torch._higher_order_ops.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+
+import gptcli.model.banded  # noqa: F401 (as varlen, it registers the operator that is named below)
 
 DEAR = [
     torch.ops.aten.mm.default,
@@ -20,6 +24,9 @@ DEAR = [
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.gptcli.banded_blocks.default,
+    torch.ops.torch_attn._varlen_attn.default,
+    flex_attention,
 ]
 
 

@@ -343,6 +343,18 @@ def test_an_empty_side(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
         run(build, tmp_path / "blank")
 
 
+def test_a_source_that_is_left_without_documents_is_told(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
+    (tmp_path / "a.txt").write_text("a text")
+    (tmp_path / "b.txt").write_text("")
+    sources = [Source(name=name, inputs=[str(tmp_path / f"{name}.txt")], weight=weight) for name, weight in (("a", 1), ("b", 22))]
+    build, heard = Build(sources=sources, tokenizer=byte_tokenizer, val_fraction=0.0), Heard()
+    begin(build, tmp_path / "out", resume=False, force=False)
+    manifest = finish(build, tmp_path / "out", events=heard)
+    assert heard.warnings == ["nothing of b is left to train on: its weight of 22 falls to the other sources"]
+    assert manifest.shares() == {"a": 1.0}
+    assert manifest.sources[1].dropped == {"empty file": 1}
+
+
 def test_progress_counts_everything_also_after_a_resume(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     heard = Heard()
     begin(build, tmp_path / "out", resume=False, force=False)

@@ -91,7 +91,7 @@ def test_parquet(tmp_path: Path) -> None:
     assert [row.position for row in rows] == list(range(len(texts)))
     assert [row.flaw for row in rows[:3]] == ["", "no text field", ""]
     parquet.write_table(pyarrow.table({"words": texts}), tmp_path / "b.parquet")
-    assert flaws(tmp_path / "b.parquet") == ["no text field"]
+    assert flaws(tmp_path / "b.parquet") == ["no text field"] * len(texts)
     data = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "c.parquet").write_bytes(data[:-9])
     with pytest.raises(InputError, match=r"c.parquet: the file is damaged"):
@@ -176,6 +176,23 @@ def test_standard_library_json_where_orjson_is_missing(tmp_path: Path, monkeypat
     expected = flaws(tmp_path / "a.jsonl")
     monkeypatch.setitem(sys.modules, "orjson", None)
     assert flaws(tmp_path / "a.jsonl") == expected == ["", "no text field", ""]
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+def test_parquet_compressed_again(tmp_path: Path, ending: str) -> None:
+    import zstandard
+
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    texts = [str(number) for number in range(3000)]
+    parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet", row_group_size=1000)
+    data = {".gz": gzip.compress, ".zst": zstandard.compress}[ending]((tmp_path / "a.parquet").read_bytes())
+    path = tmp_path / f"b.parquet{ending}"
+    path.write_bytes(data)
+    assert [row.text for row in found(path)] == texts
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match="cut short"):
+        found(path)
 
 
 def test_parquet_whose_strings_are_not_utf8_is_counted(tmp_path: Path) -> None:

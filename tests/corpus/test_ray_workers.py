@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -69,6 +70,19 @@ def test_what_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         open_pool("rai", 1, None)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"--runner: ray is not installed\n.*gptcli\[ray\]"):
+        open_pool("ray", 1, None)
+
+
+def test_what_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise ConnectionError("Failed to connect")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=refuse))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UsageError, match=r"--runner: no Ray cluster is running\n.*ray start"):
+        open_pool("ray", 1, None)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    with pytest.raises(UsageError, match=r"--runner: no Ray cluster answers at head:6379\n.*RAY_AUTH_MODE=token"):
         open_pool("ray", 1, None)
 
 

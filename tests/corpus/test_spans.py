@@ -58,6 +58,34 @@ def test_a_damaged_file_ends_with_a_flaw(tmp_path: Path) -> None:
         assert "after" in {document.text for document in found}
 
 
+def test_a_table_is_divided_at_its_row_groups(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    texts = [f"row {number}" for number in range(5000)]
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=700, compression="none", use_dictionary=False)
+    spans = list(divide(0, [(str(path), path.stat().st_size)], 20_000, 1, "file"))
+    assert [span.cut.groups for span in spans] == [(0, 3), (3, 6), (6, 8)]
+    assert len({span.name for span in spans}) == 3
+    found = [document for span in spans for _, document in documents_of(span, "file", "text")]
+    assert [(document.position, document.text) for document in found] == list(enumerate(texts))
+    assert [document.flaw for span in spans for _, document in documents_of(span, "file", "words")] == ["no text field"] * 5000
+
+    at = parquet.read_metadata(path).row_group(4).column(0).data_page_offset
+    data = path.read_bytes()
+    path.write_bytes(data[:at] + bytes(100) + data[at + 100 :])
+    numbered = [document for span in spans for _, document in documents_of(span, "file", "text")]
+    assert [document.position for document in numbered] == list(range(5000))
+    assert [document.position for document in numbered if document.flaw == "damaged rows"] == list(range(2800, 3500))
+
+
+def test_a_table_whose_end_is_damaged_is_one_piece(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1" + bytes(5000))
+    (span,) = divide(0, [(str(tmp_path / "a.parquet"), 5004)], 1000, 4, "file")
+    assert [document.flaw for _, document in documents_of(span, "file", "text")] == ["damaged file"]
+
+
 def test_a_missing_package_is_not_the_files_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)

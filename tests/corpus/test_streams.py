@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gptcli.corpus.readers import find_inputs
 from gptcli.corpus.streams import MissingPackageError, ending, filesystem, fingerprint, is_url, opened
-from gptcli.errors import InputError
+from gptcli.errors import GptError, InputError, RunError
 
 zstandard = pytest.importorskip("zstandard")
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": lambda data: zstandard.ZstdCompressor().compress(data)}
@@ -78,3 +79,30 @@ def test_a_fingerprint_changes_with_the_content(tmp_path: Path) -> None:
     assert before[0] == 3
     path.write_text("three")
     assert fingerprint(str(path)) != before
+
+
+class ClientError(Exception):
+    """Of a file system's client: they have no kind in common."""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (ClientError("no route"), RunError, "memory://a.txt: cannot be reached: no route"),
+        (ValueError("no such bucket name"), InputError, "memory://a.txt: no such bucket name"),
+    ],
+)
+def test_a_url_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[GptError], message: str) -> None:
+    memory = pytest.importorskip("fsspec.implementations.memory").MemoryFileSystem
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    def opening(url: str) -> None:
+        with opened(url):
+            pass
+
+    for name, ask in (("isdir", lambda url: find_inputs([url])), ("size", fingerprint), ("open", opening)):
+        with monkeypatch.context() as patch, pytest.raises(kind, match=message):
+            patch.setattr(memory, name, fail)
+            ask("memory://a.txt")

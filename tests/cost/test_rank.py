@@ -69,6 +69,7 @@ def measured_peak(config: ModelConfig, work: Work) -> int:
         ({"tied": False}, Work(micro_batch=2)),
         ({"vocab_size": 512, "n_layer": 8}, Work(micro_batch=4, recompute="selective")),
         ({"vocab_size": 512, "n_layer": 8}, Work(micro_batch=4, recompute="selective", precision="fp32")),
+        ({"vocab_size": 512, "n_layer": 8, "attention": "banded", "band": 64}, Work(micro_batch=4, recompute="selective")),
         ({"vocab_size": 512, "n_layer": 8}, Work(micro_batch=4, recompute="full")),
     ],
     ids=str,

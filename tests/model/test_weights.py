@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import pytest
 import torch
 
 from gptcli.errors import GptError, InputError
+from gptcli.model import layouts
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.config_json import read_model_config
 from gptcli.model.transformer import GPT
-from gptcli.model.weights import load_model, save_model
+from gptcli.model.weights import load_model, read_weights, save_model
 
 CONFIG = ModelConfig(n_layer=3, n_head=4, d_model=64, n_ctx=40, vocab_size=301)
 IDX = torch.randint(0, 301, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -125,6 +127,31 @@ def test_same_weights_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("attention", ["dense", "banded"])
+def test_tensors_are_made_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attention: str) -> None:
+    """The rows of c_attn are laid out anew: copies, none of which is there before its turn, or after it."""
+    config = replace(CONFIG, attention=attention, band=4)
+    model = random_model(config)
+    save_model(tmp_path, model, config)
+    copies: list[weakref.ref[torch.Tensor]] = []
+
+    def made(name: str, tensor: torch.Tensor, config: ModelConfig, make: Any = layouts.head_after_head) -> torch.Tensor:
+        tensor = make(name, tensor, config)
+        if ".c_attn." in name:
+            copies.append(weakref.ref(tensor))
+        return tensor
+
+    monkeypatch.setattr(layouts, "head_after_head", made)
+    expected, seen = model.state_dict(), 0
+    for name, tensor in read_weights(tmp_path):
+        assert torch.equal(tensor, expected[name])
+        seen += ".c_attn." in name
+        assert len(copies) == seen
+        del tensor
+        assert sum(copy() is not None for copy in copies) <= 1
+    assert seen == 2 * config.n_layer
+
+
 def edit(folder: Path, **changes: object) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -138,7 +165,7 @@ def edit(folder: Path, **changes: object) -> None:
         ({"n_embd": None}, "no whole number under 'n_embd'"),
         ({"n_layer": 4}, "tensor h.3.attn.c_attn.bias is missing"),
         ({"n_layer": 2}, "tensor h.2.attn.c_attn.bias has no place"),
-        ({"vocab_size": 302}, r"tensor lm_head.weight is \[301, 64\], the configuration says \[302, 64\]"),
+        ({"vocab_size": 302}, r"tensor wte.weight is \[301, 64\], the configuration says \[302, 64\]"),
         ({"n_head": 5}, "does not divide into 5 heads"),
     ],
 )

@@ -12,12 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from gptcli.cost.activations import SCHEDULES
 from gptcli.cost.layout import Layout, parse_layout
 from gptcli.events import SILENT
 from gptcli.model.config import ModelConfig
+from gptcli.model.transformer import GPT
+from gptcli.model.weights import load_model, save_model
 from gptcli.trainer.batches import micro_batches
+from gptcli.trainer.checkpoint import canonical_parameters, take_weights
 from gptcli.trainer.config import Run, TrainConfig
 from gptcli.trainer.engine import build
 from gptcli.trainer.layout import Place
@@ -107,9 +111,23 @@ def model_of(case: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(case.get(name, default) for name, default in MODEL.items())
 
 
+def taken(layout: str, rank: int, folder: Path) -> dict[str, Any]:
+    """Which of a process's parameters are not the finished model's in `folder` once it has taken its part of them."""
+    run = make_run(layout, n_layer=5)
+    parameters = canonical_parameters(build(run, Place(torch.device("cpu"), rank, 2, parse_layout(layout)), SILENT).model)
+    take_weights(folder, parameters)
+    there = load_model(folder).state_dict()
+    whole = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in parameters.items()}
+    return {"layout": layout, "wrong": [name for name, value in whole.items() if not torch.equal(value, there[name])]}
+
+
 def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     results = []
+    if rank == 0:
+        model = GPT(make_run("dp=1", n_layer=5).model)
+        model.init_weights(7)
+        save_model(folder / "model", model, model.config)
     for world in (1, 2, 4):
         if rank >= world:
             continue
@@ -122,6 +140,10 @@ def main(rank: int, folder: Path) -> None:
                 torch.compile = partial(COMPILE, backend=changes.pop("compile"))  # type: ignore[assignment]
                 changes["compile"] = True
             results.append({**case, "model": model_of(case), **curve(make_run(**changes), rank, world, case.get("steps", STEPS))})
+        if world == 2:
+            dist.barrier()  # the model is there
+            found = [taken(layout, rank, folder / "model") for layout in ("dp=2", "shard=2", "tp=2", "pp=2")]
+            (folder / f"taken-{rank}.json").write_text(json.dumps(found))
         if world > 1:
             dist.barrier()
             dist.destroy_process_group()

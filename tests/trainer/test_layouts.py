@@ -18,7 +18,8 @@ PROCESSES, WORKER = 4, Path(__file__).with_name("layout_worker.py")
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the processes leave what they found."""
     folder = tmp_path_factory.mktemp("layouts")
     started = []
     for rank in range(PROCESSES):
@@ -31,10 +32,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         for process in started:
             process.kill()
     assert codes == [0] * PROCESSES, "\n".join((folder / f"{rank}.log").read_text()[-2000:] for rank in range(PROCESSES))
-    return json.loads((folder / "results.json").read_text())
+    return folder
 
 
-def test_every_layout_follows_one_process(results: list[dict[str, Any]]) -> None:
+def test_every_layout_follows_one_process(folder: Path) -> None:
+    results: list[dict[str, Any]] = json.loads((folder / "results.json").read_text())
     alone = {tuple(case["model"]): case for case in results if case["layout"] == "dp=1"}
     laid_out = [case for case in results if case["layout"] != "dp=1"]
     for case in laid_out:
@@ -49,3 +51,8 @@ def test_every_layout_follows_one_process(results: list[dict[str, Any]]) -> None
     assert len({case["layout"] for case in laid_out}) == 14
     assert {case["layout"] for case in laid_out if "compile" in case} == {"dp=2", "shard=2", "tp=2", "pp=2"}
     assert {case["pipeline_schedule"] for case in laid_out if "pp" in case["layout"] and "pipeline_schedule" in case} == set(SCHEDULES)
+
+
+def test_each_process_takes_its_part_of_a_model(folder: Path) -> None:
+    found = [case for rank in (0, 1) for case in json.loads((folder / f"taken-{rank}.json").read_text())]
+    assert found == 2 * [{"layout": layout, "wrong": []} for layout in ("dp=2", "shard=2", "tp=2", "pp=2")]
