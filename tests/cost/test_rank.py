@@ -268,3 +268,36 @@ def test_a_loss_in_chunks() -> None:
     assert loss_memory(2**29, 100, chunk, sliced=True) == 12 * 2**29, "one row at the least"
     assert loss_memory(2**29, 100, chunk, sliced=False) == 2 * 2**29 + 10 * PIECE
     assert loss_memory(entries, 10**6, replace(chunk, whole_logits=True), sliced=False) == 12 * 10**6 * entries
+
+
+def test_what_decides_little_by_hand() -> None:
+    assert Memory(parameters=1, optimizer=2).total == 3
+    assert rank_memory(HAND, Layout(), Work(micro_batch=3)) == rank_memory(HAND, Layout(), Work(micro_batch=3, precision="fp16"))
+    assert rank_memory(HAND, Layout(), Work(micro_batch=3)) == rank_memory(HAND, Layout(), Work(micro_batch=3, precision="fp8"))
+    wide = rank_memory(replace(HAND, n_head=4, vocab_size=25_128), Layout(tp=2), Work(micro_batch=3))
+    assert wide.logits == 12 * 24 * 12_564 + 4 * 12_564 * 16 + 2 * 24 * 16, "a slice's loss is in 12 bytes an entry, few or many"
+    with pytest.raises(UsageError, match="pp=5 is more stages"):
+        rank_memory(HAND, Layout(pp=5), WORK)
+
+
+def test_a_head_of_its_own() -> None:
+    untied = replace(HAND, tied=False)
+    parameters = 4 * LAYER + 2 * TABLE + OUTSIDE
+    assert rank_memory(untied, Layout(), Work(micro_batch=3)).parameters == 4 * parameters
+    sharded = rank_memory(untied, Layout(shard=2), Work(micro_batch=3))
+    assert sharded.copies == 2 * 2 * LAYER + 4 * (2 * TABLE + OUTSIDE) + 2 * TABLE
+    single = rank_memory(untied, Layout(shard=2), Work(micro_batch=3, precision="fp32"))
+    assert single.copies == 4 * 2 * LAYER + 4 * (2 * TABLE + OUTSIDE), "the head needs no other width"
+    assert sharded.workspace == 0
+
+
+def test_the_last_moment_of_autocast_has_no_copies() -> None:
+    memory = rank_memory(HAND, Layout(), Work(piece=1))
+    assert (memory.activations, memory.copies, memory.workspace) == (0, 0, 4 * TABLE)
+
+
+def test_the_last_stage_is_the_fullest_where_the_head_is_large() -> None:
+    config = replace(HAND, vocab_size=10**5)
+    fullest = rank_memory(config, Layout(pp=4), Work(micro_batch=8, micro_batches=4))
+    assert fullest == stage_memory(config, Layout(pp=4), Work(micro_batch=8, micro_batches=4), 3)
+    assert fullest.logits > 0

@@ -253,6 +253,22 @@ def test_stages_wait_by_hand() -> None:
     assert tokens_per_second(FEW, Layout(pp=4, tp=2, shard=2), DO, GPU, ROUND) == pytest.approx(64 / both.total / 8)
 
 
+def test_the_first_of_uneven_stages_is_the_slowest() -> None:
+    """Three layers of eight, three, and two."""
+    assert seconds(Layout(pp=3)).launch == pytest.approx(4 * 3 * 0.001)
+
+
+def test_two_of_each() -> None:
+    """Half of an exchange is every process's own."""
+    parameters = 8 * LAYER + TABLE
+    assert seconds(Layout(tp=2)).tensor == pytest.approx(4 * 4 * 8 * 2 / 2 * 16 * 16 * 2 / 1e9)
+    assert seconds(Layout(shard=2)).shard == pytest.approx(4 * 0.5 * 3 * 2 * parameters / 2 / 1e9)
+    time = seconds(Layout(dp=2))
+    assert time.replicas == pytest.approx(0.5 * 2 * 4 * parameters / 2 / 1e9)
+    assert time.waits == pytest.approx(time.replicas / time.total)
+    assert seconds(Layout(pp=2)).products == pytest.approx(seconds(Layout()).products / 2)
+
+
 def test_links_that_nobody_knows_cost_nothing() -> None:
     assert seconds(Layout(shard=8), gpu=replace(GPU, link=None)).shard == 0
     unknown = replace(GPU, network=None)
