@@ -91,9 +91,8 @@ def _reduce_all(part: PartNorm, bucket: Any) -> torch.futures.Future[torch.Tenso
     return allreduce_hook(cast(dist.ProcessGroup, dist.group.WORLD), bucket)
 
 
-_reduce_scatter = (
-    getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-)  # torch 2.13 renames it, and warns of the old name
+# torch 2.13 renames it, and warns of the old name
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 class _ReduceScatter:
