@@ -140,3 +140,19 @@ def test_from_six_runs_on_terms_are_told_apart() -> None:
     three = [run(one.parameters, one.tokens * (1 + k // 2)) for k, one in enumerate(two)]
     assert (fit_law(three).law, fit_law(three[1:]).law) == ("joint", "compute")
     assert fit_law(three).loss(10**8, 10**10) == pytest.approx(CHINCHILLA.loss(10**8, 10**10), rel=0.01)
+
+
+def test_resampled_losses_carry_errors_as_they_were() -> None:
+    """One of five runs is 4 % above the law and the others 1 % below, which leaves level and slope as they are. Resampled, the law at the
+    middle run moves by the mean of five errors: at the lowest by 1 %, upwards by more; all wider by the root of 5/3."""
+    sizes = [10.0**k for k in range(5)]
+    runs = [
+        Run(name="", parameters=int(n), tokens=8_640_000_000, loss=(6e-10 * n) ** -0.05 * math.exp(0.01 * error))
+        for n, error in zip(sizes, (-1, -1, 4, -1, -1), strict=True)
+    ]
+    fitted = fit_law(runs)
+    assert fitted.values == pytest.approx({"a": 1.0, "b": 0.05})
+    middle = 6e-10 * sizes[2]
+    moved = [math.log(a * middle**-b * middle**0.05) / (0.01 * math.sqrt(5 / 3)) for (a, b), _ in fitted.drawn]
+    assert min(moved) == pytest.approx(-1)
+    assert sum(move > 1 - 1e-9 for move in moved) > 3
