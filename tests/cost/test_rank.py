@@ -280,6 +280,15 @@ def test_what_decides_little_by_hand() -> None:
         rank_memory(HAND, Layout(pp=5), WORK)
 
 
+def test_masks_of_dropout_by_hand() -> None:
+    """One byte an element where attention is fused; on a CPU, which writes scores, each is as wide as a float: 8 of 24·C in the stream, and
+    with softmax and what dropout leaves 12 a score, of which each token has 8 a head."""
+    drops = replace(HAND, dropout=0.1)
+    fused, written = (rank_memory(drops, Layout(), Work(micro_batch=3, precision="fp32", fused=fused)) for fused in (True, False))
+    assert fused.activations == 24 * (4 * ((18 + 48) * 16 + 8) + 8 * 16)
+    assert written.activations == 24 * (4 * ((24 + 48) * 16 + 12 * 2 * 8) + 8 * 16)
+
+
 def test_a_head_of_its_own() -> None:
     untied = replace(HAND, tied=False)
     parameters = 4 * LAYER + 2 * TABLE + OUTSIDE
