@@ -274,8 +274,8 @@ def test_what_decides_little_by_hand() -> None:
     assert Memory(parameters=1, optimizer=2).total == 3
     assert rank_memory(HAND, Layout(), Work(micro_batch=3)) == rank_memory(HAND, Layout(), Work(micro_batch=3, precision="fp16"))
     assert rank_memory(HAND, Layout(), Work(micro_batch=3)) == rank_memory(HAND, Layout(), Work(micro_batch=3, precision="fp8"))
-    wide = rank_memory(replace(HAND, n_head=4, vocab_size=25_128), Layout(tp=2), Work(micro_batch=3))
-    assert wide.logits == 12 * 24 * 12_564 + 4 * 12_564 * 16 + 2 * 24 * 16, "a slice's loss is in 12 bytes an entry, few or many"
+    wide = rank_memory(replace(HAND, n_head=4, vocab_size=50_000), Layout(tp=2), Work(micro_batch=3))
+    assert wide.logits == 12 * 24 * 25_000 + 4 * 25_000 * 16 + 2 * 24 * 16, "a slice is in one piece, however large"
     with pytest.raises(UsageError, match="pp=5 is more stages"):
         rank_memory(HAND, Layout(pp=5), WORK)
 
