@@ -130,6 +130,8 @@ def read_manifest(folder: Path) -> Manifest:
     for source in manifest.sources:
         if not (0 < source.weight < math.inf):
             raise InputError(f"source {source.name!r}: weight {source.weight} is not a positive number", where=path)
+        if not all(type(count) is int for count in source.dropped.values()):
+            raise InputError(f"source {source.name!r}: dropped is not a number of documents for each reason", where=path)
     for shard in manifest.shards:
         # A name may not lead out of the folder, on any system.
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.bin", shard.file):

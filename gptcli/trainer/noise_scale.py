@@ -91,6 +91,10 @@ def _reduce_all(part: PartNorm, bucket: Any) -> torch.futures.Future[torch.Tenso
     return allreduce_hook(cast(dist.ProcessGroup, dist.group.WORLD), bucket)
 
 
+# torch 2.13 renames it, and warns of the old name
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
 class _ReduceScatter:
     """FSDP2's own exchange, measured; its padding is zeros."""
 
@@ -102,4 +106,4 @@ class _ReduceScatter:
 
     def __call__(self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, op: Any, async_op: bool = False) -> Any:
         self.part.add([input_tensor])
-        return dist.reduce_scatter_tensor(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
+        return _reduce_scatter(output_tensor, input_tensor, op=op, group=group, async_op=async_op)

@@ -71,3 +71,33 @@ def test_in_flight() -> None:
     assert [layers_in_flight(2, 4, stage, 8) for stage in range(4)] == [8, 6, 4, 2]
     assert [layers_in_flight(2, 4, stage, 1) for stage in range(4)] == [2, 2, 2, 2], "no more than there are"
     assert layers_in_flight(12, 8, 0, 64, interleave=3) == pytest.approx(96 * (1 + 7 / 24))
+
+
+@pytest.mark.parametrize(
+    ("dropout", "kept", "each"),
+    [
+        (0.1, Kept(element=4, residual=4, score=4, mask=4, fused=False), 24 + 48 + (8 + 4) * 2 * 4 / 8),  # fp32 on a CPU
+        (0.0, Kept(element=4, residual=4, score=4, mask=4, fused=False), 16 + 48 + 4 * 2 * 4 / 8),
+        (0.1, Kept(residual=4), 14 + 24 + 4 * 2 / 8),  # autocast
+        (0.0, Kept(residual=4), 12 + 24 + 4 * 2 / 8),
+        (0.0, Kept(residual=4, tp=4), (12 + 24 + 4 * 2 / 8) / 4),
+        (0.0, Kept(residual=4, tp=4, sequence_parallel=False), 12 + (24 + 4 * 2 / 8) / 4),
+        (0.1, Kept(residual=4, recompute="selective"), 4 + 24 + 4 * 2 / 8 - 8 + 4),
+        (0.1, Kept(residual=4, recompute="selective", tp=4), 4 / 4 + (24 + 4 * 2 / 8 - 8) / 4 + 4),
+        (0.1, Kept(residual=4, recompute="selective", fused=False), 14 + 24),
+        (0.1, Kept(residual=4, recompute="full", tp=4), 1),
+    ],
+    ids=str,
+)
+def test_bytes_a_token_and_width_by_hand(dropout: float, kept: Kept, each: float) -> None:
+    """3 sequences of 4 tokens at width 8, two heads."""
+    config = ModelConfig(n_layer=1, n_head=2, d_model=8, n_ctx=4, vocab_size=10, dropout=dropout)
+    assert layer_bytes(config, 3, kept) == pytest.approx(each * 12 * 8)
+
+
+def test_in_flight_by_schedule() -> None:
+    """Two chunks of layers a process add (pp-1)/(2·pp); those that run all forwards first hold all."""
+    assert layers_in_flight(6, 4, 1, 8, schedule="interleaved1f1b") == pytest.approx(6 * 3 * (1 + 3 / 8))
+    assert layers_in_flight(6, 4, 1, 2, schedule="interleaved1f1b") == pytest.approx(6 * 2 * (1 + 3 / 8))
+    assert layers_in_flight(6, 4, 1, 8, schedule="gpipe") == layers_in_flight(6, 4, 3, 8, schedule="loopedbfs") == 48
+    assert layers_in_flight(6, 1, 0, 8) == 6

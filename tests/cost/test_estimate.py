@@ -7,9 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.cost.assumptions import Assumption
-from gptcli.cost.estimate import FLOPS_PER_PF_DAY, Estimate, Fleet, price_training
+from gptcli.cost.energy import energy
+from gptcli.cost.estimate import FLOPS_PER_PF_DAY, Estimate, Fleet, price_paper, price_training
 from gptcli.cost.hardware import find_gpu, hourly_price, throughput
+from gptcli.cost.layout import Layout
+from gptcli.cost.plans import make_plan
+from gptcli.cost.rank import Work
 from gptcli.model.config import ModelConfig, find_size
+from gptcli.papers.compute import TABLE_D1, PaperCompute
 
 
 def fleet(gpu: str, count: int = 1, **said: float) -> Fleet:
@@ -77,3 +82,61 @@ def test_a_budget_knows_no_model() -> None:
         "model", "tokens", "parameters", "parameters_by_part", "flops_by_convention", "memory_bytes", "least_gpus",
         "goodput", "layout", "losses", "inference",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("row", TABLE_D1, ids=lambda row: row.name)
+def test_other_families_as_table_d1_counts_them(row: PaperCompute) -> None:
+    """Printed to three digits; T5 spends 3 FLOPs a parameter and token, and the report says why."""
+    estimate = price_paper(row, round(row.tokens), fleet("v100"), tokens_source="Table D.1")
+    assert estimate.pf_days == pytest.approx(row.pf_days, rel=0.01)
+    assert estimate.flops == pytest.approx(row.flops, rel=0.01)
+    assert (estimate.name, estimate.parameters, estimate.tokens, estimate.model) == (row.name, row.parameters, row.tokens, None)
+    assert [assumption.value for assumption in estimate.basis] == [row.flops_per_parameter, row.parameters, row.tokens]
+    assert ("half of the tokens" in estimate.basis[0].source) == row.name.startswith("T5")
+
+
+def test_a_report_by_hand() -> None:
+    """GPT-2's 124,439,808 parameters on 10 billion tokens, 8 A100 of 100 TFLOP/s, 80 % of the time, at $2, within a half more."""
+    model = ModelConfig.from_paper(find_size("gpt2"))
+    gpu = find_gpu("a100")
+    speed = throughput(gpu, tflops=100)
+    assert speed is not None
+    some = Fleet(gpu, 8, speed, hourly_price(gpu, 2.0), Assumption("goodput", 0.8, "of the time", "", ""), within=1.5)
+    plan = make_plan(model, Layout(shard=8), Work(), gpu)
+    estimate = price_training("gpt2", model, 10**10, some, tokens_source="the test", plan=plan)
+    report = estimate.as_dict()
+    hours = 6 * 124_439_808 * 1e10 / 0.8e14 / 3600
+    assert report["gpu_hours"] == pytest.approx(hours)
+    assert report["gpu_hours_range"] == pytest.approx([hours / 1.5, hours * 1.5])
+    assert (report["dollars"], report["dollars_range"]) == (pytest.approx(2 * hours), pytest.approx([2 * hours / 1.5, 2 * hours * 1.5]))
+    assert (report["throughput_flops"], report["mfu"], report["goodput"]) == pytest.approx((0.8e14, 100 / 312, 0.8))
+    assert (report["gpu"], report["gpus"], report["tokens"], report["parameters"]) == ("a100", 8, 10**10, 124_439_808)
+    assert report["flops_by_convention"]["palm"] == pytest.approx((6 * 124_439_808 + 12 * 12 * 768 * 1024) * 1e10)
+    used = energy(gpu, hours)
+    assert used is not None
+    assert (report["energy_kwh"], report["co2_kg"]) == pytest.approx((used.kwh, used.co2_kg))
+    assert report["losses"].keys() == {"kaplan", "gpt3", "chinchilla", "chinchilla-refit"}
+    assert report["memory_bytes"]["training"] == 16 * 124_439_808
+    assert report["least_gpus"] == {"training": 1, "inference_16bit": 1}
+    assert report["layout"] == plan.as_dict()
+    assert report["inference"]["gpus"] == 1
+    assert report["model"] == model.as_dict()
+    assert sum(report["parameters_by_part"].values()) == 124_439_808
+    assert "goodput" in {assumption["name"] for assumption in report["assumptions"]}
+    assert "band" not in {assumption["name"] for assumption in report["assumptions"]}, "no layer is banded"
+
+
+def test_a_gpu_without_a_row() -> None:
+    """Its memory is what was said, and all that hangs on its peak is unknown; GPT-3's state is 16 bytes a parameter, on 48 GB each."""
+    speed = Assumption("throughput", 28e12, "FLOP/s per GPU", "", "")
+    unnamed = Fleet(None, 100, speed, None, described_memory=48 * 10**9)
+    gpt3 = ModelConfig.from_paper(find_size("175B"))
+    report = price_training("gpt3", gpt3, 300 * 10**9, unnamed, tokens_source="").as_dict()
+    assert report["least_gpus"] == {"training": 59, "inference_16bit": 8}
+    assert {name for name, value in report.items() if value is None} == {
+        "gpu", "mfu", "goodput", "dollars", "dollars_range", "energy_kwh", "co2_kg", "layout",
+    }  # fmt: skip
+    blind = Fleet(None, 100, speed, None)
+    assert price_training("gpt3", gpt3, 300 * 10**9, blind, tokens_source="").as_dict()["least_gpus"] is None
+    other = price_paper(TABLE_D1[4], 10**12, fleet("v100"), tokens_source="").as_dict()
+    assert (other["memory_bytes"]["training"], other["losses"], other["model"], other["flops_by_convention"]) == (176e9, None, None, None)

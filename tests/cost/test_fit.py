@@ -49,3 +49,61 @@ def test_it_stops_where_nothing_changes() -> None:
 
     assert minimise(flat, [1.0], step=0.1, rounds=1) == pytest.approx([1.0], abs=0.2)
     assert calls < 500
+
+
+def steps(f: dict[tuple[float, ...], float], start: list[float], step: float) -> tuple[list[tuple[float, ...]], list[float]]:
+    """The points that one iteration looks at, in their order, and where it ends, on a function of which only those are known."""
+    seen: list[tuple[float, ...]] = []
+
+    def known(x: list[float]) -> float:
+        seen.append(tuple(x))
+        return f[tuple(x)]
+
+    return seen, minimise(known, start, step=step, rounds=1, iterations=1)
+
+
+@pytest.mark.parametrize(
+    ("f", "ends"),
+    [
+        ({(1.0,): 5, (1.5,): 9, (0.5,): 4, (0.0,): 3}, 0.0),  # reflected, and twice as far
+        ({(1.0,): 5, (1.5,): 9, (0.5,): 4, (0.0,): 4.5}, 0.5),  # which is too far
+        ({(1.0,): 5, (1.5,): 9, (0.5,): 6, (0.75,): 4, (1.25,): 3}, 1.25),  # contracted on either side
+        ({(1.0,): 5, (1.5,): 9, (0.5,): 5, (0.75,): 4, (1.25,): 8}, 0.75),
+        ({(1.0,): 5, (1.5,): 9, (0.5,): 9, (0.75,): 9, (1.25,): 9}, 1.0),  # shrunk
+    ],
+)
+def test_one_step_in_one_unknown(f: dict[tuple[float, ...], float], ends: float) -> None:
+    """From 1 and 1.5, as Nelder and Mead go."""
+    seen, end = steps(f, [1.0], 0.5)
+    assert (seen[: len(f)], end) == (list(f), [ends])
+    assert seen[len(f) :] == ([(1.25,)] if ends == 1.0 else []), "half of the way to the best"
+
+
+@pytest.mark.parametrize(
+    ("f", "ends"),
+    [
+        ({(1, -1): 9, (1.5, -2): 8}, (1.5, -2)),
+        ({(1, -1): 10.5}, (0, 0)),  # better than the second, and taken
+        ({(1, -1): 11, (0.75, -0.5): 9, (0.25, 0.5): 10}, (0.75, -0.5)),  # no better than the second
+        ({(1, -1): 13, (0.75, -0.5): 13, (0.25, 0.5): 12, (0.5, 0): 9, (0, 0.5): 10}, (0.5, 0)),  # shrunk towards the best
+    ],
+)
+def test_one_step_in_two_unknowns(f: dict[tuple[float, ...], float], ends: tuple[float, ...]) -> None:
+    """The worst of three corners, through the middle of the others."""
+    corners: dict[tuple[float, ...], float] = {(0, 0): 10, (1, 0): 11, (0, 1): 12}
+    seen, end = steps(corners | f, [0.0, 0.0], 1.0)
+    assert (seen, tuple(end)) == ([*corners, *f], ends)
+
+
+def test_a_flat_function_ends_after_27_halvings() -> None:
+    """0.1 at the start; to at most a billionth; each takes a reflection, two contractions and a corner. Three rounds."""
+    calls: list[float] = []
+    minimise(lambda x: calls.append(x[0]) or 1.0, [1.0])
+    assert calls[:2] == [1.0, 1.1]
+    assert len(calls) == 3 * (2 + 27 * 4)
+
+
+def test_iterations_are_all_it_takes() -> None:
+    calls: list[float] = []
+    minimise(lambda x: calls.append(x[0]) or -x[0], [1.0], rounds=2, iterations=5)
+    assert len(calls) == 2 * (2 + 5 * 2), "downhill for ever: reflected, and twice as far"

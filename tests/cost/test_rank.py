@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from gptcli.cost.activations import RECOMPUTE
 from gptcli.cost.layout import Layout
-from gptcli.cost.rank import CHUNK_BYTES, PIECE, Work, layer_parameters, loss_memory, rank_memory, stage_memory
+from gptcli.cost.rank import CHUNK_BYTES, PIECE, Memory, Work, layer_parameters, loss_memory, rank_memory, stage_memory
 from gptcli.errors import UsageError
 from gptcli.model import loss, mup
 from gptcli.model.config import ModelConfig, find_size
@@ -158,3 +158,156 @@ def test_whole_logits_are_larger() -> None:
 def test_impossible_work(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         Work(**wrong)  # type: ignore[arg-type]
+
+
+# By hand, on layers of 3,432 parameters (12·C² + 13·C) at width 16, 4 at context 8, 2 heads: in bf16 each keeps for a token 12·C of the
+# stream (norms' inputs in fp32, products' in bf16), 24·C of what is divided among slices, and 4 a head.
+HAND = ModelConfig(n_layer=4, n_head=2, d_model=16, n_ctx=8, vocab_size=1000)
+LAYER, TABLE, OUTSIDE = 12 * 256 + 13 * 16, 1000 * 16, 16 * (8 + 2)
+KEPT = (12 + 24) * 16 + 4 * 2
+
+
+def test_the_heads_moment() -> None:
+    """Of 3 sequences, 24 tokens: all layers' activations and the stream in both widths; of the loss the exponentials in bf16, and 10 bytes
+    more of each entry of its last piece; the table's gradient and that of the stream; every weight in bf16."""
+    parameters = 4 * LAYER + TABLE + OUTSIDE
+    memory = rank_memory(HAND, Layout(), Work(micro_batch=3))
+    assert memory == Memory(
+        parameters=4 * parameters,
+        optimizer=8 * parameters,
+        gradients=0,
+        activations=24 * (4 * KEPT + 6 * 16),
+        logits=24 * 12 * 1000 + 4 * TABLE + 2 * 24 * 16,
+        copies=2 * (4 * LAYER + TABLE),
+        workspace=0,
+    )
+    assert memory.total == sum(asdict(memory).values())
+    more = rank_memory(HAND, Layout(), Work(micro_batch=3, micro_batches=2))
+    assert more == replace(memory, gradients=4 * parameters), "of the micro-batch before"
+
+
+def test_the_heads_moment_in_fp32() -> None:
+    """16·C and 48·C a token; exponentials and 8 bytes more; no copies."""
+    memory = rank_memory(HAND, Layout(), Work(micro_batch=3, precision="fp32"))
+    assert memory.activations == 24 * (4 * ((16 + 48) * 16 + 8) + 8 * 16)
+    assert memory.logits == 24 * 12 * 1000 + 4 * TABLE + 4 * 24 * 16
+    assert memory.copies == 0
+
+
+def test_the_first_layers_moment() -> None:
+    """A small vocabulary and many tokens: nine widths of GELU's gradients in bf16 and one of the stream in fp32."""
+    config = replace(HAND, vocab_size=20)
+    memory = rank_memory(config, Layout(), Work(micro_batch=16))
+    assert memory.workspace == 128 * (9 * 2 + 4) * 16
+    assert (memory.gradients, memory.logits) == (4 * 20 * 16, 0)
+    assert memory.activations == 128 * (4 * KEPT + 6 * 16)
+    again = rank_memory(config, Layout(), Work(micro_batch=16, recompute="full"))
+    assert again.activations == 128 * (4 * 4 * 16 + 6 * 16), "its input alone"
+    assert again.workspace == memory.workspace + 128 * (KEPT - 4 * 16), "and one layer's, computed again"
+
+
+def test_the_last_moment() -> None:
+    """Few tokens, and a head whose pieces take little: every gradient, and the embedding's twice."""
+    memory = rank_memory(HAND, Layout(), Work(precision="fp32", piece=1))
+    parameters = 4 * LAYER + TABLE + OUTSIDE
+    assert memory == Memory(parameters=4 * parameters, optimizer=8 * parameters, gradients=4 * parameters, workspace=4 * TABLE)
+
+
+def test_stages_keep_what_is_in_flight() -> None:
+    """The first of two under one-forward-one-backward: two micro-batches of its layers, and no head; a table on either."""
+    work = Work(micro_batch=16, micro_batches=8)
+    config = replace(HAND, vocab_size=20)
+    first, last = (stage_memory(config, Layout(pp=2), work, stage) for stage in (0, 1))
+    assert first.activations == 128 * 2 * 2 * KEPT
+    assert last.activations == 128 * (2 * KEPT + 6 * 16)
+    assert first.parameters == 4 * (2 * LAYER + 20 * 16 + 8 * 16)
+    assert last.parameters == 4 * (2 * LAYER + 20 * 16 + 2 * 16)
+    assert first.copies == 2 * 2 * LAYER
+    assert last.copies == 2 * (2 * LAYER + 20 * 16)
+    assert first.gradients == first.parameters
+    assert last.gradients == last.parameters + 4 * 20 * 16
+    assert rank_memory(config, Layout(pp=2), work) == max(first, last, key=lambda memory: memory.total)
+    all_of_them = stage_memory(config, Layout(pp=2), replace(work, schedule="gpipe"), 0)
+    assert all_of_them.activations == 4 * first.activations
+
+
+def test_slices_divide_a_layer_and_the_stream() -> None:
+    """The loss of a slice by 12 bytes an entry; norms and the outputs' biases, 6·C, are whole."""
+    memory = rank_memory(HAND, Layout(tp=2), Work(micro_batch=3))
+    layer = (12 * 256 + 7 * 16) // 2 + 6 * 16
+    assert memory.activations == 24 * (4 * KEPT + 6 * 16) // 2
+    assert memory.logits == 12 * 24 * 500 + 4 * TABLE // 2 + 2 * 24 * 16
+    assert memory.copies == 2 * (4 * layer + TABLE // 2)
+    assert layer_parameters(HAND, 2) == layer
+
+
+def test_stages_of_shards_keep_what_they_gathered() -> None:
+    """All their layers in bf16, and gradients that are whole until the last micro-batch."""
+    work = Work(micro_batch=16, micro_batches=2)
+    config = replace(HAND, n_layer=6, vocab_size=20)
+    first, last = (stage_memory(config, Layout(shard=2, pp=2), work, stage) for stage in (0, 1))
+    assert first.copies == 2 * 3 * LAYER + 4 * (20 * 16 + 8 * 16)
+    assert first.gradients == 4 * (3 * LAYER + 20 * 16 + 8 * 16)
+    assert first.parameters == first.gradients // 2
+    assert first.workspace == 128 * (9 * 2 + 4) * 16 + 4 * LAYER, "and the gradient of the layer at work, whole"
+    assert last.copies == 2 * 3 * LAYER + 4 * (20 * 16 + 2 * 16) + 2 * 20 * 16
+
+
+def test_a_loss_in_chunks() -> None:
+    """Half a GiB of logits at a time, of a slice with what becomes of them; never less than one row."""
+    chunk = Work(micro_batch=1)
+    assert CHUNK_BYTES == 2**29
+    entries = 25_128
+    rows = 2**29 // (2 * entries)
+    assert loss_memory(entries, 10**6, chunk, sliced=False) == rows * max(2 * entries + 10 * (entries - PIECE), 12 * PIECE)
+    assert loss_memory(entries, 100, chunk, sliced=False) == 100 * 12 * PIECE
+    assert loss_memory(2 * PIECE, 100, chunk, sliced=False) == 100 * (4 * PIECE + 10 * PIECE), "a last piece that is whole"
+    wide = replace(chunk, precision="fp32")
+    assert loss_memory(2 * PIECE, 10**6, wide, sliced=False) == 2**29 // (8 * PIECE) * (8 * PIECE + 8 * PIECE)
+    assert loss_memory(entries, 10**6, chunk, sliced=True) == 12 * (2**29 // (12 * entries)) * entries
+    assert loss_memory(entries, 100, chunk, sliced=True) == 12 * 100 * entries
+    assert loss_memory(2**29, 100, chunk, sliced=True) == 12 * 2**29, "one row at the least"
+    assert loss_memory(2**29, 100, chunk, sliced=False) == 2 * 2**29 + 10 * PIECE
+    assert loss_memory(entries, 10**6, replace(chunk, whole_logits=True), sliced=False) == 12 * 10**6 * entries
+
+
+def test_what_decides_little_by_hand() -> None:
+    assert Memory(parameters=1, optimizer=2).total == 3
+    assert rank_memory(HAND, Layout(), Work(micro_batch=3)) == rank_memory(HAND, Layout(), Work(micro_batch=3, precision="fp16"))
+    assert rank_memory(HAND, Layout(), Work(micro_batch=3)) == rank_memory(HAND, Layout(), Work(micro_batch=3, precision="fp8"))
+    wide = rank_memory(replace(HAND, n_head=4, vocab_size=50_000), Layout(tp=2), Work(micro_batch=3))
+    assert wide.logits == 12 * 24 * 25_000 + 4 * 25_000 * 16 + 2 * 24 * 16, "a slice is in one piece, however large"
+    with pytest.raises(UsageError, match="pp=5 is more stages"):
+        rank_memory(HAND, Layout(pp=5), WORK)
+
+
+def test_masks_of_dropout_by_hand() -> None:
+    """One byte an element where attention is fused; on a CPU, which writes scores, each is as wide as a float: 8 of 24·C in the stream, and
+    with softmax and what dropout leaves 12 a score, of which each token has 8 a head."""
+    drops = replace(HAND, dropout=0.1)
+    fused, written = (rank_memory(drops, Layout(), Work(micro_batch=3, precision="fp32", fused=fused)) for fused in (True, False))
+    assert fused.activations == 24 * (4 * ((18 + 48) * 16 + 8) + 8 * 16)
+    assert written.activations == 24 * (4 * ((24 + 48) * 16 + 12 * 2 * 8) + 8 * 16)
+
+
+def test_a_head_of_its_own() -> None:
+    untied = replace(HAND, tied=False)
+    parameters = 4 * LAYER + 2 * TABLE + OUTSIDE
+    assert rank_memory(untied, Layout(), Work(micro_batch=3)).parameters == 4 * parameters
+    sharded = rank_memory(untied, Layout(shard=2), Work(micro_batch=3))
+    assert sharded.copies == 2 * 2 * LAYER + 4 * (2 * TABLE + OUTSIDE) + 2 * TABLE
+    single = rank_memory(untied, Layout(shard=2), Work(micro_batch=3, precision="fp32"))
+    assert single.copies == 4 * 2 * LAYER + 4 * (2 * TABLE + OUTSIDE), "the head needs no other width"
+    assert sharded.workspace == 0
+
+
+def test_the_last_moment_of_autocast_has_no_copies() -> None:
+    memory = rank_memory(HAND, Layout(), Work(piece=1))
+    assert (memory.activations, memory.copies, memory.workspace) == (0, 0, 4 * TABLE)
+
+
+def test_the_last_stage_is_the_fullest_where_the_head_is_large() -> None:
+    config = replace(HAND, vocab_size=10**5)
+    fullest = rank_memory(config, Layout(pp=4), Work(micro_batch=8, micro_batches=4))
+    assert fullest == stage_memory(config, Layout(pp=4), Work(micro_batch=8, micro_batches=4), 3)
+    assert fullest.logits > 0

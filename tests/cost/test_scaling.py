@@ -84,3 +84,33 @@ def test_kaplans_curves() -> None:
 def test_without_embeddings(tied: bool, tables: int) -> None:
     config = ModelConfig(n_layer=2, n_head=2, d_model=8, n_ctx=16, vocab_size=10, tied=tied)
     assert without_embeddings(config) == config.parameters - tables * 10 * 8 - 16 * 8
+
+
+def test_constants_as_printed() -> None:
+    """Hoffmann et al. 2022, approach 3; Besiroglu et al. 2024, table 1: the limits of no data, of one parameter and of one token."""
+    far = float("inf")
+    for law, E, A, B, alpha, beta in ((CHINCHILLA, 1.69, 406.4, 410.7, 0.34, 0.28), (REFIT, 1.8172, 482.01, 2085.43, 0.3478, 0.3658)):
+        assert law.loss(far, far) == E
+        assert (law.loss(1, far), law.loss(far, 1)) == (E + A, E + B)
+        assert law.loss(1e9, far) == pytest.approx(E + A / 1e9**alpha)
+        assert law.loss(far, 1e9) == pytest.approx(E + B / 1e9**beta)
+
+
+def test_exponents_of_compute() -> None:
+    """Ten times the compute of a PF-day: Kaplan et al., equations 1.3, 1.7 and 1.8, and GPT-3's 0.048."""
+    best = KAPLAN.optimum(10 * PF_DAY)
+    assert best.parameters == pytest.approx(1.3e9 * 10**0.73)
+    assert 6 * best.parameters * best.tokens == pytest.approx(8.64e20)
+    assert best.loss == KAPLAN.loss_of_compute(10 * PF_DAY) == pytest.approx(3.1e7**0.050)
+    assert (gpt3_loss(PF_DAY), gpt3_loss(10 * PF_DAY)) == pytest.approx((2.57, 2.57 / 10**0.048))
+    assert kaplan_batch(10 * PF_DAY) == pytest.approx(2.0e6 * 10**0.24)
+    assert critical_batch(2.0) == pytest.approx(2e8 / 2 ** (1 / 0.21))
+
+
+def test_each_laws_loss_of_a_small_model() -> None:
+    """Kaplan's parameters are those without embeddings: 10 entries and 16 positions of width 8."""
+    config = ModelConfig(n_layer=2, n_head=2, d_model=8, n_ctx=16, vocab_size=10)
+    losses = predicted_losses(config, 10**6)
+    assert losses["kaplan"] == KAPLAN.loss(config.parameters - 26 * 8, 10**6)
+    assert losses["gpt3"] == gpt3_loss(6e6 * config.parameters)
+    assert losses["chinchilla-refit"] == REFIT.loss(config.parameters, 10**6)

@@ -12,11 +12,11 @@ import pytest
 
 from gptcli.cost.fleet import batch_sequences
 from gptcli.cost.flops import flops_per_token
-from gptcli.cost.hardware import find_gpu, usual_precision
+from gptcli.cost.hardware import Gpu, find_gpu, usual_precision
 from gptcli.cost.layout import Layout
 from gptcli.cost.plans import typical_plan
 from gptcli.cost.rank import Work, rank_memory
-from gptcli.cost.throughput import fitted, step_time, tokens_per_second, uncertainty
+from gptcli.cost.throughput import Constants, StepTime, fitted, step_time, tokens_per_second, uncertainty
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size
 from tests.benchmarks.throughput_fit import GOODPUT, Measured, error, quantile, read
@@ -145,3 +145,147 @@ def test_no_bf16_on_a_v100_and_no_fp8_on_an_a100() -> None:
 def test_the_range_is_wider_where_nothing_was_measured() -> None:
     assert uncertainty(Layout(shard=8), A100) < uncertainty(Layout(tp=8), A100)
     assert uncertainty(Layout(shard=8), A100) < uncertainty(Layout(shard=8), find_gpu("v100"))
+
+
+# A GPU and constants of round numbers, so that every part of a step can be counted by hand.
+GPU = Gpu(
+    name="x", aliases=(), family="ampere", device_names=(), peak_flops=1e12, fp32_flops=1e11, bf16=True, memory_bytes=10**10,
+    bandwidth=1e10, fp8_flops=4e12, link=1e9, network=1e7, watts=None, source="", url="", date="",
+)  # fmt: skip
+ROUND = Constants(
+    products=0.5, attention=0.25, path=100.0, head=10.0, launch=0.001, exposed=0.5, spread=0.5, hopper_products=0.8, hopper_attention=0.4,
+    fp8=2.0,
+)  # fmt: skip
+FEW = ModelConfig(n_layer=8, n_head=16, d_model=16, n_ctx=8, vocab_size=1000)
+DO = Work(micro_batch=2, micro_batches=4)  # 16 tokens four times
+LAYER, TABLE = 12 * 256 + 13 * 16, 16_000
+
+
+def seconds(layout: Layout, work: Work = DO, gpu: Gpu = GPU, config: ModelConfig = FEW) -> StepTime:
+    return step_time(config, layout, work, gpu, ROUND)
+
+
+def test_one_gpu_by_hand() -> None:
+    """72·C² FLOPs a token and layer, 6·C an entry of the vocabulary, 12·C a key that is seen: 4 of 8, its own counted as half. 100 bytes of
+    a unit of width, 10 of an entry, 28 of a parameter once a step."""
+    assert seconds(Layout()) == StepTime(
+        products=pytest.approx(4 * 16 * (72 * 8 * 256 + 6 * 16_000) / 0.5e12),
+        attention=pytest.approx(4 * 16 * 12 * 8 * 16 * 4 / 0.25e12),
+        memory=pytest.approx(4 * 16 * (8 * 16 * 100 + 1000 * 10) / 1e10 + 28 * (8 * LAYER + TABLE) / 1e10),
+        launch=pytest.approx(4 * 8 * 0.001),
+        tensor=0.0, shard=0.0, replicas=0.0, bubble=0.0,
+    )  # fmt: skip
+
+
+def test_banded_layers_see_less() -> None:
+    """2 · (1 - 2/16) = 1.75 keys in every other layer."""
+    banded = seconds(Layout(), config=replace(FEW, attention="banded", band=2))
+    assert banded.attention / seconds(Layout()).attention == pytest.approx((4 + 1.75) / 8)
+
+
+def test_a_hopper_gpu_and_fp8() -> None:
+    plain, hopper = (seconds(Layout(), gpu=replace(GPU, family=family)) for family in ("ampere", "hopper"))
+    assert (hopper.products / plain.products, hopper.attention / plain.attention) == pytest.approx((1 / 0.8, 1 / 0.4))
+    narrow = seconds(Layout(), replace(DO, precision="fp8"))
+    assert narrow.products == pytest.approx(plain.products / 2), "by the constant, whatever the peak"
+    assert narrow.attention == plain.attention
+    single = seconds(Layout(), replace(DO, precision="fp32"))
+    assert single.products == pytest.approx(10 * plain.products)
+
+
+def test_work_done_again() -> None:
+    none, selective, full = (seconds(Layout(), replace(DO, recompute=kind)) for kind in ("none", "selective", "full"))
+    head, path, update = 1000 * 10, 8 * 16 * 100, 28 * (8 * LAYER + TABLE) / 1e10
+    assert (full.attention / none.attention, selective.attention / none.attention) == pytest.approx((4 / 3, 1))
+    for again in (selective, full):
+        assert (again.memory - update) / (none.memory - update) == pytest.approx((path * 4 / 3 + head) / (path + head))
+
+
+def test_slices_exchange_by_hand() -> None:
+    """Megatron's four all-reduces a layer, each of which moves 2·(t-1)/t of 16·16 bf16 numbers; six with the forward pass again."""
+    alone, slices = seconds(Layout()), seconds(Layout(tp=4))
+    once = 2 * 3 / 4 * 16 * 16 * 2 / 1e9
+    assert slices.tensor == pytest.approx(4 * 4 * 8 * once)
+    assert seconds(Layout(tp=4), replace(DO, recompute="full")).tensor == pytest.approx(4 * 6 * 8 * once)
+    assert slices.products == pytest.approx(alone.products / 4)
+    assert slices.attention == pytest.approx(alone.attention / 4)
+    mine = 8 * ((12 * 256 + 7 * 16) / 4 + 6 * 16) + TABLE / 4
+    assert slices.memory == pytest.approx(4 * 16 * (8 * 16 * 100 + 1000 * 10) / 4 / 1e10 + 28 * mine / 1e10)
+    assert seconds(Layout(tp=16)).tensor == pytest.approx(4 * 4 * 8 * 2 * 15 / 16 * 16 * 16 * 2 / 8e7), "eight cards of a machine"
+
+
+def test_shards_are_gathered_by_hand() -> None:
+    """Thrice 2 bytes a parameter, half of it hidden; over two machines the network's eight cards, and half as much again."""
+    parameters = 8 * LAYER + TABLE
+    near, far = seconds(Layout(shard=8)), seconds(Layout(shard=16))
+    assert near.shard == pytest.approx(4 * 0.5 * 3 * 2 * parameters * 7 / 8 / 1e9)
+    assert far.shard == pytest.approx(4 * 0.5 * 3 * 2 * parameters * 15 / 16 / 8e7 * 1.5)
+    assert seconds(Layout(shard=32)).shard / far.shard == pytest.approx(31 / 32 / (15 / 16) * 2 / 1.5)
+    assert near.memory - 28 * parameters / 8 / 1e10 == pytest.approx(seconds(Layout()).memory - 28 * parameters / 1e10)
+    beside = seconds(Layout(shard=8, tp=2))
+    mine = 8 * ((12 * 256 + 7 * 16) / 2 + 6 * 16) + TABLE / 2
+    assert beside.shard == pytest.approx(4 * 0.5 * 3 * 2 * mine * 7 / 8 / 4e7 * 1.5), "four cards: every other GPU is of another slice"
+
+
+def test_replicas_average_by_hand() -> None:
+    """Twice 4 bytes a parameter, once a step."""
+    parameters = 8 * LAYER + TABLE
+    assert seconds(Layout(dp=4)).replicas == pytest.approx(0.5 * 2 * 4 * parameters * 3 / 4 / 1e9)
+    assert seconds(Layout(dp=16)).replicas == pytest.approx(0.5 * 2 * 4 * parameters * 15 / 16 / 8e7 * 1.5)
+    assert seconds(Layout(dp=4, shard=8)).replicas == pytest.approx(0.5 * 2 * 4 * parameters / 8 * 3 / 4 / 1e7 * 2), "a card to each"
+    assert seconds(Layout(dp=4, shard=2, tp=2)).replicas == pytest.approx(
+        0.5 * 2 * 4 * (8 * ((12 * 256 + 7 * 16) / 2 + 6 * 16) + TABLE / 2) / 2 * 3 / 4 / 2e7 * 1.5
+    )
+
+
+def test_stages_wait_by_hand() -> None:
+    """The slowest stage has a quarter of the layers, and as much of the head; three micro-batches pass before the last stage is at work."""
+    alone, stages = seconds(Layout()), seconds(Layout(pp=4))
+    assert stages.products == pytest.approx(alone.products / 4)
+    assert stages.launch == pytest.approx(alone.launch / 4)
+    mine = 2 * LAYER + TABLE / 4
+    memory = 16 * (2 * 16 * 100 + 250 * 10) / 1e10
+    assert stages.memory == pytest.approx(4 * memory + 28 * mine / 1e10)
+    assert stages.bubble == pytest.approx(3 * (stages.products / 4 + stages.attention / 4 + memory + stages.launch / 4))
+    both = seconds(Layout(pp=4, tp=2, shard=2))
+    assert both.bubble == pytest.approx(3 / 4 * (both.products + both.attention + both.launch + both.tensor + both.shard) + 3 * memory / 2)
+    assert both.waits == pytest.approx((both.tensor + both.shard + both.bubble) / both.total)
+    assert tokens_per_second(FEW, Layout(pp=4, tp=2, shard=2), DO, GPU, ROUND) == pytest.approx(64 / both.total / 8)
+
+
+def test_the_first_of_uneven_stages_is_the_slowest() -> None:
+    """Three layers of eight, three, and two."""
+    assert seconds(Layout(pp=3)).launch == pytest.approx(4 * 3 * 0.001)
+
+
+def test_two_of_each() -> None:
+    """Half of an exchange is every process's own."""
+    parameters = 8 * LAYER + TABLE
+    assert seconds(Layout(tp=2)).tensor == pytest.approx(4 * 4 * 8 * 2 / 2 * 16 * 16 * 2 / 1e9)
+    assert seconds(Layout(shard=2)).shard == pytest.approx(4 * 0.5 * 3 * 2 * parameters / 2 / 1e9)
+    time = seconds(Layout(dp=2))
+    assert time.replicas == pytest.approx(0.5 * 2 * 4 * parameters / 2 / 1e9)
+    assert time.waits == pytest.approx(time.replicas / time.total)
+    assert seconds(Layout(pp=2)).products == pytest.approx(seconds(Layout()).products / 2)
+
+
+def test_links_that_nobody_knows_cost_nothing() -> None:
+    assert seconds(Layout(shard=8), gpu=replace(GPU, link=None)).shard == 0
+    unknown = replace(GPU, network=None)
+    assert seconds(Layout(shard=16), gpu=unknown).shard == pytest.approx(seconds(Layout(shard=16), gpu=replace(GPU, network=1e9)).shard)
+    assert seconds(Layout(shard=16), gpu=replace(GPU, network=2e8)).shard == pytest.approx(seconds(Layout(shard=16), gpu=unknown).shard), (
+        "no faster than the link"
+    )
+
+
+def test_only_what_is_like_the_measurements_is_known() -> None:
+    known, other = fitted()[1].known, fitted()[1].other
+    for layout, gpu, factor in (
+        (Layout(shard=8), A100, known),
+        (Layout(), find_gpu("h100"), known),
+        (Layout(tp=2), A100, other),
+        (Layout(pp=2), A100, other),
+        (Layout(dp=2), A100, other),
+        (Layout(shard=8), find_gpu("v100"), other),
+    ):
+        assert uncertainty(layout, gpu) == factor

@@ -24,6 +24,8 @@ from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
 from gptcli.model.weights import load_model, save_model
 from gptcli.sampling.prompts import read_prompts
+from gptcli.shards.export import export_megatron
+from gptcli.shards.foreign import open_tokens
 from gptcli.shards.format import document_lengths, open_shard, token_dtype, write_shard
 from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import MANIFEST, Manifest, Shard, Source, read_manifest, write_manifest
@@ -49,6 +51,7 @@ def targets() -> list[Target]:
     return [
         *documents(),
         shards(),
+        foreign(),
         manifest(),
         verified(),
         weights(),
@@ -137,6 +140,22 @@ def shards() -> Target:
         {name: files[name] for name in (shard, "train-000000.idx")},
         lambda folder: (open_shard(folder / shard).sum(), document_lengths(folder / shard).sum()),
     )
+
+
+def foreign() -> Target:
+    """Files of three kinds in a folder without a manifest: Megatron's with its index, nanoGPT's bare tokens, and llm.c's."""
+
+    def write(folder: Path) -> None:
+        shard_folder(folder)
+        export_megatron(folder)
+
+    def read(folder: Path) -> None:
+        for path in sorted(folder.glob("*.bin")):
+            open_tokens(path).sum()
+        read_manifest(folder)
+
+    files, kept = written(write), ("train.bin", "train.idx", "val.bin", "val-000000.bin", "tokenizer.json")
+    return Target("foreign shards", {name: files[name] for name in kept}, read, fixed=("tokenizer.json",))
 
 
 def manifest() -> Target:

@@ -86,6 +86,16 @@ def test_a_file_is_read_once_while_it_does_not_change(folder: Path, monkeypatch:
     assert read_manifest(folder).tokens("train") == 3
 
 
+def test_the_validation_share_counts_documents(folder: Path) -> None:
+    for train, share in (([1, 2], 1.0), ([EOT, 2], 0.5), ([EOT, EOT, EOT], 0.25)):
+        llm_c(folder / "a_train.bin", train)
+        llm_c(folder / "a_val.bin", [EOT, 7])
+        assert read_manifest(folder).val_fraction == share
+    llm_c(folder / "a_val.bin", [7])
+    llm_c(folder / "a_train.bin", [7])
+    assert read_manifest(folder).val_fraction == 0.0, "of no documents"
+
+
 def test_what_is_not_a_folder_of_tokens(tmp_path: Path, folder: Path) -> None:
     assert describe(folder) is None
     with pytest.raises(InputError, match="not a shard folder"):
@@ -124,6 +134,8 @@ def test_files_of_two_widths(folder: Path) -> None:
         (lambda path: path.write_bytes(path.read_bytes()[:-2]), "is 8 bytes long where its index counts 5 tokens"),
         (lambda path: path.with_suffix(".idx").unlink(), "not a token file"),
         (lambda path: path.with_suffix(".idx").write_bytes(b"MMIDIDX"), "not a Megatron index"),
+        (lambda path: path.with_suffix(".idx").write_bytes(path.with_suffix(".idx").read_bytes()[:33]), "not a Megatron index"),
+        (lambda path: path.with_suffix(".idx").write_bytes(b"?" + path.with_suffix(".idx").read_bytes()[1:]), "not a Megatron index"),
         (lambda path: path.with_suffix(".idx").write_bytes(path.with_suffix(".idx").read_bytes()[:-8]), "not as long as its counts"),
         (lambda path: megatron(path, [TRAIN], 5), r"version 1 with tokens of kind 5: only .* uint16 \(8\) or int32 \(4\)"),
         (lambda path: path.rename(path.with_name("b.bin")), "not a token file"),

@@ -88,6 +88,13 @@ def test_a_shard_outside_the_folder_is_refused(tmp_path: Path, name: str) -> Non
     assert "is not a plain name ending in .bin" in refused(tmp_path, dataclasses.asdict(MANIFEST) | {"shards": [shard]})
 
 
+@pytest.mark.parametrize("count", [[0, 1], "1", None, 1.5, True])
+def test_what_was_dropped_is_counted(tmp_path: Path, count: Any) -> None:
+    source = dataclasses.asdict(MANIFEST.sources[0]) | {"dropped": {"quality": 1, "duplicate": count}}
+    message = refused(tmp_path, dataclasses.asdict(MANIFEST) | {"sources": [source]})
+    assert "dropped is not a number of documents for each reason" in message
+
+
 @pytest.mark.parametrize("table", [[], "text", 3, None])
 def test_other_json_is_refused(tmp_path: Path, table: Any) -> None:
     assert "the manifest is not an object" in refused(tmp_path, table)

@@ -113,6 +113,11 @@ def test_places_are_apportioned_to_within_one(weights: list[float], places: int)
         assert all(abs(number - share * places) < 1 for number, share in zip(whole, shares, strict=True))
 
 
+def test_a_small_share_gets_one_place_and_no_more() -> None:
+    assert apportioned([0.999, 0.001], 10) == [9, 1]
+    assert apportioned([0.5, 0.3, 0.2], 10) == [5, 3, 2]
+
+
 def mixture(lengths: list[int], shares: list[float], n_ctx: int, seed: int) -> Mixture:
     """Source s holds the tokens from 10,000·s on."""
     sources = [Windows(TokenStream([np.arange(n) + 10_000 * s]), n_ctx, seed + s) for s, n in enumerate(lengths)]

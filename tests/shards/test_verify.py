@@ -79,6 +79,7 @@ def test_a_whole_folder(tmp_path: Path) -> None:
         ({"train": [[1, 2, 3], [7]]}, {"train": [3, 3]}, "its end-of-text tokens do not stand where"),
         ({"train": [[1, EOT, 3], [7]]}, None, "its end-of-text tokens do not stand where"),
         ({"train": [[1, 300]]}, None, "holds the token 300, outside the vocabulary of 257"),
+        ({"train": [[1, 257]]}, None, "holds the token 257, outside the vocabulary of 257"),
     ],
 )
 def test_documents_that_are_wrong(
@@ -106,6 +107,15 @@ def test_files_that_are_wrong(tmp_path: Path) -> None:
     table["shards"][0]["tokens"] = 5
     (tmp_path / "manifest.json").write_text(json.dumps(table))
     assert "holds 7 tokens in 3 documents, not 5 in 3" in fault(tmp_path)
+
+
+def test_an_index_that_goes_beyond_its_shard(tmp_path: Path) -> None:
+    make(tmp_path, {"train": [[1, 2, 3], [7]]})
+    index = bytearray((tmp_path / "train-000000.idx").read_bytes())
+    assert index[34:42] == bytes([4, 0, 0, 0, 2, 0, 0, 0])
+    index[38] = 3
+    (tmp_path / "train-000000.idx").write_bytes(index)
+    assert "its documents are not as long as the shard" in fault(tmp_path)
 
 
 def test_documents_in_are_those_kept_and_those_dropped(tmp_path: Path) -> None:

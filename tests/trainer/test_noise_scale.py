@@ -199,3 +199,4 @@ def test_processes_measure_their_own_part_before_it_is_averaged(tmp_path):
     for process in started:
         errors = process.communicate(timeout=120)[1]
         assert process.returncode == 0, errors
+        assert "Warning" not in errors

@@ -111,7 +111,7 @@ def test_steps_cover_the_run_exactly(total, full, first, ramp, n_ctx):
 def test_a_batch_that_follows_doubles_at_set_steps_and_never_shrinks(make_run):
     schedule = Schedule(make_run(batch_tokens=160, follow_noise=True, ramp_from=32).train, 16)
     assert (schedule.first, schedule.full) == (2, 10)
-    assert schedule.followed(2, GROW_EVERY, 64.0) == 4
+    assert schedule.followed(2, GROW_EVERY, 64.0) == schedule.followed(2, 64, 64.0) == 4, "every 64th step"
     assert schedule.followed(2, GROW_EVERY, 63.9) == 2
     assert schedule.followed(2, GROW_EVERY + 1, 1e9) == 2
     assert schedule.followed(2, GROW_EVERY, None) == 2

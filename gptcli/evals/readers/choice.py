@@ -91,12 +91,12 @@ def read_story_cloze(path: Path) -> Iterator[Row]:
 def read_piqa(path: Path) -> Iterator[Row]:
     """PIQA: {goal, choices, gold}; the right ones stand in NAME-labels.lst beside NAME.jsonl."""
     labels_path = path.with_name(f"{path.name.removesuffix('.jsonl')}-labels.lst")
-    labels = [(where, line) for where, line in lines(labels_path) if line.strip()]
+    labels = [(where, line.strip()) for where, line in lines(labels_path) if line.strip()]
     nodes = list(objects(path))
     if len(labels) != len(nodes):
         raise InputError(f"{len(labels)} labels for {len(nodes)} items", where=labels_path)
     for node, (where, label) in zip(nodes, labels, strict=True):
-        if label.strip() not in ("0", "1"):
+        if label not in ("0", "1"):
             raise InputError(f"the label is {label!r}, not 0 or 1", where=where)
         choices = [node.text("sol1"), node.text("sol2")]
         yield {"id": line_id(node.where), "goal": node.text("goal"), "choices": choices, "gold": int(label)}

@@ -66,6 +66,11 @@ def test_piqa(tmp_path: Path) -> None:
     (tmp_path / "dev-labels.lst").write_text("1\n")
     with pytest.raises(InputError, match="1 labels for 2 items"):
         rows("piqa", tmp_path / "dev.jsonl", items)
+    (tmp_path / "dev-labels.lst").write_text("1\n2\n")
+    with pytest.raises(InputError, match="the label is '2', not 0 or 1"):
+        rows("piqa", tmp_path / "dev.jsonl", items)
+    (tmp_path / "dev-labels.lst").write_text("1 \n0\x1d\n")
+    assert [row["gold"] for row in rows("piqa", tmp_path / "dev.jsonl", items)] == [1, 0], "what separates information is white space, too"
 
 
 def test_race_one_file_and_a_folder(tmp_path: Path) -> None:
