@@ -18,11 +18,29 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from gptcli.errors import UsageError, nearest
-from gptcli.model.transformer import GPT
+from gptcli.model.cache import FreshRows, KVCache
+from gptcli.model.transformer import GPT, Block
 
 FEW = 256  # rows; beyond it F.linear is as fast
 QUANTIZE = ("none", "int8")
 STEPS = 127  # of int8, either way
+
+
+class FusedBlock(Block):
+    """A block that is only run: GELU and the residual sums go with the products. For one row the calls around those took as long as half a
+    layer's weights."""
+
+    def forward(
+        self, x_BTC: torch.Tensor, cache: KVCache | FreshRows | None = None, documents_BT: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        attn, mlp, post = self.attn, self.mlp, self.post_norm
+        y_BTC = attn.heads(x_BTC if post else self.ln_1(x_BTC), cache, documents_BT)
+        x_BTC = attn.c_proj(y_BTC, onto=x_BTC)
+        if post:
+            x_BTC = self.ln_1(x_BTC)
+        hidden = mlp.c_fc(x_BTC if post else self.ln_2(x_BTC), gelu=True)
+        x_BTC = mlp.c_proj(hidden, onto=x_BTC)
+        return self.ln_2(x_BTC) if post else x_BTC
 
 
 class Packed(nn.Module):
@@ -33,17 +51,20 @@ class Packed(nn.Module):
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
         self.bias = linear.bias
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+    def forward(self, x: torch.Tensor, *, gelu: bool = False, onto: torch.Tensor | None = None) -> torch.Tensor:
+        if onto is not None:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, onto, self.packed, self.bias, "add")
+        kind, form = ("gelu", "tanh") if gelu else ("none", "")
+        return torch.ops.mkldnn._linear_pointwise.default(x, self.packed, self.bias, kind, [], form)
 
 
 class FewRows(nn.Linear):
     """A linear layer, (.., K) -> (.., N), that multiplies few rows from the left."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *, gelu: bool = False, onto: torch.Tensor | None = None) -> torch.Tensor:
         R = x.shape[:-1].numel()
         if R > FEW or x.device.type != "cpu":
-            return F.linear(x, self.weight, self.bias)
+            return _then(F.linear(x, self.weight, self.bias), gelu, onto)
         if R == 1:
             x_K = x.reshape(-1)
             y = self.weight.mv(x_K) if self.bias is None else torch.addmv(self.bias, self.weight, x_K)
@@ -51,7 +72,14 @@ class FewRows(nn.Linear):
             x_KR = x.reshape(R, -1).T
             y = self.weight @ x_KR if self.bias is None else torch.addmm(self.bias[:, None], self.weight, x_KR)
             y = y.T.contiguous()  # attention over strided heads would fall back to its slow form
-        return y.view(*x.shape[:-1], -1)
+        return _then(y.view(*x.shape[:-1], -1), gelu, onto)
+
+
+def _then(y: torch.Tensor, gelu: bool, onto: torch.Tensor | None) -> torch.Tensor:
+    """What follows a product in `FusedBlock`."""
+    if gelu:
+        return F.gelu(y, approximate="tanh")
+    return y if onto is None else y.add_(onto)
 
 
 class Int8(nn.Module):
@@ -72,11 +100,11 @@ class Int8(nn.Module):
         else:
             self.weight_NK = weight_NK
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *, gelu: bool = False, onto: torch.Tensor | None = None) -> torch.Tensor:
         if self.onednn:
-            return self._onednn(x.reshape(-1, x.shape[-1]).float()).to(x.dtype).view(*x.shape[:-1], -1)
+            return _then(self._onednn(x.reshape(-1, x.shape[-1]).float()).view(*x.shape[:-1], -1), gelu, onto).to(x.dtype)
         y = F.linear(x, self.weight_NK.to(x.dtype)) * self.scale_N.to(x.dtype)
-        return y if self.bias is None else y + self.bias
+        return _then(y if self.bias is None else y + self.bias, gelu, onto)
 
     def _onednn(self, x_RK: torch.Tensor) -> torch.Tensor:
         R, K = x_RK.shape
@@ -125,4 +153,8 @@ def read_in_place(model: GPT, quantize: str = "none") -> GPT:
             fast.__dict__ = module.__dict__  # the same parameters: a tied head stays tied
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, fast)
+    if model.wte.weight.device.type == "cpu":  # on a GPU compilation does as much
+        for layer, block in enumerate(model.h):
+            model.h[layer] = fused = FusedBlock.__new__(FusedBlock)
+            fused.__dict__ = block.__dict__
     return model
