@@ -24,6 +24,7 @@ from gptcli.model.transformer import GPT, Block
 FEW = 256  # rows; beyond it F.linear is as fast
 QUANTIZE = ("none", "int8")
 STEPS = 127  # of int8, either way
+FINE = 254  # fine steps of an activation in a coarse one
 
 
 class FusedBlock(Block):
@@ -93,27 +94,27 @@ class Int8(nn.Module):
         self.onednn = weight_NK.device.type == "cpu" and torch.backends.mkldnn.is_available()
         self.scale_N: torch.Tensor
         self.register_buffer("scale_N", scale_N)
-        self.bias = linear.bias
+        self.bias = None if linear.bias is None else linear.bias.detach().float()
         if self.onednn:
             self.packed = torch.ops.onednn.qlinear_prepack(weight_NK, None)
             self.zero_N = torch.zeros(len(scale_N), dtype=torch.int32)
+            self.digits_211 = torch.tensor([STEPS, STEPS * FINE]).view(2, 1, 1)
         else:
             self.weight_NK = weight_NK
 
     def forward(self, x: torch.Tensor, *, gelu: bool = False, onto: torch.Tensor | None = None) -> torch.Tensor:
         if self.onednn:
-            return _then(self._onednn(x.reshape(-1, x.shape[-1]).float()).view(*x.shape[:-1], -1), gelu, onto).to(x.dtype)
+            return _then(self._onednn(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1), gelu, onto).to(x.dtype)
         y = F.linear(x, self.weight_NK.to(x.dtype)) * self.scale_N.to(x.dtype)
-        return _then(y if self.bias is None else y + self.bias, gelu, onto)
+        return _then(y if self.bias is None else y + self.bias.to(x.dtype), gelu, onto)
 
     def _onednn(self, x_RK: torch.Tensor) -> torch.Tensor:
+        """The product in fp32. Few calls: each takes as long as 50 kB of weights."""
         R, K = x_RK.shape
-        step_R1 = torch.linalg.vector_norm(x_RK, torch.inf, dim=1, keepdim=True).clamp_(min=1e-12).div_(STEPS)
-        x_RK = x_RK / step_R1
-        both_2RK = torch.empty(2, R, K)
-        coarse_RK = torch.round(x_RK, out=both_2RK[0])
-        torch.sub(x_RK, coarse_RK, out=both_2RK[1]).mul_(2 * STEPS).round_()
-        y_2RN = torch.ops.onednn.qlinear_pointwise(
+        most_R1 = x_RK.abs().amax(dim=1, keepdim=True).float().clamp_(min=1e-12)
+        both_2RK = (x_RK * (self.digits_211 / most_R1)).round_()
+        both_2RK[1].sub_(both_2RK[0], alpha=FINE)
+        y_QN = torch.ops.onednn.qlinear_pointwise.default(
             both_2RK.view(2 * R, K).to(torch.int8),
             1.0,
             0,
@@ -127,9 +128,10 @@ class Int8(nn.Module):
             "none",
             [],
             "",
-        ).view(2, R, -1)
-        y_RN = y_2RN[0].add_(y_2RN[1], alpha=1 / (2 * STEPS))
-        return y_RN.mul_(step_R1) if self.bias is None else torch.addcmul(self.bias.float(), y_RN, step_R1)
+        )
+        y_RN = y_QN[:R].add_(y_QN[R:], alpha=1 / FINE)
+        step_R1 = most_R1.div_(STEPS)
+        return y_RN.mul_(step_R1) if self.bias is None else torch.addcmul(self.bias, y_RN, step_R1)
 
 
 def read_in_place(model: GPT, quantize: str = "none") -> GPT:
