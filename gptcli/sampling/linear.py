@@ -2,7 +2,8 @@
 
 What a plain `F.linear` costs on a CPU: oneDNN lays the weight out anew on each call, which for one row takes as long as the product. In
 bf16 the weight is laid out once, and kept so: the weights of GPT-2 124M take 11 ms, for 1 row and for 8, instead of 17, and many rows take
-no longer than before. In fp32 a weight on the left is read where it lies.
+no longer than before. In fp32 a weight on the left is read where it lies. What follows a product, GELU or a residual sum, goes with it
+where oneDNN can, and `FusedBlock` has a model's blocks ask for it.
 
 Int8 is weight-only: each output channel is rounded to 255 steps of its largest weight, and activations keep 15 bits. On a CPU they go
 through oneDNN's int8 product as the sum of two int8 rows, coarse and fine, which reads the weight once; on a GPU, compilation fuses the
@@ -12,6 +13,8 @@ Shapes: R rows, K inputs, N outputs.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn as nn
@@ -32,10 +35,15 @@ class FusedBlock(Block):
     """A block that is only run: GELU and the residual sums go with the products, and what it calls is looked up once. For one row, Python
     and the calls around the products took a tenth of a token's time."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: nn.Module) -> None:
         self.__dict__ = block.__dict__  # the same modules under the same names
         self.norms = [(norm.normalized_shape, norm.weight, norm.bias, norm.eps) for norm in (self.ln_1, self.ln_2)]
-        self.calls = (self.attn.heads, self.attn.c_proj.forward, self.mlp.c_fc.forward, self.mlp.c_proj.forward)
+        self.calls: tuple[Callable[..., torch.Tensor], ...] = (
+            self.attn.heads,
+            self.attn.c_proj.forward,
+            self.mlp.c_fc.forward,
+            self.mlp.c_proj.forward,
+        )
 
     def forward(
         self, x_BTC: torch.Tensor, cache: KVCache | FreshRows | None = None, documents_BT: torch.Tensor | None = None
