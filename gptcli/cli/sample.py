@@ -163,7 +163,10 @@ def sample(
     precision: Annotated[
         str | None,
         typer.Option(
-            metavar="KIND", help="auto, fp32 or bf16; auto is bf16 on a GPU that has it.", show_default="auto", rich_help_panel=MACHINE
+            metavar="KIND",
+            help="auto, fp32 or bf16; auto is bf16 on a GPU that has it. In bf16 a text may change with how many are made at once.",
+            show_default="auto",
+            rich_help_panel=MACHINE,
         ),
     ] = None,
     quantize: Annotated[

@@ -35,6 +35,12 @@ class Attention(nn.Module):
     def forward(
         self, x_BTC: torch.Tensor, cache: KVCache | FreshRows | None = None, documents_BT: torch.Tensor | None = None
     ) -> torch.Tensor:
+        return self.c_proj(self.heads(x_BTC, cache, documents_BT))
+
+    def heads(
+        self, x_BTC: torch.Tensor, cache: KVCache | FreshRows | None = None, documents_BT: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What the heads found, side by side: (B, T, H·D), before the projection."""
         B, T, _ = x_BTC.shape
         q, k, v = self.c_attn(x_BTC).view(B, T, -1, 3, self.d_head).transpose(1, 2).unbind(3)  # each (B, H, T, D)
         seen = None
@@ -45,7 +51,7 @@ class Attention(nn.Module):
             same_B1TT = documents_BT[:, None, :, None] == documents_BT[:, None, None, :]
             seen = causal_mask(T, T, self.band, x_BTC.device) & same_B1TT
         y_BHTD = attend(q, k, v, band=self.band, dropout=self.dropout if self.training else 0.0, seen=seen)
-        return self.c_proj(y_BHTD.transpose(1, 2).reshape(B, T, -1))
+        return y_BHTD.transpose(1, 2).reshape(B, T, -1)
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,8 @@ Positions are learned, so a cache cannot roll: the vectors of a token hold the p
 n_ctx // 2 tokens are read again from position 0, and decoding goes on. A prompt longer than n_ctx is read from its last n_ctx tokens.
 
 Chance belongs to the row: each has a generator of its own and takes one number from it for each token, so that what shares its batch
-changes nothing.
+changes nothing in fp32. In bf16 a row that shares its batch with others may be rounded otherwise, and then the text goes another way; so
+may, seldom, that of int8 weights.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 How it is fast, and where each way pays (measured; see tests/benchmarks/sampling.py):
 - The head is computed at the last position of each row only.
-- On a CPU the pass runs as it is, over a cache that is looked at only as far as it is filled: weights are read where they lie
-  (`linear.py`). `compiled` can be asked for; it takes half a minute before the first token.
+- On a CPU the pass runs as it is, over a cache that is looked at only as far as it is filled: weights are read where they lie, in few
+  calls (`linear.py`). Compiled, these products are slower than the libraries'.
 - On a CUDA GPU the pass is compiled and recorded as a CUDA graph, one for each REACH slots of the cache, and played back.
 """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn as nn
@@ -9,8 +11,8 @@ import torch.nn.functional as F
 
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
-from gptcli.model.transformer import GPT
-from gptcli.sampling.linear import FEW, FewRows, Int8, Packed, read_in_place
+from gptcli.model.transformer import GPT, gelu
+from gptcli.sampling.linear import FEW, FewRows, FusedBlock, Int8, Packed, read_in_place
 
 
 @pytest.fixture(params=[(48, 80), (7, 13), (1, 5)])
@@ -19,7 +21,7 @@ def linear(request: pytest.FixtureRequest) -> nn.Linear:
     return nn.Linear(*request.param)
 
 
-def tiny(**kind: bool) -> GPT:
+def tiny(**kind: Any) -> GPT:
     model = GPT(ModelConfig(n_layer=2, n_head=2, d_model=32, n_ctx=24, vocab_size=50, **kind)).eval()
     model.init_weights(0)
     for parameter in model.parameters():
@@ -27,6 +29,7 @@ def tiny(**kind: bool) -> GPT:
     return model
 
 
+BF16 = pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this machine has no bf16 products")
 SHAPES = [(1,), (1, 1), (5, 1), (2, 3), (FEW + 1,)]
 
 
@@ -40,7 +43,7 @@ def test_few_rows_are_linear(linear: nn.Linear, shape: tuple[int, ...], bias: bo
     assert fast(x).is_contiguous()
 
 
-@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this machine has no bf16 products")
+@BF16
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("bias", [True, False])
 @torch.inference_mode()
@@ -83,6 +86,41 @@ def test_int8_hardly_moves_a_model() -> None:
     with torch.inference_mode():
         p, q = plain(idx).log_softmax(dim=-1), quantised(idx).log_softmax(dim=-1)
     assert float((p.exp() * (p - q)).sum(dim=-1).mean()) < 0.01  # nats
+
+
+@pytest.mark.parametrize("form", ["fp32", pytest.param("bf16", marks=BF16), "int8"])
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.inference_mode()
+def test_what_follows_a_product(linear: nn.Linear, shape: tuple[int, ...], form: str) -> None:
+    """GELU and the sum are those of the product that is returned without them, and what is added stays as it was."""
+    fast: nn.Module
+    if form == "fp32":
+        fast = FewRows(linear.in_features, linear.out_features)
+    else:
+        fast = Packed(linear.bfloat16()) if form == "bf16" else Int8(linear)
+    kind = torch.bfloat16 if form == "bf16" else torch.float32
+    x, onto = torch.randn(*shape, linear.in_features, dtype=kind), torch.randn(*shape, linear.out_features, dtype=kind)
+    kept = onto.clone()
+    torch.testing.assert_close(fast(x, gelu=True), gelu(fast(x)))
+    torch.testing.assert_close(fast(x, onto=onto), onto + fast(x), atol=1e-5 if form != "bf16" else 2e-2, rtol=1e-2)
+    assert torch.equal(onto, kept)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, pytest.param(torch.bfloat16, marks=BF16)])
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@torch.inference_mode()
+def test_a_model_read_in_place_is_the_model(norm: str, precision: torch.dtype) -> None:
+    """Blocks before and after the change, both places of the normalisation, with documents apart and without."""
+    plain, fast = tiny(norm=norm).to(precision), read_in_place(tiny(norm=norm).to(precision))
+    assert type(fast.h[0]) is FusedBlock
+    idx = torch.randint(0, 50, (8, 24), generator=torch.Generator().manual_seed(0))
+    whole = plain(idx)
+    limit = 1e-5 if precision == torch.float32 else 0.05
+    torch.testing.assert_close(fast(idx), whole, atol=limit, rtol=limit)
+    for model in (plain, fast):
+        model.eot_id = 7
+    assert not torch.allclose(plain(idx), whole, atol=limit, rtol=limit)
+    torch.testing.assert_close(fast(idx), plain(idx), atol=limit, rtol=limit)
 
 
 def test_an_unknown_form() -> None:
