@@ -65,7 +65,10 @@ def train(
     n_head: Annotated[Value, _option(MODEL, "N", "size's", "Attention heads.")] = None,
     d_model: Annotated[Value, _option(MODEL, "N", "size's", "Width.")] = None,
     n_ctx: Annotated[Value, _option(MODEL, "N", "size's", "Context, in tokens.")] = None,
-    attention: Annotated[Value, _option(MODEL, "KIND", "size's", "dense or banded.")] = None,
+    attention: Annotated[
+        Value,
+        _option(MODEL, "KIND", "size's", "dense, banded (every second layer), or a pattern of the layers such as dense,dense,banded."),
+    ] = None,
     band: Annotated[Value, _option(MODEL, "N", "256", "Keys that a banded layer sees.")] = None,
     dropout: Annotated[Value, _option(MODEL, "P", "0", "On embeddings, attention and residual branches.")] = None,
     init_from: Annotated[
