@@ -42,7 +42,7 @@ def print_report(title: str, losses: list[LossReport], results: list[TaskResult]
         if isinstance(part, list):
             _print_table(console, part)
         else:
-            console.print(part, markup=False)
+            console.print(part, markup=False, soft_wrap=not console.is_terminal)
 
 
 def print_tasks(tasks: list[Task], data: Path | None) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.cli.eval_report import figure, print_report, print_tasks
+from gptcli.cli.eval_report import PIPE_WIDTH, figure, print_report, print_tasks
 from gptcli.evals.result import Conditions, Figure, TaskResult
 from gptcli.evals.task import find_task
 
@@ -44,3 +44,16 @@ def test_the_conditions_and_the_note_stand_below(capsys: pytest.CaptureFixture[s
     assert "2 shots drawn for each item from train.jsonl, seed 7, 1.5 of them fit on average; 1 longer than the context" in told
     assert "1 not asked: an empty answer" in told
     assert ("| hellaswag |" in told) == markdown
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_long_lines_break_between_words_on_a_terminal_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    words = ["losses"] * (2 * PIPE_WIDTH // len("losses"))
+    print_report(" ".join(words), [], [], markdown=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert (len(lines) > 1) == terminal
+    assert " ".join(lines).split() == words
