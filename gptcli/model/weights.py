@@ -116,13 +116,15 @@ def load_model(folder: Path, *, device: str | torch.device = "cpu", dtype: torch
 
     Raises InputError where files are missing or broken, or tensors do not fit the configuration.
     """
-    state = dict(read_weights(folder))
-    config = read_model_config(Path(folder))
-    if config.tied:
-        state[HEAD] = state["wte.weight"]
+    state = {name: tensor.to(device, dtype).contiguous() for name, tensor in read_weights(folder)}
+    return assemble(state, read_model_config(Path(folder)))
+
+
+def assemble(state: Tensors, config: ModelConfig) -> GPT:
+    """The model of these tensors, ready for inference; a tied head need not be among them."""
     with torch.device("meta"):
         model = GPT(config)
-    model.load_state_dict({name: state.pop(name).to(device, dtype).contiguous() for name in sorted(state)}, assign=True)
+    model.load_state_dict({**state, HEAD: state["wte.weight"]} if config.tied else state, assign=True)
     if config.tied:
         model.lm_head.weight = model.wte.weight
     return model.eval()

@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gptcli.cost.layout import parse_layout
 from gptcli.errors import InputError, UsageError
 from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import Manifest
@@ -34,14 +33,14 @@ def data_sha256(manifest: Manifest) -> str:
 def check_run(run: Run, manifest: Manifest) -> None:
     """What is quickly checked: layout, folders, tokenizer, and whether the shards fill a window. Raises UsageError or InputError."""
     schedule = Schedule(run.train, run.model.n_ctx)
-    layout, sequences = parse_layout(run.train.layout), min(schedule.full, schedule.total)
+    layout, sequences = run.layout, min(schedule.full, schedule.total)
     check_layout(layout)
     check_division(run.model, layout, run.train.pipeline_schedule, sequences)
     check_precision(run.train.precision, layout.tp)
     check_memory(run.model, layout, run.train, sequences)
     if run.track is not None:
         check_tracker(run.track)
-    if run.train.document_mask and parse_layout(run.train.layout).pp > 1:
+    if run.train.document_mask and run.layout.pp > 1:
         raise UsageError(
             "stages do not tell each other where documents end", where="--document-mask", hint="leave it out, or use a --layout without pp"
         )

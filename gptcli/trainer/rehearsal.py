@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptcli.cost.activations import SCHEDULES
 from gptcli.cost.held import held, layers_of
-from gptcli.cost.layout import Layout, parse_layout
+from gptcli.cost.layout import Layout
 from gptcli.cost.traffic import Traffic, step_traffic
 from gptcli.errors import RunError
 from gptcli.events import Events
@@ -62,7 +62,7 @@ class Role:
 def rehearse(run: Run, sequences: int, events: Events) -> list[Role]:
     """Every role of a run's layout, one entry a stage, in a step of `sequences`. Raises RunError where what is built differs from what
     `gptcli.cost` counts, where a process has no role or two, or where a piece of a parameter is held by no one or in two shapes."""
-    layout = parse_layout(run.train.layout)
+    layout = run.layout
     places = [Place(torch.device("cpu"), rank, layout.processes, layout) for rank in range(layout.processes)]
     if (given := len({_coordinates(place) for place in places})) != layout.processes:
         raise RunError(f"the {layout.processes} processes of {layout} share {given} roles")

@@ -12,6 +12,7 @@ import torch
 from gptcli.errors import GptError
 from gptcli.events import Events
 from gptcli.model.transformer import GPT
+from gptcli.model.weights import assemble
 from gptcli.sampling.decode import Row, decode, sample_generator
 from gptcli.sampling.filters import Rules
 from gptcli.shards.loader import open_split
@@ -95,13 +96,7 @@ class Sampler:
 
 def model_of(run: Run, folder: Path) -> GPT:
     """The model of a checkpoint, on the CPU, for inference."""
-    with torch.device("meta"):
-        model = GPT(run.model)
-    tensors = dict(SavedModel(folder))
-    if run.model.tied:
-        tensors["lm_head.weight"] = tensors["wte.weight"]
-    model.load_state_dict(tensors, assign=True)
-    return model.eval()
+    return assemble(dict(SavedModel(folder)), run.model)
 
 
 class Draft(Row):
