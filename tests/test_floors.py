@@ -20,7 +20,7 @@ FLOORS = [
     {"sampling"},
     {"cost", "shards"},
     {"tokenizer", "model"},
-    {"papers"},
+    {"papers", "kernels"},
     {"files"},
     {"errors", "events", "__init__"},
 ]
