@@ -164,7 +164,11 @@ def make_plan(given: Resolved, vocab_size: int | None, *, lr_range: bool = False
     if values["follow_noise"]:  # the first batch is the smallest, and a process that is alone needs two parts of it
         first = min(sequences, whole_sequences(values["ramp_from"], model.n_ctx) // model.n_ctx)
         if layout.replicas < layout.processes:
-            raise UsageError(f"the noise scale is not measured in {layout}", where="--batch-tokens auto", hint="use dp and shard alone")
+            raise UsageError(
+                f"in {layout} the noise scale is measured too seldom to follow it",
+                where="--batch-tokens auto",
+                hint="use dp and shard alone",
+            )
     part = max(1, first // 2) if values["follow_noise"] and layout.processes == 1 else first
     micro_batch, again, why = auto_micro_batch(model, layout, part, precision, recompute)
     choose("micro_batch", micro_batch, why)

@@ -45,6 +45,11 @@ class Place:
         return self.world // (self.layout.tp * self.layout.pp)
 
     @property
+    def sliced(self) -> bool:
+        """Several processes make up a replica, each with a slice or a stage of the model."""
+        return self.replicas < self.world
+
+    @property
     def replica(self) -> int:
         """Which of them this process is part of."""
         return self.rank // self.layout.tp % self.replicas

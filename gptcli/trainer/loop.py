@@ -168,11 +168,11 @@ class Training:
 
     def _measure_noise(self, part: float, grad_norm: float, size: int) -> None:
         """`part` is the sum over processes of the squared norm of a part of the gradient, of the batch's `size` sequences."""
-        held = part_of(size, self.run.train.micro_batch, self.place)
+        held = part_of(size, self.run.train.micro_batch, self.place, self.position.step)
         if held is None:
             return
-        # each was scaled for the mean over the processes' parts together
-        scale = size / (held * self.place.world)
+        # scaled for the mean over the whole batch; a part that each process has of its own, for its share of that mean
+        scale = size / (held * (1 if self.place.sliced else self.place.world))
         n_ctx = self.run.model.n_ctx
         self.noise.add(part / self.place.world * scale**2, grad_norm**2, held * n_ctx, size * n_ctx)
 

@@ -4,6 +4,8 @@ as signal. Far smaller batches waste steps, far larger ones waste tokens; GPT-3 
 A mean gradient over b tokens has E|g_b|² = |G|² + tr(S)/b, so two batches of different size tell the true gradient's |G|² and the
 covariance's trace tr(S) apart, both unbiased. The batch of a step is the larger one; the smaller one is a part of it that is computed
 anyway: what one process adds to the average, or, where one is alone, its first micro-batch. The cost is one pass over the gradients.
+Tensor slices and stages have a part's gradient in pieces, some of them sums not yet made; there the first micro-batches of now and then
+a step are run once more, by themselves.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gptcli.trainer.layout import Place
 
 DECAY = 0.99  # of the running means: the ratio of two means, since the mean of ratios is biased
+AGAIN_EVERY = 16  # steps, where a part is run once more for it
 
 
 class NoiseScale:
@@ -44,26 +47,33 @@ class NoiseScale:
         return trace / signal if signal > 0 and trace > 0 else None
 
 
-def part_of(sequences: int, micro_batch: int, place: Place) -> int | None:
-    """Sequences in the part of a batch that is measured; None where the batch has no such part, where processes hold unequal ones, and
-    where tensor slices or stages divide the gradient of a part among processes."""
-    if place.replicas < place.world:
+def part_of(sequences: int, micro_batch: int, place: Place, step: int) -> int | None:
+    """Sequences in the part of a step's batch that is measured; None where there is none: the batch has no such part, or processes hold
+    unequal ones, or it is run once more and this is not its step."""
+    if sequences % place.replicas:
         return None
+    own = sequences // place.replicas
+    if place.sliced:  # as many of every replica's micro-batches as keep all stages busy
+        part = place.layout.pp * micro_batch
+        return part * place.replicas if own > part and own % micro_batch == 0 and step % AGAIN_EVERY == 0 else None
     if place.layout.shard > 1:  # whose gradients go micro-batch by micro-batch: their mean is measured
-        return micro_batch if sequences % (place.world * micro_batch) == 0 else None
+        return micro_batch if own % micro_batch == 0 else None
     if place.world > 1:
-        return sequences // place.world if sequences % place.world == 0 else None
+        return own
     return micro_batch if sequences > micro_batch else None
 
 
 class PartNorm:
     """The squared norm of the gradient of a part of the batch, taken on its way into the whole: before processes average theirs (by a
-    hook in DDP's or FSDP2's exchange), or after the first of a lone process's micro-batches. `part_of` says whether it means anything."""
+    hook in DDP's or FSDP2's exchange), or after the first of a lone process's micro-batches. Where neither serves, whoever runs the part
+    once more adds its norm. `part_of` says whether it means anything."""
 
     def __init__(self, model: nn.Module, place: Place) -> None:
         self.model, self.alone = model, place.world == 1
         self.norm2 = torch.zeros((), device=place.device)
         """Of the gradient as the engine sees it, scaled as the loss is."""
+        if place.sliced:
+            return
         if isinstance(model, DistributedDataParallel):
             model.register_comm_hook(self, lambda part, bucket: _reduce_all(part, bucket))  # DDP refuses annotations that are text
         elif isinstance(model, FSDPModule):

@@ -20,19 +20,22 @@ def make_optimizer(model: nn.Module, config: TrainConfig, m: float = 1.0) -> tor
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 
-def clip_gradients(model: Any, most: float, place: Place, lifted: float = 1.0) -> torch.Tensor:
-    """Divide the gradient by `lifted` and cut its global norm to `most`; returns the norm it had between the two, over all processes, a
-    scalar still on the device.
-
-    What several processes hold is counted once; then one sum over all of them gives each the same norm.
-    """
+def gradient_norm(model: Any, place: Place) -> torch.Tensor:
+    """Of the whole gradient, over all processes, a scalar still on the device. What several processes hold is counted once; then one sum
+    over all of them gives each the same norm."""
     table = None if place.stage == 0 or not hasattr(model, "wte") else model.wte.weight  # a tied head's copy
-    local = [(_local(p.grad), p is not table and _counts(p.grad)) for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([gradient for gradient, counts in local if counts]).to(place.device)
+    counted = [_local(p.grad) for p in model.parameters() if p.grad is not None and p is not table and _counts(p.grad)]
+    norm = torch.nn.utils.get_total_norm(counted).to(place.device)
     if place.layout.processes != place.layout.dp:  # replicas alone have the whole gradient, all of them
         norm = place.total(norm.square()).sqrt()
-    norm /= lifted
-    torch._foreach_mul_([gradient for gradient, _ in local], (most / (norm + 1e-6)).clamp(max=1.0) / lifted)  # as clip_grad_norm_ does
+    return norm
+
+
+def clip_gradients(model: Any, most: float, place: Place, lifted: float = 1.0) -> torch.Tensor:
+    """Divide the gradient by `lifted` and cut its global norm to `most`; returns the norm it had between the two, as above."""
+    norm = gradient_norm(model, place) / lifted
+    local = [_local(p.grad) for p in model.parameters() if p.grad is not None]
+    torch._foreach_mul_(local, (most / (norm + 1e-6)).clamp(max=1.0) / lifted)  # as clip_grad_norm_ does
     return norm
 
 

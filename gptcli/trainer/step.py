@@ -11,8 +11,8 @@ from torch import nn
 
 from gptcli.trainer.batches import MicroBatch
 from gptcli.trainer.layout import Place, reduce_gradients
-from gptcli.trainer.noise_scale import PartNorm
-from gptcli.trainer.optimizer import clip_gradients
+from gptcli.trainer.noise_scale import AGAIN_EVERY, PartNorm
+from gptcli.trainer.optimizer import clip_gradients, gradient_norm
 from gptcli.trainer.pipeline import Pipeline
 from gptcli.trainer.precision import LossScale
 from gptcli.trainer.tensor_parallel import add_up_partial
@@ -52,6 +52,18 @@ class Stepper:
         lifted = self.loss_scale.value if self.loss_scale else 1.0
         scale = lifted * self.place.replicas / tokens  # the engines average over replicas
         self.part.restart()
+        part = batches[: self.place.layout.pp]
+        if self.place.sliced and step % AGAIN_EVERY == 0 and len(part) < len(batches):
+            self._run(part, scale, step)
+            self.part.norm2 += gradient_norm(self.model, self.place).square()
+            self.optimizer.zero_grad()
+        total = self._run(batches, scale, step)
+        exchanges = len(batches) if self.place.layout.shard > 1 and not self.place.sliced else 1
+        self.part.norm2 /= lifted**2 * exchanges
+        return total if self.place.tells_loss else torch.zeros_like(total)
+
+    def _run(self, batches: list[MicroBatch], scale: float, step: int) -> torch.Tensor:
+        """Add the gradient of `scale` times the summed loss to the parameters'; returns the loss."""
         if self.pipeline is not None:
             total = self.pipeline.gradients(batches, scale, partial(self._pass, step))
         else:
@@ -66,8 +78,7 @@ class Stepper:
                     self.part.after_first()
         if self.place.layout.tp > 1:
             add_up_partial(self.model)
-        self.part.norm2 /= lifted**2 * (len(batches) if self.place.layout.shard > 1 else 1)
-        return total if self.place.tells_loss else torch.zeros_like(total)
+        return total
 
     @torch.no_grad()
     def loss(self, batches: list[MicroBatch]) -> torch.Tensor:

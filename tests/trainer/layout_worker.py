@@ -26,9 +26,11 @@ from gptcli.trainer.config import Run, TrainConfig
 from gptcli.trainer.engine import build
 from gptcli.trainer.layout import Place
 from gptcli.trainer.machine import has_compiler
+from gptcli.trainer.noise_scale import AGAIN_EVERY, part_of
 
 STEPS, SEQUENCES, N_CTX = 20, 4, 8
 COMPILE = torch.compile
+SLICED = {2: ["tp=2", "pp=2"], 4: ["shard=2,tp=2", "tp=2,pp=2", "dp=2,pp=2"]}  # layouts whose parts are measured by themselves
 MODEL = {"attention": "banded", "n_layer": 2, "tied": True, "precision": "fp32", "mup": 16}  # with defaults; muP at its own width is none
 
 
@@ -121,6 +123,28 @@ def taken(layout: str, rank: int, folder: Path) -> dict[str, Any]:
     return {"layout": layout, "wrong": [name for name, value in whole.items() if not torch.equal(value, there[name])]}
 
 
+def part_norm(layout: str, rank: int, world: int) -> dict[str, Any]:
+    """The norm of the part that is measured for the noise scale, run once more by itself, and that of the whole after it, each beside one
+    process's own; and how much the part should hold."""
+    place = Place(torch.device("cpu"), rank, world, parse_layout(layout))
+    run = make_run(layout, micro_batch=1, batch_tokens=2 * SEQUENCES * N_CTX)
+    held = part_of(2 * SEQUENCES, 1, place, AGAIN_EVERY)
+    assert held
+    stepper, order, n_tokens = build(run, place, SILENT), Tokens(), run.train.batch_tokens
+    stepper.gradients(micro_batches(order, 0, 2 * SEQUENCES, 1, place), n_tokens, AGAIN_EVERY)
+    part, whole = stepper.part.norm2.sqrt().item(), stepper.clip_gradients().item()
+    by_hand = build(make_run("dp=1", micro_batch=1, batch_tokens=n_tokens), Place(torch.device("cpu")), SILENT)
+    share = 2 * SEQUENCES // place.replicas
+    mine = [sequence for replica in range(place.replicas) for sequence in range(replica * share, replica * share + held // place.replicas)]
+    plain = []
+    for sequences in (mine, range(2 * SEQUENCES)):
+        batches = [batch for first in sequences for batch in micro_batches(order, first, 1, 1, by_hand.place)]
+        by_hand.gradients(batches, n_tokens, 1)
+        plain.append(by_hand.clip_gradients().item())
+        by_hand.skip()
+    return {"layout": layout, "held": held, "sliced": [part, whole], "plain": plain}
+
+
 def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     results = []
@@ -144,6 +168,8 @@ def main(rank: int, folder: Path) -> None:
             dist.barrier()  # the model is there
             found = [taken(layout, rank, folder / "model") for layout in ("dp=2", "shard=2", "tp=2", "pp=2")]
             (folder / f"taken-{rank}.json").write_text(json.dumps(found))
+        found = [part_norm(layout, rank, world) for layout in SLICED.get(world, [])]
+        (folder / f"parts-{world}-{rank}.json").write_text(json.dumps(found))
         if world > 1:
             dist.barrier()
             dist.destroy_process_group()

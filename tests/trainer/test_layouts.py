@@ -14,6 +14,7 @@ import pytest
 
 from gptcli.cost.activations import SCHEDULES
 
+SLICED = {2: {"tp=2": 1, "pp=2": 2}, 4: {"shard=2,tp=2": 2, "tp=2,pp=2": 2, "dp=2,pp=2": 4}}  # sequences in the part
 PROCESSES, WORKER = 4, Path(__file__).with_name("layout_worker.py")
 
 
@@ -56,3 +57,14 @@ def test_every_layout_follows_one_process(folder: Path) -> None:
 def test_each_process_takes_its_part_of_a_model(folder: Path) -> None:
     found = [case for rank in (0, 1) for case in json.loads((folder / f"taken-{rank}.json").read_text())]
     assert found == 2 * [{"layout": layout, "wrong": []} for layout in ("dp=2", "shard=2", "tp=2", "pp=2")]
+
+
+def test_the_part_that_the_noise_scale_measures_where_a_replica_is_several_processes(folder: Path) -> None:
+    for world, layouts in SLICED.items():
+        for rank in range(world):
+            found = json.loads((folder / f"parts-{world}-{rank}.json").read_text())
+            assert [case["layout"] for case in found] == list(layouts)
+            assert [case["held"] for case in found] == list(layouts.values())
+            for case in found:
+                assert case["sliced"] == pytest.approx(case["plain"], rel=1e-5), case
+                assert case["plain"][0] < case["plain"][1]

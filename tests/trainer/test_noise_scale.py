@@ -21,7 +21,7 @@ from gptcli.trainer.engine import build
 from gptcli.trainer.layout import Place
 from gptcli.trainer.loop import train
 from gptcli.trainer.metrics import read_metrics
-from gptcli.trainer.noise_scale import NoiseScale, part_of
+from gptcli.trainer.noise_scale import AGAIN_EVERY, NoiseScale, part_of
 from gptcli.trainer.step import Stepper
 
 CPU = Place(torch.device("cpu"))
@@ -90,9 +90,12 @@ def test_nothing_is_said_before_a_measurement_and_of_what_is_not_finite():
 
 def test_which_part_is_measured():
     two = Place(CPU.device, 0, 2)
-    assert [part_of(n, 3, CPU) for n in (1, 3, 4, 9)] == [None, None, 3, 3]
-    assert [part_of(n, 3, two) for n in (1, 2, 7, 8)] == [None, 1, None, 4]
-    assert part_of(8, 3, Place(CPU.device, 0, 4, Layout(dp=2, tp=2))) is None
+    assert [part_of(n, 3, CPU, 1) for n in (1, 3, 4, 9)] == [None, None, 3, 3]
+    assert [part_of(n, 3, two, 1) for n in (1, 2, 7, 8)] == [None, 1, None, 4]
+    sliced, staged = Place(CPU.device, 0, 4, Layout(dp=2, tp=2)), Place(CPU.device, 0, 2, Layout(pp=2))
+    assert [part_of(n, 3, sliced, AGAIN_EVERY) for n in (6, 9, 12, 14)] == [None, None, 6, None]
+    assert [part_of(n, 3, staged, AGAIN_EVERY) for n in (6, 9, 10)] == [None, 6, None]
+    assert part_of(12, 3, sliced, AGAIN_EVERY + 1) is None
 
 
 def test_the_loop_logs_it(make_run, train_here):
