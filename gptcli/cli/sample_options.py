@@ -41,6 +41,8 @@ def settings(options: dict[str, Any], preset: str | None, config: Path | None) -
     for name in ("num_samples", "max_tokens", "beam", "best_of", "batch_size"):
         if resolved.values.get(name, 1) < 1:
             raise UsageError(f"{name.replace('_', '-')} is {resolved.values[name]}", hint="at least 1")
+    if "" in resolved.values["stop"]:
+        raise UsageError("--stop is empty: every text begins with it", hint=r"for a line's end: --stop $'\n'")
     return resolved.values
 
 

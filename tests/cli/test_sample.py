@@ -133,6 +133,7 @@ def test_a_prompt_longer_than_the_context(run: Path) -> None:
         (["--beam", "0"], "beam is 0"),
         (["--beam", "4", "--top-k", "3"], "--beam and --top-k contradict"),
         (["--beam", "4", "--stop", "a"], "own probabilities alone"),
+        (["--stop", "a", "--stop", ""], "--stop is empty"),
         (["--beam", "4", "--best-of", "3"], "--beam and --best-of contradict"),
         (["--best-of", "4", "--greedy"], "contradict"),
         (["--repetition-penalty", "0"], "repetition-penalty is 0"),
