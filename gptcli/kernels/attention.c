@@ -40,6 +40,7 @@ static Shape shape_of(long B, long T, long H, long D, long band) {
 }
 static inline long least(long a, long b) { return a < b ? a : b; }
 static inline long most(long a, long b) { return a > b ? a : b; }
+static inline __m512i lanes(void) { return _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0); }
 /* The groups of keys that a group of queries sees begin here, and end with itself; those of queries that see a group of keys end here. */
 static inline long first_key(Shape s, long query) { return most(0, GROUP * query - s.band + 1) / GROUP; }
 static inline long last_query(Shape s, long key) { return least(s.groups - 1, (GROUP * key + GROUP + s.band - 2) / GROUP); }
@@ -120,8 +121,7 @@ static void read_right(Tile *out, Rows x, long depth) {
 }
 /* As right operand for products over positions: out (2·depth) tiles, of 16 columns each. Transposed, the left operand xᵀ. */
 static void read_pairs(Tile *out, Rows x, long depth) {
-    const __m512i word = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    const __m512i low = _mm512_or_si512(word, _mm512_slli_epi32(_mm512_add_epi32(word, _mm512_set1_epi32(32)), 16));
+    const __m512i low = _mm512_or_si512(lanes(), _mm512_slli_epi32(_mm512_add_epi32(lanes(), _mm512_set1_epi32(32)), 16));
     const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
     for (long r = 0; r < 16; r++)
         for (long d = 0; d < depth; d++) {
@@ -132,10 +132,14 @@ static void read_pairs(Tile *out, Rows x, long depth) {
 }
 
 static inline __m512i rounded(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
-/* 32 columns of a row. */
+/* 32 columns of a row, past the caches where they are whole lines: nobody reads them before the head is done. */
 static inline void write_row(bf16 *row, long D, long first, __m512 low, __m512 high, float factor) {
-    __m512 f = _mm512_set1_ps(factor);
-    _mm512_mask_storeu_epi16(row + first, columns(D, first), rounded(_mm512_mul_ps(low, f), _mm512_mul_ps(high, f)));
+    const __m512 f = _mm512_set1_ps(factor);
+    const __m512i both = rounded(_mm512_mul_ps(low, f), _mm512_mul_ps(high, f));
+    if (D % 32 == 0 && (uintptr_t)row % 64 == 0)
+        _mm512_stream_si512((__m512i *)(row + first), both);
+    else
+        _mm512_mask_storeu_epi16(row + first, columns(D, first), both);
 }
 /* in (2, 2·depth) tiles. */
 static void write_rows(bf16 *x, long step, long count, Shape s, const Tile *in, float factor) {
@@ -182,10 +186,9 @@ static inline void pairs(Tile *out, long row, __m512i even, __m512i odd) {
 /* scores (2, 2) tiles of a group of keys and one of queries: minus infinity where the query does not see the key. */
 static inline void mask(Tile *scores, Shape s, long key, long query) {
     if (key != query && GROUP * (query - key + 1) <= s.band) return;
-    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     for (long j = 0; j < 2; j++)
         for (long k = 0; k < GROUP; k++) {
-            __m512i behind = _mm512_add_epi32(lane, _mm512_set1_epi32((int)(GROUP * (query - key) + 16 * j - k)));
+            __m512i behind = _mm512_add_epi32(lanes(), _mm512_set1_epi32((int)(GROUP * (query - key) + 16 * j - k)));
             __mmask16 unseen = _mm512_cmpge_epu32_mask(behind, _mm512_set1_epi32((int)s.band)); /* negative ones are large */
             __m512 *row = &scores[k / 16 * 2 + j].row[k % 16];
             *row = _mm512_mask_blend_ps(unseen, *row, _mm512_set1_ps(-INFINITY));
@@ -267,7 +270,7 @@ static void forward_head(const bf16 *qkv, bf16 *out, float *log_sum, Shape s, Ti
    operands over queries (KEYS, 2, QUERIES), of ds also as right operand over keys (QUERIES, KEYS, 2). */
 typedef struct { Tile scores[4], dp[4], p[KEYS * 2 * QUERIES], ds[KEYS * 2 * QUERIES], ds_pairs[QUERIES * KEYS * 2]; } Block;
 
-/* Of one group of keys and one of queries: p, ds without its scale. */
+/* Of one group of keys and one of queries: p and ds = p·(dp - delta), of their scores and dp. The factor 1 / sqrt(D) comes last. */
 static inline void differentiate(Block *x, long key, long query, const float *log_sum, const float *delta, float scale) {
     __m512 less[2], own[2], factor = _mm512_set1_ps(scale);
     for (int j = 0; j < 2; j++) less[j] = _mm512_load_ps(log_sum + 16 * j), own[j] = _mm512_load_ps(delta + 16 * j);
@@ -305,8 +308,8 @@ static long backward_tiles(Shape s) {
 static void backward_head(const bf16 *dy, const bf16 *qkv, const bf16 *y, const float *log_sum, bf16 *dqkv, Shape s, Tile *scratch) {
     const long step = s.H * 3 * s.D, y_step = s.H * s.D, wide = 2 * s.depth, all = s.groups * wide, some = KEYS * wide;
     const float scale = (float)(1 / sqrt((double)s.D)), scale2 = (float)M_LOG2E * scale;
-    /* of all queries: as right operands over D, and over queries; and dqᵀ in fp32 (2·depth, 2) a group */
-    Tile *q = scratch, *q_pairs = q + all, *g_ = q_pairs + all, *g_pairs = g_ + all, *dq = g_pairs + all;
+    /* of all queries, q and dy: right operands over D, and over queries; and dqᵀ in fp32 (2·depth, 2) a group */
+    Tile *q = scratch, *q_pairs = q + all, *out = q_pairs + all, *out_pairs = out + all, *dq = out_pairs + all;
     /* of a block of keys: left operands over D, kᵀ over keys, and gradients in fp32 (2, 2·depth) a group */
     Tile *k = dq + 2 * all, *v = k + some, *k_columns = v + some, *dk = k_columns + some, *dv = dk + 2 * some;
     Block *x = (Block *)(dv + 2 * some);
@@ -315,8 +318,8 @@ static void backward_head(const bf16 *dy, const bf16 *qkv, const bf16 *y, const 
         const Rows rows = rows_of(qkv, step, s, g), dy_rows = rows_of(dy, y_step, s, g);
         read_right(q + g * wide, rows, s.depth);
         read_pairs(q_pairs + g * wide, rows, s.depth);
-        read_right(g_ + g * wide, dy_rows, s.depth);
-        read_pairs(g_pairs + g * wide, dy_rows, s.depth);
+        read_right(out + g * wide, dy_rows, s.depth);
+        read_pairs(out_pairs + g * wide, dy_rows, s.depth);
         read_delta(delta + g * GROUP, rows_of(y, y_step, s, g), dy_rows, s.depth);
         for (long i = 0; i < GROUP; i++) logs[g * GROUP + i] = i < dy_rows.count ? log_sum[g * GROUP + i] : 0;
     }
@@ -335,7 +338,7 @@ static void backward_head(const bf16 *dy, const bf16 *qkv, const bf16 *y, const 
                 const long first = most(key, first_key(s, i)), n = least(key_end, i + 1) - first;
                 for (long g = first; g < first + n; g++) {
                     product(x->scores, 2, k + (g - key) * wide, s.depth, 1, q + i * wide, 2, s.depth, 0);
-                    product(x->dp, 2, v + (g - key) * wide, s.depth, 1, g_ + i * wide, 2, s.depth, 0);
+                    product(x->dp, 2, v + (g - key) * wide, s.depth, 1, out + i * wide, 2, s.depth, 0);
                     mask(x->scores, s, g, i);
                     differentiate(x, g - key, i - query, logs + i * GROUP, delta + i * GROUP, scale2);
                 }
@@ -344,22 +347,24 @@ static void backward_head(const bf16 *dy, const bf16 *qkv, const bf16 *y, const 
                             x->ds_pairs + ((i - query) * KEYS + first - key) * 2, 2, n, first > first_key(s, i));
             }
             for (long g = key; g < least(key_end, end); g++) {
-                const long first = most(query, g), n = least(end, last_query(s, g) + 1) - first, at = (g - key) * 2 * QUERIES + first - query;
+                const long first = most(query, g), n = least(end, last_query(s, g) + 1) - first;
+                const long at = (g - key) * 2 * QUERIES + first - query, sums = (g - key) * 2 * wide;
                 for (long d = 0; d < s.depth && n > 0; d++) {
-                    product(dv + (g - key) * 2 * wide + 2 * d, wide, x->p + at, QUERIES, 1, g_pairs + first * wide + 2 * d, wide, n, first > g);
-                    product(dk + (g - key) * 2 * wide + 2 * d, wide, x->ds + at, QUERIES, 1, q_pairs + first * wide + 2 * d, wide, n, first > g);
+                    product(dv + sums + 2 * d, wide, x->p + at, QUERIES, 1, out_pairs + first * wide + 2 * d, wide, n, first > g);
+                    product(dk + sums + 2 * d, wide, x->ds + at, QUERIES, 1, q_pairs + first * wide + 2 * d, wide, n, first > g);
                 }
             }
         }
         for (long g = key; g < key_end; g++) {
-            bf16 *out = dqkv + g * GROUP * step;
-            write_rows(out + s.D, step, s.T - g * GROUP, s, dk + (g - key) * 2 * wide, scale);
-            write_rows(out + 2 * s.D, step, s.T - g * GROUP, s, dv + (g - key) * 2 * wide, 1);
+            bf16 *rows = dqkv + g * GROUP * step;
+            write_rows(rows + s.D, step, s.T - g * GROUP, s, dk + (g - key) * 2 * wide, scale);
+            write_rows(rows + 2 * s.D, step, s.T - g * GROUP, s, dv + (g - key) * 2 * wide, 1);
         }
     }
     float scales[GROUP];
     for (long i = 0; i < GROUP; i++) scales[i] = scale;
-    for (long g = 0; g < s.groups; g++) write_columns(dqkv + g * GROUP * step, step, s.T - g * GROUP, s, dq + g * 2 * wide, scales);
+    for (long g = 0; g < s.groups; g++)
+        write_columns(dqkv + g * GROUP * step, step, s.T - g * GROUP, s, dq + g * 2 * wide, scales);
 }
 
 long attention_scratch(long T, long D) { /* bytes, for each thread */
@@ -379,6 +384,7 @@ void attention_forward(const bf16 *qkv, bf16 *y, float *log_sum, long B, long T,
             forward_head(qkv + (b * T * H + h) * 3 * D, y + (b * T * H + h) * D, log_sum + i * T, s, own);
         }
         _tile_release();
+        _mm_sfence(); /* of what went past the caches */
     }
 }
 
@@ -395,5 +401,6 @@ void attention_backward(const bf16 *dy, const bf16 *qkv, const bf16 *y, const fl
             backward_head(dy + at, qkv + 3 * at, y + at, log_sum + i * T, dqkv + 3 * at, s, own);
         }
         _tile_release();
+        _mm_sfence(); /* of what went past the caches */
     }
 }
