@@ -16,7 +16,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from gptcli.model.attention import attend, causal_mask
+from gptcli.model.attention import attend, causal_mask, self_attend
 from gptcli.model.cache import FreshRows, KVCache
 from gptcli.model.config import NORM_EPS, ModelConfig
 from gptcli.model.loss import next_token_loss
@@ -42,15 +42,18 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         """What the heads found, side by side: (B, T, H·D), before the projection."""
         B, T, _ = x_BTC.shape
-        q, k, v = self.c_attn(x_BTC).view(B, T, -1, 3, self.d_head).transpose(1, 2).unbind(3)  # each (B, H, T, D)
-        seen = None
+        qkv_BTH3D = self.c_attn(x_BTC).view(B, T, -1, 3, self.d_head)
+        dropout = self.dropout if self.training else 0.0
+        if cache is None and documents_BT is None:
+            return self_attend(qkv_BTH3D, band=self.band, dropout=dropout).reshape(B, T, -1)
+        q, k, v = qkv_BTH3D.transpose(1, 2).unbind(3)  # each (B, H, T, D)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
             seen = cache.seen(T, self.band)
-        elif documents_BT is not None:
+        else:
             same_B1TT = documents_BT[:, None, :, None] == documents_BT[:, None, None, :]
             seen = causal_mask(T, T, self.band, x_BTC.device) & same_B1TT
-        y_BHTD = attend(q, k, v, band=self.band, dropout=self.dropout if self.training else 0.0, seen=seen)
+        y_BHTD = attend(q, k, v, band=self.band, dropout=dropout, seen=seen)
         return y_BHTD.transpose(1, 2).reshape(B, T, -1)
 
 

@@ -15,7 +15,8 @@ import torch.nn.attention.varlen
 from torch._higher_order_ops.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-import gptcli.model.banded  # noqa: F401 (as varlen, it registers the operator that is named below)
+import gptcli.model.banded
+import gptcli.model.packed  # noqa: F401 (as varlen and `banded`, it registers an operator that is named below)
 
 DEAR = [
     torch.ops.aten.mm.default,
@@ -25,6 +26,7 @@ DEAR = [
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.gptcli.banded_blocks.default,
+    torch.ops.gptcli.packed_attend.default,
     torch.ops.torch_attn._varlen_attn.default,
     flex_attention,
 ]

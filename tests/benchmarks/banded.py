@@ -19,14 +19,15 @@ from pathlib import Path
 import torch
 
 from gptcli.model.attention import attend, causal_mask
+from gptcli.model.packed import packed_attend
 
 T, BAND, HEADS, D_HEAD = 8192, 256, 12, 64  # one sequence of GPT-3's smallest width, four times its context
 REPEATS = 2
 BANDED = "banded, by blocks"
 WRITTEN_OUT = "dense, scores written out"
-TRAINED = "dense, as trained: compiled"
+PACKED = {"dense, our kernel": T, "banded, our kernel": BAND}  # in bf16, q, k and v in one tensor as a layer has them
 
-Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Attention = Callable[..., torch.Tensor]
 
 
 def written_out(q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor) -> torch.Tensor:
@@ -39,8 +40,8 @@ def written_out(q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor
 FORMS: dict[str, Callable[[], Attention]] = {
     WRITTEN_OUT: lambda: written_out,
     "dense, torch's flash kernel": lambda: lambda q, k, v: attend(q, k, v),
-    TRAINED: lambda: torch.compile(lambda q, k, v: attend(q, k, v), dynamic=False),
     BANDED: lambda: lambda q, k, v: attend(q, k, v, band=BAND),
+    **{form: lambda band=band: lambda qkv: packed_attend(qkv, band)[0].transpose(1, 2) for form, band in PACKED.items()},
 }
 
 
@@ -54,18 +55,20 @@ def held(which: str) -> int:
 def measure(form: str, dtype: str) -> None:
     """Print seconds and peak bytes of one form, in this process."""
     attention = FORMS[form]()
-    q, k, v = (torch.randn(1, HEADS, T, D_HEAD, dtype=getattr(torch, dtype)).requires_grad_() for _ in range(3))
-    dy = torch.randn_like(q)
+    shapes = [(1, T, HEADS, 3, D_HEAD)] if form in PACKED else [(1, HEADS, T, D_HEAD)] * 3
+    inputs = [torch.randn(shape, dtype=getattr(torch, dtype)).requires_grad_() for shape in shapes]
+    dy = torch.randn(1, HEADS, T, D_HEAD, dtype=getattr(torch, dtype))
     few = 512 if form == WRITTEN_OUT else T
-    attention(*(x[:, :, :few] for x in (q, k, v))).backward(dy[:, :, :few])  # libraries set themselves up, and compilers compile
+    attention(*(x if form in PACKED else x[:, :, :few] for x in inputs)).backward(dy[:, :, :few])  # libraries set themselves up
     times, grown = [], []
     for _ in range(1 if form == WRITTEN_OUT else REPEATS):
-        q.grad = k.grad = v.grad = None
+        for x in inputs:
+            x.grad = None
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, so that it counts again
         Path("/proc/self/clear_refs").write_text("5")  # the highest mark starts over
         before, begin = held("VmRSS"), time.perf_counter()
-        attention(q, k, v).backward(dy)
+        attention(*inputs).backward(dy)
         times.append(time.perf_counter() - begin)
         grown.append(held("VmHWM") - before)
     print(min(times), max(grown))
@@ -77,8 +80,8 @@ def run() -> None:
         print(f"{dtype}: T {T}, band {BAND}, {HEADS} heads of {D_HEAD}, forward and backward; MB of memory")
         figures = {}
         for form in FORMS:
-            if form == TRAINED and dtype == "float32":
-                continue  # the trainer's own backward pass is for bf16
+            if form in PACKED and dtype == "float32":
+                continue
             code = f"from tests.benchmarks.banded import measure; measure({form!r}, {dtype!r})"
             seconds, grown = map(
                 float, subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout.split()

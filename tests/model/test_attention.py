@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from gptcli.model import attention as module
-from gptcli.model.attention import CausalOnCpu, attend, causal_mask
+from gptcli.model.attention import attend, causal_mask, self_attend
 
 
 def by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, band: int | None) -> torch.Tensor:
@@ -35,17 +34,13 @@ def test_mask_counts_the_key_itself() -> None:
     assert mask.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
 
 
-@pytest.mark.parametrize("T", [1, 5, 8, 19])
-def test_the_cpus_own_backward_pass(monkeypatch: pytest.MonkeyPatch, T: int) -> None:
-    monkeypatch.setattr(module, "BLOCK", 8)
+@pytest.mark.parametrize("band", [None, 1, 3, 8, 100])
+@pytest.mark.parametrize("T", [1, 8, 9])
+def test_self_attend_is_attend_over_what_one_projection_left(T: int, band: int | None) -> None:
     torch.manual_seed(T)
-    leaves = [torch.randn(2, 3, T, 8, requires_grad=True) for _ in range(3)]
-    dy = torch.randn(2, 3, T, 8)
-    expected = torch.autograd.grad(by_hand(*leaves, None), leaves, dy)
-    y = CausalOnCpu.apply(*leaves)
-    torch.testing.assert_close(y, by_hand(*leaves, None), atol=1e-5, rtol=1e-5)
-    for grad, wanted in zip(torch.autograd.grad(y, leaves, dy), expected, strict=True):
-        torch.testing.assert_close(grad, wanted, atol=1e-5, rtol=1e-5)
+    qkv_BTH3D = torch.randn(2, T, 3, 3, 4)
+    y_BTHD = self_attend(qkv_BTH3D, band=band)
+    torch.testing.assert_close(y_BTHD.transpose(1, 2), by_hand(*qkv_BTH3D.transpose(1, 2).unbind(3), band), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("band", [None, 3])

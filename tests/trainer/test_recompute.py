@@ -10,7 +10,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptcli.events import SILENT
+from gptcli.model import packed
 from gptcli.model.banded import banded_attend, flex, varlen
+from gptcli.model.packed import packed_attend
 from gptcli.trainer import machine
 from gptcli.trainer.engine import build
 from gptcli.trainer.layout import Place
@@ -59,14 +61,23 @@ class Calls(TorchDispatchMode):
         return operator(*args, **(kwargs or {}))
 
 
+def from_packed(q, k, v, band):
+    return packed_attend(torch.stack((q, k, v), 3).transpose(1, 2).bfloat16(), band)[0]
+
+
 TIMES = {"none": 1, "selective": 1, "full": 2}  # that a layer's attention is computed in a step
 
 
 @pytest.mark.parametrize("how", TIMES)
 @pytest.mark.parametrize(
-    ("form", "operator"), [(banded_attend, "gptcli.banded_blocks.default"), (varlen, "torch_attn._varlen_attn.default")]
+    ("form", "operator"),
+    [
+        (banded_attend, "gptcli.banded_blocks.default"),
+        (from_packed, "gptcli.packed_attend.default"),
+        (varlen, "torch_attn._varlen_attn.default"),
+    ],
 )
-def test_banded_attention_is_dear(form, operator, how):
+def test_attention_is_dear(form, operator, how):
     """Varlen's kernel is CUDA's, so tensors are without numbers here."""
     with FakeTensorMode(), Calls() as calls:
         qkv = [torch.randn(1, 2, 100, 16, requires_grad=True) for _ in range(3)]
@@ -75,8 +86,19 @@ def test_banded_attention_is_dear(form, operator, how):
 
 
 @pytest.mark.parametrize("how", TIMES)
-@pytest.mark.parametrize(("form", "operator"), [(banded_attend, "gptcli.banded_blocks.default"), (flex, "flex_attention")])
-def test_banded_attention_is_dear_to_the_compiler(form, operator, how, monkeypatch):
+@pytest.mark.parametrize(
+    ("form", "operator"),
+    [
+        (banded_attend, "gptcli.banded_blocks.default"),
+        pytest.param(
+            from_packed,
+            "gptcli.packed_attend.default",
+            marks=pytest.mark.skipif(packed._kernel() is None, reason="no AMX here, or no compiler"),
+        ),
+        (flex, "flex_attention"),
+    ],
+)
+def test_attention_is_dear_to_the_compiler(form, operator, how, monkeypatch):
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)  # has no backward pass on a CPU
     torch._dynamo.reset()
     calls = Counter()

@@ -1,0 +1,103 @@
+"""Causal attention over q, k and v as one projection leaves them, by a kernel of our own (`gptcli/kernels/attention.c`): in bf16, on CPUs
+with AMX, where the kernel can be built. `attention.attend` is the form for everything else.
+
+The kernel reads q, k and v where they lie, writes what the heads found side by side, as the next projection reads it, and the gradients
+of all three into one tensor. To the compiler each pass is a single operator.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+import torch
+
+from gptcli.kernels.build import library
+
+POINTER, LONG, INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+ALIGNED = 64  # bytes: a tile's rows are the cache's lines
+
+
+def serves(qkv_BTH3D: torch.Tensor) -> bool:
+    """Whether the kernel takes this tensor: a function of it and of the machine."""
+    return qkv_BTH3D.device.type == "cpu" and qkv_BTH3D.dtype == torch.bfloat16 and _runs_here()
+
+
+@torch.compiler.assume_constant_result
+def _runs_here() -> bool:
+    return _kernel() is not None
+
+
+@functools.cache
+def _kernel() -> ctypes.CDLL | None:
+    if not torch.cpu._is_amx_tile_supported() or not torch.cpu._init_amx():  # a process asks the system once before it uses tiles
+        return None
+    kernel = library("attention")
+    if kernel is not None:
+        shape = (LONG, LONG, LONG, LONG, LONG, INT, POINTER)  # B, T, H, D, band, threads, scratch
+        kernel.attention_forward.argtypes = (POINTER,) * 3 + shape
+        kernel.attention_backward.argtypes = (POINTER,) * 5 + shape
+        kernel.attention_scratch.argtypes, kernel.attention_scratch.restype = (LONG, LONG), LONG
+    return kernel
+
+
+@torch.library.custom_op("gptcli::packed_attend", mutates_args=(), device_types="cpu")
+def packed_attend(qkv_BTH3D: torch.Tensor, band: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """softmax(q·k / sqrt(D))·v where position t sees t - band + 1 to t.
+
+    Returns it, (B, T, H, D), and what the backward pass needs of it: (B, H, T) fp32, log2 of each query's sum of exponentials.
+    """
+    qkv_BTH3D = qkv_BTH3D.contiguous()
+    y_BTHD, log_sum_BHT = _outputs(qkv_BTH3D)
+    _run("attention_forward", qkv_BTH3D, band, qkv_BTH3D, y_BTHD, log_sum_BHT)
+    return y_BTHD, log_sum_BHT
+
+
+@packed_attend.register_fake
+def _(qkv_BTH3D: torch.Tensor, band: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return _outputs(qkv_BTH3D)
+
+
+@torch.library.custom_op("gptcli::packed_attend_backward", mutates_args=(), device_types="cpu")
+def packed_attend_backward(
+    dy_BTHD: torch.Tensor, qkv_BTH3D: torch.Tensor, y_BTHD: torch.Tensor, log_sum_BHT: torch.Tensor, band: int
+) -> torch.Tensor:
+    """The gradient of q, k and v, packed as they are."""
+    qkv_BTH3D, dy_BTHD = qkv_BTH3D.contiguous(), dy_BTHD.contiguous()
+    dqkv_BTH3D = torch.empty_like(qkv_BTH3D)
+    _run("attention_backward", qkv_BTH3D, band, dy_BTHD, qkv_BTH3D, y_BTHD, log_sum_BHT, dqkv_BTH3D)
+    return dqkv_BTH3D
+
+
+@packed_attend_backward.register_fake
+def _(dy_BTHD: torch.Tensor, qkv_BTH3D: torch.Tensor, *rest: object) -> torch.Tensor:
+    return torch.empty_like(qkv_BTH3D, memory_format=torch.contiguous_format)
+
+
+def _outputs(qkv_BTH3D: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    B, T, H, _, D = qkv_BTH3D.shape
+    return qkv_BTH3D.new_empty(B, T, H, D), qkv_BTH3D.new_empty(B, H, T, dtype=torch.float32)
+
+
+def _run(function: str, qkv_BTH3D: torch.Tensor, band: int, *tensors: torch.Tensor) -> None:
+    """Call one of the kernel's functions on contiguous tensors, with room for each thread to work in."""
+    kernel = _kernel()
+    assert kernel is not None
+    B, T, H, _, D = qkv_BTH3D.shape
+    threads = torch.get_num_threads()
+    scratch = torch.empty(threads * kernel.attention_scratch(T, D) + ALIGNED, dtype=torch.uint8)
+    aligned = -(-scratch.data_ptr() // ALIGNED) * ALIGNED
+    getattr(kernel, function)(*(tensor.data_ptr() for tensor in tensors), B, T, H, D, band, threads, aligned)
+
+
+def _save(ctx: object, inputs: tuple[object, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    qkv, ctx.band = inputs  # type: ignore[attr-defined]
+    ctx.save_for_backward(qkv, *output)  # type: ignore[attr-defined]
+    ctx.set_materialize_grads(False)  # type: ignore[attr-defined]  # the sums have none
+
+
+def _gradients(ctx: object, dy_BTHD: torch.Tensor, _: None) -> tuple[torch.Tensor, None]:
+    return packed_attend_backward(dy_BTHD, *ctx.saved_tensors, ctx.band), None  # type: ignore[attr-defined]
+
+
+packed_attend.register_autograd(_gradients, setup_context=_save)
