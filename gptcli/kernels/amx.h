@@ -44,6 +44,7 @@ static inline void tiles_off(void) { _tile_release(); }
 /* results (32, 32) fp32 = or, with `more`, += left . right over `tiles` times 32 of K. */
 static inline void multiply(const bf16 *left, const bf16 *right, long tiles, float *results, int more) {
     enum { ROW = PANEL * sizeof(float) };
+    __asm__ volatile("" ::: "memory"); /* gcc's intrinsics do not say that tiles are loaded of what was stored */
     if (more) {
         _tile_loadd(0, results, ROW);
         _tile_loadd(1, results + 16, ROW);
