@@ -13,10 +13,8 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import nn
 
 from gptcli.kernels.build import library
-from gptcli.model.transformer import MLP
 
 POINTER, LONG = ctypes.c_void_p, ctypes.c_long
 
@@ -36,14 +34,14 @@ def runs_here() -> bool:
     return _kernel() is not None
 
 
-def give(block: nn.Module) -> None:
+def give(block: Any) -> None:
     """Let the linear layers of a block be the kernel's wherever that serves. Parameters and their names stay as they are."""
     for module in (block.attn.c_attn, block.attn.c_proj):
         module.forward = MethodType(_linear, module)
     block.mlp.forward = MethodType(_mlp, block.mlp)
 
 
-def take_back(block: nn.Module) -> None:
+def take_back(block: Any) -> None:
     for module in (block.attn.c_attn, block.attn.c_proj, block.mlp):
         module.__dict__.pop("forward", None)
 
@@ -54,16 +52,18 @@ def serves(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return on_cpu and torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16 and runs_here()
 
 
-def _linear(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+def _linear(module: Any, x: torch.Tensor) -> torch.Tensor:
     if not serves(x, module.weight):
-        return nn.Linear.forward(module, x)
+        own: torch.Tensor = type(module).forward(module, x)
+        return own
     y_NO = linear(x.flatten(0, -2).bfloat16(), module.weight, module.bias)
     return y_NO.view(*x.shape[:-1], -1)
 
 
-def _mlp(module: MLP, x: torch.Tensor) -> torch.Tensor:
+def _mlp(module: Any, x: torch.Tensor) -> torch.Tensor:
     if not serves(x, module.c_fc.weight):
-        return MLP.forward(module, x)
+        own: torch.Tensor = type(module).forward(module, x)
+        return own
     y_NC, _, _ = mlp(x.flatten(0, -2).bfloat16(), module.c_fc.weight, module.c_fc.bias, module.c_proj.weight, module.c_proj.bias)
     return y_NC.view(x.shape)
 
