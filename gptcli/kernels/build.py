@@ -58,10 +58,11 @@ def cache_folder() -> Path | None:
 
 
 def _key(source: Path, compiler: str) -> str:
-    """What the built library depends on: the source, how it is built, by whom, and for which CPU."""
+    """What the built library depends on: the source and all headers, how it is built, by whom, and for which CPU."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=PATIENCE).stdout
     how = " ".join((*FLAGS, platform.machine(), _features()))
-    return hashlib.sha256(b"\0".join((source.read_bytes(), version, how.encode()))).hexdigest()[:16]
+    sources = [path.read_bytes() for path in (source, *sorted(HERE.glob("*.h")))]
+    return hashlib.sha256(b"\0".join((*sources, version, how.encode()))).hexdigest()[:16]
 
 
 def _features() -> str:

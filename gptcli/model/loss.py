@@ -4,6 +4,8 @@ The logits of a GPT-2 batch are larger than the model (4 x 1,024 x 50,257 in fp3
 and each chunk's gradient is taken while its logits are at hand, which costs one matrix product less than recomputing them in the
 backward pass. Within a chunk the vocabulary goes in pieces: products of that shape run at twice the speed on a CPU, and a piece's
 exponentials, taken from its own maximum and kept in the logits' precision, turn into probabilities by one factor a row.
+
+In bf16 on a CPU with AMX a kernel of our own does the products as well: `gptcli.model.head_kernel`.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+
+from gptcli.model import head_kernel
 
 IGNORE = -100  # a target that counts for nothing
 CHUNK_BYTES = 512 << 20  # logits alive at once, in their own precision
@@ -78,7 +82,9 @@ def next_token_loss(
     """
     if torch.is_autocast_enabled(x_NC.device.type):
         dtype = torch.get_autocast_dtype(x_NC.device.type)
-        x_NC, weight_VC = x_NC.to(dtype), weight_VC.to(dtype)
+        x_NC = x_NC.to(dtype)
+        if not head_kernel.serves(x_NC, weight_VC):
+            weight_VC = weight_VC.to(dtype)
     return _HeadLoss.apply(x_NC, weight_VC, target_N, loops, vocabulary, torch.is_grad_enabled())
 
 
@@ -94,18 +100,24 @@ class _HeadLoss(torch.autograd.Function):
         train: bool,
     ) -> torch.Tensor:
         N = len(x_NC)
-        most = max(1, CHUNK_BYTES // (x_NC.element_size() * vocabulary.widest(weight_VC)))  # so all slices have the same chunks
+        kernel = head_kernel.serves(x_NC, weight_VC)
+        widest = vocabulary.widest(weight_VC)
+        row_bytes = head_kernel.row_bytes(widest) if kernel else x_NC.element_size() * widest
+        most = max(1, CHUNK_BYTES // row_bytes)  # so all slices have the same chunks
         chunks = max(1, -(-N // most))  # equal ones: a small last one would cost as much to sum up as a full one
         rows = max(1, -(-N // chunks))
         loss = torch.zeros((), dtype=torch.float32, device=x_NC.device)
         dx_NC = torch.empty_like(x_NC) if train else None
-        dweight_VC = torch.zeros_like(weight_VC, dtype=torch.float32) if train else None
+        dweight_VC = torch.empty_like(weight_VC, dtype=torch.float32) if train else None
         with torch.autocast(x_NC.device.type, enabled=False):
             for start in range(0, N, rows):
-                chunk = _Chunk(x_NC[start : start + rows], weight_VC, target_N[start : start + rows, None], loops, vocabulary, train)
-                loss += chunk.loss()
+                operands = x_NC[start : start + rows], weight_VC, target_N[start : start + rows]
+                chunk = head_kernel.Exponentials(*operands, train) if kernel else _Pieces(*operands, train, loops)
+                log_sum_n1, own_n1 = vocabulary.added_up(chunk.log_sum_n1, chunk.own_n1)
+                counted_n1 = operands[2][:, None] != IGNORE
+                loss += ((log_sum_n1 - own_n1) * counted_n1).sum()
                 if dx_NC is not None and dweight_VC is not None:
-                    dx_NC[start : start + rows] = chunk.gradients(weight_VC, dweight_VC)
+                    dx_NC[start : start + rows] = chunk.gradients(log_sum_n1, own_n1, counted_n1, dweight_VC, start > 0)
         if train:
             ctx.save_for_backward(dx_NC, dweight_VC)
         return loss
@@ -113,20 +125,19 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         dx_NC, dweight_VC = ctx.saved_tensors
-        return dx_NC * grads[0].to(dx_NC.dtype), dweight_VC * grads[0], None, None, None, None
+        return dx_NC.mul_(grads[0]), dweight_VC.mul_(grads[0]), None, None, None, None  # in place: the weight's is large
 
 
-class _Chunk:
-    """n positions at the head."""
+class _Pieces:
+    """n positions at the head, the vocabulary piece by piece."""
 
-    def __init__(
-        self, x_nC: torch.Tensor, weight_VC: torch.Tensor, target_n1: torch.Tensor, loops: Loops, vocabulary: Whole, train: bool
-    ) -> None:
-        self.x_nC, self.loops, self.counted_n1, self.target_n1 = x_nC, loops, target_n1 != IGNORE, target_n1
+    def __init__(self, x_nC: torch.Tensor, weight_VC: torch.Tensor, target_n: torch.Tensor, train: bool, loops: Loops) -> None:
+        self.x_nC, self.weight_VC, self.target_n1, self.loops = x_nC, weight_VC, target_n[:, None], loops
         V = len(weight_VC)
         self.borders = list(pairwise([*range(0, V, PIECES.get(x_nC.device.type, V)), V]))
         self.pieces: list[tuple[torch.Tensor, torch.Tensor]] = []  # each one's exponentials and shifts, where gradients will be asked for
-        self.own_n1 = torch.zeros_like(target_n1, dtype=torch.float32)  # the targets' logits
+        self.own_n1 = torch.zeros_like(self.target_n1, dtype=torch.float32)
+        """The targets' logits, 0 where they are not among the entries."""
         log_sums = []
         for first, last in self.borders:
             logits_nv = x_nC @ weight_VC[first:last].T
@@ -136,24 +147,27 @@ class _Chunk:
             log_sums.append(log_sum_n1)
             if train:
                 self.pieces.append((exp_nv, shift_n1))
-        self.log_sum_n1, self.own_n1 = vocabulary.added_up(torch.cat(log_sums, dim=1).logsumexp(1, keepdim=True), self.own_n1)
+        self.log_sum_n1 = torch.cat(log_sums, dim=1).logsumexp(1, keepdim=True)
 
-    def loss(self) -> torch.Tensor:
-        return ((self.log_sum_n1 - self.own_n1) * self.counted_n1).sum()
-
-    def gradients(self, weight_VC: torch.Tensor, dweight_VC: torch.Tensor) -> torch.Tensor:
-        """Add the weight's to `dweight_VC`; returns that of x, fp32 (n, C). Once only: the exponentials are used up."""
+    def gradients(
+        self, log_sum_n1: torch.Tensor, own_n1: torch.Tensor, counted_n1: torch.Tensor, dweight_VC: torch.Tensor, more: bool
+    ) -> torch.Tensor:
+        """Set the weight's, or with `more` add to it; returns that of x, fp32 (n, C). `log_sum` and `own` are of the whole vocabulary.
+        Once only: the exponentials are used up."""
+        if not more:
+            dweight_VC.zero_()
         dx_nC = torch.zeros_like(self.x_nC, dtype=torch.float32)
         x_Cn = self.x_nC.T.contiguous()  # once: a product whose first operand is transposed runs at half the speed on a CPU
         row_n1 = torch.arange(len(x_Cn[0]), device=x_Cn.device)[:, None]
-        own_gradient_n1 = ((self.own_n1 - self.log_sum_n1).exp() - 1) * self.counted_n1
+        own_gradient_n1 = ((own_n1 - log_sum_n1).exp() - 1) * counted_n1
         for first, last in self.borders:
             dlogits_nv, shift_n1 = self.pieces.pop(0)
-            self.loops.scale(dlogits_nv, (shift_n1 - self.log_sum_n1).exp() * self.counted_n1)
+            self.loops.scale(dlogits_nv, (shift_n1 - log_sum_n1).exp() * counted_n1)
             inside_n1, index_n1 = self._target_in(first, last)
-            own_n1 = torch.where(inside_n1, own_gradient_n1.to(dlogits_nv.dtype), dlogits_nv.gather(1, index_n1))
-            dlogits_nv[row_n1, index_n1] = own_n1  # scatter_ would copy all of it
-            self.loops.accumulate(dx_nC, dlogits_nv @ weight_VC[first:last])
+            dlogits_nv[row_n1, index_n1] = torch.where(  # scatter_ would copy all of it
+                inside_n1, own_gradient_n1.to(dlogits_nv.dtype), dlogits_nv.gather(1, index_n1)
+            )
+            self.loops.accumulate(dx_nC, dlogits_nv @ self.weight_VC[first:last])
             self.loops.accumulate(dweight_VC[first:last], (x_Cn @ dlogits_nv).T)
         return dx_nC
 

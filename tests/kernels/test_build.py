@@ -67,6 +67,15 @@ def test_a_changed_source_is_built_anew(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("compiler")
+def test_a_changed_header_is_built_anew(folder: Path) -> None:
+    (folder / "one.c").write_text('#include "one.h"\nint one(void) { return ONE; }')
+    for value in (1, 2):
+        (folder / "one.h").write_text(f"enum {{ ONE = {value} }};")
+        assert build.library("one").one() == value  # type: ignore[union-attr]
+        build.library.cache_clear()
+
+
+@pytest.mark.usefixtures("compiler")
 def test_without_a_place_to_keep_it(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

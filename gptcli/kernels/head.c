@@ -1,0 +1,183 @@
+/* The output head and its cross-entropy: logits (N, V) = X (N, C) . W (V, C)^T, of which only exponentials are kept, as bf16, each of a
+   BLOCK of 256 entries by its own largest logit in fp32. A factor a row and block makes probabilities of them, on their way into the two
+   products of the backward pass. They stand block by block as left tiles: [block][panel of 32 rows][8 tile pairs]. */
+#include "amx.h"
+
+enum { PANELS = 8, BLOCK = PANELS * PANEL }; /* of 32 entries, or of 32 rows, that a thread has in L2; and what goes from L2 to L1 at once */
+
+static inline long padded(long n) { return over(n, PANEL) * PANEL; }
+
+/* 32 x 256 logits: exponentials to `e` unless that is null, and of every row the largest logit, the sum, and the target's own logit. */
+static void take_exponentials(const float *logits, bf16 *e, long block, long V, const int64_t *target, long rows, float *shift, float *sum, float *own) {
+    for (long r = 0; r < PANEL; r++, logits += PANEL) {
+        __m512 x[2 * PANELS], most = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
+        for (int i = 0; i < 2 * PANELS; i++) {
+            x[i] = _mm512_mask_load_ps(_mm512_set1_ps(-INFINITY), first16(V - block * BLOCK - i * 16), logits + i / 2 * RESULTS + i % 2 * 16);
+            most = _mm512_max_ps(most, x[i]);
+        }
+        shift[r] = _mm512_reduce_max_ps(most);
+        most = _mm512_set1_ps(shift[r]);
+        for (int i = 0; i < 2 * PANELS; i++) {
+            x[i] = exponential(_mm512_sub_ps(x[i], most));
+            total = _mm512_add_ps(total, x[i]);
+        }
+        sum[r] = _mm512_reduce_add_ps(total);
+        if (e)
+            for (int i = 0; i < PANELS; i++)
+                _mm512_stream_si512((__m512i *)(e + i * PAIR + r * 32), (__m512i)_mm512_cvtne2ps_pbh(x[2 * i + 1], x[2 * i]));
+        if (r < rows && target[r] >= block * BLOCK && target[r] < least(V, (block + 1) * BLOCK)) {
+            long at = target[r] - block * BLOCK;
+            own[r] = logits[at / PANEL * RESULTS + at % PANEL];
+        }
+    }
+}
+
+/* x (N, C) bf16, w (V, C) fp32 or bf16, target (N). Of the blocks' shifts and sums (blocks, N padded to 32); own (N padded) only where a
+   target is among the V entries. `e` may be null. */
+int head_forward(const bf16 *x, const void *w, int w_fp32, const int64_t *target, bf16 *e, float *shift, float *sum, float *own, long N, long C, long V) {
+    long tiles = over(C, 32), rows = over(N, PANEL), threads = omp_get_max_threads();
+    Source X = {x, N, C, 0}, W = {w, V, C, w_fp32};
+    bf16 *left = aligned_alloc(64, (rows + threads * PANELS) * tiles * PAIR * sizeof(bf16));
+    if (!left) return 0;
+#pragma omp parallel num_threads(threads)
+    {
+        long first, last;
+        share(rows, &first, &last);
+        for (long i = first; i < last; i++) pack(&X, i, 0, tiles, LEFT, ROWS, left + i * tiles * PAIR);
+#pragma omp barrier
+        tiles_on();
+        bf16 *right = left + (rows + omp_get_thread_num() * PANELS) * tiles * PAIR;
+        float logits[PANELS * RESULTS] __attribute__((aligned(64)));
+        share(over(V, BLOCK), &first, &last);
+        for (long b = first; b < last; b++) {
+            for (long n = 0; n < PANELS; n++) pack(&W, b * PANELS + n, 0, tiles, RIGHT, ROWS, right + n * tiles * PAIR);
+            for (long i = 0; i < rows; i++) {
+                for (long k = 0; k < tiles; k += PANELS)
+                    for (long n = 0; n < PANELS; n++) {
+                        fetch_part(left + (i * tiles + k + PANELS) * PAIR, PANELS, n, PANELS);
+                        multiply(left + (i * tiles + k) * PAIR, right + (n * tiles + k) * PAIR, least(PANELS, tiles - k), logits + n * RESULTS, k > 0);
+                    }
+                long at = b * rows + i;
+                take_exponentials(logits, e ? e + at * PANELS * PAIR : 0, b, V, target + i * PANEL, N - i * PANEL, shift + at * PANEL, sum + at * PANEL, own + i * PANEL);
+            }
+        }
+        tiles_off();
+        _mm_sfence();
+    }
+    free(left);
+    return 1;
+}
+
+/* The gradient of logits: exponentials times factor, and the target's own. */
+typedef struct {
+    const bf16 *e;
+    const float *factor, *own; /* (blocks, N padded), (N padded) */
+    const int64_t *target;
+    long rows, N;
+} Gradient;
+
+static inline bf16 rounded(float x) { return (bf16)_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(x)), 0); }
+
+/* Entries 32 n .. of block b by rows 32 i .., as tiles with K along entries (straight), or along rows. */
+static inline void gradient_pair(const Gradient *g, long b, long i, long n, int straight, bf16 *tiles) {
+    const bf16 *e = g->e + ((b * g->rows + i) * PANELS + n) * PAIR;
+    const float *factor = g->factor + (b * g->rows + i) * PANEL;
+    __m512i d[PANEL], r[2][16];
+    for (int row = 0; row < PANEL; row++) {
+        __m512i x = _mm512_load_si512(e + row * 32);
+        __m512 f = _mm512_set1_ps(factor[row]);
+        __m512 low = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(x)), 16));
+        __m512 high = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(x, 1)), 16));
+        d[row] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(high, f), _mm512_mul_ps(low, f));
+    }
+    if (straight)
+        for (int row = 0; row < PANEL; row++) _mm512_store_si512(tiles + row * 32, d[row]);
+    else {
+        for (int k = 0; k < 16; k++) interleave(d[2 * k], d[2 * k + 1], &r[0][k], &r[1][k]);
+        for (int half = 0; half < 2; half++) {
+            transpose(r[half]);
+            for (int k = 0; k < 16; k++) _mm512_store_si512(tiles + half * TILE + 32 * k, r[half][k]);
+        }
+    }
+    long start = b * BLOCK + n * PANEL;
+    for (long row = 0; row < least(PANEL, g->N - i * PANEL); row++) {
+        long at = g->target[i * PANEL + row] - start;
+        if (at >= 0 && at < PANEL) tiles[straight ? row * 32 + at : at * 32 + row] = rounded(g->own[i * PANEL + row]);
+    }
+}
+
+static void store(const float *results, float *to, long rows, long columns, long row, long column, int more) {
+    for (long i = 0; i < least(PANEL, rows - row); i++)
+        for (long c = column; c < least(column + PANEL, columns); c += 16) {
+            float *at = to + (row + i) * columns + c;
+            __mmask16 inside = first16(columns - c);
+            __m512 x = _mm512_load_ps(results + i * PANEL + c - column);
+            if (more) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(inside, at));
+            if (inside == 0xffff && !((uintptr_t)at & 63)) _mm512_stream_ps(at, x);
+            else _mm512_mask_storeu_ps(at, inside, x);
+        }
+}
+
+/* dx (N, C) bf16, and dw (V, C) fp32: set, or with `more` added to. */
+int head_backward(const bf16 *x, const void *w, int w_fp32, const int64_t *target, const bf16 *e, const float *factor, const float *own, float *dx, float *dw, int more, long N, long C, long V) {
+    long rows = over(N, PANEL), columns = over(C, PANEL), blocks = over(V, BLOCK), depths = over(rows, PANELS), threads = omp_get_max_threads();
+    Source X = {x, N, C, 0}, W = {w, V, C, w_fp32};
+    Gradient g = {e, factor, own, target, rows, N};
+    long part = columns * PANELS * PAIR; /* of the shared operand: all its panels over 256 of K */
+    bf16 *right = aligned_alloc(64, ((blocks > depths ? blocks : depths) * part + threads * PANELS * PANELS * PAIR) * sizeof(bf16));
+    float *all_results = aligned_alloc(64, threads * columns * PANELS * RESULTS * sizeof(float));
+    if (right && all_results)
+#pragma omp parallel num_threads(threads)
+    {
+        long first, last, me = omp_get_thread_num();
+        bf16 *left = right + (blocks > depths ? blocks : depths) * part + me * PANELS * PANELS * PAIR;
+        float *results = all_results + me * columns * PANELS * RESULTS;
+        tiles_on();
+        /* dW: a thread's entries by blocks of 256, over all rows */
+        share(depths, &first, &last);
+        for (long k = first; k < last; k++)
+            for (long j = 0; j < columns; j++) pack(&X, j, k * PANELS, PANELS, RIGHT, COLUMNS, right + k * part + j * PANELS * PAIR);
+#pragma omp barrier
+        share(blocks, &first, &last);
+        for (long b = first; b < last; b++) {
+            for (long k = 0; k < depths; k++) {
+                long depth = least(PANELS, rows - k * PANELS);
+                for (long t = 0; t < depth; t++)
+                    for (long n = 0; n < PANELS; n++) gradient_pair(&g, b, k * PANELS + t, n, 0, left + (n * PANELS + t) * PAIR);
+                for (long j = 0; j < columns; j++)
+                    for (long n = 0; n < PANELS; n++) {
+                        fetch_part(right + k * part + (j + 1) * PANELS * PAIR, PANELS, n, PANELS);
+                        multiply(left + n * PANELS * PAIR, right + k * part + j * PANELS * PAIR, depth, results + (j * PANELS + n) * RESULTS, k > 0);
+                    }
+            }
+            for (long n = 0; n < PANELS; n++)
+                for (long j = 0; j < columns; j++) store(results + (j * PANELS + n) * RESULTS, dw, V, C, b * BLOCK + n * PANEL, j * PANEL, more);
+        }
+        /* dX: a thread's rows by blocks of 256, over all entries */
+#pragma omp barrier
+        for (long b = first; b < last; b++)
+            for (long j = 0; j < columns; j++) pack(&W, j, b * PANELS, PANELS, RIGHT, COLUMNS, right + b * part + j * PANELS * PAIR);
+#pragma omp barrier
+        share(rows, &first, &last);
+        for (long i = first; i < last; i += PANELS) {
+            long count = least(PANELS, last - i);
+            for (long b = 0; b < blocks; b++) {
+                for (long n = 0; n < count; n++)
+                    for (long t = 0; t < PANELS; t++) gradient_pair(&g, b, i + n, t, 1, left + (n * PANELS + t) * PAIR);
+                for (long j = 0; j < columns; j++)
+                    for (long n = 0; n < count; n++) {
+                        fetch_part(right + b * part + (j + 1) * PANELS * PAIR, PANELS, n, count);
+                        multiply(left + n * PANELS * PAIR, right + b * part + j * PANELS * PAIR, PANELS, results + (j * PANELS + n) * RESULTS, b > 0);
+                    }
+            }
+            for (long n = 0; n < count; n++)
+                for (long j = 0; j < columns; j++) store(results + (j * PANELS + n) * RESULTS, dx, N, C, (i + n) * PANEL, j * PANEL, 0);
+        }
+        tiles_off();
+        _mm_sfence();
+    }
+    int done = right && all_results;
+    free(right);
+    free(all_results);
+    return done;
+}

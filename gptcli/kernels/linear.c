@@ -1,0 +1,185 @@
+/* A linear layer Y (N, O) = X (N, K) . W (O, K)^T + b in training: its product forward and both backward, with what comes before or after
+   taken on results that are still in cache. X, Y and their gradients are bf16; W, b and their gradients fp32. */
+#include "amx.h"
+
+enum { STRETCH = 8, BLOCK_BYTES = 1200 << 10, POSITIONS = 8, WIDE = 8, GROUP = 4 }; /* tiles of K in L1; L2 for a block; tiles of N, panels at once */
+
+typedef struct {
+    bf16 *y, *z;       /* results; and of a layer with GELU what GELU makes of them, or where GELU's derivative goes by: its input */
+    const float *bias; /* O, or none */
+    long rows, columns;
+    int backward;
+} Target;
+
+static inline __m512 widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
+
+/* s = sigmoid(2u) where GELU's tanh form is x.s (Hendrycks and Gimpel 2016): u = sqrt(2/pi) (x + 0.044715 x^3). */
+static inline __m512 gate(__m512 x, __m512 x2) {
+    __m512 u2 = _mm512_mul_ps(x, _mm512_fmadd_ps(x2, _mm512_set1_ps(-0.0713548162726f), _mm512_set1_ps(-1.59576912161f))); /* -2u */
+    u2 = _mm512_min_ps(u2, _mm512_set1_ps(80));
+    __m512 d = _mm512_add_ps(_mm512_set1_ps(1), exponential(u2)), r = _mm512_rcp14_ps(d);
+    return _mm512_mul_ps(r, _mm512_fnmadd_ps(d, r, _mm512_set1_ps(2)));
+}
+static inline __m512 gelu(__m512 x) { return _mm512_mul_ps(x, gate(x, _mm512_mul_ps(x, x))); }
+static inline __m512 gelu_slope(__m512 x) {
+    __m512 x2 = _mm512_mul_ps(x, x), s = gate(x, x2);
+    __m512 du2 = _mm512_fmadd_ps(x2, _mm512_set1_ps(0.214064448818f), _mm512_set1_ps(1.59576912161f));
+    __m512 rest = _mm512_mul_ps(_mm512_mul_ps(x, du2), _mm512_fnmadd_ps(s, s, s)); /* x.2u'.s(1 - s) */
+    return _mm512_add_ps(s, rest);
+}
+
+/* 32 of a row, past the caches where whole lines are written: none of what is written here is read soon. */
+static inline void put(bf16 *to, __m512 low, __m512 high, __mmask32 inside) {
+    __m512i x = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+    if (inside == 0xffffffff && !((uintptr_t)to & 63)) _mm512_stream_si512((__m512i *)to, x);
+    else _mm512_mask_storeu_epi16(to, inside, x);
+}
+
+/* Results of 32 rows and some neighbouring panels to their place, row by row: memory takes and gives long runs sooner than single lines. */
+static void finish(const float *results, long step, const Target *t, long row, long column, long last) {
+    enum { AHEAD = 4 };
+    for (long i = 0; i < least(PANEL, t->rows - row); i++) {
+        const float *from = results + i * PANEL;
+        for (long c = column; c < last; c += PANEL, from += step) {
+            __mmask32 inside = first32(t->columns - c);
+            long at = (row + i) * t->columns + c;
+            __m512 low = _mm512_load_ps(from), high = _mm512_load_ps(from + 16);
+            if (t->bias) {
+                low = _mm512_add_ps(low, _mm512_maskz_loadu_ps(inside, t->bias + c));
+                high = _mm512_add_ps(high, _mm512_maskz_loadu_ps(inside >> 16, t->bias + c + 16));
+            }
+            if (t->backward && t->z) {
+                __m512i z = _mm512_maskz_loadu_epi16(inside, t->z + at);
+                _mm_prefetch((const char *)(t->z + at + AHEAD * t->columns), _MM_HINT_T0);
+                low = _mm512_mul_ps(low, gelu_slope(widen(_mm512_castsi512_si256(z))));
+                high = _mm512_mul_ps(high, gelu_slope(widen(_mm512_extracti64x4_epi64(z, 1))));
+            }
+            put(t->y + at, low, high, inside);
+            if (!t->backward && t->z) put(t->z + at, gelu(low), gelu(high), inside);
+        }
+    }
+}
+
+/* Y = A . W^T, or A . W, for the rows of A: W is packed once, a block of A's rows stays in L2, and W's panels go by. */
+static int product(Source a, Source w, enum Along along, Target to) {
+    long tiles = over(a.columns, 32), panels = over(to.columns, PANEL), threads = omp_get_max_threads();
+    long block = least(BLOCK_BYTES / (tiles * PAIR * 2), over(over(a.rows, PANEL), threads));
+    bf16 *right = aligned_alloc(64, (panels + threads * block) * tiles * PAIR * sizeof(bf16));
+    float *all_results = aligned_alloc(64, threads * block * GROUP * RESULTS * sizeof(float));
+    if (right && all_results)
+#pragma omp parallel num_threads(threads)
+    {
+        long first, last;
+        share(panels, &first, &last);
+        for (long j = first; j < last; j++) pack(&w, j, 0, tiles, RIGHT, along, right + j * tiles * PAIR);
+#pragma omp barrier
+        tiles_on();
+        bf16 *left = right + (panels + omp_get_thread_num() * block) * tiles * PAIR;
+        float *results = all_results + omp_get_thread_num() * block * GROUP * RESULTS;
+        share(over(a.rows, PANEL), &first, &last);
+        for (long i = first; i < last; i += block) {
+            long count = least(block, last - i);
+            for (long n = 0; n < count; n++) pack(&a, i + n, 0, tiles, LEFT, ROWS, left + n * tiles * PAIR);
+            for (long j = 0; j < panels; j++) {
+                for (long k = 0; k < tiles; k += STRETCH)
+                    for (long n = 0; n < count; n++) {
+                        const bf16 *part = right + (j * tiles + k) * PAIR;
+                        fetch_part(part + STRETCH * PAIR, STRETCH, n, count);
+                        multiply(left + (n * tiles + k) * PAIR, part, least(STRETCH, tiles - k), results + (j % GROUP * block + n) * RESULTS, k > 0);
+                    }
+                if ((j + 1) % GROUP == 0 || j + 1 == panels)
+                    for (long n = 0; n < count; n++)
+                        finish(results + n * RESULTS, block * RESULTS, &to, (i + n) * PANEL, j / GROUP * GROUP * PANEL, least((j + 1) * PANEL, to.columns));
+            }
+        }
+        tiles_off();
+    }
+    int done = right && all_results;
+    free(right);
+    free(all_results);
+    return done;
+}
+
+/* Y = X.W^T + b; with `after`, that = GELU(Y) as well. */
+int forward(const bf16 *x, const float *w, const float *b, bf16 *y, bf16 *after, long N, long K, long O) {
+    return product((Source){x, N, K, 0}, (Source){w, O, K, 1}, ROWS, (Target){y, after, b, N, O, 0});
+}
+
+/* dX = dY.W; with `before`, X was GELU of that, and dX is its gradient. */
+int backward_x(const bf16 *dy, const float *w, const bf16 *before, bf16 *dx, long N, long K, long O) {
+    return product((Source){dy, N, O, 0}, (Source){w, O, K, 1}, COLUMNS, (Target){dx, (bf16 *)before, 0, N, K, 1});
+}
+
+static void store(const float *results, float *to, long rows, long columns, long row, long column) {
+    for (long i = 0; i < least(PANEL, rows - row); i++)
+        for (int half = 0; half < 2; half++)
+            _mm512_mask_storeu_ps(to + (row + i) * columns + column + 16 * half, first16(columns - column - 16 * half), _mm512_load_ps(results + i * PANEL + 16 * half));
+}
+
+/* sums (O) = those of rows first .. last of dy. */
+static void add_rows(const bf16 *dy, long first, long last, long O, float *sums) {
+    for (long c = 0; c < over(O, 16); c++) _mm512_store_ps(sums + c * 16, _mm512_setzero_ps());
+    for (long n = first; n < last; n++)
+        for (long c = 0; c < O; c += 16) {
+            __m512 x = widen(_mm256_maskz_loadu_epi16(first16(O - c), dy + n * O + c));
+            _mm512_store_ps(sums + c, _mm512_add_ps(_mm512_load_ps(sums + c), x));
+        }
+}
+
+/* Where tile pair k of panel j stands among `panels`: stretch after stretch, each of all panels. */
+static inline long place(long j, long k, long panels) { return (k / POSITIONS * panels + j) * POSITIONS + k % POSITIONS; }
+
+/* dW = dY^T.X, and db, the sums of dY's columns. The narrower operand is packed whole; of the wider one each thread packs a block of panels at a time, for as many positions
+   as L2 holds beside the block's sums. */
+int backward_w(const bf16 *dy, const bf16 *x, float *dw, float *db, long N, long K, long O) {
+    int mine_left = O >= K;
+    Source wide = {mine_left ? dy : x, N, mine_left ? O : K, 0}, narrow = {mine_left ? x : dy, N, mine_left ? K : O, 0};
+    enum Side side = mine_left ? LEFT : RIGHT, other = mine_left ? RIGHT : LEFT;
+    long tiles = over(N, 32), depths = over(tiles, POSITIONS) * POSITIONS, wides = over(wide.columns, PANEL), narrows = over(narrow.columns, PANEL), threads = omp_get_max_threads();
+    long block = least(WIDE, wides);
+    bf16 *shared = aligned_alloc(64, (narrows * depths + threads * block * POSITIONS) * PAIR * sizeof(bf16));
+    float *all_results = aligned_alloc(64, threads * narrows * block * RESULTS * sizeof(float));
+    float *sums = aligned_alloc(64, threads * over(O, 16) * 16 * sizeof(float));
+    if (shared && all_results && sums)
+#pragma omp parallel num_threads(threads)
+    {
+        long first, last, me = omp_get_thread_num();
+        share(narrows * tiles, &first, &last);
+        for (long i = first; i < last; i++) pack(&narrow, i % narrows, i / narrows, 1, other, COLUMNS, shared + place(i % narrows, i / narrows, narrows) * PAIR);
+        share(N, &first, &last);
+        add_rows(dy, first, last, O, sums + me * over(O, 16) * 16);
+#pragma omp barrier
+#pragma omp for schedule(static)
+        for (long c = 0; c < O; c++) {
+            db[c] = 0;
+            for (long t = 0; t < threads; t++) db[c] += sums[t * over(O, 16) * 16 + c];
+        }
+        tiles_on();
+        bf16 *mine = shared + (narrows * depths + me * block * POSITIONS) * PAIR;
+        float *results = all_results + me * narrows * block * RESULTS;
+        share(wides, &first, &last);
+        for (long i = first; i < last; i += block) {
+            long count = least(block, last - i);
+            for (long k = 0; k < tiles; k += POSITIONS) {
+                long depth = least(POSITIONS, tiles - k);
+                for (long t = 0; t < depth; t++)
+                    for (long n = 0; n < count; n++) pack(&wide, i + n, k + t, 1, side, COLUMNS, mine + (n * POSITIONS + t) * PAIR);
+                for (long j = 0; j < narrows; j++)
+                    for (long n = 0; n < count; n++) {
+                        const bf16 *a = mine + n * POSITIONS * PAIR, *b = shared + place(j, k, narrows) * PAIR;
+                        fetch_part(b + POSITIONS * PAIR, POSITIONS, n, count);
+                        multiply(mine_left ? a : b, mine_left ? b : a, depth, results + (j * block + n) * RESULTS, k > 0);
+                    }
+            }
+            for (long j = 0; j < narrows; j++)
+                for (long n = 0; n < count; n++)
+                    store(results + (j * block + n) * RESULTS, dw, O, K, (mine_left ? i + n : j) * PANEL, (mine_left ? j : i + n) * PANEL);
+        }
+        tiles_off();
+    }
+    int done = shared && all_results && sums;
+    free(sums);
+    free(shared);
+    free(all_results);
+    return done;
+}
