@@ -47,10 +47,11 @@ class Attention(nn.Module):
         if cache is None and documents_BT is None:
             return self_attend(qkv_BTH3D, band=self.band, dropout=dropout).reshape(B, T, -1)
         q, k, v = qkv_BTH3D.transpose(1, 2).unbind(3)  # each (B, H, T, D)
+        seen = None
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
             seen = cache.seen(T, self.band)
-        else:
+        elif documents_BT is not None:
             same_B1TT = documents_BT[:, None, :, None] == documents_BT[:, None, None, :]
             seen = causal_mask(T, T, self.band, x_BTC.device) & same_B1TT
         y_BHTD = attend(q, k, v, band=self.band, dropout=dropout, seen=seen)

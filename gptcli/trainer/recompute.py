@@ -15,8 +15,8 @@ import torch.nn.attention.varlen
 from torch._higher_order_ops.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-import gptcli.model.banded
-import gptcli.model.packed  # noqa: F401 (as varlen and `banded`, it registers an operator that is named below)
+import gptcli.model.banded  # as varlen and `packed`, it registers an operator that is named below
+import gptcli.model.packed  # noqa: F401
 
 DEAR = [
     torch.ops.aten.mm.default,

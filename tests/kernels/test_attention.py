@@ -81,7 +81,7 @@ def test_other_heads(T: int, D: int) -> None:
     assert_no_worse_than_torch(*random(1, T, 2, D), band=T)
 
 
-@pytest.mark.parametrize("band", [1, 31, 32, 33, 100])
+@pytest.mark.parametrize("band", [1, 2, 31, 32, 33, 34, 100])
 @pytest.mark.parametrize("T", [17, 100, 333])
 def test_in_a_band(T: int, band: int) -> None:
     assert_no_worse_than_torch(*random(1, T, 2, 64), band=min(band, T))
