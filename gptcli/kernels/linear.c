@@ -116,13 +116,14 @@ static void store(const float *results, float *to, long rows, long columns, long
             _mm512_mask_storeu_ps(to + (row + i) * columns + column + 16 * half, first16(columns - column - 16 * half), _mm512_load_ps(results + i * PANEL + 16 * half));
 }
 
-/* sums (O) = those of rows first .. last of dy. */
-static void add_rows(const bf16 *dy, long first, long last, long O, float *sums) {
-    for (long c = 0; c < over(O, 16); c++) _mm512_store_ps(sums + c * 16, _mm512_setzero_ps());
-    for (long n = first; n < last; n++)
-        for (long c = 0; c < O; c += 16) {
-            __m512 x = widen(_mm256_maskz_loadu_epi16(first16(O - c), dy + n * O + c));
-            _mm512_store_ps(sums + c, _mm512_add_ps(_mm512_load_ps(sums + c), x));
+/* sums = or, with `more`, += the columns first .. last of dy, over some of its rows. */
+static void add_rows(const bf16 *dy, long row, long rows, long O, long first, long last, float *sums, int more) {
+    for (long c = first; !more && c < last; c++) sums[c] = 0;
+    for (long n = row; n < row + rows; n++)
+        for (long c = first; c < last; c += 16) {
+            __mmask16 inside = first16(last - c);
+            __m512 x = widen(_mm256_maskz_loadu_epi16(inside, dy + n * O + c));
+            _mm512_mask_storeu_ps(sums + c, inside, _mm512_add_ps(_mm512_maskz_loadu_ps(inside, sums + c), x));
         }
 }
 
@@ -139,21 +140,15 @@ int backward_w(const bf16 *dy, const bf16 *x, float *dw, float *db, long N, long
     long block = least(WIDE, wides);
     bf16 *shared = aligned_alloc(64, (narrows * depths + threads * block * POSITIONS) * PAIR * sizeof(bf16));
     float *all_results = aligned_alloc(64, threads * narrows * block * RESULTS * sizeof(float));
-    float *sums = aligned_alloc(64, threads * over(O, 16) * 16 * sizeof(float));
-    if (shared && all_results && sums)
+    if (shared && all_results)
 #pragma omp parallel num_threads(threads)
     {
         long first, last, me = omp_get_thread_num();
         share(narrows * tiles, &first, &last);
         for (long i = first; i < last; i++) pack(&narrow, i % narrows, i / narrows, 1, other, COLUMNS, shared + place(i % narrows, i / narrows, narrows) * PAIR);
-        share(N, &first, &last);
-        add_rows(dy, first, last, O, sums + me * over(O, 16) * 16);
+        share(over(O, 16), &first, &last);
+        if (!mine_left) add_rows(dy, 0, N, O, first * 16, least(last * 16, O), db, 0);
 #pragma omp barrier
-#pragma omp for schedule(static)
-        for (long c = 0; c < O; c++) {
-            db[c] = 0;
-            for (long t = 0; t < threads; t++) db[c] += sums[t * over(O, 16) * 16 + c];
-        }
         tiles_on();
         bf16 *mine = shared + (narrows * depths + me * block * POSITIONS) * PAIR;
         float *results = all_results + me * narrows * block * RESULTS;
@@ -164,6 +159,8 @@ int backward_w(const bf16 *dy, const bf16 *x, float *dw, float *db, long N, long
                 long depth = least(POSITIONS, tiles - k);
                 for (long t = 0; t < depth; t++)
                     for (long n = 0; n < count; n++) pack(&wide, i + n, k + t, 1, side, COLUMNS, mine + (n * POSITIONS + t) * PAIR);
+                long row = k * 32, column = i * PANEL; /* of what was just read */
+                if (mine_left) add_rows(dy, row, least(depth * 32, N - row), O, column, least(column + count * PANEL, O), db, k > 0);
                 for (long j = 0; j < narrows; j++)
                     for (long n = 0; n < count; n++) {
                         const bf16 *a = mine + n * POSITIONS * PAIR, *b = shared + place(j, k, narrows) * PAIR;
@@ -177,8 +174,7 @@ int backward_w(const bf16 *dy, const bf16 *x, float *dw, float *db, long N, long
         }
         tiles_off();
     }
-    int done = shared && all_results && sums;
-    free(sums);
+    int done = shared && all_results;
     free(shared);
     free(all_results);
     return done;
