@@ -75,7 +75,8 @@ static inline void multiply(const bf16 *left, const bf16 *right, long tiles, flo
 /* Part `n` of `of` of the `tiles` pairs at `next` into L2, while others are multiplied. */
 static inline void fetch_part(const bf16 *next, long tiles, long n, long of) {
     enum { LINE = 32 };
-    for (long i = n * tiles * PAIR / LINE / of; i < (n + 1) * tiles * PAIR / LINE / of; i++) _mm_prefetch((const char *)(next + i * LINE), _MM_HINT_T1);
+    long lines = tiles * PAIR / LINE;
+    for (long i = n * lines / of; i < (n + 1) * lines / of; i++) _mm_prefetch((const char *)(next + i * LINE), _MM_HINT_T1);
 }
 
 /* A matrix in memory, row after row, of bf16 or else of fp32. */

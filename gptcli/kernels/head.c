@@ -1,18 +1,18 @@
 /* The output head and its cross-entropy: logits (N, V) = X (N, C) . W (V, C)^T, of which only exponentials are kept, as bf16, each of a
-   BLOCK of 256 entries by its own largest logit in fp32. A factor a row and block makes probabilities of them, on their way into the two
-   products of the backward pass. They stand block by block as left tiles: [block][panel of 32 rows][8 tile pairs]. */
+   BLOCK of 256 entries by its own largest logit in fp32. A factor a row and block makes probabilities of them, on their way into the
+   two products of the backward pass. They stand block by block as left tiles: [block][panel of 32 rows][8 tile pairs]. */
 #include "amx.h"
 
-enum { PANELS = 8, BLOCK = PANELS * PANEL }; /* of 32 entries, or of 32 rows, that a thread has in L2; and what goes from L2 to L1 at once */
+enum { PANELS = 8, BLOCK = PANELS * PANEL }; /* panels that a thread has in L2, and tile pairs that go from L2 to L1 at once */
 
-static inline long padded(long n) { return over(n, PANEL) * PANEL; }
-
-/* 32 x 256 logits: exponentials to `e` unless that is null, and of every row the largest logit, the sum, and the target's own logit. */
-static void take_exponentials(const float *logits, bf16 *e, long block, long V, const int64_t *target, long rows, float *shift, float *sum, float *own) {
+/* 32 x 256 logits: exponentials to `e` unless that is null, and of each row the largest logit, the sum, and the target's own logit. */
+static void take_exponentials(const float *logits, bf16 *e, long block, long V, const int64_t *target, long rows, float *shift,
+                              float *sum, float *own) {
     for (long r = 0; r < PANEL; r++, logits += PANEL) {
         __m512 x[2 * PANELS], most = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
         for (int i = 0; i < 2 * PANELS; i++) {
-            x[i] = _mm512_mask_load_ps(_mm512_set1_ps(-INFINITY), first16(V - block * BLOCK - i * 16), logits + i / 2 * RESULTS + i % 2 * 16);
+            __mmask16 inside = first16(V - block * BLOCK - i * 16);
+            x[i] = _mm512_mask_load_ps(_mm512_set1_ps(-INFINITY), inside, logits + i / 2 * RESULTS + i % 2 * 16);
             most = _mm512_max_ps(most, x[i]);
         }
         shift[r] = _mm512_reduce_max_ps(most);
@@ -34,7 +34,8 @@ static void take_exponentials(const float *logits, bf16 *e, long block, long V, 
 
 /* x (N, C) bf16, w (V, C) fp32 or bf16, target (N). Of the blocks' shifts and sums (blocks, N padded to 32); own (N padded) only where a
    target is among the V entries. `e` may be null. */
-int head_forward(const bf16 *x, const void *w, int w_fp32, const int64_t *target, bf16 *e, float *shift, float *sum, float *own, long N, long C, long V) {
+int head_forward(const bf16 *x, const void *w, int w_fp32, const int64_t *target, bf16 *e, float *shift, float *sum, float *own, long N,
+                 long C, long V) {
     long tiles = over(C, 32), rows = over(N, PANEL), threads = omp_get_max_threads();
     Source X = {x, N, C, 0}, W = {w, V, C, w_fp32};
     bf16 *left = aligned_alloc(64, (rows + threads * PANELS) * tiles * PAIR * sizeof(bf16));
@@ -55,10 +56,12 @@ int head_forward(const bf16 *x, const void *w, int w_fp32, const int64_t *target
                 for (long k = 0; k < tiles; k += PANELS)
                     for (long n = 0; n < PANELS; n++) {
                         fetch_part(left + (i * tiles + k + PANELS) * PAIR, PANELS, n, PANELS);
-                        multiply(left + (i * tiles + k) * PAIR, right + (n * tiles + k) * PAIR, least(PANELS, tiles - k), logits + n * RESULTS, k > 0);
+                        const bf16 *l = left + (i * tiles + k) * PAIR, *r = right + (n * tiles + k) * PAIR;
+                        multiply(l, r, least(PANELS, tiles - k), logits + n * RESULTS, k > 0);
                     }
                 long at = b * rows + i;
-                take_exponentials(logits, e ? e + at * PANELS * PAIR : 0, b, V, target + i * PANEL, N - i * PANEL, shift + at * PANEL, sum + at * PANEL, own + i * PANEL);
+                take_exponentials(logits, e ? e + at * PANELS * PAIR : 0, b, V, target + i * PANEL, N - i * PANEL, shift + at * PANEL,
+                                  sum + at * PANEL, own + i * PANEL);
             }
         }
         tiles_off();
@@ -118,9 +121,11 @@ static void store(const float *results, float *to, long rows, long columns, long
         }
 }
 
-/* dx (N, C) bf16, and dw (V, C) fp32: set, or with `more` added to. */
-int head_backward(const bf16 *x, const void *w, int w_fp32, const int64_t *target, const bf16 *e, const float *factor, const float *own, float *dx, float *dw, int more, long N, long C, long V) {
-    long rows = over(N, PANEL), columns = over(C, PANEL), blocks = over(V, BLOCK), depths = over(rows, PANELS), threads = omp_get_max_threads();
+/* dx (N, C) fp32, and dw (V, C) fp32, which is set, or with `more` added to; own is here the gradient of the targets' logits. */
+int head_backward(const bf16 *x, const void *w, int w_fp32, const int64_t *target, const bf16 *e, const float *factor, const float *own,
+                  float *dx, float *dw, int more, long N, long C, long V) {
+    long rows = over(N, PANEL), columns = over(C, PANEL), blocks = over(V, BLOCK), depths = over(rows, PANELS);
+    long threads = omp_get_max_threads();
     Source X = {x, N, C, 0}, W = {w, V, C, w_fp32};
     Gradient g = {e, factor, own, target, rows, N};
     long part = columns * PANELS * PAIR; /* of the shared operand: all its panels over 256 of K */
@@ -136,27 +141,32 @@ int head_backward(const bf16 *x, const void *w, int w_fp32, const int64_t *targe
         /* dW: a thread's entries by blocks of 256, over all rows */
         share(depths, &first, &last);
         for (long k = first; k < last; k++)
-            for (long j = 0; j < columns; j++) pack(&X, j, k * PANELS, PANELS, RIGHT, COLUMNS, right + k * part + j * PANELS * PAIR);
+            for (long j = 0; j < columns; j++)
+                pack(&X, j, k * PANELS, PANELS, RIGHT, COLUMNS, right + k * part + j * PANELS * PAIR);
 #pragma omp barrier
         share(blocks, &first, &last);
         for (long b = first; b < last; b++) {
             for (long k = 0; k < depths; k++) {
                 long depth = least(PANELS, rows - k * PANELS);
                 for (long t = 0; t < depth; t++)
-                    for (long n = 0; n < PANELS; n++) gradient_pair(&g, b, k * PANELS + t, n, 0, left + (n * PANELS + t) * PAIR);
+                    for (long n = 0; n < PANELS; n++)
+                        gradient_pair(&g, b, k * PANELS + t, n, 0, left + (n * PANELS + t) * PAIR);
                 for (long j = 0; j < columns; j++)
                     for (long n = 0; n < PANELS; n++) {
-                        fetch_part(right + k * part + (j + 1) * PANELS * PAIR, PANELS, n, PANELS);
-                        multiply(left + n * PANELS * PAIR, right + k * part + j * PANELS * PAIR, depth, results + (j * PANELS + n) * RESULTS, k > 0);
+                        const bf16 *r = right + k * part + j * PANELS * PAIR;
+                        fetch_part(r + PANELS * PAIR, PANELS, n, PANELS);
+                        multiply(left + n * PANELS * PAIR, r, depth, results + (j * PANELS + n) * RESULTS, k > 0);
                     }
             }
             for (long n = 0; n < PANELS; n++)
-                for (long j = 0; j < columns; j++) store(results + (j * PANELS + n) * RESULTS, dw, V, C, b * BLOCK + n * PANEL, j * PANEL, more);
+                for (long j = 0; j < columns; j++)
+                    store(results + (j * PANELS + n) * RESULTS, dw, V, C, b * BLOCK + n * PANEL, j * PANEL, more);
         }
         /* dX: a thread's rows by blocks of 256, over all entries */
 #pragma omp barrier
         for (long b = first; b < last; b++)
-            for (long j = 0; j < columns; j++) pack(&W, j, b * PANELS, PANELS, RIGHT, COLUMNS, right + b * part + j * PANELS * PAIR);
+            for (long j = 0; j < columns; j++)
+                pack(&W, j, b * PANELS, PANELS, RIGHT, COLUMNS, right + b * part + j * PANELS * PAIR);
 #pragma omp barrier
         share(rows, &first, &last);
         for (long i = first; i < last; i += PANELS) {
@@ -166,12 +176,14 @@ int head_backward(const bf16 *x, const void *w, int w_fp32, const int64_t *targe
                     for (long t = 0; t < PANELS; t++) gradient_pair(&g, b, i + n, t, 1, left + (n * PANELS + t) * PAIR);
                 for (long j = 0; j < columns; j++)
                     for (long n = 0; n < count; n++) {
-                        fetch_part(right + b * part + (j + 1) * PANELS * PAIR, PANELS, n, count);
-                        multiply(left + n * PANELS * PAIR, right + b * part + j * PANELS * PAIR, PANELS, results + (j * PANELS + n) * RESULTS, b > 0);
+                        const bf16 *r = right + b * part + j * PANELS * PAIR;
+                        fetch_part(r + PANELS * PAIR, PANELS, n, count);
+                        multiply(left + n * PANELS * PAIR, r, PANELS, results + (j * PANELS + n) * RESULTS, b > 0);
                     }
             }
             for (long n = 0; n < count; n++)
-                for (long j = 0; j < columns; j++) store(results + (j * PANELS + n) * RESULTS, dx, N, C, (i + n) * PANEL, j * PANEL, 0);
+                for (long j = 0; j < columns; j++)
+                    store(results + (j * PANELS + n) * RESULTS, dx, N, C, (i + n) * PANEL, j * PANEL, 0);
         }
         tiles_off();
         _mm_sfence();

@@ -1,8 +1,14 @@
-/* A linear layer Y (N, O) = X (N, K) . W (O, K)^T + b in training: its product forward and both backward, with what comes before or after
-   taken on results that are still in cache. X, Y and their gradients are bf16; W, b and their gradients fp32. */
+/* A linear layer Y (N, O) = X (N, K) . W (O, K)^T + b in training: its product forward and both backward, with what comes before or
+   after taken on results that are still in cache. X, Y and their gradients are bf16; W, b and their gradients fp32. */
 #include "amx.h"
 
-enum { STRETCH = 8, BLOCK_BYTES = 1200 << 10, POSITIONS = 8, WIDE = 8, GROUP = 4 }; /* tiles of K in L1; L2 for a block; tiles of N, panels at once */
+enum {
+    STRETCH = 8,              /* tile pairs of one operand's panel in L1 */
+    BLOCK_BYTES = 1200 << 10, /* of rows of X or dY in L2 */
+    GROUP = 4,                /* panels of results that are finished together */
+    WIDE = 8,                 /* panels of the wider operand of dW, in L2 with their sums */
+    POSITIONS = 8,            /* tile pairs of their positions at a time */
+};
 
 typedef struct {
     bf16 *y, *z;       /* results; and of a layer with GELU what GELU makes of them, or where GELU's derivative goes by: its input */
@@ -85,14 +91,17 @@ static int product(Source a, Source w, enum Along along, Target to) {
                     for (long n = 0; n < count; n++) {
                         const bf16 *part = right + (j * tiles + k) * PAIR;
                         fetch_part(part + STRETCH * PAIR, STRETCH, n, count);
-                        multiply(left + (n * tiles + k) * PAIR, part, least(STRETCH, tiles - k), results + (j % GROUP * block + n) * RESULTS, k > 0);
+                        float *sums = results + (j % GROUP * block + n) * RESULTS;
+                        multiply(left + (n * tiles + k) * PAIR, part, least(STRETCH, tiles - k), sums, k > 0);
                     }
+                long column = j / GROUP * GROUP * PANEL, end = least((j + 1) * PANEL, to.columns);
                 if ((j + 1) % GROUP == 0 || j + 1 == panels)
                     for (long n = 0; n < count; n++)
-                        finish(results + n * RESULTS, block * RESULTS, &to, (i + n) * PANEL, j / GROUP * GROUP * PANEL, least((j + 1) * PANEL, to.columns));
+                        finish(results + n * RESULTS, block * RESULTS, &to, (i + n) * PANEL, column, end);
             }
         }
         tiles_off();
+        _mm_sfence();
     }
     int done = right && all_results;
     free(right);
@@ -113,47 +122,45 @@ int backward_x(const bf16 *dy, const float *w, const bf16 *before, bf16 *dx, lon
 static void store(const float *results, float *to, long rows, long columns, long row, long column) {
     for (long i = 0; i < least(PANEL, rows - row); i++)
         for (int half = 0; half < 2; half++)
-            _mm512_mask_storeu_ps(to + (row + i) * columns + column + 16 * half, first16(columns - column - 16 * half), _mm512_load_ps(results + i * PANEL + 16 * half));
+            _mm512_mask_storeu_ps(to + (row + i) * columns + column + 16 * half, first16(columns - column - 16 * half),
+                                  _mm512_load_ps(results + i * PANEL + 16 * half));
 }
 
-/* sums (O) = those of rows first .. last of dy. */
-static void add_rows(const bf16 *dy, long first, long last, long O, float *sums) {
-    for (long c = 0; c < over(O, 16); c++) _mm512_store_ps(sums + c * 16, _mm512_setzero_ps());
-    for (long n = first; n < last; n++)
-        for (long c = 0; c < O; c += 16) {
-            __m512 x = widen(_mm256_maskz_loadu_epi16(first16(O - c), dy + n * O + c));
-            _mm512_store_ps(sums + c, _mm512_add_ps(_mm512_load_ps(sums + c), x));
+/* sums = or, with `more`, += the columns first .. last of dy, over some of its rows. */
+static void add_rows(const bf16 *dy, long row, long rows, long O, long first, long last, float *sums, int more) {
+    for (long c = first; !more && c < last; c++) sums[c] = 0;
+    for (long n = row; n < row + rows; n++)
+        for (long c = first; c < last; c += 16) {
+            __mmask16 inside = first16(last - c);
+            __m512 x = widen(_mm256_maskz_loadu_epi16(inside, dy + n * O + c));
+            _mm512_mask_storeu_ps(sums + c, inside, _mm512_add_ps(_mm512_maskz_loadu_ps(inside, sums + c), x));
         }
 }
 
 /* Where tile pair k of panel j stands among `panels`: stretch after stretch, each of all panels. */
 static inline long place(long j, long k, long panels) { return (k / POSITIONS * panels + j) * POSITIONS + k % POSITIONS; }
 
-/* dW = dY^T.X, and db, the sums of dY's columns. The narrower operand is packed whole; of the wider one each thread packs a block of panels at a time, for as many positions
-   as L2 holds beside the block's sums. */
+/* dW = dY^T.X, and db, the sums of dY's columns. The narrower operand is packed whole; of the wider one each thread packs a block of panels
+   at a time, for as many positions as L2 holds beside the block's sums. */
 int backward_w(const bf16 *dy, const bf16 *x, float *dw, float *db, long N, long K, long O) {
     int mine_left = O >= K;
-    Source wide = {mine_left ? dy : x, N, mine_left ? O : K, 0}, narrow = {mine_left ? x : dy, N, mine_left ? K : O, 0};
+    Source of_dy = {dy, N, O, 0}, of_x = {x, N, K, 0}, wide = mine_left ? of_dy : of_x, narrow = mine_left ? of_x : of_dy;
     enum Side side = mine_left ? LEFT : RIGHT, other = mine_left ? RIGHT : LEFT;
-    long tiles = over(N, 32), depths = over(tiles, POSITIONS) * POSITIONS, wides = over(wide.columns, PANEL), narrows = over(narrow.columns, PANEL), threads = omp_get_max_threads();
+    long tiles = over(N, 32), depths = over(tiles, POSITIONS) * POSITIONS, threads = omp_get_max_threads();
+    long wides = over(wide.columns, PANEL), narrows = over(narrow.columns, PANEL);
     long block = least(WIDE, wides);
     bf16 *shared = aligned_alloc(64, (narrows * depths + threads * block * POSITIONS) * PAIR * sizeof(bf16));
     float *all_results = aligned_alloc(64, threads * narrows * block * RESULTS * sizeof(float));
-    float *sums = aligned_alloc(64, threads * over(O, 16) * 16 * sizeof(float));
-    if (shared && all_results && sums)
+    if (shared && all_results)
 #pragma omp parallel num_threads(threads)
     {
         long first, last, me = omp_get_thread_num();
         share(narrows * tiles, &first, &last);
-        for (long i = first; i < last; i++) pack(&narrow, i % narrows, i / narrows, 1, other, COLUMNS, shared + place(i % narrows, i / narrows, narrows) * PAIR);
-        share(N, &first, &last);
-        add_rows(dy, first, last, O, sums + me * over(O, 16) * 16);
+        for (long i = first; i < last; i++)
+            pack(&narrow, i % narrows, i / narrows, 1, other, COLUMNS, shared + place(i % narrows, i / narrows, narrows) * PAIR);
+        share(over(O, 16), &first, &last);
+        if (!mine_left) add_rows(dy, 0, N, O, first * 16, least(last * 16, O), db, 0);
 #pragma omp barrier
-#pragma omp for schedule(static)
-        for (long c = 0; c < O; c++) {
-            db[c] = 0;
-            for (long t = 0; t < threads; t++) db[c] += sums[t * over(O, 16) * 16 + c];
-        }
         tiles_on();
         bf16 *mine = shared + (narrows * depths + me * block * POSITIONS) * PAIR;
         float *results = all_results + me * narrows * block * RESULTS;
@@ -163,7 +170,10 @@ int backward_w(const bf16 *dy, const bf16 *x, float *dw, float *db, long N, long
             for (long k = 0; k < tiles; k += POSITIONS) {
                 long depth = least(POSITIONS, tiles - k);
                 for (long t = 0; t < depth; t++)
-                    for (long n = 0; n < count; n++) pack(&wide, i + n, k + t, 1, side, COLUMNS, mine + (n * POSITIONS + t) * PAIR);
+                    for (long n = 0; n < count; n++)
+                        pack(&wide, i + n, k + t, 1, side, COLUMNS, mine + (n * POSITIONS + t) * PAIR);
+                long row = k * 32, column = i * PANEL; /* of what was just read */
+                if (mine_left) add_rows(dy, row, least(depth * 32, N - row), O, column, least(column + count * PANEL, O), db, k > 0);
                 for (long j = 0; j < narrows; j++)
                     for (long n = 0; n < count; n++) {
                         const bf16 *a = mine + n * POSITIONS * PAIR, *b = shared + place(j, k, narrows) * PAIR;
@@ -177,8 +187,7 @@ int backward_w(const bf16 *dy, const bf16 *x, float *dw, float *db, long N, long
         }
         tiles_off();
     }
-    int done = shared && all_results && sums;
-    free(sums);
+    int done = shared && all_results;
     free(shared);
     free(all_results);
     return done;

@@ -108,7 +108,7 @@ class _HeadLoss(torch.autograd.Function):
         rows = max(1, -(-N // chunks))
         loss = torch.zeros((), dtype=torch.float32, device=x_NC.device)
         dx_NC = torch.empty_like(x_NC) if train else None
-        dweight_VC = torch.empty_like(weight_VC, dtype=torch.float32) if train else None
+        dweight_VC = (torch.empty_like if N else torch.zeros_like)(weight_VC, dtype=torch.float32) if train else None
         with torch.autocast(x_NC.device.type, enabled=False):
             for start in range(0, N, rows):
                 operands = x_NC[start : start + rows], weight_VC, target_N[start : start + rows]

@@ -34,6 +34,13 @@ def test_no_gradients_are_made_without_training() -> None:
     torch.testing.assert_close(loss, F.cross_entropy(x @ weight.T, torch.arange(6), reduction="sum"))
 
 
+def test_no_positions_have_no_gradient() -> None:
+    x, weight = torch.randn(0, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
+    loss = next_token_loss(x, weight, torch.zeros(0, dtype=torch.long))
+    assert loss == 0
+    assert not torch.autograd.grad(loss, weight)[0].any()
+
+
 def test_bf16_keeps_the_sum_in_fp32() -> None:
     torch.manual_seed(0)
     x, weight, target = torch.randn(512, 16, requires_grad=True), torch.randn(64, 16, requires_grad=True), torch.randint(0, 64, (512,))
