@@ -2,8 +2,8 @@
 
 How it is fast, and where each way pays (measured; see tests/benchmarks/sampling.py):
 - The head is computed at the last position of each row only.
-- On a CPU the pass runs as it is, over a cache that is looked at only as far as it is filled: weights are read where they lie, in few
-  calls (`linear.py`). Compiled, these products are slower than the libraries'.
+- On a CPU a token a row goes through all blocks in one call (`step.py`), which reads the weights where they lie. Where its kernel cannot
+  be built the pass runs as it is, over a cache that is looked at only as far as it is filled; so do passes of several tokens a row.
 - On a CUDA GPU the pass is compiled and recorded as a CUDA graph, one for each REACH slots of the cache, and played back.
 """
 
@@ -16,6 +16,7 @@ import torch
 from gptcli.errors import RunError
 from gptcli.model.cache import KVCache, cache_bytes
 from gptcli.model.transformer import GPT
+from gptcli.sampling.step import step_of
 
 READ_TOKENS = 8192  # of prompts, padding counted, read in one pass
 REACH = 256  # slots by which a recorded pass looks further than the one before
@@ -38,6 +39,7 @@ class Engine:
         if compiled is None:
             compiled = self.device.type == "cuda"
         self._compiled = _Compiled(model, self.cache) if compiled else None
+        self._step = None if compiled else step_of(model)
 
     @property
     def fixed(self) -> bool:
@@ -72,9 +74,15 @@ class Engine:
     @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> torch.Tensor:
         """Read one token into every row; returns the logits after it, (B, V), good until the next step."""
-        if self._compiled is None:
+        if self._compiled is not None:
+            logits_BV = self._compiled.step(tokens, self.lengths, self.room)
+        elif self._step is not None:
+            idx_B1, position_B1 = torch.tensor([list(tokens), self.lengths]).unsqueeze(2)
+            x_B1C = self.model.wte(idx_B1).float() + self.model.wpe(position_B1).float()
+            self._step(x_B1C, self.cache, self.lengths)
+            logits_BV = self.model.lm_head(x_B1C)[:, 0]
+        else:
             return self.extend([[token] for token in tokens], last=1)[:, 0]
-        logits_BV = self._compiled.step(tokens, self.lengths, self.room)
         self.lengths = [length + 1 for length in self.lengths]
         return logits_BV
 

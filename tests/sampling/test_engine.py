@@ -8,6 +8,7 @@ import torch
 from gptcli.errors import RunError
 from gptcli.model.transformer import GPT
 from gptcli.sampling import engine as module
+from gptcli.sampling import linear, step
 from gptcli.sampling.decode import Row, decode
 from gptcli.sampling.engine import Engine, require_memory
 from gptcli.sampling.filters import Rules
@@ -54,3 +55,17 @@ def test_memory_is_asked_for_before_it_is_taken() -> None:
     require_memory(1, 1, 1, torch.device("cpu"))
     with pytest.raises(RunError, match=r"the cache of 4,000 sequences of 2,048 tokens takes 1000000000\.0 GB"):
         require_memory(10**18, 4000, 2048, torch.device("cpu"))
+
+
+def test_without_the_kernel_the_tokens_are_the_same(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine without a compiler: rows of unlike lengths, past the end of their contexts."""
+    prompts = [[(3 * i + j) % 300 for j in range(1 + 4 * i)] for i in range(6)]
+    made = []
+    for _ in range(2):
+        rows = [Row(prompt, max_tokens=30) for prompt in prompts]
+        list(decode(model, rows, Rules(greedy=True), batch=4))
+        made.append([row.tokens for row in rows])
+        for part in (linear, step):
+            monkeypatch.setattr(part, "library", lambda name: None)
+    assert Engine(model, 1)._step is None
+    assert made[0] == made[1]

@@ -1,0 +1,117 @@
+"""A step of the kernel is the model: every kind of weight and layer, rows of unlike lengths, and each as if it were alone."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+
+from gptcli.kernels.build import library
+from gptcli.model.config import ModelConfig
+from gptcli.model.transformer import GPT
+from gptcli.sampling.engine import Engine
+from gptcli.sampling.linear import Int8, read_in_place
+
+pytestmark = pytest.mark.skipif(library("decode") is None, reason="the kernel cannot be built here")
+N_CTX = 24
+LENGTHS = [1, 7, 22, 23, 3]  # of prompts: the first token, the last that has a place, and between
+NEXT = [3, 5, 7, 9, 11]
+
+KINDS = {
+    "gpt2": {"tied": True},
+    "untied": {"tied": False},
+    "gpt3": {"attention": "banded", "band": 5, "tied": False},
+    "gpt1": {"norm": "post"},
+}
+SIZES = {"tiles": (128, 4, 64), "odd": (96, 4, 57), "narrow head": (48, 2, 57), "no whole word": (15, 3, 11)}  # d_model, n_head, V
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+def small(kind: str, size: str, dtype: torch.dtype) -> GPT:
+    d_model, n_head, vocab_size = SIZES[size]
+    model = GPT(ModelConfig(n_layer=3, n_head=n_head, d_model=d_model, n_ctx=N_CTX, vocab_size=vocab_size, **KINDS[kind])).eval()
+    model.init_weights(0)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data += torch.empty_like(parameter).normal_(0.0, 0.2, generator=generator)
+    return model.to(dtype)
+
+
+def exact(model: GPT) -> GPT:
+    """The same weights, rounded as they are, in fp64 and plain PyTorch."""
+    plain = GPT(model.config).double().eval()
+    state = {name: tensor.double() for name, tensor in model.state_dict().items() if not name.endswith(("weight_NK", "scale_N"))}
+    for name, module in model.named_modules():
+        if isinstance(module, Int8):
+            state[f"{name}.weight"] = module.weight_NK.double() * module.scale_N.double()[:, None]
+            if module.bias is not None:
+                state[f"{name}.bias"] = module.bias.double()
+    plain.lm_head.weight = torch.nn.Parameter(plain.lm_head.weight.detach().clone())  # in int8 its numbers are not the embedding's
+    plain.load_state_dict(state)
+    return plain
+
+
+def filled(model: GPT, prompts: list[list[int]]) -> Engine:
+    """Rows that have read their prompts, with what no row may look at beyond them."""
+    engine = Engine(model, len(prompts))
+    engine.read(range(len(prompts)), prompts)
+    for store in engine.cache.keys + engine.cache.values:
+        for row, prompt in enumerate(prompts):
+            store[row, :, len(prompt) :] = math.nan
+    return engine
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", KINDS)
+@torch.inference_mode()
+def test_a_step_is_the_model_and_each_row_is_alone(kind: str, size: str, dtype: torch.dtype, quantize: str) -> None:
+    model = read_in_place(small(kind, size, dtype), quantize)
+    plain, V = exact(model), model.config.vocab_size
+    generator = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(V, (length,), generator=generator).tolist() for length in LENGTHS]
+    engine = filled(model, prompts)
+    assert engine._step is not None
+    before = copy.deepcopy(engine.cache)
+    logits_BV = engine.step([token % V for token in NEXT])
+    limit = 3e-2 if dtype == torch.bfloat16 else 5e-6 if quantize == "none" else 5e-4  # in bf16 it is the cache that is rounded
+    for row, prompt in enumerate(prompts):
+        expected = plain(torch.tensor([[*prompt, NEXT[row] % V]]))[0, -1]
+        assert float((logits_BV[row] - expected).abs().max()) < limit * float(expected.abs().max())
+        alone = Engine(model, 1)
+        alone.cache.keys, alone.cache.values = (
+            [store[row : row + 1].clone() for store in stores] for stores in (before.keys, before.values)
+        )
+        alone.lengths = [len(prompt)]
+        assert torch.equal(alone.step([NEXT[row] % V])[0], logits_BV[row])
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+@torch.inference_mode()
+def test_many_rows(quantize: str) -> None:
+    """More than the tiles hold at once: each as if it were alone."""
+    model = read_in_place(small("gpt2", "tiles", torch.bfloat16), quantize)
+    prompts = [[i % 64, 7 * i % 64] for i in range(75)]
+    many, few = filled(model, prompts), filled(model, prompts[:9])
+    for stores in ("keys", "values"):  # prompts read together are rounded otherwise
+        setattr(few.cache, stores, [store[:9].clone() for store in getattr(many.cache, stores)])
+    assert torch.equal(many.step([5] * 75)[:9], few.step([5] * 9))
+
+
+@torch.inference_mode()
+def test_a_full_row_is_refused() -> None:
+    engine = Engine(read_in_place(small("gpt2", "odd", torch.float32)), 2, room=4)
+    engine.lengths = [1, 4]
+    with pytest.raises(IndexError, match="4 tokens"):
+        engine.step([1, 1])
