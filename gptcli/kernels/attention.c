@@ -11,14 +11,7 @@
 
        scores = K·Qᵀ    yᵀ = Vᵀ·P    dP = V·dyᵀ    dv = P·dy    dk = dS·Q    dqᵀ = Kᵀ·dS */
 
-#if !defined(__AMX_BF16__) || !defined(__AVX512BF16__)
-#error "needs AMX and AVX-512 with bf16"
-#endif
-
-#include <immintrin.h>
-#include <math.h>
-#include <omp.h>
-#include <stdint.h>
+#include "amx.h"
 
 enum {
     GROUP = 32,  /* positions */
@@ -28,17 +21,12 @@ enum {
     SLACK = 8,   /* in powers of two, how far exponents may rise before what they are counted from is raised */
 };
 
-typedef uint16_t bf16;
 typedef struct { _Alignas(64) __m512 row[16]; } Tile;
 typedef struct { long B, T, H, D, band, depth, groups; } Shape; /* depth: D in tiles of 32, groups: T in groups */
-
-static const struct { _Alignas(64) uint8_t palette; uint8_t start, unused[14]; uint16_t row_bytes[16]; uint8_t rows[16]; } WHOLE_TILES = {
-    .palette = 1, .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
 
 static Shape shape_of(long B, long T, long H, long D, long band) {
     return (Shape){B, T, H, D, band < T ? band : T, (D + 31) / 32, (T + GROUP - 1) / GROUP};
 }
-static inline long least(long a, long b) { return a < b ? a : b; }
 static inline long most(long a, long b) { return a > b ? a : b; }
 static inline __m512i lanes(void) { return _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0); }
 /* The groups of keys that a group of queries sees begin here, and end with itself; those of queries that see a group of keys end here. */
@@ -77,27 +65,14 @@ static inline void product(Tile *out, long out_row, const Tile *a, long a_row, l
 }
 
 /* 16 x 16 words of 32 bits, transposed. */
-static inline void transpose(Tile *out, const Tile *in) {
-    __m512i r[16], s[16], *o = (__m512i *)out->row;
-    for (int i = 0; i < 16; i++) r[i] = ((const __m512i *)in->row)[i];
-    for (int i = 0; i < 16; i += 2) {
-        s[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        s[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) /* r[i + c]: in lane l, column 4l + c of rows i to i + 3 */
-        for (int c = 0; c < 4; c++) {
-            __m512i a = s[i + c / 2], b = s[i + 2 + c / 2];
-            r[i + c] = c % 2 ? _mm512_unpackhi_epi64(a, b) : _mm512_unpacklo_epi64(a, b);
-        }
-    for (int c = 0; c < 4; c++) {
-        __m512i even0 = _mm512_shuffle_i32x4(r[c], r[4 + c], 0x88), even1 = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0x88);
-        __m512i odd0 = _mm512_shuffle_i32x4(r[c], r[4 + c], 0xdd), odd1 = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0xdd);
-        o[c] = _mm512_shuffle_i32x4(even0, even1, 0x88), o[8 + c] = _mm512_shuffle_i32x4(even0, even1, 0xdd);
-        o[4 + c] = _mm512_shuffle_i32x4(odd0, odd1, 0x88), o[12 + c] = _mm512_shuffle_i32x4(odd0, odd1, 0xdd);
-    }
+static inline void transpose_tile(Tile *out, const Tile *in) {
+    __m512i r[16];
+    for (int i = 0; i < 16; i++) r[i] = _mm512_load_si512(in->row + i);
+    transpose(r);
+    for (int i = 0; i < 16; i++) _mm512_store_si512(out->row + i, r[i]);
 }
 static inline void transposed(Tile *out, const Tile *in, long n) {
-    for (long i = 0; i < n; i++) transpose(out + i, in + i);
+    for (long i = 0; i < n; i++) transpose_tile(out + i, in + i);
 }
 
 /* Group `g` of a matrix of T rows of D, `step` apart. */
@@ -117,7 +92,7 @@ static void read_left(Tile *out, Rows x, long depth) {
 static void read_right(Tile *out, Rows x, long depth) {
     Tile rows[2 * depth];
     read_left(rows, x, depth);
-    for (long d = 0; d < depth; d++) transpose(out + 2 * d, rows + d), transpose(out + 2 * d + 1, rows + depth + d);
+    for (long d = 0; d < depth; d++) transpose_tile(out + 2 * d, rows + d), transpose_tile(out + 2 * d + 1, rows + depth + d);
 }
 /* As right operand for products over positions: out (2·depth) tiles, of 16 columns each. Transposed, the left operand xᵀ. */
 static void read_pairs(Tile *out, Rows x, long depth) {
@@ -160,7 +135,7 @@ static void write_columns(bf16 *x, long step, long count, Shape s, const Tile *i
     for (long d = 0; d < s.depth; d++)
         for (long j = 0; j < 2; j++) {
             Tile low, high;
-            transpose(&low, in + 4 * d + j), transpose(&high, in + 4 * d + 2 + j);
+            transpose_tile(&low, in + 4 * d + j), transpose_tile(&high, in + 4 * d + 2 + j);
             for (long c = 0; c < 16; c++) {
                 long q = query_at(16 * j + c);
                 if (q < count) write_row(x + q * step, s.D, 32 * d, low.row[c], high.row[c], factor[q]);
@@ -377,13 +352,13 @@ void attention_forward(const bf16 *qkv, bf16 *y, float *log_sum, long B, long T,
 #pragma omp parallel num_threads(threads)
     {
         Tile *own = scratch + omp_get_thread_num() * forward_tiles(s);
-        _tile_loadconfig(&WHOLE_TILES);
+        tiles_on();
 #pragma omp for schedule(static)
         for (long i = 0; i < B * H; i++) {
             const long b = i / H, h = i % H;
             forward_head(qkv + (b * T * H + h) * 3 * D, y + (b * T * H + h) * D, log_sum + i * T, s, own);
         }
-        _tile_release();
+        tiles_off();
         _mm_sfence(); /* of what went past the caches */
     }
 }
@@ -394,13 +369,13 @@ void attention_backward(const bf16 *dy, const bf16 *qkv, const bf16 *y, const fl
 #pragma omp parallel num_threads(threads)
     {
         Tile *own = scratch + omp_get_thread_num() * backward_tiles(s);
-        _tile_loadconfig(&WHOLE_TILES);
+        tiles_on();
 #pragma omp for schedule(static)
         for (long i = 0; i < B * H; i++) {
             const long b = i / H, h = i % H, at = (b * T * H + h) * D;
             backward_head(dy + at, qkv + 3 * at, y + at, log_sum + i * T, dqkv + 3 * at, s, own);
         }
-        _tile_release();
+        tiles_off();
         _mm_sfence(); /* of what went past the caches */
     }
 }

@@ -7,7 +7,7 @@ Each query sees the last `band` keys, its own counted. Four forms compute this o
     varlen    torch's FlashAttention kernel for CUDA, which skips what lies outside its window: bf16 and fp16, no dropout
     flex      torch's FlexAttention, a kernel for CUDA that the compiler makes from the band: every precision, no dropout
 
-In bf16 on a CPU with AMX the kernel of `packed` comes before all of them. The two for CUDA have not been run on a GPU yet:
+In bf16 on a CPU with AMX the kernel of `attention_kernel` comes before all of them. The two for CUDA have not been run on a GPU yet:
 `python -m tests.benchmarks cuda` holds them against the mask there, and times them. On a CPU `flex` is tested forward and backward as torch
 reads it step by step, and forward as compiled.
 

@@ -34,8 +34,9 @@ def gradient_norm(model: Any, place: Place) -> torch.Tensor:
 def clip_gradients(model: Any, most: float, place: Place, lifted: float = 1.0) -> torch.Tensor:
     """Divide the gradient by `lifted` and cut its global norm to `most`; returns the norm it had between the two, as above."""
     norm = gradient_norm(model, place) / lifted
-    local = [_local(p.grad) for p in model.parameters() if p.grad is not None]
-    torch._foreach_mul_(local, (most / (norm + 1e-6)).clamp(max=1.0) / lifted)  # as clip_grad_norm_ does
+    factor = (most / (norm + 1e-6)).clamp(max=1.0) / lifted  # as clip_grad_norm_ has it
+    if place.device.type != "cpu" or factor != 1:  # on a GPU, to look would be to wait
+        torch._foreach_mul_([_local(p.grad) for p in model.parameters() if p.grad is not None], factor)
     return norm
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gptcli.model import packed
+from gptcli.model import attention_kernel
 from gptcli.model.attention import causal_mask, self_attend
 from gptcli.model.config import ModelConfig
-from gptcli.model.packed import packed_attend
+from gptcli.model.attention_kernel import packed_attend
 from gptcli.model.transformer import GPT
 
-pytestmark = pytest.mark.skipif(packed._kernel() is None, reason="no AMX here, or no compiler")
+pytestmark = pytest.mark.skipif(attention_kernel._kernel() is None, reason="no AMX here, or no compiler")
 
 LENGTHS = [1, 15, 16, 17, 64, 100, 256, 1000, 1024]
 
@@ -127,7 +127,7 @@ def test_compiled_it_is_one_operator() -> None:
 def test_the_form_in_torch_is_the_same_function(band: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     qkv, dy = random(2, 70, 2, 64, spread=1.0)
     ours = with_gradients(lambda qkv: self_attend(qkv, band=band), qkv, dy)
-    monkeypatch.setattr(packed, "_runs_here", lambda: False)
+    monkeypatch.setattr(attention_kernel, "_runs_here", lambda: False)
     for our, their in zip(ours, with_gradients(lambda qkv: self_attend(qkv, band=band), qkv, dy), strict=True):
         torch.testing.assert_close(our, their, atol=0.03, rtol=0.03)
 

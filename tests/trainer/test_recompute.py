@@ -10,9 +10,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptcli.events import SILENT
-from gptcli.model import packed
+from gptcli.model import attention_kernel
 from gptcli.model.banded import banded_attend, flex, varlen
-from gptcli.model.packed import packed_attend
+from gptcli.model.attention_kernel import packed_attend
 from gptcli.trainer import machine
 from gptcli.trainer.engine import build
 from gptcli.trainer.layout import Place
@@ -93,7 +93,7 @@ def test_attention_is_dear(form, operator, how):
         pytest.param(
             from_packed,
             "gptcli.packed_attend.default",
-            marks=pytest.mark.skipif(packed._kernel() is None, reason="no AMX here, or no compiler"),
+            marks=pytest.mark.skipif(attention_kernel._kernel() is None, reason="no AMX here, or no compiler"),
         ),
         (flex, "flex_attention"),
     ],

@@ -30,14 +30,13 @@ def _runs_here() -> bool:
 
 @functools.cache
 def _kernel() -> ctypes.CDLL | None:
-    if not torch.cpu._is_amx_tile_supported() or not torch.cpu._init_amx():  # a process asks the system once before it uses tiles
-        return None
     kernel = library("attention")
-    if kernel is not None:
-        shape = (LONG, LONG, LONG, LONG, LONG, INT, POINTER)  # B, T, H, D, band, threads, scratch
-        kernel.attention_forward.argtypes = (POINTER,) * 3 + shape
-        kernel.attention_backward.argtypes = (POINTER,) * 5 + shape
-        kernel.attention_scratch.argtypes, kernel.attention_scratch.restype = (LONG, LONG), LONG
+    if kernel is None or not kernel.ready():
+        return None
+    shape = (LONG, LONG, LONG, LONG, LONG, INT, POINTER)  # B, T, H, D, band, threads, scratch
+    kernel.attention_forward.argtypes = (POINTER,) * 3 + shape
+    kernel.attention_backward.argtypes = (POINTER,) * 5 + shape
+    kernel.attention_scratch.argtypes, kernel.attention_scratch.restype = (LONG, LONG), LONG
     return kernel
 
 
