@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from gptcli.model.banded import banded_attend
 from gptcli.model.attention_kernel import packed_attend, serves
+from gptcli.model.banded import banded_attend
 
 
 def self_attend(qkv_BTH3D: torch.Tensor, *, band: int | None = None, dropout: float = 0.0) -> torch.Tensor:

@@ -15,9 +15,6 @@ import torch.nn.attention.varlen
 from torch._higher_order_ops.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-import gptcli.model.banded  # as varlen and `attention_kernel`, it registers an operator that is named below
-import gptcli.model.attention_kernel  # noqa: F401
-
 DEAR = [
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,

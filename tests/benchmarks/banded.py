@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from gptcli.model.attention import attend, causal_mask
-from gptcli.model.packed import packed_attend
+from gptcli.model.attention_kernel import packed_attend
 
 T, BAND, HEADS, D_HEAD = 8192, 256, 12, 64  # one sequence of GPT-3's smallest width, four times its context
 REPEATS = 2

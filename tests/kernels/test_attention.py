@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from gptcli.model import attention_kernel
 from gptcli.model.attention import causal_mask, self_attend
-from gptcli.model.config import ModelConfig
 from gptcli.model.attention_kernel import packed_attend
+from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
 
 pytestmark = pytest.mark.skipif(attention_kernel._kernel() is None, reason="no AMX here, or no compiler")

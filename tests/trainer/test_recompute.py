@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptcli.events import SILENT
 from gptcli.model import attention_kernel
-from gptcli.model.banded import banded_attend, flex, varlen
 from gptcli.model.attention_kernel import packed_attend
+from gptcli.model.banded import banded_attend, flex, varlen
 from gptcli.trainer import machine
 from gptcli.trainer.engine import build
 from gptcli.trainer.layout import Place
