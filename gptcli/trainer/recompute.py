@@ -15,6 +15,8 @@ import torch.nn.attention.varlen
 from torch._higher_order_ops.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from gptcli.model import attention_kernel, banded  # noqa: F401  as varlen, they register operators that are named below
+
 DEAR = [
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
