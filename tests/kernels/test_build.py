@@ -83,6 +83,7 @@ def test_without_a_place_to_keep_it(folder: Path, tmp_path: Path, monkeypatch: p
     assert build.library("one").one() == 1  # type: ignore[union-attr]
 
 
+@pytest.mark.usefixtures("compiler")
 def test_what_does_not_build_is_done_without(folder: Path, tmp_path: Path) -> None:
     (folder / "bad.c").write_text("#error this CPU cannot")
     assert build.library("bad") is None
@@ -95,6 +96,7 @@ def test_without_a_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert build.library("one") is None
 
 
+@pytest.mark.usefixtures("compiler")
 def test_a_torn_library_is_done_without(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "one.c").write_text("int one(void) { return 1; }")
     monkeypatch.setattr(build, "_build", lambda source, compiler, built: built.write_bytes(b"\x7fELF"))
