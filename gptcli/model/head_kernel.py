@@ -6,6 +6,7 @@ import ctypes
 import functools
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from gptcli.kernels.build import library
 
@@ -24,9 +25,10 @@ def _kernel() -> ctypes.CDLL | None:
 
 
 def serves(x_NC: torch.Tensor, weight_VC: torch.Tensor) -> bool:
-    """Whether the kernel takes these; the weight may be bf16, or fp32 that it rounds by itself."""
+    """Whether the kernel takes these; the weight may be bf16, or fp32 that it rounds by itself. A rehearsal's tensors have no numbers."""
     kinds = x_NC.dtype == torch.bfloat16 and weight_VC.dtype in (torch.bfloat16, torch.float32)
-    return kinds and x_NC.device.type == "cpu" and x_NC.numel() > 0 and _kernel() is not None
+    real = x_NC.device.type == "cpu" and x_NC.numel() > 0 and not isinstance(x_NC, FakeTensor)
+    return real and kinds and _kernel() is not None
 
 
 def row_bytes(vocab_size: int) -> int:
