@@ -24,7 +24,7 @@ def _kernel() -> ctypes.CDLL | None:
     kernel = library("norm")
     if kernel is not None:
         kernel.forward.argtypes, kernel.forward.restype = [*[POINTER] * 7, LONG, LONG, ctypes.c_double], None
-        kernel.backward.argtypes = [*[POINTER] * 9, LONG, LONG]
+        kernel.backward.argtypes = [*[POINTER] * 10, LONG, LONG]
     return kernel
 
 
@@ -65,14 +65,15 @@ class Norm(torch.autograd.Function):
         return x_NC.view_as(x_NC), y_NC
 
     @staticmethod
-    def backward(ctx: Any, dx_NC: torch.Tensor, dy_NC: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dx_NC: torch.Tensor, dy_NC: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return *norm_backward(dy_NC, dx_NC, *ctx.saved_tensors), None
 
 
 @torch.library.custom_op("gptcli::norm", mutates_args=(), device_types="cpu")
 def norm(x_NC: torch.Tensor, gain_C: torch.Tensor, bias_C: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """x's LayerNorm in bf16; and each row's mean and 1/deviation."""
-    return _forward(x_NC, None, gain_C, bias_C, eps)[1:]
+    _, y_NC, kept_2N = _forward(x_NC, None, gain_C, bias_C, eps)
+    return y_NC, kept_2N
 
 
 @torch.library.custom_op("gptcli::norm_backward", mutates_args=(), device_types="cpu")
@@ -80,8 +81,8 @@ def norm_backward(
     dy_NC: torch.Tensor, dx_NC: torch.Tensor, x_NC: torch.Tensor, kept_2N: torch.Tensor, gain_C: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of x, the one that it has besides among them, of gain and of bias, in fp32."""
-    dx_NC, _, *rest = _backward(dy_NC, dx_NC, x_NC, kept_2N, gain_C, found=False)
-    return dx_NC, *rest
+    dx_NC, _, dgain_C, dbias_C = _backward(dy_NC, dx_NC, x_NC, None, kept_2N, gain_C)
+    return dx_NC, dgain_C, dbias_C
 
 
 @torch.library.custom_op("gptcli::add_norm", mutates_args=(), device_types="cpu")
@@ -94,10 +95,10 @@ def add_norm(
 
 @torch.library.custom_op("gptcli::add_norm_backward", mutates_args=(), device_types="cpu")
 def add_norm_backward(
-    dy_NC: torch.Tensor, dsum_NC: torch.Tensor, sum_NC: torch.Tensor, kept_2N: torch.Tensor, gain_C: torch.Tensor
+    dy_NC: torch.Tensor, dsum_NC: torch.Tensor, x_NC: torch.Tensor, found_NC: torch.Tensor, kept_2N: torch.Tensor, gain_C: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of x in fp32, of what was found in bf16, and of gain and bias."""
-    return _backward(dy_NC, dsum_NC, sum_NC, kept_2N, gain_C, found=True)
+    return _backward(dy_NC, dsum_NC, x_NC, found_NC, kept_2N, gain_C)
 
 
 @norm.register_fake
@@ -106,7 +107,9 @@ def _(x_NC: torch.Tensor, *_rest: Any) -> tuple[torch.Tensor, ...]:
 
 
 @norm_backward.register_fake
-def _(dy_NC: torch.Tensor, dx_NC: torch.Tensor, x_NC: torch.Tensor, kept_2N: torch.Tensor, gain_C: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _(
+    dy_NC: torch.Tensor, dx_NC: torch.Tensor, x_NC: torch.Tensor, kept_2N: torch.Tensor, gain_C: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
     return x_NC.new_empty(x_NC.shape), gain_C.new_empty(gain_C.shape), gain_C.new_empty(gain_C.shape)
 
 
@@ -117,15 +120,16 @@ def _(x_NC: torch.Tensor, *_rest: Any) -> tuple[torch.Tensor, ...]:
 
 @add_norm_backward.register_fake
 def _(
-    dy_NC: torch.Tensor, dsum_NC: torch.Tensor, sum_NC: torch.Tensor, kept_2N: torch.Tensor, gain_C: torch.Tensor
+    dy_NC: torch.Tensor, dsum_NC: torch.Tensor, x_NC: torch.Tensor, found_NC: torch.Tensor, kept_2N: torch.Tensor, gain_C: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    dx_NC, dgain_C = sum_NC.new_empty(sum_NC.shape), gain_C.new_empty(gain_C.shape)
+    dx_NC, dgain_C = x_NC.new_empty(x_NC.shape), gain_C.new_empty(gain_C.shape)
     return dx_NC, dx_NC.new_empty(dx_NC.shape, dtype=torch.bfloat16), dgain_C, gain_C.new_empty(gain_C.shape)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    sum_NC, _, kept_2N = output
-    ctx.save_for_backward(sum_NC, kept_2N, inputs[2])
+    ctx.save_for_backward(
+        *inputs[:2], output[2], inputs[2]
+    )  # not the sum: x is kept by the norm before, and what was found takes half of it
 
 
 def _add_norm_backward(ctx: Any, dsum_NC: torch.Tensor, dy_NC: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -146,15 +150,19 @@ def _forward(
 
 
 def _backward(
-    dy_NC: torch.Tensor, dsum_NC: torch.Tensor, sum_NC: torch.Tensor, kept_2N: torch.Tensor, gain_C: torch.Tensor, found: bool
+    dy_NC: torch.Tensor,
+    dsum_NC: torch.Tensor,
+    x_NC: torch.Tensor,
+    found_NC: torch.Tensor | None,
+    kept_2N: torch.Tensor,
+    gain_C: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    dx_NC, dgain_C, dbias_C = sum_NC.new_empty(sum_NC.shape), gain_C.new_empty(gain_C.shape), gain_C.new_empty(gain_C.shape)
-    dfound_NC = dy_NC.new_empty(dy_NC.shape if found else (0,))
-    inputs = [tensor.contiguous() for tensor in (dy_NC, dsum_NC, sum_NC, kept_2N, gain_C)]
-    outputs = dx_NC, dfound_NC if found else None, dgain_C, dbias_C
-    if not _kernel().backward(*map(_at, (*inputs, *outputs)), *sum_NC.shape):  # type: ignore[union-attr]
-        raise MemoryError(f"no memory for the norm of {tuple(sum_NC.shape)}")
-    return dx_NC, dfound_NC, dgain_C, dbias_C
+    dx_NC, dgain_C, dbias_C = x_NC.new_empty(x_NC.shape), gain_C.new_empty(gain_C.shape), gain_C.new_empty(gain_C.shape)
+    dfound_NC = None if found_NC is None else dx_NC.new_empty(dx_NC.shape, dtype=torch.bfloat16)
+    inputs = [None if tensor is None else tensor.contiguous() for tensor in (dy_NC, dsum_NC, x_NC, found_NC, kept_2N, gain_C)]
+    if not _kernel().backward(*map(_at, (*inputs, dx_NC, dfound_NC, dgain_C, dbias_C)), *x_NC.shape):  # type: ignore[union-attr]
+        raise MemoryError(f"no memory for the norm of {tuple(x_NC.shape)}")
+    return dx_NC, dx_NC if dfound_NC is None else dfound_NC, dgain_C, dbias_C
 
 
 def _at(tensor: torch.Tensor | None) -> int | None:
