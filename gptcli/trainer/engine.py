@@ -99,8 +99,8 @@ def lay_out(run: Run, place: Place, mesh: DeviceMesh | None) -> tuple[nn.Module,
 
 def dress(part: Part, config: TrainConfig, mesh: DeviceMesh | None) -> None:
     """Recomputation and compilation: block by block, and the head with its loss, so that one compilation serves every layer and every
-    layout; compiled linear layers by their kernel, but for slices, and where products are to be told from what is computed again. Names
-    and hooks do not change."""
+    layout; compiled linear layers and norms by their kernels, but for slices, and where products are to be told from what is computed
+    again. Names and hooks do not change."""
     for block in blocks(part):
         block.__dict__.pop("forward", None)  # back to the class's own
         linear_kernel.take_back(block)
