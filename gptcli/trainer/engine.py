@@ -25,7 +25,7 @@ from torch.distributed.tensor.experimental import implicit_replication
 
 from gptcli.errors import RunError
 from gptcli.events import Events
-from gptcli.model import linear_kernel, mup
+from gptcli.model import linear_kernel, mup, norm_kernel
 from gptcli.model.first_use import keep_freed_memory, settle_math
 from gptcli.model.loss import IGNORE, LOOPS, next_token_loss
 from gptcli.model.transformer import GPT
@@ -99,13 +99,15 @@ def lay_out(run: Run, place: Place, mesh: DeviceMesh | None) -> tuple[nn.Module,
 
 def dress(part: Part, config: TrainConfig, mesh: DeviceMesh | None) -> None:
     """Recomputation and compilation: block by block, and the head with its loss, so that one compilation serves every layer and every
-    layout; compiled linear layers by their kernel, but for slices, and where products are to be told from what is computed again. Names
-    and hooks do not change."""
+    layout; compiled linear layers and norms by their kernels, but for slices, and where products are to be told from what is computed
+    again. Names and hooks do not change."""
     for block in blocks(part):
         block.__dict__.pop("forward", None)  # back to the class's own
         linear_kernel.take_back(block)
+        norm_kernel.take_back(block)
         if config.compile and config.recompute != "selective" and (mesh is None or mesh["tp"].size() == 1):
             linear_kernel.give(block)
+            norm_kernel.give(block)
         if config.recompute != "none":
             block.forward = recomputed(block.forward, config.recompute, drops=part.config.dropout > 0)
         if config.compile:
