@@ -45,9 +45,32 @@ static void normalise(const Norm *norm, const float *x_RC, float *y_RC, int64_t 
 
 /* ---- attention ---- */
 
-/* One head of one row: k and v into slot `length` of the cache, and what q finds in the slots up to it. `weights` has room for them. */
+/* Lines from `from` to `to` of what is read next, into L2: a few at a time, while there is something to do. */
+static inline void fetch(const char *next, int64_t from, int64_t to) {
+    for (; next && from < to; from += LINE) __builtin_prefetch(next + from, 0, 2);
+}
+
+/* Sums over S of the numbers in a vector of words, or several beside each other, weighed; spread. */
+static inline __attribute__((always_inline)) void weigh(
+    const int64_t kind, const int vectors, const char *values, int64_t row, int64_t S, const float *weights, float *sums, const char *next) {
+    const int parts = 4 / size_of(kind);
+    Lanes lanes[4] = {0};
+    for (int64_t s = 0; s < S; s++) {
+        fetch(next, s * row, (s + 1) * row);
+        for (int i = 0; i < vectors; i++) {
+            Words words;
+            memcpy(&words, values + s * row + i * sizeof words, sizeof words);
+            for (int place = 0; place < parts; place++) lanes[i * parts + place] += part(kind, words, place) * weights[s];
+        }
+    }
+    memcpy(sums, lanes, vectors * parts * sizeof *lanes);
+}
+
+/* One head of one row: k and v into slot `length` of the cache, and what q finds in the slots up to it. `weights` has room for them. The keys
+   and values that are read after this come into the cache meanwhile. */
 static inline __attribute__((always_inline)) void attend(
-    const int64_t kind, const float *q_D, char *keys_SD, char *values_SD, int64_t D, int64_t length, int64_t band, float *weights, float *y_D) {
+    const int64_t kind, const float *q_D, char *keys_SD, char *values_SD, int64_t D, int64_t length, int64_t band, float *weights, float *y_D,
+    const char *next_keys, const char *next_values) {
     const int64_t begin = length + 1 > band ? length + 1 - band : 0, S = length + 1 - begin, row = D * size_of(kind);
     const int64_t parts = 4 / size_of(kind), whole = D - D % (WIDTH * parts);
     float *sum_D = weights + S + WIDTH, *spread_D = sum_D + D, most = -INFINITY;
@@ -57,7 +80,10 @@ static inline __attribute__((always_inline)) void attend(
     const float scale = 1 / sqrtf(D);
     spread(kind, FP32, q_D, spread_D, D);
     int64_t s = 0;
-    for (; s + 4 <= S; s += 4) dots(kind, 4, 1, keys_SD + s * row, spread_D, D, weights + s, 0);
+    for (; s + 4 <= S; s += 4) {
+        fetch(next_keys, s * row, (s + 4) * row);
+        dots(kind, 4, 1, keys_SD + s * row, spread_D, D, weights + s, 0);
+    }
     for (; s < S; s++) dots(kind, 1, 1, keys_SD + s * row, spread_D, D, weights + s, 0);
     for (; s % WIDTH; s++) weights[s] = -INFINITY;
     Lanes most_W = read_lanes(weights), sum_W = {0};
@@ -69,15 +95,10 @@ static inline __attribute__((always_inline)) void attend(
         sum_W += weight_W;
     }
     const float sum = sum_of(sum_W);
-    for (int64_t d = 0; d < whole; d += WIDTH * parts) {
-        Lanes lanes[4] = {0};
-        for (int64_t s = 0; s < S; s++) {
-            Words words;
-            memcpy(&words, values_SD + s * row + d * size_of(kind), sizeof words);
-            for (int place = 0; place < parts; place++) lanes[place] += part(kind, words, place) * weights[s];
-        }
-        memcpy(sum_D + d, lanes, parts * sizeof *lanes);
-    }
+    int64_t d = 0;
+    for (; d + 4 * WIDTH <= whole; d += 4 * WIDTH)
+        weigh(kind, 4 / parts, values_SD + d * size_of(kind), row, S, weights, sum_D + d, d ? NULL : next_values);
+    for (; d < whole; d += WIDTH * parts) weigh(kind, 1, values_SD + d * size_of(kind), row, S, weights, sum_D + d, d ? NULL : next_values);
     for (int64_t d = whole; d < D; d++) {
         sum_D[d] = 0;
         for (int64_t s = 0; s < S; s++) sum_D[d] += value(kind, values_SD + s * row, d) * weights[s];
@@ -89,13 +110,15 @@ static inline __attribute__((always_inline)) void attend(
 }
 
 __attribute__((noinline)) static void attend_fp32(
-    const float *q_D, char *keys_SD, char *values_SD, int64_t D, int64_t length, int64_t band, float *weights, float *y_D) {
-    attend(FP32, q_D, keys_SD, values_SD, D, length, band, weights, y_D);
+    const float *q_D, char *keys_SD, char *values_SD, int64_t D, int64_t length, int64_t band, float *weights, float *y_D,
+    const char *next_keys, const char *next_values) {
+    attend(FP32, q_D, keys_SD, values_SD, D, length, band, weights, y_D, next_keys, next_values);
 }
 
 __attribute__((noinline)) static void attend_bf16(
-    const float *q_D, char *keys_SD, char *values_SD, int64_t D, int64_t length, int64_t band, float *weights, float *y_D) {
-    attend(BF16, q_D, keys_SD, values_SD, D, length, band, weights, y_D);
+    const float *q_D, char *keys_SD, char *values_SD, int64_t D, int64_t length, int64_t band, float *weights, float *y_D,
+    const char *next_keys, const char *next_values) {
+    attend(BF16, q_D, keys_SD, values_SD, D, length, band, weights, y_D, next_keys, next_values);
 }
 
 /* This thread's heads of the rows. */
@@ -105,13 +128,10 @@ static void attention(
     const int64_t D = m->D, row = D * size_of(m->kind), head = room * row;
     share(R * m->H, &from, &to);
     for (int64_t i = from; i < to; i++) { /* qkv is (R, H, 3, D) */
-        const int64_t next = i + 1 < to ? length_R[(i + 1) / m->H] : 0, begin = next > band ? next - band : 0;
-        for (int64_t at = head + begin * row; at < head + next * row; at += LINE) { /* of the head after this */
-            __builtin_prefetch(keys + i * head + at, 0, 2);
-            __builtin_prefetch(values + i * head + at, 0, 2);
-        }
+        const int64_t next = i + 1 < to ? length_R[(i + 1) / m->H] : 0, at = (i + 1) * head + (next > band ? next - band : 0) * row;
         (m->kind == FP32 ? attend_fp32 : attend_bf16)(
-            qkv + i * 3 * D, keys + i * head, values + i * head, D, length_R[i / m->H], band, weights, y_RC + i * D);
+            qkv + i * 3 * D, keys + i * head, values + i * head, D, length_R[i / m->H], band, weights, y_RC + i * D,
+            i + 1 < to ? keys + at : NULL, i + 1 < to ? values + at : NULL);
     }
 }
 

@@ -25,7 +25,7 @@
 #endif
 
 enum { FP32, BF16, INT8 };
-enum { BLOCK = 16, COLUMNS = 16, GROUPS = 4, LINE = 64, AHEAD = 8, CHUNK = 256 };
+enum { BLOCK = 16, COLUMNS = 16, GROUPS = 4, LINE = 64, AHEAD = 8, LATER = 2, CHUNK = 256 };
 
 typedef struct {
     const void *weight_NK;
@@ -316,7 +316,7 @@ static inline __attribute__((always_inline)) void multiply(
     _tile_zero(6);
     _tile_zero(7);
     for (int64_t k = 0; k < row; k += LINE, x += every) {
-        if (walk) walk_on(walk, next);
+        if (walk && k < row - LATER * LINE) walk_on(walk, next);
         _tile_loadd(0, w + k, row);
         _tile_loadd(1, x, stride);
         if (int8) _tile_dpbssd(4, 0, 1);
@@ -378,6 +378,7 @@ static void tile_sums(const Linear *l, int64_t n, int64_t first, const Packing *
     else multiply(0, w, row, digits, p->bytes, groups, p->groups * tile, first ? NULL : walk, next, both);
     const __m512 scale = l->kind == INT8 ? _mm512_loadu_ps(l->scale_N + n) : _mm512_setzero_ps(), fine = _mm512_set1_ps(1.0f / 254);
     __m512 columns[COLUMNS];
+    if (!first) walk_on(walk, next); /* the last LATER steps: memory is kept busy while sums are finished */
     for (int64_t r = 0; r < groups * group && first + r < p->R; r++) {
         if (r % group == 0) transpose(both + r / group * 256, columns);
         const __m512 high = columns[r % group * p->digits], low = columns[r % group * p->digits + p->digits - 1];
@@ -388,6 +389,7 @@ static void tile_sums(const Linear *l, int64_t n, int64_t first, const Packing *
         } else if (p->digits == 2) sum = _mm512_add_ps(high, low);
         _mm512_storeu_ps(sums + r * BLOCK, sum);
     }
+    if (!first) walk_on(walk, next);
 }
 
 #endif
