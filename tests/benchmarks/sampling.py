@@ -1,7 +1,7 @@
 """Tokens a second of decoding beside transformers' generate and the floor that the memory sets: weights read once a token.
 
 On a CPU: GPT-2 124M, batch 1 and 8. On a CUDA GPU: 124M, 350M and 1.3B, batch 1, 8 and 64. Weights are random, which changes no speed.
-On a CPU run it as `gpt sample` runs: GOMP_SPINCOUNT=10000.
+On a CPU run it as `gpt sample` runs: GOMP_SPINCOUNT=10000 THP_MEM_ALLOC_ENABLE=1.
 `quality` measures what int8 does to the perplexity of a trained model: RUN=folder, text from GPT_TEST_DATA.
 """
 

@@ -329,3 +329,15 @@ def test_a_terminal_gets_no_control_characters(run: Path, monkeypatch: pytest.Mo
     assert "\x1b[2J\t\x07é\x9b\n".translate(CONTROLS) == "␛[2J\t␇é\ufffd\n"
     text = sample(run, "\x1b[2J", "--max-tokens", 1)
     assert text.startswith("\x1b[2J")
+
+
+def test_threads_and_memory_are_the_users_where_set_and_else_what_is_fast(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = {"GOMP_SPINCOUNT": "10000", "THP_MEM_ALLOC_ENABLE": "1"}
+    for name in fast:
+        monkeypatch.setenv(name, "7")
+    sample(run, "some", "--max-tokens", 1)
+    assert {name: os.environ[name] for name in fast} == dict.fromkeys(fast, "7")
+    for name in fast:
+        monkeypatch.delenv(name)
+    sample(run, "some", "--max-tokens", 1)
+    assert {name: os.environ[name] for name in fast} == fast

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
+import platform
 
 import pytest
 import torch
 
+from gptcli.kernels import build
 from gptcli.kernels.build import library
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
+from gptcli.sampling import linear, step
 from gptcli.sampling.engine import Engine
 from gptcli.sampling.linear import Int8, read_in_place
 
@@ -95,6 +98,24 @@ def test_a_step_is_the_model_and_each_row_is_alone(kind: str, size: str, dtype: 
         )
         alone.lengths = [len(prompt)]
         assert torch.equal(alone.step([NEXT[row] % V])[0], logits_BV[row])
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="builds for x86-64")
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cpu", ["nehalem", "haswell"])
+def test_as_it_is_built_for_older_cpus(cpu: str, dtype: torch.dtype, quantize: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any lanes of 256 bits, and without tiles and lanes of 512."""
+    if cpu == "haswell" and not {"avx2", "fma", "bmi2"} <= set(build._features().split()):
+        pytest.skip("this CPU is older")
+    monkeypatch.setattr(build, "FLAGS", [f"-march={cpu}" if flag.startswith("-march") else flag for flag in build.FLAGS])
+    older = library.__wrapped__("decode")
+    assert older is not None
+    assert older._name != library("decode")._name
+    for module in (linear, step):
+        monkeypatch.setattr(module, "library", lambda _: older)
+    for size in SIZES:
+        test_a_step_is_the_model_and_each_row_is_alone("gpt3", size, dtype, quantize)
 
 
 @pytest.mark.parametrize("quantize", ["none", "int8"])

@@ -1,0 +1,457 @@
+/* Products of a weight with few rows of x, as decoding has them: what they cost is reading the weight, so it is read where it lies, once.
+
+   x is fp32 whatever the weight is, or bf16. A row's sums are taken in an order that depends on nothing but its length.
+
+   With AMX, bf16 and int8 weights are multiplied 16 outputs at a time: a tile of the weight, 16 rows of 64 bytes, with a tile of x, whose
+   columns are two digits of each of 8 rows: in bf16 the number rounded and what is left of it (of an x in bf16 nothing is: one digit of 16
+   rows), in int8 steps and 254ths of a step. Without it, lanes of numbers, which the compiler makes what the CPU has.
+
+   Shapes: R rows, K inputs, N outputs. */
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__AVX512BF16__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#define TILES 1
+#else
+#define TILES 0
+#endif
+
+enum { FP32, BF16, INT8 };
+enum { BLOCK = 16, COLUMNS = 16, GROUPS = 4, LINE = 64, AHEAD = 8, LATER = 2, CHUNK = 256 };
+
+typedef struct {
+    const void *weight_NK;
+    const float *scale_N, *bias_N; /* of int8; NULL where there is none */
+    int64_t N, K, kind;
+} Linear;
+
+#ifdef __AVX512F__
+enum { WIDTH = 16 };
+#else
+enum { WIDTH = 8 };
+#endif
+typedef float Lanes __attribute__((vector_size(4 * WIDTH)));
+typedef uint32_t Words __attribute__((vector_size(4 * WIDTH)));
+typedef int32_t Signed __attribute__((vector_size(4 * WIDTH)));
+typedef uint16_t Halves __attribute__((vector_size(2 * WIDTH)));
+
+static inline __attribute__((always_inline)) int64_t size_of(int64_t kind) { return kind == FP32 ? 4 : kind == BF16 ? 2 : 1; }
+
+static inline __attribute__((always_inline)) float value(int64_t kind, const void *from, int64_t i) {
+    if (kind == FP32) return ((const float *)from)[i];
+    if (kind == INT8) return ((const int8_t *)from)[i];
+    union { uint32_t bits; float number; } wide = {(uint32_t)((const uint16_t *)from)[i] << 16};
+    return wide.number;
+}
+
+static inline __attribute__((always_inline)) Lanes read_lanes(const float *from) {
+    Lanes lanes;
+    memcpy(&lanes, from, sizeof lanes);
+    return lanes;
+}
+
+static inline __attribute__((always_inline)) Lanes larger(Lanes a, Lanes b) { /* b where it is not a number */
+    const Signed first = a > b;
+    return (Lanes)((first & (Signed)a) | (~first & (Signed)b));
+}
+
+/* `count` numbers, in fp32 or rounded to bf16: to the nearest, ties to even; what is no number stays none. */
+static inline __attribute__((always_inline)) void store(const int64_t kind, char *to, const float *from, const int64_t count) {
+    if (kind == FP32) {
+        memcpy(to, from, count * sizeof *from);
+        return;
+    }
+    for (int64_t i = 0; i < count; i += WIDTH) {
+        const int64_t some = count - i < WIDTH ? count - i : WIDTH;
+        Lanes lanes = {0};
+        memcpy(&lanes, from + i, some * sizeof *from);
+        const Words bits = (Words)lanes, no_number = (Words)(lanes != lanes);
+        const Words rounded = ((bits + 0x7fff + (bits >> 16 & 1)) & ~no_number) | (0x7fc00000 & no_number);
+        const Halves halves = __builtin_convertvector(rounded >> 16, Halves);
+        memcpy(to + 2 * i, &halves, some * 2);
+    }
+}
+
+/* e^x for x up to 88; below -87, hardly more than 0. 2^n by the exponent's bits, the rest by its series. */
+static inline __attribute__((always_inline)) Lanes exponential(Lanes x) {
+    const float shift = 12582912; /* 1.5 * 2^23: a sum with it has no place for a fraction, and n in its last bits */
+    x = larger((Lanes){0} - 87, x);
+    const Lanes shifted = x * 1.44269504f + shift, n = shifted - shift, r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    Lanes series = 1 + r * (1.0f / 7);
+    series = 1 + r * (1.0f / 6) * series;
+    series = 1 + r * (1.0f / 5) * series;
+    series = 1 + r * (1.0f / 4) * series;
+    series = 1 + r * (1.0f / 3) * series;
+    series = 1 + r * (1.0f / 2) * series;
+    series = 1 + r * series;
+    return series * (Lanes)(((Words)shifted << 23) + 0x3f800000);
+}
+
+/* x/2 (1 + tanh u) = x / (1 + e^-2u), in place. */
+static void gelu(float *x, int64_t count) {
+    for (int64_t i = 0; i < count; i += WIDTH) {
+        const Lanes x_W = read_lanes(x + i), twice = 1.59576912f * (x_W + 0.044715f * x_W * x_W * x_W);
+        const Lanes y_W = x_W / (1 + exponential(-larger((Lanes){0} - 88, twice)));
+        memcpy(x + i, &y_W, sizeof y_W);
+    }
+}
+
+/* This thread's part of `count` things. */
+static void share(int64_t count, int64_t *from, int64_t *to) {
+    int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
+    *from = count * thread / threads;
+    *to = count * (thread + 1) / threads;
+}
+/* Words of memory hold 1, 2 or 4 numbers. Lanes of the numbers at one place in each of them: */
+static inline __attribute__((always_inline)) Lanes part(const int64_t kind, Words words, const int place) {
+    if (kind == FP32) return (Lanes)words;
+    if (kind == BF16) return (Lanes)(place ? words & 0xffff0000 : words << 16);
+    return __builtin_convertvector((Signed)(words << (24 - 8 * place)) >> 24, Lanes);
+}
+
+/* x in fp32, in the order in which `part` finds K numbers of a kind: WIDTH words' first ones, then their second ones.. The last numbers stay
+   where they are. */
+static void spread(int64_t order, int64_t kind, const void *x, float *y, int64_t K) {
+    const int64_t parts = 4 / size_of(order), whole = K - K % (WIDTH * parts);
+    for (int64_t k = 0; k < whole; k += WIDTH * parts)
+        for (int64_t place = 0; place < parts; place++)
+            for (int64_t i = 0; i < WIDTH; i++) y[k + place * WIDTH + i] = value(kind, x, k + i * parts + place);
+    for (int64_t k = whole; k < K; k++) y[k] = value(kind, x, k);
+}
+
+static inline __attribute__((always_inline)) float sum_of(Lanes lanes) {
+#ifdef __AVX512F__
+    return _mm512_reduce_add_ps((__m512)lanes);
+#else
+    float sum = 0;
+    for (int i = 0; i < WIDTH; i++) sum += lanes[i];
+    return sum;
+#endif
+}
+
+/* The products of `rows` rows of x, spread, with `outputs` rows of a weight, to sums[r][i] `apart` from row to row. */
+static inline __attribute__((always_inline)) void dots(
+    const int64_t kind, const int outputs, const int rows, const char *w, const float *x_RK, int64_t K, float *sums, int64_t apart) {
+    const int64_t row = K * size_of(kind), parts = 4 / size_of(kind), whole = K - K % (WIDTH * parts);
+    Lanes lanes[4][4] = {0};
+    for (int64_t k = 0; k < whole; k += WIDTH * parts)
+        for (int i = 0; i < outputs; i++) {
+            Words words;
+            memcpy(&words, w + i * row + k * size_of(kind), sizeof words);
+            for (int place = 0; place < parts; place++)
+                for (int r = 0; r < rows; r++)
+                    lanes[i][r] += part(kind, words, place) * read_lanes(x_RK + r * K + k + place * WIDTH);
+        }
+    for (int i = 0; i < outputs; i++)
+        for (int r = 0; r < rows; r++) {
+            float sum = sum_of(lanes[i][r]);
+            for (int64_t k = whole; k < K; k++) sum += value(kind, w + i * row, k) * x_RK[r * K + k];
+            sums[r * apart + i] = sum;
+        }
+}
+
+/* Sums of `count` outputs from n on, to sums[r][BLOCK]; x is spread. */
+static inline __attribute__((always_inline)) void sums_of(
+    const int64_t kind, const char *w, int64_t count, const float *x_RK, int64_t R, int64_t K, float *sums) {
+    const int64_t row = K * size_of(kind);
+    int64_t i = 0;
+    for (; i + 4 <= count; i += 4) {
+        int64_t r = 0;
+        for (; r + 4 <= R; r += 4) dots(kind, 4, 4, w + i * row, x_RK + r * K, K, sums + r * BLOCK + i, BLOCK);
+        for (; r < R; r++) dots(kind, 4, 1, w + i * row, x_RK + r * K, K, sums + r * BLOCK + i, BLOCK);
+    }
+    for (; i < count; i++)
+        for (int64_t r = 0; r < R; r++) dots(kind, 1, 1, w + i * row, x_RK + r * K, K, sums + r * BLOCK + i, BLOCK);
+}
+
+static void plain_sums(const Linear *l, int64_t n, int64_t count, const float *x_RK, int64_t R, float *sums) {
+    const char *w = (const char *)l->weight_NK + n * l->K * size_of(l->kind);
+    if (l->kind == FP32) sums_of(FP32, w, count, x_RK, R, l->K, sums);
+    else if (l->kind == BF16) sums_of(BF16, w, count, x_RK, R, l->K, sums);
+    else sums_of(INT8, w, count, x_RK, R, l->K, sums);
+    if (l->kind == INT8)
+        for (int64_t r = 0; r < R; r++)
+            for (int64_t i = 0; i < count; i++) sums[r * BLOCK + i] *= l->scale_N[n + i];
+}
+
+/* How R rows lie in tiles: so many digits of each beside each other, in groups that fill a tile's columns; `bytes` of a tile's row. */
+typedef struct {
+    int64_t R, digits, groups, bytes;
+} Packing;
+
+static Packing packing_of(int64_t R, int64_t digits) {
+    const int64_t group = COLUMNS / digits;
+    return (Packing){R, digits, (R + group - 1) / group, 4 * digits * (R < group ? R : group)};
+}
+
+/* x as a product reads it: digits, and the steps they count; or, without tiles, fp32 that is spread. */
+typedef struct {
+    float *step_R;
+    char *digits;
+} Scratch;
+
+static void *room_for(int64_t bytes) { return aligned_alloc(LINE, (bytes + LINE - 1) / LINE * LINE); }
+
+static Scratch scratch_for(int64_t R, int64_t K) { return (Scratch){room_for(R * 4), room_for((R + COLUMNS) * K * 4)}; }
+
+static void release(Scratch scratch) { free(scratch.step_R), free(scratch.digits); }
+
+#if TILES
+
+static int granted(void) { /* by the system, once a process */
+    static int answer = -1;
+    if (answer < 0) answer = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+    return answer;
+}
+
+static int in_tiles(const Linear *l) { return granted() && l->kind != FP32 && l->K * size_of(l->kind) % LINE == 0 && l->N >= BLOCK; }
+
+typedef struct {
+    uint8_t palette, start, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+} Tiles;
+
+/* Tiles 0: the weight; 1: x; 4 to 7: sums of a group of rows each. */
+static void configure_tiles(const Packing *p) {
+    Tiles tiles = {.palette = 1};
+    for (int i = 0; i < 8; i++) {
+        tiles.rows[i] = 16;
+        tiles.bytes[i] = i == 0 ? LINE : p->bytes;
+    }
+    __asm__ volatile("" ::"r"(&tiles) : "memory");
+    _tile_loadconfig(&tiles);
+}
+
+/* LINE bytes of digits of a row of x, high and low: 32 numbers in bf16, 64 in int8 at so many steps to 1. */
+static inline void split(int64_t to_kind, int64_t kind, const char *x, __m512 steps, __m512i *high, __m512i *low) {
+    __m512 part[4];
+    for (int i = 0; i < (to_kind == BF16 ? 2 : 4); i++)
+        part[i] = kind == FP32 ? _mm512_loadu_ps((const float *)x + 16 * i)
+                               : (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x + i)), 16);
+    if (to_kind == BF16) {
+        *high = (__m512i)_mm512_cvtne2ps_pbh(part[1], part[0]);
+        part[0] = _mm512_sub_ps(part[0], (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(*high)), 16));
+        part[1] = _mm512_sub_ps(part[1], (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(*high, 1)), 16));
+        *low = (__m512i)_mm512_cvtne2ps_pbh(part[1], part[0]);
+        return;
+    }
+    __m128i coarse[4], fine[4];
+    for (int i = 0; i < 4; i++) {
+        const __m512 exact = _mm512_mul_ps(part[i], steps), whole = _mm512_roundscale_ps(exact, 0);
+        coarse[i] = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(whole));
+        fine[i] = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_sub_ps(exact, whole), _mm512_set1_ps(254))));
+    }
+    *high = _mm512_loadu_si512(coarse), *low = _mm512_loadu_si512(fine);
+}
+
+static inline __attribute__((always_inline)) float largest(const int64_t kind, const char *x, int64_t K) {
+    const int64_t parts = 4 / size_of(kind);
+    Lanes most_W = {0};
+    for (int64_t k = 0; k < K; k += WIDTH * parts) {
+        Words words;
+        memcpy(&words, x + k * size_of(kind), sizeof words);
+        for (int place = 0; place < parts; place++) most_W = larger((Lanes)((Words)part(kind, words, place) & 0x7fffffff), most_W);
+    }
+    return fmaxf(_mm512_reduce_max_ps((__m512)most_W), 1e-12f);
+}
+
+/* A row of x as a group's tiles have it: for each LINE of a weight's row 16 words, each in a row of a tile, beside those of other digits and
+   rows. Returns what a coarse digit counts. */
+static float pack(const Linear *l, int64_t kind, const char *x, int64_t r, const Packing *p, char *digits) {
+    const int64_t tile = 16 * p->bytes, at_once = LINE / size_of(l->kind), group = COLUMNS / p->digits;
+    const __m512i places = _mm512_mullo_epi32(_mm512_set1_epi32(p->bytes), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    const float step = l->kind == INT8 ? (kind == FP32 ? largest(FP32, x, l->K) : largest(BF16, x, l->K)) / 127 : 1;
+    char *to = digits + r / group * tile + r % group * p->digits * 4;
+    for (int64_t k = 0; k < l->K; k += at_once, to += p->groups * tile) {
+        __m512i high, low;
+        split(l->kind, kind, x + k * size_of(kind), _mm512_set1_ps(1 / step), &high, &low);
+        _mm512_i32scatter_epi32(to, places, high, 1);
+        if (p->digits == 2) _mm512_i32scatter_epi32(to + 4, places, low, 1);
+    }
+    return step;
+}
+
+/* Where a thread will read next: some lines ahead of where it is, through its part of a weight and on into that of the next. */
+typedef struct {
+    const char *at;
+    int64_t row, line, lines, blocks; /* bytes, lines of a row passed, of how many, blocks left */
+} Walk;
+
+static Walk walk_of(const Linear *l) {
+    if (!l) return (Walk){0};
+    int64_t from, to, row = l->K * size_of(l->kind);
+    share((l->N + BLOCK - 1) / BLOCK, &from, &to);
+    return (Walk){(const char *)l->weight_NK + from * BLOCK * row, row, 0, row / LINE, to - from};
+}
+
+static inline void walk_on(Walk *walk, Walk *next) {
+    if (walk->blocks == 0) {
+        *walk = *next;
+        next->blocks = 0;
+        if (walk->blocks == 0) return;
+    }
+    for (int64_t i = 0; i < BLOCK; i++) _mm_prefetch(walk->at + i * walk->row, _MM_HINT_T0);
+    walk->at += LINE;
+    if (++walk->line == walk->lines) {
+        walk->line = 0, walk->blocks--;
+        walk->at += (BLOCK - 1) * walk->row;
+    }
+}
+
+static inline __attribute__((always_inline)) void multiply(
+    const int int8, const char *w, int64_t row, const char *x, int64_t stride, int64_t groups, int64_t every, Walk *walk, Walk *next, float *to) {
+    const int64_t tile = 16 * stride;
+    __asm__ volatile("" ::: "memory"); /* what was packed is written: to the compiler, loading a tile reads nothing */
+    _tile_zero(4);
+    _tile_zero(5);
+    _tile_zero(6);
+    _tile_zero(7);
+    for (int64_t k = 0; k < row; k += LINE, x += every) {
+        if (walk && k < row - LATER * LINE) walk_on(walk, next);
+        _tile_loadd(0, w + k, row);
+        _tile_loadd(1, x, stride);
+        if (int8) _tile_dpbssd(4, 0, 1);
+        else _tile_dpbf16ps(4, 0, 1);
+        if (groups > 1) {
+            _tile_loadd(1, x + tile, stride);
+            if (int8) _tile_dpbssd(5, 0, 1);
+            else _tile_dpbf16ps(5, 0, 1);
+        }
+        if (groups > 2) {
+            _tile_loadd(1, x + 2 * tile, stride);
+            if (int8) _tile_dpbssd(6, 0, 1);
+            else _tile_dpbf16ps(6, 0, 1);
+        }
+        if (groups > 3) {
+            _tile_loadd(1, x + 3 * tile, stride);
+            if (int8) _tile_dpbssd(7, 0, 1);
+            else _tile_dpbf16ps(7, 0, 1);
+        }
+    }
+    _tile_stored(4, to, LINE);
+    if (groups > 1) _tile_stored(5, to + 256, LINE);
+    if (groups > 2) _tile_stored(6, to + 512, LINE);
+    if (groups > 3) _tile_stored(7, to + 768, LINE);
+}
+
+/* 16 rows of 16 numbers, turned over the diagonal: pairs, fours, eights, all. */
+static void transpose(const float *from, __m512 *rows) {
+    __m512 t[16];
+    __m512d *pairs = (__m512d *)t, *fours = (__m512d *)rows;
+    for (int i = 0; i < 16; i += 2) {
+        const __m512 a = _mm512_loadu_ps(from + 16 * i), b = _mm512_loadu_ps(from + 16 * i + 16);
+        t[i] = _mm512_unpacklo_ps(a, b), t[i + 1] = _mm512_unpackhi_ps(a, b);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; j++) {
+            fours[i + 2 * j] = _mm512_unpacklo_pd(pairs[i + j], pairs[i + j + 2]);
+            fours[i + 2 * j + 1] = _mm512_unpackhi_pd(pairs[i + j], pairs[i + j + 2]);
+        }
+    for (int j = 0; j < 4; j++)
+        for (int i = 0; i < 8; i += 4) {
+            t[i + j] = _mm512_shuffle_f32x4(rows[2 * i + j], rows[2 * i + 4 + j], 0x88);
+            t[i + j + 8] = _mm512_shuffle_f32x4(rows[2 * i + j], rows[2 * i + 4 + j], 0xdd);
+        }
+    for (int j = 0; j < 4; j++)
+        for (int i = 0; i < 8; i += 4) {
+            rows[i + j] = _mm512_shuffle_f32x4(t[2 * i + j], t[2 * i + 4 + j], 0x88);
+            rows[i + j + 8] = _mm512_shuffle_f32x4(t[2 * i + j], t[2 * i + 4 + j], 0xdd);
+        }
+}
+
+/* Sums of BLOCK outputs from n on, of at most GROUPS groups of rows from `first` on, to sums[r][BLOCK]. */
+static void tile_sums(const Linear *l, int64_t n, int64_t first, const Packing *p, const Scratch *x, Walk *walk, Walk *next, float *sums) {
+    float both[GROUPS * 256];
+    const int64_t row = l->K * size_of(l->kind), group = COLUMNS / p->digits, tile = 16 * p->bytes, begin = first / group;
+    const int64_t groups = p->groups - begin < GROUPS ? p->groups - begin : GROUPS;
+    const char *w = (const char *)l->weight_NK + n * row, *digits = x->digits + begin * tile;
+    if (l->kind == INT8) multiply(1, w, row, digits, p->bytes, groups, p->groups * tile, first ? NULL : walk, next, both);
+    else multiply(0, w, row, digits, p->bytes, groups, p->groups * tile, first ? NULL : walk, next, both);
+    const __m512 scale = l->kind == INT8 ? _mm512_loadu_ps(l->scale_N + n) : _mm512_setzero_ps(), fine = _mm512_set1_ps(1.0f / 254);
+    __m512 columns[COLUMNS];
+    if (!first) walk_on(walk, next); /* the last LATER steps: memory is kept busy while sums are finished */
+    for (int64_t r = 0; r < groups * group && first + r < p->R; r++) {
+        if (r % group == 0) transpose(both + r / group * 256, columns);
+        const __m512 high = columns[r % group * p->digits], low = columns[r % group * p->digits + p->digits - 1];
+        __m512 sum = high;
+        if (l->kind == INT8) {
+            sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps((__m512i)low), fine, _mm512_cvtepi32_ps((__m512i)high));
+            sum = _mm512_mul_ps(sum, _mm512_mul_ps(scale, _mm512_set1_ps(x->step_R[first + r])));
+        } else if (p->digits == 2) sum = _mm512_add_ps(high, low);
+        _mm512_storeu_ps(sums + r * BLOCK, sum);
+    }
+    if (!first) walk_on(walk, next);
+}
+
+#endif
+
+/* Rows of x from `from` to `to`, in fp32 or bf16, as the product with l reads them. */
+static void prepare(const Linear *l, int64_t kind, const void *x_RK, int64_t from, int64_t to, const Packing *p, const Scratch *scratch) {
+    for (int64_t r = from; r < to; r++) {
+        const char *x = (const char *)x_RK + r * l->K * size_of(kind);
+#if TILES
+        if (in_tiles(l)) {
+            scratch->step_R[r] = pack(l, kind, x, r, p, scratch->digits);
+            continue;
+        }
+#endif
+        spread(l->kind, kind, x, (float *)scratch->digits + r * l->K, l->K);
+    }
+}
+
+/* What follows the sums of `count` outputs: the bias, GELU, and what they are added onto. */
+static inline __attribute__((always_inline)) void finish(
+    const float *sums, const float *bias, int with_gelu, const float *onto, int64_t kind, char *y, const int64_t count) {
+    float numbers[BLOCK] = {0};
+    for (int64_t i = 0; i < count; i++) numbers[i] = sums[i] + (bias ? bias[i] : 0);
+    if (with_gelu) gelu(numbers, BLOCK);
+    if (onto)
+        for (int64_t i = 0; i < count; i++) numbers[i] += onto[i];
+    if (kind == FP32) store(FP32, y, numbers, count);
+    else store(BF16, y, numbers, count);
+}
+
+/* This thread's outputs of y_RN = x W + bias, and what follows; x was prepared. `next` is the weight that comes after. */
+static void product(const Linear *l, const Packing *p, const Scratch *x, int64_t kind, void *y_RN, int with_gelu, const float *onto_RN, const Linear *next) {
+    const int64_t N = l->N, blocks = (N + BLOCK - 1) / BLOCK, pass = GROUPS * COLUMNS / p->digits;
+    float sums[GROUPS * COLUMNS * BLOCK];
+    int64_t from, to;
+    share(blocks, &from, &to);
+#if TILES
+    Walk walk = in_tiles(l) ? walk_of(l) : (Walk){0}, after = next && in_tiles(next) ? walk_of(next) : (Walk){0};
+    if (in_tiles(l))
+        for (int i = 0; i < AHEAD; i++) walk_on(&walk, &after);
+#else
+    (void)next;
+#endif
+    for (int64_t block = from; block < to; block++) {
+        const int64_t n = block * BLOCK, count = N - n < BLOCK ? N - n : BLOCK;
+        for (int64_t first = 0; first < p->R; first += pass) {
+            const int64_t rows = p->R - first < pass ? p->R - first : pass;
+            const float *found = sums;
+#if TILES
+            if (in_tiles(l)) {
+                tile_sums(l, n + count - BLOCK, first, p, x, &walk, &after, sums); /* the last outputs with some before them */
+                found += BLOCK - count;
+            } else
+#endif
+                plain_sums(l, n, count, (const float *)x->digits + first * l->K, rows, sums);
+            for (int64_t r = 0; r < rows; r++, found += BLOCK) {
+                const int64_t at = (first + r) * N + n;
+                const float *bias = l->bias_N ? l->bias_N + n : NULL, *onto = onto_RN ? onto_RN + at : NULL;
+                char *y = (char *)y_RN + at * size_of(kind);
+                if (count == BLOCK) finish(found, bias, with_gelu, onto, kind, y, BLOCK);
+                else finish(found, bias, with_gelu, onto, kind, y, count);
+            }
+        }
+    }
+}
