@@ -127,9 +127,8 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    ctx.save_for_backward(
-        *inputs[:2], output[2], inputs[2]
-    )  # not the sum: x is kept by the norm before, and what was found takes half of it
+    # not the sum: x is kept by the norm before, and what was found takes half of it
+    ctx.save_for_backward(*inputs[:2], output[2], inputs[2])
 
 
 def _add_norm_backward(ctx: Any, dsum_NC: torch.Tensor, dy_NC: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
