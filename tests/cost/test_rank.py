@@ -12,7 +12,7 @@ from gptcli.cost.activations import RECOMPUTE
 from gptcli.cost.layout import Layout
 from gptcli.cost.rank import CHUNK_BYTES, PIECE, Memory, Work, layer_parameters, loss_memory, rank_memory, stage_memory
 from gptcli.errors import UsageError
-from gptcli.model import loss, mup
+from gptcli.model import attention_kernel, head_kernel, loss, mup
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.transformer import GPT
 from gptcli.trainer.layout import Place
@@ -74,8 +74,10 @@ def measured_peak(config: ModelConfig, work: Work) -> int:
     ],
     ids=str,
 )
-def test_the_trainers_own_peak(changes: dict[str, int], work: Work) -> None:
-    """Within 5 %, where the issue asks for 10; one process, uncompiled."""
+def test_the_trainers_own_peak(changes: dict[str, int], work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within 5 %, where the issue asks for 10; one process, uncompiled, in the forms that a GPU runs: a CPU's kernels take less."""
+    for kernel in (head_kernel, attention_kernel):
+        monkeypatch.setattr(kernel, "_kernel", lambda: None)
     config = replace(SMALL, **changes)
     work = replace(work, piece=loss.PIECES["cpu"])
     assert rank_memory(config, Layout(), work).total == pytest.approx(measured_peak(config, work), rel=0.05)
