@@ -1,9 +1,9 @@
-/* One decoding step of a GPT: a token of each of R sequences through all blocks, over the key-value cache, in one parallel region.
+/* One decoding step of a GPT: a token of each of R sequences to the logits after it, over the key-value cache, in one parallel region.
 
    What decoding costs is reading the weights, once a step. Between products stand barriers, and what is small, the norms, every thread
    does for itself. x and all that follows from it are fp32 whatever the weights are.
 
-   Shapes: R rows, C d_model, H heads, D d_head, S positions. */
+   Shapes: R rows, C d_model, H heads, D d_head, S positions, V entries of the vocabulary. */
 #include "few_rows.h"
 
 typedef struct {
@@ -17,9 +17,11 @@ typedef struct {
 } Layer;
 
 typedef struct {
+    const void *wte_VC, *wpe_SC;
     const Layer *layers;
     Norm last;
-    int64_t n_layer, H, D, post_norm, kind; /* of the cache: FP32 or BF16 */
+    Linear head;
+    int64_t n_layer, H, D, post_norm, kind; /* of embeddings and cache: FP32 or BF16 */
     float eps;
 } Model;
 
@@ -172,12 +174,15 @@ void linear(const Linear *l, int64_t kind, const void *x_RK, void *y_RN, int64_t
     release(scratch);
 }
 
-/* x_RC, the tokens' embeddings, becomes what the head reads. keys[layer] and values[layer] are (R, H, room, D); row r is filled up to
-   length_R[r], where its token's keys and values are put. */
-void step(const Model *m, float *x_RC, char *const *keys, char *const *values, int64_t room, const int64_t *length_R, int64_t R) {
+/* logits_RV, in fp32, after a token of each row. keys[layer] and values[layer] are (R, H, room, D); row r is filled up to length_R[r], where
+   its token's keys and values are put. */
+void step(const Model *m, const int64_t *token_R, float *logits_RV, char *const *keys, char *const *values, int64_t room, const int64_t *length_R, int64_t R) {
     const int64_t C = m->H * m->D;
     const Packing packing = packing_of(R, 2), *p = &packing;
-    float *qkv = room_for(R * 3 * C * 4), *heads = room_for(R * C * 4), *wide = room_for(R * 4 * C * 4);
+    float *x_RC = room_for(R * C * 4), *qkv = room_for(R * 3 * C * 4), *heads = room_for(R * C * 4), *wide = room_for(R * 4 * C * 4);
+    for (int64_t r = 0; r < R; r++)
+        for (int64_t c = 0; c < C; c++)
+            x_RC[r * C + c] = value(m->kind, m->wte_VC, token_R[r] * C + c) + value(m->kind, m->wpe_SC, length_R[r] * C + c);
 #pragma omp parallel
     {
         float *own = room_for(R * C * 4), *weights = room_for((room + WIDTH + 2 * m->D) * 4), *base = m->post_norm ? own : x_RC;
@@ -199,15 +204,14 @@ void step(const Model *m, float *x_RC, char *const *keys, char *const *values, i
             product(&layer->c_fc, p, x, FP32, wide, 1, NULL, &layer->mlp_proj);
 #pragma omp barrier
             prepare(&layer->mlp_proj, FP32, wide, 0, R, p, x);
-            product(&layer->mlp_proj, p, x, FP32, x_RC, 0, base, i + 1 < m->n_layer ? &layer[1].c_attn : NULL);
+            product(&layer->mlp_proj, p, x, FP32, x_RC, 0, base, i + 1 < m->n_layer ? &layer[1].c_attn : &m->head);
 #pragma omp barrier
         }
-        int64_t from, to;
-        share(R, &from, &to);
-        normalise(&m->last, x_RC + from * C, own, to - from, C, m->eps);
-        memcpy(x_RC + from * C, own, (to - from) * C * 4);
+        normalise(&m->last, x_RC, own, R, C, m->eps);
+        prepare(&m->head, FP32, own, 0, R, p, x);
+        product(&m->head, p, x, FP32, logits_RV, 0, NULL, NULL);
         end_tiles();
         free(own), free(weights), release(scratch);
     }
-    free(qkv), free(heads), free(wide);
+    free(x_RC), free(qkv), free(heads), free(wide);
 }

@@ -264,20 +264,51 @@ static inline __attribute__((always_inline)) float largest(const int64_t kind, c
     return fmaxf(_mm512_reduce_max_ps((__m512)most_W), 1e-12f);
 }
 
-/* A row of x as a group's tiles have it: for each LINE of a weight's row 16 words, each in a row of a tile, beside those of other digits and
-   rows. Returns what a coarse digit counts. */
-static float pack(const Linear *l, int64_t kind, const char *x, int64_t r, const Packing *p, char *digits) {
-    const int64_t tile = 16 * p->bytes, at_once = LINE / size_of(l->kind), group = COLUMNS / p->digits;
-    const __m512i places = _mm512_mullo_epi32(_mm512_set1_epi32(p->bytes), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-    const float step = l->kind == INT8 ? (kind == FP32 ? largest(FP32, x, l->K) : largest(BF16, x, l->K)) / 127 : 1;
-    char *to = digits + r / group * tile + r % group * p->digits * 4;
-    for (int64_t k = 0; k < l->K; k += at_once, to += p->groups * tile) {
-        __m512i high, low;
-        split(l->kind, kind, x + k * size_of(kind), _mm512_set1_ps(1 / step), &high, &low);
-        _mm512_i32scatter_epi32(to, places, high, 1);
-        if (p->digits == 2) _mm512_i32scatter_epi32(to + 4, places, low, 1);
+/* 16 rows of 16 numbers, turned over the diagonal: pairs, fours, eights, all. */
+static void transpose(const float *from, __m512 *rows) {
+    __m512 t[16];
+    __m512d *pairs = (__m512d *)t, *fours = (__m512d *)rows;
+    for (int i = 0; i < 16; i += 2) {
+        const __m512 a = _mm512_loadu_ps(from + 16 * i), b = _mm512_loadu_ps(from + 16 * i + 16);
+        t[i] = _mm512_unpacklo_ps(a, b), t[i + 1] = _mm512_unpackhi_ps(a, b);
     }
-    return step;
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; j++) {
+            fours[i + 2 * j] = _mm512_unpacklo_pd(pairs[i + j], pairs[i + j + 2]);
+            fours[i + 2 * j + 1] = _mm512_unpackhi_pd(pairs[i + j], pairs[i + j + 2]);
+        }
+    for (int j = 0; j < 4; j++)
+        for (int i = 0; i < 8; i += 4) {
+            t[i + j] = _mm512_shuffle_f32x4(rows[2 * i + j], rows[2 * i + 4 + j], 0x88);
+            t[i + j + 8] = _mm512_shuffle_f32x4(rows[2 * i + j], rows[2 * i + 4 + j], 0xdd);
+        }
+    for (int j = 0; j < 4; j++)
+        for (int i = 0; i < 8; i += 4) {
+            rows[i + j] = _mm512_shuffle_f32x4(t[2 * i + j], t[2 * i + 4 + j], 0x88);
+            rows[i + j + 8] = _mm512_shuffle_f32x4(t[2 * i + j], t[2 * i + 4 + j], 0xdd);
+        }
+}
+
+/* Rows of x as a group's tiles have them: for each LINE of a weight's row 16 words, each in a row of a tile, beside those of other digits
+   and rows. Leaves what a coarse digit of each row counts. `count` rows, all of the group. */
+static inline __attribute__((always_inline)) void pack_rows(
+    const Linear *l, int64_t kind, const char *x_RK, int64_t r, const int64_t count, const Packing *p, float *step_R, char *digits) {
+    const int64_t at_once = LINE / size_of(l->kind), group = COLUMNS / p->digits, row = l->K * size_of(kind);
+    __m512 words[COLUMNS] = {0}, turned[COLUMNS];
+    char *to = digits + r / group * 16 * p->bytes;
+    x_RK += r * row;
+    for (int64_t i = 0; i < count; i++)
+        step_R[r + i] = l->kind != INT8 ? 1 : (kind == FP32 ? largest(FP32, x_RK + i * row, l->K) : largest(BF16, x_RK + i * row, l->K)) / 127;
+    for (int64_t k = 0; k < l->K; k += at_once, to += p->groups * 16 * p->bytes) {
+        for (int64_t i = 0; i < count; i++) {
+            __m512i high, low;
+            split(l->kind, kind, x_RK + i * row + k * size_of(kind), _mm512_set1_ps(1 / step_R[r + i]), &high, &low);
+            words[i * p->digits] = (__m512)high;
+            if (p->digits == 2) words[2 * i + 1] = (__m512)low;
+        }
+        transpose((const float *)words, turned);
+        for (int i = 0; i < 16; i++) _mm512_mask_storeu_ps(to + i * p->bytes, (1u << p->bytes / 4) - 1, turned[i]);
+    }
 }
 
 /* Where a thread will read next: some lines ahead of where it is, through its part of a weight and on into that of the next. */
@@ -343,31 +374,6 @@ static inline __attribute__((always_inline)) void multiply(
     if (groups > 3) _tile_stored(7, to + 768, LINE);
 }
 
-/* 16 rows of 16 numbers, turned over the diagonal: pairs, fours, eights, all. */
-static void transpose(const float *from, __m512 *rows) {
-    __m512 t[16];
-    __m512d *pairs = (__m512d *)t, *fours = (__m512d *)rows;
-    for (int i = 0; i < 16; i += 2) {
-        const __m512 a = _mm512_loadu_ps(from + 16 * i), b = _mm512_loadu_ps(from + 16 * i + 16);
-        t[i] = _mm512_unpacklo_ps(a, b), t[i + 1] = _mm512_unpackhi_ps(a, b);
-    }
-    for (int i = 0; i < 16; i += 4)
-        for (int j = 0; j < 2; j++) {
-            fours[i + 2 * j] = _mm512_unpacklo_pd(pairs[i + j], pairs[i + j + 2]);
-            fours[i + 2 * j + 1] = _mm512_unpackhi_pd(pairs[i + j], pairs[i + j + 2]);
-        }
-    for (int j = 0; j < 4; j++)
-        for (int i = 0; i < 8; i += 4) {
-            t[i + j] = _mm512_shuffle_f32x4(rows[2 * i + j], rows[2 * i + 4 + j], 0x88);
-            t[i + j + 8] = _mm512_shuffle_f32x4(rows[2 * i + j], rows[2 * i + 4 + j], 0xdd);
-        }
-    for (int j = 0; j < 4; j++)
-        for (int i = 0; i < 8; i += 4) {
-            rows[i + j] = _mm512_shuffle_f32x4(t[2 * i + j], t[2 * i + 4 + j], 0x88);
-            rows[i + j + 8] = _mm512_shuffle_f32x4(t[2 * i + j], t[2 * i + 4 + j], 0xdd);
-        }
-}
-
 /* Sums of BLOCK outputs from n on, of at most GROUPS groups of rows from `first` on, to sums[r][BLOCK]. */
 static void tile_sums(const Linear *l, int64_t n, int64_t first, const Packing *p, const Scratch *x, Walk *walk, Walk *next, float *sums) {
     float both[GROUPS * 256];
@@ -396,26 +402,21 @@ static void tile_sums(const Linear *l, int64_t n, int64_t first, const Packing *
 
 /* Rows of x from `from` to `to`, in fp32 or bf16, as the product with l reads them. */
 static void prepare(const Linear *l, int64_t kind, const void *x_RK, int64_t from, int64_t to, const Packing *p, const Scratch *scratch) {
-    for (int64_t r = from; r < to; r++) {
-        const char *x = (const char *)x_RK + r * l->K * size_of(kind);
 #if TILES
-        if (in_tiles(l)) {
-            scratch->step_R[r] = pack(l, kind, x, r, p, scratch->digits);
-            continue;
-        }
-#endif
-        spread(l->kind, kind, x, (float *)scratch->digits + r * l->K, l->K);
+    if (in_tiles(l)) {
+        const int64_t group = COLUMNS / p->digits;
+        for (int64_t r = from; r < to; r += group) pack_rows(l, kind, x_RK, r, to - r < group ? to - r : group, p, scratch->step_R, scratch->digits);
+        return;
     }
+#endif
+    for (int64_t r = from; r < to; r++)
+        spread(l->kind, kind, (const char *)x_RK + r * l->K * size_of(kind), (float *)scratch->digits + r * l->K, l->K);
 }
 
-/* What follows the sums of `count` outputs: the bias, GELU, and what they are added onto. */
-static inline __attribute__((always_inline)) void finish(
-    const float *sums, const float *bias, int with_gelu, const float *onto, int64_t kind, char *y, const int64_t count) {
-    float numbers[BLOCK] = {0};
-    for (int64_t i = 0; i < count; i++) numbers[i] = sums[i] + (bias ? bias[i] : 0);
-    if (with_gelu) gelu(numbers, BLOCK);
-    if (onto)
-        for (int64_t i = 0; i < count; i++) numbers[i] += onto[i];
+/* What follows the sums of `count` outputs of a row, at most a BLOCK: what they are added onto, and their place. */
+static inline __attribute__((always_inline)) void put(const float *sums, const float *onto, int64_t kind, char *y, const int64_t count) {
+    float numbers[BLOCK];
+    for (int64_t i = 0; i < count; i++) numbers[i] = sums[i] + (onto ? onto[i] : 0);
     if (kind == FP32) store(FP32, y, numbers, count);
     else store(BF16, y, numbers, count);
 }
@@ -423,7 +424,7 @@ static inline __attribute__((always_inline)) void finish(
 /* This thread's outputs of y_RN = x W + bias, and what follows; x was prepared. `next` is the weight that comes after. */
 static void product(const Linear *l, const Packing *p, const Scratch *x, int64_t kind, void *y_RN, int with_gelu, const float *onto_RN, const Linear *next) {
     const int64_t N = l->N, blocks = (N + BLOCK - 1) / BLOCK, pass = GROUPS * COLUMNS / p->digits;
-    float sums[GROUPS * COLUMNS * BLOCK];
+    float sums[GROUPS * COLUMNS * BLOCK] = {0};
     int64_t from, to;
     share(blocks, &from, &to);
 #if TILES
@@ -437,7 +438,7 @@ static void product(const Linear *l, const Packing *p, const Scratch *x, int64_t
         const int64_t n = block * BLOCK, count = N - n < BLOCK ? N - n : BLOCK;
         for (int64_t first = 0; first < p->R; first += pass) {
             const int64_t rows = p->R - first < pass ? p->R - first : pass;
-            const float *found = sums;
+            float *found = sums;
 #if TILES
             if (in_tiles(l)) {
                 tile_sums(l, n + count - BLOCK, first, p, x, &walk, &after, sums); /* the last outputs with some before them */
@@ -445,12 +446,16 @@ static void product(const Linear *l, const Packing *p, const Scratch *x, int64_t
             } else
 #endif
                 plain_sums(l, n, count, (const float *)x->digits + first * l->K, rows, sums);
+            if (l->bias_N)
+                for (int64_t r = 0; r < rows; r++)
+                    for (int64_t i = 0; i < count; i++) found[r * BLOCK + i] += l->bias_N[n + i];
+            if (with_gelu) gelu(sums, rows * BLOCK); /* of all rows: what follows within one has to wait */
             for (int64_t r = 0; r < rows; r++, found += BLOCK) {
                 const int64_t at = (first + r) * N + n;
-                const float *bias = l->bias_N ? l->bias_N + n : NULL, *onto = onto_RN ? onto_RN + at : NULL;
+                const float *onto = onto_RN ? onto_RN + at : NULL;
                 char *y = (char *)y_RN + at * size_of(kind);
-                if (count == BLOCK) finish(found, bias, with_gelu, onto, kind, y, BLOCK);
-                else finish(found, bias, with_gelu, onto, kind, y, count);
+                if (count == BLOCK) put(found, onto, kind, y, BLOCK);
+                else put(found, onto, kind, y, count);
             }
         }
     }

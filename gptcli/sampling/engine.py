@@ -2,7 +2,7 @@
 
 How it is fast, and where each way pays (measured; see tests/benchmarks/sampling.py):
 - The head is computed at the last position of each row only.
-- On a CPU a token a row goes through all blocks in one call (`step.py`), which reads the weights where they lie. Where its kernel cannot
+- On a CPU a token a row goes through the model in one call (`step.py`), which reads the weights where they lie. Where its kernel cannot
   be built the pass runs as it is, over a cache that is looked at only as far as it is filled; so do passes of several tokens a row.
 - On a CUDA GPU the pass is compiled and recorded as a CUDA graph, one for each REACH slots of the cache, and played back.
 """
@@ -77,10 +77,7 @@ class Engine:
         if self._compiled is not None:
             logits_BV = self._compiled.step(tokens, self.lengths, self.room)
         elif self._step is not None:
-            idx_B1, position_B1 = torch.tensor([list(tokens), self.lengths]).unsqueeze(2)
-            x_B1C = self.model.wte(idx_B1).float() + self.model.wpe(position_B1).float()
-            self._step(x_B1C, self.cache, self.lengths)
-            logits_BV = self.model.lm_head(x_B1C)[:, 0]
+            logits_BV = self._step(tokens, self.cache, self.lengths)
         else:
             return self.extend([[token] for token in tokens], last=1)[:, 0]
         self.lengths = [length + 1 for length in self.lengths]

@@ -136,3 +136,11 @@ def test_a_full_row_is_refused() -> None:
     engine.lengths = [1, 4]
     with pytest.raises(IndexError, match="4 tokens"):
         engine.step([1, 1])
+
+
+@torch.inference_mode()
+def test_a_token_outside_of_the_vocabulary_is_refused() -> None:
+    engine = Engine(read_in_place(small("gpt2", "odd", torch.float32)), 2)
+    for token in (57, -1):
+        with pytest.raises(IndexError, match="vocabulary of 57"):
+            engine.step([1, token])
