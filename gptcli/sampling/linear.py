@@ -76,15 +76,19 @@ class FewRows(nn.Linear):
         y = by_kernel(x, self.weight, None, self.bias, gelu)
         if y is not None:
             return y
-        if (
-            gelu
-            and x.dtype == torch.bfloat16
-            and x.device.type == "cpu"
-            and not torch.is_grad_enabled()
-            and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        ):
+        if gelu and _onednn(x):
             return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, "gelu", [], "tanh")
         return _then(F.linear(x, self.weight, self.bias), gelu)
+
+
+def _onednn(x: torch.Tensor) -> bool:
+    """Whether oneDNN takes GELU with the product before it."""
+    return (
+        x.dtype == torch.bfloat16
+        and x.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
 
 
 def _then(y: torch.Tensor, gelu: bool) -> torch.Tensor:
