@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,6 +35,20 @@ def real_data() -> Path:
     if not where or not Path(where).is_dir():
         pytest.skip("set GPT_TEST_DATA to the folder of real data")
     return Path(where)
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], str]:
+    """A port to meet at. It is not one that the system gives to whoever asks for any: another could have it before the first process
+    listens."""
+
+    def find() -> str:
+        for port in random.SystemRandom().sample(range(15_000, 32_000), 100):
+            with contextlib.suppress(OSError), socket.create_server(("localhost", port)):
+                return str(port)
+        raise OSError("none of 100 ports is free")
+
+    return find
 
 
 @pytest.fixture

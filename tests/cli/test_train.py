@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -128,17 +127,15 @@ def test_a_model_as_the_start_of_a_new_run(gpt_inside, here):
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes through /proc")
-def test_the_slurm_job_finishes_though_a_worker_is_killed(gpt_inside, here):
+def test_the_slurm_job_finishes_though_a_worker_is_killed(gpt_inside, here, free_port):
     words = ["--size", "gpt2", *SMALL, "--tokens", "3840", "--checkpoint-every", "10", "--precision", "fp32"]
     gpt_inside("train", *words, "--out", "one")
     for name, body in {"srun": 'shift; exec "$@"', "scontrol": "echo localhost"}.items():
         (here / name).write_text(f"#!/bin/bash\n{body}\n")
         (here / name).chmod(0o755)
     job = f"test-{os.getpid()}"
-    with socket.create_server(("localhost", 0)) as free:
-        port = free.getsockname()[1]
     env = {
-        "PATH": f"{here}:{Path(sys.executable).parent}:{os.environ['PATH']}", "PORT": str(port), "PROCESSES": "2",
+        "PATH": f"{here}:{Path(sys.executable).parent}:{os.environ['PATH']}", "PORT": free_port(), "PROCESSES": "2",
         "SLURM_JOB_ID": job, "SLURM_JOB_NODELIST": "localhost", "SLURM_NNODES": "1",
     }  # fmt: skip
     script = Path(__file__).parents[2] / "examples" / "cluster" / "train.slurm"

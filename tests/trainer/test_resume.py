@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import time
 from dataclasses import replace
 
@@ -60,15 +59,13 @@ def server():
 
 
 @pytest.fixture
-def start(server):
+def start(server, free_port):
     """Start all processes of a run. The first one kills itself with -9 once so many `tokens` are done, or at the so manieth of the calls
     by which files become whole, most of which belong to a checkpoint."""
 
     def start_processes(run, *, tokens=float("inf"), calls=0):
         world = parse_layout(run.train.layout).processes
-        with socket.create_server(("localhost", 0)) as free:
-            port = str(free.getsockname()[1])
-        common = {"WORLD_SIZE": str(world), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        common = {"WORLD_SIZE": str(world), "MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
         processes = []
         for rank in range(world):
             env = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
