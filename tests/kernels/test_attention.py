@@ -14,6 +14,7 @@ from gptcli.model.attention import causal_mask, self_attend
 from gptcli.model.attention_kernel import packed_attend
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
+from gptcli.trainer.machine import has_compiler
 
 pytestmark = pytest.mark.skipif(attention_kernel._kernel() is None, reason="no AMX here, or no compiler")
 
@@ -116,6 +117,7 @@ def test_the_same_bits_again_whatever_the_threads(threads: int) -> None:
         assert all(map(torch.equal, expected, with_gradients(kernel, qkv, dy, 257)))
 
 
+@pytest.mark.skipif(not has_compiler(), reason="no compiler here")
 def test_compiled_it_is_one_operator() -> None:
     torch._dynamo.reset()
     qkv, dy = random(2, 70, 2, 64)
