@@ -7,15 +7,8 @@
    rows), in int8 steps and 254ths of a step. Without it, lanes of numbers, which the compiler makes what the CPU has.
 
    Shapes: R rows, K inputs, N outputs. */
-#include <math.h>
-#include <omp.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "lanes.h"
 
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__AVX512BF16__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -24,7 +17,6 @@
 #define TILES 0
 #endif
 
-enum { FP32, BF16, INT8 };
 enum { BLOCK = 16, COLUMNS = 16, GROUPS = 4, LINE = 64, AHEAD = 8, LATER = 2, CHUNK = 256 };
 
 typedef struct {
@@ -32,131 +24,6 @@ typedef struct {
     const float *scale_N, *bias_N; /* of int8; NULL where there is none */
     int64_t N, K, kind;
 } Linear;
-
-#ifdef __AVX512F__
-enum { WIDTH = 16 };
-#else
-enum { WIDTH = 8 };
-#endif
-typedef float Lanes __attribute__((vector_size(4 * WIDTH)));
-typedef uint32_t Words __attribute__((vector_size(4 * WIDTH)));
-typedef int32_t Signed __attribute__((vector_size(4 * WIDTH)));
-typedef uint16_t Halves __attribute__((vector_size(2 * WIDTH)));
-
-static inline __attribute__((always_inline)) int64_t size_of(int64_t kind) { return kind == FP32 ? 4 : kind == BF16 ? 2 : 1; }
-
-static inline __attribute__((always_inline)) float value(int64_t kind, const void *from, int64_t i) {
-    if (kind == FP32) return ((const float *)from)[i];
-    if (kind == INT8) return ((const int8_t *)from)[i];
-    union { uint32_t bits; float number; } wide = {(uint32_t)((const uint16_t *)from)[i] << 16};
-    return wide.number;
-}
-
-static inline __attribute__((always_inline)) Lanes read_lanes(const float *from) {
-    Lanes lanes;
-    memcpy(&lanes, from, sizeof lanes);
-    return lanes;
-}
-
-static inline __attribute__((always_inline)) Lanes larger(Lanes a, Lanes b) { /* b where it is not a number */
-    const Signed first = a > b;
-    return (Lanes)((first & (Signed)a) | (~first & (Signed)b));
-}
-
-/* `count` numbers, in fp32 or rounded to bf16: to the nearest, ties to even; what is no number stays none. */
-static inline __attribute__((always_inline)) void store(const int64_t kind, char *to, const float *from, const int64_t count) {
-    if (kind == FP32) {
-        memcpy(to, from, count * sizeof *from);
-        return;
-    }
-    for (int64_t i = 0; i < count; i += WIDTH) {
-        const int64_t some = count - i < WIDTH ? count - i : WIDTH;
-        Lanes lanes = {0};
-        memcpy(&lanes, from + i, some * sizeof *from);
-        const Words bits = (Words)lanes, no_number = (Words)(lanes != lanes);
-        const Words rounded = ((bits + 0x7fff + (bits >> 16 & 1)) & ~no_number) | (0x7fc00000 & no_number);
-        const Halves halves = __builtin_convertvector(rounded >> 16, Halves);
-        memcpy(to + 2 * i, &halves, some * 2);
-    }
-}
-
-/* e^x for x up to 88; below -87, hardly more than 0. 2^n by the exponent's bits, the rest by its series. */
-static inline __attribute__((always_inline)) Lanes exponential(Lanes x) {
-    const float shift = 12582912; /* 1.5 * 2^23: a sum with it has no place for a fraction, and n in its last bits */
-    x = larger((Lanes){0} - 87, x);
-    const Lanes shifted = x * 1.44269504f + shift, n = shifted - shift, r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    Lanes series = 1 + r * (1.0f / 7);
-    series = 1 + r * (1.0f / 6) * series;
-    series = 1 + r * (1.0f / 5) * series;
-    series = 1 + r * (1.0f / 4) * series;
-    series = 1 + r * (1.0f / 3) * series;
-    series = 1 + r * (1.0f / 2) * series;
-    series = 1 + r * series;
-    return series * (Lanes)(((Words)shifted << 23) + 0x3f800000);
-}
-
-/* x/2 (1 + tanh u) = x / (1 + e^-2u), in place. */
-static void gelu(float *x, int64_t count) {
-    for (int64_t i = 0; i < count; i += WIDTH) {
-        const Lanes x_W = read_lanes(x + i), twice = 1.59576912f * (x_W + 0.044715f * x_W * x_W * x_W);
-        const Lanes y_W = x_W / (1 + exponential(-larger((Lanes){0} - 88, twice)));
-        memcpy(x + i, &y_W, sizeof y_W);
-    }
-}
-
-/* This thread's part of `count` things. */
-static void share(int64_t count, int64_t *from, int64_t *to) {
-    int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
-    *from = count * thread / threads;
-    *to = count * (thread + 1) / threads;
-}
-/* Words of memory hold 1, 2 or 4 numbers. Lanes of the numbers at one place in each of them: */
-static inline __attribute__((always_inline)) Lanes part(const int64_t kind, Words words, const int place) {
-    if (kind == FP32) return (Lanes)words;
-    if (kind == BF16) return (Lanes)(place ? words & 0xffff0000 : words << 16);
-    return __builtin_convertvector((Signed)(words << (24 - 8 * place)) >> 24, Lanes);
-}
-
-/* x in fp32, in the order in which `part` finds K numbers of a kind: WIDTH words' first ones, then their second ones.. The last numbers stay
-   where they are. */
-static void spread(int64_t order, int64_t kind, const void *x, float *y, int64_t K) {
-    const int64_t parts = 4 / size_of(order), whole = K - K % (WIDTH * parts);
-    for (int64_t k = 0; k < whole; k += WIDTH * parts)
-        for (int64_t place = 0; place < parts; place++)
-            for (int64_t i = 0; i < WIDTH; i++) y[k + place * WIDTH + i] = value(kind, x, k + i * parts + place);
-    for (int64_t k = whole; k < K; k++) y[k] = value(kind, x, k);
-}
-
-static inline __attribute__((always_inline)) float sum_of(Lanes lanes) {
-#ifdef __AVX512F__
-    return _mm512_reduce_add_ps((__m512)lanes);
-#else
-    float sum = 0;
-    for (int i = 0; i < WIDTH; i++) sum += lanes[i];
-    return sum;
-#endif
-}
-
-/* The products of `rows` rows of x, spread, with `outputs` rows of a weight, to sums[r][i] `apart` from row to row. */
-static inline __attribute__((always_inline)) void dots(
-    const int64_t kind, const int outputs, const int rows, const char *w, const float *x_RK, int64_t K, float *sums, int64_t apart) {
-    const int64_t row = K * size_of(kind), parts = 4 / size_of(kind), whole = K - K % (WIDTH * parts);
-    Lanes lanes[4][4] = {0};
-    for (int64_t k = 0; k < whole; k += WIDTH * parts)
-        for (int i = 0; i < outputs; i++) {
-            Words words;
-            memcpy(&words, w + i * row + k * size_of(kind), sizeof words);
-            for (int place = 0; place < parts; place++)
-                for (int r = 0; r < rows; r++)
-                    lanes[i][r] += part(kind, words, place) * read_lanes(x_RK + r * K + k + place * WIDTH);
-        }
-    for (int i = 0; i < outputs; i++)
-        for (int r = 0; r < rows; r++) {
-            float sum = sum_of(lanes[i][r]);
-            for (int64_t k = whole; k < K; k++) sum += value(kind, w + i * row, k) * x_RK[r * K + k];
-            sums[r * apart + i] = sum;
-        }
-}
 
 /* Sums of `count` outputs from n on, to sums[r][BLOCK]; x is spread. */
 static inline __attribute__((always_inline)) void sums_of(
