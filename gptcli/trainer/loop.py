@@ -26,7 +26,7 @@ from gptcli.trainer.evaluate import validation_loss
 from gptcli.trainer.export import export
 from gptcli.trainer.guard import Guard
 from gptcli.trainer.layout import Place
-from gptcli.trainer.machine import hold_threads
+from gptcli.trainer.machine import hold_threads, same_arithmetic
 from gptcli.trainer.metrics import Line, MetricsLog
 from gptcli.trainer.noise_scale import NoiseScale, part_of
 from gptcli.trainer.profile import Profiler
@@ -84,6 +84,7 @@ class Training:
         if self.stepper.loss_scale and "loss_scale" in running:
             self.stepper.loss_scale.state = running["loss_scale"]
         self.threads = hold_threads(running.get("threads"), events) if place.device.type == "cpu" else None
+        self.arithmetic = same_arithmetic(running.get("arithmetic"), run.train, events)
         self.grown: int = running.get("batch", self.schedule.first)
         """Sequences of the next batch where it follows the noise scale."""
         self.speed = Speed(run, place)
@@ -199,7 +200,8 @@ class Training:
         return micro_batches(self.order, self.position.sequences, self._size(), self.run.train.micro_batch, self.place)
 
     def _save(self) -> None:
-        running = {"noise": self.noise.state, "guard": self.guard.state, "batch": self.grown, "threads": self.threads}
+        running = {"noise": self.noise.state, "guard": self.guard.state, "batch": self.grown}
+        running |= {"threads": self.threads, "arithmetic": self.arithmetic}
         if self.stepper.loss_scale:
             running["loss_scale"] = self.stepper.loss_scale.state
         state = State(self.position, self.run.identity(), {**self.last, RUNNING: running})

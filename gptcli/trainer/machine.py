@@ -15,7 +15,9 @@ from gptcli.cost.flops import flops_per_token
 from gptcli.cost.layout import Layout
 from gptcli.errors import UsageError
 from gptcli.events import Events
+from gptcli.model import linear_kernel
 from gptcli.model.config import ModelConfig
+from gptcli.trainer.config import TrainConfig
 from gptcli.trainer.fit import AUTO, MICRO_TOKENS, best_work, device, fitting
 
 SHARED_CORES = 8  # processes that may share a CPU's cores, however few they are: for trying a layout out
@@ -131,6 +133,21 @@ def hold_threads(before: int | None, events: Events) -> int:
             )
     torch.set_num_threads(threads)  # once set, the library below chooses no other by itself
     return threads
+
+
+def same_arithmetic(before: str | None, config: TrainConfig, events: Events) -> str:
+    """By what sums are made here: with another torch, processor or compiler their last bits are others, and where that was so `before`,
+    by a resumed run's checkpoint, it is said. None for a new run."""
+    cpu = f"a CPU with {torch.backends.cpu.get_cpu_capability()}"
+    words = [f"torch {torch.__version__}", torch.cuda.get_device_name() if device_type() == "cuda" else cpu]
+    if config.compile:
+        words.append("compiled")
+    if device_type() == "cpu" and config.precision == "bf16" and linear_kernel.runs_here():
+        words.append("kernels in C")
+    now = ", ".join(words)
+    if before not in (None, now):
+        events.warn(f"the run was made by {before}; here it is {now}: its last bits will not be those of a run on one machine")
+    return now
 
 
 def cores() -> int:

@@ -117,3 +117,18 @@ def test_threads_are_held_where_there_are_cores_for_them(monkeypatch):
         assert "the run had 3 threads, and 2 cores are here" in told[0]
     finally:
         torch.set_num_threads(1)
+
+
+def test_a_resume_says_where_last_bits_will_be_others(monkeypatch):
+    told = []
+    events = SimpleNamespace(warn=told.append)
+    config = SimpleNamespace(compile=True, precision="bf16")
+    monkeypatch.setattr(machine.linear_kernel, "runs_here", lambda: True)
+    made = machine.same_arithmetic(None, config, events)
+    assert machine.same_arithmetic(made, config, events) == made
+    assert not told
+    monkeypatch.setattr(machine.linear_kernel, "runs_here", lambda: False)  # no compiler here, or no AMX
+    other = machine.same_arithmetic(made, SimpleNamespace(compile=False, precision="bf16"), events)
+    assert other != made
+    assert f"made by {made}; here it is {other}:" in told[0]
+    assert made.endswith(", compiled, kernels in C")
