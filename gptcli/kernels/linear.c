@@ -22,7 +22,7 @@ static inline __m512 widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_e
 /* s = sigmoid(2u) where GELU's tanh form is x.s (Hendrycks and Gimpel 2016): u = sqrt(2/pi) (x + 0.044715 x^3). */
 static inline __m512 gate(__m512 x, __m512 x2) {
     __m512 u2 = _mm512_mul_ps(x, _mm512_fmadd_ps(x2, _mm512_set1_ps(-0.0713548162726f), _mm512_set1_ps(-1.59576912161f))); /* -2u */
-    u2 = _mm512_min_ps(u2, _mm512_set1_ps(80));
+    u2 = _mm512_max_ps(_mm512_set1_ps(-80), _mm512_min_ps(_mm512_set1_ps(80), u2)); /* no number stays none; a subnormal one takes long */
     __m512 d = _mm512_add_ps(_mm512_set1_ps(1), exponential(u2)), r = _mm512_rcp14_ps(d);
     return _mm512_mul_ps(r, _mm512_fnmadd_ps(d, r, _mm512_set1_ps(2)));
 }

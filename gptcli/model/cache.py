@@ -97,11 +97,7 @@ class FreshRows:
     def positions(self, T: int) -> torch.Tensor:
         return torch.arange(T, device=self.cache.length_B.device)
 
-    def seen(self, T: int, band: int | None) -> None:
-        return None
-
-    def extend(self, layer: int, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def store(self, layer: int, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor) -> None:
         T = k_BHTD.shape[2]
         self.cache.keys[layer][self.rows, :, :T] = k_BHTD
         self.cache.values[layer][self.rows, :, :T] = v_BHTD
-        return k_BHTD, v_BHTD

@@ -44,16 +44,17 @@ class Attention(nn.Module):
         B, T, _ = x_BTC.shape
         qkv_BTH3D = self.c_attn(x_BTC).view(B, T, -1, 3, self.d_head)
         dropout = self.dropout if self.training else 0.0
-        if cache is None and documents_BT is None:
-            return self_attend(qkv_BTH3D, band=self.band, dropout=dropout).reshape(B, T, -1)
         q, k, v = qkv_BTH3D.transpose(1, 2).unbind(3)  # each (B, H, T, D)
-        seen = None
-        if cache is not None:
+        if isinstance(cache, FreshRows):
+            cache.store(self.layer, k, v)
+        if isinstance(cache, KVCache):
             k, v = cache.extend(self.layer, k, v)
             seen = cache.seen(T, self.band)
         elif documents_BT is not None:
             same_B1TT = documents_BT[:, None, :, None] == documents_BT[:, None, None, :]
             seen = causal_mask(T, T, self.band, x_BTC.device) & same_B1TT
+        else:
+            return self_attend(qkv_BTH3D, band=self.band, dropout=dropout).reshape(B, T, -1)
         y_BHTD = attend(q, k, v, band=self.band, dropout=dropout, seen=seen)
         return y_BHTD.transpose(1, 2).reshape(B, T, -1)
 
