@@ -103,10 +103,11 @@ def unfinished_of(out: Path) -> Path:
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """The tokens of a prompt; end-of-text where it is empty, as GPT-2 starts. Raises UsageError where there is none."""
-    tokens = tokenizer.encode(prompt)
-    if not tokens and tokenizer.eot_id is None:
+    if tokens := tokenizer.encode(prompt):
+        return tokens
+    if tokenizer.eot_id is None:
         raise UsageError("the prompt is empty, and this tokenizer has no end-of-text to start from", hint="give a prompt")
-    return tokens or [tokenizer.eot_id or 0]
+    return [tokenizer.eot_id]
 
 
 def _rows(tokenizer: Tokenizer, prompts: Sequence[str], first: int, job: Job) -> list[list[TextRow]]:

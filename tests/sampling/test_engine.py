@@ -45,10 +45,15 @@ def test_a_shorter_cache_is_enough_where_the_length_is_known(model: GPT) -> None
 
 
 def test_long_prompts_are_read_a_few_at_a_time(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts = [[i] * (1 + (5 * i) % 23) for i in range(12)]
+    prompts, passes = [[i] * (1 + (5 * i) % 23) for i in range(12)], []
+    hook = model.wte.register_forward_hook(lambda module, args, out: passes.append(tuple(args[0].shape)))
     whole = Engine(model, 12).read(range(12), prompts)
+    assert passes == [(12, max(map(len, prompts)))]
     monkeypatch.setattr(module, "READ_TOKENS", 40)
     torch.testing.assert_close(Engine(model, 12).read(range(12), prompts), whole, atol=1e-4, rtol=1e-4)
+    hook.remove()
+    assert len(passes) > 3
+    assert all(rows * longest <= 40 for rows, longest in passes[1:])
 
 
 def test_memory_is_asked_for_before_it_is_taken() -> None:

@@ -25,6 +25,11 @@ def run(tmp_path: Path, tokenizer: Tokenizer) -> Path:
     return tmp_path / "run"
 
 
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        load(tmp_path / "none")
+
+
 def test_auto_is_fp32_on_the_cpu(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     loaded = load(run)

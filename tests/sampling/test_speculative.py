@@ -46,6 +46,16 @@ def test_a_perfect_draft_is_kept_whole(model: GPT) -> None:
     assert speculate(model, model, Row([3, 4], max_tokens=11), GREEDY) == 1
 
 
+def test_log_probabilities_are_the_model_s_own(model: GPT, draft: GPT) -> None:
+    row, untold = (Row([3, 4, 5], max_tokens=15) for _ in range(2))
+    speculate(model, draft, row, GREEDY, log_probs=True)
+    with torch.no_grad():
+        exact = model(torch.tensor([[*row.prompt, *row.tokens]]))[0, 2:-1].log_softmax(dim=-1)
+    torch.testing.assert_close(torch.tensor(row.log_probs), exact[range(15), row.tokens], atol=1e-4, rtol=1e-4)
+    speculate(model, draft, untold, GREEDY)
+    assert untold.log_probs == []
+
+
 def test_a_draft_with_a_shorter_context(model: GPT) -> None:
     config = model.config
     short = GPT(ModelConfig(n_layer=1, n_head=2, d_model=8, n_ctx=7, vocab_size=config.vocab_size)).eval()
