@@ -46,3 +46,14 @@ def test_clip_cuts_the_global_norm_and_reports_the_old_one(model):
     assert norm.item() == pytest.approx(0.5 * model.config.parameters**0.5, rel=1e-5)
     after = torch.stack([parameter.grad.norm() for parameter in model.parameters()]).norm()
     assert after.item() == pytest.approx(1.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("lifted", [1.0, 8.0])
+def test_a_gradient_below_the_clip_is_only_brought_down_to_its_own_size(model, lifted):
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * lifted / 64
+    before = [parameter.grad.clone() for parameter in model.parameters()]
+    norm = clip_gradients(model, 1e4, Place(torch.device("cpu")), lifted)
+    expected = torch.stack([gradient.norm() for gradient in before]).norm() / lifted
+    assert norm.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert all(torch.equal(parameter.grad, gradient / lifted) for parameter, gradient in zip(model.parameters(), before, strict=True))
