@@ -27,17 +27,26 @@ def evaluate(argv: list[str], name: str, *words: str) -> None:
     assert CliRunner().invoke(build_app(argv), argv, catch_exceptions=False).exit_code == 0
 
 
-def killed(argv: list[str], after: float) -> bool:
-    """Whether an evaluation was killed `after` seconds, or had ended before."""
+def killed(argv: list[str], lines: int, after: float) -> bool:
+    """Whether an evaluation was killed, `after` seconds from when its records had so many lines, or had ended before."""
     child = os.fork()
     if child == 0:
         evaluate(argv, "killed")
         os._exit(0)
-    time.sleep(after)
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
+    ended, status = 0, 0
+    while not ended and left() < lines:
+        ended, status = os.waitpid(child, os.WNOHANG)
+    if not ended:
+        time.sleep(after)
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
     return os.WIFSIGNALED(status)
+
+
+def left() -> int:
+    """Lines of the records of the one that is killed."""
+    return sum(path.read_bytes().count(b"\n") for path in Path().glob("killed.records/[!.]*"))
 
 
 def made(name: str) -> list[bytes]:
@@ -56,15 +65,17 @@ def main(kills: int, argv: list[str]) -> None:
     begin = time.perf_counter()
     evaluate(argv, "whole", "--force")
     seconds = time.perf_counter() - begin
+    whole = sum(part.count(b"\n") for part in expected[1:])
     moments = random.Random(0)
     late, lines = 0, []
     while len(lines) < kills:
         forget("killed")
-        if not killed(argv, moments.uniform(0, seconds)):
+        aim = moments.randrange(whole)  # a moment by the clock alone would come before the first record wherever the machine is busy
+        if not killed(argv, aim, moments.uniform(0, seconds / (whole if aim else 2))):
             late += 1
             assert late < MOST * kills
             continue
-        lines.append(sum(path.read_bytes().count(b"\n") for path in Path().glob("killed.records/*")))
+        lines.append(left())
         evaluate(argv, "killed", "--resume")
         assert made("killed") == expected, f"kill {len(lines)} left {lines[-1]} lines"
     print(f"{late} too late; lines of records that were left: {lines}")
