@@ -127,6 +127,19 @@ static inline void interleave(__m512i a, __m512i b, __m512i *low, __m512i *high)
     *high = _mm512_permutex2var_epi16(a, _mm512_loadu_si512(order[1]), b);
 }
 
+static inline __m512 widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
+
+/* 16 of a row in fp32, or 32 as bf16: where they are whole lines, past the caches, for what is not read soon. */
+static inline void put16(float *to, __m512 x, __mmask16 inside) {
+    if (inside == 0xffff && !((uintptr_t)to & 63)) _mm512_stream_ps(to, x);
+    else _mm512_mask_storeu_ps(to, inside, x);
+}
+static inline void put32(bf16 *to, __m512 low, __m512 high, __mmask32 inside) {
+    __m512i x = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+    if (inside == 0xffffffff && !((uintptr_t)to & 63)) _mm512_stream_si512((__m512i *)to, x);
+    else _mm512_mask_storeu_epi16(to, inside, x);
+}
+
 enum Side { LEFT, RIGHT };
 enum Along { ROWS, COLUMNS }; /* K runs along the source's rows, or down its columns */
 

@@ -116,8 +116,7 @@ static void store(const float *results, float *to, long rows, long columns, long
             __mmask16 inside = first16(columns - c);
             __m512 x = _mm512_load_ps(results + i * PANEL + c - column);
             if (more) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(inside, at));
-            if (inside == 0xffff && !((uintptr_t)at & 63)) _mm512_stream_ps(at, x);
-            else _mm512_mask_storeu_ps(at, inside, x);
+            put16(at, x, inside);
         }
 }
 

@@ -17,8 +17,6 @@ typedef struct {
     int backward;
 } Target;
 
-static inline __m512 widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
-
 /* s = sigmoid(2u) where GELU's tanh form is x.s (Hendrycks and Gimpel 2016): u = sqrt(2/pi) (x + 0.044715 x^3). */
 static inline __m512 gate(__m512 x, __m512 x2) {
     __m512 u2 = _mm512_mul_ps(x, _mm512_fmadd_ps(x2, _mm512_set1_ps(-0.0713548162726f), _mm512_set1_ps(-1.59576912161f))); /* -2u */
@@ -32,13 +30,6 @@ static inline __m512 gelu_slope(__m512 x) {
     __m512 du2 = _mm512_fmadd_ps(x2, _mm512_set1_ps(0.214064448818f), _mm512_set1_ps(1.59576912161f));
     __m512 rest = _mm512_mul_ps(_mm512_mul_ps(x, du2), _mm512_fnmadd_ps(s, s, s)); /* x.2u'.s(1 - s) */
     return _mm512_add_ps(s, rest);
-}
-
-/* 32 of a row, past the caches where whole lines are written: none of what is written here is read soon. */
-static inline void put(bf16 *to, __m512 low, __m512 high, __mmask32 inside) {
-    __m512i x = (__m512i)_mm512_cvtne2ps_pbh(high, low);
-    if (inside == 0xffffffff && !((uintptr_t)to & 63)) _mm512_stream_si512((__m512i *)to, x);
-    else _mm512_mask_storeu_epi16(to, inside, x);
 }
 
 /* Results of 32 rows and some neighbouring panels to their place, row by row: memory takes and gives long runs sooner than single lines. */
@@ -60,8 +51,8 @@ static void finish(const float *results, long step, const Target *t, long row, l
                 low = _mm512_mul_ps(low, gelu_slope(widen(_mm512_castsi512_si256(z))));
                 high = _mm512_mul_ps(high, gelu_slope(widen(_mm512_extracti64x4_epi64(z, 1))));
             }
-            put(t->y + at, low, high, inside);
-            if (!t->backward && t->z) put(t->z + at, gelu(low), gelu(high), inside);
+            put32(t->y + at, low, high, inside); /* none of this is read soon */
+            if (!t->backward && t->z) put32(t->z + at, gelu(low), gelu(high), inside);
         }
     }
 }

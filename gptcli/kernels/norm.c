@@ -5,18 +5,7 @@
 
 enum { AHEAD = 4, LANES = 4, WIDTH = 16 * LANES }; /* rows fetched ahead; sums side by side, and the columns they take at a time */
 
-static inline __m512 widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
 static inline __m512 load16(const bf16 *x, __mmask16 inside) { return widen(_mm256_maskz_loadu_epi16(inside, x)); }
-/* Past the caches where whole lines are written: other sub-blocks' work comes before any of it is read. */
-static inline void put(float *to, __mmask16 inside, __m512 x) {
-    if (inside == 0xffff && !((uintptr_t)to & 63)) _mm512_stream_ps(to, x);
-    else _mm512_mask_storeu_ps(to, inside, x);
-}
-static inline void put32(bf16 *to, __mmask32 inside, __m512 low, __m512 high) {
-    __m512i x = (__m512i)_mm512_cvtne2ps_pbh(high, low);
-    if (inside == 0xffffffff && !((uintptr_t)to & 63)) _mm512_stream_si512((__m512i *)to, x);
-    else _mm512_mask_storeu_epi16(to, inside, x);
-}
 static inline float total(const __m512 s[LANES]) {
     return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(s[0], s[1]), _mm512_add_ps(s[2], s[3])));
 }
@@ -48,7 +37,7 @@ void forward(const float *x, const bf16 *r, const float *gain, const float *bias
                     if (r) {
                         if (j % 2 == 0) fetch(r + i + AHEAD * C);
                         _mm512_store_ps(sums + c + 16 * j, v);
-                        put(s + i, inside, v);
+                        put16(s + i, v, inside); /* other sub-blocks' work comes before any of it is read */
                     }
                     sum[j] = _mm512_add_ps(sum[j], v);
                 }
@@ -68,7 +57,7 @@ void forward(const float *x, const bf16 *r, const float *gain, const float *bias
                     v[j] = _mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(inside, row + i), _mm512_set1_ps(mean)), _mm512_set1_ps(rstd));
                     v[j] = _mm512_fmadd_ps(v[j], _mm512_maskz_loadu_ps(inside, gain + i), _mm512_maskz_loadu_ps(inside, bias + i));
                 }
-                put32(y + at + c, first32(C - c), v[0], v[1]);
+                put32(y + at + c, v[0], v[1], first32(C - c));
             }
             kept[n] = mean;
             kept[N + n] = rstd;
@@ -119,9 +108,9 @@ int backward(const bf16 *dy, const float *ds, const float *x, const bf16 *r, con
                     __m512 h = _mm512_mul_ps(_mm512_sub_ps(sum16(x, r, at + i, inside), mean), rstd);
                     d[j] = _mm512_maskz_loadu_ps(inside, ds + at + i);
                     d[j] = _mm512_fmadd_ps(_mm512_fnmadd_ps(h, a, _mm512_sub_ps(g, p)), rstd, d[j]);
-                    put(dx + at + i, inside, d[j]);
+                    put16(dx + at + i, d[j], inside);
                 }
-                if (r) put32(dr + at + c, first32(C - c), d[0], d[1]);
+                if (r) put32(dr + at + c, d[0], d[1], first32(C - c));
             }
         }
         _mm_sfence();

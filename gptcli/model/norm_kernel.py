@@ -39,10 +39,6 @@ def give(block: Any) -> None:
         block.forward = MethodType(_block, block)
 
 
-def take_back(block: Any) -> None:
-    block.__dict__.pop("forward", None)
-
-
 def _block(block: Any, x_BTC: torch.Tensor, *rest: Any) -> torch.Tensor:
     one, two = block.ln_1, block.ln_2
     fp32 = x_BTC.dtype == one.weight.dtype == two.weight.dtype == torch.float32

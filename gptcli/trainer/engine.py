@@ -104,7 +104,6 @@ def dress(part: Part, config: TrainConfig, mesh: DeviceMesh | None) -> None:
     for block in blocks(part):
         block.__dict__.pop("forward", None)  # back to the class's own
         linear_kernel.take_back(block)
-        norm_kernel.take_back(block)
         if config.compile and config.recompute != "selective" and (mesh is None or mesh["tp"].size() == 1):
             linear_kernel.give(block)
             norm_kernel.give(block)

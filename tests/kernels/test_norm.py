@@ -161,5 +161,5 @@ def test_a_block_that_it_does_not_serve_is_pytorchs_own() -> None:
     assert torch.equal(block(x), wanted), "in fp32"
     with torch.autocast("cpu", torch.bfloat16):
         kernel = block(x)
-        norm_kernel.take_back(block)
+        del block.forward
         near(kernel, block(x), 1e-2)
