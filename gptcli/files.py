@@ -6,8 +6,10 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
+import stat
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,18 +18,25 @@ from typing import IO, Any
 from gptcli.errors import InputError, UsageError
 
 PARTIAL = ".partial"  # the ending of every name that is not whole yet
+LOCK = ".lock"  # of a folder, `.NAME.lock` of a file: see `gptcli.locks`
+LINKS = 40  # that lead to one file, as Linux follows them
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """A file that takes its name only once it is whole and on disk: temporary name beside it, fsync, rename.
 
-    On any error the temporary file is removed and the old file, if there was one, stays.
+    On any error the temporary file is removed and the old file, if there was one, stays. Only a regular
+    file is replaced: a link is followed to it, and a device or pipe is written to as it is.
     """
-    path = Path(path)
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    if written_through(path):
+        with open(path, mode, **text) as file:  # type: ignore[call-overload]
+            yield file
+        return
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     try:
         with open(partial, mode, **text) as file:  # type: ignore[call-overload]
             yield file
@@ -42,8 +51,8 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A folder that takes its name only once every file written inside the block is whole and on disk."""
-    path = Path(path)
+    """A folder that takes its name only once every file written inside the block is whole and on disk; a link to one is followed."""
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -62,6 +71,22 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def written_through(path: Path) -> bool:
+    """Whether `path` names a device, a pipe or an open file of a process (/dev/stdout), which is written to and never replaced."""
+    path = Path(path)
+    for _ in range(LINKS):
+        if path.parent.resolve().is_relative_to("/proc"):
+            return True
+        if not path.is_symlink():
+            break
+        path = path.parent / path.readlink()
+    try:
+        kind = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(kind) or stat.S_ISDIR(kind))
 
 
 def fsync_folder(folder: Path) -> None:
@@ -129,9 +154,9 @@ def check_output(folder: Path, *, resume: bool, force: bool) -> None:
     folder = Path(folder)
     if resume and force:
         raise UsageError("--resume and --force contradict each other", hint="choose one")
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+    if folder.exists() and not folder.is_dir():
         raise UsageError("is not a folder", where=folder, hint="choose another output with -o")
-    if folder.exists() and any(folder.iterdir()) and not resume:
+    if contents(folder) and not resume:
         if not force:
             raise UsageError(
                 "the output folder is not empty",
@@ -146,10 +171,31 @@ def claim_output(folder: Path, *, resume: bool, force: bool) -> None:
     """Take an output folder by that rule: `force` empties it, and leftovers of an interrupted write are swept away. Raises UsageError."""
     folder = Path(folder)
     check_output(folder, resume=resume, force=force)
-    if force and folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    if force:
+        empty(folder)
+    Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=True)
     sweep(folder)
+
+
+def contents(folder: Path) -> list[Path]:
+    """What a folder holds, but for the locks of those who write in it; nothing if there is no folder."""
+    if not folder.exists():
+        return []
+    return [path for path in folder.iterdir() if not is_lock(path)]
+
+
+def is_lock(path: Path) -> bool:
+    """Whether a file is a lock, or one that succeeds a lock whose holder died."""
+    return re.fullmatch(rf"(\..+)?\{LOCK}(\.[0-9a-z]+)?", path.name) is not None
+
+
+def empty(folder: Path) -> None:
+    """Remove what a folder holds, but for locks. The folder stays, and so does what links in it lead to."""
+    for path in contents(folder):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def sweep(folder: Path, *, keep: Path | None = None) -> None:
@@ -164,7 +210,9 @@ def sweep(folder: Path, *, keep: Path | None = None) -> None:
 
 
 def claim_file(path: Path, *, force: bool) -> None:
-    """The same rule for a command whose output is one file. Raises UsageError."""
+    """The same rule for a command whose output is one file, which a device or pipe is not: nothing of it is lost. Raises UsageError."""
+    if written_through(path):
+        return
     if Path(path).is_dir():
         raise UsageError("is a folder, not a file", where=path, hint="name a file")
     if Path(path).exists() and not force:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -18,11 +20,13 @@ from gptcli.files import (
     check_output,
     claim_file,
     claim_output,
+    contents,
     read_json,
     read_toml,
     sha256,
     sweep,
     write_json,
+    written_through,
 )
 
 
@@ -96,6 +100,81 @@ def test_claim_output(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match="not a folder"):
         claim_output(tmp_path / "file", resume=False, force=True)
+
+
+def test_locks_are_nothing_that_a_folder_holds(tmp_path: Path) -> None:
+    for name in (".lock", ".lock.0123abcd", ".eval.json.lock", ".eval.json.lock.0123abcd"):
+        (tmp_path / name).touch()
+    claim_output(tmp_path, resume=False, force=False)
+    assert contents(tmp_path) == []
+    for name in ("a.lock", ".locked", "lock", "b"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder" / "deep").mkdir(parents=True)
+    assert len(contents(tmp_path)) == 5
+    claim_output(tmp_path, resume=False, force=True)
+    assert contents(tmp_path) == []
+    assert len(os.listdir(tmp_path)) == 4
+    assert contents(tmp_path / "none") == []
+
+
+def test_an_output_folder_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "x").touch()
+    (tmp_path / "link").symlink_to("big")  # which is not there yet
+    claim_output(tmp_path / "link", resume=False, force=False)
+    (tmp_path / "big" / "y").touch()
+    (tmp_path / "big" / "inner").symlink_to(tmp_path / "kept")
+    with pytest.raises(UsageError, match="link: the output folder is not empty"):
+        claim_output(tmp_path / "link", resume=False, force=False)
+    claim_output(tmp_path / "link", resume=False, force=True)
+    assert (tmp_path / "link").is_symlink()
+    assert os.listdir(tmp_path / "big") == []
+    assert os.listdir(tmp_path / "kept") == ["x"], "what a link in it leads to is not its own"
+    with atomic_folder(tmp_path / "link") as folder:
+        (folder / "z").touch()
+    assert os.listdir(tmp_path / "big") == ["z"]
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_link_is_followed_to_the_file_that_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "real").write_text("old")
+    (tmp_path / "link").symlink_to("far/hop")
+    (tmp_path / "far" / "hop").symlink_to("real")
+    with pytest.raises(UsageError, match="exists already"):
+        claim_file(tmp_path / "link", force=False)
+    with atomic_write(tmp_path / "link", "w") as file:
+        file.write("new")
+    assert (tmp_path / "far" / "real").read_text() == "new"
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(os.listdir(tmp_path / "far")) == ["hop", "real"]
+    (tmp_path / "dangling").symlink_to("not/there")
+    with atomic_write(tmp_path / "dangling", "w") as file:
+        file.write("made")
+    assert (tmp_path / "not" / "there").read_text() == "made"
+
+
+def test_a_device_a_pipe_and_an_open_file_are_written_to_and_never_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    (tmp_path / "null").symlink_to("/dev/null")
+    for name, kind in (("link", stat.S_ISFIFO), ("null", stat.S_ISCHR)):
+        claim_file(tmp_path / name, force=False)  # nothing is lost there
+        write_json(tmp_path / name, {"a": 1})
+        assert kind((tmp_path / name).stat().st_mode)
+    assert json.loads(os.read(reader, 1000)) == {"a": 1}
+    os.close(reader)
+    assert sorted(os.listdir(tmp_path)) == ["link", "null", "pipe"]
+    with open(tmp_path / "out", "w") as out:  # as the shell opens it for `-o /dev/stdout > out`
+        name = Path(f"/proc/self/fd/{out.fileno()}")
+        if name.exists():
+            claim_file(name, force=False)
+            inode = (tmp_path / "out").stat().st_ino
+            write_json(name, {"b": 2})
+            assert (tmp_path / "out").stat().st_ino == inode
+    (tmp_path / "round").symlink_to("round")
+    assert not written_through(tmp_path / "round")
 
 
 def test_force_never_empties_where_the_user_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

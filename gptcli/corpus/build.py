@@ -7,6 +7,7 @@ shard size; never on the number of workers, on the encoder or on where a build w
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,7 +25,7 @@ from gptcli.corpus.units import SPLIT_RULE, Tally, Unit
 from gptcli.corpus.workers import open_pool
 from gptcli.errors import InputError, UsageError
 from gptcli.events import SILENT, Events
-from gptcli.files import claim_output, read_json, write_json
+from gptcli.files import claim_output, contents, empty, read_json, write_json
 from gptcli.shards.format import open_shard
 from gptcli.shards.manifest import MANIFEST, RECORD, SPLITS, Manifest, Shard, Source, read_manifest, write_manifest
 
@@ -38,7 +39,7 @@ def begin(build: Build, out: Path, *, resume: bool, force: bool) -> bool:
     build.refuse_inputs_in(out)
     record = build.record()
     claim_output(out, resume=resume, force=force)
-    if any(out.iterdir()):
+    if contents(out):
         if not (out / RECORD).exists():
             raise UsageError("there is no build to resume in it", where=out, hint="--force empties it, or choose another output with -o")
         if STDIN in build.inputs:
@@ -80,7 +81,9 @@ def finish(build: Build, out: Path, *, workers: int = 1, runner: str = "local", 
             shards = write_shards(out, context.work, named, build.shard_tokens, pool, events)
     except InputError:
         if fresh:
-            shutil.rmtree(out, ignore_errors=True)  # the input has to change, so nothing here is of use
+            empty(out)  # the input has to change, so nothing here is of use
+            with contextlib.suppress(OSError):
+                out.rmdir()
         raise
     tallies = [_sum(unit.tally for unit in mine) for mine in units]
     manifest = _manifest(build, shards, [_source(*pair) for pair in zip(build.sources, units, tallies, strict=True)])

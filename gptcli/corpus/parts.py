@@ -9,6 +9,7 @@ done in parts; comparing documents, cutting them and writing shards is the last 
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from itertools import islice
@@ -57,7 +58,7 @@ def begin_part(build: Build, out: Path, part: Part) -> None:
         raise UsageError("standard input cannot be read in parts", where="--part", hint="save the text to a file")
     build.refuse_inputs_in(out)
     record = {**build.record(), PARTS: part.of}
-    out.mkdir(parents=True, exist_ok=True)
+    Path(os.path.realpath(out)).mkdir(parents=True, exist_ok=True)
     if not (out / RECORD).exists():
         if any(not path.name.startswith(".") for path in out.iterdir()):  # what begins with a dot is another part at its beginning
             raise UsageError("the output folder is not empty", where=out, hint="choose another output with -o")
