@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gptcli.evals.records import Record, Records
+from gptcli.runtime import launch_environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +41,22 @@ ALONE = Processes()
 
 
 def join() -> Processes:
-    """This process's place among those that torchrun started; alone where it did not."""
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
+    """This process's place among those of its launch, whom it waits for; alone if nobody started others. Raises UsageError."""
+    launch = launch_environment()
+    if launch is None or launch.world_size == 1:
         return ALONE
     import torch
     import torch.distributed as dist
 
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world))))
-    dist.init_process_group("gloo")
-    return Processes(rank, world)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // launch.local_world_size))
+    dist.init_process_group("gloo", rank=launch.rank, world_size=launch.world_size)
+    return Processes(launch.rank, launch.world_size)
 
 
 def local_device() -> str:
     """The GPU of this process, or the CPU where there is none."""
     import torch
 
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    launch = launch_environment()
+    number = 0 if launch is None else launch.local_rank
+    return f"cuda:{number}" if torch.cuda.is_available() else "cpu"

@@ -15,6 +15,7 @@ from gptcli.cost.plans import layouts, make_plan
 from gptcli.cost.rank import Work, rank_memory
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
+from gptcli.runtime import launch_environment
 from gptcli.trainer.config import TrainConfig
 
 MICRO_TOKENS = {"cpu": 4096, "cuda": 65536}  # tokens that a process runs at a time: more gains no speed
@@ -28,7 +29,8 @@ def device_memory(processes: int) -> int:
     """Bytes for the tensors of each process of this machine, `processes` of them in all."""
     if torch.cuda.is_available():
         return int(TENSORS * torch.cuda.get_device_properties(0).total_memory)
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    launch = launch_environment()
+    here = processes if launch is None else launch.local_world_size
     return int(TENSORS * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) // here
 
 

@@ -30,6 +30,7 @@ from gptcli import errors
 from gptcli.errors import GptError, RunError
 from gptcli.events import SILENT, Events
 from gptcli.files import PARTIAL, sweep
+from gptcli.runtime import launch_environment
 from gptcli.trainer.checkpoint import newest_state
 from gptcli.trainer.config import Run
 from gptcli.trainer.layout import Place
@@ -104,23 +105,25 @@ def _child(run: AnyRun, events: Events, folder: Path, work: Work[AnyRun]) -> Rep
         return _worker(run, events, work)
     except GptError as error:
         told = {"kind": type(error).__name__, "what": error.what, "where": error.where, "hint": error.hint}
-        (folder / f"{time.time_ns()}-{os.environ['RANK']}.json").write_text(json.dumps(told))
+        (folder / f"{time.time_ns()}-{os.getpid()}.json").write_text(json.dumps(told))
         raise
 
 
 def _worker(run: AnyRun, events: Events, work: Work[AnyRun]) -> Report:
     """One of several processes; who it is stands in the environment."""
-    rank, world, local = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", "0"))
-    share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", world)))
+    launch = launch_environment()
+    assert launch is not None, "called in a process of a launch alone"
+    rank, world = launch.rank, launch.world_size
+    share_cores(launch.local_world_size)
     device = torch.device("cpu")
     if device_type() == "cuda":
-        device = torch.device("cuda", local)
+        device = torch.device("cuda", launch.local_rank)
         torch.cuda.set_device(device)
     if world == 1:
         return work(run, Place(device), events)
-    store, _, _ = next(rendezvous("env://"))
+    store, _, _ = next(rendezvous("env://", rank, world))
     # torchrun keeps one store for all its restarts: addresses of workers that are gone would still stand in it.
-    store = PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store = PrefixStore(f"restart-{launch.restarts}", store)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
     report = work(run, Place(device, rank, world, run.layout), events if rank == 0 else SILENT)
     dist.barrier()  # and only after success: destroying a group that others still wait in hangs

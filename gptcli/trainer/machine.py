@@ -17,6 +17,7 @@ from gptcli.errors import UsageError
 from gptcli.events import Events
 from gptcli.model import linear_kernel
 from gptcli.model.config import ModelConfig
+from gptcli.runtime import launch_environment
 from gptcli.trainer.config import TrainConfig
 from gptcli.trainer.fit import AUTO, MICRO_TOKENS, best_work, device, fitting
 
@@ -33,8 +34,9 @@ def device_type() -> str:
 
 
 def launched() -> int | None:
-    """How many processes torchrun or Slurm started for this run; None where none did."""
-    return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else None
+    """How many processes a launcher started for this run; None if none did. Raises UsageError as `launch_environment`."""
+    launch = launch_environment()
+    return None if launch is None else launch.world_size
 
 
 def auto_processes() -> int:

@@ -10,6 +10,7 @@ from gptcli.evals.records import Records
 
 def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("RANK", "1")  # another program's
     assert join() is ALONE
     records = Records(None, "t", {})
     records.add([{"index": 0}])
@@ -18,7 +19,9 @@ def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_process_has_a_gpu_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "3")
+    launch = {"RANK": "7", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for name, value in launch.items():
+        monkeypatch.setenv(name, value)
     for there, device in ((True, "cuda:3"), (False, "cpu")):
         monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
         assert local_device() == device

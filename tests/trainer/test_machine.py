@@ -22,6 +22,18 @@ def _a_cpu_alone(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
+def launch(monkeypatch, rank, world_size):
+    """The environment of a process that torchrun started."""
+    for name, value in {
+        "RANK": rank,
+        "WORLD_SIZE": world_size,
+        "LOCAL_RANK": rank,
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": 29500,
+    }.items():
+        monkeypatch.setenv(name, str(value))
+
+
 def auto_layout(model=GPT2, sequences=512):
     return machine.auto_layout(model, sequences, "bf16", recompute="auto", micro_batch="auto")[0]
 
@@ -35,8 +47,7 @@ def give_gpus(monkeypatch, count, memory=80 * 10**9):
 
 def test_layout_of_a_cpu_and_of_torchrun(monkeypatch):
     assert auto_layout() == Layout()
-    monkeypatch.setenv("RANK", "3")
-    monkeypatch.setenv("WORLD_SIZE", "16")
+    launch(monkeypatch, rank=3, world_size=16)
     assert auto_layout() == Layout(shard=16)
 
 
@@ -68,8 +79,7 @@ def test_impossible_numbers_of_processes_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     with pytest.raises(UsageError, match="needs 8 GPUs; this machine has 4"):
         machine.check_layout(Layout(dp=2, shard=4))
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "6")
+    launch(monkeypatch, rank=0, world_size=6)
     with pytest.raises(UsageError, match="8 processes, but 6 were started"):
         machine.check_layout(Layout(dp=2, shard=4))
 

@@ -1,0 +1,174 @@
+"""Who this process is among those that a launcher started: read whole from the environment, or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from gptcli.errors import UsageError
+
+ADDRESS = ("MASTER_ADDR", "MASTER_PORT")  # where the processes of a launch meet
+RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+
+
+class Variables(NamedTuple):
+    """The names under which a launcher tells each process who it is."""
+
+    launcher: str
+    rank: str
+    world_size: str
+    local_rank: str
+    local_world_size: str
+    """Optional; "" if the launcher has none."""
+
+
+TORCH = Variables("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+# A step's own count of tasks: SLURM_NTASKS and SLURM_PROCID are also set in the shell of a job, which is one process.
+SLURM = Variables("Slurm", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "")
+OPEN_MPI = Variables(
+    "Open MPI",
+    "OMPI_COMM_WORLD_RANK",
+    "OMPI_COMM_WORLD_SIZE",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """This process among all that were started for one command."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    """Its number on its machine."""
+    local_world_size: int
+    """Processes on its machine; all of them if the launcher does not say."""
+    restarts: int = 0
+    """How many times torchrun has started the job over because it lost a process."""
+
+
+def launch_environment(environ: Mapping[str, str] | None = None) -> Launch | None:
+    """Return this process's place in a launch, or None if nobody started several processes.
+
+    torchrun's variables count if all are set. Those of Slurm and Open MPI, which also start unrelated
+    tasks, count if MASTER_ADDR and MASTER_PORT say where the tasks meet. RANK alone, which other
+    programs use, says nothing. An empty variable is not set.
+
+    Raises UsageError if a set is half there, or if a value in it is impossible.
+    """
+    values = _set_variables(environ)
+    if (launch := _torch_launch(values)) is not None:
+        return launch
+    launches = (_task_launch(names, values) for names in (SLURM, OPEN_MPI))
+    tasks = next((launch for launch in launches if launch is not None), None)
+    # Scripts for Slurm often set WORLD_SIZE and leave the rank to srun.
+    if _torch_claims(values) and (tasks is None or values.get(TORCH.world_size) != str(tasks.world_size)):
+        raise _incomplete(values, TORCH)
+    return tasks
+
+
+def leads() -> bool:
+    """Whether this process writes and reports: it is alone, or the first of its launch. Raises UsageError as `launch_environment`."""
+    launch = launch_environment()
+    return launch is None or launch.rank == 0
+
+
+def leads_machine() -> bool:
+    """Whether this process is the first of its launch on its machine. Raises UsageError as `launch_environment`."""
+    launch = launch_environment()
+    return launch is None or launch.local_rank == 0
+
+
+def restarted() -> bool:
+    """Whether torchrun starts this very job over because it lost a process. Raises UsageError as `launch_environment`."""
+    launch = launch_environment()
+    return launch is not None and launch.restarts > 0
+
+
+def unused_launch(environ: Mapping[str, str] | None = None) -> str | None:
+    """Return what a user should know of variables that name a rank and yet start no launch, or None."""
+    values = _set_variables(environ)
+    if launch_environment(values) is not None:
+        return None
+    for names in (SLURM, OPEN_MPI):
+        if values.get(names.world_size, "1") != "1":
+            tasks = values[names.world_size]
+            meet = " and ".join(ADDRESS)
+            return f"{names.launcher} started {tasks} processes, each alone: set {meet} to join them"
+    if TORCH.rank in values:
+        return f"{TORCH.rank} is set without {TORCH.world_size}: this process works alone"
+    return None
+
+
+def _set_variables(environ: Mapping[str, str] | None) -> dict[str, str]:
+    """The variables with a value: `RANK=` in front of a command is how a shell takes one away."""
+    source = os.environ if environ is None else environ
+    return {name: value.strip() for name, value in source.items() if value.strip()}
+
+
+def _torch_claims(values: Mapping[str, str]) -> bool:
+    """Whether RANK or WORLD_SIZE speaks of several processes."""
+    if TORCH.rank in values:
+        return any(name in values for name in (TORCH.world_size, TORCH.local_rank, *ADDRESS))
+    return values.get(TORCH.world_size, "1") != "1"
+
+
+def _torch_launch(values: Mapping[str, str]) -> Launch | None:
+    """The launch that RANK and its kin describe; None if one of them is missing."""
+    if TORCH.rank not in values or TORCH.world_size not in values:
+        return None
+    if values[TORCH.world_size] != "1" and any(name not in values for name in (TORCH.local_rank, *ADDRESS)):
+        return None
+    launch = _read(TORCH, {TORCH.local_rank: "0", **values})
+    restarts = _number(values, RESTARTS) if RESTARTS in values else 0
+    return Launch(launch.rank, launch.world_size, launch.local_rank, launch.local_world_size, restarts)
+
+
+def _task_launch(names: Variables, values: Mapping[str, str]) -> Launch | None:
+    """The launch of tasks that are to meet; None if there is one task, or no address to meet at."""
+    if values.get(names.world_size, "1") == "1" or not any(name in values for name in ADDRESS):
+        return None
+    if any(name not in values for name in (names.rank, names.local_rank, *ADDRESS)):
+        raise _incomplete(values, names)
+    return _read(names, values)
+
+
+def _read(names: Variables, values: Mapping[str, str]) -> Launch:
+    world = _number(values, names.world_size, least=1)
+    rank = _number(values, names.rank)
+    local_rank = _number(values, names.local_rank)
+    here = names.local_world_size if names.local_world_size in values else names.world_size
+    local_world = _number(values, here, least=1)
+    for name, value, of, count in (
+        (names.rank, rank, names.world_size, world),
+        (names.local_rank, local_rank, here, local_world),
+    ):
+        if value >= count:
+            raise UsageError(
+                f"{name} is {value}, but {of} is {count}: the last number is {count - 1}",
+                hint="start with torchrun, which sets both, or unset them to run one process",
+            )
+    if ADDRESS[1] in values and not 0 < _number(values, ADDRESS[1]) < 1 << 16:
+        raise UsageError(f"{ADDRESS[1]} is {values[ADDRESS[1]]}", hint="a port is a number from 1 to 65535")
+    return Launch(rank, world, local_rank, local_world)
+
+
+def _number(values: Mapping[str, str], name: str, least: int = 0) -> int:
+    text = values[name]
+    if re.fullmatch(r"[0-9]{1,9}", text) is None or int(text) < least:
+        raise UsageError(f"{name} is {text!r}", hint=f"it must be a whole number, {least} or more; unset it to run one process")
+    return int(text)
+
+
+def _incomplete(values: Mapping[str, str], names: Variables) -> UsageError:
+    needed = (names.rank, names.world_size, names.local_rank, *ADDRESS)
+    found = ", ".join(f"{name}={values[name]}" for name in needed if name in values)
+    missing = [name for name in needed if name not in values]
+    return UsageError(
+        f"the environment speaks of several processes ({found}), without {', '.join(missing)}",
+        hint="start them with torchrun, which sets all of these, or unset them to run one process",
+    )
