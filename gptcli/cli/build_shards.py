@@ -12,7 +12,9 @@ import typer
 from gptcli.cli.build_report import print_estimate, print_overlap, print_part, print_report
 from gptcli.cli.config import Resolved, count, quantity, read_config, read_option, write_resolved
 from gptcli.cli.console import ConsoleEvents
+from gptcli.cli.ownership import hold, releasing
 from gptcli.errors import UsageError, nearest
+from gptcli.locks import own_folder, own_part
 
 if TYPE_CHECKING:
     from gptcli.corpus.recipe import Source
@@ -22,7 +24,7 @@ INPUT, SHARDS, OUTPUT, RUN = "Input", "Shards", "Output", "Run"
 
 
 def register(app: typer.Typer) -> None:
-    app.command("build-shards")(build_shards)
+    app.command("build-shards")(releasing(build_shards))
 
 
 def build_shards(
@@ -196,6 +198,7 @@ def build_shards(
             raise UsageError("--force would empty the folder under the other parts", where="--part", hint="empty it before the first")
         _build_part(build, out, part, values, events, as_json=json)
         return
+    hold(own_folder(out, events=events))
     if begin(build, out, resume=resume, force=force):
         write_resolved(out / "build.toml", resolved)
         manifest = finish(build, out, workers=values["workers"], runner=values["runner"], events=events)
@@ -222,6 +225,7 @@ def _build_part(build: Build, out: Path, text: str, values: dict[str, Any], even
     from gptcli.corpus.parts import begin_part, finish_part, missing_parts, parse_part
 
     part = read_option("part", text, parse_part)
+    hold(own_part(out, f"{part.number}-of-{part.of}", events=events))
     begin_part(build, out, part)
     tally = finish_part(build, out, part, workers=values["workers"], runner=values["runner"], events=events)
     print_part(part, tally, missing_parts(out, part.of), as_json=as_json)

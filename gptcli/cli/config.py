@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
 import sys
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,6 +104,26 @@ def resolved_toml(resolved: Resolved, **extra: Any) -> str:
     rows = [(f"{name} = {_toml(value)}", resolved.origin.get(name, "default")) for name, value in resolved.values.items()]
     width = max((len(row) for row, _ in rows), default=0)
     return "\n".join([*lines, "", *(f"{row:<{width}}  # {origin}" for row, origin in rows), ""])
+
+
+def updated_toml(before: str, resolved: Resolved, **extra: Any) -> str:
+    """What `resolved_toml` wrote `before`, brought up to date: `before` itself if it has these values.
+
+    Else the values that differ are replaced in their lines, and a remark on top names this command.
+    """
+    after = resolved_toml(resolved, **extra)
+    old, new = tomllib.loads(before), tomllib.loads(after)
+    if old == new:
+        return before
+    rows = {line.partition(" = ")[0]: line for line in after.splitlines() if " = " in line and line[0] != "#"}
+    lines = [rows[name] if (name := line.partition(" = ")[0]) in new and old.get(name) != new[name] else line for line in before.splitlines()]
+    lines += [rows[name] for name in new if name not in old]
+    remarks = next((number for number, line in enumerate(lines) if not line.startswith("#")), 0)
+    text = "\n".join([*lines[:remarks], f"# resumed: {command_line()}", *lines[remarks:], ""])
+    with contextlib.suppress(tomllib.TOMLDecodeError):
+        if tomllib.loads(text) == new:
+            return text
+    return after  # `before` was written by hand, in lines of another form
 
 
 def command_line() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,9 +13,12 @@ from gptcli import __version__
 from gptcli.cli.config import count
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.eval_report import print_report, print_tasks
+from gptcli.cli.ownership import hold, releasing
 from gptcli.errors import UsageError, nearest
 from gptcli.events import SILENT
-from gptcli.files import atomic_write, claim_file, write_json
+from gptcli.files import atomic_write, claim_file, write_json, written_through
+from gptcli.locks import own_file, own_folder
+from gptcli.runtime import leads, unused_launch
 
 if TYPE_CHECKING:
     from gptcli.evals.result import TaskResult
@@ -25,7 +27,7 @@ WHAT, FEW, HOW, OUTPUT, MACHINE = "What to score", "Few-shot", "How", "Output", 
 
 
 def register(app: typer.Typer) -> None:
-    app.command("eval")(evaluate)
+    app.command("eval")(releasing(evaluate))
 
 
 def _complete_task(incomplete: str) -> list[str]:
@@ -197,16 +199,20 @@ def evaluate(
 
         print_forecast(folder, tasks, text or [], data, protocol, terms, as_json=as_json)
         return
-    leads = os.environ.get("RANK", "0") == "0"
-    if records is None and output is not None and tasks:
+    events = ConsoleEvents() if leads() else SILENT
+    if (note := unused_launch()) is not None:
+        events.warn(note)
+    if records is None and output is not None and tasks and not written_through(output):
         records = output.with_suffix(".records")
-    if leads:
+    if leads():
         for path in (output, samples):
             if path is not None:
+                hold(own_file(path, events=events))
                 claim_file(path, force=force or resume)
         if records is not None:
             from gptcli.evals.records import claim_records
 
+            hold(own_folder(records, events=events))
             claim_records(records, resume=resume, force=force)
 
     from gptcli.evals.loss import evaluate_loss
@@ -218,7 +224,6 @@ def evaluate(
     from gptcli.sampling.loading import load
 
     processes = join()
-    events = ConsoleEvents() if leads else SILENT
     if device == "auto" and processes.world > 1:
         device = local_device()
     loaded = load(folder, device=device, precision=precision)
@@ -244,7 +249,7 @@ def evaluate(
         results += found
         items += [{"task": one.name, **record} for record in made]
     processes.leave()
-    if not leads:
+    if not leads():
         return
 
     report = {

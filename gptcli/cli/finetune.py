@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from gptcli.cli.config import count, option, read_option
 from gptcli.cli.console import ConsoleEvents, print_json
+from gptcli.cli.ownership import hold
 from gptcli.errors import Interrupted, UsageError
 from gptcli.events import SILENT
 from gptcli.files import check_output, claim_output
+from gptcli.locks import own_folder
+from gptcli.runtime import leads, restarted, unused_launch
 
 TAKEN = ("init_from", "out", "seed", "layout", "resume", "force", "json")  # of the options of gpt train: the task says the rest
 
 
-def run_finetune(task_file: Path, options: dict[str, Any], *, again: bool = False) -> None:
-    """Fine-tune the model of --init-from and print the new run folder; `options` are those of `gpt train`, as typed. `again`: torchrun
-    starts this very job over."""
+def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
+    """Fine-tune the model of --init-from and print the new run folder; `options` are those of `gpt train`, as typed."""
     if others := [name for name, value in options.items() if name not in TAKEN and value not in (None, False)]:
         raise UsageError("is no option of --finetune: the task says how", where=option(others[0]), hint=f"leave it out, or see {task_file}")
     if (init_from := options["init_from"]) is None:
@@ -41,24 +42,26 @@ def run_finetune(task_file: Path, options: dict[str, Any], *, again: bool = Fals
         out=Path(options["out"] or Path("runs", task_file.stem)),
         start=init_from,
         seed=read_option("seed", options["seed"] or "0", count),
-        resume=options["resume"] or again,
+        resume=options["resume"] or restarted(),
         layout=layout,
     )
-    force = options["force"] and not again
-    leads = os.environ.get("RANK", "0") == "0"  # the only one, or the first of those that torchrun or Slurm started
-    events = ConsoleEvents() if leads else SILENT
-    if leads:
+    force = options["force"] and not restarted()
+    events = ConsoleEvents() if leads() else SILENT
+    if (note := unused_launch()) is not None:
+        events.warn(note)
+    if leads():
+        hold(own_folder(run.out, events=events))
         check_output(run.out, resume=run.resume, force=force)
     if run.resume:
         resumed_state(run.out, run.identity())
         if is_finetuned(run.out):
             events.info(f"{run.out} is finished")
             return
-    if leads:
+    if leads():
         load(Path(init_from), device="cpu", precision="fp32")  # what is wrong with it is told before anything is emptied
         claim_output(run.out, resume=run.resume, force=force)
     report = launch(run, events, finetune_folder)
-    if not leads:
+    if not leads():
         return
     if report["interrupted"]:
         raise Interrupted(f"stopped after step {report['step']:,}, with a checkpoint", where=run.out, hint="--resume goes on")

@@ -14,6 +14,7 @@ import typer
 
 from gptcli.cli.config import count
 from gptcli.cli.console import ConsoleEvents, print_json
+from gptcli.cli.ownership import hold, releasing
 from gptcli.cli.sample_options import TOP_K, framed, refuse_contradictions, rules_of, settings
 from gptcli.errors import InputError, UsageError
 
@@ -32,7 +33,7 @@ CONTROLS = (
 
 
 def register(app: typer.Typer) -> None:
-    app.command(name="sample")(sample)
+    app.command(name="sample")(releasing(sample))
 
 
 def sample(
@@ -308,7 +309,8 @@ def _write(
 
 def _answer(run: Path, prompts: Path, out: Path, rules: Rules, values: dict[str, Any], *, resume: bool, force: bool) -> None:
     """Answer a file of prompts."""
-    from gptcli.files import claim_file, sha256
+    from gptcli.files import claim_file, sha256, written_through
+    from gptcli.locks import own_file
     from gptcli.model.weights import WEIGHTS
     from gptcli.sampling.loading import load
     from gptcli.sampling.prompts import Job, answer, read_prompts, unfinished_of
@@ -316,6 +318,11 @@ def _answer(run: Path, prompts: Path, out: Path, rules: Rules, values: dict[str,
     events = ConsoleEvents()
     if resume and force:
         raise UsageError("--resume and --force contradict each other", hint="choose one")
+    if written_through(out):
+        raise UsageError("is a device or a pipe: what is done of a batch is kept beside its file", where=out, hint="name a file")
+    hold(own_file(out, events=events))
+    if out.is_symlink():
+        out = Path(os.path.realpath(out))  # what is done of it is kept beside the file itself
     if resume and out.exists():
         events.info(f"{out} is whole: nothing to do")
         return

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli.config import option, resolved_toml
+from gptcli.cli.config import option, resolved_toml, updated_toml
 from gptcli.cli.console import ConsoleEvents, duration, in_bytes, print_json
 from gptcli.cli.dashboard import Dashboard
+from gptcli.cli.ownership import hold, releasing
 from gptcli.cli.train_plan import NAMES, RUN_TOML, Plan, make_plan, said
 from gptcli.errors import Interrupted, RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, check_output, claim_output
+from gptcli.locks import own_folder
+from gptcli.runtime import leads, leads_machine, restarted, unused_launch
 
 if TYPE_CHECKING:
     from gptcli.shards.manifest import Manifest
@@ -26,7 +28,7 @@ MODEL, RECIPE, OUTPUT, WATCH, MACHINE = "Model", "Recipe", "Data and output", "C
 
 
 def register(app: typer.Typer) -> None:
-    app.command("train")(train)
+    app.command("train")(releasing(train))
 
 
 def _sizes(incomplete: str) -> list[str]:
@@ -177,7 +179,7 @@ def train(
     if finetune is not None:
         from gptcli.cli.finetune import run_finetune
 
-        run_finetune(options.pop("finetune"), options, again=restarted())
+        run_finetune(options.pop("finetune"), options)
         return
     if restarted():
         resume, force = True, False
@@ -199,31 +201,32 @@ def train(
 
     from gptcli.trainer.launch import launch
 
-    leads = os.environ.get("RANK", "0") == "0"  # the only one, or the first of those that torchrun or Slurm started
-    events = Dashboard(given.values["out"]) if leads else SILENT
-    run = _begin(plan, manifest, events, resume=resume, force=force, leads=leads)
+    events = Dashboard(given.values["out"]) if leads() else SILENT
+    if (note := unused_launch()) is not None:
+        events.warn(note)
+    run = _begin(plan, manifest, events, resume=resume, force=force)
     if run is None:
         events.info(f"{given.values['out']} is finished")
         return
     if lr_range:
-        _test_range(run, events, as_json=json, leads=leads)
+        _test_range(run, events, as_json=json)
         return
     done = launch(replace(run, profile=profile), events)
-    if leads and done["interrupted"]:
+    if leads() and done["interrupted"]:
         raise Interrupted(f"stopped after step {done['step']:,}, with a checkpoint", where=run.out, hint="--resume goes on")
-    if leads:
+    if leads():
         loss = "" if done["loss"] is None else f", loss {done['loss']:.4f}"
         events.info(f"trained on {done['tokens']:,} tokens in {duration(done['seconds'])}{loss}")
         print_json("train", done) if json else print(run.out)
 
 
-def _test_range(run: Run, events: Events, *, as_json: bool, leads: bool) -> None:
+def _test_range(run: Run, events: Events, *, as_json: bool) -> None:
     """The learning-rate range test in the run's place; the suggested rate is the result."""
     from gptcli.trainer.launch import launch
     from gptcli.trainer.lr_range import PICTURE, lr_range
 
     report = launch(run, events, lr_range)
-    if not leads:
+    if not leads():
         return
     if report["suggested_lr"] is None:
         raise RunError("not one step was finite", where=run.out)
@@ -231,22 +234,20 @@ def _test_range(run: Run, events: Events, *, as_json: bool, leads: bool) -> None
     print_json("train", report) if as_json else print(f"{report['suggested_lr']:.2g}")
 
 
-def restarted() -> bool:
-    """Whether torchrun starts this very job over, because it lost a worker."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-
-
-def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, force: bool, leads: bool) -> Run | None:
+def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, force: bool) -> Run | None:
     """Check all that can be checked, claim the run folder and write run.toml into it; None where the run is finished."""
     from gptcli.cli.train_tasks import measurement
+    from gptcli.trainer.checkpoint import newest_state
     from gptcli.trainer.config import Run
     from gptcli.trainer.export import is_finished
     from gptcli.trainer.preflight import check_data, check_resume, check_run, data_sha256
 
     out = Path(plan.resolved.values["out"])
-    text = resolved_toml(plan.resolved, parameters=f"{plan.model.parameters:,}", vocab_size=f"{plan.model.vocab_size:,}, from the shards")
-    if resume and (out / RUN_TOML).is_file():
-        text = (out / RUN_TOML).read_text(encoding="utf-8")
+    if leads():
+        hold(own_folder(out, events=events))
+    before = (out / RUN_TOML).read_text(encoding="utf-8") if resume and (out / RUN_TOML).is_file() else None
+    facts = {"parameters": f"{plan.model.parameters:,}", "vocab_size": f"{plan.model.vocab_size:,}, from the shards"}
+    text = resolved_toml(plan.resolved, **facts) if before is None else updated_toml(before, plan.resolved, **facts)
     run = Run(
         name=plan.name,
         out=out,
@@ -263,15 +264,18 @@ def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, forc
         resolved=text,
     )
     check_run(run, manifest)
-    if leads:
+    if leads():
         check_output(out, resume=resume, force=force)
     if resume:
-        if check_resume(run) and is_finished(out):
+        at_end = check_resume(run)
+        if is_finished(out) and (at_end or (newest_state(out) is None and text == before)):
             return None
+        if is_finished(out) and newest_state(out) is None:
+            raise UsageError("the model here is finished, and no checkpoint is left to go on from", where=out, hint="--force starts over")
         run = replace(run, resume=True)
-    if os.environ.get("LOCAL_RANK", "0") == "0" and not restarted():  # once on each machine: the others wait for it to join them
+    if leads_machine() and not restarted():  # once on each machine: the others wait for it to join them
         check_data(run, manifest)
-    if leads:
+    if leads():
         claim_output(out, resume=resume, force=force)
         with atomic_write(out / RUN_TOML, "w") as file:
             file.write(text)

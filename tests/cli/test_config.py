@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.cli.config import Resolved, count, option, quantity, read_config, read_option, resolved_toml
+from gptcli.cli.config import Resolved, count, option, quantity, read_config, read_option, resolved_toml, updated_toml
 from gptcli.errors import InputError, UsageError
 
 
@@ -94,3 +94,22 @@ def test_an_option_names_itself_where_its_value_is_refused() -> None:
         read_option("n_layer", "many", count)
     assert (caught.value.where, option("n_layer")) == ("--n-layer", "--n-layer")
     assert "12k" in str(caught.value.hint)
+
+
+def test_a_resolved_file_is_brought_up_to_date_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["gpt", "train"])
+    first, resolved = Resolved(), Resolved()
+    first.put({"lr": 1e-3, "keep": 2, "out": "a = b"}, "paper")
+    before = resolved_toml(first, parameters="12")
+    resolved.put({"lr": 1e-3, "keep": 2, "out": "a = b"}, "run.toml")
+    monkeypatch.setattr("sys.argv", ["gpt", "train", "--resume", "--keep", "5"])
+    assert updated_toml(before, resolved, parameters="12") == before
+    resolved.put({"keep": 5, "track": "tensorboard"}, "option")
+    after = updated_toml(before, resolved, parameters="12")
+    assert tomllib.loads(after) == resolved.values
+    remarks = [line for line in after.splitlines() if line.startswith("#")]
+    assert remarks == [*before.splitlines()[:3], "# resumed: gpt train --resume --keep 5"]
+    origins = {line.partition(" = ")[0]: line.rpartition("  # ")[2] for line in after.splitlines() if " = " in line}
+    assert origins == {"lr": "paper", "keep": "option", "out": "paper", "track": "option"}
+    for by_hand in ("lr=1e-3\nkeep=2\n", 'keep = 2\nbatch-tokens = 3\nout = """\na"""\n', ""):
+        assert tomllib.loads(updated_toml(by_hand, resolved)) == resolved.values

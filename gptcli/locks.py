@@ -1,0 +1,386 @@
+"""One owner for each output: a lock file names the process that writes there.
+
+`.lock` in a folder, or `.NAME.lock` beside a single file, is created exclusively: of several processes
+one gets it. The lock of a dead holder is never taken away, because a process that looked too long ago
+could take away the next holder's instead. It is succeeded: whoever first creates `.lock.TOKEN`, with
+the dead holder's token, is the next owner, and so on. The owner is the last of this chain, and removes
+it on release, `.lock` first. No token is used twice, so a process that acts on what it read too long
+ago creates a file that no chain leads to; it sees that, removes the file and looks again.
+
+A holder on this machine is dead if its process is gone, by process number and start time. A holder
+elsewhere touches its lock every few seconds, and is dead if the lock stays untouched, by the file
+system's own clock and while we watch. No flock: network file systems do not agree on what it means.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shlex
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+
+from gptcli.errors import UsageError
+from gptcli.events import SILENT, Events
+from gptcli.files import LOCK, PARTIAL, written_through
+
+BEAT = 5.0  # seconds between two signs of life
+SILENCE = 60.0  # seconds without a sign after which a holder elsewhere is dead, if
+WATCHED = 15.0  # this many of them were watched: a file server that hung for a minute is no death
+POLL = 0.5  # seconds between two looks
+TRIES = 100  # to take a lock that others take and release meanwhile
+HINT = "wait for it to end, or stop it first"
+GONE = "gone"  # in place of a start time: the process has ended, and its parent has yet to notice
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The process that a lock names, as the lock file holds it in JSON."""
+
+    token: str
+    """No two locks ever have the same."""
+    pid: int = 0
+    host: str = ""
+    since: str = ""
+    command: str = ""
+    place: str = ""
+    """The boot and PID namespace in which `pid` and `started` name one process; "" if unknown."""
+    started: str = ""
+    """When the process began, in the system's own words; "" if unknown."""
+
+    def __str__(self) -> str:
+        if not self.pid:
+            return "a process that does not say who it is"
+        text = f"process {self.pid} on host {self.host} since {self.since} ({self.command})"
+        return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+class Lock:
+    """The lock file `path` for the output `subject`, held by this process from `acquire` to `release`."""
+
+    def __init__(self, path: Path, subject: Path, *, events: Events = SILENT) -> None:
+        self.path, self.subject, self.events = path, subject, events
+        self._me: Holder | None = None
+        self._chain: list[Path] = []
+        """The lock file and its successors, the last of which names this process."""
+        self._made: list[Path] = []
+        self._released = threading.Event()
+
+    def __enter__(self) -> Lock:
+        return self.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def acquire(self) -> Lock:
+        """Take the lock, at once or from a dead holder; folders that it needs are made.
+
+        Raises UsageError if another process holds it, and OSError if nothing can be written there.
+        """
+        try:
+            self._take(this_process())
+        except OSError as error:  # in the words of what the user named, not of a file of ours
+            raise OSError(error.errno, error.strerror, str(self.subject)) from None
+        finally:
+            if self._me is None:
+                self._remove_folders()
+        threading.Thread(target=self._beat, args=(self._me,), name="lock", daemon=True).start()
+        return self
+
+    def release(self) -> None:
+        """Give the lock back, and remove folders that were made for it and are empty.
+
+        A forked child leaves its parent's lock alone, and a holder what is no longer its own.
+        """
+        if self._me is None or self._me.pid != os.getpid():
+            return
+        self._released.set()
+        with contextlib.suppress(OSError):  # what cannot be removed is a dead process's in a moment
+            if _last(read_chain(self.path)) == (self._chain[-1], self._me):
+                for file in self._chain:
+                    file.unlink(missing_ok=True)
+        self._me = None
+        self._remove_folders()
+
+    def _take(self, me: Holder) -> None:
+        for _ in range(TRIES):
+            try:
+                self._made += _make_folder(self.path.parent)
+                before = refuse_held(self.path, self.subject, self.events)
+                file = self.path if before is None else successor(self.path, before)
+                if _create(file, me):
+                    chain = read_chain(self.path)
+                    if chain.get(file) == me:
+                        self._me, self._chain = me, list(chain)
+                        return
+                    file.unlink(missing_ok=True)  # the chain it continued is gone
+            except FileNotFoundError:
+                pass  # the folder was removed by a process that had made it
+            time.sleep(POLL / 10)
+        raise UsageError("in use: its lock changes hands all the time", where=self.subject, hint=HINT)
+
+    def _beat(self, me: Holder) -> None:
+        """Give a sign of life until the lock is released or removed by hand.
+
+        Ends this process if another one has taken over: nothing more may be written.
+        """
+        file = self._chain[-1]
+        while not self._released.wait(BEAT):
+            with contextlib.suppress(OSError):
+                chain = read_chain(self.path)
+                if chain.get(file) != me:
+                    return
+                if _last(chain) != (file, me):
+                    self.events.warn(f"{self.subject}: taken over by another process, which saw no sign of life: this one ends")
+                    os._exit(1)
+                os.utime(file)
+
+    def _remove_folders(self) -> None:
+        for folder in self._made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        self._made = []
+
+
+@contextlib.contextmanager
+def own_folder(folder: Path, *, events: Events = SILENT) -> Iterator[None]:
+    """Be the one process that writes in `folder`, which is made if need be.
+
+    Raises UsageError if another process writes there, or if it is no folder.
+    """
+    real = _real(folder)
+    with Lock(real / LOCK, folder, events=events):
+        for part in sorted(real.glob(f".part-*{LOCK}")):
+            refuse_held(part, folder, events)
+            for file in read_chain(part):
+                file.unlink(missing_ok=True)
+        yield
+
+
+@contextlib.contextmanager
+def own_part(folder: Path, part: str, *, events: Events = SILENT) -> Iterator[None]:
+    """Be the one process that does `part` of the work in `folder`, next to those that do other parts.
+
+    Raises UsageError if another process does this part, or writes in the folder as a whole.
+    """
+    real = _real(folder)
+    with Lock(real / f".part-{part}{LOCK}", folder, events=events):
+        refuse_held(real / LOCK, folder, events)  # after taking our own: of two that start at once, one sees the other
+        yield
+
+
+@contextlib.contextmanager
+def own_file(file: Path, *, events: Events = SILENT) -> Iterator[None]:
+    """Be the one process that makes `file`. A device or pipe may have several writers.
+
+    Raises UsageError if another process makes it.
+    """
+    if written_through(file):
+        yield
+        return
+    real = Path(os.path.realpath(file))
+    with Lock(real.with_name(f".{real.name}{LOCK}"), file, events=events):
+        yield
+
+
+def refuse_held(path: Path, subject: Path, events: Events = SILENT) -> Holder | None:
+    """Return the dead holder of the lock `path`, or None if there is no lock.
+
+    Raises UsageError, in which the output is called `subject`, if the holder lives.
+    """
+    last = _last(read_chain(path))
+    if last is None:
+        return None
+    file, holder = last
+    if not is_dead(holder, file, subject, events):
+        raise UsageError(f"in use by {holder}", where=subject, hint=HINT)
+    return holder
+
+
+def read_chain(path: Path) -> dict[Path, Holder]:
+    """Return the lock file `path` and its successors, each with the holder it names, oldest first."""
+    chain: dict[Path, Holder] = {}
+    with contextlib.suppress(FileNotFoundError):
+        next(path.parent.iterdir(), None)  # NFS remembers missing names until their folder is opened
+        file = path
+        while file not in chain:
+            chain[file] = _read(file)
+            file = successor(path, chain[file])
+    return chain
+
+
+def successor(path: Path, holder: Holder) -> Path:
+    """Return the file that names the next owner of the lock `path` after `holder` has died."""
+    return path.with_name(f"{path.name}.{holder.token}")
+
+
+def is_dead(holder: Holder, file: Path, subject: Path, events: Events = SILENT) -> bool:
+    """Whether the holder of the lock `file` has ended; looks for signs of life if only those can tell."""
+    gone = process_gone(holder)
+    return _is_silent(holder, file, subject, events) if gone is None else gone
+
+
+def process_gone(holder: Holder) -> bool | None:
+    """Whether the holder's process has ended; None if that cannot be seen from here."""
+    if not holder.place or not holder.started or holder.place != place():
+        return None
+    if started := start_of(holder.pid):
+        return started != holder.started
+    try:
+        os.kill(holder.pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return None  # a process has the number, and its start is hidden from us
+
+
+def this_process() -> Holder:
+    return Holder(
+        token=secrets.token_hex(8),
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        since=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
+        command=shlex.join(["gpt", *sys.argv[1:]]),
+        place=place(),
+        started=start_of(os.getpid()),
+    )
+
+
+@cache
+def place() -> str:
+    """Name the boot and the PID namespace of this process; "" if the system has no words for them.
+
+    Containers with equal names differ in it, and so does a machine from itself before a restart.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        if os.name == "posix" and sys.platform != "linux":  # macOS and the BSDs: no PID namespaces
+            return f"{socket.gethostname()} {uuid.getnode():x}"
+        return ""
+
+
+def start_of(pid: int) -> str:
+    """When a process of this place began, in the system's own words; GONE for one that has ended; "" if unknown."""
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return GONE if state in ("Z", "X") else rest[18]  # fields 3 and 22 of proc_pid_stat(5)
+    except (OSError, ValueError, IndexError):
+        if os.name != "posix" or sys.platform == "linux":
+            return ""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["ps", "-o", "stat=,lstart=", "-p", str(pid)]
+        told = subprocess.run(command, capture_output=True, text=True, timeout=10, env={**os.environ, "LC_ALL": "C", "TZ": "UTC"})
+        state, _, began = told.stdout.strip().partition(" ")
+        return GONE if state.startswith("Z") else began.strip()
+    return ""
+
+
+def _is_silent(holder: Holder, file: Path, subject: Path, events: Events) -> bool:
+    """Watch a holder that is elsewhere until it gives a sign of life, or has given none for SILENCE seconds."""
+    first = _touched(file)
+    if first is None:
+        return True
+    age, began = max(0.0, _clock(file.parent) - first), time.monotonic()
+    events.info(f"{subject}: locked by {holder}: waiting for a sign of life, at most {max(WATCHED, SILENCE - age):.0f} s")
+    while (touched := _touched(file)) == first:
+        watched = time.monotonic() - began
+        if watched >= WATCHED and age + watched >= SILENCE:
+            return True
+        time.sleep(POLL)
+    return touched is None  # the lock was released
+
+
+def _touched(file: Path) -> float | None:
+    """When the file was touched, by its file system's clock; None if it is gone."""
+    try:
+        with open(file, "rb") as handle:  # NFS asks its server for the times of a file that is opened
+            return os.fstat(handle.fileno()).st_mtime
+    except FileNotFoundError:
+        return None
+
+
+def _clock(folder: Path) -> float:
+    """The time by the clock of `folder`'s file system."""
+    probe = folder / f"{LOCK}.{secrets.token_hex(8)}{PARTIAL}"
+    try:
+        probe.touch()
+        os.utime(probe)
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _create(file: Path, holder: Holder) -> bool:
+    """Create a lock file, whole from its first moment, unless it is there; return whether this process created it."""
+    data = json.dumps(asdict(holder), indent=1).encode() + b"\n"
+    partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}{PARTIAL}")
+    try:
+        with open(partial, "xb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        try:
+            os.link(partial, file)
+        except FileExistsError:
+            return partial.stat().st_nlink == 2  # a file server did it, and its first answer was lost
+        except FileNotFoundError:
+            raise
+        except (OSError, AttributeError, NotImplementedError):  # a file system without hard links
+            try:
+                with open(file, "xb", buffering=0) as handle:
+                    handle.write(data)
+            except FileExistsError:
+                return False
+        return True
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read(file: Path) -> Holder:
+    """The holder that a lock file names; an unknown one if it is not whole. Raises FileNotFoundError."""
+    with open(file, "rb") as handle:
+        data, stamp = handle.read(), os.fstat(handle.fileno()).st_mtime_ns
+    try:
+        table = json.loads(data)
+        holder = Holder(**{field.name: table[field.name] for field in fields(Holder)})
+        if isinstance(holder.pid, int) and holder.token.isalnum():
+            return holder
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        pass
+    return Holder(token=f"{stamp:x}")
+
+
+def _last(chain: dict[Path, Holder]) -> tuple[Path, Holder] | None:
+    return next(reversed(chain.items()), None)
+
+
+def _real(folder: Path) -> Path:
+    """The folder that a name or link leads to. Raises UsageError if it is something else."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError("is not a folder", where=folder, hint="choose another output with -o")
+    return Path(os.path.realpath(folder))
+
+
+def _make_folder(folder: Path) -> list[Path]:
+    """Make a folder and those above it; return the ones that were missing, the innermost first."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for one in reversed(missing):
+        one.mkdir(exist_ok=True)
+    return missing

@@ -1,0 +1,428 @@
+"""One owner for each output: live holders are refused, dead ones succeeded, by exactly one of many."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from gptcli import locks
+from gptcli.errors import UsageError
+from gptcli.events import SILENT
+from gptcli.files import LOCK
+from gptcli.locks import Holder, Lock, own_file, own_folder, own_part, read_chain, refuse_held, successor, this_process
+
+DEAD = Holder(token="dead", pid=1, host="node7", since="2026-01-01 10:00:00 UTC", command="gpt train", place="another boot")
+
+
+def lock(folder: Path) -> Lock:
+    return Lock(folder / LOCK, folder)
+
+
+def forge(folder: Path, holder: Holder) -> Path:
+    """A lock file that names `holder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / LOCK
+    file.write_text(json.dumps(asdict(holder)))
+    return file
+
+
+def child(folder: Path, then: str) -> subprocess.Popen[str]:
+    """A process that takes the lock of `folder`, says so, and goes on with `then`."""
+    program = f"""
+import os, sys, time
+from pathlib import Path
+from gptcli.locks import Lock
+lock = Lock(Path({str(folder / LOCK)!r}), Path({str(folder)!r})).acquire()
+print("held", flush=True)
+{then}
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+@pytest.fixture
+def never_watches(monkeypatch):
+    """A holder on this machine is judged by its process alone."""
+    monkeypatch.setattr(locks, "_is_silent", lambda *_: pytest.fail("watched for signs of life"))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only sleeping moves; `asleep` runs in every sleep."""
+    clock = SimpleNamespace(now=0.0, asleep=lambda: None)
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+        clock.asleep()
+
+    monkeypatch.setattr(locks, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
+    return clock
+
+
+def test_a_lock_says_who_holds_it_and_leaves_nothing(tmp_path, never_watches):
+    folder = tmp_path / "runs" / "a"
+    with lock(folder):
+        written = json.loads((folder / LOCK).read_text())
+        assert written["pid"] == os.getpid()
+        with pytest.raises(UsageError) as refused, lock(folder):
+            pass
+        text = str(refused.value)
+        assert f"{folder}: in use by process {os.getpid()} on host {written['host']} since {written['since']} (gpt" in text
+        assert "stop it" in text
+        assert [path.name for path in folder.iterdir()] == [LOCK]
+    assert not list(tmp_path.iterdir())  # what was made for it is gone
+    folder.mkdir(parents=True)
+    with pytest.raises(ZeroDivisionError), lock(folder):
+        raise ZeroDivisionError
+    assert not list(folder.iterdir())
+
+
+def test_a_process_that_was_killed_holds_nothing_even_before_its_parent_knows(tmp_path, never_watches):
+    process = child(tmp_path, "sys.stdin.read()")
+    with pytest.raises(UsageError, match=f"in use by process {process.pid} "), lock(tmp_path):
+        pass
+    process.send_signal(signal.SIGSTOP)  # asleep is not dead
+    with pytest.raises(UsageError, match="in use"), lock(tmp_path):
+        pass
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie
+    with lock(tmp_path):
+        assert (tmp_path / LOCK).exists()
+    assert not list(tmp_path.iterdir())
+    process.communicate()
+
+
+def test_an_ended_process_and_one_that_has_its_number_again(tmp_path, never_watches):
+    process = child(tmp_path, "os._exit(0)")
+    process.communicate()
+    with lock(tmp_path):
+        pass
+    me = this_process()
+    assert locks.process_gone(me) is False
+    forge(tmp_path, replace(me, token="earlier", started="1"))
+    with lock(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("unknown", ["place", "started", "hidden"])
+def test_a_holder_that_cannot_be_seen_is_judged_by_its_signs_of_life(tmp_path, monkeypatch, clock, unknown):
+    holder = replace(this_process(), token="other")
+    if unknown == "hidden":
+        monkeypatch.setattr(locks, "start_of", lambda pid: "")
+    else:
+        holder = replace(holder, **{unknown: ""})
+    assert locks.process_gone(holder) is None
+    file = forge(tmp_path, holder)
+    clock.asleep = lambda: os.utime(file, (clock.now, clock.now))
+    with pytest.raises(UsageError, match="in use"):
+        lock(tmp_path).acquire()
+
+
+def test_a_holder_elsewhere_that_gives_signs_is_refused_however_old_the_last_was(tmp_path, clock):
+    file = forge(tmp_path, DEAD)
+    os.utime(file, (0, 0))
+
+    def asleep() -> None:
+        if clock.now > locks.WATCHED - 1:
+            os.utime(file)
+
+    clock.asleep = asleep
+    with pytest.raises(UsageError, match=r"in use by process 1 on host node7 since 2026-01-01 10:00:00 UTC \(gpt train\)"):
+        lock(tmp_path).acquire()
+    assert clock.now < locks.WATCHED
+    assert file.exists()
+
+
+@pytest.mark.parametrize(("touched", "waits"), [("long ago", locks.WATCHED), ("now", locks.SILENCE), ("in an hour", locks.SILENCE)])
+def test_a_silent_holder_elsewhere_is_succeeded(tmp_path, clock, touched, waits):
+    file = forge(tmp_path, DEAD)
+    now = locks._clock(tmp_path)
+    at = {"long ago": 0, "now": now, "in an hour": now + 3600}[touched]
+    os.utime(file, (at, at))
+    told = []
+    with Lock(tmp_path / LOCK, tmp_path, events=SimpleNamespace(info=told.append, warn=told.append)):
+        assert waits - 30 < clock.now < waits + 1
+        assert f"locked by {DEAD}: waiting for a sign of life" in told[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_that_is_released_while_we_watch_is_ours(tmp_path, clock):
+    file = forge(tmp_path, DEAD)
+    clock.asleep = lambda: file.unlink(missing_ok=True)
+    with lock(tmp_path):
+        assert clock.now < 2 * locks.POLL
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"token": 1}', '{"token": "../../x", "pid": 1}', "\udcff"])
+def test_a_lock_that_does_not_read_is_somebodys_until_it_is_silent(tmp_path, clock, text):
+    file = tmp_path / LOCK
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
+    clock.asleep = lambda: os.utime(file, (clock.now, clock.now))
+    with pytest.raises(UsageError, match="a process that does not say who it is"):
+        lock(tmp_path).acquire()
+    clock.asleep = lambda: None
+    with lock(tmp_path):
+        assert len(read_chain(tmp_path / LOCK)) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_dead_of_several_deaths_are_succeeded_in_turn(tmp_path, clock):
+    first = forge(tmp_path, DEAD)
+    second = successor(first, DEAD)
+    second.write_text(json.dumps(asdict(replace(DEAD, token="dead2"))))
+    with lock(tmp_path):
+        assert list(read_chain(first)) == [first, second, tmp_path / ".lock.dead2"]
+        assert refused(tmp_path) == f"in use by {read_chain(first)[tmp_path / '.lock.dead2']}"
+    assert not list(tmp_path.iterdir())
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(UsageError) as error:
+        lock(folder).acquire()
+    return error.value.what
+
+
+def test_who_looked_too_long_ago_withdraws(tmp_path, monkeypatch, clock):
+    """Between its look at the dead holder and its own file, others take over, end, and a third begins."""
+    forge(tmp_path, DEAD)
+    create, third = locks._create, lock(tmp_path)
+
+    def slow(file: Path, holder: Holder) -> bool:
+        monkeypatch.setattr(locks, "_create", create)
+        with lock(tmp_path):
+            assert (tmp_path / ".lock.dead").exists()
+        third.acquire()
+        return create(file, holder)
+
+    monkeypatch.setattr(locks, "_create", slow)
+    assert "in use by" in refused(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+    third.release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_many_threads_one_gets_a_stale_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "_is_silent", lambda *_: True)
+    for round_ in range(25):
+        folder = tmp_path / str(round_)
+        forge(folder, DEAD)
+        start, won = threading.Barrier(8), []
+
+        def race(folder=folder, start=start, won=won) -> None:
+            start.wait()
+            with suppress(UsageError):
+                won.append(lock(folder).acquire())
+
+        threads = [threading.Thread(target=race) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(won) == 1
+        won[0].release()
+        assert not list(folder.iterdir())
+
+
+def test_of_many_processes_one_gets_each_stale_lock(tmp_path):
+    """Each holds what it has won until all have tried; dead holders of this machine, so that no one waits."""
+    rounds = 40
+    for number in range(rounds):
+        forge(tmp_path / str(number), replace(this_process(), token="dead", started="1"))
+    program = f"""
+import sys
+from pathlib import Path
+from gptcli.errors import UsageError
+from gptcli.locks import Lock
+print("ready", flush=True)
+sys.stdin.readline()
+won = []
+for number in range({rounds}):
+    folder = Path({str(tmp_path)!r}, str(number))
+    try:
+        won.append(Lock(folder / {LOCK!r}, folder).acquire())
+        print(number, flush=True)
+    except UsageError:
+        pass
+print("done", flush=True)
+sys.stdin.readline()
+for lock in won:
+    lock.release()
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(8)
+    ]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    won = []
+    for process in processes:
+        while (line := process.stdout.readline()) != "done\n":
+            won.append(int(line))
+    assert sorted(won) == list(range(rounds))
+    for process in processes:
+        process.communicate("end\n")
+        assert process.returncode == 0
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_file_system_without_hard_links_and_one_that_loses_an_answer(tmp_path, monkeypatch, never_watches):
+    link = os.link
+
+    def none(*_: object) -> None:
+        raise PermissionError("no hard links here")
+
+    def lost(source: Path, target: Path) -> None:
+        link(source, target)
+        raise FileExistsError(target)
+
+    for answer in (none, lost):
+        monkeypatch.setattr(os, "link", answer)
+        with lock(tmp_path):
+            assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+            assert refused(tmp_path).startswith("in use by process")
+        assert not list(tmp_path.iterdir())
+
+
+def test_where_nothing_can_be_written_the_output_is_named(tmp_path, monkeypatch):
+    def denied(*_: object) -> bool:
+        raise PermissionError(13, "Permission denied", "a name of ours")
+
+    monkeypatch.setattr(locks, "_create", denied)
+    with pytest.raises(PermissionError) as error:
+        lock(tmp_path / "out").acquire()
+    assert error.value.filename == str(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_forked_child_leaves_its_parents_lock(tmp_path):
+    with lock(tmp_path) as held:
+        pid = os.fork()
+        if not pid:
+            held.release()
+            os._exit(0)
+        os.waitpid(pid, 0)
+        assert read_chain(tmp_path / LOCK)[tmp_path / LOCK].pid == os.getpid()
+        assert refused(tmp_path)
+
+
+@contextmanager
+def beating(held: Lock, times: int):
+    """The holder's own sign of life, `times` times, without waiting."""
+    left = iter([False] * times + [True])
+    before, held._released = held._released, SimpleNamespace(wait=lambda seconds: next(left))
+    yield
+    held._released = before
+
+
+def test_a_holder_gives_signs_of_life(tmp_path):
+    with lock(tmp_path) as held, beating(held, 1):
+        os.utime(tmp_path / LOCK, (0, 0))
+        held._beat(held._me)
+        assert (tmp_path / LOCK).stat().st_mtime > 0
+
+
+def test_a_holder_whose_lock_was_removed_keeps_no_others_alive(tmp_path):
+    with lock(tmp_path) as held, beating(held, 3):
+        (tmp_path / LOCK).unlink()
+        file = forge(tmp_path, DEAD)
+        os.utime(file, (0, 0))
+        held._beat(held._me)
+        assert file.stat().st_mtime == 0
+    assert file.exists()
+
+
+def test_a_holder_that_was_believed_dead_ends(tmp_path, monkeypatch):
+    def ended(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", ended)
+    told = []
+    events = SimpleNamespace(info=told.append, warn=told.append)
+    with Lock(tmp_path / LOCK, tmp_path, events=events) as held, beating(held, 1):
+        after = successor(tmp_path / LOCK, held._me)
+        after.write_text(json.dumps(asdict(DEAD)))
+        with pytest.raises(SystemExit):
+            held._beat(held._me)
+    assert "taken over by another process" in told[0]
+    assert list(read_chain(tmp_path / LOCK)) == [tmp_path / LOCK, after]  # the other's: not released
+
+
+def test_parts_share_a_folder_which_has_one_owner_as_a_whole(tmp_path, never_watches):
+    out = tmp_path / "out"
+    with own_part(out, "1-of-2"), own_part(out, "2-of-2"):
+        for other in (own_part(out, "1-of-2"), own_folder(out)):
+            with pytest.raises(UsageError, match=r"out: in use by process"), other:
+                pass
+    with own_folder(out), pytest.raises(UsageError, match="in use by process"), own_part(out, "1-of-2"):
+        pass
+    assert not out.exists()
+    part = forge(out, replace(this_process(), token="dead", started="1")).rename(out / ".part-2-of-2.lock")
+    with own_folder(out):
+        assert not part.exists()
+    assert not list(out.iterdir())
+
+
+def test_a_file_and_links_to_it_are_one_output_and_a_device_is_nobodys(tmp_path, never_watches):
+    (tmp_path / "link").symlink_to("real.json")
+    with own_file(tmp_path / "link"):
+        with pytest.raises(UsageError, match=r"real\.json: in use"), own_file(tmp_path / "real.json"):
+            pass
+        with own_file(tmp_path / "other.json"), own_folder(tmp_path):
+            pass
+    with own_file(Path("/dev/null")), own_file(Path("/dev/null")):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
+def test_a_folder_through_a_link_that_leads_nowhere_yet(tmp_path, never_watches):
+    (tmp_path / "link").symlink_to("big")
+    with own_folder(tmp_path / "link"):
+        assert (tmp_path / "big" / LOCK).exists()
+        with pytest.raises(UsageError, match="big: in use"), own_folder(tmp_path / "big"):
+            pass
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="is not a folder"), own_folder(tmp_path / "file"):
+        pass
+
+
+def test_this_process_can_be_told_from_all_others():
+    me = this_process()
+    assert me.place == locks.place() != ""
+    assert me.started not in ("", locks.GONE)
+    assert locks.process_gone(me) is False
+    assert this_process().token != me.token
+    assert "\x1b" not in str(replace(me, command="gpt \x1b[31m"))
+    assert refuse_held(Path("nowhere", LOCK), Path("nowhere")) is None
+
+
+def test_systems_without_proc_ask_ps(monkeypatch):
+    def no_file(self: Path, **how: object) -> str:
+        raise FileNotFoundError
+
+    began = start = locks.start_of(os.getpid())
+    monkeypatch.setattr(Path, "read_text", no_file)
+    monkeypatch.setattr(locks.sys, "platform", "darwin")
+    locks.place.cache_clear()
+    try:
+        assert locks.place()
+        start = locks.start_of(os.getpid())
+    finally:
+        locks.place.cache_clear()
+    assert start != began
+    assert locks.start_of(2**22 + 1) == ""
+    assert SILENT.info("") is None
