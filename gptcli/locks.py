@@ -15,6 +15,7 @@ system's own clock and while we watch. No flock: network file systems do not agr
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -40,6 +41,7 @@ SILENCE = 60.0  # seconds without a sign after which a holder elsewhere is dead,
 WATCHED = 15.0  # this many of them were watched: a file server that hung for a minute is no death
 POLL = 0.5  # seconds between two looks
 TRIES = 100  # to take a lock that others take and release meanwhile
+NO_WRITING = (errno.EACCES, errno.EPERM, errno.EROFS)
 HINT = "wait for it to end, or stop it first"
 GONE = "gone"  # in place of a start time: the process has ended, and its parent has yet to notice
 
@@ -154,13 +156,21 @@ class Lock:
 
 
 @contextlib.contextmanager
-def own_folder(folder: Path, *, events: Events = SILENT) -> Iterator[None]:
+def own_folder(folder: Path, *, read_only: bool = False, events: Events = SILENT) -> Iterator[None]:
     """Be the one process that writes in `folder`, which is made if need be.
 
-    Raises UsageError if another process writes there, or if it is no folder.
+    With `read_only`, for work that may turn out to be done already, no lock is needed where nobody
+    can write one. Raises UsageError if another process writes there, or if it is no folder.
     """
     real = _real(folder)
-    with Lock(real / LOCK, folder, events=events):
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(Lock(real / LOCK, folder, events=events))
+        except OSError as error:
+            if not (read_only and real.is_dir() and error.errno in NO_WRITING):
+                raise
+            yield
+            return
         for part in sorted(real.glob(f".part-*{LOCK}")):
             refuse_held(part, folder, events)
             for file in read_chain(part):

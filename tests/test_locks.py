@@ -303,10 +303,16 @@ def test_where_nothing_can_be_written_the_output_is_named(tmp_path, monkeypatch)
         raise PermissionError(13, "Permission denied", "a name of ours")
 
     monkeypatch.setattr(locks, "_create", denied)
-    with pytest.raises(PermissionError) as error:
-        lock(tmp_path / "out").acquire()
-    assert error.value.filename == str(tmp_path / "out")
+    for taken in (own_folder(tmp_path / "out"), own_folder(tmp_path / "out", read_only=True), own_file(tmp_path / "out")):
+        with pytest.raises(PermissionError) as error, taken:
+            pass
+        assert error.value.filename == str(tmp_path / "out")
     assert not list(tmp_path.iterdir())
+    with own_folder(tmp_path, read_only=True):  # what is done already can be found to be done
+        assert not list(tmp_path.iterdir())
+    forge(tmp_path, replace(this_process(), token="other"))
+    with pytest.raises(UsageError, match="in use"), own_folder(tmp_path, read_only=True):
+        pass
 
 
 def test_a_forked_child_leaves_its_parents_lock(tmp_path):

@@ -198,7 +198,7 @@ def build_shards(
             raise UsageError("--force would empty the folder under the other parts", where="--part", hint="empty it before the first")
         _build_part(build, out, part, values, events, as_json=json)
         return
-    hold(own_folder(out, events=events))
+    hold(own_folder(out, read_only=resume, events=events))
     if begin(build, out, resume=resume, force=force):
         write_resolved(out / "build.toml", resolved)
         manifest = finish(build, out, workers=values["workers"], runner=values["runner"], events=events)

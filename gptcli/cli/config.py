@@ -116,7 +116,9 @@ def updated_toml(before: str, resolved: Resolved, **extra: Any) -> str:
     if old == new:
         return before
     rows = {line.partition(" = ")[0]: line for line in after.splitlines() if " = " in line and line[0] != "#"}
-    lines = [rows[name] if (name := line.partition(" = ")[0]) in new and old.get(name) != new[name] else line for line in before.splitlines()]
+    lines = [
+        rows[name] if (name := line.partition(" = ")[0]) in new and old.get(name) != new[name] else line for line in before.splitlines()
+    ]
     lines += [rows[name] for name in new if name not in old]
     remarks = next((number for number, line in enumerate(lines) if not line.startswith("#")), 0)
     text = "\n".join([*lines[:remarks], f"# resumed: {command_line()}", *lines[remarks:], ""])

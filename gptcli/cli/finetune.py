@@ -50,7 +50,7 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
     if (note := unused_launch()) is not None:
         events.warn(note)
     if leads():
-        hold(own_folder(run.out, events=events))
+        hold(own_folder(run.out, read_only=run.resume, events=events))
         check_output(run.out, resume=run.resume, force=force)
     if run.resume:
         resumed_state(run.out, run.identity())

@@ -244,7 +244,7 @@ def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, forc
 
     out = Path(plan.resolved.values["out"])
     if leads():
-        hold(own_folder(out, events=events))
+        hold(own_folder(out, read_only=resume, events=events))
     before = (out / RUN_TOML).read_text(encoding="utf-8") if resume and (out / RUN_TOML).is_file() else None
     facts = {"parameters": f"{plan.model.parameters:,}", "vocab_size": f"{plan.model.vocab_size:,}, from the shards"}
     text = resolved_toml(plan.resolved, **facts) if before is None else updated_toml(before, plan.resolved, **facts)
