@@ -10,8 +10,9 @@ def main() -> None:
 
     try:
         run()
-    finally:
-        interrupts.finish()
+    except SystemExit as stop:
+        interrupts.finish(stop.code)
+        raise
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ Nothing is installed by importing this. It imports little, so that the command l
 from __future__ import annotations
 
 import _thread
+import atexit
 import contextlib
 import os
 import select
@@ -33,7 +34,7 @@ _cleanups: list[Callable[[], object]] = []
 _handlers: dict[int, Any] = {}  # those before ours
 _pipe: tuple[int, int] | None = None  # where the interpreter writes the number of each signal
 _settled = _thread.allocate_lock()
-_last_words = ""
+_last_words, _code = "", CODE
 
 
 class Answer:
@@ -150,7 +151,7 @@ def leave() -> NoReturn:
                 _show_stack()
             write(2, f"\r{_last_words}" if os.isatty(2) else _last_words)  # over the ^C that a terminal shows
     finally:
-        os._exit(CODE)
+        os._exit(_code)
 
 
 def begin(last_words: str) -> None:
@@ -158,13 +159,22 @@ def begin(last_words: str) -> None:
     global _last_words
     _last_words = last_words
     Answer().__enter__()
+    atexit.register(_ignore)  # the first to be registered is the last to run
 
 
-def finish() -> None:
-    """The command has printed its last message: what comes now ends the process in silence."""
-    global _last_words
-    _last_words = ""
+def finish(code: object) -> None:
+    """The command is done and has printed its last message: a signal that comes now ends the process in silence, with this exit code."""
+    global _last_words, _code
+    with contextlib.suppress(OSError):  # Python tries again, and says what is wrong
+        sys.stdout.flush()
+    _last_words, _code = "", code if isinstance(code, int) else int(code is not None)
     del _answers[1:]
+
+
+def _ignore() -> None:
+    """In the interpreter's own end, where Python handles no signals, one would end the process by itself."""
+    for number in _handlers:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def write(file: int, text: str) -> None:

@@ -366,6 +366,8 @@ def _session(
             except KeyboardInterrupt:
                 interrupt.late = False
                 if text is None:
+                    if typing:
+                        print(file=sys.stderr)
                     raise
             text = None
 
