@@ -13,6 +13,7 @@ from __future__ import annotations
 import _thread
 import atexit
 import contextlib
+import functools
 import os
 import select
 import signal
@@ -53,6 +54,7 @@ class Answer:
         leave()
 
     def __enter__(self) -> Self:
+        _settle()
         _answers.append(self)
         if len(_answers) == 1:
             _install()
@@ -86,9 +88,10 @@ class Raise(Answer):
         sys.unraisablehook = self.before
 
     def _again(self, lost: Any) -> None:
-        """One that was raised in a destructor or a callback, where Python drops it, is raised again."""
+        """One that was raised in a destructor or a callback, where Python drops it, is raised again a millisecond of work later."""
         if lost.exc_type is KeyboardInterrupt:
-            signal.raise_signal(signal.SIGINT)
+            signal.signal(signal.SIGVTALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0.001)
         else:
             self.before(lost)
 
@@ -112,7 +115,7 @@ class Cleanup:
     thread: no lock, no buffered stream, no import."""
 
     def __init__(self, function: Callable[..., object], *arguments: object) -> None:
-        self.call = lambda: function(*arguments)
+        self.call = functools.partial(function, *arguments)
 
     def __enter__(self) -> Self:
         _cleanups.append(self.call)

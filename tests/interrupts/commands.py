@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import split
 
@@ -41,12 +41,19 @@ class Pressed:
 def commands() -> Iterator[Pressed]:
     for command in faulty():
         if command.name != "torchrun, 2":  # a Ctrl-C there is torchrun's to answer
+            command = replace(command, line=longer(command.line), again=longer(command.again))
             yield Pressed(command, kept=(".out.jsonl.unfinished",) if command.name == "sample" else ())
     nothing = files()
     yield Pressed(Command("eval, a task", SCORE, [*SCORE, "--force"], files("eval.json", "eval.records/*.jsonl")), kept=("eval.records",))
     yield Pressed(Command("finetune", FINETUNE, [*FINETUNE, "--resume"], files("tuned/*.safetensors", "tuned/finetune.json"), "tuned"))
     yield Pressed(Command("sample, a stream", STREAM, STREAM, nothing))
     yield Pressed(Command("sample -i", SESSION, [], nothing), on_terminal=True)
+
+
+def longer(line: list[str]) -> list[str]:
+    """So many steps that they take longer than what comes before and after them."""
+    changes = {"--tokens": "6400", "--checkpoint-every": "50", "--eval-every": "50"} if line[0] == "train" else {}
+    return [changes.get(option, word) for option, word in zip(["", *line], line, strict=False)]
 
 
 def prepare(folder: Path) -> None:
