@@ -162,22 +162,25 @@ def begin(last_words: str) -> None:
     global _last_words
     _last_words = last_words
     Answer().__enter__()
-    atexit.register(_ignore)  # the first to be registered is the last to run
+    atexit.register(_end)  # the first to be registered is the last to run
 
 
 def finish(code: object) -> None:
     """The command is done and has printed its last message: a signal that comes now ends the process in silence, with this exit code."""
     global _last_words, _code
-    with contextlib.suppress(OSError):  # Python tries again, and says what is wrong
+    with contextlib.suppress(OSError, ValueError):  # Python tries again, and says what is wrong
         sys.stdout.flush()
     _last_words, _code = "", code if isinstance(code, int) else int(code is not None)
     del _answers[1:]
 
 
-def _ignore() -> None:
-    """In the interpreter's own end, where Python handles no signals, one would end the process by itself."""
-    for number in _handlers:
-        signal.signal(number, signal.SIG_IGN)
+def _end() -> None:
+    """Leave out the interpreter's own end, where it takes all modules apart and handles no signals: with torch, it takes a while."""
+    if not _last_words:  # `finish` was called
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(_code)
 
 
 def write(file: int, text: str) -> None:

@@ -190,6 +190,20 @@ def test_after_the_last_message_a_signal_says_nothing_and_changes_no_exit_code(s
         assert stop(process) == (left, "")
 
 
+def test_the_end_runs_what_was_registered_for_it_and_writes_what_is_buffered(start: Start) -> None:
+    process = start(
+        """
+        import atexit, threading, time
+        print("ready", flush=True)
+        atexit.register(print, "registered", end="")
+        threading.Thread(target=lambda: (time.sleep(0.2), print("thread "))).start()
+        interrupts.finish(3)
+        """
+    )
+    assert process.communicate(timeout=120) == ("thread \nregistered", "")
+    assert process.returncode == 3
+
+
 def test_debug_shows_where_it_was(start: Start) -> None:
     process = start("import time\ndef asleep():\n    print('x', flush=True)\n    time.sleep(1000)\nasleep()", "--debug")
     code, errors = stop(process)
