@@ -103,9 +103,11 @@ class Raise(Answer):
         raise KeyboardInterrupt
 
     def act(self, number: int) -> None:
-        if number != signal.SIGINT or self.late or self.over:
+        if number != signal.SIGINT or self.late:
             leave()
         if not self.raised.acquire(timeout=PATIENCE):
+            if self.over:
+                leave()
             self.late = True
             write(2, f"\nstopping after {self.until}; a second Ctrl-C ends the session at once\n")
 
@@ -134,6 +136,9 @@ class Held:
 
     def __enter__(self) -> Self:
         if hasattr(signal, "pthread_sigmask"):
+            from multiprocessing.resource_tracker import ensure_running
+
+            ensure_running()  # with the first process that is started, and it lets signals through again
             self.before = signal.pthread_sigmask(signal.SIG_BLOCK, self.held)
         return self
 
