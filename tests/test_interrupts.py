@@ -191,7 +191,7 @@ def test_what_was_ignored_stays_ignored(start: Start) -> None:
 
 def test_after_the_last_message_a_signal_says_nothing_and_changes_no_exit_code(start: Start) -> None:
     for code, left in (("0", 0), ("3", 3), ("'text'", 1)):
-        process = start(f"import time\nprint('result')\ninterrupts.finish({code})\ntime.sleep(1000)")
+        process = start(f"import time\nprint('res', end='')\ninterrupts.finish({code})\nprint('ult', flush=True)\ntime.sleep(1000)")
         assert stop(process) == (left, "")
 
 
