@@ -16,6 +16,7 @@ import pytest
 
 from gptcli import interrupts
 from gptcli.interrupts import SIGNALS, Answer, Held, Raise
+from tests.waiting import HANG_S, wait_until
 
 WORDS = "gpt: interrupted\n"
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -54,7 +55,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 def stop(process: subprocess.Popen[str], number: int = signal.SIGINT) -> tuple[int, str]:
     """Exit code and stderr of a process that is sent a signal."""
     process.send_signal(number)
-    errors = process.communicate(timeout=120)[1]
+    errors = process.communicate(timeout=HANG_S)[1]
     return process.returncode, errors
 
 
@@ -86,7 +87,7 @@ def test_it_ends_while_a_reader_of_its_output_sleeps(start: Start) -> None:
         """
     )
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=120) == 130
+    assert process.wait(timeout=HANG_S) == 130
 
 
 def test_its_children_and_theirs_end_with_it(start: Start) -> None:
@@ -100,7 +101,7 @@ def test_its_children_and_theirs_end_with_it(start: Start) -> None:
     )
     assert stop(process) == (130, WORDS)
     if Path("/proc/self/task").exists():
-        assert ends(process.pid)
+        wait_until(lambda: not running(process.pid))
 
 
 @pytest.mark.skipif(not Path("/dev/shm").exists(), reason="looks for semaphores and signal masks where Linux shows them")
@@ -128,27 +129,21 @@ def test_workers_of_multiprocessing_end_without_a_word_and_their_semaphores_go(s
     assert semaphore.exists()
     assert all(int(blocked, 16) >> (number - 1) & 1 for number in SIGNALS), "the parent alone decides what they mean"
     os.killpg(process.pid, signal.SIGINT)
-    assert process.communicate(timeout=120)[1] == WORDS
+    assert process.communicate(timeout=HANG_S)[1] == WORDS
     assert process.returncode == 130
-    assert ends(process.pid)
+    wait_until(lambda: not running(process.pid))
     assert not semaphore.exists()
 
 
-def ends(group: int) -> bool:
-    """Whether no process of the group runs, or will not soon."""
-    for _ in range(1000):
-        if not any(runs(int(name.name), group) for name in Path("/proc").glob("[0-9]*")):
-            return True
-        threading.Event().wait(0.02)
-    return False
-
-
-def runs(process: int, group: int) -> bool:
-    try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return False
-    return int(fields[2]) == group and fields[0] not in "ZX"
+def running(group: int) -> list[str]:
+    """The processes of a group."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[2]) == group and fields[0] not in "ZX":
+                found.append(folder.name)
+    return found
 
 
 def test_cleanups_run_last_first_and_only_those_of_open_blocks(start: Start, tmp_path: Path) -> None:
@@ -170,7 +165,7 @@ def test_cleanups_run_last_first_and_only_those_of_open_blocks(start: Start, tmp
     )
     assert len(list(tmp_path.iterdir())) == 1
     process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=120) == ("first second", WORDS)
+    assert process.communicate(timeout=HANG_S) == ("first second", WORDS)
     assert not list(tmp_path.iterdir())
 
 
@@ -205,7 +200,7 @@ def test_the_end_runs_what_was_registered_for_it_and_writes_what_is_buffered(sta
         interrupts.finish(3)
         """
     )
-    assert process.communicate(timeout=120) == ("thread \nregistered", "")
+    assert process.communicate(timeout=HANG_S) == ("thread \nregistered", "")
     assert process.returncode == 3
 
 

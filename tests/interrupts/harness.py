@@ -25,9 +25,9 @@ from pathlib import Path
 from tests.faults.commands import leftovers
 from tests.faults.harness import forked, preload
 from tests.interrupts.commands import Pressed, prepare
+from tests.waiting import HANG_S
 
 ROOT = Path(__file__).parents[2]
-WAIT = 120.0  # seconds after which a command counts as one that swallowed its signal; what is right does not depend on it
 SOON = 2.0  # seconds within which a user sees an answer: counted, but a loaded machine may take longer
 MARK = "GPT_TEST_INTERRUPT"  # in the environment of all that a command starts
 ALARMS = re.compile(r"Traceback|this is a bug|Aborted|core dumped|Fatal|terminate called|Exception ignored|leaked|resource_tracker|Error")
@@ -192,7 +192,7 @@ class Harness:
         if one.on_terminal:
             self._converse(start, 1e9)
             os.write(start.terminal, b"\x04")
-        code = start.wait(WAIT)
+        code = start.wait(HANG_S)
         self.took[one.command.name, fresh] = time.monotonic() - begin
         assert code == 0, (code, start.words())
         start.close()
@@ -246,12 +246,12 @@ class Harness:
 
     def _judge(self, one: Pressed, start: Started, result: Result, *, again: bool) -> None:
         begin, prompts = time.monotonic(), start.shown.count(b"> ")
-        while start.ended() is None and time.monotonic() < begin + WAIT:
+        while start.ended() is None and time.monotonic() < begin + HANG_S:
             if one.on_terminal and start.shown.count(b"> ") > prompts:  # a sample was stopped, the session goes on
                 result.end = "prompt back"
                 result.seconds = time.monotonic() - begin
                 os.write(start.terminal, b"\x04")
-                start.wait(WAIT)
+                start.wait(HANG_S)
                 break
             time.sleep(0.001)
         code, words, broken = start.ended(), start.words(), result.broken
@@ -274,7 +274,7 @@ class Harness:
             broken.append("said it stops, and went on")
         if code is None:
             return
-        end = time.monotonic() + 20
+        end = time.monotonic() + HANG_S
         while (left := start.others()) and time.monotonic() < end:
             time.sleep(0.01)
         if left:
@@ -300,7 +300,7 @@ class Harness:
             result.broken.append(f"half-written: {error}")
         if again and command.again:
             then = Started(command.again, folder, fresh=False)
-            if then.wait(WAIT) != 0:
+            if then.wait(HANG_S) != 0:
                 result.broken.append(f"it does not go on: {then.words()[-500:]}")
             elif _whole(after := command.outputs(folder)) != _whole(wanted) or _different(after, wanted):
                 result.broken.append(f"gone on with, and not the undisturbed run's: {_different(after, wanted)}")
