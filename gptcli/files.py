@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from gptcli.errors import InputError, UsageError
+from gptcli.interrupts import Cleanup
 
 PARTIAL = ".partial"  # the ending of every name that is not whole yet
 LOCK = ".lock"  # of a folder, `.NAME.lock` of a file: see `gptcli.locks`
@@ -37,16 +38,17 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
-    try:
-        with open(partial, mode, **text) as file:  # type: ignore[call-overload]
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        fsync_folder(path.parent)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with Cleanup(partial.unlink):
+        try:
+            with open(partial, mode, **text) as file:  # type: ignore[call-overload]
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            fsync_folder(path.parent)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 @contextlib.contextmanager
@@ -56,21 +58,22 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
-        fsync_folder(partial)
-        if path.exists():
-            shutil.rmtree(path)
-        partial.rename(path)
-        fsync_folder(path.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with Cleanup(shutil.rmtree, partial, True):
+        partial.mkdir()
+        try:
+            yield partial
+            for file in partial.rglob("*"):
+                if file.is_file():
+                    with open(file, "rb") as handle:
+                        os.fsync(handle.fileno())
+            fsync_folder(partial)
+            if path.exists():
+                shutil.rmtree(path)
+            partial.rename(path)
+            fsync_folder(path.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 def written_through(path: Path) -> bool:

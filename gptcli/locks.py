@@ -35,6 +35,7 @@ from pathlib import Path
 from gptcli.errors import UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import LOCK, PARTIAL, written_through
+from gptcli.interrupts import Cleanup
 
 BEAT = 5.0  # seconds between two signs of life
 SILENCE = 60.0  # seconds without a sign after which a holder elsewhere is dead, if
@@ -78,6 +79,7 @@ class Lock:
         """The lock file and its successors, the last of which names this process."""
         self._made: list[Path] = []
         self._released = threading.Event()
+        self._cleanup = Cleanup(self._remove)
 
     def __enter__(self) -> Lock:
         return self.acquire()
@@ -92,6 +94,7 @@ class Lock:
         """
         try:
             self._take(this_process())
+            self._cleanup.__enter__()
         except OSError as error:  # in the words of what the user named, not of a file of ours
             raise OSError(error.errno, error.strerror, str(self.subject)) from None
         finally:
@@ -108,11 +111,15 @@ class Lock:
         if self._me is None or self._me.pid != os.getpid():
             return
         self._released.set()
+        self._cleanup.__exit__()
+        self._remove()
+        self._me = None
+
+    def _remove(self) -> None:
         with contextlib.suppress(OSError):  # what cannot be removed is a dead process's in a moment
             if _last(read_chain(self.path)) == (self._chain[-1], self._me):
                 for file in self._chain:
                     file.unlink(missing_ok=True)
-        self._me = None
         self._remove_folders()
 
     def _take(self, me: Holder) -> None:

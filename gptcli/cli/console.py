@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gptcli.events import Events
+from gptcli.interrupts import Cleanup, write
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -22,6 +23,7 @@ class ConsoleEvents(Events):
 
     def __init__(self) -> None:
         self._live: Progress | None = None
+        self._cursor = Cleanup(write, 2, "\r\x1b[2K\x1b[?25h")  # on a cleared line, in place of the bar
         self._tasks: dict[str, _Task] = {}
 
     def info(self, text: str) -> None:
@@ -57,6 +59,7 @@ class ConsoleEvents(Events):
             if not self._tasks:
                 self._live.stop()
                 self._live = None
+                self._cursor.__exit__()
 
     def _draw(self, task: str, state: _Task, done: float, total: float | None, facts: str) -> None:
         from rich.console import Console
@@ -65,6 +68,7 @@ class ConsoleEvents(Events):
         if self._live is None:
             columns = (TextColumn("{task.description}"), BarColumn(24), TaskProgressColumn(), TextColumn("{task.fields[facts]}"))
             self._live = Progress(*columns, TimeRemainingColumn(compact=True), console=Console(stderr=True), transient=True)
+            self._cursor.__enter__()
             self._live.start()
             atexit.register(self._live.stop)  # whatever ends the program, the terminal gets its cursor back
         if state.bar is None:

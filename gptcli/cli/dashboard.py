@@ -59,6 +59,7 @@ class Dashboard(ConsoleEvents):
         if task == TASK and self._board is not None:
             self._board.stop()
             self._board = None
+            self._cursor.__exit__()
         super().finish(task)
 
     def _show(self, panel: RenderableType) -> None:
@@ -67,6 +68,7 @@ class Dashboard(ConsoleEvents):
 
         if self._board is None:
             self._board = Live(console=Console(stderr=True), auto_refresh=False)
+            self._cursor.__enter__()
             self._board.start()
             atexit.register(self._board.stop)  # whatever ends the program, the terminal gets its cursor back
         self._board.update(panel, refresh=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +17,7 @@ from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.ownership import hold, releasing
 from gptcli.cli.sample_options import TOP_K, framed, refuse_contradictions, rules_of, settings
 from gptcli.errors import InputError, UsageError
+from gptcli.interrupts import Cleanup, Raise, write
 
 if TYPE_CHECKING:
     from gptcli.sampling.filters import Rules
@@ -249,7 +250,8 @@ def _sample(run: Path, loaded: Loaded, drafting: Loaded | None, text: str, rules
     tokens = prompt_tokens(loaded.tokenizer, text)
     if len(tokens) > loaded.model.config.n_ctx:
         ConsoleEvents().warn(f"the prompt is {len(tokens):,} tokens long: the model reads the last {loaded.model.config.n_ctx:,}")
-    made = _write(loaded, tokens, text, rules, values, drafting, quiet=as_json)
+    with Cleanup(write, 1, "" if as_json else "\n"):  # so that the shell's prompt starts a line of its own
+        made = _write(loaded, tokens, text, rules, values, drafting, quiet=as_json)
     if as_json:
         report = {"model": str(run), "prompt": text, "prompt_tokens": tokens, **asdict(rules)}
         report |= {name: values.get(name) for name in ("max_tokens", "stop", "seed", "beam", "best_of", "quantize")}
@@ -356,21 +358,37 @@ def _session(
     if typing:
         print("A prompt and Enter; Ctrl-C stops a sample, Ctrl-D ends the session.", file=sys.stderr)
     number = 0
-    while True:
-        try:
-            if text is None:
-                text = shape(input("> " if typing else ""))
-            chance = values | {"seed": values["seed"] + number}  # asked twice, a prompt gets two answers
-            _write(loaded, prompt_tokens(loaded.tokenizer, text), text, rules, chance, drafting, quiet=False)
-            number += 1
-        except EOFError:
-            return
-        except UnicodeDecodeError:
-            print("not valid UTF-8: type it again", file=sys.stderr)
-        except KeyboardInterrupt:
-            if text is None:
-                raise
-        text = None
+    with _terminal_restored(), Raise("the token under way") as interrupt:
+        while True:
+            try:
+                if text is None:
+                    text = shape(input("> " if typing else ""))
+                chance = values | {"seed": values["seed"] + number}  # asked twice, a prompt gets two answers
+                _write(loaded, prompt_tokens(loaded.tokenizer, text), text, rules, chance, drafting, quiet=False)
+                number += 1
+            except EOFError:
+                return
+            except UnicodeDecodeError:
+                print("not valid UTF-8: type it again", file=sys.stderr)
+            except KeyboardInterrupt:
+                interrupt.late = False
+                if text is None:
+                    if typing:
+                        print(file=sys.stderr)
+                    raise
+            text = None
+
+
+@contextlib.contextmanager
+def _terminal_restored() -> Iterator[None]:
+    """readline takes the terminal's echo and line editing while it waits; if the program ends there, they come back."""
+    if os.name != "posix" or not sys.stdin.isatty():
+        yield
+        return
+    import termios
+
+    with Cleanup(termios.tcsetattr, 0, termios.TCSANOW, termios.tcgetattr(0)):
+        yield
 
 
 def _show(piece: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import signal
@@ -14,6 +13,7 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from gptcli.errors import RunError, UsageError, nearest
+from gptcli.interrupts import Held
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -80,7 +80,7 @@ class Workers:
         pending: set[Future[Result]] = set()
         try:
             for task in tasks:
-                with _interrupts_held():  # submitting is what starts a process
+                with Held():  # submitting is what starts a process
                     pending.add(self._pool.submit(_run, function, task))
                 if len(pending) >= 2 * self.count:
                     done, pending = wait(pending, return_when=FIRST_COMPLETED)
@@ -102,21 +102,8 @@ class Workers:
             return
         if kind is not None:  # nobody waits for what is still running
             for child in set(multiprocessing.active_children()) - set(self._others):
-                child.terminate()
+                child.kill()
         self._pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits until the block ends, and a process started in it never sees one: the parent decides what an interrupt means."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(state: Any) -> None:

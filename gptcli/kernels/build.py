@@ -20,6 +20,8 @@ from pathlib import Path
 
 import torch  # noqa: F401  its OpenMP runtime must be there before a library that uses it
 
+from gptcli.interrupts import Cleanup
+
 HERE = Path(__file__).parent
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fopenmp", "-fPIC", "-c")
 COMPILERS = ("cc", "gcc", "clang")
@@ -75,7 +77,7 @@ def _features() -> str:
 
 
 def _build(source: Path, compiler: str, built: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=built.parent) as scratch:
+    with tempfile.TemporaryDirectory(dir=built.parent) as scratch, Cleanup(shutil.rmtree, scratch, True):
         compiled, linked = Path(scratch, "compiled.o"), Path(scratch, "linked.so")
         for command in ((*FLAGS, source, "-o", compiled), ("-shared", compiled, "-lm", "-o", linked)):
             subprocess.run([compiler, *map(str, command)], capture_output=True, check=True, timeout=PATIENCE)

@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
+from gptcli.interrupts import Cleanup
 from gptcli.tokenizer.encoders import knows_more
 from gptcli.tokenizer.tokenizer import byte_alphabet
 
@@ -33,7 +34,7 @@ def learn_merges(texts: Iterable[str], count: int, reference: Callable[[Iterable
         import gigatoken
     except ImportError:
         return reference(texts)
-    with tempfile.NamedTemporaryFile() as spool:
+    with tempfile.NamedTemporaryFile() as spool, Cleanup(os.unlink, spool.name):
         if not _spooled(texts, spool) or not (pairs := _learnt(gigatoken, Path(spool.name), count)):
             return reference(_read_back(spool))
     spelling = {byte: character for character, byte in byte_alphabet().items()}

@@ -30,7 +30,7 @@ from gptcli.trainer.finetune_inputs import Batch, Example, Transformation, colla
 from gptcli.trainer.finetune_model import Finetuned, Losses, make_optimizer, schedule, with_special_tokens
 from gptcli.trainer.finetune_task import Task, read_examples
 from gptcli.trainer.layout import Place, repeat
-from gptcli.trainer.loop import StopSignal
+from gptcli.trainer.loop import StopSignal, stopped_after
 from gptcli.trainer.metrics import MetricsLog
 from gptcli.trainer.schedule import Position
 
@@ -91,9 +91,9 @@ def finetune_folder(run: Finetuning, place: Place, events: Events) -> dict[str, 
 
 
 def finetune(run: Finetuning, gpt: GPT, tokenizer: Tokenizer, *, place: Place = ALONE, events: Events = SILENT) -> dict[str, Any]:
-    """Fine-tune `gpt` to the end, or to the step in which SIGTERM or SIGINT comes to any process; returns the report.
+    """Fine-tune `gpt` to the end, or to the step in which a signal to stop comes to any process; returns the report.
 
-    Raises RunError where the loss is not a number.
+    Raises RunError where the loss is not a number, Interrupted where a signal came too late to stop at a step.
     """
     task, seed = run.task, run.seed
     gpt = with_special_tokens(gpt, seed, dropout=task.dropout)
@@ -111,8 +111,8 @@ def finetune(run: Finetuning, gpt: GPT, tokenizer: Tokenizer, *, place: Place = 
         state = checkpoints.load(folder, parameters, optimizer)
         done, line = state.position.step, state.metrics
         events.info(f"going on after step {done:,}")
-    log, stop = MetricsLog(run.out, before=done + 1) if place.leads else None, StopSignal(events, patient=place.world > 1)
-    try:
+    log, stop = MetricsLog(run.out, before=done + 1) if place.leads else None, StopSignal(events)
+    with stop:
         for step in range(done + 1, steps + 1):
             epoch, number = divmod(step - 1, per_epoch)
             batch = collate([train[at] for at in _order(len(train), seed, epoch)[number * task.batch : (number + 1) * task.batch]])
@@ -133,10 +133,10 @@ def finetune(run: Finetuning, gpt: GPT, tokenizer: Tokenizer, *, place: Place = 
             events.progress("finetune", step, steps, "steps", **facts)
             if told:
                 break
-    finally:
-        stop.release()
-    events.finish("finetune")
-    checkpoints.wait()
+        events.finish("finetune")
+        checkpoints.wait()
+    if stop.told and line["step"] == steps:
+        raise stopped_after(steps, run.out)
     report = {"task": asdict(task), "data": str(run.data), "seed": seed, "examples": len(train), "steps": steps, **line}
     if line["step"] == steps and place.leads:
         _write(run.out, model, tokenizer, report)

@@ -27,9 +27,10 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from gptcli import errors
-from gptcli.errors import GptError, RunError
+from gptcli.errors import GptError, Interrupted, RunError
 from gptcli.events import SILENT, Events
 from gptcli.files import PARTIAL, sweep
+from gptcli.interrupts import Answer, Cleanup, Held, leave
 from gptcli.runtime import launch_environment
 from gptcli.trainer.checkpoint import newest_state
 from gptcli.trainer.config import Run
@@ -81,17 +82,19 @@ def _spawn(run: AnyRun, events: Events, processes: int, work: Work[AnyRun]) -> R
         signals_to_handle="SIGQUIT",  # the others are passed on to the workers, which stop by themselves
     )
     left, reached = RESTARTS, newest_state(run.out)
-    with _scratch(run.out) as folder, _passing_on_signals() as stopping:
+    with _scratch(run.out) as folder, PassOn() as stopping, Held(signal.SIGTERM):
         while True:
             try:
                 return elastic_launch(config(run_id=uuid.uuid4().hex), _child)(run, events, folder, work)[0]
             except ChildFailedError as error:
+                if stopping.told:
+                    raise _stopped(run.out) from None
                 if (told := _told(folder)) is not None:
                     raise told from None
                 lost, died = _lost(error)
                 before, reached = reached, newest_state(run.out)
                 left = RESTARTS if reached != before else left - 1
-                if stopping.is_set() or not died or left < 0:
+                if not died or left < 0:
                     raise lost from None
                 events.warn(f"{lost.what}: all start again from the newest checkpoint")
                 sweep(run.out, keep=folder)
@@ -158,28 +161,49 @@ def _scratch(out: Path) -> Iterator[Path]:
     before = tempfile.tempdir
     folder = tempfile.tempdir = tempfile.mkdtemp(prefix=".launch.", suffix=PARTIAL, dir=out)
     try:
-        yield Path(folder)
+        with Cleanup(shutil.rmtree, folder, True):
+            yield Path(folder)
     finally:
         tempfile.tempdir = before
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _passing_on_signals() -> Iterator[threading.Event]:
-    """SIGTERM and SIGINT go to the workers, who finish the step, write a checkpoint and return; the event says that one came."""
-    stopping = threading.Event()
+class PassOn(Answer):
+    """A signal to stop goes to the workers: those that train finish the step and write a checkpoint, the others end at once. The second
+    one ends them all, and this process."""
 
-    def pass_on(number: int, frame: object) -> None:
-        stopping.set()
-        for child in multiprocessing.active_children():
-            child.terminate()
+    def __init__(self) -> None:
+        self.told = self.passing = self.over = False
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stopping
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def note(self, number: int) -> None:
+        self.told = True
+
+    def act(self, number: int) -> None:
+        if self.passing:
+            leave()
+        self.told = self.passing = True
+        threading.Thread(target=self._pass_on, daemon=True).start()
+
+    def __exit__(self, *what: Any) -> None:
+        self.over = True
+        super().__exit__(*what)
+
+    def _pass_on(self) -> None:
+        """Tell every worker once, those too that are only being started."""
+        knowing: set[int | None] = set()
+        while not self.over:
+            for child in multiprocessing.active_children():
+                if child.pid not in knowing:
+                    child.terminate()
+                    knowing.add(child.pid)
+            time.sleep(0.05)
+
+
+def _stopped(out: Path) -> Interrupted:
+    state = newest_state(out)
+    if state is None:
+        return Interrupted("interrupted before its first checkpoint", where=out)
+    return Interrupted(f"interrupted; its newest checkpoint is of step {state.position.step:,}", where=out, hint="--resume goes on")
 
 
 def _die_with_parent() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-import signal
+import multiprocessing
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from gptcli.errors import RunError
+from gptcli.errors import Interrupted, RunError
 from gptcli.events import Events
+from gptcli.interrupts import Answer, leave
 from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import read_manifest
 from gptcli.shards.order import Mixture, open_order
@@ -26,7 +27,7 @@ from gptcli.trainer.evaluate import validation_loss
 from gptcli.trainer.export import export
 from gptcli.trainer.guard import Guard
 from gptcli.trainer.layout import Place
-from gptcli.trainer.machine import hold_threads, same_arithmetic
+from gptcli.trainer.machine import hold_threads, launched, same_arithmetic
 from gptcli.trainer.metrics import Line, MetricsLog
 from gptcli.trainer.noise_scale import NoiseScale, part_of
 from gptcli.trainer.profile import Profiler
@@ -43,24 +44,21 @@ Report = dict[str, Any]
 
 
 def train(run: Run, place: Place, events: Events) -> Report:
-    """Train to the end, or to the step in which SIGTERM or SIGINT comes, and report; every process of the run calls it together.
+    """Train to the end, or to the step in which a signal to stop comes, and report; every process of the run calls it together.
 
-    Raises RunError where too many updates in a row were skipped or a checkpoint cannot be written.
+    Raises RunError where too many updates in a row were skipped or a checkpoint cannot be written, Interrupted where a signal came too
+    late to stop at a step.
     """
-    stop = StopSignal(events, patient=place.world > 1)
-    try:
-        training = Training(run, place, events, stop)
-        with collected_by_hand():
-            return training.run_to_end()
-    finally:
-        stop.release()
+    training = Training(run, place, events)
+    with collected_by_hand():
+        return training.run_to_end()
 
 
 class Training:
     """One process's part in a run."""
 
-    def __init__(self, run: Run, place: Place, events: Events, stop: StopSignal) -> None:
-        self.run, self.place, self.events, self.stop = run, place, events, stop
+    def __init__(self, run: Run, place: Place, events: Events) -> None:
+        self.run, self.place, self.events, self.stop = run, place, events, StopSignal(events)
         n_ctx = run.model.n_ctx
         self.schedule = Schedule(run.train, n_ctx)
         self.order = open_order(run.data, "train", n_ctx, run.train.seed, verify=False)
@@ -96,20 +94,13 @@ class Training:
 
     def run_to_end(self) -> Report:
         begin = time.perf_counter()
-        stopped = False
         if self.last:  # its checkpoint was written; its evaluation and its line may not have been
             self._record()
-        batches = self._fetch()
-        while not (self._done() or stopped):
-            batches, stopped = self._step(batches)
-            if self._due(self.run.train.checkpoint_every) or stopped:
-                self._save()
-            self._record()
-            if self.profiler:
-                self.profiler.step()
-        self.events.finish("train")
-        self.checkpoints.wait()
+        with self.stop:
+            stopped = self._steps()
         if not stopped:
+            if self.stop.told:
+                raise stopped_after(self.position.step, self.run.out)
             self._finish()
         for watcher in (self.tracker, self.profiler):
             if watcher is not None:
@@ -125,6 +116,20 @@ class Training:
             "seconds": round(time.perf_counter() - begin, 3),
             "interrupted": stopped,
         }
+
+    def _steps(self) -> bool:
+        """Whether the run was stopped before its end; its last step has a checkpoint on disk in either case."""
+        batches, stopped = self._fetch(), False
+        while not (self._done() or stopped):
+            batches, stopped = self._step(batches)
+            if self._due(self.run.train.checkpoint_every) or stopped:
+                self._save()
+            self._record()
+            if self.profiler:
+                self.profiler.step()
+        self.events.finish("train")
+        self.checkpoints.wait()
+        return stopped
 
     def _step(self, batches: list[MicroBatch]) -> tuple[list[MicroBatch], bool]:
         """One update. Returns the next step's batches, and whether any process was told to stop."""
@@ -284,21 +289,28 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-class StopSignal:
-    """SIGTERM and SIGINT as a wish to stop after the step. Asked twice, a process that is alone stops at once (`patient` ones do not:
-    one Ctrl-C reaches them from the terminal and from their parent)."""
+def stopped_after(step: int, out: Path) -> Interrupted:
+    """The last message of a run that was told to stop and has done so."""
+    return Interrupted(f"stopped after step {step:,}, with a checkpoint", where=out, hint="--resume goes on")
 
-    def __init__(self, events: Events, *, patient: bool) -> None:
-        self.events, self.patient, self.told = events, patient, False
-        self.before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def release(self) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+class StopSignal(Answer):
+    """A signal to stop as a wish: the step under way and a checkpoint come first. The second one ends the process at once.
 
-    def _receive(self, number: int, frame: object) -> None:
-        if self.told and not self.patient:
-            raise KeyboardInterrupt
-        if not self.told:
-            self.events.info("stopping: this step and a checkpoint first")
+    In a process that torchrun or Slurm started, no second one does: a Ctrl-C reaches it from the terminal and from its launcher.
+    """
+
+    def __init__(self, events: Events) -> None:
+        self.events, self.told, self.shown = events, False, False
+        self.patient = launched() is not None and multiprocessing.parent_process() is None
+
+    def note(self, number: int) -> None:
         self.told = True
+
+    def act(self, number: int) -> None:
+        self.told = True
+        if not self.shown:
+            self.shown = True
+            self.events.info("stopping: this step and a checkpoint first" + "; a second Ctrl-C stops at once" * (not self.patient))
+        elif not self.patient:
+            leave()

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from gptcli.errors import InputError, RunError
+from gptcli.errors import InputError, Interrupted, RunError
 from gptcli.events import SILENT, Events
+from gptcli.interrupts import SIGNALS
 from gptcli.trainer.checkpoint import newest_state
-from gptcli.trainer.launch import RESTARTS, launch
+from gptcli.trainer.launch import RESTARTS, PassOn, launch
 from gptcli.trainer.metrics import read_metrics
 from tests.waiting import wait_until
 
@@ -87,6 +88,30 @@ def test_what_comes_again_without_progress_ends_the_run(make_run, monkeypatch, f
         launch(make_run(layout="dp=2"), SILENT)
     assert "--resume" in str(caught.value)
     assert tried == [False] + [True] * (starts - 1)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_workers_that_end_because_the_run_was_told_to_stop_are_not_started_again(make_run, monkeypatch, number):
+    def start(config, entrypoint):
+        def run(*args):
+            os.kill(os.getpid(), number)
+            wait_until(lambda: stopping[-1].passing)
+            raise ChildFailedError("worker", {1: ProcessFailure(1, 7, -signal.SIGTERM, "none")})
+
+        return run
+
+    stopping = []
+    begun = PassOn.__init__
+    monkeypatch.setattr(PassOn, "__init__", lambda self: (stopping.append(self), begun(self))[1])
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", start)
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match="interrupted before its first checkpoint"):
+        launch(make_run(layout="dp=2"), SILENT)
+    assert len(stopping) == 1
+    assert signal.getsignal(number) is before
+    monkeypatch.setattr("gptcli.trainer.launch.leave", lambda: stopping.append("left"))
+    stopping[0].act(number)
+    assert stopping[-1] == "left", "the second signal ends it at once"
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes through /proc")

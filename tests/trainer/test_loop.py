@@ -9,13 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gptcli.errors import RunError, UsageError
+from gptcli.errors import Interrupted, RunError, UsageError
 from gptcli.events import SILENT, Events
+from gptcli.interrupts import SIGNALS
 from gptcli.shards.manifest import Source, read_manifest, write_manifest
 from gptcli.trainer import machine
 from gptcli.trainer.config import Run
 from gptcli.trainer.layout import Place
-from gptcli.trainer.loop import train
+from gptcli.trainer.loop import StopSignal, train
 from gptcli.trainer.metrics import read_metrics
 from gptcli.trainer.preflight import check_resume
 from gptcli.trainer.step import Stepper
@@ -60,7 +61,7 @@ def test_it_learns_and_leaves_a_whole_folder(make_run, train_here):
     assert lines[-1]["lr"] == pytest.approx(3e-4)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("changes", [{}, {"dropout": 0.2, "ramp_tokens": 640, "ramp_from": 16, "micro_batch": 3}])
 def test_stopped_and_resumed_is_the_run_that_was_never_stopped(make_run, train_here, number, changes):
     whole, halved = make_run("whole", **changes), make_run("halved", **changes)
@@ -75,6 +76,48 @@ def test_stopped_and_resumed_is_the_run_that_was_never_stopped(make_run, train_h
     train_here(replace(halved, resume=True))
     assert (whole.out / "model.safetensors").read_bytes() == (halved.out / "model.safetensors").read_bytes()
     assert without_time(whole) == without_time(halved)
+
+
+def test_a_signal_too_late_to_stop_at_a_step_stops_before_the_model_is_written(make_run, train_here):
+    whole, halved = make_run("whole"), make_run("halved")
+    train_here(whole)
+    with pytest.raises(Interrupted, match=r"stopped after step 20, with a checkpoint"):
+        train(halved, CPU, SignalAt(halved.train.tokens, signal.SIGTERM))
+    assert not (halved.out / "model.safetensors").exists()
+    train_here(replace(halved, resume=True))
+    assert (whole.out / "model.safetensors").read_bytes() == (halved.out / "model.safetensors").read_bytes()
+
+
+def test_the_second_signal_ends_the_run_at_once(make_run, monkeypatch):
+    """Where a launcher sends each signal again, it does not."""
+
+    class Left(BaseException):
+        pass
+
+    class Telling(Events):
+        def __init__(self):
+            self.texts = []
+
+        def info(self, text):
+            self.texts.append(text)
+
+    def left():
+        raise Left
+
+    monkeypatch.setattr("gptcli.trainer.loop.leave", left)
+    events = Telling()
+    stop = StopSignal(events)
+    stop.act(signal.SIGINT)
+    assert stop.told
+    with pytest.raises(Left):
+        stop.act(signal.SIGTERM)
+    assert events.texts == ["stopping: this step and a checkpoint first; a second Ctrl-C stops at once"]
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    patient = StopSignal(events)
+    patient.act(signal.SIGINT)
+    patient.act(signal.SIGINT)
+    assert events.texts[1:] == ["stopping: this step and a checkpoint first"]
 
 
 def test_the_checkpoint_comes_before_the_evaluation_and_a_resume_makes_up_for_it(make_run, train_here, monkeypatch):

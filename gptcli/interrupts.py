@@ -1,0 +1,298 @@
+"""Being told to stop: by Ctrl-C, or by SIGTERM, SIGHUP or SIGUSR1, which mean the same.
+
+Python turns Ctrl-C into an exception in the main thread, between two of its instructions. Libraries swallow it or turn it into another
+one, C++ aborts the process when it meets it, and a long call into C keeps it waiting. So here nothing is raised. A thread that waits for
+signals alone gives the `Answer` in force: unless a command has another, it ends the process, whatever the main thread is doing, with its
+children, its temporary files and one line. Nothing is lost by that, because every output appears whole or not at all.
+
+Nothing is installed by importing this. It imports little, so that the command line can install it before anything else.
+"""
+
+from __future__ import annotations
+
+import _thread
+import atexit
+import contextlib
+import functools
+import os
+import select
+import signal
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType, TracebackType
+    from typing import Any, NoReturn, Self
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+CODE = 130
+PATIENCE = 1.0  # seconds for Python code to see a KeyboardInterrupt, before a line says what keeps it waiting
+SETTLED = 0  # on the pipe to the thread, beside signal numbers
+
+_answers: list[Answer] = []  # the last is in force
+_cleanups: list[Callable[[], object]] = []
+_handlers: dict[int, Any] = {}  # those before ours
+_pipe: tuple[int, int] | None = None  # where the interpreter writes the number of each signal
+_settled = _thread.allocate_lock()
+_last_words, _code = "", CODE
+
+
+class Answer:
+    """What is done when the program is told to stop, between `with` and the end of its block. This one ends it at once.
+
+    In a thread other than the main one, which Python lets handle no signals, the block changes nothing.
+    """
+
+    def note(self, number: int) -> None:
+        """Runs in the main thread, between two of its instructions, once for signals that come together."""
+        while True:  # the other thread ends the process
+            signal.pause()
+
+    def act(self, number: int) -> None:
+        """Runs in the thread that waits for signals, once for every one."""
+        leave()
+
+    def __enter__(self) -> Self:
+        _settle()
+        _answers.append(self)
+        if len(_answers) == 1:
+            _install()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        _settle()
+        if len(_answers) == 1:
+            _uninstall()
+        _answers.remove(self)
+
+
+class Raise(Answer):
+    """Ctrl-C raises KeyboardInterrupt in the main thread, as Python does by itself. One that cannot be raised yet is told of, and the next
+    one ends the program."""
+
+    def __init__(self, until: str) -> None:
+        """`until`: what the main thread may be waiting for."""
+        self.until, self.late, self.over = until, False, False
+        self.raised = _thread.allocate_lock()
+        self.raised.acquire()
+
+    def __enter__(self) -> Self:
+        self.before, sys.unraisablehook = sys.unraisablehook, self._again
+        super().__enter__()
+        return self
+
+    def __exit__(self, *what: Any) -> None:
+        self.over = True
+        super().__exit__(*what)
+        sys.unraisablehook = self.before
+
+    def _again(self, lost: Any) -> None:
+        """One that was raised in a destructor or a callback, where Python drops it, is raised again a millisecond of work later."""
+        if lost.exc_type is KeyboardInterrupt:
+            signal.signal(signal.SIGVTALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0.001)
+        else:
+            self.before(lost)
+
+    def note(self, number: int) -> None:
+        if number != signal.SIGINT or self.over:
+            super().note(number)
+        if self.raised.locked():
+            self.raised.release()
+        raise KeyboardInterrupt
+
+    def act(self, number: int) -> None:
+        if number != signal.SIGINT or self.late:
+            leave()
+        if not self.raised.acquire(timeout=PATIENCE):
+            if self.over:
+                leave()
+            self.late = True
+            write(2, f"\nstopping after {self.until}; a second Ctrl-C ends the session at once\n")
+
+
+class Cleanup:
+    """Calls `function` if the program ends at once between `with` and the end of its block. The function must not wait for the main
+    thread: no lock, no buffered stream, no import."""
+
+    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
+        self.call = functools.partial(function, *arguments)
+
+    def __enter__(self) -> Self:
+        _cleanups.append(self.call)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _cleanups.remove(self.call)
+
+
+class Held:
+    """Keeps signals from the main thread in its block, and for good from processes that are started there: this process alone decides what
+    they mean. The thread that waits for signals still gets them."""
+
+    def __init__(self, *but: int) -> None:
+        self.held = {*SIGNALS} - {*but}
+
+    def __enter__(self) -> Self:
+        if hasattr(signal, "pthread_sigmask"):
+            from multiprocessing.resource_tracker import ensure_running
+
+            ensure_running()  # with the first process that is started, and it lets signals through again
+            self.before = signal.pthread_sigmask(signal.SIG_BLOCK, self.held)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_SETMASK, self.before)
+
+
+def leave() -> NoReturn:
+    """End the process at once: kill its children, clean up, print one line, exit 130."""
+    try:
+        for child in _children(os.getpid()):
+            _quietly(os.kill, child, signal.SIGKILL)
+        for cleanup in [*reversed(_cleanups), _remove_semaphores]:
+            _quietly(cleanup)
+        # of the processes that torchrun or Slurm started, the first speaks
+        if os.environ.get("RANK", "0") == "0" or not os.environ.get("WORLD_SIZE"):
+            if "--debug" in sys.argv:
+                _show_stack()
+            write(2, f"\r{_last_words}" if os.isatty(2) else _last_words)  # over the ^C that a terminal shows
+    finally:
+        os._exit(_code)
+
+
+def begin(last_words: str) -> None:
+    """Answer signals from now to the end of the process; `last_words` are what `leave` prints."""
+    global _last_words
+    _last_words = last_words
+    Answer().__enter__()
+    atexit.register(_end)  # the first to be registered is the last to run
+
+
+def finish(code: object) -> None:
+    """The command is done and has printed its last message: a signal that comes now ends the process in silence, with this exit code."""
+    global _last_words, _code
+    with contextlib.suppress(OSError, ValueError):  # Python tries again, and says what is wrong
+        sys.stdout.flush()
+    _last_words, _code = "", code if isinstance(code, int) else int(code is not None)
+    del _answers[1:]
+
+
+def _end() -> None:
+    """Leave out the interpreter's own end, where it takes all modules apart and handles no signals: with torch, it takes a while."""
+    if not _last_words:  # `finish` was called
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(_code)
+
+
+def write(file: int, text: str) -> None:
+    """Write to an open file past Python's buffers and their locks; nothing where that would have to wait for a reader."""
+    with contextlib.suppress(OSError, ValueError):
+        if select.select([], [file], [], 0)[1]:
+            os.write(file, text.encode())
+
+
+def _install() -> None:
+    """Handle the signals. One that is ignored, as SIGHUP is under nohup and SIGINT in a script's background, stays ignored."""
+    global _pipe
+    if _pipe is None:
+        _pipe = os.pipe()
+        os.set_blocking(_pipe[1], False)
+        _thread.start_new_thread(_watch, (_pipe[0],))
+    try:
+        signal.set_wakeup_fd(_pipe[1], warn_on_full_buffer=False)
+    except ValueError:  # not the main thread
+        return
+    for number in SIGNALS:
+        if (before := signal.getsignal(number)) is not signal.SIG_IGN:
+            _handlers[number] = before  # first: what is received is answered
+            signal.signal(number, _receive)
+
+
+def _uninstall() -> None:
+    if _handlers:
+        for number, before in _handlers.items():
+            signal.signal(number, before)
+        signal.set_wakeup_fd(-1)
+        _handlers.clear()
+
+
+def _receive(number: int, frame: FrameType | None) -> None:
+    if _answers:
+        _answers[-1].note(number)
+
+
+def _watch(pipe: int) -> None:
+    while True:
+        for number in os.read(pipe, 512):
+            if number == SETTLED:
+                _settled.release()
+            elif number in _handlers and _answers:
+                try:
+                    _answers[-1].act(number)
+                except Exception:
+                    leave()
+
+
+def _settle() -> None:
+    """Until every signal that came before now is answered."""
+    if _handlers and _pipe is not None:
+        _settled.acquire(blocking=False)
+        os.write(_pipe[1], bytes([SETTLED]))
+        _settled.acquire()
+
+
+def _forget() -> None:
+    """In a fork there is no thread that answers, and no need for one: it goes when its parent wants it to."""
+    global _pipe, _settled
+    if _handlers:
+        signal.set_wakeup_fd(-1)
+    for number in _handlers:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+    for held in (_handlers, _answers, _cleanups):
+        held.clear()
+    _pipe, _settled = None, _thread.allocate_lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _quietly(function: Callable[..., object], *arguments: object) -> None:
+    with contextlib.suppress(Exception):  # the rest matters more
+        function(*arguments)
+
+
+def _show_stack() -> None:
+    """For --debug: where each thread is."""
+    import faulthandler
+
+    _quietly(faulthandler.dump_traceback, 2)
+
+
+def _children(parent: int) -> list[int]:
+    """All processes below one, the nearest first: by /proc, and where there is none, those that multiprocessing has started."""
+    found: list[int] = []
+    try:
+        threads = os.listdir(f"/proc/{parent}/task")  # noqa: PTH208  pathlib takes long to import
+    except OSError:
+        process = sys.modules.get("multiprocessing.process")
+        started = list(getattr(process, "_children", ())) if parent == os.getpid() else []
+        return [child.pid for child in started if child.pid]
+    for thread in threads:
+        with contextlib.suppress(OSError), open(f"/proc/{parent}/task/{thread}/children") as file:  # unless it has ended
+            found += map(int, file.read().split())
+    return found + [below for child in found for below in _children(child)]
+
+
+def _remove_semaphores() -> None:
+    """Those of multiprocessing, which are removed as it ends, and else by a process of its own, with a warning."""
+    util, synchronize = (sys.modules.get(f"multiprocessing.{name}") for name in ("util", "synchronize"))
+    if util is not None and synchronize is not None:
+        for finalizer in list(util._finalizer_registry.values()):
+            if finalizer._callback is synchronize.SemLock._cleanup:
+                _quietly(sys.modules["_multiprocessing"].sem_unlink, *finalizer._args)
