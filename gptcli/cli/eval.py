@@ -22,6 +22,7 @@ from gptcli.runtime import leads, unused_launch
 
 if TYPE_CHECKING:
     from gptcli.evals.result import TaskResult
+    from gptcli.model.source import ModelSource
 
 WHAT, FEW, HOW, OUTPUT, MACHINE = "What to score", "Few-shot", "How", "Output", "Machine"
 
@@ -41,6 +42,15 @@ def evaluate(
         list[Path] | None,
         typer.Argument(
             metavar="RUN", help="A run folder, or a transformers GPT-2 folder with its tokenizer. With --plot: reports.", show_default=False
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Score the run's checkpoint of this step.",
+            show_default="the finished model, or the newest checkpoint",
+            rich_help_panel=WHAT,
         ),
     ] = None,
     text: Annotated[
@@ -150,6 +160,7 @@ def evaluate(
     from gptcli.cli.finetune import evaluate_finetuned, is_finetuned
     from gptcli.evals.task import NORMALISERS, find_task, task_names
     from gptcli.evals.task_data import find_data
+    from gptcli.model.source import find_model
 
     if list_tasks:
         print_tasks([find_task(name) for name in task_names()], data)
@@ -162,7 +173,8 @@ def evaluate(
     if not run or len(run) > 1:
         raise UsageError("RUN is missing" if not run else f"{len(run)} runs at once", hint="name a run folder: gpt eval runs/350M")
     folder = run[0]
-    if not task and not text and is_finetuned(folder):
+    step = None if checkpoint is None else count(checkpoint)
+    if not task and not text and step is None and is_finetuned(folder):
         evaluate_finetuned(folder, data, as_json=as_json)
         return
     tasks = [find_task(name) for name in task or []]
@@ -197,7 +209,7 @@ def evaluate(
     if dry_run:
         from gptcli.cli.eval_forecast import print_forecast
 
-        print_forecast(folder, tasks, text or [], data, protocol, terms, as_json=as_json)
+        print_forecast(find_model(folder, step), tasks, text or [], data, protocol, terms, as_json=as_json)
         return
     events = ConsoleEvents() if leads() else SILENT
     if (note := unused_launch()) is not None:
@@ -217,7 +229,6 @@ def evaluate(
 
     from gptcli.evals.loss import evaluate_loss
     from gptcli.evals.processes import join, local_device
-    from gptcli.evals.records import weights_sha256
     from gptcli.evals.runner import Options, run_task
     from gptcli.evals.shots import Protocol
     from gptcli.evals.texts import streams_of, token_bytes
@@ -226,9 +237,12 @@ def evaluate(
     processes = join()
     if device == "auto" and processes.world > 1:
         device = local_device()
-    loaded = load(folder, device=device, precision=precision)
-    model, tokenizer = loaded.model, loaded.tokenizer
-    streams = streams_of(folder, text or [], data, tokenizer, tasks=bool(tasks))
+    while True:
+        loaded = load(folder, checkpoint=step, device=device, precision=precision, events=events)
+        if processes.agree(loaded.source.step):  # if not, a checkpoint came while they read
+            break
+    model, tokenizer, source = loaded.model, loaded.tokenizer, loaded.source
+    streams = streams_of(source.folder, text or [], data, tokenizer, tasks=bool(tasks))
     lengths = token_bytes(tokenizer)
     losses = [
         evaluate_loss(model, tokens, lengths, name=name, stride=stride, limit=most, batch_size=batch_size, events=events)
@@ -240,7 +254,7 @@ def evaluate(
         batch_size=batch_size,
         records=records,
         against=against,
-        about={"precision": loaded.precision, **({} if records is None else {"model_sha256": weights_sha256(folder)})},
+        about={"precision": loaded.precision, **({} if records is None else _weights(source))},
     )
     results: list[TaskResult] = []
     items: list[dict[str, Any]] = []
@@ -255,6 +269,8 @@ def evaluate(
     report = {
         "version": __version__,
         "model": str(folder),
+        "step": source.step,
+        "checkpoint": None if source.checkpoint is None else str(source.checkpoint),
         "parameters": model.config.parameters,
         "tokenizer_sha256": tokenizer.sha256,
         "device": loaded.device.type,
@@ -270,5 +286,13 @@ def evaluate(
     if as_json:
         print_json("eval", report)
     else:
-        title = f"{folder}: {model.config.parameters:,} parameters, {loaded.device.type}, {loaded.precision}"
+        step_of = "" if source.step is None else f", step {source.step:,}"
+        title = f"{folder}{step_of}: {model.config.parameters:,} parameters, {loaded.device.type}, {loaded.precision}"
         print_report(title, losses, results, markdown=markdown)
+
+
+def _weights(source: ModelSource) -> dict[str, Any]:
+    """What tells the weights of an evaluation from others: records of two checkpoints are never mixed."""
+    from gptcli.evals.records import weights_sha256
+
+    return {"model_sha256": weights_sha256(source), **({} if source.step is None else {"step": source.step})}

@@ -9,10 +9,11 @@ from gptcli.cli.console import amount, in_bytes, print_json
 
 if TYPE_CHECKING:
     from gptcli.evals.task import Task
+    from gptcli.model.source import ModelSource
 
 
 def print_forecast(
-    folder: Path,
+    source: ModelSource,
     tasks: list[Task],
     texts: list[Path],
     data: Path | None,
@@ -32,6 +33,7 @@ def print_forecast(
     from gptcli.model.config_json import read_model_config
     from gptcli.tokenizer.tokenizer import load_tokenizer
 
+    folder = source.folder
     config, tokenizer = read_model_config(folder), load_tokenizer(folder)
     work: list[dict[str, Any]] = []
     for name, tokens in streams_of(folder, texts, data, tokenizer, tasks=bool(tasks)).items():
@@ -47,7 +49,7 @@ def print_forecast(
     flops = flops_per_token(config, "causal") / 3 * sum(one["tokens"] for one in work)  # forward is a third of a training step's
     report = {
         "dry_run": True,
-        "config": {"model": str(folder), **protocol, **terms},
+        "config": {"model": str(folder), "step": source.step, **protocol, **terms},
         "work": work,
         "flops": flops,
         "memory_bytes": 4 * config.parameters,
@@ -55,6 +57,8 @@ def print_forecast(
     if as_json:
         print_json("eval", report)
         return
+    if source.step is not None:
+        print(f"weights: {source}")
     for one in work:
         remarks = [f"{one['cut']:,} cut to the context"] if one.get("cut") else []
         remarks += [f"{count:,} left out: {reason}" for reason, count in one.get("left_out", {}).items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from gptcli.files import check_output, claim_output
 from gptcli.locks import own_folder
 from gptcli.runtime import leads, restarted, unused_launch
 
-TAKEN = ("init_from", "out", "seed", "layout", "resume", "force", "json")  # of the options of gpt train: the task says the rest
+TAKEN = ("init_from", "checkpoint", "out", "seed", "layout", "resume", "force", "json")  # of gpt train: the task says the rest
 
 
 def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
@@ -25,24 +26,37 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
         raise UsageError("--finetune needs a model to start from", hint="--init-from RUN")
 
     from gptcli.cost.layout import Layout, parse_layout
+    from gptcli.model.source import find_model
     from gptcli.sampling.loading import load
     from gptcli.trainer import machine
+    from gptcli.trainer.checkpoint import newest_state
     from gptcli.trainer.finetune import Finetuning, check_layout, finetune_folder
     from gptcli.trainer.finetune_task import read_task
     from gptcli.trainer.launch import launch
     from gptcli.trainer.preflight import resumed_state
+    from gptcli.trainer.start import INIT, keep_start, start_folder
 
     task = read_task(task_file)
+    out, resume = Path(options["out"] or Path("runs", task_file.stem)), options["resume"] or restarted()
+    asked = None if options["checkpoint"] is None else read_option("checkpoint", options["checkpoint"], count)
+    before = newest_state(out) if resume else None
+    if before is not None:  # what it started from may have gone on, or be gone
+        step = before.identity.get("checkpoint") if asked is None else asked
+    elif resume and (out / INIT).is_dir():
+        step = find_model(out / INIT, asked).step
+    else:
+        step = find_model(init_from, asked).step
     layout = parse_layout(options["layout"]) if options["layout"] else Layout(dp=machine.auto_processes())
     check_layout(layout, task)
     machine.check_layout(layout)
     run = Finetuning(
         task=task,
         data=task_file.parent,
-        out=Path(options["out"] or Path("runs", task_file.stem)),
+        out=out,
         start=init_from,
+        start_step=step,
         seed=read_option("seed", options["seed"] or "0", count),
-        resume=options["resume"] or restarted(),
+        resume=resume,
         layout=layout,
     )
     force = options["force"] and not restarted()
@@ -58,8 +72,12 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
             events.info(f"{run.out} is finished")
             return
     if leads():
-        load(Path(init_from), device="cpu", precision="fp32")  # what is wrong with it is told before anything is emptied
+        if before is None:  # what is wrong with it is told before anything is emptied
+            start = start_folder(out, Path(init_from)) if resume else Path(init_from)
+            load(start, checkpoint=step, device="cpu", precision="fp32")
         claim_output(run.out, resume=run.resume, force=force)
+        if before is None and step is not None and not (out / INIT).is_dir():
+            run = replace(run, start_step=keep_start(Path(init_from), out, step, events, newest=asked is None))
     report = launch(run, events, finetune_folder)
     if not leads():
         return

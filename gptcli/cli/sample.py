@@ -45,6 +45,14 @@ def sample(
             help="What to continue; - or a pipe is stdin. Empty or none: from end-of-text, as GPT-2 starts.", show_default=False
         ),
     ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Read the run's checkpoint of this step.",
+            show_default="the finished model, or the newest checkpoint",
+        ),
+    ] = None,
     num_samples: Annotated[
         int | None, typer.Option(metavar="N", help="Samples; number i is the same text however many are drawn.", show_default="1")
     ] = None,
@@ -205,6 +213,7 @@ def sample(
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # weights and cache in pages of 2 MB: read a tenth faster
     options = {
+        "checkpoint": None if checkpoint is None else count(checkpoint),
         "num_samples": num_samples, "max_tokens": None if max_tokens is None else count(max_tokens), "stop": stop or None, "seed": seed,
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "greedy": greedy, "repetition_penalty": repetition_penalty,
         "beam": beam, "best_of": best_of, "device": device, "precision": precision, "quantize": quantize, "batch_size": batch_size,
@@ -236,11 +245,16 @@ def _load(run: Path, draft: Path | None, values: dict[str, Any]) -> tuple[Loaded
     """The model, and the one that drafts for it. Raises InputError where their tokenizers differ."""
     from gptcli.sampling.loading import load
 
-    loaded = load(run, **{name: values[name] for name in ("device", "precision", "quantize")})
-    drafting = None if draft is None else load(draft, device=values["device"], precision=values["precision"])
+    loaded = load(run, **_reading(values), events=ConsoleEvents())
+    drafting = None if draft is None else load(draft, device=values["device"], precision=values["precision"], events=ConsoleEvents())
     if drafting is not None and drafting.tokenizer.sha256 != loaded.tokenizer.sha256:
         raise InputError("the draft run has another tokenizer", where=draft, hint="a draft must have been trained with the same tokenizer")
     return loaded, drafting
+
+
+def _reading(values: dict[str, Any]) -> dict[str, Any]:
+    """How the model is to be read."""
+    return {"checkpoint": values.get("checkpoint"), **{name: values[name] for name in ("device", "precision", "quantize")}}
 
 
 def _sample(run: Path, loaded: Loaded, drafting: Loaded | None, text: str, rules: Rules, values: dict[str, Any], *, as_json: bool) -> None:
@@ -253,7 +267,7 @@ def _sample(run: Path, loaded: Loaded, drafting: Loaded | None, text: str, rules
     with Cleanup(write, 1, "" if as_json else "\n"):  # so that the shell's prompt starts a line of its own
         made = _write(loaded, tokens, text, rules, values, drafting, quiet=as_json)
     if as_json:
-        report = {"model": str(run), "prompt": text, "prompt_tokens": tokens, **asdict(rules)}
+        report = {"model": str(run), "step": loaded.source.step, "prompt": text, "prompt_tokens": tokens, **asdict(rules)}
         report |= {name: values.get(name) for name in ("max_tokens", "stop", "seed", "beam", "best_of", "quantize")}
         report |= {"device": loaded.device.type, "precision": loaded.precision}
         report["samples"] = [asdict(one) | {"mean_log_prob": one.mean_log_prob, "tokens_per_second": one.tokens_per_second} for one in made]
@@ -313,7 +327,7 @@ def _answer(run: Path, prompts: Path, out: Path, rules: Rules, values: dict[str,
     """Answer a file of prompts."""
     from gptcli.files import claim_file, sha256, written_through
     from gptcli.locks import own_file
-    from gptcli.model.weights import WEIGHTS
+    from gptcli.model.source import WEIGHTS
     from gptcli.sampling.loading import load
     from gptcli.sampling.prompts import Job, answer, read_prompts, unfinished_of
 
@@ -334,14 +348,17 @@ def _answer(run: Path, prompts: Path, out: Path, rules: Rules, values: dict[str,
             raise UsageError("was begun before", where=out, hint="--resume goes on with it, --force starts over")
         unfinished_of(out).unlink()
     texts = read_prompts(prompts)
-    loaded = load(run, **{name: values[name] for name in ("device", "precision", "quantize")})
+    loaded = load(run, **_reading(values), events=events)
     job = Job(
         rules=rules, max_tokens=values["max_tokens"], num_samples=values["num_samples"], stops=tuple(values["stop"]), seed=values["seed"],
         batch=values["batch_size"],
     )  # fmt: skip
     about = {"prompts_sha256": sha256(prompts), "precision": loaded.precision, "quantize": values["quantize"], "device": loaded.device.type}
-    weights = run / WEIGHTS
-    about["weights_sha256"] = sha256(weights) if weights.exists() else str(run)
+    weights = loaded.source.folder / WEIGHTS
+    if loaded.source.digest is not None:
+        about |= {"step": loaded.source.step, "weights_sha256": loaded.source.digest}
+    else:
+        about["weights_sha256"] = sha256(weights) if weights.exists() else str(run)
     answer(loaded.model, loaded.tokenizer, texts, job, out, about=about, events=events)
 
 

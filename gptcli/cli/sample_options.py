@@ -25,6 +25,7 @@ def settings(options: dict[str, Any], preset: str | None, config: Path | None) -
 
     whole, number, text = count, quantity, _text
     names = {
+        "checkpoint": whole,
         "preset": text, "num_samples": whole, "max_tokens": whole, "stop": _texts, "seed": whole, "temperature": number, "top_k": whole,
         "top_p": number, "greedy": _flag, "repetition_penalty": number, "beam": whole, "best_of": whole, "device": text, "precision": text,
         "quantize": text, "batch_size": whole,

@@ -12,7 +12,7 @@ from gptcli.cli.config import option, resolved_toml, updated_toml
 from gptcli.cli.console import ConsoleEvents, duration, in_bytes, print_json
 from gptcli.cli.dashboard import Dashboard
 from gptcli.cli.ownership import hold, releasing
-from gptcli.cli.train_plan import NAMES, RUN_TOML, Plan, make_plan, said
+from gptcli.cli.train_plan import NAMES, NEWEST, RUN_TOML, Plan, make_plan, said
 from gptcli.errors import Interrupted, RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, check_output, claim_output
@@ -75,6 +75,9 @@ def train(
     dropout: Annotated[Value, _option(MODEL, "P", "0", "On embeddings, attention and residual branches.")] = None,
     init_from: Annotated[
         Value, _option(MODEL, "FOLDER", "random weights", "Start from this run's or GPT-2 folder's model, which sets the architecture.")
+    ] = None,
+    checkpoint: Annotated[
+        Value, _option(MODEL, "N", "the finished model, or the newest", "With --init-from: start from its checkpoint of this step.")
     ] = None,
     finetune: Annotated[
         Path | None,
@@ -239,15 +242,14 @@ def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, forc
     from gptcli.cli.train_tasks import measurement
     from gptcli.trainer.checkpoint import newest_state
     from gptcli.trainer.config import Run
-    from gptcli.trainer.export import is_finished
+    from gptcli.trainer.export import is_finished, tidy
     from gptcli.trainer.preflight import check_data, check_resume, check_run, data_sha256
 
     out = Path(plan.resolved.values["out"])
     if leads():
         hold(own_folder(out, read_only=resume, events=events))
     before = (out / RUN_TOML).read_text(encoding="utf-8") if resume and (out / RUN_TOML).is_file() else None
-    facts = {"parameters": f"{plan.model.parameters:,}", "vocab_size": f"{plan.model.vocab_size:,}, from the shards"}
-    text = resolved_toml(plan.resolved, **facts) if before is None else updated_toml(before, plan.resolved, **facts)
+    text = _run_toml(plan, before)
     run = Run(
         name=plan.name,
         out=out,
@@ -261,6 +263,8 @@ def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, forc
         track=plan.resolved.values.get("track"),
         measure=measurement(plan.resolved.values),
         init_from=None if (start := plan.resolved.values.get("init_from")) is None else Path(start),
+        init_step=plan.resolved.values.get("checkpoint"),
+        resume=resume,
         resolved=text,
     )
     check_run(run, manifest)
@@ -269,6 +273,8 @@ def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, forc
     if resume:
         at_end = check_resume(run)
         if is_finished(out) and (at_end or (newest_state(out) is None and text == before)):
+            if leads():
+                tidy(out)
             return None
         if is_finished(out) and newest_state(out) is None:
             raise UsageError("the model here is finished, and no checkpoint is left to go on from", where=out, hint="--force starts over")
@@ -277,9 +283,33 @@ def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, forc
         check_data(run, manifest)
     if leads():
         claim_output(out, resume=resume, force=force)
+        run = _keep_start(plan, run, events)
         with atomic_write(out / RUN_TOML, "w") as file:
-            file.write(text)
+            file.write(run.resolved)
     return run
+
+
+def _keep_start(plan: Plan, run: Run, events: Events) -> Run:
+    """Keep the checkpoint that the run starts from, if it is one, in the run's own folder, and record its step."""
+    from gptcli.trainer.checkpoint import newest_state
+    from gptcli.trainer.start import INIT, keep_start
+
+    if run.init_from is None or run.init_step is None or (run.out / INIT).is_dir() or newest_state(run.out) is not None:
+        return run
+    newest = plan.resolved.origin["checkpoint"] == NEWEST
+    step = keep_start(run.init_from, run.out, run.init_step, events, newest=newest)
+    if step == run.init_step:
+        return run
+    plan.resolved.put({"checkpoint": step}, plan.resolved.origin["checkpoint"])
+    return replace(run, init_step=step, resolved=_run_toml(plan))
+
+
+def _run_toml(plan: Plan, before: str | None = None) -> str:
+    """Return run.toml's text: new, or the one from `before` a resume with the values that changed."""
+    facts = {"parameters": f"{plan.model.parameters:,}", "vocab_size": f"{plan.model.vocab_size:,}, from the shards"}
+    if before is None:
+        return resolved_toml(plan.resolved, **facts)
+    return updated_toml(before, plan.resolved, **facts)
 
 
 def _print_plan(plan: Plan, *, as_json: bool) -> None:

@@ -17,6 +17,7 @@ from gptcli.trainer.recipe import SCALED, cadence, nearest_paper, paper_recipe, 
 from gptcli.trainer.sizing import scaled_lr
 
 RUN_TOML = "run.toml"
+NEWEST = "the newest of init_from"  # the origin of a checkpoint's step that was not asked for
 RANGE_STEPS = 100  # of a learning-rate range test, where --tokens does not say
 SHAPE = ("n_layer", "n_head", "d_model", "n_ctx")
 
@@ -57,7 +58,7 @@ def truth(value: Any) -> bool:
 NAMES: dict[str, Any] = {  # what a configuration file may hold, and how each value is read: the options, and the recipe's constants
     "size": _size,
     **dict.fromkeys(("attention", "data", "out", "layout", "init_from", "track", "eval_task", "eval_data"), words),
-    **dict.fromkeys((*SHAPE, "band", "mup", "tokens", "warmup_tokens", "decay_tokens", "ramp_tokens", "ramp_from"), count),
+    **dict.fromkeys((*SHAPE, "band", "mup", "checkpoint", "tokens", "warmup_tokens", "decay_tokens", "ramp_tokens", "ramp_from"), count),
     **dict.fromkeys(
         ("seed", "micro_batch", "checkpoint_every", "eval_every", "eval_tokens", "keep", "max_skipped", "samples", "eval_items"), count
     ),
@@ -206,6 +207,8 @@ def _model(given: Resolved, vocab_size: int | None) -> tuple[ModelConfig, PaperM
         changes["vocab_size"] = vocab_size
     if "init_from" in given.values:
         return _started_from(given, changes)
+    if "checkpoint" in given.values:
+        raise UsageError("names a checkpoint of the run to start from", where="--checkpoint", hint="--init-from RUN")
     if (paper := _paper(given)) is not None:
         return ModelConfig.from_paper(paper, **changes), paper
     if missing := [f"--{name.replace('_', '-')}" for name in SHAPE if name not in changes]:
@@ -215,10 +218,23 @@ def _model(given: Resolved, vocab_size: int | None) -> tuple[ModelConfig, PaperM
 
 
 def _started_from(given: Resolved, changes: dict[str, Any]) -> tuple[ModelConfig, PaperModel]:
-    """The architecture of the model to start from, with this run's dropout; what else the user says, and the shards, must agree with it."""
+    """The architecture of the model to start from, with this run's dropout; what else the user says, and the shards, must agree with it.
+
+    Of a run that is not finished it is the newest checkpoint, whose step is recorded. A run that is resumed has all of this in its own
+    folder: the one that it started from may have gone on, or be gone.
+    """
     from gptcli.model.config_json import read_model_config
+    from gptcli.model.source import find_model
+    from gptcli.trainer.start import kept_start
 
     folder = Path(given.values["init_from"])
+    if RUN_TOML in given.origin.values() and (kept := kept_start(Path(given.values["out"]))) is not None:
+        folder = kept
+    else:
+        source = find_model(folder, given.values.get("checkpoint"))
+        folder = source.folder
+        if "checkpoint" not in given.values:
+            given.put({"checkpoint": source.step}, NEWEST)
     model = replace(read_model_config(folder), dropout=changes.pop("dropout", 0.0))
     paper = _paper(given)
     wanted = {name: getattr(paper, name) for name in SHAPE} if paper else {}

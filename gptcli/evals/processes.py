@@ -28,6 +28,16 @@ class Processes:
         dist.all_gather_object(parts, list(records.done.values()))
         return [record for part in parts for record in part]
 
+    def agree(self, value: object) -> bool:
+        """Whether all processes have the same value."""
+        if self.world == 1:
+            return True
+        import torch.distributed as dist
+
+        values: list[object] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return all(other == value for other in values)
+
     def leave(self) -> None:
         """At the end, and only after success: destroying a group that others still wait in hangs."""
         if self.world > 1:

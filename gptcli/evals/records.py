@@ -18,6 +18,7 @@ from typing import Any
 
 from gptcli.errors import InputError, UsageError
 from gptcli.files import PARTIAL, atomic_write, parse_json, sha256
+from gptcli.model.source import UNFINISHED, WEIGHTS, ModelSource
 
 Record = dict[str, Any]
 INDEX = "index"  # of the item in its file: every record has it
@@ -92,7 +93,9 @@ class Records:
         before, now = parse_json(line.encode(), f"{path}:1"), json.loads(self.header)
         if not isinstance(before, dict):
             return "it does not begin as records do"
-        return "different: " + ", ".join(key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key))
+        step = before.get("step")
+        again = "" if step in (None, now.get("step")) else f"; --checkpoint {step} goes on with them, as long as that checkpoint is there"
+        return "different: " + ", ".join(key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)) + again
 
 
 def claim_records(folder: Path, *, resume: bool, force: bool) -> None:
@@ -108,9 +111,13 @@ def claim_records(folder: Path, *, resume: bool, force: bool) -> None:
         path.unlink()
 
 
-def weights_sha256(folder: Path) -> str:
-    """A fingerprint of a model folder's weights."""
-    files = sorted(path for pattern in ("*.safetensors", "*.npy") for path in folder.glob(pattern))
+def weights_sha256(source: ModelSource) -> str:
+    """A fingerprint of the weights that a model was read from."""
+    if source.digest is not None:
+        return source.digest
+    files = sorted(path for pattern in ("*.safetensors", "*.npy") for path in source.folder.glob(pattern))
+    if (source.folder / WEIGHTS).is_file():
+        files = [path for path in files if path.name != UNFINISHED]
     return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in files).encode()).hexdigest()
 
 

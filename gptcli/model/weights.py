@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,15 +19,18 @@ import torch
 import torch.nn.functional as F
 
 from gptcli.errors import InputError
+from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, read_json, sha256, write_json
+from gptcli.model.checkpoint_tensors import SavedModel
 from gptcli.model.config import NORM_EPS, ModelConfig
 from gptcli.model.config_json import CONFIG, NEO, family, read_family, read_model_config, to_transformers
 from gptcli.model.layouts import HEAD, Tensors, from_stored, read_release, to_stored
 from gptcli.model.neo import from_neo, layer_to_neo, to_neo
+from gptcli.model.source import UNFINISHED, WEIGHTS, WEIGHTS_INDEX, ModelSource, checkpoint_digest, find_model
 from gptcli.model.tensor_file import write_tensors
 from gptcli.model.transformer import GPT, Block
 
-WEIGHTS, GENERATION, NATIVE = "model.safetensors", "generation_config.json", "native.safetensors"
+GENERATION, NATIVE = "generation_config.json", "native.safetensors"
 TWIN = "twin_sha256"  # in the native file's header: of the GPT-Neo file that it belongs to
 NEO_TOLERANCE = 1e-3  # of a GPT-Neo's logits, in fp32, against ours
 PROBE_TOKENS = 512
@@ -48,19 +52,45 @@ def save_model(
     """
     tensors = {name: tensor.cpu() for name, tensor in state.state_dict().items()} if isinstance(state, GPT) else state
     names = _blank(config)
-    end = config.vocab_size - 1 if eot_id is None else eot_id
-    table = to_transformers(config, end)
     twin = family(config) == NEO
-    if twin:
-        table["gpt_export"] = neo_report(tensors, config) if report is None else report
+    if twin and report is None:
+        report = neo_report(tensors, config)
     folder = Path(folder)
     with atomic_write(folder / WEIGHTS) as file:  # which takes its name after all the others
         digest = _write(file, to_neo if twin else to_stored, names, tensors, config)
         if twin:
             with atomic_write(folder / NATIVE) as native:
                 _write(native, to_stored, names, tensors, config, {TWIN: digest})
-        write_json(folder / CONFIG, table)
-        write_json(folder / GENERATION, {"bos_token_id": end, "eos_token_id": end, "do_sample": True, "top_k": 40})
+        save_config(folder, config, eot_id=eot_id, report=report)
+
+
+def save_config(folder: Path, config: ModelConfig, *, eot_id: int | None = None, report: dict[str, Any] | None = None) -> None:
+    """Write config.json and generation_config.json, as `save_model` does."""
+    end = config.vocab_size - 1 if eot_id is None else eot_id
+    table = to_transformers(config, end)
+    write_json(folder / CONFIG, table if report is None else {**table, "gpt_export": report})
+    write_json(folder / GENERATION, {"bos_token_id": end, "eos_token_id": end, "do_sample": True, "top_k": 40})
+
+
+def save_unfinished(folder: Path, tensors: Mapping[str, torch.Tensor], config: ModelConfig, step: int) -> None:
+    """Write a checkpoint's weights as transformers reads them, into a file whose metadata holds the step, and the index that names it.
+
+    The file is replaced in one move and the index is always the same, so that the folder loads at every moment from the first time on.
+    """
+    form, names = to_neo if family(config) == NEO else to_stored, _blank(config)
+    with atomic_write(folder / UNFINISHED) as file:
+        _write(file, form, names, tensors, config, {"step": str(step)})
+    like = dict(form(names, names.__getitem__, config))
+    size = sum(tensor.nbytes for tensor in like.values())
+    index = {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(like, UNFINISHED)}
+    if not (folder / WEIGHTS_INDEX).is_file():
+        write_json(folder / WEIGHTS_INDEX, index)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what `save_unfinished` wrote: the finished model is there."""
+    for name in (WEIGHTS_INDEX, UNFINISHED):  # in this order: the index never names a file that is gone
+        (folder / name).unlink(missing_ok=True)
 
 
 def _write(
@@ -111,13 +141,45 @@ def _layer(layer: int, tensors: Tensors, config: ModelConfig) -> Block:
     return block.eval()
 
 
-def load_model(folder: Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> GPT:
-    """The model of a run folder, of a transformers folder (GPT-1, GPT-2, GPT-Neo), or of OpenAI's release of GPT-1, ready for inference.
+def load_model(folder: Path, *, step: int | None = None, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> GPT:
+    """The model of a run folder, of a transformers folder (GPT-1, GPT-2, GPT-Neo), or of OpenAI's release of GPT-1, ready for inference;
+    of an unfinished run its newest checkpoint's, or that of `step`.
 
     Raises InputError where files are missing or broken, or tensors do not fit the configuration.
     """
-    state = {name: tensor.to(device, dtype).contiguous() for name, tensor in read_weights(folder)}
-    return assemble(state, read_model_config(Path(folder)))
+    return open_model(folder, step=step, device=device, dtype=dtype)[0]
+
+
+def open_model(
+    folder: Path,
+    *,
+    step: int | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    events: Events = SILENT,
+) -> tuple[GPT, ModelSource]:
+    """`load_model`, and where its weights were found.
+
+    A run that is going on may remove a checkpoint while it is read: then the newest of those there are is read. One that is broken is
+    passed over for the one before it, with a warning.
+    """
+    skip: set[int] = set()
+    asked = step is not None or find_model(folder).folder != Path(folder)
+    while True:
+        source = find_model(folder, step, skip=skip)
+        try:
+            if source.checkpoint is not None:
+                source = replace(source, digest=checkpoint_digest(source.checkpoint))
+            state = {name: tensor.to(device, dtype).contiguous() for name, tensor in read_weights(source)}
+            return assemble(state, read_model_config(source.folder)), source
+        except (InputError, OSError) as error:
+            if source.checkpoint is None or source.step is None:
+                raise
+            if source.checkpoint.is_dir():
+                if asked:
+                    raise
+                events.warn(f"{source.checkpoint}: {error}: reading the checkpoint before it")
+            skip.add(source.step)
 
 
 def assemble(state: Tensors, config: ModelConfig) -> GPT:
@@ -130,21 +192,28 @@ def assemble(state: Tensors, config: ModelConfig) -> GPT:
     return model.eval()
 
 
-def read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def read_weights(where: Path | ModelSource) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of such a folder by the model's names, each made when its turn comes: who takes some of them holds no others.
 
     Raises InputError as `load_model`; of a tensor that is missing at the end.
     """
-    folder = Path(folder)
-    config = read_model_config(folder)
+    source = where if isinstance(where, ModelSource) else find_model(where)
+    folder, config = source.folder, read_model_config(source.folder)
+    if source.checkpoint is not None:
+        return _checked(_enough(SavedModel(source.checkpoint), config, source.checkpoint).items(), config, source.checkpoint)
     if not (folder / CONFIG).is_file():
         return _checked(read_release(folder, config), config, folder)
     neo = read_family(folder) == NEO
     native = _read_native(folder) if neo else None
-    stored = _read_tensors(folder) if native is None else native
-    if config.n_layer > len(stored):  # before as many modules are made as a file says
-        raise InputError(f"holds {len(stored)} tensors, too few for the {config.n_layer:,} layers of the configuration", where=folder)
+    stored = _enough(_read_tensors(folder) if native is None else native, config, folder)
     return _checked((from_neo if neo and native is None else from_stored)(stored, config), config, folder)
+
+
+def _enough(tensors: Mapping[str, torch.Tensor], config: ModelConfig, where: Path) -> Mapping[str, torch.Tensor]:
+    """The same tensors. Raises InputError if they are too few, before as many modules are made as a configuration says."""
+    if config.n_layer > len(tensors):
+        raise InputError(f"holds {len(tensors)} tensors, too few for the {config.n_layer:,} layers of the configuration", where=where)
+    return tensors
 
 
 def _checked(tensors: Iterable[tuple[str, torch.Tensor]], config: ModelConfig, where: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -175,7 +244,7 @@ def _read_native(folder: Path) -> Tensors | None:
 
 def _read_tensors(folder: Path) -> Tensors:
     """All tensors of model.safetensors, or of the files its index names."""
-    index = folder / f"{WEIGHTS}.index.json"
+    index = folder / WEIGHTS_INDEX
     files = [WEIGHTS]
     if not (folder / WEIGHTS).is_file() and index.is_file():
         files = sorted(set(read_json(index).get("weight_map", {}).values()))

@@ -9,9 +9,11 @@ from pathlib import Path
 import torch
 
 from gptcli.errors import InputError, UsageError, nearest
+from gptcli.events import SILENT, Events
 from gptcli.model.first_use import keep_freed_memory, settle_math
+from gptcli.model.source import RUN_TOML, ModelSource, find_model
 from gptcli.model.transformer import GPT
-from gptcli.model.weights import load_model
+from gptcli.model.weights import open_model
 from gptcli.sampling.linear import read_in_place
 from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
@@ -25,11 +27,21 @@ class Loaded:
     tokenizer: Tokenizer
     device: torch.device
     precision: str
+    source: ModelSource
 
 
-def load(folder: Path, *, device: str = "auto", precision: str = "auto", quantize: str = "none") -> Loaded:
+def load(
+    folder: Path,
+    *,
+    checkpoint: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    quantize: str = "none",
+    events: Events = SILENT,
+) -> Loaded:
     """The model of a run folder or a transformers GPT-2 folder, and its tokenizer; of a fine-tuned run the language model.
 
+    Of a run that is not finished it is the newest checkpoint's model, and of any run that of the step `checkpoint`: `events` hear which.
     Device "auto" is the first CUDA GPU where there is one, else the CPU; precision "auto" is bf16 on a GPU that computes in it, else fp32.
     `quantize` as in `read_in_place`. Raises UsageError for a device or precision that does not exist here, InputError where the folder is
     not a whole model.
@@ -41,12 +53,15 @@ def load(folder: Path, *, device: str = "auto", precision: str = "auto", quantiz
         precision = "bf16" if where.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if precision not in PRECISIONS:
         raise UsageError(f"unknown precision {precision!r}", hint=nearest(precision, ["auto", *PRECISIONS]))
-    if not folder.is_dir():
+    if not find_model(folder, checkpoint).folder.is_dir():
         raise InputError("no such folder", where=folder, hint="name a run folder or a transformers GPT-2 folder")
-    model, tokenizer = load_model(folder, device=where, dtype=PRECISIONS[precision]), load_tokenizer(folder)
+    model, source = open_model(folder, step=checkpoint, device=where, dtype=PRECISIONS[precision], events=events)
+    folder, tokenizer = source.folder, load_tokenizer(source.folder)
+    if source.step is not None:
+        events.info(f"reading {source}")
     if where.type == "cpu":
         keep_freed_memory()  # from here on: what loading frees is not needed again
-    if (folder / FINETUNED).is_file():
+    if (folder / FINETUNED).is_file() or (source.checkpoint is not None and not (folder / RUN_TOML).is_file()):  # that a fine-tuning lacks
         _cut_vocabulary(model, tokenizer.vocab_size)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise InputError(
@@ -54,7 +69,7 @@ def load(folder: Path, *, device: str = "auto", precision: str = "auto", quantiz
             where=folder,
             hint="put the tokenizer.json that the model was trained with beside it",
         )
-    return Loaded(read_in_place(model, quantize), tokenizer, where, precision)
+    return Loaded(read_in_place(model, quantize), tokenizer, where, precision, source)
 
 
 def _cut_vocabulary(model: GPT, size: int) -> None:

@@ -7,10 +7,9 @@ file. A run needs nothing else: data order, schedules and dropout are functions 
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -31,13 +30,13 @@ from gptcli.errors import GptError, InputError, RunError
 from gptcli.events import Events
 from gptcli.files import PARTIAL, fsync_folder, read_json, sha256, write_json
 from gptcli.model.layouts import HEAD
+from gptcli.model.source import CHECKPOINTS, INDEX, STATE, find_model, step_folders
 from gptcli.model.weights import read_weights
 from gptcli.trainer.layout import Place
 from gptcli.trainer.schedule import Position
-from gptcli.trainer.storage import INDEX, Reader, Writer
+from gptcli.trainer.storage import Reader, Writer
 
 FORMAT = 2
-STATE = "state.json"
 PATIENCE = timedelta(days=1)  # of processes that wait for one; a lost one is noticed at once, by its closed connections
 SMALL = 1 << 26  # bytes of a process's tensors that are written before the next step: a thread would save no time
 
@@ -67,7 +66,7 @@ class Checkpoints:
         self.group = dist.new_group(backend="gloo", timeout=PATIENCE) if place.world > 1 else None
         self.writing: tuple[Path, Future[Any]] | None = None
         if place.leads:
-            for leftover in (out / "checkpoints").glob(f".*{PARTIAL}"):
+            for leftover in (out / CHECKPOINTS).glob(f".*{PARTIAL}"):
                 shutil.rmtree(leftover)
 
     def save(self, state: State, parameters: Parameters, optimizer: torch.optim.Optimizer) -> None:
@@ -121,14 +120,14 @@ class Checkpoints:
 
         The processes share the work of reading every byte. Raises InputError where all are broken.
         """
-        folders = self._gather(_folders(self.out))[0]
+        folders = self._gather(step_folders(self.out))[0]
         for step in sorted(folders, reverse=True):
             broken = next(filter(None, self._gather(_broken(folders[step], self.place))), None)
             if broken is None:
                 return folders[step]
             events.warn(f"{folders[step]}: {broken}: going back to the checkpoint before it")
         if folders:
-            raise InputError("no checkpoint here is whole", where=Path(self.out) / "checkpoints", hint="--force starts the run over")
+            raise InputError("no checkpoint here is whole", where=Path(self.out) / CHECKPOINTS, hint="--force starts the run over")
         return None
 
     def load(self, folder: Path, parameters: Parameters, optimizer: torch.optim.Optimizer) -> State:
@@ -153,14 +152,14 @@ class Checkpoints:
         _remove(folder)
         partial.rename(folder)
         fsync_folder(folder.parent)
-        for step, later in _folders(self.out).items():
+        for step, later in step_folders(self.out).items():
             if step > state.position.step:  # it was broken and passed over
                 _remove(later)
         self._prune(state.position.step)
 
     def _prune(self, newest: int) -> None:
         """Keep `keep` checkpoints up to the step `newest`."""
-        folders = _folders(self.out)
+        folders = step_folders(self.out)
         for step in sorted(step for step in folders if step <= newest)[: -self.keep]:
             _remove(folders[step])
 
@@ -182,7 +181,7 @@ def canonical_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def folder_of(out: Path, step: int) -> Path:
-    return Path(out) / "checkpoints" / f"step-{step:08d}"
+    return Path(out) / CHECKPOINTS / f"step-{step:08d}"
 
 
 def named_tensors(parameters: Parameters, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -194,31 +193,13 @@ def named_tensors(parameters: Parameters, optimizer: torch.optim.Optimizer) -> d
 
 
 @torch.no_grad()
-def take_weights(folder: Path, parameters: Parameters) -> None:
-    """Copy the model of a run or GPT-2 folder into this process's parameters, holding one more tensor at a time. Raises InputError where
-    it is not whole."""
+def take_weights(folder: Path, parameters: Parameters, step: int | None = None) -> None:
+    """Copy the model of a run or GPT-2 folder, or of a run's checkpoint of `step`, into this process's parameters, holding one more tensor
+    at a time. Raises InputError where it is not whole."""
     with implicit_replication():  # each process takes its part of the whole
-        for name, tensor in read_weights(folder):
+        for name, tensor in read_weights(find_model(folder, step)):
             if name in parameters:
                 parameters[name].copy_(tensor)
-
-
-class SavedModel(Mapping[str, torch.Tensor]):
-    """The parameters of a checkpoint, whatever layout wrote it, each made whole in this process when it is asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        """Raises InputError where its index is broken."""
-        self.reader = Reader(folder)
-        self.tensors = {name: saved for name, saved in self.reader.tensors().items() if "/" not in name}
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self.reader.whole(name, self.tensors[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
 
 
 def read_state(folder: Path) -> State:
@@ -235,7 +216,7 @@ def read_state(folder: Path) -> State:
 
 def newest_state(out: Path) -> State | None:
     """Where the newest checkpoint stands that says so, its files unread."""
-    for _, folder in sorted(_folders(out).items(), reverse=True):
+    for _, folder in sorted(step_folders(out).items(), reverse=True):
         with contextlib.suppress(InputError):
             return read_state(folder)
     return None
@@ -278,12 +259,6 @@ def _broken(folder: Path, place: Place) -> str | None:
     except (AttributeError, KeyError, TypeError):
         return f"{STATE} is not whole"
     return None
-
-
-def _folders(out: Path) -> dict[int, Path]:
-    """The checkpoints of a run folder by step."""
-    found = ((re.fullmatch(r"step-(\d{8,})", folder.name), folder) for folder in (Path(out) / "checkpoints").glob("step-*"))
-    return {int(match[1]): folder for match, folder in found if match}
 
 
 def _remove(folder: Path) -> None:

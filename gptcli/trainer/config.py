@@ -121,6 +121,8 @@ class Run:
     """A failing compiler is an error, not a reason to go on without."""
     init_from: Path | None = None
     """A run or GPT-2 folder whose weights the run begins with; random ones if None."""
+    init_step: int | None = None
+    """The step of the checkpoint of `init_from` that holds them; None for those of a finished model."""
     resume: bool = False
     """Go on from the run folder's newest whole checkpoint, if there is one."""
     track: str | None = None
@@ -145,7 +147,8 @@ class Run:
         """What must be equal for a resume to be the same run."""
         recipe = {name: value for name, value in asdict(self.train).items() if name in RECIPE}
         start = None if self.init_from is None else str(self.init_from)
-        return {**self.model.as_dict(), **recipe, "init_from": start, "data": self.data_sha256, "tokenizer": self.tokenizer_sha256}
+        begun = {"init_from": start, "checkpoint": self.init_step}
+        return {**self.model.as_dict(), **recipe, **begun, "data": self.data_sha256, "tokenizer": self.tokenizer_sha256}
 
 
 def from_values(kind: type[Any], values: dict[str, Any]) -> Any:

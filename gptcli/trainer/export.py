@@ -1,40 +1,116 @@
-"""The finished run folder: a model that loads in transformers as it stands, and its card. `model.safetensors` is written last."""
+"""The run folder as a model that loads in transformers: from the first checkpoint on, and finished. `model.safetensors` is written last.
+
+Configuration, tokenizer and card are there from the start. While the run is not finished, `unfinished.safetensors` holds the weights of
+a recent checkpoint as transformers reads them, and the index beside it leads there; `gptcli.model.source` finds the newest itself.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gptcli.events import Events
 from gptcli.files import atomic_write
+from gptcli.model.checkpoint_tensors import SavedModel
+from gptcli.model.config import ModelConfig
 from gptcli.model.config_json import NEO, family
-from gptcli.model.weights import WEIGHTS, neo_report, save_model
+from gptcli.model.source import WEIGHTS
+from gptcli.model.weights import neo_report, remove_unfinished, save_config, save_model, save_unfinished
 from gptcli.trainer.config import Run
+from gptcli.trainer.follower import Follower, Left
 from gptcli.trainer.metrics import Line
+from gptcli.trainer.recipe import SMALL_MODEL
+from gptcli.trainer.start import drop_start
 
 CARD = "README.md"
 TOKENIZER = "tokenizer.json"
+UNFINISHED_NOTICE = (
+    "**Unfinished: training is still going on, or was stopped before its end.** Until `model.safetensors` is here, the weights are those "
+    "of the newest checkpoint, and of a copy of it for transformers; `metrics.jsonl` and `report.html` show how far the run is.\n\n"
+)
+
+
+def prepare(run: Run) -> None:
+    """Write tokenizer, model card and configuration of a run that is not finished."""
+    if is_finished(run.out):
+        return
+    _write_tokenizer(run)
+    _write_card(run, model_card(run, None, None, None))
+    save_config(run.out, run.model, eot_id=run.eot_id)
+
+
+class TransformersCopy(Follower):
+    """Writes the weights of each checkpoint as transformers reads them: 4 bytes a parameter, which the finished model takes over."""
+
+    name = "copy for transformers"
+
+    def __init__(self, out: Path, model: ModelConfig, events: Events, *, upto: int) -> None:
+        super().__init__(events, upto=upto)
+        self.out, self.model = out, model
+
+    def work(self, folder: Path, step: int, tokens: int) -> None:
+        save_unfinished(self.out, _Leaving(SavedModel(folder), self), self.model, step)
+
+
+class _Leaving(Mapping[str, torch.Tensor]):
+    """Tensors that are read no further once their follower is to leave."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], follower: Follower) -> None:
+        self.tensors, self.follower = tensors, follower
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if self.follower.leaving.is_set():
+            raise Left
+        return self.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+
+def is_copied(model: ModelConfig) -> bool:
+    """Whether checkpoints are copied for transformers: of larger models it would take too much beside the run."""
+    return model.parameters < SMALL_MODEL
 
 
 def export(run: Run, tensors: Mapping[str, torch.Tensor], last: Line, val_loss: float | None) -> None:
-    """Write tokenizer, model card, configuration and weights."""
+    """Write tokenizer, model card, configuration and weights of the finished model."""
+    _write_tokenizer(run)
+    report = neo_report(tensors, run.model) if family(run.model) == NEO else None
+    _write_card(run, model_card(run, last, val_loss, report))
+    save_model(run.out, tensors, run.model, eot_id=run.eot_id, report=report)
+    tidy(run.out)
+
+
+def tidy(out: Path) -> None:
+    """Remove what a finished run needs no more. A run that was killed here does it when it is resumed."""
+    remove_unfinished(out)
+    drop_start(out)
+
+
+def _write_tokenizer(run: Run) -> None:
     with atomic_write(run.out / TOKENIZER) as file, open(run.data / TOKENIZER, "rb") as source:
         shutil.copyfileobj(source, file)
-    report = neo_report(tensors, run.model) if family(run.model) == NEO else None
+
+
+def _write_card(run: Run, text: str) -> None:
     with atomic_write(run.out / CARD, "w") as file:
-        file.write(model_card(run, last, val_loss, report))
-    save_model(run.out, tensors, run.model, eot_id=run.eot_id, report=report)
+        file.write(text)
 
 
 def is_finished(out: Path) -> bool:
     return (Path(out) / WEIGHTS).is_file()
 
 
-def model_card(run: Run, last: Line, val_loss: float | None, leaving: dict[str, Any] | None) -> str:
-    """What the model is and how it came about, in Markdown. `leaving`: what it costs that transformers knows it as another, if it does."""
+def model_card(run: Run, last: Line | None, val_loss: float | None, leaving: dict[str, Any] | None) -> str:
+    """What the model is and how it came about, in Markdown. `last`: the last step's line; None while the run is not finished.
+    `leaving`: what it costs that transformers knows it as another, if it does."""
     model = run.model
     dense = model.attention == "dense"
     rows = {
@@ -42,10 +118,17 @@ def model_card(run: Run, last: Line, val_loss: float | None, leaving: dict[str, 
         "Architecture": f"{model.n_layer} layers, {model.n_head} heads, {model.d_model} wide, context {model.n_ctx:,}, "
         + ("dense attention" if dense else f"dense and banded attention in turn, band {model.band}"),
         "Vocabulary": f"{model.vocab_size:,}, tokenizer sha256 {run.tokenizer_sha256[:16]}",
-        "Trained on": f"{last['tokens']:,} tokens in {last['step']:,} steps, shards sha256 {run.data_sha256[:16]}",
-        "Training loss": f"{last['loss']:.4f} nats a token at the last step",
-        "Validation loss": "not measured" if val_loss is None else f"{val_loss:.4f} nats a token",
     }
+    if last is None:
+        rows["To be trained on"] = f"{run.train.tokens:,} tokens, shards sha256 {run.data_sha256[:16]}"
+        notice = UNFINISHED_NOTICE
+    else:
+        rows |= {
+            "Trained on": f"{last['tokens']:,} tokens in {last['step']:,} steps, shards sha256 {run.data_sha256[:16]}",
+            "Training loss": f"{last['loss']:.4f} nats a token at the last step",
+            "Validation loss": "not measured" if val_loss is None else f"{val_loss:.4f} nats a token",
+        }
+        notice = ""
     load = (
         "```python\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
@@ -56,7 +139,7 @@ def model_card(run: Run, last: Line, val_loss: float | None, leaving: dict[str, 
         load += f"In transformers: {leaving['note']}.\n\n"
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (
-        f"# {run.name}\n\nA GPT language model, trained by `gpt train`.\n\n| | |\n|---|---|\n{table}\n\n"
+        f"# {run.name}\n\nA GPT language model, trained by `gpt train`.\n\n{notice}| | |\n|---|---|\n{table}\n\n"
         f'## Use\n\n```sh\ngpt sample . "Once upon a time"\n```\n\n{load}'
         f"## Configuration\n\n```toml\n{run.resolved}```\n"
     )

@@ -33,6 +33,7 @@ from gptcli.trainer.layout import Place, repeat
 from gptcli.trainer.loop import StopSignal, stopped_after
 from gptcli.trainer.metrics import MetricsLog
 from gptcli.trainer.schedule import Position
+from gptcli.trainer.start import drop_start, start_folder
 
 CLASSIFIER, TOKENIZER = "classifier.safetensors", "tokenizer.json"
 EVALUATIONS = 4  # an epoch
@@ -60,6 +61,8 @@ class Finetuning:
     out: Path
     start: str
     """The model to start from, by name: for `finetune_folder` its folder."""
+    start_step: int | None = None
+    """The step of the checkpoint of it, if it is a run's checkpoint."""
     seed: int = 0
     resume: bool = False
     """Go on from the newest checkpoint, if there is one."""
@@ -69,7 +72,7 @@ class Finetuning:
     def identity(self) -> dict[str, Any]:
         """What must be equal for a resume to be the same run. Raises OSError where a file of the task is missing."""
         digests = [sha256(self.data / name) for name in (self.task.train, self.task.validation)]
-        return {**asdict(self.task), "start": self.start, "seed": self.seed, "data": " ".join(digests)}
+        return {**asdict(self.task), "start": self.start, "checkpoint": self.start_step, "seed": self.seed, "data": " ".join(digests)}
 
 
 def check_layout(layout: Layout, task: Task) -> None:
@@ -86,7 +89,8 @@ def check_layout(layout: Layout, task: Task) -> None:
 
 def finetune_folder(run: Finetuning, place: Place, events: Events) -> dict[str, Any]:
     """`finetune` of the model in the folder `run.start`; every process of the run calls it together."""
-    loaded = load(Path(run.start), device=str(place.device), precision="fp32")
+    folder = start_folder(run.out, Path(run.start))
+    loaded = load(folder, checkpoint=run.start_step, device=str(place.device), precision="fp32")
     return finetune(run, loaded.model, loaded.tokenizer, place=place, events=events)
 
 
@@ -215,3 +219,4 @@ def _write(out: Path, model: Finetuned, tokenizer: Tokenizer, report: dict[str, 
     with atomic_write(out / CLASSIFIER) as file:
         file.write(save({name: tensor.detach().cpu() for name, tensor in model.classifier.state_dict().items()}))
     write_json(out / FINETUNED, report)
+    drop_start(out)

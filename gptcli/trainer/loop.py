@@ -16,15 +16,16 @@ import torch
 from gptcli.errors import Interrupted, RunError
 from gptcli.events import Events
 from gptcli.interrupts import Answer, leave
+from gptcli.model.checkpoint_tensors import SavedModel
 from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import read_manifest
 from gptcli.shards.order import Mixture, open_order
 from gptcli.trainer.batches import InOrder, MicroBatch, micro_batches
-from gptcli.trainer.checkpoint import Checkpoints, SavedModel, State, canonical_parameters, folder_of, take_weights
+from gptcli.trainer.checkpoint import Checkpoints, State, canonical_parameters, folder_of, take_weights
 from gptcli.trainer.config import Run
 from gptcli.trainer.engine import build
 from gptcli.trainer.evaluate import validation_loss
-from gptcli.trainer.export import export
+from gptcli.trainer.export import TransformersCopy, export, is_copied, prepare
 from gptcli.trainer.guard import Guard
 from gptcli.trainer.layout import Place
 from gptcli.trainer.machine import hold_threads, launched, same_arithmetic
@@ -35,6 +36,7 @@ from gptcli.trainer.report import write_report
 from gptcli.trainer.samples import Sampler, model_of
 from gptcli.trainer.schedule import Position, Schedule
 from gptcli.trainer.speed import Speed, peak_memory
+from gptcli.trainer.start import start_folder
 from gptcli.trainer.tracking import TensorBoard
 
 COLLECT_EVERY = 1000  # steps between garbage collections, by all processes at the same one: a collection stops a step for up to a second
@@ -50,7 +52,7 @@ def train(run: Run, place: Place, events: Events) -> Report:
     late to stop at a step.
     """
     training = Training(run, place, events)
-    with collected_by_hand():
+    with collected_by_hand(), training:
         return training.run_to_end()
 
 
@@ -60,6 +62,8 @@ class Training:
     def __init__(self, run: Run, place: Place, events: Events) -> None:
         self.run, self.place, self.events, self.stop = run, place, events, StopSignal(events)
         n_ctx = run.model.n_ctx
+        if place.leads:
+            prepare(run)
         self.schedule = Schedule(run.train, n_ctx)
         self.order = open_order(run.data, "train", n_ctx, run.train.seed, verify=False)
         self.validation = open_validation(run)
@@ -76,7 +80,7 @@ class Training:
             running = self.last.pop(RUNNING, {})
             events.info(f"going on after step {self.position.step:,}")
         elif run.init_from is not None:
-            take_weights(run.init_from, self.parameters)
+            take_weights(start_folder(run.out, run.init_from), self.parameters, run.init_step)
         self.noise = NoiseScale(running.get("noise"))
         self.guard = Guard(run.train.spike, running.get("guard"))
         if self.stepper.loss_scale and "loss_scale" in running:
@@ -89,8 +93,18 @@ class Training:
         done, leads = self.position.step, place.leads
         self.log = MetricsLog(run.out, before=done) if leads else None
         self.sampler = Sampler(run, events, upto=done) if leads and run.train.samples else None
+        self.copy = TransformersCopy(run.out, run.model, events, upto=done) if leads and is_copied(run.model) else None
+        self.followers = [follower for follower in (self.copy, self.sampler) if follower is not None]
         self.tracker = TensorBoard(run.out, before=done) if leads and run.track == "tensorboard" else None
         self.profiler = Profiler(run.out, place.device, events) if leads and run.profile else None
+
+    def __enter__(self) -> Training:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """However the run ends, no thread of it goes on."""
+        for follower in self.followers:
+            follower.leave()
 
     def run_to_end(self) -> Report:
         begin = time.perf_counter()
@@ -102,6 +116,8 @@ class Training:
             if self.stop.told:
                 raise stopped_after(self.position.step, self.run.out)
             self._finish()
+        elif self.copy:
+            self.copy.finish(*self._newest())
         for watcher in (self.tracker, self.profiler):
             if watcher is not None:
                 watcher.close()
@@ -214,8 +230,8 @@ class Training:
             if log is not None:
                 log.sync()
         self.checkpoints.save(state, self.parameters, self.stepper.optimizer)
-        if self.sampler:
-            self.sampler.begin(*self._newest())
+        for follower in self.followers:
+            follower.begin(*self._newest())
 
     def _newest(self) -> tuple[Path, int, int]:
         """The checkpoint of this step: where it will be, its step and its tokens."""
@@ -246,6 +262,8 @@ class Training:
         if self.sampler:
             self.sampler.finish(*self._newest())
             write_report(self.run)
+        if self.copy:
+            self.copy.leave()  # the finished model takes its place
         if self.place.leads:
             export(self.run, SavedModel(folder_of(self.run.out, self.position.step)), self.last, self.val_loss)
         self.checkpoints.meet()

@@ -14,12 +14,14 @@ from gptcli.events import Events
 from gptcli.files import atomic_write
 from gptcli.shards.order import open_order
 from gptcli.trainer.batches import micro_batches
+from gptcli.trainer.checkpoint import canonical_parameters, take_weights
 from gptcli.trainer.config import Run
 from gptcli.trainer.engine import build
 from gptcli.trainer.layout import Place
 from gptcli.trainer.report_chart import chart
 from gptcli.trainer.report_page import configured, document, gallery, terms
 from gptcli.trainer.schedule import Schedule
+from gptcli.trainer.start import drop_start, start_folder
 
 LOW, HIGH = 1e-6, 1.0
 SMOOTH = 0.8  # weight of the past in the running mean
@@ -36,6 +38,8 @@ def lr_range(run: Run, place: Place, events: Events) -> dict[str, Any]:
     schedule, n_ctx = Schedule(run.train, run.model.n_ctx), run.model.n_ctx
     order = open_order(run.data, "train", n_ctx, run.train.seed, verify=False)
     stepper = build(run, place, events)
+    if run.init_from is not None:
+        take_weights(start_folder(run.out, run.init_from), canonical_parameters(stepper.model), run.init_step)
     steps = max(2, schedule.total // schedule.full)
     points: list[Point] = []
     diverged = True  # unless it comes to its end
@@ -59,6 +63,7 @@ def lr_range(run: Run, place: Place, events: Events) -> dict[str, Any]:
     lowest, suggested = suggest(points)
     if place.leads:
         write(run, points, lowest, suggested)
+        drop_start(run.out)
     return {
         "out": str(run.out),
         "suggested_lr": suggested,

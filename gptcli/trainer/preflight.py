@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import InputError, UsageError
+from gptcli.model.source import find_model
 from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import Manifest
 from gptcli.shards.order import open_order
 from gptcli.tokenizer.tokenizer import load_tokenizer
 from gptcli.trainer.checkpoint import State, newest_state
 from gptcli.trainer.config import Run
+from gptcli.trainer.export import is_copied
 from gptcli.trainer.fit import check_division, check_memory
 from gptcli.trainer.machine import check_layout
 from gptcli.trainer.precision import check_precision
 from gptcli.trainer.schedule import Schedule
+from gptcli.trainer.start import kept_start
 from gptcli.trainer.tracking import check_tracker
 
 
@@ -50,12 +53,17 @@ def check_run(run: Run, manifest: Manifest) -> None:
         raise InputError(
             "the tokenizer beside the shards is not the one they were made with", where=run.data, hint="build the shards again"
         )
-    if run.init_from is not None and load_tokenizer(run.init_from).sha256 != manifest.tokenizer_sha256:
+    begun = run.resume and kept_start(run.out) is not None  # what it started from may have gone on, or be gone
+    if run.init_from is not None and not begun and _tokenizer_sha256(run.init_from) != manifest.tokenizer_sha256:
         raise InputError(
             "the model to start from has another tokenizer than the shards", where=run.init_from, hint="build shards with its own"
         )
     open_order(run.data, "train", run.model.n_ctx, run.train.seed, verify=False)
     check_disk(run)
+
+
+def _tokenizer_sha256(folder: Path) -> str:
+    return load_tokenizer(find_model(folder).folder).sha256
 
 
 def check_data(run: Run, manifest: Manifest) -> None:
@@ -66,9 +74,10 @@ def check_data(run: Run, manifest: Manifest) -> None:
 
 
 def check_disk(run: Run) -> None:
-    """Room for one checkpoint more than are there, and for the finished model: weights and two moments, and weights, in fp32."""
+    """Room for one checkpoint more than are there, for the copy of one, and for the finished model: weights and two moments, and weights
+    twice, in fp32."""
     where = next(folder for folder in (run.out, *run.out.resolve().parents) if folder.exists())
-    needed, free = (3 + 1) * 4 * run.model.parameters, shutil.disk_usage(where).free
+    needed, free = (3 + 1 + is_copied(run.model)) * 4 * run.model.parameters, shutil.disk_usage(where).free
     if free < needed:
         raise UsageError(
             f"a checkpoint and the model take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",

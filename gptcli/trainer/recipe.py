@@ -10,6 +10,7 @@ from gptcli.model.config import ModelConfig
 from gptcli.papers.models import MODELS, PaperModel
 from gptcli.papers.training import RAMP_TOKENS, TRAINING
 
+SMALL_MODEL = 3e9  # parameters: below, what a CPU makes of every checkpoint beside the run takes little
 SCALED = ("warmup_tokens", "decay_tokens", "ramp_tokens")
 
 
@@ -49,4 +50,4 @@ def cadence(tokens: int, batch_tokens: int) -> dict[str, int]:
 
 def samples(parameters: int, steps: int) -> int:
     """Texts from every checkpoint: some where writing them on a CPU takes little beside the run."""
-    return 3 if parameters < 3e9 and steps >= 100 else 0
+    return 3 if parameters < SMALL_MODEL and steps >= 100 else 0

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import threading
-import time
 from pathlib import Path
 
 import torch
 
-from gptcli.errors import GptError
 from gptcli.events import Events
+from gptcli.model.checkpoint_tensors import SavedModel
 from gptcli.model.transformer import GPT
 from gptcli.model.weights import assemble
 from gptcli.sampling.decode import Row, decode, sample_generator
@@ -18,63 +16,29 @@ from gptcli.sampling.filters import Rules
 from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import read_manifest
 from gptcli.tokenizer.tokenizer import load_tokenizer
-from gptcli.trainer.checkpoint import SavedModel
 from gptcli.trainer.config import Run
+from gptcli.trainer.follower import Follower
 from gptcli.trainer.metrics import SAMPLES, MetricsLog
 
 PROMPT, LENGTH = 16, 64  # tokens
 RULES = Rules(top_p=0.85)  # as GPT-3's released samples
-PATIENCE = 600.0  # seconds that a checkpoint may take to be on disk
 
 
-class Sampler:
-    """Samples on the CPU, one checkpoint at a time: one that comes while another is at work is passed over, but for the last."""
+class Sampler(Follower):
+    """Samples on the CPU."""
+
+    name = "samples"
 
     def __init__(self, run: Run, events: Events, *, upto: int) -> None:
         """Keeps the samples of steps up to `upto`."""
-        self.run, self.events = run, events
+        super().__init__(events, upto=upto)
+        self.run = run
         self.tokenizer = load_tokenizer(run.data)
         self.prompts = prompts(run)
         self.log = MetricsLog(run.out, before=upto + 1, name=SAMPLES)
-        self.thread: threading.Thread | None = None
-        self.begun = upto
-        """The step whose samples were begun last."""
-        self.leaving = threading.Event()
-        atexit.register(self._leave)  # however the run ends: a thread that is still in torch then aborts the whole process
 
-    def begin(self, folder: Path, step: int, tokens: int) -> None:
-        """Sample from the checkpoint in `folder` as soon as it is there."""
-        if self.thread is None or not self.thread.is_alive():
-            self.begun = step
-            self.thread = threading.Thread(target=self._work, args=(folder, step, tokens), daemon=True)
-            self.thread.start()
-
-    def finish(self, folder: Path, step: int, tokens: int) -> None:
-        """Until the samples of the last checkpoint, this one, are written."""
-        self._join()
-        if self.begun != step:
-            self.begin(folder, step, tokens)
-            self._join()
-
-    def _join(self) -> None:
-        if self.thread is not None:
-            self.thread.join()
-
-    def _leave(self) -> None:
-        self.leaving.set()
-        self._join()
-
-    def _work(self, folder: Path, step: int, tokens: int) -> None:
-        end = time.monotonic() + PATIENCE
-        while not folder.exists() and time.monotonic() < end:
-            if self.leaving.wait(0.05):
-                return
-        torch.set_num_threads(1)  # this thread's: the others are the training's
-        try:
-            texts = self._write(folder)
-        except (GptError, OSError) as error:  # the next checkpoints took its place
-            self.events.warn(f"no samples from step {step:,}: {error}")
-            return
+    def work(self, folder: Path, step: int, tokens: int) -> None:
+        texts = self._write(folder)
         if self.leaving.is_set():  # in the middle of one
             return
         for prompt, text in texts:

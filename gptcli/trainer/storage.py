@@ -8,9 +8,7 @@ index as a pickle. Names are the plain model's: `h.0.mlp.c_fc.weight` for a para
 from __future__ import annotations
 
 import errno
-import math
 import os
-import re
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -18,27 +16,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from gptcli.errors import InputError
-from gptcli.files import read_json, sha256, write_json
+from gptcli.files import sha256, write_json
+from gptcli.model.checkpoint_tensors import OPTIMIZER, read_index
+from gptcli.model.source import INDEX, MODEL
 from gptcli.model.tensor_file import DTYPES, write_tensors
 from gptcli.trainer.direct_file import DirectFile
 from gptcli.trainer.layout import Place
 
-MODEL, OPTIMIZER, INDEX = "model", "optimizer", "index.json"
-FILE = re.compile(rf"(?:{MODEL}|{OPTIMIZER})[0-9a-z-]*\.safetensors")  # the names that `file_of` gives: none leads out of the folder
 ROOM = 1 << 20  # bytes of a checkpoint beside its tensors: indices and headers
 
 Table = dict[str, Any]
 
 
 def file_of(name: str, place: Place) -> str:
-    """The file in which this process writes its piece of a tensor."""
+    """The file in which this process writes its piece of a tensor: a name that `FILE` knows."""
     kind = OPTIMIZER if "/" in name else MODEL
     return f"{kind}.safetensors" if place.world == 1 else f"{kind}-{place.rank:05d}-of-{place.world:05d}.safetensors"
 
@@ -112,47 +109,18 @@ class Reader(StorageReader):
         return Metadata({**self.tensors()})
 
     def tensors(self) -> dict[str, TensorStorageMetadata]:
-        """What the checkpoint holds, by name. Raises InputError where its index is broken, leads out of the folder, or speaks of tensors
-        that its files are too small for: so nobody makes room for what a file only claims."""
+        """What the checkpoint holds, by name. Raises InputError as `read_index`."""
         tensors: dict[str, TensorStorageMetadata] = {}
-        claimed = 0
-        dtypes = {name: dtype for dtype, name in DTYPES.items()}
-        path = self.folder / INDEX
-        table = read_json(path)
-        try:
-            for name, row in table.items():
-                dtype, size, chunks = dtypes[row["dtype"]], _whole_numbers(row["size"]), []
-                for piece in row["pieces"]:
-                    offset, length, file = _whole_numbers(piece["offset"]), _whole_numbers(piece["size"]), piece["file"]
-                    if not FILE.fullmatch(file) or any(at + some > most for at, some, most in zip(offset, length, size, strict=True)):
-                        raise ValueError(name)
-                    chunks.append(ChunkStorageMetadata(torch.Size(offset), torch.Size(length)))
-                    self.files[MetadataIndex(name, offset)] = file
-                claimed += dtype.itemsize * math.prod(size)
-                tensors[name] = TensorStorageMetadata(TensorProperties(dtype), torch.Size(size), chunks)
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise InputError("not the index of a checkpoint", where=path) from None
-        held = sum((self.folder / file).stat().st_size for file in set(self.files.values()))
-        if claimed > held:
-            raise InputError(f"speaks of {claimed:,} bytes of tensors, and {held:,} are here", where=path)
+        for name, saved in read_index(self.folder).items():
+            chunks = [ChunkStorageMetadata(torch.Size(piece.offset), torch.Size(piece.size)) for piece in saved.pieces]
+            self.files |= {MetadataIndex(name, piece.offset): piece.file for piece in saved.pieces}
+            tensors[name] = TensorStorageMetadata(TensorProperties(saved.dtype), torch.Size(saved.size), chunks)
         return tensors
 
     def held(self) -> set[str]:
         """The files that hold the tensors. Raises InputError as `tensors`."""
         self.tensors()
         return set(self.files.values())
-
-    def whole(self, name: str, saved: TensorStorageMetadata) -> torch.Tensor:
-        """One of `tensors`, put together from its pieces. Raises InputError where the files do not hold them."""
-        tensor = torch.empty(saved.size, dtype=saved.properties.dtype)
-        try:
-            for chunk in saved.chunks:
-                where = tuple(slice(at, at + length) for at, length in zip(chunk.offsets, chunk.sizes, strict=True))
-                with safe_open(self.folder / self.files[MetadataIndex(name, chunk.offsets)], framework="pt") as stored:
-                    tensor[where] = stored.get_tensor(name)
-        except (SafetensorError, RuntimeError) as error:
-            raise InputError(f"{name} is not as {INDEX} says: {error}", where=self.folder) from None
-        return tensor
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """All that is needed is known from `read_metadata`."""
@@ -185,13 +153,6 @@ def write_file(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
     """Returns the file's SHA-256, once it is on disk."""
     with DirectFile(path) as file:
         return write_tensors(file, tensors, tensors.values())
-
-
-def _whole_numbers(value: Any) -> list[int]:
-    """Raises ValueError where it is no list of such."""
-    if not isinstance(value, list) or not all(type(number) is int and 0 <= number < 1 << 48 for number in value):
-        raise ValueError(value)
-    return value
 
 
 def _done(value: Any) -> Future[Any]:

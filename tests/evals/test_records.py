@@ -10,6 +10,7 @@ import pytest
 from gptcli.errors import GptError, InputError, UsageError
 from gptcli.evals.records import Records, claim_records, weights_sha256, whole_lines
 from gptcli.files import PARTIAL
+from gptcli.model.source import ModelSource
 
 
 def test_what_is_added_is_there_for_the_next(tmp_path: Path) -> None:
@@ -85,8 +86,8 @@ def test_claims(tmp_path: Path) -> None:
 
 def test_weights_have_a_fingerprint(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"1")
-    one = weights_sha256(tmp_path)
+    one = weights_sha256(ModelSource(tmp_path))
     (tmp_path / "config.json").write_text("{}")
-    assert weights_sha256(tmp_path) == one
+    assert weights_sha256(ModelSource(tmp_path)) == one
     (tmp_path / "model.safetensors").write_bytes(b"2")
-    assert weights_sha256(tmp_path) != one
+    assert weights_sha256(ModelSource(tmp_path)) != one

@@ -20,7 +20,9 @@ from gptcli.corpus.readers import DOCUMENTS, find_reader, scan
 from gptcli.corpus.recipe import read_sources
 from gptcli.events import SILENT
 from gptcli.files import sha256, write_json
+from gptcli.model.checkpoint_tensors import SavedModel
 from gptcli.model.config import ModelConfig
+from gptcli.model.source import INDEX, STATE
 from gptcli.model.transformer import GPT
 from gptcli.model.weights import load_model, save_model
 from gptcli.sampling.prompts import read_prompts
@@ -33,12 +35,11 @@ from gptcli.shards.order import open_order
 from gptcli.shards.verify import verify_shards
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet, load_tokenizer
 from gptcli.tokenizer.training import train_tokenizer
-from gptcli.trainer.checkpoint import STATE, Checkpoints, SavedModel, State, newest_state
+from gptcli.trainer.checkpoint import Checkpoints, State, newest_state
 from gptcli.trainer.finetune_task import read_task
 from gptcli.trainer.layout import Place
 from gptcli.trainer.metrics import read_metrics
 from gptcli.trainer.schedule import Position
-from gptcli.trainer.storage import INDEX
 from tests.fuzz.engine import Files, Target, files_in
 from tests.fuzz.eval_targets import eval_targets
 

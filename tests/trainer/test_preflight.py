@@ -56,7 +56,7 @@ def test_a_run_folder_that_holds_the_shards(make_run, copied):
 
 def test_a_disk_without_room_for_a_checkpoint(make_run, shards, monkeypatch):
     run = make_run()
-    free = 16 * run.model.parameters
+    free = 20 * run.model.parameters
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda where: SimpleNamespace(free=free))
     check_run(run, read_manifest(shards))
     free -= 1

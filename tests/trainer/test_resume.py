@@ -12,9 +12,11 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from gptcli.cost.layout import parse_layout
+from gptcli.model.weights import load_model
 from gptcli.trainer.checkpoint import newest_state
 from gptcli.trainer.metrics import read_metrics
 
@@ -98,6 +100,14 @@ def losses(run):
     return [line["loss"] for line in read_metrics(run.out)]
 
 
+def loss_at(out, step=None):
+    """Of a run's checkpoint, whatever layout wrote it, on some sequences."""
+    ids = torch.arange(68).view(4, 17) % 256
+    with torch.no_grad():
+        logits = load_model(out, step=step)(ids[:, :-1])
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).item()
+
+
 def same_model(one, other):
     return (one.out / "model.safetensors").read_bytes() == (other.out / "model.safetensors").read_bytes()
 
@@ -118,12 +128,13 @@ def test_killed_and_resumed_is_the_whole_run_to_the_bit(make_run, start, finish)
 
 
 def test_any_layout_goes_on_where_another_stopped(make_run, start, finish):
-    options = {"checkpoint_every": 6, "micro_batch": 1, "n_layer": 4}
+    options = {"checkpoint_every": 6, "micro_batch": 1, "n_layer": 4, "keep": 9}
     plain, half = make_run("plain", **options), make_run("half", layout="shard=2", **options)
     finish(plain)
     processes = start(half, tokens=15 * 64)
     processes[0].join()
     kill(processes)
+    assert loss_at(half.out) == pytest.approx(loss_at(plain.out, 12), abs=TOLERANCE), "the newest checkpoint of a killed run is a model"
     for layout in ("dp=1", "tp=2", "pp=2", "dp=2,shard=2", "tp=2,pp=2"):
         moved = make_run(layout, layout=layout, **options)
         shutil.copytree(half.out, moved.out)
@@ -131,6 +142,7 @@ def test_any_layout_goes_on_where_another_stopped(make_run, start, finish):
         assert losses(moved) == pytest.approx(losses(plain), abs=TOLERANCE), layout
         one, other = (load_file(run.out / "model.safetensors") for run in (plain, moved))
         assert one.keys() == other.keys()
+        assert loss_at(moved.out, 18) == pytest.approx(loss_at(plain.out, 18), abs=TOLERANCE), layout
 
 
 @pytest.mark.parametrize(("layout", "kills"), [("dp=1", KILLS), ("shard=2", -(-KILLS // 5))])
