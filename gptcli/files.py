@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+@contextlib.contextmanager
+def scratch_folder(within: Path | None = None) -> Iterator[Path]:
+    """A folder for temporary files, in the system's place for them or `within` another folder; gone after the block, however it ends."""
+    folder = (within or Path(tempfile.gettempdir())) / f".gpt.{secrets.token_hex(8)}{PARTIAL}"
+    with Cleanup(shutil.rmtree, folder, True):  # before it is there
+        folder.mkdir(mode=0o700)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def fsync_folder(folder: Path) -> None:
