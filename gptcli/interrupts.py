@@ -66,7 +66,8 @@ class Answer:
         _settle()
         if len(_answers) == 1:
             _uninstall()
-        _answers.remove(self)
+        if self in _answers:  # they are gone in a fork
+            _answers.remove(self)
 
 
 class Raise(Answer):
@@ -126,7 +127,8 @@ class Cleanup:
         return self
 
     def __exit__(self, *_: object) -> None:
-        _cleanups.remove(self.call)
+        if self.call in _cleanups:  # they are gone in a fork
+            _cleanups.remove(self.call)
 
 
 class Held:
