@@ -28,13 +28,16 @@ if TYPE_CHECKING:
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 CODE = 130
 PATIENCE = 1.0  # seconds for Python code to see a KeyboardInterrupt, before a line says what keeps it waiting
+PARKED = 0.2  # seconds for the main thread to come out of a call into C; whatever it does there, the process ends
 SETTLED = 0  # on the pipe to the thread, beside signal numbers
 
 _answers: list[Answer] = []  # the last is in force
 _cleanups: list[Callable[[], object]] = []
 _handlers: dict[int, Any] = {}  # those before ours
 _pipe: tuple[int, int] | None = None  # where the interpreter writes the number of each signal
-_settled = _thread.allocate_lock()
+_settled, _parked = _thread.allocate_lock(), _thread.allocate_lock()
+_parked.acquire()
+_leaving = False
 _last_words, _code = "", CODE
 
 
@@ -46,8 +49,7 @@ class Answer:
 
     def note(self, number: int) -> None:
         """Runs in the main thread, between two of its instructions, once for signals that come together."""
-        while True:  # the other thread ends the process
-            signal.pause()
+        _park()
 
     def act(self, number: int) -> None:
         """Runs in the thread that waits for signals, once for every one."""
@@ -64,7 +66,8 @@ class Answer:
         _settle()
         if len(_answers) == 1:
             _uninstall()
-        _answers.remove(self)
+        if self in _answers:  # they are gone in a fork
+            _answers.remove(self)
 
 
 class Raise(Answer):
@@ -124,7 +127,8 @@ class Cleanup:
         return self
 
     def __exit__(self, *_: object) -> None:
-        _cleanups.remove(self.call)
+        if self.call in _cleanups:  # they are gone in a fork
+            _cleanups.remove(self.call)
 
 
 class Held:
@@ -149,7 +153,12 @@ class Held:
 
 def leave() -> NoReturn:
     """End the process at once: kill its children, clean up, print one line, exit 130."""
+    global _leaving
+    _leaving = True
     try:
+        for number in [*_handlers][:1]:  # so that the main thread makes no new files meanwhile, if it runs Python at all
+            _thread.interrupt_main(signal.Signals(number))
+            _parked.acquire(timeout=PARKED)
         for child in _children(os.getpid()):
             _quietly(os.kill, child, signal.SIGKILL)
         for cleanup in [*reversed(_cleanups), _remove_semaphores]:
@@ -222,8 +231,18 @@ def _uninstall() -> None:
 
 
 def _receive(number: int, frame: FrameType | None) -> None:
+    if _leaving:
+        _park()
     if _answers:
         _answers[-1].note(number)
+
+
+def _park() -> NoReturn:
+    """Keep the main thread where it is until the other one ends the process."""
+    if _parked.locked():
+        _parked.release()
+    while True:
+        signal.pause()
 
 
 def _watch(pipe: int) -> None:

@@ -169,6 +169,25 @@ def test_cleanups_run_last_first_and_only_those_of_open_blocks(start: Start, tmp
     assert not list(tmp_path.iterdir())
 
 
+def test_scratch_folders_and_what_is_silenced_come_to_their_end(start: Start, tmp_path: Path) -> None:
+    process = start(
+        """
+        import time
+        from pathlib import Path
+        from gptcli.files import scratch_folder
+        from gptcli.tokenizer.fast_bpe import _quiet
+        with scratch_folder(Path()) as folder, open(folder / "spool", "w"):
+            print("ready", flush=True)
+            with _quiet():
+                Path("silent").touch()
+                time.sleep(1000)
+        """
+    )
+    wait_until((tmp_path / "silent").exists, process)
+    assert stop(process) == (130, WORDS)
+    assert [path.name for path in tmp_path.iterdir()] == ["silent"]
+
+
 def test_what_was_ignored_stays_ignored(start: Start) -> None:
     """SIGHUP under nohup, SIGINT in the background of a script."""
 

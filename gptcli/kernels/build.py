@@ -15,12 +15,11 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import torch  # noqa: F401  its OpenMP runtime must be there before a library that uses it
 
-from gptcli.interrupts import Cleanup
+from gptcli.files import scratch_folder
 
 HERE = Path(__file__).parent
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fopenmp", "-fPIC", "-c")
@@ -40,7 +39,7 @@ def library(name: str) -> ctypes.CDLL | None:
     source = HERE / f"{name}.c"
     try:
         with contextlib.ExitStack() as stack:
-            folder = cache_folder() or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpt-")))
+            folder = cache_folder() or stack.enter_context(scratch_folder())
             built = folder / f"{name}-{_key(source, compiler)}.so"
             if not built.exists():
                 _build(source, compiler, built)
@@ -77,7 +76,7 @@ def _features() -> str:
 
 
 def _build(source: Path, compiler: str, built: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=built.parent) as scratch, Cleanup(shutil.rmtree, scratch, True):
+    with scratch_folder(built.parent) as scratch:
         compiled, linked = Path(scratch, "compiled.o"), Path(scratch, "linked.so")
         for command in ((*FLAGS, source, "-o", compiled), ("-shared", compiled, "-lm", "-o", linked)):
             subprocess.run([compiler, *map(str, command)], capture_output=True, check=True, timeout=PATIENCE)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
+from gptcli.files import scratch_folder
 from gptcli.interrupts import Cleanup
 from gptcli.tokenizer.encoders import knows_more
 from gptcli.tokenizer.tokenizer import byte_alphabet
@@ -34,7 +34,7 @@ def learn_merges(texts: Iterable[str], count: int, reference: Callable[[Iterable
         import gigatoken
     except ImportError:
         return reference(texts)
-    with tempfile.NamedTemporaryFile() as spool, Cleanup(os.unlink, spool.name):
+    with scratch_folder() as folder, open(folder / "text", "w+b") as spool:
         if not _spooled(texts, spool) or not (pairs := _learnt(gigatoken, Path(spool.name), count)):
             return reference(_read_back(spool))
     spelling = {byte: character for character, byte in byte_alphabet().items()}
@@ -109,11 +109,11 @@ def _quiet() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     kept = os.dup(1), os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-        os.dup2(nowhere.fileno(), 2)
     try:
-        yield
+        with Cleanup(os.dup2, kept[1], 2), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+            os.dup2(nowhere.fileno(), 2)
+            yield
     finally:
         for handle, copy in enumerate(kept, 1):
             os.dup2(copy, handle)

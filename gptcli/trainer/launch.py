@@ -9,7 +9,6 @@ import logging
 import multiprocessing
 import os
 import re
-import shutil
 import signal
 import tempfile
 import threading
@@ -29,8 +28,8 @@ from torch.distributed.rendezvous import rendezvous
 from gptcli import errors
 from gptcli.errors import GptError, Interrupted, RunError
 from gptcli.events import SILENT, Events
-from gptcli.files import PARTIAL, sweep
-from gptcli.interrupts import Answer, Cleanup, Held, leave
+from gptcli.files import scratch_folder, sweep
+from gptcli.interrupts import Answer, Held, leave
 from gptcli.runtime import launch_environment
 from gptcli.trainer.checkpoint import newest_state
 from gptcli.trainer.config import Run
@@ -159,13 +158,12 @@ def _scratch(out: Path) -> Iterator[Path]:
     """A folder for what the workers tell and for torch's own temporary files, under a name that the next start sweeps away if need be."""
     out.mkdir(parents=True, exist_ok=True)
     before = tempfile.tempdir
-    folder = tempfile.tempdir = tempfile.mkdtemp(prefix=".launch.", suffix=PARTIAL, dir=out)
-    try:
-        with Cleanup(shutil.rmtree, folder, True):
-            yield Path(folder)
-    finally:
-        tempfile.tempdir = before
-        shutil.rmtree(folder, ignore_errors=True)
+    with scratch_folder(out) as folder:
+        tempfile.tempdir = str(folder)
+        try:
+            yield folder
+        finally:
+            tempfile.tempdir = before
 
 
 class PassOn(Answer):
