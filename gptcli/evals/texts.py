@@ -9,17 +9,19 @@ import numpy as np
 
 from gptcli.errors import InputError
 from gptcli.files import read_toml
+from gptcli.model.source import CHECKPOINTS, RUN_TOML
 from gptcli.shards.loader import TokenStream, open_split
 from gptcli.shards.manifest import read_manifest
 from gptcli.tokenizer.tokenizer import Tokenizer
-
-RUN_TOML = "run.toml"
 
 
 def own_shards(run: Path) -> Path:
     """The shard folder that a run was trained on, by its run.toml. Raises InputError where it is not named, or not there any more."""
     path = run / RUN_TOML
     hint = "name shards with --data, or a text file with --text"
+    if not path.is_file() and (run / CHECKPOINTS).is_dir():
+        why = "is a fine-tuning that is not finished: its accuracy so far is in metrics.jsonl"
+        raise InputError(why, where=run, hint="gpt train --finetune --resume goes on with it; --text FILE scores its language model")
     if not path.is_file():
         raise InputError(f"has no {RUN_TOML} that would name its validation shards", where=run, hint=hint)
     try:

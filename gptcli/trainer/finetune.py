@@ -22,7 +22,7 @@ from gptcli.errors import RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, read_json, sha256, write_json
 from gptcli.model.transformer import GPT
-from gptcli.model.weights import load_model, save_model
+from gptcli.model.weights import load_model, save_config, save_model
 from gptcli.sampling.loading import FINETUNED, load
 from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from gptcli.trainer.checkpoint import Checkpoints, State
@@ -109,6 +109,9 @@ def finetune(run: Finetuning, gpt: GPT, tokenizer: Tokenizer, *, place: Place = 
     engine = repeat(model, place.layout)
     per_epoch = -(-len(train) // task.batch)
     steps = per_epoch * task.epochs
+    if place.leads:
+        tokenizer.save(run.out / TOKENIZER)
+        save_config(run.out, gpt.config, eot_id=tokenizer.eot_id)
     checkpoints, identity = Checkpoints(run.out, place, keep=1), run.identity()
     done, line = 0, {}
     if run.resume and (folder := checkpoints.newest(events)) is not None:

@@ -17,8 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptcli.cli import main
+from gptcli.trainer.metrics import read_metrics
+from tests.waiting import wait_until
 
 SMALL = ["--n-layer", "1", "--n-head", "1", "--d-model", "8", "--n-ctx", "16", "--tokens", "640", "--batch-tokens", "64"]
 
@@ -327,3 +330,101 @@ def test_the_range_test_prints_a_rate_and_leaves_a_picture(gpt_inside, here):
     assert report["suggested_lr"] == pytest.approx(float(out), rel=0.1)
     assert "cannot be resumed" in gpt_inside(*words, "--resume", code=2)[1]
     assert "unknown tracker" in gpt_inside(*words[:-1], "--track", "wandb", code=2)[1]
+
+
+# --- runs that are not finished: sampled, scored and started from while they go on, after kill -9 and after SIGTERM ---
+SHAPE = ["--n-layer", "1", "--n-head", "1", "--d-model", "8", "--n-ctx", "16", "--batch-tokens", "64", "--samples", "0"]
+ENDLESS = ["train", *SHAPE, "--tokens", "100M", "--checkpoint-every", "20", "--compile", "off", "--precision", "fp32", "--out", "run"]
+NEXT = ["train", "--batch-tokens", "64", "--tokens", "128", "--eval-tokens", "32", "--compile", "off"]
+
+
+@pytest.fixture
+def started(here: Path):
+    """Start the long run, and end it with the test."""
+    processes = []
+
+    def start(*words: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen([sys.executable, "-m", "gptcli", *ENDLESS, *words], cwd=here, stderr=subprocess.DEVNULL, text=True)
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def steps(here: Path) -> list[int]:
+    return sorted(int(path.name[5:]) for path in (here / "run/checkpoints").glob("step-*"))
+
+
+def read(gpt_inside) -> tuple[int, int]:
+    """The steps that gpt sample and gpt eval read, as they say on stderr and in JSON."""
+    found = []
+    for words in (["sample", "run", "a", "--max-tokens", "2", "--json"], ["eval", "run", "--json", "--limit", "2"]):
+        out, err = gpt_inside(*words)
+        step = json.loads(out)["step"]
+        assert f"reading step {step:,} of run, a run that is not finished" in err
+        found.append(step)
+    return found[0], found[1]
+
+
+def test_while_it_goes_on_after_a_kill_and_after_a_stop(gpt_inside, started, here) -> None:
+    process = started()
+    wait_until(lambda: (here / "run/run.toml").exists(), process)
+    wait_until(lambda: (here / "run/model.safetensors.index.json").exists(), process)
+    for _ in range(3):  # it goes on meanwhile, and removes what was the newest
+        before = max(steps(here))
+        sampled, scored = read(gpt_inside)
+        assert before <= sampled <= scored <= max(steps(here))
+    gpt_inside(*NEXT, "--init-from", "run", "--out", "next")
+    assert scored <= tomllib.loads((here / "next/run.toml").read_text())["checkpoint"] <= max(steps(here))
+    AutoTokenizer.from_pretrained(here / "run")
+    AutoModelForCausalLM.from_pretrained(here / "run")
+    assert process.poll() is None, "all this while it went on"
+    process.kill()
+    process.wait()
+
+    newest = max(steps(here))
+    assert read(gpt_inside) == (newest, newest)
+    AutoModelForCausalLM.from_pretrained(here / "run")
+    words = ["eval", "run", "--json", "--limit", "2", "--checkpoint"]
+    assert [json.loads(gpt_inside(*words, str(step))[0])["step"] for step in steps(here)] == steps(here)
+    refused = gpt_inside("sample", "run", "a", "--checkpoint", "1", code=2)[1]
+    assert "run: no checkpoint of step 1 here" in refused
+    assert f"{newest:,}" in refused
+
+    process = started("--resume")
+    wait_until(lambda: max(steps(here)) > newest, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 130
+    newest = max(steps(here))
+    assert newest == read_metrics(here / "run")[-1]["step"]
+    assert read(gpt_inside) == (newest, newest)
+    AutoModelForCausalLM.from_pretrained(here / "run")
+
+
+def test_a_run_that_starts_from_a_checkpoint_does_not_need_it_again(gpt_inside, here, started) -> None:
+    process = started()
+    wait_until(lambda: len(steps(here)) == 2, process)
+    process.kill()
+    process.wait()
+    first, newest = steps(here)
+    words = [*NEXT, "--init-from", "run"]
+    gpt_inside(*words, "--out", "whole", "--checkpoint", str(first))
+    assert not (here / "whole/init").exists()
+    assert tomllib.loads((here / "whole/run.toml").read_text())["checkpoint"] == first
+
+    shutil.copytree(here / "run", here / "source")
+    gpt_inside(*NEXT, "--init-from", "source", "--out", "other")
+    assert f"checkpoint = {newest} " in (here / "other/run.toml").read_text()
+    assert "the newest of init_from" in (here / "other/run.toml").read_text()
+    for name in ("model.safetensors", "README.md"):
+        (here / "other" / name).unlink()
+    shutil.rmtree(here / "source")
+    shutil.rmtree(here / "other/checkpoints/step-00000002")
+    gpt_inside(*NEXT, "--init-from", "source", "--out", "other", "--resume")
+    assert (here / "other/model.safetensors").exists()
+    again = gpt_inside(*NEXT, "--init-from", "source", "--out", "other", "--resume", "--checkpoint", str(first), code=2)[1]
+    assert f"checkpoint was {newest}, now {first}" in again
+    assert "names a checkpoint of the run to start from" in gpt_inside("train", *SHAPE, "--checkpoint", "3", "--out", "no", code=2)[1]
