@@ -73,15 +73,18 @@ def print_affordable(found: list[Affordable], gpu_hours: float, fleet: str, *, m
 
 
 def read_run(path: Path) -> Run:
-    """What a run came to: parameters from config.json, tokens and loss from metrics.jsonl, of its last validation where it has one.
+    """What a run came to: parameters from config.json, tokens and loss from metrics.jsonl, of its last validation where it has one, else
+    the running mean of its training loss.
 
     `path` is a run folder or its metrics.jsonl. Raises InputError.
     """
     from gptcli.cost.lawfit import Run  # which brings statistics and random
+    from gptcli.trainer.metrics import smoothed_loss
 
     metrics = path if path.is_file() else path / METRICS
     config = read_model_config(metrics.parent)
     last: dict[str, Any] = {}
+    entries: list[dict[str, Any]] = []
     try:
         lines = metrics.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -94,8 +97,11 @@ def read_run(path: Path) -> Run:
             loss, tokens = float(entry.get("val_loss", entry["loss"])), int(entry["tokens"])
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             raise InputError("not a line of metrics: it needs tokens and loss", where=f"{metrics}:{number}") from None
+        entries.append(entry)
         if "val_loss" in entry or "val_loss" not in last:
             last = entry | {"reached": loss, "tokens": tokens}
+    if last and "val_loss" not in last:
+        last["reached"] = smoothed_loss(entries)
     if not last or not (0 < last["reached"] < float("inf") and last["tokens"] > 0):
         raise InputError("no step with a loss above zero", where=metrics)
     return Run(name=str(path), parameters=config.parameters, tokens=last["tokens"], loss=last["reached"])

@@ -212,7 +212,7 @@ def train(
     if leads and done["interrupted"]:
         raise Interrupted(f"stopped after step {done['step']:,}, with a checkpoint", where=run.out, hint="--resume goes on")
     if leads:
-        loss = "" if done["loss"] is None else f", loss {done['loss']:.4f}"
+        loss = "" if (mean := done["smoothed_loss"]) is None else f", loss {mean:.4f} (mean of the last {done['smoothed_steps']} steps)"
         events.info(f"trained on {done['tokens']:,} tokens in {duration(done['seconds'])}{loss}")
         print_json("train", done) if json else print(run.out)
 
@@ -239,18 +239,23 @@ def restarted() -> bool:
 def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, force: bool, leads: bool) -> Run | None:
     """Check all that can be checked, claim the run folder and write run.toml into it; None where the run is finished."""
     from gptcli.cli.train_tasks import measurement
+    from gptcli.cost.layout import parse_layout
     from gptcli.trainer.config import Run
     from gptcli.trainer.export import is_finished
     from gptcli.trainer.preflight import check_data, check_resume, check_run, data_sha256
+    from gptcli.trainer.provenance import provenance, resumed
 
-    out = Path(plan.resolved.values["out"])
-    text = resolved_toml(plan.resolved, parameters=f"{plan.model.parameters:,}", vocab_size=f"{plan.model.vocab_size:,}, from the shards")
+    out, data = Path(plan.resolved.values["out"]), Path(plan.resolved.values["data"])
+    processes, tokens = parse_layout(plan.train.layout).processes, plan.train.tokens
+    made = provenance(processes, data, data_sha256(manifest), manifest.tokens("train"), tokens)
+    facts = {"parameters": f"{plan.model.parameters:,}", "vocab_size": f"{plan.model.vocab_size:,}, from the shards"}
+    text = resolved_toml(plan.resolved, **facts, **made)
     if resume and (out / RUN_TOML).is_file():
-        text = (out / RUN_TOML).read_text(encoding="utf-8")
+        text = resumed((out / RUN_TOML).read_text(encoding="utf-8"), made)
     run = Run(
         name=plan.name,
         out=out,
-        data=Path(plan.resolved.values["data"]),
+        data=data,
         model=plan.model,
         train=plan.train,
         data_sha256=data_sha256(manifest),

@@ -32,9 +32,9 @@ def test_the_last_validation_counts(tmp_path: Path) -> None:
     assert run.name == str(tmp_path / "a")
 
 
-def test_the_last_loss_where_none_was_validated(tmp_path: Path) -> None:
+def test_the_running_mean_of_the_loss_where_none_was_validated(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "a", {"tokens": 10, "loss": 5.0}, {"tokens": 20, "loss": 4.0}) / "metrics.jsonl")
-    assert (run.tokens, run.loss) == (20, 4.0)
+    assert (run.tokens, run.loss) == (20, 4.5)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_a_curve_without_points_keeps_its_colour():
 def test_names_are_escaped_and_the_end_is_told_to_those_who_cannot_see_it():
     root = parsed(chart("<b>", {"<i>": [(0.0, 1.0), (4.0, 2.25)]}, unit="&"))
     assert root.find("h2").text == "<b> "
-    assert root.find("svg").get("aria-label") == "<b>: in the end <i> 2.25"
+    assert root.find("svg").get("aria-label") == "<b>: in the end <i> 2.250"
     assert root.find("p/span").find("svg").tail == " <i>"
 
 
@@ -122,7 +122,10 @@ def test_ticks_are_round_few_and_told_apart(low, high):
         (500e3, 250e3, "500k"),
         (1.5e6, 5e5, "1.5M"),
         (2e-5, 1e-5, "2e-5"),
-        (0, 0.001, "0.000"),
+        (0, 0.001, "0"),
+        (0.25, 0.25, "0.25"),
+        (1e6, 2.5e5, "1.00M"),
+        (0.0015, 0.0005, "0.0015"),
     ],
 )
 def test_tick_text(value, step, text):
