@@ -123,9 +123,9 @@ def answer_plan(said: dict[str, Any], look: Look) -> None:
         listed = [plan.as_dict() | {"command": train_options(plan, words)} for plan in found]
         print_json("cost", {"name": one.name, "gpu": terms.gpu.name, "gpus": terms.count, "plans": listed})
     else:
-        print_plans(one.name, found, terms.gpu, words, markdown=look.markdown)
         if terms.assumed:
             print_lines(f"{terms.gpu.name} {terms.assumed}", dim=True)
+        print_plans(one.name, found, terms.gpu, words, markdown=look.markdown)
 
 
 def _model_options(said: dict[str, Any], model: ModelConfig) -> str:

@@ -154,3 +154,22 @@ def test_what_is_no_run_is_named(tmp_path, files, says):
         (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=says):
         read_record(tmp_path)
+
+
+def test_how_it_was_made_stands_on_the_page():
+    head = ["gpt 0, python 3", "date: 2030-01-01T00:00:00Z", "host: <b>", "passes: 0.5", "resumed: 2030-02-01T00:00:00Z; host c"]
+    resolved = "".join(f"# {line}\n" for line in head) + "\nlr = 0.5\n"
+    root = parsed(page(record(3, resolved=resolved)))
+    known = facts(root)
+    assert (known["date"], known["host"], known["passes"]) == ("2030-01-01T00:00:00Z", "<b>", "0.5")
+    assert known["resumed"].endswith("host c")
+    assert "How it was made" not in page(record(3))
+
+
+def test_a_narrow_screen_needs_no_heads_above_the_cells():
+    root = parsed(comparison([record(3, "a & b"), record(2, "c")], Path("runs")))
+    cells = root.find(".//tbody/tr").findall("td")
+    assert [cell.get("data-head") for cell in cells][:3] == ["validation loss", "lowest", "training loss"]
+    changed = [record(3, "a & b"), record(2, "c", RUN_TOML.replace("0.5", "0.25"))]
+    heads = [cell.get("data-head") for cell in parsed(comparison(changed, Path("runs"))).findall(".//table")[-1].findall(".//td")]
+    assert heads == ["a & b", "c"], "without their pieces of line"
