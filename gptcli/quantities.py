@@ -1,4 +1,5 @@
-"""Numbers as a person reads them. No figure but zero reads as zero, and none needs an exponent where a smaller unit says it."""
+"""Numbers as a person reads them: no figure but zero reads as zero, and none needs an exponent if a
+smaller unit can say it."""
 
 from __future__ import annotations
 
@@ -33,12 +34,13 @@ def short(value: float) -> str:
 
 
 def unit_for(value: float, units: Units, least: float = 1) -> tuple[float, str]:
-    """The largest unit in which `value` is at least `least`; the smallest where there is none, and of zero the largest."""
+    """Return the largest unit in which `value` is at least `least`; the smallest if there is none, and of
+    zero the largest."""
     return next((unit for unit in units if value >= least * unit[0] or not value), units[-1])
 
 
 def scaled(value: float, units: Units, digits: int = 4) -> str:
-    """With the unit that suits it: 1,132 MWh, 74.2 J, 8.84 mg."""
+    """Write `value` with the unit that suits it: 1,132 MWh, 74.2 J, 8.84 mg."""
     size, name = unit_for(value, units)
     return f"{figure(value / size, digits)} {name}"
 

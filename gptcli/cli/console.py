@@ -1,4 +1,4 @@
-"""How reports of long work look: a live bar on a terminal, plain lines ever further apart elsewhere; always on stderr."""
+"""How reports of long work look, always on stderr: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from gptcli.quantities import percent
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-FIRST, LONGEST = 5.0, 300.0  # seconds to the first plain line, and between lines at most: each wait is twice the one before
+# Seconds to the first plain line, and between lines at most: each wait is twice the one before, so
+# that the log of a day stays short.
+FIRST, LONGEST = 5.0, 300.0
 
 
 class ConsoleEvents(Events):
@@ -78,7 +80,8 @@ class ConsoleEvents(Events):
 
 
 class _Task:
-    """What the console remembers of one task: when and where it began, when it was last shown, how long it then waits, its live bar."""
+    """What the console remembers of one task: when and where it began, when it was last shown, how
+    long it waits until the next line, its live bar."""
 
     def __init__(self, now: float, first: float) -> None:
         self.since, self.first, self.shown, self.wait = now, first, now, FIRST

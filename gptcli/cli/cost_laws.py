@@ -73,8 +73,8 @@ def print_affordable(found: list[Affordable], gpu_hours: float, fleet: str, *, m
 
 
 def read_run(path: Path) -> Run:
-    """What a run came to: parameters from config.json, tokens and loss from metrics.jsonl, of its last validation where it has one, else
-    the running mean of its training loss.
+    """Read what a run came to: parameters from config.json, tokens and loss from metrics.jsonl. The loss
+    is that of its last validation; if there was none, the running mean of its training loss.
 
     `path` is a run folder or its metrics.jsonl. Raises InputError.
     """

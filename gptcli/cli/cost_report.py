@@ -52,8 +52,8 @@ MEMORY_ROWS = {  # part: what it is called, and what is in it
 
 
 def print_estimate(estimate: Estimate, *, brief: bool, explain: bool, markdown: bool, rank: list[Row], assumed: str = "") -> None:
-    """The whole story of one estimate on stdout; brief, only from FLOPs to money; `rank` tells of the memory of a rank, `assumed` of whose
-    choice the GPU was, if not the user's."""
+    """The whole story of one estimate on stdout; brief, only from FLOPs to money. `rank` tells of the
+    memory of a rank; `assumed` says why it is this GPU, if the user named none."""
     model, tokens, parameters = estimate.model, estimate.tokens, estimate.parameters
     title = estimate.name if model is None else _title(estimate.name, model)
     rows: list[Row] = []

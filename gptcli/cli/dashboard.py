@@ -49,8 +49,8 @@ class Dashboard(ConsoleEvents):
         else:
             now = time.monotonic()
             self._begun = self._begun or (now, done)
-            if facts["loss"] is not None:
-                self.curve.add(facts["loss"])
+            if facts["smoothed_loss"] is not None:
+                self.curve.add(facts["smoothed_loss"])
             if now - self._drawn >= DRAWN_EVERY or done == total:
                 self._drawn = now
                 rate = (done - self._begun[1]) / max(now - self._begun[0], 1e-9)

@@ -18,8 +18,8 @@ class Affordable:
 
 
 def affordable(estimates: list[Estimate], *, dollars: float | None, hours: float | None) -> tuple[list[Affordable], float]:
-    """Each estimate's model on the GPU-hours that `dollars` and `hours` of its fleet buy, best first and those without a loss last; and
-    those GPU-hours.
+    """Return each estimate's model on the GPU-hours that `dollars` and `hours` of its fleet buy, best first
+    and those without a loss last; and those GPU-hours.
 
     The fleets have one price and one count, and a price where `dollars` are given.
     """

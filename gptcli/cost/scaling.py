@@ -5,8 +5,9 @@
     chinchilla          Hoffmann et al. 2022, approach 3 as printed: L = E + A/N^alpha + B/D^beta
     chinchilla-refit    the same form, fitted again by Besiroglu et al. 2024
 
-Losses are nats a token on each paper's own text and vocabulary: compare sizes within a law, never laws with each other. Each law has the
-range in which its authors fitted or tested it, and outside of that no figure: it would be a guess.
+Losses are nats a token on each paper's own text and vocabulary: compare sizes within a law, never laws with each other.
+Each law has the range in which its authors fitted or tested it. No figure is given outside of it: it
+would be a guess.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """Where a law holds, both ends included; None for what it does not depend on."""
+    """The models for which a law holds, both ends included; None for what it does not depend on."""
 
     parameters: Span | None = None
     """As the law counts them."""
@@ -32,24 +33,25 @@ class Range:
     source: str
 
     def holds(self, parameters: float, tokens: float) -> bool:
-        """For a model of this size on so many tokens, by its compute where the law depends on nothing else."""
+        """Tell whether it holds for a model of this size on so many tokens; by its compute, if the law
+        depends on nothing else."""
         if self.parameters is None or self.tokens is None:
             return self.holds_for(6.0 * parameters * tokens)
         return _within(parameters, self.parameters) and _within(tokens, self.tokens)
 
     def holds_for(self, flops: float) -> bool:
-        """For the best model of so much compute."""
+        """Tell whether it holds for the best model of so much compute."""
         return _within(flops / PF_DAY, self.pf_days)
 
     def __str__(self) -> str:
-        """In the words of `holds`: N 70M to 70B, D 5B to 1.4T."""
+        """Write what `holds` asks: N 70M to 70B, D 5B to 1.4T."""
         if self.parameters is None or self.tokens is None:
             return self.compute
         return f"N {_span(self.parameters)}, D {_span(self.tokens)}"
 
     @property
     def compute(self) -> str:
-        """In the words of `holds_for`."""
+        """What `holds_for` asks: 6.00e18 to 5.76e23 FLOP."""
         low, high = self.pf_days
         return f"{short(low * PF_DAY)} to {short(high * PF_DAY)} FLOP"
 

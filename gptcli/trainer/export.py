@@ -36,8 +36,9 @@ def is_finished(out: Path) -> bool:
 
 
 def model_card(run: Run, last: Line | None, val_loss: float | None, leaving: dict[str, Any] | None) -> str:
-    """What the model is and how it came about, in Markdown with the front matter of the Hugging Face hub. `last` is the newest step's line,
-    with its smoothed loss; None or empty before the first. `leaving`: what it costs that transformers knows it as another, if it does."""
+    """Say what the model is and how it came about, in Markdown with the front matter of the Hugging Face
+    hub. `last` is the newest step's line, with its smoothed loss; None or empty before the first step.
+    `leaving`: what it costs that transformers knows it as another, if it does."""
     model, last = run.model, last or {}
     dense = model.attention == "dense"
     step, made = last.get("step", 0), read_provenance(run.resolved)
@@ -72,7 +73,8 @@ def model_card(run: Run, last: Line | None, val_loss: float | None, leaving: dic
 
 
 def front_matter(run: Run, val_loss: float | None) -> str:
-    """YAML that the hub reads; no license, which is the user's to choose. Values are in JSON, which is YAML."""
+    """Write the YAML that the hub reads, its values as JSON, which is YAML. It names no license: that is
+    the user's to choose."""
     about: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",

@@ -1,5 +1,5 @@
-"""`metrics.jsonl`: a line a step, and other logs of the kind. After a resume they read as if nothing had happened, but for the times at
-which their lines were written."""
+"""`metrics.jsonl`: a line a step, and other logs of the kind. After a resume they read as if nothing had
+happened, but for the times at which their lines were written."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class MetricsLog:
     """Appends lines; each is with the system when `write` returns, so that a killed process loses none."""
 
     def __init__(self, out: Path, *, before: int = 0, name: str = METRICS) -> None:
-        """Keeps the lines of steps below `before`, and cuts the rest off. Lines of METRICS get the `time` at which they are written."""
+        """Keeps the lines of steps below `before`, and cuts the rest off. Lines of METRICS get the `time` at
+        which they are written."""
         self.path, self.timed = Path(out) / name, name == METRICS
         kept = [line for line in read_lines(self.path) if line["step"] < before]
         self.newest = deque(kept, LONGEST)
@@ -50,13 +51,14 @@ def now() -> str:
 
 
 def window(step: int) -> int:
-    """Steps of the running mean that stands for the training loss after `step` of them: the newest twentieth, from 5 to 100."""
+    """Return how many of `step` steps the running mean of the training loss is over: the newest
+    twentieth, from 5 to 100."""
     return min(step, LONGEST, max(SHORTEST, step // 20))
 
 
 def smoothed_loss(lines: Iterable[Line]) -> float | None:
-    """The mean training loss of a token over the newest steps, of which `window` says how many: the last step alone may be a small rest of
-    the data. None where none of them was finite."""
+    """Return the mean training loss of a token over the newest steps, of which `window` says how many: the
+    last step alone may be a small rest of the data. None if none of them was finite."""
     lines = list(lines)
     near: Sequence[Line] = lines[-window(lines[-1].get("step", len(lines))) :] if lines else []
     found = [(line["loss"], line.get("batch_tokens", 1)) for line in near if line.get("loss") is not None]

@@ -1,7 +1,8 @@
-"""When, where, by what and from what a run was made: comments at the top of its run.toml, from which report and model card take them.
+"""When, where, by what and from what a run was made: comments at the top of its run.toml, from which
+report and model card take them.
 
-Comments, because run.toml is read back as the run's options, and none of this is one. A resume keeps them, and adds a line where anything
-of them has changed.
+Comments, because run.toml is read back as the run's options, and none of this is one. A resume keeps
+them, and adds a line if anything of them has changed.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ LINE = re.compile(r"# (\w+): (.*)")
 
 
 def provenance(processes: int, data: Path, sha256: str, data_tokens: int, tokens: int) -> dict[str, str]:
-    """The facts of a run that begins here, on `tokens` tokens out of the `data_tokens` of the shards in `data`. What cannot be found out is
-    left out."""
+    """Return the facts of a run that begins here, on `tokens` tokens out of the `data_tokens` of the shards
+    in `data`. What cannot be found out is left out."""
     import torch
 
     found = {
@@ -40,14 +41,16 @@ def provenance(processes: int, data: Path, sha256: str, data_tokens: int, tokens
 
 
 def read_provenance(resolved: str) -> dict[str, str]:
-    """The facts in the head of a run.toml, and the newest resume that changed any; empty where an older version wrote it."""
+    """Return the facts in the head of a run.toml, and the newest resume that changed any; none of a file
+    that an older version wrote."""
     head = resolved.split("\n\n", 1)[0]
     found = {match[1]: match[2] for match in map(LINE.fullmatch, head.splitlines()) if match}
     return {name: found[name] for name in (*FACTS, RESUMED) if name in found}
 
 
 def resumed(resolved: str, now: Mapping[str, str]) -> str:
-    """run.toml's text with a line on this resume, where it differs from what the newest such line tells, or the beginning."""
+    """Return run.toml's text with a line on this resume, if it differs from what the newest such line
+    tells, or the beginning."""
     before = read_provenance(resolved)
     differs = "; ".join(f"{name} {now[name]}" for name in MADE_BY if name in now and now[name] != before.get(name)) or AS_AT_FIRST
     if not before or differs == (before.get(RESUMED, "").partition("; ")[2] or AS_AT_FIRST):
@@ -57,7 +60,7 @@ def resumed(resolved: str, now: Mapping[str, str]) -> str:
 
 
 def device_name(processes: int) -> str:
-    """The GPU or the processor, with how many of them or how many cores."""
+    """Name the GPU or the processor, with how many of them or how many cores."""
     import torch
 
     if torch.cuda.is_available():
@@ -76,7 +79,8 @@ def _processor() -> str:
 
 
 def commit(root: Path) -> str:
-    """The commit that is checked out in `root`, read from its .git; empty where there is none. Runs no program."""
+    """Return the commit that is checked out in `root`, read from its .git; nothing if there is none.
+    Runs no program."""
     try:
         git = root / ".git"
         if git.is_file():  # a work tree beside its repository

@@ -97,8 +97,8 @@ def swatch(number: int) -> str:
 
 
 def framed(curves: list[Curve], *, log_x: bool, from_zero: bool, behind: Sequence[Curve] = ()) -> tuple[Frame, float, float | None]:
-    """The frame, the step between its ticks, and the highest value where the first part of the run is left to stand above the frame. Of
-    the curves `behind`, which are drawn faintly, nine points in ten are inside."""
+    """Return the frame, the step between its ticks, and the highest value if the first part of the run is
+    left above the frame. It holds nine points in ten of the curves `behind`, which are drawn faintly."""
     xs = [x for curve in curves for x, _ in curve]
     ys = [y for curve in curves for _, y in curve]
     x_low = min(xs) if log_x else 0.0
@@ -115,7 +115,7 @@ def framed(curves: list[Curve], *, log_x: bool, from_zero: bool, behind: Sequenc
         low, high = low - (abs(low) / 2 or 1), high + (abs(high) / 2 or 1)
     step = tick_step(low, high)
     x_high = max(xs)
-    if not log_x and x_high > 0:  # a run that ends on a whole batch ends a little before or after a round number
+    if not log_x and x_high > 0:  # a run in whole sequences ends a little before a round number
         nearest_tick = round(x_high / (across := tick_step(0, x_high))) * across
         x_high = nearest_tick if x_high < nearest_tick < 1.01 * x_high else x_high
     low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
@@ -183,8 +183,8 @@ def thinned(curve: Curve) -> Curve:
 
 
 def smoothed(curve: Curve) -> Curve:
-    """The mean over a 40th of the curve to either side, no further ahead than back, by how far each point reaches: a small last batch
-    counts for little. A curve of few points as it is."""
+    """Return the mean over a 40th of the curve to either side, no further ahead than back, by how far each
+    point reaches: a small last batch counts for little. A curve of few points stays as it is."""
     most = len(curve) // 40
     if most < 2:
         return curve
@@ -197,13 +197,13 @@ def smoothed(curve: Curve) -> Curve:
 
 
 def widths(curve: Curve) -> list[float]:
-    """How far each point lies from the one before: of a step's figures over tokens, its batch."""
+    """Return how far each point lies from the one before: of a step's figures over tokens, its batch."""
     apart = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(curve)]
     return [apart[0] if apart else 1.0, *apart]
 
 
 def mean(curve: Curve, weights: list[float], start: int, end: int) -> float:
-    """Of the values from `start` to before `end`, by weight; where none has any, each alike."""
+    """Return the mean of the values from `start` to before `end`, by weight; each alike if none has any."""
     values, near = [y for _, y in curve[start:end]], weights[start:end]
     total = sum(near)
     return sum(y * w for y, w in zip(values, near, strict=True)) / total if total > 0 else sum(values) / len(values)

@@ -121,7 +121,8 @@ def folded(summary: str, body: str) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells are markup. On a narrow screen each row stands as a list, its cells below each other behind their heads."""
+    """Cells are markup. On a narrow screen each row becomes a list, its cells below each other behind
+    their heads."""
     labels = [html.escape(re.sub("<.*?>", "", html.unescape(cell)).strip()) for cell in heads[1:]]
     head = "".join(f'<th scope="col">{cell}</th>' for cell in heads)
     body = "".join(

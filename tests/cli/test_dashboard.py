@@ -25,7 +25,7 @@ import sys
 from gptcli.cli.dashboard import Dashboard
 board = Dashboard("runs/350M")
 for step in range(1, 301):
-    board.progress("train", step * 1000, 300_000, "tokens", **{{**{FACTS!r}, "step": step, "loss": 3 + 8 / step}})
+    board.progress("train", step * 1000, 300_000, "tokens", **{{**{FACTS!r}, "step": step, "smoothed_loss": 3 + 8 / step}})
     if step == 200:
         board.warn("a message in between")
 board.finish("train")
