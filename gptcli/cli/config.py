@@ -121,11 +121,16 @@ def updated_toml(before: str, resolved: Resolved, **extra: Any) -> str:
     ]
     lines += [rows[name] for name in new if name not in old]
     remarks = next((number for number, line in enumerate(lines) if not line.startswith("#")), 0)
-    text = "\n".join([*lines[:remarks], f"# resumed: {command_line()}", *lines[remarks:], ""])
+    text = "\n".join([*lines[:remarks], f"# resumed by: {command_line()}", *lines[remarks:], ""])
     with contextlib.suppress(tomllib.TOMLDecodeError):
         if tomllib.loads(text) == new:
             return text
     return after  # `before` was written by hand, in lines of another form
+
+
+def same_values(one: str, other: str | None) -> bool:
+    """Whether two TOML texts hold the same values; None holds none."""
+    return other is not None and tomllib.loads(one) == tomllib.loads(other)
 
 
 def command_line() -> str:

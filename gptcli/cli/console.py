@@ -1,4 +1,4 @@
-"""How reports of long work look: a live bar on a terminal, one plain line every few seconds elsewhere; always on stderr."""
+"""How reports of long work look, always on stderr: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from gptcli.events import Events
 from gptcli.interrupts import Cleanup, write
+from gptcli.quantities import amount as amount  # commands find them here too
+from gptcli.quantities import duration as duration
+from gptcli.quantities import in_bytes as in_bytes
+from gptcli.quantities import percent
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-PLAIN_EVERY = 5.0  # seconds between plain lines
+# Seconds to the first plain line, and between lines at most: each wait is twice the one before, so
+# that the log of a day stays short.
+FIRST, LONGEST = 5.0, 300.0
 
 
 class ConsoleEvents(Events):
@@ -44,13 +50,14 @@ class ConsoleEvents(Events):
             if now - state.shown >= 0.1 or done == total:
                 state.shown = now
                 self._draw(task, state, done, total, _facts(facts))
-        elif now - state.shown >= PLAIN_EVERY:
-            state.shown = now
-            rate = (done - state.first) / (now - state.since)
+        elif now - state.shown >= state.wait:
+            state.shown, state.wait = now, min(2 * state.wait, LONGEST)
+            spent = now - state.since
+            rate = (done - state.first) / spent
             line = f"{task}: {amount(done)}" + (f"/{amount(total)}" if total else "") + (f" {unit}" if unit else "")
-            line += f" ({done / total:.0%})" if total else ""
-            left = f"  {duration((total - done) / rate)} left" if total and rate > 0 else ""
-            print(f"{line}{_facts(facts)}{left}", file=sys.stderr, flush=True)
+            line += f" ({percent(done / total, 0)})" if total else ""
+            left = f", {duration(round((total - done) / rate))} left" if total and rate > 0 else ""
+            print(f"{line}{_facts(facts)}  {duration(spent)}{left}", file=sys.stderr, flush=True)
 
     def finish(self, task: str) -> None:
         state = self._tasks.pop(task, None)
@@ -77,10 +84,11 @@ class ConsoleEvents(Events):
 
 
 class _Task:
-    """What the console remembers of one task: when and where it began, when it was last shown, its live bar."""
+    """What the console remembers of one task: when and where it began, when it was last shown, how
+    long it waits until the next line, its live bar."""
 
     def __init__(self, now: float, first: float) -> None:
-        self.since, self.first, self.shown = now, first, now
+        self.since, self.first, self.shown, self.wait = now, first, now, FIRST
         self.bar: TaskID | None = None
 
 
@@ -101,34 +109,6 @@ def wrapped(text: str) -> str:
 def print_json(command: str, report: dict[str, Any]) -> None:
     """The machine-readable form of a report: one JSON object on stdout."""
     print(json.dumps({"schema": f"gpt.{command}/1", **report}, ensure_ascii=False))
-
-
-def duration(seconds: float) -> str:
-    """12 s, 3 min 20 s, 2 h 05 min, 4 d 3 h."""
-    seconds = int(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    if seconds < 86400:
-        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
-    return f"{seconds // 86400} d {seconds % 86400 // 3600} h"
-
-
-def amount(value: float) -> str:
-    """950, 12.3k, 4.5M, 300B, 2.25T."""
-    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{value / (1e3 if suffix == 'k' else size):.4g}{suffix}"
-    return f"{value:.4g}"
-
-
-def in_bytes(value: float) -> str:
-    """12 B, 6.29 MB, 5.69 GB, 2.25 TB."""
-    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g} {prefix}B"
-    return f"{value:.0f} B"
 
 
 def _facts(facts: dict[str, object]) -> str:

@@ -9,17 +9,18 @@ from typing import Any
 from gptcli.cli.config import option
 from gptcli.cli.console import print_json
 from gptcli.cli.cost_laws import fit_report, optimal_report, predict, print_affordable, print_fit, print_optimal, read_run
-from gptcli.cli.cost_options import SHAPE, Terms, positive, whole
+from gptcli.cli.cost_options import ARTICLE_GPU, FLEET, LAYOUT, SHAPE, Terms, positive, whole
 from gptcli.cli.cost_plan import print_plans, rank_rows, train_options
 from gptcli.cli.cost_report import print_estimate, print_sizes
-from gptcli.cli.cost_sheet import short
-from gptcli.cli.cost_subject import DEFAULT_SIZE, estimate, subject, subjects
+from gptcli.cli.cost_sheet import print_lines
+from gptcli.cli.cost_subject import DEFAULT_SIZE, estimate, named, subject, subjects
 from gptcli.cost.budget import affordable
 from gptcli.cost.estimate import Estimate
 from gptcli.cost.fleet import batch_sequences
 from gptcli.cost.plans import plans
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
+from gptcli.quantities import short
 
 PLANS_SHOWN = 12
 TRAIN_SHAPE = tuple(name for name in SHAPE if name != "vocab_size")
@@ -36,8 +37,11 @@ class Look:
 
 
 def answer_model(said: dict[str, Any], look: Look) -> None:
+    model, assumed = subject(said), ""
+    if "flops" in said and model == named(DEFAULT_SIZE) and not any(name in said for name in ("tokens", "hours", *FLEET, *LAYOUT)):
+        said, assumed = {**said, "gpu": ARTICLE_GPU}, "the cost article's, of 2020"
     terms = Terms(said)
-    found = estimate(subject(said), said.get("tokens"), terms)
+    found = estimate(model, said.get("tokens"), terms)
     if look.plot is not None:
         from gptcli.cli import cost_plot as plot
 
@@ -52,12 +56,13 @@ def answer_model(said: dict[str, Any], look: Look) -> None:
         print_json("cost", found.as_dict())
         return
     rank = rank_rows(found.plan, found.model, terms.gpu) if "layout" in said and found.plan and found.model else []
-    print_estimate(found, brief="flops" in said, explain=look.explain, markdown=look.markdown, rank=rank)
+    print_estimate(found, brief="flops" in said, explain=look.explain, markdown=look.markdown, rank=rank, assumed=assumed or terms.assumed)
 
 
 def answer_flops(said: dict[str, Any], look: Look) -> None:
     amount = positive("flops", said["flops"]) or 0.0
-    found = Estimate(f"{short(amount)} FLOP", amount, Terms(said).fleet(None, amount)[0])
+    terms = Terms(said)
+    found = Estimate(f"{short(amount)} FLOP", amount, terms.fleet(None, amount)[0])
     if look.plot is not None:
         from gptcli.cli.cost_plot import compute_by_year, write_plot
 
@@ -65,7 +70,7 @@ def answer_flops(said: dict[str, Any], look: Look) -> None:
     if look.json:
         print_json("cost", found.as_dict())
     else:
-        print_estimate(found, brief=True, explain=look.explain, markdown=look.markdown, rank=[])
+        print_estimate(found, brief=True, explain=look.explain, markdown=look.markdown, rank=[], assumed=terms.assumed)
 
 
 def answer_table(said: dict[str, Any], look: Look) -> None:
@@ -78,7 +83,7 @@ def answer_table(said: dict[str, Any], look: Look) -> None:
     if look.json:
         print_json("cost", {"sizes": [found.as_dict() for found in every]})
     else:
-        print_sizes(every, explain=look.explain, markdown=look.markdown)
+        print_sizes(every, explain=look.explain, markdown=look.markdown, assumed=terms.assumed)
 
 
 def answer_budget(said: dict[str, Any], look: Look) -> None:
@@ -94,7 +99,7 @@ def answer_budget(said: dict[str, Any], look: Look) -> None:
         print_json("cost", {"gpu_hours": gpu_hours, "sizes": [asdict(row) for row in found]})
         return
     where = f"{fleet.count:,} {'GPU' if fleet.gpu is None else fleet.gpu.name}"
-    print_affordable(found, gpu_hours, where, markdown=look.markdown)
+    print_affordable(found, gpu_hours, f"{where} ({terms.assumed})" if terms.assumed else where, markdown=look.markdown)
 
 
 def answer_plan(said: dict[str, Any], look: Look) -> None:
@@ -118,6 +123,8 @@ def answer_plan(said: dict[str, Any], look: Look) -> None:
         listed = [plan.as_dict() | {"command": train_options(plan, words)} for plan in found]
         print_json("cost", {"name": one.name, "gpu": terms.gpu.name, "gpus": terms.count, "plans": listed})
     else:
+        if terms.assumed:
+            print_lines(f"{terms.gpu.name} {terms.assumed}", dim=True)
         print_plans(one.name, found, terms.gpu, words, markdown=look.markdown)
 
 

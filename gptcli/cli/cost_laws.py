@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcli.cli.console import amount
-from gptcli.cli.cost_sheet import figure, print_lines, print_table, short
+from gptcli.cli.cost_sheet import print_lines, print_table
 from gptcli.cost.budget import Affordable
-from gptcli.cost.scaling import LAWS, critical_batch, gpt3_loss, kaplan_batch
+from gptcli.cost.scaling import CHINCHILLA, GPT3_RANGE, KAPLAN, LAWS, PF_DAY, critical_batch, gpt3_loss, kaplan_batch
 from gptcli.errors import InputError
 from gptcli.model.config_json import read_model_config
+from gptcli.quantities import amount, figure, gpu_time, short
 
 if TYPE_CHECKING:
     from gptcli.cost.lawfit import Fitted, Run
@@ -21,17 +21,22 @@ METRICS = "metrics.jsonl"
 
 
 def optimal_report(flops: float) -> dict[str, Any]:
-    """The best size by each law, and the batch."""
-    found = [asdict(law.optimum(flops)) | {"source": law.source, "date": law.date} for law in LAWS]
-    for row in found:
+    """The best size by each law, and the batch; None for what lies outside a law's range."""
+    found = []
+    for law in LAWS:
+        row: dict[str, Any] = asdict(law.optimum(flops))
         row["tokens_per_parameter"] = row["tokens"] / row["parameters"]
-    loss = gpt3_loss(flops)
+        if not law.range.holds_for(flops):
+            row |= dict.fromkeys(row.keys() - {"law"})
+        low, high = (pf_days * PF_DAY for pf_days in law.range.pf_days)
+        found.append(row | {"source": law.source, "date": law.date, "flops_range": [low, high]})
+    loss = gpt3_loss(flops) if GPT3_RANGE.holds_for(flops) else None
     return {
         "flops": flops,
         "optimal": found,
         "gpt3_loss": loss,
-        "best_batch_tokens": kaplan_batch(flops),
-        "critical_batch_tokens": critical_batch(loss),
+        "best_batch_tokens": kaplan_batch(flops) if KAPLAN.range.holds_for(flops) else None,
+        "critical_batch_tokens": None if loss is None else critical_batch(loss),
     }
 
 
@@ -39,33 +44,47 @@ def print_optimal(report: dict[str, Any], *, markdown: bool) -> None:
     print_lines(f"Compute-optimal models for {short(report['flops'])} FLOP, by 6ND")
     rows = [["law", "parameters", "tokens", "a parameter", "loss"]]
     for row in report["optimal"]:
-        each = figure(row["tokens_per_parameter"], 3)
-        rows.append([row["law"], amount(row["parameters"]), amount(row["tokens"]), each, f"{row['loss']:.3f}"])
-    print_table(rows, markdown=markdown)
-    print_lines(f"GPT-3's own fit of the frontier: loss {report['gpt3_loss']:.3f}")
-    best, critical = amount(report["best_batch_tokens"]), amount(report["critical_batch_tokens"])
-    print_lines(f"batch: {best} tokens by Kaplan et al. 2020; critical batch at that loss {critical}")
+        if row["loss"] is not None:
+            each = figure(row["tokens_per_parameter"], 3)
+            rows.append([row["law"], amount(row["parameters"]), amount(row["tokens"]), each, f"{row['loss']:.3f}"])
+    if len(rows) > 1:
+        print_table(rows, markdown=markdown)
+    outside = {law.name: law.range for law in LAWS if not law.range.holds_for(report["flops"])}
+    if report["gpt3_loss"] is None:
+        outside["GPT-3's own fit"] = GPT3_RANGE
+    else:
+        critical = amount(report["critical_batch_tokens"])
+        print_lines(f"GPT-3's own fit of the frontier: loss {report['gpt3_loss']:.3f}; critical batch there {critical} tokens")
+    if report["best_batch_tokens"] is not None:
+        print_lines(f"batch: {amount(report['best_batch_tokens'])} tokens by Kaplan et al. 2020")
+    for name, law_range in outside.items():
+        print_lines(f"{name}: outside the law's range ({law_range.compute})")
     print_lines("kaplan counts parameters without embeddings; losses are nats on each law's own text", dim=True)
 
 
 def print_affordable(found: list[Affordable], gpu_hours: float, fleet: str, *, markdown: bool) -> None:
-    print_lines(f"{figure(gpu_hours)} GPU-hours on {fleet}, best first")
+    print_lines(f"{gpu_time(gpu_hours)} on {fleet}, best first")
     rows = [["size", "tokens", "loss"]]
-    rows += [[row.name, amount(row.tokens), f"{row.loss:.3f}"] for row in found]
+    rows += [[row.name, amount(row.tokens), "outside" if row.loss is None else f"{row.loss:.3f}"] for row in found]
     print_table(rows, markdown=markdown)
     print_lines("loss: Chinchilla as printed, nats a token on its own text", dim=True)
+    if any(row.loss is None for row in found):
+        print_lines(f"outside: of the law's range ({CHINCHILLA.range})", dim=True)
 
 
 def read_run(path: Path) -> Run:
-    """What a run came to: parameters from config.json, tokens and loss from metrics.jsonl, of its last validation where it has one.
+    """Read what a run came to: parameters from config.json, tokens and loss from metrics.jsonl. The loss
+    is that of its last validation; if there was none, the running mean of its training loss.
 
     `path` is a run folder or its metrics.jsonl. Raises InputError.
     """
     from gptcli.cost.lawfit import Run  # which brings statistics and random
+    from gptcli.trainer.metrics import smoothed_loss
 
     metrics = path if path.is_file() else path / METRICS
     config = read_model_config(metrics.parent)
     last: dict[str, Any] = {}
+    entries: list[dict[str, Any]] = []
     try:
         lines = metrics.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -78,8 +97,11 @@ def read_run(path: Path) -> Run:
             loss, tokens = float(entry.get("val_loss", entry["loss"])), int(entry["tokens"])
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             raise InputError("not a line of metrics: it needs tokens and loss", where=f"{metrics}:{number}") from None
+        entries.append(entry)
         if "val_loss" in entry or "val_loss" not in last:
             last = entry | {"reached": loss, "tokens": tokens}
+    if last and "val_loss" not in last:
+        last["reached"] = smoothed_loss(entries)
     if not last or not (0 < last["reached"] < float("inf") and last["tokens"] > 0):
         raise InputError("no step with a loss above zero", where=metrics)
     return Run(name=str(path), parameters=config.parameters, tokens=last["tokens"], loss=last["reached"])

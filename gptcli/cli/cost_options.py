@@ -15,7 +15,9 @@ from gptcli.cost.rank import Work
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
 
-DEFAULT_GPU = "v100"  # the cost article's, with its speed and its price
+DEFAULT_GPU = "h100"  # the one whose price is the newest
+ARTICLE_GPU = "v100"  # the cost article's, with its speed and its price: of GPT-3's own estimate
+ASSUMED = "assumed: --gpu names another"
 NO_VALUE = "auto"  # what `--flops` means alone
 
 FLEET = ("gpu", "gpus", "tflops", "memory", "mfu", "goodput", "price")
@@ -64,6 +66,7 @@ class Terms:
         self.speed = {name: positive(name, said.get(name)) for name in ("tflops", "mfu", "goodput")}
         self.memory = positive("memory", said.get("memory"))
         self.said = said
+        self.assumed = "" if name is None or "gpu" in said else ASSUMED
         if self.memory is not None and self.gpu is not None:
             raise UsageError("--memory describes a GPU of your own", where="--memory", hint="give it with --tflops, and no --gpu")
         if self.gpu is not None:

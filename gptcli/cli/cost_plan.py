@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from gptcli.cli.console import amount, duration
-from gptcli.cli.cost_sheet import Row, as_bytes, print_lines, print_paste, print_table
+from gptcli.cli.cost_sheet import Row, print_lines, print_paste, print_table
 from gptcli.cost.hardware import Gpu
 from gptcli.cost.plans import Plan, nearest_that_fits
 from gptcli.cost.rank import Work
 from gptcli.cost.throughput import uncertainty
 from gptcli.model.config import ModelConfig
+from gptcli.quantities import TIME, amount, duration, in_bytes, percent, scaled
 
 REMARKS = {
     "parameters": "fp32", "optimizer": "Adam's two moments, fp32", "gradients": "fp32", "activations": "kept for the backward pass",
@@ -22,12 +22,12 @@ def rank_rows(plan: Plan, config: ModelConfig, gpu: Gpu | None) -> list[Row]:
     """The memory of the layout's fullest rank at its fullest moment, whether it fits, by how much, and what would."""
     work, total = plan.work, plan.memory.total
     rows: list[Row] = [("Memory of a rank", "", str(plan.layout)), ("  run as", "", _way(work))]
-    rows += [(f"  {part}", as_bytes(n_bytes), REMARKS[part]) for part, n_bytes in asdict(plan.memory).items()]
+    rows += [(f"  {part}", in_bytes(n_bytes), REMARKS[part]) for part, n_bytes in asdict(plan.memory).items()]
     verdict = ""
     if gpu is not None:
         left = gpu.memory_bytes - total
-        verdict = f"fits {gpu.name} with {as_bytes(left)} to spare" if left >= 0 else f"too much for {gpu.name} by {as_bytes(-left)}"
-    rows.append(("  peak", as_bytes(total), verdict))
+        verdict = f"fits {gpu.name} with {in_bytes(left)} to spare" if left >= 0 else f"too much for {gpu.name} by {in_bytes(-left)}"
+    rows.append(("  peak", in_bytes(total), verdict))
     if gpu is not None and total > gpu.memory_bytes:
         other = nearest_that_fits(config, plan.layout, work, gpu)
         if other is None:
@@ -35,8 +35,7 @@ def rank_rows(plan: Plan, config: ModelConfig, gpu: Gpu | None) -> list[Row]:
         else:
             rows += [("  nearest that fits", "", str(other[0])), ("    run as", "", _way(other[1]))]
     batch = work.micro_batch * work.micro_batches * plan.layout.replicas * config.n_ctx
-    step = duration(plan.time.total) if plan.time.total >= 60 else f"{plan.time.total:.3g} s"
-    rows.append((f"  step of {amount(batch)} tokens", step, _speed(plan)))
+    rows.append((f"  step of {amount(batch)} tokens", _step(plan), _speed(plan)))
     return rows
 
 
@@ -55,8 +54,8 @@ def print_plans(name: str, found: list[Plan], gpu: Gpu, model: str, *, markdown:
     rows = [["layout", "micro", "recompute", "step", "waits", "memory", "tokens/s"]]
     for plan in found:
         rows.append([
-            str(plan.layout), str(plan.work.micro_batch), plan.work.recompute, f"{plan.time.total:.3g} s", f"{plan.time.waits:.0%}",
-            as_bytes(plan.memory.total), amount(plan.tokens_per_second),
+            str(plan.layout), str(plan.work.micro_batch), plan.work.recompute, _step(plan), percent(plan.time.waits, 0),
+            in_bytes(plan.memory.total), amount(plan.tokens_per_second),
         ])  # fmt: skip
     print_table(rows, markdown=markdown)
     print_lines("waits: for collectives and the pipeline")
@@ -67,6 +66,10 @@ def _way(work: Work) -> str:
     return f"micro-batch {work.micro_batch}, recompute {work.recompute}"
 
 
+def _step(plan: Plan) -> str:
+    return duration(plan.time.total) if plan.time.total >= 60 else scaled(plan.time.total, TIME, 3)
+
+
 def _speed(plan: Plan) -> str:
     name, seconds = max(asdict(plan.time).items(), key=lambda part: part[1])
-    return f"{amount(plan.tokens_per_second)} tokens/s; {name} take {seconds / plan.time.total:.0%}"
+    return f"{amount(plan.tokens_per_second)} tokens/s; {name} take {percent(seconds / plan.time.total, 0)}"

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptcli.cli.console import amount
-from gptcli.cli.cost_sheet import as_bytes, figure, short
 from gptcli.cli.cost_svg import Scale, Series, bars, curves, stacks
 from gptcli.cost.activations import RECOMPUTE
 from gptcli.cost.estimate import Estimate
 from gptcli.cost.memory import memory_by_part
 from gptcli.cost.plans import Plan, make_plan
-from gptcli.cost.scaling import KAPLAN, LAWS, PF_DAY, gpt3_loss, without_embeddings
+from gptcli.cost.scaling import GPT3_RANGE, KAPLAN, LAWS, PF_DAY, Range, gpt3_loss, without_embeddings
 from gptcli.errors import UsageError
 from gptcli.files import atomic_write
 from gptcli.model.config import ModelConfig
 from gptcli.papers.compute import GPT_1, PUBLISHED_RUNS, TABLE_D1
 from gptcli.papers.models import MODELS
+from gptcli.quantities import amount, figure, in_bytes, short
 
 if TYPE_CHECKING:
     from gptcli.cli.cost_laws import Predicted
@@ -76,9 +75,15 @@ def loss_by_compute(flops: float) -> str:
     """GPT-3's Figure 3.1: the loss of each size as it learns, and the frontier that the paper fits; `flops` are marked on it."""
     exponent = math.log10(flops / PF_DAY)
     x = Scale("training PF-days, logarithmic", 10.0 ** min(-2, math.floor(exponent)), 10.0 ** max(5, math.ceil(exponent)), write=_power)
-    budgets = _steps(x.low, x.high)
-    laws = [Series(law.name, [(c, law.optimum(c * PF_DAY).loss) for c in budgets], line=True, dots=False) for law in LAWS]
-    frontier = Series("GPT-3's fit, 2.57·C^-0.048", [(c, gpt3_loss(c * PF_DAY)) for c in budgets], line=True, dots=False, dashed=True)
+
+    def line(name: str, within: Range, loss: Callable[[float], float], *, dashed: bool = False) -> Series:
+        """A law where it holds."""
+        low, high = max(x.low, within.pf_days[0]), min(x.high, within.pf_days[1])
+        points = [(c, loss(c * PF_DAY)) for c in _steps(low, high)] if low < high else []
+        return Series(name, points, line=True, dots=False, dashed=dashed)
+
+    laws = [line(law.name, law.range, lambda c, law=law: law.optimum(c).loss) for law in LAWS]  # type: ignore[misc]
+    frontier = line("GPT-3's fit, 2.57·C^-0.048", GPT3_RANGE, gpt3_loss, dashed=True)
     highest = max(HIGHEST_LOSS, *(loss for one in (frontier, *laws) for _, loss in one.points))
     series = []
     for paper in (model for model in MODELS if model.paper == "GPT-3"):
@@ -87,12 +92,15 @@ def loss_by_compute(flops: float) -> str:
         points = [(_compute(model.parameters, tokens), KAPLAN.learning(size, tokens, paper.batch_tokens)) for tokens in _steps(1e9, 300e9)]
         points = [(c, loss) for c, loss in points if c >= x.low and loss <= highest]
         series.append(Series(paper.printed, points, [""] * (len(points) - 1) + [paper.printed], line=True, dots=False, quiet=True))
-    series += [frontier, *laws]
-    series.append(Series("your budget", [(flops / PF_DAY, gpt3_loss(flops))], [f"{short(flops)} FLOP"]))
+    series += [one for one in (frontier, *laws) if one.points]
+    if GPT3_RANGE.holds_for(flops):
+        series.append(Series("your budget", [(flops / PF_DAY, gpt3_loss(flops))], [f"{short(flops)} FLOP"]))
     losses = [loss for one in series for _, loss in one.points]
     notes = [
         "Thin: each size of Table 2.1 while it reads 300B tokens, by Kaplan et al.'s L(N, S); the paper prints no table of its curves.",
         "Every law is about its own text: compare sizes within one law, never laws with each other.",
+        "Each is drawn where its authors fitted or tested it.",
+        *([] if GPT3_RANGE.holds_for(flops) else [f"{short(flops)} FLOP lies outside GPT-3's: {GPT3_RANGE.compute}."]),
     ]
     return curves(
         "Loss against compute", "GPT-3, Figure 3.1, redrawn: its fit of the frontier, and the published laws at their best size", series, x,
@@ -130,7 +138,7 @@ def memory_of_rank(plan: Plan, model: ModelConfig, estimate: Estimate) -> str:
     return stacks(
         f"Memory of a rank: {estimate.name} on {plan.layout}",
         f"micro-batch {plan.work.micro_batch}, {plan.work.precision}, at its fullest moment", rows, _bytes(rows, gpu.memory_bytes),
-        limit=(gpu.memory_bytes, f"{gpu.name}, {as_bytes(gpu.memory_bytes)}"),
+        limit=(gpu.memory_bytes, f"{gpu.name}, {in_bytes(gpu.memory_bytes)}"),
     )  # fmt: skip
 
 
@@ -182,12 +190,12 @@ def _limit(estimate: Estimate, rows: Sequence[tuple[str, dict[str, float]]]) -> 
         return None
     holds = float(fleet.memory_bytes * fleet.count)
     name = "GPU" if fleet.gpu is None else fleet.gpu.name
-    return (holds, f"{fleet.count:,} {name}: {as_bytes(round(holds))}") if holds <= max(sum(parts.values()) for _, parts in rows) else None
+    return (holds, f"{fleet.count:,} {name}: {in_bytes(round(holds))}") if holds <= max(sum(parts.values()) for _, parts in rows) else None
 
 
 def _bytes(rows: Sequence[tuple[str, dict[str, float]]], limit: float | None) -> Scale:
     high = max([sum(parts.values()) for _, parts in rows] + ([] if limit is None else [limit * 1.02]))
-    return Scale("bytes", 0, high, log=False, write=lambda value: as_bytes(round(value)))
+    return Scale("bytes", 0, high, log=False, write=lambda value: in_bytes(round(value)))
 
 
 def _steps(low: float, high: float) -> list[float]:

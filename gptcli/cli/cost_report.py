@@ -6,15 +6,32 @@ from collections.abc import Callable
 
 import typer
 
-from gptcli.cli.console import amount, duration
-from gptcli.cli.cost_sheet import Row, as_bytes, dollars, figure, print_lines, print_rows, print_table, short
+from gptcli.cli.cost_sheet import Row, print_lines, print_rows, print_table
 from gptcli.cost.assumptions import USER
 from gptcli.cost.estimate import Estimate, Fleet
 from gptcli.cost.inference import inference
 from gptcli.cost.memory import kv_cache_per_token, least_gpus, memory_by_part
 from gptcli.cost.parameters import parameters_by_part
-from gptcli.cost.scaling import predicted_losses
+from gptcli.cost.scaling import RANGES, predicted_losses
 from gptcli.model.config import ModelConfig
+from gptcli.quantities import (
+    ENERGY,
+    GPU_TIME,
+    LEAST,
+    MASS,
+    SPEED,
+    TIME,
+    amount,
+    dollars,
+    duration,
+    figure,
+    gpu_unit,
+    in_bytes,
+    percent,
+    scaled,
+    short,
+    unit_for,
+)  # fmt: skip
 
 LAW_REMARKS = {
     "kaplan": "Kaplan et al. 2020",
@@ -34,8 +51,9 @@ MEMORY_ROWS = {  # part: what it is called, and what is in it
 }
 
 
-def print_estimate(estimate: Estimate, *, brief: bool, explain: bool, markdown: bool, rank: list[Row]) -> None:
-    """The whole story of one estimate on stdout; brief, only from FLOPs to money; `rank` tells of the memory of a rank."""
+def print_estimate(estimate: Estimate, *, brief: bool, explain: bool, markdown: bool, rank: list[Row], assumed: str = "") -> None:
+    """The whole story of one estimate on stdout; brief, only from FLOPs to money. `rank` tells of the
+    memory of a rank; `assumed` says why it is this GPU, if the user named none."""
     model, tokens, parameters = estimate.model, estimate.tokens, estimate.parameters
     title = estimate.name if model is None else _title(estimate.name, model)
     rows: list[Row] = []
@@ -47,7 +65,8 @@ def print_estimate(estimate: Estimate, *, brief: bool, explain: bool, markdown: 
     else:
         rows += [] if brief else _parameters(model)
         rows += _work(estimate, tokens)[:3] if brief else _work(estimate, tokens) + _attention(estimate)
-    rows += [("  PF-days", figure(estimate.pf_days), ""), *_time_and_money(estimate)]
+    rows += [("  PF-days", figure(estimate.pf_days), "")] if estimate.pf_days >= LEAST else []
+    rows += _time_and_money(estimate, assumed=assumed)
     if not brief and parameters is not None:
         rows += [] if model is None or tokens is None else _losses(model, tokens)
         rows += _memory(parameters, model, estimate.fleet)
@@ -56,18 +75,19 @@ def print_estimate(estimate: Estimate, *, brief: bool, explain: bool, markdown: 
     print_notes(estimate, explain=explain)
 
 
-def print_sizes(estimates: list[Estimate], *, explain: bool, markdown: bool) -> None:
+def print_sizes(estimates: list[Estimate], *, explain: bool, markdown: bool, assumed: str = "") -> None:
     """A row for each estimate of a training run, all on the same fleet."""
     fleet = estimates[0].fleet
-    rows = [["size", "params", "tokens", "FLOP", "PF-days", "GPU-years", "dollars", "to train", f"on {fleet.count:,}"]]
+    size, unit = unit_for(min(estimate.gpu_hours for estimate in estimates) * 3600, GPU_TIME, LEAST)
+    rows = [["size", "params", "tokens", "FLOP", "PF-days", unit, "dollars", "to train", f"on {fleet.count:,}"]]
     for estimate in estimates:
         report = estimate.as_dict()
         rows.append([
             estimate.name, amount(report["parameters"]), amount(report["tokens"]), short(estimate.flops), figure(estimate.pf_days, 3),
-            figure(estimate.gpu_years, 3), dollars(estimate.dollars), as_bytes(report["memory_bytes"]["training"]),
-            f"{figure(estimate.days, 3)} d",
+            figure(estimate.gpu_hours * 3600 / size, 3), dollars(estimate.dollars), in_bytes(report["memory_bytes"]["training"]),
+            scaled(estimate.days * 86400, TIME, 3),
         ])  # fmt: skip
-    print_lines(f"{_gpu(fleet)}; FLOP by 6ND, of T5 by 3ND")
+    print_lines(f"{_gpu(fleet)}{f', {assumed}' if assumed else ''}; FLOP by 6ND, of T5 by 3ND")
     print_table(rows, markdown=markdown)
     print_notes(estimates[0], explain=explain)
 
@@ -80,7 +100,7 @@ def _title(name: str, model: ModelConfig) -> str:
 def _parameters(model: ModelConfig) -> list[Row]:
     rows = [("Parameters", f"{model.parameters:,}", "")]
     for part, n in parameters_by_part(model).items():
-        rows.append((f"  {part}", f"{n:,}", f"{n / model.parameters:.1%}" if n else "tied to the embeddings"))
+        rows.append((f"  {part}", f"{n:,}", percent(n / model.parameters) if n else "tied to the embeddings"))
     return rows
 
 
@@ -101,35 +121,39 @@ def _attention(estimate: Estimate) -> list[Row]:
     assert counts is not None
     banded = f"; bands of {model.band}, ours" if model.attention == "banded" else ""
     return [
-        ("  FLOP, PaLM", short(counts["palm"]), f"with all of attention, {1 - counts['6N'] / counts['palm']:.1%}"),
+        ("  FLOP, PaLM", short(counts["palm"]), f"with all of attention, {percent(1 - counts['6N'] / counts['palm'])}"),
         ("  FLOP, causal", short(counts["causal"]), f"as computed{banded}"),
         ("  FLOP, Megatron", short(counts["megatron"]), f"{short(counts['megatron-recompute'])} with full recomputation"),
     ]
 
 
-def _time_and_money(estimate: Estimate) -> list[Row]:
+def _time_and_money(estimate: Estimate, *, assumed: str) -> list[Row]:
     fleet, energy = estimate.fleet, estimate.energy
     mfu = "no GPU named, so no MFU"
-    if fleet.gpu is not None:
-        mfu = f"MFU {fleet.mfu:.1%} of {fleet.gpu.peak_flops / 1e12:g} {'bf16' if fleet.gpu.bf16 else 'fp16'}, dense"
+    if fleet.gpu is not None and fleet.mfu is not None:
+        mfu = f"MFU {percent(fleet.mfu)} of {fleet.gpu.peak_flops / 1e12:g} {'bf16' if fleet.gpu.bf16 else 'fp16'}, dense"
     price = (
         "unknown: give one with --price"
         if fleet.price is None
-        else f"${fleet.price.value:.2f} an hour{_between(estimate, estimate.dollars, dollars)}"
+        else f"{dollars(fleet.price.value)} an hour{_between(estimate, estimate.dollars, dollars)}"
     )
     days = f"{figure(estimate.days)} days" if estimate.days >= 10 else duration(estimate.days * 86400)
-    rows = [(f"Time and money on {'a GPU of your own' if fleet.gpu is None else fleet.gpu.name}", "", "")]
-    rows.append(("  TFLOP/s, sustained", figure(fleet.throughput.value / 1e12), mfu))
+    rows = [(f"Time and money on {'a GPU of your own' if fleet.gpu is None else fleet.gpu.name}", "", assumed)]
+    size, unit = unit_for(fleet.throughput.value, SPEED)
+    rows.append((f"  {unit}, sustained", figure(fleet.throughput.value / size), mfu))
     if fleet.goodput is not None:
-        rows.append(("  goodput", f"{fleet.goodput.value:.0%}", "of the time it trains"))
+        rows.append(("  goodput", percent(fleet.goodput.value, 0), "of the time it trains"))
+    if estimate.gpu_years >= LEAST:
+        rows.append(("  GPU-years", figure(estimate.gpu_years), "of 365 days"))
+    seconds, (size, unit) = estimate.gpu_hours * 3600, gpu_unit(estimate.gpu_hours)
+    between = _between(estimate, seconds, lambda value: figure(value / size)).removeprefix(", ")
     rows += [
-        ("  GPU-years", figure(estimate.gpu_years), "of 365 days"),
-        ("  GPU-hours", figure(estimate.gpu_hours), _between(estimate, estimate.gpu_hours, figure).removeprefix(", ")),
+        (f"  {unit}", figure(seconds / size), between),
         ("  dollars", dollars(estimate.dollars), price),
         (f"  on {fleet.count:,} {_gpu(fleet)}", days, ""),
     ]
     if energy is not None:
-        rows.append(("  energy", f"{figure(energy.kwh / 1000)} MWh", f"{figure(energy.co2_kg / 1000)} t of CO2e"))
+        rows.append(("  energy", scaled(energy.kwh * 1000, ENERGY), f"{scaled(energy.co2_kg * 1000, MASS)} of CO2e"))
     return rows
 
 
@@ -141,7 +165,7 @@ def _between(estimate: Estimate, value: float | None, write: Callable[[float], s
 def _losses(model: ModelConfig, tokens: int) -> list[Row]:
     rows: list[Row] = [("Loss, predicted", "", "nats a token of their text")]
     for law, loss in predicted_losses(model, tokens).items():
-        rows.append((f"  {law}", f"{loss:.3f}", LAW_REMARKS.get(law, "")))
+        rows.append((f"  {law}", "outside", f"range {RANGES[law]}") if loss is None else (f"  {law}", f"{loss:.3f}", LAW_REMARKS[law]))
     return rows
 
 
@@ -149,7 +173,7 @@ def _memory(parameters: int, model: ModelConfig | None, fleet: Fleet) -> list[Ro
     rows = [("Memory, before activations", "", "")]
     for part, n_bytes in memory_by_part(parameters, model).items():
         label, remark = MEMORY_ROWS[part]
-        rows.append((f"  {label}", as_bytes(n_bytes), remark or _fit(n_bytes, fleet)))
+        rows.append((f"  {label}", in_bytes(n_bytes), remark or _fit(n_bytes, fleet)))
     return rows
 
 
@@ -157,7 +181,7 @@ def _fit(n_bytes: int, fleet: Fleet) -> str:
     """Whether the fleet holds it, spread evenly."""
     if fleet.memory_bytes is None:
         return ""
-    least, each = least_gpus(n_bytes, fleet.memory_bytes), f"{_gpu(fleet)} of {as_bytes(fleet.memory_bytes)}"
+    least, each = least_gpus(n_bytes, fleet.memory_bytes), f"{_gpu(fleet)} of {in_bytes(fleet.memory_bytes)}"
     return f"fits {fleet.count:,} {each}" if least <= fleet.count else f"needs {least:,} {each}"
 
 
@@ -167,13 +191,13 @@ def _running(model: ModelConfig, fleet: Fleet) -> list[Row]:
     prefill = decode = ""
     if run.gpus is not None and run.prefill_seconds is not None and run.tokens_per_second is not None:
         where = f"{run.gpus:,} {_gpu(fleet)}"
-        prefill = f"{run.prefill_seconds:.2g} s at least, on {where}"
+        prefill = f"{scaled(run.prefill_seconds, TIME[3:], 2)} at least, on {where}"
         decode = f"{figure(run.tokens_per_second, 3)} tokens/s at most, on {where}"
     return [
         ("To run a context", "", f"of {model.n_ctx:,} tokens, in 16 bits"),
         ("  FLOP to read it", short(run.prefill_flops), prefill),
         ("  FLOP, next token", short(run.decode_flops), "2N and attention"),
-        ("  bytes, next token", as_bytes(run.decode_bytes), decode),
+        ("  bytes, next token", in_bytes(run.decode_bytes), decode),
     ]
 
 
@@ -191,6 +215,8 @@ def print_notes(estimate: Estimate, *, explain: bool) -> None:
         for a in estimate.assumptions:
             where = ", ".join(part for part in (a.date, a.url) if part)
             print_lines(f"{a.name} = {a.value:.6g} {a.unit}: {a.source}{f' ({where})' if where else ''}")
+        for law, within in RANGES.items() if estimate.model is not None else ():
+            print_lines(f"{law} holds for {within}: {within.source}")
         return
     moving = [a for a in estimate.assumptions if a.name in ("tokens", "throughput", "goodput", "price") and not a.source.endswith(USER)]
     if moving:
@@ -210,28 +236,35 @@ def formulas(estimate: Estimate) -> list[str]:
             lines.append(f"parameters N = 12·L·C² + 13·L·C + (V + T)·C + 2·C = {N:,} with L {L}, C {C}, V {V:,}, T {T:,}")
         each = round(estimate.flops / N / tokens)
         lines.append(f"FLOP = {each}·N·D = {each} x {N:,} x {tokens:,} = {short(estimate.flops)}")
-    lines.append(f"PF-days = FLOP / 8.64e19 = {figure(estimate.pf_days)}")
+    if estimate.pf_days >= LEAST:
+        lines.append(f"PF-days = FLOP / 8.64e19 = {figure(estimate.pf_days)}")
     share = "" if fleet.goodput is None else f" x goodput {fleet.goodput.value:g}"
+    size, unit = gpu_unit(estimate.gpu_hours)
+    hours = unit == "GPU-hours"
     lines.append(
-        f"GPU-hours = FLOP / (throughput{' x goodput' if share else ''}) / 3,600 = {short(estimate.flops)} / "
-        f"({short(fleet.throughput.value)}{share}) / 3,600 = {figure(estimate.gpu_hours)}"
+        f"{unit if hours else 'GPU time'} = FLOP / (throughput{' x goodput' if share else ''}){' / 3,600' if hours else ''} = "
+        f"{short(estimate.flops)} / ({short(fleet.throughput.value)}{share}){' / 3,600' if hours else ''} = "
+        f"{figure(estimate.gpu_hours * 3600 / size)}{'' if hours else f' {unit}'}"
     )
-    if fleet.gpu is not None:
+    if fleet.gpu is not None and fleet.mfu is not None:
         peak = f"{short(fleet.throughput.value)} / {short(fleet.gpu.peak_flops)}"
-        lines.append(f"MFU = throughput / peak = {peak} = {fleet.mfu:.1%}")
-    lines.append(f"GPU-years = GPU-hours / 8,760 = {figure(estimate.gpu_years)}")
+        lines.append(f"MFU = throughput / peak = {peak} = {percent(fleet.mfu)}")
+    if estimate.gpu_years >= LEAST:
+        lines.append(f"GPU-years = GPU-hours / 8,760 = {figure(estimate.gpu_years)}")
     if fleet.price is not None:
         lines.append(f"dollars = GPU-hours x {fleet.price.value:g} = {dollars(estimate.dollars)}")
-    lines.append(f"days = GPU-hours / {fleet.count:,} / 24 = {figure(estimate.days)}")
+    if estimate.days >= LEAST:
+        lines.append(f"days = GPU-hours / {fleet.count:,} / 24 = {figure(estimate.days)}")
     if (used := estimate.energy) is not None:
         watts, server, building, co2 = (a.value for a in used.assumptions)
-        lines.append(f"energy = GPU-hours x {watts:g} W x {server:g} x {building:g} = {figure(used.kwh)} kWh; CO2e = kWh x {co2:g} kg")
+        drawn, emitted = scaled(used.kwh * 1000, ENERGY), scaled(used.co2_kg * 1000, MASS)
+        lines.append(f"energy = GPU-hours x {watts:g} W x {server:g} x {building:g} = {drawn}; CO2e = kWh x {co2:g} kg = {emitted}")
     if N is not None:
-        lines.append(f"training state = (4 + 4 + 8 bytes)·N = {as_bytes(16 * N)}")
+        lines.append(f"training state = (4 + 4 + 8 bytes)·N = {in_bytes(16 * N)}")
     if model is not None:
         run = inference(model, fleet.gpu)
         lines.append(f"KV cache a token = 2·L·C x 2 bytes = {kv_cache_per_token(model):,} bytes")
-        lines.append(f"bytes to decode a token = 2·N + T x KV cache = {as_bytes(run.decode_bytes)}")
+        lines.append(f"bytes to decode a token = 2·N + T x KV cache = {in_bytes(run.decode_bytes)}")
         if run.tokens_per_second is not None and fleet.gpu is not None:
             speed = f"{run.gpus} x {short(fleet.gpu.bandwidth)} / {short(run.decode_bytes)}"
             lines.append(f"decoding, at most = GPUs x bandwidth / bytes = {speed} = {figure(run.tokens_per_second, 3)} tokens/s")

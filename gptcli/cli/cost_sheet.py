@@ -56,31 +56,3 @@ def print_paste(command: str) -> None:
 
 def style(text: str, **look: bool) -> str:
     return typer.style(text, **look) if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else text
-
-
-def short(value: float) -> str:
-    """3.14e23."""
-    return f"{value:.2e}".replace("e+", "e")
-
-
-def figure(value: float, digits: int = 4) -> str:
-    """27.41, 3,638, 0.002604."""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.{digits}g}"
-
-
-def dollars(value: float | None) -> str:
-    """$4.68M, $20,365, $12.30, or a dash."""
-    if value is None:
-        return "-"
-    for size, suffix in ((1e9, "B"), (1e6, "M")):
-        if value >= size:
-            return f"${value / size:,.2f}{suffix}"
-    return f"${value:,.0f}" if value >= 100 else f"${value:.2f}"
-
-
-def as_bytes(value: int) -> str:
-    """698 GB, 36.9 kB; powers of 1,000."""
-    for size, suffix in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if value >= size:
-            return f"{value / size:,.3g} {suffix}"
-    return f"{value} B"

@@ -1,4 +1,4 @@
-"""What `gpt train` shows: on a terminal a live panel with the loss curve, elsewhere one plain line every few seconds."""
+"""What `gpt train` shows: on a terminal a live panel with the loss curve, elsewhere plain lines."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import time
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from gptcli.cli.console import ConsoleEvents, amount, duration
+from gptcli.cli.console import ConsoleEvents
+from gptcli.quantities import amount, duration, in_bytes
+from gptcli.trainer.metrics import window
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
 TASK = "train"
-PLAIN = ("loss", "lr", "tokens_per_second", "val_loss")  # of the plain line
+PLAIN = {"step": "step", "loss": "smoothed_loss", "lr": "lr", "tokens_per_second": "tokens_per_second", "val_loss": "val_loss"}
 DRAWN_EVERY = 0.25  # seconds
 POINTS = 512  # kept of the loss curve; more are averaged in pairs
 ROWS = 4  # of the curve
@@ -43,16 +45,16 @@ class Dashboard(ConsoleEvents):
         if task != TASK:
             super().progress(task, done, total, unit, **facts)
         elif not sys.stderr.isatty():
-            super().progress(task, done, total, unit, **{name: facts[name] for name in PLAIN if name in facts})
+            super().progress(task, done, total, unit, **{name: facts[key] for name, key in PLAIN.items() if key in facts})
         else:
             now = time.monotonic()
             self._begun = self._begun or (now, done)
-            if facts["loss"] is not None:
-                self.curve.add(facts["loss"])
+            if facts["smoothed_loss"] is not None:
+                self.curve.add(facts["smoothed_loss"])
             if now - self._drawn >= DRAWN_EVERY or done == total:
                 self._drawn = now
                 rate = (done - self._begun[1]) / max(now - self._begun[0], 1e-9)
-                left = duration((total - done) / rate) if total and rate > 0 else "n/a"
+                left = duration(round((total - done) / rate)) if total and rate > 0 else "n/a"
                 self._show(self.panel(done, total or done, left, facts))
 
     def finish(self, task: str) -> None:
@@ -171,7 +173,7 @@ def figures(facts: dict[str, Any]) -> list[str]:
         return "n/a" if facts.get(name) is None else f"{facts[name]:{form}}"
 
     words = [
-        f"loss {known('loss', '.4f')}",
+        f"loss {known('smoothed_loss', '.4f')}, {window(facts['step'])} steps' mean",
         f"validation {known('val_loss', '.4f')}",
         f"lr {facts['lr']:.3g}",
         f"gradient {known('grad_norm', '.3g')}",
@@ -180,7 +182,7 @@ def figures(facts: dict[str, Any]) -> list[str]:
         f"{amount(facts['tokens_per_second'])} tokens/s",
         f"{facts['tflops']:.3g} TFLOP/s",
         f"MFU {known('mfu', '.1%')}" + ("" if facts.get("mfu_causal") is None else f" ({facts['mfu_causal']:.1%} causal)"),
-        f"memory {facts['peak_memory'] / 1e9:.3g} GB",
+        f"memory {in_bytes(facts['peak_memory'])}",
     ]
     if "skipped" in facts:
         words.append("update skipped")

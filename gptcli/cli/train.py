@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli.config import option, resolved_toml, updated_toml
+from gptcli.cli.config import option, resolved_toml, same_values, updated_toml
 from gptcli.cli.console import ConsoleEvents, duration, in_bytes, print_json
 from gptcli.cli.dashboard import Dashboard
 from gptcli.cli.ownership import hold, releasing
@@ -218,7 +218,7 @@ def train(
     if leads() and done["interrupted"]:
         raise Interrupted(f"stopped after step {done['step']:,}, with a checkpoint", where=run.out, hint="--resume goes on")
     if leads():
-        loss = "" if done["loss"] is None else f", loss {done['loss']:.4f}"
+        loss = "" if (mean := done["smoothed_loss"]) is None else f", loss {mean:.4f} (mean of the last {done['smoothed_steps']} steps)"
         events.info(f"trained on {done['tokens']:,} tokens in {duration(done['seconds'])}{loss}")
         print_json("train", done) if json else print(run.out)
 
@@ -240,20 +240,24 @@ def _test_range(run: Run, events: Events, *, as_json: bool) -> None:
 def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, force: bool) -> Run | None:
     """Check all that can be checked, claim the run folder and write run.toml into it; None where the run is finished."""
     from gptcli.cli.train_tasks import measurement
+    from gptcli.cost.layout import parse_layout
     from gptcli.trainer.checkpoint import newest_state
     from gptcli.trainer.config import Run
     from gptcli.trainer.export import is_finished, tidy
     from gptcli.trainer.preflight import check_data, check_resume, check_run, data_sha256
+    from gptcli.trainer.provenance import provenance
 
-    out = Path(plan.resolved.values["out"])
+    out, data = Path(plan.resolved.values["out"]), Path(plan.resolved.values["data"])
     if leads():
         hold(own_folder(out, read_only=resume, events=events))
+    processes, tokens = parse_layout(plan.train.layout).processes, plan.train.tokens
+    made = provenance(processes, data, data_sha256(manifest), manifest.tokens("train"), tokens)
     before = (out / RUN_TOML).read_text(encoding="utf-8") if resume and (out / RUN_TOML).is_file() else None
-    text = _run_toml(plan, before)
+    text = _run_toml(plan, made, before)
     run = Run(
         name=plan.name,
         out=out,
-        data=Path(plan.resolved.values["data"]),
+        data=data,
         model=plan.model,
         train=plan.train,
         data_sha256=data_sha256(manifest),
@@ -272,7 +276,7 @@ def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, forc
         check_output(out, resume=resume, force=force)
     if resume:
         at_end = check_resume(run)
-        if is_finished(out) and (at_end or (newest_state(out) is None and text == before)):
+        if is_finished(out) and (at_end or (newest_state(out) is None and same_values(text, before))):
             if leads():
                 tidy(out)
             return None
@@ -283,13 +287,13 @@ def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, forc
         check_data(run, manifest)
     if leads():
         claim_output(out, resume=resume, force=force)
-        run = _keep_start(plan, run, events)
+        run = _keep_start(plan, run, made, events)
         with atomic_write(out / RUN_TOML, "w") as file:
             file.write(run.resolved)
     return run
 
 
-def _keep_start(plan: Plan, run: Run, events: Events) -> Run:
+def _keep_start(plan: Plan, run: Run, made: dict[str, str], events: Events) -> Run:
     """Keep the checkpoint that the run starts from, if it is one, in the run's own folder, and record its step."""
     from gptcli.trainer.checkpoint import newest_state
     from gptcli.trainer.start import INIT, keep_start
@@ -301,15 +305,17 @@ def _keep_start(plan: Plan, run: Run, events: Events) -> Run:
     if step == run.init_step:
         return run
     plan.resolved.put({"checkpoint": step}, plan.resolved.origin["checkpoint"])
-    return replace(run, init_step=step, resolved=_run_toml(plan))
+    return replace(run, init_step=step, resolved=_run_toml(plan, made))
 
 
-def _run_toml(plan: Plan, before: str | None = None) -> str:
-    """Return run.toml's text: new, or the one from `before` a resume with the values that changed."""
+def _run_toml(plan: Plan, made: dict[str, str], before: str | None = None) -> str:
+    """Return run.toml's text: new, or that from `before` a resume with what has changed. `made`: the provenance."""
+    from gptcli.trainer.provenance import resumed
+
     facts = {"parameters": f"{plan.model.parameters:,}", "vocab_size": f"{plan.model.vocab_size:,}, from the shards"}
     if before is None:
-        return resolved_toml(plan.resolved, **facts)
-    return updated_toml(before, plan.resolved, **facts)
+        return resolved_toml(plan.resolved, **facts, **made)
+    return resumed(updated_toml(before, plan.resolved, **facts), made)
 
 
 def _print_plan(plan: Plan, *, as_json: bool) -> None:

@@ -13,12 +13,13 @@ from gptcli.cost.scaling import CHINCHILLA
 class Affordable:
     name: str
     tokens: float
-    loss: float
-    """By Chinchilla as printed; on their text, not on yours."""
+    loss: float | None
+    """By Chinchilla as printed; on their text, not on yours. None outside that law's range."""
 
 
 def affordable(estimates: list[Estimate], *, dollars: float | None, hours: float | None) -> tuple[list[Affordable], float]:
-    """Each estimate's model, best first, on the GPU-hours that `dollars` and `hours` of its fleet buy; and those GPU-hours.
+    """Return each estimate's model on the GPU-hours that `dollars` and `hours` of its fleet buy, best first
+    and those without a loss last; and those GPU-hours.
 
     The fleets have one price and one count, and a price where `dollars` are given.
     """
@@ -31,5 +32,6 @@ def affordable(estimates: list[Estimate], *, dollars: float | None, hours: float
     for estimate in estimates:
         assert estimate.model is not None
         tokens = gpu_hours * 3600 * estimate.fleet.flops / flops_per_token(estimate.model, "6N")
-        found.append(Affordable(estimate.name, tokens, CHINCHILLA.loss(estimate.model.parameters, tokens)))
-    return sorted(found, key=lambda row: row.loss), gpu_hours
+        n = estimate.model.parameters
+        found.append(Affordable(estimate.name, tokens, CHINCHILLA.loss(n, tokens) if CHINCHILLA.range.holds(n, tokens) else None))
+    return sorted(found, key=lambda row: float("inf") if row.loss is None else row.loss), gpu_hours

@@ -13,7 +13,7 @@ from gptcli.cost.inference import inference
 from gptcli.cost.memory import TRAINING_BYTES, least_gpus, memory_by_part
 from gptcli.cost.parameters import parameters_by_part
 from gptcli.cost.plans import Plan
-from gptcli.cost.scaling import predicted_losses
+from gptcli.cost.scaling import RANGES, predicted_losses
 from gptcli.model.config import ModelConfig
 from gptcli.papers.compute import PaperCompute
 
@@ -149,6 +149,7 @@ class Estimate:
             "co2_kg": None if energy is None else energy.co2_kg,
             "layout": None if self.plan is None else self.plan.as_dict(),
             "losses": None if model is None or tokens is None else predicted_losses(model, tokens),
+            "loss_ranges": None if model is None or tokens is None else {law: asdict(within) for law, within in RANGES.items()},
             "memory_bytes": memory,
             "least_gpus": each and memory and {part: least_gpus(memory[part], each) for part in ("training", "inference_16bit")},
             "inference": None if model is None else asdict(inference(model, fleet.gpu)),

@@ -6,6 +6,8 @@
     chinchilla-refit    the same form, fitted again by Besiroglu et al. 2024
 
 Losses are nats a token on each paper's own text and vocabulary: compare sizes within a law, never laws with each other.
+Each law has the range in which its authors fitted or tested it. No figure is given outside of it: it
+would be a guess.
 """
 
 from __future__ import annotations
@@ -13,8 +15,54 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gptcli.model.config import ModelConfig
+from gptcli.quantities import amount, short
 
 PF_DAY = 8.64e19  # FLOP
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """The models for which a law holds, both ends included; None for what it does not depend on."""
+
+    parameters: Span | None = None
+    """As the law counts them."""
+    tokens: Span | None = None
+    pf_days: Span
+    """Of the frontier: the compute for which it names a best size or a loss."""
+    source: str
+
+    def holds(self, parameters: float, tokens: float) -> bool:
+        """Tell whether it holds for a model of this size on so many tokens; by its compute, if the law
+        depends on nothing else."""
+        if self.parameters is None or self.tokens is None:
+            return self.holds_for(6.0 * parameters * tokens)
+        return _within(parameters, self.parameters) and _within(tokens, self.tokens)
+
+    def holds_for(self, flops: float) -> bool:
+        """Tell whether it holds for the best model of so much compute."""
+        return _within(flops / PF_DAY, self.pf_days)
+
+    def __str__(self) -> str:
+        """Write what `holds` asks: N 70M to 70B, D 5B to 1.4T."""
+        if self.parameters is None or self.tokens is None:
+            return self.compute
+        return f"N {_span(self.parameters)}, D {_span(self.tokens)}"
+
+    @property
+    def compute(self) -> str:
+        """What `holds_for` asks: 6.00e18 to 5.76e23 FLOP."""
+        low, high = self.pf_days
+        return f"{short(low * PF_DAY)} to {short(high * PF_DAY)} FLOP"
+
+
+def _within(value: float, span: Span) -> bool:
+    low, high = span
+    return low <= value * (1 + 1e-9) and value <= high * (1 + 1e-9)
+
+
+def _span(span: Span) -> str:
+    return " to ".join(map(amount, span))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +87,7 @@ class JointLaw:
     B: float
     alpha: float
     beta: float
+    range: Range
 
     def loss(self, parameters: float, tokens: float) -> float:
         return self.E + self.A / parameters**self.alpha + self.B / tokens**self.beta
@@ -59,6 +108,11 @@ class KaplanLaw:
     name: str = "kaplan"
     source: str = "Kaplan et al. 2020, Scaling Laws for Neural Language Models"
     date: str = "2020-01"
+    range: Range = Range(
+        parameters=(768, 1.5e9), tokens=(22e6, 23e9), pf_days=(1e-7, 10),
+        source="section 3: 768 to 1.5 billion non-embedding parameters, 22 million to 23 billion tokens; section 1.2: eight orders of "
+        "magnitude of compute, which end near 10 PF-days in figure 1",
+    )  # fmt: skip
 
     def loss(self, parameters: float, tokens: float) -> float:
         """Equation 1.5 with the exponents of 1.1 and 1.2."""
@@ -82,13 +136,19 @@ class KaplanLaw:
 
 
 KAPLAN = KaplanLaw()
+GPT3_RANGE = Range(pf_days=(1e-6, 3640), source="GPT-3, figure 3.1: its axis from 1e-6 PF-days, its largest model at 3.64e3 (Table D.1)")
+HOFFMANN_RANGE = Range(
+    parameters=(70e6, 70e9), tokens=(5e9, 1.4e12), pf_days=(6e18 / PF_DAY, 5.76e23 / PF_DAY),
+    source="Hoffmann et al. 2022: models of 70M to 16B parameters on 5B to 500B tokens, from 6e18 FLOP on, and the test of the law: "
+    "Chinchilla, 70B parameters on 1.4T tokens, 5.76e23 FLOP",
+)  # fmt: skip
 CHINCHILLA = JointLaw(
     name="chinchilla", source="Hoffmann et al. 2022, Training Compute-Optimal Large Language Models, approach 3 as printed", date="2022-03",
-    E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28,
+    E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28, range=HOFFMANN_RANGE,
 )  # fmt: skip
 REFIT = JointLaw(
     name="chinchilla-refit", source="Besiroglu et al. 2024, Chinchilla Scaling: A replication attempt", date="2024-04",
-    E=1.8172, A=482.01, B=2085.43, alpha=0.3478, beta=0.3658,
+    E=1.8172, A=482.01, B=2085.43, alpha=0.3478, beta=0.3658, range=HOFFMANN_RANGE,
 )  # fmt: skip
 LAWS: tuple[KaplanLaw | JointLaw, ...] = (KAPLAN, CHINCHILLA, REFIT)
 
@@ -113,7 +173,14 @@ def without_embeddings(config: ModelConfig) -> int:
     return config.parameters - (config.vocab_size * (1 if config.tied else 2) + config.n_ctx) * config.d_model
 
 
-def predicted_losses(config: ModelConfig, tokens: int) -> dict[str, float]:
-    """By every law, in nats a token."""
-    found = {"kaplan": KAPLAN.loss(without_embeddings(config), tokens), "gpt3": gpt3_loss(6.0 * config.parameters * tokens)}
-    return found | {law.name: law.loss(config.parameters, tokens) for law in (CHINCHILLA, REFIT)}
+def predicted_losses(config: ModelConfig, tokens: int) -> dict[str, float | None]:
+    """By every law, in nats a token; None outside the law's range."""
+    bare, n = without_embeddings(config), config.parameters
+    return {
+        "kaplan": KAPLAN.loss(bare, tokens) if KAPLAN.range.holds(bare, tokens) else None,
+        "gpt3": gpt3_loss(6.0 * n * tokens) if GPT3_RANGE.holds(n, tokens) else None,
+        **{law.name: law.loss(n, tokens) if law.range.holds(n, tokens) else None for law in (CHINCHILLA, REFIT)},
+    }
+
+
+RANGES = {"kaplan": KAPLAN.range, "gpt3": GPT3_RANGE, CHINCHILLA.name: CHINCHILLA.range, REFIT.name: REFIT.range}

@@ -6,6 +6,7 @@ a recent checkpoint as transformers reads them, and the index beside it leads th
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,7 +23,8 @@ from gptcli.model.source import WEIGHTS
 from gptcli.model.weights import neo_report, remove_unfinished, save_config, save_model, save_unfinished
 from gptcli.trainer.config import Run
 from gptcli.trainer.follower import Follower, Left
-from gptcli.trainer.metrics import Line
+from gptcli.trainer.metrics import Line, window
+from gptcli.trainer.provenance import read_provenance
 from gptcli.trainer.recipe import SMALL_MODEL
 from gptcli.trainer.start import drop_start
 
@@ -109,26 +111,25 @@ def is_finished(out: Path) -> bool:
 
 
 def model_card(run: Run, last: Line | None, val_loss: float | None, leaving: dict[str, Any] | None) -> str:
-    """What the model is and how it came about, in Markdown. `last`: the last step's line; None while the run is not finished.
+    """Say what the model is and how it came about, in Markdown with the front matter of the Hugging Face
+    hub. `last` is the newest step's line, with its smoothed loss; None or empty before the first step.
     `leaving`: what it costs that transformers knows it as another, if it does."""
-    model = run.model
+    model, last = run.model, last or {}
     dense = model.attention == "dense"
+    step, made = last.get("step", 0), read_provenance(run.resolved)
+    finished = step > 0 and last["tokens"] + model.n_ctx > run.train.tokens
     rows = {
         "Parameters": f"{model.parameters:,}",
         "Architecture": f"{model.n_layer} layers, {model.n_head} heads, {model.d_model} wide, context {model.n_ctx:,}, "
         + ("dense attention" if dense else f"dense and banded attention in turn, band {model.band}"),
         "Vocabulary": f"{model.vocab_size:,}, tokenizer sha256 {run.tokenizer_sha256[:16]}",
+        "Trained on": f"{last['tokens']:,} tokens in {step:,} steps, shards sha256 {run.data_sha256[:16]}" if step else "nothing yet",
+        "Validation loss": f"{val_loss:.4f} nats a token" if val_loss is not None else "not measured" if finished else "not yet measured",
+        "Training loss": _training_loss(last),
+        **{name.capitalize(): text for name, text in made.items()},
     }
-    if last is None:
-        rows["To be trained on"] = f"{run.train.tokens:,} tokens, shards sha256 {run.data_sha256[:16]}"
-        notice = UNFINISHED_NOTICE
-    else:
-        rows |= {
-            "Trained on": f"{last['tokens']:,} tokens in {last['step']:,} steps, shards sha256 {run.data_sha256[:16]}",
-            "Training loss": f"{last['loss']:.4f} nats a token at the last step",
-            "Validation loss": "not measured" if val_loss is None else f"{val_loss:.4f} nats a token",
-        }
-        notice = ""
+    if not finished:
+        rows = {"State": f"unfinished: of {run.train.tokens:,} tokens", **rows}
     load = (
         "```python\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
@@ -137,9 +138,36 @@ def model_card(run: Run, last: Line | None, val_loss: float | None, leaving: dic
     )
     if leaving is not None:
         load += f"In transformers: {leaving['note']}.\n\n"
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    table = "\n".join(f"| {name} | {value.replace('|', '&#124;')} |" for name, value in rows.items())
     return (
-        f"# {run.name}\n\nA GPT language model, trained by `gpt train`.\n\n{notice}| | |\n|---|---|\n{table}\n\n"
+        f"{front_matter(run, val_loss if finished else None)}# {run.name}\n\nA GPT language model, trained by `gpt train`.\n\n"
+        f"{'' if finished else UNFINISHED_NOTICE}| | |\n|---|---|\n{table}\n\n"
         f'## Use\n\n```sh\ngpt sample . "Once upon a time"\n```\n\n{load}'
         f"## Configuration\n\n```toml\n{run.resolved}```\n"
     )
+
+
+def front_matter(run: Run, val_loss: float | None) -> str:
+    """Write the YAML that the hub reads, its values as JSON, which is YAML. It names no license: that is
+    the user's to choose."""
+    about: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": [family(run.model), "gpt"],
+    }
+    if val_loss is not None:
+        result = {
+            "task": {"type": "text-generation", "name": "Text generation"},
+            "dataset": {"type": "shards", "name": f"validation shards, sha256 {run.data_sha256[:16]}"},
+            "metrics": [{"type": "loss", "name": "validation loss, nats a token", "value": round(val_loss, 4)}],
+        }
+        about["model-index"] = [{"name": run.out.resolve().name, "results": [result]}]
+    return "---\n" + "".join(f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in about.items()) + "---\n\n"
+
+
+def _training_loss(last: Line) -> str:
+    mean = last.get("smoothed_loss", last.get("loss"))
+    if not last:
+        return "not yet measured"
+    steps = window(last["step"]) if "smoothed_loss" in last else 1
+    return "not finite" if mean is None else f"{mean:.4f} nats a token, mean of the last {steps:,} steps"

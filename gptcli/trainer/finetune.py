@@ -31,7 +31,7 @@ from gptcli.trainer.finetune_model import Finetuned, Losses, make_optimizer, sch
 from gptcli.trainer.finetune_task import Task, read_examples
 from gptcli.trainer.layout import Place, repeat
 from gptcli.trainer.loop import StopSignal, stopped_after
-from gptcli.trainer.metrics import MetricsLog
+from gptcli.trainer.metrics import MetricsLog, smoothed_loss
 from gptcli.trainer.schedule import Position
 from gptcli.trainer.start import drop_start, start_folder
 
@@ -136,7 +136,7 @@ def finetune(run: Finetuning, gpt: GPT, tokenizer: Tokenizer, *, place: Place = 
                 log.write(line)
             if due or told:
                 checkpoints.save(State(Position(step, step * task.batch), identity, line), parameters, optimizer)
-            facts = {name: line[name] for name in ("loss", "val_accuracy") if name in line}
+            facts = {"loss": smoothed_loss(log.newest) if log else None, "val_accuracy": line.get("val_accuracy")}
             events.progress("finetune", step, steps, "steps", **facts)
             if told:
                 break

@@ -29,7 +29,7 @@ from gptcli.trainer.export import TransformersCopy, export, is_copied, prepare
 from gptcli.trainer.guard import Guard
 from gptcli.trainer.layout import Place
 from gptcli.trainer.machine import hold_threads, launched, same_arithmetic
-from gptcli.trainer.metrics import Line, MetricsLog
+from gptcli.trainer.metrics import Line, MetricsLog, smoothed_loss, window
 from gptcli.trainer.noise_scale import NoiseScale, part_of
 from gptcli.trainer.profile import Profiler
 from gptcli.trainer.report import write_report
@@ -127,6 +127,8 @@ class Training:
             "step": self.position.step,
             "tokens": self.last["tokens"],
             "loss": self.last["loss"],
+            "smoothed_loss": self.smoothed_loss(),
+            "smoothed_steps": window(self.position.step),
             "val_loss": self.val_loss,
             "skipped": self.guard.state["skipped"],
             "seconds": round(time.perf_counter() - begin, 3),
@@ -256,7 +258,8 @@ class Training:
         if self.tracker:
             self.tracker.write(line)
         total = self.schedule.total * self.run.model.n_ctx
-        self.events.progress("train", line["tokens"], total, "tokens", **{**line, "val_loss": self.val_loss})
+        facts = {**line, "val_loss": self.val_loss, "smoothed_loss": self.smoothed_loss()}
+        self.events.progress("train", line["tokens"], total, "tokens", **facts)
 
     def _finish(self) -> None:
         if self.sampler:
@@ -265,8 +268,13 @@ class Training:
         if self.copy:
             self.copy.leave()  # the finished model takes its place
         if self.place.leads:
-            export(self.run, SavedModel(folder_of(self.run.out, self.position.step)), self.last, self.val_loss)
+            last = {**self.last, "smoothed_loss": self.smoothed_loss()}
+            export(self.run, SavedModel(folder_of(self.run.out, self.position.step)), last, self.val_loss)
         self.checkpoints.meet()
+
+    def smoothed_loss(self) -> float | None:
+        """Of the first process, which keeps the lines."""
+        return smoothed_loss(self.log.newest) if self.log else None
 
     def _done(self) -> bool:
         return self.position.sequences >= self.schedule.total

@@ -1,10 +1,14 @@
-"""`metrics.jsonl`: a line a step, and other logs of the kind. After a resume they read as if nothing had happened."""
+"""`metrics.jsonl`: a line a step, and other logs of the kind. After a resume they read as if nothing had
+happened, but for the times at which their lines were written."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+from collections import deque
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ from gptcli.errors import InputError
 from gptcli.files import atomic_write, parse_json
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+LONGEST, SHORTEST = 100, 5  # steps of a running mean of the loss
 Line = dict[str, Any]
 
 
@@ -19,13 +24,18 @@ class MetricsLog:
     """Appends lines; each is with the system when `write` returns, so that a killed process loses none."""
 
     def __init__(self, out: Path, *, before: int = 0, name: str = METRICS) -> None:
-        """Keeps the lines of steps below `before`, and cuts the rest off."""
-        self.path = Path(out) / name
+        """Keeps the lines of steps below `before`, and cuts the rest off. Lines of METRICS get the `time` at
+        which they are written."""
+        self.path, self.timed = Path(out) / name, name == METRICS
         kept = [line for line in read_lines(self.path) if line["step"] < before]
+        self.newest = deque(kept, LONGEST)
         with atomic_write(self.path, "w") as file:
             file.writelines(json.dumps(line) + "\n" for line in kept)
 
     def write(self, line: Line) -> None:
+        if self.timed:
+            line = {**line, "time": now()}
+        self.newest.append(line)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -33,6 +43,27 @@ class MetricsLog:
         """Bring all lines to disk: a checkpoint that outlives a power cut must find those before it."""
         with open(self.path, "rb") as file:
             os.fsync(file.fileno())
+
+
+def now() -> str:
+    """UTC, ISO 8601 to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def window(step: int) -> int:
+    """Return how many of `step` steps the running mean of the training loss is over: the newest
+    twentieth, from 5 to 100."""
+    return min(step, LONGEST, max(SHORTEST, step // 20))
+
+
+def smoothed_loss(lines: Iterable[Line]) -> float | None:
+    """Return the mean training loss of a token over the newest steps, of which `window` says how many: the
+    last step alone may be a small rest of the data. None if none of them was finite."""
+    lines = list(lines)
+    near: Sequence[Line] = lines[-window(lines[-1].get("step", len(lines))) :] if lines else []
+    found = [(line["loss"], line.get("batch_tokens", 1)) for line in near if line.get("loss") is not None]
+    total = sum(tokens for _, tokens in found)
+    return sum(loss * tokens for loss, tokens in found) / total if total else None
 
 
 def read_metrics(out: Path) -> list[Line]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.files import atomic_write
+from gptcli.quantities import duration, in_bytes
 from gptcli.trainer.config import Run
-from gptcli.trainer.metrics import SAMPLES, Line, read_lines, read_metrics
+from gptcli.trainer.metrics import SAMPLES, Line, read_lines, read_metrics, smoothed_loss, window
 from gptcli.trainer.report_chart import Curve, chart, short, swatch
 from gptcli.trainer.report_page import configured, document, folded, gallery, headed, quote, table, terms, visible
 from gptcli.trainer.report_record import Figure, Record, figures, read_evaluations
@@ -35,20 +36,21 @@ def write_report(run: Run) -> None:
 
 def page(record: Record) -> str:
     lines, last = record.lines, record.lines[-1]
-    val = series(lines, "val_loss")
-    total = record.settings.get("tokens")
+    val, steps = series(lines, "val_loss"), window(last["step"])
+    total, n_ctx = record.settings.get("tokens"), record.settings.get("n_ctx", 1)
+    noise = series(lines, "noise_scale")
     facts = {
         "validation loss": f"{val[-1][1]:.4f}" if val else "not measured",
-        "training loss": known(last["loss"], ".4f"),
-        "tokens": short(last["tokens"]) + (f" of {short(total)}" if total and last["tokens"] < total else ""),
+        f"training loss, {steps} steps" if steps > 1 else "training loss": known(smoothed_loss(lines), ".4f"),
+        "tokens": short(last["tokens"]) + (f" of {short(total)}" if total and last["tokens"] + n_ctx <= total else ""),
         "step": f"{last['step']:,}",
         "parameters": record.parameters,
-        "time in steps": spent(record.seconds),
+        "time in steps": duration(record.seconds),
         "tokens/s": known(recent(lines, "tokens_per_second"), ",.0f"),
         "TFLOP/s a process": known(recent(lines, "tflops"), ".4g"),
         "MFU": known(recent(lines, "mfu"), ".1%"),
         **({} if last.get("mfu_causal") is None else {"MFU, causal": known(recent(lines, "mfu_causal"), ".1%")}),
-        "peak memory": "n/a" if last.get("peak_memory") is None else f"{last['peak_memory'] / 1e9:.3g} GB",
+        "peak memory": "n/a" if last.get("peak_memory") is None else in_bytes(last["peak_memory"]),
         "updates skipped": f"{sum('skipped' in line for line in lines):,}",
     }
     charts = [
@@ -56,8 +58,8 @@ def page(record: Record) -> str:
         *drawn("Learning rate", {"": series(lines, "lr")}, from_zero=True),
         *drawn("Gradient norm", {"": series(lines, "grad_norm")}, unit="before the clip", mean=True, raw=True),
         *drawn(
-            "Batch and gradient noise scale",
-            {"batch": series(lines, "batch_tokens"), "noise scale": series(lines, "noise_scale")},
+            "Batch and gradient noise scale" if noise else "Batch",
+            {"batch" if noise else "": series(lines, "batch_tokens"), "noise scale": noise},
             unit="tokens", from_zero=True,
         ),
         *drawn("Throughput", {"": series(lines, "tokens_per_second")}, unit="tokens a second", from_zero=True, mean=True, raw=True),
@@ -74,6 +76,7 @@ def page(record: Record) -> str:
         gallery(charts),
         headed("Evaluations", evaluated(record)),
         headed("Samples", spoken(record.samples), note),
+        headed("How it was made", terms(record.provenance, small=True) if record.provenance else ""),
         configured(record.resolved),
         under=str(record.folder),
     )
@@ -129,7 +132,7 @@ def comparison(records: list[Record], where: Path) -> str:
         f'{swatch(number)}&#160;<a href="{visible(Path(link).as_posix())}">{visible(name)}</a>'
         for number, (link, name) in enumerate(zip(links, names, strict=True))
     ]
-    heads = ["run", "parameters", "tokens", "steps", "training loss", "validation loss", "lowest", "time in steps"]
+    heads = ["run", "validation loss", "lowest", "training loss", "tokens", "steps", "parameters", "time in steps"]
     results = table(heads, [[link, *came_to(record)] for record, link in zip(records, linked, strict=True)])
     return document(
         f"{len(records)} runs",
@@ -144,7 +147,8 @@ def comparison(records: list[Record], where: Path) -> str:
 def came_to(record: Record) -> list[str]:
     last, val = record.lines[-1], [value for _, value in series(record.lines, "val_loss")]
     losses = [f"{val[-1]:.4f}", f"{min(val):.4f}"] if val else ["n/a", "n/a"]
-    return [record.parameters, short(last["tokens"]), f"{last['step']:,}", known(last["loss"], ".4f"), *losses, spent(record.seconds)]
+    train, time = known(smoothed_loss(record.lines), ".4f"), duration(record.seconds)
+    return [*losses, train, short(last["tokens"]), f"{last['step']:,}", record.parameters, time]
 
 
 def beside(keys: list[str], rows: list[list[str]]) -> str:
@@ -200,13 +204,6 @@ def recent(lines: list[Line], key: str) -> float | None:
 
 def known(value: float | None, form: str) -> str:
     return "n/a" if value is None else f"{value:{form}}"
-
-
-def spent(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def series(lines: list[Line], name: str) -> Curve:

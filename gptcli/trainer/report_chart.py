@@ -6,14 +6,17 @@ import bisect
 import html
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from gptcli.quantities import COUNTS
 
 POINTS = 400  # of a curve: longer ones are averaged
 COLUMNS = 60  # places over which a chart can be asked for its values
 COLOURS = 6
 SPARSE = 60  # a curve of fewer points shows each as a dot
-START = 0.03  # of the run: where it begins far above all the rest, the axis does not follow it there
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 270, 72, 26, 14, 26
+START = 0.1  # of the run: where it begins far above all the rest, the axis does not follow it there
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 276, 72, 26, 14, 32
 
 Curve = list[tuple[float, float]]
 
@@ -58,7 +61,7 @@ def chart(
     colours = {name: number % COLOURS for number, name in enumerate(curves)}  # a curve without points keeps its own
     points = {name: thinned(curve) for name, curve in curves.items() if curve}
     drawn = {name: smoothed(curve) if mean else curve for name, curve in points.items()}
-    frame, y_step, cut = framed(list(drawn.values()), log_x=log_x, from_zero=from_zero)
+    frame, y_step, cut = framed(list(drawn.values()), log_x=log_x, from_zero=from_zero, behind=list(points.values()) if raw else [])
     parts = axes(frame, y_step, over, log_x=log_x)
     inner = f'width="{WIDTH - LEFT}" height="{HEIGHT - BOTTOM + 2}"'
     parts.append(f'<svg x="{LEFT}" {inner} viewBox="{LEFT} 0 {WIDTH - LEFT} {HEIGHT - BOTTOM + 2}">')  # cuts off what begins above the axis
@@ -93,8 +96,9 @@ def swatch(number: int) -> str:
     return f'<svg class="swatch" viewBox="0 0 24 8" aria-hidden="true"><path class="c{number % COLOURS}" d="M0 4H24"/></svg>'
 
 
-def framed(curves: list[Curve], *, log_x: bool, from_zero: bool) -> tuple[Frame, float, float | None]:
-    """The frame, the step between its ticks, and the highest value where the first part of the run is left to stand above the frame."""
+def framed(curves: list[Curve], *, log_x: bool, from_zero: bool, behind: Sequence[Curve] = ()) -> tuple[Frame, float, float | None]:
+    """Return the frame, the step between its ticks, and the highest value if the first part of the run is
+    left above the frame. It holds nine points in ten of the curves `behind`, which are drawn faintly."""
     xs = [x for curve in curves for x, _ in curve]
     ys = [y for curve in curves for _, y in curve]
     x_low = min(xs) if log_x else 0.0
@@ -102,18 +106,24 @@ def framed(curves: list[Curve], *, log_x: bool, from_zero: bool) -> tuple[Frame,
     cut = None
     if later and max(ys) > max(later) and max(ys) - min(ys) > 1.5 * (max(later) - min(ys)) > 0:
         cut, ys = max(ys), [y for y in ys if y <= max(later)]
+    faint = sorted(y for curve in behind for x, y in curve if x > x_low + START * (max(xs) - x_low))
+    ys += [faint[round(share * (len(faint) - 1))] for share in (0.05, 0.95) if faint]
     low, high = min(ys), max(ys)
     if from_zero:
         low, high = min(low, 0.0), max(high, 0.0)
     if flat(low, high):
         low, high = low - (abs(low) / 2 or 1), high + (abs(high) / 2 or 1)
     step = tick_step(low, high)
+    x_high = max(xs)
+    if not log_x and x_high > 0:  # a run in whole sequences ends a little before a round number
+        nearest_tick = round(x_high / (across := tick_step(0, x_high))) * across
+        x_high = nearest_tick if x_high < nearest_tick < 1.01 * x_high else x_high
     low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
-    return Frame(x_low=x_low, x_high=max(xs), y_low=low, y_high=high), step, cut
+    return Frame(x_low=x_low, x_high=x_high, y_low=low, y_high=high), step, cut
 
 
 def axes(frame: Frame, y_step: float, over: str, *, log_x: bool) -> list[str]:
-    parts = []
+    parts = [f'<text x="{LEFT - 6}" y="{HEIGHT - 6}" text-anchor="end">{html.escape(over)}</text>']
     for y in ticks(frame.y_low, frame.y_high, y_step):
         down = frame.down(y)
         parts.append(f'<path class="grid" d="M{LEFT} {down:.1f}H{WIDTH - RIGHT}"/>')
@@ -121,8 +131,8 @@ def axes(frame: Frame, y_step: float, over: str, *, log_x: bool) -> list[str]:
     x_step = tick_step(frame.x_low, frame.x_high) if frame.x_high > frame.x_low else 1.0
     for number, x in enumerate(ticks(frame.x_low, frame.x_high, max(x_step, 1.0) if log_x else x_step)):
         text = f"{10**x:.2g}" if log_x else tick_text(x, x_step)
-        anchor, unit = ("middle", "") if number else ("start", f" {html.escape(over)}")
-        parts.append(f'<text x="{frame.across(x):.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{text}{unit}</text>')
+        anchor = "middle" if number else "start"
+        parts.append(f'<text x="{frame.across(x):.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{text}</text>')
     return parts
 
 
@@ -163,21 +173,40 @@ def nearest(curve: Curve, x: float) -> tuple[float, float] | None:
 def thinned(curve: Curve) -> Curve:
     """At most POINTS points, each the mean of its neighbours."""
     size = -(-len(curve) // POINTS)
-    groups = [curve[start : start + size] for start in range(0, len(curve), size or 1)]
-    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+    if size < 2:
+        return curve
+    weights = widths(curve)
+    return [
+        (sum(x for x, _ in curve[a : a + size]) / len(curve[a : a + size]), mean(curve, weights, a, a + size))
+        for a in range(0, len(curve), size)
+    ]
 
 
 def smoothed(curve: Curve) -> Curve:
-    """The mean over a 40th of the curve to either side, no further ahead than back; a curve of few points as it is."""
+    """Return the mean over a 40th of the curve to either side, no further ahead than back, by how far each
+    point reaches: a small last batch counts for little. A curve of few points stays as it is."""
     most = len(curve) // 40
     if most < 2:
         return curve
+    weights = widths(curve)
     means = []
     for place, (x, _) in enumerate(curve):
         reach = min(most, place)
-        near = curve[place - reach : place + reach + 1]
-        means.append((x, sum(y for _, y in near) / len(near)))
+        means.append((x, mean(curve, weights, place - reach, place + reach + 1)))
     return means
+
+
+def widths(curve: Curve) -> list[float]:
+    """Return how far each point lies from the one before: of a step's figures over tokens, its batch."""
+    apart = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(curve)]
+    return [apart[0] if apart else 1.0, *apart]
+
+
+def mean(curve: Curve, weights: list[float], start: int, end: int) -> float:
+    """Return the mean of the values from `start` to before `end`, by weight; each alike if none has any."""
+    values, near = [y for _, y in curve[start:end]], weights[start:end]
+    total = sum(near)
+    return sum(y * w for y, w in zip(values, near, strict=True)) / total if total > 0 else sum(values) / len(values)
 
 
 def flat(low: float, high: float) -> bool:
@@ -185,10 +214,10 @@ def flat(low: float, high: float) -> bool:
 
 
 def tick_step(low: float, high: float) -> float:
-    """A round distance that lies three to seven times between two values that differ."""
-    rough = (high - low) / 4
+    """A round distance that lies two to five times between two values that differ."""
+    rough = (high - low) / 5
     unit = 10 ** math.floor(math.log10(rough))
-    return next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
+    return next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= rough * (1 - 1e-9))
 
 
 def ticks(low: float, high: float, step: float) -> list[float]:
@@ -198,18 +227,17 @@ def ticks(low: float, high: float, step: float) -> list[float]:
 
 def tick_text(value: float, step: float) -> str:
     """A value as finely as ticks `step` apart must be told from each other: 2.25, 500k, 1.5M, 2e-5."""
-    size, suffix = next(((size, suffix) for size, suffix in SUFFIXES if abs(value) >= size), (1.0, ""))
+    if abs(value) < step * 1e-6:
+        return "0"
+    size, suffix = next(((size, suffix) for size, suffix in COUNTS if abs(value) >= size), (1.0, ""))
     if not suffix and 0 < abs(value) < 1e-3:
         return f"{value:.3g}".replace("e-0", "e-")
     digits = min(6, max(0, -math.floor(math.log10(step / size) + 1e-9)))
+    if digits < 6 and abs(step / size * 10**digits % 1 - 0.5) < 1e-3:  # a quarter needs one more
+        digits += 1
     return f"{value / size:.{digits}f}{suffix}"
 
 
-SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
-
-
 def short(value: float) -> str:
-    for size, suffix in SUFFIXES:
-        if abs(value) >= size:
-            return f"{value / size:.4g}{suffix}"
-    return f"{value:.3g}"
+    size, suffix = next(((size, suffix) for size, suffix in COUNTS if abs(value) >= size), (1.0, ""))
+    return f"{value / size:.4g}{suffix}" if suffix else f"{value:.3g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 
 from gptcli.trainer.report_chart import COLOURS
@@ -25,9 +26,11 @@ h2 { font-size: 1.05rem; margin: 0 }
 body > h2 { margin: 2.25rem 0 .5rem; padding-top: 1rem; border-top: 1px solid var(--line) }
 small, .dim { color: var(--dim); font-weight: normal }
 a { color: var(--c0) }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .75rem 1rem; margin: 1.25rem 0 0 }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(10.5rem, 1fr)); gap: .75rem 1rem; margin: 1.25rem 0 0 }
 dt { color: var(--dim); font-size: .85rem }
-dd { margin: 0; font-size: 1.2rem; font-weight: 600 }
+dd { margin: 0; font-size: 1.2rem; font-weight: 600; overflow-wrap: anywhere }
+dl.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 16rem), 1fr)); margin-top: .5rem }
+dl.small dd { font-size: .9rem; font-weight: normal }
 main { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); gap: 1.75rem 1.5rem; margin: 2rem 0 0 }
 .tall { grid-column: 1 / -1 }
 section svg { width: 100%; height: auto; display: block }
@@ -58,7 +61,16 @@ blockquote { margin: .5rem 0; padding-left: .7rem; border-left: .2rem solid var(
 blockquote b { font-weight: normal; color: var(--dim) }
 pre { overflow-x: auto; font-size: .85rem; background: var(--card); border-radius: .5rem; padding: .75rem .9rem }
 summary { cursor: pointer; color: var(--dim); padding: .35rem 0 }
-@media (max-width: 40rem) { svg text { font-size: 19px } .at text { font-size: 19px } }
+@media (max-width: 40rem) {
+  svg text, .at text { font-size: 19px }
+  table, tbody, tr, th, td { display: block }
+  thead { display: none }
+  tr { padding: .5rem 0; border-bottom: 1px solid var(--line) }
+  th, td { border: none; padding: 0; white-space: normal }
+  th:first-child { position: static; max-width: none }
+  td { display: flex; justify-content: space-between; gap: 1rem; overflow-wrap: anywhere }
+  td::before { content: attr(data-head); color: var(--dim); text-align: left }
+}
 @media (min-width: 62rem) { .tall svg text { font-size: 7.5px } .tall .at text { font-size: 8.5px; stroke-width: 3px } }
 @media print { section, .texts > div { break-inside: avoid } }
 """
@@ -82,10 +94,11 @@ def document(title: str, *parts: str, under: str = "") -> str:
     )
 
 
-def terms(facts: dict[str, str]) -> str:
-    """What is known in figures."""
+def terms(facts: dict[str, str], *, small: bool = False) -> str:
+    """What is known, in figures; `small`, in words."""
     rows = (f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in facts.items())
-    return f"<dl>{''.join(rows)}</dl>\n"
+    kind = ' class="small"' if small else ""
+    return f"<dl{kind}>{''.join(rows)}</dl>\n"
 
 
 def gallery(charts: Sequence[str], *, runs: bool = False) -> str:
@@ -108,9 +121,16 @@ def folded(summary: str, body: str) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells are markup. The first column stays in sight where the others must scroll."""
+    """Cells are markup. On a narrow screen each row becomes a list, its cells below each other behind
+    their heads."""
+    labels = [html.escape(re.sub("<.*?>", "", html.unescape(cell)).strip()) for cell in heads[1:]]
     head = "".join(f'<th scope="col">{cell}</th>' for cell in heads)
-    body = "".join(f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>\n' for first, *rest in rows)
+    body = "".join(
+        f'<tr><th scope="row">{first}</th>'
+        + "".join(f'<td data-head="{label}">{cell}</td>' for label, cell in zip(labels, rest, strict=True))
+        + "</tr>\n"
+        for first, *rest in rows
+    )
     return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from gptcli.errors import InputError
 from gptcli.trainer.metrics import METRICS, SAMPLES, Line, read_lines
+from gptcli.trainer.provenance import read_provenance
 
 RUN_TOML = "run.toml"
 EVALUATIONS = "*eval*.json"
@@ -40,6 +41,11 @@ class Record:
         """As run.toml says at its top."""
         found = re.search(r"^# parameters: ([\d,]+)", self.resolved, re.MULTILINE)
         return found[1] if found else "n/a"
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """When, where and by what it was made, as run.toml says at its top."""
+        return read_provenance(self.resolved)
 
     @property
     def seconds(self) -> float:

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 
 import pytest
 
 from gptcli.cli import console
-from gptcli.cli.console import ConsoleEvents, amount, duration, in_bytes, print_json
+from gptcli.cli.console import ConsoleEvents, print_json
 
 
-def test_plain_lines_come_every_few_seconds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_lines_come_ever_further_apart(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     clock = [100.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
     events = ConsoleEvents()
-    for done in range(101):
-        events.progress("train", done * 1000, 100_000, "tokens", loss=4.25, tokens_per_second=1000.0)
+    times: list[float] = []
+    lines: list[str] = []
+    for done in range(86_401):  # a day, a second each
+        events.progress("train", done * 1000, 86_400_000, "tokens", step=done, loss=4.25, tokens_per_second=1000.0)
+        shown = capsys.readouterr() if done % 5 == 0 else None
+        if shown is not None and shown.err:
+            assert not shown.out
+            times.append(clock[0] - 100)
+            lines += shown.err.splitlines()
         clock[0] += 1.0
     events.finish("train")
-    shown = capsys.readouterr()
-    assert not shown.out
-    lines = shown.err.splitlines()
-    assert len(lines) == 20
-    assert lines[9] == "train: 50k/100k tokens (50%)  loss 4.25  tokens per second 1000  50 s left"
+    assert times[:8] == [5, 15, 35, 75, 155, 315, 615, 915]
+    assert {later - earlier for earlier, later in itertools.pairwise(times[5:])} == {300}
+    assert len(lines) == len(times) < 300, "of a whole day"
+    assert lines[2] == "train: 35k/86.4M tokens (<1%)  step 35  loss 4.25  tokens per second 1000  35 s, 23 h 59 min left"
+    assert lines[-1].endswith("23 h 55 min, 4 min 45 s left")
 
 
 def test_messages_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,18 +42,6 @@ def test_messages_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
 def test_print_json(capsys: pytest.CaptureFixture[str]) -> None:
     print_json("cost", {"flops": 1.0})
     assert json.loads(capsys.readouterr().out) == {"schema": "gpt.cost/1", "flops": 1.0}
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(12, "12 s"), (200, "3 min 20 s"), (7500, "2 h 05 min"), (270_000, "3 d 3 h")])
-def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(950, "950"), (12_300, "12.3k"), (4.5e6, "4.5M"), (3e11, "300B"), (2.25e12, "2.25T"), (0.5, "0.5")]
-)
-def test_amount(value: float, text: str) -> None:
-    assert amount(value) == text
 
 
 def test_on_a_terminal_words_stay_whole(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,8 +55,3 @@ def test_on_a_terminal_words_stay_whole(monkeypatch: pytest.MonkeyPatch, capsys:
     ]  # fmt: skip
     monkeypatch.setattr(console.os, "get_terminal_size", lambda number: os.terminal_size((0, 0)))
     assert console.wrapped(text) == text
-
-
-@pytest.mark.parametrize(("value", "text"), [(12, "12 B"), (6.291e6, "6.29 MB"), (5.694e9, "5.69 GB"), (2.25e12, "2.25 TB")])
-def test_in_bytes(value: float, text: str) -> None:
-    assert in_bytes(value) == text

@@ -46,7 +46,7 @@ def test_the_papers_estimate(gpt: Any) -> None:
     assert got["mfu"] == pytest.approx(28 / 125)
 
 
-@pytest.mark.parametrize("args", [["--flops"], ["--flops", "--gpu", "v100"], ["--size", "gpt3", "--flops"], ["--flops", "--size=175b"], []])
+@pytest.mark.parametrize("args", [["--flops"], ["--flops", "--gpu", "v100"], ["--size", "gpt3", "--flops"], ["--flops", "--size=175b"]])
 def test_the_same_estimate_without_saying_so(gpt: Any, args: list[str]) -> None:
     said = report(gpt, "--size", "175B", "--gpu", "v100", "--tflops", "28", "--price", "1.5")
     got = report(gpt, *args)
@@ -54,8 +54,34 @@ def test_the_same_estimate_without_saying_so(gpt: Any, args: list[str]) -> None:
         assert got[key] == said[key]
 
 
+@pytest.mark.parametrize(
+    "args", [[], ["--size", "13B"], ["--size", "13B", "--flops"], ["--flops", "--tokens", "300B"], ["--flops", "1e20"]]
+)
+def test_no_gpu_named_is_todays(gpt: Any, args: list[str]) -> None:
+    """The article's of 2020 prices the article's own question alone."""
+    assert report(gpt, *args)["gpu"] == "h100"
+    text = gpt("cost", *args).stdout
+    assert re.search(r"^Time and money on h100 +assumed: --gpu names another$", text, re.MULTILINE)
+    assert re.search(r"^price: .*\(2026-03-14\)$", text, re.MULTILINE)
+    assert "assumed" not in gpt("cost", *args, "--gpu", "h100").stdout
+
+
+def test_a_tiny_run_is_priced_in_small_units(gpt: Any, tmp_path: Path) -> None:
+    for args in ([make_run(tmp_path / "run", 3, 12_345, 4.0)], ["--size", "gpt2", "--tokens", 1], ["--size", "gpt2", "--tokens", "1k"]):
+        for more in ([], ["--flops"], ["--explain"], ["--gpu", "v100"]):
+            text = gpt("cost", *args, *more).stdout
+            assert "$0.00" not in text.replace("$0.00 ", "$0.00")
+            assert not re.search(r"e-\d+ (MWh|kWh|t|GPU|cents|days|h|d|s)\b", text), text
+            assert not re.search(r"^  \S.* {2,}(0|0\.0+)(?: |$)(?!.*tied)", text, re.MULTILINE), text
+            assert text.count("  outside  range ") == (0 if "--flops" in more else 4)
+    table = gpt("cost", "--table", "--tokens", "1k").stdout
+    assert "GPU-ms" in table
+    assert not re.search(r"\de-\d| 0 | 0\.0+ |\$0\.00", table)
+
+
 def test_flops_alone_prints_the_estimate_and_its_sources(gpt: Any) -> None:
     text = gpt("cost", "--flops").stdout
+    assert "v100                 the cost article's, of 2020" in text
     assert figure(text, "FLOP, 6ND") == "3.14e23"
     assert figure(text, "GPU-years") == "355.9"
     assert figure(text, "dollars") == "$4.68M"
@@ -74,7 +100,7 @@ def test_a_budget(gpt: Any, spelling: str) -> None:
 
 
 def test_the_report_of_a_size(gpt: Any) -> None:
-    text = gpt("cost", "--size", "175B", "--gpus", "10_000").stdout
+    text = gpt("cost", "--size", "175B", "--gpu", "v100", "--gpus", "10_000").stdout
     assert figure(text, "Parameters") == "174,604,259,328"
     assert figure(text, "PF-days") == "3,638"
     assert figure(text, "FLOP, PaLM") == "3.23e23"
@@ -255,7 +281,9 @@ def test_a_budget_in_dollars_and_hours(gpt: Any) -> None:
     got = report(gpt, "--budget", 500, "--gpu", "a100", "--gpus", 8)
     assert got["gpu_hours"] == pytest.approx(500 / 1.75)
     losses = [row["loss"] for row in got["sizes"]]
-    assert losses == sorted(losses)
+    known = [loss for loss in losses if loss is not None]
+    assert known == sorted(known)
+    assert losses == known + [None] * (len(losses) - len(known)), "those outside the law's range come last"
     assert report(gpt, "--budget", 500, "--hours", 2, "--gpu", "a100", "--gpus", 8)["gpu_hours"] == pytest.approx(16)
     assert report(gpt, "--hours", 3, "--gpu", "h100")["gpu_hours"] == pytest.approx(3)
 
@@ -354,7 +382,12 @@ def test_inference_is_reported(gpt: Any) -> None:
 
 def test_explain_puts_the_numbers_in(gpt: Any) -> None:
     text = gpt("cost", "--size", "175B", "--explain").stdout
-    for part in ("FLOP = 6·N·D = 6 x 174,604,259,328 x 300,000,000,000 = 3.14e23", "GPU-years = GPU-hours / 8,760", "price = 1.5 $"):
+    for part in (
+        "FLOP = 6·N·D = 6 x 174,604,259,328 x 300,000,000,000 = 3.14e23",
+        "GPU-years = GPU-hours / 8,760",
+        "price = 3 $",
+        "kaplan holds for N 768 to 1.5B",
+    ):
         assert part in text
 
 
@@ -366,7 +399,7 @@ def test_markdown(gpt: Any) -> None:
 
 def test_help_has_defaults_and_an_optional_number(gpt: Any) -> None:
     text = gpt("cost", "--flops", "-h").stdout
-    for expected in ("175B", "v100", "[N]", "gpt cost --flops 3.14e23"):
+    for expected in ("175B", "h100", "[N]", "gpt cost --flops 3.14e23"):
         assert expected in text
 
 

@@ -10,7 +10,7 @@ import pytest
 from gptcli.cli.cost_laws import fit_report, optimal_report, predict, print_affordable, print_fit, print_optimal, read_run
 from gptcli.cost.budget import Affordable
 from gptcli.cost.lawfit import Run, fit_law
-from gptcli.cost.scaling import LAWS, gpt3_loss, kaplan_batch
+from gptcli.cost.scaling import LAWS, critical_batch, gpt3_loss, kaplan_batch
 from gptcli.errors import InputError
 from gptcli.model.config import ModelConfig
 from gptcli.model.config_json import to_transformers
@@ -32,9 +32,9 @@ def test_the_last_validation_counts(tmp_path: Path) -> None:
     assert run.name == str(tmp_path / "a")
 
 
-def test_the_last_loss_where_none_was_validated(tmp_path: Path) -> None:
+def test_the_running_mean_of_the_loss_where_none_was_validated(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "a", {"tokens": 10, "loss": 5.0}, {"tokens": 20, "loss": 4.0}) / "metrics.jsonl")
-    assert (run.tokens, run.loss) == (20, 4.0)
+    assert (run.tokens, run.loss) == (20, 4.5)
 
 
 @pytest.mark.parametrize(
@@ -96,14 +96,36 @@ def test_optimal_says_all_laws(capsys: pytest.CaptureFixture[str]) -> None:
     report = optimal_report(5.76e23)
     assert [row["law"] for row in report["optimal"]] == [law.name for law in LAWS]
     assert all(row["source"] and row["date"] for row in report["optimal"])
-    assert report["gpt3_loss"] == gpt3_loss(5.76e23)
-    assert report["best_batch_tokens"] == kaplan_batch(5.76e23)
-    for row in report["optimal"]:
+    kaplan, *others = report["optimal"]
+    assert (kaplan["parameters"], kaplan["tokens"], kaplan["loss"], kaplan["tokens_per_parameter"]) == (None,) * 4
+    assert (report["gpt3_loss"], report["best_batch_tokens"], report["critical_batch_tokens"]) == (None,) * 3
+    for row in others:
         assert row["tokens_per_parameter"] * row["parameters"] == pytest.approx(row["tokens"])
     print_optimal(report, markdown=True)
     text = capsys.readouterr().out
     assert "| chinchilla-refit |" in text
-    assert "loss 1.684" in text
+    assert "| kaplan |" not in text
+    assert "kaplan: outside the law's range (8.64e12 to 8.64e20 FLOP)" in text
+    assert "GPT-3's own fit: outside" in text
+
+
+def test_where_all_laws_hold_all_speak(capsys: pytest.CaptureFixture[str]) -> None:
+    report = optimal_report(1e20)
+    assert report["gpt3_loss"] == gpt3_loss(1e20)
+    assert report["best_batch_tokens"] == kaplan_batch(1e20)
+    assert report["critical_batch_tokens"] == critical_batch(gpt3_loss(1e20))
+    print_optimal(report, markdown=False)
+    text = capsys.readouterr().out
+    assert f"loss {gpt3_loss(1e20):.3f}" in text
+    assert "outside" not in text
+
+
+@pytest.mark.parametrize("flops", [1e3, 1e30])
+def test_where_none_holds_none_speaks(capsys: pytest.CaptureFixture[str], flops: float) -> None:
+    print_optimal(optimal_report(flops), markdown=False)
+    text = capsys.readouterr().out
+    assert text.count("outside the law's range") == len(LAWS) + 1
+    assert "1.3" not in text.replace("5.76e23", ""), "no loss"
 
 
 def test_what_a_budget_buys(capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,3 +133,9 @@ def test_what_a_budget_buys(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "250 GPU-hours on 8 a100, best first"
     assert lines[2].split() == ["125M", "3B", "3.123"]
+    assert "outside" not in " ".join(lines)
+    print_affordable([Affordable("125M", 3e6, None)], 1e-4, "8 a100", markdown=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "0.36 GPU-seconds on 8 a100, best first"
+    assert lines[2].split() == ["125M", "3M", "outside"]
+    assert lines[-1] == "outside: of the law's range (N 70M to 70B, D 5B to 1.4T)"

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from gptcli.cli.cost_options import NO_VALUE, OF_ONE_MODEL, QUESTIONS, SHOWN, Terms, positive, question, whole
+from gptcli.cli.cost_options import ASSUMED, DEFAULT_GPU, NO_VALUE, OF_ONE_MODEL, QUESTIONS, SHOWN, Terms, positive, question, whole
 from gptcli.cost.flops import flops_per_token
+from gptcli.cost.hardware import read_table
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size
 
@@ -77,10 +78,14 @@ def test_numbers() -> None:
     assert caught.value.where == "--micro-batch"
 
 
-def test_the_articles_gpu_unless_another_is_named_or_described() -> None:
+def test_todays_gpu_unless_another_is_named_or_described() -> None:
+    """The one whose price is the newest; and it is told that nobody named it."""
     gpu = Terms({}).gpu
     assert gpu is not None
-    assert gpu.name == "v100"
+    assert gpu.name == DEFAULT_GPU == "h100"
+    assert "h100" in max(read_table("prices.toml")["price"], key=lambda row: row["date"])["gpus"]
+    assert Terms({}).assumed == ASSUMED
+    assert not any(Terms(said).assumed for said in ({"gpu": "h100"}, {"tflops": "20"}))
     assert Terms({"tflops": "20"}).gpu is None
     assert (Terms({"gpu": "v100"}).precision, Terms({"gpu": "a100"}).precision) == ("fp16", "bf16")
 

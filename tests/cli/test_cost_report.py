@@ -50,7 +50,7 @@ def test_another_family(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_brief(capsys: pytest.CaptureFixture[str]) -> None:
-    text = report(capsys, priced("175B"), brief=True)
+    text = report(capsys, priced("175B", gpu="v100"), brief=True)
     assert figure(text, "GPU-years") == "355.9"
     assert not re.search("Memory|Loss|To run", text)
 

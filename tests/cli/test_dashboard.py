@@ -15,15 +15,17 @@ from gptcli.cli import console
 from gptcli.cli.dashboard import POINTS, ROWS, Curve, Dashboard, figures, plot, resampled
 
 FACTS = {
-    "step": 12, "loss": 3.25, "lr": 6e-4, "grad_norm": 0.5, "batch_tokens": 524288, "tokens_per_second": 12345.6, "tflops": 9.5,
-    "mfu": None, "mfu_causal": None, "noise_scale": 2.5e5, "peak_memory": 3_200_000_000, "val_loss": None,
+    "step": 12, "loss": 3.5, "smoothed_loss": 3.25, "lr": 6e-4, "grad_norm": 0.5, "batch_tokens": 524288, "tokens_per_second": 12345.6,
+    "tflops": 9.5,
+    "mfu": None, "mfu_causal": None, "noise_scale": 2.5e5,
+    "peak_memory": 3_200_000_000, "val_loss": None,
 }  # fmt: skip
 SCRIPT = f"""
 import sys
 from gptcli.cli.dashboard import Dashboard
 board = Dashboard("runs/350M")
 for step in range(1, 301):
-    board.progress("train", step * 1000, 300_000, "tokens", **{{**{FACTS!r}, "step": step, "loss": 3 + 8 / step}})
+    board.progress("train", step * 1000, 300_000, "tokens", **{{**{FACTS!r}, "step": step, "smoothed_loss": 3 + 8 / step}})
     if step == 200:
         board.warn("a message in between")
 board.finish("train")
@@ -72,8 +74,8 @@ def test_elsewhere_it_is_the_plain_line(capsys, monkeypatch):
         clock[0] += 10
     board.finish("train")
     train, other = capsys.readouterr().err.splitlines()
-    assert train == "train: 2000/10k tokens (20%)  loss 3.25  lr 0.0006  tokens per second 12.35k  1 min 20 s left"
-    assert other == "other: 2/2 (100%)  0 s left"
+    assert train == "train: 2000/10k tokens (20%)  step 12  loss 3.25  lr 0.0006  tokens per second 12.35k  10 s, 1 min 20 s left"
+    assert other == "other: 2/2 (100%)  10 s, 0 s left"
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=3000))
@@ -110,7 +112,7 @@ def test_resampling_keeps_few_values_and_averages_many():
 
 
 def test_what_is_unknown_is_said_to_be():
-    words = " ".join(figures({**FACTS, "loss": None, "grad_norm": None, "noise_scale": None, "skipped": "why"}))
+    words = " ".join(figures({**FACTS, "smoothed_loss": None, "grad_norm": None, "noise_scale": None, "skipped": "why"}))
     assert "loss n/a" in words
     assert "noise scale n/a" in words
     assert "update skipped" in words

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -75,6 +76,12 @@ def test_as_typed_then_again_then_resumed(gpt, gpt_inside, here):
     text = (out / "run.toml").read_text()
     assert "tokens = 640" in text
     assert "# command: gpt train --size 125M" in text
+    made = dict(re.findall(r"^# (\w+): (.+)$", text.partition("\n\n")[0], re.MULTILINE))
+    assert {"date", "host", "device", "torch", "python", "data", "passes"} <= made.keys()
+    assert made["data"].startswith(f"{here / 'shards'}, ")
+    assert re.search(r"trained on 640 tokens in .*, loss \d\.\d{4} \(mean of the last 5 steps\)", done.stderr)
+    assert f"| Date | {made['date']} |" in (out / "README.md").read_text()
+    assert f"<dt>device</dt><dd>{made['device']}</dd>" in (out / "report.html").read_text()
     origins = {line.partition(" = ")[0]: line.rpartition("  # ")[2] for line in text.splitlines() if " = " in line}
     assert origins["d_model"] == "option"
     assert origins["attention"] == "gpt3-small"
@@ -93,7 +100,10 @@ def test_as_typed_then_again_then_resumed(gpt, gpt_inside, here):
     assert contents(out) == before
     report = json.loads(gpt_inside("train", "--size", "125M", *SMALL, "--force", "--json")[0])
     assert report["schema"] == "gpt.train/1"
-    assert (report["step"], report["tokens"]) == (10, 640)
+    assert (report["step"], report["tokens"], report["smoothed_steps"]) == (10, 640, 5)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert report["loss"] == lines[-1]["loss"]
+    assert report["smoothed_loss"] == pytest.approx(sum(line["loss"] for line in lines[-5:]) / 5)
     assert (out / "model.safetensors").read_bytes() == before["model.safetensors"]
 
 

@@ -45,9 +45,11 @@ def test_what_runs_out_first_counts() -> None:
 
 def test_tokens_and_loss() -> None:
     found, gpu_hours = affordable(estimates(), dollars=500, hours=None)
-    assert [row.loss for row in found] == sorted(row.loss for row in found), "best first"
+    assert found[-1].loss is None, "13B on so few tokens: outside the law's range, and last"
+    losses = [row.loss for row in found if row.loss is not None]
+    assert losses == sorted(losses), "best first"
     assert {row.name for row in found} == set(SIZES)
     for row in found:
         parameters = find_size(row.name).parameters
         assert row.tokens == pytest.approx(gpu_hours * 3600 * 0.4 * 989.5e12 / (6 * parameters))
-        assert row.loss == CHINCHILLA.loss(parameters, row.tokens)
+        assert row.loss == (CHINCHILLA.loss(parameters, row.tokens) if row.tokens >= 5e9 else None)

@@ -80,7 +80,7 @@ def test_a_budget_knows_no_model() -> None:
     report = Estimate("3.14e23 FLOP", 3.14e23, fleet("v100")).as_dict()
     assert {name for name, value in report.items() if value is None} == {
         "model", "tokens", "parameters", "parameters_by_part", "flops_by_convention", "memory_bytes", "least_gpus",
-        "goodput", "layout", "losses", "inference",
+        "goodput", "layout", "losses", "loss_ranges", "inference",
     }  # fmt: skip
 
 

@@ -6,9 +6,11 @@ from hypothesis import strategies as st
 
 from gptcli.cost.scaling import (
     CHINCHILLA,
+    GPT3_RANGE,
     KAPLAN,
     LAWS,
     PF_DAY,
+    RANGES,
     REFIT,
     JointLaw,
     critical_batch,
@@ -18,6 +20,7 @@ from gptcli.cost.scaling import (
     without_embeddings,
 )  # fmt: skip
 from gptcli.model.config import ModelConfig, find_size
+from gptcli.papers.models import MODELS
 
 budgets = st.floats(1e17, 1e27)
 
@@ -62,10 +65,35 @@ def test_sources(law: JointLaw) -> None:
 
 
 def test_losses_of_gpt3() -> None:
+    """GPT-3 is larger than any model that the other laws were fitted to or tested on."""
     losses = predicted_losses(ModelConfig.from_paper(find_size("175B")), 300 * 10**9)
     assert losses["gpt3"] == pytest.approx(1.734, abs=0.001)
-    assert losses["chinchilla"] == pytest.approx(1.69 + 406.4 / 174_604_259_328**0.34 + 410.7 / 3e11**0.28)
-    assert set(losses) == {"kaplan", "gpt3", "chinchilla", "chinchilla-refit"}
+    assert {name for name, loss in losses.items() if loss is None} == {"kaplan", "chinchilla", "chinchilla-refit"}
+
+
+@given(st.sampled_from([model.name for model in MODELS]), st.floats(0, 15).map(lambda exponent: round(10**exponent)))
+def test_a_law_gives_a_loss_in_its_range_and_nowhere_else(size: str, tokens: int) -> None:
+    model = ModelConfig.from_paper(find_size(size))
+    losses = predicted_losses(model, tokens)
+    assert losses.keys() == RANGES.keys()
+    for law, span in (("kaplan", (22e6, 23e9)), ("chinchilla", (5e9, 1.4e12)), ("chinchilla-refit", (5e9, 1.4e12))):
+        n, sizes = (without_embeddings(model), (768, 1.5e9)) if law == "kaplan" else (model.parameters, (70e6, 70e9))
+        inside = sizes[0] <= n <= sizes[1] and span[0] <= tokens <= span[1]
+        assert (losses[law] is not None) == inside
+    assert (losses["gpt3"] is not None) == (1e-6 <= 6 * model.parameters * tokens / PF_DAY <= 3640)
+
+
+def test_both_ends_of_a_range_are_inside() -> None:
+    for law in LAWS:
+        for flops in (pf_days * PF_DAY for pf_days in law.range.pf_days):
+            assert law.range.holds_for(flops)
+        assert not law.range.holds_for(law.range.pf_days[0] * PF_DAY / 1.01)
+        assert not law.range.holds_for(law.range.pf_days[1] * PF_DAY * 1.01)
+    assert str(KAPLAN.range) == "N 768 to 1.5B, D 22M to 23B"
+    assert str(REFIT.range) == "N 70M to 70B, D 5B to 1.4T"
+    assert REFIT.range.compute == "6.00e18 to 5.76e23 FLOP"
+    assert str(GPT3_RANGE) == "8.64e13 to 3.14e23 FLOP"
+    assert all(within.source for within in RANGES.values())
 
 
 def test_kaplans_curves() -> None:
@@ -108,9 +136,10 @@ def test_exponents_of_compute() -> None:
 
 
 def test_each_laws_loss_of_a_small_model() -> None:
-    """Kaplan's parameters are those without embeddings: 10 entries and 16 positions of width 8."""
-    config = ModelConfig(n_layer=2, n_head=2, d_model=8, n_ctx=16, vocab_size=10)
-    losses = predicted_losses(config, 10**6)
-    assert losses["kaplan"] == KAPLAN.loss(config.parameters - 26 * 8, 10**6)
-    assert losses["gpt3"] == gpt3_loss(6e6 * config.parameters)
-    assert losses["chinchilla-refit"] == REFIT.loss(config.parameters, 10**6)
+    """Kaplan's parameters are those without embeddings: 50,257 entries and 1,024 positions of width 768."""
+    config, tokens = ModelConfig.from_paper(find_size("gpt2")), 10**10
+    losses = predicted_losses(config, tokens)
+    assert losses["kaplan"] == KAPLAN.loss(config.parameters - (50_257 + 1024) * 768, tokens)
+    assert losses["gpt3"] == gpt3_loss(6.0 * config.parameters * tokens)
+    assert losses["chinchilla"] == CHINCHILLA.loss(config.parameters, tokens)
+    assert losses["chinchilla-refit"] == REFIT.loss(config.parameters, tokens)

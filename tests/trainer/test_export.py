@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+import yaml
+from huggingface_hub import ModelCard
 from transformers import AutoTokenizer, GPT2LMHeadModel, GPTNeoForCausalLM
 
 from gptcli.model.weights import load_model
-from gptcli.trainer.export import is_finished
+from gptcli.trainer.export import is_finished, model_card
 
 
 def test_the_run_folder_loads_in_transformers_as_it_stands(make_run, train_here):
@@ -31,7 +33,8 @@ def test_the_card_says_what_was_trained_on_what(make_run, train_here):
         "dense and banded attention in turn, band 5",
         f"{run.model.parameters:,}",
         "320 tokens in 5 steps",
-        f"{report['val_loss']:.4f}",
+        f"| Validation loss | {report['val_loss']:.4f} nats a token |",
+        f"| Training loss | {report['smoothed_loss']:.4f} nats a token, mean of the last 5 steps |",
         run.resolved,
         f"In transformers: {json.loads((run.out / 'config.json').read_text())['gpt_export']['note']}.",
     ):
@@ -44,3 +47,36 @@ def test_without_validation_tokens_the_loss_is_not_measured(make_run, train_here
     run = make_run(data=write_shards(tmp_path / "shards", val=val), tokens=320)
     assert train_here(run)["val_loss"] is None
     assert "not measured" in (run.out / "README.md").read_text()
+
+
+def test_the_hub_reads_the_card(make_run, train_here):
+    """By huggingface_hub's own reader: what library loads it, what for, and how well it does; no license is made up."""
+    run = make_run(tokens=320)
+    report = train_here(run)
+    card = ModelCard((run.out / "README.md").read_text())
+    found = card.data.to_dict()
+    assert (found["library_name"], found["pipeline_tag"], found["tags"]) == ("transformers", "text-generation", ["gpt2", "gpt"])
+    assert "license" not in found
+    [result] = card.data.eval_results
+    assert (result.metric_type, result.metric_value) == ("loss", round(report["val_loss"], 4))
+    assert card.text.lstrip().startswith("# tiny\n")
+
+
+FACTS = "# gpt 0, python 3\n# date: 2030-01-01T00:00:00Z\n# host: a|b\n# device: a CPU\n# passes: 0.5\n\nseed = 1\n"
+
+
+def test_the_card_says_how_it_was_made(make_run):
+    card = model_card(make_run(resolved=FACTS), {"step": 20, "tokens": 1280, "loss": 9.0, "smoothed_loss": 2.5}, 2.0, None)
+    for row in ("| Date | 2030-01-01T00:00:00Z |", "| Host | a&#124;b |", "| Device | a CPU |", "| Passes | 0.5 |"):
+        assert row in card
+    assert "| Training loss | 2.5000 nats a token, mean of the last 5 steps |" in card
+    assert "9.0" not in card, "the last step's loss alone"
+
+
+@pytest.mark.parametrize("last", [None, {}, {"step": 3, "tokens": 192, "loss": 4.0}])
+def test_the_card_of_an_unfinished_run_says_so(make_run, last):
+    card = model_card(make_run(resolved=FACTS), last, None, None)
+    assert "| State | unfinished: of 1,280 tokens |" in card
+    assert "| Validation loss | not yet measured |" in card
+    assert ("| Trained on | nothing yet |" in card) == (not last)
+    assert "model-index" not in yaml.safe_load(card.split("---")[1])

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from dataclasses import replace
+from datetime import datetime
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ class SignalAt(Events):
             os.kill(os.getpid(), self.number)
 
 
-MEASURED = {"tokens_per_second", "tflops", "mfu", "mfu_causal", "peak_memory"}  # of the machine, not of the run
+MEASURED = {"tokens_per_second", "tflops", "mfu", "mfu_causal", "peak_memory", "time"}  # of the machine, not of the run
 
 
 def without_time(run):
@@ -56,6 +57,9 @@ def test_it_learns_and_leaves_a_whole_folder(make_run, train_here):
     assert set(lines[0]) == {"step", "tokens", "loss", "lr", "grad_norm", "batch_tokens", "noise_scale"} | MEASURED
     assert lines[0]["mfu"] is None  # a CPU's peak is unknown
     assert lines[0]["tflops"] > 0
+    assert all(datetime.fromisoformat(line["time"]) for line in lines)
+    assert (report["loss"], report["smoothed_steps"]) == (lines[-1]["loss"], 5)
+    assert report["smoothed_loss"] == pytest.approx(sum(line["loss"] for line in lines[-5:]) / 5)
     assert lines[0]["loss"] == pytest.approx(5.56, abs=0.1)  # ln 260
     assert lines[-1]["val_loss"] < lines[0]["loss"] - 0.5
     assert lines[-1]["lr"] == pytest.approx(3e-4)

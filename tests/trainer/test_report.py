@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gptcli.errors import InputError
-from gptcli.trainer.report import comparison, page, spent, told_apart
+from gptcli.trainer.report import comparison, page, told_apart
 from gptcli.trainer.report_record import Record, figures, read_record
 
 RUN_TOML = '# gpt 0, python 3\n# parameters: 1,234\n\nsize = "gpt2"  # <b> & more\nlr = 0.5\ntokens = 64000\nout = "x"\n'
@@ -90,7 +90,7 @@ def test_what_was_measured_is_drawn_and_what_was_not_is_named():
     root = parsed(page(Record(folder=Path("x"), resolved="", lines=[*lines(3), *more])))
     assert len(root.findall("body/main/section/svg")) == 6
     known = facts(root)
-    assert (known["MFU"], known["MFU, causal"], known["training loss"], known["updates skipped"]) == ("40.0%", "35.0%", "n/a", "3")
+    assert (known["MFU"], known["MFU, causal"], known["training loss, 3 steps"], known["updates skipped"]) == ("40.0%", "35.0%", "n/a", "3")
     assert known["time in steps"] == "12 s"
 
 
@@ -102,7 +102,7 @@ def test_several_runs_side_by_side():
     assert root.find("body/h1").text == "2 runs"
     table = rows(root)
     assert [row[0] for row in table[1:3]] == ["a & b", "c"]
-    assert table[1][1:] == ["1,234", "192", "3", "1.6667", "n/a", "n/a", "6 s"]
+    assert table[1][1:] == ["n/a", "n/a", "3.0556", "192", "3", "1,234", "6 s"]
     assert [link.get("href") for link in root.iterfind(".//a")] == ["a & b/report.html", "c/report.html"]
     assert table[3:6] == [["", "a & b", "c"], ["lr", "0.5", "0.25"], ["clip", "–", "1.0"]]  # not out, and not what is the same
     assert ["lambada last_word, K=0: accuracy", "25.00 % ± 6.93", "–"] in table
@@ -156,6 +156,20 @@ def test_what_is_no_run_is_named(tmp_path, files, says):
         read_record(tmp_path)
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(45, "45 s"), (200, "3.3 min"), (9000, "2.5 h"), (200_000, "2.3 d")])
-def test_time_spent(seconds, text):
-    assert spent(seconds) == text
+def test_how_it_was_made_stands_on_the_page():
+    head = ["gpt 0, python 3", "date: 2030-01-01T00:00:00Z", "host: <b>", "passes: 0.5", "resumed: 2030-02-01T00:00:00Z; host c"]
+    resolved = "".join(f"# {line}\n" for line in head) + "\nlr = 0.5\n"
+    root = parsed(page(record(3, resolved=resolved)))
+    known = facts(root)
+    assert (known["date"], known["host"], known["passes"]) == ("2030-01-01T00:00:00Z", "<b>", "0.5")
+    assert known["resumed"].endswith("host c")
+    assert "How it was made" not in page(record(3))
+
+
+def test_a_narrow_screen_needs_no_heads_above_the_cells():
+    root = parsed(comparison([record(3, "a & b"), record(2, "c")], Path("runs")))
+    cells = root.find(".//tbody/tr").findall("td")
+    assert [cell.get("data-head") for cell in cells][:3] == ["validation loss", "lowest", "training loss"]
+    changed = [record(3, "a & b"), record(2, "c", RUN_TOML.replace("0.5", "0.25"))]
+    heads = [cell.get("data-head") for cell in parsed(comparison(changed, Path("runs"))).findall(".//table")[-1].findall(".//td")]
+    assert heads == ["a & b", "c"], "without their pieces of line"

@@ -84,7 +84,7 @@ def test_a_curve_without_points_keeps_its_colour():
 def test_names_are_escaped_and_the_end_is_told_to_those_who_cannot_see_it():
     root = parsed(chart("<b>", {"<i>": [(0.0, 1.0), (4.0, 2.25)]}, unit="&"))
     assert root.find("h2").text == "<b> "
-    assert root.find("svg").get("aria-label") == "<b>: in the end <i> 2.25"
+    assert root.find("svg").get("aria-label") == "<b>: in the end <i> 2.250"
     assert root.find("p/span").find("svg").tail == " <i>"
 
 
@@ -122,7 +122,10 @@ def test_ticks_are_round_few_and_told_apart(low, high):
         (500e3, 250e3, "500k"),
         (1.5e6, 5e5, "1.5M"),
         (2e-5, 1e-5, "2e-5"),
-        (0, 0.001, "0.000"),
+        (0, 0.001, "0"),
+        (0.25, 0.25, "0.25"),
+        (1e6, 2.5e5, "1.00M"),
+        (0.0015, 0.0005, "0.0015"),
     ],
 )
 def test_tick_text(value, step, text):
@@ -132,3 +135,40 @@ def test_tick_text(value, step, text):
 def test_the_nearest_point():
     curve = [(0.0, 1.0), (10.0, 2.0), (20.0, 3.0)]
     assert [nearest(curve, x) for x in (-1.0, 0.0, 4.0, 6.0, 20.0, 21.0)] == [None, curve[0], curve[0], curve[1], curve[2], None]
+
+
+def labels(text: str) -> list[str]:
+    return [part.text for part in parsed(text).findall("svg/text")]
+
+
+def test_the_axis_ends_on_the_round_number_that_the_run_just_misses():
+    curve = [(999_936 * n / 100, 5 - n / 50) for n in range(1, 101)]
+    assert labels(chart("Loss", {"": curve}))[-6:] == ["0", "200k", "400k", "600k", "800k", "1.0M"]
+    frame, _, _ = framed([[(0.0, 1.0), (900e3, 2.0)]], log_x=False, from_zero=False)
+    assert frame.x_high == 900e3, "and a run that is on its way where it is"
+    assert labels(chart("Loss", {"": curve}))[0] == "tokens", "the unit stands apart from the numbers"
+
+
+@given(st.floats(8, 12), st.floats(1, 4), st.integers(40, 400))
+def test_a_high_beginning_takes_no_more_than_half_of_the_height(first, last, count):
+    """As a loss falls from ln(vocabulary): most within the first steps."""
+    curve = [(float(n), last + (first - last) / (1 + 100 * n / count)) for n in range(count)]
+    frame, _, cut = framed([curve], log_x=False, from_zero=False)
+    later = [y for x, y in curve if x > count / 10]
+    assert cut == pytest.approx(first)
+    assert frame.y_high - frame.y_low < 0.5 * (first - last)
+    assert frame.y_low <= min(later)
+    assert max(later) <= frame.y_high
+
+
+def test_a_running_mean_counts_points_by_how_far_they_reach():
+    """The last batch of a run may be a hundredth of the others."""
+    curve = [(100.0 * n, 3.0) for n in range(1, 101)] + [(10_001.0, 9.0)]
+    assert smoothed(curve)[-1][1] == pytest.approx(3 + 6 * 1 / 201)
+    assert thinned([*curve, *((10_001.0 + 100 * n, 3.0) for n in range(1, 700))])[50][1] == pytest.approx(3 + 6 * 1 / 101)
+
+
+def test_faint_points_behind_a_mean_are_inside_but_for_a_few():
+    noisy = [(float(n), 3 + (0.5 if n % 2 else -0.5)) for n in range(1, 1000)] + [(1000.0, 9.0)]
+    frame, _, _ = framed([[(float(n), 3.0) for n in range(1, 1001)]], log_x=False, from_zero=False, behind=[noisy])
+    assert 2.25 < frame.y_low <= 2.5 < 3.5 <= frame.y_high < 3.75, "and not at 9"

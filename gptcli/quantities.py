@@ -1,0 +1,99 @@
+"""Numbers as a person reads them: no figure but zero reads as zero, and none needs an exponent if a
+smaller unit can say it."""
+
+from __future__ import annotations
+
+Units = tuple[tuple[float, str], ...]
+"""Sizes with their names, the largest first."""
+
+LEAST = 0.001  # what is less is written as less than this
+TIME: Units = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+GPU_TIME: Units = (
+    (365 * 86400, "GPU-years"), (3600, "GPU-hours"), (1, "GPU-seconds"), (1e-3, "GPU-ms"), (1e-6, "GPU-µs"),
+)  # fmt: skip
+ENERGY: Units = ((1e6, "MWh"), (1e3, "kWh"), (1, "Wh"), (1 / 3600, "J"), (1e-3 / 3600, "mJ"), (1e-6 / 3600, "µJ"))  # in Wh
+MASS: Units = ((1e6, "t"), (1e3, "kg"), (1, "g"), (1e-3, "mg"), (1e-6, "µg"))  # in grams
+SPEED: Units = ((1e12, "TFLOP/s"), (1e9, "GFLOP/s"), (1e6, "MFLOP/s"), (1, "FLOP/s"))
+BYTES: Units = ((1e18, "EB"), (1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+COUNTS: Units = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+
+
+def figure(value: float, digits: int = 4) -> str:
+    """27.41, 3,638, 0.002604, <0.001."""
+    if 0 < value < LEAST:
+        return f"<{LEAST:g}"
+    if value >= 1e15:
+        return short(value)
+    text = f"{value:.{digits}g}"
+    return f"{value:,.0f}" if value >= 1000 or "e" in text else text
+
+
+def short(value: float) -> str:
+    """3.14e23."""
+    return f"{value:.2e}".replace("e+", "e")
+
+
+def unit_for(value: float, units: Units, least: float = 1) -> tuple[float, str]:
+    """Return the largest unit in which `value` is at least `least`; the smallest if there is none, and of
+    zero the largest."""
+    return next((unit for unit in units if value >= least * unit[0] or not value), units[-1])
+
+
+def scaled(value: float, units: Units, digits: int = 4) -> str:
+    """Write `value` with the unit that suits it: 1,132 MWh, 74.2 J, 8.84 mg."""
+    size, name = unit_for(value, units)
+    return f"{figure(value / size, digits)} {name}"
+
+
+def gpu_unit(hours: float) -> tuple[float, str]:
+    """GPU-hours down to a tenth, then what is smaller; its size in seconds."""
+    return unit_for(hours * 3600, GPU_TIME[1:], 0.1)
+
+
+def gpu_time(hours: float) -> str:
+    """250 GPU-hours, 12.9 GPU-seconds."""
+    size, name = gpu_unit(hours)
+    return f"{figure(hours * 3600 / size)} {name}"
+
+
+def amount(value: float) -> str:
+    """950, 12.3k, 4.5M, 300B, 2.25T; thousands from 10,000 on."""
+    size, suffix = next(((size, suffix) for size, suffix in COUNTS if abs(value) >= max(size, 1e4)), (1, ""))
+    return f"{value / size:.4g}{suffix}"
+
+
+def in_bytes(value: float) -> str:
+    """12 B, 36.9 kB, 698 GB, 2.79 TB; powers of 1,000."""
+    return scaled(value, BYTES, 3) if value >= 1000 else f"{value:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """250 ms, 12 s, 3 min 20 s, 2 h 05 min, 4 d 3 h."""
+    if 0 < seconds < 1:
+        return scaled(seconds, TIME, 3)
+    seconds = int(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    if seconds < 86400:
+        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    return f"{seconds // 86400} d {seconds % 86400 // 3600} h"
+
+
+def dollars(value: float | None) -> str:
+    """$4.68M, $20,365, $12.30, 8.52 cents, or a dash."""
+    if value is None:
+        return "-"
+    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if value >= size:
+            return f"${value / size:,.2f}{suffix}" if value < 1e18 else f"${short(value)}"
+    if 0 < value < 1:
+        return f"{figure(100 * value, 3)} cents"
+    return f"${value:,.0f}" if value >= 100 else f"${value:.2f}"
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """33.2%, 0.4%, <0.1%."""
+    least = 10.0 ** -(digits + 2)
+    return f"<{least:.{digits}%}" if 0 < value < least / 2 else f"{value:.{digits}%}"

@@ -1,0 +1,156 @@
+"""Numbers as a person reads them, over thirty orders of magnitude."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptcli.quantities import (
+    BYTES,
+    COUNTS,
+    ENERGY,
+    GPU_TIME,
+    MASS,
+    SPEED,
+    TIME,
+    amount,
+    dollars,
+    duration,
+    figure,
+    gpu_time,
+    in_bytes,
+    percent,
+    scaled,
+    short,
+    unit_for,
+)  # fmt: skip
+
+UNITS = {"TIME": TIME, "GPU_TIME": GPU_TIME, "ENERGY": ENERGY, "MASS": MASS, "SPEED": SPEED}
+wide = st.floats(-15, 15).map(lambda exponent: 10.0**exponent)
+
+
+def read(text: str) -> float:
+    """The figure that a text begins with."""
+    return float(text.lstrip("<$").split()[0].replace(",", "").rstrip("TBMk%"))
+
+
+@given(wide)
+def test_nothing_but_zero_reads_as_zero_or_needs_an_exponent(value):
+    shown = [figure(value), dollars(value), duration(value), gpu_time(value), percent(value)]
+    shown += [scaled(value, units) for units in UNITS.values()]
+    for text in shown:
+        assert read(text) != 0 or "min" in text, (value, text)
+        assert value >= 1e15 or not re.search(r"\de[+-]?\d", text), (value, text)
+
+
+@pytest.mark.parametrize("units", UNITS.values(), ids=UNITS)
+@given(value=wide)
+def test_a_figure_and_its_unit_give_the_value_back(units, value):
+    text = scaled(value, units)
+    size = next(size for size, name in units if name == text.split()[-1])
+    if text.startswith("<"):
+        assert value < size * 1e-3
+    else:
+        assert read(text) * size == pytest.approx(value, rel=6e-3)
+        assert value / size >= 1 or size == units[-1][0], "in the largest unit of which there is one whole"
+
+
+@pytest.mark.parametrize("units", [*UNITS.values(), BYTES, COUNTS])
+def test_units_fall(units):
+    sizes = [size for size, _ in units]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_zero_is_zero():
+    assert (figure(0), dollars(0), duration(0), percent(0), in_bytes(0), amount(0)) == ("0", "$0.00", "0 s", "0.0%", "0 B", "0")
+    assert scaled(0, ENERGY) == "0 MWh"
+
+
+@pytest.mark.parametrize(("value", "text"), [(3.14e23, "3.14e23"), (1.0, "1.00e00"), (6.6e-3, "6.60e-03")])
+def test_short(value, text):
+    assert short(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(27.4149, "27.41"), (3638.2, "3,638"), (0.002604, "0.002604"), (999.96, "1000"), (1000, "1,000"), (5, "5"), (1e-9, "<0.001")],
+)
+def test_figure(value, text):
+    assert figure(value) == text
+
+
+def test_figures_have_as_many_digits_as_asked():
+    assert (figure(3.14159, 3), figure(1234.5, 2), figure(150, 2)) == ("3.14", "1,234", "150")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (1.5e12, "$1.50T"),
+        (2e9, "$2.00B"),
+        (4_676_900.0, "$4.68M"),
+        (20_365.4, "$20,365"),
+        (100, "$100"),
+        (99.994, "$99.99"),
+        (12.3, "$12.30"),
+        (0.543, "54.3 cents"),
+        (8.52e-5, "0.00852 cents"),
+        (1e-9, "<0.001 cents"),
+    ],
+)
+def test_dollars(value, text):
+    assert dollars(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (12, "12 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (36_864, "36.9 kB"),
+        (6.291e6, "6.29 MB"),
+        (698 * 10**9, "698 GB"),
+        (2_793_668_149_248, "2.79 TB"),
+        (3e15, "3 PB"),
+    ],
+)
+def test_bytes(value, text):
+    assert in_bytes(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(950, "950"), (9999, "9999"), (12_300, "12.3k"), (4.5e6, "4.5M"), (3e11, "300B"), (2.25e12, "2.25T"), (0.5, "0.5")]
+)
+def test_amount(value, text):
+    assert amount(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.0123, "12.3 ms"), (12, "12 s"), (200, "3 min 20 s"), (7500, "2 h 05 min"), (270_000, "3 d 3 h")]
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("hours", "text"),
+    [(250, "250 GPU-hours"), (0.25, "0.25 GPU-hours"), (0.01, "36 GPU-seconds"), (1e-4, "0.36 GPU-seconds"), (1e-7, "0.36 GPU-ms")],
+)
+def test_gpu_time(hours, text):
+    assert gpu_time(hours) == text
+
+
+def test_the_unit_of_several_is_that_of_the_least():
+    assert unit_for(0.00846 * 365 * 86400, GPU_TIME, 0.001)[1] == "GPU-years"
+    assert unit_for(0.0001 * 365 * 86400, GPU_TIME, 0.001)[1] == "GPU-hours"
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.332, "33.2%"), (0.001, "0.1%"), (2.7e-5, "<0.1%"), (1.0, "100.0%")])
+def test_percent(value, text):
+    assert percent(value) == text
+    assert (percent(0.733, 0), percent(0.004, 0)) == ("73%", "<1%")
