@@ -108,7 +108,7 @@ def test_a_resolved_file_is_brought_up_to_date_line_by_line(monkeypatch: pytest.
     after = updated_toml(before, resolved, parameters="12")
     assert tomllib.loads(after) == resolved.values
     remarks = [line for line in after.splitlines() if line.startswith("#")]
-    assert remarks == [*before.splitlines()[:3], "# resumed: gpt train --resume --keep 5"]
+    assert remarks == [*before.splitlines()[:3], "# resumed by: gpt train --resume --keep 5"]
     origins = {line.partition(" = ")[0]: line.rpartition("  # ")[2] for line in after.splitlines() if " = " in line}
     assert origins == {"lr": "paper", "keep": "option", "out": "paper", "track": "option"}
     for by_hand in ("lr=1e-3\nkeep=2\n", 'keep = 2\nbatch-tokens = 3\nout = """\na"""\n', ""):

@@ -208,7 +208,7 @@ def test_run_toml_and_the_card_speak_of_the_run_as_it_goes_on(here, gpt_inside):
     gpt_inside("train", "--out", "out", "--resume", "--keep", "7")
     text = (out / "run.toml").read_text()
     assert tomllib.loads(text) == tomllib.loads(alone["run.toml"].decode()) | {"keep": 7}
-    assert "# resumed: gpt train --out out --resume --keep 7" in text
+    assert "# resumed by: gpt train --out out --resume --keep 7" in text
     assert text in (out / "README.md").read_text()
 
 
