@@ -22,7 +22,7 @@ FLOORS = [
     {"tokenizer", "model"},
     {"papers", "kernels"},
     {"files"},
-    {"errors", "events", "__init__"},
+    {"errors", "events", "numbers", "__init__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = sorted(PACKAGE.rglob("*.py"))

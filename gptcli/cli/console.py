@@ -10,6 +10,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gptcli.events import Events
+from gptcli.numbers import amount as amount
+from gptcli.numbers import duration as duration
+from gptcli.numbers import in_bytes as in_bytes
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -97,34 +100,6 @@ def wrapped(text: str) -> str:
 def print_json(command: str, report: dict[str, Any]) -> None:
     """The machine-readable form of a report: one JSON object on stdout."""
     print(json.dumps({"schema": f"gpt.{command}/1", **report}, ensure_ascii=False))
-
-
-def duration(seconds: float) -> str:
-    """12 s, 3 min 20 s, 2 h 05 min, 4 d 3 h."""
-    seconds = int(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    if seconds < 86400:
-        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
-    return f"{seconds // 86400} d {seconds % 86400 // 3600} h"
-
-
-def amount(value: float) -> str:
-    """950, 12.3k, 4.5M, 300B, 2.25T."""
-    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{value / (1e3 if suffix == 'k' else size):.4g}{suffix}"
-    return f"{value:.4g}"
-
-
-def in_bytes(value: float) -> str:
-    """12 B, 6.29 MB, 5.69 GB, 2.25 TB."""
-    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g} {prefix}B"
-    return f"{value:.0f} B"
 
 
 def _facts(facts: dict[str, object]) -> str:

@@ -8,7 +8,7 @@ import time
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from gptcli.cli.console import ConsoleEvents, amount, duration
+from gptcli.cli.console import ConsoleEvents, amount, duration, in_bytes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -178,7 +178,7 @@ def figures(facts: dict[str, Any]) -> list[str]:
         f"{amount(facts['tokens_per_second'])} tokens/s",
         f"{facts['tflops']:.3g} TFLOP/s",
         f"MFU {known('mfu', '.1%')}" + ("" if facts.get("mfu_causal") is None else f" ({facts['mfu_causal']:.1%} causal)"),
-        f"memory {facts['peak_memory'] / 1e9:.3g} GB",
+        f"memory {in_bytes(facts['peak_memory'])}",
     ]
     if "skipped" in facts:
         words.append("update skipped")

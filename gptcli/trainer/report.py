@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.files import atomic_write
+from gptcli.numbers import in_bytes
 from gptcli.trainer.config import Run
 from gptcli.trainer.metrics import SAMPLES, Line, read_lines, read_metrics
 from gptcli.trainer.report_chart import Curve, chart, short, swatch
@@ -48,7 +49,7 @@ def page(record: Record) -> str:
         "TFLOP/s a process": known(recent(lines, "tflops"), ".4g"),
         "MFU": known(recent(lines, "mfu"), ".1%"),
         **({} if last.get("mfu_causal") is None else {"MFU, causal": known(recent(lines, "mfu_causal"), ".1%")}),
-        "peak memory": "n/a" if last.get("peak_memory") is None else f"{last['peak_memory'] / 1e9:.3g} GB",
+        "peak memory": "n/a" if last.get("peak_memory") is None else in_bytes(last["peak_memory"]),
         "updates skipped": f"{sum('skipped' in line for line in lines):,}",
     }
     charts = [
