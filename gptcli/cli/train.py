@@ -147,7 +147,12 @@ def train(
     micro_batch: Annotated[Value, _option(MACHINE, "N", "what fits", "Sequences that a process runs at a time.")] = None,
     precision: Annotated[Value, _option(MACHINE, "KIND", "auto", "Of the products: bf16, fp32, fp16, fp8, or auto.")] = None,
     compile: Annotated[Value, _option(MACHINE, "WHEN", "auto", "torch.compile: on, off, or auto where it pays.")] = None,
-    dry_run: Annotated[bool, _flag("--dry-run", MACHINE, "Show configuration, sizes, work and memory, and stop.")] = False,
+    dry_run: Annotated[
+        bool, _flag("--dry-run", MACHINE, "Show configuration, steps, passes over the data, time, memory and disk, and stop.")
+    ] = False,
+    strict: Annotated[
+        bool, _flag("--strict", MACHINE, "Refuse a run with any warning, such as too few steps; with --dry-run, exit with 2.")
+    ] = False,
 ) -> None:
     """Train a GPT on shards, by the recipe of the paper that its size comes from.
 
@@ -188,20 +193,18 @@ def train(
     folder = Path(given.values.get("data", "shards"))
     if lr_range and resume:
         raise UsageError("a range test cannot be resumed", where="--lr-range", hint="run it again, with --force")
-    if dry_run and not (folder / MANIFEST).is_file():
-        plan = make_plan(given, None, lr_range=lr_range)
-    else:
-        manifest = read_manifest(folder)
-        plan = make_plan(given, manifest.vocab_size, lr_range=lr_range)
+    manifest = None if dry_run and not (folder / MANIFEST).is_file() else read_manifest(folder)
+    plan = make_plan(given, manifest.vocab_size if manifest else None, lr_range=lr_range)
     if dry_run:
-        _print_plan(plan, as_json=json)
+        _print_plan(plan, manifest, as_json=json, strict=strict)
         return
+    assert manifest is not None
 
     from gptcli.trainer.launch import launch
 
     leads = os.environ.get("RANK", "0") == "0"  # the only one, or the first of those that torchrun or Slurm started
     events = Dashboard(given.values["out"]) if leads else SILENT
-    run = _begin(plan, manifest, events, resume=resume, force=force, leads=leads)
+    run = _begin(plan, manifest, events, resume=resume, force=force, leads=leads, strict=strict)
     if run is None:
         events.info(f"{given.values['out']} is finished")
         return
@@ -236,8 +239,8 @@ def restarted() -> bool:
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
-def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, force: bool, leads: bool) -> Run | None:
-    """Check all that can be checked, claim the run folder and write run.toml into it; None where the run is finished."""
+def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, force: bool, leads: bool, strict: bool) -> Run | None:
+    """Check all that can be checked, say what the run will take, claim its folder and write run.toml into it; None if it is finished."""
     from gptcli.cli.train_tasks import measurement
     from gptcli.trainer.config import Run
     from gptcli.trainer.export import is_finished
@@ -269,6 +272,8 @@ def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, forc
         if check_resume(run) and is_finished(out):
             return None
         run = replace(run, resume=True)
+    if leads and not restarted():
+        _print_forecast(plan, manifest, events, run, strict=strict)
     if os.environ.get("LOCAL_RANK", "0") == "0" and not restarted():  # once on each machine: the others wait for it to join them
         check_data(run, manifest)
     if leads:
@@ -278,15 +283,27 @@ def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, forc
     return run
 
 
-def _print_plan(plan: Plan, *, as_json: bool) -> None:
-    from gptcli.cost.flops import flops_per_token
-    from gptcli.cost.memory import training_memory
-    from gptcli.trainer.schedule import Schedule
+def _print_forecast(plan: Plan, manifest: Manifest, events: Events, run: Run, *, strict: bool) -> None:
+    """Say what the run, or what is left of it, will take. Raises UsageError if it is to be `strict` and there are warnings."""
+    from gptcli.cli.train_forecast import forecast_plan, refuse, tell
+    from gptcli.trainer.preflight import resumed_state
 
-    steps = Schedule(plan.train, plan.model.n_ctx).steps()
+    state = resumed_state(run.out, run.identity()) if run.resume else None
+    forecast = forecast_plan(plan, manifest, done=0 if state is None else state.position.sequences * plan.model.n_ctx)
+    tell(forecast, events, at_least=plan.train.follow_noise)
+    if strict:
+        refuse(forecast)
+
+
+def _print_plan(plan: Plan, manifest: Manifest | None, *, as_json: bool, strict: bool) -> None:
+    """Print configuration, work and forecast. Raises UsageError if it is to be `strict` and there are warnings."""
+    from gptcli.cli.train_forecast import forecast_facts, forecast_json, forecast_plan, refuse, warn
+    from gptcli.cost.flops import flops_per_token
+
     flops = flops_per_token(plan.model, "6N") * plan.train.tokens
-    memory = sum(training_memory(plan.model.parameters).values())
     roles = _rehearse(plan)
+    forecast = forecast_plan(plan, manifest)
+    warn(forecast, ConsoleEvents())
     if as_json:
         print_json(
             "train",
@@ -294,19 +311,20 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
                 "config": plan.resolved.values,
                 "origin": plan.resolved.origin,
                 "parameters": plan.model.parameters,
-                "steps": steps,
                 "flops": flops,
-                "memory_bytes": memory,
+                **forecast_json(forecast),
                 "roles": [asdict(role) for role in roles],
             },
         )
-        return
-    facts = {
-        "parameters": f"{plan.model.parameters:,}",
-        "steps": f"{'at least ' if plan.train.follow_noise else ''}{steps:,}",
-        "work": f"{flops:.3g} FLOP (6N)",
-        "memory": f"{in_bytes(memory)} for weights, gradients and optimizer; activations on top",
-    }
+    else:
+        _print_resolved(plan, roles, {"work": f"{flops:.3g} FLOP (6N)", **forecast_facts(forecast, at_least=plan.train.follow_noise)})
+    if strict:
+        refuse(forecast)
+
+
+def _print_resolved(plan: Plan, roles: list[Role], facts: dict[str, str]) -> None:
+    """Print the resolved configuration as run.toml would hold it, with `facts` and each stage of the layout on top."""
+    facts = {"parameters": f"{plan.model.parameters:,}", **facts}
     for role in roles:
         low, high = (f"{held:,}" for held in role.parameters)
         moved = [f"{in_bytes(n_bytes)} over {axis}" for axis, n_bytes in asdict(role.traffic).items() if n_bytes]

@@ -15,6 +15,7 @@ import torch
 
 from gptcli.errors import RunError
 from gptcli.events import Events
+from gptcli.numbers import WEEK, amount, rough_duration
 from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import read_manifest
 from gptcli.shards.order import Mixture, open_order
@@ -33,7 +34,7 @@ from gptcli.trainer.profile import Profiler
 from gptcli.trainer.report import write_report
 from gptcli.trainer.samples import Sampler, model_of
 from gptcli.trainer.schedule import Position, Schedule
-from gptcli.trainer.speed import Speed, peak_memory
+from gptcli.trainer.speed import Pace, Speed, peak_memory
 from gptcli.trainer.tracking import TensorBoard
 
 COLLECT_EVERY = 1000  # steps between garbage collections, by all processes at the same one: a collection stops a step for up to a second
@@ -87,7 +88,7 @@ class Training:
         self.arithmetic = same_arithmetic(running.get("arithmetic"), run.train, events)
         self.grown: int = running.get("batch", self.schedule.first)
         """Sequences of the next batch where it follows the noise scale."""
-        self.speed = Speed(run, place)
+        self.speed, self.pace = Speed(run, place), Pace(self.schedule.total * n_ctx)
         done, leads = self.position.step, place.leads
         self.log = MetricsLog(run.out, before=done) if leads else None
         self.sampler = Sampler(run, events, upto=done) if leads and run.train.samples else None
@@ -235,6 +236,10 @@ class Training:
         if self.tracker:
             self.tracker.write(line)
         total = self.schedule.total * self.run.model.n_ctx
+        if (pace := self.pace.step(line["tokens"], time.perf_counter())) is not None:
+            seconds, speed = pace
+            say = self.events.warn if seconds > WEEK else self.events.info
+            say(f"about {rough_duration(seconds)} left, by the first steps: {amount(speed)} tokens/s")
         self.events.progress("train", line["tokens"], total, "tokens", **{**line, "val_loss": self.val_loss})
 
     def _finish(self) -> None:
