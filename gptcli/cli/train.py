@@ -78,13 +78,17 @@ def train(
         Path | None,
         typer.Option(metavar="TASK.toml", show_default=False, rich_help_panel=MODEL, help="Fine-tune on labelled examples, as GPT-1 does."),
     ] = None,
-    tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Length of the run; the paper's schedule scales with it.")] = None,
-    batch_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Tokens of a step; auto: the noise scale, up to the paper's.")] = None,
-    lr: Annotated[Value, _option(RECIPE, "X", "paper's", "Highest learning rate.")] = None,
+    tokens: Annotated[
+        Value, _option(RECIPE, "N", "paper's, or 20 a parameter", "Length of the run; batch and schedule scale with it.")
+    ] = None,
+    batch_tokens: Annotated[
+        Value, _option(RECIPE, "N", "paper's, less in a shorter run", "Tokens of a step; auto: the noise scale, up to the paper's.")
+    ] = None,
+    lr: Annotated[Value, _option(RECIPE, "X", "paper's, more in a smaller model", "Highest learning rate.")] = None,
     scale_lr: Annotated[bool, _flag("--scale-lr", RECIPE, "--lr between GPT-3's sizes, by their table, at this model's own.")] = False,
     mup: Annotated[Value, _option(RECIPE, "WIDTH", "off", "Maximal-update parameterisation: --lr was found at this --d-model.")] = None,
     min_lr_ratio: Annotated[Value, _option(RECIPE, "X", "paper's", "Where the decay ends, as a share of --lr.")] = None,
-    warmup_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Linear warm-up of the learning rate.")] = None,
+    warmup_tokens: Annotated[Value, _option(RECIPE, "N", "paper's, more in a shorter run", "Linear warm-up of the learning rate.")] = None,
     decay_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Where the cosine decay ends.")] = None,
     ramp_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "The batch grows to its full size over these; 0 for no ramp.")] = None,
     weight_decay: Annotated[Value, _option(RECIPE, "X", "paper's", "Of matrices and embeddings.")] = None,

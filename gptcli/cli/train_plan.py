@@ -11,6 +11,7 @@ from gptcli.cli.config import Resolved, count, quantity, read_config
 from gptcli.cost.activations import RECOMPUTE, SCHEDULES
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig, find_size
+from gptcli.numbers import amount
 from gptcli.papers.models import PaperModel
 from gptcli.trainer.config import PRECISIONS, TrainConfig, from_values
 from gptcli.trainer.recipe import (
@@ -20,13 +21,14 @@ from gptcli.trainer.recipe import (
     batch_origin,
     cadence,
     default_tokens,
+    is_of_paper_size,
     nearest_paper,
     paper_recipe,
     samples,
     short_warmup,
     whole_sequences,
 )
-from gptcli.trainer.sizing import scaled_lr
+from gptcli.trainer.sizing import scaled_lr, small_lr
 
 RUN_TOML = "run.toml"
 RANGE_STEPS = 100  # of a learning-rate range test, where --tokens does not say
@@ -249,10 +251,13 @@ def _started_from(given: Resolved, changes: dict[str, Any]) -> tuple[ModelConfig
 def _lay_recipe(resolved: Resolved, paper: PaperModel, given: Resolved, model: ModelConfig) -> None:
     """The paper's recipe; what the run's length scales says so."""
     source, tokens = f"{paper.paper}, {paper.name}", given.values.get("tokens")
-    own = default_tokens(model, paper, named="size" in given.values) if tokens is None else None
+    of_paper = "size" in given.values and is_of_paper_size(model, paper)
+    own = None if of_paper or tokens is not None else default_tokens(model, paper)
     scale = not (given.values.get("follow_noise") or "batch_tokens" in given.values)
     recipe = paper_recipe(paper, own if tokens is None else tokens, scale_batch=scale)
     resolved.put(recipe, source)
+    if not of_paper and small_lr(model.parameters) > paper.lr:
+        resolved.put({"lr": small_lr(model.parameters)}, f"GPT-3, Table 2.1, continued to {amount(model.parameters)} parameters")
     if own is not None:
         resolved.put({"tokens": own}, f"{TOKENS_PER_PARAMETER} a parameter (Hoffmann et al. 2022)")
     if recipe["tokens"] == paper_recipe(paper)["tokens"]:

@@ -63,14 +63,13 @@ def short_warmup(recipe: dict[str, Any], batch_tokens: int) -> int:
     return max(recipe["warmup_tokens"], min(settled, recipe["tokens"] // 10))
 
 
-def default_tokens(model: ModelConfig, paper: PaperModel, *, named: bool) -> int | None:
-    """Return the length of a run for which the user gives none: None for the paper's, if the model is the paper's size.
+def is_of_paper_size(model: ModelConfig, paper: PaperModel) -> bool:
+    """Whether a model has the depth and width of a paper's; its context, heads and vocabulary may be others."""
+    return (model.n_layer, model.d_model) == (paper.n_layer, paper.d_model)
 
-    A model of other depth or width, or of no size (`named` is false), gets TOKENS_PER_PARAMETER for each parameter, and no more than the
-    paper's tokens.
-    """
-    if named and (model.n_layer, model.d_model) == (paper.n_layer, paper.d_model):
-        return None
+
+def default_tokens(model: ModelConfig, paper: PaperModel) -> int:
+    """Return the length of a run of a model that no paper has: TOKENS_PER_PARAMETER a parameter, and no more than the paper's."""
     return min(TOKENS_PER_PARAMETER * model.parameters, TRAINING[paper.paper].tokens)
 
 

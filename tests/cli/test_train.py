@@ -80,7 +80,8 @@ def test_as_typed_then_again_then_resumed(gpt, gpt_inside, here):
     origins = {line.partition(" = ")[0]: line.rpartition("  # ")[2] for line in text.splitlines() if " = " in line}
     assert origins["d_model"] == "option"
     assert origins["attention"] == "gpt3-small"
-    assert origins["lr"] == "GPT-3, gpt3-small"
+    assert origins["beta2"] == "GPT-3, gpt3-small"
+    assert origins["lr"].startswith("GPT-3, Table 2.1, continued to ")
     assert origins["decay_tokens"] == "GPT-3, gpt3-small, in proportion to tokens"
     assert origins["warmup_tokens"] == "2 / (1 - beta2) steps (Ma and Yarats 2021), or a tenth of the run"
     assert origins["precision"].startswith("auto: ")
@@ -91,7 +92,7 @@ def test_as_typed_then_again_then_resumed(gpt, gpt_inside, here):
     assert "--force" in refused
     assert "is finished" in gpt_inside("train", "--size", "125M", *SMALL, "--resume")[1]
     assert "is finished" in gpt_inside("train", "--out", "runs/125M", "--resume")[1]  # what is not said again is as before
-    assert "lr was 0.0006, now 0.001" in gpt_inside("train", "--size", "125M", "--lr", "1e-3", "--resume", code=2)[1]
+    assert "lr was 0.004, now 0.001" in gpt_inside("train", "--size", "125M", "--lr", "1e-3", "--resume", code=2)[1]
     assert "125M, not 350M" in gpt_inside("train", "--size", "350M", "--out", "runs/125M", "--resume", code=2)[1]
     assert contents(out) == before
     report = json.loads(gpt_inside("train", "--size", "125M", *SMALL, "--force", "--json")[0])

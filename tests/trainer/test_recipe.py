@@ -13,8 +13,10 @@ from gptcli.trainer.recipe import (
     STEPS,
     cadence,
     default_tokens,
+    is_of_paper_size,
     nearest_paper,
     paper_recipe,
+    short_warmup,
     whole_sequences,
 )
 
@@ -80,14 +82,20 @@ def test_a_longer_run_has_no_smaller_batch_and_enough_steps(paper, tokens):
 
 def test_what_is_of_no_paper_s_size_gets_twenty_tokens_a_parameter():
     gpt2 = find_size("gpt2")
-    model = ModelConfig.from_paper(gpt2)
-    assert default_tokens(model, gpt2, named=True) is None
-    assert default_tokens(ModelConfig.from_paper(gpt2, n_ctx=512, vocab_size=300), gpt2, named=True) is None
-    assert default_tokens(model, gpt2, named=False) == 20 * model.parameters
-    small = ModelConfig.from_paper(gpt2, n_layer=4)
-    assert default_tokens(small, gpt2, named=True) == 20 * small.parameters
-    large = ModelConfig.from_paper(gpt2, n_layer=120)
-    assert default_tokens(large, gpt2, named=True) == 10**10, "no more than the paper's"
+    assert is_of_paper_size(ModelConfig.from_paper(gpt2, n_ctx=512, vocab_size=300), gpt2)
+    small, large = (ModelConfig.from_paper(gpt2, n_layer=layers) for layers in (4, 120))
+    assert not is_of_paper_size(small, gpt2)
+    assert default_tokens(small, gpt2) == 20 * small.parameters
+    assert default_tokens(large, gpt2) == 10**10, "no more than the paper's"
+
+
+def test_a_short_warmup_is_forty_steps_or_a_tenth_of_the_run_or_the_papers():
+    short = paper_recipe(find_size("350M"), 10**7)
+    assert short_warmup(short, 10_240) == 40 * 10_240
+    assert short_warmup(short, 2**19) == 10**6
+    assert short_warmup(paper_recipe(find_size("350M"), 10**11), 2**18) == 125_000_000
+    gpt1 = paper_recipe(find_size("gpt1"))
+    assert short_warmup(gpt1, gpt1["batch_tokens"]) == gpt1["warmup_tokens"] == 2000 * 64 * 512
 
 
 def test_every_gpt3_size_is_its_own_nearest():
