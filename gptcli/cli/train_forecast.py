@@ -31,9 +31,9 @@ def forecast_facts(forecast: Forecast, *, at_least: bool = False) -> dict[str, s
     steps = f"{'at least ' if at_least else ''}{forecast.steps:,} of {forecast.batch_tokens:,} tokens"
     passes = "no shards yet"
     if forecast.passes is not None:
-        passes = f"{forecast.passes:.3g} passes over {amount(forecast.train_tokens or 0)} tokens"
+        passes = f"{amount(forecast.passes)} passes over {amount(forecast.train_tokens or 0)} tokens"
         if forecast.passes_by_source:
-            each = (f"{name} {times:.3g}" for name, times in forecast.passes_by_source.items())
+            each = (f"{name} {amount(times)}" for name, times in forecast.passes_by_source.items())
             passes += f"; of each source: {', '.join(each)}"
     memory = f"{in_bytes(forecast.memory_bytes)} needed"
     if forecast.memory_available_bytes is not None:

@@ -264,7 +264,7 @@ def _lay_recipe(resolved: Resolved, paper: PaperModel, given: Resolved, model: M
         return
     resolved.put({name: recipe[name] for name in SCALED}, f"{source}, in proportion to tokens")
     if recipe["batch_tokens"] != paper.batch_tokens:
-        scaled = {name: recipe[name] and whole_sequences(recipe[name], model.n_ctx) for name in SCALED_BATCH}
+        scaled = {name: whole_sequences(recipe[name], model.n_ctx) for name in SCALED_BATCH if recipe[name]}
         resolved.put(scaled, f"{source}, {batch_origin(paper, recipe['tokens'])}")
     if recipe["tokens"] < paper_recipe(paper)["tokens"]:
         warmup = short_warmup(recipe, given.values.get("batch_tokens", resolved.values["batch_tokens"]))

@@ -186,7 +186,7 @@ def data_cautions(model: ModelConfig, manifest: Manifest | None, passes: float |
     most, name = max(((times, name) for name, times in by_source.items()), default=(passes or 0.0, None))
     if most > MAX_PASSES:
         what = "the training data" if name is None else f"source {name!r}"
-        message = f"the run reads {what} {most:.1f} times, and more than {MAX_PASSES} passes add little"
+        message = f"the run reads {what} {most:,.1f} times, and more than {MAX_PASSES} passes add little"
         hint = f"use more data{'' if name is None else ', a lower weight'} or fewer --tokens"
         found.append(Caution(code="many-passes", message=message, hint=hint))
     return found
