@@ -236,7 +236,8 @@ class Training:
         if self.tracker:
             self.tracker.write(line)
         total = self.schedule.total * self.run.model.n_ctx
-        if (pace := self.pace.step(line["tokens"], time.perf_counter())) is not None:
+        ramping = 2 * line["batch_tokens"] < self.schedule.full * self.run.model.n_ctx
+        if (pace := self.pace.step(line["tokens"], time.perf_counter(), ramping=ramping)) is not None:
             seconds, speed = pace
             say = self.events.warn if seconds > WEEK else self.events.info
             say(f"about {rough_duration(seconds)} left, by the first steps: {amount(speed)} tokens/s")

@@ -377,7 +377,7 @@ def test_a_run_says_what_it_will_take_before_it_starts(gpt_inside, here):
     names = ["steps", "tokens", "time", "memory", "disk"]
     assert [line.split()[0] for line in lines[:5]] == names
     assert lines[0] == "steps  10 of 64 tokens, warm-up 1"
-    assert lines[1] == "tokens 640, 0.107 passes over 6000 tokens"
+    assert lines[1] == "tokens 640, 0.1067 passes over 6000 tokens"
     assert lines[5].startswith("warning: 10 steps are too few to learn much; raise --tokens to 6400")
     shown = gpt_inside("train", "--size", "gpt2", *SMALL, "--dry-run", "--out", "other")[0]
     assert {f"# {name}" for name in names} <= {line.partition(":")[0] for line in shown.splitlines()}

@@ -31,3 +31,14 @@ def test_it_speaks_once_at_most_and_never_of_a_negative_time(seconds: list[float
     found = told(Pace(len(seconds) * tokens), seconds, tokens)
     assert len(found) <= 1
     assert all(left >= 0 and speed > 0 for _, left, speed in found)
+
+
+def test_a_short_ramp_is_waited_for_and_a_long_one_is_not() -> None:
+    pace, now, said = Pace(10**9), 0.0, []
+    for number in range(1, 40):
+        now += 2.0
+        if (found := pace.step(number * 100, now, ramping=number <= 10)) is not None:
+            said.append((number, found[1]))
+    assert said == [(18, pytest.approx(50.0))]
+    pace = Pace(10**9)
+    assert next(number for number in range(1, 99) if pace.step(number * 100, 10.0 * number, ramping=True)) == 14
