@@ -23,7 +23,7 @@ FLOORS = [
     {"papers", "kernels"},
     {"locks", "runtime"},
     {"files"},
-    {"errors", "events", "interrupts", "quantities", "__init__"},
+    {"errors", "events", "interrupts", "numbers", "__init__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from gptcli.events import Events
 from gptcli.interrupts import Cleanup, write
-from gptcli.quantities import amount as amount  # commands find them here too
-from gptcli.quantities import duration as duration
-from gptcli.quantities import in_bytes as in_bytes
-from gptcli.quantities import percent
+from gptcli.numbers import amount as amount  # commands find them here too
+from gptcli.numbers import duration as duration
+from gptcli.numbers import in_bytes as in_bytes
+from gptcli.numbers import percent
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

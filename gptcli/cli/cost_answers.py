@@ -20,7 +20,7 @@ from gptcli.cost.fleet import batch_sequences
 from gptcli.cost.plans import plans
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
-from gptcli.quantities import short
+from gptcli.numbers import short
 
 PLANS_SHOWN = 12
 TRAIN_SHAPE = tuple(name for name in SHAPE if name != "vocab_size")

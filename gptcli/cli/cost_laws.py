@@ -12,7 +12,7 @@ from gptcli.cost.budget import Affordable
 from gptcli.cost.scaling import CHINCHILLA, GPT3_RANGE, KAPLAN, LAWS, PF_DAY, critical_batch, gpt3_loss, kaplan_batch
 from gptcli.errors import InputError
 from gptcli.model.config_json import read_model_config
-from gptcli.quantities import amount, figure, gpu_time, short
+from gptcli.numbers import amount, figure, gpu_time, short
 
 if TYPE_CHECKING:
     from gptcli.cost.lawfit import Fitted, Run

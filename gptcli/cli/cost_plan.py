@@ -10,7 +10,7 @@ from gptcli.cost.plans import Plan, nearest_that_fits
 from gptcli.cost.rank import Work
 from gptcli.cost.throughput import uncertainty
 from gptcli.model.config import ModelConfig
-from gptcli.quantities import TIME, amount, duration, in_bytes, percent, scaled
+from gptcli.numbers import TIME, amount, duration, in_bytes, percent, scaled
 
 REMARKS = {
     "parameters": "fp32", "optimizer": "Adam's two moments, fp32", "gradients": "fp32", "activations": "kept for the backward pass",

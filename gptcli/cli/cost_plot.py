@@ -17,9 +17,9 @@ from gptcli.cost.scaling import GPT3_RANGE, KAPLAN, LAWS, PF_DAY, Range, gpt3_lo
 from gptcli.errors import UsageError
 from gptcli.files import atomic_write
 from gptcli.model.config import ModelConfig
+from gptcli.numbers import amount, figure, in_bytes, short
 from gptcli.papers.compute import GPT_1, PUBLISHED_RUNS, TABLE_D1
 from gptcli.papers.models import MODELS
-from gptcli.quantities import amount, figure, in_bytes, short
 
 if TYPE_CHECKING:
     from gptcli.cli.cost_laws import Predicted

@@ -14,7 +14,7 @@ from gptcli.cost.memory import kv_cache_per_token, least_gpus, memory_by_part
 from gptcli.cost.parameters import parameters_by_part
 from gptcli.cost.scaling import RANGES, predicted_losses
 from gptcli.model.config import ModelConfig
-from gptcli.quantities import (
+from gptcli.numbers import (
     ENERGY,
     GPU_TIME,
     LEAST,

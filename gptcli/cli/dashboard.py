@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from gptcli.cli.console import ConsoleEvents
-from gptcli.quantities import amount, duration, in_bytes
+from gptcli.numbers import amount, duration, in_bytes
 from gptcli.trainer.metrics import window
 
 if TYPE_CHECKING:

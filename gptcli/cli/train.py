@@ -83,13 +83,17 @@ def train(
         Path | None,
         typer.Option(metavar="TASK.toml", show_default=False, rich_help_panel=MODEL, help="Fine-tune on labelled examples, as GPT-1 does."),
     ] = None,
-    tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Length of the run; the paper's schedule scales with it.")] = None,
-    batch_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Tokens of a step; auto: the noise scale, up to the paper's.")] = None,
-    lr: Annotated[Value, _option(RECIPE, "X", "paper's", "Highest learning rate.")] = None,
+    tokens: Annotated[
+        Value, _option(RECIPE, "N", "paper's, or 20 a parameter", "Length of the run; batch and schedule scale with it.")
+    ] = None,
+    batch_tokens: Annotated[
+        Value, _option(RECIPE, "N", "paper's, less in a shorter run", "Tokens of a step; auto: the noise scale, up to the paper's.")
+    ] = None,
+    lr: Annotated[Value, _option(RECIPE, "X", "paper's, more in a smaller model", "Highest learning rate.")] = None,
     scale_lr: Annotated[bool, _flag("--scale-lr", RECIPE, "--lr between GPT-3's sizes, by their table, at this model's own.")] = False,
     mup: Annotated[Value, _option(RECIPE, "WIDTH", "off", "Maximal-update parameterisation: --lr was found at this --d-model.")] = None,
     min_lr_ratio: Annotated[Value, _option(RECIPE, "X", "paper's", "Where the decay ends, as a share of --lr.")] = None,
-    warmup_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Linear warm-up of the learning rate.")] = None,
+    warmup_tokens: Annotated[Value, _option(RECIPE, "N", "paper's, more in a shorter run", "Linear warm-up of the learning rate.")] = None,
     decay_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Where the cosine decay ends.")] = None,
     ramp_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "The batch grows to its full size over these; 0 for no ramp.")] = None,
     weight_decay: Annotated[Value, _option(RECIPE, "X", "paper's", "Of matrices and embeddings.")] = None,
@@ -152,7 +156,12 @@ def train(
     micro_batch: Annotated[Value, _option(MACHINE, "N", "what fits", "Sequences that a process runs at a time.")] = None,
     precision: Annotated[Value, _option(MACHINE, "KIND", "auto", "Of the products: bf16, fp32, fp16, fp8, or auto.")] = None,
     compile: Annotated[Value, _option(MACHINE, "WHEN", "auto", "torch.compile: on, off, or auto where it pays.")] = None,
-    dry_run: Annotated[bool, _flag("--dry-run", MACHINE, "Show configuration, sizes, work and memory, and stop.")] = False,
+    dry_run: Annotated[
+        bool, _flag("--dry-run", MACHINE, "Show configuration, steps, passes over the data, time, memory and disk, and stop.")
+    ] = False,
+    strict: Annotated[
+        bool, _flag("--strict", MACHINE, "Refuse a run with any warning, such as too few steps; with --dry-run, exit with 2.")
+    ] = False,
 ) -> None:
     """Train a GPT on shards, by the recipe of the paper that its size comes from.
 
@@ -193,21 +202,19 @@ def train(
     folder = Path(given.values.get("data", "shards"))
     if lr_range and resume:
         raise UsageError("a range test cannot be resumed", where="--lr-range", hint="run it again, with --force")
-    if dry_run and not (folder / MANIFEST).is_file():
-        plan = make_plan(given, None, lr_range=lr_range)
-    else:
-        manifest = read_manifest(folder)
-        plan = make_plan(given, manifest.vocab_size, lr_range=lr_range)
+    manifest = None if dry_run and not (folder / MANIFEST).is_file() else read_manifest(folder)
+    plan = make_plan(given, manifest.vocab_size if manifest else None, lr_range=lr_range)
     if dry_run:
-        _print_plan(plan, as_json=json)
+        _print_plan(plan, manifest, as_json=json, strict=strict)
         return
+    assert manifest is not None
 
     from gptcli.trainer.launch import launch
 
     events = Dashboard(given.values["out"]) if leads() else SILENT
     if (note := unused_launch()) is not None:
         events.warn(note)
-    run = _begin(plan, manifest, events, resume=resume, force=force)
+    run = _begin(plan, manifest, events, resume=resume, force=force, strict=strict)
     if run is None:
         events.info(f"{given.values['out']} is finished")
         return
@@ -237,8 +244,8 @@ def _test_range(run: Run, events: Events, *, as_json: bool) -> None:
     print_json("train", report) if as_json else print(f"{report['suggested_lr']:.2g}")
 
 
-def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, force: bool) -> Run | None:
-    """Check all that can be checked, claim the run folder and write run.toml into it; None where the run is finished."""
+def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, force: bool, strict: bool) -> Run | None:
+    """Check all that can be checked, say what the run will take, claim its folder and write run.toml into it; None if it is finished."""
     from gptcli.cli.train_tasks import measurement
     from gptcli.cost.layout import parse_layout
     from gptcli.trainer.checkpoint import newest_state
@@ -283,6 +290,8 @@ def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, forc
         if is_finished(out) and newest_state(out) is None:
             raise UsageError("the model here is finished, and no checkpoint is left to go on from", where=out, hint="--force starts over")
         run = replace(run, resume=True)
+    if leads() and not restarted():
+        _print_forecast(plan, manifest, events, run, strict=strict)
     if leads_machine() and not restarted():  # once on each machine: the others wait for it to join them
         check_data(run, manifest)
     if leads():
@@ -318,15 +327,27 @@ def _run_toml(plan: Plan, made: dict[str, str], before: str | None = None) -> st
     return resumed(updated_toml(before, plan.resolved, **facts), made)
 
 
-def _print_plan(plan: Plan, *, as_json: bool) -> None:
-    from gptcli.cost.flops import flops_per_token
-    from gptcli.cost.memory import training_memory
-    from gptcli.trainer.schedule import Schedule
+def _print_forecast(plan: Plan, manifest: Manifest, events: Events, run: Run, *, strict: bool) -> None:
+    """Say what the run, or what is left of it, will take. Raises UsageError if it is to be `strict` and there are warnings."""
+    from gptcli.cli.train_forecast import forecast_plan, refuse, tell
+    from gptcli.trainer.preflight import resumed_state
 
-    steps = Schedule(plan.train, plan.model.n_ctx).steps()
+    state = resumed_state(run.out, run.identity()) if run.resume else None
+    forecast = forecast_plan(plan, manifest, done=0 if state is None else state.position.sequences * plan.model.n_ctx)
+    tell(forecast, events, at_least=plan.train.follow_noise)
+    if strict:
+        refuse(forecast)
+
+
+def _print_plan(plan: Plan, manifest: Manifest | None, *, as_json: bool, strict: bool) -> None:
+    """Print configuration, work and forecast. Raises UsageError if it is to be `strict` and there are warnings."""
+    from gptcli.cli.train_forecast import forecast_facts, forecast_json, forecast_plan, refuse, warn
+    from gptcli.cost.flops import flops_per_token
+
     flops = flops_per_token(plan.model, "6N") * plan.train.tokens
-    memory = sum(training_memory(plan.model.parameters).values())
     roles = _rehearse(plan)
+    forecast = forecast_plan(plan, manifest)
+    warn(forecast, ConsoleEvents())
     if as_json:
         print_json(
             "train",
@@ -334,19 +355,20 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
                 "config": plan.resolved.values,
                 "origin": plan.resolved.origin,
                 "parameters": plan.model.parameters,
-                "steps": steps,
                 "flops": flops,
-                "memory_bytes": memory,
+                **forecast_json(forecast),
                 "roles": [asdict(role) for role in roles],
             },
         )
-        return
-    facts = {
-        "parameters": f"{plan.model.parameters:,}",
-        "steps": f"{'at least ' if plan.train.follow_noise else ''}{steps:,}",
-        "work": f"{flops:.3g} FLOP (6N)",
-        "memory": f"{in_bytes(memory)} for weights, gradients and optimizer; activations on top",
-    }
+    else:
+        _print_resolved(plan, roles, {"work": f"{flops:.3g} FLOP (6N)", **forecast_facts(forecast, at_least=plan.train.follow_noise)})
+    if strict:
+        refuse(forecast)
+
+
+def _print_resolved(plan: Plan, roles: list[Role], facts: dict[str, str]) -> None:
+    """Print the resolved configuration as run.toml would hold it, with `facts` and each stage of the layout on top."""
+    facts = {"parameters": f"{plan.model.parameters:,}", **facts}
     for role in roles:
         low, high = (f"{held:,}" for held in role.parameters)
         moved = [f"{in_bytes(n_bytes)} over {axis}" for axis, n_bytes in asdict(role.traffic).items() if n_bytes]

@@ -11,10 +11,24 @@ from gptcli.cli.config import Resolved, count, quantity, read_config
 from gptcli.cost.activations import RECOMPUTE, SCHEDULES
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig, find_size
+from gptcli.numbers import amount
 from gptcli.papers.models import PaperModel
 from gptcli.trainer.config import PRECISIONS, TrainConfig, from_values
-from gptcli.trainer.recipe import SCALED, cadence, nearest_paper, paper_recipe, samples, whole_sequences
-from gptcli.trainer.sizing import scaled_lr
+from gptcli.trainer.recipe import (
+    SCALED,
+    SCALED_BATCH,
+    TOKENS_PER_PARAMETER,
+    batch_origin,
+    cadence,
+    default_tokens,
+    is_of_paper_size,
+    nearest_paper,
+    paper_recipe,
+    samples,
+    short_warmup,
+    whole_sequences,
+)
+from gptcli.trainer.sizing import scaled_lr, small_lr
 
 RUN_TOML = "run.toml"
 NEWEST = "the newest of init_from"  # the origin of a checkpoint's step that was not asked for
@@ -126,13 +140,13 @@ def make_plan(given: Resolved, vocab_size: int | None, *, lr_range: bool = False
     """
     model, paper = _model(given, vocab_size)
     if lr_range:
-        _make_range_test(given, paper)
+        _make_range_test(given, paper, model)
     resolved = Resolved()
     resolved.put({"data": "shards", "layout": "auto", "precision": "auto", "compile": "auto", "seed": 0}, "default")
     resolved.put({"recompute": "auto", "pipeline_schedule": "1f1b"}, "default")
     resolved.put({"spike": 6.0, "max_skipped": 10, "follow_noise": False, "document_mask": False}, "default")
     resolved.put({name: value for name, value in model.as_dict().items() if name in NAMES}, paper.name)
-    _lay_recipe(resolved, paper, given)
+    _lay_recipe(resolved, paper, given, model)
     for name, value in given.values.items():
         resolved.put({name: value}, given.origin[name])
     _lay_rate(resolved, given, model, lr_range=lr_range)
@@ -189,9 +203,14 @@ def make_plan(given: Resolved, vocab_size: int | None, *, lr_range: bool = False
     return Plan(paper.name if "size" in values else "GPT", resolved, model, train, must_compile)
 
 
-def _make_range_test(given: Resolved, paper: PaperModel) -> None:
+def _make_range_test(given: Resolved, paper: PaperModel, model: ModelConfig) -> None:
+    """A range test without --tokens takes RANGE_STEPS steps with the batch of the run that it is for."""
     if "tokens" not in given.values:
-        given.put({"tokens": RANGE_STEPS * given.values.get("batch_tokens", paper.batch_tokens)}, f"{RANGE_STEPS} steps")
+        whole = Resolved()
+        _lay_recipe(whole, paper, given, model)
+        batch, origin = whole.values["batch_tokens"], whole.origin["batch_tokens"]
+        given.put({"batch_tokens": given.values.get("batch_tokens", batch)}, given.origin.get("batch_tokens", origin))
+        given.put({"tokens": RANGE_STEPS * given.values["batch_tokens"]}, f"{RANGE_STEPS} steps")
     if given.origin["out"] == "default":
         given.values["out"] += "-lr-range"
 
@@ -245,13 +264,28 @@ def _started_from(given: Resolved, changes: dict[str, Any]) -> tuple[ModelConfig
     return model, paper or nearest_paper(model)
 
 
-def _lay_recipe(resolved: Resolved, paper: PaperModel, given: Resolved) -> None:
-    """The paper's recipe; what `tokens` scales says so."""
-    tokens = given.values.get("tokens")
-    recipe = paper_recipe(paper, tokens)
-    resolved.put(recipe, f"{paper.paper}, {paper.name}")
-    if tokens is not None:
-        resolved.put({name: recipe[name] for name in SCALED}, f"{paper.paper}, {paper.name}, in proportion to tokens")
+def _lay_recipe(resolved: Resolved, paper: PaperModel, given: Resolved, model: ModelConfig) -> None:
+    """The paper's recipe; what the run's length scales says so."""
+    source, tokens = f"{paper.paper}, {paper.name}", given.values.get("tokens")
+    of_paper = "size" in given.values and is_of_paper_size(model, paper)
+    own = None if of_paper or tokens is not None else default_tokens(model, paper)
+    scale = not (given.values.get("follow_noise") or "batch_tokens" in given.values)
+    recipe = paper_recipe(paper, own if tokens is None else tokens, scale_batch=scale)
+    resolved.put(recipe, source)
+    if not of_paper and small_lr(model.parameters) > paper.lr:
+        resolved.put({"lr": small_lr(model.parameters)}, f"GPT-3, Table 2.1, continued to {amount(model.parameters)} parameters")
+    if own is not None:
+        resolved.put({"tokens": own}, f"{TOKENS_PER_PARAMETER} a parameter (Hoffmann et al. 2022)")
+    if recipe["tokens"] == paper_recipe(paper)["tokens"]:
+        return
+    resolved.put({name: recipe[name] for name in SCALED}, f"{source}, in proportion to tokens")
+    if recipe["batch_tokens"] != paper.batch_tokens:
+        scaled = {name: whole_sequences(recipe[name], model.n_ctx) for name in SCALED_BATCH if recipe[name]}
+        resolved.put(scaled, f"{source}, {batch_origin(paper, recipe['tokens'])}")
+    if recipe["tokens"] < paper_recipe(paper)["tokens"]:
+        warmup = short_warmup(recipe, given.values.get("batch_tokens", resolved.values["batch_tokens"]))
+        if warmup != recipe["warmup_tokens"]:
+            resolved.put({"warmup_tokens": warmup}, "2 / (1 - beta2) steps (Ma and Yarats 2021), or a tenth of the run")
 
 
 def _lay_rate(resolved: Resolved, given: Resolved, model: ModelConfig, *, lr_range: bool) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gptcli.model.config import ModelConfig
-from gptcli.quantities import amount, short
+from gptcli.numbers import amount, short
 
 PF_DAY = 8.64e19  # FLOP
 Span = tuple[float, float]

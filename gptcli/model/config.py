@@ -97,3 +97,8 @@ def find_size(name: str) -> PaperModel:
 def size_names() -> list[str]:
     """Every name and alias, in the papers' order."""
     return [name for model in MODELS for name in (model.name, *model.aliases)]
+
+
+def short_name(paper: PaperModel) -> str:
+    """Return the name that says a model's size, as users type it: "774M", "13B"; "gpt1" has none."""
+    return next((alias for alias in paper.aliases if alias[0].isdigit()), paper.name)

@@ -16,6 +16,7 @@ import torch
 from gptcli.errors import RunError
 from gptcli.model.cache import KVCache, cache_bytes
 from gptcli.model.transformer import GPT
+from gptcli.numbers import in_bytes
 from gptcli.sampling.step import step_of
 
 READ_TOKENS = 8192  # of prompts, padding counted, read in one pass
@@ -145,7 +146,7 @@ def require_memory(size: int, rows: int, room: int, device: torch.device) -> Non
     free = free_memory(device)
     if free is not None and size > free:
         raise RunError(
-            f"the cache of {rows:,} sequences of {room:,} tokens takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",
+            f"the cache of {rows:,} sequences of {room:,} tokens takes {in_bytes(size)}, and {in_bytes(free)} are free",
             hint="fewer at once (--batch-size), shorter (--max-tokens), or --precision bf16",
         )
 

@@ -68,7 +68,8 @@ class Windows:
         """In an epoch."""
         if self.windows < 1:
             raise InputError(
-                f"{len(stream)} tokens do not fill one window of {n_ctx}", hint=f"use more text, or a context below {len(stream)} tokens"
+                f"the data has {len(stream):,} tokens, too few for a context of {n_ctx:,}",
+                hint=f"use more text or a smaller --n-ctx, below {len(stream):,}",
             )
 
     def batch(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -140,15 +141,18 @@ def open_order(folder: Path, split: str, n_ctx: int, seed: int, *, verify: bool 
     """
     shares = read_manifest(folder).shares(split)
     if len(shares) < 2:
-        return Windows(open_split(folder, split, verify=verify), n_ctx, seed)
-    sources = []
-    for name in shares:
-        stream = open_split(folder, split, source=name, verify=verify)
-        try:
-            sources.append(Windows(stream, n_ctx, _derived(seed, name)))
-        except InputError as error:
-            raise InputError(f"source {name!r}: {error.what}", where=folder, hint=error.hint) from None
+        return _windows(folder, split, None, n_ctx, seed, verify=verify)
+    sources = [_windows(folder, split, name, n_ctx, _derived(seed, name), verify=verify) for name in shares]
     return Mixture(sources, list(shares.values()), _derived(seed, ""))
+
+
+def _windows(folder: Path, split: str, source: str | None, n_ctx: int, seed: int, *, verify: bool) -> Windows:
+    stream = open_split(folder, split, source=source, verify=verify)
+    try:
+        return Windows(stream, n_ctx, seed)
+    except InputError as error:
+        what = error.what if source is None else f"source {source!r}: {error.what}"
+        raise InputError(what, where=folder, hint=error.hint) from None
 
 
 def _derived(seed: int, name: str) -> int:

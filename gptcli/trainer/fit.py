@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -14,7 +15,9 @@ from gptcli.cost.layout import Layout
 from gptcli.cost.plans import layouts, make_plan
 from gptcli.cost.rank import Work, rank_memory
 from gptcli.errors import UsageError
-from gptcli.model.config import ModelConfig
+from gptcli.model.config import ModelConfig, short_name
+from gptcli.numbers import in_bytes
+from gptcli.papers.models import MODELS
 from gptcli.runtime import launch_environment
 from gptcli.trainer.config import TrainConfig
 
@@ -23,6 +26,7 @@ TENSORS = 0.93  # of a device's memory; the rest is for its context and the allo
 STAND_IN = "a100"  # whose speeds rank the layouts of a device that has no row
 AUTO = "auto"
 NAMED = 3  # layouts that a refusal names
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # bytes, or "max" (Linux, control groups of version 2)
 
 
 def device_memory(processes: int) -> int:
@@ -31,7 +35,17 @@ def device_memory(processes: int) -> int:
         return int(TENSORS * torch.cuda.get_device_properties(0).total_memory)
     launch = launch_environment()
     here = processes if launch is None else launch.local_world_size
-    return int(TENSORS * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) // here
+    return int(TENSORS * host_memory()) // here
+
+
+def host_memory() -> int:
+    """Bytes of this machine's memory, or what its container may use of it."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = CGROUP_LIMIT.read_text(encoding="ascii").strip()
+    except OSError:
+        return physical
+    return min(physical, int(limit)) if limit.isdigit() else physical
 
 
 def device(processes: int) -> Gpu:
@@ -73,19 +87,44 @@ def check_division(model: ModelConfig, layout: Layout, schedule: str, sequences:
         )
 
 
+def process_memory(model: ModelConfig, layout: Layout, train: TrainConfig, sequences: int) -> int:
+    """Bytes that a process of this run needs at its fullest moment; `sequences` are those of a full batch."""
+    return rank_memory(model, layout, work_of(layout, train, sequences)).total
+
+
 def check_memory(model: ModelConfig, layout: Layout, train: TrainConfig, sequences: int) -> None:
-    """Raises UsageError where a process has less memory than it needs, with layouts that fit."""
+    """Raises UsageError if a process has less memory than it needs, with what would fit."""
+    needs, has = process_memory(model, layout, train, sequences), device_memory(layout.processes)
+    if needs > has:
+        where = "--layout" if layout.processes > 1 else None
+        raise UsageError(shortage(layout, needs, has), where=where, hint=memory_advice(model, layout, train, sequences))
+
+
+def shortage(layout: Layout, needs: int, has: int) -> str:
+    """Say by how much a run does not fit."""
+    if layout.processes == 1:
+        return f"does not fit: the run needs {in_bytes(needs)} of memory, and this machine has {in_bytes(has)} for it"
+    return f"does not fit: a process of {layout} needs {in_bytes(needs)} of memory, and has {in_bytes(has)}"
+
+
+def memory_advice(model: ModelConfig, layout: Layout, train: TrainConfig, sequences: int) -> str:
+    """Name what would fit this machine: ways to run the model on as many processes, or else the largest paper size."""
     gpu = device(layout.processes)
-    needs = rank_memory(model, layout, work_of(layout, train, sequences)).total
-    if needs <= gpu.memory_bytes:
-        return
-    found = fitting(model, layout.processes, sequences, train.precision, gpu)[:NAMED]
-    named = "; or ".join(f"--layout {plan} --micro-batch {work.micro_batch} --recompute {work.recompute}" for plan, work in found)
-    raise UsageError(
-        f"a process of {layout} needs {needs / 1e9:.1f} GB, and has {gpu.memory_bytes / 1e9:.1f}",
-        where="--layout",
-        hint=named or f"no layout of {layout.processes} processes holds this model here: use more processes, or a smaller --size",
-    )
+    if found := fitting(model, layout.processes, sequences, train.precision, gpu)[:NAMED]:
+        return "; or ".join(f"--layout {plan} --micro-batch {work.micro_batch} --recompute {work.recompute}" for plan, work in found)
+    size = largest_that_fits(model, layout.processes, train.precision, gpu)
+    largest = "no paper size fits here" if size is None else f"the largest paper size that fits here is {size}"
+    more = "a machine with more memory, or several GPUs" if layout.processes == 1 else "more processes"
+    return f"{largest}; for this model use {more}"
+
+
+def largest_that_fits(model: ModelConfig, processes: int, precision: str, gpu: Gpu) -> str | None:
+    """The largest size of the papers, with the vocabulary of `model`, that some layout of `processes` holds; None if none does."""
+    for paper in sorted(MODELS, key=lambda paper: -paper.parameters):
+        config = ModelConfig.from_paper(paper, vocab_size=model.vocab_size)
+        if fitting(config, processes, processes, precision, gpu, micro_batch=1):
+            return short_name(paper)
+    return None
 
 
 def rounded(micro_batches: int, pp: int, schedule: str) -> int:

@@ -17,6 +17,7 @@ from gptcli.errors import Interrupted, RunError
 from gptcli.events import Events
 from gptcli.interrupts import Answer, leave
 from gptcli.model.checkpoint_tensors import SavedModel
+from gptcli.numbers import WEEK, amount, rough_duration
 from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import read_manifest
 from gptcli.shards.order import Mixture, open_order
@@ -35,7 +36,7 @@ from gptcli.trainer.profile import Profiler
 from gptcli.trainer.report import write_report
 from gptcli.trainer.samples import Sampler, model_of
 from gptcli.trainer.schedule import Position, Schedule
-from gptcli.trainer.speed import Speed, peak_memory
+from gptcli.trainer.speed import Pace, Speed, peak_memory
 from gptcli.trainer.start import start_folder
 from gptcli.trainer.tracking import TensorBoard
 
@@ -89,7 +90,7 @@ class Training:
         self.arithmetic = same_arithmetic(running.get("arithmetic"), run.train, events)
         self.grown: int = running.get("batch", self.schedule.first)
         """Sequences of the next batch where it follows the noise scale."""
-        self.speed = Speed(run, place)
+        self.speed, self.pace = Speed(run, place), Pace(self.schedule.total * n_ctx)
         done, leads = self.position.step, place.leads
         self.log = MetricsLog(run.out, before=done) if leads else None
         self.sampler = Sampler(run, events, upto=done) if leads and run.train.samples else None
@@ -258,6 +259,11 @@ class Training:
         if self.tracker:
             self.tracker.write(line)
         total = self.schedule.total * self.run.model.n_ctx
+        ramping = 2 * line["batch_tokens"] < self.schedule.full * self.run.model.n_ctx
+        if (pace := self.pace.step(line["tokens"], time.perf_counter(), ramping=ramping)) is not None:
+            seconds, speed = pace
+            say = self.events.warn if seconds > WEEK else self.events.info
+            say(f"about {rough_duration(seconds)} left, by the first steps: {amount(speed)} tokens/s")
         facts = {**line, "val_loss": self.val_loss, "smoothed_loss": self.smoothed_loss()}
         self.events.progress("train", line["tokens"], total, "tokens", **facts)
 

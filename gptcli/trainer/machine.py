@@ -17,6 +17,7 @@ from gptcli.errors import UsageError
 from gptcli.events import Events
 from gptcli.model import linear_kernel
 from gptcli.model.config import ModelConfig
+from gptcli.numbers import in_bytes
 from gptcli.runtime import launch_environment
 from gptcli.trainer.config import TrainConfig
 from gptcli.trainer.fit import AUTO, MICRO_TOKENS, best_work, device, fitting
@@ -46,18 +47,14 @@ def auto_processes() -> int:
 
 def auto_layout(model: ModelConfig, sequences: int, precision: str, *, recompute: str, micro_batch: int | str) -> tuple[Layout, str]:
     """The fastest layout of all processes, or else all GPUs of the machine, that holds the model; on CPUs, whose memory the processes
-    share, shards. Raises UsageError where none does."""
+    share, shards; shards too if nothing holds it, which `gptcli.trainer.fit.check_memory` refuses with what would fit."""
     processes = auto_processes()
     if processes == 1 or device_type() == "cpu":
         return Layout(shard=processes), "all processes, sharded" if processes > 1 else "one process"
     gpu = device(processes)
     if found := fitting(model, processes, sequences, precision, gpu, recompute=recompute, micro_batch=micro_batch):
         return found[0][0], f"the fastest of {len(found)} that hold the model on {processes} GPUs"
-    raise UsageError(
-        f"no layout of {processes} GPUs with {gpu.memory_bytes / 1e9:.0f} GB holds this model and divides a batch of {sequences} sequences",
-        where="--layout auto",
-        hint="use more GPUs, a smaller --size or another --batch-tokens",
-    )
+    return Layout(shard=processes), f"no layout of {processes} GPUs with {in_bytes(gpu.memory_bytes)} holds the model"
 
 
 def check_layout(layout: Layout) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from gptcli.shards.order import open_order
 from gptcli.tokenizer.tokenizer import load_tokenizer
 from gptcli.trainer.checkpoint import State, newest_state
 from gptcli.trainer.config import Run
-from gptcli.trainer.export import is_copied
 from gptcli.trainer.fit import check_division, check_memory
+from gptcli.trainer.forecast import disk_bytes, disk_cautions, disk_free
 from gptcli.trainer.machine import check_layout
 from gptcli.trainer.precision import check_precision
 from gptcli.trainer.schedule import Schedule
@@ -74,16 +73,10 @@ def check_data(run: Run, manifest: Manifest) -> None:
 
 
 def check_disk(run: Run) -> None:
-    """Room for one checkpoint more than are there, for the copy of one, and for the finished model: weights and two moments, and weights
-    twice, in fp32."""
-    where = next(folder for folder in (run.out, *run.out.resolve().parents) if folder.exists())
-    needed, free = (3 + 1 + is_copied(run.model)) * 4 * run.model.parameters, shutil.disk_usage(where).free
-    if free < needed:
-        raise UsageError(
-            f"a checkpoint and the model take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",
-            where=run.out,
-            hint="free some space, or name an --out on another disk",
-        )
+    """Raises UsageError if the disk cannot hold the checkpoints kept, the one being written and the finished model."""
+    needed = disk_bytes(run.model, run.train, Schedule(run.train, run.model.n_ctx).steps())
+    for caution in disk_cautions(needed, disk_free(run.out)):
+        raise UsageError(caution.message, where=run.out, hint=caution.hint)
 
 
 def check_resume(run: Run) -> bool:

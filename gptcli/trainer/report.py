@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.files import atomic_write
-from gptcli.quantities import duration, in_bytes
+from gptcli.numbers import duration, in_bytes
 from gptcli.trainer.config import Run
 from gptcli.trainer.metrics import SAMPLES, Line, read_lines, read_metrics, smoothed_loss, window
 from gptcli.trainer.report_chart import Curve, chart, short, swatch

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gptcli.quantities import COUNTS
+from gptcli.numbers import COUNTS
 
 POINTS = 400  # of a curve: longer ones are averaged
 COLUMNS = 60  # places over which a chart can be asked for its values

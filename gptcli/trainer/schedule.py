@@ -62,9 +62,10 @@ class Schedule:
         """The end of the step that begins at `position`."""
         return Position(position.step + 1, position.sequences + self.batch(position.sequences))
 
-    def steps(self) -> int:
-        """Of the whole run: the ramp is walked, the rest divided."""
+    def steps(self, tokens: int | None = None) -> int:
+        """Steps of the whole run, or until `tokens` have been read: the ramp is walked, the rest divided."""
+        end = self.total if tokens is None else min(self.total, -(-tokens // self.n_ctx))
         position = Position()
-        while position.sequences < self.total and self.batch(position.sequences) < self.full:
+        while position.sequences < end and self.batch(position.sequences) < self.full:
             position = self.after(position)
-        return position.step + -(-(self.total - position.sequences) // self.full)
+        return position.step + max(0, -(-(end - position.sequences) // self.full))

@@ -37,6 +37,48 @@ class Speed:
         }
 
 
+class Pace:
+    """Measures the first steps of a run, or of what is left of one, and says once how long the rest will take.
+
+    The very first steps are left out: they compile, and fill caches. So are those of a short ramp, whose small batches take
+    longer a token. Evaluations and checkpoints among the measured steps count.
+    """
+
+    SKIP = 3  # steps before the clock starts
+    STEPS, SECONDS = 5, 3.0  # measured at least
+    LONG = 60.0  # seconds after which two steps are enough, and a ramp is not waited for
+
+    def __init__(self, total: int) -> None:
+        """`total` is the run's length in tokens."""
+        self.total = total
+        self._steps = 0
+        self._first: float | None = None
+        self._begin: tuple[float, int] | None = None
+        self._said = False
+
+    def step(self, tokens: int, now: float, *, ramping: bool = False) -> tuple[float, float] | None:
+        """Take in a step that ended at time `now` (seconds), after `tokens` of the run.
+
+        `ramping`: its batch was far from full. Return seconds left and tokens a second, once, as soon as they are known; None before
+        and after.
+        """
+        self._first = now if self._first is None else self._first
+        if ramping and now - self._first < self.LONG:
+            return None
+        self._steps += 1
+        if self._said or self._steps < self.SKIP:
+            return None
+        if self._begin is None:
+            self._begin = now, tokens
+            return None
+        seconds, measured = now - self._begin[0], self._steps - self.SKIP
+        if not (measured >= self.STEPS and seconds >= self.SECONDS) and not (measured >= 2 and seconds >= self.LONG):
+            return None
+        self._said = True
+        speed = (tokens - self._begin[1]) / seconds
+        return (self.total - tokens) / speed, speed
+
+
 def _peak(device: torch.device, precision: str) -> float | None:
     """FLOP/s of the GPU at hand; None where unknown: never a guess."""
     if device.type != "cuda" or (gpu := identify_gpu(torch.cuda.get_device_name(device))) is None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import inspect
 import json
+import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,12 +18,14 @@ import time
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptcli.cli import main
+from gptcli.cli.train import train
 from gptcli.trainer.metrics import read_metrics
 from tests.waiting import wait_until
 
@@ -85,8 +90,10 @@ def test_as_typed_then_again_then_resumed(gpt, gpt_inside, here):
     origins = {line.partition(" = ")[0]: line.rpartition("  # ")[2] for line in text.splitlines() if " = " in line}
     assert origins["d_model"] == "option"
     assert origins["attention"] == "gpt3-small"
-    assert origins["lr"] == "GPT-3, gpt3-small"
-    assert origins["warmup_tokens"] == "GPT-3, gpt3-small, in proportion to tokens"
+    assert origins["beta2"] == "GPT-3, gpt3-small"
+    assert origins["lr"].startswith("GPT-3, Table 2.1, continued to ")
+    assert origins["decay_tokens"] == "GPT-3, gpt3-small, in proportion to tokens"
+    assert origins["warmup_tokens"] == "2 / (1 - beta2) steps (Ma and Yarats 2021), or a tenth of the run"
     assert origins["precision"].startswith("auto: ")
 
     before = contents(out)
@@ -95,7 +102,7 @@ def test_as_typed_then_again_then_resumed(gpt, gpt_inside, here):
     assert "--force" in refused
     assert "is finished" in gpt_inside("train", "--size", "125M", *SMALL, "--resume")[1]
     assert "is finished" in gpt_inside("train", "--out", "runs/125M", "--resume")[1]  # what is not said again is as before
-    assert "lr was 0.0006, now 0.001" in gpt_inside("train", "--size", "125M", "--lr", "1e-3", "--resume", code=2)[1]
+    assert "lr was 0.004, now 0.001" in gpt_inside("train", "--size", "125M", "--lr", "1e-3", "--resume", code=2)[1]
     assert "125M, not 350M" in gpt_inside("train", "--size", "350M", "--out", "runs/125M", "--resume", code=2)[1]
     assert contents(out) == before
     report = json.loads(gpt_inside("train", "--size", "125M", *SMALL, "--force", "--json")[0])
@@ -188,7 +195,10 @@ def test_dry_run_shows_and_writes_nothing(gpt_inside, here):
     assert "# steps: " in shown
     table = json.loads(gpt_inside("train", "--size", "350M", "--data", "none yet", "--dry-run", "--json")[0])
     assert table["parameters"] == 355_871_744
-    assert table["memory_bytes"] == 16 * 355_871_744
+    assert table["memory_bytes"] > 16 * 355_871_744, "the state, and what a step needs on top"
+    assert table["fits"] == (table["memory_bytes"] <= table["memory_available_bytes"])
+    assert table["passes"] is None
+    assert 0 < table["seconds_low"] < table["seconds_high"]
     assert table["config"]["tokens"] == 300_000_000_000
     assert table["steps"] > 300e9 / 2**19
     assert contents(here) == before
@@ -243,7 +253,7 @@ BAD = {
     "axis": (["--size", "gpt2", "--layout", "pd=2"], "unknown axis 'pd'"),
     "processes": ([*SMALL, "--layout", "dp=999"], "999 processes"),
     "sequences": ([*SMALL, "--layout", "dp=5"], "a batch is 4 sequences"),
-    "context": (["--size", "gpt2", "--n-ctx", "8192"], "do not fill one window"),
+    "context": (["--size", "gpt2", "--n-ctx", "8192"], "too few for a context of 8,192"),
     "short": ([*SMALL, "--tokens", "15"], "less than one sequence"),
     "out holds data": ([*SMALL, "--out", ".", "--force"], "holds the shards"),
     "file": (["--config", "gone.toml"], "no such configuration file"),
@@ -438,3 +448,108 @@ def test_a_run_that_starts_from_a_checkpoint_does_not_need_it_again(gpt_inside, 
     again = gpt_inside(*NEXT, "--init-from", "source", "--out", "other", "--resume", "--checkpoint", str(first), code=2)[1]
     assert f"checkpoint was {newest}, now {first}" in again
     assert "names a checkpoint of the run to start from" in gpt_inside("train", *SHAPE, "--checkpoint", "3", "--out", "no", code=2)[1]
+
+
+# --- what a run will take, and how long a run of own dimensions is ---
+def help_examples() -> list[list[str]]:
+    """The examples of `gpt train --help`, each as words."""
+    lines = inspect.getdoc(train).split("Examples:")[1].splitlines()
+    return [shlex.split(line)[2:] for line in map(str.strip, lines) if line.startswith("gpt train")]
+
+
+TRAINED = [words for words in help_examples() if "--report" not in words]
+
+
+@pytest.mark.parametrize("words", TRAINED, ids=" ".join)
+def test_the_help_s_own_examples_have_enough_steps_and_no_cause_for_warnings(gpt_inside, here, words):
+    """On a machine with room and time: what is left depends on the recipe alone."""
+    table = json.loads(gpt_inside("train", *words, "--data", "none yet", "--dry-run", "--json")[0])
+    assert table["steps"] >= 100
+    assert {caution["code"] for caution in table["warnings"]} <= {"over-a-week", "does-not-fit", "disk-space"}
+
+
+def test_the_help_s_small_example_learns(gpt_inside, here):
+    """As typed but for the width and the length, which are a hundredth: the same recipe, and so the same number of steps."""
+    words = next(words for words in TRAINED if "runs/small" in words)
+    tiny = ["--n-layer", "1", "--n-head", "2", "--d-model", "32", "--n-ctx", "32", "--compile", "off", "--precision", "fp32"]
+    out, err = gpt_inside("train", *words, *tiny, "--tokens", "100k", "--samples", "0", "--eval-tokens", "350")
+    metrics = [json.loads(line) for line in (here / "runs" / "small" / "metrics.jsonl").read_text().splitlines()]
+    assert 400 < len(metrics) < 600
+    ids = np.fromfile(here / "shards" / "train-000000.bin", np.uint16, offset=1024)
+    shares = np.bincount(ids) / len(ids)
+    unigram = -sum(share * math.log(share) for share in shares if share)
+    assert metrics[-1]["val_loss"] < unigram - 0.5
+    assert out == "runs/small\n"
+    assert "warning: the run reads the training data 16.7 times" in err
+
+
+def test_a_run_says_what_it_will_take_before_it_starts(gpt_inside, here):
+    _, err = gpt_inside("train", "--size", "gpt2", *SMALL)
+    lines = err.splitlines()
+    names = ["steps", "tokens", "time", "memory", "disk"]
+    assert [line.split()[0] for line in lines[:5]] == names
+    assert lines[0] == "steps  10 of 64 tokens, warm-up 1"
+    assert lines[1] == "tokens 640, 0.1067 passes over 6000 tokens"
+    assert lines[5].startswith("warning: 10 steps are too few to learn much; raise --tokens to 6400")
+    shown = gpt_inside("train", "--size", "gpt2", *SMALL, "--dry-run", "--out", "other")[0]
+    assert {f"# {name}" for name in names} <= {line.partition(":")[0] for line in shown.splitlines()}
+
+
+def test_strict_refuses_what_is_warned_of_and_nothing_else(gpt_inside, here):
+    few = ["train", "--size", "gpt2", *SMALL, "--strict"]
+    for words in (few, [*few, "--dry-run"]):
+        out, err = gpt_inside(*words, code=2)
+        assert "--strict: the run has warnings: few-steps" in err
+        assert bool(out) == ("--dry-run" in words)
+    assert not (here / "runs").exists()
+    enough = ["train", "--size", "gpt2", *SMALL, "--tokens", "6400", "--strict"]
+    gpt_inside(*enough, "--dry-run")
+    gpt_inside(*enough)
+
+
+def test_what_does_not_fit_is_advised_in_a_dry_run_and_refused_otherwise(gpt_inside, here, monkeypatch):
+    monkeypatch.setattr("gptcli.trainer.fit.host_memory", lambda: 24 * 10**9)
+    words = ["train", "--size", "13B", "--n-ctx", "1024", "--tokens", "10M", "--precision", "fp32", "--compile", "off"]
+    out, err = gpt_inside(*words, "--dry-run", "--json")
+    table = json.loads(out)
+    assert table["fits"] is False
+    assert table["memory_bytes"] > 16 * table["parameters"]
+    assert table["memory_available_bytes"] == int(0.93 * 24e9)
+    message = "does not fit: the run needs 2"
+    assert f"warning: {message}" in err
+    assert "the largest paper size that fits here is 1.3B" in err
+    assert "does-not-fit" in gpt_inside(*words, "--dry-run", "--strict", code=2)[1]
+    refused = gpt_inside(*words, code=2)[1]
+    assert refused.startswith(f"gpt: {message}")
+    assert "the largest paper size that fits here is 1.3B" in refused
+    assert not (here / "runs").exists()
+
+
+def test_own_dimensions_get_a_length_and_a_batch_of_their_own(gpt_inside, here):
+    shape = ["--n-layer", "2", "--n-head", "2", "--d-model", "64", "--n-ctx", "64"]
+    shown = gpt_inside("train", *shape, "--dry-run")[0]
+    values = tomllib.loads(shown)
+    assert values["tokens"] == 20 * json.loads(gpt_inside("train", *shape, "--dry-run", "--json")[0])["parameters"]
+    assert "# 20 a parameter (Hoffmann et al. 2022)" in shown
+    assert values["batch_tokens"] % 64 == 0
+    assert 400 <= values["tokens"] / values["batch_tokens"] <= 600
+    large = gpt_inside("train", "--size", "gpt2", "--tokens", "1B", "--dry-run")[0]
+    line = next(line for line in large.splitlines() if line.startswith("batch_tokens"))
+    assert line.endswith("# GPT-2, gpt2, scaled to 1B tokens by D^0.383 (Bergsma et al. 2025)")
+    assert tomllib.loads(gpt_inside("train", *shape, "--batch-tokens", "6400", "--dry-run")[0])["batch_tokens"] == 6400
+    assert tomllib.loads(gpt_inside("train", "--size", "gpt2", "--dry-run")[0])["batch_tokens"] == 2**19
+
+
+def test_a_run_of_before_keeps_the_values_in_its_run_toml(gpt_inside, here):
+    """Written when the batch was the paper's at any length."""
+    (here / "old").mkdir()
+    (here / "old" / "run.toml").write_text(
+        'size = "gpt2"\nn_layer = 4\ntokens = 10000000\nbatch_tokens = 524288\nwarmup_tokens = 12500\ndecay_tokens = 10000000\n'
+        "ramp_tokens = 0\nramp_from = 0\nlr = 0.0006\n"
+    )
+    values = tomllib.loads(gpt_inside("train", "--out", "old", "--resume", "--dry-run")[0])
+    assert (values["tokens"], values["batch_tokens"], values["warmup_tokens"]) == (10**7, 2**19, 12_500)
+    again = tomllib.loads(
+        gpt_inside("train", "--size", "gpt2", "--n-layer", "4", "--tokens", "10M", "--out", "old", "--resume", "--dry-run")[0]
+    )
+    assert again == values

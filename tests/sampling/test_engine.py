@@ -58,7 +58,7 @@ def test_long_prompts_are_read_a_few_at_a_time(model: GPT, monkeypatch: pytest.M
 
 def test_memory_is_asked_for_before_it_is_taken() -> None:
     require_memory(1, 1, 1, torch.device("cpu"))
-    with pytest.raises(RunError, match=r"the cache of 4,000 sequences of 2,048 tokens takes 1000000000\.0 GB"):
+    with pytest.raises(RunError, match=r"the cache of 4,000 sequences of 2,048 tokens takes 1 EB"):
         require_memory(10**18, 4000, 2048, torch.device("cpu"))
 
 

@@ -98,7 +98,7 @@ def test_a_batch_across_an_epoch_border() -> None:
 
 
 def test_too_few_tokens() -> None:
-    with pytest.raises(InputError, match="10 tokens do not fill one window of 10"):
+    with pytest.raises(InputError, match="the data has 10 tokens, too few for a context of 10"):
         windows(10, 10)
     assert windows(11, 10).windows == 1
 
@@ -198,7 +198,7 @@ def test_a_folder_of_several_sources_is_mixed_and_of_one_is_as_ever(tmp_path: Pa
     assert mixed.slots == [3072, 1024]
     assert mixed.windows == 112 + 62
     assert np.bincount(mixed.batch(0, BLOCK)[0][:, 0] // 10_000).tolist() == [3072, 1024]
-    with pytest.raises(InputError, match="source 'books': 500 tokens do not fill one window of 600"):
+    with pytest.raises(InputError, match="source 'books': the data has 500 tokens, too few for a context of 600"):
         open_order(two, "train", 600, 3)
 
 

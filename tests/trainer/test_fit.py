@@ -46,7 +46,7 @@ def test_what_does_not_fit_is_told_what_would(make_run, monkeypatch):
     monkeypatch.setattr(fit, "device_memory", lambda processes: 8 * 10**9)
     check_memory(run.model, Layout(dp=4), run.train, 64)
     large = ModelConfig.from_paper(find_size("760M"))
-    with pytest.raises(UsageError, match=r"a process of dp=4 needs .* GB, and has 8\.0") as error:
+    with pytest.raises(UsageError, match=r"a process of dp=4 needs .* GB of memory, and has 8 GB") as error:
         check_memory(large, Layout(dp=4), run.train, 64)
     named = [re.findall(r"--\S+ (\S+)", text) for text in error.value.hint.split("; or ")]
     assert len(named) > 1
@@ -56,6 +56,10 @@ def test_what_does_not_fit_is_told_what_would(make_run, monkeypatch):
     with pytest.raises(UsageError) as error:
         check_memory(ModelConfig.from_paper(find_size("13B")), Layout(dp=4), run.train, 64)
     assert "use more processes" in error.value.hint
+    assert "the largest paper size that fits here is 1558M" in error.value.hint
+    for name in ("1558M", "2.7B"):
+        config = ModelConfig.from_paper(find_size(name), vocab_size=run.model.vocab_size)
+        assert bool(fitting(config, 4, 4, "bf16", fit.device(4), micro_batch=1)) == (name == "1558M")
 
 
 def test_fitting_layouts_fit_and_divide():

@@ -14,12 +14,13 @@ from gptcli.errors import Interrupted, RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.interrupts import SIGNALS
 from gptcli.shards.manifest import Source, read_manifest, write_manifest
-from gptcli.trainer import machine
+from gptcli.trainer import loop, machine
 from gptcli.trainer.config import Run
 from gptcli.trainer.layout import Place
 from gptcli.trainer.loop import StopSignal, train
 from gptcli.trainer.metrics import read_metrics
 from gptcli.trainer.preflight import check_resume
+from gptcli.trainer.speed import Pace
 from gptcli.trainer.step import Stepper
 
 CPU = Place(torch.device("cpu"))
@@ -246,3 +247,38 @@ def test_a_resume_cuts_sums_into_as_many_threads_as_before(make_run, monkeypatch
     finally:
         torch.set_num_threads(1)
     assert (whole.out / "model.safetensors").read_bytes() == (halved.out / "model.safetensors").read_bytes()
+
+
+class Heard(Events):
+    """Keeps what is reported."""
+
+    def __init__(self) -> None:
+        self.infos: list[str] = []
+        self.warnings: list[str] = []
+
+    def info(self, text):
+        self.infos.append(text)
+
+    def warn(self, text):
+        self.warnings.append(text)
+
+
+@pytest.mark.parametrize(("slower", "loud"), [(1, False), (10**9, True)])
+def test_the_time_left_is_told_once_by_the_first_steps_and_loudly_over_a_week(make_run, monkeypatch, slower, loud):
+    now = iter(range(10**6))
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: slower * float(next(now)))
+    events = Heard()
+    train(make_run(), CPU, events)
+    quiet, warned = ([text for text in texts if "left, by the first steps: " in text] for texts in (events.infos, events.warnings))
+    assert (len(quiet), len(warned)) == ((0, 1) if loud else (1, 0))
+    assert (quiet + warned)[0].startswith("about ")
+
+
+def test_what_is_told_changes_no_weight(make_run, train_here, monkeypatch):
+    train_here(make_run("quick"))
+    monkeypatch.setattr(Pace, "SECONDS", 0.0)
+    events = Heard()
+    train(make_run("told"), CPU, events)
+    assert [text for text in events.infos if "by the first steps" in text]
+    quick, told = (make_run(name).out / "model.safetensors" for name in ("quick", "told"))
+    assert quick.read_bytes() == told.read_bytes()

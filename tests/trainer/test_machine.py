@@ -9,6 +9,7 @@ from gptcli.cost.layout import Layout
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.trainer import machine
+from gptcli.trainer.fit import check_memory
 
 SMALL = ModelConfig(n_layer=4, n_head=4, d_model=128, n_ctx=64)
 GPT2 = ModelConfig.from_paper(find_size("gpt2"))
@@ -56,8 +57,16 @@ def test_layout_of_gpus_is_the_fastest_that_fits(monkeypatch):
     large = ModelConfig.from_paper(find_size("6.7B"))
     assert auto_layout().processes == auto_layout(large).processes == 8
     assert auto_layout(large).dp < 8, "a replica holds 16 bytes a parameter"
-    with pytest.raises(UsageError, match="no layout of 8 GPUs with 74 GB holds this model"):
-        auto_layout(ModelConfig.from_paper(find_size("175B")))
+
+
+def test_a_model_that_no_layout_holds_gets_one_that_is_refused_with_what_fits(monkeypatch, make_run):
+    give_gpus(monkeypatch, 8)
+    large = ModelConfig.from_paper(find_size("175B"))
+    layout, why = machine.auto_layout(large, 512, "bf16", recompute="auto", micro_batch="auto")
+    assert (layout, why) == (Layout(shard=8), "no layout of 8 GPUs with 74.4 GB holds the model")
+    with pytest.raises(UsageError, match=r"a process of shard=8 needs .* GB of memory, and has 74\.4 GB") as error:
+        check_memory(large, layout, make_run(precision="bf16").train, 512)
+    assert "the largest paper size that fits here is 13B" in error.value.hint
 
 
 def test_what_fits_decides_micro_batch_and_recomputation(monkeypatch):

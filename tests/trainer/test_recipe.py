@@ -1,10 +1,24 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.papers.models import MODELS
-from gptcli.trainer.recipe import cadence, nearest_paper, paper_recipe, whole_sequences
+from gptcli.papers.training import TRAINING
+from gptcli.trainer.recipe import (
+    SCALED,
+    SCALED_BATCH,
+    STEPS,
+    cadence,
+    default_tokens,
+    is_of_paper_size,
+    nearest_paper,
+    paper_recipe,
+    short_warmup,
+    whole_sequences,
+)
 
 
 @pytest.mark.parametrize("paper", MODELS, ids=lambda paper: paper.name)
@@ -25,10 +39,63 @@ def test_the_papers_values(paper):
         assert recipe["ramp_from"] == 32_000
 
 
-def test_tokens_scale_the_schedule_and_nothing_else():
+def test_tokens_scale_schedule_and_batch_and_nothing_else():
     recipe, whole = paper_recipe(find_size("350M"), 3_000_000), paper_recipe(find_size("350M"))
-    assert {name for name in whole if recipe[name] != whole[name]} == {"tokens", "warmup_tokens", "decay_tokens", "ramp_tokens"}
+    assert {name for name in whole if recipe[name] != whole[name]} == {"tokens", *SCALED, *SCALED_BATCH}
     assert (recipe["warmup_tokens"], recipe["decay_tokens"], recipe["ramp_tokens"]) == (3750, 2_600_000, 40_000)
+    assert recipe["batch_tokens"] == 6000, "a 500th, which is less than 2^19 / 100,000^0.383"
+    apart = {name: paper_recipe(find_size("350M"), 3_000_000, scale_batch=False)[name] for name in SCALED_BATCH}
+    assert apart == {"batch_tokens": 2**19, "ramp_from": 32_000}
+
+
+@pytest.mark.parametrize("paper", MODELS, ids=lambda paper: paper.name)
+def test_at_the_papers_tokens_and_above_its_batch_is_exact(paper):
+    whole = paper_recipe(paper)
+    assert paper_recipe(paper, whole["tokens"]) == whole
+    longer = paper_recipe(paper, 3 * whole["tokens"])
+    assert {name: longer[name] for name in SCALED_BATCH} == {name: whole[name] for name in SCALED_BATCH}
+
+
+@pytest.mark.parametrize(
+    ("size", "tokens", "batch"),
+    [
+        ("gpt2", 10**9, 2**19 * 0.1**0.383),
+        ("gpt2", 10**7, 10**7 / 500),
+        ("350M", 7 * 10**9, 2**19 * (7 / 300) ** 0.383),
+        ("350M", 10**8, 2**19 * (1 / 3000) ** 0.383),
+        ("175B", 3 * 10**9, 1536 * 2048 * 0.01**0.383),
+    ],
+)
+def test_the_batch_of_a_shorter_run(size, tokens, batch):
+    assert paper_recipe(find_size(size), tokens)["batch_tokens"] == pytest.approx(batch, abs=1)
+
+
+@given(st.sampled_from(MODELS), st.integers(min_value=1, max_value=10**12))
+def test_a_longer_run_has_no_smaller_batch_and_enough_steps(paper, tokens):
+    here, more = paper_recipe(paper, tokens), paper_recipe(paper, tokens + tokens // 100 + 1)
+    assert 0 <= here["batch_tokens"] <= more["batch_tokens"] <= paper.batch_tokens
+    assert here["ramp_from"] <= here["batch_tokens"] or not here["ramp_tokens"]
+    assert tokens < TRAINING[paper.paper].tokens * 1e-4 or more["batch_tokens"] <= 1.1 * here["batch_tokens"], "no jumps"
+    if here["batch_tokens"] >= 10 and tokens < TRAINING[paper.paper].tokens:
+        assert tokens / here["batch_tokens"] >= 0.95 * STEPS
+
+
+def test_what_is_of_no_paper_s_size_gets_twenty_tokens_a_parameter():
+    gpt2 = find_size("gpt2")
+    assert is_of_paper_size(ModelConfig.from_paper(gpt2, n_ctx=512, vocab_size=300), gpt2)
+    small, large = (ModelConfig.from_paper(gpt2, n_layer=layers) for layers in (4, 120))
+    assert not is_of_paper_size(small, gpt2)
+    assert default_tokens(small, gpt2) == 20 * small.parameters
+    assert default_tokens(large, gpt2) == 10**10, "no more than the paper's"
+
+
+def test_a_short_warmup_is_forty_steps_or_a_tenth_of_the_run_or_the_papers():
+    short = paper_recipe(find_size("350M"), 10**7)
+    assert short_warmup(short, 10_240) == 40 * 10_240
+    assert short_warmup(short, 2**19) == 10**6
+    assert short_warmup(paper_recipe(find_size("350M"), 10**11), 2**18) == 125_000_000
+    gpt1 = paper_recipe(find_size("gpt1"))
+    assert short_warmup(gpt1, gpt1["batch_tokens"]) == gpt1["warmup_tokens"] == 2000 * 64 * 512
 
 
 def test_every_gpt3_size_is_its_own_nearest():

@@ -122,3 +122,15 @@ def test_a_batch_that_follows_doubles_at_set_steps_and_never_shrinks(make_run):
 def test_a_run_shorter_than_a_sequence_is_refused(make_run):
     with pytest.raises(UsageError, match="less than one sequence"):
         Schedule(make_run(tokens=15).train, 16)
+
+
+def test_steps_until_a_number_of_tokens(make_run):
+    run = make_run(ramp_tokens=640, ramp_from=16, tokens=2000)
+    schedule, position, ends = Schedule(run.train, 16), Position(), []
+    while position.sequences < schedule.total:
+        position = schedule.after(position)
+        ends.append(position.sequences * 16)
+    for tokens in range(1, schedule.total * 16 + 1):
+        assert schedule.steps(tokens) == 1 + sum(end < tokens for end in ends), tokens
+    assert schedule.steps() == schedule.steps(10**9) == len(ends)
+    assert schedule.steps(0) == 0

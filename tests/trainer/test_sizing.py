@@ -5,7 +5,7 @@ import math
 import pytest
 
 from gptcli.papers.models import MODELS
-from gptcli.trainer.sizing import scaled_lr
+from gptcli.trainer.sizing import MAX_SMALL_LR, scaled_lr, small_lr
 
 
 @pytest.mark.parametrize("paper", [model for model in MODELS if model.paper == "GPT-3"], ids=lambda paper: paper.name)
@@ -21,3 +21,11 @@ def test_between_two_sizes_by_hand() -> None:
 def test_beyond_the_table() -> None:
     assert scaled_lr(1_000_000) == 6e-4
     assert scaled_lr(10**12) == 0.6e-4
+
+
+def test_below_the_table_the_rate_rises_with_the_cube_root() -> None:
+    assert small_lr(125_226_240) == small_lr(10**9) == 6e-4
+    assert small_lr(125_226_240 // 8) == 1.2e-3
+    assert small_lr(1000) == small_lr(1) == MAX_SMALL_LR == 4e-3
+    rates = [small_lr(2**power) for power in range(10, 30)]
+    assert rates == sorted(rates, reverse=True)

@@ -6,6 +6,8 @@ from __future__ import annotations
 Units = tuple[tuple[float, str], ...]
 """Sizes with their names, the largest first."""
 
+DAY, WEEK, YEAR = 86_400, 7 * 86_400, 365 * 86_400  # seconds
+ROUGH = ((YEAR, " years"), (DAY, " days"), (3600, " h"), (60, " min"))  # units of an estimate
 LEAST = 0.001  # what is less is written as less than this
 TIME: Units = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 GPU_TIME: Units = (
@@ -58,17 +60,21 @@ def gpu_time(hours: float) -> str:
 
 def amount(value: float) -> str:
     """950, 12.3k, 4.5M, 300B, 2.25T; thousands from 10,000 on."""
-    size, suffix = next(((size, suffix) for size, suffix in COUNTS if abs(value) >= max(size, 1e4)), (1, ""))
+    rounded = abs(value) / 0.99995  # what rounds up to a unit is written in it
+    size, suffix = next(((size, suffix) for size, suffix in COUNTS if rounded >= max(size, 1e4)), (1, ""))
     return f"{value / size:.4g}{suffix}"
 
 
 def in_bytes(value: float) -> str:
     """12 B, 36.9 kB, 698 GB, 2.79 TB; powers of 1,000."""
-    return scaled(value, BYTES, 3) if value >= 1000 else f"{value:.0f} B"
+    if value < 999.5:
+        return f"{value:.0f} B"
+    size, name = unit_for(value, BYTES, 0.9995)  # what rounds up to a unit is written in it
+    return f"{figure(value / size, 3)} {name}"
 
 
 def duration(seconds: float) -> str:
-    """250 ms, 12 s, 3 min 20 s, 2 h 05 min, 4 d 3 h."""
+    """250 ms, 12 s, 3 min 20 s, 2 h 05 min, 4 d 3 h, 12 years."""
     if 0 < seconds < 1:
         return scaled(seconds, TIME, 3)
     seconds = int(seconds)
@@ -76,9 +82,19 @@ def duration(seconds: float) -> str:
         return f"{seconds} s"
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60:02d} s"
-    if seconds < 86400:
+    if seconds < DAY:
         return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
-    return f"{seconds // 86400} d {seconds % 86400 // 3600} h"
+    if seconds < 2 * YEAR:
+        return f"{seconds // DAY} d {seconds % DAY // 3600} h"
+    return f"{round(seconds / YEAR):,} years"
+
+
+def rough_duration(low: float, high: float | None = None) -> str:
+    """Format an estimate of seconds, or a range of them, to two digits: 12 s, 2 to 9 h, 390,000 years."""
+    high = low if high is None else high
+    size, unit = next(((size, unit) for size, unit in ROUGH if high >= 2 * size), (1, " s"))
+    ends = [f"{float(f'{max(seconds / size, 0):.2g}'):,.12g}" for seconds in (low, high)]
+    return f"{' to '.join(dict.fromkeys(ends))}{unit}"
 
 
 def dollars(value: float | None) -> str:

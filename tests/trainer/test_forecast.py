@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gptcli.cost.layout import Layout
+from gptcli.model.config import ModelConfig, find_size
+from gptcli.shards.manifest import Manifest, Shard, Source, read_manifest
+from gptcli.trainer import fit
+from gptcli.trainer import forecast as module
+from gptcli.trainer.fit import process_memory
+from gptcli.trainer.forecast import Machine, disk_bytes, forecast, this_machine
+
+LARGE = Machine(name="a large one", memory_bytes=10**15, disk_free_bytes=10**15, tokens_per_second=(1e3, 4e3), step_seconds=(0.01, 0.1))
+
+
+def manifest_of(train: dict[str, int], val: int = 10**6, weights: dict[str, float] | None = None) -> Manifest:
+    rows = [Shard(file=f"{name}.bin", split="train", tokens=n, documents=1, sha256="", source=name) for name, n in train.items()]
+    first = next(iter(train))
+    rows.append(Shard(file="val.bin", split="val", tokens=val, documents=1, sha256="", source=first))
+    sources = [
+        Source(name=name, documents_in=1, documents_kept=1, dropped={}, text_bytes=1, tokens=n, weight=(weights or {}).get(name, 1.0))
+        for name, n in train.items()
+    ]
+    return Manifest(
+        tokenizer_sha256="", vocab_size=260, eot_id=0, seed=0, val_fraction=0.0, split_rule="", shards=rows, sources=sources
+    )  # fmt: skip
+
+
+@pytest.fixture
+def foretell(make_run):
+    """Forecast a run of 200 steps of 64 tokens on 12,800 tokens of data, with anything changed."""
+
+    def make(manifest=None, machine=LARGE, done=0, **changes):
+        run = make_run(**{"tokens": 12_800, "decay_tokens": 12_800, "checkpoint_every": 20, **changes})
+        return forecast(run.model, run.train, manifest or manifest_of({"a": 12_800}), machine, done=done)
+
+    return make
+
+
+def codes(found) -> list[str]:
+    return [caution.code for caution in found.warnings]
+
+
+def test_a_run_that_gives_no_cause_for_warnings(foretell, make_run):
+    found = foretell()
+    assert (found.steps, found.tokens, found.batch_tokens, found.warmup_steps) == (200, 12_800, 64, 2)
+    assert (found.passes, found.passes_by_source, found.train_tokens) == (1.0, {}, 12_800)
+    assert found.seconds_low == pytest.approx(12_800 / 4e3 + 200 * 0.01)
+    assert found.seconds_high == pytest.approx(12_800 / 1e3 + 200 * 0.1)
+    run = make_run()
+    assert found.memory_bytes == process_memory(run.model, Layout(), run.train, 4)
+    assert (found.fits, found.warnings) == (True, ())
+
+
+def test_of_a_resumed_run_the_time_is_that_of_the_rest(foretell):
+    whole, half = foretell(), foretell(done=6_400)
+    assert half.seconds_low == pytest.approx(whole.seconds_low / 2)
+    assert half.steps == whole.steps
+
+
+def test_the_forecast_counts_the_steps_that_a_run_takes(make_run, train_here):
+    run = make_run(ramp_tokens=640, ramp_from=16, tokens=2000)
+    found = forecast(run.model, run.train, read_manifest(run.data), LARGE)
+    report = train_here(run)
+    assert (found.steps, found.tokens) == (report["step"], report["tokens"])
+    files = run.out.glob("checkpoints/*/*.safetensors")
+    assert sum(path.stat().st_size for path in files) < found.disk_bytes
+
+
+def test_sources_of_a_mixture_are_passed_over_at_their_own_rates(foretell):
+    manifest = manifest_of({"web": 10_000, "books": 1_000}, weights={"web": 3.0, "books": 1.0})
+    found = foretell(manifest)
+    assert found.passes == pytest.approx(12_800 / 11_000)
+    assert found.passes_by_source == pytest.approx({"web": 0.96, "books": 3.2})
+    assert codes(found) == []
+    warned = foretell(manifest, tokens=17_600)
+    assert codes(warned) == ["many-passes"]
+    assert "source 'books' 4.4 times" in warned.warnings[0].message
+
+
+@pytest.mark.parametrize(
+    ("code", "just", "over"),
+    [
+        ("few-steps", {"tokens": 100 * 64}, {"tokens": 99 * 64}),
+        ("long-warmup", {"warmup_tokens": 12_800}, {"warmup_tokens": 12_801}),
+        ("many-passes", {"tokens": 4 * 12_800}, {"tokens": 4 * 12_800 + 64}),
+        (
+            "data-too-short",
+            {"manifest": manifest_of({"a": 12_800})},
+            {"manifest": manifest_of({"a": 16}), "tokens": 64, "batch_tokens": 16},
+        ),
+        ("no-validation", {"manifest": manifest_of({"a": 12_800}, val=17)}, {"manifest": manifest_of({"a": 12_800}, val=16)}),
+        ("disk-space", {}, {"machine": replace(LARGE, disk_free_bytes=1)}),
+        ("does-not-fit", {}, {"machine": replace(LARGE, memory_bytes=1)}),
+        (
+            "over-a-week",
+            {"machine": replace(LARGE, tokens_per_second=(12_800 / 1e6, 12_800 / 3e5), step_seconds=(0, 0))},
+            {"machine": replace(LARGE, tokens_per_second=(12_800 / 1e6, 12_800 / 4e5), step_seconds=(0, 0))},
+        ),
+    ],
+)
+def test_each_warning_begins_at_its_bound(foretell, code, just, over):
+    assert code not in codes(foretell(**just))
+    found = foretell(**over)
+    assert code in codes(found)
+    caution = next(caution for caution in found.warnings if caution.code == code)
+    assert caution.hint
+    assert str(caution) == f"{caution.message}; {caution.hint}"
+
+
+def test_what_a_few_steps_are_advised_is_enough(foretell):
+    found = foretell(tokens=640)
+    assert codes(found) == ["few-steps"]
+    assert "raise --tokens to 6400, or lower --batch-tokens to 16" in found.warnings[0].hint
+    assert codes(foretell(tokens=6400)) == []
+
+
+def test_no_validation_data_at_all_is_a_choice(foretell):
+    manifest = manifest_of({"a": 12_800})
+    assert codes(foretell(replace(manifest, shards=manifest.shards[:1]))) == []
+
+
+def test_without_data_passes_are_unknown(make_run):
+    run = make_run(tokens=12_800)
+    found = forecast(run.model, run.train, None, LARGE)
+    assert (found.passes, found.train_tokens, found.warnings) == (None, None, ())
+
+
+def test_a_batch_that_follows_the_noise_is_judged_by_its_first_steps(foretell):
+    assert codes(foretell(batch_tokens=1280, follow_noise=True, ramp_from=64)) == []
+    assert codes(foretell(batch_tokens=1280, follow_noise=True, ramp_from=1280)) == ["few-steps"]
+
+
+def test_disk_holds_the_checkpoints_kept_one_more_and_the_model(make_run):
+    run = make_run(checkpoint_every=5, keep=2)
+    assert disk_bytes(run.model, run.train, 20) == (3 * 12 + 4) * run.model.parameters
+    assert disk_bytes(run.model, run.train, 5) == (12 + 4) * run.model.parameters
+
+
+def test_what_does_not_fit_names_the_largest_size_that_does(make_run, monkeypatch):
+    monkeypatch.setattr(fit, "host_memory", lambda: 24 * 10**9)
+    train = make_run().train
+    for name, memory in (("175B", "TB"), ("13B", "GB")):
+        model = ModelConfig.from_paper(find_size(name))
+        here = replace(LARGE, memory_bytes=int(0.93 * 24e9))
+        caution = forecast(model, replace(train, tokens=10**6, batch_tokens=4096, precision="bf16"), None, here).warnings[0]
+        assert caution.code == "does-not-fit"
+        assert memory in caution.message
+        assert "22.3 GB" in caution.message
+        assert "the largest paper size that fits here is 1.3B" in caution.hint
+
+
+def test_this_machine_is_looked_at(make_run, tmp_path):
+    run = make_run(layout="dp=1")
+    here = this_machine(run.model, run.train, tmp_path / "not yet" / "there")
+    slow, fast = here.tokens_per_second
+    assert 0 < slow < fast
+    assert here.memory_bytes > 0
+    assert here.disk_free_bytes > 0
+    train = replace(run.train, tokens=10**7, batch_tokens=2**21, layout="dp=16,tp=8,pp=8")
+    beyond = this_machine(run.model, train, tmp_path)
+    assert (beyond.memory_bytes, beyond.tokens_per_second) == (None, None)
+    assert forecast(ModelConfig.from_paper(find_size("175B")), train, None, beyond).fits is None
+
+
+def test_checkpoints_that_are_there_count_as_free(make_run, train_here, monkeypatch):
+    run = make_run()
+    train_here(run)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda where: SimpleNamespace(free=0))
+    assert module.disk_free(run.out) >= 2 * 12 * run.model.parameters
+
+
+def test_a_known_gpu_has_the_cost_model_s_speed_and_an_unknown_one_none(make_run, monkeypatch):
+    model = ModelConfig.from_paper(find_size("350M"))
+    train = replace(make_run().train, tokens=10**9, batch_tokens=2**19, precision="bf16", micro_batch=8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(total_memory=85 * 10**9))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    slow, fast = this_machine(model, train, make_run().out).tokens_per_second
+    assert 5e4 < slow < fast < 1e6
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA of tomorrow")
+    assert this_machine(model, train, make_run().out).tokens_per_second is None
