@@ -27,6 +27,7 @@ from gptcli.trainer.config import TrainConfig
 from gptcli.trainer.fit import device, memory_advice, process_memory, shortage, work_of
 from gptcli.trainer.machine import check_layout, cores, device_type
 from gptcli.trainer.precision import PRODUCTS
+from gptcli.trainer.recipe import SMALL_MODEL
 from gptcli.trainer.schedule import Schedule
 
 MAX_PASSES = 4  # up to here repeated data is worth nearly what new data is: Muennighoff et al. 2023 (arXiv 2305.16264)
@@ -149,9 +150,11 @@ def seconds_of(machine: Machine, tokens: int, steps: int) -> tuple[float, float]
 
 
 def disk_bytes(model: ModelConfig, train: TrainConfig, steps: int) -> int:
-    """Bytes on disk at the fullest moment: the checkpoints kept, the one being written, and the finished model."""
+    """Return the bytes on disk at the fullest moment: the checkpoints kept, the one being written, the
+    copy of the newest for transformers if the model is small, and the finished model."""
     checkpoints = min(train.keep + 1, -(-steps // train.checkpoint_every))
-    return (checkpoints * CHECKPOINT_BYTES + MODEL_BYTES) * model.parameters
+    models = 1 + (model.parameters < SMALL_MODEL)
+    return (checkpoints * CHECKPOINT_BYTES + models * MODEL_BYTES) * model.parameters
 
 
 def memory_cautions(
