@@ -133,7 +133,7 @@ def test_toml_says_where_it_is_broken(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text('kind = "é"', encoding="utf-8")
     assert read_toml(tmp_path / "a.toml") == {"kind": "é"}
     (tmp_path / "b.toml").write_text("a = 1\nb = = 2")
-    with pytest.raises(InputError, match=r"b\.toml: not valid TOML: .* line 2"):
+    with pytest.raises(InputError, match=r"b\.toml:2: not valid TOML: .*b = = 2"):
         read_toml(tmp_path / "b.toml")
     (tmp_path / "c.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="not valid UTF-8 at byte 0"):

@@ -216,10 +216,12 @@ def _model(given: Resolved, vocab_size: int | None) -> tuple[ModelConfig, PaperM
 
 def _started_from(given: Resolved, changes: dict[str, Any]) -> tuple[ModelConfig, PaperModel]:
     """The architecture of the model to start from, with this run's dropout; what else the user says, and the shards, must agree with it."""
-    from gptcli.model.config_json import read_model_config
+    from gptcli.model.config_json import is_padded, read_model_config
 
     folder = Path(given.values["init_from"])
     model = replace(read_model_config(folder), dropout=changes.pop("dropout", 0.0))
+    if is_padded(model.vocab_size, entries := changes.get("vocab_size", model.vocab_size)):
+        model = replace(model, vocab_size=entries)  # without the padding, which stands for no token
     paper = _paper(given)
     wanted = {name: getattr(paper, name) for name in SHAPE} if paper else {}
     for name, value in {**wanted, **changes}.items():

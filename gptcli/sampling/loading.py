@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 
 from gptcli.errors import InputError, UsageError, nearest
+from gptcli.model.config_json import is_padded
 from gptcli.model.first_use import keep_freed_memory, settle_math
+from gptcli.model.not_a_model import explain
 from gptcli.model.transformer import GPT
 from gptcli.model.weights import load_model
 from gptcli.sampling.linear import read_in_place
@@ -31,7 +33,8 @@ def load(folder: Path, *, device: str = "auto", precision: str = "auto", quantiz
     """The model of a run folder or a transformers GPT-2 folder, and its tokenizer; of a fine-tuned run the language model.
 
     Device "auto" is the first CUDA GPU where there is one, else the CPU; precision "auto" is bf16 on a GPU that computes in it, else fp32.
-    `quantize` as in `read_in_place`. Raises UsageError for a device or precision that does not exist here, InputError where the folder is
+    A padded vocabulary loses its padding, which no token of the tokenizer stands for. `quantize` as in `read_in_place`.
+    Raises UsageError for a device or precision that does not exist here, InputError where the folder is
     not a whole model.
     """
     where = _device(device)
@@ -42,11 +45,11 @@ def load(folder: Path, *, device: str = "auto", precision: str = "auto", quantiz
     if precision not in PRECISIONS:
         raise UsageError(f"unknown precision {precision!r}", hint=nearest(precision, ["auto", *PRECISIONS]))
     if not folder.is_dir():
-        raise InputError("no such folder", where=folder, hint="name a run folder or a transformers GPT-2 folder")
+        raise explain(folder)
     model, tokenizer = load_model(folder, device=where, dtype=PRECISIONS[precision]), load_tokenizer(folder)
     if where.type == "cpu":
         keep_freed_memory()  # from here on: what loading frees is not needed again
-    if (folder / FINETUNED).is_file():
+    if (folder / FINETUNED).is_file() or is_padded(model.config.vocab_size, tokenizer.vocab_size):
         _cut_vocabulary(model, tokenizer.vocab_size)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise InputError(

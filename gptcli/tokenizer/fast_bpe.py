@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
+from gptcli.files import temporary_room
 from gptcli.tokenizer.encoders import knows_more
 from gptcli.tokenizer.tokenizer import byte_alphabet
 
@@ -45,8 +46,10 @@ def _spooled(texts: Iterable[str], spool: IO[bytes]) -> bool:
     alike = True
     for text in texts:
         alike = alike and not knows_more(text)
-        spool.write(text.encode() + SEPARATOR)
-    spool.flush()
+        with temporary_room("all of the text"):
+            spool.write(text.encode() + SEPARATOR)
+    with temporary_room("all of the text"):
+        spool.flush()
     return alike
 
 

@@ -195,12 +195,12 @@ def named_tensors(parameters: Parameters, optimizer: torch.optim.Optimizer) -> d
 
 @torch.no_grad()
 def take_weights(folder: Path, parameters: Parameters) -> None:
-    """Copy the model of a run or GPT-2 folder into this process's parameters, holding one more tensor at a time. Raises InputError where
-    it is not whole."""
+    """Copy the model of a run or GPT-2 folder into this process's parameters, holding one more tensor at a time; of a padded vocabulary
+    the rows that these have. Raises InputError where it is not whole."""
     with implicit_replication():  # each process takes its part of the whole
         for name, tensor in read_weights(folder):
             if name in parameters:
-                parameters[name].copy_(tensor)
+                parameters[name].copy_(tensor[: parameters[name].shape[0]])
 
 
 class SavedModel(Mapping[str, torch.Tensor]):

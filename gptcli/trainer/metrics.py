@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from pathlib import Path
 from typing import Any
 
+from gptcli import strict_json
 from gptcli.errors import InputError
 from gptcli.files import atomic_write, parse_json
 
@@ -23,11 +23,11 @@ class MetricsLog:
         self.path = Path(out) / name
         kept = [line for line in read_lines(self.path) if line["step"] < before]
         with atomic_write(self.path, "w") as file:
-            file.writelines(json.dumps(line) + "\n" for line in kept)
+            file.writelines(strict_json.dumps(line, ascii_only=True) + "\n" for line in kept)
 
     def write(self, line: Line) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(strict_json.dumps(line, ascii_only=True) + "\n")
 
     def sync(self) -> None:
         """Bring all lines to disk: a checkpoint that outlives a power cut must find those before it."""

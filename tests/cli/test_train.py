@@ -123,7 +123,7 @@ def test_a_model_as_the_start_of_a_new_run(gpt_inside, here):
     assert "n_layer is 1, this command says 12" in gpt_inside(*words, "--size", "gpt2", code=2)[1]
     shutil.copytree(here / "first", here / "other")
     assert "init_from was first, now other" in gpt_inside(*words, "--init-from", "other", "--out", "second", "--resume", code=2)[1]
-    assert "no config.json here" in gpt_inside("train", "--init-from", "shards", code=2)[1]
+    assert "holds token shards, not a model" in gpt_inside("train", "--init-from", "shards", code=2)[1]
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes through /proc")

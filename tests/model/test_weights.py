@@ -177,12 +177,12 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, 
 
 
 def test_missing_and_broken_weights_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no config\.json here"):
+    with pytest.raises(InputError, match="is an empty folder"):
         read_model_config(tmp_path)
     save_model(tmp_path, random_model(), CONFIG)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(InputError, match="not a readable safetensors file"):
+    with pytest.raises(InputError, match="the file is cut short: 1,000 bytes, and its header alone is"):
         load_model(tmp_path)
     weights.unlink()
     with pytest.raises(InputError, match=r"no model\.safetensors here"):
