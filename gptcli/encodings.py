@@ -43,7 +43,7 @@ def decode(data: bytes, where: str | Path, *, start: int = 0) -> str:
     except UnicodeDecodeError as error:
         raise not_utf8(data, error.start + len(data) - len(without_bom(data)), where, start=start) from None
     if (encoding := utf16_without_mark(data)) is not None:
-        raise _wrong_encoding(f"the text looks like {encoding}: every second byte is 0", encoding, where)
+        raise wrong_encoding(f"the text looks like {encoding}: every second byte is 0", encoding, where)
     return text
 
 
@@ -53,10 +53,11 @@ def not_utf8(data: bytes, at: int, where: str | Path, *, start: int = 0) -> Inpu
     if start == 0 and (kind := next((kind for magic, kind in MAGIC.items() if data.startswith(magic)), None)):
         return InputError(f"{what}: it looks like {kind}", where=where, hint="text files hold UTF-8 text alone")
     encoding = guess(data, at)
-    return _wrong_encoding(what if encoding is None else f"{what}: it looks like {encoding}", encoding, where)
+    return wrong_encoding(what if encoding is None else f"{what}: it looks like {encoding}", encoding, where)
 
 
-def _wrong_encoding(what: str, encoding: str | None, where: str | Path) -> InputError:
+def wrong_encoding(what: str, encoding: str | None, where: str | Path) -> InputError:
+    """The error for a file in another `encoding` than UTF-8, None if it is not known, with the command that converts it."""
     path = Path(_PLACE.sub("", str(where)))
     if path.name in ("stdin", "-") or not path.suffix:
         return InputError(what, where=where, hint=f"convert it: iconv -f {encoding or 'ENCODING'} -t UTF-8")

@@ -96,12 +96,12 @@ def temporary_room(what: str) -> Iterator[None]:
     is full."""
     import tempfile
 
+    folder = tempfile.gettempdir()
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename is not None:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not str(error.filename or folder).startswith(folder):
             raise
-        folder = tempfile.gettempdir()
         raise RunError(
             f"the folder for temporary files is full: it must hold {what}",
             where=folder,
@@ -190,9 +190,9 @@ def check_output(folder: Path, *, resume: bool, force: bool) -> None:
     folder = Path(folder)
     if resume and force:
         raise UsageError("--resume and --force contradict each other", hint="choose one")
+    check_writable(folder)
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UsageError("is not a folder", where=folder, hint="choose another output with -o")
-    check_writable(folder)
     if folder.exists() and any(folder.iterdir()) and not resume:
         if not force:
             raise UsageError(
@@ -229,7 +229,7 @@ def check_writable(path: Path) -> None:
         if len(os.fsencode(part)) > NAME_BYTES:
             raise UsageError(f"the name {part[:20]}... is longer than {NAME_BYTES} bytes", where=f"{str(path)[:40]}...", hint="shorten it")
     try:
-        there = next((folder for folder in path.absolute().parents if folder.exists()), None)
+        there = next((folder for folder in path.parents if folder.exists()), None)
         if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
             there = path
     except PermissionError as error:
@@ -256,8 +256,8 @@ def sweep(folder: Path, *, keep: Path | None = None) -> None:
 
 def claim_file(path: Path, *, force: bool) -> None:
     """The same rule for a command whose output is one file. Raises UsageError."""
+    check_writable(path)
     if Path(path).is_dir():
         raise UsageError("is a folder, not a file", where=path, hint="name a file")
-    check_writable(Path(path))
     if Path(path).exists() and not force:
         raise UsageError("the output file exists already", where=path, hint="--force replaces it")

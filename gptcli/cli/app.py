@@ -86,7 +86,9 @@ def main() -> None:
 
 
 def _print_anything() -> None:
-    """Let no result be lost to a character: bytes of a file name go out as they are, and what stdout's encoding lacks as an escape."""
+    """Let no text be lost to a character: bytes of a file name go out as they are, and what an encoding lacks as an escape."""
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors="backslashreplace")
     if isinstance(sys.stdout, io.TextIOWrapper):
         utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
         sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")

@@ -18,7 +18,7 @@ from typing import IO, Any, cast
 
 from gptcli.corpus.documents import NOT_A_PAGE, Document, flawed
 from gptcli.corpus.streams import MissingPackageError, ending, opened
-from gptcli.encodings import BOM, not_utf8, utf16_without_mark
+from gptcli.encodings import BOM, guess, not_utf8, utf16_without_mark, wrong_encoding
 from gptcli.errors import InputError
 from gptcli.files import temporary_room
 
@@ -250,7 +250,7 @@ def _on_disk(stream: IO[bytes]) -> IO[bytes]:
     copy = tempfile.TemporaryFile()  # noqa: SIM115 (whoever reads it closes it)
     with temporary_room("the file, decompressed"):
         shutil.copyfileobj(stream, copy, 1 << 20)
-    copy.seek(0)
+        copy.seek(0)
     return copy
 
 
@@ -382,15 +382,18 @@ def _text(data: bytes, position: int, where: str, url: str = "") -> Document:
         found = not_utf8(data, error.start, where, start=position)
         return flawed("not valid UTF-8", found.what, where, position, found.hint)
     if (encoding := utf16_without_mark(data)) is not None:
-        what = f"the text looks like {encoding}: every second byte is 0"
-        return flawed("not valid UTF-8", what, where, position, f"convert it to UTF-8: iconv -f {encoding} -t UTF-8")
+        found = wrong_encoding(f"the text looks like {encoding}: every second byte is 0", encoding, where)
+        return flawed("not valid UTF-8", found.what, where, position, found.hint)
     return Document(text, where, position, url)
 
 
 def _checked(document: Document) -> Document:
     """The document, flawed where bytes that are no UTF-8 came through as surrogates."""
     if not document.text.isascii() and any("\udc80" <= character <= "\udcff" for character in document.text):
-        return flawed("not valid UTF-8", "not valid UTF-8", document.where, document.position)
+        data = document.text.encode("utf-8", "surrogateescape")
+        encoding = guess(data, next(at for at, byte in enumerate(data) if byte >= 0x80))
+        found = wrong_encoding("not valid UTF-8" + (f": it looks like {encoding}" if encoding else ""), encoding, document.where)
+        return flawed("not valid UTF-8", found.what, document.where, document.position, found.hint)
     return document
 
 

@@ -5,14 +5,17 @@ The format: the header's length as 8 little-endian bytes, the header as JSON fil
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
 import torch
+from safetensors import safe_open
 
 from gptcli.errors import InputError
 
@@ -43,6 +46,16 @@ def write_tensors(
             digest.update(block)
             file.write(block)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def open_tensors(path: Path) -> Iterator[safe_open]:
+    """A safetensors file, to read its tensors one by one. Raises SafetensorError if it is broken, FileNotFoundError if it is missing."""
+    with contextlib.ExitStack() as stack:
+        name = str(path)
+        if os.fsencode(name) != name.encode("utf-8", "replace"):  # safetensors takes names in UTF-8 alone
+            name = f"/proc/self/fd/{stack.enter_context(open(path, 'rb')).fileno()}"
+        yield stack.enter_context(safe_open(name, "pt"))
 
 
 def unreadable(path: Path, reason: object) -> InputError:

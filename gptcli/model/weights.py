@@ -23,7 +23,7 @@ from gptcli.model.config_json import CONFIG, NEO, family, read_family, read_mode
 from gptcli.model.layouts import HEAD, Tensors, from_stored, read_release, to_stored
 from gptcli.model.neo import from_neo, layer_to_neo, to_neo
 from gptcli.model.not_a_model import no_weights
-from gptcli.model.tensor_file import unreadable, write_tensors
+from gptcli.model.tensor_file import open_tensors, unreadable, write_tensors
 from gptcli.model.transformer import GPT, Block
 
 WEIGHTS, GENERATION, NATIVE = "model.safetensors", "generation_config.json", "native.safetensors"
@@ -191,12 +191,12 @@ def _checked(tensors: Iterable[tuple[str, torch.Tensor]], config: ModelConfig, w
 
 def _read_native(folder: Path) -> Tensors | None:
     """The trained model beside its GPT-Neo twin; None where there is none, or the twin has been replaced since."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     if not (folder / NATIVE).is_file() or not (folder / WEIGHTS).is_file():
         return None
     try:
-        with safe_open(folder / NATIVE, "pt") as file:
+        with open_tensors(folder / NATIVE) as file:
             twin = (file.metadata() or {}).get(TWIN)
     except SafetensorError as error:
         raise unreadable(folder / NATIVE, error) from None
@@ -232,14 +232,14 @@ def _indexed(index: Path) -> list[str]:
 
 def _read_file(folder: Path, file: str) -> Tensors:
     """Each tensor of a file, mapped for itself: of what is copied from it, memory holds one at a time."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(folder / file, "pt") as whole:
+        with open_tensors(folder / file) as whole:
             names = list(whole.keys())
         tensors = {}
         for name in names:
-            with safe_open(folder / file, "pt") as alone:
+            with open_tensors(folder / file) as alone:
                 tensors[name] = alone.get_tensor(name)
         return tensors
     except FileNotFoundError:

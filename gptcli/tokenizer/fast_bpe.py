@@ -34,7 +34,7 @@ def learn_merges(texts: Iterable[str], count: int, reference: Callable[[Iterable
         import gigatoken
     except ImportError:
         return reference(texts)
-    with tempfile.NamedTemporaryFile() as spool:
+    with temporary_room("all of the text"), tempfile.NamedTemporaryFile() as spool:
         if not _spooled(texts, spool) or not (pairs := _learnt(gigatoken, Path(spool.name), count)):
             return reference(_read_back(spool))
     spelling = {byte: character for character, byte in byte_alphabet().items()}
@@ -46,10 +46,8 @@ def _spooled(texts: Iterable[str], spool: IO[bytes]) -> bool:
     alike = True
     for text in texts:
         alike = alike and not knows_more(text)
-        with temporary_room("all of the text"):
-            spool.write(text.encode() + SEPARATOR)
-    with temporary_room("all of the text"):
-        spool.flush()
+        spool.write(text.encode() + SEPARATOR)
+    spool.flush()
     return alike
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
@@ -26,7 +26,7 @@ from torch.futures import Future
 
 from gptcli.errors import InputError
 from gptcli.files import read_json, sha256, write_json
-from gptcli.model.tensor_file import DTYPES, write_tensors
+from gptcli.model.tensor_file import DTYPES, open_tensors, write_tensors
 from gptcli.trainer.direct_file import DirectFile
 from gptcli.trainer.layout import Place
 
@@ -148,7 +148,7 @@ class Reader(StorageReader):
         try:
             for chunk in saved.chunks:
                 where = tuple(slice(at, at + length) for at, length in zip(chunk.offsets, chunk.sizes, strict=True))
-                with safe_open(self.folder / self.files[MetadataIndex(name, chunk.offsets)], framework="pt") as stored:
+                with open_tensors(self.folder / self.files[MetadataIndex(name, chunk.offsets)]) as stored:
                     tensor[where] = stored.get_tensor(name)
         except (SafetensorError, RuntimeError) as error:
             raise InputError(f"{name} is not as {INDEX} says: {error}", where=self.folder) from None
@@ -168,7 +168,7 @@ class Reader(StorageReader):
         for item in plan.items:
             files[self.files[item.storage_index]].append(item)
         for file, items in files.items():
-            with safe_open(self.folder / file, framework="pt") as stored:
+            with open_tensors(self.folder / file) as stored:
                 for item in items:
                     name, target = item.storage_index.fqn, planner.resolve_tensor(item)
                     where = tuple(slice(start, start + length) for start, length in zip(item.storage_offsets, item.lengths, strict=True))

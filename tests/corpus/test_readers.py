@@ -17,7 +17,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli.corpus.readers import find_inputs, read_documents
+from gptcli.corpus.readers import find_inputs, find_reader, read_documents, scan
 from gptcli.errors import InputError, UsageError
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -304,3 +304,27 @@ def test_nothing_found_is_an_error(tree: Path, name: str, message: str) -> None:
     write(tree / "folder" / "LICENSE", "x")
     with pytest.raises(InputError, match=message):
         find_inputs(["b.txt", name])
+
+
+@pytest.mark.parametrize("orjson", [True, False])
+def test_a_surrogate_outside_the_text_is_no_fault_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orjson: bool) -> None:
+    if not orjson:
+        monkeypatch.setitem(sys.modules, "orjson", None)
+    lines = [r'{"text": "fine", "title": "bad \ud83d", "url": "u\ud83d"}', r'{"text": "pair \ud83d\ude00"}', r'{"text": "abc \ud83d"}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    first, second, third = scan(str(tmp_path / "a.jsonl"), find_reader("a.jsonl", "file"))
+    assert (first.text, first.url, second.text) == ("fine", "", "pair \U0001f600")
+    assert str(third.error).endswith(r':3: "text" holds a lone surrogate (\ud83d) at character 4: it is not valid Unicode')
+
+
+@pytest.mark.parametrize("documents", ["file", "line", "paragraph"])
+def test_utf16_without_a_mark_is_no_text(tmp_path: Path, documents: str) -> None:
+    (tmp_path / "a.txt").write_bytes("The river and the stones.\n".encode("utf-16-le"))
+    with pytest.raises(InputError, match="looks like UTF-16LE"):
+        list(read_documents(str(tmp_path / "a.txt"), documents=documents))
+
+
+def test_a_mistyped_input(tmp_path: Path) -> None:
+    (tmp_path / "books.jsonl").touch()
+    with pytest.raises(InputError, match=r"did you mean .*books\.jsonl\?"):
+        find_inputs([str(tmp_path / "book.jsonl")])
