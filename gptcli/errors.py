@@ -58,8 +58,12 @@ def _rebuild(kind: type[GptError], what: str, where: str | None, hint: str | Non
 def nearest(word: str, choices: Iterable[str]) -> str:
     """A hint that names the closest of `choices`, or lists them all: "did you mean 350M?"."""
     choices = list(choices)
-    lowered = {choice.lower(): choice for choice in choices}
-    close = difflib.get_close_matches(word.lower(), lowered, n=3, cutoff=0.6)
-    if close:
-        return f"did you mean {' or '.join(lowered[c] for c in close)}?"
+    if close := close_to(word, choices):
+        return f"did you mean {' or '.join(close)}?"
     return f"one of: {', '.join(choices)}"
+
+
+def close_to(word: str, choices: Iterable[str], *, cutoff: float = 0.6) -> list[str]:
+    """Up to three of `choices` that look like `word`, whatever their case, closest first."""
+    lowered = {choice.lower(): choice for choice in choices}
+    return [lowered[close] for close in difflib.get_close_matches(word.lower(), lowered, n=3, cutoff=cutoff)]

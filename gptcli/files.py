@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -11,44 +12,49 @@ import secrets
 import shutil
 import stat
 import tempfile
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from gptcli.errors import InputError, UsageError
+from gptcli import strict_json, toml_text
+from gptcli.encodings import BOM, decode
+from gptcli.errors import InputError, RunError, UsageError, close_to
 from gptcli.interrupts import Cleanup
 
 PARTIAL = ".partial"  # the ending of every name that is not whole yet
 LOCK = ".lock"  # of a folder, `.NAME.lock` of a file: see `gptcli.locks`
 LINKS = 40  # that lead to one file, as Linux follows them
+NAME_BYTES = 255  # of a file's name, on the file systems of Linux and macOS
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """A file that takes its name only once it is whole and on disk: temporary name beside it, fsync, rename.
 
-    On any error the temporary file is removed and the old file, if there was one, stays. Only a regular
-    file is replaced: a link is followed to it, and a device or pipe is written to as it is.
+    On any error the temporary file is removed and the old file, if there was one, stays; an OSError names
+    `path`. Only a regular file is replaced: a link is followed to it, and a device or pipe is written to as
+    it is. In text, what UTF-8 cannot spell (a byte of a file name that is not UTF-8) is written as an escape.
     """
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n", "errors": "backslashreplace"}
     if written_through(path):
         with open(path, mode, **text) as file:  # type: ignore[call-overload]
             yield file
         return
     path = Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    partial = partial_name(path, secrets.token_hex(4))
     with Cleanup(partial.unlink):
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with open(partial, mode, **text) as file:  # type: ignore[call-overload]
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
             fsync_folder(path.parent)
-        except BaseException:
-            partial.unlink(missing_ok=True)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            _name_final(error, partial, path)
             raise
 
 
@@ -56,12 +62,12 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A folder that takes its name only once every file written inside the block is whole and on disk; a link to one is followed."""
     path = Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    partial = partial_name(path, str(os.getpid()))
     shutil.rmtree(partial, ignore_errors=True)
     with Cleanup(shutil.rmtree, partial, True):
-        partial.mkdir()
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.mkdir()
             yield partial
             for file in partial.rglob("*"):
                 if file.is_file():
@@ -72,8 +78,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 shutil.rmtree(path)
             partial.rename(path)
             fsync_folder(path.parent)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
+            _name_final(error, partial, path)
             raise
 
 
@@ -105,6 +112,42 @@ def scratch_folder(within: Path | None = None) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def partial_name(path: Path, token: str) -> Path:
+    """The temporary name, next to `path`, of what is not whole yet; cut short if it would be longer than a file system takes."""
+    room = NAME_BYTES - len(f"..{token}{PARTIAL}")
+    stem = os.fsencode(path.name)[:room].decode("utf-8", "ignore")
+    return path.with_name(f".{stem}.{token}{PARTIAL}")
+
+
+def _name_final(error: BaseException, partial: Path, path: Path) -> None:
+    """Make an OSError name `path`, which the user knows, in place of the temporary name, or of no name when the disk is full."""
+    if not isinstance(error, OSError):
+        return
+    if error.filename is None:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
+            error.filename = str(path)
+    elif os.fsdecode(error.filename).startswith(str(partial)):
+        error.filename = str(path) + os.fsdecode(error.filename).removeprefix(str(partial))
+    error.filename2 = None
+
+
+@contextlib.contextmanager
+def temporary_room(what: str) -> Iterator[None]:
+    """Work that writes to the temporary folder. Raises RunError, which names that folder and says that it must hold `what`, if the disk
+    is full."""
+    folder = tempfile.gettempdir()
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not str(error.filename or folder).startswith(folder):
+            raise
+        raise RunError(
+            f"the folder for temporary files is full: it must hold {what}",
+            where=folder,
+            hint="set TMPDIR to a folder on a disk with more room: TMPDIR=/path gpt ...",
+        ) from None
+
+
 def fsync_folder(folder: Path) -> None:
     """Make a rename inside `folder` survive a power cut (a no-op where folders cannot be opened)."""
     with contextlib.suppress(OSError):
@@ -117,8 +160,7 @@ def fsync_folder(folder: Path) -> None:
 
 def write_json(path: Path, value: object) -> None:
     with atomic_write(path, "w") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+        file.write(strict_json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -128,12 +170,11 @@ def read_json(path: Path) -> Any:
 
 def parse_json(data: bytes, where: str | Path, *, lines: bool = False) -> Any:
     """The JSON value that `data` spells. Raises InputError where it is broken; with `lines`, its line is added to `where`."""
+    text = decode(data, where)
     try:
-        return json.loads(data.decode("utf-8"))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"not valid JSON: {error.msg}", where=f"{where}:{error.lineno}" if lines else where) from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"not valid UTF-8 at byte {error.start}", where=where) from None
     except ValueError as error:  # a number of over 4,300 digits
         raise InputError(f"not readable JSON: {error}", where=where) from None
     except RecursionError:
@@ -141,15 +182,19 @@ def parse_json(data: bytes, where: str | Path, *, lines: bool = False) -> Any:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The table in `path`. Raises InputError where it is missing or broken."""
-    try:
-        return tomllib.loads(_read(path).decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"not valid UTF-8 at byte {error.start}", where=path) from None
-    except ValueError as error:  # TOMLDecodeError, and what `parse_json` meets
-        raise InputError(f"not valid TOML: {error}", where=path) from None
-    except RecursionError:
-        raise InputError("not valid TOML: nested too deeply", where=path) from None
+    """The table in `path`. Raises InputError where it is missing or broken, with the line as it should be."""
+    return toml_text.parse(_read(path), path)
+
+
+def read_exact_text(path: Path) -> str:
+    """The text in `path`, to the character: a byte order mark is a part of it. Raises InputError as `read_text`."""
+    data = _read(path)
+    return ("\ufeff" if data.startswith(BOM) else "") + decode(data, path)
+
+
+def read_text(path: Path) -> str:
+    """The text in `path`, without a byte order mark. Raises InputError where it is missing or not UTF-8."""
+    return decode(_read(path), path)
 
 
 def _read(path: Path) -> bytes:
@@ -157,6 +202,10 @@ def _read(path: Path) -> bytes:
         return Path(path).read_bytes()
     except FileNotFoundError:
         raise InputError("no such file", where=path) from None
+    except IsADirectoryError:
+        raise InputError("is a folder, not a file", where=path) from None
+    except NotADirectoryError:
+        raise InputError("no such file: a part of its path is a file, not a folder", where=path) from None
 
 
 def sha256(path: Path) -> str:
@@ -165,11 +214,22 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def similar(path: Path) -> Path | None:
+    """The existing file or folder next to the missing `path` whose name is closest to it; None if none is close."""
+    path = Path(path)
+    try:
+        names = [other.name for other in path.parent.iterdir() if not other.name.startswith(".")]
+    except OSError:
+        return None
+    return next((path.with_name(name) for name in close_to(path.name, names)), None) if path.name else None
+
+
 def check_output(folder: Path, *, resume: bool, force: bool) -> None:
     """The overwrite rule for an output folder: a non-empty one needs `--resume` or `--force`. Touches nothing. Raises UsageError."""
     folder = Path(folder)
     if resume and force:
         raise UsageError("--resume and --force contradict each other", hint="choose one")
+    check_writable(folder)
     if folder.exists() and not folder.is_dir():
         raise UsageError("is not a folder", where=folder, hint="choose another output with -o")
     if contents(folder) and not resume:
@@ -177,9 +237,9 @@ def check_output(folder: Path, *, resume: bool, force: bool) -> None:
             raise UsageError(
                 "the output folder is not empty",
                 where=folder,
-                hint="--resume goes on with it, --force starts over in it",
+                hint="--resume goes on with it; another -o leaves it as it is; --force deletes what it holds and starts over",
             )
-        if Path.cwd().is_relative_to(folder.resolve()) or Path.home().is_relative_to(folder.resolve()):
+        if any(place.is_relative_to(folder.resolve()) for place in (Path.cwd(), home()) if place is not None):
             raise UsageError("--force would empty the folder you stand in or your home", where=folder, hint="choose another output")
 
 
@@ -214,6 +274,35 @@ def empty(folder: Path) -> None:
             path.unlink()
 
 
+def home() -> Path | None:
+    """The user's home folder; None if there is none, as for a user without an entry in the system's list."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
+def check_writable(path: Path) -> None:
+    """Refuse, before any work, an output that could not be written after it. Touches nothing. Raises UsageError."""
+    path = Path(path)
+    for part in path.parts:
+        if len(os.fsencode(part)) > NAME_BYTES:
+            raise UsageError(f"the name {part[:20]}... is longer than {NAME_BYTES} bytes", where=f"{str(path)[:40]}...", hint="shorten it")
+    try:
+        there = next((folder for folder in path.parents if folder.exists()), None)
+        if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
+            there = path
+    except PermissionError as error:
+        raise UsageError("no permission to look there", where=error.filename, hint="choose another output with -o") from None
+    if there is None:
+        return
+    if not there.is_dir():
+        raise UsageError(f"{there} is a file, not a folder", where=path, hint="choose another output with -o")
+    if not os.access(there, os.W_OK | os.X_OK):
+        hint = f"choose another output with -o, or change the permissions of {there}"
+        raise UsageError(f"no permission to write in {there}", where=path, hint=hint)
+
+
 def sweep(folder: Path, *, keep: Path | None = None) -> None:
     """Remove what interrupted writes left in a folder, at any depth, but for `keep`."""
     for leftover in folder.rglob(f".*{PARTIAL}"):
@@ -229,6 +318,7 @@ def claim_file(path: Path, *, force: bool) -> None:
     """The same rule for a command whose output is one file, which a device or pipe is not: nothing of it is lost. Raises UsageError."""
     if written_through(path):
         return
+    check_writable(path)
     if Path(path).is_dir():
         raise UsageError("is a folder, not a file", where=path, hint="name a file")
     if Path(path).exists() and not force:

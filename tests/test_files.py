@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from gptcli.errors import InputError, UsageError
+from gptcli.errors import InputError, RunError, UsageError
 from gptcli.files import (
     PARTIAL,
     atomic_folder,
     atomic_write,
     check_output,
+    check_writable,
     claim_file,
     claim_output,
     contents,
     read_json,
     read_toml,
     sha256,
+    similar,
     sweep,
+    temporary_room,
     write_json,
     written_through,
 )
@@ -212,7 +219,7 @@ def test_toml_says_where_it_is_broken(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text('kind = "é"', encoding="utf-8")
     assert read_toml(tmp_path / "a.toml") == {"kind": "é"}
     (tmp_path / "b.toml").write_text("a = 1\nb = = 2")
-    with pytest.raises(InputError, match=r"b\.toml: not valid TOML: .* line 2"):
+    with pytest.raises(InputError, match=r"b\.toml:2: not valid TOML: .*b = = 2"):
         read_toml(tmp_path / "b.toml")
     (tmp_path / "c.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="not valid UTF-8 at byte 0"):
@@ -244,3 +251,104 @@ def test_leftovers_are_swept_but_for_one(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     sweep(tmp_path, keep=tmp_path / f".kept{PARTIAL}")
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [f".kept{PARTIAL}", f".kept{PARTIAL}/e", "b", "f"]
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "é" * 127, "b.json"])
+def test_a_name_may_be_as_long_as_the_file_system_takes(tmp_path: Path, name: str) -> None:
+    check_writable(tmp_path / name)
+    with atomic_write(tmp_path / name, "w") as file:
+        file.write("x")
+    with atomic_folder(tmp_path / "folder" / name) as folder:
+        (folder / "x").touch()
+    assert sorted(os.listdir(tmp_path)) == sorted([name, "folder"])
+
+
+CHECKS: list[Callable[[Path], None]] = [
+    check_writable,
+    lambda path: claim_file(path, force=True),
+    lambda path: check_output(path, resume=False, force=True),
+]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_what_could_not_be_written_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: Any) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="file is a file, not a folder"):
+        check(tmp_path / "file" / "deep" / "out")
+    with pytest.raises(UsageError, match="longer than 255 bytes"):
+        check(tmp_path / ("a" * 256))
+    with pytest.raises(UsageError, match="longer than 255 bytes"):
+        check(tmp_path / ("é" * 128) / "out")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # the superuser may write anywhere
+    for path in (tmp_path / "out", tmp_path / "new" / "out"):
+        with pytest.raises(UsageError, match=f"no permission to write in {tmp_path}\n") as caught:
+            check(path)
+        assert caught.value.where == str(path)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize("atomic", [atomic_write, atomic_folder])
+def test_errors_name_the_file_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, atomic: Any, number: int) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(number, os.strerror(number), str(self), None, str(target))
+
+    for method in ("replace", "rename"):
+        monkeypatch.setattr(Path, method, refuse)
+    with pytest.raises(OSError, match=os.strerror(number)) as caught, atomic(tmp_path / "out"):
+        pass
+    assert (caught.value.filename, caught.value.filename2) == (str(tmp_path / "out"), None)
+    assert PARTIAL not in str(caught.value)
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space") as caught, atomic_write(tmp_path / "out"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "out")
+    with pytest.raises(RunError, match="must hold all of the text") as told, temporary_room("all of the text"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert told.value.where == tempfile.gettempdir()
+    assert "TMPDIR" in str(told.value.hint)
+    with pytest.raises(FileNotFoundError), temporary_room("x"):
+        (tmp_path / "none").read_bytes()
+
+
+def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "x").touch()
+    claim_output(tmp_path / "out", resume=False, force=True)
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_a_byte_order_mark_is_no_part_of_json(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf[1]")
+    assert read_json(tmp_path / "a.json") == [1]
+
+
+def test_a_folder_and_a_path_through_a_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder, not a file"):
+        read_json(tmp_path)
+    (tmp_path / "a").touch()
+    with pytest.raises(InputError, match="a part of its path is a file"):
+        read_toml(tmp_path / "a" / "b")
+
+
+def test_the_nearest_name(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    (tmp_path / ".shard").mkdir()
+    assert similar(tmp_path / "shard") == tmp_path / "shards"
+    assert similar(tmp_path / "zzz") is None
+    assert similar(tmp_path / "none" / "shards") is None
+
+
+def test_a_file_name_that_is_not_utf8_can_be_written_about(tmp_path: Path) -> None:
+    name = b"sh\xe9".decode("utf-8", "surrogateescape")
+    write_json(tmp_path / "a.json", {"data": name})
+    assert read_json(tmp_path / "a.json") == {"data": name}
+    with atomic_write(tmp_path / "a.txt", "w") as file:
+        file.write(name)
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "sh\\udce9"

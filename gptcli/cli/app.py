@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import sys
 
@@ -64,6 +65,7 @@ def root(
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed while running, 2 bad usage or input, 130 interrupted."""
     argv = sys.argv[1:]
+    _print_anything()
     if "--debug" in argv:  # wherever it stands on the line
         argv = [word for word in argv if word != "--debug"]
         build_app(argv)(argv, prog_name="gpt")
@@ -81,6 +83,15 @@ def main() -> None:
     except Exception as error:
         code = _complain(f"{type(error).__name__}: {error}\n  this is a bug: run again with --debug for the traceback", FAILED)
     sys.exit(code)
+
+
+def _print_anything() -> None:
+    """Let no text be lost to a character: bytes of a file name go out as they are, and what an encoding lacks as an escape."""
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
 
 
 def _complain(text: str, code: int) -> int:

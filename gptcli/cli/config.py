@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shlex
 import sys
@@ -13,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gptcli import __version__
+from gptcli import __version__, toml_text
 from gptcli.errors import InputError, UsageError, nearest
-from gptcli.files import atomic_write, read_toml
+from gptcli.files import atomic_write, read_text, read_toml, similar
 
 T = TypeVar("T")
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
@@ -71,8 +70,9 @@ def read_config(path: Path, names: Mapping[str, Any]) -> dict[str, Any]:
     Keys are the options' names, with - or _. Raises InputError with file, line and nearest match.
     """
     if not path.exists():
-        raise InputError("no such configuration file", where=path)
-    table, text = read_toml(path), path.read_text(encoding="utf-8")
+        close = similar(path)
+        raise InputError("no such configuration file", where=path, hint=None if close is None else f"did you mean {close}?")
+    table, text = read_toml(path), read_text(path)
     values: dict[str, Any] = {}
     for key, value in table.items():
         name = key.replace("-", "_")
@@ -100,8 +100,11 @@ def write_resolved(path: Path, resolved: Resolved, **extra: Any) -> None:
 
 def resolved_toml(resolved: Resolved, **extra: Any) -> str:
     lines = [f"# gpt {__version__}, python {sys.version.split()[0]}", f"# command: {command_line()}"]
-    lines += [f"# {name}: {value}" for name, value in extra.items()]
-    rows = [(f"{name} = {_toml(value)}", resolved.origin.get(name, "default")) for name, value in resolved.values.items()]
+    lines += [f"# {name}: {toml_text.comment(str(value))}" for name, value in extra.items()]
+    rows = [
+        (f"{name} = {toml_text.value(value)}", toml_text.comment(resolved.origin.get(name, "default")))
+        for name, value in resolved.values.items()
+    ]
     width = max((len(row) for row, _ in rows), default=0)
     return "\n".join([*lines, "", *(f"{row:<{width}}  # {origin}" for row, origin in rows), ""])
 
@@ -135,16 +138,4 @@ def same_values(one: str, other: str | None) -> bool:
 
 def command_line() -> str:
     """This command as it was typed, quoted for a shell, on one line."""
-    return shlex.join(["gpt", *sys.argv[1:]]).replace("\n", "\\n")
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(part)}" for key, part in value.items()) + "}"
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    return toml_text.comment(shlex.join(["gpt", *sys.argv[1:]]))

@@ -7,9 +7,9 @@ A file that begins with `#:schema PATH` is checked against it by Taplo, and so i
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
+from gptcli import strict_json
 from gptcli.cli.config import count, quantity
 from gptcli.cli.train import train
 from gptcli.cli.train_plan import NAMES, OneOf, batch, truth, words
@@ -65,4 +65,4 @@ def options() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(schema(), indent=2))
+    print(strict_json.dumps(schema(), indent=2))

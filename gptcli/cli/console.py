@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from gptcli import strict_json
 from gptcli.events import Events
 from gptcli.interrupts import Cleanup, write
 from gptcli.numbers import amount as amount  # commands find them here too
@@ -108,7 +108,8 @@ def wrapped(text: str) -> str:
 
 def print_json(command: str, report: dict[str, Any]) -> None:
     """The machine-readable form of a report: one JSON object on stdout."""
-    print(json.dumps({"schema": f"gpt.{command}/1", **report}, ensure_ascii=False))
+    plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"  # then every character is escaped
+    print(strict_json.dumps({"schema": f"gpt.{command}/1", **report}, ascii_only=plain))
 
 
 def _facts(facts: dict[str, object]) -> str:

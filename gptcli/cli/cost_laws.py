@@ -11,7 +11,9 @@ from gptcli.cli.cost_sheet import print_lines, print_table
 from gptcli.cost.budget import Affordable
 from gptcli.cost.scaling import CHINCHILLA, GPT3_RANGE, KAPLAN, LAWS, PF_DAY, critical_batch, gpt3_loss, kaplan_batch
 from gptcli.errors import InputError
+from gptcli.files import read_text
 from gptcli.model.config_json import read_model_config
+from gptcli.model.not_a_model import explain
 from gptcli.numbers import amount, figure, gpu_time, short
 
 if TYPE_CHECKING:
@@ -81,17 +83,15 @@ def read_run(path: Path) -> Run:
     from gptcli.cost.lawfit import Run  # which brings statistics and random
     from gptcli.trainer.metrics import smoothed_loss
 
+    if path.is_file() and path.suffix != ".jsonl":
+        raise explain(path)
     metrics = path if path.is_file() else path / METRICS
     config = read_model_config(metrics.parent)
     last: dict[str, Any] = {}
     entries: list[dict[str, Any]] = []
-    try:
-        lines = metrics.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise InputError("no such run", where=metrics, hint="name run folders that gpt train has written") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"not valid UTF-8 at byte {error.start}", where=metrics) from None
-    for number, line in enumerate(lines, 1):
+    if not metrics.is_file():
+        raise InputError("no such run", where=metrics, hint="name run folders that gpt train has written")
+    for number, line in enumerate(read_text(metrics).splitlines(), 1):
         try:
             entry = json.loads(line)
             loss, tokens = float(entry.get("val_loss", entry["loss"])), int(entry["tokens"])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli import __version__
+from gptcli import __version__, strict_json
 from gptcli.cli.config import count
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.eval_report import print_report, print_tasks
@@ -280,7 +279,7 @@ def evaluate(
     }
     if samples is not None:
         with atomic_write(samples, "w") as out:
-            out.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+            out.writelines(strict_json.dumps(item) + "\n" for item in items)
     if output is not None:  # last, because a Makefile waits for it
         write_json(output, {"schema": "gpt.eval/1", **report})
     if as_json:

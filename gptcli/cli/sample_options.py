@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptcli.cli.config import Resolved, count, quantity, read_config
+from gptcli.encodings import decode
 from gptcli.errors import InputError, UsageError, nearest
+from gptcli.files import read_text
 
 if TYPE_CHECKING:
     from gptcli.sampling.filters import Rules
@@ -111,7 +113,7 @@ def framed(
     if title is not None:
         if prompt is not None or instruction or examples:
             raise UsageError("--title and a prompt contradict each other", hint="an article starts from its title and subtitle alone")
-        return news_prompt(title, subtitle or "", [_read(path) for path in articles or []])
+        return news_prompt(title, subtitle or "", [read_text(path) for path in articles or []])
     if subtitle is not None or articles:
         raise UsageError("--subtitle and --article need --title")
     return in_context(instruction, examples or [], _prompt(prompt))
@@ -120,22 +122,12 @@ def framed(
 def _prompt(prompt: str | None) -> str:
     """The prompt given, or stdin's text where it is piped. Raises InputError where that is not UTF-8."""
     if prompt is not None and prompt != "-":
+        if any("\udc80" <= char <= "\udcff" for char in prompt):  # how Python passes on bytes of the command line that are not UTF-8
+            raise InputError("the prompt is not valid UTF-8", hint="type it in a terminal that is set to UTF-8, or pipe it in")
         return prompt
     if prompt is None and sys.stdin.isatty():
         return ""
-    try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"not valid UTF-8 at byte {error.start}", where="stdin") from None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError("no such file", where=path) from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"not valid UTF-8 at byte {error.start}", where=path) from None
+    return decode(sys.stdin.buffer.read(), "stdin").removesuffix("\n")
 
 
 def _text(value: object) -> str:

@@ -12,6 +12,7 @@ import typer
 
 from gptcli.cli.config import count
 from gptcli.cli.console import ConsoleEvents, print_json
+from gptcli.encodings import BOM
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.files import claim_file
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from gptcli.tokenizer.tokenizer import Tokenizer
 
 BATCH, BATCH_DOCUMENTS = 1 << 20, 1 << 12  # characters and documents encoded at once
+ID_DIGITS = 20  # of an id at most
 TOKENS = 1 << 20  # tokens decoded at once
 KINDS = ("gpt2", "gpt1")
 SAMPLE = 1 << 20  # characters of the training text that bytes per token are measured on
@@ -283,16 +285,16 @@ def _from_token_file(path: str, tokenizer: Tokenizer, events: Events) -> Iterato
 def _from_lines(path: str, tokenizer: Tokenizer) -> Iterator[tuple[bool, bytes]]:
     """The text of each line of ids."""
     name = "stdin" if path == "-" else path
+    if path != "-" and not Path(path).is_file():
+        raise InputError("is a folder, not a file of ids" if Path(path).is_dir() else "no such file", where=path)
     with contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             where = f"{name}:{number}"
-            try:
-                ids = [int(word) for word in line.split()]
-            except ValueError:
-                word = next(word for word in line.split() if not word.isdigit())
-                raise InputError(
-                    f"{word.decode(errors='replace')[:40]!r} is not an id", where=where, hint="a line is one document: 15496 995"
-                ) from None
+            words = line.removeprefix(BOM).split() if number == 1 else line.split()
+            if other := next((word for word in words if not word.isdigit() or len(word) > ID_DIGITS), None):
+                spelt = other[:40].decode(errors="backslashreplace") + ("..." if len(other) > 40 else "")
+                raise InputError(f"{spelt!r} is not an id", where=where, hint="a line is one document, ids with blanks between: 15496 995")
+            ids = [int(word) for word in words]
             yield True, _decoded(ids, tokenizer, where)
 
 

@@ -242,7 +242,7 @@ def _started_from(given: Resolved, changes: dict[str, Any]) -> tuple[ModelConfig
     Of a run that is not finished it is the newest checkpoint, whose step is recorded. A run that is resumed has all of this in its own
     folder: the one that it started from may have gone on, or be gone.
     """
-    from gptcli.model.config_json import read_model_config
+    from gptcli.model.config_json import is_padded, read_model_config
     from gptcli.model.source import find_model
     from gptcli.trainer.start import kept_start
 
@@ -255,6 +255,8 @@ def _started_from(given: Resolved, changes: dict[str, Any]) -> tuple[ModelConfig
         if "checkpoint" not in given.values:
             given.put({"checkpoint": source.step}, NEWEST)
     model = replace(read_model_config(folder), dropout=changes.pop("dropout", 0.0))
+    if is_padded(model.vocab_size, entries := changes.get("vocab_size", model.vocab_size)):
+        model = replace(model, vocab_size=entries)  # without the padding, which stands for no token
     paper = _paper(given)
     wanted = {name: getattr(paper, name) for name in SHAPE} if paper else {}
     for name, value in {**wanted, **changes}.items():

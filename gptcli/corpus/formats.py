@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,10 +18,13 @@ from typing import IO, Any, cast
 
 from gptcli.corpus.documents import NOT_A_PAGE, Document, flawed
 from gptcli.corpus.streams import MissingPackageError, ending, opened
+from gptcli.encodings import BOM, guess, not_utf8, utf16_without_mark, wrong_encoding
 from gptcli.errors import InputError
+from gptcli.files import temporary_room
 
 MAX_BYTES = 1 << 28  # of a document; a longer one is left out, so that one endless line cannot fill the memory
 RECORDS = 1 << 10  # of an archive or table that belong together, as bytes do in a file of lines
+_SURROGATE = re.compile("[\ud800-\udfff]")
 HINT = "leave it out, or count and skip what is broken with --on-error skip"
 
 
@@ -97,7 +101,7 @@ def json_lines(field: str) -> Reader:
                 yield _too_long(where, position)
                 continue
             if position == 0:
-                line = line.removeprefix(b"\xef\xbb\xbf")
+                line = line.removeprefix(BOM)
             try:
                 record = loads(line)
             except ValueError:
@@ -108,12 +112,16 @@ def json_lines(field: str) -> Reader:
                     yield record
                     continue
             text = record.get(field) if isinstance(record, dict) else None
+            if isinstance(text, str) and (found := _SURROGATE.search(text)):
+                what = f'"{field}" holds a lone surrogate (\\u{ord(found[0]):04x}) at character {found.start()}: it is not valid Unicode'
+                yield flawed("lone surrogate", what, where, position)
+                continue
             if not isinstance(text, str):
                 hint = f'a line looks like {{"{field}": "..."}}'
                 yield flawed("no text field", f'no "{field}" field that holds a string', where, position, hint)
                 continue
             url = record.get("url")
-            yield Document(text, where, position, url if isinstance(url, str) else "")
+            yield Document(text, where, position, url if isinstance(url, str) and not _SURROGATE.search(url) else "")
 
     return read
 
@@ -133,18 +141,13 @@ def _slow_json(line: bytes, position: int, where: str) -> Any:
     if text.flaw:
         return text
     try:
-        record = json.loads(text.text)
+        return json.loads(text.text)
     except json.JSONDecodeError as error:
         return flawed("not valid JSON", f"not valid JSON at column {error.colno}: {error.msg}", where, position)
     except ValueError as error:  # a number of over 4,300 digits
         return flawed("not valid JSON", f"not readable JSON: {error}", where, position)
     except RecursionError:
         return flawed("not valid JSON", "not readable JSON: nested too deeply", where, position)
-    try:
-        json.dumps(record, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return flawed("lone surrogate", '"text" holds a lone surrogate (\\ud...): it is not valid Unicode', where, position)
-    return record
 
 
 def table(field: str) -> Reader:
@@ -245,8 +248,9 @@ def _pyarrow(name: str) -> Any:
 def _on_disk(stream: IO[bytes]) -> IO[bytes]:
     """A copy to seek in, which a compressed file is not for: a table is read from its end. Gone when it is closed."""
     copy = tempfile.TemporaryFile()  # noqa: SIM115 (whoever reads it closes it)
-    shutil.copyfileobj(stream, copy, 1 << 20)
-    copy.seek(0)
+    with temporary_room("the file, decompressed"):
+        shutil.copyfileobj(stream, copy, 1 << 20)
+        copy.seek(0)
     return copy
 
 
@@ -373,15 +377,23 @@ def _bare(line: bytes) -> bytes:
 
 def _text(data: bytes, position: int, where: str, url: str = "") -> Document:
     try:
-        return Document(data.decode("utf-8"), where, position, url)
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        return flawed("not valid UTF-8", f"not valid UTF-8 at byte {position + error.start}", where, position)
+        found = not_utf8(data, error.start, where, start=position)
+        return flawed("not valid UTF-8", found.what, where, position, found.hint)
+    if (encoding := utf16_without_mark(data)) is not None:
+        found = wrong_encoding(f"the text looks like {encoding}: every second byte is 0", encoding, where)
+        return flawed("not valid UTF-8", found.what, where, position, found.hint)
+    return Document(text, where, position, url)
 
 
 def _checked(document: Document) -> Document:
     """The document, flawed where bytes that are no UTF-8 came through as surrogates."""
     if not document.text.isascii() and any("\udc80" <= character <= "\udcff" for character in document.text):
-        return flawed("not valid UTF-8", "not valid UTF-8", document.where, document.position)
+        data = document.text.encode("utf-8", "surrogateescape")
+        encoding = guess(data, next(at for at, byte in enumerate(data) if byte >= 0x80))
+        found = wrong_encoding("not valid UTF-8" + (f": it looks like {encoding}" if encoding else ""), encoding, document.where)
+        return flawed("not valid UTF-8", found.what, document.where, document.position, found.hint)
     return document
 
 

@@ -17,10 +17,13 @@ from gptcli.corpus.extract import plain_text
 from gptcli.corpus.formats import WHOLE, Cut, Reader
 from gptcli.corpus.streams import STDIN, ending, filesystem, is_url, opened, reaching
 from gptcli.errors import InputError, UsageError, nearest
+from gptcli.files import similar
 
 DOCUMENTS = ("file", "line", "paragraph")
 KNOWN = (".txt", ".jsonl", ".csv", ".parquet", ".warc", ".wet")  # what a folder is searched for; a file named by itself is text otherwise
-UNREADABLE = (".arrow", ".zip", ".tar", ".bz2", ".xz", ".7z", ".pdf", ".npy")
+UNREADABLE = (
+    ".arrow", ".zip", ".tar", ".bz2", ".xz", ".7z", ".rar", ".npy", ".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".xls", ".xlsx",
+)  # fmt: skip
 
 
 def find_inputs(inputs: Sequence[str]) -> list[str]:
@@ -48,7 +51,8 @@ def _find(name: str) -> list[str]:
     if path.exists():
         return [name]
     if not glob.has_magic(name):
-        raise InputError("no such file or folder", where=name)
+        close = similar(path)
+        raise InputError("no such file or folder", where=name, hint=None if close is None else f"did you mean {close}?")
     matches = [Path(match) for match in glob.glob(name, recursive=True)]  # noqa: PTH207 (Path.glob refuses absolute patterns)
     files = [match for match in matches if match.is_file()]
     if path.suffix and not glob.has_magic(path.suffix):

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gptcli import strict_json
 from gptcli.errors import InputError, UsageError
 from gptcli.files import PARTIAL, atomic_write, parse_json, sha256
 from gptcli.model.source import UNFINISHED, WEIGHTS, ModelSource
@@ -33,7 +34,7 @@ class Records:
             folder,
             task,
             rank,
-            json.dumps({"format": 1, "task": task, **work}, ensure_ascii=False),
+            strict_json.dumps({"format": 1, "task": task, **work}),
         )
         self.done: dict[int, Record] = {}
         self.path: Path | None = None
@@ -129,9 +130,4 @@ def whole_lines(path: Path) -> list[str]:
 
 
 def _line(record: Record) -> str:
-    line = json.dumps(record, ensure_ascii=False)
-    try:
-        line.encode()
-    except UnicodeEncodeError:  # a lone surrogate in the data's own id
-        return json.dumps(record)
-    return line
+    return strict_json.dumps(record)

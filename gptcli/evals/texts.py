@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from gptcli.errors import InputError
-from gptcli.files import read_toml
+from gptcli.files import read_exact_text, read_toml
 from gptcli.model.source import CHECKPOINTS, RUN_TOML
 from gptcli.shards.loader import TokenStream, open_split
 from gptcli.shards.manifest import read_manifest
@@ -56,10 +56,7 @@ def streams_of(
 
 def text_tokens(path: Path, tokenizer: Tokenizer) -> np.ndarray:
     """A text file as tokens, end-of-text in front, so that its first token is scored too. Raises InputError where it is not UTF-8."""
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"not valid UTF-8 at byte {error.start}", where=path) from None
+    text = read_exact_text(path)
     start = [] if tokenizer.eot_id is None else [tokenizer.eot_id]
     return np.array(start + tokenizer.encode(text), dtype=np.int64)
 

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from gptcli.errors import InputError
 from gptcli.files import read_json
 from gptcli.model.source import INDEX, MODEL
-from gptcli.model.tensor_file import DTYPES
+from gptcli.model.tensor_file import DTYPES, open_tensors
 
 OPTIMIZER = "optimizer"
 FINETUNED = "gpt."  # begins the names of the language model in a fine-tuning, which has a classifier too
@@ -79,7 +79,7 @@ class SavedModel(Mapping[str, torch.Tensor]):
         try:
             for piece in saved.pieces:
                 where = tuple(slice(at, at + length) for at, length in zip(piece.offset, piece.size, strict=True))
-                with safe_open(self.folder / piece.file, framework="pt") as stored:
+                with open_tensors(self.folder / piece.file) as stored:
                     tensor[where] = stored.get_tensor(self.prefix + name)
         except (SafetensorError, RuntimeError) as error:
             raise InputError(f"{name} is not as {INDEX} says: {error}", where=self.folder) from None

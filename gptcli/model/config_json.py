@@ -15,6 +15,7 @@ from typing import Any
 from gptcli.errors import InputError
 from gptcli.files import read_json
 from gptcli.model.config import NORM_EPS, ModelConfig
+from gptcli.model.not_a_model import explain
 
 CONFIG = "config.json"
 RELEASED_SHAPES = "params_shapes.json"
@@ -35,6 +36,8 @@ DROPOUTS = {
     NEO: ("resid_dropout", "embed_dropout", "attention_dropout"),
 }
 MOST = 1 << 28  # of any size in a file: products of two still fit where they are computed
+PADDINGS = tuple(2**n for n in range(3, 11))  # vocabularies are padded to a multiple of one of these: 50,304 is one of 128
+FEW_ROWS = 64  # that some programs add for tokens of their own
 KINDS = {"dense": "global", "banded": "local"}  # of layers, ours and GPT-Neo's
 
 
@@ -75,7 +78,7 @@ def read_model_config(folder: Path) -> ModelConfig:
     if not path.is_file():
         if (Path(folder) / RELEASED_SHAPES).is_file():
             return _released_config(Path(folder) / RELEASED_SHAPES)
-        raise InputError("no config.json here", where=folder, hint="name a finished run folder or a transformers GPT folder")
+        raise explain(folder)
     table, kind = _table(path)
     missing = [theirs for theirs in NAMES[kind].values() if not _is_size(table.get(theirs))]
     if missing:
@@ -101,6 +104,15 @@ def read_model_config(folder: Path) -> ModelConfig:
         tied=tied,
         dropout=float(dropout),
     )
+
+
+def is_padded(rows: int, entries: int) -> bool:
+    """Whether a model with `rows` in its vocabulary can be of a tokenizer with `entries`, and the rows beyond these are padding.
+
+    They are, if `rows` is the next multiple of a power of two from 8 to 1,024, as nanoGPT's 50,304, llm.c's and Megatron's are, or no
+    more than a few. Any other difference means that model and tokenizer do not belong together.
+    """
+    return entries < rows and (rows - entries < FEW_ROWS or any(rows == -(-entries // size) * size for size in PADDINGS))
 
 
 def read_family(folder: Path) -> str:

@@ -5,15 +5,22 @@ The format: the header's length as 8 little-endian bytes, the header as JSON fil
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
+from pathlib import Path
 from typing import Protocol
 
 import torch
+from safetensors import safe_open
+
+from gptcli.errors import InputError
 
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64", torch.int32: "I32"}
+MAX_HEADER = 100_000_000  # bytes, as safetensors itself limits it
 BLOCK = 1 << 19  # bytes hashed and written at a time: a core's cache holds them, and of larger writes a kernel can make much work
 
 
@@ -39,6 +46,46 @@ def write_tensors(
             digest.update(block)
             file.write(block)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def open_tensors(path: Path) -> Iterator[safe_open]:
+    """A safetensors file, to read its tensors one by one. Raises SafetensorError if it is broken, FileNotFoundError if it is missing."""
+    with contextlib.ExitStack() as stack:
+        name = str(path)
+        if os.fsencode(name) != name.encode("utf-8", "replace"):  # safetensors takes names in UTF-8 alone
+            name = f"/proc/self/fd/{stack.enter_context(open(path, 'rb')).fileno()}"
+        yield stack.enter_context(safe_open(name, "pt"))
+
+
+def unreadable(path: Path, reason: object) -> InputError:
+    """The error for a file that safetensors refuses for `reason`: cut short, another kind of file, or damaged."""
+    size, again = path.stat().st_size, "download or copy it again"
+    with open(path, "rb") as file:
+        head = file.read(64)
+        length = int.from_bytes(head[:8], "little")
+        if head.startswith(b"version https://git-lfs"):
+            return InputError("is a Git LFS pointer, not the weights themselves", where=path, hint="git lfs pull fetches them")
+        if head.lstrip().startswith(b"<"):
+            return InputError("is a web page, not weights: the download went wrong", where=path, hint=again)
+        if head.startswith((b"PK\x03\x04", b"\x80\x02")):
+            return InputError("is a pickle by another name, which is never read", where=path, hint="convert it to safetensors")
+        if size < 8:
+            return InputError(f"the file is cut short: it holds {size} bytes, not even a header", where=path, hint=again)
+        if length > MAX_HEADER:
+            return InputError("not a safetensors file", where=path, hint="gpt reads weights in safetensors files alone")
+        file.seek(8)
+        text = file.read(length)
+    if len(text) < length:
+        return InputError(f"the file is cut short: {size:,} bytes, and its header alone is {8 + length:,}", where=path, hint=again)
+    try:
+        ends = [row["data_offsets"][1] for name, row in json.loads(text).items() if name != "__metadata__"]
+        whole = 8 + length + max(ends, default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        return InputError("not a readable safetensors file: its header is damaged", where=path, hint=again)
+    if size < whole:
+        return InputError(f"the file is cut short: {size:,} bytes, and its header says {whole:,}", where=path, hint=again)
+    return InputError(f"not a readable safetensors file: {reason}", where=path, hint=again)
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

@@ -9,7 +9,6 @@ Rows of queries, keys and values go head after head here, all queries before all
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,14 +25,16 @@ from gptcli.model.config import NORM_EPS, ModelConfig
 from gptcli.model.config_json import CONFIG, NEO, family, read_family, read_model_config, to_transformers
 from gptcli.model.layouts import HEAD, Tensors, from_stored, read_release, to_stored
 from gptcli.model.neo import from_neo, layer_to_neo, to_neo
+from gptcli.model.not_a_model import no_weights
 from gptcli.model.source import UNFINISHED, WEIGHTS, WEIGHTS_INDEX, ModelSource, checkpoint_digest, find_model
-from gptcli.model.tensor_file import write_tensors
+from gptcli.model.tensor_file import open_tensors, unreadable, write_tensors
 from gptcli.model.transformer import GPT, Block
 
 GENERATION, NATIVE = "generation_config.json", "native.safetensors"
 TWIN = "twin_sha256"  # in the native file's header: of the GPT-Neo file that it belongs to
 NEO_TOLERANCE = 1e-3  # of a GPT-Neo's logits, in fp32, against ours
 PROBE_TOKENS = 512
+EMBEDDING = "wte.weight"
 
 
 def save_model(
@@ -186,7 +187,7 @@ def assemble(state: Tensors, config: ModelConfig) -> GPT:
     """The model of these tensors, ready for inference; a tied head need not be among them."""
     with torch.device("meta"):
         model = GPT(config)
-    model.load_state_dict({**state, HEAD: state["wte.weight"]} if config.tied else state, assign=True)
+    model.load_state_dict({**state, HEAD: state[EMBEDDING]} if config.tied else state, assign=True)
     if config.tied:
         model.lm_head.weight = model.wte.weight
     return model.eval()
@@ -195,7 +196,8 @@ def assemble(state: Tensors, config: ModelConfig) -> GPT:
 def read_weights(where: Path | ModelSource) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of such a folder by the model's names, each made when its turn comes: who takes some of them holds no others.
 
-    Raises InputError as `load_model`; of a tensor that is missing at the end.
+    Of a model whose head is the embedding, the tensor may be stored under either name. Raises InputError as `load_model`; of a tensor that
+    is missing at the end.
     """
     source = where if isinstance(where, ModelSource) else find_model(where)
     folder, config = source.folder, read_model_config(source.folder)
@@ -206,7 +208,28 @@ def read_weights(where: Path | ModelSource) -> Iterator[tuple[str, torch.Tensor]
     neo = read_family(folder) == NEO
     native = _read_native(folder) if neo else None
     stored = _enough(_read_tensors(folder) if native is None else native, config, folder)
-    return _checked((from_neo if neo and native is None else from_stored)(stored, config), config, folder)
+    return _checked((from_neo if neo and native is None else from_stored)(_tie(stored, config, folder), config), config, folder)
+
+
+def _tie(stored: Tensors, config: ModelConfig, where: Path) -> Tensors:
+    """The stored tensors, with one tensor for the embedding and a head tied to it.
+
+    Raises InputError if the head differs from the embedding to which the configuration ties it: either may be the one that was trained.
+    """
+    names = (EMBEDDING, f"transformer.{EMBEDDING}", "tokens_embed.weight", "transformer.tokens_embed.weight")
+    embedding = next((name for name in names if name in stored), None)
+    if not config.tied or HEAD not in stored:
+        return stored
+    rest = {name: tensor for name, tensor in stored.items() if name != HEAD}
+    if embedding is None:  # safetensors' save_model keeps one name of a shared tensor, and not always this one
+        return {names[2] if config.norm == "post" else names[0]: stored[HEAD], **rest}
+    if not torch.equal(stored[HEAD], stored[embedding]):
+        raise InputError(
+            f"holds a head ({HEAD}) other than its embedding, and the configuration says that they are one (tie_word_embeddings)",
+            where=where,
+            hint=f'to use that head, write "tie_word_embeddings": false in {where / CONFIG}',
+        )
+    return rest
 
 
 def _enough(tensors: Mapping[str, torch.Tensor], config: ModelConfig, where: Path) -> Mapping[str, torch.Tensor]:
@@ -220,7 +243,11 @@ def _checked(tensors: Iterable[tuple[str, torch.Tensor]], config: ModelConfig, w
     """The tensors as they come. Raises InputError where one has no place in the model or the wrong shape, or is missing at the end."""
     expected = {name: tensor.shape for name, tensor in _blank(config).items()}
     missing = expected.keys() - ({HEAD} if config.tied else set())
+    seen = set()
     for name, tensor in tensors:
+        if name in seen:
+            raise InputError(f"tensor {name} is stored twice, under two names", where=where)
+        seen.add(name)
         if name not in expected:
             raise InputError(f"tensor {name} has no place in this model", where=where)
         if tensor.shape != expected[name]:
@@ -233,12 +260,15 @@ def _checked(tensors: Iterable[tuple[str, torch.Tensor]], config: ModelConfig, w
 
 def _read_native(folder: Path) -> Tensors | None:
     """The trained model beside its GPT-Neo twin; None where there is none, or the twin has been replaced since."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError
 
     if not (folder / NATIVE).is_file() or not (folder / WEIGHTS).is_file():
         return None
-    with safe_open(folder / NATIVE, "pt") as file:
-        twin = (file.metadata() or {}).get(TWIN)
+    try:
+        with open_tensors(folder / NATIVE) as file:
+            twin = (file.metadata() or {}).get(TWIN)
+    except SafetensorError as error:
+        raise unreadable(folder / NATIVE, error) from None
     return _read_file(folder, NATIVE) if twin == sha256(folder / WEIGHTS) else None
 
 
@@ -246,29 +276,42 @@ def _read_tensors(folder: Path) -> Tensors:
     """All tensors of model.safetensors, or of the files its index names."""
     index = folder / WEIGHTS_INDEX
     files = [WEIGHTS]
-    if not (folder / WEIGHTS).is_file() and index.is_file():
-        files = sorted(set(read_json(index).get("weight_map", {}).values()))
-        if not files or any(Path(file).name != file for file in files):
-            raise InputError("the index names no files of this folder", where=index)
+    if not (folder / WEIGHTS).is_file():
+        if not index.is_file():
+            raise no_weights(folder)
+        files = _indexed(index)
     tensors: Tensors = {}
     for file in files:
-        tensors.update(_read_file(folder, file))
+        found = _read_file(folder, file)
+        if twice := sorted(found.keys() & tensors.keys()):
+            raise InputError(f"tensor {twice[0]} is in another of the files too", where=folder / file, hint="download or copy them again")
+        tensors |= found
     return tensors
+
+
+def _indexed(index: Path) -> list[str]:
+    """The files that an index of weights names. Raises InputError if they are not files of its folder."""
+    table = read_json(index)
+    named = table.get("weight_map") if isinstance(table, dict) else None
+    files = set(named.values()) if isinstance(named, dict) and all(isinstance(file, str) for file in named.values()) else set()
+    if not files or any(Path(file).name != file for file in files):
+        raise InputError("the index names no files of this folder", where=index)
+    return sorted(files)
 
 
 def _read_file(folder: Path, file: str) -> Tensors:
     """Each tensor of a file, mapped for itself: of what is copied from it, memory holds one at a time."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(folder / file, "pt") as whole:
+        with open_tensors(folder / file) as whole:
             names = list(whole.keys())
         tensors = {}
         for name in names:
-            with safe_open(folder / file, "pt") as alone:
+            with open_tensors(folder / file) as alone:
                 tensors[name] = alone.get_tensor(name)
         return tensors
     except FileNotFoundError:
-        raise InputError(f"no {file} here", where=folder, hint="the run is not finished, or this is not a model folder") from None
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise InputError(f"not a readable safetensors file: {error}", where=folder / file) from None
+        raise InputError(f"no {file} here, which the weights' index names", where=folder, hint="download or copy it again") from None
+    except (SafetensorError, ValueError) as error:
+        raise unreadable(folder / file, error) from None

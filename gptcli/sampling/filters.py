@@ -40,6 +40,7 @@ class Rules:
             raise UsageError(f"repetition-penalty is {self.repetition_penalty:g}", hint="above 1 it discourages, for example 1.2")
 
 
+COLDEST = 1e-30  # below it, a logit divided by the temperature may exceed fp32
 NUCLEUS = 2048  # candidates that top-p looks among before it sorts the whole vocabulary
 
 
@@ -62,7 +63,7 @@ def candidates(logits_BV: torch.Tensor, rules: Rules) -> tuple[torch.Tensor, tor
     if rules.top_k is None and rules.top_p in (None, 1):
         return None
     V = logits_BV.shape[1]
-    logits_BV = logits_BV.float() / rules.temperature
+    logits_BV = tempered(logits_BV, rules.temperature)
     if rules.top_k is None:
         value_BK, token_BK = logits_BV.topk(min(NUCLEUS, V), dim=-1)
         total_B1 = weights(logits_BV).cumsum(dim=-1)[:, -1:]
@@ -93,12 +94,20 @@ def penalised(logits_BV: torch.Tensor, contexts: Sequence[Sequence[int]], penalt
 
 def filtered(logits_BV: torch.Tensor, rules: Rules) -> torch.Tensor:
     """Logits whose softmax is the distribution that `rules` sample from."""
-    logits_BV = logits_BV.float() / rules.temperature
+    logits_BV = tempered(logits_BV, rules.temperature)
     if rules.top_k is not None:
         logits_BV = keep_top_k(logits_BV, rules.top_k)
     if rules.top_p is not None:
         logits_BV = keep_top_p(logits_BV, rules.top_p)
     return logits_BV
+
+
+def tempered(logits_BV: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Logits divided by the temperature, in fp32; the highest is moved to 0 first if they could overflow otherwise."""
+    if temperature >= COLDEST:
+        return logits_BV.float() / temperature
+    below_BV = logits_BV.double() - logits_BV.double().amax(dim=-1, keepdim=True)
+    return (below_BV / temperature).float()
 
 
 def keep_top_k(logits_BV: torch.Tensor, k: int) -> torch.Tensor:

@@ -10,7 +10,9 @@ import torch
 
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.events import SILENT, Events
+from gptcli.model.config_json import is_padded
 from gptcli.model.first_use import keep_freed_memory, settle_math
+from gptcli.model.not_a_model import explain
 from gptcli.model.source import RUN_TOML, ModelSource, find_model
 from gptcli.model.transformer import GPT
 from gptcli.model.weights import open_model
@@ -43,7 +45,8 @@ def load(
 
     Of a run that is not finished it is the newest checkpoint's model, and of any run that of the step `checkpoint`: `events` hear which.
     Device "auto" is the first CUDA GPU where there is one, else the CPU; precision "auto" is bf16 on a GPU that computes in it, else fp32.
-    `quantize` as in `read_in_place`. Raises UsageError for a device or precision that does not exist here, InputError where the folder is
+    A padded vocabulary loses its padding, which no token of the tokenizer stands for. `quantize` as in `read_in_place`.
+    Raises UsageError for a device or precision that does not exist here, InputError where the folder is
     not a whole model.
     """
     where = _device(device)
@@ -54,14 +57,16 @@ def load(
     if precision not in PRECISIONS:
         raise UsageError(f"unknown precision {precision!r}", hint=nearest(precision, ["auto", *PRECISIONS]))
     if not find_model(folder, checkpoint).folder.is_dir():
-        raise InputError("no such folder", where=folder, hint="name a run folder or a transformers GPT-2 folder")
+        raise explain(folder)
     model, source = open_model(folder, step=checkpoint, device=where, dtype=PRECISIONS[precision], events=events)
     folder, tokenizer = source.folder, load_tokenizer(source.folder)
     if source.step is not None:
         events.info(f"reading {source}")
     if where.type == "cpu":
         keep_freed_memory()  # from here on: what loading frees is not needed again
-    if (folder / FINETUNED).is_file() or (source.checkpoint is not None and not (folder / RUN_TOML).is_file()):  # that a fine-tuning lacks
+    # A fine-tuning, finished or a checkpoint of one, knows some tokens more; it has no run.toml.
+    finetuned = (folder / FINETUNED).is_file() or (source.checkpoint is not None and not (folder / RUN_TOML).is_file())
+    if finetuned or is_padded(model.config.vocab_size, tokenizer.vocab_size):
         _cut_vocabulary(model, tokenizer.vocab_size)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise InputError(

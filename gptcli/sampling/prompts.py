@@ -6,7 +6,6 @@ group that is not whole, so that every prompt meets the same company at the same
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gptcli import strict_json
 from gptcli.errors import InputError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, parse_json
@@ -22,7 +22,7 @@ from gptcli.sampling.decode import decode, sample_generator
 from gptcli.sampling.engine import Engine
 from gptcli.sampling.filters import Rules
 from gptcli.sampling.text import TextRow
-from gptcli.tokenizer.tokenizer import Tokenizer
+from gptcli.tokenizer.tokenizer import Tokenizer, refuse_surrogates
 
 GROUP = 16  # refills of each row in a group
 
@@ -45,12 +45,17 @@ def read_prompts(path: Path) -> list[str]:
     try:
         lines = path.read_bytes().splitlines()
     except (FileNotFoundError, IsADirectoryError):
-        raise InputError("no such file", where=path, hint='a line is one JSON object: {"prompt": "Once upon a time"}') from None
+        what = "is a folder, not a file" if path.is_dir() else "no such file"
+        raise InputError(what, where=path, hint='a line is one JSON object: {"prompt": "Once upon a time"}') from None
     for number, line in enumerate(lines, 1):
         where = f"{path}:{number}"
         value = parse_json(line, where)
         if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
             raise InputError('no text under "prompt"', where=where, hint='a line is one JSON object: {"prompt": "Once upon a time"}')
+        try:
+            refuse_surrogates(value["prompt"])
+        except InputError as error:
+            raise InputError(error.what, where=where) from None
         prompts.append(value["prompt"])
     if not prompts:
         raise InputError("the file holds no prompts", where=path)
@@ -65,7 +70,7 @@ def answer(
     `about` is whatever else decides the text (the model, its precision): a file of other work is not gone on with. Raises UsageError.
     """
     unfinished = unfinished_of(out)
-    header = json.dumps({"job": asdict(job), "prompts": len(prompts), **about}, sort_keys=True)
+    header = strict_json.dumps({"job": asdict(job), "prompts": len(prompts), **about}, ascii_only=True, sort_keys=True)
     lines = _whole_lines(unfinished)
     if lines and lines[0] != header:
         raise UsageError("was begun with other prompts, options or weights", where=unfinished, hint="--force starts over")
@@ -138,7 +143,7 @@ def _line(index: int, prompt: str, rows: Sequence[TextRow]) -> str:
                 "finish_reason": made.finish_reason,
             }
         )
-    return json.dumps({"index": index, "prompt": prompt, "samples": samples}, ensure_ascii=False)
+    return strict_json.dumps({"index": index, "prompt": prompt, "samples": samples})
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from gptcli.errors import InputError
-from gptcli.files import read_json, write_json
+from gptcli.files import read_json, similar, write_json
 
 MANIFEST = "manifest.json"
 RECORD = "resume.json"  # what a build is made from, for a build that has not ended
@@ -114,8 +114,7 @@ def read_manifest(folder: Path) -> Manifest:
 
             if (made := describe(folder)) is not None:
                 return made
-        what = f"not a shard folder: it has no {MANIFEST}" if folder.is_dir() else "no such shard folder"
-        raise InputError(what, where=folder, hint="gpt build-shards makes one, and --resume finishes one that was interrupted")
+        raise _no_shards(folder)
     table = read_json(path)
     if isinstance(table, dict) and table.get("format") != FORMAT:
         raise InputError(
@@ -145,6 +144,30 @@ def read_manifest(folder: Path) -> Manifest:
     if not 0 <= manifest.eot_id < manifest.vocab_size:
         raise InputError(f"end-of-text {manifest.eot_id} is outside the vocabulary of {manifest.vocab_size}", where=path)
     return manifest
+
+
+def _no_shards(folder: Path) -> InputError:
+    """The error for a path that is no shard folder."""
+    what, hint = "no such shard folder", "gpt build-shards makes one, and --resume finishes one that was interrupted"
+    build = f"gpt build-shards {folder} --tokenizer gpt2 -o shards makes shards of it"
+    if folder.is_dir():
+        inside = sorted(str(path.parent) for path in folder.glob(f"*/{MANIFEST}"))
+        what = f"not a shard folder: it has no {MANIFEST}"
+        if inside:
+            hint = f"name one of the shard folders in it: {', '.join(inside[:4])}"
+        elif (folder / RECORD).exists():
+            what, hint = "the build of these shards has not ended", "the same gpt build-shards with --resume finishes it"
+        elif (folder / "config.json").exists() or (folder / "run.toml").exists():
+            hint = "it holds a run: name the shards that it was trained on, as its run.toml does under data"
+        elif any(path.suffix in (".txt", ".jsonl", ".parquet", ".gz", ".zst") for path in folder.iterdir()):
+            what, hint = "holds text, not shards", build
+    elif folder.exists():
+        what, hint = "is a file, not a shard folder", f"name its folder: {folder.parent}" if folder.suffix in (".bin", ".idx") else build
+        if folder.name == MANIFEST:
+            hint = f"name its folder: {folder.parent}"
+    elif (close := similar(folder)) is not None:
+        hint = f"did you mean {close}?"
+    return InputError(what, where=folder, hint=hint)
 
 
 def _parse(kind: type[Any], table: Any, path: Path, name: str) -> Any:

@@ -15,8 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
-from gptcli.files import scratch_folder
-from gptcli.interrupts import Cleanup
+from gptcli.files import scratch_folder, temporary_room
 from gptcli.tokenizer.encoders import knows_more
 from gptcli.tokenizer.tokenizer import byte_alphabet
 
@@ -34,7 +33,7 @@ def learn_merges(texts: Iterable[str], count: int, reference: Callable[[Iterable
         import gigatoken
     except ImportError:
         return reference(texts)
-    with scratch_folder() as folder, open(folder / "text", "w+b") as spool:
+    with temporary_room("all of the text"), scratch_folder() as folder, open(folder / "text", "w+b") as spool:
         if not _spooled(texts, spool) or not (pairs := _learnt(gigatoken, Path(spool.name), count)):
             return reference(_read_back(spool))
     spelling = {byte: character for character, byte in byte_alphabet().items()}

@@ -21,12 +21,13 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
 from gptcli.errors import InputError
-from gptcli.files import atomic_write, read_json
+from gptcli.files import atomic_write, read_json, read_text, similar
 
 END_OF_TEXT = "<|endoftext|>"
 PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # what ByteLevel splits by
 GPT2_SHA256 = "c7e6ef8519719b4c2d44d8f3560476c179c37a811e4237348f8d0ecddeeac1ff"  # `sha256` of GPT-2's released vocabulary
 HUB_REPOSITORY = "openai-community/gpt2"
+GPT2_NAMES = (HUB_REPOSITORY, "gpt-2", "gpt2-medium", "gpt2-large", "gpt2-xl", "gpt3", "gpt-3", "r50k_base", "p50k_base", "tiktoken")
 RELEASES = (  # merges and ids, by OpenAI's names for GPT-2's and GPT-1's, and transformers' for both
     ("vocab.bpe", "encoder.json"), ("vocab_40000.bpe", "encoder_bpe_40000.json"), ("merges.txt", "vocab.json"),
 )  # fmt: skip
@@ -180,10 +181,22 @@ def load_tokenizer(where: str | Path) -> Tokenizer:
     if path.name in (name for release in RELEASES for name in release):
         raise InputError("is half of a tokenizer", where=path, hint=f"name the folder that holds both halves: {path.parent}")
     if path.exists():
+        if path.suffix not in ("", ".json"):
+            hint = "a tokenizer is a tokenizer.json: gpt tokenize train makes one"
+            raise InputError("is not a tokenizer.json", where=path, hint=hint)
         return _load_json(path)
     if str(where) == "gpt2":
         return _load_gpt2()
-    raise InputError("no such tokenizer", where=where, hint="name a tokenizer.json, a folder that holds one, or gpt2")
+    raise InputError("no such tokenizer", where=where, hint=_nearest_tokenizer(str(where), path))
+
+
+def _nearest_tokenizer(name: str, path: Path) -> str:
+    """What to name in place of a tokenizer that is not there."""
+    if name.lower() in GPT2_NAMES:
+        return f"{name} has GPT-2's vocabulary: --tokenizer gpt2"
+    if (close := similar(path)) is not None:
+        return f"did you mean {close}?"
+    return "name a tokenizer.json, a folder that holds one, or gpt2"
 
 
 def _load_folder(folder: Path) -> Tokenizer:
@@ -200,10 +213,7 @@ def _load_folder(folder: Path) -> Tokenizer:
 
 
 def _load_release(merges: Path, vocab: Path) -> Tokenizer:
-    try:
-        lines = merges.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"not valid UTF-8 at byte {error.start}", where=merges) from None
+    lines = read_text(merges).split("\n")
     pairs = []
     for number, line in enumerate(lines, 1):
         if not line or (number == 1 and line.startswith("#version")):

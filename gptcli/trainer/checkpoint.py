@@ -195,11 +195,11 @@ def named_tensors(parameters: Parameters, optimizer: torch.optim.Optimizer) -> d
 @torch.no_grad()
 def take_weights(folder: Path, parameters: Parameters, step: int | None = None) -> None:
     """Copy the model of a run or GPT-2 folder, or of a run's checkpoint of `step`, into this process's parameters, holding one more tensor
-    at a time. Raises InputError where it is not whole."""
+    at a time; of a padded vocabulary the rows that these have. Raises InputError where it is not whole."""
     with implicit_replication():  # each process takes its part of the whole
         for name, tensor in read_weights(find_model(folder, step)):
             if name in parameters:
-                parameters[name].copy_(tensor)
+                parameters[name].copy_(tensor[: parameters[name].shape[0]])
 
 
 def read_state(folder: Path) -> State:

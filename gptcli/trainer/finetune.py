@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from gptcli.cost.layout import Layout
-from gptcli.errors import RunError, UsageError
+from gptcli.errors import InputError, RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, read_json, sha256, write_json
+from gptcli.model.tensor_file import open_tensors, unreadable
 from gptcli.model.transformer import GPT
 from gptcli.model.weights import load_model, save_config, save_model
 from gptcli.sampling.loading import FINETUNED, load
@@ -200,13 +202,24 @@ def accuracy(model: Finetuned, examples: Sequence[Example], batch: int, place: P
 def load_finetuned(folder: Path) -> tuple[Finetuned, Task, Tokenizer, Path]:
     """A fine-tuned folder's model, ready for inference; its task; the tokenizer of the text, without the special tokens; and the
     validation file."""
-    from safetensors.torch import load_file
-
     report = read_json(folder / FINETUNED)
-    task = Task(**report["task"])
+    try:
+        task, data = Task(**report["task"]), Path(report["data"])
+    except (KeyError, TypeError, AttributeError, UsageError):
+        raise InputError(
+            "not what gpt train --finetune writes", where=folder / FINETUNED, hint="fine-tune again, or copy it again"
+        ) from None
     model = Finetuned(load_model(folder), task.kind, len(task.labels))
-    model.classifier.load_state_dict(load_file(folder / CLASSIFIER))
-    return model.eval(), task, load_tokenizer(folder), Path(report["data"], task.validation)
+    try:
+        with open_tensors(folder / CLASSIFIER) as file:
+            model.classifier.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (it is no mapping)
+    except FileNotFoundError:
+        raise InputError(f"no {CLASSIFIER} here, which belongs to a fine-tuned model", where=folder, hint="copy it again") from None
+    except (SafetensorError, ValueError) as error:
+        raise unreadable(folder / CLASSIFIER, error) from None
+    except RuntimeError:
+        raise InputError("is not the classifier of this task", where=folder / CLASSIFIER, hint="copy it again") from None
+    return model.eval(), task, load_tokenizer(folder), data / task.validation
 
 
 def _order(examples: int, seed: int, epoch: int) -> list[int]:

@@ -11,12 +11,14 @@ text = "sentence"
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.files import parse_json, read_toml
+from gptcli.tokenizer.tokenizer import refuse_surrogates
 from gptcli.trainer.finetune_inputs import KINDS, Example, Transformation
 
 
@@ -71,6 +73,31 @@ def read_task(path: Path) -> Task:
         raise InputError(error.what, where=path, hint=error.hint) from None
 
 
+def _fields(row: Any, names: dict[str, str], where: str) -> tuple[dict[str, Any], Any]:
+    """The texts of an example by our names, and its label. Raises InputError if one is missing or of another type."""
+    hint = f"a line holds {', '.join(names.values())}"
+    if not isinstance(row, dict):
+        raise InputError("not an example: not a JSON object", where=where, hint=hint)
+    if missing := [theirs for theirs in names.values() if theirs not in row]:
+        raise InputError(f"not an example of this task: no {missing[0]!r}", where=where, hint=hint)
+    texts = {ours: row[theirs] for ours, theirs in names.items()}
+    label = texts.pop("label")
+    for ours, value in texts.items():
+        theirs = names[ours]
+        parts = value if ours == "answers" and isinstance(value, list) and value else [value]
+        for part in parts:
+            if not isinstance(part, str):
+                kind = "a list of texts" if ours == "answers" else "text"
+                raise InputError(f"{theirs!r} is {json.dumps(part)[:40]}, not {kind}", where=where, hint=hint)
+            try:
+                refuse_surrogates(part)
+            except InputError as error:
+                raise InputError(f"{theirs!r}: {error.what}", where=where) from None
+        if ours == "answers" and not isinstance(value, list):
+            raise InputError(f"{theirs!r} is one text, not a list of texts", where=where, hint=hint)
+    return texts, label
+
+
 def read_examples(task: Task, path: Path, transformation: Transformation) -> list[Example]:
     """The examples of a .jsonl file. Raises InputError, with the line, for one that is not of this task."""
     examples = []
@@ -79,19 +106,20 @@ def read_examples(task: Task, path: Path, transformation: Transformation) -> lis
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:
         raise InputError("no such file", where=path) from None
+    answers: int | None = None  # of each example, where they are counted
     for number, line in enumerate(lines, 1):
         where = f"{path}:{number}"
-        row = parse_json(line, where)
-        try:
-            texts = {ours: row[theirs] for ours, theirs in names.items()}
-        except (KeyError, TypeError) as error:
-            raise InputError(
-                f"not an example of this task: {error}", where=where, hint=f"a line holds {', '.join(names.values())}"
-            ) from None
+        if not line.strip():
+            continue
+        texts, label = _fields(parse_json(line, where), names, where)
         choices = task.labels or list(range(len(texts["answers"])))
-        if (label := texts.pop("label")) not in choices:
+        if (found := next((n for n, choice in enumerate(choices) if (type(choice), choice) == (type(label), label)), None)) is None:
             raise InputError(f"the label {label!r} is none of {choices}", where=where)
-        examples.append(Example(transformation.sequences(texts), choices.index(label)))
+        sequences = transformation.sequences(texts)
+        answers = answers or len(sequences)
+        if len(sequences) != answers:
+            raise InputError(f"{len(sequences)} answers, and the examples before it have {answers}", where=where, hint="give each as many")
+        examples.append(Example(sequences, found))
     if not examples:
         raise InputError("holds no examples", where=path)
     return examples

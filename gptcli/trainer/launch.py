@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from gptcli import errors
+from gptcli import errors, strict_json
 from gptcli.errors import GptError, Interrupted, RunError
 from gptcli.events import SILENT, Events
 from gptcli.files import scratch_folder, sweep
@@ -107,7 +107,7 @@ def _child(run: AnyRun, events: Events, folder: Path, work: Work[AnyRun]) -> Rep
         return _worker(run, events, work)
     except GptError as error:
         told = {"kind": type(error).__name__, "what": error.what, "where": error.where, "hint": error.hint}
-        (folder / f"{time.time_ns()}-{os.getpid()}.json").write_text(json.dumps(told))
+        (folder / f"{time.time_ns()}-{os.getpid()}.json").write_text(strict_json.dumps(told, ascii_only=True))
         raise
 
 

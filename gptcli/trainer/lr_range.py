@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gptcli import strict_json
 from gptcli.events import Events
 from gptcli.files import atomic_write
 from gptcli.shards.order import open_order
@@ -94,7 +94,7 @@ def suggest(points: list[Point]) -> tuple[float | None, float | None]:
 def write(run: Run, points: list[Point], lowest: float | None, suggested: float | None) -> None:
     out = Path(run.out)
     with atomic_write(out / CURVE, "w") as file:
-        file.writelines(json.dumps(point) + "\n" for point in points)
+        file.writelines(strict_json.dumps(point, ascii_only=True) + "\n" for point in points)
     curves = {name: [(point["lr"], point[key]) for point in points] for name, key in (("loss", "loss"), ("smooth", "smooth"))}
     facts = {"suggested rate": _rate(suggested), "lowest smooth loss at": _rate(lowest), "steps": f"{len(points):,}"}
     charts = [chart("Loss", curves, unit="nats a token", over="lr", log_x=True, tall=True)] if points else []

@@ -4,7 +4,6 @@ happened, but for the times at which their lines were written."""
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from gptcli import strict_json
 from gptcli.errors import InputError
 from gptcli.files import atomic_write, parse_json
 
@@ -30,14 +30,14 @@ class MetricsLog:
         kept = [line for line in read_lines(self.path) if line["step"] < before]
         self.newest = deque(kept, LONGEST)
         with atomic_write(self.path, "w") as file:
-            file.writelines(json.dumps(line) + "\n" for line in kept)
+            file.writelines(strict_json.dumps(line, ascii_only=True) + "\n" for line in kept)
 
     def write(self, line: Line) -> None:
         if self.timed:
             line = {**line, "time": now()}
         self.newest.append(line)
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(strict_json.dumps(line, ascii_only=True) + "\n")
 
     def sync(self) -> None:
         """Bring all lines to disk: a checkpoint that outlives a power cut must find those before it."""

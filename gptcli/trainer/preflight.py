@@ -23,6 +23,8 @@ from gptcli.trainer.schedule import Schedule
 from gptcli.trainer.start import kept_start
 from gptcli.trainer.tracking import check_tracker
 
+SHAPE = {"n_layer", "n_head", "d_model", "n_ctx", "vocab_size", "attention", "band", "norm", "tied"}  # which weights keep
+
 
 def data_sha256(manifest: Manifest) -> str:
     """The fingerprint of all tokens, files, splits and checksums of the shards in order, and of the weights of several sources."""
@@ -90,11 +92,24 @@ def resumed_state(out: Path, identity: dict[str, Any]) -> State | None:
     state = newest_state(out)
     if state is not None and (changed := differences(state.identity, identity)):
         raise UsageError(
-            f"this is not the run that is to be resumed: {'; '.join(changed)}",
+            f"the run here is another: {'; '.join(changed)}",
             where=out,
-            hint="name another --out, or --force starts over",
+            hint=_ways_on(out, state.identity, identity),
         )
     return state
+
+
+def _ways_on(out: Path, before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What to do about a run that cannot be resumed as it was asked for; what deletes it comes last."""
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    options = [f"--{name.replace('_', '-')}" for name in changed if name not in ("data", "tokenizer")]
+    ways = []
+    if not SHAPE & set(changed) and "tokenizer" not in changed:
+        ways.append(f"to train on from its weights: --init-from {out} --out ANOTHER-FOLDER, without --resume")
+    if len(options) == len(changed):
+        ways.append(f"to go on with it as it was: leave out {', '.join(options)}")
+    ways += ["to keep both: name another --out", "--force deletes it and starts over"]
+    return "\n  ".join(ways)
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

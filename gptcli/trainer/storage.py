@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
@@ -25,7 +24,7 @@ from torch.futures import Future
 from gptcli.files import sha256, write_json
 from gptcli.model.checkpoint_tensors import OPTIMIZER, read_index
 from gptcli.model.source import INDEX, MODEL
-from gptcli.model.tensor_file import DTYPES, write_tensors
+from gptcli.model.tensor_file import DTYPES, open_tensors, write_tensors
 from gptcli.trainer.direct_file import DirectFile
 from gptcli.trainer.layout import Place
 
@@ -136,7 +135,7 @@ class Reader(StorageReader):
         for item in plan.items:
             files[self.files[item.storage_index]].append(item)
         for file, items in files.items():
-            with safe_open(self.folder / file, framework="pt") as stored:
+            with open_tensors(self.folder / file) as stored:
                 for item in items:
                     name, target = item.storage_index.fqn, planner.resolve_tensor(item)
                     where = tuple(slice(start, start + length) for start, length in zip(item.storage_offsets, item.lengths, strict=True))

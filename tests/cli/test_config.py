@@ -47,7 +47,7 @@ def test_config_files(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("lr = 1\n\nbatch_token = 3\n", r"a\.toml:3: unknown key 'batch_token'\n  did you mean batch_tokens\?"),
-        ("lr = 1\nlr = 2\n", r"a\.toml: not valid TOML"),
+        ("lr = 1\nlr = 2\n", r"a\.toml:2: not valid TOML: given twice: lr = 2"),
         ("size = 'x'\nbatch_tokens = 'many'\n", r"a\.toml:2: batch_tokens: 'many' is not a quantity"),
         ("[lr]\nx = 1\n", r"a\.toml:1: lr: "),
     ],

@@ -319,7 +319,7 @@ def test_fit_takes_runs(gpt: Any, tmp_path: Path) -> None:
     (runs[2] / "metrics.jsonl").write_text('{"tokens": 5}\n')
     assert "metrics.jsonl:1: not a line of metrics" in gpt("cost", "--fit", *runs, code=2).stderr
     assert "three runs" in gpt("cost", "--fit", *runs[:2], code=2).stderr
-    assert "no config.json here" in gpt("cost", tmp_path / "nowhere", code=2).stderr
+    assert "nowhere: no such folder" in gpt("cost", tmp_path / "nowhere", code=2).stderr
 
 
 def test_fit_predicts_a_run_and_a_plan(gpt: Any, tmp_path: Path) -> None:

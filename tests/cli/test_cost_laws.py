@@ -59,7 +59,7 @@ def test_what_is_no_record_of_a_run(tmp_path: Path, lines: list[object], message
 
 
 def test_what_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no config\.json here"):
+    with pytest.raises(InputError, match="is an empty folder"):
         read_run(tmp_path)
     folder = make_run(tmp_path / "a")
     (folder / "metrics.jsonl").write_bytes(b"\xff")

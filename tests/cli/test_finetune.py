@@ -106,3 +106,40 @@ def test_what_it_needs_and_what_it_does_not_take(gpt: Gpt, workplace: Path) -> N
     divided = gpt("train", "--init-from", "base", "--finetune", "task.toml", "--layout", "tp=2", code=2).stderr
     assert "--layout: tp=2 divides the model, and fine-tuning only repeats it" in divided
     assert not (workplace / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "line", "message"),
+    [
+        ("classification", '{"text": null, "label": 1}', "'text' is null, not text"),
+        ("classification", '{"text": 3, "label": 1}', "'text' is 3, not text"),
+        ("classification", '{"text": ["a"], "label": 1}', "'text' is [\"a\"], not text"),
+        ("classification", '{"text": "a", "label": true}', "the label True is none of [0, 1]"),
+        ("classification", '{"text": "a", "label": 1.0}', "the label 1.0 is none of [0, 1]"),
+        ("classification", '{"text": "a", "label": [1]}', "the label [1] is none of [0, 1]"),
+        ("classification", '{"text": "a"}', "no 'label'"),
+        ("classification", '["a", 1]', "not a JSON object"),
+        ("classification", r'{"text": "a \ud83d", "label": 1}', "'text': the text holds a lone surrogate, U+D83D, at character 2"),
+        ("entailment", '{"premise": "a", "hypothesis": {}, "label": 1}', "'hypothesis' is {}, not text"),
+        ("similarity", '{"a": "a", "b": false, "label": 1}', "'b' is false, not text"),
+        ("multiple-choice", '{"context": "a", "answers": null, "label": 0}', "'answers' is null, not a list of texts"),
+        ("multiple-choice", '{"context": "a", "answers": [], "label": 0}', "'answers' is [], not a list of texts"),
+        ("multiple-choice", '{"context": "a", "answers": "b", "label": 0}', "'answers' is one text, not a list of texts"),
+        ("multiple-choice", '{"context": "a", "answers": ["b", 3], "label": 0}', "'answers' is 3, not a list of texts"),
+        ("multiple-choice", '{"context": "a", "answers": ["b", "c", "d"], "label": 2}', "3 answers, and the examples before it have 2"),
+    ],
+)
+def test_examples_of_other_types(workplace: Path, kind: str, line: str, message: str) -> None:
+    from gptcli.errors import InputError
+    from gptcli.tokenizer.tokenizer import load_tokenizer
+    from gptcli.trainer.finetune_inputs import Transformation
+    from gptcli.trainer.finetune_task import Task, read_examples
+
+    whole = {"text": "a", "premise": "a", "hypothesis": "b", "a": "a", "b": "b", "context": "a", "answers": ["b", "c"], "label": 1}
+    path = workplace / "other.jsonl"
+    path.write_text("\ufeff" + json.dumps(whole) + "\n\n" + line + "\n", encoding="utf-8")
+    task = Task(kind=kind, train="t", validation="v", labels=[] if kind == "multiple-choice" else [0, 1])
+    with pytest.raises(InputError) as caught:
+        read_examples(task, path, Transformation(kind, load_tokenizer(workplace / "base"), 16))
+    assert caught.value.where == f"{path}:3"
+    assert message in caught.value.what

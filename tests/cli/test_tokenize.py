@@ -139,6 +139,8 @@ def test_outputs_are_replaced_only_by_force_and_only_whole(here: Path, gpt: Any)
         (["encode", "a.txt", "-t", ".", "--documents", "lines"], "", "unknown kind of document 'lines'\n  did you mean line?\n"),
         (["decode", "-t", ".", "--documents", "lines"], "", "unknown kind of document 'lines'\n  did you mean line?\n"),
         (["decode", "-t", "."], "1 2\n3 x4\n", "gpt: stdin:2: 'x4' is not an id\n"),
+        (["decode", "-t", "."], "1" * 5000, "gpt: stdin:1: '1111111111111111111111111111111111111111...' is not an id\n"),
+        (["decode", "-t", "."], "1 -2", "gpt: stdin:1: '-2' is not an id\n"),
         (["decode", "-t", "."], "1 2\n3 400\n", "gpt: stdin:2: the id 400 is outside the vocabulary (0 to 399)\n"),
         (["decode", "-t", "."], "-1", "gpt: stdin:1: the id -1 is outside the vocabulary (0 to 399)\n"),
         (["decode", "absent", "-t", "."], "", "gpt: absent: no such file"),

@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptcli.cli import main
 from gptcli.cli.train import train
+from gptcli.files import read_toml
 from gptcli.trainer.metrics import read_metrics
 from tests.waiting import wait_until
 
@@ -143,7 +144,7 @@ def test_a_model_as_the_start_of_a_new_run(gpt_inside, here):
     assert "n_layer is 1, this command says 12" in gpt_inside(*words, "--size", "gpt2", code=2)[1]
     shutil.copytree(here / "first", here / "other")
     assert "init_from was first, now other" in gpt_inside(*words, "--init-from", "other", "--out", "second", "--resume", code=2)[1]
-    assert "no config.json here" in gpt_inside("train", "--init-from", "shards", code=2)[1]
+    assert "holds token shards, not a model" in gpt_inside("train", "--init-from", "shards", code=2)[1]
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes through /proc")
@@ -278,6 +279,63 @@ def test_an_unknown_key_is_named_with_its_line(gpt_inside, here):
     _, err = gpt_inside("train", "--config", "c.toml", code=2)
     assert "c.toml:3: unknown key 'n-layers'" in err
     assert "n_layer" in err
+
+
+@pytest.mark.parametrize("folder", ["out\r", "out\x01", "out\x7f\x85\u2028", 'say "it\'s" \\ new'])
+def test_a_folder_of_any_name_is_trained_in_and_resumed(gpt_inside, here, folder):
+    (here / "shards").rename(here / folder)
+    gpt_inside("train", "--size", "gpt2", *SMALL, "--data", folder, "--out", f"{folder} run")
+    text = (here / f"{folder} run" / "run.toml").read_text(encoding="utf-8")
+    assert read_toml(here / f"{folder} run" / "run.toml")["data"] == folder
+    assert len([line for line in text.splitlines() if line.startswith("# command:")]) == 1
+    assert "is finished" in gpt_inside("train", "--out", f"{folder} run", "--resume")[1]
+    gpt_inside("train", "--report", f"{folder} run")
+    assert gpt_inside("sample", f"{folder} run", "a", "--max-tokens", "2")[0].startswith("a")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8 are Linux's")
+def test_a_folder_whose_name_is_not_utf8(here):
+    """Latin-1, as on an old disk: trained on, resumed, drawn and sampled from, and printed as it is."""
+    shards, run = b"sh\xe9", b"r\xe9 run"
+    (here / "shards").rename(here / os.fsdecode(shards))
+
+    def gpt(*words: str | bytes) -> tuple[bytes, bytes]:
+        done = subprocess.run([sys.executable, "-m", "gptcli", *words], cwd=here, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, done.stderr
+
+    assert gpt("train", "--size", "gpt2", *SMALL, "--data", shards, "--out", run)[0] == run + b"\n"
+    assert read_toml(here / os.fsdecode(run) / "run.toml")["data"] == os.fsdecode(shards)
+    assert b"is finished" in gpt("train", "--out", run, "--resume")[1]
+    gpt("train", "--report", run)
+    assert gpt("sample", run, "a", "--max-tokens", "2")[0].startswith(b"a")
+    assert json.loads(gpt("eval", run, "--json")[0])["model"] == os.fsdecode(run)
+
+
+def test_a_byte_order_mark_before_a_configuration(gpt_inside, here):
+    (here / "c.toml").write_bytes(b"\xef\xbb\xbfseed = 3\n")
+    assert "seed = 3" in gpt_inside("train", "--size", "gpt2", *SMALL, "--config", "c.toml", "--dry-run")[0]
+
+
+def test_a_padded_vocabulary_as_the_start_of_a_run(gpt_inside, here):
+    """Its padding is left behind: the new run has the shards' vocabulary."""
+    import torch
+
+    from gptcli.model.config import ModelConfig
+    from gptcli.model.transformer import GPT
+    from gptcli.model.weights import load_model, save_model
+    from gptcli.shards.manifest import read_manifest
+
+    entries = read_manifest(here / "shards").vocab_size
+    padded = GPT(ModelConfig(n_layer=1, n_head=1, d_model=16, n_ctx=16, vocab_size=entries + 8))
+    padded.init_weights(0)
+    save_model(here / "padded", padded, padded.config)
+    shutil.copy(here / "shards" / "tokenizer.json", here / "padded")
+    words = ["--tokens", "64", "--batch-tokens", "64", "--lr", "1e-12", "--eval-tokens", "128", "--compile", "off"]
+    gpt_inside("train", "--init-from", "padded", *words, "--out", "run")
+    trained = load_model(here / "run")
+    assert trained.config.vocab_size == entries < padded.config.vocab_size
+    torch.testing.assert_close(trained.wte.weight, padded.wte.weight[:entries], atol=1e-6, rtol=0)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="limits the size of files")

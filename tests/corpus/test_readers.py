@@ -17,7 +17,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli.corpus.readers import find_inputs, read_documents
+from gptcli.corpus.readers import find_inputs, find_reader, read_documents, scan
 from gptcli.errors import InputError, UsageError
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -163,11 +163,11 @@ def test_a_missing_file(tmp_path: Path, compression: str) -> None:
 def test_invalid_utf8_is_told_with_its_byte(tmp_path: Path, compression: str) -> None:
     data = "é\nfine\n".encode() + b"caf\xe9!\n"
     path = write(tmp_path / f"a.txt{compression}", data)
-    assert error_of(path) == "FILE: not valid UTF-8 at byte 11"
-    assert error_of(path, "line") == "FILE:3: not valid UTF-8 at byte 11"
-    assert error_of(path, "paragraph") == "FILE:3: not valid UTF-8 at byte 11"
+    assert error_of(path).startswith("FILE: not valid UTF-8 at byte 11: it looks like ISO-8859-1\n")
+    assert error_of(path, "line").startswith("FILE:3: not valid UTF-8 at byte 11: it looks like ISO-8859-1\n")
+    assert error_of(path, "paragraph").startswith("FILE:3: not valid UTF-8 at byte 11: it looks like ISO-8859-1\n")
     path = write(tmp_path / f"a.jsonl{compression}", b'{"text": "x"}\n{"text": "\xff"}\n')
-    assert error_of(path) == "FILE:2: not valid UTF-8 at byte 24"
+    assert error_of(path).startswith("FILE:2: not valid UTF-8 at byte 24")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_invalid_utf8_is_told_with_its_byte(tmp_path: Path, compression: str) ->
         ('{"text": null}', 'no "text" field that holds a string'),
         ('["text"]', 'no "text" field that holds a string'),
         ('"text"', 'no "text" field that holds a string'),
-        ('{"text": "a \\uD83D b"}', '"text" holds a lone surrogate (\\ud...): it is not valid Unicode'),
+        ('{"text": "a \\uD83D b"}', '"text" holds a lone surrogate (\\ud83d) at character 2: it is not valid Unicode'),
         ('{"text": "a", "n": ' + "1" * 5000 + "}", "not readable JSON: Exceeds the limit"),
         ('{"text": "a", "n": ' + "[" * 100_000, "not readable JSON: nested too deeply"),
     ],
@@ -304,3 +304,27 @@ def test_nothing_found_is_an_error(tree: Path, name: str, message: str) -> None:
     write(tree / "folder" / "LICENSE", "x")
     with pytest.raises(InputError, match=message):
         find_inputs(["b.txt", name])
+
+
+@pytest.mark.parametrize("orjson", [True, False])
+def test_a_surrogate_outside_the_text_is_no_fault_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orjson: bool) -> None:
+    if not orjson:
+        monkeypatch.setitem(sys.modules, "orjson", None)
+    lines = [r'{"text": "fine", "title": "bad \ud83d", "url": "u\ud83d"}', r'{"text": "pair \ud83d\ude00"}', r'{"text": "abc \ud83d"}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    first, second, third = scan(str(tmp_path / "a.jsonl"), find_reader("a.jsonl", "file"))
+    assert (first.text, first.url, second.text) == ("fine", "", "pair \U0001f600")
+    assert str(third.error).endswith(r':3: "text" holds a lone surrogate (\ud83d) at character 4: it is not valid Unicode')
+
+
+@pytest.mark.parametrize("documents", ["file", "line", "paragraph"])
+def test_utf16_without_a_mark_is_no_text(tmp_path: Path, documents: str) -> None:
+    (tmp_path / "a.txt").write_bytes("The river and the stones.\n".encode("utf-16-le"))
+    with pytest.raises(InputError, match="looks like UTF-16LE"):
+        list(read_documents(str(tmp_path / "a.txt"), documents=documents))
+
+
+def test_a_mistyped_input(tmp_path: Path) -> None:
+    (tmp_path / "books.jsonl").touch()
+    with pytest.raises(InputError, match=r"did you mean .*books\.jsonl\?"):
+        find_inputs([str(tmp_path / "book.jsonl")])

@@ -10,7 +10,7 @@ import pytest
 
 from gptcli.errors import InputError
 from gptcli.model.config import ModelConfig
-from gptcli.model.config_json import CONFIG, read_model_config, to_transformers
+from gptcli.model.config_json import CONFIG, is_padded, read_model_config, to_transformers
 
 SHAPE = {"n_layer": 3, "n_head": 2, "d_model": 16, "n_ctx": 32, "vocab_size": 100}
 
@@ -58,7 +58,7 @@ def test_another_model_is_refused(tmp_path: Path, changes: dict[str, Any], messa
 
 
 def test_what_is_no_configuration(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no config\.json here"):
+    with pytest.raises(InputError, match="is an empty folder"):
         read_model_config(tmp_path)
     (tmp_path / CONFIG).write_text("[]")
     with pytest.raises(InputError, match="expected a JSON object"):
@@ -92,3 +92,14 @@ def test_another_gpt_neo_is_refused(tmp_path: Path, changes: dict[str, Any], mes
 def test_no_torch() -> None:
     code = "import sys, gptcli.model.config_json; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "entries", "padded"),
+    [
+        (50304, 50257, True), (51200, 50257, True), (50264, 50257, True), (50258, 50257, True), (512, 400, True), (448, 400, True),
+        (50257, 50257, False), (50257, 50304, False), (400, 258, False), (100_000, 50_257, False), (40478, 32000, False),
+    ],
+)  # fmt: skip
+def test_what_passes_for_a_padded_vocabulary(rows: int, entries: int, padded: bool) -> None:
+    assert is_padded(rows, entries) == padded

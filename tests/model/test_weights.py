@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -177,12 +177,12 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, 
 
 
 def test_missing_and_broken_weights_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no config\.json here"):
+    with pytest.raises(InputError, match="is an empty folder"):
         read_model_config(tmp_path)
     save_model(tmp_path, random_model(), CONFIG)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(InputError, match="not a readable safetensors file"):
+    with pytest.raises(InputError, match="the file is cut short: 1,000 bytes, and its header alone is"):
         load_model(tmp_path)
     weights.unlink()
     with pytest.raises(InputError, match=r"no model\.safetensors here"):
@@ -194,4 +194,66 @@ def test_layers_that_are_only_claimed_are_never_made(tmp_path: Path) -> None:
     table = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(table | {"n_layer": 10**8}))
     with pytest.raises(InputError, match="too few for the 100,000,000 layers"):
+        load_model(tmp_path)
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    """The folder with the tensors of its file changed."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_a_tied_tensor_may_have_either_name(tmp_path: Path, norm: str) -> None:
+    model = random_model(replace(CONFIG, norm=norm))
+    save_model(tmp_path, model, model.config)
+    embedding = "transformer.wte.weight" if norm == "pre" else "transformer.tokens_embed.weight"
+
+    def both(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors[embedding].clone()
+
+    with torch.no_grad():
+        assert torch.equal(load_model(rewritten(tmp_path, both))(IDX), model(IDX))
+        assert torch.equal(load_model(rewritten(tmp_path, lambda tensors: tensors.pop(embedding)))(IDX), model(IDX))
+
+
+def test_a_head_of_its_own_is_never_dropped(tmp_path: Path) -> None:
+    model = random_model()
+    save_model(tmp_path, model, CONFIG)
+    rewritten(tmp_path, lambda tensors: tensors.update({"lm_head.weight": tensors["transformer.wte.weight"] + 1}))
+    with pytest.raises(InputError, match=r"holds a head .* other than its embedding") as caught:
+        load_model(tmp_path)
+    assert '"tie_word_embeddings": false' in str(caught.value.hint)
+    edit(tmp_path, tie_word_embeddings=False)
+    untied = load_model(tmp_path)
+    assert torch.equal(untied.lm_head.weight, untied.wte.weight + 1)
+
+
+def test_a_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
+    save_model(tmp_path, random_model(), CONFIG)
+    rewritten(tmp_path, lambda tensors: tensors.update({"ln_f.bias": tensors["transformer.ln_f.bias"] + 1}))
+    with pytest.raises(InputError, match=r"ln_f\.bias is stored twice"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": "../b"}}'])
+def test_an_index_that_names_no_files(tmp_path: Path, index: str) -> None:
+    save_model(tmp_path, random_model(), CONFIG)
+    (tmp_path / "model.safetensors").rename(tmp_path / "a.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(InputError, match="names no files of this folder"):
+        load_model(tmp_path)
+
+
+def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
+    save_model(tmp_path, random_model(), CONFIG)
+    for name in ("a.safetensors", "b.safetensors"):
+        (tmp_path / name).write_bytes((tmp_path / "model.safetensors").read_bytes())
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}')
+    with pytest.raises(InputError, match="in another of the files too"):
         load_model(tmp_path)

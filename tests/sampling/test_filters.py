@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -142,3 +144,11 @@ def test_greedy_takes_the_likeliest() -> None:
 def test_values_that_make_no_sense(values: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(values)).replace("_", "-")):
         Rules(**values)
+
+
+@pytest.mark.parametrize("temperature", [1e-29, 1e-31, 1e-39, 1e-45, 1e-200, 5e-324])
+@pytest.mark.parametrize("rules", [{}, {"top_k": 5}, {"top_p": 0.9}])
+def test_the_coldest_temperatures_are_greedy(temperature: float, rules: dict[str, Any]) -> None:
+    logits_BV = torch.randn(16, 300, generator=torch.Generator().manual_seed(0)) * 50
+    drawn = next_tokens(logits_BV, Rules(temperature=temperature, **rules), torch.linspace(0, 0.999, 16))
+    assert torch.equal(drawn, logits_BV.argmax(-1))

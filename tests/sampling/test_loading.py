@@ -69,3 +69,18 @@ def test_an_unfinished_folder(run: Path, missing: str) -> None:
     with pytest.raises(GptError) as caught:
         load(run)
     assert caught.value.exit_code == 2
+
+
+def test_rows_beyond_the_tokenizer_are_never_drawn(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """A vocabulary padded to a multiple of 64, whose padding would win every draw."""
+    model = GPT(ModelConfig(n_layer=1, n_head=2, d_model=16, n_ctx=8, vocab_size=448))
+    model.init_weights(0)
+    with torch.no_grad():
+        model.wte.weight[400:] = 100.0
+    save_model(tmp_path, model, model.config, eot_id=tokenizer.eot_id)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    loaded = load(tmp_path, device="cpu", precision="fp32")
+    idx = torch.arange(8)[None]
+    assert loaded.model.config.vocab_size == tokenizer.vocab_size == 400
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(idx), model(idx)[..., :400])

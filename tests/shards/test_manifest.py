@@ -153,3 +153,25 @@ def test_the_vocabularys_first_and_last_entry_may_end_texts(tmp_path: Path) -> N
         write_manifest(tmp_path, dataclasses.replace(MANIFEST, eot_id=eot_id))
         assert read_manifest(tmp_path).eot_id == eot_id
     assert "end-of-text -1 is outside" in refused(tmp_path, dataclasses.asdict(MANIFEST) | {"eot_id": -1})
+
+
+def test_what_is_no_shard_folder(tmp_path: Path) -> None:
+    for folder, file, hint in (
+        ("above", "shards/manifest.json", "name one of the shard folders in it: "),
+        ("begun", "resume.json", "--resume finishes it"),
+        ("run", "run.toml", "it holds a run"),
+        ("texts", "a.jsonl", "gpt build-shards "),
+    ):
+        (tmp_path / folder / file).parent.mkdir(parents=True)
+        (tmp_path / folder / file).write_text("{}")
+        with pytest.raises(InputError) as caught:
+            read_manifest(tmp_path / folder)
+        assert hint in str(caught.value.hint)
+    for path, hint in (
+        ("text", f"did you mean {tmp_path / 'texts'}"),
+        ("texts/a.jsonl", "gpt build-shards "),
+        ("begun/resume.json", "gpt build-shards"),
+    ):
+        with pytest.raises(InputError) as caught:
+            read_manifest(tmp_path / path)
+        assert hint in str(caught.value.hint)

@@ -78,8 +78,14 @@ def test_a_resume_of_another_run_is_refused_naming_the_difference(make_run, trai
         "the tokenizer changed": {"tokenizer_sha256": "0"},
     }
     for message, change in changes.items():
-        with pytest.raises(UsageError, match=message):
+        with pytest.raises(UsageError, match=message) as caught:
             check_resume(make_run(**change))
+        ways = str(caught.value.hint).split("\n  ")
+        assert ways[0].startswith(f"to train on from its weights: --init-from {run.out}") == (
+            change.keys() <= {"lr", "seed", "tokens", "data_sha256"}
+        )
+        assert ("leave out --lr" in str(caught.value.hint)) == ("lr" in change)
+        assert ways[-1] == "--force deletes it and starts over"
     assert check_resume(make_run(keep=5, layout="dp=2", micro_batch=1))
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from gptcli.encodings import not_utf8, without_bom
 from gptcli.errors import InputError
 from gptcli.files import parse_json
 
@@ -67,11 +68,14 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
             for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), 1):
                 if len(line) > LONGEST:
                     raise InputError(f"a line of over {LONGEST:,} bytes", where=f"{path}:{number}")
+                if number == 1:
+                    line = without_bom(line)
                 yield f"{path}:{number}", line.decode("utf-8").rstrip("\r\n")
     except (FileNotFoundError, IsADirectoryError):
         raise InputError("no such file", where=path) from None
     except UnicodeDecodeError as error:
-        raise InputError(f"not valid UTF-8 at byte {error.start} of the line", where=f"{path}:{number}") from None
+        found = not_utf8(error.object, error.start, f"{path}:{number}")
+        raise InputError(found.what.replace(":", " of the line:", 1), where=found.where, hint=found.hint) from None
     except (EOFError, OSError, zlib.error) as error:
         raise InputError(f"the file is damaged or cut short: {error}", where=f"{path}:{number + 1}") from None
 
@@ -92,10 +96,11 @@ def content(path: Path) -> bytes:
 
 def whole(path: Path) -> str:
     """The text of a file, to the character. Raises InputError like `lines`."""
+    data = content(path)
     try:
-        return content(path).decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"not valid UTF-8 at byte {error.start}", where=path) from None
+        raise not_utf8(data, error.start, path) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,128 @@
+"""Read TOML with messages that show the line and how to write it, and write values that read back the same.
+
+A file name that is not UTF-8 reaches Python with a lone surrogate for each such byte, which TOML cannot hold. It is written as the
+private-use character `PRIVATE` above it, by its escape, and turned back when it is read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gptcli.encodings import decode
+from gptcli.errors import InputError
+
+PRIVATE = 0x100000  # from a lone surrogate to its character of plane 16
+_SURROGATE, _PRIVATE = re.compile("[\ud800-\udfff]"), re.compile("[\U0010d800-\U0010dfff]")
+_CONTROL = re.compile(r"[\x7f\x80-\x9f\u2028\u2029]")  # that json leaves as they are, and TOML or a terminal does not
+QUOTES = str.maketrans("\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb", '"""\'\'""')
+WORDS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
+
+
+def parse(data: bytes, where: str | Path) -> dict[str, Any]:
+    """The table that `data` spells. Raises InputError, with the line and a corrected one if there is a likely one, if it is broken."""
+    text = decode(data, where)
+    try:
+        return restored(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise _explained(text, str(error), where) from None
+    except ValueError as error:  # a number of over 4,300 digits
+        raise InputError(f"not valid TOML: {error}", where=where) from None
+    except RecursionError:
+        raise InputError("not valid TOML: nested too deeply", where=where) from None
+
+
+def value(item: Any) -> str:
+    """A value as TOML spells it: `parse` gives it back. Text is on one line, whatever characters it holds."""
+    if isinstance(item, bool):
+        return str(item).lower()
+    if isinstance(item, list | tuple):
+        return "[" + ", ".join(map(value, item)) + "]"
+    if isinstance(item, int | float):
+        return repr(item)
+    if isinstance(item, Mapping):
+        return "{" + ", ".join(f"{value(str(key))} = {value(part)}" for key, part in item.items()) + "}"
+    text = _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(str(item), ensure_ascii=False))
+    return _SURROGATE.sub(lambda found: f"\\U{ord(found[0]) + PRIVATE:08x}", text)
+
+
+def comment(text: str) -> str:
+    """`text` as a comment can hold it, on one line: control characters and lone surrogates as escapes."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def restored(item: Any) -> Any:
+    """A value that was read, with the lone surrogates that `value` could not write."""
+    if isinstance(item, str):
+        return _PRIVATE.sub(lambda found: chr(ord(found[0]) - PRIVATE), item)
+    if isinstance(item, dict):
+        return {restored(key): restored(part) for key, part in item.items()}
+    return [restored(part) for part in item] if isinstance(item, list) else item
+
+
+def _explained(text: str, message: str, where: str | Path) -> InputError:
+    """The error for a text that `message`, tomllib's, refuses: its line, and the line as it should be."""
+    lines = text.split("\n")
+    found = re.search(r"line (\d+)", message)
+    number = min(int(found[1]) if found else len(lines), len(lines))
+    while number > 1 and not lines[number - 1].strip():  # the end of the document: its last line that holds anything
+        number -= 1
+    line, reason = lines[number - 1].strip(), re.sub(r" \(at .*\)$", "", message)
+    place = f"{where}:{number}"
+    if text.lstrip().startswith("{"):
+        return InputError("not valid TOML: it looks like JSON", where=place, hint='a line of TOML is: name = "value"')
+    if reason.startswith(("Cannot overwrite", "Cannot declare")):
+        return InputError(f"not valid TOML: given twice: {line}", where=place, hint="leave one of the two out")
+    better = corrected(line)
+    hint = 'a line of TOML is: name = value, with text in quotes: data = "shards"' if better is None else f"write: {better}"
+    if better == "":
+        hint = "leave the line out: a value that is not given is the default"
+    return InputError(f"not valid TOML: {reason}: {line}", where=place, hint=hint)
+
+
+def corrected(line: str) -> str | None:
+    """The line of TOML that was likely meant; "" if it should be left out, None if nothing is likely."""
+    if re.fullmatch(r"\[+[\w.\s-]+\]*", line):
+        return f"[{line.strip('[] ')}]"
+    straight = line.translate(QUOTES)
+    head = re.match(r"""\s*([\w.-]+|"[^"]*"|'[^']*')\s*(?:=+|:|\s)\s*(.*)$""", straight)
+    if head is None:
+        return None
+    key, rest = head[1], head[2].strip()
+    if rest in ("None", "none", "null", "nil", "~"):
+        return ""
+    return next((f"{key} = {one}" for one in _meant(rest) if _is_toml(f"{key} = {one}")), None)
+
+
+def _meant(rest: str) -> Iterator[str]:
+    """What the text after a key may have been meant to say, likeliest first."""
+    bare, mark, remark = re.sub(r"\s+//", " #", rest).partition(" #")
+    bare, remark = bare.strip().rstrip(";,").strip(), f"  #{remark}" if mark else ""
+    yield rest
+    yield bare + remark
+    if bare.lower() in ("true", "false"):
+        yield bare.lower() + remark
+    if bare.lower() in WORDS:
+        yield WORDS[bare.lower()] + remark
+    if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+", bare):
+        yield bare.replace(",", "_") + remark
+    if re.fullmatch(r"[+-]?\.\d+(e[+-]?\d+)?", bare, re.IGNORECASE):
+        yield bare.replace(".", "0.") + remark
+    if re.fullmatch(r"[+-]?\d+\.(e[+-]?\d+)?", bare, re.IGNORECASE):
+        yield bare.replace(".", ".0") + remark
+    inside = bare.strip("\"'")
+    if "\\" in inside and "'" not in inside:  # a path of Windows: between ' a backslash is itself
+        yield f"'{inside}'" + remark
+    yield value(inside) + remark
+
+
+def _is_toml(line: str) -> bool:
+    try:
+        tomllib.loads(line)
+    except ValueError:
+        return False
+    return True
