@@ -136,7 +136,7 @@ def test_amount(value, text):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.0123, "12.3 ms"), (12, "12 s"), (200, "3 min 20 s"), (7500, "2 h 05 min"), (270_000, "3 d 3 h"), (4e11, "12,684 years")],,
+    [(0.0123, "12.3 ms"), (12, "12 s"), (200, "3 min 20 s"), (7500, "2 h 05 min"), (270_000, "3 d 3 h"), (4e11, "12,684 years")],
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from gptcli.files import scratch_folder, temporary_room
+from gptcli.interrupts import Cleanup
 from gptcli.tokenizer.encoders import knows_more
 from gptcli.tokenizer.tokenizer import byte_alphabet
 
