@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gptcli.cli.config import count, option, read_option
+from gptcli.cli.config import NUMBERS, option, read_option
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.errors import Interrupted, UsageError
 from gptcli.events import SILENT
@@ -40,7 +40,7 @@ def run_finetune(task_file: Path, options: dict[str, Any], *, again: bool = Fals
         data=task_file.parent,
         out=Path(options["out"] or Path("runs", task_file.stem)),
         start=init_from,
-        seed=read_option("seed", options["seed"] or "0", count),
+        seed=read_option("seed", options["seed"] or "0", NUMBERS["seed"]),
         resume=options["resume"] or again,
         layout=layout,
     )

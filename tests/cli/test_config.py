@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.cli.config import Resolved, count, option, quantity, read_config, read_option, resolved_toml
+from gptcli.cli.config import NUMBERS, Number, Resolved, count, option, quantity, read_config, read_option, resolved_toml
 from gptcli.errors import InputError, UsageError
 
 
@@ -94,3 +94,40 @@ def test_an_option_names_itself_where_its_value_is_refused() -> None:
         read_option("n_layer", "many", count)
     assert (caught.value.where, option("n_layer")) == ("--n-layer", "--n-layer")
     assert "12k" in str(caught.value.hint)
+
+
+def test_quantities_are_finite() -> None:
+    for text in ("1e400", "9e307T"):
+        with pytest.raises(UsageError, match="out of range"):
+            quantity(text)
+        with pytest.raises(UsageError, match="out of range"):
+            count(text)
+
+
+@pytest.mark.parametrize(
+    ("number", "good", "bad"),
+    [
+        (Number(0, 1), ["0", 1, "0.5", 1.0], ["-0.1", "1.01", "1e400", "-1e400"]),
+        (Number(0, 1, above=True, below=True), ["0.5"], ["0", 0, "1", "-0"]),
+        (Number(1, 5000, whole=True), ["1", 2, "5k"], ["0", "6k", "1e400", -3]),
+    ],
+)
+def test_numbers_have_ranges(number: Number, good: list[str | float], bad: list[str | float]) -> None:
+    for text in good:
+        assert number(text) == quantity(text)
+        assert isinstance(number(text), int if number.whole else float)
+    for text in bad:
+        with pytest.raises(UsageError, match="out of range") as caught:
+            number(text)
+        assert str(caught.value.hint).startswith("a whole number at least" if number.whole else "a number a")
+    with pytest.raises(UsageError, match="not a whole number" if number.whole else "not a quantity"):
+        number("1.5" if number.whole else "nan")
+
+
+@given(st.sampled_from(list(NUMBERS)), st.floats() | st.integers() | st.text(max_size=8))
+def test_any_number_is_in_its_range_or_refused(name: str, value: float | str) -> None:
+    try:
+        read = NUMBERS[name](value)
+    except UsageError:
+        return
+    assert NUMBERS[name].low <= read <= NUMBERS[name].high
