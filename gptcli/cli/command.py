@@ -14,7 +14,6 @@ import typer
 import typer.core
 from typer.exceptions import TyperException
 
-from gptcli.cli.config import split_list
 from gptcli.errors import GptError, UsageError
 
 FREE_TEXT = ("TEXT", "PROMPT")  # metavars of values that may be empty and may hold commas
@@ -152,6 +151,8 @@ class Reading:
             raise as_gpt_error(error, ctx) from None
         for param in self.get_params(ctx):
             if getattr(param, "multiple", False) and param.metavar not in FREE_TEXT and ctx.params.get(param.name):
+                from gptcli.cli.config import split_list
+
                 values = ctx.params[param.name]
                 ctx.params[param.name] = [type(value)(name) for value in values for name in split_list(str(value))]
         return rest
