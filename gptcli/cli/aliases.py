@@ -71,6 +71,14 @@ def days(value: str, given: Given) -> str:
     return f"{24 * quantity(value):g}"
 
 
+def precision(value: str, given: Given) -> str:
+    return {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}.get(value.lower(), value)
+
+
+def not_comparable(value: str, given: Given) -> str:
+    raise UsageError("the two options count different things")
+
+
 def axis(name: str) -> Callable[[str, Given], str]:
     return lambda value, given: f"{name}={count(value)}"
 
@@ -133,7 +141,8 @@ TRAIN = SHAPE | _table(
     ("adam-beta2 beta2", "", IN_CONFIG.format("beta2")),
     ("adam-epsilon adam-eps eps", "", IN_CONFIG.format("eps")),
     ("optim optimizer-type", "", "the optimizer is AdamW, as in the papers"),
-    ("dtype torch-dtype mixed-precision amp", "--precision"),
+    ("dtype torch-dtype mixed-precision", "--precision", "", precision),
+    ("amp", "--precision bf16"),
     ("bf16", "--precision bf16"),
     ("fp16", "--precision fp16"),
     ("fp32", "--precision fp32"),
@@ -146,10 +155,10 @@ TRAIN = SHAPE | _table(
     ("tensor-parallel-size tensor-model-parallel-size tp", "--layout", LAYOUT, axis("tp")),
     ("pipeline-parallel-size pipeline-model-parallel-size pp", "--layout", LAYOUT, axis("pp")),
     ("data-parallel-size dp", "--layout", LAYOUT, axis("dp")),
-    ("fsdp zero-stage", "--layout", LAYOUT),
+    ("fsdp zero-stage", "--layout", LAYOUT, not_comparable),
     ("nnodes num-nodes", "", "torchrun -m gptcli train ... runs on several machines; examples/cluster has a job"),
     ("eval-interval val-loss-every eval-steps val-interval val-check-interval", "--eval-every"),
-    ("eval-iters eval-batches limit-val-batches max-eval-batches", "--eval-tokens", "validation is counted in tokens"),
+    ("eval-iters eval-batches limit-val-batches max-eval-batches", "--eval-tokens", "validation is counted in tokens", not_comparable),
     ("save-interval save-steps save-every checkpoint-interval ckpt-every", "--checkpoint-every"),
     ("save-total-limit keep-last", "--keep"),
     ("log-interval logging-steps log-every", "", "metrics.jsonl in the run folder has a line for every step"),
@@ -162,7 +171,7 @@ TRAIN = SHAPE | _table(
     ("padded-vocab-size vocab-size tokenizer", "", "the vocabulary is that of the shards: gpt build-shards --tokenizer chooses it"),
     ("num-workers workers dataloader-num-workers", "", "shards are read from mapped memory; there is no number of workers to choose"),
     ("eval-tasks tasks", "--eval-task"),
-    ("sample-every generate-every", "--samples", "texts are written at every checkpoint; the option is how many"),
+    ("sample-every generate-every", "--samples", "texts are written at every checkpoint; the option is how many", not_comparable),
 )  # fmt: skip
 MODEL_FOLDER = "the model is the first argument"
 SAMPLE = _table(
@@ -179,7 +188,7 @@ SAMPLE = _table(
     ("prompt start text input p", "PROMPT", "the prompt is the second argument"),
     ("model model-path model-name-or-path pretrained ckpt checkpoint-dir run out-dir init-from", "RUN", MODEL_FOLDER),
     ("file prompt-file prompts-file input-file", "--prompts", "a file of prompts has a JSON object a line; - reads one prompt from stdin"),
-    ("dtype torch-dtype", "--precision"),
+    ("dtype torch-dtype", "--precision", "", precision),
     ("bf16", "--precision bf16"),
     ("fp32", "--precision fp32"),
     ("int8 load-in-8bit", "--quantize int8"),
@@ -201,7 +210,7 @@ EVAL = _table(
     ("data-dir dataset", "--data"),
     ("max-items num-items max-samples eval-iters", "--limit"),
     ("use-cache cache", "--records"),
-    ("dtype torch-dtype", "--precision"),
+    ("dtype torch-dtype", "--precision", "", precision),
     ("bf16", "--precision bf16"),
     ("cuda gpu", "--device cuda"),
     ("cpu", "--device cpu"),
@@ -220,7 +229,7 @@ COST = SHAPE | _table(
     ("chinchilla compute-optimal", "--optimal"),
     ("dataset-size training-tokens train-tokens num-tokens", "--tokens"),
     ("out output o output-path", "", "the result goes to stdout: add > FILE; --json makes it one object, --plot FILE.svg draws it"),
-    ("dtype", "--precision"),
+    ("dtype", "--precision", "", precision),
     ("bf16", "--precision bf16"),
     ("sizes all compare", "--table"),
 )

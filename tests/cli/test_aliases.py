@@ -106,6 +106,8 @@ def test_commands_of_other_tools(typed: str) -> None:
         ("--warmup-steps 100 --size 125M", "gpt train --warmup-tokens 52428800 --size 125M"),
         ("--warmup-ratio 0.01 --tokens 1M", "gpt train --warmup-tokens 10000 --tokens 1M"),
         ("--min-lr 6e-5 --lr 6e-4", "gpt train --min-lr-ratio 0.1 --lr 6e-4"),
+        ("--dtype bfloat16 --lr 1", "gpt train --precision bf16 --lr 1"),
+        ("--eval-iters 100", ""),  # batches are not tokens
         ("--bf16 True --lr 1", "gpt train --precision bf16 --lr 1"),
         ("--resume-from-checkpoint --out a", "gpt train --resume --out a"),
         ("--tp 2 --pp 4", "gpt train --layout tp=2,pp=4"),
