@@ -150,7 +150,7 @@ def train(
     eval_data: Annotated[Value, _option(WATCH, "FOLDER", "none", "Folder with the data of each --eval-task.")] = None,
     eval_items: Annotated[Value, _option(WATCH, "N", "1,000", "Items of each --eval-task to score.")] = None,
     samples: Annotated[Value, _option(WATCH, "N", "3, in a short run none", "Texts to generate at every checkpoint.")] = None,
-    track: Annotated[Value, _option(WATCH, "NAME", "none", "Log metrics there too: tensorboard.")] = None,
+    track: Annotated[Value, _option(WATCH, "NAME", "none", "Also log metrics to this tracker: tensorboard.")] = None,
     lr_range: Annotated[bool, _flag("--lr-range", WATCH, "Only sweep the learning rate over a short run and suggest one.")] = False,
     report: Annotated[
         bool,
