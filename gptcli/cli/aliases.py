@@ -324,7 +324,7 @@ def answer_word(command: str, args: list[str], takes: Mapping[str, bool], word: 
     if not word.name:
         return _stray(command, args, takes, word, line)
     two = "-" + word.name
-    if not word.name.startswith("--") and (two in takes or find(word.name, table)):
+    if len(word.name) > 2 and not word.name.startswith("--") and (two in takes or find(word.name, table)):
         name = two if two in takes else (find(word.name, table) or Ours("")).words or two
         return UsageError("an option's name begins with two dashes", where=word.name, hint=line or f"{name}; {lists}")
     if (ours := find(word.name, table)) is not None:

@@ -151,6 +151,12 @@ def test_misspelt_options() -> None:
     assert refused("train", "--xyzzy").hint == "gpt train --help lists all options"
 
 
+def test_a_short_option_of_other_commands() -> None:
+    error = refused("cost", "-o", "cost.json")
+    assert (error.where, error.what) == ("-o", "gpt cost has no such option")
+    assert str(error.hint).startswith("the result goes to stdout")
+
+
 def test_missing_arguments() -> None:
     assert (refused("sample").where, refused("sample").what) == ("RUN", "is missing")
     assert (refused("tokenize", "encode", "a").where, refused("eval").where) == ("--tokenizer", "RUN")
