@@ -29,7 +29,7 @@ class GptError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{text}\n  {self.hint}" if self.hint else text
+        return "\n  ".join([text, *(self.hint or "").splitlines()])
 
     def __reduce__(self) -> tuple[object, ...]:  # workers raise these across process borders
         return (_rebuild, (type(self), self.what, self.where, self.hint))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import importlib
-import io
 import os
 import sys
 
 import typer
 
 from gptcli import __version__
+from gptcli.cli.command import Group
 from gptcli.errors import GptError
 
 COMMANDS = {  # subcommand: the module of gptcli.cli that holds it, and what `gpt --help` says of it
@@ -26,12 +26,13 @@ FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 def build_app(argv: list[str]) -> typer.Typer:
     """The command line for these arguments. A subcommand's file is imported only where it is named, or its options are completed."""
-    named = next((word for word in argv if not word.startswith("-")), None)
+    named = next((_hyphens(word) for word in argv if not word.startswith("-")), None)
     app = typer.Typer(
         name="gpt",
+        cls=Group,
         help="Rebuild the systems of the GPT papers: raw text to a trained model, its samples, its scores and its cost.",
         no_args_is_help=True,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": _hyphens},
         rich_markup_mode="rich" if named in COMMANDS else None,  # the list of commands needs no panels, and answers in half the time
         pretty_exceptions_enable=False,
     )
@@ -43,6 +44,18 @@ def build_app(argv: list[str]) -> typer.Typer:
         else:
             app.command(command, help=text)(_not_loaded)
     return app
+
+
+def _hyphens(name: str) -> str:
+    """--n_layer and build_shards are --n-layer and build-shards."""
+    return name.replace("_", "-")
+
+
+def reworded(argv: list[str]) -> list[str]:
+    """`gpt help [COMMAND]` as --help, `gpt version` as --version."""
+    if argv[:1] == ["help"]:
+        return [*(word for word in argv[1:] if word not in ("help", "--help", "-h")), "--help"]
+    return ["--version"] if argv[:1] == ["version"] else argv
 
 
 def _not_loaded() -> None:
@@ -64,8 +77,10 @@ def root(
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed while running, 2 bad usage or input, 130 interrupted."""
-    argv = sys.argv[1:]
-    _print_anything()
+    from gptcli.cli.console import set_up_streams
+
+    set_up_streams()
+    argv = reworded(sys.argv[1:])
     if "--debug" in argv:  # wherever it stands on the line
         argv = [word for word in argv if word != "--debug"]
         build_app(argv)(argv, prog_name="gpt")
@@ -83,15 +98,6 @@ def main() -> None:
     except Exception as error:
         code = _complain(f"{type(error).__name__}: {error}\n  this is a bug: run again with --debug for the traceback", FAILED)
     sys.exit(code)
-
-
-def _print_anything() -> None:
-    """Let no text be lost to a character: bytes of a file name go out as they are, and what an encoding lacks as an escape."""
-    if isinstance(sys.stderr, io.TextIOWrapper):
-        sys.stderr.reconfigure(errors="backslashreplace")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
-        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
 
 
 def _complain(text: str, code: int) -> int:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.cli.build_report import print_estimate, print_overlap, print_part, print_report
-from gptcli.cli.config import Resolved, count, quantity, read_config, read_option, write_resolved
+from gptcli.cli.command import Command
+from gptcli.cli.config import NUMBERS, Resolved, number, read_config, read_option, write_resolved
 from gptcli.cli.console import ConsoleEvents
 from gptcli.cli.ownership import hold, releasing
 from gptcli.errors import UsageError, nearest
@@ -24,13 +25,13 @@ INPUT, SHARDS, OUTPUT, RUN = "Input", "Shards", "Output", "Run"
 
 
 def register(app: typer.Typer) -> None:
-    app.command("build-shards")(releasing(build_shards))
+    app.command("build-shards", cls=Command)(releasing(build_shards))
 
 
 def build_shards(
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="INPUT...", help="Files, folders, globs, URLs, or - for stdin.", show_default=False),
+        typer.Argument(metavar="INPUT", help="Files, folders, globs, URLs, or - for stdin.", show_default=False),
     ] = None,
     tokenizer: Annotated[
         str | None,
@@ -40,46 +41,84 @@ def build_shards(
             metavar="T",
             show_default=False,
             rich_help_panel=INPUT,
-            help="A tokenizer.json; a folder with one (a run, shards) or with vocab.bpe and encoder.json; or gpt2.",
+            help="Tokenizer: a tokenizer.json, a folder with one (a run, shards) or with vocab.bpe and encoder.json, or gpt2.",
         ),
     ] = None,
     documents: Annotated[
         str | None,
         typer.Option(
-            metavar="KIND", show_default="file", rich_help_panel=INPUT, help="What one document of a text file is: file, line or paragraph."
+            metavar="KIND",
+            show_default="file",
+            rich_help_panel=INPUT,
+            help="Unit of a text file that is one document: file, line or paragraph.",
         ),
     ] = None,
     on_error: Annotated[
         str | None,
-        typer.Option(metavar="RULE", show_default="stop", rich_help_panel=INPUT, help="What cannot be read: stop, or skip and count it."),
+        typer.Option(
+            metavar="RULE",
+            show_default="stop",
+            rich_help_panel=INPUT,
+            help="Rule for input that cannot be read: stop, or skip and count it.",
+        ),
     ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", show_default=False, rich_help_panel=INPUT, help="Any of these options, and a recipe's sources, in a TOML file."
+            metavar="FILE",
+            show_default=False,
+            rich_help_panel=INPUT,
+            help="TOML file with any of these options, and the sources of a recipe.",
         ),
     ] = None,
     encoder: Annotated[
         str | None,
         typer.Option(
-            metavar="E", show_default="auto", rich_help_panel=RUN, help="auto, tokenizers, tiktoken or gigatoken: the same ids from each."
+            metavar="E",
+            show_default="auto",
+            rich_help_panel=RUN,
+            help="Library that encodes: auto, tokenizers, tiktoken or gigatoken; the ids are the same.",
         ),
     ] = None,
     val_fraction: Annotated[
-        str | None,
-        typer.Option(metavar="F", show_default="0.001", rich_help_panel=SHARDS, help="Share of documents for validation, by their hash."),
+        float | None,
+        typer.Option(
+            parser=number("val_fraction"),
+            metavar="F",
+            show_default="0.001",
+            rich_help_panel=SHARDS,
+            help="Share of documents for validation, chosen by their hash.",
+        ),
     ] = None,
     shard_tokens: Annotated[
-        str | None, typer.Option(metavar="N", show_default="100M", rich_help_panel=SHARDS, help="Most tokens in a shard.")
+        int | None,
+        typer.Option(
+            parser=number("shard_tokens"), metavar="N", show_default="100M", rich_help_panel=SHARDS, help="Largest shard, in tokens."
+        ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(metavar="N", show_default="0", rich_help_panel=SHARDS, help="Of the shuffle: same seed, same bytes.")
+        int | None,
+        typer.Option(
+            parser=number("seed"),
+            metavar="N",
+            show_default="0",
+            rich_help_panel=SHARDS,
+            help="Random seed of the shuffle; the same seed gives the same bytes.",
+        ),
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="FOLDER", show_default="shards", rich_help_panel=OUTPUT, help="manifest.json comes last."),
+        typer.Option(
+            "--out",
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            show_default="shards",
+            rich_help_panel=OUTPUT,
+            help="Folder of shards to write; manifest.json comes last.",
+        ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", rich_help_panel=OUTPUT, help="Go on with an interrupted build.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", rich_help_panel=OUTPUT, help="Continue an interrupted build.")] = False,
     force: Annotated[bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Empty the folder and start over.")] = False,
     format: Annotated[
         str | None,
@@ -87,13 +126,13 @@ def build_shards(
             metavar="F",
             show_default="shards",
             rich_help_panel=OUTPUT,
-            help="shards, which llm.c and Megatron read as they are; or, beside them, nanogpt: bare train.bin and val.bin; "
-            "megatron: one .bin and .idx a source.",
+            help="Format: shards, which llm.c and Megatron read; also write nanogpt (bare train.bin and val.bin) or "
+            "megatron (a .bin and .idx for each source).",
         ),
     ] = None,
     verify: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", show_default=False, rich_help_panel=OUTPUT, help="Check finished shards, every byte, and stop."),
+        typer.Option(metavar="FOLDER", show_default=False, rich_help_panel=OUTPUT, help="Check every byte of finished shards, and stop."),
     ] = None,
     overlap: Annotated[
         Path | None,
@@ -101,27 +140,40 @@ def build_shards(
             metavar="FOLDER",
             show_default=False,
             rich_help_panel=OUTPUT,
-            help="Report the share of INPUT's 8-grams that stands in these shards' training text, as GPT-2's Table 6, and stop.",
+            help="Report the share of INPUT's 8-grams that the training text of these shards holds, as in GPT-2's Table 6, and stop.",
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="A report, as one JSON object on stdout.")] = False,
+    json: Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print a report as one JSON object on stdout.")] = False,
     workers: Annotated[
-        int | None, typer.Option(metavar="N", show_default="cores", rich_help_panel=RUN, help="Processes; the bytes do not depend on it.")
+        int | None,
+        typer.Option(
+            parser=number("workers"),
+            metavar="N",
+            show_default="cores",
+            rich_help_panel=RUN,
+            help="Number of worker processes; the bytes written do not depend on it.",
+        ),
     ] = None,
     runner: Annotated[
         str | None,
         typer.Option(
-            metavar="R", show_default="local", rich_help_panel=RUN, help="local processes, or ray: all cores of a running Ray cluster."
+            metavar="R",
+            show_default="local",
+            rich_help_panel=RUN,
+            help="Place to run workers: local, or ray for all cores of a running Ray cluster.",
         ),
     ] = None,
     part: Annotated[
         str | None,
         typer.Option(
-            metavar="I/N", show_default=False, rich_help_panel=RUN, help="A job's share of the reading, for arrays; --resume does the rest."
+            metavar="I/N",
+            show_default=False,
+            rich_help_panel=RUN,
+            help="Share of the reading that this job of an array does; --resume without it finishes the build.",
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", rich_help_panel=RUN, help="Show configuration, sizes, time and memory, and stop.")
+        bool, typer.Option("--dry-run", rich_help_panel=RUN, help="Print configuration, sizes, time and memory, and stop.")
     ] = False,
 ) -> None:
     """Turn documents into shuffled, split, checksummed shards of tokens for gpt train, llm.c and Megatron.
@@ -157,8 +209,8 @@ def build_shards(
         "on_error": on_error,
         "encoder": encoder,
         "format": format,
-        "val_fraction": None if val_fraction is None else read_option("val_fraction", val_fraction, quantity),
-        "shard_tokens": None if shard_tokens is None else read_option("shard_tokens", shard_tokens, count),
+        "val_fraction": val_fraction,
+        "shard_tokens": shard_tokens,
         "seed": seed,
         "workers": workers,
         "runner": runner,
@@ -268,18 +320,16 @@ def _resolve(options: dict[str, Any], config: Path | None) -> Resolved:
     resolved.put({**defaults, "workers": _cores()}, "default")
     if config is not None:
         names = dict.fromkeys(("tokenizer", "output", "documents", "on_error", "encoder", "format", "runner", "mixture"), _text)
-        numbers = {"val_fraction": quantity, "shard_tokens": count, "seed": count, "workers": count, "mixture_tokens": count}
+        numbers = {name: NUMBERS[name] for name in ("val_fraction", "shard_tokens", "seed", "workers", "mixture_tokens")}
         tables = {"sources": _table, "decontaminate": _table}
-        resolved.put(read_config(config, {"inputs": _texts, **names, **numbers, **tables}), str(config))
+        resolved.put(read_config(config, {"inputs": _texts, **names, **numbers, **tables}, "gpt build-shards"), str(config))
     resolved.put(options, "option")
     if "inputs" in resolved.values and "sources" in resolved.values:
         raise UsageError("both INPUT and a recipe's sources are given", hint="name the files in one of them")
     if "inputs" not in resolved.values and "sources" not in resolved.values:
-        raise UsageError("no INPUT is given", hint="name files, folders, globs, or - for stdin")
+        raise UsageError("is missing", where="INPUT", hint="name files, folders, globs, or - for stdin: gpt build-shards corpus/ -t gpt2")
     if "tokenizer" not in resolved.values:
         raise UsageError("no tokenizer is given", where="--tokenizer", hint="gpt tokenize train makes one; gpt2 is GPT-2's")
-    if resolved.values["workers"] < 1:
-        raise UsageError(f"{resolved.values['workers']} is less than 1", where="--workers")
     return resolved
 
 

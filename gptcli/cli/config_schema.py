@@ -10,24 +10,23 @@ from __future__ import annotations
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from gptcli import strict_json
-from gptcli.cli.config import count, quantity
+from gptcli.cli.config import NUMBERS, SYNONYMS, Number
 from gptcli.cli.train import train
-from gptcli.cli.train_plan import NAMES, OneOf, batch, truth, words
+from gptcli.cli.train_plan import NAMES, OneOf, batch, names, truth, words
 
 QUANTITY = r"^\s*([0-9][0-9_]*\.?[0-9]*([eE][+-]?[0-9]+)?|\.[0-9]+)\s*[kKmMbBgGtT]?\s*$"
 KINDS: dict[Any, dict[str, Any]] = {
     words: {"type": "string"},
     truth: {"type": "boolean"},
-    count: {"type": ["integer", "number", "string"], "minimum": 0, "pattern": QUANTITY},
-    quantity: {"type": ["number", "string"], "minimum": 0, "pattern": QUANTITY},
+    names: {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
 }
 CONSTANTS = {
-    "beta1": "Of Adam's mean of gradients.",
-    "beta2": "Of Adam's mean of squared gradients.",
-    "eps": "Of Adam.",
-    "clip": "The gradient's global norm is cut to this.",
-    "ramp_from": "Tokens of the first step's batch.",
-    "follow_noise": "The batch follows the gradient noise scale.",
+    "beta1": "Decay rate of Adam's mean of gradients.",
+    "beta2": "Decay rate of Adam's mean of squared gradients.",
+    "eps": "Adam's epsilon, added to the denominator of an update.",
+    "clip": "Largest global norm of the gradient; a larger one is scaled down to it.",
+    "ramp_from": "Tokens in the first step's batch.",
+    "follow_noise": "Let the batch follow the gradient noise scale.",
 }
 
 
@@ -36,10 +35,11 @@ def schema() -> dict[str, Any]:
     helped = CONSTANTS | options()
     named = {name: {**kind(name, reader), "description": helped[name]} for name, reader in NAMES.items()}
     dashed = {name.replace("_", "-"): {"$ref": f"#/properties/{name}"} for name in named if "_" in name}
+    dashed |= {other: {"$ref": f"#/properties/{name}"} for other, name in SYNONYMS.items() if name in named}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "gpt train --config",
-        "description": 'Quantities take suffixes in quotes: "12k", "0.5M", "300B". What is not said comes from the paper or the machine.',
+        "description": 'Quantities take suffixes in quotes: "12k", "0.5M", "300B". Missing values come from the paper or the machine.',
         "type": "object",
         "properties": named | dashed,
         "additionalProperties": False,
@@ -50,7 +50,11 @@ def kind(name: str, reader: Any) -> dict[str, Any]:
     if isinstance(reader, OneOf):
         return {"enum": list(reader.names)}
     if reader is batch:
-        return {"anyOf": [{"const": "auto"}, KINDS[count]]}
+        return {"anyOf": [{"const": "auto"}, kind(name, NUMBERS[name])]}
+    if isinstance(reader, Number):
+        types = ["integer", "number", "string"] if reader.whole else ["number", "string"]
+        low, high = ("exclusiveMinimum" if reader.above else "minimum"), ("exclusiveMaximum" if reader.below else "maximum")
+        return {"type": types, low: reader.low, high: reader.high, "pattern": QUANTITY}
     if name == "size":
         from gptcli.model.config import size_names
 

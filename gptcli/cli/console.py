@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import codecs
+import io
 import os
 import sys
 import time
@@ -17,11 +19,61 @@ from gptcli.numbers import in_bytes as in_bytes
 from gptcli.numbers import percent
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
 # Seconds to the first plain line, and between lines at most: each wait is twice the one before, so
 # that the log of a day stays short.
 FIRST, LONGEST = 5.0, 300.0
+UNENCODABLE = "gpt.unencodable"  # the name of the error handler of stdout and stderr
+IN_ASCII = str.maketrans({
+    "±": "+-", "×": "x", "·": "*", "–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"', "…": "...", "≤": "<=", "≥": ">=", "→": "->",
+    "─": "-", "━": "-", "│": "|", "┃": "|", "•": "*", "\u00a0": " ",
+})  # fmt: skip
+
+
+def set_up_streams() -> None:
+    """Give the process three standard streams that take any text: one that was closed is /dev/null, and what stdout's or stderr's encoding
+    lacks is written in ASCII, or as \\u escapes."""
+    for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        if getattr(sys, name) is None:
+            _hold_descriptor(number)
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - open as long as the process
+    codecs.register_error(UNENCODABLE, _in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not so in a test that captures it
+            stream.reconfigure(errors=UNENCODABLE)
+
+
+def _hold_descriptor(number: int) -> None:
+    """Keep the next file that is opened from taking the number of a standard stream, which a child process would then write to."""
+    try:
+        os.fstat(number)
+    except OSError:
+        taken = os.open(os.devnull, os.O_RDWR)
+        if taken != number:
+            os.dup2(taken, number)
+            os.close(taken)
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What is written for characters that an encoding lacks; the bytes of a file name that is not UTF-8 stay as they are."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    if all("\udc80" <= char <= "\udcff" for char in text):
+        return bytes(ord(char) - 0xDC00 for char in text), error.end
+    written = text.translate(IN_ASCII)
+    escaped = "".join(
+        char if char.isascii() else f"\\u{ord(char):04x}" if ord(char) < 1 << 16 else f"\\U{ord(char):08x}" for char in written
+    )
+    return escaped, error.end
+
+
+def screen(*, stderr: bool = False, width: int | None = None, soft_wrap: bool = False) -> Console:
+    """A rich console that shows text as it is: names hold no markup, no emoji and no highlights. Every console is made here."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, width=width, soft_wrap=soft_wrap, markup=False, emoji=False, highlight=False)
 
 
 class ConsoleEvents(Events):
@@ -34,7 +86,7 @@ class ConsoleEvents(Events):
 
     def info(self, text: str) -> None:
         if self._live is not None:
-            self._live.console.print(text, markup=False, highlight=False)
+            self._live.console.print(text)
         else:
             print(wrapped(text), file=sys.stderr, flush=True)
 
@@ -69,12 +121,12 @@ class ConsoleEvents(Events):
                 self._cursor.__exit__()
 
     def _draw(self, task: str, state: _Task, done: float, total: float | None, facts: str) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
         if self._live is None:
-            columns = (TextColumn("{task.description}"), BarColumn(24), TaskProgressColumn(), TextColumn("{task.fields[facts]}"))
-            self._live = Progress(*columns, TimeRemainingColumn(compact=True), console=Console(stderr=True), transient=True)
+            name, facts_column = (TextColumn(form, markup=False) for form in ("{task.description}", "{task.fields[facts]}"))
+            columns = (name, BarColumn(24), TaskProgressColumn(), facts_column)
+            self._live = Progress(*columns, TimeRemainingColumn(compact=True), console=screen(stderr=True), transient=True)
             self._cursor.__enter__()
             self._live.start()
             atexit.register(self._live.stop)  # whatever ends the program, the terminal gets its cursor back
@@ -101,15 +153,34 @@ def wrapped(text: str) -> str:
     width = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # 0 where a terminal does not know
     lines = []
     for line in text.splitlines():
+        if line.startswith("  gpt "):  # a command to paste
+            lines.append(line)
+            continue
         indent = line[: len(line) - len(line.lstrip())]
         lines += textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
     return "\n".join(lines)
 
 
 def print_json(command: str, report: dict[str, Any]) -> None:
-    """The machine-readable form of a report: one JSON object on stdout."""
-    plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"  # then every character is escaped
-    print(strict_json.dumps({"schema": f"gpt.{command}/1", **report}, ascii_only=plain))
+    """Print the machine-readable form of a report: one JSON object on stdout, with escapes for what its encoding lacks."""
+    named = {"schema": f"gpt.{command}/1", **report}
+    text = strict_json.dumps(named)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = strict_json.dumps(named, ascii_only=True)
+    print(text)
+
+
+def print_file(text: str) -> None:
+    """Write a file's text to stdout, in UTF-8 as the file would be, whatever the locale."""
+    sys.stdout.flush()
+    buffer = getattr(sys.stdout, "buffer", None)
+    if buffer is None:
+        sys.stdout.write(text)
+        return
+    buffer.write(text.encode("utf-8"))
+    buffer.flush()
 
 
 def _facts(facts: dict[str, object]) -> str:

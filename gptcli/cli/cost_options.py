@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from gptcli.cli.config import count, option, quantity, read_option
+from gptcli.cli.config import NUMBERS, option, read_option
 from gptcli.cost.estimate import Fleet
 from gptcli.cost.fleet import batch_sequences, gpus_needed, implied_fleet, make_fleet
 from gptcli.cost.hardware import Gpu, find_gpu, peak_flops, usual_precision
@@ -121,18 +121,10 @@ class Terms:
 
 
 def positive(name: str, text: str | None) -> float | None:
-    """The number an option was given. Raises UsageError where it is no number, or not above zero."""
-    return None if text is None else read_option(name, text, _above_zero)
+    """The number an option was given. Raises UsageError if it is not a number of the option's range."""
+    return None if text is None else float(read_option(name, text, NUMBERS[name]))
 
 
 def whole(name: str, text: str) -> int:
     """The number of things an option was given, at least one. Raises UsageError."""
-    positive(name, text)
-    return read_option(name, text, count)
-
-
-def _above_zero(text: str) -> float:
-    value = quantity(text.removeprefix("-"))
-    if text.startswith("-") or not 0 < value < float("inf"):
-        raise UsageError(f"{text} is out of range", hint="give a number above zero")
-    return value
+    return int(read_option(name, text, NUMBERS[name]))

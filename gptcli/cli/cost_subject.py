@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +81,13 @@ def named(size: str) -> Subject:
     for row in OTHERS:
         if _bare(row.name) == _bare(size):
             return _other(row)
-    raise UsageError(f"unknown size {size!r}", hint=nearest(size, every_name()))
+    raise UsageError(f"unknown size {size!r}", where="--size", hint=nearest(size, every_name()))
+
+
+def check_not_a_size(argument: str) -> None:
+    """Raise UsageError if an argument, which would be a run folder, is the name of a size."""
+    if size := next((name for name in every_name() if _bare(name) == _bare(argument)), None):
+        raise UsageError("a size is an option", where=argument, hint=f"gpt cost --size {shlex.quote(size)}")
 
 
 def subjects() -> list[Subject]:

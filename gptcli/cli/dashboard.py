@@ -8,7 +8,7 @@ import time
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from gptcli.cli.console import ConsoleEvents
+from gptcli.cli.console import ConsoleEvents, screen
 from gptcli.numbers import amount, duration, in_bytes
 from gptcli.trainer.metrics import window
 
@@ -37,7 +37,7 @@ class Dashboard(ConsoleEvents):
 
     def info(self, text: str) -> None:
         if self._board is not None:
-            self._board.console.print(text, markup=False, highlight=False)
+            self._board.console.print(text)
         else:
             super().info(text)
 
@@ -65,11 +65,10 @@ class Dashboard(ConsoleEvents):
         super().finish(task)
 
     def _show(self, panel: RenderableType) -> None:
-        from rich.console import Console
         from rich.live import Live
 
         if self._board is None:
-            self._board = Live(console=Console(stderr=True), auto_refresh=False)
+            self._board = Live(console=screen(stderr=True), auto_refresh=False)
             self._cursor.__enter__()
             self._board.start()
             atexit.register(self._board.stop)  # whatever ends the program, the terminal gets its cursor back

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli import __version__, strict_json
-from gptcli.cli.config import count
+from gptcli.cli.command import Command
+from gptcli.cli.config import number
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.eval_report import print_report, print_tasks
 from gptcli.cli.ownership import hold, releasing
@@ -27,7 +29,7 @@ WHAT, FEW, HOW, OUTPUT, MACHINE = "What to score", "Few-shot", "How", "Output", 
 
 
 def register(app: typer.Typer) -> None:
-    app.command("eval")(releasing(evaluate))
+    app.command("eval", cls=Command)(releasing(evaluate))
 
 
 def _complete_task(incomplete: str) -> list[str]:
@@ -40,12 +42,15 @@ def evaluate(
     run: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="RUN", help="A run folder, or a transformers GPT-2 folder with its tokenizer. With --plot: reports.", show_default=False
+            metavar="RUN",
+            help="Run folder, or a transformers GPT-2 folder with its tokenizer; with --plot, reports.",
+            show_default=False,
         ),
     ] = None,
     checkpoint: Annotated[
-        str | None,
+        int | None,
         typer.Option(
+            parser=number("checkpoint"),
             metavar="N",
             help="Score the run's checkpoint of this step.",
             show_default="the finished model, or the newest checkpoint",
@@ -53,13 +58,13 @@ def evaluate(
         ),
     ] = None,
     text: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="The loss on a text file; several are allowed.", rich_help_panel=WHAT)
+        list[Path] | None, typer.Option(metavar="FILE", help="Text file to measure the loss on; several with commas.", rich_help_panel=WHAT)
     ] = None,
     task: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A task, or a .toml file of your own; several are allowed.",
+            help="Task to score, by its name or its .toml file; several with commas.",
             autocompletion=_complete_task,
             rich_help_panel=WHAT,
         ),
@@ -68,7 +73,7 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="With --task: the folder or file of its data. Else: shards instead of the run's own.",
+            help="With --task, the folder or file of its data; otherwise shards to use instead of the run's own.",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -76,27 +81,48 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Training shards in which a task's items are looked for: scores of clean items too.",
+            help="Training shards to search for the items of each --task; clean items are scored separately.",
             rich_help_panel=WHAT,
         ),
     ] = None,
     list_tasks: Annotated[
-        bool, typer.Option("--list", help="List the tasks, and whether their data is in --data, and stop.", rich_help_panel=WHAT)
+        bool, typer.Option("--list", help="List the tasks and whether their data is in --data, and stop.", rich_help_panel=WHAT)
     ] = False,
-    shots: Annotated[int, typer.Option(min=0, help="Solved examples before each question.", metavar="K", rich_help_panel=FEW)] = 0,
+    shots: Annotated[
+        int, typer.Option(parser=number("shots"), help="Solved examples in front of each item.", metavar="K", rich_help_panel=FEW)
+    ] = 0,
     shots_seed: Annotated[
-        int, typer.Option(metavar="N", help="Which they are: drawn for each item by a hash of seed and item.", rich_help_panel=FEW)
+        int,
+        typer.Option(
+            parser=number("shots_seed"),
+            metavar="N",
+            help="Random seed that chooses the solved examples, for each item by a hash.",
+            rich_help_panel=FEW,
+        ),
     ] = 0,
     shared_shots: Annotated[
         bool,
-        typer.Option("--shared-shots", help="The same ones for all items: not the papers' protocol, but far quicker.", rich_help_panel=FEW),
+        typer.Option(
+            "--shared-shots",
+            help="Use the same solved examples for all items: not the papers' protocol, but much faster.",
+            rich_help_panel=FEW,
+        ),
     ] = False,
-    limit: Annotated[str | None, typer.Option(help="Only the first N items, or windows of text.", metavar="N", rich_help_panel=HOW)] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            parser=number("limit"),
+            help="Score only the first N items, or windows of text.",
+            metavar="N",
+            show_default="all",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
     stride: Annotated[
         int | None,
         typer.Option(
-            min=1,
-            help="Tokens from one window of text to the next; fewer give each token more context.",
+            parser=number("stride"),
+            help="Tokens from one window of text to the next; a smaller stride gives tokens more context.",
             metavar="N",
             show_default="the model's context",
             rich_help_panel=HOW,
@@ -105,7 +131,7 @@ def evaluate(
     normalise: Annotated[
         str | None,
         typer.Option(
-            help="How likelihoods of choices are compared: token, sum, character, unconditional.",
+            help="Normalisation of the choices' likelihoods: token, sum, character or unconditional.",
             metavar="RULE",
             show_default="the task's",
             rich_help_panel=HOW,
@@ -113,38 +139,51 @@ def evaluate(
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Items at once; scores do not depend on it.", metavar="N", show_default="what fits", rich_help_panel=HOW),
+        typer.Option(
+            parser=number("batch_size"),
+            help="Items scored at once; scores do not depend on it.",
+            metavar="N",
+            show_default="what fits",
+            rich_help_panel=HOW,
+        ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Write the report here, as JSON; - is stdout.", rich_help_panel=OUTPUT),
+        typer.Option(
+            "--out", "--output", "-o", metavar="FILE", help="File to write the report to, as JSON; - is stdout.", rich_help_panel=OUTPUT
+        ),
     ] = None,
     records: Annotated[
         Path | None,
         typer.Option(
-            help="Keep what was measured of every item in this folder, as it is measured.",
-            metavar="DIR",
+            help="Folder that keeps the result of every item as soon as it is measured.",
+            metavar="FOLDER",
             show_default="beside -o",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
     samples: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write every item's scores here, a JSON object a line.", rich_help_panel=OUTPUT)
+        Path | None, typer.Option(metavar="FILE", help="File for every item's scores, one JSON object a line.", rich_help_panel=OUTPUT)
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw accuracy against K and size, from reports: an SVG.", metavar="FILE", rich_help_panel=OUTPUT)
+        Path | None,
+        typer.Option(
+            help="Draw accuracy by shots and size, from reports, as an SVG, and stop.", metavar="FILE.svg", rich_help_panel=OUTPUT
+        ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the records of a run that was killed.", rich_help_panel=OUTPUT)
+        bool, typer.Option("--resume", help="Continue an evaluation that was stopped, from its --records.", rich_help_panel=OUTPUT)
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace these files, and records.", rich_help_panel=OUTPUT)] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing output files and --records.", rich_help_panel=OUTPUT)] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be read, its sizes and work, and stop.", rich_help_panel=OUTPUT)
+        bool, typer.Option("--dry-run", help="Print what would be read, its sizes and work, and stop.", rich_help_panel=OUTPUT)
     ] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="The tables as Markdown.", rich_help_panel=OUTPUT)] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The report as one JSON object on stdout.", rich_help_panel=OUTPUT)] = False,
-    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1.", rich_help_panel=MACHINE)] = "auto",
-    precision: Annotated[str, typer.Option(metavar="KIND", help="fp32, bf16 or auto.", rich_help_panel=MACHINE)] = "fp32",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.", rich_help_panel=OUTPUT)] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object on stdout.", rich_help_panel=OUTPUT)] = False,
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="Device to run on: auto, cpu, cuda or cuda:1.", rich_help_panel=MACHINE)
+    ] = "auto",
+    precision: Annotated[str, typer.Option(metavar="KIND", help="Precision: fp32, bf16 or auto.", rich_help_panel=MACHINE)] = "fp32",
 ) -> None:
     """Score a model: loss, perplexity and bits per byte on text, and the papers' tasks.
 
@@ -170,9 +209,9 @@ def evaluate(
         plot_reports(run or [], plot, force=force)
         return
     if not run or len(run) > 1:
-        raise UsageError("RUN is missing" if not run else f"{len(run)} runs at once", hint="name a run folder: gpt eval runs/350M")
+        raise _not_one_run(run or [])
     folder = run[0]
-    step = None if checkpoint is None else count(checkpoint)
+    step = checkpoint
     if not task and not text and step is None and is_finetuned(folder):
         evaluate_finetuned(folder, data, as_json=as_json)
         return
@@ -196,15 +235,12 @@ def evaluate(
         raise UsageError("--shared-shots goes with --shots")
     if resume and force:
         raise UsageError("--resume and --force contradict each other", hint="choose one")
-    most = None if limit is None else count(limit)
-    if most == 0:
-        raise UsageError("--limit 0 leaves nothing to score")
     if output == Path("-"):
         output, as_json = None, True
     for one in tasks:
         find_data(one, data)
     protocol: dict[str, Any] = {"shots": shots, "seed": shots_seed, "shared": shared_shots}
-    terms: dict[str, Any] = {"normalise": normalise, "limit": most, "stride": stride}
+    terms: dict[str, Any] = {"normalise": normalise, "limit": limit, "stride": stride}
     if dry_run:
         from gptcli.cli.eval_forecast import print_forecast
 
@@ -244,7 +280,7 @@ def evaluate(
     streams = streams_of(source.folder, text or [], data, tokenizer, tasks=bool(tasks))
     lengths = token_bytes(tokenizer)
     losses = [
-        evaluate_loss(model, tokens, lengths, name=name, stride=stride, limit=most, batch_size=batch_size, events=events)
+        evaluate_loss(model, tokens, lengths, name=name, stride=stride, limit=limit, batch_size=batch_size, events=events)
         for name, tokens in streams.items()
     ]
     options = Options(
@@ -295,3 +331,17 @@ def _weights(source: ModelSource) -> dict[str, Any]:
     from gptcli.evals.records import weights_sha256
 
     return {"model_sha256": weights_sha256(source), **({} if source.step is None else {"step": source.step})}
+
+
+def _not_one_run(runs: list[Path]) -> UsageError:
+    """The error for no run, several, or a task's name among them."""
+    from gptcli.evals.task import task_names
+
+    if not runs:
+        return UsageError("is missing", where="RUN", hint="name a run folder: gpt eval runs/350M")
+    tasks = [str(run) for run in runs if str(run) in task_names() and not run.exists()]
+    others = [str(run) for run in runs if str(run) not in tasks]
+    if tasks and len(others) == 1:
+        line = shlex.join(["gpt", "eval", others[0], "--task", ",".join(tasks), "--data", "FOLDER"])
+        return UsageError("a task is an option", where=tasks[0], hint=line)
+    return UsageError(f"{len(runs)} runs at once", where=runs[1], hint="name one run folder: gpt eval runs/350M")

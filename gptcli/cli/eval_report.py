@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gptcli.cli.console import screen
 from gptcli.errors import GptError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from gptcli.evals.loss import LossReport
     from gptcli.evals.result import PaperScore, TaskResult
     from gptcli.evals.task import Task
@@ -34,25 +37,25 @@ def print_report(title: str, losses: list[LossReport], results: list[TaskResult]
     if markdown:
         print("\n\n".join(_markdown(part) if isinstance(part, list) else part for part in parts))
         return
-    from rich.console import Console
-
-    # A pipe has no width: nothing is cut there.
-    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    console = _console(soft_wrap=True)
     for part in parts:
         if isinstance(part, list):
             _print_table(console, part)
         else:
-            console.print(part, markup=False, soft_wrap=not console.is_terminal)
+            console.print(part, soft_wrap=not console.is_terminal)
 
 
 def print_tasks(tasks: list[Task], data: Path | None) -> None:
     """The tasks, K as the paper has it, and where each one's data is."""
-    from rich.console import Console
-
     rows = [
         {"task": task.name, "kind": task.kind, "K": str(task.shots or ""), "data": _state(task, data), "what": task.title} for task in tasks
     ]
-    _print_table(Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH), rows)
+    _print_table(_console(), rows)
+
+
+def _console(*, soft_wrap: bool = False) -> Console:
+    """Stdout. A pipe has no width: nothing is cut there."""
+    return screen(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=soft_wrap)
 
 
 def _state(task: Task, data: Path | None) -> str:
@@ -136,12 +139,10 @@ def figure(value: float, stderr: float | None = None, *, digits: int = 2, unit: 
     return f"{value:{form}}{unit}" + ("" if stderr is None else f" ±{stderr:{form}}")
 
 
-def _print_table(console: object, rows: Rows) -> None:
+def _print_table(console: Console, rows: Rows) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    assert isinstance(console, Console)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in rows[0]:
         table.add_column(name, justify="left" if name in WORDS else "right", no_wrap=name not in WORDS, overflow="fold")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gptcli.cli.config import count, option, read_option
+from gptcli.cli.config import NUMBERS, option, read_option
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.ownership import hold
 from gptcli.errors import Interrupted, UsageError
@@ -38,7 +38,7 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
 
     task = read_task(task_file)
     out, resume = Path(options["out"] or Path("runs", task_file.stem)), options["resume"] or restarted()
-    asked = None if options["checkpoint"] is None else read_option("checkpoint", options["checkpoint"], count)
+    asked = None if options["checkpoint"] is None else read_option("checkpoint", options["checkpoint"], NUMBERS["checkpoint"])
     before = newest_state(out) if resume else None
     if before is not None:  # what it started from may have gone on, or be gone
         step = before.identity.get("checkpoint") if asked is None else asked
@@ -55,7 +55,7 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
         out=out,
         start=init_from,
         start_step=step,
-        seed=read_option("seed", options["seed"] or "0", count),
+        seed=read_option("seed", options["seed"] or "0", NUMBERS["seed"]),
         resume=resume,
         layout=layout,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli.config import count
+from gptcli.cli.command import Command
+from gptcli.cli.config import number
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.ownership import hold, releasing
 from gptcli.cli.sample_options import TOP_K, framed, refuse_contradictions, rules_of, settings
@@ -34,42 +36,56 @@ CONTROLS = (
 
 
 def register(app: typer.Typer) -> None:
-    app.command(name="sample")(releasing(sample))
+    app.command("sample", cls=Command)(releasing(sample))
 
 
 def sample(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a transformers GPT-2 folder with its tokenizer.json.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or a transformers GPT-2 folder with its tokenizer.json.")],
     prompt: Annotated[
         str | None,
         typer.Argument(
-            help="What to continue; - or a pipe is stdin. Empty or none: from end-of-text, as GPT-2 starts.", show_default=False
+            metavar="PROMPT",
+            help="Text to continue; - or a pipe is stdin. Empty or none starts from end-of-text, as GPT-2 does.",
+            show_default=False,
         ),
     ] = None,
     checkpoint: Annotated[
-        str | None,
+        int | None,
         typer.Option(
+            parser=number("checkpoint"),
             metavar="N",
             help="Read the run's checkpoint of this step.",
             show_default="the finished model, or the newest checkpoint",
         ),
     ] = None,
     num_samples: Annotated[
-        int | None, typer.Option(metavar="N", help="Samples; number i is the same text however many are drawn.", show_default="1")
+        int | None,
+        typer.Option(
+            parser=number("num_samples"), metavar="N", help="Number of samples; each is the same however many are drawn.", show_default="1"
+        ),
     ] = None,
     max_tokens: Annotated[
-        str | None, typer.Option(help="Longest sample, in tokens; end-of-text ends it sooner.", metavar="N", show_default="200")
+        int | None,
+        typer.Option(
+            parser=number("max_tokens"), help="Longest sample, in tokens; end-of-text ends it sooner.", metavar="N", show_default="200"
+        ),
     ] = None,
     stop: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT", help="Text that ends a sample, and is left out; may be given again.", show_default=False),
+        typer.Option(
+            metavar="TEXT", help="Text that ends a sample and is left out of it; repeat the option for several.", show_default=False
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Chance: the same seed, the same text.", show_default="0")] = None,
-    interactive: Annotated[bool, typer.Option("-i", help="A session: prompt after prompt, with history.")] = False,
+    seed: Annotated[
+        int | None,
+        typer.Option(parser=number("seed"), metavar="N", help="Random seed; the same seed gives the same text.", show_default="0"),
+    ] = None,
+    interactive: Annotated[bool, typer.Option("-i", help="Start a session: prompt after prompt, with history.")] = False,
     preset: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Settings of a paper: gpt2, gpt3 (their released samples), news (GPT-3's articles).",
+            help="Sampling settings of a paper: gpt2, gpt3 (their released samples) or news (GPT-3's articles).",
             show_default=False,
             rich_help_panel=CHOOSING,
         ),
@@ -77,67 +93,87 @@ def sample(
     temperature: Annotated[
         float | None,
         typer.Option(
-            metavar="X", help="Divides the logits: below 1 surer, above 1 more varied.", show_default="1", rich_help_panel=CHOOSING
+            parser=number("temperature"),
+            metavar="X",
+            help="Sampling temperature: below 1 text is more predictable, above 1 more varied.",
+            show_default="1",
+            rich_help_panel=CHOOSING,
         ),
     ] = None,
     top_k: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Draw among the k likeliest tokens.", show_default=f"{TOP_K}, or all with --top-p", rich_help_panel=CHOOSING
+            parser=number("top_k"),
+            metavar="N",
+            help="Sample from the k most probable tokens.",
+            show_default=f"{TOP_K}, or all with --top-p",
+            rich_help_panel=CHOOSING,
         ),
     ] = None,
     top_p: Annotated[
         float | None,
         typer.Option(
+            parser=number("top_p"),
             metavar="P",
-            help="Draw among the fewest tokens that hold this probability together.",
+            help="Sample from the fewest tokens whose probabilities add up to P.",
             show_default=False,
             rich_help_panel=CHOOSING,
         ),
     ] = None,
     greedy: Annotated[
-        bool | None, typer.Option("--greedy", help="Always the likeliest token.", show_default=False, rich_help_panel=CHOOSING)
+        bool | None, typer.Option("--greedy", help="Take the most probable token every time.", show_default=False, rich_help_panel=CHOOSING)
     ] = None,
     repetition_penalty: Annotated[
         float | None,
         typer.Option(
-            metavar="X", help="Above 1: discourage tokens that the text holds already.", show_default=False, rich_help_panel=CHOOSING
+            parser=number("repetition_penalty"),
+            metavar="X",
+            help="Penalty on tokens that the text already holds; above 1 discourages them.",
+            show_default=False,
+            rich_help_panel=CHOOSING,
         ),
     ] = None,
     beam: Annotated[
         int | None,
         typer.Option(
+            parser=number("beam"),
             metavar="N",
-            help="Beam search of this width, with GPT-3's length penalty; GPT-3 takes 4.",
+            help="Beam search of this width, with GPT-3's length penalty; GPT-3 uses 4.",
             show_default=False,
             rich_help_panel=CHOOSING,
         ),
     ] = None,
     best_of: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Of this many samples, show the likeliest per token.", show_default=False, rich_help_panel=CHOOSING),
+        typer.Option(
+            parser=number("best_of"),
+            metavar="N",
+            help="Draw N samples and show the one with the highest mean log-probability.",
+            show_default=False,
+            rich_help_panel=CHOOSING,
+        ),
     ] = None,
     instruction: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="A line before the examples: what the task is.", show_default=False, rich_help_panel=PROMPTS),
+        typer.Option(metavar="TEXT", help="Description of the task, put before the examples.", show_default=False, rich_help_panel=PROMPTS),
     ] = None,
     example: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="TEXT", help="A line that shows the task solved; may be given again.", show_default=False, rich_help_panel=PROMPTS
+            metavar="TEXT", help="Solved example of the task; repeat the option for several.", show_default=False, rich_help_panel=PROMPTS
         ),
     ] = None,
     title: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Of the article to write.", show_default=False, rich_help_panel=PROMPTS)
+        str | None, typer.Option(metavar="TEXT", help="Title of the news article to write.", show_default=False, rich_help_panel=PROMPTS)
     ] = None,
     subtitle: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Of the article to write.", show_default=False, rich_help_panel=PROMPTS)
+        str | None, typer.Option(metavar="TEXT", help="Subtitle of the news article to write.", show_default=False, rich_help_panel=PROMPTS)
     ] = None,
     article: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="A file with an earlier article, its title first; GPT-3 takes three.",
+            help="File with an earlier article, its title first; several with commas. GPT-3 uses three.",
             show_default=False,
             rich_help_panel=PROMPTS,
         ),
@@ -146,7 +182,7 @@ def sample(
         Path | None,
         typer.Option(
             metavar="FILE.jsonl",
-            help='Many prompts, a line each: {"prompt": "..."}; needs -o.',
+            help='File of prompts, one JSON object a line: {"prompt": "..."}; needs -o.',
             show_default=False,
             rich_help_panel=PROMPTS,
         ),
@@ -154,47 +190,51 @@ def sample(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o",
+            "--out",
             "--output",
+            "-o",
             metavar="FILE",
-            help="Where the answers to --prompts go, a line each.",
+            help="File for the answers to --prompts, one JSON object a line.",
             show_default=False,
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is not whole yet.", rich_help_panel=OUTPUT)] = False,
-    force: Annotated[bool, typer.Option("--force", help="Start over, and replace the output.", rich_help_panel=OUTPUT)] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on stdout instead of the stream.", rich_help_panel=OUTPUT)
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished file of answers.", rich_help_panel=OUTPUT)] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start over and replace the output.", rich_help_panel=OUTPUT)] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a report as one JSON object on stdout.", rich_help_panel=OUTPUT)] = False,
     device: Annotated[
-        str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1.", show_default="auto", rich_help_panel=MACHINE)
+        str | None,
+        typer.Option(metavar="NAME", help="Device to run on: auto, cpu, cuda or cuda:1.", show_default="auto", rich_help_panel=MACHINE),
     ] = None,
     precision: Annotated[
         str | None,
         typer.Option(
             metavar="KIND",
-            help="auto, fp32 or bf16; auto is bf16 on a GPU that has it. In bf16 a text may change with how many are made at once.",
+            help="Precision: auto, fp32 or bf16. auto is bf16 on a GPU that has it, where a text may depend on how many are made at once.",
             show_default="auto",
             rich_help_panel=MACHINE,
         ),
     ] = None,
     quantize: Annotated[
-        str | None, typer.Option(metavar="KIND", help="none, or int8: weights in 8 bits.", show_default="none", rich_help_panel=MACHINE)
+        str | None,
+        typer.Option(metavar="KIND", help="Weights to quantize: none, or int8 for 8 bits.", show_default="none", rich_help_panel=MACHINE),
     ] = None,
     draft: Annotated[
         Path | None,
         typer.Option(
             metavar="RUN",
-            help="A smaller run with the same tokenizer, which drafts; the text's distribution stays.",
+            help="Smaller run with the same tokenizer that drafts tokens; the distribution of the text stays the same.",
             show_default=False,
             rich_help_panel=MACHINE,
         ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(metavar="N", help="Samples of --prompts in work at once.", show_default="8", rich_help_panel=MACHINE)
+        int | None,
+        typer.Option(
+            parser=number("batch_size"), metavar="N", help="Samples of --prompts made at once.", show_default="8", rich_help_panel=MACHINE
+        ),
     ] = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="The same names as these options.", show_default=False)] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="TOML file with any of these options.", show_default=False)] = None,
 ) -> None:
     """Continue a prompt with a trained model, streaming the text.
 
@@ -212,9 +252,12 @@ def sample(
     # takes half as long again; awake for as long as is the default, on a busy machine, 30 times as long.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # weights and cache in pages of 2 MB: read a tenth faster
+    if prompt is not None and not run.exists() and Path(prompt).is_dir():
+        line = shlex.join(["gpt", "sample", prompt, str(run)])
+        raise UsageError("the run comes first, then the prompt", where=run, hint=line)
     options = {
-        "checkpoint": None if checkpoint is None else count(checkpoint),
-        "num_samples": num_samples, "max_tokens": None if max_tokens is None else count(max_tokens), "stop": stop or None, "seed": seed,
+        "checkpoint": checkpoint,
+        "num_samples": num_samples, "max_tokens": max_tokens, "stop": stop or None, "seed": seed,
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "greedy": greedy, "repetition_penalty": repetition_penalty,
         "beam": beam, "best_of": best_of, "device": device, "precision": precision, "quantize": quantize, "batch_size": batch_size,
     }  # fmt: skip

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcli.cli.config import Resolved, count, quantity, read_config
+from gptcli.cli.config import NUMBERS, Resolved, read_config
 from gptcli.encodings import decode
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.files import read_text
@@ -25,14 +25,14 @@ def settings(options: dict[str, Any], preset: str | None, config: Path | None) -
     """Option over file over preset over default."""
     from gptcli.sampling.presets import PRESETS
 
-    whole, number, text = count, quantity, _text
-    names = {
-        "checkpoint": whole,
-        "preset": text, "num_samples": whole, "max_tokens": whole, "stop": _texts, "seed": whole, "temperature": number, "top_k": whole,
-        "top_p": number, "greedy": _flag, "repetition_penalty": number, "beam": whole, "best_of": whole, "device": text, "precision": text,
-        "quantize": text, "batch_size": whole,
-    }  # fmt: skip
-    given = {} if config is None else read_config(config, names)
+    names: dict[str, Any] = dict.fromkeys(("preset", "device", "precision", "quantize"), _text)
+    names |= {"stop": _texts, "greedy": _flag}
+    numbers = (
+        "checkpoint", "num_samples", "max_tokens", "seed", "temperature", "top_k", "top_p", "repetition_penalty", "beam", "best_of",
+        "batch_size",
+    )  # fmt: skip
+    names |= {name: NUMBERS[name] for name in numbers}
+    given = {} if config is None else read_config(config, names, "gpt sample")
     preset = preset or given.pop("preset", None)
     if preset is not None and preset not in PRESETS:
         raise UsageError(f"unknown preset {preset!r}", where="--preset", hint=nearest(preset, PRESETS))
@@ -41,9 +41,6 @@ def settings(options: dict[str, Any], preset: str | None, config: Path | None) -
     resolved.put(PRESETS[preset] if preset else {}, "preset")
     resolved.put(given, str(config))
     resolved.put(options, "option")
-    for name in ("num_samples", "max_tokens", "beam", "best_of", "batch_size"):
-        if resolved.values.get(name, 1) < 1:
-            raise UsageError(f"{name.replace('_', '-')} is {resolved.values[name]}", hint="at least 1")
     if "" in resolved.values["stop"]:
         raise UsageError("--stop is empty: every text begins with it", hint=r"for a line's end: --stop $'\n'")
     return resolved.values
@@ -115,7 +112,7 @@ def framed(
             raise UsageError("--title and a prompt contradict each other", hint="an article starts from its title and subtitle alone")
         return news_prompt(title, subtitle or "", [read_text(path) for path in articles or []])
     if subtitle is not None or articles:
-        raise UsageError("--subtitle and --article need --title")
+        raise UsageError("--subtitle and --article need --title", hint='--title "..." names the article to write')
     return in_context(instruction, examples or [], _prompt(prompt))
 
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptcli.cli.config import count
-from gptcli.cli.console import ConsoleEvents, print_json
+from gptcli.cli.command import Command, Group
+from gptcli.cli.config import number
+from gptcli.cli.console import ConsoleEvents, print_file, print_json
 from gptcli.encodings import BOM
 from gptcli.errors import InputError, UsageError, nearest
-from gptcli.files import claim_file
+from gptcli.files import atomic_write, claim_file
 
 if TYPE_CHECKING:
     from gptcli.corpus.readers import Document
@@ -41,19 +42,19 @@ TokenizerOption = Annotated[
     str,
     typer.Option(
         "--tokenizer", "-t", metavar="T", rich_help_panel=INPUT,
-        help="A tokenizer.json; a folder with one (a run, shards) or with vocab.bpe and encoder.json, or GPT-1's two files; or gpt2.",
+        help="Tokenizer: a tokenizer.json, a folder with one (a run, shards) or with GPT-2's or GPT-1's two files, or gpt2.",
     ),
 ]  # fmt: skip
 DocumentsOption = Annotated[
-    str, typer.Option(metavar="KIND", rich_help_panel=INPUT, help="What one document of a text file is: file, line or paragraph.")
+    str, typer.Option(metavar="KIND", rich_help_panel=INPUT, help="Unit of a text file that is one document: file, line or paragraph.")
 ]
 ForceOption = Annotated[bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Replace the output file.")]
 
 
 def register(app: typer.Typer) -> None:
-    tokenize = typer.Typer(help=HELP, no_args_is_help=True)
+    tokenize = typer.Typer(cls=Group, help=HELP, no_args_is_help=True)
     for command in (train, encode, decode):
-        tokenize.command()(command)
+        tokenize.command(cls=Command)(command)
     app.add_typer(tokenize, name="tokenize")
 
 
@@ -61,22 +62,29 @@ def train(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="Files (.txt, .jsonl, .gz, .zst), folders, globs, or - for stdin.")],
     documents: DocumentsOption = "file",
     kind: Annotated[
-        str, typer.Option(metavar="KIND", rich_help_panel=OUTPUT, help="gpt2: of bytes, exact. gpt1: of lower-cased words, lossy.")
+        str,
+        typer.Option(
+            metavar="KIND", rich_help_panel=OUTPUT, help="Kind of tokenizer: gpt2 (byte-level, exact) or gpt1 (lower-cased words, lossy)."
+        ),
     ] = "gpt2",
     vocab_size: Annotated[
-        str | None,
+        int | None,
         typer.Option(
+            parser=number("vocab_size"),
             metavar="N",
             show_default="50257; gpt1: 40478",
             rich_help_panel=OUTPUT,
-            help="256 bytes (gpt1: characters), the merges, and <|endoftext|>.",
+            help="Size of the vocabulary: 256 bytes (gpt1: characters), the merges, and <|endoftext|>.",
         ),
     ] = None,
     output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FILE", rich_help_panel=OUTPUT, help="The tokenizer; - is stdout.")
+        str,
+        typer.Option(
+            "--out", "--output", "-o", metavar="FILE", rich_help_panel=OUTPUT, help="File to write the tokenizer to; - is stdout."
+        ),
     ] = "tokenizer.json",
     force: ForceOption = False,
-    json: Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="A report, as one JSON object on stdout.")] = False,
+    json: Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print a report as one JSON object on stdout.")] = False,
 ) -> None:
     """Learn a byte-level BPE with GPT-2's pattern, or GPT-1's kind.
 
@@ -100,12 +108,11 @@ def train(
     sample: list[str] = []
     texts = _sampled(_documents(find_inputs(inputs), documents), sample)
     if kind == "gpt1":
-        tokenizer: Tokenizer = train_gpt1_tokenizer(texts, count(vocab_size or VOCAB_SIZE), events=events)
+        tokenizer: Tokenizer = train_gpt1_tokenizer(texts, vocab_size or VOCAB_SIZE, events=events)
     else:
-        tokenizer = train_tokenizer(texts, count(vocab_size or 50257), events=events)
+        tokenizer = train_tokenizer(texts, vocab_size or 50257, events=events)
     if output == "-":
-        sys.stdout.write(tokenizer.to_json())
-        sys.stdout.flush()
+        print_file(tokenizer.to_json())
     else:
         tokenizer.save(Path(output))
     sample_bytes = sum(len(text.encode()) for text in sample)
@@ -125,7 +132,12 @@ def encode(
     output: Annotated[
         str,
         typer.Option(
-            "--output", "-o", metavar="FILE.bin", rich_help_panel=OUTPUT, help="A token file, as the shards are; - is ids on stdout."
+            "--out",
+            "--output",
+            "-o",
+            metavar="FILE.bin",
+            rich_help_panel=OUTPUT,
+            help="Token file to write, in the format of shards; - prints ids on stdout.",
         ),
     ] = "-",
     documents: DocumentsOption = "file",
@@ -163,8 +175,16 @@ def decode(
         typer.Argument(metavar="INPUT", show_default="-", help="Token files (.bin), files of ids (a document a line), or - for stdin."),
     ] = None,
     documents: Annotated[
-        str, typer.Option(metavar="KIND", rich_help_panel=OUTPUT, help="As for encode: what stood between documents is put back.")
+        str,
+        typer.Option(
+            metavar="KIND", rich_help_panel=OUTPUT, help="Unit of a text file that was one document: puts back what separated documents."
+        ),
     ] = "file",
+    output: Annotated[
+        str,
+        typer.Option("--out", "--output", "-o", metavar="FILE", rich_help_panel=OUTPUT, help="File to write the text to; - is stdout."),
+    ] = "-",
+    force: ForceOption = False,
 ) -> None:
     """Turn ids back into text, byte for byte.
 
@@ -179,17 +199,19 @@ def decode(
     if documents not in SEPARATORS:
         raise UsageError(f"unknown kind of document {documents!r}", where="--documents", hint=nearest(documents, SEPARATORS))
     between, end = (text.encode() for text in SEPARATORS[documents])
+    if output != "-":
+        claim_file(Path(output), force=force)
     vocabulary = load_tokenizer(tokenizer)
     events = ConsoleEvents()
-    out = sys.stdout.buffer
     started = False
-    for path in inputs or ["-"]:
-        for begins, data in _from_token_file(path, vocabulary, events) if path.endswith(".bin") else _from_lines(path, vocabulary):
-            out.write(between + data if begins and started else data)
-            started = True
-    if started:
-        out.write(end)
-    out.flush()
+    with contextlib.nullcontext(sys.stdout.buffer) if output == "-" else atomic_write(Path(output)) as out:
+        for path in inputs or ["-"]:
+            for begins, data in _from_token_file(path, vocabulary, events) if path.endswith(".bin") else _from_lines(path, vocabulary):
+                out.write(between + data if begins and started else data)
+                started = True
+        if started:
+            out.write(end)
+        out.flush()
 
 
 def _documents(paths: Iterable[str], documents: str) -> Iterator[Document]:

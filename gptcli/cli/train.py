@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gptcli.cli.command import Command
 from gptcli.cli.config import option, resolved_toml, same_values, updated_toml
 from gptcli.cli.console import ConsoleEvents, duration, in_bytes, print_json
 from gptcli.cli.dashboard import Dashboard
@@ -28,7 +29,7 @@ MODEL, RECIPE, OUTPUT, WATCH, MACHINE = "Model", "Recipe", "Data and output", "C
 
 
 def register(app: typer.Typer) -> None:
-    app.command("train")(releasing(train))
+    app.command("train", cls=Command)(releasing(train))
 
 
 def _sizes(incomplete: str) -> list[str]:
@@ -51,7 +52,7 @@ Value = str | None
 
 def train(
     runs: Annotated[
-        list[Path] | None, typer.Argument(metavar="RUN", show_default=False, help="With --report: the run folders to draw.")
+        list[Path] | None, typer.Argument(metavar="RUN", show_default=False, help="Run folders to draw, with --report.")
     ] = None,
     size: Annotated[
         Value,
@@ -59,60 +60,82 @@ def train(
             metavar="NAME",
             show_default=False,
             rich_help_panel=MODEL,
-            help="A model of the papers, which brings architecture and recipe.",
+            help="Model of the papers, which sets architecture and recipe.",
             autocompletion=_sizes,
         ),
     ] = None,
-    n_layer: Annotated[Value, _option(MODEL, "N", "size's", "Layers.")] = None,
-    n_head: Annotated[Value, _option(MODEL, "N", "size's", "Attention heads.")] = None,
-    d_model: Annotated[Value, _option(MODEL, "N", "size's", "Width.")] = None,
-    n_ctx: Annotated[Value, _option(MODEL, "N", "size's", "Context, in tokens.")] = None,
+    n_layer: Annotated[Value, _option(MODEL, "N", "size's", "Number of layers.")] = None,
+    n_head: Annotated[Value, _option(MODEL, "N", "size's", "Number of attention heads.")] = None,
+    d_model: Annotated[Value, _option(MODEL, "N", "size's", "Width of the model: the size of an embedding.")] = None,
+    n_ctx: Annotated[Value, _option(MODEL, "N", "size's", "Length of the context, in tokens.")] = None,
     attention: Annotated[
         Value,
-        _option(MODEL, "KIND", "size's", "dense, banded (every second layer), or a pattern of the layers such as dense,dense,banded."),
+        _option(
+            MODEL, "KIND", "size's", "Attention of the layers: dense, banded (every second one), or a pattern such as dense,dense,banded."
+        ),
     ] = None,
-    band: Annotated[Value, _option(MODEL, "N", "256", "Keys that a banded layer sees.")] = None,
-    dropout: Annotated[Value, _option(MODEL, "P", "0", "On embeddings, attention and residual branches.")] = None,
+    band: Annotated[Value, _option(MODEL, "N", "256", "Tokens that a banded layer attends to.")] = None,
+    dropout: Annotated[Value, _option(MODEL, "P", "0", "Dropout probability of embeddings, attention and residual branches.")] = None,
     init_from: Annotated[
-        Value, _option(MODEL, "FOLDER", "random weights", "Start from this run's or GPT-2 folder's model, which sets the architecture.")
+        Value,
+        _option(MODEL, "FOLDER", "random weights", "Start from the weights of this run or GPT-2 folder, which sets the architecture."),
     ] = None,
     checkpoint: Annotated[
         Value, _option(MODEL, "N", "the finished model, or the newest", "With --init-from: start from its checkpoint of this step.")
     ] = None,
     finetune: Annotated[
         Path | None,
-        typer.Option(metavar="TASK.toml", show_default=False, rich_help_panel=MODEL, help="Fine-tune on labelled examples, as GPT-1 does."),
+        typer.Option(
+            metavar="TASK.toml",
+            show_default=False,
+            rich_help_panel=MODEL,
+            help="Fine-tune on the labelled examples of a task file, as GPT-1 does.",
+        ),
     ] = None,
     tokens: Annotated[
-        Value, _option(RECIPE, "N", "paper's, or 20 a parameter", "Length of the run; batch and schedule scale with it.")
+        Value,
+        _option(RECIPE, "N", "paper's, or 20 a parameter", "Length of the run, in tokens; batch and schedule scale with it."),
     ] = None,
     batch_tokens: Annotated[
-        Value, _option(RECIPE, "N", "paper's, less in a shorter run", "Tokens of a step; auto: the noise scale, up to the paper's.")
+        Value,
+        _option(RECIPE, "N", "paper's, less in a shorter run", "Tokens in a step's batch; auto follows the gradient noise scale."),
     ] = None,
-    lr: Annotated[Value, _option(RECIPE, "X", "paper's, more in a smaller model", "Highest learning rate.")] = None,
-    scale_lr: Annotated[bool, _flag("--scale-lr", RECIPE, "--lr between GPT-3's sizes, by their table, at this model's own.")] = False,
-    mup: Annotated[Value, _option(RECIPE, "WIDTH", "off", "Maximal-update parameterisation: --lr was found at this --d-model.")] = None,
-    min_lr_ratio: Annotated[Value, _option(RECIPE, "X", "paper's", "Where the decay ends, as a share of --lr.")] = None,
-    warmup_tokens: Annotated[Value, _option(RECIPE, "N", "paper's, more in a shorter run", "Linear warm-up of the learning rate.")] = None,
-    decay_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Where the cosine decay ends.")] = None,
-    ramp_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "The batch grows to its full size over these; 0 for no ramp.")] = None,
-    weight_decay: Annotated[Value, _option(RECIPE, "X", "paper's", "Of matrices and embeddings.")] = None,
-    spike: Annotated[Value, _option(RECIPE, "SIGMAS", "6", "Skip the update of a loss so far above those before; 0 for never.")] = None,
-    max_skipped: Annotated[Value, _option(RECIPE, "N", "10", "Updates skipped in a row that end the run.")] = None,
-    document_mask: Annotated[bool, _flag("--document-mask", RECIPE, "Attention does not cross from a document to the next.")] = False,
-    seed: Annotated[Value, _option(RECIPE, "N", "0", "Of weights, data order and dropout.")] = None,
+    lr: Annotated[
+        Value,
+        _option(RECIPE, "X", "paper's, more in a smaller model", "Highest learning rate, reached at the end of the warm-up."),
+    ] = None,
+    scale_lr: Annotated[bool, _flag("--scale-lr", RECIPE, "Set --lr by this model's size, between the rates of GPT-3's table.")] = False,
+    mup: Annotated[
+        Value, _option(RECIPE, "WIDTH", "off", "Maximal-update parameterisation, with the --d-model that --lr was tuned at.")
+    ] = None,
+    min_lr_ratio: Annotated[Value, _option(RECIPE, "X", "paper's", "Learning rate at the end of the decay, as a share of --lr.")] = None,
+    warmup_tokens: Annotated[
+        Value, _option(RECIPE, "N", "paper's, more in a shorter run", "Length of the learning rate's linear warm-up, in tokens.")
+    ] = None,
+    decay_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Tokens from the start to the end of the cosine decay.")] = None,
+    ramp_tokens: Annotated[
+        Value, _option(RECIPE, "N", "paper's", "Tokens over which the batch grows to its full size; 0 for no ramp.")
+    ] = None,
+    weight_decay: Annotated[Value, _option(RECIPE, "X", "paper's", "Weight decay of matrices and embeddings.")] = None,
+    spike: Annotated[
+        Value, _option(RECIPE, "SIGMAS", "6", "Skip an update if its loss is this many standard deviations too high; 0 skips none.")
+    ] = None,
+    max_skipped: Annotated[Value, _option(RECIPE, "N", "10", "Stop the run after this many skipped updates in a row.")] = None,
+    document_mask: Annotated[bool, _flag("--document-mask", RECIPE, "Keep attention within each document.")] = False,
+    seed: Annotated[Value, _option(RECIPE, "N", "0", "Random seed for initialization, data order and dropout.")] = None,
     data: Annotated[
-        Value, _option(OUTPUT, "FOLDER", "shards", "What gpt build-shards made; or token files of llm.c, Megatron or nanoGPT.")
+        Value, _option(OUTPUT, "FOLDER", "shards", "Shards from gpt build-shards, or token files of llm.c, Megatron or nanoGPT.")
     ] = None,
     out: Annotated[
         Value,
         typer.Option(
             "--out",
+            "--output",
             "-o",
             metavar="FOLDER",
             show_default="runs/SIZE",
             rich_help_panel=OUTPUT,
-            help="The run folder; model.safetensors comes last.",
+            help="Run folder to write; model.safetensors comes last.",
         ),
     ] = None,
     config: Annotated[
@@ -121,41 +144,55 @@ def train(
             metavar="FILE",
             show_default=False,
             rich_help_panel=OUTPUT,
-            help="Any of these options in a TOML file, and beta1, beta2, eps, clip, ramp_from. An earlier run.toml will do.",
+            help="TOML file with any of these options, and beta1, beta2, eps, clip, ramp_from; an earlier run.toml will do.",
         ),
     ] = None,
-    resume: Annotated[bool, _flag("--resume", OUTPUT, "Go on from the newest checkpoint; what is not said again is as before.")] = False,
+    resume: Annotated[bool, _flag("--resume", OUTPUT, "Continue from the newest checkpoint, with that run's values.")] = False,
     force: Annotated[bool, _flag("--force", OUTPUT, "Empty the run folder and start over.")] = False,
-    json: Annotated[bool, _flag("--json", OUTPUT, "A report, as one JSON object on stdout.")] = False,
+    json: Annotated[bool, _flag("--json", OUTPUT, "Print a report as one JSON object on stdout.")] = False,
     checkpoint_every: Annotated[Value, _option(WATCH, "N", "10 a run, at least every 1,000", "Steps between checkpoints.")] = None,
-    keep: Annotated[Value, _option(WATCH, "N", "2", "Checkpoints kept.")] = None,
-    eval_every: Annotated[Value, _option(WATCH, "N", "20 a run, at least every 500", "Steps between validation losses.")] = None,
-    eval_tokens: Annotated[Value, _option(WATCH, "N", "a 200th of --tokens, at most 1M", "Validation tokens read each time.")] = None,
-    eval_task: Annotated[
-        Value, _option(WATCH, "NAMES", "none", "Tasks of gpt eval to score at every checkpoint, parted by commas.")
+    keep: Annotated[Value, _option(WATCH, "N", "2", "Number of checkpoints to keep, the newest.")] = None,
+    eval_every: Annotated[
+        Value, _option(WATCH, "N", "20 a run, at least every 500", "Steps between measurements of the validation loss.")
     ] = None,
-    eval_data: Annotated[Value, _option(WATCH, "FOLDER", "none", "Where the data of these tasks is.")] = None,
-    eval_items: Annotated[Value, _option(WATCH, "N", "1,000", "Items of each of these tasks.")] = None,
-    samples: Annotated[Value, _option(WATCH, "N", "3, in a short run none", "Texts written from every checkpoint.")] = None,
-    track: Annotated[Value, _option(WATCH, "NAME", "none", "Figures go there too: tensorboard.")] = None,
-    lr_range: Annotated[bool, _flag("--lr-range", WATCH, "Only sweep the learning rate over a short run, and suggest one.")] = False,
+    eval_tokens: Annotated[
+        Value, _option(WATCH, "N", "a 200th of --tokens, at most 1M", "Validation tokens read at each measurement.")
+    ] = None,
+    eval_task: Annotated[
+        list[str] | None, _option(WATCH, "NAME", "none", "Task of gpt eval to score at every checkpoint; several with commas.")
+    ] = None,
+    eval_data: Annotated[Value, _option(WATCH, "FOLDER", "none", "Folder with the data of each --eval-task.")] = None,
+    eval_items: Annotated[Value, _option(WATCH, "N", "1,000", "Items of each --eval-task to score.")] = None,
+    samples: Annotated[Value, _option(WATCH, "N", "3, in a short run none", "Texts to generate at every checkpoint.")] = None,
+    track: Annotated[Value, _option(WATCH, "NAME", "none", "Also log metrics to this tracker: tensorboard.")] = None,
+    lr_range: Annotated[bool, _flag("--lr-range", WATCH, "Only sweep the learning rate over a short run and suggest one.")] = False,
     report: Annotated[
         bool,
         _flag(
             "--report",
             WATCH,
-            "Only draw: a RUN's report again, with its evaluations, or several beside each other; -o FILE.svg, the losses alone.",
+            "Only draw the report of one RUN, or of several compared; with -o FILE.svg, the losses alone.",
         ),
     ] = False,
-    profile: Annotated[bool, _flag("--profile", WATCH, "Trace a few steps, and show what they spend their time on.")] = False,
+    profile: Annotated[bool, _flag("--profile", WATCH, "Trace a few steps and show what they spend their time on.")] = False,
     layout: Annotated[
-        Value, _option(MACHINE, "AXES", "the fastest that fits", "Replicas, shards, slices, stages: dp=2,shard=4,tp=2,pp=2.")
+        Value,
+        _option(
+            MACHINE,
+            "AXES",
+            "the fastest that fits",
+            "Processes by axis, for replicas, shards, tensor slices and stages: dp=2,shard=4,tp=2,pp=2.",
+        ),
     ] = None,
-    pipeline_schedule: Annotated[Value, _option(MACHINE, "NAME", "1f1b", "1f1b, gpipe, interleaved1f1b or loopedbfs.")] = None,
-    recompute: Annotated[Value, _option(MACHINE, "WHAT", "what fits", "In the backward pass: none, selective or full.")] = None,
+    pipeline_schedule: Annotated[
+        Value, _option(MACHINE, "NAME", "1f1b", "Order of micro-batches in a pipeline: 1f1b, gpipe, interleaved1f1b or loopedbfs.")
+    ] = None,
+    recompute: Annotated[
+        Value, _option(MACHINE, "WHAT", "what fits", "Activations to compute again in the backward pass: none, selective or full.")
+    ] = None,
     micro_batch: Annotated[Value, _option(MACHINE, "N", "what fits", "Sequences that a process runs at a time.")] = None,
-    precision: Annotated[Value, _option(MACHINE, "KIND", "auto", "Of the products: bf16, fp32, fp16, fp8, or auto.")] = None,
-    compile: Annotated[Value, _option(MACHINE, "WHEN", "auto", "torch.compile: on, off, or auto where it pays.")] = None,
+    precision: Annotated[Value, _option(MACHINE, "KIND", "auto", "Precision of matrix products: bf16, fp32, fp16, fp8 or auto.")] = None,
+    compile: Annotated[Value, _option(MACHINE, "WHEN", "auto", "Use torch.compile: on, off, or auto if it pays off.")] = None,
     dry_run: Annotated[
         bool, _flag("--dry-run", MACHINE, "Show configuration, steps, passes over the data, time, memory and disk, and stop.")
     ] = False,
@@ -175,19 +212,17 @@ def train(
 
         gpt train --report runs/350M runs/small -o compare.html
     """
-    options = dict(locals())
+    options = dict(locals()) | {"eval_task": eval_task or None}
     if report:
         from gptcli.cli.train_report import draw
 
-        said_too = [name for name, value in locals().items() if name in NAMES and name != "out" and value not in (None, False)]
+        said_too = [name for name, value in options.items() if name in NAMES and name != "out" and value not in (None, False)]
         if said_too:
             raise UsageError("--report only draws, and trains nothing", where=option(said_too[0]), hint="leave one of the two out")
         draw(runs or [], out, force=force, as_json=json)
         return
     if runs:
-        raise UsageError(
-            "a run folder stands here by itself", where=runs[0], hint=f"--report draws it; --resume --out {runs[0]} goes on with it"
-        )
+        raise _unexpected(str(runs[0]))
     if finetune is not None:
         from gptcli.cli.finetune import run_finetune
 
@@ -228,6 +263,18 @@ def train(
         loss = "" if (mean := done["smoothed_loss"]) is None else f", loss {mean:.4f} (mean of the last {done['smoothed_steps']} steps)"
         events.info(f"trained on {done['tokens']:,} tokens in {duration(done['seconds'])}{loss}")
         print_json("train", done) if json else print(run.out)
+
+
+def _unexpected(argument: str) -> UsageError:
+    """The error for an argument without --report: a size, perhaps, or a run to continue."""
+    from gptcli.model.config import size_names
+
+    if size := next((name for name in size_names() if name.lower() == argument.lower()), None):
+        return UsageError("a size is an option", where=argument, hint=f"gpt train --size {size}")
+    if Path(argument).is_dir():
+        hint = f"--report draws a run; --resume --out {argument} continues it"
+        return UsageError("unexpected run folder", where=argument, hint=hint)
+    return UsageError("unexpected argument", where=argument, hint="gpt train takes options alone: gpt train --help lists them")
 
 
 def _test_range(run: Run, events: Events, *, as_json: bool) -> None:

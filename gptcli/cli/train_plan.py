@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gptcli.cli.config import Resolved, count, quantity, read_config
+from gptcli.cli.config import NUMBERS, Resolved, read_config, split_list
 from gptcli.cost.activations import RECOMPUTE, SCHEDULES
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig, find_size
@@ -39,7 +39,14 @@ SHAPE = ("n_layer", "n_head", "d_model", "n_ctx")
 def words(value: Any) -> str:
     if not isinstance(value, str):
         raise UsageError(f"{value!r} is not text")
+    if not value:
+        raise UsageError("is empty")
     return value
+
+
+def names(value: Any) -> list[str]:
+    """A list of names, or names separated by commas."""
+    return [name for part in (value if isinstance(value, list) else [value]) for name in split_list(words(part))]
 
 
 def _size(value: Any) -> str:
@@ -60,7 +67,7 @@ class OneOf:
 
 
 def batch(value: Any) -> int | str:
-    return "auto" if value == "auto" else count(value)
+    return "auto" if value == "auto" else NUMBERS["batch_tokens"](value)
 
 
 def truth(value: Any) -> bool:
@@ -69,14 +76,16 @@ def truth(value: Any) -> bool:
     return value
 
 
+NUMERIC = (
+    "band", "mup", "checkpoint", "tokens", "warmup_tokens", "decay_tokens", "ramp_tokens", "ramp_from", "seed", "micro_batch",
+    "checkpoint_every", "eval_every", "eval_tokens", "keep", "max_skipped", "samples", "eval_items", "dropout", "lr", "min_lr_ratio", "weight_decay", "beta1",
+    "beta2", "eps", "clip", "spike",
+)  # fmt: skip
 NAMES: dict[str, Any] = {  # what a configuration file may hold, and how each value is read: the options, and the recipe's constants
     "size": _size,
-    **dict.fromkeys(("attention", "data", "out", "layout", "init_from", "track", "eval_task", "eval_data"), words),
-    **dict.fromkeys((*SHAPE, "band", "mup", "checkpoint", "tokens", "warmup_tokens", "decay_tokens", "ramp_tokens", "ramp_from"), count),
-    **dict.fromkeys(
-        ("seed", "micro_batch", "checkpoint_every", "eval_every", "eval_tokens", "keep", "max_skipped", "samples", "eval_items"), count
-    ),
-    **dict.fromkeys(("dropout", "lr", "min_lr_ratio", "weight_decay", "beta1", "beta2", "eps", "clip", "spike"), quantity),
+    **dict.fromkeys(("attention", "data", "out", "layout", "init_from", "track", "eval_data"), words),
+    **{name: NUMBERS[name] for name in (*SHAPE, *NUMERIC)},
+    "eval_task": names,
     "batch_tokens": batch,
     **dict.fromkeys(("follow_noise", "document_mask", "scale_lr"), truth),
     "compile": OneOf(("auto", "on", "off")),
@@ -105,7 +114,7 @@ def said(options: Mapping[str, Any], config: Path | None, *, resume: bool) -> Re
     """
     given = Resolved()
     if config is not None:
-        given.put(read_config(config, NAMES), str(config))
+        given.put(read_config(config, NAMES, "gpt train"), str(config))
     for name, text in options.items():
         try:
             given.put({name: None if text is None else NAMES[name](text)}, "option")
@@ -123,7 +132,7 @@ def said(options: Mapping[str, Any], config: Path | None, *, resume: bool) -> Re
     if not (resume and earlier.is_file()):
         return given
     before = Resolved()
-    before.put(read_config(earlier, NAMES), RUN_TOML)
+    before.put(read_config(earlier, NAMES, "gpt train"), RUN_TOML)
     if "size" in given.values and _paper(given) != _paper(before):
         was = before.values.get("size", "of no named size")
         raise UsageError(f"the run here is {was}, not {given.values['size']}", where=earlier, hint="name another --out")

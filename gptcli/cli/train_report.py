@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptcli.cli.console import print_json
+from gptcli.cli.console import print_file, print_json
 from gptcli.errors import UsageError
 from gptcli.files import atomic_write, claim_file
 
@@ -34,7 +33,7 @@ def draw(runs: list[Path], out: str | None, *, force: bool, as_json: bool) -> No
     else:
         text = page(records[0]) if len(records) == 1 else comparison(records, path.parent)
     if out == "-":
-        sys.stdout.write(text)
+        print_file(text)
         return
     if out is not None:
         claim_file(path, force=force)

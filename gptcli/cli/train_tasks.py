@@ -20,9 +20,9 @@ def measurement(values: Mapping[str, Any]) -> Callable[[Any], dict[str, float]] 
     from gptcli.evals.task_data import find_data
 
     data = Path(values["eval_data"]) if "eval_data" in values else None
-    tasks = [find_task(name.strip()) for name in values["eval_task"].split(",")]
+    tasks = [find_task(name) for name in values["eval_task"]]
     if twice := len(tasks) - len({task.name for task in tasks}):
-        raise UsageError(f"{twice + 1} tasks of one name", where="--eval-task")
+        raise UsageError(f"{twice + 1} tasks of one name", where="--eval-task", hint="name each task once")
     for task in tasks:
         if data is None and not task.generated:
             raise UsageError(f"{task.name} needs its data", where="--eval-task", hint="--eval-data names the folder")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.cli.config import Resolved, count, option, quantity, read_config, read_option, resolved_toml, updated_toml
+from gptcli.cli.config import NUMBERS, Number, Resolved, count, option, quantity, read_config, read_option, resolved_toml, updated_toml
 from gptcli.errors import InputError, UsageError
 
 
@@ -113,3 +113,40 @@ def test_a_resolved_file_is_brought_up_to_date_line_by_line(monkeypatch: pytest.
     assert origins == {"lr": "paper", "keep": "option", "out": "paper", "track": "option"}
     for by_hand in ("lr=1e-3\nkeep=2\n", 'keep = 2\nbatch-tokens = 3\nout = """\na"""\n', ""):
         assert tomllib.loads(updated_toml(by_hand, resolved)) == resolved.values
+
+
+def test_quantities_are_finite() -> None:
+    for text in ("1e400", "9e307T"):
+        with pytest.raises(UsageError, match="out of range"):
+            quantity(text)
+        with pytest.raises(UsageError, match="out of range"):
+            count(text)
+
+
+@pytest.mark.parametrize(
+    ("number", "good", "bad"),
+    [
+        (Number(0, 1), ["0", 1, "0.5", 1.0], ["-0.1", "1.01", "1e400", "-1e400"]),
+        (Number(0, 1, above=True, below=True), ["0.5"], ["0", 0, "1", "-0"]),
+        (Number(1, 5000, whole=True), ["1", 2, "5k"], ["0", "6k", "1e400", -3]),
+    ],
+)
+def test_numbers_have_ranges(number: Number, good: list[str | float], bad: list[str | float]) -> None:
+    for text in good:
+        assert number(text) == quantity(text)
+        assert isinstance(number(text), int if number.whole else float)
+    for text in bad:
+        with pytest.raises(UsageError, match="out of range") as caught:
+            number(text)
+        assert str(caught.value.hint).startswith("a whole number at least" if number.whole else "a number a")
+    with pytest.raises(UsageError, match="not a whole number" if number.whole else "not a quantity"):
+        number("1.5" if number.whole else "nan")
+
+
+@given(st.sampled_from(list(NUMBERS)), st.floats() | st.integers() | st.text(max_size=8))
+def test_any_number_is_in_its_range_or_refused(name: str, value: float | str) -> None:
+    try:
+        read = NUMBERS[name](value)
+    except UsageError:
+        return
+    assert NUMBERS[name].low <= read <= NUMBERS[name].high

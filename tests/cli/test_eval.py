@@ -143,7 +143,7 @@ def test_the_list_needs_no_run(evaluate: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "RUN is missing"),
+        ([], "RUN: is missing"),
         (["gone"], "no such folder"),
         (["run", "--text", "gone.txt"], r"gone\.txt"),
         (["run", "--data", "lambada"], "not a shard folder"),
@@ -152,7 +152,7 @@ def test_the_list_needs_no_run(evaluate: Callable[..., str]) -> None:
         (["run", "--samples", "x.jsonl"], "--samples goes with --task"),
         (["run", "--task", "lambada", "--data", ".", "--stride", "4"], "--stride goes with text"),
         (["run", "--stride", "17"], "--stride is 17"),
-        (["run", "--limit", "0"], "--limit 0"),
+        (["run", "--limit", "0"], "--limit: 0 is out of range"),
         (["run", "-o", "lambada"], "is a folder"),
     ],
 )

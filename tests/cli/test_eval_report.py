@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from gptcli.cli.eval_report import PIPE_WIDTH, figure, print_report, print_tasks
+from gptcli.evals.loss import LossReport
 from gptcli.evals.result import Conditions, Figure, TaskResult
 from gptcli.evals.task import find_task
 
@@ -57,3 +59,19 @@ def test_long_lines_break_between_words_on_a_terminal_alone(
     lines = capsys.readouterr().out.splitlines()
     assert (len(lines) > 1) == terminal
     assert " ".join(lines).split() == words
+
+
+NAMES = ["[final]book.txt", "a[/b].txt", "[bold red]", ":smile:.txt", "\\[x]", "[link=http://x]y[/link]", "book.txt"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_not_markup(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    loss = LossReport(**dict.fromkeys((field.name for field in fields(LossReport)), 1.0) | {"name": name})
+    print_report(f"run {name}", [loss], [], markdown=False)
+    title, *table = capsys.readouterr().out.splitlines()
+    assert title == f"run {name}"
+    assert any(line.startswith(name) for line in table)
+    task = replace(find_task("lambada"), name=name, title=name)
+    print_tasks([task], Path(name))
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(name))
+    assert row.rstrip().endswith(name)

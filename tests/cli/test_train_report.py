@@ -58,6 +58,6 @@ def test_from_the_command_line_without_torch(runs, gpt, tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('a report needs no torch')")  # found first, in the current folder
     assert gpt("train", "--report", "a", "b", "-o", "c.html").stdout == "c.html\n"
     stray = gpt("train", "a", code=2)
-    assert "a: a run folder stands here by itself" in stray.stderr
+    assert "a: unexpected run folder" in stray.stderr
     both = gpt("train", "--report", "a", "--lr", "1e-3", code=2)
     assert "--lr: --report only draws" in both.stderr

@@ -42,4 +42,4 @@ def test_tasks_at_every_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     [told] = json.loads(gpt("eval", "run", "--task", "lambada", "--data", ".", "--limit", "5", "--json"))["tasks"][:1]
     assert lines[-1]["lambada_perplexity"] == pytest.approx(told["perplexity"], rel=1e-4)
     assert lines[-1]["lambada_accuracy"] == told["accuracy"]
-    assert 'eval_task = "lambada"' in Path("run/run.toml").read_text()
+    assert 'eval_task = ["lambada"]' in Path("run/run.toml").read_text()

@@ -1,0 +1,178 @@
+"""Words of other tools: every alias leads to an option that exists, shadows none, and is one answer with exit code 2."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from gptcli.cli.aliases import COMMANDS, EVERYWHERE, OF_COMMAND, Ours, answer_key, corrected, find, table_of
+from gptcli.cli.app import COMMANDS as OURS
+from gptcli.cli.app import build_app
+from gptcli.cli.command import option_table
+from gptcli.cli.config import read_config
+from gptcli.errors import InputError, UsageError
+
+
+def options_of(command: str) -> dict[str, bool]:
+    """The options of a command (gpt train), and whether each takes a value."""
+    path = command.split()[1:]
+    found: Any = typer.main.get_command(build_app(path))
+    ctx: Any = found.context_class(found, info_name="gpt", **found.context_settings)
+    for name in path:
+        found = found.commands[name]
+        ctx = found.context_class(found, info_name=name, parent=ctx)
+    return {name: not param.is_flag for name, param in option_table(found, ctx).items()}
+
+
+def refused(command: str, *args: str) -> UsageError:
+    argv = [*command.split()[1:], *args]
+    with pytest.raises(UsageError) as caught:
+        typer.main.get_command(build_app(argv)).main(argv, prog_name="gpt", standalone_mode=False)
+    return caught.value
+
+
+def test_there_are_many() -> None:
+    assert sum(map(len, OF_COMMAND.values())) + len(COMMANDS) + len(EVERYWHERE) > 300
+
+
+@pytest.mark.parametrize("command", OF_COMMAND)
+def test_aliases_lead_to_options_and_shadow_none(command: str) -> None:
+    takes = options_of(command)
+    for word, ours in OF_COMMAND[command].items():
+        assert "--" + word not in takes, f"{word} is an option of {command}"
+        assert ours.words or ours.note, word
+        if ours.option:
+            assert ours.option in takes, f"{command} has no {ours.option}"
+            assert ours.whole <= takes[ours.option]
+        else:
+            assert ours.words in ("", "RUN", "PROMPT", "INPUT")
+
+
+def test_aliases_of_every_command_lead_somewhere() -> None:
+    takes = [options_of(command) for command in OF_COMMAND]
+    for ours in EVERYWHERE.values():
+        assert not ours.option or any(ours.option in options for options in takes)
+
+
+@pytest.mark.parametrize("command", OF_COMMAND)
+def test_every_alias_is_answered(command: str) -> None:
+    takes = options_of(command)
+    for word, ours in table_of(command, takes).items():
+        error = refused(command, f"--{word}", "8")
+        assert error.exit_code == 2
+        assert error.where == f"--{word}"
+        assert (ours.words or "has no such option") in error.what
+        assert error.hint
+        assert len(str(error).splitlines()) <= 3
+
+
+@pytest.mark.parametrize("command", OF_COMMAND)
+def test_a_corrected_line_has_only_options_of_ours(command: str) -> None:
+    takes = options_of(command)
+    for word, ours in table_of(command, takes).items():
+        line = shlex.split(corrected(command, [f"--{word}", "8"], takes))
+        if line:
+            assert " ".join(line).startswith(command)
+            assert not [part for part in line if part.startswith("--") and part not in takes], line
+        else:
+            assert not ours.words or ours.convert is not None
+
+
+@pytest.mark.parametrize("typed", COMMANDS)
+def test_commands_of_other_tools(typed: str) -> None:
+    assert typed not in OURS
+    ours = COMMANDS[typed]
+    if ours.words:
+        assert ours.words.split()[0] in OURS
+    error = refused("gpt", typed, "x")
+    assert (error.where, error.exit_code) == (typed, 2)
+    assert f"gpt {ours.words}" in str(error.hint) if ours.words else ours.note in str(error.hint)
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        ("--size 350M --learning-rate 3e-4", "gpt train --size 350M --lr 3e-4"),
+        ("--size=350M --learning_rate=3e-4", "gpt train --size 350M --lr 3e-4"),
+        ("--batch-size 16 --n-ctx 256", "gpt train --batch-tokens 4096 --n-ctx 256"),
+        ("--block_size=256 --batch_size=16", "gpt train --n-ctx 256 --batch-tokens 4096"),
+        ("--size gpt2 --batch-size 16", "gpt train --size gpt2 --batch-tokens 16384"),
+        ("--batch-size 16", ""),  # of how many tokens each?
+        ("--max-steps 100 --batch-tokens 8k", "gpt train --tokens 800000 --batch-tokens 8k"),
+        ("--warmup-steps 100 --size 125M", "gpt train --warmup-tokens 52428800 --size 125M"),
+        ("--warmup-ratio 0.01 --tokens 1M", "gpt train --warmup-tokens 10000 --tokens 1M"),
+        ("--min-lr 6e-5 --lr 6e-4", "gpt train --min-lr-ratio 0.1 --lr 6e-4"),
+        ("--dtype bfloat16 --lr 1", "gpt train --precision bf16 --lr 1"),
+        ("--eval-iters 100", ""),  # batches are not tokens
+        ("--bf16 True --lr 1", "gpt train --precision bf16 --lr 1"),
+        ("--resume-from-checkpoint --out a", "gpt train --resume --out a"),
+        ("--tp 2 --pp 4", "gpt train --layout tp=2,pp=4"),
+        ("--num-gpus 8", "gpt train --layout dp=8"),
+        ("--training.lr 1", "gpt train --lr 1"),
+        ("-lr 3e-4", "gpt train --lr 3e-4"),
+        ("lr=3e-4 n_layer=2", "gpt train --lr 3e-4 --n-layer 2"),
+        ("--wandb", ""),
+        ("--lr 1 --xyzzy 2", ""),
+    ],
+)
+def test_corrected_lines(args: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert corrected("gpt train", shlex.split(args), options_of("gpt train")) == line
+
+
+def test_arguments_and_days_are_carried_over() -> None:
+    assert corrected("gpt sample", ["--prompt", "a b", "--model", "run", "--max-new-tokens", "5"], options_of("gpt sample")) == (
+        "gpt sample run 'a b' --max-tokens 5"
+    )
+    assert corrected("gpt cost", ["--days", "3"], options_of("gpt cost")) == "gpt cost --hours 72"
+
+
+def test_an_epoch_is_the_shards_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gptcli.shards import manifest
+
+    class Shards:
+        def tokens(self, split: str) -> int:
+            return {"train": 1000}[split]
+
+    monkeypatch.setattr(manifest, "read_manifest", lambda folder: {Path("shards"): Shards()}[folder])
+    assert corrected("gpt train", ["--epochs", "3"], options_of("gpt train")) == "gpt train --tokens 3000"
+
+
+def test_words_are_found_however_they_are_spelled() -> None:
+    table = {"learning-rate": Ours("--lr")}
+    for word in ("--learning-rate", "-learning_rate", "learning_rate", "--optimizer.learning_rate", "--Learning-Rate"):
+        assert find(word, table) == Ours("--lr")
+    assert find("--rate", table) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("learning_rate", "here it is called lr"),
+        ("batch-size", "here it is called batch_tokens: a batch is counted in tokens here, not in sequences"),
+        ("bf16", 'here it is called precision = "bf16"'),
+        ("n_layr", "did you mean n_layer?"),
+        ("wandb", "metrics.jsonl and report.html"),
+    ],
+)
+def test_keys_of_configuration_files(key: str, hint: str, tmp_path: Path) -> None:
+    from gptcli.cli.train_plan import NAMES
+
+    assert answer_key("gpt train", key, NAMES).startswith(hint)
+    path = tmp_path / "a.toml"
+    path.write_text(f'size = "gpt2"\n{key} = 1\n')
+    with pytest.raises(InputError, match=rf"a\.toml:2: unknown key '{key}'") as caught:
+        read_config(path, NAMES, "gpt train")
+    assert str(caught.value.hint).startswith(hint)
+
+
+def test_out_and_output_are_one_key(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text('output = "x"\n')
+    assert read_config(path, {"out": str}) == {"out": "x"}
+    path.write_text('out = "x"\n')
+    assert read_config(path, {"output": str}) == {"output": "x"}

@@ -1,0 +1,265 @@
+"""How every command reads its line: one message for what is wrong, exit code 2, and nothing typed is taken for something else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptcli.cli.app import COMMANDS, build_app, reworded
+from gptcli.cli.command import FREE_TEXT, Word, is_option, option_table, read_words
+from gptcli.cli.config import NUMBERS
+from gptcli.errors import UsageError
+
+PATHS = (*((name,) for name in COMMANDS if name != "tokenize"), *(("tokenize", name) for name in ("train", "encode", "decode")))
+ALWAYS = ("--help", "-h")
+
+
+def command_at(path: tuple[str, ...]) -> tuple[Any, Any]:
+    """The command at `path`, with a context to ask it of its options."""
+    found = typer.main.get_command(build_app(list(path)))
+    ctx: Any = found.context_class(found, info_name="gpt", **found.context_settings)
+    for name in path:
+        found = found.commands[name]  # type: ignore[attr-defined]
+        ctx = found.context_class(found, info_name=name, parent=ctx)
+    return found, ctx
+
+
+def run(*argv: str) -> Any:
+    """Run a command line in this process; errors are raised."""
+    return typer.main.get_command(build_app(list(argv))).main(list(argv), prog_name="gpt", standalone_mode=False)
+
+
+def refused(*argv: str) -> UsageError:
+    with pytest.raises(UsageError) as caught:
+        run(*argv)
+    assert caught.value.exit_code == 2
+    assert caught.value.hint, "an error says what to do"
+    return caught.value
+
+
+@pytest.mark.parametrize("path", PATHS, ids=" ".join)
+def test_help_names_values_and_no_types(path: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    run(*path, "--help")
+    text = capsys.readouterr().out
+    assert not re.search(r"<(bool|int|str|float|list|path)", text, re.IGNORECASE)
+    assert "[x>" not in text
+    command, ctx = command_at(path)
+    for param in command.get_params(ctx):
+        if param.param_type_name == "argument" or not param.is_flag:
+            assert param.metavar, f"{param.name} needs a name for its value"
+
+
+@pytest.mark.parametrize("path", PATHS, ids=" ".join)
+def test_every_option_explains_itself(path: tuple[str, ...]) -> None:
+    command, ctx = command_at(path)
+    for param in command.get_params(ctx):
+        assert re.match(r"[A-Z1]", param.help), f"{param.name}: {param.help}"
+        assert not re.match(r"(Of|What|Which|Where|Whether|How|As) ", param.help), f"{param.name} needs its neighbours: {param.help}"
+        assert param.help.endswith("."), param.help
+        assert len(param.help.split()) > 1
+
+
+@pytest.mark.parametrize("path", PATHS, ids=" ".join)
+def test_out_and_output_are_one_option(path: tuple[str, ...]) -> None:
+    command, ctx = command_at(path)
+    options = option_table(command, ctx)
+    if path == ("cost",):  # which writes no file but a picture
+        assert "--out" not in options
+    else:
+        assert options["--out"] is options["--output"] is options["-o"]
+
+
+def test_shared_options_look_alike() -> None:
+    shown: dict[str, set[str]] = {}
+    for path in PATHS:
+        command, ctx = command_at(path)
+        for name, param in option_table(command, ctx).items():
+            if name in ("--force", "--json", "--seed", "--config", "--device", "--resume", "--dry-run", "--layout", "--recompute"):
+                shown.setdefault(name, set()).add(str(param.metavar))
+    assert {name: len(metavars) for name, metavars in shown.items()} == dict.fromkeys(shown, 1)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=" ".join)
+def test_numbers_out_of_range_name_their_option(path: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command, ctx = command_at(path)
+    needed = [
+        word for param in command.get_params(ctx) if param.required for word in ([param.opts[0], "x"] if param.opts[0][0] == "-" else ["x"])
+    ]
+    if path == ("cost",):  # whose numbers are read once it knows the question
+        needed = []
+    for name, param in option_table(command, ctx).items():
+        if not name.startswith("--") or param.name not in NUMBERS or param.metavar in ("FILE", *FREE_TEXT):
+            continue
+        for value in ("1e400", "-1", "nan", "inf", "many", "1e300"):
+            if (value, param.name) == ("1e300", "flops"):
+                continue
+            error = refused(*path, *needed, *(["--dry-run"] if path == ("train",) else []), *alone(path, param.name), f"{name}={value}")
+            assert error.where == name, f"{name} {value}: {error}"
+    assert not list(tmp_path.iterdir())
+
+
+def alone(path: tuple[str, ...], name: str) -> list[str]:
+    """What an option of `gpt cost` needs beside it."""
+    if path != ("cost",):
+        return []
+    shape = {"n_layer": "1", "n_head": "1", "d_model": "8"}
+    if name == "memory":
+        return ["--tflops", "10"]
+    if name in shape:
+        return [f"--{other.replace('_', '-')}={value}" for other, value in shape.items() if other != name]
+    return []
+
+
+@pytest.mark.parametrize("path", PATHS, ids=" ".join)
+def test_an_empty_value_is_refused(path: tuple[str, ...]) -> None:
+    command, ctx = command_at(path)
+    for name, param in option_table(command, ctx).items():
+        if not param.is_flag and param.metavar not in FREE_TEXT:
+            assert refused(*path, name, "").what == "is empty"
+    first = next((param for param in command.get_params(ctx) if param.param_type_name == "argument"), None)
+    assert first is not None
+    assert (refused(*path, "").where, refused(*path, "").what) == (first.metavar, "is empty")
+
+
+@pytest.mark.parametrize("path", PATHS, ids=" ".join)
+def test_flags_take_no_value_and_options_need_one(path: tuple[str, ...]) -> None:
+    command, ctx = command_at(path)
+    for name, param in option_table(command, ctx).items():
+        if name in ALWAYS:
+            continue
+        if param.is_flag:
+            assert "takes no value" in refused(*path, name, "true").what
+            if name.startswith("--"):
+                assert "takes no value" in refused(*path, f"{name}=true").what
+        elif name != "--flops":
+            assert "needs a value" in refused(*path, name).what
+            assert "needs a value" in refused(*path, name, "--help").what
+
+
+def test_misspelt_options() -> None:
+    error = refused("train", "--n-layr", "4")
+    assert (error.where, error.what) == ("--n-layr", "gpt train has no such option")
+    assert error.hint == "did you mean --n-layer? gpt train --help lists all options"
+    assert refused("train", "--learning-rte", "1").hint == "did you mean --lr? gpt train --help lists all options"
+    assert refused("train", "--xyzzy").hint == "gpt train --help lists all options"
+
+
+def test_a_short_option_of_other_commands() -> None:
+    error = refused("cost", "-o", "cost.json")
+    assert (error.where, error.what) == ("-o", "gpt cost has no such option")
+    assert str(error.hint).startswith("the result goes to stdout")
+
+
+def test_missing_arguments() -> None:
+    assert (refused("sample").where, refused("sample").what) == ("RUN", "is missing")
+    assert (refused("tokenize", "encode", "a").where, refused("eval").where) == ("--tokenizer", "RUN")
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["sample", "run", "once", "upon a", "time", "--seed", "3"], "quote it:\ngpt sample run 'once upon a time' --seed 3"),
+        (["--size", "350M", "train"], "gpt train --size 350M"),
+        (["350M", "train"], "gpt train 350M"),
+        (["train", "350m"], "gpt train --size 350M"),
+        (["cost", "175B"], "gpt cost --size 175B"),
+        (["eval", "lambada", "run"], "gpt eval run --task lambada --data FOLDER"),
+        (["tokenize", "corpus.txt"], "its commands are train, encode, decode:\ngpt tokenize train corpus.txt"),
+        (["tokenize", "trian", "corpus.txt"], "did you mean train?\ngpt tokenize train corpus.txt"),
+        (["tokenize", "--vocab-size", "400", "train", "a"], "gpt tokenize train --vocab-size 400 a"),
+        (["trian", "--size", "gpt2"], "did you mean train?\ngpt train --size gpt2"),
+        (["train", "-out", "runs/x", "--size", "gpt2"], "gpt train --out runs/x --size gpt2"),
+        (["train", "lr=3e-4", "--size", "gpt2"], "gpt train --lr 3e-4 --size gpt2"),
+    ],
+)
+def test_what_is_in_the_wrong_order(argv: list[str], hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refused(*argv).hint == hint
+
+
+def test_the_prompt_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    assert refused("sample", "a prompt", "run").hint == "gpt sample run 'a prompt'"
+
+
+def test_help_and_version_are_commands_too(gpt: Any) -> None:
+    assert reworded(["help"]) == ["--help"]
+    assert reworded(["help", "tokenize", "train"]) == ["tokenize", "train", "--help"]
+    assert reworded(["train", "help"]) == ["train", "help"]
+    assert gpt("version").stdout == gpt("--version").stdout
+    assert gpt("help", "cost").stdout == gpt("cost", "--help").stdout
+
+
+def test_underscores_are_hyphens() -> None:
+    assert refused("train", "--n_layer", "x", "--size", "gpt2").where == "--n-layer"
+    assert refused("build_shards", "--on_error").where == "--on-error"
+
+
+def test_lists_take_commas_and_repetition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gptcli.cli.config import split_list
+
+    monkeypatch.chdir(tmp_path)
+    assert split_list("a,b, c,") == ["a", "b", "c"]
+    (tmp_path / "x,y.txt").touch()
+    assert split_list("x,y.txt") == ["x,y.txt"]
+    for typed in (["--task", "a,b", "--task", "c"], ["--task", "a", "--task", "b", "--task=c"]):
+        command, ctx = command_at(("eval",))
+        command.parse_args(ctx, ["run", *typed, "--text", "p.txt,q.txt"])
+        assert ctx.params["task"] == ["a", "b", "c"]
+        assert ctx.params["text"] == [Path("p.txt"), Path("q.txt")]
+    command, ctx = command_at(("sample",))
+    command.parse_args(ctx, ["run", "--stop", "a,b", "--article", "p,q"])
+    assert (ctx.params["stop"], ctx.params["article"]) == (["a,b"], [Path("p"), Path("q")])
+
+
+words = st.text(alphabet="abc-=_1. /", max_size=8)
+
+
+TAKES = {"--a-b": True, "-a": True, "--flag": False}
+spelled = st.one_of(  # a word as it is read, and ways to type it
+    st.text("xyz=/.1 ", min_size=1, max_size=5).map(lambda text: (Word("", text), [text])),
+    st.text("xyz=/-1 ", min_size=1, max_size=5).flatmap(
+        lambda text: st.sampled_from(
+            [
+                (Word("--a-b", text, True), ["--a-b", text]),
+                (Word("--a-b", text, True), [f"--a_b={text}"]),
+                (Word("-a", text, True), ["-a", text]),
+            ]
+        )
+    ),
+    st.text("xyz/.1", min_size=1, max_size=5).map(lambda text: (Word("-a", text, True), [f"-a{text}"])),
+    st.just((Word("--flag", None, False), ["--flag"])),
+    st.just((Word("--other", None, None), ["--other"])),
+    st.just((Word("--other", "1", None), ["--other=1"])),
+)
+
+
+@given(st.lists(spelled, max_size=6), st.lists(words, max_size=3))
+def test_a_line_is_read_as_it_was_meant(typed: list[tuple[Word, list[str]]], behind: list[str]) -> None:
+    args = [part for _, parts in typed for part in parts]
+    meant = [word for word, _ in typed]
+    assert list(read_words(args, TAKES.get)) == meant
+    assert list(read_words([*args, "--", *behind], TAKES.get)) == [*meant, *(Word("", word) for word in behind)]
+
+
+@given(st.sampled_from(PATHS), st.lists(words, min_size=1, max_size=5))
+def test_any_line_is_read_or_refused_in_one_message(path: tuple[str, ...], args: list[str]) -> None:
+    command, ctx = command_at(path)
+    if any(is_option(arg) and set(arg.partition("=")[0]) & set("h") for arg in args):
+        return
+    try:
+        command.parse_args(ctx, list(args))
+    except UsageError as error:
+        lines, where = str(error).splitlines(), error.where
+    else:
+        return
+    assert where
+    assert all(line.startswith("  ") for line in lines[1:])
