@@ -9,7 +9,7 @@ ifneq ($(wildcard $(ROOT)/.venv/ready.json),)
 else ifneq ($(shell command -v gpt),)
   # the Python that gpt itself runs in, from the first line of its script
   python := $(or $(filter %python %python3,$(shell sed -n '1s/^#!//p' "$$(command -v gpt)")),python3)
-else ifeq ($(filter clean,$(MAKECMDGOALS))$(findstring n,$(firstword -$(MAKEFLAGS))),)
+else ifeq ($(filter clean,$(MAKECMDGOALS))$(findstring n,$(firstword $(filter-out --%,-$(MAKEFLAGS)))),)
   $(error gpt is not installed: type `make setup` in $(ROOT), or see Install in its README.md)
 endif
 python ?= python3
