@@ -276,10 +276,10 @@ def test_make_passes_by_an_old_python3(tmp_path) -> None:
 
 @pytest.fixture
 def example(tmp_path: Path) -> Path:
-    """One example in a checkout whose path has nothing installed."""
-    folder = tmp_path / "examples" / "gpt2-124M"
+    """One example in a checkout where nothing is installed, and whose path has a space."""
+    folder = tmp_path / "my gpt" / "examples" / "gpt2-124M"
     shutil.copytree(ROOT / "examples" / "gpt2-124M", folder, ignore=shutil.ignore_patterns("out"))
-    shutil.copy(ROOT / "examples" / "common.mk", tmp_path / "examples")
+    shutil.copy(ROOT / "examples" / "common.mk", folder.parent)
     return folder
 
 
@@ -291,16 +291,17 @@ def put_gpt(folder: Path, says: str) -> None:
 
 @needs_make
 def test_an_example_finds_the_repository_s_environment(example, tmp_path) -> None:
+    root = example.parents[1]
     code, told = make("--no-print-directory", "-C", example, "plan")
     assert code == 2
-    assert f"gpt is not installed: type `make setup` in {tmp_path}" in told
+    assert f"gpt is not installed: type `make setup` in {root}" in told
     assert make("-C", example, "-n")[0] == make("-C", example, "clean")[0] == 0
     put_gpt(tmp_path / "bin", "installed")
     path = f"{tmp_path}/bin:/usr/bin:/bin"
     assert "installed gpt cost" in make("-C", example, "plan", PATH=path)[1]
-    put_gpt(tmp_path / ".venv" / "bin", "repository")
+    put_gpt(root / ".venv" / "bin", "repository")
     assert "installed gpt cost" in make("-C", example, "plan", PATH=path)[1], "an unfinished .venv is not used"
-    (tmp_path / ".venv" / "ready.json").touch()
+    (root / ".venv" / "ready.json").touch()
     code, told = make("-C", example, "plan", PATH=path)
     assert code == 0, told
     assert "repository gpt cost" in told
