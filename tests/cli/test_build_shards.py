@@ -21,6 +21,7 @@ from gptcli import cli, files
 from gptcli.files import sha256
 from gptcli.shards.manifest import read_manifest
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
+from tests.waiting import HANG_S, wait_until
 
 Gpt = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -89,14 +90,12 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def ends(group: int) -> bool:
-    """Whether every process of the group is gone, within half a minute."""
-    for _ in range(300):
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.1)
+def gone(group: int) -> bool:
+    """Whether every process of the group has ended."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
     return False
 
 
@@ -126,7 +125,7 @@ def test_killed_at_any_moment_and_resumed(corpus: Path, gpt: Gpt) -> None:
             break
     assert kills == wanted
     with start(corpus, "-o", "killed", "--resume") as process:
-        assert process.wait(120) == 0
+        assert process.wait(HANG_S) == 0
     assert shards(corpus / "killed") == expected
 
 
@@ -138,10 +137,10 @@ def test_interrupted(corpus: Path, files_made: int) -> None:
             time.sleep(0.002)
         wait_for_files(corpus / "shards", process, files_made)
         os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=HANG_S)
     assert process.returncode == 130
     assert errors in ("", "gpt: interrupted\n")
-    assert ends(process.pid)
+    wait_until(lambda: gone(process.pid))
     assert not (corpus / "shards/manifest.json").exists()
 
 

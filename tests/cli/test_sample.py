@@ -23,6 +23,7 @@ from gptcli.model.weights import save_model
 from gptcli.sampling.decode import Row, decode, sample_generator
 from gptcli.sampling.filters import Rules
 from gptcli.tokenizer.training import train_tokenizer
+from tests.waiting import HANG_S
 
 torch.set_num_threads(1)
 
@@ -281,7 +282,7 @@ def test_ctrl_c_ends_the_line_and_exits_130(run: Path) -> None:
     assert process.stdout is not None
     process.stdout.read(100)  # it streams: 100 bytes come long before a billion tokens
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 130
     assert out.endswith(b"\n")
     assert b"Traceback" not in err
@@ -318,7 +319,7 @@ def test_a_closed_pipe_ends_it_quietly(run: Path) -> None:
     process.stdout.read(100)
     process.stdout.close()
     assert process.stderr.read() == b""
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=HANG_S) == 0
     process.stderr.close()
 
 

@@ -18,6 +18,7 @@ import pytest
 from gptcli.shards.format import document_lengths, open_shard
 from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from gptcli.tokenizer.training import train_tokenizer
+from tests.waiting import HANG_S
 
 AWKWARD = "one\r\ntwo \x00\x1c\u2028 café 😀\n\n\n<|endoftext|>  \t last"
 
@@ -181,7 +182,7 @@ def test_ctrl_c_ends_it_with_130(here: Path) -> None:
         process.stdin.flush()
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(HANG_S) == 130
         assert b"Traceback" not in process.stderr.read()
     assert not list(here.glob("*.bin")) + list(here.glob(".*"))
 

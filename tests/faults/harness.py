@@ -14,9 +14,9 @@ from pathlib import Path
 from tests.faults.commands import Command, call, leftovers, prepare
 from tests.faults.inject import HELD, Faults
 from tests.faults.lost import LostWorker
+from tests.waiting import HANG_S
 
 LOST = "lost worker"
-PATIENCE = 120  # seconds that a command may take
 
 
 @dataclass(slots=True)
@@ -152,7 +152,7 @@ def changed(folder: Path, original: Path) -> bool:
 def forked(work: Callable[[], int]) -> int:
     """The exit status of `work` in a fork; of a signal, its number below zero."""
     if (child := os.fork()) == 0:
-        signal.alarm(PATIENCE)
+        signal.alarm(int(HANG_S))
         try:
             os._exit(work())
         except BaseException:

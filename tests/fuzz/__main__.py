@@ -2,6 +2,7 @@
 
     python -m tests.fuzz                            every reader for 20 s of CPU
     python -m tests.fuzz --seconds 60 warc parquet  two of them for a minute each
+    python -m tests.fuzz --inputs 100               every reader with 100 inputs, the same on any machine
     python -m tests.fuzz --crashes DIR              leave the files of every crash there
 
 Exits 1 where one crashed.
@@ -10,6 +11,7 @@ Exits 1 where one crashed.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
@@ -20,8 +22,8 @@ from tests.fuzz.engine import Target, files_in, fuzz, in_child, lay
 from tests.fuzz.targets import targets
 
 
-def session(target: Target, work: Path, seconds: float, seed: int, crashes: Path | None) -> dict[str, Any]:
-    found = fuzz(target, work, seconds, seed)
+def session(target: Target, work: Path, options: argparse.Namespace) -> dict[str, Any]:
+    found, seed, crashes = fuzz(target, work, options.seconds, options.seed, options.inputs), options.seed, options.crashes
     for number, (where, (text, files)) in enumerate(found.crashes.items()):
         if crashes is not None:
             lay(crashes / f"{target.name} {seed} {number}".replace(" ", "-"), files)
@@ -32,10 +34,13 @@ def session(target: Target, work: Path, seconds: float, seed: int, crashes: Path
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
     parser.add_argument("names", nargs="*")
-    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--inputs", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--crashes", type=Path)
     options = parser.parse_args()
+    if options.seconds is None:
+        options.seconds = 20.0 if options.inputs is None else math.inf
     known = {target.name: target for target in targets()}
     if unknown := [name for name in options.names if name not in known]:
         parser.error(f"no reader {unknown[0]!r}: one of {', '.join(known)}")
@@ -43,7 +48,7 @@ def main() -> int:
     inputs, seconds, crashes = 0, 0.0, 0
     for name in options.names or known:
         with TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as work:
-            row = in_child(lambda name=name, work=work: session(known[name], Path(work), options.seconds, options.seed, options.crashes))
+            row = in_child(lambda name=name, work=work: session(known[name], Path(work), options))
             if "died" in row:
                 print(f"{name:<22}  died with {row['died']}", flush=True)
                 crashes += 1

@@ -17,6 +17,7 @@ from gptcli.trainer.checkpoint import Checkpoints, State, canonical_parameters
 from gptcli.trainer.engine import build
 from gptcli.trainer.layout import Place
 from gptcli.trainer.schedule import Position
+from tests.waiting import HANG_S
 
 PLACE = Place(torch.device("cpu"))
 
@@ -137,7 +138,7 @@ def gate(monkeypatch):
     write = storage.write_file
 
     def write_later(*args):
-        opened.wait(10)
+        assert opened.wait(HANG_S)
         return write(*args)
 
     monkeypatch.setattr(storage, "write_file", write_later)

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from gptcli.events import SILENT, Events
 from gptcli.trainer.checkpoint import newest_state
 from gptcli.trainer.launch import RESTARTS, launch
 from gptcli.trainer.metrics import read_metrics
+from tests.waiting import wait_until
 
 TOLERANCE = 1e-4
 
@@ -36,16 +36,6 @@ def losses(run):
     return [line["loss"] for line in read_metrics(run.out)]
 
 
-def wait_for(condition, seconds=60.0):
-    """Whether `condition` came true in time."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
-
-
 def test_an_error_of_a_worker_is_the_runs_error(make_run, tmp_path):
     with pytest.raises(InputError, match="no such shard folder") as caught:
         launch(replace(make_run(layout="dp=2"), data=tmp_path / "gone"), SILENT)
@@ -58,7 +48,7 @@ def test_a_worker_that_is_killed_starts_again_by_itself(make_run):
     events = Warnings()
 
     def kill_one() -> None:
-        wait_for(lambda: newest_state(run.out) is not None)
+        wait_until(lambda: newest_state(run.out) is not None)
         os.kill(multiprocessing.active_children()[1].pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill_one)
@@ -104,7 +94,7 @@ def test_workers_die_with_a_parent_that_is_killed(make_run):
     run = make_run(layout="dp=2", tokens=6_400_000)
     parent = multiprocessing.get_context("spawn").Process(target=launch, args=(run, SILENT))
     parent.start()
-    assert wait_for(lambda: len(read_metrics(run.out)) > 2)
+    wait_until(lambda: len(read_metrics(run.out)) > 2)
     children = [int(pid) for task in Path(f"/proc/{parent.pid}/task").iterdir() for pid in (task / "children").read_text().split()]
     parent.kill()
     parent.join()
@@ -114,4 +104,4 @@ def test_workers_die_with_a_parent_that_is_killed(make_run):
         status = Path(f"/proc/{pid}/stat")
         return not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
 
-    assert wait_for(lambda: all(gone(pid) for pid in children), 20)
+    wait_until(lambda: all(gone(pid) for pid in children))

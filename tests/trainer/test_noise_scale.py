@@ -23,6 +23,7 @@ from gptcli.trainer.loop import train
 from gptcli.trainer.metrics import read_metrics
 from gptcli.trainer.noise_scale import AGAIN_EVERY, NoiseScale, part_of
 from gptcli.trainer.step import Stepper
+from tests.waiting import HANG_S
 
 CPU = Place(torch.device("cpu"))
 
@@ -200,6 +201,6 @@ def test_processes_measure_their_own_part_before_it_is_averaged(tmp_path):
         for rank in range(2)
     ]
     for process in started:
-        errors = process.communicate(timeout=120)[1]
+        errors = process.communicate(timeout=HANG_S)[1]
         assert process.returncode == 0, errors
         assert "Warning" not in errors

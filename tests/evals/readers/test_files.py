@@ -44,10 +44,21 @@ def test_a_table_and_lines_and_running_text(tmp_path: Path) -> None:
         ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', ":2", "not valid UTF-8 at byte 7"),
         ("a.csv", b"a,b\n1\n", ":2", "has not the 2 fields"),
         ("a.csv", b'a,b\n1,"2\n', ":2", "not valid CSV"),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-9], ":", "damaged or cut short"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-9], ":", "damaged or cut short"),
         ("a.jsonl.bz2", b"no archive", ":1", "damaged or cut short"),
         ("a.jsonl.zst", zstandard.compress(b'{"a": 1}\n' * 99)[:-3], ":1", "ends early"),
         ("a.jsonl.zst", b"no archive", ":1", "damaged or cut short"),
+    ],
+    ids=[
+        "json cut short",
+        "json list",
+        "invalid utf-8",
+        "csv with a field too few",
+        "csv with an open quote",
+        "gzip cut short",
+        "no bzip2",
+        "zstd cut short",
+        "no zstd",
     ],
 )
 def test_broken_files_say_where(tmp_path: Path, name: str, content: bytes, where: str, what: str) -> None:
