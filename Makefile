@@ -1,49 +1,51 @@
 # Two commands are all a newcomer needs: `make demo` and `make test`. Both set up what they need in .venv.
-PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check fmt bench lock clean
+# The first Python that is new enough; name another with make PYTHON=python3.12
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+ifeq ($(origin PYTHON),undefined)
+  PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+    $$python -c '$(NEW_ENOUGH)' 2> /dev/null && echo $$python && exit; done; echo python3)
+endif
+
+.PHONY: demo test check fmt bench lock clean setup setup-dev
 .DEFAULT_GOAL := demo
+.NOTPARALLEL:
 
 ## demo: build a corpus, a tokenizer, shards, train a small GPT for two to three minutes, sample, evaluate, price
-demo: .venv/base
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(MAKE) --no-print-directory -C examples/quickstart
+demo: setup
+	@$(MAKE) --no-print-directory -C examples/quickstart FROM="$(or $(PWD),$(CURDIR))"
 
 ## test: the whole suite
-test: .venv/dev
+test: setup-dev
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 ## check: exactly what a change must pass before it lands
-check: .venv/dev
+check: setup-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-fmt: .venv/dev
+fmt: setup-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 ## bench: measure speed against the peers (see tests/benchmarks/README.md)
-bench: .venv/dev
+bench: setup-dev
 	$(BIN)/python -m tests.benchmarks
 
 ## lock: write down the versions that are installed now
-lock: .venv/dev
-	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -iv '^\(nvidia\|cuda\|triton\)' > requirements.lock
+lock: setup-dev
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -iv '^\(nvidia\|cuda\|triton\)' > requirements.lock
 
-# --- setting up: pip and the standard library's venv, versions pinned by requirements.lock ---
-.venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit("gpt needs Python 3.11 or newer; name one: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv .venv
-
-.venv/base: .venv/bin/python pyproject.toml requirements.lock
-	$(BIN)/pip install --disable-pip-version-check -q -c requirements.lock -e .
-	@touch $@
-
-.venv/dev: .venv/base
-	$(BIN)/pip install --disable-pip-version-check -q -c requirements.lock -e '.[dev]'
-	@touch $@
+## setup, setup-dev: .venv alone, with versions pinned by requirements.lock; bootstrap.py says what it does
+setup: EXTRA := base
+setup-dev: EXTRA := dev
+setup setup-dev:
+	@command -v $(PYTHON) > /dev/null || { echo "There is no $(PYTHON): install Python 3.11 or newer, or name it: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c '$(NEW_ENOUGH)' || { echo "gpt needs Python 3.11 or newer; name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) bootstrap.py $(EXTRA) $(if $(filter command,$(origin PYTHON)),--this-python)
 
 clean:
 	rm -rf .venv examples/*/out

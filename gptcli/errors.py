@@ -12,6 +12,10 @@ Anything else that reaches the top is a bug and keeps its traceback under `--deb
 from __future__ import annotations
 
 import difflib
+import importlib.util
+import shlex
+import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -67,3 +71,16 @@ def close_to(word: str, choices: Iterable[str], *, cutoff: float = 0.6) -> list[
     """Up to three of `choices` that look like `word`, whatever their case, closest first."""
     lowered = {choice.lower(): choice for choice in choices}
     return [lowered[close] for close in difflib.get_close_matches(word.lower(), lowered, n=3, cutoff=cutoff)]
+
+
+def install_hint(package: str) -> str:
+    """Say how to install `package` for the Python that runs: "python -m pip install ray".
+
+    The Python is named by its path if `python` means another, and uv installs if it has no pip.
+    """
+    python = sys.executable
+    if not python or shutil.which("python") == python:
+        python = "python"
+    if importlib.util.find_spec("pip") is None:
+        return shlex.join(["uv", "pip", "install", "--python", python, package])
+    return shlex.join([python, "-m", "pip", "install", package])

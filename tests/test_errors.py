@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import pickle
+import re
+import sys
+from pathlib import Path
 
 import pytest
 
-from gptcli.errors import GptError, InputError, Interrupted, RunError, UsageError, nearest
+import gptcli
+from gptcli import errors
+from gptcli.errors import GptError, InputError, Interrupted, RunError, UsageError, install_hint, nearest
 
 
 def test_message_has_all_three_parts() -> None:
@@ -24,3 +29,33 @@ def test_kinds_cross_process_borders(kind: type[GptError], code: int) -> None:
 def test_nearest() -> None:
     assert nearest("350m", ["125M", "350M", "13B"]) == "did you mean 350M?"
     assert nearest("zzz", ["125M", "13B"]) == "one of: 125M, 13B"
+
+
+@pytest.mark.parametrize(
+    ("python", "on_path", "pip", "hint"),
+    [
+        ("/v/bin/python", "/v/bin/python", True, "python -m pip install ray"),
+        ("/v/bin/python", "/usr/bin/python", True, "/v/bin/python -m pip install ray"),
+        ("/my v/bin/python", None, True, "'/my v/bin/python' -m pip install ray"),
+        ("/v/bin/python", "/v/bin/python", False, "uv pip install --python python ray"),
+        ("/v/bin/python", None, False, "uv pip install --python /v/bin/python ray"),
+        ("", None, True, "python -m pip install ray"),
+    ],
+)
+def test_install_hint_names_the_python_that_runs(monkeypatch, python, on_path, pip, hint) -> None:
+    monkeypatch.setattr(sys, "executable", python)
+    monkeypatch.setattr(errors.shutil, "which", {"python": on_path}.get)
+    monkeypatch.setattr(errors.importlib.util, "find_spec", {"pip": pip or None}.get)
+    assert install_hint("ray") == hint
+
+
+def test_no_other_form_of_the_hint_is_left() -> None:
+    """Nothing names a package index's gptcli, which is not this one, or a pip of unknown Python."""
+    package = Path(gptcli.__file__).parent
+    root = package.parent
+    documents = [root / "README.md", *root.glob("examples/*/README.md"), *root.glob("examples/*/Makefile")]
+    for path in [*package.rglob("*.py"), *root.glob("examples/*/*.py"), *documents]:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"install\s+['\"]?gptcli", text), path
+        if path != package / "errors.py":
+            assert not re.search(r"(?<!-m )(?<!uv )\bpip install", text), path

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from gptcli.cli.train_plan import make_plan, said
+from gptcli.errors import install_hint
 from gptcli.events import SILENT
 from gptcli.trainer.config import Run
 from gptcli.trainer.engine import build
@@ -73,7 +74,7 @@ def main() -> None:
     try:
         draw(table)
     except ImportError:
-        print("no picture: pip install matplotlib", file=sys.stderr)
+        print(f"no picture: {install_hint('matplotlib')}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from gptcli.errors import install_hint
+
 WIDTHS, BASE, D_HEAD = (64, 128, 256), 64, 32
 EXPONENTS = range(-11, -3)
 RATES = [2.0**exponent for exponent in EXPONENTS]
@@ -62,7 +64,7 @@ def main() -> None:
     try:
         draw(table)
     except ImportError:
-        print("no picture: pip install matplotlib", file=sys.stderr)
+        print(f"no picture: {install_hint('matplotlib')}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
-"""A corpus that every Python carries: the standard library's documentation and source, one JSON line a document.
+"""Write a corpus that every Python carries: the standard library's documentation and source.
 
-Usage: python make_corpus.py OUTPUT.jsonl
+Usage: python make_corpus.py OUTPUT.jsonl [--everything]
 
-Two kinds of documents: the language reference that `help()` shows, a topic each, and the library's modules, docstrings and all. Tests are
-left out: they are long and repeat themselves.
+One JSON line a document, of two kinds: the language reference that `help()` shows, a topic each,
+and the library's modules, docstrings and all. Tests are left out: they are long and repeat
+themselves. So are packages that Debian keeps apart or that only some versions have, so that the
+corpus is much the same everywhere, and tables: modules of codecs, entities and the like, in which
+less than a quarter of the tokens are names. `--everything` leaves out only the tests.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import sysconfig
@@ -15,30 +19,46 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3", "pydoc_data"}
-BYTES = 12_000_000  # enough for a demo, and much the same on every Python
+NOT_THE_LIBRARY = {"site-packages", "dist-packages", "__pycache__", "pydoc_data"}
+TESTS = {"test", "tests", "idle_test", "lib2to3"}
+ELSEWHERE = {"idlelib", "tkinter", "turtle.py", "turtledemo", "ensurepip", "distutils"}
+TABLES = {"encodings"}
+MIN_NAMES = 0.25  # code has about half, an encoding's table next to none
+COUNTED = {tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING}
 
 
-def documents() -> Iterator[str]:
+def is_table(source: str) -> bool:
+    """Tell data from code: less than a quarter of the tokens are names."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    kinds = [token.type for token in tokens if token.type in COUNTED]
+    return kinds.count(tokenize.NAME) < MIN_NAMES * len(kinds)
+
+
+def documents(library: Path, *, everything: bool) -> Iterator[str]:
+    """Yield the topics of `help()`, then the modules below `library`."""
     from pydoc_data.topics import topics
 
     yield from (topics[name] for name in sorted(topics))
-    library = Path(sysconfig.get_paths()["stdlib"])
+    skipped = NOT_THE_LIBRARY | TESTS | (set() if everything else ELSEWHERE | TABLES)
     for path in sorted(library.rglob("*.py")):
-        if SKIPPED.isdisjoint(path.relative_to(library).parts):
+        if skipped.isdisjoint(path.relative_to(library).parts):
             try:
                 with tokenize.open(path) as file:  # heeds the file's own encoding line
-                    yield file.read()
-            except (SyntaxError, UnicodeDecodeError):
+                    source = file.read()
+                if everything or not is_table(source):
+                    yield source
+            except (SyntaxError, UnicodeDecodeError, tokenize.TokenError):
                 continue
 
 
-def main(output: str) -> None:
+def main(output: str, *options: str) -> None:
+    """Write the corpus to `output`, whole or not at all, and say how large it is."""
     count = size = 0
     partial = Path(f"{output}.partial")  # the name is given once the file is whole: make trusts names
     with open(partial, "w", encoding="utf-8") as file:
-        for text in documents():
-            if text.strip() and size < BYTES:
+        library = Path(sysconfig.get_paths()["stdlib"])
+        for text in documents(library, everything="--everything" in options):
+            if text.strip():
                 file.write(json.dumps({"text": text}) + "\n")
                 count += 1
                 size += len(text.encode())
@@ -47,4 +67,4 @@ def main(output: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -78,8 +78,8 @@ def truth(value: Any) -> bool:
 
 NUMERIC = (
     "band", "mup", "checkpoint", "tokens", "warmup_tokens", "decay_tokens", "ramp_tokens", "ramp_from", "seed", "micro_batch",
-    "checkpoint_every", "eval_every", "eval_tokens", "keep", "max_skipped", "samples", "eval_items", "dropout", "lr", "min_lr_ratio", "weight_decay", "beta1",
-    "beta2", "eps", "clip", "spike",
+    "checkpoint_every", "eval_every", "eval_tokens", "keep", "max_skipped", "samples", "eval_items", "dropout", "lr",
+    "min_lr_ratio", "weight_decay", "beta1", "beta2", "eps", "clip", "spike",
 )  # fmt: skip
 NAMES: dict[str, Any] = {  # what a configuration file may hold, and how each value is read: the options, and the recipe's constants
     "size": _size,

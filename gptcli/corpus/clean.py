@@ -13,7 +13,7 @@ from gptcli.corpus.extract import plain_text
 from gptcli.corpus.quality import Classifier, keeps
 from gptcli.corpus.recipe import Clean, Links, Source
 from gptcli.corpus.streams import ending, opened
-from gptcli.errors import InputError
+from gptcli.errors import InputError, install_hint
 from gptcli.files import parse_json
 
 Stage = Callable[[Document], str]  # why the document is dropped, or ""
@@ -97,5 +97,5 @@ def _language(text: str) -> str:
     try:
         from resiliparse.parse.lang import detect_fast
     except ImportError:
-        raise InputError("telling languages needs the package resiliparse", hint="pip install 'gptcli[data]'") from None
+        raise InputError("telling languages needs the package resiliparse", hint=install_hint("resiliparse")) from None
     return str(detect_fast(text)[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gptcli.errors import InputError
+from gptcli.errors import InputError, install_hint
 
 EXTRACTORS = ("resiliparse", "trafilatura")  # the second is many times slower
 
@@ -37,4 +37,4 @@ def _by_trafilatura(html: str) -> str:
 
 
 def _missing(package: str) -> InputError:
-    return InputError(f"extracting text from HTML needs the package {package}", hint="pip install 'gptcli[data]'")
+    return InputError(f"extracting text from HTML needs the package {package}", hint=install_hint(package))

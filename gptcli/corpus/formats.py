@@ -19,7 +19,7 @@ from typing import IO, Any, cast
 from gptcli.corpus.documents import NOT_A_PAGE, Document, flawed
 from gptcli.corpus.streams import MissingPackageError, ending, opened
 from gptcli.encodings import BOM, guess, not_utf8, utf16_without_mark, wrong_encoding
-from gptcli.errors import InputError
+from gptcli.errors import InputError, install_hint
 from gptcli.files import temporary_room
 
 MAX_BYTES = 1 << 28  # of a document; a longer one is left out, so that one endless line cannot fill the memory
@@ -241,7 +241,7 @@ def _pyarrow(name: str) -> Any:
     try:
         import pyarrow.parquet
     except ImportError:
-        raise MissingPackageError("reading .parquet needs the package pyarrow", where=name, hint="pip install 'gptcli[data]'") from None
+        raise MissingPackageError("reading .parquet needs the package pyarrow", where=name, hint=install_hint("pyarrow")) from None
     return pyarrow
 
 
@@ -271,7 +271,7 @@ def warc(stream: Any, name: str, cut: Cut) -> Iterator[Document]:
     try:
         from fastwarc.warc import ArchiveIterator, WarcRecordType
     except ImportError:
-        raise MissingPackageError("reading .warc needs the package fastwarc", where=name, hint="pip install 'gptcli[data]'") from None
+        raise MissingPackageError("reading .warc needs the package fastwarc", where=name, hint=install_hint("fastwarc")) from None
     watched = _Watched(stream)
     wanted = WarcRecordType.response | WarcRecordType.conversion | WarcRecordType.resource
     records: Any = ArchiveIterator(cast("Any", watched), record_types=wanted, parse_http=False, strict_mode=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gptcli.errors import InputError
+from gptcli.errors import InputError, install_hint
 from gptcli.files import atomic_write
 
 BUCKETS = 1 << 18
@@ -84,7 +84,7 @@ def train_classifier(positives: Iterable[str], negatives: Iterable[str]) -> Clas
         from sklearn.linear_model import LogisticRegression
         from sklearn.metrics import f1_score
     except ImportError:
-        raise InputError("the quality classifier needs the package scikit-learn", hint="pip install 'gptcli[data]'") from None
+        raise InputError("the quality classifier needs the package scikit-learn", hint=install_hint("scikit-learn")) from None
     rows = [[spark_features(text) for text in texts] for texts in (negatives, positives)]
     for kind, found in zip(("negatives", "positives"), rows, strict=True):
         if len(found) < HELD_OUT:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from gptcli.errors import RunError, UsageError
+from gptcli.errors import RunError, UsageError, install_hint
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -37,7 +37,7 @@ def connect() -> Any:
     try:
         import ray
     except ImportError:
-        raise UsageError("ray is not installed", where="--runner", hint="pip install 'gptcli[ray]'") from None
+        raise UsageError("ray is not installed", where="--runner", hint=install_hint("ray")) from None
     if not ray.is_initialized():
         try:
             ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from gptcli.errors import GptError, InputError, RunError
+from gptcli.errors import GptError, InputError, RunError, install_hint
 
 STDIN = "-"
 COMPRESSED = (".gz", ".zst")
@@ -39,7 +39,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     try:
         import fsspec
     except ImportError:
-        raise MissingPackageError("reading URLs needs the package fsspec", where=url, hint="pip install 'gptcli[data]'") from None
+        raise MissingPackageError("reading URLs needs the package fsspec", where=url, hint=install_hint("fsspec")) from None
     try:
         return fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:
@@ -113,7 +113,7 @@ def _zstandard(where: str) -> Any:
     try:
         import zstandard
     except ImportError:
-        raise MissingPackageError("reading .zst needs the package zstandard", where=where, hint="pip install 'gptcli[data]'") from None
+        raise MissingPackageError("reading .zst needs the package zstandard", where=where, hint=install_hint("zstandard")) from None
     return zstandard
 
 

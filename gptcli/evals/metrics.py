@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
-from gptcli.errors import InputError
+from gptcli.errors import InputError, install_hint
 
 Metric = Callable[[str, Sequence[str]], float]
 CorpusMetric = Callable[[Sequence[str], Sequence[Sequence[str]]], tuple[float, str]]
@@ -155,7 +155,7 @@ def _rouge_scorer() -> Any:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
-        raise InputError("ROUGE needs the package rouge-score", hint="pip install 'gptcli[eval]'") from None
+        raise InputError("ROUGE needs the package rouge-score", hint=install_hint("rouge-score")) from None
     return RougeScorer(["rouge1", "rouge2", "rougeLsum"], use_stemmer=True)
 
 
@@ -190,7 +190,7 @@ def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tup
     try:
         from sacrebleu.metrics.bleu import BLEU
     except ImportError:
-        raise InputError("BLEU needs the package sacrebleu", hint="pip install 'gptcli[eval]'") from None
+        raise InputError("BLEU needs the package sacrebleu", hint=install_hint("sacrebleu")) from None
     most = max(map(len, references))
     columns: list[list[str | None]] = [[texts[n] if n < len(texts) else None for texts in references] for n in range(most)]
     metric = BLEU()

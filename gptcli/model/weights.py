@@ -211,7 +211,7 @@ def read_weights(where: Path | ModelSource) -> Iterator[tuple[str, torch.Tensor]
     return _checked((from_neo if neo and native is None else from_stored)(_tie(stored, config, folder), config), config, folder)
 
 
-def _tie(stored: Tensors, config: ModelConfig, where: Path) -> Tensors:
+def _tie(stored: Mapping[str, torch.Tensor], config: ModelConfig, where: Path) -> Tensors:
     """The stored tensors, with one tensor for the embedding and a head tied to it.
 
     Raises InputError if the head differs from the embedding to which the configuration ties it: either may be the one that was trained.
@@ -219,7 +219,7 @@ def _tie(stored: Tensors, config: ModelConfig, where: Path) -> Tensors:
     names = (EMBEDDING, f"transformer.{EMBEDDING}", "tokens_embed.weight", "transformer.tokens_embed.weight")
     embedding = next((name for name in names if name in stored), None)
     if not config.tied or HEAD not in stored:
-        return stored
+        return dict(stored)
     rest = {name: tensor for name, tensor in stored.items() if name != HEAD}
     if embedding is None:  # safetensors' save_model keeps one name of a shared tensor, and not always this one
         return {names[2] if config.norm == "post" else names[0]: stored[HEAD], **rest}

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gptcli.errors import RunError, UsageError, nearest
+from gptcli.errors import RunError, UsageError, install_hint, nearest
 from gptcli.tokenizer.tokenizer import PATTERN, Tokenizer, byte_alphabet
 
 ENCODERS = ("auto", "tokenizers", "tiktoken", "gigatoken")
@@ -73,7 +73,7 @@ def open_encoder(tokenizer: Tokenizer, name: str = "auto") -> Encoder:
             encoder = _OPENERS[candidate](tokenizer, reference)
         except ImportError:
             if name != "auto":
-                raise UsageError(f"{name} is not installed", where="--encoder", hint="pip install 'gptcli[fast]'") from None
+                raise UsageError(f"{name} is not installed", where="--encoder", hint=install_hint(name)) from None
             continue
         except UnsuitableError as error:
             if name != "auto":

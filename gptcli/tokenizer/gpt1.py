@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from gptcli.errors import InputError, UsageError
+from gptcli.errors import InputError, UsageError, install_hint
 from gptcli.events import SILENT, Events
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, PIECE, Tokenizer, check_merges, pieces, refuse_surrogates
 
@@ -39,7 +39,7 @@ def standardise(text: str) -> str:
     try:
         from ftfy import fix_text
     except ImportError:
-        raise UsageError("GPT-1's tokenizer needs ftfy, which is not installed", hint="pip install 'gptcli[data]'") from None
+        raise UsageError("GPT-1's tokenizer needs ftfy, which is not installed", hint=install_hint("ftfy")) from None
     return fix_text(text).translate(REPLACED)
 
 

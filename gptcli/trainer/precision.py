@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gptcli.errors import UsageError
+from gptcli.errors import UsageError, install_hint
 
 PRODUCTS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 """What autocast hands to matrix products, and FSDP gathers a layer's weights as; None for what they are. Those of fp8 are cast further."""
@@ -25,7 +25,7 @@ def check_precision(precision: str, tp: int) -> None:
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() < FP8:
         missing = "this machine has no GPU with fp8"
     elif importlib.util.find_spec("torchao") is None:
-        missing = "fp8 is torchao's, which is not installed"
+        missing = f"fp8 is torchao's, which is not installed: {install_hint('torchao')}"
     elif tp > 1:
         missing = "fp8 products are not divided over tp"
     if missing:

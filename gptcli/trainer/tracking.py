@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from gptcli.errors import UsageError, nearest
+from gptcli.errors import UsageError, install_hint, nearest
 from gptcli.trainer.metrics import Line
 
 TRACKERS = ("tensorboard",)
@@ -16,7 +16,7 @@ def check_tracker(name: str) -> None:
     if name not in TRACKERS:
         raise UsageError(f"unknown tracker {name!r}", where="--track", hint=nearest(name, TRACKERS))
     if importlib.util.find_spec("tensorboard") is None:
-        raise UsageError("TensorBoard is not installed", where="--track", hint="pip install 'gptcli[track]'")
+        raise UsageError("TensorBoard is not installed", where="--track", hint=install_hint("tensorboard"))
 
 
 class TensorBoard:

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.corpus.readers import find_inputs, find_reader, read_documents, scan
-from gptcli.errors import InputError, UsageError
+from gptcli.errors import InputError, UsageError, install_hint
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "": lambda data: data,
@@ -227,7 +227,7 @@ def test_zst_without_its_package_names_the_extra(tmp_path: Path, monkeypatch: py
         return real(name, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    assert error_of(path) == "FILE: reading .zst needs the package zstandard\n  pip install 'gptcli[data]'"
+    assert error_of(path) == f"FILE: reading .zst needs the package zstandard\n  {install_hint('zstandard')}"
 
 
 @pytest.mark.parametrize("name", ["a.arrow", "a.tar.gz", "a.PDF", "a.txt.bz2"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from gptcli.encodings import not_utf8, without_bom
-from gptcli.errors import InputError
+from gptcli.errors import InputError, install_hint
 from gptcli.files import parse_json
 
 Row = dict[str, Any]
@@ -28,7 +28,7 @@ def _zstd(path: Path) -> IO[bytes]:
     try:
         import zstandard
     except ImportError:
-        raise InputError("reading .zst needs the package zstandard", where=path, hint="pip install 'gptcli[data]'") from None
+        raise InputError("reading .zst needs the package zstandard", where=path, hint=install_hint("zstandard")) from None
     found, packed = io.BytesIO(), b""
     frame: Any = None
     with open(path, "rb") as file:  # a frame at a time: zstandard's own reader does not say that the last one is cut short
