@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gptcli.files import PARTIAL
+from gptcli.files import PARTIAL, is_lock
 
 CHANGES = ("fsync", "replace", "rename", "mkdir", "unlink", "remove", "rmdir")
 KINDS = {  # what is counted for each kind of fault
@@ -109,7 +109,7 @@ class Faults:
             self.struck = True
             names = (os.path.join(where, name) for where, _, names in os.walk(self.folder) for name in names)  # noqa: PTH118 (as below)
             with OPEN(f"{self.folder}/{HELD}", "w") as file:
-                file.writelines(f"{name}\n" for name in names if PARTIAL not in name)
+                file.writelines(f"{name}\n" for name in names if not (PARTIAL in name or is_lock(Path(name))))
 
     def _strike(self, raw: _Raw | None, data: Any, *, frees: bool = False) -> None:
         self._told()
