@@ -47,7 +47,7 @@ def main() -> int:
                 continue
             found: list[Result] = []
             tries = 0
-            while len(found) < options.moments and tries < 3 * options.moments:
+            while len(found) < options.moments and tries < 20 * options.moments:
                 to = "twice" if options.twice else ("group", "alone")[len(found) % 2]
                 fresh, again = len(found) < options.fresh, tries % options.again == 0
                 result = harness.press(one, f"{options.signal} {to}", fresh=fresh, again=again)
