@@ -87,13 +87,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def written_through(path: Path) -> bool:
     """Whether `path` names a device, a pipe or an open file of a process (/dev/stdout), which is written to and never replaced."""
     path = Path(path)
-    for _ in range(LINKS):
-        if path.parent.resolve().is_relative_to("/proc"):
-            return True
-        if not path.is_symlink():
-            break
-        path = path.parent / path.readlink()
     try:
+        for _ in range(LINKS):
+            if path.parent.resolve().is_relative_to("/proc"):
+                return True
+            if not path.is_symlink():
+                break
+            path = path.parent / path.readlink()
         kind = path.stat().st_mode
     except OSError:
         return False

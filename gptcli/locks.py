@@ -32,6 +32,7 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
+from gptcli import strict_json
 from gptcli.errors import UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import LOCK, PARTIAL, written_through
@@ -343,7 +344,7 @@ def _clock(folder: Path) -> float:
 
 def _create(file: Path, holder: Holder) -> bool:
     """Create a lock file, whole from its first moment, unless it is there; return whether this process created it."""
-    data = json.dumps(asdict(holder), indent=1).encode() + b"\n"
+    data = strict_json.dumps(asdict(holder), indent=1).encode() + b"\n"
     partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
         with open(partial, "xb") as handle:

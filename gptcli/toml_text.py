@@ -123,6 +123,6 @@ def _meant(rest: str) -> Iterator[str]:
 def _is_toml(line: str) -> bool:
     try:
         tomllib.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True

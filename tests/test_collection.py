@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,13 +29,13 @@ sys.exit(pytest.main(["--collect-only", "-qq", "-p", "no:cacheprovider", "-p", "
 """
 
 
-def collected(folder: Path, *, later: float, hash_seed: int) -> list[str]:
-    """Return the suite's test ids, from a process with a clock `later` seconds ahead and other temporary folders and hashes."""
+def collected(root: Path, folder: Path, *, later: float, hash_seed: int) -> list[str]:
+    """Return the ids of the suite in `root`, from a process with a clock `later` seconds ahead and other temporary folders and hashes."""
     folder.mkdir()
     done = subprocess.run(
         [sys.executable, "-c", COLLECT, folder / "ids.json", str(later)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONHASHSEED": str(hash_seed), "TMPDIR": str(folder)},
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "PYTHONHASHSEED": str(hash_seed), "TMPDIR": str(folder)},
         capture_output=True,
         text=True,
     )
@@ -43,9 +44,11 @@ def collected(folder: Path, *, later: float, hash_seed: int) -> list[str]:
     return ids
 
 
-def test_two_processes_at_other_times_collect_the_same_tests(tmp_path: Path) -> None:
-    first = collected(tmp_path / "first", later=0, hash_seed=1)
-    second = collected(tmp_path / "second", later=86_400 * 400, hash_seed=2)
+def test_two_processes_at_other_times_and_places_collect_the_same_tests(tmp_path: Path) -> None:
+    other = tmp_path / "another name"
+    shutil.copytree(ROOT, other, ignore=shutil.ignore_patterns(".*", "out", "runs", "__pycache__"))
+    first = collected(ROOT, tmp_path / "first", later=0, hash_seed=1)
+    second = collected(other, tmp_path / "second", later=86_400 * 400, hash_seed=2)
     assert len(first) > 1000
     assert [pair for pair in zip(first, second, strict=True) if pair[0] != pair[1]] == []
     assert len(set(first)) == len(first)

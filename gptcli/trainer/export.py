@@ -6,7 +6,6 @@ a recent checkpoint as transformers reads them, and the index beside it leads th
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from gptcli import strict_json
 from gptcli.events import Events
 from gptcli.files import atomic_write
 from gptcli.model.checkpoint_tensors import SavedModel
@@ -162,7 +162,7 @@ def front_matter(run: Run, val_loss: float | None) -> str:
             "metrics": [{"type": "loss", "name": "validation loss, nats a token", "value": round(val_loss, 4)}],
         }
         about["model-index"] = [{"name": run.out.resolve().name, "results": [result]}]
-    return "---\n" + "".join(f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in about.items()) + "---\n\n"
+    return "---\n" + "".join(f"{name}: {strict_json.dumps(value)}\n" for name, value in about.items()) + "---\n\n"
 
 
 def _training_loss(last: Line) -> str:

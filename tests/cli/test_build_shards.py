@@ -62,7 +62,7 @@ def test_from_text_to_shards(corpus: Path, gpt: Gpt) -> None:
     assert "shard_tokens = 200000" in config
     assert "seed = 0" in config
     assert gpt(*ARGUMENTS, "--resume").stderr == f"{Path('shards/manifest.json')} is up to date\n"
-    assert "the output folder is not empty\n  --resume goes on with it, --force starts over" in gpt(*ARGUMENTS, code=2).stderr
+    assert "the output folder is not empty\n  --resume goes on with it; another -o leaves it as it is" in gpt(*ARGUMENTS, code=2).stderr
     report = json.loads(gpt(*ARGUMENTS, "--force", "--seed", "4", "--json").stdout)
     assert report["schema"] == "gpt.build-shards/1"
     assert report["train"]["tokens"] == manifest.tokens("train")

@@ -53,6 +53,11 @@ def test_from_a_task_to_an_accuracy(gpt: Gpt, workplace: Path) -> None:
     assert gpt("eval", "run").stdout == "accuracy 100.00% (12 of 12) on dev.jsonl\n"
     assert json.loads(gpt("eval", "run", "--data", "train.jsonl", "--json").stdout)["examples"] == 40
 
+    def figures(name: str) -> list[dict[str, float]]:
+        """The lines of a run's metrics, but for when each was written."""
+        texts = (workplace / name / "metrics.jsonl").read_text().splitlines()
+        return [{key: value for key, value in json.loads(text).items() if key != "time"} for text in texts]
+
     command = [sys.executable, "-m", "gptcli", *argv, "killed"]
     process = subprocess.Popen(command, cwd=workplace, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
     while not list(workplace.glob("killed/checkpoints/step-*")):
@@ -62,7 +67,8 @@ def test_from_a_task_to_an_accuracy(gpt: Gpt, workplace: Path) -> None:
     process.wait()
     assert not (workplace / "killed" / "finetune.json").exists()
     assert "going on after step" in gpt(*argv, "killed", "--resume", OMP_NUM_THREADS="1").stderr
-    for name in ("model.safetensors", "classifier.safetensors", "metrics.jsonl", "finetune.json"):
+    assert [figures(run) for run in ("run", "killed")] == [figures("run")] * 2
+    for name in ("model.safetensors", "classifier.safetensors", "finetune.json"):
         assert (workplace / "run" / name).read_bytes() == (workplace / "killed" / name).read_bytes(), name
     assert "is finished" in gpt(*argv, "run", "--resume").stderr
     assert "not empty" in gpt(*argv, "run", code=2).stderr

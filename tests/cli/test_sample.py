@@ -268,7 +268,7 @@ def test_a_cache_that_cannot_fit_is_said_before_it_starts(run: Path, monkeypatch
     from gptcli.sampling import engine
 
     monkeypatch.setattr(engine, "free_memory", lambda device: 1000)
-    with pytest.raises(GptError, match=r"the cache of 1 sequences of 16 tokens takes .* GB, and .* GB are free"):
+    with pytest.raises(GptError, match=r"the cache of 1 sequences of 16 tokens takes 2.05 kB, and 1 kB are free"):
         sample(run, "x")
 
 

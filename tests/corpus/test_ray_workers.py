@@ -69,7 +69,7 @@ def test_what_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"--runner: unknown runner 'rai'\n.*ray"):
         open_pool("rai", 1, None)
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UsageError, match=r"--runner: ray is not installed\n.*gptcli\[ray\]"):
+    with pytest.raises(UsageError, match=r"--runner: ray is not installed\n.*pip install.* ray"):
         open_pool("ray", 1, None)
 
 

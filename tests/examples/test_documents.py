@@ -13,7 +13,7 @@ TOLD = re.compile(r"^```(?:sh|bash|console)?\n(.*?)^```", re.MULTILINE | re.DOTA
 SPOKEN = re.compile(r"(?<!`)`(gpt [a-z-]+ [^`\n]*)`")
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.parent.name or path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_parse(document, parse):
     text = document.read_text(encoding="utf-8")
     lines = [line for block in TOLD.findall(text) for line in parse.commands(block)]
@@ -24,7 +24,7 @@ def test_commands_parse(document, parse):
         parse(line)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.parent.name or path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_and_paths_lead_somewhere(document):
     text = document.read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)#:]+)\)", text):

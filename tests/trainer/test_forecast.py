@@ -135,10 +135,10 @@ def test_a_batch_that_follows_the_noise_is_judged_by_its_first_steps(foretell):
     assert codes(foretell(batch_tokens=1280, follow_noise=True, ramp_from=1280)) == ["few-steps"]
 
 
-def test_disk_holds_the_checkpoints_kept_one_more_and_the_model(make_run):
+def test_disk_holds_the_checkpoints_kept_one_more_the_model_and_its_copy(make_run):
     run = make_run(checkpoint_every=5, keep=2)
-    assert disk_bytes(run.model, run.train, 20) == (3 * 12 + 4) * run.model.parameters
-    assert disk_bytes(run.model, run.train, 5) == (12 + 4) * run.model.parameters
+    assert disk_bytes(run.model, run.train, 20) == (3 * 12 + 2 * 4) * run.model.parameters
+    assert disk_bytes(run.model, run.train, 5) == (12 + 2 * 4) * run.model.parameters
 
 
 def test_what_does_not_fit_names_the_largest_size_that_does(make_run, monkeypatch):

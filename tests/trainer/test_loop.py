@@ -117,8 +117,9 @@ def test_the_second_signal_ends_the_run_at_once(make_run, monkeypatch):
     with pytest.raises(Left):
         stop.act(signal.SIGTERM)
     assert events.texts == ["stopping: this step and a checkpoint first; a second Ctrl-C stops at once"]
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    launch = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "15000"}
+    for name, value in launch.items():
+        monkeypatch.setenv(name, value)
     patient = StopSignal(events)
     patient.act(signal.SIGINT)
     patient.act(signal.SIGINT)

@@ -16,7 +16,7 @@ def test_what_is_unknown_or_missing_is_named(monkeypatch):
     with pytest.raises(UsageError, match="unknown tracker 'tensorbord'"):
         check_tracker("tensorbord")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"gptcli\[track\]"):
+    with pytest.raises(UsageError, match=r"pip install.* tensorboard"):
         check_tracker("tensorboard")
 
 

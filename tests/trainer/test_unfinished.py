@@ -99,7 +99,7 @@ def test_a_stopped_run_is_read_everywhere(make_run, train_here, kind):
     torch.testing.assert_close(in_transformers(run.out), of_checkpoint(run, 11), atol=TOLERANCE.get(kind, 1e-5), rtol=0)
     card = (run.out / "README.md").read_text()
     assert "Unfinished: training is still going on, or was stopped" in card
-    assert "Trained on" not in card
+    assert "| Trained on | nothing yet |" in card
 
     shutil.rmtree(run.out / "checkpoints")  # as one copies a folder to another machine
     events = Told()
