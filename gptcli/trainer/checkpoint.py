@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -69,10 +69,12 @@ class Checkpoints:
             for leftover in (out / CHECKPOINTS).glob(f".*{PARTIAL}"):
                 shutil.rmtree(leftover)
 
-    def save(self, state: State, parameters: Parameters, optimizer: torch.optim.Optimizer) -> None:
+    def save(
+        self, state: State, parameters: Parameters, optimizer: torch.optim.Optimizer, *, then: Callable[[], None] | None = None
+    ) -> None:
         """Copy everything to host memory, and write it while the training goes on; `wait` says when it is on disk.
 
-        Raises RunError where the save before this one failed.
+        The first process calls `then` once the checkpoint is whole. Raises RunError where the save before this one failed.
         """
         self.wait()
         folder = folder_of(self.out, state.position.step)
@@ -80,7 +82,7 @@ class Checkpoints:
         tensors = named_tensors(parameters, optimizer)
         writing = async_save(
             tensors,
-            storage_writer=Writer(partial, self.place, lambda digests: self._complete(partial, folder, state, digests)),
+            storage_writer=Writer(partial, self.place, lambda digests: self._complete(partial, folder, state, digests, then)),
             planner=DefaultSavePlanner(flatten_state_dict=False),
             process_group=self.group,
             async_stager=BlockingAsyncStager(),
@@ -146,7 +148,7 @@ class Checkpoints:
             self._prune(state.position.step)  # a run may have been killed between its checkpoint and this
         return state
 
-    def _complete(self, partial: Path, folder: Path, state: State, digests: dict[str, str]) -> None:
+    def _complete(self, partial: Path, folder: Path, state: State, digests: dict[str, str], then: Callable[[], None] | None) -> None:
         """On the first process, once the files are on disk: the state, the checkpoint's name, and away with the oldest."""
         write_json(partial / STATE, {"format": FORMAT, **asdict(state), "sha256": digests})
         _remove(folder)
@@ -156,6 +158,8 @@ class Checkpoints:
             if step > state.position.step:  # it was broken and passed over
                 _remove(later)
         self._prune(state.position.step)
+        if then is not None:
+            then()
 
     def _prune(self, newest: int) -> None:
         """Keep `keep` checkpoints up to the step `newest`."""

@@ -21,6 +21,7 @@ from gptcli.model.config import ModelConfig
 from gptcli.model.config_json import NEO, family
 from gptcli.model.source import WEIGHTS
 from gptcli.model.weights import neo_report, remove_unfinished, save_config, save_model, save_unfinished
+from gptcli.trainer.checkpoint import newest_state
 from gptcli.trainer.config import Run
 from gptcli.trainer.follower import Follower, Left
 from gptcli.trainer.metrics import Line, window
@@ -40,8 +41,9 @@ def prepare(run: Run) -> None:
     """Write tokenizer, model card and configuration of a run that is not finished."""
     if is_finished(run.out):
         return
+    state = newest_state(run.out) if run.resume else None
     _write_tokenizer(run)
-    _write_card(run, model_card(run, None, None, None))
+    write_card(run, model_card(run, None if state is None else state.metrics, None, None, finished=False))
     save_config(run.out, run.model, eot_id=run.eot_id)
 
 
@@ -85,7 +87,7 @@ def export(run: Run, tensors: Mapping[str, torch.Tensor], last: Line, val_loss: 
     """Write tokenizer, model card, configuration and weights of the finished model."""
     _write_tokenizer(run)
     report = neo_report(tensors, run.model) if family(run.model) == NEO else None
-    _write_card(run, model_card(run, last, val_loss, report))
+    write_card(run, model_card(run, last, val_loss, report, finished=True))
     save_model(run.out, tensors, run.model, eot_id=run.eot_id, report=report)
     tidy(run.out)
 
@@ -101,7 +103,7 @@ def _write_tokenizer(run: Run) -> None:
         shutil.copyfileobj(source, file)
 
 
-def _write_card(run: Run, text: str) -> None:
+def write_card(run: Run, text: str) -> None:
     with atomic_write(run.out / CARD, "w") as file:
         file.write(text)
 
@@ -110,14 +112,13 @@ def is_finished(out: Path) -> bool:
     return (Path(out) / WEIGHTS).is_file()
 
 
-def model_card(run: Run, last: Line | None, val_loss: float | None, leaving: dict[str, Any] | None) -> str:
+def model_card(run: Run, last: Line | None, val_loss: float | None, leaving: dict[str, Any] | None, *, finished: bool) -> str:
     """Say what the model is and how it came about, in Markdown with the front matter of the Hugging Face
-    hub. `last` is the newest step's line, with its smoothed loss; None or empty before the first step.
+    hub. `last` is the line of the model's step, with its smoothed loss; None before the first checkpoint.
     `leaving`: what it costs that transformers knows it as another, if it does."""
     model, last = run.model, last or {}
     dense = model.attention == "dense"
     step, made = last.get("step", 0), read_provenance(run.resolved)
-    finished = step > 0 and last["tokens"] + model.n_ctx > run.train.tokens
     rows = {
         "Parameters": f"{model.parameters:,}",
         "Architecture": f"{model.n_layer} layers, {model.n_head} heads, {model.d_model} wide, context {model.n_ctx:,}, "
@@ -129,7 +130,8 @@ def model_card(run: Run, last: Line | None, val_loss: float | None, leaving: dic
         **{name.capitalize(): text for name, text in made.items()},
     }
     if not finished:
-        rows = {"State": f"unfinished: of {run.train.tokens:,} tokens", **rows}
+        reached = f"at step {step:,} when this was written" if step else "before its first checkpoint"
+        rows = {"State": f"unfinished, {reached}, of {run.train.tokens:,} tokens", **rows}
     load = (
         "```python\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"

@@ -7,7 +7,7 @@ import gc
 import math
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from gptcli.trainer.checkpoint import Checkpoints, State, canonical_parameters, 
 from gptcli.trainer.config import Run
 from gptcli.trainer.engine import build
 from gptcli.trainer.evaluate import validation_loss
-from gptcli.trainer.export import TransformersCopy, export, is_copied, prepare
+from gptcli.trainer.export import TransformersCopy, export, is_copied, model_card, prepare, write_card
 from gptcli.trainer.guard import Guard
 from gptcli.trainer.layout import Place
 from gptcli.trainer.machine import hold_threads, launched, same_arithmetic
@@ -232,9 +232,22 @@ class Training:
         for log in (self.log, self.sampler.log if self.sampler else None):
             if log is not None:
                 log.sync()
-        self.checkpoints.save(state, self.parameters, self.stepper.optimizer)
+        self.checkpoints.save(state, self.parameters, self.stepper.optimizer, then=self._card())
         for follower in self.followers:
             follower.begin(*self._newest())
+
+    def _card(self) -> Callable[[], None] | None:
+        """What writes a model card of this step; None at the last one, whose card comes with the finished model."""
+        if self.log is None or self._done():
+            return None
+        last = {**self.last, "smoothed_loss": smoothed_loss([*self.log.newest, self.last])}
+        card = model_card(self.run, last, self.val_loss, None, finished=False)
+
+        def write() -> None:
+            with contextlib.suppress(OSError):  # a full disk costs no run: the card says at which step it was written
+                write_card(self.run, card)
+
+        return write
 
     def _newest(self) -> tuple[Path, int, int]:
         """The checkpoint of this step: where it will be, its step and its tokens."""

@@ -66,17 +66,19 @@ FACTS = "# gpt 0, python 3\n# date: 2030-01-01T00:00:00Z\n# host: a|b\n# device:
 
 
 def test_the_card_says_how_it_was_made(make_run):
-    card = model_card(make_run(resolved=FACTS), {"step": 20, "tokens": 1280, "loss": 9.0, "smoothed_loss": 2.5}, 2.0, None)
+    card = model_card(make_run(resolved=FACTS), {"step": 20, "tokens": 1280, "loss": 9.0, "smoothed_loss": 2.5}, 2.0, None, finished=True)
     for row in ("| Date | 2030-01-01T00:00:00Z |", "| Host | a&#124;b |", "| Device | a CPU |", "| Passes | 0.5 |"):
         assert row in card
     assert "| Training loss | 2.5000 nats a token, mean of the last 5 steps |" in card
     assert "9.0" not in card, "the last step's loss alone"
 
 
-@pytest.mark.parametrize("last", [None, {}, {"step": 3, "tokens": 192, "loss": 4.0}])
+@pytest.mark.parametrize("last", [None, {"step": 3, "tokens": 192, "loss": 4.0}, {"step": 20, "tokens": 1280, "loss": 4.0}])
 def test_the_card_of_an_unfinished_run_says_so(make_run, last):
-    card = model_card(make_run(resolved=FACTS), last, None, None)
-    assert "| State | unfinished: of 1,280 tokens |" in card
+    """Also of a run that has taken its last step, and whose model is still to be written."""
+    card = model_card(make_run(resolved=FACTS), last, None, None, finished=False)
+    reached = f"at step {last['step']} when this was written" if last else "before its first checkpoint"
+    assert f"| State | unfinished, {reached}, of 1,280 tokens |" in card
     assert "| Validation loss | not yet measured |" in card
     assert ("| Trained on | nothing yet |" in card) == (not last)
     assert "model-index" not in yaml.safe_load(card.split("---")[1])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import signal
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,7 +25,9 @@ from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
 from gptcli.model.weights import load_model, open_model, save_unfinished
 from gptcli.sampling.loading import load
+from gptcli.trainer import loop
 from gptcli.trainer.checkpoint import Checkpoints, State, folder_of
+from gptcli.trainer.export import prepare, write_card
 from gptcli.trainer.layout import Place
 from gptcli.trainer.loop import train
 from gptcli.trainer.schedule import Position
@@ -99,7 +103,7 @@ def test_a_stopped_run_is_read_everywhere(make_run, train_here, kind):
     torch.testing.assert_close(in_transformers(run.out), of_checkpoint(run, 11), atol=TOLERANCE.get(kind, 1e-5), rtol=0)
     card = (run.out / "README.md").read_text()
     assert "Unfinished: training is still going on, or was stopped" in card
-    assert "| Trained on | nothing yet |" in card
+    assert "| Trained on | 704 tokens in 11 steps" in card
 
     shutil.rmtree(run.out / "checkpoints")  # as one copies a folder to another machine
     events = Told()
@@ -133,12 +137,39 @@ def test_a_run_killed_at_any_step_is_its_newest_checkpoint(make_run, step):
         (run.out / "run.toml").write_text("checkpoint_every = 4")
         with pytest.raises(InputError, match="no checkpoint yet"):
             load(run.out)
+        assert "| Trained on | nothing yet |" in (run.out / "README.md").read_text()
         return
     model, source = open_model(run.out)
     assert source.step == newest
+    assert f"| Trained on | {newest * 64:,} tokens in {newest} steps" in (run.out / "README.md").read_text()
     assert torch.equal(logits(model), of_checkpoint(run, newest))
     if (run.out / "model.safetensors.index.json").exists():  # written in the background
         torch.testing.assert_close(in_transformers(run.out), of_checkpoint(run, copied_step(run.out)), atol=1e-5, rtol=0)
+
+
+def test_a_resumed_run_begins_with_the_card_of_its_checkpoint(make_run):
+    run = make_run(checkpoint_every=4)
+    with pytest.raises(Killed):
+        train(run, CPU, Told(9 * 64))
+    for resume, trained in ((True, "512 tokens in 8 steps"), (False, "nothing yet")):
+        prepare(replace(run, resume=resume))
+        assert f"| Trained on | {trained}" in (run.out / "README.md").read_text()
+
+
+def test_a_full_disk_leaves_the_card_of_an_earlier_step(make_run, monkeypatch):
+    run, wrote = make_run(checkpoint_every=4), []
+
+    def write(run, text):
+        wrote.append(text)
+        if len(wrote) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_card(run, text)
+
+    monkeypatch.setattr(loop, "write_card", write)
+    with pytest.raises(Killed):
+        train(run, CPU, Told(13 * 64))
+    assert open_model(run.out)[1].step == 12
+    assert "| State | unfinished, at step 8 when this was written" in (run.out / "README.md").read_text()
 
 
 def test_a_run_that_is_going_on_is_read_at_every_step(make_run):
