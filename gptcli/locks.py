@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
+import re
 import secrets
 import shlex
 import socket
@@ -26,7 +28,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import cache
@@ -35,7 +37,7 @@ from pathlib import Path
 from gptcli import strict_json
 from gptcli.errors import UsageError
 from gptcli.events import SILENT, Events
-from gptcli.files import LOCK, PARTIAL, written_through
+from gptcli.files import LOCK, NAME_BYTES, PARTIAL, written_through
 from gptcli.interrupts import Cleanup
 
 BEAT = 5.0  # seconds between two signs of life
@@ -133,12 +135,24 @@ class Lock:
                     chain = read_chain(self.path)
                     if chain.get(file) == me:
                         self._me, self._chain = me, list(chain)
+                        self._sweep({*chain, successor(self.path, me)})
                         return
                     file.unlink(missing_ok=True)  # the chain it continued is gone
             except FileNotFoundError:
                 pass  # the folder was removed by a process that had made it
             time.sleep(POLL / 10)
         raise UsageError("in use: its lock changes hands all the time", where=self.subject, hint=HINT)
+
+    def _sweep(self, kept: Collection[Path]) -> None:
+        """Remove what processes that were killed while they took or released this lock left beside it.
+
+        Of a process that is alive it may take what leads nowhere, and that one looks again.
+        """
+        leftover = re.compile(rf"{re.escape(self.path.name)}(\.[0-9a-z]+|(\.[0-9a-z]+){{1,2}}{re.escape(PARTIAL)})")
+        with contextlib.suppress(OSError):
+            for file in self.path.parent.iterdir():
+                if leftover.fullmatch(file.name) and file not in kept:
+                    file.unlink(missing_ok=True)
 
     def _beat(self, me: Holder) -> None:
         """Give a sign of life until the lock is released or removed by hand.
@@ -208,7 +222,7 @@ def own_file(file: Path, *, events: Events = SILENT) -> Iterator[None]:
         yield
         return
     real = Path(os.path.realpath(file))
-    with Lock(real.with_name(f".{real.name}{LOCK}"), file, events=events):
+    with Lock(real.with_name(_lock_name(real.name)), file, events=events):
         yield
 
 
@@ -295,7 +309,8 @@ def start_of(pid: int) -> str:
     """When a process of this place began, in the system's own words; GONE for one that has ended; "" if unknown."""
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        return GONE if state in ("Z", "X") else rest[18]  # fields 3 and 22 of proc_pid_stat(5)
+        threads, began = int(rest[16]), rest[18]  # fields 20 and 22 of proc_pid_stat(5); the state is field 3
+        return GONE if state in ("Z", "X") and threads <= 1 else began  # while a thread is left, so are its writes
     except (OSError, ValueError, IndexError):
         if os.name != "posix" or sys.platform == "linux":
             return ""
@@ -312,7 +327,7 @@ def _is_silent(holder: Holder, file: Path, subject: Path, events: Events) -> boo
     first = _touched(file)
     if first is None:
         return True
-    age, began = max(0.0, _clock(file.parent) - first), time.monotonic()
+    age, began = max(0.0, _clock(file) - first), time.monotonic()
     events.info(f"{subject}: locked by {holder}: waiting for a sign of life, at most {max(WATCHED, SILENCE - age):.0f} s")
     while (touched := _touched(file)) == first:
         watched = time.monotonic() - began
@@ -331,9 +346,9 @@ def _touched(file: Path) -> float | None:
         return None
 
 
-def _clock(folder: Path) -> float:
-    """The time by the clock of `folder`'s file system."""
-    probe = folder / f"{LOCK}.{secrets.token_hex(8)}{PARTIAL}"
+def _clock(file: Path) -> float:
+    """The time by the clock of the file system that a lock file is on."""
+    probe = file.with_name(f"{file.name}.{secrets.token_hex(8)}{PARTIAL}")
     try:
         probe.touch()
         os.utime(probe)
@@ -380,6 +395,13 @@ def _read(file: Path) -> Holder:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass
     return Holder(token=f"{stamp:x}")
+
+
+def _lock_name(name: str) -> str:
+    """The name of a file's lock; of a name too long for what is added to it, by its fingerprint."""
+    if len(os.fsencode(name)) > NAME_BYTES - 64:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return f".{name}{LOCK}"
 
 
 def _last(chain: dict[Path, Holder]) -> tuple[Path, Holder] | None:

@@ -18,8 +18,9 @@ import pytest
 from gptcli import locks
 from gptcli.errors import UsageError
 from gptcli.events import SILENT
-from gptcli.files import LOCK
+from gptcli.files import LOCK, PARTIAL
 from gptcli.locks import Holder, Lock, own_file, own_folder, own_part, read_chain, refuse_held, successor, this_process
+from tests.waiting import wait_until
 
 DEAD = Holder(token="dead", pid=1, host="node7", since="2026-01-01 10:00:00 UTC", command="gpt train", place="another boot")
 
@@ -117,6 +118,24 @@ def test_an_ended_process_and_one_that_has_its_number_again(tmp_path, never_watc
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no call ends one thread alone")
+def test_a_process_lives_as_long_as_one_of_its_threads(tmp_path, never_watches):
+    """The first thread is the first to be seen as ended, also of a process that was just killed."""
+    then = """
+import ctypes, threading
+threading.Thread(target=lambda: (sys.stdin.readline(), os._exit(0))).start()
+ctypes.CDLL(None).syscall({"x86_64": 60}.get(os.uname().machine, 93), 0)  # exit(2), of this thread
+"""
+    process = child(tmp_path, then)
+    status = Path(f"/proc/{process.pid}/stat")
+    wait_until(lambda: status.read_text().rpartition(")")[2].split()[0] == "Z")
+    with pytest.raises(UsageError, match=f"in use by process {process.pid} "), lock(tmp_path):
+        pass
+    process.communicate("\n")
+    with lock(tmp_path):
+        pass
+
+
 @pytest.mark.parametrize("unknown", ["place", "started", "hidden"])
 def test_a_holder_that_cannot_be_seen_is_judged_by_its_signs_of_life(tmp_path, monkeypatch, clock, unknown):
     holder = replace(this_process(), token="other")
@@ -149,7 +168,7 @@ def test_a_holder_elsewhere_that_gives_signs_is_refused_however_old_the_last_was
 @pytest.mark.parametrize(("touched", "waits"), [("long ago", locks.WATCHED), ("now", locks.SILENCE), ("in an hour", locks.SILENCE)])
 def test_a_silent_holder_elsewhere_is_succeeded(tmp_path, clock, touched, waits):
     file = forge(tmp_path, DEAD)
-    now = locks._clock(tmp_path)
+    now = locks._clock(tmp_path / LOCK)
     at = {"long ago": 0, "now": now, "in an hour": now + 3600}[touched]
     os.utime(file, (at, at))
     told = []
@@ -432,3 +451,28 @@ def test_systems_without_proc_ask_ps(monkeypatch):
     assert start != began
     assert locks.start_of(2**22 + 1) == ""
     assert SILENT.info("") is None
+
+
+@pytest.mark.parametrize("subject", [".", "a.json"])
+def test_what_a_kill_left_of_a_lock_goes_with_the_next_owner(tmp_path, never_watches, subject):
+    """Killed before its lock had its name, or after `.lock` was removed and before its successors were; nothing else goes."""
+    stem = LOCK if subject == "." else f".{subject}{LOCK}"
+    left = [f"{stem}.0123abcd{PARTIAL}", f"{stem}.89abcdef01234567", f"{stem}.89abcdef01234567.0123abcd{PARTIAL}"]
+    others = [f"{stem}.y{LOCK}", f".b.json{LOCK}.0123abcd{PARTIAL}", f"{stem}y", "a.json"]
+    for name in [*left, *others]:
+        (tmp_path / name).write_text("{}")
+    own = own_folder(tmp_path) if subject == "." else own_file(tmp_path / subject)
+    with own:
+        assert {path.name for path in tmp_path.iterdir()} == {*others, stem}
+    assert {path.name for path in tmp_path.iterdir()} == set(others)
+
+
+@pytest.mark.parametrize("length", [180, 192, 240, 255])
+def test_a_file_of_any_name_has_a_lock(tmp_path, never_watches, length):
+    file = tmp_path / ("ä" * (length // 2) + "x" * (length % 2))
+    with own_file(file):
+        with pytest.raises(UsageError, match="in use by"), own_file(file):
+            pass
+        with own_file(file.with_name("y" * length)):
+            pass
+    assert not list(tmp_path.iterdir())
