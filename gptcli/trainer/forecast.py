@@ -37,6 +37,7 @@ MODEL_BYTES = 4
 UTILISATION = (0.15, 0.75)  # of a lone product's rate, that a training step on a CPU reaches
 STEP_SECONDS = (0.003, 0.03)  # of a step on a CPU that do not depend on its size
 PROBE = (512, 1024)  # rows, and the width at most, of the product that is timed
+TRIES, LONGEST_TRIAL = (4, 64), 0.05  # of that product, at least and at most, and seconds: beside other work most tries are slowed down
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,9 +210,9 @@ def length_cautions(train: TrainConfig, schedule: Schedule, tokens: int, steps: 
         steps = schedule.total // schedule.first
     if steps < MIN_STEPS:
         hint = f"raise --tokens to {amount(MIN_STEPS * schedule.full * schedule.n_ctx)}"
-        if schedule.full > 1:
-            hint += f", or lower --batch-tokens to {max(1, schedule.total // MIN_STEPS) * schedule.n_ctx:,}"
-        message = f"{steps:,} step{'s' * (steps != 1)} are too few to learn much"
+        if schedule.total >= MIN_STEPS:
+            hint += f", or lower --batch-tokens to {schedule.total // MIN_STEPS * schedule.n_ctx:,}"
+        message = f"{steps:,} step{'s are' if steps != 1 else ' is'} too few to learn much"
         found.append(Caution(code="few-steps", message=message, hint=hint))
     if train.warmup_tokens > tokens:
         message = f"the warm-up of {amount(train.warmup_tokens)} tokens is longer than the run of {amount(tokens)}"
@@ -266,9 +267,11 @@ def product_rate(d_model: int, precision: str) -> float:
     rows, width = PROBE[0], min(d_model, PROBE[1])
     dtype = PRODUCTS[precision] or torch.float32
     a, b = torch.ones(rows, width, dtype=dtype), torch.ones(width, 4 * width, dtype=dtype)
-    best = float("inf")
-    for _ in range(4):  # the first warms up
+    best, started = float("inf"), time.perf_counter()
+    for number in range(TRIES[1]):  # the first warms up
         begin = time.perf_counter()
+        if number >= TRIES[0] and begin - started > LONGEST_TRIAL:
+            break
         a @ b
         best = min(best, time.perf_counter() - begin)
     return 2 * rows * width * 4 * width / max(best, 1e-9)

@@ -63,9 +63,15 @@ class Schedule:
         return Position(position.step + 1, position.sequences + self.batch(position.sequences))
 
     def steps(self, tokens: int | None = None) -> int:
-        """Steps of the whole run, or until `tokens` have been read: the ramp is walked, the rest divided."""
+        """Steps of the whole run, or until `tokens` have been read: counted batch size by batch size, not one by one."""
         end = self.total if tokens is None else min(self.total, -(-tokens // self.n_ctx))
-        position = Position()
-        while position.sequences < end and self.batch(position.sequences) < self.full:
-            position = self.after(position)
-        return position.step + max(0, -(-(end - position.sequences) // self.full))
+        steps = sequences = 0
+        while sequences < end and (size := self.batch(sequences)) < self.full:
+            alike = max(1, -(-(min(end, self._grows(size)) - sequences) // size))
+            steps, sequences = steps + alike, sequences + alike * size
+        return steps + max(0, -(-(end - sequences) // self.full))
+
+    def _grows(self, size: int) -> int:
+        """Sequences from which on the batches of the ramp are larger than `size`."""
+        done = -(-(size + 1 - self.first) * self.config.ramp_tokens // max(1, self.full - self.first))
+        return -(-done // self.n_ctx)

@@ -134,3 +134,29 @@ def test_steps_until_a_number_of_tokens(make_run):
         assert schedule.steps(tokens) == 1 + sum(end < tokens for end in ends), tokens
     assert schedule.steps() == schedule.steps(10**9) == len(ends)
     assert schedule.steps(0) == 0
+
+
+@given(
+    tokens=st.integers(1, 5000),
+    n_ctx=st.integers(1, 9),
+    batch=st.integers(1, 300),
+    first=st.integers(0, 300),
+    ramp=st.integers(0, 6000),
+    upto=st.none() | st.integers(0, 6000),
+)
+def test_steps_are_counted_as_they_are_walked(tokens, n_ctx, batch, first, ramp, upto):
+    recipe = paper_recipe(find_size("125M"), tokens) | {"batch_tokens": batch, "ramp_from": first, "ramp_tokens": ramp}
+    tokens = max(tokens, n_ctx)
+    schedule = Schedule(TrainConfig(**{**recipe, "tokens": tokens}, **MACHINE), n_ctx)
+    end, position = schedule.total if upto is None else min(schedule.total, -(-upto // n_ctx)), Position()
+    while position.sequences < end:
+        position = schedule.after(position)
+    assert schedule.steps(upto) == position.step
+
+
+def test_the_steps_of_a_run_of_any_length_are_counted_at_once(monkeypatch):
+    schedule, looks = paper_schedule("13B", 10**15), []
+    batch = schedule.batch
+    monkeypatch.setattr(schedule, "batch", lambda sequences: looks.append(sequences) or batch(sequences))
+    assert schedule.steps() > 10**8
+    assert len(looks) <= 2**21 // 2048
