@@ -431,12 +431,14 @@ def _rehearse(plan: Plan) -> list[Role]:
     from gptcli.cost.layout import parse_layout
     from gptcli.trainer.config import Run
     from gptcli.trainer.fit import check_division
+    from gptcli.trainer.precision import check_precision
     from gptcli.trainer.rehearsal import rehearse
 
     layout, sequences = parse_layout(plan.train.layout), plan.train.batch_tokens // plan.model.n_ctx
     if layout.processes == 1:
         return []
     check_division(plan.model, layout, plan.train.pipeline_schedule, sequences)
+    check_precision(plan.train.precision, layout.tp, here=False)
     run = Run(
         name=plan.name, out=Path(), data=Path(), model=plan.model, train=plan.train, data_sha256="", tokenizer_sha256="", eot_id=0
     )  # fmt: skip

@@ -17,14 +17,15 @@ PRODUCTS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": 
 FP8 = (8, 9)  # the compute capability from which a GPU has it
 
 
-def check_precision(precision: str, tp: int) -> None:
-    """Raises UsageError where fp8 is asked for and cannot be had: it is torchao's, for GPUs from Ada and Hopper on."""
+def check_precision(precision: str, tp: int, *, here: bool = True) -> None:
+    """Raises UsageError where fp8 is asked for and cannot be had: it is torchao's, for GPUs from Ada and Hopper on, which count if the
+    run is to be `here`."""
     if precision != "fp8":
         return
     missing = None
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < FP8:
+    if here and (not torch.cuda.is_available() or torch.cuda.get_device_capability() < FP8):
         missing = "this machine has no GPU with fp8"
-    elif importlib.util.find_spec("torchao") is None:
+    elif here and importlib.util.find_spec("torchao") is None:
         missing = f"fp8 is torchao's, which is not installed: {install_hint('torchao')}"
     elif tp > 1:
         missing = "fp8 products are not divided over tp"

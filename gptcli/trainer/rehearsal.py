@@ -66,7 +66,8 @@ def rehearse(run: Run, sequences: int, events: Events) -> list[Role]:
     places = [Place(torch.device("cpu"), rank, layout.processes, layout) for rank in range(layout.processes)]
     if (given := len({_coordinates(place) for place in places})) != layout.processes:
         raise RunError(f"the {layout.processes} processes of {layout} share {given} roles")
-    run = replace(run, train=replace(run.train, compile=False, recompute="none"))
+    precision = "bf16" if run.train.precision == "fp8" else run.train.precision  # as which its weights are held and sent
+    run = replace(run, train=replace(run.train, compile=False, recompute="none", precision=precision))
     work, each = work_of(layout, run.train, sequences), SCHEDULES[run.train.pipeline_schedule]
     pieces: dict[str, Pieces] = defaultdict(dict)
     sizes: dict[int, list[int]] = defaultdict(list)

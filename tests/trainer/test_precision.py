@@ -18,6 +18,9 @@ def test_fp8_is_refused_where_it_cannot_be_had(monkeypatch):
     check_precision("bf16", 2)
     with pytest.raises(UsageError, match="no GPU with fp8"):
         check_precision("fp8", 1)
+    check_precision("fp8", 1, here=False)  # for a dry run
+    with pytest.raises(UsageError, match="not divided over tp"):
+        check_precision("fp8", 2, here=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     with pytest.raises(UsageError, match="no GPU with fp8"):

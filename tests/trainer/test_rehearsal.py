@@ -38,6 +38,10 @@ def test_interleaved_stages(make_large):
     assert len(rehearse(make_large("gpt2", "pp=2", pipeline_schedule="interleaved1f1b"), 8, SILENT)) == 2
 
 
+def test_fp8_needs_neither_its_library_nor_a_gpu_of_its_own(make_large):
+    assert rehearse(make_large("gpt2", "shard=2", precision="fp8"), 8, SILENT) == rehearse(make_large("gpt2", "shard=2"), 8, SILENT)
+
+
 def test_a_difference_is_told(make_large, monkeypatch):
     monkeypatch.setattr(rehearsal, "held", lambda *args, **kwargs: 5)
     with pytest.raises(RunError, match=r"process 0 holds \d+, not 5"):
