@@ -22,6 +22,7 @@ import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gptcli.files import is_lock
 from tests.faults.commands import leftovers
 from tests.faults.harness import forked, preload
 from tests.interrupts.commands import Pressed, prepare
@@ -75,6 +76,7 @@ class Started:
         os.setsid()
         os.chdir(self.folder)
         if slave >= 0:
+            os.close(self.terminal)  # the terminal goes with the harness
             fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
             streams = [slave, slave, slave]
         else:
@@ -288,6 +290,7 @@ class Harness:
     def _look_at_files(self, one: Pressed, folder: Path, result: Result, *, again: bool) -> None:
         command, wanted = one.command, self.wanted[one.command.name]
         litter = [name for name in leftovers(folder) if name not in one.kept and not (command.folder and name.startswith(command.folder))]
+        litter += _locks(folder)
         litter += [str(path) for path in (folder / "tmp").iterdir()]
         litter += [str(path) for path in (self.work / "cache").rglob("*") if path.is_file() and path.suffix != ".so"]
         if litter:
@@ -306,7 +309,7 @@ class Harness:
                 result.broken.append(f"it does not go on: {then.words()[-500:]}")
             elif _whole(after := command.outputs(folder)) != _whole(wanted) or _different(after, wanted):
                 result.broken.append(f"gone on with, and not the undisturbed run's: {_different(after, wanted)}")
-            elif command.folder and (litter := leftovers(folder)):
+            elif command.folder and (litter := leftovers(folder) + _locks(folder)):
                 result.broken.append(f"left lying about after it went on: {litter}")
             then.close()
 
@@ -315,6 +318,11 @@ class Harness:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(self.inputs, folder)
         return folder
+
+
+def _locks(folder: Path) -> list[str]:
+    """Those that no process of a command that has ended may hold."""
+    return [str(path.relative_to(folder)) for path in folder.rglob("*") if is_lock(path)]
 
 
 def _whole(outputs: dict[str, str]) -> set[str]:
