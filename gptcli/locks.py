@@ -77,7 +77,7 @@ class Lock:
         self.path, self.subject, self.events = path, subject, events
         self._me: Holder | None = None
         self._chain = [path]
-        """The lock file and its successors, the last of which names this process once the lock is taken."""
+        """The lock file and its successors; once the lock is taken, the last names this process."""
         self._made: list[Path] = []
         self._released = threading.Event()
         self._cleanup = Cleanup(self._remove)
@@ -99,7 +99,7 @@ class Lock:
             self._take(self._me)
         except BaseException as error:
             self.release()
-            if isinstance(error, OSError):  # in the words of what the user named, not of a file of ours
+            if isinstance(error, OSError):  # name what the user named, not a file of ours
                 raise OSError(error.errno, error.strerror, str(self.subject)) from None
             raise
         threading.Thread(target=self._beat, args=(self._me,), name="lock", daemon=True).start()
@@ -167,7 +167,7 @@ class Lock:
                 os.utime(file)
 
     def _make_folder(self) -> None:
-        """Make the lock's folder and those above it, and note the ones that were missing, the innermost first."""
+        """Make the lock's folder and those above it, and note the missing ones, innermost first."""
         folder, missing = self.path.parent, []
         while not folder.exists():
             missing.append(folder)

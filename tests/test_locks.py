@@ -373,8 +373,10 @@ class Ended(BaseException):
 
 
 def end_at(moment: int, folder: Path) -> list[Path] | None:
-    """Take and release a lock of `folder`, in a program that ends before the so-many-th line of that; the files it leaves, None if the
-    lines are fewer."""
+    """Take and release a lock of `folder` in a program that ends before the so-many-th line of that.
+
+    Returns the files that it leaves, None if the lines are fewer.
+    """
     left: list[Path] = []
 
     def trace(frame, event, argument):
@@ -402,7 +404,7 @@ def end_at(moment: int, folder: Path) -> list[Path] | None:
 
 
 @pytest.mark.parametrize("dead", [False, True])
-def test_a_program_that_ends_at_any_moment_leaves_no_lock_of_its_own(tmp_path, never_watches, monkeypatch, dead):
+def test_a_program_that_ends_at_any_moment_leaves_no_lock(tmp_path, never_watches, monkeypatch, dead):
     monkeypatch.setattr(locks, "process_gone", lambda holder: holder == DEAD)
     folder, ends = tmp_path / "out", 0
     while True:

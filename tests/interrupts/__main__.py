@@ -45,18 +45,19 @@ def main() -> int:
     results: list[Result] = []
     columns = ("moments", *ENDS, *FAULTS, "otherwise", f"over {SOON:g} s", "slowest")
     print(f"{'command':<18}" + "".join(f"{name:>12}" for name in columns))
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as work:
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory) as work:
         harness = Harness(Path(work), options.seed)
         for name, counts in asked:
-            moments, fresh = (
-                int(count or usual) for count, usual in zip(counts.partition("/")[::2], (options.moments, options.fresh), strict=True)
-            )
+            all_, _, new = counts.partition("/")
+            moments, fresh = int(all_ or options.moments), int(new or options.fresh)
             found: list[Result] = []
             tries = 0
             while len(found) < moments and tries < 20 * moments:
                 to = "twice" if options.twice else ("group", "alone")[len(found) % 2]
                 again = tries % options.again == 0
-                result = harness.press(known[name], f"{options.signal} {to}", fresh=len(found) < fresh, again=again)
+                how = f"{options.signal} {to}"
+                result = harness.press(known[name], how, fresh=len(found) < fresh, again=again)
                 tries += 1
                 if result.end != "early" or result.broken:
                     found.append(result)

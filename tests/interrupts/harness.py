@@ -189,7 +189,7 @@ class Harness:
         self.took: dict[tuple[str, bool], float] = {}
 
     def undisturbed(self, one: Pressed) -> None:
-        """How long it takes, a newly started program by a guess that is mended later, and what it leaves."""
+        """Note what it leaves and how long it takes, with its imports as long as ours took."""
         folder = self._fresh()
         start = Started(one.command.line, folder, fresh=False, terminal=one.on_terminal)
         begin = time.monotonic()
@@ -198,7 +198,8 @@ class Harness:
             os.write(start.terminal, b"\x04")
         code = start.wait(HANG_S)
         took = time.monotonic() - begin
-        self.took |= {(one.command.name, False): took, (one.command.name, True): took + self.imports}
+        self.took[one.command.name, False] = took
+        self.took[one.command.name, True] = took + self.imports
         assert code == 0, (code, start.words())
         start.close()
         self.wanted[one.command.name] = one.command.outputs(folder)
