@@ -167,6 +167,24 @@ def test_this_machine_is_looked_at(make_run, tmp_path):
     assert forecast(ModelConfig.from_paper(find_size("175B")), train, None, beyond).fits is None
 
 
+def test_a_cpu_s_speed_does_not_depend_on_other_work(monkeypatch):
+    """Every look at the wall clock finds a second gone; a product takes 4 ms of CPU time on two threads."""
+    clock = SimpleNamespace(cpu=0.0, wall=0.0)
+
+    def product(a, b):
+        clock.cpu += 0.004
+
+    def wall():
+        clock.wall += 1.0
+        return clock.wall
+
+    monkeypatch.setattr(module.torch, "matmul", product)
+    monkeypatch.setattr(module.torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(module.time, "process_time", lambda: clock.cpu)
+    monkeypatch.setattr(module.time, "perf_counter", wall)
+    assert module.product_rate(256, "bf16") == pytest.approx(2 * 512 * 256 * 1024 / 0.002)
+
+
 def test_checkpoints_that_are_there_count_as_free(make_run, train_here, monkeypatch):
     run = make_run()
     train_here(run)
