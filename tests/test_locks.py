@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gptcli import locks
+from gptcli import interrupts, locks
 from gptcli.errors import UsageError
 from gptcli.events import SILENT
 from gptcli.files import LOCK
@@ -298,6 +298,15 @@ def test_a_file_system_without_hard_links_and_one_that_loses_an_answer(tmp_path,
         assert not list(tmp_path.iterdir())
 
 
+def test_an_output_below_a_file_is_refused_by_its_own_name(tmp_path):
+    (tmp_path / "notes").write_text("x")
+    out = tmp_path / "notes" / "out"
+    for taken in (own_folder(out), own_folder(out, read_only=True), own_part(out, "1-of-2"), own_file(out)):
+        with pytest.raises(UsageError, match="notes is a file, not a folder") as error, taken:
+            pass
+        assert error.value.where == str(out)
+
+
 def test_where_nothing_can_be_written_the_output_is_named(tmp_path, monkeypatch):
     def denied(*_: object) -> bool:
         raise PermissionError(13, "Permission denied", "a name of ours")
@@ -366,6 +375,60 @@ def test_a_holder_that_was_believed_dead_ends(tmp_path, monkeypatch):
             held._beat(held._me)
     assert "taken over by another process" in told[0]
     assert list(read_chain(tmp_path / LOCK)) == [tmp_path / LOCK, after]  # the other's: not released
+
+
+class Ended(BaseException):
+    pass
+
+
+def end_at(moment: int, folder: Path) -> list[Path] | None:
+    """Take and release a lock of `folder` in a program that ends before the so-many-th line of that.
+
+    Returns the files that it leaves, None if the lines are fewer.
+    """
+    left: list[Path] = []
+
+    def trace(frame, event, argument):
+        nonlocal moment
+        if frame.f_code.co_filename != locks.__file__:
+            return None
+        moment -= event == "line"
+        if moment == 0:
+            for cleanup in reversed(interrupts._cleanups):
+                with suppress(Exception):
+                    cleanup()
+            left.extend(folder.parent.rglob("*"))
+            raise Ended
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        lock(folder).acquire().release()
+    except Ended:
+        return left
+    finally:
+        sys.settrace(before)
+    return None
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_program_that_ends_at_any_moment_leaves_no_lock(tmp_path, never_watches, monkeypatch, dead):
+    monkeypatch.setattr(locks, "process_gone", lambda holder: holder == DEAD)
+    folder, ends = tmp_path / "out", 0
+    while True:
+        if dead:
+            forge(folder, DEAD)
+        left = end_at(ends + 1, folder)
+        if left is None:
+            break
+        ends += 1
+        assert {*left} <= ({folder, folder / LOCK} if dead else set()), f"at line {ends}"
+        for file in (folder / LOCK, *folder.glob("*")):
+            file.unlink(missing_ok=True)
+        if folder.exists():
+            folder.rmdir()
+    assert ends > 50
 
 
 def test_parts_share_a_folder_which_has_one_owner_as_a_whole(tmp_path, never_watches):
