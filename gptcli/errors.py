@@ -67,10 +67,33 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f"one of: {', '.join(choices)}"
 
 
-def close_to(word: str, choices: Iterable[str], *, cutoff: float = 0.6) -> list[str]:
-    """Up to three of `choices` that look like `word`, whatever their case, closest first."""
-    lowered = {choice.lower(): choice for choice in choices}
-    return [lowered[close] for close in difflib.get_close_matches(word.lower(), lowered, n=3, cutoff=cutoff)]
+def close_to(word: str, choices: Iterable[str]) -> list[str]:
+    """Return up to three of `choices` that `word` may be a misspelling of, closest first.
+
+    Case does not count, nor do the dashes that an option begins with.
+    """
+    plain = {choice: choice.lower().lstrip("-") for choice in choices}
+    word = word.lower().lstrip("-")
+    near = [choice for choice, text in plain.items() if _is_near(word, text)]
+    return sorted(near, key=lambda choice: -_likeness(word, plain[choice]))[:3]
+
+
+def _is_near(word: str, choice: str) -> bool:
+    """Tell whether `word` is the beginning of `choice`, one edit away from it, or much like it."""
+    if min(len(word), len(choice)) >= 3 and (choice.startswith(word) or _is_one_edit(word, choice)):
+        return True
+    return _likeness(word, choice) >= 0.8
+
+
+def _is_one_edit(a: str, b: str) -> bool:
+    """Tell whether one letter was added, left out or changed, or two neighbours were swapped."""
+    same = next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    a, b = a[same:], b[same:]
+    return a[1:] == b[1:] or a[1:] == b or a == b[1:] or (a[1::-1] == b[:2] and a[2:] == b[2:])
+
+
+def _likeness(a: str, b: str) -> float:
+    return difflib.SequenceMatcher(None, a, b).ratio()
 
 
 def install_hint(package: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 import gptcli
 from gptcli import errors
-from gptcli.errors import GptError, InputError, Interrupted, RunError, UsageError, install_hint, nearest
+from gptcli.errors import GptError, InputError, Interrupted, RunError, UsageError, close_to, install_hint, nearest
 
 
 def test_message_has_all_three_parts() -> None:
@@ -29,6 +29,25 @@ def test_kinds_cross_process_borders(kind: type[GptError], code: int) -> None:
 def test_nearest() -> None:
     assert nearest("350m", ["125M", "350M", "13B"]) == "did you mean 350M?"
     assert nearest("zzz", ["125M", "13B"]) == "one of: 125M, 13B"
+
+
+NAMES = ["tokenize", "build-shards", "train", "sample", "eval", "cost", "--n-layer", "--batch-tokens"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_slip_of_one_letter_is_close(name: str) -> None:
+    first = len(name) - len(name.lstrip("-"))
+    for at in range(first, len(name)):
+        assert name in close_to(name[:at] + name[at + 1 :], NAMES)
+        assert name in close_to(name[:at] + "x" + name[at:], NAMES)
+        assert name in close_to(name[:at] + "x" + name[at + 1 :], NAMES)
+        assert name in close_to(name[:at] + name[at : at + 2][::-1] + name[at + 2 :], NAMES)
+    assert name in close_to(name[: first + 3], NAMES)
+
+
+@pytest.mark.parametrize("word", ["nonsense", "foo", "hello", "prune", "scale", "status", "--colour", "--verbose-mode", "x", "-x", ""])
+def test_another_word_is_close_to_nothing(word: str) -> None:
+    assert close_to(word, [*NAMES, "tokenise", "run", "ls", "-o", "--lr", "--clip", "--d-model"]) == []
 
 
 @pytest.mark.parametrize(

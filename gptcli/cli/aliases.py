@@ -9,7 +9,6 @@ not ours.
 
 from __future__ import annotations
 
-import difflib
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any
 
 from gptcli.cli.command import Word, is_option, read_words
 from gptcli.cli.config import count, quantity
-from gptcli.errors import GptError, UsageError
+from gptcli.errors import GptError, UsageError, close_to
 
 Given = Mapping[str, str | None]
 """The values of a command line by the names of our options, aliases among them."""
@@ -346,7 +345,7 @@ def answer_word(command: str, args: list[str], takes: Mapping[str, bool], word: 
 def _close(name: str, takes: Mapping[str, bool], table: Mapping[str, Ours]) -> str:
     """Our option nearest to a misspelt one, directly or through an alias."""
     choices = {option: option for option in takes} | {"--" + word: ours.option for word, ours in table.items() if ours.option}
-    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+    close = close_to(name, choices)
     return choices[close[0]] if close else ""
 
 
@@ -434,7 +433,7 @@ def answer_command(program: str, args: list[str], commands: list[str]) -> UsageE
     typed, rest = args[0], args[1:]
     what = f"{program} has no such command"
     if program != "gpt":
-        close = difflib.get_close_matches(typed, commands, n=1)
+        close = close_to(typed, commands)
         lead = f"did you mean {close[0]}?" if close else f"its commands are {', '.join(commands)}:"
         return UsageError(
             what, where=typed, hint=f"{lead}\n{shlex.join([*program.split(), (close or commands)[0], *(rest if close else args)])}"
@@ -446,7 +445,7 @@ def answer_command(program: str, args: list[str], commands: list[str]) -> UsageE
         line = f"gpt {ours.words}" if "RUN" in ours.words else shlex.join(["gpt", *ours.words.split(), *rest])
         return UsageError(f"{called}; {ours.note}" if ours.note else called, where=typed, hint=line)
     choices = {name: name for name in commands} | {word: ours.words.split()[0] for word, ours in COMMANDS.items() if ours.words}
-    if close := difflib.get_close_matches(typed, choices, n=1):
+    if close := close_to(typed, choices):
         meant = choices[close[0]]
         return UsageError(what, where=typed, hint=f"did you mean {meant}?\n{shlex.join(['gpt', meant, *rest])}")
     if named := next((word for word in rest if word in commands), None):

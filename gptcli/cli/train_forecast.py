@@ -35,16 +35,22 @@ def forecast_facts(forecast: Forecast, *, at_least: bool = False) -> dict[str, s
         if forecast.passes_by_source:
             each = (f"{name} {amount(times)}" for name, times in forecast.passes_by_source.items())
             passes += f"; of each source: {', '.join(each)}"
-    memory = f"{in_bytes(forecast.memory_bytes)} needed"
+    memory = f"{in_bytes(forecast.memory_bytes)} of tensors"
     if forecast.memory_available_bytes is not None:
         memory += f", {in_bytes(forecast.memory_available_bytes)} here: {'fits' if forecast.fits else 'does not fit'}"
     return {
         "steps": f"{steps}, warm-up {forecast.warmup_steps:,}",
         "tokens": f"{amount(forecast.tokens)}, {passes}",
-        "time": f"{time_range(forecast)} on {forecast.machine}",
+        "time": time_here(forecast),
         "memory": memory,
         "disk": f"{in_bytes(forecast.disk_bytes)} needed, {in_bytes(forecast.disk_free_bytes)} free",
     }
+
+
+def time_here(forecast: Forecast) -> str:
+    if forecast.seconds_low is None:
+        return f"{time_range(forecast)}; {forecast.machine}"
+    return f"{time_range(forecast)} on {forecast.machine}, if nothing else runs here"
 
 
 def time_range(forecast: Forecast) -> str:

@@ -56,7 +56,8 @@ def open_split(folder: Path, split: str, *, source: str | None = None, verify: b
     manifest = read_manifest(folder)
     shards = manifest.of(split, source)
     if not manifest.tokens(split, source):
-        raise InputError(f"the {split} split is empty", where=folder / MANIFEST, hint="build the shards with another --val-fraction")
+        hint = "build them with a larger --val-fraction or finer --documents; gpt eval --text FILE needs no shards"
+        raise InputError(f"the {split} split is empty", where=folder / MANIFEST, hint=hint)
     if (folder / MANIFEST).exists():
         dtype = token_dtype(manifest.vocab_size)
         arrays = [_open(folder, shard, dtype) for shard in shards]

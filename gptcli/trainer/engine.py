@@ -135,7 +135,7 @@ def fill(part: Part, device: torch.device, seed: int, widening: float) -> None:
 
 def _warm_up(run: Run, parts: list[Part], mesh: DeviceMesh | None, stepper: Stepper, events: Events) -> None:
     """Compile before the first step, on a batch that counts for nothing; where that fails, go on without."""
-    events.info("compiling the model")
+    events.info("compiling the model: a minute or more the first time")
     config = run.train
     inputs = torch.zeros(config.micro_batch, run.model.n_ctx, dtype=torch.long, device=stepper.place.device)
     try:

@@ -1,8 +1,8 @@
 """What a run will take, before it starts: steps, passes over the data, time, memory and disk, and what to think about first.
 
 `forecast` is a pure function of configuration, data and machine. `this_machine` looks at the machine: a GPU's speed is the cost model's, a
-CPU's is that of a small matrix product, of which training reaches a share (`UTILISATION`): a rough range, until the first steps are
-measured (`gptcli.trainer.speed.Pace`).
+CPU's is that of a small matrix product, of which training reaches a share (`UTILISATION`): a rough range for a machine that does nothing
+else, until the first steps are measured (`gptcli.trainer.speed.Pace`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MODEL_BYTES = 4
 UTILISATION = (0.15, 0.75)  # of a lone product's rate, that a training step on a CPU reaches
 STEP_SECONDS = (0.003, 0.03)  # of a step on a CPU that do not depend on its size
 PROBE = (512, 1024)  # rows, and the width at most, of the product that is timed
-TRIES, LONGEST_TRIAL = (4, 64), 0.05  # of that product, at least and at most, and seconds: beside other work most tries are slowed down
+PROBE_SECONDS = 0.01  # of CPU time at least; five times
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,18 +263,22 @@ def gpu_speed(model: ModelConfig, train: TrainConfig, layout: Layout) -> tuple[f
 
 
 def product_rate(d_model: int, precision: str) -> float:
-    """FLOP/s of this CPU in one product as the feed-forward layer of a model this wide has, or of PROBE's width if it is wider."""
+    """Return FLOP/s of this CPU in a product of a feed-forward layer of this width, PROBE's at most.
+
+    CPU time is what is measured, so that other work on the machine does not count.
+    """
     rows, width = PROBE[0], min(d_model, PROBE[1])
     dtype = PRODUCTS[precision] or torch.float32
     a, b = torch.ones(rows, width, dtype=dtype), torch.ones(width, 4 * width, dtype=dtype)
-    best, started = float("inf"), time.perf_counter()
-    for number in range(TRIES[1]):  # the first warms up
-        begin = time.perf_counter()
-        if number >= TRIES[0] and begin - started > LONGEST_TRIAL:
-            break
-        a @ b
-        best = min(best, time.perf_counter() - begin)
-    return 2 * rows * width * 4 * width / max(best, 1e-9)
+    torch.matmul(a, b)  # warms up
+    best = 0.0
+    for _ in range(5):
+        products, begin, spent = 0, time.process_time(), 0.0
+        while spent < PROBE_SECONDS:
+            torch.matmul(a, b)
+            products, spent = products + 1, time.process_time() - begin
+        best = max(best, products / spent)
+    return 2 * rows * width * 4 * width * best * torch.get_num_threads()
 
 
 def disk_free(out: Path) -> int:

@@ -148,7 +148,14 @@ def test_misspelt_options() -> None:
     assert (error.where, error.what) == ("--n-layr", "gpt train has no such option")
     assert error.hint == "did you mean --n-layer? gpt train --help lists all options"
     assert refused("train", "--learning-rte", "1").hint == "did you mean --lr? gpt train --help lists all options"
-    assert refused("train", "--xyzzy").hint == "gpt train --help lists all options"
+    for name in ("--xyzzy", "--nonsense", "--colour", "--hello"):
+        assert refused("train", name).hint == "gpt train --help lists all options"
+
+
+def test_words_that_are_no_command() -> None:
+    assert str(refused("trian").hint) == "did you mean train?\ngpt train"
+    for word in ("nonsense", "import", "clean", "upload"):
+        assert "did you mean" not in str(refused(word).hint)
 
 
 def test_a_short_option_of_other_commands() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -42,6 +43,22 @@ def test_what_make_would_run_parses(makefile, parse):
         assert lines or makefile.parent.name == "cluster"
         for line in lines:
             parse(line)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+@pytest.mark.parametrize(("name", "goal"), [("mup", "all"), ("gpt1-finetune", "all"), ("cluster", "submit"), ("cluster", "here")])
+def test_data_that_are_not_there_are_asked_for(name, goal, tmp_path):
+    shutil.copy(EXAMPLES / "common.mk", tmp_path)
+    shutil.copytree(EXAMPLES / name, tmp_path / name, ignore=shutil.ignore_patterns("out"))
+    command = tmp_path / "bin" / "gpt"
+    command.parent.mkdir()
+    command.write_text("#!/bin/sh\n")
+    command.chmod(0o755)
+    environment = {"PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["make", "-C", tmp_path / name, goal], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("There ")
+    assert "make DATA=folder" in done.stderr.splitlines()[0]
 
 
 @pytest.mark.parametrize("makefile", MAKEFILES, ids=lambda path: path.parent.name)
