@@ -76,8 +76,8 @@ class Lock:
     def __init__(self, path: Path, subject: Path, *, events: Events = SILENT) -> None:
         self.path, self.subject, self.events = path, subject, events
         self._me: Holder | None = None
-        self._chain: list[Path] = []
-        """The lock file and its successors, the last of which names this process."""
+        self._chain = [path]
+        """The lock file and its successors; once the lock is taken, the last names this process."""
         self._made: list[Path] = []
         self._released = threading.Event()
         self._cleanup = Cleanup(self._remove)
@@ -98,14 +98,15 @@ class Lock:
 
         Raises UsageError if another process holds it, and OSError if nothing can be written there.
         """
+        self._me = this_process()
+        self._cleanup.__enter__()  # before there is anything to remove
         try:
-            self._take(this_process())
-            self._cleanup.__enter__()
-        except OSError as error:  # in the words of what the user named, not of a file of ours
-            raise OSError(error.errno, error.strerror, str(self.subject)) from None
-        finally:
-            if self._me is None:
-                self._remove_folders()
+            self._take(self._me)
+        except BaseException as error:
+            self.release()
+            if isinstance(error, OSError):  # name what the user named, not a file of ours
+                raise OSError(error.errno, error.strerror, str(self.subject)) from None
+            raise
         threading.Thread(target=self._beat, args=(self._me,), name="lock", daemon=True).start()
         return self
 
@@ -117,27 +118,36 @@ class Lock:
         if self._me is None or self._me.pid != os.getpid():
             return
         self._released.set()
-        self._cleanup.__exit__()
         self._remove()
+        self._cleanup.__exit__()
         self._me = None
 
     def _remove(self) -> None:
+        """Remove what is ours of the lock, at any moment of taking it and of removing it."""
         with contextlib.suppress(OSError):  # what cannot be removed is a dead process's in a moment
-            if _last(read_chain(self.path)) == (self._chain[-1], self._me):
-                for file in self._chain:
+            chain = read_chain(self.path)
+            if self._me not in chain.values():
+                if _read(self._chain[-1]) == self._me:  # and no chain leads to it
+                    for file in self._chain[1:] or self._chain:
+                        file.unlink(missing_ok=True)
+            elif _last(chain) == (self._chain[-1], self._me):
+                for file in chain:
                     file.unlink(missing_ok=True)
-        self._remove_folders()
+        for folder in self._made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
     def _take(self, me: Holder) -> None:
         for _ in range(TRIES):
             try:
-                self._made += _make_folder(self.path.parent)
+                self._make_folder()
                 before = refuse_held(self.path, self.subject, self.events)
                 file = self.path if before is None else successor(self.path, before)
+                self._chain = [file]
                 if _create(file, me):
                     chain = read_chain(self.path)
                     if chain.get(file) == me:
-                        self._me, self._chain = me, list(chain)
+                        self._chain = list(chain)
                         return
                     file.unlink(missing_ok=True)  # the chain it continued is gone
             except FileNotFoundError:
@@ -161,11 +171,15 @@ class Lock:
                     os._exit(1)
                 os.utime(file)
 
-    def _remove_folders(self) -> None:
-        for folder in self._made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        self._made = []
+    def _make_folder(self) -> None:
+        """Make the lock's folder and those above it, and note the missing ones, innermost first."""
+        folder, missing = self.path.parent, []
+        while not folder.exists():
+            missing.append(folder)
+            folder = folder.parent
+        self._made += missing
+        for one in reversed(missing):
+            one.mkdir(exist_ok=True)
 
 
 @contextlib.contextmanager
@@ -342,19 +356,17 @@ def _touched(file: Path) -> float | None:
 def _clock(folder: Path) -> float:
     """The time by the clock of `folder`'s file system."""
     probe = folder / f"{LOCK}.{secrets.token_hex(8)}{PARTIAL}"
-    try:
+    with _temporary(probe):
         probe.touch()
         os.utime(probe)
         return probe.stat().st_mtime
-    finally:
-        probe.unlink(missing_ok=True)
 
 
 def _create(file: Path, holder: Holder) -> bool:
     """Create a lock file, whole from its first moment, unless it is there; return whether this process created it."""
     data = strict_json.dumps(asdict(holder), indent=1).encode() + b"\n"
     partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}{PARTIAL}")
-    try:
+    with _temporary(partial):
         with open(partial, "xb") as handle:
             handle.write(data)
             handle.flush()
@@ -372,8 +384,16 @@ def _create(file: Path, holder: Holder) -> bool:
             except FileExistsError:
                 return False
         return True
-    finally:
-        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _temporary(file: Path) -> Iterator[None]:
+    """Remove `file` after the block, and if the program ends in it."""
+    with Cleanup(file.unlink):
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
 
 
 def _read(file: Path) -> Holder:
@@ -399,14 +419,3 @@ def _real(folder: Path) -> Path:
     if folder.exists() and not folder.is_dir():
         raise UsageError("is not a folder", where=folder, hint="choose another output with -o")
     return Path(os.path.realpath(folder))
-
-
-def _make_folder(folder: Path) -> list[Path]:
-    """Make a folder and those above it; return the ones that were missing, the innermost first."""
-    missing = []
-    while not folder.exists():
-        missing.append(folder)
-        folder = folder.parent
-    for one in reversed(missing):
-        one.mkdir(exist_ok=True)
-    return missing

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gptcli import locks
+from gptcli import interrupts, locks
 from gptcli.errors import UsageError
 from gptcli.events import SILENT
 from gptcli.files import LOCK
@@ -375,6 +375,60 @@ def test_a_holder_that_was_believed_dead_ends(tmp_path, monkeypatch):
             held._beat(held._me)
     assert "taken over by another process" in told[0]
     assert list(read_chain(tmp_path / LOCK)) == [tmp_path / LOCK, after]  # the other's: not released
+
+
+class Ended(BaseException):
+    pass
+
+
+def end_at(moment: int, folder: Path) -> list[Path] | None:
+    """Take and release a lock of `folder` in a program that ends before the so-many-th line of that.
+
+    Returns the files that it leaves, None if the lines are fewer.
+    """
+    left: list[Path] = []
+
+    def trace(frame, event, argument):
+        nonlocal moment
+        if frame.f_code.co_filename != locks.__file__:
+            return None
+        moment -= event == "line"
+        if moment == 0:
+            for cleanup in reversed(interrupts._cleanups):
+                with suppress(Exception):
+                    cleanup()
+            left.extend(folder.parent.rglob("*"))
+            raise Ended
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        lock(folder).acquire().release()
+    except Ended:
+        return left
+    finally:
+        sys.settrace(before)
+    return None
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_program_that_ends_at_any_moment_leaves_no_lock(tmp_path, never_watches, monkeypatch, dead):
+    monkeypatch.setattr(locks, "process_gone", lambda holder: holder == DEAD)
+    folder, ends = tmp_path / "out", 0
+    while True:
+        if dead:
+            forge(folder, DEAD)
+        left = end_at(ends + 1, folder)
+        if left is None:
+            break
+        ends += 1
+        assert {*left} <= ({folder, folder / LOCK} if dead else set()), f"at line {ends}"
+        for file in (folder / LOCK, *folder.glob("*")):
+            file.unlink(missing_ok=True)
+        if folder.exists():
+            folder.rmdir()
+    assert ends > 50
 
 
 def test_parts_share_a_folder_which_has_one_owner_as_a_whole(tmp_path, never_watches):

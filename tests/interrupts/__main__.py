@@ -2,6 +2,7 @@
 
     python -m tests.interrupts                                200 moments of each command
     python -m tests.interrupts --moments 20 --fresh 5 train   20 of one, 5 of them from its first import on
+    python -m tests.interrupts eval=9 train=20/5              of each as many
     python -m tests.interrupts --signal TERM --show           another signal, with the words of every command that broke a promise
 
 Half of the signals go to the process group, as a terminal's do, half to the process alone; --twice sends each a second time.
@@ -27,7 +28,7 @@ def main() -> int:
     from tests.interrupts.harness import SOON, Harness, Result
 
     parser = argparse.ArgumentParser(prog="python -m tests.interrupts")
-    parser.add_argument("names", nargs="*")
+    parser.add_argument("names", nargs="*", metavar="NAME[=MOMENTS[/FRESH]]")
     parser.add_argument("--moments", type=int, default=200, help="of each command")
     parser.add_argument("--fresh", type=int, default=40, help="how many of them in a newly started program, its imports included")
     parser.add_argument("--again", type=int, default=4, help="go on with every so-many-th one, and compare")
@@ -36,21 +37,27 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", action="store_true")
     options = parser.parse_args()
+    known = {one.command.name: one for one in commands()}
+    asked = [word.partition("=")[::2] for word in options.names or known]
+    if unknown := [name for name, _ in asked if name not in known]:
+        parser.error(f"no such command: {', '.join(unknown)}")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     results: list[Result] = []
     columns = ("moments", *ENDS, *FAULTS, "otherwise", f"over {SOON:g} s", "slowest")
     print(f"{'command':<18}" + "".join(f"{name:>12}" for name in columns))
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as name:
-        harness = Harness(Path(name), options.seed)
-        for one in commands():
-            if options.names and one.command.name not in options.names:
-                continue
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory) as work:
+        harness = Harness(Path(work), options.seed)
+        for name, counts in asked:
+            all_, _, new = counts.partition("/")
+            moments, fresh = int(all_ or options.moments), int(new or options.fresh)
             found: list[Result] = []
             tries = 0
-            while len(found) < options.moments and tries < 20 * options.moments:
+            while len(found) < moments and tries < 20 * moments:
                 to = "twice" if options.twice else ("group", "alone")[len(found) % 2]
-                fresh, again = len(found) < options.fresh, tries % options.again == 0
-                result = harness.press(one, f"{options.signal} {to}", fresh=fresh, again=again)
+                again = tries % options.again == 0
+                how = f"{options.signal} {to}"
+                result = harness.press(known[name], how, fresh=len(found) < fresh, again=again)
                 tries += 1
                 if result.end != "early" or result.broken:
                     found.append(result)

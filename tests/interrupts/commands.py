@@ -44,7 +44,8 @@ def commands() -> Iterator[Pressed]:
             command = replace(command, line=longer(command.line), again=longer(command.again))
             yield Pressed(command, kept=(".out.jsonl.unfinished",) if command.name == "sample" else ())
     nothing = files()
-    yield Pressed(Command("eval, a task", SCORE, [*SCORE, "--force"], files("eval.json", "eval.records/*.jsonl")), kept=("eval.records",))
+    score = Command("eval, a task", SCORE, [*SCORE, "--resume"], scores)
+    yield Pressed(score, kept=("eval.records",))
     yield Pressed(Command("finetune", FINETUNE, [*FINETUNE, "--resume"], files("tuned/*.safetensors", "tuned/finetune.json"), "tuned"))
     yield Pressed(Command("sample, a stream", STREAM, STREAM, nothing))
     yield Pressed(Command("sample -i", SESSION, [], nothing), on_terminal=True)
@@ -52,8 +53,19 @@ def commands() -> Iterator[Pressed]:
 
 def longer(line: list[str]) -> list[str]:
     """So many steps that they take longer than what comes before and after them."""
-    changes = {"--tokens": "6400", "--checkpoint-every": "50", "--eval-every": "50"} if line[0] == "train" else {}
+    changes = {"--tokens": "2400", "--checkpoint-every": "25", "--eval-every": "25"}
+    if line[0] != "train":
+        return line
     return [changes.get(option, word) for option, word in zip(["", *line], line, strict=False)]
+
+
+def scores(folder: Path) -> dict[str, str]:
+    """Fingerprints of the scores and of every whole record, the first ones if it was stopped."""
+    found = files("eval.json")(folder)
+    for log in folder.glob("eval.records/*.jsonl"):
+        rows = [json.loads(line) for line in log.read_bytes().split(b"\n")[:-1]]
+        found |= {f"record {row.get('index', 'header')}": json.dumps(row) for row in rows}
+    return found
 
 
 def prepare(folder: Path) -> None:

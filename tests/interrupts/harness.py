@@ -22,6 +22,7 @@ import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gptcli.files import is_lock
 from tests.faults.commands import leftovers
 from tests.faults.harness import forked, preload
 from tests.interrupts.commands import Pressed, prepare
@@ -75,6 +76,7 @@ class Started:
         os.setsid()
         os.chdir(self.folder)
         if slave >= 0:
+            os.close(self.terminal)  # the terminal goes with the harness
             fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
             streams = [slave, slave, slave]
         else:
@@ -170,10 +172,12 @@ class Harness:
 
     def __init__(self, work: Path, seed: int) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: the same sums, in a fork as elsewhere
+        begin = time.monotonic()
         preload()
         import gptcli.sampling.text
         import gptcli.trainer.finetune  # noqa: F401
 
+        self.imports = time.monotonic() - begin
         self.work, self.chance = work, random.Random(seed)
         self.inputs = work / "inputs"
         self.inputs.mkdir()
@@ -184,38 +188,40 @@ class Harness:
         self.wanted: dict[str, dict[str, str]] = {}
         self.took: dict[tuple[str, bool], float] = {}
 
-    def undisturbed(self, one: Pressed, *, fresh: bool) -> None:
-        """How long it takes, and what it leaves."""
+    def undisturbed(self, one: Pressed) -> None:
+        """Note what it leaves and how long it takes, with its imports as long as ours took."""
         folder = self._fresh()
-        start = Started(one.command.line, folder, fresh=fresh, terminal=one.on_terminal)
+        start = Started(one.command.line, folder, fresh=False, terminal=one.on_terminal)
         begin = time.monotonic()
         if one.on_terminal:
             self._converse(start, 1e9)
             os.write(start.terminal, b"\x04")
         code = start.wait(HANG_S)
-        self.took[one.command.name, fresh] = time.monotonic() - begin
+        took = time.monotonic() - begin
+        self.took[one.command.name, False] = took
+        self.took[one.command.name, True] = took + self.imports
         assert code == 0, (code, start.words())
         start.close()
-        self.wanted.setdefault(one.command.name, one.command.outputs(folder))
+        self.wanted[one.command.name] = one.command.outputs(folder)
 
     def press(self, one: Pressed, how: str, *, fresh: bool, again: bool) -> Result:
         """Run it, send the signal at a random moment, and judge."""
-        if (one.command.name, fresh) not in self.took:
-            self.undisturbed(one, fresh=fresh)
+        if one.command.name not in self.wanted:
+            self.undisturbed(one)
         folder = self._fresh()
         moment = self.chance.random() * self.took[one.command.name, fresh]
         start = Started(one.command.line, folder, fresh=fresh, terminal=one.on_terminal)
         begin = time.monotonic()
-        if one.on_terminal:
-            self._converse(start, begin + moment)
-        while start.ended() is None and time.monotonic() < begin + moment:
-            time.sleep(0.001)
         result = Result(one.command.name, moment, how, "early", 0.0)
         try:
+            if one.on_terminal:
+                self._converse(start, begin + moment)
+            while start.ended() is None and time.monotonic() < begin + moment:
+                time.sleep(0.001)
             if start.ended() is None:
                 self._send(start, how)
                 self._judge(one, start, result, again=again)
-            else:  # quicker than the undisturbed run, which was the first to import something
+            else:  # quicker than was thought
                 self.took[one.command.name, fresh] = time.monotonic() - begin
         finally:
             start.close()
@@ -288,6 +294,7 @@ class Harness:
     def _look_at_files(self, one: Pressed, folder: Path, result: Result, *, again: bool) -> None:
         command, wanted = one.command, self.wanted[one.command.name]
         litter = [name for name in leftovers(folder) if name not in one.kept and not (command.folder and name.startswith(command.folder))]
+        litter += _locks(folder)
         litter += [str(path) for path in (folder / "tmp").iterdir()]
         litter += [str(path) for path in (self.work / "cache").rglob("*") if path.is_file() and path.suffix != ".so"]
         if litter:
@@ -306,7 +313,7 @@ class Harness:
                 result.broken.append(f"it does not go on: {then.words()[-500:]}")
             elif _whole(after := command.outputs(folder)) != _whole(wanted) or _different(after, wanted):
                 result.broken.append(f"gone on with, and not the undisturbed run's: {_different(after, wanted)}")
-            elif command.folder and (litter := leftovers(folder)):
+            elif command.folder and (litter := leftovers(folder) + _locks(folder)):
                 result.broken.append(f"left lying about after it went on: {litter}")
             then.close()
 
@@ -315,6 +322,11 @@ class Harness:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(self.inputs, folder)
         return folder
+
+
+def _locks(folder: Path) -> list[str]:
+    """Those that no process of a command that has ended may hold."""
+    return [str(path.relative_to(folder)) for path in folder.rglob("*") if is_lock(path)]
 
 
 def _whole(outputs: dict[str, str]) -> set[str]:
