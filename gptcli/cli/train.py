@@ -306,7 +306,7 @@ def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, forc
         hold(own_folder(out, read_only=resume, events=events))
     processes, tokens = parse_layout(plan.train.layout).processes, plan.train.tokens
     made = provenance(processes, data, data_sha256(manifest), manifest.tokens("train"), tokens)
-    before = (out / RUN_TOML).read_text(encoding="utf-8") if resume and (out / RUN_TOML).is_file() else None
+    before = (out / RUN_TOML).read_text(encoding="utf-8-sig") if resume and (out / RUN_TOML).is_file() else None
     text = _run_toml(plan, made, before)
     run = Run(
         name=plan.name,

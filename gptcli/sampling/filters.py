@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gptcli.errors import UsageError
+from gptcli.errors import RunError, UsageError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +45,15 @@ NUCLEUS = 2048  # candidates that top-p looks among before it sorts the whole vo
 
 
 def next_tokens(logits_BV: torch.Tensor, rules: Rules, uniform_B: torch.Tensor) -> torch.Tensor:
-    """The next token of each sequence, (B,), by `rules`; `uniform_B` are the draws, in [0, 1), at which a greedy choice does not look."""
+    """The next token of each sequence, (B,), by `rules`; `uniform_B` are the draws, in [0, 1), at which a greedy choice does not look.
+
+    Raises RunError if a logit is not a number.
+    """
+    highest = logits_BV.max(dim=-1)
+    if bool(highest.values.isnan().any()):
+        raise RunError("there are logits that are not numbers", hint="the model's weights are broken")
     if rules.greedy:
-        return logits_BV.max(dim=-1).indices  # the first of equals, as argmax takes, in a fifth of its time on a CPU
+        return highest.indices  # the first of equals, as argmax takes, in a fifth of its time on a CPU
     found = candidates(logits_BV, rules)
     if found is None:
         return draw(filtered(logits_BV, rules), uniform_B)

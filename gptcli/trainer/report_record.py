@@ -70,7 +70,7 @@ def read_record(folder: Path) -> Record:
     """Raises InputError where `folder` is no run folder, or nothing has been trained in it yet."""
     config = folder / RUN_TOML
     try:
-        resolved = config.read_text(encoding="utf-8")
+        resolved = config.read_text(encoding="utf-8-sig")
         tomllib.loads(resolved)
         lines = read_lines(folder / METRICS)
     except (FileNotFoundError, NotADirectoryError):

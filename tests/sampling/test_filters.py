@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli.errors import UsageError
+from gptcli.errors import RunError, UsageError
 from gptcli.sampling.filters import Rules, candidates, draw, filtered, keep_top_k, keep_top_p, next_tokens
 
 LOGITS = st.lists(st.integers(-8, 8).map(lambda n: n / 2), min_size=1, max_size=12)  # few values: many ties
@@ -152,3 +153,9 @@ def test_the_coldest_temperatures_are_greedy(temperature: float, rules: dict[str
     logits_BV = torch.randn(16, 300, generator=torch.Generator().manual_seed(0)) * 50
     drawn = next_tokens(logits_BV, Rules(temperature=temperature, **rules), torch.linspace(0, 0.999, 16))
     assert torch.equal(drawn, logits_BV.argmax(-1))
+
+
+@pytest.mark.parametrize("rules", [Rules(), Rules(greedy=True), Rules(top_k=2), Rules(top_p=0.5)])
+def test_logits_that_are_not_numbers_are_no_choice(rules: Rules) -> None:
+    with pytest.raises(RunError, match="not numbers"):
+        next_tokens(torch.tensor([[0.0, 1.0], [0.0, math.nan]]), rules, torch.zeros(2))

@@ -133,6 +133,7 @@ def test_a_record_is_read_with_the_evaluations_that_are_its_own(tmp_path):
     ):
         path.write_text(json.dumps(report))
     (tmp_path / "eval-broken.json").write_text("{")
+    (folder / "run.toml").write_bytes(b"\xef\xbb\xbf" + (folder / "run.toml").read_bytes())  # a byte order mark, as some editors write
     found = read_record(folder)
     assert len(found.lines) == 2
     assert [one["model"] for one in found.evaluations] == ["/some/other/name", "elsewhere/run"]
