@@ -35,7 +35,7 @@ from pathlib import Path
 from gptcli import strict_json
 from gptcli.errors import UsageError
 from gptcli.events import SILENT, Events
-from gptcli.files import LOCK, PARTIAL, written_through
+from gptcli.files import LOCK, PARTIAL, check_writable, written_through
 from gptcli.interrupts import Cleanup
 
 BEAT = 5.0  # seconds between two signs of life
@@ -83,7 +83,12 @@ class Lock:
         self._cleanup = Cleanup(self._remove)
 
     def __enter__(self) -> Lock:
-        return self.acquire()
+        """Acquire the lock. Raises UsageError also if the output's path says why it cannot be written."""
+        try:
+            return self.acquire()
+        except OSError:
+            check_writable(self.subject)
+            raise
 
     def __exit__(self, *error: object) -> None:
         self.release()
@@ -186,10 +191,13 @@ def own_folder(folder: Path, *, read_only: bool = False, events: Events = SILENT
     """
     real = _real(folder)
     with contextlib.ExitStack() as held:
+        lock = Lock(real / LOCK, folder, events=events)
         try:
-            held.enter_context(Lock(real / LOCK, folder, events=events))
+            lock.acquire()
+            held.callback(lock.release)
         except OSError as error:
             if not (read_only and real.is_dir() and error.errno in NO_WRITING):
+                check_writable(folder)
                 raise
             yield
             return

@@ -298,6 +298,15 @@ def test_a_file_system_without_hard_links_and_one_that_loses_an_answer(tmp_path,
         assert not list(tmp_path.iterdir())
 
 
+def test_an_output_below_a_file_is_refused_by_its_own_name(tmp_path):
+    (tmp_path / "notes").write_text("x")
+    out = tmp_path / "notes" / "out"
+    for taken in (own_folder(out), own_folder(out, read_only=True), own_part(out, "1-of-2"), own_file(out)):
+        with pytest.raises(UsageError, match="notes is a file, not a folder") as error, taken:
+            pass
+        assert error.value.where == str(out)
+
+
 def test_where_nothing_can_be_written_the_output_is_named(tmp_path, monkeypatch):
     def denied(*_: object) -> bool:
         raise PermissionError(13, "Permission denied", "a name of ours")

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from random import Random
 
-from gptcli.evals.generated import OPERATIONS, arithmetic, generate
+from gptcli.evals.synthetic import OPERATIONS, arithmetic, generate
 
 DOCUMENTS = 60_000
 PROBLEMS = 12

@@ -22,6 +22,7 @@ COMMANDS = {  # subcommand: the module of gptcli.cli that holds it, and what `gp
     "cost": ("cost", "Price a model: parameters, FLOPs, GPU-years, dollars."),
 }
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+NO_HOME = "Could not determine home directory"  # what pathlib raises a RuntimeError with
 
 
 def build_app(argv: list[str]) -> typer.Typer:
@@ -96,7 +97,10 @@ def main() -> None:
             _os_error(error), BAD_INPUT if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError) else FAILED
         )
     except Exception as error:
-        code = _complain(f"{type(error).__name__}: {error}\n  this is a bug: run again with --debug for the traceback", FAILED)
+        if str(error).startswith(NO_HOME):
+            code = _complain("this user has no home folder, and one is needed here\n  name one: HOME=/path gpt ...", BAD_INPUT)
+        else:
+            code = _complain(f"{type(error).__name__}: {error}\n  this is a bug: run again with --debug for the traceback", FAILED)
     sys.exit(code)
 
 

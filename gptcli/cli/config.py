@@ -95,7 +95,7 @@ COUNTS: dict[str, tuple[int, int]] = {
 }  # fmt: skip
 NUMBERS: dict[str, Number] = {  # the range of every option and configuration key that is a number
     **{name: Number(low, high, whole=True) for name, (low, high) in COUNTS.items()},
-    "lr": Number(0, 1000, above=True),
+    "lr": Number(0, 10**9, above=True),
     "min_lr_ratio": Number(0, 1),
     "weight_decay": Number(0, 1000),
     "dropout": Number(0, 1, below=True),

@@ -15,9 +15,9 @@ from gptcli.cli.cost_report import print_estimate, print_sizes
 from gptcli.cli.cost_sheet import print_lines
 from gptcli.cli.cost_subject import DEFAULT_SIZE, estimate, named, subject, subjects
 from gptcli.cost.budget import affordable
+from gptcli.cost.cluster import batch_sequences
 from gptcli.cost.estimate import Estimate
-from gptcli.cost.fleet import batch_sequences
-from gptcli.cost.plans import plans
+from gptcli.cost.planner import plans
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import short
@@ -62,7 +62,7 @@ def answer_model(said: dict[str, Any], look: Look) -> None:
 def answer_flops(said: dict[str, Any], look: Look) -> None:
     amount = positive("flops", said["flops"]) or 0.0
     terms = Terms(said)
-    found = Estimate(f"{short(amount)} FLOP", amount, terms.fleet(None, amount)[0])
+    found = Estimate(f"{short(amount)} FLOP", amount, terms.cluster(None, amount)[0])
     if look.plot is not None:
         from gptcli.cli.cost_plot import compute_by_year, write_plot
 
@@ -91,14 +91,14 @@ def answer_budget(said: dict[str, Any], look: Look) -> None:
     money, hours = positive("budget", said.get("budget")), positive("hours", said.pop("hours", None))
     terms = Terms(said)
     every = [found for found in (estimate(one, None, terms) for one in subjects()) if found.model is not None]
-    fleet = every[0].fleet
-    if money is not None and fleet.price is None:
+    cluster = every[0].cluster
+    if money is not None and cluster.price is None:
         raise UsageError("nobody knows what an hour of this GPU costs", where="--budget", hint="say it with --price")
     found, gpu_hours = affordable(every, dollars=money, hours=hours)
     if look.json:
         print_json("cost", {"gpu_hours": gpu_hours, "sizes": [asdict(row) for row in found]})
         return
-    where = f"{fleet.count:,} {'GPU' if fleet.gpu is None else fleet.gpu.name}"
+    where = f"{cluster.count:,} {'GPU' if cluster.gpu is None else cluster.gpu.name}"
     print_affordable(found, gpu_hours, f"{where} ({terms.assumed})" if terms.assumed else where, markdown=look.markdown)
 
 

@@ -64,8 +64,8 @@ def print_optimal(report: dict[str, Any], *, markdown: bool) -> None:
     print_lines("kaplan counts parameters without embeddings; losses are nats on each law's own text", dim=True)
 
 
-def print_affordable(found: list[Affordable], gpu_hours: float, fleet: str, *, markdown: bool) -> None:
-    print_lines(f"{gpu_time(gpu_hours)} on {fleet}, best first")
+def print_affordable(found: list[Affordable], gpu_hours: float, cluster: str, *, markdown: bool) -> None:
+    print_lines(f"{gpu_time(gpu_hours)} on {cluster}, best first")
     rows = [["size", "tokens", "loss"]]
     rows += [[row.name, amount(row.tokens), "outside" if row.loss is None else f"{row.loss:.3f}"] for row in found]
     print_table(rows, markdown=markdown)

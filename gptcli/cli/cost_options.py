@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from gptcli.cli.config import NUMBERS, option, read_option
-from gptcli.cost.estimate import Fleet
-from gptcli.cost.fleet import batch_sequences, gpus_needed, implied_fleet, make_fleet
+from gptcli.cost.cluster import batch_sequences, gpus_needed, implied_cluster, make_cluster
+from gptcli.cost.estimate import Cluster
 from gptcli.cost.hardware import Gpu, find_gpu, peak_flops, usual_precision
 from gptcli.cost.layout import check_layout, parse_layout
-from gptcli.cost.plans import Plan, make_plan
-from gptcli.cost.rank import Work
+from gptcli.cost.planner import Plan, make_plan
+from gptcli.cost.rank_memory import StepConfig
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
 
@@ -75,9 +75,9 @@ class Terms:
     @property
     def precision(self) -> str:
         chosen = self.said.get("precision", "bf16" if self.gpu is None else usual_precision(self.gpu))
-        return Work(precision=chosen).precision
+        return StepConfig(precision=chosen).precision
 
-    def fleet(self, model: ModelConfig | None, flops: float) -> tuple[Fleet, Plan | None]:
+    def cluster(self, model: ModelConfig | None, flops: float) -> tuple[Cluster, Plan | None]:
         """The GPUs with their speed, and the plan that it is predicted for or that the user asked for.
 
         `flops` are the whole run's. Where its hours are said, they and the number of GPUs say the speed, or they and the speed the number.
@@ -90,18 +90,18 @@ class Terms:
             if "gpus" in self.said and self.count != count:
                 raise UsageError(f"--layout {plan.layout} is {count} GPUs, --gpus says {self.count}", hint="give one of the two")
         if self.hours is None:
-            return self._described(*make_fleet(self.gpu, count, model=model, plan=plan, price=self.price, **self.speed))
+            return self._described(*make_cluster(self.gpu, count, model=model, plan=plan, price=self.price, **self.speed))
         if "gpus" in self.said or plan is not None:
             if stray := next((name for name, value in self.speed.items() if value is not None), None):
                 raise UsageError(f"--hours and --gpus say how fast they are, and {option(stray)} too", hint="leave one of the three out")
-            return self._described(implied_fleet(self.gpu, count, flops, self.hours, price=self.price), plan)
-        fleet, plan = make_fleet(self.gpu, 1, model=model, plan=None, price=self.price, **self.speed)
-        while (count := gpus_needed(flops, self.hours, fleet)) > fleet.count:
-            fleet, plan = make_fleet(self.gpu, count, model=model, plan=None, price=self.price, **self.speed)
-        return self._described(fleet, plan)
+            return self._described(implied_cluster(self.gpu, count, flops, self.hours, price=self.price), plan)
+        cluster, plan = make_cluster(self.gpu, 1, model=model, plan=None, price=self.price, **self.speed)
+        while (count := gpus_needed(flops, self.hours, cluster)) > cluster.count:
+            cluster, plan = make_cluster(self.gpu, count, model=model, plan=None, price=self.price, **self.speed)
+        return self._described(cluster, plan)
 
-    def _described(self, fleet: Fleet, plan: Plan | None) -> tuple[Fleet, Plan | None]:
-        return (fleet if self.memory is None else replace(fleet, described_memory=round(self.memory * 1e9))), plan
+    def _described(self, cluster: Cluster, plan: Plan | None) -> tuple[Cluster, Plan | None]:
+        return (cluster if self.memory is None else replace(cluster, described_memory=round(self.memory * 1e9))), plan
 
     def _layout(self, model: ModelConfig) -> Plan | None:
         """The layout that the user named, with what it takes; None where none is named."""
@@ -116,7 +116,7 @@ class Terms:
         micro_batch = self.said.get("micro_batch", 1)
         rounds = max(1, -(-batch_sequences(model) // (layout.replicas * max(1, micro_batch))))
         recompute = self.said.get("recompute", "none")
-        work = Work(micro_batch=micro_batch, micro_batches=rounds, precision=self.precision, recompute=recompute)
+        work = StepConfig(micro_batch=micro_batch, micro_batches=rounds, precision=self.precision, recompute=recompute)
         return make_plan(model, layout, work, self.gpu)
 
 

@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 from gptcli.cli.cost_sheet import Row, print_lines, print_paste, print_table
 from gptcli.cost.hardware import Gpu
-from gptcli.cost.plans import Plan, nearest_that_fits
-from gptcli.cost.rank import Work
+from gptcli.cost.planner import Plan, nearest_that_fits
+from gptcli.cost.rank_memory import StepConfig
 from gptcli.cost.throughput import uncertainty
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import TIME, amount, duration, in_bytes, percent, scaled
@@ -62,7 +62,7 @@ def print_plans(name: str, found: list[Plan], gpu: Gpu, model: str, *, markdown:
     print_paste(train_options(found[0], model))
 
 
-def _way(work: Work) -> str:
+def _way(work: StepConfig) -> str:
     return f"micro-batch {work.micro_batch}, recompute {work.recompute}"
 
 

@@ -12,7 +12,7 @@ from gptcli.cli.cost_svg import Scale, Series, bars, curves, stacks
 from gptcli.cost.activations import RECOMPUTE
 from gptcli.cost.estimate import Estimate
 from gptcli.cost.memory import memory_by_part
-from gptcli.cost.plans import Plan, make_plan
+from gptcli.cost.planner import Plan, make_plan
 from gptcli.cost.scaling import GPT3_RANGE, KAPLAN, LAWS, PF_DAY, Range, gpt3_loss, without_embeddings
 from gptcli.errors import UsageError
 from gptcli.files import atomic_write
@@ -129,7 +129,7 @@ def memory_of_model(estimate: Estimate) -> str:
 
 def memory_of_rank(plan: Plan, model: ModelConfig, estimate: Estimate) -> str:
     """A rank of the layout at its fullest moment, by each recomputation."""
-    gpu = estimate.fleet.gpu
+    gpu = estimate.cluster.gpu
     assert gpu is not None
     rows = []
     for kind in RECOMPUTE:
@@ -185,12 +185,14 @@ def _compute(parameters: float, tokens: float) -> float:
 
 def _limit(estimate: Estimate, rows: Sequence[tuple[str, dict[str, float]]]) -> tuple[float, str] | None:
     """What the GPUs hold, where the picture has room for it."""
-    fleet = estimate.fleet
-    if fleet.memory_bytes is None:
+    cluster = estimate.cluster
+    if cluster.memory_bytes is None:
         return None
-    holds = float(fleet.memory_bytes * fleet.count)
-    name = "GPU" if fleet.gpu is None else fleet.gpu.name
-    return (holds, f"{fleet.count:,} {name}: {in_bytes(round(holds))}") if holds <= max(sum(parts.values()) for _, parts in rows) else None
+    holds = float(cluster.memory_bytes * cluster.count)
+    name = "GPU" if cluster.gpu is None else cluster.gpu.name
+    return (
+        (holds, f"{cluster.count:,} {name}: {in_bytes(round(holds))}") if holds <= max(sum(parts.values()) for _, parts in rows) else None
+    )
 
 
 def _bytes(rows: Sequence[tuple[str, dict[str, float]]], limit: float | None) -> Scale:

@@ -8,7 +8,7 @@ import typer
 
 from gptcli.cli.cost_sheet import Row, print_lines, print_rows, print_table
 from gptcli.cost.assumptions import USER
-from gptcli.cost.estimate import Estimate, Fleet
+from gptcli.cost.estimate import Cluster, Estimate
 from gptcli.cost.inference import inference
 from gptcli.cost.memory import kv_cache_per_token, least_gpus, memory_by_part
 from gptcli.cost.parameters import parameters_by_part
@@ -69,17 +69,17 @@ def print_estimate(estimate: Estimate, *, brief: bool, explain: bool, markdown: 
     rows += _time_and_money(estimate, assumed=assumed)
     if not brief and parameters is not None:
         rows += [] if model is None or tokens is None else _losses(model, tokens)
-        rows += _memory(parameters, model, estimate.fleet)
-        rows += [] if model is None else _running(model, estimate.fleet)
+        rows += _memory(parameters, model, estimate.cluster)
+        rows += [] if model is None else _running(model, estimate.cluster)
     print_rows(title, [*rows, *rank], markdown=markdown)
     print_notes(estimate, explain=explain)
 
 
 def print_sizes(estimates: list[Estimate], *, explain: bool, markdown: bool, assumed: str = "") -> None:
-    """A row for each estimate of a training run, all on the same fleet."""
-    fleet = estimates[0].fleet
+    """A row for each estimate of a training run, all on the same cluster."""
+    cluster = estimates[0].cluster
     size, unit = unit_for(min(estimate.gpu_hours for estimate in estimates) * 3600, GPU_TIME, LEAST)
-    rows = [["size", "params", "tokens", "FLOP", "PF-days", unit, "dollars", "to train", f"on {fleet.count:,}"]]
+    rows = [["size", "params", "tokens", "FLOP", "PF-days", unit, "dollars", "to train", f"on {cluster.count:,}"]]
     for estimate in estimates:
         report = estimate.as_dict()
         rows.append([
@@ -87,7 +87,7 @@ def print_sizes(estimates: list[Estimate], *, explain: bool, markdown: bool, ass
             figure(estimate.gpu_hours * 3600 / size, 3), dollars(estimate.dollars), in_bytes(report["memory_bytes"]["training"]),
             scaled(estimate.days * 86400, TIME, 3),
         ])  # fmt: skip
-    print_lines(f"{_gpu(fleet)}{f', {assumed}' if assumed else ''}; FLOP by 6ND, of T5 by 3ND")
+    print_lines(f"{_gpu(cluster)}{f', {assumed}' if assumed else ''}; FLOP by 6ND, of T5 by 3ND")
     print_table(rows, markdown=markdown)
     print_notes(estimates[0], explain=explain)
 
@@ -128,21 +128,21 @@ def _attention(estimate: Estimate) -> list[Row]:
 
 
 def _time_and_money(estimate: Estimate, *, assumed: str) -> list[Row]:
-    fleet, energy = estimate.fleet, estimate.energy
+    cluster, energy = estimate.cluster, estimate.energy
     mfu = "no GPU named, so no MFU"
-    if fleet.gpu is not None and fleet.mfu is not None:
-        mfu = f"MFU {percent(fleet.mfu)} of {fleet.gpu.peak_flops / 1e12:g} {'bf16' if fleet.gpu.bf16 else 'fp16'}, dense"
+    if cluster.gpu is not None and cluster.mfu is not None:
+        mfu = f"MFU {percent(cluster.mfu)} of {cluster.gpu.peak_flops / 1e12:g} {'bf16' if cluster.gpu.bf16 else 'fp16'}, dense"
     price = (
         "unknown: give one with --price"
-        if fleet.price is None
-        else f"{dollars(fleet.price.value)} an hour{_between(estimate, estimate.dollars, dollars)}"
+        if cluster.price is None
+        else f"{dollars(cluster.price.value)} an hour{_between(estimate, estimate.dollars, dollars)}"
     )
     days = f"{figure(estimate.days)} days" if estimate.days >= 10 else duration(estimate.days * 86400)
-    rows = [(f"Time and money on {'a GPU of your own' if fleet.gpu is None else fleet.gpu.name}", "", assumed)]
-    size, unit = unit_for(fleet.throughput.value, SPEED)
-    rows.append((f"  {unit}, sustained", figure(fleet.throughput.value / size), mfu))
-    if fleet.goodput is not None:
-        rows.append(("  goodput", percent(fleet.goodput.value, 0), "of the time it trains"))
+    rows = [(f"Time and money on {'a GPU of your own' if cluster.gpu is None else cluster.gpu.name}", "", assumed)]
+    size, unit = unit_for(cluster.throughput.value, SPEED)
+    rows.append((f"  {unit}, sustained", figure(cluster.throughput.value / size), mfu))
+    if cluster.goodput is not None:
+        rows.append(("  goodput", percent(cluster.goodput.value, 0), "of the time it trains"))
     if estimate.gpu_years >= LEAST:
         rows.append(("  GPU-years", figure(estimate.gpu_years), "of 365 days"))
     seconds, (size, unit) = estimate.gpu_hours * 3600, gpu_unit(estimate.gpu_hours)
@@ -150,7 +150,7 @@ def _time_and_money(estimate: Estimate, *, assumed: str) -> list[Row]:
     rows += [
         (f"  {unit}", figure(seconds / size), between),
         ("  dollars", dollars(estimate.dollars), price),
-        (f"  on {fleet.count:,} {_gpu(fleet)}", days, ""),
+        (f"  on {cluster.count:,} {_gpu(cluster)}", days, ""),
     ]
     if energy is not None:
         rows.append(("  energy", scaled(energy.kwh * 1000, ENERGY), f"{scaled(energy.co2_kg * 1000, MASS)} of CO2e"))
@@ -159,7 +159,7 @@ def _time_and_money(estimate: Estimate, *, assumed: str) -> list[Row]:
 
 def _between(estimate: Estimate, value: float | None, write: Callable[[float], str]) -> str:
     low_high = estimate.between(value)
-    return "" if low_high is None or estimate.fleet.within == 1 else f", {write(low_high[0])} to {write(low_high[1])}"
+    return "" if low_high is None or estimate.cluster.uncertainty_factor == 1 else f", {write(low_high[0])} to {write(low_high[1])}"
 
 
 def _losses(model: ModelConfig, tokens: int) -> list[Row]:
@@ -169,28 +169,28 @@ def _losses(model: ModelConfig, tokens: int) -> list[Row]:
     return rows
 
 
-def _memory(parameters: int, model: ModelConfig | None, fleet: Fleet) -> list[Row]:
+def _memory(parameters: int, model: ModelConfig | None, cluster: Cluster) -> list[Row]:
     rows = [("Memory, before activations", "", "")]
     for part, n_bytes in memory_by_part(parameters, model).items():
         label, remark = MEMORY_ROWS[part]
-        rows.append((f"  {label}", in_bytes(n_bytes), remark or _fit(n_bytes, fleet)))
+        rows.append((f"  {label}", in_bytes(n_bytes), remark or _fit(n_bytes, cluster)))
     return rows
 
 
-def _fit(n_bytes: int, fleet: Fleet) -> str:
-    """Whether the fleet holds it, spread evenly."""
-    if fleet.memory_bytes is None:
+def _fit(n_bytes: int, cluster: Cluster) -> str:
+    """Whether the cluster holds it, spread evenly."""
+    if cluster.memory_bytes is None:
         return ""
-    least, each = least_gpus(n_bytes, fleet.memory_bytes), f"{_gpu(fleet)} of {in_bytes(fleet.memory_bytes)}"
-    return f"fits {fleet.count:,} {each}" if least <= fleet.count else f"needs {least:,} {each}"
+    least, each = least_gpus(n_bytes, cluster.memory_bytes), f"{_gpu(cluster)} of {in_bytes(cluster.memory_bytes)}"
+    return f"fits {cluster.count:,} {each}" if least <= cluster.count else f"needs {least:,} {each}"
 
 
-def _running(model: ModelConfig, fleet: Fleet) -> list[Row]:
+def _running(model: ModelConfig, cluster: Cluster) -> list[Row]:
     """Inference in 16 bits, a sequence of a whole context."""
-    run = inference(model, fleet.gpu)
+    run = inference(model, cluster.gpu)
     prefill = decode = ""
     if run.gpus is not None and run.prefill_seconds is not None and run.tokens_per_second is not None:
-        where = f"{run.gpus:,} {_gpu(fleet)}"
+        where = f"{run.gpus:,} {_gpu(cluster)}"
         prefill = f"{scaled(run.prefill_seconds, TIME[3:], 2)} at least, on {where}"
         decode = f"{figure(run.tokens_per_second, 3)} tokens/s at most, on {where}"
     return [
@@ -201,8 +201,8 @@ def _running(model: ModelConfig, fleet: Fleet) -> list[Row]:
     ]
 
 
-def _gpu(fleet: Fleet) -> str:
-    return "GPU" if fleet.gpu is None else fleet.gpu.name
+def _gpu(cluster: Cluster) -> str:
+    return "GPU" if cluster.gpu is None else cluster.gpu.name
 
 
 def print_notes(estimate: Estimate, *, explain: bool) -> None:
@@ -228,7 +228,7 @@ def print_notes(estimate: Estimate, *, explain: bool) -> None:
 
 def formulas(estimate: Estimate) -> list[str]:
     """How the figures come about, with the numbers put in."""
-    model, tokens, fleet, N = estimate.model, estimate.tokens, estimate.fleet, estimate.parameters
+    model, tokens, cluster, N = estimate.model, estimate.tokens, estimate.cluster, estimate.parameters
     lines = []
     if N is not None and tokens is not None:
         if model is not None:
@@ -238,23 +238,23 @@ def formulas(estimate: Estimate) -> list[str]:
         lines.append(f"FLOP = {each}·N·D = {each} x {N:,} x {tokens:,} = {short(estimate.flops)}")
     if estimate.pf_days >= LEAST:
         lines.append(f"PF-days = FLOP / 8.64e19 = {figure(estimate.pf_days)}")
-    share = "" if fleet.goodput is None else f" x goodput {fleet.goodput.value:g}"
+    share = "" if cluster.goodput is None else f" x goodput {cluster.goodput.value:g}"
     size, unit = gpu_unit(estimate.gpu_hours)
     hours = unit == "GPU-hours"
     lines.append(
         f"{unit if hours else 'GPU time'} = FLOP / (throughput{' x goodput' if share else ''}){' / 3,600' if hours else ''} = "
-        f"{short(estimate.flops)} / ({short(fleet.throughput.value)}{share}){' / 3,600' if hours else ''} = "
+        f"{short(estimate.flops)} / ({short(cluster.throughput.value)}{share}){' / 3,600' if hours else ''} = "
         f"{figure(estimate.gpu_hours * 3600 / size)}{'' if hours else f' {unit}'}"
     )
-    if fleet.gpu is not None and fleet.mfu is not None:
-        peak = f"{short(fleet.throughput.value)} / {short(fleet.gpu.peak_flops)}"
-        lines.append(f"MFU = throughput / peak = {peak} = {percent(fleet.mfu)}")
+    if cluster.gpu is not None and cluster.mfu is not None:
+        peak = f"{short(cluster.throughput.value)} / {short(cluster.gpu.peak_flops)}"
+        lines.append(f"MFU = throughput / peak = {peak} = {percent(cluster.mfu)}")
     if estimate.gpu_years >= LEAST:
         lines.append(f"GPU-years = GPU-hours / 8,760 = {figure(estimate.gpu_years)}")
-    if fleet.price is not None:
-        lines.append(f"dollars = GPU-hours x {fleet.price.value:g} = {dollars(estimate.dollars)}")
+    if cluster.price is not None:
+        lines.append(f"dollars = GPU-hours x {cluster.price.value:g} = {dollars(estimate.dollars)}")
     if estimate.days >= LEAST:
-        lines.append(f"days = GPU-hours / {fleet.count:,} / 24 = {figure(estimate.days)}")
+        lines.append(f"days = GPU-hours / {cluster.count:,} / 24 = {figure(estimate.days)}")
     if (used := estimate.energy) is not None:
         watts, server, building, co2 = (a.value for a in used.assumptions)
         drawn, emitted = scaled(used.kwh * 1000, ENERGY), scaled(used.co2_kg * 1000, MASS)
@@ -262,10 +262,10 @@ def formulas(estimate: Estimate) -> list[str]:
     if N is not None:
         lines.append(f"training state = (4 + 4 + 8 bytes)·N = {in_bytes(16 * N)}")
     if model is not None:
-        run = inference(model, fleet.gpu)
+        run = inference(model, cluster.gpu)
         lines.append(f"KV cache a token = 2·L·C x 2 bytes = {kv_cache_per_token(model):,} bytes")
         lines.append(f"bytes to decode a token = 2·N + T x KV cache = {in_bytes(run.decode_bytes)}")
-        if run.tokens_per_second is not None and fleet.gpu is not None:
-            speed = f"{run.gpus} x {short(fleet.gpu.bandwidth)} / {short(run.decode_bytes)}"
+        if run.tokens_per_second is not None and cluster.gpu is not None:
+            speed = f"{run.gpus} x {short(cluster.gpu.bandwidth)} / {short(run.decode_bytes)}"
             lines.append(f"decoding, at most = GPUs x bandwidth / bytes = {speed} = {figure(run.tokens_per_second, 3)} tokens/s")
     return lines

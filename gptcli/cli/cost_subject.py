@@ -103,10 +103,10 @@ def estimate(found: Subject, tokens: str | None, terms: Terms) -> Estimate:
     """The bill of training it on `tokens`, or on its usual ones."""
     n, source = (found.tokens, found.source) if tokens is None else (whole("tokens", tokens), USER)
     if isinstance(found.about, PaperCompute) and not any(name in terms.said for name in LAYOUT):
-        fleet, _ = terms.fleet(None, found.about.flops_per_parameter * found.about.parameters * n)
-        return price_paper(found.about, n, fleet, tokens_source=source)
-    fleet, plan = terms.fleet(found.model, flops_per_token(found.model, "6N") * n)
-    return price_training(found.name, found.model, n, fleet, tokens_source=source, plan=plan)
+        cluster, _ = terms.cluster(None, found.about.flops_per_parameter * found.about.parameters * n)
+        return price_paper(found.about, n, cluster, tokens_source=source)
+    cluster, plan = terms.cluster(found.model, flops_per_token(found.model, "6N") * n)
+    return price_training(found.name, found.model, n, cluster, tokens_source=source, plan=plan)
 
 
 def _paper(model: PaperModel) -> Subject:

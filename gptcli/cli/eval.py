@@ -239,12 +239,12 @@ def evaluate(
         output, as_json = None, True
     for one in tasks:
         find_data(one, data)
-    protocol: dict[str, Any] = {"shots": shots, "seed": shots_seed, "shared": shared_shots}
+    fewshot: dict[str, Any] = {"shots": shots, "seed": shots_seed, "shared": shared_shots}
     terms: dict[str, Any] = {"normalise": normalise, "limit": limit, "stride": stride}
     if dry_run:
         from gptcli.cli.eval_forecast import print_forecast
 
-        print_forecast(find_model(folder, step), tasks, text or [], data, protocol, terms, as_json=as_json)
+        print_forecast(find_model(folder, step), tasks, text or [], data, fewshot, terms, as_json=as_json)
         return
     events = ConsoleEvents() if leads() else SILENT
     if (note := unused_launch()) is not None:
@@ -262,10 +262,10 @@ def evaluate(
             hold(own_folder(records, events=events))
             claim_records(records, resume=resume, force=force)
 
+    from gptcli.evals.fewshot import FewShotConfig
     from gptcli.evals.loss import evaluate_loss
     from gptcli.evals.processes import join, local_device
     from gptcli.evals.runner import Options, run_task
-    from gptcli.evals.shots import Protocol
     from gptcli.evals.texts import streams_of, token_bytes
     from gptcli.sampling.loading import load
 
@@ -284,7 +284,7 @@ def evaluate(
         for name, tokens in streams.items()
     ]
     options = Options(
-        protocol=Protocol(**protocol),
+        fewshot=FewShotConfig(**fewshot),
         **terms,
         batch_size=batch_size,
         records=records,

@@ -17,7 +17,7 @@ def print_forecast(
     tasks: list[Task],
     texts: list[Path],
     data: Path | None,
-    protocol: dict[str, Any],
+    fewshot: dict[str, Any],
     terms: dict[str, Any],
     *,
     as_json: bool,
@@ -25,9 +25,9 @@ def print_forecast(
     """On stdout: for each text and task its items (windows of text), the tokens that the model reads for them, and what is cut or left
     out; then FLOPs and the memory of the weights in fp32. Raises what the run itself would raise of its data."""
     from gptcli.cost.flops import flops_per_token
+    from gptcli.evals.fewshot import FewShotConfig
     from gptcli.evals.loss import stride_of, windows
-    from gptcli.evals.runner import Options, questions_of
-    from gptcli.evals.shots import Protocol
+    from gptcli.evals.runner import Options, requests_of
     from gptcli.evals.task_data import find_data
     from gptcli.evals.texts import streams_of
     from gptcli.model.config_json import read_model_config
@@ -39,17 +39,17 @@ def print_forecast(
     for name, tokens in streams_of(folder, texts, data, tokenizer, tasks=bool(tasks)).items():
         spans = list(windows(len(tokens), config.n_ctx, stride_of(terms["stride"], config.n_ctx)))[: terms["limit"]]
         work.append({"name": name, "items": len(spans), "tokens": sum(stop - start - 1 for start, stop, _ in spans)})
-    options = Options(protocol=Protocol(**protocol), **terms)
+    options = Options(fewshot=FewShotConfig(**fewshot), **terms)
     for task in tasks:
-        asked, _, _ = questions_of(task, tokenizer, config.n_ctx, find_data(task, data), data, options)
-        questions = asked.questions
-        cut = sum(question.truncated for question in questions)
-        size = sum(question.size for question in questions)
-        work.append({"name": task.name, "items": len(questions), "tokens": size, "cut": cut, "left_out": dict(asked.skipped)})
+        request_set, _, _ = requests_of(task, tokenizer, config.n_ctx, find_data(task, data), data, options)
+        requests = request_set.requests
+        cut = sum(request.truncated for request in requests)
+        size = sum(request.size for request in requests)
+        work.append({"name": task.name, "items": len(requests), "tokens": size, "cut": cut, "left_out": dict(request_set.skipped)})
     flops = flops_per_token(config, "causal") / 3 * sum(one["tokens"] for one in work)  # forward is a third of a training step's
     report = {
         "dry_run": True,
-        "config": {"model": str(folder), "step": source.step, **protocol, **terms},
+        "config": {"model": str(folder), "step": source.step, **fewshot, **terms},
         "work": work,
         "flops": flops,
         "memory_bytes": 4 * config.parameters,

@@ -22,8 +22,8 @@ SCHEDULES = {"1f1b": 1, "gpipe": 1, "interleaved1f1b": 2, "loopedbfs": 2}  # of 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
-    """What decides how much is kept."""
+class ActivationPolicy:
+    """How much a layer keeps for the backward pass."""
 
     element: int = 2
     """Bytes of what products read and write."""
@@ -42,7 +42,7 @@ class Kept:
     sequence_parallel: bool = True
 
 
-def layer_bytes(config: ModelConfig, micro_batch: int, kept: Kept) -> float:
+def layer_bytes(config: ModelConfig, micro_batch: int, kept: ActivationPolicy) -> float:
     """Bytes that one layer of a rank keeps for one micro-batch. Raises ValueError for a recomputation that is not in RECOMPUTE."""
     if kept.recompute not in RECOMPUTE:
         raise ValueError(f"unknown recomputation {kept.recompute!r}")

@@ -12,7 +12,7 @@ from gptcli.cost.hardware import Gpu
 from gptcli.cost.inference import inference
 from gptcli.cost.memory import TRAINING_BYTES, least_gpus, memory_by_part
 from gptcli.cost.parameters import parameters_by_part
-from gptcli.cost.plans import Plan
+from gptcli.cost.planner import Plan
 from gptcli.cost.scaling import RANGES, predicted_losses
 from gptcli.model.config import ModelConfig
 from gptcli.papers.compute import PaperCompute
@@ -23,7 +23,7 @@ FLOPS_PER_PF_DAY = 1e15 * 86400
 
 
 @dataclass(frozen=True, slots=True)
-class Fleet:
+class Cluster:
     """What the work runs on."""
 
     gpu: Gpu | None
@@ -35,7 +35,7 @@ class Fleet:
     """Dollars an hour for each; None where nobody knows."""
     goodput: Assumption | None = None
     """Share of the time that it trains; None where the throughput counts the whole."""
-    within: float = 1.0
+    uncertainty_factor: float = 1.0
     """The factor by which the throughput may be wrong, either way: 1 for what the user said."""
     described_memory: int | None = None
     """Bytes of a GPU that has no row."""
@@ -62,7 +62,7 @@ class Estimate:
 
     name: str
     flops: float
-    fleet: Fleet
+    cluster: Cluster
     model: ModelConfig | None = None
     """None where the FLOPs are all that is known, or the model is of another family."""
     parameters: int | None = None
@@ -74,7 +74,7 @@ class Estimate:
 
     @property
     def gpu_hours(self) -> float:
-        return self.flops / self.fleet.flops / SECONDS_PER_HOUR
+        return self.flops / self.cluster.flops / SECONDS_PER_HOUR
 
     @property
     def gpu_years(self) -> float:
@@ -82,8 +82,8 @@ class Estimate:
 
     @property
     def days(self) -> float:
-        """With the work divided evenly over the fleet."""
-        return self.gpu_hours / self.fleet.count / 24
+        """With the work divided evenly over the cluster."""
+        return self.gpu_hours / self.cluster.count / 24
 
     @property
     def pf_days(self) -> float:
@@ -91,22 +91,22 @@ class Estimate:
 
     @property
     def dollars(self) -> float | None:
-        return None if self.fleet.price is None else self.gpu_hours * self.fleet.price.value
+        return None if self.cluster.price is None else self.gpu_hours * self.cluster.price.value
 
     @property
     def energy(self) -> Energy | None:
-        return energy(self.fleet.gpu, self.gpu_hours)
+        return energy(self.cluster.gpu, self.gpu_hours)
 
     def between(self, value: float | None) -> list[float] | None:
         """The range of a figure that grows with time."""
-        return None if value is None else [value / self.fleet.within, value * self.fleet.within]
+        return None if value is None else [value / self.cluster.uncertainty_factor, value * self.cluster.uncertainty_factor]
 
     @property
     def assumptions(self) -> list[Assumption]:
         """Every constant the estimate rests on."""
-        gpu, price = self.fleet.gpu, self.fleet.price
-        found = [*self.basis, self.fleet.throughput]
-        found += [a for a in (self.fleet.goodput, price) if a is not None]
+        gpu, price = self.cluster.gpu, self.cluster.price
+        found = [*self.basis, self.cluster.throughput]
+        found += [a for a in (self.cluster.goodput, price) if a is not None]
         if self.energy is not None:
             found += self.energy.assumptions
         found.append(Assumption("year", HOURS_PER_YEAR, "hours", "365 days, as in the cost article", ""))
@@ -123,8 +123,8 @@ class Estimate:
 
     def as_dict(self) -> dict[str, Any]:
         """The machine-readable report; what is unknown is None."""
-        model, tokens, fleet, energy = self.model, self.tokens, self.fleet, self.energy
-        memory, each = None if self.parameters is None else memory_by_part(self.parameters, model), fleet.memory_bytes
+        model, tokens, cluster, energy = self.model, self.tokens, self.cluster, self.energy
+        memory, each = None if self.parameters is None else memory_by_part(self.parameters, model), cluster.memory_bytes
         return {
             "name": self.name,
             "model": None if model is None else model.as_dict(),
@@ -134,11 +134,11 @@ class Estimate:
             "flops": self.flops,
             "flops_by_convention": self.flops_by_convention,
             "pf_days": self.pf_days,
-            "gpu": fleet.gpu and fleet.gpu.name,
-            "gpus": fleet.count,
-            "throughput_flops": fleet.flops,
-            "mfu": fleet.mfu,
-            "goodput": None if fleet.goodput is None else fleet.goodput.value,
+            "gpu": cluster.gpu and cluster.gpu.name,
+            "gpus": cluster.count,
+            "throughput_flops": cluster.flops,
+            "mfu": cluster.mfu,
+            "goodput": None if cluster.goodput is None else cluster.goodput.value,
             "gpu_years": self.gpu_years,
             "gpu_hours": self.gpu_hours,
             "dollars": self.dollars,
@@ -152,7 +152,7 @@ class Estimate:
             "loss_ranges": None if model is None or tokens is None else {law: asdict(within) for law, within in RANGES.items()},
             "memory_bytes": memory,
             "least_gpus": each and memory and {part: least_gpus(memory[part], each) for part in ("training", "inference_16bit")},
-            "inference": None if model is None else asdict(inference(model, fleet.gpu)),
+            "inference": None if model is None else asdict(inference(model, cluster.gpu)),
             "assumptions": [asdict(assumption) for assumption in self.assumptions],
         }
 
@@ -164,16 +164,18 @@ class Estimate:
         return {name: flops_per_token(self.model, name) * self.tokens for name in CONVENTIONS}
 
 
-def price_training(name: str, model: ModelConfig, tokens: int, fleet: Fleet, *, tokens_source: str, plan: Plan | None = None) -> Estimate:
+def price_training(
+    name: str, model: ModelConfig, tokens: int, cluster: Cluster, *, tokens_source: str, plan: Plan | None = None
+) -> Estimate:
     """The bill of training `model` on so many tokens, by 6·N·D."""
     basis = (
         Assumption("FLOPs", 6, "per parameter and token", "attention left out: GPT-3, Table D.1", "2020-05-28"),
         Assumption("tokens", tokens, "tokens", tokens_source, ""),
     )
-    return Estimate(name, flops_per_token(model, "6N") * tokens, fleet, model, model.parameters, tokens, basis, plan)
+    return Estimate(name, flops_per_token(model, "6N") * tokens, cluster, model, model.parameters, tokens, basis, plan)
 
 
-def price_paper(row: PaperCompute, tokens: int, fleet: Fleet, *, tokens_source: str) -> Estimate:
+def price_paper(row: PaperCompute, tokens: int, cluster: Cluster, *, tokens_source: str) -> Estimate:
     """The bill of a model of another family, as GPT-3's Table D.1 counts it."""
     half = ": encoder and decoder see half of the tokens each" if row.flops_per_parameter == 3 else ""
     basis = (
@@ -182,4 +184,4 @@ def price_paper(row: PaperCompute, tokens: int, fleet: Fleet, *, tokens_source: 
         Assumption("tokens", tokens, "tokens", tokens_source, ""),
     )
     flops = row.flops_per_parameter * row.parameters * tokens
-    return Estimate(row.name, flops, fleet, None, round(row.parameters), tokens, basis)
+    return Estimate(row.name, flops, cluster, None, round(row.parameters), tokens, basis)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from gptcli.cost.flops import mean_keys
 from gptcli.cost.hardware import Gpu, peak_flops, read_table
 from gptcli.cost.layout import Layout, layers_of_stage
-from gptcli.cost.rank import ELEMENT_BYTES, Work, layer_parameters
+from gptcli.cost.rank_memory import ELEMENT_BYTES, StepConfig, layer_parameters
 from gptcli.model.config import ModelConfig
 
 NODE = 8  # GPUs of a machine
@@ -94,7 +94,7 @@ def fitted() -> tuple[Constants, Range]:
     return Constants(**table["constants"]), Range(**table["range"])
 
 
-def step_time(config: ModelConfig, layout: Layout, work: Work, gpu: Gpu, constants: Constants | None = None) -> StepTime:
+def step_time(config: ModelConfig, layout: Layout, work: StepConfig, gpu: Gpu, constants: Constants | None = None) -> StepTime:
     """Seconds of one update of the weights, every rank at work."""
     k = constants or fitted()[0]
     C, T, tp, pp = config.d_model, config.n_ctx, layout.tp, layout.pp
@@ -136,7 +136,7 @@ def step_time(config: ModelConfig, layout: Layout, work: Work, gpu: Gpu, constan
     )  # fmt: skip
 
 
-def tokens_per_second(config: ModelConfig, layout: Layout, work: Work, gpu: Gpu, constants: Constants | None = None) -> float:
+def tokens_per_second(config: ModelConfig, layout: Layout, work: StepConfig, gpu: Gpu, constants: Constants | None = None) -> float:
     """Of each GPU."""
     tokens = work.micro_batch * work.micro_batches * config.n_ctx
     return tokens / step_time(config, layout, work, gpu, constants).total / (layout.tp * layout.pp)

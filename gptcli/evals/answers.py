@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from gptcli.evals.questions import Question
+from gptcli.evals.requests import Request
 from gptcli.evals.task import Task
 from gptcli.model.transformer import GPT
 from gptcli.sampling.beam import beam_search
@@ -14,15 +14,18 @@ from gptcli.sampling.text import Completion, TextRow, TextStream
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 
-def write_answers(model: GPT, tokenizer: Tokenizer, questions: Sequence[Question], task: Task) -> Iterator[Completion]:
-    """The answer to each question, in their order, without the stop string. What is drawn depends on the item's place alone."""
-    prompts = [question.pairs[0][0].tolist() for question in questions]
+def write_answers(model: GPT, tokenizer: Tokenizer, requests: Sequence[Request], task: Task) -> Iterator[Completion]:
+    """Generate the answer to each request, in their order, without the stop string.
+
+    The random numbers depend on the item's index alone.
+    """
+    prompts = [request.pairs[0][0].tolist() for request in requests]
     if task.beam > 1 and not task.top_k:
         return (_search(model, tokenizer, prompt, task) for prompt in prompts)
     rules = Rules(top_k=task.top_k) if task.top_k else Rules(greedy=True)
     rows = [
-        TextRow(tokenizer, prompt, max_tokens=task.max_tokens, stops=task.stop, generator=sample_generator(0, question.index))
-        for prompt, question in zip(prompts, questions, strict=True)
+        TextRow(tokenizer, prompt, max_tokens=task.max_tokens, stops=task.stop, generator=sample_generator(0, request.index))
+        for prompt, request in zip(prompts, requests, strict=True)
     ]
     for _ in decode(model, rows, rules, batch=len(rows), log_probs=True, compiled=False):
         pass

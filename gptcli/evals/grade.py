@@ -7,19 +7,23 @@ from typing import Any
 
 import numpy as np
 
+from gptcli.evals.loglikelihood import Score
 from gptcli.evals.metrics import METRICS, first_sentences
-from gptcli.evals.questions import Question
 from gptcli.evals.records import INDEX, Record
-from gptcli.evals.score import Score
+from gptcli.evals.requests import Request
 from gptcli.evals.task import Task
 from gptcli.sampling.text import Completion
 
 
-def record_scores(task: Task, question: Question, scores: Sequence[Score], unconditional: Sequence[Score]) -> Record:
-    """What is kept of a scored question: the scores of each of its pairs, and of the same choices without the question, if asked."""
-    record = _common(question)
+def record_scores(task: Task, request: Request, scores: Sequence[Score], unconditional: Sequence[Score]) -> Record:
+    """Return the record of a scored request.
+
+    It holds the scores of each of its pairs and, if the task normalises by them, of the same choices
+    after the unconditional prompt.
+    """
+    record = _common(request)
     if task.kind in ("choice", "partial"):
-        item = question.item
+        item = request.item
         texts = item.choices or (item.target,) * len(item.contexts)
         record["log_probs"] = [_total(score) for score in scores]
         record["tokens"] = [len(score.log_probs) for score in scores]
@@ -38,22 +42,22 @@ def record_scores(task: Task, question: Question, scores: Sequence[Score], uncon
         return {**record, "log_prob": _total(score), "tokens": len(score.log_probs)}
     return {
         **record,
-        "target": question.item.target,
-        "tokens": question.pairs[0][1].tolist(),
+        "target": request.item.target,
+        "tokens": request.pairs[0][1].tolist(),
         "log_probs": [float(value) for value in score.log_probs],
-        "likeliest": [bool(value) for value in score.likeliest],
-        "likeliest_filtered": [bool(value) for value in score.likeliest_of_kept],
+        "likeliest": [bool(value) for value in score.is_greedy],
+        "likeliest_filtered": [bool(value) for value in score.is_greedy_filtered],
     }
 
 
-def record_answer(task: Task, question: Question, made: Completion) -> Record:
+def record_answer(task: Task, request: Request, made: Completion) -> Record:
     """What is kept of an answer that the model wrote: `log_prob` is how sure it was."""
-    prediction, answers = made.text.strip(), question.item.answers
+    prediction, answers = made.text.strip(), request.item.answers
     if task.sentences:
         prediction = first_sentences(prediction, task.sentences)
     per_item = {name: METRICS[name](prediction, answers) for name in task.metric if name in METRICS}
     return {
-        **_common(question),
+        **_common(request),
         "prediction": prediction,
         "answers": list(answers),
         "finish_reason": made.finish_reason,
@@ -74,9 +78,9 @@ def predict(record: Record, normalise: str) -> int:
     return int(log_prob_K.argmax())
 
 
-def _common(question: Question) -> dict[str, Any]:
-    group = {"group": question.item.group} if question.item.group else {}
-    return {INDEX: question.index, "id": question.item.id, "shots": question.shots, "truncated": question.truncated, **group}
+def _common(request: Request) -> dict[str, Any]:
+    group = {"group": request.item.group} if request.item.group else {}
+    return {INDEX: request.index, "id": request.item.id, "shots": request.shots, "truncated": request.truncated, **group}
 
 
 def _total(score: Score) -> float:

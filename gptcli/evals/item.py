@@ -1,4 +1,4 @@
-"""What every kind of question becomes before a model sees it."""
+"""The form that every kind of evaluation item takes before it is turned into tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One question as the task's prompt shapes it, without its shots."""
+    """One item in the form of the task's prompt, without its shots."""
 
     id: str
     """Stable: the data's own id, or file:line."""

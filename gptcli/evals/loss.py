@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gptcli.errors import InputError, RunError, UsageError
-from gptcli.evals.grove import Group
-from gptcli.evals.score import BATCH_TOKENS, Scorer, batches
+from gptcli.evals.loglikelihood import BATCH_TOKENS, LogLikelihoodScorer, batches
+from gptcli.evals.shared_prefix import Group
 from gptcli.events import SILENT, Events
 from gptcli.model.transformer import GPT
 from gptcli.shards.loader import TokenStream
@@ -82,7 +82,7 @@ def evaluate_loss(
     spans = list(windows(len(tokens), n_ctx, stride))[:limit]
     losses: list[float] = []
     frequency = np.zeros(model.config.vocab_size, dtype=np.int64)
-    scorer = Scorer(model, events=events)
+    scorer = LogLikelihoodScorer(model, events=events)
     for batch in batches([n_ctx] * len(spans), batch_size, BATCH_TOKENS[model.wte.weight.device.type]):
         rows = [tokens[start:stop] for start, stop, _ in spans[batch.start : batch.stop]]
         counts = [count for _, _, count in spans[batch.start : batch.stop]]

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from gptcli.errors import RunError
-from gptcli.evals.bootstrap import of_bleu, of_clusters, of_groups, of_mean
 from gptcli.evals.grade import predict
 from gptcli.evals.metrics import CORPUS_METRICS, GROUP_METRICS, METRICS
 from gptcli.evals.records import Record
+from gptcli.evals.stderr import of_bleu, of_clusters, of_groups, of_mean
 from gptcli.evals.task import NORMALISERS, Task
 from gptcli.papers.models import MODELS
 from gptcli.papers.scores import TABLES
@@ -45,7 +45,7 @@ class Conditions:
     """All that a figure depends on, but for the model."""
 
     shots: int
-    """K, as asked for."""
+    """K, as requested."""
     mean_shots: float
     """As many as fit into the context."""
     shots_from: str | None
@@ -54,7 +54,7 @@ class Conditions:
     shared_shots: bool
     items: int
     skipped: dict[str, int]
-    """Items that were not asked, by reason."""
+    """Skipped items by reason."""
     truncated: int
     """Questions longer than the model's context: their beginning was cut."""
     stride: int | None

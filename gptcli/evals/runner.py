@@ -1,4 +1,4 @@
-"""Run a task: ask its questions in batches, the largest first, put each batch's records on disk, and say what was measured."""
+"""Run a task: score its requests in batches, the longest first, and write the records of each batch to disk."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 from gptcli.errors import InputError, UsageError
 from gptcli.evals.answers import write_answers
 from gptcli.evals.contamination import analyse, split_scores
+from gptcli.evals.fewshot import FewShotConfig
 from gptcli.evals.grade import record_answer, record_scores
+from gptcli.evals.loglikelihood import BATCH_TOKENS, LogLikelihoodScorer, batches, find_shared_prefix
 from gptcli.evals.loss import stride_of
 from gptcli.evals.processes import ALONE, Processes
-from gptcli.evals.questions import Asked, Question, ask, group, whole_text
 from gptcli.evals.records import Record, Records
+from gptcli.evals.requests import Request, RequestSet, build_requests, group, whole_text
 from gptcli.evals.result import Conditions, TaskResult, results_of, score_of
-from gptcli.evals.running import text_questions
-from gptcli.evals.score import BATCH_TOKENS, Scorer, batches, find_trunk
-from gptcli.evals.shots import Protocol
+from gptcli.evals.running import text_requests
 from gptcli.evals.stopwords import stop_tokens
 from gptcli.evals.task import Task
 from gptcli.evals.task_data import GENERATED_SEED, find_data, fingerprint, read_items
@@ -34,7 +34,7 @@ OWN_SET = "the same set without the item"
 class Options:
     """How tasks are run; `batch_size` and `records` move no score."""
 
-    protocol: Protocol = field(default_factory=Protocol)
+    fewshot: FewShotConfig = field(default_factory=FewShotConfig)
     normalise: str | None = None
     """Instead of the task's own normaliser."""
     limit: int | None = None
@@ -73,85 +73,91 @@ def run_task(
             raise UsageError(f"{task.name} has no unconditional prompt", where="--normalise")
         task = replace(task, normalise=options.normalise)
     path = find_data(task, data)
-    asked, units, stride = questions_of(task, tokenizer, model.config.n_ctx, path, data, options)
+    request_set, units, stride = requests_of(task, tokenizer, model.config.n_ctx, path, data, options)
     digest = fingerprint(task, path)
-    records = Records(options.records, task.name, _work(task, options, stride, asked, digest, tokenizer), processes.rank)
-    for number, made in _made(model, tokenizer, task, asked.questions, records, options.batch_size, processes, events):
+    records = Records(options.records, task.name, _work(task, options, stride, request_set, digest, tokenizer), processes.rank)
+    for number, made in _made(model, tokenizer, task, request_set.requests, records, options.batch_size, processes, events):
         records.add(made)
-        events.progress(task.name, number, len(asked.questions), "windows" if task.kind == "text" else "items")
+        events.progress(task.name, number, len(request_set.requests), "windows" if task.kind == "text" else "items")
     events.finish(task.name)
     kept = records.finish(processes.gather(records))
-    conditions = _conditions(options.protocol, asked, path, digest, stride, task.note)
+    conditions = _conditions(options.fewshot, request_set, path, digest, stride, task.note)
     results = results_of(task, kept, conditions, model.config.parameters, units)
     if options.against is not None and processes.rank == 0:
-        found = _contamination(task, asked.questions, kept, options.against, tokenizer, events)
+        found = _contamination(task, request_set.requests, kept, options.against, tokenizer, events)
         results[0] = replace(results[0], contamination=found)
     return results, kept
 
 
-def questions_of(
+def requests_of(
     task: Task, tokenizer: Tokenizer, n_ctx: int, path: Path | None, data: Path | None, options: Options
-) -> tuple[Asked, dict[str, int], int | None]:
-    """What is asked of a model with this context, how many units its text has, and the stride of its windows. Raises as `run_task`."""
+) -> tuple[RequestSet, dict[str, int], int | None]:
+    """Return the requests for a model with this context, the units of its text, and the stride of its windows.
+
+    Raises the errors of `run_task`.
+    """
     if task.kind != "text":
         items = read_items(task, path, options.limit)
-        asked = ask(task, items, tokenizer, n_ctx, options.protocol, path, data)
-        if not asked.questions:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in asked.skipped.items())
+        request_set = build_requests(task, items, tokenizer, n_ctx, options.fewshot, path, data)
+        if not request_set.requests:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in request_set.skipped.items())
             raise InputError(f"no item can be asked: {reasons}", where=path)
-        return asked, {}, None
-    if options.protocol.shots:
+        return request_set, {}, None
+    if options.fewshot.shots:
         raise UsageError(f"{task.name} is running text: it takes no shots", where="--shots")
     stride = stride_of(options.stride, n_ctx)
-    questions, units = text_questions(task, read_items(task, path), tokenizer, n_ctx, stride)
-    if options.limit is not None and options.limit < len(questions):  # units are then those that the scored tokens make on average
-        scored, total = (sum(len(one.pairs[0][1]) for one in some) for some in (questions[: options.limit], questions))
+    requests, units = text_requests(task, read_items(task, path), tokenizer, n_ctx, stride)
+    if options.limit is not None and options.limit < len(requests):  # units are then those that the scored tokens make on average
+        scored, total = (sum(len(one.pairs[0][1]) for one in some) for some in (requests[: options.limit], requests))
         units = {name: max(1, round(count * scored / total)) for name, count in units.items()}
-    return Asked(questions[: options.limit], {}, None), units, stride
+    return RequestSet(requests[: options.limit], {}, None), units, stride
 
 
 def _made(
     model: GPT,
     tokenizer: Tokenizer,
     task: Task,
-    questions: Sequence[Question],
+    requests: Sequence[Request],
     records: Records,
     batch_size: int | None,
     processes: Processes,
     events: Events,
 ) -> Iterator[tuple[int, list[Record]]]:
-    """Batch after batch of this process's: how many questions are behind it, and their records."""
-    trunk = find_trunk(context for question in questions for context, _ in question.pairs) if task.kind != "freeform" else []
-    order = sorted(range(len(questions)), key=lambda number: (-questions[number].size, number))
-    sizes = [questions[number].size - len(trunk) for number in order]
+    """Yield this process's batches: how many requests have been scored after each, and its records."""
+    prefix = find_shared_prefix(context for request in requests for context, _ in request.pairs) if task.kind != "freeform" else []
+    order = sorted(range(len(requests)), key=lambda number: (-requests[number].size, number))
+    sizes = [requests[number].size - len(prefix) for number in order]
     plan = list(batches(sizes, batch_size, BATCH_TOKENS[model.wte.weight.device.type]))
-    scorers: list[Scorer] = []
+    scorers: list[LogLikelihoodScorer] = []
     for turn, batch in enumerate(plan):
-        some = [questions[order[place]] for place in batch]
-        if turn % processes.world != processes.rank or records.has(question.index for question in some):
+        some = [requests[order[place]] for place in batch]
+        if turn % processes.world != processes.rank or records.has(request.index for request in some):
             continue
         if task.kind == "freeform":
             answers = write_answers(model, tokenizer, some, task)
-            yield batch.stop, [record_answer(task, question, made) for question, made in zip(some, answers, strict=True)]
+            yield batch.stop, [record_answer(task, request, made) for request, made in zip(some, answers, strict=True)]
             continue
-        if not scorers:  # where nothing is left to score, there is no trunk to read
-            left_out = stop_tokens(tokenizer) if task.kind == "last_word" else []
-            scorers = [Scorer(model, trunk=trunk, left_out=left_out, events=events), Scorer(model, events=events)]
-        scores = scorers[0].score([group(question.pairs) for question in some])
-        alone = scorers[1].score([group(question.unconditional) for question in some if question.unconditional])
+        if not scorers:  # only if something is left to score, for which the prefix is computed
+            excluded = stop_tokens(tokenizer) if task.kind == "last_word" else []
+            scorers = [
+                LogLikelihoodScorer(model, prefix=prefix, excluded=excluded, events=events),
+                LogLikelihoodScorer(model, events=events),
+            ]
+        scores = scorers[0].score([group(request.pairs) for request in some])
+        alone = scorers[1].score([group(request.unconditional) for request in some if request.unconditional])
         again = iter(alone)
-        unconditional = [next(again) if question.unconditional else [] for question in some]
+        unconditional = [next(again) if request.unconditional else [] for request in some]
         yield batch.stop, [record_scores(task, *measured) for measured in zip(some, scores, unconditional, strict=True)]
 
 
 def _contamination(
-    task: Task, questions: Sequence[Question], records: Sequence[Record], shards: Path, tokenizer: Tokenizer, events: Events
+    task: Task, requests: Sequence[Request], records: Sequence[Record], shards: Path, tokenizer: Tokenizer, events: Events
 ) -> dict[str, Any]:
     """Which items stand in the shards, and what the others are worth. Raises UsageError or InputError where that cannot be said."""
     if task.kind == "text":
         raise UsageError(f"{task.name} is running text: it has no items to look for", where="--against")
     found = analyse(
-        ((question.item.id, whole_text(question.item)) for question in questions),
+        ((request.item.id, whole_text(request.item)) for request in requests),
         shards,
         tokenizer,
         synthetic=bool(task.generated),
@@ -163,33 +169,37 @@ def _contamination(
     return {"shards": str(shards), "n": found.n, "items": found.items, "dirty_items": len(found.dirty), **percent}
 
 
-def _work(task: Task, options: Options, stride: int | None, asked: Asked, data_sha256: str, tokenizer: Tokenizer) -> dict[str, Any]:
+def _work(
+    task: Task, options: Options, stride: int | None, request_set: RequestSet, data_sha256: str, tokenizer: Tokenizer
+) -> dict[str, Any]:
     """What decides the records of a task."""
-    protocol = options.protocol
+    fewshot = options.fewshot
     return {
         **options.about,
         "tokenizer_sha256": tokenizer.sha256,
         "data_sha256": data_sha256,
-        "shots_sha256": None if asked.pool is None else asked.pool.sha256,
+        "shots_sha256": None if request_set.pool is None else request_set.pool.sha256,
         "definition": repr(replace(task, note="", paper={}, title="", source="")),
-        "shots": [protocol.shots, protocol.seed, protocol.shared] if protocol.shots else 0,
+        "shots": [fewshot.shots, fewshot.seed, fewshot.shared] if fewshot.shots else 0,
         "limit": options.limit,
         "stride": stride,
         "batch_size": options.batch_size,
     }
 
 
-def _conditions(protocol: Protocol, asked: Asked, path: Path | None, digest: str, stride: int | None, note: str) -> Conditions:
-    questions, pool = asked.questions, asked.pool
+def _conditions(
+    fewshot: FewShotConfig, request_set: RequestSet, path: Path | None, digest: str, stride: int | None, note: str
+) -> Conditions:
+    requests, pool = request_set.requests, request_set.pool
     return Conditions(
-        shots=protocol.shots,
-        mean_shots=sum(question.shots for question in questions) / len(questions),
-        shots_from=None if pool is None else OWN_SET if pool.own else str(pool.path),
-        shots_seed=None if pool is None else protocol.seed,
-        shared_shots=protocol.shared,
-        items=len(questions),
-        skipped=asked.skipped,
-        truncated=sum(question.truncated for question in questions),
+        shots=fewshot.shots,
+        mean_shots=sum(request.shots for request in requests) / len(requests),
+        shots_from=None if pool is None else OWN_SET if pool.is_evaluated else str(pool.path),
+        shots_seed=None if pool is None else fewshot.seed,
+        shared_shots=fewshot.shared,
+        items=len(requests),
+        skipped=request_set.skipped,
+        truncated=sum(request.truncated for request in requests),
         stride=stride,
         data=GENERATED_DATA if path is None else str(path),
         data_sha256=digest,

@@ -5,7 +5,7 @@ source         where the data is from
 files          {items = "pattern", shots = "pattern"}: the questions, and what solved examples are drawn from; without `shots`, the
                examples are drawn from the questions' own file. Of alternatives, "dev.jsonl|val.jsonl", the first that is there counts
 reader         the format of these files, of gptcli.evals.readers
-generated      of gptcli.evals.generated: what is asked where no data is named
+generated      of gptcli.evals.synthetic: what is asked where no data is named
 where          {field = value}: only rows with these values are questions
 kind           choice      which of several continuations of the prompt is the likeliest
                partial     after which of several contexts the common continuation is the likeliest (Winograd)
@@ -49,9 +49,9 @@ from typing import Any
 
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.evals.detokenize import DETOKENIZERS
-from gptcli.evals.generated import GENERATED
 from gptcli.evals.metrics import CORPUS_METRICS, GROUP_METRICS, METRICS
 from gptcli.evals.readers import READERS
+from gptcli.evals.synthetic import GENERATED
 from gptcli.files import read_toml
 from gptcli.papers.scores import TABLES
 

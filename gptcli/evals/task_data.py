@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import InputError, UsageError
-from gptcli.evals.generated import generate
 from gptcli.evals.item import Item
 from gptcli.evals.readers import READERS, Row
+from gptcli.evals.synthetic import generate
 from gptcli.evals.task import Task
 from gptcli.files import sha256
 

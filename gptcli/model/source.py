@@ -121,4 +121,4 @@ def _first_checkpoint(folder: Path) -> str:
     except InputError:
         every = None
     when = f"the first comes after step {every:,}" if isinstance(every, int) else "wait for the first"
-    return f"{when}; a run that was stopped goes on with gpt train --resume"
+    return f"{when}; a run that was stopped goes on with gpt train --resume --out {folder}"

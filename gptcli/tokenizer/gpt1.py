@@ -22,7 +22,7 @@ from tokenizers import Tokenizer as Backend
 
 from gptcli.errors import InputError, UsageError, install_hint
 from gptcli.events import SILENT, Events
-from gptcli.tokenizer.tokenizer import END_OF_TEXT, PIECE, Tokenizer, check_merges, pieces, refuse_surrogates
+from gptcli.tokenizer.tokenizer import END_OF_TEXT, PIECE, Tokenizer, check_merges, pieces, readable_text, refuse_surrogates
 
 UNKNOWN, END_OF_WORD = "<unk>", "</w>"
 VOCAB_SIZE = 40478
@@ -49,6 +49,8 @@ class Gpt1Tokenizer(Tokenizer):
 
     Raises InputError where vocabulary and merges do not make one.
     """
+
+    unknown = UNKNOWN
 
     def __init__(self, tokens: Sequence[str], merges: Sequence[tuple[str, str]]) -> None:
         ids = {token: number for number, token in enumerate(tokens)}
@@ -83,7 +85,7 @@ class Gpt1Tokenizer(Tokenizer):
         whole = Backend.from_str(self._backend.to_str())
         whole.decoder = decoders.BPEDecoder(suffix=END_OF_WORD)
         whole.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in self._special])
-        return whole.to_str()
+        return readable_text(whole)
 
 
 def _backend(model: models.BPE) -> Backend:

@@ -21,8 +21,9 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
 from gptcli.errors import InputError
-from gptcli.files import atomic_write, read_json, read_text, similar
+from gptcli.files import atomic_write, read_json, read_text, similar, write_json
 
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 END_OF_TEXT = "<|endoftext|>"
 PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # what ByteLevel splits by
 GPT2_SHA256 = "c7e6ef8519719b4c2d44d8f3560476c179c37a811e4237348f8d0ecddeeac1ff"  # `sha256` of GPT-2's released vocabulary
@@ -70,6 +71,8 @@ class Tokenizer:
     vocab_size: int
     eot_id: int | None
     """The id of `<|endoftext|>`, or None where the vocabulary lacks it."""
+    unknown: str | None = None
+    """The token for text that no other spells, or None if there is no such text."""
     merges: int
     """How many."""
     sha256: str
@@ -126,6 +129,23 @@ class Tokenizer:
         with atomic_write(path, "w") as file:
             file.write(self.to_json())
 
+    def save_for_model(self, folder: Path, n_ctx: int) -> None:
+        """Write tokenizer.json and tokenizer_config.json beside a model of context `n_ctx`.
+
+        The second tells transformers to take the first as it is: without it the model's family decides, and GPT-1's looks for `<unk>`.
+        """
+        self.save(folder / TOKENIZER)
+        end = None if self.eot_id is None else self._backend.id_to_token(self.eot_id)
+        special = {"bos_token": end, "eos_token": end, "unk_token": self.unknown}
+        table: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **{name: token for name, token in special.items() if token is not None},
+            "model_max_length": n_ctx,
+            "model_input_names": ["input_ids", "attention_mask"],  # GPT-2 would add token types to its embeddings
+            "clean_up_tokenization_spaces": False,
+        }
+        write_json(folder / TOKENIZER_CONFIG, table)
+
     def to_json(self) -> str:
         """The text of a tokenizer.json, where `<|endoftext|>` is declared special."""
         return self._json
@@ -136,7 +156,18 @@ class Tokenizer:
         whole.decoder = decoders.ByteLevel()
         whole.post_processor = processors.ByteLevel(trim_offsets=False)
         whole.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in self._special])
-        return whole.to_str()
+        return readable_text(whole)
+
+
+def readable_text(backend: Backend) -> str:
+    """The text of its tokenizer.json, each merge as "a b": `tokenizers` below 0.20 knows no pairs, and newer ones read both."""
+    text: str = backend.to_str()
+    value = json.loads(text)
+    pairs = value["model"]["merges"]
+    if any(" " in token for pair in pairs for token in pair):
+        return text
+    value["model"]["merges"] = [" ".join(pair) for pair in pairs]
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def check_merges(merges: Sequence[tuple[str, str]], ids: dict[str, int]) -> None:

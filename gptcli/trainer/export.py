@@ -6,7 +6,6 @@ a recent checkpoint as transformers reads them, and the index beside it leads th
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from gptcli.model.config import ModelConfig
 from gptcli.model.config_json import NEO, family
 from gptcli.model.source import WEIGHTS
 from gptcli.model.weights import neo_report, remove_unfinished, save_config, save_model, save_unfinished
+from gptcli.tokenizer.tokenizer import load_tokenizer
 from gptcli.trainer.config import Run
 from gptcli.trainer.follower import Follower, Left
 from gptcli.trainer.metrics import Line, window
@@ -29,7 +29,6 @@ from gptcli.trainer.recipe import SMALL_MODEL
 from gptcli.trainer.start import drop_start
 
 CARD = "README.md"
-TOKENIZER = "tokenizer.json"
 UNFINISHED_NOTICE = (
     "**Unfinished: training is still going on, or was stopped before its end.** Until `model.safetensors` is here, the weights are those "
     "of the newest checkpoint, and of a copy of it for transformers; `metrics.jsonl` and `report.html` show how far the run is.\n\n"
@@ -97,8 +96,7 @@ def tidy(out: Path) -> None:
 
 
 def _write_tokenizer(run: Run) -> None:
-    with atomic_write(run.out / TOKENIZER) as file, open(run.data / TOKENIZER, "rb") as source:
-        shutil.copyfileobj(source, file)
+    load_tokenizer(run.data).save_for_model(run.out, run.model.n_ctx)
 
 
 def _write_card(run: Run, text: str) -> None:

@@ -37,7 +37,7 @@ from gptcli.trainer.metrics import MetricsLog, smoothed_loss
 from gptcli.trainer.schedule import Position
 from gptcli.trainer.start import drop_start, start_folder
 
-CLASSIFIER, TOKENIZER = "classifier.safetensors", "tokenizer.json"
+CLASSIFIER = "classifier.safetensors"
 EVALUATIONS = 4  # an epoch
 LOSSES = ("loss", "task_loss", "lm_loss")  # in a line of the metrics
 ALONE = Place(torch.device("cpu"))
@@ -112,7 +112,7 @@ def finetune(run: Finetuning, gpt: GPT, tokenizer: Tokenizer, *, place: Place = 
     per_epoch = -(-len(train) // task.batch)
     steps = per_epoch * task.epochs
     if place.leads:
-        tokenizer.save(run.out / TOKENIZER)
+        tokenizer.save_for_model(run.out, gpt.config.n_ctx)
         save_config(run.out, gpt.config, eot_id=tokenizer.eot_id)
     checkpoints, identity = Checkpoints(run.out, place, keep=1), run.identity()
     done, line = 0, {}
@@ -230,7 +230,7 @@ def _write(out: Path, model: Finetuned, tokenizer: Tokenizer, report: dict[str, 
     """All files, finetune.json last."""
     from safetensors.torch import save
 
-    tokenizer.save(out / TOKENIZER)
+    tokenizer.save_for_model(out, model.gpt.config.n_ctx)
     save_model(out, model.gpt, model.gpt.config, eot_id=tokenizer.eot_id)
     with atomic_write(out / CLASSIFIER) as file:
         file.write(save({name: tensor.detach().cpu() for name, tensor in model.classifier.state_dict().items()}))

@@ -12,8 +12,8 @@ from gptcli.cost import layout as division
 from gptcli.cost.activations import RECOMPUTE, SCHEDULES
 from gptcli.cost.hardware import Gpu, find_gpu, identify_gpu
 from gptcli.cost.layout import Layout
-from gptcli.cost.plans import layouts, make_plan
-from gptcli.cost.rank import Work, rank_memory
+from gptcli.cost.planner import layouts, make_plan
+from gptcli.cost.rank_memory import StepConfig, rank_memory
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, short_name
 from gptcli.numbers import in_bytes
@@ -132,10 +132,10 @@ def rounded(micro_batches: int, pp: int, schedule: str) -> int:
     return max(micro_batches, pp) if SCHEDULES[schedule] == 1 else -(-micro_batches // pp) * pp
 
 
-def work_of(layout: Layout, train: TrainConfig, sequences: int) -> Work:
+def work_of(layout: Layout, train: TrainConfig, sequences: int) -> StepConfig:
     """How a replica runs its share of a batch."""
     micro_batches = -(-sequences // (layout.replicas * train.micro_batch))
-    return Work(
+    return StepConfig(
         micro_batch=train.micro_batch,
         micro_batches=rounded(micro_batches, layout.pp, train.pipeline_schedule),
         precision=train.precision,
@@ -153,7 +153,7 @@ def fitting(
     *,
     recompute: str = AUTO,
     micro_batch: int | str = AUTO,
-) -> list[tuple[Layout, Work]]:
+) -> list[tuple[Layout, StepConfig]]:
     """The layouts that hold the model and divide it, fastest first, each with its best micro-batch and recomputation."""
     found = []
     for layout in dict.fromkeys(layouts(model, processes)):
@@ -172,13 +172,13 @@ def best_work(
     *,
     recompute: str = AUTO,
     micro_batch: int | str = AUTO,
-) -> Work | None:
+) -> StepConfig | None:
     """The fastest way to run a replica's share that fits; None where none does. No micro-batch is padded."""
     share = -(-sequences // layout.replicas)
     room = max(1, MICRO_TOKENS["cuda"] // model.n_ctx)
     sizes = [micro_batch] if isinstance(micro_batch, int) else [n for n in range(1, min(room, share) + 1) if share % n == 0]
     ways = [
-        Work(micro_batch=size, micro_batches=-(-share // size), precision=precision, recompute=way)
+        StepConfig(micro_batch=size, micro_batches=-(-share // size), precision=precision, recompute=way)
         for size in sizes
         for way in ([recompute] if recompute != AUTO else RECOMPUTE)
     ]

@@ -27,9 +27,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptcli.cost.activations import SCHEDULES
-from gptcli.cost.held import held, layers_of
+from gptcli.cost.communication import StepTraffic, step_traffic
 from gptcli.cost.layout import Layout
-from gptcli.cost.traffic import Traffic, step_traffic
+from gptcli.cost.sharding import layers_of, rank_parameters
 from gptcli.errors import RunError
 from gptcli.events import Events
 from gptcli.model.loss import IGNORE
@@ -51,7 +51,7 @@ class Role:
     processes: int
     parameters: tuple[int, int]
     """The least and the most that one holds."""
-    traffic: Traffic
+    traffic: StepTraffic
 
     @property
     def optimizer_bytes(self) -> tuple[int, int]:
@@ -70,7 +70,7 @@ def rehearse(run: Run, sequences: int, events: Events) -> list[Role]:
     work, each = work_of(layout, run.train, sequences), SCHEDULES[run.train.pipeline_schedule]
     pieces: dict[str, Pieces] = defaultdict(dict)
     sizes: dict[int, list[int]] = defaultdict(list)
-    traffic: dict[tuple[bool, bool, int], Traffic] = {}  # by what tells one stage's step from another's
+    traffic: dict[tuple[bool, bool, int], StepTraffic] = {}  # by what tells one stage's step from another's
     kinds = [(stage == 0, stage == layout.pp - 1, layers_of(run.model, layout.pp, stage, each)) for stage in range(layout.pp)]
     steps = {kinds.index(kind) for kind in kinds}  # the stages that take one
     played = [place for place in places if _coordinates(place)[1] == 0]
@@ -79,7 +79,7 @@ def rehearse(run: Run, sequences: int, events: Events) -> list[Role]:
         for place, (held_pieces, moved) in zip(played, pool.imap(partial(_play, run, work.micro_batches, steps), played), strict=True):
             stage, _, shard, slice_ = _coordinates(place)
             size = sum(sum(part.values()) for part in held_pieces.values())
-            _agree(f"process {place.rank} holds", size, held(run.model, layout, stage, slice_, shard, each=each))
+            _agree(f"process {place.rank} holds", size, rank_parameters(run.model, layout, stage, slice_, shard, each=each))
             sizes[stage].append(size)
             for name, part in held_pieces.items():
                 for begin, count in part.items():
@@ -108,7 +108,7 @@ def _agree(what: str, built: Any, counted: Any) -> None:
         raise RunError(f"{what} {built}, not {counted}", hint="gptcli.cost and the trainer disagree: please report it")
 
 
-def _play(run: Run, micro_batches: int, steps: set[int], place: Place) -> tuple[dict[str, Pieces], Traffic | None]:
+def _play(run: Run, micro_batches: int, steps: set[int], place: Place) -> tuple[dict[str, Pieces], StepTraffic | None]:
     """What one process holds, and, of the first of the stages `steps`, what it moves in a step; in a process group that is not there."""
     dist.init_process_group("fake", store=FakeStore(), rank=place.rank, world_size=place.world)
     mesh = place.mesh()
@@ -129,7 +129,7 @@ def _piece(parameter: nn.Parameter) -> Pieces:
     return {tuple(begin): parameter.to_local().numel()} if parameter.to_local().numel() else {}
 
 
-def _take_step(parts: list[Part], mesh: DeviceMesh, run: Run, layout: Layout, micro_batches: int) -> Traffic:
+def _take_step(parts: list[Part], mesh: DeviceMesh, run: Run, layout: Layout, micro_batches: int) -> StepTraffic:
     """Bytes of a step, from a pass that keeps its gradients and one that exchanges them."""
     passes = []
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -147,7 +147,7 @@ def _take_step(parts: list[Part], mesh: DeviceMesh, run: Run, layout: Layout, mi
                 scales.bytes["dp"] += sum(parameter.nbytes for parameter in parts[0].parameters())
             passes.append(scales.bytes)
     kept, exchanged = passes
-    return Traffic(**{axis: (micro_batches - 1) * kept[axis] + exchanged[axis] for axis in MESH})
+    return StepTraffic(**{axis: (micro_batches - 1) * kept[axis] + exchanged[axis] for axis in MESH})
 
 
 def _pass(part: Part, run: Run, layout: Layout, scales: _Scales, *, exchange: bool) -> None:

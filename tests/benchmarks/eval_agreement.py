@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from gptcli.evals.questions import Question
 from gptcli.evals.readers import READERS
 from gptcli.evals.readers.files import read_jsonl
-from gptcli.evals.runner import Options, questions_of
+from gptcli.evals.requests import Request
+from gptcli.evals.runner import Options, requests_of
 from gptcli.evals.task import TASKS, Task, find_task, read_task
 from gptcli.model.config_json import read_model_config
 from gptcli.tokenizer.tokenizer import load_tokenizer
@@ -72,14 +72,14 @@ def agreement() -> None:
     for name in os.environ.get("SETS", ",".join(SETS)).split(","):
         task, mine, documents = prepare(name, data, scratch / name, limit)
         options = Options(limit=None if task.kind == "text" else limit)
-        questions = questions_of(task, tokenizer, n_ctx, mine, None, options)[0].questions
+        requests = requests_of(task, tokenizer, n_ctx, mine, None, options)[0].requests
         made = ours(folder, scratch / name / f"{name}.toml", mine, {"limit": options.limit})
         asked: dict[str, Any] = {"yaml": SETS[name][1], "documents": str(documents), "cut": [], "text": ""}
         if task.kind == "text":  # whole windows: of the last, shorter one, it would take more context than ours
-            asked["text"] = tokenizer.decode([token for question in questions[:-1] for token in question.pairs[0][1].tolist()])
-        asked["cut"] = [[side.tolist() for side in pair] for question in questions if question.truncated for pair in question.pairs]
+            asked["text"] = tokenizer.decode([token for request in requests[:-1] for token in request.pairs[0][1].tolist()])
+        asked["cut"] = [[side.tolist() for side in pair] for request in requests if request.truncated for pair in request.pairs]
         other = run_theirs(THEIRS, {"folder": str(folder), **asked})
-        print(f"{name:>14}: {_text(made, other) if task.kind == 'text' else _items(questions, made['records'], other)}", flush=True)
+        print(f"{name:>14}: {_text(made, other) if task.kind == 'text' else _items(requests, made['records'], other)}", flush=True)
 
 
 def prepare(name: str, data: Path, folder: Path, limit: int) -> tuple[Task, Path, Path]:
@@ -116,18 +116,18 @@ def _documents(name: str, path: Path) -> Iterator[dict[str, Any]]:
             yield {"question": row["question"], "choices": choices, "answerKey": letters[row["gold"]]}
 
 
-def _items(questions: Sequence[Question], records: Sequence[dict[str, Any]], other: dict[str, Any]) -> str:
-    """Right counts of both sides by the rules that both have, and the largest difference of log-likelihoods; cut questions apart."""
+def _items(requests: Sequence[Request], records: Sequence[dict[str, Any]], other: dict[str, Any]) -> str:
+    """Right counts of both sides by the rules that both have, and the largest difference of log-likelihoods; cut requests apart."""
     counts: dict[str, list[int]] = {}
     worst, worst_cut, cut, strings, at = 0.0, 0.0, 0, 0, 0
-    for question, record, sample in zip(questions, records, other["samples"], strict=True):
+    for request, record, sample in zip(requests, records, other["samples"], strict=True):
         log_prob_K = np.array([np.sum(one) for one in record["log_probs"]] if "gold" in record else [np.sum(record["log_probs"])])
-        if question.truncated:
+        if request.truncated:
             theirs = np.array([log_prob for log_prob, _ in other["cut"][at : at + len(log_prob_K)]])
             worst_cut, cut, at = max(worst_cut, float(np.abs(theirs - log_prob_K).max())), cut + 1, at + len(log_prob_K)
             continue
         found = {(before + after, after.strip()): one for (before, after), [one] in zip(sample["arguments"], sample["resps"], strict=True)}
-        item = question.item
+        item = request.item
         asked = [(context, item.target) for context in item.contexts] or [(item.prompt, text) for text in item.choices or [item.target]]
         matched = [found.get((before + after, after.strip())) for before, after in asked]
         if None in matched:
@@ -145,7 +145,7 @@ def _items(questions: Sequence[Question], records: Sequence[dict[str, Any]], oth
                 counts[rule][0] += right[rule]
                 counts[rule][1] += int(float(sample[metric]))
     told = ", ".join(f"by {rule} {one} and {two}" for rule, (one, two) in counts.items())
-    lines = [f"{len(questions) - cut - strings} items, right {told}, largest difference {worst:.1e}"]
+    lines = [f"{len(requests) - cut - strings} items, right {told}, largest difference {worst:.1e}"]
     lines += [f"{cut} longer than the context, given to both with the same cut: largest difference {worst_cut:.1e}"] * bool(cut)
     lines += [f"{strings} of other strings"] * bool(strings)
     return "; ".join(lines)

@@ -2,7 +2,7 @@
 
     LM_EVAL=path/to/python GPT_TEST_DATA=... python -m tests.benchmarks eval-zero-shot eval-few-shot eval-shared-shots
 
-LM_EVAL is the Python of an environment of its own that has lm_eval (measured with 0.4.13). It gets the very strings that our questions
+LM_EVAL is the Python of an environment of its own that has lm_eval (measured with 0.4.13). It gets the very strings that our requests
 consist of, and encodes, batches and scores them itself. Each side runs in a process of its own, so that its peak memory is its own; loading
 the model is not timed. ITEMS changes how many items are measured. The model is random but for RUN=folder, which changes no speed.
 """
@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from gptcli.evals.runner import Options, questions_of, run_task
-from gptcli.evals.shots import Protocol
+from gptcli.evals.fewshot import FewShotConfig
+from gptcli.evals.runner import Options, requests_of, run_task
 from gptcli.evals.task import TASKS, read_task
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
@@ -71,7 +71,7 @@ def ours(folder: Path, task: Path, data: Path, options: dict[str, Any]) -> dict[
 def _ours(asked: dict[str, Any]) -> None:
     torch.set_num_threads(asked["threads"])
     loaded = load(Path(asked["folder"]), device="cpu", precision="fp32")
-    options = Options(protocol=Protocol(**asked.get("protocol", {})), limit=asked["limit"])
+    options = Options(fewshot=FewShotConfig(**asked.get("fewshot", {})), limit=asked["limit"])
     peak_loaded, begin = peak_memory(), time.perf_counter()
     results, records = run_task(loaded.model, loaded.tokenizer, read_task(Path(asked["task"])), Path(asked["data"]), options)
     seconds, peak = time.perf_counter() - begin, peak_memory()
@@ -123,7 +123,7 @@ def shared_shots() -> None:
     speed({"shots": 20, "shared": True}, items=6, batch=1)
 
 
-def speed(protocol: dict[str, Any], items: int, batch: int) -> None:
+def speed(fewshot: dict[str, Any], items: int, batch: int) -> None:
     """HellaSwag on 124M parameters; contexts of 2,048 tokens, so that 20 shots fit."""
     if (where := place()) is None:
         return
@@ -134,10 +134,10 @@ def speed(protocol: dict[str, Any], items: int, batch: int) -> None:
     (scratch / "hellaswag_val.txt").write_text("".join(lines[: 6 * limit]))  # six lines an item
     (scratch / "hellaswag_train.txt").write_text("".join(lines[-6 * SHOTS_FROM :]))
     toml = TASKS / "hellaswag.toml"
-    options = Options(protocol=Protocol(**protocol), limit=limit)
-    questions = questions_of(read_task(toml), tokenizer, 2048, scratch / "hellaswag_val.txt", scratch, options)[0].questions
-    made = ours(folder, toml, scratch, {"protocol": protocol, "limit": limit})
-    pairs = [[tokenizer.decode(side.tolist()) for side in pair] for question in questions for pair in question.pairs]
+    options = Options(fewshot=FewShotConfig(**fewshot), limit=limit)
+    requests = requests_of(read_task(toml), tokenizer, 2048, scratch / "hellaswag_val.txt", scratch, options)[0].requests
+    made = ours(folder, toml, scratch, {"fewshot": fewshot, "limit": limit})
+    pairs = [[tokenizer.decode(side.tolist()) for side in pair] for request in requests for pair in request.pairs]
     other = run_theirs(THEIRS, {"folder": str(folder), "batch": batch, "pairs": pairs})
     print(
         f"{limit} items, K {made['result']['mean_shots']:.1f}: {made['seconds']:.1f} s, lm-evaluation-harness {other['seconds']:.1f} s: ",

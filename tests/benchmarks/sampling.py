@@ -118,7 +118,7 @@ def rate(work: Callable[[int, int], None], batch: int, device: torch.device, run
 
 def quality() -> None:
     """Perplexity of a trained model in bf16 and in int8 on the first windows of WikiText-2."""
-    from gptcli.evals.score import score
+    from gptcli.evals.loglikelihood import score
     from gptcli.sampling.loading import load
 
     run, data = os.environ.get("RUN"), os.environ.get("GPT_TEST_DATA")

@@ -18,7 +18,7 @@ from pathlib import Path
 from gptcli.cost.fit import minimise
 from gptcli.cost.hardware import Gpu, find_gpu
 from gptcli.cost.layout import Layout
-from gptcli.cost.rank import Work
+from gptcli.cost.rank_memory import StepConfig
 from gptcli.cost.throughput import Constants, tokens_per_second
 from gptcli.model.config import ModelConfig
 
@@ -40,7 +40,7 @@ KEY = ("model", "seq_len", "n_gpus", "gpu", "microbatch", "precision")
 class Measured:
     config: ModelConfig
     layout: Layout
-    work: Work
+    work: StepConfig
     gpu: Gpu
     speed: float
     """Tokens per second and GPU."""
@@ -60,7 +60,7 @@ def _measured(row: dict[str, str]) -> Measured:
     return Measured(
         ModelConfig(n_layer=n_layer, n_head=n_head, d_model=d_model, n_ctx=int(row["seq_len"]), vocab_size=50368),
         Layout(shard=int(row["n_gpus"])),
-        Work(
+        StepConfig(
             micro_batch=int(row["microbatch"]),
             micro_batches=int(row["grad_accum"]),
             precision="fp8" if "fp8" in row["precision"] else "bf16",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,13 @@ import typer
 from gptcli import __version__
 from gptcli.cli import app as module
 from gptcli.errors import InputError, RunError
+
+
+def homeless() -> RuntimeError:
+    """What pathlib raises for a user without a home folder, asked for that of one who does not exist."""
+    with pytest.raises(RuntimeError) as caught:
+        Path("~no.such.user/cache").expanduser()
+    return caught.value
 
 
 def test_version(gpt: Any) -> None:
@@ -50,6 +58,7 @@ def test_unknown_command(gpt: Any) -> None:
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), 2, "gpt: x: no such file or directory"),
         (PermissionError(errno.EACCES, "Permission denied", "x"), 2, "gpt: x: permission denied"),
         (ValueError("surprise"), 1, "this is a bug"),
+        (homeless(), 2, "name one: HOME=/path gpt ..."),
         (KeyboardInterrupt(), 130, "gpt: interrupted\n"),
     ],
 )

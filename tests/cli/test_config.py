@@ -143,6 +143,10 @@ def test_numbers_have_ranges(number: Number, good: list[str | float], bad: list[
         number("1.5" if number.whole else "nan")
 
 
+def test_a_learning_rate_at_which_a_run_diverges_may_be_tried() -> None:
+    assert NUMBERS["lr"]("1e6") == 1e6
+
+
 @given(st.sampled_from(list(NUMBERS)), st.floats() | st.integers() | st.text(max_size=8))
 def test_any_number_is_in_its_range_or_refused(name: str, value: float | str) -> None:
     try:

@@ -91,40 +91,40 @@ def test_todays_gpu_unless_another_is_named_or_described() -> None:
 
 
 def test_hours_and_gpus_say_the_speed() -> None:
-    fleet, _ = Terms({"gpu": "a100", "gpus": "64", "hours": "1000"}).fleet(MODEL, FLOPS)
-    assert fleet.count == 64
-    assert fleet.flops == pytest.approx(FLOPS / (64 * 1000 * 3600))
+    cluster, _ = Terms({"gpu": "a100", "gpus": "64", "hours": "1000"}).cluster(MODEL, FLOPS)
+    assert cluster.count == 64
+    assert cluster.flops == pytest.approx(FLOPS / (64 * 1000 * 3600))
     for name in ("tflops", "mfu", "goodput"):
         with pytest.raises(UsageError, match=f"--{name} too"):
-            Terms({"gpu": "a100", "gpus": "64", "hours": "1000", name: "0.4"}).fleet(MODEL, FLOPS)
+            Terms({"gpu": "a100", "gpus": "64", "hours": "1000", name: "0.4"}).cluster(MODEL, FLOPS)
     with pytest.raises(UsageError, match="impossible: an MFU of"):
-        Terms({"gpu": "a100", "gpus": "64", "hours": "1"}).fleet(MODEL, FLOPS)
+        Terms({"gpu": "a100", "gpus": "64", "hours": "1"}).cluster(MODEL, FLOPS)
 
 
 @pytest.mark.parametrize("said", [{"gpu": "a100"}, {"gpu": "h100", "mfu": "0.4"}, {"tflops": "100"}, {"gpu": "v100"}])
 def test_hours_and_a_speed_say_how_many(said: dict[str, str]) -> None:
-    fleet, _ = Terms({**said, "hours": "100"}).fleet(MODEL, FLOPS)
-    assert FLOPS / fleet.flops / fleet.count / 3600 <= 100
-    assert FLOPS / fleet.flops / (fleet.count - 8) / 3600 > 80, "and few more than needed"
+    cluster, _ = Terms({**said, "hours": "100"}).cluster(MODEL, FLOPS)
+    assert FLOPS / cluster.flops / cluster.count / 3600 <= 100
+    assert FLOPS / cluster.flops / (cluster.count - 8) / 3600 > 80, "and few more than needed"
 
 
 def test_hours_and_a_layout_say_the_speed_too() -> None:
-    fleet, plan = Terms({"gpu": "a100", "layout": "shard=64", "hours": "1000"}).fleet(MODEL, FLOPS)
+    cluster, plan = Terms({"gpu": "a100", "layout": "shard=64", "hours": "1000"}).cluster(MODEL, FLOPS)
     assert plan is not None
-    assert (fleet.count, plan.layout.shard) == (64, 64)
-    assert fleet.flops == pytest.approx(FLOPS / (64 * 1000 * 3600))
+    assert (cluster.count, plan.layout.shard) == (64, 64)
+    assert cluster.flops == pytest.approx(FLOPS / (64 * 1000 * 3600))
 
 
 def test_memory_describes_a_gpu_of_ones_own() -> None:
-    fleet, _ = Terms({"tflops": "20", "memory": "48"}).fleet(None, 1e20)
-    assert fleet.memory_bytes == 48 * 10**9
-    assert Terms({"tflops": "20"}).fleet(None, 1e20)[0].memory_bytes is None
-    assert Terms({"gpu": "a100"}).fleet(None, 1e20)[0].memory_bytes == 80 * 10**9
+    cluster, _ = Terms({"tflops": "20", "memory": "48"}).cluster(None, 1e20)
+    assert cluster.memory_bytes == 48 * 10**9
+    assert Terms({"tflops": "20"}).cluster(None, 1e20)[0].memory_bytes is None
+    assert Terms({"gpu": "a100"}).cluster(None, 1e20)[0].memory_bytes == 80 * 10**9
     with pytest.raises(UsageError, match="--memory describes a GPU of your own"):
         Terms({"gpu": "a100", "memory": "48"})
 
 
 def test_a_batch_is_the_papers_in_whole_rounds() -> None:
-    _, plan = Terms({"gpu": "a100", "layout": "shard=8", "micro_batch": 3}).fleet(MODEL, FLOPS)
+    _, plan = Terms({"gpu": "a100", "layout": "shard=8", "micro_batch": 3}).cluster(MODEL, FLOPS)
     assert plan is not None
     assert (plan.work.micro_batch, plan.work.micro_batches) == (3, 22), "512 sequences: 8 ranks, 3 at a time"

@@ -14,7 +14,7 @@ from gptcli.cli.cost_options import Terms
 from gptcli.cli.cost_subject import estimate, named
 from gptcli.cost.estimate import Estimate
 from gptcli.cost.lawfit import Run, fit_law
-from gptcli.cost.plans import plans
+from gptcli.cost.planner import plans
 from gptcli.errors import UsageError
 from gptcli.papers.compute import TABLE_D1
 from tests.cli.test_cost_svg import SVG, bar_of, check_picture, label_boxes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gptcli.cost.activations import Kept, layer_bytes, layers_in_flight
+from gptcli.cost.activations import ActivationPolicy, layer_bytes, layers_in_flight
 from gptcli.cost.memory import training_memory
 from gptcli.model.config import ModelConfig
 
@@ -29,24 +29,24 @@ def test_figure_1(size: str) -> None:
     parameters = 12 * config.n_layer * config.d_model**2 / (tp * pp)
     assert sum(training_memory(1, "megatron").values()) * parameters / GIB == state
     in_flight = layers_in_flight(config.n_layer // pp, pp, 0, 512, interleave=interleave)
-    kept = Kept(fused=False, tp=tp, sequence_parallel=False)
+    kept = ActivationPolicy(fused=False, tp=tp, sequence_parallel=False)
     assert layer_bytes(config, micro_batch, kept) * in_flight / GIB == pytest.approx(none, rel=1e-12)
-    kept = Kept(fused=False, tp=tp, recompute="selective")
+    kept = ActivationPolicy(fused=False, tp=tp, recompute="selective")
     assert layer_bytes(config, micro_batch, kept) * in_flight / GIB == pytest.approx(selective, rel=1e-12)
 
 
 @pytest.mark.parametrize(
     ("kept", "formula"),
     [
-        (Kept(fused=False), lambda scores, t: 34 + scores),
-        (Kept(fused=False, tp=4, sequence_parallel=False), lambda scores, t: 10 + 24 / t + scores / t),
-        (Kept(fused=False, tp=4), lambda scores, t: 34 / t + scores / t),
-        (Kept(fused=False, tp=4, sequence_parallel=False, recompute="selective"), lambda scores, t: 10 + 24 / t),
-        (Kept(fused=False, tp=4, recompute="selective"), lambda scores, t: 34 / t),
-        (Kept(recompute="full"), lambda scores, t: 2),
+        (ActivationPolicy(fused=False), lambda scores, t: 34 + scores),
+        (ActivationPolicy(fused=False, tp=4, sequence_parallel=False), lambda scores, t: 10 + 24 / t + scores / t),
+        (ActivationPolicy(fused=False, tp=4), lambda scores, t: 34 / t + scores / t),
+        (ActivationPolicy(fused=False, tp=4, sequence_parallel=False, recompute="selective"), lambda scores, t: 10 + 24 / t),
+        (ActivationPolicy(fused=False, tp=4, recompute="selective"), lambda scores, t: 34 / t),
+        (ActivationPolicy(recompute="full"), lambda scores, t: 2),
     ],
 )
-def test_table_2(kept: Kept, formula: object) -> None:
+def test_table_2(kept: ActivationPolicy, formula: object) -> None:
     config = model((24, 16, 2048))
     unit = 2 * config.n_ctx * config.d_model
     assert callable(formula)
@@ -55,16 +55,18 @@ def test_table_2(kept: Kept, formula: object) -> None:
 
 def test_fused_attention_keeps_one_figure_a_head() -> None:
     config = model((2, 16, 2048), dropout=0.0)
-    assert layer_bytes(config, 1, Kept()) == 2048 * (32 * 2048 + 4 * 16)
+    assert layer_bytes(config, 1, ActivationPolicy()) == 2048 * (32 * 2048 + 4 * 16)
 
 
 def test_each_recomputation_keeps_less() -> None:
     config = model((2, 16, 2048))
     for fused in (True, False):
-        none, selective, full = (layer_bytes(config, 1, Kept(fused=fused, recompute=kind)) for kind in ("none", "selective", "full"))
+        none, selective, full = (
+            layer_bytes(config, 1, ActivationPolicy(fused=fused, recompute=kind)) for kind in ("none", "selective", "full")
+        )
         assert none > selective > full
     with pytest.raises(ValueError, match="some"):
-        layer_bytes(config, 1, Kept(recompute="some"))
+        layer_bytes(config, 1, ActivationPolicy(recompute="some"))
 
 
 def test_in_flight() -> None:
@@ -76,20 +78,20 @@ def test_in_flight() -> None:
 @pytest.mark.parametrize(
     ("dropout", "kept", "each"),
     [
-        (0.1, Kept(element=4, residual=4, score=4, mask=4, fused=False), 24 + 48 + (8 + 4) * 2 * 4 / 8),  # fp32 on a CPU
-        (0.0, Kept(element=4, residual=4, score=4, mask=4, fused=False), 16 + 48 + 4 * 2 * 4 / 8),
-        (0.1, Kept(residual=4), 14 + 24 + 4 * 2 / 8),  # autocast
-        (0.0, Kept(residual=4), 12 + 24 + 4 * 2 / 8),
-        (0.0, Kept(residual=4, tp=4), (12 + 24 + 4 * 2 / 8) / 4),
-        (0.0, Kept(residual=4, tp=4, sequence_parallel=False), 12 + (24 + 4 * 2 / 8) / 4),
-        (0.1, Kept(residual=4, recompute="selective"), 4 + 24 + 4 * 2 / 8 - 8 + 4),
-        (0.1, Kept(residual=4, recompute="selective", tp=4), 4 / 4 + (24 + 4 * 2 / 8 - 8) / 4 + 4),
-        (0.1, Kept(residual=4, recompute="selective", fused=False), 14 + 24),
-        (0.1, Kept(residual=4, recompute="full", tp=4), 1),
+        (0.1, ActivationPolicy(element=4, residual=4, score=4, mask=4, fused=False), 24 + 48 + (8 + 4) * 2 * 4 / 8),  # fp32 on a CPU
+        (0.0, ActivationPolicy(element=4, residual=4, score=4, mask=4, fused=False), 16 + 48 + 4 * 2 * 4 / 8),
+        (0.1, ActivationPolicy(residual=4), 14 + 24 + 4 * 2 / 8),  # autocast
+        (0.0, ActivationPolicy(residual=4), 12 + 24 + 4 * 2 / 8),
+        (0.0, ActivationPolicy(residual=4, tp=4), (12 + 24 + 4 * 2 / 8) / 4),
+        (0.0, ActivationPolicy(residual=4, tp=4, sequence_parallel=False), 12 + (24 + 4 * 2 / 8) / 4),
+        (0.1, ActivationPolicy(residual=4, recompute="selective"), 4 + 24 + 4 * 2 / 8 - 8 + 4),
+        (0.1, ActivationPolicy(residual=4, recompute="selective", tp=4), 4 / 4 + (24 + 4 * 2 / 8 - 8) / 4 + 4),
+        (0.1, ActivationPolicy(residual=4, recompute="selective", fused=False), 14 + 24),
+        (0.1, ActivationPolicy(residual=4, recompute="full", tp=4), 1),
     ],
     ids=str,
 )
-def test_bytes_a_token_and_width_by_hand(dropout: float, kept: Kept, each: float) -> None:
+def test_bytes_a_token_and_width_by_hand(dropout: float, kept: ActivationPolicy, each: float) -> None:
     """3 sequences of 4 tokens at width 8, two heads."""
     config = ModelConfig(n_layer=1, n_head=2, d_model=8, n_ctx=4, vocab_size=10, dropout=dropout)
     assert layer_bytes(config, 3, kept) == pytest.approx(each * 12 * 8)

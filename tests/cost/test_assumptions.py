@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import gptcli.cost
+from gptcli.cost.cluster import make_cluster
 from gptcli.cost.estimate import Estimate, price_training
-from gptcli.cost.fleet import make_fleet
 from gptcli.cost.hardware import gpus
 from gptcli.model.config import ModelConfig, find_size
 
@@ -40,8 +40,8 @@ def test_tables(path: Path) -> None:
 @pytest.mark.parametrize("gpu", gpus(), ids=lambda gpu: gpu.name)
 def test_estimates_on_every_gpu_say_where_all_is_from(gpu: Any) -> None:
     model = ModelConfig.from_paper(find_size("125M"))
-    fleet, plan = make_fleet(gpu, 8, model=model)
-    estimate = price_training("125M", model, 10**10, fleet, tokens_source="the test", plan=plan)
+    cluster, plan = make_cluster(gpu, 8, model=model)
+    estimate = price_training("125M", model, 10**10, cluster, tokens_source="the test", plan=plan)
     assert estimate.gpu_hours > 0
     assert all(assumption.source and assumption.value > 0 for assumption in estimate.assumptions)
     names = [assumption.name for assumption in estimate.assumptions]
@@ -51,6 +51,6 @@ def test_estimates_on_every_gpu_say_where_all_is_from(gpu: Any) -> None:
 
 
 def test_flops_alone_rest_on_little() -> None:
-    fleet, _ = make_fleet(None, 1, model=None, tflops=10)
-    names = [assumption.name for assumption in Estimate("x", 1e20, fleet).assumptions]
+    cluster, _ = make_cluster(None, 1, model=None, tflops=10)
+    names = [assumption.name for assumption in Estimate("x", 1e20, cluster).assumptions]
     assert names == ["throughput", "year", "PF-day"]

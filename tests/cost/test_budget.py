@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gptcli.cost.budget import affordable
+from gptcli.cost.cluster import make_cluster
 from gptcli.cost.estimate import Estimate, price_training
-from gptcli.cost.fleet import make_fleet
 from gptcli.cost.hardware import find_gpu
 from gptcli.cost.scaling import CHINCHILLA
 from gptcli.model.config import ModelConfig, find_size
@@ -18,8 +18,8 @@ def estimates(price: float | None = 2.0, gpus: int = 4) -> list[Estimate]:
     found = []
     for size in SIZES:
         model = ModelConfig.from_paper(find_size(size))
-        fleet, _ = make_fleet(find_gpu("h200"), gpus, model=model, mfu=0.4, price=price)
-        found.append(price_training(size, model, 10**9, fleet, tokens_source=""))
+        cluster, _ = make_cluster(find_gpu("h200"), gpus, model=model, mfu=0.4, price=price)
+        found.append(price_training(size, model, 10**9, cluster, tokens_source=""))
     return found
 
 

@@ -8,40 +8,40 @@ from hypothesis import strategies as st
 
 from gptcli.cost.assumptions import Assumption
 from gptcli.cost.energy import energy
-from gptcli.cost.estimate import FLOPS_PER_PF_DAY, Estimate, Fleet, price_paper, price_training
+from gptcli.cost.estimate import FLOPS_PER_PF_DAY, Cluster, Estimate, price_paper, price_training
 from gptcli.cost.hardware import find_gpu, hourly_price, throughput
 from gptcli.cost.layout import Layout
-from gptcli.cost.plans import make_plan
-from gptcli.cost.rank import Work
+from gptcli.cost.planner import make_plan
+from gptcli.cost.rank_memory import StepConfig
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.papers.compute import TABLE_D1, PaperCompute
 
 
-def fleet(gpu: str, count: int = 1, **said: float) -> Fleet:
+def cluster(gpu: str, count: int = 1, **said: float) -> Cluster:
     row = find_gpu(gpu)
     speed = throughput(row, **said)
     assert speed is not None
-    return Fleet(row, count, speed, hourly_price(row))
+    return Cluster(row, count, speed, hourly_price(row))
 
 
 def test_the_article_on_a_v100() -> None:
     """3.14e23 FLOP at 28 TFLOP/s: 355 GPU-years, and 355 x 8,760 x $1.50 = $4,664,700."""
-    estimate = Estimate("GPT-3", 3.14e23, fleet("v100"))
+    estimate = Estimate("GPT-3", 3.14e23, cluster("v100"))
     assert estimate.gpu_years == pytest.approx(355, rel=0.005)
     assert estimate.dollars == pytest.approx(4_664_700, rel=0.005)
-    assert estimate.fleet.mfu == pytest.approx(28 / 125)
+    assert estimate.cluster.mfu == pytest.approx(28 / 125)
 
 
 def test_the_article_on_an_rtx_8000() -> None:
     """The article prints 665 years; its own FLOPs give 663.8."""
-    estimate = Estimate("GPT-3", 3.14e23, fleet("rtx8000"))
+    estimate = Estimate("GPT-3", 3.14e23, cluster("rtx8000"))
     assert estimate.gpu_years == pytest.approx(663.8, abs=0.05)
     assert estimate.gpu_years == pytest.approx(665, rel=0.005)
     assert estimate.dollars is None
 
 
 def test_gpt3_from_its_own_size() -> None:
-    estimate = price_training("gpt3", ModelConfig.from_paper(find_size("175B")), 300 * 10**9, fleet("v100"), tokens_source="Table 2.1")
+    estimate = price_training("gpt3", ModelConfig.from_paper(find_size("175B")), 300 * 10**9, cluster("v100"), tokens_source="Table 2.1")
     assert estimate.flops == pytest.approx(6 * 174_604_259_328 * 300 * 10**9, rel=1e-12)
     assert estimate.flops == pytest.approx(3.14e23, rel=0.005)
     assert estimate.pf_days == pytest.approx(3.64e3, rel=0.005)
@@ -52,21 +52,21 @@ def test_gpt3_from_its_own_size() -> None:
 def test_definitions() -> None:
     assert FLOPS_PER_PF_DAY == 8.64e19
     year = 365 * 24 * 3600 * 1e12
-    estimate = Estimate("a year at 1 TFLOP/s", year, Fleet(None, 5, Assumption("throughput", 1e12, "FLOP/s per GPU", "", ""), None))
+    estimate = Estimate("a year at 1 TFLOP/s", year, Cluster(None, 5, Assumption("throughput", 1e12, "FLOP/s per GPU", "", ""), None))
     assert (estimate.gpu_years, estimate.gpu_hours, estimate.days) == pytest.approx((1, 8760, 73))
-    assert (estimate.fleet.mfu, estimate.dollars) == (None, None)
+    assert (estimate.cluster.mfu, estimate.dollars) == (None, None)
 
 
 @given(st.floats(1e12, 1e27), st.floats(0.01, 1.0), st.integers(1, 100_000))
 def test_money_does_not_depend_on_how_many_share_the_work(flops: float, mfu: float, count: int) -> None:
-    one, many = (Estimate("x", flops, fleet("a100", n, mfu=mfu)) for n in (1, count))
+    one, many = (Estimate("x", flops, cluster("a100", n, mfu=mfu)) for n in (1, count))
     assert one.dollars == many.dollars
     assert one.days == pytest.approx(many.days * count)
     assert one.gpu_hours * 3600 * mfu * 312e12 == pytest.approx(flops)
 
 
 def test_assumptions_carry_every_constant() -> None:
-    estimate = price_training("gpt3", ModelConfig.from_paper(find_size("175B")), 300 * 10**9, fleet("v100"), tokens_source="Table 2.1")
+    estimate = price_training("gpt3", ModelConfig.from_paper(find_size("175B")), 300 * 10**9, cluster("v100"), tokens_source="Table 2.1")
     found = {assumption.name: assumption.value for assumption in estimate.assumptions}
     assert found == {
         "FLOPs": 6, "tokens": 300e9, "throughput": 28e12, "price": 1.5, "year": 8760, "PF-day": 8.64e19, "peak": 125e12,
@@ -77,7 +77,7 @@ def test_assumptions_carry_every_constant() -> None:
 
 
 def test_a_budget_knows_no_model() -> None:
-    report = Estimate("3.14e23 FLOP", 3.14e23, fleet("v100")).as_dict()
+    report = Estimate("3.14e23 FLOP", 3.14e23, cluster("v100")).as_dict()
     assert {name for name, value in report.items() if value is None} == {
         "model", "tokens", "parameters", "parameters_by_part", "flops_by_convention", "memory_bytes", "least_gpus",
         "goodput", "layout", "losses", "loss_ranges", "inference",
@@ -87,7 +87,7 @@ def test_a_budget_knows_no_model() -> None:
 @pytest.mark.parametrize("row", TABLE_D1, ids=lambda row: row.name)
 def test_other_families_as_table_d1_counts_them(row: PaperCompute) -> None:
     """Printed to three digits; T5 spends 3 FLOPs a parameter and token, and the report says why."""
-    estimate = price_paper(row, round(row.tokens), fleet("v100"), tokens_source="Table D.1")
+    estimate = price_paper(row, round(row.tokens), cluster("v100"), tokens_source="Table D.1")
     assert estimate.pf_days == pytest.approx(row.pf_days, rel=0.01)
     assert estimate.flops == pytest.approx(row.flops, rel=0.01)
     assert (estimate.name, estimate.parameters, estimate.tokens, estimate.model) == (row.name, row.parameters, row.tokens, None)
@@ -101,8 +101,8 @@ def test_a_report_by_hand() -> None:
     gpu = find_gpu("a100")
     speed = throughput(gpu, tflops=100)
     assert speed is not None
-    some = Fleet(gpu, 8, speed, hourly_price(gpu, 2.0), Assumption("goodput", 0.8, "of the time", "", ""), within=1.5)
-    plan = make_plan(model, Layout(shard=8), Work(), gpu)
+    some = Cluster(gpu, 8, speed, hourly_price(gpu, 2.0), Assumption("goodput", 0.8, "of the time", "", ""), uncertainty_factor=1.5)
+    plan = make_plan(model, Layout(shard=8), StepConfig(), gpu)
     estimate = price_training("gpt2", model, 10**10, some, tokens_source="the test", plan=plan)
     report = estimate.as_dict()
     hours = 6 * 124_439_808 * 1e10 / 0.8e14 / 3600
@@ -129,14 +129,14 @@ def test_a_report_by_hand() -> None:
 def test_a_gpu_without_a_row() -> None:
     """Its memory is what was said, and all that hangs on its peak is unknown; GPT-3's state is 16 bytes a parameter, on 48 GB each."""
     speed = Assumption("throughput", 28e12, "FLOP/s per GPU", "", "")
-    unnamed = Fleet(None, 100, speed, None, described_memory=48 * 10**9)
+    unnamed = Cluster(None, 100, speed, None, described_memory=48 * 10**9)
     gpt3 = ModelConfig.from_paper(find_size("175B"))
     report = price_training("gpt3", gpt3, 300 * 10**9, unnamed, tokens_source="").as_dict()
     assert report["least_gpus"] == {"training": 59, "inference_16bit": 8}
     assert {name for name, value in report.items() if value is None} == {
         "gpu", "mfu", "goodput", "dollars", "dollars_range", "energy_kwh", "co2_kg", "layout",
     }  # fmt: skip
-    blind = Fleet(None, 100, speed, None)
+    blind = Cluster(None, 100, speed, None)
     assert price_training("gpt3", gpt3, 300 * 10**9, blind, tokens_source="").as_dict()["least_gpus"] is None
-    other = price_paper(TABLE_D1[4], 10**12, fleet("v100"), tokens_source="").as_dict()
+    other = price_paper(TABLE_D1[4], 10**12, cluster("v100"), tokens_source="").as_dict()
     assert (other["memory_bytes"]["training"], other["losses"], other["model"], other["flops_by_convention"]) == (176e9, None, None, None)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.cost.fleet import batch_sequences
+from gptcli.cost.cluster import batch_sequences
 from gptcli.cost.flops import flops_per_token
 from gptcli.cost.hardware import Gpu, find_gpu, usual_precision
 from gptcli.cost.layout import Layout
-from gptcli.cost.plans import typical_plan
-from gptcli.cost.rank import Work, rank_memory
+from gptcli.cost.planner import typical_plan
+from gptcli.cost.rank_memory import StepConfig, rank_memory
 from gptcli.cost.throughput import Constants, StepTime, fitted, step_time, tokens_per_second, uncertainty
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size
@@ -23,7 +23,7 @@ from tests.benchmarks.throughput_fit import GOODPUT, Measured, error, quantile, 
 
 A100 = find_gpu("a100")
 CONFIG = ModelConfig.from_paper(find_size("1.3B"))
-WORK = Work(micro_batch=4, micro_batches=8)
+WORK = StepConfig(micro_batch=4, micro_batches=8)
 
 
 def table(real_data: Path, name: str) -> Path:
@@ -157,11 +157,11 @@ ROUND = Constants(
     fp8=2.0,
 )  # fmt: skip
 FEW = ModelConfig(n_layer=8, n_head=16, d_model=16, n_ctx=8, vocab_size=1000)
-DO = Work(micro_batch=2, micro_batches=4)  # 16 tokens four times
+DO = StepConfig(micro_batch=2, micro_batches=4)  # 16 tokens four times
 LAYER, TABLE = 12 * 256 + 13 * 16, 16_000
 
 
-def seconds(layout: Layout, work: Work = DO, gpu: Gpu = GPU, config: ModelConfig = FEW) -> StepTime:
+def seconds(layout: Layout, work: StepConfig = DO, gpu: Gpu = GPU, config: ModelConfig = FEW) -> StepTime:
     return step_time(config, layout, work, gpu, ROUND)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from gptcli.evals.answers import write_answers
 from gptcli.evals.item import Item
-from gptcli.evals.questions import Question
+from gptcli.evals.requests import Request
 from gptcli.evals.task import find_task
 from gptcli.model.transformer import GPT
 from gptcli.tokenizer.tokenizer import Tokenizer
@@ -19,7 +19,7 @@ TASK = replace(find_task("cnn_dailymail"), max_tokens=12)  # top-k 2
 def test_a_draw_depends_on_the_items_place_and_not_on_its_batch(model: GPT, tokenizer: Tokenizer) -> None:
     texts = ["the text", "def wrap(self", "naïve café", "the text"]
     questions = [
-        Question(index, Item(id=str(index), prompt=text), [(np.array(tokenizer.encode(text)), np.array([]))], [], 0, False, 1)
+        Request(index, Item(id=str(index), prompt=text), [(np.array(tokenizer.encode(text)), np.array([]))], [], 0, False, 1)
         for index, text in enumerate(texts)
     ]
     together = [made.tokens for made in write_answers(model, tokenizer, questions, TASK)]

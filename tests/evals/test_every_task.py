@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from gptcli.evals.generated import generate
 from gptcli.evals.runner import Options, run_task
+from gptcli.evals.synthetic import generate
 from gptcli.evals.task import find_task, task_names
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT

@@ -9,7 +9,7 @@ import pytest
 
 from gptcli.evals.grade import predict, record_answer
 from gptcli.evals.item import Item
-from gptcli.evals.questions import Question
+from gptcli.evals.requests import Request
 from gptcli.evals.task import find_task
 from gptcli.sampling.text import Completion
 
@@ -31,7 +31,7 @@ def test_the_first_of_equals_is_taken_and_an_empty_choice_divides_by_one() -> No
 
 
 def test_an_answer_and_how_sure_it_was() -> None:
-    question = Question(7, Item(id="x", prompt="p", answers=("the cat", "a dog")), [(np.array([1]), np.array([]))], [], 2, False, 9)
+    question = Request(7, Item(id="x", prompt="p", answers=("the cat", "a dog")), [(np.array([1]), np.array([]))], [], 2, False, 9)
     made = Completion(" Cat! It sat. It ran. ", [1, 2], [-0.5, -0.25], "stop", 0.0)
     task = find_task("squad_v2")
     record = record_answer(replace(task, sentences=1), question, made)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gptcli.evals.detokenize import DETOKENIZERS
-from gptcli.evals.generated import GENERATED, generate
+from gptcli.evals.synthetic import GENERATED, generate
 from gptcli.evals.task import TASKS, find_task, task_names
 from gptcli.evals.task_data import make_item
 

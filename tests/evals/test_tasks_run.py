@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 
 from gptcli.cli.app import build_app
 from gptcli.errors import InputError, UsageError
+from gptcli.evals.fewshot import FewShotConfig
 from gptcli.evals.loss import evaluate_loss
 from gptcli.evals.processes import Processes
 from gptcli.evals.records import Record, Records
 from gptcli.evals.runner import OWN_SET, Options, run_task
-from gptcli.evals.shots import Protocol
 from gptcli.evals.task import Task, read_task
 from gptcli.evals.texts import token_bytes
 from gptcli.model.config import ModelConfig
@@ -173,7 +173,7 @@ def test_free_form_stops_where_the_task_says(large: GPT, theirs: Any, tokenizer:
 def test_few_shot_contexts_are_what_they_say(large: GPT, theirs: Any, tokenizer: Tokenizer, tmp_path: Path, shared: bool) -> None:
     rows, train = items(12), items(9, seed=1)
     task = prepare(tmp_path, CHOICE, rows, train)
-    options = Options(protocol=Protocol(shots=2, seed=3, shared=shared))
+    options = Options(fewshot=FewShotConfig(shots=2, seed=3, shared=shared))
     [result], records = run_task(large, tokenizer, task, tmp_path, options)
     under = result.conditions
     assert (under.shots, under.shots_from, under.shots_seed, under.items) == (2, str(tmp_path / "train.jsonl"), 3, 12)
@@ -197,25 +197,25 @@ def test_few_shot_contexts_are_what_they_say(large: GPT, theirs: Any, tokenizer:
 
 def test_shots_of_the_same_set_leave_the_item_out(large: GPT, tokenizer: Tokenizer, tmp_path: Path) -> None:
     task = prepare(tmp_path, CHOICE, items(5))
-    [result], records = run_task(large, tokenizer, task, tmp_path, Options(protocol=Protocol(shots=4)))
+    [result], records = run_task(large, tokenizer, task, tmp_path, Options(fewshot=FewShotConfig(shots=4)))
     assert result.conditions.shots_from == OWN_SET
     assert result.conditions.mean_shots == sum(record["shots"] for record in records) / 5 < 4  # not all fit
-    [result], records = run_task(large, tokenizer, task, tmp_path, Options(protocol=Protocol(shots=1, shared=True)))
+    [result], records = run_task(large, tokenizer, task, tmp_path, Options(fewshot=FewShotConfig(shots=1, shared=True)))
     assert (result.conditions.skipped, len(records)) == ({"a shared shot": 1}, 4)
     with pytest.raises(UsageError, match="fewer than --shots 5"):
-        run_task(large, tokenizer, task, tmp_path, Options(protocol=Protocol(shots=5)))
+        run_task(large, tokenizer, task, tmp_path, Options(fewshot=FewShotConfig(shots=5)))
 
 
-@pytest.mark.parametrize("protocol", [Protocol(), Protocol(shots=2), Protocol(shots=2, shared=True)])
-def test_neither_batch_nor_order_changes_a_score(large: GPT, tokenizer: Tokenizer, tmp_path: Path, protocol: Protocol) -> None:
+@pytest.mark.parametrize("fewshot", [FewShotConfig(), FewShotConfig(shots=2), FewShotConfig(shots=2, shared=True)])
+def test_neither_batch_nor_order_changes_a_score(large: GPT, tokenizer: Tokenizer, tmp_path: Path, fewshot: FewShotConfig) -> None:
     rows, train = items(66), items(9, seed=1)
-    _, exact = run_task(large, tokenizer, prepare(tmp_path, CHOICE, rows, train), tmp_path, Options(protocol=protocol))
+    _, exact = run_task(large, tokenizer, prepare(tmp_path, CHOICE, rows, train), tmp_path, Options(fewshot=fewshot))
     for size in (1, 7, 64):
-        _, records = run_task(large, tokenizer, read_task(tmp_path / "mine.toml"), tmp_path, Options(protocol=protocol, batch_size=size))
+        _, records = run_task(large, tokenizer, read_task(tmp_path / "mine.toml"), tmp_path, Options(fewshot=fewshot, batch_size=size))
         same(records, exact)
     shuffled = [rows[number] for number in np.random.default_rng(0).permutation(66)]
     task = prepare(tmp_path / "shuffled", CHOICE, shuffled, train)
-    _, records = run_task(large, tokenizer, task, tmp_path / "shuffled", Options(protocol=protocol))
+    _, records = run_task(large, tokenizer, task, tmp_path / "shuffled", Options(fewshot=fewshot))
     by_id = {record["id"]: record for record in records}
     same([{**by_id[record["id"]], "index": record["index"]} for record in exact], exact)
 
@@ -262,7 +262,7 @@ def test_records_of_other_work_are_refused(large: GPT, tokenizer: Tokenizer, tmp
     options = Options(records=tmp_path / "records")
     run_task(large, tokenizer, task, tmp_path, options)
     with pytest.raises(UsageError, match="different: shots"):
-        run_task(large, tokenizer, task, tmp_path, Options(records=tmp_path / "records", protocol=Protocol(shots=1)))
+        run_task(large, tokenizer, task, tmp_path, Options(records=tmp_path / "records", fewshot=FewShotConfig(shots=1)))
     prepare(tmp_path, CHOICE, items(6))
     with pytest.raises(UsageError, match="different: data_sha256"):
         run_task(large, tokenizer, task, tmp_path, options)

@@ -70,7 +70,7 @@ def files(*patterns: str, volatile: tuple[str, ...] = ()) -> Callable[[Path], di
 
 def run(folder: Path) -> dict[str, str]:
     """The model, the losses that were logged, and every checkpoint, which must match its own checksums."""
-    found = files("run/model.safetensors", "run/config.json", "run/tokenizer.json", "run/generation_config.json")(folder)
+    found = files("run/model.safetensors", "run/config.json", "run/tokenizer*.json", "run/generation_config.json")(folder)
     for step in folder.glob("run/checkpoints/step-*"):
         state = json.loads((step / "state.json").read_bytes())
         for name, digest in state["sha256"].items():

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import GptError
+from gptcli.evals.fewshot import FewShotConfig
 from gptcli.evals.grade import record_answer
-from gptcli.evals.questions import whole_text
 from gptcli.evals.records import Records
+from gptcli.evals.requests import whole_text
 from gptcli.evals.result import score_of
-from gptcli.evals.runner import Options, questions_of
-from gptcli.evals.shots import Protocol
+from gptcli.evals.runner import Options, requests_of
 from gptcli.evals.task import Task, find_task, read_task
 from gptcli.evals.task_data import find_data, solved
 from gptcli.sampling.text import Completion
@@ -199,7 +199,7 @@ def eval_targets() -> list[Target]:
 
 def asked(task: Task, tokenizer: Tokenizer, path: Path | None, data: Path | None, shots: int) -> None:
     """All that is done with data before a model is asked; with free form, also what is done with its answer."""
-    found, _, _ = questions_of(task, tokenizer, N_CTX, path, data, Options(protocol=Protocol(shots=shots)))
+    found, _, _ = requests_of(task, tokenizer, N_CTX, path, data, Options(fewshot=FewShotConfig(shots=shots)))
     for question in found.questions[:20]:
         whole_text(question.item)
         solved(task, question.item)

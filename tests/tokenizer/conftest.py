@@ -37,7 +37,7 @@ def release(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("release")
     model = json.loads(tokenizer.to_json())["model"]
     (folder / "encoder.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
-    merges = "".join(f"{left} {right}\n" for left, right in model["merges"])
+    merges = "".join(f"{merge}\n" for merge in model["merges"])
     (folder / "vocab.bpe").write_text(f"#version: 0.2\n{merges}", encoding="utf-8")
     return folder
 

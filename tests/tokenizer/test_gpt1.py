@@ -77,8 +77,9 @@ def test_a_run_folder_encodes_alike_in_transformers(small: Gpt1Tokenizer, tmp_pa
 
     config = ModelConfig(n_layer=1, n_head=1, d_model=8, n_ctx=8, vocab_size=60, norm="post")
     save_model(tmp_path, GPT(config), config, eot_id=small.eot_id)
-    small.save(tmp_path / "tokenizer.json")
+    small.save_for_model(tmp_path, config.n_ctx)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert (theirs.unk_token, theirs.eos_token_id) == ("<unk>", small.eot_id)
     text = standardise(TEXT)
     assert theirs(text).input_ids == small.encode(text)
     assert theirs.decode(theirs("the cat sat").input_ids).strip() == "the cat sat"

@@ -17,6 +17,7 @@ import pytest
 import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
 
 from gptcli.errors import InputError
 from gptcli.tokenizer import tokenizer as module
@@ -132,7 +133,7 @@ def test_every_source_gives_one_tokenizer(tokenizer: Tokenizer, release: Path, t
 def test_the_fingerprint_tells_vocabularies_apart(tokenizer: Tokenizer) -> None:
     model = json.loads(tokenizer.to_json())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].get)
-    merges = [tuple(merge) for merge in model["merges"]]
+    merges = [tuple(merge.split(" ")) for merge in model["merges"]]
     assert Tokenizer(tokens, merges).sha256 == tokenizer.sha256
     assert Tokenizer(tokens, [merges[1], merges[0], *merges[2:]]).sha256 != tokenizer.sha256
     assert Tokenizer([tokens[1], tokens[0], *tokens[2:]], merges).sha256 != tokenizer.sha256
@@ -151,6 +152,32 @@ def test_transformers_loads_what_is_saved(tokenizer: Tokenizer, text: str, tmp_p
         assert theirs.decode(tokenizer.encode(plain), clean_up_tokenization_spaces=False) == plain
         assert theirs.convert_tokens_to_ids("<|endoftext|>") == tokenizer.eot_id
         assert theirs("<|endoftext|>")["input_ids"] == [tokenizer.eot_id]  # special for them, in prompts
+
+
+@pytest.mark.parametrize("family", ["gpt2", "openai-gpt", "gpt_neo"])
+def test_beside_a_model_of_any_family_transformers_takes_it_as_it_is(tokenizer: Tokenizer, text: str, tmp_path: Path, family: str) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer.save_for_model(tmp_path, 128)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}), encoding="utf-8")
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    plain = text.replace("<|endoftext|>", "")
+    given = theirs(plain)
+    assert given["input_ids"] == tokenizer.encode(plain)
+    assert given.keys() == {"input_ids", "attention_mask"}
+    assert theirs.decode(given["input_ids"]) == plain
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.model_max_length) == (tokenizer.eot_id, tokenizer.eot_id, 128)
+
+
+def test_merges_are_written_as_older_libraries_read_them(tokenizer: Tokenizer, text: str) -> None:
+    """As "a b": `tokenizers` below 0.20 refuses pairs. The library as it is now reads the same tokenizer from both."""
+    value = json.loads(tokenizer.to_json())
+    merges = value["model"]["merges"]
+    assert all(isinstance(merge, str) and len(merge.split(" ")) == 2 for merge in merges)
+    value["model"]["merges"] = [merge.split(" ") for merge in merges]
+    one, other = (Backend.from_str(form) for form in (tokenizer.to_json(), json.dumps(value)))
+    assert one.to_str() == other.to_str()
+    assert one.encode(text).ids == other.encode(text).ids
 
 
 def test_tokens_added_by_others_decode_and_stay_declared(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from gptcli.cost.hardware import find_gpu
 from gptcli.cost.layout import Layout
-from gptcli.cost.rank import rank_memory
+from gptcli.cost.rank_memory import rank_memory
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.trainer import fit

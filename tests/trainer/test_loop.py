@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -48,7 +49,7 @@ def test_it_learns_and_leaves_a_whole_folder(make_run, train_here):
     run = make_run(tokens=6400, decay_tokens=6400)
     report = train_here(run)
     files = {"README.md", "checkpoints", "config.json", "generation_config.json", "metrics.jsonl", "model.safetensors", "report.html"}
-    assert {path.name for path in run.out.iterdir()} == files | {"tokenizer.json"}
+    assert {path.name for path in run.out.iterdir()} == files | {"tokenizer.json", "tokenizer_config.json"}
     assert report["step"] == 100
     assert report["tokens"] == 6400
     assert not report["interrupted"]
@@ -162,6 +163,19 @@ def test_a_run_that_blows_up_stops_after_so_many_skipped_updates_in_a_row(make_r
     assert not (run.out / "model.safetensors").exists()
     assert len(events.texts) == 3
     assert events.texts[0].endswith("its update is skipped")
+
+
+def test_the_metrics_of_a_run_that_diverges_are_strict_json(make_run, train_here):
+    """Its loss, gradient and validation loss, which are not numbers, are null in the file."""
+    run = make_run(lr=1e6, warmup_tokens=0, spike=0)
+    with pytest.raises(RunError, match="skipped"):
+        train_here(run)
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    lines = [json.loads(line, parse_constant=refuse) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
+    assert None in [line["val_loss"] for line in lines if "val_loss" in line]
 
 
 @pytest.mark.parametrize("wrong", ["loss", "gradient"])

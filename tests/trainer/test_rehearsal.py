@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from gptcli.cost.traffic import Traffic
+from gptcli.cost.communication import StepTraffic
 from gptcli.errors import RunError
 from gptcli.events import SILENT
 from gptcli.model.config import ModelConfig, find_size
@@ -31,7 +31,7 @@ def test_what_is_built_is_what_cost_counts(make_large, layout):
         run = replace(run, model=replace(run.model, tied=not untied, n_layer=7 if "pp" in layout else 2))
         roles = rehearse(run, 24, SILENT)  # raises where they differ
         assert sum(role.processes for role in roles) == len(roles) * roles[0].processes
-        assert all(role.traffic != Traffic() for role in roles)
+        assert all(role.traffic != StepTraffic() for role in roles)
 
 
 def test_interleaved_stages(make_large):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from gptcli.errors import InputError
-from gptcli.evals.generated import generate
 from gptcli.evals.readers import READERS
+from gptcli.evals.synthetic import generate
 
 
 def test_translations_as_sgml_and_as_lines(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from gptcli.evals.bootstrap import bootstrap, of_clusters, of_mean
+from gptcli.evals.stderr import bootstrap, of_clusters, of_mean
 
 
 def test_of_a_share() -> None:

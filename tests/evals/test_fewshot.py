@@ -1,4 +1,4 @@
-"""Which solved examples an item gets, and how many fit."""
+"""Which solved examples an item gets, and how many fitter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.evals.shots import Fit, Pool, Protocol
+from gptcli.evals.fewshot import FewShotConfig, FewShotPool, ShotFitter
 from gptcli.evals.task import Task, read_task
 from gptcli.evals.task_data import read_items
 
@@ -37,8 +37,8 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> tuple[Task, Path]:
 @given(shots=st.integers(1, 39), seed=st.integers(0, 2**40))
 def test_every_item_gets_k_others(task: tuple[Task, Path], shots: int, seed: int) -> None:
     definition, path = task
-    pool = Pool(definition, path, path.parent, Protocol(shots=shots, seed=seed))
-    assert pool.own
+    pool = FewShotPool(definition, path, path.parent, FewShotConfig(shots=shots, seed=seed))
+    assert pool.is_evaluated
     for item in read_items(definition, path):
         drawn = pool.draw(item)
         assert len(drawn) == len(set(drawn)) == shots
@@ -49,30 +49,30 @@ def test_every_item_gets_k_others(task: tuple[Task, Path], shots: int, seed: int
 def test_the_draw_is_the_items_own_and_the_seeds(task: tuple[Task, Path]) -> None:
     definition, path = task
     items = read_items(definition, path)
-    one, other = (Pool(definition, path, path.parent, Protocol(shots=5, seed=seed)) for seed in (0, 1))
+    one, other = (FewShotPool(definition, path, path.parent, FewShotConfig(shots=5, seed=seed)) for seed in (0, 1))
     assert len({tuple(one.draw(item)) for item in items}) == 40
     assert all(one.draw(item) != other.draw(item) for item in items)
     often = [number for item in items for number in one.draw(item)]
     assert set(often) == set(range(40))  # 200 draws of 40: none is left out but with a chance of 0.2
-    shared = Pool(definition, path, path.parent, Protocol(shots=5, shared=True))
+    shared = FewShotPool(definition, path, path.parent, FewShotConfig(shots=5, shared=True))
     assert len({tuple(shared.draw(item)) for item in items}) == 1
-    assert sum(shared.serves(item) for item in items) == 5
+    assert sum(shared.is_shared_shot(item) for item in items) == 5
 
 
 def test_an_answer_that_is_not_told_is_never_shown(task: tuple[Task, Path], tmp_path: Path) -> None:
     definition, path = task
     (tmp_path / "train.jsonl").write_text('{"q": "x", "a": ""}\n{"q": "y", "a": "1"}\n{"q": "z", "a": ["", "1"]}\n')
-    pool = Pool(definition, path, tmp_path, Protocol(shots=1))
-    assert (pool.own, pool.texts) == (False, ["y=1"])
+    pool = FewShotPool(definition, path, tmp_path, FewShotConfig(shots=1))
+    assert (pool.is_evaluated, pool.texts) == (False, ["y=1"])
 
 
 def test_as_many_as_fit_from_the_first(task: tuple[Task, Path]) -> None:
     definition, path = task
-    pool = Pool(definition, path, path.parent, Protocol(shots=5))
-    fit = Fit(pool, "\n\n", len)  # a character is a token: "q0=0" and its delimiter are 6
-    assert fit.text([0, 1]) == "q0=0\n\nq1=1\n\n"
-    assert fit.shots([0, 1, 2], "q9=", 15) == [0, 1]
-    assert fit.shots([0, 1, 2], "q9=", 14) == [0]
-    assert fit.shots([10, 1, 2], "q9=", 10) == []  # the first does not fit: no later one takes its place
-    joined = Fit(pool, "\n\n", lambda text: len(text) + 2 * text.count("\n\nq"))  # as a whole it is longer than its pieces
-    assert joined.shots([0, 1, 2], "q9=", 21) == [0, 1]
+    pool = FewShotPool(definition, path, path.parent, FewShotConfig(shots=5))
+    fitter = ShotFitter(pool, "\n\n", len)  # a character is a token: "q0=0" and its delimiter are 6
+    assert fitter.text([0, 1]) == "q0=0\n\nq1=1\n\n"
+    assert fitter.fit([0, 1, 2], "q9=", 15) == [0, 1]
+    assert fitter.fit([0, 1, 2], "q9=", 14) == [0]
+    assert fitter.fit([10, 1, 2], "q9=", 10) == []  # the first does not fit: no later one takes its place
+    joined = ShotFitter(pool, "\n\n", lambda text: len(text) + 2 * text.count("\n\nq"))  # as a whole it is longer than its pieces
+    assert joined.fit([0, 1, 2], "q9=", 21) == [0, 1]

@@ -10,7 +10,7 @@ from typing import Any
 from gptcli.cost.activations import RECOMPUTE
 from gptcli.cost.hardware import Gpu
 from gptcli.cost.layout import Layout, check_layout
-from gptcli.cost.rank import Memory, Work, rank_memory
+from gptcli.cost.rank_memory import RankMemory, StepConfig, rank_memory
 from gptcli.cost.throughput import NODE, StepTime, step_time
 from gptcli.model.config import ModelConfig
 
@@ -23,8 +23,8 @@ class Plan:
     """A layout with what it takes."""
 
     layout: Layout
-    work: Work
-    memory: Memory
+    work: StepConfig
+    memory: RankMemory
     time: StepTime
     tokens_per_second: float
     """Of all GPUs together."""
@@ -39,7 +39,7 @@ class Plan:
         }
 
 
-def make_plan(config: ModelConfig, layout: Layout, work: Work, gpu: Gpu) -> Plan:
+def make_plan(config: ModelConfig, layout: Layout, work: StepConfig, gpu: Gpu) -> Plan:
     """What a layout takes, whether it fits or not. Raises UsageError where it does not divide the model, or the GPU lacks the precision."""
     time = step_time(config, layout, work, gpu)
     tokens = work.micro_batch * work.micro_batches * layout.replicas * config.n_ctx
@@ -74,11 +74,11 @@ def layouts(config: ModelConfig, gpus: int) -> Iterator[Layout]:
             yield from {Layout(shard=shard, dp=rest // shard, tp=tp, pp=pp) for shard in (rest, math.gcd(rest, NODE), 1)}
 
 
-def works(sequences: int, precision: str) -> Iterator[Work]:
+def works(sequences: int, precision: str) -> Iterator[StepConfig]:
     """How a replica may run `sequences`."""
     for micro_batch in (n for n in MICRO_BATCHES if n <= sequences):
         for recompute in RECOMPUTE:
-            yield Work(micro_batch=micro_batch, micro_batches=-(-sequences // micro_batch), precision=precision, recompute=recompute)
+            yield StepConfig(micro_batch=micro_batch, micro_batches=-(-sequences // micro_batch), precision=precision, recompute=recompute)
 
 
 def typical_plan(config: ModelConfig, gpu: Gpu, gpus: int, sequences: int, precision: str) -> Plan | None:
@@ -90,10 +90,10 @@ def typical_plan(config: ModelConfig, gpu: Gpu, gpus: int, sequences: int, preci
     return None
 
 
-def nearest_that_fits(config: ModelConfig, layout: Layout, work: Work, gpu: Gpu) -> tuple[Layout, Work] | None:
+def nearest_that_fits(config: ModelConfig, layout: Layout, work: StepConfig, gpu: Gpu) -> tuple[Layout, StepConfig] | None:
     """The smallest change of layout, micro-batch and recomputation, in steps of two, that fits as many GPUs; None where none does."""
     sequences = work.micro_batch * work.micro_batches * layout.replicas
-    best: tuple[float, float, Layout, Work] | None = None
+    best: tuple[float, float, Layout, StepConfig] | None = None
     for other in layouts(config, layout.processes):
         check_layout(other, config)
         axes = sum(abs(math.log2(getattr(other, axis) / getattr(layout, axis))) for axis in ("dp", "shard", "tp", "pp"))

@@ -1,4 +1,4 @@
-"""Continuations that share a pass against the same sequences one by one: any groups, with and without a trunk, dense, banded, post-norm."""
+"""Packed continuations against the same sequences one by one: any groups, with and without a shared prefix, dense, banded, post-norm."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli.evals.grove import NO_NODE, ROW, Group, Rows, common_prefix
-from gptcli.evals.score import Scorer, find_trunk
+from gptcli.evals.loglikelihood import LogLikelihoodScorer, find_shared_prefix
+from gptcli.evals.shared_prefix import NO_SEGMENT, ROW_TOKENS, Group, PackedRows, common_prefix_len
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
 
@@ -30,9 +30,9 @@ MODELS = {
 }
 
 
-def draw_groups(seed: int, trunk: int) -> list[Group]:
+def draw_groups(seed: int, prefix_len: int) -> list[Group]:
     random = np.random.default_rng(seed)
-    shared = random.integers(0, 60, trunk).tolist()
+    shared = random.integers(0, 60, prefix_len).tolist()
     groups = []
     for _ in range(random.integers(1, 12)):
         context = [*shared, *random.integers(0, 60, random.integers(1, 40)).tolist()]
@@ -41,19 +41,19 @@ def draw_groups(seed: int, trunk: int) -> list[Group]:
     return groups
 
 
-@pytest.mark.parametrize("apart", [8, 512], ids="stems of {} tokens apart".format)
+@pytest.mark.parametrize("long_prefix", [8, 512], ids="prefixes of {} tokens alone".format)
 @pytest.mark.parametrize("kind", MODELS)
-@given(seed=st.integers(0, 2**32), trunk=st.sampled_from([0, 90]))
+@given(seed=st.integers(0, 2**32), prefix_len=st.sampled_from([0, 90]))
 @settings(max_examples=12, deadline=None)
-def test_equal_to_each_sequence_alone(kind: str, apart: int, seed: int, trunk: int) -> None:
-    model, groups = MODELS[kind], draw_groups(seed, trunk)
-    found = find_trunk(
+def test_packed_scores_equal_those_of_each_sequence_alone(kind: str, long_prefix: int, seed: int, prefix_len: int) -> None:
+    model, groups = MODELS[kind], draw_groups(seed, prefix_len)
+    found = find_shared_prefix(
         np.array(sequence[:-count]) for group in groups for sequence, count in zip(group.sequences, group.counts, strict=True)
     )
-    assert len(found) >= trunk * (len(groups) > 1)
+    assert len(found) >= prefix_len * (len(groups) > 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gptcli.evals.score.APART", apart)
-        every = Scorer(model, trunk=found).score(groups)
+        patch.setattr("gptcli.evals.loglikelihood.LONG_GROUP_PREFIX", long_prefix)
+        every = LogLikelihoodScorer(model, prefix=found).score(groups)
     for group, scores in zip(groups, every, strict=True):
         for sequence, count, scored in zip(group.sequences, group.counts, scores, strict=True):
             with torch.no_grad():
@@ -62,27 +62,27 @@ def test_equal_to_each_sequence_alone(kind: str, apart: int, seed: int, trunk: i
             np.testing.assert_allclose(scored.log_probs, exact, atol=1e-5)
 
 
-def test_what_is_shared_is_read_once() -> None:
+def test_a_group_prefix_is_computed_once() -> None:
     context = list(range(30))
     group = Group([[*context, 40, 41], [*context, 40, 42, 43], [*context, 44], [*context, 40, 45], [*context, 40, 41]], [2, 3, 1, 2, 2])
-    assert (group.stem, group.size(), group.size(trunk=20)) == (30, 30 + 1 + 2, 13)
-    rows = Rows([group], trunk=0)
+    assert (group.prefix_len, group.size(), group.size(cached=20)) == (30, 30 + 1 + 2, 13)
+    rows = PackedRows([group], cached=0)
     assert rows.tokens_RT.tolist() == [[*context, 40, 40, 42]]
     assert rows.position_RT.tolist() == [[*range(30), 30, 30, 31]]
-    assert [place.tolist() for place in rows.places[0]] == [[29, 30], [29, 31, 32], [29], [29, 30], [29, 30]]
+    assert [place.tolist() for place in rows.scored_positions[0]] == [[29, 30], [29, 31, 32], [29], [29, 30], [29, 30]]
 
 
-def test_rows_are_packed_and_a_single_sequence_is_plain() -> None:
+def test_rows_are_packed_and_a_single_sequence_is_causal() -> None:
     groups = [Group([list(range(length + 1))], [1]) for length in (300, 180, 100, 300)]
-    rows = Rows(groups, trunk=0)
+    rows = PackedRows(groups, cached=0)
     assert rows.tokens_RT.shape == (3, 300)
-    assert (rows.node_RT == NO_NODE).sum() == 20
-    assert not rows.plain
-    assert Rows([Group([list(range(ROW + 2))], [5]), Group([list(range(ROW))], [5])], trunk=0).plain
+    assert (rows.segment_RT == NO_SEGMENT).sum() == 20
+    assert not rows.is_causal
+    assert PackedRows([Group([list(range(ROW_TOKENS + 2))], [5]), Group([list(range(ROW_TOKENS))], [5])], cached=0).is_causal
 
 
 @given(st.lists(st.lists(st.integers(0, 2), max_size=6), min_size=1, max_size=4))
 def test_common_prefix(sequences: list[list[int]]) -> None:
-    shared = common_prefix(sequences)
+    shared = common_prefix_len(sequences)
     assert len({tuple(one[:shared]) for one in sequences}) == 1
     assert any(len(one) == shared for one in sequences) or len({one[shared] for one in sequences}) > 1

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.evals.generated import ARITHMETIC, GENERATED, SCRAMBLES, generate, library_words, scramble
+from gptcli.evals.synthetic import ARITHMETIC, GENERATED, SCRAMBLES, generate, library_words, scramble
 
 SIGNS = {"plus": operator.add, "minus": operator.sub, "times": operator.mul, "+": operator.add, "-": operator.sub, "*": operator.mul}
 WORD = st.text("abcdefgh", min_size=6, max_size=15)

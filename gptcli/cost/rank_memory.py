@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
-from gptcli.cost.activations import RECOMPUTE, SCHEDULES, Kept, layer_bytes, layers_in_flight
-from gptcli.cost.held import held
+from gptcli.cost.activations import RECOMPUTE, SCHEDULES, ActivationPolicy, layer_bytes, layers_in_flight
 from gptcli.cost.layout import Layout, check_layout, layers_of_stage
+from gptcli.cost.sharding import rank_parameters
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig
 
@@ -29,7 +29,7 @@ WHOLE_LOGIT_BYTES = 12  # an element: logits, probabilities, their gradient, in 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class StepConfig:
     """How a replica runs its share of a batch. Raises UsageError where the values cannot be."""
 
     micro_batch: int = 1
@@ -57,7 +57,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
+class RankMemory:
     """Bytes of one rank at its fullest moment, by what fills them."""
 
     parameters: int
@@ -77,7 +77,7 @@ class Memory:
         return sum(asdict(self).values())
 
 
-def rank_memory(config: ModelConfig, layout: Layout, work: Work) -> Memory:
+def rank_memory(config: ModelConfig, layout: Layout, work: StepConfig) -> RankMemory:
     """The fullest rank of the layout. Raises UsageError where the layout does not divide the model.
 
     Under one-forward-one-backward that is one of the first stage, which has the most micro-batches in flight, or of the last.
@@ -87,7 +87,7 @@ def rank_memory(config: ModelConfig, layout: Layout, work: Work) -> Memory:
     return max((stage_memory(config, layout, work, stage) for stage in stages), key=lambda memory: memory.total)
 
 
-def stage_memory(config: ModelConfig, layout: Layout, work: Work, stage: int) -> Memory:
+def stage_memory(config: ModelConfig, layout: Layout, work: StepConfig, stage: int) -> RankMemory:
     """Each rank of pipeline stage `stage`, counted from 0."""
     tp, pp, first, last = layout.tp, layout.pp, stage == 0, stage == layout.pp - 1
     engine = layout.shard > 1 or layout.dp not in (1, layout.processes)  # FSDP, which gathers copies; else DDP, or nothing
@@ -95,11 +95,11 @@ def stage_memory(config: ModelConfig, layout: Layout, work: Work, stage: int) ->
     table = -(-config.vocab_size // tp) * config.d_model  # the embedding, or the head
     tables = 1 if config.tied and pp == 1 else first + last
     outside = table * tables + config.d_model * (config.n_ctx * first + 2 * last)  # of any layer: FSDP's root unit
-    parameters = held(config, layout, stage, 0, 0)
+    parameters = rank_parameters(config, layout, stage, 0, 0)
 
     e = ELEMENT_BYTES[work.precision]
     r = 4
-    kept = Kept(element=e, residual=r, score=4, mask=1 if work.fused else 4, fused=work.fused, recompute=work.recompute, tp=tp)
+    kept = ActivationPolicy(element=e, residual=r, score=4, mask=1 if work.fused else 4, fused=work.fused, recompute=work.recompute, tp=tp)
     each = layer_bytes(config, work.micro_batch, kept)
     again = max(0.0, layer_bytes(config, work.micro_batch, replace(kept, recompute="none")) - each)  # of the layer at work
     tokens = work.micro_batch * config.n_ctx
@@ -128,10 +128,10 @@ def stage_memory(config: ModelConfig, layout: Layout, work: Work, stage: int) ->
         },
     }
     fullest = max(moments.values(), key=lambda moment: sum(moment.values()))
-    return Memory(parameters=4 * parameters, optimizer=8 * parameters, **{part: round(n_bytes) for part, n_bytes in fullest.items()})
+    return RankMemory(parameters=4 * parameters, optimizer=8 * parameters, **{part: round(n_bytes) for part, n_bytes in fullest.items()})
 
 
-def loss_memory(entries: int, tokens: int, work: Work, *, sliced: bool) -> int:
+def loss_memory(entries: int, tokens: int, work: StepConfig, *, sliced: bool) -> int:
     """Bytes of the head's logits and what becomes of them, for `tokens` positions and a rank's `entries` of the vocabulary."""
     e = ELEMENT_BYTES[work.precision]
     if work.whole_logits:

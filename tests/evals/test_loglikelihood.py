@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.errors import RunError
-from gptcli.evals.grove import Group
-from gptcli.evals.score import Scorer, batches, find_trunk, score
+from gptcli.evals.loglikelihood import LogLikelihoodScorer, batches, find_shared_prefix, score
+from gptcli.evals.shared_prefix import Group
 from gptcli.events import Events
 from gptcli.model.transformer import GPT
 
@@ -25,15 +25,15 @@ def ragged(model: GPT) -> tuple[list[list[int]], list[int]]:
 
 @pytest.mark.parametrize("chunk", [1, 512 << 20])
 def test_equal_to_transformers_one_by_one(model: GPT, theirs: Any, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptcli.evals.score.LOGITS_BYTES", {"cpu": chunk})  # one token at a time, or all at once
+    monkeypatch.setattr("gptcli.evals.loglikelihood.MAX_LOGITS_BYTES", {"cpu": chunk})  # one token at a time, or all at once
     sequences, counts = ragged(model)
     for sequence, count, scored in zip(sequences, counts, score(model, sequences, counts), strict=True):
         with torch.no_grad():
             logits = theirs(torch.tensor([sequence[:-1]])).logits[0, -count:]
         exact = logits.log_softmax(dim=-1)[torch.arange(count), sequence[-count:]]
         np.testing.assert_allclose(scored.log_probs, exact, atol=1e-4)
-        assert scored.likeliest.tolist() == (logits.argmax(dim=-1) == torch.tensor(sequence[-count:])).tolist()
-        assert scored.likeliest_of_kept.tolist() == scored.likeliest.tolist()  # nothing is left out
+        assert scored.is_greedy.tolist() == (logits.argmax(dim=-1) == torch.tensor(sequence[-count:])).tolist()
+        assert scored.is_greedy_filtered.tolist() == scored.is_greedy.tolist()  # nothing is left out
 
 
 def test_a_score_does_not_depend_on_its_batch(model: GPT) -> None:
@@ -41,7 +41,7 @@ def test_a_score_does_not_depend_on_its_batch(model: GPT) -> None:
     for sequence, count, together in zip(sequences, counts, score(model, sequences, counts), strict=True):
         [alone] = score(model, [sequence], [count])
         np.testing.assert_allclose(together.log_probs, alone.log_probs, atol=1e-5)
-        assert together.likeliest.tolist() == alone.likeliest.tolist()
+        assert together.is_greedy.tolist() == alone.is_greedy.tolist()
 
 
 def test_tokens_left_out_are_no_predictions(model: GPT) -> None:
@@ -49,8 +49,8 @@ def test_tokens_left_out_are_no_predictions(model: GPT) -> None:
     with torch.no_grad():
         first = int(model(torch.tensor([sequences[0][: -counts[0]]]))[0, -1].argmax())
     group = Group([[*sequences[0][: -counts[0]], first]], [1])
-    [[kept]] = Scorer(model, left_out=[first]).score([group])
-    assert (kept.likeliest.tolist(), kept.likeliest_of_kept.tolist()) == ([True], [False])
+    [[kept]] = LogLikelihoodScorer(model, excluded=[first]).score([group])
+    assert (kept.is_greedy.tolist(), kept.is_greedy_filtered.tolist()) == ([True], [False])
 
 
 def test_logits_only_where_a_target_stands(model: GPT) -> None:
@@ -60,7 +60,7 @@ def test_logits_only_where_a_target_stands(model: GPT) -> None:
     score(model, sequences, counts)
     assert sum(rows) == sum(counts)
     rows.clear()
-    Scorer(model).score([Group([[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3, 6, 7]], [1, 1, 2])])
+    LogLikelihoodScorer(model).score([Group([[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3, 6, 7]], [1, 1, 2])])
     hook.remove()
     assert sum(rows) == 2  # after 3, where all three choices begin, and after 6
 
@@ -76,7 +76,7 @@ class Told(Events):
 def test_a_batch_that_does_not_fit_is_halved(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     sequences, counts = ragged(model)
     groups = [Group([sequence], [count]) for sequence, count in zip(sequences, counts, strict=True)]
-    exact, hidden, seen = Scorer(model).score(groups), model.hidden, []
+    exact, hidden, seen = LogLikelihoodScorer(model).score(groups), model.hidden, []
 
     def scarce(idx: torch.Tensor, *cache: Any) -> torch.Tensor:
         seen.append(idx.numel())
@@ -85,9 +85,9 @@ def test_a_batch_that_does_not_fit_is_halved(model: GPT, monkeypatch: pytest.Mon
         return hidden(idx, *cache)
 
     monkeypatch.setattr(model, "hidden", scarce)
-    monkeypatch.setattr("gptcli.evals.grove.ROW", 24)
+    monkeypatch.setattr("gptcli.evals.shared_prefix.ROW_TOKENS", 24)
     told = Told()
-    scorer = Scorer(model, events=told)
+    scorer = LogLikelihoodScorer(model, events=told)
     for [one], [other] in zip(scorer.score(groups), exact, strict=True):
         np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-5)
     failures = sum(size > 200 for size in seen)
@@ -115,17 +115,17 @@ def test_other_errors_pass(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
         score(model, [[1, 2]], [1])
 
 
-def test_a_trunk_holds_nothing_that_is_scored() -> None:
+def test_a_shared_prefix_holds_no_scored_token() -> None:
     shots = list(range(100))
     one, two = np.array([*shots, 7]), np.array([*shots, 7, 9])
-    assert find_trunk([one, two]) == shots  # what follows `one` is foretold at its last token
-    assert find_trunk([one]) == []
-    assert find_trunk([one, np.array([*shots[:70], 1, 2])]) == shots[:70]
-    assert find_trunk([one, np.array(shots[:64])]) == []  # shorter than is worth it
+    assert find_shared_prefix([one, two]) == shots  # what follows `one` is predicted at its last token
+    assert find_shared_prefix([one]) == []
+    assert find_shared_prefix([one, np.array([*shots[:70], 1, 2])]) == shots[:70]
+    assert find_shared_prefix([one, np.array(shots[:64])]) == []  # shorter than is worth it
 
 
 @given(st.lists(st.integers(1, 9000), max_size=50).map(lambda sizes: sorted(sizes, reverse=True)), st.none() | st.integers(1, 9))
-def test_batches_hold_every_question_once_and_not_too_many(sizes: list[int], batch_size: int | None) -> None:
+def test_batches_hold_every_request_once_and_not_too_many(sizes: list[int], batch_size: int | None) -> None:
     made = list(batches(sizes, batch_size, 4096))
     assert [place for batch in made for place in batch] == list(range(len(sizes)))
     for batch in made:

@@ -8,8 +8,8 @@ import pytest
 from gptcli.cost.activations import RECOMPUTE
 from gptcli.cost.hardware import find_gpu
 from gptcli.cost.layout import Layout
-from gptcli.cost.plans import layouts, make_plan, nearest_that_fits, plans, typical_plan, works
-from gptcli.cost.rank import Work, rank_memory
+from gptcli.cost.planner import layouts, make_plan, nearest_that_fits, plans, typical_plan, works
+from gptcli.cost.rank_memory import StepConfig, rank_memory
 from gptcli.cost.throughput import step_time
 from gptcli.model.config import ModelConfig, find_size
 
@@ -57,7 +57,7 @@ def test_a_model_too_large_takes_more_gpus() -> None:
 
 
 def test_the_nearest_that_fits() -> None:
-    config, layout, work = paper("6.7B"), Layout(dp=8), Work(micro_batch=4, micro_batches=32)
+    config, layout, work = paper("6.7B"), Layout(dp=8), StepConfig(micro_batch=4, micro_batches=32)
     assert make_plan(config, layout, work, A100).memory.total > A100.memory_bytes
     found = nearest_that_fits(config, layout, work, A100)
     assert found is not None
@@ -68,7 +68,7 @@ def test_the_nearest_that_fits() -> None:
 
 
 def test_what_fits_is_its_own_nearest() -> None:
-    config, layout, work = paper("1.3B"), Layout(shard=8), Work(micro_batch=4, micro_batches=16)
+    config, layout, work = paper("1.3B"), Layout(shard=8), StepConfig(micro_batch=4, micro_batches=16)
     assert nearest_that_fits(config, layout, work, H100) == (layout, work)
 
 
@@ -97,7 +97,7 @@ def test_how_a_replica_may_run_its_sequences() -> None:
 
 
 def test_a_plan_by_hand() -> None:
-    config, layout, work = paper("1.3B"), Layout(shard=4, dp=2), Work(micro_batch=4, micro_batches=16)
+    config, layout, work = paper("1.3B"), Layout(shard=4, dp=2), StepConfig(micro_batch=4, micro_batches=16)
     plan = make_plan(config, layout, work, A100)
     assert plan.tokens_per_second == pytest.approx(4 * 16 * 8 * 2048 / step_time(config, layout, work, A100).total)
     report = plan.as_dict()
@@ -122,7 +122,7 @@ def test_each_layout_with_its_best_way_against_trying_all(sequences: int) -> Non
 
 
 def test_memory_may_be_filled_to_the_last_byte() -> None:
-    config, layout, work = paper("1.3B"), Layout(), Work(recompute="full")
+    config, layout, work = paper("1.3B"), Layout(), StepConfig(recompute="full")
     n_bytes = rank_memory(config, layout, work).total
     for spare, count in ((0, 1), (-1, 0)):
         gpu = replace(A100, memory_bytes=n_bytes + spare)
@@ -143,12 +143,12 @@ def test_no_more_than_64_gpus_to_a_sequence() -> None:
 @pytest.mark.parametrize(
     ("size", "layout", "work", "nearest", "way"),
     [
-        ("1.3B", Layout(dp=8), Work(micro_batch=32, micro_batches=2), Layout(dp=8), (8, 8, "none")),
-        ("2.7B", Layout(dp=2, pp=2), Work(micro_batch=32, micro_batches=2), Layout(dp=2, pp=2), (8, 8, "none")),
-        ("6.7B", Layout(dp=8), Work(micro_batch=4, micro_batches=32), Layout(dp=4, tp=2), (4, 64, "none")),
+        ("1.3B", Layout(dp=8), StepConfig(micro_batch=32, micro_batches=2), Layout(dp=8), (8, 8, "none")),
+        ("2.7B", Layout(dp=2, pp=2), StepConfig(micro_batch=32, micro_batches=2), Layout(dp=2, pp=2), (8, 8, "none")),
+        ("6.7B", Layout(dp=8), StepConfig(micro_batch=4, micro_batches=32), Layout(dp=4, tp=2), (4, 64, "none")),
     ],
 )
-def test_the_smallest_change_by_hand(size: str, layout: Layout, work: Work, nearest: Layout, way: tuple[int, int, str]) -> None:
+def test_the_smallest_change_by_hand(size: str, layout: Layout, work: StepConfig, nearest: Layout, way: tuple[int, int, str]) -> None:
     """Two halvings of the micro-batch, where one does not fit, and one with recomputation does not either or is slower; where none helps,
     half of the replicas become slices. Every step less does not fit."""
     config = paper(size)
@@ -163,7 +163,7 @@ def test_the_smallest_change_by_hand(size: str, layout: Layout, work: Work, near
 def test_a_change_keeps_the_batch_and_never_grows_the_micro_batch() -> None:
     config = paper("6.7B")
     for micro_batch, micro_batches in ((1, 1), (2, 1), (1, 64)):
-        found = nearest_that_fits(config, Layout(dp=8), Work(micro_batch=micro_batch, micro_batches=micro_batches), A100)
+        found = nearest_that_fits(config, Layout(dp=8), StepConfig(micro_batch=micro_batch, micro_batches=micro_batches), A100)
         assert found is not None
         layout, way = found
         assert layout.processes == 8

@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from gptcli.cost.activations import RECOMPUTE
 from gptcli.cost.layout import Layout
-from gptcli.cost.rank import CHUNK_BYTES, PIECE, Memory, Work, layer_parameters, loss_memory, rank_memory, stage_memory
+from gptcli.cost.rank_memory import CHUNK_BYTES, PIECE, RankMemory, StepConfig, layer_parameters, loss_memory, rank_memory, stage_memory
 from gptcli.errors import UsageError
 from gptcli.model import attention_kernel, head_kernel, loss, mup
 from gptcli.model.config import ModelConfig, find_size
@@ -21,10 +21,10 @@ from gptcli.trainer.recompute import recomputed
 from gptcli.trainer.step import Stepper
 
 SMALL = ModelConfig(n_layer=4, n_head=4, d_model=256, n_ctx=256, vocab_size=5000)
-WORK = Work(micro_batch=4, micro_batches=8)
+WORK = StepConfig(micro_batch=4, micro_batches=8)
 
 
-def measured_peak(config: ModelConfig, work: Work) -> int:
+def measured_peak(config: ModelConfig, work: StepConfig) -> int:
     """Bytes of all tensors at the fullest moment of a step by the trainer, from the allocator's own events."""
     torch.set_num_threads(1)
     model = GPT(config)
@@ -54,27 +54,27 @@ def measured_peak(config: ModelConfig, work: Work) -> int:
 @pytest.mark.parametrize(
     ("changes", "work"),
     [
-        ({}, Work(micro_batch=4, precision="fp32")),
-        ({}, Work(micro_batch=4)),
-        ({}, Work(micro_batch=2, micro_batches=3)),
-        ({"vocab_size": 512, "n_layer": 8}, Work(micro_batch=4, precision="fp32")),
-        ({"vocab_size": 512, "n_layer": 8, "d_model": 128}, Work(micro_batch=4)),
-        ({"vocab_size": 50257, "n_layer": 2, "d_model": 64, "n_ctx": 128}, Work(micro_batch=2)),
-        ({"vocab_size": 50257, "n_layer": 1, "n_head": 1, "d_model": 16, "n_ctx": 512}, Work(micro_batch=4, precision="fp32")),
-        ({"vocab_size": 256, "d_model": 512, "n_ctx": 64}, Work(micro_batch=1, precision="fp32")),
-        ({"vocab_size": 256, "d_model": 512, "n_ctx": 64}, Work(micro_batch=4, micro_batches=2)),
-        ({"attention": "banded", "band": 64}, Work(micro_batch=2)),
-        ({"dropout": 0.1}, Work(micro_batch=2, precision="fp32", fused=False)),
-        ({"dropout": 0.1, "n_head": 8}, Work(micro_batch=2, fused=False)),
-        ({"tied": False}, Work(micro_batch=2)),
-        ({"vocab_size": 512, "n_layer": 8}, Work(micro_batch=4, recompute="selective")),
-        ({"vocab_size": 512, "n_layer": 8}, Work(micro_batch=4, recompute="selective", precision="fp32")),
-        ({"vocab_size": 512, "n_layer": 8, "attention": "banded", "band": 64}, Work(micro_batch=4, recompute="selective")),
-        ({"vocab_size": 512, "n_layer": 8}, Work(micro_batch=4, recompute="full")),
+        ({}, StepConfig(micro_batch=4, precision="fp32")),
+        ({}, StepConfig(micro_batch=4)),
+        ({}, StepConfig(micro_batch=2, micro_batches=3)),
+        ({"vocab_size": 512, "n_layer": 8}, StepConfig(micro_batch=4, precision="fp32")),
+        ({"vocab_size": 512, "n_layer": 8, "d_model": 128}, StepConfig(micro_batch=4)),
+        ({"vocab_size": 50257, "n_layer": 2, "d_model": 64, "n_ctx": 128}, StepConfig(micro_batch=2)),
+        ({"vocab_size": 50257, "n_layer": 1, "n_head": 1, "d_model": 16, "n_ctx": 512}, StepConfig(micro_batch=4, precision="fp32")),
+        ({"vocab_size": 256, "d_model": 512, "n_ctx": 64}, StepConfig(micro_batch=1, precision="fp32")),
+        ({"vocab_size": 256, "d_model": 512, "n_ctx": 64}, StepConfig(micro_batch=4, micro_batches=2)),
+        ({"attention": "banded", "band": 64}, StepConfig(micro_batch=2)),
+        ({"dropout": 0.1}, StepConfig(micro_batch=2, precision="fp32", fused=False)),
+        ({"dropout": 0.1, "n_head": 8}, StepConfig(micro_batch=2, fused=False)),
+        ({"tied": False}, StepConfig(micro_batch=2)),
+        ({"vocab_size": 512, "n_layer": 8}, StepConfig(micro_batch=4, recompute="selective")),
+        ({"vocab_size": 512, "n_layer": 8}, StepConfig(micro_batch=4, recompute="selective", precision="fp32")),
+        ({"vocab_size": 512, "n_layer": 8, "attention": "banded", "band": 64}, StepConfig(micro_batch=4, recompute="selective")),
+        ({"vocab_size": 512, "n_layer": 8}, StepConfig(micro_batch=4, recompute="full")),
     ],
     ids=str,
 )
-def test_the_trainers_own_peak(changes: dict[str, int], work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trainers_own_peak(changes: dict[str, int], work: StepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within 5 %, where the issue asks for 10; one process, uncompiled, in the forms that a GPU runs: a CPU's kernels take less."""
     for kernel in (head_kernel, attention_kernel):
         monkeypatch.setattr(kernel, "_kernel", lambda: None)
@@ -108,14 +108,14 @@ layouts = st.builds(
     Layout, dp=st.sampled_from([1, 2]), shard=st.sampled_from([1, 2, 8]), tp=st.sampled_from([1, 2, 4]), pp=st.integers(1, 4)
 )
 works = st.builds(
-    Work, micro_batch=st.integers(1, 4), micro_batches=st.integers(1, 8), recompute=st.sampled_from(RECOMPUTE),
+    StepConfig, micro_batch=st.integers(1, 4), micro_batches=st.integers(1, 8), recompute=st.sampled_from(RECOMPUTE),
     precision=st.sampled_from(["bf16", "fp32"]),
 )  # fmt: skip
 
 
 @given(layouts, works)
 @settings(max_examples=60)
-def test_order(layout: Layout, work: Work) -> None:
+def test_order(layout: Layout, work: StepConfig) -> None:
     """More tensor slices never need more, a larger micro-batch never less, and more replicas change nothing."""
     config = replace(SMALL, n_layer=7)
     total = rank_memory(config, layout, work).total
@@ -141,16 +141,16 @@ def test_shards_divide_the_state() -> None:
 def test_what_fsdp_gathers() -> None:
     """Two layers in bf16, what is outside of the layers as it is, and the head's copy: at the head's moment, by hand."""
     config = ModelConfig(n_layer=4, n_head=4, d_model=64, n_ctx=16, vocab_size=50_000)
-    memory = rank_memory(config, Layout(shard=8), Work(micro_batch=1))
+    memory = rank_memory(config, Layout(shard=8), StepConfig(micro_batch=1))
     layer, table = layer_parameters(config), 50_000 * 64
     assert memory.logits > 0, "the fullest moment is the head's"
     assert memory.copies == 2 * 2 * layer + 4 * (table + 64 * (16 + 2)) + 2 * table
-    assert memory.logits == loss_memory(50_000, 16, Work(micro_batch=1), sliced=False) + 4 * table + 2 * 16 * 64
+    assert memory.logits == loss_memory(50_000, 16, StepConfig(micro_batch=1), sliced=False) + 4 * table + 2 * 16 * 64
 
 
 def test_whole_logits_are_larger() -> None:
     config = ModelConfig.from_paper(find_size("gpt2"))
-    work = Work(micro_batch=16)
+    work = StepConfig(micro_batch=16)
     chunked, whole = (rank_memory(config, Layout(), replace(work, whole_logits=flag)) for flag in (False, True))
     rows = CHUNK_BYTES // (2 * 50257)
     assert whole.logits - chunked.logits == pytest.approx(12 * 50257 * 16 * 1024 - rows * 12 * PIECE, rel=0.01)
@@ -159,7 +159,7 @@ def test_whole_logits_are_larger() -> None:
 @pytest.mark.parametrize("wrong", [{"micro_batch": 0}, {"micro_batches": 0}, {"precision": "fp64"}, {"recompute": "some"}])
 def test_impossible_work(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError):
-        Work(**wrong)  # type: ignore[arg-type]
+        StepConfig(**wrong)  # type: ignore[arg-type]
 
 
 # By hand, on layers of 3,432 parameters (12·C² + 13·C) at width 16, 4 at context 8, 2 heads: in bf16 each keeps for a token 12·C of the
@@ -173,8 +173,8 @@ def test_the_heads_moment() -> None:
     """Of 3 sequences, 24 tokens: all layers' activations and the stream in both widths; of the loss the exponentials in bf16, and 10 bytes
     more of each entry of its last piece; the table's gradient and that of the stream; every weight in bf16."""
     parameters = 4 * LAYER + TABLE + OUTSIDE
-    memory = rank_memory(HAND, Layout(), Work(micro_batch=3))
-    assert memory == Memory(
+    memory = rank_memory(HAND, Layout(), StepConfig(micro_batch=3))
+    assert memory == RankMemory(
         parameters=4 * parameters,
         optimizer=8 * parameters,
         gradients=0,
@@ -184,13 +184,13 @@ def test_the_heads_moment() -> None:
         workspace=0,
     )
     assert memory.total == sum(asdict(memory).values())
-    more = rank_memory(HAND, Layout(), Work(micro_batch=3, micro_batches=2))
+    more = rank_memory(HAND, Layout(), StepConfig(micro_batch=3, micro_batches=2))
     assert more == replace(memory, gradients=4 * parameters), "of the micro-batch before"
 
 
 def test_the_heads_moment_in_fp32() -> None:
     """16·C and 48·C a token; exponentials and 8 bytes more; no copies."""
-    memory = rank_memory(HAND, Layout(), Work(micro_batch=3, precision="fp32"))
+    memory = rank_memory(HAND, Layout(), StepConfig(micro_batch=3, precision="fp32"))
     assert memory.activations == 24 * (4 * ((16 + 48) * 16 + 8) + 8 * 16)
     assert memory.logits == 24 * 12 * 1000 + 4 * TABLE + 4 * 24 * 16
     assert memory.copies == 0
@@ -199,25 +199,25 @@ def test_the_heads_moment_in_fp32() -> None:
 def test_the_first_layers_moment() -> None:
     """A small vocabulary and many tokens: nine widths of GELU's gradients in bf16 and one of the stream in fp32."""
     config = replace(HAND, vocab_size=20)
-    memory = rank_memory(config, Layout(), Work(micro_batch=16))
+    memory = rank_memory(config, Layout(), StepConfig(micro_batch=16))
     assert memory.workspace == 128 * (9 * 2 + 4) * 16
     assert (memory.gradients, memory.logits) == (4 * 20 * 16, 0)
     assert memory.activations == 128 * (4 * KEPT + 6 * 16)
-    again = rank_memory(config, Layout(), Work(micro_batch=16, recompute="full"))
+    again = rank_memory(config, Layout(), StepConfig(micro_batch=16, recompute="full"))
     assert again.activations == 128 * (4 * 4 * 16 + 6 * 16), "its input alone"
     assert again.workspace == memory.workspace + 128 * (KEPT - 4 * 16), "and one layer's, computed again"
 
 
 def test_the_last_moment() -> None:
     """Few tokens, and a head whose pieces take little: every gradient, and the embedding's twice."""
-    memory = rank_memory(HAND, Layout(), Work(precision="fp32", piece=1))
+    memory = rank_memory(HAND, Layout(), StepConfig(precision="fp32", piece=1))
     parameters = 4 * LAYER + TABLE + OUTSIDE
-    assert memory == Memory(parameters=4 * parameters, optimizer=8 * parameters, gradients=4 * parameters, workspace=4 * TABLE)
+    assert memory == RankMemory(parameters=4 * parameters, optimizer=8 * parameters, gradients=4 * parameters, workspace=4 * TABLE)
 
 
 def test_stages_keep_what_is_in_flight() -> None:
     """The first of two under one-forward-one-backward: two micro-batches of its layers, and no head; a table on either."""
-    work = Work(micro_batch=16, micro_batches=8)
+    work = StepConfig(micro_batch=16, micro_batches=8)
     config = replace(HAND, vocab_size=20)
     first, last = (stage_memory(config, Layout(pp=2), work, stage) for stage in (0, 1))
     assert first.activations == 128 * 2 * 2 * KEPT
@@ -235,7 +235,7 @@ def test_stages_keep_what_is_in_flight() -> None:
 
 def test_slices_divide_a_layer_and_the_stream() -> None:
     """The loss of a slice by 12 bytes an entry; norms and the outputs' biases, 6·C, are whole."""
-    memory = rank_memory(HAND, Layout(tp=2), Work(micro_batch=3))
+    memory = rank_memory(HAND, Layout(tp=2), StepConfig(micro_batch=3))
     layer = (12 * 256 + 7 * 16) // 2 + 6 * 16
     assert memory.activations == 24 * (4 * KEPT + 6 * 16) // 2
     assert memory.logits == 12 * 24 * 500 + 4 * TABLE // 2 + 2 * 24 * 16
@@ -245,7 +245,7 @@ def test_slices_divide_a_layer_and_the_stream() -> None:
 
 def test_stages_of_shards_keep_what_they_gathered() -> None:
     """All their layers in bf16, and gradients that are whole until the last micro-batch."""
-    work = Work(micro_batch=16, micro_batches=2)
+    work = StepConfig(micro_batch=16, micro_batches=2)
     config = replace(HAND, n_layer=6, vocab_size=20)
     first, last = (stage_memory(config, Layout(shard=2, pp=2), work, stage) for stage in (0, 1))
     assert first.copies == 2 * 3 * LAYER + 4 * (20 * 16 + 8 * 16)
@@ -257,7 +257,7 @@ def test_stages_of_shards_keep_what_they_gathered() -> None:
 
 def test_a_loss_in_chunks() -> None:
     """Half a GiB of logits at a time, of a slice with what becomes of them; never less than one row."""
-    chunk = Work(micro_batch=1)
+    chunk = StepConfig(micro_batch=1)
     assert CHUNK_BYTES == 2**29
     entries = 25_128
     rows = 2**29 // (2 * entries)
@@ -274,10 +274,12 @@ def test_a_loss_in_chunks() -> None:
 
 
 def test_what_decides_little_by_hand() -> None:
-    assert Memory(parameters=1, optimizer=2).total == 3
-    assert rank_memory(HAND, Layout(), Work(micro_batch=3)) == rank_memory(HAND, Layout(), Work(micro_batch=3, precision="fp16"))
-    assert rank_memory(HAND, Layout(), Work(micro_batch=3)) == rank_memory(HAND, Layout(), Work(micro_batch=3, precision="fp8"))
-    wide = rank_memory(replace(HAND, n_head=4, vocab_size=50_000), Layout(tp=2), Work(micro_batch=3))
+    assert RankMemory(parameters=1, optimizer=2).total == 3
+    assert rank_memory(HAND, Layout(), StepConfig(micro_batch=3)) == rank_memory(
+        HAND, Layout(), StepConfig(micro_batch=3, precision="fp16")
+    )
+    assert rank_memory(HAND, Layout(), StepConfig(micro_batch=3)) == rank_memory(HAND, Layout(), StepConfig(micro_batch=3, precision="fp8"))
+    wide = rank_memory(replace(HAND, n_head=4, vocab_size=50_000), Layout(tp=2), StepConfig(micro_batch=3))
     assert wide.logits == 12 * 24 * 25_000 + 4 * 25_000 * 16 + 2 * 24 * 16, "a slice is in one piece, however large"
     with pytest.raises(UsageError, match="pp=5 is more stages"):
         rank_memory(HAND, Layout(pp=5), WORK)
@@ -287,7 +289,7 @@ def test_masks_of_dropout_by_hand() -> None:
     """One byte an element where attention is fused; on a CPU, which writes scores, each is as wide as a float: 8 of 24·C in the stream, and
     with softmax and what dropout leaves 12 a score, of which each token has 8 a head."""
     drops = replace(HAND, dropout=0.1)
-    fused, written = (rank_memory(drops, Layout(), Work(micro_batch=3, precision="fp32", fused=fused)) for fused in (True, False))
+    fused, written = (rank_memory(drops, Layout(), StepConfig(micro_batch=3, precision="fp32", fused=fused)) for fused in (True, False))
     assert fused.activations == 24 * (4 * ((18 + 48) * 16 + 8) + 8 * 16)
     assert written.activations == 24 * (4 * ((24 + 48) * 16 + 12 * 2 * 8) + 8 * 16)
 
@@ -295,21 +297,21 @@ def test_masks_of_dropout_by_hand() -> None:
 def test_a_head_of_its_own() -> None:
     untied = replace(HAND, tied=False)
     parameters = 4 * LAYER + 2 * TABLE + OUTSIDE
-    assert rank_memory(untied, Layout(), Work(micro_batch=3)).parameters == 4 * parameters
-    sharded = rank_memory(untied, Layout(shard=2), Work(micro_batch=3))
+    assert rank_memory(untied, Layout(), StepConfig(micro_batch=3)).parameters == 4 * parameters
+    sharded = rank_memory(untied, Layout(shard=2), StepConfig(micro_batch=3))
     assert sharded.copies == 2 * 2 * LAYER + 4 * (2 * TABLE + OUTSIDE) + 2 * TABLE
-    single = rank_memory(untied, Layout(shard=2), Work(micro_batch=3, precision="fp32"))
+    single = rank_memory(untied, Layout(shard=2), StepConfig(micro_batch=3, precision="fp32"))
     assert single.copies == 4 * 2 * LAYER + 4 * (2 * TABLE + OUTSIDE), "the head needs no other width"
     assert sharded.workspace == 0
 
 
 def test_the_last_moment_of_autocast_has_no_copies() -> None:
-    memory = rank_memory(HAND, Layout(), Work(piece=1))
+    memory = rank_memory(HAND, Layout(), StepConfig(piece=1))
     assert (memory.activations, memory.copies, memory.workspace) == (0, 0, 4 * TABLE)
 
 
 def test_the_last_stage_is_the_fullest_where_the_head_is_large() -> None:
     config = replace(HAND, vocab_size=10**5)
-    fullest = rank_memory(config, Layout(pp=4), Work(micro_batch=8, micro_batches=4))
-    assert fullest == stage_memory(config, Layout(pp=4), Work(micro_batch=8, micro_batches=4), 3)
+    fullest = rank_memory(config, Layout(pp=4), StepConfig(micro_batch=8, micro_batches=4))
+    assert fullest == stage_memory(config, Layout(pp=4), StepConfig(micro_batch=8, micro_batches=4), 3)
     assert fullest.logits > 0

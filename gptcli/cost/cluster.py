@@ -1,14 +1,14 @@
-"""How fast a fleet trains a model where nobody says: the plan that suits it best, by the speeds of measured runs."""
+"""How fast a cluster trains a model where nobody says: the plan that suits it best, by the speeds of measured runs."""
 
 from __future__ import annotations
 
 import math
 
 from gptcli.cost.assumptions import USER, Assumption
-from gptcli.cost.estimate import Fleet
+from gptcli.cost.estimate import Cluster
 from gptcli.cost.flops import flops_per_token
 from gptcli.cost.hardware import Gpu, hourly_price, read_table, throughput, typical_throughput, usual_precision
-from gptcli.cost.plans import Plan, typical_plan
+from gptcli.cost.planner import Plan, typical_plan
 from gptcli.cost.throughput import NODE, uncertainty
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
@@ -24,7 +24,7 @@ def batch_sequences(model: ModelConfig) -> int:
     return max(1, nearest.batch_tokens // model.n_ctx)
 
 
-def make_fleet(
+def make_cluster(
     gpu: Gpu | None,
     count: int,
     *,
@@ -34,8 +34,8 @@ def make_fleet(
     mfu: float | None = None,
     goodput: float | None = None,
     price: float | None = None,
-) -> tuple[Fleet, Plan | None]:
-    """A fleet with the speed that the user says, or that is published for its GPU, or that `plan` or the best plan predicts for `model`.
+) -> tuple[Cluster, Plan | None]:
+    """A cluster with the speed that the user says, or that is published for its GPU, or that `plan` or the best plan predicts for `model`.
 
     Where the speed is predicted, goodput stands beside it; else it is 1 unless said. Raises UsageError.
     """
@@ -44,12 +44,12 @@ def make_fleet(
     share = None if goodput is None else Assumption("goodput", goodput, "of the time", USER, "")
     speed = throughput(gpu, tflops, mfu)
     if speed is not None and (plan is None or speed.source.endswith(USER)):
-        return Fleet(gpu, count, speed, hourly_price(gpu, price), share), plan
+        return Cluster(gpu, count, speed, hourly_price(gpu, price), share), plan
     assert gpu is not None  # throughput() has refused the rest
     if plan is None and model is not None:
         plan = typical_plan(model, gpu, count, batch_sequences(model), usual_precision(gpu))
     if plan is None or model is None:
-        return Fleet(
+        return Cluster(
             gpu, count, typical_throughput(gpu), hourly_price(gpu, price), share, read_table("hardware.toml")["default_mfu"]["within"]
         ), None
     table = read_table("throughput.toml")
@@ -72,10 +72,10 @@ def make_fleet(
             table["goodput"]["url"],
         )
     within = uncertainty(plan.layout, gpu) if goodput is not None else table["range"]["other"]  # of the whole run, nobody knows better
-    return Fleet(gpu, count, speed, hourly_price(gpu, price), share, within), plan
+    return Cluster(gpu, count, speed, hourly_price(gpu, price), share, within), plan
 
 
-def implied_fleet(gpu: Gpu | None, count: int, flops: float, hours: float, *, price: float | None = None) -> Fleet:
+def implied_cluster(gpu: Gpu | None, count: int, flops: float, hours: float, *, price: float | None = None) -> Cluster:
     """`count` GPUs that do `flops` in so many hours. Raises UsageError where that is more than their peak: somebody's figures are wrong."""
     each = flops / (count * hours * 3600)
     if gpu is not None and each > gpu.peak_flops:
@@ -85,15 +85,15 @@ def implied_fleet(gpu: Gpu | None, count: int, flops: float, hours: float, *, pr
             hint="more --hours, more --gpus, or fewer --tokens",
         )
     source = f"implied: {flops:.3g} FLOP by {count:,} GPUs in {hours:g} hours"
-    return Fleet(gpu, count, Assumption("throughput", each, "FLOP/s per GPU", source, ""), hourly_price(gpu, price))
+    return Cluster(gpu, count, Assumption("throughput", each, "FLOP/s per GPU", source, ""), hourly_price(gpu, price))
 
 
-def gpus_needed(flops: float, hours: float, fleet: Fleet) -> int:
-    """How many GPUs as fast as the fleet's do `flops` in so many hours, in whole machines where one machine is too few.
+def gpus_needed(flops: float, hours: float, cluster: Cluster) -> int:
+    """How many GPUs as fast as the cluster's do `flops` in so many hours, in whole machines where one machine is too few.
 
-    Raises UsageError where no number of them would be a fleet.
+    Raises UsageError where no number of them would be a cluster.
     """
-    count = flops / (fleet.flops * hours * 3600)
+    count = flops / (cluster.flops * hours * 3600)
     if count > MOST_GPUS:
         raise UsageError(
             f"{flops:.3g} FLOP in {hours:g} hours takes more than {MOST_GPUS:,} GPUs", where="--hours", hint="give it more hours"

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gptcli.evals.fewshot import FewShotConfig
 from gptcli.evals.item import Item
-from gptcli.evals.questions import NO_PROMPT, NO_TOKEN, TOO_LONG, Question, ask, group, whole_text
-from gptcli.evals.shots import Protocol
+from gptcli.evals.requests import EMPTY_ANSWER, EMPTY_PROMPT, LONG_ANSWER, Request, build_requests, group, whole_text
 from gptcli.evals.task import read_task
 from gptcli.tokenizer.tokenizer import Tokenizer
 
@@ -17,44 +17,44 @@ HEAD = 'title = "t"\nsource = "s"\nfiles = {items = "*.jsonl"}\nreader = "jsonl"
 TOML = HEAD + 'prompt = "{q}"\nchoices = "c"\ngold = "g"\n'
 
 
-def asked(tokenizer: Tokenizer, folder: Path, item: Item, n_ctx: int = 24) -> tuple[list[Question], dict[str, int]]:
+def built(tokenizer: Tokenizer, folder: Path, item: Item, n_ctx: int = 24) -> tuple[list[Request], dict[str, int]]:
     (folder / "t.toml").write_text(TOML)
-    made = ask(read_task(folder / "t.toml"), [item], tokenizer, n_ctx, Protocol(), None, None)
-    return made.questions, made.skipped
+    made = build_requests(read_task(folder / "t.toml"), [item], tokenizer, n_ctx, FewShotConfig(), None, None)
+    return made.requests, made.skipped
 
 
 def test_white_space_at_the_end_of_a_prompt_begins_the_answer(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    [question], _ = asked(tokenizer, tmp_path, Item(id="1", prompt="the text: ", choices=("a", "b"), gold=(0,)))
-    assert [tuple(map(tokenizer.decode, pair)) for pair in question.pairs] == [("the text:", " a"), ("the text:", " b")]
+    [request], _ = built(tokenizer, tmp_path, Item(id="1", prompt="the text: ", choices=("a", "b"), gold=(0,)))
+    assert [tuple(map(tokenizer.decode, pair)) for pair in request.pairs] == [("the text:", " a"), ("the text:", " b")]
 
 
 def test_all_choices_lose_the_same_beginning(tokenizer: Tokenizer, tmp_path: Path) -> None:
     item = Item(id="1", prompt="the text of self " * 9, choices=(" a", " " + "long " * 4), gold=(0,))
-    [question], _ = asked(tokenizer, tmp_path, item)
-    (short, _), (same, longest) = question.pairs
-    assert question.truncated
+    [request], _ = built(tokenizer, tmp_path, item)
+    (short, _), (same, longest) = request.pairs
+    assert request.truncated
     np.testing.assert_array_equal(short, same)
-    assert len(same) + len(longest) - 1 == 24  # what is read: the last token is only foretold
-    assert group(question.pairs).stem >= len(short) - 1
+    assert len(same) + len(longest) - 1 == 24  # what is read: the last token is only predicted
+    assert group(request.pairs).prefix_len >= len(short) - 1
 
 
 @pytest.mark.parametrize(
     ("item", "reason"),
     [
-        (Item(id="1", prompt="q", choices=(" a", ""), gold=(0,)), NO_TOKEN),
-        (Item(id="1", prompt="q", choices=(" a", " x" * 40), gold=(0,)), TOO_LONG),
+        (Item(id="1", prompt="q", choices=(" a", ""), gold=(0,)), EMPTY_ANSWER),
+        (Item(id="1", prompt="q", choices=(" a", " x" * 40), gold=(0,)), LONG_ANSWER),
     ],
 )
 def test_what_cannot_be_asked_is_counted(tokenizer: Tokenizer, tmp_path: Path, item: Item, reason: str) -> None:
-    assert asked(tokenizer, tmp_path, item) == ([], {reason: 1})
+    assert built(tokenizer, tmp_path, item) == ([], {reason: 1})
 
 
 def test_an_empty_prompt_needs_an_end_of_text(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     item = Item(id="1", prompt=" ", choices=("a", "b"), gold=(0,))
-    [question], _ = asked(tokenizer, tmp_path, item)
-    assert [pair[0].tolist() for pair in question.pairs] == [[tokenizer.eot_id]] * 2
+    [request], _ = built(tokenizer, tmp_path, item)
+    assert [pair[0].tolist() for pair in request.pairs] == [[tokenizer.eot_id]] * 2
     monkeypatch.setattr(tokenizer, "eot_id", None)
-    assert asked(tokenizer, tmp_path, item) == ([], {NO_PROMPT: 1})
+    assert built(tokenizer, tmp_path, item) == ([], {EMPTY_PROMPT: 1})
 
 
 def test_the_whole_text_has_the_choices_or_the_first_answer() -> None:

@@ -1,0 +1,199 @@
+"""Score many continuations in one forward pass, computing each shared prefix once.
+
+A group holds the sequences of one request: one context with each of its choices, or several contexts
+with one ending. The tokens that all of them begin with, the group prefix, are computed once; the
+continuations follow, and an attention mask keeps them from seeing each other. Groups of any length
+are packed into one row, so that little of it is padding:
+
+    position   0 1 2 3 4 | 5 6   5 6 7   5   | 0 1 2 3 | 4   4 5
+    segment    prefix a  | a.0   a.1     a.2 | prefix b| b.0 b.1
+
+A continuation attends to its group prefix and to itself.
+
+If all groups begin alike (few-shot with the same examples for every item), that prefix is computed
+once for all batches. Its keys and values are cached, and every row attends to them.
+
+Shapes: R rows, T positions, P cached prefix positions, C d_model, H heads, D d_head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from gptcli.model.cache import KVCache
+from gptcli.model.transformer import GPT
+
+# Longer rows spend more on pairs that do not attend to each other, shorter ones are filled less.
+ROW_TOKENS = 256
+NO_SEGMENT = -1  # the parent of a group prefix, and the segment of padding
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Sequences that begin alike, and how many tokens at the end of each are scored."""
+
+    sequences: Sequence[Sequence[int] | np.ndarray]
+    counts: Sequence[int]
+    """Scored tokens of each sequence: at least 1, and fewer than its length."""
+    prefix_len: int = field(init=False)
+    """Tokens that all sequences begin with. The last token of a sequence is only predicted, never read."""
+    continuations: list[np.ndarray] = field(init=False)
+    """The distinct inputs after the prefix, so that equal choices are equally likely to the last bit."""
+    continuation_of: list[int] = field(init=False)
+    """The index into `continuations` for each sequence."""
+
+    def __post_init__(self) -> None:
+        prefix_len = common_prefix_len([sequence[:-1] for sequence in self.sequences])
+        rests = [np.asarray(sequence[prefix_len:-1], dtype=np.int64) for sequence in self.sequences]
+        numbers: dict[bytes, int] = {}
+        continuation_of = [numbers.setdefault(rest.tobytes(), len(numbers)) for rest in rests]
+        continuations = [rests[continuation_of.index(number)] for number in range(len(numbers))]
+        object.__setattr__(self, "prefix_len", prefix_len)
+        object.__setattr__(self, "continuations", continuations)
+        object.__setattr__(self, "continuation_of", continuation_of)
+
+    @property
+    def unscored_prefix_len(self) -> int:
+        """Tokens of the prefix before the first position whose prediction is scored."""
+        starts = (len(sequence) - count - 1 for sequence, count in zip(self.sequences, self.counts, strict=True))
+        return min(self.prefix_len, *starts)
+
+    def size(self, cached: int = 0) -> int:
+        """Return the tokens in a forward pass for this group, if its first `cached` tokens are cached."""
+        return self.prefix_len - cached + sum(map(len, self.continuations))
+
+
+def common_prefix_len(sequences: Sequence[Sequence[int] | np.ndarray]) -> int:
+    """Return how many tokens all sequences begin with."""
+    shortest = min(len(sequence) for sequence in sequences)
+    if len(sequences) == 1:
+        return shortest
+    first = np.asarray(sequences[0][:shortest])
+    equal = np.logical_and.reduce([np.asarray(one[:shortest]) == first for one in sequences[1:]])
+    return int(np.argmin(equal)) if not equal.all() else shortest
+
+
+class PackedRows:
+    """Groups packed into rows: (R, T) arrays of tokens, positions and segments."""
+
+    def __init__(self, groups: Sequence[Group], cached: int) -> None:
+        """Pack `groups`, whose first `cached` tokens are in the cache."""
+        sizes = [group.size(cached) for group in groups]
+        filled = _pack(sizes, max(ROW_TOKENS, *sizes))
+        shape = (len(filled), max(sum(sizes[number] for number in row) for row in filled))
+        self.tokens_RT, self.position_RT = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        # A token attends to its own segment and to the parent segment; no segment is NO_SEGMENT - 1.
+        self.segment_RT, self.parent_RT = np.full(shape, NO_SEGMENT), np.full(shape, NO_SEGMENT - 1)
+        self.scored_positions: dict[int, list[np.ndarray]] = {}
+        """By group, for each sequence: indices into the flattened rows where its scored tokens are predicted."""
+        for row, numbers in enumerate(filled):
+            at, segment = 0, 0
+            for number in numbers:
+                group = groups[number]
+                prefix_len, prefix_at, prefix_segment = group.prefix_len, at, segment
+                self._put(row, at, group.sequences[0][cached:prefix_len], cached, segment, NO_SEGMENT - 1)
+                at += prefix_len - cached
+                starts = []
+                for continuation in group.continuations:
+                    segment += 1
+                    self._put(row, at, continuation, prefix_len, segment, prefix_segment)
+                    starts.append(at)
+                    at += len(continuation)
+                segment += 1
+                self.scored_positions[number] = []
+                for sequence, count, continued in zip(group.sequences, group.counts, group.continuation_of, strict=True):
+                    read = np.arange(len(sequence) - 1 - count, len(sequence) - 1)
+                    in_prefix, after = prefix_at + read - cached, starts[continued] + read - prefix_len
+                    positions = np.where(read < prefix_len, in_prefix, after)
+                    self.scored_positions[number].append(row * shape[1] + positions)
+        one_segment = (self.segment_RT == 0) | (self.segment_RT == NO_SEGMENT)
+        self.is_causal = cached == 0 and bool(one_segment.all())
+        """Whether every row is one sequence, for which the causal mask is enough."""
+
+    def _put(self, row: int, at: int, tokens: Sequence[int] | np.ndarray, position: int, segment: int, parent: int) -> None:
+        where = slice(at, at + len(tokens))
+        self.tokens_RT[row, where] = tokens
+        self.position_RT[row, where] = np.arange(position, position + len(tokens))
+        self.segment_RT[row, where] = segment
+        self.parent_RT[row, where] = parent
+
+
+def _pack(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """Assign groups to rows of `capacity` tokens, first fit decreasing; return each row's group numbers."""
+    rows: list[list[int]] = []
+    left: list[int] = []
+    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
+        row = next((row for row, free in enumerate(left) if free >= sizes[number]), None)
+        if row is None:
+            row = len(rows)
+            rows.append([])
+            left.append(capacity)
+        rows[row].append(number)
+        left[row] -= sizes[number]
+    return rows
+
+
+class SharedPrefixCache(KVCache):
+    """The keys and values of a prefix that all groups share, to which packed rows attend."""
+
+    def __init__(self, model: GPT, prefix: Sequence[int]) -> None:
+        """Compute `prefix`, which may be empty."""
+        weight = model.wte.weight
+        super().__init__(model.config, 1, weight.device, weight.dtype, room=max(1, len(prefix)))
+        self.model, self.prefix_len = model, len(prefix)
+        self._rows: PackedRows | None = None
+        self._masks: dict[int | None, torch.Tensor] = {}
+        if prefix:
+            self.place([0], len(prefix))
+            model.hidden(torch.tensor([prefix], device=weight.device), self)
+
+    def hidden_states(self, rows: PackedRows) -> torch.Tensor:
+        """Return the input of the output head at every position of the rows, (R·T, C)."""
+        idx_RT = torch.from_numpy(rows.tokens_RT).to(self.length_B.device)
+        if rows.is_causal:
+            return self.model.hidden(idx_RT).flatten(0, 1)
+        self._rows, self._masks = rows, {}
+        x_RTC = self.model.hidden(idx_RT, self)
+        self._rows, self._masks = None, {}
+        return x_RTC.flatten(0, 1)
+
+    def positions(self, T: int) -> torch.Tensor:
+        if self._rows is None:
+            return super().positions(T)
+        return torch.from_numpy(self._rows.position_RT).to(self.length_B.device)
+
+    def seen(self, T: int, band: int | None) -> torch.Tensor | None:
+        if self._rows is None:
+            return super().seen(T, band)
+        if band not in self._masks:  # all layers of a band share it
+            self._masks[band] = self._attn_mask(self._rows, band)
+        return self._masks[band]
+
+    def _attn_mask(self, rows: PackedRows, band: int | None) -> torch.Tensor:
+        """Return (R, 1, T, P + T) booleans, True where a query attends."""
+        device = self.length_B.device
+        arrays = (rows.position_RT, rows.segment_RT, rows.parent_RT)
+        position_RT, segment_RT, parent_RT = (torch.from_numpy(array).to(device) for array in arrays)
+        query_RT1, key_R1T = position_RT[:, :, None], position_RT[:, None, :]
+        own = segment_RT[:, :, None] == segment_RT[:, None, :]
+        own |= parent_RT[:, :, None] == segment_RT[:, None, :]
+        mask = own & (key_R1T <= query_RT1)
+        prefix_P = torch.arange(self.prefix_len, device=device)
+        prefix_mask = torch.ones(*position_RT.shape, self.prefix_len, dtype=torch.bool, device=device)
+        if band is not None:
+            mask &= query_RT1 - key_R1T < band
+            prefix_mask = query_RT1 - prefix_P < band
+        return torch.cat([prefix_mask, mask], dim=2)[:, None]
+
+    def extend(self, layer: int, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._rows is None:
+            return super().extend(layer, k_BHTD, v_BHTD)
+        if not self.prefix_len:
+            return k_BHTD, v_BHTD
+        k_1HPD, v_1HPD = self.keys[layer], self.values[layer]
+        shape = (k_BHTD.shape[0], *k_1HPD.shape[1:])
+        return torch.cat([k_1HPD.expand(shape), k_BHTD], dim=2), torch.cat([v_1HPD.expand(shape), v_BHTD], dim=2)
