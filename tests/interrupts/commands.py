@@ -36,13 +36,17 @@ class Pressed:
     """It is a session at a terminal, where Ctrl-C may also end no more than a sample."""
     kept: tuple[str, ...] = ()
     """Files for its next start, which may stay."""
+    like: str = ""
+    """The command whose outputs are the same bytes, and which can go on with it."""
 
 
 def commands() -> Iterator[Pressed]:
     for command in faulty():
-        if command.name != "torchrun, 2":  # a Ctrl-C there is torchrun's to answer
-            command = replace(command, line=longer(command.line), again=longer(command.again))
-            yield Pressed(command, kept=(".out.jsonl.unfinished",) if command.name == "sample" else ())
+        if command.name == "torchrun, 2":  # a Ctrl-C there is torchrun's to answer
+            continue
+        command = replace(command, line=longer(command.line), again=longer(command.again))
+        kept = (".out.jsonl.unfinished",) if command.name == "sample" else ()
+        yield Pressed(command, kept=kept, like="train" if command.name == "train, 2" else "")
     nothing = files()
     score = Command("eval, a task", SCORE, [*SCORE, "--resume"], scores)
     yield Pressed(score, kept=("eval.records",))

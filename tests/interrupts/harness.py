@@ -95,6 +95,9 @@ class Started:
         tempfile.tempdir = None
         if fresh:
             os.execv(sys.executable, [sys.executable, "-m", "gptcli", *words])
+        # those of the harness remember what they were open on
+        sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)
+        sys.stderr = os.fdopen(2, "w", 1, closefd=False)
         from gptcli.__main__ import main
 
         sys.argv = ["gpt", *words]
@@ -186,6 +189,7 @@ class Harness:
         assert status == 0, (self.inputs / "log").read_text()
         (self.inputs / "log").unlink()
         self.wanted: dict[str, dict[str, str]] = {}
+        self.again: dict[str, list[str]] = {}
         self.took: dict[tuple[str, bool], float] = {}
 
     def undisturbed(self, one: Pressed) -> None:
@@ -203,11 +207,23 @@ class Harness:
         assert code == 0, (code, start.words())
         start.close()
         self.wanted[one.command.name] = one.command.outputs(folder)
+        self.again[one.command.name] = one.command.again
+
+    def _expect_the_same(self, one: Pressed) -> None:
+        """Expect a known command's outputs, and let that command go on with it."""
+        same = self.wanted[one.like]
+        self.wanted[one.command.name] = {name: same[name] for name in _whole(same)}
+        self.again[one.command.name] = self.again[one.like]
+        for fresh in (False, True):
+            self.took[one.command.name, fresh] = self.took[one.like, fresh] + self.imports
 
     def press(self, one: Pressed, how: str, *, fresh: bool, again: bool) -> Result:
         """Run it, send the signal at a random moment, and judge."""
         if one.command.name not in self.wanted:
-            self.undisturbed(one)
+            if one.like in self.wanted:
+                self._expect_the_same(one)
+            else:
+                self.undisturbed(one)
         folder = self._fresh()
         moment = self.chance.random() * self.took[one.command.name, fresh]
         start = Started(one.command.line, folder, fresh=fresh, terminal=one.on_terminal)
@@ -307,8 +323,8 @@ class Harness:
                 result.broken.append("exit 0 without its outputs")
         except (AssertionError, ValueError, OSError) as error:
             result.broken.append(f"half-written: {error}")
-        if again and command.again:
-            then = Started(command.again, folder, fresh=False)
+        if again and self.again[command.name]:
+            then = Started(self.again[command.name], folder, fresh=False)
             if then.wait(HANG_S) != 0:
                 result.broken.append(f"it does not go on: {then.words()[-500:]}")
             elif _whole(after := command.outputs(folder)) != _whole(wanted) or _different(after, wanted):
