@@ -200,11 +200,11 @@ def eval_targets() -> list[Target]:
 def asked(task: Task, tokenizer: Tokenizer, path: Path | None, data: Path | None, shots: int) -> None:
     """All that is done with data before a model is asked; with free form, also what is done with its answer."""
     found, _, _ = requests_of(task, tokenizer, N_CTX, path, data, Options(fewshot=FewShotConfig(shots=shots)))
-    for question in found.questions[:20]:
-        whole_text(question.item)
-        solved(task, question.item)
+    for request in found.requests[:20]:
+        whole_text(request.item)
+        solved(task, request.item)
         if task.kind == "freeform":
-            score_of(task, record_answer(task, question, Completion("It is a. It is b.", [1], [-1.0], "stop", 0.0)))
+            score_of(task, record_answer(task, request, Completion("It is a. It is b.", [1], [-1.0], "stop", 0.0)))
 
 
 def task_file(name: str, toml: bytes) -> Target:

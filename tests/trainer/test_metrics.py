@@ -77,6 +77,6 @@ def test_a_checkpoint_never_outlives_the_lines_before_it(make_run, train_here, m
     synced, lines = [], []
     sync, save = MetricsLog.sync, Checkpoints.save
     monkeypatch.setattr(MetricsLog, "sync", lambda log: (synced.append(len(read_metrics(log.path.parent))), sync(log)))
-    monkeypatch.setattr(Checkpoints, "save", lambda *given: (lines.append(len(read_metrics(given[0].out))), save(*given)))
+    monkeypatch.setattr(Checkpoints, "save", lambda *given, **then: (lines.append(len(read_metrics(given[0].out))), save(*given, **then)))
     train_here(make_run(checkpoint_every=5))
     assert synced == lines == [4, 9, 14, 19]

@@ -43,7 +43,7 @@ def test_fp8_needs_neither_its_library_nor_a_gpu_of_its_own(make_large):
 
 
 def test_a_difference_is_told(make_large, monkeypatch):
-    monkeypatch.setattr(rehearsal, "held", lambda *args, **kwargs: 5)
+    monkeypatch.setattr(rehearsal, "rank_parameters", lambda *args, **kwargs: 5)
     with pytest.raises(RunError, match=r"process 0 holds \d+, not 5"):
         rehearse(make_large("gpt2", "shard=2"), 8, SILENT)
 
