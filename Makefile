@@ -12,7 +12,7 @@ endif
 .DEFAULT_GOAL := demo
 .NOTPARALLEL:
 
-## demo: build a corpus, a tokenizer, shards, train a small GPT for two to three minutes, sample, evaluate, price
+## demo: build a corpus, a tokenizer, shards, train a small GPT for a few minutes, sample, evaluate, price
 demo: setup
 	@$(MAKE) --no-print-directory -C examples/quickstart FROM="$(or $(PWD),$(CURDIR))"
 
