@@ -16,6 +16,7 @@ from gptcli.model.config import ModelConfig
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)  # sequences at a time that are tried
 MOST_SLICES = 64  # processes to a sequence of the batch
+STATE_BYTES = 12  # a parameter: the weight and Adam's two moments in fp32, which no layout goes below
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,8 @@ def works(sequences: int, precision: str) -> Iterator[StepConfig]:
 def typical_plan(config: ModelConfig, gpu: Gpu, gpus: int, sequences: int, precision: str) -> Plan | None:
     """The fastest plan on `gpus`, or on the fewest doublings of them that hold the model; None where a batch is too small for so many."""
     while gpus <= sequences * MOST_SLICES:
-        if best := plans(config, gpu, gpus, sequences, precision, most=1):
+        may_fit = STATE_BYTES * config.parameters <= gpus * gpu.memory_bytes
+        if may_fit and (best := plans(config, gpu, gpus, sequences, precision, most=1)):
             return best[0]
         gpus *= 2
     return None

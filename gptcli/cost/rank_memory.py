@@ -14,7 +14,7 @@ and 85.5e9 bytes are there.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from gptcli.cost.activations import RECOMPUTE, SCHEDULES, ActivationPolicy, layer_bytes, layers_in_flight
 from gptcli.cost.layout import Layout, check_layout, layers_of_stage
@@ -74,7 +74,8 @@ class RankMemory:
 
     @property
     def total(self) -> int:
-        return sum(asdict(self).values())
+        held = self.parameters + self.optimizer + self.gradients + self.activations
+        return held + self.logits + self.copies + self.workspace
 
 
 def rank_memory(config: ModelConfig, layout: Layout, work: StepConfig) -> RankMemory:

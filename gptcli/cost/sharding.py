@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from gptcli.cost.layout import Layout, layers_of_stage
 from gptcli.model.config import ModelConfig
@@ -57,14 +58,17 @@ def outer_tensors(config: ModelConfig, stages: int, stage: int) -> list[ShardedT
     return ([table, positions] if first else []) + ([norm, norm, *head] if last else [])
 
 
+@lru_cache(maxsize=4096)  # a search for layouts asks for each many times
 def rank_parameters(config: ModelConfig, layout: Layout, stage: int, tp_rank: int, shard_rank: int, *, each: int = 1) -> int:
     """Return the parameters of the process at these ranks along pp, tp and shard, each counted from 0.
 
     Its optimizer moments are twice as many. `each`: pipeline stages of a process.
     """
-    layers = layer_tensors(config) * layers_of(config, layout.pp, stage, each)
-    tensors = layers + outer_tensors(config, layout.pp, stage)
-    return sum(tensor.local_numel(layout, tp_rank, shard_rank) for tensor in tensors)
+    layer, outer = (
+        sum(tensor.local_numel(layout, tp_rank, shard_rank) for tensor in tensors)
+        for tensors in (layer_tensors(config), outer_tensors(config, layout.pp, stage))
+    )
+    return layers_of(config, layout.pp, stage, each) * layer + outer
 
 
 def layers_of(config: ModelConfig, pp: int, stage: int, each: int) -> int:
