@@ -266,7 +266,6 @@ OF_COMMAND: dict[str, dict[str, Ours]] = {
     "gpt train": TRAIN, "gpt sample": SAMPLE, "gpt eval": EVAL, "gpt cost": COST, "gpt build-shards": BUILD_SHARDS,
     "gpt tokenize train": TOKENIZE_TRAIN, "gpt tokenize encode": TOKENIZE_IDS, "gpt tokenize decode": TOKENIZE_IDS,
 }  # fmt: skip
-FINETUNE = "train --finetune TASK.toml --init-from RUN"
 COMMANDS = _table(  # a word typed as a command: the command line it stands for, and what to know about it
     ("generate gen infer inference complete completion predict run", "sample"),
     ("chat repl interactive playground", "sample RUN -i", "a model here continues text; it is not trained to converse"),

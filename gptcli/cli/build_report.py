@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptcli.cli.config import Resolved, resolved_toml
-from gptcli.cli.console import amount, duration, print_json
+from gptcli.cli.console import print_json
+from gptcli.numbers import amount, duration
 
 if TYPE_CHECKING:
     from gptcli.corpus.estimate import Estimate

@@ -13,10 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gptcli import strict_json
 from gptcli.events import Events
 from gptcli.interrupts import Cleanup, write
-from gptcli.numbers import amount as amount  # commands find them here too
-from gptcli.numbers import duration as duration
-from gptcli.numbers import in_bytes as in_bytes
-from gptcli.numbers import percent
+from gptcli.numbers import amount, duration, percent
 
 if TYPE_CHECKING:
     from rich.console import Console

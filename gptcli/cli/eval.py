@@ -211,8 +211,7 @@ def evaluate(
     if not run or len(run) > 1:
         raise _not_one_run(run or [])
     folder = run[0]
-    step = checkpoint
-    if not task and not text and step is None and is_finetuned(folder):
+    if not task and not text and checkpoint is None and is_finetuned(folder):
         evaluate_finetuned(folder, data, as_json=as_json)
         return
     tasks = [find_task(name) for name in task or []]
@@ -244,7 +243,7 @@ def evaluate(
     if dry_run:
         from gptcli.cli.eval_forecast import print_forecast
 
-        print_forecast(find_model(folder, step), tasks, text or [], data, fewshot, terms, as_json=as_json)
+        print_forecast(find_model(folder, checkpoint), tasks, text or [], data, fewshot, terms, as_json=as_json)
         return
     events = ConsoleEvents() if leads() else SILENT
     if (note := unused_launch()) is not None:
@@ -273,7 +272,7 @@ def evaluate(
     if device == "auto" and processes.world > 1:
         device = local_device()
     while True:
-        loaded = load(folder, checkpoint=step, device=device, precision=precision, events=events)
+        loaded = load(folder, checkpoint=checkpoint, device=device, precision=precision, events=events)
         if processes.agree(loaded.source.step):  # if not, a checkpoint came while they read
             break
     model, tokenizer, source = loaded.model, loaded.tokenizer, loaded.source

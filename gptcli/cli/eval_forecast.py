@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcli.cli.console import amount, in_bytes, print_json
+from gptcli.cli.console import print_json
+from gptcli.numbers import amount, in_bytes
 
 if TYPE_CHECKING:
     from gptcli.evals.task import Task

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gptcli.cli.console import amount
 from gptcli.cli.cost_plot import check_plot, write_plot
 from gptcli.cli.cost_svg import Scale, Series, curves
 from gptcli.cli.eval_report import PLAIN
 from gptcli.errors import InputError, UsageError
 from gptcli.files import claim_file, read_json
+from gptcli.numbers import amount
 
 SCHEMA = "gpt.eval/1"
 Point = tuple[int, float]

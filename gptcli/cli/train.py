@@ -10,14 +10,16 @@ import typer
 
 from gptcli.cli.command import Command
 from gptcli.cli.config import option, resolved_toml, same_values, updated_toml
-from gptcli.cli.console import ConsoleEvents, duration, in_bytes, print_json
+from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.dashboard import Dashboard
 from gptcli.cli.ownership import hold, releasing
-from gptcli.cli.train_plan import NAMES, NEWEST, RUN_TOML, Plan, make_plan, said
+from gptcli.cli.train_plan import NAMES, NEWEST, Plan, make_plan, said
 from gptcli.errors import Interrupted, RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, check_output, claim_output
 from gptcli.locks import own_folder
+from gptcli.model.source import RUN_TOML
+from gptcli.numbers import duration, in_bytes
 from gptcli.runtime import leads, leads_machine, restarted, unused_launch
 
 if TYPE_CHECKING:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from gptcli.cli.console import amount, in_bytes
 from gptcli.errors import UsageError
-from gptcli.numbers import rough_duration
+from gptcli.numbers import amount, in_bytes, rough_duration
 
 if TYPE_CHECKING:
     from gptcli.cli.train_plan import Plan

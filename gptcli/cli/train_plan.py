@@ -11,6 +11,7 @@ from gptcli.cli.config import NUMBERS, Resolved, read_config, split_list
 from gptcli.cost.activations import RECOMPUTE, SCHEDULES
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig, find_size
+from gptcli.model.source import RUN_TOML
 from gptcli.numbers import amount
 from gptcli.papers.models import PaperModel
 from gptcli.trainer.config import PRECISIONS, TrainConfig, from_values
@@ -30,7 +31,6 @@ from gptcli.trainer.recipe import (
 )
 from gptcli.trainer.sizing import scaled_lr, small_lr
 
-RUN_TOML = "run.toml"
 NEWEST = "the newest of init_from"  # the origin of a checkpoint's step that was not asked for
 RANGE_STEPS = 100  # of a learning-rate range test, where --tokens does not say
 SHAPE = ("n_layer", "n_head", "d_model", "n_ctx")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gptcli.errors import InputError
 from gptcli.files import similar
+from gptcli.model.source import RUN_TOML
 
 HUB = {  # the hub's models that are of this family, by their short names
     "gpt2": "openai-community/gpt2", "gpt2-medium": "openai-community/gpt2-medium", "gpt2-large": "openai-community/gpt2-large",
@@ -16,7 +17,7 @@ HUB = {  # the hub's models that are of this family, by their short names
     "gpt1": "openai-community/openai-gpt", "gpt-2": "openai-community/gpt2", "gpt-1": "openai-community/openai-gpt",
 }  # fmt: skip
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
-WEIGHTS, SHARDS, RUN = "*.safetensors", "manifest.json", "run.toml"
+WEIGHTS, SHARDS = "*.safetensors", "manifest.json"
 LLMC_MODEL, TOKEN_FILES = (20240326, 20240327), (20240520, 20240801)  # the first int32 of llm.c's files
 LOCAL = ("runs", "out", "output", "models", "checkpoints", "..", ".")  # where people keep folders, so no owner of a hub's model
 UNFINISHED = "the run has not ended, and holds no model that can be read yet"
@@ -80,7 +81,7 @@ def _folder(path: Path) -> tuple[str, str]:
         return "holds a LoRA adapter, not a whole model", "merge it first: PeftModel's merge_and_unload().save_pretrained(FOLDER)"
     if next(path.glob(WEIGHTS), None) is not None:
         return "holds weights but no config.json, which tells the model's sizes", "put the config.json there that the weights came with"
-    if (path / RUN).is_file():
+    if (path / RUN_TOML).is_file():
         return UNFINISHED, f"gpt train --resume --out {path} goes on with it"
     if (found := _pickled_in(path)) is not None:
         return _file(found)
@@ -98,7 +99,7 @@ def _folder(path: Path) -> tuple[str, str]:
 
 def no_weights(folder: Path) -> InputError:
     """The error for a `folder` with a config.json but no weights that can be read."""
-    if (folder / RUN).is_file():
+    if (folder / RUN_TOML).is_file():
         what, hint = UNFINISHED, f"gpt train --resume --out {folder} goes on with it"
     elif (found := _pickled_in(folder)) is not None:
         what, hint = _file(found)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import InputError
+from gptcli.model.source import RUN_TOML
 from gptcli.trainer.metrics import METRICS, SAMPLES, Line, read_lines
 from gptcli.trainer.provenance import read_provenance
 
-RUN_TOML = "run.toml"
 EVALUATIONS = "*eval*.json"
 SCHEMA = "gpt.eval/1"
 MEASURED = {"step", "tokens", "loss", "lr", "batch_tokens", "tokens_per_second"}  # in every line of metrics.jsonl
