@@ -63,11 +63,12 @@ class Training:
     def __init__(self, run: Run, place: Place, events: Events) -> None:
         self.run, self.place, self.events, self.stop = run, place, events, StopSignal(events)
         n_ctx = run.model.n_ctx
-        if place.leads:
-            prepare(run)
         self.schedule = Schedule(run.train, n_ctx)
+        # Before anything that the first process does alone, so that all report missing data alike.
         self.order = open_order(run.data, "train", n_ctx, run.train.seed, verify=False)
         self.validation = open_validation(run)
+        if place.leads:
+            prepare(run)
         self.stepper = build(run, place, events)
         self.position = Position()
         self.val_loss: float | None = None
