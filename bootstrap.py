@@ -39,7 +39,8 @@ PIP = [str(PYTHON), "-m", "pip", "--disable-pip-version-check"]
 TORCH = "lib/python*/site-packages/torch-*.dist-info"
 PAUSE_S = 10
 
-# What torch 2.13 and the rest take on Linux, by build: to download, and on disk. None: torch is there.
+# What torch 2.13 and the rest take on Linux, by build: to download, and on disk. None: torch is
+# there.
 SIZES = {
     ("CPU", "base"): ("240 MB", "1.1 GB"),
     ("CPU", "dev"): ("450 MB", "1.9 GB"),
@@ -118,7 +119,9 @@ def python_version() -> str | None:
     """Return the version of .venv's Python, as in 3.11, or None if it does not run."""
     program = "import sys; print('{}.{}'.format(*sys.version_info))"
     try:
-        done = subprocess.run([str(PYTHON), "-I", "-c", program], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [str(PYTHON), "-I", "-c", program], capture_output=True, text=True, check=False
+        )
     except OSError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -128,7 +131,9 @@ def is_environment() -> bool:
     """Tell whether .venv was made as an environment, so that nothing is lost with it."""
     if VENV.is_symlink() or not VENV.is_dir():
         return False
-    return (VENV / "pyvenv.cfg").exists() or {path.name for path in VENV.iterdir()} <= {UNFINISHED.name}
+    return (VENV / "pyvenv.cfg").exists() or {path.name for path in VENV.iterdir()} <= {
+        UNFINISHED.name
+    }
 
 
 @contextlib.contextmanager
@@ -174,7 +179,9 @@ def make_environment(this_python: bool) -> None:
         VENV.mkdir()
         UNFINISHED.touch()
         if subprocess.run([base, "-m", "venv", str(VENV)], check=False).returncode:
-            stop(f"{base} could not make an environment. Name another Python: make PYTHON=python3.12")
+            stop(
+                f"{base} could not make an environment. Name another Python: make PYTHON=python3.12"
+            )
     except BaseException:
         shutil.rmtree(VENV, ignore_errors=True)
         raise
@@ -184,7 +191,9 @@ def add_pip() -> None:
     """Give pip to an environment that was made without it, as uv makes them."""
     if subprocess.run([*PIP, "--version"], capture_output=True, check=False).returncode == 0:
         return
-    if subprocess.run([str(PYTHON), "-m", "ensurepip"], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        [str(PYTHON), "-m", "ensurepip"], capture_output=True, check=False
+    ).returncode:
         stop(f"{VENV} has no pip, and none could be added: move it away.")
 
 
@@ -196,7 +205,9 @@ def install(extra: str) -> None:
     if (build, extra) in SIZES:
         download, disk = SIZES[build, extra]
         what = f"PyTorch's {build} build and the rest" if build else "what the tests need"
-        say(f"Installing {what}: about {download} to download, less what pip has kept, {disk} on disk.")
+        say(
+            f"Installing {what}: about {download} to download, less what pip has kept, {disk} on disk."
+        )
     pip("-e", f"{ROOT}[dev]" if extra == "dev" else str(ROOT))
     record = {"extra": extra, "requirements": requirements()}
     partial = VENV / "ready.partial"
@@ -208,7 +219,9 @@ def install(extra: str) -> None:
 def pip(*arguments: str) -> None:
     """Install with pip, in silence unless someone watches."""
     quiet = [] if sys.stderr.isatty() else ["-q"]
-    if subprocess.run([*PIP, "install", *quiet, "-c", str(LOCK), *arguments], check=False).returncode:
+    if subprocess.run(
+        [*PIP, "install", *quiet, "-c", str(LOCK), *arguments], check=False
+    ).returncode:
         UNFINISHED.unlink(missing_ok=True)  # pip puts back what it had begun; the next make goes on
         stop("The packages could not be installed; pip says why above. make tries again.")
 
@@ -246,10 +259,24 @@ def pip_takes_cuda() -> bool:
     """Tell whether the PyTorch that is there, or that pip would take, asks for CUDA's libraries."""
     metadata = list(VENV.glob(f"{TORCH}/METADATA"))
     if metadata:
-        needed = re.findall(r"^Requires-Dist: (.*)", metadata[0].read_text(encoding="utf-8"), re.MULTILINE)
+        needed = re.findall(
+            r"^Requires-Dist: (.*)", metadata[0].read_text(encoding="utf-8"), re.MULTILINE
+        )
     else:
-        command = ["install", "-q", "--dry-run", "--no-deps", "--report", "-", "-c", str(LOCK), "torch"]
-        done = subprocess.run([*PIP, *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+        command = [
+            "install",
+            "-q",
+            "--dry-run",
+            "--no-deps",
+            "--report",
+            "-",
+            "-c",
+            str(LOCK),
+            "torch",
+        ]
+        done = subprocess.run(
+            [*PIP, *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False
+        )
         try:
             (torch,) = json.loads(done.stdout)["install"]
         except ValueError:
@@ -259,8 +286,12 @@ def pip_takes_cuda() -> bool:
 
 
 def install_cpu_torch() -> bool:
-    """Install PyTorch's CPU build by uv, which knows the index that has it. Tell whether it could."""
-    pin = next(line for line in LOCK.read_text(encoding="utf-8").splitlines() if line.startswith("torch=="))
+    """Install PyTorch's CPU build by uv, which knows the index that has it. Tell whether it
+    could.
+    """
+    pin = next(
+        line for line in LOCK.read_text(encoding="utf-8").splitlines() if line.startswith("torch==")
+    )
     say("No NVIDIA driver here: taking PyTorch's CPU build, by uv.")
     with tempfile.TemporaryDirectory() as folder:
         uv = shutil.which("uv")
@@ -269,7 +300,17 @@ def install_cpu_torch() -> bool:
             uv = str(Path(folder, "bin", "uv"))
             if fetched.returncode:
                 return False
-        command = [uv, "pip", "install", "--python", str(PYTHON), "--torch-backend", "cpu", "--no-deps", pin]
+        command = [
+            uv,
+            "pip",
+            "install",
+            "--python",
+            str(PYTHON),
+            "--torch-backend",
+            "cpu",
+            "--no-deps",
+            pin,
+        ]
         return subprocess.run(command, check=False).returncode == 0
 
 

@@ -1,4 +1,6 @@
-"""The `gpt` command, and `python -m gptcli`: first of all an answer to Ctrl-C, then the command line."""
+"""The `gpt` command, and `python -m gptcli`: first of all an answer to Ctrl-C, then the command
+line.
+"""
 
 from gptcli import interrupts
 

@@ -10,7 +10,12 @@ from gptcli.errors import InputError
 
 BOM = b"\xef\xbb\xbf"  # UTF-8's byte order mark, with which some editors begin a file
 SAMPLE_BYTES = 4096  # looked at to guess an encoding
-BOMS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+BOMS = {
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
 MAGIC = {  # how files that are no text begin
     b"PK\x03\x04": "a ZIP archive, such as .docx and .xlsx files are",
     b"%PDF-": "a PDF",
@@ -34,40 +39,68 @@ def without_bom(data: bytes) -> bytes:
 
 
 def decode(data: bytes, where: str | Path, *, start: int = 0) -> str:
-    """The text that `data` spells in UTF-8, without a byte order mark. `start` is the position of `data` in its file.
+    """The text that `data` spells in UTF-8, without a byte order mark. `start` is the position of
+    `data` in its file.
 
-    Raises InputError, with the position, the likely encoding and the command that converts it, if it is not UTF-8.
+    Raises InputError, with the position, the likely encoding and the command that converts it, if
+    it is not UTF-8.
     """
     try:
         text = without_bom(data).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise not_utf8(data, error.start + len(data) - len(without_bom(data)), where, start=start) from None
+        raise not_utf8(
+            data, error.start + len(data) - len(without_bom(data)), where, start=start
+        ) from None
     if (encoding := utf16_without_mark(data)) is not None:
-        raise wrong_encoding(f"the text looks like {encoding}: every second byte is 0", encoding, where)
+        raise wrong_encoding(
+            f"the text looks like {encoding}: every second byte is 0", encoding, where
+        )
     return text
 
 
 def not_utf8(data: bytes, at: int, where: str | Path, *, start: int = 0) -> InputError:
-    """The error for `data` whose byte `at` is not UTF-8; `start` is the position of `data` in its file."""
+    """The error for `data` whose byte `at` is not UTF-8; `start` is the position of `data` in its
+    file.
+    """
     what = f"not valid UTF-8 at byte {start + at}"
-    if start == 0 and (kind := next((kind for magic, kind in MAGIC.items() if data.startswith(magic)), None)):
-        return InputError(f"{what}: it looks like {kind}", where=where, hint="text files hold UTF-8 text alone")
+    if start == 0 and (
+        kind := next((kind for magic, kind in MAGIC.items() if data.startswith(magic)), None)
+    ):
+        return InputError(
+            f"{what}: it looks like {kind}", where=where, hint="text files hold UTF-8 text alone"
+        )
     encoding = guess(data, at)
-    return wrong_encoding(what if encoding is None else f"{what}: it looks like {encoding}", encoding, where)
+    return wrong_encoding(
+        what if encoding is None else f"{what}: it looks like {encoding}", encoding, where
+    )
 
 
 def wrong_encoding(what: str, encoding: str | None, where: str | Path) -> InputError:
-    """The error for a file in another `encoding` than UTF-8, None if it is not known, with the command that converts it."""
+    """The error for a file in another `encoding` than UTF-8, None if it is not known, with the
+    command that converts it.
+    """
     path = Path(_PLACE.sub("", str(where)))
     if path.name in ("stdin", "-") or not path.suffix:
-        return InputError(what, where=where, hint=f"convert it: iconv -f {encoding or 'ENCODING'} -t UTF-8")
-    source, target = shlex.quote(str(path)), shlex.quote(str(path.with_suffix(f".utf8{path.suffix}")))
+        return InputError(
+            what, where=where, hint=f"convert it: iconv -f {encoding or 'ENCODING'} -t UTF-8"
+        )
+    source, target = (
+        shlex.quote(str(path)),
+        shlex.quote(str(path.with_suffix(f".utf8{path.suffix}"))),
+    )
     command = f"iconv -f {encoding or 'ENCODING'} -t UTF-8 {source} > {target}"
-    return InputError(what, where=where, hint=f"convert it: {command}" + ("" if encoding else ", with the encoding it was written in"))
+    return InputError(
+        what,
+        where=where,
+        hint=f"convert it: {command}"
+        + ("" if encoding else ", with the encoding it was written in"),
+    )
 
 
 def guess(data: bytes, at: int = 0) -> str | None:
-    """The encoding, by iconv's name, that `data` with a byte `at` that is not UTF-8 looks like; None if nothing speaks for one."""
+    """The encoding, by iconv's name, that `data` with a byte `at` that is not UTF-8 looks like;
+    None if nothing speaks for one.
+    """
     for mark, encoding in BOMS.items():
         if data.startswith(mark):
             return encoding
@@ -75,7 +108,8 @@ def guess(data: bytes, at: int = 0) -> str | None:
         return utf16
     sample = data[max(0, at - SAMPLE_BYTES // 2) : at + SAMPLE_BYTES // 2]
     high = [byte for byte in sample if byte >= 0x80]
-    if b"\0" in sample or 3 * len(high) > len(sample):  # binary, or an alphabet of which the bytes alone do not tell which
+    # binary, or an alphabet of which the bytes alone do not tell which
+    if b"\0" in sample or 3 * len(high) > len(sample):
         return None
     if any(byte in (0x81, 0x8D, 0x8F, 0x90, 0x9D) for byte in high):  # which Windows-1252 lacks
         return None
@@ -83,7 +117,9 @@ def guess(data: bytes, at: int = 0) -> str | None:
 
 
 def utf16_without_mark(data: bytes) -> str | None:
-    """UTF-16LE or UTF-16BE if the zero bytes of `data`, which UTF-8 lets pass, are those of Western text in it; None otherwise."""
+    """UTF-16LE or UTF-16BE if the zero bytes of `data`, which UTF-8 lets pass, are those of Western
+    text in it; None otherwise.
+    """
     if b"\0" not in data[:64]:
         return None
     sample = data[:SAMPLE_BYTES]

@@ -21,11 +21,15 @@ from pathlib import Path
 
 
 class GptError(Exception):
-    """One clear message: `what` is wrong, `where` (file, line or option), and what to do (`hint`)."""
+    """One clear message: `what` is wrong, `where` (file, line or option), and what to do
+    (`hint`).
+    """
 
     exit_code = 1
 
-    def __init__(self, what: str, *, where: str | Path | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self, what: str, *, where: str | Path | None = None, hint: str | None = None
+    ) -> None:
         super().__init__(what)
         self.what = what
         self.where = None if where is None else str(where)
@@ -87,7 +91,9 @@ def _is_near(word: str, choice: str) -> bool:
 
 def _is_one_edit(a: str, b: str) -> bool:
     """Tell whether one letter was added, left out or changed, or two neighbours were swapped."""
-    same = next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    same = next(
+        (at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
     a, b = a[same:], b[same:]
     return a[1:] == b[1:] or a[1:] == b or a == b[1:] or (a[1::-1] == b[:2] and a[2:] == b[2:])
 

@@ -1,4 +1,6 @@
-"""Files that appear whole or not at all, fingerprints, and the rule for folders that already hold something."""
+"""Files that appear whole or not at all, fingerprints, and the rule for folders that already hold
+something.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +31,17 @@ NAME_BYTES = 255  # of a file's name, on the file systems of Linux and macOS
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """A file that takes its name only once it is whole and on disk: temporary name beside it, fsync, rename.
+    """A file that takes its name only once it is whole and on disk: temporary name beside it,
+    fsync, rename.
 
-    On any error the temporary file is removed and the old file, if there was one, stays; an OSError names
-    `path`. Only a regular file is replaced: a link is followed to it, and a device or pipe is written to as
-    it is. In text, what UTF-8 cannot spell (a byte of a file name that is not UTF-8) is written as an escape.
+    On any error the temporary file is removed and the old file, if there was one, stays; an OSError
+    names `path`. Only a regular file is replaced: a link is followed to it, and a device or pipe is
+    written to as it is. In text, what UTF-8 cannot spell (a byte of a file name that is not UTF-8)
+    is written as an escape.
     """
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n", "errors": "backslashreplace"}
+    text = (
+        {} if "b" in mode else {"encoding": "utf-8", "newline": "\n", "errors": "backslashreplace"}
+    )
     if written_through(path):
         with open(path, mode, **text) as file:  # type: ignore[call-overload]
             yield file
@@ -60,7 +66,9 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A folder that takes its name only once every file written inside the block is whole and on disk; a link to one is followed."""
+    """A folder that takes its name only once every file written inside the block is whole and on
+    disk; a link to one is followed.
+    """
     path = Path(os.path.realpath(path))
     partial = partial_name(path, str(os.getpid()))
     shutil.rmtree(partial, ignore_errors=True)
@@ -85,7 +93,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def written_through(path: Path) -> bool:
-    """Whether `path` names a device, a pipe or an open file of a process (/dev/stdout), which is written to and never replaced."""
+    """Whether `path` names a device, a pipe or an open file of a process (/dev/stdout), which is
+    written to and never replaced.
+    """
     path = Path(path)
     try:
         for _ in range(LINKS):
@@ -102,7 +112,9 @@ def written_through(path: Path) -> bool:
 
 @contextlib.contextmanager
 def scratch_folder(within: Path | None = None) -> Iterator[Path]:
-    """A folder for temporary files, in the system's place for them or `within` another folder; gone after the block, however it ends."""
+    """A folder for temporary files, in the system's place for them or `within` another folder; gone
+    after the block, however it ends.
+    """
     folder = (within or Path(tempfile.gettempdir())) / f".gpt.{secrets.token_hex(8)}{PARTIAL}"
     with Cleanup(shutil.rmtree, folder, True):  # before it is there
         folder.mkdir(mode=0o700)
@@ -113,14 +125,18 @@ def scratch_folder(within: Path | None = None) -> Iterator[Path]:
 
 
 def partial_name(path: Path, token: str) -> Path:
-    """The temporary name, next to `path`, of what is not whole yet; cut short if it would be longer than a file system takes."""
+    """The temporary name, next to `path`, of what is not whole yet; cut short if it would be longer
+    than a file system takes.
+    """
     room = NAME_BYTES - len(f"..{token}{PARTIAL}")
     stem = os.fsencode(path.name)[:room].decode("utf-8", "ignore")
     return path.with_name(f".{stem}.{token}{PARTIAL}")
 
 
 def _name_final(error: BaseException, partial: Path, path: Path) -> None:
-    """Make an OSError name `path`, which the user knows, in place of the temporary name, or of no name when the disk is full."""
+    """Make an OSError name `path`, which the user knows, in place of the temporary name, or of no
+    name when the disk is full.
+    """
     if not isinstance(error, OSError):
         return
     if error.filename is None:
@@ -133,13 +149,15 @@ def _name_final(error: BaseException, partial: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def temporary_room(what: str) -> Iterator[None]:
-    """Work that writes to the temporary folder. Raises RunError, which names that folder and says that it must hold `what`, if the disk
-    is full."""
+    """Work that writes to the temporary folder. Raises RunError, which names that folder and says
+    that it must hold `what`, if the disk is full."""
     folder = tempfile.gettempdir()
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not str(error.filename or folder).startswith(folder):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not str(
+            error.filename or folder
+        ).startswith(folder):
             raise
         raise RunError(
             f"the folder for temporary files is full: it must hold {what}",
@@ -149,7 +167,9 @@ def temporary_room(what: str) -> Iterator[None]:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut (a no-op where folders cannot be opened)."""
+    """Make a rename inside `folder` survive a power cut (a no-op where folders cannot be
+    opened).
+    """
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -169,12 +189,16 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(data: bytes, where: str | Path, *, lines: bool = False) -> Any:
-    """The JSON value that `data` spells. Raises InputError where it is broken; with `lines`, its line is added to `where`."""
+    """The JSON value that `data` spells. Raises InputError where it is broken; with `lines`, its
+    line is added to `where`.
+    """
     text = decode(data, where)
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"not valid JSON: {error.msg}", where=f"{where}:{error.lineno}" if lines else where) from None
+        raise InputError(
+            f"not valid JSON: {error.msg}", where=f"{where}:{error.lineno}" if lines else where
+        ) from None
     except ValueError as error:  # a number of over 4,300 digits
         raise InputError(f"not readable JSON: {error}", where=where) from None
     except RecursionError:
@@ -182,18 +206,24 @@ def parse_json(data: bytes, where: str | Path, *, lines: bool = False) -> Any:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The table in `path`. Raises InputError where it is missing or broken, with the line as it should be."""
+    """The table in `path`. Raises InputError where it is missing or broken, with the line as it
+    should be.
+    """
     return toml_text.parse(_read(path), path)
 
 
 def read_exact_text(path: Path) -> str:
-    """The text in `path`, to the character: a byte order mark is a part of it. Raises InputError as `read_text`."""
+    """The text in `path`, to the character: a byte order mark is a part of it. Raises InputError as
+    `read_text`.
+    """
     data = _read(path)
     return ("\ufeff" if data.startswith(BOM) else "") + decode(data, path)
 
 
 def read_text(path: Path) -> str:
-    """The text in `path`, without a byte order mark. Raises InputError where it is missing or not UTF-8."""
+    """The text in `path`, without a byte order mark. Raises InputError where it is missing or not
+    UTF-8.
+    """
     return decode(_read(path), path)
 
 
@@ -205,7 +235,9 @@ def _read(path: Path) -> bytes:
     except IsADirectoryError:
         raise InputError("is a folder, not a file", where=path) from None
     except NotADirectoryError:
-        raise InputError("no such file: a part of its path is a file, not a folder", where=path) from None
+        raise InputError(
+            "no such file: a part of its path is a file, not a folder", where=path
+        ) from None
 
 
 def sha256(path: Path) -> str:
@@ -215,17 +247,25 @@ def sha256(path: Path) -> str:
 
 
 def similar(path: Path) -> Path | None:
-    """The existing file or folder next to the missing `path` whose name is closest to it; None if none is close."""
+    """The existing file or folder next to the missing `path` whose name is closest to it; None if
+    none is close.
+    """
     path = Path(path)
     try:
         names = [other.name for other in path.parent.iterdir() if not other.name.startswith(".")]
     except OSError:
         return None
-    return next((path.with_name(name) for name in close_to(path.name, names)), None) if path.name else None
+    return (
+        next((path.with_name(name) for name in close_to(path.name, names)), None)
+        if path.name
+        else None
+    )
 
 
 def check_output(folder: Path, *, resume: bool, force: bool) -> None:
-    """The overwrite rule for an output folder: a non-empty one needs `--resume` or `--force`. Touches nothing. Raises UsageError."""
+    """The overwrite rule for an output folder: a non-empty one needs `--resume` or `--force`.
+    Touches nothing. Raises UsageError.
+    """
     folder = Path(folder)
     if resume and force:
         raise UsageError("--resume and --force contradict each other", hint="choose one")
@@ -239,12 +279,22 @@ def check_output(folder: Path, *, resume: bool, force: bool) -> None:
                 where=folder,
                 hint="--resume goes on with it; another -o leaves it as it is; --force deletes what it holds and starts over",
             )
-        if any(place.is_relative_to(folder.resolve()) for place in (Path.cwd(), home()) if place is not None):
-            raise UsageError("--force would empty the folder you stand in or your home", where=folder, hint="choose another output")
+        if any(
+            place.is_relative_to(folder.resolve())
+            for place in (Path.cwd(), home())
+            if place is not None
+        ):
+            raise UsageError(
+                "--force would empty the folder you stand in or your home",
+                where=folder,
+                hint="choose another output",
+            )
 
 
 def claim_output(folder: Path, *, resume: bool, force: bool) -> None:
-    """Take an output folder by that rule: `force` empties it, and leftovers of an interrupted write are swept away. Raises UsageError."""
+    """Take an output folder by that rule: `force` empties it, and leftovers of an interrupted write
+    are swept away. Raises UsageError.
+    """
     folder = Path(folder)
     check_output(folder, resume=resume, force=force)
     if force:
@@ -254,7 +304,9 @@ def claim_output(folder: Path, *, resume: bool, force: bool) -> None:
 
 
 def contents(folder: Path) -> list[Path]:
-    """What a folder holds, but for the locks of those who write in it; nothing if there is no folder."""
+    """What a folder holds, but for the locks of those who write in it; nothing if there is no
+    folder.
+    """
     if not folder.exists():
         return []
     return [path for path in folder.iterdir() if not is_lock(path)]
@@ -266,7 +318,9 @@ def is_lock(path: Path) -> bool:
 
 
 def empty(folder: Path) -> None:
-    """Remove what a folder holds, but for locks. The folder stays, and so does what links in it lead to."""
+    """Remove what a folder holds, but for locks. The folder stays, and so does what links in it
+    lead to.
+    """
     for path in contents(folder):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -275,7 +329,9 @@ def empty(folder: Path) -> None:
 
 
 def home() -> Path | None:
-    """The user's home folder; None if there is none, as for a user without an entry in the system's list."""
+    """The user's home folder; None if there is none, as for a user without an entry in the system's
+    list.
+    """
     try:
         return Path.home()
     except RuntimeError:
@@ -283,21 +339,33 @@ def home() -> Path | None:
 
 
 def check_writable(path: Path) -> None:
-    """Refuse, before any work, an output that could not be written after it. Touches nothing. Raises UsageError."""
+    """Refuse, before any work, an output that could not be written after it. Touches nothing.
+    Raises UsageError.
+    """
     path = Path(path)
     for part in path.parts:
         if len(os.fsencode(part)) > NAME_BYTES:
-            raise UsageError(f"the name {part[:20]}... is longer than {NAME_BYTES} bytes", where=f"{str(path)[:40]}...", hint="shorten it")
+            raise UsageError(
+                f"the name {part[:20]}... is longer than {NAME_BYTES} bytes",
+                where=f"{str(path)[:40]}...",
+                hint="shorten it",
+            )
     try:
         there = next((folder for folder in path.parents if folder.exists()), None)
         if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
             there = path
     except PermissionError as error:
-        raise UsageError("no permission to look there", where=error.filename, hint="choose another output with -o") from None
+        raise UsageError(
+            "no permission to look there",
+            where=error.filename,
+            hint="choose another output with -o",
+        ) from None
     if there is None:
         return
     if not there.is_dir():
-        raise UsageError(f"{there} is a file, not a folder", where=path, hint="choose another output with -o")
+        raise UsageError(
+            f"{there} is a file, not a folder", where=path, hint="choose another output with -o"
+        )
     if not os.access(there, os.W_OK | os.X_OK):
         hint = f"choose another output with -o, or change the permissions of {there}"
         raise UsageError(f"no permission to write in {there}", where=path, hint=hint)
@@ -315,7 +383,9 @@ def sweep(folder: Path, *, keep: Path | None = None) -> None:
 
 
 def claim_file(path: Path, *, force: bool) -> None:
-    """The same rule for a command whose output is one file, which a device or pipe is not: nothing of it is lost. Raises UsageError."""
+    """The same rule for a command whose output is one file, which a device or pipe is not: nothing
+    of it is lost. Raises UsageError.
+    """
     if written_through(path):
         return
     check_writable(path)

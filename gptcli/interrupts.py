@@ -1,11 +1,14 @@
 """Being told to stop: by Ctrl-C, or by SIGTERM, SIGHUP or SIGUSR1, which mean the same.
 
-Python turns Ctrl-C into an exception in the main thread, between two of its instructions. Libraries swallow it or turn it into another
-one, C++ aborts the process when it meets it, and a long call into C keeps it waiting. So here nothing is raised. A thread that waits for
-signals alone gives the `Answer` in force: unless a command has another, it ends the process, whatever the main thread is doing, with its
-children, its temporary files and one line. Nothing is lost by that, because every output appears whole or not at all.
+Python turns Ctrl-C into an exception in the main thread, between two of its instructions. Libraries
+swallow it or turn it into another one, C++ aborts the process when it meets it, and a long call
+into C keeps it waiting. So here nothing is raised. A thread that waits for signals alone gives the
+`Answer` in force: unless a command has another, it ends the process, whatever the main thread is
+doing, with its children, its temporary files and one line. Nothing is lost by that, because every
+output appears whole or not at all.
 
-Nothing is installed by importing this. It imports little, so that the command line can install it before anything else.
+Nothing is installed by importing this. It imports little, so that the command line can install it
+before anything else.
 """
 
 from __future__ import annotations
@@ -25,10 +28,16 @@ if TYPE_CHECKING:
     from types import FrameType, TracebackType
     from typing import Any, NoReturn, Self
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    if hasattr(signal, name)
+]
 CODE = 130
-PATIENCE = 1.0  # seconds for Python code to see a KeyboardInterrupt, before a line says what keeps it waiting
-PARKED = 0.2  # seconds for the main thread to come out of a call into C; whatever it does there, the process ends
+# seconds for Python code to see a KeyboardInterrupt, before a line says what keeps it waiting
+PATIENCE = 1.0
+# seconds for the main thread to come out of a call into C; whatever it does there, the process ends
+PARKED = 0.2
 SETTLED = 0  # on the pipe to the thread, beside signal numbers
 
 _answers: list[Answer] = []  # the last is in force
@@ -42,13 +51,17 @@ _last_words, _code = "", CODE
 
 
 class Answer:
-    """What is done when the program is told to stop, between `with` and the end of its block. This one ends it at once.
+    """What is done when the program is told to stop, between `with` and the end of its block. This
+    one ends it at once.
 
-    In a thread other than the main one, which Python lets handle no signals, the block changes nothing.
+    In a thread other than the main one, which Python lets handle no signals, the block changes
+    nothing.
     """
 
     def note(self, number: int) -> None:
-        """Runs in the main thread, between two of its instructions, once for signals that come together."""
+        """Runs in the main thread, between two of its instructions, once for signals that come
+        together.
+        """
         _park()
 
     def act(self, number: int) -> None:
@@ -62,7 +75,12 @@ class Answer:
             _install()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         _settle()
         if len(_answers) == 1:
             _uninstall()
@@ -71,8 +89,8 @@ class Answer:
 
 
 class Raise(Answer):
-    """Ctrl-C raises KeyboardInterrupt in the main thread, as Python does by itself. One that cannot be raised yet is told of, and the next
-    one ends the program."""
+    """Ctrl-C raises KeyboardInterrupt in the main thread, as Python does by itself. One that cannot
+    be raised yet is told of, and the next one ends the program."""
 
     def __init__(self, until: str) -> None:
         """`until`: what the main thread may be waiting for."""
@@ -91,7 +109,9 @@ class Raise(Answer):
         sys.unraisablehook = self.before
 
     def _again(self, lost: Any) -> None:
-        """One that was raised in a destructor or a callback, where Python drops it, is raised again a millisecond of work later."""
+        """One that was raised in a destructor or a callback, where Python drops it, is raised again
+        a millisecond of work later.
+        """
         if lost.exc_type is KeyboardInterrupt:
             signal.signal(signal.SIGVTALRM, lambda *_: signal.raise_signal(signal.SIGINT))
             signal.setitimer(signal.ITIMER_VIRTUAL, 0.001)
@@ -116,8 +136,8 @@ class Raise(Answer):
 
 
 class Cleanup:
-    """Calls `function` if the program ends at once between `with` and the end of its block. The function must not wait for the main
-    thread: no lock, no buffered stream, no import."""
+    """Calls `function` if the program ends at once between `with` and the end of its block. The
+    function must not wait for the main thread: no lock, no buffered stream, no import."""
 
     def __init__(self, function: Callable[..., object], *arguments: object) -> None:
         self.call = functools.partial(function, *arguments)
@@ -132,8 +152,9 @@ class Cleanup:
 
 
 class Held:
-    """Keeps signals from the main thread in its block, and for good from processes that are started there: this process alone decides what
-    they mean. The thread that waits for signals still gets them."""
+    """Keeps signals from the main thread in its block, and for good from processes that are started
+    there: this process alone decides what they mean. The thread that waits for signals still gets
+    them."""
 
     def __init__(self, *but: int) -> None:
         self.held = {*SIGNALS} - {*but}
@@ -142,7 +163,8 @@ class Held:
         if hasattr(signal, "pthread_sigmask"):
             from multiprocessing.resource_tracker import ensure_running
 
-            ensure_running()  # with the first process that is started, and it lets signals through again
+            # with the first process that is started, and it lets signals through again
+            ensure_running()
             self.before = signal.pthread_sigmask(signal.SIG_BLOCK, self.held)
         return self
 
@@ -156,7 +178,8 @@ def leave() -> NoReturn:
     global _leaving
     _leaving = True
     try:
-        for number in [*_handlers][:1]:  # so that the main thread makes no new files meanwhile, if it runs Python at all
+        # so that the main thread makes no new files meanwhile, if it runs Python at all
+        for number in [*_handlers][:1]:
             _thread.interrupt_main(signal.Signals(number))
             _parked.acquire(timeout=PARKED)
         for child in _children(os.getpid()):
@@ -167,7 +190,8 @@ def leave() -> NoReturn:
         if os.environ.get("RANK", "0") == "0" or not os.environ.get("WORLD_SIZE"):
             if "--debug" in sys.argv:
                 _show_stack()
-            write(2, f"\r{_last_words}" if os.isatty(2) else _last_words)  # over the ^C that a terminal shows
+            # over the ^C that a terminal shows
+            write(2, f"\r{_last_words}" if os.isatty(2) else _last_words)
     finally:
         os._exit(_code)
 
@@ -181,7 +205,9 @@ def begin(last_words: str) -> None:
 
 
 def finish(code: object) -> None:
-    """The command is done and has printed its last message: a signal that comes now ends the process in silence, with this exit code."""
+    """The command is done and has printed its last message: a signal that comes now ends the
+    process in silence, with this exit code.
+    """
     global _last_words, _code
     with contextlib.suppress(OSError, ValueError):  # Python tries again, and says what is wrong
         sys.stdout.flush()
@@ -190,7 +216,9 @@ def finish(code: object) -> None:
 
 
 def _end() -> None:
-    """Leave out the interpreter's own end, where it takes all modules apart and handles no signals: with torch, it takes a while."""
+    """Leave out the interpreter's own end, where it takes all modules apart and handles no signals:
+    with torch, it takes a while.
+    """
     if not _last_words:  # `finish` was called
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
@@ -199,14 +227,18 @@ def _end() -> None:
 
 
 def write(file: int, text: str) -> None:
-    """Write to an open file past Python's buffers and their locks; nothing where that would have to wait for a reader."""
+    """Write to an open file past Python's buffers and their locks; nothing where that would have to
+    wait for a reader.
+    """
     with contextlib.suppress(OSError, ValueError):
         if select.select([], [file], [], 0)[1]:
             os.write(file, text.encode())
 
 
 def _install() -> None:
-    """Handle the signals. One that is ignored, as SIGHUP is under nohup and SIGINT in a script's background, stays ignored."""
+    """Handle the signals. One that is ignored, as SIGHUP is under nohup and SIGINT in a script's
+    background, stays ignored.
+    """
     global _pipe
     if _pipe is None:
         _pipe = os.pipe()
@@ -266,7 +298,9 @@ def _settle() -> None:
 
 
 def _forget() -> None:
-    """In a fork there is no thread that answers, and no need for one: it goes when its parent wants it to."""
+    """In a fork there is no thread that answers, and no need for one: it goes when its parent wants
+    it to.
+    """
     global _pipe, _settled
     if _handlers:
         signal.set_wakeup_fd(-1)
@@ -294,7 +328,9 @@ def _show_stack() -> None:
 
 
 def _children(parent: int) -> list[int]:
-    """All processes below one, the nearest first: by /proc, and where there is none, those that multiprocessing has started."""
+    """All processes below one, the nearest first: by /proc, and where there is none, those that
+    multiprocessing has started.
+    """
     found: list[int] = []
     try:
         threads = os.listdir(f"/proc/{parent}/task")  # noqa: PTH208  pathlib takes long to import
@@ -303,14 +339,19 @@ def _children(parent: int) -> list[int]:
         started = list(getattr(process, "_children", ())) if parent == os.getpid() else []
         return [child.pid for child in started if child.pid]
     for thread in threads:
-        with contextlib.suppress(OSError), open(f"/proc/{parent}/task/{thread}/children") as file:  # unless it has ended
+        # unless it has ended
+        with contextlib.suppress(OSError), open(f"/proc/{parent}/task/{thread}/children") as file:
             found += map(int, file.read().split())
     return found + [below for child in found for below in _children(child)]
 
 
 def _remove_semaphores() -> None:
-    """Those of multiprocessing, which are removed as it ends, and else by a process of its own, with a warning."""
-    util, synchronize = (sys.modules.get(f"multiprocessing.{name}") for name in ("util", "synchronize"))
+    """Those of multiprocessing, which are removed as it ends, and else by a process of its own,
+    with a warning.
+    """
+    util, synchronize = (
+        sys.modules.get(f"multiprocessing.{name}") for name in ("util", "synchronize")
+    )
     if util is not None and synchronize is not None:
         for finalizer in list(util._finalizer_registry.values()):
             if finalizer._callback is synchronize.SemLock._cleanup:

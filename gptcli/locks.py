@@ -1,11 +1,12 @@
 """One owner for each output: a lock file names the process that writes there.
 
-`.lock` in a folder, or `.NAME.lock` beside a single file, is created exclusively: of several processes
-one gets it. The lock of a dead holder is never taken away, because a process that looked too long ago
-could take away the next holder's instead. It is succeeded: whoever first creates `.lock.TOKEN`, with
-the dead holder's token, is the next owner, and so on. The owner is the last of this chain, and removes
-it on release, `.lock` first. No token is used twice, so a process that acts on what it read too long
-ago creates a file that no chain leads to; it sees that, removes the file and looks again.
+`.lock` in a folder, or `.NAME.lock` beside a single file, is created exclusively: of several
+processes one gets it. The lock of a dead holder is never taken away, because a process that looked
+too long ago could take away the next holder's instead. It is succeeded: whoever first creates
+`.lock.TOKEN`, with the dead holder's token, is the next owner, and so on. The owner is the last of
+this chain, and removes it on release, `.lock` first. No token is used twice, so a process that acts
+on what it read too long ago creates a file that no chain leads to; it sees that, removes the file
+and looks again.
 
 A holder on this machine is dead if its process is gone, by process number and start time. A holder
 elsewhere touches its lock every few seconds, and is dead if the lock stays untouched, by the file
@@ -73,7 +74,9 @@ class Holder:
 
 
 class Lock:
-    """The lock file `path` for the output `subject`, held by this process from `acquire` to `release`."""
+    """The lock file `path` for the output `subject`, held by this process from `acquire` to
+    `release`.
+    """
 
     def __init__(self, path: Path, subject: Path, *, events: Events = SILENT) -> None:
         self.path, self.subject, self.events = path, subject, events
@@ -85,7 +88,9 @@ class Lock:
         self._cleanup = Cleanup(self._remove)
 
     def __enter__(self) -> Lock:
-        """Acquire the lock. Raises UsageError also if the output's path says why it cannot be written."""
+        """Acquire the lock. Raises UsageError also if the output's path says why it cannot be
+        written.
+        """
         try:
             return self.acquire()
         except OSError:
@@ -156,14 +161,19 @@ class Lock:
             except FileNotFoundError:
                 pass  # the folder was removed by a process that had made it
             time.sleep(POLL / 10)
-        raise UsageError("in use: its lock changes hands all the time", where=self.subject, hint=HINT)
+        raise UsageError(
+            "in use: its lock changes hands all the time", where=self.subject, hint=HINT
+        )
 
     def _sweep(self, kept: Collection[Path]) -> None:
-        """Remove what processes that were killed while they took or released this lock left beside it.
+        """Remove what processes that were killed while they took or released this lock left beside
+        it.
 
         Of a process that is alive it may take what leads nowhere, and that one looks again.
         """
-        leftover = re.compile(rf"{re.escape(self.path.name)}(\.[0-9a-z]+|(\.[0-9a-z]+){{1,2}}{re.escape(PARTIAL)})")
+        leftover = re.compile(
+            rf"{re.escape(self.path.name)}(\.[0-9a-z]+|(\.[0-9a-z]+){{1,2}}{re.escape(PARTIAL)})"
+        )
         with contextlib.suppress(OSError):
             for file in self.path.parent.iterdir():
                 if leftover.fullmatch(file.name) and file not in kept:
@@ -181,7 +191,9 @@ class Lock:
                 if chain.get(file) != me:
                     return
                 if _last(chain) != (file, me):
-                    self.events.warn(f"{self.subject}: taken over by another process, which saw no sign of life: this one ends")
+                    self.events.warn(
+                        f"{self.subject}: taken over by another process, which saw no sign of life: this one ends"
+                    )
                     os._exit(1)
                 os.utime(file)
 
@@ -224,13 +236,15 @@ def own_folder(folder: Path, *, read_only: bool = False, events: Events = SILENT
 
 @contextlib.contextmanager
 def own_part(folder: Path, part: str, *, events: Events = SILENT) -> Iterator[None]:
-    """Be the one process that does `part` of the work in `folder`, next to those that do other parts.
+    """Be the one process that does `part` of the work in `folder`, next to those that do other
+    parts.
 
     Raises UsageError if another process does this part, or writes in the folder as a whole.
     """
     real = _real(folder)
     with Lock(real / f".part-{part}{LOCK}", folder, events=events):
-        refuse_held(real / LOCK, folder, events)  # after taking our own: of two that start at once, one sees the other
+        # after taking our own: of two that start at once, one sees the other
+        refuse_held(real / LOCK, folder, events)
         yield
 
 
@@ -263,10 +277,13 @@ def refuse_held(path: Path, subject: Path, events: Events = SILENT) -> Holder | 
 
 
 def read_chain(path: Path) -> dict[Path, Holder]:
-    """Return the lock file `path` and its successors, each with the holder it names, oldest first."""
+    """Return the lock file `path` and its successors, each with the holder it names, oldest
+    first.
+    """
     chain: dict[Path, Holder] = {}
     with contextlib.suppress(FileNotFoundError):
-        next(path.parent.iterdir(), None)  # NFS remembers missing names until their folder is opened
+        # NFS remembers missing names until their folder is opened
+        next(path.parent.iterdir(), None)
         file = path
         while file not in chain:
             chain[file] = _read(file)
@@ -280,7 +297,9 @@ def successor(path: Path, holder: Holder) -> Path:
 
 
 def is_dead(holder: Holder, file: Path, subject: Path, events: Events = SILENT) -> bool:
-    """Whether the holder of the lock `file` has ended; looks for signs of life if only those can tell."""
+    """Whether the holder of the lock `file` has ended; looks for signs of life if only those can
+    tell.
+    """
     gone = process_gone(holder)
     return _is_silent(holder, file, subject, events) if gone is None else gone
 
@@ -328,29 +347,45 @@ def place() -> str:
 
 
 def start_of(pid: int) -> str:
-    """When a process of this place began, in the system's own words; GONE for one that has ended; "" if unknown."""
+    """When a process of this place began, in the system's own words; GONE for one that has ended;
+    "" if unknown.
+    """
     try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        threads, began = int(rest[16]), rest[18]  # fields 20 and 22 of proc_pid_stat(5); the state is field 3
-        return GONE if state in ("Z", "X") and threads <= 1 else began  # while a thread is left, so are its writes
+        state, *rest = (
+            Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        )
+        # fields 20 and 22 of proc_pid_stat(5); the state is field 3
+        threads, began = int(rest[16]), rest[18]
+        # while a thread is left, so are its writes
+        return GONE if state in ("Z", "X") and threads <= 1 else began
     except (OSError, ValueError, IndexError):
         if os.name != "posix" or sys.platform == "linux":
             return ""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         command = ["ps", "-o", "stat=,lstart=", "-p", str(pid)]
-        told = subprocess.run(command, capture_output=True, text=True, timeout=10, env={**os.environ, "LC_ALL": "C", "TZ": "UTC"})
+        told = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            env={**os.environ, "LC_ALL": "C", "TZ": "UTC"},
+        )
         state, _, began = told.stdout.strip().partition(" ")
         return GONE if state.startswith("Z") else began.strip()
     return ""
 
 
 def _is_silent(holder: Holder, file: Path, subject: Path, events: Events) -> bool:
-    """Watch a holder that is elsewhere until it gives a sign of life, or has given none for SILENCE seconds."""
+    """Watch a holder that is elsewhere until it gives a sign of life, or has given none for SILENCE
+    seconds.
+    """
     first = _touched(file)
     if first is None:
         return True
     age, began = max(0.0, _clock(file) - first), time.monotonic()
-    events.info(f"{subject}: locked by {holder}: waiting for a sign of life, at most {max(WATCHED, SILENCE - age):.0f} s")
+    events.info(
+        f"{subject}: locked by {holder}: waiting for a sign of life, at most {max(WATCHED, SILENCE - age):.0f} s"
+    )
     while (touched := _touched(file)) == first:
         watched = time.monotonic() - began
         if watched >= WATCHED and age + watched >= SILENCE:
@@ -362,7 +397,8 @@ def _is_silent(holder: Holder, file: Path, subject: Path, events: Events) -> boo
 def _touched(file: Path) -> float | None:
     """When the file was touched, by its file system's clock; None if it is gone."""
     try:
-        with open(file, "rb") as handle:  # NFS asks its server for the times of a file that is opened
+        # NFS asks its server for the times of a file that is opened
+        with open(file, "rb") as handle:
             return os.fstat(handle.fileno()).st_mtime
     except FileNotFoundError:
         return None
@@ -378,7 +414,9 @@ def _clock(file: Path) -> float:
 
 
 def _create(file: Path, holder: Holder) -> bool:
-    """Create a lock file, whole from its first moment, unless it is there; return whether this process created it."""
+    """Create a lock file, whole from its first moment, unless it is there; return whether this
+    process created it.
+    """
     data = strict_json.dumps(asdict(holder), indent=1).encode() + b"\n"
     partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}{PARTIAL}")
     with _temporary(partial):
@@ -389,7 +427,8 @@ def _create(file: Path, holder: Holder) -> bool:
         try:
             os.link(partial, file)
         except FileExistsError:
-            return partial.stat().st_nlink == 2  # a file server did it, and its first answer was lost
+            # a file server did it, and its first answer was lost
+            return partial.stat().st_nlink == 2
         except FileNotFoundError:
             raise
         except (OSError, AttributeError, NotImplementedError):  # a file system without hard links
@@ -412,7 +451,9 @@ def _temporary(file: Path) -> Iterator[None]:
 
 
 def _read(file: Path) -> Holder:
-    """The holder that a lock file names; an unknown one if it is not whole. Raises FileNotFoundError."""
+    """The holder that a lock file names; an unknown one if it is not whole. Raises
+    FileNotFoundError.
+    """
     with open(file, "rb") as handle:
         data, stamp = handle.read(), os.fstat(handle.fileno()).st_mtime_ns
     try:

@@ -9,11 +9,27 @@ Units = tuple[tuple[float, str], ...]
 DAY, WEEK, YEAR = 86_400, 7 * 86_400, 365 * 86_400  # seconds
 ROUGH = ((YEAR, " years"), (DAY, " days"), (3600, " h"), (60, " min"))  # units of an estimate
 LEAST = 0.001  # what is less is written as less than this
-TIME: Units = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+TIME: Units = (
+    (86400, "d"),
+    (3600, "h"),
+    (60, "min"),
+    (1, "s"),
+    (1e-3, "ms"),
+    (1e-6, "µs"),
+    (1e-9, "ns"),
+)
 GPU_TIME: Units = (
     (365 * 86400, "GPU-years"), (3600, "GPU-hours"), (1, "GPU-seconds"), (1e-3, "GPU-ms"), (1e-6, "GPU-µs"),
 )  # fmt: skip
-ENERGY: Units = ((1e6, "MWh"), (1e3, "kWh"), (1, "Wh"), (1 / 3600, "J"), (1e-3 / 3600, "mJ"), (1e-6 / 3600, "µJ"))  # in Wh
+# in Wh
+ENERGY: Units = (
+    (1e6, "MWh"),
+    (1e3, "kWh"),
+    (1, "Wh"),
+    (1 / 3600, "J"),
+    (1e-3 / 3600, "mJ"),
+    (1e-6 / 3600, "µJ"),
+)
 MASS: Units = ((1e6, "t"), (1e3, "kg"), (1, "g"), (1e-3, "mg"), (1e-6, "µg"))  # in grams
 SPEED: Units = ((1e12, "TFLOP/s"), (1e9, "GFLOP/s"), (1e6, "MFLOP/s"), (1, "FLOP/s"))
 BYTES: Units = ((1e18, "EB"), (1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -36,8 +52,8 @@ def short(value: float) -> str:
 
 
 def unit_for(value: float, units: Units, least: float = 1) -> tuple[float, str]:
-    """Return the largest unit in which `value` is at least `least`; the smallest if there is none, and of
-    zero the largest."""
+    """Return the largest unit in which `value` is at least `least`; the smallest if there is none,
+    and of zero the largest."""
     return next((unit for unit in units if value >= least * unit[0] or not value), units[-1])
 
 
@@ -61,7 +77,9 @@ def gpu_time(hours: float) -> str:
 def amount(value: float) -> str:
     """950, 12.3k, 4.5M, 300B, 2.25T; thousands from 10,000 on."""
     rounded = abs(value) / 0.99995  # what rounds up to a unit is written in it
-    size, suffix = next(((size, suffix) for size, suffix in COUNTS if rounded >= max(size, 1e4)), (1, ""))
+    size, suffix = next(
+        ((size, suffix) for size, suffix in COUNTS if rounded >= max(size, 1e4)), (1, "")
+    )
     return f"{value / size:.4g}{suffix}"
 
 
@@ -90,7 +108,9 @@ def duration(seconds: float) -> str:
 
 
 def rough_duration(low: float, high: float | None = None) -> str:
-    """Format an estimate of seconds, or a range of them, to two digits: 12 s, 2 to 9 h, 390,000 years."""
+    """Format an estimate of seconds, or a range of them, to two digits: 12 s, 2 to 9 h, 390,000
+    years.
+    """
     high = low if high is None else high
     size, unit = next(((size, unit) for size, unit in ROUGH if high >= 2 * size), (1, " s"))
     ends = [f"{float(f'{max(seconds / size, 0):.2g}'):,.12g}" for seconds in (low, high)]

@@ -1,4 +1,6 @@
-"""Who this process is among those that a launcher started: read whole from the environment, or not at all."""
+"""Who this process is among those that a launcher started: read whole from the environment, or not
+at all.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ class Variables(NamedTuple):
 
 
 TORCH = Variables("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-# A step's own count of tasks: SLURM_NTASKS and SLURM_PROCID are also set in the shell of a job, which is one process.
+# A step's own count of tasks: SLURM_NTASKS and SLURM_PROCID are also set in the shell of a job,
+# which is one process.
 SLURM = Variables("Slurm", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "")
 OPEN_MPI = Variables(
     "Open MPI",
@@ -54,9 +57,9 @@ class Launch:
 def launch_environment(environ: Mapping[str, str] | None = None) -> Launch | None:
     """Return this process's place in a launch, or None if nobody started several processes.
 
-    torchrun's variables count if all are set. Those of Slurm and Open MPI, which also start unrelated
-    tasks, count if MASTER_ADDR and MASTER_PORT say where the tasks meet. RANK alone, which other
-    programs use, says nothing. An empty variable is not set.
+    torchrun's variables count if all are set. Those of Slurm and Open MPI, which also start
+    unrelated tasks, count if MASTER_ADDR and MASTER_PORT say where the tasks meet. RANK alone,
+    which other programs use, says nothing. An empty variable is not set.
 
     Raises UsageError if a set is half there, or if a value in it is impossible.
     """
@@ -66,31 +69,41 @@ def launch_environment(environ: Mapping[str, str] | None = None) -> Launch | Non
     launches = (_task_launch(names, values) for names in (SLURM, OPEN_MPI))
     tasks = next((launch for launch in launches if launch is not None), None)
     # Scripts for Slurm often set WORLD_SIZE and leave the rank to srun.
-    if _torch_claims(values) and (tasks is None or values.get(TORCH.world_size) != str(tasks.world_size)):
+    if _torch_claims(values) and (
+        tasks is None or values.get(TORCH.world_size) != str(tasks.world_size)
+    ):
         raise _incomplete(values, TORCH)
     return tasks
 
 
 def leads() -> bool:
-    """Whether this process writes and reports: it is alone, or the first of its launch. Raises UsageError as `launch_environment`."""
+    """Whether this process writes and reports: it is alone, or the first of its launch. Raises
+    UsageError as `launch_environment`.
+    """
     launch = launch_environment()
     return launch is None or launch.rank == 0
 
 
 def leads_machine() -> bool:
-    """Whether this process is the first of its launch on its machine. Raises UsageError as `launch_environment`."""
+    """Whether this process is the first of its launch on its machine. Raises UsageError as
+    `launch_environment`.
+    """
     launch = launch_environment()
     return launch is None or launch.local_rank == 0
 
 
 def restarted() -> bool:
-    """Whether torchrun starts this very job over because it lost a process. Raises UsageError as `launch_environment`."""
+    """Whether torchrun starts this very job over because it lost a process. Raises UsageError as
+    `launch_environment`.
+    """
     launch = launch_environment()
     return launch is not None and launch.restarts > 0
 
 
 def unused_launch(environ: Mapping[str, str] | None = None) -> str | None:
-    """Return what a user should know of variables that name a rank and yet start no launch, or None."""
+    """Return what a user should know of variables that name a rank and yet start no launch, or
+    None.
+    """
     values = _set_variables(environ)
     if launch_environment(values) is not None:
         return None
@@ -98,7 +111,9 @@ def unused_launch(environ: Mapping[str, str] | None = None) -> str | None:
         if values.get(names.world_size, "1") != "1":
             tasks = values[names.world_size]
             meet = " and ".join(ADDRESS)
-            return f"{names.launcher} started {tasks} processes, each alone: set {meet} to join them"
+            return (
+                f"{names.launcher} started {tasks} processes, each alone: set {meet} to join them"
+            )
     if TORCH.rank in values:
         return f"{TORCH.rank} is set without {TORCH.world_size}: this process works alone"
     return None
@@ -121,11 +136,15 @@ def _torch_launch(values: Mapping[str, str]) -> Launch | None:
     """The launch that RANK and its kin describe; None if one of them is missing."""
     if TORCH.rank not in values or TORCH.world_size not in values:
         return None
-    if values[TORCH.world_size] != "1" and any(name not in values for name in (TORCH.local_rank, *ADDRESS)):
+    if values[TORCH.world_size] != "1" and any(
+        name not in values for name in (TORCH.local_rank, *ADDRESS)
+    ):
         return None
     launch = _read(TORCH, {TORCH.local_rank: "0", **values})
     restarts = _number(values, RESTARTS) if RESTARTS in values else 0
-    return Launch(launch.rank, launch.world_size, launch.local_rank, launch.local_world_size, restarts)
+    return Launch(
+        launch.rank, launch.world_size, launch.local_rank, launch.local_world_size, restarts
+    )
 
 
 def _task_launch(names: Variables, values: Mapping[str, str]) -> Launch | None:
@@ -153,14 +172,19 @@ def _read(names: Variables, values: Mapping[str, str]) -> Launch:
                 hint="start with torchrun, which sets both, or unset them to run one process",
             )
     if ADDRESS[1] in values and not 0 < _number(values, ADDRESS[1]) < 1 << 16:
-        raise UsageError(f"{ADDRESS[1]} is {values[ADDRESS[1]]}", hint="a port is a number from 1 to 65535")
+        raise UsageError(
+            f"{ADDRESS[1]} is {values[ADDRESS[1]]}", hint="a port is a number from 1 to 65535"
+        )
     return Launch(rank, world, local_rank, local_world)
 
 
 def _number(values: Mapping[str, str], name: str, least: int = 0) -> int:
     text = values[name]
     if re.fullmatch(r"[0-9]{1,9}", text) is None or int(text) < least:
-        raise UsageError(f"{name} is {text!r}", hint=f"it must be a whole number, {least} or more; unset it to run one process")
+        raise UsageError(
+            f"{name} is {text!r}",
+            hint=f"it must be a whole number, {least} or more; unset it to run one process",
+        )
     return int(text)
 
 

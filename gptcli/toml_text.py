@@ -1,7 +1,9 @@
-"""Read TOML with messages that show the line and how to write it, and write values that read back the same.
+"""Read TOML with messages that show the line and how to write it, and write values that read back
+the same.
 
-A file name that is not UTF-8 reaches Python with a lone surrogate for each such byte, which TOML cannot hold. It is written as the
-private-use character `PRIVATE` above it, by its escape, and turned back when it is read.
+A file name that is not UTF-8 reaches Python with a lone surrogate for each such byte, which TOML
+cannot hold. It is written as the private-use character `PRIVATE` above it, by its escape, and
+turned back when it is read.
 """
 
 from __future__ import annotations
@@ -18,13 +20,16 @@ from gptcli.errors import InputError
 
 PRIVATE = 0x100000  # from a lone surrogate to its character of plane 16
 _SURROGATE, _PRIVATE = re.compile("[\ud800-\udfff]"), re.compile("[\U0010d800-\U0010dfff]")
-_CONTROL = re.compile(r"[\x7f\x80-\x9f\u2028\u2029]")  # that json leaves as they are, and TOML or a terminal does not
+# that json leaves as they are, and TOML or a terminal does not
+_CONTROL = re.compile(r"[\x7f\x80-\x9f\u2028\u2029]")
 QUOTES = str.maketrans("\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb", '"""\'\'""')
 WORDS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 
 
 def parse(data: bytes, where: str | Path) -> dict[str, Any]:
-    """The table that `data` spells. Raises InputError, with the line and a corrected one if there is a likely one, if it is broken."""
+    """The table that `data` spells. Raises InputError, with the line and a corrected one if there
+    is a likely one, if it is broken.
+    """
     text = decode(data, where)
     try:
         return restored(tomllib.loads(text))
@@ -37,7 +42,9 @@ def parse(data: bytes, where: str | Path) -> dict[str, Any]:
 
 
 def value(item: Any) -> str:
-    """A value as TOML spells it: `parse` gives it back. Text is on one line, whatever characters it holds."""
+    """A value as TOML spells it: `parse` gives it back. Text is on one line, whatever characters it
+    holds.
+    """
     if isinstance(item, bool):
         return str(item).lower()
     if isinstance(item, list | tuple):
@@ -45,14 +52,24 @@ def value(item: Any) -> str:
     if isinstance(item, int | float):
         return repr(item)
     if isinstance(item, Mapping):
-        return "{" + ", ".join(f"{value(str(key))} = {value(part)}" for key, part in item.items()) + "}"
-    text = _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(str(item), ensure_ascii=False))
+        return (
+            "{"
+            + ", ".join(f"{value(str(key))} = {value(part)}" for key, part in item.items())
+            + "}"
+        )
+    text = _CONTROL.sub(
+        lambda found: f"\\u{ord(found[0]):04x}", json.dumps(str(item), ensure_ascii=False)
+    )
     return _SURROGATE.sub(lambda found: f"\\U{ord(found[0]) + PRIVATE:08x}", text)
 
 
 def comment(text: str) -> str:
-    """`text` as a comment can hold it, on one line: control characters and lone surrogates as escapes."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    """`text` as a comment can hold it, on one line: control characters and lone surrogates as
+    escapes.
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 def restored(item: Any) -> Any:
@@ -65,27 +82,42 @@ def restored(item: Any) -> Any:
 
 
 def _explained(text: str, message: str, where: str | Path) -> InputError:
-    """The error for a text that `message`, tomllib's, refuses: its line, and the line as it should be."""
+    """The error for a text that `message`, tomllib's, refuses: its line, and the line as it should
+    be.
+    """
     lines = text.split("\n")
     found = re.search(r"line (\d+)", message)
     number = min(int(found[1]) if found else len(lines), len(lines))
-    while number > 1 and not lines[number - 1].strip():  # the end of the document: its last line that holds anything
+    # the end of the document: its last line that holds anything
+    while number > 1 and not lines[number - 1].strip():
         number -= 1
     line, reason = lines[number - 1].strip(), re.sub(r" \(at .*\)$", "", message)
     place = f"{where}:{number}"
     if text.lstrip().startswith("{"):
-        return InputError("not valid TOML: it looks like JSON", where=place, hint='a line of TOML is: name = "value"')
+        return InputError(
+            "not valid TOML: it looks like JSON",
+            where=place,
+            hint='a line of TOML is: name = "value"',
+        )
     if reason.startswith(("Cannot overwrite", "Cannot declare")):
-        return InputError(f"not valid TOML: given twice: {line}", where=place, hint="leave one of the two out")
+        return InputError(
+            f"not valid TOML: given twice: {line}", where=place, hint="leave one of the two out"
+        )
     better = corrected(line)
-    hint = 'a line of TOML is: name = value, with text in quotes: data = "shards"' if better is None else f"write: {better}"
+    hint = (
+        'a line of TOML is: name = value, with text in quotes: data = "shards"'
+        if better is None
+        else f"write: {better}"
+    )
     if better == "":
         hint = "leave the line out: a value that is not given is the default"
     return InputError(f"not valid TOML: {reason}: {line}", where=place, hint=hint)
 
 
 def corrected(line: str) -> str | None:
-    """The line of TOML that was likely meant; "" if it should be left out, None if nothing is likely."""
+    """The line of TOML that was likely meant; "" if it should be left out, None if nothing is
+    likely.
+    """
     if re.fullmatch(r"\[+[\w.\s-]+\]*", line):
         return f"[{line.strip('[] ')}]"
     straight = line.translate(QUOTES)

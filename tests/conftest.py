@@ -15,14 +15,16 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-settings.register_profile("suite", deadline=None)  # what is right does not depend on how busy the machine is
+# what is right does not depend on how busy the machine is
+settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
 os.environ.setdefault("NO_COLOR", "1")
 os.environ.setdefault("COLUMNS", "120")
 for forced in ("FORCE_COLOR", "GITHUB_ACTIONS"):  # both make rich paint even into pipes
     os.environ.pop(forced, None)
 
-# A suite started in the background inherits an ignored SIGINT, and would hand it to every process that a test interrupts.
+# A suite started in the background inherits an ignored SIGINT, and would hand it to every process
+# that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Gpt = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -39,8 +41,8 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], str]:
-    """A port to meet at. It is not one that the system gives to whoever asks for any: another could have it before the first process
-    listens."""
+    """A port to meet at. It is not one that the system gives to whoever asks for any: another could
+    have it before the first process listens."""
 
     def find() -> str:
         for port in random.SystemRandom().sample(range(15_000, 32_000), 100):
@@ -53,16 +55,24 @@ def free_port() -> Callable[[], str]:
 
 @pytest.fixture
 def gpt(tmp_path: Path) -> Gpt:
-    """Run the command line as a user would, in `tmp_path`: gpt("cost", "--size", "175B", code=0) -> the finished process."""
+    """Run the command line as a user would, in `tmp_path`: gpt("cost", "--size", "175B", code=0) ->
+    the finished process.
+    """
 
     def run(
-        *args: object, code: int | None = 0, stdin: str | None = None, cwd: Path = tmp_path, **env: str
+        *args: object,
+        code: int | None = 0,
+        stdin: str | None = None,
+        cwd: Path = tmp_path,
+        **env: str,
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, "-m", "gptcli", *map(str, args)],
             cwd=cwd, input=stdin, capture_output=True, text=True, encoding="utf-8", env={**os.environ, **env},
         )  # fmt: skip
-        assert code is None or done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert code is None or done.returncode == code, (
+            f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
         return done
 
     return run

@@ -1,4 +1,5 @@
-"""Count how a code base reads: how its docstrings begin, which public names lack one, how long its lines are.
+"""Count how a code base reads: how its docstrings begin, which public names lack one, how long its
+lines are.
 
     python -m tests.prose                          this package
     python -m tests.prose gptcli ../torchtitan     several code bases, a row each
@@ -14,7 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-QUESTIONS = ("what", "of", "whether", "which", "how")  # a docstring that begins so is a relative clause, not a sentence
+# a docstring that begins so is a relative clause, not a sentence
+QUESTIONS = ("what", "of", "whether", "which", "how")
 MAX_COLUMNS = 100
 SKIPPED = {"tests", "test", "build", "dist", "third_party", "node_modules"}
 
@@ -48,7 +50,9 @@ def count(root: Path) -> Counts:
     """Count the Python modules below `root`, tests left out."""
     found = Counts()
     for path in sorted(root.rglob("*.py")):
-        if SKIPPED & {part.lower() for part in path.relative_to(root).parts[:-1]} or path.name.startswith("test_"):
+        if SKIPPED & {
+            part.lower() for part in path.relative_to(root).parts[:-1]
+        } or path.name.startswith("test_"):
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
         try:
@@ -83,7 +87,9 @@ def definitions(node: ast.AST) -> Iterator[Definition]:
 
 
 def main() -> None:
-    print(f"{'code base':<24}{'modules':>8}{'lines':>9}{'docstrings':>12}{'questions':>11}{'over 100':>10}{'undocumented':>14}")
+    print(
+        f"{'code base':<24}{'modules':>8}{'lines':>9}{'docstrings':>12}{'questions':>11}{'over 100':>10}{'undocumented':>14}"
+    )
     for name in sys.argv[1:] or ["gptcli"]:
         found = count(Path(name))
         print(

@@ -1,4 +1,6 @@
-"""Setting up: whatever state .venv is in, the next make ends in one that works or says what to do."""
+"""Setting up: whatever state .venv is in, the next make ends in one that works or says what to
+do.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ class Killed(BaseException):
 
 
 class Machine:
-    """A checkout in a folder, where venv, pip and uv are played: what they are asked for is in `calls`."""
+    """A checkout in a folder, where venv, pip and uv are played: what they are asked for is in
+    `calls`.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -40,7 +44,9 @@ class Machine:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        module.subprocess = SimpleNamespace(run=self.run, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)
+        module.subprocess = SimpleNamespace(
+            run=self.run, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL
+        )
         module.has_nvidia_driver = lambda: False
         return module
 
@@ -86,7 +92,9 @@ class Machine:
         if not list(packages.glob("torch-*.dist-info")):
             (packages / "torch-2.dist-info").mkdir()
             text = "".join(f"Requires-Dist: {name}\n" for name in needs)
-            (packages / "torch-2.dist-info" / "METADATA").write_text(text + "\nnvidia-docker is no need.\n")
+            (packages / "torch-2.dist-info" / "METADATA").write_text(
+                text + "\nnvidia-docker is no need.\n"
+            )
 
 
 @pytest.fixture
@@ -154,7 +162,9 @@ def test_the_python_that_is_asked_for_is_the_one_there_is(machine, monkeypatch) 
 
 
 @pytest.mark.parametrize("module", ["venv", "ensurepip"])
-def test_a_python_that_makes_no_environments_says_what_to_install(machine, monkeypatch, capsys, module) -> None:
+def test_a_python_that_makes_no_environments_says_what_to_install(
+    machine, monkeypatch, capsys, module
+) -> None:
     with monkeypatch.context() as debian:
         debian.setitem(sys.modules, module, None)
         with pytest.raises(SystemExit) as stopped:
@@ -300,7 +310,9 @@ def test_an_example_finds_the_repository_s_environment(example, tmp_path) -> Non
     path = f"{tmp_path}/bin:/usr/bin:/bin"
     assert "installed gpt cost" in make("-C", example, "plan", PATH=path)[1]
     put_gpt(root / ".venv" / "bin", "repository")
-    assert "installed gpt cost" in make("-C", example, "plan", PATH=path)[1], "an unfinished .venv is not used"
+    assert "installed gpt cost" in make("-C", example, "plan", PATH=path)[1], (
+        "an unfinished .venv is not used"
+    )
     (root / ".venv" / "ready.json").touch()
     code, told = make("-C", example, "plan", PATH=path)
     assert code == 0, told

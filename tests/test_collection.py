@@ -1,4 +1,6 @@
-"""Every process that collects the suite must find the same tests in the same order: workers that run it in parallel rely on that."""
+"""Every process that collects the suite must find the same tests in the same order: workers that
+run it in parallel rely on that.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +32,19 @@ sys.exit(pytest.main(["--collect-only", "-qq", "-p", "no:cacheprovider", "-p", "
 
 
 def collected(root: Path, folder: Path, *, later: float, hash_seed: int) -> list[str]:
-    """Return the ids of the suite in `root`, from a process with a clock `later` seconds ahead and other temporary folders and hashes."""
+    """Return the ids of the suite in `root`, from a process with a clock `later` seconds ahead and
+    other temporary folders and hashes.
+    """
     folder.mkdir()
     done = subprocess.run(
         [sys.executable, "-c", COLLECT, folder / "ids.json", str(later)],
         cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), "PYTHONHASHSEED": str(hash_seed), "TMPDIR": str(folder)},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(root),
+            "PYTHONHASHSEED": str(hash_seed),
+            "TMPDIR": str(folder),
+        },
         capture_output=True,
         text=True,
     )

@@ -1,4 +1,6 @@
-"""The parts of `python -m tests.benchmarks cuda` that need no GPU, and the command itself at a tiny size."""
+"""The parts of `python -m tests.benchmarks cuda` that need no GPU, and the command itself at a tiny
+size.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +33,31 @@ def cuda(monkeypatch):
 
 
 def test_the_command_at_a_tiny_size_beside_a_peer(tmp_path):
-    """The peer is a stand-in that runs out of memory above two sequences and takes 100 ms a step once settled."""
+    """The peer is a stand-in that runs out of memory above two sequences and takes 100 ms a step
+    once settled.
+    """
     peer = tmp_path / "peer"
     peer.mkdir()
     (peer / "train.py").write_text(PEER)
-    words = ["cuda", "--device", "cpu", "--sizes", "tiny", "--steps", "6", "--out", str(tmp_path / "cuda.json")]
+    words = [
+        "cuda",
+        "--device",
+        "cpu",
+        "--sizes",
+        "tiny",
+        "--steps",
+        "6",
+        "--out",
+        str(tmp_path / "cuda.json"),
+    ]
     env = {**os.environ, "NANOGPT": str(peer), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks", *words], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "tests.benchmarks", *words],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "cuda.json").read_text())
@@ -82,6 +101,10 @@ def test_targets_are_told_met_or_missed(cuda):
 def test_mfu_is_flops_over_the_peak(cuda):
     model = cuda.SIZES["124M"].model
     rates = cuda.rates(model, 475_000, 989.5e12)
-    assert rates["mfu"] == pytest.approx((6 * 124_439_808 + 12 * 12 * 768 * 1024) * 475_000 / 989.5e12)
-    assert rates["mfu_causal"] == pytest.approx((6 * 124_439_808 + 6 * 12 * 768 * 1024) * 475_000 / 989.5e12)
+    assert rates["mfu"] == pytest.approx(
+        (6 * 124_439_808 + 12 * 12 * 768 * 1024) * 475_000 / 989.5e12
+    )
+    assert rates["mfu_causal"] == pytest.approx(
+        (6 * 124_439_808 + 6 * 12 * 768 * 1024) * 475_000 / 989.5e12
+    )
     assert cuda.rates(model, 1.0, None)["mfu"] is None

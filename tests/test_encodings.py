@@ -26,16 +26,29 @@ GERMAN = "Der Fluß ist schön, und die Steine auch.\n" * 5
         ("He said \u201cquite so\u201d \u2013 no.\n".encode("cp1252"), "WINDOWS-1252"),
     ],
 )
-def test_the_likely_encoding_and_how_to_convert_it(data: bytes, encoding: str, tmp_path: Path) -> None:
+def test_the_likely_encoding_and_how_to_convert_it(
+    data: bytes, encoding: str, tmp_path: Path
+) -> None:
     with pytest.raises(InputError) as caught:
         decode(data, "my text.txt")
-    assert f"it looks like {encoding}" in caught.value.what or f"the text looks like {encoding}" in caught.value.what
-    assert caught.value.hint == f"convert it: iconv -f {encoding} -t UTF-8 'my text.txt' > 'my text.utf8.txt'"
-    assert data.decode(encoding).lstrip("\ufeff").encode().decode() in (GERMAN, "He said \u201cquite so\u201d \u2013 no.\n")
+    assert (
+        f"it looks like {encoding}" in caught.value.what
+        or f"the text looks like {encoding}" in caught.value.what
+    )
+    assert (
+        caught.value.hint
+        == f"convert it: iconv -f {encoding} -t UTF-8 'my text.txt' > 'my text.utf8.txt'"
+    )
+    assert data.decode(encoding).lstrip("\ufeff").encode().decode() in (
+        GERMAN,
+        "He said \u201cquite so\u201d \u2013 no.\n",
+    )
 
 
 def test_the_byte_is_that_of_the_file() -> None:
-    with pytest.raises(InputError, match=r"a\.txt:21: not valid UTF-8 at byte 207: it looks like ISO-8859-1"):
+    with pytest.raises(
+        InputError, match=r"a\.txt:21: not valid UTF-8 at byte 207: it looks like ISO-8859-1"
+    ):
         decode("Der Fluß".encode("latin-1"), "a.txt:21", start=200)
 
 
@@ -45,7 +58,9 @@ def test_files_that_are_no_text(start: bytes) -> None:
         decode(start + b"\xff\xfe\x00\x9c", "a.txt")
 
 
-@pytest.mark.parametrize("data", ["吾輩は猫である".encode("shift_jis"), "Привет".encode("koi8-r"), bytes(range(256))])
+@pytest.mark.parametrize(
+    "data", ["吾輩は猫である".encode("shift_jis"), "Привет".encode("koi8-r"), bytes(range(256))]
+)
 def test_no_encoding_is_named_where_none_is_likely(data: bytes) -> None:
     assert guess(data) is None
 

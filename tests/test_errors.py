@@ -11,15 +11,29 @@ import pytest
 
 import gptcli
 from gptcli import errors
-from gptcli.errors import GptError, InputError, Interrupted, RunError, UsageError, close_to, install_hint, nearest
+from gptcli.errors import (
+    GptError,
+    InputError,
+    Interrupted,
+    RunError,
+    UsageError,
+    close_to,
+    install_hint,
+    nearest,
+)
 
 
 def test_message_has_all_three_parts() -> None:
-    assert str(InputError("no text field", where="a.jsonl:3", hint="add one")) == "a.jsonl:3: no text field\n  add one"
+    assert (
+        str(InputError("no text field", where="a.jsonl:3", hint="add one"))
+        == "a.jsonl:3: no text field\n  add one"
+    )
     assert str(UsageError("bad size")) == "bad size"
 
 
-@pytest.mark.parametrize(("kind", "code"), [(UsageError, 2), (InputError, 2), (RunError, 1), (Interrupted, 130)])
+@pytest.mark.parametrize(
+    ("kind", "code"), [(UsageError, 2), (InputError, 2), (RunError, 1), (Interrupted, 130)]
+)
 def test_kinds_cross_process_borders(kind: type[GptError], code: int) -> None:
     error = pickle.loads(pickle.dumps(kind("what", where="where", hint="hint")))
     assert type(error) is kind
@@ -31,7 +45,16 @@ def test_nearest() -> None:
     assert nearest("zzz", ["125M", "13B"]) == "one of: 125M, 13B"
 
 
-NAMES = ["tokenize", "build-shards", "train", "sample", "eval", "cost", "--n-layer", "--batch-tokens"]
+NAMES = [
+    "tokenize",
+    "build-shards",
+    "train",
+    "sample",
+    "eval",
+    "cost",
+    "--n-layer",
+    "--batch-tokens",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -45,9 +68,26 @@ def test_a_slip_of_one_letter_is_close(name: str) -> None:
     assert name in close_to(name[: first + 3], NAMES)
 
 
-@pytest.mark.parametrize("word", ["nonsense", "foo", "hello", "prune", "scale", "status", "--colour", "--verbose-mode", "x", "-x", ""])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "nonsense",
+        "foo",
+        "hello",
+        "prune",
+        "scale",
+        "status",
+        "--colour",
+        "--verbose-mode",
+        "x",
+        "-x",
+        "",
+    ],
+)
 def test_another_word_is_close_to_nothing(word: str) -> None:
-    assert close_to(word, [*NAMES, "tokenise", "run", "ls", "-o", "--lr", "--clip", "--d-model"]) == []
+    assert (
+        close_to(word, [*NAMES, "tokenise", "run", "ls", "-o", "--lr", "--clip", "--d-model"]) == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -72,7 +112,11 @@ def test_no_other_form_of_the_hint_is_left() -> None:
     """Nothing names a package index's gptcli, which is not this one, or a pip of unknown Python."""
     package = Path(gptcli.__file__).parent
     root = package.parent
-    documents = [root / "README.md", *root.glob("examples/*/README.md"), *root.glob("examples/*/Makefile")]
+    documents = [
+        root / "README.md",
+        *root.glob("examples/*/README.md"),
+        *root.glob("examples/*/Makefile"),
+    ]
     for path in [*package.rglob("*.py"), *root.glob("examples/*/*.py"), *documents]:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"install\s+['\"]?gptcli", text), path

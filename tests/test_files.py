@@ -1,4 +1,6 @@
-"""Whole or not at all, also when the writer is killed; and the rule for folders that hold something."""
+"""Whole or not at all, also when the writer is killed; and the rule for folders that hold
+something.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def test_a_failed_folder_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("at", range(6))
 def test_killed_while_writing(tmp_path: Path, at: int) -> None:
-    """kill -9 after any number of blocks: the file is the old one, whole, and the leftover is swept by the next run."""
+    """kill -9 after any number of blocks: the file is the old one, whole, and the leftover is swept
+    by the next run.
+    """
     path = tmp_path / "out" / "big.bin"
     path.parent.mkdir()
     path.write_bytes(b"old")
@@ -184,7 +188,9 @@ def test_a_device_a_pipe_and_an_open_file_are_written_to_and_never_replaced(tmp_
     assert not written_through(tmp_path / "round")
 
 
-def test_force_never_empties_where_the_user_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_force_never_empties_where_the_user_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path / "below")
     for folder in (Path(".."), tmp_path, Path.home(), Path("/")):
@@ -230,11 +236,16 @@ def test_toml_says_where_it_is_broken(tmp_path: Path) -> None:
 
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
-    assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1
+    # FIPS 180-2, B.1
+    assert (
+        sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
 
 
 @pytest.mark.parametrize(
-    "text", [b"[" * 100_000, b"9" * 5000, b'{"a": \xff}', b"{", b"\xff"], ids=["deep", "digits", "bytes", "open", "no text"]
+    "text",
+    [b"[" * 100_000, b"9" * 5000, b'{"a": \xff}', b"{", b"\xff"],
+    ids=["deep", "digits", "bytes", "open", "no text"],
 )
 def test_json_and_toml_that_cannot_be_read_are_one_clear_error(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "a").write_bytes(text)
@@ -250,7 +261,12 @@ def test_leftovers_are_swept_but_for_one(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     sweep(tmp_path, keep=tmp_path / f".kept{PARTIAL}")
-    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [f".kept{PARTIAL}", f".kept{PARTIAL}/e", "b", "f"]
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        f".kept{PARTIAL}",
+        f".kept{PARTIAL}/e",
+        "b",
+        "f",
+    ]
 
 
 @pytest.mark.parametrize("name", ["a" * 255, "é" * 127, "b.json"])
@@ -271,7 +287,9 @@ CHECKS: list[Callable[[Path], None]] = [
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_what_could_not_be_written_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: Any) -> None:
+def test_what_could_not_be_written_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: Any
+) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match="file is a file, not a folder"):
         check(tmp_path / "file" / "deep" / "out")
@@ -279,7 +297,8 @@ def test_what_could_not_be_written_is_refused_before_the_work(tmp_path: Path, mo
         check(tmp_path / ("a" * 256))
     with pytest.raises(UsageError, match="longer than 255 bytes"):
         check(tmp_path / ("é" * 128) / "out")
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # the superuser may write anywhere
+    # the superuser may write anywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     for path in (tmp_path / "out", tmp_path / "new" / "out"):
         with pytest.raises(UsageError, match=f"no permission to write in {tmp_path}\n") as caught:
             check(path)
@@ -289,7 +308,9 @@ def test_what_could_not_be_written_is_refused_before_the_work(tmp_path: Path, mo
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
 @pytest.mark.parametrize("atomic", [atomic_write, atomic_folder])
-def test_errors_name_the_file_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, atomic: Any, number: int) -> None:
+def test_errors_name_the_file_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, atomic: Any, number: int
+) -> None:
     def refuse(self: Path, target: Path) -> None:
         raise OSError(number, os.strerror(number), str(self), None, str(target))
 
@@ -305,7 +326,10 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space") as caught, atomic_write(tmp_path / "out"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.filename == str(tmp_path / "out")
-    with pytest.raises(RunError, match="must hold all of the text") as told, temporary_room("all of the text"):
+    with (
+        pytest.raises(RunError, match="must hold all of the text") as told,
+        temporary_room("all of the text"),
+    ):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert told.value.where == tempfile.gettempdir()
     assert "TMPDIR" in str(told.value.hint)

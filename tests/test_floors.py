@@ -1,4 +1,6 @@
-"""The house stands: imports go down its floors, never up and never sideways, and quick commands import nothing heavy."""
+"""The house stands: imports go down its floors, never up and never sideways, and quick commands
+import nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def test_imports_go_down(path: Path) -> None:
     assert room in FLOOR_OF, f"{room} has no floor"
     for module in imports_of(path):
         other = room_of(module)
-        assert other == room or FLOOR_OF[other] > FLOOR_OF[room], f"{path.name} ({room}) imports {module}"
+        assert other == room or FLOOR_OF[other] > FLOOR_OF[room], (
+            f"{path.name} ({room}) imports {module}"
+        )
 
 
 def test_no_utils() -> None:
@@ -63,12 +67,20 @@ def test_no_utils() -> None:
 
 
 def test_nothing_unpickles_or_runs_what_a_file_says() -> None:
-    """Loaders that run code: pickle's, torch's, numpy's with allow_pickle, templates, eval and exec."""
-    unsafe = re.compile(r"\bpickle\b(?!d)|torch\.load\(|allow_pickle=True|(?<![.\w])(?:eval|exec)\(|yaml|marshal|shelve")
+    """Loaders that run code: pickle's, torch's, numpy's with allow_pickle, templates, eval and
+    exec.
+    """
+    unsafe = re.compile(
+        r"\bpickle\b(?!d)|torch\.load\(|allow_pickle=True|(?<![.\w])(?:eval|exec)\(|yaml|marshal|shelve"
+    )
     found = {
-        path.name: match[0] for path in MODULES for line in path.read_text().splitlines() if (match := unsafe.search(line.split("#")[0]))
+        path.name: match[0]
+        for path in MODULES
+        for line in path.read_text().splitlines()
+        if (match := unsafe.search(line.split("#")[0]))
     }
-    prose = dict.fromkeys(("storage.py", "not_a_model.py", "tensor_file.py"), "pickle")  # sentences on what is not read
+    # sentences on what is not read
+    prose = dict.fromkeys(("storage.py", "not_a_model.py", "tensor_file.py"), "pickle")
     assert found == prose
 
 
@@ -76,7 +88,15 @@ HEAVY = ("torch", "numpy", "tokenizers", "safetensors", "transformers")
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["--version"], ["cost", "--size", "175B"], ["cost", "--help"], ["train", "--help"]], ids=" ".join
+    "words",
+    [
+        ["--help"],
+        ["--version"],
+        ["cost", "--size", "175B"],
+        ["cost", "--help"],
+        ["train", "--help"],
+    ],
+    ids=" ".join,
 )
 def test_quick_commands_import_nothing_heavy(words: list[str]) -> None:
     program = f"""
@@ -96,10 +116,15 @@ print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
 
 def test_cost_and_papers_need_neither_torch_nor_numpy() -> None:
     modules = [
-        ".".join(("gptcli", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+        ".".join(("gptcli", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
+            ".__init__"
+        )
         for path in MODULES
-        if path.relative_to(PACKAGE).parts[0] in ("cost", "papers", "files.py", "locks.py", "runtime.py", "errors.py", "events.py", "cli")
+        if path.relative_to(PACKAGE).parts[0]
+        in ("cost", "papers", "files.py", "locks.py", "runtime.py", "errors.py", "events.py", "cli")
     ]
     program = f"import sys, importlib\nfor name in {modules!r}: importlib.import_module(name)\nprint({{*{HEAVY!r}}} & {{*sys.modules}})"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "set()"

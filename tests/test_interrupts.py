@@ -1,4 +1,6 @@
-"""Being told to stop: the program ends whatever its main thread is doing, and leaves nothing behind."""
+"""Being told to stop: the program ends whatever its main thread is doing, and leaves nothing
+behind.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,14 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """A program that answers signals as the command line does; returns once it has printed a line."""
+    """A program that answers signals as the command line does; returns once it has printed a
+    line.
+    """
     started: list[subprocess.Popen[str]] = []
 
-    def begin(program: str, *words: str, before: Callable[[], object] | None = None) -> subprocess.Popen[str]:
+    def begin(
+        program: str, *words: str, before: Callable[[], object] | None = None
+    ) -> subprocess.Popen[str]:
         text = f"from gptcli import interrupts\ninterrupts.begin({WORDS!r})\n{textwrap.dedent(program)}"
         command = [sys.executable, "-c", text, *words]
         process = subprocess.Popen(
@@ -63,15 +69,19 @@ def stop(process: subprocess.Popen[str], number: int = signal.SIGINT) -> tuple[i
 @pytest.mark.parametrize(
     "busy",
     [
-        "hashlib.pbkdf2_hmac('sha256', b'', b'', (1 << 31) - 1)",  # a call into C of half an hour, which looks for no signals
+        # a call into C of half an hour, which looks for no signals
+        "hashlib.pbkdf2_hmac('sha256', b'', b'', (1 << 31) - 1)",
         "while True:\n    try:\n        time.sleep(60)\n    except BaseException:\n        pass",
         "time.sleep(1000)",
         "sys.stdin.read()",
-        "threading.Thread(target=time.sleep, args=(60,)).start()",  # which Python waits for at its end
+        # which Python waits for at its end
+        "threading.Thread(target=time.sleep, args=(60,)).start()",
     ],
     ids=["in C", "swallowed", "asleep", "reading", "at the end"],
 )
-def test_it_ends_with_one_line_and_130_whatever_it_does(start: Start, number: int, busy: str) -> None:
+def test_it_ends_with_one_line_and_130_whatever_it_does(
+    start: Start, number: int, busy: str
+) -> None:
     process = start(f"import hashlib, sys, threading, time\nprint('busy', flush=True)\n{busy}")
     assert stop(process, number) == (130, WORDS)
 
@@ -104,8 +114,13 @@ def test_its_children_and_theirs_end_with_it(start: Start) -> None:
         wait_until(lambda: not running(process.pid))
 
 
-@pytest.mark.skipif(not Path("/dev/shm").exists(), reason="looks for semaphores and signal masks where Linux shows them")
-def test_workers_of_multiprocessing_end_without_a_word_and_their_semaphores_go(start: Start, tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    not Path("/dev/shm").exists(),
+    reason="looks for semaphores and signal masks where Linux shows them",
+)
+def test_workers_of_multiprocessing_end_without_a_word_and_their_semaphores_go(
+    start: Start, tmp_path: Path
+) -> None:
     (tmp_path / "worker.py").write_text(
         "import time\nfrom multiprocessing import get_context\n\n\ndef work(held):\n    time.sleep(1000)\n\n\n"
         "def begin():\n    context = get_context('spawn')\n    held = context.Lock()\n"
@@ -127,7 +142,9 @@ def test_workers_of_multiprocessing_end_without_a_word_and_their_semaphores_go(s
     name, blocked = (tmp_path / "facts").read_text().split()
     semaphore = Path("/dev/shm", f"sem.{name.removeprefix('/')}")
     assert semaphore.exists()
-    assert all(int(blocked, 16) >> (number - 1) & 1 for number in SIGNALS), "the parent alone decides what they mean"
+    assert all(int(blocked, 16) >> (number - 1) & 1 for number in SIGNALS), (
+        "the parent alone decides what they mean"
+    )
     os.killpg(process.pid, signal.SIGINT)
     assert process.communicate(timeout=HANG_S)[1] == WORDS
     assert process.returncode == 130
@@ -146,7 +163,9 @@ def running(group: int) -> list[str]:
     return found
 
 
-def test_cleanups_run_last_first_and_only_those_of_open_blocks(start: Start, tmp_path: Path) -> None:
+def test_cleanups_run_last_first_and_only_those_of_open_blocks(
+    start: Start, tmp_path: Path
+) -> None:
     process = start(
         """
         import os, time
@@ -169,7 +188,9 @@ def test_cleanups_run_last_first_and_only_those_of_open_blocks(start: Start, tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_scratch_folders_and_what_is_silenced_come_to_their_end(start: Start, tmp_path: Path) -> None:
+def test_scratch_folders_and_what_is_silenced_come_to_their_end(
+    start: Start, tmp_path: Path
+) -> None:
     process = start(
         """
         import time
@@ -196,16 +217,21 @@ def test_what_was_ignored_stays_ignored(start: Start) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     process = start(
-        "import sys\nprint('ready', flush=True)\nsys.stdin.readline()\nprint('lives', flush=True)\nsys.stdin.read()", before=ignore
+        "import sys\nprint('ready', flush=True)\nsys.stdin.readline()\nprint('lives', flush=True)\nsys.stdin.read()",
+        before=ignore,
     )
     for number in (signal.SIGHUP, signal.SIGINT):
         process.send_signal(number)
     assert stop(process, signal.SIGTERM) == (130, WORDS)
 
 
-def test_after_the_last_message_a_signal_says_nothing_and_changes_no_exit_code(start: Start) -> None:
+def test_after_the_last_message_a_signal_says_nothing_and_changes_no_exit_code(
+    start: Start,
+) -> None:
     for code, left in (("0", 0), ("3", 3), ("'text'", 1)):
-        process = start(f"import time\nprint('res', end='')\ninterrupts.finish({code})\nprint('ult', flush=True)\ntime.sleep(1000)")
+        process = start(
+            f"import time\nprint('res', end='')\ninterrupts.finish({code})\nprint('ult', flush=True)\ntime.sleep(1000)"
+        )
         assert stop(process) == (left, "")
 
 
@@ -224,7 +250,10 @@ def test_the_end_runs_what_was_registered_for_it_and_writes_what_is_buffered(sta
 
 
 def test_debug_shows_where_it_was(start: Start) -> None:
-    process = start("import time\ndef asleep():\n    print('x', flush=True)\n    time.sleep(1000)\nasleep()", "--debug")
+    process = start(
+        "import time\ndef asleep():\n    print('x', flush=True)\n    time.sleep(1000)\nasleep()",
+        "--debug",
+    )
     code, errors = stop(process)
     assert code == 130
     assert "in asleep" in errors
@@ -273,7 +302,9 @@ def test_an_answer_is_given_in_its_block_alone_to_every_signal(number: int) -> N
             signal.raise_signal(number)
         assert inner.noted == inner.acted == [number]
         signal.raise_signal(number)
-    assert outer.noted == outer.acted == [number] * 4, "all that came in the block is answered when it ends"
+    assert outer.noted == outer.acted == [number] * 4, (
+        "all that came in the block is answered when it ends"
+    )
     assert [signal.getsignal(each) for each in SIGNALS] == before
     assert signal.set_wakeup_fd(-1) == -1
 
@@ -319,7 +350,9 @@ def test_an_exception_that_a_destructor_drops_is_raised_again() -> None:
             pass
 
 
-def test_the_second_ctrl_c_of_a_busy_session_ends_it(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_second_ctrl_c_of_a_busy_session_ends_it(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """As long as the main thread raises nothing."""
 
     class Left(BaseException):
@@ -336,7 +369,10 @@ def test_the_second_ctrl_c_of_a_busy_session_ends_it(monkeypatch: pytest.MonkeyP
     answer.act(signal.SIGINT)
     assert capfd.readouterr().err == ""
     answer.act(signal.SIGINT)
-    assert capfd.readouterr().err == "\nstopping after a call; a second Ctrl-C ends the session at once\n"
+    assert (
+        capfd.readouterr().err
+        == "\nstopping after a call; a second Ctrl-C ends the session at once\n"
+    )
     with pytest.raises(Left):
         answer.act(signal.SIGINT)
     with pytest.raises(Left):
@@ -349,7 +385,12 @@ def test_importing_the_package_or_the_entry_point_installs_nothing() -> None:
         "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler, signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "
         "threading.active_count())"
     )
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "True True 1\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        ).stdout
+        == "True True 1\n"
+    )
 
 
 def test_signals_are_answered_before_anything_else_is_imported() -> None:
@@ -358,7 +399,9 @@ def test_signals_are_answered_before_anything_else_is_imported() -> None:
         "interrupts.begin = lambda words: print(*sorted(name for name in sys.modules if name.split('.')[0] in ('gptcli', 'typer')))\n"
         "sys.argv = ['gpt', '--version']\n__main__.main()"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[0] == "gptcli gptcli.__main__ gptcli.interrupts"
 
 

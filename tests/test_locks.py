@@ -1,4 +1,6 @@
-"""One owner for each output: live holders are refused, dead ones succeeded, by exactly one of many."""
+"""One owner for each output: live holders are refused, dead ones succeeded, by exactly one of
+many.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,27 @@ from gptcli import interrupts, locks
 from gptcli.errors import UsageError
 from gptcli.events import SILENT
 from gptcli.files import LOCK, PARTIAL
-from gptcli.locks import Holder, Lock, own_file, own_folder, own_part, read_chain, refuse_held, successor, this_process
+from gptcli.locks import (
+    Holder,
+    Lock,
+    own_file,
+    own_folder,
+    own_part,
+    read_chain,
+    refuse_held,
+    successor,
+    this_process,
+)
 from tests.waiting import wait_until
 
-DEAD = Holder(token="dead", pid=1, host="node7", since="2026-01-01 10:00:00 UTC", command="gpt train", place="another boot")
+DEAD = Holder(
+    token="dead",
+    pid=1,
+    host="node7",
+    since="2026-01-01 10:00:00 UTC",
+    command="gpt train",
+    place="another boot",
+)
 
 
 def lock(folder: Path) -> Lock:
@@ -47,7 +66,9 @@ lock = Lock(Path({str(folder / LOCK)!r}), Path({str(folder)!r})).acquire()
 print("held", flush=True)
 {then}
 """
-    process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process
@@ -80,7 +101,10 @@ def test_a_lock_says_who_holds_it_and_leaves_nothing(tmp_path, never_watches):
         with pytest.raises(UsageError) as refused, lock(folder):
             pass
         text = str(refused.value)
-        assert f"{folder}: in use by process {os.getpid()} on host {written['host']} since {written['since']} (gpt" in text
+        assert (
+            f"{folder}: in use by process {os.getpid()} on host {written['host']} since {written['since']} (gpt"
+            in text
+        )
         assert "stop it" in text
         assert [path.name for path in folder.iterdir()] == [LOCK]
     assert not list(tmp_path.iterdir())  # what was made for it is gone
@@ -90,7 +114,9 @@ def test_a_lock_says_who_holds_it_and_leaves_nothing(tmp_path, never_watches):
     assert not list(folder.iterdir())
 
 
-def test_a_process_that_was_killed_holds_nothing_even_before_its_parent_knows(tmp_path, never_watches):
+def test_a_process_that_was_killed_holds_nothing_even_before_its_parent_knows(
+    tmp_path, never_watches
+):
     process = child(tmp_path, "sys.stdin.read()")
     with pytest.raises(UsageError, match=f"in use by process {process.pid} "), lock(tmp_path):
         pass
@@ -137,7 +163,9 @@ ctypes.CDLL(None).syscall({"x86_64": 60}.get(os.uname().machine, 93), 0)  # exit
 
 
 @pytest.mark.parametrize("unknown", ["place", "started", "hidden"])
-def test_a_holder_that_cannot_be_seen_is_judged_by_its_signs_of_life(tmp_path, monkeypatch, clock, unknown):
+def test_a_holder_that_cannot_be_seen_is_judged_by_its_signs_of_life(
+    tmp_path, monkeypatch, clock, unknown
+):
     holder = replace(this_process(), token="other")
     if unknown == "hidden":
         monkeypatch.setattr(locks, "start_of", lambda pid: "")
@@ -159,20 +187,28 @@ def test_a_holder_elsewhere_that_gives_signs_is_refused_however_old_the_last_was
             os.utime(file)
 
     clock.asleep = asleep
-    with pytest.raises(UsageError, match=r"in use by process 1 on host node7 since 2026-01-01 10:00:00 UTC \(gpt train\)"):
+    with pytest.raises(
+        UsageError,
+        match=r"in use by process 1 on host node7 since 2026-01-01 10:00:00 UTC \(gpt train\)",
+    ):
         lock(tmp_path).acquire()
     assert clock.now < locks.WATCHED
     assert file.exists()
 
 
-@pytest.mark.parametrize(("touched", "waits"), [("long ago", locks.WATCHED), ("now", locks.SILENCE), ("in an hour", locks.SILENCE)])
+@pytest.mark.parametrize(
+    ("touched", "waits"),
+    [("long ago", locks.WATCHED), ("now", locks.SILENCE), ("in an hour", locks.SILENCE)],
+)
 def test_a_silent_holder_elsewhere_is_succeeded(tmp_path, clock, touched, waits):
     file = forge(tmp_path, DEAD)
     now = locks._clock(tmp_path / LOCK)
     at = {"long ago": 0, "now": now, "in an hour": now + 3600}[touched]
     os.utime(file, (at, at))
     told = []
-    with Lock(tmp_path / LOCK, tmp_path, events=SimpleNamespace(info=told.append, warn=told.append)):
+    with Lock(
+        tmp_path / LOCK, tmp_path, events=SimpleNamespace(info=told.append, warn=told.append)
+    ):
         assert waits - 30 < clock.now < waits + 1
         assert f"locked by {DEAD}: waiting for a sign of life" in told[0]
     assert not list(tmp_path.iterdir())
@@ -185,7 +221,9 @@ def test_a_lock_that_is_released_while_we_watch_is_ours(tmp_path, clock):
         assert clock.now < 2 * locks.POLL
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"token": 1}', '{"token": "../../x", "pid": 1}', "\udcff"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"token": 1}', '{"token": "../../x", "pid": 1}', "\udcff"]
+)
 def test_a_lock_that_does_not_read_is_somebodys_until_it_is_silent(tmp_path, clock, text):
     file = tmp_path / LOCK
     file.write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -215,7 +253,9 @@ def refused(folder: Path) -> str:
 
 
 def test_who_looked_too_long_ago_withdraws(tmp_path, monkeypatch, clock):
-    """Between its look at the dead holder and its own file, others take over, end, and a third begins."""
+    """Between its look at the dead holder and its own file, others take over, end, and a third
+    begins.
+    """
     forge(tmp_path, DEAD)
     create, third = locks._create, lock(tmp_path)
 
@@ -256,7 +296,9 @@ def test_of_many_threads_one_gets_a_stale_lock(tmp_path, monkeypatch):
 
 
 def test_of_many_processes_one_gets_each_stale_lock(tmp_path):
-    """Each holds what it has won until all have tried; dead holders of this machine, so that no one waits."""
+    """Each holds what it has won until all have tried; dead holders of this machine, so that no one
+    waits.
+    """
     rounds = 40
     for number in range(rounds):
         forge(tmp_path / str(number), replace(this_process(), token="dead", started="1"))
@@ -281,7 +323,13 @@ for lock in won:
     lock.release()
 """
     processes = [
-        subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(8)
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(8)
     ]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
@@ -299,7 +347,9 @@ for lock in won:
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_file_system_without_hard_links_and_one_that_loses_an_answer(tmp_path, monkeypatch, never_watches):
+def test_a_file_system_without_hard_links_and_one_that_loses_an_answer(
+    tmp_path, monkeypatch, never_watches
+):
     link = os.link
 
     def none(*_: object) -> None:
@@ -320,7 +370,12 @@ def test_a_file_system_without_hard_links_and_one_that_loses_an_answer(tmp_path,
 def test_an_output_below_a_file_is_refused_by_its_own_name(tmp_path):
     (tmp_path / "notes").write_text("x")
     out = tmp_path / "notes" / "out"
-    for taken in (own_folder(out), own_folder(out, read_only=True), own_part(out, "1-of-2"), own_file(out)):
+    for taken in (
+        own_folder(out),
+        own_folder(out, read_only=True),
+        own_part(out, "1-of-2"),
+        own_file(out),
+    ):
         with pytest.raises(UsageError, match="notes is a file, not a folder") as error, taken:
             pass
         assert error.value.where == str(out)
@@ -331,7 +386,11 @@ def test_where_nothing_can_be_written_the_output_is_named(tmp_path, monkeypatch)
         raise PermissionError(13, "Permission denied", "a name of ours")
 
     monkeypatch.setattr(locks, "_create", denied)
-    for taken in (own_folder(tmp_path / "out"), own_folder(tmp_path / "out", read_only=True), own_file(tmp_path / "out")):
+    for taken in (
+        own_folder(tmp_path / "out"),
+        own_folder(tmp_path / "out", read_only=True),
+        own_file(tmp_path / "out"),
+    ):
         with pytest.raises(PermissionError) as error, taken:
             pass
         assert error.value.filename == str(tmp_path / "out")
@@ -393,7 +452,8 @@ def test_a_holder_that_was_believed_dead_ends(tmp_path, monkeypatch):
         with pytest.raises(SystemExit):
             held._beat(held._me)
     assert "taken over by another process" in told[0]
-    assert list(read_chain(tmp_path / LOCK)) == [tmp_path / LOCK, after]  # the other's: not released
+    # the other's: not released
+    assert list(read_chain(tmp_path / LOCK)) == [tmp_path / LOCK, after]
 
 
 class Ended(BaseException):
@@ -401,7 +461,8 @@ class Ended(BaseException):
 
 
 def end_at(moment: int, folder: Path) -> list[Path] | None:
-    """Take and release a lock of `folder` in a program that ends before the so-many-th line of that.
+    """Take and release a lock of `folder` in a program that ends before the so-many-th line of
+    that.
 
     Returns the files that it leaves, None if the lines are fewer.
     """
@@ -432,7 +493,9 @@ def end_at(moment: int, folder: Path) -> list[Path] | None:
 
 
 @pytest.mark.parametrize("dead", [False, True])
-def test_a_program_that_ends_at_any_moment_leaves_no_lock(tmp_path, never_watches, monkeypatch, dead):
+def test_a_program_that_ends_at_any_moment_leaves_no_lock(
+    tmp_path, never_watches, monkeypatch, dead
+):
     monkeypatch.setattr(locks, "process_gone", lambda holder: holder == DEAD)
     folder, ends = tmp_path / "out", 0
     while True:
@@ -456,10 +519,16 @@ def test_parts_share_a_folder_which_has_one_owner_as_a_whole(tmp_path, never_wat
         for other in (own_part(out, "1-of-2"), own_folder(out)):
             with pytest.raises(UsageError, match=r"out: in use by process"), other:
                 pass
-    with own_folder(out), pytest.raises(UsageError, match="in use by process"), own_part(out, "1-of-2"):
+    with (
+        own_folder(out),
+        pytest.raises(UsageError, match="in use by process"),
+        own_part(out, "1-of-2"),
+    ):
         pass
     assert not out.exists()
-    part = forge(out, replace(this_process(), token="dead", started="1")).rename(out / ".part-2-of-2.lock")
+    part = forge(out, replace(this_process(), token="dead", started="1")).rename(
+        out / ".part-2-of-2.lock"
+    )
     with own_folder(out):
         assert not part.exists()
     assert not list(out.iterdir())
@@ -468,7 +537,10 @@ def test_parts_share_a_folder_which_has_one_owner_as_a_whole(tmp_path, never_wat
 def test_a_file_and_links_to_it_are_one_output_and_a_device_is_nobodys(tmp_path, never_watches):
     (tmp_path / "link").symlink_to("real.json")
     with own_file(tmp_path / "link"):
-        with pytest.raises(UsageError, match=r"real\.json: in use"), own_file(tmp_path / "real.json"):
+        with (
+            pytest.raises(UsageError, match=r"real\.json: in use"),
+            own_file(tmp_path / "real.json"),
+        ):
             pass
         with own_file(tmp_path / "other.json"), own_folder(tmp_path):
             pass
@@ -518,9 +590,15 @@ def test_systems_without_proc_ask_ps(monkeypatch):
 
 @pytest.mark.parametrize("subject", [".", "a.json"])
 def test_what_a_kill_left_of_a_lock_goes_with_the_next_owner(tmp_path, never_watches, subject):
-    """Killed before its lock had its name, or after `.lock` was removed and before its successors were; nothing else goes."""
+    """Killed before its lock had its name, or after `.lock` was removed and before its successors
+    were; nothing else goes.
+    """
     stem = LOCK if subject == "." else f".{subject}{LOCK}"
-    left = [f"{stem}.0123abcd{PARTIAL}", f"{stem}.89abcdef01234567", f"{stem}.89abcdef01234567.0123abcd{PARTIAL}"]
+    left = [
+        f"{stem}.0123abcd{PARTIAL}",
+        f"{stem}.89abcdef01234567",
+        f"{stem}.89abcdef01234567.0123abcd{PARTIAL}",
+    ]
     others = [f"{stem}.y{LOCK}", f".b.json{LOCK}.0123abcd{PARTIAL}", f"{stem}y", "a.json"]
     for name in [*left, *others]:
         (tmp_path / name).write_text("{}")

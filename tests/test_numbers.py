@@ -59,7 +59,9 @@ def test_a_figure_and_its_unit_give_the_value_back(units, value):
         assert value < size * 1e-3
     else:
         assert read(text) * size == pytest.approx(value, rel=6e-3)
-        assert value / size >= 1 or size == units[-1][0], "in the largest unit of which there is one whole"
+        assert value / size >= 1 or size == units[-1][0], (
+            "in the largest unit of which there is one whole"
+        )
 
 
 @pytest.mark.parametrize("units", [*UNITS.values(), BYTES, COUNTS])
@@ -69,18 +71,35 @@ def test_units_fall(units):
 
 
 def test_zero_is_zero():
-    assert (figure(0), dollars(0), duration(0), percent(0), in_bytes(0), amount(0)) == ("0", "$0.00", "0 s", "0.0%", "0 B", "0")
+    assert (figure(0), dollars(0), duration(0), percent(0), in_bytes(0), amount(0)) == (
+        "0",
+        "$0.00",
+        "0 s",
+        "0.0%",
+        "0 B",
+        "0",
+    )
     assert scaled(0, ENERGY) == "0 MWh"
 
 
-@pytest.mark.parametrize(("value", "text"), [(3.14e23, "3.14e23"), (1.0, "1.00e00"), (6.6e-3, "6.60e-03")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(3.14e23, "3.14e23"), (1.0, "1.00e00"), (6.6e-3, "6.60e-03")]
+)
 def test_short(value, text):
     assert short(value) == text
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(27.4149, "27.41"), (3638.2, "3,638"), (0.002604, "0.002604"), (999.96, "1000"), (1000, "1,000"), (5, "5"), (1e-9, "<0.001")],
+    [
+        (27.4149, "27.41"),
+        (3638.2, "3,638"),
+        (0.002604, "0.002604"),
+        (999.96, "1000"),
+        (1000, "1,000"),
+        (5, "5"),
+        (1e-9, "<0.001"),
+    ],
 )
 def test_figure(value, text):
     assert figure(value) == text
@@ -128,7 +147,16 @@ def test_bytes(value, text):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(950, "950"), (9999, "9999"), (12_300, "12.3k"), (4.5e6, "4.5M"), (3e11, "300B"), (2.25e12, "2.25T"), (0.5, "0.5")]
+    ("value", "text"),
+    [
+        (950, "950"),
+        (9999, "9999"),
+        (12_300, "12.3k"),
+        (4.5e6, "4.5M"),
+        (3e11, "300B"),
+        (2.25e12, "2.25T"),
+        (0.5, "0.5"),
+    ],
 )
 def test_amount(value, text):
     assert amount(value) == text
@@ -136,7 +164,14 @@ def test_amount(value, text):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.0123, "12.3 ms"), (12, "12 s"), (200, "3 min 20 s"), (7500, "2 h 05 min"), (270_000, "3 d 3 h"), (4e11, "12,684 years")],
+    [
+        (0.0123, "12.3 ms"),
+        (12, "12 s"),
+        (200, "3 min 20 s"),
+        (7500, "2 h 05 min"),
+        (270_000, "3 d 3 h"),
+        (4e11, "12,684 years"),
+    ],
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
@@ -144,7 +179,13 @@ def test_duration(seconds, text):
 
 @pytest.mark.parametrize(
     ("hours", "text"),
-    [(250, "250 GPU-hours"), (0.25, "0.25 GPU-hours"), (0.01, "36 GPU-seconds"), (1e-4, "0.36 GPU-seconds"), (1e-7, "0.36 GPU-ms")],
+    [
+        (250, "250 GPU-hours"),
+        (0.25, "0.25 GPU-hours"),
+        (0.01, "36 GPU-seconds"),
+        (1e-4, "0.36 GPU-seconds"),
+        (1e-7, "0.36 GPU-ms"),
+    ],
 )
 def test_gpu_time(hours, text):
     assert gpu_time(hours) == text
@@ -155,7 +196,9 @@ def test_the_unit_of_several_is_that_of_the_least():
     assert unit_for(0.0001 * 365 * 86400, GPU_TIME, 0.001)[1] == "GPU-hours"
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.332, "33.2%"), (0.001, "0.1%"), (2.7e-5, "<0.1%"), (1.0, "100.0%")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.332, "33.2%"), (0.001, "0.1%"), (2.7e-5, "<0.1%"), (1.0, "100.0%")]
+)
 def test_percent(value, text):
     assert percent(value) == text
     assert (percent(0.733, 0), percent(0.004, 0)) == ("73%", "<1%")
@@ -203,6 +246,12 @@ def test_amounts_are_right_to_four_digits(value: int) -> None:
 
 
 def test_no_code_writes_gigabytes_by_itself() -> None:
-    """A size divided by 1e9 and written with few digits reads "0.0 GB needed, 0.0 GB free" for a small model."""
+    """A size divided by 1e9 and written with few digits reads "0.0 GB needed, 0.0 GB free" for a
+    small model.
+    """
     files = Path(gptcli.__file__).parent.rglob("*.py")
-    assert [path.name for path in files if re.search(r"/ 1e9:[.,\d]*[fg]\} ?GB", path.read_text(encoding="utf-8"))] == []
+    assert [
+        path.name
+        for path in files
+        if re.search(r"/ 1e9:[.,\d]*[fg]\} ?GB", path.read_text(encoding="utf-8"))
+    ] == []

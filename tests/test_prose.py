@@ -1,4 +1,6 @@
-"""How the code reads may only get better: the limits below are lowered with each step, never raised."""
+"""How the code reads may only get better: the limits below are lowered with each step, never
+raised.
+"""
 
 from __future__ import annotations
 
@@ -38,5 +40,5 @@ def test_what_is_counted(tmp_path: Path) -> None:
 def test_the_package_reads_no_worse_than_before() -> None:
     found = count(Path(gptcli.__file__).parent)
     assert found.question_share < 0.16, found.questions
-    assert found.long_share < 0.12
+    assert found.long_share < 0.01
     assert len(found.undocumented) < 290, found.undocumented

@@ -21,7 +21,13 @@ from gptcli.runtime import (
     unused_launch,
 )
 
-TORCH = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
+TORCH = {
+    "RANK": "1",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "0",
+    "MASTER_ADDR": "node1",
+    "MASTER_PORT": "29500",
+}
 STEP = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}
 MPI = {
     "OMPI_COMM_WORLD_RANK": "3",
@@ -60,7 +66,9 @@ def test_torchruns_variables_count_whole_or_are_refused_by_name(environ):
         assert all(f"{name}={value}" in there for name, value in environ.items())
 
 
-@pytest.mark.parametrize("environ", list(subsets({"RANK": "0", "LOCAL_RANK": "0", **ADDRESS})), ids="+".join)
+@pytest.mark.parametrize(
+    "environ", list(subsets({"RANK": "0", "LOCAL_RANK": "0", **ADDRESS})), ids="+".join
+)
 def test_a_world_of_one_needs_a_rank_and_no_address(environ):
     found = answer({**environ, "WORLD_SIZE": "1"})
     assert found == (Launch(0, 1, 0, 1) if "RANK" in environ else None)
@@ -71,7 +79,10 @@ def test_every_subset_of_all_sets_is_a_whole_launch_none_or_refused():
         found = answer(environ)
         if isinstance(found, Launch):
             assert environ.keys() >= ADDRESS.keys()
-            whole = {2: TORCH, 4: STEP if environ.keys() >= STEP.keys() else dict.fromkeys(OPEN_MPI[1:4])}
+            whole = {
+                2: TORCH,
+                4: STEP if environ.keys() >= STEP.keys() else dict.fromkeys(OPEN_MPI[1:4]),
+            }
             assert environ.keys() >= whole[found.world_size].keys()
         elif found is None:
             assert not environ.keys() >= TORCH.keys()
@@ -83,18 +94,33 @@ def test_tasks_are_a_launch_if_an_address_says_where_they_meet(tasks):
     local = 2 if tasks is MPI else 4
     assert launch_environment({**tasks, **ADDRESS}) == Launch(3, 4, 1, local)
     assert launch_environment(tasks) is None
-    assert "started 4 processes, each alone: set MASTER_ADDR and MASTER_PORT" in unused_launch(tasks)
+    assert "started 4 processes, each alone: set MASTER_ADDR and MASTER_PORT" in unused_launch(
+        tasks
+    )
     assert "without MASTER_PORT" in answer({**tasks, "MASTER_ADDR": "node1"})
     alone = {**tasks, ("SLURM_STEP_NUM_TASKS" if tasks is STEP else "OMPI_COMM_WORLD_SIZE"): "1"}
     assert launch_environment({**alone, **ADDRESS}) is None
-    assert launch_environment({**tasks, **ADDRESS, **TORCH}) == Launch(1, 2, 0, 2)  # torchrun in each task
+    # torchrun in each task
+    assert launch_environment({**tasks, **ADDRESS, **TORCH}) == Launch(1, 2, 0, 2)
 
 
 def test_the_shell_of_a_slurm_job_is_one_process():
     for shell in (
         {"SLURM_PROCID": "3"},
-        {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8", "SLURM_NPROCS": "8", **ADDRESS},
-        {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1", **ADDRESS},
+        {
+            "SLURM_PROCID": "0",
+            "SLURM_LOCALID": "0",
+            "SLURM_NTASKS": "8",
+            "SLURM_NPROCS": "8",
+            **ADDRESS,
+        },
+        {
+            "SLURM_PROCID": "0",
+            "SLURM_LOCALID": "0",
+            "SLURM_NTASKS": "8",
+            "SLURM_STEP_NUM_TASKS": "1",
+            **ADDRESS,
+        },
     ):
         assert launch_environment(shell) is None
         assert unused_launch(shell) is None
@@ -106,7 +132,9 @@ def test_scripts_for_slurm_set_the_world_and_leave_the_rank_to_srun():
 
 
 def test_what_torchrun_says_besides():
-    launch = launch_environment({**TORCH, "LOCAL_WORLD_SIZE": "1", "TORCHELASTIC_RESTART_COUNT": "2"})
+    launch = launch_environment(
+        {**TORCH, "LOCAL_WORLD_SIZE": "1", "TORCHELASTIC_RESTART_COUNT": "2"}
+    )
     assert launch == Launch(1, 2, 0, 1, restarts=2)
 
 
@@ -129,7 +157,11 @@ def test_impossible_values_are_named(name, value, words):
     assert words in answer({**TORCH, name: value})
 
 
-@given(st.dictionaries(st.sampled_from(NAMES), st.one_of(st.text(max_size=3), st.integers(-1, 5).map(str))))
+@given(
+    st.dictionaries(
+        st.sampled_from(NAMES), st.one_of(st.text(max_size=3), st.integers(-1, 5).map(str))
+    )
+)
 def test_any_environment_is_a_place_in_a_launch_none_or_one_message(environ):
     found = answer(environ)
     blank = {name: "" if not value.strip() else value for name, value in environ.items()}

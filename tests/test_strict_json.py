@@ -16,7 +16,9 @@ from gptcli.strict_json import dumps, finite
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(st.characters()), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(st.characters()), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
@@ -40,11 +42,16 @@ def test_a_file_name_of_any_bytes_comes_back(name: bytes) -> None:
 
 
 def test_numbers_that_are_not_finite_are_null() -> None:
-    assert dumps({"a": math.nan, "b": [math.inf, (-math.inf, 1.5)]}) == '{"a": null, "b": [null, [null, 1.5]]}'
+    assert (
+        dumps({"a": math.nan, "b": [math.inf, (-math.inf, 1.5)]})
+        == '{"a": null, "b": [null, [null, 1.5]]}'
+    )
 
 
 def test_nothing_else_writes_json_for_others() -> None:
-    """json.dump and json.dumps, but for what never leaves the program: fingerprints, C's and tokenizers' own input, a worker's notes."""
+    """json.dump and json.dumps, but for what never leaves the program: fingerprints, C's and
+    tokenizers' own input, a worker's notes.
+    """
     inside = {
         "strict_json.py", "toml_text.py", "trainer/preflight.py", "trainer/finetune_task.py", "tokenizer/tokenizer.py", "tokenizer/gpt1.py",
         "tokenizer/encoders.py", "model/tensor_file.py", "evals/task_data.py", "corpus/units.py",
@@ -54,6 +61,8 @@ def test_nothing_else_writes_json_for_others() -> None:
         path.relative_to(package).as_posix()
         for path in package.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Attribute) and node.attr in ("dump", "dumps") and getattr(node.value, "id", "") == "json"
+        if isinstance(node, ast.Attribute)
+        and node.attr in ("dump", "dumps")
+        and getattr(node.value, "id", "") == "json"
     }
     assert found <= inside, sorted(found - inside)

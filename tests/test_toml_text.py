@@ -1,4 +1,6 @@
-"""TOML that is written reads back the same; TOML that is broken is answered with the line as it should be."""
+"""TOML that is written reads back the same; TOML that is broken is answered with the line as it
+should be.
+"""
 
 from __future__ import annotations
 

@@ -5,8 +5,9 @@ asked/sign.jsonl                 the same problems with "#" where "plus" stood
 words.txt                        what a tokenizer may learn words from: no digits, so that each digit stays a token of its own
 text.jsonl                       documents to train on, of twelve solved problems each, of none of the pairs that are asked, in either order
 
-Half of the documents add, in words. In the others "#" stands for the sum, the larger or the smaller, one of them in each document: which
-one shows only in the problems before. That is what a shot can tell, and what the figure measures.
+Half of the documents add, in words. In the others "#" stands for the sum, the larger or the
+smaller, one of them in each document: which one shows only in the problems before. That is what a
+shot can tell, and what the figure measures.
 """
 
 from __future__ import annotations
@@ -27,17 +28,31 @@ HIDDEN = [OPERATIONS["plus"], max, min]
 def main(folder: Path) -> None:
     asked = list(generate("two_digit_addition", seed=0))
     held_out = {tuple(map(int, re.findall(r"\d+", row["prompt"]))) for row in asked}
-    pairs = [(a, b) for a in range(100) for b in range(100) if (a, b) not in held_out and (b, a) not in held_out]
+    pairs = [
+        (a, b)
+        for a in range(100)
+        for b in range(100)
+        if (a, b) not in held_out and (b, a) not in held_out
+    ]
     (folder / "asked").mkdir(parents=True, exist_ok=True)
     for name, word in {"two_digit_addition": "plus", "sign": "#"}.items():
-        rows = [{"context": row["prompt"].replace("plus", word), "completion": f" {row['answer']}"} for row in asked]
-        (folder / "asked" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        rows = [
+            {"context": row["prompt"].replace("plus", word), "completion": f" {row['answer']}"}
+            for row in asked
+        ]
+        (folder / "asked" / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+        )
     (folder / "words.txt").write_text("Q: What is plus #?\n\nA:\n\n" * 100, encoding="utf-8")
     random = Random(1)
     with open(folder / "text.jsonl", "w", encoding="utf-8") as file:
         for number in range(DOCUMENTS):
-            file.write(json.dumps({"text": document(random, pairs, in_words=number % 2 == 0)}) + "\n")
-    print(f"{len(asked):,} problems to ask; {len(pairs):,} other pairs to learn from, in {DOCUMENTS:,} documents of {PROBLEMS}")
+            file.write(
+                json.dumps({"text": document(random, pairs, in_words=number % 2 == 0)}) + "\n"
+            )
+    print(
+        f"{len(asked):,} problems to ask; {len(pairs):,} other pairs to learn from, in {DOCUMENTS:,} documents of {PROBLEMS}"
+    )
 
 
 def document(random: Random, pairs: list[tuple[int, int]], in_words: bool) -> str:

@@ -1,4 +1,5 @@
-"""Fine-tune the pretrained model and the same model without pretraining, three seeds each; draw both learning curves.
+"""Fine-tune the pretrained model and the same model without pretraining, three seeds each; draw
+both learning curves.
 
 python compare.py            after `make out/base/model.safetensors`; writes out/curves.json, and curves.svg where matplotlib is installed
 """
@@ -36,17 +37,30 @@ def main() -> None:
         for seed in SEEDS:
             out = OUT / f"{name.replace(' ', '-')}-{seed}"
             if not (out / FINETUNED).is_file():
-                run = Finetuning(task=task, data=Path(), out=out, start=name, seed=seed, resume=True)
+                run = Finetuning(
+                    task=task, data=Path(), out=out, start=name, seed=seed, resume=True
+                )
                 if finetune(run, start(name == "pretrained", seed), tokenizer)["interrupted"]:
                     raise SystemExit("stopped; the same command goes on")
             lines = read_metrics(out)
-            curves.setdefault(name, []).append([(line["step"], line["val_accuracy"]) for line in lines if "val_accuracy" in line])
+            curves.setdefault(name, []).append(
+                [(line["step"], line["val_accuracy"]) for line in lines if "val_accuracy" in line]
+            )
             model, *_ = load_finetuned(out)
-            examples = read_examples(task, OUT / "test.jsonl", Transformation(task.kind, tokenizer, model.gpt.config.n_ctx))
+            examples = read_examples(
+                task,
+                OUT / "test.jsonl",
+                Transformation(task.kind, tokenizer, model.gpt.config.n_ctx),
+            )
             tests.append(accuracy(model, examples, task.batch).share)
-            print(f"{name}, seed {seed}: validation {curves[name][-1][-1][1]:.4f}, test {tests[-1]:.4f}", flush=True)
+            print(
+                f"{name}, seed {seed}: validation {curves[name][-1][-1][1]:.4f}, test {tests[-1]:.4f}",
+                flush=True,
+            )
         last = [curve[-1][1] for curve in curves[name]]
-        print(f"{name}: validation {statistics.mean(last):.4f}, test {statistics.mean(tests):.4f} ± {statistics.stdev(tests):.4f}")
+        print(
+            f"{name}: validation {statistics.mean(last):.4f}, test {statistics.mean(tests):.4f} ± {statistics.stdev(tests):.4f}"
+        )
     (OUT / "curves.json").write_text(json.dumps(curves))
     draw(curves)
 

@@ -1,4 +1,5 @@
-"""SST-2's files (stsa.binary.*, "1 a stirring , funny film" a line) as a task, and text to pretrain on.
+"""SST-2's files (stsa.binary.*, "1 a stirring , funny film" a line) as a task, and text to pretrain
+on.
 
 python prepare.py SST2_FOLDER WIKITEXT_FOLDER      writes text.txt, train.jsonl, dev.jsonl and test.jsonl into out/
 """
@@ -16,11 +17,19 @@ def main(sst2: Path, wikitext: Path) -> None:
     OUT.mkdir(exist_ok=True)
     sentences = []
     for split in ("train", "dev", "test"):
-        rows = [line.split(" ", 1) for line in (sst2 / f"stsa.binary.{split}").read_text(encoding="utf-8").splitlines()]
-        lines = [json.dumps({"text": text, "label": int(label)}, ensure_ascii=False) for label, text in rows]
+        rows = [
+            line.split(" ", 1)
+            for line in (sst2 / f"stsa.binary.{split}").read_text(encoding="utf-8").splitlines()
+        ]
+        lines = [
+            json.dumps({"text": text, "label": int(label)}, ensure_ascii=False)
+            for label, text in rows
+        ]
         (OUT / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         sentences += [text for _, text in rows] if split == "train" else []
-    prose = "\n".join((wikitext / f"{name}.txt").read_text(encoding="utf-8") for name in ("valid", "test"))
+    prose = "\n".join(
+        (wikitext / f"{name}.txt").read_text(encoding="utf-8") for name in ("valid", "test")
+    )
     (OUT / "text.txt").write_text("\n".join(sentences) + "\n" + prose, encoding="utf-8")
 
 

@@ -1,5 +1,5 @@
-"""Do activations keep their scale while the model grows wider? A few steps at each width, at one learning rate, as `gpt train` takes
-them with --mup and without.
+"""Do activations keep their scale while the model grows wider? A few steps at each width, at one
+learning rate, as `gpt train` takes them with --mup and without.
 
 python coordinate_check.py            prints a table, and draws coordinate_check.svg where matplotlib is installed
 """
@@ -19,13 +19,37 @@ from gptcli.trainer.engine import build
 from gptcli.trainer.layout import Place
 
 WIDTHS, BASE, D_HEAD, STEPS, LR = (128, 256, 512, 1024), 128, 32, 5, 3e-3
-PARTS = {"c_attn": "h.1.attn.c_attn", "attention": "h.1.attn", "mlp": "h.1.mlp", "block": "h.1", "logits": "lm_head"}
+PARTS = {
+    "c_attn": "h.1.attn.c_attn",
+    "attention": "h.1.attn",
+    "mlp": "h.1.mlp",
+    "block": "h.1",
+    "logits": "lm_head",
+}
 
 
-def activation_scales(width: int, *, use_mup: bool, base: int = BASE, steps: int = STEPS, lr: float = LR) -> dict[str, float]:
-    """Mean absolute value of what each part puts out, over a fixed batch, after `steps` steps on it."""
-    options = {"n_layer": "2", "n_head": str(width // D_HEAD), "d_model": str(width), "n_ctx": "64", "tokens": "1M", "batch_tokens": "256"}
-    options |= {"lr": str(lr), "weight_decay": "0", "layout": "dp=1", "micro_batch": "4", "precision": "fp32", "compile": "off"}
+def activation_scales(
+    width: int, *, use_mup: bool, base: int = BASE, steps: int = STEPS, lr: float = LR
+) -> dict[str, float]:
+    """Mean absolute value of what each part puts out, over a fixed batch, after `steps` steps on
+    it.
+    """
+    options = {
+        "n_layer": "2",
+        "n_head": str(width // D_HEAD),
+        "d_model": str(width),
+        "n_ctx": "64",
+        "tokens": "1M",
+        "batch_tokens": "256",
+    }
+    options |= {
+        "lr": str(lr),
+        "weight_decay": "0",
+        "layout": "dp=1",
+        "micro_batch": "4",
+        "precision": "fp32",
+        "compile": "off",
+    }
     options |= {"mup": str(base)} if use_mup else {}
     plan = make_plan(said(options, None, resume=False), vocab_size=256)
     run = Run(
@@ -55,7 +79,12 @@ def draw(table: dict[bool, list[dict[str, float]]]) -> None:
     for axis, use_mup in zip(axes, (False, True), strict=True):
         for part in PARTS:
             axis.loglog(WIDTHS, [scales[part] for scales in table[use_mup]], marker="o", label=part)
-        axis.set(title="muP" if use_mup else "standard", xlabel="d_model", xticks=WIDTHS, xticklabels=WIDTHS)
+        axis.set(
+            title="muP" if use_mup else "standard",
+            xlabel="d_model",
+            xticks=WIDTHS,
+            xticklabels=WIDTHS,
+        )
         axis.minorticks_off()
     axes[0].set_ylabel(f"mean |activation| after {STEPS} steps")
     axes[1].legend()
@@ -67,10 +96,18 @@ def main() -> None:
     table: dict[bool, list[dict[str, float]]] = {}
     for use_mup in (False, True):
         table[use_mup] = [activation_scales(width, use_mup=use_mup) for width in WIDTHS]
-        print(f"{'muP' if use_mup else 'standard':<10}" + "".join(f"{width:>10}" for width in WIDTHS) + "   last / first")
+        print(
+            f"{'muP' if use_mup else 'standard':<10}"
+            + "".join(f"{width:>10}" for width in WIDTHS)
+            + "   last / first"
+        )
         for part in PARTS:
             row = [scales[part] for scales in table[use_mup]]
-            print(f"{part:<10}" + "".join(f"{value:>10.4f}" for value in row) + f"{row[-1] / row[0]:>15.2f}")
+            print(
+                f"{part:<10}"
+                + "".join(f"{value:>10.4f}" for value in row)
+                + f"{row[-1] / row[0]:>15.2f}"
+            )
     try:
         draw(table)
     except ImportError:

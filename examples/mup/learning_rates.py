@@ -1,4 +1,5 @@
-"""Which learning rate is best at each width? Short runs of `gpt train` at three widths, with --mup and without, at every rate of a sweep.
+"""Which learning rate is best at each width? Short runs of `gpt train` at three widths, with --mup
+and without, at every rate of a sweep.
 
 python learning_rates.py     after `make out/shards/manifest.json`; goes on where it was stopped, prints a table of final validation losses,
                              and draws learning_rates.svg where matplotlib is installed
@@ -17,8 +18,34 @@ WIDTHS, BASE, D_HEAD = (64, 128, 256), 64, 32
 EXPONENTS = range(-11, -3)
 RATES = [2.0**exponent for exponent in EXPONENTS]
 KINDS = ("standard", "muP")
-RECIPE = ["--n-layer", "2", "--n-ctx", "64", "--tokens", "300k", "--batch-tokens", "1024", "--warmup-tokens", "30k", "--weight-decay", "0"]
-WAY = ["--layout", "dp=1", "--precision", "fp32", "--compile", "off", "--eval-every", "1k", "--eval-tokens", "30k", "--max-skipped", "1k"]
+RECIPE = [
+    "--n-layer",
+    "2",
+    "--n-ctx",
+    "64",
+    "--tokens",
+    "300k",
+    "--batch-tokens",
+    "1024",
+    "--warmup-tokens",
+    "30k",
+    "--weight-decay",
+    "0",
+]
+WAY = [
+    "--layout",
+    "dp=1",
+    "--precision",
+    "fp32",
+    "--compile",
+    "off",
+    "--eval-every",
+    "1k",
+    "--eval-tokens",
+    "30k",
+    "--max-skipped",
+    "1k",
+]
 
 
 def final_loss(kind: str, width: int, lr: float) -> float:
@@ -29,8 +56,26 @@ def final_loss(kind: str, width: int, lr: float) -> float:
     if not (out / "model.safetensors").is_file():
         shape = ["--d-model", str(width), "--n-head", str(width // D_HEAD)]
         mup = ["--mup", str(BASE)] if kind == "muP" else []
-        command = [sys.executable, "-m", "gptcli", "train", *shape, *RECIPE, *WAY, *mup, "--lr", str(lr), "--data", "out/shards"]
-        subprocess.run([*command, "--out", str(out), "--resume"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command = [
+            sys.executable,
+            "-m",
+            "gptcli",
+            "train",
+            *shape,
+            *RECIPE,
+            *WAY,
+            *mup,
+            "--lr",
+            str(lr),
+            "--data",
+            "out/shards",
+        ]
+        subprocess.run(
+            [*command, "--out", str(out), "--resume"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
     last = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
     return json.loads(last)["val_loss"]
 
@@ -41,7 +86,9 @@ def draw(table: dict[str, dict[int, list[float]]]) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.5), sharey=True)
     for axis, kind in zip(axes, KINDS, strict=True):
         for width, losses in table[kind].items():
-            (line,) = axis.semilogx(RATES, losses, base=2, marker="o", markersize=3, label=f"d_model {width}")
+            (line,) = axis.semilogx(
+                RATES, losses, base=2, marker="o", markersize=3, label=f"d_model {width}"
+            )
             best = losses.index(min(losses))
             axis.plot(RATES[best], losses[best], "*", color=line.get_color(), markersize=12)
         axis.set(title=kind, xlabel="learning rate")
@@ -54,13 +101,20 @@ def draw(table: dict[str, dict[int, list[float]]]) -> None:
 
 def main() -> None:
     table: dict[str, dict[int, list[float]]] = {}
-    print(f"{'d_model':<16}" + "".join(f"{f'2^{exponent}':>8}" for exponent in EXPONENTS) + "  best")
+    print(
+        f"{'d_model':<16}" + "".join(f"{f'2^{exponent}':>8}" for exponent in EXPONENTS) + "  best"
+    )
     for kind in KINDS:
         for width in WIDTHS:
             losses = [final_loss(kind, width, rate) for rate in RATES]
             table.setdefault(kind, {})[width] = losses
             best = RATES[losses.index(min(losses))]
-            print(f"{kind:<9}{width:>7}" + "".join(f"{loss:>8.3f}" for loss in losses) + f"  {best:.2g}", flush=True)
+            print(
+                f"{kind:<9}{width:>7}"
+                + "".join(f"{loss:>8.3f}" for loss in losses)
+                + f"  {best:.2g}",
+                flush=True,
+            )
     try:
         draw(table)
     except ImportError:

@@ -16,7 +16,9 @@ ROOT = Path(__file__).absolute().parents[2]
 
 
 def closing(out: Path, start: Path, gpt: str) -> str:
-    """Compose the lines: `out` holds the demo's files, `start` is the folder the commands are for."""
+    """Compose the lines: `out` holds the demo's files, `start` is the folder the commands are
+    for.
+    """
 
     def path(place: Path) -> str:
         return shlex.quote(min(os.path.relpath(place, start), str(place), key=len))

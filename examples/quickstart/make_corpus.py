@@ -54,7 +54,8 @@ def documents(library: Path, *, everything: bool) -> Iterator[str]:
 def main(output: str, *options: str) -> None:
     """Write the corpus to `output`, whole or not at all, and say how large it is."""
     count = size = 0
-    partial = Path(f"{output}.partial")  # the name is given once the file is whole: make trusts names
+    # the name is given once the file is whole: make trusts names
+    partial = Path(f"{output}.partial")
     with open(partial, "w", encoding="utf-8") as file:
         library = Path(sysconfig.get_paths()["stdlib"])
         for text in documents(library, everything="--everything" in options):
@@ -63,7 +64,9 @@ def main(output: str, *options: str) -> None:
                 count += 1
                 size += len(text.encode())
     partial.replace(output)
-    print(f"{output}: {count:,} documents, {size / 1e6:.1f} MB of Python's own documentation and source")
+    print(
+        f"{output}: {count:,} documents, {size / 1e6:.1f} MB of Python's own documentation and source"
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,10 @@ def draw(manifest: dict[str, list[dict[str, object]]]) -> str:
         rows.append((f"{source['name']}: read", total, total, "#4a5a6a"))
         dropped = source["dropped"]
         assert isinstance(dropped, dict)
-        rows += [(f"– {reason}", count, total, DROPPED) for reason, count in sorted(dropped.items(), key=lambda item: -item[1])]
+        rows += [
+            (f"– {reason}", count, total, DROPPED)
+            for reason, count in sorted(dropped.items(), key=lambda item: -item[1])
+        ]
         rows.append(("kept", int(str(source["documents_kept"])), total, KEPT))
     lines = []
     for number, (label, count, total, colour) in enumerate(rows):
@@ -33,4 +36,6 @@ def draw(manifest: dict[str, list[dict[str, object]]]) -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(draw(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))), encoding="utf-8")
+    Path(sys.argv[2]).write_text(
+        draw(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))), encoding="utf-8"
+    )

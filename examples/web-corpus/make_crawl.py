@@ -1,10 +1,12 @@
-"""A small crawl that every Python can make: the standard library's documentation as web pages, in a WARC archive.
+"""A small crawl that every Python can make: the standard library's documentation as web pages, in a
+WARC archive.
 
 Usage: python make_crawl.py FOLDER
 
-Written there: crawl.warc.gz (the pages, with menus and footers, mirrors that copy some of them with a few words changed, shop pages, error
-pages and pictures), links.csv (which pages people linked to, and their karma), books.jsonl (clean text: the language reference), and
-eval.jsonl (questions, some of which stand in crawled pages).
+Written there: crawl.warc.gz (the pages, with menus and footers, mirrors that copy some of them with
+a few words changed, shop pages, error pages and pictures), links.csv (which pages people linked to,
+and their karma), books.jsonl (clean text: the language reference), and eval.jsonl (questions, some
+of which stand in crawled pages).
 """
 
 from __future__ import annotations
@@ -29,21 +31,39 @@ SKIPPED = {"antigravity", "this", "idlelib", "test", "lib2to3", "turtledemo", "_
 
 
 def documented() -> Iterator[tuple[str, str]]:
-    """Name and documentation of the standard library's modules, classes and functions, where there is enough of it to read."""
-    for module in sorted(name for name in sys.stdlib_module_names if name not in SKIPPED and not name.startswith("_")):
+    """Name and documentation of the standard library's modules, classes and functions, where there
+    is enough of it to read.
+    """
+    for module in sorted(
+        name for name in sys.stdlib_module_names if name not in SKIPPED and not name.startswith("_")
+    ):
         names = [module]
         try:
             found = importlib.import_module(module)
-            names += [f"{module}.{inner.name}" for inner in pkgutil.iter_modules(getattr(found, "__path__", [])) if inner.name[0] != "_"]
+            names += [
+                f"{module}.{inner.name}"
+                for inner in pkgutil.iter_modules(getattr(found, "__path__", []))
+                if inner.name[0] != "_"
+            ]
         except ImportError:
             continue
         for name in names:
             try:
-                found = importlib.import_module(name) if name.split(".")[-1] not in SKIPPED else None
+                found = (
+                    importlib.import_module(name) if name.split(".")[-1] not in SKIPPED else None
+                )
             except Exception:
                 continue
-            parts = [part for _, part in sorted(vars(found).items(), key=lambda item: item[0])] if found else []
-            texts = [inspect.getdoc(part) or "" for part in [found, *parts] if getattr(part, "__module__", name) == name or part is found]
+            parts = (
+                [part for _, part in sorted(vars(found).items(), key=lambda item: item[0])]
+                if found
+                else []
+            )
+            texts = [
+                inspect.getdoc(part) or ""
+                for part in [found, *parts]
+                if getattr(part, "__module__", name) == name or part is found
+            ]
             text = "\n\n".join(dict.fromkeys(text for text in texts if len(text.split()) > 8))
             if len(text.split()) > 60:
                 yield name, text
@@ -51,13 +71,13 @@ def documented() -> Iterator[tuple[str, str]]:
 
 def page(title: str, text: str) -> bytes:
     body = "".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in text.split("\n\n"))
-    whole = (
-        f"<html><head><title>{title}</title></head><body>{MENU}<main><article><h1>{title}</h1>{body}</article></main>{FOOTER}</body></html>"
-    )
+    whole = f"<html><head><title>{title}</title></head><body>{MENU}<main><article><h1>{title}</h1>{body}</article></main>{FOOTER}</body></html>"
     return whole.encode()
 
 
-def record(url: str, body: bytes, status: str = "200 OK", kind: str = "text/html; charset=utf-8") -> bytes:
+def record(
+    url: str, body: bytes, status: str = "200 OK", kind: str = "text/html; charset=utf-8"
+) -> bytes:
     payload = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\n\r\n".encode() + body
     head = f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: {url}\r\nContent-Type: application/http; msgtype=response\r\n"
     return f"{head}Content-Length: {len(payload)}\r\n\r\n".encode() + payload + b"\r\n\r\n"
@@ -76,13 +96,30 @@ def make(folder: Path) -> None:
         for _ in range(len(words) // 100):
             words[chance.randrange(len(words))] = "changed"
         pages.append((f"https://mirror.example/{name}", page(name, " ".join(words))))
-    pages += [(f"https://books.example/{number}", page("Reference", text)) for number, text in enumerate(references[:40])]
-    pages += [(f"https://en.wikipedia.org/wiki/{number}", page("Wiki", " ".join(chance.choices(documents)[0]))) for number in range(30)]
+    pages += [
+        (f"https://books.example/{number}", page("Reference", text))
+        for number, text in enumerate(references[:40])
+    ]
+    pages += [
+        (
+            f"https://en.wikipedia.org/wiki/{number}",
+            page("Wiki", " ".join(chance.choices(documents)[0])),
+        )
+        for number in range(30)
+    ]
     shops = [" ".join(chance.choices(SHOP.split(), k=120)) for _ in range(3000)]
-    pages += [(f"https://shop.example/{number}", page("Shop", text)) for number, text in enumerate(shops)]
+    pages += [
+        (f"https://shop.example/{number}", page("Shop", text)) for number, text in enumerate(shops)
+    ]
     archive = [record(url, body) for url, body in pages]
-    archive += [record(f"https://docs.example/gone/{number}", b"not found", "404 Not Found") for number in range(20)]
-    archive += [record(f"https://docs.example/{number}.png", b"\x89PNG", kind="image/png") for number in range(20)]
+    archive += [
+        record(f"https://docs.example/gone/{number}", b"not found", "404 Not Found")
+        for number in range(20)
+    ]
+    archive += [
+        record(f"https://docs.example/{number}.png", b"\x89PNG", kind="image/png")
+        for number in range(20)
+    ]
     chance.shuffle(archive)
     (folder / "crawl.warc.gz").write_bytes(b"".join(gzip.compress(one, mtime=0) for one in archive))
     with open(folder / "links.csv", "w", newline="", encoding="utf-8") as file:
@@ -95,7 +132,9 @@ def make(folder: Path) -> None:
         for name, text in chance.sample(documents, 20):
             words = text.split()
             start = chance.randrange(len(words) - 20)
-            file.write(json.dumps({"question": " ".join(words[start : start + 20]), "answer": name}) + "\n")
+            file.write(
+                json.dumps({"question": " ".join(words[start : start + 20]), "answer": name}) + "\n"
+            )
     print(f"{folder}: {len(archive):,} records, {len(references):,} books, 20 evaluation items")
 
 

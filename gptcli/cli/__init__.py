@@ -1,4 +1,6 @@
-"""The face of the toolkit: one file per subcommand, options in, report out. Nothing here imports torch."""
+"""The face of the toolkit: one file per subcommand, options in, report out. Nothing here imports
+torch.
+"""
 
 from gptcli.cli.app import main
 

@@ -1,10 +1,10 @@
 """What users of other tools type, and what it is called here.
 
-The words are those of nanoGPT, nanochat, llm.c, litgpt, transformers' Trainer and generate, Megatron-LM,
-torchtitan and lm-evaluation-harness. An alias is not accepted in silence: a batch there counts sequences,
-here tokens. The answer is one message with our name and, if every value can be carried over, the corrected
-command line. This module is imported only when a command line or a configuration file has a word that is
-not ours.
+The words are those of nanoGPT, nanochat, llm.c, litgpt, transformers' Trainer and generate,
+Megatron-LM, torchtitan and lm-evaluation-harness. An alias is not accepted in silence: a batch
+there counts sequences, here tokens. The answer is one message with our name and, if every value can
+be carried over, the corrected command line. This module is imported only when a command line or a
+configuration file has a word that is not ours.
 """
 
 from __future__ import annotations
@@ -28,11 +28,15 @@ class Ours:
     """What a foreign word is called here."""
 
     words: str
-    """An option (--lr), an option with its value (--precision bf16), an argument (RUN), or empty if nothing here corresponds."""
+    """An option (--lr), an option with its value (--precision bf16), an argument (RUN), or empty if
+    nothing here corresponds.
+    """
     note: str = ""
     """What to know about it, in words."""
     convert: Callable[[str, Given], str] | None = None
-    """The value as our option counts it, from the value typed and the rest of the command line. Raises if the line does not say enough."""
+    """The value as our option counts it, from the value typed and the rest of the command line.
+    Raises if the line does not say enough.
+    """
 
     @property
     def option(self) -> str:
@@ -55,7 +59,11 @@ def steps(value: str, given: Given) -> str:
 def epochs(value: str, given: Given) -> str:
     from gptcli.shards.manifest import read_manifest
 
-    return str(round(quantity(value) * read_manifest(Path(given.get("--data") or "shards")).tokens("train")))
+    return str(
+        round(
+            quantity(value) * read_manifest(Path(given.get("--data") or "shards")).tokens("train")
+        )
+    )
 
 
 def share_of_tokens(value: str, given: Given) -> str:
@@ -71,7 +79,13 @@ def days(value: str, given: Given) -> str:
 
 
 def precision(value: str, given: Given) -> str:
-    return {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}.get(value.lower(), value)
+    return {
+        "bfloat16": "bf16",
+        "float16": "fp16",
+        "half": "fp16",
+        "float32": "fp32",
+        "float": "fp32",
+    }.get(value.lower(), value)
 
 
 def not_comparable(value: str, given: Given) -> str:
@@ -89,7 +103,11 @@ def _context(given: Given) -> int:
 
 
 def _batch(given: Given) -> int:
-    return count(given["--batch-tokens"] or "") if "--batch-tokens" in given else _paper(given).batch_tokens
+    return (
+        count(given["--batch-tokens"] or "")
+        if "--batch-tokens" in given
+        else _paper(given).batch_tokens
+    )
 
 
 def _paper(given: Given) -> Any:
@@ -98,7 +116,9 @@ def _paper(given: Given) -> Any:
     return find_size(given["--size"] or "")
 
 
-def _table(*rows: tuple[str, str] | tuple[str, str, str] | tuple[str, str, str, Any]) -> dict[str, Ours]:
+def _table(
+    *rows: tuple[str, str] | tuple[str, str, str] | tuple[str, str, str, Any],
+) -> dict[str, Ours]:
     """Rows of (words typed, our words, note, conversion) as a table by the word typed."""
     return {word: Ours(*row[1:]) for row in rows for word in row[0].split()}
 
@@ -185,8 +205,16 @@ SAMPLE = _table(
     ("rep-penalty repeat-penalty", "--repetition-penalty"),
     ("stop-sequences stop-sequence stop-strings stop-words eos", "--stop"),
     ("prompt start text input p", "PROMPT", "the prompt is the second argument"),
-    ("model model-path model-name-or-path pretrained ckpt checkpoint-dir run out-dir init-from", "RUN", MODEL_FOLDER),
-    ("file prompt-file prompts-file input-file", "--prompts", "a file of prompts has a JSON object a line; - reads one prompt from stdin"),
+    (
+        "model model-path model-name-or-path pretrained ckpt checkpoint-dir run out-dir init-from",
+        "RUN",
+        MODEL_FOLDER,
+    ),
+    (
+        "file prompt-file prompts-file input-file",
+        "--prompts",
+        "a file of prompts has a JSON object a line; - reads one prompt from stdin",
+    ),
     ("dtype torch-dtype", "--precision", "", precision),
     ("bf16", "--precision bf16"),
     ("fp32", "--precision fp32"),
@@ -218,7 +246,11 @@ EVAL = _table(
     ("file", "--text"),
 )
 COST = SHAPE | _table(
-    ("params parameters n-params num-params", "", "name a --size, or a shape: --n-layer, --n-head, --d-model; --optimal FLOPS finds sizes"),
+    (
+        "params parameters n-params num-params",
+        "",
+        "name a --size, or a shape: --n-layer, --n-head, --d-model; --optimal FLOPS finds sizes",
+    ),
     ("num-gpus n-gpus ngpus devices", "--gpus"),
     ("gpu-type gpu-name device hardware accelerator", "--gpu"),
     ("price-per-hour cost-per-hour hourly-rate rate", "--price"),
@@ -227,13 +259,20 @@ COST = SHAPE | _table(
     ("compute flop", "--flops"),
     ("chinchilla compute-optimal", "--optimal"),
     ("dataset-size training-tokens train-tokens num-tokens", "--tokens"),
-    ("out output o output-path", "", "the result goes to stdout: add > FILE; --json makes it one object, --plot FILE.svg draws it"),
+    (
+        "out output o output-path",
+        "",
+        "the result goes to stdout: add > FILE; --json makes it one object, --plot FILE.svg draws it",
+    ),
     ("dtype", "--precision", "", precision),
     ("bf16", "--precision bf16"),
     ("sizes all compare", "--table"),
 )
 BUILD_SHARDS = _table(
-    ("tokenizer-path tokenizer-name tokenizer-model tokenizer-name-or-path vocab-file", "--tokenizer"),
+    (
+        "tokenizer-path tokenizer-name tokenizer-model tokenizer-name-or-path vocab-file",
+        "--tokenizer",
+    ),
     ("num-workers num-proc nproc processes jobs threads", "--workers"),
     ("shard-size tokens-per-shard", "--shard-tokens", "the size is in tokens"),
     ("val-split val-ratio val-size validation-split test-size", "--val-fraction"),
@@ -259,16 +298,25 @@ EVERYWHERE = _table(  # where a command has the option
     ("config-file cfg conf", "--config"),
     ("documents-kind", "--documents"),
     ("help-all usage", "--help"),
-    ("verbose quiet silent progress log-level", "", "progress is on stderr: 2> /dev/null hides it; --debug shows an error's traceback"),
+    (
+        "verbose quiet silent progress log-level",
+        "",
+        "progress is on stderr: 2> /dev/null hides it; --debug shows an error's traceback",
+    ),
     ("profile-dir", "--profile"),
 )
 OF_COMMAND: dict[str, dict[str, Ours]] = {
     "gpt train": TRAIN, "gpt sample": SAMPLE, "gpt eval": EVAL, "gpt cost": COST, "gpt build-shards": BUILD_SHARDS,
     "gpt tokenize train": TOKENIZE_TRAIN, "gpt tokenize encode": TOKENIZE_IDS, "gpt tokenize decode": TOKENIZE_IDS,
 }  # fmt: skip
-COMMANDS = _table(  # a word typed as a command: the command line it stands for, and what to know about it
+# a word typed as a command: the command line it stands for, and what to know about it
+COMMANDS = _table(
     ("generate gen infer inference complete completion predict run", "sample"),
-    ("chat repl interactive playground", "sample RUN -i", "a model here continues text; it is not trained to converse"),
+    (
+        "chat repl interactive playground",
+        "sample RUN -i",
+        "a model here continues text; it is not trained to converse",
+    ),
     (
         "finetune fine-tune finetuning sft",
         "train --finetune TASK.toml --init-from RUN",
@@ -280,29 +328,64 @@ COMMANDS = _table(  # a word typed as a command: the command line it stands for,
     ("tokenise tokenizer bpe", "tokenize"),
     ("encode", "tokenize encode"),
     ("decode", "tokenize decode"),
-    ("prepare prepare-data preprocess preprocess-data build shard shards data dataset pack", "build-shards"),
+    (
+        "prepare prepare-data preprocess preprocess-data build shard shards data dataset pack",
+        "build-shards",
+    ),
     ("estimate price pricing budget flops memory params plan", "cost"),
     ("report plot compare", "train --report RUN"),
     ("dry-run", "train --dry-run"),
-    ("models sizes list ls", "cost --table", "it lists the papers' sizes; gpt eval --list lists the tasks"),
+    (
+        "models sizes list ls",
+        "cost --table",
+        "it lists the papers' sizes; gpt eval --list lists the tasks",
+    ),
     ("tasks", "eval --list"),
-    ("serve server api", "", "there is no server; gpt sample RUN -i is a session at the prompt, --prompts FILE answers many prompts"),
-    ("convert export push", "", "a run folder loads in transformers as it is; llm.c, Megatron and nanoGPT read the shards"),
-    ("download pull", "", "no command downloads a model; gpt sample and gpt eval read a transformers folder of GPT-2"),
-    ("init config configure", "", "no set-up is needed; --config FILE.toml holds a command's options"),
-    ("demo", "", "make demo, in the repository, runs the whole chain; examples/quickstart has its commands"),
+    (
+        "serve server api",
+        "",
+        "there is no server; gpt sample RUN -i is a session at the prompt, --prompts FILE answers many prompts",
+    ),
+    (
+        "convert export push",
+        "",
+        "a run folder loads in transformers as it is; llm.c, Megatron and nanoGPT read the shards",
+    ),
+    (
+        "download pull",
+        "",
+        "no command downloads a model; gpt sample and gpt eval read a transformers folder of GPT-2",
+    ),
+    (
+        "init config configure",
+        "",
+        "no set-up is needed; --config FILE.toml holds a command's options",
+    ),
+    (
+        "demo",
+        "",
+        "make demo, in the repository, runs the whole chain; examples/quickstart has its commands",
+    ),
 )
 
 
 def table_of(command: str, options: Iterable[str]) -> dict[str, Ours]:
     """The aliases of a command (gpt train) that has these options."""
     options = set(options)
-    everywhere = {word: ours for word, ours in EVERYWHERE.items() if not ours.option or ours.option in options}
-    return {word: ours for word, ours in (everywhere | OF_COMMAND.get(command, {})).items() if "--" + word not in options}
+    everywhere = {
+        word: ours for word, ours in EVERYWHERE.items() if not ours.option or ours.option in options
+    }
+    return {
+        word: ours
+        for word, ours in (everywhere | OF_COMMAND.get(command, {})).items()
+        if "--" + word not in options
+    }
 
 
 def find(word: str, table: Mapping[str, Ours]) -> Ours | None:
-    """What a word, with or without dashes, underscores and a prefix such as train. or --training., is called here."""
+    """What a word, with or without dashes, underscores and a prefix such as train. or --training.,
+    is called here.
+    """
     bare = word.lstrip("-").replace("_", "-").lower()
     return table.get(bare) or table.get(bare.rpartition(".")[2])
 
@@ -315,54 +398,102 @@ def is_assignment(command: str, word: str, options: Mapping[str, Any]) -> bool:
 
 
 def answer_word(command: str, args: list[str], takes: Mapping[str, bool], word: Word) -> UsageError:
-    """The error for a word of `args` that `command` does not understand; `takes` says of its options whether they take a value."""
+    """The error for a word of `args` that `command` does not understand; `takes` says of its
+    options whether they take a value.
+    """
     table = table_of(command, takes)
     line = corrected(command, args, takes)
     lists = f"{command} --help lists all options"
     if not word.name:
         return _stray(command, args, takes, word, line)
     two = "-" + word.name
-    if len(word.name) > 2 and not word.name.startswith("--") and (two in takes or find(word.name, table)):
+    if (
+        len(word.name) > 2
+        and not word.name.startswith("--")
+        and (two in takes or find(word.name, table))
+    ):
         name = two if two in takes else (find(word.name, table) or Ours("")).words or two
-        return UsageError("an option's name begins with two dashes", where=word.name, hint=line or f"{name}; {lists}")
+        return UsageError(
+            "an option's name begins with two dashes",
+            where=word.name,
+            hint=line or f"{name}; {lists}",
+        )
     if (ours := find(word.name, table)) is not None:
         if not ours.words:
-            return UsageError(f"{command} has no such option", where=word.name, hint=f"{ours.note}\n{lists}")
-        what = f"{command} calls this {ours.words}" if ours.option else f"{command} takes it as {ours.words}"
-        return UsageError(f"{what}; {ours.note}" if ours.note else what, where=word.name, hint=line or lists)
+            return UsageError(
+                f"{command} has no such option", where=word.name, hint=f"{ours.note}\n{lists}"
+            )
+        what = (
+            f"{command} calls this {ours.words}"
+            if ours.option
+            else f"{command} takes it as {ours.words}"
+        )
+        return UsageError(
+            f"{what}; {ours.note}" if ours.note else what, where=word.name, hint=line or lists
+        )
     short = "--" + word.name.rpartition(".")[2].lstrip("-")
     if short in takes:
         return UsageError(f"{command} calls this {short}", where=word.name, hint=line or lists)
     for prefix in ("--no-", "--disable-"):
         flag = "--" + word.name.removeprefix(prefix)
         if word.name.startswith(prefix) and takes.get(flag) is False:
-            return UsageError("a flag is off unless given", where=word.name, hint=f"leave out {word.name}; {flag} switches it on")
+            return UsageError(
+                "a flag is off unless given",
+                where=word.name,
+                hint=f"leave out {word.name}; {flag} switches it on",
+            )
     close = _close(word.name, takes, table)
-    return UsageError(f"{command} has no such option", where=word.name, hint=f"did you mean {close}? {lists}" if close else lists)
+    return UsageError(
+        f"{command} has no such option",
+        where=word.name,
+        hint=f"did you mean {close}? {lists}" if close else lists,
+    )
 
 
 def _close(name: str, takes: Mapping[str, bool], table: Mapping[str, Ours]) -> str:
     """Our option nearest to a misspelt one, directly or through an alias."""
-    choices = {option: option for option in takes} | {"--" + word: ours.option for word, ours in table.items() if ours.option}
+    choices = {option: option for option in takes} | {
+        "--" + word: ours.option for word, ours in table.items() if ours.option
+    }
     close = close_to(name, choices)
     return choices[close[0]] if close else ""
 
 
-def _stray(command: str, args: list[str], takes: Mapping[str, bool], word: Word, line: str) -> UsageError:
+def _stray(
+    command: str, args: list[str], takes: Mapping[str, bool], word: Word, line: str
+) -> UsageError:
     """An argument too many, or an option without dashes."""
     value = str(word.value)
     if is_assignment(command, value, takes):
-        return UsageError("an option begins with two dashes", where=value, hint=line or f"--{value}; {command} --help lists all options")
+        return UsageError(
+            "an option begins with two dashes",
+            where=value,
+            hint=line or f"--{value}; {command} --help lists all options",
+        )
     if command == "gpt sample":
         arguments = [str(one.value) for one in read_words(args, takes.get) if not one.name]
-        options = [part for one in read_words(args, takes.get) if one.name for part in (one.name, one.value) if part is not None]
+        options = [
+            part
+            for one in read_words(args, takes.get)
+            if one.name
+            for part in (one.name, one.value)
+            if part is not None
+        ]
         prompt = shlex.join(["gpt", "sample", arguments[0], " ".join(arguments[1:]), *options])
-        return UsageError("the prompt is several words", where=arguments[2] or "PROMPT", hint=f"quote it:\n{prompt}")
-    return UsageError("unexpected argument", where=value, hint=f"{command} --help shows usage and examples")
+        return UsageError(
+            "the prompt is several words",
+            where=arguments[2] or "PROMPT",
+            hint=f"quote it:\n{prompt}",
+        )
+    return UsageError(
+        "unexpected argument", where=value, hint=f"{command} --help shows usage and examples"
+    )
 
 
 def corrected(command: str, args: list[str], takes: Mapping[str, bool]) -> str:
-    """The command line in our words, quoted for a shell; empty if some of it cannot be carried over."""
+    """The command line in our words, quoted for a shell; empty if some of it cannot be carried
+    over.
+    """
     table = table_of(command, takes)
 
     def takes_value(name: str) -> bool | None:
@@ -378,7 +509,11 @@ def corrected(command: str, args: list[str], takes: Mapping[str, bool]) -> str:
 
     words = list(read_words([_dashed(word, command, takes) for word in args], takes_value))
     given = {
-        (_option_for(word.name, takes) or (find(word.name, table) or Ours(word.name)).words): word.value for word in words if word.name
+        (
+            _option_for(word.name, takes) or (find(word.name, table) or Ours(word.name)).words
+        ): word.value
+        for word in words
+        if word.name
     }
     options: list[str] = []
     first: list[str] = []
@@ -393,14 +528,22 @@ def corrected(command: str, args: list[str], takes: Mapping[str, bool]) -> str:
         ours = find(word.name, table)
         if known := _option_for(word.name, takes):
             options += [known] if word.value is None or not takes[known] else [known, word.value]
-        elif ours is None or not ours.words or (word.value is None and not ours.whole and takes.get(ours.option, True)):
+        elif (
+            ours is None
+            or not ours.words
+            or (word.value is None and not ours.whole and takes.get(ours.option, True))
+        ):
             return ""
         elif ours.whole or takes.get(ours.option) is False:
             options += ours.words.split()
             dropped = word.name
         else:
             try:
-                value = str(word.value) if ours.convert is None else ours.convert(str(word.value), given)
+                value = (
+                    str(word.value)
+                    if ours.convert is None
+                    else ours.convert(str(word.value), given)
+                )
             except (GptError, KeyError, OSError):
                 return ""
             if ours.words == "RUN":
@@ -424,7 +567,11 @@ def _option_for(name: str, takes: Mapping[str, bool]) -> str | None:
 
 def _dashed(word: str, command: str, takes: Mapping[str, bool]) -> str:
     """name=value as --name=value."""
-    return "--" + word.lstrip("+") if not is_option(word) and "=" in word and is_assignment(command, word, takes) else word
+    return (
+        "--" + word.lstrip("+")
+        if not is_option(word) and "=" in word and is_assignment(command, word, takes)
+        else word
+    )
 
 
 def answer_command(program: str, args: list[str], commands: list[str]) -> UsageError:
@@ -435,35 +582,61 @@ def answer_command(program: str, args: list[str], commands: list[str]) -> UsageE
         close = close_to(typed, commands)
         lead = f"did you mean {close[0]}?" if close else f"its commands are {', '.join(commands)}:"
         return UsageError(
-            what, where=typed, hint=f"{lead}\n{shlex.join([*program.split(), (close or commands)[0], *(rest if close else args)])}"
+            what,
+            where=typed,
+            hint=f"{lead}\n{shlex.join([*program.split(), (close or commands)[0], *(rest if close else args)])}",
         )
     if (ours := COMMANDS.get(typed.replace("_", "-").lower())) is not None:
         if not ours.words:
             return UsageError(what, where=typed, hint=f"{ours.note}\ngpt --help lists the commands")
         called = f"gpt calls this {ours.words.split()[0]}"
-        line = f"gpt {ours.words}" if "RUN" in ours.words else shlex.join(["gpt", *ours.words.split(), *rest])
+        line = (
+            f"gpt {ours.words}"
+            if "RUN" in ours.words
+            else shlex.join(["gpt", *ours.words.split(), *rest])
+        )
         return UsageError(f"{called}; {ours.note}" if ours.note else called, where=typed, hint=line)
-    choices = {name: name for name in commands} | {word: ours.words.split()[0] for word, ours in COMMANDS.items() if ours.words}
+    choices = {name: name for name in commands} | {
+        word: ours.words.split()[0] for word, ours in COMMANDS.items() if ours.words
+    }
     if close := close_to(typed, choices):
         meant = choices[close[0]]
-        return UsageError(what, where=typed, hint=f"did you mean {meant}?\n{shlex.join(['gpt', meant, *rest])}")
+        return UsageError(
+            what, where=typed, hint=f"did you mean {meant}?\n{shlex.join(['gpt', meant, *rest])}"
+        )
     if named := next((word for word in rest if word in commands), None):
         others = [word for word in args if word != named]
-        return UsageError("the command comes first", where=typed, hint=shlex.join(["gpt", named, *others]))
-    return UsageError(what, where=typed, hint=f"its commands are {', '.join(commands)}; gpt --help says what they do")
+        return UsageError(
+            "the command comes first", where=typed, hint=shlex.join(["gpt", named, *others])
+        )
+    return UsageError(
+        what,
+        where=typed,
+        hint=f"its commands are {', '.join(commands)}; gpt --help says what they do",
+    )
 
 
-def answer_early_option(program: str, args: list[str], commands: list[str], option: str) -> UsageError:
+def answer_early_option(
+    program: str, args: list[str], commands: list[str], option: str
+) -> UsageError:
     """The error for an option before the command that it belongs to."""
     if named := next((word for word in args if word in commands), None):
         at = args.index(named)
         line = shlex.join([*program.split(), named, *args[:at], *args[at + 1 :]])
-        return UsageError("options come after the command", where=option.partition("=")[0], hint=line)
-    return UsageError(f"{program} has no such option", where=option.partition("=")[0], hint=f"{program} --help lists commands and options")
+        return UsageError(
+            "options come after the command", where=option.partition("=")[0], hint=line
+        )
+    return UsageError(
+        f"{program} has no such option",
+        where=option.partition("=")[0],
+        hint=f"{program} --help lists commands and options",
+    )
 
 
 def answer_key(command: str, key: str, names: Iterable[str]) -> str:
-    """What to write for a key that a configuration file of `command` does not have: the hint of an error."""
+    """What to write for a key that a configuration file of `command` does not have: the hint of an
+    error.
+    """
     names = list(names)
     takes = {"--" + name.replace("_", "-"): True for name in names}
     table = table_of(command, takes)
@@ -475,4 +648,8 @@ def answer_key(command: str, key: str, names: Iterable[str]) -> str:
     if ours is not None and ours.note:
         return ours.note
     close = _close("--" + name, takes, table)
-    return f"did you mean {close.replace('--', '').replace('-', '_')}?" if close else f"one of: {', '.join(names)}"
+    return (
+        f"did you mean {close.replace('--', '').replace('-', '_')}?"
+        if close
+        else f"one of: {', '.join(names)}"
+    )

@@ -1,4 +1,6 @@
-"""The `gpt` command: which file holds which subcommand, and how errors become messages and exit codes."""
+"""The `gpt` command: which file holds which subcommand, and how errors become messages and exit
+codes.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ NO_HOME = "Could not determine home directory"  # what pathlib raises a RuntimeE
 
 
 def build_app(argv: list[str]) -> typer.Typer:
-    """The command line for these arguments. A subcommand's file is imported only where it is named, or its options are completed."""
+    """The command line for these arguments. A subcommand's file is imported only where it is named,
+    or its options are completed.
+    """
     named = next((_hyphens(word) for word in argv if not word.startswith("-")), None)
     app = typer.Typer(
         name="gpt",
@@ -34,7 +38,8 @@ def build_app(argv: list[str]) -> typer.Typer:
         help="Rebuild the systems of the GPT papers: raw text to a trained model, its samples, its scores and its cost.",
         no_args_is_help=True,
         context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": _hyphens},
-        rich_markup_mode="rich" if named in COMMANDS else None,  # the list of commands needs no panels, and answers in half the time
+        # the list of commands needs no panels, and answers in half the time
+        rich_markup_mode="rich" if named in COMMANDS else None,
         pretty_exceptions_enable=False,
     )
     app.callback()(root)
@@ -71,13 +76,17 @@ def _version(value: bool) -> None:
 
 def root(
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
-    version: bool = typer.Option(False, "--version", help="Print the version and stop.", is_eager=True, callback=_version),
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and stop.", is_eager=True, callback=_version
+    ),
 ) -> None:
     pass
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 failed while running, 2 bad usage or input, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 failed while running, 2 bad usage or input, 130
+    interrupted.
+    """
     from gptcli.cli.console import set_up_streams
 
     set_up_streams()
@@ -94,13 +103,22 @@ def main() -> None:
         code = _complain(str(error), error.exit_code)
     except OSError as error:
         code = _complain(
-            _os_error(error), BAD_INPUT if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError) else FAILED
+            _os_error(error),
+            BAD_INPUT
+            if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError)
+            else FAILED,
         )
     except Exception as error:
         if str(error).startswith(NO_HOME):
-            code = _complain("this user has no home folder, and one is needed here\n  name one: HOME=/path gpt ...", BAD_INPUT)
+            code = _complain(
+                "this user has no home folder, and one is needed here\n  name one: HOME=/path gpt ...",
+                BAD_INPUT,
+            )
         else:
-            code = _complain(f"{type(error).__name__}: {error}\n  this is a bug: run again with --debug for the traceback", FAILED)
+            code = _complain(
+                f"{type(error).__name__}: {error}\n  this is a bug: run again with --debug for the traceback",
+                FAILED,
+            )
     sys.exit(code)
 
 

@@ -1,4 +1,6 @@
-"""What `gpt build-shards` prints: shards, a part of them, an estimate, an overlap; as lines or as one JSON object."""
+"""What `gpt build-shards` prints: shards, a part of them, an estimate, an overlap; as lines or as
+one JSON object.
+"""
 
 from __future__ import annotations
 
@@ -22,22 +24,40 @@ def print_part(part: Part, tally: Tally, missing: list[int], *, as_json: bool) -
     """What became of one part's documents, and which parts are not done."""
     if as_json:
         facts = {"part": part.number, "of": part.of, "missing": missing}
-        print_json("build-shards", {**facts, "documents_in": tally.read, "dropped": dict(sorted(tally.dropped.items()))})
+        print_json(
+            "build-shards",
+            {**facts, "documents_in": tally.read, "dropped": dict(sorted(tally.dropped.items()))},
+        )
         return
-    print(f"part {part.number} of {part.of}: {_plural(tally.read, 'document')} read, {sum(tally.dropped.values()):,} dropped")
-    print(f"{_plural(len(missing), 'part')} to go" if missing else "all parts are done: --resume instead of --part makes the shards")
+    print(
+        f"part {part.number} of {part.of}: {_plural(tally.read, 'document')} read, {sum(tally.dropped.values()):,} dropped"
+    )
+    print(
+        f"{_plural(len(missing), 'part')} to go"
+        if missing
+        else "all parts are done: --resume instead of --part makes the shards"
+    )
 
 
 def print_overlap(report: Report, *, as_json: bool) -> None:
     """How much of each test set stands in the training text."""
     if as_json:
         tests = [{**asdict(test), "share": test.share} for test in report.tests]
-        print_json("build-shards", {"overlap": tests, "train_grams": report.train_grams, "false_positives": report.false_positives})
+        print_json(
+            "build-shards",
+            {
+                "overlap": tests,
+                "train_grams": report.train_grams,
+                "false_positives": report.false_positives,
+            },
+        )
         return
     width = max(len(test.file) for test in report.tests)
     for test in report.tests:
         print(f"{test.file:<{width}}  {test.share:7.2%} of {test.grams:,} 8-grams")
-    print(f"against {report.train_grams:,} 8-grams of training text; at most {report.false_positives:.0e} are found by mistake")
+    print(
+        f"against {report.train_grams:,} 8-grams of training text; at most {report.false_positives:.0e} are found by mistake"
+    )
 
 
 def print_report(path: Path, manifest: Manifest, *, as_json: bool) -> None:
@@ -56,7 +76,11 @@ def print_report(path: Path, manifest: Manifest, *, as_json: bool) -> None:
         print_json("build-shards", {"manifest": str(path), **splits, "sources": sources})
         return
     for split, numbers in splits.items():
-        parts = [_plural(numbers["tokens"], "token"), _plural(numbers["documents"], "document"), _plural(numbers["shards"], "shard")]
+        parts = [
+            _plural(numbers["tokens"], "token"),
+            _plural(numbers["documents"], "document"),
+            _plural(numbers["shards"], "shard"),
+        ]
         print(f"{split + ':':<7}{', '.join(parts)}")
     if len(manifest.sources) > 1:
         shares = manifest.shares()
@@ -77,19 +101,31 @@ def _printed(source: str) -> str:
 
 def print_estimate(resolved: Resolved, estimate: Estimate, *, as_json: bool) -> None:
     if as_json:
-        print_json("build-shards", {"dry_run": True, "config": resolved.values, "estimate": asdict(estimate)})
+        print_json(
+            "build-shards",
+            {"dry_run": True, "config": resolved.values, "estimate": asdict(estimate)},
+        )
         return
     print(resolved_toml(resolved))
     unknown = "not known before the inputs are read"
     rows = {
-        "inputs": _plural(estimate.input_files, "file") + ("" if estimate.input_bytes is None else f", {_bytes(estimate.input_bytes)}"),
-        "text": unknown if estimate.bytes_per_token is None else f"{estimate.bytes_per_token:.2f} bytes a token, in a sample",
+        "inputs": _plural(estimate.input_files, "file")
+        + ("" if estimate.input_bytes is None else f", {_bytes(estimate.input_bytes)}"),
+        "text": unknown
+        if estimate.bytes_per_token is None
+        else f"{estimate.bytes_per_token:.2f} bytes a token, in a sample",
         "tokens": unknown
         if estimate.tokens is None
         else f"about {amount(estimate.tokens)}, in about {_plural(estimate.shards or 0, 'shard')}",
-        "disk": unknown if estimate.disk_bytes is None else f"about {_bytes(estimate.disk_bytes)}, twice that while it runs",
-        "memory": unknown if estimate.memory_bytes is None else f"about {_bytes(estimate.memory_bytes)} of tokens in all workers at once",
-        "time": unknown if estimate.seconds is None else f"about {duration(estimate.seconds)} to tokenise",
+        "disk": unknown
+        if estimate.disk_bytes is None
+        else f"about {_bytes(estimate.disk_bytes)}, twice that while it runs",
+        "memory": unknown
+        if estimate.memory_bytes is None
+        else f"about {_bytes(estimate.memory_bytes)} of tokens in all workers at once",
+        "time": unknown
+        if estimate.seconds is None
+        else f"about {duration(estimate.seconds)} to tokenise",
     }
     for name, text in rows.items():
         print(f"{name:<8}{text}")

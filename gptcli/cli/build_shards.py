@@ -31,7 +31,9 @@ def register(app: typer.Typer) -> None:
 def build_shards(
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="INPUT", help="Files, folders, globs, URLs, or - for stdin.", show_default=False),
+        typer.Argument(
+            metavar="INPUT", help="Files, folders, globs, URLs, or - for stdin.", show_default=False
+        ),
     ] = None,
     tokenizer: Annotated[
         str | None,
@@ -93,7 +95,11 @@ def build_shards(
     shard_tokens: Annotated[
         int | None,
         typer.Option(
-            parser=number("shard_tokens"), metavar="N", show_default="100M", rich_help_panel=SHARDS, help="Largest shard, in tokens."
+            parser=number("shard_tokens"),
+            metavar="N",
+            show_default="100M",
+            rich_help_panel=SHARDS,
+            help="Largest shard, in tokens.",
         ),
     ] = None,
     seed: Annotated[
@@ -118,8 +124,14 @@ def build_shards(
             help="Folder of shards to write; manifest.json comes last.",
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", rich_help_panel=OUTPUT, help="Continue an interrupted build.")] = False,
-    force: Annotated[bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Empty the folder and start over.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", rich_help_panel=OUTPUT, help="Continue an interrupted build."),
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", rich_help_panel=OUTPUT, help="Empty the folder and start over."),
+    ] = False,
     format: Annotated[
         str | None,
         typer.Option(
@@ -132,7 +144,12 @@ def build_shards(
     ] = None,
     verify: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", show_default=False, rich_help_panel=OUTPUT, help="Check every byte of finished shards, and stop."),
+        typer.Option(
+            metavar="FOLDER",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+            help="Check every byte of finished shards, and stop.",
+        ),
     ] = None,
     overlap: Annotated[
         Path | None,
@@ -143,7 +160,12 @@ def build_shards(
             help="Report the share of INPUT's 8-grams that the training text of these shards holds, as in GPT-2's Table 6, and stop.",
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print a report as one JSON object on stdout.")] = False,
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json", rich_help_panel=OUTPUT, help="Print a report as one JSON object on stdout."
+        ),
+    ] = False,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -173,10 +195,16 @@ def build_shards(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", rich_help_panel=RUN, help="Print configuration, sizes, time and memory, and stop.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            rich_help_panel=RUN,
+            help="Print configuration, sizes, time and memory, and stop.",
+        ),
     ] = False,
 ) -> None:
-    """Turn documents into shuffled, split, checksummed shards of tokens for gpt train, llm.c and Megatron.
+    """Turn documents into shuffled, split, checksummed shards of tokens for gpt train, llm.c and
+    Megatron.
 
     Examples:
 
@@ -227,7 +255,11 @@ def build_shards(
     values = resolved.values
     out = Path(values["output"])
     if values["format"] not in FORMATS:
-        raise UsageError(f"unknown format {values['format']!r}", where="--format", hint=nearest(values["format"], FORMATS))
+        raise UsageError(
+            f"unknown format {values['format']!r}",
+            where="--format",
+            hint=nearest(values["format"], FORMATS),
+        )
     build = Build(
         sources=_sources(values),
         tokenizer=load_tokenizer(values["tokenizer"]),
@@ -247,13 +279,19 @@ def build_shards(
     events = ConsoleEvents()
     if part is not None:
         if force:
-            raise UsageError("--force would empty the folder under the other parts", where="--part", hint="empty it before the first")
+            raise UsageError(
+                "--force would empty the folder under the other parts",
+                where="--part",
+                hint="empty it before the first",
+            )
         _build_part(build, out, part, values, events, as_json=json)
         return
     hold(own_folder(out, read_only=resume, events=events))
     if begin(build, out, resume=resume, force=force):
         write_resolved(out / "build.toml", resolved)
-        manifest = finish(build, out, workers=values["workers"], runner=values["runner"], events=events)
+        manifest = finish(
+            build, out, workers=values["workers"], runner=values["runner"], events=events
+        )
     else:
         events.info(f"{out / MANIFEST} is up to date")
         manifest = read_manifest(out)
@@ -268,18 +306,33 @@ def _report_overlap(folder: Path, inputs: list[str], workers: int, *, as_json: b
     from gptcli.corpus.readers import find_inputs
 
     if not inputs:
-        raise UsageError("no INPUT is given", where="--overlap", hint="name the files of the test sets")
-    print_overlap(find_overlap(folder, find_inputs(inputs), workers=workers, events=ConsoleEvents()), as_json=as_json)
+        raise UsageError(
+            "no INPUT is given", where="--overlap", hint="name the files of the test sets"
+        )
+    print_overlap(
+        find_overlap(folder, find_inputs(inputs), workers=workers, events=ConsoleEvents()),
+        as_json=as_json,
+    )
 
 
-def _build_part(build: Build, out: Path, text: str, values: dict[str, Any], events: ConsoleEvents, *, as_json: bool) -> None:
+def _build_part(
+    build: Build,
+    out: Path,
+    text: str,
+    values: dict[str, Any],
+    events: ConsoleEvents,
+    *,
+    as_json: bool,
+) -> None:
     """Read one part of a build, and report what became of its documents."""
     from gptcli.corpus.parts import begin_part, finish_part, missing_parts, parse_part
 
     part = read_option("part", text, parse_part)
     hold(own_part(out, f"{part.number}-of-{part.of}", events=events))
     begin_part(build, out, part)
-    tally = finish_part(build, out, part, workers=values["workers"], runner=values["runner"], events=events)
+    tally = finish_part(
+        build, out, part, workers=values["workers"], runner=values["runner"], events=events
+    )
     print_part(part, tally, missing_parts(out, part.of), as_json=as_json)
 
 
@@ -289,7 +342,13 @@ def _sources(values: dict[str, Any]) -> list[Source]:
     from gptcli.corpus.recipe import Source, preset_weights, read_sources
 
     if "sources" not in values:
-        return [Source(inputs=find_inputs(values["inputs"]), documents=values["documents"], on_error=values["on_error"])]
+        return [
+            Source(
+                inputs=find_inputs(values["inputs"]),
+                documents=values["documents"],
+                on_error=values["on_error"],
+            )
+        ]
     sources = read_sources(values["sources"])
     if "mixture" in values:
         weights = preset_weights(values["mixture"], [source.name for source in sources])
@@ -304,7 +363,9 @@ def _evaluation(values: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _resolve(options: dict[str, Any], config: Path | None) -> Resolved:
-    """Options over the file's values over defaults. Raises UsageError where something that has no default is missing."""
+    """Options over the file's values over defaults. Raises UsageError where something that has no
+    default is missing.
+    """
     resolved = Resolved()
     defaults = {
         "output": "shards",
@@ -319,17 +380,47 @@ def _resolve(options: dict[str, Any], config: Path | None) -> Resolved:
     }
     resolved.put({**defaults, "workers": _cores()}, "default")
     if config is not None:
-        names = dict.fromkeys(("tokenizer", "output", "documents", "on_error", "encoder", "format", "runner", "mixture"), _text)
-        numbers = {name: NUMBERS[name] for name in ("val_fraction", "shard_tokens", "seed", "workers", "mixture_tokens")}
+        names = dict.fromkeys(
+            (
+                "tokenizer",
+                "output",
+                "documents",
+                "on_error",
+                "encoder",
+                "format",
+                "runner",
+                "mixture",
+            ),
+            _text,
+        )
+        numbers = {
+            name: NUMBERS[name]
+            for name in ("val_fraction", "shard_tokens", "seed", "workers", "mixture_tokens")
+        }
         tables = {"sources": _table, "decontaminate": _table}
-        resolved.put(read_config(config, {"inputs": _texts, **names, **numbers, **tables}, "gpt build-shards"), str(config))
+        resolved.put(
+            read_config(
+                config, {"inputs": _texts, **names, **numbers, **tables}, "gpt build-shards"
+            ),
+            str(config),
+        )
     resolved.put(options, "option")
     if "inputs" in resolved.values and "sources" in resolved.values:
-        raise UsageError("both INPUT and a recipe's sources are given", hint="name the files in one of them")
+        raise UsageError(
+            "both INPUT and a recipe's sources are given", hint="name the files in one of them"
+        )
     if "inputs" not in resolved.values and "sources" not in resolved.values:
-        raise UsageError("is missing", where="INPUT", hint="name files, folders, globs, or - for stdin: gpt build-shards corpus/ -t gpt2")
+        raise UsageError(
+            "is missing",
+            where="INPUT",
+            hint="name files, folders, globs, or - for stdin: gpt build-shards corpus/ -t gpt2",
+        )
     if "tokenizer" not in resolved.values:
-        raise UsageError("no tokenizer is given", where="--tokenizer", hint="gpt tokenize train makes one; gpt2 is GPT-2's")
+        raise UsageError(
+            "no tokenizer is given",
+            where="--tokenizer",
+            hint="gpt tokenize train makes one; gpt2 is GPT-2's",
+        )
     return resolved
 
 

@@ -1,7 +1,8 @@
-"""How a command line is read: one message for whatever is wrong with it, flags without a type, empty values refused, lists split at commas.
+"""How a command line is read: one message for whatever is wrong with it, flags without a type,
+empty values refused, lists split at commas.
 
-`Command` and `Group` are typer's, with this reading. What users of other tools type is answered by `gptcli.cli.aliases`, which is imported
-only when a command line is not understood.
+`Command` and `Group` are typer's, with this reading. What users of other tools type is answered by
+`gptcli.cli.aliases`, which is imported only when a command line is not understood.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class Word:
 
 
 def read_words(args: list[str], takes_value: Callable[[str], bool | None]) -> Iterator[Word]:
-    """The options and arguments of a command line. `takes_value` says of an option, --name or -n, whether it takes a value, or None if the
-    command has no such option."""
+    """The options and arguments of a command line. `takes_value` says of an option, --name or -n,
+    whether it takes a value, or None if the command has no such option."""
     rest = iter(args)
     for word in rest:
         if word == "--":
@@ -63,11 +64,18 @@ def is_option(word: str) -> bool:
 
 def option_table(command: Any, ctx: typer.Context) -> dict[str, Any]:
     """The parameter of each option, by every name it has."""
-    return {name: param for param in command.get_params(ctx) if param.param_type_name == "option" for name in param.opts}
+    return {
+        name: param
+        for param in command.get_params(ctx)
+        if param.param_type_name == "option"
+        for name in param.opts
+    }
 
 
 def check_words(command: Any, ctx: typer.Context, args: list[str]) -> None:
-    """Raise UsageError if a word of the command line is not understood, a flag has a value, an option lacks one, or a value is empty."""
+    """Raise UsageError if a word of the command line is not understood, a flag has a value, an
+    option lacks one, or a value is empty.
+    """
     options = option_table(command, ctx)
     arguments = [param for param in command.get_params(ctx) if param.param_type_name == "argument"]
     takes = {name: not param.is_flag for name, param in options.items()}
@@ -97,23 +105,37 @@ def check_words(command: Any, ctx: typer.Context, args: list[str]) -> None:
 
 
 def _check_value(word: Word, options: Mapping[str, Any]) -> None:
-    if word.value is None or (word.value.replace("_", "-") in options and word.value.startswith("--")):
+    if word.value is None or (
+        word.value.replace("_", "-") in options and word.value.startswith("--")
+    ):
         instead = "" if word.value is None else f": {word.value} is an option"
-        raise UsageError(f"needs a value{instead}", where=word.name, hint=f"{word.name} {options[word.name].metavar or 'VALUE'}")
+        raise UsageError(
+            f"needs a value{instead}",
+            where=word.name,
+            hint=f"{word.name} {options[word.name].metavar or 'VALUE'}",
+        )
     if word.value == "" and options[word.name].metavar not in FREE_TEXT:
         raise _empty(word.name)
 
 
 def _empty(where: str) -> UsageError:
-    return UsageError("is empty", where=where, hint="give a value; perhaps a shell variable is not set")
+    return UsageError(
+        "is empty", where=where, hint="give a value; perhaps a shell variable is not set"
+    )
 
 
 def _flag_with_value(name: str, value: str) -> UsageError:
-    hint = f"leave out {name}" if value.lower() in ("false", "no", "off", "0") else f"{name} alone, without {value!r}"
+    hint = (
+        f"leave out {name}"
+        if value.lower() in ("false", "no", "off", "0")
+        else f"{name} alone, without {value!r}"
+    )
     return UsageError("is a flag and takes no value", where=name, hint=hint)
 
 
-def _check_assignment(command: Any, ctx: typer.Context, args: list[str], options: Mapping[str, Any], word: Word) -> None:
+def _check_assignment(
+    command: Any, ctx: typer.Context, args: list[str], options: Mapping[str, Any], word: Word
+) -> None:
     """Raise UsageError for lr=3e-4, which is not a file."""
     from gptcli.cli.aliases import is_assignment
 
@@ -121,7 +143,9 @@ def _check_assignment(command: Any, ctx: typer.Context, args: list[str], options
         raise _answer(command, ctx, args, options, word)
 
 
-def _answer(command: Any, ctx: typer.Context, args: list[str], options: Mapping[str, Any], word: Word) -> UsageError:
+def _answer(
+    command: Any, ctx: typer.Context, args: list[str], options: Mapping[str, Any], word: Word
+) -> UsageError:
     from gptcli.cli.aliases import answer_word
 
     takes = {name: not param.is_flag for name, param in options.items()}
@@ -135,7 +159,11 @@ def as_gpt_error(error: TyperException, ctx: typer.Context) -> GptError:
     if param is not None:
         where = param.opts[0] if param.param_type_name == "option" else param.metavar
     what = error.message.rstrip(".") or "is missing"
-    return UsageError(what[:1].lower() + what[1:], where=where, hint=f"{ctx.command_path} --help shows usage and examples")
+    return UsageError(
+        what[:1].lower() + what[1:],
+        where=where,
+        hint=f"{ctx.command_path} --help shows usage and examples",
+    )
 
 
 class Reading:
@@ -150,11 +178,17 @@ class Reading:
         except TyperException as error:
             raise as_gpt_error(error, ctx) from None
         for param in self.get_params(ctx):
-            if getattr(param, "multiple", False) and param.metavar not in FREE_TEXT and ctx.params.get(param.name):
+            if (
+                getattr(param, "multiple", False)
+                and param.metavar not in FREE_TEXT
+                and ctx.params.get(param.name)
+            ):
                 from gptcli.cli.config import split_list
 
                 values = ctx.params[param.name]
-                ctx.params[param.name] = [type(value)(name) for value in values for name in split_list(str(value))]
+                ctx.params[param.name] = [
+                    type(value)(name) for value in values for name in split_list(str(value))
+                ]
         return rest
 
     def check(self, ctx: Any, args: list[str]) -> None:

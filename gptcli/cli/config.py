@@ -1,4 +1,6 @@
-"""Where each value comes from: option > --config file > preset > default. And quantities such as 12k, 0.5M, 300B, 3.14e23."""
+"""Where each value comes from: option > --config file > preset > default. And quantities such as
+12k, 0.5M, 300B, 3.14e23.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,14 @@ def quantity(text: str | int | float) -> float:
 
 def _read_number(text: str) -> float:
     """The number that `text` spells, infinite if it is too large for a float."""
-    match = re.fullmatch(r"\s*([0-9][0-9_]*\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*([kmbgt]?)\s*", text.lower())
+    match = re.fullmatch(
+        r"\s*([0-9][0-9_]*\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*([kmbgt]?)\s*", text.lower()
+    )
     if match is None:
-        raise UsageError(f"{text!r} is not a quantity", hint="write a number, with a suffix if you like: 12k, 0.5M, 300B, 3.14e23")
+        raise UsageError(
+            f"{text!r} is not a quantity",
+            hint="write a number, with a suffix if you like: 12k, 0.5M, 300B, 3.14e23",
+        )
     return float(match[1]) * SUFFIXES[match[2]]
 
 
@@ -66,8 +73,15 @@ class Number:
         value = -size if written.startswith("-") else size
         if self.whole and not math.isinf(size) and abs(size - round(size)) > 1e-6:
             raise UsageError(f"{text!r} is not a whole number", hint=str(self))
-        if not self.low <= value <= self.high or (self.above and value == self.low) or (self.below and value == self.high):
-            raise UsageError(f"{text} is out of range", hint=f"{self}; {self.advice}" if self.advice else str(self))
+        if (
+            not self.low <= value <= self.high
+            or (self.above and value == self.low)
+            or (self.below and value == self.high)
+        ):
+            raise UsageError(
+                f"{text} is out of range",
+                hint=f"{self}; {self.advice}" if self.advice else str(self),
+            )
         return round(value) if self.whole else value
 
     def __str__(self) -> str:
@@ -76,7 +90,11 @@ class Number:
 
 
 def _short(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) and value < 10**7 else re.sub(r"e\+0*", "e", f"{value:.3g}")
+    return (
+        f"{value:,}"
+        if isinstance(value, int) and value < 10**7
+        else re.sub(r"e\+0*", "e", f"{value:.3g}")
+    )
 
 
 LONGEST, WIDEST = 10**18, 1 << 24  # tokens of a run; tokens of a context
@@ -105,17 +123,24 @@ NUMBERS: dict[str, Number] = {  # the range of every option and configuration ke
     "clip": Number(0, 10**9, above=True),
     "spike": Number(0, 10**9),
     "val_fraction": Number(0, 1, below=True),
-    "temperature": Number(0, 10**6, above=True, advice="--greedy takes the most probable token every time"),
+    "temperature": Number(
+        0, 10**6, above=True, advice="--greedy takes the most probable token every time"
+    ),
     "top_p": Number(0, 1, above=True),
     "repetition_penalty": Number(0, 10**6, above=True),
-    **{name: Number(0, 10**15, above=True) for name in ("tflops", "memory", "price", "budget", "hours")},
+    **{
+        name: Number(0, 10**15, above=True)
+        for name in ("tflops", "memory", "price", "budget", "hours")
+    },
     **{name: Number(0, 1, above=True) for name in ("mfu", "goodput")},
     **{name: Number(0, 1e60, above=True) for name in ("flops", "optimal")},
 }
 
 
 def number(name: str) -> Callable[[str | int | float], Any]:
-    """A reader of the values typed for the numeric option of a parameter; its UsageError names the option."""
+    """A reader of the values typed for the numeric option of a parameter; its UsageError names the
+    option.
+    """
     return lambda text: read_option(name, text, NUMBERS[name])
 
 
@@ -132,7 +157,9 @@ def option(name: str) -> str:
 
 
 def read_option(name: str, text: Any, convert: Callable[[Any], T]) -> T:
-    """What the user typed for an option, through `convert`; where that refuses it, the error names the option. Raises UsageError."""
+    """What the user typed for an option, through `convert`; where that refuses it, the error names
+    the option. Raises UsageError.
+    """
     try:
         return convert(text)
     except UsageError as error:
@@ -155,13 +182,19 @@ class Resolved:
 
 
 def read_config(path: Path, names: Mapping[str, Any], command: str = "gpt") -> dict[str, Any]:
-    """The values of a TOML file whose keys must be among `names`, each passed through its converter (`names[key]`, or None).
+    """The values of a TOML file whose keys must be among `names`, each passed through its converter
+    (`names[key]`, or None).
 
-    Keys are the names of the options of `command` (gpt train), with - or _. Raises InputError with file, line and what to write instead.
+    Keys are the names of the options of `command` (gpt train), with - or _. Raises InputError with
+    file, line and what to write instead.
     """
     if not path.exists():
         close = similar(path)
-        raise InputError("no such configuration file", where=path, hint=None if close is None else f"did you mean {close}?")
+        raise InputError(
+            "no such configuration file",
+            where=path,
+            hint=None if close is None else f"did you mean {close}?",
+        )
     table, text = read_toml(path), read_text(path)
     values: dict[str, Any] = {}
     for key, value in table.items():
@@ -172,7 +205,9 @@ def read_config(path: Path, names: Mapping[str, Any], command: str = "gpt") -> d
         if name not in names:
             from gptcli.cli.aliases import answer_key
 
-            raise InputError(f"unknown key {key!r}", where=where, hint=answer_key(command, key, names))
+            raise InputError(
+                f"unknown key {key!r}", where=where, hint=answer_key(command, key, names)
+            )
         convert = names[name]
         try:
             values[name] = convert(value) if convert else value
@@ -183,20 +218,30 @@ def read_config(path: Path, names: Mapping[str, Any], command: str = "gpt") -> d
 
 def _line_of(key: str, text: str) -> int:
     pattern = re.compile(rf"""^\s*\[?\s*["']?{re.escape(key)}["']?\s*[=\].]""")
-    return next((number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line)), 1)
+    return next(
+        (number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line)), 1
+    )
 
 
 def write_resolved(path: Path, resolved: Resolved, **extra: Any) -> None:
-    """Write the resolved configuration as TOML, each value's origin in a comment, with command line and versions on top."""
+    """Write the resolved configuration as TOML, each value's origin in a comment, with command line
+    and versions on top.
+    """
     with atomic_write(path, "w") as file:
         file.write(resolved_toml(resolved, **extra))
 
 
 def resolved_toml(resolved: Resolved, **extra: Any) -> str:
-    lines = [f"# gpt {__version__}, python {sys.version.split()[0]}", f"# command: {command_line()}"]
+    lines = [
+        f"# gpt {__version__}, python {sys.version.split()[0]}",
+        f"# command: {command_line()}",
+    ]
     lines += [f"# {name}: {toml_text.comment(str(value))}" for name, value in extra.items()]
     rows = [
-        (f"{name} = {toml_text.value(value)}", toml_text.comment(resolved.origin.get(name, "default")))
+        (
+            f"{name} = {toml_text.value(value)}",
+            toml_text.comment(resolved.origin.get(name, "default")),
+        )
         for name, value in resolved.values.items()
     ]
     width = max((len(row) for row, _ in rows), default=0)
@@ -204,7 +249,8 @@ def resolved_toml(resolved: Resolved, **extra: Any) -> str:
 
 
 def updated_toml(before: str, resolved: Resolved, **extra: Any) -> str:
-    """What `resolved_toml` wrote `before`, brought up to date: `before` itself if it has these values.
+    """What `resolved_toml` wrote `before`, brought up to date: `before` itself if it has these
+    values.
 
     Else the values that differ are replaced in their lines, and a remark on top names this command.
     """
@@ -212,9 +258,16 @@ def updated_toml(before: str, resolved: Resolved, **extra: Any) -> str:
     old, new = tomllib.loads(before), tomllib.loads(after)
     if old == new:
         return before
-    rows = {line.partition(" = ")[0]: line for line in after.splitlines() if " = " in line and line[0] != "#"}
+    rows = {
+        line.partition(" = ")[0]: line
+        for line in after.splitlines()
+        if " = " in line and line[0] != "#"
+    }
     lines = [
-        rows[name] if (name := line.partition(" = ")[0]) in new and old.get(name) != new[name] else line for line in before.splitlines()
+        rows[name]
+        if (name := line.partition(" = ")[0]) in new and old.get(name) != new[name]
+        else line
+        for line in before.splitlines()
     ]
     lines += [rows[name] for name in new if name not in old]
     remarks = next((number for number, line in enumerate(lines) if not line.startswith("#")), 0)

@@ -1,4 +1,5 @@
-"""The JSON schema of `gpt train --config`, for editors that complete and check TOML, from the table that reads such files.
+"""The JSON schema of `gpt train --config`, for editors that complete and check TOML, from the table
+that reads such files.
 
     python -m gptcli.cli.config_schema > examples/config.schema.json
 
@@ -33,9 +34,15 @@ CONSTANTS = {
 def schema() -> dict[str, Any]:
     """Every name that a file may hold: what it may be, and what `gpt train --help` says of it."""
     helped = CONSTANTS | options()
-    named = {name: {**kind(name, reader), "description": helped[name]} for name, reader in NAMES.items()}
-    dashed = {name.replace("_", "-"): {"$ref": f"#/properties/{name}"} for name in named if "_" in name}
-    dashed |= {other: {"$ref": f"#/properties/{name}"} for other, name in SYNONYMS.items() if name in named}
+    named = {
+        name: {**kind(name, reader), "description": helped[name]} for name, reader in NAMES.items()
+    }
+    dashed = {
+        name.replace("_", "-"): {"$ref": f"#/properties/{name}"} for name in named if "_" in name
+    }
+    dashed |= {
+        other: {"$ref": f"#/properties/{name}"} for other, name in SYNONYMS.items() if name in named
+    }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "gpt train --config",
@@ -53,7 +60,10 @@ def kind(name: str, reader: Any) -> dict[str, Any]:
         return {"anyOf": [{"const": "auto"}, kind(name, NUMBERS[name])]}
     if isinstance(reader, Number):
         types = ["integer", "number", "string"] if reader.whole else ["number", "string"]
-        low, high = ("exclusiveMinimum" if reader.above else "minimum"), ("exclusiveMaximum" if reader.below else "maximum")
+        low, high = (
+            ("exclusiveMinimum" if reader.above else "minimum"),
+            ("exclusiveMaximum" if reader.below else "maximum"),
+        )
         return {"type": types, low: reader.low, high: reader.high, "pattern": QUANTITY}
     if name == "size":
         from gptcli.model.config import size_names
@@ -65,7 +75,11 @@ def kind(name: str, reader: Any) -> dict[str, Any]:
 def options() -> dict[str, str]:
     """The help text of each option of `gpt train`."""
     hints = get_type_hints(train, include_extras=True)
-    return {name: get_args(hint)[1].help for name, hint in hints.items() if get_origin(hint) is Annotated}
+    return {
+        name: get_args(hint)[1].help
+        for name, hint in hints.items()
+        if get_origin(hint) is Annotated
+    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""How reports of long work look, always on stderr: a live bar on a terminal, plain lines elsewhere."""
+"""How reports of long work look, always on stderr: a live bar on a terminal, plain lines
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,8 @@ IN_ASCII = str.maketrans({
 
 
 def set_up_streams() -> None:
-    """Give the process three standard streams that take any text: one that was closed is /dev/null, and what stdout's or stderr's encoding
-    lacks is written in ASCII, or as \\u escapes."""
+    """Give the process three standard streams that take any text: one that was closed is /dev/null,
+    and what stdout's or stderr's encoding lacks is written in ASCII, or as \\u escapes."""
     for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
         if getattr(sys, name) is None:
             _hold_descriptor(number)
@@ -43,7 +45,9 @@ def set_up_streams() -> None:
 
 
 def _hold_descriptor(number: int) -> None:
-    """Keep the next file that is opened from taking the number of a standard stream, which a child process would then write to."""
+    """Keep the next file that is opened from taking the number of a standard stream, which a child
+    process would then write to.
+    """
     try:
         os.fstat(number)
     except OSError:
@@ -54,23 +58,34 @@ def _hold_descriptor(number: int) -> None:
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What is written for characters that an encoding lacks; the bytes of a file name that is not UTF-8 stay as they are."""
+    """What is written for characters that an encoding lacks; the bytes of a file name that is not
+    UTF-8 stay as they are.
+    """
     assert isinstance(error, UnicodeEncodeError)
     text = error.object[error.start : error.end]
     if all("\udc80" <= char <= "\udcff" for char in text):
         return bytes(ord(char) - 0xDC00 for char in text), error.end
     written = text.translate(IN_ASCII)
     escaped = "".join(
-        char if char.isascii() else f"\\u{ord(char):04x}" if ord(char) < 1 << 16 else f"\\U{ord(char):08x}" for char in written
+        char
+        if char.isascii()
+        else f"\\u{ord(char):04x}"
+        if ord(char) < 1 << 16
+        else f"\\U{ord(char):08x}"
+        for char in written
     )
     return escaped, error.end
 
 
 def screen(*, stderr: bool = False, width: int | None = None, soft_wrap: bool = False) -> Console:
-    """A rich console that shows text as it is: names hold no markup, no emoji and no highlights. Every console is made here."""
+    """A rich console that shows text as it is: names hold no markup, no emoji and no highlights.
+    Every console is made here.
+    """
     from rich.console import Console
 
-    return Console(stderr=stderr, width=width, soft_wrap=soft_wrap, markup=False, emoji=False, highlight=False)
+    return Console(
+        stderr=stderr, width=width, soft_wrap=soft_wrap, markup=False, emoji=False, highlight=False
+    )
 
 
 class ConsoleEvents(Events):
@@ -78,7 +93,8 @@ class ConsoleEvents(Events):
 
     def __init__(self) -> None:
         self._live: Progress | None = None
-        self._cursor = Cleanup(write, 2, "\r\x1b[2K\x1b[?25h")  # on a cleared line, in place of the bar
+        # on a cleared line, in place of the bar
+        self._cursor = Cleanup(write, 2, "\r\x1b[2K\x1b[?25h")
         self._tasks: dict[str, _Task] = {}
 
     def info(self, text: str) -> None:
@@ -90,7 +106,9 @@ class ConsoleEvents(Events):
     def warn(self, text: str) -> None:
         self.info(f"warning: {text}")
 
-    def progress(self, task: str, done: float, total: float | None = None, unit: str = "", **facts: object) -> None:
+    def progress(
+        self, task: str, done: float, total: float | None = None, unit: str = "", **facts: object
+    ) -> None:
         now = time.monotonic()
         if task not in self._tasks:
             self._tasks[task] = _Task(now, done)
@@ -103,7 +121,11 @@ class ConsoleEvents(Events):
             state.shown, state.wait = now, min(2 * state.wait, LONGEST)
             spent = now - state.since
             rate = (done - state.first) / spent
-            line = f"{task}: {amount(done)}" + (f"/{amount(total)}" if total else "") + (f" {unit}" if unit else "")
+            line = (
+                f"{task}: {amount(done)}"
+                + (f"/{amount(total)}" if total else "")
+                + (f" {unit}" if unit else "")
+            )
             line += f" ({percent(done / total, 0)})" if total else ""
             left = f", {duration(round((total - done) / rate))} left" if total and rate > 0 else ""
             print(f"{line}{_facts(facts)}  {duration(spent)}{left}", file=sys.stderr, flush=True)
@@ -118,15 +140,30 @@ class ConsoleEvents(Events):
                 self._cursor.__exit__()
 
     def _draw(self, task: str, state: _Task, done: float, total: float | None, facts: str) -> None:
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
         if self._live is None:
-            name, facts_column = (TextColumn(form, markup=False) for form in ("{task.description}", "{task.fields[facts]}"))
+            name, facts_column = (
+                TextColumn(form, markup=False)
+                for form in ("{task.description}", "{task.fields[facts]}")
+            )
             columns = (name, BarColumn(24), TaskProgressColumn(), facts_column)
-            self._live = Progress(*columns, TimeRemainingColumn(compact=True), console=screen(stderr=True), transient=True)
+            self._live = Progress(
+                *columns,
+                TimeRemainingColumn(compact=True),
+                console=screen(stderr=True),
+                transient=True,
+            )
             self._cursor.__enter__()
             self._live.start()
-            atexit.register(self._live.stop)  # whatever ends the program, the terminal gets its cursor back
+            # whatever ends the program, the terminal gets its cursor back
+            atexit.register(self._live.stop)
         if state.bar is None:
             state.bar = self._live.add_task(task, total=total, facts="")
         self._live.update(state.bar, completed=done, total=total, facts=facts.strip())
@@ -142,24 +179,31 @@ class _Task:
 
 
 def wrapped(text: str) -> str:
-    """A message for stderr, broken between words where a terminal would break inside them; as it is where there is no terminal."""
+    """A message for stderr, broken between words where a terminal would break inside them; as it is
+    where there is no terminal.
+    """
     if not sys.stderr.isatty():
         return text
     import textwrap
 
-    width = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # 0 where a terminal does not know
+    # 0 where a terminal does not know
+    width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
     lines = []
     for line in text.splitlines():
         if line.startswith("  gpt "):  # a command to paste
             lines.append(line)
             continue
         indent = line[: len(line) - len(line.lstrip())]
-        lines += textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
+        lines += textwrap.wrap(
+            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        ) or [""]
     return "\n".join(lines)
 
 
 def print_json(command: str, report: dict[str, Any]) -> None:
-    """Print the machine-readable form of a report: one JSON object on stdout, with escapes for what its encoding lacks."""
+    """Print the machine-readable form of a report: one JSON object on stdout, with escapes for what
+    its encoding lacks.
+    """
     named = {"schema": f"gpt.{command}/1", **report}
     text = strict_json.dumps(named)
     try:
@@ -181,7 +225,11 @@ def print_file(text: str) -> None:
 
 
 def _facts(facts: dict[str, object]) -> str:
-    return "".join(f"  {name.replace('_', ' ')} {_fact(value)}" for name, value in facts.items() if value is not None)
+    return "".join(
+        f"  {name.replace('_', ' ')} {_fact(value)}"
+        for name, value in facts.items()
+        if value is not None
+    )
 
 
 def _fact(value: object) -> str:

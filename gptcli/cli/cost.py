@@ -15,7 +15,14 @@ from gptcli.cli.cost_subject import DEFAULT_N_CTX, check_not_a_size, every_name
 from gptcli.cost.activations import RECOMPUTE
 from gptcli.cost.hardware import gpu_names
 
-MODEL, RUN, GPUS, LAYOUT, LAWS, OUTPUT = "Model", "Training run", "GPUs", "Layout", "Scaling laws", "Output"
+MODEL, RUN, GPUS, LAYOUT, LAWS, OUTPUT = (
+    "Model",
+    "Training run",
+    "GPUs",
+    "Layout",
+    "Scaling laws",
+    "Output",
+)
 
 
 class CostCommand(Command):
@@ -44,12 +51,20 @@ def _complete_gpu(incomplete: str) -> list[str]:
 def cost(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="RUN", help="Run folder whose model to price; with --fit, several.", show_default=False),
+        typer.Argument(
+            metavar="RUN",
+            help="Run folder whose model to price; with --fit, several.",
+            show_default=False,
+        ),
     ] = None,
     size: Annotated[
         str | None,
         typer.Option(
-            help="Model of the papers.", show_default="175B", autocompletion=_complete_size, metavar="NAME", rich_help_panel=MODEL
+            help="Model of the papers.",
+            show_default="175B",
+            autocompletion=_complete_size,
+            metavar="NAME",
+            rich_help_panel=MODEL,
         ),
     ] = None,
     n_layer: Annotated[
@@ -65,7 +80,11 @@ def cost(
     n_head: Annotated[
         int | None,
         typer.Option(
-            parser=number("n_head"), help="Number of attention heads.", metavar="N", show_default="the size's", rich_help_panel=MODEL
+            parser=number("n_head"),
+            help="Number of attention heads.",
+            metavar="N",
+            show_default="the size's",
+            rich_help_panel=MODEL,
         ),
     ] = None,
     d_model: Annotated[
@@ -90,30 +109,61 @@ def cost(
     ] = None,
     vocab_size: Annotated[
         int | None,
-        typer.Option(parser=number("vocab_size"), help="Size of the vocabulary.", show_default="50257", metavar="N", rich_help_panel=MODEL),
+        typer.Option(
+            parser=number("vocab_size"),
+            help="Size of the vocabulary.",
+            show_default="50257",
+            metavar="N",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     attention: Annotated[
         str | None,
         typer.Option(
-            help="Attention of the layers: dense or banded.", show_default="the size's, or dense", metavar="KIND", rich_help_panel=MODEL
+            help="Attention of the layers: dense or banded.",
+            show_default="the size's, or dense",
+            metavar="KIND",
+            rich_help_panel=MODEL,
         ),
     ] = None,
     tokens: Annotated[
-        str | None, typer.Option(help="Number of training tokens.", show_default="the paper's, or 300B", metavar="N", rich_help_panel=RUN)
+        str | None,
+        typer.Option(
+            help="Number of training tokens.",
+            show_default="the paper's, or 300B",
+            metavar="N",
+            rich_help_panel=RUN,
+        ),
     ] = None,
     flops: Annotated[
         str | None,
-        typer.Option(help="Print only time and money for the FLOPs of the run, or for N FLOPs.", metavar="[N]", rich_help_panel=RUN),
+        typer.Option(
+            help="Print only time and money for the FLOPs of the run, or for N FLOPs.",
+            metavar="[N]",
+            rich_help_panel=RUN,
+        ),
     ] = None,
     gpu: Annotated[
         str | None,
         typer.Option(
-            help="GPU that the run uses.", show_default=DEFAULT_GPU, autocompletion=_complete_gpu, metavar="NAME", rich_help_panel=GPUS
+            help="GPU that the run uses.",
+            show_default=DEFAULT_GPU,
+            autocompletion=_complete_gpu,
+            metavar="NAME",
+            rich_help_panel=GPUS,
         ),
     ] = None,
-    gpus: Annotated[str | None, typer.Option(help="Number of GPUs.", metavar="N", show_default="1", rich_help_panel=GPUS)] = None,
+    gpus: Annotated[
+        str | None,
+        typer.Option(help="Number of GPUs.", metavar="N", show_default="1", rich_help_panel=GPUS),
+    ] = None,
     tflops: Annotated[
-        str | None, typer.Option(help="TFLOP/s that one GPU sustains; without --gpu, of any GPU.", metavar="X", rich_help_panel=GPUS)
+        str | None,
+        typer.Option(
+            help="TFLOP/s that one GPU sustains; without --gpu, of any GPU.",
+            metavar="X",
+            rich_help_panel=GPUS,
+        ),
     ] = None,
     mfu: Annotated[
         str | None,
@@ -126,10 +176,21 @@ def cost(
     ] = None,
     memory: Annotated[
         str | None,
-        typer.Option(help="Memory of one GPU in GB, if --tflops describes it.", metavar="GB", show_default=False, rich_help_panel=GPUS),
+        typer.Option(
+            help="Memory of one GPU in GB, if --tflops describes it.",
+            metavar="GB",
+            show_default=False,
+            rich_help_panel=GPUS,
+        ),
     ] = None,
     price: Annotated[
-        str | None, typer.Option(help="Price of one GPU for an hour, in dollars.", show_default="by GPU", metavar="X", rich_help_panel=GPUS)
+        str | None,
+        typer.Option(
+            help="Price of one GPU for an hour, in dollars.",
+            show_default="by GPU",
+            metavar="X",
+            rich_help_panel=GPUS,
+        ),
     ] = None,
     goodput: Annotated[
         str | None,
@@ -171,13 +232,26 @@ def cost(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="Precision of matrix products: bf16, fp16, fp32 or fp8.", show_default="by GPU", metavar="KIND", rich_help_panel=LAYOUT
+            help="Precision of matrix products: bf16, fp16, fp32 or fp8.",
+            show_default="by GPU",
+            metavar="KIND",
+            rich_help_panel=LAYOUT,
         ),
     ] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="List the layouts that fit, fastest first.", rich_help_panel=LAYOUT)] = False,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan", help="List the layouts that fit, fastest first.", rich_help_panel=LAYOUT
+        ),
+    ] = False,
     budget: Annotated[
         str | None,
-        typer.Option(help="List what this many dollars buy, size by size.", metavar="X", show_default=False, rich_help_panel=RUN),
+        typer.Option(
+            help="List what this many dollars buy, size by size.",
+            metavar="X",
+            show_default=False,
+            rich_help_panel=RUN,
+        ),
     ] = None,
     hours: Annotated[
         str | None,
@@ -200,24 +274,50 @@ def cost(
     fit: Annotated[
         bool,
         typer.Option(
-            "--fit", help="Fit a scaling law to the runs named; with a model and --tokens, predict its loss.", rich_help_panel=LAWS
+            "--fit",
+            help="Fit a scaling law to the runs named; with a model and --tokens, predict its loss.",
+            rich_help_panel=LAWS,
         ),
     ] = False,
     predict: Annotated[
         Path | None,
-        typer.Option(help="Run to leave out of the fit and to predict.", metavar="RUN", show_default=False, rich_help_panel=LAWS),
+        typer.Option(
+            help="Run to leave out of the fit and to predict.",
+            metavar="RUN",
+            show_default=False,
+            rich_help_panel=LAWS,
+        ),
     ] = None,
-    table: Annotated[bool, typer.Option("--table", help="List every size of the papers.", rich_help_panel=OUTPUT)] = False,
+    table: Annotated[
+        bool, typer.Option("--table", help="List every size of the papers.", rich_help_panel=OUTPUT)
+    ] = False,
     explain: Annotated[
         bool,
-        typer.Option("--explain", help="Print every formula with its numbers and every constant with its source.", rich_help_panel=OUTPUT),
+        typer.Option(
+            "--explain",
+            help="Print every formula with its numbers and every constant with its source.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.", rich_help_panel=OUTPUT)] = False,
+    markdown: Annotated[
+        bool,
+        typer.Option("--markdown", help="Print the tables as Markdown.", rich_help_panel=OUTPUT),
+    ] = False,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Also draw the answer as an SVG.", metavar="FILE.svg", show_default=False, rich_help_panel=OUTPUT),
+        typer.Option(
+            help="Also draw the answer as an SVG.",
+            metavar="FILE.svg",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print a report as one JSON object on stdout.", rich_help_panel=OUTPUT)] = False,
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print a report as one JSON object on stdout.", rich_help_panel=OUTPUT
+        ),
+    ] = False,
 ) -> None:
     """What a model takes: parameters, FLOPs, memory, GPU-years and dollars.
 
@@ -226,7 +326,11 @@ def cost(
       gpt cost --size 1.3B --gpu a100 --gpus 64 --plan
       gpt cost --flops 3.14e23 --gpu v100 --tflops 28 --price 1.5
     """
-    said = {name: value for name, value in locals().items() if value is not None and value is not False and value != []}
+    said = {
+        name: value
+        for name, value in locals().items()
+        if value is not None and value is not False and value != []
+    }
     if runs and not runs[0].exists() and not fit:
         check_not_a_size(str(runs[0]))
     asked = question(said)

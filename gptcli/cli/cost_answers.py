@@ -1,4 +1,6 @@
-"""The answers of `gpt cost`, a function for each question: figures from gptcli.cost, then a report, JSON or a picture of them."""
+"""The answers of `gpt cost`, a function for each question: figures from gptcli.cost, then a report,
+JSON or a picture of them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,15 @@ from typing import Any
 
 from gptcli.cli.config import option
 from gptcli.cli.console import print_json
-from gptcli.cli.cost_laws import fit_report, optimal_report, predict, print_affordable, print_fit, print_optimal, read_run
+from gptcli.cli.cost_laws import (
+    fit_report,
+    optimal_report,
+    predict,
+    print_affordable,
+    print_fit,
+    print_optimal,
+    read_run,
+)
 from gptcli.cli.cost_options import ARTICLE_GPU, FLEET, LAYOUT, SHAPE, Terms, positive, whole
 from gptcli.cli.cost_plan import print_plans, rank_rows, train_options
 from gptcli.cli.cost_report import print_estimate, print_sizes
@@ -38,7 +48,11 @@ class Look:
 
 def answer_model(said: dict[str, Any], look: Look) -> None:
     model, assumed = subject(said), ""
-    if "flops" in said and model == named(DEFAULT_SIZE) and not any(name in said for name in ("tokens", "hours", *FLEET, *LAYOUT)):
+    if (
+        "flops" in said
+        and model == named(DEFAULT_SIZE)
+        and not any(name in said for name in ("tokens", "hours", *FLEET, *LAYOUT))
+    ):
         said, assumed = {**said, "gpu": ARTICLE_GPU}, "the cost article's, of 2020"
     terms = Terms(said)
     found = estimate(model, said.get("tokens"), terms)
@@ -55,8 +69,19 @@ def answer_model(said: dict[str, Any], look: Look) -> None:
     if look.json:
         print_json("cost", found.as_dict())
         return
-    rank = rank_rows(found.plan, found.model, terms.gpu) if "layout" in said and found.plan and found.model else []
-    print_estimate(found, brief="flops" in said, explain=look.explain, markdown=look.markdown, rank=rank, assumed=assumed or terms.assumed)
+    rank = (
+        rank_rows(found.plan, found.model, terms.gpu)
+        if "layout" in said and found.plan and found.model
+        else []
+    )
+    print_estimate(
+        found,
+        brief="flops" in said,
+        explain=look.explain,
+        markdown=look.markdown,
+        rank=rank,
+        assumed=assumed or terms.assumed,
+    )
 
 
 def answer_flops(said: dict[str, Any], look: Look) -> None:
@@ -70,7 +95,14 @@ def answer_flops(said: dict[str, Any], look: Look) -> None:
     if look.json:
         print_json("cost", found.as_dict())
     else:
-        print_estimate(found, brief=True, explain=look.explain, markdown=look.markdown, rank=[], assumed=terms.assumed)
+        print_estimate(
+            found,
+            brief=True,
+            explain=look.explain,
+            markdown=look.markdown,
+            rank=[],
+            assumed=terms.assumed,
+        )
 
 
 def answer_table(said: dict[str, Any], look: Look) -> None:
@@ -88,18 +120,34 @@ def answer_table(said: dict[str, Any], look: Look) -> None:
 
 def answer_budget(said: dict[str, Any], look: Look) -> None:
     """What so many dollars or hours, or both, buy."""
-    money, hours = positive("budget", said.get("budget")), positive("hours", said.pop("hours", None))
+    money, hours = (
+        positive("budget", said.get("budget")),
+        positive("hours", said.pop("hours", None)),
+    )
     terms = Terms(said)
-    every = [found for found in (estimate(one, None, terms) for one in subjects()) if found.model is not None]
+    every = [
+        found
+        for found in (estimate(one, None, terms) for one in subjects())
+        if found.model is not None
+    ]
     cluster = every[0].cluster
     if money is not None and cluster.price is None:
-        raise UsageError("nobody knows what an hour of this GPU costs", where="--budget", hint="say it with --price")
+        raise UsageError(
+            "nobody knows what an hour of this GPU costs",
+            where="--budget",
+            hint="say it with --price",
+        )
     found, gpu_hours = affordable(every, dollars=money, hours=hours)
     if look.json:
         print_json("cost", {"gpu_hours": gpu_hours, "sizes": [asdict(row) for row in found]})
         return
     where = f"{cluster.count:,} {'GPU' if cluster.gpu is None else cluster.gpu.name}"
-    print_affordable(found, gpu_hours, f"{where} ({terms.assumed})" if terms.assumed else where, markdown=look.markdown)
+    print_affordable(
+        found,
+        gpu_hours,
+        f"{where} ({terms.assumed})" if terms.assumed else where,
+        markdown=look.markdown,
+    )
 
 
 def answer_plan(said: dict[str, Any], look: Look) -> None:
@@ -107,7 +155,9 @@ def answer_plan(said: dict[str, Any], look: Look) -> None:
     if terms.gpu is None:
         raise UsageError("--plan needs a GPU", hint="name it with --gpu")
     model = one.model
-    found = plans(model, terms.gpu, terms.count, batch_sequences(model), terms.precision, most=PLANS_SHOWN)
+    found = plans(
+        model, terms.gpu, terms.count, batch_sequences(model), terms.precision, most=PLANS_SHOWN
+    )
     if not found:
         raise UsageError(
             f"{one.name} fits no layout of {terms.count:,} {terms.gpu.name}",
@@ -121,7 +171,9 @@ def answer_plan(said: dict[str, Any], look: Look) -> None:
         write_plot(look.plot, time_of_plans(one.name, found))
     if look.json:
         listed = [plan.as_dict() | {"command": train_options(plan, words)} for plan in found]
-        print_json("cost", {"name": one.name, "gpu": terms.gpu.name, "gpus": terms.count, "plans": listed})
+        print_json(
+            "cost", {"name": one.name, "gpu": terms.gpu.name, "gpus": terms.count, "plans": listed}
+        )
     else:
         if terms.assumed:
             print_lines(f"{terms.gpu.name} {terms.assumed}", dim=True)
@@ -129,7 +181,9 @@ def answer_plan(said: dict[str, Any], look: Look) -> None:
 
 
 def _model_options(said: dict[str, Any], model: ModelConfig) -> str:
-    """The model as `gpt train` takes it: a size with what is changed, or the whole shape. The vocabulary comes with its shards."""
+    """The model as `gpt train` takes it: a size with what is changed, or the whole shape. The
+    vocabulary comes with its shards.
+    """
     typed = {name: said[name] for name in TRAIN_SHAPE if name in said}
     if "runs" in said or (typed and "size" not in said):
         typed = {name: value for name, value in model.as_dict().items() if name in TRAIN_SHAPE}
@@ -159,11 +213,19 @@ def answer_fit(said: dict[str, Any], look: Look) -> None:
     shape = {name: value for name, value in said.items() if name in (*SHAPE, "size")}
     if shape:
         if "tokens" not in said:
-            raise UsageError("how long would that model train?", where="--fit", hint="say it with --tokens")
+            raise UsageError(
+                "how long would that model train?", where="--fit", hint="say it with --tokens"
+            )
         model = subject(shape)
-        predicted.append(predict(fitted, model.name, model.model.parameters, whole("tokens", said["tokens"]), None))
+        predicted.append(
+            predict(
+                fitted, model.name, model.model.parameters, whole("tokens", said["tokens"]), None
+            )
+        )
     elif "tokens" in said:
-        raise UsageError("--tokens of what model?", where="--fit", hint="name a --size or its shape too")
+        raise UsageError(
+            "--tokens of what model?", where="--fit", hint="name a --size or its shape too"
+        )
     if look.plot is not None:
         from gptcli.cli.cost_plot import fitted_law, write_plot
 

@@ -1,4 +1,6 @@
-"""Scaling laws on the terminal: the best size for so much compute, what a budget buys, and laws fitted to runs of one's own."""
+"""Scaling laws on the terminal: the best size for so much compute, what a budget buys, and laws
+fitted to runs of one's own.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from gptcli.cli.cost_sheet import print_lines, print_table
 from gptcli.cost.budget import Affordable
-from gptcli.cost.scaling import CHINCHILLA, GPT3_RANGE, KAPLAN, LAWS, PF_DAY, critical_batch, gpt3_loss, kaplan_batch
+from gptcli.cost.scaling import (
+    CHINCHILLA,
+    GPT3_RANGE,
+    KAPLAN,
+    LAWS,
+    PF_DAY,
+    critical_batch,
+    gpt3_loss,
+    kaplan_batch,
+)
 from gptcli.errors import InputError
 from gptcli.files import read_text
 from gptcli.model.config_json import read_model_config
@@ -48,7 +59,15 @@ def print_optimal(report: dict[str, Any], *, markdown: bool) -> None:
     for row in report["optimal"]:
         if row["loss"] is not None:
             each = figure(row["tokens_per_parameter"], 3)
-            rows.append([row["law"], amount(row["parameters"]), amount(row["tokens"]), each, f"{row['loss']:.3f}"])
+            rows.append(
+                [
+                    row["law"],
+                    amount(row["parameters"]),
+                    amount(row["tokens"]),
+                    each,
+                    f"{row['loss']:.3f}",
+                ]
+            )
     if len(rows) > 1:
         print_table(rows, markdown=markdown)
     outside = {law.name: law.range for law in LAWS if not law.range.holds_for(report["flops"])}
@@ -56,18 +75,28 @@ def print_optimal(report: dict[str, Any], *, markdown: bool) -> None:
         outside["GPT-3's own fit"] = GPT3_RANGE
     else:
         critical = amount(report["critical_batch_tokens"])
-        print_lines(f"GPT-3's own fit of the frontier: loss {report['gpt3_loss']:.3f}; critical batch there {critical} tokens")
+        print_lines(
+            f"GPT-3's own fit of the frontier: loss {report['gpt3_loss']:.3f}; critical batch there {critical} tokens"
+        )
     if report["best_batch_tokens"] is not None:
         print_lines(f"batch: {amount(report['best_batch_tokens'])} tokens by Kaplan et al. 2020")
     for name, law_range in outside.items():
         print_lines(f"{name}: outside the law's range ({law_range.compute})")
-    print_lines("kaplan counts parameters without embeddings; losses are nats on each law's own text", dim=True)
+    print_lines(
+        "kaplan counts parameters without embeddings; losses are nats on each law's own text",
+        dim=True,
+    )
 
 
-def print_affordable(found: list[Affordable], gpu_hours: float, cluster: str, *, markdown: bool) -> None:
+def print_affordable(
+    found: list[Affordable], gpu_hours: float, cluster: str, *, markdown: bool
+) -> None:
     print_lines(f"{gpu_time(gpu_hours)} on {cluster}, best first")
     rows = [["size", "tokens", "loss"]]
-    rows += [[row.name, amount(row.tokens), "outside" if row.loss is None else f"{row.loss:.3f}"] for row in found]
+    rows += [
+        [row.name, amount(row.tokens), "outside" if row.loss is None else f"{row.loss:.3f}"]
+        for row in found
+    ]
     print_table(rows, markdown=markdown)
     print_lines("loss: Chinchilla as printed, nats a token on its own text", dim=True)
     if any(row.loss is None for row in found):
@@ -75,8 +104,8 @@ def print_affordable(found: list[Affordable], gpu_hours: float, cluster: str, *,
 
 
 def read_run(path: Path) -> Run:
-    """Read what a run came to: parameters from config.json, tokens and loss from metrics.jsonl. The loss
-    is that of its last validation; if there was none, the running mean of its training loss.
+    """Read what a run came to: parameters from config.json, tokens and loss from metrics.jsonl. The
+    loss is that of its last validation; if there was none, the running mean of its training loss.
 
     `path` is a run folder or its metrics.jsonl. Raises InputError.
     """
@@ -90,13 +119,17 @@ def read_run(path: Path) -> Run:
     last: dict[str, Any] = {}
     entries: list[dict[str, Any]] = []
     if not metrics.is_file():
-        raise InputError("no such run", where=metrics, hint="name run folders that gpt train has written")
+        raise InputError(
+            "no such run", where=metrics, hint="name run folders that gpt train has written"
+        )
     for number, line in enumerate(read_text(metrics).splitlines(), 1):
         try:
             entry = json.loads(line)
             loss, tokens = float(entry.get("val_loss", entry["loss"])), int(entry["tokens"])
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-            raise InputError("not a line of metrics: it needs tokens and loss", where=f"{metrics}:{number}") from None
+            raise InputError(
+                "not a line of metrics: it needs tokens and loss", where=f"{metrics}:{number}"
+            ) from None
         entries.append(entry)
         if "val_loss" in entry or "val_loss" not in last:
             last = entry | {"reached": loss, "tokens": tokens}
@@ -104,7 +137,9 @@ def read_run(path: Path) -> Run:
         last["reached"] = smoothed_loss(entries)
     if not last or not (0 < last["reached"] < float("inf") and last["tokens"] > 0):
         raise InputError("no step with a loss above zero", where=metrics)
-    return Run(name=str(path), parameters=config.parameters, tokens=last["tokens"], loss=last["reached"])
+    return Run(
+        name=str(path), parameters=config.parameters, tokens=last["tokens"], loss=last["reached"]
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +159,17 @@ class Predicted:
         return None if self.measured is None else self.loss / self.measured - 1
 
 
-def predict(fitted: Fitted, name: str, parameters: int, tokens: int, measured: float | None) -> Predicted:
-    return Predicted(name, parameters, tokens, fitted.loss(parameters, tokens), fitted.between(parameters, tokens), measured)
+def predict(
+    fitted: Fitted, name: str, parameters: int, tokens: int, measured: float | None
+) -> Predicted:
+    return Predicted(
+        name,
+        parameters,
+        tokens,
+        fitted.loss(parameters, tokens),
+        fitted.between(parameters, tokens),
+        measured,
+    )
 
 
 def fit_report(fitted: Fitted, runs: list[Run], predicted: list[Predicted]) -> dict[str, Any]:
@@ -135,8 +179,12 @@ def fit_report(fitted: Fitted, runs: list[Run], predicted: list[Predicted]) -> d
     }
 
 
-def print_fit(fitted: Fitted, runs: list[Run], predicted: list[Predicted], *, markdown: bool) -> None:
-    print_lines(f"{fitted.formula}, fitted to {len(runs)} runs; root mean square error {fitted.error:.2%}")
+def print_fit(
+    fitted: Fitted, runs: list[Run], predicted: list[Predicted], *, markdown: bool
+) -> None:
+    print_lines(
+        f"{fitted.formula}, fitted to {len(runs)} runs; root mean square error {fitted.error:.2%}"
+    )
     rows = [["", "value", "95 % from", "to"]]
     for name, value in fitted.values.items():
         low, high = fitted.intervals[name]
@@ -145,11 +193,24 @@ def print_fit(fitted: Fitted, runs: list[Run], predicted: list[Predicted], *, ma
     rows = [["run", "parameters", "tokens", "loss", "law", "error"]]
     for run in runs:
         law = fitted.loss(run.parameters, run.tokens)
-        rows.append([run.name, amount(run.parameters), amount(run.tokens), f"{run.loss:.4f}", f"{law:.4f}", f"{law / run.loss - 1:+.2%}"])
+        rows.append(
+            [
+                run.name,
+                amount(run.parameters),
+                amount(run.tokens),
+                f"{run.loss:.4f}",
+                f"{law:.4f}",
+                f"{law / run.loss - 1:+.2%}",
+            ]
+        )
     print_table(rows, markdown=markdown)
     for one in predicted:
         low, high = one.between
-        found = "" if one.measured is None else f"; measured {one.measured:.4f}, so the law is {one.error:+.2%} off"
+        found = (
+            ""
+            if one.measured is None
+            else f"; measured {one.measured:.4f}, so the law is {one.error:+.2%} off"
+        )
         print_lines(
             f"{one.name}, not among them: {amount(one.parameters)} parameters on {amount(one.tokens)} tokens: "
             f"predicted {one.loss:.4f}, 95 % from {low:.4f} to {high:.4f}{found}"

@@ -1,4 +1,6 @@
-"""What the options of `gpt cost` mean together: which question is asked, on which GPUs, in which layout."""
+"""What the options of `gpt cost` mean together: which question is asked, on which GPUs, in which
+layout.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ SHAPE = ("n_layer", "n_head", "d_model", "n_ctx", "vocab_size", "attention")
 MODEL = ("size", "runs", *SHAPE)
 LAYOUT = ("layout", "micro_batch", "recompute", "precision")
 SHOWN = ("json", "markdown", "explain")
-QUESTIONS: dict[str, tuple[str, ...]] = {  # an option that asks something of its own, and those that go with it
+# an option that asks something of its own, and those that go with it
+QUESTIONS: dict[str, tuple[str, ...]] = {
     "fit": ("runs", "predict", "size", *SHAPE, "tokens", "plot"),
     "optimal": ("plot",),
     "plan": (*MODEL, "gpu", "gpus", "precision", "plot"),
@@ -48,9 +51,22 @@ def question(said: dict[str, Any]) -> str:
         goes_with = (asked, *QUESTIONS[asked])
     for name in said:
         if name not in (*goes_with, *SHOWN):
-            with_number = "--flops without a number counts the FLOPs of a run" if asked == "flops" else "give one of the two"
-            what = "a model" if asked == "model" else f"--flops {said['flops']}" if asked == "flops" else option(asked)
-            raise UsageError(f"{what} does not go with {'a run folder' if name == 'runs' else option(name)}", hint=with_number)
+            with_number = (
+                "--flops without a number counts the FLOPs of a run"
+                if asked == "flops"
+                else "give one of the two"
+            )
+            what = (
+                "a model"
+                if asked == "model"
+                else f"--flops {said['flops']}"
+                if asked == "flops"
+                else option(asked)
+            )
+            raise UsageError(
+                f"{what} does not go with {'a run folder' if name == 'runs' else option(name)}",
+                hint=with_number,
+            )
     return asked
 
 
@@ -68,46 +84,78 @@ class Terms:
         self.said = said
         self.assumed = "" if name is None or "gpu" in said else ASSUMED
         if self.memory is not None and self.gpu is not None:
-            raise UsageError("--memory describes a GPU of your own", where="--memory", hint="give it with --tflops, and no --gpu")
+            raise UsageError(
+                "--memory describes a GPU of your own",
+                where="--memory",
+                hint="give it with --tflops, and no --gpu",
+            )
         if self.gpu is not None:
             peak_flops(self.gpu, self.precision)
 
     @property
     def precision(self) -> str:
-        chosen = self.said.get("precision", "bf16" if self.gpu is None else usual_precision(self.gpu))
+        chosen = self.said.get(
+            "precision", "bf16" if self.gpu is None else usual_precision(self.gpu)
+        )
         return StepConfig(precision=chosen).precision
 
     def cluster(self, model: ModelConfig | None, flops: float) -> tuple[Cluster, Plan | None]:
-        """The GPUs with their speed, and the plan that it is predicted for or that the user asked for.
+        """The GPUs with their speed, and the plan that it is predicted for or that the user asked
+        for.
 
-        `flops` are the whole run's. Where its hours are said, they and the number of GPUs say the speed, or they and the speed the number.
-        Raises UsageError.
+        `flops` are the whole run's. Where its hours are said, they and the number of GPUs say the
+        speed, or they and the speed the number. Raises UsageError.
         """
         plan = None if model is None else self._layout(model)
         count = self.count
         if plan is not None:
             count = plan.layout.processes
             if "gpus" in self.said and self.count != count:
-                raise UsageError(f"--layout {plan.layout} is {count} GPUs, --gpus says {self.count}", hint="give one of the two")
+                raise UsageError(
+                    f"--layout {plan.layout} is {count} GPUs, --gpus says {self.count}",
+                    hint="give one of the two",
+                )
         if self.hours is None:
-            return self._described(*make_cluster(self.gpu, count, model=model, plan=plan, price=self.price, **self.speed))
+            return self._described(
+                *make_cluster(
+                    self.gpu, count, model=model, plan=plan, price=self.price, **self.speed
+                )
+            )
         if "gpus" in self.said or plan is not None:
-            if stray := next((name for name, value in self.speed.items() if value is not None), None):
-                raise UsageError(f"--hours and --gpus say how fast they are, and {option(stray)} too", hint="leave one of the three out")
-            return self._described(implied_cluster(self.gpu, count, flops, self.hours, price=self.price), plan)
-        cluster, plan = make_cluster(self.gpu, 1, model=model, plan=None, price=self.price, **self.speed)
+            if stray := next(
+                (name for name, value in self.speed.items() if value is not None), None
+            ):
+                raise UsageError(
+                    f"--hours and --gpus say how fast they are, and {option(stray)} too",
+                    hint="leave one of the three out",
+                )
+            return self._described(
+                implied_cluster(self.gpu, count, flops, self.hours, price=self.price), plan
+            )
+        cluster, plan = make_cluster(
+            self.gpu, 1, model=model, plan=None, price=self.price, **self.speed
+        )
         while (count := gpus_needed(flops, self.hours, cluster)) > cluster.count:
-            cluster, plan = make_cluster(self.gpu, count, model=model, plan=None, price=self.price, **self.speed)
+            cluster, plan = make_cluster(
+                self.gpu, count, model=model, plan=None, price=self.price, **self.speed
+            )
         return self._described(cluster, plan)
 
     def _described(self, cluster: Cluster, plan: Plan | None) -> tuple[Cluster, Plan | None]:
-        return (cluster if self.memory is None else replace(cluster, described_memory=round(self.memory * 1e9))), plan
+        return (
+            cluster
+            if self.memory is None
+            else replace(cluster, described_memory=round(self.memory * 1e9))
+        ), plan
 
     def _layout(self, model: ModelConfig) -> Plan | None:
         """The layout that the user named, with what it takes; None where none is named."""
         if "layout" not in self.said:
             if stray := next((name for name in LAYOUT if name in self.said), None):
-                raise UsageError(f"{option(stray)} needs a layout", hint="name one with --layout, or let --plan list them")
+                raise UsageError(
+                    f"{option(stray)} needs a layout",
+                    hint="name one with --layout, or let --plan list them",
+                )
             return None
         if self.gpu is None:
             raise UsageError("--layout needs a GPU", hint="name it with --gpu")
@@ -116,12 +164,19 @@ class Terms:
         micro_batch = self.said.get("micro_batch", 1)
         rounds = max(1, -(-batch_sequences(model) // (layout.replicas * max(1, micro_batch))))
         recompute = self.said.get("recompute", "none")
-        work = StepConfig(micro_batch=micro_batch, micro_batches=rounds, precision=self.precision, recompute=recompute)
+        work = StepConfig(
+            micro_batch=micro_batch,
+            micro_batches=rounds,
+            precision=self.precision,
+            recompute=recompute,
+        )
         return make_plan(model, layout, work, self.gpu)
 
 
 def positive(name: str, text: str | None) -> float | None:
-    """The number an option was given. Raises UsageError if it is not a number of the option's range."""
+    """The number an option was given. Raises UsageError if it is not a number of the option's
+    range.
+    """
     return None if text is None else float(read_option(name, text, NUMBERS[name]))
 
 

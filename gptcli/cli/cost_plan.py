@@ -19,14 +19,23 @@ REMARKS = {
 
 
 def rank_rows(plan: Plan, config: ModelConfig, gpu: Gpu | None) -> list[Row]:
-    """The memory of the layout's fullest rank at its fullest moment, whether it fits, by how much, and what would."""
+    """The memory of the layout's fullest rank at its fullest moment, whether it fits, by how much,
+    and what would.
+    """
     work, total = plan.work, plan.memory.total
     rows: list[Row] = [("Memory of a rank", "", str(plan.layout)), ("  run as", "", _way(work))]
-    rows += [(f"  {part}", in_bytes(n_bytes), REMARKS[part]) for part, n_bytes in asdict(plan.memory).items()]
+    rows += [
+        (f"  {part}", in_bytes(n_bytes), REMARKS[part])
+        for part, n_bytes in asdict(plan.memory).items()
+    ]
     verdict = ""
     if gpu is not None:
         left = gpu.memory_bytes - total
-        verdict = f"fits {gpu.name} with {in_bytes(left)} to spare" if left >= 0 else f"too much for {gpu.name} by {in_bytes(-left)}"
+        verdict = (
+            f"fits {gpu.name} with {in_bytes(left)} to spare"
+            if left >= 0
+            else f"too much for {gpu.name} by {in_bytes(-left)}"
+        )
     rows.append(("  peak", in_bytes(total), verdict))
     if gpu is not None and total > gpu.memory_bytes:
         other = nearest_that_fits(config, plan.layout, work, gpu)

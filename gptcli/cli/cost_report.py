@@ -51,9 +51,17 @@ MEMORY_ROWS = {  # part: what it is called, and what is in it
 }
 
 
-def print_estimate(estimate: Estimate, *, brief: bool, explain: bool, markdown: bool, rank: list[Row], assumed: str = "") -> None:
-    """The whole story of one estimate on stdout; brief, only from FLOPs to money. `rank` tells of the
-    memory of a rank; `assumed` says why it is this GPU, if the user named none."""
+def print_estimate(
+    estimate: Estimate,
+    *,
+    brief: bool,
+    explain: bool,
+    markdown: bool,
+    rank: list[Row],
+    assumed: str = "",
+) -> None:
+    """The whole story of one estimate on stdout; brief, only from FLOPs to money. `rank` tells of
+    the memory of a rank; `assumed` says why it is this GPU, if the user named none."""
     model, tokens, parameters = estimate.model, estimate.tokens, estimate.parameters
     title = estimate.name if model is None else _title(estimate.name, model)
     rows: list[Row] = []
@@ -64,7 +72,9 @@ def print_estimate(estimate: Estimate, *, brief: bool, explain: bool, markdown: 
         rows += _work(estimate, tokens)
     else:
         rows += [] if brief else _parameters(model)
-        rows += _work(estimate, tokens)[:3] if brief else _work(estimate, tokens) + _attention(estimate)
+        rows += (
+            _work(estimate, tokens)[:3] if brief else _work(estimate, tokens) + _attention(estimate)
+        )
     rows += [("  PF-days", figure(estimate.pf_days), "")] if estimate.pf_days >= LEAST else []
     rows += _time_and_money(estimate, assumed=assumed)
     if not brief and parameters is not None:
@@ -75,11 +85,25 @@ def print_estimate(estimate: Estimate, *, brief: bool, explain: bool, markdown: 
     print_notes(estimate, explain=explain)
 
 
-def print_sizes(estimates: list[Estimate], *, explain: bool, markdown: bool, assumed: str = "") -> None:
+def print_sizes(
+    estimates: list[Estimate], *, explain: bool, markdown: bool, assumed: str = ""
+) -> None:
     """A row for each estimate of a training run, all on the same cluster."""
     cluster = estimates[0].cluster
     size, unit = unit_for(min(estimate.gpu_hours for estimate in estimates) * 3600, GPU_TIME, LEAST)
-    rows = [["size", "params", "tokens", "FLOP", "PF-days", unit, "dollars", "to train", f"on {cluster.count:,}"]]
+    rows = [
+        [
+            "size",
+            "params",
+            "tokens",
+            "FLOP",
+            "PF-days",
+            unit,
+            "dollars",
+            "to train",
+            f"on {cluster.count:,}",
+        ]
+    ]
     for estimate in estimates:
         report = estimate.as_dict()
         rows.append([
@@ -100,7 +124,13 @@ def _title(name: str, model: ModelConfig) -> str:
 def _parameters(model: ModelConfig) -> list[Row]:
     rows = [("Parameters", f"{model.parameters:,}", "")]
     for part, n in parameters_by_part(model).items():
-        rows.append((f"  {part}", f"{n:,}", percent(n / model.parameters) if n else "tied to the embeddings"))
+        rows.append(
+            (
+                f"  {part}",
+                f"{n:,}",
+                percent(n / model.parameters) if n else "tied to the embeddings",
+            )
+        )
     return rows
 
 
@@ -121,9 +151,17 @@ def _attention(estimate: Estimate) -> list[Row]:
     assert counts is not None
     banded = f"; bands of {model.band}, ours" if model.attention == "banded" else ""
     return [
-        ("  FLOP, PaLM", short(counts["palm"]), f"with all of attention, {percent(1 - counts['6N'] / counts['palm'])}"),
+        (
+            "  FLOP, PaLM",
+            short(counts["palm"]),
+            f"with all of attention, {percent(1 - counts['6N'] / counts['palm'])}",
+        ),
         ("  FLOP, causal", short(counts["causal"]), f"as computed{banded}"),
-        ("  FLOP, Megatron", short(counts["megatron"]), f"{short(counts['megatron-recompute'])} with full recomputation"),
+        (
+            "  FLOP, Megatron",
+            short(counts["megatron"]),
+            f"{short(counts['megatron-recompute'])} with full recomputation",
+        ),
     ]
 
 
@@ -137,8 +175,16 @@ def _time_and_money(estimate: Estimate, *, assumed: str) -> list[Row]:
         if cluster.price is None
         else f"{dollars(cluster.price.value)} an hour{_between(estimate, estimate.dollars, dollars)}"
     )
-    days = f"{figure(estimate.days)} days" if estimate.days >= 10 else duration(estimate.days * 86400)
-    rows = [(f"Time and money on {'a GPU of your own' if cluster.gpu is None else cluster.gpu.name}", "", assumed)]
+    days = (
+        f"{figure(estimate.days)} days" if estimate.days >= 10 else duration(estimate.days * 86400)
+    )
+    rows = [
+        (
+            f"Time and money on {'a GPU of your own' if cluster.gpu is None else cluster.gpu.name}",
+            "",
+            assumed,
+        )
+    ]
     size, unit = unit_for(cluster.throughput.value, SPEED)
     rows.append((f"  {unit}, sustained", figure(cluster.throughput.value / size), mfu))
     if cluster.goodput is not None:
@@ -153,19 +199,33 @@ def _time_and_money(estimate: Estimate, *, assumed: str) -> list[Row]:
         (f"  on {cluster.count:,} {_gpu(cluster)}", days, ""),
     ]
     if energy is not None:
-        rows.append(("  energy", scaled(energy.kwh * 1000, ENERGY), f"{scaled(energy.co2_kg * 1000, MASS)} of CO2e"))
+        rows.append(
+            (
+                "  energy",
+                scaled(energy.kwh * 1000, ENERGY),
+                f"{scaled(energy.co2_kg * 1000, MASS)} of CO2e",
+            )
+        )
     return rows
 
 
 def _between(estimate: Estimate, value: float | None, write: Callable[[float], str]) -> str:
     low_high = estimate.between(value)
-    return "" if low_high is None or estimate.cluster.uncertainty_factor == 1 else f", {write(low_high[0])} to {write(low_high[1])}"
+    return (
+        ""
+        if low_high is None or estimate.cluster.uncertainty_factor == 1
+        else f", {write(low_high[0])} to {write(low_high[1])}"
+    )
 
 
 def _losses(model: ModelConfig, tokens: int) -> list[Row]:
     rows: list[Row] = [("Loss, predicted", "", "nats a token of their text")]
     for law, loss in predicted_losses(model, tokens).items():
-        rows.append((f"  {law}", "outside", f"range {RANGES[law]}") if loss is None else (f"  {law}", f"{loss:.3f}", LAW_REMARKS[law]))
+        rows.append(
+            (f"  {law}", "outside", f"range {RANGES[law]}")
+            if loss is None
+            else (f"  {law}", f"{loss:.3f}", LAW_REMARKS[law])
+        )
     return rows
 
 
@@ -181,7 +241,10 @@ def _fit(n_bytes: int, cluster: Cluster) -> str:
     """Whether the cluster holds it, spread evenly."""
     if cluster.memory_bytes is None:
         return ""
-    least, each = least_gpus(n_bytes, cluster.memory_bytes), f"{_gpu(cluster)} of {in_bytes(cluster.memory_bytes)}"
+    least, each = (
+        least_gpus(n_bytes, cluster.memory_bytes),
+        f"{_gpu(cluster)} of {in_bytes(cluster.memory_bytes)}",
+    )
     return f"fits {cluster.count:,} {each}" if least <= cluster.count else f"needs {least:,} {each}"
 
 
@@ -189,7 +252,11 @@ def _running(model: ModelConfig, cluster: Cluster) -> list[Row]:
     """Inference in 16 bits, a sequence of a whole context."""
     run = inference(model, cluster.gpu)
     prefill = decode = ""
-    if run.gpus is not None and run.prefill_seconds is not None and run.tokens_per_second is not None:
+    if (
+        run.gpus is not None
+        and run.prefill_seconds is not None
+        and run.tokens_per_second is not None
+    ):
         where = f"{run.gpus:,} {_gpu(cluster)}"
         prefill = f"{scaled(run.prefill_seconds, TIME[3:], 2)} at least, on {where}"
         decode = f"{figure(run.tokens_per_second, 3)} tokens/s at most, on {where}"
@@ -206,7 +273,9 @@ def _gpu(cluster: Cluster) -> str:
 
 
 def print_notes(estimate: Estimate, *, explain: bool) -> None:
-    """Where the assumptions that move the answer most are from, but for what the user said; to `explain`, every one and the formulas."""
+    """Where the assumptions that move the answer most are from, but for what the user said; to
+    `explain`, every one and the formulas.
+    """
     if explain:
         typer.echo()
         for line in formulas(estimate):
@@ -214,11 +283,17 @@ def print_notes(estimate: Estimate, *, explain: bool) -> None:
         typer.echo()
         for a in estimate.assumptions:
             where = ", ".join(part for part in (a.date, a.url) if part)
-            print_lines(f"{a.name} = {a.value:.6g} {a.unit}: {a.source}{f' ({where})' if where else ''}")
+            print_lines(
+                f"{a.name} = {a.value:.6g} {a.unit}: {a.source}{f' ({where})' if where else ''}"
+            )
         for law, within in RANGES.items() if estimate.model is not None else ():
             print_lines(f"{law} holds for {within}: {within.source}")
         return
-    moving = [a for a in estimate.assumptions if a.name in ("tokens", "throughput", "goodput", "price") and not a.source.endswith(USER)]
+    moving = [
+        a
+        for a in estimate.assumptions
+        if a.name in ("tokens", "throughput", "goodput", "price") and not a.source.endswith(USER)
+    ]
     if moving:
         typer.echo()
     for assumption in moving:
@@ -228,12 +303,19 @@ def print_notes(estimate: Estimate, *, explain: bool) -> None:
 
 def formulas(estimate: Estimate) -> list[str]:
     """How the figures come about, with the numbers put in."""
-    model, tokens, cluster, N = estimate.model, estimate.tokens, estimate.cluster, estimate.parameters
+    model, tokens, cluster, N = (
+        estimate.model,
+        estimate.tokens,
+        estimate.cluster,
+        estimate.parameters,
+    )
     lines = []
     if N is not None and tokens is not None:
         if model is not None:
             L, C, V, T = model.n_layer, model.d_model, model.vocab_size, model.n_ctx
-            lines.append(f"parameters N = 12·L·C² + 13·L·C + (V + T)·C + 2·C = {N:,} with L {L}, C {C}, V {V:,}, T {T:,}")
+            lines.append(
+                f"parameters N = 12·L·C² + 13·L·C + (V + T)·C + 2·C = {N:,} with L {L}, C {C}, V {V:,}, T {T:,}"
+            )
         each = round(estimate.flops / N / tokens)
         lines.append(f"FLOP = {each}·N·D = {each} x {N:,} x {tokens:,} = {short(estimate.flops)}")
     if estimate.pf_days >= LEAST:
@@ -258,7 +340,9 @@ def formulas(estimate: Estimate) -> list[str]:
     if (used := estimate.energy) is not None:
         watts, server, building, co2 = (a.value for a in used.assumptions)
         drawn, emitted = scaled(used.kwh * 1000, ENERGY), scaled(used.co2_kg * 1000, MASS)
-        lines.append(f"energy = GPU-hours x {watts:g} W x {server:g} x {building:g} = {drawn}; CO2e = kWh x {co2:g} kg = {emitted}")
+        lines.append(
+            f"energy = GPU-hours x {watts:g} W x {server:g} x {building:g} = {drawn}; CO2e = kWh x {co2:g} kg = {emitted}"
+        )
     if N is not None:
         lines.append(f"training state = (4 + 4 + 8 bytes)·N = {in_bytes(16 * N)}")
     if model is not None:
@@ -267,5 +351,7 @@ def formulas(estimate: Estimate) -> list[str]:
         lines.append(f"bytes to decode a token = 2·N + T x KV cache = {in_bytes(run.decode_bytes)}")
         if run.tokens_per_second is not None and cluster.gpu is not None:
             speed = f"{run.gpus} x {short(cluster.gpu.bandwidth)} / {short(run.decode_bytes)}"
-            lines.append(f"decoding, at most = GPUs x bandwidth / bytes = {speed} = {figure(run.tokens_per_second, 3)} tokens/s")
+            lines.append(
+                f"decoding, at most = GPUs x bandwidth / bytes = {speed} = {figure(run.tokens_per_second, 3)} tokens/s"
+            )
     return lines

@@ -1,5 +1,5 @@
-"""The sheets that `gpt cost` prints: rows under headings, and tables; as text of 80 columns or as Markdown. Drawn by hand: rich would take
-a fifth of the command's time."""
+"""The sheets that `gpt cost` prints: rows under headings, and tables; as text of 80 columns or as
+Markdown. Drawn by hand: rich would take a fifth of the command's time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ Row = tuple[str, str, str]
 def print_rows(title: str, rows: list[Row], *, markdown: bool) -> None:
     if markdown:
         typer.echo(f"**{title}**\n")
-        cells = [[name.strip() if name[0] == " " else f"**{name}**", text, remark] for name, text, remark in rows]
+        cells = [
+            [name.strip() if name[0] == " " else f"**{name}**", text, remark]
+            for name, text, remark in rows
+        ]
         print_table([["", "", ""], *cells], markdown=True)
         return
     print_lines(title)
@@ -26,7 +29,9 @@ def print_rows(title: str, rows: list[Row], *, markdown: bool) -> None:
     for name, text, remark in rows:
         line = f"{name:<{widths[0]}}  {text:>{widths[1]}}"
         head = not name.startswith(" ")
-        line = style(line if remark else line.rstrip(), bold=head) + (style("  " + remark, dim=True) if remark else "")
+        line = style(line if remark else line.rstrip(), bold=head) + (
+            style("  " + remark, dim=True) if remark else ""
+        )
         typer.echo("\n" + line if head else line)
 
 
@@ -40,12 +45,18 @@ def print_table(rows: list[list[str]], *, markdown: bool) -> None:
         return
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for number, row in enumerate(rows):
-        line = " ".join([f"{row[0]:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))])
+        line = " ".join(
+            [
+                f"{row[0]:<{widths[0]}}",
+                *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)),
+            ]
+        )
         typer.echo(style(line, bold=number == 0))
 
 
 def print_lines(text: str, **look: bool) -> None:
-    for line in textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False):  # addresses stay whole
+    # addresses stay whole
+    for line in textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False):
         typer.echo(style(line, **look))
 
 
@@ -55,4 +66,8 @@ def print_paste(command: str) -> None:
 
 
 def style(text: str, **look: bool) -> str:
-    return typer.style(text, **look) if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else text
+    return (
+        typer.style(text, **look)
+        if sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        else text
+    )

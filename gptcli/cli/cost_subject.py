@@ -1,4 +1,6 @@
-"""What `gpt cost` prices: a size of a paper, a model of one's own, a run folder, or a model of another family by its count alone."""
+"""What `gpt cost` prices: a size of a paper, a model of one's own, a run folder, or a model of
+another family by its count alone.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,11 @@ TOKENS_SOURCE = {
     "GPT-1": "assumed: GPT-1 prints none; 100 epochs of 985M words at 1.2 tokens a word",
 }
 # Models that are known by their counts alone; GPT-1 is, where its shape is not among the sizes.
-OTHERS = tuple(row for row in (GPT_1, *TABLE_D1) if not row.size and row.name not in {model.paper for model in MODELS})
+OTHERS = tuple(
+    row
+    for row in (GPT_1, *TABLE_D1)
+    if not row.size and row.name not in {model.paper for model in MODELS}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +49,10 @@ class Subject:
     def model(self) -> ModelConfig:
         """Raises UsageError where the shape is not known."""
         if isinstance(self.about, PaperCompute):
-            raise UsageError(f"{self.name} is not of GPT's shape: only its count is known", hint="name a GPT for layouts, runs and laws")
+            raise UsageError(
+                f"{self.name} is not of GPT's shape: only its count is known",
+                hint="name a GPT for layouts, runs and laws",
+            )
         return self.about
 
 
@@ -54,27 +63,44 @@ def subject(said: dict[str, Any]) -> Subject:
     if runs:
         if len(runs) > 1 or size or shape:
             raise UsageError(
-                "a run folder is a model of its own", hint="name one run, and neither --size nor a shape; --fit takes several runs"
+                "a run folder is a model of its own",
+                hint="name one run, and neither --size nor a shape; --fit takes several runs",
             )
         from gptcli.cli.cost_laws import read_run
 
         run = read_run(runs[0])
-        return Subject(str(runs[0]), read_model_config(runs[0]), run.tokens, "trained, by its metrics.jsonl")
+        return Subject(
+            str(runs[0]), read_model_config(runs[0]), run.tokens, "trained, by its metrics.jsonl"
+        )
     if size is None and shape:
-        if missing := [option(name) for name in ("n_layer", "n_head", "d_model") if name not in shape]:
+        if missing := [
+            option(name) for name in ("n_layer", "n_head", "d_model") if name not in shape
+        ]:
             raise UsageError(
                 f"a model of your own needs {' and '.join(missing)} too",
                 hint="or name a --size to start from, and change what you like",
             )
-        return Subject("custom", ModelConfig(**{"n_ctx": DEFAULT_N_CTX, **shape}), GPT3_TRAINING.tokens, "assumed: as many as GPT-3")
+        return Subject(
+            "custom",
+            ModelConfig(**{"n_ctx": DEFAULT_N_CTX, **shape}),
+            GPT3_TRAINING.tokens,
+            "assumed: as many as GPT-3",
+        )
     found = named(size or DEFAULT_SIZE)
     if not shape:
         return found
-    return Subject(f"{found.name}, changed", ModelConfig(**{**found.model.as_dict(), **shape}), found.tokens, found.source)
+    return Subject(
+        f"{found.name}, changed",
+        ModelConfig(**{**found.model.as_dict(), **shape}),
+        found.tokens,
+        found.source,
+    )
 
 
 def named(size: str) -> Subject:
-    """A size by its name or alias, whatever its case and hyphens. Raises UsageError with the nearest names."""
+    """A size by its name or alias, whatever its case and hyphens. Raises UsageError with the
+    nearest names.
+    """
     for name in size_names():
         if _bare(name) == _bare(size):
             return _paper(find_size(name))
@@ -87,11 +113,15 @@ def named(size: str) -> Subject:
 def check_not_a_size(argument: str) -> None:
     """Raise UsageError if an argument, which would be a run folder, is the name of a size."""
     if size := next((name for name in every_name() if _bare(name) == _bare(argument)), None):
-        raise UsageError("a size is an option", where=argument, hint=f"gpt cost --size {shlex.quote(size)}")
+        raise UsageError(
+            "a size is an option", where=argument, hint=f"gpt cost --size {shlex.quote(size)}"
+        )
 
 
 def subjects() -> list[Subject]:
-    """Every size of the papers: GPT-2's and GPT-3's, then GPT-1 and the other families of Table D.1."""
+    """Every size of the papers: GPT-2's and GPT-3's, then GPT-1 and the other families of Table
+    D.1.
+    """
     return [_paper(model) for model in MODELS] + [_other(row) for row in OTHERS]
 
 
@@ -103,14 +133,21 @@ def estimate(found: Subject, tokens: str | None, terms: Terms) -> Estimate:
     """The bill of training it on `tokens`, or on its usual ones."""
     n, source = (found.tokens, found.source) if tokens is None else (whole("tokens", tokens), USER)
     if isinstance(found.about, PaperCompute) and not any(name in terms.said for name in LAYOUT):
-        cluster, _ = terms.cluster(None, found.about.flops_per_parameter * found.about.parameters * n)
+        cluster, _ = terms.cluster(
+            None, found.about.flops_per_parameter * found.about.parameters * n
+        )
         return price_paper(found.about, n, cluster, tokens_source=source)
     cluster, plan = terms.cluster(found.model, flops_per_token(found.model, "6N") * n)
     return price_training(found.name, found.model, n, cluster, tokens_source=source, plan=plan)
 
 
 def _paper(model: PaperModel) -> Subject:
-    return Subject(model.name, ModelConfig.from_paper(model), TRAINING[model.paper].tokens, TOKENS_SOURCE[model.paper])
+    return Subject(
+        model.name,
+        ModelConfig.from_paper(model),
+        TRAINING[model.paper].tokens,
+        TOKENS_SOURCE[model.paper],
+    )
 
 
 def _other(row: PaperCompute) -> Subject:

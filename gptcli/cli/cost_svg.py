@@ -1,7 +1,8 @@
-"""Charts as SVG text, drawn by hand: bars, stacked bars, and curves with points. Legible on light and dark pages alike.
+"""Charts as SVG text, drawn by hand: bars, stacked bars, and curves with points. Legible on light
+and dark pages alike.
 
-A label's room is reckoned at `EM` of its size a character, wider than common fonts are, so that labels that do not touch here do not touch
-anywhere.
+A label's room is reckoned at `EM` of its size a character, wider than common fonts are, so that
+labels that do not touch here do not touch anywhere.
 """
 
 from __future__ import annotations
@@ -24,7 +25,12 @@ COLOURS = (
     ("#1f6fb4", "#5aa9e6"), ("#d97a06", "#f2a541"), ("#1d8a63", "#4fc79a"), ("#8657b8", "#b894e0"),
     ("#c2403a", "#ef7b74"), ("#0d8c9c", "#4cc3d1"), ("#8a6a3b", "#c7a46f"), ("#6b7280", "#9aa3af"),
 )  # fmt: skip
-INKS = {"paper": ("#ffffff", "#14171c"), "ink": ("#1b1f24", "#e8eaed"), "dim": ("#5a6270", "#a3abb8"), "grid": ("#e3e6ea", "#2b313a")}
+INKS = {
+    "paper": ("#ffffff", "#14171c"),
+    "ink": ("#1b1f24", "#e8eaed"),
+    "dim": ("#5a6270", "#a3abb8"),
+    "grid": ("#e3e6ea", "#2b313a"),
+}
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
@@ -62,23 +68,44 @@ class Scale:
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self) -> Iterator[float]:
-        """Powers of ten where there are enough, else 1, 2 and 5 of each, or every half; steps of 1, 2 or 5 where the axis is linear."""
+        """Powers of ten where there are enough, else 1, 2 and 5 of each, or every half; steps of 1,
+        2 or 5 where the axis is linear.
+        """
         if not self.log:
             step = 10 ** math.floor(math.log10((self.high - self.low) / 4))
             step *= next(n for n in (1, 2, 5, 10) if (self.high - self.low) / (n * step) <= 8)
-            yield from (n * step for n in range(math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1))
+            yield from (
+                n * step
+                for n in range(
+                    math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1
+                )
+            )
             return
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
         decades = last - first
-        digits = (1,) if decades > 3 else (1, 2, 5) if self.high / self.low > 8 else tuple(n / 2 for n in range(2, 20))
+        digits = (
+            (1,)
+            if decades > 3
+            else (1, 2, 5)
+            if self.high / self.low > 8
+            else tuple(n / 2 for n in range(2, 20))
+        )
         every = max(1, -(-decades // 9))
         for exponent in range(first, last + 1, every):
-            yield from (n * 10.0**exponent for n in digits if self.low * 0.9999 <= n * 10.0**exponent <= self.high * 1.0001)
+            yield from (
+                n * 10.0**exponent
+                for n in digits
+                if self.low * 0.9999 <= n * 10.0**exponent <= self.high * 1.0001
+            )
 
 
 class _Drawing:
     def __init__(self, title: str, subtitle: str, height: float, notes: Sequence[str]) -> None:
-        lines = [line for note in notes for line in textwrap.wrap(note, int((WIDTH - LEFT - RIGHT) / room(" ", SMALL)))]
+        lines = [
+            line
+            for note in notes
+            for line in textwrap.wrap(note, int((WIDTH - LEFT - RIGHT) / room(" ", SMALL)))
+        ]
         self.height = height + 20 * len(lines)
         self.parts: list[str] = []
         self.title, self.subtitle = title, subtitle
@@ -87,7 +114,16 @@ class _Drawing:
         for number, note in enumerate(lines):
             self.text(LEFT, height + 20 * number, note, size=SMALL, look="dim")
 
-    def text(self, x: float, y: float, words: str, *, size: float = SIZE, look: str = "ink", anchor: str = "start") -> None:
+    def text(
+        self,
+        x: float,
+        y: float,
+        words: str,
+        *,
+        size: float = SIZE,
+        look: str = "ink",
+        anchor: str = "start",
+    ) -> None:
         self.parts.append(
             f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:g}" text-anchor="{anchor}" class="{look}">{escape(words)}</text>'
         )
@@ -127,8 +163,16 @@ class _Drawing:
         )
 
 
-def bars(title: str, subtitle: str, rows: Sequence[tuple[str, float, str, str]], scale: Scale, notes: Sequence[str] = ()) -> str:
-    """A bar for each row: its label, value, group, and what is written at its end. Groups have colours, and a legend."""
+def bars(
+    title: str,
+    subtitle: str,
+    rows: Sequence[tuple[str, float, str, str]],
+    scale: Scale,
+    notes: Sequence[str] = (),
+) -> str:
+    """A bar for each row: its label, value, group, and what is written at its end. Groups have
+    colours, and a legend.
+    """
     groups = list(dict.fromkeys(group for _, _, group, _ in rows))
     drawing = _Drawing(title, subtitle, TOP + 10 + ROW * len(rows) + 62, notes)
     drawing.legend(groups, TOP - 2)
@@ -146,15 +190,26 @@ def bars(title: str, subtitle: str, rows: Sequence[tuple[str, float, str, str]],
 
 
 def stacks(
-    title: str, subtitle: str, rows: Sequence[tuple[str, dict[str, float]]], scale: Scale, limit: tuple[float, str] | None = None
+    title: str,
+    subtitle: str,
+    rows: Sequence[tuple[str, dict[str, float]]],
+    scale: Scale,
+    limit: tuple[float, str] | None = None,
 ) -> str:
-    """A bar for each row, put together from its parts, and its sum at the end; `limit` draws a line that bars may cross, with its name."""
+    """A bar for each row, put together from its parts, and its sum at the end; `limit` draws a line
+    that bars may cross, with its name.
+    """
     parts = list(dict.fromkeys(part for _, values in rows for part in values))
     row = ROW + 8
     drawing = _Drawing(title, subtitle, TOP + 28 + row * len(rows) + 62, ())
     drawing.legend(parts, TOP - 2)
     left = LEFT + max(room(label) for label, _ in rows) + 10
-    right = WIDTH - RIGHT - max(room(scale.write(sum(values.values())), SMALL) for _, values in rows) - 8
+    right = (
+        WIDTH
+        - RIGHT
+        - max(room(scale.write(sum(values.values())), SMALL) for _, values in rows)
+        - 8
+    )
     top, bottom = TOP + 30, TOP + 30 + row * len(rows)
     _grid(drawing, scale, left, right, top, bottom)
     for number, (label, values) in enumerate(rows):
@@ -163,18 +218,41 @@ def stacks(
         for part, value in values.items():
             width = value / scale.high * (right - left)
             if value > 0:
-                drawing.bar(x, y + 6, width, BAR + 6, parts.index(part), f"{label}, {part}: {scale.write(value)}")
+                drawing.bar(
+                    x,
+                    y + 6,
+                    width,
+                    BAR + 6,
+                    parts.index(part),
+                    f"{label}, {part}: {scale.write(value)}",
+                )
             x += width
         drawing.text(x + 6, y + 21, scale.write(sum(values.values())), size=SMALL, look="dim")
     if limit is not None:
         x = left + scale.share(limit[0]) * (right - left)
         drawing.line(x, top - 6, x, bottom, "limit")
-        drawing.text(x, top - 11, limit[1], size=SMALL, look="ink bold", anchor="start" if x < WIDTH / 2 else "end")
+        drawing.text(
+            x,
+            top - 11,
+            limit[1],
+            size=SMALL,
+            look="ink bold",
+            anchor="start" if x < WIDTH / 2 else "end",
+        )
     return drawing.svg()
 
 
-def curves(title: str, subtitle: str, series: Sequence[Series], x: Scale, y: Scale, notes: Sequence[str] = ()) -> str:
-    """Lines and points over two axes. A point's label stands where it touches nothing; where there is no such place, it is a tip only."""
+def curves(
+    title: str,
+    subtitle: str,
+    series: Sequence[Series],
+    x: Scale,
+    y: Scale,
+    notes: Sequence[str] = (),
+) -> str:
+    """Lines and points over two axes. A point's label stands where it touches nothing; where there
+    is no such place, it is a tip only.
+    """
     drawing = _Drawing(title, subtitle, TOP + 26 + PLOT + 62, notes)
     loud = [one for one in series if not one.quiet]
     drawing.legend([one.name for one in loud], TOP - 2)
@@ -187,10 +265,14 @@ def curves(title: str, subtitle: str, series: Sequence[Series], x: Scale, y: Sca
     drawing.text(left, top - 8, y.title, size=SMALL, look="dim")
 
     def at(point: tuple[float, float]) -> tuple[float, float]:
-        return left + x.share(point[0]) * (right - left), bottom - y.share(point[1]) * (bottom - top)
+        return left + x.share(point[0]) * (right - left), bottom - y.share(point[1]) * (
+            bottom - top
+        )
 
     dots = [at(point) for one in series if one.dots for point in one.points]
-    taken: list[Box] = [(a - 5, b - 5, a + 5, b + 5) for a, b in dots] + [(left, top - 22, left + room(y.title, SMALL), top - 4)]
+    taken: list[Box] = [(a - 5, b - 5, a + 5, b + 5) for a, b in dots] + [
+        (left, top - 22, left + room(y.title, SMALL), top - 4)
+    ]
     inside = (left, top, right, bottom)
     labels: list[tuple[str, Box, str]] = []  # drawn last, over every line
     for one in sorted(series, key=lambda one: (not one.quiet, not one.line)):  # points over lines
@@ -199,11 +281,15 @@ def curves(title: str, subtitle: str, series: Sequence[Series], x: Scale, y: Sca
         if one.line:
             path = "L".join(f"{a:.1f} {b:.1f}" for a, b in places)
             look = f"{'thin' if one.quiet else 'line'} {colour}-stroke{' dashed' if one.dashed else ''}"
-            drawing.parts.append(f'<path d="M{path}" class="{look}"><title>{escape(one.name)}</title></path>')
+            drawing.parts.append(
+                f'<path d="M{path}" class="{look}"><title>{escape(one.name)}</title></path>'
+            )
         for (a, b), label in zip(places, one.labels or [""] * len(places), strict=True):
             if one.dots:
                 tip = escape(label or one.name)
-                drawing.parts.append(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4.5" class="{colour}"><title>{tip}</title></circle>')
+                drawing.parts.append(
+                    f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4.5" class="{colour}"><title>{tip}</title></circle>'
+                )
             if label and (place := _place(label, a, b, taken, inside)) is not None:
                 taken.append(place)
                 labels.append((label, place, "halo dim" if one.quiet else "halo ink"))
@@ -223,18 +309,29 @@ def shortened(words: str, size: float, width: float) -> str:
     return words if len(words) <= most else words[: most - 1] + "…"
 
 
-def _grid(drawing: _Drawing, scale: Scale, left: float, right: float, top: float, bottom: float) -> None:
+def _grid(
+    drawing: _Drawing, scale: Scale, left: float, right: float, top: float, bottom: float
+) -> None:
     for tick in scale.ticks():
         x = left + scale.share(tick) * (right - left)
         drawing.line(x, top, x, bottom)
         drawing.text(x, bottom + 18, scale.write(tick), size=SMALL, look="dim", anchor="middle")
-    drawing.text((left + right) / 2, bottom + 38, scale.title, size=SMALL, look="dim", anchor="middle")
+    drawing.text(
+        (left + right) / 2, bottom + 38, scale.title, size=SMALL, look="dim", anchor="middle"
+    )
 
 
 def _place(label: str, x: float, y: float, taken: Sequence[Box], inside: Box) -> Box | None:
-    """Room for a label beside a point: right, left, above, below, and the corners between; None where all is taken."""
+    """Room for a label beside a point: right, left, above, below, and the corners between; None
+    where all is taken.
+    """
     width, height = room(label, SMALL), 15.0
-    corners = [(x + 8, y - 7.5), (x - 8 - width, y - 7.5), (x - width / 2, y - 22), (x - width / 2, y + 7)]
+    corners = [
+        (x + 8, y - 7.5),
+        (x - 8 - width, y - 7.5),
+        (x - width / 2, y - 22),
+        (x - width / 2, y + 7),
+    ]
     corners += [(x + 6, y - 21), (x + 6, y + 6), (x - 6 - width, y - 21), (x - 6 - width, y + 6)]
     for left, top in corners:
         box = (left, top, left + width, top + height)

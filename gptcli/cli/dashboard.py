@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 TASK = "train"
-PLAIN = {"step": "step", "loss": "smoothed_loss", "lr": "lr", "tokens_per_second": "tokens_per_second", "val_loss": "val_loss"}
+PLAIN = {
+    "step": "step",
+    "loss": "smoothed_loss",
+    "lr": "lr",
+    "tokens_per_second": "tokens_per_second",
+    "val_loss": "val_loss",
+}
 DRAWN_EVERY = 0.25  # seconds
 POINTS = 512  # kept of the loss curve; more are averaged in pairs
 ROWS = 4  # of the curve
@@ -41,11 +47,19 @@ class Dashboard(ConsoleEvents):
         else:
             super().info(text)
 
-    def progress(self, task: str, done: float, total: float | None = None, unit: str = "", **facts: Any) -> None:
+    def progress(
+        self, task: str, done: float, total: float | None = None, unit: str = "", **facts: Any
+    ) -> None:
         if task != TASK:
             super().progress(task, done, total, unit, **facts)
         elif not sys.stderr.isatty():
-            super().progress(task, done, total, unit, **{name: facts[key] for name, key in PLAIN.items() if key in facts})
+            super().progress(
+                task,
+                done,
+                total,
+                unit,
+                **{name: facts[key] for name, key in PLAIN.items() if key in facts},
+            )
         else:
             now = time.monotonic()
             self._begun = self._begun or (now, done)
@@ -71,7 +85,8 @@ class Dashboard(ConsoleEvents):
             self._board = Live(console=screen(stderr=True), auto_refresh=False)
             self._cursor.__enter__()
             self._board.start()
-            atexit.register(self._board.stop)  # whatever ends the program, the terminal gets its cursor back
+            # whatever ends the program, the terminal gets its cursor back
+            atexit.register(self._board.stop)
         self._board.update(panel, refresh=True)
 
     def panel(self, done: float, total: float, left: str, facts: dict[str, Any]) -> RenderableType:
@@ -87,7 +102,9 @@ class Dashboard(ConsoleEvents):
         head.add_column(ratio=1)
         head.add_column(no_wrap=True, justify="right")
         head.add_row(
-            f"step {facts['step']:,}  {amount(done)}/{amount(total)} tokens", ProgressBar(total, done), f"{done / total:.1%}  {left} left"
+            f"step {facts['step']:,}  {amount(done)}/{amount(total)} tokens",
+            ProgressBar(total, done),
+            f"{done / total:.1%}  {left} left",
         )
         body = _Body(self.curve.means(), figures(facts))
         return Panel(Group(head, body), title=Text(self.title), title_align="left")
@@ -102,11 +119,17 @@ class _Body:
     def __rich_console__(self, console: Any, options: Any) -> Any:
         from rich.text import Text
 
-        yield Text("\n".join([*plot(self.values, options.max_width), *flowed(self.words, options.max_width)]))
+        yield Text(
+            "\n".join(
+                [*plot(self.values, options.max_width), *flowed(self.words, options.max_width)]
+            )
+        )
 
 
 class Curve:
-    """A loss curve of any length in little memory: means of equally many neighbours, twice as many whenever there are too many means."""
+    """A loss curve of any length in little memory: means of equally many neighbours, twice as many
+    whenever there are too many means.
+    """
 
     def __init__(self) -> None:
         self.size = 1
@@ -127,9 +150,11 @@ class Curve:
 
 
 def plot(values: list[float], width: int) -> list[str]:
-    """ROWS lines of block characters, highest and lowest value written on the left; the newest value is on the right.
+    """ROWS lines of block characters, highest and lowest value written on the left; the newest
+    value is on the right.
 
-    A beginning far above the rest would press all the rest flat: it goes up to the edge, and the highest value written is that after it.
+    A beginning far above the rest would press all the rest flat: it goes up to the edge, and the
+    highest value written is that after it.
     """
     if not values:
         return [""] * ROWS
@@ -140,11 +165,17 @@ def plot(values: list[float], width: int) -> list[str]:
     labels = [f"{high:.3f}", *[""] * (ROWS - 2), f"{low:.3f}"]
     margin = max(map(len, labels))
     columns = resampled(values, width - margin - 1)
-    levels = [1 + round((min(value, high) - low) / (high - low or 1) * (8 * ROWS - 1)) for value in columns]  # eighths of a line
+    # eighths of a line
+    levels = [
+        1 + round((min(value, high) - low) / (high - low or 1) * (8 * ROWS - 1))
+        for value in columns
+    ]
     rows = []
     for row, label in enumerate(labels):
         below = 8 * (ROWS - 1 - row)
-        rows.append(f"{label:>{margin}} " + "".join(BARS[min(8, max(0, level - below))] for level in levels))
+        rows.append(
+            f"{label:>{margin}} " + "".join(BARS[min(8, max(0, level - below))] for level in levels)
+        )
     return rows
 
 
@@ -177,10 +208,12 @@ def figures(facts: dict[str, Any]) -> list[str]:
         f"lr {facts['lr']:.3g}",
         f"gradient {known('grad_norm', '.3g')}",
         f"batch {amount(facts['batch_tokens'])}",
-        "noise scale " + ("n/a" if facts.get("noise_scale") is None else amount(facts["noise_scale"])),
+        "noise scale "
+        + ("n/a" if facts.get("noise_scale") is None else amount(facts["noise_scale"])),
         f"{amount(facts['tokens_per_second'])} tokens/s",
         f"{facts['tflops']:.3g} TFLOP/s",
-        f"MFU {known('mfu', '.1%')}" + ("" if facts.get("mfu_causal") is None else f" ({facts['mfu_causal']:.1%} causal)"),
+        f"MFU {known('mfu', '.1%')}"
+        + ("" if facts.get("mfu_causal") is None else f" ({facts['mfu_causal']:.1%} causal)"),
         f"memory {in_bytes(facts['peak_memory'])}",
     ]
     if "skipped" in facts:

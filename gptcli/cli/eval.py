@@ -58,7 +58,12 @@ def evaluate(
         ),
     ] = None,
     text: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="Text file to measure the loss on; several with commas.", rich_help_panel=WHAT)
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Text file to measure the loss on; several with commas.",
+            rich_help_panel=WHAT,
+        ),
     ] = None,
     task: Annotated[
         list[str] | None,
@@ -86,10 +91,21 @@ def evaluate(
         ),
     ] = None,
     list_tasks: Annotated[
-        bool, typer.Option("--list", help="List the tasks and whether their data is in --data, and stop.", rich_help_panel=WHAT)
+        bool,
+        typer.Option(
+            "--list",
+            help="List the tasks and whether their data is in --data, and stop.",
+            rich_help_panel=WHAT,
+        ),
     ] = False,
     shots: Annotated[
-        int, typer.Option(parser=number("shots"), help="Solved examples in front of each item.", metavar="K", rich_help_panel=FEW)
+        int,
+        typer.Option(
+            parser=number("shots"),
+            help="Solved examples in front of each item.",
+            metavar="K",
+            rich_help_panel=FEW,
+        ),
     ] = 0,
     shots_seed: Annotated[
         int,
@@ -150,7 +166,12 @@ def evaluate(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--out", "--output", "-o", metavar="FILE", help="File to write the report to, as JSON; - is stdout.", rich_help_panel=OUTPUT
+            "--out",
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="File to write the report to, as JSON; - is stdout.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     records: Annotated[
@@ -163,31 +184,72 @@ def evaluate(
         ),
     ] = None,
     samples: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File for every item's scores, one JSON object a line.", rich_help_panel=OUTPUT)
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File for every item's scores, one JSON object a line.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
-            help="Draw accuracy by shots and size, from reports, as an SVG, and stop.", metavar="FILE.svg", rich_help_panel=OUTPUT
+            help="Draw accuracy by shots and size, from reports, as an SVG, and stop.",
+            metavar="FILE.svg",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an evaluation that was stopped, from its --records.", rich_help_panel=OUTPUT)
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue an evaluation that was stopped, from its --records.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace existing output files and --records.", rich_help_panel=OUTPUT)] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Replace existing output files and --records.", rich_help_panel=OUTPUT
+        ),
+    ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be read, its sizes and work, and stop.", rich_help_panel=OUTPUT)
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print what would be read, its sizes and work, and stop.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.", rich_help_panel=OUTPUT)] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object on stdout.", rich_help_panel=OUTPUT)] = False,
+    markdown: Annotated[
+        bool,
+        typer.Option("--markdown", help="Print the tables as Markdown.", rich_help_panel=OUTPUT),
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print the report as one JSON object on stdout.", rich_help_panel=OUTPUT
+        ),
+    ] = False,
     device: Annotated[
-        str, typer.Option(metavar="NAME", help="Device to run on: auto, cpu, cuda or cuda:1.", rich_help_panel=MACHINE)
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Device to run on: auto, cpu, cuda or cuda:1.",
+            rich_help_panel=MACHINE,
+        ),
     ] = "auto",
-    precision: Annotated[str, typer.Option(metavar="KIND", help="Precision: fp32, bf16 or auto.", rich_help_panel=MACHINE)] = "fp32",
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND", help="Precision: fp32, bf16 or auto.", rich_help_panel=MACHINE
+        ),
+    ] = "fp32",
 ) -> None:
     """Score a model: loss, perplexity and bits per byte on text, and the papers' tasks.
 
-    Without --text, --task or --data, the text is the validation shards that the run was trained beside.
+    Without --text, --task or --data, the text is the validation shards that the run was trained
+    beside.
 
     Examples:
 
@@ -229,7 +291,9 @@ def evaluate(
     if stride is not None and tasks and not text and all(one.kind != "text" for one in tasks):
         raise UsageError("--stride goes with text: a task's items are not read in windows")
     if normalise is not None and normalise not in NORMALISERS:
-        raise UsageError(f"unknown rule {normalise!r}", where="--normalise", hint=nearest(normalise, NORMALISERS))
+        raise UsageError(
+            f"unknown rule {normalise!r}", where="--normalise", hint=nearest(normalise, NORMALISERS)
+        )
     if shared_shots and not shots:
         raise UsageError("--shared-shots goes with --shots")
     if resume and force:
@@ -243,7 +307,9 @@ def evaluate(
     if dry_run:
         from gptcli.cli.eval_forecast import print_forecast
 
-        print_forecast(find_model(folder, checkpoint), tasks, text or [], data, fewshot, terms, as_json=as_json)
+        print_forecast(
+            find_model(folder, checkpoint), tasks, text or [], data, fewshot, terms, as_json=as_json
+        )
         return
     events = ConsoleEvents() if leads() else SILENT
     if (note := unused_launch()) is not None:
@@ -272,14 +338,25 @@ def evaluate(
     if device == "auto" and processes.world > 1:
         device = local_device()
     while True:
-        loaded = load(folder, checkpoint=checkpoint, device=device, precision=precision, events=events)
+        loaded = load(
+            folder, checkpoint=checkpoint, device=device, precision=precision, events=events
+        )
         if processes.agree(loaded.source.step):  # if not, a checkpoint came while they read
             break
     model, tokenizer, source = loaded.model, loaded.tokenizer, loaded.source
     streams = streams_of(source.folder, text or [], data, tokenizer, tasks=bool(tasks))
     lengths = token_bytes(tokenizer)
     losses = [
-        evaluate_loss(model, tokens, lengths, name=name, stride=stride, limit=limit, batch_size=batch_size, events=events)
+        evaluate_loss(
+            model,
+            tokens,
+            lengths,
+            name=name,
+            stride=stride,
+            limit=limit,
+            batch_size=batch_size,
+            events=events,
+        )
         for name, tokens in streams.items()
     ]
     options = Options(
@@ -293,7 +370,9 @@ def evaluate(
     results: list[TaskResult] = []
     items: list[dict[str, Any]] = []
     for one in tasks:
-        found, made = run_task(model, tokenizer, one, data, options, processes=processes, events=events)
+        found, made = run_task(
+            model, tokenizer, one, data, options, processes=processes, events=events
+        )
         results += found
         items += [{"task": one.name, **record} for record in made]
     processes.leave()
@@ -326,10 +405,15 @@ def evaluate(
 
 
 def _weights(source: ModelSource) -> dict[str, Any]:
-    """What tells the weights of an evaluation from others: records of two checkpoints are never mixed."""
+    """What tells the weights of an evaluation from others: records of two checkpoints are never
+    mixed.
+    """
     from gptcli.evals.records import weights_sha256
 
-    return {"model_sha256": weights_sha256(source), **({} if source.step is None else {"step": source.step})}
+    return {
+        "model_sha256": weights_sha256(source),
+        **({} if source.step is None else {"step": source.step}),
+    }
 
 
 def _not_one_run(runs: list[Path]) -> UsageError:
@@ -343,4 +427,6 @@ def _not_one_run(runs: list[Path]) -> UsageError:
     if tasks and len(others) == 1:
         line = shlex.join(["gpt", "eval", others[0], "--task", ",".join(tasks), "--data", "FOLDER"])
         return UsageError("a task is an option", where=tasks[0], hint=line)
-    return UsageError(f"{len(runs)} runs at once", where=runs[1], hint="name one run folder: gpt eval runs/350M")
+    return UsageError(
+        f"{len(runs)} runs at once", where=runs[1], hint="name one run folder: gpt eval runs/350M"
+    )

@@ -23,8 +23,9 @@ def print_forecast(
     *,
     as_json: bool,
 ) -> None:
-    """On stdout: for each text and task its items (windows of text), the tokens that the model reads for them, and what is cut or left
-    out; then FLOPs and the memory of the weights in fp32. Raises what the run itself would raise of its data."""
+    """On stdout: for each text and task its items (windows of text), the tokens that the model
+    reads for them, and what is cut or left out; then FLOPs and the memory of the weights in fp32.
+    Raises what the run itself would raise of its data."""
     from gptcli.cost.flops import flops_per_token
     from gptcli.evals.fewshot import FewShotConfig
     from gptcli.evals.loss import stride_of, windows
@@ -38,16 +39,35 @@ def print_forecast(
     config, tokenizer = read_model_config(folder), load_tokenizer(folder)
     work: list[dict[str, Any]] = []
     for name, tokens in streams_of(folder, texts, data, tokenizer, tasks=bool(tasks)).items():
-        spans = list(windows(len(tokens), config.n_ctx, stride_of(terms["stride"], config.n_ctx)))[: terms["limit"]]
-        work.append({"name": name, "items": len(spans), "tokens": sum(stop - start - 1 for start, stop, _ in spans)})
+        spans = list(windows(len(tokens), config.n_ctx, stride_of(terms["stride"], config.n_ctx)))[
+            : terms["limit"]
+        ]
+        work.append(
+            {
+                "name": name,
+                "items": len(spans),
+                "tokens": sum(stop - start - 1 for start, stop, _ in spans),
+            }
+        )
     options = Options(fewshot=FewShotConfig(**fewshot), **terms)
     for task in tasks:
-        request_set, _, _ = requests_of(task, tokenizer, config.n_ctx, find_data(task, data), data, options)
+        request_set, _, _ = requests_of(
+            task, tokenizer, config.n_ctx, find_data(task, data), data, options
+        )
         requests = request_set.requests
         cut = sum(request.truncated for request in requests)
         size = sum(request.size for request in requests)
-        work.append({"name": task.name, "items": len(requests), "tokens": size, "cut": cut, "left_out": dict(request_set.skipped)})
-    flops = flops_per_token(config, "causal") / 3 * sum(one["tokens"] for one in work)  # forward is a third of a training step's
+        work.append(
+            {
+                "name": task.name,
+                "items": len(requests),
+                "tokens": size,
+                "cut": cut,
+                "left_out": dict(request_set.skipped),
+            }
+        )
+    # forward is a third of a training step's
+    flops = flops_per_token(config, "causal") / 3 * sum(one["tokens"] for one in work)
     report = {
         "dry_run": True,
         "config": {"model": str(folder), "step": source.step, **fewshot, **terms},
@@ -62,6 +82,17 @@ def print_forecast(
         print(f"weights: {source}")
     for one in work:
         remarks = [f"{one['cut']:,} cut to the context"] if one.get("cut") else []
-        remarks += [f"{count:,} left out: {reason}" for reason, count in one.get("left_out", {}).items()]
-        print("; ".join([f"{one['name']}: {one['items']:,} items, at most {amount(one['tokens'])} tokens read", *remarks]))
-    print(f"work: at most {flops:.2e} FLOP; memory: {in_bytes(4 * config.parameters)} of weights in fp32")
+        remarks += [
+            f"{count:,} left out: {reason}" for reason, count in one.get("left_out", {}).items()
+        ]
+        print(
+            "; ".join(
+                [
+                    f"{one['name']}: {one['items']:,} items, at most {amount(one['tokens'])} tokens read",
+                    *remarks,
+                ]
+            )
+        )
+    print(
+        f"work: at most {flops:.2e} FLOP; memory: {in_bytes(4 * config.parameters)} of weights in fp32"
+    )

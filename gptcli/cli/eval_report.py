@@ -1,4 +1,6 @@
-"""What `gpt eval` shows: a table for text, one for tasks beside the paper's figures, on the terminal or as Markdown."""
+"""What `gpt eval` shows: a table for text, one for tasks beside the paper's figures, on the
+terminal or as Markdown.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +19,33 @@ if TYPE_CHECKING:
     from gptcli.evals.task import Task
 
 PIPE_WIDTH = 200  # columns, where there is no terminal to fit
-WORDS = ("text", "task", "scoring", "kind", "data", "what")  # columns that stand on the left; figures stand on the right
-PLAIN = ("perplexity", "bits_per_byte", "bits_per_character", "bleu")  # figures that are no shares in percent
+# columns that stand on the left; figures stand on the right
+WORDS = ("text", "task", "scoring", "kind", "data", "what")
+# figures that are no shares in percent
+PLAIN = ("perplexity", "bits_per_byte", "bits_per_character", "bleu")
 
 Rows = list[dict[str, str]]
 
 
-def print_report(title: str, losses: list[LossReport], results: list[TaskResult], *, markdown: bool) -> None:
+def print_report(
+    title: str, losses: list[LossReport], results: list[TaskResult], *, markdown: bool
+) -> None:
     """On stdout."""
     parts: list[Rows | str] = [title]
     if losses:
         first = losses[0]
         parts += [[_loss_row(loss) for loss in losses]]
-        parts += [f"Loss and entropy in nats per token; windows of {first.n_ctx} tokens, {first.stride} apart."]
+        parts += [
+            f"Loss and entropy in nats per token; windows of {first.n_ctx} tokens, {first.stride} apart."
+        ]
     if results:
         names = list(dict.fromkeys(name for result in results for name in result.figures))
         parts += [[_task_row(result, names) for result in results]]
-        parts += [line for result in {result.task: result for result in results}.values() for line in _remarks(result)]
+        parts += [
+            line
+            for result in {result.task: result for result in results}.values()
+            for line in _remarks(result)
+        ]
     if markdown:
         print("\n\n".join(_markdown(part) if isinstance(part, list) else part for part in parts))
         return
@@ -48,7 +60,14 @@ def print_report(title: str, losses: list[LossReport], results: list[TaskResult]
 def print_tasks(tasks: list[Task], data: Path | None) -> None:
     """The tasks, K as the paper has it, and where each one's data is."""
     rows = [
-        {"task": task.name, "kind": task.kind, "K": str(task.shots or ""), "data": _state(task, data), "what": task.title} for task in tasks
+        {
+            "task": task.name,
+            "kind": task.kind,
+            "K": str(task.shots or ""),
+            "data": _state(task, data),
+            "what": task.title,
+        }
+        for task in tasks
     ]
     _print_table(_console(), rows)
 
@@ -85,12 +104,21 @@ def _loss_row(loss: LossReport) -> dict[str, str]:
 
 def _task_row(result: TaskResult, names: list[str]) -> dict[str, str]:
     shots = result.conditions.shots
-    row = {"task": result.task, "scoring": result.scoring, "K": str(shots), "items": f"{result.conditions.items:,}"}
+    row = {
+        "task": result.task,
+        "scoring": result.scoring,
+        "K": str(shots),
+        "items": f"{result.conditions.items:,}",
+    }
     for name in names:
         found = result.figures.get(name)
         unit = "" if name in PLAIN else "%"
-        row[name.replace("_", " ")] = "" if found is None else figure(found.value, found.stderr, unit=unit)
-    row["paper"] = ", ".join(f"{score.score:g}{'' if score.metric in PLAIN else '%'}" for score in result.paper)
+        row[name.replace("_", " ")] = (
+            "" if found is None else figure(found.value, found.stderr, unit=unit)
+        )
+    row["paper"] = ", ".join(
+        f"{score.score:g}{'' if score.metric in PLAIN else '%'}" for score in result.paper
+    )
     return row
 
 
@@ -99,8 +127,16 @@ def _remarks(result: TaskResult) -> list[str]:
     under = result.conditions
     facts = [f"{under.data}, sha256 {under.data_sha256[:12]}"]
     if under.shots:
-        drawn = f"the same {under.shots} shots for all items" if under.shared_shots else f"{under.shots} shots drawn for each item"
-        fitting = "" if under.mean_shots == under.shots else f", {under.mean_shots:.1f} of them fit on average"
+        drawn = (
+            f"the same {under.shots} shots for all items"
+            if under.shared_shots
+            else f"{under.shots} shots drawn for each item"
+        )
+        fitting = (
+            ""
+            if under.mean_shots == under.shots
+            else f", {under.mean_shots:.1f} of them fit on average"
+        )
         facts.append(f"{drawn} from {under.shots_from}, seed {under.shots_seed}{fitting}")
     if under.truncated:
         facts.append(f"{under.truncated:,} longer than the context, their beginning cut")
@@ -113,7 +149,9 @@ def _remarks(result: TaskResult) -> list[str]:
         lines.append(f"{result.task}: {' '.join(under.note.split())}")
     if result.calibration:
         shares = ", ".join(f"{share}% {value:.2f}%" for share, value in result.calibration.items())
-        lines.append(f"{result.task}: {next(iter(result.figures)).replace('_', ' ')} of the answers it was surest of: {shares}")
+        lines.append(
+            f"{result.task}: {next(iter(result.figures)).replace('_', ' ')} of the answers it was surest of: {shares}"
+        )
     if result.contamination:
         lines.append(_contamination(result))
     if result.paper:
@@ -124,8 +162,14 @@ def _remarks(result: TaskResult) -> list[str]:
 def _contamination(result: TaskResult) -> str:
     found = result.contamination
     told = f"{found['dirty_items']:,} of {found['items']:,} items stand in {found['shards']} (any {found['n']} words in a row)"
-    parts = [f"{name} {found[name]:.2f}%" for name in ("clean", "dirty", "all") if found.get(name) is not None]
-    difference = "" if found.get("difference") is None else f", clean over all {found['difference']:+.2f}%"
+    parts = [
+        f"{name} {found[name]:.2f}%"
+        for name in ("clean", "dirty", "all")
+        if found.get(name) is not None
+    ]
+    difference = (
+        "" if found.get("difference") is None else f", clean over all {found['difference']:+.2f}%"
+    )
     return f"{result.task}: {told}{': ' * bool(parts)}{', '.join(parts)}{difference}"
 
 
@@ -134,7 +178,9 @@ def _paper(score: PaperScore) -> str:
 
 
 def figure(value: float, stderr: float | None = None, *, digits: int = 2, unit: str = "") -> str:
-    """A value with its standard error: 45.99% ±0.69. An untrained model's perplexities need the exponent."""
+    """A value with its standard error: 45.99% ±0.69. An untrained model's perplexities need the
+    exponent.
+    """
     form = f",.{digits}f" if value < 1e6 else ".3g"
     return f"{value:{form}}{unit}" + ("" if stderr is None else f" ±{stderr:{form}}")
 
@@ -145,7 +191,12 @@ def _print_table(console: Console, rows: Rows) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in rows[0]:
-        table.add_column(name, justify="left" if name in WORDS else "right", no_wrap=name not in WORDS, overflow="fold")
+        table.add_column(
+            name,
+            justify="left" if name in WORDS else "right",
+            no_wrap=name not in WORDS,
+            overflow="fold",
+        )
     for row in rows:
         table.add_row(*row.values())
     console.print(table)

@@ -15,13 +15,22 @@ from gptcli.files import check_output, claim_output
 from gptcli.locks import own_folder
 from gptcli.runtime import leads, restarted, unused_launch
 
-TAKEN = ("init_from", "checkpoint", "out", "seed", "layout", "resume", "force", "json")  # of gpt train: the task says the rest
+# of gpt train: the task says the rest
+TAKEN = ("init_from", "checkpoint", "out", "seed", "layout", "resume", "force", "json")
 
 
 def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
-    """Fine-tune the model of --init-from and print the new run folder; `options` are those of `gpt train`, as typed."""
-    if others := [name for name, value in options.items() if name not in TAKEN and value not in (None, False)]:
-        raise UsageError("is no option of --finetune: the task says how", where=option(others[0]), hint=f"leave it out, or see {task_file}")
+    """Fine-tune the model of --init-from and print the new run folder; `options` are those of `gpt
+    train`, as typed.
+    """
+    if others := [
+        name for name, value in options.items() if name not in TAKEN and value not in (None, False)
+    ]:
+        raise UsageError(
+            "is no option of --finetune: the task says how",
+            where=option(others[0]),
+            hint=f"leave it out, or see {task_file}",
+        )
     if (init_from := options["init_from"]) is None:
         raise UsageError("--finetune needs a model to start from", hint="--init-from RUN")
 
@@ -37,8 +46,15 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
     from gptcli.trainer.start import INIT, keep_start, start_folder
 
     task = read_task(task_file)
-    out, resume = Path(options["out"] or Path("runs", task_file.stem)), options["resume"] or restarted()
-    asked = None if options["checkpoint"] is None else read_option("checkpoint", options["checkpoint"], NUMBERS["checkpoint"])
+    out, resume = (
+        Path(options["out"] or Path("runs", task_file.stem)),
+        options["resume"] or restarted(),
+    )
+    asked = (
+        None
+        if options["checkpoint"] is None
+        else read_option("checkpoint", options["checkpoint"], NUMBERS["checkpoint"])
+    )
     before = newest_state(out) if resume else None
     if before is not None:  # what it started from may have gone on, or be gone
         step = before.identity.get("checkpoint") if asked is None else asked
@@ -46,7 +62,11 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
         step = find_model(out / INIT, asked).step
     else:
         step = find_model(init_from, asked).step
-    layout = parse_layout(options["layout"]) if options["layout"] else Layout(dp=machine.auto_processes())
+    layout = (
+        parse_layout(options["layout"])
+        if options["layout"]
+        else Layout(dp=machine.auto_processes())
+    )
     check_layout(layout, task)
     machine.check_layout(layout)
     run = Finetuning(
@@ -77,13 +97,21 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
             load(start, checkpoint=step, device="cpu", precision="fp32")
         claim_output(run.out, resume=run.resume, force=force)
         if before is None and step is not None and not (out / INIT).is_dir():
-            run = replace(run, start_step=keep_start(Path(init_from), out, step, events, newest=asked is None))
+            run = replace(
+                run, start_step=keep_start(Path(init_from), out, step, events, newest=asked is None)
+            )
     report = launch(run, events, finetune_folder)
     if not leads():
         return
     if report["interrupted"]:
-        raise Interrupted(f"stopped after step {report['step']:,}, with a checkpoint", where=run.out, hint="--resume goes on")
-    events.info(f"{report['steps']:,} steps on {report['examples']:,} examples, validation accuracy {report['val_accuracy']:.2%}")
+        raise Interrupted(
+            f"stopped after step {report['step']:,}, with a checkpoint",
+            where=run.out,
+            hint="--resume goes on",
+        )
+    events.info(
+        f"{report['steps']:,} steps on {report['examples']:,} examples, validation accuracy {report['val_accuracy']:.2%}"
+    )
     print_json("train", {**report, "out": str(run.out)}) if options["json"] else print(run.out)
 
 
@@ -94,17 +122,27 @@ def is_finetuned(run: Path) -> bool:
 
 
 def evaluate_finetuned(run: Path, data: Path | None, *, as_json: bool) -> None:
-    """Print the accuracy of a fine-tuned run on its task's validation examples, or on those of the file `data`."""
+    """Print the accuracy of a fine-tuned run on its task's validation examples, or on those of the
+    file `data`.
+    """
     from gptcli.trainer.finetune import accuracy, load_finetuned
     from gptcli.trainer.finetune_inputs import Transformation
     from gptcli.trainer.finetune_task import read_examples
 
     model, task, tokenizer, validation = load_finetuned(run)
     path = data or validation
-    examples = read_examples(task, path, Transformation(task.kind, tokenizer, model.gpt.config.n_ctx))
+    examples = read_examples(
+        task, path, Transformation(task.kind, tokenizer, model.gpt.config.n_ctx)
+    )
     found = accuracy(model, examples, task.batch)
     if as_json:
-        report = {"model": str(run), "task": task.kind, "data": str(path), "examples": found.examples, "correct": found.correct}
+        report = {
+            "model": str(run),
+            "task": task.kind,
+            "data": str(path),
+            "examples": found.examples,
+            "correct": found.correct,
+        }
         print_json("eval", {**report, "accuracy": found.share})
     else:
         print(f"accuracy {found.share:.2%} ({found.correct:,} of {found.examples:,}) on {path}")

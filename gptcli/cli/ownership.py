@@ -15,7 +15,9 @@ _held = contextlib.ExitStack()
 
 
 def hold(lock: AbstractContextManager[None]) -> None:
-    """Take a lock of `gptcli.locks` for the rest of a command that is `releasing`. Raises what taking it raises."""
+    """Take a lock of `gptcli.locks` for the rest of a command that is `releasing`. Raises what
+    taking it raises.
+    """
     _held.enter_context(lock)
 
 

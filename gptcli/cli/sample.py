@@ -29,9 +29,12 @@ if TYPE_CHECKING:
 SEPARATOR = "-" * 15
 TOGETHER = 16  # samples of one prompt made at once
 CHOOSING, PROMPTS, MACHINE, OUTPUT = "Choosing tokens", "Prompts", "Machine", "Output"
-# What a model may spell but a terminal would obey, shown as Unicode's pictures of them; tab and newline stay.
+# What a model may spell but a terminal would obey, shown as Unicode's pictures of them; tab and
+# newline stay.
 CONTROLS = (
-    {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"} | {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+    {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
+    | {0x7F: 0x2421}
+    | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 )
 
 
@@ -40,7 +43,13 @@ def register(app: typer.Typer) -> None:
 
 
 def sample(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or a transformers GPT-2 folder with its tokenizer.json.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="Run folder, or a transformers GPT-2 folder with its tokenizer.json.",
+        ),
+    ],
     prompt: Annotated[
         str | None,
         typer.Argument(
@@ -61,26 +70,41 @@ def sample(
     num_samples: Annotated[
         int | None,
         typer.Option(
-            parser=number("num_samples"), metavar="N", help="Number of samples; each is the same however many are drawn.", show_default="1"
+            parser=number("num_samples"),
+            metavar="N",
+            help="Number of samples; each is the same however many are drawn.",
+            show_default="1",
         ),
     ] = None,
     max_tokens: Annotated[
         int | None,
         typer.Option(
-            parser=number("max_tokens"), help="Longest sample, in tokens; end-of-text ends it sooner.", metavar="N", show_default="200"
+            parser=number("max_tokens"),
+            help="Longest sample, in tokens; end-of-text ends it sooner.",
+            metavar="N",
+            show_default="200",
         ),
     ] = None,
     stop: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="TEXT", help="Text that ends a sample and is left out of it; repeat the option for several.", show_default=False
+            metavar="TEXT",
+            help="Text that ends a sample and is left out of it; repeat the option for several.",
+            show_default=False,
         ),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(parser=number("seed"), metavar="N", help="Random seed; the same seed gives the same text.", show_default="0"),
+        typer.Option(
+            parser=number("seed"),
+            metavar="N",
+            help="Random seed; the same seed gives the same text.",
+            show_default="0",
+        ),
     ] = None,
-    interactive: Annotated[bool, typer.Option("-i", help="Start a session: prompt after prompt, with history.")] = False,
+    interactive: Annotated[
+        bool, typer.Option("-i", help="Start a session: prompt after prompt, with history.")
+    ] = False,
     preset: Annotated[
         str | None,
         typer.Option(
@@ -121,7 +145,13 @@ def sample(
         ),
     ] = None,
     greedy: Annotated[
-        bool | None, typer.Option("--greedy", help="Take the most probable token every time.", show_default=False, rich_help_panel=CHOOSING)
+        bool | None,
+        typer.Option(
+            "--greedy",
+            help="Take the most probable token every time.",
+            show_default=False,
+            rich_help_panel=CHOOSING,
+        ),
     ] = None,
     repetition_penalty: Annotated[
         float | None,
@@ -155,19 +185,39 @@ def sample(
     ] = None,
     instruction: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="Description of the task, put before the examples.", show_default=False, rich_help_panel=PROMPTS),
+        typer.Option(
+            metavar="TEXT",
+            help="Description of the task, put before the examples.",
+            show_default=False,
+            rich_help_panel=PROMPTS,
+        ),
     ] = None,
     example: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="TEXT", help="Solved example of the task; repeat the option for several.", show_default=False, rich_help_panel=PROMPTS
+            metavar="TEXT",
+            help="Solved example of the task; repeat the option for several.",
+            show_default=False,
+            rich_help_panel=PROMPTS,
         ),
     ] = None,
     title: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Title of the news article to write.", show_default=False, rich_help_panel=PROMPTS)
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Title of the news article to write.",
+            show_default=False,
+            rich_help_panel=PROMPTS,
+        ),
     ] = None,
     subtitle: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Subtitle of the news article to write.", show_default=False, rich_help_panel=PROMPTS)
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Subtitle of the news article to write.",
+            show_default=False,
+            rich_help_panel=PROMPTS,
+        ),
     ] = None,
     article: Annotated[
         list[Path] | None,
@@ -199,12 +249,30 @@ def sample(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished file of answers.", rich_help_panel=OUTPUT)] = False,
-    force: Annotated[bool, typer.Option("--force", help="Start over and replace the output.", rich_help_panel=OUTPUT)] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a report as one JSON object on stdout.", rich_help_panel=OUTPUT)] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Continue an unfinished file of answers.", rich_help_panel=OUTPUT
+        ),
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Start over and replace the output.", rich_help_panel=OUTPUT),
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print a report as one JSON object on stdout.", rich_help_panel=OUTPUT
+        ),
+    ] = False,
     device: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Device to run on: auto, cpu, cuda or cuda:1.", show_default="auto", rich_help_panel=MACHINE),
+        typer.Option(
+            metavar="NAME",
+            help="Device to run on: auto, cpu, cuda or cuda:1.",
+            show_default="auto",
+            rich_help_panel=MACHINE,
+        ),
     ] = None,
     precision: Annotated[
         str | None,
@@ -217,7 +285,12 @@ def sample(
     ] = None,
     quantize: Annotated[
         str | None,
-        typer.Option(metavar="KIND", help="Weights to quantize: none, or int8 for 8 bits.", show_default="none", rich_help_panel=MACHINE),
+        typer.Option(
+            metavar="KIND",
+            help="Weights to quantize: none, or int8 for 8 bits.",
+            show_default="none",
+            rich_help_panel=MACHINE,
+        ),
     ] = None,
     draft: Annotated[
         Path | None,
@@ -231,16 +304,26 @@ def sample(
     batch_size: Annotated[
         int | None,
         typer.Option(
-            parser=number("batch_size"), metavar="N", help="Samples of --prompts made at once.", show_default="8", rich_help_panel=MACHINE
+            parser=number("batch_size"),
+            metavar="N",
+            help="Samples of --prompts made at once.",
+            show_default="8",
+            rich_help_panel=MACHINE,
         ),
     ] = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="TOML file with any of these options.", show_default=False)] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="TOML file with any of these options.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Continue a prompt with a trained model, streaming the text.
 
     The prompt is printed too, and a line of dashes stands between samples.
 
-    A prompt from stdin loses its last newline. When the text outgrows the model's context, the model goes on from the last half of it.
+    A prompt from stdin loses its last newline. When the text outgrows the model's context, the
+    model goes on from the last half of it.
 
     Examples:
 
@@ -248,10 +331,12 @@ def sample(
 
         gpt sample runs/350M --preset gpt3 "The meaning of life is"
     """
-    # Set before torch loads: threads wait for the next product awake for about half a millisecond, then sleep. Asleep at once, each token
-    # takes half as long again; awake for as long as is the default, on a busy machine, 30 times as long.
+    # Set before torch loads: threads wait for the next product awake for about half a millisecond,
+    # then sleep. Asleep at once, each token takes half as long again; awake for as long as is the
+    # default, on a busy machine, 30 times as long.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # weights and cache in pages of 2 MB: read a tenth faster
+    # weights and cache in pages of 2 MB: read a tenth faster
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if prompt is not None and not run.exists() and Path(prompt).is_dir():
         line = shlex.join(["gpt", "sample", prompt, str(run)])
         raise UsageError("the run comes first, then the prompt", where=run, hint=line)
@@ -264,11 +349,20 @@ def sample(
     values = settings(options, preset, config)
     rules = rules_of(values)
     refuse_contradictions(
-        values, prompts=prompts, output=output, interactive=interactive, as_json=as_json, draft=draft, resume=resume, force=force
+        values,
+        prompts=prompts,
+        output=output,
+        interactive=interactive,
+        as_json=as_json,
+        draft=draft,
+        resume=resume,
+        force=force,
     )
     if prompts is not None and output is not None:  # neither comes without the other
         if prompt is not None or instruction or example or title or subtitle or article:
-            raise UsageError("--prompts and a prompt contradict each other", hint="leave out one of them")
+            raise UsageError(
+                "--prompts and a prompt contradict each other", hint="leave out one of them"
+            )
         _answer(run, prompts, output, rules, values, resume=resume, force=force)
         return
     waits = interactive and prompt is None and title is None  # for the first line of the session
@@ -276,49 +370,104 @@ def sample(
     try:
         loaded, drafting = _load(run, draft, values)
         if interactive:
-            _session(loaded, drafting, rules, values, text, lambda line: framed(line, instruction, example, None, None, None))
+            _session(
+                loaded,
+                drafting,
+                rules,
+                values,
+                text,
+                lambda line: framed(line, instruction, example, None, None, None),
+            )
         else:
             _sample(run, loaded, drafting, text or "", rules, values, as_json=as_json)
     except BrokenPipeError:  # whoever read this has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer has nowhere to go
+        # what is left in the buffer has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit from None
 
 
 def _load(run: Path, draft: Path | None, values: dict[str, Any]) -> tuple[Loaded, Loaded | None]:
-    """The model, and the one that drafts for it. Raises InputError where their tokenizers differ."""
+    """The model, and the one that drafts for it. Raises InputError where their tokenizers
+    differ.
+    """
     from gptcli.sampling.loading import load
 
     loaded = load(run, **_reading(values), events=ConsoleEvents())
-    drafting = None if draft is None else load(draft, device=values["device"], precision=values["precision"], events=ConsoleEvents())
+    drafting = (
+        None
+        if draft is None
+        else load(
+            draft, device=values["device"], precision=values["precision"], events=ConsoleEvents()
+        )
+    )
     if drafting is not None and drafting.tokenizer.sha256 != loaded.tokenizer.sha256:
-        raise InputError("the draft run has another tokenizer", where=draft, hint="a draft must have been trained with the same tokenizer")
+        raise InputError(
+            "the draft run has another tokenizer",
+            where=draft,
+            hint="a draft must have been trained with the same tokenizer",
+        )
     return loaded, drafting
 
 
 def _reading(values: dict[str, Any]) -> dict[str, Any]:
     """How the model is to be read."""
-    return {"checkpoint": values.get("checkpoint"), **{name: values[name] for name in ("device", "precision", "quantize")}}
+    return {
+        "checkpoint": values.get("checkpoint"),
+        **{name: values[name] for name in ("device", "precision", "quantize")},
+    }
 
 
-def _sample(run: Path, loaded: Loaded, drafting: Loaded | None, text: str, rules: Rules, values: dict[str, Any], *, as_json: bool) -> None:
+def _sample(
+    run: Path,
+    loaded: Loaded,
+    drafting: Loaded | None,
+    text: str,
+    rules: Rules,
+    values: dict[str, Any],
+    *,
+    as_json: bool,
+) -> None:
     """The samples of one prompt, as text or as one JSON object."""
     from gptcli.sampling.prompts import prompt_tokens
 
     tokens = prompt_tokens(loaded.tokenizer, text)
     if len(tokens) > loaded.model.config.n_ctx:
-        ConsoleEvents().warn(f"the prompt is {len(tokens):,} tokens long: the model reads the last {loaded.model.config.n_ctx:,}")
-    with Cleanup(write, 1, "" if as_json else "\n"):  # so that the shell's prompt starts a line of its own
+        ConsoleEvents().warn(
+            f"the prompt is {len(tokens):,} tokens long: the model reads the last {loaded.model.config.n_ctx:,}"
+        )
+    # so that the shell's prompt starts a line of its own
+    with Cleanup(write, 1, "" if as_json else "\n"):
         made = _write(loaded, tokens, text, rules, values, drafting, quiet=as_json)
     if as_json:
-        report = {"model": str(run), "step": loaded.source.step, "prompt": text, "prompt_tokens": tokens, **asdict(rules)}
-        report |= {name: values.get(name) for name in ("max_tokens", "stop", "seed", "beam", "best_of", "quantize")}
+        report = {
+            "model": str(run),
+            "step": loaded.source.step,
+            "prompt": text,
+            "prompt_tokens": tokens,
+            **asdict(rules),
+        }
+        report |= {
+            name: values.get(name)
+            for name in ("max_tokens", "stop", "seed", "beam", "best_of", "quantize")
+        }
         report |= {"device": loaded.device.type, "precision": loaded.precision}
-        report["samples"] = [asdict(one) | {"mean_log_prob": one.mean_log_prob, "tokens_per_second": one.tokens_per_second} for one in made]
+        report["samples"] = [
+            asdict(one)
+            | {"mean_log_prob": one.mean_log_prob, "tokens_per_second": one.tokens_per_second}
+            for one in made
+        ]
         print_json("sample", report)
 
 
 def _write(
-    loaded: Loaded, tokens: list[int], text: str, rules: Rules, values: dict[str, Any], drafting: Loaded | None, *, quiet: bool
+    loaded: Loaded,
+    tokens: list[int],
+    text: str,
+    rules: Rules,
+    values: dict[str, Any],
+    drafting: Loaded | None,
+    *,
+    quiet: bool,
 ) -> list[Completion]:
     """Make the samples of one prompt and show them, the first as it comes."""
     from gptcli.sampling.decode import decode, sample_generator
@@ -330,7 +479,9 @@ def _write(
     show(text)
     try:
         if "beam" in values:
-            found = search(model, loaded.tokenizer, tokens, max_tokens=longest, width=values["beam"])
+            found = search(
+                model, loaded.tokenizer, tokens, max_tokens=longest, width=values["beam"]
+            )
             show(found.text)
             return [found]
         live = _hide if best_of else show
@@ -348,13 +499,21 @@ def _write(
         log_probs = quiet or best_of is not None
         finished: Iterable[object]
         if drafting is not None:
-            finished = (speculate(model, drafting.model, row, rules, log_probs=log_probs) for row in rows)
+            finished = (
+                speculate(model, drafting.model, row, rules, log_probs=log_probs) for row in rows
+            )
         else:
             room = len(tokens) + longest
-            finished = decode(model, rows, rules, batch=min(len(rows), TOGETHER), log_probs=log_probs, room=room)
+            finished = decode(
+                model, rows, rules, batch=min(len(rows), TOGETHER), log_probs=log_probs, room=room
+            )
         shown = 1  # the first shows itself
         for _ in finished:
-            while not best_of and shown < len(rows) and all(row.finish_reason for row in rows[: shown + 1]):
+            while (
+                not best_of
+                and shown < len(rows)
+                and all(row.finish_reason for row in rows[: shown + 1])
+            ):
                 show(f"\n{SEPARATOR}\n{text}{rows[shown].completion().text}")
                 shown += 1
         made = [row.completion() for row in rows]
@@ -366,7 +525,16 @@ def _write(
         show("\n")
 
 
-def _answer(run: Path, prompts: Path, out: Path, rules: Rules, values: dict[str, Any], *, resume: bool, force: bool) -> None:
+def _answer(
+    run: Path,
+    prompts: Path,
+    out: Path,
+    rules: Rules,
+    values: dict[str, Any],
+    *,
+    resume: bool,
+    force: bool,
+) -> None:
     """Answer a file of prompts."""
     from gptcli.files import claim_file, sha256, written_through
     from gptcli.locks import own_file
@@ -378,7 +546,11 @@ def _answer(run: Path, prompts: Path, out: Path, rules: Rules, values: dict[str,
     if resume and force:
         raise UsageError("--resume and --force contradict each other", hint="choose one")
     if written_through(out):
-        raise UsageError("is a device or a pipe: what is done of a batch is kept beside its file", where=out, hint="name a file")
+        raise UsageError(
+            "is a device or a pipe: what is done of a batch is kept beside its file",
+            where=out,
+            hint="name a file",
+        )
     hold(own_file(out, events=events))
     if out.is_symlink():
         out = Path(os.path.realpath(out))  # what is done of it is kept beside the file itself
@@ -388,7 +560,9 @@ def _answer(run: Path, prompts: Path, out: Path, rules: Rules, values: dict[str,
     claim_file(out, force=force)
     if unfinished_of(out).exists() and not resume:
         if not force:
-            raise UsageError("was begun before", where=out, hint="--resume goes on with it, --force starts over")
+            raise UsageError(
+                "was begun before", where=out, hint="--resume goes on with it, --force starts over"
+            )
         unfinished_of(out).unlink()
     texts = read_prompts(prompts)
     loaded = load(run, **_reading(values), events=events)
@@ -396,7 +570,12 @@ def _answer(run: Path, prompts: Path, out: Path, rules: Rules, values: dict[str,
         rules=rules, max_tokens=values["max_tokens"], num_samples=values["num_samples"], stops=tuple(values["stop"]), seed=values["seed"],
         batch=values["batch_size"],
     )  # fmt: skip
-    about = {"prompts_sha256": sha256(prompts), "precision": loaded.precision, "quantize": values["quantize"], "device": loaded.device.type}
+    about = {
+        "prompts_sha256": sha256(prompts),
+        "precision": loaded.precision,
+        "quantize": values["quantize"],
+        "device": loaded.device.type,
+    }
     weights = loaded.source.folder / WEIGHTS
     if loaded.source.digest is not None:
         about |= {"step": loaded.source.step, "weights_sha256": loaded.source.digest}
@@ -406,9 +585,16 @@ def _answer(run: Path, prompts: Path, out: Path, rules: Rules, values: dict[str,
 
 
 def _session(
-    loaded: Loaded, drafting: Loaded | None, rules: Rules, values: dict[str, Any], text: str | None, shape: Callable[[str], str]
+    loaded: Loaded,
+    drafting: Loaded | None,
+    rules: Rules,
+    values: dict[str, Any],
+    text: str | None,
+    shape: Callable[[str], str],
 ) -> None:
-    """Prompt after prompt, each on its own in the `shape` asked for, `text` first; Ctrl-C stops a sample, and at the prompt the session."""
+    """Prompt after prompt, each on its own in the `shape` asked for, `text` first; Ctrl-C stops a
+    sample, and at the prompt the session.
+    """
     from gptcli.sampling.prompts import prompt_tokens
 
     with contextlib.suppress(ImportError):  # not on Windows: then lines have no history
@@ -416,15 +602,26 @@ def _session(
 
     typing = sys.stdin.isatty()
     if typing:
-        print("A prompt and Enter; Ctrl-C stops a sample, Ctrl-D ends the session.", file=sys.stderr)
+        print(
+            "A prompt and Enter; Ctrl-C stops a sample, Ctrl-D ends the session.", file=sys.stderr
+        )
     number = 0
     with _terminal_restored(), Raise("the token under way") as interrupt:
         while True:
             try:
                 if text is None:
                     text = shape(input("> " if typing else ""))
-                chance = values | {"seed": values["seed"] + number}  # asked twice, a prompt gets two answers
-                _write(loaded, prompt_tokens(loaded.tokenizer, text), text, rules, chance, drafting, quiet=False)
+                # asked twice, a prompt gets two answers
+                chance = values | {"seed": values["seed"] + number}
+                _write(
+                    loaded,
+                    prompt_tokens(loaded.tokenizer, text),
+                    text,
+                    rules,
+                    chance,
+                    drafting,
+                    quiet=False,
+                )
                 number += 1
             except EOFError:
                 return
@@ -441,7 +638,9 @@ def _session(
 
 @contextlib.contextmanager
 def _terminal_restored() -> Iterator[None]:
-    """readline takes the terminal's echo and line editing while it waits; if the program ends there, they come back."""
+    """readline takes the terminal's echo and line editing while it waits; if the program ends
+    there, they come back.
+    """
     if os.name != "posix" or not sys.stdin.isatty():
         yield
         return

@@ -1,4 +1,6 @@
-"""What the options of `gpt sample` ask for together: settings laid over each other, rules, and the prompt in its shape."""
+"""What the options of `gpt sample` ask for together: settings laid over each other, rules, and the
+prompt in its shape.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +37,18 @@ def settings(options: dict[str, Any], preset: str | None, config: Path | None) -
     given = {} if config is None else read_config(config, names, "gpt sample")
     preset = preset or given.pop("preset", None)
     if preset is not None and preset not in PRESETS:
-        raise UsageError(f"unknown preset {preset!r}", where="--preset", hint=nearest(preset, PRESETS))
+        raise UsageError(
+            f"unknown preset {preset!r}", where="--preset", hint=nearest(preset, PRESETS)
+        )
     resolved = Resolved()
     resolved.put(DEFAULTS, "default")
     resolved.put(PRESETS[preset] if preset else {}, "preset")
     resolved.put(given, str(config))
     resolved.put(options, "option")
     if "" in resolved.values["stop"]:
-        raise UsageError("--stop is empty: every text begins with it", hint=r"for a line's end: --stop $'\n'")
+        raise UsageError(
+            "--stop is empty: every text begins with it", hint=r"for a line's end: --stop $'\n'"
+        )
     return resolved.values
 
 
@@ -58,14 +64,23 @@ def refuse_contradictions(values: dict[str, Any], **given: Any) -> None:
         ("--draft", "--prompts"), ("-i", "--prompts"), ("-i", "--json"), ("--prompts", "--json"),
     ):  # fmt: skip
         if asked[first] and asked[second]:
-            raise UsageError(f"{first} and {second} contradict each other", hint="leave out one of them")
+            raise UsageError(
+                f"{first} and {second} contradict each other", hint="leave out one of them"
+            )
     for option in ("--beam", "--best-of") if several else ():
         if asked[option]:
-            raise UsageError(f"--num-samples {values['num_samples']} and {option} contradict each other", hint="leave out one of them")
+            raise UsageError(
+                f"--num-samples {values['num_samples']} and {option} contradict each other",
+                hint="leave out one of them",
+            )
     if asked["--prompts"] and given["output"] is None:
         raise UsageError("--prompts needs a file for the answers", hint="-o answers.jsonl")
-    if not asked["--prompts"] and (given["output"] is not None or given["resume"] or given["force"]):
-        raise UsageError("-o, --resume and --force belong to --prompts", hint="redirect stdout to keep a sample")
+    if not asked["--prompts"] and (
+        given["output"] is not None or given["resume"] or given["force"]
+    ):
+        raise UsageError(
+            "-o, --resume and --force belong to --prompts", hint="redirect stdout to keep a sample"
+        )
 
 
 def rules_of(values: dict[str, Any]) -> Rules:
@@ -78,7 +93,10 @@ def rules_of(values: dict[str, Any]) -> Rules:
         for name in ("temperature", "top_k", "top_p"):
             if name in values:
                 other = f"--{name.replace('_', '-')}"
-                raise UsageError(f"{option} and {other} contradict each other", hint=f"leave out {option} to sample, or {other}")
+                raise UsageError(
+                    f"{option} and {other} contradict each other",
+                    hint=f"leave out {option} to sample, or {other}",
+                )
         for name in ("num_samples", "best_of"):
             if values["greedy"] and values.get(name, 1) > 1:
                 raise UsageError(
@@ -87,13 +105,19 @@ def rules_of(values: dict[str, Any]) -> Rules:
                 )
         if "beam" in values and (penalty != 1 or values["greedy"] or values["stop"]):
             raise UsageError(
-                "--beam goes by the model's own probabilities alone", hint="leave out --greedy, --repetition-penalty and --stop"
+                "--beam goes by the model's own probabilities alone",
+                hint="leave out --greedy, --repetition-penalty and --stop",
             )
         return Rules(greedy=True, repetition_penalty=penalty)
     top_k = values.get("top_k")
     if top_k is None and "top_p" not in values:
         top_k = TOP_K
-    return Rules(temperature=values.get("temperature", 1.0), top_k=top_k, top_p=values.get("top_p"), repetition_penalty=penalty)
+    return Rules(
+        temperature=values.get("temperature", 1.0),
+        top_k=top_k,
+        top_p=values.get("top_p"),
+        repetition_penalty=penalty,
+    )
 
 
 def framed(
@@ -104,23 +128,36 @@ def framed(
     subtitle: str | None,
     articles: list[Path] | None,
 ) -> str:
-    """The prompt in the shape that the options ask for. Raises UsageError where they contradict each other."""
+    """The prompt in the shape that the options ask for. Raises UsageError where they contradict
+    each other.
+    """
     from gptcli.sampling.presets import in_context, news_prompt
 
     if title is not None:
         if prompt is not None or instruction or examples:
-            raise UsageError("--title and a prompt contradict each other", hint="an article starts from its title and subtitle alone")
+            raise UsageError(
+                "--title and a prompt contradict each other",
+                hint="an article starts from its title and subtitle alone",
+            )
         return news_prompt(title, subtitle or "", [read_text(path) for path in articles or []])
     if subtitle is not None or articles:
-        raise UsageError("--subtitle and --article need --title", hint='--title "..." names the article to write')
+        raise UsageError(
+            "--subtitle and --article need --title", hint='--title "..." names the article to write'
+        )
     return in_context(instruction, examples or [], _prompt(prompt))
 
 
 def _prompt(prompt: str | None) -> str:
-    """The prompt given, or stdin's text where it is piped. Raises InputError where that is not UTF-8."""
+    """The prompt given, or stdin's text where it is piped. Raises InputError where that is not
+    UTF-8.
+    """
     if prompt is not None and prompt != "-":
-        if any("\udc80" <= char <= "\udcff" for char in prompt):  # how Python passes on bytes of the command line that are not UTF-8
-            raise InputError("the prompt is not valid UTF-8", hint="type it in a terminal that is set to UTF-8, or pipe it in")
+        # how Python passes on bytes of the command line that are not UTF-8
+        if any("\udc80" <= char <= "\udcff" for char in prompt):
+            raise InputError(
+                "the prompt is not valid UTF-8",
+                hint="type it in a terminal that is set to UTF-8, or pipe it in",
+            )
         return prompt
     if prompt is None and sys.stdin.isatty():
         return ""

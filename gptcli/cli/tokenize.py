@@ -27,7 +27,8 @@ ID_DIGITS = 20  # of an id at most
 TOKENS = 1 << 20  # tokens decoded at once
 KINDS = ("gpt2", "gpt1")
 SAMPLE = 1 << 20  # characters of the training text that bytes per token are measured on
-SEPARATORS = {"file": ("", ""), "line": ("\n", "\n"), "paragraph": ("\n\n", "\n")}  # written between documents, and at the end
+# written between documents, and at the end
+SEPARATORS = {"file": ("", ""), "line": ("\n", "\n"), "paragraph": ("\n\n", "\n")}
 
 HELP = """Learn a BPE; turn text into ids and back.
 
@@ -46,9 +47,16 @@ TokenizerOption = Annotated[
     ),
 ]  # fmt: skip
 DocumentsOption = Annotated[
-    str, typer.Option(metavar="KIND", rich_help_panel=INPUT, help="Unit of a text file that is one document: file, line or paragraph.")
+    str,
+    typer.Option(
+        metavar="KIND",
+        rich_help_panel=INPUT,
+        help="Unit of a text file that is one document: file, line or paragraph.",
+    ),
 ]
-ForceOption = Annotated[bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Replace the output file.")]
+ForceOption = Annotated[
+    bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Replace the output file.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -59,12 +67,19 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="Files (.txt, .jsonl, .gz, .zst), folders, globs, or - for stdin.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT", help="Files (.txt, .jsonl, .gz, .zst), folders, globs, or - for stdin."
+        ),
+    ],
     documents: DocumentsOption = "file",
     kind: Annotated[
         str,
         typer.Option(
-            metavar="KIND", rich_help_panel=OUTPUT, help="Kind of tokenizer: gpt2 (byte-level, exact) or gpt1 (lower-cased words, lossy)."
+            metavar="KIND",
+            rich_help_panel=OUTPUT,
+            help="Kind of tokenizer: gpt2 (byte-level, exact) or gpt1 (lower-cased words, lossy).",
         ),
     ] = "gpt2",
     vocab_size: Annotated[
@@ -80,11 +95,21 @@ def train(
     output: Annotated[
         str,
         typer.Option(
-            "--out", "--output", "-o", metavar="FILE", rich_help_panel=OUTPUT, help="File to write the tokenizer to; - is stdout."
+            "--out",
+            "--output",
+            "-o",
+            metavar="FILE",
+            rich_help_panel=OUTPUT,
+            help="File to write the tokenizer to; - is stdout.",
         ),
     ] = "tokenizer.json",
     force: ForceOption = False,
-    json: Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print a report as one JSON object on stdout.")] = False,
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json", rich_help_panel=OUTPUT, help="Print a report as one JSON object on stdout."
+        ),
+    ] = False,
 ) -> None:
     """Learn a byte-level BPE with GPT-2's pattern, or GPT-1's kind.
 
@@ -99,7 +124,9 @@ def train(
     from gptcli.tokenizer.training import train_tokenizer
 
     if kind not in KINDS:
-        raise UsageError(f"unknown kind of tokenizer {kind!r}", where="--kind", hint=nearest(kind, KINDS))
+        raise UsageError(
+            f"unknown kind of tokenizer {kind!r}", where="--kind", hint=nearest(kind, KINDS)
+        )
     if output == "-" and json:
         raise UsageError("--json and -o - both want stdout", hint="write the tokenizer to a file")
     if output != "-":
@@ -117,17 +144,31 @@ def train(
         tokenizer.save(Path(output))
     sample_bytes = sum(len(text.encode()) for text in sample)
     bytes_per_token = sample_bytes / sum(map(len, tokenizer.encode_batch(sample)))
-    events.info(f"{tokenizer.vocab_size:,} entries, {tokenizer.merges:,} merges, {bytes_per_token:.2f} bytes per token -> {output}")
+    events.info(
+        f"{tokenizer.vocab_size:,} entries, {tokenizer.merges:,} merges, {bytes_per_token:.2f} bytes per token -> {output}"
+    )
     if json:
-        report = {"output": output, "vocab_size": tokenizer.vocab_size, "merges": tokenizer.merges, "sha256": tokenizer.sha256}
-        print_json("tokenize.train", {**report, "bytes_per_token": bytes_per_token, "sample_bytes": sample_bytes})
+        report = {
+            "output": output,
+            "vocab_size": tokenizer.vocab_size,
+            "merges": tokenizer.merges,
+            "sha256": tokenizer.sha256,
+        }
+        print_json(
+            "tokenize.train",
+            {**report, "bytes_per_token": bytes_per_token, "sample_bytes": sample_bytes},
+        )
 
 
 def encode(
     tokenizer: TokenizerOption,
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="INPUT", show_default="-", help="Files (.txt, .jsonl, .gz, .zst), folders, globs, or - for stdin."),
+        typer.Argument(
+            metavar="INPUT",
+            show_default="-",
+            help="Files (.txt, .jsonl, .gz, .zst), folders, globs, or - for stdin.",
+        ),
     ] = None,
     output: Annotated[
         str,
@@ -172,17 +213,30 @@ def decode(
     tokenizer: TokenizerOption,
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="INPUT", show_default="-", help="Token files (.bin), files of ids (a document a line), or - for stdin."),
+        typer.Argument(
+            metavar="INPUT",
+            show_default="-",
+            help="Token files (.bin), files of ids (a document a line), or - for stdin.",
+        ),
     ] = None,
     documents: Annotated[
         str,
         typer.Option(
-            metavar="KIND", rich_help_panel=OUTPUT, help="Unit of a text file that was one document: puts back what separated documents."
+            metavar="KIND",
+            rich_help_panel=OUTPUT,
+            help="Unit of a text file that was one document: puts back what separated documents.",
         ),
     ] = "file",
     output: Annotated[
         str,
-        typer.Option("--out", "--output", "-o", metavar="FILE", rich_help_panel=OUTPUT, help="File to write the text to; - is stdout."),
+        typer.Option(
+            "--out",
+            "--output",
+            "-o",
+            metavar="FILE",
+            rich_help_panel=OUTPUT,
+            help="File to write the text to; - is stdout.",
+        ),
     ] = "-",
     force: ForceOption = False,
 ) -> None:
@@ -197,16 +251,28 @@ def decode(
     from gptcli.tokenizer.tokenizer import load_tokenizer
 
     if documents not in SEPARATORS:
-        raise UsageError(f"unknown kind of document {documents!r}", where="--documents", hint=nearest(documents, SEPARATORS))
+        raise UsageError(
+            f"unknown kind of document {documents!r}",
+            where="--documents",
+            hint=nearest(documents, SEPARATORS),
+        )
     between, end = (text.encode() for text in SEPARATORS[documents])
     if output != "-":
         claim_file(Path(output), force=force)
     vocabulary = load_tokenizer(tokenizer)
     events = ConsoleEvents()
     started = False
-    with contextlib.nullcontext(sys.stdout.buffer) if output == "-" else atomic_write(Path(output)) as out:
+    with (
+        contextlib.nullcontext(sys.stdout.buffer)
+        if output == "-"
+        else atomic_write(Path(output)) as out
+    ):
         for path in inputs or ["-"]:
-            for begins, data in _from_token_file(path, vocabulary, events) if path.endswith(".bin") else _from_lines(path, vocabulary):
+            for begins, data in (
+                _from_token_file(path, vocabulary, events)
+                if path.endswith(".bin")
+                else _from_lines(path, vocabulary)
+            ):
                 out.write(between + data if begins and started else data)
                 started = True
         if started:
@@ -231,7 +297,9 @@ def _sampled(documents: Iterable[Document], sample: list[str]) -> Iterator[str]:
         yield document.text
 
 
-def _encoded(tokenizer: Tokenizer, documents: Iterable[Document], events: Events) -> Iterator[list[int]]:
+def _encoded(
+    tokenizer: Tokenizer, documents: Iterable[Document], events: Events
+) -> Iterator[list[int]]:
     """The ids of each document, encoded many at a time."""
     batch: list[str] = []
     waiting = done = 0
@@ -249,12 +317,19 @@ def _encoded(tokenizer: Tokenizer, documents: Iterable[Document], events: Events
 
 def _claim_token_file(path: Path, *, force: bool) -> None:
     if path.suffix != ".bin":
-        raise UsageError("the name of a token file ends in .bin", where=path, hint=f"-o {path.with_suffix('.bin')}")
+        raise UsageError(
+            "the name of a token file ends in .bin",
+            where=path,
+            hint=f"-o {path.with_suffix('.bin')}",
+        )
     claim_file(path, force=force)
 
 
-def _write_token_file(path: Path, documents: Iterable[list[int]], tokenizer: Tokenizer) -> tuple[int, int]:
-    """One shard, `path` (.bin), with its .idx: `<|endoftext|>` before each document. Returns how many documents and tokens.
+def _write_token_file(
+    path: Path, documents: Iterable[list[int]], tokenizer: Tokenizer
+) -> tuple[int, int]:
+    """One shard, `path` (.bin), with its .idx: `<|endoftext|>` before each document. Returns how
+    many documents and tokens.
 
     The tokens wait in an unnamed file beside it, because a shard tells its size first.
     """
@@ -266,7 +341,10 @@ def _write_token_file(path: Path, documents: Iterable[list[int]], tokenizer: Tok
     from gptcli.shards.format import MAX_TOKENS, token_dtype, write_shard
 
     if tokenizer.eot_id is None:
-        raise InputError("the vocabulary has no <|endoftext|> to put before documents", hint="without -o, ids go to stdout")
+        raise InputError(
+            "the vocabulary has no <|endoftext|> to put before documents",
+            hint="without -o, ids go to stdout",
+        )
     dtype = token_dtype(tokenizer.vocab_size)
     lengths = array("q")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -279,20 +357,29 @@ def _write_token_file(path: Path, documents: Iterable[list[int]], tokenizer: Tok
         if not tokens:
             raise InputError("the input holds no text")
         if tokens > MAX_TOKENS:
-            raise InputError(f"{tokens:,} tokens are too many for one token file", hint="gpt build-shards spreads them over several")
+            raise InputError(
+                f"{tokens:,} tokens are too many for one token file",
+                hint="gpt build-shards spreads them over several",
+            )
         write_shard(path, np.array(lengths), [np.memmap(spool, dtype, "r")], dtype)
     return len(lengths), tokens
 
 
-def _from_token_file(path: str, tokenizer: Tokenizer, events: Events) -> Iterator[tuple[bool, bytes]]:
-    """Stretches of text, and whether each begins a document: at every `<|endoftext|>`, which text alone never becomes."""
+def _from_token_file(
+    path: str, tokenizer: Tokenizer, events: Events
+) -> Iterator[tuple[bool, bytes]]:
+    """Stretches of text, and whether each begins a document: at every `<|endoftext|>`, which text
+    alone never becomes.
+    """
     import numpy as np
 
     from gptcli.shards.format import open_shard
 
     tokens = open_shard(Path(path))
     if len(tokens) and tokens[0] != tokenizer.eot_id:
-        events.warn(f"{path} does not begin with this vocabulary's <|endoftext|>: was it encoded with another one?")
+        events.warn(
+            f"{path} does not begin with this vocabulary's <|endoftext|>: was it encoded with another one?"
+        )
     begins = True
     for start in range(0, len(tokens), TOKENS):
         block = np.asarray(tokens[start : start + TOKENS])
@@ -308,14 +395,24 @@ def _from_lines(path: str, tokenizer: Tokenizer) -> Iterator[tuple[bool, bytes]]
     """The text of each line of ids."""
     name = "stdin" if path == "-" else path
     if path != "-" and not Path(path).is_file():
-        raise InputError("is a folder, not a file of ids" if Path(path).is_dir() else "no such file", where=path)
+        raise InputError(
+            "is a folder, not a file of ids" if Path(path).is_dir() else "no such file", where=path
+        )
     with contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             where = f"{name}:{number}"
             words = line.removeprefix(BOM).split() if number == 1 else line.split()
-            if other := next((word for word in words if not word.isdigit() or len(word) > ID_DIGITS), None):
-                spelt = other[:40].decode(errors="backslashreplace") + ("..." if len(other) > 40 else "")
-                raise InputError(f"{spelt!r} is not an id", where=where, hint="a line is one document, ids with blanks between: 15496 995")
+            if other := next(
+                (word for word in words if not word.isdigit() or len(word) > ID_DIGITS), None
+            ):
+                spelt = other[:40].decode(errors="backslashreplace") + (
+                    "..." if len(other) > 40 else ""
+                )
+                raise InputError(
+                    f"{spelt!r} is not an id",
+                    where=where,
+                    hint="a line is one document, ids with blanks between: 15496 995",
+                )
             ids = [int(word) for word in words]
             yield True, _decoded(ids, tokenizer, where)
 
@@ -324,4 +421,6 @@ def _decoded(ids: list[int], tokenizer: Tokenizer, where: str) -> bytes:
     try:
         return tokenizer.decode_bytes(ids)
     except InputError as error:
-        raise InputError(error.what, where=where, hint="are these the ids of another vocabulary?") from None
+        raise InputError(
+            error.what, where=where, hint="are these the ids of another vocabulary?"
+        ) from None

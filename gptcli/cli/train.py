@@ -27,7 +27,13 @@ if TYPE_CHECKING:
     from gptcli.trainer.config import Run
     from gptcli.trainer.rehearsal import Role
 
-MODEL, RECIPE, OUTPUT, WATCH, MACHINE = "Model", "Recipe", "Data and output", "Checkpoints and evaluation", "Machine"
+MODEL, RECIPE, OUTPUT, WATCH, MACHINE = (
+    "Model",
+    "Recipe",
+    "Data and output",
+    "Checkpoints and evaluation",
+    "Machine",
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -41,7 +47,9 @@ def _sizes(incomplete: str) -> list[str]:
 
 
 def _option(panel: str, metavar: str, default: str, text: str) -> Any:
-    """An option that may also come from --config, the paper or the machine: `default` says where it comes from if not given."""
+    """An option that may also come from --config, the paper or the machine: `default` says where it
+    comes from if not given.
+    """
     return typer.Option(metavar=metavar, show_default=default, rich_help_panel=panel, help=text)
 
 
@@ -54,7 +62,10 @@ Value = str | None
 
 def train(
     runs: Annotated[
-        list[Path] | None, typer.Argument(metavar="RUN", show_default=False, help="Run folders to draw, with --report.")
+        list[Path] | None,
+        typer.Argument(
+            metavar="RUN", show_default=False, help="Run folders to draw, with --report."
+        ),
     ] = None,
     size: Annotated[
         Value,
@@ -68,22 +79,47 @@ def train(
     ] = None,
     n_layer: Annotated[Value, _option(MODEL, "N", "size's", "Number of layers.")] = None,
     n_head: Annotated[Value, _option(MODEL, "N", "size's", "Number of attention heads.")] = None,
-    d_model: Annotated[Value, _option(MODEL, "N", "size's", "Width of the model: the size of an embedding.")] = None,
-    n_ctx: Annotated[Value, _option(MODEL, "N", "size's", "Length of the context, in tokens.")] = None,
+    d_model: Annotated[
+        Value, _option(MODEL, "N", "size's", "Width of the model: the size of an embedding.")
+    ] = None,
+    n_ctx: Annotated[
+        Value, _option(MODEL, "N", "size's", "Length of the context, in tokens.")
+    ] = None,
     attention: Annotated[
         Value,
         _option(
-            MODEL, "KIND", "size's", "Attention of the layers: dense, banded (every second one), or a pattern such as dense,dense,banded."
+            MODEL,
+            "KIND",
+            "size's",
+            "Attention of the layers: dense, banded (every second one), or a pattern such as dense,dense,banded.",
         ),
     ] = None,
-    band: Annotated[Value, _option(MODEL, "N", "256", "Tokens that a banded layer attends to.")] = None,
-    dropout: Annotated[Value, _option(MODEL, "P", "0", "Dropout probability of embeddings, attention and residual branches.")] = None,
+    band: Annotated[
+        Value, _option(MODEL, "N", "256", "Tokens that a banded layer attends to.")
+    ] = None,
+    dropout: Annotated[
+        Value,
+        _option(
+            MODEL, "P", "0", "Dropout probability of embeddings, attention and residual branches."
+        ),
+    ] = None,
     init_from: Annotated[
         Value,
-        _option(MODEL, "FOLDER", "random weights", "Start from the weights of this run or GPT-2 folder, which sets the architecture."),
+        _option(
+            MODEL,
+            "FOLDER",
+            "random weights",
+            "Start from the weights of this run or GPT-2 folder, which sets the architecture.",
+        ),
     ] = None,
     checkpoint: Annotated[
-        Value, _option(MODEL, "N", "the finished model, or the newest", "With --init-from: start from its checkpoint of this step.")
+        Value,
+        _option(
+            MODEL,
+            "N",
+            "the finished model, or the newest",
+            "With --init-from: start from its checkpoint of this step.",
+        ),
     ] = None,
     finetune: Annotated[
         Path | None,
@@ -96,37 +132,105 @@ def train(
     ] = None,
     tokens: Annotated[
         Value,
-        _option(RECIPE, "N", "paper's, or 20 a parameter", "Length of the run, in tokens; batch and schedule scale with it."),
+        _option(
+            RECIPE,
+            "N",
+            "paper's, or 20 a parameter",
+            "Length of the run, in tokens; batch and schedule scale with it.",
+        ),
     ] = None,
     batch_tokens: Annotated[
         Value,
-        _option(RECIPE, "N", "paper's, less in a shorter run", "Tokens in a step's batch; auto follows the gradient noise scale."),
+        _option(
+            RECIPE,
+            "N",
+            "paper's, less in a shorter run",
+            "Tokens in a step's batch; auto follows the gradient noise scale.",
+        ),
     ] = None,
     lr: Annotated[
         Value,
-        _option(RECIPE, "X", "paper's, more in a smaller model", "Highest learning rate, reached at the end of the warm-up."),
+        _option(
+            RECIPE,
+            "X",
+            "paper's, more in a smaller model",
+            "Highest learning rate, reached at the end of the warm-up.",
+        ),
     ] = None,
-    scale_lr: Annotated[bool, _flag("--scale-lr", RECIPE, "Set --lr by this model's size, between the rates of GPT-3's table.")] = False,
+    scale_lr: Annotated[
+        bool,
+        _flag(
+            "--scale-lr",
+            RECIPE,
+            "Set --lr by this model's size, between the rates of GPT-3's table.",
+        ),
+    ] = False,
     mup: Annotated[
-        Value, _option(RECIPE, "WIDTH", "off", "Maximal-update parameterisation, with the --d-model that --lr was tuned at.")
+        Value,
+        _option(
+            RECIPE,
+            "WIDTH",
+            "off",
+            "Maximal-update parameterisation, with the --d-model that --lr was tuned at.",
+        ),
     ] = None,
-    min_lr_ratio: Annotated[Value, _option(RECIPE, "X", "paper's", "Learning rate at the end of the decay, as a share of --lr.")] = None,
+    min_lr_ratio: Annotated[
+        Value,
+        _option(
+            RECIPE, "X", "paper's", "Learning rate at the end of the decay, as a share of --lr."
+        ),
+    ] = None,
     warmup_tokens: Annotated[
-        Value, _option(RECIPE, "N", "paper's, more in a shorter run", "Length of the learning rate's linear warm-up, in tokens.")
+        Value,
+        _option(
+            RECIPE,
+            "N",
+            "paper's, more in a shorter run",
+            "Length of the learning rate's linear warm-up, in tokens.",
+        ),
     ] = None,
-    decay_tokens: Annotated[Value, _option(RECIPE, "N", "paper's", "Tokens from the start to the end of the cosine decay.")] = None,
+    decay_tokens: Annotated[
+        Value,
+        _option(RECIPE, "N", "paper's", "Tokens from the start to the end of the cosine decay."),
+    ] = None,
     ramp_tokens: Annotated[
-        Value, _option(RECIPE, "N", "paper's", "Tokens over which the batch grows to its full size; 0 for no ramp.")
+        Value,
+        _option(
+            RECIPE,
+            "N",
+            "paper's",
+            "Tokens over which the batch grows to its full size; 0 for no ramp.",
+        ),
     ] = None,
-    weight_decay: Annotated[Value, _option(RECIPE, "X", "paper's", "Weight decay of matrices and embeddings.")] = None,
+    weight_decay: Annotated[
+        Value, _option(RECIPE, "X", "paper's", "Weight decay of matrices and embeddings.")
+    ] = None,
     spike: Annotated[
-        Value, _option(RECIPE, "SIGMAS", "6", "Skip an update if its loss is this many standard deviations too high; 0 skips none.")
+        Value,
+        _option(
+            RECIPE,
+            "SIGMAS",
+            "6",
+            "Skip an update if its loss is this many standard deviations too high; 0 skips none.",
+        ),
     ] = None,
-    max_skipped: Annotated[Value, _option(RECIPE, "N", "10", "Stop the run after this many skipped updates in a row.")] = None,
-    document_mask: Annotated[bool, _flag("--document-mask", RECIPE, "Keep attention within each document.")] = False,
-    seed: Annotated[Value, _option(RECIPE, "N", "0", "Random seed for initialization, data order and dropout.")] = None,
+    max_skipped: Annotated[
+        Value, _option(RECIPE, "N", "10", "Stop the run after this many skipped updates in a row.")
+    ] = None,
+    document_mask: Annotated[
+        bool, _flag("--document-mask", RECIPE, "Keep attention within each document.")
+    ] = False,
+    seed: Annotated[
+        Value, _option(RECIPE, "N", "0", "Random seed for initialization, data order and dropout.")
+    ] = None,
     data: Annotated[
-        Value, _option(OUTPUT, "FOLDER", "shards", "Shards from gpt build-shards, or token files of llm.c, Megatron or nanoGPT.")
+        Value,
+        _option(
+            OUTPUT,
+            "FOLDER",
+            "shards",
+            "Shards from gpt build-shards, or token files of llm.c, Megatron or nanoGPT.",
+        ),
     ] = None,
     out: Annotated[
         Value,
@@ -149,25 +253,68 @@ def train(
             help="TOML file with any of these options, and beta1, beta2, eps, clip, ramp_from; an earlier run.toml will do.",
         ),
     ] = None,
-    resume: Annotated[bool, _flag("--resume", OUTPUT, "Continue from the newest checkpoint, with that run's values.")] = False,
-    force: Annotated[bool, _flag("--force", OUTPUT, "Empty the run folder and start over.")] = False,
-    json: Annotated[bool, _flag("--json", OUTPUT, "Print a report as one JSON object on stdout.")] = False,
-    checkpoint_every: Annotated[Value, _option(WATCH, "N", "10 a run, at least every 1,000", "Steps between checkpoints.")] = None,
-    keep: Annotated[Value, _option(WATCH, "N", "2", "Number of checkpoints to keep, the newest.")] = None,
+    resume: Annotated[
+        bool,
+        _flag("--resume", OUTPUT, "Continue from the newest checkpoint, with that run's values."),
+    ] = False,
+    force: Annotated[
+        bool, _flag("--force", OUTPUT, "Empty the run folder and start over.")
+    ] = False,
+    json: Annotated[
+        bool, _flag("--json", OUTPUT, "Print a report as one JSON object on stdout.")
+    ] = False,
+    checkpoint_every: Annotated[
+        Value, _option(WATCH, "N", "10 a run, at least every 1,000", "Steps between checkpoints.")
+    ] = None,
+    keep: Annotated[
+        Value, _option(WATCH, "N", "2", "Number of checkpoints to keep, the newest.")
+    ] = None,
     eval_every: Annotated[
-        Value, _option(WATCH, "N", "20 a run, at least every 500", "Steps between measurements of the validation loss.")
+        Value,
+        _option(
+            WATCH,
+            "N",
+            "20 a run, at least every 500",
+            "Steps between measurements of the validation loss.",
+        ),
     ] = None,
     eval_tokens: Annotated[
-        Value, _option(WATCH, "N", "a 200th of --tokens, at most 1M", "Validation tokens read at each measurement.")
+        Value,
+        _option(
+            WATCH,
+            "N",
+            "a 200th of --tokens, at most 1M",
+            "Validation tokens read at each measurement.",
+        ),
     ] = None,
     eval_task: Annotated[
-        list[str] | None, _option(WATCH, "NAME", "none", "Task of gpt eval to score at every checkpoint; several with commas.")
+        list[str] | None,
+        _option(
+            WATCH,
+            "NAME",
+            "none",
+            "Task of gpt eval to score at every checkpoint; several with commas.",
+        ),
     ] = None,
-    eval_data: Annotated[Value, _option(WATCH, "FOLDER", "none", "Folder with the data of each --eval-task.")] = None,
-    eval_items: Annotated[Value, _option(WATCH, "N", "1,000", "Items of each --eval-task to score.")] = None,
-    samples: Annotated[Value, _option(WATCH, "N", "3, in a short run none", "Texts to generate at every checkpoint.")] = None,
-    track: Annotated[Value, _option(WATCH, "NAME", "none", "Also log metrics to this tracker: tensorboard.")] = None,
-    lr_range: Annotated[bool, _flag("--lr-range", WATCH, "Only sweep the learning rate over a short run and suggest one.")] = False,
+    eval_data: Annotated[
+        Value, _option(WATCH, "FOLDER", "none", "Folder with the data of each --eval-task.")
+    ] = None,
+    eval_items: Annotated[
+        Value, _option(WATCH, "N", "1,000", "Items of each --eval-task to score.")
+    ] = None,
+    samples: Annotated[
+        Value,
+        _option(WATCH, "N", "3, in a short run none", "Texts to generate at every checkpoint."),
+    ] = None,
+    track: Annotated[
+        Value, _option(WATCH, "NAME", "none", "Also log metrics to this tracker: tensorboard.")
+    ] = None,
+    lr_range: Annotated[
+        bool,
+        _flag(
+            "--lr-range", WATCH, "Only sweep the learning rate over a short run and suggest one."
+        ),
+    ] = False,
     report: Annotated[
         bool,
         _flag(
@@ -176,7 +323,9 @@ def train(
             "Only draw the report of one RUN, or of several compared; with -o FILE.svg, the losses alone.",
         ),
     ] = False,
-    profile: Annotated[bool, _flag("--profile", WATCH, "Trace a few steps and show what they spend their time on.")] = False,
+    profile: Annotated[
+        bool, _flag("--profile", WATCH, "Trace a few steps and show what they spend their time on.")
+    ] = False,
     layout: Annotated[
         Value,
         _option(
@@ -187,24 +336,57 @@ def train(
         ),
     ] = None,
     pipeline_schedule: Annotated[
-        Value, _option(MACHINE, "NAME", "1f1b", "Order of micro-batches in a pipeline: 1f1b, gpipe, interleaved1f1b or loopedbfs.")
+        Value,
+        _option(
+            MACHINE,
+            "NAME",
+            "1f1b",
+            "Order of micro-batches in a pipeline: 1f1b, gpipe, interleaved1f1b or loopedbfs.",
+        ),
     ] = None,
     recompute: Annotated[
-        Value, _option(MACHINE, "WHAT", "what fits", "Activations to compute again in the backward pass: none, selective or full.")
+        Value,
+        _option(
+            MACHINE,
+            "WHAT",
+            "what fits",
+            "Activations to compute again in the backward pass: none, selective or full.",
+        ),
     ] = None,
-    micro_batch: Annotated[Value, _option(MACHINE, "N", "what fits", "Sequences that a process runs at a time.")] = None,
-    precision: Annotated[Value, _option(MACHINE, "KIND", "auto", "Precision of matrix products: bf16, fp32, fp16, fp8 or auto.")] = None,
-    compile: Annotated[Value, _option(MACHINE, "WHEN", "auto", "Use torch.compile: on, off, or auto if it pays off.")] = None,
+    micro_batch: Annotated[
+        Value, _option(MACHINE, "N", "what fits", "Sequences that a process runs at a time.")
+    ] = None,
+    precision: Annotated[
+        Value,
+        _option(
+            MACHINE, "KIND", "auto", "Precision of matrix products: bf16, fp32, fp16, fp8 or auto."
+        ),
+    ] = None,
+    compile: Annotated[
+        Value,
+        _option(MACHINE, "WHEN", "auto", "Use torch.compile: on, off, or auto if it pays off."),
+    ] = None,
     dry_run: Annotated[
-        bool, _flag("--dry-run", MACHINE, "Show configuration, steps, passes over the data, time, memory and disk, and stop.")
+        bool,
+        _flag(
+            "--dry-run",
+            MACHINE,
+            "Show configuration, steps, passes over the data, time, memory and disk, and stop.",
+        ),
     ] = False,
     strict: Annotated[
-        bool, _flag("--strict", MACHINE, "Refuse a run with any warning, such as too few steps; with --dry-run, exit with 2.")
+        bool,
+        _flag(
+            "--strict",
+            MACHINE,
+            "Refuse a run with any warning, such as too few steps; with --dry-run, exit with 2.",
+        ),
     ] = False,
 ) -> None:
     """Train a GPT on shards, by the recipe of the paper that its size comes from.
 
-    report.html in the run folder shows the run at any time; --resume goes on with one that stopped; model.safetensors comes last.
+    report.html in the run folder shows the run at any time; --resume goes on with one that stopped;
+    model.safetensors comes last.
 
     Examples:
 
@@ -218,9 +400,17 @@ def train(
     if report:
         from gptcli.cli.train_report import draw
 
-        said_too = [name for name, value in options.items() if name in NAMES and name != "out" and value not in (None, False)]
+        said_too = [
+            name
+            for name, value in options.items()
+            if name in NAMES and name != "out" and value not in (None, False)
+        ]
         if said_too:
-            raise UsageError("--report only draws, and trains nothing", where=option(said_too[0]), hint="leave one of the two out")
+            raise UsageError(
+                "--report only draws, and trains nothing",
+                where=option(said_too[0]),
+                hint="leave one of the two out",
+            )
         draw(runs or [], out, force=force, as_json=json)
         return
     if runs:
@@ -232,13 +422,19 @@ def train(
         return
     if restarted():
         resume, force = True, False
-    given = said({name: value for name, value in options.items() if name in NAMES and value is not False}, config, resume=resume)
+    given = said(
+        {name: value for name, value in options.items() if name in NAMES and value is not False},
+        config,
+        resume=resume,
+    )
 
     from gptcli.shards.manifest import MANIFEST, read_manifest
 
     folder = Path(given.values.get("data", "shards"))
     if lr_range and resume:
-        raise UsageError("a range test cannot be resumed", where="--lr-range", hint="run it again, with --force")
+        raise UsageError(
+            "a range test cannot be resumed", where="--lr-range", hint="run it again, with --force"
+        )
     manifest = None if dry_run and not (folder / MANIFEST).is_file() else read_manifest(folder)
     plan = make_plan(given, manifest.vocab_size if manifest else None, lr_range=lr_range)
     if dry_run:
@@ -260,9 +456,17 @@ def train(
         return
     done = launch(replace(run, profile=profile), events)
     if leads() and done["interrupted"]:
-        raise Interrupted(f"stopped after step {done['step']:,}, with a checkpoint", where=run.out, hint="--resume goes on")
+        raise Interrupted(
+            f"stopped after step {done['step']:,}, with a checkpoint",
+            where=run.out,
+            hint="--resume goes on",
+        )
     if leads():
-        loss = "" if (mean := done["smoothed_loss"]) is None else f", loss {mean:.4f} (mean of the last {done['smoothed_steps']} steps)"
+        loss = (
+            ""
+            if (mean := done["smoothed_loss"]) is None
+            else f", loss {mean:.4f} (mean of the last {done['smoothed_steps']} steps)"
+        )
         events.info(f"trained on {done['tokens']:,} tokens in {duration(done['seconds'])}{loss}")
         print_json("train", done) if json else print(run.out)
 
@@ -276,7 +480,11 @@ def _unexpected(argument: str) -> UsageError:
     if Path(argument).is_dir():
         hint = f"--report draws a run; --resume --out {argument} continues it"
         return UsageError("unexpected run folder", where=argument, hint=hint)
-    return UsageError("unexpected argument", where=argument, hint="gpt train takes options alone: gpt train --help lists them")
+    return UsageError(
+        "unexpected argument",
+        where=argument,
+        hint="gpt train takes options alone: gpt train --help lists them",
+    )
 
 
 def _test_range(run: Run, events: Events, *, as_json: bool) -> None:
@@ -289,12 +497,18 @@ def _test_range(run: Run, events: Events, *, as_json: bool) -> None:
         return
     if report["suggested_lr"] is None:
         raise RunError("not one step was finite", where=run.out)
-    events.info(f"the smooth loss is lowest at {report['lowest_loss_lr']:.2g}; a tenth of it is suggested: see {run.out / PICTURE}")
+    events.info(
+        f"the smooth loss is lowest at {report['lowest_loss_lr']:.2g}; a tenth of it is suggested: see {run.out / PICTURE}"
+    )
     print_json("train", report) if as_json else print(f"{report['suggested_lr']:.2g}")
 
 
-def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, force: bool, strict: bool) -> Run | None:
-    """Check all that can be checked, say what the run will take, claim its folder and write run.toml into it; None if it is finished."""
+def _begin(
+    plan: Plan, manifest: Manifest, events: Events, *, resume: bool, force: bool, strict: bool
+) -> Run | None:
+    """Check all that can be checked, say what the run will take, claim its folder and write
+    run.toml into it; None if it is finished.
+    """
     from gptcli.cli.train_tasks import measurement
     from gptcli.cost.layout import parse_layout
     from gptcli.trainer.checkpoint import newest_state
@@ -308,7 +522,11 @@ def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, forc
         hold(own_folder(out, read_only=resume, events=events))
     processes, tokens = parse_layout(plan.train.layout).processes, plan.train.tokens
     made = provenance(processes, data, data_sha256(manifest), manifest.tokens("train"), tokens)
-    before = (out / RUN_TOML).read_text(encoding="utf-8-sig") if resume and (out / RUN_TOML).is_file() else None
+    before = (
+        (out / RUN_TOML).read_text(encoding="utf-8-sig")
+        if resume and (out / RUN_TOML).is_file()
+        else None
+    )
     text = _run_toml(plan, made, before)
     run = Run(
         name=plan.name,
@@ -332,16 +550,23 @@ def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, forc
         check_output(out, resume=resume, force=force)
     if resume:
         at_end = check_resume(run)
-        if is_finished(out) and (at_end or (newest_state(out) is None and same_values(text, before))):
+        if is_finished(out) and (
+            at_end or (newest_state(out) is None and same_values(text, before))
+        ):
             if leads():
                 tidy(out)
             return None
         if is_finished(out) and newest_state(out) is None:
-            raise UsageError("the model here is finished, and no checkpoint is left to go on from", where=out, hint="--force starts over")
+            raise UsageError(
+                "the model here is finished, and no checkpoint is left to go on from",
+                where=out,
+                hint="--force starts over",
+            )
         run = replace(run, resume=True)
     if leads() and not restarted():
         _print_forecast(plan, manifest, events, run, strict=strict)
-    if leads_machine() and not restarted():  # once on each machine: the others wait for it to join them
+    # once on each machine: the others wait for it to join them
+    if leads_machine() and not restarted():
         check_data(run, manifest)
     if leads():
         claim_output(out, resume=resume, force=force)
@@ -352,11 +577,18 @@ def _begin(plan: Plan, manifest: Manifest, events: Events, *, resume: bool, forc
 
 
 def _keep_start(plan: Plan, run: Run, made: dict[str, str], events: Events) -> Run:
-    """Keep the checkpoint that the run starts from, if it is one, in the run's own folder, and record its step."""
+    """Keep the checkpoint that the run starts from, if it is one, in the run's own folder, and
+    record its step.
+    """
     from gptcli.trainer.checkpoint import newest_state
     from gptcli.trainer.start import INIT, keep_start
 
-    if run.init_from is None or run.init_step is None or (run.out / INIT).is_dir() or newest_state(run.out) is not None:
+    if (
+        run.init_from is None
+        or run.init_step is None
+        or (run.out / INIT).is_dir()
+        or newest_state(run.out) is not None
+    ):
         return run
     newest = plan.resolved.origin["checkpoint"] == NEWEST
     step = keep_start(run.init_from, run.out, run.init_step, events, newest=newest)
@@ -367,29 +599,42 @@ def _keep_start(plan: Plan, run: Run, made: dict[str, str], events: Events) -> R
 
 
 def _run_toml(plan: Plan, made: dict[str, str], before: str | None = None) -> str:
-    """Return run.toml's text: new, or that from `before` a resume with what has changed. `made`: the provenance."""
+    """Return run.toml's text: new, or that from `before` a resume with what has changed. `made`:
+    the provenance.
+    """
     from gptcli.trainer.provenance import resumed
 
-    facts = {"parameters": f"{plan.model.parameters:,}", "vocab_size": f"{plan.model.vocab_size:,}, from the shards"}
+    facts = {
+        "parameters": f"{plan.model.parameters:,}",
+        "vocab_size": f"{plan.model.vocab_size:,}, from the shards",
+    }
     if before is None:
         return resolved_toml(plan.resolved, **facts, **made)
     return resumed(updated_toml(before, plan.resolved, **facts), made)
 
 
-def _print_forecast(plan: Plan, manifest: Manifest, events: Events, run: Run, *, strict: bool) -> None:
-    """Say what the run, or what is left of it, will take. Raises UsageError if it is to be `strict` and there are warnings."""
+def _print_forecast(
+    plan: Plan, manifest: Manifest, events: Events, run: Run, *, strict: bool
+) -> None:
+    """Say what the run, or what is left of it, will take. Raises UsageError if it is to be `strict`
+    and there are warnings.
+    """
     from gptcli.cli.train_forecast import forecast_plan, refuse, tell
     from gptcli.trainer.preflight import resumed_state
 
     state = resumed_state(run.out, run.identity()) if run.resume else None
-    forecast = forecast_plan(plan, manifest, done=0 if state is None else state.position.sequences * plan.model.n_ctx)
+    forecast = forecast_plan(
+        plan, manifest, done=0 if state is None else state.position.sequences * plan.model.n_ctx
+    )
     tell(forecast, events, at_least=plan.train.follow_noise)
     if strict:
         refuse(forecast)
 
 
 def _print_plan(plan: Plan, manifest: Manifest | None, *, as_json: bool, strict: bool) -> None:
-    """Print configuration, work and forecast. Raises UsageError if it is to be `strict` and there are warnings."""
+    """Print configuration, work and forecast. Raises UsageError if it is to be `strict` and there
+    are warnings.
+    """
     from gptcli.cli.train_forecast import forecast_facts, forecast_json, forecast_plan, refuse, warn
     from gptcli.cost.flops import flops_per_token
 
@@ -410,17 +655,30 @@ def _print_plan(plan: Plan, manifest: Manifest | None, *, as_json: bool, strict:
             },
         )
     else:
-        _print_resolved(plan, roles, {"work": f"{flops:.3g} FLOP (6N)", **forecast_facts(forecast, at_least=plan.train.follow_noise)})
+        _print_resolved(
+            plan,
+            roles,
+            {
+                "work": f"{flops:.3g} FLOP (6N)",
+                **forecast_facts(forecast, at_least=plan.train.follow_noise),
+            },
+        )
     if strict:
         refuse(forecast)
 
 
 def _print_resolved(plan: Plan, roles: list[Role], facts: dict[str, str]) -> None:
-    """Print the resolved configuration as run.toml would hold it, with `facts` and each stage of the layout on top."""
+    """Print the resolved configuration as run.toml would hold it, with `facts` and each stage of
+    the layout on top.
+    """
     facts = {"parameters": f"{plan.model.parameters:,}", **facts}
     for role in roles:
         low, high = (f"{held:,}" for held in role.parameters)
-        moved = [f"{in_bytes(n_bytes)} over {axis}" for axis, n_bytes in asdict(role.traffic).items() if n_bytes]
+        moved = [
+            f"{in_bytes(n_bytes)} over {axis}"
+            for axis, n_bytes in asdict(role.traffic).items()
+            if n_bytes
+        ]
         facts[f"stage {role.stage}"] = (
             f"{role.processes:,} processes, each with {low if low == high else f'{low} to {high}'} parameters and "
             f"{in_bytes(role.optimizer_bytes[1])} of optimizer state; a step moves {', '.join(moved)}"
@@ -429,7 +687,9 @@ def _print_resolved(plan: Plan, roles: list[Role], facts: dict[str, str]) -> Non
 
 
 def _rehearse(plan: Plan) -> list[Role]:
-    """What each process of a layout would hold and send, from building them; of one process there is nothing to tell."""
+    """What each process of a layout would hold and send, from building them; of one process there
+    is nothing to tell.
+    """
     from gptcli.cost.layout import parse_layout
     from gptcli.trainer.config import Run
     from gptcli.trainer.fit import check_division

@@ -1,4 +1,6 @@
-"""What `gpt train` says a run will take: a few lines before it starts, the same in --dry-run, and what --strict refuses."""
+"""What `gpt train` says a run will take: a few lines before it starts, the same in --dry-run, and
+what --strict refuses.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,17 @@ def forecast_plan(plan: Plan, manifest: Manifest | None, *, done: int = 0) -> Fo
 
 
 def forecast_facts(forecast: Forecast, *, at_least: bool = False) -> dict[str, str]:
-    """Say a forecast in one line a subject. `at_least`: the batch follows the noise scale, so there may be more steps."""
-    steps = f"{'at least ' if at_least else ''}{forecast.steps:,} of {forecast.batch_tokens:,} tokens"
+    """Say a forecast in one line a subject. `at_least`: the batch follows the noise scale, so there
+    may be more steps.
+    """
+    steps = (
+        f"{'at least ' if at_least else ''}{forecast.steps:,} of {forecast.batch_tokens:,} tokens"
+    )
     passes = "no shards yet"
     if forecast.passes is not None:
-        passes = f"{amount(forecast.passes)} passes over {amount(forecast.train_tokens or 0)} tokens"
+        passes = (
+            f"{amount(forecast.passes)} passes over {amount(forecast.train_tokens or 0)} tokens"
+        )
         if forecast.passes_by_source:
             each = (f"{name} {amount(times)}" for name, times in forecast.passes_by_source.items())
             passes += f"; of each source: {', '.join(each)}"
@@ -79,4 +87,8 @@ def refuse(forecast: Forecast) -> None:
     """Raises UsageError if there is anything to think about first."""
     if forecast.warnings:
         codes = ", ".join(caution.code for caution in forecast.warnings)
-        raise UsageError(f"the run has warnings: {codes}", where="--strict", hint="change what they name, or leave out --strict")
+        raise UsageError(
+            f"the run has warnings: {codes}",
+            where="--strict",
+            hint="change what they name, or leave out --strict",
+        )

@@ -1,4 +1,6 @@
-"""What `gpt train` will do: option > --config file > the resumed run > the paper > what suits this machine, each with its origin."""
+"""What `gpt train` will do: option > --config file > the resumed run > the paper > what suits this
+machine, each with its origin.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,11 @@ def words(value: Any) -> str:
 
 def names(value: Any) -> list[str]:
     """A list of names, or names separated by commas."""
-    return [name for part in (value if isinstance(value, list) else [value]) for name in split_list(words(part))]
+    return [
+        name
+        for part in (value if isinstance(value, list) else [value])
+        for name in split_list(words(part))
+    ]
 
 
 def _size(value: Any) -> str:
@@ -62,7 +68,10 @@ class OneOf:
 
     def __call__(self, value: Any) -> str:
         if value not in self.names:
-            raise UsageError(f"{value!r} is none of {', '.join(self.names)}", hint=nearest(str(value), self.names))
+            raise UsageError(
+                f"{value!r} is none of {', '.join(self.names)}",
+                hint=nearest(str(value), self.names),
+            )
         return str(value)
 
 
@@ -81,9 +90,13 @@ NUMERIC = (
     "checkpoint_every", "eval_every", "eval_tokens", "keep", "max_skipped", "samples", "eval_items", "dropout", "lr",
     "min_lr_ratio", "weight_decay", "beta1", "beta2", "eps", "clip", "spike",
 )  # fmt: skip
-NAMES: dict[str, Any] = {  # what a configuration file may hold, and how each value is read: the options, and the recipe's constants
+# what a configuration file may hold, and how each value is read: the options, and the recipe's
+# constants
+NAMES: dict[str, Any] = {
     "size": _size,
-    **dict.fromkeys(("attention", "data", "out", "layout", "init_from", "track", "eval_data"), words),
+    **dict.fromkeys(
+        ("attention", "data", "out", "layout", "init_from", "track", "eval_data"), words
+    ),
     **{name: NUMBERS[name] for name in (*SHAPE, *NUMERIC)},
     "eval_task": names,
     "batch_tokens": batch,
@@ -108,7 +121,8 @@ class Plan:
 
 
 def said(options: Mapping[str, Any], config: Path | None, *, resume: bool) -> Resolved:
-    """What the user said, by option and file, over the run.toml of the run that is resumed. `out` is among it in any case.
+    """What the user said, by option and file, over the run.toml of the run that is resumed. `out`
+    is among it in any case.
 
     `options` are as typed, None where not given. Raises UsageError or InputError.
     """
@@ -119,9 +133,17 @@ def said(options: Mapping[str, Any], config: Path | None, *, resume: bool) -> Re
         try:
             given.put({name: None if text is None else NAMES[name](text)}, "option")
         except UsageError as error:
-            raise UsageError(error.what, where=f"--{name.replace('_', '-')}", hint=error.hint) from None
-    if given.values.get("scale_lr") and (other := next((name for name in ("lr", "mup") if name in given.values), None)):
-        why = "both say the learning rate" if other == "lr" else "muP keeps the learning rate of another width"
+            raise UsageError(
+                error.what, where=f"--{name.replace('_', '-')}", hint=error.hint
+            ) from None
+    if given.values.get("scale_lr") and (
+        other := next((name for name in ("lr", "mup") if name in given.values), None)
+    ):
+        why = (
+            "both say the learning rate"
+            if other == "lr"
+            else "muP keeps the learning rate of another width"
+        )
         raise UsageError(why, where=f"--scale-lr and --{other}", hint="leave one of the two out")
     if given.values.get("batch_tokens") == "auto":
         del given.values["batch_tokens"]
@@ -135,7 +157,11 @@ def said(options: Mapping[str, Any], config: Path | None, *, resume: bool) -> Re
     before.put(read_config(earlier, NAMES, "gpt train"), RUN_TOML)
     if "size" in given.values and _paper(given) != _paper(before):
         was = before.values.get("size", "of no named size")
-        raise UsageError(f"the run here is {was}, not {given.values['size']}", where=earlier, hint="name another --out")
+        raise UsageError(
+            f"the run here is {was}, not {given.values['size']}",
+            where=earlier,
+            hint="name another --out",
+        )
     for name, value in given.values.items():
         before.put({name: value}, given.origin[name])
     return before
@@ -151,10 +177,17 @@ def make_plan(given: Resolved, vocab_size: int | None, *, lr_range: bool = False
     if lr_range:
         _make_range_test(given, paper, model)
     resolved = Resolved()
-    resolved.put({"data": "shards", "layout": "auto", "precision": "auto", "compile": "auto", "seed": 0}, "default")
+    resolved.put(
+        {"data": "shards", "layout": "auto", "precision": "auto", "compile": "auto", "seed": 0},
+        "default",
+    )
     resolved.put({"recompute": "auto", "pipeline_schedule": "1f1b"}, "default")
-    resolved.put({"spike": 6.0, "max_skipped": 10, "follow_noise": False, "document_mask": False}, "default")
-    resolved.put({name: value for name, value in model.as_dict().items() if name in NAMES}, paper.name)
+    resolved.put(
+        {"spike": 6.0, "max_skipped": 10, "follow_noise": False, "document_mask": False}, "default"
+    )
+    resolved.put(
+        {name: value for name, value in model.as_dict().items() if name in NAMES}, paper.name
+    )
     _lay_recipe(resolved, paper, given, model)
     for name, value in given.values.items():
         resolved.put({name: value}, given.origin[name])
@@ -166,7 +199,13 @@ def make_plan(given: Resolved, vocab_size: int | None, *, lr_range: bool = False
 
     # torch comes with these, and a second or two: what can be refused without has been
     from gptcli.cost.layout import parse_layout
-    from gptcli.trainer.machine import auto_compile, auto_layout, auto_micro_batch, auto_precision, auto_processes
+    from gptcli.trainer.machine import (
+        auto_compile,
+        auto_layout,
+        auto_micro_batch,
+        auto_precision,
+        auto_processes,
+    )
 
     def choose(name: str, value: Any, why: str) -> None:
         if values.get(name, "auto") == "auto":
@@ -174,18 +213,23 @@ def make_plan(given: Resolved, vocab_size: int | None, *, lr_range: bool = False
 
     sequences = values["batch_tokens"] // model.n_ctx
     asked = None if values["layout"] == "auto" else parse_layout(values["layout"])
-    compiled, why = auto_compile(model, values["tokens"], asked.processes if asked else auto_processes())
+    compiled, why = auto_compile(
+        model, values["tokens"], asked.processes if asked else auto_processes()
+    )
     choose("compile", "on" if compiled else "off", why)
     choose("precision", *auto_precision(model, values["compile"] == "on"))
     precision, recompute = values["precision"], values["recompute"]
     if asked is None:
         micro_batch = values.get("micro_batch", "auto")
-        layout, why = auto_layout(model, sequences, precision, recompute=recompute, micro_batch=micro_batch)
+        layout, why = auto_layout(
+            model, sequences, precision, recompute=recompute, micro_batch=micro_batch
+        )
         origin["layout"] += f": {layout} here, {why}"
     else:
         layout = asked
     first = sequences
-    if values["follow_noise"]:  # the first batch is the smallest, and a process that is alone needs two parts of it
+    # the first batch is the smallest, and a process that is alone needs two parts of it
+    if values["follow_noise"]:
         first = min(sequences, whole_sequences(values["ramp_from"], model.n_ctx) // model.n_ctx)
         if layout.replicas < layout.processes:
             raise UsageError(
@@ -206,19 +250,30 @@ def make_plan(given: Resolved, vocab_size: int | None, *, lr_range: bool = False
 
     for name, value in cadence(values["tokens"], values["batch_tokens"]).items():
         choose(name, value, "by the length of the run")
-    choose("samples", samples(model.parameters, values["tokens"] // values["batch_tokens"]), "by the model's size and the run's length")
-    train = from_values(TrainConfig, {**values, "layout": str(layout), "compile": values["compile"] == "on"})
+    choose(
+        "samples",
+        samples(model.parameters, values["tokens"] // values["batch_tokens"]),
+        "by the model's size and the run's length",
+    )
+    train = from_values(
+        TrainConfig, {**values, "layout": str(layout), "compile": values["compile"] == "on"}
+    )
     must_compile = train.compile and not origin["compile"].startswith(("auto", RUN_TOML))
     return Plan(paper.name if "size" in values else "GPT", resolved, model, train, must_compile)
 
 
 def _make_range_test(given: Resolved, paper: PaperModel, model: ModelConfig) -> None:
-    """A range test without --tokens takes RANGE_STEPS steps with the batch of the run that it is for."""
+    """A range test without --tokens takes RANGE_STEPS steps with the batch of the run that it is
+    for.
+    """
     if "tokens" not in given.values:
         whole = Resolved()
         _lay_recipe(whole, paper, given, model)
         batch, origin = whole.values["batch_tokens"], whole.origin["batch_tokens"]
-        given.put({"batch_tokens": given.values.get("batch_tokens", batch)}, given.origin.get("batch_tokens", origin))
+        given.put(
+            {"batch_tokens": given.values.get("batch_tokens", batch)},
+            given.origin.get("batch_tokens", origin),
+        )
         given.put({"tokens": RANGE_STEPS * given.values["batch_tokens"]}, f"{RANGE_STEPS} steps")
     if given.origin["out"] == "default":
         given.values["out"] += "-lr-range"
@@ -230,33 +285,50 @@ def _paper(given: Resolved) -> PaperModel | None:
 
 def _model(given: Resolved, vocab_size: int | None) -> tuple[ModelConfig, PaperModel]:
     """The architecture, and the paper's size it is, or the one whose recipe is nearest."""
-    changes = {name: given.values[name] for name in (*SHAPE, "attention", "band", "dropout") if name in given.values}
+    changes = {
+        name: given.values[name]
+        for name in (*SHAPE, "attention", "band", "dropout")
+        if name in given.values
+    }
     if vocab_size is not None:
         changes["vocab_size"] = vocab_size
     if "init_from" in given.values:
         return _started_from(given, changes)
     if "checkpoint" in given.values:
-        raise UsageError("names a checkpoint of the run to start from", where="--checkpoint", hint="--init-from RUN")
+        raise UsageError(
+            "names a checkpoint of the run to start from",
+            where="--checkpoint",
+            hint="--init-from RUN",
+        )
     if (paper := _paper(given)) is not None:
         return ModelConfig.from_paper(paper, **changes), paper
     if missing := [f"--{name.replace('_', '-')}" for name in SHAPE if name not in changes]:
-        raise UsageError("no size is given", where="--size", hint=f"for example --size 350M; or say {', '.join(missing)} too")
+        raise UsageError(
+            "no size is given",
+            where="--size",
+            hint=f"for example --size 350M; or say {', '.join(missing)} too",
+        )
     model = ModelConfig(**changes)
     return model, nearest_paper(model)
 
 
 def _started_from(given: Resolved, changes: dict[str, Any]) -> tuple[ModelConfig, PaperModel]:
-    """The architecture of the model to start from, with this run's dropout; what else the user says, and the shards, must agree with it.
+    """The architecture of the model to start from, with this run's dropout; what else the user
+    says, and the shards, must agree with it.
 
-    Of a run that is not finished it is the newest checkpoint, whose step is recorded. A run that is resumed has all of this in its own
-    folder: the one that it started from may have gone on, or be gone.
+    Of a run that is not finished it is the newest checkpoint, whose step is recorded. A run that is
+    resumed has all of this in its own folder: the one that it started from may have gone on, or be
+    gone.
     """
     from gptcli.model.config_json import is_padded, read_model_config
     from gptcli.model.source import find_model
     from gptcli.trainer.start import kept_start
 
     folder = Path(given.values["init_from"])
-    if RUN_TOML in given.origin.values() and (kept := kept_start(Path(given.values["out"]))) is not None:
+    if (
+        RUN_TOML in given.origin.values()
+        and (kept := kept_start(Path(given.values["out"]))) is not None
+    ):
         folder = kept
     else:
         source = find_model(folder, given.values.get("checkpoint"))
@@ -271,7 +343,11 @@ def _started_from(given: Resolved, changes: dict[str, Any]) -> tuple[ModelConfig
     for name, value in {**wanted, **changes}.items():
         if (there := getattr(model, name)) != value:
             where = "the shards" if name == "vocab_size" else "this command"
-            raise UsageError(f"the model's {name} is {there}, {where} says {value}", where=folder, hint="a model keeps its architecture")
+            raise UsageError(
+                f"the model's {name} is {there}, {where} says {value}",
+                where=folder,
+                hint="a model keeps its architecture",
+            )
     return model, paper or nearest_paper(model)
 
 
@@ -284,43 +360,75 @@ def _lay_recipe(resolved: Resolved, paper: PaperModel, given: Resolved, model: M
     recipe = paper_recipe(paper, own if tokens is None else tokens, scale_batch=scale)
     resolved.put(recipe, source)
     if not of_paper and small_lr(model.parameters) > paper.lr:
-        resolved.put({"lr": small_lr(model.parameters)}, f"GPT-3, Table 2.1, continued to {amount(model.parameters)} parameters")
+        resolved.put(
+            {"lr": small_lr(model.parameters)},
+            f"GPT-3, Table 2.1, continued to {amount(model.parameters)} parameters",
+        )
     if own is not None:
         resolved.put({"tokens": own}, f"{TOKENS_PER_PARAMETER} a parameter (Hoffmann et al. 2022)")
     if recipe["tokens"] == paper_recipe(paper)["tokens"]:
         return
     resolved.put({name: recipe[name] for name in SCALED}, f"{source}, in proportion to tokens")
     if recipe["batch_tokens"] != paper.batch_tokens:
-        scaled = {name: whole_sequences(recipe[name], model.n_ctx) for name in SCALED_BATCH if recipe[name]}
+        scaled = {
+            name: whole_sequences(recipe[name], model.n_ctx)
+            for name in SCALED_BATCH
+            if recipe[name]
+        }
         resolved.put(scaled, f"{source}, {batch_origin(paper, recipe['tokens'])}")
     if recipe["tokens"] < paper_recipe(paper)["tokens"]:
-        warmup = short_warmup(recipe, given.values.get("batch_tokens", resolved.values["batch_tokens"]))
+        warmup = short_warmup(
+            recipe, given.values.get("batch_tokens", resolved.values["batch_tokens"])
+        )
         if warmup != recipe["warmup_tokens"]:
-            resolved.put({"warmup_tokens": warmup}, "2 / (1 - beta2) steps (Ma and Yarats 2021), or a tenth of the run")
+            resolved.put(
+                {"warmup_tokens": warmup},
+                "2 / (1 - beta2) steps (Ma and Yarats 2021), or a tenth of the run",
+            )
 
 
 def _lay_rate(resolved: Resolved, given: Resolved, model: ModelConfig, *, lr_range: bool) -> None:
-    """The learning rate where its table is asked for, and whether muP can do with the one that there is."""
+    """The learning rate where its table is asked for, and whether muP can do with the one that
+    there is.
+    """
     resolved.origin.pop("scale_lr", None)
     if resolved.values.pop("scale_lr", False):  # from here on a learning rate as any other
-        resolved.put({"lr": scaled_lr(model.parameters)}, f"GPT-3, Table 2.1, at {model.parameters:,} parameters")
+        resolved.put(
+            {"lr": scaled_lr(model.parameters)},
+            f"GPT-3, Table 2.1, at {model.parameters:,} parameters",
+        )
     if "mup" not in given.values:
         return
     if model.norm == "post":
-        raise UsageError("muP needs the LayerNorm after the last layer, which GPT-1 lacks", where="--mup", hint="another --size")
+        raise UsageError(
+            "muP needs the LayerNorm after the last layer, which GPT-1 lacks",
+            where="--mup",
+            hint="another --size",
+        )
     if not (lr_range or "lr" in given.values):
-        hint = f"--lr X, as found at --d-model {given.values['mup']}, for example by --lr-range there"
+        hint = (
+            f"--lr X, as found at --d-model {given.values['mup']}, for example by --lr-range there"
+        )
         raise UsageError("the learning rate of that width is not said", where="--mup", hint=hint)
 
 
 def _start_small(resolved: Resolved, given: Resolved, n_ctx: int) -> None:
-    """A batch that follows the noise scale: from where the paper's ramp begins, or a 16th, to the paper's, without a ramp."""
+    """A batch that follows the noise scale: from where the paper's ramp begins, or a 16th, to the
+    paper's, without a ramp.
+    """
     most = resolved.values["batch_tokens"]
     resolved.origin["batch_tokens"] += ", at most: follows the noise scale"
     if not resolved.values["ramp_from"]:
-        resolved.put({"ramp_from": whole_sequences(max(most // 16, 2 * n_ctx), n_ctx)}, "a 16th of batch_tokens")
+        resolved.put(
+            {"ramp_from": whole_sequences(max(most // 16, 2 * n_ctx), n_ctx)},
+            "a 16th of batch_tokens",
+        )
     if given.values.get("ramp_tokens"):
-        raise UsageError("a batch that follows the noise scale has no ramp", where="--ramp-tokens", hint="leave one of the two out")
+        raise UsageError(
+            "a batch that follows the noise scale has no ramp",
+            where="--ramp-tokens",
+            hint="leave one of the two out",
+        )
     resolved.put({"ramp_tokens": 0}, "no ramp: the batch follows the noise scale")
 
 
@@ -329,4 +437,7 @@ def _round_batch(resolved: Resolved, n_ctx: int) -> None:
     asked = resolved.values["batch_tokens"]
     whole = whole_sequences(asked, n_ctx)
     if whole != asked:
-        resolved.put({"batch_tokens": whole}, f"{resolved.origin['batch_tokens']}: {asked} in whole sequences of {n_ctx}")
+        resolved.put(
+            {"batch_tokens": whole},
+            f"{resolved.origin['batch_tokens']}: {asked} in whole sequences of {n_ctx}",
+        )

@@ -1,4 +1,6 @@
-"""What is decided about a document by itself, in this order: extraction, Wikipedia, links, language, heuristics, quality."""
+"""What is decided about a document by itself, in this order: extraction, Wikipedia, links,
+language, heuristics, quality.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +33,19 @@ def stages_of(source: Source, seed: int, classifier: Classifier | None) -> list[
     if clean is not None:
         stages.append(lambda document: check(document.text, clean))
     if classifier is not None:
-        stages.append(lambda document: "" if keeps(classifier.score(document.text), document.text, seed) else "quality")
+        stages.append(
+            lambda document: (
+                "" if keeps(classifier.score(document.text), document.text, seed) else "quality"
+            )
+        )
     return stages
 
 
 def _extract(document: Document, source: Source) -> str:
     if document.html is not None or source.html:
-        document.text = plain_text(document.html if document.html is not None else document.text, source.extractor)
+        document.text = plain_text(
+            document.html if document.html is not None else document.text, source.extractor
+        )
         document.html = None
         return "" if document.text.strip() else "no content"
     return "" if document.text.strip() else "blank"
@@ -54,7 +62,9 @@ def plain_url(url: str) -> str:
 
 
 def read_links(links: Links) -> set[str]:
-    """The URLs of links with karma enough. Raises InputError where a file lacks a column or a karma is no number."""
+    """The URLs of links with karma enough. Raises InputError where a file lacks a column or a karma
+    is no number.
+    """
     found = set()
     for path in links.files:
         for number, row in enumerate(_rows(path), 1):
@@ -62,7 +72,9 @@ def read_links(links: Links) -> set[str]:
                 if float(row["karma"]) >= links.min_karma:
                     found.add(plain_url(str(row["url"])))
             except (KeyError, TypeError, ValueError):
-                raise InputError("a link has a url and a karma that is a number", where=f"{path}, link {number}") from None
+                raise InputError(
+                    "a link has a url and a karma that is a number", where=f"{path}, link {number}"
+                ) from None
     return found
 
 
@@ -70,7 +82,11 @@ def _rows(path: str) -> Any:
 
     with opened(path) as stream:
         if ending(path)[0] == ".jsonl":
-            yield from (parse_json(line, f"{path}:{number}") for number, line in enumerate(stream, 1) if line.strip())
+            yield from (
+                parse_json(line, f"{path}:{number}")
+                for number, line in enumerate(stream, 1)
+                if line.strip()
+            )
         else:
             yield from csv.DictReader(io.TextIOWrapper(stream, "utf-8", newline=""))
 
@@ -82,7 +98,11 @@ def check(text: str, clean: Clean) -> str:
         return "too few words"
     if len(words) > clean.max_words:
         return "too many words"
-    ordinary = sum(character.isalnum() or character.isspace() for character in text) if clean.max_symbols < 1 else len(text)
+    ordinary = (
+        sum(character.isalnum() or character.isspace() for character in text)
+        if clean.max_symbols < 1
+        else len(text)
+    )
     if len(text) - ordinary > clean.max_symbols * len(text):
         return "symbols"
     lines = [line for line in text.splitlines() if line.strip()]
@@ -97,5 +117,7 @@ def _language(text: str) -> str:
     try:
         from resiliparse.parse.lang import detect_fast
     except ImportError:
-        raise InputError("telling languages needs the package resiliparse", hint=install_hint("resiliparse")) from None
+        raise InputError(
+            "telling languages needs the package resiliparse", hint=install_hint("resiliparse")
+        ) from None
     return str(detect_fast(text)[0])

@@ -1,8 +1,9 @@
 """GPT-3's training filter (Appendix C): cut out of documents what evaluation items share with them.
 
-A 13-gram of words that also stands in an evaluation item is cut with 200 characters on each side; pieces below 200 characters go; a
-document cut into more than 10 pieces goes as a whole; grams that stand in more than 10 training documents are ordinary text and are left
-alone. Documents are searched by hash; only those that hold one are looked at word by word.
+A 13-gram of words that also stands in an evaluation item is cut with 200 characters on each side;
+pieces below 200 characters go; a document cut into more than 10 pieces goes as a whole; grams that
+stand in more than 10 training documents are ordinary text and are left alone. Documents are
+searched by hash; only those that hold one are looked at word by word.
 """
 
 from __future__ import annotations
@@ -26,18 +27,26 @@ MOST_DOCUMENTS = 10  # that a gram may stand in and still be contamination
 
 
 def item_grams(files: Sequence[str]) -> np.ndarray:
-    """The distinct 13-grams of evaluation items, sorted (uint64). Raises InputError where a file holds none."""
+    """The distinct 13-grams of evaluation items, sorted (uint64). Raises InputError where a file
+    holds none.
+    """
     found = []
     for path in files:
         hashes, _ = grams(*word_hashes(list(read_items(path))), GRAM)
         if not len(hashes):
-            raise InputError(f"no evaluation item in it is {GRAM} words long", where=path, hint="leave it out of [decontaminate]")
+            raise InputError(
+                f"no evaluation item in it is {GRAM} words long",
+                where=path,
+                hint="leave it out of [decontaminate]",
+            )
         found.append(hashes)
     return np.unique(np.concatenate(found))
 
 
 def read_items(path: str) -> Iterator[str]:
-    """The text of each item: in JSON lines all strings of a record, in other files each paragraph."""
+    """The text of each item: in JSON lines all strings of a record, in other files each
+    paragraph.
+    """
     if ending(path)[0] != ".jsonl":
         yield from (document.text for document in read_documents(path, documents="paragraph"))
         return
@@ -56,7 +65,9 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def shared(texts: list[str], items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The grams that texts share with the items, each once a text: (hashes, numbers of the texts)."""
+    """The grams that texts share with the items, each once a text: (hashes, numbers of the
+    texts).
+    """
     found, owner = grams(*word_hashes(texts), GRAM)
     low = np.uint64(len(_bitmap(items)) - 1)
     maybe = np.flatnonzero(_bitmap(items)[(found & low).astype(np.int64)])

@@ -1,8 +1,11 @@
-"""Which documents are near-duplicates of an earlier one, or of one in another source; in memory that does not grow with the corpus.
+"""Which documents are near-duplicates of an earlier one, or of one in another source; in memory
+that does not grow with the corpus.
 
-Each text unit holds, for every band, its documents' keys in order, so a range of keys is found in one piece in each, as the shuffle finds
-its ranges. A band is looked at a range at a time. A document goes where one with the same key stands before it in its own source, or
-anywhere in a source that its own is removed from. Each task writes the numbers that go; a reader of a unit collects its own.
+Each text unit holds, for every band, its documents' keys in order, so a range of keys is found in
+one piece in each, as the shuffle finds its ranges. A band is looked at a range at a time. A
+document goes where one with the same key stands before it in its own source, or anywhere in a
+source that its own is removed from. Each task writes the numbers that go; a reader of a unit
+collects its own.
 """
 
 from __future__ import annotations
@@ -37,7 +40,13 @@ class DedupTask:
 
 
 def plan_dedup(
-    folder: Path, source: int, method: str, within: bool, threshold: float, mine: list[TextUnit], others: list[TextUnit]
+    folder: Path,
+    source: int,
+    method: str,
+    within: bool,
+    threshold: float,
+    mine: list[TextUnit],
+    others: list[TextUnit],
 ) -> Iterator[DedupTask]:
     bits = (sum(len(unit) for unit in [*mine, *others]) // TASK_KEYS).bit_length()
     paths = [unit.path for unit in mine], [unit.path for unit in others]
@@ -45,7 +54,9 @@ def plan_dedup(
         for part in range(2**bits):
             path = folder / f"drop-{source:03d}-{band:02d}-{bits:02d}-{part:06d}"
             first, last = part << (64 - bits), ((part + 1) << (64 - bits)) - 1
-            yield DedupTask(path, band, first, last, *paths, within, threshold if method == "paper" else None)
+            yield DedupTask(
+                path, band, first, last, *paths, within, threshold if method == "paper" else None
+            )
 
 
 def find_duplicates(task: DedupTask) -> Path:
@@ -66,7 +77,8 @@ def _duplicates(task: DedupTask) -> np.ndarray:
         units.append(np.full(len(found), place))
     key, number, unit = map(np.concatenate, (keys, numbers, units))
     other = unit >= len(task.mine)
-    order = np.lexsort((number, ~other, key))  # within a key the other sources' documents first, then ours as they were read
+    # within a key the other sources' documents first, then ours as they were read
+    order = np.lexsort((number, ~other, key))
     key, number, unit, other = key[order], number[order], unit[order], other[order]
     same = np.diff(key, prepend=key[:1] ^ np.uint64(1)) == 0
     if task.threshold is not None:
@@ -77,8 +89,17 @@ def _duplicates(task: DedupTask) -> np.ndarray:
     return number[~other & (first_is_other | (same & task.within))]
 
 
-def _exactly(task: DedupTask, key: np.ndarray, number: np.ndarray, unit: np.ndarray, other: np.ndarray, same: np.ndarray) -> np.ndarray:
-    """Compare the candidates' features themselves: a document goes where it is like one that stays."""
+def _exactly(
+    task: DedupTask,
+    key: np.ndarray,
+    number: np.ndarray,
+    unit: np.ndarray,
+    other: np.ndarray,
+    same: np.ndarray,
+) -> np.ndarray:
+    """Compare the candidates' features themselves: a document goes where it is like one that
+    stays.
+    """
     assert task.threshold is not None
     if not len(key):
         return number
@@ -91,7 +112,9 @@ def _exactly(task: DedupTask, key: np.ndarray, number: np.ndarray, unit: np.ndar
         stays: list[np.ndarray] = []
         for row in range(start, stop):
             features = opened[unit[row]].features(int(number[row]))
-            if not other[row] and any(_jaccard(features, those) >= task.threshold for those in stays):
+            if not other[row] and any(
+                _jaccard(features, those) >= task.threshold for those in stays
+            ):
                 gone.append(int(number[row]))
             elif other[row] or task.within:
                 stays.append(features)

@@ -16,15 +16,21 @@ class Document:
     where: str
     """"file" or "file:line", for messages."""
     position: int = 0
-    """Distinct within its file, and the same however the file is cut into ranges: the byte it begins at, or its record's number."""
+    """Distinct within its file, and the same however the file is cut into ranges: the byte it
+    begins at, or its record's number.
+    """
     url: str = ""
     """Where it was crawled, if that is known."""
     html: bytes | None = None
     """A page that has yet to become text."""
     flaw: str = ""
-    """Why nothing can be read here, in two or three words to count by; `error` is then the whole message."""
+    """Why nothing can be read here, in two or three words to count by; `error` is then the whole
+    message.
+    """
     error: InputError | None = None
 
 
-def flawed(flaw: str, what: str, where: str, position: int = 0, hint: str | None = None) -> Document:
+def flawed(
+    flaw: str, what: str, where: str, position: int = 0, hint: str | None = None
+) -> Document:
     return Document("", where, position, flaw=flaw, error=InputError(what, where=where, hint=hint))

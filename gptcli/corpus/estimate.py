@@ -21,7 +21,9 @@ SAMPLE_CHARACTERS = 1 << 16  # from the beginning of each
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """None stands for what cannot be known before the inputs are read: compressed files and standard input hide their size."""
+    """None stands for what cannot be known before the inputs are read: compressed files and
+    standard input hide their size.
+    """
 
     input_files: int
     input_bytes: int | None
@@ -38,7 +40,9 @@ class Estimate:
 
 
 def estimate(build: Build, workers: int) -> Estimate:
-    """Read and tokenise a little of some inputs. Nothing of standard input is read. Raises InputError as the build would."""
+    """Read and tokenise a little of some inputs. Nothing of standard input is read. Raises
+    InputError as the build would.
+    """
     files = [(path, source) for source in build.sources for path in source.inputs if path != STDIN]
     text_bytes = tokens = 0
     seconds = 0.0
@@ -50,7 +54,11 @@ def estimate(build: Build, workers: int) -> Estimate:
         seconds += time.perf_counter() - start
         text_bytes += len(text.encode())
     size = build.input_bytes()
-    known = Estimate(input_files=len(files), input_bytes=size, bytes_per_token=text_bytes / tokens if tokens else None)
+    known = Estimate(
+        input_files=len(files),
+        input_bytes=size,
+        bytes_per_token=text_bytes / tokens if tokens else None,
+    )
     if size is None or build.compressed():
         return known
     all_tokens = round(size * tokens / max(text_bytes, 1))
@@ -66,7 +74,9 @@ def estimate(build: Build, workers: int) -> Estimate:
 
 
 def _beginning(path: str, source: Source) -> str:
-    """The first lines or JSON documents of a file, whatever its documents are: no more of it is read than is needed."""
+    """The first lines or JSON documents of a file, whatever its documents are: no more of it is
+    read than is needed.
+    """
     lines: list[str] = []
     size = 0
     for document in scan(path, find_reader(path, "line", source.field)):

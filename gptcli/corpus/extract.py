@@ -8,7 +8,8 @@ EXTRACTORS = ("resiliparse", "trafilatura")  # the second is many times slower
 
 
 def plain_text(html: bytes | str, extractor: str = "resiliparse") -> str:
-    """The main content of a page as plain text, by the rules of one of EXTRACTORS; bytes are decoded as the page declares or shows.
+    """The main content of a page as plain text, by the rules of one of EXTRACTORS; bytes are
+    decoded as the page declares or shows.
 
     Raises InputError where its package is missing.
     """
@@ -17,7 +18,9 @@ def plain_text(html: bytes | str, extractor: str = "resiliparse") -> str:
     except ImportError:
         raise _missing("resiliparse") from None
     if isinstance(html, bytes):
-        html = bytes_to_str(html, detect_encoding(html, from_html_meta=True) or "utf-8", errors="replace")
+        html = bytes_to_str(
+            html, detect_encoding(html, from_html_meta=True) or "utf-8", errors="replace"
+        )
     text = _by_trafilatura(html) if extractor == "trafilatura" else _by_resiliparse(html)
     return "\n".join(line for line in text.splitlines() if line.strip()).replace("\x00", "")
 
@@ -37,4 +40,6 @@ def _by_trafilatura(html: str) -> str:
 
 
 def _missing(package: str) -> InputError:
-    return InputError(f"extracting text from HTML needs the package {package}", hint=install_hint(package))
+    return InputError(
+        f"extracting text from HTML needs the package {package}", hint=install_hint(package)
+    )

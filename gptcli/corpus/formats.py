@@ -1,6 +1,8 @@
-"""What is inside files: text, JSON lines, CSV, Parquet, WARC and WET. Each reader yields every document it meets, unusable ones flawed.
+"""What is inside files: text, JSON lines, CSV, Parquet, WARC and WET. Each reader yields every
+document it meets, unusable ones flawed.
 
-A reader takes (stream, name, cut): `cut.wants(position)` tells which documents this process is to read, before they cost anything.
+A reader takes (stream, name, cut): `cut.wants(position)` tells which documents this process is to
+read, before they cost anything.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from gptcli.encodings import BOM, guess, not_utf8, utf16_without_mark, wrong_enc
 from gptcli.errors import InputError, install_hint
 from gptcli.files import temporary_room
 
-MAX_BYTES = 1 << 28  # of a document; a longer one is left out, so that one endless line cannot fill the memory
+# of a document; a longer one is left out, so that one endless line cannot fill the memory
+MAX_BYTES = 1 << 28
 RECORDS = 1 << 10  # of an archive or table that belong together, as bytes do in a file of lines
 _SURROGATE = re.compile("[\ud800-\udfff]")
 HINT = "leave it out, or count and skip what is broken with --on-error skip"
@@ -30,7 +33,9 @@ HINT = "leave it out, or count and skip what is broken with --on-error skip"
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A part of a file: the documents that begin in [start, stop), and of each `block` positions every `stripes`-th block."""
+    """A part of a file: the documents that begin in [start, stop), and of each `block` positions
+    every `stripes`-th block.
+    """
 
     start: int = 0
     stop: int | None = None
@@ -57,7 +62,11 @@ def lines(stream: IO[bytes], name: str, cut: Cut) -> Iterator[Document]:
     for number, position, line in _lines(stream, cut):
         if cut.wants(position) and (line is None or _bare(line)):
             where = f"{name}:{number}" if number else f"{name}, byte {position}"
-            yield _text(_bare(line), position, where) if line is not None else _too_long(where, position)
+            yield (
+                _text(_bare(line), position, where)
+                if line is not None
+                else _too_long(where, position)
+            )
 
 
 def paragraphs(stream: IO[bytes], name: str, cut: Cut) -> Iterator[Document]:
@@ -67,18 +76,25 @@ def paragraphs(stream: IO[bytes], name: str, cut: Cut) -> Iterator[Document]:
     def ended() -> Iterator[Document]:
         if paragraph and cut.wants(at):
             where = f"{name}:{first}"
-            document = _text(_bare(b"".join(paragraph)), at, where) if size <= MAX_BYTES else _too_long(where, at)
+            document = (
+                _text(_bare(b"".join(paragraph)), at, where)
+                if size <= MAX_BYTES
+                else _too_long(where, at)
+            )
             if document.flaw == "not valid UTF-8":  # name the very line
                 offsets = [at + sum(map(len, paragraph[:row])) for row in range(len(paragraph))]
                 each = (
-                    _text(line, offset, f"{name}:{first + row}") for row, (line, offset) in enumerate(zip(paragraph, offsets, strict=True))
+                    _text(line, offset, f"{name}:{first + row}")
+                    for row, (line, offset) in enumerate(zip(paragraph, offsets, strict=True))
                 )
                 document = next(document for document in each if document.flaw)
             yield document
         paragraph.clear()
 
     for number, position, line in _lines(stream, cut):
-        if line is not None and ((line.isascii() and not line.strip()) or not line.decode("utf-8", "replace").strip()):
+        if line is not None and (
+            (line.isascii() and not line.strip()) or not line.decode("utf-8", "replace").strip()
+        ):
             yield from ended()
             continue
         if not paragraph:
@@ -118,10 +134,21 @@ def json_lines(field: str) -> Reader:
                 continue
             if not isinstance(text, str):
                 hint = f'a line looks like {{"{field}": "..."}}'
-                yield flawed("no text field", f'no "{field}" field that holds a string', where, position, hint)
+                yield flawed(
+                    "no text field",
+                    f'no "{field}" field that holds a string',
+                    where,
+                    position,
+                    hint,
+                )
                 continue
             url = record.get("url")
-            yield Document(text, where, position, url if isinstance(url, str) and not _SURROGATE.search(url) else "")
+            yield Document(
+                text,
+                where,
+                position,
+                url if isinstance(url, str) and not _SURROGATE.search(url) else "",
+            )
 
     return read
 
@@ -136,14 +163,21 @@ def _json_reader() -> Callable[[bytes], Any]:
 
 
 def _slow_json(line: bytes, position: int, where: str) -> Any:
-    """What the standard library makes of a line that was refused; a flawed document where it refuses it too, with its reason."""
+    """What the standard library makes of a line that was refused; a flawed document where it
+    refuses it too, with its reason.
+    """
     text = _text(_bare(line), position, where)
     if text.flaw:
         return text
     try:
         return json.loads(text.text)
     except json.JSONDecodeError as error:
-        return flawed("not valid JSON", f"not valid JSON at column {error.colno}: {error.msg}", where, position)
+        return flawed(
+            "not valid JSON",
+            f"not valid JSON at column {error.colno}: {error.msg}",
+            where,
+            position,
+        )
     except ValueError as error:  # a number of over 4,300 digits
         return flawed("not valid JSON", f"not readable JSON: {error}", where, position)
     except RecursionError:
@@ -165,7 +199,9 @@ def table(field: str) -> Reader:
             try:
                 row = next(rows, None)
             except csv.Error as error:
-                yield flawed("not valid CSV", f"not valid CSV: {error}", f"{name}:{rows.line_num}", number)
+                yield flawed(
+                    "not valid CSV", f"not valid CSV: {error}", f"{name}:{rows.line_num}", number
+                )
                 continue
             if row is None:
                 return
@@ -173,7 +209,11 @@ def table(field: str) -> Reader:
                 continue
             where = f"{name}:{rows.line_num}"
             if column is None or len(row) != len(header):
-                what = f'no column "{field}"' if column is None else f"{len(row)} columns where the header has {len(header)}"
+                what = (
+                    f'no column "{field}"'
+                    if column is None
+                    else f"{len(row)} columns where the header has {len(header)}"
+                )
                 yield flawed("no text field", what, where, number)
                 continue
             url = row[at_url] if at_url is not None else ""
@@ -191,10 +231,20 @@ def parquet(field: str) -> Reader:
             file = pyarrow.parquet.ParquetFile(_on_disk(stream) if ending(name)[1] else stream)
             names = file.schema_arrow.names
             first, last = cut.groups or (0, file.num_row_groups)
-            ends = list(accumulate((file.metadata.row_group(group).num_rows for group in range(last)), initial=0))
+            ends = list(
+                accumulate(
+                    (file.metadata.row_group(group).num_rows for group in range(last)), initial=0
+                )
+            )
             if field not in names:
                 for row in range(ends[first], ends[last]):
-                    yield flawed("no text field", f'no column "{field}" among {", ".join(names[:8])}', f"{name}, row {row}", row, HINT)
+                    yield flawed(
+                        "no text field",
+                        f'no column "{field}" among {", ".join(names[:8])}',
+                        f"{name}, row {row}",
+                        row,
+                        HINT,
+                    )
                 return
             columns = [column for column in (field, "url") if column in names]
             for group in range(first, last):
@@ -207,7 +257,11 @@ def parquet(field: str) -> Reader:
                     what = f"the row group is damaged: {_damage(error)}"
                     for row in range(number, ends[group + 1]):
                         yield flawed("damaged rows", what, f"{name}, row {row}", row, HINT)
-        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: in the names of columns
+        except (
+            pyarrow.ArrowException,
+            OSError,
+            UnicodeDecodeError,
+        ) as error:  # the last: in the names of columns
             raise InputError(f"the file is damaged: {_damage(error)}", where=name) from None
 
     return read
@@ -227,7 +281,9 @@ def _rows(batch: Any, field: str, name: str, first: int) -> Iterator[Document]:
         if isinstance(text, str):
             yield Document(text, where, number, url if isinstance(url, str) else "")
         else:
-            yield flawed("no text field", f'"{field}" is {type(text).__name__}, not text', where, number)
+            yield flawed(
+                "no text field", f'"{field}" is {type(text).__name__}, not text', where, number
+            )
 
 
 def _damage(error: Exception) -> str:
@@ -241,12 +297,16 @@ def _pyarrow(name: str) -> Any:
     try:
         import pyarrow.parquet
     except ImportError:
-        raise MissingPackageError("reading .parquet needs the package pyarrow", where=name, hint=install_hint("pyarrow")) from None
+        raise MissingPackageError(
+            "reading .parquet needs the package pyarrow", where=name, hint=install_hint("pyarrow")
+        ) from None
     return pyarrow
 
 
 def _on_disk(stream: IO[bytes]) -> IO[bytes]:
-    """A copy to seek in, which a compressed file is not for: a table is read from its end. Gone when it is closed."""
+    """A copy to seek in, which a compressed file is not for: a table is read from its end. Gone
+    when it is closed.
+    """
     copy = tempfile.TemporaryFile()  # noqa: SIM115 (whoever reads it closes it)
     with temporary_room("the file, decompressed"):
         shutil.copyfileobj(stream, copy, 1 << 20)
@@ -255,7 +315,9 @@ def _on_disk(stream: IO[bytes]) -> IO[bytes]:
 
 
 def row_groups(path: str) -> list[int]:
-    """The bytes of each row group of a Parquet file, compressed; none where that cannot be read, as its reader will tell."""
+    """The bytes of each row group of a Parquet file, compressed; none where that cannot be read, as
+    its reader will tell.
+    """
     pyarrow = _pyarrow(path)
     with opened(path) as stream:
         try:
@@ -263,18 +325,27 @@ def row_groups(path: str) -> list[int]:
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError):
             return []
         groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
-        return [sum(group.column(column).total_compressed_size for column in range(group.num_columns)) for group in groups]
+        return [
+            sum(group.column(column).total_compressed_size for column in range(group.num_columns))
+            for group in groups
+        ]
 
 
 def warc(stream: Any, name: str, cut: Cut) -> Iterator[Document]:
-    """The pages of a WARC (to be extracted) and the texts of a WET. What is neither a page nor text is counted as such."""
+    """The pages of a WARC (to be extracted) and the texts of a WET. What is neither a page nor text
+    is counted as such.
+    """
     try:
         from fastwarc.warc import ArchiveIterator, WarcRecordType
     except ImportError:
-        raise MissingPackageError("reading .warc needs the package fastwarc", where=name, hint=install_hint("fastwarc")) from None
+        raise MissingPackageError(
+            "reading .warc needs the package fastwarc", where=name, hint=install_hint("fastwarc")
+        ) from None
     watched = _Watched(stream)
     wanted = WarcRecordType.response | WarcRecordType.conversion | WarcRecordType.resource
-    records: Any = ArchiveIterator(cast("Any", watched), record_types=wanted, parse_http=False, strict_mode=True)
+    records: Any = ArchiveIterator(
+        cast("Any", watched), record_types=wanted, parse_http=False, strict_mode=True
+    )
     number = -1
     while True:
         try:
@@ -288,12 +359,16 @@ def warc(stream: Any, name: str, cut: Cut) -> Iterator[Document]:
         except (EOFError, InputError):
             raise
         except (OSError, ValueError, RuntimeError) as error:
-            raise InputError(f"the archive is damaged after record {number}: {error}", where=name) from None
+            raise InputError(
+                f"the archive is damaged after record {number}: {error}", where=name
+            ) from None
     if watched.error is not None:
         raise watched.error
     if number < 0:
         yield flawed("no records", "it holds no WARC record of a page or a text", name)
-    elif not watched.tail.endswith((b"\r\n\r\n", b"\n\n")):  # which end every record; the reader takes half a header for the end
+    elif not watched.tail.endswith(
+        (b"\r\n\r\n", b"\n\n")
+    ):  # which end every record; the reader takes half a header for the end
         raise InputError(f"the archive is cut short after record {number}", where=name)
 
 
@@ -304,7 +379,12 @@ def _page(record: Any, where: str, number: int) -> Document:
         return _too_long(where, number)
     record.freeze()  # read it whole, so that one that was cut off shows
     if record.content_length < declared:
-        return flawed("truncated record", f"{record.content_length} bytes of the {declared} that its header counts", where, number)
+        return flawed(
+            "truncated record",
+            f"{record.content_length} bytes of the {declared} that its header counts",
+            where,
+            number,
+        )
     if not record.is_http:
         return _text(record.reader.read(), number, where, url)
     record.parse_http(auto_decode="all")
@@ -314,11 +394,17 @@ def _page(record: Any, where: str, number: int) -> Document:
     if kind and "html" not in kind and kind != "text/plain":
         return flawed(NOT_A_PAGE, f"content of type {kind}", where, number)
     data = record.reader.read()
-    return _text(data, number, where, url) if kind == "text/plain" else Document("", where, number, url, html=data)
+    return (
+        _text(data, number, where, url)
+        if kind == "text/plain"
+        else Document("", where, number, url, html=data)
+    )
 
 
 class _Watched:
-    """A stream for fastwarc, which takes anything that reads and tells, but not exceptions: this one ends, and keeps the exception."""
+    """A stream for fastwarc, which takes anything that reads and tells, but not exceptions: this
+    one ends, and keeps the exception.
+    """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream, self._at = stream, 0
@@ -341,7 +427,8 @@ class _Watched:
 
 
 def _lines(stream: IO[bytes], cut: Cut) -> Iterator[tuple[int, int, bytes | None]]:
-    """Number (0 where the beginning of the file is not known), byte position and bytes of each line; None where it is too long.
+    """Number (0 where the beginning of the file is not known), byte position and bytes of each
+    line; None where it is too long.
 
     Lines end at \\n alone. The stream stands at the byte before `cut.start`.
     """
@@ -382,20 +469,33 @@ def _text(data: bytes, position: int, where: str, url: str = "") -> Document:
         found = not_utf8(data, error.start, where, start=position)
         return flawed("not valid UTF-8", found.what, where, position, found.hint)
     if (encoding := utf16_without_mark(data)) is not None:
-        found = wrong_encoding(f"the text looks like {encoding}: every second byte is 0", encoding, where)
+        found = wrong_encoding(
+            f"the text looks like {encoding}: every second byte is 0", encoding, where
+        )
         return flawed("not valid UTF-8", found.what, where, position, found.hint)
     return Document(text, where, position, url)
 
 
 def _checked(document: Document) -> Document:
     """The document, flawed where bytes that are no UTF-8 came through as surrogates."""
-    if not document.text.isascii() and any("\udc80" <= character <= "\udcff" for character in document.text):
+    if not document.text.isascii() and any(
+        "\udc80" <= character <= "\udcff" for character in document.text
+    ):
         data = document.text.encode("utf-8", "surrogateescape")
         encoding = guess(data, next(at for at, byte in enumerate(data) if byte >= 0x80))
-        found = wrong_encoding("not valid UTF-8" + (f": it looks like {encoding}" if encoding else ""), encoding, document.where)
+        found = wrong_encoding(
+            "not valid UTF-8" + (f": it looks like {encoding}" if encoding else ""),
+            encoding,
+            document.where,
+        )
         return flawed("not valid UTF-8", found.what, document.where, document.position, found.hint)
     return document
 
 
 def _too_long(where: str, position: int) -> Document:
-    return flawed("too long", f"longer than {MAX_BYTES >> 20} MiB, the most a document may be", where, position)
+    return flawed(
+        "too long",
+        f"longer than {MAX_BYTES >> 20} MiB, the most a document may be",
+        where,
+        position,
+    )

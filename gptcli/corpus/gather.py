@@ -1,5 +1,6 @@
-"""What the parent of the workers does: it learns what every worker has to know, hands out the reading, looks at all documents together,
-and ends with a unit of tokens for every run of documents."""
+"""What the parent of the workers does: it learns what every worker has to know, hands out the
+reading, looks at all documents together, and ends with a unit of tokens for every run of
+documents."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ def context_of(build: Build, out: Path) -> Context:
     (out / WORK).mkdir(exist_ok=True)
     return Context(
         tokenizer=build.tokenizer,
-        encoder_name="tokenizers" if build.encoder == "auto" and size is not None and size < FAST_BYTES else build.encoder,
+        encoder_name="tokenizers"
+        if build.encoder == "auto" and size is not None and size < FAST_BYTES
+        else build.encoder,
         sources=build.sources,
         methods=build.methods(),
         seed=build.seed,
@@ -45,8 +48,12 @@ def context_of(build: Build, out: Path) -> Context:
 
 
 def spans_of(context: Context, cuts: int) -> Iterator[Span]:
-    """All pieces of reading, source by source; a large file that cannot be cut by its bytes is read in up to `cuts` stripes."""
-    return chain.from_iterable(_spans(context, source, cuts) for source in range(len(context.sources)))
+    """All pieces of reading, source by source; a large file that cannot be cut by its bytes is read
+    in up to `cuts` stripes.
+    """
+    return chain.from_iterable(
+        _spans(context, source, cuts) for source in range(len(context.sources))
+    )
 
 
 def _spans(context: Context, source: int, cuts: int) -> Iterator[Span]:
@@ -56,7 +63,9 @@ def _spans(context: Context, source: int, cuts: int) -> Iterator[Span]:
 
 
 def prepare(build: Build, context: Context, events: Events) -> None:
-    """What has to be known before the first document is judged: the evaluation items' grams, and the quality classifiers."""
+    """What has to be known before the first document is judged: the evaluation items' grams, and
+    the quality classifiers.
+    """
     if build.evaluation and not (context.work / "items.npy").exists():
         _save(context.work / "items.npy", item_grams(build.evaluation))
     names = [source.name for source in build.sources]
@@ -71,9 +80,17 @@ def prepare(build: Build, context: Context, events: Events) -> None:
         for kind in (source.quality.positives, source.quality.negatives):
             each = -(-source.quality.sample // len(kind))
             indices = [names.index(name) for name in kind]
-            samples.append([text for index in indices for text in sample_texts(context, index, _spans(context, index, 1), each)])
+            samples.append(
+                [
+                    text
+                    for index in indices
+                    for text in sample_texts(context, index, _spans(context, index, 1), each)
+                ]
+            )
         classifier = train_classifier(*samples)
-        events.info(f"the classifier reaches F1 {classifier.f1:.4f} on every tenth document, which it did not learn from")
+        events.info(
+            f"the classifier reaches F1 {classifier.f1:.4f} on every tenth document, which it did not learn from"
+        )
         classifier.save(path)
 
 
@@ -82,8 +99,12 @@ def _save(path: Path, array: np.ndarray) -> None:
         np.save(file, array)
 
 
-def tokenize(build: Build, context: Context, pool: Pool, cuts: int, events: Events) -> list[list[Unit]]:
-    """Bring every document into a unit on disk, source by source, in order; units that are there stay."""
+def tokenize(
+    build: Build, context: Context, pool: Pool, cuts: int, events: Events
+) -> list[list[Unit]]:
+    """Bring every document into a unit on disk, source by source, in order; units that are there
+    stay.
+    """
     size = build.input_bytes()
     total = None if size is None or build.compressed() else size / 1e6
     found: list[list[Path]] = [[] for _ in build.sources]
@@ -97,7 +118,9 @@ def tokenize(build: Build, context: Context, pool: Pool, cuts: int, events: Even
         units[source].append(unit)
         done.add(unit.tally)
         tokens += unit.tokens
-        events.progress("tokenize", done.text_bytes / 1e6, total, "MB", documents=done.kept, tokens=tokens)
+        events.progress(
+            "tokenize", done.text_bytes / 1e6, total, "MB", documents=done.kept, tokens=tokens
+        )
 
     for source, paths in pool.map(read_one, spans_of(context, cuts)):
         if context.waits(source):
@@ -108,7 +131,9 @@ def tokenize(build: Build, context: Context, pool: Pool, cuts: int, events: Even
                 add(source, path)
     events.finish("read")
     waiting = [sorted(paths) for paths in found]
-    tasks = _text_tasks(build, context, [[TextUnit(path) for path in paths] for paths in waiting], pool, events)
+    tasks = _text_tasks(
+        build, context, [[TextUnit(path) for path in paths] for paths in waiting], pool, events
+    )
     for source, path in pool.map(_finish_text, tasks):
         add(source, path)
     events.finish("tokenize")
@@ -123,15 +148,27 @@ def _finish_text(context: Context, task: TextTask) -> tuple[int, Path]:
     return task.source, finish_text(context, task)
 
 
-def _text_tasks(build: Build, context: Context, texts: list[list[TextUnit]], pool: Pool, events: Events) -> list[TextTask]:
-    """Look at all documents together: which are duplicates, and which evaluation grams are too common to be contamination."""
+def _text_tasks(
+    build: Build, context: Context, texts: list[list[TextUnit]], pool: Pool, events: Events
+) -> list[TextTask]:
+    """Look at all documents together: which are duplicates, and which evaluation grams are too
+    common to be contamination.
+    """
     names = [source.name for source in build.sources]
     dropped: list[list[Path]] = [[] for _ in build.sources]
     for number, source in enumerate(build.sources):
         if source.dedup is not None:
             others = [unit for name in source.dedup.against for unit in texts[names.index(name)]]
             rule = source.dedup
-            tasks = plan_dedup(context.work, number, rule.method, rule.within, rule.threshold, texts[number], others)
+            tasks = plan_dedup(
+                context.work,
+                number,
+                rule.method,
+                rule.within,
+                rule.threshold,
+                texts[number],
+                others,
+            )
             for path in pool.map(_find_duplicates, tasks):
                 dropped[number].append(path)
                 events.progress(f"compare {source.name}", len(dropped[number]), None, "tables")
@@ -142,8 +179,15 @@ def _text_tasks(build: Build, context: Context, texts: list[list[TextUnit]], poo
         for unit in chain(*texts):
             grams, counts = unit.gram_counts()
             documents[np.searchsorted(items, grams)] += counts.astype(np.int64)
-        _save(context.work / "contaminated.npy", items[(documents > 0) & (documents <= MOST_DOCUMENTS)])
-    return [TextTask(number, unit.path, sorted(dropped[number])) for number, mine in enumerate(texts) for unit in mine]
+        _save(
+            context.work / "contaminated.npy",
+            items[(documents > 0) & (documents <= MOST_DOCUMENTS)],
+        )
+    return [
+        TextTask(number, unit.path, sorted(dropped[number]))
+        for number, mine in enumerate(texts)
+        for unit in mine
+    ]
 
 
 def _find_duplicates(_: Context, task: Any) -> Path:

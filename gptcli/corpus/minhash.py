@@ -1,7 +1,9 @@
-"""MinHash and its bands: documents that are alike share a band's key, with the probability of the S-curve 1 - (1 - s^rows)^bands.
+"""MinHash and its bands: documents that are alike share a band's key, with the probability of the
+S-curve 1 - (1 - s^rows)^bands.
 
-"lsh": word 5-grams, 14 bands of 8 hashes (half of all pairs at s = 0.70 are found; 90 % at 0.80). "paper": GPT-3's 10 hashes of the
-words of Spark's tokenizer, all of which must be equal; pairs are then compared exactly.
+"lsh": word 5-grams, 14 bands of 8 hashes (half of all pairs at s = 0.70 are found; 90 % at 0.80).
+"paper": GPT-3's 10 hashes of the words of Spark's tokenizer, all of which must be equal; pairs are
+then compared exactly.
 """
 
 from __future__ import annotations
@@ -31,14 +33,21 @@ BANDINGS = {"lsh": Banding(14, 8), "paper": Banding(1, 10)}
 
 
 def shingles(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes of the word 5-grams of each text (uint64) end to end, and how many each has; a shorter text is one shingle."""
+    """Hashes of the word 5-grams of each text (uint64) end to end, and how many each has; a shorter
+    text is one shingle.
+    """
     hashes, counts = word_hashes(texts)
     found, owner = grams(hashes, counts, SHINGLE)
     short = np.flatnonzero((counts > 0) & (counts < SHINGLE))
     if len(short):
         starts = np.cumsum(counts) - counts
-        each = (hashes[start : start + count] for start, count in zip(starts[short], counts[short], strict=True))
-        whole = np.concatenate([grams(words, np.array([len(words)]), len(words))[0] for words in each])
+        each = (
+            hashes[start : start + count]
+            for start, count in zip(starts[short], counts[short], strict=True)
+        )
+        whole = np.concatenate(
+            [grams(words, np.array([len(words)]), len(words))[0] for words in each]
+        )
         owner = np.concatenate([owner, short])
         order = np.argsort(owner, kind="stable")
         found, owner = np.concatenate([found, whole])[order], owner[order]
@@ -46,10 +55,11 @@ def shingles(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def band_keys(features: np.ndarray, counts: np.ndarray, banding: Banding) -> np.ndarray:
-    """The key of each document in each band: (documents, bands) uint64. `features`: hashes (uint64) end to end, `counts` a document.
+    """The key of each document in each band: (documents, bands) uint64. `features`: hashes (uint64)
+    end to end, `counts` a document.
 
-    Hash k of a feature is the high half of it, times an odd number of k's own, plus another, modulo 2**32; all are equally likely to be
-    least, and a document without features has keys of its own.
+    Hash k of a feature is the high half of it, times an odd number of k's own, plus another, modulo
+    2**32; all are equally likely to be least, and a document without features has keys of its own.
     """
     chance = np.random.default_rng(SEED)
     size = banding.bands * banding.rows
@@ -68,8 +78,12 @@ def band_keys(features: np.ndarray, counts: np.ndarray, banding: Banding) -> np.
             out += terms
             np.minimum(minima[row], out.min(0), out=minima[row])
         start += count
-    keys = mix64(np.arange(1, banding.rows + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) | np.uint64(1)
-    found = mix64((minima.reshape(len(counts), banding.bands, banding.rows) * keys).sum(-1, dtype=np.uint64))
+    keys = mix64(
+        np.arange(1, banding.rows + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    ) | np.uint64(1)
+    found = mix64(
+        (minima.reshape(len(counts), banding.bands, banding.rows) * keys).sum(-1, dtype=np.uint64)
+    )
     empty = np.flatnonzero(counts == 0)
     found[empty] = chance.integers(0, 1 << 63, (len(empty), banding.bands), np.uint64)
     return found

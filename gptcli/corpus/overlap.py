@@ -1,9 +1,11 @@
-"""GPT-2's overlap report (Radford et al. 2019, section 4, Table 6): which share of a test set's 8-grams stands in the training text.
+"""GPT-2's overlap report (Radford et al. 2019, section 4, Table 6): which share of a test set's
+8-grams stands in the training text.
 
-The paper puts the training text's 8-grams into Bloom filters of at most one false positive in 10^8. Here it is the other way round: the
-test sets' 8-grams are held, by 64-bit hashes behind a one-hash filter, and the training shards stream past them. The figures are the
-same, memory grows with the test sets only, and the chance of a false positive is the training text's 8-grams divided by 2^64: under
-10^-8 up to 184 billion of them, and reported.
+The paper puts the training text's 8-grams into Bloom filters of at most one false positive in 10^8.
+Here it is the other way round: the test sets' 8-grams are held, by 64-bit hashes behind a one-hash
+filter, and the training shards stream past them. The figures are the same, memory grows with the
+test sets only, and the chance of a false positive is the training text's 8-grams divided by 2^64:
+under 10^-8 up to 184 billion of them, and reported.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
 GRAM = 8  # words
 FALSE_POSITIVES = 1e-8  # the most there may be
 PIECE = 1 << 22  # tokens searched together
-FILTER_BITS = 16  # for each gram that is looked for: of the grams that are not, one in so many passes
+# for each gram that is looked for: of the grams that are not, one in so many passes
+FILTER_BITS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +77,14 @@ class _Search:
         return table
 
 
-def find_overlap(folder: Path, files: Sequence[str], *, workers: int = 1, events: Events = SILENT) -> Report:
-    """Compare test files (each item of JSON lines; each paragraph of text) with the training split of a shard folder.
+def find_overlap(
+    folder: Path, files: Sequence[str], *, workers: int = 1, events: Events = SILENT
+) -> Report:
+    """Compare test files (each item of JSON lines; each paragraph of text) with the training split
+    of a shard folder.
 
-    Raises InputError where a file holds no 8-gram, where the shards are damaged or have no index of documents, or where they are so many
-    that false positives would be more than FALSE_POSITIVES.
+    Raises InputError where a file holds no 8-gram, where the shards are damaged or have no index of
+    documents, or where they are so many that false positives would be more than FALSE_POSITIVES.
     """
     manifest = read_manifest(folder)
     for shard in manifest.of("train"):
@@ -101,7 +107,9 @@ def find_overlap(folder: Path, files: Sequence[str], *, workers: int = 1, events
         total,
     )
     if report.false_positives > FALSE_POSITIVES:
-        raise InputError(f"{total:,} 8-grams are too many to tell by 64-bit hashes", where=folder / MANIFEST)
+        raise InputError(
+            f"{total:,} 8-grams are too many to tell by 64-bit hashes", where=folder / MANIFEST
+        )
     return report
 
 
@@ -138,7 +146,10 @@ def _search(search: _Search, piece: _Piece) -> tuple[np.ndarray, int]:
     size = int(piece.lengths.sum())
     tokens = np.asarray(open_shard(search.folder / piece.file)[piece.start : piece.start + size])
     bodies = np.split(tokens, np.cumsum(piece.lengths)[:-1])
-    seen, _ = grams(*word_hashes([search.tokenizer.decode(body[1:].tolist()) for body in bodies], split=True), GRAM)
+    seen, _ = grams(
+        *word_hashes([search.tokenizer.decode(body[1:].tolist()) for body in bodies], split=True),
+        GRAM,
+    )
     maybe = seen[search.filter[(seen & np.uint64(len(search.filter) - 1)).astype(np.int64)]]
     places = np.searchsorted(search.wanted, maybe)
     places[places == len(search.wanted)] = 0

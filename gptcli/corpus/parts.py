@@ -1,10 +1,12 @@
-"""A build that many machines read: the jobs of an array share an output folder, and each brings its part of the documents into units.
+"""A build that many machines read: the jobs of an array share an output folder, and each brings its
+part of the documents into units.
 
     gpt build-shards --config recipe.toml -o shards --part 3/16     in every job, with its own number
     gpt build-shards --config recipe.toml -o shards --resume        when all are done: the rest, with the units that are there
 
-Reading, extraction, cleaning, the quality filter, hashing and, where nothing has to be known about all documents first, tokenising are
-done in parts; comparing documents, cutting them and writing shards is the last run's. The bytes are those of one run.
+Reading, extraction, cleaning, the quality filter, hashing and, where nothing has to be known about
+all documents first, tokenising are done in parts; comparing documents, cutting them and writing
+shards is the last run's. The bytes are those of one run.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ def parse_part(text: str) -> Part:
     """The part that "3/16" names. Raises UsageError."""
     match = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise UsageError(f"{text!r} is no part", hint="3/16 is the third of sixteen; the first is 1/16")
+        raise UsageError(
+            f"{text!r} is no part", hint="3/16 is the third of sixteen; the first is 1/16"
+        )
     return Part(int(match[1]), int(match[2]))
 
 
@@ -53,23 +57,40 @@ def missing_parts(out: Path, of: int) -> list[int]:
 
 
 def begin_part(build: Build, out: Path, part: Part) -> None:
-    """Take a share in the output folder. Raises UsageError where it holds anything but the parts of this very build."""
+    """Take a share in the output folder. Raises UsageError where it holds anything but the parts of
+    this very build.
+    """
     if STDIN in build.inputs:
-        raise UsageError("standard input cannot be read in parts", where="--part", hint="save the text to a file")
+        raise UsageError(
+            "standard input cannot be read in parts", where="--part", hint="save the text to a file"
+        )
     build.refuse_inputs_in(out)
     record = {**build.record(), PARTS: part.of}
     Path(os.path.realpath(out)).mkdir(parents=True, exist_ok=True)
     if not (out / RECORD).exists():
-        if any(not path.name.startswith(".") for path in out.iterdir()):  # what begins with a dot is another part at its beginning
-            raise UsageError("the output folder is not empty", where=out, hint="choose another output with -o")
+        # what begins with a dot is another part at its beginning
+        if any(not path.name.startswith(".") for path in out.iterdir()):
+            raise UsageError(
+                "the output folder is not empty", where=out, hint="choose another output with -o"
+            )
         write_json(out / RECORD, record)
     refuse_changes(read_json(out / RECORD), record, out)
 
 
-def finish_part(build: Build, out: Path, part: Part, *, workers: int = 1, runner: str = "local", events: Events = SILENT) -> Tally:
-    """Read this part's documents, going on where an earlier attempt ended; what became of them so far.
+def finish_part(
+    build: Build,
+    out: Path,
+    part: Part,
+    *,
+    workers: int = 1,
+    runner: str = "local",
+    events: Events = SILENT,
+) -> Tally:
+    """Read this part's documents, going on where an earlier attempt ended; what became of them so
+    far.
 
-    Raises InputError on a broken input, RunError where a worker dies; the folder keeps what is there.
+    Raises InputError on a broken input, RunError where a worker dies; the folder keeps what is
+    there.
     """
     tally = Tally()
     if (out / MANIFEST).exists():
@@ -77,7 +98,9 @@ def finish_part(build: Build, out: Path, part: Part, *, workers: int = 1, runner
     context = context_of(build, out)
     prepare(build, context, events)
     with open_pool(runner, build.workers(workers), context) as pool:
-        for _, paths in pool.map(read_one, islice(spans_of(context, part.of), part.number - 1, None, part.of)):
+        for _, paths in pool.map(
+            read_one, islice(spans_of(context, part.of), part.number - 1, None, part.of)
+        ):
             for path in paths:
                 tally.add(read_tally(read_head(path)[0]))
             events.progress(f"part {part.number}", tally.read, None, "documents")

@@ -1,4 +1,6 @@
-"""What a worker does: read a span into units; and, where something had to be known about all documents first, text units into units."""
+"""What a worker does: read a span into units; and, where something had to be known about all
+documents first, text units into units.
+"""
 
 from __future__ import annotations
 
@@ -57,8 +59,14 @@ class Context:
 
     @cached_property
     def stages(self) -> list[list[Stage]]:
-        models = [load_classifier(model_path(self.out, source)) if source.quality else None for source in self.sources]
-        return [stages_of(source, self.seed, model) for source, model in zip(self.sources, models, strict=True)]
+        models = [
+            load_classifier(model_path(self.out, source)) if source.quality else None
+            for source in self.sources
+        ]
+        return [
+            stages_of(source, self.seed, model)
+            for source, model in zip(self.sources, models, strict=True)
+        ]
 
     @property
     def dtype(self) -> TokenDtype:
@@ -70,7 +78,16 @@ class Context:
 
     def write(self, path: Path, numbers: np.ndarray, texts: list[str], tally: Tally) -> None:
         assert self.tokenizer.eot_id is not None
-        write_unit(path, self.encoder, self.tokenizer.eot_id, self.dtype, numbers, texts, self.val_fraction, tally)
+        write_unit(
+            path,
+            self.encoder,
+            self.tokenizer.eot_id,
+            self.dtype,
+            numbers,
+            texts,
+            self.val_fraction,
+            tally,
+        )
 
 
 def model_path(out: Path, source: Source) -> Path:
@@ -78,14 +95,18 @@ def model_path(out: Path, source: Source) -> Path:
 
 
 def read_span(context: Context, span: Span) -> list[Path]:
-    """Bring a span's documents into units, or text units where they have to wait; those that are there stay. Raises InputError."""
+    """Bring a span's documents into units, or text units where they have to wait; those that are
+    there stay. Raises InputError.
+    """
     done = context.work / f"span-{context.characters}-{span.name}.json"
     if done.exists():
         return [context.work / name for name in read_json(done)]
     source = context.sources[span.source]
     kind = "text" if context.waits(span.source) else "unit"
     paths = []
-    for run in runs(documents_of(span, source.documents, source.field), span.cut.block, context.characters):
+    for run in runs(
+        documents_of(span, source.documents, source.field), span.cut.block, context.characters
+    ):
         path = context.work / f"{kind}-{context.characters}-{span.source:03d}-{run[0][0]:016x}"
         if not path.exists():
             _make(context, span.source, run, path)
@@ -141,7 +162,9 @@ def sample_texts(context: Context, source: int, spans: Iterator[Span], count: in
     """The first documents of a source that pass what comes before the classifier."""
     before = stages_of(context.sources[source], context.seed, None)
     for span in spans:
-        numbered = documents_of(span, context.sources[source].documents, context.sources[source].field)
+        numbered = documents_of(
+            span, context.sources[source].documents, context.sources[source].field
+        )
         for run in runs(numbered, span.cut.block, context.characters):
             for _, text in _kept(run, context.sources[source], before, Tally()):
                 yield text
@@ -159,7 +182,9 @@ class TextTask:
 
 
 def finish_text(context: Context, task: TextTask) -> Path:
-    """Make a unit of a text unit: without duplicates, and without what its documents share with evaluation items."""
+    """Make a unit of a text unit: without duplicates, and without what its documents share with
+    evaluation items.
+    """
     path = task.text.with_name(task.text.name.replace("text", "unit", 1))
     if path.exists():
         return path
@@ -175,14 +200,23 @@ def finish_text(context: Context, task: TextTask) -> Path:
         pieces = [text]
         if not reason and row in hits and np.isin(hits[row], context.contaminated).any():
             pieces = cut(text, context.contaminated)
-            reason = "contaminated: nothing left" if not pieces else "contaminated: cut too often" if len(pieces) > MOST_PIECES else ""
+            reason = (
+                "contaminated: nothing left"
+                if not pieces
+                else "contaminated: cut too often"
+                if len(pieces) > MOST_PIECES
+                else ""
+            )
         if reason:
             tally.drop(reason, _place(context.sources[task.source], int(numbers[row])), text)
             continue
         tally.kept += 1
         tally.pieces += len(pieces) - 1
         tally.cut += pieces != [text]
-        places += [keys[row], *(mix64(keys[row : row + 1] + np.uint64(piece))[0] for piece in range(1, len(pieces)))]
+        places += [
+            keys[row],
+            *(mix64(keys[row : row + 1] + np.uint64(piece))[0] for piece in range(1, len(pieces))),
+        ]
         texts += pieces
     tally.text_bytes = sum(len(text.encode()) for text in texts)
     context.write(path, np.array(places, np.uint64), texts, tally)

@@ -1,8 +1,10 @@
-"""GPT-3's quality classifier (Appendix A): logistic regression on hashed words, and keeping by chance, the better the likelier.
+"""GPT-3's quality classifier (Appendix A): logistic regression on hashed words, and keeping by
+chance, the better the likelier.
 
-The features are those of Spark's Tokenizer and HashingTF: `text.toLowerCase().split("\\\\s")`, each word's murmur3 (seed 42) modulo 2^18,
-counted. A document stays where a Pareto(9) draw exceeds 1 - score, which is the same as u < (2 - score)^-9 for a uniform u; u is a hash
-of the seed and the text, so that the outcome depends on neither order nor workers.
+The features are those of Spark's Tokenizer and HashingTF: `text.toLowerCase().split("\\\\s")`, each
+word's murmur3 (seed 42) modulo 2^18, counted. A document stays where a Pareto(9) draw exceeds 1 -
+score, which is the same as u < (2 - score)^-9 for a uniform u; u is a hash of the seed and the
+text, so that the outcome depends on neither order nor workers.
 """
 
 from __future__ import annotations
@@ -68,7 +70,11 @@ class Classifier:
 
     def save(self, path: Path) -> None:
         with atomic_write(path) as file:
-            np.savez(file, weights=self.weights, facts=np.array([self.bias, self.f1, self.learnt_from], np.float64))
+            np.savez(
+                file,
+                weights=self.weights,
+                facts=np.array([self.bias, self.f1, self.learnt_from], np.float64),
+            )
 
 
 def load_classifier(path: Path) -> Classifier:
@@ -78,33 +84,49 @@ def load_classifier(path: Path) -> Classifier:
 
 
 def train_classifier(positives: Iterable[str], negatives: Iterable[str]) -> Classifier:
-    """Learn from documents of both kinds. Raises InputError where there are fewer than 10 of one, or scikit-learn is missing."""
+    """Learn from documents of both kinds. Raises InputError where there are fewer than 10 of one,
+    or scikit-learn is missing.
+    """
     try:
         from scipy.sparse import csr_matrix
         from sklearn.linear_model import LogisticRegression
         from sklearn.metrics import f1_score
     except ImportError:
-        raise InputError("the quality classifier needs the package scikit-learn", hint=install_hint("scikit-learn")) from None
+        raise InputError(
+            "the quality classifier needs the package scikit-learn",
+            hint=install_hint("scikit-learn"),
+        ) from None
     rows = [[spark_features(text) for text in texts] for texts in (negatives, positives)]
     for kind, found in zip(("negatives", "positives"), rows, strict=True):
         if len(found) < HELD_OUT:
-            raise InputError(f"the quality classifier has {len(found)} {kind} to learn from, too few", hint=f"give {HELD_OUT} or more")
+            raise InputError(
+                f"the quality classifier has {len(found)} {kind} to learn from, too few",
+                hint=f"give {HELD_OUT} or more",
+            )
     labels = np.repeat([0, 1], [len(found) for found in rows])
     matrix = _matrix([*rows[0], *rows[1]], csr_matrix)
     held = np.arange(len(labels)) % HELD_OUT == 0
-    model = LogisticRegression(class_weight="balanced", solver="liblinear", random_state=0).fit(matrix[~held], labels[~held])
+    model = LogisticRegression(class_weight="balanced", solver="liblinear", random_state=0).fit(
+        matrix[~held], labels[~held]
+    )
     f1 = float(f1_score(labels[held], model.predict(matrix[held])))
-    return Classifier(model.coef_[0].astype(np.float32), float(model.intercept_[0]), f1, int((~held).sum()))
+    return Classifier(
+        model.coef_[0].astype(np.float32), float(model.intercept_[0]), f1, int((~held).sum())
+    )
 
 
 def _matrix(rows: Sequence[np.ndarray], csr_matrix: Any) -> Any:
     borders = np.cumsum([0, *map(len, rows)])
-    found = csr_matrix((np.ones(borders[-1]), np.concatenate(rows), borders), shape=(len(rows), BUCKETS))
+    found = csr_matrix(
+        (np.ones(borders[-1]), np.concatenate(rows), borders), shape=(len(rows), BUCKETS)
+    )
     found.sum_duplicates()
     return found
 
 
 def keeps(score: float, text: str, seed: int) -> bool:
     """The keep law: true with probability (2 - score)^-9 over texts."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8, key=f"{seed}".encode(), person=b"gpt quality")
+    digest = hashlib.blake2b(
+        text.encode(), digest_size=8, key=f"{seed}".encode(), person=b"gpt quality"
+    )
     return int.from_bytes(digest.digest()) / 2**64 < (2 - score) ** -ALPHA

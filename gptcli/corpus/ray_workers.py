@@ -1,7 +1,9 @@
-"""Workers on a Ray cluster that is running already: an actor a core, the same tasks, the same files, and so the same bytes.
+"""Workers on a Ray cluster that is running already: an actor a core, the same tasks, the same
+files, and so the same bytes.
 
-What local processes share as files, the machines of a cluster share as well: the output folder and the inputs have to be on a file system
-that all of them see, or the inputs behind URLs. The cluster is the one of RAY_ADDRESS, or the one that `ray start` made on this machine.
+What local processes share as files, the machines of a cluster share as well: the output folder and
+the inputs have to be on a file system that all of them see, or the inputs behind URLs. The cluster
+is the one of RAY_ADDRESS, or the one that `ray start` made on this machine.
 """
 
 from __future__ import annotations
@@ -33,25 +35,37 @@ class _Holder:
 
 
 def connect() -> Any:
-    """Ray's module, connected to a cluster. Raises UsageError where Ray is not installed or no cluster is there."""
+    """Ray's module, connected to a cluster. Raises UsageError where Ray is not installed or no
+    cluster is there.
+    """
     try:
         import ray
     except ImportError:
-        raise UsageError("ray is not installed", where="--runner", hint=install_hint("ray")) from None
+        raise UsageError(
+            "ray is not installed", where="--runner", hint=install_hint("ray")
+        ) from None
     if not ray.is_initialized():
         try:
             ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
         except ConnectionError:
             if address := os.environ.get("RAY_ADDRESS"):
-                what, hint = f"no Ray cluster answers at {address}", "RAY_AUTH_MODE=token, for one that asks for a token"
+                what, hint = (
+                    f"no Ray cluster answers at {address}",
+                    "RAY_AUTH_MODE=token, for one that asks for a token",
+                )
             else:
-                what, hint = "no Ray cluster is running", "ray start --head begins one; RAY_ADDRESS names another's head"
+                what, hint = (
+                    "no Ray cluster is running",
+                    "ray start --head begins one; RAY_ADDRESS names another's head",
+                )
             raise UsageError(what, where="--runner", hint=hint) from None
     return ray
 
 
 class RayWorkers:
-    """`gptcli.corpus.workers.Workers`, with an actor on each core of a cluster; where others use one, its tasks wait."""
+    """`gptcli.corpus.workers.Workers`, with an actor on each core of a cluster; where others use
+    one, its tasks wait.
+    """
 
     def __init__(self, state: Any) -> None:
         """Raises UsageError as `connect`."""
@@ -60,7 +74,9 @@ class RayWorkers:
         held, actor = ray.put(state), ray.remote(num_cpus=1)(_Holder)
         self._actors: list[Any] = [actor.remote(held, str(Path.cwd())) for _ in range(self.count)]
 
-    def map(self, function: Callable[[Any, Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+    def map(
+        self, function: Callable[[Any, Task], Result], tasks: Iterable[Task]
+    ) -> Iterator[Result]:
         """As `Workers.map`."""
         pending: dict[Any, Any] = {}  # what is to come: whose it is
         idle = self._actors * AHEAD
@@ -88,6 +104,11 @@ class RayWorkers:
     def __enter__(self) -> RayWorkers:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for actor in self._actors:
             self._ray.kill(actor)

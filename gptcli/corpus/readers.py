@@ -1,6 +1,8 @@
-"""Where documents come from: files, folders, globs, URLs and standard input; one document at a time, so memory does not grow with the file.
+"""Where documents come from: files, folders, globs, URLs and standard input; one document at a
+time, so memory does not grow with the file.
 
-Texts are passed on as they stand: no newline or byte order mark is changed or dropped inside a document.
+Texts are passed on as they stand: no newline or byte order mark is changed or dropped inside a
+document.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from gptcli.errors import InputError, UsageError, nearest
 from gptcli.files import similar
 
 DOCUMENTS = ("file", "line", "paragraph")
-KNOWN = (".txt", ".jsonl", ".csv", ".parquet", ".warc", ".wet")  # what a folder is searched for; a file named by itself is text otherwise
+# what a folder is searched for; a file named by itself is text otherwise
+KNOWN = (".txt", ".jsonl", ".csv", ".parquet", ".warc", ".wet")
 UNREADABLE = (
     ".arrow", ".zip", ".tar", ".bz2", ".xz", ".7z", ".rar", ".npy", ".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".xls", ".xlsx",
 )  # fmt: skip
@@ -29,13 +32,16 @@ UNREADABLE = (
 def find_inputs(inputs: Sequence[str]) -> list[str]:
     """The files that files, folders, globs, URLs and "-" name: sorted, each once.
 
-    A folder is searched for the endings in `KNOWN` at any depth, plain or compressed, names with a leading dot left out. So is what a glob
-    matches, unless the glob spells the ending ("src/**/*.py"). Raises InputError where nothing is found.
+    A folder is searched for the endings in `KNOWN` at any depth, plain or compressed, names with a
+    leading dot left out. So is what a glob matches, unless the glob spells the ending
+    ("src/**/*.py"). Raises InputError where nothing is found.
     """
     found: dict[str, str] = {}  # by real path
     for name in inputs:
         for path in _find(name):
-            found.setdefault(path if path == STDIN or is_url(path) else os.path.realpath(path), path)
+            found.setdefault(
+                path if path == STDIN or is_url(path) else os.path.realpath(path), path
+            )
     return sorted(found.values())
 
 
@@ -46,13 +52,21 @@ def _find(name: str) -> list[str]:
     if is_url(name):
         return _find_url(name)
     if path.is_dir():
-        files = [file for file in path.rglob("*") if file.is_file() and not _hidden(file.relative_to(path))]
+        files = [
+            file
+            for file in path.rglob("*")
+            if file.is_file() and not _hidden(file.relative_to(path))
+        ]
         return _known(files, name)
     if path.exists():
         return [name]
     if not glob.has_magic(name):
         close = similar(path)
-        raise InputError("no such file or folder", where=name, hint=None if close is None else f"did you mean {close}?")
+        raise InputError(
+            "no such file or folder",
+            where=name,
+            hint=None if close is None else f"did you mean {close}?",
+        )
     matches = [Path(match) for match in glob.glob(name, recursive=True)]  # noqa: PTH207 (Path.glob refuses absolute patterns)
     files = [match for match in matches if match.is_file()]
     if path.suffix and not glob.has_magic(path.suffix):
@@ -71,7 +85,8 @@ def _known(files: list[Path], where: str) -> list[str]:
     if not known:
         endings = sorted({"".join(ending(str(file))) or "no ending" for file in files})
         raise InputError(
-            "no file of a known kind there" + (f" (only {', '.join(endings[:8])})" if files else ""),
+            "no file of a known kind there"
+            + (f" (only {', '.join(endings[:8])})" if files else ""),
             where=where,
             hint=f"known are {' '.join(KNOWN)}, plain or compressed; a file of another ending is read as text when it is named",
         )
@@ -92,12 +107,15 @@ def _find_url(url: str) -> list[str]:
     return [fs.unstrip_protocol(path) for path in found]
 
 
-def read_documents(path: str, *, documents: str = "file", field: str = "text") -> Iterator[Document]:
+def read_documents(
+    path: str, *, documents: str = "file", field: str = "text"
+) -> Iterator[Document]:
     """The documents of one file, or of stdin ("-", as text), that hold anything.
 
-    `documents` says what a document of a text file is: the whole "file", a "line" (without its \\n or \\r\\n) or a "paragraph" (lines
-    between blank ones, without the last line's ending). Other files hold theirs in a column or `field`; blank lines are skipped.
-    Raises InputError, with file and line or byte, on a file that is missing, empty, cut short, not UTF-8 or otherwise broken.
+    `documents` says what a document of a text file is: the whole "file", a "line" (without its \\n
+    or \\r\\n) or a "paragraph" (lines between blank ones, without the last line's ending). Other
+    files hold theirs in a column or `field`; blank lines are skipped. Raises InputError, with file
+    and line or byte, on a file that is missing, empty, cut short, not UTF-8 or otherwise broken.
     """
     reader = find_reader(path, documents, field)
     return _usable(scan(path, reader))
@@ -114,12 +132,22 @@ def _usable(found: Iterator[Document]) -> Iterator[Document]:
 
 
 def find_reader(path: str, documents: str, field: str = "text") -> Reader:
-    """The reader for a file of this name. Raises InputError where there is none, UsageError on an unknown kind of document."""
+    """The reader for a file of this name. Raises InputError where there is none, UsageError on an
+    unknown kind of document.
+    """
     if documents not in DOCUMENTS:
-        raise UsageError(f"unknown kind of document {documents!r}", where="--documents", hint=nearest(documents, DOCUMENTS))
+        raise UsageError(
+            f"unknown kind of document {documents!r}",
+            where="--documents",
+            hint=nearest(documents, DOCUMENTS),
+        )
     kind, _ = ending(path)
     if kind in UNREADABLE:
-        raise InputError(f"{kind} files cannot be read", where=path, hint="convert it to .txt, .jsonl or .parquet; .gz and .zst are fine")
+        raise InputError(
+            f"{kind} files cannot be read",
+            where=path,
+            hint="convert it to .txt, .jsonl or .parquet; .gz and .zst are fine",
+        )
     named: dict[str, Reader] = {
         ".jsonl": formats.json_lines(field),
         ".csv": formats.table(field),
@@ -127,12 +155,17 @@ def find_reader(path: str, documents: str, field: str = "text") -> Reader:
         ".warc": formats.warc,
         ".wet": formats.warc,
     }
-    texts: dict[str, Reader] = {"file": formats.whole, "line": formats.lines, "paragraph": formats.paragraphs}
+    texts: dict[str, Reader] = {
+        "file": formats.whole,
+        "line": formats.lines,
+        "paragraph": formats.paragraphs,
+    }
     return named.get(kind, texts[documents])
 
 
 def scan(path: str, reader: Reader, cut: Cut = WHOLE) -> Iterator[Document]:
-    """Everything that is found in a file, or in a part of it, unusable documents among it: flawed, so that they can be counted.
+    """Everything that is found in a file, or in a part of it, unusable documents among it: flawed,
+    so that they can be counted.
 
     Raises InputError where the file cannot be opened or its stream breaks off.
     """
@@ -140,7 +173,9 @@ def scan(path: str, reader: Reader, cut: Cut = WHOLE) -> Iterator[Document]:
     with opened(path, start=max(cut.start - 1, 0)) as stream:
         if not stream.peek(1):
             if not cut.start:
-                yield flawed(EMPTY_FILE, "nothing came in" if path == STDIN else "the file is empty", name)
+                yield flawed(
+                    EMPTY_FILE, "nothing came in" if path == STDIN else "the file is empty", name
+                )
             return
         yield from reader(stream, name, cut)
 
@@ -148,4 +183,8 @@ def scan(path: str, reader: Reader, cut: Cut = WHOLE) -> Iterator[Document]:
 def is_cuttable(path: str, reader: Reader, documents: str) -> bool:
     """Whether a part of this file can be read without what stands before it."""
     kind, compression = ending(path)
-    return path != STDIN and not compression and (kind == ".jsonl" or (documents == "line" and reader is formats.lines))
+    return (
+        path != STDIN
+        and not compression
+        and (kind == ".jsonl" or (documents == "line" and reader is formats.lines))
+    )

@@ -1,4 +1,6 @@
-"""What a build is asked for: all that the shards' bytes depend on, checked, and recorded so that a resume can tell another build."""
+"""What a build is asked for: all that the shards' bytes depend on, checked, and recorded so that a
+resume can tell another build.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,15 @@ from gptcli.shards.manifest import DEFAULT_SOURCE
 from gptcli.tokenizer.encoders import ENCODERS
 from gptcli.tokenizer.tokenizer import Tokenizer
 
-UNIT_CHARACTERS = (1 << 22, 1 << 25)  # least and most in a unit; in between, so many that there are about a thousand units
+# least and most in a unit; in between, so many that there are about a thousand units
+UNIT_CHARACTERS = (1 << 22, 1 << 25)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
-    """All that the shards' bytes depend on. Raises UsageError or InputError where it cannot be met."""
+    """All that the shards' bytes depend on. Raises UsageError or InputError where it cannot be
+    met.
+    """
 
     sources: list[Source]
     tokenizer: Tokenizer
@@ -43,14 +48,27 @@ class Build:
                 hint="train one with gpt tokenize train, or add the token",
             )
         if not 0 <= self.val_fraction < 1:
-            raise UsageError(f"{self.val_fraction} is not from 0 up to, but not including, 1", where="--val-fraction")
-        if not 1 <= self.shard_tokens <= MAX_TOKENS:
-            raise UsageError(f"{self.shard_tokens} is not from 1 to {MAX_TOKENS}", where="--shard-tokens")
-        if self.encoder not in ENCODERS:
-            raise UsageError(f"unknown encoder {self.encoder!r}", where="--encoder", hint=nearest(self.encoder, ENCODERS))
-        if not self.evaluation and (names := [source.name for source in self.sources if source.decontaminate]):
             raise UsageError(
-                f"{names[0]} is to be decontaminated, but against nothing", where="decontaminate", hint='[decontaminate] files = ["eval/"]'
+                f"{self.val_fraction} is not from 0 up to, but not including, 1",
+                where="--val-fraction",
+            )
+        if not 1 <= self.shard_tokens <= MAX_TOKENS:
+            raise UsageError(
+                f"{self.shard_tokens} is not from 1 to {MAX_TOKENS}", where="--shard-tokens"
+            )
+        if self.encoder not in ENCODERS:
+            raise UsageError(
+                f"unknown encoder {self.encoder!r}",
+                where="--encoder",
+                hint=nearest(self.encoder, ENCODERS),
+            )
+        if not self.evaluation and (
+            names := [source.name for source in self.sources if source.decontaminate]
+        ):
+            raise UsageError(
+                f"{names[0]} is to be decontaminated, but against nothing",
+                where="decontaminate",
+                hint='[decontaminate] files = ["eval/"]',
             )
         self.methods()
 
@@ -72,50 +90,85 @@ class Build:
         return min(max((self.input_bytes() or 0) // 1024, least), most)
 
     def workers(self, asked: int) -> int:
-        """How many of the workers asked for are worth their start. Raises UsageError on less than one."""
+        """How many of the workers asked for are worth their start. Raises UsageError on less than
+        one.
+        """
         if asked < 1:
             raise UsageError(f"{asked} is less than 1", where="--workers")
         size = self.input_bytes()
-        return 1 if size is None or size <= UNIT_CHARACTERS[0] else asked  # standard input cannot be shared, nor can one unit
+        # standard input cannot be shared, nor can one unit
+        return 1 if size is None or size <= UNIT_CHARACTERS[0] else asked
 
     def refuse_inputs_in(self, out: Path) -> None:
         """Raises UsageError where an input lies inside the output folder."""
         for path in self.inputs:
-            if path != STDIN and not is_url(path) and Path(path).resolve().is_relative_to(out.resolve()):
-                raise UsageError(f"the input {path} lies inside the output folder", where=out, hint="choose another output with -o")
+            if (
+                path != STDIN
+                and not is_url(path)
+                and Path(path).resolve().is_relative_to(out.resolve())
+            ):
+                raise UsageError(
+                    f"the input {path} lies inside the output folder",
+                    where=out,
+                    hint="choose another output with -o",
+                )
 
     def methods(self) -> list[str | None]:
-        """How each source is hashed for deduplication: its own method, or that of the sources it is compared with."""
+        """How each source is hashed for deduplication: its own method, or that of the sources it is
+        compared with.
+        """
         found: list[str | None] = []
         for source in self.sources:
-            those = {other.dedup.method for other in self.sources if other.dedup and source.name in (other.name, *other.dedup.against)}
+            those = {
+                other.dedup.method
+                for other in self.sources
+                if other.dedup and source.name in (other.name, *other.dedup.against)
+            }
             if len(those) > 1:
                 raise UsageError(
-                    f"{source.name} would be compared by two methods", where="dedup", hint="use one method for sources that are compared"
+                    f"{source.name} would be compared by two methods",
+                    where="dedup",
+                    hint="use one method for sources that are compared",
                 )
             found.append(those.pop() if those else None)
         return found
 
     def record(self) -> dict[str, Any]:
         """What must be unchanged for a resume."""
-        facts = {name: getattr(self, name) for name in ("val_fraction", "shard_tokens", "seed", "mixture_tokens")}
-        record = {"tokenizer": self.tokenizer.sha256, **facts, "evaluation": [[path, *fingerprint(path)] for path in self.evaluation]}
+        facts = {
+            name: getattr(self, name)
+            for name in ("val_fraction", "shard_tokens", "seed", "mixture_tokens")
+        }
+        record = {
+            "tokenizer": self.tokenizer.sha256,
+            **facts,
+            "evaluation": [[path, *fingerprint(path)] for path in self.evaluation],
+        }
         inputs: dict[str, list[Any]] = {}
         for source in self.sources:
             prefix = "" if source.name == DEFAULT_SOURCE else f"{source.name}."
             told = source.record()
-            inputs |= {f"{path if is_url(path) else Path(path).resolve()}": stat for path, stat in told.pop("inputs").items()}
+            inputs |= {
+                f"{path if is_url(path) else Path(path).resolve()}": stat
+                for path, stat in told.pop("inputs").items()
+            }
             record |= {f"{prefix}{name}": value for name, value in told.items()}
         return {**record, "inputs": inputs}
 
 
 def refuse_changes(old: dict[str, Any], new: dict[str, Any], out: Path) -> None:
     """Raises UsageError where the records of two builds differ, and says in what."""
-    changes = [f"{name} was {old.get(name)}, now {new[name]}" for name in new if name != "inputs" and old.get(name) != new[name]]
+    changes = [
+        f"{name} was {old.get(name)}, now {new[name]}"
+        for name in new
+        if name != "inputs" and old.get(name) != new[name]
+    ]
     before, after = old.get("inputs", {}), new["inputs"]
     changes += [f"{path} is no longer an input" for path in before if path not in after]
     changes += [f"{path} is a new input" for path in after if path not in before]
-    changes += [f"{path} has changed" for path in after if path in before and before[path] != after[path]]
+    changes += [
+        f"{path} has changed" for path in after if path in before and before[path] != after[path]
+    ]
     if changes:
         more = f", and {len(changes) - 3} more" if len(changes) > 3 else ""
         raise UsageError(

@@ -1,4 +1,6 @@
-"""From sorted units to shards: cut the sequence of all keys into shards at document borders, then write each shard by itself."""
+"""From sorted units to shards: cut the sequence of all keys into shards at document borders, then
+write each shard by itself.
+"""
 
 from __future__ import annotations
 
@@ -37,18 +39,25 @@ class ShardPlan:
         return f"{self.split}{source}-{self.number:06d}.bin"
 
 
-def plan_shards(units: list[Unit], split: str, shard_tokens: int, source: str = DEFAULT_SOURCE) -> Iterator[ShardPlan]:
-    """Cut a source's split, in key order, into shards of at most `shard_tokens` tokens; a longer document is a shard of its own.
+def plan_shards(
+    units: list[Unit], split: str, shard_tokens: int, source: str = DEFAULT_SOURCE
+) -> Iterator[ShardPlan]:
+    """Cut a source's split, in key order, into shards of at most `shard_tokens` tokens; a longer
+    document is a shard of its own.
 
-    Looks at a range of keys at a time, so its memory does not grow with the corpus. Raises InputError where one document is too long
-    for any shard.
+    Looks at a range of keys at a time, so its memory does not grow with the corpus. Raises
+    InputError where one document is too long for any shard.
     """
     bits = (sum(unit.documents[split] for unit in units) // PLAN_DOCUMENTS).bit_length()
     number = documents = tokens = first_key = last_key = 0  # of the shard that is open
     for bucket in range(2**bits):
-        keys, lengths = _lengths(units, split, bucket << (64 - bits), ((bucket + 1) << (64 - bits)) - 1)
+        keys, lengths = _lengths(
+            units, split, bucket << (64 - bits), ((bucket + 1) << (64 - bits)) - 1
+        )
         if len(lengths) and lengths.max() > MAX_TOKENS:
-            raise InputError(f"a document of {lengths.max()} tokens is longer than a shard can be ({MAX_TOKENS})")
+            raise InputError(
+                f"a document of {lengths.max()} tokens is longer than a shard can be ({MAX_TOKENS})"
+            )
         total = np.cumsum(lengths)
         done = 0  # documents of this bucket that lie in shards
         while done < len(keys):
@@ -78,7 +87,9 @@ def _lengths(units: list[Unit], split: str, first: int, last: int) -> tuple[np.n
 
 
 def write_planned(folder: Path, units: list[Unit], plan: ShardPlan) -> Shard:
-    """Collect one shard's documents from the units and write it, whole or not at all. Holds the shard's tokens in memory once."""
+    """Collect one shard's documents from the units and write it, whole or not at all. Holds the
+    shard's tokens in memory once.
+    """
     dtype = units[0].dtype
     tokens = np.empty(plan.tokens, dtype)
     keys, starts, lengths = [], [], []
@@ -96,11 +107,20 @@ def write_planned(folder: Path, units: list[Unit], plan: ShardPlan) -> Shard:
 
     def pieces() -> Iterator[np.ndarray]:
         for at in range(0, len(order), PIECE_DOCUMENTS):
-            spans = zip(start[at : at + PIECE_DOCUMENTS], length[at : at + PIECE_DOCUMENTS], strict=True)
+            spans = zip(
+                start[at : at + PIECE_DOCUMENTS], length[at : at + PIECE_DOCUMENTS], strict=True
+            )
             yield np.concatenate([tokens[begin : begin + count] for begin, count in spans])
 
     digest = write_shard(folder / plan.file, length, pieces(), dtype)
-    return Shard(file=plan.file, split=plan.split, tokens=plan.tokens, documents=plan.documents, sha256=digest, source=plan.source)
+    return Shard(
+        file=plan.file,
+        split=plan.split,
+        tokens=plan.tokens,
+        documents=plan.documents,
+        sha256=digest,
+        source=plan.source,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +142,17 @@ def _write_shard(_: object, task: ShardTask) -> Shard:
     return shard
 
 
-def write_shards(out: Path, work: Path, units: dict[str, list[Unit]], shard_tokens: int, pool: Pool, events: Events) -> list[Shard]:
-    """Write every shard of the sources' `units` that is not there whole yet. All of them: train first, source by source, in order."""
+def write_shards(
+    out: Path,
+    work: Path,
+    units: dict[str, list[Unit]],
+    shard_tokens: int,
+    pool: Pool,
+    events: Events,
+) -> list[Shard]:
+    """Write every shard of the sources' `units` that is not there whole yet. All of them: train
+    first, source by source, in order.
+    """
     tasks = [
         ShardTask(out, work / f"{plan.file}.json", mine, plan)
         for split in SPLITS
@@ -138,4 +167,7 @@ def write_shards(out: Path, work: Path, units: dict[str, list[Unit]], shard_toke
         done += shard.tokens
         events.progress("write shards", done, total, "tokens", shards=len(shards))
     events.finish("write shards")
-    return sorted(shards, key=lambda shard: (SPLITS.index(shard.split), list(units).index(shard.source), shard.file))
+    return sorted(
+        shards,
+        key=lambda shard: (SPLITS.index(shard.split), list(units).index(shard.source), shard.file),
+    )

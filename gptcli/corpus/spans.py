@@ -1,8 +1,8 @@
-"""How reading is divided: many small files together, a large file of lines by byte ranges, a large table of Parquet by its row groups,
-another large file in stripes.
+"""How reading is divided: many small files together, a large file of lines by byte ranges, a large
+table of Parquet by its row groups, another large file in stripes.
 
-Within a source a document's number is its file's number times 2^40 plus its position in the file. The numbers, and the runs of documents
-that become units, are the same however the work is divided.
+Within a source a document's number is its file's number times 2^40 plus its position in the file.
+The numbers, and the runs of documents that become units, are the same however the work is divided.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from gptcli.corpus.streams import MissingPackageError, ending
 from gptcli.errors import InputError
 
 POSITION_BITS = 40
-MAX_STRIPES = 8  # every stripe reads the whole file, and only spares itself the work on what it finds
+# every stripe reads the whole file, and only spares itself the work on what it finds
+MAX_STRIPES = 8
 FILES = 4096  # at most in a span
 BY_RECORD = (".csv", ".warc", ".wet")  # their positions count records, not bytes
 
@@ -39,12 +40,24 @@ class Span:
         return f"{self.source:03d}-{self.first:06x}-{self.cut.start:010x}-{self.cut.stripe}of{self.cut.stripes}-{len(self.paths)}{groups}"
 
 
-def divide(source: int, inputs: list[tuple[str, int]], size: int, workers: int, documents: str) -> Iterator[Span]:
+def divide(
+    source: int, inputs: list[tuple[str, int]], size: int, workers: int, documents: str
+) -> Iterator[Span]:
     """Spans over files given as (path, bytes), of about `size` bytes where the format allows it."""
     run: list[str] = []
     first = held = 0
     for number, (path, length) in enumerate(inputs):
-        spans = list(_large(source, number, path, length, size, workers if len(inputs) < 2 * workers else 1, documents))
+        spans = list(
+            _large(
+                source,
+                number,
+                path,
+                length,
+                size,
+                workers if len(inputs) < 2 * workers else 1,
+                documents,
+            )
+        )
         if spans or held + length > size or len(run) == FILES:
             if run:
                 yield Span(source, first, tuple(run))
@@ -58,7 +71,9 @@ def divide(source: int, inputs: list[tuple[str, int]], size: int, workers: int, 
         yield Span(source, first, tuple(run))
 
 
-def _large(source: int, number: int, path: str, length: int, size: int, workers: int, documents: str) -> Iterator[Span]:
+def _large(
+    source: int, number: int, path: str, length: int, size: int, workers: int, documents: str
+) -> Iterator[Span]:
     """The cuts of a file that is worth a span of its own."""
     if length <= size:
         return
@@ -69,7 +84,10 @@ def _large(source: int, number: int, path: str, length: int, size: int, workers:
         return
     kind, compression = ending(path)
     if kind == ".parquet":
-        yield from (Span(source, number, (path,), Cut(groups=groups, block=RECORDS)) for groups in _groups(path, size, compression))
+        yield from (
+            Span(source, number, (path,), Cut(groups=groups, block=RECORDS))
+            for groups in _groups(path, size, compression)
+        )
         return
     block = RECORDS if kind in BY_RECORD else size
     stripes = min(workers, MAX_STRIPES) if length > 4 * size and reader is not formats.whole else 1
@@ -78,7 +96,9 @@ def _large(source: int, number: int, path: str, length: int, size: int, workers:
 
 
 def _groups(path: str, size: int, compression: str) -> Iterator[tuple[int, int] | None]:
-    """Row groups of about `size` bytes together: (first, the one after the last); None, all of them, where the file is compressed again."""
+    """Row groups of about `size` bytes together: (first, the one after the last); None, all of
+    them, where the file is compressed again.
+    """
     held, first, lengths = 0, 0, [] if compression else formats.row_groups(path)
     for last, length in enumerate(lengths, 1):
         held += length
@@ -90,7 +110,9 @@ def _groups(path: str, size: int, compression: str) -> Iterator[tuple[int, int] 
 
 
 def documents_of(span: Span, documents: str, field: str) -> Iterator[tuple[int, Document]]:
-    """Number and document of all that the span holds. A stream that breaks off ends its file with a flawed document."""
+    """Number and document of all that the span holds. A stream that breaks off ends its file with a
+    flawed document.
+    """
     for number, path in enumerate(span.paths, span.first):
         try:
             for document in scan(path, find_reader(path, documents, field), span.cut):
@@ -100,7 +122,9 @@ def documents_of(span: Span, documents: str, field: str) -> Iterator[tuple[int, 
             raise
         except InputError as error:
             if span.cut.stripe == 0:
-                broken = Document("", path, (1 << POSITION_BITS) - 1, flaw="damaged file", error=error)
+                broken = Document(
+                    "", path, (1 << POSITION_BITS) - 1, flaw="damaged file", error=error
+                )
                 yield (number << POSITION_BITS) + broken.position, broken
 
 
@@ -108,14 +132,20 @@ Run = list[tuple[int, Document]]
 
 
 def runs(numbered: Iterable[tuple[int, Document]], block: int, characters: int) -> Iterator[Run]:
-    """Documents that become a unit together: in order, of about this many characters, never across the border of a block."""
+    """Documents that become a unit together: in order, of about this many characters, never across
+    the border of a block.
+    """
     run: Run = []
     held = 0
     for number, document in numbered:
-        if run and (held >= characters or number % (1 << POSITION_BITS) // block != run[0][0] % (1 << POSITION_BITS) // block):
+        if run and (
+            held >= characters
+            or number % (1 << POSITION_BITS) // block != run[0][0] % (1 << POSITION_BITS) // block
+        ):
             yield run
             run, held = [], 0
         run.append((number, document))
-        held += len(document.text) + len(document.html or b"") + 64  # a document costs something even when it is empty
+        # a document costs something even when it is empty
+        held += len(document.text) + len(document.html or b"") + 64
     if run:
         yield run

@@ -1,4 +1,6 @@
-"""Bytes out of files and URLs, plain, gzip or zstd; a stream that is cut short or damaged says so wherever it shows."""
+"""Bytes out of files and URLs, plain, gzip or zstd; a stream that is cut short or damaged says so
+wherever it shows.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,15 @@ from gptcli.errors import GptError, InputError, RunError, install_hint
 
 STDIN = "-"
 COMPRESSED = (".gz", ".zst")
-ZST_CHUNK = 1 << 12  # compressed bytes decoded at once: few, because every four of them may stand for 128 KiB
+# compressed bytes decoded at once: few, because every four of them may stand for 128 KiB
+ZST_CHUNK = 1 << 12
 BUFFER = 1 << 16
 
 
 class MissingPackageError(InputError):
-    """A file cannot be read for want of a package: no fault of the file's, so never skipped with the broken ones."""
+    """A file cannot be read for want of a package: no fault of the file's, so never skipped with
+    the broken ones.
+    """
 
 
 def ending(path: str) -> tuple[str, str]:
@@ -35,11 +40,15 @@ def is_url(path: str) -> bool:
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a URL, and the path in it. Raises InputError where the protocol or its package is missing."""
+    """The fsspec filesystem of a URL, and the path in it. Raises InputError where the protocol or
+    its package is missing.
+    """
     try:
         import fsspec
     except ImportError:
-        raise MissingPackageError("reading URLs needs the package fsspec", where=url, hint=install_hint("fsspec")) from None
+        raise MissingPackageError(
+            "reading URLs needs the package fsspec", where=url, hint=install_hint("fsspec")
+        ) from None
     try:
         return fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:
@@ -48,7 +57,9 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def reaching(url: str) -> Iterator[None]:
-    """Asking a file system: what its client raises, which has no kind in common, as InputError where the URL is wrong, else RunError."""
+    """Asking a file system: what its client raises, which has no kind in common, as InputError
+    where the URL is wrong, else RunError.
+    """
     try:
         yield
     except (GptError, FileNotFoundError):
@@ -60,8 +71,8 @@ def reaching(url: str) -> Iterator[None]:
 
 
 def fingerprint(path: str) -> tuple[int, str]:
-    """Size in bytes, and what changes when the content does: for --resume. Raises InputError where there is no such file, RunError where a
-    URL cannot be reached."""
+    """Size in bytes, and what changes when the content does: for --resume. Raises InputError where
+    there is no such file, RunError where a URL cannot be reached."""
     try:
         if is_url(path):
             fs, inside = filesystem(path)
@@ -75,7 +86,9 @@ def fingerprint(path: str) -> tuple[int, str]:
 
 @contextlib.contextmanager
 def opened(path: str, *, start: int = 0) -> Iterator[io.BufferedReader]:
-    """The file's bytes from `start` on, decompressed. Raises InputError, wherever in the block it shows, on a stream that is not whole."""
+    """The file's bytes from `start` on, decompressed. Raises InputError, wherever in the block it
+    shows, on a stream that is not whole.
+    """
     name = "stdin" if path == STDIN else path
     compression = ending(path)[1]
     damaged: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
@@ -85,7 +98,9 @@ def opened(path: str, *, start: int = 0) -> Iterator[io.BufferedReader]:
             stream = io.BufferedReader(stack.enter_context(gzip.open(stream)), BUFFER)
         elif compression == ".zst":
             zstandard = _zstandard(name)
-            stream = io.BufferedReader(_ZstReader(stream, zstandard.ZstdDecompressor(max_window_size=1 << 31)), BUFFER)
+            stream = io.BufferedReader(
+                _ZstReader(stream, zstandard.ZstdDecompressor(max_window_size=1 << 31)), BUFFER
+            )
             damaged = (EOFError, zstandard.ZstdError)
         elif not hasattr(stream, "peek"):
             stream = io.BufferedReader(stream, BUFFER)
@@ -113,12 +128,16 @@ def _zstandard(where: str) -> Any:
     try:
         import zstandard
     except ImportError:
-        raise MissingPackageError("reading .zst needs the package zstandard", where=where, hint=install_hint("zstandard")) from None
+        raise MissingPackageError(
+            "reading .zst needs the package zstandard", where=where, hint=install_hint("zstandard")
+        ) from None
     return zstandard
 
 
 class _ZstReader(io.RawIOBase):
-    """Decompresses any number of zstd frames, and raises EOFError where the last one is not whole (zstandard's own reader does not)."""
+    """Decompresses any number of zstd frames, and raises EOFError where the last one is not whole
+    (zstandard's own reader does not).
+    """
 
     def __init__(self, file: IO[bytes], decompressor: Any) -> None:
         self._file = file

@@ -1,4 +1,6 @@
-"""Text units: runs of cleaned documents that wait for what is known only when all are read: duplicates, and how common a gram is."""
+"""Text units: runs of cleaned documents that wait for what is known only when all are read:
+duplicates, and how common a gram is.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,17 @@ from gptcli.files import atomic_write
 from gptcli.shards.order import mix64
 
 
-def write_text_unit(path: Path, numbers: list[int], texts: list[str], tally: Tally, method: str | None, items: np.ndarray | None) -> None:
-    """Write texts and their numbers, their band keys by `method`, and the grams they share with evaluation `items`."""
+def write_text_unit(
+    path: Path,
+    numbers: list[int],
+    texts: list[str],
+    tally: Tally,
+    method: str | None,
+    items: np.ndarray | None,
+) -> None:
+    """Write texts and their numbers, their band keys by `method`, and the grams they share with
+    evaluation `items`.
+    """
     which = np.array(numbers, "<u8")
     keys = np.empty((0, len(texts)), np.uint64)
     features, counts = np.empty(0, np.uint64), np.zeros(len(texts), np.int64)
@@ -29,11 +40,21 @@ def write_text_unit(path: Path, numbers: list[int], texts: list[str], tally: Tal
         features = np.concatenate([features, *rows])
         keys = band_keys(mix64(features + np.uint64(1)), counts, BANDINGS[method]).T
     order = np.argsort(keys, axis=1, kind="stable")
-    found, owner = shared(texts, items) if items is not None else (np.empty(0, np.uint64), np.empty(0, np.int64))
+    found, owner = (
+        shared(texts, items)
+        if items is not None
+        else (np.empty(0, np.uint64), np.empty(0, np.int64))
+    )
     grams, documents = np.unique(found, return_counts=True)
     blobs = [text.encode() for text in texts]
     with atomic_write(path) as file:
-        head = {"texts": len(texts), "bands": len(keys), "features": len(features), "grams": len(grams), "hits": len(found)}
+        head = {
+            "texts": len(texts),
+            "bands": len(keys),
+            "features": len(features),
+            "grams": len(grams),
+            "hits": len(found),
+        }
         write_head(file, {**head, "tally": tally.as_json()})
         for part in (
             which,
@@ -54,12 +75,28 @@ class TextUnit:
     def __init__(self, path: Path) -> None:
         self.path = path
         head, start = read_head(path)
-        count, bands, features, grams, hits = (int(head[name]) for name in ("texts", "bands", "features", "grams", "hits"))  # type: ignore[call-overload]
+        count, bands, features, grams, hits = (
+            int(head[name])  # type: ignore[call-overload]
+            for name in ("texts", "bands", "features", "grams", "hits")
+        )
         self.tally = read_tally(head)
         self._count = count
         self._at: dict[str, tuple[int, int]] = {}  # part: where in the file, how many
-        sizes = {"numbers": count, "borders": count + 1, "keys": bands * count, "which": bands * count, "feature_borders": count + 1}
-        for name, size in {**sizes, "features": features, "grams": grams, "documents": grams, "found": hits, "owner": hits}.items():
+        sizes = {
+            "numbers": count,
+            "borders": count + 1,
+            "keys": bands * count,
+            "which": bands * count,
+            "feature_borders": count + 1,
+        }
+        for name, size in {
+            **sizes,
+            "features": features,
+            "grams": grams,
+            "documents": grams,
+            "found": hits,
+            "owner": hits,
+        }.items():
             self._at[name] = start, size
             start += 8 * size
         self._texts = start
@@ -81,13 +118,21 @@ class TextUnit:
             yield data[start:stop].decode()
 
     def band(self, band: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """Keys and numbers of the documents whose key in this band is `first` to `last`, in the order of the keys."""
+        """Keys and numbers of the documents whose key in this band is `first` to `last`, in the
+        order of the keys.
+        """
         if not self._count:
             return np.empty(0, "<u8"), np.empty(0, "<u8")
         keys, which = (
-            np.memmap(self.path, "<u8", "r", self._at[name][0] + 8 * band * self._count, (self._count,)) for name in ("keys", "which")
+            np.memmap(
+                self.path, "<u8", "r", self._at[name][0] + 8 * band * self._count, (self._count,)
+            )
+            for name in ("keys", "which")
         )
-        low, high = np.searchsorted(keys, np.uint64(first), "left"), np.searchsorted(keys, np.uint64(last), "right")
+        low, high = (
+            np.searchsorted(keys, np.uint64(first), "left"),
+            np.searchsorted(keys, np.uint64(last), "right"),
+        )
         return np.array(keys[low:high]), np.array(which[low:high])
 
     def features(self, number: int) -> np.ndarray:
@@ -95,7 +140,9 @@ class TextUnit:
         row = int(np.searchsorted(self.numbers, np.uint64(number)))
         at = self._at["feature_borders"][0] + 8 * row
         start, stop = np.fromfile(self.path, "<u8", 2, offset=at).tolist()
-        return np.fromfile(self.path, "<u8", stop - start, offset=self._at["features"][0] + 8 * start)
+        return np.fromfile(
+            self.path, "<u8", stop - start, offset=self._at["features"][0] + 8 * start
+        )
 
     def gram_counts(self) -> tuple[np.ndarray, np.ndarray]:
         """The evaluation grams found here, and in how many documents each."""

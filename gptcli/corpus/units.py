@@ -1,8 +1,10 @@
-"""Units: runs of documents on their way into shards, each one a file, sorted by where the shuffle will put them.
+"""Units: runs of documents on their way into shards, each one a file, sorted by where the shuffle
+will put them.
 
-The global shuffle is a sort: every document gets a 64-bit key, a one-to-one hash of its number and of the seed, so no two are equal and
-the order depends neither on workers nor on how documents are grouped into units. A unit holds its train documents by key, then its
-validation documents by key; whoever needs a range of keys finds it in one piece.
+The global shuffle is a sort: every document gets a 64-bit key, a one-to-one hash of its number and
+of the seed, so no two are equal and the order depends neither on workers nor on how documents are
+grouped into units. A unit holds its train documents by key, then its validation documents by key;
+whoever needs a range of keys finds it in one piece.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from gptcli.shards.order import mix64
 from gptcli.tokenizer.encoders import Encoder
 
 SPLIT_RULE = "validation where the first 8 bytes of BLAKE2b-64(text in UTF-8), big-endian, are below val_fraction * 2**64"
-ENCODE_CHARACTERS = 1 << 22  # given to the encoder at a time; bounds the Python integers alive at once
+# given to the encoder at a time; bounds the Python integers alive at once
+ENCODE_CHARACTERS = 1 << 22
 SAMPLES = 2  # texts kept of what was dropped, for each reason and unit
 SAMPLE_CHARACTERS = 200
 
@@ -87,11 +90,26 @@ def read_tally(head: dict[str, object]) -> Tally:
 
 
 def write_unit(
-    path: Path, encoder: Encoder, eot_id: int, dtype: TokenDtype, keys: np.ndarray, texts: list[str], val_fraction: float, tally: Tally
+    path: Path,
+    encoder: Encoder,
+    eot_id: int,
+    dtype: TokenDtype,
+    keys: np.ndarray,
+    texts: list[str],
+    val_fraction: float,
+    tally: Tally,
 ) -> None:
-    """Hash, sort and tokenise texts and write them to `path`, whole or not at all. `keys` (uint64): where the shuffle puts each."""
+    """Hash, sort and tokenise texts and write them to `path`, whole or not at all. `keys` (uint64):
+    where the shuffle puts each.
+    """
     limit = val_fraction * 2**64
-    val = np.array([int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) < limit for text in texts], bool)
+    val = np.array(
+        [
+            int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) < limit
+            for text in texts
+        ],
+        bool,
+    )
     order = np.lexsort((keys, val))
     pieces, counts = [], []
     for batch in _batches([texts[index] for index in order]):
@@ -104,14 +122,22 @@ def write_unit(
         counts.append(lengths + 1)
     borders = np.concatenate([[0], *counts]).cumsum().astype("<i8")
     with atomic_write(path) as file:
-        write_head(file, {"train": len(texts) - int(val.sum()), "val": int(val.sum()), "tally": tally.as_json()})
+        write_head(
+            file,
+            {"train": len(texts) - int(val.sum()), "val": int(val.sum()), "tally": tally.as_json()},
+        )
         for part in (keys[order].astype("<u8"), borders, *pieces):
             file.write(part.data)
 
 
 def shuffle_keys(numbers: np.ndarray, seed: int) -> np.ndarray:
-    """Where the shuffle puts the documents of these `numbers` (uint64): distinct uint64 sort keys, for ever the same."""
-    first, second = np.frombuffer(hashlib.blake2b(f"{seed}".encode(), digest_size=16, person=b"gpt shard order").digest(), "<u8")
+    """Where the shuffle puts the documents of these `numbers` (uint64): distinct uint64 sort keys,
+    for ever the same.
+    """
+    first, second = np.frombuffer(
+        hashlib.blake2b(f"{seed}".encode(), digest_size=16, person=b"gpt shard order").digest(),
+        "<u8",
+    )
     return mix64(mix64(numbers ^ first) ^ second)
 
 
@@ -141,19 +167,33 @@ class Unit:
         self.tokens = (path.stat().st_size - self._tokens) // dtype.itemsize
 
     def table(self, split: str, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """The split's documents whose keys are `first` to `last` inclusive: keys (n,) uint64, borders (n + 1,) of their tokens, int64."""
+        """The split's documents whose keys are `first` to `last` inclusive: keys (n,) uint64,
+        borders (n + 1,) of their tokens, int64.
+        """
         before = 0 if split == "train" else self.documents["train"]
         count = self.documents[split]
         # Mapped, because a search touches a few of the keys only. Nothing cannot be mapped.
-        keys = np.memmap(self.path, "<u8", "r", self._keys + 8 * before, (count,)) if count else np.empty(0, "<u8")
+        keys = (
+            np.memmap(self.path, "<u8", "r", self._keys + 8 * before, (count,))
+            if count
+            else np.empty(0, "<u8")
+        )
         low = int(np.searchsorted(keys, np.uint64(first), "left"))
         high = int(np.searchsorted(keys, np.uint64(last), "right"))
-        borders = np.fromfile(self.path, "<i8", high - low + 1, offset=self._borders + 8 * (before + low))
+        borders = np.fromfile(
+            self.path, "<i8", high - low + 1, offset=self._borders + 8 * (before + low)
+        )
         return np.array(keys[low:high]), borders
 
     def read(self, start: int, out: np.ndarray) -> None:
-        """Fill `out` with the tokens from `start` on. Raises RunError where there are not so many."""
+        """Fill `out` with the tokens from `start` on. Raises RunError where there are not so
+        many.
+        """
         with open(self.path, "rb") as file:
             file.seek(self._tokens + self.dtype.itemsize * start)
             if file.readinto(out.data) != out.nbytes:
-                raise RunError("was cut short since it was written", where=self.path, hint="start over with --force")
+                raise RunError(
+                    "was cut short since it was written",
+                    where=self.path,
+                    hint="start over with --force",
+                )

@@ -1,8 +1,9 @@
 """Texts as hashes of normalised words and of word n-grams, for whole batches at once with numpy.
 
-A word is what stands between blanks, in lower case, without punctuation (GPT-3's Appendix C): `normalised` says it in plain Python. With
-`split`, punctuation divides words as blanks do, which leaves alphanumeric words only (GPT-2's overlap). The arrays here hold a 64-bit
-hash of each such word.
+A word is what stands between blanks, in lower case, without punctuation (GPT-3's Appendix C):
+`normalised` says it in plain Python. With `split`, punctuation divides words as blanks do, which
+leaves alphanumeric words only (GPT-2's overlap). The arrays here hold a 64-bit hash of each such
+word.
 """
 
 from __future__ import annotations
@@ -57,7 +58,13 @@ def word_hashes(texts: list[str], *, split: bool = False) -> tuple[np.ndarray, n
     return np.concatenate([np.empty(0, np.uint64), *parts]), counts
 
 
-def _flush(batch: list[str], owner: list[int], parts: list[np.ndarray], owners: list[np.ndarray], split: bool) -> None:
+def _flush(
+    batch: list[str],
+    owner: list[int],
+    parts: list[np.ndarray],
+    owners: list[np.ndarray],
+    split: bool,
+) -> None:
     if batch:
         hashes, which = _hashed(batch, split)
         parts.append(hashes)
@@ -76,13 +83,19 @@ def _hashed(texts: list[str], split: bool) -> tuple[np.ndarray, np.ndarray]:
     edges = np.flatnonzero(np.diff(inside, prepend=False, append=False))
     starts, ends = edges[::2], edges[1::2]
     powers, inverses = _tables(max(16, len(data).bit_length()))
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(data * powers[: len(data)], dtype=np.uint64)])
-    hashes = mix64((sums[ends] - sums[starts]) * inverses[starts] + (ends - starts).astype(np.uint64))
+    sums = np.concatenate(
+        [np.zeros(1, np.uint64), np.cumsum(data * powers[: len(data)], dtype=np.uint64)]
+    )
+    hashes = mix64(
+        (sums[ends] - sums[starts]) * inverses[starts] + (ends - starts).astype(np.uint64)
+    )
     return hashes, np.searchsorted(np.flatnonzero(kind == _BORDER), starts)
 
 
 def _plain(text: str, punctuation: str) -> bytes:
-    """In lower case as UTF-8; what stands for punctuation outside ASCII is put in its place here."""
+    """In lower case as UTF-8; what stands for punctuation outside ASCII is put in its place
+    here.
+    """
     text = text.lower()
     if not text.isascii():
         text = " ".join(_PUNCTUATION.sub(punctuation, text).split())
@@ -101,7 +114,9 @@ def _tables(bits: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def grams(hashes: np.ndarray, counts: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """A hash for each run of `n` words inside one text (uint64), and the number of its text; shorter texts have none."""
+    """A hash for each run of `n` words inside one text (uint64), and the number of its text;
+    shorter texts have none.
+    """
     if len(hashes) < n:
         return np.empty(0, np.uint64), np.empty(0, np.int64)
     owner = np.repeat(np.arange(len(counts)), counts)

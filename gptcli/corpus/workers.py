@@ -1,4 +1,6 @@
-"""Worker processes: results as they come, bounded work in flight, no orphans, and a lost worker that is told instead of waited for."""
+"""Worker processes: results as they come, bounded work in flight, no orphans, and a lost worker
+that is told instead of waited for.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +29,29 @@ class Pool(Protocol):
 
     count: int
 
-    def map(self, function: Callable[[Any, Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+    def map(
+        self, function: Callable[[Any, Task], Result], tasks: Iterable[Task]
+    ) -> Iterator[Result]:
         """As `Workers.map`."""
 
     def __enter__(self) -> Pool: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
 
 
 def check_runner(runner: str) -> None:
-    """Raises UsageError where there is no such runner, or no cluster for it; the connection to one stays."""
+    """Raises UsageError where there is no such runner, or no cluster for it; the connection to one
+    stays.
+    """
     if runner not in RUNNERS:
-        raise UsageError(f"unknown runner {runner!r}", where="--runner", hint=nearest(runner, RUNNERS))
+        raise UsageError(
+            f"unknown runner {runner!r}", where="--runner", hint=nearest(runner, RUNNERS)
+        )
     if runner == "ray":
         from gptcli.corpus.ray_workers import connect
 
@@ -46,7 +59,9 @@ def check_runner(runner: str) -> None:
 
 
 def open_pool(runner: str, count: int, state: Any) -> Pool:
-    """`count` processes on this machine, or all that a Ray cluster has room for. Raises UsageError where there is no such runner."""
+    """`count` processes on this machine, or all that a Ray cluster has room for. Raises UsageError
+    where there is no such runner.
+    """
     check_runner(runner)
     if runner == "local":
         return Workers(count, state)
@@ -56,9 +71,11 @@ def open_pool(runner: str, count: int, state: Any) -> Pool:
 
 
 class Workers:
-    """`count` processes that hold `state` (sent to each once, pickled) and hand it to every function they run.
+    """`count` processes that hold `state` (sent to each once, pickled) and hand it to every
+    function they run.
 
-    A single worker is this process itself. Others are spawned, not forked: the tokenizer's threads do not survive a fork.
+    A single worker is this process itself. Others are spawned, not forked: the tokenizer's threads
+    do not survive a fork.
     """
 
     def __init__(self, count: int, state: Any) -> None:
@@ -66,10 +83,15 @@ class Workers:
         self._others = multiprocessing.active_children()
         self._pool: ProcessPoolExecutor | None = None
         if count > 1:
-            self._pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(state,))
+            self._pool = ProcessPoolExecutor(
+                count, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(state,)
+            )
 
-    def map(self, function: Callable[[Any, Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
-        """`function(state, task)` for each task, in any order; `tasks` is read no faster than they are worked off.
+    def map(
+        self, function: Callable[[Any, Task], Result], tasks: Iterable[Task]
+    ) -> Iterator[Result]:
+        """`function(state, task)` for each task, in any order; `tasks` is read no faster than they
+        are worked off.
 
         What a worker raises is raised here. Raises RunError where a worker died.
         """
@@ -97,7 +119,12 @@ class Workers:
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._pool is None:
             return
         if kind is not None:  # nobody waits for what is still running

@@ -1,14 +1,16 @@
-"""What a layer keeps of its forward pass for the backward pass (Korthikanti et al. 2022, "Reducing activation recomputation").
+"""What a layer keeps of its forward pass for the backward pass (Korthikanti et al. 2022, "Reducing
+activation recomputation").
 
-Bytes a token, in units of the width C, with e bytes an element and r bytes an element of the residual stream:
+Bytes a token, in units of the width C, with e bytes an element and r bytes an element of the
+residual stream:
 
     inputs of the two norms       2r              both dropouts' masks      2, where anything is dropped
     inputs of qkv and of fc       2e              q, k, v                   3e
     output of attention           e               before and after GELU     4e + 4e
     scores, a row of T a head     (2e+1)·H·T/C    softmax, mask and what it leaves: only where attention is not fused
 
-With e = r = 2 and dropout that is the paper's 34 + 5·H·T/C. Tensor parallelism divides q, k, v, attention, GELU and the scores;
-sequence parallelism the rest too.
+With e = r = 2 and dropout that is the paper's 34 + 5·H·T/C. Tensor parallelism divides q, k, v,
+attention, GELU and the scores; sequence parallelism the rest too.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from dataclasses import dataclass
 from gptcli.model.config import ModelConfig
 
 RECOMPUTE = ("none", "selective", "full")
-SCHEDULES = {"1f1b": 1, "gpipe": 1, "interleaved1f1b": 2, "loopedbfs": 2}  # of pipeline stages, and how many a process has in each
+# of pipeline stages, and how many a process has in each
+SCHEDULES = {"1f1b": 1, "gpipe": 1, "interleaved1f1b": 2, "loopedbfs": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,14 +39,17 @@ class ActivationPolicy:
     fused: bool = True
     """Attention never writes its scores, only their normaliser in fp32, one a head."""
     recompute: str = "none"
-    """selective: what is cheap is computed again, scores where they are written; where attention is fused a layer keeps its input, the
-    outputs of its products, those that end a branch whole under tp, and of attention. full: a layer keeps its input alone."""
+    """selective: what is cheap is computed again, scores where they are written; where attention is
+    fused a layer keeps its input, the outputs of its products, those that end a branch whole under
+    tp, and of attention. full: a layer keeps its input alone."""
     tp: int = 1
     sequence_parallel: bool = True
 
 
 def layer_bytes(config: ModelConfig, micro_batch: int, kept: ActivationPolicy) -> float:
-    """Bytes that one layer of a rank keeps for one micro-batch. Raises ValueError for a recomputation that is not in RECOMPUTE."""
+    """Bytes that one layer of a rank keeps for one micro-batch. Raises ValueError for a
+    recomputation that is not in RECOMPUTE.
+    """
     if kept.recompute not in RECOMPUTE:
         raise ValueError(f"unknown recomputation {kept.recompute!r}")
     e, r, drops = kept.element, kept.residual, config.dropout > 0
@@ -55,18 +61,32 @@ def layer_bytes(config: ModelConfig, micro_batch: int, kept: ActivationPolicy) -
         if again:
             whole, divided, undivided = r, divided - 4 * e, 2.0 * e
     elif not again:
-        divided += (2 * kept.score + kept.mask if drops else kept.score) * config.n_head * config.n_ctx / config.d_model
+        divided += (
+            (2 * kept.score + kept.mask if drops else kept.score)
+            * config.n_head
+            * config.n_ctx
+            / config.d_model
+        )
     if kept.recompute == "full":
         whole, divided, undivided = r, 0.0, 0.0
     each = undivided + whole / (kept.tp if kept.sequence_parallel else 1) + divided / kept.tp
     return each * micro_batch * config.n_ctx * config.d_model
 
 
-def layers_in_flight(layers: int, pp: int, stage: int, micro_batches: int, *, interleave: int = 1, schedule: str = "1f1b") -> float:
+def layers_in_flight(
+    layers: int,
+    pp: int,
+    stage: int,
+    micro_batches: int,
+    *,
+    interleave: int = 1,
+    schedule: str = "1f1b",
+) -> float:
     """How many layers' activations a stage of `layers` holds at once, times micro-batches.
 
-    Under one-forward-one-backward stage i has begun pp - i micro-batches before the first comes back; `interleave` chunks of layers a
-    rank add (pp-1)/(pp·interleave). The others have begun all of them.
+    Under one-forward-one-backward stage i has begun pp - i micro-batches before the first comes
+    back; `interleave` chunks of layers a rank add (pp-1)/(pp·interleave). The others have begun all
+    of them.
     """
     if schedule in ("gpipe", "loopedbfs"):
         return layers * micro_batches

@@ -1,4 +1,6 @@
-"""A constant that a result rests on, with where it is from: every estimate carries its own list of them."""
+"""A constant that a result rests on, with where it is from: every estimate carries its own list of
+them.
+"""
 
 from __future__ import annotations
 

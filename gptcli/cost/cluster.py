@@ -1,4 +1,6 @@
-"""How fast a cluster trains a model where nobody says: the plan that suits it best, by the speeds of measured runs."""
+"""How fast a cluster trains a model where nobody says: the plan that suits it best, by the speeds
+of measured runs.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,14 @@ import math
 from gptcli.cost.assumptions import USER, Assumption
 from gptcli.cost.estimate import Cluster
 from gptcli.cost.flops import flops_per_token
-from gptcli.cost.hardware import Gpu, hourly_price, read_table, throughput, typical_throughput, usual_precision
+from gptcli.cost.hardware import (
+    Gpu,
+    hourly_price,
+    read_table,
+    throughput,
+    typical_throughput,
+    usual_precision,
+)
 from gptcli.cost.planner import Plan, typical_plan
 from gptcli.cost.throughput import NODE, uncertainty
 from gptcli.errors import UsageError
@@ -35,12 +44,17 @@ def make_cluster(
     goodput: float | None = None,
     price: float | None = None,
 ) -> tuple[Cluster, Plan | None]:
-    """A cluster with the speed that the user says, or that is published for its GPU, or that `plan` or the best plan predicts for `model`.
+    """A cluster with the speed that the user says, or that is published for its GPU, or that `plan`
+    or the best plan predicts for `model`.
 
-    Where the speed is predicted, goodput stands beside it; else it is 1 unless said. Raises UsageError.
+    Where the speed is predicted, goodput stands beside it; else it is 1 unless said. Raises
+    UsageError.
     """
     if goodput is not None and not 0 < goodput <= 1:
-        raise UsageError(f"goodput {goodput:g} is impossible: it is a share of time", hint="above 0 and at most 1")
+        raise UsageError(
+            f"goodput {goodput:g} is impossible: it is a share of time",
+            hint="above 0 and at most 1",
+        )
     share = None if goodput is None else Assumption("goodput", goodput, "of the time", USER, "")
     speed = throughput(gpu, tflops, mfu)
     if speed is not None and (plan is None or speed.source.endswith(USER)):
@@ -50,7 +64,12 @@ def make_cluster(
         plan = typical_plan(model, gpu, count, batch_sequences(model), usual_precision(gpu))
     if plan is None or model is None:
         return Cluster(
-            gpu, count, typical_throughput(gpu), hourly_price(gpu, price), share, read_table("hardware.toml")["default_mfu"]["within"]
+            gpu,
+            count,
+            typical_throughput(gpu),
+            hourly_price(gpu, price),
+            share,
+            read_table("hardware.toml")["default_mfu"]["within"],
         ), None
     table = read_table("throughput.toml")
     each = plan.tokens_per_second / plan.layout.processes * flops_per_token(model, "6N")
@@ -71,12 +90,17 @@ def make_cluster(
             table["goodput"]["date"],
             table["goodput"]["url"],
         )
-    within = uncertainty(plan.layout, gpu) if goodput is not None else table["range"]["other"]  # of the whole run, nobody knows better
+    # of the whole run, nobody knows better
+    within = uncertainty(plan.layout, gpu) if goodput is not None else table["range"]["other"]
     return Cluster(gpu, count, speed, hourly_price(gpu, price), share, within), plan
 
 
-def implied_cluster(gpu: Gpu | None, count: int, flops: float, hours: float, *, price: float | None = None) -> Cluster:
-    """`count` GPUs that do `flops` in so many hours. Raises UsageError where that is more than their peak: somebody's figures are wrong."""
+def implied_cluster(
+    gpu: Gpu | None, count: int, flops: float, hours: float, *, price: float | None = None
+) -> Cluster:
+    """`count` GPUs that do `flops` in so many hours. Raises UsageError where that is more than
+    their peak: somebody's figures are wrong.
+    """
     each = flops / (count * hours * 3600)
     if gpu is not None and each > gpu.peak_flops:
         raise UsageError(
@@ -85,17 +109,25 @@ def implied_cluster(gpu: Gpu | None, count: int, flops: float, hours: float, *, 
             hint="more --hours, more --gpus, or fewer --tokens",
         )
     source = f"implied: {flops:.3g} FLOP by {count:,} GPUs in {hours:g} hours"
-    return Cluster(gpu, count, Assumption("throughput", each, "FLOP/s per GPU", source, ""), hourly_price(gpu, price))
+    return Cluster(
+        gpu,
+        count,
+        Assumption("throughput", each, "FLOP/s per GPU", source, ""),
+        hourly_price(gpu, price),
+    )
 
 
 def gpus_needed(flops: float, hours: float, cluster: Cluster) -> int:
-    """How many GPUs as fast as the cluster's do `flops` in so many hours, in whole machines where one machine is too few.
+    """How many GPUs as fast as the cluster's do `flops` in so many hours, in whole machines where
+    one machine is too few.
 
     Raises UsageError where no number of them would be a cluster.
     """
     count = flops / (cluster.flops * hours * 3600)
     if count > MOST_GPUS:
         raise UsageError(
-            f"{flops:.3g} FLOP in {hours:g} hours takes more than {MOST_GPUS:,} GPUs", where="--hours", hint="give it more hours"
+            f"{flops:.3g} FLOP in {hours:g} hours takes more than {MOST_GPUS:,} GPUs",
+            where="--hours",
+            hint="give it more hours",
         )
     return max(1, math.ceil(count) if count <= NODE else NODE * math.ceil(count / NODE))

@@ -26,7 +26,9 @@ def energy(gpu: Gpu | None, gpu_hours: float) -> Energy | None:
         kwh,
         kwh * table["kg_co2_per_kwh"],
         (
-            Assumption("board power", gpu.watts, "watts", f"{gpu.name}: {gpu.source}", gpu.date, gpu.url),
+            Assumption(
+                "board power", gpu.watts, "watts", f"{gpu.name}: {gpu.source}", gpu.date, gpu.url
+            ),
             Assumption("server power", table["server"], "x board", source, date, url),
             Assumption("building power", table["building"], "x server", source, date, url),
             Assumption("emissions", table["kg_co2_per_kwh"], "kg CO2e per kWh", source, date, url),

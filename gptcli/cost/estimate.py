@@ -99,7 +99,11 @@ class Estimate:
 
     def between(self, value: float | None) -> list[float] | None:
         """The range of a figure that grows with time."""
-        return None if value is None else [value / self.cluster.uncertainty_factor, value * self.cluster.uncertainty_factor]
+        return (
+            None
+            if value is None
+            else [value / self.cluster.uncertainty_factor, value * self.cluster.uncertainty_factor]
+        )
 
     @property
     def assumptions(self) -> list[Assumption]:
@@ -109,22 +113,63 @@ class Estimate:
         found += [a for a in (self.cluster.goodput, price) if a is not None]
         if self.energy is not None:
             found += self.energy.assumptions
-        found.append(Assumption("year", HOURS_PER_YEAR, "hours", "365 days, as in the cost article", ""))
-        found.append(Assumption("PF-day", FLOPS_PER_PF_DAY, "FLOP", "GPT-3, Table D.1", "2020-05-28"))
+        found.append(
+            Assumption("year", HOURS_PER_YEAR, "hours", "365 days, as in the cost article", "")
+        )
+        found.append(
+            Assumption("PF-day", FLOPS_PER_PF_DAY, "FLOP", "GPT-3, Table D.1", "2020-05-28")
+        )
         if gpu is not None:
-            found.append(Assumption("peak", gpu.peak_flops, "FLOP/s", f"{gpu.name}, dense: {gpu.source}", gpu.date, gpu.url))
-            found.append(Assumption("GPU memory", gpu.memory_bytes, "bytes", f"{gpu.name}: {gpu.source}", gpu.date, gpu.url))
+            found.append(
+                Assumption(
+                    "peak",
+                    gpu.peak_flops,
+                    "FLOP/s",
+                    f"{gpu.name}, dense: {gpu.source}",
+                    gpu.date,
+                    gpu.url,
+                )
+            )
+            found.append(
+                Assumption(
+                    "GPU memory",
+                    gpu.memory_bytes,
+                    "bytes",
+                    f"{gpu.name}: {gpu.source}",
+                    gpu.date,
+                    gpu.url,
+                )
+            )
         if self.parameters is not None:
             each = sum(TRAINING_BYTES["fp32"].values())
-            found.append(Assumption("training state", each, "bytes per parameter", "fp32 weights, gradients, Adam's two moments", ""))
+            found.append(
+                Assumption(
+                    "training state",
+                    each,
+                    "bytes per parameter",
+                    "fp32 weights, gradients, Adam's two moments",
+                    "",
+                )
+            )
         if self.model is not None and self.model.attention == "banded":
-            found.append(Assumption("band", self.model.band, "keys", "ours: GPT-3's is unpublished; moves the causal FLOPs only", ""))
+            found.append(
+                Assumption(
+                    "band",
+                    self.model.band,
+                    "keys",
+                    "ours: GPT-3's is unpublished; moves the causal FLOPs only",
+                    "",
+                )
+            )
         return found
 
     def as_dict(self) -> dict[str, Any]:
         """The machine-readable report; what is unknown is None."""
         model, tokens, cluster, energy = self.model, self.tokens, self.cluster, self.energy
-        memory, each = None if self.parameters is None else memory_by_part(self.parameters, model), cluster.memory_bytes
+        memory, each = (
+            None if self.parameters is None else memory_by_part(self.parameters, model),
+            cluster.memory_bytes,
+        )
         return {
             "name": self.name,
             "model": None if model is None else model.as_dict(),
@@ -149,9 +194,13 @@ class Estimate:
             "co2_kg": None if energy is None else energy.co2_kg,
             "layout": None if self.plan is None else self.plan.as_dict(),
             "losses": None if model is None or tokens is None else predicted_losses(model, tokens),
-            "loss_ranges": None if model is None or tokens is None else {law: asdict(within) for law, within in RANGES.items()},
+            "loss_ranges": None
+            if model is None or tokens is None
+            else {law: asdict(within) for law, within in RANGES.items()},
             "memory_bytes": memory,
-            "least_gpus": each and memory and {part: least_gpus(memory[part], each) for part in ("training", "inference_16bit")},
+            "least_gpus": each
+            and memory
+            and {part: least_gpus(memory[part], each) for part in ("training", "inference_16bit")},
             "inference": None if model is None else asdict(inference(model, cluster.gpu)),
             "assumptions": [asdict(assumption) for assumption in self.assumptions],
         }
@@ -165,21 +214,52 @@ class Estimate:
 
 
 def price_training(
-    name: str, model: ModelConfig, tokens: int, cluster: Cluster, *, tokens_source: str, plan: Plan | None = None
+    name: str,
+    model: ModelConfig,
+    tokens: int,
+    cluster: Cluster,
+    *,
+    tokens_source: str,
+    plan: Plan | None = None,
 ) -> Estimate:
     """The bill of training `model` on so many tokens, by 6·N·D."""
     basis = (
-        Assumption("FLOPs", 6, "per parameter and token", "attention left out: GPT-3, Table D.1", "2020-05-28"),
+        Assumption(
+            "FLOPs",
+            6,
+            "per parameter and token",
+            "attention left out: GPT-3, Table D.1",
+            "2020-05-28",
+        ),
         Assumption("tokens", tokens, "tokens", tokens_source, ""),
     )
-    return Estimate(name, flops_per_token(model, "6N") * tokens, cluster, model, model.parameters, tokens, basis, plan)
+    return Estimate(
+        name,
+        flops_per_token(model, "6N") * tokens,
+        cluster,
+        model,
+        model.parameters,
+        tokens,
+        basis,
+        plan,
+    )
 
 
-def price_paper(row: PaperCompute, tokens: int, cluster: Cluster, *, tokens_source: str) -> Estimate:
+def price_paper(
+    row: PaperCompute, tokens: int, cluster: Cluster, *, tokens_source: str
+) -> Estimate:
     """The bill of a model of another family, as GPT-3's Table D.1 counts it."""
-    half = ": encoder and decoder see half of the tokens each" if row.flops_per_parameter == 3 else ""
+    half = (
+        ": encoder and decoder see half of the tokens each" if row.flops_per_parameter == 3 else ""
+    )
     basis = (
-        Assumption("FLOPs", row.flops_per_parameter, "per parameter and token", f"GPT-3, Table D.1{half}", "2020-05-28"),
+        Assumption(
+            "FLOPs",
+            row.flops_per_parameter,
+            "per parameter and token",
+            f"GPT-3, Table D.1{half}",
+            "2020-05-28",
+        ),
         Assumption("model", row.parameters, "parameters", row.source, row.date),
         Assumption("tokens", tokens, "tokens", tokens_source, ""),
     )

@@ -7,8 +7,17 @@ from collections.abc import Callable, Sequence
 Point = list[float]
 
 
-def minimise(f: Callable[[Point], float], start: Sequence[float], *, step: float = 0.1, rounds: int = 3, iterations: int = 4000) -> Point:
-    """A local minimum of `f` near `start` by the simplex of Nelder and Mead (1965), begun anew `rounds` times from where it ended."""
+def minimise(
+    f: Callable[[Point], float],
+    start: Sequence[float],
+    *,
+    step: float = 0.1,
+    rounds: int = 3,
+    iterations: int = 4000,
+) -> Point:
+    """A local minimum of `f` near `start` by the simplex of Nelder and Mead (1965), begun anew
+    `rounds` times from where it ended.
+    """
     best = list(start)
     for _ in range(rounds):
         best = _simplex(f, best, step, iterations)
@@ -21,8 +30,11 @@ def _simplex(f: Callable[[Point], float], start: Point, step: float, iterations:
     simplex = sorted((f(corner), corner) for corner in corners)
     for _ in range(iterations):
         (lowest, best), (second, _), (highest, worst) = simplex[0], simplex[-2], simplex[-1]
-        wide = max(abs(x - y) for _, corner in simplex[1:] for x, y in zip(best, corner, strict=True))
-        if wide <= 1e-9 and highest - lowest <= 1e-12 * (abs(highest) + 1e-12):  # corners either side of a minimum may be level, too
+        wide = max(
+            abs(x - y) for _, corner in simplex[1:] for x, y in zip(best, corner, strict=True)
+        )
+        # corners either side of a minimum may be level, too
+        if wide <= 1e-9 and highest - lowest <= 1e-12 * (abs(highest) + 1e-12):
             break
         centre = [sum(corner[j] for _, corner in simplex[:-1]) / n for j in range(n)]
 
@@ -38,7 +50,10 @@ def _simplex(f: Callable[[Point], float], start: Point, step: float, iterations:
         if tried[0] < highest:
             simplex[-1] = tried
         else:
-            halved = ([(x + y) / 2 for x, y in zip(best, corner, strict=True)] for _, corner in simplex[1:])
+            halved = (
+                [(x + y) / 2 for x, y in zip(best, corner, strict=True)]
+                for _, corner in simplex[1:]
+            )
             simplex[1:] = [(f(corner), corner) for corner in halved]
         simplex.sort()
     return simplex[0][1]

@@ -1,4 +1,5 @@
-"""FLOPs per token, by the conventions that published figures use; a multiplication and an addition are two.
+"""FLOPs per token, by the conventions that published figures use; a multiplication and an addition
+are two.
 
     6N        GPT-3, Table D.1: 2 FLOPs per parameter forward and 4 backward, attention left out
     palm      PaLM (Chowdhery et al. 2022), Appendix B: 6N + 12·L·C·T, every query sees all T keys
@@ -18,8 +19,11 @@ CONVENTIONS = ("6N", "palm", "causal", "megatron", "megatron-recompute")
 
 
 def flops_per_token(config: ModelConfig, convention: str) -> float:
-    """Training FLOPs per token, forward and backward. Raises ValueError for a convention that is not in CONVENTIONS."""
-    N, L, C, T = float(config.parameters), config.n_layer, config.d_model, config.n_ctx  # totals outgrow 64-bit integers
+    """Training FLOPs per token, forward and backward. Raises ValueError for a convention that is
+    not in CONVENTIONS.
+    """
+    # totals outgrow 64-bit integers
+    N, L, C, T = float(config.parameters), config.n_layer, config.d_model, config.n_ctx
     if convention == "6N":
         return 6 * N
     if convention == "palm":
@@ -35,11 +39,15 @@ def flops_per_token(config: ModelConfig, convention: str) -> float:
 
 
 def mean_keys(n_ctx: int, band: int | None) -> float:
-    """Keys that a query sees, averaged over a full window, its own counted as half: T/2 where dense, b·(1 - b/2T) in a band of b."""
+    """Keys that a query sees, averaged over a full window, its own counted as half: T/2 where
+    dense, b·(1 - b/2T) in a band of b.
+    """
     b = n_ctx if band is None else min(band, n_ctx)
     return b * (1 - b / (2 * n_ctx))
 
 
 def megatron_days(parameters: float, tokens: float, gpus: int, flops_per_gpu: float) -> float:
-    """Narayanan et al. 2021, equation 4: 8·T·P/(n·X), with recomputation, for P parameters and X FLOP/s that each of n GPUs computes."""
+    """Narayanan et al. 2021, equation 4: 8·T·P/(n·X), with recomputation, for P parameters and X
+    FLOP/s that each of n GPUs computes.
+    """
     return 8 * tokens * parameters / (gpus * flops_per_gpu) / 86400

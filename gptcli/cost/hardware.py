@@ -1,4 +1,6 @@
-"""GPUs, what they sustain and what they cost, from hardware.toml and prices.toml. What is not listed is unknown: never a guess."""
+"""GPUs, what they sustain and what they cost, from hardware.toml and prices.toml. What is not
+listed is unknown: never a guess.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class Gpu:
     link: float | None
     """Bytes per second to the other GPUs of its machine, one way; None where unknown."""
     network: float | None
-    """Bytes per second of its share of the network between machines, one way; None where unknown."""
+    """Bytes per second of its share of the network between machines, one way; None where
+    unknown.
+    """
     watts: float | None
     """Of the board at full load."""
     source: str
@@ -75,7 +79,9 @@ def gpu_names() -> list[str]:
 
 
 def find_gpu(name: str) -> Gpu:
-    """The row of a name or alias, whatever its case and hyphens: "A100-80GB", "rtx 8000". Raises UsageError with the nearest names."""
+    """The row of a name or alias, whatever its case and hyphens: "A100-80GB", "rtx 8000". Raises
+    UsageError with the nearest names.
+    """
     for gpu in gpus():
         if _bare(name) in map(_bare, (gpu.name, *gpu.aliases)):
             return gpu
@@ -86,7 +92,9 @@ def find_gpu(name: str) -> Gpu:
 
 
 def identify_gpu(device_name: str) -> Gpu | None:
-    """The row of what `torch.cuda.get_device_name()` says; None where that is unknown (a MIG slice, a PCIe V100, a laptop's chip)."""
+    """The row of what `torch.cuda.get_device_name()` says; None where that is unknown (a MIG slice,
+    a PCIe V100, a laptop's chip).
+    """
     bare = device_name.removeprefix("NVIDIA ")
     return next((gpu for gpu in gpus() if bare in gpu.device_names), None)
 
@@ -107,54 +115,95 @@ def peak_flops(gpu: Gpu, precision: str) -> float:
     peak = peaks[precision]
     if peak is None:
         has = ", ".join(name for name, value in peaks.items() if value is not None)
-        raise UsageError(f"{gpu.name} has no {precision}", where="--precision", hint=f"it has {has}")
+        raise UsageError(
+            f"{gpu.name} has no {precision}", where="--precision", hint=f"it has {has}"
+        )
     return peak
 
 
-def throughput(gpu: Gpu | None, tflops: float | None = None, mfu: float | None = None) -> Assumption | None:
-    """FLOP/s that one GPU sustains: `tflops`, or `mfu` of the peak, or a published figure of hardware.toml, or None where there is none.
+def throughput(
+    gpu: Gpu | None, tflops: float | None = None, mfu: float | None = None
+) -> Assumption | None:
+    """FLOP/s that one GPU sustains: `tflops`, or `mfu` of the peak, or a published figure of
+    hardware.toml, or None where there is none.
 
-    All count 6N FLOPs per token. Raises UsageError for what is impossible, and where there is neither a GPU nor `tflops`.
+    All count 6N FLOPs per token. Raises UsageError for what is impossible, and where there is
+    neither a GPU nor `tflops`.
     """
     if tflops is not None and mfu is not None:
-        raise UsageError("--tflops and --mfu contradict each other", hint="MFU is TFLOP/s over the GPU's peak: give one")
+        raise UsageError(
+            "--tflops and --mfu contradict each other",
+            hint="MFU is TFLOP/s over the GPU's peak: give one",
+        )
     if mfu is not None and not 0 < mfu <= 1:
-        raise UsageError(f"MFU {mfu:g} is impossible: it is a share of the GPU's peak", hint="above 0 and at most 1: --mfu 0.4 for 40 %")
+        raise UsageError(
+            f"MFU {mfu:g} is impossible: it is a share of the GPU's peak",
+            hint="above 0 and at most 1: --mfu 0.4 for 40 %",
+        )
     if gpu is None:
         if tflops is None:
-            raise UsageError("no GPU and no speed", hint="name a GPU with --gpu, or say what one sustains with --tflops")
+            raise UsageError(
+                "no GPU and no speed",
+                hint="name a GPU with --gpu, or say what one sustains with --tflops",
+            )
         return Assumption("throughput", tflops * 1e12, "FLOP/s per GPU", USER, "")
     if tflops is not None:
         if tflops * 1e12 > gpu.peak_flops:
-            doubled = "; twice the dense peak is the figure with sparsity" if tflops * 1e12 <= 2.01 * gpu.peak_flops else ""
+            doubled = (
+                "; twice the dense peak is the figure with sparsity"
+                if tflops * 1e12 <= 2.01 * gpu.peak_flops
+                else ""
+            )
             raise UsageError(
                 f"{tflops:g} TFLOP/s is impossible on {gpu.name}: its dense peak is {gpu.peak_flops / 1e12:g}",
                 hint=f"trained models sustain a quarter to a half of the peak{doubled}",
             )
         return Assumption("throughput", tflops * 1e12, "FLOP/s per GPU", USER, "")
     if mfu is not None:
-        return Assumption("throughput", mfu * gpu.peak_flops, "FLOP/s per GPU", f"MFU {mfu:g} {USER}", "")
+        return Assumption(
+            "throughput", mfu * gpu.peak_flops, "FLOP/s per GPU", f"MFU {mfu:g} {USER}", ""
+        )
     table = read_table("hardware.toml")
     for row in table["sustained"]:
         if gpu.name in row["gpus"]:
-            return Assumption("throughput", row["tflops"] * 1e12, "FLOP/s per GPU", row["source"], row["date"], row["url"])
+            return Assumption(
+                "throughput",
+                row["tflops"] * 1e12,
+                "FLOP/s per GPU",
+                row["source"],
+                row["date"],
+                row["url"],
+            )
     return None
 
 
 def typical_throughput(gpu: Gpu) -> Assumption:
-    """What training runs of any kind have sustained on average, failures and pauses counted in: for FLOPs of no known model."""
+    """What training runs of any kind have sustained on average, failures and pauses counted in: for
+    FLOPs of no known model.
+    """
     default = read_table("hardware.toml")["default_mfu"]
     source = f"MFU {default['value']:g}: {default['source']}"
-    return Assumption("throughput", default["value"] * gpu.peak_flops, "FLOP/s per GPU", source, default["date"])
+    return Assumption(
+        "throughput", default["value"] * gpu.peak_flops, "FLOP/s per GPU", source, default["date"]
+    )
 
 
 def hourly_price(gpu: Gpu | None, price: float | None = None) -> Assumption | None:
-    """Dollars for an hour of one GPU: `price`, or that of prices.toml, or None where nothing supports one."""
+    """Dollars for an hour of one GPU: `price`, or that of prices.toml, or None where nothing
+    supports one.
+    """
     if price is not None:
         return Assumption("price", price, "$ per GPU-hour", USER, "")
     for row in read_table("prices.toml")["price"]:
         if gpu is not None and gpu.name in row["gpus"]:
-            return Assumption("price", row["dollars_per_hour"], "$ per GPU-hour", row["source"], row["date"], row["url"])
+            return Assumption(
+                "price",
+                row["dollars_per_hour"],
+                "$ per GPU-hour",
+                row["source"],
+                row["date"],
+                row["url"],
+            )
     return None
 
 

@@ -4,7 +4,8 @@
     decoding    2·N + 4·C·keys        FLOPs of the token at the end of the context; for it every weight, key and value is read:
                 2·N + 2·2·L·C·T       bytes in 16 bits, which over the memory's bandwidth bound the speed of one sequence
 
-The bounds are the hardware's: no program is faster, and a good one reaches 60 to 80 % of the bandwidth.
+The bounds are the hardware's: no program is faster, and a good one reaches 60 to 80 % of the
+bandwidth.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class Inference:
 
 def inference(config: ModelConfig, gpu: Gpu | None) -> Inference:
     N, C, T, layers = config.parameters, config.d_model, config.n_ctx, range(config.n_layer)
-    prefill = 2.0 * N * T + 4.0 * C * T * sum(mean_keys(T, config.band_of(layer)) for layer in layers)
+    prefill = 2.0 * N * T + 4.0 * C * T * sum(
+        mean_keys(T, config.band_of(layer)) for layer in layers
+    )
     decode = 2.0 * N + 4.0 * C * sum(min(T, config.band_of(layer) or T) for layer in layers)
     n_bytes = WEIGHT_BYTES["16bit"] * N + kv_cache_per_token(config) * T
     gpus = None if gpu is None else least_gpus(n_bytes, gpu.memory_bytes)

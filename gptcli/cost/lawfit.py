@@ -1,8 +1,9 @@
 """A scaling law fitted to runs of one's own, with confidence intervals from the bootstrap.
 
-Where there are at least six runs, and sizes and tokens that do not just grow together, the law is Chinchilla's E + A/N^alpha + B/D^beta,
-by least Huber errors of log L (Hoffmann et al. 2022, approach 3). Otherwise nothing tells its terms apart, and the law is a power of the
-compute, L = a·C^-b with C = 6ND in PF-days, by least squares of log L.
+Where there are at least six runs, and sizes and tokens that do not just grow together, the law is
+Chinchilla's E + A/N^alpha + B/D^beta, by least Huber errors of log L (Hoffmann et al. 2022,
+approach 3). Otherwise nothing tells its terms apart, and the law is a power of the compute, L =
+a·C^-b with C = 6ND in PF-days, by least squares of log L.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
-    """A law with the values that fit, and the interval that holds each in 95 of 100 resamplings of the runs' errors."""
+    """A law with the values that fit, and the interval that holds each in 95 of 100 resamplings of
+    the runs' errors.
+    """
 
     law: str
     formula: str
@@ -60,10 +63,18 @@ class Fitted:
     def between(self, parameters: float, tokens: float) -> tuple[float, float]:
         """The interval that holds the loss of one more run in 95 of 100 resamplings."""
         form = _FORMS[self.law]
-        return _middle([error * form.loss(values, parameters, tokens) for values, error in self.drawn])
+        return _middle(
+            [error * form.loss(values, parameters, tokens) for values, error in self.drawn]
+        )
 
     def as_dict(self) -> dict[str, Any]:
-        return {"law": self.law, "formula": self.formula, "values": self.values, "intervals": self.intervals, "error": self.error}
+        return {
+            "law": self.law,
+            "formula": self.formula,
+            "values": self.values,
+            "intervals": self.intervals,
+            "error": self.error,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +86,36 @@ class _Form:
 
 
 def fit_law(runs: Sequence[Run], *, seed: int = 0) -> Fitted:
-    """The law that `runs` can support. Raises UsageError where they are fewer than three, or all of one size and length."""
+    """The law that `runs` can support. Raises UsageError where they are fewer than three, or all of
+    one size and length.
+    """
     if len({(run.parameters, run.tokens) for run in runs}) < 3:
-        raise UsageError(f"a law needs three runs or more of different compute; {len(runs)} given", where="--fit")
+        raise UsageError(
+            f"a law needs three runs or more of different compute; {len(runs)} given", where="--fit"
+        )
     law = "joint" if len(runs) >= JOINT_LEAST and _spread(runs) else "compute"
     form = _FORMS[law]
     values = form.fit(runs, None)
     predicted = [form.loss(values, run.parameters, run.tokens) for run in runs]
     residuals = [math.log(run.loss / loss) for run, loss in zip(runs, predicted, strict=True)]
-    widen = math.sqrt(len(runs) / max(1, len(runs) - len(values)))  # residuals of a fit are smaller than the errors
+    # residuals of a fit are smaller than the errors
+    widen = math.sqrt(len(runs) / max(1, len(runs) - len(values)))
     chance = random.Random(seed)
     drawn: list[tuple[Point, float]] = []
     for _ in range(RESAMPLES):
         again = [
-            Run(name=run.name, parameters=run.parameters, tokens=run.tokens, loss=loss * math.exp(widen * chance.choice(residuals)))
+            Run(
+                name=run.name,
+                parameters=run.parameters,
+                tokens=run.tokens,
+                loss=loss * math.exp(widen * chance.choice(residuals)),
+            )
             for run, loss in zip(runs, predicted, strict=True)
         ]
         drawn.append((form.fit(again, values), math.exp(widen * chance.choice(residuals))))
-    intervals = {name: _middle([point[i] for point, _ in drawn]) for i, name in enumerate(form.names)}
+    intervals = {
+        name: _middle([point[i] for point, _ in drawn]) for i, name in enumerate(form.names)
+    }
     return Fitted(
         law=law, formula=form.formula, values=dict(zip(form.names, values, strict=True)), intervals=intervals,
         error=math.sqrt(statistics.fmean(r * r for r in residuals)), drawn=tuple(drawn),
@@ -101,7 +124,10 @@ def fit_law(runs: Sequence[Run], *, seed: int = 0) -> Fitted:
 
 def _spread(runs: Sequence[Run]) -> bool:
     """Whether sizes and tokens vary, and not just together."""
-    sizes, tokens = ([math.log(n) for n in values] for values in ([run.parameters for run in runs], [run.tokens for run in runs]))
+    sizes, tokens = (
+        [math.log(n) for n in values]
+        for values in ([run.parameters for run in runs], [run.tokens for run in runs])
+    )
     if min(len(set(sizes)), len(set(tokens))) < 3:
         return False
     return abs(statistics.correlation(sizes, tokens)) < TOGETHER
@@ -113,8 +139,13 @@ def _joint_loss(values: Sequence[float], parameters: float, tokens: float) -> fl
 
 
 def _fit_joint(runs: Sequence[Run], start: Point | None) -> Point:
-    """Over log E, log of each term at the runs' geometric mean, and both exponents: unknowns of one scale, hardly correlated."""
-    N, D = (math.exp(statistics.fmean(map(math.log, xs))) for xs in ([r.parameters for r in runs], [r.tokens for r in runs]))
+    """Over log E, log of each term at the runs' geometric mean, and both exponents: unknowns of one
+    scale, hardly correlated.
+    """
+    N, D = (
+        math.exp(statistics.fmean(map(math.log, xs)))
+        for xs in ([r.parameters for r in runs], [r.tokens for r in runs])
+    )
 
     def values(x: Point) -> Point:
         E, a, b = (math.exp(min(max(v, -LOWEST), 5.0)) for v in x[:3])
@@ -123,14 +154,26 @@ def _fit_joint(runs: Sequence[Run], start: Point | None) -> Point:
 
     def badness(x: Point) -> float:
         made = values(x)
-        return sum(_huber(math.log(_joint_loss(made, run.parameters, run.tokens) / run.loss)) for run in runs)
+        return sum(
+            _huber(math.log(_joint_loss(made, run.parameters, run.tokens) / run.loss))
+            for run in runs
+        )
 
     if start is not None:
         E, A, B, alpha, beta = start
         first = [math.log(v) for v in (E, A / N**alpha, B / D**beta, alpha, beta)]
         return values(minimise(badness, first, step=0.05, rounds=2, iterations=800))
     least = min(run.loss for run in runs)
-    starts = [[math.log(E * least / 2), math.log(least / 5), math.log(least / 5), math.log(p), math.log(p)] for E, p in STARTS]
+    starts = [
+        [
+            math.log(E * least / 2),
+            math.log(least / 5),
+            math.log(least / 5),
+            math.log(p),
+            math.log(p),
+        ]
+        for E, p in STARTS
+    ]
     return values(min((minimise(badness, x, step=0.3, rounds=6) for x in starts), key=badness))
 
 
@@ -157,6 +200,8 @@ def _middle(values: list[float]) -> tuple[float, float]:
 
 
 _FORMS = {
-    "joint": _Form("L = E + A/N^alpha + B/D^beta", ("E", "A", "B", "alpha", "beta"), _joint_loss, _fit_joint),
+    "joint": _Form(
+        "L = E + A/N^alpha + B/D^beta", ("E", "A", "B", "alpha", "beta"), _joint_loss, _fit_joint
+    ),
     "compute": _Form("L = a·C^-b, C = 6ND in PF-days", ("a", "b"), _compute_loss, _fit_compute),
 }

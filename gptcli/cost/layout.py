@@ -1,4 +1,6 @@
-"""How a model is spread over processes: replicas, shards, tensor slices and pipeline stages. Their product is the number of processes."""
+"""How a model is spread over processes: replicas, shards, tensor slices and pipeline stages. Their
+product is the number of processes.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,13 @@ class Layout:
     dp: int = 1
     """Replicas: each holds everything."""
     shard: int = 1
-    """Parameters, gradients and optimizer are divided and gathered layer by layer (ZeRO's third stage, FSDP)."""
+    """Parameters, gradients and optimizer are divided and gathered layer by layer (ZeRO's third
+    stage, FSDP).
+    """
     tp: int = 1
-    """Every matrix product is divided, and with it what it reads and writes (Megatron, with sequence parallelism)."""
+    """Every matrix product is divided, and with it what it reads and writes (Megatron, with
+    sequence parallelism).
+    """
     pp: int = 1
     """Consecutive layers form stages."""
 
@@ -36,7 +42,10 @@ class Layout:
         return self.dp * self.shard
 
     def __str__(self) -> str:
-        return ",".join(f"{axis}={getattr(self, axis)}" for axis in AXES if getattr(self, axis) > 1) or "dp=1"
+        return (
+            ",".join(f"{axis}={getattr(self, axis)}" for axis in AXES if getattr(self, axis) > 1)
+            or "dp=1"
+        )
 
 
 def parse_layout(text: str, axes: Sequence[str] = AXES) -> Layout:
@@ -46,11 +55,19 @@ def parse_layout(text: str, axes: Sequence[str] = AXES) -> Layout:
         match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d{1,9})\s*", part)
         if match is None or int(match[2]) < 1:
             example = ",".join(f"{axis}={EXAMPLE[axis]}" for axis in axes)
-            raise UsageError(f"{part.strip()!r} is no part of a layout", where="--layout", hint=f"write it like {example}")
+            raise UsageError(
+                f"{part.strip()!r} is no part of a layout",
+                where="--layout",
+                hint=f"write it like {example}",
+            )
         if match[1] not in axes:
-            raise UsageError(f"unknown axis {match[1]!r}", where="--layout", hint=nearest(match[1], axes))
+            raise UsageError(
+                f"unknown axis {match[1]!r}", where="--layout", hint=nearest(match[1], axes)
+            )
         if match[1] in sizes:
-            raise UsageError(f"{match[1]} is given twice", where="--layout", hint="name each axis once")
+            raise UsageError(
+                f"{match[1]} is given twice", where="--layout", hint="name each axis once"
+            )
         sizes[match[1]] = int(match[2])
     return Layout(**sizes)
 
@@ -59,7 +76,11 @@ def check_layout(layout: Layout, config: ModelConfig) -> None:
     """Raises UsageError where the model cannot be divided so."""
     if config.n_head % layout.tp:
         divisors = [str(n) for n in range(1, config.n_head + 1) if config.n_head % n == 0]
-        raise UsageError(f"tp={layout.tp} does not divide {config.n_head} heads", where="--layout", hint=f"tp can be {', '.join(divisors)}")
+        raise UsageError(
+            f"tp={layout.tp} does not divide {config.n_head} heads",
+            where="--layout",
+            hint=f"tp can be {', '.join(divisors)}",
+        )
     if layout.pp > config.n_layer:
         raise UsageError(
             f"pp={layout.pp} is more stages than the model's {config.n_layer} layers",

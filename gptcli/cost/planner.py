@@ -16,7 +16,8 @@ from gptcli.model.config import ModelConfig
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)  # sequences at a time that are tried
 MOST_SLICES = 64  # processes to a sequence of the batch
-STATE_BYTES = 12  # a parameter: the weight and Adam's two moments in fp32, which no layout goes below
+# a parameter: the weight and Adam's two moments in fp32, which no layout goes below
+STATE_BYTES = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +42,28 @@ class Plan:
 
 
 def make_plan(config: ModelConfig, layout: Layout, work: StepConfig, gpu: Gpu) -> Plan:
-    """What a layout takes, whether it fits or not. Raises UsageError where it does not divide the model, or the GPU lacks the precision."""
+    """What a layout takes, whether it fits or not. Raises UsageError where it does not divide the
+    model, or the GPU lacks the precision.
+    """
     time = step_time(config, layout, work, gpu)
     tokens = work.micro_batch * work.micro_batches * layout.replicas * config.n_ctx
     return Plan(layout, work, rank_memory(config, layout, work), time, tokens / time.total)
 
 
-def plans(config: ModelConfig, gpu: Gpu, gpus: int, sequences: int, precision: str, *, most: int | None = None) -> list[Plan]:
-    """The layouts of `gpus` GPUs that fit, each with its best micro-batch and recomputation, fastest first, `most` of them.
+def plans(
+    config: ModelConfig,
+    gpu: Gpu,
+    gpus: int,
+    sequences: int,
+    precision: str,
+    *,
+    most: int | None = None,
+) -> list[Plan]:
+    """The layouts of `gpus` GPUs that fit, each with its best micro-batch and recomputation,
+    fastest first, `most` of them.
 
-    `sequences` is the batch of a step, all replicas together; where replicas do not divide it, the last round of each is not full.
+    `sequences` is the batch of a step, all replicas together; where replicas do not divide it, the
+    last round of each is not full.
     """
     found: dict[Layout, Plan] = {}
     for layout in layouts(config, gpus):
@@ -60,30 +73,51 @@ def plans(config: ModelConfig, gpu: Gpu, gpus: int, sequences: int, precision: s
             if rank_memory(config, layout, work).total > gpu.memory_bytes:
                 continue
             plan = make_plan(config, layout, work, gpu)
-            speed = plan.tokens_per_second * sequences / (work.micro_batch * work.micro_batches * layout.replicas)  # of those that count
+            # of those that count
+            speed = (
+                plan.tokens_per_second
+                * sequences
+                / (work.micro_batch * work.micro_batches * layout.replicas)
+            )
             if layout not in found or speed > found[layout].tokens_per_second:
                 found[layout] = replace(plan, tokens_per_second=speed)
     return sorted(found.values(), key=lambda plan: -plan.tokens_per_second)[:most]
 
 
 def layouts(config: ModelConfig, gpus: int) -> Iterator[Layout]:
-    """Every sensible division of `gpus`: tensor slices inside a machine, stages in powers of two, the rest shards, replicas of a
-    machine's shards, or replicas."""
+    """Every sensible division of `gpus`: tensor slices inside a machine, stages in powers of two,
+    the rest shards, replicas of a machine's shards, or replicas."""
     for tp in (n for n in (1, 2, 4, 8) if config.n_head % n == 0 and gpus % n == 0):
-        for pp in (2**n for n in range(config.n_layer.bit_length()) if 2**n <= config.n_layer and gpus // tp % 2**n == 0):
+        for pp in (
+            2**n
+            for n in range(config.n_layer.bit_length())
+            if 2**n <= config.n_layer and gpus // tp % 2**n == 0
+        ):
             rest = gpus // tp // pp
-            yield from {Layout(shard=shard, dp=rest // shard, tp=tp, pp=pp) for shard in (rest, math.gcd(rest, NODE), 1)}
+            yield from {
+                Layout(shard=shard, dp=rest // shard, tp=tp, pp=pp)
+                for shard in (rest, math.gcd(rest, NODE), 1)
+            }
 
 
 def works(sequences: int, precision: str) -> Iterator[StepConfig]:
     """How a replica may run `sequences`."""
     for micro_batch in (n for n in MICRO_BATCHES if n <= sequences):
         for recompute in RECOMPUTE:
-            yield StepConfig(micro_batch=micro_batch, micro_batches=-(-sequences // micro_batch), precision=precision, recompute=recompute)
+            yield StepConfig(
+                micro_batch=micro_batch,
+                micro_batches=-(-sequences // micro_batch),
+                precision=precision,
+                recompute=recompute,
+            )
 
 
-def typical_plan(config: ModelConfig, gpu: Gpu, gpus: int, sequences: int, precision: str) -> Plan | None:
-    """The fastest plan on `gpus`, or on the fewest doublings of them that hold the model; None where a batch is too small for so many."""
+def typical_plan(
+    config: ModelConfig, gpu: Gpu, gpus: int, sequences: int, precision: str
+) -> Plan | None:
+    """The fastest plan on `gpus`, or on the fewest doublings of them that hold the model; None
+    where a batch is too small for so many.
+    """
     while gpus <= sequences * MOST_SLICES:
         may_fit = STATE_BYTES * config.parameters <= gpus * gpu.memory_bytes
         if may_fit and (best := plans(config, gpu, gpus, sequences, precision, most=1)):
@@ -92,17 +126,27 @@ def typical_plan(config: ModelConfig, gpu: Gpu, gpus: int, sequences: int, preci
     return None
 
 
-def nearest_that_fits(config: ModelConfig, layout: Layout, work: StepConfig, gpu: Gpu) -> tuple[Layout, StepConfig] | None:
-    """The smallest change of layout, micro-batch and recomputation, in steps of two, that fits as many GPUs; None where none does."""
+def nearest_that_fits(
+    config: ModelConfig, layout: Layout, work: StepConfig, gpu: Gpu
+) -> tuple[Layout, StepConfig] | None:
+    """The smallest change of layout, micro-batch and recomputation, in steps of two, that fits as
+    many GPUs; None where none does.
+    """
     sequences = work.micro_batch * work.micro_batches * layout.replicas
     best: tuple[float, float, Layout, StepConfig] | None = None
     for other in layouts(config, layout.processes):
         check_layout(other, config)
-        axes = sum(abs(math.log2(getattr(other, axis) / getattr(layout, axis))) for axis in ("dp", "shard", "tp", "pp"))
+        axes = sum(
+            abs(math.log2(getattr(other, axis) / getattr(layout, axis)))
+            for axis in ("dp", "shard", "tp", "pp")
+        )
         if other.replicas > sequences:
             continue
         for way in works(-(-sequences // other.replicas), work.precision):
-            if way.micro_batch > work.micro_batch or rank_memory(config, other, way).total > gpu.memory_bytes:
+            if (
+                way.micro_batch > work.micro_batch
+                or rank_memory(config, other, way).total > gpu.memory_bytes
+            ):
                 continue
             again = abs(RECOMPUTE.index(way.recompute) - RECOMPUTE.index(work.recompute))
             distance = axes + again + math.log2(work.micro_batch / way.micro_batch)

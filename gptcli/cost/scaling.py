@@ -1,13 +1,14 @@
-"""What loss a model reaches, and which size is best for a budget, by the published scaling laws, each by its name.
+"""What loss a model reaches, and which size is best for a budget, by the published scaling laws,
+each by its name.
 
     kaplan              Kaplan et al. 2020: L(N, D) = ((Nc/N)^(aN/aD) + Dc/D)^aD with N without embeddings; its optimum N = 1.3e9·C^0.73
     gpt3                Brown et al. 2020, figure 3.1: L = 2.57·C^-0.048 along the frontier, C in PF-days
     chinchilla          Hoffmann et al. 2022, approach 3 as printed: L = E + A/N^alpha + B/D^beta
     chinchilla-refit    the same form, fitted again by Besiroglu et al. 2024
 
-Losses are nats a token on each paper's own text and vocabulary: compare sizes within a law, never laws with each other.
-Each law has the range in which its authors fitted or tested it. No figure is given outside of it: it
-would be a guess.
+Losses are nats a token on each paper's own text and vocabulary: compare sizes within a law, never
+laws with each other. Each law has the range in which its authors fitted or tested it. No figure is
+given outside of it: it would be a guess.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class Range:
     source: str
 
     def holds(self, parameters: float, tokens: float) -> bool:
-        """Tell whether it holds for a model of this size on so many tokens; by its compute, if the law
-        depends on nothing else."""
+        """Tell whether it holds for a model of this size on so many tokens; by its compute, if the
+        law depends on nothing else."""
         if self.parameters is None or self.tokens is None:
             return self.holds_for(6.0 * parameters * tokens)
         return _within(parameters, self.parameters) and _within(tokens, self.tokens)
@@ -98,7 +99,9 @@ class JointLaw:
         scale = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
         parameters = scale * (flops / 6) ** a
         tokens = flops / 6 / parameters
-        return Optimum(law=self.name, parameters=parameters, tokens=tokens, loss=self.loss(parameters, tokens))
+        return Optimum(
+            law=self.name, parameters=parameters, tokens=tokens, loss=self.loss(parameters, tokens)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,9 +122,12 @@ class KaplanLaw:
         return ((8.8e13 / parameters) ** (0.076 / 0.095) + 5.4e13 / tokens) ** 0.095
 
     def learning(self, parameters: float, tokens: float, batch_tokens: float) -> float:
-        """The loss on the way, after `tokens` in such batches: equation 1.6, its steps those of a batch far above critical."""
+        """The loss on the way, after `tokens` in such batches: equation 1.6, its steps those of a
+        batch far above critical.
+        """
         loss = 3.0
-        for _ in range(50):  # the critical batch depends on the loss: a contraction, settled long before
+        # the critical batch depends on the loss: a contraction, settled long before
+        for _ in range(50):
             steps = tokens / batch_tokens / (1 + critical_batch(loss) / batch_tokens)
             loss = (6.5e13 / parameters) ** 0.077 + (2.1e3 / steps) ** 0.76
         return loss
@@ -132,11 +138,19 @@ class KaplanLaw:
 
     def optimum(self, flops: float) -> Optimum:
         parameters = 1.3e9 * (flops / PF_DAY) ** 0.73
-        return Optimum(law=self.name, parameters=parameters, tokens=flops / 6 / parameters, loss=self.loss_of_compute(flops))
+        return Optimum(
+            law=self.name,
+            parameters=parameters,
+            tokens=flops / 6 / parameters,
+            loss=self.loss_of_compute(flops),
+        )
 
 
 KAPLAN = KaplanLaw()
-GPT3_RANGE = Range(pf_days=(1e-6, 3640), source="GPT-3, figure 3.1: its axis from 1e-6 PF-days, its largest model at 3.64e3 (Table D.1)")
+GPT3_RANGE = Range(
+    pf_days=(1e-6, 3640),
+    source="GPT-3, figure 3.1: its axis from 1e-6 PF-days, its largest model at 3.64e3 (Table D.1)",
+)
 HOFFMANN_RANGE = Range(
     parameters=(70e6, 70e9), tokens=(5e9, 1.4e12), pf_days=(6e18 / PF_DAY, 5.76e23 / PF_DAY),
     source="Hoffmann et al. 2022: models of 70M to 16B parameters on 5B to 500B tokens, from 6e18 FLOP on, and the test of the law: "
@@ -164,13 +178,18 @@ def kaplan_batch(flops: float) -> float:
 
 
 def critical_batch(loss: float) -> float:
-    """Tokens of the batch beyond which more of them save little time (Kaplan et al., equation 1.4)."""
+    """Tokens of the batch beyond which more of them save little time (Kaplan et al., equation
+    1.4).
+    """
     return 2e8 / loss ** (1 / 0.21)
 
 
 def without_embeddings(config: ModelConfig) -> int:
     """Parameters as Kaplan et al. count them."""
-    return config.parameters - (config.vocab_size * (1 if config.tied else 2) + config.n_ctx) * config.d_model
+    return (
+        config.parameters
+        - (config.vocab_size * (1 if config.tied else 2) + config.n_ctx) * config.d_model
+    )
 
 
 def predicted_losses(config: ModelConfig, tokens: int) -> dict[str, float | None]:
@@ -179,8 +198,16 @@ def predicted_losses(config: ModelConfig, tokens: int) -> dict[str, float | None
     return {
         "kaplan": KAPLAN.loss(bare, tokens) if KAPLAN.range.holds(bare, tokens) else None,
         "gpt3": gpt3_loss(6.0 * n * tokens) if GPT3_RANGE.holds(n, tokens) else None,
-        **{law.name: law.loss(n, tokens) if law.range.holds(n, tokens) else None for law in (CHINCHILLA, REFIT)},
+        **{
+            law.name: law.loss(n, tokens) if law.range.holds(n, tokens) else None
+            for law in (CHINCHILLA, REFIT)
+        },
     }
 
 
-RANGES = {"kaplan": KAPLAN.range, "gpt3": GPT3_RANGE, CHINCHILLA.name: CHINCHILLA.range, REFIT.name: REFIT.range}
+RANGES = {
+    "kaplan": KAPLAN.range,
+    "gpt3": GPT3_RANGE,
+    CHINCHILLA.name: CHINCHILLA.range,
+    REFIT.name: REFIT.range,
+}

@@ -1,4 +1,5 @@
-"""Count the parameters that one process of a layout holds, tensor by tensor, as `gpt train` shards them.
+"""Count the parameters that one process of a layout holds, tensor by tensor, as `gpt train` shards
+them.
 
 `gpt train --dry-run` builds the processes and compares.
 """
@@ -49,7 +50,9 @@ def layer_tensors(config: ModelConfig) -> list[ShardedTensor]:
 
 
 def outer_tensors(config: ModelConfig, stages: int, stage: int) -> list[ShardedTensor]:
-    """Return the tensors of a stage that belong to no layer: embeddings, final norm and output head."""
+    """Return the tensors of a stage that belong to no layer: embeddings, final norm and output
+    head.
+    """
     first, last = stage == 0, stage == stages - 1
     table = ShardedTensor(config.vocab_size, config.d_model, 0)
     positions = ShardedTensor(config.n_ctx, config.d_model, None, partial_grad=True)
@@ -59,8 +62,11 @@ def outer_tensors(config: ModelConfig, stages: int, stage: int) -> list[ShardedT
 
 
 @lru_cache(maxsize=4096)  # a search for layouts asks for each many times
-def rank_parameters(config: ModelConfig, layout: Layout, stage: int, tp_rank: int, shard_rank: int, *, each: int = 1) -> int:
-    """Return the parameters of the process at these ranks along pp, tp and shard, each counted from 0.
+def rank_parameters(
+    config: ModelConfig, layout: Layout, stage: int, tp_rank: int, shard_rank: int, *, each: int = 1
+) -> int:
+    """Return the parameters of the process at these ranks along pp, tp and shard, each counted from
+    0.
 
     Its optimizer moments are twice as many. `each`: pipeline stages of a process.
     """
@@ -72,8 +78,12 @@ def rank_parameters(config: ModelConfig, layout: Layout, stage: int, tp_rank: in
 
 
 def layers_of(config: ModelConfig, pp: int, stage: int, each: int) -> int:
-    """Return the layers of a process that holds `each` of the pipeline's stages, `stage` the first of them."""
-    return sum(layers_of_stage(config.n_layer, each * pp, index) for index in range(stage, each * pp, pp))
+    """Return the layers of a process that holds `each` of the pipeline's stages, `stage` the first
+    of them.
+    """
+    return sum(
+        layers_of_stage(config.n_layer, each * pp, index) for index in range(stage, each * pp, pp)
+    )
 
 
 def chunk_size(n: int, parts: int, index: int) -> int:

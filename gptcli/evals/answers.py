@@ -1,4 +1,6 @@
-"""Free-form answers: written by beam search or greedily until a stop string, end-of-text or the task's length."""
+"""Free-form answers: written by beam search or greedily until a stop string, end-of-text or the
+task's length.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from gptcli.sampling.text import Completion, TextRow, TextStream
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 
-def write_answers(model: GPT, tokenizer: Tokenizer, requests: Sequence[Request], task: Task) -> Iterator[Completion]:
+def write_answers(
+    model: GPT, tokenizer: Tokenizer, requests: Sequence[Request], task: Task
+) -> Iterator[Completion]:
     """Generate the answer to each request, in their order, without the stop string.
 
     The random numbers depend on the item's index alone.
@@ -24,7 +28,13 @@ def write_answers(model: GPT, tokenizer: Tokenizer, requests: Sequence[Request],
         return (_search(model, tokenizer, prompt, task) for prompt in prompts)
     rules = Rules(top_k=task.top_k) if task.top_k else Rules(greedy=True)
     rows = [
-        TextRow(tokenizer, prompt, max_tokens=task.max_tokens, stops=task.stop, generator=sample_generator(0, request.index))
+        TextRow(
+            tokenizer,
+            prompt,
+            max_tokens=task.max_tokens,
+            stops=task.stop,
+            generator=sample_generator(0, request.index),
+        )
         for prompt, request in zip(prompts, requests, strict=True)
     ]
     for _ in decode(model, rows, rules, batch=len(rows), log_probs=True, compiled=False):
@@ -37,7 +47,16 @@ def _search(model: GPT, tokenizer: Tokenizer, prompt: Sequence[int], task: Task)
         text = tokenizer.decode(tokens)
         return any(stop in text for stop in task.stop)
 
-    best = beam_search(model, prompt, max_tokens=task.max_tokens, width=task.beam, stop_id=tokenizer.eot_id, ended=ended)[0]
+    best = beam_search(
+        model,
+        prompt,
+        max_tokens=task.max_tokens,
+        width=task.beam,
+        stop_id=tokenizer.eot_id,
+        ended=ended,
+    )[0]
     stream = TextStream(task.stop)
     text = stream.push(tokenizer.decode_bytes(best.tokens)) + stream.end()
-    return Completion(text, best.tokens, best.log_probs[: len(best.tokens)], best.finish_reason, 0.0)
+    return Completion(
+        text, best.tokens, best.log_probs[: len(best.tokens)], best.finish_reason, 0.0
+    )

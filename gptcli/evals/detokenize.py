@@ -1,9 +1,11 @@
 """Text as it was before a data set's tokenisation, and back again, to the byte.
 
-GPT-2 removed the artefacts of tokenisation with invertible de-tokenisers (section 3.1): a model of ordinary text should not pay for " ,"
-and " @-@ ". Perplexity is still per unit of the original file. `tokenize` puts spaces in by rules that look at the text alone, and
-`detokenize` takes out every space that these rules put back. Where a rule would split a word that the file does not split ("approx." before
-a space), a word joiner, U+2060, stands in the word and holds it together; `tokenize` takes it out. A joiner of the text's own is doubled.
+GPT-2 removed the artefacts of tokenisation with invertible de-tokenisers (section 3.1): a model of
+ordinary text should not pay for " ," and " @-@ ". Perplexity is still per unit of the original
+file. `tokenize` puts spaces in by rules that look at the text alone, and `detokenize` takes out
+every space that these rules put back. Where a rule would split a word that the file does not split
+("approx." before a space), a word joiner, U+2060, stands in the word and holds it together;
+`tokenize` takes it out. A joiner of the text's own is doubled.
 """
 
 from __future__ import annotations
@@ -43,11 +45,15 @@ class Spacing:
 
     def detokenize(self, text: str) -> str:
         *lines, last = text.split("\n")
-        return "".join(f"{self._undone(line)}\n" for line in lines) + (self._undone(last, at_end=True) if last else "")
+        return "".join(f"{self._undone(line)}\n" for line in lines) + (
+            self._undone(last, at_end=True) if last else ""
+        )
 
     def tokenize(self, text: str) -> str:
         *lines, last = text.split("\n")
-        return "".join(f"{self._redone(line)}\n" for line in lines) + (self._redone(last) if last else "")
+        return "".join(f"{self._redone(line)}\n" for line in lines) + (
+            self._redone(last) if last else ""
+        )
 
     def units(self, text: str) -> int:
         """Words of the original text and newlines: what perplexity is taken per."""
@@ -85,7 +91,9 @@ class Spacing:
         return start + _joined(words, kept)
 
     def _joins(self, words: list[str]) -> list[int]:
-        """What may go, by the number of the word before: the space after it; or, at an "@-@" (-number), both spaces and the at signs."""
+        """What may go, by the number of the word before: the space after it; or, at an "@-@"
+        (-number), both spaces and the at signs.
+        """
         joins, open_quote = [], False
         for number, word in enumerate(words):
             first, last = number == 0, number == len(words) - 1
@@ -95,7 +103,9 @@ class Spacing:
                     joins.append(number if open_quote else number - 1)
             elif not first and not last and len(word) == 3 and word[0] == word[2] == "@":
                 joins.append(-number)
-            elif not first and (self.left.fullmatch(word) or (word == "'" and words[number - 1].endswith("s"))):
+            elif not first and (
+                self.left.fullmatch(word) or (word == "'" and words[number - 1].endswith("s"))
+            ):
                 joins.append(number - 1)
             elif not last and self.right.fullmatch(word):
                 joins.append(number)
@@ -121,7 +131,9 @@ def _joined(words: list[str], joins: Iterable[int]) -> str:
 
 
 def _spaced_quotes(line: str) -> str:
-    """A space behind each quotation mark that opens, before each that closes; those that a joiner holds are part of a word."""
+    """A space behind each quotation mark that opens, before each that closes; those that a joiner
+    holds are part of a word.
+    """
     opens = False
 
     def spaced(found: re.Match[str]) -> str:
@@ -137,7 +149,10 @@ def _spaced_quotes(line: str) -> str:
 
 # A full stop belongs to these, to initials and to what has one within already.
 _ABBREVIATED = "Mr Mrs Ms Dr St Jr Sr Lt Gen Col Sgt Capt Maj Cmdr Adm Gov Sen Rep Rev Hon Prof vs Inc Ltd Co Corp Bros Mt Ft No etc"
-_NO_STOP = "".join(rf"(?<!\b{word})" for word in _ABBREVIATED.split(" ")) + rf"(?<!\b[^\W\d_])(?<=[^.{JOINER}\s])"
+_NO_STOP = (
+    "".join(rf"(?<!\b{word})" for word in _ABBREVIATED.split(" "))
+    + rf"(?<!\b[^\W\d_])(?<=[^.{JOINER}\s])"
+)
 _MARKS = (
     re.compile(rf"(?<=[(\[])(?={_WORD})|(?=[)\]])(?<={_WORD})"),
     re.compile(rf"(?=[,;:!?](?:[ ]|$))(?<={_WORD})"),
@@ -196,8 +211,17 @@ DETOKENIZERS: dict[str, Detokenizer] = {
 
 
 def book(text: str) -> str:
-    """A passage of the Children's Book Test, tokenised like the Penn Treebank, as running text. Not invertible: it need not be."""
-    for token, mark in {"-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "-LCB-": "{", "-RCB-": "}"}.items():
+    """A passage of the Children's Book Test, tokenised like the Penn Treebank, as running text. Not
+    invertible: it need not be.
+    """
+    for token, mark in {
+        "-LRB-": "(",
+        "-RRB-": ")",
+        "-LSB-": "[",
+        "-RSB-": "]",
+        "-LCB-": "{",
+        "-RCB-": "}",
+    }.items():
         text = text.replace(token, mark)
     text = re.sub(r"(``|`|[(\[{]) ", r"\1", text)
     text = re.sub(r" (?=''|'(?:[ ]|$)|[,.;:!?)\]}]|n't\b|'(?:s|re|ve|ll|d|m)\b)", "", text)

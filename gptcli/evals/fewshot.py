@@ -1,9 +1,10 @@
-"""Few-shot examples: K solved items, drawn anew for each item by a hash of seed and item (GPT-3, section 2.4).
+"""Few-shot examples: K solved items, drawn anew for each item by a hash of seed and item (GPT-3,
+section 2.4).
 
-They are drawn from the task's own file for them or, if it has none, from the evaluated items without
-the one in question; an item whose answer the data does not tell is never drawn. With `shared`, the same
-K precede every item: this is not the paper's protocol, but their tokens are then computed once for all
-items. Items that serve as shared shots are not evaluated.
+They are drawn from the task's own file for them or, if it has none, from the evaluated items
+without the one in question; an item whose answer the data does not tell is never drawn. With
+`shared`, the same K precede every item: this is not the paper's protocol, but their tokens are then
+computed once for all items. Items that serve as shared shots are not evaluated.
 """
 
 from __future__ import annotations
@@ -34,15 +35,23 @@ class FewShotConfig:
 class FewShotPool:
     """The examples that the shots of a task are drawn from."""
 
-    def __init__(self, task: Task, path: Path | None, data: Path | None, config: FewShotConfig) -> None:
+    def __init__(
+        self, task: Task, path: Path | None, data: Path | None, config: FewShotConfig
+    ) -> None:
         """Read the examples.
 
         Raises UsageError if there are fewer than K, InputError if their file is broken.
         """
         self.path = find_shots(task, path, data)
         self.is_evaluated = self.path == path
-        """Whether the examples are the evaluated items themselves, because there is no file for examples."""
-        examples = [item for item in read_items(task, self.path) if item.shot or task.kind != "freeform" or item.answers[0]]
+        """Whether the examples are the evaluated items themselves, because there is no file for
+        examples.
+        """
+        examples = [
+            item
+            for item in read_items(task, self.path)
+            if item.shot or task.kind != "freeform" or item.answers[0]
+        ]
         self.ids = [example.id for example in examples]
         self.texts = [solved(task, example) for example in examples]
         self.config = config
@@ -53,7 +62,9 @@ class FewShotPool:
                 where=self.path,
             )
         self.shared = self._draw("", None) if config.shared else None
-        self._shared_ids = {self.ids[number] for number in self.shared or []} if self.is_evaluated else set()
+        self._shared_ids = (
+            {self.ids[number] for number in self.shared or []} if self.is_evaluated else set()
+        )
 
     def draw(self, item: Item) -> list[int]:
         """Return the numbers of this item's shots, in order."""
@@ -67,9 +78,12 @@ class FewShotPool:
 
     def _draw(self, key: str, without: str | None) -> list[int]:
         digest = hashlib.sha256(f"{self.config.seed}/shots/{key}".encode()).digest()
-        wanted = min(len(self.texts), self.config.shots + 1)  # one more, in case the item itself is drawn
+        # one more, in case the item itself is drawn
+        wanted = min(len(self.texts), self.config.shots + 1)
         numbers = permuted(np.arange(wanted), len(self.texts), int.from_bytes(digest[:8], "little"))
-        return [number for number in numbers.tolist() if self.ids[number] != without][: self.config.shots]
+        return [number for number in numbers.tolist() if self.ids[number] != without][
+            : self.config.shots
+        ]
 
 
 class ShotFitter:

@@ -15,11 +15,13 @@ from gptcli.evals.task import Task
 from gptcli.sampling.text import Completion
 
 
-def record_scores(task: Task, request: Request, scores: Sequence[Score], unconditional: Sequence[Score]) -> Record:
+def record_scores(
+    task: Task, request: Request, scores: Sequence[Score], unconditional: Sequence[Score]
+) -> Record:
     """Return the record of a scored request.
 
-    It holds the scores of each of its pairs and, if the task normalises by them, of the same choices
-    after the unconditional prompt.
+    It holds the scores of each of its pairs and, if the task normalises by them, of the same
+    choices after the unconditional prompt.
     """
     record = _common(request)
     if task.kind in ("choice", "partial"):
@@ -34,7 +36,10 @@ def record_scores(task: Task, request: Request, scores: Sequence[Score], uncondi
         record["prediction"] = predict(record, task.normalise)
         record["correct"] = record["prediction"] in item.gold
         if texts_metrics := [name for name in task.metric if name in METRICS]:
-            taken, accepted = item.answers[record["prediction"]], [item.answers[number] for number in item.gold]
+            taken, accepted = (
+                item.answers[record["prediction"]],
+                [item.answers[number] for number in item.gold],
+            )
             record |= {name: METRICS[name](taken, accepted) for name in texts_metrics}
         return record
     [score] = scores
@@ -67,7 +72,9 @@ def record_answer(task: Task, request: Request, made: Completion) -> Record:
 
 
 def predict(record: Record, normalise: str) -> int:
-    """The choice whose log-probability is highest, by the normaliser: per token, as it is, per character, or less the unconditional."""
+    """The choice whose log-probability is highest, by the normaliser: per token, as it is, per
+    character, or less the unconditional.
+    """
     log_prob_K = np.array(record["log_probs"])
     if normalise == "token":
         log_prob_K = log_prob_K / np.array(record["tokens"])
@@ -80,7 +87,13 @@ def predict(record: Record, normalise: str) -> int:
 
 def _common(request: Request) -> dict[str, Any]:
     group = {"group": request.item.group} if request.item.group else {}
-    return {INDEX: request.index, "id": request.item.id, "shots": request.shots, "truncated": request.truncated, **group}
+    return {
+        INDEX: request.index,
+        "id": request.item.id,
+        "shots": request.shots,
+        "truncated": request.truncated,
+        **group,
+    }
 
 
 def _total(score: Score) -> float:

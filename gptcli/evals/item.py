@@ -16,13 +16,17 @@ class Item:
     choices: tuple[str, ...] = ()
     """Multiple choice: what may follow the prompt, spaces included."""
     contexts: tuple[str, ...] = ()
-    """Partial evaluation (Winograd, Winogrande): one context for each choice; `target` follows them all."""
+    """Partial evaluation (Winograd, Winogrande): one context for each choice; `target` follows them
+    all.
+    """
     target: str = ""
     """Last word, running text, or the common continuation of `contexts`."""
     gold: tuple[int, ...] = ()
     """Indexes of the right choices; several may be right."""
     answers: tuple[str, ...] = ()
-    """Free form: the accepted answers; the first is the one that shots show. Multiple choice: the bare choices."""
+    """Free form: the accepted answers; the first is the one that shots show. Multiple choice: the
+    bare choices.
+    """
     unconditional: str = ""
     """The prompt of GPT-3's normalisation, "Answer:" or "A:"."""
     group: str = ""

@@ -1,4 +1,5 @@
-"""Log-likelihoods of given tokens, for sequences of any length, with logits only where a token is scored.
+"""Log-likelihoods of given tokens, for sequences of any length, with logits only where a token is
+scored.
 
 A score depends neither on the other sequences of its batch nor on a shared prefix: see
 `gptcli.evals.shared_prefix`.
@@ -21,7 +22,8 @@ from gptcli.events import SILENT, Events
 from gptcli.model.transformer import GPT
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}  # tokens in a batch, if no --batch-size is given
-MAX_LOGITS_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}  # of logits at once, in fp32; a CPU gains nothing by more
+# of logits at once, in fp32; a CPU gains nothing by more
+MAX_LOGITS_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 MIN_SHARED_PREFIX = 64  # tokens; a shorter prefix of all requests is not worth a cache
 # Tokens. A group prefix this long is computed by itself with the causal mask, at half the attention
 # that an explicit mask costs.
@@ -41,15 +43,26 @@ class Score:
 
 
 class LogLikelihoodScorer:
-    """Scores batches of groups. A batch that does not fit into memory is halved, and so are later ones."""
+    """Scores batches of groups. A batch that does not fit into memory is halved, and so are later
+    ones.
+    """
 
-    def __init__(self, model: GPT, *, prefix: Sequence[int] = (), excluded: Sequence[int] = (), events: Events = SILENT) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        *,
+        prefix: Sequence[int] = (),
+        excluded: Sequence[int] = (),
+        events: Events = SILENT,
+    ) -> None:
         """Prepare to score sequences that all begin with `prefix`.
 
         `excluded`: tokens that do not count as predictions in `is_greedy_filtered` (stop words).
         """
         self.model, self.events = model, events
-        self.excluded = torch.tensor(list(excluded), dtype=torch.int64, device=model.wte.weight.device)
+        self.excluded = torch.tensor(
+            list(excluded), dtype=torch.int64, device=model.wte.weight.device
+        )
         with torch.inference_mode():
             self.cache = SharedPrefixCache(model, prefix)
         self.max_tokens: int | None = None
@@ -58,7 +71,8 @@ class LogLikelihoodScorer:
     def score(self, groups: Sequence[Group]) -> list[list[Score]]:
         """Return the scores of each group's sequences.
 
-        Raises RunError if a single group does not fit into memory, or if the model's scores are not finite.
+        Raises RunError if a single group does not fit into memory, or if the model's scores are not
+        finite.
         """
         size = sum(group.size(self.cache.prefix_len) for group in groups)
         if len(groups) > 1 and self.max_tokens is not None and size > self.max_tokens:
@@ -75,7 +89,9 @@ class LogLikelihoodScorer:
             )
         if self.max_tokens is None or size // 2 < self.max_tokens:
             self.max_tokens = size // 2
-            self.events.warn(f"{size:,} tokens at once do not fit into memory: continuing with {self.max_tokens:,}")
+            self.events.warn(
+                f"{size:,} tokens at once do not fit into memory: continuing with {self.max_tokens:,}"
+            )
         if self.cache.length_B.device.type == "cuda":
             torch.cuda.empty_cache()
         return self._score_halves(groups)
@@ -87,11 +103,17 @@ class LogLikelihoodScorer:
     @torch.inference_mode()
     def _score(self, groups: Sequence[Group]) -> list[list[Score]]:
         alone = [
-            not self.cache.prefix_len and len(group.sequences) > 1 and group.unscored_prefix_len >= LONG_GROUP_PREFIX for group in groups
+            not self.cache.prefix_len
+            and len(group.sequences) > 1
+            and group.unscored_prefix_len >= LONG_GROUP_PREFIX
+            for group in groups
         ]
         packed = [group for group, by_itself in zip(groups, alone, strict=True) if not by_itself]
         scores = iter(self._score_packed(self.cache, packed))
-        return [self._score_alone(group) if by_itself else next(scores) for group, by_itself in zip(groups, alone, strict=True)]
+        return [
+            self._score_alone(group) if by_itself else next(scores)
+            for group, by_itself in zip(groups, alone, strict=True)
+        ]
 
     def _score_alone(self, group: Group) -> list[Score]:
         prefix = list(group.sequences[0][: group.unscored_prefix_len])
@@ -105,7 +127,9 @@ class LogLikelihoodScorer:
         scored = [
             (positions, sequence[-count:])
             for number, group in enumerate(groups)
-            for positions, sequence, count in zip(rows.scored_positions[number], group.sequences, group.counts, strict=True)
+            for positions, sequence, count in zip(
+                rows.scored_positions[number], group.sequences, group.counts, strict=True
+            )
         ]
         position_N = np.concatenate([positions for positions, _ in scored])
         target_N = np.concatenate([np.asarray(target, dtype=np.int64) for _, target in scored])
@@ -114,24 +138,39 @@ class LogLikelihoodScorer:
         x_UC = cache.hidden_states(rows)[torch.from_numpy(position_U).to(self.excluded.device)]
         columns = self._apply_head(x_UC, index_N, target_N)
         if not np.isfinite(columns[0]).all():
-            raise RunError("there are log-probabilities that are no numbers", hint="the model's weights are broken")
+            raise RunError(
+                "there are log-probabilities that are no numbers",
+                hint="the model's weights are broken",
+            )
         ends = np.cumsum([len(target) for _, target in scored])[:-1]
         parts = zip(*(np.split(column, ends) for column in columns), strict=True)
         return [[Score(*next(parts)) for _ in group.sequences] for group in groups]
 
-    def _apply_head(self, x_UC: torch.Tensor, index_N: np.ndarray, target_N: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Return log-probability, is_greedy and is_greedy_filtered of each target, predicted at x_UC[index_N]."""
+    def _apply_head(
+        self, x_UC: torch.Tensor, index_N: np.ndarray, target_N: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
+        """Return log-probability, is_greedy and is_greedy_filtered of each target, predicted at
+        x_UC[index_N].
+        """
         order = np.argsort(index_N, kind="stable")
         step = max(1, MAX_LOGITS_BYTES[x_UC.device.type] // (4 * self.model.config.vocab_size))
-        columns = np.empty(len(index_N), np.float32), np.empty(len(index_N), bool), np.empty(len(index_N), bool)
+        columns = (
+            np.empty(len(index_N), np.float32),
+            np.empty(len(index_N), bool),
+            np.empty(len(index_N), bool),
+        )
         for start in range(0, len(x_UC), step):
             here = order[slice(*np.searchsorted(index_N[order], (start, start + step)))]
-            found = self._gather_log_probs(x_UC[start : start + step], index_N[here] - start, target_N[here])
+            found = self._gather_log_probs(
+                x_UC[start : start + step], index_N[here] - start, target_N[here]
+            )
             for column, values in zip(columns, found, strict=True):
                 column[here] = values.cpu().numpy()
         return columns
 
-    def _gather_log_probs(self, x_uC: torch.Tensor, index: np.ndarray, target: np.ndarray) -> tuple[torch.Tensor, ...]:
+    def _gather_log_probs(
+        self, x_uC: torch.Tensor, index: np.ndarray, target: np.ndarray
+    ) -> tuple[torch.Tensor, ...]:
         """Do the same for the positions whose logits are in memory at once."""
         index_n, target_n = (torch.from_numpy(array).to(x_uC.device) for array in (index, target))
         logits_uV = self.model.lm_head(x_uC).float()
@@ -147,19 +186,26 @@ class LogLikelihoodScorer:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether torch ran out of memory: it has a class for that on a GPU, and a RuntimeError on a CPU."""
+    """Tell whether torch ran out of memory: it has a class for that on a GPU, and a RuntimeError on
+    a CPU.
+    """
     named = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return named or "can't allocate memory" in str(error)
 
 
-def score(model: GPT, sequences: Sequence[Sequence[int] | np.ndarray], counts: Sequence[int]) -> list[Score]:
-    """Score the last `counts[i]` tokens of each sequence, given the tokens before them (1 to n_ctx)."""
+def score(
+    model: GPT, sequences: Sequence[Sequence[int] | np.ndarray], counts: Sequence[int]
+) -> list[Score]:
+    """Score the last `counts[i]` tokens of each sequence, given the tokens before them (1 to
+    n_ctx).
+    """
     groups = [Group([sequence], [count]) for sequence, count in zip(sequences, counts, strict=True)]
     return [score for [score] in LogLikelihoodScorer(model).score(groups)]
 
 
 def find_shared_prefix(contexts: Iterable[np.ndarray]) -> list[int]:
-    """Return the tokens that all contexts begin with, or none if there are too few to be worth caching.
+    """Return the tokens that all contexts begin with, or none if there are too few to be worth
+    caching.
 
     The last token of a context is left out: what follows the context is predicted there.
     """
@@ -169,7 +215,11 @@ def find_shared_prefix(contexts: Iterable[np.ndarray]) -> list[int]:
         length = len(context) - 1 if shared is None else common_prefix_len([shared, context[:-1]])
         shared = context[:length] if shared is None else shared[:length]
         count += 1
-    return shared.tolist() if shared is not None and count > 1 and len(shared) >= MIN_SHARED_PREFIX else []
+    return (
+        shared.tolist()
+        if shared is not None and count > 1 and len(shared) >= MIN_SHARED_PREFIX
+        else []
+    )
 
 
 def batches(sizes: Sequence[int], batch_size: int | None, tokens: int) -> Iterator[range]:
@@ -180,7 +230,9 @@ def batches(sizes: Sequence[int], batch_size: int | None, tokens: int) -> Iterat
     start = 0
     while start < len(sizes):
         stop, total = start + 1, sizes[start]
-        while stop < len(sizes) and (stop - start < batch_size if batch_size else total + sizes[stop] <= tokens):
+        while stop < len(sizes) and (
+            stop - start < batch_size if batch_size else total + sizes[stop] <= tokens
+        ):
             total += sizes[stop]
             stop += 1
         yield range(start, stop)

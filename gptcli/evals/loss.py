@@ -1,8 +1,11 @@
-"""Loss, perplexity and bits per byte of running text, and the unigram entropy of the same tokens to hold them against.
+"""Loss, perplexity and bits per byte of running text, and the unigram entropy of the same tokens to
+hold them against.
 
-The text is read in windows of n_ctx tokens, each starting `stride` tokens after the one before, and every token but the first is scored
-once, in the first window that holds it. With stride = n_ctx, tokens early in a window have little context; a smaller stride gives each at
-least n_ctx - stride tokens of it, for n_ctx / stride times the work, and a lower loss: figures compare only at the same stride.
+The text is read in windows of n_ctx tokens, each starting `stride` tokens after the one before, and
+every token but the first is scored once, in the first window that holds it. With stride = n_ctx,
+tokens early in a window have little context; a smaller stride gives each at least n_ctx - stride
+tokens of it, for n_ctx / stride times the work, and a lower loss: figures compare only at the same
+stride.
 """
 
 from __future__ import annotations
@@ -38,20 +41,28 @@ class LossReport:
     perplexity: float
     """Per token of this tokenizer: exp(loss)."""
     bits_per_byte: float | None
-    """All the loss, that of end-of-text too, over all the bytes; None where the tokens spell none."""
+    """All the loss, that of end-of-text too, over all the bytes; None where the tokens spell
+    none.
+    """
     unigram_entropy: float
-    """Nats per token of the best model that knows only how frequent each token is in this very text."""
+    """Nats per token of the best model that knows only how frequent each token is in this very
+    text.
+    """
 
 
 def stride_of(stride: int | None, n_ctx: int) -> int:
-    """Tokens from one window to the next, n_ctx where not given. Raises UsageError for one outside 1 to n_ctx."""
+    """Tokens from one window to the next, n_ctx where not given. Raises UsageError for one outside
+    1 to n_ctx.
+    """
     if stride is not None and not 1 <= stride <= n_ctx:
         raise UsageError(f"--stride is {stride}", hint=f"from 1 to the model's context, {n_ctx}")
     return n_ctx if stride is None else stride
 
 
 def windows(length: int, n_ctx: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """(start, stop, count): the window tokens[start:stop], of which the last `count` are scored and the last is never an input."""
+    """(start, stop, count): the window tokens[start:stop], of which the last `count` are scored and
+    the last is never an input.
+    """
     start, scored = 0, 1
     while scored < length:
         stop = min(start + n_ctx + 1, length)
@@ -70,10 +81,12 @@ def evaluate_loss(
     batch_size: int | None = None,
     events: Events = SILENT,
 ) -> LossReport:
-    """The loss on `tokens`, read in windows `stride` apart (n_ctx if None), the first `limit` of them; the result is the same for any
-    `batch_size` but for rounding. `byte_lengths` is the table of `token_bytes`.
+    """The loss on `tokens`, read in windows `stride` apart (n_ctx if None), the first `limit` of
+    them; the result is the same for any `batch_size` but for rounding. `byte_lengths` is the table
+    of `token_bytes`.
 
-    Raises UsageError for a stride outside 1 to n_ctx, InputError for fewer than two tokens, RunError where the loss is not a number.
+    Raises UsageError for a stride outside 1 to n_ctx, InputError for fewer than two tokens,
+    RunError where the loss is not a number.
     """
     n_ctx = model.config.n_ctx
     stride = stride_of(stride, n_ctx)
@@ -83,7 +96,9 @@ def evaluate_loss(
     losses: list[float] = []
     frequency = np.zeros(model.config.vocab_size, dtype=np.int64)
     scorer = LogLikelihoodScorer(model, events=events)
-    for batch in batches([n_ctx] * len(spans), batch_size, BATCH_TOKENS[model.wte.weight.device.type]):
+    for batch in batches(
+        [n_ctx] * len(spans), batch_size, BATCH_TOKENS[model.wte.weight.device.type]
+    ):
         rows = [tokens[start:stop] for start, stop, _ in spans[batch.start : batch.stop]]
         counts = [count for _, _, count in spans[batch.start : batch.stop]]
         groups = [Group([row], [count]) for row, count in zip(rows, counts, strict=True)]
@@ -115,7 +130,9 @@ def evaluate_loss(
 
 
 def _stderr(loss_W: np.ndarray, count_W: np.ndarray, loss: float) -> float | None:
-    """The standard error of a ratio of sums over W windows, the last of which may be shorter (Cochran 1977, section 2.11)."""
+    """The standard error of a ratio of sums over W windows, the last of which may be shorter
+    (Cochran 1977, section 2.11).
+    """
     W = len(loss_W)
     if W < 2:
         return None

@@ -1,4 +1,5 @@
-"""What answers are worth beside the accepted ones: by item, and over a whole set where a metric is no mean.
+"""What answers are worth beside the accepted ones: by item, and over a whole set where a metric is
+no mean.
 
 METRICS         of one answer: the text that was written, or the choice that was taken, against the accepted ones; from 0 to 1
 CORPUS_METRICS  of all answers at once, with a signature that says how it was counted
@@ -34,13 +35,19 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
 
 
 def exact(prediction: str, answers: Sequence[str]) -> float:
-    """Whether it is one of them to the letter, white space at its ends aside: sums and unscrambled words."""
+    """Whether it is one of them to the letter, white space at its ends aside: sums and unscrambled
+    words.
+    """
     return float(prediction.strip() in (answer.strip() for answer in answers))
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
-    """SQuAD's: the best overlap in words with an accepted answer, after normalisation; two that are empty agree."""
-    return max(_f1(normalised(prediction).split(), normalised(answer).split()) for answer in answers)
+    """SQuAD's: the best overlap in words with an accepted answer, after normalisation; two that are
+    empty agree.
+    """
+    return max(
+        _f1(normalised(prediction).split(), normalised(answer).split()) for answer in answers
+    )
 
 
 def _f1(prediction: Sequence[str], answer: Sequence[str]) -> float:
@@ -51,24 +58,33 @@ def _f1(prediction: Sequence[str], answer: Sequence[str]) -> float:
 
 
 def coqa_f1(prediction: str, answers: Sequence[str]) -> float:
-    """CoQA's: with n accepted answers, the mean over each n - 1 of them, as people, who gave them, are scored against the others."""
+    """CoQA's: with n accepted answers, the mean over each n - 1 of them, as people, who gave them,
+    are scored against the others.
+    """
     if len(answers) == 1:
         return f1(prediction, answers)
     scores = sorted(f1(prediction, [answer]) for answer in answers)
-    return ((len(scores) - 1) * scores[-1] + scores[-2]) / len(scores)  # the best is left out once, and the second stands in
+    # the best is left out once, and the second stands in
+    return ((len(scores) - 1) * scores[-1] + scores[-2]) / len(scores)
 
 
 def quac_f1(prediction: str, answers: Sequence[str]) -> float:
-    """QuAC's: like CoQA's, but a question that most held for unanswerable asks for CANNOTANSWER, and any other does not."""
+    """QuAC's: like CoQA's, but a question that most held for unanswerable asks for CANNOTANSWER,
+    and any other does not.
+    """
     unanswerable = sum(answer == "CANNOTANSWER" for answer in answers)
     given = [
-        answer for answer in answers if (answer == "CANNOTANSWER") == (2 * unanswerable > len(answers) or unanswerable == len(answers))
+        answer
+        for answer in answers
+        if (answer == "CANNOTANSWER")
+        == (2 * unanswerable > len(answers) or unanswerable == len(answers))
     ]
     return coqa_f1(prediction, given)
 
 
 def drop_f1(prediction: str, answers: Sequence[str]) -> float:
-    """DROP's: bags of words for each span, spans paired for the best, no credit where the answer's numbers are missed.
+    """DROP's: bags of words for each span, spans paired for the best, no credit where the answer's
+    numbers are missed.
 
     The spans of an answer are joined by ", ", as the reader joins them.
     """
@@ -77,22 +93,34 @@ def drop_f1(prediction: str, answers: Sequence[str]) -> float:
 
 def drop_exact_match(prediction: str, answers: Sequence[str]) -> float:
     """DROP's: the same spans, after normalisation, in any order."""
-    spans = [[_drop_normalised(span) for span in text.split(", ")] for text in (prediction, *answers)]
-    return float(any(set(spans[0]) == set(answer) and len(spans[0]) == len(answer) for answer in spans[1:]))
+    spans = [
+        [_drop_normalised(span) for span in text.split(", ")] for text in (prediction, *answers)
+    ]
+    return float(
+        any(set(spans[0]) == set(answer) and len(spans[0]) == len(answer) for answer in spans[1:])
+    )
 
 
 def _drop_normalised(span: str) -> str:
-    """Numbers are numbers, with their point; other words without punctuation, articles and hyphens."""
+    """Numbers are numbers, with their point; other words without punctuation, articles and
+    hyphens.
+    """
     words = []
     for word in re.split(r"[ \-]", span.lower()):
         number = _number(word)
-        words.append(number if number is not None else re.sub(r"\b(a|an|the)\b", " ", word.translate(_PUNCTUATION)))
+        words.append(
+            number
+            if number is not None
+            else re.sub(r"\b(a|an|the)\b", " ", word.translate(_PUNCTUATION))
+        )
     return " ".join(" ".join(words).split())
 
 
 def _number(word: str) -> str | None:
     try:
-        return str(float(word.strip(string.punctuation.replace("-", "").replace(".", "")).replace(",", "")))
+        return str(
+            float(word.strip(string.punctuation.replace("-", "").replace(".", "")).replace(",", ""))
+        )
     except ValueError:
         return None
 
@@ -127,7 +155,8 @@ def _bag_f1(bag: set[str], gold: set[str]) -> float:
 
 
 def wsc(prediction: str, answers: Sequence[str]) -> float:
-    """SuperGLUE's WSC: whether the noun was named; where the noun is a wrong one, which `answers` says by ("", noun), whether it was not.
+    """SuperGLUE's WSC: whether the noun was named; where the noun is a wrong one, which `answers`
+    says by ("", noun), whether it was not.
 
     Named is: all words of the one are words of the other.
     """
@@ -138,14 +167,24 @@ def wsc(prediction: str, answers: Sequence[str]) -> float:
 
 
 def contains(prediction: str, answers: Sequence[str]) -> float:
-    """Whether one of the answers, or a word that begins with it, is in the text: a new word is used."""
-    return float(any(re.search(rf"\b{re.escape(answer.strip())}", prediction, re.IGNORECASE) for answer in answers))
+    """Whether one of the answers, or a word that begins with it, is in the text: a new word is
+    used.
+    """
+    return float(
+        any(
+            re.search(rf"\b{re.escape(answer.strip())}", prediction, re.IGNORECASE)
+            for answer in answers
+        )
+    )
 
 
 def _rouge(kind: str) -> Metric:
     def rouge(prediction: str, answers: Sequence[str]) -> float:
         scorer = _rouge_scorer()
-        return max(float(scorer.score(_sentences(answer), _sentences(prediction))[kind].fmeasure) for answer in answers)
+        return max(
+            float(scorer.score(_sentences(answer), _sentences(prediction))[kind].fmeasure)
+            for answer in answers
+        )
 
     return rouge
 
@@ -155,7 +194,9 @@ def _rouge_scorer() -> Any:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
-        raise InputError("ROUGE needs the package rouge-score", hint=install_hint("rouge-score")) from None
+        raise InputError(
+            "ROUGE needs the package rouge-score", hint=install_hint("rouge-score")
+        ) from None
     return RougeScorer(["rouge1", "rouge2", "rougeLsum"], use_stemmer=True)
 
 
@@ -186,13 +227,19 @@ METRICS: dict[str, Metric] = {
 
 
 def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, str]:
-    """Corpus BLEU by sacrebleu, 0 to 100, and its signature. `references`: of each prediction. Raises InputError without sacrebleu."""
+    """Corpus BLEU by sacrebleu, 0 to 100, and its signature. `references`: of each prediction.
+    Raises InputError without sacrebleu.
+    """
     try:
         from sacrebleu.metrics.bleu import BLEU
     except ImportError:
-        raise InputError("BLEU needs the package sacrebleu", hint=install_hint("sacrebleu")) from None
+        raise InputError(
+            "BLEU needs the package sacrebleu", hint=install_hint("sacrebleu")
+        ) from None
     most = max(map(len, references))
-    columns: list[list[str | None]] = [[texts[n] if n < len(texts) else None for texts in references] for n in range(most)]
+    columns: list[list[str | None]] = [
+        [texts[n] if n < len(texts) else None for texts in references] for n in range(most)
+    ]
     metric = BLEU()
     score = metric.corpus_score(list(predictions), columns)  # type: ignore[arg-type]  # None: fewer references than others have
     return float(score.score), str(metric.get_signature())
@@ -206,7 +253,9 @@ def f1a(predictions: Sequence[int], gold: Sequence[Sequence[int]], groups: Seque
     return _binary_f1(predictions, gold, 0)
 
 
-def group_exact(predictions: Sequence[int], gold: Sequence[Sequence[int]], groups: Sequence[str]) -> float:
+def group_exact(
+    predictions: Sequence[int], gold: Sequence[Sequence[int]], groups: Sequence[str]
+) -> float:
     """The share of groups in which every item is right: MultiRC's exact match."""
     right: dict[str, list[bool]] = defaultdict(list)
     for choice, accepted, group in zip(predictions, gold, groups, strict=True):
@@ -214,16 +263,25 @@ def group_exact(predictions: Sequence[int], gold: Sequence[Sequence[int]], group
     return sum(map(all, right.values())) / len(right)
 
 
-def macro_f1(predictions: Sequence[int], gold: Sequence[Sequence[int]], groups: Sequence[str]) -> float:
+def macro_f1(
+    predictions: Sequence[int], gold: Sequence[Sequence[int]], groups: Sequence[str]
+) -> float:
     """The mean of each class's F1, over the classes that occur: CommitmentBank's."""
     classes = sorted({*predictions, *(one for accepted in gold for one in accepted)})
     return sum(_binary_f1(predictions, gold, one) for one in classes) / len(classes)
 
 
 def _binary_f1(predictions: Iterable[int], gold: Iterable[Sequence[int]], positive: int) -> float:
-    pairs = [(choice == positive, positive in accepted) for choice, accepted in zip(predictions, gold, strict=True)]
+    pairs = [
+        (choice == positive, positive in accepted)
+        for choice, accepted in zip(predictions, gold, strict=True)
+    ]
     both, either = sum(a and b for a, b in pairs), sum(a + b for a, b in pairs)
     return 2 * both / either if either else 0.0
 
 
-GROUP_METRICS: dict[str, GroupMetric] = {"f1a": f1a, "group_exact": group_exact, "macro_f1": macro_f1}
+GROUP_METRICS: dict[str, GroupMetric] = {
+    "f1a": f1a,
+    "group_exact": group_exact,
+    "macro_f1": macro_f1,
+}

@@ -1,6 +1,8 @@
-"""Several processes on one evaluation: each takes its share of the batches, and all get all records.
+"""Several processes on one evaluation: each takes its share of the batches, and all get all
+records.
 
-They are those that torchrun started (`torchrun --nproc-per-node 8 -m gptcli eval ...`), each on a GPU of its own where there are some.
+They are those that torchrun started (`torchrun --nproc-per-node 8 -m gptcli eval ...`), each on a
+GPU of its own where there are some.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ class Processes:
         return all(other == value for other in values)
 
     def leave(self) -> None:
-        """At the end, and only after success: destroying a group that others still wait in hangs."""
+        """At the end, and only after success: destroying a group that others still wait in
+        hangs.
+        """
         if self.world > 1:
             import torch.distributed as dist
 
@@ -51,7 +55,9 @@ ALONE = Processes()
 
 
 def join() -> Processes:
-    """This process's place among those of its launch, whom it waits for; alone if nobody started others. Raises UsageError."""
+    """This process's place among those of its launch, whom it waits for; alone if nobody started
+    others. Raises UsageError.
+    """
     launch = launch_environment()
     if launch is None or launch.world_size == 1:
         return ALONE

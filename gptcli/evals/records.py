@@ -1,10 +1,13 @@
-"""What was measured of each item, on disk as soon as it is: a killed evaluation goes on where it stopped.
+"""What was measured of each item, on disk as soon as it is: a killed evaluation goes on where it
+stopped.
 
-`TASK.jsonl` in the folder of records: a header line that says of what work this is, then a line an item. Several processes write a file
-each (`TASK.jsonl.1`), and any number of them may go on. When all is done, one file holds every item in order.
+`TASK.jsonl` in the folder of records: a header line that says of what work this is, then a line an
+item. Several processes write a file each (`TASK.jsonl.1`), and any number of them may go on. When
+all is done, one file holds every item in order.
 
-Items are scored in batches that depend on the work alone, and a batch of which an item is missing is scored again as a whole: so that
-what is measured after a kill is the same to the last bit, whatever the number of processes.
+Items are scored in batches that depend on the work alone, and a batch of which an item is missing
+is scored again as a whole: so that what is measured after a kill is the same to the last bit,
+whatever the number of processes.
 """
 
 from __future__ import annotations
@@ -28,8 +31,12 @@ INDEX = "index"  # of the item in its file: every record has it
 class Records:
     """The records of one task. Without a folder they stay in memory."""
 
-    def __init__(self, folder: Path | None, task: str, work: Mapping[str, Any], rank: int = 0) -> None:
-        """`work`: whatever decides what is measured. Raises UsageError where the folder has records of other work."""
+    def __init__(
+        self, folder: Path | None, task: str, work: Mapping[str, Any], rank: int = 0
+    ) -> None:
+        """`work`: whatever decides what is measured. Raises UsageError where the folder has records
+        of other work.
+        """
         self.folder, self.task, self.rank, self.header = (
             folder,
             task,
@@ -52,7 +59,11 @@ class Records:
             for number, line in enumerate(lines[1:], 2):
                 record = parse_json(line.encode(), f"{path}:{number}")
                 if not isinstance(record, dict) or not isinstance(record.get(INDEX), int):
-                    raise InputError("not a record of an evaluation", where=f"{path}:{number}", hint="--force starts over")
+                    raise InputError(
+                        "not a record of an evaluation",
+                        where=f"{path}:{number}",
+                        hint="--force starts over",
+                    )
                 self.done[record[INDEX]] = record
         own = whole_lines(self.path)
         with atomic_write(self.path, "w") as file:  # without what a kill left of a last line
@@ -71,7 +82,9 @@ class Records:
         return all(number in self.done for number in numbers)
 
     def finish(self, others: Iterable[Record] = ()) -> list[Record]:
-        """All records in the order of the items, those of the other processes among them; on disk, one file holds them."""
+        """All records in the order of the items, those of the other processes among them; on disk,
+        one file holds them.
+        """
         self.done.update((record[INDEX], record) for record in others)
         records = [self.done[number] for number in sorted(self.done)]
         if self.folder is not None and self.rank == 0:
@@ -86,7 +99,11 @@ class Records:
         """The task's file, and those of further processes."""
         assert self.folder is not None
         first = self.folder / f"{self.task}.jsonl"
-        parts = sorted(path for path in self.folder.glob("*") if path.stem == first.name and path.suffix[1:].isdigit())
+        parts = sorted(
+            path
+            for path in self.folder.glob("*")
+            if path.stem == first.name and path.suffix[1:].isdigit()
+        )
         return [first, *parts]
 
     def _differs(self, line: str, path: Path) -> str:
@@ -95,19 +112,33 @@ class Records:
         if not isinstance(before, dict):
             return "it does not begin as records do"
         step = before.get("step")
-        again = "" if step in (None, now.get("step")) else f"; --checkpoint {step} goes on with them, as long as that checkpoint is there"
-        return "different: " + ", ".join(key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)) + again
+        again = (
+            ""
+            if step in (None, now.get("step"))
+            else f"; --checkpoint {step} goes on with them, as long as that checkpoint is there"
+        )
+        return (
+            "different: "
+            + ", ".join(
+                key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)
+            )
+            + again
+        )
 
 
 def claim_records(folder: Path, *, resume: bool, force: bool) -> None:
-    """The overwrite rule for a folder of records: those that are there need `resume`, or `force`, which removes them. What a kill left of
-    an interrupted write is swept away. Raises UsageError.
+    """The overwrite rule for a folder of records: those that are there need `resume`, or `force`,
+    which removes them. What a kill left of an interrupted write is swept away. Raises UsageError.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError("is not a folder", where=folder, hint="name another with --records")
     found = sorted([*folder.glob("*.jsonl"), *folder.glob("*.jsonl.[0-9]*")])
     if found and not (resume or force):
-        raise UsageError("holds the records of an evaluation", where=folder, hint="--resume goes on with it, --force starts over")
+        raise UsageError(
+            "holds the records of an evaluation",
+            where=folder,
+            hint="--resume goes on with it, --force starts over",
+        )
     for path in [*folder.glob(f".*{PARTIAL}"), *(found if force else [])]:
         path.unlink()
 
@@ -116,10 +147,14 @@ def weights_sha256(source: ModelSource) -> str:
     """A fingerprint of the weights that a model was read from."""
     if source.digest is not None:
         return source.digest
-    files = sorted(path for pattern in ("*.safetensors", "*.npy") for path in source.folder.glob(pattern))
+    files = sorted(
+        path for pattern in ("*.safetensors", "*.npy") for path in source.folder.glob(pattern)
+    )
     if (source.folder / WEIGHTS).is_file():
         files = [path for path in files if path.name != UNFINISHED]
-    return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in files).encode()).hexdigest()
+    return hashlib.sha256(
+        "".join(f"{path.name} {sha256(path)}\n" for path in files).encode()
+    ).hexdigest()
 
 
 def whole_lines(path: Path) -> list[str]:

@@ -1,13 +1,17 @@
-"""Build requests from items: the context tokens, the tokens that are scored, and which items are skipped.
+"""Build requests from items: the context tokens, the tokens that are scored, and which items are
+skipped.
 
-- A context begins at position 0, with no end-of-text before it; an empty context is end-of-text alone.
+- A context begins at position 0, with no end-of-text before it; an empty context is end-of-text
+  alone.
 - White space at the end of a context moves to what follows it, where byte-pair encoding has it
   (`" the"` is one token).
 - Context and continuation are encoded separately, so that a choice always begins a new token.
 - Of K shots as many are kept as fit, from the first. A request that is too long by itself loses the
   beginning of its context, the same number of tokens for all its choices.
-- Skipped, and counted: an item with an empty choice or target (it would be no token), one whose answer
-  alone is longer than the context, and one with an empty prompt if the tokenizer has no end-of-text.
+- Skipped, and counted: an item with an empty choice or target (it would be no token), one whose
+  answer
+  alone is longer than the context, and one with an empty prompt if the tokenizer has no
+  end-of-text.
 """
 
 from __future__ import annotations
@@ -36,7 +40,9 @@ class Request:
     index: int
     item: Item
     pairs: list[tuple[Tokens, Tokens]]
-    """Contexts, each with the continuation that is scored; one with an empty continuation in free form."""
+    """Contexts, each with the continuation that is scored; one with an empty continuation in free
+    form.
+    """
     unconditional: list[tuple[Tokens, Tokens]]
     """The same choices after the task's unconditional prompt; empty if it has none."""
     shots: int
@@ -72,9 +78,12 @@ def build_requests(
     encoder = _Encoder(task, tokenizer, n_ctx)
     fitter = None if pool is None else ShotFitter(pool, task.delimiter, encoder.length)
     shared = None
-    if fitter is not None and pool is not None and pool.shared is not None:  # as many as fit the longest request
+    # as many as fit the longest request
+    if fitter is not None and pool is not None and pool.shared is not None:
         others = [item for item in items if not pool.is_shared_shot(item)]
-        fitting = (fitter.fit(pool.shared, encoder.prompt(item), encoder.capacity(item)) for item in others)
+        fitting = (
+            fitter.fit(pool.shared, encoder.prompt(item), encoder.capacity(item)) for item in others
+        )
         shared = min(fitting, key=len, default=[])
     requests: list[Request] = []
     skipped: dict[str, int] = {}
@@ -115,12 +124,17 @@ class _Encoder:
         """Return how many tokens instruction, shots and prompt may take."""
         if self.task.kind == "freeform":
             return max(1, self.n_ctx - self.task.max_tokens)
-        longest = max(len(self._continuation(text)) for _, text in self._pairs(self.task.delimiter, item))
+        longest = max(
+            len(self._continuation(text)) for _, text in self._pairs(self.task.delimiter, item)
+        )
         return self.n_ctx + 1 - longest
 
     def skip_reason(self, item: Item) -> str | None:
         """Return why the item is skipped, or None if it is not."""
-        if self.tokenizer.eot_id is None and not min(item.contexts or (item.prompt,), key=len).strip():
+        if (
+            self.tokenizer.eot_id is None
+            and not min(item.contexts or (item.prompt,), key=len).strip()
+        ):
             return EMPTY_PROMPT
         if self.task.kind == "freeform":
             return None
@@ -134,7 +148,9 @@ class _Encoder:
         texts = self._pairs(shots, item)
         contexts = {text: self._context(text) for text, _ in texts}
         capacity = self.capacity(item)
-        pairs = [(contexts[context][-capacity:], self._continuation(text)) for context, text in texts]
+        pairs = [
+            (contexts[context][-capacity:], self._continuation(text)) for context, text in texts
+        ]
         unconditional = []
         if item.unconditional:
             prompt = self._context(item.unconditional.rstrip())
@@ -156,7 +172,10 @@ class _Encoder:
         if self.task.kind == "freeform":
             return [(pairs[0][0], "")]
         stripped = [context.rstrip() for context, _ in pairs]
-        return [(short, context[len(short) :] + text) for short, (context, text) in zip(stripped, pairs, strict=True)]
+        return [
+            (short, context[len(short) :] + text)
+            for short, (context, text) in zip(stripped, pairs, strict=True)
+        ]
 
     def _context(self, text: str) -> Tokens:
         if not text and self.tokenizer.eot_id is not None:
@@ -177,4 +196,6 @@ def whole_text(item: Item) -> str:
 
 def group(pairs: Sequence[tuple[Tokens, Tokens]]) -> Group:
     """Return the pairs as sequences that are scored in one forward pass."""
-    return Group([np.concatenate(pair) for pair in pairs], [len(continuation) for _, continuation in pairs])
+    return Group(
+        [np.concatenate(pair) for pair in pairs], [len(continuation) for _, continuation in pairs]
+    )

@@ -1,4 +1,6 @@
-"""Run a task: score its requests in batches, the longest first, and write the records of each batch to disk."""
+"""Run a task: score its requests in batches, the longest first, and write the records of each batch
+to disk.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,12 @@ from gptcli.evals.answers import write_answers
 from gptcli.evals.contamination import analyse, split_scores
 from gptcli.evals.fewshot import FewShotConfig
 from gptcli.evals.grade import record_answer, record_scores
-from gptcli.evals.loglikelihood import BATCH_TOKENS, LogLikelihoodScorer, batches, find_shared_prefix
+from gptcli.evals.loglikelihood import (
+    BATCH_TOKENS,
+    LogLikelihoodScorer,
+    batches,
+    find_shared_prefix,
+)
 from gptcli.evals.loss import stride_of
 from gptcli.evals.processes import ALONE, Processes
 from gptcli.evals.records import Record, Records
@@ -46,9 +53,13 @@ class Options:
     records: Path | None = None
     """The folder where records are kept, and gone on with where some are there."""
     against: Path | None = None
-    """A shard folder in which the items are looked for: scores are then said of clean and of dirty items too."""
+    """A shard folder in which the items are looked for: scores are then said of clean and of dirty
+    items too.
+    """
     about: dict[str, Any] = field(default_factory=dict)
-    """Of the model: its weights' fingerprint, its precision. Records of another are not gone on with."""
+    """Of the model: its weights' fingerprint, its precision. Records of another are not gone on
+    with.
+    """
 
 
 def run_task(
@@ -61,11 +72,12 @@ def run_task(
     processes: Processes = ALONE,
     events: Events = SILENT,
 ) -> tuple[list[TaskResult], list[Record]]:
-    """One result a scoring rule of `task`, and a record an item; `data` is the task's file, or a folder that holds it; None asks
-    generated items.
+    """One result a scoring rule of `task`, and a record an item; `data` is the task's file, or a
+    folder that holds it; None asks generated items.
 
-    Every process of `processes` calls it together and gets the same. Raises InputError where the data is broken, UsageError where the
-    options cannot be met, RunError where the model's scores are not numbers.
+    Every process of `processes` calls it together and gets the same. Raises InputError where the
+    data is broken, UsageError where the options cannot be met, RunError where the model's scores
+    are not numbers.
     """
     options = options or Options()
     if options.normalise is not None and task.kind == "choice":
@@ -73,12 +85,26 @@ def run_task(
             raise UsageError(f"{task.name} has no unconditional prompt", where="--normalise")
         task = replace(task, normalise=options.normalise)
     path = find_data(task, data)
-    request_set, units, stride = requests_of(task, tokenizer, model.config.n_ctx, path, data, options)
+    request_set, units, stride = requests_of(
+        task, tokenizer, model.config.n_ctx, path, data, options
+    )
     digest = fingerprint(task, path)
-    records = Records(options.records, task.name, _work(task, options, stride, request_set, digest, tokenizer), processes.rank)
-    for number, made in _made(model, tokenizer, task, request_set.requests, records, options.batch_size, processes, events):
+    records = Records(
+        options.records,
+        task.name,
+        _work(task, options, stride, request_set, digest, tokenizer),
+        processes.rank,
+    )
+    for number, made in _made(
+        model, tokenizer, task, request_set.requests, records, options.batch_size, processes, events
+    ):
         records.add(made)
-        events.progress(task.name, number, len(request_set.requests), "windows" if task.kind == "text" else "items")
+        events.progress(
+            task.name,
+            number,
+            len(request_set.requests),
+            "windows" if task.kind == "text" else "items",
+        )
     events.finish(task.name)
     kept = records.finish(processes.gather(records))
     conditions = _conditions(options.fewshot, request_set, path, digest, stride, task.note)
@@ -90,9 +116,15 @@ def run_task(
 
 
 def requests_of(
-    task: Task, tokenizer: Tokenizer, n_ctx: int, path: Path | None, data: Path | None, options: Options
+    task: Task,
+    tokenizer: Tokenizer,
+    n_ctx: int,
+    path: Path | None,
+    data: Path | None,
+    options: Options,
 ) -> tuple[RequestSet, dict[str, int], int | None]:
-    """Return the requests for a model with this context, the units of its text, and the stride of its windows.
+    """Return the requests for a model with this context, the units of its text, and the stride of
+    its windows.
 
     Raises the errors of `run_task`.
     """
@@ -100,15 +132,21 @@ def requests_of(
         items = read_items(task, path, options.limit)
         request_set = build_requests(task, items, tokenizer, n_ctx, options.fewshot, path, data)
         if not request_set.requests:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in request_set.skipped.items())
+            reasons = ", ".join(
+                f"{count:,} {reason}" for reason, count in request_set.skipped.items()
+            )
             raise InputError(f"no item can be asked: {reasons}", where=path)
         return request_set, {}, None
     if options.fewshot.shots:
         raise UsageError(f"{task.name} is running text: it takes no shots", where="--shots")
     stride = stride_of(options.stride, n_ctx)
     requests, units = text_requests(task, read_items(task, path), tokenizer, n_ctx, stride)
-    if options.limit is not None and options.limit < len(requests):  # units are then those that the scored tokens make on average
-        scored, total = (sum(len(one.pairs[0][1]) for one in some) for some in (requests[: options.limit], requests))
+    # units are then those that the scored tokens make on average
+    if options.limit is not None and options.limit < len(requests):
+        scored, total = (
+            sum(len(one.pairs[0][1]) for one in some)
+            for some in (requests[: options.limit], requests)
+        )
         units = {name: max(1, round(count * scored / total)) for name, count in units.items()}
     return RequestSet(requests[: options.limit], {}, None), units, stride
 
@@ -123,19 +161,33 @@ def _made(
     processes: Processes,
     events: Events,
 ) -> Iterator[tuple[int, list[Record]]]:
-    """Yield this process's batches: how many requests have been scored after each, and its records."""
-    prefix = find_shared_prefix(context for request in requests for context, _ in request.pairs) if task.kind != "freeform" else []
+    """Yield this process's batches: how many requests have been scored after each, and its
+    records.
+    """
+    prefix = (
+        find_shared_prefix(context for request in requests for context, _ in request.pairs)
+        if task.kind != "freeform"
+        else []
+    )
     order = sorted(range(len(requests)), key=lambda number: (-requests[number].size, number))
     sizes = [requests[number].size - len(prefix) for number in order]
     plan = list(batches(sizes, batch_size, BATCH_TOKENS[model.wte.weight.device.type]))
     scorers: list[LogLikelihoodScorer] = []
     for turn, batch in enumerate(plan):
         some = [requests[order[place]] for place in batch]
-        if turn % processes.world != processes.rank or records.has(request.index for request in some):
+        if turn % processes.world != processes.rank or records.has(
+            request.index for request in some
+        ):
             continue
         if task.kind == "freeform":
             answers = write_answers(model, tokenizer, some, task)
-            yield batch.stop, [record_answer(task, request, made) for request, made in zip(some, answers, strict=True)]
+            yield (
+                batch.stop,
+                [
+                    record_answer(task, request, made)
+                    for request, made in zip(some, answers, strict=True)
+                ],
+            )
             continue
         if not scorers:  # only if something is left to score, for which the prefix is computed
             excluded = stop_tokens(tokenizer) if task.kind == "last_word" else []
@@ -144,18 +196,35 @@ def _made(
                 LogLikelihoodScorer(model, events=events),
             ]
         scores = scorers[0].score([group(request.pairs) for request in some])
-        alone = scorers[1].score([group(request.unconditional) for request in some if request.unconditional])
+        alone = scorers[1].score(
+            [group(request.unconditional) for request in some if request.unconditional]
+        )
         again = iter(alone)
         unconditional = [next(again) if request.unconditional else [] for request in some]
-        yield batch.stop, [record_scores(task, *measured) for measured in zip(some, scores, unconditional, strict=True)]
+        yield (
+            batch.stop,
+            [
+                record_scores(task, *measured)
+                for measured in zip(some, scores, unconditional, strict=True)
+            ],
+        )
 
 
 def _contamination(
-    task: Task, requests: Sequence[Request], records: Sequence[Record], shards: Path, tokenizer: Tokenizer, events: Events
+    task: Task,
+    requests: Sequence[Request],
+    records: Sequence[Record],
+    shards: Path,
+    tokenizer: Tokenizer,
+    events: Events,
 ) -> dict[str, Any]:
-    """Which items stand in the shards, and what the others are worth. Raises UsageError or InputError where that cannot be said."""
+    """Which items stand in the shards, and what the others are worth. Raises UsageError or
+    InputError where that cannot be said.
+    """
     if task.kind == "text":
-        raise UsageError(f"{task.name} is running text: it has no items to look for", where="--against")
+        raise UsageError(
+            f"{task.name} is running text: it has no items to look for", where="--against"
+        )
     found = analyse(
         ((request.item.id, whole_text(request.item)) for request in requests),
         shards,
@@ -163,14 +232,27 @@ def _contamination(
         synthetic=bool(task.generated),
         events=events,
     )
-    scores = {record["id"]: score for record in records if (score := score_of(task, record)) is not None}
+    scores = {
+        record["id"]: score for record in records if (score := score_of(task, record)) is not None
+    }
     split = asdict(split_scores(scores, found.dirty)) if scores else {}
     percent = {name: None if value is None else 100 * value for name, value in split.items()}
-    return {"shards": str(shards), "n": found.n, "items": found.items, "dirty_items": len(found.dirty), **percent}
+    return {
+        "shards": str(shards),
+        "n": found.n,
+        "items": found.items,
+        "dirty_items": len(found.dirty),
+        **percent,
+    }
 
 
 def _work(
-    task: Task, options: Options, stride: int | None, request_set: RequestSet, data_sha256: str, tokenizer: Tokenizer
+    task: Task,
+    options: Options,
+    stride: int | None,
+    request_set: RequestSet,
+    data_sha256: str,
+    tokenizer: Tokenizer,
 ) -> dict[str, Any]:
     """What decides the records of a task."""
     fewshot = options.fewshot
@@ -188,7 +270,12 @@ def _work(
 
 
 def _conditions(
-    fewshot: FewShotConfig, request_set: RequestSet, path: Path | None, digest: str, stride: int | None, note: str
+    fewshot: FewShotConfig,
+    request_set: RequestSet,
+    path: Path | None,
+    digest: str,
+    stride: int | None,
+    note: str,
 ) -> Conditions:
     requests, pool = request_set.requests, request_set.pool
     return Conditions(

@@ -1,9 +1,9 @@
 """Score many continuations in one forward pass, computing each shared prefix once.
 
-A group holds the sequences of one request: one context with each of its choices, or several contexts
-with one ending. The tokens that all of them begin with, the group prefix, are computed once; the
-continuations follow, and an attention mask keeps them from seeing each other. Groups of any length
-are packed into one row, so that little of it is padding:
+A group holds the sequences of one request: one context with each of its choices, or several
+contexts with one ending. The tokens that all of them begin with, the group prefix, are computed
+once; the continuations follow, and an attention mask keeps them from seeing each other. Groups of
+any length are packed into one row, so that little of it is padding:
 
     position   0 1 2 3 4 | 5 6   5 6 7   5   | 0 1 2 3 | 4   4 5
     segment    prefix a  | a.0   a.1     a.2 | prefix b| b.0 b.1
@@ -40,9 +40,13 @@ class Group:
     counts: Sequence[int]
     """Scored tokens of each sequence: at least 1, and fewer than its length."""
     prefix_len: int = field(init=False)
-    """Tokens that all sequences begin with. The last token of a sequence is only predicted, never read."""
+    """Tokens that all sequences begin with. The last token of a sequence is only predicted, never
+    read.
+    """
     continuations: list[np.ndarray] = field(init=False)
-    """The distinct inputs after the prefix, so that equal choices are equally likely to the last bit."""
+    """The distinct inputs after the prefix, so that equal choices are equally likely to the last
+    bit.
+    """
     continuation_of: list[int] = field(init=False)
     """The index into `continuations` for each sequence."""
 
@@ -59,11 +63,16 @@ class Group:
     @property
     def unscored_prefix_len(self) -> int:
         """Tokens of the prefix before the first position whose prediction is scored."""
-        starts = (len(sequence) - count - 1 for sequence, count in zip(self.sequences, self.counts, strict=True))
+        starts = (
+            len(sequence) - count - 1
+            for sequence, count in zip(self.sequences, self.counts, strict=True)
+        )
         return min(self.prefix_len, *starts)
 
     def size(self, cached: int = 0) -> int:
-        """Return the tokens in a forward pass for this group, if its first `cached` tokens are cached."""
+        """Return the tokens in a forward pass for this group, if its first `cached` tokens are
+        cached.
+        """
         return self.prefix_len - cached + sum(map(len, self.continuations))
 
 
@@ -85,17 +94,25 @@ class PackedRows:
         sizes = [group.size(cached) for group in groups]
         filled = _pack(sizes, max(ROW_TOKENS, *sizes))
         shape = (len(filled), max(sum(sizes[number] for number in row) for row in filled))
-        self.tokens_RT, self.position_RT = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-        # A token attends to its own segment and to the parent segment; no segment is NO_SEGMENT - 1.
+        self.tokens_RT, self.position_RT = (
+            np.zeros(shape, dtype=np.int64),
+            np.zeros(shape, dtype=np.int64),
+        )
+        # A token attends to its own segment and to the parent segment; no segment is NO_SEGMENT -
+        # 1.
         self.segment_RT, self.parent_RT = np.full(shape, NO_SEGMENT), np.full(shape, NO_SEGMENT - 1)
         self.scored_positions: dict[int, list[np.ndarray]] = {}
-        """By group, for each sequence: indices into the flattened rows where its scored tokens are predicted."""
+        """By group, for each sequence: indices into the flattened rows where its scored tokens are
+        predicted.
+        """
         for row, numbers in enumerate(filled):
             at, segment = 0, 0
             for number in numbers:
                 group = groups[number]
                 prefix_len, prefix_at, prefix_segment = group.prefix_len, at, segment
-                self._put(row, at, group.sequences[0][cached:prefix_len], cached, segment, NO_SEGMENT - 1)
+                self._put(
+                    row, at, group.sequences[0][cached:prefix_len], cached, segment, NO_SEGMENT - 1
+                )
                 at += prefix_len - cached
                 starts = []
                 for continuation in group.continuations:
@@ -105,16 +122,29 @@ class PackedRows:
                     at += len(continuation)
                 segment += 1
                 self.scored_positions[number] = []
-                for sequence, count, continued in zip(group.sequences, group.counts, group.continuation_of, strict=True):
+                for sequence, count, continued in zip(
+                    group.sequences, group.counts, group.continuation_of, strict=True
+                ):
                     read = np.arange(len(sequence) - 1 - count, len(sequence) - 1)
-                    in_prefix, after = prefix_at + read - cached, starts[continued] + read - prefix_len
+                    in_prefix, after = (
+                        prefix_at + read - cached,
+                        starts[continued] + read - prefix_len,
+                    )
                     positions = np.where(read < prefix_len, in_prefix, after)
                     self.scored_positions[number].append(row * shape[1] + positions)
         one_segment = (self.segment_RT == 0) | (self.segment_RT == NO_SEGMENT)
         self.is_causal = cached == 0 and bool(one_segment.all())
         """Whether every row is one sequence, for which the causal mask is enough."""
 
-    def _put(self, row: int, at: int, tokens: Sequence[int] | np.ndarray, position: int, segment: int, parent: int) -> None:
+    def _put(
+        self,
+        row: int,
+        at: int,
+        tokens: Sequence[int] | np.ndarray,
+        position: int,
+        segment: int,
+        parent: int,
+    ) -> None:
         where = slice(at, at + len(tokens))
         self.tokens_RT[row, where] = tokens
         self.position_RT[row, where] = np.arange(position, position + len(tokens))
@@ -123,7 +153,9 @@ class PackedRows:
 
 
 def _pack(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Assign groups to rows of `capacity` tokens, first fit decreasing; return each row's group numbers."""
+    """Assign groups to rows of `capacity` tokens, first fit decreasing; return each row's group
+    numbers.
+    """
     rows: list[list[int]] = []
     left: list[int] = []
     for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
@@ -177,23 +209,31 @@ class SharedPrefixCache(KVCache):
         """Return (R, 1, T, P + T) booleans, True where a query attends."""
         device = self.length_B.device
         arrays = (rows.position_RT, rows.segment_RT, rows.parent_RT)
-        position_RT, segment_RT, parent_RT = (torch.from_numpy(array).to(device) for array in arrays)
+        position_RT, segment_RT, parent_RT = (
+            torch.from_numpy(array).to(device) for array in arrays
+        )
         query_RT1, key_R1T = position_RT[:, :, None], position_RT[:, None, :]
         own = segment_RT[:, :, None] == segment_RT[:, None, :]
         own |= parent_RT[:, :, None] == segment_RT[:, None, :]
         mask = own & (key_R1T <= query_RT1)
         prefix_P = torch.arange(self.prefix_len, device=device)
-        prefix_mask = torch.ones(*position_RT.shape, self.prefix_len, dtype=torch.bool, device=device)
+        prefix_mask = torch.ones(
+            *position_RT.shape, self.prefix_len, dtype=torch.bool, device=device
+        )
         if band is not None:
             mask &= query_RT1 - key_R1T < band
             prefix_mask = query_RT1 - prefix_P < band
         return torch.cat([prefix_mask, mask], dim=2)[:, None]
 
-    def extend(self, layer: int, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def extend(
+        self, layer: int, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if self._rows is None:
             return super().extend(layer, k_BHTD, v_BHTD)
         if not self.prefix_len:
             return k_BHTD, v_BHTD
         k_1HPD, v_1HPD = self.keys[layer], self.values[layer]
         shape = (k_BHTD.shape[0], *k_1HPD.shape[1:])
-        return torch.cat([k_1HPD.expand(shape), k_BHTD], dim=2), torch.cat([v_1HPD.expand(shape), v_BHTD], dim=2)
+        return torch.cat([k_1HPD.expand(shape), k_BHTD], dim=2), torch.cat(
+            [v_1HPD.expand(shape), v_BHTD], dim=2
+        )

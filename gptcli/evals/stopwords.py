@@ -1,7 +1,9 @@
-"""GPT-2's stop-word filter for LAMBADA: a stop word is no prediction (section 3.3; the paper does not publish its list).
+"""GPT-2's stop-word filter for LAMBADA: a stop word is no prediction (section 3.3; the paper does
+not publish its list).
 
-Ours are the function words of English. The rule is of tokens: one that spells a stop word, with or without the space before it, is left
-out wherever the word to predict is held against the likeliest token, so that a target that begins with such a token counts as wrong.
+Ours are the function words of English. The rule is of tokens: one that spells a stop word, with or
+without the space before it, is left out wherever the word to predict is held against the likeliest
+token, so that a target that begins with such a token counts as wrong.
 """
 
 from __future__ import annotations
@@ -26,4 +28,8 @@ STOP_WORDS = frozenset(WORDS.split())
 
 def stop_tokens(tokenizer: Tokenizer) -> list[int]:
     """The tokens that spell a stop word."""
-    return [token for token in range(tokenizer.vocab_size) if tokenizer.decode([token]).strip().lower() in STOP_WORDS]
+    return [
+        token
+        for token in range(tokenizer.vocab_size)
+        if tokenizer.decode([token]).strip().lower() in STOP_WORDS
+    ]

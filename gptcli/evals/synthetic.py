@@ -1,8 +1,10 @@
-"""GPT-3's synthetic tasks (section 3.9), made by seed: ten of arithmetic and five of scrambled words.
+"""GPT-3's synthetic tasks (section 3.9), made by seed: ten of arithmetic and five of scrambled
+words.
 
-The forms are those of the released samples, whose file names the tasks here bear: every arithmetic problem of a set is another one,
-operands are uniform below the power of ten, a composite has digits from 1 to 9 and its bracket in front; words of five letters (six where
-letters are cycled, inserted or reversed) to fifteen, each once, in a random order.
+The forms are those of the released samples, whose file names the tasks here bear: every arithmetic
+problem of a set is another one, operands are uniform below the power of ten, a composite has digits
+from 1 to 9 and its bracket in front; words of five letters (six where letters are cycled, inserted
+or reversed) to fifteen, each once, in a random order.
 """
 
 from __future__ import annotations
@@ -20,8 +22,16 @@ Row = dict[str, Any]
 
 PROBLEMS = 2_000
 WORDS = 10_000
-OPERATIONS: dict[str, Callable[[int, int], int]] = {"plus": operator.add, "minus": operator.sub, "times": operator.mul}
-_SIGNS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+OPERATIONS: dict[str, Callable[[int, int], int]] = {
+    "plus": operator.add,
+    "minus": operator.sub,
+    "times": operator.mul,
+}
+_SIGNS: dict[str, Callable[[int, int], int]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+}
 ARITHMETIC: dict[str, tuple[int, str]] = {  # the digits of the operands, the operation
     "two_digit_addition": (2, "plus"),
     "two_digit_subtraction": (2, "minus"),
@@ -43,19 +53,25 @@ SCRAMBLES = {  # the shortest word
 }
 GENERATED = (*ARITHMETIC, *SCRAMBLES)
 LONGEST = 15
-_INSERTED = " !\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"  # "a random punctuation or space character", ASCII's 32 and the space
+# "a random punctuation or space character", ASCII's 32 and the space
+_INSERTED = " !\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 _SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3"}
 
 
 def generate(name: str, seed: int, words: Sequence[str] | None = None) -> Iterator[Row]:
-    """The items of a synthetic task as rows {id, prompt, answer}: 2,000 of arithmetic, and up to 10,000 words, as many as there are.
+    """The items of a synthetic task as rows {id, prompt, answer}: 2,000 of arithmetic, and up to
+    10,000 words, as many as there are.
 
-    `words` are scrambled, the first that are long enough; where none are given, `library_words()`. The same name, seed and words make the
-    same rows on any Python: only `Random.random`, which is fixed by its documentation, is drawn from.
+    `words` are scrambled, the first that are long enough; where none are given, `library_words()`.
+    The same name, seed and words make the same rows on any Python: only `Random.random`, which is
+    fixed by its documentation, is drawn from.
     """
     random = Random(f"{name} {seed}")
     if name in ARITHMETIC:
-        pairs: Iterator[tuple[str, str]] = (arithmetic(question, answer) for question, answer in _problems(random, *ARITHMETIC[name]))
+        pairs: Iterator[tuple[str, str]] = (
+            arithmetic(question, answer)
+            for question, answer in _problems(random, *ARITHMETIC[name])
+        )
     else:
         pairs = _scrambles(random, name, library_words() if words is None else words)
     for number, (prompt, answer) in enumerate(pairs):
@@ -76,31 +92,47 @@ def _problems(random: Random, digits: int, operation: str) -> Iterator[tuple[str
         else:
             a, b, c = (1 + _below(random, 9) for _ in range(3))
             first, second = (list(_SIGNS)[_below(random, 3)] for _ in range(2))
-            question, answer = f"({a} {first} {b}) {second} {c}", _SIGNS[second](_SIGNS[first](a, b), c)
+            question, answer = (
+                f"({a} {first} {b}) {second} {c}",
+                _SIGNS[second](_SIGNS[first](a, b), c),
+            )
         if question not in seen:
             seen.add(question)
             yield question, answer
 
 
 def _scrambles(random: Random, name: str, words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    fit = [word for word in dict.fromkeys(words) if SCRAMBLES[name] <= len(word) <= LONGEST and word.isalpha()][:WORDS]
+    fit = [
+        word
+        for word in dict.fromkeys(words)
+        if SCRAMBLES[name] <= len(word) <= LONGEST and word.isalpha()
+    ][:WORDS]
     for word in _shuffled(random, fit):
         if (scrambled := scramble(name, word, random)) is not None:
             yield f"{scrambled} =", word
 
 
 def scramble(name: str, word: str, random: Random) -> str | None:
-    """The word by the rule of a task; None where the rule cannot change it ("eeeee" has no other order). A palindrome is reversed all the
-    same, as in the released samples."""
+    """The word by the rule of a task; None where the rule cannot change it ("eeeee" has no other
+    order). A palindrome is reversed all the same, as in the released samples."""
     if name == "reversed_words":
         return word[::-1]
     if name == "random_insertion_in_word":
-        return "".join(letter + _INSERTED[_below(random, len(_INSERTED))] for letter in word[:-1]) + word[-1]
+        return (
+            "".join(letter + _INSERTED[_below(random, len(_INSERTED))] for letter in word[:-1])
+            + word[-1]
+        )
     if name == "cycle_letters_in_word":
-        return _differing(word, lambda: _cycled(word, 1 + _below(random, len(word) - 1)), len(set(word)) > 1)
+        return _differing(
+            word, lambda: _cycled(word, 1 + _below(random, len(word) - 1)), len(set(word)) > 1
+        )
     kept = {"mid_word_1_anagrams": 1, "mid_word_2_anagrams": 2}[name]
     middle = word[kept:-kept]
-    return _differing(word, lambda: word[:kept] + "".join(_shuffled(random, middle)) + word[-kept:], len(set(middle)) > 1)
+    return _differing(
+        word,
+        lambda: word[:kept] + "".join(_shuffled(random, middle)) + word[-kept:],
+        len(set(middle)) > 1,
+    )
 
 
 def _differing(word: str, draw: Callable[[], str], possible: bool) -> str | None:
@@ -123,14 +155,22 @@ def _shuffled(random: Random, sequence: Sequence[str]) -> list[str]:
 
 
 def library_words() -> list[str]:
-    """Words of five to fifteen small letters from Python's own library, the most widely used first, those in one file alone last.
+    """Words of five to fifteen small letters from Python's own library, the most widely used first,
+    those in one file alone last.
 
-    About 12,000, of which 10,000 have six letters. The paper took them from a list of the web's most frequent ones, which is not ours to
-    give; `generate` takes any list.
+    About 12,000, of which 10,000 have six letters. The paper took them from a list of the web's
+    most frequent ones, which is not ours to give; `generate` takes any list.
     """
     library = Path(sysconfig.get_path("stdlib"))
     files: Counter[str] = Counter()
     for path in sorted(library.rglob("*.py")):
         if _SKIPPED.isdisjoint(path.relative_to(library).parts):
-            files.update(set(re.findall(r"(?<![A-Za-z_])[a-z]{5,15}(?![A-Za-z_])", path.read_text(encoding="utf-8", errors="ignore"))))
+            files.update(
+                set(
+                    re.findall(
+                        r"(?<![A-Za-z_])[a-z]{5,15}(?![A-Za-z_])",
+                        path.read_text(encoding="utf-8", errors="ignore"),
+                    )
+                )
+            )
     return sorted(files, key=lambda word: (-files[word], word))

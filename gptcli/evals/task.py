@@ -1,9 +1,11 @@
-"""A task as data: a TOML file that says which files it reads, what a question looks like, how it is scored, and what the paper scored.
+"""A task as data: a TOML file that says which files it reads, what a question looks like, how it is
+scored, and what the paper scored.
 
 title          one line for people
 source         where the data is from
 files          {items = "pattern", shots = "pattern"}: the questions, and what solved examples are drawn from; without `shots`, the
-               examples are drawn from the questions' own file. Of alternatives, "dev.jsonl|val.jsonl", the first that is there counts
+               examples are drawn from the questions' own file. Of alternatives,
+               "dev.jsonl|val.jsonl", the first that is there counts
 reader         the format of these files, of gptcli.evals.readers
 generated      of gptcli.evals.synthetic: what is asked where no data is named
 where          {field = value}: only rows with these values are questions
@@ -57,7 +59,8 @@ from gptcli.papers.scores import TABLES
 
 TASKS = Path(__file__).parent / "tasks"
 NORMALISERS = ("token", "sum", "character", "unconditional")
-OWN_METRICS = {  # by kind, what the engine itself measures; those of gptcli.evals.metrics come on top
+# by kind, what the engine itself measures; those of gptcli.evals.metrics come on top
+OWN_METRICS = {
     "choice": ("accuracy",),
     "partial": ("accuracy",),
     "last_word": ("accuracy", "perplexity"),
@@ -124,12 +127,17 @@ def task_names() -> list[str]:
 
 
 def find_task(name: str) -> Task:
-    """A built-in task by its name, or a user's own by the path of its .toml file. Raises UsageError with the nearest names."""
+    """A built-in task by its name, or a user's own by the path of its .toml file. Raises UsageError
+    with the nearest names.
+    """
     if name in task_names():
         return read_task(TASKS / f"{name}.toml")
     if name.endswith(".toml"):
         return read_task(Path(name))
-    raise UsageError(f"unknown task {name!r}", hint=f"{nearest(name, task_names())}; a task of your own is a path that ends in .toml")
+    raise UsageError(
+        f"unknown task {name!r}",
+        hint=f"{nearest(name, task_names())}; a task of your own is a path that ends in .toml",
+    )
 
 
 def read_task(path: Path) -> Task:
@@ -139,14 +147,22 @@ def read_task(path: Path) -> Task:
     task = Task(name=path.stem, **{"metric": list(OWN_METRICS[table["kind"]][:2]), **table})
     _check_files(task, path)
     if not task.metric:
-        raise InputError("'metric' is empty", where=path, hint=f"some of: {', '.join(METRICS_OF[task.kind])}")
+        raise InputError(
+            "'metric' is empty", where=path, hint=f"some of: {', '.join(METRICS_OF[task.kind])}"
+        )
     for metric in task.metric:
         if metric not in METRICS_OF[task.kind]:
-            raise InputError(f"unknown metric {metric!r}", where=path, hint=nearest(metric, METRICS_OF[task.kind]))
+            raise InputError(
+                f"unknown metric {metric!r}",
+                where=path,
+                hint=nearest(metric, METRICS_OF[task.kind]),
+            )
     for key in ("prompt", "target", "shot", "choice", "answer"):
         fields = template_fields(getattr(task, key), key, path)
         if key == "answer" and (other := [field for field in fields if field != "answer"]):
-            raise InputError(f"'answer': {{{other[0]}}} is not {{answer}}, the one field that it has", where=path)
+            raise InputError(
+                f"'answer': {{{other[0]}}} is not {{answer}}, the one field that it has", where=path
+            )
     if task.normalise == "unconditional" and not task.unconditional:
         raise InputError("normalises by an 'unconditional' prompt, and has none", where=path)
     for metric, reference in task.paper.items():
@@ -155,7 +171,9 @@ def read_task(path: Path) -> Task:
 
 
 def _check_keys(table: dict[str, Any], path: Path) -> None:
-    kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Task) if field.name != "name"}
+    kinds: dict[str, Any] = {
+        field.name: field.type for field in dataclasses.fields(Task) if field.name != "name"
+    }
     types: dict[str, Any] = {
         "str": str,
         "int": int,
@@ -167,7 +185,9 @@ def _check_keys(table: dict[str, Any], path: Path) -> None:
     for key, value in table.items():
         if key not in kinds:
             raise InputError(f"unknown key {key!r}", where=path, hint=nearest(key, kinds))
-        right = isinstance(value, types[kinds[key]]) and (not isinstance(value, list) or all(isinstance(one, str) for one in value))
+        right = isinstance(value, types[kinds[key]]) and (
+            not isinstance(value, list) or all(isinstance(one, str) for one in value)
+        )
         if not right or isinstance(value, bool):
             raise InputError(f"{key!r} is not a {kinds[key]}", where=path)
         if isinstance(value, int) and value < LEAST.get(key, 0):
@@ -184,10 +204,14 @@ def _check_keys(table: dict[str, Any], path: Path) -> None:
     }
     for key, choices in known.items():
         if key in table and table[key] not in choices:
-            raise InputError(f"unknown {key} {table[key]!r}", where=path, hint=nearest(table[key], choices))
+            raise InputError(
+                f"unknown {key} {table[key]!r}", where=path, hint=nearest(table[key], choices)
+            )
     for key in NEEDS[table["kind"]]:
         if key not in table:
-            raise InputError(f"has no {key!r}, which a task of kind {table['kind']!r} needs", where=path)
+            raise InputError(
+                f"has no {key!r}, which a task of kind {table['kind']!r} needs", where=path
+            )
 
 
 def _check_files(task: Task, path: Path) -> None:
@@ -198,25 +222,44 @@ def _check_files(task: Task, path: Path) -> None:
         if key not in ("items", "shots"):
             raise InputError(f"unknown key {key!r} in 'files'", where=path)
         tries = [Path(one) for one in pattern.split("|")] if isinstance(pattern, str) else []
-        if not tries or any(one == Path() or one.is_absolute() or ".." in one.parts for one in tries):
-            raise InputError(f"'files': {pattern!r} is not a pattern of names within the folder of the data", where=path)
+        if not tries or any(
+            one == Path() or one.is_absolute() or ".." in one.parts for one in tries
+        ):
+            raise InputError(
+                f"'files': {pattern!r} is not a pattern of names within the folder of the data",
+                where=path,
+            )
 
 
 def _check_paper(task: Task, metric: str, reference: Any, path: Path) -> None:
     if metric not in task.metric:
-        raise InputError(f"unknown metric {metric!r} under [paper]", where=path, hint=nearest(metric, task.metric))
+        raise InputError(
+            f"unknown metric {metric!r} under [paper]",
+            where=path,
+            hint=nearest(metric, task.metric),
+        )
     columns = [f"{name}.{column}" for name, table in TABLES.items() for column in table.columns]
     if not any(f"{reference}{setting}" in columns for setting in SETTINGS):
-        raise InputError(f"no published scores {reference!r}", where=path, hint=nearest(str(reference), columns))
+        raise InputError(
+            f"no published scores {reference!r}", where=path, hint=nearest(str(reference), columns)
+        )
 
 
 def template_fields(template: str, key: str, path: Path) -> list[str]:
-    """The fields that a template names. Raises InputError where it holds anything but plain {field}."""
+    """The fields that a template names. Raises InputError where it holds anything but plain
+    {field}.
+    """
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise InputError(f"{key!r}: {error}", where=path, hint="{field} names a field, {{ is a brace") from None
+        raise InputError(
+            f"{key!r}: {error}", where=path, hint="{field} names a field, {{ is a brace"
+        ) from None
     for _, field, form, conversion in parts:
         if field is not None and (not field.isidentifier() or form or conversion):
-            raise InputError(f"{key!r}: {{{field}}} is not a plain field", where=path, hint="{field} names a field, {{ is a brace")
+            raise InputError(
+                f"{key!r}: {{{field}}} is not a plain field",
+                where=path,
+                hint="{field} names a field, {{ is a brace",
+            )
     return [field for _, field, _, _ in parts if field is not None]

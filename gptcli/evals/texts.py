@@ -1,4 +1,6 @@
-"""The running text that a loss is taken on: validation shards and text files, as tokens; and the bytes that tokens spell."""
+"""The running text that a loss is taken on: validation shards and text files, as tokens; and the
+bytes that tokens spell.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,22 @@ from gptcli.tokenizer.tokenizer import Tokenizer
 
 
 def own_shards(run: Path) -> Path:
-    """The shard folder that a run was trained on, by its run.toml. Raises InputError where it is not named, or not there any more."""
+    """The shard folder that a run was trained on, by its run.toml. Raises InputError where it is
+    not named, or not there any more.
+    """
     path = run / RUN_TOML
     hint = "name shards with --data, or a text file with --text"
     if not path.is_file() and (run / CHECKPOINTS).is_dir():
         why = "is a fine-tuning that is not finished: its accuracy so far is in metrics.jsonl"
-        raise InputError(why, where=run, hint="gpt train --finetune --resume goes on with it; --text FILE scores its language model")
+        raise InputError(
+            why,
+            where=run,
+            hint="gpt train --finetune --resume goes on with it; --text FILE scores its language model",
+        )
     if not path.is_file():
-        raise InputError(f"has no {RUN_TOML} that would name its validation shards", where=run, hint=hint)
+        raise InputError(
+            f"has no {RUN_TOML} that would name its validation shards", where=run, hint=hint
+        )
     try:
         data = read_toml(path).get("data")
     except InputError as error:
@@ -36,17 +46,22 @@ def own_shards(run: Path) -> Path:
 
 
 def shard_tokens(folder: Path, tokenizer: Tokenizer) -> TokenStream:
-    """The validation split of a shard folder, checked. Raises InputError where another tokenizer made it."""
+    """The validation split of a shard folder, checked. Raises InputError where another tokenizer
+    made it.
+    """
     if read_manifest(folder).tokenizer_sha256 != tokenizer.sha256:
-        raise InputError("these shards were built with another tokenizer than the model's", where=folder)
+        raise InputError(
+            "these shards were built with another tokenizer than the model's", where=folder
+        )
     return open_split(folder, "val")
 
 
 def streams_of(
     run: Path, texts: Sequence[Path], data: Path | None, tokenizer: Tokenizer, *, tasks: bool
 ) -> dict[str, TokenStream | np.ndarray]:
-    """The running text that an evaluation reads, by name: validation shards, those of `data` or the run's own, unless `texts` or tasks were
-    asked for instead; then `texts`. Raises InputError as those that read them."""
+    """The running text that an evaluation reads, by name: validation shards, those of `data` or the
+    run's own, unless `texts` or tasks were asked for instead; then `texts`. Raises InputError as
+    those that read them."""
     streams: dict[str, TokenStream | np.ndarray] = {}
     if not tasks and (data is not None or not texts):
         shards = data or own_shards(run)
@@ -55,7 +70,9 @@ def streams_of(
 
 
 def text_tokens(path: Path, tokenizer: Tokenizer) -> np.ndarray:
-    """A text file as tokens, end-of-text in front, so that its first token is scored too. Raises InputError where it is not UTF-8."""
+    """A text file as tokens, end-of-text in front, so that its first token is scored too. Raises
+    InputError where it is not UTF-8.
+    """
     text = read_exact_text(path)
     start = [] if tokenizer.eot_id is None else [tokenizer.eot_id]
     return np.array(start + tokenizer.encode(text), dtype=np.int64)
@@ -63,4 +80,9 @@ def text_tokens(path: Path, tokenizer: Tokenizer) -> np.ndarray:
 
 def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
     """UTF-8 bytes that each token spells, (V,); end-of-text spells none."""
-    return np.array([0 if token == tokenizer.eot_id else len(tokenizer.decode_bytes([token])) for token in range(tokenizer.vocab_size)])
+    return np.array(
+        [
+            0 if token == tokenizer.eot_id else len(tokenizer.decode_bytes([token]))
+            for token in range(tokenizer.vocab_size)
+        ]
+    )

@@ -1,1 +1,3 @@
-"""Loops in C for CPUs, built where they run, for the few places where PyTorch's calls take the time."""
+"""Loops in C for CPUs, built where they run, for the few places where PyTorch's calls take the
+time.
+"""

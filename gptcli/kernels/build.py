@@ -1,8 +1,10 @@
-"""C beside the package, built by the machine's own compiler when it is first wanted, and kept in the user's cache.
+"""C beside the package, built by the machine's own compiler when it is first wanted, and kept in
+the user's cache.
 
-Nothing compiled is installed, and nothing needs these libraries: every caller has a form in PyTorch, which runs where there is no compiler
-(torch.compile needs one too), where the CPU lacks what the source asks for (its `#error`), and on other devices. Threads are PyTorch's:
-OpenMP's calls are left open in what is built, and resolve to the runtime that torch has loaded.
+Nothing compiled is installed, and nothing needs these libraries: every caller has a form in
+PyTorch, which runs where there is no compiler (torch.compile needs one too), where the CPU lacks
+what the source asks for (its `#error`), and on other devices. Threads are PyTorch's: OpenMP's calls
+are left open in what is built, and resolve to the runtime that torch has loaded.
 """
 
 from __future__ import annotations
@@ -29,11 +31,15 @@ PATIENCE = 120  # seconds for a compiler
 
 @functools.cache
 def library(name: str) -> ctypes.CDLL | None:
-    """`name`.c of this folder, ready to be called; None where it cannot be built or does not run here.
+    """`name`.c of this folder, ready to be called; None where it cannot be built or does not run
+    here.
 
-    It is built once for each source, compiler and CPU, and takes its name only when it is whole, so that processes may build it at once.
+    It is built once for each source, compiler and CPU, and takes its name only when it is whole, so
+    that processes may build it at once.
     """
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC") or "cc", *COMPILERS))), None)
+    compiler = next(
+        filter(None, map(shutil.which, (os.environ.get("CC") or "cc", *COMPILERS))), None
+    )
     if compiler is None:
         return None
     source = HERE / f"{name}.c"
@@ -49,18 +55,26 @@ def library(name: str) -> ctypes.CDLL | None:
 
 
 def cache_folder() -> Path | None:
-    """Where libraries are kept: the user's own, since what lies there is run. None where there is no such place."""
+    """Where libraries are kept: the user's own, since what lies there is run. None where there is
+    no such place.
+    """
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "gpt", "kernels")
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return folder if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid() else None
+        return (
+            folder if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid() else None
+        )
     except (OSError, RuntimeError):  # no home is a RuntimeError
         return None
 
 
 def _key(source: Path, compiler: str) -> str:
-    """What the built library depends on: the source and all headers, how it is built, by whom, and for which CPU."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=PATIENCE).stdout
+    """What the built library depends on: the source and all headers, how it is built, by whom, and
+    for which CPU.
+    """
+    version = subprocess.run(
+        [compiler, "--version"], capture_output=True, check=True, timeout=PATIENCE
+    ).stdout
     how = " ".join((*FLAGS, platform.machine(), _features()))
     sources = [path.read_bytes() for path in (source, *sorted(HERE.glob("*.h")))]
     return hashlib.sha256(b"\0".join((*sources, version, how.encode()))).hexdigest()[:16]
@@ -78,6 +92,11 @@ def _features() -> str:
 def _build(source: Path, compiler: str, built: Path) -> None:
     with scratch_folder(built.parent) as scratch:
         compiled, linked = Path(scratch, "compiled.o"), Path(scratch, "linked.so")
-        for command in ((*FLAGS, source, "-o", compiled), ("-shared", compiled, "-lm", "-o", linked)):
-            subprocess.run([compiler, *map(str, command)], capture_output=True, check=True, timeout=PATIENCE)
+        for command in (
+            (*FLAGS, source, "-o", compiled),
+            ("-shared", compiled, "-lm", "-o", linked),
+        ):
+            subprocess.run(
+                [compiler, *map(str, command)], capture_output=True, check=True, timeout=PATIENCE
+            )
         linked.replace(built)

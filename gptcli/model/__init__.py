@@ -1,1 +1,3 @@
-"""The GPT transformer: plain single-device PyTorch that reads like the papers. `config` needs no torch."""
+"""The GPT transformer: plain single-device PyTorch that reads like the papers. `config` needs no
+torch.
+"""

@@ -1,8 +1,10 @@
-"""Causal attention over q, k and v as one projection leaves them, by a kernel of our own (`gptcli/kernels/attention.c`): in bf16, on CPUs
-with AMX, where the kernel can be built. `attention.attend` is the form for everything else.
+"""Causal attention over q, k and v as one projection leaves them, by a kernel of our own
+(`gptcli/kernels/attention.c`): in bf16, on CPUs with AMX, where the kernel can be built.
+`attention.attend` is the form for everything else.
 
-The kernel reads q, k and v where they lie, writes what the heads found side by side, as the next projection reads it, and the gradients
-of all three into one tensor. To the compiler each pass is a single operator.
+The kernel reads q, k and v where they lie, writes what the heads found side by side, as the next
+projection reads it, and the gradients of all three into one tensor. To the compiler each pass is a
+single operator.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ def _kernel() -> ctypes.CDLL | None:
 def packed_attend(qkv_BTH3D: torch.Tensor, band: int) -> tuple[torch.Tensor, torch.Tensor]:
     """softmax(q·k / sqrt(D))·v where position t sees t - band + 1 to t.
 
-    Returns it, (B, T, H, D), and what the backward pass needs of it: (B, H, T) fp32, log2 of each query's sum of exponentials.
+    Returns it, (B, T, H, D), and what the backward pass needs of it: (B, H, T) fp32, log2 of each
+    query's sum of exponentials.
     """
     qkv_BTH3D = qkv_BTH3D.contiguous()
     y_BTHD, log_sum_BHT = _outputs(qkv_BTH3D)
@@ -59,7 +62,11 @@ def _(qkv_BTH3D: torch.Tensor, band: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.library.custom_op("gptcli::packed_attend_backward", mutates_args=(), device_types="cpu")
 def packed_attend_backward(
-    dy_BTHD: torch.Tensor, qkv_BTH3D: torch.Tensor, y_BTHD: torch.Tensor, log_sum_BHT: torch.Tensor, band: int
+    dy_BTHD: torch.Tensor,
+    qkv_BTH3D: torch.Tensor,
+    y_BTHD: torch.Tensor,
+    log_sum_BHT: torch.Tensor,
+    band: int,
 ) -> torch.Tensor:
     """The gradient of q, k and v, packed as they are."""
     qkv_BTH3D, dy_BTHD = qkv_BTH3D.contiguous(), dy_BTHD.contiguous()
@@ -79,17 +86,23 @@ def _outputs(qkv_BTH3D: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _run(function: str, qkv_BTH3D: torch.Tensor, band: int, *tensors: torch.Tensor) -> None:
-    """Call one of the kernel's functions on contiguous tensors, with room for each thread to work in."""
+    """Call one of the kernel's functions on contiguous tensors, with room for each thread to work
+    in.
+    """
     kernel = _kernel()
     assert kernel is not None
     B, T, H, _, D = qkv_BTH3D.shape
     threads = torch.get_num_threads()
     scratch = torch.empty(threads * kernel.attention_scratch(T, D) + ALIGNED, dtype=torch.uint8)
     aligned = -(-scratch.data_ptr() // ALIGNED) * ALIGNED
-    getattr(kernel, function)(*(tensor.data_ptr() for tensor in tensors), B, T, H, D, band, threads, aligned)
+    getattr(kernel, function)(
+        *(tensor.data_ptr() for tensor in tensors), B, T, H, D, band, threads, aligned
+    )
 
 
-def _save(ctx: object, inputs: tuple[object, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+def _save(
+    ctx: object, inputs: tuple[object, ...], output: tuple[torch.Tensor, torch.Tensor]
+) -> None:
     qkv, ctx.band = inputs  # type: ignore[attr-defined]
     ctx.save_for_backward(qkv, *output)  # type: ignore[attr-defined]
     ctx.set_materialize_grads(False)  # type: ignore[attr-defined]  # the sums have none

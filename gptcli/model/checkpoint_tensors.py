@@ -1,8 +1,10 @@
 """The weights in a checkpoint folder, whatever layout wrote it.
 
-`index.json` says for each tensor its type and size, and in which files of the folder its pieces are:
+`index.json` says for each tensor its type and size, and in which files of the folder its pieces
+are:
 
-    {"wte.weight": {"dtype": "F32", "size": [V, C], "pieces": [{"file": "model.safetensors", "offset": [0, 0], "size": [V, C]}]}}
+    {"wte.weight": {"dtype": "F32", "size": [V, C], "pieces": [{"file": "model.safetensors",
+    "offset": [0, 0], "size": [V, C]}]}}
 
 Names are the plain model's; optimizer state has a slash in its name.
 """
@@ -25,8 +27,10 @@ from gptcli.model.source import INDEX, MODEL
 from gptcli.model.tensor_file import DTYPES, open_tensors
 
 OPTIMIZER = "optimizer"
-FINETUNED = "gpt."  # begins the names of the language model in a fine-tuning, which has a classifier too
-FILE = re.compile(rf"(?:{MODEL}|{OPTIMIZER})[0-9a-z-]*\.safetensors")  # no such name leads out of the folder
+# begins the names of the language model in a fine-tuning, which has a classifier too
+FINETUNED = "gpt."
+# no such name leads out of the folder
+FILE = re.compile(rf"(?:{MODEL}|{OPTIMIZER})[0-9a-z-]*\.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,41 +48,56 @@ class SavedTensor:
 
 
 def read_index(folder: Path) -> dict[str, SavedTensor]:
-    """Read what a checkpoint holds, by name. Raises InputError if its index is broken, leads out of the folder, or describes tensors that
-    its files are too small for, so that no memory is allocated for what a file only claims."""
+    """Read what a checkpoint holds, by name. Raises InputError if its index is broken, leads out of
+    the folder, or describes tensors that its files are too small for, so that no memory is
+    allocated for what a file only claims."""
     dtypes = {name: dtype for dtype, name in DTYPES.items()}
     path = folder / INDEX
     table = read_json(path)
     try:
-        tensors = {name: SavedTensor(dtypes[row["dtype"]], _whole_numbers(row["size"]), _pieces(row)) for name, row in table.items()}
+        tensors = {
+            name: SavedTensor(dtypes[row["dtype"]], _whole_numbers(row["size"]), _pieces(row))
+            for name, row in table.items()
+        }
     except (AttributeError, KeyError, TypeError, ValueError):
         raise InputError("not the index of a checkpoint", where=path) from None
     claimed = sum(saved.dtype.itemsize * math.prod(saved.size) for saved in tensors.values())
     files = {piece.file for saved in tensors.values() for piece in saved.pieces}
     held = sum((folder / file).stat().st_size for file in files)
     if claimed > held:
-        raise InputError(f"speaks of {claimed:,} bytes of tensors, and {held:,} are here", where=path)
+        raise InputError(
+            f"speaks of {claimed:,} bytes of tensors, and {held:,} are here", where=path
+        )
     return tensors
 
 
 class SavedModel(Mapping[str, torch.Tensor]):
-    """The weights of a checkpoint, each tensor assembled in this process when it is asked for; of a fine-tuning those of its language
-    model alone."""
+    """The weights of a checkpoint, each tensor assembled in this process when it is asked for; of a
+    fine-tuning those of its language model alone."""
 
     def __init__(self, folder: Path) -> None:
         """Raises InputError if its index is broken, OSError if files are missing."""
         self.folder = folder
         weights = {name: saved for name, saved in read_index(folder).items() if "/" not in name}
         self.prefix = FINETUNED if any(name.startswith(FINETUNED) for name in weights) else ""
-        self.tensors = {name.removeprefix(self.prefix): saved for name, saved in weights.items() if name.startswith(self.prefix)}
+        self.tensors = {
+            name.removeprefix(self.prefix): saved
+            for name, saved in weights.items()
+            if name.startswith(self.prefix)
+        }
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """Raises InputError if the files do not hold what the index says, OSError if they are gone."""
+        """Raises InputError if the files do not hold what the index says, OSError if they are
+        gone.
+        """
         saved = self.tensors[name]
         tensor = torch.empty(saved.size, dtype=saved.dtype)
         try:
             for piece in saved.pieces:
-                where = tuple(slice(at, at + length) for at, length in zip(piece.offset, piece.size, strict=True))
+                where = tuple(
+                    slice(at, at + length)
+                    for at, length in zip(piece.offset, piece.size, strict=True)
+                )
                 with open_tensors(self.folder / piece.file) as stored:
                     tensor[where] = stored.get_tensor(self.prefix + name)
         except (SafetensorError, RuntimeError) as error:
@@ -93,11 +112,15 @@ class SavedModel(Mapping[str, torch.Tensor]):
 
 
 def _pieces(row: Any) -> list[Piece]:
-    """Raises ValueError if a piece is in a file of another kind of name, or reaches beyond its tensor."""
+    """Raises ValueError if a piece is in a file of another kind of name, or reaches beyond its
+    tensor.
+    """
     size, pieces = row["size"], []
     for part in row["pieces"]:
         piece = Piece(part["file"], _whole_numbers(part["offset"]), _whole_numbers(part["size"]))
-        beyond = any(at + some > most for at, some, most in zip(piece.offset, piece.size, size, strict=True))
+        beyond = any(
+            at + some > most for at, some, most in zip(piece.offset, piece.size, size, strict=True)
+        )
         if not FILE.fullmatch(piece.file) or beyond:
             raise ValueError(piece.file)
         pieces.append(piece)
@@ -106,6 +129,8 @@ def _pieces(row: Any) -> list[Piece]:
 
 def _whole_numbers(value: Any) -> list[int]:
     """Raises ValueError if it is not a list of them."""
-    if not isinstance(value, list) or not all(type(number) is int and 0 <= number < 1 << 48 for number in value):
+    if not isinstance(value, list) or not all(
+        type(number) is int and 0 <= number < 1 << 48 for number in value
+    ):
         raise ValueError(value)
     return value

@@ -1,4 +1,6 @@
-"""What a model is: a handful of integers. Imports no torch, so that `gpt cost` and `--help` stay quick."""
+"""What a model is: a handful of integers. Imports no torch, so that `gpt cost` and `--help` stay
+quick.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,14 @@ class ModelConfig:
     """Longest context, in tokens."""
     vocab_size: int = 50257
     attention: str = "dense"
-    """"dense"; "banded": dense and locally banded layers in turn, dense first (GPT-3, section 2.1; the order is an assumption); or any
-    pattern that the layers repeat, such as "banded,dense" or "dense,banded,banded"."""
+    """"dense"; "banded": dense and locally banded layers in turn, dense first (GPT-3, section 2.1;
+    the order is an assumption); or any pattern that the layers repeat, such as "banded,dense" or
+    "dense,banded,banded"."""
     band: int = 256
     """Keys a banded layer sees, the key itself counted. Unpublished for GPT-3: an assumption."""
     norm: str = "pre"
-    """LayerNorm stands before each sub-block and once more after the last layer ("pre", GPT-2), or after each residual sum ("post",
-    GPT-1)."""
+    """LayerNorm stands before each sub-block and once more after the last layer ("pre", GPT-2), or
+    after each residual sum ("post", GPT-1)."""
     tied: bool = True
     """The output head shares the token embedding."""
     dropout: float = 0.0
@@ -39,7 +42,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "d_model", "n_ctx", "vocab_size", "band"):
             if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}", hint=f"{name} must be at least 1")
+                raise UsageError(
+                    f"{name} is {getattr(self, name)}", hint=f"{name} must be at least 1"
+                )
         if self.d_model % self.n_head:
             raise UsageError(
                 f"d_model {self.d_model} does not divide into {self.n_head} heads",
@@ -51,9 +56,14 @@ class ModelConfig:
         if self.norm not in NORMS:
             raise UsageError(f"unknown norm {self.norm!r}", hint=nearest(self.norm, NORMS))
         if self.norm == "post" and self.attention != "dense":
-            raise UsageError("post-norm, GPT-1's, goes with dense attention only", hint="--attention dense, or another --size")
+            raise UsageError(
+                "post-norm, GPT-1's, goes with dense attention only",
+                hint="--attention dense, or another --size",
+            )
         if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout is {self.dropout}", hint="dropout must be at least 0 and below 1")
+            raise UsageError(
+                f"dropout is {self.dropout}", hint="dropout must be at least 0 and below 1"
+            )
 
     @property
     def d_head(self) -> int:
@@ -71,9 +81,17 @@ class ModelConfig:
 
     @property
     def parameters(self) -> int:
-        """Exact count: 12·L·C² + 13·L·C + (V + T)·C, 2·C more for pre-norm's last LayerNorm, and V·C for an untied head."""
+        """Exact count: 12·L·C² + 13·L·C + (V + T)·C, 2·C more for pre-norm's last LayerNorm, and
+        V·C for an untied head.
+        """
         L, C, V, T = self.n_layer, self.d_model, self.vocab_size, self.n_ctx
-        return 12 * L * C**2 + 13 * L * C + (V + T) * C + (2 * C if self.norm == "pre" else 0) + (0 if self.tied else V * C)
+        return (
+            12 * L * C**2
+            + 13 * L * C
+            + (V + T) * C
+            + (2 * C if self.norm == "pre" else 0)
+            + (0 if self.tied else V * C)
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -87,7 +105,9 @@ class ModelConfig:
 
 
 def find_size(name: str) -> PaperModel:
-    """The paper's row for a name or alias, in any case: "350M", "gpt2-xl". Raises UsageError with the nearest names."""
+    """The paper's row for a name or alias, in any case: "350M", "gpt2-xl". Raises UsageError with
+    the nearest names.
+    """
     for model in MODELS:
         if name.lower() in (model.name.lower(), *(alias.lower() for alias in model.aliases)):
             return model
@@ -100,5 +120,7 @@ def size_names() -> list[str]:
 
 
 def short_name(paper: PaperModel) -> str:
-    """Return the name that says a model's size, as users type it: "774M", "13B"; "gpt1" has none."""
+    """Return the name that says a model's size, as users type it: "774M", "13B"; "gpt1" has
+    none.
+    """
     return next((alias for alias in paper.aliases if alias[0].isdigit()), paper.name)

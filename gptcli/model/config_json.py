@@ -1,4 +1,5 @@
-"""config.json: a model's shape in the words of transformers. Imports no torch, so that `gpt cost RUN` stays quick.
+"""config.json: a model's shape in the words of transformers. Imports no torch, so that `gpt cost
+RUN` stays quick.
 
     gpt2          pre-norm, dense: GPT-2
     openai-gpt    post-norm, dense: GPT-1
@@ -36,7 +37,8 @@ DROPOUTS = {
     NEO: ("resid_dropout", "embed_dropout", "attention_dropout"),
 }
 MOST = 1 << 28  # of any size in a file: products of two still fit where they are computed
-PADDINGS = tuple(2**n for n in range(3, 11))  # vocabularies are padded to a multiple of one of these: 50,304 is one of 128
+# vocabularies are padded to a multiple of one of these: 50,304 is one of 128
+PADDINGS = tuple(2**n for n in range(3, 11))
 FEW_ROWS = 64  # that some programs add for tokens of their own
 KINDS = {"dense": "global", "banded": "local"}  # of layers, ours and GPT-Neo's
 
@@ -54,12 +56,21 @@ def to_transformers(config: ModelConfig, eot_id: int) -> dict[str, Any]:
     table: dict[str, Any] = {"architectures": [CLASSES[kind]], "model_type": kind}
     table |= {theirs: getattr(config, ours) for ours, theirs in NAMES[kind].items()}
     if kind == GPT2:
-        table["n_ctx"] = config.n_ctx  # as OpenAI's own config.json says it too; llama.cpp's converter asks for it
+        # as OpenAI's own config.json says it too; llama.cpp's converter asks for it
+        table["n_ctx"] = config.n_ctx
     if kind == NEO:
-        layers = [KINDS["dense" if config.band_of(layer) is None else "banded"] for layer in range(config.n_layer)]
-        table |= {"attention_types": [[[layer], 1] for layer in layers], "attention_layers": layers, "intermediate_size": config.d_ff}
+        layers = [
+            KINDS["dense" if config.band_of(layer) is None else "banded"]
+            for layer in range(config.n_layer)
+        ]
+        table |= {
+            "attention_types": [[[layer], 1] for layer in layers],
+            "attention_layers": layers,
+            "intermediate_size": config.d_ff,
+        }
     return table | {
-        ACTIVATION[kind]: "gelu" if kind == GPT1 else "gelu_new",  # the tanh form, by GPT-1's own name for it
+        # the tanh form, by GPT-1's own name for it
+        ACTIVATION[kind]: "gelu" if kind == GPT1 else "gelu_new",
         "layer_norm_epsilon": NORM_EPS,
         **dict.fromkeys(DROPOUTS[kind], config.dropout),
         "tie_word_embeddings": config.tied,
@@ -70,7 +81,8 @@ def to_transformers(config: ModelConfig, eot_id: int) -> dict[str, Any]:
 
 
 def read_model_config(folder: Path) -> ModelConfig:
-    """The architecture of a run folder, a transformers folder of this family, or GPT-1 as OpenAI released it.
+    """The architecture of a run folder, a transformers folder of this family, or GPT-1 as OpenAI
+    released it.
 
     Raises InputError where it is another model.
     """
@@ -85,10 +97,15 @@ def read_model_config(folder: Path) -> ModelConfig:
         raise InputError(f"no whole number under {missing[0]!r} from 1 to {MOST:,}", where=path)
     tied, dropout = table.get("tie_word_embeddings", True), table.get(DROPOUTS[kind][0], 0.0)
     if not isinstance(tied, bool) or not isinstance(dropout, int | float):
-        raise InputError(f"tie_word_embeddings is {tied!r}, {DROPOUTS[kind][0]} {dropout!r}: not true or false, and a number", where=path)
+        raise InputError(
+            f"tie_word_embeddings is {tied!r}, {DROPOUTS[kind][0]} {dropout!r}: not true or false, and a number",
+            where=path,
+        )
     shape = {ours: table[theirs] for ours, theirs in NAMES[kind].items()}
     for key, known in {
-        ACTIVATION[kind]: ("gelu", "gelu_new") if kind == GPT1 else ("gelu_new", "gelu_pytorch_tanh"),
+        ACTIVATION[kind]: ("gelu", "gelu_new")
+        if kind == GPT1
+        else ("gelu_new", "gelu_pytorch_tanh"),
         "layer_norm_epsilon": (NORM_EPS,),
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
@@ -96,7 +113,10 @@ def read_model_config(folder: Path) -> ModelConfig:
         "intermediate_size": (None, 4 * shape["d_model"]),
     }.items():
         if key in table and table[key] not in known:
-            raise InputError(f"{key} is {table[key]!r}: GPT's is {known[-1]!r}, and no other is built", where=path)
+            raise InputError(
+                f"{key} is {table[key]!r}: GPT's is {known[-1]!r}, and no other is built",
+                where=path,
+            )
     return ModelConfig(
         **shape,
         attention=_pattern(table, shape["n_layer"], path) if kind == NEO else "dense",
@@ -107,16 +127,22 @@ def read_model_config(folder: Path) -> ModelConfig:
 
 
 def is_padded(rows: int, entries: int) -> bool:
-    """Whether a model with `rows` in its vocabulary can be of a tokenizer with `entries`, and the rows beyond these are padding.
+    """Whether a model with `rows` in its vocabulary can be of a tokenizer with `entries`, and the
+    rows beyond these are padding.
 
-    They are, if `rows` is the next multiple of a power of two from 8 to 1,024, as nanoGPT's 50,304, llm.c's and Megatron's are, or no
-    more than a few. Any other difference means that model and tokenizer do not belong together.
+    They are, if `rows` is the next multiple of a power of two from 8 to 1,024, as nanoGPT's 50,304,
+    llm.c's and Megatron's are, or no more than a few. Any other difference means that model and
+    tokenizer do not belong together.
     """
-    return entries < rows and (rows - entries < FEW_ROWS or any(rows == -(-entries // size) * size for size in PADDINGS))
+    return entries < rows and (
+        rows - entries < FEW_ROWS or any(rows == -(-entries // size) * size for size in PADDINGS)
+    )
 
 
 def read_family(folder: Path) -> str:
-    """The model type in a folder's config.json: GPT2, GPT1 or NEO. Raises InputError as `read_model_config`."""
+    """The model type in a folder's config.json: GPT2, GPT1 or NEO. Raises InputError as
+    `read_model_config`.
+    """
     return _table(Path(folder) / CONFIG)[1]
 
 
@@ -126,7 +152,11 @@ def _table(path: Path) -> tuple[dict[str, Any], str]:
         raise InputError("not a model configuration: expected a JSON object", where=path)
     kind = table.get("model_type", GPT2)
     if not isinstance(kind, str) or kind not in NAMES:
-        raise InputError(f"a {kind!r} model is not of this family", where=path, hint="GPT-1, GPT-2, GPT-3 and GPT-Neo models can be read")
+        raise InputError(
+            f"a {kind!r} model is not of this family",
+            where=path,
+            hint="GPT-1, GPT-2, GPT-3 and GPT-Neo models can be read",
+        )
     return table, kind
 
 
@@ -138,14 +168,21 @@ def _pattern(table: dict[str, Any], n_layer: int, path: Path) -> str:
     """The shortest pattern that the layers of a GPT-Neo repeat."""
     try:
         repeats = [(kinds, times) for kinds, times in table["attention_types"]]
-        if sum(len(kinds) * times for kinds, times in repeats) != n_layer:  # before a list is made of a number that a file names
-            raise InputError(f"attention_types does not name {n_layer} layers, as num_layers says", where=path)
+        # before a list is made of a number that a file names
+        if sum(len(kinds) * times for kinds, times in repeats) != n_layer:
+            raise InputError(
+                f"attention_types does not name {n_layer} layers, as num_layers says", where=path
+            )
         layers = [kind for kinds, times in repeats for _ in range(times) for kind in kinds]
         ours = [{theirs: kind for kind, theirs in KINDS.items()}[layer] for layer in layers]
     except (KeyError, TypeError, ValueError):
-        raise InputError('attention_types is not GPT-Neo\'s: a list such as [[["global", "local"], 6]]', where=path) from None
+        raise InputError(
+            'attention_types is not GPT-Neo\'s: a list such as [[["global", "local"], 6]]',
+            where=path,
+        ) from None
     period = next(n for n in range(1, n_layer + 1) if ours == (ours[:n] * n_layer)[:n_layer])
-    pattern = ours[:period] if period > 1 or ours[0] == "dense" else ours[:1] * 2  # "banded" alone means both in turn
+    # "banded" alone means both in turn
+    pattern = ours[:period] if period > 1 or ours[0] == "dense" else ours[:1] * 2
     return "banded" if pattern == ["dense", "banded"] else ",".join(pattern)
 
 
@@ -157,9 +194,15 @@ def _released_config(path: Path) -> ModelConfig:
         if not all(map(_is_size, (n_ctx, d_model, vocab_size))):
             raise ValueError(shapes)
     except (TypeError, ValueError):
-        raise InputError("not the shapes of GPT-1: expected those of positions, tokens and 12 tensors a layer", where=path) from None
+        raise InputError(
+            "not the shapes of GPT-1: expected those of positions, tokens and 12 tensors a layer",
+            where=path,
+        ) from None
     if rest:
-        raise InputError(f"{len(shapes)} shapes are not those of GPT-1: positions, tokens and 12 a layer", where=path)
+        raise InputError(
+            f"{len(shapes)} shapes are not those of GPT-1: positions, tokens and 12 a layer",
+            where=path,
+        )
     return ModelConfig(  # heads are 64 wide, as in the one model there is
         n_layer=n_layer, n_head=d_model // 64, d_model=d_model, n_ctx=n_ctx, vocab_size=vocab_size, norm="post", dropout=0.1
     )  # fmt: skip

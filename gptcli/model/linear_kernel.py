@@ -1,8 +1,10 @@
-"""Linear layers in training by `gptcli/kernels/linear.c`: products in bf16 of fp32 weights on a CPU with AMX, for compiled blocks.
+"""Linear layers in training by `gptcli/kernels/linear.c`: products in bf16 of fp32 weights on a CPU
+with AMX, for compiled blocks.
 
-The kernel rounds weights as it packs them, takes GELU and its derivative on results that are in cache, and sums the weights' gradients in
-fp32, the biases' in the same pass. To the compiler a layer is one operator, forward and backward. Where it does not serve, a block is
-PyTorch's own, and so it is to `gptcli.model.transformer`, which knows nothing of this: `give` puts it in.
+The kernel rounds weights as it packs them, takes GELU and its derivative on results that are in
+cache, and sums the weights' gradients in fp32, the biases' in the same pass. To the compiler a
+layer is one operator, forward and backward. Where it does not serve, a block is PyTorch's own, and
+so it is to `gptcli.model.transformer`, which knows nothing of this: `give` puts it in.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ def runs_here() -> bool:
 
 
 def give(block: Any) -> None:
-    """Let the linear layers of a block be the kernel's wherever that serves. Parameters and their names stay as they are."""
+    """Let the linear layers of a block be the kernel's wherever that serves. Parameters and their
+    names stay as they are.
+    """
     for module in (block.attn.c_attn, block.attn.c_proj):
         module.forward = MethodType(_linear, module)
     block.mlp.forward = MethodType(_mlp, block.mlp)
@@ -49,7 +53,12 @@ def take_back(block: Any) -> None:
 def serves(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """bf16 by autocast on a CPU, and the weight is the fp32 one: FSDP gathers another."""
     on_cpu = x.device.type == "cpu" and weight.dtype == torch.float32 and x.numel() > 0
-    return on_cpu and torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16 and runs_here()
+    return (
+        on_cpu
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and runs_here()
+    )
 
 
 def _linear(module: Any, x: torch.Tensor) -> torch.Tensor:
@@ -64,7 +73,13 @@ def _mlp(module: Any, x: torch.Tensor) -> torch.Tensor:
     if not serves(x, module.c_fc.weight):
         own: torch.Tensor = type(module).forward(module, x)
         return own
-    y_NC, _, _ = mlp(x.flatten(0, -2).bfloat16(), module.c_fc.weight, module.c_fc.bias, module.c_proj.weight, module.c_proj.bias)
+    y_NC, _, _ = mlp(
+        x.flatten(0, -2).bfloat16(),
+        module.c_fc.weight,
+        module.c_fc.bias,
+        module.c_proj.weight,
+        module.c_proj.bias,
+    )
     return y_NC.view(x.shape)
 
 
@@ -75,7 +90,9 @@ def linear(x_NK: torch.Tensor, weight_OK: torch.Tensor, bias_O: torch.Tensor) ->
 
 
 @torch.library.custom_op("gptcli::linear_backward", mutates_args=(), device_types="cpu")
-def linear_backward(dy_NO: torch.Tensor, x_NK: torch.Tensor, weight_OK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def linear_backward(
+    dy_NO: torch.Tensor, x_NK: torch.Tensor, weight_OK: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of x in bf16, and of weight and bias in fp32."""
     dy_NO = dy_NO.contiguous()
     return _backward_x(dy_NO, weight_OK), *_backward_w(dy_NO, x_NK)
@@ -83,16 +100,27 @@ def linear_backward(dy_NO: torch.Tensor, x_NK: torch.Tensor, weight_OK: torch.Te
 
 @torch.library.custom_op("gptcli::mlp", mutates_args=(), device_types="cpu")
 def mlp(
-    x_NC: torch.Tensor, fc_FC: torch.Tensor, fc_bias_F: torch.Tensor, proj_CF: torch.Tensor, proj_bias_C: torch.Tensor
+    x_NC: torch.Tensor,
+    fc_FC: torch.Tensor,
+    fc_bias_F: torch.Tensor,
+    proj_CF: torch.Tensor,
+    proj_bias_C: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Two linear layers with GELU between; also GELU's input and what it makes of it, (N, F), for the backward pass. All bf16."""
+    """Two linear layers with GELU between; also GELU's input and what it makes of it, (N, F), for
+    the backward pass. All bf16.
+    """
     before_NF, after_NF = _forward(x_NC, fc_FC, fc_bias_F, gelu=True)
     return _forward(after_NF, proj_CF, proj_bias_C)[0], before_NF, after_NF
 
 
 @torch.library.custom_op("gptcli::mlp_backward", mutates_args=(), device_types="cpu")
 def mlp_backward(
-    dy_NC: torch.Tensor, x_NC: torch.Tensor, before_NF: torch.Tensor, after_NF: torch.Tensor, fc_FC: torch.Tensor, proj_CF: torch.Tensor
+    dy_NC: torch.Tensor,
+    x_NC: torch.Tensor,
+    before_NF: torch.Tensor,
+    after_NF: torch.Tensor,
+    fc_FC: torch.Tensor,
+    proj_CF: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of x in bf16, and of the four parameters in fp32."""
     dy_NC = dy_NC.contiguous()
@@ -108,7 +136,11 @@ def _(x_NK: torch.Tensor, weight_OK: torch.Tensor, bias_O: torch.Tensor) -> torc
 
 @linear_backward.register_fake
 def _(dy_NO: torch.Tensor, x_NK: torch.Tensor, weight_OK: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return x_NK.new_empty(x_NK.shape), weight_OK.new_empty(weight_OK.shape), weight_OK.new_empty(len(weight_OK))
+    return (
+        x_NK.new_empty(x_NK.shape),
+        weight_OK.new_empty(weight_OK.shape),
+        weight_OK.new_empty(len(weight_OK)),
+    )
 
 
 @mlp.register_fake
@@ -119,9 +151,18 @@ def _(x_NC: torch.Tensor, fc_FC: torch.Tensor, *_rest: torch.Tensor) -> tuple[to
 
 @mlp_backward.register_fake
 def _(
-    dy_NC: torch.Tensor, x_NC: torch.Tensor, before_NF: torch.Tensor, after_NF: torch.Tensor, fc_FC: torch.Tensor, proj_CF: torch.Tensor
+    dy_NC: torch.Tensor,
+    x_NC: torch.Tensor,
+    before_NF: torch.Tensor,
+    after_NF: torch.Tensor,
+    fc_FC: torch.Tensor,
+    proj_CF: torch.Tensor,
 ) -> tuple[torch.Tensor, ...]:
-    gradients = [weight.new_empty(shape) for weight in (fc_FC, proj_CF) for shape in (weight.shape, weight.shape[:1])]
+    gradients = [
+        weight.new_empty(shape)
+        for weight in (fc_FC, proj_CF)
+        for shape in (weight.shape, weight.shape[:1])
+    ]
     return x_NC.new_empty(x_NC.shape), *gradients
 
 
@@ -134,19 +175,35 @@ def _keep_mlp(ctx: Any, inputs: tuple[torch.Tensor, ...], output: tuple[torch.Te
     ctx.save_for_backward(x_NC, *output[1:], fc_FC, proj_CF)
 
 
-linear.register_autograd(lambda ctx, dy_NO: linear_backward(dy_NO, *ctx.saved_tensors), setup_context=_keep_linear)
-mlp.register_autograd(lambda ctx, dy_NC, *_: mlp_backward(dy_NC, *ctx.saved_tensors), setup_context=_keep_mlp)
+linear.register_autograd(
+    lambda ctx, dy_NO: linear_backward(dy_NO, *ctx.saved_tensors), setup_context=_keep_linear
+)
+mlp.register_autograd(
+    lambda ctx, dy_NC, *_: mlp_backward(dy_NC, *ctx.saved_tensors), setup_context=_keep_mlp
+)
 
 
-def _forward(x_NK: torch.Tensor, weight_OK: torch.Tensor, bias_O: torch.Tensor, gelu: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+def _forward(
+    x_NK: torch.Tensor, weight_OK: torch.Tensor, bias_O: torch.Tensor, gelu: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The results, and GELU of them where that is asked for."""
     y_NO = x_NK.new_empty(len(x_NK), len(weight_OK))
     after_NO = torch.empty_like(y_NO) if gelu else y_NO
-    _call("forward", x_NK, weight_OK, bias_O, y_NO, after_NO if gelu else None, shape=(len(x_NK), *weight_OK.shape[::-1]))
+    _call(
+        "forward",
+        x_NK,
+        weight_OK,
+        bias_O,
+        y_NO,
+        after_NO if gelu else None,
+        shape=(len(x_NK), *weight_OK.shape[::-1]),
+    )
     return y_NO, after_NO
 
 
-def _backward_x(dy_NO: torch.Tensor, weight_OK: torch.Tensor, before_NK: torch.Tensor | None = None) -> torch.Tensor:
+def _backward_x(
+    dy_NO: torch.Tensor, weight_OK: torch.Tensor, before_NK: torch.Tensor | None = None
+) -> torch.Tensor:
     """The gradient of x, or of what GELU made x of."""
     dx_NK = dy_NO.new_empty(len(dy_NO), weight_OK.shape[1])
     _call("backward_x", dy_NO, weight_OK, before_NK, dx_NK, shape=(*dx_NK.shape, len(weight_OK)))
@@ -163,5 +220,7 @@ def _backward_w(dy_NO: torch.Tensor, x_NK: torch.Tensor) -> tuple[torch.Tensor, 
 def _call(name: str, *tensors: torch.Tensor | None, shape: tuple[int, ...]) -> None:
     """Inputs may lie as they like: a copy of one lives until the call is done."""
     whole = [None if tensor is None else tensor.contiguous() for tensor in tensors]
-    if not getattr(_kernel(), name)(*(None if tensor is None else tensor.data_ptr() for tensor in whole), *shape):
+    if not getattr(_kernel(), name)(
+        *(None if tensor is None else tensor.data_ptr() for tensor in whole), *shape
+    ):
         raise MemoryError(f"no memory for a product of {shape}")

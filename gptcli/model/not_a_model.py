@@ -1,4 +1,5 @@
-"""Say why a path is no model that can be read here, and what to do: download, convert, name another folder, or finish a run.
+"""Say why a path is no model that can be read here, and what to do: download, convert, name another
+folder, or finish a run.
 
 Looks at names and first bytes alone; imports no torch.
 """
@@ -18,8 +19,10 @@ HUB = {  # the hub's models that are of this family, by their short names
 }  # fmt: skip
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 WEIGHTS, SHARDS = "*.safetensors", "manifest.json"
-LLMC_MODEL, TOKEN_FILES = (20240326, 20240327), (20240520, 20240801)  # the first int32 of llm.c's files
-LOCAL = ("runs", "out", "output", "models", "checkpoints", "..", ".")  # where people keep folders, so no owner of a hub's model
+# the first int32 of llm.c's files
+LLMC_MODEL, TOKEN_FILES = (20240326, 20240327), (20240520, 20240801)
+# where people keep folders, so no owner of a hub's model
+LOCAL = ("runs", "out", "output", "models", "checkpoints", "..", ".")
 UNFINISHED = "the run has not ended, and holds no model that can be read yet"
 WHAT_IS_READ = "a model is a run folder, or a transformers folder with config.json, model.safetensors and tokenizer.json"
 
@@ -44,9 +47,13 @@ def _missing(path: Path) -> tuple[str, str]:
         return "no such folder", f"did you mean {local}?"
     owner, slash, _ = name.partition("/")
     if name in HUB:
-        return "no such folder; it is a model of the hub, which is downloaded first", _download(HUB[name], name)
+        return "no such folder; it is a model of the hub, which is downloaded first", _download(
+            HUB[name], name
+        )
     if slash and name.count("/") == 1 and owner not in LOCAL and not Path(owner).exists():
-        return "no such folder; if it is a model of the hub, download it first", _download(name, path.name)
+        return "no such folder; if it is a model of the hub, download it first", _download(
+            name, path.name
+        )
     if name.startswith("~"):
         return "no such folder: the shell did not replace the ~", "leave out the quotes around it"
     return "no such folder", WHAT_IS_READ
@@ -66,10 +73,17 @@ def _file(path: Path) -> tuple[str, str]:
     if magic in TOKEN_FILES:
         return "is a token file, not a model", f"gpt train --data {folder} trains a model on it"
     if magic in LLMC_MODEL:
-        return "is llm.c's own format, which is not read", _convert("load it with llm.c's train_gpt2.py")
+        return "is llm.c's own format, which is not read", _convert(
+            "load it with llm.c's train_gpt2.py"
+        )
     if head.startswith(b"GGUF"):
-        return "is a GGUF file, llama.cpp's format, which is not read", f"{WHAT_IS_READ}; the weights it was made from are in that form"
-    if path.suffix in PICKLES or head.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"PK\x03\x04")):
+        return (
+            "is a GGUF file, llama.cpp's format, which is not read",
+            f"{WHAT_IS_READ}; the weights it was made from are in that form",
+        )
+    if path.suffix in PICKLES or head.startswith(
+        (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"PK\x03\x04")
+    ):
         return _pickle(path)
     return "is a file; a model is a folder", WHAT_IS_READ
 
@@ -78,16 +92,26 @@ def _folder(path: Path) -> tuple[str, str]:
     if (path / SHARDS).is_file():
         return "holds token shards, not a model", f"gpt train --data {path} trains a model on them"
     if (path / "adapter_config.json").is_file():
-        return "holds a LoRA adapter, not a whole model", "merge it first: PeftModel's merge_and_unload().save_pretrained(FOLDER)"
+        return (
+            "holds a LoRA adapter, not a whole model",
+            "merge it first: PeftModel's merge_and_unload().save_pretrained(FOLDER)",
+        )
     if next(path.glob(WEIGHTS), None) is not None:
-        return "holds weights but no config.json, which tells the model's sizes", "put the config.json there that the weights came with"
+        return (
+            "holds weights but no config.json, which tells the model's sizes",
+            "put the config.json there that the weights came with",
+        )
     if (path / RUN_TOML).is_file():
         return UNFINISHED, f"gpt train --resume --out {path} goes on with it"
     if (found := _pickled_in(path)) is not None:
         return _file(found)
     if (found := next(path.glob("*.gguf"), None)) is not None:
         return _file(found)
-    inside = sorted(str(config.parent) for depth in ("*", "*/*", "snapshots/*") for config in path.glob(f"{depth}/config.json"))
+    inside = sorted(
+        str(config.parent)
+        for depth in ("*", "*/*", "snapshots/*")
+        for config in path.glob(f"{depth}/config.json")
+    )
     if inside:
         return "holds no model itself", f"name one of the models in it: {', '.join(inside[:4])}"
     if (found := next(iter(sorted(path.glob("*/ckpt.pt"))), None)) is not None:
@@ -111,13 +135,18 @@ def no_weights(folder: Path) -> InputError:
 def _pickled_in(folder: Path) -> Path | None:
     """The first file of a folder whose name is a pickle's, nanoGPT's before others."""
     patterns = ("ckpt.pt", *(f"*{ending}" for ending in PICKLES))
-    return next((path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()), None)
+    return next(
+        (path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()),
+        None,
+    )
 
 
 def _pickle(path: Path) -> tuple[str, str]:
     what = f"{path.name} is a pickle, which can run any program and is never read"
     if path.name == "ckpt.pt":
-        return f"{what}; it looks like nanoGPT's checkpoint", _convert("load it with nanoGPT's model.py")
+        return f"{what}; it looks like nanoGPT's checkpoint", _convert(
+            "load it with nanoGPT's model.py"
+        )
     folder = path.parent
     if not (folder / "config.json").is_file():
         return what, _convert("load it with the program that wrote it")

@@ -1,8 +1,10 @@
 """The decoder of GPT-1, GPT-2 and GPT-3.
 
-What a reader of the 2017 transformer should look for: LayerNorm before each sub-block and once more after the last (GPT-2, section 2.3;
-GPT-1 has it after each residual sum, as in 2017), learned positions, GELU in its tanh form, biases everywhere, the output head tied to
-the token embedding, residual projections started smaller by 1/sqrt(2·n_layer), and, for GPT-3, every second layer attending within a band.
+What a reader of the 2017 transformer should look for: LayerNorm before each sub-block and once more
+after the last (GPT-2, section 2.3; GPT-1 has it after each residual sum, as in 2017), learned
+positions, GELU in its tanh form, biases everywhere, the output head tied to the token embedding,
+residual projections started smaller by 1/sqrt(2·n_layer), and, for GPT-3, every second layer
+attending within a band.
 
 Shapes: B batch, T positions, C d_model, H heads, D d_head, V vocabulary.
 """
@@ -29,16 +31,23 @@ class Attention(nn.Module):
         self.d_head = config.d_head
         self.band = config.band_of(layer)
         self.dropout = config.dropout
-        self.c_attn = nn.Linear(config.d_model, 3 * config.d_model)  # head after head, each its q | k | v: whole heads stand together
+        # head after head, each its q | k | v: whole heads stand together
+        self.c_attn = nn.Linear(config.d_model, 3 * config.d_model)
         self.c_proj = nn.Linear(config.d_model, config.d_model)
 
     def forward(
-        self, x_BTC: torch.Tensor, cache: KVCache | FreshRows | None = None, documents_BT: torch.Tensor | None = None
+        self,
+        x_BTC: torch.Tensor,
+        cache: KVCache | FreshRows | None = None,
+        documents_BT: torch.Tensor | None = None,
     ) -> torch.Tensor:
         return self.c_proj(self.heads(x_BTC, cache, documents_BT))
 
     def heads(
-        self, x_BTC: torch.Tensor, cache: KVCache | FreshRows | None = None, documents_BT: torch.Tensor | None = None
+        self,
+        x_BTC: torch.Tensor,
+        cache: KVCache | FreshRows | None = None,
+        documents_BT: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """What the heads found, side by side: (B, T, H·D), before the projection."""
         B, T, _ = x_BTC.shape
@@ -60,10 +69,15 @@ class Attention(nn.Module):
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
-    """GELU in its tanh form (Hendrycks and Gimpel 2016): x/2·(1 + tanh(u)) with u = sqrt(2/pi)·(x + 0.044715·x³)."""
-    if torch.compiler.is_compiling():  # the same function as x·sigmoid(2u): compiled, an exponential takes half the time of a tanh
+    """GELU in its tanh form (Hendrycks and Gimpel 2016): x/2·(1 + tanh(u)) with u = sqrt(2/pi)·(x +
+    0.044715·x³).
+    """
+    # the same function as x·sigmoid(2u): compiled, an exponential takes half the time of a tanh
+    if torch.compiler.is_compiling():
         x32 = x.float()
-        return (x32 * torch.sigmoid(math.sqrt(8 / math.pi) * (x32 + 0.044715 * x32 * x32 * x32))).to(x.dtype)
+        return (
+            x32 * torch.sigmoid(math.sqrt(8 / math.pi) * (x32 + 0.044715 * x32 * x32 * x32))
+        ).to(x.dtype)
     return F.gelu(x, approximate="tanh")
 
 
@@ -88,7 +102,10 @@ class Block(nn.Module):
         self.drop = nn.Dropout(config.dropout)
 
     def forward(
-        self, x_BTC: torch.Tensor, cache: KVCache | FreshRows | None = None, documents_BT: torch.Tensor | None = None
+        self,
+        x_BTC: torch.Tensor,
+        cache: KVCache | FreshRows | None = None,
+        documents_BT: torch.Tensor | None = None,
     ) -> torch.Tensor:
         if self.post_norm:
             x_BTC = self.ln_1(x_BTC + self.drop(self.attn(x_BTC, cache, documents_BT)))
@@ -99,7 +116,9 @@ class Block(nn.Module):
 
 class GPT(nn.Module):
     head_loss = staticmethod(next_token_loss)  # a seam: the trainer may put a compiled form here
-    eot_id: int | None = None  # a seam: where the trainer puts it, attention does not cross end-of-text, which begins a document
+    # a seam: where the trainer puts it, attention does not cross end-of-text, which begins a
+    # document
+    eot_id: int | None = None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -108,24 +127,34 @@ class GPT(nn.Module):
         self.wpe = nn.Embedding(config.n_ctx, config.d_model)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.d_model, eps=NORM_EPS) if config.norm == "pre" else nn.Identity()
+        self.ln_f = (
+            nn.LayerNorm(config.d_model, eps=NORM_EPS) if config.norm == "pre" else nn.Identity()
+        )
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tied:
             self.lm_head.weight = self.wte.weight
 
     def forward(self, idx_BT: torch.Tensor, target_BT: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits (B, T, V); or, given targets, the summed next-token loss in nats (see `next_token_loss`)."""
+        """Logits (B, T, V); or, given targets, the summed next-token loss in nats (see
+        `next_token_loss`).
+        """
         x_BTC = self.hidden(idx_BT)
         if target_BT is None:
             return self.lm_head(x_BTC)
         return self.head_loss(x_BTC.flatten(0, 1), self.lm_head.weight, target_BT.flatten())
 
-    def hidden(self, idx_BT: torch.Tensor, cache: KVCache | FreshRows | None = None) -> torch.Tensor:
-        """What the head reads, (B, T, C). With a cache, the tokens continue the positions it is placed at."""
+    def hidden(
+        self, idx_BT: torch.Tensor, cache: KVCache | FreshRows | None = None
+    ) -> torch.Tensor:
+        """What the head reads, (B, T, C). With a cache, the tokens continue the positions it is
+        placed at.
+        """
         T = idx_BT.shape[1]
-        position = torch.arange(T, device=idx_BT.device) if cache is None else cache.positions(T)  # (T,) or (B, T)
+        # (T,) or (B, T)
+        position = torch.arange(T, device=idx_BT.device) if cache is None else cache.positions(T)
         x_BTC = self.drop(self.wte(idx_BT) + self.wpe(position))
-        # Positions run on through a window, as in GPT-3. The last token of a document is still to foretell the next one's end-of-text.
+        # Positions run on through a window, as in GPT-3. The last token of a document is still to
+        # foretell the next one's end-of-text.
         documents_BT = None if self.eot_id is None else (idx_BT == self.eot_id).cumsum(1)
         for block in self.h:
             x_BTC = block(x_BTC, cache, documents_BT)
@@ -133,11 +162,12 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """GPT-2's initialisation: N(0, 0.02), positions N(0, 0.01), residual projections N(0, 0.02/sqrt(2·n_layer)), biases 0, gains 1;
-        post-norm, GPT-1's: every matrix and embedding N(0, 0.02).
+        """GPT-2's initialisation: N(0, 0.02), positions N(0, 0.01), residual projections N(0,
+        0.02/sqrt(2·n_layer)), biases 0, gains 1; post-norm, GPT-1's: every matrix and embedding
+        N(0, 0.02).
 
-        Every tensor draws from a generator of its own, seeded by (seed, its name), so that the values depend on
-        neither the order nor the device that creates them.
+        Every tensor draws from a generator of its own, seeded by (seed, its name), so that the
+        values depend on neither the order nor the device that creates them.
         """
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
@@ -151,5 +181,7 @@ class GPT(nn.Module):
                 if name.endswith("c_proj.weight") and self.config.norm == "pre":
                     std /= math.sqrt(2 * self.config.n_layer)
                 key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-                generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=True))
+                generator = torch.Generator().manual_seed(
+                    int.from_bytes(key[:8], "little", signed=True)
+                )
                 parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))

@@ -1,10 +1,13 @@
-"""Weights in and out of the transformers layouts, so that a run folder is a transformers folder and a transformers folder is a run.
+"""Weights in and out of the transformers layouts, so that a run folder is a transformers folder and
+a transformers folder is a run.
 
-A dense model is a GPT-2, or a GPT-1 where it is post-norm: the same numbers to the bit. A banded one leaves as a GPT-Neo, which computes
-the same function from other numbers (`gptcli.model.neo`): `native.safetensors` beside it holds ours, exactly, and is what is read back,
-as long as the file beside it is the one that was written with it.
+A dense model is a GPT-2, or a GPT-1 where it is post-norm: the same numbers to the bit. A banded
+one leaves as a GPT-Neo, which computes the same function from other numbers (`gptcli.model.neo`):
+`native.safetensors` beside it holds ours, exactly, and is what is read back, as long as the file
+beside it is the one that was written with it.
 
-Rows of queries, keys and values go head after head here, all queries before all keys before all values on disk (`gptcli.model.layouts`).
+Rows of queries, keys and values go head after head here, all queries before all keys before all
+values on disk (`gptcli.model.layouts`).
 """
 
 from __future__ import annotations
@@ -22,11 +25,25 @@ from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, read_json, sha256, write_json
 from gptcli.model.checkpoint_tensors import SavedModel
 from gptcli.model.config import NORM_EPS, ModelConfig
-from gptcli.model.config_json import CONFIG, NEO, family, read_family, read_model_config, to_transformers
+from gptcli.model.config_json import (
+    CONFIG,
+    NEO,
+    family,
+    read_family,
+    read_model_config,
+    to_transformers,
+)
 from gptcli.model.layouts import HEAD, Tensors, from_stored, read_release, to_stored
 from gptcli.model.neo import from_neo, layer_to_neo, to_neo
 from gptcli.model.not_a_model import no_weights
-from gptcli.model.source import UNFINISHED, WEIGHTS, WEIGHTS_INDEX, ModelSource, checkpoint_digest, find_model
+from gptcli.model.source import (
+    UNFINISHED,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    ModelSource,
+    checkpoint_digest,
+    find_model,
+)
 from gptcli.model.tensor_file import open_tensors, unreadable, write_tensors
 from gptcli.model.transformer import GPT, Block
 
@@ -45,13 +62,19 @@ def save_model(
     eot_id: int | None = None,
     report: dict[str, Any] | None = None,
 ) -> None:
-    """Write config.json, generation_config.json and the weights (fp32, each file atomic) into `folder`, model.safetensors last.
+    """Write config.json, generation_config.json and the weights (fp32, each file atomic) into
+    `folder`, model.safetensors last.
 
-    A mapping, of tensors in host memory, may read them when they are asked for: no more than one is held at a time, of a banded model one
-    layer's. `eot_id` is the tokenizer's end-of-text, which generation starts from and stops at; GPT-2's, the last id, where not given.
-    `report` is a banded model's `neo_report`, where it has been made already.
+    A mapping, of tensors in host memory, may read them when they are asked for: no more than one is
+    held at a time, of a banded model one layer's. `eot_id` is the tokenizer's end-of-text, which
+    generation starts from and stops at; GPT-2's, the last id, where not given. `report` is a banded
+    model's `neo_report`, where it has been made already.
     """
-    tensors = {name: tensor.cpu() for name, tensor in state.state_dict().items()} if isinstance(state, GPT) else state
+    tensors = (
+        {name: tensor.cpu() for name, tensor in state.state_dict().items()}
+        if isinstance(state, GPT)
+        else state
+    )
     names = _blank(config)
     twin = family(config) == NEO
     if twin and report is None:
@@ -65,18 +88,31 @@ def save_model(
         save_config(folder, config, eot_id=eot_id, report=report)
 
 
-def save_config(folder: Path, config: ModelConfig, *, eot_id: int | None = None, report: dict[str, Any] | None = None) -> None:
+def save_config(
+    folder: Path,
+    config: ModelConfig,
+    *,
+    eot_id: int | None = None,
+    report: dict[str, Any] | None = None,
+) -> None:
     """Write config.json and generation_config.json, as `save_model` does."""
     end = config.vocab_size - 1 if eot_id is None else eot_id
     table = to_transformers(config, end)
     write_json(folder / CONFIG, table if report is None else {**table, "gpt_export": report})
-    write_json(folder / GENERATION, {"bos_token_id": end, "eos_token_id": end, "do_sample": True, "top_k": 40})
+    write_json(
+        folder / GENERATION,
+        {"bos_token_id": end, "eos_token_id": end, "do_sample": True, "top_k": 40},
+    )
 
 
-def save_unfinished(folder: Path, tensors: Mapping[str, torch.Tensor], config: ModelConfig, step: int) -> None:
-    """Write a checkpoint's weights as transformers reads them, into a file whose metadata holds the step, and the index that names it.
+def save_unfinished(
+    folder: Path, tensors: Mapping[str, torch.Tensor], config: ModelConfig, step: int
+) -> None:
+    """Write a checkpoint's weights as transformers reads them, into a file whose metadata holds the
+    step, and the index that names it.
 
-    The file is replaced in one move and the index is always the same, so that the folder loads at every moment from the first time on.
+    The file is replaced in one move and the index is always the same, so that the folder loads at
+    every moment from the first time on.
     """
     form, names = to_neo if family(config) == NEO else to_stored, _blank(config)
     with atomic_write(folder / UNFINISHED) as file:
@@ -90,7 +126,8 @@ def save_unfinished(folder: Path, tensors: Mapping[str, torch.Tensor], config: M
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what `save_unfinished` wrote: the finished model is there."""
-    for name in (WEIGHTS_INDEX, UNFINISHED):  # in this order: the index never names a file that is gone
+    # in this order: the index never names a file that is gone
+    for name in (WEIGHTS_INDEX, UNFINISHED):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -104,7 +141,9 @@ def _write(
 ) -> str:
     """Our tensors in a `form` that their file has; returns its SHA-256."""
     like = dict(form(names, names.__getitem__, config))
-    return write_tensors(file, like, (tensor for _, tensor in form(names, tensors.__getitem__, config)), metadata)
+    return write_tensors(
+        file, like, (tensor for _, tensor in form(names, tensors.__getitem__, config)), metadata
+    )
 
 
 def _blank(config: ModelConfig) -> Tensors:
@@ -115,36 +154,58 @@ def _blank(config: ModelConfig) -> Tensors:
 
 @torch.no_grad()
 def neo_report(tensors: Mapping[str, torch.Tensor], config: ModelConfig) -> dict[str, Any]:
-    """How far the GPT-Neo's logits are from ours, measured in fp32 on tokens drawn at random, and whether that is within tolerance. Both
-    are run layer by layer, so that no more than a layer of each is held."""
+    """How far the GPT-Neo's logits are from ours, measured in fp32 on tokens drawn at random, and
+    whether that is within tolerance. Both are run layer by layer, so that no more than a layer of
+    each is held."""
     T = min(config.n_ctx, PROBE_TOKENS)
     idx = torch.randint(config.vocab_size, (1, T), generator=torch.Generator().manual_seed(0))
     names = _blank(config)
     ours = neo = F.embedding(idx, tensors["wte.weight"].float()) + tensors["wpe.weight"][:T].float()
     for layer in range(config.n_layer):
         at = f"h.{layer}."
-        ours = _layer(layer, {name: tensors[name].float() for name in names if name.startswith(at)}, config)(ours)
-        neo = _layer(layer, dict(from_neo(layer_to_neo(layer, names, tensors.__getitem__, config), config)), config)(neo)
+        ours = _layer(
+            layer, {name: tensors[name].float() for name in names if name.startswith(at)}, config
+        )(ours)
+        neo = _layer(
+            layer,
+            dict(from_neo(layer_to_neo(layer, names, tensors.__getitem__, config), config)),
+            config,
+        )(neo)
     gain, bias = (tensors[f"ln_f.{part}"].float() for part in ("weight", "bias"))
     head = tensors["wte.weight" if config.tied else HEAD].float()
-    ours, neo = (F.layer_norm(x, (config.d_model,), gain, bias, NORM_EPS) @ head.T for x in (ours, neo))
+    ours, neo = (
+        F.layer_norm(x, (config.d_model,), gain, bias, NORM_EPS) @ head.T for x in (ours, neo)
+    )
     error = (ours - neo).abs().max().item()
     verdict = "within" if error <= NEO_TOLERANCE else "NOT within"
     note = f"as GPT-Neo, logits differ from the trained model's by at most {error:.1e} on {T} random tokens, {verdict} {NEO_TOLERANCE:g}"
-    return {"note": f"{note}; {NATIVE} holds the trained model itself", "logit_error": error, "tolerance": NEO_TOLERANCE}
+    return {
+        "note": f"{note}; {NATIVE} holds the trained model itself",
+        "logit_error": error,
+        "tolerance": NEO_TOLERANCE,
+    }
 
 
 def _layer(layer: int, tensors: Tensors, config: ModelConfig) -> Block:
     """A layer of the model, for inference, of its tensors under their whole names."""
     with torch.device("meta"):
         block = Block(config, layer)
-    block.load_state_dict({name.removeprefix(f"h.{layer}."): tensor for name, tensor in tensors.items()}, assign=True)
+    block.load_state_dict(
+        {name.removeprefix(f"h.{layer}."): tensor for name, tensor in tensors.items()}, assign=True
+    )
     return block.eval()
 
 
-def load_model(folder: Path, *, step: int | None = None, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> GPT:
-    """The model of a run folder, of a transformers folder (GPT-1, GPT-2, GPT-Neo), or of OpenAI's release of GPT-1, ready for inference;
-    of an unfinished run its newest checkpoint's, or that of `step`.
+def load_model(
+    folder: Path,
+    *,
+    step: int | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> GPT:
+    """The model of a run folder, of a transformers folder (GPT-1, GPT-2, GPT-Neo), or of OpenAI's
+    release of GPT-1, ready for inference; of an unfinished run its newest checkpoint's, or that of
+    `step`.
 
     Raises InputError where files are missing or broken, or tensors do not fit the configuration.
     """
@@ -161,8 +222,8 @@ def open_model(
 ) -> tuple[GPT, ModelSource]:
     """`load_model`, and where its weights were found.
 
-    A run that is going on may remove a checkpoint while it is read: then the newest of those there are is read. One that is broken is
-    passed over for the one before it, with a warning.
+    A run that is going on may remove a checkpoint while it is read: then the newest of those there
+    are is read. One that is broken is passed over for the one before it, with a warning.
     """
     skip: set[int] = set()
     asked = step is not None or find_model(folder).folder != Path(folder)
@@ -171,7 +232,9 @@ def open_model(
         try:
             if source.checkpoint is not None:
                 source = replace(source, digest=checkpoint_digest(source.checkpoint))
-            state = {name: tensor.to(device, dtype).contiguous() for name, tensor in read_weights(source)}
+            state = {
+                name: tensor.to(device, dtype).contiguous() for name, tensor in read_weights(source)
+            }
             return assemble(state, read_model_config(source.folder)), source
         except (InputError, OSError) as error:
             if source.checkpoint is None or source.step is None:
@@ -194,34 +257,50 @@ def assemble(state: Tensors, config: ModelConfig) -> GPT:
 
 
 def read_weights(where: Path | ModelSource) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of such a folder by the model's names, each made when its turn comes: who takes some of them holds no others.
+    """The tensors of such a folder by the model's names, each made when its turn comes: who takes
+    some of them holds no others.
 
-    Of a model whose head is the embedding, the tensor may be stored under either name. Raises InputError as `load_model`; of a tensor that
-    is missing at the end.
+    Of a model whose head is the embedding, the tensor may be stored under either name. Raises
+    InputError as `load_model`; of a tensor that is missing at the end.
     """
     source = where if isinstance(where, ModelSource) else find_model(where)
     folder, config = source.folder, read_model_config(source.folder)
     if source.checkpoint is not None:
-        return _checked(_enough(SavedModel(source.checkpoint), config, source.checkpoint).items(), config, source.checkpoint)
+        return _checked(
+            _enough(SavedModel(source.checkpoint), config, source.checkpoint).items(),
+            config,
+            source.checkpoint,
+        )
     if not (folder / CONFIG).is_file():
         return _checked(read_release(folder, config), config, folder)
     neo = read_family(folder) == NEO
     native = _read_native(folder) if neo else None
     stored = _enough(_read_tensors(folder) if native is None else native, config, folder)
-    return _checked((from_neo if neo and native is None else from_stored)(_tie(stored, config, folder), config), config, folder)
+    return _checked(
+        (from_neo if neo and native is None else from_stored)(_tie(stored, config, folder), config),
+        config,
+        folder,
+    )
 
 
 def _tie(stored: Mapping[str, torch.Tensor], config: ModelConfig, where: Path) -> Tensors:
     """The stored tensors, with one tensor for the embedding and a head tied to it.
 
-    Raises InputError if the head differs from the embedding to which the configuration ties it: either may be the one that was trained.
+    Raises InputError if the head differs from the embedding to which the configuration ties it:
+    either may be the one that was trained.
     """
-    names = (EMBEDDING, f"transformer.{EMBEDDING}", "tokens_embed.weight", "transformer.tokens_embed.weight")
+    names = (
+        EMBEDDING,
+        f"transformer.{EMBEDDING}",
+        "tokens_embed.weight",
+        "transformer.tokens_embed.weight",
+    )
     embedding = next((name for name in names if name in stored), None)
     if not config.tied or HEAD not in stored:
         return dict(stored)
     rest = {name: tensor for name, tensor in stored.items() if name != HEAD}
-    if embedding is None:  # safetensors' save_model keeps one name of a shared tensor, and not always this one
+    # safetensors' save_model keeps one name of a shared tensor, and not always this one
+    if embedding is None:
         return {names[2] if config.norm == "post" else names[0]: stored[HEAD], **rest}
     if not torch.equal(stored[HEAD], stored[embedding]):
         raise InputError(
@@ -232,15 +311,26 @@ def _tie(stored: Mapping[str, torch.Tensor], config: ModelConfig, where: Path) -
     return rest
 
 
-def _enough(tensors: Mapping[str, torch.Tensor], config: ModelConfig, where: Path) -> Mapping[str, torch.Tensor]:
-    """The same tensors. Raises InputError if they are too few, before as many modules are made as a configuration says."""
+def _enough(
+    tensors: Mapping[str, torch.Tensor], config: ModelConfig, where: Path
+) -> Mapping[str, torch.Tensor]:
+    """The same tensors. Raises InputError if they are too few, before as many modules are made as a
+    configuration says.
+    """
     if config.n_layer > len(tensors):
-        raise InputError(f"holds {len(tensors)} tensors, too few for the {config.n_layer:,} layers of the configuration", where=where)
+        raise InputError(
+            f"holds {len(tensors)} tensors, too few for the {config.n_layer:,} layers of the configuration",
+            where=where,
+        )
     return tensors
 
 
-def _checked(tensors: Iterable[tuple[str, torch.Tensor]], config: ModelConfig, where: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors as they come. Raises InputError where one has no place in the model or the wrong shape, or is missing at the end."""
+def _checked(
+    tensors: Iterable[tuple[str, torch.Tensor]], config: ModelConfig, where: Path
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors as they come. Raises InputError where one has no place in the model or the wrong
+    shape, or is missing at the end.
+    """
     expected = {name: tensor.shape for name, tensor in _blank(config).items()}
     missing = expected.keys() - ({HEAD} if config.tied else set())
     seen = set()
@@ -251,7 +341,10 @@ def _checked(tensors: Iterable[tuple[str, torch.Tensor]], config: ModelConfig, w
         if name not in expected:
             raise InputError(f"tensor {name} has no place in this model", where=where)
         if tensor.shape != expected[name]:
-            raise InputError(f"tensor {name} is {list(tensor.shape)}, the configuration says {list(expected[name])}", where=where)
+            raise InputError(
+                f"tensor {name} is {list(tensor.shape)}, the configuration says {list(expected[name])}",
+                where=where,
+            )
         missing.discard(name)
         yield name, tensor
     if missing:
@@ -259,7 +352,9 @@ def _checked(tensors: Iterable[tuple[str, torch.Tensor]], config: ModelConfig, w
 
 
 def _read_native(folder: Path) -> Tensors | None:
-    """The trained model beside its GPT-Neo twin; None where there is none, or the twin has been replaced since."""
+    """The trained model beside its GPT-Neo twin; None where there is none, or the twin has been
+    replaced since.
+    """
     from safetensors import SafetensorError
 
     if not (folder / NATIVE).is_file() or not (folder / WEIGHTS).is_file():
@@ -284,23 +379,35 @@ def _read_tensors(folder: Path) -> Tensors:
     for file in files:
         found = _read_file(folder, file)
         if twice := sorted(found.keys() & tensors.keys()):
-            raise InputError(f"tensor {twice[0]} is in another of the files too", where=folder / file, hint="download or copy them again")
+            raise InputError(
+                f"tensor {twice[0]} is in another of the files too",
+                where=folder / file,
+                hint="download or copy them again",
+            )
         tensors |= found
     return tensors
 
 
 def _indexed(index: Path) -> list[str]:
-    """The files that an index of weights names. Raises InputError if they are not files of its folder."""
+    """The files that an index of weights names. Raises InputError if they are not files of its
+    folder.
+    """
     table = read_json(index)
     named = table.get("weight_map") if isinstance(table, dict) else None
-    files = set(named.values()) if isinstance(named, dict) and all(isinstance(file, str) for file in named.values()) else set()
+    files = (
+        set(named.values())
+        if isinstance(named, dict) and all(isinstance(file, str) for file in named.values())
+        else set()
+    )
     if not files or any(Path(file).name != file for file in files):
         raise InputError("the index names no files of this folder", where=index)
     return sorted(files)
 
 
 def _read_file(folder: Path, file: str) -> Tensors:
-    """Each tensor of a file, mapped for itself: of what is copied from it, memory holds one at a time."""
+    """Each tensor of a file, mapped for itself: of what is copied from it, memory holds one at a
+    time.
+    """
     from safetensors import SafetensorError
 
     try:
@@ -312,6 +419,10 @@ def _read_file(folder: Path, file: str) -> Tensors:
                 tensors[name] = alone.get_tensor(name)
         return tensors
     except FileNotFoundError:
-        raise InputError(f"no {file} here, which the weights' index names", where=folder, hint="download or copy it again") from None
+        raise InputError(
+            f"no {file} here, which the weights' index names",
+            where=folder,
+            hint="download or copy it again",
+        ) from None
     except (SafetensorError, ValueError) as error:
         raise unreadable(folder / file, error) from None

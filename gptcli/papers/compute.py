@@ -1,7 +1,8 @@
-"""Table D.1 of GPT-3 (Brown et al. 2020) as printed: what it took to train seventeen language models, a row a model.
+"""Table D.1 of GPT-3 (Brown et al. 2020) as printed: what it took to train seventeen language
+models, a row a model.
 
-The table leaves attention out and counts embeddings as parameters; one PF-day is 8.64e19 FLOP. T5 spends 3 FLOPs where the others
-spend 6, because encoder and decoder each see half of the tokens.
+The table leaves attention out and counts embeddings as parameters; one PF-day is 8.64e19 FLOP. T5
+spends 3 FLOPs where the others spend 6, because encoder and decoder each see half of the tokens.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ TABLE_D1: tuple[PaperCompute, ...] = (
 )
 # fmt: on
 
-# Of GPT-1 its authors print the compute (8 GPUs x 30 days x 12 TFLOP/s x 0.33) and the parameters; the tokens follow by 6ND.
+# Of GPT-1 its authors print the compute (8 GPUs x 30 days x 12 TFLOP/s x 0.33) and the parameters;
+# the tokens follow by 6ND.
 GPT_1 = PaperCompute(
     "GPT-1", 0.96, 8.29e19, 116_534_784, 118.6e9, 6, 2018,
     source="OpenAI, Improving Language Understanding with Unsupervised Learning: 0.96 PF-days", date="2018-06-11",

@@ -1,8 +1,9 @@
-"""The models of GPT-2 (Radford et al. 2019, Table 2), GPT-3 (Brown et al. 2020, Table 2.1) and GPT-1 (Radford et al. 2018), a row a model.
+"""The models of GPT-2 (Radford et al. 2019, Table 2), GPT-3 (Brown et al. 2020, Table 2.1) and
+GPT-1 (Radford et al. 2018), a row a model.
 
-Where the print contradicts itself, the row holds what reproduces the paper's own parameter counts (GPT-3, Table D.1):
-13B is 5120 wide (printed 5140) and XL has 16 heads of 128 (printed 24). "0.5M", "1M" and "2M" tokens are 2^19, 2^20
-and 2^21; "3.2M" is 1,536 sequences of 2,048.
+Where the print contradicts itself, the row holds what reproduces the paper's own parameter counts
+(GPT-3, Table D.1): 13B is 5120 wide (printed 5140) and XL has 16 heads of 128 (printed 24). "0.5M",
+"1M" and "2M" tokens are 2^19, 2^20 and 2^21; "3.2M" is 1,536 sequences of 2,048.
 """
 
 from __future__ import annotations
@@ -34,16 +35,35 @@ class PaperModel:
     dropout: float = 0.0
 
 
-def _gpt2(name: str, aliases: str, layers: int, width: int, heads: int, parameters: int, printed: str, lr: float) -> PaperModel:
-    # Batch: 512 sequences of 1,024 (section 2.3). The learning rate was tuned by hand on held-out data and is
-    # unpublished: these are GPT-3's for the nearest size, an assumption.
+def _gpt2(
+    name: str,
+    aliases: str,
+    layers: int,
+    width: int,
+    heads: int,
+    parameters: int,
+    printed: str,
+    lr: float,
+) -> PaperModel:
+    # Batch: 512 sequences of 1,024 (section 2.3). The learning rate was tuned by hand on held-out
+    # data and is unpublished: these are GPT-3's for the nearest size, an assumption.
     return PaperModel(
         name=name, aliases=tuple(aliases.split()), paper="GPT-2", n_layer=layers, d_model=width, n_head=heads, n_ctx=1024,
         attention="dense", parameters=parameters, printed=printed, batch_tokens=512 * 1024, lr=lr,
     )  # fmt: skip
 
 
-def _gpt3(name: str, aliases: str, layers: int, width: int, heads: int, batch: int, lr: float, parameters: int, printed: str) -> PaperModel:
+def _gpt3(
+    name: str,
+    aliases: str,
+    layers: int,
+    width: int,
+    heads: int,
+    batch: int,
+    lr: float,
+    parameters: int,
+    printed: str,
+) -> PaperModel:
     return PaperModel(
         name=name, aliases=tuple(aliases.split()), paper="GPT-3", n_layer=layers, d_model=width, n_head=heads, n_ctx=2048,
         attention="banded", parameters=parameters, printed=printed, batch_tokens=batch, lr=lr,
@@ -66,7 +86,8 @@ MODELS: tuple[PaperModel, ...] = (
     _gpt3("gpt3-6.7B",    "6.7B",              32,   4096, 32,     2**21, 1.2e-4,   6_658_404_352, "6.7B"),
     _gpt3("gpt3-13B",     "13B",               40,   5120, 40,     2**21, 1.0e-4,  12_853_386_240, "13B"),
     _gpt3("gpt3",         "175B gpt3-175B",    96,  12288, 96, 1536*2048, 0.6e-4, 174_604_259_328, "175B"),
-    # GPT-1, section 4.1: post-norm, 64 sequences of 512, dropout 0.1. The paper prints no count; GPT-2's Table 2 calls it 117M.
+    # GPT-1, section 4.1: post-norm, 64 sequences of 512, dropout 0.1. The paper prints no count;
+    # GPT-2's Table 2 calls it 117M.
     PaperModel(
         name="gpt1", aliases=("openai-gpt",), paper="GPT-1", n_layer=12, d_model=768, n_head=12, n_ctx=512, vocab_size=40478,
         attention="dense", norm="post", dropout=0.1, parameters=116_534_784, printed="117M", batch_tokens=64 * 512, lr=2.5e-4,

@@ -13,8 +13,8 @@ class ScoreTable:
     """By the model's name in `models`: one score a column, percentages as printed."""
 
 
-# Perplexities are per unit of the original text (WikiText, PTB, 1BW: words). LAMBADA's accuracy leaves out predictions that are stop
-# words; without that filter 1542M has 52.66 (section 3.3).
+# Perplexities are per unit of the original text (WikiText, PTB, 1BW: words). LAMBADA's accuracy
+# leaves out predictions that are stop words; without that filter 1542M has 52.66 (section 3.3).
 # fmt: off
 GPT2_TABLE_3 = ScoreTable(
     source="GPT-2, Table 3, zero-shot",
@@ -346,16 +346,28 @@ _TABLE_H1 = {  # by task: zero-, one- and few-shot, eight sizes each, smallest f
         "30.5 40.4 42.8 40.6 48.4 51.9 53.5 65.2",
     ),
 }
-GPT3_SIZES = ("gpt3-small", "gpt3-medium", "gpt3-large", "gpt3-xl", "gpt3-2.7B", "gpt3-6.7B", "gpt3-13B", "gpt3")
+GPT3_SIZES = (
+    "gpt3-small",
+    "gpt3-medium",
+    "gpt3-large",
+    "gpt3-xl",
+    "gpt3-2.7B",
+    "gpt3-6.7B",
+    "gpt3-13B",
+    "gpt3",
+)
 SETTINGS = ("zero", "one", "few")
 
-# Accuracies, exact matches, F1 and BLEU in percent (translations by sacrebleu, and _multibleu as earlier papers), lambada_ppl a perplexity.
-# "hellaswag_few" is few-shot with the paper's K; the same on the sets that the paper reports on.
+# Accuracies, exact matches, F1 and BLEU in percent (translations by sacrebleu, and _multibleu as
+# earlier papers), lambada_ppl a perplexity. "hellaswag_few" is few-shot with the paper's K; the
+# same on the sets that the paper reports on.
 GPT3_TABLE_H1 = ScoreTable(
     source="GPT-3, Table H.1",
     columns=tuple(f"{task}_{setting}" for task in _TABLE_H1 for setting in SETTINGS),
     rows={
-        size: tuple(float(scores.split()[number]) for settings in _TABLE_H1.values() for scores in settings)
+        size: tuple(
+            float(scores.split()[number]) for settings in _TABLE_H1.values() for scores in settings
+        )
         for number, size in enumerate(GPT3_SIZES)
     },
 )

@@ -1,4 +1,6 @@
-"""How GPT-1, GPT-2 and GPT-3 were trained: schedules in tokens and Adam's constants. Batch and learning rate by size: `models`."""
+"""How GPT-1, GPT-2 and GPT-3 were trained: schedules in tokens and Adam's constants. Batch and
+learning rate by size: `models`.
+"""
 
 from __future__ import annotations
 
@@ -23,24 +25,32 @@ class PaperTraining:
     clip: float
 
 
-# GPT-3, Appendix B. The ramp runs over 4 to 12 billion tokens "depending on the model size", the mapping unpublished: here 4B
-# below 2.7B parameters, 8B up to 13B and 12B for 175B (RAMP_TOKENS), an assumption.
+# GPT-3, Appendix B. The ramp runs over 4 to 12 billion tokens "depending on the model size", the
+# mapping unpublished: here 4B below 2.7B parameters, 8B up to 13B and 12B for 175B (RAMP_TOKENS),
+# an assumption.
 GPT3_TRAINING = PaperTraining(
     tokens=300_000_000_000, warmup_tokens=375_000_000, decay_tokens=260_000_000_000, min_lr_ratio=0.1,
     ramp_tokens=4_000_000_000, ramp_from=32_000, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, clip=1.0,
 )  # fmt: skip
-RAMP_TOKENS = {"gpt3-2.7B": 8_000_000_000, "gpt3-6.7B": 8_000_000_000, "gpt3-13B": 8_000_000_000, "gpt3": 12_000_000_000}
+RAMP_TOKENS = {
+    "gpt3-2.7B": 8_000_000_000,
+    "gpt3-6.7B": 8_000_000_000,
+    "gpt3-13B": 8_000_000_000,
+    "gpt3": 12_000_000_000,
+}
 
-# GPT-2 publishes its batch (512 sequences) and little else. WebText is 40 GB, 10 billion tokens at 4 characters a token; one pass
-# over it, with GPT-3's schedule in proportion, no ramp and GPT-3's optimizer, is an assumption.
+# GPT-2 publishes its batch (512 sequences) and little else. WebText is 40 GB, 10 billion tokens at
+# 4 characters a token; one pass over it, with GPT-3's schedule in proportion, no ramp and GPT-3's
+# optimizer, is an assumption.
 GPT2_TRAINING = PaperTraining(
     tokens=10_000_000_000, warmup_tokens=12_500_000, decay_tokens=10_000_000_000, min_lr_ratio=0.1,
     ramp_tokens=0, ramp_from=0, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, clip=1.0,
 )  # fmt: skip
 
-# GPT-1, section 4.1: 100 epochs of BooksCorpus, 2,000 updates of warm-up (64 x 512 tokens each), a cosine to 0, weight decay 0.01. Its
-# tokens are unpublished: 1.186 billion an epoch are what its authors' 0.96 PF-days make by 6ND, and 1.2 to each of the 985 million words
-# that Zhu et al. (2015) count. Adam's constants and the clip are those of the released fine-tuning code.
+# GPT-1, section 4.1: 100 epochs of BooksCorpus, 2,000 updates of warm-up (64 x 512 tokens each), a
+# cosine to 0, weight decay 0.01. Its tokens are unpublished: 1.186 billion an epoch are what its
+# authors' 0.96 PF-days make by 6ND, and 1.2 to each of the 985 million words that Zhu et al. (2015)
+# count. Adam's constants and the clip are those of the released fine-tuning code.
 GPT1_TRAINING = PaperTraining(
     tokens=100 * 1_186_000_000, warmup_tokens=2000 * 64 * 512, decay_tokens=100 * 1_186_000_000, min_lr_ratio=0.0,
     ramp_tokens=0, ramp_from=0, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01, clip=1.0,

@@ -1,1 +1,3 @@
-"""Text from a model: the decode loop, the rules that choose the next token, and text as a stream."""
+"""Text from a model: the decode loop, the rules that choose the next token, and text as a
+stream.
+"""

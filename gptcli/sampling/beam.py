@@ -1,8 +1,11 @@
-"""Beam search: the likeliest continuations by the model's own probabilities, a few hypotheses at a time.
+"""Beam search: the likeliest continuations by the model's own probabilities, a few hypotheses at a
+time.
 
-GPT-3 (section 2.4) uses width 4 and a length penalty of 0.6, which is Wu et al.'s (2016): a score is the log-probability divided by
-((5 + length) / 6)^0.6. The search is transformers': of the 2·width best extensions, the first `width` may end and compete by score, the
-best that go on are the next hypotheses; it stops when the best of them could not displace the worst of `width` ended ones at its length.
+GPT-3 (section 2.4) uses width 4 and a length penalty of 0.6, which is Wu et al.'s (2016): a score
+is the log-probability divided by ((5 + length) / 6)^0.6. The search is transformers': of the
+2·width best extensions, the first `width` may end and compete by score, the best that go on are the
+next hypotheses; it stops when the best of them could not displace the worst of `width` ended ones
+at its length.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ WIDTH, ALPHA = 4, 0.6  # GPT-3, section 2.4
 
 
 def length_penalty(length: int, alpha: float = ALPHA) -> float:
-    """What a log-probability is divided by: ((5 + length) / 6)^alpha (Wu et al. 2016, equation 14)."""
+    """What a log-probability is divided by: ((5 + length) / 6)^alpha (Wu et al. 2016, equation
+    14).
+    """
     return float(((5 + length) / 6) ** alpha)
 
 
@@ -48,15 +53,20 @@ def beam_search(
     ended: Callable[[Sequence[int]], bool] = lambda tokens: False,
     penalty: Callable[[int], float] = length_penalty,
 ) -> list[Hypothesis]:
-    """The best `width` continuations of `prompt` that were found, best first; lengths count the end-of-text.
+    """The best `width` continuations of `prompt` that were found, best first; lengths count the
+    end-of-text.
 
-    A hypothesis ends with `stop_id`, or, keeping its last token, where `ended` says so of its tokens.
+    A hypothesis ends with `stop_id`, or, keeping its last token, where `ended` says so of its
+    tokens.
 
-    The context is not outgrown: a prompt longer than n_ctx is read from its last n_ctx tokens, and where the context is full every
-    hypothesis ends. Raises UsageError for a width or length below 1.
+    The context is not outgrown: a prompt longer than n_ctx is read from its last n_ctx tokens, and
+    where the context is full every hypothesis ends. Raises UsageError for a width or length below
+    1.
     """
     if width < 1 or max_tokens < 1:
-        raise UsageError(f"beam search of width {width} over {max_tokens} tokens", hint="both are at least 1")
+        raise UsageError(
+            f"beam search of width {width} over {max_tokens} tokens", hint="both are at least 1"
+        )
     window = list(prompt)[-model.config.n_ctx :]
     longest = min(max_tokens, model.config.n_ctx - len(window) + 1)
     engine = Engine(model, 1, room=len(window) + longest - 1, compiled=False)
@@ -66,11 +76,15 @@ def beam_search(
     for length in range(1, longest + 1):
         log_probs_BV = logits_BV.float().log_softmax(dim=-1)
         V = log_probs_BV.shape[1]
-        total_BV = log_probs_BV + torch.tensor([[total] for total, _, _ in running], device=log_probs_BV.device)
+        total_BV = log_probs_BV + torch.tensor(
+            [[total] for total, _, _ in running], device=log_probs_BV.device
+        )
         best = total_BV.flatten().topk(min(2 * width, total_BV.numel()))
         following: list[tuple[float, list[int], list[float]]] = []
         parents: list[int] = []
-        for rank, (total, place) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
+        for rank, (total, place) in enumerate(
+            zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ):
             row, token = divmod(place, V)
             _, tokens, log_probs = running[row]
             grown = [*log_probs, float(log_probs_BV[row, token])]
@@ -78,12 +92,18 @@ def beam_search(
             stopped = token == stop_id or ended(spelt)
             if stopped or length == longest:
                 if rank < width:
-                    finished.append(Hypothesis(spelt, grown, total / penalty(length), "stop" if stopped else "length"))
+                    finished.append(
+                        Hypothesis(
+                            spelt, grown, total / penalty(length), "stop" if stopped else "length"
+                        )
+                    )
             elif len(following) < width:
                 following.append((total, spelt, grown))
                 parents.append(row)
         finished = sorted(finished, key=lambda hypothesis: -hypothesis.score)[:width]
-        if not following or (len(finished) == width and following[0][0] / penalty(length) <= finished[-1].score):
+        if not following or (
+            len(finished) == width and following[0][0] / penalty(length) <= finished[-1].score
+        ):
             break
         running = following
         engine.keep(parents)

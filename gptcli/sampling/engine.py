@@ -1,10 +1,14 @@
-"""A model at work on a batch of sequences: prompts read in one pass, then a token a row and pass, over one key-value cache.
+"""A model at work on a batch of sequences: prompts read in one pass, then a token a row and pass,
+over one key-value cache.
 
 How it is fast, and where each way pays (measured; see tests/benchmarks/sampling.py):
 - The head is computed at the last position of each row only.
-- On a CPU a token a row goes through the model in one call (`step.py`), which reads the weights where they lie. Where its kernel cannot
-  be built the pass runs as it is, over a cache that is looked at only as far as it is filled; so do passes of several tokens a row.
-- On a CUDA GPU the pass is compiled and recorded as a CUDA graph, one for each REACH slots of the cache, and played back.
+- On a CPU a token a row goes through the model in one call (`step.py`), which reads the weights
+  where they lie. Where its kernel cannot
+  be built the pass runs as it is, over a cache that is looked at only as far as it is filled; so do
+  passes of several tokens a row.
+- On a CUDA GPU the pass is compiled and recorded as a CUDA graph, one for each REACH slots of the
+  cache, and played back.
 """
 
 from __future__ import annotations
@@ -24,17 +28,22 @@ REACH = 256  # slots by which a recorded pass looks further than the one before
 
 
 class Engine:
-    """`rows` sequences in work at once, each at most `room` tokens long (n_ctx where not given). `compiled`: on a GPU where not given.
+    """`rows` sequences in work at once, each at most `room` tokens long (n_ctx where not given).
+    `compiled`: on a GPU where not given.
 
-    `lengths` says how far each row is read; setting an entry lower forgets what lies beyond. Raises RunError where the cache cannot
-    fit into memory.
+    `lengths` says how far each row is read; setting an entry lower forgets what lies beyond. Raises
+    RunError where the cache cannot fit into memory.
     """
 
-    def __init__(self, model: GPT, rows: int, *, room: int | None = None, compiled: bool | None = None) -> None:
+    def __init__(
+        self, model: GPT, rows: int, *, room: int | None = None, compiled: bool | None = None
+    ) -> None:
         weight = model.wte.weight
         self.model, self.device = model, weight.device
         self.room = min(room or model.config.n_ctx, model.config.n_ctx)
-        require_memory(cache_bytes(model.config, rows, self.room, weight.dtype), rows, self.room, self.device)
+        require_memory(
+            cache_bytes(model.config, rows, self.room, weight.dtype), rows, self.room, self.device
+        )
         self.cache = KVCache(model.config, rows, self.device, weight.dtype, self.room)
         self.lengths = [0] * rows
         if compiled is None:
@@ -53,8 +62,11 @@ class Engine:
 
     @torch.inference_mode()
     def read(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Read a prompt of 1 to `room` tokens into each of `rows`, from position 0; returns the logits after each, (len(rows), V)."""
-        order = sorted(range(len(rows)), key=lambda i: len(prompts[i]), reverse=True)  # like lengths together: little padding
+        """Read a prompt of 1 to `room` tokens into each of `rows`, from position 0; returns the
+        logits after each, (len(rows), V).
+        """
+        # like lengths together: little padding
+        order = sorted(range(len(rows)), key=lambda i: len(prompts[i]), reverse=True)
         parts: list[torch.Tensor] = []
         while (first := len(parts)) < len(order):
             some = order[first : first + max(1, READ_TOKENS // len(prompts[order[first]]))]
@@ -74,7 +86,9 @@ class Engine:
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> torch.Tensor:
-        """Read one token into every row; returns the logits after it, (B, V), good until the next step."""
+        """Read one token into every row; returns the logits after it, (B, V), good until the next
+        step.
+        """
         if self._compiled is not None:
             logits_BV = self._compiled.step(tokens, self.lengths, self.room)
         elif self._step is not None:
@@ -86,7 +100,9 @@ class Engine:
 
     @torch.inference_mode()
     def extend(self, tokens: Sequence[Sequence[int]], *, last: int) -> torch.Tensor:
-        """Read T tokens into every row after what it holds; returns the logits after each of the `last` ones, (B, last, V)."""
+        """Read T tokens into every row after what it holds; returns the logits after each of the
+        `last` ones, (B, last, V).
+        """
         T = len(tokens[0])
         self.cache.place(self.lengths, T)
         x_BTC = self.model.hidden(torch.tensor(tokens, device=self.device), self.cache)
@@ -94,14 +110,18 @@ class Engine:
         return self.model.lm_head(x_BTC[:, -last:])
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Row i becomes a copy of what row rows[i] was; where the engine is not `fixed` there may be fewer rows or more than before."""
+        """Row i becomes a copy of what row rows[i] was; where the engine is not `fixed` there may
+        be fewer rows or more than before.
+        """
         if list(rows) != list(range(self.rows)):
             self.cache.keep(rows)
             self.lengths = [self.lengths[row] for row in rows]
 
 
 class _Compiled:
-    """One decoding pass, compiled; on a GPU also recorded as CUDA graphs, one for each reach, and played back."""
+    """One decoding pass, compiled; on a GPU also recorded as CUDA graphs, one for each reach, and
+    played back.
+    """
 
     def __init__(self, model: GPT, cache: KVCache) -> None:
         self.cache = cache
@@ -111,7 +131,8 @@ class _Compiled:
         def forward(idx_B1: torch.Tensor) -> torch.Tensor:
             return model.lm_head(model.hidden(idx_B1, cache)[:, -1])
 
-        # Each engine and each reach is a compilation of its own of this one function; beyond the limit it would silently run as it is.
+        # Each engine and each reach is a compilation of its own of this one function; beyond the
+        # limit it would silently run as it is.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
         self.forward = torch.compile(forward, dynamic=False)
 
@@ -128,7 +149,9 @@ class _Compiled:
         return logits_BV
 
     def _record(self) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
-        """Warm up on a stream of its own, as recording asks for, then record. Every pass writes the same slots with the same values."""
+        """Warm up on a stream of its own, as recording asks for, then record. Every pass writes the
+        same slots with the same values.
+        """
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -157,6 +180,9 @@ def free_memory(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0]
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
-            return next((int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:")), None)
+            return next(
+                (int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:")),
+                None,
+            )
     except OSError:
         return None

@@ -1,10 +1,13 @@
-"""Products of a weight with the few rows that decoding has, at the speed the memory gives the weight; and weights in int8.
+"""Products of a weight with the few rows that decoding has, at the speed the memory gives the
+weight; and weights in int8.
 
-On a CPU few rows go to `kernels/decode.c`, which reads the weight where it lies, once. Many, and all where it cannot be built, go to
-PyTorch, which lays the weight out anew on each call: for one row that takes as long as the product. GELU goes with the product before it.
+On a CPU few rows go to `kernels/decode.c`, which reads the weight where it lies, once. Many, and
+all where it cannot be built, go to PyTorch, which lays the weight out anew on each call: for one
+row that takes as long as the product. GELU goes with the product before it.
 
-Int8 is weight-only: each output channel is rounded to 255 steps of its largest weight, and activations keep at least 15 bits in the
-kernel. On a GPU, compilation fuses the conversion of the weight into the product.
+Int8 is weight-only: each output channel is rounded to 255 steps of its largest weight, and
+activations keep at least 15 bits in the kernel. On a GPU, compilation fuses the conversion of the
+weight into the product.
 
 Shapes: R rows, K inputs, N outputs.
 """
@@ -22,7 +25,8 @@ from gptcli.errors import UsageError, nearest
 from gptcli.kernels.build import library
 from gptcli.model.transformer import GPT, MLP, Block
 
-FEW = {torch.float32: 32, torch.bfloat16: 128, torch.int8: 8192}  # rows, by the weight's type; beyond it PyTorch is as fast
+# rows, by the weight's type; beyond it PyTorch is as fast
+FEW = {torch.float32: 32, torch.bfloat16: 128, torch.int8: 8192}
 QUANTIZE = ("none", "int8")
 STEPS = 127  # of int8, either way
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # as the kernel numbers them
@@ -42,17 +46,28 @@ class CLinear(ctypes.Structure):
     ]
 
 
-def c_linear(weight_NK: torch.Tensor, scale_N: torch.Tensor | None, bias_N: torch.Tensor | None) -> CLinear:
+def c_linear(
+    weight_NK: torch.Tensor, scale_N: torch.Tensor | None, bias_N: torch.Tensor | None
+) -> CLinear:
     scale, bias = (None if tensor is None else tensor.data_ptr() for tensor in (scale_N, bias_N))
     return CLinear(weight_NK.data_ptr(), scale, bias, *weight_NK.shape, KINDS[weight_NK.dtype])
 
 
 def by_kernel(
-    x: torch.Tensor, weight_NK: torch.Tensor, scale_N: torch.Tensor | None, bias_N: torch.Tensor | None, gelu: bool
+    x: torch.Tensor,
+    weight_NK: torch.Tensor,
+    scale_N: torch.Tensor | None,
+    bias_N: torch.Tensor | None,
+    gelu: bool,
 ) -> torch.Tensor | None:
     """The kernel's product, in the type of `x`; None where it is not the one to ask."""
     R = x.shape[:-1].numel()
-    if FEW.get(weight_NK.dtype, 0) < R or x.device.type != "cpu" or x.dtype not in FLOATS or torch.compiler.is_compiling():
+    if (
+        FEW.get(weight_NK.dtype, 0) < R
+        or x.device.type != "cpu"
+        or x.dtype not in FLOATS
+        or torch.compiler.is_compiling()
+    ):
         return None
     if torch.is_grad_enabled() and (x.requires_grad or weight_NK.requires_grad):
         return None
@@ -64,7 +79,11 @@ def by_kernel(
     linear = c_linear(weight_NK, scale_N, bias_N)
     sizes = (ctypes.c_int64(number) for number in (R, gelu))
     kernel.linear(
-        ctypes.byref(linear), ctypes.c_int64(KINDS[x.dtype]), ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr()), *sizes
+        ctypes.byref(linear),
+        ctypes.c_int64(KINDS[x.dtype]),
+        ctypes.c_void_p(x.data_ptr()),
+        ctypes.c_void_p(y.data_ptr()),
+        *sizes,
     )
     return y
 
@@ -77,7 +96,9 @@ class FewRows(nn.Linear):
         if y is not None:
             return y
         if gelu and _onednn(x):
-            return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, "gelu", [], "tanh")
+            return torch.ops.mkldnn._linear_pointwise.default(
+                x, self.weight, self.bias, "gelu", [], "tanh"
+            )
         return _then(F.linear(x, self.weight, self.bias), gelu)
 
 
@@ -127,7 +148,8 @@ class FusedMLP(MLP):
 
 
 def read_in_place(model: GPT, quantize: str = "none") -> GPT:
-    """Give every linear layer of `model` the products above, in place; returns the model. Raises UsageError for an unknown form.
+    """Give every linear layer of `model` the products above, in place; returns the model. Raises
+    UsageError for an unknown form.
 
     Quantised, the model can only be run: its linear layers have no `weight` any more.
     """

@@ -1,7 +1,9 @@
-"""Many prompts from a JSONL file, each line of the output in its place, and the same file if the work is killed and resumed.
+"""Many prompts from a JSONL file, each line of the output in its place, and the same file if the
+work is killed and resumed.
 
-Rows are refilled as they finish inside a group of prompts; a group's lines reach the disk together. A resumed job starts at the first
-group that is not whole, so that every prompt meets the same company at the same time: the same products, to the last bit.
+Rows are refilled as they finish inside a group of prompts; a group's lines reach the disk together.
+A resumed job starts at the first group that is not whole, so that every prompt meets the same
+company at the same time: the same products, to the last bit.
 """
 
 from __future__ import annotations
@@ -40,18 +42,26 @@ class Job:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The field "prompt" of each line. Raises InputError with file and line where a line is not such an object."""
+    """The field "prompt" of each line. Raises InputError with file and line where a line is not
+    such an object.
+    """
     prompts = []
     try:
         lines = path.read_bytes().splitlines()
     except (FileNotFoundError, IsADirectoryError):
         what = "is a folder, not a file" if path.is_dir() else "no such file"
-        raise InputError(what, where=path, hint='a line is one JSON object: {"prompt": "Once upon a time"}') from None
+        raise InputError(
+            what, where=path, hint='a line is one JSON object: {"prompt": "Once upon a time"}'
+        ) from None
     for number, line in enumerate(lines, 1):
         where = f"{path}:{number}"
         value = parse_json(line, where)
         if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
-            raise InputError('no text under "prompt"', where=where, hint='a line is one JSON object: {"prompt": "Once upon a time"}')
+            raise InputError(
+                'no text under "prompt"',
+                where=where,
+                hint='a line is one JSON object: {"prompt": "Once upon a time"}',
+            )
         try:
             refuse_surrogates(value["prompt"])
         except InputError as error:
@@ -63,17 +73,32 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def answer(
-    model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], job: Job, out: Path, *, about: dict[str, Any], events: Events = SILENT
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    job: Job,
+    out: Path,
+    *,
+    about: dict[str, Any],
+    events: Events = SILENT,
 ) -> None:
-    """Write a line of JSON for each prompt to `out`, which appears once it is whole; what is done of it before stays in a file beside it.
+    """Write a line of JSON for each prompt to `out`, which appears once it is whole; what is done
+    of it before stays in a file beside it.
 
-    `about` is whatever else decides the text (the model, its precision): a file of other work is not gone on with. Raises UsageError.
+    `about` is whatever else decides the text (the model, its precision): a file of other work is
+    not gone on with. Raises UsageError.
     """
     unfinished = unfinished_of(out)
-    header = strict_json.dumps({"job": asdict(job), "prompts": len(prompts), **about}, ascii_only=True, sort_keys=True)
+    header = strict_json.dumps(
+        {"job": asdict(job), "prompts": len(prompts), **about}, ascii_only=True, sort_keys=True
+    )
     lines = _whole_lines(unfinished)
     if lines and lines[0] != header:
-        raise UsageError("was begun with other prompts, options or weights", where=unfinished, hint="--force starts over")
+        raise UsageError(
+            "was begun with other prompts, options or weights",
+            where=unfinished,
+            hint="--force starts over",
+        )
     size = GROUP * job.batch
     done = (len(lines) - 1) // size * size if lines else 0
     with atomic_write(unfinished, "w") as file:
@@ -85,12 +110,23 @@ def answer(
             rows = _rows(tokenizer, prompts[first : first + size], first, job)
             finished, cut = 0, cut + sum(len(some[0].prompt) > model.config.n_ctx for some in rows)
             again = engine if engine.fixed else None  # what was compiled once serves every group
-            for row in decode(model, (row for some in rows for row in some), job.rules, batch=engine.rows, log_probs=True, engine=again):
+            for row in decode(
+                model,
+                (row for some in rows for row in some),
+                job.rules,
+                batch=engine.rows,
+                log_probs=True,
+                engine=again,
+            ):
                 finished, tokens = finished + 1, tokens + len(row.tokens)
                 speed = round(tokens / max(1e-9, time.monotonic() - begin))
                 prompts_done = first + finished / job.num_samples
-                events.progress("sample", prompts_done, len(prompts), "prompts", tokens_per_second=speed)
-            file.writelines(f"{_line(first + i, prompts[first + i], some)}\n" for i, some in enumerate(rows))
+                events.progress(
+                    "sample", prompts_done, len(prompts), "prompts", tokens_per_second=speed
+                )
+            file.writelines(
+                f"{_line(first + i, prompts[first + i], some)}\n" for i, some in enumerate(rows)
+            )
             file.flush()
             os.fsync(file.fileno())
     with atomic_write(out, "w") as file:
@@ -98,7 +134,9 @@ def answer(
     unfinished.unlink()
     events.finish("sample")
     if cut:
-        events.warn(f"{cut:,} prompts are longer than the model's context: it read their last {model.config.n_ctx:,} tokens")
+        events.warn(
+            f"{cut:,} prompts are longer than the model's context: it read their last {model.config.n_ctx:,} tokens"
+        )
 
 
 def unfinished_of(out: Path) -> Path:
@@ -107,15 +145,22 @@ def unfinished_of(out: Path) -> Path:
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The tokens of a prompt; end-of-text where it is empty, as GPT-2 starts. Raises UsageError where there is none."""
+    """The tokens of a prompt; end-of-text where it is empty, as GPT-2 starts. Raises UsageError
+    where there is none.
+    """
     if tokens := tokenizer.encode(prompt):
         return tokens
     if tokenizer.eot_id is None:
-        raise UsageError("the prompt is empty, and this tokenizer has no end-of-text to start from", hint="give a prompt")
+        raise UsageError(
+            "the prompt is empty, and this tokenizer has no end-of-text to start from",
+            hint="give a prompt",
+        )
     return [tokenizer.eot_id]
 
 
-def _rows(tokenizer: Tokenizer, prompts: Sequence[str], first: int, job: Job) -> list[list[TextRow]]:
+def _rows(
+    tokenizer: Tokenizer, prompts: Sequence[str], first: int, job: Job
+) -> list[list[TextRow]]:
     return [
         [
             TextRow(

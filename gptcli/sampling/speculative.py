@@ -1,8 +1,10 @@
-"""Speculative decoding (Leviathan et al. 2023; Chen et al. 2023): a small model drafts, the large one reads the draft in one pass and keeps
-what it agrees with. The text follows the large model's distribution under the rules exactly; greedily, it is the same text.
+"""Speculative decoding (Leviathan et al. 2023; Chen et al. 2023): a small model drafts, the large
+one reads the draft in one pass and keeps what it agrees with. The text follows the large model's
+distribution under the rules exactly; greedily, it is the same text.
 
-A drafted token x, drawn from q, is kept with probability min(1, p(x) / q(x)); the first that is not is drawn again from what p has beyond
-q; where all are kept, the large model gives one more. Windows slide as in `decode`.
+A drafted token x, drawn from q, is kept with probability min(1, p(x) / q(x)); the first that is not
+is drawn again from what p has beyond q; where all are kept, the large model gives one more. Windows
+slide as in `decode`.
 """
 
 from __future__ import annotations
@@ -20,15 +22,24 @@ from gptcli.sampling.filters import Rules, draw, filtered
 DRAFT = 4  # tokens drafted at a time
 
 
-def speculate(model: GPT, draft: GPT, row: Row, rules: Rules, *, ahead: int = DRAFT, log_probs: bool = False) -> float:
-    """Finish `row` with `model`, helped by `draft`; returns the share of drafted tokens that were kept.
+def speculate(
+    model: GPT, draft: GPT, row: Row, rules: Rules, *, ahead: int = DRAFT, log_probs: bool = False
+) -> float:
+    """Finish `row` with `model`, helped by `draft`; returns the share of drafted tokens that were
+    kept.
 
-    Raises UsageError with a repetition penalty, which changes with each token, and InputError where the vocabularies differ.
+    Raises UsageError with a repetition penalty, which changes with each token, and InputError where
+    the vocabularies differ.
     """
     if rules.repetition_penalty != 1:
-        raise UsageError("a repetition penalty and a draft model contradict each other", hint="leave out one of them")
+        raise UsageError(
+            "a repetition penalty and a draft model contradict each other",
+            hint="leave out one of them",
+        )
     if draft.config.vocab_size != model.config.vocab_size:
-        raise InputError(f"the draft model has {draft.config.vocab_size:,} tokens and the model {model.config.vocab_size:,}")
+        raise InputError(
+            f"the draft model has {draft.config.vocab_size:,} tokens and the model {model.config.vocab_size:,}"
+        )
     large, small = _Reader(model), _Reader(draft)
     window, n_ctx, made, kept = row.prompt[-model.config.n_ctx :], model.config.n_ctx, 0, 0
     while row.finish_reason is None:
@@ -56,7 +67,9 @@ def speculate(model: GPT, draft: GPT, row: Row, rules: Rules, *, ahead: int = DR
     return kept / made if made else 0.0
 
 
-def _judge(p_TV: torch.Tensor, q: Sequence[torch.Tensor], drafted: list[int], row: Row, rules: Rules) -> list[int]:
+def _judge(
+    p_TV: torch.Tensor, q: Sequence[torch.Tensor], drafted: list[int], row: Row, rules: Rules
+) -> list[int]:
     """The drafted tokens that are kept, and one of the large model's own."""
     for place, (q_V, token) in enumerate(zip(q, drafted, strict=True)):
         if rules.greedy:
@@ -70,7 +83,9 @@ def _judge(p_TV: torch.Tensor, q: Sequence[torch.Tensor], drafted: list[int], ro
 
 def _distribution(logits_TV: torch.Tensor, rules: Rules) -> torch.Tensor:
     """What the rules draw from, (T, V) in fp64; greedily, any that has the same likeliest token."""
-    return (logits_TV.double() if rules.greedy else filtered(logits_TV, rules).double()).softmax(dim=-1)
+    return (logits_TV.double() if rules.greedy else filtered(logits_TV, rules).double()).softmax(
+        dim=-1
+    )
 
 
 def _pick(p_V: torch.Tensor, row: Row, rules: Rules) -> int:
@@ -85,10 +100,16 @@ class _Reader:
     """One model over a window that grows and loses its end: reads only what it has not read yet."""
 
     def __init__(self, model: GPT) -> None:
-        self.engine, self.n_ctx, self.first = Engine(model, 1, compiled=False), model.config.n_ctx, 0
+        self.engine, self.n_ctx, self.first = (
+            Engine(model, 1, compiled=False),
+            model.config.n_ctx,
+            0,
+        )
 
     def after(self, tokens: list[int], count: int) -> torch.Tensor:
-        """Logits after each of the last `count` tokens, (count, V). More than n_ctx of them are read from their last half."""
+        """Logits after each of the last `count` tokens, (count, V). More than n_ctx of them are
+        read from their last half.
+        """
         if len(tokens) - self.first > self.n_ctx:
             self.forget()
             self.first = len(tokens) - max(1, self.n_ctx // 2)

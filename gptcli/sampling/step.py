@@ -1,4 +1,5 @@
-"""A token a row through the model in one call: `kernels/decode.c`, given a model whose layers are those of `linear.py`, and its cache.
+"""A token a row through the model in one call: `kernels/decode.c`, given a model whose layers are
+those of `linear.py`, and its cache.
 
 Shapes: R rows, V vocabulary.
 """
@@ -52,7 +53,9 @@ class CModel(ctypes.Structure):
 
 
 class Step:
-    """`model` as the kernel reads it, where it lies: it must not be moved or changed while this is used."""
+    """`model` as the kernel reads it, where it lies: it must not be moved or changed while this is
+    used.
+    """
 
     def __init__(self, model: GPT, kernel: ctypes.CDLL) -> None:
         config = model.config
@@ -60,11 +63,27 @@ class Step:
         self.kept: list[torch.Tensor | None] = []  # what the addresses are of
         blocks = cast(list[Block], model.h)
         norms = [norm for block in blocks for norm in (block.ln_1, block.ln_2)]
-        before = [None, *norms] if config.norm == "post" else [*norms, cast(nn.LayerNorm, model.ln_f)]  # each sub-block, and the head
+        # each sub-block, and the head
+        before = (
+            [None, *norms] if config.norm == "post" else [*norms, cast(nn.LayerNorm, model.ln_f)]
+        )
         layers = (CLayer * config.n_layer)()
         for i, block in enumerate(blocks):
-            linears = [self._linear(linear) for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)]
-            layers[i] = CLayer(self._norm(before[2 * i]), self._norm(before[2 * i + 1]), *linears, config.band_of(i) or config.n_ctx)
+            linears = [
+                self._linear(linear)
+                for linear in (
+                    block.attn.c_attn,
+                    block.attn.c_proj,
+                    block.mlp.c_fc,
+                    block.mlp.c_proj,
+                )
+            ]
+            layers[i] = CLayer(
+                self._norm(before[2 * i]),
+                self._norm(before[2 * i + 1]),
+                *linears,
+                config.band_of(i) or config.n_ctx,
+            )
         embeddings = [model.wte.weight, model.wpe.weight]
         self.kept += embeddings
         self.c_model = CModel(
@@ -81,7 +100,9 @@ class Step:
         )
 
     def _norm(self, norm: nn.LayerNorm | None) -> CNorm:
-        return CNorm() if norm is None else CNorm(self._floats(norm.weight), self._floats(norm.bias))
+        return (
+            CNorm() if norm is None else CNorm(self._floats(norm.weight), self._floats(norm.bias))
+        )
 
     def _linear(self, linear: nn.Module) -> CLinear:
         if isinstance(linear, Int8):
@@ -96,14 +117,25 @@ class Step:
         self.kept.append(floats)
         return floats.data_ptr()
 
-    def __call__(self, tokens: Sequence[int], cache: KVCache, lengths: Sequence[int]) -> torch.Tensor:
-        """The logits after a token a row, (R, V) fp32; the rows of `cache` are filled up to `lengths`, where the tokens are put."""
+    def __call__(
+        self, tokens: Sequence[int], cache: KVCache, lengths: Sequence[int]
+    ) -> torch.Tensor:
+        """The logits after a token a row, (R, V) fp32; the rows of `cache` are filled up to
+        `lengths`, where the tokens are put.
+        """
         if max(lengths) >= cache.room:
-            raise IndexError(f"a row of {max(lengths)} tokens has no place for another in {cache.room} slots")
+            raise IndexError(
+                f"a row of {max(lengths)} tokens has no place for another in {cache.room} slots"
+            )
         if not 0 <= min(tokens) <= max(tokens) < len(self.model.wte.weight):
-            raise IndexError(f"tokens from {min(tokens)} to {max(tokens)}, and a vocabulary of {len(self.model.wte.weight)}")
+            raise IndexError(
+                f"tokens from {min(tokens)} to {max(tokens)}, and a vocabulary of {len(self.model.wte.weight)}"
+            )
         R, L = len(lengths), len(cache.keys)
-        keys, values = ((ctypes.c_void_p * L)(*[store.data_ptr() for store in stores]) for stores in (cache.keys, cache.values))
+        keys, values = (
+            (ctypes.c_void_p * L)(*[store.data_ptr() for store in stores])
+            for stores in (cache.keys, cache.values)
+        )
         logits_RV = torch.empty(R, self.c_model.head.N)
         self.kernel.step(
             ctypes.byref(self.c_model),
@@ -121,7 +153,11 @@ class Step:
 def step_of(model: GPT) -> Step | None:
     """None where the kernel cannot run this model here."""
     weight = model.wte.weight
-    if weight.device.type != "cpu" or weight.dtype not in KINDS or not isinstance(model.lm_head, (FewRows, Int8)):
+    if (
+        weight.device.type != "cpu"
+        or weight.dtype not in KINDS
+        or not isinstance(model.lm_head, (FewRows, Int8))
+    ):
         return None
     kernel = library("decode")
     return None if kernel is None else Step(model, kernel)

@@ -1,4 +1,6 @@
-"""Tokens as text while they come. A character of several bytes may span tokens: it appears once it is whole."""
+"""Tokens as text while they come. A character of several bytes may span tokens: it appears once it
+is whole.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,11 @@ from gptcli.tokenizer.tokenizer import Tokenizer
 
 
 class TextStream:
-    """Turns bytes, cut anywhere, into text; the pieces together equal `bytes.decode("utf-8", "replace")` of the whole.
+    """Turns bytes, cut anywhere, into text; the pieces together equal `bytes.decode("utf-8",
+    "replace")` of the whole.
 
-    With `stops`, the text ends before the first of them: `stopped` says so, and what might be the beginning of one waits.
+    With `stops`, the text ends before the first of them: `stopped` says so, and what might be the
+    beginning of one waits.
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
@@ -51,7 +55,9 @@ class TextStream:
 
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that is a beginning of `stop`."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+    return next(
+        (n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +69,13 @@ class Completion:
     tokens: list[int]
     """Without the end-of-text that ended it; with those that spell a stop string."""
     log_probs: list[float]
-    """Of each token under the model itself, before any rule, in nats; empty where they were not asked for."""
+    """Of each token under the model itself, before any rule, in nats; empty where they were not
+    asked for.
+    """
     finish_reason: str
-    """"stop" where the model ended the text or a stop string did, "length" where `max_tokens` did."""
+    """"stop" where the model ended the text or a stop string did, "length" where `max_tokens`
+    did.
+    """
     seconds: float
     """From the start of its batch to its last token, reading the prompt included."""
 
@@ -80,7 +90,9 @@ class Completion:
 
 
 class TextRow(Row):
-    """A row that is read as text while it is made; `show` receives each piece as soon as it is whole."""
+    """A row that is read as text while it is made; `show` receives each piece as soon as it is
+    whole.
+    """
 
     def __init__(
         self,
@@ -92,7 +104,9 @@ class TextRow(Row):
         stops: Sequence[str] = (),
         show: Callable[[str], object] = lambda piece: None,
     ) -> None:
-        super().__init__(prompt, max_tokens=max_tokens, generator=generator, stop_id=tokenizer.eot_id)
+        super().__init__(
+            prompt, max_tokens=max_tokens, generator=generator, stop_id=tokenizer.eot_id
+        )
         self._tokenizer, self._stream, self._show = tokenizer, TextStream(stops), show
         self._pieces: list[str] = []
         self._started = self._ended = time.perf_counter()
@@ -113,7 +127,13 @@ class TextRow(Row):
             self._show(piece)
 
     def completion(self) -> Completion:
-        return Completion("".join(self._pieces), self.tokens, self.log_probs, self.finish_reason or "length", self._ended - self._started)
+        return Completion(
+            "".join(self._pieces),
+            self.tokens,
+            self.log_probs,
+            self.finish_reason or "length",
+            self._ended - self._started,
+        )
 
 
 def complete(
@@ -129,16 +149,35 @@ def complete(
     log_probs: bool = False,
     show: Callable[[str], object] = lambda piece: None,
 ) -> Completion:
-    """Sample `number` (from 0) under `seed` after the tokens of `prompt`; `show` receives each piece of text as soon as it is whole."""
-    row = TextRow(tokenizer, prompt, max_tokens=max_tokens, generator=sample_generator(seed, number), stops=stops, show=show)
+    """Sample `number` (from 0) under `seed` after the tokens of `prompt`; `show` receives each
+    piece of text as soon as it is whole.
+    """
+    row = TextRow(
+        tokenizer,
+        prompt,
+        max_tokens=max_tokens,
+        generator=sample_generator(seed, number),
+        stops=stops,
+        show=show,
+    )
     for _ in decode(model, [row], rules, batch=1, log_probs=log_probs):
         pass
     return row.completion()
 
 
-def search(model: GPT, tokenizer: Tokenizer, prompt: Sequence[int], *, max_tokens: int, width: int) -> Completion:
+def search(
+    model: GPT, tokenizer: Tokenizer, prompt: Sequence[int], *, max_tokens: int, width: int
+) -> Completion:
     """The best continuation that beam search with GPT-3's length penalty finds."""
     begin = time.perf_counter()
-    best = beam_search(model, prompt, max_tokens=max_tokens, width=width, stop_id=tokenizer.eot_id)[0]
+    best = beam_search(model, prompt, max_tokens=max_tokens, width=width, stop_id=tokenizer.eot_id)[
+        0
+    ]
     seconds = time.perf_counter() - begin
-    return Completion(tokenizer.decode(best.tokens), best.tokens, best.log_probs[: len(best.tokens)], best.finish_reason, seconds)
+    return Completion(
+        tokenizer.decode(best.tokens),
+        best.tokens,
+        best.log_probs[: len(best.tokens)],
+        best.finish_reason,
+        seconds,
+    )

@@ -1,1 +1,3 @@
-"""Tokens on disk: the byte layout, the manifest that describes a folder of shards, the loader, and the training order."""
+"""Tokens on disk: the byte layout, the manifest that describes a folder of shards, the loader, and
+the training order.
+"""

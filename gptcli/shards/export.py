@@ -1,5 +1,6 @@
-"""The tokens of a shard folder for other programs. Megatron and llm.c read the shards as they are; nanoGPT wants one bare file a split,
-and Megatron takes a source under one name where its shards are joined."""
+"""The tokens of a shard folder for other programs. Megatron and llm.c read the shards as they are;
+nanoGPT wants one bare file a split, and Megatron takes a source under one name where its shards are
+joined."""
 
 from __future__ import annotations
 
@@ -17,13 +18,17 @@ CHUNK = 1 << 24  # tokens copied, or documents numbered, together
 
 
 def export_nanogpt(folder: Path) -> list[Path]:
-    """Write train.bin and val.bin beside the shards: their tokens end to end as uint16, without a header.
+    """Write train.bin and val.bin beside the shards: their tokens end to end as uint16, without a
+    header.
 
     Raises UsageError where the vocabulary does not fit into uint16.
     """
     manifest = read_manifest(folder)
     if token_dtype(manifest.vocab_size).itemsize != 2:
-        raise UsageError(f"nanoGPT reads uint16, and a vocabulary of {manifest.vocab_size} does not fit", where="--format")
+        raise UsageError(
+            f"nanoGPT reads uint16, and a vocabulary of {manifest.vocab_size} does not fit",
+            where="--format",
+        )
     written = []
     for split in SPLITS:
         with atomic_write(folder / f"{split}.bin") as file:
@@ -33,8 +38,9 @@ def export_nanogpt(folder: Path) -> list[Path]:
 
 
 def export_megatron(folder: Path) -> list[Path]:
-    """Write Megatron's pair of bare tokens and index for each split and source beside the shards: train-webtext2.bin and .idx, or
-    train.bin and .idx without a recipe. A sequence is a document; what is empty is left out, because Megatron cannot map it.
+    """Write Megatron's pair of bare tokens and index for each split and source beside the shards:
+    train-webtext2.bin and .idx, or train.bin and .idx without a recipe. A sequence is a document;
+    what is empty is left out, because Megatron cannot map it.
     """
     manifest = read_manifest(folder)
     dtype = token_dtype(manifest.vocab_size)
@@ -43,7 +49,9 @@ def export_megatron(folder: Path) -> list[Path]:
         for source in manifest.shares(split):
             shards = manifest.of(split, source)
             paths = [folder / shard.file for shard in shards]
-            path = folder / (f"{split}.bin" if source == DEFAULT_SOURCE else f"{split}-{source}.bin")
+            path = folder / (
+                f"{split}.bin" if source == DEFAULT_SOURCE else f"{split}-{source}.bin"
+            )
             with atomic_write(path) as file:
                 _copy_tokens(file, paths)
             count = sum(shard.documents for shard in shards)

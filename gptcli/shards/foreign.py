@@ -1,9 +1,10 @@
-"""Token files that other programs made, as a shard folder: llm.c's and modded-nanogpt's, Megatron's with their .idx, and nanoGPT's
-train.bin and val.bin.
+"""Token files that other programs made, as a shard folder: llm.c's and modded-nanogpt's, Megatron's
+with their .idx, and nanoGPT's train.bin and val.bin.
 
-Such a folder has no manifest, so one is made of the files, and every byte of them is read and checked for that. It has to hold the
-`tokenizer.json` that the tokens were made with. A file whose name has "val", "valid" or "validation" for one of its words is validation;
-one with "test" is left out; the others are training.
+Such a folder has no manifest, so one is made of the files, and every byte of them is read and
+checked for that. It has to hold the `tokenizer.json` that the tokens were made with. A file whose
+name has "val", "valid" or "validation" for one of its words is validation; one with "test" is left
+out; the others are training.
 """
 
 from __future__ import annotations
@@ -27,16 +28,20 @@ BARE = ("train.bin", "val.bin")  # nanoGPT's names; its files say nothing about 
 CHUNK = 1 << 24  # tokens looked at together
 _MAGICS = (20240520, 20240801)  # of `open_shard`
 _INDEX_HEAD = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, document borders
-_MEGATRON_DTYPES: dict[int, np.dtype[Any]] = {8: np.dtype("<u2"), 4: np.dtype("<u4")}  # its int32 holds no negative token
+# its int32 holds no negative token
+_MEGATRON_DTYPES: dict[int, np.dtype[Any]] = {8: np.dtype("<u2"), 4: np.dtype("<u4")}
 
 
 def describe(folder: Path) -> Manifest | None:
-    """The manifest of a folder of other programs' token files; None where it holds no `.bin` to train or validate on.
+    """The manifest of a folder of other programs' token files; None where it holds no `.bin` to
+    train or validate on.
 
-    Raises InputError where a file is damaged or of none of these kinds, where the folder lacks the tokenizer, and on a token outside
-    its vocabulary.
+    Raises InputError where a file is damaged or of none of these kinds, where the folder lacks the
+    tokenizer, and on a token outside its vocabulary.
     """
-    paths = {path: split for path in sorted(folder.glob("*.bin")) if (split := _split(path)) != "test"}
+    paths = {
+        path: split for path in sorted(folder.glob("*.bin")) if (split := _split(path)) != "test"
+    }
     if not paths:
         return None
     if not (folder / "tokenizer.json").exists():
@@ -59,7 +64,9 @@ def describe(folder: Path) -> Manifest | None:
                 where=path,
                 hint="put the tokenizer.json beside it that it was made with",
             )
-        return Shard(file=path.name, split=paths[path], tokens=tokens, documents=documents, sha256=digest)
+        return Shard(
+            file=path.name, split=paths[path], tokens=tokens, documents=documents, sha256=digest
+        )
 
     with ThreadPoolExecutor() as pool:  # hashing lets other threads run
         shards = sorted(pool.map(shard, paths), key=lambda shard: shard.split)  # train before val
@@ -77,7 +84,8 @@ def describe(folder: Path) -> Manifest | None:
         vocab_size=tokenizer.vocab_size,
         eot_id=eot_id,
         seed=0,
-        val_fraction=sum(shard.documents for shard in shards if shard.split == "val") / max(1, documents),
+        val_fraction=sum(shard.documents for shard in shards if shard.split == "val")
+        / max(1, documents),
         split_rule="by the names of the files",
         shards=shards,
         sources=[source],
@@ -86,12 +94,16 @@ def describe(folder: Path) -> Manifest | None:
 
 def _split(path: Path) -> str:
     words = set(re.split("[^a-z]+", path.stem.lower()))
-    return "test" if "test" in words else "val" if words & {"val", "valid", "validation"} else "train"
+    return (
+        "test" if "test" in words else "val" if words & {"val", "valid", "validation"} else "train"
+    )
 
 
 @lru_cache(maxsize=1 << 16)
 def _facts(path: Path, size: int, modified: int, eot_id: int) -> tuple[int, int, int, str]:
-    """Tokens, end-of-texts, the largest token and the SHA-256 of a file, which is read once as long as it does not change."""
+    """Tokens, end-of-texts, the largest token and the SHA-256 of a file, which is read once as long
+    as it does not change.
+    """
     tokens = open_tokens(path)
     documents = largest = 0
     for start in range(0, len(tokens), CHUNK):
@@ -103,7 +115,9 @@ def _facts(path: Path, size: int, modified: int, eot_id: int) -> tuple[int, int,
 
 
 def open_tokens(path: Path) -> np.ndarray:
-    """The tokens of a file of any of these kinds, a read-only memory map: (tokens,) uint16 or uint32. Raises InputError."""
+    """The tokens of a file of any of these kinds, a read-only memory map: (tokens,) uint16 or
+    uint32. Raises InputError.
+    """
     with open(path, "rb") as file:
         magic = int.from_bytes(file.read(4), "little")
     if magic in _MAGICS:
@@ -130,7 +144,10 @@ def _open_megatron(path: Path) -> np.ndarray:
     _, version, code, count, borders = _INDEX_HEAD.unpack_from(data)
     dtype = _MEGATRON_DTYPES.get(code)
     if version != 1 or dtype is None:
-        raise InputError(f"version {version} with tokens of kind {code}: only version 1 with uint16 (8) or int32 (4) is read", where=index)
+        raise InputError(
+            f"version {version} with tokens of kind {code}: only version 1 with uint16 (8) or int32 (4) is read",
+            where=index,
+        )
     if len(data) != _INDEX_HEAD.size + 12 * count + 8 * borders:
         raise InputError("is not as long as its counts say", where=index)
     lengths = np.frombuffer(data, "<i4", count, _INDEX_HEAD.size).astype(np.int64)
@@ -138,7 +155,10 @@ def _open_megatron(path: Path) -> np.ndarray:
     if not np.array_equal(pointers, dtype.itemsize * (np.cumsum(lengths) - lengths)):
         raise InputError("its sequences do not lie end to end", where=index)
     if path.stat().st_size != dtype.itemsize * int(lengths.sum()):
-        raise InputError(f"is {path.stat().st_size} bytes long where its index counts {int(lengths.sum())} tokens", where=path)
+        raise InputError(
+            f"is {path.stat().st_size} bytes long where its index counts {int(lengths.sum())} tokens",
+            where=path,
+        )
     return _mapped(path, dtype)
 
 

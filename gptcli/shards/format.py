@@ -1,10 +1,13 @@
-"""The byte layout of one shard: tokens as llm.c reads them (`.bin`), document borders as Megatron reads them (`.idx`).
+"""The byte layout of one shard: tokens as llm.c reads them (`.bin`), document borders as Megatron
+reads them (`.idx`).
 
-`.bin`: 256 little-endian int32 (magic, version, token count, zeros), then the tokens; the size is exact. Vocabularies of up to 65,535
-entries are uint16 under magic 20240520 version 1 (llm.c's GPT-2 data), larger ones uint32 under 20240801 version 7 (its Llama 3 data).
+`.bin`: 256 little-endian int32 (magic, version, token count, zeros), then the tokens; the size is
+exact. Vocabularies of up to 65,535 entries are uint16 under magic 20240520 version 1 (llm.c's GPT-2
+data), larger ones uint32 under 20240801 version 7 (its Llama 3 data).
 
-`.idx`: one sequence a document. `MMIDIDX\\0\\0`, u64 version 1, u8 dtype code, u64 sequences, u64 sequences + 1, then int32 lengths in
-tokens, int64 byte pointers into the `.bin` (the first is 1024, past the header) and int64 document borders (0, 1, ..., sequences).
+`.idx`: one sequence a document. `MMIDIDX\\0\\0`, u64 version 1, u8 dtype code, u64 sequences, u64
+sequences + 1, then int32 lengths in tokens, int64 byte pointers into the `.bin` (the first is 1024,
+past the header) and int64 document borders (0, 1, ..., sequences).
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from gptcli.files import atomic_write
 HEADER_BYTES = 1024
 MAX_TOKENS = 2**31 - 1  # the header counts in int32
 TokenDtype: TypeAlias = "np.dtype[np.uint16] | np.dtype[np.uint32]"
-_LAYOUTS: dict[TokenDtype, tuple[int, int, int]] = {  # dtype of the tokens: (magic, version, Megatron's dtype code)
+# dtype of the tokens: (magic, version, Megatron's dtype code)
+_LAYOUTS: dict[TokenDtype, tuple[int, int, int]] = {
     np.dtype("<u2"): (20240520, 1, 8),
     np.dtype("<u4"): (20240801, 7, 4),
 }
@@ -36,11 +40,15 @@ def token_dtype(vocab_size: int) -> TokenDtype:
     return np.dtype("<u2") if vocab_size <= 65535 else np.dtype("<u4")
 
 
-def write_shard(path: Path, lengths: np.ndarray, pieces: Iterable[np.ndarray], dtype: TokenDtype) -> str:
-    """Write `path` (`.bin`) and its `.idx`, each atomically, and return the hex SHA-256 of the `.bin`.
+def write_shard(
+    path: Path, lengths: np.ndarray, pieces: Iterable[np.ndarray], dtype: TokenDtype
+) -> str:
+    """Write `path` (`.bin`) and its `.idx`, each atomically, and return the hex SHA-256 of the
+    `.bin`.
 
-    `lengths` (documents,) counts each document's tokens, its leading end-of-text among them. `pieces` are the tokens in order, cut
-    anywhere, so that a shard need never be in memory whole. Raises ValueError where the two disagree or the shard is too large.
+    `lengths` (documents,) counts each document's tokens, its leading end-of-text among them.
+    `pieces` are the tokens in order, cut anywhere, so that a shard need never be in memory whole.
+    Raises ValueError where the two disagree or the shard is too large.
     """
     count = int(lengths.sum())
     if count > MAX_TOKENS:
@@ -79,7 +87,9 @@ def index_path(path: Path) -> Path:
 
 
 def open_shard(path: Path) -> np.ndarray:
-    """The tokens of a shard as a read-only memory map, (tokens,) uint16 or uint32. Raises InputError where the file is not whole."""
+    """The tokens of a shard as a read-only memory map, (tokens,) uint16 or uint32. Raises
+    InputError where the file is not whole.
+    """
     path = Path(path)
     try:
         file_size = path.stat().st_size
@@ -88,27 +98,38 @@ def open_shard(path: Path) -> np.ndarray:
     except FileNotFoundError:
         raise InputError("no such shard", where=path, hint="build the shards again") from None
     if len(head) < HEADER_BYTES:
-        raise InputError(f"truncated: {len(head)} bytes are not even a shard's header of {HEADER_BYTES}", where=path)
+        raise InputError(
+            f"truncated: {len(head)} bytes are not even a shard's header of {HEADER_BYTES}",
+            where=path,
+        )
     magic, version, count = struct.unpack_from("<3i", head)
     dtype = next((dtype for dtype, layout in _LAYOUTS.items() if layout[0] == magic), None)
     if dtype is None:
-        raise InputError(f"not a shard: it begins with {magic}, not 20240520 or 20240801", where=path)
+        raise InputError(
+            f"not a shard: it begins with {magic}, not 20240520 or 20240801", where=path
+        )
     if version != _LAYOUTS[dtype][1]:
-        raise InputError(f"shard version {version} is not {_LAYOUTS[dtype][1]}, the one this program reads", where=path)
+        raise InputError(
+            f"shard version {version} is not {_LAYOUTS[dtype][1]}, the one this program reads",
+            where=path,
+        )
     if count < 0:
         raise InputError(f"the header counts {count} tokens", where=path)
     extra = file_size - HEADER_BYTES - count * dtype.itemsize
     if extra:
         size = f"{abs(extra)} byte{'s' * (abs(extra) != 1)}"
         what = f"truncated by {size}" if extra < 0 else f"{size} too long"
-        raise InputError(f"{what} (the header counts {count} tokens)", where=path, hint="build the shards again")
+        raise InputError(
+            f"{what} (the header counts {count} tokens)", where=path, hint="build the shards again"
+        )
     if count == 0:
         return np.empty(0, dtype)  # an empty region cannot be mapped
     return np.memmap(path, dtype, "r", HEADER_BYTES, (count,))
 
 
 def document_lengths(path: Path) -> np.ndarray:
-    """The tokens of each document of the shard `path` (`.bin`), its leading end-of-text among them: (documents,) int32, from the `.idx`.
+    """The tokens of each document of the shard `path` (`.bin`), its leading end-of-text among them:
+    (documents,) int32, from the `.idx`.
 
     Raises InputError where the index is missing or not whole.
     """
@@ -117,7 +138,9 @@ def document_lengths(path: Path) -> np.ndarray:
         data = path.read_bytes()
     except FileNotFoundError:
         raise InputError(
-            "no such shard index, which says where documents begin", where=path, hint="build the shards again: gpt build-shards writes it"
+            "no such shard index, which says where documents begin",
+            where=path,
+            hint="build the shards again: gpt build-shards writes it",
         ) from None
     count = _INDEX_HEAD.unpack_from(data)[3] if len(data) >= _INDEX_HEAD.size else 0
     if data[:9] != _INDEX_MAGIC or len(data) != _INDEX_HEAD.size + 20 * count + 8:

@@ -1,4 +1,6 @@
-"""All shards of one split, or of one source of it, as one sequence of tokens, checked before the first token is used."""
+"""All shards of one split, or of one source of it, as one sequence of tokens, checked before the
+first token is used.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,16 @@ class TokenStream:
     def __init__(self, arrays: Sequence[np.ndarray]) -> None:
         self.arrays = arrays
         self.dtype = arrays[0].dtype
-        self._ends = list(accumulate(len(array) for array in arrays))  # one past each array's last token
+        # one past each array's last token
+        self._ends = list(accumulate(len(array) for array in arrays))
 
     def __len__(self) -> int:
         return self._ends[-1]
 
     def __getitem__(self, span: slice) -> np.ndarray:
-        """A copy of the tokens in `span` (step 1), whatever shards they lie in; clipped at the ends as lists are."""
+        """A copy of the tokens in `span` (step 1), whatever shards they lie in; clipped at the ends
+        as lists are.
+        """
         start, stop, step = span.indices(len(self))
         if step != 1:
             raise ValueError("a token stream is read in steps of 1")
@@ -46,11 +51,13 @@ class TokenStream:
         return out
 
 
-def open_split(folder: Path, split: str, *, source: str | None = None, verify: bool = True) -> TokenStream:
+def open_split(
+    folder: Path, split: str, *, source: str | None = None, verify: bool = True
+) -> TokenStream:
     """The tokens of `split` ("train" or "val") of a shard folder, of one source or of all.
 
-    Layout, size and count of each shard are always checked; `verify` also compares each one's SHA-256 with the manifest, reading
-    every byte once. Raises InputError that names the file.
+    Layout, size and count of each shard are always checked; `verify` also compares each one's
+    SHA-256 with the manifest, reading every byte once. Raises InputError that names the file.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -63,11 +70,23 @@ def open_split(folder: Path, split: str, *, source: str | None = None, verify: b
         arrays = [_open(folder, shard, dtype) for shard in shards]
     else:
         arrays = [open_tokens(folder / shard.file) for shard in shards]
-        if other := next((shard for shard, array in zip(shards, arrays, strict=True) if array.dtype != arrays[0].dtype), None):
-            raise InputError(f"its tokens are not as wide as those of {shards[0].file}", where=folder / other.file)
+        if other := next(
+            (
+                shard
+                for shard, array in zip(shards, arrays, strict=True)
+                if array.dtype != arrays[0].dtype
+            ),
+            None,
+        ):
+            raise InputError(
+                f"its tokens are not as wide as those of {shards[0].file}",
+                where=folder / other.file,
+            )
     if verify:
         with ThreadPoolExecutor() as pool:  # hashing lets other threads run
-            for shard, digest in zip(shards, pool.map(lambda shard: sha256(folder / shard.file), shards), strict=True):
+            for shard, digest in zip(
+                shards, pool.map(lambda shard: sha256(folder / shard.file), shards), strict=True
+            ):
                 if digest != shard.sha256:
                     raise InputError(
                         "altered: its SHA-256 is not the manifest's",
@@ -80,7 +99,13 @@ def open_split(folder: Path, split: str, *, source: str | None = None, verify: b
 def _open(folder: Path, shard: Shard, dtype: TokenDtype) -> np.ndarray:
     tokens = open_shard(folder / shard.file)
     if len(tokens) != shard.tokens:
-        raise InputError(f"holds {len(tokens)} tokens where the manifest has {shard.tokens}", where=folder / shard.file)
+        raise InputError(
+            f"holds {len(tokens)} tokens where the manifest has {shard.tokens}",
+            where=folder / shard.file,
+        )
     if tokens.dtype != dtype:
-        raise InputError(f"holds {tokens.dtype} tokens, the manifest's vocabulary needs {dtype}", where=folder / shard.file)
+        raise InputError(
+            f"holds {tokens.dtype} tokens, the manifest's vocabulary needs {dtype}",
+            where=folder / shard.file,
+        )
     return tokens

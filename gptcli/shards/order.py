@@ -1,13 +1,17 @@
-"""The endless training order, a pure function of (seed, position): any part of it, on any layout, without state to save.
+"""The endless training order, a pure function of (seed, position): any part of it, on any layout,
+without state to save.
 
-An epoch visits every window of `n_ctx` tokens once, in an order of its own. The permutation is a Feistel network over the smallest power
-of two that holds the windows; an index that lands outside is sent through again until it lands inside (cycle walking), which keeps
-the map one to one. Memory is O(1) at any corpus size.
+An epoch visits every window of `n_ctx` tokens once, in an order of its own. The permutation is a
+Feistel network over the smallest power of two that holds the windows; an index that lands outside
+is sent through again until it lands inside (cycle walking), which keeps the map one to one. Memory
+is O(1) at any corpus size.
 
-Several sources are mixed by weight, each in an order and with epochs of its own: every BLOCK positions hold as many windows of each
-source as its share says, shuffled. Which window of its source a position reads is therefore known without counting through all before.
+Several sources are mixed by weight, each in an order and with epochs of its own: every BLOCK
+positions hold as many windows of each source as its share says, shuffled. Which window of its
+source a position reads is therefore known without counting through all before.
 
-What this file computes is part of the promise of exact resume: changing one value of it changes every training run.
+What this file computes is part of the promise of exact resume: changing one value of it changes
+every training run.
 """
 
 from __future__ import annotations
@@ -27,8 +31,12 @@ BLOCK = 4096  # positions in which a mixture has its weights exactly: shares are
 
 
 def permuted(index: np.ndarray, n: int, seed: int, epoch: int = 0) -> np.ndarray:
-    """Where a pseudo-random permutation of range(n) sends each of `index`: int64, the same shape."""
-    keys = np.frombuffer(hashlib.blake2b(f"{seed} {epoch}".encode(), person=b"gpt train order").digest(), "<u8")
+    """Where a pseudo-random permutation of range(n) sends each of `index`: int64, the same
+    shape.
+    """
+    keys = np.frombuffer(
+        hashlib.blake2b(f"{seed} {epoch}".encode(), person=b"gpt train order").digest(), "<u8"
+    )
     bits = (n - 1).bit_length()
     result = np.array(index, np.uint64)
     outside = np.ones(result.shape, bool)
@@ -39,9 +47,15 @@ def permuted(index: np.ndarray, n: int, seed: int, epoch: int = 0) -> np.ndarray
 
 
 def _feistel(x: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
-    """A permutation of range(2**bits): the halves of `x` (uint64) take turns to be changed by a hash of the other."""
+    """A permutation of range(2**bits): the halves of `x` (uint64) take turns to be changed by a
+    hash of the other.
+    """
     low = bits // 2
-    shift, low_mask, high_mask = np.uint64(low), np.uint64(2**low - 1), np.uint64(2 ** (bits - low) - 1)
+    shift, low_mask, high_mask = (
+        np.uint64(low),
+        np.uint64(2**low - 1),
+        np.uint64(2 ** (bits - low) - 1),
+    )
     left, right = x >> shift, x & low_mask
     for number, key in enumerate(keys):
         if number % 2:
@@ -52,14 +66,18 @@ def _feistel(x: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
 
 
 def mix64(x: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): every bit of the input moves every bit of the output."""
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): every bit of the input moves every
+    bit of the output.
+    """
     x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return x ^ x >> np.uint64(31)
 
 
 class Windows:
-    """The windows of a stream in training order. Window w reads n_ctx tokens from w * n_ctx on, and predicts each one's successor."""
+    """The windows of a stream in training order. Window w reads n_ctx tokens from w * n_ctx on, and
+    predicts each one's successor.
+    """
 
     def __init__(self, stream: TokenStream, n_ctx: int, seed: int) -> None:
         """Raises InputError where the stream does not fill one window."""
@@ -73,12 +91,16 @@ class Windows:
             )
 
     def batch(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets (count, n_ctx) int64 at positions first to first + count of the order; epochs follow one another."""
+        """Inputs and targets (count, n_ctx) int64 at positions first to first + count of the order;
+        epochs follow one another.
+        """
         tokens = self.rows(np.arange(first, first + count))
         return tokens[:, :-1], tokens[:, 1:]
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
-        """The windows at any positions of the order, each with the token after it: (count, n_ctx + 1) int64."""
+        """The windows at any positions of the order, each with the token after it: (count, n_ctx +
+        1) int64.
+        """
         epochs = positions // self.windows
         tokens = np.empty((len(positions), self.n_ctx + 1), np.int64)
         for epoch in np.unique(epochs):
@@ -101,7 +123,9 @@ class Mixture:
         """Of a block: each source's."""
 
     def batch(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets (count, n_ctx) int64 at positions first to first + count of the order."""
+        """Inputs and targets (count, n_ctx) int64 at positions first to first + count of the
+        order.
+        """
         positions = np.arange(first, first + count)
         tokens = np.empty((count, self.n_ctx + 1), np.int64)
         for block in np.unique(positions // BLOCK):
@@ -113,9 +137,12 @@ class Mixture:
         return tokens[:, :-1], tokens[:, 1:]
 
     def _block(self, block: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of some places in a block: each one's source, and how many places before it in the block are that source's."""
+        """Of some places in a block: each one's source, and how many places before it in the block
+        are that source's.
+        """
         shuffled = permuted(np.arange(BLOCK), BLOCK, self.seed, block)
-        owners = np.searchsorted(np.cumsum(self.slots), shuffled, side="right")  # the first slots are the first source's, and so on
+        # the first slots are the first source's, and so on
+        owners = np.searchsorted(np.cumsum(self.slots), shuffled, side="right")
         before = np.empty(BLOCK, np.int64)
         for number, slots in enumerate(self.slots):
             before[owners == number] = np.arange(slots)
@@ -123,7 +150,9 @@ class Mixture:
 
 
 def apportioned(shares: Sequence[float], places: int) -> list[int]:
-    """`places` divided by largest remainders, one at least to each: whole numbers that add up to it."""
+    """`places` divided by largest remainders, one at least to each: whole numbers that add up to
+    it.
+    """
     exact = [share * places for share in shares]
     whole = [max(1, int(value)) for value in exact]
     by_need = sorted(range(len(exact)), key=lambda number: whole[number] - exact[number])
@@ -134,19 +163,26 @@ def apportioned(shares: Sequence[float], places: int) -> list[int]:
     return whole
 
 
-def open_order(folder: Path, split: str, n_ctx: int, seed: int, *, verify: bool = True) -> Windows | Mixture:
-    """The training order of a shard folder's split: its one source's, or the mixture that its manifest's weights ask for.
+def open_order(
+    folder: Path, split: str, n_ctx: int, seed: int, *, verify: bool = True
+) -> Windows | Mixture:
+    """The training order of a shard folder's split: its one source's, or the mixture that its
+    manifest's weights ask for.
 
     `verify` as in `open_split`. Raises InputError where a source does not fill one window.
     """
     shares = read_manifest(folder).shares(split)
     if len(shares) < 2:
         return _windows(folder, split, None, n_ctx, seed, verify=verify)
-    sources = [_windows(folder, split, name, n_ctx, _derived(seed, name), verify=verify) for name in shares]
+    sources = [
+        _windows(folder, split, name, n_ctx, _derived(seed, name), verify=verify) for name in shares
+    ]
     return Mixture(sources, list(shares.values()), _derived(seed, ""))
 
 
-def _windows(folder: Path, split: str, source: str | None, n_ctx: int, seed: int, *, verify: bool) -> Windows:
+def _windows(
+    folder: Path, split: str, source: str | None, n_ctx: int, seed: int, *, verify: bool
+) -> Windows:
     stream = open_split(folder, split, source=source, verify=verify)
     try:
         return Windows(stream, n_ctx, seed)
@@ -157,4 +193,7 @@ def _windows(folder: Path, split: str, source: str | None, n_ctx: int, seed: int
 
 def _derived(seed: int, name: str) -> int:
     """A seed for each source, and for the mixing, whose name is empty."""
-    return int.from_bytes(hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8, person=b"gpt mixture").digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8, person=b"gpt mixture").digest(),
+        "little",
+    )

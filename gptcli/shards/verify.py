@@ -17,28 +17,42 @@ CHUNK = 1 << 24  # tokens looked at together
 
 
 def verify_shards(folder: Path, *, events: Events = SILENT) -> Manifest:
-    """Check every shard of `folder`; its manifest. Raises InputError that names the first file with a fault, and the fault.
+    """Check every shard of `folder`; its manifest. Raises InputError that names the first file with
+    a fault, and the fault.
 
-    A shard is right where its SHA-256 is the manifest's, its header and index agree with it, every document begins with an end-of-text and
-    holds no other, and no token lies outside the vocabulary.
+    A shard is right where its SHA-256 is the manifest's, its header and index agree with it, every
+    document begins with an end-of-text and holds no other, and no token lies outside the
+    vocabulary.
     """
     if not (folder / MANIFEST).exists():
-        raise InputError(f"not a shard folder: it has no {MANIFEST}, which shards are verified by", where=folder)
+        raise InputError(
+            f"not a shard folder: it has no {MANIFEST}, which shards are verified by", where=folder
+        )
     manifest = read_manifest(folder)
     if load_tokenizer(folder / "tokenizer.json").sha256 != manifest.tokenizer_sha256:
-        raise InputError("is not the tokenizer that the manifest names", where=folder / "tokenizer.json")
+        raise InputError(
+            "is not the tokenizer that the manifest names", where=folder / "tokenizer.json"
+        )
     for number, shard in enumerate(manifest.shards):
         _verify(folder, shard, manifest)
         events.progress("verify", number + 1, len(manifest.shards), "shards")
     events.finish("verify")
     for source in manifest.sources:
         if source.documents_in != source.documents_kept + sum(source.dropped.values()):
-            raise InputError(f"{source.name}: documents in are not those kept and those dropped", where=folder / MANIFEST)
+            raise InputError(
+                f"{source.name}: documents in are not those kept and those dropped",
+                where=folder / MANIFEST,
+            )
         shards = [shard for shard in manifest.shards if shard.source == source.name]
         if sum(shard.tokens for shard in shards) != source.tokens:
-            raise InputError(f"{source.name}: its shards do not hold {source.tokens} tokens", where=folder / MANIFEST)
+            raise InputError(
+                f"{source.name}: its shards do not hold {source.tokens} tokens",
+                where=folder / MANIFEST,
+            )
         if sum(shard.documents for shard in shards) != source.documents_kept + source.pieces:
-            raise InputError(f"{source.name}: its shards do not hold the documents kept", where=folder / MANIFEST)
+            raise InputError(
+                f"{source.name}: its shards do not hold the documents kept", where=folder / MANIFEST
+            )
     return manifest
 
 
@@ -46,11 +60,21 @@ def _verify(folder: Path, shard: Shard, manifest: Manifest) -> None:
     path = folder / shard.file
     tokens, lengths = open_shard(path), document_lengths(path)
     if tokens.dtype != token_dtype(manifest.vocab_size):
-        raise InputError(f"holds {tokens.dtype} tokens, the manifest's vocabulary needs {token_dtype(manifest.vocab_size)}", where=path)
+        raise InputError(
+            f"holds {tokens.dtype} tokens, the manifest's vocabulary needs {token_dtype(manifest.vocab_size)}",
+            where=path,
+        )
     if len(tokens) != shard.tokens or len(lengths) != shard.documents:
-        raise InputError(f"holds {len(tokens)} tokens in {len(lengths)} documents, not {shard.tokens} in {shard.documents}", where=path)
+        raise InputError(
+            f"holds {len(tokens)} tokens in {len(lengths)} documents, not {shard.tokens} in {shard.documents}",
+            where=path,
+        )
     if sha256(path) != shard.sha256:
-        raise InputError("altered: its SHA-256 is not the manifest's", where=path, hint="copy the shard again, or build the shards again")
+        raise InputError(
+            "altered: its SHA-256 is not the manifest's",
+            where=path,
+            hint="copy the shard again, or build the shards again",
+        )
     if int(lengths.sum(dtype=np.int64)) != len(tokens):
         raise InputError("its documents are not as long as the shard", where=index_path(path))
     found, largest = [], 0
@@ -59,7 +83,13 @@ def _verify(folder: Path, shard: Shard, manifest: Manifest) -> None:
         largest = max(largest, int(part.max()))
         found.append(np.flatnonzero(part == manifest.eot_id) + start)
     if largest >= manifest.vocab_size:
-        raise InputError(f"holds the token {largest}, outside the vocabulary of {manifest.vocab_size}", where=path)
+        raise InputError(
+            f"holds the token {largest}, outside the vocabulary of {manifest.vocab_size}",
+            where=path,
+        )
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
     if not np.array_equal(np.concatenate([np.empty(0, np.int64), *found]), starts):
-        raise InputError("its end-of-text tokens do not stand where its index has documents begin", where=index_path(path))
+        raise InputError(
+            "its end-of-text tokens do not stand where its index has documents begin",
+            where=index_path(path),
+        )

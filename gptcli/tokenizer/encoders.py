@@ -1,8 +1,10 @@
-"""Who turns text into ids: tokenizers (the reference), tiktoken or gigatoken, the same ids from each.
+"""Who turns text into ids: tokenizers (the reference), tiktoken or gigatoken, the same ids from
+each.
 
-A faster encoder is taken only where nothing can differ. It must reproduce the reference on `PROBES` when it is opened; it never sees
-`<|endoftext|>` as anything but text; and documents that hold a character which Unicode 17 was the first to assign (gigatoken's
-tables know those 4,657, the others' do not yet) go to the reference. gigatoken remembers every word it meets: it is renewed after
+A faster encoder is taken only where nothing can differ. It must reproduce the reference on `PROBES`
+when it is opened; it never sees `<|endoftext|>` as anything but text; and documents that hold a
+character which Unicode 17 was the first to assign (gigatoken's tables know those 4,657, the others'
+do not yet) go to the reference. gigatoken remembers every word it meets: it is renewed after
 `RENEW_BYTES` of text, so that its memory does not grow with the corpus.
 """
 
@@ -32,7 +34,8 @@ UNICODE_17 = (  # first and last of each run
 )
 # fmt: on
 _NEWER = re.compile("[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in UNICODE_17) + "]")
-# Beginnings of their UTF-8: one byte is looked for with memchr, many times faster than a character class looks at each character.
+# Beginnings of their UTF-8: one byte is looked for with memchr, many times faster than a character
+# class looks at each character.
 _LEADS: dict[int, set[bytes]] = {}
 for _first, _last in UNICODE_17:
     for _point in range(_first, _last + 1):
@@ -54,17 +57,22 @@ class Encoder(Protocol):
     name: str
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all texts end to end (uint32), and how many of them are each text's (int64, (len(texts),))."""
+        """The ids of all texts end to end (uint32), and how many of them are each text's (int64,
+        (len(texts),)).
+        """
 
 
 def open_encoder(tokenizer: Tokenizer, name: str = "auto") -> Encoder:
-    """The encoder of this name for `tokenizer`; "auto" is the fastest that is installed and passes the check.
+    """The encoder of this name for `tokenizer`; "auto" is the fastest that is installed and passes
+    the check.
 
-    Raises UsageError where the named one is unknown, not installed or cannot encode for this kind of tokenizer, RunError where its
-    ids differ from the reference's.
+    Raises UsageError where the named one is unknown, not installed or cannot encode for this kind
+    of tokenizer, RunError where its ids differ from the reference's.
     """
     if name not in ENCODERS:
-        raise UsageError(f"unknown encoder {name!r}", where="--encoder", hint=nearest(name, ENCODERS))
+        raise UsageError(
+            f"unknown encoder {name!r}", where="--encoder", hint=nearest(name, ENCODERS)
+        )
     reference = _Reference(tokenizer)
     if name == "tokenizers":
         return reference
@@ -73,16 +81,26 @@ def open_encoder(tokenizer: Tokenizer, name: str = "auto") -> Encoder:
             encoder = _OPENERS[candidate](tokenizer, reference)
         except ImportError:
             if name != "auto":
-                raise UsageError(f"{name} is not installed", where="--encoder", hint=install_hint(name)) from None
+                raise UsageError(
+                    f"{name} is not installed", where="--encoder", hint=install_hint(name)
+                ) from None
             continue
         except UnsuitableError as error:
             if name != "auto":
-                raise UsageError(f"{name} cannot encode for this tokenizer: {error}", where="--encoder", hint="use tokenizers") from None
+                raise UsageError(
+                    f"{name} cannot encode for this tokenizer: {error}",
+                    where="--encoder",
+                    hint="use tokenizers",
+                ) from None
             continue
         if _agree(encoder, reference):
             return encoder
         if name != "auto":
-            raise RunError(f"{name} gives other ids than tokenizers do", where="--encoder", hint="use tokenizers, or another version of it")
+            raise RunError(
+                f"{name} gives other ids than tokenizers do",
+                where="--encoder",
+                hint="use tokenizers, or another version of it",
+            )
     return reference
 
 
@@ -99,7 +117,10 @@ def knows_more(text: str) -> bool:
     if text.isascii():
         return False
     data = text.encode()
-    return any(lead in data and any(two in data for two in twos) for lead, twos in _LEADS.items()) and _NEWER.search(text) is not None
+    return (
+        any(lead in data and any(two in data for two in twos) for lead, twos in _LEADS.items())
+        and _NEWER.search(text) is not None
+    )
 
 
 class _Reference:
@@ -111,7 +132,9 @@ class _Reference:
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         ids = self._tokenizer.encode_batch(list(texts))
         counts = np.array([len(row) for row in ids], np.int64)
-        return np.fromiter((number for row in ids for number in row), np.uint32, int(counts.sum())), counts
+        return np.fromiter(
+            (number for row in ids for number in row), np.uint32, int(counts.sum())
+        ), counts
 
 
 class _Tiktoken:
@@ -127,15 +150,23 @@ class _Tiktoken:
             for token, number in model["vocab"].items()
             if number != tokenizer.eot_id and alphabet.keys() >= set(token)
         }
-        merges = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+        merges = (
+            merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]
+        )
         learnt = [model["vocab"]["".join(merge)] for merge in merges]
         if learnt != sorted(learnt):
-            raise UnsuitableError("its ids are not in the order of its merges, by which tiktoken chooses")
-        self._encoding = tiktoken.Encoding("gpt", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+            raise UnsuitableError(
+                "its ids are not in the order of its merges, by which tiktoken chooses"
+            )
+        self._encoding = tiktoken.Encoding(
+            "gpt", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={}
+        )
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         rows = [self._encoding.encode_to_numpy(text, disallowed_special=()) for text in texts]
-        return np.concatenate([np.empty(0, np.uint32), *rows]), np.array([len(row) for row in rows], np.int64)
+        return np.concatenate([np.empty(0, np.uint32), *rows]), np.array(
+            [len(row) for row in rows], np.int64
+        )
 
 
 class _Gigatoken:
@@ -162,11 +193,19 @@ class _Gigatoken:
         return np.asarray(rows.content.data)[offsets[0] : offsets[-1]], np.diff(offsets)
 
     def _mixed(self, texts: Sequence[str], newer: list[bool]) -> tuple[np.ndarray, np.ndarray]:
-        rows = [(self._reference if other else self).encode([text]) for text, other in zip(texts, newer, strict=True)]
-        return np.concatenate([ids for ids, _ in rows]), np.concatenate([counts for _, counts in rows])
+        rows = [
+            (self._reference if other else self).encode([text])
+            for text, other in zip(texts, newer, strict=True)
+        ]
+        return np.concatenate([ids for ids, _ in rows]), np.concatenate(
+            [counts for _, counts in rows]
+        )
 
 
-_OPENERS: dict[str, Callable[[Tokenizer, Encoder], Encoder]] = {"tiktoken": _Tiktoken, "gigatoken": _Gigatoken}
+_OPENERS: dict[str, Callable[[Tokenizer, Encoder], Encoder]] = {
+    "tiktoken": _Tiktoken,
+    "gigatoken": _Gigatoken,
+}
 
 
 def _byte_level(tokenizer: Tokenizer) -> Any:

@@ -1,8 +1,10 @@
-"""BPE training by gigatoken where it is installed and its merges are certain to be those of tokenizers.
+"""BPE training by gigatoken where it is installed and its merges are certain to be those of
+tokenizers.
 
-Two things could tell them apart. A character that Unicode 17 was the first to assign is cut from its neighbours differently; and where
-pairs run out, gigatoken goes on to merge pairs that occur once. The highest count of any pair only falls while merges are learnt, so one
-look at the last merge settles the second. In either case the reference learns from the same text again.
+Two things could tell them apart. A character that Unicode 17 was the first to assign is cut from
+its neighbours differently; and where pairs run out, gigatoken goes on to merge pairs that occur
+once. The highest count of any pair only falls while merges are learnt, so one look at the last
+merge settles the second. In either case the reference learns from the same text again.
 """
 
 from __future__ import annotations
@@ -25,8 +27,11 @@ SEPARATOR = b"\xff"  # no byte of UTF-8
 CHUNK = 1 << 24  # bytes read at once to count the last merge
 
 
-def learn_merges(texts: Iterable[str], count: int, reference: Callable[[Iterable[str]], Merges]) -> Merges:
-    """Up to `count` merges of pairs that occur at least twice, most frequent first, spelt in the byte alphabet, as `reference` learns them.
+def learn_merges(
+    texts: Iterable[str], count: int, reference: Callable[[Iterable[str]], Merges]
+) -> Merges:
+    """Up to `count` merges of pairs that occur at least twice, most frequent first, spelt in the
+    byte alphabet, as `reference` learns them.
 
     The text is put into a temporary file on its way, so memory holds its distinct words only.
     """
@@ -34,11 +39,18 @@ def learn_merges(texts: Iterable[str], count: int, reference: Callable[[Iterable
         import gigatoken
     except ImportError:
         return reference(texts)
-    with temporary_room("all of the text"), scratch_folder() as folder, open(folder / "text", "w+b") as spool:
+    with (
+        temporary_room("all of the text"),
+        scratch_folder() as folder,
+        open(folder / "text", "w+b") as spool,
+    ):
         if not _spooled(texts, spool) or not (pairs := _learnt(gigatoken, Path(spool.name), count)):
             return reference(_read_back(spool))
     spelling = {byte: character for character, byte in byte_alphabet().items()}
-    return [("".join(spelling[byte] for byte in left), "".join(spelling[byte] for byte in right)) for left, right in pairs]
+    return [
+        ("".join(spelling[byte] for byte in left), "".join(spelling[byte] for byte in right))
+        for left, right in pairs
+    ]
 
 
 def _spooled(texts: Iterable[str], spool: IO[bytes]) -> bool:
@@ -83,16 +95,25 @@ def _occurs_twice(gigatoken: Any, path: Path, pairs: list[tuple[bytes, bytes]]) 
     with open(path, "rb") as spool:
         for document in _documents(spool):
             if token in document:
-                seen += sum(_merged(word, ranks).count(token) for word in gigatoken.pretokenizer(document) if token in bytes(word))
+                seen += sum(
+                    _merged(word, ranks).count(token)
+                    for word in gigatoken.pretokenizer(document)
+                    if token in bytes(word)
+                )
             if seen > 1:
                 return True
     return False
 
 
 def _merged(word: bytes, ranks: dict[tuple[bytes, bytes], int]) -> list[bytes]:
-    """The tokens of one word, by the plain rule: the earliest merge first, everywhere it applies."""
+    """The tokens of one word, by the plain rule: the earliest merge first, everywhere it
+    applies.
+    """
     parts = [bytes([byte]) for byte in bytes(word)]
-    while len(parts) > 1 and (best := min(pairwise(parts), key=lambda pair: ranks.get(pair, len(ranks)))) in ranks:
+    while (
+        len(parts) > 1
+        and (best := min(pairwise(parts), key=lambda pair: ranks.get(pair, len(ranks)))) in ranks
+    ):
         joined: list[bytes] = []
         for part in parts:
             if joined and (joined[-1], part) == best:

@@ -1,13 +1,17 @@
-"""GPT-1's tokenizer (Radford et al. 2018, section 4.1): text is repaired, lower-cased and split into words, and each word is a BPE of
-characters whose last piece ends in `</w>`. Lossy by design: case, accents and what kind of blank stood between words are gone.
+"""GPT-1's tokenizer (Radford et al. 2018, section 4.1): text is repaired, lower-cased and split
+into words, and each word is a BPE of characters whose last piece ends in `</w>`. Lossy by design:
+case, accents and what kind of blank stood between words are gone.
 
-What differs from OpenAI's own encoding, which split with spaCy: words are split as transformers' OpenAIGPTTokenizer splits them, with
-BERT's rules. Every punctuation mark is a word of its own, where spaCy keeps `n't`, `'s`, `...`, `mr.` and the like together; accents are
-stripped, where OpenAI's encoding keeps them; and a line break is a blank, where OpenAI's encoding has `<unk>`, its vocabulary lacking one.
-What differs from transformers: text passes through ftfy and the release's replacements first, as in the paper, and text that
-spells `<unk>` is text. Of SST-2's 9,613 lines none comes out otherwise for it; of WikiText-2's 5,352 (validation and test) 4,134 do: 3,401
-for nothing but the `<unk>` that stands in that corpus for rare words, 682 for a dash or an ellipsis that is replaced, 51 for a curly
-quotation mark that ftfy straightens. With the mended text, and `<unk>` as text, transformers gives the same ids for every line.
+What differs from OpenAI's own encoding, which split with spaCy: words are split as transformers'
+OpenAIGPTTokenizer splits them, with BERT's rules. Every punctuation mark is a word of its own,
+where spaCy keeps `n't`, `'s`, `...`, `mr.` and the like together; accents are stripped, where
+OpenAI's encoding keeps them; and a line break is a blank, where OpenAI's encoding has `<unk>`, its
+vocabulary lacking one. What differs from transformers: text passes through ftfy and the release's
+replacements first, as in the paper, and text that spells `<unk>` is text. Of SST-2's 9,613 lines
+none comes out otherwise for it; of WikiText-2's 5,352 (validation and test) 4,134 do: 3,401 for
+nothing but the `<unk>` that stands in that corpus for rare words, 682 for a dash or an ellipsis
+that is replaced, 51 for a curly quotation mark that ftfy straightens. With the mended text, and
+`<unk>` as text, transformers gives the same ids for every line.
 """
 
 from __future__ import annotations
@@ -22,30 +26,42 @@ from tokenizers import Tokenizer as Backend
 
 from gptcli.errors import InputError, UsageError, install_hint
 from gptcli.events import SILENT, Events
-from gptcli.tokenizer.tokenizer import END_OF_TEXT, PIECE, Tokenizer, check_merges, pieces, readable_text, refuse_surrogates
+from gptcli.tokenizer.tokenizer import (
+    END_OF_TEXT,
+    PIECE,
+    Tokenizer,
+    check_merges,
+    pieces,
+    readable_text,
+    refuse_surrogates,
+)
 
 UNKNOWN, END_OF_WORD = "<unk>", "</w>"
 VOCAB_SIZE = 40478
 CHARACTERS = 238  # of GPT-1's alphabet: a rarer one is unknown
 REPEATED = 1000  # words in a piece of training text
-REPLACED = str.maketrans({"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"})  # by the released code, before it splits
+# by the released code, before it splits
+REPLACED = str.maketrans({"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"})
 
 
 def standardise(text: str) -> str:
-    """Text as the splitting takes it: encoding mishaps mended by ftfy, dashes and dots in their plain form.
+    """Text as the splitting takes it: encoding mishaps mended by ftfy, dashes and dots in their
+    plain form.
 
     Raises UsageError where ftfy is missing.
     """
     try:
         from ftfy import fix_text
     except ImportError:
-        raise UsageError("GPT-1's tokenizer needs ftfy, which is not installed", hint=install_hint("ftfy")) from None
+        raise UsageError(
+            "GPT-1's tokenizer needs ftfy, which is not installed", hint=install_hint("ftfy")
+        ) from None
     return fix_text(text).translate(REPLACED)
 
 
 class Gpt1Tokenizer(Tokenizer):
-    """A vocabulary of words' pieces. Documents end with `<|endoftext|>` where the vocabulary has it, and else with `<unk>`, which is
-    what a line break was in GPT-1's training.
+    """A vocabulary of words' pieces. Documents end with `<|endoftext|>` where the vocabulary has
+    it, and else with `<unk>`, which is what a line break was in GPT-1's training.
 
     Raises InputError where vocabulary and merges do not make one.
     """
@@ -57,7 +73,9 @@ class Gpt1Tokenizer(Tokenizer):
         if len(ids) != len(tokens):
             raise InputError("two ids of the vocabulary have the same spelling")
         if UNKNOWN not in ids or not any(token.endswith(END_OF_WORD) for token in tokens):
-            raise InputError(f"the vocabulary lacks {UNKNOWN} or pieces that end in {END_OF_WORD}: it is not GPT-1's kind")
+            raise InputError(
+                f"the vocabulary lacks {UNKNOWN} or pieces that end in {END_OF_WORD}: it is not GPT-1's kind"
+            )
         check_merges(merges, ids)
         self.vocab_size = len(tokens)
         self.eot_id = ids.get(END_OF_TEXT, ids[UNKNOWN])
@@ -66,7 +84,9 @@ class Gpt1Tokenizer(Tokenizer):
         self.sha256 = hashlib.sha256(fingerprint.encode()).hexdigest()
         self._special = [token for token in (UNKNOWN, END_OF_TEXT) if token in ids]
         self._bytes = [self._spelt(token).encode() for token in tokens]
-        self._backend = _backend(models.BPE(ids, list(merges), unk_token=UNKNOWN, end_of_word_suffix=END_OF_WORD))
+        self._backend = _backend(
+            models.BPE(ids, list(merges), unk_token=UNKNOWN, end_of_word_suffix=END_OF_WORD)
+        )
 
     def _spelt(self, token: str) -> str:
         return f"{token} " if token in self._special else token.replace(END_OF_WORD, " ")
@@ -81,10 +101,14 @@ class Gpt1Tokenizer(Tokenizer):
         return super().decode(ids).removesuffix(" ")
 
     def to_json(self) -> str:
-        """The text of a tokenizer.json, by which transformers encodes alike but for ftfy and the replacements."""
+        """The text of a tokenizer.json, by which transformers encodes alike but for ftfy and the
+        replacements.
+        """
         whole = Backend.from_str(self._backend.to_str())
         whole.decoder = decoders.BPEDecoder(suffix=END_OF_WORD)
-        whole.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in self._special])
+        whole.add_special_tokens(
+            [AddedToken(token, special=True, normalized=False) for token in self._special]
+        )
         return readable_text(whole)
 
 
@@ -95,22 +119,31 @@ def _backend(model: models.BPE) -> Backend:
     return backend
 
 
-def train_gpt1_tokenizer(texts: Iterable[str], vocab_size: int, *, events: Events = SILENT) -> Gpt1Tokenizer:
-    """Learn `vocab_size` entries: `<unk>`, characters inside and at the end of words, merges, most frequent pair first, `<|endoftext|>`.
+def train_gpt1_tokenizer(
+    texts: Iterable[str], vocab_size: int, *, events: Events = SILENT
+) -> Gpt1Tokenizer:
+    """Learn `vocab_size` entries: `<unk>`, characters inside and at the end of words, merges, most
+    frequent pair first, `<|endoftext|>`.
 
-    The same texts give the same tokenizer in any order. Raises UsageError on a size that leaves no room for merges, InputError where
-    there is no text.
+    The same texts give the same tokenizer in any order. Raises UsageError on a size that leaves no
+    room for merges, InputError where there is no text.
     """
     words = _count_words(texts, events)
     characters: Counter[str] = Counter()
     for word, count in words.items():
         characters.update(dict.fromkeys(word, count))
-    alphabet = sorted(sorted(characters, key=lambda character: (-characters[character], character))[:CHARACTERS])
+    alphabet = sorted(
+        sorted(characters, key=lambda character: (-characters[character], character))[:CHARACTERS]
+    )
     rare = dict.fromkeys(map(ord, characters.keys() - set(alphabet)))
-    # as "special" tokens they get the first ids in this order; the library's own would follow a hash table's
+    # as "special" tokens they get the first ids in this order; the library's own would follow a
+    # hash table's
     first = [UNKNOWN, *alphabet, *(f"{character}{END_OF_WORD}" for character in alphabet)]
     if vocab_size <= len(first) + 1:
-        raise UsageError(f"a vocabulary of {vocab_size} is too small", hint=f"the characters of this text need {len(first) + 2} or more")
+        raise UsageError(
+            f"a vocabulary of {vocab_size} is too small",
+            hint=f"the characters of this text need {len(first) + 2} or more",
+        )
     backend = _backend(models.BPE(unk_token=UNKNOWN, end_of_word_suffix=END_OF_WORD))
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1, min_frequency=2, special_tokens=first, end_of_word_suffix=END_OF_WORD, show_progress=False
@@ -120,7 +153,9 @@ def train_gpt1_tokenizer(texts: Iterable[str], vocab_size: int, *, events: Event
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     tokenizer = Gpt1Tokenizer([*tokens, END_OF_TEXT], [tuple(merge) for merge in model["merges"]])
     if tokenizer.vocab_size < vocab_size:
-        events.warn(f"the text has pairs for a vocabulary of {tokenizer.vocab_size:,} only, not {vocab_size:,}: give more text")
+        events.warn(
+            f"the text has pairs for a vocabulary of {tokenizer.vocab_size:,} only, not {vocab_size:,}: give more text"
+        )
     return tokenizer
 
 

@@ -1,10 +1,13 @@
 """Byte-level BPE as GPT-2 has it (Radford et al. 2019, section 2.2): text to ids and back, exactly.
 
 What differs from using the `tokenizers` library bare:
-- `<|endoftext|>` and other added tokens are never recognised in text: a document that spells them gets ordinary ids.
-- A long text is encoded in pieces cut where GPT-2's pattern always cuts. The ids are the same, but the library spends some
+- `<|endoftext|>` and other added tokens are never recognised in text: a document that spells them
+  gets ordinary ids.
+- A long text is encoded in pieces cut where GPT-2's pattern always cuts. The ids are the same, but
+  the library spends some
   160 bytes of memory on each byte of the text it is given at once.
-- Decoding is a table of bytes, so it is exact for any ids, also where they do not end on a whole character.
+- Decoding is a table of bytes, so it is exact for any ids, also where they do not end on a whole
+  character.
 """
 
 from __future__ import annotations
@@ -25,31 +28,57 @@ from gptcli.files import atomic_write, read_json, read_text, similar, write_json
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 END_OF_TEXT = "<|endoftext|>"
-PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # what ByteLevel splits by
-GPT2_SHA256 = "c7e6ef8519719b4c2d44d8f3560476c179c37a811e4237348f8d0ecddeeac1ff"  # `sha256` of GPT-2's released vocabulary
+# what ByteLevel splits by
+PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# `sha256` of GPT-2's released vocabulary
+GPT2_SHA256 = "c7e6ef8519719b4c2d44d8f3560476c179c37a811e4237348f8d0ecddeeac1ff"
 HUB_REPOSITORY = "openai-community/gpt2"
-GPT2_NAMES = (HUB_REPOSITORY, "gpt-2", "gpt2-medium", "gpt2-large", "gpt2-xl", "gpt3", "gpt-3", "r50k_base", "p50k_base", "tiktoken")
-RELEASES = (  # merges and ids, by OpenAI's names for GPT-2's and GPT-1's, and transformers' for both
+GPT2_NAMES = (
+    HUB_REPOSITORY,
+    "gpt-2",
+    "gpt2-medium",
+    "gpt2-large",
+    "gpt2-xl",
+    "gpt3",
+    "gpt-3",
+    "r50k_base",
+    "p50k_base",
+    "tiktoken",
+)
+# merges and ids, by OpenAI's names for GPT-2's and GPT-1's, and transformers' for both
+RELEASES = (
     ("vocab.bpe", "encoder.json"), ("vocab_40000.bpe", "encoder_bpe_40000.json"), ("merges.txt", "vocab.json"),
 )  # fmt: skip
 
 PIECE = 1 << 14  # characters of a long text encoded at once
-GROUP, GROUP_PIECES = 1 << 19, 1 << 12  # characters and pieces handed to the library's threads at once
-_BORDER = re.compile(r"(?<=\S)[ \n]")  # always the start of a match of PATTERN, and no match before it looks that far
+# characters and pieces handed to the library's threads at once
+GROUP, GROUP_PIECES = 1 << 19, 1 << 12
+# always the start of a match of PATTERN, and no match before it looks that far
+_BORDER = re.compile(r"(?<=\S)[ \n]")
 
 
 def byte_alphabet() -> dict[str, int]:
-    """The character that stands for each byte in a vocabulary, in GPT-2's order, which is also that of the first 256 ids.
+    """The character that stands for each byte in a vocabulary, in GPT-2's order, which is also that
+    of the first 256 ids.
 
-    Printable bytes stand for themselves; the others, blanks among them, are shifted to U+0100 and up.
+    Printable bytes stand for themselves; the others, blanks among them, are shifted to U+0100 and
+    up.
     """
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + n): byte for n, byte in enumerate(others)
+    }
 
 
 def pieces(text: str, size: int) -> Iterator[str]:
-    """Cut `text` into pieces of `size` characters or a little more that encode to the same ids as the whole."""
+    """Cut `text` into pieces of `size` characters or a little more that encode to the same ids as
+    the whole.
+    """
     start = 0
     while len(text) - start > size:
         border = _BORDER.search(text, start + size)
@@ -63,9 +92,10 @@ def pieces(text: str, size: int) -> Iterator[str]:
 class Tokenizer:
     """A vocabulary and its merges.
 
-    `tokens`: the spelling of each id, in the alphabet of `byte_alphabet`. `merges`: pairs of spellings, first learnt first.
-    `added`: those of `tokens` that no merge makes, spelt as plain text, which other programs are to know as special.
-    Raises InputError where these do not make a byte-level BPE. Can be pickled, so that worker processes may be given one.
+    `tokens`: the spelling of each id, in the alphabet of `byte_alphabet`. `merges`: pairs of
+    spellings, first learnt first. `added`: those of `tokens` that no merge makes, spelt as plain
+    text, which other programs are to know as special. Raises InputError where these do not make a
+    byte-level BPE. Can be pickled, so that worker processes may be given one.
     """
 
     vocab_size: int
@@ -78,16 +108,25 @@ class Tokenizer:
     sha256: str
     """Fingerprint of ids, merges and pattern: the same whichever files they came from."""
 
-    def __init__(self, tokens: Sequence[str], merges: Sequence[tuple[str, str]], added: Sequence[str] = (END_OF_TEXT,)) -> None:
+    def __init__(
+        self,
+        tokens: Sequence[str],
+        merges: Sequence[tuple[str, str]],
+        added: Sequence[str] = (END_OF_TEXT,),
+    ) -> None:
         ids = {token: number for number, token in enumerate(tokens)}
         alphabet = byte_alphabet()
         special = {token for token in added if token in ids}
         if len(ids) != len(tokens):
             raise InputError("two ids of the vocabulary have the same spelling")
         if missing := len(alphabet.keys() - ids.keys()):
-            raise InputError(f"the vocabulary lacks {missing} of the 256 bytes: it is not a byte-level BPE")
+            raise InputError(
+                f"the vocabulary lacks {missing} of the 256 bytes: it is not a byte-level BPE"
+            )
         if foreign := set("".join(ids.keys() - special)) - alphabet.keys():
-            raise InputError(f"the vocabulary spells tokens with {min(foreign)!r}: it is not a byte-level BPE")
+            raise InputError(
+                f"the vocabulary spells tokens with {min(foreign)!r}: it is not a byte-level BPE"
+            )
         check_merges(merges, ids)
         self.vocab_size = len(tokens)
         self.eot_id = ids.get(END_OF_TEXT)
@@ -96,19 +135,28 @@ class Tokenizer:
         self.sha256 = hashlib.sha256(fingerprint.encode()).hexdigest()
         self._special = sorted(special, key=ids.__getitem__)
         to_byte = str.maketrans({character: chr(byte) for character, byte in alphabet.items()})
-        self._bytes = [token.encode() if token in special else token.translate(to_byte).encode("latin-1") for token in tokens]
+        self._bytes = [
+            token.encode() if token in special else token.translate(to_byte).encode("latin-1")
+            for token in tokens
+        ]
         self._backend = Backend(models.BPE(vocab=ids, merges=list(merges)))
         self._backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of one text; text that spells `<|endoftext|>` is ordinary text. Raises InputError on a lone surrogate."""
+        """The ids of one text; text that spells `<|endoftext|>` is ordinary text. Raises InputError
+        on a lone surrogate.
+        """
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """The ids of each text, on the library's threads (`TOKENIZERS_PARALLELISM=false` keeps it to one)."""
+        """The ids of each text, on the library's threads (`TOKENIZERS_PARALLELISM=false` keeps it
+        to one).
+        """
         ids: list[list[int]] = [[] for _ in texts]
         for group in _groups(texts):
-            encodings = self._backend.encode_batch_fast([piece for _, piece in group], add_special_tokens=False)
+            encodings = self._backend.encode_batch_fast(
+                [piece for _, piece in group], add_special_tokens=False
+            )
             for (index, _), encoding in zip(group, encodings, strict=True):
                 ids[index].extend(encoding.ids)
         return ids
@@ -118,10 +166,14 @@ class Tokenizer:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """Exactly the bytes that `ids` stand for. Raises InputError on an id outside the vocabulary."""
+        """Exactly the bytes that `ids` stand for. Raises InputError on an id outside the
+        vocabulary.
+        """
         for number in ids:
             if not 0 <= number < self.vocab_size:
-                raise InputError(f"the id {number} is outside the vocabulary (0 to {self.vocab_size - 1})")
+                raise InputError(
+                    f"the id {number} is outside the vocabulary (0 to {self.vocab_size - 1})"
+                )
         return b"".join([self._bytes[number] for number in ids])
 
     def save(self, path: Path) -> None:
@@ -132,7 +184,8 @@ class Tokenizer:
     def save_for_model(self, folder: Path, n_ctx: int) -> None:
         """Write tokenizer.json and tokenizer_config.json beside a model of context `n_ctx`.
 
-        The second tells transformers to take the first as it is: without it the model's family decides, and GPT-1's looks for `<unk>`.
+        The second tells transformers to take the first as it is: without it the model's family
+        decides, and GPT-1's looks for `<unk>`.
         """
         self.save(folder / TOKENIZER)
         end = None if self.eot_id is None else self._backend.id_to_token(self.eot_id)
@@ -141,7 +194,8 @@ class Tokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",
             **{name: token for name, token in special.items() if token is not None},
             "model_max_length": n_ctx,
-            "model_input_names": ["input_ids", "attention_mask"],  # GPT-2 would add token types to its embeddings
+            # GPT-2 would add token types to its embeddings
+            "model_input_names": ["input_ids", "attention_mask"],
             "clean_up_tokenization_spaces": False,
         }
         write_json(folder / TOKENIZER_CONFIG, table)
@@ -155,12 +209,16 @@ class Tokenizer:
         whole = Backend.from_str(self._backend.to_str())
         whole.decoder = decoders.ByteLevel()
         whole.post_processor = processors.ByteLevel(trim_offsets=False)
-        whole.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in self._special])
+        whole.add_special_tokens(
+            [AddedToken(token, special=True, normalized=False) for token in self._special]
+        )
         return readable_text(whole)
 
 
 def readable_text(backend: Backend) -> str:
-    """The text of its tokenizer.json, each merge as "a b": `tokenizers` below 0.20 knows no pairs, and newer ones read both."""
+    """The text of its tokenizer.json, each merge as "a b": `tokenizers` below 0.20 knows no pairs,
+    and newer ones read both.
+    """
     text: str = backend.to_str()
     value = json.loads(text)
     pairs = value["model"]["merges"]
@@ -173,7 +231,12 @@ def readable_text(backend: Backend) -> str:
 def check_merges(merges: Sequence[tuple[str, str]], ids: dict[str, int]) -> None:
     """Raises InputError where a merge is not of two tokens into a third."""
     for pair in merges:
-        if len(pair) != 2 or pair[0] not in ids or pair[1] not in ids or pair[0] + pair[1] not in ids:
+        if (
+            len(pair) != 2
+            or pair[0] not in ids
+            or pair[1] not in ids
+            or pair[0] + pair[1] not in ids
+        ):
             raise InputError(f"the merge {' '.join(pair)!r} does not belong to the vocabulary")
 
 
@@ -198,19 +261,27 @@ def refuse_surrogates(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         surrogate = f"U+{ord(text[error.start]):04X}"
-        raise InputError(f"the text holds a lone surrogate, {surrogate}, at character {error.start}: it is not valid Unicode") from None
+        raise InputError(
+            f"the text holds a lone surrogate, {surrogate}, at character {error.start}: it is not valid Unicode"
+        ) from None
 
 
 def load_tokenizer(where: str | Path) -> Tokenizer:
-    """The tokenizer in `where`: a tokenizer.json, a folder that holds one (a run or shards) or a release's two files, or "gpt2".
+    """The tokenizer in `where`: a tokenizer.json, a folder that holds one (a run or shards) or a
+    release's two files, or "gpt2".
 
-    Raises InputError where nothing is there, or what is there is neither a byte-level BPE with GPT-2's pattern nor of GPT-1's kind.
+    Raises InputError where nothing is there, or what is there is neither a byte-level BPE with
+    GPT-2's pattern nor of GPT-1's kind.
     """
     path = Path(where)
     if path.is_dir():
         return _load_folder(path)
     if path.name in (name for release in RELEASES for name in release):
-        raise InputError("is half of a tokenizer", where=path, hint=f"name the folder that holds both halves: {path.parent}")
+        raise InputError(
+            "is half of a tokenizer",
+            where=path,
+            hint=f"name the folder that holds both halves: {path.parent}",
+        )
     if path.exists():
         if path.suffix not in ("", ".json"):
             hint = "a tokenizer is a tokenizer.json: gpt tokenize train makes one"
@@ -251,7 +322,11 @@ def _load_release(merges: Path, vocab: Path) -> Tokenizer:
             continue
         left, blank, right = line.partition(" ")
         if not (left and blank and right) or " " in right:
-            raise InputError(f"not a merge: {line!r}", where=f"{merges}:{number}", hint="a line of it is two tokens with a space between")
+            raise InputError(
+                f"not a merge: {line!r}",
+                where=f"{merges}:{number}",
+                hint="a line of it is two tokens with a space between",
+            )
         pairs.append((left, right))
     return _build(read_json(vocab), pairs, [END_OF_TEXT], where=vocab)
 
@@ -260,25 +335,50 @@ def _load_json(path: Path) -> Tokenizer:
     value = read_json(path)
     try:
         model = value["model"]
-        merges = [tuple(merge.split(" ") if isinstance(merge, str) else map(str, merge)) for merge in model["merges"]]
+        merges = [
+            tuple(merge.split(" ") if isinstance(merge, str) else map(str, merge))
+            for merge in model["merges"]
+        ]
         added = {token["content"]: token["id"] for token in value.get("added_tokens") or []}
         splitter = value["pre_tokenizer"] or {}
-        as_gpt2 = splitter.get("type") == "ByteLevel" and not splitter.get("add_prefix_space") and splitter.get("use_regex", True)
-        as_gpt1 = (value.get("normalizer") or {}).get("type") == "BertNormalizer" and splitter.get("type") == "BertPreTokenizer"
+        as_gpt2 = (
+            splitter.get("type") == "ByteLevel"
+            and not splitter.get("add_prefix_space")
+            and splitter.get("use_regex", True)
+        )
+        as_gpt1 = (value.get("normalizer") or {}).get("type") == "BertNormalizer" and splitter.get(
+            "type"
+        ) == "BertPreTokenizer"
         vocab = model["vocab"] | added
     except (KeyError, TypeError, AttributeError):
-        raise InputError("is not a BPE tokenizer.json", where=path, hint="gpt tokenize train makes one") from None
-    variants = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
+        raise InputError(
+            "is not a BPE tokenizer.json", where=path, hint="gpt tokenize train makes one"
+        ) from None
+    variants = (
+        "dropout",
+        "continuing_subword_prefix",
+        "end_of_word_suffix",
+        "byte_fallback",
+        "ignore_merges",
+    )
     if as_gpt1 and model.get("end_of_word_suffix") == "</w>":
         return _build(vocab, merges, list(added), where=path)
     if value.get("normalizer") or not as_gpt2 or any(model.get(name) for name in variants):
-        raise InputError("is not a byte-level BPE with GPT-2's pattern", where=path, hint="gpt tokenize train makes one")
+        raise InputError(
+            "is not a byte-level BPE with GPT-2's pattern",
+            where=path,
+            hint="gpt tokenize train makes one",
+        )
     return _build(vocab, merges, list(added), where=path)
 
 
 def _build(vocab: Any, merges: list[Any], added: list[str], *, where: Path) -> Tokenizer:
-    if not isinstance(vocab, dict) or sorted(vocab.values(), key=str) != sorted(range(len(vocab)), key=str):
-        raise InputError("the vocabulary does not map tokens to the ids 0, 1, 2, ... without a gap", where=where)
+    if not isinstance(vocab, dict) or sorted(vocab.values(), key=str) != sorted(
+        range(len(vocab)), key=str
+    ):
+        raise InputError(
+            "the vocabulary does not map tokens to the ids 0, 1, 2, ... without a gap", where=where
+        )
     tokens = sorted(vocab, key=vocab.__getitem__)
     try:
         if "<unk>" in vocab and not byte_alphabet().keys() <= vocab.keys():  # characters, not bytes
@@ -301,7 +401,8 @@ def _load_gpt2() -> Tokenizer:
     except FileNotFoundError:
         url = hf_hub_url(HUB_REPOSITORY, "tokenizer.json")
         try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()  # the hub's own client retries for 20 s
+            # the hub's own client retries for 20 s
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
             path = hf_hub_download(HUB_REPOSITORY, "tokenizer.json")
         except OSError as error:
             raise InputError(
@@ -310,5 +411,7 @@ def _load_gpt2() -> Tokenizer:
             ) from None
     tokenizer = _load_json(Path(path))
     if tokenizer.sha256 != GPT2_SHA256:
-        raise InputError("is not GPT-2's vocabulary", where=path, hint="remove it, so that it is fetched again")
+        raise InputError(
+            "is not GPT-2's vocabulary", where=path, hint="remove it, so that it is fetched again"
+        )
     return tokenizer

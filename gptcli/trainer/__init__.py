@@ -1,1 +1,3 @@
-"""Training: the papers' recipe and schedules in tokens, layouts over processes, the step, checkpoints, and the record of a run."""
+"""Training: the papers' recipe and schedules in tokens, layouts over processes, the step,
+checkpoints, and the record of a run.
+"""

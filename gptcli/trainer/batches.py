@@ -1,5 +1,5 @@
-"""Which sequences a process reads in a step. The order is the run's own; how many processes there are and how many sequences each runs
-at a time only cuts it differently."""
+"""Which sequences a process reads in a step. The order is the run's own; how many processes there
+are and how many sequences each runs at a time only cuts it differently."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from gptcli.model.loss import IGNORE
 from gptcli.shards.loader import TokenStream
 from gptcli.trainer.layout import Place
 
-MicroBatch = tuple[torch.Tensor, torch.Tensor]  # inputs and targets, each (micro_batch, n_ctx) int64, on the device
+# inputs and targets, each (micro_batch, n_ctx) int64, on the device
+MicroBatch = tuple[torch.Tensor, torch.Tensor]
 
 
 class Order(Protocol):
@@ -36,11 +37,13 @@ class InOrder:
         return span[:-1].reshape(count, self.n_ctx), span[1:].reshape(count, self.n_ctx)
 
 
-def micro_batches(order: Order, first: int, count: int, size: int, place: Place) -> list[MicroBatch]:
+def micro_batches(
+    order: Order, first: int, count: int, size: int, place: Place
+) -> list[MicroBatch]:
     """This process's part of sequences first to first + count, `size` at a time.
 
-    Every process gets equally many micro-batches of one shape, so that collectives meet and nothing is compiled twice: what is
-    missing is filled with rows whose targets count for nothing.
+    Every process gets equally many micro-batches of one shape, so that collectives meet and nothing
+    is compiled twice: what is missing is filled with rows whose targets count for nothing.
     """
     share = -(-count // place.replicas)
     begin = min(place.replica * share, count)

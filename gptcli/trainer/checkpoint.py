@@ -1,7 +1,8 @@
 """Checkpoints: whole or absent, checked on reading, loadable into any layout, nothing pickled.
 
-`checkpoints/step-NNNNNNNN/` holds what `gptcli.trainer.storage` wrote, and `state.json`, where the run stands, with the SHA-256 of every
-file. A run needs nothing else: data order, schedules and dropout are functions of the position.
+`checkpoints/step-NNNNNNNN/` holds what `gptcli.trainer.storage` wrote, and `state.json`, where the
+run stands, with the SHA-256 of every file. A run needs nothing else: data order, schedules and
+dropout are functions of the position.
 """
 
 from __future__ import annotations
@@ -37,12 +38,16 @@ from gptcli.trainer.schedule import Position
 from gptcli.trainer.storage import Reader, Writer
 
 FORMAT = 2
-PATIENCE = timedelta(days=1)  # of processes that wait for one; a lost one is noticed at once, by its closed connections
-SMALL = 1 << 26  # bytes of a process's tensors that are written before the next step: a thread would save no time
+# of processes that wait for one; a lost one is noticed at once, by its closed connections
+PATIENCE = timedelta(days=1)
+# bytes of a process's tensors that are written before the next step: a thread would save no time
+SMALL = 1 << 26
 
-warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # one process is no mishap
+# one process is no mishap
+warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
-Parameters = Mapping[str, nn.Parameter]  # those that this process holds a part of, by the plain model's names
+# those that this process holds a part of, by the plain model's names
+Parameters = Mapping[str, nn.Parameter]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,8 @@ class Checkpoints:
     def __init__(self, out: Path, place: Place, *, keep: int) -> None:
         """`keep`: how many stay, the newest."""
         self.out, self.place, self.keep = out, place, keep
-        # A group of its own, because a thread speaks in it while the training speaks in others, and because they give up after minutes.
+        # A group of its own, because a thread speaks in it while the training speaks in others, and
+        # because they give up after minutes.
         self.group = dist.new_group(backend="gloo", timeout=PATIENCE) if place.world > 1 else None
         self.writing: tuple[Path, Future[Any]] | None = None
         if place.leads:
@@ -70,11 +76,18 @@ class Checkpoints:
                 shutil.rmtree(leftover)
 
     def save(
-        self, state: State, parameters: Parameters, optimizer: torch.optim.Optimizer, *, then: Callable[[], None] | None = None
+        self,
+        state: State,
+        parameters: Parameters,
+        optimizer: torch.optim.Optimizer,
+        *,
+        then: Callable[[], None] | None = None,
     ) -> None:
-        """Copy everything to host memory, and write it while the training goes on; `wait` says when it is on disk.
+        """Copy everything to host memory, and write it while the training goes on; `wait` says when
+        it is on disk.
 
-        The first process calls `then` once the checkpoint is whole. Raises RunError where the save before this one failed.
+        The first process calls `then` once the checkpoint is whole. Raises RunError where the save
+        before this one failed.
         """
         self.wait()
         folder = folder_of(self.out, state.position.step)
@@ -82,7 +95,11 @@ class Checkpoints:
         tensors = named_tensors(parameters, optimizer)
         writing = async_save(
             tensors,
-            storage_writer=Writer(partial, self.place, lambda digests: self._complete(partial, folder, state, digests, then)),
+            storage_writer=Writer(
+                partial,
+                self.place,
+                lambda digests: self._complete(partial, folder, state, digests, then),
+            ),
             planner=DefaultSavePlanner(flatten_state_dict=False),
             process_group=self.group,
             async_stager=BlockingAsyncStager(),
@@ -94,7 +111,9 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Until what was saved is on disk, whole. Raises RunError where that failed: the checkpoints before it stay."""
+        """Until what was saved is on disk, whole. Raises RunError where that failed: the
+        checkpoints before it stay.
+        """
         if self.writing is None:
             return
         (folder, writing), self.writing = self.writing, None
@@ -113,12 +132,15 @@ class Checkpoints:
             ) from None
 
     def meet(self) -> None:
-        """Until every process is here, however long one of them has work of its own: with evaluations, or the finished model."""
+        """Until every process is here, however long one of them has work of its own: with
+        evaluations, or the finished model.
+        """
         if self.group is not None:
             dist.barrier(group=self.group)
 
     def newest(self, events: Events) -> Path | None:
-        """The newest checkpoint that is whole; None where there is none at all. Broken ones are passed over with a warning.
+        """The newest checkpoint that is whole; None where there is none at all. Broken ones are
+        passed over with a warning.
 
         The processes share the work of reading every byte. Raises InputError where all are broken.
         """
@@ -129,27 +151,47 @@ class Checkpoints:
                 return folders[step]
             events.warn(f"{folders[step]}: {broken}: going back to the checkpoint before it")
         if folders:
-            raise InputError("no checkpoint here is whole", where=Path(self.out) / CHECKPOINTS, hint="--force starts the run over")
+            raise InputError(
+                "no checkpoint here is whole",
+                where=Path(self.out) / CHECKPOINTS,
+                hint="--force starts the run over",
+            )
         return None
 
     def load(self, folder: Path, parameters: Parameters, optimizer: torch.optim.Optimizer) -> State:
-        """Take up a checkpoint that `newest` found: every process reads what it needs, whatever layout wrote it."""
+        """Take up a checkpoint that `newest` found: every process reads what it needs, whatever
+        layout wrote it.
+        """
         reader = Reader(folder)
         for key, saved in reader.tensors().items():
             name, _, part = key.rpartition("/")
             if (parameter := parameters.get(name)) is not None:
                 whole = saved.size == parameter.shape  # laid out as its parameter is
                 optimizer.state[parameter][part] = (
-                    torch.zeros_like(parameter) if whole else torch.zeros(saved.size, dtype=saved.properties.dtype, device=parameter.device)
+                    torch.zeros_like(parameter)
+                    if whole
+                    else torch.zeros(
+                        saved.size, dtype=saved.properties.dtype, device=parameter.device
+                    )
                 )
         _load(named_tensors(parameters, optimizer), reader, self.group)
         state = read_state(folder)
         if self.place.leads:
-            self._prune(state.position.step)  # a run may have been killed between its checkpoint and this
+            # a run may have been killed between its checkpoint and this
+            self._prune(state.position.step)
         return state
 
-    def _complete(self, partial: Path, folder: Path, state: State, digests: dict[str, str], then: Callable[[], None] | None) -> None:
-        """On the first process, once the files are on disk: the state, the checkpoint's name, and away with the oldest."""
+    def _complete(
+        self,
+        partial: Path,
+        folder: Path,
+        state: State,
+        digests: dict[str, str],
+        then: Callable[[], None] | None,
+    ) -> None:
+        """On the first process, once the files are on disk: the state, the checkpoint's name, and
+        away with the oldest.
+        """
         write_json(partial / STATE, {"format": FORMAT, **asdict(state), "sha256": digests})
         _remove(folder)
         partial.rename(folder)
@@ -177,7 +219,9 @@ class Checkpoints:
 
 
 def canonical_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """This process's parameters by the plain model's names; a tied head is the token embedding, on the last stage too."""
+    """This process's parameters by the plain model's names; a tied head is the token embedding, on
+    the last stage too.
+    """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     if parameters.get(HEAD) is parameters.get("wte.weight"):
         parameters.pop(HEAD, None)
@@ -188,18 +232,28 @@ def folder_of(out: Path, step: int) -> Path:
     return Path(out) / CHECKPOINTS / f"step-{step:08d}"
 
 
-def named_tensors(parameters: Parameters, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The parameters, and the optimizer's state of each as `name/part`; in one order, so that a resumed run's files are the same."""
+def named_tensors(
+    parameters: Parameters, optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    """The parameters, and the optimizer's state of each as `name/part`; in one order, so that a
+    resumed run's files are the same.
+    """
     tensors = {name: parameter.detach() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
-        tensors.update({f"{name}/{part}": value for part, value in sorted(optimizer.state.get(parameter, {}).items())})
+        tensors.update(
+            {
+                f"{name}/{part}": value
+                for part, value in sorted(optimizer.state.get(parameter, {}).items())
+            }
+        )
     return tensors
 
 
 @torch.no_grad()
 def take_weights(folder: Path, parameters: Parameters, step: int | None = None) -> None:
-    """Copy the model of a run or GPT-2 folder, or of a run's checkpoint of `step`, into this process's parameters, holding one more tensor
-    at a time; of a padded vocabulary the rows that these have. Raises InputError where it is not whole."""
+    """Copy the model of a run or GPT-2 folder, or of a run's checkpoint of `step`, into this
+    process's parameters, holding one more tensor at a time; of a padded vocabulary the rows that
+    these have. Raises InputError where it is not whole."""
     with implicit_replication():  # each process takes its part of the whole
         for name, tensor in read_weights(find_model(folder, step)):
             if name in parameters:
@@ -213,7 +267,11 @@ def read_state(folder: Path) -> State:
     with contextlib.suppress(KeyError, TypeError):
         state = State(Position(**table["position"]), table["identity"], table["metrics"])
     numbers = () if state is None else (state.position.step, state.position.sequences)
-    if state is None or not all(isinstance(part, dict) for part in (state.identity, state.metrics)) or set(map(type, numbers)) != {int}:
+    if (
+        state is None
+        or not all(isinstance(part, dict) for part in (state.identity, state.metrics))
+        or set(map(type, numbers)) != {int}
+    ):
         raise InputError("not the state of a checkpoint of this format", where=folder / STATE)
     return state
 
@@ -226,7 +284,9 @@ def newest_state(out: Path) -> State | None:
     return None
 
 
-def _load(tensors: dict[str, torch.Tensor], reader: Reader, group: dist.ProcessGroup | None) -> None:
+def _load(
+    tensors: dict[str, torch.Tensor], reader: Reader, group: dist.ProcessGroup | None
+) -> None:
     """Fill `tensors` in place. Raises InputError where the files do not hold them."""
     try:
         load(
@@ -240,7 +300,10 @@ def _load(tensors: dict[str, torch.Tensor], reader: Reader, group: dist.ProcessG
         cause = next(iter(error.failures.values()))[0]
         if isinstance(cause, OSError | GptError):
             raise cause from None
-        raise InputError(f"the checkpoint does not fit this run: {str(cause).splitlines()[0]}", where=reader.folder) from None
+        raise InputError(
+            f"the checkpoint does not fit this run: {str(cause).splitlines()[0]}",
+            where=reader.folder,
+        ) from None
 
 
 def _broken(folder: Path, place: Place) -> str | None:
@@ -255,7 +318,9 @@ def _broken(folder: Path, place: Place) -> str | None:
             return f"{STATE} and {INDEX} do not agree on {', '.join(sorted(unknown))}"
         files = sorted(digests)[place.rank :: place.world]
         with ThreadPoolExecutor() as pool:  # hashing lets other threads run
-            for file, digest in zip(files, pool.map(lambda file: sha256(folder / file), files), strict=True):
+            for file, digest in zip(
+                files, pool.map(lambda file: sha256(folder / file), files), strict=True
+            ):
                 if digest != digests[file]:
                     return f"{file} does not match its SHA-256"
     except (InputError, OSError) as error:

@@ -1,4 +1,6 @@
-"""What a training run is told. Imports no torch, so that a wrong configuration is refused at once."""
+"""What a training run is told. Imports no torch, so that a wrong configuration is refused at
+once.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ PRECISIONS = ("bf16", "fp32", "fp16", "fp8")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """How a model is trained. Schedules are in tokens, cadences in steps. Raises UsageError where the values cannot be met."""
+    """How a model is trained. Schedules are in tokens, cadences in steps. Raises UsageError where
+    the values cannot be met.
+    """
 
     tokens: int
     """The run ends here, on a whole sequence."""
@@ -36,21 +40,28 @@ class TrainConfig:
     ramp_from: int
     """Tokens of the first step's batch."""
     weight_decay: float
-    """Of tensors with two or more dimensions: every matrix, the embeddings among them, no bias and no gain."""
+    """Of tensors with two or more dimensions: every matrix, the embeddings among them, no bias and
+    no gain.
+    """
     beta1: float
     beta2: float
     eps: float
     clip: float
     """The gradient's global norm is cut to this."""
     spike: float = 6.0
-    """A loss so many standard deviations above the mean of late is a spike, whose update is skipped; 0 to judge no loss that is finite."""
+    """A loss so many standard deviations above the mean of late is a spike, whose update is
+    skipped; 0 to judge no loss that is finite.
+    """
     follow_noise: bool = False
-    """The batch follows the gradient's noise scale from `ramp_from` up to `batch_tokens`: see `gptcli.trainer.schedule`."""
+    """The batch follows the gradient's noise scale from `ramp_from` up to `batch_tokens`: see
+    `gptcli.trainer.schedule`.
+    """
     document_mask: bool = False
     """Attention does not cross end-of-text."""
     mup: int | None = None
-    """Maximal-update parameterisation: the width at which `lr` was found. None for the standard one. See `gptcli.model.mup`.
-    Weights that a run begins with are taken as they are: only what they learn by follows."""
+    """Maximal-update parameterisation: the width at which `lr` was found. None for the standard
+    one. See `gptcli.model.mup`. Weights that a run begins with are taken as they are: only what
+    they learn by follows."""
     seed: int
     """Of the initial weights, the data order and dropout."""
 
@@ -79,25 +90,48 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         positive = ("tokens", "batch_tokens", "lr", "decay_tokens", "eps", "clip")
-        for name in (*positive, "micro_batch", "checkpoint_every", "eval_every", "eval_tokens", "keep", "max_skipped"):
+        for name in (
+            *positive,
+            "micro_batch",
+            "checkpoint_every",
+            "eval_every",
+            "eval_tokens",
+            "keep",
+            "max_skipped",
+        ):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}", hint=f"{name} must be above 0")
-        for name in ("warmup_tokens", "ramp_tokens", "ramp_from", "weight_decay", "spike", "samples", "seed"):
+        for name in (
+            "warmup_tokens",
+            "ramp_tokens",
+            "ramp_from",
+            "weight_decay",
+            "spike",
+            "samples",
+            "seed",
+        ):
             if not getattr(self, name) >= 0:
-                raise UsageError(f"{name} is {getattr(self, name)}", hint=f"{name} must be 0 or more")
+                raise UsageError(
+                    f"{name} is {getattr(self, name)}", hint=f"{name} must be 0 or more"
+                )
         if self.mup is not None and self.mup < 1:
             raise UsageError(f"mup is {self.mup}", hint="mup is the width at which lr was found")
         for name in ("beta1", "beta2", "min_lr_ratio"):
             value = getattr(self, name)
             if not (0 <= value < 1 or (name == "min_lr_ratio" and value == 1)):
-                raise UsageError(f"{name} is {value}", hint=f"{name} must be at least 0 and below 1")
+                raise UsageError(
+                    f"{name} is {value}", hint=f"{name} must be at least 0 and below 1"
+                )
         choices = {"precision": PRECISIONS, "recompute": RECOMPUTE, "pipeline_schedule": SCHEDULES}
         for name, names in choices.items():
             if (value := getattr(self, name)) not in names:
-                raise UsageError(f"unknown {name.replace('_', ' ')} {value!r}", hint=nearest(value, names))
+                raise UsageError(
+                    f"unknown {name.replace('_', ' ')} {value!r}", hint=nearest(value, names)
+                )
 
 
-RECIPE = (  # what decides the weights, given model and data: a resume holds these fixed; the rest may change
+# what decides the weights, given model and data: a resume holds these fixed; the rest may change
+RECIPE = (
     "tokens", "batch_tokens", "lr", "min_lr_ratio", "warmup_tokens", "decay_tokens", "ramp_tokens", "ramp_from",
     "weight_decay", "beta1", "beta2", "eps", "clip", "spike", "follow_noise", "document_mask", "mup", "seed",
 )  # fmt: skip
@@ -122,7 +156,9 @@ class Run:
     init_from: Path | None = None
     """A run or GPT-2 folder whose weights the run begins with; random ones if None."""
     init_step: int | None = None
-    """The step of the checkpoint of `init_from` that holds them; None for those of a finished model."""
+    """The step of the checkpoint of `init_from` that holds them; None for those of a finished
+    model.
+    """
     resume: bool = False
     """Go on from the run folder's newest whole checkpoint, if there is one."""
     track: str | None = None
@@ -130,7 +166,9 @@ class Run:
     profile: bool = False
     """Trace a few steps."""
     measure: Callable[[Any], dict[str, float]] | None = None
-    """What else is measured of the model at every checkpoint, for the step's line; it takes a GPT."""
+    """What else is measured of the model at every checkpoint, for the step's line; it takes a
+    GPT.
+    """
     resolved: str = ""
     """run.toml's text, for the report and the model card."""
 
@@ -140,7 +178,9 @@ class Run:
 
     @property
     def widening(self) -> float:
-        """How many times wider the model is than where its learning rate was found: muP's m, and 1 without."""
+        """How many times wider the model is than where its learning rate was found: muP's m, and 1
+        without.
+        """
         return 1.0 if self.train.mup is None else self.model.d_model / self.train.mup
 
     def identity(self) -> dict[str, Any]:
@@ -148,9 +188,17 @@ class Run:
         recipe = {name: value for name, value in asdict(self.train).items() if name in RECIPE}
         start = None if self.init_from is None else str(self.init_from)
         begun = {"init_from": start, "checkpoint": self.init_step}
-        return {**self.model.as_dict(), **recipe, **begun, "data": self.data_sha256, "tokenizer": self.tokenizer_sha256}
+        return {
+            **self.model.as_dict(),
+            **recipe,
+            **begun,
+            "data": self.data_sha256,
+            "tokenizer": self.tokenizer_sha256,
+        }
 
 
 def from_values(kind: type[Any], values: dict[str, Any]) -> Any:
     """The dataclass `kind` from those of `values` that are its fields."""
-    return kind(**{field.name: values[field.name] for field in fields(kind) if field.name in values})
+    return kind(
+        **{field.name: values[field.name] for field in fields(kind) if field.name in values}
+    )

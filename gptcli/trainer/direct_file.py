@@ -1,7 +1,8 @@
 """A file that is written past the system's page cache, where the system allows it.
 
-What a checkpoint holds nobody reads soon. Through the cache, every page of it is allocated, copied and later written back by the kernel,
-on the cores that train, and pushes out the shards, which are read again and again.
+What a checkpoint holds nobody reads soon. Through the cache, every page of it is allocated, copied
+and later written back by the kernel, on the cores that train, and pushes out the shards, which are
+read again and again.
 """
 
 from __future__ import annotations
@@ -46,7 +47,12 @@ class DirectFile:
     def __enter__(self) -> DirectFile:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         with self.file:
             if error is None:
                 self._hand_over(-(-self.held // ALIGNED) * ALIGNED)

@@ -12,7 +12,10 @@ def validation_loss(stepper: Stepper, order: Order, windows: int, micro_batch: i
     """Mean loss in nats a token over the first `windows` windows, shared among the processes."""
     place = stepper.place
     total = torch.zeros((), dtype=torch.float64, device=place.device)
-    group = micro_batch * place.replicas * place.layout.pp  # a micro-batch for every stage to be at work on
+    # a micro-batch for every stage to be at work on
+    group = micro_batch * place.replicas * place.layout.pp
     for first in range(0, windows, group):
-        total += stepper.loss(micro_batches(order, first, min(group, windows - first), micro_batch, place))
+        total += stepper.loss(
+            micro_batches(order, first, min(group, windows - first), micro_batch, place)
+        )
     return place.total(total).item() / (windows * order.n_ctx)

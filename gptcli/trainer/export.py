@@ -1,7 +1,9 @@
-"""The run folder as a model that loads in transformers: from the first checkpoint on, and finished. `model.safetensors` is written last.
+"""The run folder as a model that loads in transformers: from the first checkpoint on, and finished.
+`model.safetensors` is written last.
 
-Configuration, tokenizer and card are there from the start. While the run is not finished, `unfinished.safetensors` holds the weights of
-a recent checkpoint as transformers reads them, and the index beside it leads there; `gptcli.model.source` finds the newest itself.
+Configuration, tokenizer and card are there from the start. While the run is not finished,
+`unfinished.safetensors` holds the weights of a recent checkpoint as transformers reads them, and
+the index beside it leads there; `gptcli.model.source` finds the newest itself.
 """
 
 from __future__ import annotations
@@ -19,7 +21,13 @@ from gptcli.model.checkpoint_tensors import SavedModel
 from gptcli.model.config import ModelConfig
 from gptcli.model.config_json import NEO, family
 from gptcli.model.source import WEIGHTS
-from gptcli.model.weights import neo_report, remove_unfinished, save_config, save_model, save_unfinished
+from gptcli.model.weights import (
+    neo_report,
+    remove_unfinished,
+    save_config,
+    save_model,
+    save_unfinished,
+)
 from gptcli.tokenizer.tokenizer import load_tokenizer
 from gptcli.trainer.checkpoint import newest_state
 from gptcli.trainer.config import Run
@@ -42,12 +50,16 @@ def prepare(run: Run) -> None:
         return
     state = newest_state(run.out) if run.resume else None
     _write_tokenizer(run)
-    write_card(run, model_card(run, None if state is None else state.metrics, None, None, finished=False))
+    write_card(
+        run, model_card(run, None if state is None else state.metrics, None, None, finished=False)
+    )
     save_config(run.out, run.model, eot_id=run.eot_id)
 
 
 class TransformersCopy(Follower):
-    """Writes the weights of each checkpoint as transformers reads them: 4 bytes a parameter, which the finished model takes over."""
+    """Writes the weights of each checkpoint as transformers reads them: 4 bytes a parameter, which
+    the finished model takes over.
+    """
 
     name = "copy for transformers"
 
@@ -78,11 +90,15 @@ class _Leaving(Mapping[str, torch.Tensor]):
 
 
 def is_copied(model: ModelConfig) -> bool:
-    """Whether checkpoints are copied for transformers: of larger models it would take too much beside the run."""
+    """Whether checkpoints are copied for transformers: of larger models it would take too much
+    beside the run.
+    """
     return model.parameters < SMALL_MODEL
 
 
-def export(run: Run, tensors: Mapping[str, torch.Tensor], last: Line, val_loss: float | None) -> None:
+def export(
+    run: Run, tensors: Mapping[str, torch.Tensor], last: Line, val_loss: float | None
+) -> None:
     """Write tokenizer, model card, configuration and weights of the finished model."""
     _write_tokenizer(run)
     report = neo_report(tensors, run.model) if family(run.model) == NEO else None
@@ -92,7 +108,9 @@ def export(run: Run, tensors: Mapping[str, torch.Tensor], last: Line, val_loss: 
 
 
 def tidy(out: Path) -> None:
-    """Remove what a finished run needs no more. A run that was killed here does it when it is resumed."""
+    """Remove what a finished run needs no more. A run that was killed here does it when it is
+    resumed.
+    """
     remove_unfinished(out)
     drop_start(out)
 
@@ -110,25 +128,42 @@ def is_finished(out: Path) -> bool:
     return (Path(out) / WEIGHTS).is_file()
 
 
-def model_card(run: Run, last: Line | None, val_loss: float | None, leaving: dict[str, Any] | None, *, finished: bool) -> str:
-    """Say what the model is and how it came about, in Markdown with the front matter of the Hugging Face
-    hub. `last` is the line of the model's step, with its smoothed loss; None before the first checkpoint.
-    `leaving`: what it costs that transformers knows it as another, if it does."""
+def model_card(
+    run: Run,
+    last: Line | None,
+    val_loss: float | None,
+    leaving: dict[str, Any] | None,
+    *,
+    finished: bool,
+) -> str:
+    """Say what the model is and how it came about, in Markdown with the front matter of the Hugging
+    Face hub. `last` is the line of the model's step, with its smoothed loss; None before the first
+    checkpoint. `leaving`: what it costs that transformers knows it as another, if it does."""
     model, last = run.model, last or {}
     dense = model.attention == "dense"
     step, made = last.get("step", 0), read_provenance(run.resolved)
     rows = {
         "Parameters": f"{model.parameters:,}",
         "Architecture": f"{model.n_layer} layers, {model.n_head} heads, {model.d_model} wide, context {model.n_ctx:,}, "
-        + ("dense attention" if dense else f"dense and banded attention in turn, band {model.band}"),
+        + (
+            "dense attention" if dense else f"dense and banded attention in turn, band {model.band}"
+        ),
         "Vocabulary": f"{model.vocab_size:,}, tokenizer sha256 {run.tokenizer_sha256[:16]}",
-        "Trained on": f"{last['tokens']:,} tokens in {step:,} steps, shards sha256 {run.data_sha256[:16]}" if step else "nothing yet",
-        "Validation loss": f"{val_loss:.4f} nats a token" if val_loss is not None else "not measured" if finished else "not yet measured",
+        "Trained on": f"{last['tokens']:,} tokens in {step:,} steps, shards sha256 {run.data_sha256[:16]}"
+        if step
+        else "nothing yet",
+        "Validation loss": f"{val_loss:.4f} nats a token"
+        if val_loss is not None
+        else "not measured"
+        if finished
+        else "not yet measured",
         "Training loss": _training_loss(last),
         **{name.capitalize(): text for name, text in made.items()},
     }
     if not finished:
-        reached = f"at step {step:,} when this was written" if step else "before its first checkpoint"
+        reached = (
+            f"at step {step:,} when this was written" if step else "before its first checkpoint"
+        )
         rows = {"State": f"unfinished, {reached}, of {run.train.tokens:,} tokens", **rows}
     load = (
         "```python\n"
@@ -138,7 +173,9 @@ def model_card(run: Run, last: Line | None, val_loss: float | None, leaving: dic
     )
     if leaving is not None:
         load += f"In transformers: {leaving['note']}.\n\n"
-    table = "\n".join(f"| {name} | {value.replace('|', '&#124;')} |" for name, value in rows.items())
+    table = "\n".join(
+        f"| {name} | {value.replace('|', '&#124;')} |" for name, value in rows.items()
+    )
     return (
         f"{front_matter(run, val_loss if finished else None)}# {run.name}\n\nA GPT language model, trained by `gpt train`.\n\n"
         f"{'' if finished else UNFINISHED_NOTICE}| | |\n|---|---|\n{table}\n\n"
@@ -148,8 +185,8 @@ def model_card(run: Run, last: Line | None, val_loss: float | None, leaving: dic
 
 
 def front_matter(run: Run, val_loss: float | None) -> str:
-    """Write the YAML that the hub reads, its values as JSON, which is YAML. It names no license: that is
-    the user's to choose."""
+    """Write the YAML that the hub reads, its values as JSON, which is YAML. It names no license:
+    that is the user's to choose."""
     about: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -158,11 +195,24 @@ def front_matter(run: Run, val_loss: float | None) -> str:
     if val_loss is not None:
         result = {
             "task": {"type": "text-generation", "name": "Text generation"},
-            "dataset": {"type": "shards", "name": f"validation shards, sha256 {run.data_sha256[:16]}"},
-            "metrics": [{"type": "loss", "name": "validation loss, nats a token", "value": round(val_loss, 4)}],
+            "dataset": {
+                "type": "shards",
+                "name": f"validation shards, sha256 {run.data_sha256[:16]}",
+            },
+            "metrics": [
+                {
+                    "type": "loss",
+                    "name": "validation loss, nats a token",
+                    "value": round(val_loss, 4),
+                }
+            ],
         }
         about["model-index"] = [{"name": run.out.resolve().name, "results": [result]}]
-    return "---\n" + "".join(f"{name}: {strict_json.dumps(value)}\n" for name, value in about.items()) + "---\n\n"
+    return (
+        "---\n"
+        + "".join(f"{name}: {strict_json.dumps(value)}\n" for name, value in about.items())
+        + "---\n\n"
+    )
 
 
 def _training_loss(last: Line) -> str:
@@ -170,4 +220,8 @@ def _training_loss(last: Line) -> str:
     if not last:
         return "not yet measured"
     steps = window(last["step"]) if "smoothed_loss" in last else 1
-    return "not finite" if mean is None else f"{mean:.4f} nats a token, mean of the last {steps:,} steps"
+    return (
+        "not finite"
+        if mean is None
+        else f"{mean:.4f} nats a token, mean of the last {steps:,} steps"
+    )

@@ -1,11 +1,13 @@
-"""GPT-1's input transformations (Radford et al. 2018, section 3.3): any task as token sequences that a language model reads.
+"""GPT-1's input transformations (Radford et al. 2018, section 3.3): any task as token sequences
+that a language model reads.
 
     classification     start text end
     entailment         start premise delimiter hypothesis end
     similarity         start a delimiter b end, and start b delimiter a end: the two end states are added
     multiple choice    start context delimiter answer end, once for each answer: one score each
 
-The three special tokens follow the vocabulary, in the order of the released code; each segment is cut to n_ctx/2 - 2 tokens.
+The three special tokens follow the vocabulary, in the order of the released code; each segment is
+cut to n_ctx/2 - 2 tokens.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ class Transformation:
         return [self._joined(first, answer) for answer in second[0]]
 
     def _joined(self, *segments: str) -> list[int]:
-        start, delimiter, classify = (self.tokenizer.vocab_size + number for number in range(len(SPECIAL)))
+        start, delimiter, classify = (
+            self.tokenizer.vocab_size + number for number in range(len(SPECIAL))
+        )
         most = self.n_ctx // 2 - len(SPECIAL) + 1
         ids = [start]
         for number, segment in enumerate(segments):
@@ -66,7 +70,9 @@ class Transformation:
 @dataclass(frozen=True, slots=True)
 class Batch:
     ids: torch.Tensor
-    """(N, S, T): N examples of S sequences, padded at the end with 0: no real position looks that far."""
+    """(N, S, T): N examples of S sequences, padded at the end with 0: no real position looks that
+    far.
+    """
     lengths: torch.Tensor
     """(N, S)"""
     labels: torch.Tensor
@@ -78,15 +84,21 @@ class Batch:
     def rows(self, first: int, last: int) -> Batch:
         """Examples first to last - 1, padded no further than they need."""
         lengths = self.lengths[first:last]
-        return Batch(self.ids[first:last, :, : int(lengths.max())], lengths, self.labels[first:last])
+        return Batch(
+            self.ids[first:last, :, : int(lengths.max())], lengths, self.labels[first:last]
+        )
 
 
 def collate(examples: Sequence[Example]) -> Batch:
     """Examples of equally many sequences as one batch. Raises InputError where they are not."""
     counts = {len(example.sequences) for example in examples}
     if len(counts) != 1:
-        raise InputError(f"examples of {min(counts)} and of {max(counts)} answers do not go into one batch")
-    length_NS = torch.tensor([[len(sequence) for sequence in example.sequences] for example in examples])
+        raise InputError(
+            f"examples of {min(counts)} and of {max(counts)} answers do not go into one batch"
+        )
+    length_NS = torch.tensor(
+        [[len(sequence) for sequence in example.sequences] for example in examples]
+    )
     ids_NST = torch.zeros(*length_NS.shape, int(length_NS.max()), dtype=torch.long)
     for n, example in enumerate(examples):
         for s, sequence in enumerate(example.sequences):

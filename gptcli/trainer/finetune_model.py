@@ -1,4 +1,6 @@
-"""A language model with GPT-1's classifier on top, and the loss they are fine-tuned by (Radford et al. 2018, section 3.2)."""
+"""A language model with GPT-1's classifier on top, and the loss they are fine-tuned by (Radford et
+al. 2018, section 3.2).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ class Losses:
 
 
 class Finetuned(nn.Module):
-    """A GPT whose vocabulary ends with the special tokens, and a linear layer that reads the state at the last of them."""
+    """A GPT whose vocabulary ends with the special tokens, and a linear layer that reads the state
+    at the last of them.
+    """
 
     def __init__(self, gpt: GPT, kind: str, labels: int) -> None:
         """`labels` is not asked for multiple choice: each answer gets one score."""
@@ -54,7 +58,9 @@ class Finetuned(nn.Module):
         N, S, T = batch.ids.shape
         ids_NT, length_N = batch.ids.view(N * S, T), batch.lengths.view(-1)
         logits_NTV = self.gpt.lm_head(x_NTC[:, :-1])
-        nats_NT = F.cross_entropy(logits_NTV.flatten(0, 1).float(), ids_NT[:, 1:].flatten(), reduction="none").view(N * S, T - 1)
+        nats_NT = F.cross_entropy(
+            logits_NTV.flatten(0, 1).float(), ids_NT[:, 1:].flatten(), reduction="none"
+        ).view(N * S, T - 1)
         real_NT = torch.arange(T - 1, device=length_N.device) < (length_N - 1)[:, None]
         lm = ((nats_NT * real_NT).sum(1) / (length_N - 1)).mean()
         return Losses(F.cross_entropy(score_NL.float(), batch.labels), lm)
@@ -62,7 +68,9 @@ class Finetuned(nn.Module):
 
 @torch.no_grad()
 def with_special_tokens(gpt: GPT, seed: int, *, dropout: float = 0.0) -> GPT:
-    """The same model with rows for the special tokens after its vocabulary, N(0, 0.02), and dropout for training."""
+    """The same model with rows for the special tokens after its vocabulary, N(0, 0.02), and dropout
+    for training.
+    """
     config = replace(gpt.config, vocab_size=gpt.config.vocab_size + len(SPECIAL), dropout=dropout)
     model = GPT(config)
     state = gpt.state_dict()
@@ -77,7 +85,9 @@ def with_special_tokens(gpt: GPT, seed: int, *, dropout: float = 0.0) -> GPT:
 
 
 def schedule(step: int, steps: int) -> float:
-    """What the learning rate is multiplied with in step `step` (from 1) of `steps`, by the released code: warm-up, and linear to 0."""
+    """What the learning rate is multiplied with in step `step` (from 1) of `steps`, by the released
+    code: warm-up, and linear to 0.
+    """
     x = step / steps
     return (x / WARMUP if x <= WARMUP else 1.0) * (1 - x)
 

@@ -1,4 +1,5 @@
-"""task.toml: what a model is fine-tuned for. GPT-1's constants (Radford et al. 2018, section 4.1) where the file says nothing.
+"""task.toml: what a model is fine-tuned for. GPT-1's constants (Radford et al. 2018, section 4.1)
+where the file says nothing.
 
 kind = "classification"             # or entailment, similarity, multiple-choice
 train = "train.jsonl"               # beside this file; a line an example
@@ -46,10 +47,15 @@ class Task:
         if self.kind not in KINDS:
             raise UsageError(f"unknown kind of task {self.kind!r}", hint=nearest(self.kind, KINDS))
         if (self.kind == "multiple-choice") == bool(self.labels):
-            raise UsageError("multiple choice has no labels, and every other kind has", hint='labels = ["negative", "positive"]')
+            raise UsageError(
+                "multiple choice has no labels, and every other kind has",
+                hint='labels = ["negative", "positive"]',
+            )
         known = (*KINDS[self.kind], "label")
         if unknown := [name for name in self.fields if name not in known]:
-            raise UsageError(f"{self.kind} has no field {unknown[0]!r}", hint=nearest(unknown[0], known))
+            raise UsageError(
+                f"{self.kind} has no field {unknown[0]!r}", hint=nearest(unknown[0], known)
+            )
         for name in ("epochs", "batch", "lr", "clip"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}", hint=f"{name} must be above 0")
@@ -74,7 +80,9 @@ def read_task(path: Path) -> Task:
 
 
 def _fields(row: Any, names: dict[str, str], where: str) -> tuple[dict[str, Any], Any]:
-    """The texts of an example by our names, and its label. Raises InputError if one is missing or of another type."""
+    """The texts of an example by our names, and its label. Raises InputError if one is missing or
+    of another type.
+    """
     hint = f"a line holds {', '.join(names.values())}"
     if not isinstance(row, dict):
         raise InputError("not an example: not a JSON object", where=where, hint=hint)
@@ -88,7 +96,9 @@ def _fields(row: Any, names: dict[str, str], where: str) -> tuple[dict[str, Any]
         for part in parts:
             if not isinstance(part, str):
                 kind = "a list of texts" if ours == "answers" else "text"
-                raise InputError(f"{theirs!r} is {json.dumps(part)[:40]}, not {kind}", where=where, hint=hint)
+                raise InputError(
+                    f"{theirs!r} is {json.dumps(part)[:40]}, not {kind}", where=where, hint=hint
+                )
             try:
                 refuse_surrogates(part)
             except InputError as error:
@@ -99,7 +109,9 @@ def _fields(row: Any, names: dict[str, str], where: str) -> tuple[dict[str, Any]
 
 
 def read_examples(task: Task, path: Path, transformation: Transformation) -> list[Example]:
-    """The examples of a .jsonl file. Raises InputError, with the line, for one that is not of this task."""
+    """The examples of a .jsonl file. Raises InputError, with the line, for one that is not of this
+    task.
+    """
     examples = []
     names = {name: task.fields.get(name, name) for name in (*KINDS[task.kind], "label")}
     try:
@@ -113,12 +125,25 @@ def read_examples(task: Task, path: Path, transformation: Transformation) -> lis
             continue
         texts, label = _fields(parse_json(line, where), names, where)
         choices = task.labels or list(range(len(texts["answers"])))
-        if (found := next((n for n, choice in enumerate(choices) if (type(choice), choice) == (type(label), label)), None)) is None:
+        if (
+            found := next(
+                (
+                    n
+                    for n, choice in enumerate(choices)
+                    if (type(choice), choice) == (type(label), label)
+                ),
+                None,
+            )
+        ) is None:
             raise InputError(f"the label {label!r} is none of {choices}", where=where)
         sequences = transformation.sequences(texts)
         answers = answers or len(sequences)
         if len(sequences) != answers:
-            raise InputError(f"{len(sequences)} answers, and the examples before it have {answers}", where=where, hint="give each as many")
+            raise InputError(
+                f"{len(sequences)} answers, and the examples before it have {answers}",
+                where=where,
+                hint="give each as many",
+            )
         examples.append(Example(sequences, found))
     if not examples:
         raise InputError("holds no examples", where=path)

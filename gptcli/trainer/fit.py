@@ -1,4 +1,6 @@
-"""Which layouts this machine and this batch can meet, and what of them is fastest: by `gptcli.cost`'s model of memory and time."""
+"""Which layouts this machine and this batch can meet, and what of them is fastest: by
+`gptcli.cost`'s model of memory and time.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,16 @@ from gptcli.papers.models import MODELS
 from gptcli.runtime import launch_environment
 from gptcli.trainer.config import TrainConfig
 
-MICRO_TOKENS = {"cpu": 4096, "cuda": 65536}  # tokens that a process runs at a time: more gains no speed
-TENSORS = 0.93  # of a device's memory; the rest is for its context and the allocator's gaps (80 GB are sold where 85.5e9 bytes are)
+# tokens that a process runs at a time: more gains no speed
+MICRO_TOKENS = {"cpu": 4096, "cuda": 65536}
+# of a device's memory; the rest is for its context and the allocator's gaps (80 GB are sold where
+# 85.5e9 bytes are)
+TENSORS = 0.93
 STAND_IN = "a100"  # whose speeds rank the layouts of a device that has no row
 AUTO = "auto"
 NAMED = 3  # layouts that a refusal names
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # bytes, or "max" (Linux, control groups of version 2)
+# bytes, or "max" (Linux, control groups of version 2)
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def device_memory(processes: int) -> int:
@@ -65,7 +71,9 @@ def check_division(model: ModelConfig, layout: Layout, schedule: str, sequences:
         )
     if layout.tp > 1 and model.d_model % (layout.tp * layout.shard):
         raise UsageError(
-            f"{layout} does not divide a width of {model.d_model}", where="--layout", hint="with tp, make tp times shard divide d_model"
+            f"{layout} does not divide a width of {model.d_model}",
+            where="--layout",
+            hint="with tp, make tp times shard divide d_model",
         )
     if (stages := SCHEDULES[schedule] * layout.pp) > model.n_layer and layout.pp > 1:
         raise UsageError(
@@ -77,7 +85,8 @@ def check_division(model: ModelConfig, layout: Layout, schedule: str, sequences:
         raise UsageError(
             f"{layout} reads {layout.replicas} sequences at a time, but a batch is {sequences} sequences",
             where="--layout",
-            hint=_instead(model, layout, sequences) or "raise --batch-tokens, or use fewer processes",
+            hint=_instead(model, layout, sequences)
+            or "raise --batch-tokens, or use fewer processes",
         )
     if layout.replicas * layout.pp > sequences:
         raise UsageError(
@@ -88,7 +97,9 @@ def check_division(model: ModelConfig, layout: Layout, schedule: str, sequences:
 
 
 def process_memory(model: ModelConfig, layout: Layout, train: TrainConfig, sequences: int) -> int:
-    """Bytes that a process of this run needs at its fullest moment; `sequences` are those of a full batch."""
+    """Bytes that a process of this run needs at its fullest moment; `sequences` are those of a full
+    batch.
+    """
     return rank_memory(model, layout, work_of(layout, train, sequences)).total
 
 
@@ -97,7 +108,11 @@ def check_memory(model: ModelConfig, layout: Layout, train: TrainConfig, sequenc
     needs, has = process_memory(model, layout, train, sequences), device_memory(layout.processes)
     if needs > has:
         where = "--layout" if layout.processes > 1 else None
-        raise UsageError(shortage(layout, needs, has), where=where, hint=memory_advice(model, layout, train, sequences))
+        raise UsageError(
+            shortage(layout, needs, has),
+            where=where,
+            hint=memory_advice(model, layout, train, sequences),
+        )
 
 
 def shortage(layout: Layout, needs: int, has: int) -> str:
@@ -108,18 +123,31 @@ def shortage(layout: Layout, needs: int, has: int) -> str:
 
 
 def memory_advice(model: ModelConfig, layout: Layout, train: TrainConfig, sequences: int) -> str:
-    """Name what would fit this machine: ways to run the model on as many processes, or else the largest paper size."""
+    """Name what would fit this machine: ways to run the model on as many processes, or else the
+    largest paper size.
+    """
     gpu = device(layout.processes)
     if found := fitting(model, layout.processes, sequences, train.precision, gpu)[:NAMED]:
-        return "; or ".join(f"--layout {plan} --micro-batch {work.micro_batch} --recompute {work.recompute}" for plan, work in found)
+        return "; or ".join(
+            f"--layout {plan} --micro-batch {work.micro_batch} --recompute {work.recompute}"
+            for plan, work in found
+        )
     size = largest_that_fits(model, layout.processes, train.precision, gpu)
-    largest = "no paper size fits here" if size is None else f"the largest paper size that fits here is {size}"
-    more = "a machine with more memory, or several GPUs" if layout.processes == 1 else "more processes"
+    largest = (
+        "no paper size fits here"
+        if size is None
+        else f"the largest paper size that fits here is {size}"
+    )
+    more = (
+        "a machine with more memory, or several GPUs" if layout.processes == 1 else "more processes"
+    )
     return f"{largest}; for this model use {more}"
 
 
 def largest_that_fits(model: ModelConfig, processes: int, precision: str, gpu: Gpu) -> str | None:
-    """The largest size of the papers, with the vocabulary of `model`, that some layout of `processes` holds; None if none does."""
+    """The largest size of the papers, with the vocabulary of `model`, that some layout of
+    `processes` holds; None if none does.
+    """
     for paper in sorted(MODELS, key=lambda paper: -paper.parameters):
         config = ModelConfig.from_paper(paper, vocab_size=model.vocab_size)
         if fitting(config, processes, processes, precision, gpu, micro_batch=1):
@@ -128,7 +156,9 @@ def largest_that_fits(model: ModelConfig, processes: int, precision: str, gpu: G
 
 
 def rounded(micro_batches: int, pp: int, schedule: str) -> int:
-    """How many a pipeline runs for so many: each process has one at work at least; interleaved, they go in rounds of one each."""
+    """How many a pipeline runs for so many: each process has one at work at least; interleaved,
+    they go in rounds of one each.
+    """
     return max(micro_batches, pp) if SCHEDULES[schedule] == 1 else -(-micro_batches // pp) * pp
 
 
@@ -154,10 +184,14 @@ def fitting(
     recompute: str = AUTO,
     micro_batch: int | str = AUTO,
 ) -> list[tuple[Layout, StepConfig]]:
-    """The layouts that hold the model and divide it, fastest first, each with its best micro-batch and recomputation."""
+    """The layouts that hold the model and divide it, fastest first, each with its best micro-batch
+    and recomputation.
+    """
     found = []
     for layout in dict.fromkeys(layouts(model, processes)):
-        work = best_work(model, layout, sequences, precision, gpu, recompute=recompute, micro_batch=micro_batch)
+        work = best_work(
+            model, layout, sequences, precision, gpu, recompute=recompute, micro_batch=micro_batch
+        )
         if work is not None and _divides(model, layout, sequences):
             found.append((make_plan(model, layout, work, gpu).tokens_per_second, layout, work))
     return [(layout, work) for _, layout, work in sorted(found, key=lambda row: -row[0])]
@@ -173,25 +207,41 @@ def best_work(
     recompute: str = AUTO,
     micro_batch: int | str = AUTO,
 ) -> StepConfig | None:
-    """The fastest way to run a replica's share that fits; None where none does. No micro-batch is padded."""
+    """The fastest way to run a replica's share that fits; None where none does. No micro-batch is
+    padded.
+    """
     share = -(-sequences // layout.replicas)
     room = max(1, MICRO_TOKENS["cuda"] // model.n_ctx)
-    sizes = [micro_batch] if isinstance(micro_batch, int) else [n for n in range(1, min(room, share) + 1) if share % n == 0]
+    sizes = (
+        [micro_batch]
+        if isinstance(micro_batch, int)
+        else [n for n in range(1, min(room, share) + 1) if share % n == 0]
+    )
     ways = [
-        StepConfig(micro_batch=size, micro_batches=-(-share // size), precision=precision, recompute=way)
+        StepConfig(
+            micro_batch=size, micro_batches=-(-share // size), precision=precision, recompute=way
+        )
         for size in sizes
         for way in ([recompute] if recompute != AUTO else RECOMPUTE)
     ]
     fits = [way for way in ways if rank_memory(model, layout, way).total <= gpu.memory_bytes]
-    return max(fits, key=lambda way: make_plan(model, layout, way, gpu).tokens_per_second, default=None)
+    return max(
+        fits, key=lambda way: make_plan(model, layout, way, gpu).tokens_per_second, default=None
+    )
 
 
 def _divides(model: ModelConfig, layout: Layout, sequences: int) -> bool:
-    divides = layout.tp == 1 or (model.n_ctx % layout.tp == 0 and model.d_model % (layout.tp * layout.shard) == 0)
+    divides = layout.tp == 1 or (
+        model.n_ctx % layout.tp == 0 and model.d_model % (layout.tp * layout.shard) == 0
+    )
     return divides and layout.replicas * layout.pp <= sequences
 
 
 def _instead(model: ModelConfig, layout: Layout, sequences: int) -> str:
     """Layouts of as many processes that would divide the batch, in words."""
-    able = [str(other) for other in dict.fromkeys(layouts(model, layout.processes)) if _divides(model, other, sequences)]
+    able = [
+        str(other)
+        for other in dict.fromkeys(layouts(model, layout.processes))
+        if _divides(model, other, sequences)
+    ]
     return f"for example --layout {', or '.join(able[:NAMED])}" if able else ""

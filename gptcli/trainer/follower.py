@@ -20,7 +20,9 @@ class Left(Exception):  # noqa: N818 - no error: the run ends
 
 
 class Follower:
-    """Works on one checkpoint at a time, on the CPU: one that comes while another is worked on is passed over, except for the last."""
+    """Works on one checkpoint at a time, on the CPU: one that comes while another is worked on is
+    passed over, except for the last.
+    """
 
     name = ""
     """Of what is made from a checkpoint, for messages."""
@@ -31,17 +33,22 @@ class Follower:
         """The step whose work was begun last."""
         self.thread: threading.Thread | None = None
         self.leaving = threading.Event()
-        atexit.register(self.leave)  # however the run ends: a thread that is still in torch then aborts the whole process
+        # however the run ends: a thread that is still in torch then aborts the whole process
+        atexit.register(self.leave)
 
     def work(self, folder: Path, step: int, tokens: int) -> None:
-        """Do the work on the checkpoint in `folder`; look at `leaving` often. GptError and OSError become a warning."""
+        """Do the work on the checkpoint in `folder`; look at `leaving` often. GptError and OSError
+        become a warning.
+        """
         raise NotImplementedError
 
     def begin(self, folder: Path, step: int, tokens: int) -> None:
         """Work on the checkpoint in `folder` as soon as it is there."""
         if self.thread is None or not self.thread.is_alive():
             self.begun = step
-            self.thread = threading.Thread(target=self._follow, args=(folder, step, tokens), daemon=True)
+            self.thread = threading.Thread(
+                target=self._follow, args=(folder, step, tokens), daemon=True
+            )
             self.thread.start()
 
     def finish(self, folder: Path, step: int, tokens: int) -> None:
@@ -71,5 +78,8 @@ class Follower:
             self.work(folder, step, tokens)
         except Left:
             return
-        except (GptError, OSError) as error:  # the next checkpoints took its place, or the disk is full
+        except (
+            GptError,
+            OSError,
+        ) as error:  # the next checkpoints took its place, or the disk is full
             self.events.warn(f"no {self.name} from step {step:,}: {error}")

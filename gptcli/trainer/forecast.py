@@ -1,8 +1,10 @@
-"""What a run will take, before it starts: steps, passes over the data, time, memory and disk, and what to think about first.
+"""What a run will take, before it starts: steps, passes over the data, time, memory and disk, and
+what to think about first.
 
-`forecast` is a pure function of configuration, data and machine. `this_machine` looks at the machine: a GPU's speed is the cost model's, a
-CPU's is that of a small matrix product, of which training reaches a share (`UTILISATION`): a rough range for a machine that does nothing
-else, until the first steps are measured (`gptcli.trainer.speed.Pace`).
+`forecast` is a pure function of configuration, data and machine. `this_machine` looks at the
+machine: a GPU's speed is the cost model's, a CPU's is that of a small matrix product, of which
+training reaches a share (`UTILISATION`): a rough range for a machine that does nothing else, until
+the first steps are measured (`gptcli.trainer.speed.Pace`).
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ from gptcli.trainer.precision import PRODUCTS
 from gptcli.trainer.recipe import SMALL_MODEL
 from gptcli.trainer.schedule import Schedule
 
-MAX_PASSES = 4  # up to here repeated data is worth nearly what new data is: Muennighoff et al. 2023 (arXiv 2305.16264)
+# up to here repeated data is worth nearly what new data is: Muennighoff et al. 2023 (arXiv
+# 2305.16264)
+MAX_PASSES = 4
 MIN_STEPS = 100  # fewer updates than this teach a model little, whatever they read
 CHECKPOINT_BYTES = 12  # a parameter: the weight and Adam's two moments in fp32
 MODEL_BYTES = 4
@@ -47,7 +51,9 @@ class Machine:
     name: str
     """For example "2 CPU cores", "8 x NVIDIA H100"."""
     memory_bytes: int | None
-    """For the tensors of each process; None if the layout needs more processes than this machine runs."""
+    """For the tensors of each process; None if the layout needs more processes than this machine
+    runs.
+    """
     disk_free_bytes: int
     tokens_per_second: tuple[float, float] | None
     """Of the whole run, at least and at most; None if unknown."""
@@ -60,7 +66,9 @@ class Caution:
     """Something to think about before the run starts."""
 
     code: str
-    """Stable: does-not-fit, disk-space, data-too-short, no-validation, few-steps, long-warmup, many-passes, over-a-week."""
+    """Stable: does-not-fit, disk-space, data-too-short, no-validation, few-steps, long-warmup,
+    many-passes, over-a-week.
+    """
     message: str
     hint: str
 
@@ -97,8 +105,17 @@ class Forecast:
     warnings: tuple[Caution, ...]
 
 
-def forecast(model: ModelConfig, train: TrainConfig, manifest: Manifest | None, machine: Machine, *, done: int = 0) -> Forecast:
-    """Forecast a run of which `done` tokens have been read already. `manifest` is None if there is no data yet."""
+def forecast(
+    model: ModelConfig,
+    train: TrainConfig,
+    manifest: Manifest | None,
+    machine: Machine,
+    *,
+    done: int = 0,
+) -> Forecast:
+    """Forecast a run of which `done` tokens have been read already. `manifest` is None if there is
+    no data yet.
+    """
     schedule, layout = Schedule(train, model.n_ctx), parse_layout(train.layout)
     tokens, steps = schedule.total * model.n_ctx, schedule.steps()
     passes, by_source = passes_over(manifest, tokens)
@@ -138,12 +155,16 @@ def passes_over(manifest: Manifest | None, tokens: int) -> tuple[float | None, d
     if manifest is None or not manifest.tokens("train"):
         return None, {}
     shares = manifest.shares()
-    by_source = {name: share * tokens / manifest.tokens("train", name) for name, share in shares.items()}
+    by_source = {
+        name: share * tokens / manifest.tokens("train", name) for name, share in shares.items()
+    }
     return tokens / manifest.tokens("train"), by_source if len(shares) > 1 else {}
 
 
 def seconds_of(machine: Machine, tokens: int, steps: int) -> tuple[float, float] | None:
-    """Seconds of so many tokens and steps, at least and at most; None if the machine's speed is unknown."""
+    """Seconds of so many tokens and steps, at least and at most; None if the machine's speed is
+    unknown.
+    """
     if machine.tokens_per_second is None:
         return None
     (slow, fast), (least, most) = machine.tokens_per_second, machine.step_seconds
@@ -151,30 +172,47 @@ def seconds_of(machine: Machine, tokens: int, steps: int) -> tuple[float, float]
 
 
 def disk_bytes(model: ModelConfig, train: TrainConfig, steps: int) -> int:
-    """Return the bytes on disk at the fullest moment: the checkpoints kept, the one being written, the
-    copy of the newest for transformers if the model is small, and the finished model."""
+    """Return the bytes on disk at the fullest moment: the checkpoints kept, the one being written,
+    the copy of the newest for transformers if the model is small, and the finished model."""
     checkpoints = min(train.keep + 1, -(-steps // train.checkpoint_every))
     models = 1 + (model.parameters < SMALL_MODEL)
     return (checkpoints * CHECKPOINT_BYTES + models * MODEL_BYTES) * model.parameters
 
 
 def memory_cautions(
-    model: ModelConfig, layout: Layout, train: TrainConfig, schedule: Schedule, needs: int, machine: Machine
+    model: ModelConfig,
+    layout: Layout,
+    train: TrainConfig,
+    schedule: Schedule,
+    needs: int,
+    machine: Machine,
 ) -> list[Caution]:
     if machine.memory_bytes is None or needs <= machine.memory_bytes:
         return []
     hint = memory_advice(model, layout, train, min(schedule.full, schedule.total))
-    return [Caution(code="does-not-fit", message=shortage(layout, needs, machine.memory_bytes), hint=hint)]
+    return [
+        Caution(
+            code="does-not-fit", message=shortage(layout, needs, machine.memory_bytes), hint=hint
+        )
+    ]
 
 
 def disk_cautions(needs: int, free: int) -> list[Caution]:
     if needs <= free:
         return []
     message = f"checkpoints and model take {in_bytes(needs)} of disk, and {in_bytes(free)} are free"
-    return [Caution(code="disk-space", message=message, hint="free some space, name an --out on another disk, or --keep fewer")]
+    return [
+        Caution(
+            code="disk-space",
+            message=message,
+            hint="free some space, name an --out on another disk, or --keep fewer",
+        )
+    ]
 
 
-def data_cautions(model: ModelConfig, manifest: Manifest | None, passes: float | None, by_source: dict[str, float]) -> list[Caution]:
+def data_cautions(
+    model: ModelConfig, manifest: Manifest | None, passes: float | None, by_source: dict[str, float]
+) -> list[Caution]:
     if manifest is None:
         return []
     found = []
@@ -186,11 +224,17 @@ def data_cautions(model: ModelConfig, manifest: Manifest | None, passes: float |
         if held <= model.n_ctx and (held or split == "train"):
             of = "" if source is None else f" of source {source!r}"
             message = f"the {split} split{of} has {held:,} tokens, too few for a context of {model.n_ctx:,}: {effect}"
-            found.append(Caution(code=code, message=message, hint="use more text or a smaller --n-ctx"))
-    most, name = max(((times, name) for name, times in by_source.items()), default=(passes or 0.0, None))
+            found.append(
+                Caution(code=code, message=message, hint="use more text or a smaller --n-ctx")
+            )
+    most, name = max(
+        ((times, name) for name, times in by_source.items()), default=(passes or 0.0, None)
+    )
     if most > MAX_PASSES:
         what = "the training data" if name is None else f"source {name!r}"
-        message = f"the run reads {what} {most:,.1f} times, and more than {MAX_PASSES} passes add little"
+        message = (
+            f"the run reads {what} {most:,.1f} times, and more than {MAX_PASSES} passes add little"
+        )
         hint = f"use more data{'' if name is None else ', a lower weight'} or fewer --tokens"
         found.append(Caution(code="many-passes", message=message, hint=hint))
     return found
@@ -204,7 +248,9 @@ def shortest(manifest: Manifest, split: str) -> tuple[int, str | None]:
     return min((manifest.tokens(split, name), name) for name in names)
 
 
-def length_cautions(train: TrainConfig, schedule: Schedule, tokens: int, steps: int) -> list[Caution]:
+def length_cautions(
+    train: TrainConfig, schedule: Schedule, tokens: int, steps: int
+) -> list[Caution]:
     found = []
     if train.follow_noise:  # it begins with small batches, and may stay there
         steps = schedule.total // schedule.first
@@ -216,7 +262,11 @@ def length_cautions(train: TrainConfig, schedule: Schedule, tokens: int, steps: 
         found.append(Caution(code="few-steps", message=message, hint=hint))
     if train.warmup_tokens > tokens:
         message = f"the warm-up of {amount(train.warmup_tokens)} tokens is longer than the run of {amount(tokens)}"
-        found.append(Caution(code="long-warmup", message=message, hint="lower --warmup-tokens, or raise --tokens"))
+        found.append(
+            Caution(
+                code="long-warmup", message=message, hint="lower --warmup-tokens, or raise --tokens"
+            )
+        )
     return found
 
 
@@ -225,11 +275,19 @@ def time_cautions(seconds: tuple[float, float] | None) -> list[Caution]:
     if seconds is None or (middle := (seconds[0] * seconds[1]) ** 0.5) <= WEEK:
         return []
     hint = "use fewer --tokens, a smaller --size, or more GPUs"
-    return [Caution(code="over-a-week", message=f"the run would take about {rough_duration(middle)} here", hint=hint)]
+    return [
+        Caution(
+            code="over-a-week",
+            message=f"the run would take about {rough_duration(middle)} here",
+            hint=hint,
+        )
+    ]
 
 
 def this_machine(model: ModelConfig, train: TrainConfig, out: Path) -> Machine:
-    """Look at this machine, as a run of `model` in `out` finds it; on a CPU this takes some tens of milliseconds."""
+    """Look at this machine, as a run of `model` in `out` finds it; on a CPU this takes some tens of
+    milliseconds.
+    """
     layout = parse_layout(train.layout)
     free = disk_free(out)
     try:
@@ -241,15 +299,25 @@ def this_machine(model: ModelConfig, train: TrainConfig, out: Path) -> Machine:
     if device_type() == "cuda":
         count = f"{layout.processes:,} x " if layout.processes > 1 else ""
         name, speed = f"{count}{torch.cuda.get_device_name()}", gpu_speed(model, train, layout)
-        return Machine(name=name, memory_bytes=memory, disk_free_bytes=free, tokens_per_second=speed)
+        return Machine(
+            name=name, memory_bytes=memory, disk_free_bytes=free, tokens_per_second=speed
+        )
     rate = product_rate(model.d_model, train.precision) / flops_per_token(model, "causal")
     slow, fast = (share * rate for share in UTILISATION)
     name = f"{cores()} CPU core{'s' * (cores() != 1)}"
-    return Machine(name=name, memory_bytes=memory, disk_free_bytes=free, tokens_per_second=(slow, fast), step_seconds=STEP_SECONDS)
+    return Machine(
+        name=name,
+        memory_bytes=memory,
+        disk_free_bytes=free,
+        tokens_per_second=(slow, fast),
+        step_seconds=STEP_SECONDS,
+    )
 
 
 def gpu_speed(model: ModelConfig, train: TrainConfig, layout: Layout) -> tuple[float, float] | None:
-    """Tokens a second that the cost model predicts, at least and at most; None for a GPU that it does not know at this precision."""
+    """Tokens a second that the cost model predicts, at least and at most; None for a GPU that it
+    does not know at this precision.
+    """
     if identify_gpu(torch.cuda.get_device_name()) is None:
         return None
     gpu, schedule = device(layout.processes), Schedule(train, model.n_ctx)
@@ -263,7 +331,8 @@ def gpu_speed(model: ModelConfig, train: TrainConfig, layout: Layout) -> tuple[f
 
 
 def product_rate(d_model: int, precision: str) -> float:
-    """Return FLOP/s of this CPU in a product of a feed-forward layer of this width, PROBE's at most.
+    """Return FLOP/s of this CPU in a product of a feed-forward layer of this width, PROBE's at
+    most.
 
     CPU time is what is measured, so that other work on the machine does not count.
     """
@@ -282,7 +351,11 @@ def product_rate(d_model: int, precision: str) -> float:
 
 
 def disk_free(out: Path) -> int:
-    """Bytes that a run in `out` may fill: what is free on its disk, and its own checkpoints, which are counted in `disk_bytes`."""
+    """Bytes that a run in `out` may fill: what is free on its disk, and its own checkpoints, which
+    are counted in `disk_bytes`.
+    """
     where = next(folder for folder in (out, *out.resolve().parents) if folder.exists())
-    there = sum(path.stat().st_size for path in (out / "checkpoints").glob("step-*/*") if path.is_file())
+    there = sum(
+        path.stat().st_size for path in (out / "checkpoints").glob("step-*/*") if path.is_file()
+    )
     return shutil.disk_usage(where).free + there

@@ -1,5 +1,5 @@
-"""Starting the processes of a run: in this one where one is enough, through torch's elastic agent where there are several, or as one of
-those that torchrun or Slurm started."""
+"""Starting the processes of a run: in this one where one is enough, through torch's elastic agent
+where there are several, or as one of those that torchrun or Slurm started."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from gptcli.trainer.finetune import Finetuning
 
 RESTARTS = 3  # in a row, without a new checkpoint between them
-PEER_GONE = re.compile(r"gloo|NCCL|[Cc]onnection|[Ss]ocket")  # in what a process says that lost another
+# in what a process says that lost another
+PEER_GONE = re.compile(r"gloo|NCCL|[Cc]onnection|[Ss]ocket")
 
 Report = dict[str, Any]
 AnyRun = TypeVar("AnyRun", Run, "Finetuning")
@@ -49,7 +50,9 @@ Work = Callable[[AnyRun, Place, Events], Report]
 
 
 def launch(run: AnyRun, events: Events, work: Work[AnyRun] = train) -> Report:  # type: ignore[assignment]
-    """Train, or do other `work`, on as many processes as the layout asks for; returns the first one's report."""
+    """Train, or do other `work`, on as many processes as the layout asks for; returns the first
+    one's report.
+    """
     processes = run.layout.processes
     if launched() is not None:
         try:
@@ -57,7 +60,10 @@ def launch(run: AnyRun, events: Events, work: Work[AnyRun] = train) -> Report:  
         except RuntimeError as error:
             if PEER_GONE.search(str(error)) is None:
                 raise
-            raise RunError("another process of this run was lost", hint="--resume goes on from the newest checkpoint") from None
+            raise RunError(
+                "another process of this run was lost",
+                hint="--resume goes on from the newest checkpoint",
+            ) from None
     if processes == 1:
         device = torch.device("cuda", 0) if device_type() == "cuda" else torch.device("cpu")
         return work(run, Place(device), events)
@@ -78,13 +84,16 @@ def _spawn(run: AnyRun, events: Events, processes: int, work: Work[AnyRun]) -> R
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
         max_restarts=0,  # the agent would start over after any error
-        signals_to_handle="SIGQUIT",  # the others are passed on to the workers, which stop by themselves
+        # the others are passed on to the workers, which stop by themselves
+        signals_to_handle="SIGQUIT",
     )
     left, reached = RESTARTS, newest_state(run.out)
     with _scratch(run.out) as folder, PassOn() as stopping, Held(signal.SIGTERM):
         while True:
             try:
-                return elastic_launch(config(run_id=uuid.uuid4().hex), _child)(run, events, folder, work)[0]
+                return elastic_launch(config(run_id=uuid.uuid4().hex), _child)(
+                    run, events, folder, work
+                )[0]
             except ChildFailedError as error:
                 if stopping.told:
                     raise _stopped(run.out) from None
@@ -101,13 +110,22 @@ def _spawn(run: AnyRun, events: Events, processes: int, work: Work[AnyRun]) -> R
 
 
 def _child(run: AnyRun, events: Events, folder: Path, work: Work[AnyRun]) -> Report:
-    """What each started process runs; an error that a user can meet goes to the parent through `folder`."""
+    """What each started process runs; an error that a user can meet goes to the parent through
+    `folder`.
+    """
     _die_with_parent()
     try:
         return _worker(run, events, work)
     except GptError as error:
-        told = {"kind": type(error).__name__, "what": error.what, "where": error.where, "hint": error.hint}
-        (folder / f"{time.time_ns()}-{os.getpid()}.json").write_text(strict_json.dumps(told, ascii_only=True))
+        told = {
+            "kind": type(error).__name__,
+            "what": error.what,
+            "where": error.where,
+            "hint": error.hint,
+        }
+        (folder / f"{time.time_ns()}-{os.getpid()}.json").write_text(
+            strict_json.dumps(told, ascii_only=True)
+        )
         raise
 
 
@@ -124,9 +142,15 @@ def _worker(run: AnyRun, events: Events, work: Work[AnyRun]) -> Report:
     if world == 1:
         return work(run, Place(device), events)
     store, _, _ = next(rendezvous("env://", rank, world))
-    # torchrun keeps one store for all its restarts: addresses of workers that are gone would still stand in it.
+    # torchrun keeps one store for all its restarts: addresses of workers that are gone would still
+    # stand in it.
     store = PrefixStore(f"restart-{launch.restarts}", store)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world,
+    )
     report = work(run, Place(device, rank, world, run.layout), events if rank == 0 else SILENT)
     dist.barrier()  # and only after success: destroying a group that others still wait in hangs
     dist.destroy_process_group()
@@ -142,20 +166,32 @@ def _told(folder: Path) -> GptError | None:
 
 
 def _lost(error: Any) -> tuple[RunError, bool]:
-    """A worker that died without a word, or of a bug; and whether one was killed, by this failure or before it: of that a new start can
-    come out better, of a bug it cannot."""
+    """A worker that died without a word, or of a bug; and whether one was killed, by this failure
+    or before it: of that a new start can come out better, of a bug it cannot."""
     rank, failure = error.get_first_failure()
-    data = failure.error_file_data.get("message") if isinstance(failure.error_file_data, dict) else None
+    data = (
+        failure.error_file_data.get("message")
+        if isinstance(failure.error_file_data, dict)
+        else None
+    )
     text = data.get("message") if isinstance(data, dict) else None
     killed = failure.exitcode < 0
-    what = f"killed by {signal.Signals(-failure.exitcode).name}" if killed else text or f"exit {failure.exitcode}"
-    lost = RunError(f"process {rank} was lost: {what}", hint="--resume goes on from the last checkpoint")
+    what = (
+        f"killed by {signal.Signals(-failure.exitcode).name}"
+        if killed
+        else text or f"exit {failure.exitcode}"
+    )
+    lost = RunError(
+        f"process {rank} was lost: {what}", hint="--resume goes on from the last checkpoint"
+    )
     return lost, killed or PEER_GONE.search(what) is not None
 
 
 @contextlib.contextmanager
 def _scratch(out: Path) -> Iterator[Path]:
-    """A folder for what the workers tell and for torch's own temporary files, under a name that the next start sweeps away if need be."""
+    """A folder for what the workers tell and for torch's own temporary files, under a name that the
+    next start sweeps away if need be.
+    """
     out.mkdir(parents=True, exist_ok=True)
     before = tempfile.tempdir
     with scratch_folder(out) as folder:
@@ -167,8 +203,8 @@ def _scratch(out: Path) -> Iterator[Path]:
 
 
 class PassOn(Answer):
-    """A signal to stop goes to the workers: those that train finish the step and write a checkpoint, the others end at once. The second
-    one ends them all, and this process."""
+    """A signal to stop goes to the workers: those that train finish the step and write a
+    checkpoint, the others end at once. The second one ends them all, and this process."""
 
     def __init__(self) -> None:
         self.told = self.passing = self.over = False
@@ -201,7 +237,11 @@ def _stopped(out: Path) -> Interrupted:
     state = newest_state(out)
     if state is None:
         return Interrupted("interrupted before its first checkpoint", where=out)
-    return Interrupted(f"interrupted; its newest checkpoint is of step {state.position.step:,}", where=out, hint="--resume goes on")
+    return Interrupted(
+        f"interrupted; its newest checkpoint is of step {state.position.step:,}",
+        where=out,
+        hint="--resume goes on",
+    )
 
 
 def _die_with_parent() -> None:

@@ -22,11 +22,24 @@ from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import read_manifest
 from gptcli.shards.order import Mixture, open_order
 from gptcli.trainer.batches import InOrder, MicroBatch, micro_batches
-from gptcli.trainer.checkpoint import Checkpoints, State, canonical_parameters, folder_of, take_weights
+from gptcli.trainer.checkpoint import (
+    Checkpoints,
+    State,
+    canonical_parameters,
+    folder_of,
+    take_weights,
+)
 from gptcli.trainer.config import Run
 from gptcli.trainer.engine import build
 from gptcli.trainer.evaluate import validation_loss
-from gptcli.trainer.export import TransformersCopy, export, is_copied, model_card, prepare, write_card
+from gptcli.trainer.export import (
+    TransformersCopy,
+    export,
+    is_copied,
+    model_card,
+    prepare,
+    write_card,
+)
 from gptcli.trainer.guard import Guard
 from gptcli.trainer.layout import Place
 from gptcli.trainer.machine import hold_threads, launched, same_arithmetic
@@ -40,17 +53,20 @@ from gptcli.trainer.speed import Pace, Speed, peak_memory
 from gptcli.trainer.start import start_folder
 from gptcli.trainer.tracking import TensorBoard
 
-COLLECT_EVERY = 1000  # steps between garbage collections, by all processes at the same one: a collection stops a step for up to a second
+# steps between garbage collections, by all processes at the same one: a collection stops a step for
+# up to a second
+COLLECT_EVERY = 1000
 RUNNING = "running"  # the key of a checkpoint's metrics that holds the running means
 
 Report = dict[str, Any]
 
 
 def train(run: Run, place: Place, events: Events) -> Report:
-    """Train to the end, or to the step in which a signal to stop comes, and report; every process of the run calls it together.
+    """Train to the end, or to the step in which a signal to stop comes, and report; every process
+    of the run calls it together.
 
-    Raises RunError where too many updates in a row were skipped or a checkpoint cannot be written, Interrupted where a signal came too
-    late to stop at a step.
+    Raises RunError where too many updates in a row were skipped or a checkpoint cannot be written,
+    Interrupted where a signal came too late to stop at a step.
     """
     training = Training(run, place, events)
     with collected_by_hand(), training:
@@ -87,7 +103,9 @@ class Training:
         self.guard = Guard(run.train.spike, running.get("guard"))
         if self.stepper.loss_scale and "loss_scale" in running:
             self.stepper.loss_scale.state = running["loss_scale"]
-        self.threads = hold_threads(running.get("threads"), events) if place.device.type == "cpu" else None
+        self.threads = (
+            hold_threads(running.get("threads"), events) if place.device.type == "cpu" else None
+        )
         self.arithmetic = same_arithmetic(running.get("arithmetic"), run.train, events)
         self.grown: int = running.get("batch", self.schedule.first)
         """Sequences of the next batch where it follows the noise scale."""
@@ -95,9 +113,17 @@ class Training:
         done, leads = self.position.step, place.leads
         self.log = MetricsLog(run.out, before=done) if leads else None
         self.sampler = Sampler(run, events, upto=done) if leads and run.train.samples else None
-        self.copy = TransformersCopy(run.out, run.model, events, upto=done) if leads and is_copied(run.model) else None
-        self.followers = [follower for follower in (self.copy, self.sampler) if follower is not None]
-        self.tracker = TensorBoard(run.out, before=done) if leads and run.track == "tensorboard" else None
+        self.copy = (
+            TransformersCopy(run.out, run.model, events, upto=done)
+            if leads and is_copied(run.model)
+            else None
+        )
+        self.followers = [
+            follower for follower in (self.copy, self.sampler) if follower is not None
+        ]
+        self.tracker = (
+            TensorBoard(run.out, before=done) if leads and run.track == "tensorboard" else None
+        )
         self.profiler = Profiler(run.out, place.device, events) if leads and run.profile else None
 
     def __enter__(self) -> Training:
@@ -138,7 +164,9 @@ class Training:
         }
 
     def _steps(self) -> bool:
-        """Whether the run was stopped before its end; its last step has a checkpoint on disk in either case."""
+        """Whether the run was stopped before its end; its last step has a checkpoint on disk in
+        either case.
+        """
         batches, stopped = self._fetch(), False
         while not (self._done() or stopped):
             batches, stopped = self._step(batches)
@@ -161,8 +189,11 @@ class Training:
         norm = self.stepper.clip_gradients()
         following = self._fetch()  # while the device is still at work
         told = torch.full_like(loss, self.stop.told)
-        # The one moment in a step that waits for the device: all processes then hold the same four numbers, and decide alike.
-        loss_sum, part, norms, stopped = self.place.total(torch.stack([loss, self.stepper.part.norm2, norm, told])).tolist()
+        # The one moment in a step that waits for the device: all processes then hold the same four
+        # numbers, and decide alike.
+        loss_sum, part, norms, stopped = self.place.total(
+            torch.stack([loss, self.stepper.part.norm2, norm, told])
+        ).tolist()
         mean, grad_norm = loss_sum / batch_tokens, norms / self.place.world
         lr = self.schedule.lr(tokens)
         objection = self.guard.objection(mean, grad_norm)
@@ -193,11 +224,14 @@ class Training:
         return following, bool(stopped)
 
     def _measure_noise(self, part: float, grad_norm: float, size: int) -> None:
-        """`part` is the sum over processes of the squared norm of a part of the gradient, of the batch's `size` sequences."""
+        """`part` is the sum over processes of the squared norm of a part of the gradient, of the
+        batch's `size` sequences.
+        """
         held = part_of(size, self.run.train.micro_batch, self.place, self.position.step)
         if held is None:
             return
-        # scaled for the mean over the whole batch; a part that each process has of its own, for its share of that mean
+        # scaled for the mean over the whole batch; a part that each process has of its own, for its
+        # share of that mean
         scale = size / (held * (1 if self.place.sliced else self.place.world))
         n_ctx = self.run.model.n_ctx
         self.noise.add(part / self.place.world * scale**2, grad_norm**2, held * n_ctx, size * n_ctx)
@@ -222,7 +256,13 @@ class Training:
 
     def _fetch(self) -> list[MicroBatch]:
         """This process's part of the step that comes."""
-        return micro_batches(self.order, self.position.sequences, self._size(), self.run.train.micro_batch, self.place)
+        return micro_batches(
+            self.order,
+            self.position.sequences,
+            self._size(),
+            self.run.train.micro_batch,
+            self.place,
+        )
 
     def _save(self) -> None:
         running = {"noise": self.noise.state, "guard": self.guard.state, "batch": self.grown}
@@ -238,14 +278,17 @@ class Training:
             follower.begin(*self._newest())
 
     def _card(self) -> Callable[[], None] | None:
-        """What writes a model card of this step; None at the last one, whose card comes with the finished model."""
+        """What writes a model card of this step; None at the last one, whose card comes with the
+        finished model.
+        """
         if self.log is None or self._done():
             return None
         last = {**self.last, "smoothed_loss": smoothed_loss([*self.log.newest, self.last])}
         card = model_card(self.run, last, self.val_loss, None, finished=False)
 
         def write() -> None:
-            with contextlib.suppress(OSError):  # a full disk costs no run: the card says at which step it was written
+            # a full disk costs no run: the card says at which step it was written
+            with contextlib.suppress(OSError):
                 write_card(self.run, card)
 
         return write
@@ -259,12 +302,18 @@ class Training:
         train = self.run.train
         line = dict(self.last)
         if self.validation and self._due(train.eval_every):
-            windows = min(self.validation.windows, max(1, train.eval_tokens // self.run.model.n_ctx))
-            self.val_loss = line["val_loss"] = validation_loss(self.stepper, self.validation, windows, train.micro_batch)
+            windows = min(
+                self.validation.windows, max(1, train.eval_tokens // self.run.model.n_ctx)
+            )
+            self.val_loss = line["val_loss"] = validation_loss(
+                self.stepper, self.validation, windows, train.micro_batch
+            )
         if self.run.measure and self._due(train.checkpoint_every):
             self.checkpoints.wait()  # from there the model comes, whatever the layout
             if self.place.leads:
-                line |= self.run.measure(model_of(self.run, self._newest()[0]).to(self.place.device))
+                line |= self.run.measure(
+                    model_of(self.run, self._newest()[0]).to(self.place.device)
+                )
             self.checkpoints.meet()
         if self.log:
             self.log.write(line)
@@ -274,10 +323,14 @@ class Training:
             self.tracker.write(line)
         total = self.schedule.total * self.run.model.n_ctx
         ramping = 2 * line["batch_tokens"] < self.schedule.full * self.run.model.n_ctx
-        if (pace := self.pace.step(line["tokens"], time.perf_counter(), ramping=ramping)) is not None:
+        if (
+            pace := self.pace.step(line["tokens"], time.perf_counter(), ramping=ramping)
+        ) is not None:
             seconds, speed = pace
             say = self.events.warn if seconds > WEEK else self.events.info
-            say(f"about {rough_duration(seconds)} left, by the first steps: {amount(speed)} tokens/s")
+            say(
+                f"about {rough_duration(seconds)} left, by the first steps: {amount(speed)} tokens/s"
+            )
         facts = {**line, "val_loss": self.val_loss, "smoothed_loss": self.smoothed_loss()}
         self.events.progress("train", line["tokens"], total, "tokens", **facts)
 
@@ -289,7 +342,12 @@ class Training:
             self.copy.leave()  # the finished model takes its place
         if self.place.leads:
             last = {**self.last, "smoothed_loss": self.smoothed_loss()}
-            export(self.run, SavedModel(folder_of(self.run.out, self.position.step)), last, self.val_loss)
+            export(
+                self.run,
+                SavedModel(folder_of(self.run.out, self.position.step)),
+                last,
+                self.val_loss,
+            )
         self.checkpoints.meet()
 
     def smoothed_loss(self) -> float | None:
@@ -305,11 +363,17 @@ class Training:
 
 
 def open_validation(run: Run) -> InOrder | Mixture | None:
-    """The validation windows as they stand, or, of several sources, mixed as in training; None where one source does not fill a window."""
+    """The validation windows as they stand, or, of several sources, mixed as in training; None
+    where one source does not fill a window.
+    """
     manifest, n_ctx = read_manifest(run.data), run.model.n_ctx
     sources = list(manifest.shares("val"))
     if len(sources) < 2:
-        return InOrder(open_split(run.data, "val", verify=False), n_ctx) if manifest.tokens("val") > n_ctx else None
+        return (
+            InOrder(open_split(run.data, "val", verify=False), n_ctx)
+            if manifest.tokens("val") > n_ctx
+            else None
+        )
     if min(manifest.tokens("val", name) for name in sources) <= n_ctx:
         return None
     order = open_order(run.data, "val", n_ctx, seed=0, verify=False)
@@ -319,7 +383,9 @@ def open_validation(run: Run) -> InOrder | Mixture | None:
 
 @contextlib.contextmanager
 def collected_by_hand() -> Iterator[None]:
-    """No garbage collection but the loop's own, and none of what is there already: one in the middle of a step stops every process."""
+    """No garbage collection but the loop's own, and none of what is there already: one in the
+    middle of a step stops every process.
+    """
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -337,13 +403,17 @@ def finite(value: float) -> float | None:
 
 def stopped_after(step: int, out: Path) -> Interrupted:
     """The last message of a run that was told to stop and has done so."""
-    return Interrupted(f"stopped after step {step:,}, with a checkpoint", where=out, hint="--resume goes on")
+    return Interrupted(
+        f"stopped after step {step:,}, with a checkpoint", where=out, hint="--resume goes on"
+    )
 
 
 class StopSignal(Answer):
-    """A signal to stop as a wish: the step under way and a checkpoint come first. The second one ends the process at once.
+    """A signal to stop as a wish: the step under way and a checkpoint come first. The second one
+    ends the process at once.
 
-    In a process that torchrun or Slurm started, no second one does: a Ctrl-C reaches it from the terminal and from its launcher.
+    In a process that torchrun or Slurm started, no second one does: a Ctrl-C reaches it from the
+    terminal and from its launcher.
     """
 
     def __init__(self, events: Events) -> None:
@@ -357,6 +427,9 @@ class StopSignal(Answer):
         self.told = True
         if not self.shown:
             self.shown = True
-            self.events.info("stopping: this step and a checkpoint first" + "; a second Ctrl-C stops at once" * (not self.patient))
+            self.events.info(
+                "stopping: this step and a checkpoint first"
+                + "; a second Ctrl-C stops at once" * (not self.patient)
+            )
         elif not self.patient:
             leave()

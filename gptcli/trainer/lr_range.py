@@ -1,4 +1,6 @@
-"""The learning-rate range test (Smith 2017): one short run in which the rate grows from far too small to far too large, and its loss."""
+"""The learning-rate range test (Smith 2017): one short run in which the rate grows from far too
+small to far too large, and its loss.
+"""
 
 from __future__ import annotations
 
@@ -26,27 +28,35 @@ from gptcli.trainer.start import drop_start, start_folder
 LOW, HIGH = 1e-6, 1.0
 SMOOTH = 0.8  # weight of the past in the running mean
 DIVERGED = 1.0  # nats above the lowest mean: nothing comes after that
-BELOW = 10  # the rate suggested is so many times smaller than that of the lowest loss, where it is about to rise
+# the rate suggested is so many times smaller than that of the lowest loss, where it is about to
+# rise
+BELOW = 10
 CURVE, PICTURE = "lr_range.jsonl", "lr_range.html"
 
 Point = dict[str, float]
 
 
 def lr_range(run: Run, place: Place, events: Events) -> dict[str, Any]:
-    """Sweep the rate over the run's tokens, in full batches; every process of the run calls it together. Nothing is kept of the model."""
+    """Sweep the rate over the run's tokens, in full batches; every process of the run calls it
+    together. Nothing is kept of the model.
+    """
     begin = time.perf_counter()
     schedule, n_ctx = Schedule(run.train, run.model.n_ctx), run.model.n_ctx
     order = open_order(run.data, "train", n_ctx, run.train.seed, verify=False)
     stepper = build(run, place, events)
     if run.init_from is not None:
-        take_weights(start_folder(run.out, run.init_from), canonical_parameters(stepper.model), run.init_step)
+        take_weights(
+            start_folder(run.out, run.init_from), canonical_parameters(stepper.model), run.init_step
+        )
     steps = max(2, schedule.total // schedule.full)
     points: list[Point] = []
     diverged = True  # unless it comes to its end
     for step in range(steps):
         lr = LOW * (HIGH / LOW) ** (step / (steps - 1))
         tokens = schedule.full * n_ctx
-        batches = micro_batches(order, step * schedule.full, schedule.full, run.train.micro_batch, place)
+        batches = micro_batches(
+            order, step * schedule.full, schedule.full, run.train.micro_batch, place
+        )
         loss = stepper.gradients(batches, tokens, step + 1)
         norm = stepper.clip_gradients()
         total, norms = place.total(torch.stack([loss, norm])).tolist()
@@ -80,11 +90,17 @@ def smoothed(before: list[Point], lr: float, loss: float) -> Point:
     """The next point: its loss, and the mean of the losses so far, older ones counting less."""
     weights = [SMOOTH**age for age in range(len(before) + 1)]
     losses = [loss, *(point["loss"] for point in reversed(before))]
-    return {"lr": lr, "loss": loss, "smooth": sum(w * x for w, x in zip(weights, losses, strict=True)) / sum(weights)}
+    return {
+        "lr": lr,
+        "loss": loss,
+        "smooth": sum(w * x for w, x in zip(weights, losses, strict=True)) / sum(weights),
+    }
 
 
 def suggest(points: list[Point]) -> tuple[float | None, float | None]:
-    """The rate of the lowest smooth loss, and the one suggested; None where not one step was finite."""
+    """The rate of the lowest smooth loss, and the one suggested; None where not one step was
+    finite.
+    """
     if not points:
         return None, None
     lowest = min(points, key=lambda point: point["smooth"])["lr"]
@@ -95,11 +111,29 @@ def write(run: Run, points: list[Point], lowest: float | None, suggested: float 
     out = Path(run.out)
     with atomic_write(out / CURVE, "w") as file:
         file.writelines(strict_json.dumps(point, ascii_only=True) + "\n" for point in points)
-    curves = {name: [(point["lr"], point[key]) for point in points] for name, key in (("loss", "loss"), ("smooth", "smooth"))}
-    facts = {"suggested rate": _rate(suggested), "lowest smooth loss at": _rate(lowest), "steps": f"{len(points):,}"}
-    charts = [chart("Loss", curves, unit="nats a token", over="lr", log_x=True, tall=True)] if points else []
+    curves = {
+        name: [(point["lr"], point[key]) for point in points]
+        for name, key in (("loss", "loss"), ("smooth", "smooth"))
+    }
+    facts = {
+        "suggested rate": _rate(suggested),
+        "lowest smooth loss at": _rate(lowest),
+        "steps": f"{len(points):,}",
+    }
+    charts = (
+        [chart("Loss", curves, unit="nats a token", over="lr", log_x=True, tall=True)]
+        if points
+        else []
+    )
     with atomic_write(out / PICTURE, "w") as file:
-        file.write(document(f"{run.name}: learning-rate range", terms(facts), gallery(charts), configured(run.resolved)))
+        file.write(
+            document(
+                f"{run.name}: learning-rate range",
+                terms(facts),
+                gallery(charts),
+                configured(run.resolved),
+            )
+        )
 
 
 def _rate(value: float | None) -> str:

@@ -1,5 +1,5 @@
-"""`metrics.jsonl`: a line a step, and other logs of the kind. After a resume they read as if nothing had
-happened, but for the times at which their lines were written."""
+"""`metrics.jsonl`: a line a step, and other logs of the kind. After a resume they read as if
+nothing had happened, but for the times at which their lines were written."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ Line = dict[str, Any]
 
 
 class MetricsLog:
-    """Appends lines; each is with the system when `write` returns, so that a killed process loses none."""
+    """Appends lines; each is with the system when `write` returns, so that a killed process loses
+    none.
+    """
 
     def __init__(self, out: Path, *, before: int = 0, name: str = METRICS) -> None:
-        """Keeps the lines of steps below `before`, and cuts the rest off. Lines of METRICS get the `time` at
-        which they are written."""
+        """Keeps the lines of steps below `before`, and cuts the rest off. Lines of METRICS get the
+        `time` at which they are written."""
         self.path, self.timed = Path(out) / name, name == METRICS
         kept = [line for line in read_lines(self.path) if line["step"] < before]
         self.newest = deque(kept, LONGEST)
@@ -40,7 +42,9 @@ class MetricsLog:
             file.write(strict_json.dumps(line, ascii_only=True) + "\n")
 
     def sync(self) -> None:
-        """Bring all lines to disk: a checkpoint that outlives a power cut must find those before it."""
+        """Bring all lines to disk: a checkpoint that outlives a power cut must find those before
+        it.
+        """
         with open(self.path, "rb") as file:
             os.fsync(file.fileno())
 
@@ -57,11 +61,13 @@ def window(step: int) -> int:
 
 
 def smoothed_loss(lines: Iterable[Line]) -> float | None:
-    """Return the mean training loss of a token over the newest steps, of which `window` says how many: the
-    last step alone may be a small rest of the data. None if none of them was finite."""
+    """Return the mean training loss of a token over the newest steps, of which `window` says how
+    many: the last step alone may be a small rest of the data. None if none of them was finite."""
     lines = list(lines)
     near: Sequence[Line] = lines[-window(lines[-1].get("step", len(lines))) :] if lines else []
-    found = [(line["loss"], line.get("batch_tokens", 1)) for line in near if line.get("loss") is not None]
+    found = [
+        (line["loss"], line.get("batch_tokens", 1)) for line in near if line.get("loss") is not None
+    ]
     total = sum(tokens for _, tokens in found)
     return sum(loss * tokens for loss, tokens in found) / total if total else None
 
@@ -72,8 +78,8 @@ def read_metrics(out: Path) -> list[Line]:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a JSONL file; none where it does not exist. What a killed process or a lost disk block left is passed over: a last
-    line without an end, and any that is no object with a step."""
+    """The lines of a JSONL file; none where it does not exist. What a killed process or a lost disk
+    block left is passed over: a last line without an end, and any that is no object with a step."""
     if not path.is_file():
         return []
     found = []

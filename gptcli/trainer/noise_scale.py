@@ -1,11 +1,13 @@
-"""The gradient noise scale (McCandlish et al. 2018, appendix A.1): the batch, in tokens, at which a step's gradient holds as much noise
-as signal. Far smaller batches waste steps, far larger ones waste tokens; GPT-3 chose its batches by it.
+"""The gradient noise scale (McCandlish et al. 2018, appendix A.1): the batch, in tokens, at which a
+step's gradient holds as much noise as signal. Far smaller batches waste steps, far larger ones
+waste tokens; GPT-3 chose its batches by it.
 
-A mean gradient over b tokens has E|g_b|² = |G|² + tr(S)/b, so two batches of different size tell the true gradient's |G|² and the
-covariance's trace tr(S) apart, both unbiased. The batch of a step is the larger one; the smaller one is a part of it that is computed
-anyway: what one process adds to the average, or, where one is alone, its first micro-batch. The cost is one pass over the gradients.
-Tensor slices and stages have a part's gradient in pieces, some of them sums not yet made; there the first micro-batches of now and then
-a step are run once more, by themselves.
+A mean gradient over b tokens has E|g_b|² = |G|² + tr(S)/b, so two batches of different size tell
+the true gradient's |G|² and the covariance's trace tr(S) apart, both unbiased. The batch of a step
+is the larger one; the smaller one is a part of it that is computed anyway: what one process adds to
+the average, or, where one is alone, its first micro-batch. The cost is one pass over the gradients.
+Tensor slices and stages have a part's gradient in pieces, some of them sums not yet made; there the
+first micro-batches of now and then a step are run once more, by themselves.
 """
 
 from __future__ import annotations
@@ -34,11 +36,16 @@ class NoiseScale:
         """The running means of |G|² and tr(S), both short of the same factor in the first steps."""
 
     def add(self, small_norm2: float, big_norm2: float, small: int, big: int) -> None:
-        """One step's squared norms of the mean gradients over `small` and over all `big` tokens. What is not finite is left out."""
+        """One step's squared norms of the mean gradients over `small` and over all `big` tokens.
+        What is not finite is left out.
+        """
         signal = (big * big_norm2 - small * small_norm2) / (big - small)
         trace = (small_norm2 - big_norm2) / (1 / small - 1 / big)
         if math.isfinite(signal) and math.isfinite(trace):
-            self.state = [DECAY * old + (1 - DECAY) * new for old, new in zip(self.state, (signal, trace), strict=True)]
+            self.state = [
+                DECAY * old + (1 - DECAY) * new
+                for old, new in zip(self.state, (signal, trace), strict=True)
+            ]
 
     @property
     def tokens(self) -> float | None:
@@ -48,15 +55,21 @@ class NoiseScale:
 
 
 def part_of(sequences: int, micro_batch: int, place: Place, step: int) -> int | None:
-    """Sequences in the part of a step's batch that is measured; None where there is none: the batch has no such part, or processes hold
-    unequal ones, or it is run once more and this is not its step."""
+    """Sequences in the part of a step's batch that is measured; None where there is none: the batch
+    has no such part, or processes hold unequal ones, or it is run once more and this is not its
+    step."""
     if sequences % place.replicas:
         return None
     own = sequences // place.replicas
     if place.sliced:  # as many of every replica's micro-batches as keep all stages busy
         part = place.layout.pp * micro_batch
-        return part * place.replicas if own > part and own % micro_batch == 0 and step % AGAIN_EVERY == 0 else None
-    if place.layout.shard > 1:  # whose gradients go micro-batch by micro-batch: their mean is measured
+        return (
+            part * place.replicas
+            if own > part and own % micro_batch == 0 and step % AGAIN_EVERY == 0
+            else None
+        )
+    # whose gradients go micro-batch by micro-batch: their mean is measured
+    if place.layout.shard > 1:
         return micro_batch if own % micro_batch == 0 else None
     if place.world > 1:
         return own
@@ -64,9 +77,10 @@ def part_of(sequences: int, micro_batch: int, place: Place, step: int) -> int | 
 
 
 class PartNorm:
-    """The squared norm of the gradient of a part of the batch, taken on its way into the whole: before processes average theirs (by a
-    hook in DDP's or FSDP2's exchange), or after the first of a lone process's micro-batches. Where neither serves, whoever runs the part
-    once more adds its norm. `part_of` says whether it means anything."""
+    """The squared norm of the gradient of a part of the batch, taken on its way into the whole:
+    before processes average theirs (by a hook in DDP's or FSDP2's exchange), or after the first of
+    a lone process's micro-batches. Where neither serves, whoever runs the part once more adds its
+    norm. `part_of` says whether it means anything."""
 
     def __init__(self, model: nn.Module, place: Place) -> None:
         self.model, self.alone = model, place.world == 1
@@ -75,7 +89,8 @@ class PartNorm:
         if place.sliced:
             return
         if isinstance(model, DistributedDataParallel):
-            model.register_comm_hook(self, lambda part, bucket: _reduce_all(part, bucket))  # DDP refuses annotations that are text
+            # DDP refuses annotations that are text
+            model.register_comm_hook(self, lambda part, bucket: _reduce_all(part, bucket))
         elif isinstance(model, FSDPModule):
             for module in model.modules():
                 if isinstance(module, FSDPModule):
@@ -88,7 +103,13 @@ class PartNorm:
     def after_first(self) -> None:
         """After the backward pass of the first of several micro-batches."""
         if self.alone:
-            self.add([parameter.grad for parameter in self.model.parameters() if parameter.grad is not None])
+            self.add(
+                [
+                    parameter.grad
+                    for parameter in self.model.parameters()
+                    if parameter.grad is not None
+                ]
+            )
 
     @torch.no_grad()
     def add(self, gradients: list[torch.Tensor]) -> None:
@@ -114,6 +135,13 @@ class _ReduceScatter:
     def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         return torch.empty(*size, dtype=dtype, device=device)
 
-    def __call__(self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, op: Any, async_op: bool = False) -> Any:
+    def __call__(
+        self,
+        output_tensor: torch.Tensor,
+        input_tensor: torch.Tensor,
+        group: Any,
+        op: Any,
+        async_op: bool = False,
+    ) -> Any:
         self.part.add([input_tensor])
         return _reduce_scatter(output_tensor, input_tensor, op=op, group=group, async_op=async_op)

@@ -15,28 +15,42 @@ from gptcli.trainer.layout import Place
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, m: float = 1.0) -> torch.optim.AdamW:
-    """One over all parameters, in groups that say by `lr_scale` how their learning rate differs: see `gptcli.model.mup`, with its `m`."""
+    """One over all parameters, in groups that say by `lr_scale` how their learning rate differs:
+    see `gptcli.model.mup`, with its `m`.
+    """
     groups = mup.groups(model, m, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    return torch.optim.AdamW(
+        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+    )
 
 
 def gradient_norm(model: Any, place: Place) -> torch.Tensor:
-    """Of the whole gradient, over all processes, a scalar still on the device. What several processes hold is counted once; then one sum
-    over all of them gives each the same norm."""
-    table = None if place.stage == 0 or not hasattr(model, "wte") else model.wte.weight  # a tied head's copy
-    counted = [_local(p.grad) for p in model.parameters() if p.grad is not None and p is not table and _counts(p.grad)]
+    """Of the whole gradient, over all processes, a scalar still on the device. What several
+    processes hold is counted once; then one sum over all of them gives each the same norm."""
+    # a tied head's copy
+    table = None if place.stage == 0 or not hasattr(model, "wte") else model.wte.weight
+    counted = [
+        _local(p.grad)
+        for p in model.parameters()
+        if p.grad is not None and p is not table and _counts(p.grad)
+    ]
     norm = torch.nn.utils.get_total_norm(counted).to(place.device)
-    if place.layout.processes != place.layout.dp:  # replicas alone have the whole gradient, all of them
+    # replicas alone have the whole gradient, all of them
+    if place.layout.processes != place.layout.dp:
         norm = place.total(norm.square()).sqrt()
     return norm
 
 
 def clip_gradients(model: Any, most: float, place: Place, lifted: float = 1.0) -> torch.Tensor:
-    """Divide the gradient by `lifted` and cut its global norm to `most`; returns the norm it had between the two, as above."""
+    """Divide the gradient by `lifted` and cut its global norm to `most`; returns the norm it had
+    between the two, as above.
+    """
     norm = gradient_norm(model, place) / lifted
     factor = (most / (norm + 1e-6)).clamp(max=1.0) / lifted  # as clip_grad_norm_ has it
     if place.device.type != "cpu" or factor != 1:  # on a GPU, to look would be to wait
-        torch._foreach_mul_([_local(p.grad) for p in model.parameters() if p.grad is not None], factor)
+        torch._foreach_mul_(
+            [_local(p.grad) for p in model.parameters() if p.grad is not None], factor
+        )
     return norm
 
 
@@ -49,4 +63,8 @@ def _counts(gradient: torch.Tensor) -> bool:
     if not isinstance(gradient, DTensor):
         return True
     coordinate: Sequence[int] = gradient.device_mesh.get_coordinate() or ()
-    return all(at == 0 for at, placement in zip(coordinate, gradient.placements, strict=True) if placement.is_replicate())
+    return all(
+        at == 0
+        for at, placement in zip(coordinate, gradient.placements, strict=True)
+        if placement.is_replicate()
+    )

@@ -1,5 +1,6 @@
-"""What products run in. Weights, the sums of their gradients, the optimizer and the residual stream are fp32 in any precision: a deep model
-adds little to a long sum at each layer, and eight bits of mantissa would lose it."""
+"""What products run in. Weights, the sums of their gradients, the optimizer and the residual stream
+are fp32 in any precision: a deep model adds little to a long sum at each layer, and eight bits of
+mantissa would lose it."""
 
 from __future__ import annotations
 
@@ -13,13 +14,15 @@ from torch import nn
 from gptcli.errors import UsageError, install_hint
 
 PRODUCTS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
-"""What autocast hands to matrix products, and FSDP gathers a layer's weights as; None for what they are. Those of fp8 are cast further."""
+"""What autocast hands to matrix products, and FSDP gathers a layer's weights as; None for what they
+are. Those of fp8 are cast further.
+"""
 FP8 = (8, 9)  # the compute capability from which a GPU has it
 
 
 def check_precision(precision: str, tp: int, *, here: bool = True) -> None:
-    """Raises UsageError where fp8 is asked for and cannot be had: it is torchao's, for GPUs from Ada and Hopper on, which count if the
-    run is to be `here`."""
+    """Raises UsageError where fp8 is asked for and cannot be had: it is torchao's, for GPUs from
+    Ada and Hopper on, which count if the run is to be `here`."""
     if precision != "fp8":
         return
     missing = None
@@ -41,8 +44,9 @@ def to_fp8(block: nn.Module) -> None:
 
 
 class LossScale:
-    """Lifts fp16's gradients out of its small numbers (Micikevicius et al. 2018): the loss is multiplied by a power of two, the gradients
-    divided by it before the clip. Halved where they overflow, and doubled when they have not for long. `state` is all there is to save."""
+    """Lifts fp16's gradients out of its small numbers (Micikevicius et al. 2018): the loss is
+    multiplied by a power of two, the gradients divided by it before the clip. Halved where they
+    overflow, and doubled when they have not for long. `state` is all there is to save."""
 
     FIRST, DOUBLED_AFTER = 2.0**16, 2000
 

@@ -23,19 +23,26 @@ from gptcli.trainer.schedule import Schedule
 from gptcli.trainer.start import kept_start
 from gptcli.trainer.tracking import check_tracker
 
-SHAPE = {"n_layer", "n_head", "d_model", "n_ctx", "vocab_size", "attention", "band", "norm", "tied"}  # which weights keep
+# which weights keep
+SHAPE = {"n_layer", "n_head", "d_model", "n_ctx", "vocab_size", "attention", "band", "norm", "tied"}
 
 
 def data_sha256(manifest: Manifest) -> str:
-    """The fingerprint of all tokens, files, splits and checksums of the shards in order, and of the weights of several sources."""
-    rows: list[Any] = [[shard.file, shard.split, shard.tokens, shard.sha256] for shard in manifest.shards]
+    """The fingerprint of all tokens, files, splits and checksums of the shards in order, and of the
+    weights of several sources.
+    """
+    rows: list[Any] = [
+        [shard.file, shard.split, shard.tokens, shard.sha256] for shard in manifest.shards
+    ]
     if len(shares := manifest.shares()) > 1:
         rows += [[shard.source for shard in manifest.shards], shares]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def check_run(run: Run, manifest: Manifest) -> None:
-    """What is quickly checked: layout, folders, tokenizer, and whether the shards fill a window. Raises UsageError or InputError."""
+    """What is quickly checked: layout, folders, tokenizer, and whether the shards fill a window.
+    Raises UsageError or InputError.
+    """
     schedule = Schedule(run.train, run.model.n_ctx)
     layout, sequences = run.layout, min(schedule.full, schedule.total)
     check_layout(layout)
@@ -46,18 +53,31 @@ def check_run(run: Run, manifest: Manifest) -> None:
         check_tracker(run.track)
     if run.train.document_mask and run.layout.pp > 1:
         raise UsageError(
-            "stages do not tell each other where documents end", where="--document-mask", hint="leave it out, or use a --layout without pp"
+            "stages do not tell each other where documents end",
+            where="--document-mask",
+            hint="leave it out, or use a --layout without pp",
         )
     if run.out.resolve() in (run.data.resolve(), *run.data.resolve().parents):
-        raise UsageError("the run folder holds the shards", where=run.out, hint="choose another --out")
+        raise UsageError(
+            "the run folder holds the shards", where=run.out, hint="choose another --out"
+        )
     if load_tokenizer(run.data).sha256 != manifest.tokenizer_sha256:
         raise InputError(
-            "the tokenizer beside the shards is not the one they were made with", where=run.data, hint="build the shards again"
+            "the tokenizer beside the shards is not the one they were made with",
+            where=run.data,
+            hint="build the shards again",
         )
-    begun = run.resume and kept_start(run.out) is not None  # what it started from may have gone on, or be gone
-    if run.init_from is not None and not begun and _tokenizer_sha256(run.init_from) != manifest.tokenizer_sha256:
+    # what it started from may have gone on, or be gone
+    begun = run.resume and kept_start(run.out) is not None
+    if (
+        run.init_from is not None
+        and not begun
+        and _tokenizer_sha256(run.init_from) != manifest.tokenizer_sha256
+    ):
         raise InputError(
-            "the model to start from has another tokenizer than the shards", where=run.init_from, hint="build shards with its own"
+            "the model to start from has another tokenizer than the shards",
+            where=run.init_from,
+            hint="build shards with its own",
         )
     open_order(run.data, "train", run.model.n_ctx, run.train.seed, verify=False)
     check_disk(run)
@@ -68,27 +88,37 @@ def _tokenizer_sha256(folder: Path) -> str:
 
 
 def check_data(run: Run, manifest: Manifest) -> None:
-    """Every byte of the shards, which takes its time. Raises InputError that names the one that was altered."""
+    """Every byte of the shards, which takes its time. Raises InputError that names the one that was
+    altered.
+    """
     for split in ("train", "val"):
         if manifest.tokens(split):
             open_split(run.data, split)
 
 
 def check_disk(run: Run) -> None:
-    """Raises UsageError if the disk cannot hold the checkpoints kept, the one being written and the finished model."""
+    """Raises UsageError if the disk cannot hold the checkpoints kept, the one being written and the
+    finished model.
+    """
     needed = disk_bytes(run.model, run.train, Schedule(run.train, run.model.n_ctx).steps())
     for caution in disk_cautions(needed, disk_free(run.out)):
         raise UsageError(caution.message, where=run.out, hint=caution.hint)
 
 
 def check_resume(run: Run) -> bool:
-    """Whether the run has reached its end. Raises UsageError where what is in its folder is another run."""
+    """Whether the run has reached its end. Raises UsageError where what is in its folder is another
+    run.
+    """
     state = resumed_state(run.out, run.identity())
-    return state is not None and state.position.sequences >= Schedule(run.train, run.model.n_ctx).total
+    return (
+        state is not None and state.position.sequences >= Schedule(run.train, run.model.n_ctx).total
+    )
 
 
 def resumed_state(out: Path, identity: dict[str, Any]) -> State | None:
-    """Where the run folder's newest checkpoint stands; None where it has none. Raises UsageError where it is another run's."""
+    """Where the run folder's newest checkpoint stands; None where it has none. Raises UsageError
+    where it is another run's.
+    """
     state = newest_state(out)
     if state is not None and (changed := differences(state.identity, identity)):
         raise UsageError(
@@ -100,12 +130,20 @@ def resumed_state(out: Path, identity: dict[str, Any]) -> State | None:
 
 
 def _ways_on(out: Path, before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What to do about a run that cannot be resumed as it was asked for; what deletes it comes last."""
-    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    options = [f"--{name.replace('_', '-')}" for name in changed if name not in ("data", "tokenizer")]
+    """What to do about a run that cannot be resumed as it was asked for; what deletes it comes
+    last.
+    """
+    changed = sorted(
+        name for name in before.keys() | now.keys() if before.get(name) != now.get(name)
+    )
+    options = [
+        f"--{name.replace('_', '-')}" for name in changed if name not in ("data", "tokenizer")
+    ]
     ways = []
     if not SHAPE & set(changed) and "tokenizer" not in changed:
-        ways.append(f"to train on from its weights: --init-from {out} --out ANOTHER-FOLDER, without --resume")
+        ways.append(
+            f"to train on from its weights: --init-from {out} --out ANOTHER-FOLDER, without --resume"
+        )
     if len(options) == len(changed):
         ways.append(f"to go on with it as it was: leave out {', '.join(options)}")
     ways += ["to keep both: name another --out", "--force deletes it and starts over"]
@@ -115,7 +153,9 @@ def _ways_on(out: Path, before: dict[str, Any], now: dict[str, Any]) -> str:
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What changed, in words."""
     return [
-        f"the {name} changed" if name in ("data", "tokenizer") else f"{name} was {before.get(name)}, now {now.get(name)}"
+        f"the {name} changed"
+        if name in ("data", "tokenizer")
+        else f"{name} was {before.get(name)}, now {now.get(name)}"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     ]

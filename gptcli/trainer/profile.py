@@ -1,4 +1,6 @@
-"""What a few steps spend their time on: a trace for chrome://tracing or Perfetto, and the operators that take the most."""
+"""What a few steps spend their time on: a trace for chrome://tracing or Perfetto, and the operators
+that take the most.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ class Profiler:
         self.path, self.events, self.cuda = Path(out) / TRACE, events, device.type == "cuda"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.cuda else [])]
         order = torch.profiler.schedule(wait=SKIPPED - 1, warmup=1, active=STEPS, repeat=1)
-        self.profile = torch.profiler.profile(activities=activities, schedule=order, on_trace_ready=self._ready)
+        self.profile = torch.profiler.profile(
+            activities=activities, schedule=order, on_trace_ready=self._ready
+        )
         self.written = False
         self.profile.start()
 
@@ -34,11 +38,15 @@ class Profiler:
         if not self.written:
             self.profile.stop()
         if not self.written:
-            self.events.warn(f"--profile: the run ended before step {SKIPPED + 1}, and left no trace")
+            self.events.warn(
+                f"--profile: the run ended before step {SKIPPED + 1}, and left no trace"
+            )
 
     def _ready(self, profile: Any) -> None:
         self.written = True
         profile.export_chrome_trace(str(self.path))
         order = "self_device_time_total" if self.cuda else "self_cpu_time_total"
-        self.events.info(profile.key_averages().table(sort_by=order, row_limit=ROWS, max_name_column_width=48))
+        self.events.info(
+            profile.key_averages().table(sort_by=order, row_limit=ROWS, max_name_column_width=48)
+        )
         self.events.info(f"{STEPS} steps are in {self.path}: open it at https://ui.perfetto.dev")

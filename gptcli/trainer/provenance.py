@@ -1,8 +1,8 @@
-"""When, where, by what and from what a run was made: comments at the top of its run.toml, from which
-report and model card take them.
+"""When, where, by what and from what a run was made: comments at the top of its run.toml, from
+which report and model card take them.
 
-Comments, because run.toml is read back as the run's options, and none of this is one. A resume keeps
-them, and adds a line if anything of them has changed.
+Comments, because run.toml is read back as the run's options, and none of this is one. A resume
+keeps them, and adds a line if anything of them has changed.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from pathlib import Path
 import gptcli
 
 FACTS = ("date", "host", "device", "torch", "python", "commit", "data", "passes")  # in this order
-MADE_BY = ("host", "device", "torch", "python", "commit")  # of these a resume tells what has changed
+# of these a resume tells what has changed
+MADE_BY = ("host", "device", "torch", "python", "commit")
 RESUMED, AS_AT_FIRST = "resumed", "as at first"
 LINE = re.compile(r"# (\w+): (.*)")
 
 
-def provenance(processes: int, data: Path, sha256: str, data_tokens: int, tokens: int) -> dict[str, str]:
-    """Return the facts of a run that begins here, on `tokens` tokens out of the `data_tokens` of the shards
-    in `data`. What cannot be found out is left out."""
+def provenance(
+    processes: int, data: Path, sha256: str, data_tokens: int, tokens: int
+) -> dict[str, str]:
+    """Return the facts of a run that begins here, on `tokens` tokens out of the `data_tokens` of
+    the shards in `data`. What cannot be found out is left out."""
     import torch
 
     found = {
@@ -41,18 +44,25 @@ def provenance(processes: int, data: Path, sha256: str, data_tokens: int, tokens
 
 
 def read_provenance(resolved: str) -> dict[str, str]:
-    """Return the facts in the head of a run.toml, and the newest resume that changed any; none of a file
-    that an older version wrote."""
+    """Return the facts in the head of a run.toml, and the newest resume that changed any; none of a
+    file that an older version wrote."""
     head = resolved.split("\n\n", 1)[0]
     found = {match[1]: match[2] for match in map(LINE.fullmatch, head.splitlines()) if match}
     return {name: found[name] for name in (*FACTS, RESUMED) if name in found}
 
 
 def resumed(resolved: str, now: Mapping[str, str]) -> str:
-    """Return run.toml's text with a line on this resume, if it differs from what the newest such line
-    tells, or the beginning."""
+    """Return run.toml's text with a line on this resume, if it differs from what the newest such
+    line tells, or the beginning."""
     before = read_provenance(resolved)
-    differs = "; ".join(f"{name} {now[name]}" for name in MADE_BY if name in now and now[name] != before.get(name)) or AS_AT_FIRST
+    differs = (
+        "; ".join(
+            f"{name} {now[name]}"
+            for name in MADE_BY
+            if name in now and now[name] != before.get(name)
+        )
+        or AS_AT_FIRST
+    )
     if not before or differs == (before.get(RESUMED, "").partition("; ")[2] or AS_AT_FIRST):
         return resolved
     head, gap, rest = resolved.partition("\n\n")
@@ -64,8 +74,14 @@ def device_name(processes: int) -> str:
     import torch
 
     if torch.cuda.is_available():
-        return f"{processes} x {torch.cuda.get_device_name()}" if processes > 1 else torch.cuda.get_device_name()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return (
+            f"{processes} x {torch.cuda.get_device_name()}"
+            if processes > 1
+            else torch.cuda.get_device_name()
+        )
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return f"{_processor()}, {cores} {'cores' if cores > 1 else 'core'}"
 
 
@@ -79,8 +95,8 @@ def _processor() -> str:
 
 
 def commit(root: Path) -> str:
-    """Return the commit that is checked out in `root`, read from its .git; nothing if there is none.
-    Runs no program."""
+    """Return the commit that is checked out in `root`, read from its .git; nothing if there is
+    none. Runs no program."""
     try:
         git = root / ".git"
         if git.is_file():  # a work tree beside its repository
@@ -90,7 +106,11 @@ def commit(root: Path) -> str:
             return _hash(head)
         name = head.removeprefix("ref: ")
         common = git / "commondir"
-        folders = [git, (git / common.read_text(encoding="utf-8").strip()).resolve()] if common.is_file() else [git]
+        folders = (
+            [git, (git / common.read_text(encoding="utf-8").strip()).resolve()]
+            if common.is_file()
+            else [git]
+        )
         for folder in folders:
             if (folder / name).is_file():
                 return _hash((folder / name).read_text(encoding="utf-8").strip())

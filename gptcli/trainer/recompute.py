@@ -1,7 +1,9 @@
-"""Activation recomputation, layer by layer (Chen et al. 2016; Korthikanti et al. 2022): memory for work.
+"""Activation recomputation, layer by layer (Chen et al. 2016; Korthikanti et al. 2022): memory for
+work.
 
-"full" keeps a layer's input and runs the layer again in the backward pass. "selective" keeps what is dear to compute, the products and
-attention, and computes norms, GELU, residuals and dropout again: attention's scores, which the paper means, are never written here.
+"full" keeps a layer's input and runs the layer again in the backward pass. "selective" keeps what
+is dear to compute, the products and attention, and computes norms, GELU, residuals and dropout
+again: attention's scores, which the paper means, are never written here.
 """
 
 from __future__ import annotations
@@ -31,9 +33,17 @@ DEAR = [
 ]
 
 
-def recomputed(forward: Callable[..., torch.Tensor], how: str, *, drops: bool) -> Callable[..., torch.Tensor]:
-    """A layer's `forward`, computed again as `how` says: "none", "selective" or "full". `drops`: its dropout must come out the same."""
+def recomputed(
+    forward: Callable[..., torch.Tensor], how: str, *, drops: bool
+) -> Callable[..., torch.Tensor]:
+    """A layer's `forward`, computed again as `how` says: "none", "selective" or "full". `drops`:
+    its dropout must come out the same.
+    """
     if how == "none":
         return forward
-    selective: dict[str, Any] = {"context_fn": partial(create_selective_checkpoint_contexts, DEAR)} if how == "selective" else {}
+    selective: dict[str, Any] = (
+        {"context_fn": partial(create_selective_checkpoint_contexts, DEAR)}
+        if how == "selective"
+        else {}
+    )
     return partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=drops, **selective)

@@ -1,9 +1,11 @@
-"""A layout rehearsed without its machines: each role is built, with no memory for its tensors, as one of all processes of a group that is
-not there, and takes a step in which every collective is weighed.
+"""A layout rehearsed without its machines: each role is built, with no memory for its tensors, as
+one of all processes of a group that is not there, and takes a step in which every collective is
+weighed.
 
-Processes that differ in their place along `dp` alone do the same with other sequences: one of them is built. Every place along `pp`,
-`tp` and `shard` is; a step is taken once for stages of as many layers, the first and the last apart, because the whole of what a
-collective moves is the same for all who take part.
+Processes that differ in their place along `dp` alone do the same with other sequences: one of them
+is built. Every place along `pp`, `tp` and `shard` is; a step is taken once for stages of as many
+layers, the first and the last apart, because the whole of what a collective moves is the same for
+all who take part.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ from gptcli.trainer.layout import MESH, Place, reduce_gradients
 from gptcli.trainer.precision import PRODUCTS
 from gptcli.trainer.tensor_parallel import add_up_partial
 
-Pieces = dict[tuple[int, ...], int]  # of one parameter: where a piece begins in the whole, and how many elements it has
+# of one parameter: where a piece begins in the whole, and how many elements it has
+Pieces = dict[tuple[int, ...], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,41 +63,75 @@ class Role:
 
 
 def rehearse(run: Run, sequences: int, events: Events) -> list[Role]:
-    """Every role of a run's layout, one entry a stage, in a step of `sequences`. Raises RunError where what is built differs from what
-    `gptcli.cost` counts, where a process has no role or two, or where a piece of a parameter is held by no one or in two shapes."""
+    """Every role of a run's layout, one entry a stage, in a step of `sequences`. Raises RunError
+    where what is built differs from what `gptcli.cost` counts, where a process has no role or two,
+    or where a piece of a parameter is held by no one or in two shapes."""
     layout = run.layout
-    places = [Place(torch.device("cpu"), rank, layout.processes, layout) for rank in range(layout.processes)]
+    places = [
+        Place(torch.device("cpu"), rank, layout.processes, layout)
+        for rank in range(layout.processes)
+    ]
     if (given := len({_coordinates(place) for place in places})) != layout.processes:
         raise RunError(f"the {layout.processes} processes of {layout} share {given} roles")
-    precision = "bf16" if run.train.precision == "fp8" else run.train.precision  # as which its weights are held and sent
-    run = replace(run, train=replace(run.train, compile=False, recompute="none", precision=precision))
+    # as which its weights are held and sent
+    precision = "bf16" if run.train.precision == "fp8" else run.train.precision
+    run = replace(
+        run, train=replace(run.train, compile=False, recompute="none", precision=precision)
+    )
     work, each = work_of(layout, run.train, sequences), SCHEDULES[run.train.pipeline_schedule]
     pieces: dict[str, Pieces] = defaultdict(dict)
     sizes: dict[int, list[int]] = defaultdict(list)
-    traffic: dict[tuple[bool, bool, int], StepTraffic] = {}  # by what tells one stage's step from another's
-    kinds = [(stage == 0, stage == layout.pp - 1, layers_of(run.model, layout.pp, stage, each)) for stage in range(layout.pp)]
+    # by what tells one stage's step from another's
+    traffic: dict[tuple[bool, bool, int], StepTraffic] = {}
+    kinds = [
+        (stage == 0, stage == layout.pp - 1, layers_of(run.model, layout.pp, stage, each))
+        for stage in range(layout.pp)
+    ]
     steps = {kinds.index(kind) for kind in kinds}  # the stages that take one
     played = [place for place in places if _coordinates(place)[1] == 0]
-    # Each in a process of its own: torch remembers, by the shape of a mesh, what one of its processes did.
+    # Each in a process of its own: torch remembers, by the shape of a mesh, what one of its
+    # processes did.
     with multiprocessing.get_context("fork").Pool(os.cpu_count(), maxtasksperchild=1) as pool:
-        for place, (held_pieces, moved) in zip(played, pool.imap(partial(_play, run, work.micro_batches, steps), played), strict=True):
+        for place, (held_pieces, moved) in zip(
+            played, pool.imap(partial(_play, run, work.micro_batches, steps), played), strict=True
+        ):
             stage, _, shard, slice_ = _coordinates(place)
             size = sum(sum(part.values()) for part in held_pieces.values())
-            _agree(f"process {place.rank} holds", size, rank_parameters(run.model, layout, stage, slice_, shard, each=each))
+            _agree(
+                f"process {place.rank} holds",
+                size,
+                rank_parameters(run.model, layout, stage, slice_, shard, each=each),
+            )
             sizes[stage].append(size)
             for name, part in held_pieces.items():
                 for begin, count in part.items():
-                    _agree(f"the piece of {name} from {begin} on has", pieces[name].setdefault(begin, count), count)
+                    _agree(
+                        f"the piece of {name} from {begin} on has",
+                        pieces[name].setdefault(begin, count),
+                        count,
+                    )
             if moved is not None:
-                _agree(f"stage {stage} moves", moved, step_traffic(run.model, layout, work, stage, each=each))
+                _agree(
+                    f"stage {stage} moves",
+                    moved,
+                    step_traffic(run.model, layout, work, stage, each=each),
+                )
                 traffic[kinds[stage]] = moved
             events.progress("rehearsal", sum(map(len, sizes.values())), len(played), "processes")
         pool.close()
-        pool.join()  # to terminate it while it replaces a process that has had its one task may hang
+        # to terminate it while it replaces a process that has had its one task may hang
+        pool.join()
     events.finish("rehearsal")
-    _agree("all processes together hold", sum(sum(part.values()) for part in pieces.values()), run.model.parameters)
+    _agree(
+        "all processes together hold",
+        sum(sum(part.values()) for part in pieces.values()),
+        run.model.parameters,
+    )
     return [
-        Role(stage, layout.processes // layout.pp, (min(counts), max(counts)), traffic[kinds[stage]]) for stage, counts in sizes.items()
+        Role(
+            stage, layout.processes // layout.pp, (min(counts), max(counts)), traffic[kinds[stage]]
+        )
+        for stage, counts in sizes.items()
     ]
 
 
@@ -106,16 +143,25 @@ def _coordinates(place: Place) -> tuple[int, ...]:
 
 def _agree(what: str, built: Any, counted: Any) -> None:
     if built != counted:
-        raise RunError(f"{what} {built}, not {counted}", hint="gptcli.cost and the trainer disagree: please report it")
+        raise RunError(
+            f"{what} {built}, not {counted}",
+            hint="gptcli.cost and the trainer disagree: please report it",
+        )
 
 
-def _play(run: Run, micro_batches: int, steps: set[int], place: Place) -> tuple[dict[str, Pieces], StepTraffic | None]:
-    """What one process holds, and, of the first of the stages `steps`, what it moves in a step; in a process group that is not there."""
+def _play(
+    run: Run, micro_batches: int, steps: set[int], place: Place
+) -> tuple[dict[str, Pieces], StepTraffic | None]:
+    """What one process holds, and, of the first of the stages `steps`, what it moves in a step; in
+    a process group that is not there.
+    """
     dist.init_process_group("fake", store=FakeStore(), rank=place.rank, world_size=place.world)
     mesh = place.mesh()
     assert mesh is not None
     if tuple(mesh.get_coordinate() or ()) != _coordinates(place):
-        raise RunError(f"process {place.rank} is at {mesh.get_coordinate()} of the mesh, not at {_coordinates(place)}")
+        raise RunError(
+            f"process {place.rank} is at {mesh.get_coordinate()} of the mesh, not at {_coordinates(place)}"
+        )
     model, parts = lay_out(run, place, mesh)
     pieces = {name: _piece(parameter) for name, parameter in model.named_parameters()}
     takes_step = place.stage in steps and _coordinates(place)[1:] == (0, 0, 0)
@@ -125,12 +171,16 @@ def _play(run: Run, micro_batches: int, steps: set[int], place: Place) -> tuple[
 def _piece(parameter: nn.Parameter) -> Pieces:
     if not isinstance(parameter, DTensor):
         return {(0,) * parameter.dim(): parameter.numel()}
-    shape, begin = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    shape, begin = compute_local_shape_and_global_offset(
+        parameter.shape, parameter.device_mesh, parameter.placements
+    )
     assert tuple(parameter.to_local().shape) == tuple(shape)
     return {tuple(begin): parameter.to_local().numel()} if parameter.to_local().numel() else {}
 
 
-def _take_step(parts: list[Part], mesh: DeviceMesh, run: Run, layout: Layout, micro_batches: int) -> StepTraffic:
+def _take_step(
+    parts: list[Part], mesh: DeviceMesh, run: Run, layout: Layout, micro_batches: int
+) -> StepTraffic:
     """Bytes of a step, from a pass that keeps its gradients and one that exchanges them."""
     passes = []
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -144,11 +194,14 @@ def _take_step(parts: list[Part], mesh: DeviceMesh, run: Run, layout: Layout, mi
                     _pass(part, run, layout, scales, exchange=last)
                     if last and layout.tp > 1:
                         add_up_partial(part)
-            if last and layout.processes == layout.dp:  # DDP, which wants real tensors, exchanges every gradient as it is
+            # DDP, which wants real tensors, exchanges every gradient as it is
+            if last and layout.processes == layout.dp:
                 scales.bytes["dp"] += sum(parameter.nbytes for parameter in parts[0].parameters())
             passes.append(scales.bytes)
     kept, exchanged = passes
-    return StepTraffic(**{axis: (micro_batches - 1) * kept[axis] + exchanged[axis] for axis in MESH})
+    return StepTraffic(
+        **{axis: (micro_batches - 1) * kept[axis] + exchanged[axis] for axis in MESH}
+    )
 
 
 def _pass(part: Part, run: Run, layout: Layout, scales: _Scales, *, exchange: bool) -> None:
@@ -157,7 +210,8 @@ def _pass(part: Part, run: Run, layout: Layout, scales: _Scales, *, exchange: bo
     first, last = hasattr(part, "wpe"), hasattr(part, "lm_head")
     stream = (len(tokens), run.model.n_ctx // layout.tp, run.model.d_model)
     x = tokens if first else torch.zeros(stream, requires_grad=True)
-    reduce_gradients(part, layout if layout.pp == 1 else Layout(), exchange)  # torch's schedules keep gradients whole
+    # torch's schedules keep gradients whole
+    reduce_gradients(part, layout if layout.pp == 1 else Layout(), exchange)
     products = PRODUCTS[run.train.precision]
     with torch.autocast("cpu", products, enabled=products is not None):
         y = part(x, torch.full_like(tokens, IGNORE))
@@ -181,9 +235,18 @@ class _Scales(TorchDispatchMode):
         self.bytes: Counter[str] = Counter()
         """Of whole tensors, by axis."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func.namespace in ("c10d", "_c10d_functional") and func.overloadpacket.__name__ != "wait_tensor":
+        if (
+            func.namespace in ("c10d", "_c10d_functional")
+            and func.overloadpacket.__name__ != "wait_tensor"
+        ):
             tensors = [*_tensors(args), *_tensors((out,))]
             self.bytes[self.axes[_group_name(args)]] += max(tensor.nbytes for tensor in tensors)
         return out

@@ -1,4 +1,6 @@
-"""`report.html`: one run's curves, samples, evaluations and configuration on a page; or several runs beside each other."""
+"""`report.html`: one run's curves, samples, evaluations and configuration on a page; or several
+runs beside each other.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,17 @@ from gptcli.numbers import duration, in_bytes
 from gptcli.trainer.config import Run
 from gptcli.trainer.metrics import SAMPLES, Line, read_lines, read_metrics, smoothed_loss, window
 from gptcli.trainer.report_chart import Curve, chart, short, swatch
-from gptcli.trainer.report_page import configured, document, folded, gallery, headed, quote, table, terms, visible
+from gptcli.trainer.report_page import (
+    configured,
+    document,
+    folded,
+    gallery,
+    headed,
+    quote,
+    table,
+    terms,
+    visible,
+)
 from gptcli.trainer.report_record import Figure, Record, figures, read_evaluations
 
 REPORT = "report.html"
@@ -41,15 +53,22 @@ def page(record: Record) -> str:
     noise = series(lines, "noise_scale")
     facts = {
         "validation loss": f"{val[-1][1]:.4f}" if val else "not measured",
-        f"training loss, {steps} steps" if steps > 1 else "training loss": known(smoothed_loss(lines), ".4f"),
-        "tokens": short(last["tokens"]) + (f" of {short(total)}" if total and last["tokens"] + n_ctx <= total else ""),
+        f"training loss, {steps} steps" if steps > 1 else "training loss": known(
+            smoothed_loss(lines), ".4f"
+        ),
+        "tokens": short(last["tokens"])
+        + (f" of {short(total)}" if total and last["tokens"] + n_ctx <= total else ""),
         "step": f"{last['step']:,}",
         "parameters": record.parameters,
         "time in steps": duration(record.seconds),
         "tokens/s": known(recent(lines, "tokens_per_second"), ",.0f"),
         "TFLOP/s a process": known(recent(lines, "tflops"), ".4g"),
         "MFU": known(recent(lines, "mfu"), ".1%"),
-        **({} if last.get("mfu_causal") is None else {"MFU, causal": known(recent(lines, "mfu_causal"), ".1%")}),
+        **(
+            {}
+            if last.get("mfu_causal") is None
+            else {"MFU, causal": known(recent(lines, "mfu_causal"), ".1%")}
+        ),
         "peak memory": "n/a" if last.get("peak_memory") is None else in_bytes(last["peak_memory"]),
         "updates skipped": f"{sum('skipped' in line for line in lines):,}",
     }
@@ -76,7 +95,9 @@ def page(record: Record) -> str:
         gallery(charts),
         headed("Evaluations", evaluated(record)),
         headed("Samples", spoken(record.samples), note),
-        headed("How it was made", terms(record.provenance, small=True) if record.provenance else ""),
+        headed(
+            "How it was made", terms(record.provenance, small=True) if record.provenance else ""
+        ),
         configured(record.resolved),
         under=str(record.folder),
     )
@@ -89,12 +110,17 @@ def drawn(title: str, curves: dict[str, Curve], **how: Any) -> list[str]:
 
 def evaluated(record: Record) -> str:
     found = figures(record.evaluations)
-    rows = [[visible(one.of), visible(one.measure), figure(one), one.count, visible(one.paper) or "–"] for one in found]
+    rows = [
+        [visible(one.of), visible(one.measure), figure(one), one.count, visible(one.paper) or "–"]
+        for one in found
+    ]
     return table(["", "measure", "value ± standard error", "on", "paper"], rows) if rows else ""
 
 
 def spoken(samples: list[Line]) -> str:
-    """What the model wrote over time, newest first: four of the steps side by side, the others folded away."""
+    """What the model wrote over time, newest first: four of the steps side by side, the others
+    folded away.
+    """
     steps = sorted({sample["step"] for sample in samples})
     if not steps:
         return ""
@@ -112,7 +138,9 @@ def spoken(samples: list[Line]) -> str:
 
 
 def comparison(records: list[Record], where: Path) -> str:
-    """Several runs: their curves over each other, and what differs. Links are seen from the folder `where`."""
+    """Several runs: their curves over each other, and what differs. Links are seen from the folder
+    `where`.
+    """
     names = told_apart([record.folder for record in records])
     keys = [f"{swatch(number)} {visible(name)}" for number, name in enumerate(names)]
 
@@ -121,19 +149,40 @@ def comparison(records: list[Record], where: Path) -> str:
 
     charts = [
         *drawn("Validation loss", curves("val_loss"), unit="nats a token", tall=True),
-        *drawn("Training loss", curves("loss"), unit="nats a token, running mean", mean=True, tall=True),
+        *drawn(
+            "Training loss", curves("loss"), unit="nats a token, running mean", mean=True, tall=True
+        ),
         *drawn("Learning rate", curves("lr"), from_zero=True),
         *drawn("Batch", curves("batch_tokens"), unit="tokens", from_zero=True),
-        *drawn("Gradient norm", curves("grad_norm"), unit="before the clip, running mean", mean=True),
-        *drawn("Throughput", curves("tokens_per_second"), unit="tokens a second", from_zero=True, mean=True),
+        *drawn(
+            "Gradient norm", curves("grad_norm"), unit="before the clip, running mean", mean=True
+        ),
+        *drawn(
+            "Throughput",
+            curves("tokens_per_second"),
+            unit="tokens a second",
+            from_zero=True,
+            mean=True,
+        ),
     ]
     links = [os.path.relpath(record.folder / REPORT, where) for record in records]
     linked = [
         f'{swatch(number)}&#160;<a href="{visible(Path(link).as_posix())}">{visible(name)}</a>'
         for number, (link, name) in enumerate(zip(links, names, strict=True))
     ]
-    heads = ["run", "validation loss", "lowest", "training loss", "tokens", "steps", "parameters", "time in steps"]
-    results = table(heads, [[link, *came_to(record)] for record, link in zip(records, linked, strict=True)])
+    heads = [
+        "run",
+        "validation loss",
+        "lowest",
+        "training loss",
+        "tokens",
+        "steps",
+        "parameters",
+        "time in steps",
+    ]
+    results = table(
+        heads, [[link, *came_to(record)] for record, link in zip(records, linked, strict=True)]
+    )
     return document(
         f"{len(records)} runs",
         results,
@@ -161,22 +210,35 @@ def differing(records: list[Record]) -> list[list[str]]:
     names = dict.fromkeys(name for one in settings for name in one if name != "out")
     rows = [[name, *(one.get(name, "–") for one in settings)] for name in names]
     differ = [row for row in rows if any(value != row[1] for value in row[2:])]
-    return [[visible(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row] for row in differ]
+    return [
+        [visible(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row]
+        for row in differ
+    ]
 
 
 def measured(records: list[Record]) -> list[list[str]]:
     """A row for every figure of any run's evaluations."""
-    found = [{(one.of, one.measure): figure(one) for one in figures(record.evaluations)} for record in records]
+    found = [
+        {(one.of, one.measure): figure(one) for one in figures(record.evaluations)}
+        for record in records
+    ]
     names = dict.fromkeys(name for one in found for name in one)
-    return [[visible(f"{of}: {measure}"), *(one.get((of, measure), "–") for one in found)] for of, measure in names]
+    return [
+        [visible(f"{of}: {measure}"), *(one.get((of, measure), "–") for one in found)]
+        for of, measure in names
+    ]
 
 
 def last_words(keys: list[str], records: list[Record]) -> str:
     cards = []
     for key, record in zip(keys, records, strict=True):
-        newest = [sample for sample in record.samples if sample["step"] == record.samples[-1]["step"]]
+        newest = [
+            sample for sample in record.samples if sample["step"] == record.samples[-1]["step"]
+        ]
         if newest:
-            cards.append(f"<div><h3>{key}</h3>{''.join(quote(sample['prompt'], sample['text']) for sample in newest)}</div>")
+            cards.append(
+                f"<div><h3>{key}</h3>{''.join(quote(sample['prompt'], sample['text']) for sample in newest)}</div>"
+            )
     return f'<div class="texts">{"".join(cards)}</div>' if cards else ""
 
 
@@ -191,9 +253,17 @@ def told_apart(folders: list[Path]) -> list[str]:
 
 
 def figure(one: Figure) -> str:
-    form = ",.4g" if abs(one.value) >= 1e4 else ".2f" if abs(one.value) >= 10 or one.measure == "accuracy" else ".4f"
+    form = (
+        ",.4g"
+        if abs(one.value) >= 1e4
+        else ".2f"
+        if abs(one.value) >= 10 or one.measure == "accuracy"
+        else ".4f"
+    )
     percent = " %" if one.measure == "accuracy" else ""
-    return f"{one.value:{form}}{percent}" + ("" if one.stderr is None else f" ± {one.stderr:{form}}")
+    return f"{one.value:{form}}{percent}" + (
+        "" if one.stderr is None else f" ± {one.stderr:{form}}"
+    )
 
 
 def recent(lines: list[Line], key: str) -> float | None:

@@ -1,4 +1,6 @@
-"""Curves as inline SVG that says more where one points at it: no script, no network, colours by the page's style."""
+"""Curves as inline SVG that says more where one points at it: no script, no network, colours by the
+page's style.
+"""
 
 from __future__ import annotations
 
@@ -52,33 +54,50 @@ def chart(
     raw: bool = False,
     tall: bool = False,
 ) -> str:
-    """One figure over `over`, from 0 or by its logarithm; at least one curve has points. Names and titles are plain text.
+    """One figure over `over`, from 0 or by its logarithm; at least one curve has points. Names and
+    titles are plain text.
 
-    `from_zero`: so that heights can be compared. `mean`: of dense curves the running mean is drawn, `raw`: over their own points, faintly.
+    `from_zero`: so that heights can be compared. `mean`: of dense curves the running mean is drawn,
+    `raw`: over their own points, faintly.
     """
     if log_x:
         curves = {name: [(math.log10(x), y) for x, y in curve] for name, curve in curves.items()}
-    colours = {name: number % COLOURS for number, name in enumerate(curves)}  # a curve without points keeps its own
+    # a curve without points keeps its own
+    colours = {name: number % COLOURS for number, name in enumerate(curves)}
     points = {name: thinned(curve) for name, curve in curves.items() if curve}
     drawn = {name: smoothed(curve) if mean else curve for name, curve in points.items()}
-    frame, y_step, cut = framed(list(drawn.values()), log_x=log_x, from_zero=from_zero, behind=list(points.values()) if raw else [])
+    frame, y_step, cut = framed(
+        list(drawn.values()),
+        log_x=log_x,
+        from_zero=from_zero,
+        behind=list(points.values()) if raw else [],
+    )
     parts = axes(frame, y_step, over, log_x=log_x)
     inner = f'width="{WIDTH - LEFT}" height="{HEIGHT - BOTTOM + 2}"'
-    parts.append(f'<svg x="{LEFT}" {inner} viewBox="{LEFT} 0 {WIDTH - LEFT} {HEIGHT - BOTTOM + 2}">')  # cuts off what begins above the axis
+    # cuts off what begins above the axis
+    parts.append(
+        f'<svg x="{LEFT}" {inner} viewBox="{LEFT} 0 {WIDTH - LEFT} {HEIGHT - BOTTOM + 2}">'
+    )
     for name, curve in drawn.items():
         if raw and points[name] is not curve:
             parts.append(f'<path class="c{colours[name]} raw" d="{frame.path(points[name])}"/>')
     for name, curve in drawn.items():
         parts.append(f'<path class="c{colours[name]}" d="{frame.path(curve)}"/>')
         if len(curve) < SPARSE:
-            dots = "".join(f'<circle cx="{frame.across(x):.1f}" cy="{frame.down(y):.1f}" r="2.5"/>' for x, y in curve)
+            dots = "".join(
+                f'<circle cx="{frame.across(x):.1f}" cy="{frame.down(y):.1f}" r="2.5"/>'
+                for x, y in curve
+            )
             parts.append(f'<g class="c{colours[name]}">{dots}</g>')
     parts.append("</svg>")
     parts += columns(frame, drawn, colours, over, log_x=log_x)
     notes = [unit] * bool(unit) + ([] if cut is None else [f"begins at {short(cut)}"])
     title = html.escape(title)
     heading = f"<h2>{title} <small>{html.escape(', '.join(notes))}</small></h2>{legend({name: colours[name] for name in drawn})}"
-    last = ", ".join(f"{html.escape(name)} {tick_text(curve[-1][1], y_step / 10)}".strip() for name, curve in drawn.items())
+    last = ", ".join(
+        f"{html.escape(name)} {tick_text(curve[-1][1], y_step / 10)}".strip()
+        for name, curve in drawn.items()
+    )
     return (
         f'<section class="{"tall" if tall else "chart"}">{heading}'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}: in the end {last}">{"".join(parts)}</svg></section>\n'
@@ -87,7 +106,11 @@ def chart(
 
 def legend(colours: dict[str, int]) -> str:
     """What each line stands for; nothing where a single one has no name."""
-    keys = (f"<span>{swatch(colour)} {html.escape(name)}</span>" for name, colour in colours.items() if name)
+    keys = (
+        f"<span>{swatch(colour)} {html.escape(name)}</span>"
+        for name, colour in colours.items()
+        if name
+    )
     return f'<p class="key">{"".join(keys)}</p>' if any(colours) else ""
 
 
@@ -96,9 +119,12 @@ def swatch(number: int) -> str:
     return f'<svg class="swatch" viewBox="0 0 24 8" aria-hidden="true"><path class="c{number % COLOURS}" d="M0 4H24"/></svg>'
 
 
-def framed(curves: list[Curve], *, log_x: bool, from_zero: bool, behind: Sequence[Curve] = ()) -> tuple[Frame, float, float | None]:
-    """Return the frame, the step between its ticks, and the highest value if the first part of the run is
-    left above the frame. It holds nine points in ten of the curves `behind`, which are drawn faintly."""
+def framed(
+    curves: list[Curve], *, log_x: bool, from_zero: bool, behind: Sequence[Curve] = ()
+) -> tuple[Frame, float, float | None]:
+    """Return the frame, the step between its ticks, and the highest value if the first part of the
+    run is left above the frame. It holds nine points in ten of the curves `behind`, which are drawn
+    faintly."""
     xs = [x for curve in curves for x, _ in curve]
     ys = [y for curve in curves for _, y in curve]
     x_low = min(xs) if log_x else 0.0
@@ -127,16 +153,24 @@ def axes(frame: Frame, y_step: float, over: str, *, log_x: bool) -> list[str]:
     for y in ticks(frame.y_low, frame.y_high, y_step):
         down = frame.down(y)
         parts.append(f'<path class="grid" d="M{LEFT} {down:.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{down + 4:.1f}" text-anchor="end">{tick_text(y, y_step)}</text>')
+        parts.append(
+            f'<text x="{LEFT - 6}" y="{down + 4:.1f}" text-anchor="end">{tick_text(y, y_step)}</text>'
+        )
     x_step = tick_step(frame.x_low, frame.x_high) if frame.x_high > frame.x_low else 1.0
-    for number, x in enumerate(ticks(frame.x_low, frame.x_high, max(x_step, 1.0) if log_x else x_step)):
+    for number, x in enumerate(
+        ticks(frame.x_low, frame.x_high, max(x_step, 1.0) if log_x else x_step)
+    ):
         text = f"{10**x:.2g}" if log_x else tick_text(x, x_step)
         anchor = "middle" if number else "start"
-        parts.append(f'<text x="{frame.across(x):.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{text}</text>')
+        parts.append(
+            f'<text x="{frame.across(x):.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{text}</text>'
+        )
     return parts
 
 
-def columns(frame: Frame, curves: dict[str, Curve], colours: dict[str, int], over: str, *, log_x: bool) -> list[str]:
+def columns(
+    frame: Frame, curves: dict[str, Curve], colours: dict[str, int], over: str, *, log_x: bool
+) -> list[str]:
     """Strips over the chart, each of which shows the values below it while it is pointed at."""
     places = sorted({x for curve in curves.values() for x, _ in curve})
     if len(places) > COLUMNS:
@@ -146,12 +180,19 @@ def columns(frame: Frame, curves: dict[str, Curve], colours: dict[str, int], ove
     parts = []
     for number, (x, across) in enumerate(zip(places, at, strict=True)):
         side, anchor = (across + 8, "start") if across < (LEFT + WIDTH) / 2 else (across - 8, "end")
-        lines, dots = [f'<tspan x="{side:.1f}">{f"{10**x:.3g}" if log_x else short(x)} {html.escape(over)}</tspan>'], []
+        lines, dots = (
+            [
+                f'<tspan x="{side:.1f}">{f"{10**x:.3g}" if log_x else short(x)} {html.escape(over)}</tspan>'
+            ],
+            [],
+        )
         for name, curve in curves.items():
             if (point := nearest(curve, x)) is not None:
                 value = f"{point[1]:.4g}" if abs(point[1]) < 1e3 else short(point[1])
                 text = f"{html.escape(name)} {value}".strip()
-                lines.append(f'<tspan class="t{colours[name]}" x="{side:.1f}" dy="1.3em">{text}</tspan>')
+                lines.append(
+                    f'<tspan class="t{colours[name]}" x="{side:.1f}" dy="1.3em">{text}</tspan>'
+                )
                 if point[1] <= frame.y_high:
                     place = f'cx="{frame.across(point[0]):.1f}" cy="{frame.down(point[1]):.1f}"'
                     dots.append(f'<circle class="c{colours[name]}" {place} r="3.5"/>')
@@ -177,14 +218,18 @@ def thinned(curve: Curve) -> Curve:
         return curve
     weights = widths(curve)
     return [
-        (sum(x for x, _ in curve[a : a + size]) / len(curve[a : a + size]), mean(curve, weights, a, a + size))
+        (
+            sum(x for x, _ in curve[a : a + size]) / len(curve[a : a + size]),
+            mean(curve, weights, a, a + size),
+        )
         for a in range(0, len(curve), size)
     ]
 
 
 def smoothed(curve: Curve) -> Curve:
-    """Return the mean over a 40th of the curve to either side, no further ahead than back, by how far each
-    point reaches: a small last batch counts for little. A curve of few points stays as it is."""
+    """Return the mean over a 40th of the curve to either side, no further ahead than back, by how
+    far each point reaches: a small last batch counts for little. A curve of few points stays as it
+    is."""
     most = len(curve) // 40
     if most < 2:
         return curve
@@ -197,16 +242,24 @@ def smoothed(curve: Curve) -> Curve:
 
 
 def widths(curve: Curve) -> list[float]:
-    """Return how far each point lies from the one before: of a step's figures over tokens, its batch."""
+    """Return how far each point lies from the one before: of a step's figures over tokens, its
+    batch.
+    """
     apart = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(curve)]
     return [apart[0] if apart else 1.0, *apart]
 
 
 def mean(curve: Curve, weights: list[float], start: int, end: int) -> float:
-    """Return the mean of the values from `start` to before `end`, by weight; each alike if none has any."""
+    """Return the mean of the values from `start` to before `end`, by weight; each alike if none has
+    any.
+    """
     values, near = [y for _, y in curve[start:end]], weights[start:end]
     total = sum(near)
-    return sum(y * w for y, w in zip(values, near, strict=True)) / total if total > 0 else sum(values) / len(values)
+    return (
+        sum(y * w for y, w in zip(values, near, strict=True)) / total
+        if total > 0
+        else sum(values) / len(values)
+    )
 
 
 def flat(low: float, high: float) -> bool:
@@ -217,19 +270,28 @@ def tick_step(low: float, high: float) -> float:
     """A round distance that lies two to five times between two values that differ."""
     rough = (high - low) / 5
     unit = 10 ** math.floor(math.log10(rough))
-    return next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= rough * (1 - 1e-9))
+    return next(
+        unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= rough * (1 - 1e-9)
+    )
 
 
 def ticks(low: float, high: float, step: float) -> list[float]:
     """The multiples of `step` from `low` to `high`; `low` where there is none."""
-    return [number * step for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)] or [low]
+    return [
+        number * step
+        for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    ] or [low]
 
 
 def tick_text(value: float, step: float) -> str:
-    """A value as finely as ticks `step` apart must be told from each other: 2.25, 500k, 1.5M, 2e-5."""
+    """A value as finely as ticks `step` apart must be told from each other: 2.25, 500k, 1.5M,
+    2e-5.
+    """
     if abs(value) < step * 1e-6:
         return "0"
-    size, suffix = next(((size, suffix) for size, suffix in COUNTS if abs(value) >= size), (1.0, ""))
+    size, suffix = next(
+        ((size, suffix) for size, suffix in COUNTS if abs(value) >= size), (1.0, "")
+    )
     if not suffix and 0 < abs(value) < 1e-3:
         return f"{value:.3g}".replace("e-0", "e-")
     digits = min(6, max(0, -math.floor(math.log10(step / size) + 1e-9)))
@@ -239,5 +301,7 @@ def tick_text(value: float, step: float) -> str:
 
 
 def short(value: float) -> str:
-    size, suffix = next(((size, suffix) for size, suffix in COUNTS if abs(value) >= size), (1.0, ""))
+    size, suffix = next(
+        ((size, suffix) for size, suffix in COUNTS if abs(value) >= size), (1.0, "")
+    )
     return f"{value / size:.4g}{suffix}" if suffix else f"{value:.3g}"

@@ -1,4 +1,6 @@
-"""The page that reports are printed on: one file that needs no network, no script and no other file, in light and dark, wide and narrow."""
+"""The page that reports are printed on: one file that needs no network, no script and no other
+file, in light and dark, wide and narrow.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,9 @@ from collections.abc import Sequence
 
 from gptcli.trainer.report_chart import COLOURS
 
-# Blue, vermilion, green, purple, gold and ink: apart in hue and in lightness too, for eyes that do not tell red from green; each stands
-# off its background by 3:1 or more. Where runs are compared, their lines differ in dashes as well.
+# Blue, vermilion, green, purple, gold and ink: apart in hue and in lightness too, for eyes that do
+# not tell red from green; each stands off its background by 3:1 or more. Where runs are compared,
+# their lines differ in dashes as well.
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --dim: #59636e; --line: #dfe3e8; --back: #fff; --card: #f6f7f9;
   --c0: #0b62c4; --c1: #cf4a06; --c2: #00543d; --c3: #b552ad; --c4: #a37c00; --c5: #1b1f24 }
@@ -96,7 +99,10 @@ def document(title: str, *parts: str, under: str = "") -> str:
 
 def terms(facts: dict[str, str], *, small: bool = False) -> str:
     """What is known, in figures; `small`, in words."""
-    rows = (f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in facts.items())
+    rows = (
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
+        for name, value in facts.items()
+    )
     kind = ' class="small"' if small else ""
     return f"<dl{kind}>{''.join(rows)}</dl>\n"
 
@@ -113,7 +119,11 @@ def configured(text: str) -> str:
 
 def headed(title: str, body: str, note: str = "") -> str:
     """A part of the page; nothing where there is no body."""
-    return f"<h2>{html.escape(title)}{f' <small>{html.escape(note)}</small>' if note else ''}</h2>\n{body}\n" if body else ""
+    return (
+        f"<h2>{html.escape(title)}{f' <small>{html.escape(note)}</small>' if note else ''}</h2>\n{body}\n"
+        if body
+        else ""
+    )
 
 
 def folded(summary: str, body: str) -> str:
@@ -121,13 +131,15 @@ def folded(summary: str, body: str) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells are markup. On a narrow screen each row becomes a list, its cells below each other behind
-    their heads."""
+    """Cells are markup. On a narrow screen each row becomes a list, its cells below each other
+    behind their heads."""
     labels = [html.escape(re.sub("<.*?>", "", html.unescape(cell)).strip()) for cell in heads[1:]]
     head = "".join(f'<th scope="col">{cell}</th>' for cell in heads)
     body = "".join(
         f'<tr><th scope="row">{first}</th>'
-        + "".join(f'<td data-head="{label}">{cell}</td>' for label, cell in zip(labels, rest, strict=True))
+        + "".join(
+            f'<td data-head="{label}">{cell}</td>' for label, cell in zip(labels, rest, strict=True)
+        )
         + "</tr>\n"
         for first, *rest in rows
     )
@@ -140,4 +152,6 @@ def quote(prompt: str, text: str) -> str:
 
 def visible(text: str) -> str:
     """Escaped, and without the control characters that no page may hold."""
-    return html.escape("".join(c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
+    return html.escape(
+        "".join(c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    )

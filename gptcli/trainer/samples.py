@@ -1,4 +1,6 @@
-"""What the model writes as it learns: `samples.jsonl`, from every checkpoint, in a thread that the training does not wait for."""
+"""What the model writes as it learns: `samples.jsonl`, from every checkpoint, in a thread that the
+training does not wait for.
+"""
 
 from __future__ import annotations
 
@@ -49,13 +51,22 @@ class Sampler(Follower):
         model = model_of(self.run, folder)
         eot = self.run.eot_id
         rows = [
-            Draft(prompt, max_tokens=LENGTH, generator=sample_generator(self.run.train.seed, number), stop_id=eot, leaving=self.leaving)
+            Draft(
+                prompt,
+                max_tokens=LENGTH,
+                generator=sample_generator(self.run.train.seed, number),
+                stop_id=eot,
+                leaving=self.leaving,
+            )
             for number, prompt in enumerate(self.prompts)
         ]
         for _ in decode(model, rows, RULES, batch=len(rows)):
             pass
         spell = self.tokenizer.decode
-        return [(spell([token for token in row.prompt if token != eot]), spell(row.tokens)) for row in rows]
+        return [
+            (spell([token for token in row.prompt if token != eot]), spell(row.tokens))
+            for row in rows
+        ]
 
 
 def model_of(run: Run, folder: Path) -> GPT:
@@ -66,7 +77,15 @@ def model_of(run: Run, folder: Path) -> GPT:
 class Draft(Row):
     """A sample that is left where it is as soon as the run ends."""
 
-    def __init__(self, prompt: list[int], *, leaving: threading.Event, max_tokens: int, generator: torch.Generator, stop_id: int) -> None:
+    def __init__(
+        self,
+        prompt: list[int],
+        *,
+        leaving: threading.Event,
+        max_tokens: int,
+        generator: torch.Generator,
+        stop_id: int,
+    ) -> None:
         super().__init__(prompt, max_tokens=max_tokens, generator=generator, stop_id=stop_id)
         self.leaving = leaving
 
@@ -77,7 +96,9 @@ class Draft(Row):
 
 
 def prompts(run: Run) -> list[list[int]]:
-    """The first is end-of-text alone, the others are from places in the validation text that lie equally far apart."""
+    """The first is end-of-text alone, the others are from places in the validation text that lie
+    equally far apart.
+    """
     count = run.train.samples
     if read_manifest(run.data).tokens("val") <= PROMPT * count:
         return [[run.eot_id]]

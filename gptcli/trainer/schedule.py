@@ -1,5 +1,6 @@
-"""Learning rate and batch as pure functions of tokens (GPT-3, Appendix B), so that the ramp does not bend the learning rate and any
-step of a run is known from its configuration alone. Only a batch that follows the noise scale depends on what was measured."""
+"""Learning rate and batch as pure functions of tokens (GPT-3, Appendix B), so that the ramp does
+not bend the learning rate and any step of a run is known from its configuration alone. Only a batch
+that follows the noise scale depends on what was measured."""
 
 from __future__ import annotations
 
@@ -33,18 +34,31 @@ class Schedule:
         """Sequences of a batch after the ramp."""
         self.first = min(self.full, max(1, round(config.ramp_from / n_ctx)))
         if self.total < 1:
-            raise UsageError(f"{config.tokens} tokens are less than one sequence of {n_ctx}", hint="raise --tokens or lower --n-ctx")
+            raise UsageError(
+                f"{config.tokens} tokens are less than one sequence of {n_ctx}",
+                hint="raise --tokens or lower --n-ctx",
+            )
 
     def lr(self, tokens: float) -> float:
-        """The learning rate of the step that ends at `tokens`: linear from 0, then a cosine to min_lr_ratio, then constant."""
+        """The learning rate of the step that ends at `tokens`: linear from 0, then a cosine to
+        min_lr_ratio, then constant.
+        """
         c = self.config
         if tokens < c.warmup_tokens:
             return c.lr * tokens / c.warmup_tokens
-        progress = (tokens - c.warmup_tokens) / (c.decay_tokens - c.warmup_tokens) if tokens < c.decay_tokens else 1.0
-        return c.lr * (c.min_lr_ratio + (1 - c.min_lr_ratio) * (1 + math.cos(math.pi * progress)) / 2)
+        progress = (
+            (tokens - c.warmup_tokens) / (c.decay_tokens - c.warmup_tokens)
+            if tokens < c.decay_tokens
+            else 1.0
+        )
+        return c.lr * (
+            c.min_lr_ratio + (1 - c.min_lr_ratio) * (1 + math.cos(math.pi * progress)) / 2
+        )
 
     def batch(self, sequences: int) -> int:
-        """Sequences of the step that begins after `sequences`: linear from `ramp_from`, then `batch_tokens`; the last takes the rest."""
+        """Sequences of the step that begins after `sequences`: linear from `ramp_from`, then
+        `batch_tokens`; the last takes the rest.
+        """
         done = sequences * self.n_ctx
         size = self.full
         if done < self.config.ramp_tokens:
@@ -52,9 +66,14 @@ class Schedule:
         return min(size, self.total - sequences)
 
     def followed(self, batch: int, step: int, noise_scale: float | None) -> int:
-        """Sequences of the batch after `step`, whose own had `batch`: at every GROW_EVERYth step, twice as many where the noise scale, in
-        tokens, is at least that, up to `batch_tokens`; never fewer."""
-        if step % GROW_EVERY == 0 and noise_scale is not None and noise_scale >= 2 * batch * self.n_ctx:
+        """Sequences of the batch after `step`, whose own had `batch`: at every GROW_EVERYth step,
+        twice as many where the noise scale, in tokens, is at least that, up to `batch_tokens`;
+        never fewer."""
+        if (
+            step % GROW_EVERY == 0
+            and noise_scale is not None
+            and noise_scale >= 2 * batch * self.n_ctx
+        ):
             return min(2 * batch, self.full)
         return batch
 
@@ -63,7 +82,9 @@ class Schedule:
         return Position(position.step + 1, position.sequences + self.batch(position.sequences))
 
     def steps(self, tokens: int | None = None) -> int:
-        """Steps of the whole run, or until `tokens` have been read: counted batch size by batch size, not one by one."""
+        """Steps of the whole run, or until `tokens` have been read: counted batch size by batch
+        size, not one by one.
+        """
         end = self.total if tokens is None else min(self.total, -(-tokens // self.n_ctx))
         steps = sequences = 0
         while sequences < end and (size := self.batch(sequences)) < self.full:
@@ -73,5 +94,7 @@ class Schedule:
 
     def _grows(self, size: int) -> int:
         """Sequences from which on the batches of the ramp are larger than `size`."""
-        done = -(-(size + 1 - self.first) * self.config.ramp_tokens // max(1, self.full - self.first))
+        done = -(
+            -(size + 1 - self.first) * self.config.ramp_tokens // max(1, self.full - self.first)
+        )
         return -(-done // self.n_ctx)

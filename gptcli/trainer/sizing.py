@@ -13,16 +13,21 @@ MAX_SMALL_LR = 4e-3
 def small_lr(parameters: int) -> float:
     """Return a learning rate for a model smaller than GPT-3 Small, the smallest of Table 2.1.
 
-    Small's rises with the cube root as parameters fall, as the table's does from 175B to Small (tenfold for 1,394 times fewer), up to
-    MAX_SMALL_LR: an assumption. In 500 steps at 233k parameters, Small's own rate ends 0.9 nats higher than 4e-3.
+    Small's rises with the cube root as parameters fall, as the table's does from 175B to Small
+    (tenfold for 1,394 times fewer), up to MAX_SMALL_LR: an assumption. In 500 steps at 233k
+    parameters, Small's own rate ends 0.9 nats higher than 4e-3.
     """
-    small = min((model for model in MODELS if model.paper == "GPT-3"), key=lambda model: model.parameters)
-    return float(f"{min(MAX_SMALL_LR, small.lr * max(1.0, small.parameters / parameters) ** (1 / 3)):.2g}")
+    small = min(
+        (model for model in MODELS if model.paper == "GPT-3"), key=lambda model: model.parameters
+    )
+    return float(
+        f"{min(MAX_SMALL_LR, small.lr * max(1.0, small.parameters / parameters) ** (1 / 3)):.2g}"
+    )
 
 
 def scaled_lr(parameters: int) -> float:
-    """Table 2.1's learning rate at this many parameters: a straight line between neighbouring sizes, both axes logarithmic; beyond the
-    smallest and the largest, theirs."""
+    """Table 2.1's learning rate at this many parameters: a straight line between neighbouring
+    sizes, both axes logarithmic; beyond the smallest and the largest, theirs."""
     rows = sorted((model.parameters, model.lr) for model in MODELS if model.paper == "GPT-3")
     if parameters <= rows[0][0]:
         return rows[0][1]

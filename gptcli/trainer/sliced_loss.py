@@ -1,5 +1,5 @@
-"""The output head and its cross-entropy where every process holds a slice of the vocabulary: `gptcli.model.loss`, and what the slices tell
-each other."""
+"""The output head and its cross-entropy where every process holds a slice of the vocabulary:
+`gptcli.model.loss`, and what the slices tell each other."""
 
 from __future__ import annotations
 
@@ -14,18 +14,32 @@ ELSEWHERE = -1  # a target that another slice holds
 
 
 def sliced_loss(
-    x_nC: torch.Tensor, weight_VC: DTensor, target_N: torch.Tensor, *, mesh: DeviceMesh, n_ctx: int, loops: Loops = LOOPS
+    x_nC: torch.Tensor,
+    weight_VC: DTensor,
+    target_N: torch.Tensor,
+    *,
+    mesh: DeviceMesh,
+    n_ctx: int,
+    loops: Loops = LOOPS,
 ) -> torch.Tensor:
-    """`gptcli.model.loss.next_token_loss` of sequences of `n_ctx` positions, of which each process holds a slice: n = N / tp rows. The
-    same sum on all of them. The gradient of x is what this slice adds to it."""
+    """`gptcli.model.loss.next_token_loss` of sequences of `n_ctx` positions, of which each process
+    holds a slice: n = N / tp rows. The same sum on all of them. The gradient of x is what this
+    slice adds to it."""
     slices = mesh.size()
     slice_nC = DTensor.from_local(for_products(x_nC), mesh, [Shard(0)], run_check=False)
-    x_NC = slice_nC.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])  # slice after slice, each of all sequences
+    # slice after slice, each of all sequences
+    x_NC = slice_nC.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
     target_N = target_N.view(-1, slices, n_ctx // slices).transpose(0, 1).flatten()
     weight_vC = weight_VC.to_local()
     index_N = target_N - first_row(weight_VC, mesh)
     index_N = torch.where((index_N >= 0) & (index_N < len(weight_vC)), index_N, ELSEWHERE)
-    return next_token_loss(x_NC, weight_vC, index_N.where(target_N != IGNORE, IGNORE), loops, Slices(mesh, weight_VC.shape[0]))
+    return next_token_loss(
+        x_NC,
+        weight_vC,
+        index_N.where(target_N != IGNORE, IGNORE),
+        loops,
+        Slices(mesh, weight_VC.shape[0]),
+    )
 
 
 class Slices(Whole):
@@ -37,7 +51,9 @@ class Slices(Whole):
     def widest(self, weight_VC: torch.Tensor) -> int:
         return self.most
 
-    def added_up(self, log_sum_n1: torch.Tensor, own_n1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def added_up(
+        self, log_sum_n1: torch.Tensor, own_n1: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         most_n1 = log_sum_n1.clone()
         dist.all_reduce(most_n1, dist.ReduceOp.MAX, group=self.group)
         both_2n1 = torch.stack([(log_sum_n1 - most_n1).exp(), own_n1])

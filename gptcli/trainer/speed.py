@@ -15,7 +15,8 @@ from gptcli.trainer.layout import Place
 
 
 class Speed:
-    """Turns tokens a second into a metrics line's fields, each a rate per process (tokens_per_second: of the run).
+    """Turns tokens a second into a metrics line's fields, each a rate per process
+    (tokens_per_second: of the run).
 
     tflops       the model's FLOPs, 6N + 12·L·C·T a token (PaLM's count), in TFLOP/s
     mfu          the same over the GPU's peak at this precision; None on a CPU and for a GPU that has no row in hardware.toml
@@ -24,7 +25,10 @@ class Speed:
 
     def __init__(self, run: Run, place: Place) -> None:
         self.processes = place.world
-        self.palm, self.causal = flops_per_token(run.model, "palm"), flops_per_token(run.model, "causal")
+        self.palm, self.causal = (
+            flops_per_token(run.model, "palm"),
+            flops_per_token(run.model, "causal"),
+        )
         self.peak = _peak(place.device, run.train.precision)
 
     def fields(self, tokens_per_second: float) -> dict[str, Any]:
@@ -38,10 +42,12 @@ class Speed:
 
 
 class Pace:
-    """Measures the first steps of a run, or of what is left of one, and says once how long the rest will take.
+    """Measures the first steps of a run, or of what is left of one, and says once how long the rest
+    will take.
 
-    The very first steps are left out: they compile, and fill caches. So are those of a short ramp, whose small batches take
-    longer a token. Evaluations and checkpoints among the measured steps count.
+    The very first steps are left out: they compile, and fill caches. So are those of a short ramp,
+    whose small batches take longer a token. Evaluations and checkpoints among the measured steps
+    count.
     """
 
     SKIP = 3  # steps before the clock starts
@@ -59,8 +65,8 @@ class Pace:
     def step(self, tokens: int, now: float, *, ramping: bool = False) -> tuple[float, float] | None:
         """Take in a step that ended at time `now` (seconds), after `tokens` of the run.
 
-        `ramping`: its batch was far from full. Return seconds left and tokens a second, once, as soon as they are known; None before
-        and after.
+        `ramping`: its batch was far from full. Return seconds left and tokens a second, once, as
+        soon as they are known; None before and after.
         """
         self._first = now if self._first is None else self._first
         if ramping and now - self._first < self.LONG:
@@ -72,7 +78,9 @@ class Pace:
             self._begin = now, tokens
             return None
         seconds, measured = now - self._begin[0], self._steps - self.SKIP
-        if not (measured >= self.STEPS and seconds >= self.SECONDS) and not (measured >= 2 and seconds >= self.LONG):
+        if not (measured >= self.STEPS and seconds >= self.SECONDS) and not (
+            measured >= 2 and seconds >= self.LONG
+        ):
             return None
         self._said = True
         speed = (tokens - self._begin[1]) / seconds
@@ -90,7 +98,9 @@ def _peak(device: torch.device, precision: str) -> float | None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes that this process has needed at most so far: of tensors on a GPU, of everything on a CPU."""
+    """Bytes that this process has needed at most so far: of tensors on a GPU, of everything on a
+    CPU.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource  # not on Windows, where nobody trains without a GPU

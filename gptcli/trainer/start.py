@@ -1,7 +1,8 @@
-"""The weights that a run starts from, kept in its own folder if they are a checkpoint's of another run, which may remove it at any time.
+"""The weights that a run starts from, kept in its own folder if they are a checkpoint's of another
+run, which may remove it at any time.
 
-`init/` is itself a run folder with one checkpoint, of weights alone. Its files are hard links if the file system allows, else copies; it
-is removed when the new run is finished.
+`init/` is itself a run folder with one checkpoint, of weights alone. Its files are hard links if
+the file system allows, else copies; it is removed when the new run is finished.
 """
 
 from __future__ import annotations
@@ -14,25 +15,37 @@ from gptcli.errors import InputError
 from gptcli.events import Events
 from gptcli.files import atomic_folder, read_json, write_json
 from gptcli.model.config_json import CONFIG
-from gptcli.model.source import CHECKPOINTS, INDEX, MODEL, STATE, ModelSource, find_model, step_folders
+from gptcli.model.source import (
+    CHECKPOINTS,
+    INDEX,
+    MODEL,
+    STATE,
+    ModelSource,
+    find_model,
+    step_folders,
+)
 
 INIT = "init"
 TOKENIZER = "tokenizer.json"
 
 
 def start_folder(out: Path, init_from: Path) -> Path:
-    """The folder that the run in `out` reads its first weights from: its own copy if there is one."""
+    """The folder that the run in `out` reads its first weights from: its own copy if there is
+    one.
+    """
     return out / INIT if (out / INIT).is_dir() else init_from
 
 
 def kept_start(out: Path) -> Path | None:
-    """The folder that holds configuration and tokenizer of a run that was begun: its own, or what it starts from; None if there is none."""
+    """The folder that holds configuration and tokenizer of a run that was begun: its own, or what
+    it starts from; None if there is none.
+    """
     return next((folder for folder in (out, out / INIT) if (folder / CONFIG).is_file()), None)
 
 
 def keep_start(init_from: Path, out: Path, step: int, events: Events, *, newest: bool) -> int:
-    """Keep the checkpoint of `step` for the run in `out`, and return its step: of the `newest`, if that was asked for and this one has
-    been removed since. Raises InputError if there is none."""
+    """Keep the checkpoint of `step` for the run in `out`, and return its step: of the `newest`, if
+    that was asked for and this one has been removed since. Raises InputError if there is none."""
     while True:
         if newest and (found := step_folders(init_from)) and step not in found:
             step = max(found)

@@ -1,4 +1,6 @@
-"""One update of the weights: gradients of the whole batch, clip, and AdamW or, where the gradients are no good, nothing."""
+"""One update of the weights: gradients of the whole batch, clip, and AdamW or, where the gradients
+are no good, nothing.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,9 @@ class Stepper:
         engine: nn.Module | None = None,
         pipeline: Pipeline | None = None,
     ) -> None:
-        """`model` holds the parameters under the plain names; `engine` is called in its place where it wraps it; `pipeline` runs it where
-        it is in stages. Products run in `products`, or None for fp32. `dropout_seed` is None where nothing is dropped."""
+        """`model` holds the parameters under the plain names; `engine` is called in its place where
+        it wraps it; `pipeline` runs it where it is in stages. Products run in `products`, or None
+        for fp32. `dropout_seed` is None where nothing is dropped."""
         self.model, self.optimizer, self.place, self.clip = model, optimizer, place, clip
         self.engine, self.pipeline = engine or model, pipeline
         self.products, self.dropout_seed = products, dropout_seed
@@ -44,10 +47,11 @@ class Stepper:
         """Of the gradients, before the clip."""
 
     def gradients(self, batches: list[MicroBatch], tokens: int, step: int) -> torch.Tensor:
-        """Leave the gradient of the mean loss over the `tokens` of the whole batch, all processes', in the parameters.
+        """Leave the gradient of the mean loss over the `tokens` of the whole batch, all processes',
+        in the parameters.
 
-        Returns this process's summed loss, a scalar on the device. The divisor is the batch's own count, so that neither
-        micro-batches nor processes change the result.
+        Returns this process's summed loss, a scalar on the device. The divisor is the batch's own
+        count, so that neither micro-batches nor processes change the result.
         """
         lifted = self.loss_scale.value if self.loss_scale else 1.0
         scale = lifted * self.place.replicas / tokens  # the engines average over replicas
@@ -63,7 +67,9 @@ class Stepper:
         return total if self.place.tells_loss else torch.zeros_like(total)
 
     def _run(self, batches: list[MicroBatch], scale: float, step: int) -> torch.Tensor:
-        """Add the gradient of `scale` times the summed loss to the parameters'; returns the loss."""
+        """Add the gradient of `scale` times the summed loss to the parameters'; returns the
+        loss.
+        """
         if self.pipeline is not None:
             total = self.pipeline.gradients(batches, scale, partial(self._pass, step))
         else:
@@ -118,15 +124,27 @@ class Stepper:
 
     def precision(self) -> contextlib.AbstractContextManager[object]:
         """What products run in."""
-        return torch.autocast(self.place.device.type, self.products, enabled=self.products is not None)
+        return torch.autocast(
+            self.place.device.type, self.products, enabled=self.products is not None
+        )
 
     def _pass(self, step: int, number: int) -> contextlib.AbstractContextManager[object]:
-        """What forward pass `number` of this process's in a step runs in; its dropout is drawn from here on."""
+        """What forward pass `number` of this process's in a step runs in; its dropout is drawn from
+        here on.
+        """
         if self.dropout_seed is not None:
             torch.manual_seed(dropout_seed(self.dropout_seed, step, self.place.rank, number))
         return self.precision()
 
 
 def dropout_seed(seed: int, step: int, rank: int, micro: int) -> int:
-    """The seed of one micro-batch's dropout: a function of its place in the run, so that no generator's state need be saved."""
-    return int.from_bytes(hashlib.blake2b(f"{seed} {step} {rank} {micro}".encode(), digest_size=8).digest(), "little") >> 1
+    """The seed of one micro-batch's dropout: a function of its place in the run, so that no
+    generator's state need be saved.
+    """
+    return (
+        int.from_bytes(
+            hashlib.blake2b(f"{seed} {step} {rank} {micro}".encode(), digest_size=8).digest(),
+            "little",
+        )
+        >> 1
+    )

@@ -1,8 +1,9 @@
-"""How the pieces of a checkpoint lie on disk: safetensors files, which each process writes for itself, and `index.json`, which says where
-every piece of every tensor is.
+"""How the pieces of a checkpoint lie on disk: safetensors files, which each process writes for
+itself, and `index.json`, which says where every piece of every tensor is.
 
-It plugs into torch.distributed.checkpoint, which plans who writes and reads what under any layout; that package's own storage keeps its
-index as a pickle. Names are the plain model's: `h.0.mlp.c_fc.weight` for a parameter, `h.0.mlp.c_fc.weight/exp_avg` for optimizer state.
+It plugs into torch.distributed.checkpoint, which plans who writes and reads what under any layout;
+that package's own storage keeps its index as a pickle. Names are the plain model's:
+`h.0.mlp.c_fc.weight` for a parameter, `h.0.mlp.c_fc.weight/exp_avg` for optimizer state.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
@@ -36,14 +43,20 @@ Table = dict[str, Any]
 def file_of(name: str, place: Place) -> str:
     """The file in which this process writes its piece of a tensor: a name that `FILE` knows."""
     kind = OPTIMIZER if "/" in name else MODEL
-    return f"{kind}.safetensors" if place.world == 1 else f"{kind}-{place.rank:05d}-of-{place.world:05d}.safetensors"
+    return (
+        f"{kind}.safetensors"
+        if place.world == 1
+        else f"{kind}-{place.rank:05d}-of-{place.world:05d}.safetensors"
+    )
 
 
 class Writer(StorageWriter):
-    """Writes one checkpoint into `folder`, which the first process makes; `finish` is called there once every file is on disk, with the
-    SHA-256 of each."""
+    """Writes one checkpoint into `folder`, which the first process makes; `finish` is called there
+    once every file is on disk, with the SHA-256 of each."""
 
-    def __init__(self, folder: Path, place: Place, finish: Callable[[dict[str, str]], None]) -> None:
+    def __init__(
+        self, folder: Path, place: Place, finish: Callable[[dict[str, str]], None]
+    ) -> None:
         self.folder, self.place, self.finished = folder, place, finish
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
@@ -56,10 +69,14 @@ class Writer(StorageWriter):
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """On the first process, before any writes: an empty folder on a disk that has room for all of it."""
+        """On the first process, before any writes: an empty folder on a disk that has room for all
+        of it.
+        """
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        needed = ROOM + sum(item.tensor_storage_size() or 0 for plan in plans for item in plan.items)
+        needed = ROOM + sum(
+            item.tensor_storage_size() or 0 for plan in plans for item in plan.items
+        )
         if (free := shutil.disk_usage(self.folder).free) < needed:
             raise OSError(errno.ENOSPC, f"{needed:,} bytes are needed and {free:,} are free")
         return plans
@@ -73,7 +90,10 @@ class Writer(StorageWriter):
         for file, items in files.items():
             tensors: dict[str, Any] = {item.index.fqn: planner.resolve_data(item) for item in items}
             digest = write_file(self.folder / file, tensors)
-            results += [WriteResult(item.index, item.tensor_storage_size() or 0, (file, digest)) for item in items]
+            results += [
+                WriteResult(item.index, item.tensor_storage_size() or 0, (file, digest))
+                for item in items
+            ]
         return _done(results)
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
@@ -81,9 +101,17 @@ class Writer(StorageWriter):
         index: dict[str, Table] = {}
         for result in (result for part in results for result in part):
             tensor: Any = metadata.state_dict_metadata[result.index.fqn]
-            row = {"dtype": DTYPES[tensor.properties.dtype], "size": list(tensor.size), "pieces": []}
+            row = {
+                "dtype": DTYPES[tensor.properties.dtype],
+                "size": list(tensor.size),
+                "pieces": [],
+            }
             chunk = tensor.chunks[result.index.index]
-            piece = {"file": result.storage_data[0], "offset": list(chunk.offsets), "size": list(chunk.sizes)}
+            piece = {
+                "file": result.storage_data[0],
+                "offset": list(chunk.offsets),
+                "size": list(chunk.sizes),
+            }
             index.setdefault(result.index.fqn, row)["pieces"].append(piece)
         write_json(self.folder / INDEX, index)
         digests = dict(result.storage_data for part in results for result in part)
@@ -95,7 +123,9 @@ class Writer(StorageWriter):
 
 
 class Reader(StorageReader):
-    """Reads the pieces that a process needs out of the files that hold them, whatever layout wrote them."""
+    """Reads the pieces that a process needs out of the files that hold them, whatever layout wrote
+    them.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -111,9 +141,14 @@ class Reader(StorageReader):
         """What the checkpoint holds, by name. Raises InputError as `read_index`."""
         tensors: dict[str, TensorStorageMetadata] = {}
         for name, saved in read_index(self.folder).items():
-            chunks = [ChunkStorageMetadata(torch.Size(piece.offset), torch.Size(piece.size)) for piece in saved.pieces]
+            chunks = [
+                ChunkStorageMetadata(torch.Size(piece.offset), torch.Size(piece.size))
+                for piece in saved.pieces
+            ]
             self.files |= {MetadataIndex(name, piece.offset): piece.file for piece in saved.pieces}
-            tensors[name] = TensorStorageMetadata(TensorProperties(saved.dtype), torch.Size(saved.size), chunks)
+            tensors[name] = TensorStorageMetadata(
+                TensorProperties(saved.dtype), torch.Size(saved.size), chunks
+            )
         return tensors
 
     def held(self) -> set[str]:
@@ -121,7 +156,9 @@ class Reader(StorageReader):
         self.tensors()
         return set(self.files.values())
 
-    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+    def set_up_storage_reader(
+        self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
+    ) -> None:
         """All that is needed is known from `read_metadata`."""
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
@@ -138,8 +175,13 @@ class Reader(StorageReader):
             with open_tensors(self.folder / file) as stored:
                 for item in items:
                     name, target = item.storage_index.fqn, planner.resolve_tensor(item)
-                    where = tuple(slice(start, start + length) for start, length in zip(item.storage_offsets, item.lengths, strict=True))
-                    target.copy_(stored.get_slice(name)[where] if where else stored.get_tensor(name))
+                    where = tuple(
+                        slice(start, start + length)
+                        for start, length in zip(item.storage_offsets, item.lengths, strict=True)
+                    )
+                    target.copy_(
+                        stored.get_slice(name)[where] if where else stored.get_tensor(name)
+                    )
                     planner.commit_tensor(item, target)
         return _done(None)
 

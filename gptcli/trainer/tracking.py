@@ -16,14 +16,18 @@ def check_tracker(name: str) -> None:
     if name not in TRACKERS:
         raise UsageError(f"unknown tracker {name!r}", where="--track", hint=nearest(name, TRACKERS))
     if importlib.util.find_spec("tensorboard") is None:
-        raise UsageError("TensorBoard is not installed", where="--track", hint=install_hint("tensorboard"))
+        raise UsageError(
+            "TensorBoard is not installed", where="--track", hint=install_hint("tensorboard")
+        )
 
 
 class TensorBoard:
     """Writes RUN/tensorboard."""
 
     def __init__(self, out: Path, *, before: int) -> None:
-        """Of what an earlier process wrote, the steps below `before` stay, and the rest is hidden."""
+        """Of what an earlier process wrote, the steps below `before` stay, and the rest is
+        hidden.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(Path(out) / "tensorboard"), purge_step=before)

@@ -4,9 +4,9 @@
     python -m tests.benchmarks startup      one of them
     python -m tests.benchmarks cuda --help  training on a CUDA GPU, with options of its own
 
-Peers are measured from a clone of your own, or an environment: NANOGPT=path/to/nanoGPT, LM_EVAL=path/to/python. Real text comes from
-GPT_TEST_DATA. Nothing is downloaded.
-Let the machine be quiet; quote ratios, never one absolute time.
+Peers are measured from a clone of your own, or an environment: NANOGPT=path/to/nanoGPT,
+LM_EVAL=path/to/python. Real text comes from GPT_TEST_DATA. Nothing is downloaded. Let the machine
+be quiet; quote ratios, never one absolute time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,16 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks import banded, cuda, data, eval_agreement, eval_harness, sampling, startup, training
+from tests.benchmarks import (
+    banded,
+    cuda,
+    data,
+    eval_agreement,
+    eval_harness,
+    sampling,
+    startup,
+    training,
+)
 
 BENCHMARKS = {
     "startup": startup.run,

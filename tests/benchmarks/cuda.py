@@ -1,11 +1,14 @@
-"""Training on one CUDA GPU: right against fp32 on the CPU, and as fast as it is, beside nanoGPT in the same run.
+"""Training on one CUDA GPU: right against fp32 on the CPU, and as fast as it is, beside nanoGPT in
+the same run.
 
     NANOGPT=path/to/nanoGPT python -m tests.benchmarks cuda --out cuda.json
     python -m tests.benchmarks cuda --device cpu --sizes tiny       the command itself, tried without a GPU
 
-Random tokens, dense attention in both, whole programs: `gpt train` compiled, in bf16, with the micro-batch it picks, and nanoGPT's train.py
-compiled, in bf16, with the largest micro-batch up to ours that fits. Tokens a second are the median of the steps after the first
-SETTLING; MFU is computed from them by one definition for both: 6N + 12·L·C·T a token over the GPU's dense peak, and with causal attention.
+Random tokens, dense attention in both, whole programs: `gpt train` compiled, in bf16, with the
+micro-batch it picks, and nanoGPT's train.py compiled, in bf16, with the largest micro-batch up to
+ours that fits. Tokens a second are the median of the steps after the first SETTLING; MFU is
+computed from them by one definition for both: 6N + 12·L·C·T a token over the GPU's dense peak, and
+with causal attention.
 """
 
 from __future__ import annotations
@@ -60,7 +63,9 @@ class Size:
 
     @property
     def model(self) -> ModelConfig:
-        return ModelConfig.from_paper(find_size(self.paper), vocab_size=VOCABULARY, attention="dense", **self.changes)
+        return ModelConfig.from_paper(
+            find_size(self.paper), vocab_size=VOCABULARY, attention="dense", **self.changes
+        )
 
 
 SIZES = {
@@ -74,11 +79,21 @@ SIZES = {
 
 
 def main(words: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks cuda", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks cuda", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--sizes", default=",".join(name for name in SIZES if name != "tiny"), help=f"of {', '.join(SIZES)}")
-    parser.add_argument("--steps", type=int, default=16, help=f"of each size; the first {SETTLING} are not counted")
-    parser.add_argument("--compile", choices=("on", "off"), help="by default on for cuda, off for cpu")
+    parser.add_argument(
+        "--sizes",
+        default=",".join(name for name in SIZES if name != "tiny"),
+        help=f"of {', '.join(SIZES)}",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=16, help=f"of each size; the first {SETTLING} are not counted"
+    )
+    parser.add_argument(
+        "--compile", choices=("on", "off"), help="by default on for cuda, off for cpu"
+    )
     parser.add_argument("--out", type=Path, default=Path("cuda.json"))
     asked = parser.parse_args(words)
     if unknown := [name for name in asked.sizes.split(",") if name not in SIZES]:
@@ -92,7 +107,12 @@ def main(words: list[str]) -> None:
     name = torch.cuda.get_device_name() if asked.device == "cuda" else "CPU"
     gpu = identify_gpu(name) if asked.device == "cuda" else None
     peak = None if gpu is None else gpu.peak_flops
-    report: dict[str, Any] = {"device": name, "peak_flops": peak, "torch": torch.__version__, "compile": compiled}
+    report: dict[str, Any] = {
+        "device": name,
+        "peak_flops": peak,
+        "torch": torch.__version__,
+        "compile": compiled,
+    }
     report["correctness"] = correctness(asked.device, compiled == "on", tiny=asked.sizes == "tiny")
     report["banded"] = banded_forms(asked.device, tiny=asked.sizes == "tiny")
     report["sizes"] = []
@@ -100,7 +120,10 @@ def main(words: list[str]) -> None:
     print(f"\n{' '.join(heads)}   nanoGPT: micro, tokens/s, peak GB, ratio")
     with tempfile.TemporaryDirectory() as folder:
         rng = np.random.default_rng(0)
-        train, val = rng.integers(0, VOCABULARY - 1, 4_000_000), rng.integers(0, VOCABULARY - 1, 20_000)
+        train, val = (
+            rng.integers(0, VOCABULARY - 1, 4_000_000),
+            rng.integers(0, VOCABULARY - 1, 20_000),
+        )
         write_shards(Path(folder) / "shards", train, val)
         if "NANOGPT" in os.environ:
             give_nanogpt("bench_random", train, val, 50304)
@@ -110,42 +133,74 @@ def main(words: list[str]) -> None:
             row = measure(size, Path(folder), asked.device, compiled, asked.steps, peak)
             report["sizes"].append(row)
             print(told(row), flush=True)
-            asked.out.write_text(json.dumps(report, indent=2) + "\n")  # what is measured so far stays if a later size fails
+            # what is measured so far stays if a later size fails
+            asked.out.write_text(json.dumps(report, indent=2) + "\n")
     for line in verdicts(report):
         print(line)
     print(f"written: {asked.out}")
 
 
 def correctness(device: str, compiled: bool, *, tiny: bool) -> list[dict[str, Any]]:
-    """Loss and gradient of one batch on `device` against fp32 on the CPU, same weights, dense and banded."""
+    """Loss and gradient of one batch on `device` against fp32 on the CPU, same weights, dense and
+    banded.
+    """
     rows = []
-    shape: dict[str, Any] = SIZES["tiny"].changes if tiny else {"n_layer": 4}  # enough layers for both kinds of attention
+    # enough layers for both kinds of attention
+    shape: dict[str, Any] = SIZES["tiny"].changes if tiny else {"n_layer": 4}
     for attention in ("dense", "banded"):
-        model = ModelConfig.from_paper(find_size("gpt2"), vocab_size=VOCABULARY, attention=attention, **shape)
-        batch = torch.from_numpy(np.random.default_rng(1).integers(0, VOCABULARY, (2, model.n_ctx + 1)))
-        expected_loss, expected = gradient(model, batch, torch.device("cpu"), "fp32", compiled=False)
+        model = ModelConfig.from_paper(
+            find_size("gpt2"), vocab_size=VOCABULARY, attention=attention, **shape
+        )
+        batch = torch.from_numpy(
+            np.random.default_rng(1).integers(0, VOCABULARY, (2, model.n_ctx + 1))
+        )
+        expected_loss, expected = gradient(
+            model, batch, torch.device("cpu"), "fp32", compiled=False
+        )
         for precision, most, least in (("fp32", 1e-5, 0.9999), ("bf16", 3e-3, 0.99)):
             loss, got = gradient(model, batch, torch.device(device), precision, compiled=compiled)
             cosine = (torch.dot(got, expected) / (got.norm() * expected.norm())).item()
             away = abs(loss / expected_loss - 1)
-            right = away < most and cosine > least and abs((got.norm() / expected.norm()).item() - 1) < 0.02
-            rows.append({"attention": attention, "precision": precision, "loss_away": away, "gradient_cosine": cosine, "right": right})
+            right = (
+                away < most
+                and cosine > least
+                and abs((got.norm() / expected.norm()).item() - 1) < 0.02
+            )
+            rows.append(
+                {
+                    "attention": attention,
+                    "precision": precision,
+                    "loss_away": away,
+                    "gradient_cosine": cosine,
+                    "right": right,
+                }
+            )
             text = f"loss {away:.1e} from fp32 on the CPU, gradient's cosine {cosine:.6f}: {'right' if right else 'WRONG'}"
             print(f"{attention:>6} {precision} on {device}: {text}", flush=True)
     return rows
 
 
 def banded_forms(device: str, *, tiny: bool) -> list[dict[str, Any]]:
-    """Every form of banded attention that runs on `device` against the mask in fp32, forward and backward, and what it takes."""
+    """Every form of banded attention that runs on `device` against the mask in fp32, forward and
+    backward, and what it takes.
+    """
     B, H, T, D, band = (2, 2, 300, 16, 64) if tiny else (8, 16, 2048, 64, 256)
     seed, by_flex = torch.zeros((), dtype=torch.int64), torch.compile(banded.flex, dynamic=False)
     forms: dict[str, Attention] = {
-        "mask": lambda q, k, v: torch.nn.functional.scaled_dot_product_attention(q, k, v, causal_mask(T, T, band, q.device)),
+        "mask": lambda q, k, v: torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, causal_mask(T, T, band, q.device)
+        ),
         "blocks": lambda q, k, v: banded.blocks(q, k, v, seed, band, 0.0),
     }
     if device == "cuda":
-        forms |= {"varlen": lambda q, k, v: banded.varlen(q, k, v, band), "flex": lambda q, k, v: by_flex(q, k, v, band)}
-    exact = [torch.randn(B, H, T, D, device=device, generator=torch.Generator(device).manual_seed(n)) for n in range(4)]
+        forms |= {
+            "varlen": lambda q, k, v: banded.varlen(q, k, v, band),
+            "flex": lambda q, k, v: by_flex(q, k, v, band),
+        }
+    exact = [
+        torch.randn(B, H, T, D, device=device, generator=torch.Generator(device).manual_seed(n))
+        for n in range(4)
+    ]
     expected = attention_and_gradients(forms["mask"], *exact)
     rows = []
     for dtype, most in ((torch.float32, 1e-4), (torch.bfloat16, 2e-2)):
@@ -154,7 +209,10 @@ def banded_forms(device: str, *, tiny: bool) -> list[dict[str, Any]]:
             if (name, dtype) == ("varlen", torch.float32):
                 continue
             got = attention_and_gradients(form, *given)
-            away = max(((a.float() - b).norm() / b.norm()).item() for a, b in zip(got, expected, strict=True))
+            away = max(
+                ((a.float() - b).norm() / b.norm()).item()
+                for a, b in zip(got, expected, strict=True)
+            )
             times = []
             for _ in range(5):
                 begin = time.perf_counter()
@@ -162,7 +220,13 @@ def banded_forms(device: str, *, tiny: bool) -> list[dict[str, Any]]:
                 if device == "cuda":
                     torch.cuda.synchronize()
                 times.append(time.perf_counter() - begin)
-            row = {"form": name, "dtype": str(dtype), "away": away, "seconds": min(times), "right": away < most}
+            row = {
+                "form": name,
+                "dtype": str(dtype),
+                "away": away,
+                "seconds": min(times),
+                "right": away < most,
+            }
             rows.append(row)
             print(
                 f"banded {name} {dtype}: {away:.1e} from the mask, {1e3 * min(times):.2f} ms: {'right' if row['right'] else 'WRONG'}",
@@ -172,7 +236,9 @@ def banded_forms(device: str, *, tiny: bool) -> list[dict[str, Any]]:
 
 
 def attention_and_gradients(form: Attention, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """What `form` makes of q, k and v, and their gradients for the last of the four tensors as the output's."""
+    """What `form` makes of q, k and v, and their gradients for the last of the four tensors as the
+    output's.
+    """
     *qkv, dy = tensors
     leaves = [x.detach().requires_grad_() for x in qkv]
     y = form(*leaves)
@@ -196,15 +262,24 @@ def gradient(
     stepper = build(run, Place(device), SILENT)
     x, y = batch[:, :-1].to(device), batch[:, 1:].to(device)
     loss = stepper.gradients([(x.contiguous(), y.contiguous())], y.numel(), 1).item() / y.numel()
-    parts = [p.grad.float().flatten().cpu() for p in stepper.model.parameters() if p.grad is not None]
+    parts = [
+        p.grad.float().flatten().cpu() for p in stepper.model.parameters() if p.grad is not None
+    ]
     torch._dynamo.reset()  # the next model has other layers
     return loss, torch.cat(parts)
 
 
-def measure(name: str, folder: Path, device: str, compiled: str, steps: int, peak: float | None) -> dict[str, Any]:
+def measure(
+    name: str, folder: Path, device: str, compiled: str, steps: int, peak: float | None
+) -> dict[str, Any]:
     """One size, ours and nanoGPT's; what failed says so in `error`."""
     size, model = SIZES[name], SIZES[name].model
-    row: dict[str, Any] = {"size": name, "parameters": model.parameters, "n_ctx": model.n_ctx, "batch_tokens": size.batch}
+    row: dict[str, Any] = {
+        "size": name,
+        "parameters": model.parameters,
+        "n_ctx": model.n_ctx,
+        "batch_tokens": size.batch,
+    }
     try:
         ours = train_ours(size, folder / name, folder / "shards", device, compiled, steps)
         row["gpt"] = {**ours, **rates(model, ours["tokens_per_second"], peak)}
@@ -219,10 +294,16 @@ def measure(name: str, folder: Path, device: str, compiled: str, steps: int, pea
 
 def rates(model: ModelConfig, speed: float, peak: float | None) -> dict[str, float | None]:
     palm, causal = (flops_per_token(model, kind) * speed for kind in ("palm", "causal"))
-    return {"tflops": palm / 1e12, "mfu": None if peak is None else palm / peak, "mfu_causal": None if peak is None else causal / peak}
+    return {
+        "tflops": palm / 1e12,
+        "mfu": None if peak is None else palm / peak,
+        "mfu_causal": None if peak is None else causal / peak,
+    }
 
 
-def train_ours(size: Size, out: Path, shards: Path, device: str, compiled: str, steps: int) -> dict[str, Any]:
+def train_ours(
+    size: Size, out: Path, shards: Path, device: str, compiled: str, steps: int
+) -> dict[str, Any]:
     """`gpt train`, its run folder removed again: a checkpoint of the largest size is 19 GB."""
     never = 10**6
     options = {
@@ -230,16 +311,28 @@ def train_ours(size: Size, out: Path, shards: Path, device: str, compiled: str, 
         "data": shards, "out": out, "batch_tokens": size.batch, "tokens": size.batch * steps, "samples": 0,
         "checkpoint_every": never, "eval_every": never, "eval_tokens": size.model.n_ctx,
     }  # fmt: skip
-    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    words = [
+        word
+        for name, value in options.items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
     env = os.environ if device == "cuda" else {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run([sys.executable, "-m", "gptcli", "train", *words], check=True, capture_output=True, text=True, env=env)
+    subprocess.run(
+        [sys.executable, "-m", "gptcli", "train", *words],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=env,
+    )
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     micro = re.search(r"^micro_batch = (\d+)", (out / "run.toml").read_text(), re.MULTILINE)
     assert micro is not None
     shutil.rmtree(out)
     return {
         "micro_batch": int(micro[1]),
-        "tokens_per_second": statistics.median(line["tokens_per_second"] for line in lines[SETTLING:]),
+        "tokens_per_second": statistics.median(
+            line["tokens_per_second"] for line in lines[SETTLING:]
+        ),
         "peak_memory": lines[-1]["peak_memory"],
         "losses": [lines[0]["loss"], lines[-1]["loss"]],
     }
@@ -255,8 +348,12 @@ print("{PEAK}", torch.cuda.max_memory_allocated() if torch.cuda.is_available() e
 """
 
 
-def train_theirs(model: ModelConfig, batch: int, most: int, device: str, compiled: str, steps: int) -> dict[str, Any]:
-    """nanoGPT's train.py with the largest micro-batch up to `most` that fits. Raises CalledProcessError where none does."""
+def train_theirs(
+    model: ModelConfig, batch: int, most: int, device: str, compiled: str, steps: int
+) -> dict[str, Any]:
+    """nanoGPT's train.py with the largest micro-batch up to `most` that fits. Raises
+    CalledProcessError where none does.
+    """
     sequences, micro = batch // model.n_ctx, most
     while True:
         words = {
@@ -272,12 +369,18 @@ def train_theirs(model: ModelConfig, batch: int, most: int, device: str, compile
         if done.returncode == 0:
             break
         if micro == 1 or not any(sign in done.stderr for sign in TOO_MUCH):
-            raise subprocess.CalledProcessError(done.returncode, "nanoGPT", done.stdout, done.stderr)
+            raise subprocess.CalledProcessError(
+                done.returncode, "nanoGPT", done.stdout, done.stderr
+            )
         micro = next(number for number in range(micro // 2, 0, -1) if sequences % number == 0)
     times = [float(ms) for ms in re.findall(r"time ([\d.]+)ms", done.stdout)]
     peak = re.search(rf"{PEAK} (\d+)", done.stdout)
     speed = 1e3 * micro * (sequences // micro) * model.n_ctx / statistics.median(times[SETTLING:])
-    return {"micro_batch": micro, "tokens_per_second": speed, "peak_memory": int(peak[1]) if peak else None}
+    return {
+        "micro_batch": micro,
+        "tokens_per_second": speed,
+        "peak_memory": int(peak[1]) if peak else None,
+    }
 
 
 def told(row: dict[str, Any]) -> str:
@@ -312,9 +415,19 @@ def verdicts(report: dict[str, Any]) -> list[str]:
             speed, target = ours["tokens_per_second"], TARGETS[name]
             lines.append(verdict(f"{name}: {speed:,.0f} tokens/s", speed >= target, f"{target:,}"))
         if ours["mfu"] is not None and name in ("350M", "760M", "1.3B"):
-            lines.append(verdict(f"{name}: MFU {ours['mfu']:.1%}", ours["mfu"] >= MFU_TARGET, f"{MFU_TARGET:.0%}"))
+            lines.append(
+                verdict(
+                    f"{name}: MFU {ours['mfu']:.1%}", ours["mfu"] >= MFU_TARGET, f"{MFU_TARGET:.0%}"
+                )
+            )
         if "ratio" in row:
-            lines.append(verdict(f"{name}: {row['ratio']:.2f}x nanoGPT", row["ratio"] >= RATIO_TARGET, f"{RATIO_TARGET}x"))
+            lines.append(
+                verdict(
+                    f"{name}: {row['ratio']:.2f}x nanoGPT",
+                    row["ratio"] >= RATIO_TARGET,
+                    f"{RATIO_TARGET}x",
+                )
+            )
     return lines
 
 

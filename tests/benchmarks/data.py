@@ -1,4 +1,5 @@
-"""Documents to shards, BPE training and MinHash on one core, beside what people use, in one run; and the memory of a build.
+"""Documents to shards, BPE training and MinHash on one core, beside what people use, in one run;
+and the memory of a build.
 
 Text: the standard library's source, over and over with each repetition's words marked.
 """
@@ -42,7 +43,9 @@ def texts(size: int = BYTES) -> Iterator[str]:
 
 @contextlib.contextmanager
 def one_core() -> Iterator[None]:
-    """Keep the block, and the threads it starts, on a single core, so that no library is measured on more of them than another."""
+    """Keep the block, and the threads it starts, on a single core, so that no library is measured
+    on more of them than another.
+    """
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     if cores:
         os.sched_setaffinity(0, {min(cores)})
@@ -63,7 +66,9 @@ def timed(name: str, work: Callable[[], object], amount: float, unit: str) -> fl
 
 @one_core()
 def build_shards() -> None:
-    """jsonl.zst to shards, whole pipeline, against a tiktoken loop that writes uint16 as nanoGPT's prepare.py does."""
+    """jsonl.zst to shards, whole pipeline, against a tiktoken loop that writes uint16 as nanoGPT's
+    prepare.py does.
+    """
     import tiktoken
     import zstandard
 
@@ -76,15 +81,24 @@ def build_shards() -> None:
     tokenizer = load_tokenizer(Path(os.environ["GPT_TEST_DATA"]) / "gpt2-vocab")
     alphabet = byte_alphabet()
     vocab = json.loads(tokenizer.to_json())["model"]["vocab"]
-    ranks = {bytes(alphabet[c] for c in token): number for token, number in vocab.items() if number != tokenizer.eot_id}
-    encoding = tiktoken.Encoding("gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256})
+    ranks = {
+        bytes(alphabet[c] for c in token): number
+        for token, number in vocab.items()
+        if number != tokenizer.eot_id
+    }
+    encoding = tiktoken.Encoding(
+        "gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256}
+    )
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "a.jsonl.zst"
         with zstandard.open(path, "wt", encoding="utf-8") as file:
             file.writelines(json.dumps({"text": text}) + "\n" for text in texts())
 
         def nanogpt() -> None:
-            with zstandard.open(path, "rt", encoding="utf-8") as lines, open(Path(scratch) / "train.bin", "wb") as out:
+            with (
+                zstandard.open(path, "rt", encoding="utf-8") as lines,
+                open(Path(scratch) / "train.bin", "wb") as out,
+            ):
                 for line in lines:
                     ids = encoding.encode_ordinary(json.loads(line)["text"])
                     out.write(np.array([*ids, 50256], np.uint16).tobytes())
@@ -92,7 +106,8 @@ def build_shards() -> None:
         rates = {}
         for name in ("gigatoken", "tiktoken"):
             build = Build(sources=[Source(inputs=[str(path)])], tokenizer=tokenizer, encoder=name)
-            open_encoder(tokenizer, name)  # imported and checked beforehand: a long build does not notice
+            # imported and checked beforehand: a long build does not notice
+            open_encoder(tokenizer, name)
             out = Path(scratch) / name
 
             def shards(build: Build = build, out: Path = out) -> None:
@@ -100,27 +115,49 @@ def build_shards() -> None:
                 finish(build, out, workers=1)
 
             rates[name] = timed(f"gpt build-shards, 1 worker, {name}", shards, BYTES / 1e6, "MB")
-        rates["nanogpt"] = timed("tiktoken pipeline of the nanoGPT kind", nanogpt, BYTES / 1e6, "MB")
+        rates["nanogpt"] = timed(
+            "tiktoken pipeline of the nanoGPT kind", nanogpt, BYTES / 1e6, "MB"
+        )
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
         print(f"  {rates['gigatoken'] / rates['nanogpt']:.1f} x; peak memory {peak:,.0f} MB")
 
 
 def build_memory() -> None:
-    """Peak memory of the largest process of a build by two workers, with deduplication, on a corpus and on one ten times larger."""
+    """Peak memory of the largest process of a build by two workers, with deduplication, on a corpus
+    and on one ten times larger.
+    """
     tokenizer = Path(os.environ["GPT_TEST_DATA"]) / "gpt2-vocab"
     for size in (BYTES, 10 * BYTES):
         with tempfile.TemporaryDirectory() as scratch:
             with open(Path(scratch) / "a.jsonl", "w", encoding="utf-8") as file:
-                file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts(size))
+                file.writelines(
+                    json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts(size)
+                )
             recipe = Path(scratch) / "recipe.toml"
-            recipe.write_text(f'tokenizer = "{tokenizer}"\n[sources.code]\ninputs = ["a.jsonl"]\ndedup = {{ method = "lsh" }}\n')
-            command = [sys.executable, "-m", "gptcli", "build-shards", "--config", str(recipe), "--workers", "2"]
+            recipe.write_text(
+                f'tokenizer = "{tokenizer}"\n[sources.code]\ninputs = ["a.jsonl"]\ndedup = {{ method = "lsh" }}\n'
+            )
+            command = [
+                sys.executable,
+                "-m",
+                "gptcli",
+                "build-shards",
+                "--config",
+                str(recipe),
+                "--workers",
+                "2",
+            ]
             start = time.perf_counter()
-            process = subprocess.Popen(command, cwd=scratch, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                command, cwd=scratch, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
             _, status, usage = os.wait4(process.pid, 0)
             seconds = time.perf_counter() - start
             rate = f"{size / 1e6 / seconds:.1f} MB/s" if status == 0 else "FAILED"
-            print(f"{size / 1e6:,.0f} MB of text, 2 workers: peak {usage.ru_maxrss / 1e3:,.0f} MB a process, {rate}", flush=True)
+            print(
+                f"{size / 1e6:,.0f} MB of text, 2 workers: peak {usage.ru_maxrss / 1e3:,.0f} MB a process, {rate}",
+                flush=True,
+            )
 
 
 @one_core()
@@ -130,11 +167,22 @@ def bpe_training() -> None:
 
     size = int(os.environ.get("GPT_BENCH_BYTES", 80_000_000))
     corpus = list(texts(size))
-    learn, rates, learnt = training.learn_merges, {"gpt tokenize train": 0.0, "tokenizers": 0.0}, set()
+    learn, rates, learnt = (
+        training.learn_merges,
+        {"gpt tokenize train": 0.0, "tokenizers": 0.0},
+        set(),
+    )
     for name in (*rates, *rates):
         by_reference = name == "tokenizers"
-        training.learn_merges = (lambda pieces, _, reference: reference(pieces)) if by_reference else learn  # type: ignore[assignment]
-        rate = timed(name, lambda: learnt.add(training.train_tokenizer(corpus, 50257).sha256), size / 1e6, "MB")
+        training.learn_merges = (
+            (lambda pieces, _, reference: reference(pieces)) if by_reference else learn
+        )  # type: ignore[assignment]
+        rate = timed(
+            name,
+            lambda: learnt.add(training.train_tokenizer(corpus, 50257).sha256),
+            size / 1e6,
+            "MB",
+        )
         rates[name] = max(rates[name], rate)
     training.learn_merges = learn
     fast, slow = rates.values()
@@ -143,7 +191,9 @@ def bpe_training() -> None:
 
 @one_core()
 def minhash() -> None:
-    """112 hashes in 14 bands of word 5-grams, normalisation and hashing of words included; beside the usual loop over shingles."""
+    """112 hashes in 14 bands of word 5-grams, normalisation and hashing of words included; beside
+    the usual loop over shingles.
+    """
     import hashlib
 
     from gptcli.corpus.minhash import BANDINGS, band_keys, shingles
@@ -151,7 +201,12 @@ def minhash() -> None:
 
     words = " ".join(texts(8_000_000)).split()
     documents = [" ".join(words[start : start + 120]) for start in range(0, len(words) - 120, 120)]
-    ours = timed("MinHash, ours", lambda: band_keys(*shingles(documents), BANDINGS["lsh"]), len(documents), "documents")
+    ours = timed(
+        "MinHash, ours",
+        lambda: band_keys(*shingles(documents), BANDINGS["lsh"]),
+        len(documents),
+        "documents",
+    )
 
     factors = np.random.default_rng(0).integers(1, (1 << 61) - 1, (2, 112), np.uint64)
 
@@ -159,8 +214,16 @@ def minhash() -> None:
         for document in documents[:1500]:
             tokens = [word for word, _, _ in normalised(document)]
             found = {" ".join(tokens[at : at + 5]) for at in range(max(1, len(tokens) - 4))}
-            hashes = np.array([int.from_bytes(hashlib.sha1(shingle.encode()).digest()[:4], "little") for shingle in found], np.uint64)
+            hashes = np.array(
+                [
+                    int.from_bytes(hashlib.sha1(shingle.encode()).digest()[:4], "little")
+                    for shingle in found
+                ],
+                np.uint64,
+            )
             ((hashes[:, None] * factors[0] + factors[1]) % np.uint64((1 << 61) - 1)).min(0)
 
-    theirs = timed("MinHash, a shingle at a time (datatrove's way)", datatrove_style, 1500, "documents")
+    theirs = timed(
+        "MinHash, a shingle at a time (datatrove's way)", datatrove_style, 1500, "documents"
+    )
     print(f"  {ours / theirs:.1f} x, on {len(documents):,} documents of 120 words")

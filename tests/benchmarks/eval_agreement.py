@@ -1,9 +1,12 @@
-"""Our tasks beside lm-evaluation-harness's own on the same local copies of seven sets: same strings, right counts, log-likelihoods.
+"""Our tasks beside lm-evaluation-harness's own on the same local copies of seven sets: same
+strings, right counts, log-likelihoods.
 
-    LM_EVAL=path/to/python GPT_TEST_DATA=... [RUN=folder] [ITEMS=100] [SETS=lambada,boolq] python -m tests.benchmarks eval-agreement
+    LM_EVAL=path/to/python GPT_TEST_DATA=... [RUN=folder] [ITEMS=100] [SETS=lambada,boolq] python -m
+    tests.benchmarks eval-agreement
 
-Each side has its own definition of a task: ours is gptcli/evals/tasks/NAME.toml, theirs the YAML that it comes with. It makes the prompts,
-encodes, batches and scores by itself. Where the definitions differ, our file says so in its note; here such items are counted apart.
+Each side has its own definition of a task: ours is gptcli/evals/tasks/NAME.toml, theirs the YAML
+that it comes with. It makes the prompts, encodes, batches and scores by itself. Where the
+definitions differ, our file says so in its note; here such items are counted apart.
 """
 
 from __future__ import annotations
@@ -74,22 +77,45 @@ def agreement() -> None:
         options = Options(limit=None if task.kind == "text" else limit)
         requests = requests_of(task, tokenizer, n_ctx, mine, None, options)[0].requests
         made = ours(folder, scratch / name / f"{name}.toml", mine, {"limit": options.limit})
-        asked: dict[str, Any] = {"yaml": SETS[name][1], "documents": str(documents), "cut": [], "text": ""}
-        if task.kind == "text":  # whole windows: of the last, shorter one, it would take more context than ours
-            asked["text"] = tokenizer.decode([token for request in requests[:-1] for token in request.pairs[0][1].tolist()])
-        asked["cut"] = [[side.tolist() for side in pair] for request in requests if request.truncated for pair in request.pairs]
+        asked: dict[str, Any] = {
+            "yaml": SETS[name][1],
+            "documents": str(documents),
+            "cut": [],
+            "text": "",
+        }
+        # whole windows: of the last, shorter one, it would take more context than ours
+        if task.kind == "text":
+            asked["text"] = tokenizer.decode(
+                [token for request in requests[:-1] for token in request.pairs[0][1].tolist()]
+            )
+        asked["cut"] = [
+            [side.tolist() for side in pair]
+            for request in requests
+            if request.truncated
+            for pair in request.pairs
+        ]
         other = run_theirs(THEIRS, {"folder": str(folder), **asked})
-        print(f"{name:>14}: {_text(made, other) if task.kind == 'text' else _items(requests, made['records'], other)}", flush=True)
+        print(
+            f"{name:>14}: {_text(made, other) if task.kind == 'text' else _items(requests, made['records'], other)}",
+            flush=True,
+        )
 
 
 def prepare(name: str, data: Path, folder: Path, limit: int) -> tuple[Task, Path, Path]:
-    """Our task, the file that it reads, and the same items as the documents that their task has from the hub."""
+    """Our task, the file that it reads, and the same items as the documents that their task has
+    from the hub.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path, toml = data / SETS[name][0], (TASKS / f"{name}.toml").read_text(encoding="utf-8")
     if name == "boolq":  # the difference that its note names
         toml = toml.replace("question: {question}?\\nanswer:", "Question: {question}?\\nAnswer:")
     (folder / f"{name}.toml").write_text(toml, encoding="utf-8")
-    rows = [row for row, _ in zip(_documents(name, path), range(PAGES if name == "wikitext2" else limit), strict=False)]
+    rows = [
+        row
+        for row, _ in zip(
+            _documents(name, path), range(PAGES if name == "wikitext2" else limit), strict=False
+        )
+    ]
     (folder / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if name == "hellaswag":
         path = folder / "documents.jsonl"
@@ -105,40 +131,77 @@ def _documents(name: str, path: Path) -> Iterator[dict[str, Any]]:
     for row in () if name in ("lambada", "winogrande") else READERS[find_task(name).reader](path):
         if name == "hellaswag":
             activity, _, context = row["context"].partition(": ")
-            yield {"activity_label": activity, "ctx_a": context, "ctx_b": "", "endings": row["choices"], "label": str(row["gold"])}
+            yield {
+                "activity_label": activity,
+                "ctx_a": context,
+                "ctx_b": "",
+                "endings": row["choices"],
+                "label": str(row["gold"]),
+            }
         elif name == "boolq":
             yield {"passage": row["passage"], "question": row["question"], "label": 1 - row["gold"]}
         elif name == "wikitext2":
-            yield from ({"page": page} for page in re.split(r"(?m)^(?= = [^=\n]+ = \n)", row["text"]) if page.strip())
+            yield from (
+                {"page": page}
+                for page in re.split(r"(?m)^(?= = [^=\n]+ = \n)", row["text"])
+                if page.strip()
+            )
         else:
             letters = list("ABCDE"[: len(row["choices"])])
             choices = {"text": row["choices"], "label": letters}
-            yield {"question": row["question"], "choices": choices, "answerKey": letters[row["gold"]]}
+            yield {
+                "question": row["question"],
+                "choices": choices,
+                "answerKey": letters[row["gold"]],
+            }
 
 
-def _items(requests: Sequence[Request], records: Sequence[dict[str, Any]], other: dict[str, Any]) -> str:
-    """Right counts of both sides by the rules that both have, and the largest difference of log-likelihoods; cut requests apart."""
+def _items(
+    requests: Sequence[Request], records: Sequence[dict[str, Any]], other: dict[str, Any]
+) -> str:
+    """Right counts of both sides by the rules that both have, and the largest difference of
+    log-likelihoods; cut requests apart.
+    """
     counts: dict[str, list[int]] = {}
     worst, worst_cut, cut, strings, at = 0.0, 0.0, 0, 0, 0
     for request, record, sample in zip(requests, records, other["samples"], strict=True):
-        log_prob_K = np.array([np.sum(one) for one in record["log_probs"]] if "gold" in record else [np.sum(record["log_probs"])])
+        log_prob_K = np.array(
+            [np.sum(one) for one in record["log_probs"]]
+            if "gold" in record
+            else [np.sum(record["log_probs"])]
+        )
         if request.truncated:
             theirs = np.array([log_prob for log_prob, _ in other["cut"][at : at + len(log_prob_K)]])
-            worst_cut, cut, at = max(worst_cut, float(np.abs(theirs - log_prob_K).max())), cut + 1, at + len(log_prob_K)
+            worst_cut, cut, at = (
+                max(worst_cut, float(np.abs(theirs - log_prob_K).max())),
+                cut + 1,
+                at + len(log_prob_K),
+            )
             continue
-        found = {(before + after, after.strip()): one for (before, after), [one] in zip(sample["arguments"], sample["resps"], strict=True)}
+        found = {
+            (before + after, after.strip()): one
+            for (before, after), [one] in zip(sample["arguments"], sample["resps"], strict=True)
+        }
         item = request.item
-        asked = [(context, item.target) for context in item.contexts] or [(item.prompt, text) for text in item.choices or [item.target]]
+        asked = [(context, item.target) for context in item.contexts] or [
+            (item.prompt, text) for text in item.choices or [item.target]
+        ]
         matched = [found.get((before + after, after.strip())) for before, after in asked]
         if None in matched:
             strings += 1
             continue
-        worst = max(worst, float(np.abs(np.array([float(one[0]) for one in matched if one]) - log_prob_K).max()))
+        worst = max(
+            worst,
+            float(np.abs(np.array([float(one[0]) for one in matched if one]) - log_prob_K).max()),
+        )
         if "gold" not in record:
             right = {"every token": all(record["likeliest"])}
         else:
             divisors = {"sum": 1, "character": np.array(record["characters"])}
-            right = {rule: int((log_prob_K / divisor).argmax()) in record["gold"] for rule, divisor in divisors.items()}
+            right = {
+                rule: int((log_prob_K / divisor).argmax()) in record["gold"]
+                for rule, divisor in divisors.items()
+            }
         for rule, metric in zip(right, ("acc", "acc_norm"), strict=False):
             if metric in sample:
                 counts.setdefault(rule, [0, 0])
@@ -146,7 +209,9 @@ def _items(requests: Sequence[Request], records: Sequence[dict[str, Any]], other
                 counts[rule][1] += int(float(sample[metric]))
     told = ", ".join(f"by {rule} {one} and {two}" for rule, (one, two) in counts.items())
     lines = [f"{len(requests) - cut - strings} items, right {told}, largest difference {worst:.1e}"]
-    lines += [f"{cut} longer than the context, given to both with the same cut: largest difference {worst_cut:.1e}"] * bool(cut)
+    lines += [
+        f"{cut} longer than the context, given to both with the same cut: largest difference {worst_cut:.1e}"
+    ] * bool(cut)
     lines += [f"{strings} of other strings"] * bool(strings)
     return "; ".join(lines)
 
@@ -154,7 +219,10 @@ def _items(requests: Sequence[Request], records: Sequence[dict[str, Any]], other
 def _text(made: dict[str, Any], other: dict[str, Any]) -> str:
     """The same windows of the same text; then each side's own definition of the task."""
     *whole, last = made["records"]
-    total, tokens = sum(record["log_prob"] for record in whole), sum(record["tokens"] for record in whole)
+    total, tokens = (
+        sum(record["log_prob"] for record in whole),
+        sum(record["tokens"] for record in whole),
+    )
     own, exact = other["rolling"]
     same = f"{len(whole)} windows, {tokens} tokens: log-likelihood {total:.4f}; theirs {exact:.4f} with softmax in fp64, {own:.4f} in fp32"
     pages = sum(float(sample["resps"][0][0]) for sample in other["samples"])

@@ -1,10 +1,14 @@
-"""Task scores' speed and memory beside lm-evaluation-harness with its transformers backend: same weights, same items, fp32, on a CPU.
+"""Task scores' speed and memory beside lm-evaluation-harness with its transformers backend: same
+weights, same items, fp32, on a CPU.
 
-    LM_EVAL=path/to/python GPT_TEST_DATA=... python -m tests.benchmarks eval-zero-shot eval-few-shot eval-shared-shots
+    LM_EVAL=path/to/python GPT_TEST_DATA=... python -m tests.benchmarks eval-zero-shot eval-few-shot
+    eval-shared-shots
 
-LM_EVAL is the Python of an environment of its own that has lm_eval (measured with 0.4.13). It gets the very strings that our requests
-consist of, and encodes, batches and scores them itself. Each side runs in a process of its own, so that its peak memory is its own; loading
-the model is not timed. ITEMS changes how many items are measured. The model is random but for RUN=folder, which changes no speed.
+LM_EVAL is the Python of an environment of its own that has lm_eval (measured with 0.4.13). It gets
+the very strings that our requests consist of, and encodes, batches and scores them itself. Each
+side runs in a process of its own, so that its peak memory is its own; loading the model is not
+timed. ITEMS changes how many items are measured. The model is random but for RUN=folder, which
+changes no speed.
 """
 
 from __future__ import annotations
@@ -51,18 +55,38 @@ print("\\n" + json.dumps({"found": found, "seconds": seconds, "loaded": loaded, 
 
 
 def run_theirs(program: str, asked: dict[str, Any]) -> dict[str, Any]:
-    """What a program says in lm-evaluation-harness's environment; it reads `asked` and writes one line of JSON."""
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": tempfile.mkdtemp(), "TOKENIZERS_PARALLELISM": "false"}
+    """What a program says in lm-evaluation-harness's environment; it reads `asked` and writes one
+    line of JSON.
+    """
+    offline = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": tempfile.mkdtemp(),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     environment = {**os.environ, **offline, "PYTHONPATH": ""}
     asked = json.dumps({"threads": torch.get_num_threads(), **asked})
-    done = subprocess.run([os.environ["LM_EVAL"], "-c", program], input=asked, capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [os.environ["LM_EVAL"], "-c", program],
+        input=asked,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def ours(folder: Path, task: Path, data: Path, options: dict[str, Any]) -> dict[str, Any]:
     """What `run_task` measures, in a process of its own."""
-    asked = json.dumps({"folder": str(folder), "task": str(task), "data": str(data), "threads": torch.get_num_threads(), **options})
+    asked = json.dumps(
+        {
+            "folder": str(folder),
+            "task": str(task),
+            "data": str(data),
+            "threads": torch.get_num_threads(),
+            **options,
+        }
+    )
     done = subprocess.run([sys.executable, "-m", __name__, asked], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -73,9 +97,17 @@ def _ours(asked: dict[str, Any]) -> None:
     loaded = load(Path(asked["folder"]), device="cpu", precision="fp32")
     options = Options(fewshot=FewShotConfig(**asked.get("fewshot", {})), limit=asked["limit"])
     peak_loaded, begin = peak_memory(), time.perf_counter()
-    results, records = run_task(loaded.model, loaded.tokenizer, read_task(Path(asked["task"])), Path(asked["data"]), options)
+    results, records = run_task(
+        loaded.model, loaded.tokenizer, read_task(Path(asked["task"])), Path(asked["data"]), options
+    )
     seconds, peak = time.perf_counter() - begin, peak_memory()
-    found = {"records": records, "result": results[0].as_dict(), "seconds": seconds, "loaded": peak_loaded, "peak": peak}
+    found = {
+        "records": records,
+        "result": results[0].as_dict(),
+        "seconds": seconds,
+        "loaded": peak_loaded,
+        "peak": peak,
+    }
     print(json.dumps(found))
 
 
@@ -87,7 +119,9 @@ def peak_memory() -> int:
 
 
 def random_model(folder: Path, data: Path, **config: int) -> None:
-    """A GPT-2 of random weights, large enough that its predictions differ, with GPT-2's vocabulary."""
+    """A GPT-2 of random weights, large enough that its predictions differ, with GPT-2's
+    vocabulary.
+    """
     tokenizer = load_tokenizer(data / "gpt2-vocab")
     model = GPT(ModelConfig(**config))
     model.init_weights(0)
@@ -130,14 +164,24 @@ def speed(fewshot: dict[str, Any], items: int, batch: int) -> None:
     data, scratch = where
     folder = model_folder(scratch, data, n_layer=12, n_head=12, d_model=768, n_ctx=2048)
     tokenizer, limit = load_tokenizer(folder), int(os.environ.get("ITEMS", items))
-    lines = bz2.decompress((data / "hellaswag" / "hellaswag_val_full.txt.bz2").read_bytes()).decode().splitlines(keepends=True)
+    lines = (
+        bz2.decompress((data / "hellaswag" / "hellaswag_val_full.txt.bz2").read_bytes())
+        .decode()
+        .splitlines(keepends=True)
+    )
     (scratch / "hellaswag_val.txt").write_text("".join(lines[: 6 * limit]))  # six lines an item
     (scratch / "hellaswag_train.txt").write_text("".join(lines[-6 * SHOTS_FROM :]))
     toml = TASKS / "hellaswag.toml"
     options = Options(fewshot=FewShotConfig(**fewshot), limit=limit)
-    requests = requests_of(read_task(toml), tokenizer, 2048, scratch / "hellaswag_val.txt", scratch, options)[0].requests
+    requests = requests_of(
+        read_task(toml), tokenizer, 2048, scratch / "hellaswag_val.txt", scratch, options
+    )[0].requests
     made = ours(folder, toml, scratch, {"fewshot": fewshot, "limit": limit})
-    pairs = [[tokenizer.decode(side.tolist()) for side in pair] for request in requests for pair in request.pairs]
+    pairs = [
+        [tokenizer.decode(side.tolist()) for side in pair]
+        for request in requests
+        for pair in request.pairs
+    ]
     other = run_theirs(THEIRS, {"folder": str(folder), "batch": batch, "pairs": pairs})
     print(
         f"{limit} items, K {made['result']['mean_shots']:.1f}: {made['seconds']:.1f} s, lm-evaluation-harness {other['seconds']:.1f} s: ",
@@ -145,8 +189,13 @@ def speed(fewshot: dict[str, Any], items: int, batch: int) -> None:
     )
     print(f"{other['seconds'] / made['seconds']:.2f} times as fast")
     mine = np.concatenate([record["log_probs"] for record in made["records"]])
-    print(f"  log-likelihoods differ by {np.abs(mine - [log_prob for log_prob, _ in other['found']]).max():.1e} at most")
-    megabytes = [f"{side['peak'] / 1024:.0f} MB ({(side['peak'] - side['loaded']) / 1024:.0f} above the model's)" for side in (made, other)]
+    print(
+        f"  log-likelihoods differ by {np.abs(mine - [log_prob for log_prob, _ in other['found']]).max():.1e} at most"
+    )
+    megabytes = [
+        f"{side['peak'] / 1024:.0f} MB ({(side['peak'] - side['loaded']) / 1024:.0f} above the model's)"
+        for side in (made, other)
+    ]
     print(f"  peak memory {megabytes[0]} and {megabytes[1]}", flush=True)
 
 

@@ -1,4 +1,6 @@
-"""How long a person waits for `gpt --help` and `gpt cost`, beside an interpreter that does nothing."""
+"""How long a person waits for `gpt --help` and `gpt cost`, beside an interpreter that does
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +25,12 @@ def median(*words: str) -> float:
 def run() -> None:
     bare = median("-c", "pass")
     print(f"python -c pass         {bare * 1e3:6.0f} ms")
-    for words, limit in ((["--help"], 150), (["cost", "--size", "175B"], 250), (["train", "--help"], 250)):
+    for words, limit in (
+        (["--help"], 150),
+        (["cost", "--size", "175B"], 250),
+        (["train", "--help"], 250),
+    ):
         took = median("-m", "gptcli", *words)
-        print(f"gpt {' '.join(words):<18} {took * 1e3:6.0f} ms   {took / bare:4.1f} x bare python   limit {limit} ms")
+        print(
+            f"gpt {' '.join(words):<18} {took * 1e3:6.0f} ms   {took / bare:4.1f} x bare python   limit {limit} ms"
+        )

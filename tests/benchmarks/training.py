@@ -1,4 +1,6 @@
-"""Training against nanoGPT: its Shakespeare recipe for CPUs, whole processes; and GPT-2 124M, tokens a second."""
+"""Training against nanoGPT: its Shakespeare recipe for CPUs, whole processes; and GPT-2 124M,
+tokens a second.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ VALIDATION = 0.1  # nanoGPT's split: the last tenth of the text
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A finished process: what it printed, its wall seconds, and the most memory it held, in bytes."""
+    """A finished process: what it printed, its wall seconds, and the most memory it held, in
+    bytes.
+    """
 
     printed: str
     seconds: float
@@ -36,7 +40,9 @@ class Done:
 def finish(words: Sequence[object], cwd: Path) -> Done:
     """Run a command to its end; raises CalledProcessError when it fails."""
     begin = time.perf_counter()
-    child = subprocess.Popen([sys.executable, *map(str, words)], cwd=cwd, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, *map(str, words)], cwd=cwd, stdout=subprocess.PIPE, text=True
+    )
     assert child.stdout is not None
     printed = child.stdout.read()
     _, status, usage = os.wait4(child.pid, 0)
@@ -51,7 +57,9 @@ def gpt(*words: object, cwd: Path) -> Done:
 
 
 def nanogpt(*words: str, tuned: bool = False) -> Done | None:
-    """nanoGPT's train.py, or None without a clone; `tuned` by hand for a CPU: compiled, and with the bf16 autocast it keeps for GPUs."""
+    """nanoGPT's train.py, or None without a clone; `tuned` by hand for a CPU: compiled, and with
+    the bf16 autocast it keeps for GPUs.
+    """
     clone = os.environ.get("NANOGPT")
     if not clone:
         print("nanoGPT: not measured; set NANOGPT to a clone of karpathy/nanoGPT")
@@ -62,7 +70,9 @@ def nanogpt(*words: str, tuned: bool = False) -> Done | None:
     source = script.read_text(encoding="utf-8")
     autocast = source.replace("nullcontext() if device_type == 'cpu' else ", "")
     if autocast == source:
-        raise SystemExit("train.py of this nanoGPT chooses its autocast in another way; the tuned form is not measured")
+        raise SystemExit(
+            "train.py of this nanoGPT chooses its autocast in another way; the tuned form is not measured"
+        )
     changed = Path(clone, "train_tuned.py")
     changed.write_text(autocast, encoding="utf-8")
     return finish([changed, *words, "--dtype=bfloat16", "--compile=True"], Path(clone))
@@ -89,13 +99,34 @@ def shakespeare() -> None:
         (folder / "train.txt").write_text(text[:cut], encoding="utf-8")
         (folder / "val.txt").write_text(text[cut:], encoding="utf-8")
         # 256 bytes and end-of-text: for this text, a character vocabulary
-        gpt("tokenize", "train", "train.txt", "--vocab-size", 257, "-o", "tokenizer.json", cwd=folder)
-        gpt("build-shards", "train.txt", "--tokenizer", "tokenizer.json", "--val-fraction", 0, "-o", "shards", cwd=folder)
+        gpt(
+            "tokenize",
+            "train",
+            "train.txt",
+            "--vocab-size",
+            257,
+            "-o",
+            "tokenizer.json",
+            cwd=folder,
+        )
+        gpt(
+            "build-shards",
+            "train.txt",
+            "--tokenizer",
+            "tokenizer.json",
+            "--val-fraction",
+            0,
+            "-o",
+            "shards",
+            cwd=folder,
+        )
         ours = gpt(
             "train", "--size", "gpt2", "--n-layer", 4, "--n-head", 4, "--d-model", 128, "--n-ctx", 64, "--batch-tokens", 12 * 64,
             "--tokens", 2000 * 12 * 64, "--lr", 1e-3, "--warmup-tokens", 100 * 12 * 64, "--out", "run", cwd=folder,
         )  # fmt: skip
-        loss = json.loads(gpt("eval", "run", "--text", "val.txt", "--json", cwd=folder).printed)["losses"][0]["loss"]
+        loss = json.loads(gpt("eval", "run", "--text", "val.txt", "--json", cwd=folder).printed)[
+            "losses"
+        ][0]["loss"]
         print(f"gpt train: {ours.seconds:.1f} s, validation loss {loss:.4f}")
     if "NANOGPT" in os.environ:
         characters = sorted(set(text))
@@ -108,12 +139,16 @@ def shakespeare() -> None:
     )  # fmt: skip
     if theirs:
         losses = re.findall(r"step (\d+): train loss [\d.]+, val loss ([\d.]+)", theirs.printed)
-        print(f"nanoGPT:   {theirs.seconds:.1f} s, validation loss {losses[-1][1]} (its own estimate at step {losses[-1][0]})")
+        print(
+            f"nanoGPT:   {theirs.seconds:.1f} s, validation loss {losses[-1][1]} (its own estimate at step {losses[-1][0]})"
+        )
         print(f"wall time: ours / nanoGPT = {ours.seconds / theirs.seconds:.2f}")
 
 
 def gpt2_124m(steps: int = 12) -> None:
-    """Median tokens a second over the steps after the first two, and peak memory, beside nanoGPT as it ships and as tuned by hand."""
+    """Median tokens a second over the steps after the first two, and peak memory, beside nanoGPT as
+    it ships and as tuned by hand.
+    """
     rng = np.random.default_rng(0)
     train, val = rng.integers(0, 50257, 200_000), rng.integers(0, 50257, 20_000)
     with tempfile.TemporaryDirectory() as name:
@@ -121,16 +156,23 @@ def gpt2_124m(steps: int = 12) -> None:
         write_shards(folder / "shards", train, val)
         done = gpt(
             "train", "--size", "gpt2", "--n-ctx", 1024, "--batch-tokens", 4096, "--micro-batch", 4, "--tokens", 4096 * steps,
-            "--compile", "on", "--checkpoint-every", 1000, "--out", "run", cwd=folder,  # so few steps: a checkpoint would be beside most
+            # so few steps: a checkpoint would be beside most
+            "--compile", "on", "--checkpoint-every", 1000, "--out", "run", cwd=folder,
         )  # fmt: skip
-        lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()
+        ]
         ours = statistics.median(line["tokens_per_second"] for line in lines[2:])
         print(
-            f"gpt train: {ours:.0f} tokens/s, {done.peak_memory / 1e9:.1f} GB (compiled, {lines[-1].get('precision', 'bf16')})", flush=True
+            f"gpt train: {ours:.0f} tokens/s, {done.peak_memory / 1e9:.1f} GB (compiled, {lines[-1].get('precision', 'bf16')})",
+            flush=True,
         )
     if "NANOGPT" in os.environ:
         give_nanogpt("bench_random", train, val, 50304)
-    for name, tuned, iterations in (("as it ships for CPU: fp32, not compiled", False, 3), ("tuned: bf16 autocast, compiled", True, steps)):
+    for name, tuned, iterations in (
+        ("as it ships for CPU: fp32, not compiled", False, 3),
+        ("tuned: bf16 autocast, compiled", True, steps),
+    ):
         theirs = nanogpt(
             "--dataset=bench_random", "--device=cpu", "--eval_iters=1", "--log_interval=1", "--block_size=1024", "--batch_size=4",
             "--gradient_accumulation_steps=1", f"--max_iters={iterations}", "--bias=True", "--out_dir=out-bench", tuned=tuned,
@@ -139,12 +181,19 @@ def gpt2_124m(steps: int = 12) -> None:
             return
         times = [float(ms) for ms in re.findall(r"time ([\d.]+)ms", theirs.printed)]
         peer = 4096e3 / statistics.median(times[1:])
-        print(f"nanoGPT:   {peer:.0f} tokens/s, {theirs.peak_memory / 1e9:.1f} GB ({name}); ours / theirs {ours / peer:.2f}", flush=True)
+        print(
+            f"nanoGPT:   {peer:.0f} tokens/s, {theirs.peak_memory / 1e9:.1f} GB ({name}); ours / theirs {ours / peer:.2f}",
+            flush=True,
+        )
 
 
 def write_shards(folder: Path, train: np.ndarray, val: np.ndarray) -> None:
-    """Tokens of GPT-2's vocabulary as a shard folder, one document a split, with a tokenizer nobody will ask for text."""
-    tokens = [*byte_alphabet(), *(f"{a}{b}" for a in byte_alphabet() for b in byte_alphabet())][: 50257 - 1]
+    """Tokens of GPT-2's vocabulary as a shard folder, one document a split, with a tokenizer nobody
+    will ask for text.
+    """
+    tokens = [*byte_alphabet(), *(f"{a}{b}" for a in byte_alphabet() for b in byte_alphabet())][
+        : 50257 - 1
+    ]
     tokenizer = Tokenizer([*tokens, END_OF_TEXT], [])
     folder.mkdir(parents=True)
     tokenizer.save(folder / "tokenizer.json")

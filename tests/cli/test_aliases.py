@@ -1,4 +1,6 @@
-"""Words of other tools: every alias leads to an option that exists, shadows none, and is one answer with exit code 2."""
+"""Words of other tools: every alias leads to an option that exists, shadows none, and is one answer
+with exit code 2.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,16 @@ from typing import Any
 import pytest
 import typer
 
-from gptcli.cli.aliases import COMMANDS, EVERYWHERE, OF_COMMAND, Ours, answer_key, corrected, find, table_of
+from gptcli.cli.aliases import (
+    COMMANDS,
+    EVERYWHERE,
+    OF_COMMAND,
+    Ours,
+    answer_key,
+    corrected,
+    find,
+    table_of,
+)
 from gptcli.cli.app import COMMANDS as OURS
 from gptcli.cli.app import build_app
 from gptcli.cli.command import option_table
@@ -119,15 +130,19 @@ def test_commands_of_other_tools(typed: str) -> None:
         ("--lr 1 --xyzzy 2", ""),
     ],
 )
-def test_corrected_lines(args: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_corrected_lines(
+    args: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert corrected("gpt train", shlex.split(args), options_of("gpt train")) == line
 
 
 def test_arguments_and_days_are_carried_over() -> None:
-    assert corrected("gpt sample", ["--prompt", "a b", "--model", "run", "--max-new-tokens", "5"], options_of("gpt sample")) == (
-        "gpt sample run 'a b' --max-tokens 5"
-    )
+    assert corrected(
+        "gpt sample",
+        ["--prompt", "a b", "--model", "run", "--max-new-tokens", "5"],
+        options_of("gpt sample"),
+    ) == ("gpt sample run 'a b' --max-tokens 5")
     assert corrected("gpt cost", ["--days", "3"], options_of("gpt cost")) == "gpt cost --hours 72"
 
 
@@ -138,13 +153,24 @@ def test_an_epoch_is_the_shards_tokens(tmp_path: Path, monkeypatch: pytest.Monke
         def tokens(self, split: str) -> int:
             return {"train": 1000}[split]
 
-    monkeypatch.setattr(manifest, "read_manifest", lambda folder: {Path("shards"): Shards()}[folder])
-    assert corrected("gpt train", ["--epochs", "3"], options_of("gpt train")) == "gpt train --tokens 3000"
+    monkeypatch.setattr(
+        manifest, "read_manifest", lambda folder: {Path("shards"): Shards()}[folder]
+    )
+    assert (
+        corrected("gpt train", ["--epochs", "3"], options_of("gpt train"))
+        == "gpt train --tokens 3000"
+    )
 
 
 def test_words_are_found_however_they_are_spelled() -> None:
     table = {"learning-rate": Ours("--lr")}
-    for word in ("--learning-rate", "-learning_rate", "learning_rate", "--optimizer.learning_rate", "--Learning-Rate"):
+    for word in (
+        "--learning-rate",
+        "-learning_rate",
+        "learning_rate",
+        "--optimizer.learning_rate",
+        "--Learning-Rate",
+    ):
         assert find(word, table) == Ours("--lr")
     assert find("--rate", table) is None
 
@@ -153,7 +179,10 @@ def test_words_are_found_however_they_are_spelled() -> None:
     ("key", "hint"),
     [
         ("learning_rate", "here it is called lr"),
-        ("batch-size", "here it is called batch_tokens: a batch is counted in tokens here, not in sequences"),
+        (
+            "batch-size",
+            "here it is called batch_tokens: a batch is counted in tokens here, not in sequences",
+        ),
         ("bf16", 'here it is called precision = "bf16"'),
         ("n_layr", "did you mean n_layer?"),
         ("wandb", "metrics.jsonl and report.html"),

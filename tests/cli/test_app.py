@@ -17,7 +17,9 @@ from gptcli.errors import InputError, RunError
 
 
 def homeless() -> RuntimeError:
-    """What pathlib raises for a user without a home folder, asked for that of one who does not exist."""
+    """What pathlib raises for a user without a home folder, asked for that of one who does not
+    exist.
+    """
     with pytest.raises(RuntimeError) as caught:
         Path("~no.such.user/cache").expanduser()
     return caught.value
@@ -38,9 +40,9 @@ def test_every_help(gpt: Any, command: str) -> None:
     text = gpt(command, "--help").stdout
     assert "Usage: gpt" in text
     assert text.count(f"gpt {command}") >= 3, "usage and two examples"
-    assert not re.findall(r"--[a-z-]+ .*<(?:list\[)?(?:str|int|float|path).*", text, re.IGNORECASE), (
-        "a value is named, not its type in Python"
-    )
+    assert not re.findall(
+        r"--[a-z-]+ .*<(?:list\[)?(?:str|int|float|path).*", text, re.IGNORECASE
+    ), "a value is named, not its type in Python"
 
 
 def test_unknown_command(gpt: Any) -> None:
@@ -55,7 +57,11 @@ def test_unknown_command(gpt: Any) -> None:
         (InputError("broken", where="a:1", hint="mend it"), 2, "gpt: a:1: broken\n  mend it\n"),
         (RunError("lost a worker"), 1, "gpt: lost a worker\n"),
         (OSError(errno.ENOSPC, "No space left on device", "x.bin"), 1, "the disk is full"),
-        (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), 2, "gpt: x: no such file or directory"),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "x"),
+            2,
+            "gpt: x: no such file or directory",
+        ),
         (PermissionError(errno.EACCES, "Permission denied", "x"), 2, "gpt: x: permission denied"),
         (ValueError("surprise"), 1, "this is a bug"),
         (homeless(), 2, "name one: HOME=/path gpt ..."),
@@ -63,7 +69,11 @@ def test_unknown_command(gpt: Any) -> None:
     ],
 )
 def test_errors_become_one_message(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, message: str
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    message: str,
 ) -> None:
     def build(argv: list[str]) -> typer.Typer:
         app = typer.Typer(pretty_exceptions_enable=False)

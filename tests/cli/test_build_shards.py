@@ -1,4 +1,6 @@
-"""`gpt build-shards` as a user runs it: what it prints, what it refuses, and that it can be killed at any moment."""
+"""`gpt build-shards` as a user runs it: what it prints, what it refuses, and that it can be killed
+at any moment.
+"""
 
 from __future__ import annotations
 
@@ -35,16 +37,33 @@ def corpus(tmp_path: Path) -> Path:
     lines = [" ".join(chance.choices(words, k=chance.randrange(1, 60))) for _ in range(15_000)]
     (tmp_path / "corpus").mkdir()
     for number in range(3):
-        (tmp_path / f"corpus/{number}.txt").write_text("\n".join(lines[number::3]), encoding="utf-8")
+        (tmp_path / f"corpus/{number}.txt").write_text(
+            "\n".join(lines[number::3]), encoding="utf-8"
+        )
     return tmp_path
 
 
-ARGUMENTS = ("build-shards", "corpus", "--tokenizer", "tokenizer.json", "--documents", "line", "--shard-tokens", "200k", "--workers", "2")
+ARGUMENTS = (
+    "build-shards",
+    "corpus",
+    "--tokenizer",
+    "tokenizer.json",
+    "--documents",
+    "line",
+    "--shard-tokens",
+    "200k",
+    "--workers",
+    "2",
+)
 
 
 def shards(folder: Path) -> dict[str, str]:
     """Every file and its SHA-256, but for those that tell the command line or the inputs' names."""
-    return {path.name: sha256(path) for path in folder.iterdir() if path.name not in ("build.toml", "resume.json", "report.md")}
+    return {
+        path.name: sha256(path)
+        for path in folder.iterdir()
+        if path.name not in ("build.toml", "resume.json", "report.md")
+    }
 
 
 def test_from_text_to_shards(corpus: Path, gpt: Gpt) -> None:
@@ -62,7 +81,10 @@ def test_from_text_to_shards(corpus: Path, gpt: Gpt) -> None:
     assert "shard_tokens = 200000" in config
     assert "seed = 0" in config
     assert gpt(*ARGUMENTS, "--resume").stderr == f"{Path('shards/manifest.json')} is up to date\n"
-    assert "the output folder is not empty\n  --resume goes on with it; another -o leaves it as it is" in gpt(*ARGUMENTS, code=2).stderr
+    assert (
+        "the output folder is not empty\n  --resume goes on with it; another -o leaves it as it is"
+        in gpt(*ARGUMENTS, code=2).stderr
+    )
     report = json.loads(gpt(*ARGUMENTS, "--force", "--seed", "4", "--json").stdout)
     assert report["schema"] == "gpt.build-shards/1"
     assert report["train"]["tokens"] == manifest.tokens("train")
@@ -76,7 +98,10 @@ def test_one_worker_and_standard_input(corpus: Path, gpt: Gpt) -> None:
     gpt("build-shards", "corpus/0.txt", *one, "-o", "file")
     gpt("build-shards", "-", *one, "-o", "stdin", stdin=text)
     assert shards(corpus / "file") == shards(corpus / "stdin")
-    assert "cannot be resumed" in gpt("build-shards", "-", *one, "-o", "stdin", "--resume", stdin=text, code=2).stderr
+    assert (
+        "cannot be resumed"
+        in gpt("build-shards", "-", *one, "-o", "stdin", "--resume", stdin=text, code=2).stderr
+    )
 
 
 SMALL_UNITS = "import gptcli.cli, gptcli.corpus.settings as its; its.UNIT_CHARACTERS = (1 << 18, 1 << 18); gptcli.cli.main()"
@@ -131,7 +156,9 @@ def test_killed_at_any_moment_and_resumed(corpus: Path, gpt: Gpt) -> None:
 
 @pytest.mark.parametrize("files_made", [0, 4])
 def test_interrupted(corpus: Path, files_made: int) -> None:
-    """Ctrl-C, while the workers start and while they work: no traceback from anyone, and nobody stays behind."""
+    """Ctrl-C, while the workers start and while they work: no traceback from anyone, and nobody
+    stays behind.
+    """
     with start(corpus) as process:
         while not (corpus / "shards/resume.json").exists():
             time.sleep(0.002)
@@ -144,7 +171,9 @@ def test_interrupted(corpus: Path, files_made: int) -> None:
     assert not (corpus / "shards/manifest.json").exists()
 
 
-def test_a_full_disk(corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def full(_: int) -> None:
         if len(list(corpus.glob("shards/.work/unit-*"))) > 2:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -169,13 +198,24 @@ def test_configuration_file(corpus: Path, gpt: Gpt) -> None:
     manifest = read_manifest(corpus / "from-file")
     assert manifest.val_fraction == 0.25
     lines = (corpus / "from-file/build.toml").read_text().splitlines()
-    assert any(line.startswith("val_fraction = 0.25") and line.endswith("# option") for line in lines)
-    assert any(line.startswith("shard_tokens = 1000000") and line.endswith("# build.toml") for line in lines)
-    gpt("build-shards", "--config", "from-file/build.toml", "-o", "again")  # the resolved configuration is one
-    assert (corpus / "again/manifest.json").read_bytes() == (corpus / "from-file/manifest.json").read_bytes()
+    assert any(
+        line.startswith("val_fraction = 0.25") and line.endswith("# option") for line in lines
+    )
+    assert any(
+        line.startswith("shard_tokens = 1000000") and line.endswith("# build.toml")
+        for line in lines
+    )
+    # the resolved configuration is one
+    gpt("build-shards", "--config", "from-file/build.toml", "-o", "again")
+    assert (corpus / "again/manifest.json").read_bytes() == (
+        corpus / "from-file/manifest.json"
+    ).read_bytes()
     for text, message in (
         ("colour = 1", "build.toml:1: unknown key 'colour'"),
-        ("seed = 1\nval_fracton = 1", "build.toml:2: unknown key 'val_fracton'\n  did you mean val_fraction?"),
+        (
+            "seed = 1\nval_fracton = 1",
+            "build.toml:2: unknown key 'val_fracton'\n  did you mean val_fraction?",
+        ),
         ('inputs = "a"', "inputs: 'a' is not a list of strings"),
         ("tokenizer = 3", "tokenizer: 3 is not a string"),
         ("workers = 1.5", "workers: 1.5 is not a whole number"),
@@ -204,28 +244,72 @@ def test_dry_run(corpus: Path, gpt: Gpt) -> None:
         (["none", "-t", "tokenizer.json"], "gpt: none: no such file or folder"),
         (["corpus", "-t", "none.json"], "gpt: none.json: no such tokenizer"),
         (["corpus", "-t", "corpus"], "gpt: corpus: the folder holds no tokenizer"),
-        (["corpus", "-t", "tokenizer.json", "--val-fraction", "1"], "gpt: --val-fraction: 1 is out of range"),
-        (["corpus", "-t", "tokenizer.json", "--val-fraction", "-0.5"], "gpt: --val-fraction: -0.5 is out of range"),
-        (["corpus", "-t", "tokenizer.json", "--val-fraction", "ten"], "gpt: --val-fraction: 'ten' is not a quantity"),
-        (["corpus", "-t", "tokenizer.json", "--shard-tokens", "0"], "gpt: --shard-tokens: 0 is out of range"),
-        (["corpus", "-t", "tokenizer.json", "--shard-tokens", "1.5"], "gpt: --shard-tokens: '1.5' is not a whole number"),
-        (["corpus", "-t", "tokenizer.json", "--shard-tokens", "3B"], "gpt: --shard-tokens: 3B is out of range"),
+        (
+            ["corpus", "-t", "tokenizer.json", "--val-fraction", "1"],
+            "gpt: --val-fraction: 1 is out of range",
+        ),
+        (
+            ["corpus", "-t", "tokenizer.json", "--val-fraction", "-0.5"],
+            "gpt: --val-fraction: -0.5 is out of range",
+        ),
+        (
+            ["corpus", "-t", "tokenizer.json", "--val-fraction", "ten"],
+            "gpt: --val-fraction: 'ten' is not a quantity",
+        ),
+        (
+            ["corpus", "-t", "tokenizer.json", "--shard-tokens", "0"],
+            "gpt: --shard-tokens: 0 is out of range",
+        ),
+        (
+            ["corpus", "-t", "tokenizer.json", "--shard-tokens", "1.5"],
+            "gpt: --shard-tokens: '1.5' is not a whole number",
+        ),
+        (
+            ["corpus", "-t", "tokenizer.json", "--shard-tokens", "3B"],
+            "gpt: --shard-tokens: 3B is out of range",
+        ),
         (["corpus", "-t", "tokenizer.json", "--workers", "0"], "gpt: --workers: 0 is out of range"),
-        (["corpus", "-t", "tokenizer.json", "--documents", "word"], "gpt: --documents: unknown kind of document 'word'"),
-        (["corpus", "-t", "tokenizer.json", "--on-error", "ignore"], "gpt: --on-error: unknown on_error 'ignore'"),
-        (["corpus", "-t", "tokenizer.json", "--encoder", "fast"], "gpt: --encoder: unknown encoder 'fast'"),
-        (["corpus", "-t", "tokenizer.json", "--format", "nano"], "gpt: --format: unknown format 'nano'\n  did you mean nanogpt"),
+        (
+            ["corpus", "-t", "tokenizer.json", "--documents", "word"],
+            "gpt: --documents: unknown kind of document 'word'",
+        ),
+        (
+            ["corpus", "-t", "tokenizer.json", "--on-error", "ignore"],
+            "gpt: --on-error: unknown on_error 'ignore'",
+        ),
+        (
+            ["corpus", "-t", "tokenizer.json", "--encoder", "fast"],
+            "gpt: --encoder: unknown encoder 'fast'",
+        ),
+        (
+            ["corpus", "-t", "tokenizer.json", "--format", "nano"],
+            "gpt: --format: unknown format 'nano'\n  did you mean nanogpt",
+        ),
         (["--verify", "corpus"], "gpt: corpus: not a shard folder"),
         (["corpus", "-t", "tokenizer.json", "-o", "."], "lies inside the output folder"),
-        (["corpus", "-t", "tokenizer.json", "-o", "tokenizer.json"], "gpt: tokenizer.json: is not a folder"),
-        (["corpus", "-t", "tokenizer.json", "--resume", "--force"], "--resume and --force contradict each other"),
-        (["corpus/empty.txt", "-t", "tokenizer.json"], "gpt: corpus/empty.txt: there is no text in the inputs"),
-        (["corpus/latin.txt", "-t", "tokenizer.json"], "gpt: corpus/latin.txt: not valid UTF-8 at byte 3"),
+        (
+            ["corpus", "-t", "tokenizer.json", "-o", "tokenizer.json"],
+            "gpt: tokenizer.json: is not a folder",
+        ),
+        (
+            ["corpus", "-t", "tokenizer.json", "--resume", "--force"],
+            "--resume and --force contradict each other",
+        ),
+        (
+            ["corpus/empty.txt", "-t", "tokenizer.json"],
+            "gpt: corpus/empty.txt: there is no text in the inputs",
+        ),
+        (
+            ["corpus/latin.txt", "-t", "tokenizer.json"],
+            "gpt: corpus/latin.txt: not valid UTF-8 at byte 3",
+        ),
         (["corpus/bad.jsonl", "-t", "tokenizer.json"], "gpt: corpus/bad.jsonl:2: "),
         (["--config", "none.toml"], "gpt: none.toml: no such configuration file"),
     ],
 )
-def test_bad_input_is_one_message(corpus: Path, gpt: Gpt, arguments: list[str], message: str) -> None:
+def test_bad_input_is_one_message(
+    corpus: Path, gpt: Gpt, arguments: list[str], message: str
+) -> None:
     (corpus / "corpus/empty.txt").touch()
     (corpus / "corpus/latin.txt").write_bytes("Grüße".encode("latin-1")[:2] + b"a\xfc")
     (corpus / "corpus/bad.jsonl").write_text('{"text": "a"}\n{"txt": "b"}\n')
@@ -239,9 +323,17 @@ def test_bad_input_is_one_message(corpus: Path, gpt: Gpt, arguments: list[str], 
 
 def test_what_is_broken_is_skipped_when_asked(corpus: Path, gpt: Gpt) -> None:
     (corpus / "bad.jsonl").write_text('{"text": "a"}\n{"txt": "b"}\n{"text": "c"}\n')
-    report = json.loads(gpt("build-shards", "bad.jsonl", "-t", "tokenizer.json", "--on-error", "skip", "--json").stdout)
+    report = json.loads(
+        gpt(
+            "build-shards", "bad.jsonl", "-t", "tokenizer.json", "--on-error", "skip", "--json"
+        ).stdout
+    )
     source = report["sources"][0]
-    assert (source["documents_in"], source["documents_kept"], source["dropped"]) == (3, 2, {"no text field": 1})
+    assert (source["documents_in"], source["documents_kept"], source["dropped"]) == (
+        3,
+        2,
+        {"no text field": 1},
+    )
 
 
 def test_verify_and_nanogpt(corpus: Path, gpt: Gpt) -> None:
@@ -249,11 +341,16 @@ def test_verify_and_nanogpt(corpus: Path, gpt: Gpt) -> None:
     manifest = read_manifest(corpus / "shards")
     assert (corpus / "shards/train.bin").stat().st_size == 2 * manifest.tokens("train")
     assert "report.md beside it" in gpt("build-shards", "--verify", "shards").stdout
-    report = json.loads(gpt("build-shards", "corpus/0.txt", "--overlap", "shards", "--workers", 1, "--json").stdout)
-    assert 0.7 < report["overlap"][0]["share"] < 0.8  # all but the grams that cross from a line to the next
+    report = json.loads(
+        gpt("build-shards", "corpus/0.txt", "--overlap", "shards", "--workers", 1, "--json").stdout
+    )
+    # all but the grams that cross from a line to the next
+    assert 0.7 < report["overlap"][0]["share"] < 0.8
     assert report["false_positives"] < 1e-8
     (corpus / "other.txt").write_text("eight words that do not stand there together")
-    assert gpt("build-shards", "other.txt", "--overlap", "shards", "--workers", 1).stdout.startswith("other.txt    0.00% of 1 8-grams\n")
+    assert gpt(
+        "build-shards", "other.txt", "--overlap", "shards", "--workers", 1
+    ).stdout.startswith("other.txt    0.00% of 1 8-grams\n")
     shard = corpus / "shards/train-000001.bin"
     data = shard.read_bytes()
     shard.write_bytes(data[:2000] + b"a" + data[2001:])
@@ -302,6 +399,14 @@ documents = "line"
     assert "% of the mixture" in done.stdout
     assert "(GPT-3: 3.4)" in done.stdout
     assert "sources = {" in (corpus / "shards/build.toml").read_text()
-    (corpus / "recipe.toml").write_text('tokenizer = "tokenizer.json"\n[sources.a]\ninputs = ["corpus"]\nwieght = 3\n')
-    assert "sources.a: unknown key 'wieght'" in gpt("build-shards", "--config", "recipe.toml", "-o", "x", code=2).stderr
-    assert "both INPUT and a recipe" in gpt("build-shards", "corpus", "--config", "recipe.toml", "-o", "x", code=2).stderr
+    (corpus / "recipe.toml").write_text(
+        'tokenizer = "tokenizer.json"\n[sources.a]\ninputs = ["corpus"]\nwieght = 3\n'
+    )
+    assert (
+        "sources.a: unknown key 'wieght'"
+        in gpt("build-shards", "--config", "recipe.toml", "-o", "x", code=2).stderr
+    )
+    assert (
+        "both INPUT and a recipe"
+        in gpt("build-shards", "corpus", "--config", "recipe.toml", "-o", "x", code=2).stderr
+    )

@@ -1,4 +1,6 @@
-"""How every command reads its line: one message for what is wrong, exit code 2, and nothing typed is taken for something else."""
+"""How every command reads its line: one message for what is wrong, exit code 2, and nothing typed
+is taken for something else.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ from gptcli.cli.command import FREE_TEXT, Word, is_option, option_table, read_wo
 from gptcli.cli.config import NUMBERS
 from gptcli.errors import UsageError
 
-PATHS = (*((name,) for name in COMMANDS if name != "tokenize"), *(("tokenize", name) for name in ("train", "encode", "decode")))
+PATHS = (
+    *((name,) for name in COMMANDS if name != "tokenize"),
+    *(("tokenize", name) for name in ("train", "encode", "decode")),
+)
 ALWAYS = ("--help", "-h")
 
 
@@ -32,7 +37,9 @@ def command_at(path: tuple[str, ...]) -> tuple[Any, Any]:
 
 def run(*argv: str) -> Any:
     """Run a command line in this process; errors are raised."""
-    return typer.main.get_command(build_app(list(argv))).main(list(argv), prog_name="gpt", standalone_mode=False)
+    return typer.main.get_command(build_app(list(argv))).main(
+        list(argv), prog_name="gpt", standalone_mode=False
+    )
 
 
 def refused(*argv: str) -> UsageError:
@@ -44,7 +51,9 @@ def refused(*argv: str) -> UsageError:
 
 
 @pytest.mark.parametrize("path", PATHS, ids=" ".join)
-def test_help_names_values_and_no_types(path: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_values_and_no_types(
+    path: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
     run(*path, "--help")
     text = capsys.readouterr().out
     assert not re.search(r"<(bool|int|str|float|list|path)", text, re.IGNORECASE)
@@ -60,7 +69,9 @@ def test_every_option_explains_itself(path: tuple[str, ...]) -> None:
     command, ctx = command_at(path)
     for param in command.get_params(ctx):
         assert re.match(r"[A-Z1]", param.help), f"{param.name}: {param.help}"
-        assert not re.match(r"(Of|What|Which|Where|Whether|How|As) ", param.help), f"{param.name} needs its neighbours: {param.help}"
+        assert not re.match(r"(Of|What|Which|Where|Whether|How|As) ", param.help), (
+            f"{param.name} needs its neighbours: {param.help}"
+        )
         assert param.help.endswith("."), param.help
         assert len(param.help.split()) > 1
 
@@ -80,27 +91,52 @@ def test_shared_options_look_alike() -> None:
     for path in PATHS:
         command, ctx = command_at(path)
         for name, param in option_table(command, ctx).items():
-            if name in ("--force", "--json", "--seed", "--config", "--device", "--resume", "--dry-run", "--layout", "--recompute"):
+            if name in (
+                "--force",
+                "--json",
+                "--seed",
+                "--config",
+                "--device",
+                "--resume",
+                "--dry-run",
+                "--layout",
+                "--recompute",
+            ):
                 shown.setdefault(name, set()).add(str(param.metavar))
     assert {name: len(metavars) for name, metavars in shown.items()} == dict.fromkeys(shown, 1)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=" ".join)
-def test_numbers_out_of_range_name_their_option(path: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_out_of_range_name_their_option(
+    path: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     command, ctx = command_at(path)
     needed = [
-        word for param in command.get_params(ctx) if param.required for word in ([param.opts[0], "x"] if param.opts[0][0] == "-" else ["x"])
+        word
+        for param in command.get_params(ctx)
+        if param.required
+        for word in ([param.opts[0], "x"] if param.opts[0][0] == "-" else ["x"])
     ]
     if path == ("cost",):  # whose numbers are read once it knows the question
         needed = []
     for name, param in option_table(command, ctx).items():
-        if not name.startswith("--") or param.name not in NUMBERS or param.metavar in ("FILE", *FREE_TEXT):
+        if (
+            not name.startswith("--")
+            or param.name not in NUMBERS
+            or param.metavar in ("FILE", *FREE_TEXT)
+        ):
             continue
         for value in ("1e400", "-1", "nan", "inf", "many", "1e300"):
             if (value, param.name) == ("1e300", "flops"):
                 continue
-            error = refused(*path, *needed, *(["--dry-run"] if path == ("train",) else []), *alone(path, param.name), f"{name}={value}")
+            error = refused(
+                *path,
+                *needed,
+                *(["--dry-run"] if path == ("train",) else []),
+                *alone(path, param.name),
+                f"{name}={value}",
+            )
             assert error.where == name, f"{name} {value}: {error}"
     assert not list(tmp_path.iterdir())
 
@@ -113,7 +149,11 @@ def alone(path: tuple[str, ...], name: str) -> list[str]:
     if name == "memory":
         return ["--tflops", "10"]
     if name in shape:
-        return [f"--{other.replace('_', '-')}={value}" for other, value in shape.items() if other != name]
+        return [
+            f"--{other.replace('_', '-')}={value}"
+            for other, value in shape.items()
+            if other != name
+        ]
     return []
 
 
@@ -123,7 +163,9 @@ def test_an_empty_value_is_refused(path: tuple[str, ...]) -> None:
     for name, param in option_table(command, ctx).items():
         if not param.is_flag and param.metavar not in FREE_TEXT:
             assert refused(*path, name, "").what == "is empty"
-    first = next((param for param in command.get_params(ctx) if param.param_type_name == "argument"), None)
+    first = next(
+        (param for param in command.get_params(ctx) if param.param_type_name == "argument"), None
+    )
     assert first is not None
     assert (refused(*path, "").where, refused(*path, "").what) == (first.metavar, "is empty")
 
@@ -147,7 +189,10 @@ def test_misspelt_options() -> None:
     error = refused("train", "--n-layr", "4")
     assert (error.where, error.what) == ("--n-layr", "gpt train has no such option")
     assert error.hint == "did you mean --n-layer? gpt train --help lists all options"
-    assert refused("train", "--learning-rte", "1").hint == "did you mean --lr? gpt train --help lists all options"
+    assert (
+        refused("train", "--learning-rte", "1").hint
+        == "did you mean --lr? gpt train --help lists all options"
+    )
     for name in ("--xyzzy", "--nonsense", "--colour", "--hello"):
         assert refused("train", name).hint == "gpt train --help lists all options"
 
@@ -166,27 +211,41 @@ def test_a_short_option_of_other_commands() -> None:
 
 def test_missing_arguments() -> None:
     assert (refused("sample").where, refused("sample").what) == ("RUN", "is missing")
-    assert (refused("tokenize", "encode", "a").where, refused("eval").where) == ("--tokenizer", "RUN")
+    assert (refused("tokenize", "encode", "a").where, refused("eval").where) == (
+        "--tokenizer",
+        "RUN",
+    )
 
 
 @pytest.mark.parametrize(
     ("argv", "hint"),
     [
-        (["sample", "run", "once", "upon a", "time", "--seed", "3"], "quote it:\ngpt sample run 'once upon a time' --seed 3"),
+        (
+            ["sample", "run", "once", "upon a", "time", "--seed", "3"],
+            "quote it:\ngpt sample run 'once upon a time' --seed 3",
+        ),
         (["--size", "350M", "train"], "gpt train --size 350M"),
         (["350M", "train"], "gpt train 350M"),
         (["train", "350m"], "gpt train --size 350M"),
         (["cost", "175B"], "gpt cost --size 175B"),
         (["eval", "lambada", "run"], "gpt eval run --task lambada --data FOLDER"),
-        (["tokenize", "corpus.txt"], "its commands are train, encode, decode:\ngpt tokenize train corpus.txt"),
+        (
+            ["tokenize", "corpus.txt"],
+            "its commands are train, encode, decode:\ngpt tokenize train corpus.txt",
+        ),
         (["tokenize", "trian", "corpus.txt"], "did you mean train?\ngpt tokenize train corpus.txt"),
-        (["tokenize", "--vocab-size", "400", "train", "a"], "gpt tokenize train --vocab-size 400 a"),
+        (
+            ["tokenize", "--vocab-size", "400", "train", "a"],
+            "gpt tokenize train --vocab-size 400 a",
+        ),
         (["trian", "--size", "gpt2"], "did you mean train?\ngpt train --size gpt2"),
         (["train", "-out", "runs/x", "--size", "gpt2"], "gpt train --out runs/x --size gpt2"),
         (["train", "lr=3e-4", "--size", "gpt2"], "gpt train --lr 3e-4 --size gpt2"),
     ],
 )
-def test_what_is_in_the_wrong_order(argv: list[str], hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_in_the_wrong_order(
+    argv: list[str], hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert refused(*argv).hint == hint
 
@@ -242,7 +301,9 @@ spelled = st.one_of(  # a word as it is read, and ways to type it
             ]
         )
     ),
-    st.text("xyz/.1", min_size=1, max_size=5).map(lambda text: (Word("-a", text, True), [f"-a{text}"])),
+    st.text("xyz/.1", min_size=1, max_size=5).map(
+        lambda text: (Word("-a", text, True), [f"-a{text}"])
+    ),
     st.just((Word("--flag", None, False), ["--flag"])),
     st.just((Word("--other", None, None), ["--other"])),
     st.just((Word("--other", "1", None), ["--other=1"])),
@@ -250,11 +311,16 @@ spelled = st.one_of(  # a word as it is read, and ways to type it
 
 
 @given(st.lists(spelled, max_size=6), st.lists(words, max_size=3))
-def test_a_line_is_read_as_it_was_meant(typed: list[tuple[Word, list[str]]], behind: list[str]) -> None:
+def test_a_line_is_read_as_it_was_meant(
+    typed: list[tuple[Word, list[str]]], behind: list[str]
+) -> None:
     args = [part for _, parts in typed for part in parts]
     meant = [word for word, _ in typed]
     assert list(read_words(args, TAKES.get)) == meant
-    assert list(read_words([*args, "--", *behind], TAKES.get)) == [*meant, *(Word("", word) for word in behind)]
+    assert list(read_words([*args, "--", *behind], TAKES.get)) == [
+        *meant,
+        *(Word("", word) for word in behind),
+    ]
 
 
 @given(st.sampled_from(PATHS), st.lists(words, min_size=1, max_size=5))

@@ -1,4 +1,6 @@
-"""What each shell is offered: the shell's own script asks the command through the environment, and so do these tests."""
+"""What each shell is offered: the shell's own script asks the command through the environment, and
+so do these tests.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,10 @@ import pytest
 ASKED = {
     "bash": lambda words: {"COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)},
     "zsh": lambda words: {"_TYPER_COMPLETE_ARGS": " ".join(words)},
-    "fish": lambda words: {"_TYPER_COMPLETE_ARGS": " ".join(words), "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+    "fish": lambda words: {
+        "_TYPER_COMPLETE_ARGS": " ".join(words),
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    },
 }
 
 
@@ -31,5 +36,7 @@ def test_it_offers(gpt, shell, line, offered, not_offered):
 
 @pytest.mark.parametrize("shell", ASKED)
 def test_the_script_for_each_shell(gpt, shell):
-    script = gpt("--show-completion", shell, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1").stdout
+    script = gpt(
+        "--show-completion", shell, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1"
+    ).stdout
     assert f"_GPT_COMPLETE=complete_{shell}" in script

@@ -9,13 +9,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.cli.config import NUMBERS, Number, Resolved, count, option, quantity, read_config, read_option, resolved_toml, updated_toml
+from gptcli.cli.config import (
+    NUMBERS,
+    Number,
+    Resolved,
+    count,
+    option,
+    quantity,
+    read_config,
+    read_option,
+    resolved_toml,
+    updated_toml,
+)
 from gptcli.errors import InputError, UsageError
 
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("12k", 12e3), ("0.5M", 5e5), ("300B", 3e11), ("3.14e23", 3.14e23), ("1_000", 1e3), ("2 t", 2e12), (".5m", 5e5), (7, 7), ("1G", 1e9)],
+    [
+        ("12k", 12e3),
+        ("0.5M", 5e5),
+        ("300B", 3e11),
+        ("3.14e23", 3.14e23),
+        ("1_000", 1e3),
+        ("2 t", 2e12),
+        (".5m", 5e5),
+        (7, 7),
+        ("1G", 1e9),
+    ],
 )
 def test_quantities(text: str | int, value: float) -> None:
     assert quantity(text) == pytest.approx(value)
@@ -46,9 +67,15 @@ def test_config_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("lr = 1\n\nbatch_token = 3\n", r"a\.toml:3: unknown key 'batch_token'\n  did you mean batch_tokens\?"),
+        (
+            "lr = 1\n\nbatch_token = 3\n",
+            r"a\.toml:3: unknown key 'batch_token'\n  did you mean batch_tokens\?",
+        ),
         ("lr = 1\nlr = 2\n", r"a\.toml:2: not valid TOML: given twice: lr = 2"),
-        ("size = 'x'\nbatch_tokens = 'many'\n", r"a\.toml:2: batch_tokens: 'many' is not a quantity"),
+        (
+            "size = 'x'\nbatch_tokens = 'many'\n",
+            r"a\.toml:2: batch_tokens: 'many' is not a quantity",
+        ),
         ("[lr]\nx = 1\n", r"a\.toml:1: lr: "),
     ],
 )
@@ -96,7 +123,9 @@ def test_an_option_names_itself_where_its_value_is_refused() -> None:
     assert "12k" in str(caught.value.hint)
 
 
-def test_a_resolved_file_is_brought_up_to_date_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resolved_file_is_brought_up_to_date_line_by_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("sys.argv", ["gpt", "train"])
     first, resolved = Resolved(), Resolved()
     first.put({"lr": 1e-3, "keep": 2, "out": "a = b"}, "paper")
@@ -109,7 +138,11 @@ def test_a_resolved_file_is_brought_up_to_date_line_by_line(monkeypatch: pytest.
     assert tomllib.loads(after) == resolved.values
     remarks = [line for line in after.splitlines() if line.startswith("#")]
     assert remarks == [*before.splitlines()[:3], "# resumed by: gpt train --resume --keep 5"]
-    origins = {line.partition(" = ")[0]: line.rpartition("  # ")[2] for line in after.splitlines() if " = " in line}
+    origins = {
+        line.partition(" = ")[0]: line.rpartition("  # ")[2]
+        for line in after.splitlines()
+        if " = " in line
+    }
     assert origins == {"lr": "paper", "keep": "option", "out": "paper", "track": "option"}
     for by_hand in ("lr=1e-3\nkeep=2\n", 'keep = 2\nbatch-tokens = 3\nout = """\na"""\n', ""):
         assert tomllib.loads(updated_toml(by_hand, resolved)) == resolved.values
@@ -131,15 +164,21 @@ def test_quantities_are_finite() -> None:
         (Number(1, 5000, whole=True), ["1", 2, "5k"], ["0", "6k", "1e400", -3]),
     ],
 )
-def test_numbers_have_ranges(number: Number, good: list[str | float], bad: list[str | float]) -> None:
+def test_numbers_have_ranges(
+    number: Number, good: list[str | float], bad: list[str | float]
+) -> None:
     for text in good:
         assert number(text) == quantity(text)
         assert isinstance(number(text), int if number.whole else float)
     for text in bad:
         with pytest.raises(UsageError, match="out of range") as caught:
             number(text)
-        assert str(caught.value.hint).startswith("a whole number at least" if number.whole else "a number a")
-    with pytest.raises(UsageError, match="not a whole number" if number.whole else "not a quantity"):
+        assert str(caught.value.hint).startswith(
+            "a whole number at least" if number.whole else "a number a"
+        )
+    with pytest.raises(
+        UsageError, match="not a whole number" if number.whole else "not a quantity"
+    ):
         number("1.5" if number.whole else "nan")
 
 

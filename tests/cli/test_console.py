@@ -21,14 +21,24 @@ from gptcli.cli import console
 from gptcli.cli.console import ConsoleEvents, print_json
 
 
-def test_plain_lines_come_ever_further_apart(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_lines_come_ever_further_apart(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     clock = [100.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
     events = ConsoleEvents()
     times: list[float] = []
     lines: list[str] = []
     for done in range(86_401):  # a day, a second each
-        events.progress("train", done * 1000, 86_400_000, "tokens", step=done, loss=4.25, tokens_per_second=1000.0)
+        events.progress(
+            "train",
+            done * 1000,
+            86_400_000,
+            "tokens",
+            step=done,
+            loss=4.25,
+            tokens_per_second=1000.0,
+        )
         shown = capsys.readouterr() if done % 5 == 0 else None
         if shown is not None and shown.err:
             assert not shown.out
@@ -39,7 +49,10 @@ def test_plain_lines_come_ever_further_apart(monkeypatch: pytest.MonkeyPatch, ca
     assert times[:8] == [5, 15, 35, 75, 155, 315, 615, 915]
     assert {later - earlier for earlier, later in itertools.pairwise(times[5:])} == {300}
     assert len(lines) == len(times) < 300, "of a whole day"
-    assert lines[2] == "train: 35k/86.4M tokens (<1%)  step 35  loss 4.25  tokens per second 1000  35 s, 23 h 59 min left"
+    assert (
+        lines[2]
+        == "train: 35k/86.4M tokens (<1%)  step 35  loss 4.25  tokens per second 1000  35 s, 23 h 59 min left"
+    )
     assert lines[-1].endswith("23 h 55 min, 4 min 45 s left")
 
 
@@ -53,7 +66,9 @@ def test_print_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == {"schema": "gpt.cost/1", "flops": 1.0}
 
 
-def test_on_a_terminal_words_stay_whole(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_a_terminal_words_stay_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = "gpt: unknown GPU 'h1000'\n\n  give its speed and memory instead: --memory-size 48"
     assert console.wrapped(text) == text
     monkeypatch.setattr(console.sys.stderr, "isatty", lambda: True)
@@ -69,7 +84,9 @@ def test_on_a_terminal_words_stay_whole(monkeypatch: pytest.MonkeyPatch, capsys:
 def test_every_rich_console_is_made_in_one_place() -> None:
     """Names are shown as they are only by `console.screen`."""
     files = Path(console.__file__).parents[1].rglob("*.py")
-    made = [path.name for path in files if re.search(r"\bConsole\(", path.read_text(encoding="utf-8"))]
+    made = [
+        path.name for path in files if re.search(r"\bConsole\(", path.read_text(encoding="utf-8"))
+    ]
     assert made == ["console.py"]
 
 
@@ -84,8 +101,12 @@ def test_no_encoding_stops_a_result(text: str) -> None:
 
 def test_what_an_encoding_lacks_is_written_in_ascii() -> None:
     codecs.register_error(console.UNENCODABLE, console._in_ascii)
-    assert "1.5 ±0.2 → 日🙂".encode("ascii", console.UNENCODABLE) == b"1.5 +-0.2 -> \\u65e5\\U0001f642"
-    assert "caf\udce9".encode("utf-8", console.UNENCODABLE) == b"caf\xe9", "the bytes of a file's name"
+    assert (
+        "1.5 ±0.2 → 日🙂".encode("ascii", console.UNENCODABLE) == b"1.5 +-0.2 -> \\u65e5\\U0001f642"
+    )
+    assert "caf\udce9".encode("utf-8", console.UNENCODABLE) == b"caf\xe9", (
+        "the bytes of a file's name"
+    )
 
 
 SHOW = """
@@ -99,28 +120,46 @@ print("±", file=sys.stderr)
 """
 
 
-@pytest.mark.parametrize(("encoding", "sign", "name"), [("ascii", b"+-", b"\\u65e5"), ("utf-8", b"\xc2\xb1", "日".encode())])
+@pytest.mark.parametrize(
+    ("encoding", "sign", "name"),
+    [("ascii", b"+-", b"\\u65e5"), ("utf-8", b"\xc2\xb1", "日".encode())],
+)
 def test_streams_of_any_encoding(encoding: str, sign: bytes, name: bytes) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", SHOW], input=b"", capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+        [sys.executable, "-c", SHOW],
+        input=b"",
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == sign + b'\n{"schema": "gpt.x/1", "name": "' + name + b'"}\n' + "±".encode()
+    assert (
+        done.stdout == sign + b'\n{"schema": "gpt.x/1", "name": "' + name + b'"}\n' + "±".encode()
+    )
     assert done.stderr == sign + b"\n"
 
 
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
 def test_closed_streams_are_no_file_of_ours(closed: tuple[int, ...], tmp_path: Path) -> None:
     """What is opened next does not take the number of a standard stream."""
-    script = SHOW + f"opened = open({str(tmp_path / 'file')!r}, 'w')\nopened.write(str(opened.fileno()))\n"
+    script = (
+        SHOW
+        + f"opened = open({str(tmp_path / 'file')!r}, 'w')\nopened.write(str(opened.fileno()))\n"
+    )
     shell = " ".join(f"{number}>&-" if number else "<&-" for number in closed)
     command = f"{shlex.quote(sys.executable)} -c {shlex.quote(script)} {shell}"
-    done = subprocess.run(["bash", "-c", command], stdin=subprocess.DEVNULL, capture_output=True, env={**os.environ, "PYTHONUTF8": "1"})
+    done = subprocess.run(
+        ["bash", "-c", command],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env={**os.environ, "PYTHONUTF8": "1"},
+    )
     assert done.returncode == 0, done.stderr
     assert int((tmp_path / "file").read_text()) > 2
 
 
-def test_a_command_to_paste_is_not_wrapped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_to_paste_is_not_wrapped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(console.sys.stderr, "isatty", lambda: True)
     monkeypatch.setattr(console.sys.stderr, "fileno", lambda: 2)
     monkeypatch.setattr(console.os, "get_terminal_size", lambda number: os.terminal_size((20, 10)))

@@ -46,7 +46,15 @@ def test_the_papers_estimate(gpt: Any) -> None:
     assert got["mfu"] == pytest.approx(28 / 125)
 
 
-@pytest.mark.parametrize("args", [["--flops"], ["--flops", "--gpu", "v100"], ["--size", "gpt3", "--flops"], ["--flops", "--size=175b"]])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--flops"],
+        ["--flops", "--gpu", "v100"],
+        ["--size", "gpt3", "--flops"],
+        ["--flops", "--size=175b"],
+    ],
+)
 def test_the_same_estimate_without_saying_so(gpt: Any, args: list[str]) -> None:
     said = report(gpt, "--size", "175B", "--gpu", "v100", "--tflops", "28", "--price", "1.5")
     got = report(gpt, *args)
@@ -55,7 +63,14 @@ def test_the_same_estimate_without_saying_so(gpt: Any, args: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [[], ["--size", "13B"], ["--size", "13B", "--flops"], ["--flops", "--tokens", "300B"], ["--flops", "1e20"]]
+    "args",
+    [
+        [],
+        ["--size", "13B"],
+        ["--size", "13B", "--flops"],
+        ["--flops", "--tokens", "300B"],
+        ["--flops", "1e20"],
+    ],
 )
 def test_no_gpu_named_is_todays(gpt: Any, args: list[str]) -> None:
     """The article's of 2020 prices the article's own question alone."""
@@ -67,12 +82,18 @@ def test_no_gpu_named_is_todays(gpt: Any, args: list[str]) -> None:
 
 
 def test_a_tiny_run_is_priced_in_small_units(gpt: Any, tmp_path: Path) -> None:
-    for args in ([make_run(tmp_path / "run", 3, 12_345, 4.0)], ["--size", "gpt2", "--tokens", 1], ["--size", "gpt2", "--tokens", "1k"]):
+    for args in (
+        [make_run(tmp_path / "run", 3, 12_345, 4.0)],
+        ["--size", "gpt2", "--tokens", 1],
+        ["--size", "gpt2", "--tokens", "1k"],
+    ):
         for more in ([], ["--flops"], ["--explain"], ["--gpu", "v100"]):
             text = gpt("cost", *args, *more).stdout
             assert "$0.00" not in text.replace("$0.00 ", "$0.00")
             assert not re.search(r"e-\d+ (MWh|kWh|t|GPU|cents|days|h|d|s)\b", text), text
-            assert not re.search(r"^  \S.* {2,}(0|0\.0+)(?: |$)(?!.*tied)", text, re.MULTILINE), text
+            assert not re.search(r"^  \S.* {2,}(0|0\.0+)(?: |$)(?!.*tied)", text, re.MULTILINE), (
+                text
+            )
             assert text.count("  outside  range ") == (0 if "--flops" in more else 4)
     table = gpt("cost", "--table", "--tokens", "1k").stdout
     assert "GPU-ms" in table
@@ -112,11 +133,16 @@ def test_the_report_of_a_size(gpt: Any) -> None:
 
 def test_what_does_not_fit_says_what_would(gpt: Any) -> None:
     assert "needs 35 a100 of 80 GB" in gpt("cost", "--size", "175B", "--gpu", "a100").stdout
-    assert report(gpt, "--size", "175B", "--gpu", "a100")["least_gpus"] == {"training": 35, "inference_16bit": 5}
+    assert report(gpt, "--size", "175B", "--gpu", "a100")["least_gpus"] == {
+        "training": 35,
+        "inference_16bit": 5,
+    }
 
 
 def test_days_are_shared_and_money_is_not(gpt: Any) -> None:
-    one, many = (report(gpt, "--size", "6.7B", "--gpu", "a100", "--mfu", 0.4, "--gpus", n) for n in (1, 64))
+    one, many = (
+        report(gpt, "--size", "6.7B", "--gpu", "a100", "--mfu", 0.4, "--gpus", n) for n in (1, 64)
+    )
     assert one["days"] == pytest.approx(64 * many["days"])
     assert one["dollars"] == many["dollars"]
 
@@ -129,7 +155,9 @@ def test_tokens_and_mfu(gpt: Any) -> None:
 
 
 def test_a_model_of_ones_own(gpt: Any) -> None:
-    got = report(gpt, "--n-layer", 2, "--n-head", 2, "--d-model", 8, "--n-ctx", 16, "--vocab-size", 10)
+    got = report(
+        gpt, "--n-layer", 2, "--n-head", 2, "--d-model", 8, "--n-ctx", 16, "--vocab-size", 10
+    )
     assert got["parameters"] == 12 * 2 * 64 + 13 * 2 * 8 + (10 + 16) * 8 + 2 * 8
     assert got["model"]["attention"] == "dense"
 
@@ -143,23 +171,31 @@ def test_a_size_changed(gpt: Any) -> None:
 def test_a_gpu_by_its_speed_alone(gpt: Any) -> None:
     got = report(gpt, "--flops", "3.14e23", "--tflops", 15)
     assert got["gpu_years"] == pytest.approx(665, rel=0.005)
-    assert (got["gpu"], got["mfu"], got["dollars"]) == (None, None, None), "nothing is borrowed from a GPU nobody named"
+    assert (got["gpu"], got["mfu"], got["dollars"]) == (None, None, None), (
+        "nothing is borrowed from a GPU nobody named"
+    )
     assert "give one with --price" in gpt("cost", "--flops", "3.14e23", "--tflops", 15).stdout
 
 
 def test_table_has_every_size(gpt: Any) -> None:
     rows = report(gpt, "--table", "--gpus", 64, "--gpu", "a100")["sizes"]
-    assert [row["parameters"] for row in rows][: len(MODELS)] == [model.parameters for model in MODELS]
+    assert [row["parameters"] for row in rows][: len(MODELS)] == [
+        model.parameters for model in MODELS
+    ]
     assert [row["name"] for row in rows][len(MODELS) :] == [row.name for row in OTHERS]
     assert all(set(row) >= CONTRACT_KEYS for row in rows)
     text = gpt("cost", "--table", "--gpus", 64, "--gpu", "a100").stdout
-    assert [line.split()[0] for line in text.splitlines()[2 : 2 + len(MODELS)]] == [model.name for model in MODELS]
+    assert [line.split()[0] for line in text.splitlines()[2 : 2 + len(MODELS)]] == [
+        model.name for model in MODELS
+    ]
     assert "on 64" in text
     assert max(map(len, text.splitlines())) <= 80
 
 
 def test_table_takes_tokens(gpt: Any) -> None:
-    assert {row["tokens"] for row in report(gpt, "--table", "--tokens", "20B")["sizes"]} == {20 * 10**9}
+    assert {row["tokens"] for row in report(gpt, "--table", "--tokens", "20B")["sizes"]} == {
+        20 * 10**9
+    }
 
 
 @pytest.mark.parametrize(
@@ -185,27 +221,48 @@ def test_table_takes_tokens(gpt: Any) -> None:
         (["--flops", "1e23", "--tokens", "3B"], ["--flops 1e23", "--tokens"]),
         (["--flops", "1e23", "--n-ctx", "16"], ["--flops 1e23", "--n-ctx"]),
         (["--gpu", "v100", "--precision", "bf16"], ["v100 has no bf16", "fp16"]),
-        (["--gpu", "a100", "--layout", "tp=2", "--precision", "fp64"], ["unknown precision 'fp64'"]),
-        (["--size", "gpt2", "--gpu", "a100", "--layout", "tp=5"], ["tp=5 does not divide 12 heads", "1, 2, 3, 4, 6, 12"]),
+        (
+            ["--gpu", "a100", "--layout", "tp=2", "--precision", "fp64"],
+            ["unknown precision 'fp64'"],
+        ),
+        (
+            ["--size", "gpt2", "--gpu", "a100", "--layout", "tp=5"],
+            ["tp=5 does not divide 12 heads", "1, 2, 3, 4, 6, 12"],
+        ),
         (["--size", "gpt2", "--gpu", "a100", "--layout", "pp=13"], ["pp=13 is more stages"]),
         (["--gpu", "a100", "--layout", "xp=2"], ["unknown axis 'xp'"]),
-        (["--gpu", "a100", "--layout", "dp=4", "--gpus", "2"], ["--layout dp=4 is 4 GPUs, --gpus says 2"]),
-        (["--gpu", "a100", "--layout", "dp=4", "--micro-batch", "0"], ["--micro-batch: 0 is out of range"]),
+        (
+            ["--gpu", "a100", "--layout", "dp=4", "--gpus", "2"],
+            ["--layout dp=4 is 4 GPUs, --gpus says 2"],
+        ),
+        (
+            ["--gpu", "a100", "--layout", "dp=4", "--micro-batch", "0"],
+            ["--micro-batch: 0 is out of range"],
+        ),
         (["--tflops", "20", "--layout", "dp=4"], ["--layout needs a GPU"]),
         (["--micro-batch", "4"], ["--micro-batch needs a layout"]),
         (["--goodput", "1.2"], ["--goodput: 1.2 is out of range"]),
-        (["--size", "175B", "--gpu", "a100", "--gpus", "4", "--plan"], ["fits no layout of 4 a100"]),
+        (
+            ["--size", "175B", "--gpu", "a100", "--gpus", "4", "--plan"],
+            ["fits no layout of 4 a100"],
+        ),
         (["--plan", "--table"], ["--plan does not go with --table"]),
         (["--optimal", "-1"], ["--optimal: -1"]),
         (["--optimal", "1e23", "--size", "13B"], ["--optimal does not go with --size"]),
         (["--budget", "0", "--gpu", "a100"], ["--budget: 0"]),
         (["--budget", "100", "--gpu", "l40s"], ["--price"]),
-        (["--size", "125M", "--gpu", "a100", "--gpus", "8", "--hours", "23.8"], ["impossible: an MFU of 10", "--hours"]),
+        (
+            ["--size", "125M", "--gpu", "a100", "--gpus", "8", "--hours", "23.8"],
+            ["impossible: an MFU of 10", "--hours"],
+        ),
         (["--hours", "0", "--gpu", "a100"], ["--hours: 0"]),
         (["--gpu", "a100", "--memory", "80"], ["--memory describes a GPU of your own"]),
         (["--size", "T5-11B", "--gpu", "a100", "--plan"], ["T5-11B is not of GPT's shape"]),
         (["--table", "--plot", "x.png"], ["--plot: x.png is not the name of an SVG"]),
-        (["--budget", "5", "--gpu", "a100", "--plot", "x.svg"], ["--budget does not go with --plot"]),
+        (
+            ["--budget", "5", "--gpu", "a100", "--plot", "x.svg"],
+            ["--budget does not go with --plot"],
+        ),
         (["--fit"], ["three runs"]),
         (["--size", "125M", "--predict", "x"], ["a model does not go with --predict"]),
         (["--table", "--size", "13B"], ["--table", "--size"]),
@@ -256,12 +313,17 @@ def test_plan(gpt: Any) -> None:
     [
         (["--size", "13B", "--n-ctx", 1024], "--size 13B --n-ctx 1024"),
         (["--size", "gpt2", "--vocab-size", 50304], "--size gpt2"),
-        (["--n-layer", 12, "--n-head", 12, "--d-model", 768], "--n-layer 12 --n-head 12 --d-model 768 --n-ctx 1024 --attention dense"),
+        (
+            ["--n-layer", 12, "--n-head", 12, "--d-model", 768],
+            "--n-layer 12 --n-head 12 --d-model 768 --n-ctx 1024 --attention dense",
+        ),
         (["RUN"], "--n-layer 3 --n-head 2 --d-model 16 --n-ctx 32 --attention dense"),
     ],
     ids=str,
 )
-def test_plans_name_the_whole_model(gpt: Any, tmp_path: Path, args: list[object], model: str) -> None:
+def test_plans_name_the_whole_model(
+    gpt: Any, tmp_path: Path, args: list[object], model: str
+) -> None:
     """As `gpt train` takes it, with nothing missing."""
     run = make_run(tmp_path / "run", 3, 12_345, 4.0)
     words = [run if word == "RUN" else word for word in args]
@@ -283,13 +345,19 @@ def test_a_budget_in_dollars_and_hours(gpt: Any) -> None:
     losses = [row["loss"] for row in got["sizes"]]
     known = [loss for loss in losses if loss is not None]
     assert known == sorted(known)
-    assert losses == known + [None] * (len(losses) - len(known)), "those outside the law's range come last"
-    assert report(gpt, "--budget", 500, "--hours", 2, "--gpu", "a100", "--gpus", 8)["gpu_hours"] == pytest.approx(16)
+    assert losses == known + [None] * (len(losses) - len(known)), (
+        "those outside the law's range come last"
+    )
+    assert report(gpt, "--budget", 500, "--hours", 2, "--gpu", "a100", "--gpus", 8)[
+        "gpu_hours"
+    ] == pytest.approx(16)
     assert report(gpt, "--hours", 3, "--gpu", "h100")["gpu_hours"] == pytest.approx(3)
 
 
 def test_energy_of_gpt3(gpt: Any) -> None:
-    """Patterson et al. 2021, Table 4: 14.8 days of 10,000 V100 at 24.6 TFLOP/s drew 1,287 MWh and emitted 552 t."""
+    """Patterson et al. 2021, Table 4: 14.8 days of 10,000 V100 at 24.6 TFLOP/s drew 1,287 MWh and
+    emitted 552 t.
+    """
     got = report(gpt, "--flops", "3.14e23", "--gpu", "v100", "--tflops", "24.6", "--gpus", 10_000)
     assert got["days"] == pytest.approx(14.8, rel=0.005)
     assert got["energy_kwh"] == pytest.approx(1_287_000, rel=0.005)
@@ -298,9 +366,18 @@ def test_energy_of_gpt3(gpt: Any) -> None:
 
 def make_run(folder: Path, n_layer: int, tokens: int, loss: float) -> Path:
     folder.mkdir()
-    config = {"model_type": "gpt2", "n_layer": n_layer, "n_head": 2, "n_embd": 16, "n_positions": 32, "vocab_size": 100}
+    config = {
+        "model_type": "gpt2",
+        "n_layer": n_layer,
+        "n_head": 2,
+        "n_embd": 16,
+        "n_positions": 32,
+        "vocab_size": 100,
+    }
     (folder / "config.json").write_text(json.dumps({**config, "activation_function": "gelu_new"}))
-    (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "tokens": tokens, "loss": 9.0, "val_loss": loss}) + "\n")
+    (folder / "metrics.jsonl").write_text(
+        json.dumps({"step": 1, "tokens": tokens, "loss": 9.0, "val_loss": loss}) + "\n"
+    )
     return folder
 
 
@@ -325,7 +402,20 @@ def test_fit_takes_runs(gpt: Any, tmp_path: Path) -> None:
 def test_fit_predicts_a_run_and_a_plan(gpt: Any, tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"run{n}", n, 10_000 * n, 5.0 * n**-0.1) for n in (1, 2, 4, 8)]
     more = make_run(tmp_path / "more", 16, 160_000, 3.9)
-    planned = ["--n-layer", 32, "--n-head", 2, "--d-model", 16, "--n-ctx", 32, "--vocab-size", 100, "--tokens", "320k"]
+    planned = [
+        "--n-layer",
+        32,
+        "--n-head",
+        2,
+        "--d-model",
+        16,
+        "--n-ctx",
+        32,
+        "--vocab-size",
+        100,
+        "--tokens",
+        "320k",
+    ]
     got = report(gpt, "--fit", *runs, "--predict", more, *planned)
     held_out, own = got["predicted"]
     assert held_out["measured"] == 3.9
@@ -335,7 +425,10 @@ def test_fit_predicts_a_run_and_a_plan(gpt: Any, tmp_path: Path) -> None:
     text = gpt("cost", "--fit", *runs, "--predict", more, "--plot", "law.svg").stdout
     assert "measured 3.9000" in text
     assert (tmp_path / "law.svg").read_text().startswith("<svg")
-    assert "how long would that model train?" in gpt("cost", "--fit", *runs, "--size", "125M", code=2).stderr
+    assert (
+        "how long would that model train?"
+        in gpt("cost", "--fit", *runs, "--size", "125M", code=2).stderr
+    )
     assert "--tokens of what model?" in gpt("cost", "--fit", *runs, "--tokens", "1M", code=2).stderr
 
 
@@ -403,20 +496,35 @@ def test_help_has_defaults_and_an_optional_number(gpt: Any) -> None:
         assert expected in text
 
 
-@pytest.mark.parametrize("asked", ["--size 175B", "RUN", "--table --plot out.svg", "--size 13B --gpu h100 --layout shard=8"])
+@pytest.mark.parametrize(
+    "asked",
+    ["--size 175B", "RUN", "--table --plot out.svg", "--size 13B --gpu h100 --layout shard=8"],
+)
 def test_imports_nothing_heavy(asked: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", 3, 12_345, 4.0)
     words = [str(run) if word == "RUN" else word for word in asked.split()]
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "gptcli", "cost", *words], capture_output=True, text=True, check=True, cwd=tmp_path
+        [sys.executable, "-X", "importtime", "-m", "gptcli", "cost", *words],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
     )
-    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines() if line.startswith("import time:")}
+    imported = {
+        line.rsplit("|", 1)[-1].strip().split(".")[0]
+        for line in done.stderr.splitlines()
+        if line.startswith("import time:")
+    }
     assert "gptcli" in imported
     assert not imported & {"torch", "numpy", "tokenizers", "safetensors", "rich"}
 
 
 @pytest.mark.parametrize(
-    ("typed", "offered"), [("--size gpt2-", {"gpt2-small", "gpt2-medium", "gpt2-large", "gpt2-xl"}), ("--gpu h1", {"h100"})]
+    ("typed", "offered"),
+    [
+        ("--size gpt2-", {"gpt2-small", "gpt2-medium", "gpt2-large", "gpt2-xl"}),
+        ("--gpu h1", {"h100"}),
+    ],
 )
 def test_completion(gpt: Any, typed: str, offered: set[str]) -> None:
     done = gpt(_GPT_COMPLETE="complete_bash", COMP_WORDS=f"gpt cost {typed}", COMP_CWORD="3")

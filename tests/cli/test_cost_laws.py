@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.cli.cost_laws import fit_report, optimal_report, predict, print_affordable, print_fit, print_optimal, read_run
+from gptcli.cli.cost_laws import (
+    fit_report,
+    optimal_report,
+    predict,
+    print_affordable,
+    print_fit,
+    print_optimal,
+    read_run,
+)
 from gptcli.cost.budget import Affordable
 from gptcli.cost.lawfit import Run, fit_law
 from gptcli.cost.scaling import LAWS, critical_batch, gpt3_loss, kaplan_batch
@@ -21,19 +29,28 @@ CONFIG = ModelConfig(n_layer=3, n_head=2, d_model=16, n_ctx=32, vocab_size=100)
 def make_run(folder: Path, *lines: object) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(to_transformers(CONFIG, 99)))
-    (folder / "metrics.jsonl").write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    (folder / "metrics.jsonl").write_text(
+        "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    )
     return folder
 
 
 def test_the_last_validation_counts(tmp_path: Path) -> None:
-    steps = [{"tokens": 10, "loss": 5.0, "val_loss": 4.5}, {"tokens": 20, "loss": 4.0, "val_loss": 3.5}, {"tokens": 30, "loss": 3.0}]
+    steps = [
+        {"tokens": 10, "loss": 5.0, "val_loss": 4.5},
+        {"tokens": 20, "loss": 4.0, "val_loss": 3.5},
+        {"tokens": 30, "loss": 3.0},
+    ]
     run = read_run(make_run(tmp_path / "a", *steps))
     assert (run.parameters, run.tokens, run.loss) == (CONFIG.parameters, 20, 3.5)
     assert run.name == str(tmp_path / "a")
 
 
 def test_the_running_mean_of_the_loss_where_none_was_validated(tmp_path: Path) -> None:
-    run = read_run(make_run(tmp_path / "a", {"tokens": 10, "loss": 5.0}, {"tokens": 20, "loss": 4.0}) / "metrics.jsonl")
+    run = read_run(
+        make_run(tmp_path / "a", {"tokens": 10, "loss": 5.0}, {"tokens": 20, "loss": 4.0})
+        / "metrics.jsonl"
+    )
     assert (run.tokens, run.loss) == (20, 4.5)
 
 
@@ -71,12 +88,23 @@ def test_what_is_no_run(tmp_path: Path) -> None:
 
 
 def runs() -> list[Run]:
-    return [Run(name=f"run-{n}", parameters=10**5 * 2**n, tokens=10**6 * 2**n, loss=5.0 * 4 ** (-0.05 * n)) for n in range(5)]
+    return [
+        Run(
+            name=f"run-{n}",
+            parameters=10**5 * 2**n,
+            tokens=10**6 * 2**n,
+            loss=5.0 * 4 ** (-0.05 * n),
+        )
+        for n in range(5)
+    ]
 
 
 def test_a_prediction_and_its_error(capsys: pytest.CaptureFixture[str]) -> None:
     fitted = fit_law(runs())
-    made, planned = predict(fitted, "made", 3_200_000, 32_000_000, 3.6), predict(fitted, "planned", 3_200_000, 32_000_000, None)
+    made, planned = (
+        predict(fitted, "made", 3_200_000, 32_000_000, 3.6),
+        predict(fitted, "planned", 3_200_000, 32_000_000, None),
+    )
     assert made.loss == pytest.approx(5.0 * 4**-0.25)
     assert made.error == pytest.approx(made.loss / 3.6 - 1)
     assert planned.error is None
@@ -97,8 +125,15 @@ def test_optimal_says_all_laws(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["law"] for row in report["optimal"]] == [law.name for law in LAWS]
     assert all(row["source"] and row["date"] for row in report["optimal"])
     kaplan, *others = report["optimal"]
-    assert (kaplan["parameters"], kaplan["tokens"], kaplan["loss"], kaplan["tokens_per_parameter"]) == (None,) * 4
-    assert (report["gpt3_loss"], report["best_batch_tokens"], report["critical_batch_tokens"]) == (None,) * 3
+    assert (
+        kaplan["parameters"],
+        kaplan["tokens"],
+        kaplan["loss"],
+        kaplan["tokens_per_parameter"],
+    ) == (None,) * 4
+    assert (report["gpt3_loss"], report["best_batch_tokens"], report["critical_batch_tokens"]) == (
+        None,
+    ) * 3
     for row in others:
         assert row["tokens_per_parameter"] * row["parameters"] == pytest.approx(row["tokens"])
     print_optimal(report, markdown=True)
@@ -129,7 +164,9 @@ def test_where_none_holds_none_speaks(capsys: pytest.CaptureFixture[str], flops:
 
 
 def test_what_a_budget_buys(capsys: pytest.CaptureFixture[str]) -> None:
-    print_affordable([Affordable("125M", 3e9, 3.123), Affordable("13B", 1e9, 3.5)], 250, "8 a100", markdown=False)
+    print_affordable(
+        [Affordable("125M", 3e9, 3.123), Affordable("13B", 1e9, 3.5)], 250, "8 a100", markdown=False
+    )
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "250 GPU-hours on 8 a100, best first"
     assert lines[2].split() == ["125M", "3B", "3.123"]

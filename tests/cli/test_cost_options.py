@@ -6,7 +6,18 @@ from typing import Any
 
 import pytest
 
-from gptcli.cli.cost_options import ASSUMED, DEFAULT_GPU, NO_VALUE, OF_ONE_MODEL, QUESTIONS, SHOWN, Terms, positive, question, whole
+from gptcli.cli.cost_options import (
+    ASSUMED,
+    DEFAULT_GPU,
+    NO_VALUE,
+    OF_ONE_MODEL,
+    QUESTIONS,
+    SHOWN,
+    Terms,
+    positive,
+    question,
+    whole,
+)
 from gptcli.cost.flops import flops_per_token
 from gptcli.cost.hardware import read_table
 from gptcli.errors import UsageError
@@ -43,7 +54,11 @@ def test_questions(said: dict[str, Any], asked: str) -> None:
 @pytest.mark.parametrize("asked", QUESTIONS)
 def test_what_does_not_belong_is_refused_and_what_does_is_not(asked: str) -> None:
     value = "1e20" if asked == "flops" else True
-    every = {name for names in QUESTIONS.values() for name in names} | set(QUESTIONS) | set(OF_ONE_MODEL)
+    every = (
+        {name for names in QUESTIONS.values() for name in names}
+        | set(QUESTIONS)
+        | set(OF_ONE_MODEL)
+    )
     for name in every - {asked}:
         said = {asked: value, name: "x"}
         if name in QUESTIONS[asked]:
@@ -101,7 +116,9 @@ def test_hours_and_gpus_say_the_speed() -> None:
         Terms({"gpu": "a100", "gpus": "64", "hours": "1"}).cluster(MODEL, FLOPS)
 
 
-@pytest.mark.parametrize("said", [{"gpu": "a100"}, {"gpu": "h100", "mfu": "0.4"}, {"tflops": "100"}, {"gpu": "v100"}])
+@pytest.mark.parametrize(
+    "said", [{"gpu": "a100"}, {"gpu": "h100", "mfu": "0.4"}, {"tflops": "100"}, {"gpu": "v100"}]
+)
 def test_hours_and_a_speed_say_how_many(said: dict[str, str]) -> None:
     cluster, _ = Terms({**said, "hours": "100"}).cluster(MODEL, FLOPS)
     assert FLOPS / cluster.flops / cluster.count / 3600 <= 100
@@ -109,7 +126,9 @@ def test_hours_and_a_speed_say_how_many(said: dict[str, str]) -> None:
 
 
 def test_hours_and_a_layout_say_the_speed_too() -> None:
-    cluster, plan = Terms({"gpu": "a100", "layout": "shard=64", "hours": "1000"}).cluster(MODEL, FLOPS)
+    cluster, plan = Terms({"gpu": "a100", "layout": "shard=64", "hours": "1000"}).cluster(
+        MODEL, FLOPS
+    )
     assert plan is not None
     assert (cluster.count, plan.layout.shard) == (64, 64)
     assert cluster.flops == pytest.approx(FLOPS / (64 * 1000 * 3600))
@@ -127,4 +146,6 @@ def test_memory_describes_a_gpu_of_ones_own() -> None:
 def test_a_batch_is_the_papers_in_whole_rounds() -> None:
     _, plan = Terms({"gpu": "a100", "layout": "shard=8", "micro_batch": 3}).cluster(MODEL, FLOPS)
     assert plan is not None
-    assert (plan.work.micro_batch, plan.work.micro_batches) == (3, 22), "512 sequences: 8 ranks, 3 at a time"
+    assert (plan.work.micro_batch, plan.work.micro_batches) == (3, 22), (
+        "512 sequences: 8 ranks, 3 at a time"
+    )

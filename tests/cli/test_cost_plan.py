@@ -14,7 +14,10 @@ CONFIG = ModelConfig.from_paper(find_size("6.7B"))
 
 
 def rows_of(layout: Layout, work: StepConfig) -> dict[str, tuple[str, str]]:
-    return {name.strip(): (text, remark) for name, text, remark in rank_rows(make_plan(CONFIG, layout, work, A100), CONFIG, A100)}
+    return {
+        name.strip(): (text, remark)
+        for name, text, remark in rank_rows(make_plan(CONFIG, layout, work, A100), CONFIG, A100)
+    }
 
 
 def test_what_fits_says_by_how_much() -> None:
@@ -45,8 +48,14 @@ def test_without_a_gpu_there_is_no_verdict() -> None:
 @pytest.mark.parametrize(
     ("work", "options"),
     [
-        (StepConfig(micro_batch=4, recompute="full"), "--layout dp=2,shard=4 --micro-batch 4 --recompute full"),
-        (StepConfig(precision="fp8"), "--layout dp=2,shard=4 --micro-batch 1 --recompute none --precision fp8"),
+        (
+            StepConfig(micro_batch=4, recompute="full"),
+            "--layout dp=2,shard=4 --micro-batch 4 --recompute full",
+        ),
+        (
+            StepConfig(precision="fp8"),
+            "--layout dp=2,shard=4 --micro-batch 1 --recompute none --precision fp8",
+        ),
     ],
 )
 def test_plans_as_gpt_train_takes_them(work: StepConfig, options: str) -> None:

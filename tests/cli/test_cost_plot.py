@@ -35,14 +35,24 @@ def test_figure_2_2() -> None:
     assert sorted(order) == sorted(row.name for row in TABLE_D1)
     assert (order[0], order[-1]) == ("BERT-Base", "GPT-3 175B"), "the figure's order"
     lengths = {row.name: bar_of(root, f"{row.name}: ")[1] for row in TABLE_D1}
-    assert sorted(lengths, key=lambda name: lengths[name]) == [row.name for row in sorted(TABLE_D1, key=lambda row: row.pf_days)]
+    assert sorted(lengths, key=lambda name: lengths[name]) == [
+        row.name for row in sorted(TABLE_D1, key=lambda row: row.pf_days)
+    ]
     assert "3,640" in words
 
 
 def test_figure_3_1() -> None:
     root = check_picture(cost_plot.loss_by_compute(3.14e23))
     words = words_of(root)
-    assert {"125M", "13B", "175B", "kaplan", "chinchilla", "chinchilla-refit", "3.14e23 FLOP"} <= set(words)
+    assert {
+        "125M",
+        "13B",
+        "175B",
+        "kaplan",
+        "chinchilla",
+        "chinchilla-refit",
+        "3.14e23 FLOP",
+    } <= set(words)
     thin = [path for path in root.iter(f"{SVG}path") if "thin" in (path.get("class") or "")]
     assert len(thin) == 8, "a curve for each size of Table 2.1"
     for path in thin:
@@ -58,7 +68,9 @@ def test_figure_3_1_of_any_budget(flops: float) -> None:
 def test_by_year() -> None:
     root = check_picture(cost_plot.compute_by_year(priced("175B")))
     words = words_of(root)
-    assert {"GPT-1", "BERT-Large", "T5-11B", "GPT-3 175B", "PaLM 540B", "2018", "2024"} <= set(words)
+    assert {"GPT-1", "BERT-Large", "T5-11B", "GPT-3 175B", "PaLM 540B", "2018", "2024"} <= set(
+        words
+    )
     assert "gpt3" in words, "the estimate has its line"
 
 
@@ -70,7 +82,9 @@ def test_memory_of_a_model(size: str) -> None:
     _, optimizer = bar_of(root, "to train, fp32, optimizer")
     assert optimizer == pytest.approx(2 * parameters, rel=0.02)
     assert bar_of(root, "to run, 16 bits, parameters")[1] == pytest.approx(parameters / 2, rel=0.02)
-    assert ("1 a100: 80 GB" in words_of(root)) == (size != "gpt2"), "where the picture has room for it"
+    assert ("1 a100: 80 GB" in words_of(root)) == (size != "gpt2"), (
+        "where the picture has room for it"
+    )
 
 
 def test_memory_of_a_rank() -> None:
@@ -78,7 +92,9 @@ def test_memory_of_a_rank() -> None:
     assert found.plan is not None
     assert found.model is not None
     root = check_picture(cost_plot.memory_of_rank(found.plan, found.model, found))
-    kept = [bar_of(root, f"recompute {kind}, activations")[1] for kind in ("none", "selective", "full")]
+    kept = [
+        bar_of(root, f"recompute {kind}, activations")[1] for kind in ("none", "selective", "full")
+    ]
     assert kept == sorted(kept, reverse=True)
     assert "a100, 80 GB" in words_of(root)
 
@@ -92,9 +108,15 @@ def test_time_of_plans() -> None:
 
 
 def test_a_fitted_law() -> None:
-    runs = [Run(name=f"out/{n}", parameters=10**4 * 2**n, tokens=10**5 * 2**n, loss=4.0 * 1.1**-n) for n in range(6)]
+    runs = [
+        Run(name=f"out/{n}", parameters=10**4 * 2**n, tokens=10**5 * 2**n, loss=4.0 * 1.1**-n)
+        for n in range(6)
+    ]
     fitted = fit_law(runs)
-    predicted = [predict(fitted, "out/seventh", 10**6, 10**7, 1.9), predict(fitted, "custom", 10**6, 2 * 10**7, None)]
+    predicted = [
+        predict(fitted, "out/seventh", 10**6, 10**7, 1.9),
+        predict(fitted, "custom", 10**6, 2 * 10**7, None),
+    ]
     root = check_picture(cost_plot.fitted_law(fitted, runs, predicted))
     words = words_of(root)
     assert "seventh: 1.900" in words

@@ -12,7 +12,13 @@ from gptcli.cli.cost_subject import estimate, named
 from gptcli.cost.estimate import Estimate
 
 
-def report(capsys: pytest.CaptureFixture[str], found: Estimate, *, brief: bool = False, explain: bool = False) -> str:
+def report(
+    capsys: pytest.CaptureFixture[str],
+    found: Estimate,
+    *,
+    brief: bool = False,
+    explain: bool = False,
+) -> str:
     print_estimate(found, brief=brief, explain=explain, markdown=False, rank=[])
     return capsys.readouterr().out
 
@@ -67,8 +73,12 @@ def test_a_gpu_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
 def test_ranges_stand_where_speeds_are_predicted(capsys: pytest.CaptureFixture[str]) -> None:
     text = report(capsys, priced("1.3B", gpu="a100"))
     low, high = re.search(r"GPU-hours\s+\S+\s+(\S+) to (\S+)", text).groups()  # type: ignore[union-attr]
-    assert float(high.replace(",", "")) / float(low.replace(",", "")) == pytest.approx(1.75**2, rel=0.01)
-    assert not re.search(r"GPU-hours\s+\S+\s+\S+ to", report(capsys, priced("1.3B", gpu="a100", mfu="0.4")))
+    assert float(high.replace(",", "")) / float(low.replace(",", "")) == pytest.approx(
+        1.75**2, rel=0.01
+    )
+    assert not re.search(
+        r"GPU-hours\s+\S+\s+\S+ to", report(capsys, priced("1.3B", gpu="a100", mfu="0.4"))
+    )
 
 
 def test_formulas_give_what_they_say() -> None:
@@ -81,10 +91,15 @@ def test_formulas_give_what_they_say() -> None:
     assert "KV cache a token = 2·L·C x 2 bytes = 819,200 bytes" in text
     flops, speed, goodput, hours = map(
         float,
-        re.search(r"3,600 = (\S+) / \((\S+) x goodput (\S+)\) / 3,600 = (\S+)", text.replace(",", "").replace("3600", "3,600")).groups(),  # type: ignore[union-attr]
+        re.search(
+            r"3,600 = (\S+) / \((\S+) x goodput (\S+)\) / 3,600 = (\S+)",
+            text.replace(",", "").replace("3600", "3,600"),
+        ).groups(),  # type: ignore[union-attr]
     )
     assert hours == pytest.approx(flops / speed / goodput / 3600, rel=0.01)
-    gpus, bandwidth, n_bytes, rate = map(float, re.search(r"= (\d+) x (\S+) / (\S+) = (\S+) tokens/s", text).groups())  # type: ignore[union-attr]
+    gpus, bandwidth, n_bytes, rate = map(
+        float, re.search(r"= (\d+) x (\S+) / (\S+) = (\S+) tokens/s", text).groups()
+    )  # type: ignore[union-attr]
     assert rate == pytest.approx(gpus * bandwidth / n_bytes, rel=0.01)
 
 
@@ -96,7 +111,11 @@ def test_explained(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    print_sizes([priced(size, gpu="a100", gpus="8") for size in ("gpt2", "T5-3B")], explain=False, markdown=False)
+    print_sizes(
+        [priced(size, gpu="a100", gpus="8") for size in ("gpt2", "T5-3B")],
+        explain=False,
+        markdown=False,
+    )
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "a100; FLOP by 6ND, of T5 by 3ND"
     assert lines[3].split()[:5] == ["T5-3B", "3B", "1T", "9.00e21", "104"]

@@ -6,14 +6,22 @@ from gptcli.cli.cost_sheet import WIDTH, print_lines, print_rows, print_table
 
 
 def test_rows_stand_in_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    print_rows("Title", [("Head", "", "note"), ("  one", "1", ""), ("  twelve", "12", "remark")], markdown=False)
+    print_rows(
+        "Title",
+        [("Head", "", "note"), ("  one", "1", ""), ("  twelve", "12", "remark")],
+        markdown=False,
+    )
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["Title", "", "Head          note", "  one      1", "  twelve  12  remark"]
 
 
 def test_tables_stand_left_and_right(capsys: pytest.CaptureFixture[str]) -> None:
     print_table([["size", "tokens"], ["a", "5"], ["longer", "123456789"]], markdown=False)
-    assert capsys.readouterr().out.splitlines() == ["size      tokens", "a              5", "longer 123456789"]
+    assert capsys.readouterr().out.splitlines() == [
+        "size      tokens",
+        "a              5",
+        "longer 123456789",
+    ]
 
 
 def test_markdown(capsys: pytest.CaptureFixture[str]) -> None:

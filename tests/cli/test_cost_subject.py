@@ -24,7 +24,9 @@ def test_every_row_of_table_d1_has_a_size(row: Any) -> None:
 def test_gpt1_is_what_its_authors_say() -> None:
     found = estimate(named("gpt-1"), None, Terms({}))
     assert found.pf_days == pytest.approx(0.96, rel=0.005)
-    assert found.parameters == 12 * 12 * 768**2 + 13 * 12 * 768 + (40_478 + 512) * 768 == 116_534_784
+    assert (
+        found.parameters == 12 * 12 * 768**2 + 13 * 12 * 768 + (40_478 + 512) * 768 == 116_534_784
+    )
 
 
 def test_all_of_them_once() -> None:

@@ -1,4 +1,6 @@
-"""Charts, held against geometry: nothing outside the picture, no label on another, lengths and places that are the values'."""
+"""Charts, held against geometry: nothing outside the picture, no label on another, lengths and
+places that are the values'.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.cli.cost_svg import COLOURS, EM, INKS, Box, Scale, Series, bars, curves, overlap, room, stacks
+from gptcli.cli.cost_svg import (
+    COLOURS,
+    EM,
+    INKS,
+    Box,
+    Scale,
+    Series,
+    bars,
+    curves,
+    overlap,
+    room,
+    stacks,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -26,16 +40,24 @@ def label_boxes(root: ElementTree.Element) -> list[tuple[str, Box]]:
     for text in root.iter(f"{SVG}text"):
         words, size = text.text or "", float(text.get("font-size", 0))
         width, x, y = EM * size * len(words), float(text.get("x", 0)), float(text.get("y", 0))
-        left = x - {"start": 0.0, "middle": width / 2, "end": width}[text.get("text-anchor", "start")]
+        left = (
+            x - {"start": 0.0, "middle": width / 2, "end": width}[text.get("text-anchor", "start")]
+        )
         found.append((words, (left, y - 0.75 * size, left + width, y + 0.22 * size)))
     return found
 
 
 def check_picture(svg: str) -> ElementTree.Element:
-    """A whole, accessible picture: everything inside, no two labels on each other. The root, for more."""
+    """A whole, accessible picture: everything inside, no two labels on each other. The root, for
+    more.
+    """
     root = read(svg)
     _, _, width, height = map(float, root.get("viewBox", "").split())
-    assert (root.get("role"), root.findtext(f"{SVG}title") != "", root.findtext(f"{SVG}desc") != "") == ("img", True, True)
+    assert (
+        root.get("role"),
+        root.findtext(f"{SVG}title") != "",
+        root.findtext(f"{SVG}desc") != "",
+    ) == ("img", True, True)
     boxes = label_boxes(root)
     for words, (left, top, right, bottom) in boxes:
         assert left >= 0, words
@@ -86,7 +108,11 @@ def test_stacks_stand_end_to_end_and_the_limit_where_it_is() -> None:
     (left, width), (next_left, next_width) = bar_of(root, "first, a"), bar_of(root, "first, b")
     assert next_left == pytest.approx(left + width, abs=0.2)
     assert width == pytest.approx(3 * next_width, rel=0.01)
-    assert not [bar for bar in root.iter(f"{SVG}rect") if (bar.findtext(f"{SVG}title") or "").startswith("second, b")], "nothing to see"
+    assert not [
+        bar
+        for bar in root.iter(f"{SVG}rect")
+        if (bar.findtext(f"{SVG}title") or "").startswith("second, b")
+    ], "nothing to see"
     limit = next(path for path in root.iter(f"{SVG}path") if path.get("class") == "limit-line")
     x = float(re.findall(r"M(\S+)", limit.get("d", ""))[0])
     assert x == pytest.approx(left + 2 / 3 * width, abs=0.2)
@@ -95,7 +121,15 @@ def test_stacks_stand_end_to_end_and_the_limit_where_it_is() -> None:
 
 def test_points_stand_where_their_values_are() -> None:
     points = [(1.0, 1.0), (10.0, 10.0), (100.0, 100.0)]
-    root = check_picture(curves("T", "S", [Series("s", points, ["a", "b", "c"], line=True)], Scale("x", 0.1, 1000), Scale("y", 0.1, 1000)))
+    root = check_picture(
+        curves(
+            "T",
+            "S",
+            [Series("s", points, ["a", "b", "c"], line=True)],
+            Scale("x", 0.1, 1000),
+            Scale("y", 0.1, 1000),
+        )
+    )
     dots = [(float(dot.get("cx", 0)), float(dot.get("cy", 0))) for dot in root.iter(f"{SVG}circle")]
     assert dots[1][0] - dots[0][0] == pytest.approx(dots[2][0] - dots[1][0], abs=0.2)
     assert dots[0][1] - dots[1][1] == pytest.approx(dots[1][1] - dots[2][1], abs=0.2)
@@ -106,14 +140,26 @@ def test_points_stand_where_their_values_are() -> None:
 @given(st.lists(st.tuples(st.floats(1, 1000), st.floats(1, 1000)), min_size=1, max_size=30))
 def test_labels_never_touch(points: list[tuple[float, float]]) -> None:
     labels = [f"point number {number}" for number in range(len(points))]
-    check_picture(curves("T", "S", [Series("s", points, labels)], Scale("x", 1, 1000), Scale("y", 1, 1000)))
+    check_picture(
+        curves("T", "S", [Series("s", points, labels)], Scale("x", 1, 1000), Scale("y", 1, 1000))
+    )
 
 
 def test_a_label_without_room_is_a_tip() -> None:
     crowd = [(10 + 0.01 * n, 10.0) for n in range(40)]
-    root = check_picture(curves("T", "S", [Series("s", crowd, [f"point {n}" for n in range(40)])], Scale("x", 1, 100), Scale("y", 1, 100)))
+    root = check_picture(
+        curves(
+            "T",
+            "S",
+            [Series("s", crowd, [f"point {n}" for n in range(40)])],
+            Scale("x", 1, 100),
+            Scale("y", 1, 100),
+        )
+    )
     assert len([words for words, _ in label_boxes(root) if words.startswith("point")]) < 40
-    assert {dot.findtext(f"{SVG}title") for dot in root.iter(f"{SVG}circle")} == {f"point {n}" for n in range(40)}
+    assert {dot.findtext(f"{SVG}title") for dot in root.iter(f"{SVG}circle")} == {
+        f"point {n}" for n in range(40)
+    }
 
 
 @pytest.mark.parametrize(
@@ -142,7 +188,9 @@ def test_ticks_are_few_and_on_the_axis(low: float, ratio: float, log: bool) -> N
 def test_long_names_are_cut() -> None:
     names = ["a-very-long-name-" * 10, "another/long/path/" * 4]
     series = [Series(name, [(2.0, 2.0)]) for name in names]
-    check_picture(curves("T" * 300, "S" * 300, series, Scale("x", 1, 10), Scale("y", 1, 10), ["note " * 60]))
+    check_picture(
+        curves("T" * 300, "S" * 300, series, Scale("x", 1, 10), Scale("y", 1, 10), ["note " * 60])
+    )
 
 
 def test_words_are_escaped() -> None:
@@ -154,7 +202,9 @@ def test_words_are_escaped() -> None:
 def luminance(colour: str) -> float:
     """WCAG's, of a colour such as #1f6fb4."""
     parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
-    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    red, green, blue = (
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    )
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
@@ -162,7 +212,10 @@ def luminance(colour: str) -> float:
 def test_everything_can_be_seen_on_its_page(shade: int) -> None:
     """Contrast of at least 3 for bars and lines, 4.5 for words (WCAG 2.2)."""
     paper = luminance(INKS["paper"][shade])
-    for least, colours in ((3, [pair[shade] for pair in COLOURS]), (4.5, [INKS["ink"][shade], INKS["dim"][shade]])):
+    for least, colours in (
+        (3, [pair[shade] for pair in COLOURS]),
+        (4.5, [INKS["ink"][shade], INKS["dim"][shade]]),
+    ):
         for colour in colours:
             bright, dark = sorted((luminance(colour), paper), reverse=True)
             assert (bright + 0.05) / (dark + 0.05) >= least, colour

@@ -42,8 +42,12 @@ def test_on_a_terminal_it_is_a_panel_as_wide_as_that(width):
 
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
-    env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")} | {"TERM": "xterm-256color"}
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT], stderr=slave, stdin=slave, stdout=subprocess.PIPE, env=env)
+    env = {
+        name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")
+    } | {"TERM": "xterm-256color"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT], stderr=slave, stdin=slave, stdout=subprocess.PIPE, env=env
+    )
     os.close(slave)
     shown = b""
     try:
@@ -58,7 +62,17 @@ def test_on_a_terminal_it_is_a_panel_as_wide_as_that(width):
     last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text[text.rindex("╭") :])
     lines = last.replace("\r", "").split("\n")
     assert len(lines[0]) == width
-    for part in ("runs/350M", "step 300", "300k/300k tokens", "100.0%", "3.471", "3.027", "12.35k tokens/s", "MFU n/a", "memory 3.2 GB"):
+    for part in (
+        "runs/350M",
+        "step 300",
+        "300k/300k tokens",
+        "100.0%",
+        "3.471",
+        "3.027",
+        "12.35k tokens/s",
+        "MFU n/a",
+        "memory 3.2 GB",
+    ):
         assert part in last, (part, last)
     assert all(len(line) == width for line in lines if line.startswith("│"))
     assert text.endswith("\x1b[?25h") or "\x1b[?25h" in text[-40:]
@@ -74,7 +88,10 @@ def test_elsewhere_it_is_the_plain_line(capsys, monkeypatch):
         clock[0] += 10
     board.finish("train")
     train, other = capsys.readouterr().err.splitlines()
-    assert train == "train: 2000/10k tokens (20%)  step 12  loss 3.25  lr 0.0006  tokens per second 12.35k  10 s, 1 min 20 s left"
+    assert (
+        train
+        == "train: 2000/10k tokens (20%)  step 12  loss 3.25  lr 0.0006  tokens per second 12.35k  10 s, 1 min 20 s left"
+    )
     assert other == "other: 2/2 (100%)  10 s, 0 s left"
 
 
@@ -112,8 +129,20 @@ def test_resampling_keeps_few_values_and_averages_many():
 
 
 def test_what_is_unknown_is_said_to_be():
-    words = " ".join(figures({**FACTS, "smoothed_loss": None, "grad_norm": None, "noise_scale": None, "skipped": "why"}))
+    words = " ".join(
+        figures(
+            {
+                **FACTS,
+                "smoothed_loss": None,
+                "grad_norm": None,
+                "noise_scale": None,
+                "skipped": "why",
+            }
+        )
+    )
     assert "loss n/a" in words
     assert "noise scale n/a" in words
     assert "update skipped" in words
-    assert "MFU 41.2% (38.0% causal)" in " ".join(figures({**FACTS, "mfu": 0.412, "mfu_causal": 0.38}))
+    assert "MFU 41.2% (38.0% causal)" in " ".join(
+        figures({**FACTS, "mfu": 0.412, "mfu_causal": 0.38})
+    )

@@ -31,7 +31,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """run/ trained (it says) on shards/, text.txt, and lambada/ with data."""
     folder = tmp_path_factory.mktemp("eval")
     tokenizer = train_tokenizer([PROSE * 9], 290)
-    model = GPT(ModelConfig(n_layer=1, n_head=2, d_model=16, n_ctx=16, vocab_size=tokenizer.vocab_size))
+    model = GPT(
+        ModelConfig(n_layer=1, n_head=2, d_model=16, n_ctx=16, vocab_size=tokenizer.vocab_size)
+    )
     model.init_weights(0)
     save_model(folder / "run", model, model.config, eot_id=tokenizer.eot_id)
     tokenizer.save(folder / "run" / "tokenizer.json")
@@ -41,20 +43,36 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "shards").mkdir()
     shard = folder / "shards" / "val-000000.bin"
     write_shard(shard, np.array([len(tokens)]), [np.array(tokens)], token_dtype(290))
-    row = {"file": shard.name, "split": "val", "tokens": len(tokens), "documents": 1, "sha256": sha256(shard)}
-    manifest: dict[str, Any] = {"format": 1, "tokenizer_sha256": tokenizer.sha256, "vocab_size": 290, "eot_id": 289, "seed": 0}
+    row = {
+        "file": shard.name,
+        "split": "val",
+        "tokens": len(tokens),
+        "documents": 1,
+        "sha256": sha256(shard),
+    }
+    manifest: dict[str, Any] = {
+        "format": 1,
+        "tokenizer_sha256": tokenizer.sha256,
+        "vocab_size": 290,
+        "eot_id": 289,
+        "seed": 0,
+    }
     manifest |= {"val_fraction": 1.0, "split_rule": "all", "shards": [row], "sources": []}
     (folder / "shards" / "manifest.json").write_text(json.dumps(manifest))
 
     (folder / "text.txt").write_text(PROSE * 5, encoding="utf-8")
     (folder / "lambada").mkdir()
-    (folder / "lambada" / "lambada_test.jsonl").write_text('{"text": "some words of prose"}\n{"text": "naïve café"}\n', encoding="utf-8")
+    (folder / "lambada" / "lambada_test.jsonl").write_text(
+        '{"text": "some words of prose"}\n{"text": "naïve café"}\n', encoding="utf-8"
+    )
     return folder
 
 
 @pytest.fixture
 def evaluate(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """What `gpt eval` prints on stdout, run in this process in the work place; its errors are raised."""
+    """What `gpt eval` prints on stdout, run in this process in the work place; its errors are
+    raised.
+    """
     monkeypatch.chdir(workplace)
 
     def invoke(*args: object, code: int = 0) -> str:
@@ -69,7 +87,12 @@ def evaluate(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 def test_a_runs_own_shards_are_the_default(evaluate: Callable[..., str]) -> None:
     made = json.loads(evaluate("run", "--json"))
     assert made["schema"] == "gpt.eval/1"
-    assert (made["model"], made["device"], made["precision"], made["tasks"]) == ("run", "cpu", "fp32", [])
+    assert (made["model"], made["device"], made["precision"], made["tasks"]) == (
+        "run",
+        "cpu",
+        "fp32",
+        [],
+    )
     [own] = made["losses"]
     [other] = json.loads(evaluate("run", "--data", "shards", "--json"))["losses"]
     [text] = json.loads(evaluate("run", "--text", "text.txt", "--json"))["losses"]
@@ -81,31 +104,65 @@ def test_a_runs_own_shards_are_the_default(evaluate: Callable[..., str]) -> None
 def test_the_table_shows_the_loss_beside_the_entropy(evaluate: Callable[..., str]) -> None:
     [loss] = json.loads(evaluate("run", "--json"))["losses"]
     table = evaluate("run")
-    for figure in (f"{loss['loss']:.4f}", f"{loss['unigram_entropy']:.4f}", f"{loss['perplexity']:.2f}", f"{loss['bits_per_byte']:.4f}"):
+    for figure in (
+        f"{loss['loss']:.4f}",
+        f"{loss['unigram_entropy']:.4f}",
+        f"{loss['perplexity']:.2f}",
+        f"{loss['bits_per_byte']:.4f}",
+    ):
         assert figure in table
     assert "windows of 16 tokens, 16 apart" in table
 
 
 def test_several_texts_and_a_stride(evaluate: Callable[..., str]) -> None:
-    made = json.loads(evaluate("run", "--text", "text.txt", "--text", "run/config.json", "--stride", 5, "--limit", "3", "--json"))
+    made = json.loads(
+        evaluate(
+            "run",
+            "--text",
+            "text.txt",
+            "--text",
+            "run/config.json",
+            "--stride",
+            5,
+            "--limit",
+            "3",
+            "--json",
+        )
+    )
     assert [loss["name"] for loss in made["losses"]] == ["text.txt", "run/config.json"]
-    assert [(loss["stride"], loss["windows"], loss["tokens"]) for loss in made["losses"]] == [(5, 3, 26)] * 2
+    assert [(loss["stride"], loss["windows"], loss["tokens"]) for loss in made["losses"]] == [
+        (5, 3, 26)
+    ] * 2
 
 
 def test_a_task_its_report_and_its_items(evaluate: Callable[..., str], tmp_path: Path) -> None:
     out, items = tmp_path / "deep" / "eval.json", tmp_path / "items.jsonl"
     table = evaluate("run", "--task", "lambada", "--data", "lambada", "-o", out, "--samples", items)
     written = json.loads(out.read_text())
-    assert written == json.loads(evaluate("run", "--task", "lambada", "--data", ".", "--json").replace('"./', '"'))
+    assert written == json.loads(
+        evaluate("run", "--task", "lambada", "--data", ".", "--json").replace('"./', '"')
+    )
     assert written["losses"] == []
-    assert [result["scoring"] for result in written["tasks"]] == ["last_word", "last_token", "last_word_filtered", "last_token_filtered"]
+    assert [result["scoring"] for result in written["tasks"]] == [
+        "last_word",
+        "last_token",
+        "last_word_filtered",
+        "last_token_filtered",
+    ]
     for result in written["tasks"]:
         assert (result["items"], result["shots"], result["truncated"]) == (2, 0, 0)
         assert result["data_sha256"] == sha256(Path("lambada/lambada_test.jsonl"))
-        assert [(score["model"], score["score"]) for score in result["paper"]] == [("gpt2", 45.99), ("gpt2", 35.13)]
+        assert [(score["model"], score["score"]) for score in result["paper"]] == [
+            ("gpt2", 45.99),
+            ("gpt2", 35.13),
+        ]
     assert "45.99%, 35.13" in table
-    assert [json.loads(line)["target"] for line in items.read_text().splitlines()] == [" prose", " café"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "items.jsonl"]  # nothing temporary is left
+    assert [json.loads(line)["target"] for line in items.read_text().splitlines()] == [
+        " prose",
+        " café",
+    ]
+    # nothing temporary is left
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "items.jsonl"]
 
 
 def test_the_same_inputs_the_same_bytes(evaluate: Callable[..., str], tmp_path: Path) -> None:
@@ -128,7 +185,9 @@ def test_a_users_own_task(evaluate: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(
         'title = "t"\nsource = "s"\nfiles = {items = "lambada*"}\nreader = "jsonl"\nkind = "last_word"\nprompt = "{text}"\n'
     )
-    results = json.loads(evaluate("run", "--task", tmp_path / "mine.toml", "--data", "lambada", "--json"))["tasks"]
+    results = json.loads(
+        evaluate("run", "--task", tmp_path / "mine.toml", "--data", "lambada", "--json")
+    )["tasks"]
     assert [(result["task"], result["scoring"], result["paper"]) for result in results[:2]] == [
         ("mine", "last_word", []),
         ("mine", "last_token", []),
@@ -183,7 +242,11 @@ def quiz(tmp_path: Path) -> Path:
 def test_few_shot_and_what_it_says(evaluate: Callable[..., str], quiz: Path) -> None:
     asked = ["run", "--task", quiz / "quiz.toml", "--data", quiz, "--shots", 2, "--shots-seed", 5]
     [result] = json.loads(evaluate(*asked, "--json"))["tasks"]
-    assert (result["shots"], result["shots_seed"], result["shots_from"]) == (2, 5, "the same set without the item")
+    assert (result["shots"], result["shots_seed"], result["shots_from"]) == (
+        2,
+        5,
+        "the same set without the item",
+    )
     assert 0 <= result["mean_shots"] <= 2
     assert set(result["accuracy_by_normaliser"]) == {"token", "sum", "character"}
     table = evaluate(*asked)
@@ -193,13 +256,20 @@ def test_few_shot_and_what_it_says(evaluate: Callable[..., str], quiz: Path) -> 
     assert "2 not asked: a shared shot" in shared
 
 
-def test_records_beside_the_report_are_gone_on_with_or_replaced(evaluate: Callable[..., str], quiz: Path) -> None:
+def test_records_beside_the_report_are_gone_on_with_or_replaced(
+    evaluate: Callable[..., str], quiz: Path
+) -> None:
     asked = ["run", "--task", quiz / "quiz.toml", "--data", quiz, "-o", quiz / "eval.json"]
     evaluate(*asked)
-    report, records = (quiz / "eval.json").read_bytes(), (quiz / "eval.records" / "quiz.jsonl").read_bytes()
+    report, records = (
+        (quiz / "eval.json").read_bytes(),
+        (quiz / "eval.records" / "quiz.jsonl").read_bytes(),
+    )
     assert records.count(b"\n") == 9  # a header, and an item a line
     (quiz / "eval.json").unlink()
-    with pytest.raises(GptError, match=r"holds the records.*\n.*--resume goes on with it, --force starts over"):
+    with pytest.raises(
+        GptError, match=r"holds the records.*\n.*--resume goes on with it, --force starts over"
+    ):
         evaluate(*asked)
     for way in ("--resume", "--resume", "--force"):
         evaluate(*asked, way)
@@ -207,64 +277,114 @@ def test_records_beside_the_report_are_gone_on_with_or_replaced(evaluate: Callab
         assert (quiz / "eval.records" / "quiz.jsonl").read_bytes() == records
     with pytest.raises(GptError, match="different: limit"):
         evaluate(*asked, "--resume", "--limit", 3)
-    evaluate("run", "--task", quiz / "quiz.toml", "--data", quiz, "--records", quiz / "kept", "--json")
+    evaluate(
+        "run", "--task", quiz / "quiz.toml", "--data", quiz, "--records", quiz / "kept", "--json"
+    )
     assert (quiz / "kept" / "quiz.jsonl").read_bytes() == records
 
 
-def test_items_of_the_training_shards_are_told_apart(evaluate: Callable[..., str], quiz: Path) -> None:
+def test_items_of_the_training_shards_are_told_apart(
+    evaluate: Callable[..., str], quiz: Path
+) -> None:
     tokens = [289, *load_tokenizer("run").encode(PROSE * 5)]
     (quiz / "train").mkdir()
     shard = quiz / "train" / "train-000000.bin"
     write_shard(shard, np.array([len(tokens)]), [np.array(tokens)], token_dtype(290))
     manifest = json.loads(Path("shards/manifest.json").read_text())
-    row = {"file": shard.name, "split": "train", "tokens": len(tokens), "documents": 1, "sha256": sha256(shard)}
+    row = {
+        "file": shard.name,
+        "split": "train",
+        "tokens": len(tokens),
+        "documents": 1,
+        "sha256": sha256(shard),
+    }
     (quiz / "train" / "manifest.json").write_text(json.dumps({**manifest, "shards": [row]}))
     words = (PROSE * 3).split()[:24]
-    rows = [{"q": " ".join(order), "c": ["some", "words"], "g": 0} for order in (words, words[::-1])]
+    rows = [
+        {"q": " ".join(order), "c": ["some", "words"], "g": 0} for order in (words, words[::-1])
+    ]
     (quiz / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = ["run", "--task", quiz / "quiz.toml", "--data", quiz, "--against", quiz / "train"]
     [result] = json.loads(evaluate(*asked, "--json"))["tasks"]
     found = result["contamination"]
-    assert (found["n"], found["items"], found["dirty_items"], found["all"]) == (13, 2, 1, result["accuracy"])
+    assert (found["n"], found["items"], found["dirty_items"], found["all"]) == (
+        13,
+        2,
+        1,
+        result["accuracy"],
+    )
     assert found["clean"] + found["dirty"] == 2 * found["all"]
     assert "1 of 2 items stand in" in evaluate(*asked)
 
 
 def test_markdown(evaluate: Callable[..., str], quiz: Path) -> None:
     text = evaluate("run", "--task", quiz / "quiz.toml", "--data", quiz, "--markdown")
-    assert "| task | scoring | K | items | accuracy | paper |\n|---|---|---:|---:|---:|---:|\n| quiz | token | 0 | 8 |" in text
+    assert (
+        "| task | scoring | K | items | accuracy | paper |\n|---|---|---:|---:|---:|---:|\n| quiz | token | 0 | 8 |"
+        in text
+    )
 
 
 def test_a_picture_of_several_reports(evaluate: Callable[..., str], quiz: Path) -> None:
     reports = []
     for shots in (0, 1, 2):
         reports.append(quiz / f"{shots}.json")
-        evaluate("run", "--task", quiz / "quiz.toml", "--data", quiz, "--shots", shots, "-o", reports[-1])
+        evaluate(
+            "run", "--task", quiz / "quiz.toml", "--data", quiz, "--shots", shots, "-o", reports[-1]
+        )
     evaluate(*reports, "--plot", quiz / "k.svg")
     picture = (quiz / "k.svg").read_text()
     assert "solved examples in the context (K)" in picture
-    assert picture == (evaluate(*reports, "--plot", quiz / "k.svg", "--force"), (quiz / "k.svg").read_text())[1]
+    assert (
+        picture
+        == (evaluate(*reports, "--plot", quiz / "k.svg", "--force"), (quiz / "k.svg").read_text())[
+            1
+        ]
+    )
     evaluate(reports[0], "--plot", quiz / "size.svg")
     assert "parameters, logarithmic" in (quiz / "size.svg").read_text()
 
 
-def test_a_dry_run_says_the_work_and_writes_nothing(evaluate: Callable[..., str], quiz: Path) -> None:
+def test_a_dry_run_says_the_work_and_writes_nothing(
+    evaluate: Callable[..., str], quiz: Path
+) -> None:
     before = sorted(quiz.rglob("*"))
-    args = ("run", "--task", quiz / "quiz.toml", "--data", quiz, "--text", "text.txt", "--limit", "3", "-o", quiz / "out.json")
+    args = (
+        "run",
+        "--task",
+        quiz / "quiz.toml",
+        "--data",
+        quiz,
+        "--text",
+        "text.txt",
+        "--limit",
+        "3",
+        "-o",
+        quiz / "out.json",
+    )
     said = json.loads(evaluate(*args, "--dry-run", "--json"))
     assert sorted(quiz.rglob("*")) == before
     assert said["dry_run"]
     text, task = said["work"]
     done = json.loads(evaluate(*args, "--json"))
-    assert (text["items"], text["tokens"]) == (done["losses"][0]["windows"], done["losses"][0]["tokens"])
+    assert (text["items"], text["tokens"]) == (
+        done["losses"][0]["windows"],
+        done["losses"][0]["tokens"],
+    )
     assert task["items"] == done["tasks"][0]["items"]
     assert said["memory_bytes"] == 4 * done["parameters"]
     assert "tokens read" in evaluate(*args[:-2], "--dry-run")
 
 
 def test_generated_items_need_no_data(evaluate: Callable[..., str]) -> None:
-    [result] = json.loads(evaluate("run", "--task", "two_digit_addition", "--limit", 2, "--json"))["tasks"]
-    assert (result["data"], result["items"], result["scoring"]) == ("generated, seed 0", 2, "beam 4")
+    [result] = json.loads(evaluate("run", "--task", "two_digit_addition", "--limit", 2, "--json"))[
+        "tasks"
+    ]
+    assert (result["data"], result["items"], result["scoring"]) == (
+        "generated, seed 0",
+        2,
+        "beam 4",
+    )
     assert set(result["calibration"]) == {"1", "5", "10", "50"}
 
 
@@ -274,10 +394,16 @@ def test_generated_items_need_no_data(evaluate: Callable[..., str]) -> None:
         (["run", "run"], "2 runs at once"),
         (["run", "--shots", "2"], "--shots goes with --task"),
         (["run", "--records", "x"], "--records goes with --task"),
-        (["run", "--task", "lambada", "--data", ".", "--shared-shots"], "--shared-shots goes with --shots"),
+        (
+            ["run", "--task", "lambada", "--data", ".", "--shared-shots"],
+            "--shared-shots goes with --shots",
+        ),
         (["run", "--task", "lambada", "--data", ".", "--normalise", "tokn"], "did you mean token"),
         (["run", "--task", "lambada", "--data", ".", "--resume", "--force"], "contradict"),
-        (["run", "--task", "lambada", "--task", "lambada", "--data", "."], "lambada is named twice"),
+        (
+            ["run", "--task", "lambada", "--task", "lambada", "--data", "."],
+            "lambada is named twice",
+        ),
         (["run", "--task", "lambada", "--data", ".", "--shots", "2"], "fewer than --shots 2"),
         (["--plot", "x.svg"], "--plot draws reports"),
         (["shards/manifest.json", "--plot", "x.svg"], "not a report"),

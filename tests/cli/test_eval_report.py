@@ -1,4 +1,6 @@
-"""The tables of `gpt eval`: figures with their errors, where a task's data is, and in what a task departs from others."""
+"""The tables of `gpt eval`: figures with their errors, where a task's data is, and in what a task
+departs from others.
+"""
 
 from __future__ import annotations
 
@@ -32,18 +34,28 @@ def test_where_the_data_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("markdown", [False, True])
-def test_the_conditions_and_the_note_stand_below(capsys: pytest.CaptureFixture[str], markdown: bool) -> None:
+def test_the_conditions_and_the_note_stand_below(
+    capsys: pytest.CaptureFixture[str], markdown: bool
+) -> None:
     under = Conditions(
         shots=2, mean_shots=1.5, shots_from="train.jsonl", shots_seed=7, shared_shots=False, items=3, skipped={"an empty answer": 1},
         truncated=1, stride=None, data="dev|x.jsonl", data_sha256="0123456789abcdef", note="\nAs GPT-3;\nothers sum.",
     )  # fmt: skip
     result = TaskResult(
-        task="hellaswag", scoring="token", correct=1, figures={"accuracy": Figure(value=33.3, stderr=None)}, conditions=under, paper=[]
+        task="hellaswag",
+        scoring="token",
+        correct=1,
+        figures={"accuracy": Figure(value=33.3, stderr=None)},
+        conditions=under,
+        paper=[],
     )
     print_report("run", [], [result], markdown=markdown)
     told = capsys.readouterr().out
     assert "hellaswag: As GPT-3; others sum." in told
-    assert "2 shots drawn for each item from train.jsonl, seed 7, 1.5 of them fit on average; 1 longer than the context" in told
+    assert (
+        "2 shots drawn for each item from train.jsonl, seed 7, 1.5 of them fit on average; 1 longer than the context"
+        in told
+    )
     assert "1 not asked: an empty answer" in told
     assert ("| hellaswag |" in told) == markdown
 
@@ -61,12 +73,22 @@ def test_long_lines_break_between_words_on_a_terminal_alone(
     assert " ".join(lines).split() == words
 
 
-NAMES = ["[final]book.txt", "a[/b].txt", "[bold red]", ":smile:.txt", "\\[x]", "[link=http://x]y[/link]", "book.txt"]
+NAMES = [
+    "[final]book.txt",
+    "a[/b].txt",
+    "[bold red]",
+    ":smile:.txt",
+    "\\[x]",
+    "[link=http://x]y[/link]",
+    "book.txt",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_are_not_markup(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    loss = LossReport(**dict.fromkeys((field.name for field in fields(LossReport)), 1.0) | {"name": name})
+    loss = LossReport(
+        **dict.fromkeys((field.name for field in fields(LossReport)), 1.0) | {"name": name}
+    )
     print_report(f"run {name}", [loss], [], markdown=False)
     title, *table = capsys.readouterr().out.splitlines()
     assert title == f"run {name}"

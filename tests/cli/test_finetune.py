@@ -1,4 +1,6 @@
-"""`gpt train --finetune` and `gpt eval` of its run, as a user meets them: a task so easy that it is learnt."""
+"""`gpt train --finetune` and `gpt eval` of its run, as a user meets them: a task so easy that it is
+learnt.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,11 @@ def workplace(tmp_path: Path) -> Path:
     model.init_weights(0)
     save_model(tmp_path / "base", model, config, eot_id=256)
     Tokenizer([*byte_alphabet(), END_OF_TEXT], []).save(tmp_path / "base" / "tokenizer.json")
-    rows = [{"sentence": f"{a} {word}", "label": label} for a in string.ascii_lowercase for word, label in (("good", "yes"), ("sad", "no"))]
+    rows = [
+        {"sentence": f"{a} {word}", "label": label}
+        for a in string.ascii_lowercase
+        for word, label in (("good", "yes"), ("sad", "no"))
+    ]
     for name, part in (("train", rows[:40]), ("dev", rows[40:])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)), encoding="utf-8")
     (tmp_path / "task.toml").write_text(
@@ -46,20 +52,32 @@ def test_from_a_task_to_an_accuracy(gpt: Gpt, workplace: Path) -> None:
     assert (report["schema"], report["steps"], report["examples"]) == ("gpt.train/1", 60, 40)
     assert report["val_accuracy"] == 1.0
     assert report["lr"] == 0.0
-    lines = [json.loads(line) for line in (workplace / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (workplace / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert len(lines) == 60
     assert sum("val_accuracy" in line for line in lines) == 60
     assert lines[-1]["task_loss"] < 0.1 < lines[0]["task_loss"]
     assert gpt("eval", "run").stdout == "accuracy 100.00% (12 of 12) on dev.jsonl\n"
-    assert json.loads(gpt("eval", "run", "--data", "train.jsonl", "--json").stdout)["examples"] == 40
+    assert (
+        json.loads(gpt("eval", "run", "--data", "train.jsonl", "--json").stdout)["examples"] == 40
+    )
 
     def figures(name: str) -> list[dict[str, float]]:
         """The lines of a run's metrics, but for when each was written."""
         texts = (workplace / name / "metrics.jsonl").read_text().splitlines()
-        return [{key: value for key, value in json.loads(text).items() if key != "time"} for text in texts]
+        return [
+            {key: value for key, value in json.loads(text).items() if key != "time"}
+            for text in texts
+        ]
 
     command = [sys.executable, "-m", "gptcli", *argv, "killed"]
-    process = subprocess.Popen(command, cwd=workplace, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        command,
+        cwd=workplace,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     while not list(workplace.glob("killed/checkpoints/step-*")):
         assert process.poll() is None
         time.sleep(0.005)
@@ -69,12 +87,18 @@ def test_from_a_task_to_an_accuracy(gpt: Gpt, workplace: Path) -> None:
     assert "going on after step" in gpt(*argv, "killed", "--resume", OMP_NUM_THREADS="1").stderr
     assert [figures(run) for run in ("run", "killed")] == [figures("run")] * 2
     for name in ("model.safetensors", "classifier.safetensors", "finetune.json"):
-        assert (workplace / "run" / name).read_bytes() == (workplace / "killed" / name).read_bytes(), name
+        assert (workplace / "run" / name).read_bytes() == (
+            workplace / "killed" / name
+        ).read_bytes(), name
     assert "is finished" in gpt(*argv, "run", "--resume").stderr
     assert "not empty" in gpt(*argv, "run", code=2).stderr
-    shared = json.loads(gpt(*argv, "shared", "--layout", "dp=2", "--json", OMP_NUM_THREADS="1").stdout)
+    shared = json.loads(
+        gpt(*argv, "shared", "--layout", "dp=2", "--json", OMP_NUM_THREADS="1").stdout
+    )
     assert (shared["steps"], shared["val_accuracy"]) == (60, 1.0)
-    assert (workplace / "shared" / "model.safetensors").read_bytes() != (workplace / "run" / "model.safetensors").read_bytes()
+    assert (workplace / "shared" / "model.safetensors").read_bytes() != (
+        workplace / "run" / "model.safetensors"
+    ).read_bytes()
     assert gpt("sample", "run", "a good", "--max-tokens", 8).stdout.startswith("a good")
 
 
@@ -101,15 +125,23 @@ def test_what_is_no_task(workplace: Path, task: str, message: str) -> None:
     (workplace / "bad.toml").write_text(task)
     with pytest.raises(GptError) as caught:
         read = read_task(workplace / "bad.toml")
-        read_examples(read, workplace / read.train, Transformation(read.kind, load_tokenizer(workplace / "base"), 16))
+        read_examples(
+            read,
+            workplace / read.train,
+            Transformation(read.kind, load_tokenizer(workplace / "base"), 16),
+        )
     assert message in str(caught.value)
 
 
 def test_what_it_needs_and_what_it_does_not_take(gpt: Gpt, workplace: Path) -> None:
     assert "needs a model to start from" in gpt("train", "--finetune", "task.toml", code=2).stderr
-    refused = gpt("train", "--init-from", "base", "--finetune", "task.toml", "--lr", "1e-3", code=2).stderr
+    refused = gpt(
+        "train", "--init-from", "base", "--finetune", "task.toml", "--lr", "1e-3", code=2
+    ).stderr
     assert "--lr: is no option of --finetune" in refused
-    divided = gpt("train", "--init-from", "base", "--finetune", "task.toml", "--layout", "tp=2", code=2).stderr
+    divided = gpt(
+        "train", "--init-from", "base", "--finetune", "task.toml", "--layout", "tp=2", code=2
+    ).stderr
     assert "--layout: tp=2 divides the model, and fine-tuning only repeats it" in divided
     assert not (workplace / "runs").exists()
 
@@ -125,14 +157,42 @@ def test_what_it_needs_and_what_it_does_not_take(gpt: Gpt, workplace: Path) -> N
         ("classification", '{"text": "a", "label": [1]}', "the label [1] is none of [0, 1]"),
         ("classification", '{"text": "a"}', "no 'label'"),
         ("classification", '["a", 1]', "not a JSON object"),
-        ("classification", r'{"text": "a \ud83d", "label": 1}', "'text': the text holds a lone surrogate, U+D83D, at character 2"),
-        ("entailment", '{"premise": "a", "hypothesis": {}, "label": 1}', "'hypothesis' is {}, not text"),
+        (
+            "classification",
+            r'{"text": "a \ud83d", "label": 1}',
+            "'text': the text holds a lone surrogate, U+D83D, at character 2",
+        ),
+        (
+            "entailment",
+            '{"premise": "a", "hypothesis": {}, "label": 1}',
+            "'hypothesis' is {}, not text",
+        ),
         ("similarity", '{"a": "a", "b": false, "label": 1}', "'b' is false, not text"),
-        ("multiple-choice", '{"context": "a", "answers": null, "label": 0}', "'answers' is null, not a list of texts"),
-        ("multiple-choice", '{"context": "a", "answers": [], "label": 0}', "'answers' is [], not a list of texts"),
-        ("multiple-choice", '{"context": "a", "answers": "b", "label": 0}', "'answers' is one text, not a list of texts"),
-        ("multiple-choice", '{"context": "a", "answers": ["b", 3], "label": 0}', "'answers' is 3, not a list of texts"),
-        ("multiple-choice", '{"context": "a", "answers": ["b", "c", "d"], "label": 2}', "3 answers, and the examples before it have 2"),
+        (
+            "multiple-choice",
+            '{"context": "a", "answers": null, "label": 0}',
+            "'answers' is null, not a list of texts",
+        ),
+        (
+            "multiple-choice",
+            '{"context": "a", "answers": [], "label": 0}',
+            "'answers' is [], not a list of texts",
+        ),
+        (
+            "multiple-choice",
+            '{"context": "a", "answers": "b", "label": 0}',
+            "'answers' is one text, not a list of texts",
+        ),
+        (
+            "multiple-choice",
+            '{"context": "a", "answers": ["b", 3], "label": 0}',
+            "'answers' is 3, not a list of texts",
+        ),
+        (
+            "multiple-choice",
+            '{"context": "a", "answers": ["b", "c", "d"], "label": 2}',
+            "3 answers, and the examples before it have 2",
+        ),
     ],
 )
 def test_examples_of_other_types(workplace: Path, kind: str, line: str, message: str) -> None:
@@ -141,10 +201,21 @@ def test_examples_of_other_types(workplace: Path, kind: str, line: str, message:
     from gptcli.trainer.finetune_inputs import Transformation
     from gptcli.trainer.finetune_task import Task, read_examples
 
-    whole = {"text": "a", "premise": "a", "hypothesis": "b", "a": "a", "b": "b", "context": "a", "answers": ["b", "c"], "label": 1}
+    whole = {
+        "text": "a",
+        "premise": "a",
+        "hypothesis": "b",
+        "a": "a",
+        "b": "b",
+        "context": "a",
+        "answers": ["b", "c"],
+        "label": 1,
+    }
     path = workplace / "other.jsonl"
     path.write_text("\ufeff" + json.dumps(whole) + "\n\n" + line + "\n", encoding="utf-8")
-    task = Task(kind=kind, train="t", validation="v", labels=[] if kind == "multiple-choice" else [0, 1])
+    task = Task(
+        kind=kind, train="t", validation="v", labels=[] if kind == "multiple-choice" else [0, 1]
+    )
     with pytest.raises(InputError) as caught:
         read_examples(task, path, Transformation(kind, load_tokenizer(workplace / "base"), 16))
     assert caught.value.where == f"{path}:3"

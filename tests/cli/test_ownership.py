@@ -1,4 +1,6 @@
-"""Two commands on one output: the second is refused, whatever it says, and the first ends as if it had been alone."""
+"""Two commands on one output: the second is refused, whatever it says, and the first ends as if it
+had been alone.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,24 @@ from gptcli.cli import main
 from gptcli.files import LOCK
 from gptcli.locks import own_folder, own_part, read_chain
 
-SIZE = "--n-layer 1 --n-head 1 --d-model 8 --n-ctx 16 --batch-tokens 64 --compile off --precision fp32"
+SIZE = (
+    "--n-layer 1 --n-head 1 --d-model 8 --n-ctx 16 --batch-tokens 64 --compile off --precision fp32"
+)
 TRAIN = f"train --data shards {SIZE}"
 COMMANDS = {  # what is typed, and a file of the result
     "train": (split(f"{TRAIN} --tokens 640 --out out"), "out/model.safetensors"),
-    "build-shards": (split("build-shards text.txt -t shards -o out --documents line --val-fraction 0"), "out/train-000000.bin"),
-    "eval": (split("eval run --task lambada --data data -o out.json --device cpu"), "out.records/lambada.jsonl"),
-    "sample": (split("sample run --prompts prompts.jsonl -o out.jsonl --max-tokens 4 --device cpu"), "out.jsonl"),
+    "build-shards": (
+        split("build-shards text.txt -t shards -o out --documents line --val-fraction 0"),
+        "out/train-000000.bin",
+    ),
+    "eval": (
+        split("eval run --task lambada --data data -o out.json --device cpu"),
+        "out.records/lambada.jsonl",
+    ),
+    "sample": (
+        split("sample run --prompts prompts.jsonl -o out.jsonl --max-tokens 4 --device cpu"),
+        "out.jsonl",
+    ),
 }
 # The command, which stops once it holds its outputs, says so, and goes on when it is told to.
 STOPS = """
@@ -51,7 +64,9 @@ LAST = ".lock .out.jsonl.lock"  # of the locks of each command
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    spec = importlib.util.spec_from_file_location("trainer_conftest", Path(__file__).parents[1] / "trainer" / "conftest.py")
+    spec = importlib.util.spec_from_file_location(
+        "trainer_conftest", Path(__file__).parents[1] / "trainer" / "conftest.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     folder = tmp_path_factory.mktemp("owned")
@@ -59,7 +74,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text.txt").write_text("a small text\nfor a small vocabulary\n" * 20)
     (folder / "prompts.jsonl").write_text('{"prompt": "a small"}\n{"prompt": "text"}\n')
     (folder / "data").mkdir()
-    (folder / "data" / "lambada_test.jsonl").write_text('{"text": "a small text"}\n{"text": "for a small vocabulary"}\n')
+    (folder / "data" / "lambada_test.jsonl").write_text(
+        '{"text": "a small text"}\n{"text": "for a small vocabulary"}\n'
+    )
     return folder
 
 
@@ -90,12 +107,21 @@ def gpt_inside(here, monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def trained(inputs: Path) -> Path:
-    subprocess.run([sys.executable, "-m", "gptcli", *split(f"{TRAIN} --tokens 128 --out run")], cwd=inputs, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "gptcli", *split(f"{TRAIN} --tokens 128 --out run")],
+        cwd=inputs,
+        check=True,
+        capture_output=True,
+    )
     return inputs / "run"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def started(here: Path, words: list[str]) -> subprocess.Popen[str]:
@@ -114,9 +140,18 @@ def started(here: Path, words: list[str]) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    ("command", "end"), [("train", "done"), ("train", "killed"), ("build-shards", "done"), ("eval", "killed"), ("sample", "killed")]
+    ("command", "end"),
+    [
+        ("train", "done"),
+        ("train", "killed"),
+        ("build-shards", "done"),
+        ("eval", "killed"),
+        ("sample", "killed"),
+    ],
 )
-def test_the_second_is_refused_and_the_first_ends_as_if_alone(here, gpt_inside, trained, command, end):
+def test_the_second_is_refused_and_the_first_ends_as_if_alone(
+    here, gpt_inside, trained, command, end
+):
     words, result = COMMANDS[command]
     if not (here / "run").exists():
         shutil.copytree(trained, here / "run")
@@ -135,7 +170,8 @@ def test_the_second_is_refused_and_the_first_ends_as_if_alone(here, gpt_inside, 
         assert process.returncode == 0, errors
     else:
         process.kill()
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and its parent has not noticed
+        # dead, and its parent has not noticed
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         gpt_inside(*words, "--resume")
         process.communicate()
     assert (here / result).read_bytes() == wanted
@@ -174,9 +210,14 @@ def test_a_range_test_and_fine_tuning_own_their_folders_too(here, gpt_inside, tr
     (here / "task.toml").write_text(
         'kind = "classification"\nlabels = ["a", "b"]\ntrain = "t.jsonl"\nvalidation = "t.jsonl"\nepochs = 1\nbatch = 2\nlr = 1e-3\n'
     )
-    (here / "t.jsonl").write_text('{"text": "a small", "label": "a"}\n{"text": "text", "label": "b"}\n')
+    (here / "t.jsonl").write_text(
+        '{"text": "a small", "label": "a"}\n{"text": "text", "label": "b"}\n'
+    )
     with own_folder(here / "out"):
-        for line in (f"{TRAIN} --lr-range --tokens 640 --out out", f"train --finetune task.toml --init-from {trained} --out out"):
+        for line in (
+            f"{TRAIN} --lr-range --tokens 640 --out out",
+            f"train --finetune task.toml --init-from {trained} --out out",
+        ):
             assert "in use by process" in gpt_inside(*split(line), code=2)
         assert len(read_chain(here / "out" / LOCK)) == 1
 
@@ -185,7 +226,8 @@ def test_run_toml_and_the_card_speak_of_the_run_as_it_goes_on(here, gpt_inside):
     words, _ = COMMANDS["train"]
     out = here / "out"
     out.mkdir()
-    (out / "run.toml").write_text("")  # killed before its first checkpoint, a run can go on as another
+    # killed before its first checkpoint, a run can go on as another
+    (out / "run.toml").write_text("")
     gpt_inside(*words, "--lr", "1e-3", "--resume")
     text = (out / "run.toml").read_text()
     assert tomllib.loads(text)["lr"] == 1e-3
@@ -199,9 +241,9 @@ def test_run_toml_and_the_card_speak_of_the_run_as_it_goes_on(here, gpt_inside):
         (out / finished).unlink()
     shutil.rmtree(out / "checkpoints" / "step-00000010")
     gpt_inside("train", "--out", "out", "--resume")  # with nothing else said: the same bytes
-    assert {name: data for name, data in contents(out).items() if name in ("run.toml", "README.md")} == {
-        name: alone[name] for name in ("run.toml", "README.md")
-    }
+    assert {
+        name: data for name, data in contents(out).items() if name in ("run.toml", "README.md")
+    } == {name: alone[name] for name in ("run.toml", "README.md")}
     for finished in ("model.safetensors", "README.md"):
         (out / finished).unlink()
     shutil.rmtree(out / "checkpoints" / "step-00000010")
@@ -218,7 +260,9 @@ def test_a_finished_model_without_checkpoints_is_not_trained_again(here, gpt_ins
     shutil.rmtree(here / "out" / "checkpoints")
     before = contents(here / "out")
     assert "is finished" in gpt_inside(*words, "--resume")
-    assert "no checkpoint is left to go on from" in gpt_inside(*words, "--lr", "1e-3", "--resume", code=2)
+    assert "no checkpoint is left to go on from" in gpt_inside(
+        *words, "--lr", "1e-3", "--resume", code=2
+    )
     assert contents(here / "out") == before
     assert result.removeprefix("out/") in before
 
@@ -227,7 +271,9 @@ def test_rank_of_another_program_changes_nothing(here, gpt_inside, trained, monk
     monkeypatch.setenv("RANK", "1")
     shutil.copytree(trained, here / "finished")
     before = contents(here / "finished")
-    assert "the output folder is not empty" in gpt_inside(*split(f"{TRAIN} --tokens 640 --out finished"), code=2)
+    assert "the output folder is not empty" in gpt_inside(
+        *split(f"{TRAIN} --tokens 640 --out finished"), code=2
+    )
     assert contents(here / "finished") == before
     told = gpt_inside(*split("eval finished --data shards -o report.json"))
     assert "RANK is set without WORLD_SIZE: this process works alone" in told

@@ -32,7 +32,9 @@ torch.set_num_threads(1)
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sample") / "run"
     tokenizer = train_tokenizer(["naïve café, 日本語 🙂 and some words of prose " * 9], 290)
-    model = GPT(ModelConfig(n_layer=1, n_head=2, d_model=16, n_ctx=16, vocab_size=tokenizer.vocab_size))
+    model = GPT(
+        ModelConfig(n_layer=1, n_head=2, d_model=16, n_ctx=16, vocab_size=tokenizer.vocab_size)
+    )
     model.init_weights(0)
     save_model(folder, model, model.config, eot_id=tokenizer.eot_id)
     tokenizer.save(folder / "tokenizer.json")
@@ -57,23 +59,41 @@ def test_prints_the_prompt_and_what_follows(run: Path) -> None:
 
 
 def test_samples_stand_apart_and_do_not_depend_on_their_number(run: Path) -> None:
-    texts = [made["text"] for made in report(run, "prose", "--max-tokens", 9, "--num-samples", 3)["samples"]]
+    texts = [
+        made["text"]
+        for made in report(run, "prose", "--max-tokens", 9, "--num-samples", 3)["samples"]
+    ]
     assert len(set(texts)) == 3
     assert (
-        sample(run, "prose", "--max-tokens", 9, "--num-samples", 3) == "\n---------------\n".join(f"prose{text}" for text in texts) + "\n"
+        sample(run, "prose", "--max-tokens", 9, "--num-samples", 3)
+        == "\n---------------\n".join(f"prose{text}" for text in texts) + "\n"
     )
-    assert [made["text"] for made in report(run, "prose", "--max-tokens", 9, "--num-samples", 2)["samples"]] == texts[:2]
+    assert [
+        made["text"]
+        for made in report(run, "prose", "--max-tokens", 9, "--num-samples", 2)["samples"]
+    ] == texts[:2]
 
 
 def test_the_seed_fixes_the_text(run: Path) -> None:
-    assert sample(run, "a", "--seed", 5) == sample(run, "a", "--seed", 5) != sample(run, "a", "--seed", 6)
+    assert (
+        sample(run, "a", "--seed", 5)
+        == sample(run, "a", "--seed", 5)
+        != sample(run, "a", "--seed", 6)
+    )
 
 
 def test_json_says_everything(run: Path) -> None:
-    made = report(run, "naïve", "--max-tokens", 5, "--top-p", 0.9, "--temperature", 0.8, "--seed", 3)
+    made = report(
+        run, "naïve", "--max-tokens", 5, "--top-p", 0.9, "--temperature", 0.8, "--seed", 3
+    )
     assert made["schema"] == "gpt.sample/1"
     assert (made["prompt"], made["seed"], made["max_tokens"]) == ("naïve", 3, 5)
-    assert (made["temperature"], made["top_k"], made["top_p"], made["greedy"]) == (0.8, None, 0.9, False)
+    assert (made["temperature"], made["top_k"], made["top_p"], made["greedy"]) == (
+        0.8,
+        None,
+        0.9,
+        False,
+    )
     [one] = made["samples"]
     assert len(one["tokens"]) == 5
     assert one["finish_reason"] == "length"
@@ -93,7 +113,9 @@ def test_the_options_reach_the_model(run: Path) -> None:
         ("--top-p", 0.5, "--temperature", 2): Rules(top_p=0.5, temperature=2.0),
     }.items():
         made = report(run, "words", "--max-tokens", 30, *options)
-        row = Row(made["prompt_tokens"], max_tokens=30, generator=sample_generator(0, 0), stop_id=289)
+        row = Row(
+            made["prompt_tokens"], max_tokens=30, generator=sample_generator(0, 0), stop_id=289
+        )
         list(decode(model, [row], rules, batch=1))
         assert made["samples"][0]["tokens"] == row.tokens
 
@@ -171,7 +193,9 @@ def test_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
 def test_stop_strings_end_a_sample(run: Path) -> None:
     whole = report(run, "words", "--max-tokens", 40)["samples"][0]["text"]
     stop = whole[5:7]
-    made = report(run, "words", "--max-tokens", 40, "--stop", stop, "--stop", "never said")["samples"][0]
+    made = report(run, "words", "--max-tokens", 40, "--stop", stop, "--stop", "never said")[
+        "samples"
+    ][0]
     assert (made["text"], made["finish_reason"]) == (whole[: whole.index(stop)], "stop")
 
 
@@ -190,14 +214,38 @@ def test_beam_and_best_of(run: Path) -> None:
 def test_int8_and_a_draft_say_much_the_same(run: Path) -> None:
     plain = sample(run, "words", "--greedy", "--max-tokens", 12)
     assert sample(run, "words", "--greedy", "--max-tokens", 12, "--draft", run) == plain
-    assert len(report(run, "words", "--max-tokens", 12, "--quantize", "int8")["samples"][0]["tokens"]) == 12
+    assert (
+        len(report(run, "words", "--max-tokens", 12, "--quantize", "int8")["samples"][0]["tokens"])
+        == 12
+    )
 
 
 def test_prompts_in_the_papers_shapes(run: Path, tmp_path: Path) -> None:
-    shown = report(run, "cheese =>", "--instruction", "Translate:", "--example", "otter => loutre", "--max-tokens", 1)
+    shown = report(
+        run,
+        "cheese =>",
+        "--instruction",
+        "Translate:",
+        "--example",
+        "otter => loutre",
+        "--max-tokens",
+        1,
+    )
     assert shown["prompt"] == "Translate:\notter => loutre\ncheese =>"
     (tmp_path / "earlier.txt").write_text("Title: A\nSubtitle: B\nArticle: C\n")
-    news = report(run, "--preset", "news", "--title", "T", "--subtitle", "S", "--article", tmp_path / "earlier.txt", "--max-tokens", 1)
+    news = report(
+        run,
+        "--preset",
+        "news",
+        "--title",
+        "T",
+        "--subtitle",
+        "S",
+        "--article",
+        tmp_path / "earlier.txt",
+        "--max-tokens",
+        1,
+    )
     assert news["prompt"] == "Title: A\nSubtitle: B\nArticle: C\n\nTitle: T\nSubtitle: S\nArticle:"
     assert (news["top_p"], news["stop"]) == (0.85, ["\nTitle: "])
 
@@ -234,11 +282,15 @@ def test_a_file_of_prompts(run: Path, prompts: Path, tmp_path: Path) -> None:
     sample(run, *options, "-o", out)
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["index"] for line in lines] == list(range(300))
-    assert [line["prompt"] for line in lines] == [json.loads(line)["prompt"] for line in prompts.read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == [
+        json.loads(line)["prompt"] for line in prompts.read_text().splitlines()
+    ]
     for line in (lines[0], lines[150], lines[299]):
         assert len({tuple(made["tokens"]) for made in line["samples"]}) == 2
     alone = report(run, lines[0]["prompt"], "--max-tokens", 5, "--num-samples", 2)
-    assert [made["tokens"] for made in alone["samples"]] == [made["tokens"] for made in lines[0]["samples"]]
+    assert [made["tokens"] for made in alone["samples"]] == [
+        made["tokens"] for made in lines[0]["samples"]
+    ]
     with pytest.raises(GptError, match="exists already"):
         sample(run, *options, "-o", out)
     before = out.stat()
@@ -264,17 +316,26 @@ def test_bad_files_of_prompts(run: Path, tmp_path: Path, text: str | bytes, mess
         sample(run, "--prompts", path, "-o", tmp_path / "out.jsonl")
 
 
-def test_a_cache_that_cannot_fit_is_said_before_it_starts(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_fit_is_said_before_it_starts(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from gptcli.sampling import engine
 
     monkeypatch.setattr(engine, "free_memory", lambda device: 1000)
-    with pytest.raises(GptError, match=r"the cache of 1 sequences of 16 tokens takes 2.05 kB, and 1 kB are free"):
+    with pytest.raises(
+        GptError, match=r"the cache of 1 sequences of 16 tokens takes 2.05 kB, and 1 kB are free"
+    ):
         sample(run, "x")
 
 
 def start(run: Path, *args: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "gptcli", "sample", str(run), "x", *args]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def test_ctrl_c_ends_the_line_and_exits_130(run: Path) -> None:
@@ -295,7 +356,9 @@ def test_killed_and_resumed_gives_the_same_file(run: Path, prompts: Path, tmp_pa
     out, unfinished = tmp_path / "out.jsonl", tmp_path / ".out.jsonl.unfinished"
     command = [sys.executable, "-m", "gptcli", "sample", str(run), *options, "-o", str(out)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and (not unfinished.exists() or unfinished.read_bytes().count(b"\n") < 34):
+        while process.poll() is None and (
+            not unfinished.exists() or unfinished.read_bytes().count(b"\n") < 34
+        ):
             time.sleep(0.005)
         process.kill()
     assert not out.exists()
@@ -332,7 +395,9 @@ def test_a_terminal_gets_no_control_characters(run: Path, monkeypatch: pytest.Mo
     assert text.startswith("\x1b[2J")
 
 
-def test_threads_and_memory_are_the_users_where_set_and_else_what_is_fast(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_and_memory_are_the_users_where_set_and_else_what_is_fast(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fast = {"GOMP_SPINCOUNT": "10000", "THP_MEM_ALLOC_ENABLE": "1"}
     for name in fast:
         monkeypatch.setenv(name, "7")

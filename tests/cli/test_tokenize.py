@@ -1,4 +1,6 @@
-"""`gpt tokenize` as a user runs it: the chain train, encode, decode, and what it says when something is wrong."""
+"""`gpt tokenize` as a user runs it: the chain train, encode, decode, and what it says when
+something is wrong.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def here(tokenizer: Tokenizer, tmp_path: Path) -> Path:
     """The folder that the commands run in, with a tokenizer and three small files of two kinds."""
     tokenizer.save(tmp_path / "tokenizer.json")
     (tmp_path / "a.txt").write_bytes(AWKWARD.encode())
-    (tmp_path / "b.jsonl").write_text('{"text": "first"}\n{"text": ""}\n{"text": "sec\\nond"}\n', encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text(
+        '{"text": "first"}\n{"text": ""}\n{"text": "sec\\nond"}\n', encoding="utf-8"
+    )
     (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"l1\nl2\n\nl3\n"))
     return tmp_path
 
@@ -53,7 +57,9 @@ def test_stdin_to_ids_to_stdout_byte_for_byte(here: Path, tokenizer: Tokenizer) 
 def test_documents_a_line_each(here: Path, tokenizer: Tokenizer) -> None:
     lines = piped(here, "encode", ".", "-t", ".").splitlines()
     texts = [AWKWARD, "first", "sec\nond", "l1\nl2\n\nl3\n"]
-    assert [list(map(int, line.split())) for line in lines] == [tokenizer.encode(text) for text in texts]
+    assert [list(map(int, line.split())) for line in lines] == [
+        tokenizer.encode(text) for text in texts
+    ]
     (here / "ids").write_bytes(b"\n".join(lines[1:]))
     assert piped(here, "decode", "ids", "-t", ".", "ids") == b"firstsec\nondl1\nl2\n\nl3\n" * 2
 
@@ -70,16 +76,23 @@ def test_what_stood_between_documents_is_put_back(here: Path, documents: str, co
 
 def test_a_token_file_is_a_shard(here: Path, tokenizer: Tokenizer, gpt: Any) -> None:
     done = gpt("tokenize", "encode", "b.jsonl", "a.txt", "-t", ".", "-o", "out/tokens.bin")
-    documents = [[tokenizer.eot_id, *tokenizer.encode(text)] for text in (AWKWARD, "first", "sec\nond")]
+    documents = [
+        [tokenizer.eot_id, *tokenizer.encode(text)] for text in (AWKWARD, "first", "sec\nond")
+    ]
     assert open_shard(here / "out" / "tokens.bin").dtype == np.uint16
     assert open_shard(here / "out" / "tokens.bin").tolist() == list(chain.from_iterable(documents))
     assert document_lengths(here / "out" / "tokens.bin").tolist() == list(map(len, documents))
     assert sorted(path.name for path in (here / "out").iterdir()) == ["tokens.bin", "tokens.idx"]
-    assert (done.stdout, done.stderr) == ("", f"3 documents, {sum(map(len, documents))} tokens -> out/tokens.bin\n")
+    assert (done.stdout, done.stderr) == (
+        "",
+        f"3 documents, {sum(map(len, documents))} tokens -> out/tokens.bin\n",
+    )
     assert piped(here, "decode", "out/tokens.bin", "-t", ".") == AWKWARD.encode() + b"firstsec\nond"
 
 
-def test_a_token_file_larger_than_a_block(here: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, capfdbinary: Any) -> None:
+def test_a_token_file_larger_than_a_block(
+    here: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, capfdbinary: Any
+) -> None:
     from gptcli.cli import tokenize
 
     monkeypatch.chdir(here)
@@ -93,7 +106,9 @@ def test_a_token_file_larger_than_a_block(here: Path, tokenizer: Tokenizer, monk
 
 def test_train_writes_a_tokenizer_and_reports(here: Path, gpt: Any) -> None:
     source = Path(json.__file__)
-    done = gpt("tokenize", "train", source, "--vocab-size", "0.4k", "-o", "new/tokenizer.json", "--json")
+    done = gpt(
+        "tokenize", "train", source, "--vocab-size", "0.4k", "-o", "new/tokenizer.json", "--json"
+    )
     learnt = load_tokenizer(here / "new")
     text = source.read_text(encoding="utf-8")
     assert learnt.to_json() == load_tokenizer(here).to_json()
@@ -117,15 +132,33 @@ def test_outputs_are_replaced_only_by_force_and_only_whole(here: Path, gpt: Any)
     before = (here / "tokenizer.json").read_bytes()
     (here / "z.txt").write_bytes(b"words \xff")
     assert "the output file exists already" in gpt("tokenize", "train", "a.txt", code=2).stderr
-    assert "z.txt: not valid UTF-8 at byte 6" in gpt("tokenize", "train", "a.txt", "z.txt", "--force", code=2).stderr
+    assert (
+        "z.txt: not valid UTF-8 at byte 6"
+        in gpt("tokenize", "train", "a.txt", "z.txt", "--force", code=2).stderr
+    )
     assert (here / "tokenizer.json").read_bytes() == before
     gpt("tokenize", "train", "a.txt", "--vocab-size", 257, "--force")
     assert load_tokenizer(here).vocab_size == 257
     (here / "t.bin").write_bytes(b"old")
-    assert "--force replaces it" in gpt("tokenize", "encode", "a.txt", "-t", ".", "-o", "t.bin", code=2).stderr
-    assert "z.txt" in gpt("tokenize", "encode", "a.txt", "z.txt", "-t", ".", "-o", "t.bin", "--force", code=2).stderr
+    assert (
+        "--force replaces it"
+        in gpt("tokenize", "encode", "a.txt", "-t", ".", "-o", "t.bin", code=2).stderr
+    )
+    assert (
+        "z.txt"
+        in gpt(
+            "tokenize", "encode", "a.txt", "z.txt", "-t", ".", "-o", "t.bin", "--force", code=2
+        ).stderr
+    )
     assert (here / "t.bin").read_bytes() == b"old"
-    assert sorted(path.name for path in here.iterdir()) == ["a.txt", "b.jsonl", "c.txt.gz", "t.bin", "tokenizer.json", "z.txt"]
+    assert sorted(path.name for path in here.iterdir()) == [
+        "a.txt",
+        "b.jsonl",
+        "c.txt.gz",
+        "t.bin",
+        "tokenizer.json",
+        "z.txt",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +183,9 @@ def test_outputs_are_replaced_only_by_force_and_only_whole(here: Path, gpt: Any)
         (["train", "a.txt", "-o", "-", "--json"], "", "gpt: --json and -o - both want stdout\n"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_one_message_and_exit_2(here: Path, gpt: Any, args: list[str], stdin: str, message: str) -> None:
+def test_what_is_wrong_is_one_message_and_exit_2(
+    here: Path, gpt: Any, args: list[str], stdin: str, message: str
+) -> None:
     (here / "cut.bin").write_bytes(b"\x88")
     done = gpt("tokenize", *args, stdin=stdin, code=2)
     assert message in done.stderr
@@ -170,17 +205,25 @@ def test_no_token_file_without_end_of_text(here: Path, gpt: Any) -> None:
     value = json.loads((here / "tokenizer.json").read_text(encoding="utf-8"))
     del value["added_tokens"], value["model"]["vocab"]["<|endoftext|>"]
     (here / "bare.json").write_text(json.dumps(value), encoding="utf-8")
-    assert "has no <|endoftext|>" in gpt("tokenize", "encode", "a.txt", "-t", "bare.json", "-o", "t.bin", code=2).stderr
-    (here / "ids").write_text(gpt("tokenize", "encode", "a.txt", "-t", "bare.json").stdout, encoding="utf-8")
+    assert (
+        "has no <|endoftext|>"
+        in gpt("tokenize", "encode", "a.txt", "-t", "bare.json", "-o", "t.bin", code=2).stderr
+    )
+    (here / "ids").write_text(
+        gpt("tokenize", "encode", "a.txt", "-t", "bare.json").stdout, encoding="utf-8"
+    )
     assert piped(here, "decode", "ids", "-t", "bare.json") == AWKWARD.encode()
 
 
 def test_ctrl_c_ends_it_with_130(here: Path) -> None:
     command = [sys.executable, "-m", "gptcli", "tokenize", "encode", "-t", ".", "-o", "t.bin"]
-    with subprocess.Popen(command, cwd=here, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, cwd=here, stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         assert process.stdin is not None
         assert process.stderr is not None
-        process.stdin.write(b"words " * 100_000)  # returns when most of it is read: the command is running
+        # returns when most of it is read: the command is running
+        process.stdin.write(b"words " * 100_000)
         process.stdin.flush()
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
@@ -191,8 +234,21 @@ def test_ctrl_c_ends_it_with_130(here: Path) -> None:
 
 def test_a_reader_that_goes_away_is_no_traceback(here: Path) -> None:
     (here / "long.txt").write_text("words\n" * 100_000, encoding="utf-8")
-    command = [sys.executable, "-m", "gptcli", "tokenize", "encode", "long.txt", "-t", ".", "--documents", "line"]
-    with subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    command = [
+        sys.executable,
+        "-m",
+        "gptcli",
+        "tokenize",
+        "encode",
+        "long.txt",
+        "-t",
+        ".",
+        "--documents",
+        "line",
+    ]
+    with subprocess.Popen(
+        command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.readline()

@@ -30,13 +30,28 @@ from gptcli.files import read_toml
 from gptcli.trainer.metrics import read_metrics
 from tests.waiting import wait_until
 
-SMALL = ["--n-layer", "1", "--n-head", "1", "--d-model", "8", "--n-ctx", "16", "--tokens", "640", "--batch-tokens", "64"]
+SMALL = [
+    "--n-layer",
+    "1",
+    "--n-head",
+    "1",
+    "--d-model",
+    "8",
+    "--n-ctx",
+    "16",
+    "--tokens",
+    "640",
+    "--batch-tokens",
+    "64",
+]
 
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory) -> Path:
     """A folder with `shards` in it."""
-    spec = importlib.util.spec_from_file_location("trainer_conftest", Path(__file__).parents[1] / "trainer" / "conftest.py")
+    spec = importlib.util.spec_from_file_location(
+        "trainer_conftest", Path(__file__).parents[1] / "trainer" / "conftest.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     folder = tmp_path_factory.mktemp("made")
@@ -57,7 +72,9 @@ def _one_thread(monkeypatch):
 
 @pytest.fixture
 def gpt_inside(here, monkeypatch, capsys):
-    """As the fixture `gpt`, in this process, which has imported torch once; returns stdout and stderr."""
+    """As the fixture `gpt`, in this process, which has imported torch once; returns stdout and
+    stderr.
+    """
     monkeypatch.chdir(here)
 
     def run(*words: str, code: int = 0) -> tuple[str, str]:
@@ -72,7 +89,11 @@ def gpt_inside(here, monkeypatch, capsys):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_as_typed_then_again_then_resumed(gpt, gpt_inside, here):
@@ -85,16 +106,25 @@ def test_as_typed_then_again_then_resumed(gpt, gpt_inside, here):
     made = dict(re.findall(r"^# (\w+): (.+)$", text.partition("\n\n")[0], re.MULTILINE))
     assert {"date", "host", "device", "torch", "python", "data", "passes"} <= made.keys()
     assert made["data"].startswith(f"{here / 'shards'}, ")
-    assert re.search(r"trained on 640 tokens in .*, loss \d\.\d{4} \(mean of the last 5 steps\)", done.stderr)
+    assert re.search(
+        r"trained on 640 tokens in .*, loss \d\.\d{4} \(mean of the last 5 steps\)", done.stderr
+    )
     assert f"| Date | {made['date']} |" in (out / "README.md").read_text()
     assert f"<dt>device</dt><dd>{made['device']}</dd>" in (out / "report.html").read_text()
-    origins = {line.partition(" = ")[0]: line.rpartition("  # ")[2] for line in text.splitlines() if " = " in line}
+    origins = {
+        line.partition(" = ")[0]: line.rpartition("  # ")[2]
+        for line in text.splitlines()
+        if " = " in line
+    }
     assert origins["d_model"] == "option"
     assert origins["attention"] == "gpt3-small"
     assert origins["beta2"] == "GPT-3, gpt3-small"
     assert origins["lr"].startswith("GPT-3, Table 2.1, continued to ")
     assert origins["decay_tokens"] == "GPT-3, gpt3-small, in proportion to tokens"
-    assert origins["warmup_tokens"] == "2 / (1 - beta2) steps (Ma and Yarats 2021), or a tenth of the run"
+    assert (
+        origins["warmup_tokens"]
+        == "2 / (1 - beta2) steps (Ma and Yarats 2021), or a tenth of the run"
+    )
     assert origins["precision"].startswith("auto: ")
 
     before = contents(out)
@@ -102,9 +132,16 @@ def test_as_typed_then_again_then_resumed(gpt, gpt_inside, here):
     assert "--resume" in refused
     assert "--force" in refused
     assert "is finished" in gpt_inside("train", "--size", "125M", *SMALL, "--resume")[1]
-    assert "is finished" in gpt_inside("train", "--out", "runs/125M", "--resume")[1]  # what is not said again is as before
-    assert "lr was 0.004, now 0.001" in gpt_inside("train", "--size", "125M", "--lr", "1e-3", "--resume", code=2)[1]
-    assert "125M, not 350M" in gpt_inside("train", "--size", "350M", "--out", "runs/125M", "--resume", code=2)[1]
+    # what is not said again is as before
+    assert "is finished" in gpt_inside("train", "--out", "runs/125M", "--resume")[1]
+    assert (
+        "lr was 0.004, now 0.001"
+        in gpt_inside("train", "--size", "125M", "--lr", "1e-3", "--resume", code=2)[1]
+    )
+    assert (
+        "125M, not 350M"
+        in gpt_inside("train", "--size", "350M", "--out", "runs/125M", "--resume", code=2)[1]
+    )
     assert contents(out) == before
     report = json.loads(gpt_inside("train", "--size", "125M", *SMALL, "--force", "--json")[0])
     assert report["schema"] == "gpt.train/1"
@@ -117,7 +154,9 @@ def test_as_typed_then_again_then_resumed(gpt, gpt_inside, here):
 
 def test_sigterm_checkpoints_and_exits_130(gpt_inside, here):
     words = ["train", "--size", "gpt2", *SMALL, "--tokens", "64k"]
-    process = subprocess.Popen([sys.executable, "-m", "gptcli", *words], cwd=here, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gptcli", *words], cwd=here, stderr=subprocess.PIPE, text=True
+    )
     metrics = here / "runs" / "gpt2" / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count("\n") > 3):
         assert process.poll() is None
@@ -128,28 +167,71 @@ def test_sigterm_checkpoints_and_exits_130(gpt_inside, here):
     assert "--resume goes on" in errors
     gpt_inside(*words, "--resume")
     gpt_inside(*words, "--out", "whole")
-    assert (here / "whole" / "model.safetensors").read_bytes() == (here / "runs" / "gpt2" / "model.safetensors").read_bytes()
+    assert (here / "whole" / "model.safetensors").read_bytes() == (
+        here / "runs" / "gpt2" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_a_model_as_the_start_of_a_new_run(gpt_inside, here):
-    gpt_inside("train", "--size", "gpt2", *SMALL, "--tokens", "6400", "--eval-tokens", "128", "--out", "first")
-    words = ["train", "--init-from", "first", "--tokens", "640", "--batch-tokens", "64", "--eval-tokens", "128"]
+    gpt_inside(
+        "train",
+        "--size",
+        "gpt2",
+        *SMALL,
+        "--tokens",
+        "6400",
+        "--eval-tokens",
+        "128",
+        "--out",
+        "first",
+    )
+    words = [
+        "train",
+        "--init-from",
+        "first",
+        "--tokens",
+        "640",
+        "--batch-tokens",
+        "64",
+        "--eval-tokens",
+        "128",
+    ]
     gpt_inside(*words, "--lr", "1e-9", "--out", "second")
-    last, first = ([json.loads(line) for line in (here / name / "metrics.jsonl").read_text().splitlines()] for name in ("first", "second"))
+    last, first = (
+        [json.loads(line) for line in (here / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("first", "second")
+    )
     assert first[0]["step"] == 1
-    assert first[-1]["val_loss"] == pytest.approx(last[-1]["val_loss"], abs=1e-4), "it begins where the other ended"
+    assert first[-1]["val_loss"] == pytest.approx(last[-1]["val_loss"], abs=1e-4), (
+        "it begins where the other ended"
+    )
     assert last[-1]["val_loss"] < last[0]["loss"] - 0.01
     assert tomllib.loads((here / "second" / "run.toml").read_text())["n_layer"] == 1
     assert "n_layer is 1, this command says 2" in gpt_inside(*words, "--n-layer", "2", code=2)[1]
     assert "n_layer is 1, this command says 12" in gpt_inside(*words, "--size", "gpt2", code=2)[1]
     shutil.copytree(here / "first", here / "other")
-    assert "init_from was first, now other" in gpt_inside(*words, "--init-from", "other", "--out", "second", "--resume", code=2)[1]
-    assert "holds token shards, not a model" in gpt_inside("train", "--init-from", "shards", code=2)[1]
+    assert (
+        "init_from was first, now other"
+        in gpt_inside(*words, "--init-from", "other", "--out", "second", "--resume", code=2)[1]
+    )
+    assert (
+        "holds token shards, not a model" in gpt_inside("train", "--init-from", "shards", code=2)[1]
+    )
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes through /proc")
 def test_the_slurm_job_finishes_though_a_worker_is_killed(gpt_inside, here, free_port):
-    words = ["--size", "gpt2", *SMALL, "--tokens", "3840", "--checkpoint-every", "10", "--precision", "fp32"]
+    words = [
+        "--size",
+        "gpt2",
+        *SMALL,
+        "--tokens",
+        "3840",
+        "--checkpoint-every",
+        "10",
+        "--precision",
+        "fp32",
+    ]
     gpt_inside("train", *words, "--out", "one")
     for name, body in {"srun": 'shift; exec "$@"', "scontrol": "echo localhost"}.items():
         (here / name).write_text(f"#!/bin/bash\n{body}\n")
@@ -176,7 +258,13 @@ def test_the_slurm_job_finishes_though_a_worker_is_killed(gpt_inside, here, free
     assert process.returncode == 0, errors
     assert out == "two\n"
     assert "going on after step" in errors
-    one, two = ([json.loads(line)["loss"] for line in (here / name / "metrics.jsonl").read_text().splitlines()] for name in ("one", "two"))
+    one, two = (
+        [
+            json.loads(line)["loss"]
+            for line in (here / name / "metrics.jsonl").read_text().splitlines()
+        ]
+        for name in ("one", "two")
+    )
     assert two == pytest.approx(one, abs=1e-4)
 
 
@@ -194,7 +282,9 @@ def test_dry_run_shows_and_writes_nothing(gpt_inside, here):
     shown = gpt_inside("train", "--size", "350M", "--data", "shards", "--dry-run")[0]
     assert tomllib.loads(shown)["batch_tokens"] == 2**19
     assert "# steps: " in shown
-    table = json.loads(gpt_inside("train", "--size", "350M", "--data", "none yet", "--dry-run", "--json")[0])
+    table = json.loads(
+        gpt_inside("train", "--size", "350M", "--data", "none yet", "--dry-run", "--json")[0]
+    )
     assert table["parameters"] == 355_871_744
     assert table["memory_bytes"] > 16 * 355_871_744, "the state, and what a step needs on top"
     assert table["fits"] == (table["memory_bytes"] <= table["memory_available_bytes"])
@@ -207,7 +297,10 @@ def test_dry_run_shows_and_writes_nothing(gpt_inside, here):
 
 def test_without_shards_a_dry_run_takes_the_papers_vocabulary(gpt_inside):
     for size, parameters in (("gpt1", "116,534,784"), ("gpt2", "124,439,808")):
-        assert f"# parameters: {parameters}\n" in gpt_inside("train", "--size", size, "--data", "none yet", "--dry-run")[0]
+        assert (
+            f"# parameters: {parameters}\n"
+            in gpt_inside("train", "--size", size, "--data", "none yet", "--dry-run")[0]
+        )
 
 
 def test_dry_run_of_a_layout_tells_of_every_stage(gpt_inside):
@@ -222,10 +315,18 @@ def test_dry_run_of_a_layout_tells_of_every_stage(gpt_inside):
 
 
 def test_option_over_file_over_paper_and_an_earlier_run_as_a_file(gpt_inside, here):
-    (here / "small.toml").write_text('size = "gpt2"\nn-layer = 2\nlr = 1e-3\ntokens = "0.5M"\nbeta2 = 0.99\ncompile = "off"\n')
+    (here / "small.toml").write_text(
+        'size = "gpt2"\nn-layer = 2\nlr = 1e-3\ntokens = "0.5M"\nbeta2 = 0.99\ncompile = "off"\n'
+    )
     first = gpt_inside("train", "--config", "small.toml", "--lr", "2e-3", "--dry-run")[0]
     values = tomllib.loads(first)
-    assert (values["n_layer"], values["lr"], values["tokens"], values["beta2"], values["n_head"]) == (2, 2e-3, 500_000, 0.99, 12)
+    assert (
+        values["n_layer"],
+        values["lr"],
+        values["tokens"],
+        values["beta2"],
+        values["n_head"],
+    ) == (2, 2e-3, 500_000, 0.99, 12)
     (here / "run.toml").write_text(first)
     assert tomllib.loads(gpt_inside("train", "--config", "run.toml", "--dry-run")[0]) == values
 
@@ -235,21 +336,42 @@ BAD = {
     "unknown size": (["--size", "351M"], "did you mean"),
     "heads": (["--size", "gpt2", "--n-head", "7"], "does not divide into 7 heads"),
     "slices": (["--size", "gpt2", "--layout", "tp=5"], "tp can be 1, 2, 3, 4, 6, 12"),
-    "stages": ([*SMALL, "--layout", "pp=2", "--pipeline-schedule", "loopedbfs", "--n-layer", "3"], "1f1b makes half as many"),
+    "stages": (
+        [*SMALL, "--layout", "pp=2", "--pipeline-schedule", "loopedbfs", "--n-layer", "3"],
+        "1f1b makes half as many",
+    ),
     "schedule": (["--size", "gpt2", "--pipeline-schedule", "2f2b"], "none of 1f1b"),
-    "recomputation": (["--size", "gpt2", "--recompute", "some"], "none of auto, none, selective, full"),
-    "no GPU for fp8": (["--size", "gpt2", "--n-ctx", "128", "--precision", "fp8"], "this machine has no GPU with fp8"),
+    "recomputation": (
+        ["--size", "gpt2", "--recompute", "some"],
+        "none of auto, none, selective, full",
+    ),
+    "no GPU for fp8": (
+        ["--size", "gpt2", "--n-ctx", "128", "--precision", "fp8"],
+        "this machine has no GPU with fp8",
+    ),
     "no shards": (["--size", "gpt2", "--data", "nowhere"], "nowhere: no such shard folder"),
     "not shards": (["--size", "gpt2", "--data", "."], "not a shard folder"),
     "no number": (["--size", "gpt2", "--tokens", "many"], "--tokens: 'many' is not a quantity"),
-    "no whole number": (["--size", "gpt2", "--n-layer", "1.5"], "--n-layer: '1.5' is not a whole number"),
+    "no whole number": (
+        ["--size", "gpt2", "--n-layer", "1.5"],
+        "--n-layer: '1.5' is not a whole number",
+    ),
     "negative": (["--size", "gpt2", "--lr", "0"], "--lr: 0 is out of range"),
     "precision": (["--size", "gpt2", "--precision", "fp64"], "none of auto, bf16, fp32, fp16, fp8"),
     "compile": (["--size", "gpt2", "--compile", "maybe"], "--compile: 'maybe' is none of"),
-    "two rates": (["--size", "gpt2", "--scale-lr", "--lr", "1e-3"], "--scale-lr and --lr: both say the learning rate"),
-    "two widths": (["--size", "gpt2", "--scale-lr", "--mup", "64"], "muP keeps the learning rate of another width"),
+    "two rates": (
+        ["--size", "gpt2", "--scale-lr", "--lr", "1e-3"],
+        "--scale-lr and --lr: both say the learning rate",
+    ),
+    "two widths": (
+        ["--size", "gpt2", "--scale-lr", "--mup", "64"],
+        "muP keeps the learning rate of another width",
+    ),
     "muP of no rate": (["--size", "gpt2", "--mup", "64"], "--lr X, as found at --d-model 64"),
-    "muP of no width": (["--size", "gpt2", "--mup", "0", "--lr", "1e-3"], "--mup: 0 is out of range"),
+    "muP of no width": (
+        ["--size", "gpt2", "--mup", "0", "--lr", "1e-3"],
+        "--mup: 0 is out of range",
+    ),
     "muP of GPT-1": (["--size", "gpt1", "--mup", "64", "--lr", "1e-3"], "which GPT-1 lacks"),
     "axis": (["--size", "gpt2", "--layout", "pd=2"], "unknown axis 'pd'"),
     "processes": ([*SMALL, "--layout", "dp=999"], "999 processes"),
@@ -295,12 +417,16 @@ def test_a_folder_of_any_name_is_trained_in_and_resumed(gpt_inside, here, folder
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8 are Linux's")
 def test_a_folder_whose_name_is_not_utf8(here):
-    """Latin-1, as on an old disk: trained on, resumed, drawn and sampled from, and printed as it is."""
+    """Latin-1, as on an old disk: trained on, resumed, drawn and sampled from, and printed as it
+    is.
+    """
     shards, run = b"sh\xe9", b"r\xe9 run"
     (here / "shards").rename(here / os.fsdecode(shards))
 
     def gpt(*words: str | bytes) -> tuple[bytes, bytes]:
-        done = subprocess.run([sys.executable, "-m", "gptcli", *words], cwd=here, capture_output=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "gptcli", *words], cwd=here, capture_output=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout, done.stderr
 
@@ -314,7 +440,10 @@ def test_a_folder_whose_name_is_not_utf8(here):
 
 def test_a_byte_order_mark_before_a_configuration(gpt_inside, here):
     (here / "c.toml").write_bytes(b"\xef\xbb\xbfseed = 3\n")
-    assert "seed = 3" in gpt_inside("train", "--size", "gpt2", *SMALL, "--config", "c.toml", "--dry-run")[0]
+    assert (
+        "seed = 3"
+        in gpt_inside("train", "--size", "gpt2", *SMALL, "--config", "c.toml", "--dry-run")[0]
+    )
 
 
 def test_a_padded_vocabulary_as_the_start_of_a_run(gpt_inside, here):
@@ -331,7 +460,18 @@ def test_a_padded_vocabulary_as_the_start_of_a_run(gpt_inside, here):
     padded.init_weights(0)
     save_model(here / "padded", padded, padded.config)
     shutil.copy(here / "shards" / "tokenizer.json", here / "padded")
-    words = ["--tokens", "64", "--batch-tokens", "64", "--lr", "1e-12", "--eval-tokens", "128", "--compile", "off"]
+    words = [
+        "--tokens",
+        "64",
+        "--batch-tokens",
+        "64",
+        "--lr",
+        "1e-12",
+        "--eval-tokens",
+        "128",
+        "--compile",
+        "off",
+    ]
     gpt_inside("train", "--init-from", "padded", *words, "--out", "run")
     trained = load_model(here / "run")
     assert trained.config.vocab_size == entries < padded.config.vocab_size
@@ -340,7 +480,9 @@ def test_a_padded_vocabulary_as_the_start_of_a_run(gpt_inside, here):
 
 @pytest.mark.skipif(os.name == "nt", reason="limits the size of files")
 def test_a_disk_that_is_full_keeps_what_is_whole(here):
-    """A limit on file size stands in for the disk: model.safetensors fits, the optimizer's state does not."""
+    """A limit on file size stands in for the disk: model.safetensors fits, the optimizer's state
+    does not.
+    """
     script = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));from gptcli.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", script, "train", "--size", "gpt2", *SMALL, "--out", "run"],
@@ -359,12 +501,23 @@ def test_a_batch_that_follows_the_noise_from_the_command_line(gpt_inside, here):
     small = ["train", "--size", "125M", *SMALL[:-4], "--tokens", "640"]
     (here / "c.toml").write_text('batch-tokens = "auto"\nramp-from = 32\n')
     values = tomllib.loads(gpt_inside(*small, "--config", "c.toml", "--dry-run")[0])
-    assert (values["follow_noise"], values["batch_tokens"], values["ramp_tokens"], values["ramp_from"]) == (True, 2**19, 0, 32)
+    assert (
+        values["follow_noise"],
+        values["batch_tokens"],
+        values["ramp_tokens"],
+        values["ramp_from"],
+    ) == (True, 2**19, 0, 32)
     assert values["micro_batch"] == 1  # of two sequences
     values = tomllib.loads(gpt_inside(*small, "--batch-tokens", "auto", "--dry-run")[0])
     assert (values["follow_noise"], values["ramp_from"]) == (True, 32_000)
-    assert "no noise to measure" in gpt_inside(*small, "--config", "c.toml", "--micro-batch", "2", code=2)[1]
-    assert "has no ramp" in gpt_inside(*small, "--batch-tokens", "auto", "--ramp-tokens", "1k", code=2)[1]
+    assert (
+        "no noise to measure"
+        in gpt_inside(*small, "--config", "c.toml", "--micro-batch", "2", code=2)[1]
+    )
+    assert (
+        "has no ramp"
+        in gpt_inside(*small, "--batch-tokens", "auto", "--ramp-tokens", "1k", code=2)[1]
+    )
 
 
 def test_mup_is_resumed_to_the_bit_and_no_other_run(gpt_inside, here):
@@ -376,8 +529,13 @@ def test_mup_is_resumed_to_the_bit_and_no_other_run(gpt_inside, here):
     shutil.rmtree(here / "half" / "checkpoints" / "step-00000010")
     (here / "half" / "model.safetensors").unlink()
     assert "going on after step 9" in gpt_inside("train", "--out", "half", "--resume")[1]
-    assert (here / "half" / "model.safetensors").read_bytes() == (here / "whole" / "model.safetensors").read_bytes()
-    assert "mup was 4, now 8" in gpt_inside(*words, "--mup", "8", "--out", "half", "--resume", code=2)[1]
+    assert (here / "half" / "model.safetensors").read_bytes() == (
+        here / "whole" / "model.safetensors"
+    ).read_bytes()
+    assert (
+        "mup was 4, now 8"
+        in gpt_inside(*words, "--mup", "8", "--out", "half", "--resume", code=2)[1]
+    )
 
     gpt_inside(*words, "--out", "standard")
     gpt_inside(*words, "--mup", "16", "--out", "its own width")
@@ -385,13 +543,19 @@ def test_mup_is_resumed_to_the_bit_and_no_other_run(gpt_inside, here):
     assert same == (here / "its own width" / "model.safetensors").read_bytes()
     assert same != (here / "whole" / "model.safetensors").read_bytes()
 
-    gpt_inside("train", "--init-from", "whole", "--mup", "4", "--lr", "1e-9", *SMALL[-4:], "--out", "more")
+    gpt_inside(
+        "train", "--init-from", "whole", "--mup", "4", "--lr", "1e-9", *SMALL[-4:], "--out", "more"
+    )
     more, whole = (load_file(here / name / "model.safetensors") for name in ("more", "whole"))
-    assert all(torch.allclose(more[name], whole[name], atol=1e-6) for name in whole), "weights to begin with are not rescaled"
+    assert all(torch.allclose(more[name], whole[name], atol=1e-6) for name in whole), (
+        "weights to begin with are not rescaled"
+    )
 
 
 def test_a_rate_between_the_papers_sizes(gpt_inside):
-    shown = gpt_inside("train", "--size", "gpt2", "--d-model", "1024", "--n-head", "16", "--scale-lr", "--dry-run")[0]
+    shown = gpt_inside(
+        "train", "--size", "gpt2", "--d-model", "1024", "--n-head", "16", "--scale-lr", "--dry-run"
+    )[0]
     assert 3e-4 < tomllib.loads(shown)["lr"] < 6e-4
     assert "  # GPT-3, Table 2.1, at 152," in shown  # with the vocabulary of the shards here
     assert "scale_lr" not in tomllib.loads(shown)
@@ -402,7 +566,11 @@ def test_the_range_test_prints_a_rate_and_leaves_a_picture(gpt_inside, here):
     out, err = gpt_inside(*words)
     assert 1e-6 < float(out) < 1
     assert "lr_range.html" in err
-    assert {path.name for path in (here / "runs" / "gpt2-lr-range").iterdir()} == {"lr_range.html", "lr_range.jsonl", "run.toml"}
+    assert {path.name for path in (here / "runs" / "gpt2-lr-range").iterdir()} == {
+        "lr_range.html",
+        "lr_range.jsonl",
+        "run.toml",
+    }
     report = json.loads(gpt_inside(*words, "--force", "--json")[0])
     assert report["schema"] == "gpt.train/1"
     assert report["suggested_lr"] == pytest.approx(float(out), rel=0.1)
@@ -410,10 +578,47 @@ def test_the_range_test_prints_a_rate_and_leaves_a_picture(gpt_inside, here):
     assert "unknown tracker" in gpt_inside(*words[:-1], "--track", "wandb", code=2)[1]
 
 
-# --- runs that are not finished: sampled, scored and started from while they go on, after kill -9 and after SIGTERM ---
-SHAPE = ["--n-layer", "1", "--n-head", "1", "--d-model", "8", "--n-ctx", "16", "--batch-tokens", "64", "--samples", "0"]
-ENDLESS = ["train", *SHAPE, "--tokens", "100M", "--checkpoint-every", "20", "--compile", "off", "--precision", "fp32", "--out", "run"]
-NEXT = ["train", "--batch-tokens", "64", "--tokens", "128", "--eval-tokens", "32", "--compile", "off"]
+# --- runs that are not finished: sampled, scored and started from while they go on, after kill -9
+# and after SIGTERM ---
+SHAPE = [
+    "--n-layer",
+    "1",
+    "--n-head",
+    "1",
+    "--d-model",
+    "8",
+    "--n-ctx",
+    "16",
+    "--batch-tokens",
+    "64",
+    "--samples",
+    "0",
+]
+ENDLESS = [
+    "train",
+    *SHAPE,
+    "--tokens",
+    "100M",
+    "--checkpoint-every",
+    "20",
+    "--compile",
+    "off",
+    "--precision",
+    "fp32",
+    "--out",
+    "run",
+]
+NEXT = [
+    "train",
+    "--batch-tokens",
+    "64",
+    "--tokens",
+    "128",
+    "--eval-tokens",
+    "32",
+    "--compile",
+    "off",
+]
 
 
 @pytest.fixture
@@ -422,7 +627,12 @@ def started(here: Path):
     processes = []
 
     def start(*words: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen([sys.executable, "-m", "gptcli", *ENDLESS, *words], cwd=here, stderr=subprocess.DEVNULL, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gptcli", *ENDLESS, *words],
+            cwd=here,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
         processes.append(process)
         return process
 
@@ -439,7 +649,10 @@ def steps(here: Path) -> list[int]:
 def read(gpt_inside) -> tuple[int, int]:
     """The steps that gpt sample and gpt eval read, as they say on stderr and in JSON."""
     found = []
-    for words in (["sample", "run", "a", "--max-tokens", "2", "--json"], ["eval", "run", "--json", "--limit", "2"]):
+    for words in (
+        ["sample", "run", "a", "--max-tokens", "2", "--json"],
+        ["eval", "run", "--json", "--limit", "2"],
+    ):
         out, err = gpt_inside(*words)
         step = json.loads(out)["step"]
         assert f"reading step {step:,} of run, a run that is not finished" in err
@@ -456,7 +669,11 @@ def test_while_it_goes_on_after_a_kill_and_after_a_stop(gpt_inside, started, her
         sampled, scored = read(gpt_inside)
         assert before <= sampled <= scored <= max(steps(here))
     gpt_inside(*NEXT, "--init-from", "run", "--out", "next")
-    assert scored <= tomllib.loads((here / "next/run.toml").read_text())["checkpoint"] <= max(steps(here))
+    assert (
+        scored
+        <= tomllib.loads((here / "next/run.toml").read_text())["checkpoint"]
+        <= max(steps(here))
+    )
     AutoTokenizer.from_pretrained(here / "run")
     AutoModelForCausalLM.from_pretrained(here / "run")
     assert process.poll() is None, "all this while it went on"
@@ -467,7 +684,9 @@ def test_while_it_goes_on_after_a_kill_and_after_a_stop(gpt_inside, started, her
     assert read(gpt_inside) == (newest, newest)
     AutoModelForCausalLM.from_pretrained(here / "run")
     words = ["eval", "run", "--json", "--limit", "2", "--checkpoint"]
-    assert [json.loads(gpt_inside(*words, str(step))[0])["step"] for step in steps(here)] == steps(here)
+    assert [json.loads(gpt_inside(*words, str(step))[0])["step"] for step in steps(here)] == steps(
+        here
+    )
     refused = gpt_inside("sample", "run", "a", "--checkpoint", "1", code=2)[1]
     assert "run: no checkpoint of step 1 here" in refused
     assert f"{newest:,}" in refused
@@ -482,7 +701,9 @@ def test_while_it_goes_on_after_a_kill_and_after_a_stop(gpt_inside, started, her
     AutoModelForCausalLM.from_pretrained(here / "run")
 
 
-def test_a_run_that_starts_from_a_checkpoint_does_not_need_it_again(gpt_inside, here, started) -> None:
+def test_a_run_that_starts_from_a_checkpoint_does_not_need_it_again(
+    gpt_inside, here, started
+) -> None:
     process = started()
     wait_until(lambda: len(steps(here)) == 2, process)
     process.kill()
@@ -503,9 +724,22 @@ def test_a_run_that_starts_from_a_checkpoint_does_not_need_it_again(gpt_inside, 
     shutil.rmtree(here / "other/checkpoints/step-00000002")
     gpt_inside(*NEXT, "--init-from", "source", "--out", "other", "--resume")
     assert (here / "other/model.safetensors").exists()
-    again = gpt_inside(*NEXT, "--init-from", "source", "--out", "other", "--resume", "--checkpoint", str(first), code=2)[1]
+    again = gpt_inside(
+        *NEXT,
+        "--init-from",
+        "source",
+        "--out",
+        "other",
+        "--resume",
+        "--checkpoint",
+        str(first),
+        code=2,
+    )[1]
     assert f"checkpoint was {newest}, now {first}" in again
-    assert "names a checkpoint of the run to start from" in gpt_inside("train", *SHAPE, "--checkpoint", "3", "--out", "no", code=2)[1]
+    assert (
+        "names a checkpoint of the run to start from"
+        in gpt_inside("train", *SHAPE, "--checkpoint", "3", "--out", "no", code=2)[1]
+    )
 
 
 # --- what a run will take, and how long a run of own dimensions is ---
@@ -519,19 +753,45 @@ TRAINED = [words for words in help_examples() if "--report" not in words]
 
 
 @pytest.mark.parametrize("words", TRAINED, ids=" ".join)
-def test_the_help_s_own_examples_have_enough_steps_and_no_cause_for_warnings(gpt_inside, here, words):
+def test_the_help_s_own_examples_have_enough_steps_and_no_cause_for_warnings(
+    gpt_inside, here, words
+):
     """On a machine with room and time: what is left depends on the recipe alone."""
     table = json.loads(gpt_inside("train", *words, "--data", "none yet", "--dry-run", "--json")[0])
     assert table["steps"] >= 100
-    assert {caution["code"] for caution in table["warnings"]} <= {"over-a-week", "does-not-fit", "disk-space"}
+    assert {caution["code"] for caution in table["warnings"]} <= {
+        "over-a-week",
+        "does-not-fit",
+        "disk-space",
+    }
 
 
 def test_the_help_s_small_example_learns(gpt_inside, here):
-    """As typed but for the width and the length, which are a hundredth: the same recipe, and so the same number of steps."""
+    """As typed but for the width and the length, which are a hundredth: the same recipe, and so the
+    same number of steps.
+    """
     words = next(words for words in TRAINED if "runs/small" in words)
-    tiny = ["--n-layer", "1", "--n-head", "2", "--d-model", "32", "--n-ctx", "32", "--compile", "off", "--precision", "fp32"]
-    out, err = gpt_inside("train", *words, *tiny, "--tokens", "100k", "--samples", "0", "--eval-tokens", "350")
-    metrics = [json.loads(line) for line in (here / "runs" / "small" / "metrics.jsonl").read_text().splitlines()]
+    tiny = [
+        "--n-layer",
+        "1",
+        "--n-head",
+        "2",
+        "--d-model",
+        "32",
+        "--n-ctx",
+        "32",
+        "--compile",
+        "off",
+        "--precision",
+        "fp32",
+    ]
+    out, err = gpt_inside(
+        "train", *words, *tiny, "--tokens", "100k", "--samples", "0", "--eval-tokens", "350"
+    )
+    metrics = [
+        json.loads(line)
+        for line in (here / "runs" / "small" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert 400 < len(metrics) < 600
     ids = np.fromfile(here / "shards" / "train-000000.bin", np.uint16, offset=1024)
     shares = np.bincount(ids) / len(ids)
@@ -548,9 +808,13 @@ def test_a_run_says_what_it_will_take_before_it_starts(gpt_inside, here):
     assert [line.split()[0] for line in lines[:5]] == names
     assert lines[0] == "steps  10 of 64 tokens, warm-up 1"
     assert lines[1] == "tokens 640, 0.1067 passes over 6000 tokens"
-    assert lines[5].startswith("warning: 10 steps are too few to learn much; raise --tokens to 6400")
+    assert lines[5].startswith(
+        "warning: 10 steps are too few to learn much; raise --tokens to 6400"
+    )
     shown = gpt_inside("train", "--size", "gpt2", *SMALL, "--dry-run", "--out", "other")[0]
-    assert {f"# {name}" for name in names} <= {line.partition(":")[0] for line in shown.splitlines()}
+    assert {f"# {name}" for name in names} <= {
+        line.partition(":")[0] for line in shown.splitlines()
+    }
 
 
 def test_strict_refuses_what_is_warned_of_and_nothing_else(gpt_inside, here):
@@ -565,9 +829,23 @@ def test_strict_refuses_what_is_warned_of_and_nothing_else(gpt_inside, here):
     gpt_inside(*enough)
 
 
-def test_what_does_not_fit_is_advised_in_a_dry_run_and_refused_otherwise(gpt_inside, here, monkeypatch):
+def test_what_does_not_fit_is_advised_in_a_dry_run_and_refused_otherwise(
+    gpt_inside, here, monkeypatch
+):
     monkeypatch.setattr("gptcli.trainer.fit.host_memory", lambda: 24 * 10**9)
-    words = ["train", "--size", "13B", "--n-ctx", "1024", "--tokens", "10M", "--precision", "fp32", "--compile", "off"]
+    words = [
+        "train",
+        "--size",
+        "13B",
+        "--n-ctx",
+        "1024",
+        "--tokens",
+        "10M",
+        "--precision",
+        "fp32",
+        "--compile",
+        "off",
+    ]
     out, err = gpt_inside(*words, "--dry-run", "--json")
     table = json.loads(out)
     assert table["fits"] is False
@@ -587,15 +865,26 @@ def test_own_dimensions_get_a_length_and_a_batch_of_their_own(gpt_inside, here):
     shape = ["--n-layer", "2", "--n-head", "2", "--d-model", "64", "--n-ctx", "64"]
     shown = gpt_inside("train", *shape, "--dry-run")[0]
     values = tomllib.loads(shown)
-    assert values["tokens"] == 20 * json.loads(gpt_inside("train", *shape, "--dry-run", "--json")[0])["parameters"]
+    assert (
+        values["tokens"]
+        == 20 * json.loads(gpt_inside("train", *shape, "--dry-run", "--json")[0])["parameters"]
+    )
     assert "# 20 a parameter (Hoffmann et al. 2022)" in shown
     assert values["batch_tokens"] % 64 == 0
     assert 400 <= values["tokens"] / values["batch_tokens"] <= 600
     large = gpt_inside("train", "--size", "gpt2", "--tokens", "1B", "--dry-run")[0]
     line = next(line for line in large.splitlines() if line.startswith("batch_tokens"))
     assert line.endswith("# GPT-2, gpt2, scaled to 1B tokens by D^0.383 (Bergsma et al. 2025)")
-    assert tomllib.loads(gpt_inside("train", *shape, "--batch-tokens", "6400", "--dry-run")[0])["batch_tokens"] == 6400
-    assert tomllib.loads(gpt_inside("train", "--size", "gpt2", "--dry-run")[0])["batch_tokens"] == 2**19
+    assert (
+        tomllib.loads(gpt_inside("train", *shape, "--batch-tokens", "6400", "--dry-run")[0])[
+            "batch_tokens"
+        ]
+        == 6400
+    )
+    assert (
+        tomllib.loads(gpt_inside("train", "--size", "gpt2", "--dry-run")[0])["batch_tokens"]
+        == 2**19
+    )
 
 
 def test_a_run_of_before_keeps_the_values_in_its_run_toml(gpt_inside, here):
@@ -606,8 +895,24 @@ def test_a_run_of_before_keeps_the_values_in_its_run_toml(gpt_inside, here):
         "ramp_tokens = 0\nramp_from = 0\nlr = 0.0006\n"
     )
     values = tomllib.loads(gpt_inside("train", "--out", "old", "--resume", "--dry-run")[0])
-    assert (values["tokens"], values["batch_tokens"], values["warmup_tokens"]) == (10**7, 2**19, 12_500)
+    assert (values["tokens"], values["batch_tokens"], values["warmup_tokens"]) == (
+        10**7,
+        2**19,
+        12_500,
+    )
     again = tomllib.loads(
-        gpt_inside("train", "--size", "gpt2", "--n-layer", "4", "--tokens", "10M", "--out", "old", "--resume", "--dry-run")[0]
+        gpt_inside(
+            "train",
+            "--size",
+            "gpt2",
+            "--n-layer",
+            "4",
+            "--tokens",
+            "10M",
+            "--out",
+            "old",
+            "--resume",
+            "--dry-run",
+        )[0]
     )
     assert again == values

@@ -11,7 +11,15 @@ import pytest
 from gptcli.cli.train_report import draw
 from gptcli.errors import UsageError
 
-LINE = {"step": 1, "tokens": 64, "loss": 5.0, "lr": 1e-4, "grad_norm": 1.0, "batch_tokens": 64, "tokens_per_second": 100.0}
+LINE = {
+    "step": 1,
+    "tokens": 64,
+    "loss": 5.0,
+    "lr": 1e-4,
+    "grad_norm": 1.0,
+    "batch_tokens": 64,
+    "tokens_per_second": 100.0,
+}
 
 
 @pytest.fixture
@@ -46,7 +54,10 @@ def test_the_losses_alone_are_a_picture(runs):
         assert all(name in words for name in ["nats a token", "tokens", *names])
 
 
-@pytest.mark.parametrize(("several", "out", "says"), [(0, None, "RUN is missing"), (2, None, "needs a name"), (2, "a/run.toml", "exists")])
+@pytest.mark.parametrize(
+    ("several", "out", "says"),
+    [(0, None, "RUN is missing"), (2, None, "needs a name"), (2, "a/run.toml", "exists")],
+)
 def test_what_cannot_be_drawn(runs, several, out, says):
     before = sorted(Path().rglob("*"))
     with pytest.raises(UsageError, match=says):
@@ -55,7 +66,8 @@ def test_what_cannot_be_drawn(runs, several, out, says):
 
 
 def test_from_the_command_line_without_torch(runs, gpt, tmp_path):
-    (tmp_path / "torch.py").write_text("raise ImportError('a report needs no torch')")  # found first, in the current folder
+    # found first, in the current folder
+    (tmp_path / "torch.py").write_text("raise ImportError('a report needs no torch')")
     assert gpt("train", "--report", "a", "b", "-o", "c.html").stdout == "c.html\n"
     stray = gpt("train", "a", code=2)
     assert "a: unexpected run folder" in stray.stderr

@@ -22,7 +22,9 @@ def gpt(*words: str) -> str:
 
 
 def test_tasks_at_every_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = importlib.util.spec_from_file_location("trainer_conftest", Path(__file__).parents[1] / "trainer" / "conftest.py")
+    spec = importlib.util.spec_from_file_location(
+        "trainer_conftest", Path(__file__).parents[1] / "trainer" / "conftest.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -36,10 +38,25 @@ def test_tasks_at_every_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         gpt("train", "--size", "125M", *SMALL.split(), "--eval-task", "lambda")
     with pytest.raises(GptError, match="--eval-data names the folder"):
         gpt("train", "--size", "125M", *SMALL.split(), "--eval-task", "lambada")
-    gpt("train", "--size", "125M", *SMALL.split(), "--eval-task", "lambada", "--eval-data", ".", "--eval-items", "5", "--out", "run")
+    gpt(
+        "train",
+        "--size",
+        "125M",
+        *SMALL.split(),
+        "--eval-task",
+        "lambada",
+        "--eval-data",
+        ".",
+        "--eval-items",
+        "5",
+        "--out",
+        "run",
+    )
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "lambada_accuracy" in line] == [4, 8, 10]
-    [told] = json.loads(gpt("eval", "run", "--task", "lambada", "--data", ".", "--limit", "5", "--json"))["tasks"][:1]
+    [told] = json.loads(
+        gpt("eval", "run", "--task", "lambada", "--data", ".", "--limit", "5", "--json")
+    )["tasks"][:1]
     assert lines[-1]["lambada_perplexity"] == pytest.approx(told["perplexity"], rel=1e-4)
     assert lines[-1]["lambada_accuracy"] == told["accuracy"]
     assert 'eval_task = ["lambada"]' in Path("run/run.toml").read_text()

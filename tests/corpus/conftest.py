@@ -25,12 +25,25 @@ MakeUnit = Callable[..., Unit]
 
 @pytest.fixture(scope="session")
 def make_unit(byte_tokenizer: Tokenizer) -> MakeUnit:
-    """make_unit(path, texts, first=0, seed=0, val_fraction=0.0): a unit of texts numbered from `first` on."""
+    """make_unit(path, texts, first=0, seed=0, val_fraction=0.0): a unit of texts numbered from
+    `first` on.
+    """
     encoder = open_encoder(byte_tokenizer, "tokenizers")
 
-    def make(path: Path, texts: list[str], first: int = 0, seed: int = 0, val_fraction: float = 0.0) -> Unit:
+    def make(
+        path: Path, texts: list[str], first: int = 0, seed: int = 0, val_fraction: float = 0.0
+    ) -> Unit:
         keys = shuffle_keys(np.arange(first, first + len(texts), dtype=np.uint64), seed)
-        write_unit(path, encoder, 256, token_dtype(257), keys, texts, val_fraction, Tally(read=len(texts), kept=len(texts)))
+        write_unit(
+            path,
+            encoder,
+            256,
+            token_dtype(257),
+            keys,
+            texts,
+            val_fraction,
+            Tally(read=len(texts), kept=len(texts)),
+        )
         return Unit(path, token_dtype(257))
 
     return make

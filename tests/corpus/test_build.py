@@ -1,4 +1,6 @@
-"""Documents to shards: what comes out, and that it comes out the same whatever happens on the way."""
+"""Documents to shards: what comes out, and that it comes out the same whatever happens on the
+way.
+"""
 
 from __future__ import annotations
 
@@ -48,10 +50,17 @@ def texts(count: int = 120) -> list[str]:
 def build(tmp_path: Path, byte_tokenizer: Tokenizer) -> Build:
     """Two inputs: 120 documents of text and a blank one, then 40 that repeat the first."""
     lines = texts()
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*lines, " "]))
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in [*lines, " "])
+    )
     (tmp_path / "b.txt").write_text("\n".join(lines[:1] * 40))
     inputs = [str(tmp_path / name) for name in ("a.jsonl", "b.txt")]
-    return Build(sources=[Source(inputs=inputs, documents="line")], tokenizer=byte_tokenizer, val_fraction=0.2, shard_tokens=3000)
+    return Build(
+        sources=[Source(inputs=inputs, documents="line")],
+        tokenizer=byte_tokenizer,
+        val_fraction=0.2,
+        shard_tokens=3000,
+    )
 
 
 def with_source(build: Build, **changes: object) -> Build:
@@ -66,11 +75,17 @@ def run(build: Build, out: Path, workers: int = 1, **how: bool) -> Manifest:
 
 def contents(folder: Path) -> dict[str, str]:
     """Every file and its SHA-256."""
-    return {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def documents(folder: Path, tokenizer: Tokenizer, split: str) -> list[str]:
-    """The texts of a split, in order, by way of the shards' own document borders; each must begin with an end-of-text."""
+    """The texts of a split, in order, by way of the shards' own document borders; each must begin
+    with an end-of-text.
+    """
     found = []
     for shard in read_manifest(folder).of(split):
         tokens, start = open_shard(folder / shard.file), 0
@@ -81,7 +96,9 @@ def documents(folder: Path, tokenizer: Tokenizer, split: str) -> list[str]:
     return found
 
 
-def test_every_document_comes_out_once_on_the_side_of_its_hash(build: Build, tmp_path: Path) -> None:
+def test_every_document_comes_out_once_on_the_side_of_its_hash(
+    build: Build, tmp_path: Path
+) -> None:
     manifest = run(build, tmp_path / "out")
     expected = texts() + texts()[:1] * 40
     sides = {split: documents(tmp_path / "out", build.tokenizer, split) for split in SPLITS}
@@ -94,7 +111,11 @@ def test_every_document_comes_out_once_on_the_side_of_its_hash(build: Build, tmp
     source = manifest.sources[0]
     assert (source.documents_in, source.documents_kept, source.dropped) == (161, 160, {"blank": 1})
     assert source.text_bytes == sum(len(text.encode()) for text in expected)
-    assert source.tokens == manifest.tokens("train") + manifest.tokens("val") == source.text_bytes + 160
+    assert (
+        source.tokens
+        == manifest.tokens("train") + manifest.tokens("val")
+        == source.text_bytes + 160
+    )
 
 
 def test_the_folder(build: Build, tmp_path: Path) -> None:
@@ -103,12 +124,26 @@ def test_the_folder(build: Build, tmp_path: Path) -> None:
     shards = [shard.file for shard in manifest.shards]
     assert len(manifest.of("train")) > 2
     assert shards == sorted(shards)
-    assert names == {"manifest.json", "report.md", "resume.json", "tokenizer.json", *shards, *(name[:-3] + "idx" for name in shards)}
+    assert names == {
+        "manifest.json",
+        "report.md",
+        "resume.json",
+        "tokenizer.json",
+        *shards,
+        *(name[:-3] + "idx" for name in shards),
+    }
     assert manifest == read_manifest(tmp_path / "out")
-    assert (manifest.vocab_size, manifest.eot_id, manifest.seed, manifest.val_fraction) == (257, 256, 0, 0.2)
+    assert (manifest.vocab_size, manifest.eot_id, manifest.seed, manifest.val_fraction) == (
+        257,
+        256,
+        0,
+        0.2,
+    )
     assert manifest.tokenizer_sha256 == load_tokenizer(tmp_path / "out").sha256
     assert all(shard.tokens <= 3000 for shard in manifest.shards)
-    assert all(len(open_split(tmp_path / "out", split)) == manifest.tokens(split) for split in SPLITS)
+    assert all(
+        len(open_split(tmp_path / "out", split)) == manifest.tokens(split) for split in SPLITS
+    )
 
 
 def test_documents_are_shuffled_globally_and_by_seed(build: Build, tmp_path: Path) -> None:
@@ -121,7 +156,8 @@ def test_documents_are_shuffled_globally_and_by_seed(build: Build, tmp_path: Pat
     for order in orders:
         places = [expected.index(text) for text in order if text != expected[0]]
         ups = sum(after > before for before, after in pairwise(places))
-        assert 0.35 < ups / len(places) < 0.65  # neighbours in the shards were no neighbours in the input
+        # neighbours in the shards were no neighbours in the input
+        assert 0.35 < ups / len(places) < 0.65
 
 
 @pytest.mark.parametrize("workers", [2, 4])
@@ -139,14 +175,18 @@ def test_the_bytes_do_not_depend_on_the_encoder(build: Build, tmp_path: Path, en
     assert contents(tmp_path / "auto") == contents(tmp_path / encoder)
 
 
-def test_the_bytes_do_not_depend_on_the_units(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bytes_do_not_depend_on_the_units(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(build, tmp_path / "small")
     monkeypatch.setattr(settings, "UNIT_CHARACTERS", (10**6, 10**6))
     run(build, tmp_path / "large")
     assert contents(tmp_path / "small") == contents(tmp_path / "large")
 
 
-def test_units_of_another_size_are_not_taken_for_ours(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_units_of_another_size_are_not_taken_for_ours(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(build, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
         patch.setattr(building, "_check_splits", lambda *_: (_ for _ in ()).throw(StoppedError()))
@@ -167,9 +207,15 @@ class StoppedError(Exception):
     """Stands for whatever ends a build that is not the input's fault."""
 
 
-@pytest.mark.parametrize("kind", [StoppedError(), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
-def test_stopped_before_any_write_and_resumed(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: BaseException) -> None:
-    """At each file in turn: nothing half-written, and a resume ends in the bytes of a build that was left alone."""
+@pytest.mark.parametrize(
+    "kind", [StoppedError(), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")]
+)
+def test_stopped_before_any_write_and_resumed(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: BaseException
+) -> None:
+    """At each file in turn: nothing half-written, and a resume ends in the bytes of a build that
+    was left alone.
+    """
     fsync, synced = os.fsync, 0
 
     def counted(handle: int) -> None:
@@ -195,7 +241,9 @@ def test_stopped_before_any_write_and_resumed(build: Build, tmp_path: Path, monk
         assert contents(out) == expected
 
 
-def test_what_is_whole_is_not_made_again(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_whole_is_not_made_again(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stop(*_: object) -> None:
         raise StoppedError
 
@@ -203,7 +251,9 @@ def test_what_is_whole_is_not_made_again(build: Build, tmp_path: Path, monkeypat
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
         patch.setattr(building, "write_report", stop)
         run(build, out)
-    made = {path: path.stat().st_mtime_ns for path in [*out.glob("*.bin"), *(out / ".work").iterdir()]}
+    made = {
+        path: path.stat().st_mtime_ns for path in [*out.glob("*.bin"), *(out / ".work").iterdir()]
+    }
     assert len(made) > 10
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
         patch.setattr(building, "write_report", stop)
@@ -211,7 +261,9 @@ def test_what_is_whole_is_not_made_again(build: Build, tmp_path: Path, monkeypat
     assert made == {path: path.stat().st_mtime_ns for path in made}
 
 
-def test_a_lost_shard_is_made_again(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_shard_is_made_again(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(build, tmp_path / "whole")
     out = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
@@ -229,7 +281,9 @@ def test_a_finished_build_is_left_alone(build: Build, tmp_path: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
 
 
-def test_a_finished_build_with_a_damaged_shard_is_not_called_finished(build: Build, tmp_path: Path) -> None:
+def test_a_finished_build_with_a_damaged_shard_is_not_called_finished(
+    build: Build, tmp_path: Path
+) -> None:
     run(build, tmp_path / "out")
     (tmp_path / "out/val-000000.bin").write_bytes(b"")
     with pytest.raises(InputError, match=r"val-000000.bin: truncated"):
@@ -237,7 +291,9 @@ def test_a_finished_build_with_a_damaged_shard_is_not_called_finished(build: Bui
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_a_resume_of_something_else_is_refused(build: Build, tmp_path: Path, finished: bool) -> None:
+def test_a_resume_of_something_else_is_refused(
+    build: Build, tmp_path: Path, finished: bool
+) -> None:
     out = tmp_path / "out"
     assert begin(build, out, resume=False, force=False)
     if finished:
@@ -257,7 +313,9 @@ def test_a_resume_of_something_else_is_refused(build: Build, tmp_path: Path, fin
     assert "tokenizer was" in refusal(dataclasses.replace(build, tokenizer=other))
     assert "b.txt is no longer an input" in refusal(with_source(build, inputs=build.inputs[:1]))
     (tmp_path / "c.txt").write_text("more")
-    assert "c.txt is a new input" in refusal(with_source(build, inputs=[*build.inputs, str(tmp_path / "c.txt")]))
+    assert "c.txt is a new input" in refusal(
+        with_source(build, inputs=[*build.inputs, str(tmp_path / "c.txt")])
+    )
     with open(tmp_path / "b.txt", "a") as file:
         file.write("\nmore")
     assert "b.txt has changed" in refusal(build)
@@ -285,7 +343,9 @@ def test_a_broken_input_empties_the_folder(build: Build, tmp_path: Path, workers
     assert not (tmp_path / "out").exists()
 
 
-def test_a_broken_input_does_not_take_what_an_earlier_attempt_made(build: Build, tmp_path: Path) -> None:
+def test_a_broken_input_does_not_take_what_an_earlier_attempt_made(
+    build: Build, tmp_path: Path
+) -> None:
     """Of three files the last is broken; the first attempt was stopped before it came to that."""
     (tmp_path / "c.jsonl").write_text('{"text": \n')
     build = with_source(build, inputs=[*build.inputs, str(tmp_path / "c.jsonl")])
@@ -314,14 +374,23 @@ class Heard(Events):
     def warn(self, text: str) -> None:
         self.warnings.append(text)
 
-    def progress(self, task: str, done: float, total: float | None = None, unit: str = "", **facts: object) -> None:
+    def progress(
+        self, task: str, done: float, total: float | None = None, unit: str = "", **facts: object
+    ) -> None:
         self.tasks[task] = done
 
 
 def test_an_empty_side(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
     (tmp_path / "a.txt").write_text("\n".join(texts(100)))
-    build = Build(sources=[Source(inputs=[str(tmp_path / "a.txt")])], tokenizer=byte_tokenizer, val_fraction=1e-9)
-    for kind, advice in (("file", "--documents paragraph"), ("line", "raise it: at 0.1 about 10 of them")):
+    build = Build(
+        sources=[Source(inputs=[str(tmp_path / "a.txt")])],
+        tokenizer=byte_tokenizer,
+        val_fraction=1e-9,
+    )
+    for kind, advice in (
+        ("file", "--documents paragraph"),
+        ("line", "raise it: at 0.1 about 10 of them"),
+    ):
         heard = Heard()
         one = with_source(build, documents=kind)
         begin(one, tmp_path / kind, resume=False, force=False)
@@ -343,19 +412,28 @@ def test_an_empty_side(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
         run(build, tmp_path / "blank")
 
 
-def test_a_source_that_is_left_without_documents_is_told(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
+def test_a_source_that_is_left_without_documents_is_told(
+    tmp_path: Path, byte_tokenizer: Tokenizer
+) -> None:
     (tmp_path / "a.txt").write_text("a text")
     (tmp_path / "b.txt").write_text("")
-    sources = [Source(name=name, inputs=[str(tmp_path / f"{name}.txt")], weight=weight) for name, weight in (("a", 1), ("b", 22))]
+    sources = [
+        Source(name=name, inputs=[str(tmp_path / f"{name}.txt")], weight=weight)
+        for name, weight in (("a", 1), ("b", 22))
+    ]
     build, heard = Build(sources=sources, tokenizer=byte_tokenizer, val_fraction=0.0), Heard()
     begin(build, tmp_path / "out", resume=False, force=False)
     manifest = finish(build, tmp_path / "out", events=heard)
-    assert heard.warnings == ["nothing of b is left to train on: its weight of 22 falls to the other sources"]
+    assert heard.warnings == [
+        "nothing of b is left to train on: its weight of 22 falls to the other sources"
+    ]
     assert manifest.shares() == {"a": 1.0}
     assert manifest.sources[1].dropped == {"empty file": 1}
 
 
-def test_progress_counts_everything_also_after_a_resume(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_counts_everything_also_after_a_resume(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     heard = Heard()
     begin(build, tmp_path / "out", resume=False, force=False)
     with monkeypatch.context() as patch, pytest.raises(StoppedError):

@@ -22,7 +22,10 @@ PAGE = """<html><head><meta charset="{charset}"><title>T</title></head><body>
 def test_extraction_keeps_the_text_and_drops_what_is_around_it(charset: str) -> None:
     pytest.importorskip("resiliparse")
     text = plain_text(
-        PAGE.format(charset=charset, text="The river Žižka flows past Köln." if charset == "utf-8" else "Am Fluß Köln.").encode(charset)
+        PAGE.format(
+            charset=charset,
+            text="The river Žižka flows past Köln." if charset == "utf-8" else "Am Fluß Köln.",
+        ).encode(charset)
     )
     assert ("Žižka" in text) == (charset == "utf-8")
     assert "Köln" in text
@@ -32,13 +35,25 @@ def test_extraction_keeps_the_text_and_drops_what_is_around_it(charset: str) -> 
 
 def reasons(source: Source, *documents: Document) -> list[str]:
     stages = stages_of(source, 0, None)
-    return [next((reason for stage in stages if (reason := stage(document))), "") for document in documents]
+    return [
+        next((reason for stage in stages if (reason := stage(document))), "")
+        for document in documents
+    ]
 
 
 def test_wikipedia_is_excluded() -> None:
-    urls = ["https://en.wikipedia.org/wiki/A", "http://wikipedia.org", "https://notwikipedia.org/", "https://a.com/wikipedia.org", ""]
+    urls = [
+        "https://en.wikipedia.org/wiki/A",
+        "http://wikipedia.org",
+        "https://notwikipedia.org/",
+        "https://a.com/wikipedia.org",
+        "",
+    ]
     documents = [Document("text", "", url=url) for url in urls]
-    assert reasons(Source(inputs=[], exclude_wikipedia=True), *documents) == ["wikipedia"] * 2 + [""] * 3
+    assert (
+        reasons(Source(inputs=[], exclude_wikipedia=True), *documents)
+        == ["wikipedia"] * 2 + [""] * 3
+    )
     assert reasons(Source(inputs=[]), *documents, Document(" ", "")) == [""] * 5 + ["blank"]
 
 
@@ -47,8 +62,16 @@ def test_links_with_karma_of_three(tmp_path: Path) -> None:
     (tmp_path / "links.jsonl").write_text('{"url": "HTTP://C.com#top", "karma": 9}\n')
     links = Links(files=[str(tmp_path / "links.csv"), str(tmp_path / "links.jsonl")])
     assert read_links(links) == {"a.com/x", "c.com"}
-    documents = [Document("text", "", url=url) for url in ("http://a.com/x#y", "https://b.com", "https://c.com/", "")]
-    assert reasons(Source(inputs=[], links=links), *documents) == ["", "not linked", "", "not linked"]
+    documents = [
+        Document("text", "", url=url)
+        for url in ("http://a.com/x#y", "https://b.com", "https://c.com/", "")
+    ]
+    assert reasons(Source(inputs=[], links=links), *documents) == [
+        "",
+        "not linked",
+        "",
+        "not linked",
+    ]
     assert plain_url("a.com/") == plain_url("https://A.com#b")
     (tmp_path / "links.csv").write_text("karma,url\nmany,https://a.com/x/\n")
     with pytest.raises(InputError, match=r"links.csv, link 1: a link has a url and a karma"):
@@ -73,6 +96,12 @@ def test_heuristics(text: str, clean: Clean, reason: str) -> None:
 
 def test_language() -> None:
     pytest.importorskip("resiliparse")
-    english = "The river is known for its long and quiet valleys, in which people have lived for many years. " * 3
-    german = "Der Fluss ist bekannt für seine langen und stillen Täler, in denen seit vielen Jahren Menschen leben. " * 3
+    english = (
+        "The river is known for its long and quiet valleys, in which people have lived for many years. "
+        * 3
+    )
+    german = (
+        "Der Fluss ist bekannt für seine langen und stillen Täler, in denen seit vielen Jahren Menschen leben. "
+        * 3
+    )
     assert [check(text, Clean(language="en")) for text in (english, german)] == ["", "language"]

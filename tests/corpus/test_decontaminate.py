@@ -22,7 +22,11 @@ def prose(seed: int, count: int) -> str:
 
 
 def items(tmp_path: Path, *texts: str) -> np.ndarray:
-    (tmp_path / "items.jsonl").write_text("".join(json.dumps({"question": text, "answers": {"label": [1, "no"]}}) + "\n" for text in texts))
+    (tmp_path / "items.jsonl").write_text(
+        "".join(
+            json.dumps({"question": text, "answers": {"label": [1, "no"]}}) + "\n" for text in texts
+        )
+    )
     return item_grams([str(tmp_path / "items.jsonl")])
 
 

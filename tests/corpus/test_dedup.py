@@ -33,13 +33,19 @@ def units(folder: Path, name: str, documents: list[str], method: str) -> list[Te
     for start in range(0, len(documents), 37):
         part = documents[start : start + 37]
         path = folder / f"text-{name}-{start}"
-        write_text_unit(path, list(range(start, start + len(part))), part, Tally(read=len(part)), method, None)
+        write_text_unit(
+            path, list(range(start, start + len(part))), part, Tally(read=len(part)), method, None
+        )
         found.append(TextUnit(path))
     return found
 
 
-def dropped(folder: Path, method: str, within: bool, mine: list[TextUnit], others: list[TextUnit]) -> set[int]:
-    paths = [find_duplicates(task) for task in plan_dedup(folder, 0, method, within, 0.5, mine, others)]
+def dropped(
+    folder: Path, method: str, within: bool, mine: list[TextUnit], others: list[TextUnit]
+) -> set[int]:
+    paths = [
+        find_duplicates(task) for task in plan_dedup(folder, 0, method, within, 0.5, mine, others)
+    ]
     gone = set()
     for unit in mine:
         numbers = unit.numbers
@@ -49,7 +55,9 @@ def dropped(folder: Path, method: str, within: bool, mine: list[TextUnit], other
 
 @pytest.mark.parametrize("within", [True, False])
 @pytest.mark.parametrize("part", [10**9, 16])
-def test_lsh_against_plain_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, within: bool, part: int) -> None:
+def test_lsh_against_plain_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, within: bool, part: int
+) -> None:
     monkeypatch.setattr(dedup, "TASK_KEYS", part)
     mine, others = texts(1, 120), texts(2, 80) + texts(1, 120)[:9]
     banding = BANDINGS["lsh"]
@@ -60,7 +68,16 @@ def test_lsh_against_plain_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         if (before == row).any() or (other_keys == row).any():
             expected.add(number)
     assert 10 < len(expected) < 110
-    assert dropped(tmp_path, "lsh", within, units(tmp_path, "mine", mine, "lsh"), units(tmp_path, "others", others, "lsh")) == expected
+    assert (
+        dropped(
+            tmp_path,
+            "lsh",
+            within,
+            units(tmp_path, "mine", mine, "lsh"),
+            units(tmp_path, "others", others, "lsh"),
+        )
+        == expected
+    )
 
 
 def test_paper_compares_candidates_exactly(tmp_path: Path) -> None:
@@ -68,10 +85,13 @@ def test_paper_compares_candidates_exactly(tmp_path: Path) -> None:
     mine = ["a b c d", "a b c d e f g h", "D c b A a", "q r s t", "a b c d"]
     assert dropped(tmp_path, "paper", True, units(tmp_path, "mine", mine, "paper"), []) >= {2, 4}
     found = dropped(tmp_path, "paper", True, units(tmp_path, "mine", mine, "paper"), [])
-    assert found <= {1, 2, 4}  # 1 shares all ten hashes with 0 by chance only, and then its Jaccard is 0.5
+    # 1 shares all ten hashes with 0 by chance only, and then its Jaccard is 0.5
+    assert found <= {1, 2, 4}
     (tmp_path / "removed").mkdir()
     others = units(tmp_path, "others", ["t s r q"], "paper")
-    assert dropped(tmp_path / "removed", "paper", False, units(tmp_path, "mine", mine, "paper"), others) == {3}
+    assert dropped(
+        tmp_path / "removed", "paper", False, units(tmp_path, "mine", mine, "paper"), others
+    ) == {3}
 
 
 def test_a_unit_gives_back_what_was_written(tmp_path: Path) -> None:

@@ -51,10 +51,19 @@ def test_it_is_close_to_what_the_build_makes(build: Build, tmp_path: Path) -> No
 
 def test_what_cannot_be_known_is_none(build: Build, tmp_path: Path) -> None:
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"abc " * 1000))
-    packed = estimate(Build(sources=[Source(inputs=[str(tmp_path / "a.txt.gz")])], tokenizer=TOKENIZER), 1)
+    packed = estimate(
+        Build(sources=[Source(inputs=[str(tmp_path / "a.txt.gz")])], tokenizer=TOKENIZER), 1
+    )
     assert packed.bytes_per_token == pytest.approx(2, rel=0.01)
     assert packed.input_bytes == (tmp_path / "a.txt.gz").stat().st_size
-    assert packed.tokens is packed.shards is packed.disk_bytes is packed.memory_bytes is packed.seconds is None
+    assert (
+        packed.tokens
+        is packed.shards
+        is packed.disk_bytes
+        is packed.memory_bytes
+        is packed.seconds
+        is None
+    )
     nothing = estimate(Build(sources=[Source(inputs=["-"])], tokenizer=TOKENIZER), 1)
     assert nothing.input_bytes is nothing.bytes_per_token is nothing.tokens is None
 

@@ -9,7 +9,9 @@ import pytest
 from gptcli.corpus.extract import EXTRACTORS, plain_text
 from gptcli.errors import InputError
 
-SENTENCE = "The seventh of these bridges is the oldest, and was built of stone where the river is narrow. "
+SENTENCE = (
+    "The seventh of these bridges is the oldest, and was built of stone where the river is narrow. "
+)
 PAGE = f"""<html><head><title>Bridges</title><meta charset="{{charset}}"><script>var hidden = 1;</script></head><body>
 <nav><ul><li><a href="/">Home</a></li><li><a href="/shop">Shop now</a></li></ul></nav>
 <main><article><h1>Bridges</h1><p>{SENTENCE * 3}</p><p>{SENTENCE * 2}Größe: naïve.</p></article></main>
@@ -32,7 +34,9 @@ def test_the_article_stays_and_what_surrounds_it_goes(extractor: str, charset: s
     assert plain_text(PAGE.format(charset=charset), extractor) == text  # decoded before
 
 
-@pytest.mark.parametrize("page", [b"", b"<html><body></body></html>", b"\xff\xfe\x00", b"<p>a\x00b</p>"])
+@pytest.mark.parametrize(
+    "page", [b"", b"<html><body></body></html>", b"\xff\xfe\x00", b"<p>a\x00b</p>"]
+)
 def test_pages_without_an_article(extractor: str, page: bytes) -> None:
     text = plain_text(page, extractor)
     assert "\x00" not in text
@@ -43,5 +47,7 @@ def test_pages_without_an_article(extractor: str, page: bytes) -> None:
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     pytest.importorskip("resiliparse")
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(InputError, match=f"needs the package (\\w+)\n.* pip install {missing.split('.')[0]}$"):
+    with pytest.raises(
+        InputError, match=f"needs the package (\\w+)\n.* pip install {missing.split('.')[0]}$"
+    ):
         plain_text("<p>text</p>", "trafilatura")

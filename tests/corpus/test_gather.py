@@ -1,4 +1,6 @@
-"""The reading is divided the same way for the same number of cuts, and workers are told what a build is."""
+"""The reading is divided the same way for the same number of cuts, and workers are told what a
+build is.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +25,27 @@ def build(tmp_path: Path, byte_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyP
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(bytes(range(256)) * 20, 0))
     named = {"plain": "a.jsonl", "packed": "b.jsonl.gz"}
     sources = [Source(name=name, inputs=[str(tmp_path / file)]) for name, file in named.items()]
-    return Build(sources=[sources[0], dataclasses.replace(sources[1], dedup=Dedup())], tokenizer=byte_tokenizer)
+    return Build(
+        sources=[sources[0], dataclasses.replace(sources[1], dedup=Dedup())],
+        tokenizer=byte_tokenizer,
+    )
 
 
 def test_what_workers_hold(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = context_of(build, tmp_path)
     assert (tmp_path / WORK).is_dir()
-    assert (context.characters, context.methods, context.encoder_name) == (100, [None, "lsh"], "tokenizers")
+    assert (context.characters, context.methods, context.encoder_name) == (
+        100,
+        [None, "lsh"],
+        "tokenizers",
+    )
     assert [context.waits(source) for source in (0, 1)] == [False, True]
     monkeypatch.setattr(gather, "FAST_BYTES", 10)
     assert context_of(build, tmp_path).encoder_name == "auto"
-    assert context_of(dataclasses.replace(build, encoder="tiktoken"), tmp_path).encoder_name == "tiktoken"
+    assert (
+        context_of(dataclasses.replace(build, encoder="tiktoken"), tmp_path).encoder_name
+        == "tiktoken"
+    )
 
 
 def test_lines_are_cut_by_bytes_and_packed_files_in_stripes(build: Build, tmp_path: Path) -> None:

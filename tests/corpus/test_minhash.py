@@ -27,7 +27,10 @@ def test_the_s_curve(method: str, similarity: float) -> None:
     assert keys.shape == (2 * PAIRS, banding.bands)
     found = (keys[::2] == keys[1::2]).any(1).mean()
     expected = banding.probability((size - changed) / (size + changed))
-    assert abs(found - expected) <= 4 * np.sqrt(expected * (1 - expected) / PAIRS) + 1e-9, (found, expected)
+    assert abs(found - expected) <= 4 * np.sqrt(expected * (1 - expected) / PAIRS) + 1e-9, (
+        found,
+        expected,
+    )
     strangers = (keys[:-2:2] == keys[2::2]).any(1).mean()
     assert strangers == 0
 
@@ -44,7 +47,11 @@ def test_keys_do_not_depend_on_order_or_company() -> None:
     chance = np.random.default_rng(0)
     features = chance.integers(0, 1 << 63, 9000, np.uint64)
     alone = band_keys(features, np.array([9000]), BANDINGS["lsh"])
-    company = band_keys(np.concatenate([features[:10], chance.permutation(features)]), np.array([10, 9000]), BANDINGS["lsh"])
+    company = band_keys(
+        np.concatenate([features[:10], chance.permutation(features)]),
+        np.array([10, 9000]),
+        BANDINGS["lsh"],
+    )
     assert np.array_equal(alone[0], company[1])
     empty = band_keys(features[:0], np.array([0, 0]), BANDINGS["lsh"])
     assert not (empty[0] == empty[1]).any()

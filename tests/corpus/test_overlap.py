@@ -28,7 +28,12 @@ def plain_grams(text: str) -> list[tuple[str, ...]]:
     return [tuple(words[at : at + GRAM]) for at in range(len(words) - GRAM + 1)]
 
 
-TEXTS = ["Don't stop, e.g. at (one) or  TWO; three-four five_six 7!", "naïve Ünï — “quote” … 你好 x\u00a0y z q w e", "a b c", ""]
+TEXTS = [
+    "Don't stop, e.g. at (one) or  TWO; three-four five_six 7!",
+    "naïve Ünï — “quote” … 你好 x\u00a0y z q w e",
+    "a b c",
+    "",
+]
 
 
 def test_grams_are_those_of_alphanumeric_words() -> None:
@@ -36,7 +41,9 @@ def test_grams_are_those_of_alphanumeric_words() -> None:
     expected = [(row, gram) for row, text in enumerate(TEXTS) for gram in plain_grams(text)]
     assert len(expected) > 8
     assert owner.tolist() == [row for row, _ in expected]
-    assert len(set(zip(found.tolist(), (gram for _, gram in expected), strict=True))) == len(set(found.tolist()))
+    assert len(set(zip(found.tolist(), (gram for _, gram in expected), strict=True))) == len(
+        set(found.tolist())
+    )
     spelt = " / ".join(re.findall(r"[^\W_]+", TEXTS[0].upper()))
     assert np.array_equal(grams(*word_hashes([spelt], split=True), GRAM)[0], found[owner == 0])
 
@@ -47,8 +54,15 @@ def folder(tmp_path: Path, byte_tokenizer: Tokenizer) -> Path:
     chance = random.Random(2)
     words = ["the", "Cat", "sat,", "on", "a", "mat.", "Über"]
     lines = [" ".join(chance.choices(words, k=chance.randrange(1, 80))) for _ in range(200)]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
-    build = Build(sources=[Source(inputs=[str(tmp_path / "train.jsonl")])], tokenizer=byte_tokenizer, val_fraction=0.2, shard_tokens=9000)
+    (tmp_path / "train.jsonl").write_text(
+        "".join(json.dumps({"text": line}) + "\n" for line in lines)
+    )
+    build = Build(
+        sources=[Source(inputs=[str(tmp_path / "train.jsonl")])],
+        tokenizer=byte_tokenizer,
+        val_fraction=0.2,
+        shard_tokens=9000,
+    )
     begin(build, tmp_path / "shards", resume=False, force=False)
     finish(build, tmp_path / "shards")
     return tmp_path / "shards"
@@ -57,28 +71,44 @@ def folder(tmp_path: Path, byte_tokenizer: Tokenizer) -> Path:
 def training_texts(folder: Path, tokenizer: Tokenizer) -> list[str]:
     found = []
     for shard in read_manifest(folder).of("train"):
-        parts = np.split(open_shard(folder / shard.file), np.cumsum(document_lengths(folder / shard.file))[:-1])
+        parts = np.split(
+            open_shard(folder / shard.file), np.cumsum(document_lengths(folder / shard.file))[:-1]
+        )
         found += [tokenizer.decode(part[1:].tolist()) for part in parts]
     return found
 
 
 @pytest.mark.parametrize(("workers", "piece"), [(1, 1 << 22), (1, 500), (2, 500)])
 def test_shares_are_those_of_a_search_by_hand(
-    folder: Path, byte_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, piece: int
+    folder: Path,
+    byte_tokenizer: Tokenizer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+    piece: int,
 ) -> None:
     monkeypatch.setattr(overlap, "PIECE", piece)
     texts = training_texts(folder, byte_tokenizer)
     there = {gram for text in texts for gram in plain_grams(text)}
     chance = random.Random(3)
     longest = max(texts, key=len)
-    items = [longest.upper().replace(" ", " - "), *(" ".join(chance.choices(["the", "cat", "sat", "on", "a"], k=40)) for _ in range(50))]
+    items = [
+        longest.upper().replace(" ", " - "),
+        *(" ".join(chance.choices(["the", "cat", "sat", "on", "a"], k=40)) for _ in range(50)),
+    ]
     (tmp_path / "test.txt").write_text("\n\n".join(items))
-    (tmp_path / "test.jsonl").write_text(json.dumps({"question": longest[:60], "choices": [longest[60:], "and more"], "label": 1}))
-    report = find_overlap(folder, [str(tmp_path / "test.txt"), str(tmp_path / "test.jsonl")], workers=workers)
+    (tmp_path / "test.jsonl").write_text(
+        json.dumps({"question": longest[:60], "choices": [longest[60:], "and more"], "label": 1})
+    )
+    report = find_overlap(
+        folder, [str(tmp_path / "test.txt"), str(tmp_path / "test.jsonl")], workers=workers
+    )
     assert report.train_grams == sum(len(plain_grams(text)) for text in texts)
     assert report.false_positives == report.train_grams / 2**64 < 1e-8
     expected = [gram for item in items for gram in plain_grams(item)]
-    assert report.tests[0] == Overlap(str(tmp_path / "test.txt"), len(expected), sum(gram in there for gram in expected))
+    assert report.tests[0] == Overlap(
+        str(tmp_path / "test.txt"), len(expected), sum(gram in there for gram in expected)
+    )
     assert 0.03 < report.tests[0].share < 0.97
     assert report.tests[1].grams == len(plain_grams(f"{longest[:60]} {longest[60:]} and more"))
 

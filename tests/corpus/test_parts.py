@@ -23,10 +23,15 @@ from gptcli.tokenizer.tokenizer import Tokenizer
 
 @pytest.fixture
 def build(tmp_path: Path, byte_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Build:
-    """Two sources of many units: lines that can be cut by bytes, and a compressed file, read in stripes, whose duplicates go."""
+    """Two sources of many units: lines that can be cut by bytes, and a compressed file, read in
+    stripes, whose duplicates go.
+    """
     monkeypatch.setattr(settings, "UNIT_CHARACTERS", (2000, 2000))
     chance = random.Random(1)
-    lines = [f"document {number} " + " ".join(str(chance.random()) for _ in range(chance.randrange(30))) for number in range(120)]
+    lines = [
+        f"document {number} " + " ".join(str(chance.random()) for _ in range(chance.randrange(30)))
+        for number in range(120)
+    ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in lines))
     again = "".join(json.dumps({"text": text}) + "\n" for text in [*lines[:80], *lines[20:60]])
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(again.encode(), mtime=0))
@@ -56,7 +61,9 @@ def expected(build: Build, tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("of", [1, 3, 5])
-def test_parts_in_any_order_make_the_bytes_of_one_run(build: Build, tmp_path: Path, expected: dict[str, str], of: int) -> None:
+def test_parts_in_any_order_make_the_bytes_of_one_run(
+    build: Build, tmp_path: Path, expected: dict[str, str], of: int
+) -> None:
     out = tmp_path / "parts"
     for number in [*range(of, 0, -1), 1]:  # the first once more, which finds all of it there
         begin_part(build, out, Part(number, of))
@@ -67,21 +74,29 @@ def test_parts_in_any_order_make_the_bytes_of_one_run(build: Build, tmp_path: Pa
     assert not begin(build, out, resume=True, force=False)
 
 
-def test_the_last_run_reads_nothing(build: Build, tmp_path: Path, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_run_reads_nothing(
+    build: Build, tmp_path: Path, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "parts"
     read = 0
     for number in (1, 2):
         begin_part(build, out, Part(number, 2))
         read += finish_part(build, out, Part(number, 2)).read
     assert read == 240
-    monkeypatch.setattr("gptcli.corpus.passes.documents_of", lambda *_: pytest.fail("documents are read again"))
+    monkeypatch.setattr(
+        "gptcli.corpus.passes.documents_of", lambda *_: pytest.fail("documents are read again")
+    )
     ended(build, out)
     assert contents(out) == expected
 
 
 @pytest.mark.parametrize("stop", ["read_one", "write_json"])
 def test_a_part_that_was_stopped_goes_on(
-    build: Build, tmp_path: Path, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch, stop: str
+    build: Build,
+    tmp_path: Path,
+    expected: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    stop: str,
 ) -> None:
     out, part = tmp_path / "parts", Part(1, 2)
     begin_part(build, out, part)

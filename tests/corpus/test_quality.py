@@ -1,4 +1,6 @@
-"""Spark's features to the number, the paper's keep law, and a classifier that tells good text from crawl."""
+"""Spark's features to the number, the paper's keep law, and a classifier that tells good text from
+crawl.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,15 @@ import numpy as np
 import pytest
 
 from gptcli.corpus import quality
-from gptcli.corpus.quality import BUCKETS, Classifier, keeps, load_classifier, spark_features, spark_words, train_classifier
+from gptcli.corpus.quality import (
+    BUCKETS,
+    Classifier,
+    keeps,
+    load_classifier,
+    spark_features,
+    spark_words,
+    train_classifier,
+)
 from gptcli.errors import InputError
 
 pytest.importorskip("sklearn")
@@ -32,7 +42,9 @@ def test_features_are_sparks(row: dict[str, object], monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("score", [0.0, 0.3, 0.7, 0.95])
 def test_the_keep_law(score: float) -> None:
-    """Chi-square over 20,000 documents with one degree of freedom: beyond 10.8 once in a thousand."""
+    """Chi-square over 20,000 documents with one degree of freedom: beyond 10.8 once in a
+    thousand.
+    """
     count = 20_000
     kept = sum(keeps(score, f"document {number}", seed=1) for number in range(count))
     expected = count * (2 - score) ** -9
@@ -45,7 +57,8 @@ def test_a_draw_is_the_seeds_and_the_texts() -> None:
     draws = [[keeps(0.8, f"{number}", seed) for number in range(400)] for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
     better = [keeps(0.9, f"{number}", 0) for number in range(400)]
-    assert all(high or not low for low, high in zip(draws[0], better, strict=True))  # a better score never loses a document
+    # a better score never loses a document
+    assert all(high or not low for low, high in zip(draws[0], better, strict=True))
 
 
 def good(chance: random.Random) -> str:
@@ -87,10 +100,15 @@ def test_too_little_to_learn_from() -> None:
 def test_wikitext_against_crawl_like_text(real_data: Path) -> None:
     """Held-out F1 of at least 0.97, as GPT-3's classifier as others rebuilt it (0.9747)."""
     files = sorted((real_data / "wikitext-2").glob("*"))
-    text = "\n".join(path.read_text(encoding="utf-8") for path in files if path.suffix in (".txt", ".tokens"))
+    text = "\n".join(
+        path.read_text(encoding="utf-8") for path in files if path.suffix in (".txt", ".tokens")
+    )
     positives = [line for line in text.split("\n") if len(line.split()) > 40]
     chance = random.Random(0)
     words = [word for line in positives for word in line.split()]
     menu = "home login menu cart copyright subscribe click here buy now free shipping reviews price sale share cookies"
-    negatives = [" ".join(chance.choices(menu.split(), k=25) + chance.choices(words, k=75)) for _ in positives]
+    negatives = [
+        " ".join(chance.choices(menu.split(), k=25) + chance.choices(words, k=75))
+        for _ in positives
+    ]
     assert train_classifier(positives, negatives).f1 >= 0.97

@@ -1,4 +1,6 @@
-"""Documents out of every kind of file, and one clear message for every way in which a file can be wrong."""
+"""Documents out of every kind of file, and one clear message for every way in which a file can be
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def texts(path: str, documents: str = "file") -> list[str]:
 
 
 def places(path: str, documents: str = "file") -> list[str]:
-    return [document.where.removeprefix(path) for document in read_documents(path, documents=documents)]
+    return [
+        document.where.removeprefix(path) for document in read_documents(path, documents=documents)
+    ]
 
 
 def error_of(path: str, documents: str = "file") -> str:
@@ -68,7 +72,9 @@ def test_lines(tmp_path: Path, compression: str) -> None:
 
 @each_compression
 def test_paragraphs(tmp_path: Path, compression: str) -> None:
-    path = write(tmp_path / f"a.txt{compression}", "\n \none\ntwo\n\n\nthree\r\n\t\r\n  four\nfive\n")
+    path = write(
+        tmp_path / f"a.txt{compression}", "\n \none\ntwo\n\n\nthree\r\n\t\r\n  four\nfive\n"
+    )
     assert texts(path, "paragraph") == ["one\ntwo", "three", "  four\nfive"]
     assert places(path, "paragraph") == [":3", ":7", ":9"]
 
@@ -76,7 +82,12 @@ def test_paragraphs(tmp_path: Path, compression: str) -> None:
 @each_compression
 @pytest.mark.parametrize("documents", ["file", "line", "paragraph"])
 def test_json_lines(tmp_path: Path, compression: str, documents: str) -> None:
-    lines = ['{"text": "one\\ntwo", "id": 1}', "", '{"id": {"text": 3}, "text": ""}', ' {"text":"\\ud83d\\ude00 \\\\ud800"} \r']
+    lines = [
+        '{"text": "one\\ntwo", "id": 1}',
+        "",
+        '{"id": {"text": 3}, "text": ""}',
+        ' {"text":"\\ud83d\\ude00 \\\\ud800"} \r',
+    ]
     path = write(tmp_path / f"a.jsonl{compression}", "\ufeff" + "\n".join(lines))
     assert texts(path, documents) == ["one\ntwo", "😀 \\ud800"]
     assert places(path, documents) == [":1", ":4"]
@@ -84,25 +95,39 @@ def test_json_lines(tmp_path: Path, compression: str, documents: str) -> None:
 
 @given(st.lists(valid_text), st.sampled_from(list(COMPRESS)))
 @settings(max_examples=100, deadline=None)
-def test_json_lines_give_back_any_texts(tmp_path_factory: pytest.TempPathFactory, documents: list[str], compression: str) -> None:
-    lines = "".join(json.dumps({"text": text}, ensure_ascii=index % 2 == 0) + "\n" for index, text in enumerate(documents))
+def test_json_lines_give_back_any_texts(
+    tmp_path_factory: pytest.TempPathFactory, documents: list[str], compression: str
+) -> None:
+    lines = "".join(
+        json.dumps({"text": text}, ensure_ascii=index % 2 == 0) + "\n"
+        for index, text in enumerate(documents)
+    )
     path = write(tmp_path_factory.mktemp("any") / f"a.jsonl{compression}", lines or "\n")
     assert texts(path) == [text for text in documents if text]
 
 
 @given(valid_text.filter(bool))
 @settings(max_examples=100, deadline=None)
-def test_lines_and_paragraphs_lose_only_line_endings(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+def test_lines_and_paragraphs_lose_only_line_endings(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
     path = write(tmp_path_factory.mktemp("any") / "a.txt", text)
     assert "".join(texts(path)) == text
-    assert texts(path, "line") == [line for line in (each.removesuffix("\r") for each in text.split("\n")) if line]
+    assert texts(path, "line") == [
+        line for line in (each.removesuffix("\r") for each in text.split("\n")) if line
+    ]
     kept = "".join("".join(texts(path, "paragraph")).split())
     assert kept == "".join(text.split())
 
 
 def test_stdin_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(b"one\ntwo\n"))))
-    assert [(each.text, each.where) for each in read_documents("-", documents="line")] == [("one", "stdin:1"), ("two", "stdin:2")]
+    monkeypatch.setattr(
+        sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(b"one\ntwo\n")))
+    )
+    assert [(each.text, each.where) for each in read_documents("-", documents="line")] == [
+        ("one", "stdin:1"),
+        ("two", "stdin:2"),
+    ]
 
 
 def test_an_unknown_ending_is_text_when_named(tmp_path: Path) -> None:
@@ -110,16 +135,21 @@ def test_an_unknown_ending_is_text_when_named(tmp_path: Path) -> None:
     assert texts(write(tmp_path / "README", "words")) == ["words"]
 
 
-@pytest.mark.parametrize("data", [[b"one", b"two"], [b"one", b"", b"two"], [b"x" * 300_000, b"y" * 300_000]])
+@pytest.mark.parametrize(
+    "data", [[b"one", b"two"], [b"one", b"", b"two"], [b"x" * 300_000, b"y" * 300_000]]
+)
 @pytest.mark.parametrize("compression", [".gz", ".zst"])
-def test_streams_that_follow_one_another_in_a_file_are_one(tmp_path: Path, compression: str, data: list[bytes]) -> None:
+def test_streams_that_follow_one_another_in_a_file_are_one(
+    tmp_path: Path, compression: str, data: list[bytes]
+) -> None:
     path = tmp_path / f"a.txt{compression}"
     path.write_bytes(b"".join(map(COMPRESS[compression], data)))
     assert texts(str(path)) == [b"".join(data).decode()]
 
 
 def test_zst_with_a_long_window(tmp_path: Path) -> None:
-    parameters = zstandard.ZstdCompressionParameters(window_log=28, write_content_size=False)  # 256 MiB, over the library's default limit
+    # 256 MiB, over the library's default limit
+    parameters = zstandard.ZstdCompressionParameters(window_log=28, write_content_size=False)
     compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     path = tmp_path / "a.txt.zst"
     path.write_bytes(compressor.compress(b"words") + compressor.flush())
@@ -127,10 +157,15 @@ def test_zst_with_a_long_window(tmp_path: Path) -> None:
 
 
 @each_compression
-@pytest.mark.parametrize(("ending", "documents"), [(".txt", "line"), (".txt", "paragraph"), (".jsonl", "file")])
-def test_memory_stays_when_the_file_grows(tmp_path: Path, compression: str, ending: str, documents: str) -> None:
+@pytest.mark.parametrize(
+    ("ending", "documents"), [(".txt", "line"), (".txt", "paragraph"), (".jsonl", "file")]
+)
+def test_memory_stays_when_the_file_grows(
+    tmp_path: Path, compression: str, ending: str, documents: str
+) -> None:
     random, most = Random(0), []
-    for count in (5_000, 20_000):  # 1 and 4 MB: more than a reader of any compression takes at a time
+    # 1 and 4 MB: more than a reader of any compression takes at a time
+    for count in (5_000, 20_000):
         lines = "".join(f'{{"text": "{random.randbytes(100).hex()}"}}\n\n' for _ in range(count))
         path = write(tmp_path / f"a{count}{ending}{compression}", lines)
         del lines
@@ -164,8 +199,12 @@ def test_invalid_utf8_is_told_with_its_byte(tmp_path: Path, compression: str) ->
     data = "é\nfine\n".encode() + b"caf\xe9!\n"
     path = write(tmp_path / f"a.txt{compression}", data)
     assert error_of(path).startswith("FILE: not valid UTF-8 at byte 11: it looks like ISO-8859-1\n")
-    assert error_of(path, "line").startswith("FILE:3: not valid UTF-8 at byte 11: it looks like ISO-8859-1\n")
-    assert error_of(path, "paragraph").startswith("FILE:3: not valid UTF-8 at byte 11: it looks like ISO-8859-1\n")
+    assert error_of(path, "line").startswith(
+        "FILE:3: not valid UTF-8 at byte 11: it looks like ISO-8859-1\n"
+    )
+    assert error_of(path, "paragraph").startswith(
+        "FILE:3: not valid UTF-8 at byte 11: it looks like ISO-8859-1\n"
+    )
     path = write(tmp_path / f"a.jsonl{compression}", b'{"text": "x"}\n{"text": "\xff"}\n')
     assert error_of(path).startswith("FILE:2: not valid UTF-8 at byte 24")
 
@@ -181,12 +220,17 @@ def test_invalid_utf8_is_told_with_its_byte(tmp_path: Path, compression: str) ->
         ('{"text": null}', 'no "text" field that holds a string'),
         ('["text"]', 'no "text" field that holds a string'),
         ('"text"', 'no "text" field that holds a string'),
-        ('{"text": "a \\uD83D b"}', '"text" holds a lone surrogate (\\ud83d) at character 2: it is not valid Unicode'),
+        (
+            '{"text": "a \\uD83D b"}',
+            '"text" holds a lone surrogate (\\ud83d) at character 2: it is not valid Unicode',
+        ),
         ('{"text": "a", "n": ' + "1" * 5000 + "}", "not readable JSON: Exceeds the limit"),
         ('{"text": "a", "n": ' + "[" * 100_000, "not readable JSON: nested too deeply"),
     ],
 )
-def test_a_broken_json_line_is_told_with_its_number(tmp_path: Path, line: str, message: str) -> None:
+def test_a_broken_json_line_is_told_with_its_number(
+    tmp_path: Path, line: str, message: str
+) -> None:
     path = write(tmp_path / "a.jsonl", f'{{"text": "fine"}}\n\n{line}\n')
     found = read_documents(path)
     assert next(found).text == "fine"
@@ -210,14 +254,22 @@ def test_damage_inside_a_stream_is_told(tmp_path: Path, compression: str) -> Non
     path = tmp_path / f"a.txt{compression}"
     path.write_bytes(b"plain words, whatever the name says")
     assert error_of(str(path)).startswith("FILE: the file is damaged:")
-    compress = zstandard.ZstdCompressor(write_checksum=True).compress if compression == ".zst" else gzip.compress
+    compress = (
+        zstandard.ZstdCompressor(write_checksum=True).compress
+        if compression == ".zst"
+        else gzip.compress
+    )
     data = bytearray(compress(" ".join(str(n * n) for n in range(9000)).encode()))
     data[len(data) // 2] ^= 0xFF
     path.write_bytes(data)
-    assert error_of(str(path)).startswith(("FILE: the file is damaged:", "FILE: the file is cut short:"))
+    assert error_of(str(path)).startswith(
+        ("FILE: the file is damaged:", "FILE: the file is cut short:")
+    )
 
 
-def test_zst_without_its_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zst_without_its_package_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write(tmp_path / "a.txt.zst", "words")
     real = builtins.__import__
 
@@ -227,7 +279,10 @@ def test_zst_without_its_package_names_the_extra(tmp_path: Path, monkeypatch: py
         return real(name, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    assert error_of(path) == f"FILE: reading .zst needs the package zstandard\n  {install_hint('zstandard')}"
+    assert (
+        error_of(path)
+        == f"FILE: reading .zst needs the package zstandard\n  {install_hint('zstandard')}"
+    )
 
 
 @pytest.mark.parametrize("name", ["a.arrow", "a.tar.gz", "a.PDF", "a.txt.bz2"])
@@ -307,14 +362,22 @@ def test_nothing_found_is_an_error(tree: Path, name: str, message: str) -> None:
 
 
 @pytest.mark.parametrize("orjson", [True, False])
-def test_a_surrogate_outside_the_text_is_no_fault_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orjson: bool) -> None:
+def test_a_surrogate_outside_the_text_is_no_fault_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orjson: bool
+) -> None:
     if not orjson:
         monkeypatch.setitem(sys.modules, "orjson", None)
-    lines = [r'{"text": "fine", "title": "bad \ud83d", "url": "u\ud83d"}', r'{"text": "pair \ud83d\ude00"}', r'{"text": "abc \ud83d"}']
+    lines = [
+        r'{"text": "fine", "title": "bad \ud83d", "url": "u\ud83d"}',
+        r'{"text": "pair \ud83d\ude00"}',
+        r'{"text": "abc \ud83d"}',
+    ]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     first, second, third = scan(str(tmp_path / "a.jsonl"), find_reader("a.jsonl", "file"))
     assert (first.text, first.url, second.text) == ("fine", "", "pair \U0001f600")
-    assert str(third.error).endswith(r':3: "text" holds a lone surrogate (\ud83d) at character 4: it is not valid Unicode')
+    assert str(third.error).endswith(
+        r':3: "text" holds a lone surrogate (\ud83d) at character 4: it is not valid Unicode'
+    )
 
 
 @pytest.mark.parametrize("documents", ["file", "line", "paragraph"])

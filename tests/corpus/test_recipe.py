@@ -1,4 +1,6 @@
-"""A recipe from a crawl to shards: what is planted is found, each document is counted once, and nothing depends on workers or crashes."""
+"""A recipe from a crawl to shards: what is planted is found, each document is counted once, and
+nothing depends on workers or crashes.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,8 @@ def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def topics() -> list[str]:
-    """Python's own reference, a topic a text, the longest first: a word changed in one of the first makes a near-duplicate for certain.
-    Some of its topics have the same text."""
+    """Python's own reference, a topic a text, the longest first: a word changed in one of the first
+    makes a near-duplicate for certain. Some of its topics have the same text."""
     from pydoc_data.topics import topics as found
 
     texts = [re.sub(r"[^\w\s.,]", " ", text) for _, text in sorted(found.items())]
@@ -50,13 +52,17 @@ def warc(pages: list[tuple[str, bytes]]) -> bytes:
     for url, html in pages:
         payload = b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n\r\n" + html
         head = f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: {url}\r\nContent-Type: application/http; msgtype=response\r\n"
-        records.append(f"{head}Content-Length: {len(payload)}\r\n\r\n".encode() + payload + b"\r\n\r\n")
+        records.append(
+            f"{head}Content-Length: {len(payload)}\r\n\r\n".encode() + payload + b"\r\n\r\n"
+        )
     return b"".join(records)
 
 
 @pytest.fixture
 def crawl(tmp_path: Path) -> Path:
-    """60 topics as pages; 20 of them again, of which 10 word for word; 10 are in the books; 5 of Wikipedia; 3 with an item; 8 of noise."""
+    """60 topics as pages; 20 of them again, of which 10 word for word; 10 are in the books; 5 of
+    Wikipedia; 3 with an item; 8 of noise.
+    """
     pytest.importorskip("fastwarc")
     chance = random.Random(0)
     texts = topics()
@@ -66,15 +72,23 @@ def crawl(tmp_path: Path) -> Path:
         if number >= 10:
             words[chance.randrange(len(words))] = "changed"
         pages.append((f"http://mirror.example/{number}", " ".join(words)))
-    pages += [(f"https://en.wikipedia.org/wiki/{number}", f"about {number} " * 60) for number in range(5)]
+    pages += [
+        (f"https://en.wikipedia.org/wiki/{number}", f"about {number} " * 60) for number in range(5)
+    ]
     for number in range(3):
-        filler = [" ".join("".join(chance.choices("abcdefgh", k=5)) for _ in range(150)) for _ in range(2)]
+        filler = [
+            " ".join("".join(chance.choices("abcdefgh", k=5)) for _ in range(150)) for _ in range(2)
+        ]
         pages.append((f"http://planted.example/{number}", f"{filler[0]} {ITEM} {filler[1]}"))
     pages += [(f"http://noise.example/{number}", "buy now") for number in range(8)]
     chance.shuffle(pages)
     (tmp_path / "crawl.warc").write_bytes(warc([(url, page(text)) for url, text in pages]))
-    (tmp_path / "books.jsonl").write_text("".join(json.dumps({"text": text.strip()}) + "\n" for text in texts[30:40]))
-    (tmp_path / "eval.jsonl").write_text(json.dumps({"question": ITEM, "answer": "the third"}) + "\n")
+    (tmp_path / "books.jsonl").write_text(
+        "".join(json.dumps({"text": text.strip()}) + "\n" for text in texts[30:40])
+    )
+    (tmp_path / "eval.jsonl").write_text(
+        json.dumps({"question": ITEM, "answer": "the third"}) + "\n"
+    )
     return tmp_path
 
 
@@ -87,7 +101,9 @@ def sources(folder: Path, **changes: object) -> list[Source]:
         "dedup": {"method": "lsh", "against": ["books"]},
         "decontaminate": True,
     }
-    return read_sources({"crawl": {**crawl, **changes}, "books": {"inputs": [str(folder / "books.jsonl")]}})
+    return read_sources(
+        {"crawl": {**crawl, **changes}, "books": {"inputs": [str(folder / "books.jsonl")]}}
+    )
 
 
 def run(build: Build, out: Path, workers: int = 1, resume: bool = False) -> Manifest:
@@ -98,12 +114,20 @@ def run(build: Build, out: Path, workers: int = 1, resume: bool = False) -> Mani
 @pytest.fixture
 def build(crawl: Path, byte_tokenizer: Tokenizer) -> Build:
     return Build(
-        sources=sources(crawl), tokenizer=byte_tokenizer, evaluation=(str(crawl / "eval.jsonl"),), val_fraction=0.05, shard_tokens=100_000
+        sources=sources(crawl),
+        tokenizer=byte_tokenizer,
+        evaluation=(str(crawl / "eval.jsonl"),),
+        val_fraction=0.05,
+        shard_tokens=100_000,
     )
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def texts_of(folder: Path, manifest: Manifest, tokenizer: Tokenizer, source: str) -> list[str]:
@@ -120,14 +144,25 @@ def texts_of(folder: Path, manifest: Manifest, tokenizer: Tokenizer, source: str
 def test_what_is_planted_is_found(build: Build, tmp_path: Path) -> None:
     manifest = run(build, tmp_path / "out")
     crawled, books = manifest.sources
-    assert crawled.documents_in == 60 + 20 + 5 + 3 + 8 == crawled.documents_kept + sum(crawled.dropped.values())
+    assert (
+        crawled.documents_in
+        == 60 + 20 + 5 + 3 + 8
+        == crawled.documents_kept + sum(crawled.dropped.values())
+    )
     assert crawled.dropped == {"duplicate": 20 + 10, "too few words": 8, "wikipedia": 5}
     assert (crawled.cut, crawled.pieces) == (3, 3)
     assert (books.documents_in, books.documents_kept, books.dropped) == (10, 10, {})
     kept = texts_of(tmp_path / "out", manifest, build.tokenizer, "crawl")
     assert len(kept) == crawled.documents_kept + crawled.pieces
-    assert not [text for text in kept if "Shop now" in text or "Copyright" in text or "seven rivers" in text]
-    assert {shard.file[: shard.file.rindex("-")] for shard in manifest.shards} <= {"train-crawl", "train-books", "val-crawl", "val-books"}
+    assert not [
+        text for text in kept if "Shop now" in text or "Copyright" in text or "seven rivers" in text
+    ]
+    assert {shard.file[: shard.file.rindex("-")] for shard in manifest.shards} <= {
+        "train-crawl",
+        "train-books",
+        "val-crawl",
+        "val-books",
+    }
     assert manifest.shares() == {"crawl": 0.75, "books": 0.25}
     train = manifest.tokens("train")
     assert books.epochs == pytest.approx(0.25 * train / manifest.tokens("train", "books"))
@@ -138,7 +173,9 @@ def test_what_is_planted_is_found(build: Build, tmp_path: Path) -> None:
     assert "3 of those kept lost text to decontamination" in report
 
 
-def test_the_bytes_do_not_depend_on_workers_or_crashes(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bytes_do_not_depend_on_workers_or_crashes(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(build, tmp_path / "one")
     expected = contents(tmp_path / "one")
     run(build, tmp_path / "two", workers=2)
@@ -153,9 +190,16 @@ def test_the_bytes_do_not_depend_on_workers_or_crashes(build: Build, tmp_path: P
         assert contents(out) == expected
 
 
-def test_quality_needs_good_and_raw_text(crawl: Path, byte_tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_quality_needs_good_and_raw_text(
+    crawl: Path, byte_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     pytest.importorskip("sklearn")
-    chosen = sources(crawl, quality={"positives": ["books"], "negatives": ["crawl"]}, dedup={"method": "paper"}, decontaminate=False)
+    chosen = sources(
+        crawl,
+        quality={"positives": ["books"], "negatives": ["crawl"]},
+        dedup={"method": "paper"},
+        decontaminate=False,
+    )
     build = Build(sources=chosen, tokenizer=byte_tokenizer, val_fraction=0.0)
     manifest = run(build, tmp_path / "out")
     crawled = manifest.sources[0]
@@ -164,7 +208,9 @@ def test_quality_needs_good_and_raw_text(crawl: Path, byte_tokenizer: Tokenizer,
     assert (tmp_path / "out/quality-crawl.npz").exists()
 
 
-def test_broken_input_is_skipped_and_counted_when_asked(crawl: Path, byte_tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_broken_input_is_skipped_and_counted_when_asked(
+    crawl: Path, byte_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     good = [json.dumps({"text": f"document {number}"}) for number in range(20)]
     (crawl / "bad.jsonl").write_text("\n".join([*good, "{", '{"no": "text"}', '{"text": " "}']))
     (crawl / "cut.jsonl.gz").write_bytes(b"\x1f\x8b")
@@ -172,7 +218,13 @@ def test_broken_input_is_skipped_and_counted_when_asked(crawl: Path, byte_tokeni
     paths = [str(crawl / name) for name in ("bad.jsonl", "cut.jsonl.gz", "empty.txt")]
     build = Build(sources=[Source(inputs=paths, on_error="skip")], tokenizer=byte_tokenizer)
     source = run(build, tmp_path / "out").sources[0]
-    expected = {"blank": 1, "damaged file": 1, "empty file": 1, "no text field": 1, "not valid JSON": 1}
+    expected = {
+        "blank": 1,
+        "damaged file": 1,
+        "empty file": 1,
+        "no text field": 1,
+        "not valid JSON": 1,
+    }
     assert (source.documents_in, source.documents_kept, source.dropped) == (25, 20, expected)
     with pytest.raises(InputError, match=r"bad.jsonl:21: not valid JSON"):
         run(Build(sources=[Source(inputs=paths)], tokenizer=byte_tokenizer), tmp_path / "stopped")
@@ -185,18 +237,35 @@ def test_broken_input_is_skipped_and_counted_when_asked(crawl: Path, byte_tokeni
         ({"a": 1}, "sources.a: is not a table"),
         ({"a": {}}, "sources.a: lacks inputs"),
         ({"a": {"inputs": "x"}}, "sources.a: inputs is not a list of strings"),
-        ({"a": {"inputs": ["."], "wieght": 1}}, "sources.a: unknown key 'wieght'\n  did you mean weight"),
+        (
+            {"a": {"inputs": ["."], "wieght": 1}},
+            "sources.a: unknown key 'wieght'\n  did you mean weight",
+        ),
         ({"a": {"inputs": ["."], "weight": "1"}}, "sources.a: weight is not of type float"),
         ({"a": {"inputs": ["."], "weight": 0}}, "sources.a: weight 0 is not a positive number"),
-        ({"a": {"inputs": ["."], "dedup": {"method": "exact"}}}, "sources.a.dedup: unknown method 'exact'"),
-        ({"a": {"inputs": ["."], "dedup": {"against": ["b"]}}}, "sources.a: there is no source 'b'"),
-        ({"a": {"inputs": ["."], "dedup": {"against": ["a"]}}}, "a source cannot be removed from itself"),
+        (
+            {"a": {"inputs": ["."], "dedup": {"method": "exact"}}},
+            "sources.a.dedup: unknown method 'exact'",
+        ),
+        (
+            {"a": {"inputs": ["."], "dedup": {"against": ["b"]}}},
+            "sources.a: there is no source 'b'",
+        ),
+        (
+            {"a": {"inputs": ["."], "dedup": {"against": ["a"]}}},
+            "a source cannot be removed from itself",
+        ),
         ({"A b": {"inputs": ["."]}}, "source name 'A b' is not of small letters"),
-        ({"a": {"inputs": ["."], "clean": {"min_words": True}}}, "sources.a.clean: min_words is not of type int"),
+        (
+            {"a": {"inputs": ["."], "clean": {"min_words": True}}},
+            "sources.a.clean: min_words is not of type int",
+        ),
         ({"a": {"inputs": ["."], "on_error": "ignore"}}, "unknown on_error 'ignore'"),
     ],
 )
-def test_a_recipe_that_cannot_be_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: object, message: str) -> None:
+def test_a_recipe_that_cannot_be_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: object, message: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(UsageError) as caught:
@@ -206,14 +275,22 @@ def test_a_recipe_that_cannot_be_met(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_sources_that_are_removed_from_each_other(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
-    table = {name: {"inputs": [str(tmp_path)], "dedup": {"against": [other]}} for name, other in ("ab", "ba")}
+    table = {
+        name: {"inputs": [str(tmp_path)], "dedup": {"against": [other]}}
+        for name, other in ("ab", "ba")
+    }
     with pytest.raises(UsageError, match="each removed from the other"):
         read_sources(table)
 
 
 def test_weights_of_the_paper() -> None:
-    assert preset_weights("gpt3", ["wikipedia", "common_crawl"]) == {"wikipedia": 3, "common_crawl": 60}
-    with pytest.raises(UsageError, match=r"'webtext' is no source of Table 2\.2\n  did you mean webtext2"):
+    assert preset_weights("gpt3", ["wikipedia", "common_crawl"]) == {
+        "wikipedia": 3,
+        "common_crawl": 60,
+    }
+    with pytest.raises(
+        UsageError, match=r"'webtext' is no source of Table 2\.2\n  did you mean webtext2"
+    ):
         preset_weights("gpt3", ["webtext"])
     with pytest.raises(UsageError, match="unknown mixture 'gpt2'"):
         preset_weights("gpt2", [])

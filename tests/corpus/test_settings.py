@@ -1,4 +1,6 @@
-"""What a build is asked for is checked before anything is read, and two builds are told apart by their records."""
+"""What a build is asked for is checked before anything is read, and two builds are told apart by
+their records.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def test_settings_that_cannot_be_met(build: Build) -> None:
     with pytest.raises(UsageError, match=r"--encoder: unknown encoder 'gigatokens'\n.*gigatoken"):
         dataclasses.replace(build, encoder="gigatokens")
     with pytest.raises(UsageError, match="decontaminated, but against nothing"):
-        dataclasses.replace(build, sources=[dataclasses.replace(build.sources[0], decontaminate=True)])
+        dataclasses.replace(
+            build, sources=[dataclasses.replace(build.sources[0], decontaminate=True)]
+        )
     with pytest.raises(UsageError, match="--workers"):
         build.workers(0)
 
@@ -57,15 +61,23 @@ def test_units_and_workers_follow_the_size(build: Build, tmp_path: Path) -> None
         file.truncate(1 << 40)
     assert build.unit_characters() == UNIT_CHARACTERS[1]
     stdin = dataclasses.replace(build, sources=[Source(inputs=["-"])])
-    assert (stdin.input_bytes(), stdin.unit_characters(), stdin.workers(8)) == (None, UNIT_CHARACTERS[0], 1)
+    assert (stdin.input_bytes(), stdin.unit_characters(), stdin.workers(8)) == (
+        None,
+        UNIT_CHARACTERS[0],
+        1,
+    )
 
 
 def test_records_of_other_builds_are_refused(build: Build, tmp_path: Path) -> None:
     refuse_changes(build.record(), build.record(), tmp_path)
     other = dataclasses.replace(build, seed=3, val_fraction=0.5)
-    with pytest.raises(UsageError, match=r"val_fraction was 0.001, now 0.5; seed was 0, now 3\n.*--force"):
+    with pytest.raises(
+        UsageError, match=r"val_fraction was 0.001, now 0.5; seed was 0, now 3\n.*--force"
+    ):
         refuse_changes(build.record(), other.record(), tmp_path)
-    named = dataclasses.replace(build, sources=[dataclasses.replace(build.sources[0], name="web", weight=2.0)])
+    named = dataclasses.replace(
+        build, sources=[dataclasses.replace(build.sources[0], name="web", weight=2.0)]
+    )
     assert named.record()["web.weight"] == 2.0
     with pytest.raises(UsageError, match="lies inside the output folder"):
         build.refuse_inputs_in(tmp_path)

@@ -23,7 +23,9 @@ BYTES = Tokenizer([*byte_alphabet(), END_OF_TEXT], [])
 
 def units_of(folder: Path, make_unit: MakeUnit, texts: list[str], size: int) -> list[Unit]:
     runs = [texts[start : start + size] for start in range(0, len(texts), size)]
-    return [make_unit(folder / f"unit-{number}", run, number * size) for number, run in enumerate(runs)]
+    return [
+        make_unit(folder / f"unit-{number}", run, number * size) for number, run in enumerate(runs)
+    ]
 
 
 def by_hand(texts: list[str], shard_tokens: int) -> list[list[str]]:
@@ -41,7 +43,9 @@ def by_hand(texts: list[str], shard_tokens: int) -> list[list[str]]:
     return shards
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(1, 120), st.integers(1, 20), st.sampled_from([1, 5, 1000])
 )  # fmt: skip
@@ -61,17 +65,26 @@ def test_shards_are_those_made_by_hand(
     units = units_of(folder, make_unit, texts, unit_documents)
     plans = list(plan_shards(units, "train", shard_tokens))
     expected = by_hand(texts, shard_tokens)
-    assert [plan.file for plan in plans] == [f"train-{number:06d}.bin" for number in range(len(expected))]
+    assert [plan.file for plan in plans] == [
+        f"train-{number:06d}.bin" for number in range(len(expected))
+    ]
     for plan, documents in zip(plans, expected, strict=True):
         shard = write_planned(folder, units, plan)
-        assert (shard.tokens, shard.documents) == (sum(map(len, documents)) + len(documents), len(documents))
+        assert (shard.tokens, shard.documents) == (
+            sum(map(len, documents)) + len(documents),
+            len(documents),
+        )
         tokens = [token for text in documents for token in [256, *BYTES.encode(text)]]
         assert open_shard(folder / shard.file).tolist() == tokens
-        assert document_lengths(folder / shard.file).tolist() == [len(text) + 1 for text in documents]
+        assert document_lengths(folder / shard.file).tolist() == [
+            len(text) + 1 for text in documents
+        ]
     assert list(plan_shards(units, "val", shard_tokens)) == []
 
 
-def test_a_document_too_long_for_any_shard(tmp_path: Path, make_unit: MakeUnit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_document_too_long_for_any_shard(
+    tmp_path: Path, make_unit: MakeUnit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shuffle, "MAX_TOKENS", 10)
     with pytest.raises(InputError, match="a document of 11 tokens is longer than a shard can be"):
         list(plan_shards(units_of(tmp_path, make_unit, ["a" * 10], 1), "train", 10))

@@ -47,12 +47,18 @@ def test_divided_anyhow(inputs: list[tuple[str, int]], workers: int) -> None:
 
 
 def test_a_damaged_file_ends_with_a_flaw(tmp_path: Path) -> None:
-    whole = gzip.compress(b"".join(b'{"text": "%d"}\n' % (number * number) for number in range(30_000)), 0)
+    whole = gzip.compress(
+        b"".join(b'{"text": "%d"}\n' % (number * number) for number in range(30_000)), 0
+    )
     (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "b.txt").write_text("after")
     for size, workers in ((10**6, 1), (2000, 3)):
         inputs = [(str(path), path.stat().st_size) for path in sorted(tmp_path.iterdir())]
-        found = [document for span in divide(0, inputs, size, workers, "file") for _, document in documents_of(span, "file", "text")]
+        found = [
+            document
+            for span in divide(0, inputs, size, workers, "file")
+            for _, document in documents_of(span, "file", "text")
+        ]
         assert [document.flaw for document in found if document.flaw] == ["damaged file"]
         assert len(found) > 2000
         assert "after" in {document.text for document in found}
@@ -63,20 +69,30 @@ def test_a_table_is_divided_at_its_row_groups(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     texts = [f"row {number}" for number in range(5000)]
     path = tmp_path / "a.parquet"
-    parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=700, compression="none", use_dictionary=False)
+    parquet.write_table(
+        pyarrow.table({"text": texts}),
+        path,
+        row_group_size=700,
+        compression="none",
+        use_dictionary=False,
+    )
     spans = list(divide(0, [(str(path), path.stat().st_size)], 20_000, 1, "file"))
     assert [span.cut.groups for span in spans] == [(0, 3), (3, 6), (6, 8)]
     assert len({span.name for span in spans}) == 3
     found = [document for span in spans for _, document in documents_of(span, "file", "text")]
     assert [(document.position, document.text) for document in found] == list(enumerate(texts))
-    assert [document.flaw for span in spans for _, document in documents_of(span, "file", "words")] == ["no text field"] * 5000
+    assert [
+        document.flaw for span in spans for _, document in documents_of(span, "file", "words")
+    ] == ["no text field"] * 5000
 
     at = parquet.read_metadata(path).row_group(4).column(0).data_page_offset
     data = path.read_bytes()
     path.write_bytes(data[:at] + bytes(100) + data[at + 100 :])
     numbered = [document for span in spans for _, document in documents_of(span, "file", "text")]
     assert [document.position for document in numbered] == list(range(5000))
-    assert [document.position for document in numbered if document.flaw == "damaged rows"] == list(range(2800, 3500))
+    assert [document.position for document in numbered if document.flaw == "damaged rows"] == list(
+        range(2800, 3500)
+    )
 
 
 def test_a_table_whose_end_is_damaged_is_one_piece(tmp_path: Path) -> None:
@@ -86,8 +102,14 @@ def test_a_table_whose_end_is_damaged_is_one_piece(tmp_path: Path) -> None:
     assert [document.flaw for _, document in documents_of(span, "file", "text")] == ["damaged file"]
 
 
-def test_a_missing_package_is_not_the_files_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_not_the_files_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InputError, match="needs the package pyarrow"):
-        list(documents_of(next(divide(0, [(str(tmp_path / "a.parquet"), 4)], 100, 1, "file")), "file", "text"))
+        list(
+            documents_of(
+                next(divide(0, [(str(tmp_path / "a.parquet"), 4)], 100, 1, "file")), "file", "text"
+            )
+        )

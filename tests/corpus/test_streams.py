@@ -1,4 +1,6 @@
-"""Bytes come out of plain, gzip and zstd streams as they went in, and a stream that is not whole says so."""
+"""Bytes come out of plain, gzip and zstd streams as they went in, and a stream that is not whole
+says so.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gptcli.corpus.readers import find_inputs
-from gptcli.corpus.streams import MissingPackageError, ending, filesystem, fingerprint, is_url, opened
+from gptcli.corpus.streams import (
+    MissingPackageError,
+    ending,
+    filesystem,
+    fingerprint,
+    is_url,
+    opened,
+)
 from gptcli.errors import GptError, InputError, RunError
 
 zstandard = pytest.importorskip("zstandard")
-COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": lambda data: zstandard.ZstdCompressor().compress(data)}
+COMPRESS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".zst": lambda data: zstandard.ZstdCompressor().compress(data),
+}
 
 
 def test_endings() -> None:
@@ -27,11 +40,18 @@ def test_endings() -> None:
     assert not is_url("C:/a.txt")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
-@given(st.lists(st.binary(max_size=300), max_size=4), st.sampled_from(sorted(COMPRESS)), st.integers(0, 50))
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40
+)
+@given(
+    st.lists(st.binary(max_size=300), max_size=4),
+    st.sampled_from(sorted(COMPRESS)),
+    st.integers(0, 50),
+)
 def test_what_went_in_comes_out(tmp_path: Path, frames: list[bytes], kind: str, start: int) -> None:
     path = tmp_path / f"a.txt{kind}"
-    path.write_bytes(b"".join(COMPRESS[kind](frame) for frame in frames))  # members and frames follow one another
+    # members and frames follow one another
+    path.write_bytes(b"".join(COMPRESS[kind](frame) for frame in frames))
     whole = b"".join(frames)
     with opened(str(path)) as stream:
         assert stream.read() == whole
@@ -66,7 +86,10 @@ def test_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             look(str(tmp_path / "none.txt"))
     monkeypatch.setitem(sys.modules, "zstandard", None)
     (tmp_path / "a.zst").touch()
-    with pytest.raises(MissingPackageError, match="needs the package zstandard"), opened(str(tmp_path / "a.zst")):
+    with (
+        pytest.raises(MissingPackageError, match="needs the package zstandard"),
+        opened(str(tmp_path / "a.zst")),
+    ):
         pass
     with pytest.raises(InputError, match="nosuch"):
         filesystem("nosuch://a")
@@ -92,7 +115,9 @@ class ClientError(Exception):
         (ValueError("no such bucket name"), InputError, "memory://a.txt: no such bucket name"),
     ],
 )
-def test_a_url_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[GptError], message: str) -> None:
+def test_a_url_that_cannot_be_reached(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[GptError], message: str
+) -> None:
     memory = pytest.importorskip("fsspec.implementations.memory").MemoryFileSystem
 
     def fail(*_: object, **__: object) -> None:
@@ -102,7 +127,11 @@ def test_a_url_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, error: Ex
         with opened(url):
             pass
 
-    for name, ask in (("isdir", lambda url: find_inputs([url])), ("size", fingerprint), ("open", opening)):
+    for name, ask in (
+        ("isdir", lambda url: find_inputs([url])),
+        ("size", fingerprint),
+        ("open", opening),
+    ):
         with monkeypatch.context() as patch, pytest.raises(kind, match=message):
             patch.setattr(memory, name, fail)
             ask("memory://a.txt")

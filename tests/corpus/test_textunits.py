@@ -20,7 +20,9 @@ NUMBERS = [3, 8, 11, 40, 41]
 EVERY = (0, 2**64 - 1)
 
 
-def written(path: Path, method: str | None, items: np.ndarray | None = None, texts: list[str] = TEXTS) -> TextUnit:
+def written(
+    path: Path, method: str | None, items: np.ndarray | None = None, texts: list[str] = TEXTS
+) -> TextUnit:
     tally = Tally(read=len(texts) + 1, kept=len(texts))
     tally.drop("blank", "a:1", "")
     write_text_unit(path, NUMBERS[: len(texts)], texts, tally, method, items)
@@ -40,7 +42,9 @@ def test_each_band_is_sorted_by_key(tmp_path: Path) -> None:
     for band in range(BANDINGS["lsh"].bands):
         keys, numbers = unit.band(band, *EVERY)
         assert keys.tolist() == sorted(expected[:, band].tolist())
-        assert dict(zip(numbers.tolist(), keys.tolist(), strict=True)) == dict(zip(NUMBERS, expected[:, band].tolist(), strict=True))
+        assert dict(zip(numbers.tolist(), keys.tolist(), strict=True)) == dict(
+            zip(NUMBERS, expected[:, band].tolist(), strict=True)
+        )
         some, _ = unit.band(band, int(keys[1]), int(keys[3]))
         assert some.tolist() == keys[1:4].tolist()
 
@@ -56,7 +60,9 @@ def test_grams_shared_with_items(tmp_path: Path) -> None:
     unit = written(tmp_path / "text", None, items)
     found, owner = shared(TEXTS, items)
     assert owner.tolist() == [1, 3]
-    assert {row: list(grams) for row, grams in unit.hits().items()} == {row: found[owner == row].tolist() for row in (1, 3)}
+    assert {row: list(grams) for row, grams in unit.hits().items()} == {
+        row: found[owner == row].tolist() for row in (1, 3)
+    }
     assert [part.tolist() for part in unit.gram_counts()] == [items.tolist(), [2]]
 
 

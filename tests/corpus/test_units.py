@@ -25,7 +25,10 @@ def ids(text: str, tokenizer: Tokenizer) -> list[int]:
 
 
 def goes_to_val(text: str, val_fraction: float) -> bool:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64 < val_fraction
+    return (
+        int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
+        < val_fraction
+    )
 
 
 def read(unit: Unit, start: int, stop: int) -> list[int]:
@@ -34,11 +37,15 @@ def read(unit: Unit, start: int, stop: int) -> list[int]:
     return out.tolist()
 
 
-def test_documents_are_split_by_hash_and_sorted_by_key(tmp_path: Path, byte_tokenizer: Tokenizer, make_unit: MakeUnit) -> None:
+def test_documents_are_split_by_hash_and_sorted_by_key(
+    tmp_path: Path, byte_tokenizer: Tokenizer, make_unit: MakeUnit
+) -> None:
     unit = make_unit(tmp_path / "unit", TEXTS, first=100, seed=7, val_fraction=0.5)
     kept = [(text, 100 + number) for number, text in enumerate(TEXTS)]
     for split in ("train", "val"):
-        there = [(text, number) for text, number in kept if goes_to_val(text, 0.5) == (split == "val")]
+        there = [
+            (text, number) for text, number in kept if goes_to_val(text, 0.5) == (split == "val")
+        ]
         keys = shuffle_keys(np.array([number for _, number in there], np.uint64), 7)
         order = np.argsort(keys)
         found, borders = unit.table(split, 0, 2**64 - 1)
@@ -51,7 +58,9 @@ def test_documents_are_split_by_hash_and_sorted_by_key(tmp_path: Path, byte_toke
 
 
 def test_a_table_is_cut_at_its_keys(tmp_path: Path, make_unit: MakeUnit) -> None:
-    unit = make_unit(tmp_path / "unit", [str(number) for number in range(40)], seed=7, val_fraction=0.3)
+    unit = make_unit(
+        tmp_path / "unit", [str(number) for number in range(40)], seed=7, val_fraction=0.3
+    )
     for split in ("train", "val"):
         keys, borders = unit.table(split, 0, 2**64 - 1)
         for low, high in ((0, 0), (2, 5), (len(keys) - 1, len(keys) - 1)):
@@ -84,15 +93,24 @@ def test_a_unit_without_text(tmp_path: Path, make_unit: MakeUnit) -> None:
 
 def test_keys_are_the_same_for_ever() -> None:
     """Written down once: another value here is another shuffle for everybody."""
-    assert shuffle_keys(np.arange(3, dtype=np.uint64), 0).tolist() == [378882369245573341, 12488100904549480403, 3859639994205599085]
-    assert shuffle_keys(np.arange(3, dtype=np.uint64), 1).tolist() == [9174915746372889881, 8252837004624768572, 10911783669615250138]
+    assert shuffle_keys(np.arange(3, dtype=np.uint64), 0).tolist() == [
+        378882369245573341,
+        12488100904549480403,
+        3859639994205599085,
+    ]
+    assert shuffle_keys(np.arange(3, dtype=np.uint64), 1).tolist() == [
+        9174915746372889881,
+        8252837004624768572,
+        10911783669615250138,
+    ]
 
 
 def test_keys_are_distinct_and_even() -> None:
     keys = shuffle_keys(np.arange(100_000, dtype=np.uint64), 5)
     assert len(np.unique(keys)) == 100_000
     counts = np.bincount((keys >> np.uint64(56)).astype(int), minlength=256)
-    assert ((counts - 390.625) ** 2 / 390.625).sum() < 347  # chi-square, 255 degrees of freedom, 0.9999
+    # chi-square, 255 degrees of freedom, 0.9999
+    assert ((counts - 390.625) ** 2 / 390.625).sum() < 347
 
 
 def test_tallies_add_up() -> None:

@@ -30,7 +30,11 @@ def test_equal_words_and_only_they_have_equal_hashes(texts: list[str]) -> None:
     expected = [[word for word, _, _ in normalised(text)] for text in texts]
     assert counts.tolist() == [len(row) for row in expected]
     flat = [word for row in expected for word in row]
-    assert len(set(zip(flat, hashes.tolist(), strict=True))) == len(set(flat)) == len(set(hashes.tolist()))
+    assert (
+        len(set(zip(flat, hashes.tolist(), strict=True)))
+        == len(set(flat))
+        == len(set(hashes.tolist()))
+    )
 
 
 def test_a_word_has_one_hash_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,6 @@
-"""Worker processes: results, errors, a lost worker, and no orphans. Tasks are standard functions: a spawned process can import those."""
+"""Worker processes: results, errors, a lost worker, and no orphans. Tasks are standard functions: a
+spawned process can import those.
+"""
 
 from __future__ import annotations
 
@@ -43,13 +45,19 @@ def test_tasks_are_made_no_faster_than_they_are_worked_off() -> None:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_what_a_task_raises_is_raised_here(count: int, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such file") as caught, Workers(count, read_json) as workers:
+    with (
+        pytest.raises(InputError, match="no such file") as caught,
+        Workers(count, read_json) as workers,
+    ):
         list(workers.map(operator.call, [tmp_path / "none.json"]))
     assert caught.value.where == str(tmp_path / "none.json")
 
 
 def test_a_killed_worker_is_an_error_and_no_wait() -> None:
-    with pytest.raises(RunError, match="a worker process died"), Workers(2, signal.raise_signal) as workers:
+    with (
+        pytest.raises(RunError, match="a worker process died"),
+        Workers(2, signal.raise_signal) as workers,
+    ):
         list(workers.map(operator.call, [signal.SIGKILL, signal.SIGCONT]))
 
 
@@ -81,7 +89,10 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     )
     root = Path(__file__).parents[2]
     with subprocess.Popen(
-        [sys.executable, script], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)}
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
     ) as parent:
         assert parent.stdout is not None
         children = [int(pid) for pid in parent.stdout.readline().split()]

@@ -1,4 +1,6 @@
-"""Every constant of every table has a value, a source and, where there is one, an address and a date."""
+"""Every constant of every table has a value, a source and, where there is one, an address and a
+date.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def test_tables(path: Path) -> None:
     for row in rows:
         assert len(row["source"]) > 10
         assert re.fullmatch(r"\d{4}(-\d{2}){0,2}", row["date"]), row
-        assert all(address.startswith("https://") for address in row.get("url", "https://").split(", ")), row
+        assert all(
+            address.startswith("https://") for address in row.get("url", "https://").split(", ")
+        ), row
 
 
 @pytest.mark.parametrize("gpu", gpus(), ids=lambda gpu: gpu.name)
@@ -46,7 +50,16 @@ def test_estimates_on_every_gpu_say_where_all_is_from(gpu: Any) -> None:
     assert all(assumption.source and assumption.value > 0 for assumption in estimate.assumptions)
     names = [assumption.name for assumption in estimate.assumptions]
     assert len(names) == len(set(names))
-    assert {"FLOPs", "tokens", "throughput", "year", "PF-day", "peak", "GPU memory", "training state"} <= set(names)
+    assert {
+        "FLOPs",
+        "tokens",
+        "throughput",
+        "year",
+        "PF-day",
+        "peak",
+        "GPU memory",
+        "training state",
+    } <= set(names)
     assert ("board power" in names) == (gpu.watts is not None)
 
 

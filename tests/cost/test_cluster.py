@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.cost.assumptions import Assumption
-from gptcli.cost.cluster import MOST_GPUS, batch_sequences, gpus_needed, implied_cluster, make_cluster
+from gptcli.cost.cluster import (
+    MOST_GPUS,
+    batch_sequences,
+    gpus_needed,
+    implied_cluster,
+    make_cluster,
+)
 from gptcli.cost.estimate import Cluster, Estimate
 from gptcli.cost.flops import flops_per_token
 from gptcli.cost.hardware import find_gpu
@@ -28,14 +34,19 @@ def fleet_of(flops: float, count: int = 1) -> Cluster:
     return Cluster(None, count, Assumption("throughput", flops, "FLOP/s per GPU", "", ""), None)
 
 
-@pytest.mark.parametrize(("size", "sequences"), [("125M", 256), ("350M", 256), ("1.3B", 512), ("6.7B", 1024), ("175B", 1536)])
+@pytest.mark.parametrize(
+    ("size", "sequences"),
+    [("125M", 256), ("350M", 256), ("1.3B", 512), ("6.7B", 1024), ("175B", 1536)],
+)
 def test_the_papers_batch(size: str, sequences: int) -> None:
     assert batch_sequences(ModelConfig.from_paper(find_size(size))) == sequences
 
 
 def test_the_batch_of_the_nearest_size_by_ratio() -> None:
     assert batch_sequences(ModelConfig.from_paper(find_size("gpt2-xl"))) == 2**20 // 1024
-    assert batch_sequences(ModelConfig(n_layer=1, n_head=1, d_model=8, n_ctx=2**20)) == 1, "never none"
+    assert batch_sequences(ModelConfig(n_layer=1, n_head=1, d_model=8, n_ctx=2**20)) == 1, (
+        "never none"
+    )
 
 
 def test_what_is_said_needs_no_goodput() -> None:
@@ -95,12 +106,18 @@ def test_hours_imply_a_speed() -> None:
 
 
 def test_the_impossible_header() -> None:
-    """A published script's header: GPT-3 125M on 300B tokens in 23.8 hours of 8 A100, an MFU of 105 %."""
+    """A published script's header: GPT-3 125M on 300B tokens in 23.8 hours of 8 A100, an MFU of 105
+    %.
+    """
     flops = 6 * 125.2e6 * 299_999_690_752
     with pytest.raises(UsageError, match=r"impossible: an MFU of 105%"):
         implied_cluster(A100, 8, flops, 190.7 / 8)
-    assert implied_cluster(A100, 8, flops, 47).mfu == pytest.approx(0.533, abs=0.001), "as an earlier revision had it"
-    assert implied_cluster(None, 8, flops, 190.7 / 8).mfu is None, "a GPU without a peak may be as fast as it likes"
+    assert implied_cluster(A100, 8, flops, 47).mfu == pytest.approx(0.533, abs=0.001), (
+        "as an earlier revision had it"
+    )
+    assert implied_cluster(None, 8, flops, 190.7 / 8).mfu is None, (
+        "a GPU without a peak may be as fast as it likes"
+    )
 
 
 @given(st.floats(1e15, 1e24), st.floats(1, 1e4))

@@ -1,4 +1,6 @@
-"""Patterson et al. 2021, Table 4: 14.8 days of 10,000 V100 drew 1,287 MWh and emitted 552 t of CO2e."""
+"""Patterson et al. 2021, Table 4: 14.8 days of 10,000 V100 drew 1,287 MWh and emitted 552 t of
+CO2e.
+"""
 
 from __future__ import annotations
 

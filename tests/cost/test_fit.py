@@ -29,7 +29,12 @@ def test_three_unknowns() -> None:
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=3))
 def test_a_corner_is_found_too(centre: list[float]) -> None:
     """Absolute values have no slope at their minimum."""
-    found = minimise(lambda x: sum(abs(a - b) for a, b in zip(x, centre, strict=True)), [0.0] * len(centre), step=1.0, rounds=8)
+    found = minimise(
+        lambda x: sum(abs(a - b) for a, b in zip(x, centre, strict=True)),
+        [0.0] * len(centre),
+        step=1.0,
+        rounds=8,
+    )
     assert found == pytest.approx(centre, abs=1e-2)
 
 
@@ -51,8 +56,12 @@ def test_it_stops_where_nothing_changes() -> None:
     assert calls < 500
 
 
-def steps(f: dict[tuple[float, ...], float], start: list[float], step: float) -> tuple[list[tuple[float, ...]], list[float]]:
-    """The points that one iteration looks at, in their order, and where it ends, on a function of which only those are known."""
+def steps(
+    f: dict[tuple[float, ...], float], start: list[float], step: float
+) -> tuple[list[tuple[float, ...]], list[float]]:
+    """The points that one iteration looks at, in their order, and where it ends, on a function of
+    which only those are known.
+    """
     seen: list[tuple[float, ...]] = []
 
     def known(x: list[float]) -> float:
@@ -67,7 +76,8 @@ def steps(f: dict[tuple[float, ...], float], start: list[float], step: float) ->
     [
         ({(1.0,): 5, (1.5,): 9, (0.5,): 4, (0.0,): 3}, 0.0),  # reflected, and twice as far
         ({(1.0,): 5, (1.5,): 9, (0.5,): 4, (0.0,): 4.5}, 0.5),  # which is too far
-        ({(1.0,): 5, (1.5,): 9, (0.5,): 6, (0.75,): 4, (1.25,): 3}, 1.25),  # contracted on either side
+        # contracted on either side
+        ({(1.0,): 5, (1.5,): 9, (0.5,): 6, (0.75,): 4, (1.25,): 3}, 1.25),
         ({(1.0,): 5, (1.5,): 9, (0.5,): 5, (0.75,): 4, (1.25,): 8}, 0.75),
         ({(1.0,): 5, (1.5,): 9, (0.5,): 9, (0.75,): 9, (1.25,): 9}, 1.0),  # shrunk
     ],
@@ -84,11 +94,15 @@ def test_one_step_in_one_unknown(f: dict[tuple[float, ...], float], ends: float)
     [
         ({(1, -1): 9, (1.5, -2): 8}, (1.5, -2)),
         ({(1, -1): 10.5}, (0, 0)),  # better than the second, and taken
-        ({(1, -1): 11, (0.75, -0.5): 9, (0.25, 0.5): 10}, (0.75, -0.5)),  # no better than the second
-        ({(1, -1): 13, (0.75, -0.5): 13, (0.25, 0.5): 12, (0.5, 0): 9, (0, 0.5): 10}, (0.5, 0)),  # shrunk towards the best
+        # no better than the second
+        ({(1, -1): 11, (0.75, -0.5): 9, (0.25, 0.5): 10}, (0.75, -0.5)),
+        # shrunk towards the best
+        ({(1, -1): 13, (0.75, -0.5): 13, (0.25, 0.5): 12, (0.5, 0): 9, (0, 0.5): 10}, (0.5, 0)),
     ],
 )
-def test_one_step_in_two_unknowns(f: dict[tuple[float, ...], float], ends: tuple[float, ...]) -> None:
+def test_one_step_in_two_unknowns(
+    f: dict[tuple[float, ...], float], ends: tuple[float, ...]
+) -> None:
     """The worst of three corners, through the middle of the others."""
     corners: dict[tuple[float, ...], float] = {(0, 0): 10, (1, 0): 11, (0, 1): 12}
     seen, end = steps(corners | f, [0.0, 0.0], 1.0)
@@ -96,7 +110,9 @@ def test_one_step_in_two_unknowns(f: dict[tuple[float, ...], float], ends: tuple
 
 
 def test_a_flat_function_ends_after_27_halvings() -> None:
-    """0.1 at the start; to at most a billionth; each takes a reflection, two contractions and a corner. Three rounds."""
+    """0.1 at the start; to at most a billionth; each takes a reflection, two contractions and a
+    corner. Three rounds.
+    """
     calls: list[float] = []
     minimise(lambda x: calls.append(x[0]) or 1.0, [1.0])
     assert calls[:2] == [1.0, 1.1]

@@ -23,30 +23,43 @@ def test_the_formulas_of_gpt2() -> None:
 def test_attention_share_at_2048(size: str, share: float) -> None:
     """From 23 % to 2.7 % of PaLM's count."""
     config = paper(size)
-    assert 1 - flops_per_token(config, "6N") / flops_per_token(config, "palm") == pytest.approx(share, abs=0.005 if share > 0.1 else 0.0005)
+    assert 1 - flops_per_token(config, "6N") / flops_per_token(config, "palm") == pytest.approx(
+        share, abs=0.005 if share > 0.1 else 0.0005
+    )
 
 
-@pytest.mark.parametrize(("n_ctx", "band"), [(64, None), (64, 1), (64, 7), (64, 64), (64, 100), (1, None), (1, 5), (257, 128)])
+@pytest.mark.parametrize(
+    ("n_ctx", "band"),
+    [(64, None), (64, 1), (64, 7), (64, 64), (64, 100), (1, None), (1, 5), (257, 128)],
+)
 def test_mean_keys_are_those_of_the_mask(n_ctx: int, band: int | None) -> None:
-    """Counted on the mask the model is held against, but for half a key: the formula counts the diagonal as half where it is cut."""
+    """Counted on the mask the model is held against, but for half a key: the formula counts the
+    diagonal as half where it is cut.
+    """
     seen = causal_mask(n_ctx, n_ctx, band, torch.device("cpu")).double()
     assert 0 <= float(seen.sum()) / n_ctx - mean_keys(n_ctx, band) <= 0.5
 
 
 def test_only_banded_layers_are_narrow() -> None:
-    dense, banded = (paper("125M", attention=attention, n_layer=3, band=256) for attention in ("dense", "banded"))
+    dense, banded = (
+        paper("125M", attention=attention, n_layer=3, band=256) for attention in ("dense", "banded")
+    )
     saved = flops_per_token(dense, "causal") - flops_per_token(banded, "causal")
     assert saved == 12 * 768 * (1024 - 256 * (1 - 256 / 4096))  # one of three layers
     assert flops_per_token(dense, "palm") == flops_per_token(banded, "palm")
 
 
 def test_a_band_as_wide_as_the_context_is_dense() -> None:
-    assert flops_per_token(paper("125M", band=2048), "causal") == flops_per_token(paper("125M", attention="dense"), "causal")
+    assert flops_per_token(paper("125M", band=2048), "causal") == flops_per_token(
+        paper("125M", attention="dense"), "causal"
+    )
 
 
 @pytest.mark.parametrize("size", ["gpt2", "gpt3", "13B"])
 def test_each_convention_counts_more_than_the_papers(size: str) -> None:
-    six_n, palm, causal = (flops_per_token(paper(size), convention) for convention in CONVENTIONS[:3])
+    six_n, palm, causal = (
+        flops_per_token(paper(size), convention) for convention in CONVENTIONS[:3]
+    )
     assert six_n < causal < palm
 
 
@@ -55,8 +68,9 @@ def test_unknown_convention() -> None:
         flops_per_token(paper("gpt2"), "chinchilla")
 
 
-# Rows of llm-foundry's published throughput tables: (layers, heads, width), context, exact parameters, tokens/s per GPU, peak, MFU in %.
-# Their vocabulary is 50,368, and their MFU counts (6N + 12·L·C·T); fp8 rows against fp8's peak.
+# Rows of llm-foundry's published throughput tables: (layers, heads, width), context, exact
+# parameters, tokens/s per GPU, peak, MFU in %. Their vocabulary is 50,368, and their MFU counts (6N
+# + 12·L·C·T); fp8 rows against fp8's peak.
 A100, H100, H100_FP8 = 312e12, 989.5e12, 1979e12
 LLM_FOUNDRY = [
     ((12, 12, 768), 2048, 125_311_488, 141_737, A100, 44.45),
@@ -71,26 +85,37 @@ LLM_FOUNDRY = [
 
 
 @pytest.mark.parametrize("row", LLM_FOUNDRY, ids=lambda row: f"{row[2]}-{row[5]}")
-def test_mfu_of_published_throughput(row: tuple[tuple[int, int, int], int, int, int, float, float]) -> None:
+def test_mfu_of_published_throughput(
+    row: tuple[tuple[int, int, int], int, int, int, float, float],
+) -> None:
     (n_layer, n_head, d_model), n_ctx, parameters, tokens_per_second, peak, printed = row
-    config = ModelConfig(n_layer=n_layer, n_head=n_head, d_model=d_model, n_ctx=n_ctx, vocab_size=50368)
+    config = ModelConfig(
+        n_layer=n_layer, n_head=n_head, d_model=d_model, n_ctx=n_ctx, vocab_size=50368
+    )
     assert config.parameters == parameters
     mfu = flops_per_token(config, "palm") * tokens_per_second / peak
     assert 100 * mfu == pytest.approx(printed, rel=0.0005)
 
 
 @pytest.mark.parametrize(
-    ("parameters", "tokens", "gpus", "tflops", "days"), [(175e9, 300e9, 1024, 140, 34), (1008e9, 450e9, 3072, 163, 84)]
+    ("parameters", "tokens", "gpus", "tflops", "days"),
+    [(175e9, 300e9, 1024, 140, 34), (1008e9, 450e9, 3072, 163, 84)],
 )
-def test_megatrons_days(parameters: float, tokens: float, gpus: int, tflops: float, days: int) -> None:
+def test_megatrons_days(
+    parameters: float, tokens: float, gpus: int, tflops: float, days: int
+) -> None:
     """Narayanan et al. 2021, section 5.1."""
     assert round(megatron_days(parameters, tokens, gpus, tflops * 1e12)) == days
 
 
 def test_megatrons_forms() -> None:
-    """With all layers computed again, four parts of work for every three, but for the head; PaLM's count, but for biases and norms."""
+    """With all layers computed again, four parts of work for every three, but for the head; PaLM's
+    count, but for biases and norms.
+    """
     config = paper("175B", vocab_size=51200, attention="dense")
-    plain, again = (flops_per_token(config, convention) for convention in ("megatron", "megatron-recompute"))
+    plain, again = (
+        flops_per_token(config, convention) for convention in ("megatron", "megatron-recompute")
+    )
     head = 6 * config.vocab_size * config.d_model
     assert (again - head) / (plain - head) == pytest.approx(4 / 3)
     assert plain == pytest.approx(flops_per_token(config, "palm"), rel=0.001)

@@ -5,7 +5,17 @@ import re
 import pytest
 
 from gptcli.cost.assumptions import Assumption
-from gptcli.cost.hardware import Gpu, find_gpu, gpu_names, gpus, hourly_price, identify_gpu, peak_flops, throughput, typical_throughput
+from gptcli.cost.hardware import (
+    Gpu,
+    find_gpu,
+    gpu_names,
+    gpus,
+    hourly_price,
+    identify_gpu,
+    peak_flops,
+    throughput,
+    typical_throughput,
+)
 from gptcli.errors import UsageError
 
 # name: dense peak in TFLOP/s, GB, GB/s; None where papers.md gives none
@@ -44,11 +54,20 @@ def test_names_and_device_names_are_unambiguous() -> None:
     assert len({re.sub("[ -]", "", name) for name in gpu_names()}) == len(gpu_names())
     device_names = [name for gpu in gpus() for name in gpu.device_names]
     assert len(set(device_names)) == len(device_names)
-    assert not [name for name in device_names if name.startswith("NVIDIA")], "identify_gpu strips it"
+    assert not [name for name in device_names if name.startswith("NVIDIA")], (
+        "identify_gpu strips it"
+    )
 
 
 @pytest.mark.parametrize(
-    ("written", "name"), [("A100-80GB", "a100"), ("RTX 8000", "rtx8000"), ("H100_SXM", "h100"), ("tpuv4", "tpu-v4"), ("h200", "h200")]
+    ("written", "name"),
+    [
+        ("A100-80GB", "a100"),
+        ("RTX 8000", "rtx8000"),
+        ("H100_SXM", "h100"),
+        ("tpuv4", "tpu-v4"),
+        ("h200", "h200"),
+    ],
 )
 def test_found_however_written(written: str, name: str) -> None:
     assert find_gpu(written).name == name
@@ -155,7 +174,9 @@ def test_peaks_by_precision(gpu: str, precision: str, tflops: float | None) -> N
         (None, {"mfu": 0.3}, "no GPU and no speed"),
     ],
 )
-def test_impossible_throughput_is_refused(gpu: str | None, said: dict[str, float], message: str) -> None:
+def test_impossible_throughput_is_refused(
+    gpu: str | None, said: dict[str, float], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         throughput(None if gpu is None else find_gpu(gpu), **said)
 
@@ -183,4 +204,9 @@ def test_prices_where_something_supports_them() -> None:
 @pytest.mark.parametrize("gpu", gpus(), ids=lambda gpu: gpu.name)
 def test_prices_carry_source_and_date(gpu: Gpu) -> None:
     price = hourly_price(gpu)
-    assert price is None or (price.value > 0 and price.source and re.fullmatch(r"\d{4}-\d{2}-\d{2}", price.date) and price.url)
+    assert price is None or (
+        price.value > 0
+        and price.source
+        and re.fullmatch(r"\d{4}-\d{2}-\d{2}", price.date)
+        and price.url
+    )

@@ -8,11 +8,15 @@ from gptcli.cost.hardware import find_gpu
 from gptcli.cost.inference import inference
 from gptcli.model.config import ModelConfig, find_size
 
-TINY = ModelConfig(n_layer=4, n_head=2, d_model=8, n_ctx=16, vocab_size=10, attention="banded", band=4)
+TINY = ModelConfig(
+    n_layer=4, n_head=2, d_model=8, n_ctx=16, vocab_size=10, attention="banded", band=4
+)
 
 
 def test_products_of_a_tiny_model() -> None:
-    """Scores and their sum are 2·C each for a query and key; two layers see all, two a band of 4."""
+    """Scores and their sum are 2·C each for a query and key; two layers see all, two a band of
+    4.
+    """
     run = inference(TINY, None)
     keys = 2 * 16 + 2 * 4
     assert run.decode_flops == 2 * TINY.parameters + 4 * 8 * keys
@@ -38,7 +42,10 @@ def test_many_gpus_read_together() -> None:
 
 
 def test_a_band_spares_work_and_no_memory() -> None:
-    dense, banded = (inference(ModelConfig.from_paper(find_size("125M"), attention=kind), None) for kind in ("dense", "banded"))
+    dense, banded = (
+        inference(ModelConfig.from_paper(find_size("125M"), attention=kind), None)
+        for kind in ("dense", "banded")
+    )
     assert banded.prefill_flops < dense.prefill_flops
     assert banded.decode_flops < dense.decode_flops
     assert banded.decode_bytes == dense.decode_bytes

@@ -17,7 +17,12 @@ from gptcli.errors import UsageError
 def grid(law: JointLaw, noise: float, seed: int = 0) -> list[Run]:
     chance = random.Random(seed)
     return [
-        Run(name="", parameters=int(n), tokens=int(d), loss=law.loss(n, d) * math.exp(chance.gauss(0, noise)))
+        Run(
+            name="",
+            parameters=int(n),
+            tokens=int(d),
+            loss=law.loss(n, d) * math.exp(chance.gauss(0, noise)),
+        )
         for n in (1e7, 3e7, 1e8, 3e8, 1e9)
         for d in (3e8, 1e9, 3e9, 1e10)
     ]
@@ -33,7 +38,9 @@ def test_known_constants_come_back(law: JointLaw) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_known_constants_are_in_their_intervals(seed: int) -> None:
     fitted = fit_law(grid(CHINCHILLA, 0.003, seed))
-    inside = [low <= getattr(CHINCHILLA, name) <= high for name, (low, high) in fitted.intervals.items()]
+    inside = [
+        low <= getattr(CHINCHILLA, name) <= high for name, (low, high) in fitted.intervals.items()
+    ]
     assert sum(inside) >= 4, fitted
     assert fitted.error < 0.005
 
@@ -41,7 +48,12 @@ def test_known_constants_are_in_their_intervals(seed: int) -> None:
 def test_few_runs_fit_a_power_of_compute() -> None:
     chance = random.Random(0)
     runs = [
-        Run(name="", parameters=n, tokens=20 * n, loss=gpt3_loss(120.0 * n * n) * math.exp(chance.gauss(0, 0.002)))
+        Run(
+            name="",
+            parameters=n,
+            tokens=20 * n,
+            loss=gpt3_loss(120.0 * n * n) * math.exp(chance.gauss(0, 0.002)),
+        )
         for n in (10**7, 3 * 10**7, 10**8, 3 * 10**8)
     ]
     fitted = fit_law(runs)
@@ -51,8 +63,13 @@ def test_few_runs_fit_a_power_of_compute() -> None:
 
 
 def test_sizes_and_tokens_that_grow_together_fit_a_power_of_compute() -> None:
-    """Along one ratio of tokens to parameters nothing tells the two terms of the joint law apart."""
-    along = [Run(name="", parameters=n, tokens=40 * n, loss=gpt3_loss(240.0 * n * n)) for n in (10**5 * 2**k for k in range(8))]
+    """Along one ratio of tokens to parameters nothing tells the two terms of the joint law
+    apart.
+    """
+    along = [
+        Run(name="", parameters=n, tokens=40 * n, loss=gpt3_loss(240.0 * n * n))
+        for n in (10**5 * 2**k for k in range(8))
+    ]
     assert fit_law(along).law == "compute"
     across = [replace(run, tokens=run.tokens * (1 + 7 * (k % 2))) for k, run in enumerate(along)]
     assert fit_law(across).law == "joint"
@@ -65,7 +82,12 @@ def test_one_more_run_is_in_its_interval(seed: int) -> None:
     chance = random.Random(seed)
 
     def run(n: int) -> Run:
-        return Run(name="", parameters=n, tokens=20 * n, loss=gpt3_loss(120.0 * n * n) * math.exp(chance.gauss(0, 0.004)))
+        return Run(
+            name="",
+            parameters=n,
+            tokens=20 * n,
+            loss=gpt3_loss(120.0 * n * n) * math.exp(chance.gauss(0, 0.004)),
+        )
 
     fitted = fit_law([run(10**6 * 2**k) for k in range(6)])
     more = run(10**6 * 2**6)
@@ -89,13 +111,18 @@ def test_too_few_runs() -> None:
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=4))
 def test_minimum_of_a_bowl(centre: list[float]) -> None:
-    found = minimise(lambda x: sum((a - b) ** 2 for a, b in zip(x, centre, strict=True)), [0.0] * len(centre))
+    found = minimise(
+        lambda x: sum((a - b) ** 2 for a, b in zip(x, centre, strict=True)), [0.0] * len(centre)
+    )
     assert found == pytest.approx(centre, abs=1e-3)
 
 
 def test_a_power_of_compute_by_hand() -> None:
     """Exact where there is no noise, C in PF-days; the intervals are as narrow."""
-    runs = [Run(name="", parameters=n, tokens=20 * n, loss=3.0 * (120.0 * n * n / 8.64e19) ** -0.05) for n in (10**7, 10**8, 10**9)]
+    runs = [
+        Run(name="", parameters=n, tokens=20 * n, loss=3.0 * (120.0 * n * n / 8.64e19) ** -0.05)
+        for n in (10**7, 10**8, 10**9)
+    ]
     fitted = fit_law(runs)
     assert fitted.values == pytest.approx({"a": 3.0, "b": 0.05})
     assert fitted.error == pytest.approx(0, abs=1e-12)
@@ -108,27 +135,42 @@ def test_a_power_of_compute_by_hand() -> None:
 
 
 def test_the_errors_that_are_drawn() -> None:
-    """60 of the residuals of four runs, wider by the root of 4/2: two unknowns take up two of four degrees of freedom."""
+    """60 of the residuals of four runs, wider by the root of 4/2: two unknowns take up two of four
+    degrees of freedom.
+    """
     signs = (1, -1, -1, 1)
     runs = [
-        Run(name="", parameters=n, tokens=n, loss=(6.0 * n * n / 8.64e19) ** -0.05 * math.exp(0.01 * sign))
+        Run(
+            name="",
+            parameters=n,
+            tokens=n,
+            loss=(6.0 * n * n / 8.64e19) ** -0.05 * math.exp(0.01 * sign),
+        )
         for n, sign in zip((10**6, 10**7, 10**8, 10**9), signs, strict=True)
     ]
     fitted = fit_law(runs)
-    assert fitted.values == pytest.approx({"a": 1.0, "b": 0.05}), "errors that say nothing of slope or level"
+    assert fitted.values == pytest.approx({"a": 1.0, "b": 0.05}), (
+        "errors that say nothing of slope or level"
+    )
     assert fitted.error == pytest.approx(0.01)
     wide = 0.01 * math.sqrt(2)
     assert len(fitted.drawn) == 60
-    assert sorted({round(math.log(error), 9) for _, error in fitted.drawn}) == pytest.approx([-wide, wide])
+    assert sorted({round(math.log(error), 9) for _, error in fitted.drawn}) == pytest.approx(
+        [-wide, wide]
+    )
     assert fit_law(runs, seed=1).drawn != fitted.drawn
 
 
 def test_an_interval_leaves_out_a_fortieth_on_either_side() -> None:
-    fitted = fit_law([Run(name="", parameters=n, tokens=n, loss=3.0) for n in (10**6, 10**7, 10**8)])
+    fitted = fit_law(
+        [Run(name="", parameters=n, tokens=n, loss=3.0) for n in (10**6, 10**7, 10**8)]
+    )
     for count, ends in ((60, (1, 58)), (200, (5, 194)), (39, (0, 38))):
         drawn = tuple(([float(a), 0.0], 1.0) for a in reversed(range(count)))
         assert replace(fitted, drawn=drawn).between(1, 1) == ends
-    assert replace(fitted, drawn=(([2.0, 0.0], 1.5),)).between(1, 1) == (3.0, 3.0), "the law's value, times an error"
+    assert replace(fitted, drawn=(([2.0, 0.0], 1.5),)).between(1, 1) == (3.0, 3.0), (
+        "the law's value, times an error"
+    )
 
 
 def test_from_six_runs_on_terms_are_told_apart() -> None:
@@ -139,20 +181,31 @@ def test_from_six_runs_on_terms_are_told_apart() -> None:
     assert fit_law(two).law == "compute", "two lengths of training make no curve"
     three = [run(one.parameters, one.tokens * (1 + k // 2)) for k, one in enumerate(two)]
     assert (fit_law(three).law, fit_law(three[1:]).law) == ("joint", "compute")
-    assert fit_law(three).loss(10**8, 10**10) == pytest.approx(CHINCHILLA.loss(10**8, 10**10), rel=0.01)
+    assert fit_law(three).loss(10**8, 10**10) == pytest.approx(
+        CHINCHILLA.loss(10**8, 10**10), rel=0.01
+    )
 
 
 def test_resampled_losses_carry_errors_as_they_were() -> None:
-    """One of five runs is 4 % above the law and the others 1 % below, which leaves level and slope as they are. Resampled, the law at the
-    middle run moves by the mean of five errors: at the lowest by 1 %, upwards by more; all wider by the root of 5/3."""
+    """One of five runs is 4 % above the law and the others 1 % below, which leaves level and slope
+    as they are. Resampled, the law at the middle run moves by the mean of five errors: at the
+    lowest by 1 %, upwards by more; all wider by the root of 5/3."""
     sizes = [10.0**k for k in range(5)]
     runs = [
-        Run(name="", parameters=int(n), tokens=8_640_000_000, loss=(6e-10 * n) ** -0.05 * math.exp(0.01 * error))
+        Run(
+            name="",
+            parameters=int(n),
+            tokens=8_640_000_000,
+            loss=(6e-10 * n) ** -0.05 * math.exp(0.01 * error),
+        )
         for n, error in zip(sizes, (-1, -1, 4, -1, -1), strict=True)
     ]
     fitted = fit_law(runs)
     assert fitted.values == pytest.approx({"a": 1.0, "b": 0.05})
     middle = 6e-10 * sizes[2]
-    moved = [math.log(a * middle**-b * middle**0.05) / (0.01 * math.sqrt(5 / 3)) for (a, b), _ in fitted.drawn]
+    moved = [
+        math.log(a * middle**-b * middle**0.05) / (0.01 * math.sqrt(5 / 3))
+        for (a, b), _ in fitted.drawn
+    ]
     assert min(moved) == pytest.approx(-1)
     assert sum(move > 1 - 1e-9 for move in moved) > 3

@@ -42,7 +42,10 @@ def test_every_layer_has_one_stage(n_layer: int, pp: int) -> None:
     assert max(layers) - min(layers) <= 1
 
 
-@pytest.mark.parametrize(("layout", "message"), [(Layout(tp=5), "tp=5 does not divide 12 heads"), (Layout(pp=13), "pp=13 is more stages")])
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [(Layout(tp=5), "tp=5 does not divide 12 heads"), (Layout(pp=13), "pp=13 is more stages")],
+)
 def test_a_layout_the_model_cannot_have(layout: Layout, message: str) -> None:
     config = ModelConfig.from_paper(find_size("gpt2"))
     check_layout(Layout(tp=6, pp=12), config)

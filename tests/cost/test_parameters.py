@@ -19,7 +19,13 @@ configs = st.builds(
 
 def part_of(name: str) -> str:
     """The part that a tensor of the real model belongs to."""
-    for piece, part in (("wte", "embeddings"), ("wpe", "positions"), ("attn", "attention"), ("mlp", "mlp"), ("lm_head", "head")):
+    for piece, part in (
+        ("wte", "embeddings"),
+        ("wpe", "positions"),
+        ("attn", "attention"),
+        ("mlp", "mlp"),
+        ("lm_head", "head"),
+    ):
         if piece in name.split("."):
             return part
     return "norms"

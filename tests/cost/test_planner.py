@@ -36,7 +36,9 @@ def test_plans_fit_and_the_fastest_leads() -> None:
     config = paper("13B")
     found = plans(config, A100, 64, 1024, "bf16")
     assert len(found) > 10
-    assert [plan.tokens_per_second for plan in found] == sorted((plan.tokens_per_second for plan in found), reverse=True)
+    assert [plan.tokens_per_second for plan in found] == sorted(
+        (plan.tokens_per_second for plan in found), reverse=True
+    )
     for plan in found:
         assert rank_memory(config, plan.layout, plan.work) == plan.memory
         assert plan.memory.total <= A100.memory_bytes
@@ -68,40 +70,67 @@ def test_the_nearest_that_fits() -> None:
 
 
 def test_what_fits_is_its_own_nearest() -> None:
-    config, layout, work = paper("1.3B"), Layout(shard=8), StepConfig(micro_batch=4, micro_batches=16)
+    config, layout, work = (
+        paper("1.3B"),
+        Layout(shard=8),
+        StepConfig(micro_batch=4, micro_batches=16),
+    )
     assert nearest_that_fits(config, layout, work, H100) == (layout, work)
 
 
 def test_the_layouts_of_48_gpus_by_hand() -> None:
-    """12 heads and 3 layers: slices of 1, 2 or 4, one stage or two; the rest sharded, sharded in a machine, or replicas."""
+    """12 heads and 3 layers: slices of 1, 2 or 4, one stage or two; the rest sharded, sharded in a
+    machine, or replicas.
+    """
     config = ModelConfig(n_layer=3, n_head=12, d_model=12, n_ctx=8)
     rest = {(1, 1): 48, (1, 2): 24, (2, 1): 24, (2, 2): 12, (4, 1): 12, (4, 2): 6}
-    wanted = {Layout(shard=shard, dp=n // shard, tp=tp, pp=pp) for (tp, pp), n in rest.items() for shard in (n, 1)}
+    wanted = {
+        Layout(shard=shard, dp=n // shard, tp=tp, pp=pp)
+        for (tp, pp), n in rest.items()
+        for shard in (n, 1)
+    }
     in_a_machine = {(1, 1): 8, (1, 2): 8, (2, 1): 8, (2, 2): 4, (4, 1): 4, (4, 2): 2}
-    wanted |= {Layout(shard=shard, dp=rest[key] // shard, tp=key[0], pp=key[1]) for key, shard in in_a_machine.items()}
+    wanted |= {
+        Layout(shard=shard, dp=rest[key] // shard, tp=key[0], pp=key[1])
+        for key, shard in in_a_machine.items()
+    }
     found = list(layouts(config, 48))
     assert set(found) == wanted
     assert len(found) == len(wanted) == 18
     eight = ModelConfig(n_layer=3, n_head=8, d_model=8, n_ctx=8)
     assert {layout.tp for layout in layouts(eight, 48)} == {1, 2, 4, 8}
-    assert {layout.tp for layout in layouts(eight, 12)} == {1, 2, 4}, "12 GPUs are no machines of 8 slices"
+    assert {layout.tp for layout in layouts(eight, 12)} == {1, 2, 4}, (
+        "12 GPUs are no machines of 8 slices"
+    )
     assert {layout.pp for layout in layouts(replace(eight, n_layer=4), 48)} == {1, 2, 4}
 
 
 def test_how_a_replica_may_run_its_sequences() -> None:
     """At most as many at a time as there are; what is left over makes one round more."""
     ways = [(way.micro_batch, way.micro_batches, way.recompute) for way in works(5, "fp16")]
-    assert ways == [(each, rounds, again) for each, rounds in ((1, 5), (2, 3), (4, 2)) for again in RECOMPUTE]
+    assert ways == [
+        (each, rounds, again) for each, rounds in ((1, 5), (2, 3), (4, 2)) for again in RECOMPUTE
+    ]
     assert {way.precision for way in works(5, "fp16")} == {"fp16"}
     assert [way.micro_batch for way in works(100, "bf16")][::3] == [1, 2, 4, 8, 16, 32, 64]
 
 
 def test_a_plan_by_hand() -> None:
-    config, layout, work = paper("1.3B"), Layout(shard=4, dp=2), StepConfig(micro_batch=4, micro_batches=16)
+    config, layout, work = (
+        paper("1.3B"),
+        Layout(shard=4, dp=2),
+        StepConfig(micro_batch=4, micro_batches=16),
+    )
     plan = make_plan(config, layout, work, A100)
-    assert plan.tokens_per_second == pytest.approx(4 * 16 * 8 * 2048 / step_time(config, layout, work, A100).total)
+    assert plan.tokens_per_second == pytest.approx(
+        4 * 16 * 8 * 2048 / step_time(config, layout, work, A100).total
+    )
     report = plan.as_dict()
-    assert (report["layout"], report["micro_batch"], report["micro_batches"]) == ("dp=2,shard=4", 4, 16)
+    assert (report["layout"], report["micro_batch"], report["micro_batches"]) == (
+        "dp=2,shard=4",
+        4,
+        16,
+    )
     assert report["memory_bytes"] == {**asdict(plan.memory), "total": plan.memory.total}
     assert report["step_seconds"] == {**asdict(plan.time), "total": plan.time.total}
     assert report["tokens_per_second"] == plan.tokens_per_second
@@ -109,13 +138,22 @@ def test_a_plan_by_hand() -> None:
 
 @pytest.mark.parametrize("sequences", [5, 8, 16])
 def test_each_layout_with_its_best_way_against_trying_all(sequences: int) -> None:
-    """Speed counts the sequences that are there, not the last round's empty places; a layout needs a sequence for every replica."""
+    """Speed counts the sequences that are there, not the last round's empty places; a layout needs
+    a sequence for every replica.
+    """
     config = paper("1.3B")
     best: dict[Layout, float] = {}
     for layout in layouts(config, 8):
-        for way in works(math.ceil(sequences / layout.replicas), "bf16") if layout.replicas <= sequences else ():
+        for way in (
+            works(math.ceil(sequences / layout.replicas), "bf16")
+            if layout.replicas <= sequences
+            else ()
+        ):
             if rank_memory(config, layout, way).total <= A100.memory_bytes:
-                best[layout] = max(best.get(layout, 0.0), sequences * 2048 / step_time(config, layout, way, A100).total)
+                best[layout] = max(
+                    best.get(layout, 0.0),
+                    sequences * 2048 / step_time(config, layout, way, A100).total,
+                )
     found = plans(config, A100, 8, sequences, "bf16")
     assert {plan.layout: plan.tokens_per_second for plan in found} == pytest.approx(best)
     assert (Layout(shard=8) in best) == (sequences >= 8)
@@ -137,35 +175,72 @@ def test_no_more_than_64_gpus_to_a_sequence() -> None:
         assert plan.layout == Layout(tp=8, pp=8)
     assert plans(paper("175B"), A100, 128, 1, "bf16"), "which could be done"
     assert typical_plan(paper("175B"), A100, 128, 1, "bf16") is None
-    assert typical_plan(paper("1.3B"), A100, 8, 512, "bf16") == plans(paper("1.3B"), A100, 8, 512, "bf16", most=1)[0]
+    assert (
+        typical_plan(paper("1.3B"), A100, 8, 512, "bf16")
+        == plans(paper("1.3B"), A100, 8, 512, "bf16", most=1)[0]
+    )
 
 
 @pytest.mark.parametrize(
     ("size", "layout", "work", "nearest", "way"),
     [
-        ("1.3B", Layout(dp=8), StepConfig(micro_batch=32, micro_batches=2), Layout(dp=8), (8, 8, "none")),
-        ("2.7B", Layout(dp=2, pp=2), StepConfig(micro_batch=32, micro_batches=2), Layout(dp=2, pp=2), (8, 8, "none")),
-        ("6.7B", Layout(dp=8), StepConfig(micro_batch=4, micro_batches=32), Layout(dp=4, tp=2), (4, 64, "none")),
+        (
+            "1.3B",
+            Layout(dp=8),
+            StepConfig(micro_batch=32, micro_batches=2),
+            Layout(dp=8),
+            (8, 8, "none"),
+        ),
+        (
+            "2.7B",
+            Layout(dp=2, pp=2),
+            StepConfig(micro_batch=32, micro_batches=2),
+            Layout(dp=2, pp=2),
+            (8, 8, "none"),
+        ),
+        (
+            "6.7B",
+            Layout(dp=8),
+            StepConfig(micro_batch=4, micro_batches=32),
+            Layout(dp=4, tp=2),
+            (4, 64, "none"),
+        ),
     ],
 )
-def test_the_smallest_change_by_hand(size: str, layout: Layout, work: StepConfig, nearest: Layout, way: tuple[int, int, str]) -> None:
-    """Two halvings of the micro-batch, where one does not fit, and one with recomputation does not either or is slower; where none helps,
-    half of the replicas become slices. Every step less does not fit."""
+def test_the_smallest_change_by_hand(
+    size: str, layout: Layout, work: StepConfig, nearest: Layout, way: tuple[int, int, str]
+) -> None:
+    """Two halvings of the micro-batch, where one does not fit, and one with recomputation does not
+    either or is slower; where none helps, half of the replicas become slices. Every step less does
+    not fit."""
     config = paper(size)
     found = nearest_that_fits(config, layout, work, A100)
     assert found is not None
-    assert (found[0], (found[1].micro_batch, found[1].micro_batches, found[1].recompute)) == (nearest, way)
+    assert (found[0], (found[1].micro_batch, found[1].micro_batches, found[1].recompute)) == (
+        nearest,
+        way,
+    )
     half = replace(work, micro_batch=work.micro_batch // 2, micro_batches=2 * work.micro_batches)
     selective = replace(work, recompute="selective")
-    assert all(rank_memory(config, layout, less).total > A100.memory_bytes for less in (work, half, selective))
+    assert all(
+        rank_memory(config, layout, less).total > A100.memory_bytes
+        for less in (work, half, selective)
+    )
 
 
 def test_a_change_keeps_the_batch_and_never_grows_the_micro_batch() -> None:
     config = paper("6.7B")
     for micro_batch, micro_batches in ((1, 1), (2, 1), (1, 64)):
-        found = nearest_that_fits(config, Layout(dp=8), StepConfig(micro_batch=micro_batch, micro_batches=micro_batches), A100)
+        found = nearest_that_fits(
+            config,
+            Layout(dp=8),
+            StepConfig(micro_batch=micro_batch, micro_batches=micro_batches),
+            A100,
+        )
         assert found is not None
         layout, way = found
         assert layout.processes == 8
         assert way.micro_batch <= micro_batch
-        assert way.micro_batch * way.micro_batches * layout.replicas == 8 * micro_batch * micro_batches
+        assert (
+            way.micro_batch * way.micro_batches * layout.replicas == 8 * micro_batch * micro_batches
+        )

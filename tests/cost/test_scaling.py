@@ -68,16 +68,31 @@ def test_losses_of_gpt3() -> None:
     """GPT-3 is larger than any model that the other laws were fitted to or tested on."""
     losses = predicted_losses(ModelConfig.from_paper(find_size("175B")), 300 * 10**9)
     assert losses["gpt3"] == pytest.approx(1.734, abs=0.001)
-    assert {name for name, loss in losses.items() if loss is None} == {"kaplan", "chinchilla", "chinchilla-refit"}
+    assert {name for name, loss in losses.items() if loss is None} == {
+        "kaplan",
+        "chinchilla",
+        "chinchilla-refit",
+    }
 
 
-@given(st.sampled_from([model.name for model in MODELS]), st.floats(0, 15).map(lambda exponent: round(10**exponent)))
+@given(
+    st.sampled_from([model.name for model in MODELS]),
+    st.floats(0, 15).map(lambda exponent: round(10**exponent)),
+)
 def test_a_law_gives_a_loss_in_its_range_and_nowhere_else(size: str, tokens: int) -> None:
     model = ModelConfig.from_paper(find_size(size))
     losses = predicted_losses(model, tokens)
     assert losses.keys() == RANGES.keys()
-    for law, span in (("kaplan", (22e6, 23e9)), ("chinchilla", (5e9, 1.4e12)), ("chinchilla-refit", (5e9, 1.4e12))):
-        n, sizes = (without_embeddings(model), (768, 1.5e9)) if law == "kaplan" else (model.parameters, (70e6, 70e9))
+    for law, span in (
+        ("kaplan", (22e6, 23e9)),
+        ("chinchilla", (5e9, 1.4e12)),
+        ("chinchilla-refit", (5e9, 1.4e12)),
+    ):
+        n, sizes = (
+            (without_embeddings(model), (768, 1.5e9))
+            if law == "kaplan"
+            else (model.parameters, (70e6, 70e9))
+        )
         inside = sizes[0] <= n <= sizes[1] and span[0] <= tokens <= span[1]
         assert (losses[law] is not None) == inside
     assert (losses["gpt3"] is not None) == (1e-6 <= 6 * model.parameters * tokens / PF_DAY <= 3640)
@@ -97,7 +112,9 @@ def test_both_ends_of_a_range_are_inside() -> None:
 
 
 def test_kaplans_curves() -> None:
-    """Equation 1.6: a loss falls with steps to that of its size alone; larger batches waste tokens, and none saves any."""
+    """Equation 1.6: a loss falls with steps to that of its size alone; larger batches waste tokens,
+    and none saves any.
+    """
     limit = (6.5e13 / 1e9) ** 0.077
     assert KAPLAN.learning(1e9, 1e18, 1e6) == pytest.approx(limit, rel=1e-3)
     losses = [KAPLAN.learning(1e9, tokens, 5e5) for tokens in (1e9, 1e10, 1e11)]
@@ -105,7 +122,9 @@ def test_kaplans_curves() -> None:
     assert KAPLAN.learning(1e9, 1e10, 1e8) > KAPLAN.learning(1e9, 1e10, 1e5)
     loss = KAPLAN.learning(1e9, 1e10, 5e5)
     steps = 1e10 / 5e5 / (1 + critical_batch(loss) / 5e5)
-    assert loss == pytest.approx(limit + (2.1e3 / steps) ** 0.76), "the critical batch is that of the loss itself"
+    assert loss == pytest.approx(limit + (2.1e3 / steps) ** 0.76), (
+        "the critical batch is that of the loss itself"
+    )
 
 
 @pytest.mark.parametrize(("tied", "tables"), [(True, 1), (False, 2)])
@@ -115,9 +134,14 @@ def test_without_embeddings(tied: bool, tables: int) -> None:
 
 
 def test_constants_as_printed() -> None:
-    """Hoffmann et al. 2022, approach 3; Besiroglu et al. 2024, table 1: the limits of no data, of one parameter and of one token."""
+    """Hoffmann et al. 2022, approach 3; Besiroglu et al. 2024, table 1: the limits of no data, of
+    one parameter and of one token.
+    """
     far = float("inf")
-    for law, E, A, B, alpha, beta in ((CHINCHILLA, 1.69, 406.4, 410.7, 0.34, 0.28), (REFIT, 1.8172, 482.01, 2085.43, 0.3478, 0.3658)):
+    for law, E, A, B, alpha, beta in (
+        (CHINCHILLA, 1.69, 406.4, 410.7, 0.34, 0.28),
+        (REFIT, 1.8172, 482.01, 2085.43, 0.3478, 0.3658),
+    ):
         assert law.loss(far, far) == E
         assert (law.loss(1, far), law.loss(far, 1)) == (E + A, E + B)
         assert law.loss(1e9, far) == pytest.approx(E + A / 1e9**alpha)
@@ -125,7 +149,9 @@ def test_constants_as_printed() -> None:
 
 
 def test_exponents_of_compute() -> None:
-    """Ten times the compute of a PF-day: Kaplan et al., equations 1.3, 1.7 and 1.8, and GPT-3's 0.048."""
+    """Ten times the compute of a PF-day: Kaplan et al., equations 1.3, 1.7 and 1.8, and GPT-3's
+    0.048.
+    """
     best = KAPLAN.optimum(10 * PF_DAY)
     assert best.parameters == pytest.approx(1.3e9 * 10**0.73)
     assert 6 * best.parameters * best.tokens == pytest.approx(8.64e20)
@@ -136,7 +162,9 @@ def test_exponents_of_compute() -> None:
 
 
 def test_each_laws_loss_of_a_small_model() -> None:
-    """Kaplan's parameters are those without embeddings: 50,257 entries and 1,024 positions of width 768."""
+    """Kaplan's parameters are those without embeddings: 50,257 entries and 1,024 positions of width
+    768.
+    """
     config, tokens = ModelConfig.from_paper(find_size("gpt2")), 10**10
     losses = predicted_losses(config, tokens)
     assert losses["kaplan"] == KAPLAN.loss(config.parameters - (50_257 + 1024) * 768, tokens)

@@ -1,4 +1,6 @@
-"""examples/scaling-law: its runs are what its README says, and the law of the losses measured there says what it says."""
+"""examples/scaling-law: its runs are what its README says, and the law of the losses measured there
+says what it says.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "scaling-law"
 
 
 def values(name: str) -> list[float]:
-    found = re.search(rf"^{name}\s*:= (.*)$", (EXAMPLE / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.search(
+        rf"^{name}\s*:= (.*)$", (EXAMPLE / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert found
     return [float(word) for word in found[1].split()]
 
@@ -26,14 +30,22 @@ def printed() -> list[tuple[int, int, int, float]]:
         (EXAMPLE / "README.md").read_text(encoding="utf-8"),
         re.MULTILINE,
     )
-    return [(int(width), int(n.replace(",", "")), int(d.replace(",", "")), float(loss)) for width, n, d, loss in rows]
+    return [
+        (int(width), int(n.replace(",", "")), int(d.replace(",", "")), float(loss))
+        for width, n, d, loss in rows
+    ]
 
 
 def test_seven_runs_of_one_family() -> None:
     widths, tokens, rates = values("WIDTH"), values("TOKENS"), values("LR")
     assert len(widths) == len(tokens) == len(rates) == 7
-    sizes = [ModelConfig(n_layer=2, n_head=2, d_model=int(width), n_ctx=64, vocab_size=4096).parameters for width in widths]
-    assert [(width, n, d) for width, n, d, _ in printed()] == list(zip(widths, sizes, tokens, strict=True))
+    sizes = [
+        ModelConfig(n_layer=2, n_head=2, d_model=int(width), n_ctx=64, vocab_size=4096).parameters
+        for width in widths
+    ]
+    assert [(width, n, d) for width, n, d, _ in printed()] == list(
+        zip(widths, sizes, tokens, strict=True)
+    )
     assert sizes[6] * tokens[6] == pytest.approx(4 * sizes[5] * tokens[5], rel=1e-3)
     for size, read, rate in zip(sizes, tokens, rates, strict=True):
         assert read / size == pytest.approx(8, rel=0.05)
@@ -41,7 +53,9 @@ def test_seven_runs_of_one_family() -> None:
 
 
 def test_the_law_of_six_predicts_the_seventh() -> None:
-    runs = [Run(name=str(width), parameters=n, tokens=d, loss=loss) for width, n, d, loss in printed()]
+    runs = [
+        Run(name=str(width), parameters=n, tokens=d, loss=loss) for width, n, d, loss in printed()
+    ]
     fitted = fit_law(runs[:6])
     assert fitted.law == "compute"
     predicted = fitted.loss(runs[6].parameters, runs[6].tokens)

@@ -1,4 +1,6 @@
-"""What each process holds, counted by hand; tests/trainer/test_rehearsal.py holds the same against real processes."""
+"""What each process holds, counted by hand; tests/trainer/test_rehearsal.py holds the same against
+real processes.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.cost.layout import Layout
-from gptcli.cost.sharding import ShardedTensor, chunk_size, layer_tensors, layers_of, outer_tensors, rank_parameters
+from gptcli.cost.sharding import (
+    ShardedTensor,
+    chunk_size,
+    layer_tensors,
+    layers_of,
+    outer_tensors,
+    rank_parameters,
+)
 from gptcli.model.config import ModelConfig
 
 TINY = ModelConfig(n_layer=3, n_head=4, d_model=8, n_ctx=4, vocab_size=10)
@@ -21,31 +30,48 @@ LAYER = 12 * 64 + 13 * 8
 def test_parts_are_those_of_torch(n: int, parts: int) -> None:
     """torch.chunk makes fewer parts where the last ones would be empty."""
     sizes = [len(part) for part in torch.arange(n).chunk(parts)]
-    assert [chunk_size(n, parts, index) for index in range(parts)] == sizes + [0] * (parts - len(sizes))
+    assert [chunk_size(n, parts, index) for index in range(parts)] == sizes + [0] * (
+        parts - len(sizes)
+    )
 
 
 @given(st.integers(1, 9), st.booleans())
 def test_shards_are_the_whole_model(shard: int, tied: bool) -> None:
     config = replace(TINY, tied=tied)
-    assert sum(rank_parameters(config, Layout(shard=shard), 0, 0, index) for index in range(shard)) == config.parameters
+    assert (
+        sum(rank_parameters(config, Layout(shard=shard), 0, 0, index) for index in range(shard))
+        == config.parameters
+    )
 
 
 def test_tensors_are_the_models() -> None:
     assert sum(tensor.rows * tensor.columns for tensor in layer_tensors(TINY)) == LAYER
     for tied, tables in ((True, 1), (False, 2)):
         config = replace(TINY, tied=tied)
-        assert sum(tensor.rows * tensor.columns for tensor in outer_tensors(config, 1, 0)) == tables * 80 + 32 + 16
-        stages = [sum(tensor.rows * tensor.columns for tensor in outer_tensors(config, 3, stage)) for stage in range(3)]
+        assert (
+            sum(tensor.rows * tensor.columns for tensor in outer_tensors(config, 1, 0))
+            == tables * 80 + 32 + 16
+        )
+        stages = [
+            sum(tensor.rows * tensor.columns for tensor in outer_tensors(config, 3, stage))
+            for stage in range(3)
+        ]
         assert stages == [80 + 32, 0, 16 + 80], "the head stands on the last stage, tied or not"
-    assert [tensor.rows for tensor in layer_tensors(TINY) if tensor.partial_grad] == [8] * 4, "gain and bias of both norms"
+    assert [tensor.rows for tensor in layer_tensors(TINY) if tensor.partial_grad] == [8] * 4, (
+        "gain and bias of both norms"
+    )
     assert [tensor.rows for tensor in outer_tensors(TINY, 1, 0) if tensor.partial_grad] == [4, 8, 8]
 
 
 def test_slices_by_hand() -> None:
-    """Half of q, k, v, of the projections and of the feed-forward layer; norms and the outputs' biases whole; rows of the table by
-    torch's parts."""
+    """Half of q, k, v, of the projections and of the feed-forward layer; norms and the outputs'
+    biases whole; rows of the table by torch's parts."""
     layer = 4 * 8 + (96 + 12) + (32 + 8) + (128 + 16) + (128 + 8)
-    assert rank_parameters(TINY, Layout(tp=2), 0, 0, 0) == rank_parameters(TINY, Layout(tp=2), 0, 1, 0) == 3 * layer + 5 * 8 + 32 + 16
+    assert (
+        rank_parameters(TINY, Layout(tp=2), 0, 0, 0)
+        == rank_parameters(TINY, Layout(tp=2), 0, 1, 0)
+        == 3 * layer + 5 * 8 + 32 + 16
+    )
     tables = [rank_parameters(TINY, Layout(tp=4), 0, slice_, 0) for slice_ in range(4)]
     assert [tables[0] - each for each in tables] == [0, 0, 0, 2 * 8], "10 rows are 3, 3, 3 and 1"
 
@@ -69,7 +95,10 @@ def test_slices_by_hand() -> None:
     ids=str,
 )
 def test_pieces_by_hand(tensor: ShardedTensor, layout: Layout, pieces: list[list[int]]) -> None:
-    assert [[tensor.local_numel(layout, slice_, shard) for shard in range(layout.shard)] for slice_ in range(layout.tp)] == pieces
+    assert [
+        [tensor.local_numel(layout, slice_, shard) for shard in range(layout.shard)]
+        for slice_ in range(layout.tp)
+    ] == pieces
 
 
 def test_stages_by_hand() -> None:
@@ -81,4 +110,7 @@ def test_stages_by_hand() -> None:
     assert [layers_of(replace(TINY, n_layer=6), 2, stage, 2) for stage in range(2)] == [3, 3]
     assert rank_parameters(config, Layout(pp=2), 0, 0, 0) == 4 * LAYER + 80 + 32
     assert rank_parameters(config, Layout(pp=2), 1, 0, 0) == 3 * LAYER + 80 + 16
-    assert rank_parameters(replace(TINY, n_layer=6), Layout(pp=2), 1, 0, 0, each=2) == 3 * LAYER + 80 + 16
+    assert (
+        rank_parameters(replace(TINY, n_layer=6), Layout(pp=2), 1, 0, 0, each=2)
+        == 3 * LAYER + 80 + 16
+    )

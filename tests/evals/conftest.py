@@ -25,8 +25,14 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def model(tokenizer: Tokenizer) -> GPT:
-    """Random enough that its likeliest tokens vary: an untied head, large embeddings, noise on every other tensor."""
-    model = GPT(ModelConfig(n_layer=2, n_head=2, d_model=32, n_ctx=24, vocab_size=tokenizer.vocab_size, tied=False)).eval()
+    """Random enough that its likeliest tokens vary: an untied head, large embeddings, noise on
+    every other tensor.
+    """
+    model = GPT(
+        ModelConfig(
+            n_layer=2, n_head=2, d_model=32, n_ctx=24, vocab_size=tokenizer.vocab_size, tied=False
+        )
+    ).eval()
     model.init_weights(0)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():

@@ -1,4 +1,5 @@
-"""Kill an evaluation at random moments, go on with it, and hold its report against that of one that was never killed.
+"""Kill an evaluation at random moments, go on with it, and hold its report against that of one that
+was never killed.
 
     python kill_and_resume.py KILLS ARGUMENTS OF gpt eval...     in the folder where it may write; prints how many came too late
 
@@ -28,7 +29,9 @@ def evaluate(argv: list[str], name: str, *words: str) -> None:
 
 
 def killed(argv: list[str], lines: int, after: float) -> bool:
-    """Whether an evaluation was killed, `after` seconds from when its records had so many lines, or had ended before."""
+    """Whether an evaluation was killed, `after` seconds from when its records had so many lines, or
+    had ended before.
+    """
     child = os.fork()
     if child == 0:
         evaluate(argv, "killed")
@@ -51,7 +54,10 @@ def left() -> int:
 
 def made(name: str) -> list[bytes]:
     """The report and all that is in the folder of records."""
-    return [Path(f"{name}.json").read_bytes(), *(path.read_bytes() for path in sorted(Path(f"{name}.records").iterdir()))]
+    return [
+        Path(f"{name}.json").read_bytes(),
+        *(path.read_bytes() for path in sorted(Path(f"{name}.records").iterdir())),
+    ]
 
 
 def forget(name: str) -> None:
@@ -70,7 +76,9 @@ def main(kills: int, argv: list[str]) -> None:
     late, lines = 0, []
     while len(lines) < kills:
         forget("killed")
-        aim = moments.randrange(whole)  # a moment by the clock alone would come before the first record wherever the machine is busy
+        # a moment by the clock alone would come before the first record wherever the machine is
+        # busy
+        aim = moments.randrange(whole)
         if not killed(argv, aim, moments.uniform(0, seconds / (whole if aim else 2))):
             late += 1
             assert late < MOST * kills

@@ -16,14 +16,28 @@ from gptcli.tokenizer.tokenizer import Tokenizer
 TASK = replace(find_task("cnn_dailymail"), max_tokens=12)  # top-k 2
 
 
-def test_a_draw_depends_on_the_items_place_and_not_on_its_batch(model: GPT, tokenizer: Tokenizer) -> None:
+def test_a_draw_depends_on_the_items_place_and_not_on_its_batch(
+    model: GPT, tokenizer: Tokenizer
+) -> None:
     texts = ["the text", "def wrap(self", "naïve café", "the text"]
     questions = [
-        Request(index, Item(id=str(index), prompt=text), [(np.array(tokenizer.encode(text)), np.array([]))], [], 0, False, 1)
+        Request(
+            index,
+            Item(id=str(index), prompt=text),
+            [(np.array(tokenizer.encode(text)), np.array([]))],
+            [],
+            0,
+            False,
+            1,
+        )
         for index, text in enumerate(texts)
     ]
     together = [made.tokens for made in write_answers(model, tokenizer, questions, TASK)]
-    alone = [made.tokens for question in reversed(questions) for made in write_answers(model, tokenizer, [question], TASK)]
+    alone = [
+        made.tokens
+        for question in reversed(questions)
+        for made in write_answers(model, tokenizer, [question], TASK)
+    ]
     assert together == alone[::-1]
     assert together[0] != together[3]  # the same prompt at another place
 

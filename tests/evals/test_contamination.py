@@ -25,7 +25,15 @@ def shards_of(folder: Path, documents: list[str], tokenizer: Tokenizer) -> Path:
     for number, part in enumerate((arrays[:half], arrays[half:])):
         name, lengths = f"train-{number:06d}.bin", np.array([len(array) for array in part])
         digest = write_shard(folder / name, lengths, part, dtype)
-        shards.append(Shard(file=name, split="train", tokens=int(lengths.sum()), documents=len(part), sha256=digest))
+        shards.append(
+            Shard(
+                file=name,
+                split="train",
+                tokens=int(lengths.sum()),
+                documents=len(part),
+                sha256=digest,
+            )
+        )
     manifest = Manifest(
         tokenizer_sha256=tokenizer.sha256, vocab_size=tokenizer.vocab_size, eot_id=eot, seed=0, val_fraction=0.0, split_rule="",
         shards=shards, sources=[],
@@ -67,7 +75,11 @@ def test_planted_overlaps_are_found_as_by_brute_force(
     n = analysis_n(len(words_of(item)) for _, item in items)
     expected = brute(items, documents, n)
     found = analyse(items, shards_of(tmp_path, documents, tokenizer), tokenizer)
-    assert (found.n, found.items, found.documents) == (n, 40, len([text for text in documents if text]))
+    assert (found.n, found.items, found.documents) == (
+        n,
+        40,
+        len([text for text in documents if text]),
+    )
     assert set(found.dirty) == expected
     assert 7 <= len(expected) < 40
     for name, gram in found.dirty.items():

@@ -38,7 +38,10 @@ def test_reads_like_ordinary_text(name: str, tokenised: str, text: str) -> None:
 
 @pytest.mark.parametrize("name", ["wikitext", "ptb", "1bw"])
 @given(
-    lines=st.lists(st.lists(st.sampled_from(PIECES), max_size=12).map(" ".join) | st.text(max_size=20), max_size=4),
+    lines=st.lists(
+        st.lists(st.sampled_from(PIECES), max_size=12).map(" ".join) | st.text(max_size=20),
+        max_size=4,
+    ),
     ends=st.booleans(),
     padded=st.booleans(),
 )

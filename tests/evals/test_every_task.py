@@ -1,5 +1,5 @@
-"""Every task runs on a file of its set's original format, found under the name that it is published with; and on the real file, where one
-is at hand."""
+"""Every task runs on a file of its set's original format, found under the name that it is published
+with; and on the real file, where one is at hand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def sgm(language: str, *texts: str) -> str:
 
 
 def cbt(answer: str, choices: str) -> str:
-    story = "".join(f"{number} Once upon a time there was a dog named Rex .\n" for number in range(1, 21))
+    story = "".join(
+        f"{number} Once upon a time there was a dog named Rex .\n" for number in range(1, 21)
+    )
     return f"{story}21 The XXXXX ran home .\t{answer}\t\t{choices}\n\n"
 
 
@@ -44,10 +46,31 @@ def direction(year: str, pair: str) -> dict[str, str]:
 
 
 NONE = {"day": "", "month": "", "year": ""}
-QUESTION = {"stem": "Why?", "choices": [{"text": text, "label": label} for text, label in (("so", "A"), ("no", "B"))]}
+QUESTION = {
+    "stem": "Why?",
+    "choices": [{"text": text, "label": label} for text, label in (("so", "A"), ("no", "B"))],
+}
 ARC = lines({"id": "Mercury_1", "question": QUESTION, "answerKey": "A"})
-RACE = json.dumps({"article": "A.", "questions": ["Q _ ?"], "options": [["a", "b", "c", "d"]], "answers": ["C"], "id": "high1.txt"})
-ANLI = lines({"uid": "u", "context": "C.", "hypothesis": "H.", "label": "n", "model_label": "e", "emturk": False, "genre": "wiki"})
+RACE = json.dumps(
+    {
+        "article": "A.",
+        "questions": ["Q _ ?"],
+        "options": [["a", "b", "c", "d"]],
+        "answers": ["C"],
+        "id": "high1.txt",
+    }
+)
+ANLI = lines(
+    {
+        "uid": "u",
+        "context": "C.",
+        "hypothesis": "H.",
+        "label": "n",
+        "model_label": "e",
+        "emturk": False,
+        "genre": "wiki",
+    }
+)
 WSC273 = """<?xml version="1.0" encoding="UTF-8"?><collection><schema><text><txt1>The city councilmen refused the demonstrators a permit
 because</txt1><pron>they</pron><txt2>feared violence.</txt2></text><quote/><answers><answer>The city councilmen</answer><answer>The
 demonstrators</answer></answers><correctAnswer>A</correctAnswer><source>W</source></schema></collection>"""
@@ -55,19 +78,57 @@ COQA = {
     "id": "s", "story": "Once.", "questions": [{"input_text": "Who?", "turn_id": 1}],
     "answers": [{"input_text": "he", "span_text": "he", "turn_id": 1}], "additional_answers": {"0": [{"input_text": "He", "turn_id": 1}]},
 }  # fmt: skip
-QUAC = {"id": "C_1_q#0", "question": "one?", "answers": [{"text": "yes", "answer_start": 0}], "followup": "y", "yesno": "x"}
-SQUAD = {"id": "1", "question": "Where?", "answers": [{"text": "here", "answer_start": 0}], "is_impossible": False}
-DROP = {"query_id": "a", "question": "How many?", "answer": {"number": "3", "date": NONE, "spans": []}, "validated_answers": []}
-TRIVIA = {"QuestionId": "q", "Question": "Where?", "Answer": {"Value": "Delhi", "Aliases": ["New Delhi"], "Type": "WikipediaEntity"}}
-COPA = {"premise": "He slept.", "choice1": "I saw.", "choice2": "It was.", "question": "cause", "label": 1, "idx": 0}
+QUAC = {
+    "id": "C_1_q#0",
+    "question": "one?",
+    "answers": [{"text": "yes", "answer_start": 0}],
+    "followup": "y",
+    "yesno": "x",
+}
+SQUAD = {
+    "id": "1",
+    "question": "Where?",
+    "answers": [{"text": "here", "answer_start": 0}],
+    "is_impossible": False,
+}
+DROP = {
+    "query_id": "a",
+    "question": "How many?",
+    "answer": {"number": "3", "date": NONE, "spans": []},
+    "validated_answers": [],
+}
+TRIVIA = {
+    "QuestionId": "q",
+    "Question": "Where?",
+    "Answer": {"Value": "Delhi", "Aliases": ["New Delhi"], "Type": "WikipediaEntity"},
+}
+COPA = {
+    "premise": "He slept.",
+    "choice1": "I saw.",
+    "choice2": "It was.",
+    "question": "cause",
+    "label": 1,
+    "idx": 0,
+}
 WSC = {"span1_index": 0, "span1_text": "Lee", "span2_index": 3, "span2_text": "his"}
 RECORD = {
     "idx": 2, "source": "CNN", "passage": {"text": "Ann met Lee.\n@highlight\nLee stayed",
     "entities": [{"start": 0, "end": 2}, {"start": 8, "end": 10}]},
     "qas": [{"query": "Then @placeholder went.", "idx": 5, "answers": [{"start": 0, "end": 2, "text": "Ann"}]}],
 }  # fmt: skip
-MULTIRC = {"question": "Who?", "idx": 3, "answers": [{"text": "he", "idx": 10, "label": 1}, {"text": "she", "idx": 11, "label": 0}]}
-HELLASWAG = {"ind": 4, "activity_label": "Roof", "ctx_a": "A man sits.", "ctx_b": "he", "endings": ["a", "b", "c", "d"], "label": 3}
+MULTIRC = {
+    "question": "Who?",
+    "idx": 3,
+    "answers": [{"text": "he", "idx": 10, "label": 1}, {"text": "she", "idx": 11, "label": 0}],
+}
+HELLASWAG = {
+    "ind": 4,
+    "activity_label": "Roof",
+    "ctx_a": "A man sits.",
+    "ctx_b": "he",
+    "endings": ["a", "b", "c", "d"],
+    "label": 3,
+}
 STORY = "InputStoryid,InputSentence1,InputSentence2,InputSentence3,InputSentence4,"
 STORY += "RandomFifthSentenceQuiz1,RandomFifthSentenceQuiz2,AnswerRightEnding\n"
 PAIRS = "lull trust v:n\nbalk fortitude v:n\nbetray loyalty v:n\ncajole compliance v:n\nhinder a v:n\nsoothe b v:n"
@@ -154,7 +215,9 @@ REAL = {
 
 @pytest.fixture(scope="module")
 def small(tokenizer: Tokenizer) -> GPT:
-    model = GPT(ModelConfig(n_layer=1, n_head=1, d_model=16, n_ctx=256, vocab_size=tokenizer.vocab_size)).eval()
+    model = GPT(
+        ModelConfig(n_layer=1, n_head=1, d_model=16, n_ctx=256, vocab_size=tokenizer.vocab_size)
+    ).eval()
     model.init_weights(0)
     return model
 
@@ -167,11 +230,15 @@ def check(model: GPT, tokenizer: Tokenizer, name: str, data: Path) -> None:
     for result in results:
         assert set(result.figures) == set(task.metric)
         assert all(math.isfinite(figure.value) for figure in result.figures.values())
-        assert task.kind in ("text", "last_word") or all(0 <= figure.value <= 100 for figure in result.figures.values())
+        assert task.kind in ("text", "last_word") or all(
+            0 <= figure.value <= 100 for figure in result.figures.values()
+        )
 
 
 @pytest.mark.parametrize("name", task_names())
-def test_on_a_fixture_of_its_original_format(small: GPT, tokenizer: Tokenizer, tmp_path: Path, name: str) -> None:
+def test_on_a_fixture_of_its_original_format(
+    small: GPT, tokenizer: Tokenizer, tmp_path: Path, name: str
+) -> None:
     for file, text in FIXTURES[name].items():
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(text, encoding="utf-8")

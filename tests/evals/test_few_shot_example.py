@@ -1,4 +1,6 @@
-"""examples/few-shot: what is asked is never shown, a sign means one thing in a document, and its files are tasks."""
+"""examples/few-shot: what is asked is never shown, a sign means one thing in a document, and its
+files are tasks.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,13 @@ def test_the_same_problems_are_asked_in_words_and_under_the_sign(made: Path) -> 
 
 
 def test_no_pair_that_is_asked_is_shown_in_either_order(made: Path) -> None:
-    asked = [re.findall(r"\d+", json.loads(line)["context"]) for line in (made / "asked" / "sign.jsonl").read_text().splitlines()]
-    documents = [json.loads(line)["text"] for line in (made / "text.jsonl").read_text().splitlines()]
+    asked = [
+        re.findall(r"\d+", json.loads(line)["context"])
+        for line in (made / "asked" / "sign.jsonl").read_text().splitlines()
+    ]
+    documents = [
+        json.loads(line)["text"] for line in (made / "text.jsonl").read_text().splitlines()
+    ]
     held_out = {frozenset(pair) for pair in asked}
     meanings = set()
     for number, text in enumerate(documents):

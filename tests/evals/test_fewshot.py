@@ -49,11 +49,15 @@ def test_every_item_gets_k_others(task: tuple[Task, Path], shots: int, seed: int
 def test_the_draw_is_the_items_own_and_the_seeds(task: tuple[Task, Path]) -> None:
     definition, path = task
     items = read_items(definition, path)
-    one, other = (FewShotPool(definition, path, path.parent, FewShotConfig(shots=5, seed=seed)) for seed in (0, 1))
+    one, other = (
+        FewShotPool(definition, path, path.parent, FewShotConfig(shots=5, seed=seed))
+        for seed in (0, 1)
+    )
     assert len({tuple(one.draw(item)) for item in items}) == 40
     assert all(one.draw(item) != other.draw(item) for item in items)
     often = [number for item in items for number in one.draw(item)]
-    assert set(often) == set(range(40))  # 200 draws of 40: none is left out but with a chance of 0.2
+    # 200 draws of 40: none is left out but with a chance of 0.2
+    assert set(often) == set(range(40))
     shared = FewShotPool(definition, path, path.parent, FewShotConfig(shots=5, shared=True))
     assert len({tuple(shared.draw(item)) for item in items}) == 1
     assert sum(shared.is_shared_shot(item) for item in items) == 5
@@ -61,7 +65,9 @@ def test_the_draw_is_the_items_own_and_the_seeds(task: tuple[Task, Path]) -> Non
 
 def test_an_answer_that_is_not_told_is_never_shown(task: tuple[Task, Path], tmp_path: Path) -> None:
     definition, path = task
-    (tmp_path / "train.jsonl").write_text('{"q": "x", "a": ""}\n{"q": "y", "a": "1"}\n{"q": "z", "a": ["", "1"]}\n')
+    (tmp_path / "train.jsonl").write_text(
+        '{"q": "x", "a": ""}\n{"q": "y", "a": "1"}\n{"q": "z", "a": ["", "1"]}\n'
+    )
     pool = FewShotPool(definition, path, tmp_path, FewShotConfig(shots=1))
     assert (pool.is_evaluated, pool.texts) == (False, ["y=1"])
 
@@ -73,6 +79,8 @@ def test_as_many_as_fit_from_the_first(task: tuple[Task, Path]) -> None:
     assert fitter.text([0, 1]) == "q0=0\n\nq1=1\n\n"
     assert fitter.fit([0, 1, 2], "q9=", 15) == [0, 1]
     assert fitter.fit([0, 1, 2], "q9=", 14) == [0]
-    assert fitter.fit([10, 1, 2], "q9=", 10) == []  # the first does not fit: no later one takes its place
-    joined = ShotFitter(pool, "\n\n", lambda text: len(text) + 2 * text.count("\n\nq"))  # as a whole it is longer than its pieces
+    # the first does not fit: no later one takes its place
+    assert fitter.fit([10, 1, 2], "q9=", 10) == []
+    # as a whole it is longer than its pieces
+    joined = ShotFitter(pool, "\n\n", lambda text: len(text) + 2 * text.count("\n\nq"))
     assert joined.fit([0, 1, 2], "q9=", 21) == [0, 1]

@@ -20,25 +20,38 @@ from gptcli.model.transformer import GPT
 def ragged(model: GPT) -> tuple[list[list[int]], list[int]]:
     random = np.random.default_rng(0)
     lengths = random.integers(2, model.config.n_ctx + 2, size=40).tolist()
-    return [random.integers(0, model.config.vocab_size, size=n).tolist() for n in lengths], [int(random.integers(1, n)) for n in lengths]
+    return [random.integers(0, model.config.vocab_size, size=n).tolist() for n in lengths], [
+        int(random.integers(1, n)) for n in lengths
+    ]
 
 
 @pytest.mark.parametrize("chunk", [1, 512 << 20])
-def test_equal_to_transformers_one_by_one(model: GPT, theirs: Any, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptcli.evals.loglikelihood.MAX_LOGITS_BYTES", {"cpu": chunk})  # one token at a time, or all at once
+def test_equal_to_transformers_one_by_one(
+    model: GPT, theirs: Any, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # one token at a time, or all at once
+    monkeypatch.setattr("gptcli.evals.loglikelihood.MAX_LOGITS_BYTES", {"cpu": chunk})
     sequences, counts = ragged(model)
-    for sequence, count, scored in zip(sequences, counts, score(model, sequences, counts), strict=True):
+    for sequence, count, scored in zip(
+        sequences, counts, score(model, sequences, counts), strict=True
+    ):
         with torch.no_grad():
             logits = theirs(torch.tensor([sequence[:-1]])).logits[0, -count:]
         exact = logits.log_softmax(dim=-1)[torch.arange(count), sequence[-count:]]
         np.testing.assert_allclose(scored.log_probs, exact, atol=1e-4)
-        assert scored.is_greedy.tolist() == (logits.argmax(dim=-1) == torch.tensor(sequence[-count:])).tolist()
-        assert scored.is_greedy_filtered.tolist() == scored.is_greedy.tolist()  # nothing is left out
+        assert (
+            scored.is_greedy.tolist()
+            == (logits.argmax(dim=-1) == torch.tensor(sequence[-count:])).tolist()
+        )
+        # nothing is left out
+        assert scored.is_greedy_filtered.tolist() == scored.is_greedy.tolist()
 
 
 def test_a_score_does_not_depend_on_its_batch(model: GPT) -> None:
     sequences, counts = ragged(model)
-    for sequence, count, together in zip(sequences, counts, score(model, sequences, counts), strict=True):
+    for sequence, count, together in zip(
+        sequences, counts, score(model, sequences, counts), strict=True
+    ):
         [alone] = score(model, [sequence], [count])
         np.testing.assert_allclose(together.log_probs, alone.log_probs, atol=1e-5)
         assert together.is_greedy.tolist() == alone.is_greedy.tolist()
@@ -56,11 +69,15 @@ def test_tokens_left_out_are_no_predictions(model: GPT) -> None:
 def test_logits_only_where_a_target_stands(model: GPT) -> None:
     sequences, counts = ragged(model)
     rows: list[int] = []
-    hook = model.lm_head.register_forward_hook(lambda module, args, out: rows.append(args[0].shape[0]))
+    hook = model.lm_head.register_forward_hook(
+        lambda module, args, out: rows.append(args[0].shape[0])
+    )
     score(model, sequences, counts)
     assert sum(rows) == sum(counts)
     rows.clear()
-    LogLikelihoodScorer(model).score([Group([[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3, 6, 7]], [1, 1, 2])])
+    LogLikelihoodScorer(model).score(
+        [Group([[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3, 6, 7]], [1, 1, 2])]
+    )
     hook.remove()
     assert sum(rows) == 2  # after 3, where all three choices begin, and after 6
 
@@ -81,7 +98,9 @@ def test_a_batch_that_does_not_fit_is_halved(model: GPT, monkeypatch: pytest.Mon
     def scarce(idx: torch.Tensor, *cache: Any) -> torch.Tensor:
         seen.append(idx.numel())
         if idx.numel() > 200:
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp:123] DefaultCPUAllocator: can't allocate memory")
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:123] DefaultCPUAllocator: can't allocate memory"
+            )
         return hidden(idx, *cache)
 
     monkeypatch.setattr(model, "hidden", scarce)
@@ -118,14 +137,20 @@ def test_other_errors_pass(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_shared_prefix_holds_no_scored_token() -> None:
     shots = list(range(100))
     one, two = np.array([*shots, 7]), np.array([*shots, 7, 9])
-    assert find_shared_prefix([one, two]) == shots  # what follows `one` is predicted at its last token
+    # what follows `one` is predicted at its last token
+    assert find_shared_prefix([one, two]) == shots
     assert find_shared_prefix([one]) == []
     assert find_shared_prefix([one, np.array([*shots[:70], 1, 2])]) == shots[:70]
     assert find_shared_prefix([one, np.array(shots[:64])]) == []  # shorter than is worth it
 
 
-@given(st.lists(st.integers(1, 9000), max_size=50).map(lambda sizes: sorted(sizes, reverse=True)), st.none() | st.integers(1, 9))
-def test_batches_hold_every_request_once_and_not_too_many(sizes: list[int], batch_size: int | None) -> None:
+@given(
+    st.lists(st.integers(1, 9000), max_size=50).map(lambda sizes: sorted(sizes, reverse=True)),
+    st.none() | st.integers(1, 9),
+)
+def test_batches_hold_every_request_once_and_not_too_many(
+    sizes: list[int], batch_size: int | None
+) -> None:
     made = list(batches(sizes, batch_size, 4096))
     assert [place for batch in made for place in batch] == list(range(len(sizes)))
     for batch in made:

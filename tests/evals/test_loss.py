@@ -1,4 +1,6 @@
-"""Windows score every token once; loss, perplexity, bits per byte and entropy against loops by hand."""
+"""Windows score every token once; loss, perplexity, bits per byte and entropy against loops by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def tokens(tokenizer: Tokenizer) -> np.ndarray:
     return np.array([tokenizer.eot_id, *ids, tokenizer.eot_id, *ids[:30]])
 
 
-def measure(model: GPT, tokenizer: Tokenizer, tokens: TokenStream | np.ndarray, **options: Any) -> LossReport:
+def measure(
+    model: GPT, tokenizer: Tokenizer, tokens: TokenStream | np.ndarray, **options: Any
+) -> LossReport:
     return evaluate_loss(model, tokens, token_bytes(tokenizer), name="text", **options)
 
 
@@ -37,7 +41,8 @@ def by_hand(theirs: Any, tokens: np.ndarray, stride: int) -> list[float]:
     n_ctx = theirs.config.n_positions
     nats = []
     for target in range(1, len(tokens)):
-        start = max(0, math.ceil((target - n_ctx) / stride)) * stride  # the first window that reaches it
+        # the first window that reaches it
+        start = max(0, math.ceil((target - n_ctx) / stride)) * stride
         with torch.no_grad():
             logits = theirs(torch.tensor(tokens[start:target])[None]).logits[0, -1]
         nats.append(-float(logits.log_softmax(dim=-1)[tokens[target]]))
@@ -51,13 +56,16 @@ def test_every_token_is_scored_once(length: int, n_ctx: int, data: st.DataObject
     for start, stop, count in windows(length, n_ctx, stride):
         assert 0 <= start < stop - count < stop <= min(length, start + n_ctx + 1)
         for target in range(stop - count, stop):
-            assert target - start >= min(target, n_ctx - stride + 1)  # the context that the rule promises
+            # the context that the rule promises
+            assert target - start >= min(target, n_ctx - stride + 1)
         scored += range(stop - count, stop)
     assert scored == list(range(1, length))
 
 
 @pytest.mark.parametrize("stride", [24, 7, 1])
-def test_equal_to_a_loop_by_hand(model: GPT, theirs: Any, tokenizer: Tokenizer, tokens: np.ndarray, stride: int) -> None:
+def test_equal_to_a_loop_by_hand(
+    model: GPT, theirs: Any, tokenizer: Tokenizer, tokens: np.ndarray, stride: int
+) -> None:
     nats = by_hand(theirs, tokens, stride)
     report = measure(model, tokenizer, tokens, stride=stride)
     assert report.tokens == len(nats) == len(tokens) - 1
@@ -81,22 +89,32 @@ def test_entropy_of_the_same_tokens(model: GPT, tokenizer: Tokenizer, tokens: np
     assert measure(model, tokenizer, np.array([3, 3, 3])).unigram_entropy == 0
 
 
-def test_the_standard_error_is_that_of_the_mean_over_windows(model: GPT, theirs: Any, tokenizer: Tokenizer, tokens: np.ndarray) -> None:
+def test_the_standard_error_is_that_of_the_mean_over_windows(
+    model: GPT, theirs: Any, tokenizer: Tokenizer, tokens: np.ndarray
+) -> None:
     tokens = tokens[: 24 * 5 + 1]  # five whole windows
     means = np.array(by_hand(theirs, tokens, 24)).reshape(5, 24).mean(axis=1)
-    assert measure(model, tokenizer, tokens).loss_stderr == pytest.approx(means.std(ddof=1) / math.sqrt(5), rel=1e-4)
+    assert measure(model, tokenizer, tokens).loss_stderr == pytest.approx(
+        means.std(ddof=1) / math.sqrt(5), rel=1e-4
+    )
     assert measure(model, tokenizer, tokens, limit=1).loss_stderr is None
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 32])
-def test_the_batch_changes_nothing(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray, batch_size: int) -> None:
-    assert measure(model, tokenizer, tokens, batch_size=batch_size).loss == pytest.approx(measure(model, tokenizer, tokens).loss, abs=1e-6)
+def test_the_batch_changes_nothing(
+    model: GPT, tokenizer: Tokenizer, tokens: np.ndarray, batch_size: int
+) -> None:
+    assert measure(model, tokenizer, tokens, batch_size=batch_size).loss == pytest.approx(
+        measure(model, tokenizer, tokens).loss, abs=1e-6
+    )
 
 
 def test_shards_and_limits(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray) -> None:
     stream = TokenStream([tokens[:50].astype(np.uint16), tokens[50:].astype(np.uint16)])
     assert measure(model, tokenizer, stream) == measure(model, tokenizer, tokens)
-    assert measure(model, tokenizer, stream, limit=2) == measure(model, tokenizer, tokens[: 2 * 24 + 1])
+    assert measure(model, tokenizer, stream, limit=2) == measure(
+        model, tokenizer, tokens[: 2 * 24 + 1]
+    )
 
 
 def test_bad_input(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray) -> None:

@@ -53,7 +53,13 @@ def test_squad_f1(prediction: str, answers: list[str], score: float) -> None:
 
 def test_coqa_f1_leaves_each_answer_out_in_turn() -> None:
     answers = ["white", "white cat", "black"]
-    by_hand = sum(max(f1("white", [other]) for number, other in enumerate(answers) if number != out) for out in range(3)) / 3
+    by_hand = (
+        sum(
+            max(f1("white", [other]) for number, other in enumerate(answers) if number != out)
+            for out in range(3)
+        )
+        / 3
+    )
     assert coqa_f1("white", answers) == pytest.approx(by_hand) == pytest.approx((2 / 3 + 1 + 1) / 3)
     assert coqa_f1("white", ["white cat"]) == pytest.approx(2 / 3)
 
@@ -61,7 +67,8 @@ def test_coqa_f1_leaves_each_answer_out_in_turn() -> None:
 def test_quac_f1_asks_what_most_held() -> None:
     assert quac_f1("CANNOTANSWER", ["CANNOTANSWER", "CANNOTANSWER", "in May"]) == 1
     assert quac_f1("in May", ["CANNOTANSWER", "CANNOTANSWER", "in May"]) == 0
-    assert quac_f1("in May", ["CANNOTANSWER", "in May", "May"]) == pytest.approx((1 + 2 / 3) / 2)  # of two that agree less than wholly
+    # of two that agree less than wholly
+    assert quac_f1("in May", ["CANNOTANSWER", "in May", "May"]) == pytest.approx((1 + 2 / 3) / 2)
     assert quac_f1("in May", ["CANNOTANSWER", "in May"]) == 1
 
 
@@ -92,10 +99,18 @@ def test_drop_pairs_spans_for_the_best() -> None:
     optimize = pytest.importorskip("scipy.optimize")
     draw = random.Random(0)
     for _ in range(200):
-        bags = [[{draw.choice("abcde") for _ in range(draw.randint(1, 3))} for _ in range(draw.randint(1, 5))] for _ in range(2)]
+        bags = [
+            [
+                {draw.choice("abcde") for _ in range(draw.randint(1, 3))}
+                for _ in range(draw.randint(1, 5))
+            ]
+            for _ in range(2)
+        ]
         table = [[-metrics._bag_f1(bag, gold) for bag in bags[0]] for gold in bags[1]]
         rows, columns = optimize.linear_sum_assignment(table)
-        best = -sum(table[row][column] for row, column in zip(rows, columns, strict=True)) / max(map(len, bags))
+        best = -sum(table[row][column] for row, column in zip(rows, columns, strict=True)) / max(
+            map(len, bags)
+        )
         assert metrics._drop_f1(*bags) == pytest.approx(best)
 
 
@@ -112,20 +127,30 @@ def test_a_new_word_is_used() -> None:
 
 
 def test_multirc_and_commitmentbank() -> None:
-    predictions, gold, groups = [0, 0, 1, 1, 0], [[0], [1], [1], [0], [0]], ["a", "a", "b", "c", "d"]
-    assert f1a(predictions, gold, groups) == pytest.approx(2 * 2 / (3 + 3))  # 2 right of 3 said and 3 to be said
+    predictions, gold, groups = (
+        [0, 0, 1, 1, 0],
+        [[0], [1], [1], [0], [0]],
+        ["a", "a", "b", "c", "d"],
+    )
+    # 2 right of 3 said and 3 to be said
+    assert f1a(predictions, gold, groups) == pytest.approx(2 * 2 / (3 + 3))
     assert group_exact(predictions, gold, groups) == 2 / 4  # b and d
     sklearn = pytest.importorskip("sklearn.metrics")
     draw = random.Random(0)
     for classes in (2, 3):
         said, right = ([draw.randrange(classes) for _ in range(50)] for _ in range(2))
-        assert macro_f1(said, [[one] for one in right], []) == pytest.approx(sklearn.f1_score(right, said, average="macro"))
+        assert macro_f1(said, [[one] for one in right], []) == pytest.approx(
+            sklearn.f1_score(right, said, average="macro")
+        )
         if classes == 2:
-            assert f1a(said, [[one] for one in right], []) == pytest.approx(sklearn.f1_score(right, said, pos_label=0))
+            assert f1a(said, [[one] for one in right], []) == pytest.approx(
+                sklearn.f1_score(right, said, pos_label=0)
+            )
 
 
 def test_macro_f1_by_hand() -> None:
-    # class 0: 1 right of 2 said, 1 to be said: 2/3; class 1: 1 of 1, of 2: 2/3; class 2 is not said and not to be said
+    # class 0: 1 right of 2 said, 1 to be said: 2/3; class 1: 1 of 1, of 2: 2/3; class 2 is not said
+    # and not to be said
     assert macro_f1([0, 0, 1], [[0], [1], [1]], []) == pytest.approx(2 / 3)
 
 
@@ -134,7 +159,9 @@ def test_bleu_is_sacrebleus() -> None:
     predictions = ["the cat sat on the mat .", "it is raining again today"]
     references = [["the cat sat on a mat .", "a cat was on the mat ."], ["it rains again today"]]
     score, signature = bleu(predictions, references)
-    expected = sacrebleu.corpus_bleu(predictions, [[one[0] for one in references], ["a cat was on the mat .", None]])
+    expected = sacrebleu.corpus_bleu(
+        predictions, [[one[0] for one in references], ["a cat was on the mat .", None]]
+    )
     assert score == pytest.approx(expected.score)
     assert 0 < score < 100
     assert signature.startswith("nrefs:var|case:mixed|eff:no|tok:13a|smooth:exp|version:")
@@ -143,7 +170,10 @@ def test_bleu_is_sacrebleus() -> None:
 
 def test_rouge_by_hand_and_by_rouge_score() -> None:
     scorer = pytest.importorskip("rouge_score.rouge_scorer")
-    answer, prediction = "The cats were running.\nIt rained.", "A cat was running. It rained all day."
+    answer, prediction = (
+        "The cats were running.\nIt rained.",
+        "A cat was running. It rained all day.",
+    )
     theirs = scorer.RougeScorer(["rouge1", "rouge2", "rougeLsum"], use_stemmer=True)
     expected = theirs.score(answer, "A cat was running.\nIt rained all day.")
     for name, kind in (("rouge1", "rouge1"), ("rouge2", "rouge2"), ("rougeL", "rougeLsum")):
@@ -157,9 +187,15 @@ def test_first_sentences() -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "run"), [("sacrebleu", lambda: bleu(["a"], [["a"]])), ("rouge_score", lambda: METRICS["rouge1"]("a", ["a"]))]
+    ("package", "run"),
+    [
+        ("sacrebleu", lambda: bleu(["a"], [["a"]])),
+        ("rouge_score", lambda: METRICS["rouge1"]("a", ["a"])),
+    ],
 )
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, package: str, run: Any) -> None:
+def test_a_missing_package_is_named(
+    monkeypatch: pytest.MonkeyPatch, package: str, run: Any
+) -> None:
     real = builtins.__import__
 
     def without(name: str, *args: Any, **kwargs: Any) -> Any:

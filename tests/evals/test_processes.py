@@ -19,7 +19,13 @@ def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_process_has_a_gpu_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    launch = {"RANK": "7", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    launch = {
+        "RANK": "7",
+        "WORLD_SIZE": "8",
+        "LOCAL_RANK": "3",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "29500",
+    }
     for name, value in launch.items():
         monkeypatch.setenv(name, value)
     for there, device in ((True, "cuda:3"), (False, "cpu")):

@@ -50,7 +50,9 @@ def test_other_work_is_refused_and_named(tmp_path: Path) -> None:
     Records(tmp_path, "t", {"seed": 1, "limit": None})
 
 
-@pytest.mark.parametrize(("line", "where"), [("[]", ":2"), ("{}", ":2"), ('{"index": "1"}', ":2"), ("{", ":2")])
+@pytest.mark.parametrize(
+    ("line", "where"), [("[]", ":2"), ("{}", ":2"), ('{"index": "1"}', ":2"), ("{", ":2")]
+)
 def test_lines_that_are_no_records(tmp_path: Path, line: str, where: str) -> None:
     Records(tmp_path, "t", {}).add([{"index": 0}])
     path = tmp_path / "t.jsonl"
@@ -61,7 +63,12 @@ def test_lines_that_are_no_records(tmp_path: Path, line: str, where: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("first", "what"), [("[]", "does not begin as records do"), ("x", "not valid JSON"), ("[" * 100_000, "not readable JSON")]
+    ("first", "what"),
+    [
+        ("[]", "does not begin as records do"),
+        ("x", "not valid JSON"),
+        ("[" * 100_000, "not readable JSON"),
+    ],
 )
 def test_a_first_line_that_is_no_header(tmp_path: Path, first: str, what: str) -> None:
     (tmp_path / "t.jsonl").write_text(f"{first}\n")

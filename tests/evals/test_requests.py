@@ -9,7 +9,15 @@ import pytest
 
 from gptcli.evals.fewshot import FewShotConfig
 from gptcli.evals.item import Item
-from gptcli.evals.requests import EMPTY_ANSWER, EMPTY_PROMPT, LONG_ANSWER, Request, build_requests, group, whole_text
+from gptcli.evals.requests import (
+    EMPTY_ANSWER,
+    EMPTY_PROMPT,
+    LONG_ANSWER,
+    Request,
+    build_requests,
+    group,
+    whole_text,
+)
 from gptcli.evals.task import read_task
 from gptcli.tokenizer.tokenizer import Tokenizer
 
@@ -17,19 +25,32 @@ HEAD = 'title = "t"\nsource = "s"\nfiles = {items = "*.jsonl"}\nreader = "jsonl"
 TOML = HEAD + 'prompt = "{q}"\nchoices = "c"\ngold = "g"\n'
 
 
-def built(tokenizer: Tokenizer, folder: Path, item: Item, n_ctx: int = 24) -> tuple[list[Request], dict[str, int]]:
+def built(
+    tokenizer: Tokenizer, folder: Path, item: Item, n_ctx: int = 24
+) -> tuple[list[Request], dict[str, int]]:
     (folder / "t.toml").write_text(TOML)
-    made = build_requests(read_task(folder / "t.toml"), [item], tokenizer, n_ctx, FewShotConfig(), None, None)
+    made = build_requests(
+        read_task(folder / "t.toml"), [item], tokenizer, n_ctx, FewShotConfig(), None, None
+    )
     return made.requests, made.skipped
 
 
-def test_white_space_at_the_end_of_a_prompt_begins_the_answer(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    [request], _ = built(tokenizer, tmp_path, Item(id="1", prompt="the text: ", choices=("a", "b"), gold=(0,)))
-    assert [tuple(map(tokenizer.decode, pair)) for pair in request.pairs] == [("the text:", " a"), ("the text:", " b")]
+def test_white_space_at_the_end_of_a_prompt_begins_the_answer(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    [request], _ = built(
+        tokenizer, tmp_path, Item(id="1", prompt="the text: ", choices=("a", "b"), gold=(0,))
+    )
+    assert [tuple(map(tokenizer.decode, pair)) for pair in request.pairs] == [
+        ("the text:", " a"),
+        ("the text:", " b"),
+    ]
 
 
 def test_all_choices_lose_the_same_beginning(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    item = Item(id="1", prompt="the text of self " * 9, choices=(" a", " " + "long " * 4), gold=(0,))
+    item = Item(
+        id="1", prompt="the text of self " * 9, choices=(" a", " " + "long " * 4), gold=(0,)
+    )
     [request], _ = built(tokenizer, tmp_path, item)
     (short, _), (same, longest) = request.pairs
     assert request.truncated
@@ -45,11 +66,15 @@ def test_all_choices_lose_the_same_beginning(tokenizer: Tokenizer, tmp_path: Pat
         (Item(id="1", prompt="q", choices=(" a", " x" * 40), gold=(0,)), LONG_ANSWER),
     ],
 )
-def test_what_cannot_be_asked_is_counted(tokenizer: Tokenizer, tmp_path: Path, item: Item, reason: str) -> None:
+def test_what_cannot_be_asked_is_counted(
+    tokenizer: Tokenizer, tmp_path: Path, item: Item, reason: str
+) -> None:
     assert built(tokenizer, tmp_path, item) == ([], {reason: 1})
 
 
-def test_an_empty_prompt_needs_an_end_of_text(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_prompt_needs_an_end_of_text(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     item = Item(id="1", prompt=" ", choices=("a", "b"), gold=(0,))
     [request], _ = built(tokenizer, tmp_path, item)
     assert [pair[0].tolist() for pair in request.pairs] == [[tokenizer.eot_id]] * 2
@@ -58,5 +83,9 @@ def test_an_empty_prompt_needs_an_end_of_text(tokenizer: Tokenizer, tmp_path: Pa
 
 
 def test_the_whole_text_has_the_choices_or_the_first_answer() -> None:
-    assert whole_text(Item(id="1", prompt="p", choices=("a", "b"), answers=("x", "y"))).split() == ["p", "a", "b"]
+    assert whole_text(Item(id="1", prompt="p", choices=("a", "b"), answers=("x", "y"))).split() == [
+        "p",
+        "a",
+        "b",
+    ]
     assert whole_text(Item(id="1", prompt="p", answers=("x", "y"))).split() == ["p", "x"]

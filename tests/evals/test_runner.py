@@ -26,7 +26,8 @@ LAMBADA = find_task("lambada")
 def passages(model: GPT, tokenizer: Tokenizer) -> list[str]:
     """Forty of random words, shorter and longer than the context, some of it to the token.
 
-    Ten end as the model would end them, ten have only their last token right and ten only the first.
+    Ten end as the model would end them, ten have only their last token right and ten only the
+    first.
     """
     random = np.random.default_rng(0)
     words = ["self", "text", "width", "naïve", "café", "日本語", "line,", "🙂", "indent"]
@@ -38,10 +39,15 @@ def passages(model: GPT, tokenizer: Tokenizer) -> list[str]:
             with torch.no_grad():
                 likeliest = int(model(torch.tensor([ids[-24:]]))[0, -1].argmax())
             text = context + before + tokenizer.decode([likeliest]) + after
-            whole_word = text.rpartition(" ")[0] == context and "\ufffd" not in text and text.split() == text.split(" ")
+            whole_word = (
+                text.rpartition(" ")[0] == context
+                and "\ufffd" not in text
+                and text.split() == text.split(" ")
+            )
             if whole_word and tokenizer.encode(text) == [*ids, likeliest, *tokenizer.encode(after)]:
                 texts[kind].append(text)
-        if len(tokenizer.encode(f"{context} text")) in (25, 26):  # 24 inputs and the last target; one more
+        # 24 inputs and the last target; one more
+        if len(tokenizer.encode(f"{context} text")) in (25, 26):
             texts["random"].append(f"{context} text")
     return [text for found in texts.values() for text in found[:10]]
 
@@ -53,7 +59,9 @@ def data(tmp_path: Path, passages: list[str]) -> Path:
     return path
 
 
-def test_equal_to_a_direct_computation(model: GPT, theirs: Any, tokenizer: Tokenizer, data: Path, passages: list[str]) -> None:
+def test_equal_to_a_direct_computation(
+    model: GPT, theirs: Any, tokenizer: Tokenizer, data: Path, passages: list[str]
+) -> None:
     words, tokens, right_words, right_tokens, cut = [], [], 0, 0, 0
     for text in passages:
         context, _, word = text.rpartition(" ")
@@ -73,14 +81,28 @@ def test_equal_to_a_direct_computation(model: GPT, theirs: Any, tokenizer: Token
     assert 0 < cut < 40
 
     results, records = run_task(model, tokenizer, LAMBADA, data)
-    assert [result.scoring for result in results] == ["last_word", "last_token", "last_word_filtered", "last_token_filtered"]
-    for result, right_count, exact in zip(results[:2], (right_words, right_tokens), (words, tokens), strict=True):
+    assert [result.scoring for result in results] == [
+        "last_word",
+        "last_token",
+        "last_word_filtered",
+        "last_token_filtered",
+    ]
+    for result, right_count, exact in zip(
+        results[:2], (right_words, right_tokens), (words, tokens), strict=True
+    ):
         share, found = right_count / 40, result.as_dict()
-        assert (found["items"], found["correct"], found["truncated"], found["shots"]) == (40, right_count, cut, 0)
+        assert (found["items"], found["correct"], found["truncated"], found["shots"]) == (
+            40,
+            right_count,
+            cut,
+            0,
+        )
         assert found["accuracy"] == pytest.approx(100 * share)
         assert found["accuracy_stderr"] == pytest.approx(100 * math.sqrt(share * (1 - share) / 39))
         assert found["perplexity"] == pytest.approx(math.exp(-np.mean(exact)), rel=1e-4)
-        assert found["perplexity_stderr"] == pytest.approx(math.exp(-np.mean(exact)) * np.std(exact, ddof=1) / math.sqrt(40), rel=1e-4)
+        assert found["perplexity_stderr"] == pytest.approx(
+            math.exp(-np.mean(exact)) * np.std(exact, ddof=1) / math.sqrt(40), rel=1e-4
+        )
         assert found["data_sha256"] == sha256(data)
     assert [sum(record["log_probs"]) for record in records] == pytest.approx(words, abs=1e-4)
     assert sum(record["truncated"] for record in records) == cut
@@ -88,7 +110,9 @@ def test_equal_to_a_direct_computation(model: GPT, theirs: Any, tokenizer: Token
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 32])
-def test_the_batch_changes_nothing(model: GPT, tokenizer: Tokenizer, data: Path, batch_size: int) -> None:
+def test_the_batch_changes_nothing(
+    model: GPT, tokenizer: Tokenizer, data: Path, batch_size: int
+) -> None:
     results, records = run_task(model, tokenizer, LAMBADA, data, Options(batch_size=batch_size))
     same_results, same_records = run_task(model, tokenizer, LAMBADA, data)
     for record, same in zip(records, same_records, strict=True):
@@ -97,18 +121,29 @@ def test_the_batch_changes_nothing(model: GPT, tokenizer: Tokenizer, data: Path,
     assert [result.correct for result in results] == [result.correct for result in same_results]
 
 
-def test_neither_does_the_order(model: GPT, tokenizer: Tokenizer, data: Path, tmp_path: Path) -> None:
+def test_neither_does_the_order(
+    model: GPT, tokenizer: Tokenizer, data: Path, tmp_path: Path
+) -> None:
     lines = data.read_text().splitlines(keepends=True)
     shuffled = tmp_path / "shuffled.jsonl"
     shuffled.write_text("".join(reversed(lines)))
-    for one, other in zip(run_task(model, tokenizer, LAMBADA, data)[0], run_task(model, tokenizer, LAMBADA, shuffled)[0], strict=True):
+    for one, other in zip(
+        run_task(model, tokenizer, LAMBADA, data)[0],
+        run_task(model, tokenizer, LAMBADA, shuffled)[0],
+        strict=True,
+    ):
         assert one.correct == other.correct
-        assert one.figures["perplexity"].value == pytest.approx(other.figures["perplexity"].value, rel=1e-5)
+        assert one.figures["perplexity"].value == pytest.approx(
+            other.figures["perplexity"].value, rel=1e-5
+        )
 
 
 def test_one_item_has_no_standard_error(model: GPT, tokenizer: Tokenizer, data: Path) -> None:
     [result, *_], [record] = run_task(model, tokenizer, LAMBADA, data, Options(limit=1))
-    assert (result.conditions.items, [figure.stderr for figure in result.figures.values()]) == (1, [None, None])
+    assert (result.conditions.items, [figure.stderr for figure in result.figures.values()]) == (
+        1,
+        [None, None],
+    )
     assert record["id"] == "lambada_test.jsonl:1"
 
 
@@ -127,11 +162,16 @@ def test_the_papers_score_for_the_nearest_size() -> None:
 def test_a_word_longer_than_the_context(model: GPT, tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "lambada.jsonl"
     path.write_text(json.dumps({"text": "a " + "xq" * 40}) + "\n")
-    with pytest.raises(InputError, match="no item can be asked: 1 an answer longer than the context"):
+    with pytest.raises(
+        InputError, match="no item can be asked: 1 an answer longer than the context"
+    ):
         run_task(model, tokenizer, LAMBADA, path)
     path.write_text(path.read_text() + json.dumps({"text": "a b"}) + "\n")
     [result, *_], [record] = run_task(model, tokenizer, LAMBADA, path)
-    assert (result.conditions.items, result.conditions.skipped) == (1, {"an answer longer than the context": 1})
+    assert (result.conditions.items, result.conditions.skipped) == (
+        1,
+        {"an answer longer than the context": 1},
+    )
     assert record["index"] == 1
 
 

@@ -1,4 +1,6 @@
-"""Packed continuations against the same sequences one by one: any groups, with and without a shared prefix, dense, banded, post-norm."""
+"""Packed continuations against the same sequences one by one: any groups, with and without a shared
+prefix, dense, banded, post-norm.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,15 @@ from gptcli.model.transformer import GPT
 
 
 def random_model(**config: object) -> GPT:
-    model = GPT(ModelConfig(n_layer=3, n_head=2, d_model=16, n_ctx=200, vocab_size=60, tied=False, **config)).eval()
+    model = GPT(
+        ModelConfig(n_layer=3, n_head=2, d_model=16, n_ctx=200, vocab_size=60, tied=False, **config)
+    ).eval()
     model.init_weights(0)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
-        parameter.data += torch.empty_like(parameter).normal_(0.0, 1.0 if name.startswith("w") else 0.2, generator=generator)
+        parameter.data += torch.empty_like(parameter).normal_(
+            0.0, 1.0 if name.startswith("w") else 0.2, generator=generator
+        )
     return model
 
 
@@ -36,8 +42,13 @@ def draw_groups(seed: int, prefix_len: int) -> list[Group]:
     groups = []
     for _ in range(random.integers(1, 12)):
         context = [*shared, *random.integers(0, 60, random.integers(1, 40)).tolist()]
-        choices = [random.integers(0, 3, random.integers(1, 12)).tolist() for _ in range(random.integers(1, 5))]
-        groups.append(Group([[*context, *choice] for choice in choices], [len(choice) for choice in choices]))
+        choices = [
+            random.integers(0, 3, random.integers(1, 12)).tolist()
+            for _ in range(random.integers(1, 5))
+        ]
+        groups.append(
+            Group([[*context, *choice] for choice in choices], [len(choice) for choice in choices])
+        )
     return groups
 
 
@@ -45,10 +56,14 @@ def draw_groups(seed: int, prefix_len: int) -> list[Group]:
 @pytest.mark.parametrize("kind", MODELS)
 @given(seed=st.integers(0, 2**32), prefix_len=st.sampled_from([0, 90]))
 @settings(max_examples=12, deadline=None)
-def test_packed_scores_equal_those_of_each_sequence_alone(kind: str, long_prefix: int, seed: int, prefix_len: int) -> None:
+def test_packed_scores_equal_those_of_each_sequence_alone(
+    kind: str, long_prefix: int, seed: int, prefix_len: int
+) -> None:
     model, groups = MODELS[kind], draw_groups(seed, prefix_len)
     found = find_shared_prefix(
-        np.array(sequence[:-count]) for group in groups for sequence, count in zip(group.sequences, group.counts, strict=True)
+        np.array(sequence[:-count])
+        for group in groups
+        for sequence, count in zip(group.sequences, group.counts, strict=True)
     )
     assert len(found) >= prefix_len * (len(groups) > 1)
     with pytest.MonkeyPatch.context() as patch:
@@ -64,12 +79,27 @@ def test_packed_scores_equal_those_of_each_sequence_alone(kind: str, long_prefix
 
 def test_a_group_prefix_is_computed_once() -> None:
     context = list(range(30))
-    group = Group([[*context, 40, 41], [*context, 40, 42, 43], [*context, 44], [*context, 40, 45], [*context, 40, 41]], [2, 3, 1, 2, 2])
+    group = Group(
+        [
+            [*context, 40, 41],
+            [*context, 40, 42, 43],
+            [*context, 44],
+            [*context, 40, 45],
+            [*context, 40, 41],
+        ],
+        [2, 3, 1, 2, 2],
+    )
     assert (group.prefix_len, group.size(), group.size(cached=20)) == (30, 30 + 1 + 2, 13)
     rows = PackedRows([group], cached=0)
     assert rows.tokens_RT.tolist() == [[*context, 40, 40, 42]]
     assert rows.position_RT.tolist() == [[*range(30), 30, 30, 31]]
-    assert [place.tolist() for place in rows.scored_positions[0]] == [[29, 30], [29, 31, 32], [29], [29, 30], [29, 30]]
+    assert [place.tolist() for place in rows.scored_positions[0]] == [
+        [29, 30],
+        [29, 31, 32],
+        [29],
+        [29, 30],
+        [29, 30],
+    ]
 
 
 def test_rows_are_packed_and_a_single_sequence_is_causal() -> None:
@@ -78,11 +108,15 @@ def test_rows_are_packed_and_a_single_sequence_is_causal() -> None:
     assert rows.tokens_RT.shape == (3, 300)
     assert (rows.segment_RT == NO_SEGMENT).sum() == 20
     assert not rows.is_causal
-    assert PackedRows([Group([list(range(ROW_TOKENS + 2))], [5]), Group([list(range(ROW_TOKENS))], [5])], cached=0).is_causal
+    assert PackedRows(
+        [Group([list(range(ROW_TOKENS + 2))], [5]), Group([list(range(ROW_TOKENS))], [5])], cached=0
+    ).is_causal
 
 
 @given(st.lists(st.lists(st.integers(0, 2), max_size=6), min_size=1, max_size=4))
 def test_common_prefix(sequences: list[list[int]]) -> None:
     shared = common_prefix_len(sequences)
     assert len({tuple(one[:shared]) for one in sequences}) == 1
-    assert any(len(one) == shared for one in sequences) or len({one[shared] for one in sequences}) > 1
+    assert (
+        any(len(one) == shared for one in sequences) or len({one[shared] for one in sequences}) > 1
+    )

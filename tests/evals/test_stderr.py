@@ -1,4 +1,6 @@
-"""Standard errors: closed forms against numpy and each other, the bootstrap against the closed form."""
+"""Standard errors: closed forms against numpy and each other, the bootstrap against the closed
+form.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def test_of_a_share() -> None:
 def test_clusters_of_one_are_no_clusters_and_copies_add_nothing() -> None:
     value = np.random.default_rng(0).random(50)
     assert of_clusters(value, np.arange(50)) == pytest.approx(of_mean(value))
-    assert of_clusters(np.repeat(value, 3), np.repeat(np.arange(50), 3)) == pytest.approx(of_mean(value))
+    assert of_clusters(np.repeat(value, 3), np.repeat(np.arange(50), 3)) == pytest.approx(
+        of_mean(value)
+    )
     assert of_clusters(value, np.zeros(50)) is None
 
 

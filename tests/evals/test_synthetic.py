@@ -13,9 +13,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.evals.synthetic import ARITHMETIC, GENERATED, SCRAMBLES, generate, library_words, scramble
+from gptcli.evals.synthetic import (
+    ARITHMETIC,
+    GENERATED,
+    SCRAMBLES,
+    generate,
+    library_words,
+    scramble,
+)
 
-SIGNS = {"plus": operator.add, "minus": operator.sub, "times": operator.mul, "+": operator.add, "-": operator.sub, "*": operator.mul}
+SIGNS = {
+    "plus": operator.add,
+    "minus": operator.sub,
+    "times": operator.mul,
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+}
 WORD = st.text("abcdefgh", min_size=6, max_size=15)
 
 
@@ -23,7 +37,12 @@ WORD = st.text("abcdefgh", min_size=6, max_size=15)
 def test_arithmetic(name: str) -> None:
     rows = list(generate(name, seed=3))
     digits, operation = ARITHMETIC[name]
-    assert len(rows) == len({row["prompt"] for row in rows}) == len({row["id"] for row in rows}) == 2000
+    assert (
+        len(rows)
+        == len({row["prompt"] for row in rows})
+        == len({row["id"] for row in rows})
+        == 2000
+    )
     operands = []
     for row in rows:
         question = re.fullmatch(r"Q: What is (.+)\?\n\nA:", row["prompt"])
@@ -66,7 +85,11 @@ def test_scrambles_keep_their_rules(word: str, seed: int) -> None:
         assert (anagram is None) == (len(set(word[kept:-kept])) == 1)
         if anagram is not None:
             assert anagram != word
-            assert (anagram[:kept], anagram[-kept:], sorted(anagram)) == (word[:kept], word[-kept:], sorted(word))
+            assert (anagram[:kept], anagram[-kept:], sorted(anagram)) == (
+                word[:kept],
+                word[-kept:],
+                sorted(word),
+            )
 
 
 @pytest.mark.parametrize("name", SCRAMBLES)
@@ -93,7 +116,10 @@ def test_the_bytes_of_a_seed_do_not_change() -> None:
     first = next(generate("two_digit_addition", seed=0))
     assert (first["prompt"], first["answer"]) == ("Q: What is 43 plus 79?\n\nA:", "122")
     words = ["scrambled", "letters"]
-    assert [row["prompt"] for row in generate("mid_word_2_anagrams", seed=0, words=words)] == ["scrlabmed =", "letetrs ="]
+    assert [row["prompt"] for row in generate("mid_word_2_anagrams", seed=0, words=words)] == [
+        "scrlabmed =",
+        "letetrs =",
+    ]
 
 
 def test_the_library_has_words_enough() -> None:
@@ -114,7 +140,9 @@ def test_the_released_samples_have_the_same_form(real_data: Path) -> None:
         "single_digit_three_ops",
     ):
         theirs = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
-        assert forms(row["context"].lstrip("\n") for row in theirs) == forms(row["prompt"] for row in generate(name, seed=0))
+        assert forms(row["context"].lstrip("\n") for row in theirs) == forms(
+            row["prompt"] for row in generate(name, seed=0)
+        )
         assert len({row["context"] for row in theirs}) == len(theirs) == 2000
     for name in ("cycle_letters_in_word", "mid_word_1_anagrams", "reversed_words"):
         with gzip.open(folder / f"{name}.jsonl.gz", "rt") as file:

@@ -54,8 +54,14 @@ def test_an_unknown_task_names_the_nearest() -> None:
         (WORD + "shots = -1", "'shots' is -1, and at least 0"),
         (WORD + 'detokenize = "wikitxt"', "did you mean wikitext"),
         (WORD + 'answer = "{text}"', "{text} is not {answer}"),
-        (WORD.replace('"*.jsonl"', '"../*.jsonl"'), "'../*.jsonl' is not a pattern of names within the folder of the data"),
-        (WORD.replace('"*.jsonl"', '"a.jsonl|../b.jsonl"'), "'a.jsonl|../b.jsonl' is not a pattern of names within the folder of the data"),
+        (
+            WORD.replace('"*.jsonl"', '"../*.jsonl"'),
+            "'../*.jsonl' is not a pattern of names within the folder of the data",
+        ),
+        (
+            WORD.replace('"*.jsonl"', '"a.jsonl|../b.jsonl"'),
+            "'a.jsonl|../b.jsonl' is not a pattern of names within the folder of the data",
+        ),
         (WORD.replace('"*.jsonl"', '"/etc/passwd"'), "is not a pattern of names"),
         (WORD.replace('"*.jsonl"', '""'), "is not a pattern of names"),
         (WORD.replace('"*.jsonl"', "[1]"), "is not a pattern of names"),

@@ -1,4 +1,6 @@
-"""A task's data: found by name or pattern, its rows made into items of every kind, and what is broken named with file and item."""
+"""A task's data: found by name or pattern, its rows made into items of every kind, and what is
+broken named with file and item.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,12 @@ def test_data_is_found_in_the_folder_or_one_below_or_named(tmp_path: Path) -> No
     below = tmp_path / "lambada" / "lambada_test.jsonl"
     below.parent.mkdir()
     below.touch()
-    assert find_data(task, tmp_path) == find_data(task, below.parent) == find_data(task, below) == below
+    assert (
+        find_data(task, tmp_path)
+        == find_data(task, below.parent)
+        == find_data(task, below)
+        == below
+    )
     (tmp_path / "lambada.jsonl").touch()
     assert find_data(task, tmp_path) == tmp_path / "lambada.jsonl"
     (tmp_path / "lambada_2.jsonl").touch()
@@ -49,7 +56,9 @@ def test_data_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_shots_come_from_their_own_file_or_the_items(tmp_path: Path) -> None:
-    task, items = written(tmp_path, WORD.replace("}\n", ', shots = "train*"}\n', 1), {"text": "a b"})
+    task, items = written(
+        tmp_path, WORD.replace("}\n", ', shots = "train*"}\n', 1), {"text": "a b"}
+    )
     assert find_shots(task, items, tmp_path) == items
     (tmp_path / "train.jsonl").touch()
     assert find_shots(task, items, tmp_path) == tmp_path / "train.jsonl"
@@ -58,16 +67,28 @@ def test_shots_come_from_their_own_file_or_the_items(tmp_path: Path) -> None:
 def test_a_choice(tmp_path: Path) -> None:
     row = {"id": 7, "q": "{x}?", "c": ["yes", "no"], "g": 1}
     task, path = written(
-        tmp_path, CHOICE + 'unconditional = "A:"\nwhere = {split = "dev"}\n', {**row, "split": "dev"}, {**row, "split": "test"}
+        tmp_path,
+        CHOICE + 'unconditional = "A:"\nwhere = {split = "dev"}\n',
+        {**row, "split": "dev"},
+        {**row, "split": "test"},
     )
     [item] = read_items(task, path)
-    assert item == Item(id="7", prompt="Q: {x}?\nA:", choices=(" yes", " no"), answers=("yes", "no"), gold=(1,), unconditional="A:")
+    assert item == Item(
+        id="7",
+        prompt="Q: {x}?\nA:",
+        choices=(" yes", " no"),
+        answers=("yes", "no"),
+        gold=(1,),
+        unconditional="A:",
+    )
     assert solved(task, item) == "Q: {x}?\nA: no"
 
 
 def test_choices_that_the_task_lists(tmp_path: Path) -> None:
     task, path = written(
-        tmp_path, CHOICE.replace('choices = "c"', 'choices = ["True", "False"]\nchoice = "{choice}"'), {"q": "?", "g": [0, 1]}
+        tmp_path,
+        CHOICE.replace('choices = "c"', 'choices = ["True", "False"]\nchoice = "{choice}"'),
+        {"q": "?", "g": [0, 1]},
     )
     [item] = read_items(task, path)
     assert (item.choices, item.gold, item.id) == (("True", "False"), (0, 1), "a.jsonl:1")
@@ -75,7 +96,9 @@ def test_choices_that_the_task_lists(tmp_path: Path) -> None:
 
 def test_a_partial(tmp_path: Path) -> None:
     task, path = written(
-        tmp_path, HEAD + 'kind = "partial"\ncontexts = "c"\ntarget = " {t}"\ngold = "g"', {"c": ["It", "He"], "t": "ran.", "g": 0}
+        tmp_path,
+        HEAD + 'kind = "partial"\ncontexts = "c"\ntarget = " {t}"\ngold = "g"',
+        {"c": ["It", "He"], "t": "ran.", "g": 0},
     )
     [item] = read_items(task, path)
     assert (item.contexts, item.target, item.gold) == (("It", "He"), " ran.", (0,))
@@ -83,7 +106,10 @@ def test_a_partial(tmp_path: Path) -> None:
 
 
 def test_free_form(tmp_path: Path) -> None:
-    toml = HEAD + 'kind = "freeform"\nprompt = "{q}\\n"\nanswers = "a"\nanswer = "A: {answer}"\nmetric = ["exact_match"]'
+    toml = (
+        HEAD
+        + 'kind = "freeform"\nprompt = "{q}\\n"\nanswers = "a"\nanswer = "A: {answer}"\nmetric = ["exact_match"]'
+    )
     task, path = written(tmp_path, toml, {"q": "?", "a": ["one", "1"]}, {"q": "!", "a": "two"})
     first, second = read_items(task, path)
     assert (first.answers, second.answers) == (("one", "1"), ("two",))
@@ -92,8 +118,15 @@ def test_free_form(tmp_path: Path) -> None:
 
 def test_the_last_word_is_split_off_or_named(tmp_path: Path) -> None:
     task, path = written(tmp_path, WORD, {"text": "the cat\non the mat"}, {"text": "two  words"})
-    assert [(item.prompt, item.target) for item in read_items(task, path)] == [("the cat\non the", " mat"), ("two ", " words")]
-    named, path = written(tmp_path, WORD + 'target = " {word}"\nshot = "{text} ____. -> {word}"', {"text": "the", "word": "mat"})
+    assert [(item.prompt, item.target) for item in read_items(task, path)] == [
+        ("the cat\non the", " mat"),
+        ("two ", " words"),
+    ]
+    named, path = written(
+        tmp_path,
+        WORD + 'target = " {word}"\nshot = "{text} ____. -> {word}"',
+        {"text": "the", "word": "mat"},
+    )
     [item] = read_items(named, path, limit=1)
     assert (item.prompt, item.target, solved(named, item)) == ("the", " mat", "the ____. -> mat")
 
@@ -109,7 +142,11 @@ def test_the_last_word_is_split_off_or_named(tmp_path: Path) -> None:
         (WORD, {"text": " b"}, "no last word"),
         (CHOICE, {"q": "?", "c": [], "g": 0}, "not a list of texts with something in it"),
         (CHOICE, {"q": "?", "c": [1, 2], "g": 0}, "not a list of texts"),
-        (CHOICE, {"q": "?", "c": ["a", "b"], "g": 2}, "the right choice is 2, and there are 2 choices"),
+        (
+            CHOICE,
+            {"q": "?", "c": ["a", "b"], "g": 2},
+            "the right choice is 2, and there are 2 choices",
+        ),
         (CHOICE, {"q": "?", "c": ["a", "b"], "g": -1}, "the right choice is -1"),
         (CHOICE, {"q": "?", "c": ["a", "b"], "g": "A"}, "the right choice is 'A'"),
         (CHOICE, {"q": "?", "c": ["a", "b"], "g": []}, "no right choice"),
@@ -136,6 +173,11 @@ def test_lambada_with_gpt2s_vocabulary(real_data: Path) -> None:
     targets = gpt2.encode_batch([item.target for item in items])
     assert len(items) == 5153
     assert round(100 * sum(len(target) == 1 for target in targets) / len(items), 1) == 77.8
-    lines = [json.loads(line)["text"] for line in find_data(task, real_data).read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.loads(line)["text"]
+        for line in find_data(task, real_data).read_text(encoding="utf-8").splitlines()
+    ]
     contexts = gpt2.encode_batch([item.prompt for item in items])
-    assert [context + target for context, target in zip(contexts, targets, strict=True)] == gpt2.encode_batch(lines)
+    assert [
+        context + target for context, target in zip(contexts, targets, strict=True)
+    ] == gpt2.encode_batch(lines)

@@ -1,4 +1,6 @@
-"""The tasks that come with the program: all there, each readable, each with a row of its format made into an item."""
+"""The tasks that come with the program: all there, each readable, each with a row of its format
+made into an item.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ LISTED = {  # the issue's list
     "GPT-3": "lambada_fill hellaswag story_cloze natural_questions web_questions trivia_qa wmt14_en_fr wmt14_fr_en wmt16_de_en "
     "wmt16_en_de wmt16_ro_en wmt16_en_ro winograd winogrande piqa arc_easy arc_challenge openbookqa coqa drop quac squad_v2 race_h race_m "
     "boolq cb copa "
-    "rte wic wsc multirc record anli_r1 anli_r2 anli_r3 sat_analogies novel_words grammar_correction " + " ".join(GENERATED),
+    "rte wic wsc multirc record anli_r1 anli_r2 anli_r3 sat_analogies novel_words grammar_correction "
+    + " ".join(GENERATED),
 }
 SHOTS = {  # Table H.1's K
     "hellaswag": 20, "lambada_fill": 15, "story_cloze": 70, "natural_questions": 64, "trivia_qa": 64, "web_questions": 64,
@@ -27,7 +30,13 @@ SHOTS = {  # Table H.1's K
     "multirc": 32, "record": 32, "anli_r1": 50, "anli_r3": 50, "two_digit_addition": 50, "single_digit_three_ops": 50,
     "cycle_letters_in_word": 100, "reversed_words": 100, "sat_analogies": 20,
 }  # fmt: skip
-UNCONDITIONAL = {"arc_easy": "Answer:", "arc_challenge": "Answer:", "openbookqa": "A:", "race_h": "A:", "race_m": "A:"}
+UNCONDITIONAL = {
+    "arc_easy": "Answer:",
+    "arc_challenge": "Answer:",
+    "openbookqa": "A:",
+    "race_h": "A:",
+    "race_m": "A:",
+}
 
 
 @pytest.mark.parametrize("paper", LISTED)
@@ -88,5 +97,9 @@ def test_prompts_are_the_papers() -> None:
     }  # fmt: skip
     for name, (fields, prompt) in free.items():
         assert make_item(find_task(name), {"id": "1", **fields}, Path("x")).prompt == prompt, name
-    item = make_item(find_task("lambada_fill"), {"id": "1", "context": "Alice went to visit her friend", "word": "Bob"}, Path("x"))
+    item = make_item(
+        find_task("lambada_fill"),
+        {"id": "1", "context": "Alice went to visit her friend", "word": "Bob"},
+        Path("x"),
+    )
     assert item.prompt + item.target == "Alice went to visit her friend ____. -> Bob"

@@ -1,4 +1,6 @@
-"""Tasks of every kind, run on small sets: against transformers an item at a time, at any batch size and order, killed and resumed."""
+"""Tasks of every kind, run on small sets: against transformers an item at a time, at any batch size
+and order, killed and resumed.
+"""
 
 from __future__ import annotations
 
@@ -30,20 +32,43 @@ from gptcli.model.weights import save_model
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 HEAD = 'title = "t"\nsource = "s"\nfiles = {items = "items*", shots = "train*"}\nreader = "jsonl"\n'
-CHOICE = HEAD + 'kind = "choice"\nprompt = "def {query}:"\nchoices = "choices"\ngold = "gold"\nunconditional = "text: "\n'
+CHOICE = (
+    HEAD
+    + 'kind = "choice"\nprompt = "def {query}:"\nchoices = "choices"\ngold = "gold"\nunconditional = "text: "\n'
+)
 PARTIAL = HEAD + 'kind = "partial"\ncontexts = "contexts"\ntarget = "{target}"\ngold = "gold"\n'
-FREE = HEAD + 'kind = "freeform"\nprompt = "{query}:"\nanswers = "answers"\nmetric = ["exact_match"]\nmax_tokens = 6\n'
-WORDS = ["self", "text", "width", "naïve café", "日本語", "line,", "🙂", "indent the text", "return", "if not lines"]
+FREE = (
+    HEAD
+    + 'kind = "freeform"\nprompt = "{query}:"\nanswers = "answers"\nmetric = ["exact_match"]\nmax_tokens = 6\n'
+)
+WORDS = [
+    "self",
+    "text",
+    "width",
+    "naïve café",
+    "日本語",
+    "line,",
+    "🙂",
+    "indent the text",
+    "return",
+    "if not lines",
+]
 
 
 @pytest.fixture(scope="module")
 def large(tokenizer: Tokenizer) -> GPT:
     """Room for a few shots, and predictions that vary."""
-    model = GPT(ModelConfig(n_layer=2, n_head=2, d_model=32, n_ctx=160, vocab_size=tokenizer.vocab_size, tied=False)).eval()
+    model = GPT(
+        ModelConfig(
+            n_layer=2, n_head=2, d_model=32, n_ctx=160, vocab_size=tokenizer.vocab_size, tied=False
+        )
+    ).eval()
     model.init_weights(0)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
-        parameter.data += torch.empty_like(parameter).normal_(0.0, 1.0 if name.startswith("w") else 0.2, generator=generator)
+        parameter.data += torch.empty_like(parameter).normal_(
+            0.0, 1.0 if name.startswith("w") else 0.2, generator=generator
+        )
     return model
 
 
@@ -76,7 +101,9 @@ def items(count: int = 40, seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-def prepare(folder: Path, toml: str, rows: list[dict[str, Any]], train: list[dict[str, Any]] | None = None) -> Task:
+def prepare(
+    folder: Path, toml: str, rows: list[dict[str, Any]], train: list[dict[str, Any]] | None = None
+) -> Task:
     folder.mkdir(exist_ok=True)
     (folder / "mine.toml").write_text(toml)
     (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -93,25 +120,39 @@ def log_prob(theirs: Any, tokenizer: Tokenizer, context: str, continuation: str)
     return float(logits.double().log_softmax(-1)[torch.arange(len(target)), target].sum())
 
 
-def test_choices_by_every_normaliser(large: GPT, theirs: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_choices_by_every_normaliser(
+    large: GPT, theirs: Any, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     rows = items()
     task = prepare(tmp_path, CHOICE, rows)
     [result], records = run_task(large, tokenizer, task, tmp_path)
     right = dict.fromkeys(("token", "sum", "character", "unconditional"), 0)
     for row, record in zip(rows, records, strict=True):
         texts = [f" {choice}" for choice in row["choices"]]
-        exact = np.array([log_prob(theirs, tokenizer, f"def {row['query']}:", text) for text in texts])
+        exact = np.array(
+            [log_prob(theirs, tokenizer, f"def {row['query']}:", text) for text in texts]
+        )
         alone = np.array([log_prob(theirs, tokenizer, "text:", text) for text in texts])
         np.testing.assert_allclose(record["log_probs"], exact, atol=1e-4)
         np.testing.assert_allclose(record["unconditional"], alone, atol=1e-4)
-        lengths = {"token": [len(tokenizer.encode(text)) for text in texts], "sum": 1, "character": [len(text) - 1 for text in texts]}
+        lengths = {
+            "token": [len(tokenizer.encode(text)) for text in texts],
+            "sum": 1,
+            "character": [len(text) - 1 for text in texts],
+        }
         for rule in right:
             value = exact - alone if rule == "unconditional" else exact / np.array(lengths[rule])
             right[rule] += int(value.argmax()) == row["gold"]
     assert len(set(right.values())) > 1  # the fixture tells the rules apart
     found = result.as_dict()
-    assert found["accuracy_by_normaliser"] == {rule: 100 * count / 40 for rule, count in right.items()}
-    assert (found["scoring"], found["correct"], found["accuracy"]) == ("token", right["token"], 100 * right["token"] / 40)
+    assert found["accuracy_by_normaliser"] == {
+        rule: 100 * count / 40 for rule, count in right.items()
+    }
+    assert (found["scoring"], found["correct"], found["accuracy"]) == (
+        "token",
+        right["token"],
+        100 * right["token"] / 40,
+    )
     share = right["token"] / 40
     assert found["accuracy_stderr"] == pytest.approx(100 * math.sqrt(share * (1 - share) / 39))
     [by_sum], _ = run_task(large, tokenizer, task, tmp_path, Options(normalise="sum"))
@@ -129,18 +170,27 @@ def test_partial_evaluation(large: GPT, theirs: Any, tokenizer: Tokenizer, tmp_p
     assert result.correct == right
 
 
-def test_running_text_is_the_loss_of_it_per_unit(large: GPT, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_running_text_is_the_loss_of_it_per_unit(
+    large: GPT, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     text = "the text\nself , self .\n" * 40
-    toml = HEAD + 'kind = "text"\ntarget = "{text}"\nmetric = ["perplexity", "bits_per_byte", "bits_per_character"]\n'
+    toml = (
+        HEAD
+        + 'kind = "text"\ntarget = "{text}"\nmetric = ["perplexity", "bits_per_byte", "bits_per_character"]\n'
+    )
     task = prepare(tmp_path, toml, [{"text": text}])
     tokens = np.array([tokenizer.eot_id, *tokenizer.encode(text)])
     for stride in (None, 50):
         [result], records = run_task(large, tokenizer, task, tmp_path, Options(stride=stride))
         loss = evaluate_loss(large, tokens, token_bytes(tokenizer), name="t", stride=stride)
         total, units = loss.loss * loss.tokens, len(text.split()) + text.count("\n")
-        assert result.figures["perplexity"].value == pytest.approx(math.exp(total / units), rel=1e-5)
+        assert result.figures["perplexity"].value == pytest.approx(
+            math.exp(total / units), rel=1e-5
+        )
         assert result.figures["bits_per_byte"].value == pytest.approx(loss.bits_per_byte, rel=1e-5)
-        assert result.figures["bits_per_character"].value == pytest.approx(total / math.log(2) / len(text), rel=1e-5)
+        assert result.figures["bits_per_character"].value == pytest.approx(
+            total / math.log(2) / len(text), rel=1e-5
+        )
         assert loss.loss_stderr is not None
         assert result.figures["bits_per_byte"].stderr == pytest.approx(
             loss.loss_stderr * loss.tokens / math.log(2) / len(text.encode()), rel=1e-4
@@ -151,7 +201,9 @@ def test_running_text_is_the_loss_of_it_per_unit(large: GPT, tokenizer: Tokenize
 
 
 @pytest.mark.parametrize("beam", [1, 4])
-def test_free_form_stops_where_the_task_says(large: GPT, theirs: Any, tokenizer: Tokenizer, tmp_path: Path, beam: int) -> None:
+def test_free_form_stops_where_the_task_says(
+    large: GPT, theirs: Any, tokenizer: Tokenizer, tmp_path: Path, beam: int
+) -> None:
     rows = items(8)
     task = prepare(tmp_path, FREE + f'beam = {beam}\nstop = ["e"]\n', rows)
     [result], records = run_task(large, tokenizer, task, tmp_path)
@@ -161,22 +213,37 @@ def test_free_form_stops_where_the_task_says(large: GPT, theirs: Any, tokenizer:
     if beam == 1:
         for row, record in zip(rows, records, strict=True):
             prompt = torch.tensor([tokenizer.encode(f"{row['query']}:")])
-            made = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=6, do_sample=False, pad_token_id=0)
+            made = theirs.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=6,
+                do_sample=False,
+                pad_token_id=0,
+            )
             text = tokenizer.decode(made[0, prompt.shape[1] :].tolist())
             assert record["prediction"] == text.partition("e")[0].strip()
     rows[3]["answers"] = ["x", records[3]["prediction"]]
     task = prepare(tmp_path, FREE + f'beam = {beam}\nstop = ["e"]\n', rows)
-    assert run_task(large, tokenizer, task, tmp_path)[0][0].figures["exact_match"].value == pytest.approx(100 / 8)
+    assert run_task(large, tokenizer, task, tmp_path)[0][0].figures[
+        "exact_match"
+    ].value == pytest.approx(100 / 8)
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_few_shot_contexts_are_what_they_say(large: GPT, theirs: Any, tokenizer: Tokenizer, tmp_path: Path, shared: bool) -> None:
+def test_few_shot_contexts_are_what_they_say(
+    large: GPT, theirs: Any, tokenizer: Tokenizer, tmp_path: Path, shared: bool
+) -> None:
     rows, train = items(12), items(9, seed=1)
     task = prepare(tmp_path, CHOICE, rows, train)
     options = Options(fewshot=FewShotConfig(shots=2, seed=3, shared=shared))
     [result], records = run_task(large, tokenizer, task, tmp_path, options)
     under = result.conditions
-    assert (under.shots, under.shots_from, under.shots_seed, under.items) == (2, str(tmp_path / "train.jsonl"), 3, 12)
+    assert (under.shots, under.shots_from, under.shots_seed, under.items) == (
+        2,
+        str(tmp_path / "train.jsonl"),
+        3,
+        12,
+    )
     solved = [f"def {row['query']}: {row['choices'][row['gold']]}" for row in train]
     contexts = set()
     for row, record in zip(rows, records, strict=True):
@@ -185,7 +252,9 @@ def test_few_shot_contexts_are_what_they_say(large: GPT, theirs: Any, tokenizer:
             context = "\n\n".join([*shots, f"def {row['query']}:"])
             longest = max(len(tokenizer.encode(f" {choice}")) for choice in row["choices"])
             return len(tokenizer.encode(context)) + longest <= 161 and np.allclose(
-                [log_prob(theirs, tokenizer, context, f" {choice}") for choice in row["choices"]], record["log_probs"], atol=1e-3
+                [log_prob(theirs, tokenizer, context, f" {choice}") for choice in row["choices"]],
+                record["log_probs"],
+                atol=1e-3,
             )
 
         if record["shots"] == 2:
@@ -195,23 +264,42 @@ def test_few_shot_contexts_are_what_they_say(large: GPT, theirs: Any, tokenizer:
     assert (len(contexts) == 1) == shared
 
 
-def test_shots_of_the_same_set_leave_the_item_out(large: GPT, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_shots_of_the_same_set_leave_the_item_out(
+    large: GPT, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     task = prepare(tmp_path, CHOICE, items(5))
-    [result], records = run_task(large, tokenizer, task, tmp_path, Options(fewshot=FewShotConfig(shots=4)))
+    [result], records = run_task(
+        large, tokenizer, task, tmp_path, Options(fewshot=FewShotConfig(shots=4))
+    )
     assert result.conditions.shots_from == OWN_SET
-    assert result.conditions.mean_shots == sum(record["shots"] for record in records) / 5 < 4  # not all fit
-    [result], records = run_task(large, tokenizer, task, tmp_path, Options(fewshot=FewShotConfig(shots=1, shared=True)))
+    # not all fit
+    assert result.conditions.mean_shots == sum(record["shots"] for record in records) / 5 < 4
+    [result], records = run_task(
+        large, tokenizer, task, tmp_path, Options(fewshot=FewShotConfig(shots=1, shared=True))
+    )
     assert (result.conditions.skipped, len(records)) == ({"a shared shot": 1}, 4)
     with pytest.raises(UsageError, match="fewer than --shots 5"):
         run_task(large, tokenizer, task, tmp_path, Options(fewshot=FewShotConfig(shots=5)))
 
 
-@pytest.mark.parametrize("fewshot", [FewShotConfig(), FewShotConfig(shots=2), FewShotConfig(shots=2, shared=True)])
-def test_neither_batch_nor_order_changes_a_score(large: GPT, tokenizer: Tokenizer, tmp_path: Path, fewshot: FewShotConfig) -> None:
+@pytest.mark.parametrize(
+    "fewshot", [FewShotConfig(), FewShotConfig(shots=2), FewShotConfig(shots=2, shared=True)]
+)
+def test_neither_batch_nor_order_changes_a_score(
+    large: GPT, tokenizer: Tokenizer, tmp_path: Path, fewshot: FewShotConfig
+) -> None:
     rows, train = items(66), items(9, seed=1)
-    _, exact = run_task(large, tokenizer, prepare(tmp_path, CHOICE, rows, train), tmp_path, Options(fewshot=fewshot))
+    _, exact = run_task(
+        large, tokenizer, prepare(tmp_path, CHOICE, rows, train), tmp_path, Options(fewshot=fewshot)
+    )
     for size in (1, 7, 64):
-        _, records = run_task(large, tokenizer, read_task(tmp_path / "mine.toml"), tmp_path, Options(fewshot=fewshot, batch_size=size))
+        _, records = run_task(
+            large,
+            tokenizer,
+            read_task(tmp_path / "mine.toml"),
+            tmp_path,
+            Options(fewshot=fewshot, batch_size=size),
+        )
         same(records, exact)
     shuffled = [rows[number] for number in np.random.default_rng(0).permutation(66)]
     task = prepare(tmp_path / "shuffled", CHOICE, shuffled, train)
@@ -222,80 +310,119 @@ def test_neither_batch_nor_order_changes_a_score(large: GPT, tokenizer: Tokenize
 
 def same(records: list[Record], others: list[Record]) -> None:
     for record, other in zip(records, others, strict=True):
-        plain = {key: value for key, value in record.items() if key not in ("log_probs", "unconditional")}
+        plain = {
+            key: value for key, value in record.items() if key not in ("log_probs", "unconditional")
+        }
         assert plain == {key: other[key] for key in plain}
         for key in ("log_probs", "unconditional"):
             np.testing.assert_allclose(record[key], other[key], atol=1e-5)
 
 
-def test_cut_off_at_any_byte_it_resumes_to_the_same_records(large: GPT, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_cut_off_at_any_byte_it_resumes_to_the_same_records(
+    large: GPT, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     task = prepare(tmp_path, CHOICE, items(30))
     options = Options(batch_size=4, records=tmp_path / "records")
     results, records = run_task(large, tokenizer, task, tmp_path, options)
     path = tmp_path / "records" / "mine.jsonl"
     whole, order = path.read_bytes(), np.random.default_rng(0).permutation(30)
     header, *lines = whole.splitlines(keepends=True)
-    as_written = header + b"".join(lines[number] for number in order)  # batches do not come in the items' order
+    # batches do not come in the items' order
+    as_written = header + b"".join(lines[number] for number in order)
     for cut in np.random.default_rng(1).integers(0, len(whole), 20):
         path.write_bytes(as_written[:cut])
         assert run_task(large, tokenizer, task, tmp_path, options) == (results, records)
         assert path.read_bytes() == whole
 
 
-def test_processes_share_the_batches(large: GPT, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_share_the_batches(
+    large: GPT, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = prepare(tmp_path, CHOICE, items(30))
-    _, records = run_task(large, tokenizer, task, tmp_path, Options(batch_size=4, records=tmp_path / "alone"))
+    _, records = run_task(
+        large, tokenizer, task, tmp_path, Options(batch_size=4, records=tmp_path / "alone")
+    )
     others: list[Record] = []
     monkeypatch.setattr(Processes, "gather", lambda self, made: others + list(made.done.values()))
-    monkeypatch.setattr("gptcli.evals.runner.results_of", lambda task, records, *rest: [len(records)])
+    monkeypatch.setattr(
+        "gptcli.evals.runner.results_of", lambda task, records, *rest: [len(records)]
+    )
     options = Options(batch_size=4, records=tmp_path / "two")
     parts = [run_task(large, tokenizer, task, tmp_path, options, processes=Processes(1, 2))[1]]
     others += parts[0]
     assert 0 < len(others) < 30
-    assert run_task(large, tokenizer, task, tmp_path, options, processes=Processes(0, 2))[1] == records
+    assert (
+        run_task(large, tokenizer, task, tmp_path, options, processes=Processes(0, 2))[1] == records
+    )
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["mine.jsonl"]
-    assert (tmp_path / "two" / "mine.jsonl").read_bytes() == (tmp_path / "alone" / "mine.jsonl").read_bytes()
+    assert (tmp_path / "two" / "mine.jsonl").read_bytes() == (
+        tmp_path / "alone" / "mine.jsonl"
+    ).read_bytes()
 
 
-def test_records_of_other_work_are_refused(large: GPT, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_records_of_other_work_are_refused(
+    large: GPT, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     task = prepare(tmp_path, CHOICE, items(5), items(5, seed=1))
     options = Options(records=tmp_path / "records")
     run_task(large, tokenizer, task, tmp_path, options)
     with pytest.raises(UsageError, match="different: shots"):
-        run_task(large, tokenizer, task, tmp_path, Options(records=tmp_path / "records", fewshot=FewShotConfig(shots=1)))
+        run_task(
+            large,
+            tokenizer,
+            task,
+            tmp_path,
+            Options(records=tmp_path / "records", fewshot=FewShotConfig(shots=1)),
+        )
     prepare(tmp_path, CHOICE, items(6))
     with pytest.raises(UsageError, match="different: data_sha256"):
         run_task(large, tokenizer, task, tmp_path, options)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_killed_at_twenty_moments_it_resumes_to_the_same_report(large: GPT, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_killed_at_twenty_moments_it_resumes_to_the_same_report(
+    large: GPT, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     save_model(tmp_path / "run", large, large.config, eot_id=tokenizer.eot_id)
     tokenizer.save(tmp_path / "run" / "tokenizer.json")
     prepare(tmp_path, CHOICE, items(60))
     asked = ["run", "--task", "mine.toml", "--data", ".", "--batch-size", "2"]
     command = [sys.executable, str(Path(__file__).with_name("kill_and_resume.py")), "20", *asked]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     left = json.loads(done.stdout[done.stdout.rindex("[") :])
     assert len(left) == 20
-    assert len(set(left)) > 5  # in the midst of things: before the first record, and after ever more of them
+    # in the midst of things: before the first record, and after ever more of them
+    assert len(set(left)) > 5
 
 
-def test_items_that_cannot_be_asked_are_counted(large: GPT, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_items_that_cannot_be_asked_are_counted(
+    large: GPT, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     rows = items(4)
     rows[1]["choices"] = ["", "x"]
     rows[2]["choices"] = ["x", "日本語 " * 200]
     rows[3]["query"] = "text " * 300
     task = prepare(tmp_path, CHOICE + 'choice = "{choice}"\n', rows)
     [result], records = run_task(large, tokenizer, task, tmp_path)
-    assert result.conditions.skipped == {"an empty answer": 1, "an answer longer than the context": 1}
+    assert result.conditions.skipped == {
+        "an empty answer": 1,
+        "an answer longer than the context": 1,
+    }
     assert (result.conditions.truncated, [record["index"] for record in records]) == (1, [0, 3])
     with pytest.raises(InputError, match=r"items\.jsonl.*\n*.*no 'choices'|has no field 'choices'"):
         run_task(large, tokenizer, prepare(tmp_path, CHOICE, [{"query": "?", "gold": 0}]), tmp_path)
 
 
-def test_an_empty_prompt_is_end_of_text(large: GPT, theirs: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_an_empty_prompt_is_end_of_text(
+    large: GPT, theirs: Any, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     row = {"query": " ", "choices": ["self", "text"], "gold": 0}
     task = prepare(tmp_path, CHOICE.replace("def {query}:", "{query}"), [row])
     _, [record] = run_task(large, tokenizer, task, tmp_path)
@@ -314,20 +441,44 @@ def test_records_in_memory_need_no_folder() -> None:
     assert records.finish() == [{"index": 0}, {"index": 1}]
 
 
-def test_two_processes_report_as_one(large: GPT, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_report_as_one(
+    large: GPT, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_model(tmp_path / "run", large, large.config, eot_id=tokenizer.eot_id)
     tokenizer.save(tmp_path / "run" / "tokenizer.json")
     prepare(tmp_path, CHOICE, items(30))
     asked = ["eval", "run", "--task", "mine.toml", "--data", ".", "--batch-size", "4", "-o"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gptcli"]
-    done = subprocess.run([*torchrun, *asked, "two.json"], cwd=tmp_path, capture_output=True, text=True)
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "gptcli",
+    ]
+    done = subprocess.run(
+        [*torchrun, *asked, "two.json"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     monkeypatch.chdir(tmp_path)
-    assert CliRunner().invoke(build_app([*asked, "one.json"]), [*asked, "one.json"], catch_exceptions=False).exit_code == 0
-    one, two = (json.loads((tmp_path / name).read_text())["tasks"] for name in ("one.json", "two.json"))
+    assert (
+        CliRunner()
+        .invoke(build_app([*asked, "one.json"]), [*asked, "one.json"], catch_exceptions=False)
+        .exit_code
+        == 0
+    )
+    one, two = (
+        json.loads((tmp_path / name).read_text())["tasks"] for name in ("one.json", "two.json")
+    )
     assert one[0]["correct"] == two[0]["correct"]
     assert [path.name for path in (tmp_path / "two.records").iterdir()] == ["mine.jsonl"]
     lists = (
-        [json.loads(line) for line in (tmp_path / f"{name}.records" / "mine.jsonl").read_text().splitlines()[1:]] for name in ("one", "two")
+        [
+            json.loads(line)
+            for line in (tmp_path / f"{name}.records" / "mine.jsonl").read_text().splitlines()[1:]
+        ]
+        for name in ("one", "two")
     )
     same(*lists)

@@ -17,10 +17,32 @@ from gptcli.tokenizer.tokenizer import Tokenizer
 
 def write_shards(folder: Path, tokenizer: Tokenizer, tokens: list[int]) -> None:
     folder.mkdir()
-    write_shard(folder / "val-000000.bin", np.array([len(tokens)]), [np.array(tokens)], token_dtype(tokenizer.vocab_size))
-    shard = {"file": "val-000000.bin", "split": "val", "tokens": len(tokens), "documents": 1, "sha256": sha256(folder / "val-000000.bin")}
-    manifest = {"format": 1, "tokenizer_sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size, "eot_id": tokenizer.eot_id}
-    manifest |= {"seed": 0, "val_fraction": 1.0, "split_rule": "all", "shards": [shard], "sources": []}
+    write_shard(
+        folder / "val-000000.bin",
+        np.array([len(tokens)]),
+        [np.array(tokens)],
+        token_dtype(tokenizer.vocab_size),
+    )
+    shard = {
+        "file": "val-000000.bin",
+        "split": "val",
+        "tokens": len(tokens),
+        "documents": 1,
+        "sha256": sha256(folder / "val-000000.bin"),
+    }
+    manifest = {
+        "format": 1,
+        "tokenizer_sha256": tokenizer.sha256,
+        "vocab_size": tokenizer.vocab_size,
+        "eot_id": tokenizer.eot_id,
+    }
+    manifest |= {
+        "seed": 0,
+        "val_fraction": 1.0,
+        "split_rule": "all",
+        "shards": [shard],
+        "sources": [],
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

@@ -15,7 +15,9 @@ CALL = re.compile(r"(?:^|[|;&(]\s*)(?:python -m gptcli|gpt) ([^|;&>]*)")
 
 
 class Parse:
-    """`parse("gpt cost --size 175B")` is the parsed parameters; an option that does not exist fails the test."""
+    """`parse("gpt cost --size 175B")` is the parsed parameters; an option that does not exist fails
+    the test.
+    """
 
     def __call__(self, line: str) -> dict[str, Any]:
         argv = shlex.split(line, comments=True)[1:]
@@ -35,8 +37,16 @@ class Parse:
     def commands(text: str) -> list[str]:
         """The calls of gpt in lines of shell, each from `gpt` to its end."""
         lines = text.replace("\\\n", " ").splitlines()
-        bare = (re.sub(r"(^|\s)#.*", "", line).strip().removeprefix("$ ").removeprefix("@") for line in lines)
-        return [f"gpt {call.strip()}" for line in bare if not line.startswith("echo ") for call in CALL.findall(line)]
+        bare = (
+            re.sub(r"(^|\s)#.*", "", line).strip().removeprefix("$ ").removeprefix("@")
+            for line in lines
+        )
+        return [
+            f"gpt {call.strip()}"
+            for line in bare
+            if not line.startswith("echo ")
+            for call in CALL.findall(line)
+        ]
 
 
 @pytest.fixture

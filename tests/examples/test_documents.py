@@ -1,4 +1,6 @@
-"""What README and the examples' READMEs tell people to type: every option is there, every file that they name too."""
+"""What README and the examples' READMEs tell people to type: every option is there, every file that
+they name too.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("examples/*/README.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(ROOT.glob("examples/*/README.md")),
+]
 TOLD = re.compile(r"^```(?:sh|bash|console)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SPOKEN = re.compile(r"(?<!`)`(gpt [a-z-]+ [^`\n]*)`")
 
@@ -19,7 +25,14 @@ def test_commands_parse(document, parse):
     lines = [line for block in TOLD.findall(text) for line in parse.commands(block)]
     lines += [words for words in SPOKEN.findall(text) if "..." not in words and "|" not in words]
     if document == ROOT / "README.md":
-        assert {line.split()[1] for line in lines} == {"tokenize", "build-shards", "train", "sample", "eval", "cost"}
+        assert {line.split()[1] for line in lines} == {
+            "tokenize",
+            "build-shards",
+            "train",
+            "sample",
+            "eval",
+            "cost",
+        }
     for line in lines:
         parse(line)
 
@@ -36,12 +49,16 @@ def test_links_and_paths_lead_somewhere(document):
 def test_make_targets_exist():
     rules = (ROOT / "Makefile").read_text(encoding="utf-8")
     for document in DOCUMENTS[:2]:
-        for target in re.findall(r"^make (\w+)", document.read_text(encoding="utf-8"), re.MULTILINE):
+        for target in re.findall(
+            r"^make (\w+)", document.read_text(encoding="utf-8"), re.MULTILINE
+        ):
             assert re.search(rf"^{target}:", rules, re.MULTILINE), target
 
 
 def test_the_parser_itself_refuses(parse):
-    assert parse.commands("$ gpt cost --size 1 \\\n  --json | gpt sample x  # gpt eval\necho gpt y") == [
+    assert parse.commands(
+        "$ gpt cost --size 1 \\\n  --json | gpt sample x  # gpt eval\necho gpt y"
+    ) == [
         "gpt cost --size 1    --json",
         "gpt sample x",
     ]

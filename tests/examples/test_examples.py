@@ -1,4 +1,6 @@
-"""Every example, dry: its Makefile chains commands whose options exist, its configurations are read, its texts are the code's."""
+"""Every example, dry: its Makefile chains commands whose options exist, its configurations are
+read, its texts are the code's.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,26 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 MAKEFILES = sorted(EXAMPLES.glob("*/Makefile"))
 RECIPES = sorted(EXAMPLES.glob("*/recipe.toml"))
 CONFIGS = sorted(
-    path for name in ("shakespeare", "gpt2-124M", "gpt3-350M") for path in (EXAMPLES / name).glob("*.toml") if path not in RECIPES
+    path
+    for name in ("shakespeare", "gpt2-124M", "gpt3-350M")
+    for path in (EXAMPLES / name).glob("*.toml")
+    if path not in RECIPES
 )
-GOALS = {"shakespeare": ["all", "gpu", "compare"], "gpt1-finetune": ["all", "compare"], "cluster": ["submit", "here", "plan"]}
+GOALS = {
+    "shakespeare": ["all", "gpu", "compare"],
+    "gpt1-finetune": ["all", "compare"],
+    "cluster": ["submit", "here", "plan"],
+}
 
 
 def dry(makefile: Path, goal: str, *more: str) -> str:
     """What make would run, with nothing made yet."""
     done = subprocess.run(
-        ["make", "-n", "-B", "-C", str(makefile.parent), goal, *more], capture_output=True, text=True, encoding="utf-8", check=False
+        ["make", "-n", "-B", "-C", str(makefile.parent), goal, *more],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -37,7 +50,9 @@ def dry(makefile: Path, goal: str, *more: str) -> str:
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 @pytest.mark.parametrize("makefile", MAKEFILES, ids=lambda path: path.parent.name)
 def test_what_make_would_run_parses(makefile, parse):
-    data = {"gpt1-finetune": ("DATA=data",), "shakespeare": (f"TEXT={makefile}",)}.get(makefile.parent.name, ())
+    data = {"gpt1-finetune": ("DATA=data",), "shakespeare": (f"TEXT={makefile}",)}.get(
+        makefile.parent.name, ()
+    )
     for goal in GOALS.get(makefile.parent.name, ["all"]):
         lines = parse.commands(dry(makefile, goal, *data))
         assert lines or makefile.parent.name == "cluster"
@@ -46,7 +61,10 @@ def test_what_make_would_run_parses(makefile, parse):
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
-@pytest.mark.parametrize(("name", "goal"), [("mup", "all"), ("gpt1-finetune", "all"), ("cluster", "submit"), ("cluster", "here")])
+@pytest.mark.parametrize(
+    ("name", "goal"),
+    [("mup", "all"), ("gpt1-finetune", "all"), ("cluster", "submit"), ("cluster", "here")],
+)
 def test_data_that_are_not_there_are_asked_for(name, goal, tmp_path):
     shutil.copy(EXAMPLES / "common.mk", tmp_path)
     shutil.copytree(EXAMPLES / name, tmp_path / name, ignore=shutil.ignore_patterns("out"))
@@ -55,7 +73,13 @@ def test_data_that_are_not_there_are_asked_for(name, goal, tmp_path):
     command.write_text("#!/bin/sh\n")
     command.chmod(0o755)
     environment = {"PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(["make", "-C", tmp_path / name, goal], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["make", "-C", tmp_path / name, goal],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("There ")
     assert "make DATA=folder" in done.stderr.splitlines()[0]
@@ -64,15 +88,29 @@ def test_data_that_are_not_there_are_asked_for(name, goal, tmp_path):
 @pytest.mark.parametrize("makefile", MAKEFILES, ids=lambda path: path.parent.name)
 def test_a_file_a_rule_needs_is_there_or_made(makefile):
     text = makefile.read_text(encoding="utf-8")
-    for name in re.findall(r"(?<![\w/$(%.*-])([\w-]+\.(?:py|toml|slurm))\b", re.sub(r"#.*", "", text)):
+    for name in re.findall(
+        r"(?<![\w/$(%.*-])([\w-]+\.(?:py|toml|slurm))\b", re.sub(r"#.*", "", text)
+    ):
         assert (makefile.parent / name).is_file(), name
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_a_configuration_makes_a_plan(config):
     given = train_plan.said({}, config, resume=False)
-    given.put({"layout": "dp=1", "micro_batch": 1, "precision": "fp32", "compile": "off", "recompute": "none"}, "this test")  # no machine
-    plan = train_plan.make_plan(given, vocab_size=257 if config.parent.name == "shakespeare" else None)
+    # no machine
+    given.put(
+        {
+            "layout": "dp=1",
+            "micro_batch": 1,
+            "precision": "fp32",
+            "compile": "off",
+            "recompute": "none",
+        },
+        "this test",
+    )
+    plan = train_plan.make_plan(
+        given, vocab_size=257 if config.parent.name == "shakespeare" else None
+    )
     readme = (config.parent / "README.md").read_text(encoding="utf-8")
     assert f"{plan.model.parameters:,}" in readme
 
@@ -96,7 +134,9 @@ def test_shakespeare_s_recipes_are_nanogpt_s(name, steps):
 
 
 def test_the_schema_is_what_the_options_are():
-    """examples/config.schema.json: python -m gptcli.cli.config_schema > examples/config.schema.json"""
+    """examples/config.schema.json: python -m gptcli.cli.config_schema >
+    examples/config.schema.json
+    """
     from gptcli.cli.config_schema import schema
 
     assert json.loads((EXAMPLES / "config.schema.json").read_text(encoding="utf-8")) == schema()

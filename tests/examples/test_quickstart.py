@@ -40,7 +40,14 @@ def test_the_commands_it_ends_with_work_from_where_the_user_is(corpus, tmp_path)
     }
 
     def run(command: list[str]) -> str:
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", check=False)
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
+        )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
@@ -49,7 +56,10 @@ def test_the_commands_it_ends_with_work_from_where_the_user_is(corpus, tmp_path)
     for name in re.findall(r"^([\w.]+)/? ", made, re.MULTILINE):
         assert (out / name).exists(), name
     loss = json.loads((out / "eval.json").read_text(encoding="utf-8"))["losses"][0]
-    assert f"loss {loss['loss']:.2f} nats a token, {loss['bits_per_byte']:.2f} bits a byte; {loss['unigram_entropy']:.2f} nats" in made
+    assert (
+        f"loss {loss['loss']:.2f} nats a token, {loss['bits_per_byte']:.2f} bits a byte; {loss['unigram_entropy']:.2f} nats"
+        in made
+    )
     commands = [line for line in after.splitlines() if line and not line.startswith(("#", "make"))]
     assert len(commands) == 3
     for command in commands:
@@ -67,7 +77,13 @@ def test_a_table_is_told_from_code(corpus):
 
 
 def test_the_corpus_is_the_library_without_what_only_some_pythons_have(corpus, tmp_path):
-    files = ("json/decoder.py", "idlelib/editor.py", "encodings/cp437.py", "test/test_json.py", "site-packages/torch.py")
+    files = (
+        "json/decoder.py",
+        "idlelib/editor.py",
+        "encodings/cp437.py",
+        "test/test_json.py",
+        "site-packages/torch.py",
+    )
     for name in files:
         path = tmp_path / name
         path.parent.mkdir()

@@ -1,4 +1,6 @@
-"""Runs commands in forks of a process that has imported all they need, lets a fault happen, and judges what is left."""
+"""Runs commands in forks of a process that has imported all they need, lets a fault happen, and
+judges what is left.
+"""
 
 from __future__ import annotations
 
@@ -56,9 +58,15 @@ class Harness:
         """Of each command with workers: the operations of each rank."""
 
     def spread(self, command: Command, kind: str, most: int) -> tuple[int, list[Result]]:
-        """Up to `most` faults of a kind, evenly over the operations of one run; how many operations those are."""
+        """Up to `most` faults of a kind, evenly over the operations of one run; how many operations
+        those are.
+        """
         operations = self.count(command, kind)
-        numbers = sorted({1 + (2 * step + 1) * operations // (2 * most) for step in range(most)}) if operations else []
+        numbers = (
+            sorted({1 + (2 * step + 1) * operations // (2 * most) for step in range(most)})
+            if operations
+            else []
+        )
         return operations, [self.inject(command, kind, at) for at in numbers]
 
     def count(self, command: Command, kind: str) -> int:
@@ -78,10 +86,22 @@ class Harness:
     def inject(self, command: Command, kind: str, at: int) -> Result:
         result, folder = Result(command.name, kind, at), self._fresh()
         wanted = self.wanted[command.name]
-        faults = LostWorker(folder, *self._worker(command, at)) if kind == LOST else Faults(folder, kind, at)
+        faults = (
+            LostWorker(folder, *self._worker(command, at))
+            if kind == LOST
+            else Faults(folder, kind, at)
+        )
         status = forked(lambda: self._run(command.line, folder, faults, None))
-        result.words = (folder / "log").read_text(errors="replace")[-2000:] if (folder / "log").exists() else ""
-        result.refused, result.died, result.done = int(status in (1, 2)), int(status < 0), int(status == 0)
+        result.words = (
+            (folder / "log").read_text(errors="replace")[-2000:]
+            if (folder / "log").exists()
+            else ""
+        )
+        result.refused, result.died, result.done = (
+            int(status in (1, 2)),
+            int(status < 0),
+            int(status == 0),
+        )
         if "this is a bug" in result.words or status not in (0, 1, 2, -signal.SIGKILL):
             result.broken = f"exit {status} without a clear message"
         elif kind in ("slow read", "clock") and status != 0:
@@ -93,21 +113,28 @@ class Harness:
         return result
 
     def _worker(self, command: Command, at: int) -> tuple[str, int]:
-        """The rank, and the operation of its own, that number `at` of all workers' operations is."""
+        """The rank, and the operation of its own, that number `at` of all workers' operations
+        is.
+        """
         for rank, count in self.ranks[command.name].items():
             if at <= count:
                 return rank, at
             at -= count
         raise IndexError(at)
 
-    def _judge(self, command: Command, folder: Path, wanted: dict[str, str], status: int, result: Result) -> None:
+    def _judge(
+        self, command: Command, folder: Path, wanted: dict[str, str], status: int, result: Result
+    ) -> None:
         try:
             left = command.outputs(folder)
         except (AssertionError, ValueError, OSError) as error:
             result.half, result.broken = 1, f"half-written: {error}"
             return
         if wrong := [name for name, digest in left.items() if wanted.get(name, digest) != digest]:
-            result.half, result.broken = 1, f"under a final name, and not the undisturbed run's: {wrong}"
+            result.half, result.broken = (
+                1,
+                f"under a final name, and not the undisturbed run's: {wrong}",
+            )
             return
         if status == 0 and left.keys() != wanted.keys():
             result.lost, result.broken = 1, f"exit 0 without {sorted(wanted.keys() - left.keys())}"
@@ -119,14 +146,25 @@ class Harness:
         again = forked(lambda: self._run(command.again, folder, None, None))
         words = (folder / "log").read_text(errors="replace")[-2000:]
         if again != 0:
-            result.lost, result.broken, result.words = 1, f"it does not go on: exit {again}", f"{result.words}\n--\n{words}"
+            result.lost, result.broken, result.words = (
+                1,
+                f"it does not go on: exit {again}",
+                f"{result.words}\n--\n{words}",
+            )
         elif (after := command.outputs(folder)) != wanted:
-            different = [name for name in after.keys() | wanted.keys() if after.get(name) != wanted.get(name)]
-            result.inexact, result.broken = 1, f"resumed, and not the undisturbed run's: {sorted(different)}"
+            different = [
+                name for name in after.keys() | wanted.keys() if after.get(name) != wanted.get(name)
+            ]
+            result.inexact, result.broken = (
+                1,
+                f"resumed, and not the undisturbed run's: {sorted(different)}",
+            )
         elif command.folder and (litter := leftovers(folder)):
             result.broken = f"left lying about: {litter}"
 
-    def _run(self, line: list[str], folder: Path, faults: Faults | LostWorker | None, told: Path | None) -> int:
+    def _run(
+        self, line: list[str], folder: Path, faults: Faults | LostWorker | None, told: Path | None
+    ) -> int:
         if faults is not None:
             faults.install()
         code = call(line, folder)
@@ -144,7 +182,11 @@ class Harness:
 
 def changed(folder: Path, original: Path) -> bool:
     def all_of(where: Path) -> dict[str, str]:
-        return {str(p.relative_to(where)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(where.rglob("*")) if p.is_file()}
+        return {
+            str(p.relative_to(where)): hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in sorted(where.rglob("*"))
+            if p.is_file()
+        }
 
     return all_of(folder) != all_of(original)
 
@@ -162,7 +204,9 @@ def forked(work: Callable[[], int]) -> int:
 
 
 def preload() -> None:
-    """Import what the commands import. No thread may be started and no tensor touched here: forks would hang on them."""
+    """Import what the commands import. No thread may be started and no tensor touched here: forks
+    would hang on them.
+    """
     import torch._dynamo  # noqa: F401
 
     import gptcli.cli.build_shards

@@ -1,7 +1,9 @@
-"""Faults of the system, injected into this process where Python asks it for something: one at the Nth operation on a watched folder.
+"""Faults of the system, injected into this process where Python asks it for something: one at the
+Nth operation on a watched folder.
 
-Operations are raw writes, fsync, rename, mkdir and deletions (`changes`), and raw reads (`reads`). What libraries do by themselves (memory
-maps, safetensors' reader, numpy's tofile) does not pass through here; the fsync and the rename that end each of their files do.
+Operations are raw writes, fsync, rename, mkdir and deletions (`changes`), and raw reads (`reads`).
+What libraries do by themselves (memory maps, safetensors' reader, numpy's tofile) does not pass
+through here; the fsync and the rename that end each of their files do.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ YEAR = 365 * 86400.0
 
 
 class Faults:
-    """Counts operations on files below `folder`, and lets the fault of this `kind` happen at number `at`, from 1 (0: never)."""
+    """Counts operations on files below `folder`, and lets the fault of this `kind` happen at number
+    `at`, from 1 (0: never).
+    """
 
     def __init__(self, folder: Path, kind: str, at: int) -> None:
         self.folder, self.kind, self.at = str(folder), kind, at
@@ -87,7 +91,11 @@ class Faults:
             buffered: Any = io.BufferedRandom(raw)
         else:
             buffered = io.BufferedReader(raw) if "r" in mode else io.BufferedWriter(raw)
-        return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding or "utf-8", errors, newline)
+        return (
+            buffered
+            if "b" in mode
+            else io.TextIOWrapper(buffered, encoding or "utf-8", errors, newline)
+        )
 
     def _inside(self, file: Any) -> bool:
         try:
@@ -107,9 +115,15 @@ class Faults:
         """The fault strikes now: note which files are whole, in a file of that name."""
         if not self.struck:
             self.struck = True
-            names = (os.path.join(where, name) for where, _, names in os.walk(self.folder) for name in names)  # noqa: PTH118 (as below)
+            names = (
+                os.path.join(where, name)  # noqa: PTH118 (as below)
+                for where, _, names in os.walk(self.folder)
+                for name in names
+            )
             with OPEN(f"{self.folder}/{HELD}", "w") as file:
-                file.writelines(f"{name}\n" for name in names if not (PARTIAL in name or is_lock(Path(name))))
+                file.writelines(
+                    f"{name}\n" for name in names if not (PARTIAL in name or is_lock(Path(name)))
+                )
 
     def _strike(self, raw: _Raw | None, data: Any, *, frees: bool = False) -> None:
         self._told()
@@ -159,7 +173,8 @@ class _Raw(io.FileIO):
 
     def readinto(self, buffer: Any) -> int:
         self._reading()
-        if self.faults.kind == "slow read" and self.faults.struck:  # and in small pieces from then on, as sockets and pipes give them
+        # and in small pieces from then on, as sockets and pipes give them
+        if self.faults.kind == "slow read" and self.faults.struck:
             return super().readinto(memoryview(buffer)[: max(1, len(buffer) // 2)]) or 0
         return super().readinto(buffer) or 0
 

@@ -1,7 +1,9 @@
-"""A worker that is lost: the kill is laid in the processes that a command starts, not in the command itself.
+"""A worker that is lost: the kill is laid in the processes that a command starts, not in the
+command itself.
 
-The three ways in which the program comes by workers: `gpt train` on several processes starts its own (gptcli.trainer.launch), so does
-`gpt build-shards --workers` (gptcli.corpus.workers), and torchrun starts this module in the program's place.
+The three ways in which the program comes by workers: `gpt train` on several processes starts its
+own (gptcli.trainer.launch), so does `gpt build-shards --workers` (gptcli.corpus.workers), and
+torchrun starts this module in the program's place.
 """
 
 from __future__ import annotations
@@ -14,12 +16,16 @@ from typing import Any
 
 from tests.faults.inject import HELD, Faults
 
-PLAN = "GPT_TEST_FAULT"  # in the environment that workers inherit: folder, rank and operation of the kill; operation 0 only counts them
+# in the environment that workers inherit: folder, rank and operation of the kill; operation 0 only
+# counts them
+PLAN = "GPT_TEST_FAULT"
 ANY = ""  # the rank of workers that have none
 
 
 class LostWorker:
-    """Kills the worker of this rank at its operation number `at`, from 1 (0: never). Of workers without ranks, each that comes to it."""
+    """Kills the worker of this rank at its operation number `at`, from 1 (0: never). Of workers
+    without ranks, each that comes to it.
+    """
 
     def __init__(self, folder: Path, rank: str, at: int) -> None:
         self.folder, self.rank, self.at = folder, rank, at
@@ -65,7 +71,13 @@ def arm() -> None:
     faults = Faults(Path(folder), "kill", at)
     faults.install()
     if not at:
-        Finalize(None, lambda: Path(folder, f"count-{mine}-{os.getpid()}").write_text(str(faults.operations())), exitpriority=0)
+        Finalize(
+            None,
+            lambda: Path(folder, f"count-{mine}-{os.getpid()}").write_text(
+                str(faults.operations())
+            ),
+            exitpriority=0,
+        )
 
 
 if __name__ == "__main__":

@@ -23,12 +23,24 @@ from tests.fuzz.targets import targets
 
 
 def session(target: Target, work: Path, options: argparse.Namespace) -> dict[str, Any]:
-    found, seed, crashes = fuzz(target, work, options.seconds, options.seed, options.inputs), options.seed, options.crashes
+    found, seed, crashes = (
+        fuzz(target, work, options.seconds, options.seed, options.inputs),
+        options.seed,
+        options.crashes,
+    )
     for number, (where, (text, files)) in enumerate(found.crashes.items()):
         if crashes is not None:
             lay(crashes / f"{target.name} {seed} {number}".replace(" ", "-"), files)
-            (crashes / f"{target.name} {seed} {number}.txt".replace(" ", "-")).write_text(f"{where}\n{text}", errors="replace")
-    return {"runs": found.runs, "kept": found.kept, "lines": found.lines, "seconds": found.seconds, "crashes": list(found.crashes)}
+            (crashes / f"{target.name} {seed} {number}.txt".replace(" ", "-")).write_text(
+                f"{where}\n{text}", errors="replace"
+            )
+    return {
+        "runs": found.runs,
+        "kept": found.kept,
+        "lines": found.lines,
+        "seconds": found.seconds,
+        "crashes": list(found.crashes),
+    }
 
 
 def main() -> int:
@@ -53,9 +65,16 @@ def main() -> int:
                 print(f"{name:<22}  died with {row['died']}", flush=True)
                 crashes += 1
                 if options.crashes is not None:
-                    lay(options.crashes / f"{name}-died".replace(" ", "-"), files_in(Path(work) / "in"))
+                    lay(
+                        options.crashes / f"{name}-died".replace(" ", "-"),
+                        files_in(Path(work) / "in"),
+                    )
                 continue
-        inputs, seconds, crashes = inputs + row["runs"], seconds + row["seconds"], crashes + len(row["crashes"])
+        inputs, seconds, crashes = (
+            inputs + row["runs"],
+            seconds + row["seconds"],
+            crashes + len(row["crashes"]),
+        )
         print(
             f"{name:<22}{row['runs']:>9,}{row['seconds']:>8.1f}{row['kept']:>6}{row['lines']:>7}  {'; '.join(row['crashes']) or 0}",
             flush=True,

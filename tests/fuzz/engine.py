@@ -1,9 +1,11 @@
-"""Coverage-guided fuzzing in plain Python: valid files are changed a little, run through a reader, and kept where they reached a line of
-`gptcli` that none had reached before.
+"""Coverage-guided fuzzing in plain Python: valid files are changed a little, run through a reader,
+and kept where they reached a line of `gptcli` that none had reached before.
 
-A reader may return, or raise what a user can meet: a GptError, or an OSError, which the command line turns into one message. Anything else
-is a crash: another exception, a signal, more than CPU_SECONDS, more memory than ROOM, or a file opened outside of the folder that it was
-given. Limits count CPU time, and the first run of a reader, which imports libraries, is not limited: a busy machine fails nothing.
+A reader may return, or raise what a user can meet: a GptError, or an OSError, which the command
+line turns into one message. Anything else is a crash: another exception, a signal, more than
+CPU_SECONDS, more memory than ROOM, or a file opened outside of the folder that it was given. Limits
+count CPU time, and the first run of a reader, which imports libraries, is not limited: a busy
+machine fails nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from typing import Any
 from gptcli.errors import GptError
 
 CPU_SECONDS = 10  # that one input may take, tracing included
-ROOM = 2 << 30  # bytes of address space on top of what is used at the start: threads and maps take much of it
+# bytes of address space on top of what is used at the start: threads and maps take much of it
+ROOM = 2 << 30
 LARGEST = 1 << 16  # bytes of a file, so that the corpus stays small
 OUTSIDE = "canary"  # stands beside the folder that a reader is given; no file may be opened there
 PACKAGE = f"{os.sep}gptcli{os.sep}"
@@ -35,7 +38,25 @@ TOKENS = [
     b"../canary/a", b"/etc/passwd", b"..", b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\r\n", b"\n", b"\xed\xa0\x80", b"NaN", b"1e999", b"-1",
     b"null", b"true", b"[" * 2000, b'{"a":' * 2000, b"9" * 5000, b"1000000000000000", b"{{7*7}}", b"{0.__class__}", b"%s%n", b"\\ud800",
 ]  # fmt: skip
-NUMBERS = [0, 1, -1, 127, 255, 256, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 10**15, 2**63 - 1, 2**63, 2**64 - 1, -(2**31)]
+NUMBERS = [
+    0,
+    1,
+    -1,
+    127,
+    255,
+    256,
+    2**15,
+    2**16 - 1,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**40,
+    10**15,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+    -(2**31),
+]
 VALUES: list[Any] = [
     None, True, False, "", "../canary/a", "/etc/passwd", "a\0b", "é", "\ud800", [], {}, [[]], [None], 0.5, -0.0, 1e308, float("nan"),
     float("inf"), *NUMBERS, 10**30, "F32", [0, 2**62], {"a": 1},
@@ -83,7 +104,9 @@ class EscapeError(BaseException):
     """A file was opened outside; no reader may catch this."""
 
 
-def mutated(files: Files, others: list[Files], fixed: tuple[str, ...], chance: random.Random) -> Files:
+def mutated(
+    files: Files, others: list[Files], fixed: tuple[str, ...], chance: random.Random
+) -> Files:
     """One of the files changed in a few places."""
     name = chance.choice([name for name in files if name not in fixed])
     data = files[name]
@@ -118,7 +141,11 @@ def _token(data: bytes, chance: random.Random) -> bytes:
 def _integer(data: bytes, chance: random.Random) -> bytes:
     size = chance.choice((1, 2, 4, 8))
     at = min(len(data), chance.choice((chance.randrange(len(data) + 1), 4 * chance.randrange(16))))
-    return data[:at] + (chance.choice(NUMBERS) % 256**size).to_bytes(size, chance.choice(("little", "big"))) + data[at + size :]
+    return (
+        data[:at]
+        + (chance.choice(NUMBERS) % 256**size).to_bytes(size, chance.choice(("little", "big")))
+        + data[at + size :]
+    )
 
 
 def _digits(data: bytes, chance: random.Random) -> bytes:
@@ -139,7 +166,9 @@ def _assigned(data: bytes, chance: random.Random) -> bytes:
 
 
 def _value(data: bytes, chance: random.Random) -> bytes:
-    """Another value in the first JSON object of the file; a safetensors header keeps its length right."""
+    """Another value in the first JSON object of the file; a safetensors header keeps its length
+    right.
+    """
     begin = data.find(b"{")
     try:
         text = data[begin:].decode("utf-8", "surrogateescape")
@@ -164,7 +193,12 @@ def _changed(value: Any, chance: random.Random) -> Any:
         at = chance.randrange(len(value))
         if (turn := chance.random()) < 0.1:
             return value[:at] + value[at + 1 :]
-        return value[:at] + [value[at]] * (turn < 0.2) + [_changed(value[at], chance)] + value[at + 1 :]
+        return (
+            value[:at]
+            + [value[at]] * (turn < 0.2)
+            + [_changed(value[at], chance)]
+            + value[at + 1 :]
+        )
     return chance.choice(VALUES)
 
 
@@ -196,7 +230,12 @@ def fuzz(target: Target, work: Path, seconds: float, seed: int, runs: int | None
         elif reached - seen:
             corpus.append(files)
         seen |= reached
-        files = mutated(chance.choice(corpus[-50:] if chance.random() < 0.5 else corpus), corpus, target.fixed, chance)
+        files = mutated(
+            chance.choice(corpus[-50:] if chance.random() < 0.5 else corpus),
+            corpus,
+            target.fixed,
+            chance,
+        )
     found.kept, found.lines, found.seconds = len(corpus), len(seen), time.process_time() - begin
     return found
 
@@ -209,7 +248,11 @@ def lay(folder: Path, files: Files) -> None:
 
 
 def files_in(folder: Path) -> Files:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def crash_of(target: Target, folder: Path) -> tuple[str, str] | None:
@@ -233,9 +276,17 @@ def _run(target: Target, folder: Path, reached: set[tuple[str, int]]) -> tuple[s
     except (GptError, OSError):
         return None
     except BaseException as error:  # CheckpointException, for one, is no Exception
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if PACKAGE in frame.filename]
-        where = f"{frames[-1].filename.rpartition(PACKAGE)[2]}:{frames[-1].lineno}" if frames else "?"
-        return f"{target.name} {where} {type(error).__name__}", "".join(traceback.format_exception(error)[-12:])[-3000:]
+        frames = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if PACKAGE in frame.filename
+        ]
+        where = (
+            f"{frames[-1].filename.rpartition(PACKAGE)[2]}:{frames[-1].lineno}" if frames else "?"
+        )
+        return f"{target.name} {where} {type(error).__name__}", "".join(
+            traceback.format_exception(error)[-12:]
+        )[-3000:]
     finally:
         sys.settrace(None)
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -251,7 +302,11 @@ def _watch(outside: Path) -> None:
     (outside / "a").write_text("{}")
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and isinstance(arguments[0], str) and (OUTSIDE in arguments[0] or arguments[0] == "/etc/passwd"):
+        if (
+            event == "open"
+            and isinstance(arguments[0], str)
+            and (OUTSIDE in arguments[0] or arguments[0] == "/etc/passwd")
+        ):
             raise EscapeError(arguments[0])
 
     sys.addaudithook(audit)

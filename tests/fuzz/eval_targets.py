@@ -1,6 +1,8 @@
-"""The evaluations' readers: task files, the original formats of the tasks' data, and the records that a killed evaluation left.
+"""The evaluations' readers: task files, the original formats of the tasks' data, and the records
+that a killed evaluation left.
 
-What is read becomes items, solved examples and tokens, as it would for a model; nothing is asked of one.
+What is read becomes items, solved examples and tokens, as it would for a model; nothing is asked of
+one.
 """
 
 from __future__ import annotations
@@ -87,7 +89,8 @@ XML = """<collection><schema><text><txt1>Ann saw Joan.</txt1><pron>She</pron><tx
 STORY = "InputStoryid,InputSentence1,InputSentence2,InputSentence3,InputSentence4,RandomFifthSentenceQuiz1,RandomFifthSentenceQuiz2"
 SAT = "1 FROM REAL SATs\nlull trust v:n\nbalk fortitude v:n\nbetray loyalty v:n\ncajole compliance v:n\nhinder aim v:n\nsoothe it v:n\nc\n"
 DATE = {"day": "", "month": "May", "year": "1983"}
-FORMATS: dict[str, dict[str, Any]] = {  # by the module of their reader: files of tasks, as "task/file"
+# by the module of their reader: files of tasks, as "task/file"
+FORMATS: dict[str, dict[str, Any]] = {
     "choice": {
         "arc_easy/a.jsonl": {
             "id": "M",
@@ -194,17 +197,32 @@ FORMATS: dict[str, dict[str, Any]] = {  # by the module of their reader: files o
 
 def eval_targets() -> list[Target]:
     tasks = {"choice": TOML, "free form": FREE, "text": TEXT, "partial": PARTS}
-    return [*(task_file(f"task: {kind}", toml) for kind, toml in tasks.items()), *map(formats, FORMATS), records()]
+    return [
+        *(task_file(f"task: {kind}", toml) for kind, toml in tasks.items()),
+        *map(formats, FORMATS),
+        records(),
+    ]
 
 
-def asked(task: Task, tokenizer: Tokenizer, path: Path | None, data: Path | None, shots: int) -> None:
-    """All that is done with data before a model is asked; with free form, also what is done with its answer."""
-    found, _, _ = requests_of(task, tokenizer, N_CTX, path, data, Options(fewshot=FewShotConfig(shots=shots)))
+def asked(
+    task: Task, tokenizer: Tokenizer, path: Path | None, data: Path | None, shots: int
+) -> None:
+    """All that is done with data before a model is asked; with free form, also what is done with
+    its answer.
+    """
+    found, _, _ = requests_of(
+        task, tokenizer, N_CTX, path, data, Options(fewshot=FewShotConfig(shots=shots))
+    )
     for request in found.requests[:20]:
         whole_text(request.item)
         solved(task, request.item)
         if task.kind == "freeform":
-            score_of(task, record_answer(task, request, Completion("It is a. It is b.", [1], [-1.0], "stop", 0.0)))
+            score_of(
+                task,
+                record_answer(
+                    task, request, Completion("It is a. It is b.", [1], [-1.0], "stop", 0.0)
+                ),
+            )
 
 
 def task_file(name: str, toml: bytes) -> Target:
@@ -218,17 +236,23 @@ def task_file(name: str, toml: bytes) -> Target:
 
 
 def formats(module: str) -> Target:
-    """Files of several formats, each read by the task that it belongs to; at first all of them, then those of the task that was changed."""
+    """Files of several formats, each read by the task that it belongs to; at first all of them,
+    then those of the task that was changed.
+    """
     tokenizer = Tokenizer([*byte_alphabet(), END_OF_TEXT], [])
     files = {name: _spelt(value) for name, value in FORMATS[module].items()}
     tasks = {
-        name: find_task(name.partition("/")[0]) for name in files if not name.endswith((".lst", "ref.fr.sgm"))
+        name: find_task(name.partition("/")[0])
+        for name in files
+        if not name.endswith((".lst", "ref.fr.sgm"))
     }  # which stand beside others
 
     def read(folder: Path) -> None:
         changed = [name for name in files if (folder / name).read_bytes() != files[name]]
         for name, task in tasks.items():
-            if not changed or any(one.partition("/")[0] == name.partition("/")[0] for one in changed):
+            if not changed or any(
+                one.partition("/")[0] == name.partition("/")[0] for one in changed
+            ):
                 with contextlib.suppress(GptError, OSError):
                     asked(task, tokenizer, folder / name, None, shots=0)
 
@@ -238,7 +262,9 @@ def formats(module: str) -> Target:
 def _spelt(value: Any) -> bytes:
     if isinstance(value, bytes):
         return value
-    return (value if isinstance(value, str) else json.dumps(value, separators=(",", ":")) + "\n").encode()
+    return (
+        value if isinstance(value, str) else json.dumps(value, separators=(",", ":")) + "\n"
+    ).encode()
 
 
 def records() -> Target:
@@ -250,5 +276,8 @@ def records() -> Target:
         kept.finish()
 
     header = json.dumps({"format": 1, "task": "t", **work})
-    files: Files = {"t.jsonl": f'{header}\n{{"index": 0, "id": "a"}}\n'.encode(), "t.jsonl.1": f'{header}\n{{"index": 1}}\n'.encode()}
+    files: Files = {
+        "t.jsonl": f'{header}\n{{"index": 0, "id": "a"}}\n'.encode(),
+        "t.jsonl.1": f'{header}\n{{"index": 1}}\n'.encode(),
+    }
     return Target("eval records", files, read)

@@ -1,4 +1,6 @@
-"""Every reader of a file that may come from somebody else, each with small valid files to begin from."""
+"""Every reader of a file that may come from somebody else, each with small valid files to begin
+from.
+"""
 
 from __future__ import annotations
 
@@ -75,31 +77,56 @@ def written(write: Callable[[Path], object]) -> Files:
 
 def documents() -> list[Target]:
     def reading(name: str, kind: str) -> Callable[[Path], object]:
-        return lambda folder: [document.html for document in scan(str(folder / name), find_reader(str(folder / name), kind))]
+        return lambda folder: [
+            document.html
+            for document in scan(str(folder / name), find_reader(str(folder / name), kind))
+        ]
 
     lines = b'{"text": "one", "url": "http://a.org"}\n\n{"text": "tw\\u00e9o"}\n{"text": 3}\n'
     found = [Target("jsonl", {"a.jsonl": lines}, reading("a.jsonl", "file"))]
-    found.append(Target("csv", {"a.csv": b'url,text\nhttp://a,"one\n""two"""\nb,three\n'}, reading("a.csv", "file")))
-    found += [Target(f"text by {kind}", {"a.txt": TEXT.encode()}, reading("a.txt", kind)) for kind in DOCUMENTS]
-    found.append(Target("gzip", {"a.jsonl.gz": gzip.compress(lines) * 2}, reading("a.jsonl.gz", "file")))
+    found.append(
+        Target(
+            "csv",
+            {"a.csv": b'url,text\nhttp://a,"one\n""two"""\nb,three\n'},
+            reading("a.csv", "file"),
+        )
+    )
+    found += [
+        Target(f"text by {kind}", {"a.txt": TEXT.encode()}, reading("a.txt", kind))
+        for kind in DOCUMENTS
+    ]
+    found.append(
+        Target("gzip", {"a.jsonl.gz": gzip.compress(lines) * 2}, reading("a.jsonl.gz", "file"))
+    )
     try:
         import zstandard
 
-        found.append(Target("zstd", {"a.jsonl.zst": zstandard.compress(lines) * 2}, reading("a.jsonl.zst", "file")))
+        found.append(
+            Target(
+                "zstd",
+                {"a.jsonl.zst": zstandard.compress(lines) * 2},
+                reading("a.jsonl.zst", "file"),
+            )
+        )
     except ImportError:
         pass
     try:
         import fastwarc  # noqa: F401
 
         found.append(Target("warc", {"a.warc": archive()}, reading("a.warc", "file")))
-        found.append(Target("warc.gz", {"a.warc.gz": gzip.compress(archive())}, reading("a.warc.gz", "file")))
+        found.append(
+            Target("warc.gz", {"a.warc.gz": gzip.compress(archive())}, reading("a.warc.gz", "file"))
+        )
     except ImportError:
         pass
     try:
         import pyarrow
         from pyarrow import parquet
 
-        table, out = pyarrow.table({"text": ["one", None, "three" * 20], "url": ["a", "b", None]}), io.BytesIO()
+        table, out = (
+            pyarrow.table({"text": ["one", None, "three" * 20], "url": ["a", "b", None]}),
+            io.BytesIO(),
+        )
         parquet.write_table(table, out)
         found.append(Target("parquet", {"a.parquet": out.getvalue()}, reading("a.parquet", "file")))
     except ImportError:
@@ -126,10 +153,28 @@ def shard_folder(folder: Path) -> None:
     made = []
     for split in ("train", "val"):
         ids = np.array([256, 1, 2, 3, 4, 5, 256, 7, 8, 9, 10, 11])
-        digest = write_shard(folder / f"{split}-000000.bin", np.array([6, 6]), [ids], token_dtype(257))
-        made.append(Shard(file=f"{split}-000000.bin", split=split, tokens=12, documents=2, sha256=digest))
-    source = Source(name="inputs", documents_in=5, documents_kept=4, dropped={"quality": 1}, text_bytes=20, tokens=24)
-    facts = {"tokenizer_sha256": tokenizer.sha256, "vocab_size": 257, "eot_id": 256, "seed": 0, "val_fraction": 0.5, "split_rule": "x"}
+        digest = write_shard(
+            folder / f"{split}-000000.bin", np.array([6, 6]), [ids], token_dtype(257)
+        )
+        made.append(
+            Shard(file=f"{split}-000000.bin", split=split, tokens=12, documents=2, sha256=digest)
+        )
+    source = Source(
+        name="inputs",
+        documents_in=5,
+        documents_kept=4,
+        dropped={"quality": 1},
+        text_bytes=20,
+        tokens=24,
+    )
+    facts = {
+        "tokenizer_sha256": tokenizer.sha256,
+        "vocab_size": 257,
+        "eot_id": 256,
+        "seed": 0,
+        "val_fraction": 0.5,
+        "split_rule": "x",
+    }
     write_manifest(folder, Manifest(**facts, shards=made, sources=[source]))
 
 
@@ -144,7 +189,9 @@ def shards() -> Target:
 
 
 def foreign() -> Target:
-    """Files of three kinds in a folder without a manifest: Megatron's with its index, nanoGPT's bare tokens, and llm.c's."""
+    """Files of three kinds in a folder without a manifest: Megatron's with its index, nanoGPT's
+    bare tokens, and llm.c's.
+    """
 
     def write(folder: Path) -> None:
         shard_folder(folder)
@@ -155,8 +202,13 @@ def foreign() -> Target:
             open_tokens(path).sum()
         read_manifest(folder)
 
-    files, kept = written(write), ("train.bin", "train.idx", "val.bin", "val-000000.bin", "tokenizer.json")
-    return Target("foreign shards", {name: files[name] for name in kept}, read, fixed=("tokenizer.json",))
+    files, kept = (
+        written(write),
+        ("train.bin", "train.idx", "val.bin", "val-000000.bin", "tokenizer.json"),
+    )
+    return Target(
+        "foreign shards", {name: files[name] for name in kept}, read, fixed=("tokenizer.json",)
+    )
 
 
 def manifest() -> Target:
@@ -185,18 +237,35 @@ def verified() -> Target:
 
 def weights() -> Target:
     tensors = GPT(SHAPE).state_dict()
-    return Target("safetensors", written(lambda folder: save_model(folder, tensors, SHAPE)), load_model)
+    return Target(
+        "safetensors", written(lambda folder: save_model(folder, tensors, SHAPE)), load_model
+    )
 
 
 def config_json() -> Target:
     banded = replace(SHAPE, n_layer=2, attention="banded", band=4)
     files = written(lambda folder: save_model(folder, GPT(banded).state_dict(), banded))
-    return Target("config.json", files, load_model, fixed=("model.safetensors", "native.safetensors"))
+    return Target(
+        "config.json", files, load_model, fixed=("model.safetensors", "native.safetensors")
+    )
 
 
 def release() -> Target:
     """GPT-1 as OpenAI released it, one layer of one head."""
-    block = [[1, 64, 192], [192], [1, 64, 64], [64], [64], [64], [1, 64, 256], [256], [1, 256, 64], [64], [64], [64]]
+    block = [
+        [1, 64, 192],
+        [192],
+        [1, 64, 64],
+        [64],
+        [64],
+        [64],
+        [1, 64, 256],
+        [256],
+        [1, 256, 64],
+        [64],
+        [64],
+        [64],
+    ]
     shapes = [[8, 64], [300, 64], *block]
 
     def write(folder: Path) -> None:
@@ -206,7 +275,12 @@ def release() -> Target:
             np.save(folder / f"params_{number}.npy", part)
 
     files = written(write)
-    return Target("GPT-1 release", files, load_model, fixed=tuple(f"params_{number}.npy" for number in range(8)))
+    return Target(
+        "GPT-1 release",
+        files,
+        load_model,
+        fixed=tuple(f"params_{number}.npy" for number in range(8)),
+    )
 
 
 def tokenizers() -> list[Target]:
@@ -218,7 +292,9 @@ def tokenizers() -> list[Target]:
     ids = {token: number for number, token in enumerate([*byte_alphabet(), "Gr", END_OF_TEXT])}
     release = {"encoder.json": json.dumps(ids).encode(), "vocab.bpe": b"#version: 0.2\nG r\n"}
     return [
-        Target("tokenizer.json", written(lambda folder: small.save(folder / "tokenizer.json")), read),
+        Target(
+            "tokenizer.json", written(lambda folder: small.save(folder / "tokenizer.json")), read
+        ),
         Target("vocab.bpe", release, read),
     ]
 
@@ -242,7 +318,10 @@ fields = {text = "t"}
 """
 
     def read_recipe(folder: Path) -> object:
-        table = read_config(folder / "a.toml", dict.fromkeys(("val_fraction", "sources", "decontaminate", "mixture")))
+        table = read_config(
+            folder / "a.toml",
+            dict.fromkeys(("val_fraction", "sources", "decontaminate", "mixture")),
+        )
         with contextlib.chdir(folder):
             return read_sources(table["sources"]) if "sources" in table else None
 
@@ -255,8 +334,16 @@ fields = {text = "t"}
 def logs() -> list[Target]:
     """Lines that a run or a user wrote."""
     return [
-        Target("prompts", {"a.jsonl": b'{"prompt": "one"}\n{"prompt": "two"}\n'}, lambda folder: read_prompts(folder / "a.jsonl")),
-        Target("metrics.jsonl", {"metrics.jsonl": b'{"step": 1, "loss": 2.5}\n{"step": 2, "loss": null}\n'}, read_metrics),
+        Target(
+            "prompts",
+            {"a.jsonl": b'{"prompt": "one"}\n{"prompt": "two"}\n'},
+            lambda folder: read_prompts(folder / "a.jsonl"),
+        ),
+        Target(
+            "metrics.jsonl",
+            {"metrics.jsonl": b'{"step": 1, "loss": 2.5}\n{"step": 2, "loss": null}\n'},
+            read_metrics,
+        ),
     ]
 
 
@@ -269,7 +356,9 @@ def checkpoints() -> list[Target]:
         optimizer.step()
         store = Checkpoints(folder, place, keep=1)
         parameters = dict(model.named_parameters())
-        store.save(State(Position(1, 2), {"seed": 1}, {"loss": 1.0, "running": {}}), parameters, optimizer)
+        store.save(
+            State(Position(1, 2), {"seed": 1}, {"loss": 1.0, "running": {}}), parameters, optimizer
+        )
         store.wait()
 
     def seal(folder: Path) -> None:

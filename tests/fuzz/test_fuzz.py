@@ -1,4 +1,6 @@
-"""A short session of `python -m tests.fuzz` with every reader; and that the fuzzer finds what it looks for."""
+"""A short session of `python -m tests.fuzz` with every reader; and that the fuzzer finds what it
+looks for.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ print(sorted(where.split()[-1] for where in found.crashes))
 
 
 def fuzzed(*arguments: object) -> str:
-    done = subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip()
 

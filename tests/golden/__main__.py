@@ -1,4 +1,5 @@
-"""Write the golden files anew, after a change that users were told of; or print the SHA-256 of all that a small chain makes.
+"""Write the golden files anew, after a change that users were told of; or print the SHA-256 of all
+that a small chain makes.
 
 python -m tests.golden            write options.json and outputs.json
 python -m tests.golden --bytes    print digests, to compare two versions on one machine
@@ -29,7 +30,9 @@ def main() -> None:
                     print(hashlib.sha256(path.read_bytes()).hexdigest(), path.relative_to(folder))
             return
     for file, value in {"options.json": options(), "outputs.json": made}.items():
-        (HERE / file).write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        (HERE / file).write_text(
+            json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Describe what users rely on, as values that can be compared: options, file names, JSON keys and exit codes."""
+"""Describe what users rely on, as values that can be compared: options, file names, JSON keys and
+exit codes.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ CHAIN: dict[str, list[str]] = {  # what runs, in this order, in a folder that ho
 
 
 def options() -> dict[str, dict[str, Any]]:
-    """Return every option and argument of every command: its names, default, whether it is a flag or repeats."""
+    """Return every option and argument of every command: its names, default, whether it is a flag
+    or repeats.
+    """
     found: dict[str, dict[str, Any]] = {}
     for command in COMMANDS:
         top: Any = get_command(build_app([command])).commands[command]  # type: ignore[attr-defined]
@@ -57,7 +61,9 @@ def options() -> dict[str, dict[str, Any]]:
 
 
 def outputs(folder: Path) -> dict[str, Any]:
-    """Run CHAIN in `folder`; return each command's exit code and JSON keys, and the files that are left with theirs."""
+    """Run CHAIN in `folder`; return each command's exit code and JSON keys, and the files that are
+    left with theirs.
+    """
     codes, reports = {}, {}
     for name, words in CHAIN.items():
         done = subprocess.run(
@@ -71,12 +77,18 @@ def outputs(folder: Path) -> dict[str, Any]:
         if "--json" in words and done.returncode == 0:
             report = json.loads(done.stdout)
             reports[name] = {"schema": report["schema"], "keys": keys(report)}
-    files = {str(path.relative_to(folder)): _content(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {
+        str(path.relative_to(folder)): _content(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
     return {"exit codes": codes, "reports": reports, "files": files}
 
 
 def keys(value: Any, prefix: str = "") -> list[str]:
-    """Return the paths of all keys in a JSON value, sorted; `[]` is every entry of a list, PATH a file's name."""
+    """Return the paths of all keys in a JSON value, sorted; `[]` is every entry of a list, PATH a
+    file's name.
+    """
     found: set[str] = set()
     if isinstance(value, dict):
         for key, part in value.items():
@@ -88,11 +100,19 @@ def keys(value: Any, prefix: str = "") -> list[str]:
 
 
 def _content(path: Path) -> list[str]:
-    """Return the keys of a JSON or TOML file; nothing for other files, and for an index, whose keys are tensors."""
+    """Return the keys of a JSON or TOML file; nothing for other files, and for an index, whose keys
+    are tensors.
+    """
     if path.suffix == ".json" and path.name not in ("index.json", "tokenizer.json"):
         return keys(json.loads(path.read_text(encoding="utf-8")))
     if path.suffix == ".jsonl" and path.name != "documents.jsonl":
-        return sorted({key for line in path.read_text(encoding="utf-8").splitlines() for key in keys(json.loads(line))})
+        return sorted(
+            {
+                key
+                for line in path.read_text(encoding="utf-8").splitlines()
+                for key in keys(json.loads(line))
+            }
+        )
     if path.suffix == ".toml":
         import tomllib
 

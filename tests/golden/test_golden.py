@@ -1,7 +1,9 @@
-"""What users rely on stays: names of options, files and JSON keys, exit codes, and that files of earlier versions are read.
+"""What users rely on stays: names of options, files and JSON keys, exit codes, and that files of
+earlier versions are read.
 
-After a change that users were told of in CHANGELOG.md, `python -m tests.golden` writes options.json and outputs.json anew. The
-fixtures are a run of version 0.1.0, stopped at half its way, and stay as they are.
+After a change that users were told of in CHANGELOG.md, `python -m tests.golden` writes options.json
+and outputs.json anew. The fixtures are a run of version 0.1.0, stopped at half its way, and stay as
+they are.
 """
 
 from __future__ import annotations
@@ -56,14 +58,23 @@ def test_an_earlier_run_is_resumed_to_the_same_losses(earlier: Path, gpt: Gpt) -
     assert state is not None
     assert state.position.step == 10
     gpt("train", "--data", "shards", "--out", "run", "--resume", OMP_NUM_THREADS="1")
-    lines = [json.loads(line) for line in (earlier / "run" / "metrics.jsonl").read_text().splitlines()]
-    wanted = [json.loads(line) for line in (earlier / "metrics.whole.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (earlier / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    wanted = [
+        json.loads(line) for line in (earlier / "metrics.whole.jsonl").read_text().splitlines()
+    ]
     assert [line["step"] for line in lines] == list(range(1, 21))
     for name in ("loss", "val_loss", "grad_norm"):
-        assert [line[name] for line in lines] == pytest.approx([line[name] for line in wanted], abs=1e-4), name
+        assert [line[name] for line in lines] == pytest.approx(
+            [line[name] for line in wanted], abs=1e-4
+        ), name
     for name in ("lr", "tokens", "batch_tokens"):
         assert [line[name] for line in lines] == [line[name] for line in wanted], name
-    ours, theirs = load_model(earlier / "run").state_dict(), load_model(earlier / "finished").state_dict()
+    ours, theirs = (
+        load_model(earlier / "run").state_dict(),
+        load_model(earlier / "finished").state_dict(),
+    )
     assert ours.keys() == theirs.keys()
     assert all((ours[name] - theirs[name]).abs().max() < 1e-4 for name in ours)
 
@@ -80,17 +91,34 @@ def test_an_earlier_model_is_evaluated_to_the_same_report(earlier: Path, gpt: Gp
 
 
 def test_an_earlier_model_writes_the_same_text(earlier: Path, gpt: Gpt) -> None:
-    report = json.loads(gpt("sample", "finished", "the river", "--max-tokens", 8, "--greedy", "--json").stdout)
-    assert report["samples"][0]["tokens"] == json.loads((earlier / "sample.json").read_text())["samples"][0]["tokens"]
+    report = json.loads(
+        gpt("sample", "finished", "the river", "--max-tokens", 8, "--greedy", "--json").stdout
+    )
+    assert (
+        report["samples"][0]["tokens"]
+        == json.loads((earlier / "sample.json").read_text())["samples"][0]["tokens"]
+    )
 
 
 def test_earlier_documents_make_the_same_tokenizer_and_shards(earlier: Path, gpt: Gpt) -> None:
     gpt("tokenize", "train", "documents.jsonl", "--vocab-size", 280, "-o", "tokenizer.json")
-    merges = [json.loads((earlier / name / "tokenizer.json").read_text())["model"]["merges"] for name in (".", "shards")]
+    merges = [
+        json.loads((earlier / name / "tokenizer.json").read_text())["model"]["merges"]
+        for name in (".", "shards")
+    ]
     assert [pair if isinstance(pair, str) else " ".join(pair) for pair in merges[0]] == [
         pair if isinstance(pair, str) else " ".join(pair) for pair in merges[1]
     ]
-    gpt("build-shards", "documents.jsonl", "-t", "tokenizer.json", "-o", "new", "--val-fraction", "0.1")
+    gpt(
+        "build-shards",
+        "documents.jsonl",
+        "-t",
+        "tokenizer.json",
+        "-o",
+        "new",
+        "--val-fraction",
+        "0.1",
+    )
     for path in (earlier / "shards").glob("*-0*"):
         assert (earlier / "new" / path.name).read_bytes() == path.read_bytes(), path.name
     now, before = (read_manifest(earlier / name) for name in ("new", "shards"))

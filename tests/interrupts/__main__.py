@@ -1,12 +1,13 @@
-"""Press Ctrl-C at random moments of every command, and hold what was promised: exit 130, one line, nothing half-written or left behind.
+"""Press Ctrl-C at random moments of every command, and hold what was promised: exit 130, one line,
+nothing half-written or left behind.
 
     python -m tests.interrupts                                200 moments of each command
     python -m tests.interrupts --moments 20 --fresh 5 train   20 of one, 5 of them from its first import on
     python -m tests.interrupts eval=9 train=20/5              of each as many
     python -m tests.interrupts --signal TERM --show           another signal, with the words of every command that broke a promise
 
-Half of the signals go to the process group, as a terminal's do, half to the process alone; --twice sends each a second time.
-Exits 1 where a promise was broken. Needs Linux's /proc.
+Half of the signals go to the process group, as a terminal's do, half to the process alone; --twice
+sends each a second time. Exits 1 where a promise was broken. Needs Linux's /proc.
 """
 
 from __future__ import annotations
@@ -30,8 +31,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.interrupts")
     parser.add_argument("names", nargs="*", metavar="NAME[=MOMENTS[/FRESH]]")
     parser.add_argument("--moments", type=int, default=200, help="of each command")
-    parser.add_argument("--fresh", type=int, default=40, help="how many of them in a newly started program, its imports included")
-    parser.add_argument("--again", type=int, default=4, help="go on with every so-many-th one, and compare")
+    parser.add_argument(
+        "--fresh",
+        type=int,
+        default=40,
+        help="how many of them in a newly started program, its imports included",
+    )
+    parser.add_argument(
+        "--again", type=int, default=4, help="go on with every so-many-th one, and compare"
+    )
     parser.add_argument("--signal", default="INT", choices=("INT", "TERM", "HUP", "USR1"))
     parser.add_argument("--twice", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
@@ -62,13 +70,27 @@ def main() -> int:
                 if result.end != "early" or result.broken:
                     found.append(result)
                     if result.broken and options.show:
-                        print(f"\n{result.command}, {result.how} at {result.moment:.3f} s: {result.broken}\n{result.words}", flush=True)
+                        print(
+                            f"\n{result.command}, {result.how} at {result.moment:.3f} s: {result.broken}\n{result.words}",
+                            flush=True,
+                        )
             ends, words = Counter(one.end for one in found), [" ".join(one.broken) for one in found]
             faults = [sum(fault in text for text in words) for fault in FAULTS]
-            others = sum(bool(text) and not any(fault in text for fault in FAULTS) for text in words)
+            others = sum(
+                bool(text) and not any(fault in text for fault in FAULTS) for text in words
+            )
             late = sum(one.seconds > SOON and one.end != "stopped" for one in found)
-            row = [len(found), *(ends[end] for end in ENDS), *faults, others, late, f"{max(one.seconds for one in found):.1f} s"]
-            print(f"{found[0].command:<18}" + "".join(f"{number:>12}" for number in row), flush=True)
+            row = [
+                len(found),
+                *(ends[end] for end in ENDS),
+                *faults,
+                others,
+                late,
+                f"{max(one.seconds for one in found):.1f} s",
+            ]
+            print(
+                f"{found[0].command:<18}" + "".join(f"{number:>12}" for number in row), flush=True
+            )
             results += found
     broken = sum(bool(one.broken) for one in results)
     print(f"{len(results)} signals, {broken} broken promises")

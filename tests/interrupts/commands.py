@@ -1,4 +1,6 @@
-"""The commands that are interrupted, at their smallest: those of tests.faults, and the ones that only a user at a terminal meets."""
+"""The commands that are interrupted, at their smallest: those of tests.faults, and the ones that
+only a user at a terminal meets.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,15 @@ def commands() -> Iterator[Pressed]:
     nothing = files()
     score = Command("eval, a task", SCORE, [*SCORE, "--resume"], scores)
     yield Pressed(score, kept=("eval.records",))
-    yield Pressed(Command("finetune", FINETUNE, [*FINETUNE, "--resume"], files("tuned/*.safetensors", "tuned/finetune.json"), "tuned"))
+    yield Pressed(
+        Command(
+            "finetune",
+            FINETUNE,
+            [*FINETUNE, "--resume"],
+            files("tuned/*.safetensors", "tuned/finetune.json"),
+            "tuned",
+        )
+    )
     yield Pressed(Command("sample, a stream", STREAM, STREAM, nothing))
     yield Pressed(Command("sample -i", SESSION, [], nothing), on_terminal=True)
 
@@ -78,8 +88,18 @@ def prepare(folder: Path) -> None:
     (folder / "in/task").mkdir()
     (folder / "in/task/task.toml").write_text(TASK)
     for name in ("train", "dev"):
-        rows = [{"sentence": f"{word} {number}", "label": label} for number in range(8) for word, label in (("one", "yes"), ("two", "no"))]
+        rows = [
+            {"sentence": f"{word} {number}", "label": label}
+            for number in range(8)
+            for word, label in (("one", "yes"), ("two", "no"))
+        ]
         (folder / f"in/task/{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (folder / "in/lambada").mkdir()
-    texts = [f"{first} small words {last}" for first in ("one", "two", "three") for last in ("again", "small", "GPT")]
-    (folder / "in/lambada/lambada_test.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    texts = [
+        f"{first} small words {last}"
+        for first in ("one", "two", "three")
+        for last in ("again", "small", "GPT")
+    ]
+    (folder / "in/lambada/lambada_test.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    )

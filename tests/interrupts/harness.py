@@ -1,7 +1,7 @@
 """Starts commands, presses Ctrl-C at some moment, and judges how they end and what they leave.
 
-A command is either started as a user would, so that its imports are among the moments, or run in a fork of this process, which has
-imported everything: a hundred times the work for the same time.
+A command is either started as a user would, so that its imports are among the moments, or run in a
+fork of this process, which has imported everything: a hundred times the work for the same time.
 """
 
 from __future__ import annotations
@@ -29,9 +29,12 @@ from tests.interrupts.commands import Pressed, prepare
 from tests.waiting import HANG_S
 
 ROOT = Path(__file__).parents[2]
-SOON = 2.0  # seconds within which a user sees an answer: counted, but a loaded machine may take longer
+# seconds within which a user sees an answer: counted, but a loaded machine may take longer
+SOON = 2.0
 MARK = "GPT_TEST_INTERRUPT"  # in the environment of all that a command starts
-ALARMS = re.compile(r"Traceback|this is a bug|Aborted|core dumped|Fatal|terminate called|Exception ignored|leaked|resource_tracker|Error")
+ALARMS = re.compile(
+    r"Traceback|this is a bug|Aborted|core dumped|Fatal|terminate called|Exception ignored|leaked|resource_tracker|Error"
+)
 SILENT = ("prompt back", "finished")
 
 
@@ -44,7 +47,9 @@ class Result:
     """Seconds after the command could answer it."""
     how: str
     end: str
-    """interrupted, stopped (after finishing something), finished (it was done), prompt back; early: it was done before the signal."""
+    """interrupted, stopped (after finishing something), finished (it was done), prompt back; early:
+    it was done before the signal.
+    """
     seconds: float
     """From the signal to the end."""
     broken: list[str] = field(default_factory=list)
@@ -52,9 +57,13 @@ class Result:
 
 
 class Started:
-    """A command that runs in a process group of its own, its streams in files of `folder`; or at a terminal."""
+    """A command that runs in a process group of its own, its streams in files of `folder`; or at a
+    terminal.
+    """
 
-    def __init__(self, words: list[str], folder: Path, *, fresh: bool, terminal: bool = False) -> None:
+    def __init__(
+        self, words: list[str], folder: Path, *, fresh: bool, terminal: bool = False
+    ) -> None:
         self.folder, self.terminal, self.shown = folder, -1, b""
         if terminal:
             self.terminal, slave = pty.openpty()
@@ -81,7 +90,11 @@ class Started:
             streams = [slave, slave, slave]
         else:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-            streams = [os.open(os.devnull, os.O_RDONLY), os.open("out", flags), os.open("err", flags)]
+            streams = [
+                os.open(os.devnull, os.O_RDONLY),
+                os.open("out", flags),
+                os.open("err", flags),
+            ]
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -116,7 +129,9 @@ class Started:
             status = Path(f"/proc/{self.pid}/status").read_text()
         except OSError:
             return False
-        caught = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt"))
+        caught = next(
+            int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt")
+        )
         return bool(caught >> (signal.SIGUSR1 - 1) & 1)
 
     def ended(self) -> int | None:
@@ -144,7 +159,9 @@ class Started:
 
     def words(self) -> str:
         """What it wrote to stderr, or to its terminal."""
-        return (self.shown if self.terminal >= 0 else (self.folder / "err").read_bytes()).decode(errors="replace")
+        return (self.shown if self.terminal >= 0 else (self.folder / "err").read_bytes()).decode(
+            errors="replace"
+        )
 
     def others(self) -> list[int]:
         """The processes that it started and that still run."""
@@ -153,7 +170,9 @@ class Started:
         for name in filter(str.isdigit, os.listdir("/proc")):
             try:
                 fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
-                mine = int(fields[2]) == self.pid or mark in Path(f"/proc/{name}/environ").read_bytes().split(b"\0")
+                mine = int(fields[2]) == self.pid or mark in Path(
+                    f"/proc/{name}/environ"
+                ).read_bytes().split(b"\0")
             except OSError:
                 continue
             if mine and fields[0] not in "ZX":
@@ -174,7 +193,8 @@ class Harness:
     """A folder of inputs that are made once, and a fresh copy of them for every signal."""
 
     def __init__(self, work: Path, seed: int) -> None:
-        os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: the same sums, in a fork as elsewhere
+        # before torch is imported: the same sums, in a fork as elsewhere
+        os.environ["OMP_NUM_THREADS"] = "1"
         begin = time.monotonic()
         preload()
         import gptcli.sampling.text
@@ -246,7 +266,11 @@ class Harness:
     def _converse(self, start: Started, until: float) -> None:
         """Answer two prompts, and leave the third."""
         for prompts in (1, 2, 3):
-            while start.ended() is None and start.shown.count(b"> ") < prompts and time.monotonic() < until:
+            while (
+                start.ended() is None
+                and start.shown.count(b"> ") < prompts
+                and time.monotonic() < until
+            ):
                 time.sleep(0.001)
             if start.ended() is not None or time.monotonic() >= until:
                 return
@@ -271,7 +295,8 @@ class Harness:
     def _judge(self, one: Pressed, start: Started, result: Result, *, again: bool) -> None:
         begin, prompts = time.monotonic(), start.shown.count(b"> ")
         while start.ended() is None and time.monotonic() < begin + HANG_S:
-            if one.on_terminal and start.shown.count(b"> ") > prompts:  # a sample was stopped, the session goes on
+            # a sample was stopped, the session goes on
+            if one.on_terminal and start.shown.count(b"> ") > prompts:
                 result.end = "prompt back"
                 result.seconds = time.monotonic() - begin
                 os.write(start.terminal, b"\x04")
@@ -287,7 +312,9 @@ class Harness:
         elif code == 0 and result.end == "early":
             result.end = "finished"
         elif code == 130:
-            result.end = "stopped" if "stopping" in words or "stopped after" in words else "interrupted"
+            result.end = (
+                "stopped" if "stopping" in words or "stopped after" in words else "interrupted"
+            )
         elif code != 0 or result.end != "prompt back":
             broken.append(f"exit {code}")
         if len(said) != (result.end not in SILENT):
@@ -309,10 +336,18 @@ class Harness:
 
     def _look_at_files(self, one: Pressed, folder: Path, result: Result, *, again: bool) -> None:
         command, wanted = one.command, self.wanted[one.command.name]
-        litter = [name for name in leftovers(folder) if name not in one.kept and not (command.folder and name.startswith(command.folder))]
+        litter = [
+            name
+            for name in leftovers(folder)
+            if name not in one.kept and not (command.folder and name.startswith(command.folder))
+        ]
         litter += _locks(folder)
         litter += [str(path) for path in (folder / "tmp").iterdir()]
-        litter += [str(path) for path in (self.work / "cache").rglob("*") if path.is_file() and path.suffix != ".so"]
+        litter += [
+            str(path)
+            for path in (self.work / "cache").rglob("*")
+            if path.is_file() and path.suffix != ".so"
+        ]
         if litter:
             result.broken.append(f"left lying about: {litter}")
         try:
@@ -327,8 +362,12 @@ class Harness:
             then = Started(self.again[command.name], folder, fresh=False)
             if then.wait(HANG_S) != 0:
                 result.broken.append(f"it does not go on: {then.words()[-500:]}")
-            elif _whole(after := command.outputs(folder)) != _whole(wanted) or _different(after, wanted):
-                result.broken.append(f"gone on with, and not the undisturbed run's: {_different(after, wanted)}")
+            elif _whole(after := command.outputs(folder)) != _whole(wanted) or _different(
+                after, wanted
+            ):
+                result.broken.append(
+                    f"gone on with, and not the undisturbed run's: {_different(after, wanted)}"
+                )
             elif command.folder and (litter := leftovers(folder) + _locks(folder)):
                 result.broken.append(f"left lying about after it went on: {litter}")
             then.close()
@@ -346,7 +385,9 @@ def _locks(folder: Path) -> list[str]:
 
 
 def _whole(outputs: dict[str, str]) -> set[str]:
-    """What has to be there at the end: which checkpoints are, depends on where a run was stopped."""
+    """What has to be there at the end: which checkpoints are, depends on where a run was
+    stopped.
+    """
     return {name for name in outputs if not name.startswith("step-")}
 
 

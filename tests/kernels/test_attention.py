@@ -1,4 +1,6 @@
-"""The attention kernel against softmax in fp32, and against torch's own kernel in the same precision."""
+"""The attention kernel against softmax in fp32, and against torch's own kernel in the same
+precision.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
 from gptcli.trainer.machine import has_compiler
 
-pytestmark = pytest.mark.skipif(attention_kernel._kernel() is None, reason="no AMX here, or no compiler")
+pytestmark = pytest.mark.skipif(
+    attention_kernel._kernel() is None, reason="no AMX here, or no compiler"
+)
 
 LENGTHS = [1, 15, 16, 17, 64, 100, 256, 1000, 1024]
 
@@ -29,17 +33,24 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-def random(B: int, T: int, H: int, D: int, spread: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:
+def random(
+    B: int, T: int, H: int, D: int, spread: float = 2.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """q, k and v, and a gradient; scores of this spread let a few keys have most of the weight."""
     generator = torch.Generator().manual_seed(T + D)
-    qkv, dy = torch.randn(B, T, H, 3, D, generator=generator), torch.randn(B, T, H, D, generator=generator)
+    qkv, dy = (
+        torch.randn(B, T, H, 3, D, generator=generator),
+        torch.randn(B, T, H, D, generator=generator),
+    )
     return (spread * qkv).bfloat16(), dy.bfloat16()
 
 
 def in_fp32(qkv: torch.Tensor, band: int) -> torch.Tensor:
     q, k, v = qkv.transpose(1, 2).unbind(3)
     T = q.shape[2]
-    scores = (q @ k.mT / math.sqrt(q.shape[3])).masked_fill(~causal_mask(T, T, band, q.device), -math.inf)
+    scores = (q @ k.mT / math.sqrt(q.shape[3])).masked_fill(
+        ~causal_mask(T, T, band, q.device), -math.inf
+    )
     return (scores.softmax(-1) @ v).transpose(1, 2)
 
 
@@ -47,10 +58,14 @@ def by_torch(qkv: torch.Tensor, band: int) -> torch.Tensor:
     q, k, v = qkv.transpose(1, 2).unbind(3)
     T = q.shape[2]
     mask = None if band >= T else causal_mask(T, T, band, q.device)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None).transpose(1, 2)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None
+    ).transpose(1, 2)
 
 
-def with_gradients(form: Callable[..., torch.Tensor], qkv: torch.Tensor, dy: torch.Tensor, *rest: int) -> list[torch.Tensor]:
+def with_gradients(
+    form: Callable[..., torch.Tensor], qkv: torch.Tensor, dy: torch.Tensor, *rest: int
+) -> list[torch.Tensor]:
     """y, dq, dk, dv."""
     leaf = qkv.detach().clone().requires_grad_()
     y = form(leaf, *rest)
@@ -66,8 +81,12 @@ def assert_no_worse_than_torch(qkv: torch.Tensor, dy: torch.Tensor, band: int) -
     exact = with_gradients(in_fp32, qkv.float(), dy.float(), band)
     ours, theirs = (with_gradients(form, qkv, dy, band) for form in (kernel, by_torch))
     for name, right, our, their in zip(("y", "dq", "dk", "dv"), exact, ours, theirs, strict=True):
-        our_error, their_error = ((found - right).norm() / math.sqrt(right.numel()) for found in (our, their))
-        assert our_error <= 1.15 * their_error + 1e-4, f"{name}: {our_error:.2e}, torch {their_error:.2e}"
+        our_error, their_error = (
+            (found - right).norm() / math.sqrt(right.numel()) for found in (our, their)
+        )
+        assert our_error <= 1.15 * their_error + 1e-4, (
+            f"{name}: {our_error:.2e}, torch {their_error:.2e}"
+        )
         assert (our - right).abs().max() <= 2 * (their - right).abs().max() + 1e-3, name
 
 
@@ -90,7 +109,9 @@ def test_in_a_band(T: int, band: int) -> None:
 
 @pytest.mark.parametrize("rising", [1, -1])
 def test_scores_that_rise_and_fall_along_the_keys(rising: int) -> None:
-    """What the sums were counted from until then is nothing beside what comes, or all of it; exponents beyond fp32's are neither."""
+    """What the sums were counted from until then is nothing beside what comes, or all of it;
+    exponents beyond fp32's are neither.
+    """
     qkv, dy = random(1, 300, 2, 64, spread=1.0)
     qkv[:, :, :, 0, 0] = 40
     qkv[:, :, :, 1, 0] = rising * torch.linspace(-50, 50, 300)[None, :, None].bfloat16()
@@ -101,7 +122,9 @@ def test_scores_that_rise_and_fall_along_the_keys(rising: int) -> None:
 def test_where_tensors_lie_does_not_matter() -> None:
     qkv, dy = random(2, 50, 3, 64)
     expected = with_gradients(kernel, qkv, dy, 50)
-    leaf = torch.empty(2, 50, 4, 3, 96, dtype=qkv.dtype)[:, :, 1:, :, :64].copy_(qkv).requires_grad_()
+    leaf = (
+        torch.empty(2, 50, 4, 3, 96, dtype=qkv.dtype)[:, :, 1:, :, :64].copy_(qkv).requires_grad_()
+    )
     y = kernel(leaf, 50)
     [dqkv] = torch.autograd.grad(y, leaf, dy.transpose(1, 2).contiguous().transpose(1, 2))
     for one, other in zip(expected, (y, *dqkv.unbind(3)), strict=True):
@@ -121,23 +144,38 @@ def test_the_same_bits_again_whatever_the_threads(threads: int) -> None:
 def test_compiled_it_is_one_operator() -> None:
     torch._dynamo.reset()
     qkv, dy = random(2, 70, 2, 64)
-    compiled = torch.compile(lambda qkv: self_attend(qkv, band=40) * 1, dynamic=False, fullgraph=True)
-    assert all(map(torch.equal, with_gradients(kernel, qkv, dy, 40), with_gradients(compiled, qkv, dy)))
+    compiled = torch.compile(
+        lambda qkv: self_attend(qkv, band=40) * 1, dynamic=False, fullgraph=True
+    )
+    assert all(
+        map(torch.equal, with_gradients(kernel, qkv, dy, 40), with_gradients(compiled, qkv, dy))
+    )
 
 
 @pytest.mark.parametrize("band", [None, 20])
-def test_the_form_in_torch_is_the_same_function(band: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_form_in_torch_is_the_same_function(
+    band: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     qkv, dy = random(2, 70, 2, 64, spread=1.0)
     ours = with_gradients(lambda qkv: self_attend(qkv, band=band), qkv, dy)
     monkeypatch.setattr(attention_kernel, "_runs_here", lambda: False)
-    for our, their in zip(ours, with_gradients(lambda qkv: self_attend(qkv, band=band), qkv, dy), strict=True):
+    for our, their in zip(
+        ours, with_gradients(lambda qkv: self_attend(qkv, band=band), qkv, dy), strict=True
+    ):
         torch.testing.assert_close(our, their, atol=0.03, rtol=0.03)
 
 
 def test_the_model_calls_it_in_bf16_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr("gptcli.model.attention.packed_attend", lambda qkv, band: calls.append(band) or packed_attend(qkv, band))
-    model = GPT(ModelConfig(n_layer=2, n_head=2, d_model=128, n_ctx=48, vocab_size=50, attention="banded", band=16))
+    monkeypatch.setattr(
+        "gptcli.model.attention.packed_attend",
+        lambda qkv, band: calls.append(band) or packed_attend(qkv, band),
+    )
+    model = GPT(
+        ModelConfig(
+            n_layer=2, n_head=2, d_model=128, n_ctx=48, vocab_size=50, attention="banded", band=16
+        )
+    )
     model.init_weights(0)
     idx_BT = torch.arange(48)[None]
     exact = model(idx_BT)

@@ -43,7 +43,9 @@ def built(tmp_path: Path) -> list[Path]:
 
 
 @pytest.mark.usefixtures("compiler")
-def test_built_once_and_run_by_torchs_threads(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_built_once_and_run_by_torchs_threads(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "sum.c").write_text(SUM)
     library = build.library("sum")
     assert library is not None
@@ -76,7 +78,9 @@ def test_a_changed_header_is_built_anew(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("compiler")
-def test_without_a_place_to_keep_it(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_place_to_keep_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     (folder / "one.c").write_text("int one(void) { return 1; }")
@@ -97,7 +101,11 @@ def test_without_a_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.usefixtures("compiler")
-def test_a_torn_library_is_done_without(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torn_library_is_done_without(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "one.c").write_text("int one(void) { return 1; }")
-    monkeypatch.setattr(build, "_build", lambda source, compiler, built: built.write_bytes(b"\x7fELF"))
+    monkeypatch.setattr(
+        build, "_build", lambda source, compiler, built: built.write_bytes(b"\x7fELF")
+    )
     assert build.library("one") is None

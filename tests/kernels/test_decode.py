@@ -1,4 +1,6 @@
-"""A step of the kernel is the model: every kind of weight and layer, rows of unlike lengths, and each as if it were alone."""
+"""A step of the kernel is the model: every kind of weight and layer, rows of unlike lengths, and
+each as if it were alone.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,13 @@ KINDS = {
     "gpt3": {"attention": "banded", "band": 5, "tied": False},
     "gpt1": {"norm": "post"},
 }
-SIZES = {"tiles": (128, 4, 64), "odd": (96, 4, 57), "narrow head": (48, 2, 57), "no whole word": (15, 3, 11)}  # d_model, n_head, V
+# d_model, n_head, V
+SIZES = {
+    "tiles": (128, 4, 64),
+    "odd": (96, 4, 57),
+    "narrow head": (48, 2, 57),
+    "no whole word": (15, 3, 11),
+}
 
 
 @pytest.fixture(params=[1, 2])
@@ -41,7 +49,16 @@ def threads(request: pytest.FixtureRequest) -> None:
 
 def small(kind: str, size: str, dtype: torch.dtype) -> GPT:
     d_model, n_head, vocab_size = SIZES[size]
-    model = GPT(ModelConfig(n_layer=3, n_head=n_head, d_model=d_model, n_ctx=N_CTX, vocab_size=vocab_size, **KINDS[kind])).eval()
+    model = GPT(
+        ModelConfig(
+            n_layer=3,
+            n_head=n_head,
+            d_model=d_model,
+            n_ctx=N_CTX,
+            vocab_size=vocab_size,
+            **KINDS[kind],
+        )
+    ).eval()
     model.init_weights(0)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -52,13 +69,18 @@ def small(kind: str, size: str, dtype: torch.dtype) -> GPT:
 def exact(model: GPT) -> GPT:
     """The same weights, rounded as they are, in fp64 and plain PyTorch."""
     plain = GPT(model.config).double().eval()
-    state = {name: tensor.double() for name, tensor in model.state_dict().items() if not name.endswith(("weight_NK", "scale_N"))}
+    state = {
+        name: tensor.double()
+        for name, tensor in model.state_dict().items()
+        if not name.endswith(("weight_NK", "scale_N"))
+    }
     for name, module in model.named_modules():
         if isinstance(module, Int8):
             state[f"{name}.weight"] = module.weight_NK.double() * module.scale_N.double()[:, None]
             if module.bias is not None:
                 state[f"{name}.bias"] = module.bias.double()
-    plain.lm_head.weight = torch.nn.Parameter(plain.lm_head.weight.detach().clone())  # in int8 its numbers are not the embedding's
+    # in int8 its numbers are not the embedding's
+    plain.lm_head.weight = torch.nn.Parameter(plain.lm_head.weight.detach().clone())
     plain.load_state_dict(state)
     return plain
 
@@ -79,7 +101,9 @@ def filled(model: GPT, prompts: list[list[int]]) -> Engine:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
-def test_a_step_is_the_model_and_each_row_is_alone(kind: str, size: str, dtype: torch.dtype, quantize: str) -> None:
+def test_a_step_is_the_model_and_each_row_is_alone(
+    kind: str, size: str, dtype: torch.dtype, quantize: str
+) -> None:
     model = read_in_place(small(kind, size, dtype), quantize)
     plain, V = exact(model), model.config.vocab_size
     generator = torch.Generator().manual_seed(1)
@@ -88,13 +112,15 @@ def test_a_step_is_the_model_and_each_row_is_alone(kind: str, size: str, dtype: 
     assert engine._step is not None
     before = copy.deepcopy(engine.cache)
     logits_BV = engine.step([token % V for token in NEXT])
-    limit = 3e-2 if dtype == torch.bfloat16 else 5e-6 if quantize == "none" else 5e-4  # in bf16 it is the cache that is rounded
+    # in bf16 it is the cache that is rounded
+    limit = 3e-2 if dtype == torch.bfloat16 else 5e-6 if quantize == "none" else 5e-4
     for row, prompt in enumerate(prompts):
         expected = plain(torch.tensor([[*prompt, NEXT[row] % V]]))[0, -1]
         assert float((logits_BV[row] - expected).abs().max()) < limit * float(expected.abs().max())
         alone = Engine(model, 1)
         alone.cache.keys, alone.cache.values = (
-            [store[row : row + 1].clone() for store in stores] for stores in (before.keys, before.values)
+            [store[row : row + 1].clone() for store in stores]
+            for stores in (before.keys, before.values)
         )
         alone.lengths = [len(prompt)]
         assert torch.equal(alone.step([NEXT[row] % V])[0], logits_BV[row])
@@ -104,11 +130,17 @@ def test_a_step_is_the_model_and_each_row_is_alone(kind: str, size: str, dtype: 
 @pytest.mark.parametrize("quantize", ["none", "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("cpu", ["nehalem", "haswell"])
-def test_as_it_is_built_for_older_cpus(cpu: str, dtype: torch.dtype, quantize: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_it_is_built_for_older_cpus(
+    cpu: str, dtype: torch.dtype, quantize: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without any lanes of 256 bits, and without tiles and lanes of 512."""
     if cpu == "haswell" and not {"avx2", "fma", "bmi2"} <= set(build._features().split()):
         pytest.skip("this CPU is older")
-    monkeypatch.setattr(build, "FLAGS", [f"-march={cpu}" if flag.startswith("-march") else flag for flag in build.FLAGS])
+    monkeypatch.setattr(
+        build,
+        "FLAGS",
+        [f"-march={cpu}" if flag.startswith("-march") else flag for flag in build.FLAGS],
+    )
     older = library.__wrapped__("decode")
     assert older is not None
     assert older._name != library("decode")._name

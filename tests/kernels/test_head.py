@@ -10,7 +10,10 @@ from gptcli.model import head_kernel
 from gptcli.model import loss as module
 from gptcli.model.loss import IGNORE, next_token_loss
 
-pytestmark = pytest.mark.skipif(not head_kernel.serves(torch.ones(1, 1, dtype=torch.bfloat16), torch.ones(1, 1)), reason="no AMX here")
+pytestmark = pytest.mark.skipif(
+    not head_kernel.serves(torch.ones(1, 1, dtype=torch.bfloat16), torch.ones(1, 1)),
+    reason="no AMX here",
+)
 
 
 def operands(N: int, C: int, V: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -21,7 +24,9 @@ def operands(N: int, C: int, V: int) -> tuple[torch.Tensor, torch.Tensor, torch.
     return x_NC.requires_grad_(), weight_VC.requires_grad_(), target_N
 
 
-def taken(x_NC: torch.Tensor, weight_VC: torch.Tensor, target_N: torch.Tensor) -> list[torch.Tensor]:
+def taken(
+    x_NC: torch.Tensor, weight_VC: torch.Tensor, target_N: torch.Tensor
+) -> list[torch.Tensor]:
     """The loss, and the gradients of x and the weight."""
     with torch.autocast("cpu", torch.bfloat16):
         loss = next_token_loss(x_NC, weight_VC, target_N)
@@ -32,16 +37,26 @@ def distance(got: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((got.float() - wanted).norm() / wanted.norm())
 
 
-@pytest.mark.parametrize(("N", "C", "V"), [(1, 48, 57), (37, 96, 256), (64, 64, 1000), (300, 768, 3001), (70, 768, 50257)])
-def test_nearer_to_fp32_than_the_form_in_pytorch(monkeypatch: pytest.MonkeyPatch, N: int, C: int, V: int) -> None:
+@pytest.mark.parametrize(
+    ("N", "C", "V"),
+    [(1, 48, 57), (37, 96, 256), (64, 64, 1000), (300, 768, 3001), (70, 768, 50257)],
+)
+def test_nearer_to_fp32_than_the_form_in_pytorch(
+    monkeypatch: pytest.MonkeyPatch, N: int, C: int, V: int
+) -> None:
     x_NC, weight_VC, target_N = operands(N, C, V)
     if N == 1:
         target_N[0] = V - 1
     kernel, again = taken(x_NC, weight_VC, target_N), taken(x_NC, weight_VC, target_N)
-    assert all(torch.equal(one, other) for one, other in zip(kernel, again, strict=True)), "the same bits each time"
+    assert all(torch.equal(one, other) for one, other in zip(kernel, again, strict=True)), (
+        "the same bits each time"
+    )
     monkeypatch.setattr(head_kernel, "serves", lambda *_: False)
     pytorch = taken(x_NC, weight_VC, target_N)
-    x, weight = x_NC.detach().float().requires_grad_(), weight_VC.detach().bfloat16().float().requires_grad_()
+    x, weight = (
+        x_NC.detach().float().requires_grad_(),
+        weight_VC.detach().bfloat16().float().requires_grad_(),
+    )
     exact = F.cross_entropy(x @ weight.T, target_N, ignore_index=IGNORE, reduction="sum")
     wanted = [exact.detach(), *torch.autograd.grad(exact / 7, (x, weight))]
     assert kernel[2].dtype == torch.float32

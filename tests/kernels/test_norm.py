@@ -32,7 +32,12 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 def operands(N: int, C: int) -> list[torch.Tensor]:
     torch.manual_seed(0)
-    x, found, gain, bias = 3 * torch.randn(N, C) + 1, torch.randn(N, C).bfloat16(), torch.rand(C) + 0.5, torch.randn(C)
+    x, found, gain, bias = (
+        3 * torch.randn(N, C) + 1,
+        torch.randn(N, C).bfloat16(),
+        torch.rand(C) + 0.5,
+        torch.randn(C),
+    )
     return [tensor.requires_grad_() for tensor in (x, found, gain, bias)]
 
 
@@ -54,11 +59,17 @@ def test_a_norm_and_the_stream_around_it(N: int, C: int, threads: int) -> None:
     again = Norm.apply(x, gain, bias, EPS)
     assert all(map(torch.equal, (same, y), (x, again[1])))
     assert y.dtype == torch.bfloat16
-    assert all(map(torch.equal, gradients, torch.autograd.grad(again, of, (dx, dy)))), "the same bits each time"
+    assert all(map(torch.equal, gradients, torch.autograd.grad(again, of, (dx, dy)))), (
+        "the same bits each time"
+    )
     exact = exactly([x, gain, bias])
     wanted = F.layer_norm(exact[0], (C,), exact[1], exact[2], EPS)
     near(y, wanted, 3e-3)
-    for got, right in zip(gradients, torch.autograd.grad((exact[0] * 1, wanted), exact, (dx.double(), dy.double())), strict=True):
+    for got, right in zip(
+        gradients,
+        torch.autograd.grad((exact[0] * 1, wanted), exact, (dx.double(), dy.double())),
+        strict=True,
+    ):
         near(got, right, 3e-6)
         assert got.dtype == torch.float32
 
@@ -70,7 +81,9 @@ def test_a_norm_of_a_sum(N: int, C: int, threads: int) -> None:
     first, again = add_norm(*of, EPS)[:2], add_norm(*of, EPS)[:2]
     gradients = torch.autograd.grad(first, of, (dsum, dy))
     assert all(map(torch.equal, first, again))
-    assert all(map(torch.equal, gradients, torch.autograd.grad(again, of, (dsum, dy)))), "the same bits each time"
+    assert all(map(torch.equal, gradients, torch.autograd.grad(again, of, (dsum, dy)))), (
+        "the same bits each time"
+    )
     assert torch.equal(first[0], of[0] + of[1]), "the sum as PyTorch takes it"
     exact = exactly(of)
     total = exact[0] + exact[1]
@@ -85,7 +98,9 @@ def test_a_norm_of_a_sum(N: int, C: int, threads: int) -> None:
 def test_what_does_not_lie_row_after_row_or_on_whole_lines() -> None:
     x, found, gain, bias = (operand.detach() for operand in operands(40, 96))
     apart = torch.empty(96, 41).T[1:].copy_(x), torch.empty(40, 97)[:, 1:].bfloat16().copy_(found)
-    assert all(map(torch.equal, add_norm(*apart, gain, bias, EPS), add_norm(x, found, gain, bias, EPS)))
+    assert all(
+        map(torch.equal, add_norm(*apart, gain, bias, EPS), add_norm(x, found, gain, bias, EPS))
+    )
     moved = torch.empty(1 + 40 * 96)[1:].view(40, 96).copy_(x)
     assert all(map(torch.equal, norm(moved, gain, bias, EPS), norm(x, gain, bias, EPS)))
 
@@ -106,7 +121,9 @@ def test_operators_are_what_they_tell_the_compiler() -> None:
     y, kept = norm(x, gain, bias, EPS)
     torch.library.opcheck(norm, (x, gain, bias, EPS), test_utils=checks)
     torch.library.opcheck(norm_kernel.norm_backward, (y, x, x, kept, gain), test_utils=checks)
-    torch.library.opcheck(norm_kernel.add_norm_backward, (y, x, x, found, kept, gain), test_utils=checks)
+    torch.library.opcheck(
+        norm_kernel.add_norm_backward, (y, x, x, found, kept, gain), test_utils=checks
+    )
 
 
 def losses_and_gradients(model: GPT) -> list[torch.Tensor]:
@@ -133,7 +150,9 @@ class Counted:
 @pytest.mark.skipif(not has_compiler(), reason="no compiler here")
 @pytest.mark.parametrize(("recompute", "forwards"), [("none", 6), ("full", 12), ("selective", 0)])
 @pytest.mark.parametrize("norm", ["pre", "post"])
-def test_compiled_blocks_take_it(monkeypatch: pytest.MonkeyPatch, norm: str, recompute: str, forwards: int) -> None:
+def test_compiled_blocks_take_it(
+    monkeypatch: pytest.MonkeyPatch, norm: str, recompute: str, forwards: int
+) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model = GPT(ModelConfig(n_layer=3, n_head=2, d_model=48, n_ctx=16, vocab_size=57, norm=norm))
@@ -146,7 +165,10 @@ def test_compiled_blocks_take_it(monkeypatch: pytest.MonkeyPatch, norm: str, rec
     for got, wanted in zip(losses_and_gradients(model), plain, strict=True):
         near(got, wanted, 2e-2)
     taken = norm == "pre" and recompute != "selective"
-    assert {name: counted.calls.count(name) for name in ("forward", "backward")} == {"forward": forwards * taken, "backward": 6 * taken}
+    assert {name: counted.calls.count(name) for name in ("forward", "backward")} == {
+        "forward": forwards * taken,
+        "backward": 6 * taken,
+    }
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert list(model.state_dict()) == names
     dress(model, SimpleNamespace(compile=False, recompute="none"), None)  # type: ignore[arg-type]
@@ -155,7 +177,10 @@ def test_compiled_blocks_take_it(monkeypatch: pytest.MonkeyPatch, norm: str, rec
 
 def test_a_block_that_it_does_not_serve_is_pytorchs_own() -> None:
     torch.manual_seed(0)
-    block, x = Block(ModelConfig(n_layer=1, n_head=2, d_model=48, n_ctx=16, vocab_size=57), 0), torch.randn(2, 16, 48)
+    block, x = (
+        Block(ModelConfig(n_layer=1, n_head=2, d_model=48, n_ctx=16, vocab_size=57), 0),
+        torch.randn(2, 16, 48),
+    )
     wanted = block(x)
     norm_kernel.give(block)
     assert torch.equal(block(x), wanted), "in fp32"

@@ -17,8 +17,8 @@ IDX = torch.randint(0, 301, (2, 40), generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture
 def leaves(tmp_path: Path) -> Callable[..., Any]:
-    """Write our model into tmp_path and load it there as the class `kind` of transformers, which finds a place for every tensor and none
-    missing, and whose logits are ours; returns theirs."""
+    """Write our model into tmp_path and load it there as the class `kind` of transformers, which
+    finds a place for every tensor and none missing, and whose logits are ours; returns theirs."""
     from transformers import AutoModelForCausalLM
 
     def check(model: GPT, kind: type, tolerance: float) -> Any:
@@ -36,8 +36,8 @@ def leaves(tmp_path: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def comes_back(tmp_path: Path) -> Callable[..., GPT]:
-    """Their model, of random numbers, through a folder to us and through another back: our logits are theirs, and every tensor is the same
-    to the bit; returns ours."""
+    """Their model, of random numbers, through a folder to us and through another back: our logits
+    are theirs, and every tensor is the same to the bit; returns ours."""
     from safetensors.torch import load_file
 
     def check(theirs: Any, tolerance: float) -> GPT:
@@ -49,7 +49,9 @@ def comes_back(tmp_path: Path) -> Callable[..., GPT]:
         with torch.no_grad():
             assert (theirs(IDX).logits - model(IDX)).abs().max().item() < tolerance
         save_model(tmp_path / "ours", model, model.config)
-        one, other = (load_file(tmp_path / folder / "model.safetensors") for folder in ("theirs", "ours"))
+        one, other = (
+            load_file(tmp_path / folder / "model.safetensors") for folder in ("theirs", "ours")
+        )
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
         return model

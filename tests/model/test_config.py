@@ -10,7 +10,14 @@ from gptcli.model.config import ModelConfig, find_size, size_names
 
 @pytest.mark.parametrize(
     ("alias", "name"),
-    [("350M", "gpt3-medium"), ("350m", "gpt3-medium"), ("1.5B", "gpt2-xl"), ("117M", "gpt2"), ("GPT3", "gpt3"), ("175b", "gpt3")],
+    [
+        ("350M", "gpt3-medium"),
+        ("350m", "gpt3-medium"),
+        ("1.5B", "gpt2-xl"),
+        ("117M", "gpt2"),
+        ("GPT3", "gpt3"),
+        ("175b", "gpt3"),
+    ],
 )
 def test_aliases_in_any_case(alias: str, name: str) -> None:
     assert find_size(alias).name == name

@@ -71,7 +71,10 @@ def test_what_is_no_configuration(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"attention_types": [[["global", "local"], 2]]}, "does not name 3 layers, as num_layers says"),
+        (
+            {"attention_types": [[["global", "local"], 2]]},
+            "does not name 3 layers, as num_layers says",
+        ),
         ({"attention_types": [[["sparse"], 3]]}, "attention_types is not GPT-Neo's"),
         ({"intermediate_size": 32}, "intermediate_size is 32"),
         ({"window_size": None}, "no whole number under 'window_size'"),

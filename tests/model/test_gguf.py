@@ -1,5 +1,6 @@
-"""llama.cpp's own converter takes a model folder as it stands. LLAMA_CPP names a checkout of llama.cpp, or its files out of an sdist of
-llama-cpp-python; its Python packages (gguf, transformers, sentencepiece where it asks) must be importable."""
+"""llama.cpp's own converter takes a model folder as it stands. LLAMA_CPP names a checkout of
+llama.cpp, or its files out of an sdist of llama-cpp-python; its Python packages (gguf,
+transformers, sentencepiece where it asks) must be importable."""
 
 from __future__ import annotations
 
@@ -19,7 +20,10 @@ from gptcli.model.weights import save_model
 LLAMA_CPP = Path(os.environ.get("LLAMA_CPP", "absent"))
 
 
-@pytest.mark.skipif(not (LLAMA_CPP / "convert_hf_to_gguf.py").is_file(), reason="set LLAMA_CPP to a checkout of llama.cpp")
+@pytest.mark.skipif(
+    not (LLAMA_CPP / "convert_hf_to_gguf.py").is_file(),
+    reason="set LLAMA_CPP to a checkout of llama.cpp",
+)
 def test_every_tensor_arrives(tmp_path, real_data):
     from gptcli.tokenizer.tokenizer import load_tokenizer
 
@@ -39,9 +43,20 @@ def test_every_tensor_arrives(tmp_path, real_data):
 
     reader = GGUFReader(tmp_path / "model.gguf")
     theirs = {tensor.name: tensor.data for tensor in reader.tensors}
-    state = {name: value.detach().numpy() for name, value in model.state_dict().items() if name != "lm_head.weight"}
-    assert sum(value.size for value in theirs.values()) == sum(value.size for value in state.values()) == config.parameters
+    state = {
+        name: value.detach().numpy()
+        for name, value in model.state_dict().items()
+        if name != "lm_head.weight"
+    }
+    assert (
+        sum(value.size for value in theirs.values())
+        == sum(value.size for value in state.values())
+        == config.parameters
+    )
     for value in state.values():
-        assert any(value.size == other.size and np.array_equal(np.sort(value, None), np.sort(other, None)) for other in theirs.values())
+        assert any(
+            value.size == other.size and np.array_equal(np.sort(value, None), np.sort(other, None))
+            for other in theirs.values()
+        )
     np.testing.assert_array_equal(theirs["token_embd.weight"], state["wte.weight"])
     assert reader.fields["gpt2.context_length"].parts[-1][0] == 48

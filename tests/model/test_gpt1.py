@@ -18,7 +18,9 @@ from gptcli.model.layouts import RELEASED_PARTS
 from gptcli.model.transformer import GPT
 from gptcli.model.weights import load_model, read_model_config
 
-SMALL = ModelConfig(n_layer=3, n_head=2, d_model=128, n_ctx=40, vocab_size=301, norm="post", dropout=0.1)
+SMALL = ModelConfig(
+    n_layer=3, n_head=2, d_model=128, n_ctx=40, vocab_size=301, norm="post", dropout=0.1
+)
 IDX = torch.randint(0, 301, (2, 40), generator=torch.Generator().manual_seed(0))
 
 
@@ -26,18 +28,27 @@ def random_model(config: ModelConfig) -> GPT:
     torch.manual_seed(0)
     model = GPT(config).eval()
     for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, 0.5 if name.endswith(("ln_1.weight", "ln_2.weight")) else 0.0, 0.1)
+        torch.nn.init.normal_(
+            parameter, 0.5 if name.endswith(("ln_1.weight", "ln_2.weight")) else 0.0, 0.1
+        )
     return model
 
 
 def test_parameters_are_the_papers() -> None:
     config = ModelConfig.from_paper(find_size("gpt1"))
     assert config.parameters == 116_534_784
-    assert (config.norm, config.dropout, config.n_ctx, config.vocab_size) == ("post", 0.1, 512, 40478)
+    assert (config.norm, config.dropout, config.n_ctx, config.vocab_size) == (
+        "post",
+        0.1,
+        512,
+        40478,
+    )
 
 
 def test_initialisation_is_gpt1s() -> None:
-    model = GPT(ModelConfig(n_layer=2, n_head=2, d_model=256, n_ctx=256, vocab_size=500, norm="post"))
+    model = GPT(
+        ModelConfig(n_layer=2, n_head=2, d_model=256, n_ctx=256, vocab_size=500, norm="post")
+    )
     model.init_weights(0)
     for name, parameter in model.named_parameters():
         if parameter.dim() == 2:
@@ -54,8 +65,12 @@ def test_block_by_hand() -> None:
     model = random_model(SMALL)
     block = model.h[0]
     x = torch.randn(1, 5, 128)
-    n = torch.nn.functional.layer_norm(x + block.attn(x), (128,), block.ln_1.weight, block.ln_1.bias, 1e-5)
-    h = torch.nn.functional.layer_norm(n + block.mlp(n), (128,), block.ln_2.weight, block.ln_2.bias, 1e-5)
+    n = torch.nn.functional.layer_norm(
+        x + block.attn(x), (128,), block.ln_1.weight, block.ln_1.bias, 1e-5
+    )
+    h = torch.nn.functional.layer_norm(
+        n + block.mlp(n), (128,), block.ln_2.weight, block.ln_2.bias, 1e-5
+    )
     torch.testing.assert_close(block(x), h)
     assert not list(model.ln_f.parameters())
 
@@ -72,7 +87,11 @@ def test_reading_in_pieces_is_reading_at_once() -> None:
         torch.testing.assert_close(torch.cat(parts, dim=1), model.hidden(IDX), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("config", [SMALL, ModelConfig.from_paper(find_size("gpt1"), vocab_size=999)], ids=["small", "the paper's shape"])
+@pytest.mark.parametrize(
+    "config",
+    [SMALL, ModelConfig.from_paper(find_size("gpt1"), vocab_size=999)],
+    ids=["small", "the paper's shape"],
+)
 def test_our_folder_in_transformers(tmp_path: Path, leaves: Any, config: ModelConfig) -> None:
     from transformers import OpenAIGPTLMHeadModel
 
@@ -86,12 +105,16 @@ def test_our_folder_in_transformers(tmp_path: Path, leaves: Any, config: ModelCo
 def test_their_folder_here_and_back(comes_back: Any) -> None:
     from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
-    theirs = OpenAIGPTLMHeadModel(OpenAIGPTConfig(n_layer=3, n_head=4, n_embd=64, n_positions=40, vocab_size=301))
+    theirs = OpenAIGPTLMHeadModel(
+        OpenAIGPTConfig(n_layer=3, n_head=4, n_embd=64, n_positions=40, vocab_size=301)
+    )
     assert comes_back(theirs, 1e-5).config.norm == "post"
 
 
 def write_release(folder: Path, shapes: list[list[int]]) -> list[np.ndarray]:
-    """params_shapes.json and params_0 to 9.npy, as OpenAI's `fused` files: all numbers end to end, cut in ten."""
+    """params_shapes.json and params_0 to 9.npy, as OpenAI's `fused` files: all numbers end to end,
+    cut in ten.
+    """
     rng = np.random.default_rng(0)
     arrays = [rng.normal(0, 0.1, shape).astype(np.float32) for shape in shapes]
     folder.mkdir(exist_ok=True)
@@ -107,7 +130,9 @@ def shapes_like(stored: list[list[int]], vocab_size: int, layers: int) -> list[l
 
 
 def assert_is_the_release(model: GPT, arrays: list[np.ndarray]) -> None:
-    """Layer by layer in plain numpy-style torch, straight from the arrays: the released code's own arithmetic."""
+    """Layer by layer in plain numpy-style torch, straight from the arrays: the released code's own
+    arithmetic.
+    """
     positions, tokens, *rest = (torch.from_numpy(array) for array in arrays)
     idx = torch.tensor([[5, 3, 99, 0, 7]])
     x = tokens[idx] + positions[:5]
@@ -119,8 +144,15 @@ def assert_is_the_release(model: GPT, arrays: list[np.ndarray]) -> None:
 
     for at in range(0, len(rest), 12):
         c_w, c_b, p_w, p_b, g1, b1, f_w, f_b, o_w, o_b, g2, b2 = rest[at : at + 12]
-        q, k, v = (y.view(1, 5, heads, -1).transpose(1, 2) for y in (x @ c_w[0] + c_b).split(x.shape[-1], dim=2))
-        w = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~torch.ones(5, 5).tril().bool(), -1e9).softmax(-1)
+        q, k, v = (
+            y.view(1, 5, heads, -1).transpose(1, 2)
+            for y in (x @ c_w[0] + c_b).split(x.shape[-1], dim=2)
+        )
+        w = (
+            (q @ k.mT / math.sqrt(q.shape[-1]))
+            .masked_fill(~torch.ones(5, 5).tril().bool(), -1e9)
+            .softmax(-1)
+        )
         x = norm(x + ((w @ v).transpose(1, 2).flatten(2) @ p_w[0] + p_b), g1, b1)
         m = x @ f_w[0] + f_b
         m = 0.5 * m * (1 + torch.tanh(math.sqrt(2 / math.pi) * (m + 0.044715 * m**3)))
@@ -130,13 +162,33 @@ def assert_is_the_release(model: GPT, arrays: list[np.ndarray]) -> None:
 
 
 def test_a_released_folder_is_read(tmp_path: Path) -> None:
-    block = [[1, 128, 384], [384], [1, 128, 128], [128], [128], [128], [1, 128, 512], [512], [1, 512, 128], [128], [128], [128]]
+    block = [
+        [1, 128, 384],
+        [384],
+        [1, 128, 128],
+        [128],
+        [128],
+        [128],
+        [1, 128, 512],
+        [512],
+        [1, 512, 128],
+        [128],
+        [128],
+        [128],
+    ]
     shapes = [[40, 128], [301, 128], *block, *block]
     arrays = write_release(tmp_path, shapes)
     model = load_model(tmp_path)
-    assert (model.config.n_layer, model.config.n_head, model.config.n_ctx, model.config.vocab_size) == (2, 2, 40, 301)
+    assert (
+        model.config.n_layer,
+        model.config.n_head,
+        model.config.n_ctx,
+        model.config.vocab_size,
+    ) == (2, 2, 40, 301)
     assert_is_the_release(model, arrays)
-    (tmp_path / "params_9.npy").write_bytes((tmp_path / "params_9.npy").read_bytes().replace(b"}", b"\0"))
+    (tmp_path / "params_9.npy").write_bytes(
+        (tmp_path / "params_9.npy").read_bytes().replace(b"}", b"\0")
+    )
     with pytest.raises(InputError, match="not a readable array"):
         load_model(tmp_path)
     (tmp_path / "params_9.npy").write_bytes(b"no array")
@@ -163,9 +215,24 @@ def test_the_stored_shapes_are_read(real_data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(10**15,), (2**62, 2**62), (-1,)])
 def test_an_array_that_is_only_claimed_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    block = [[1, 64, 192], [192], [1, 64, 64], [64], [64], [64], [1, 64, 256], [256], [1, 256, 64], [64], [64], [64]]
+    block = [
+        [1, 64, 192],
+        [192],
+        [1, 64, 64],
+        [64],
+        [64],
+        [64],
+        [1, 64, 256],
+        [256],
+        [1, 256, 64],
+        [64],
+        [64],
+        [64],
+    ]
     write_release(tmp_path, [[8, 64], [300, 64], *block])
     with open(tmp_path / "params_3.npy", "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<f4", "fortran_order": False, "shape": shape}
+        )
     with pytest.raises(InputError, match=r"params_3\.npy: not a readable array"):
         load_model(tmp_path)

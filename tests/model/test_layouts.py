@@ -11,16 +11,26 @@ from hypothesis import strategies as st
 
 from gptcli.errors import InputError
 from gptcli.model.config import ModelConfig
-from gptcli.model.layouts import from_stored, head_after_head, kind_after_kind, read_release, to_stored
+from gptcli.model.layouts import (
+    from_stored,
+    head_after_head,
+    kind_after_kind,
+    read_release,
+    to_stored,
+)
 from gptcli.model.transformer import GPT
 
 
 def config(**changes: object) -> ModelConfig:
-    return ModelConfig(**{"n_layer": 2, "n_head": 2, "d_model": 6, "n_ctx": 5, "vocab_size": 11, **changes})
+    return ModelConfig(
+        **{"n_layer": 2, "n_head": 2, "d_model": 6, "n_ctx": 5, "vocab_size": 11, **changes}
+    )
 
 
 def test_rows_by_hand() -> None:
-    """Two heads of width 3: ours q q q k k k v v v of the first head, then of the second; theirs all queries first."""
+    """Two heads of width 3: ours q q q k k k v v v of the first head, then of the second; theirs
+    all queries first.
+    """
     ours = torch.arange(18)
     theirs = torch.tensor([0, 1, 2, 9, 10, 11, 3, 4, 5, 12, 13, 14, 6, 7, 8, 15, 16, 17])
     assert torch.equal(kind_after_kind("h.0.attn.c_attn.bias", ours, config()), theirs)
@@ -55,7 +65,11 @@ def test_names_and_shapes_of_the_files(changes: dict[str, object]) -> None:
 
 
 def test_buffers_of_old_files_go_and_strangers_keep_their_names() -> None:
-    stored = {"transformer.h.0.attn.bias": torch.ones(1), "h.0.attn.masked_bias": torch.ones(1), "score.weight": torch.ones(2)}
+    stored = {
+        "transformer.h.0.attn.bias": torch.ones(1),
+        "h.0.attn.masked_bias": torch.ones(1),
+        "score.weight": torch.ones(2),
+    }
     assert dict(from_stored(stored, config())).keys() == {"score.weight"}
 
 

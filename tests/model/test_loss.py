@@ -31,7 +31,9 @@ def test_no_gradients_are_made_without_training() -> None:
     x, weight = torch.randn(6, 4), torch.randn(9, 4)
     with torch.no_grad():
         loss = next_token_loss(x, weight, torch.arange(6))
-    torch.testing.assert_close(loss, F.cross_entropy(x @ weight.T, torch.arange(6), reduction="sum"))
+    torch.testing.assert_close(
+        loss, F.cross_entropy(x @ weight.T, torch.arange(6), reduction="sum")
+    )
 
 
 def test_no_positions_have_no_gradient() -> None:
@@ -43,12 +45,18 @@ def test_no_positions_have_no_gradient() -> None:
 
 def test_bf16_keeps_the_sum_in_fp32() -> None:
     torch.manual_seed(0)
-    x, weight, target = torch.randn(512, 16, requires_grad=True), torch.randn(64, 16, requires_grad=True), torch.randint(0, 64, (512,))
+    x, weight, target = (
+        torch.randn(512, 16, requires_grad=True),
+        torch.randn(64, 16, requires_grad=True),
+        torch.randint(0, 64, (512,)),
+    )
     with torch.autocast("cpu", torch.bfloat16):
         loss = next_token_loss(x, weight, target)
     loss.backward()
     assert loss.dtype == torch.float32
     assert weight.grad is not None
     assert weight.grad.dtype == torch.float32
-    exact = F.cross_entropy((x.bfloat16().float() @ weight.bfloat16().float().T), target, reduction="sum")
+    exact = F.cross_entropy(
+        (x.bfloat16().float() @ weight.bfloat16().float().T), target, reduction="sum"
+    )
     assert abs(loss.item() / exact.item() - 1) < 2e-3

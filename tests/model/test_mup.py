@@ -1,4 +1,6 @@
-"""muP: what starts smaller and moves less; the coordinate check of examples/mup at smaller widths."""
+"""muP: what starts smaller and moves less; the coordinate check of examples/mup at smaller
+widths.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,11 @@ def test_a_wider_model_starts_smaller_and_moves_less() -> None:
     assert torch.equal(model.wte.weight, plain.wte.weight)
     assert (model.ln_f.weight == 0.25).all()
     by_name = {id(p): name for name, p in model.named_parameters()}
-    terms = {by_name[id(p)]: (g["lr_scale"], g["weight_decay"]) for g in mup.groups(model, 4.0, 0.1) for p in g["params"]}
+    terms = {
+        by_name[id(p)]: (g["lr_scale"], g["weight_decay"])
+        for g in mup.groups(model, 4.0, 0.1)
+        for p in g["params"]
+    }
     assert terms.keys() == dict(model.named_parameters()).keys()
     assert terms["h.1.attn.c_proj.weight"] == (0.25, pytest.approx(0.4))
     assert terms["h.1.attn.c_proj.bias"] == terms["h.0.ln_1.weight"] == (1.0, 0.0)
@@ -56,8 +62,14 @@ def test_a_wider_model_starts_smaller_and_moves_less() -> None:
 
 def test_coordinate_check(example: ModuleType) -> None:
     """From width 64 to 512 no activation grows with muP; without it they do."""
-    scales = {on: [example.activation_scales(width, use_mup=on, base=64) for width in (64, 512)] for on in (False, True)}
-    growth = {on: {part: wide[part] / narrow[part] for part in wide} for on, (narrow, wide) in scales.items()}
+    scales = {
+        on: [example.activation_scales(width, use_mup=on, base=64) for width in (64, 512)]
+        for on in (False, True)
+    }
+    growth = {
+        on: {part: wide[part] / narrow[part] for part in wide}
+        for on, (narrow, wide) in scales.items()
+    }
     print(growth)
     assert all(0.5 < ratio < 1.5 for ratio in growth[True].values())
     assert growth[False]["logits"] > 3

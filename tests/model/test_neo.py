@@ -15,7 +15,9 @@ from gptcli.model.neo import to_neo
 from gptcli.model.transformer import GPT
 from gptcli.model.weights import load_model, neo_report, save_model
 
-CONFIG = ModelConfig(n_layer=4, n_head=4, d_model=64, n_ctx=48, vocab_size=301, attention="banded", band=7)
+CONFIG = ModelConfig(
+    n_layer=4, n_head=4, d_model=64, n_ctx=48, vocab_size=301, attention="banded", band=7
+)
 IDX = torch.randint(0, 301, (2, 48), generator=torch.Generator().manual_seed(0))
 
 
@@ -33,8 +35,14 @@ def random_model(config: ModelConfig = CONFIG, gains: float = 0.2, biases: float
     return model
 
 
-@pytest.mark.parametrize("changes", [{}, {"attention": "banded,dense,dense,banded"}, {"tied": False}, {"n_head": 2}], ids=str)
-def test_our_folder_in_transformers(tmp_path: Path, leaves: Any, changes: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"attention": "banded,dense,dense,banded"}, {"tied": False}, {"n_head": 2}],
+    ids=str,
+)
+def test_our_folder_in_transformers(
+    tmp_path: Path, leaves: Any, changes: dict[str, object]
+) -> None:
     from transformers import GPTNeoForCausalLM
 
     leaves(random_model(ModelConfig(**{**CONFIG.as_dict(), **changes})), GPTNeoForCausalLM, 2e-5)
@@ -82,7 +90,12 @@ def test_all_layers_global_is_a_dense_model(tmp_path: Path) -> None:
 
     theirs = GPTNeoForCausalLM(
         GPTNeoConfig(
-            num_layers=2, num_heads=2, hidden_size=32, max_position_embeddings=48, vocab_size=301, attention_types=[[["global"], 2]]
+            num_layers=2,
+            num_heads=2,
+            hidden_size=32,
+            max_position_embeddings=48,
+            vocab_size=301,
+            attention_types=[[["global"], 2]],
         )
     ).eval()
     theirs.save_pretrained(tmp_path)
@@ -97,7 +110,9 @@ def error(model: GPT) -> float:
 
 
 def test_a_singular_query_matrix_costs_nothing() -> None:
-    """The issue with W_q⁻¹·b_q: a W_q of half the rank has no inverse, one that nearly has makes b_q's shift astronomic."""
+    """The issue with W_q⁻¹·b_q: a W_q of half the rank has no inverse, one that nearly has makes
+    b_q's shift astronomic.
+    """
     model = random_model()
     for block in model.h:
         with torch.no_grad():
@@ -118,7 +133,9 @@ def test_gains_of_zero_and_far_apart() -> None:
     assert error(model) < 2e-5
 
 
-def test_the_report_says_plainly_where_it_is_worse_than_the_tolerance(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_report_says_plainly_where_it_is_worse_than_the_tolerance(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(weights, "NEO_TOLERANCE", 1e-12)
     save_model(tmp_path, random_model(), CONFIG)
     report = json.loads((tmp_path / "config.json").read_text())["gpt_export"]
@@ -132,5 +149,6 @@ def test_without_query_bias_layer_norm_stays() -> None:
     stored = dict(to_neo(state, state.__getitem__, CONFIG))
     assert torch.equal(stored["transformer.h.0.ln_1.bias"], model.h[0].ln_1.bias)
     torch.testing.assert_close(
-        stored["transformer.h.0.attn.attention.q_proj.weight"] * 4, model.h[0].attn.c_attn.weight.view(4, 3, 16, 64)[:, 0].flatten(0, 1)
+        stored["transformer.h.0.attn.attention.q_proj.weight"] * 4,
+        model.h[0].attn.c_attn.weight.view(4, 3, 16, 64)[:, 0].flatten(0, 1),
     )

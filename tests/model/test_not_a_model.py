@@ -27,7 +27,8 @@ def write(path: str, data: bytes | str = b"x") -> None:
 
 LLMC = struct.pack("<2i", 20240326, 3) + b"\0" * 100
 SHARD = struct.pack("<3i", 20240520, 1, 0) + b"\0" * 100
-FILES: dict[str, tuple[dict[str, bytes | str], str, str]] = {  # files that are there, the path named, what the answer says
+# files that are there, the path named, what the answer says
+FILES: dict[str, tuple[dict[str, bytes | str], str, str]] = {
     "a name of the hub": ({}, "gpt2", "hf download openai-community/gpt2 config.json model.safetensors tokenizer.json --local-dir gpt2"),
     "a whole name of the hub": ({}, "some-lab/tiny-gpt", "hf download some-lab/tiny-gpt .* --local-dir tiny-gpt"),
     "a path that was mistyped": ({"runs/small/x": "x"}, "runs/smal", "did you mean runs/small?"),
@@ -78,7 +79,9 @@ def test_a_folder_without_weights() -> None:
     write("a/config.json")
     assert "no model.safetensors here" in no_weights(Path("a")).what
     write("a/pytorch_model.bin", b"PK\x03\x04")
-    assert "from_pretrained('a').save_pretrained('a-safetensors')" in str(no_weights(Path("a")).hint)
+    assert "from_pretrained('a').save_pretrained('a-safetensors')" in str(
+        no_weights(Path("a")).hint
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,7 +92,10 @@ def test_a_folder_without_weights() -> None:
         (b"\n<!DOCTYPE html><html>", "a web page"),
         (b"PK\x03\x04 0123456789", "a pickle by another name"),
         (b"\xff" * 80, "not a safetensors file"),
-        ((1000).to_bytes(8, "little") + b"{" * 10, "cut short: 18 bytes, and its header alone is 1,008"),
+        (
+            (1000).to_bytes(8, "little") + b"{" * 10,
+            "cut short: 18 bytes, and its header alone is 1,008",
+        ),
         ((2).to_bytes(8, "little") + b"[]", "its header is damaged"),
     ],
 )

@@ -53,9 +53,15 @@ def test_steps_that_cannot_be_read_are_skipped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("steps", "listed"),
-    [((), "there are no checkpoints here"), ((7,), "there is that of step 7"), ((5, 30, 1200), "there are those of steps 5, 30 and 1,200")],
+    [
+        ((), "there are no checkpoints here"),
+        ((7,), "there is that of step 7"),
+        ((5, 30, 1200), "there are those of steps 5, 30 and 1,200"),
+    ],
 )
-def test_a_checkpoint_that_is_not_there(tmp_path: Path, steps: tuple[int, ...], listed: str) -> None:
+def test_a_checkpoint_that_is_not_there(
+    tmp_path: Path, steps: tuple[int, ...], listed: str
+) -> None:
     with pytest.raises(InputError, match="no checkpoint of step 6 here") as caught:
         find_model(run_folder(tmp_path / "run", *steps, finished=True), 6)
     assert caught.value.hint == listed
@@ -80,13 +86,19 @@ def test_half_of_a_checkpoint_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("named", ["unfinished.safetensors", "model-00001-of-00002.safetensors"])
-def test_an_unfinished_copy_without_its_checkpoints_knows_its_step(tmp_path: Path, named: str) -> None:
+def test_an_unfinished_copy_without_its_checkpoints_knows_its_step(
+    tmp_path: Path, named: str
+) -> None:
     save_file({"w": torch.zeros(1)}, tmp_path / named, {"step": "1200"})
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": named}}))
-    assert find_model(tmp_path) == ModelSource(tmp_path, step=1200 if named.startswith("unfinished") else None)
+    assert find_model(tmp_path) == ModelSource(
+        tmp_path, step=1200 if named.startswith("unfinished") else None
+    )
 
 
-@pytest.mark.parametrize("broken", ["{", "[]", '{"weight_map": 3}', '{"weight_map": {"w": "unfinished.safetensors"}}'])
+@pytest.mark.parametrize(
+    "broken", ["{", "[]", '{"weight_map": 3}', '{"weight_map": {"w": "unfinished.safetensors"}}']
+)
 def test_a_broken_index_is_left_to_whoever_reads_the_weights(tmp_path: Path, broken: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(broken)
     assert find_model(tmp_path) == ModelSource(tmp_path)
@@ -94,10 +106,16 @@ def test_a_broken_index_is_left_to_whoever_reads_the_weights(tmp_path: Path, bro
 
 def test_a_digest_is_of_the_weights_alone(tmp_path: Path) -> None:
     def digest(**files: str) -> str:
-        (tmp_path / "state.json").write_text(json.dumps({"sha256": {f"{name}.safetensors": value for name, value in files.items()}}))
+        (tmp_path / "state.json").write_text(
+            json.dumps({"sha256": {f"{name}.safetensors": value for name, value in files.items()}})
+        )
         return checkpoint_digest(tmp_path)
 
-    assert digest(model="1", optimizer="2") == digest(model="1", optimizer="3") != digest(model="2", optimizer="2")
+    assert (
+        digest(model="1", optimizer="2")
+        == digest(model="1", optimizer="3")
+        != digest(model="2", optimizer="2")
+    )
     for broken in ("3", "{}", '{"sha256": 3}'):
         (tmp_path / "state.json").write_text(broken)
         with pytest.raises(InputError, match="not the state of a checkpoint"):

@@ -1,4 +1,6 @@
-"""The transformer: GPT-2's initialisation, and a stored trained model whose every logit is known."""
+"""The transformer: GPT-2's initialisation, and a stored trained model whose every logit is
+known.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,13 @@ def test_initialisation_is_gpt2s() -> None:
         elif parameter.dim() == 1:
             assert (parameter == 1).all(), name
         else:
-            std = 0.01 if name == "wpe.weight" else residual if name.endswith("c_proj.weight") else 0.02
+            std = (
+                0.01
+                if name == "wpe.weight"
+                else residual
+                if name.endswith("c_proj.weight")
+                else 0.02
+            )
             assert parameter.std().item() == pytest.approx(std, rel=0.02), name
             assert abs(parameter.mean().item()) < 6 * std / math.sqrt(parameter.numel()), name
 
@@ -52,7 +60,9 @@ def test_gelu_is_the_same_function_compiled(monkeypatch: pytest.MonkeyPatch) -> 
     for compiling in (False, True):
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
         torch.testing.assert_close(gelu(x), by_hand, atol=2e-6, rtol=1e-5)
-        torch.testing.assert_close(torch.autograd.grad(gelu(x).sum(), x)[0], wanted, atol=2e-6, rtol=1e-5)
+        torch.testing.assert_close(
+            torch.autograd.grad(gelu(x).sum(), x)[0], wanted, atol=2e-6, rtol=1e-5
+        )
 
 
 def test_tied_head_is_one_tensor() -> None:
@@ -62,7 +72,9 @@ def test_tied_head_is_one_tensor() -> None:
 
 def tensor(entry: dict[str, object]) -> torch.Tensor:
     raw = bytearray(base64.b64decode(str(entry["data"])))
-    return torch.frombuffer(raw, dtype=torch.float32 if "float" in str(entry["dtype"]) else torch.int64).reshape(entry["shape"])  # type: ignore[arg-type]
+    return torch.frombuffer(
+        raw, dtype=torch.float32 if "float" in str(entry["dtype"]) else torch.int64
+    ).reshape(entry["shape"])  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +85,17 @@ def nano_sort(real_data: Path) -> tuple[GPT, dict[str, dict[str, object]]]:
     partials = json.loads((folder / "gpt-nano-sort-t0-partials.json").read_text())
     config = ModelConfig(n_layer=3, n_head=3, d_model=48, n_ctx=11, vocab_size=3, tied=False)
     model = GPT(config).eval()
-    weights = {name.removeprefix("transformer."): tensor(entry) for name, entry in stored.items() if name.endswith(("weight", "bias"))}
+    weights = {
+        name.removeprefix("transformer."): tensor(entry)
+        for name, entry in stored.items()
+        if name.endswith(("weight", "bias"))
+    }
     model.load_state_dict(
-        {name: head_after_head(name, weight, config) for name, weight in weights.items() if not name.endswith(".attn.bias")}
+        {
+            name: head_after_head(name, weight, config)
+            for name, weight in weights.items()
+            if not name.endswith(".attn.bias")
+        }
     )
     return model, partials
 
@@ -100,10 +120,19 @@ def test_it_sorts_all_729(nano_sort: tuple[GPT, dict[str, dict[str, object]]]) -
 
 
 def test_where_documents_are_kept_apart_none_sees_another() -> None:
-    """End-of-text (0) begins a document. What stands before it changes nothing after it but the loss on end-of-text itself."""
-    model = GPT(ModelConfig(n_layer=2, n_head=2, d_model=8, n_ctx=12, vocab_size=20, attention="banded", band=3))
+    """End-of-text (0) begins a document. What stands before it changes nothing after it but the
+    loss on end-of-text itself.
+    """
+    model = GPT(
+        ModelConfig(
+            n_layer=2, n_head=2, d_model=8, n_ctx=12, vocab_size=20, attention="banded", band=3
+        )
+    )
     model.init_weights(0)
-    first, other = torch.tensor([[5, 6, 7, 0, 8, 9, 3, 0, 4, 4, 2, 1]]), torch.tensor([[9, 2, 1, 0, 8, 9, 3, 0, 4, 4, 2, 1]])
+    first, other = (
+        torch.tensor([[5, 6, 7, 0, 8, 9, 3, 0, 4, 4, 2, 1]]),
+        torch.tensor([[9, 2, 1, 0, 8, 9, 3, 0, 4, 4, 2, 1]]),
+    )
     assert not torch.allclose(model(first)[:, 3:], model(other)[:, 3:])
     model.eot_id = 0
     torch.testing.assert_close(model(first)[:, 3:], model(other)[:, 3:], atol=0, rtol=0)

@@ -36,7 +36,9 @@ def random_model(config: ModelConfig = CONFIG) -> GPT:
 def test_our_folder_in_transformers(leaves: Any, tied: bool) -> None:
     from transformers import GPT2LMHeadModel
 
-    model = random_model(ModelConfig(n_layer=3, n_head=4, d_model=64, n_ctx=40, vocab_size=301, tied=tied))
+    model = random_model(
+        ModelConfig(n_layer=3, n_head=4, d_model=64, n_ctx=40, vocab_size=301, tied=tied)
+    )
     assert leaves(model, GPT2LMHeadModel, 1e-4).config.eos_token_id == 0
 
 
@@ -45,7 +47,9 @@ def test_their_folder_here(tmp_path: Path, shard: str) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    theirs = GPT2LMHeadModel(GPT2Config(n_layer=3, n_head=4, n_embd=64, n_positions=40, vocab_size=301)).eval()
+    theirs = GPT2LMHeadModel(
+        GPT2Config(n_layer=3, n_head=4, n_embd=64, n_positions=40, vocab_size=301)
+    ).eval()
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, 0.0, 0.1)
     theirs.save_pretrained(tmp_path, max_shard_size=shard)
@@ -55,9 +59,14 @@ def test_their_folder_here(tmp_path: Path, shard: str) -> None:
         assert (theirs(IDX).logits - model(IDX)).abs().max().item() < 1e-4
 
 
-@pytest.mark.parametrize("changes", [{}, {"dropout": 0.1}, {"tied": False}, {"attention": "banded", "band": 7}, {"norm": "post"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"dropout": 0.1}, {"tied": False}, {"attention": "banded", "band": 7}, {"norm": "post"}],
+)
 def test_round_trip_is_exact(tmp_path: Path, changes: dict[str, Any]) -> None:
-    model = random_model(ModelConfig(n_layer=2, n_head=2, d_model=32, n_ctx=40, vocab_size=301, **changes))
+    model = random_model(
+        ModelConfig(n_layer=2, n_head=2, d_model=32, n_ctx=40, vocab_size=301, **changes)
+    )
     save_model(tmp_path, model, model.config)
     again = load_model(tmp_path)
     assert again.config == model.config
@@ -75,13 +84,19 @@ def test_transformers_gpt2_comes_back_to_the_bit(tmp_path: Path, size: str) -> N
     paper = find_size(size)
     width = paper.d_model // 16 // paper.n_head * paper.n_head or paper.n_head
     torch.manual_seed(0)
-    theirs = GPT2LMHeadModel(GPT2Config(n_layer=paper.n_layer, n_head=paper.n_head, n_embd=width, n_positions=32, vocab_size=101)).eval()
+    theirs = GPT2LMHeadModel(
+        GPT2Config(
+            n_layer=paper.n_layer, n_head=paper.n_head, n_embd=width, n_positions=32, vocab_size=101
+        )
+    ).eval()
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, 0.0, 0.1)
     theirs.save_pretrained(tmp_path / "theirs")
     model = load_model(tmp_path / "theirs")
     save_model(tmp_path / "ours", model, model.config)
-    one, other = (load_file(tmp_path / folder / "model.safetensors") for folder in ("theirs", "ours"))
+    one, other = (
+        load_file(tmp_path / folder / "model.safetensors") for folder in ("theirs", "ours")
+    )
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
     again = GPT2LMHeadModel.from_pretrained(tmp_path / "ours").eval()
@@ -92,7 +107,9 @@ def test_transformers_gpt2_comes_back_to_the_bit(tmp_path: Path, size: str) -> N
 
 
 class Lazy(Mapping[str, torch.Tensor]):
-    """A state dict that makes each tensor when it is asked for, and counts those that are still held then."""
+    """A state dict that makes each tensor when it is asked for, and counts those that are still
+    held then.
+    """
 
     def __init__(self, model: GPT) -> None:
         self.state, self.made, self.most = model.state_dict(), weakref.WeakSet[torch.Tensor](), 0
@@ -111,8 +128,12 @@ class Lazy(Mapping[str, torch.Tensor]):
 
 @pytest.mark.parametrize(("attention", "held"), [("dense", 1), ("banded", 6)])
 def test_a_large_model_leaves_tensor_by_tensor(tmp_path: Path, attention: str, held: int) -> None:
-    """Of matrices: one at a time, or those of a layer, once for the GPT-Neo and once for its comparison."""
-    model = random_model(ModelConfig(n_layer=12, n_head=2, d_model=32, n_ctx=40, vocab_size=301, attention=attention))
+    """Of matrices: one at a time, or those of a layer, once for the GPT-Neo and once for its
+    comparison.
+    """
+    model = random_model(
+        ModelConfig(n_layer=12, n_head=2, d_model=32, n_ctx=40, vocab_size=301, attention=attention)
+    )
     lazy = Lazy(model)
     save_model(tmp_path / "lazy", lazy, model.config)
     save_model(tmp_path / "whole", model, model.config)
@@ -124,18 +145,26 @@ def test_a_large_model_leaves_tensor_by_tensor(tmp_path: Path, attention: str, h
 def test_same_weights_same_bytes(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         save_model(tmp_path / folder, random_model(), CONFIG)
-    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (
+        tmp_path / "b/model.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("attention", ["dense", "banded"])
-def test_tensors_are_made_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attention: str) -> None:
-    """The rows of c_attn are laid out anew: copies, none of which is there before its turn, or after it."""
+def test_tensors_are_made_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attention: str
+) -> None:
+    """The rows of c_attn are laid out anew: copies, none of which is there before its turn, or
+    after it.
+    """
     config = replace(CONFIG, attention=attention, band=4)
     model = random_model(config)
     save_model(tmp_path, model, config)
     copies: list[weakref.ref[torch.Tensor]] = []
 
-    def made(name: str, tensor: torch.Tensor, config: ModelConfig, make: Any = layouts.head_after_head) -> torch.Tensor:
+    def made(
+        name: str, tensor: torch.Tensor, config: ModelConfig, make: Any = layouts.head_after_head
+    ) -> torch.Tensor:
         tensor = make(name, tensor, config)
         if ".c_attn." in name:
             copies.append(weakref.ref(tensor))
@@ -165,11 +194,16 @@ def edit(folder: Path, **changes: object) -> None:
         ({"n_embd": None}, "no whole number under 'n_embd'"),
         ({"n_layer": 4}, "tensor h.3.attn.c_attn.bias is missing"),
         ({"n_layer": 2}, "tensor h.2.attn.c_attn.bias has no place"),
-        ({"vocab_size": 302}, r"tensor wte.weight is \[301, 64\], the configuration says \[302, 64\]"),
+        (
+            {"vocab_size": 302},
+            r"tensor wte.weight is \[301, 64\], the configuration says \[302, 64\]",
+        ),
         ({"n_head": 5}, "does not divide into 5 heads"),
     ],
 )
-def test_folders_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+def test_folders_that_do_not_fit_are_refused(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
     save_model(tmp_path, random_model(), CONFIG)
     edit(tmp_path, **changes)
     with pytest.raises(GptError, match=message):
@@ -182,7 +216,9 @@ def test_missing_and_broken_weights_are_refused(tmp_path: Path) -> None:
     save_model(tmp_path, random_model(), CONFIG)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(InputError, match="the file is cut short: 1,000 bytes, and its header alone is"):
+    with pytest.raises(
+        InputError, match="the file is cut short: 1,000 bytes, and its header alone is"
+    ):
         load_model(tmp_path)
     weights.unlink()
     with pytest.raises(InputError, match=r"no model\.safetensors here"):
@@ -218,13 +254,18 @@ def test_a_tied_tensor_may_have_either_name(tmp_path: Path, norm: str) -> None:
 
     with torch.no_grad():
         assert torch.equal(load_model(rewritten(tmp_path, both))(IDX), model(IDX))
-        assert torch.equal(load_model(rewritten(tmp_path, lambda tensors: tensors.pop(embedding)))(IDX), model(IDX))
+        assert torch.equal(
+            load_model(rewritten(tmp_path, lambda tensors: tensors.pop(embedding)))(IDX), model(IDX)
+        )
 
 
 def test_a_head_of_its_own_is_never_dropped(tmp_path: Path) -> None:
     model = random_model()
     save_model(tmp_path, model, CONFIG)
-    rewritten(tmp_path, lambda tensors: tensors.update({"lm_head.weight": tensors["transformer.wte.weight"] + 1}))
+    rewritten(
+        tmp_path,
+        lambda tensors: tensors.update({"lm_head.weight": tensors["transformer.wte.weight"] + 1}),
+    )
     with pytest.raises(InputError, match=r"holds a head .* other than its embedding") as caught:
         load_model(tmp_path)
     assert '"tie_word_embeddings": false' in str(caught.value.hint)
@@ -235,12 +276,18 @@ def test_a_head_of_its_own_is_never_dropped(tmp_path: Path) -> None:
 
 def test_a_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
     save_model(tmp_path, random_model(), CONFIG)
-    rewritten(tmp_path, lambda tensors: tensors.update({"ln_f.bias": tensors["transformer.ln_f.bias"] + 1}))
+    rewritten(
+        tmp_path,
+        lambda tensors: tensors.update({"ln_f.bias": tensors["transformer.ln_f.bias"] + 1}),
+    )
     with pytest.raises(InputError, match=r"ln_f\.bias is stored twice"):
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": "../b"}}'])
+@pytest.mark.parametrize(
+    "index",
+    ["[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": "../b"}}'],
+)
 def test_an_index_that_names_no_files(tmp_path: Path, index: str) -> None:
     save_model(tmp_path, random_model(), CONFIG)
     (tmp_path / "model.safetensors").rename(tmp_path / "a.safetensors")
@@ -254,6 +301,8 @@ def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     for name in ("a.safetensors", "b.safetensors"):
         (tmp_path / name).write_bytes((tmp_path / "model.safetensors").read_bytes())
     (tmp_path / "model.safetensors").unlink()
-    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}')
+    (tmp_path / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}'
+    )
     with pytest.raises(InputError, match="in another of the files too"):
         load_model(tmp_path)

@@ -3,9 +3,10 @@
     python -m tests.mutation                                       60 mutants of cost/, 40 of shards/, 20 of trainer/schedule.py
     python -m tests.mutation --sample 100 --seed 1 cost shards     more of some, and others
 
-Drawn by the seed out of all that there are. A mutant is killed where the tests of its own file fail; of a package that is named as a
-whole, also where any others of its tests do.
-Each runs in a fork of this process, which has imported what the tests need but nothing of gptcli. Exits 1 below 80 %.
+Drawn by the seed out of all that there are. A mutant is killed where the tests of its own file
+fail; of a package that is named as a whole, also where any others of its tests do. Each runs in a
+fork of this process, which has imported what the tests need but nothing of gptcli. Exits 1 below 80
+%.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ OURS = ("gptcli", "tests", "conftest", "__main__")
 
 
 def passes(tests: list[Path], mutant: Mutant, imported: Path | None = None) -> bool:
-    """Whether these tests pass, in a fork, with the mutant in the place of its module; `imported` is told what they import."""
+    """Whether these tests pass, in a fork, with the mutant in the place of its module; `imported`
+    is told what they import.
+    """
     if (child := os.fork()) == 0:
         import pytest
 
@@ -42,13 +45,17 @@ def passes(tests: list[Path], mutant: Mutant, imported: Path | None = None) -> b
         options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", "-W", "ignore"]
         code = int(pytest.main([*options, *map(str, tests)]))
         if imported is not None:
-            imported.write_text("\n".join(name for name in sys.modules if name.partition(".")[0] not in OURS))
+            imported.write_text(
+                "\n".join(name for name in sys.modules if name.partition(".")[0] not in OURS)
+            )
         os._exit(code)
     return os.waitpid(child, 0)[1] == 0
 
 
 def preload(tests: list[Path], mutant: Mutant) -> bool:
-    """Import what these tests need, but nothing of gptcli, once for all forks. Whether they pass."""
+    """Import what these tests need, but nothing of gptcli, once for all forks. Whether they
+    pass.
+    """
     with tempfile.TemporaryDirectory() as folder:
         listed = Path(folder) / "modules"
         passed = passes(tests, mutant, listed)
@@ -61,7 +68,9 @@ def preload(tests: list[Path], mutant: Mutant) -> bool:
 def survives(mutant: Mutant, *, whole_package: bool) -> bool:
     package = ROOT / "tests" / mutant.path.relative_to(ROOT / "gptcli").parent
     own = package / f"test_{mutant.path.stem}.py"
-    others = [file for file in sorted(package.glob("test_*.py")) if file != own] if whole_package else []
+    others = (
+        [file for file in sorted(package.glob("test_*.py")) if file != own] if whole_package else []
+    )
     return (not own.exists() or passes([own], mutant)) and (not others or passes(others, mutant))
 
 
@@ -78,9 +87,14 @@ def main() -> int:
         where = ROOT / "gptcli" / name
         paths = sorted(where.glob("*.py")) if where.is_dir() else [where.with_suffix(".py")]
         every = [mutant for path in paths for mutant in mutants_of(path, ROOT)]
-        some = random.Random(options.seed).sample(every, min(len(every), options.sample or SAMPLES.get(name, 40)))
+        some = random.Random(options.seed).sample(
+            every, min(len(every), options.sample or SAMPLES.get(name, 40))
+        )
         tests = ROOT / "tests" / where.relative_to(ROOT / "gptcli")
-        if not preload([tests] if where.is_dir() else [tests.with_name(f"test_{tests.name}.py")], Mutant(paths[0], "", 0)):
+        if not preload(
+            [tests] if where.is_dir() else [tests.with_name(f"test_{tests.name}.py")],
+            Mutant(paths[0], "", 0),
+        ):
             print(f"the tests of {name} fail as it is")
             return 2
         alive = []
@@ -90,7 +104,10 @@ def main() -> int:
                 print(f"  survives: {mutant}", flush=True)
         share = 1 - len(alive) / len(some)
         low = low or share < LEAST
-        print(f"{name:<20}{len(every):>6} mutants {len(some):>5} tried {len(some) - len(alive):>5} killed {share:>7.1%}", flush=True)
+        print(
+            f"{name:<20}{len(every):>6} mutants {len(some):>5} tried {len(some) - len(alive):>5} killed {share:>7.1%}",
+            flush=True,
+        )
     return int(low)
 
 

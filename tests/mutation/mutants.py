@@ -1,4 +1,5 @@
-"""Mutants of a Python file: one operator, comparison, number, condition, return value or call that is another.
+"""Mutants of a Python file: one operator, comparison, number, condition, return value or call that
+is another.
 
 Texts stay as they are, and so do annotations: what a message says is not what these tests are for.
 """
@@ -41,7 +42,10 @@ class Mutant:
 
 def mutants_of(path: Path, root: Path) -> list[Mutant]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    return [Mutant(path, f"{line}: {before} -> {after}", number) for number, (line, before, after) in enumerate(map(_told, _changes(tree)))]
+    return [
+        Mutant(path, f"{line}: {before} -> {after}", number)
+        for number, (line, before, after) in enumerate(map(_told, _changes(tree)))
+    ]
 
 
 def plant(mutant: Mutant) -> None:
@@ -54,10 +58,13 @@ def plant(mutant: Mutant) -> None:
         else:
             getattr(parent, field)[index] = new
     code = compile(ast.fix_missing_locations(tree), str(mutant.path), "exec", dont_inherit=True)
-    sys.meta_path.insert(0, _Finder(".".join(mutant.path.with_suffix("").parts[-3:]), str(mutant.path), code))
+    sys.meta_path.insert(
+        0, _Finder(".".join(mutant.path.with_suffix("").parts[-3:]), str(mutant.path), code)
+    )
 
 
-Change = tuple[ast.AST, str, int | None, ast.AST, int]  # the parent, its field, the place in it, what comes there, the line
+# the parent, its field, the place in it, what comes there, the line
+Change = tuple[ast.AST, str, int | None, ast.AST, int]
 
 
 def _changes(parent: ast.AST) -> Iterator[Change]:
@@ -86,16 +93,21 @@ def _instead(field: str, node: ast.AST) -> Iterator[ast.AST]:
         yield ast.Call(ast.Name(CALLS[node.func.id], ast.Load()), node.args, node.keywords)
     elif isinstance(node, ast.Return) and node.value is not None:
         yield ast.Return(ast.Constant(None))
-    elif isinstance(node, ast.AugAssign | ast.Raise) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call | ast.Yield)):
+    elif isinstance(node, ast.AugAssign | ast.Raise) or (
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Call | ast.Yield)
+    ):
         yield ast.Pass()
     elif isinstance(node, ast.Break | ast.Continue):
         yield ast.Continue() if isinstance(node, ast.Break) else ast.Break()
-    if field == "test" and not isinstance(node, ast.Compare | ast.BoolOp | ast.UnaryOp):  # of if, while and x if y else z
+    # of if, while and x if y else z
+    if field == "test" and not isinstance(node, ast.Compare | ast.BoolOp | ast.UnaryOp):
         yield ast.UnaryOp(ast.Not(), node)
 
 
 def _told(change: Change) -> tuple[int, str, str]:
-    """The line, and what stands around the change, before and after; a statement stands by itself."""
+    """The line, and what stands around the change, before and after; a statement stands by
+    itself.
+    """
     parent, field, index, new, line = change
     value = getattr(parent, field)
     if isinstance(new, ast.stmt):
@@ -116,8 +128,14 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def __init__(self, name: str, path: str, code: CodeType) -> None:
         self.name, self.path, self.code = name, path, code
 
-    def find_spec(self, name: str, path: object, target: object = None) -> importlib.machinery.ModuleSpec | None:
-        return importlib.util.spec_from_file_location(name, self.path, loader=self) if name == self.name else None
+    def find_spec(
+        self, name: str, path: object, target: object = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        return (
+            importlib.util.spec_from_file_location(name, self.path, loader=self)
+            if name == self.name
+            else None
+        )
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
         return None

@@ -1,7 +1,8 @@
 """All seventeen rows of GPT-3's Table D.1, as printed and as our formulas give them.
 
-The table prints three digits, and counts to the nearest million of a rounded size, so 0.5 % is the print's own precision: the
-farthest row, GPT-3 XL, stands 0.49 % off its print when computed from the exact 1,315,723,264.
+The table prints three digits, and counts to the nearest million of a rounded size, so 0.5 % is the
+print's own precision: the farthest row, GPT-3 XL, stands 0.49 % off its print when computed from
+the exact 1,315,723,264.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ def test_t5_sees_half_and_nobody_else() -> None:
 
 
 def test_tokens_per_parameter() -> None:
-    """The cost article: 1.71 for GPT-3's 175B and 6.66 for GPT-2's 1.5B, cut off after two decimals."""
+    """The cost article: 1.71 for GPT-3's 175B and 6.66 for GPT-2's 1.5B, cut off after two
+    decimals.
+    """
     assert GPT3_TRAINING.tokens / 175e9 == pytest.approx(1.71, abs=0.01)
     assert GPT2_TRAINING.tokens / 1.5e9 == pytest.approx(6.66, abs=0.01)

@@ -1,4 +1,6 @@
-"""The tables of GPT-2 and GPT-3: every size's shape, and exact parameter counts against the closed form and the real model."""
+"""The tables of GPT-2 and GPT-3: every size's shape, and exact parameter counts against the closed
+form and the real model.
+"""
 
 from __future__ import annotations
 
@@ -37,23 +39,51 @@ def test_there_are_thirteen() -> None:
 
 def test_gpt1_section_4_1() -> None:
     model = find_size("gpt1")
-    assert (model.n_layer, model.d_model, model.n_head, model.n_ctx, model.vocab_size) == (12, 768, 12, 512, 40478)
-    assert (model.norm, model.dropout, model.batch_tokens, model.lr, model.parameters) == ("post", 0.1, 64 * 512, 2.5e-4, 116_534_784)
+    assert (model.n_layer, model.d_model, model.n_head, model.n_ctx, model.vocab_size) == (
+        12,
+        768,
+        12,
+        512,
+        40478,
+    )
+    assert (model.norm, model.dropout, model.batch_tokens, model.lr, model.parameters) == (
+        "post",
+        0.1,
+        64 * 512,
+        2.5e-4,
+        116_534_784,
+    )
 
 
 @pytest.mark.parametrize("row", GPT2_TABLE_2, ids=lambda row: row[0])
 def test_gpt2_table_2(row: tuple[str, int, int, int, int, str]) -> None:
     name, layers, width, heads, parameters, printed = row
     model = find_size(name)
-    assert (model.n_layer, model.d_model, model.n_head, model.parameters, model.printed) == (layers, width, heads, parameters, printed)
-    assert (model.n_ctx, model.vocab_size, model.attention, model.batch_tokens) == (1024, 50257, "dense", 512 * 1024)
+    assert (model.n_layer, model.d_model, model.n_head, model.parameters, model.printed) == (
+        layers,
+        width,
+        heads,
+        parameters,
+        printed,
+    )
+    assert (model.n_ctx, model.vocab_size, model.attention, model.batch_tokens) == (
+        1024,
+        50257,
+        "dense",
+        512 * 1024,
+    )
 
 
 @pytest.mark.parametrize("row", GPT3_TABLE_2_1, ids=lambda row: row[0])
 def test_gpt3_table_2_1(row: tuple[str, int, int, int, int, int, float, int]) -> None:
     name, layers, width, heads, head_width, batch, lr, parameters = row
     model = find_size(name)
-    assert (model.n_layer, model.d_model, model.n_head, model.d_model // model.n_head) == (layers, width, heads, head_width)
+    assert (model.n_layer, model.d_model, model.n_head, model.d_model // model.n_head) == (
+        layers,
+        width,
+        heads,
+        head_width,
+    )
     assert (model.batch_tokens, model.lr, model.parameters) == (batch, lr, parameters)
     assert (model.n_ctx, model.vocab_size, model.attention) == (2048, 50257, "banded")
 
@@ -68,14 +98,19 @@ def test_parameters_of_the_closed_form_and_of_the_model_itself(model: PaperModel
 
 
 def test_the_two_resolved_rows_count_right_only_as_resolved() -> None:
-    """Table 2.1 prints 24 heads of 128 for XL and a width of 5,140 for 13B; Table D.1's 1,320M and 12,850M contradict both."""
+    """Table 2.1 prints 24 heads of 128 for XL and a width of 5,140 for 13B; Table D.1's 1,320M and
+    12,850M contradict both.
+    """
     xl, thirteen = find_size("1.3B"), find_size("13B")
-    attention = 4 * xl.n_layer * xl.d_model  # parameters per unit of all heads' width together, but for biases
+    # parameters per unit of all heads' width together, but for biases
+    attention = 4 * xl.n_layer * xl.d_model
     as_printed = xl.parameters + attention * (24 - xl.n_head) * 128
     assert as_printed == pytest.approx(1.517e9, rel=0.0005)
     assert xl.parameters == pytest.approx(1.320e9, rel=0.005)
     assert 5140 % 128, "40 heads of 128 do not make that width"
-    assert ModelConfig.from_paper(thirteen, d_model=5140, n_head=20).parameters != pytest.approx(12.850e9, rel=0.005)
+    assert ModelConfig.from_paper(thirteen, d_model=5140, n_head=20).parameters != pytest.approx(
+        12.850e9, rel=0.005
+    )
     assert thirteen.parameters == pytest.approx(12.850e9, rel=0.0005)
 
 

@@ -62,7 +62,22 @@ def test_gpt3_table_h1() -> None:
 @pytest.mark.parametrize("setting", ["zero", "one", "few"])
 def test_the_printed_average_of_superglue_is_that_of_its_eight(setting: str) -> None:
     """Where a task has two metrics, of their mean: 288 printed figures hold one another."""
-    eight = [["boolq"], ["cb", "cb_f1"], ["copa"], ["rte"], ["wic"], ["wsc"], ["multirc", "multirc_f1a"], ["record", "record_f1"]]
+    eight = [
+        ["boolq"],
+        ["cb", "cb_f1"],
+        ["copa"],
+        ["rte"],
+        ["wic"],
+        ["wsc"],
+        ["multirc", "multirc_f1a"],
+        ["record", "record_f1"],
+    ]
     for number, printed in enumerate(h1("superglue", setting)):
-        mean = sum(sum(h1(column, setting)[number] for column in columns) / len(columns) for columns in eight) / 8
+        mean = (
+            sum(
+                sum(h1(column, setting)[number] for column in columns) / len(columns)
+                for columns in eight
+            )
+            / 8
+        )
         assert mean == pytest.approx(printed, abs=0.11), (setting, number)

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from gptcli.papers.models import MODELS
-from gptcli.papers.training import GPT1_TRAINING, GPT2_TRAINING, GPT3_TRAINING, RAMP_TOKENS, TRAINING
+from gptcli.papers.training import (
+    GPT1_TRAINING,
+    GPT2_TRAINING,
+    GPT3_TRAINING,
+    RAMP_TOKENS,
+    TRAINING,
+)
 
 
 def test_appendix_b() -> None:

@@ -32,7 +32,9 @@ FAMILY = {  # every kind of model that the decode loop serves: a row here is tes
 
 def small_model(vocab_size: int, **kind: Any) -> GPT:
     """Random enough that its likeliest tokens vary: noise on every tensor."""
-    config = ModelConfig(**{"n_layer": 4, "n_head": 2, "d_model": 32, "n_ctx": 24, "vocab_size": vocab_size} | kind)
+    config = ModelConfig(
+        **{"n_layer": 4, "n_head": 2, "d_model": 32, "n_ctx": 24, "vocab_size": vocab_size} | kind
+    )
     model = GPT(config).eval()
     model.init_weights(0)
     generator = torch.Generator().manual_seed(0)

@@ -25,11 +25,19 @@ def exhaustive(model: GPT, prompt: list[int], max_tokens: int) -> list[tuple[flo
     """Every sequence that ends with STOP or at `max_tokens`, by score, best first."""
     found = []
     for length in range(1, max_tokens + 1):
-        whole = [tokens for tokens in itertools.product(range(model.config.vocab_size), repeat=length) if STOP not in tokens[:-1]]
+        whole = [
+            tokens
+            for tokens in itertools.product(range(model.config.vocab_size), repeat=length)
+            if STOP not in tokens[:-1]
+        ]
         whole = [tokens for tokens in whole if tokens[-1] == STOP or length == max_tokens]
         with torch.no_grad():
-            log_probs = model(torch.tensor([[*prompt, *tokens] for tokens in whole])).log_softmax(dim=-1)[:, len(prompt) - 1 : -1]
-        totals = log_probs.gather(2, torch.tensor(whole)[:, :, None]).sum(dim=(1, 2)) / length_penalty(length)
+            log_probs = model(torch.tensor([[*prompt, *tokens] for tokens in whole])).log_softmax(
+                dim=-1
+            )[:, len(prompt) - 1 : -1]
+        totals = log_probs.gather(2, torch.tensor(whole)[:, :, None]).sum(
+            dim=(1, 2)
+        ) / length_penalty(length)
         found += list(zip(totals.tolist(), map(list, whole), strict=True))
     return sorted(found, reverse=True)
 
@@ -42,7 +50,10 @@ def test_a_wide_beam_is_exhaustive_search(tiny: GPT) -> None:
     for prompt in ([0], [3, 1], [4, 4, 0]):
         exact = exhaustive(tiny, prompt, 4)
         [best, second, *_] = beam_search(tiny, prompt, max_tokens=4, width=5**4, stop_id=STOP)
-        assert (best.tokens, second.tokens) == (without_stop(exact[0][1]), without_stop(exact[1][1]))
+        assert (best.tokens, second.tokens) == (
+            without_stop(exact[0][1]),
+            without_stop(exact[1][1]),
+        )
         assert (best.score, second.score) == pytest.approx((exact[0][0], exact[1][0]), abs=1e-5)
 
 
@@ -58,8 +69,12 @@ def tiny() -> GPT:
 
 
 @pytest.mark.parametrize("width", [1, 3, 4])
-def test_equal_to_transformers(model: GPT, width: int, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Token for token, with sequences that end and sequences that do not, under transformers' own penalty."""
+def test_equal_to_transformers(
+    model: GPT, width: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Token for token, with sequences that end and sequences that do not, under transformers' own
+    penalty.
+    """
     from transformers import GPT2LMHeadModel
 
     if model.config.attention == "banded":
@@ -82,7 +97,9 @@ def test_equal_to_transformers(model: GPT, width: int, tmp_path_factory: pytest.
             eos_token_id=stop,
             pad_token_id=stop,
         )
-        best = beam_search(model, prompt, max_tokens=9, width=width, stop_id=stop, penalty=lambda n: n**0.7)[0]
+        best = beam_search(
+            model, prompt, max_tokens=9, width=width, stop_id=stop, penalty=lambda n: n**0.7
+        )[0]
         expected = whole[0, length:].tolist()
         assert best.tokens == (expected[: expected.index(stop)] if stop in expected else expected)
         ends += best.finish_reason == "stop"
@@ -99,7 +116,9 @@ def test_scores_are_the_model_s_own(model: GPT) -> None:
     assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
     for one in found:
         with torch.no_grad():
-            exact = model(torch.tensor([[5, 6, *one.tokens]]))[0, 1:-1].log_softmax(dim=-1)[range(6), one.tokens]
+            exact = model(torch.tensor([[5, 6, *one.tokens]]))[0, 1:-1].log_softmax(dim=-1)[
+                range(6), one.tokens
+            ]
         torch.testing.assert_close(torch.tensor(one.log_probs), exact, atol=1e-4, rtol=1e-4)
         assert one.score == pytest.approx(sum(one.log_probs) / length_penalty(6), abs=1e-4)
 
@@ -107,7 +126,10 @@ def test_scores_are_the_model_s_own(model: GPT) -> None:
 def test_a_full_context_ends_it(model: GPT) -> None:
     found: list[Hypothesis] = beam_search(model, [1] * 60, max_tokens=50, width=2)
     assert [len(one.tokens) for one in found] == [1, 1]
-    assert [len(one.tokens) for one in beam_search(model, [1] * 20, max_tokens=50, width=2)] == [5, 5]
+    assert [len(one.tokens) for one in beam_search(model, [1] * 20, max_tokens=50, width=2)] == [
+        5,
+        5,
+    ]
 
 
 @pytest.mark.parametrize("options", [{"width": 0}, {"max_tokens": 0}])

@@ -1,5 +1,6 @@
-"""However it is decoded, the tokens are the same: with a cache or without, alone or in a batch, beside other lengths, and in transformers.
-Chance belongs to the sample, not to how many there are."""
+"""However it is decoded, the tokens are the same: with a cache or without, alone or in a batch,
+beside other lengths, and in transformers. Chance belongs to the sample, not to how many there
+are."""
 
 from __future__ import annotations
 
@@ -19,10 +20,19 @@ N_PROMPTS = 200
 
 
 def made(
-    model: GPT, prompts: list[list[int]], rules: Rules = GREEDY, *, batch: int = 1, max_tokens: int = 20, **options: int
+    model: GPT,
+    prompts: list[list[int]],
+    rules: Rules = GREEDY,
+    *,
+    batch: int = 1,
+    max_tokens: int = 20,
+    **options: int,
 ) -> list[list[int]]:
     """The tokens after each prompt, `batch` at once; row i draws as sample i of seed 0."""
-    rows = [Row(prompt, max_tokens=max_tokens, generator=sample_generator(0, i), **options) for i, prompt in enumerate(prompts)]
+    rows = [
+        Row(prompt, max_tokens=max_tokens, generator=sample_generator(0, i), **options)
+        for i, prompt in enumerate(prompts)
+    ]
     done = list(decode(model, iter(rows), rules, batch=batch))
     assert sorted(map(id, done)) == sorted(map(id, rows))
     return [row.tokens for row in rows]
@@ -30,18 +40,25 @@ def made(
 
 def random_prompts(model: GPT, lengths: list[int], seed: int = 7) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(model.config.vocab_size, (length,), generator=generator).tolist() for length in lengths]
+    return [
+        torch.randint(model.config.vocab_size, (length,), generator=generator).tolist()
+        for length in lengths
+    ]
 
 
 def without_cache(model: GPT, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
-    """The stated rule, naively: the whole window again for each token; where it is full, its last n_ctx // 2 tokens make a new one.
+    """The stated rule, naively: the whole window again for each token; where it is full, its last
+    n_ctx // 2 tokens make a new one.
 
-    The windows of one length are a batch of their own, so that this stays quick and no row is ever padded.
+    The windows of one length are a batch of their own, so that this stays quick and no row is ever
+    padded.
     """
     n_ctx = model.config.n_ctx
     windows, out = [prompt[-n_ctx:] for prompt in prompts], [[] for _ in prompts]
     for _ in range(max_tokens):
-        windows = [window if len(window) <= n_ctx else window[-max(1, n_ctx // 2) :] for window in windows]
+        windows = [
+            window if len(window) <= n_ctx else window[-max(1, n_ctx // 2) :] for window in windows
+        ]
         lengths = [len(window) for window in windows]
         for length in set(lengths):
             rows = [i for i in range(len(windows)) if lengths[i] == length]
@@ -55,29 +72,42 @@ def without_cache(model: GPT, prompts: list[list[int]], max_tokens: int) -> list
 
 @pytest.fixture(scope="session")
 def expected(model: GPT) -> tuple[list[list[int]], list[list[int]]]:
-    """200 prompts of 1 to 60 tokens (24 positions: shorter, as long and longer than the context), and what follows without a cache."""
-    lengths = torch.randint(1, 61, (N_PROMPTS,), generator=torch.Generator().manual_seed(1)).tolist()
+    """200 prompts of 1 to 60 tokens (24 positions: shorter, as long and longer than the context),
+    and what follows without a cache.
+    """
+    lengths = torch.randint(
+        1, 61, (N_PROMPTS,), generator=torch.Generator().manual_seed(1)
+    ).tolist()
     prompts = random_prompts(model, [1, 5, 23, 24, 25, 60, *lengths[6:]])
     return prompts, without_cache(model, prompts, 30)
 
 
 @pytest.mark.parametrize("batch", [1, 7, N_PROMPTS])
-def test_the_same_tokens_cached_batched_and_ragged(model: GPT, expected: tuple[list[list[int]], list[list[int]]], batch: int) -> None:
+def test_the_same_tokens_cached_batched_and_ragged(
+    model: GPT, expected: tuple[list[list[int]], list[list[int]]], batch: int
+) -> None:
     """Rows end at different times, are refilled, and outgrow their context at different times."""
     prompts, whole = expected
     assert made(model, prompts, batch=batch, max_tokens=30) == whole
-    assert len({token for tokens in whole for token in tokens}) > 50  # a model that always says the same could hide a mistake
+    # a model that always says the same could hide a mistake
+    assert len({token for tokens in whole for token in tokens}) > 50
 
 
-def test_rows_of_many_lengths_and_ends(model: GPT, expected: tuple[list[list[int]], list[list[int]]]) -> None:
+def test_rows_of_many_lengths_and_ends(
+    model: GPT, expected: tuple[list[list[int]], list[list[int]]]
+) -> None:
     prompts, whole = expected
     ends = [1 + (7 * i) % 30 for i in range(N_PROMPTS)]
     rows = [Row(prompt, max_tokens=end) for prompt, end in zip(prompts, ends, strict=True)]
     assert {id(row) for row in decode(model, rows, GREEDY, batch=16)} == {id(row) for row in rows}
-    assert [row.tokens for row in rows] == [tokens[:end] for tokens, end in zip(whole, ends, strict=True)]
+    assert [row.tokens for row in rows] == [
+        tokens[:end] for tokens, end in zip(whole, ends, strict=True)
+    ]
 
 
-@pytest.mark.parametrize("rules", [Rules(top_k=40), Rules(top_p=0.9, temperature=0.8), Rules(repetition_penalty=1.3)])
+@pytest.mark.parametrize(
+    "rules", [Rules(top_k=40), Rules(top_p=0.9, temperature=0.8), Rules(repetition_penalty=1.3)]
+)
 def test_a_seed_fixes_the_text_at_any_batch_size(model: GPT, rules: Rules) -> None:
     prompts = random_prompts(model, [1, 9, 4, 24, 30, 2, 9, 9] * 3)
     alone = made(model, prompts, rules)
@@ -96,7 +126,9 @@ def test_equal_to_transformers(model: GPT, tmp_path_factory: pytest.TempPathFact
     theirs = GPT2LMHeadModel.from_pretrained(folder).eval()
     prompts = random_prompts(model, [1, 2, 3, 5, 8, 13] * 4)
     for penalty in (1.0, 1.3):
-        ours = made(model, prompts, Rules(greedy=True, repetition_penalty=penalty), batch=6, max_tokens=11)
+        ours = made(
+            model, prompts, Rules(greedy=True, repetition_penalty=penalty), batch=6, max_tokens=11
+        )
         for prompt, tokens in zip(prompts, ours, strict=True):
             whole = theirs.generate(
                 torch.tensor([prompt]),
@@ -111,7 +143,9 @@ def test_equal_to_transformers(model: GPT, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("by_kernel", [False, True])
-def test_the_prompt_is_read_in_one_pass_and_the_head_at_one_position(by_kernel: bool, model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_prompt_is_read_in_one_pass_and_the_head_at_one_position(
+    by_kernel: bool, model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if by_kernel and engine.step_of(model) is None:
         pytest.skip("the kernel cannot be built here")
     if not by_kernel:
@@ -119,12 +153,15 @@ def test_the_prompt_is_read_in_one_pass_and_the_head_at_one_position(by_kernel: 
     read, headed = [], []
     hooks = [
         model.wte.register_forward_hook(lambda module, args, out: read.append(args[0].shape[1])),
-        model.lm_head.register_forward_hook(lambda module, args, out: headed.append(args[0].shape[:-1].numel())),
+        model.lm_head.register_forward_hook(
+            lambda module, args, out: headed.append(args[0].shape[:-1].numel())
+        ),
     ]
     made(model, [[1, 2, 3, 4, 5, 6, 7]], max_tokens=4)
     for hook in hooks:
         hook.remove()
-    assert read == ([7] if by_kernel else [7, 1, 1, 1])  # the kernel reads tokens after the prompt past these modules
+    # the kernel reads tokens after the prompt past these modules
+    assert read == ([7] if by_kernel else [7, 1, 1, 1])
     assert headed == ([1] if by_kernel else [1, 1, 1, 1])
 
 
@@ -137,11 +174,24 @@ def test_stops_before_the_stop_token(model: GPT) -> None:
 
 
 def test_log_probabilities_are_the_model_s_own(model: GPT) -> None:
-    rows = [Row(prompt, max_tokens=9, generator=sample_generator(0, i)) for i, prompt in enumerate(random_prompts(model, [3, 8, 5]))]
-    for row in decode(model, rows, Rules(top_k=3, temperature=2.0, repetition_penalty=1.5), batch=2, log_probs=True):
+    rows = [
+        Row(prompt, max_tokens=9, generator=sample_generator(0, i))
+        for i, prompt in enumerate(random_prompts(model, [3, 8, 5]))
+    ]
+    for row in decode(
+        model,
+        rows,
+        Rules(top_k=3, temperature=2.0, repetition_penalty=1.5),
+        batch=2,
+        log_probs=True,
+    ):
         with torch.no_grad():
-            exact = model(torch.tensor([[*row.prompt, *row.tokens]]))[0, len(row.prompt) - 1 : -1].log_softmax(dim=-1)
-        torch.testing.assert_close(torch.tensor(row.log_probs), exact[range(9), row.tokens], atol=1e-4, rtol=1e-4)
+            exact = model(torch.tensor([[*row.prompt, *row.tokens]]))[
+                0, len(row.prompt) - 1 : -1
+            ].log_softmax(dim=-1)
+        torch.testing.assert_close(
+            torch.tensor(row.log_probs), exact[range(9), row.tokens], atol=1e-4, rtol=1e-4
+        )
 
 
 def test_rows_come_in_only_as_there_is_room(model: GPT) -> None:
@@ -162,12 +212,19 @@ def test_rows_come_in_only_as_there_is_room(model: GPT) -> None:
 
 
 def test_likely_tokens_are_what_the_model_says(model: GPT) -> None:
-    """First tokens of many samples follow the model's own softmax, from prompt to draw (chi-square as in test_filters)."""
+    """First tokens of many samples follow the model's own softmax, from prompt to draw (chi-square
+    as in test_filters).
+    """
     with torch.no_grad():
         likeliest = model(torch.tensor([[5, 6, 7]]))[0, -1].double().topk(20)
     exact = (likeliest.values / 2).softmax(dim=-1)
     N = 1500
-    drawn = [tokens[0] for tokens in made(model, [[5, 6, 7]] * N, Rules(temperature=2.0, top_k=20), batch=100, max_tokens=1)]
+    drawn = [
+        tokens[0]
+        for tokens in made(
+            model, [[5, 6, 7]] * N, Rules(temperature=2.0, top_k=20), batch=100, max_tokens=1
+        )
+    ]
     seen = torch.tensor([drawn.count(token) for token in likeliest.indices.tolist()])
     assert seen.sum() == N
     assert float(((seen - N * exact) ** 2 / (N * exact)).sum()) < 19 + 5 * (2 * 19) ** 0.5

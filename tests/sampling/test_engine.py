@@ -1,4 +1,6 @@
-"""The pass that a GPU compiles and records reaches further than it is filled, at a fixed size: the same tokens, tried without compiling."""
+"""The pass that a GPU compiles and records reaches further than it is filled, at a fixed size: the
+same tokens, tried without compiling.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from gptcli.sampling.filters import Rules
 
 
 def test_a_fixed_pass_gives_the_same_tokens(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows end and are refilled, places fall empty, contexts are outgrown, and the reach grows in steps."""
+    """Rows end and are refilled, places fall empty, contexts are outgrown, and the reach grows in
+    steps.
+    """
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
     monkeypatch.setattr(module, "REACH", 8)
     prompts = [[(3 * i + j) % 300 for j in range(1 + i % 9)] for i in range(20)]
@@ -27,11 +31,15 @@ def test_a_fixed_pass_gives_the_same_tokens(model: GPT, monkeypatch: pytest.Monk
     assert made[0] == made[1]
 
 
-def test_an_engine_serves_again_and_for_fewer_rows(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_serves_again_and_for_fewer_rows(
+    model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
     engine = Engine(model, 4, compiled=True)
     for count in (4, 2, 7):
-        rows, again = ([Row([i + 1] * (i + 1), max_tokens=5 + i) for i in range(count)] for _ in range(2))
+        rows, again = (
+            [Row([i + 1] * (i + 1), max_tokens=5 + i) for i in range(count)] for _ in range(2)
+        )
         list(decode(model, rows, Rules(greedy=True), batch=4))
         list(decode(model, again, Rules(greedy=True), batch=4, engine=engine))
         assert [row.tokens for row in rows] == [row.tokens for row in again]
@@ -46,11 +54,15 @@ def test_a_shorter_cache_is_enough_where_the_length_is_known(model: GPT) -> None
 
 def test_long_prompts_are_read_a_few_at_a_time(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts, passes = [[i] * (1 + (5 * i) % 23) for i in range(12)], []
-    hook = model.wte.register_forward_hook(lambda module, args, out: passes.append(tuple(args[0].shape)))
+    hook = model.wte.register_forward_hook(
+        lambda module, args, out: passes.append(tuple(args[0].shape))
+    )
     whole = Engine(model, 12).read(range(12), prompts)
     assert passes == [(12, max(map(len, prompts)))]
     monkeypatch.setattr(module, "READ_TOKENS", 40)
-    torch.testing.assert_close(Engine(model, 12).read(range(12), prompts), whole, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        Engine(model, 12).read(range(12), prompts), whole, atol=1e-4, rtol=1e-4
+    )
     hook.remove()
     assert len(passes) > 3
     assert all(rows * longest <= 40 for rows, longest in passes[1:])
@@ -62,8 +74,12 @@ def test_memory_is_asked_for_before_it_is_taken() -> None:
         require_memory(10**18, 4000, 2048, torch.device("cpu"))
 
 
-def test_without_the_kernel_the_tokens_are_the_same(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine without a compiler: rows of unlike lengths, past the end of their contexts."""
+def test_without_the_kernel_the_tokens_are_the_same(
+    model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine without a compiler: rows of unlike lengths, past the end of their
+    contexts.
+    """
     prompts = [[(3 * i + j) % 300 for j in range(1 + 4 * i)] for i in range(6)]
     made = []
     for _ in range(2):

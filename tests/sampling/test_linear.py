@@ -1,4 +1,6 @@
-"""Products are F.linear, by the kernel and without it; int8 is the weight rounded to its steps, and no more."""
+"""Products are F.linear, by the kernel and without it; int8 is the weight rounded to its steps, and
+no more.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +35,14 @@ def linear(request: pytest.FixtureRequest) -> nn.Linear:
 
 
 def tiny(**kind: Any) -> GPT:
-    model = GPT(ModelConfig(n_layer=2, n_head=2, d_model=32, n_ctx=24, vocab_size=50, **kind)).eval()
+    model = GPT(
+        ModelConfig(n_layer=2, n_head=2, d_model=32, n_ctx=24, vocab_size=50, **kind)
+    ).eval()
     model.init_weights(0)
     for parameter in model.parameters():
-        parameter.data += torch.empty_like(parameter).normal_(0.0, 0.1, generator=torch.Generator().manual_seed(parameter.numel()))
+        parameter.data += torch.empty_like(parameter).normal_(
+            0.0, 0.1, generator=torch.Generator().manual_seed(parameter.numel())
+        )
     return model
 
 
@@ -48,18 +54,24 @@ SHAPES = [(1,), (1, 1), (5, 1), (2, 3), (module.FEW[torch.float32] + 1,)]
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("bias", [True, False])
 @torch.inference_mode()
-def test_few_rows_are_linear(linear: nn.Linear, shape: tuple[int, ...], bias: bool, dtype: torch.dtype) -> None:
+def test_few_rows_are_linear(
+    linear: nn.Linear, shape: tuple[int, ...], bias: bool, dtype: torch.dtype
+) -> None:
     fast = FewRows(linear.in_features, linear.out_features, bias=bias, dtype=dtype)
     x = torch.randn(*shape, linear.in_features, dtype=dtype)
     torch.testing.assert_close(fast(x), F.linear(x, fast.weight, fast.bias))
-    torch.testing.assert_close(fast(x, gelu=True), gelu(fast(x)), atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=1e-2)
+    torch.testing.assert_close(
+        fast(x, gelu=True), gelu(fast(x)), atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=1e-2
+    )
     assert fast(x).is_contiguous()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.inference_mode()
 def test_int8_is_the_rounded_weight(linear: nn.Linear, shape: tuple[int, ...], kernel: str) -> None:
-    """Against the product in fp64 of the rounded weight with the activations as they are: what is lost of those is below 1 / 30,000."""
+    """Against the product in fp64 of the rounded weight with the activations as they are: what is
+    lost of those is below 1 / 30,000.
+    """
     weight = linear.weight.double()
     step = weight.abs().amax(dim=1, keepdim=True) / 127
     x = torch.randn(*shape, linear.in_features) * 3
@@ -94,7 +106,9 @@ def test_int8_hardly_moves_a_model() -> None:
 @pytest.mark.parametrize("norm", ["pre", "post"])
 @torch.inference_mode()
 def test_a_model_read_in_place_is_the_model(norm: str, precision: torch.dtype) -> None:
-    """Blocks before and after the change, both places of the normalisation, with documents apart and without."""
+    """Blocks before and after the change, both places of the normalisation, with documents apart
+    and without.
+    """
     plain, fast = tiny(norm=norm).to(precision), read_in_place(tiny(norm=norm).to(precision))
     assert type(fast.h[0].mlp) is FusedMLP
     idx = torch.randint(0, 50, (8, 24), generator=torch.Generator().manual_seed(0))

@@ -18,7 +18,9 @@ from gptcli.tokenizer.tokenizer import Tokenizer
 
 @pytest.fixture
 def run(tmp_path: Path, tokenizer: Tokenizer) -> Path:
-    model = GPT(ModelConfig(n_layer=1, n_head=2, d_model=16, n_ctx=8, vocab_size=tokenizer.vocab_size))
+    model = GPT(
+        ModelConfig(n_layer=1, n_head=2, d_model=16, n_ctx=8, vocab_size=tokenizer.vocab_size)
+    )
     model.init_weights(0)
     save_model(tmp_path / "run", model, model.config, eot_id=tokenizer.eot_id)
     tokenizer.save(tmp_path / "run" / "tokenizer.json")
@@ -33,12 +35,19 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 def test_auto_is_fp32_on_the_cpu(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     loaded = load(run)
-    assert (loaded.device.type, loaded.precision, loaded.model.wte.weight.dtype) == ("cpu", "fp32", torch.float32)
+    assert (loaded.device.type, loaded.precision, loaded.model.wte.weight.dtype) == (
+        "cpu",
+        "fp32",
+        torch.float32,
+    )
     assert not loaded.model.training
 
 
 def test_bf16_when_asked(run: Path) -> None:
-    assert {parameter.dtype for parameter in load(run, device="cpu", precision="bf16").model.parameters()} == {torch.bfloat16}
+    assert {
+        parameter.dtype
+        for parameter in load(run, device="cpu", precision="bf16").model.parameters()
+    } == {torch.bfloat16}
 
 
 def test_another_tokenizer_is_refused(run: Path) -> None:

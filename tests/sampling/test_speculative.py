@@ -1,4 +1,6 @@
-"""A draft changes the speed and nothing else: greedily the same tokens, by chance the same distribution."""
+"""A draft changes the speed and nothing else: greedily the same tokens, by chance the same
+distribution.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,15 @@ def draft(model: GPT) -> GPT:
 
 
 def test_the_same_tokens_greedily(model: GPT, draft: GPT) -> None:
-    """200 prompts of 1 to 60 tokens, past the end of the context, for a draft that is good and for the model itself."""
+    """200 prompts of 1 to 60 tokens, past the end of the context, for a draft that is good and for
+    the model itself.
+    """
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(1, 61, (200,), generator=generator).tolist()
-    prompts = [torch.randint(model.config.vocab_size, (length,), generator=generator).tolist() for length in lengths]
+    prompts = [
+        torch.randint(model.config.vocab_size, (length,), generator=generator).tolist()
+        for length in lengths
+    ]
     rows = [Row(prompt, max_tokens=16) for prompt in prompts]
     list(decode(model, rows, GREEDY, batch=200))
     kept = []
@@ -51,14 +58,18 @@ def test_log_probabilities_are_the_model_s_own(model: GPT, draft: GPT) -> None:
     speculate(model, draft, row, GREEDY, log_probs=True)
     with torch.no_grad():
         exact = model(torch.tensor([[*row.prompt, *row.tokens]]))[0, 2:-1].log_softmax(dim=-1)
-    torch.testing.assert_close(torch.tensor(row.log_probs), exact[range(15), row.tokens], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        torch.tensor(row.log_probs), exact[range(15), row.tokens], atol=1e-4, rtol=1e-4
+    )
     speculate(model, draft, untold, GREEDY)
     assert untold.log_probs == []
 
 
 def test_a_draft_with_a_shorter_context(model: GPT) -> None:
     config = model.config
-    short = GPT(ModelConfig(n_layer=1, n_head=2, d_model=8, n_ctx=7, vocab_size=config.vocab_size)).eval()
+    short = GPT(
+        ModelConfig(n_layer=1, n_head=2, d_model=8, n_ctx=7, vocab_size=config.vocab_size)
+    ).eval()
     short.init_weights(0)
     [plain] = decode(model, [Row([1, 2, 3], max_tokens=40)], GREEDY, batch=1)
     row = Row([1, 2, 3], max_tokens=40)
@@ -68,15 +79,26 @@ def test_a_draft_with_a_shorter_context(model: GPT) -> None:
 
 @pytest.mark.parametrize("rules", [Rules(top_k=8), Rules(top_p=0.8, temperature=2.0)])
 def test_the_same_distribution_by_chance(rules: Rules) -> None:
-    """Pairs of tokens, the first drafted and judged, the second too or the model's own, against their exact probabilities (chi-square)."""
-    large, small = (GPT(ModelConfig(n_layer=1, n_head=2, d_model=16, n_ctx=8, vocab_size=11)).eval() for _ in range(2))
+    """Pairs of tokens, the first drafted and judged, the second too or the model's own, against
+    their exact probabilities (chi-square).
+    """
+    large, small = (
+        GPT(ModelConfig(n_layer=1, n_head=2, d_model=16, n_ctx=8, vocab_size=11)).eval()
+        for _ in range(2)
+    )
     for seed, model in enumerate((large, small)):
         model.init_weights(seed)
         for parameter in model.parameters():
-            parameter.data += torch.empty_like(parameter).normal_(0.0, 0.25, generator=torch.Generator().manual_seed(seed))
+            parameter.data += torch.empty_like(parameter).normal_(
+                0.0, 0.25, generator=torch.Generator().manual_seed(seed)
+            )
     with torch.no_grad():
         first_V = filtered(large(torch.tensor([[1, 2]]))[:, -1], rules).double().softmax(dim=-1)[0]
-        second_VV = filtered(large(torch.tensor([[1, 2, token] for token in range(11)]))[:, -1], rules).double().softmax(dim=-1)
+        second_VV = (
+            filtered(large(torch.tensor([[1, 2, token] for token in range(11)]))[:, -1], rules)
+            .double()
+            .softmax(dim=-1)
+        )
     exact = (first_V[:, None] * second_VV).flatten()
     N, seen = 3000, torch.zeros(121)
     for number in range(N):

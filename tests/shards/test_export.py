@@ -27,10 +27,23 @@ def make(folder: Path, vocab_size: int) -> dict[str, list[int]]:
     shards = []
     for number, tokens in enumerate(([256, 1, 2, 256], [256, 9])):
         name = f"train-{number:06d}.bin"
-        digest = write_shard(folder / name, np.array([len(tokens)]), [np.array(tokens)], token_dtype(vocab_size))
-        shards.append(Shard(file=name, split="train", tokens=len(tokens), documents=1, sha256=digest))
-    source = Source(name="inputs", documents_in=2, documents_kept=2, dropped={}, text_bytes=9, tokens=6)
-    facts = {"tokenizer_sha256": "", "vocab_size": vocab_size, "eot_id": 256, "seed": 0, "val_fraction": 0.0, "split_rule": ""}
+        digest = write_shard(
+            folder / name, np.array([len(tokens)]), [np.array(tokens)], token_dtype(vocab_size)
+        )
+        shards.append(
+            Shard(file=name, split="train", tokens=len(tokens), documents=1, sha256=digest)
+        )
+    source = Source(
+        name="inputs", documents_in=2, documents_kept=2, dropped={}, text_bytes=9, tokens=6
+    )
+    facts = {
+        "tokenizer_sha256": "",
+        "vocab_size": vocab_size,
+        "eot_id": 256,
+        "seed": 0,
+        "val_fraction": 0.0,
+        "split_rule": "",
+    }
     write_manifest(folder, Manifest(**facts, shards=shards, sources=[source]))
     return {"train": [256, 1, 2, 256, 256, 9], "val": []}
 
@@ -39,7 +52,10 @@ def test_nanogpt_reads_the_same_tokens(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(export, "CHUNK", 3)
     expected = make(tmp_path, 257)
     export_nanogpt(tmp_path)
-    assert np.memmap(tmp_path / "train.bin", dtype=np.uint16, mode="r").tolist() == expected["train"]  # as nanoGPT's train.py reads
+    # as nanoGPT's train.py reads
+    assert (
+        np.memmap(tmp_path / "train.bin", dtype=np.uint16, mode="r").tolist() == expected["train"]
+    )
     assert (tmp_path / "val.bin").read_bytes() == b""
 
 
@@ -51,7 +67,9 @@ def test_a_large_vocabulary_is_refused(tmp_path: Path) -> None:
 
 
 def make_mixture(folder: Path, vocab_size: int) -> dict[str, list[list[int]]]:
-    """Two shards of one source, one of another, and a validation shard; the documents of each file that Megatron is to have."""
+    """Two shards of one source, one of another, and a validation shard; the documents of each file
+    that Megatron is to have.
+    """
     shards = []
     made: dict[str, list[list[int]]] = {
         "train-web-000000": [[256, 1], [256]],
@@ -62,11 +80,26 @@ def make_mixture(folder: Path, vocab_size: int) -> dict[str, list[list[int]]]:
     for name, documents in made.items():
         split, source, _ = name.split("-")
         lengths = np.array([len(document) for document in documents])
-        digest = write_shard(folder / f"{name}.bin", lengths, [np.array([*chain(*documents)])], token_dtype(vocab_size))
+        digest = write_shard(
+            folder / f"{name}.bin",
+            lengths,
+            [np.array([*chain(*documents)])],
+            token_dtype(vocab_size),
+        )
         count = {"tokens": int(lengths.sum()), "documents": len(documents)}
         shards.append(Shard(file=f"{name}.bin", split=split, sha256=digest, source=source, **count))
-    sources = [Source(name=name, documents_in=5, documents_kept=5, dropped={}, text_bytes=9, tokens=9) for name in ("web", "books")]
-    facts = {"tokenizer_sha256": "", "vocab_size": vocab_size, "eot_id": 256, "seed": 0, "val_fraction": 0.0, "split_rule": ""}
+    sources = [
+        Source(name=name, documents_in=5, documents_kept=5, dropped={}, text_bytes=9, tokens=9)
+        for name in ("web", "books")
+    ]
+    facts = {
+        "tokenizer_sha256": "",
+        "vocab_size": vocab_size,
+        "eot_id": 256,
+        "seed": 0,
+        "val_fraction": 0.0,
+        "split_rule": "",
+    }
     write_manifest(folder, Manifest(**facts, shards=shards, sources=sources))
     return {
         "train-web": made["train-web-000000"] + made["train-web-000001"],
@@ -81,23 +114,32 @@ def test_megatron_gets_a_pair_for_each_source(
 ) -> None:
     monkeypatch.setattr(export, "CHUNK", 2)
     expected = make_mixture(tmp_path, vocab_size)
-    assert {path.name for path in export_megatron(tmp_path)} == {f"{name}.{end}" for name in expected for end in ("bin", "idx")}
-    assert (tmp_path / "train-web.bin").read_bytes() == struct.pack(f"<6{kind}", 256, 1, 256, 256, 2, 3)
+    assert {path.name for path in export_megatron(tmp_path)} == {
+        f"{name}.{end}" for name in expected for end in ("bin", "idx")
+    }
+    assert (tmp_path / "train-web.bin").read_bytes() == struct.pack(
+        f"<6{kind}", 256, 1, 256, 256, 2, 3
+    )
     size = struct.calcsize(kind)
     head = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, code, 3, 4)
     sequences = struct.pack("<3i", 2, 1, 3) + struct.pack("<3q", 0, 2 * size, 3 * size)
-    assert (tmp_path / "train-web.idx").read_bytes() == head + sequences + struct.pack("<4q", 0, 1, 2, 3)
+    assert (tmp_path / "train-web.idx").read_bytes() == head + sequences + struct.pack(
+        "<4q", 0, 1, 2, 3
+    )
 
 
 def test_megatron_without_a_recipe(tmp_path: Path) -> None:
     expected = make(tmp_path, 257)
-    assert [path.name for path in export_megatron(tmp_path)] == ["train.bin", "train.idx"]  # validation is empty
+    # validation is empty
+    assert [path.name for path in export_megatron(tmp_path)] == ["train.bin", "train.idx"]
     assert np.fromfile(tmp_path / "train.bin", np.uint16).tolist() == expected["train"]
 
 
 @pytest.fixture
 def indexed_dataset(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Megatron-LM's own reader, from a clone. What its packages import beside it needs GPUs, so they are opened without running them."""
+    """Megatron-LM's own reader, from a clone. What its packages import beside it needs GPUs, so
+    they are opened without running them.
+    """
     if "MEGATRON" not in os.environ:
         pytest.skip("set MEGATRON to a clone of Megatron-LM")
     for name in ("megatron", "megatron.core", "megatron.core.datasets", "megatron.core.utils"):
@@ -112,10 +154,13 @@ def indexed_dataset(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("vocab_size", [257, 70_000])
 @pytest.mark.parametrize("mmap", [True, False])
-def test_megatrons_own_reader_gives_the_same_documents(tmp_path: Path, indexed_dataset: Any, vocab_size: int, mmap: bool) -> None:
+def test_megatrons_own_reader_gives_the_same_documents(
+    tmp_path: Path, indexed_dataset: Any, vocab_size: int, mmap: bool
+) -> None:
     expected = make_mixture(tmp_path, vocab_size)
     export_megatron(tmp_path)
-    for name, documents in {**expected, "train-web-000000": expected["train-web"][:2]}.items():  # a shard as it is, too
+    # a shard as it is, too
+    for name, documents in {**expected, "train-web-000000": expected["train-web"][:2]}.items():
         read = indexed_dataset(str(tmp_path / name), mmap=mmap)
         assert [read[number].tolist() for number in range(len(read))] == documents
         assert read.document_indices.tolist() == list(range(len(documents) + 1))
@@ -137,6 +182,23 @@ def test_llm_c_s_own_loader_reads_the_shards(tmp_path: Path) -> None:
             dataloader_free(&loader);
         }"""
     )
-    subprocess.run([compiler, "-O2", "-I", os.environ["LLMC"], "-o", tmp_path / "read", tmp_path / "read.c", "-lm"], check=True)
-    told = subprocess.run([tmp_path / "read", str(tmp_path / "train-*.bin")], check=True, capture_output=True, text=True).stdout
+    subprocess.run(
+        [
+            compiler,
+            "-O2",
+            "-I",
+            os.environ["LLMC"],
+            "-o",
+            tmp_path / "read",
+            tmp_path / "read.c",
+            "-lm",
+        ],
+        check=True,
+    )
+    told = subprocess.run(
+        [tmp_path / "read", str(tmp_path / "train-*.bin")],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     assert told.splitlines()[-1] == f"{len(expected)} tokens: 256>1 1>2 2>256 256>9"

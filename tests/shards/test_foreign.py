@@ -1,4 +1,6 @@
-"""Token files of llm.c, Megatron and nanoGPT are trained on as they are; what is damaged or does not belong is refused."""
+"""Token files of llm.c, Megatron and nanoGPT are trained on as they are; what is damaged or does
+not belong is refused.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +33,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 def llm_c(path: Path, tokens: list[int]) -> None:
-    path.write_bytes(struct.pack("<256i", 20240520, 1, len(tokens), *[0] * 253) + struct.pack(f"<{len(tokens)}H", *tokens))
+    path.write_bytes(
+        struct.pack("<256i", 20240520, 1, len(tokens), *[0] * 253)
+        + struct.pack(f"<{len(tokens)}H", *tokens)
+    )
 
 
 def megatron(path: Path, documents: list[list[int]], code: int = 8) -> None:
-    """As Megatron's preprocess_data.py writes: here an end-of-text stands wherever the documents have one."""
+    """As Megatron's preprocess_data.py writes: here an end-of-text stands wherever the documents
+    have one.
+    """
     kind = {8: "H", 4: "i", 5: "q"}[code]
     size = struct.calcsize(kind)
     tokens = [*chain(*documents)]
@@ -43,8 +50,12 @@ def megatron(path: Path, documents: list[list[int]], code: int = 8) -> None:
     lengths = [len(document) for document in documents]
     pointers = [size * sum(lengths[:row]) for row in range(len(lengths))]
     index = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, code, len(lengths), len(lengths) + 1)
-    index += struct.pack(f"<{len(lengths)}i{len(lengths)}q", *lengths, *pointers) if lengths else b""
-    path.with_suffix(".idx").write_bytes(index + struct.pack(f"<{len(lengths) + 1}q", *range(len(lengths) + 1)))
+    index += (
+        struct.pack(f"<{len(lengths)}i{len(lengths)}q", *lengths, *pointers) if lengths else b""
+    )
+    path.with_suffix(".idx").write_bytes(
+        index + struct.pack(f"<{len(lengths) + 1}q", *range(len(lengths) + 1))
+    )
 
 
 def written(folder: Path, kind: str) -> None:
@@ -67,16 +78,28 @@ def test_the_tokens_come_out_as_they_stand(folder: Path, kind: str) -> None:
     written(folder, kind)
     manifest = read_manifest(folder)
     assert (manifest.vocab_size, manifest.eot_id) == (257, 256)
-    assert (manifest.tokens("train"), manifest.tokens("val"), manifest.shares()) == (5, 2, {"inputs": 1.0})
-    assert [sum(shard.documents for shard in manifest.of(split)) for split in ("train", "val")] == [2, 1]
+    assert (manifest.tokens("train"), manifest.tokens("val"), manifest.shares()) == (
+        5,
+        2,
+        {"inputs": 1.0},
+    )
+    assert [sum(shard.documents for shard in manifest.of(split)) for split in ("train", "val")] == [
+        2,
+        1,
+    ]
     assert all(shard.sha256 == sha256(folder / shard.file) for shard in manifest.shards)
     assert open_split(folder, "train")[0:9].tolist() == TRAIN
     assert open_split(folder, "val")[0:9].tolist() == VAL
     inputs, targets = open_order(folder, "train", 2, seed=0).batch(0, 2)
-    assert sorted(map(tuple, np.concatenate([inputs, targets[:, -1:]], 1).tolist())) == [(2, EOT, 3), (EOT, 1, 2)]
+    assert sorted(map(tuple, np.concatenate([inputs, targets[:, -1:]], 1).tolist())) == [
+        (2, EOT, 3),
+        (EOT, 1, 2),
+    ]
 
 
-def test_a_file_is_read_once_while_it_does_not_change(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_read_once_while_it_does_not_change(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     written(folder, "nanogpt")
     before = read_manifest(folder)
     with monkeypatch.context() as patch:
@@ -102,19 +125,25 @@ def test_what_is_not_a_folder_of_tokens(tmp_path: Path, folder: Path) -> None:
         read_manifest(folder)
     written(folder, "llm.c")
     (folder / RECORD).write_text("{}")  # a build of ours that has not ended
-    with pytest.raises(InputError, match=r"the build of these shards has not ended\n.*--resume finishes"):
+    with pytest.raises(
+        InputError, match=r"the build of these shards has not ended\n.*--resume finishes"
+    ):
         read_manifest(folder)
     (folder / RECORD).unlink()
     with pytest.raises(InputError, match=r"has no manifest.json"):
         verify_shards(folder)
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(InputError, match=r"lack the tokenizer.*\n.*tokenizer.json beside fineweb_train_000001.bin"):
+    with pytest.raises(
+        InputError, match=r"lack the tokenizer.*\n.*tokenizer.json beside fineweb_train_000001.bin"
+    ):
         read_manifest(folder)
 
 
 def test_tokens_of_another_vocabulary(folder: Path) -> None:
     llm_c(folder / "train.bin", [EOT, 50256])
-    with pytest.raises(InputError, match=r"train.bin: holds the token 50256, outside the vocabulary of 257"):
+    with pytest.raises(
+        InputError, match=r"train.bin: holds the token 50256, outside the vocabulary of 257"
+    ):
         read_manifest(folder)
     megatron(folder / "train.bin", [[EOT, -1]], 4)
     with pytest.raises(InputError, match="holds the token 4294967295"):
@@ -131,13 +160,34 @@ def test_files_of_two_widths(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-2]), "is 8 bytes long where its index counts 5 tokens"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-2]),
+            "is 8 bytes long where its index counts 5 tokens",
+        ),
         (lambda path: path.with_suffix(".idx").unlink(), "not a token file"),
         (lambda path: path.with_suffix(".idx").write_bytes(b"MMIDIDX"), "not a Megatron index"),
-        (lambda path: path.with_suffix(".idx").write_bytes(path.with_suffix(".idx").read_bytes()[:33]), "not a Megatron index"),
-        (lambda path: path.with_suffix(".idx").write_bytes(b"?" + path.with_suffix(".idx").read_bytes()[1:]), "not a Megatron index"),
-        (lambda path: path.with_suffix(".idx").write_bytes(path.with_suffix(".idx").read_bytes()[:-8]), "not as long as its counts"),
-        (lambda path: megatron(path, [TRAIN], 5), r"version 1 with tokens of kind 5: only .* uint16 \(8\) or int32 \(4\)"),
+        (
+            lambda path: path.with_suffix(".idx").write_bytes(
+                path.with_suffix(".idx").read_bytes()[:33]
+            ),
+            "not a Megatron index",
+        ),
+        (
+            lambda path: path.with_suffix(".idx").write_bytes(
+                b"?" + path.with_suffix(".idx").read_bytes()[1:]
+            ),
+            "not a Megatron index",
+        ),
+        (
+            lambda path: path.with_suffix(".idx").write_bytes(
+                path.with_suffix(".idx").read_bytes()[:-8]
+            ),
+            "not as long as its counts",
+        ),
+        (
+            lambda path: megatron(path, [TRAIN], 5),
+            r"version 1 with tokens of kind 5: only .* uint16 \(8\) or int32 \(4\)",
+        ),
         (lambda path: path.rename(path.with_name("b.bin")), "not a token file"),
         (lambda path: shifted(path.with_suffix(".idx")), "do not lie end to end"),
     ],

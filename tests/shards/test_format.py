@@ -23,11 +23,18 @@ def write(path: Path, documents: list[list[int]], dtype: np.dtype) -> str:
     return write_shard(path, lengths, [np.array(document, dtype) for document in documents], dtype)
 
 
-@pytest.mark.parametrize(("dtype", "code", "magic", "version", "tokens"), [(U2, "H", 20240520, 1, 50256), (U4, "I", 20240801, 7, 70000)])
-def test_bin_is_the_bytes_of_the_contract(tmp_path: Path, dtype: np.dtype, code: str, magic: int, version: int, tokens: int) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "code", "magic", "version", "tokens"),
+    [(U2, "H", 20240520, 1, 50256), (U4, "I", 20240801, 7, 70000)],
+)
+def test_bin_is_the_bytes_of_the_contract(
+    tmp_path: Path, dtype: np.dtype, code: str, magic: int, version: int, tokens: int
+) -> None:
     digest = write(tmp_path / "a.bin", [[tokens, 1], [tokens, 2, 3]], dtype)
     data = (tmp_path / "a.bin").read_bytes()
-    assert data == struct.pack("<256i", magic, version, 5, *[0] * 253) + struct.pack(f"<5{code}", tokens, 1, tokens, 2, 3)
+    assert data == struct.pack("<256i", magic, version, 5, *[0] * 253) + struct.pack(
+        f"<5{code}", tokens, 1, tokens, 2, 3
+    )
     assert len(data) == 1024 + dtype.itemsize * 5
     assert digest == hashlib.sha256(data).hexdigest()
 
@@ -37,19 +44,25 @@ def test_idx_is_the_bytes_of_the_contract(tmp_path: Path, dtype: np.dtype, code:
     write(tmp_path / "a.bin", [[9, 1], [9, 2, 3]], dtype)
     head = b"MMIDIDX\0\0" + struct.pack("<Q", 1) + bytes([code]) + struct.pack("<QQ", 2, 3)
     pointers = struct.pack("<2q", 1024, 1024 + 2 * dtype.itemsize)
-    assert (tmp_path / "a.idx").read_bytes() == head + struct.pack("<2i", 2, 3) + pointers + struct.pack("<3q", 0, 1, 2)
+    assert (tmp_path / "a.idx").read_bytes() == head + struct.pack(
+        "<2i", 2, 3
+    ) + pointers + struct.pack("<3q", 0, 1, 2)
 
 
 def test_llm_c_and_nanogpt_read_it(tmp_path: Path) -> None:
     write(tmp_path / "a.bin", [[9, 1], [9, 2, 3]], U2)
-    header = np.fromfile(tmp_path / "a.bin", np.int32, 256)  # llm.c's dataloader: magic, version, count, then the size must agree
+    # llm.c's dataloader: magic, version, count, then the size must agree
+    header = np.fromfile(tmp_path / "a.bin", np.int32, 256)
     assert header[:3].tolist() == [20240520, 1, 5]
     assert (tmp_path / "a.bin").stat().st_size == 256 * 4 + header[2] * 2
-    assert np.memmap(tmp_path / "a.bin", np.uint16, "r")[512:].tolist() == [9, 1, 9, 2, 3]  # nanoGPT's memmap, past the header
+    # nanoGPT's memmap, past the header
+    assert np.memmap(tmp_path / "a.bin", np.uint16, "r")[512:].tolist() == [9, 1, 9, 2, 3]
 
 
 def megatron_documents(path: Path) -> list[list[int]]:
-    """Read a .bin through its .idx as Megatron-LM's IndexedDataset does: by dtype code, lengths, pointers and document borders."""
+    """Read a .bin through its .idx as Megatron-LM's IndexedDataset does: by dtype code, lengths,
+    pointers and document borders.
+    """
     with open(path.with_suffix(".idx"), "rb") as file:
         assert file.read(9) == b"MMIDIDX\x00\x00"
         assert struct.unpack("<Q", file.read(8)) == (1,)
@@ -60,16 +73,36 @@ def megatron_documents(path: Path) -> list[list[int]]:
         documents = np.frombuffer(file.read(8 * borders), np.int64)
         assert file.read() == b""
     data = path.read_bytes()
-    whole = [np.frombuffer(data, dtype, length, pointer).tolist() for length, pointer in zip(lengths, pointers, strict=True)]
-    return [[token for sequence in whole[start:stop] for token in sequence] for start, stop in pairwise(documents)]
+    whole = [
+        np.frombuffer(data, dtype, length, pointer).tolist()
+        for length, pointer in zip(lengths, pointers, strict=True)
+    ]
+    return [
+        [token for sequence in whole[start:stop] for token in sequence]
+        for start, stop in pairwise(documents)
+    ]
 
 
-@given(st.lists(st.lists(st.integers(0, 65534), min_size=1, max_size=20), max_size=20), st.sampled_from([U2, U4]), st.data())
-def test_round_trip(tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]], dtype: np.dtype, data: st.DataObject) -> None:
+@given(
+    st.lists(st.lists(st.integers(0, 65534), min_size=1, max_size=20), max_size=20),
+    st.sampled_from([U2, U4]),
+    st.data(),
+)
+def test_round_trip(
+    tmp_path_factory: pytest.TempPathFactory,
+    documents: list[list[int]],
+    dtype: np.dtype,
+    data: st.DataObject,
+) -> None:
     path = tmp_path_factory.mktemp("shard") / "a.bin"
     flat = np.array([*chain.from_iterable(documents)], dtype)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(flat)), max_size=5)))
-    write_shard(path, np.array([len(document) for document in documents], np.int64), np.split(flat, cuts), dtype)
+    write_shard(
+        path,
+        np.array([len(document) for document in documents], np.int64),
+        np.split(flat, cuts),
+        dtype,
+    )
     tokens = open_shard(path)
     assert tokens.dtype == dtype
     assert tokens.tolist() == flat.tolist()

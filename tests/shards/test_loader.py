@@ -1,4 +1,6 @@
-"""Tokens come out as they went in, across shards, and a damaged shard is found before it is used."""
+"""Tokens come out as they went in, across shards, and a damaged shard is found before it is
+used.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,12 @@ def folder(tmp_path: Path) -> Path:
     shards = []
     for number, tokens in enumerate(TRAIN):
         name = f"train-{number:06d}.bin"
-        digest = write_shard(tmp_path / name, np.array([len(tokens)]), [np.array(tokens, dtype)], dtype)
-        shards.append(Shard(file=name, split="train", tokens=len(tokens), documents=1, sha256=digest))
+        digest = write_shard(
+            tmp_path / name, np.array([len(tokens)]), [np.array(tokens, dtype)], dtype
+        )
+        shards.append(
+            Shard(file=name, split="train", tokens=len(tokens), documents=1, sha256=digest)
+        )
     manifest = Manifest(
         tokenizer_sha256="", vocab_size=10, eot_id=9, seed=0, val_fraction=0.0, split_rule="", shards=shards, sources=[]
     )  # fmt: skip
@@ -48,7 +54,9 @@ def test_slices_are_those_of_the_joined_list(arrays: list[list[int]], data: st.D
     joined = [*chain.from_iterable(arrays)]
     border = st.none() | st.integers(-len(joined) - 2, len(joined) + 2)
     span = slice(data.draw(border), data.draw(border))
-    assert TokenStream([np.array(array, np.uint16) for array in arrays])[span].tolist() == joined[span]
+    assert (
+        TokenStream([np.array(array, np.uint16) for array in arrays])[span].tolist() == joined[span]
+    )
 
 
 def test_a_slice_is_a_copy() -> None:

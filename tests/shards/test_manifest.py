@@ -24,7 +24,16 @@ MANIFEST = Manifest(
         Shard(file="train-000001.bin", split="train", tokens=5, documents=1, sha256="cd" * 32),
         Shard(file="val-000000.bin", split="val", tokens=7, documents=1, sha256="ef" * 32),
     ],
-    sources=[Source(name="inputs", documents_in=5, documents_kept=4, dropped={"blank": 1}, text_bytes=18, tokens=22)],
+    sources=[
+        Source(
+            name="inputs",
+            documents_in=5,
+            documents_kept=4,
+            dropped={"blank": 1},
+            text_bytes=18,
+            tokens=22,
+        )
+    ],
 )
 
 
@@ -62,7 +71,9 @@ def refused(folder: Path, table: Any) -> str:
         ({"eot_id": 257}, "end-of-text 257 is outside the vocabulary of 257"),
     ],
 )
-def test_what_is_not_a_manifest_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_what_is_not_a_manifest_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     assert message in refused(tmp_path, dataclasses.asdict(MANIFEST) | changes)
 
 
@@ -75,22 +86,41 @@ def test_what_is_not_a_manifest_is_refused(tmp_path: Path, changes: dict[str, An
         ({"sha512": ""}, r"shards[0] has unknown keys: sha512"),
     ],
 )
-def test_what_is_not_a_shard_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_what_is_not_a_shard_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     shard = dataclasses.asdict(MANIFEST.shards[0]) | changes
     assert message in refused(tmp_path, dataclasses.asdict(MANIFEST) | {"shards": [shard]})
 
 
 @pytest.mark.parametrize(
-    "name", ["../a.bin", "/etc/a.bin", "a/b.bin", "..", "", ".bin", "C:\\a.bin", "a\\b.bin", "a.bin\n", "a.npy", "a:b.bin"]
+    "name",
+    [
+        "../a.bin",
+        "/etc/a.bin",
+        "a/b.bin",
+        "..",
+        "",
+        ".bin",
+        "C:\\a.bin",
+        "a\\b.bin",
+        "a.bin\n",
+        "a.npy",
+        "a:b.bin",
+    ],
 )
 def test_a_shard_outside_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     shard = dataclasses.asdict(MANIFEST.shards[0]) | {"file": name}
-    assert "is not a plain name ending in .bin" in refused(tmp_path, dataclasses.asdict(MANIFEST) | {"shards": [shard]})
+    assert "is not a plain name ending in .bin" in refused(
+        tmp_path, dataclasses.asdict(MANIFEST) | {"shards": [shard]}
+    )
 
 
 @pytest.mark.parametrize("count", [[0, 1], "1", None, 1.5, True])
 def test_what_was_dropped_is_counted(tmp_path: Path, count: Any) -> None:
-    source = dataclasses.asdict(MANIFEST.sources[0]) | {"dropped": {"quality": 1, "duplicate": count}}
+    source = dataclasses.asdict(MANIFEST.sources[0]) | {
+        "dropped": {"quality": 1, "duplicate": count}
+    }
     message = refused(tmp_path, dataclasses.asdict(MANIFEST) | {"sources": [source]})
     assert "dropped is not a number of documents for each reason" in message
 
@@ -112,12 +142,37 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
 
 def test_sources_apart_and_their_shares(tmp_path: Path) -> None:
     shards = [
-        Shard(file="train-a-000000.bin", split="train", tokens=10, documents=2, sha256="cd" * 32, source="a"),
-        Shard(file="train-b-000000.bin", split="train", tokens=5, documents=1, sha256="cd" * 32, source="b"),
-        Shard(file="val-b-000000.bin", split="val", tokens=7, documents=1, sha256="ef" * 32, source="b"),
+        Shard(
+            file="train-a-000000.bin",
+            split="train",
+            tokens=10,
+            documents=2,
+            sha256="cd" * 32,
+            source="a",
+        ),
+        Shard(
+            file="train-b-000000.bin",
+            split="train",
+            tokens=5,
+            documents=1,
+            sha256="cd" * 32,
+            source="b",
+        ),
+        Shard(
+            file="val-b-000000.bin",
+            split="val",
+            tokens=7,
+            documents=1,
+            sha256="ef" * 32,
+            source="b",
+        ),
     ]
     first = dataclasses.replace(MANIFEST.sources[0], name="a", weight=3.0, epochs=0.5)
-    sources = [first, dataclasses.replace(first, name="b", weight=1.0), dataclasses.replace(first, name="nothing kept", weight=9.0)]
+    sources = [
+        first,
+        dataclasses.replace(first, name="b", weight=1.0),
+        dataclasses.replace(first, name="nothing kept", weight=9.0),
+    ]
     manifest = dataclasses.replace(MANIFEST, shards=shards, sources=sources)
     write_manifest(tmp_path, manifest)
     assert read_manifest(tmp_path) == manifest
@@ -142,7 +197,9 @@ def test_sources_that_contradict(tmp_path: Path) -> None:
     table["shards"][1]["source"] = "books"
     assert "train-000001.bin: source 'books' is not one of 'inputs'" in refused(tmp_path, table)
     table = dataclasses.asdict(MANIFEST)
-    assert "two sources have the same name" in refused(tmp_path, {**table, "sources": table["sources"] * 2})
+    assert "two sources have the same name" in refused(
+        tmp_path, {**table, "sources": table["sources"] * 2}
+    )
     for weight in (0.0, -1.0, float("inf")):
         table["sources"][0]["weight"] = weight
         assert "is not a positive number" in refused(tmp_path, table)
@@ -152,7 +209,9 @@ def test_the_vocabularys_first_and_last_entry_may_end_texts(tmp_path: Path) -> N
     for eot_id in (0, 256):
         write_manifest(tmp_path, dataclasses.replace(MANIFEST, eot_id=eot_id))
         assert read_manifest(tmp_path).eot_id == eot_id
-    assert "end-of-text -1 is outside" in refused(tmp_path, dataclasses.asdict(MANIFEST) | {"eot_id": -1})
+    assert "end-of-text -1 is outside" in refused(
+        tmp_path, dataclasses.asdict(MANIFEST) | {"eot_id": -1}
+    )
 
 
 def test_what_is_no_shard_folder(tmp_path: Path) -> None:

@@ -38,12 +38,20 @@ def test_parts_agree_with_the_whole_at_any_size(n: int, seed: int, index: list[i
 
 
 def test_golden_values() -> None:
-    """Written down once. Where this fails, resumed runs would see other data: mend the code, not the numbers."""
+    """Written down once. Where this fails, resumed runs would see other data: mend the code, not
+    the numbers.
+    """
     assert order(10, seed=0) == [4, 1, 5, 2, 8, 9, 6, 0, 7, 3]
     assert order(10, seed=1) == [6, 7, 4, 9, 2, 8, 3, 0, 1, 5]
     assert order(10, seed=0, epoch=1) == [9, 2, 8, 7, 6, 1, 3, 5, 0, 4]
-    assert permuted(np.array([0, 1, 2, 292_968_749]), 292_968_750, 1337).tolist() == [57920097, 84447153, 178581682, 150550698]
-    assert hex(mix64(np.array([0x9E3779B97F4A7C15], np.uint64))[0]) == "0xe220a8397b1dcdaf"  # SplitMix64's first output for seed 0
+    assert permuted(np.array([0, 1, 2, 292_968_749]), 292_968_750, 1337).tolist() == [
+        57920097,
+        84447153,
+        178581682,
+        150550698,
+    ]
+    # SplitMix64's first output for seed 0
+    assert hex(mix64(np.array([0x9E3779B97F4A7C15], np.uint64))[0]) == "0xe220a8397b1dcdaf"
 
 
 def test_seeds_and_epochs_differ() -> None:
@@ -52,7 +60,9 @@ def test_seeds_and_epochs_differ() -> None:
 
 
 def test_it_mixes() -> None:
-    """Each of 16 items reaches each of 16 places about equally often over 4,000 seeds (chi-square, 225 degrees of freedom)."""
+    """Each of 16 items reaches each of 16 places about equally often over 4,000 seeds (chi-square,
+    225 degrees of freedom).
+    """
     counts = np.zeros((16, 16))
     for seed in range(4000):
         counts[np.arange(16), order(16, seed)] += 1
@@ -81,7 +91,9 @@ def test_an_epoch_visits_every_window_once(n: int, n_ctx: int, seed: int, epoch:
 
 @settings(max_examples=50)
 @given(st.integers(2, 100), st.integers(1, 5), SEEDS, st.integers(0, 200), st.integers(0, 60))
-def test_a_batch_is_its_single_sequences(n: int, n_ctx: int, seed: int, first: int, count: int) -> None:
+def test_a_batch_is_its_single_sequences(
+    n: int, n_ctx: int, seed: int, first: int, count: int
+) -> None:
     """Also across one or several ends of an epoch: short streams make them common here."""
     the_order = windows(max(n, n_ctx + 1), n_ctx, seed)
     batch = the_order.batch(first, count)
@@ -110,7 +122,9 @@ def test_places_are_apportioned_to_within_one(weights: list[float], places: int)
     assert sum(whole) == places
     assert min(whole) >= 1
     if min(shares) * places >= 1:
-        assert all(abs(number - share * places) < 1 for number, share in zip(whole, shares, strict=True))
+        assert all(
+            abs(number - share * places) < 1 for number, share in zip(whole, shares, strict=True)
+        )
 
 
 def test_a_small_share_gets_one_place_and_no_more() -> None:
@@ -120,17 +134,24 @@ def test_a_small_share_gets_one_place_and_no_more() -> None:
 
 def mixture(lengths: list[int], shares: list[float], n_ctx: int, seed: int) -> Mixture:
     """Source s holds the tokens from 10,000·s on."""
-    sources = [Windows(TokenStream([np.arange(n) + 10_000 * s]), n_ctx, seed + s) for s, n in enumerate(lengths)]
+    sources = [
+        Windows(TokenStream([np.arange(n) + 10_000 * s]), n_ctx, seed + s)
+        for s, n in enumerate(lengths)
+    ]
     return Mixture(sources, shares, seed)
 
 
 def test_a_mixture_of_one_source_is_its_windows() -> None:
     one = mixture([500], [1.0], 8, seed=3)
-    np.testing.assert_array_equal(np.sort(one.batch(0, one.windows)[0][:, 0]), np.arange(one.windows) * 8)
+    np.testing.assert_array_equal(
+        np.sort(one.batch(0, one.windows)[0][:, 0]), np.arange(one.windows) * 8
+    )
 
 
 def test_a_mixture_keeps_its_weights_and_each_sources_own_order() -> None:
-    """GPT-3's weights: in any block of positions exactly, and each source goes through its epochs without replacement."""
+    """GPT-3's weights: in any block of positions exactly, and each source goes through its epochs
+    without replacement.
+    """
     weights = [0.60, 0.22, 0.08, 0.08, 0.03]
     shares = [weight / sum(weights) for weight in weights]
     lengths = [9001, 3001, 1001, 501, 81]
@@ -141,7 +162,9 @@ def test_a_mixture_keeps_its_weights_and_each_sources_own_order() -> None:
         counts = np.bincount(owners[block * BLOCK : (block + 1) * BLOCK], minlength=5)
         assert counts.tolist() == mixed.slots
         assert np.abs(counts / BLOCK - shares).max() < 1 / BLOCK
-    assert np.abs(np.bincount(owners[:500], minlength=5) / 500 - shares).max() < 0.08, "mixed within the block, too"
+    assert np.abs(np.bincount(owners[:500], minlength=5) / 500 - shares).max() < 0.08, (
+        "mixed within the block, too"
+    )
     for source, length in enumerate(lengths):
         seen, windows = starts[owners == source] % 10_000 // 4, (length - 1) // 4
         alone = mixed.sources[source].batch(0, len(seen))[0][:, 0] % 10_000 // 4
@@ -175,12 +198,32 @@ def shard_folder(folder: Path, sources: dict[str, tuple[int, float]]) -> Path:
     shards, rows = [], []
     for number, (name, (count, weight)) in enumerate(sources.items()):
         file = f"train-{name}-000000.bin"
-        digest = write_shard(folder / file, np.array([count]), [np.arange(count) + 10_000 * number], token_dtype(50257))
-        shards.append(Shard(file=file, split="train", tokens=count, documents=1, sha256=digest, source=name))
-        counts = {"documents_in": 1, "documents_kept": 1, "dropped": {}, "text_bytes": 1, "tokens": count}
+        digest = write_shard(
+            folder / file,
+            np.array([count]),
+            [np.arange(count) + 10_000 * number],
+            token_dtype(50257),
+        )
+        shards.append(
+            Shard(file=file, split="train", tokens=count, documents=1, sha256=digest, source=name)
+        )
+        counts = {
+            "documents_in": 1,
+            "documents_kept": 1,
+            "dropped": {},
+            "text_bytes": 1,
+            "tokens": count,
+        }
         rows.append(Source(name=name, **counts, weight=weight))
     manifest = Manifest(
-        tokenizer_sha256="", vocab_size=50257, eot_id=0, seed=0, val_fraction=0.0, split_rule="none", shards=shards, sources=rows
+        tokenizer_sha256="",
+        vocab_size=50257,
+        eot_id=0,
+        seed=0,
+        val_fraction=0.0,
+        split_rule="none",
+        shards=shards,
+        sources=rows,
     )
     write_manifest(folder, manifest)
     return folder
@@ -198,12 +241,16 @@ def test_a_folder_of_several_sources_is_mixed_and_of_one_is_as_ever(tmp_path: Pa
     assert mixed.slots == [3072, 1024]
     assert mixed.windows == 112 + 62
     assert np.bincount(mixed.batch(0, BLOCK)[0][:, 0] // 10_000).tolist() == [3072, 1024]
-    with pytest.raises(InputError, match="source 'books': the data has 500 tokens, too few for a context of 600"):
+    with pytest.raises(
+        InputError, match="source 'books': the data has 500 tokens, too few for a context of 600"
+    ):
         open_order(two, "train", 600, 3)
 
 
 def test_every_byte_is_checked_unless_told_otherwise(tmp_path: Path) -> None:
-    for number, sources in enumerate(({"inputs": (500, 1.0)}, {"web": (500, 3.0), "books": (500, 1.0)})):
+    for number, sources in enumerate(
+        ({"inputs": (500, 1.0)}, {"web": (500, 3.0), "books": (500, 1.0)})
+    ):
         folder = shard_folder(tmp_path / str(number), sources)
         shard = next(folder.glob("*.bin"))
         shard.write_bytes(shard.read_bytes()[:-1] + b"\x55")

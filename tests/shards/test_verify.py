@@ -19,8 +19,12 @@ from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
 EOT = 256
 
 
-def make(folder: Path, documents: dict[str, list[list[int]]], lengths: dict[str, list[int]] | None = None) -> Manifest:
-    """A shard folder with the documents (tokens after end-of-text) of each split; `lengths` may lie."""
+def make(
+    folder: Path, documents: dict[str, list[list[int]]], lengths: dict[str, list[int]] | None = None
+) -> Manifest:
+    """A shard folder with the documents (tokens after end-of-text) of each split; `lengths` may
+    lie.
+    """
     tokenizer = Tokenizer([*byte_alphabet(), END_OF_TEXT], [])
     tokenizer.save(folder / "tokenizer.json")
     shards = []
@@ -28,10 +32,25 @@ def make(folder: Path, documents: dict[str, list[list[int]]], lengths: dict[str,
         tokens = np.array([token for row in rows for token in (EOT, *row)], np.uint16)
         said = np.array((lengths or {}).get(split, [len(row) + 1 for row in rows]))
         digest = write_shard(folder / f"{split}-000000.bin", said, [tokens], np.dtype("<u2"))
-        shards.append(Shard(file=f"{split}-000000.bin", split=split, tokens=len(tokens), documents=len(rows), sha256=digest))
+        shards.append(
+            Shard(
+                file=f"{split}-000000.bin",
+                split=split,
+                tokens=len(tokens),
+                documents=len(rows),
+                sha256=digest,
+            )
+        )
     count = sum(shard.documents for shard in shards)
     tokens_of_all = sum(shard.tokens for shard in shards)
-    source = Source(name="inputs", documents_in=count, documents_kept=count, dropped={}, text_bytes=9, tokens=tokens_of_all)
+    source = Source(
+        name="inputs",
+        documents_in=count,
+        documents_kept=count,
+        dropped={},
+        text_bytes=9,
+        tokens=tokens_of_all,
+    )
     manifest = Manifest(
         tokenizer_sha256=tokenizer.sha256,
         vocab_size=257,
@@ -70,20 +89,29 @@ def test_a_whole_folder(tmp_path: Path) -> None:
     manifest = make(tmp_path, GOOD)
     heard = Heard()
     assert verify_shards(tmp_path, events=heard) == manifest
-    assert heard.said == [("verify", number, len(manifest.shards)) for number in range(1, len(manifest.shards) + 1)] + [("verify",)]
+    assert heard.said == [
+        ("verify", number, len(manifest.shards)) for number in range(1, len(manifest.shards) + 1)
+    ] + [("verify",)]
 
 
 @pytest.mark.parametrize(
     ("documents", "lengths", "message"),
     [
-        ({"train": [[1, 2, 3], [7]]}, {"train": [3, 3]}, "its end-of-text tokens do not stand where"),
+        (
+            {"train": [[1, 2, 3], [7]]},
+            {"train": [3, 3]},
+            "its end-of-text tokens do not stand where",
+        ),
         ({"train": [[1, EOT, 3], [7]]}, None, "its end-of-text tokens do not stand where"),
         ({"train": [[1, 300]]}, None, "holds the token 300, outside the vocabulary of 257"),
         ({"train": [[1, 257]]}, None, "holds the token 257, outside the vocabulary of 257"),
     ],
 )
 def test_documents_that_are_wrong(
-    tmp_path: Path, documents: dict[str, list[list[int]]], lengths: dict[str, list[int]] | None, message: str
+    tmp_path: Path,
+    documents: dict[str, list[list[int]]],
+    lengths: dict[str, list[int]] | None,
+    message: str,
 ) -> None:
     make(tmp_path, documents, lengths)
     assert message in fault(tmp_path)
@@ -95,15 +123,28 @@ def test_files_that_are_wrong(tmp_path: Path) -> None:
     (tmp_path / "train-000000.bin").write_bytes(data[:-2] + b"\x09\x00")
     assert fault(tmp_path).startswith("F/train-000000.bin: altered")
     (tmp_path / "train-000000.bin").write_bytes(data)
-    write_manifest(tmp_path, dataclasses.replace(manifest, sources=[dataclasses.replace(manifest.sources[0], documents_in=9)]))
+    write_manifest(
+        tmp_path,
+        dataclasses.replace(
+            manifest, sources=[dataclasses.replace(manifest.sources[0], documents_in=9)]
+        ),
+    )
     assert "documents in are not those kept and those dropped" in fault(tmp_path)
-    write_manifest(tmp_path, dataclasses.replace(manifest, sources=[dataclasses.replace(manifest.sources[0], tokens=9)]))
+    write_manifest(
+        tmp_path,
+        dataclasses.replace(manifest, sources=[dataclasses.replace(manifest.sources[0], tokens=9)]),
+    )
     assert "its shards do not hold 9 tokens" in fault(tmp_path)
-    write_manifest(tmp_path, dataclasses.replace(manifest, sources=[dataclasses.replace(manifest.sources[0], pieces=1)]))
+    write_manifest(
+        tmp_path,
+        dataclasses.replace(manifest, sources=[dataclasses.replace(manifest.sources[0], pieces=1)]),
+    )
     assert "its shards do not hold the documents kept" in fault(tmp_path)
     write_manifest(tmp_path, dataclasses.replace(manifest, tokenizer_sha256="ab"))
     assert "is not the tokenizer that the manifest names" in fault(tmp_path)
-    table = json.loads((tmp_path / "manifest.json").read_text()) | {"tokenizer_sha256": manifest.tokenizer_sha256}
+    table = json.loads((tmp_path / "manifest.json").read_text()) | {
+        "tokenizer_sha256": manifest.tokenizer_sha256
+    }
     table["shards"][0]["tokens"] = 5
     (tmp_path / "manifest.json").write_text(json.dumps(table))
     assert "holds 7 tokens in 3 documents, not 5 in 3" in fault(tmp_path)
@@ -120,6 +161,8 @@ def test_an_index_that_goes_beyond_its_shard(tmp_path: Path) -> None:
 
 def test_documents_in_are_those_kept_and_those_dropped(tmp_path: Path) -> None:
     manifest = make(tmp_path, GOOD)
-    dropped = dataclasses.replace(manifest.sources[0], documents_in=9, dropped={"blank": 3, "quality": 2})
+    dropped = dataclasses.replace(
+        manifest.sources[0], documents_in=9, dropped={"blank": 3, "quality": 2}
+    )
     write_manifest(tmp_path, whole := dataclasses.replace(manifest, sources=[dropped]))
     assert verify_shards(tmp_path) == whole

@@ -16,7 +16,8 @@ from gptcli.tokenizer.tokenizer import PATTERN, Tokenizer
 from gptcli.tokenizer.training import train_tokenizer
 
 SPECIMEN = (
-    "Ünïcödé naïve 中文 你好，世界 русский текст 한국어 😀😃 it's we'll I'd\r\n\n\n  \t x  \u2028 \u00a0 0123 ١٢٣ ²½ <|endoftext|> " * 20
+    "Ünïcödé naïve 中文 你好，世界 русский текст 한국어 😀😃 it's we'll I'd\r\n\n\n  \t x  \u2028 \u00a0 0123 ١٢٣ ²½ <|endoftext|> "
+    * 20
 )
 
 
@@ -47,8 +48,15 @@ def tiktoken_of() -> Callable[[Path], tiktoken.Encoding]:
     """tiktoken's encoder over the two files of a release."""
 
     def build(folder: Path) -> tiktoken.Encoding:
-        ranks = data_gym_to_mergeable_bpe_ranks(str(folder / "vocab.bpe"), str(folder / "encoder.json"))
-        return tiktoken.Encoding("gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)})
+        ranks = data_gym_to_mergeable_bpe_ranks(
+            str(folder / "vocab.bpe"), str(folder / "encoder.json")
+        )
+        return tiktoken.Encoding(
+            "gpt2",
+            pat_str=PATTERN,
+            mergeable_ranks=ranks,
+            special_tokens={"<|endoftext|>": len(ranks)},
+        )
 
     return build
 

@@ -23,9 +23,14 @@ NEWER = [chr(point) for first, last in UNICODE_17 for point in range(first, last
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    """Merges that cross from each kind of character to the new ones, so that a cut in another place shows."""
+    """Merges that cross from each kind of character to the new ones, so that a cut in another place
+    shows.
+    """
     new = chr(0x16EA0)
-    return train_tokenizer([f"the cat's 12 mats... a{new}b a{new}b  .{new} .{new} {new}{new} \n\n they'll " * 9] * 3, 600)
+    return train_tokenizer(
+        [f"the cat's 12 mats... a{new}b a{new}b  .{new} .{new} {new}{new} \n\n they'll " * 9] * 3,
+        600,
+    )
 
 
 def opened(tokenizer: Tokenizer, name: str) -> Encoder:
@@ -45,7 +50,10 @@ def rows(encoder: Encoder, texts: Sequence[str]) -> list[list[int]]:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_ids(tokenizer: Tokenizer, name: str) -> None:
     encoder = opened(tokenizer, name)
-    words = st.text(st.sampled_from("the cats 's12 .\n\t'll\u00e9\u3000你👩\ufeff\x00" + "".join(NEWER[::400])), max_size=40)
+    words = st.text(
+        st.sampled_from("the cats 's12 .\n\t'll\u00e9\u3000你👩\ufeff\x00" + "".join(NEWER[::400])),
+        max_size=40,
+    )
 
     @given(st.lists(st.one_of(st.text(max_size=40), words), min_size=1, max_size=8))
     @settings(max_examples=150, deadline=None)
@@ -59,7 +67,9 @@ def test_the_same_ids(tokenizer: Tokenizer, name: str) -> None:
 
 
 def test_the_guard_is_unicode_17_exactly() -> None:
-    """None of them was assigned before; and where this Python has them, they are what Unicode 17 added."""
+    """None of them was assigned before; and where this Python has them, they are what Unicode 17
+    added.
+    """
     assert len(NEWER) == 4657
     known = tuple(map(int, unicodedata.unidata_version.split(".")))
     assert {unicodedata.category(point) for point in NEWER} == {"Cn"} or known >= (17, 0)
@@ -67,7 +77,13 @@ def test_the_guard_is_unicode_17_exactly() -> None:
     from tokenizers import pre_tokenizers
 
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    for point in [*NEWER[::13], *(chr(first - 1) for first, _ in UNICODE_17 if first != 0x16EBB), "\u0890", "\u3400", "\U0001f600"]:
+    for point in [
+        *NEWER[::13],
+        *(chr(first - 1) for first, _ in UNICODE_17 if first != 0x16EBB),
+        "\u0890",
+        "\u3400",
+        "\U0001f600",
+    ]:
         text = f"a{point}1{point}.{point} "
         ours = [len(piece) for piece, _ in splitter.pre_tokenize_str(text)]  # a character a byte
         alike = ours == [len(bytes(piece)) for piece in gigatoken.pretokenizer(text.encode())]
@@ -79,7 +95,9 @@ def test_documents_with_a_newer_character_go_to_the_reference(tokenizer: Tokeniz
     texts = ["the cat", f"a{chr(0x16EA0)}b", "", f"a.{chr(0x16EA0)} 12", "the mats"]
     assert rows(encoder, texts) == tokenizer.encode_batch(texts)
     backend = encoder._backend  # type: ignore[attr-defined]
-    assert any(backend.encode(text).tolist() != tokenizer.encode(text) for text in texts), "the guard guards against nothing"
+    assert any(backend.encode(text).tolist() != tokenizer.encode(text) for text in texts), (
+        "the guard guards against nothing"
+    )
 
 
 def test_gigatoken_forgets(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +111,9 @@ def test_gigatoken_forgets(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
     assert len(backends) > 1
 
 
-def test_auto_takes_the_fastest_that_agrees(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_the_fastest_that_agrees(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert open_encoder(tokenizer).name in ENCODER_ORDER
     monkeypatch.setitem(encoders._OPENERS, "gigatoken", _missing)
     assert open_encoder(tokenizer).name == "tiktoken"
@@ -133,6 +153,9 @@ def test_ids_out_of_merge_order_are_not_for_tiktoken() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_gpt2_on_real_text(real_data: Path, name: str) -> None:
     tokenizer = load_tokenizer(real_data / "gpt2-vocab")
-    text = "".join(path.read_text(encoding="utf-8") for path in sorted((real_data / "tinyshakespeare").glob("*.txt")))
+    text = "".join(
+        path.read_text(encoding="utf-8")
+        for path in sorted((real_data / "tinyshakespeare").glob("*.txt"))
+    )
     texts = text.split("\n\n")
     assert rows(opened(tokenizer, name), texts) == tokenizer.encode_batch(texts)

@@ -16,7 +16,9 @@ from gptcli.tokenizer.training import train_tokenizer
 pytest.importorskip("gigatoken")
 
 
-def merges(texts: list[str], size: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[list[str]], list[list[str]], int]:
+def merges(
+    texts: list[str], size: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[list[str]], list[list[str]], int]:
     """What is learnt, what tokenizers learns, and how often the reference was asked."""
     asked = 0
     reference = training._reference
@@ -33,7 +35,8 @@ def merges(texts: list[str], size: int, monkeypatch: pytest.MonkeyPatch) -> tupl
         expected = train_tokenizer(texts, size)
     assert learnt.sha256 == expected.sha256
     return *(
-        [merge.split(" ") for merge in json.loads(tokenizer.to_json())["model"]["merges"]] for tokenizer in (learnt, expected)
+        [merge.split(" ") for merge in json.loads(tokenizer.to_json())["model"]["merges"]]
+        for tokenizer in (learnt, expected)
     ), asked - 1
 
 
@@ -56,14 +59,21 @@ def test_pairs_that_occur_once_teach_nothing(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_random_words_with_many_ties(monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(5)
-    texts = [" ".join("".join(chance.choices("abcé你", k=chance.randrange(1, 7))) for _ in range(300)) for _ in range(6)]
+    texts = [
+        " ".join("".join(chance.choices("abcé你", k=chance.randrange(1, 7))) for _ in range(300))
+        for _ in range(6)
+    ]
     for size in (300, 500, 900):
         learnt, expected, _ = merges(texts, size, monkeypatch)
         assert learnt == expected
 
 
-def test_a_character_of_unicode_17_sends_the_text_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    learnt, expected, asked = merges([f"a{chr(UNICODE_17[9][0])}b " * 50, "abc " * 20], 300, monkeypatch)
+def test_a_character_of_unicode_17_sends_the_text_to_the_reference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learnt, expected, asked = merges(
+        [f"a{chr(UNICODE_17[9][0])}b " * 50, "abc " * 20], 300, monkeypatch
+    )
     assert learnt == expected
     assert asked == 1
 
@@ -75,6 +85,8 @@ def test_standard_output_stays_clean(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_a_long_spool_is_read_back_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast_bpe, "CHUNK", 7)
-    learnt, expected, asked = merges([f"one {chr(0x16EA0)} two three " * 5, "two", "é" * 20], 280, monkeypatch)
+    learnt, expected, asked = merges(
+        [f"one {chr(0x16EA0)} two three " * 5, "two", "é" * 20], 280, monkeypatch
+    )
     assert learnt == expected
     assert asked == 1

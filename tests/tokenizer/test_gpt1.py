@@ -1,4 +1,6 @@
-"""GPT-1's tokenizer: small ones learnt here, and OpenAI's vocabulary against transformers on real text."""
+"""GPT-1's tokenizer: small ones learnt here, and OpenAI's vocabulary against transformers on real
+text.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def test_ids_come_in_gpt1s_order(small: Gpt1Tokenizer) -> None:
     assert small.vocab_size == 60
     characters = sorted({*TEXT.lower().replace("—", "-")} - {" "})
     n = len(characters)
-    assert [small.decode_bytes([number]).decode() for number in range(1, 2 * n + 1)] == characters + [f"{c} " for c in characters]
+    assert [
+        small.decode_bytes([number]).decode() for number in range(1, 2 * n + 1)
+    ] == characters + [f"{c} " for c in characters]
     assert small.decode([0]) == "<unk>"
     assert small.encode("☃") == [0]
     assert small.eot_id == 59
@@ -47,7 +51,9 @@ def test_text_that_spells_a_special_token_is_text(small: Gpt1Tokenizer) -> None:
 
 def test_streaming_pieces_add_up(small: Gpt1Tokenizer) -> None:
     ids = small.encode(TEXT)
-    assert b"".join(small.decode_bytes([number]) for number in ids).decode() == small.decode(ids) + " "
+    assert (
+        b"".join(small.decode_bytes([number]) for number in ids).decode() == small.decode(ids) + " "
+    )
     assert small.encode(small.decode(ids)) == ids
 
 
@@ -64,7 +70,11 @@ def test_saved_and_loaded(small: Gpt1Tokenizer, tmp_path: Path) -> None:
     small.save(tmp_path / "tokenizer.json")
     for again in (load_tokenizer(tmp_path), pickle.loads(pickle.dumps(small))):
         assert isinstance(again, Gpt1Tokenizer)
-        assert (again.sha256, again.eot_id, again.vocab_size) == (small.sha256, small.eot_id, small.vocab_size)
+        assert (again.sha256, again.eot_id, again.vocab_size) == (
+            small.sha256,
+            small.eot_id,
+            small.vocab_size,
+        )
         assert again.encode(TEXT) == small.encode(TEXT)
 
 
@@ -124,8 +134,16 @@ def released(real_data: Path) -> Gpt1Tokenizer:
 
 
 def lines_of(real_data: Path) -> list[str]:
-    files = [*sorted((real_data / "wikitext-2").glob("*.txt")), *sorted((real_data / "sst2").glob("stsa*"))]
-    return [line for file in files for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    files = [
+        *sorted((real_data / "wikitext-2").glob("*.txt")),
+        *sorted((real_data / "sst2").glob("stsa*")),
+    ]
+    return [
+        line
+        for file in files
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if line.strip()
+    ]
 
 
 @pytest.mark.real_data
@@ -135,16 +153,27 @@ def test_released_vocabulary(released: Gpt1Tokenizer) -> None:
 
 
 @pytest.mark.real_data
-def test_ids_are_transformers_over_wikitext_and_sst2(released: Gpt1Tokenizer, real_data: Path) -> None:
-    """Every line that differs does so for one of the reasons that the module names, as often as it says there."""
+def test_ids_are_transformers_over_wikitext_and_sst2(
+    released: Gpt1Tokenizer, real_data: Path
+) -> None:
+    """Every line that differs does so for one of the reasons that the module names, as often as it
+    says there.
+    """
     import json
 
     from ftfy import fix_text
     from transformers import OpenAIGPTTokenizer
 
     folder = real_data / "gpt1-vocab"
-    merges = [tuple(line.split(" ")) for line in (folder / "vocab_40000.bpe").read_text(encoding="utf-8").split("\n")[1:] if line]
-    theirs = OpenAIGPTTokenizer(vocab=json.loads((folder / "encoder_bpe_40000.json").read_text(encoding="utf-8")), merges=merges)
+    merges = [
+        tuple(line.split(" "))
+        for line in (folder / "vocab_40000.bpe").read_text(encoding="utf-8").split("\n")[1:]
+        if line
+    ]
+    theirs = OpenAIGPTTokenizer(
+        vocab=json.loads((folder / "encoder_bpe_40000.json").read_text(encoding="utf-8")),
+        merges=merges,
+    )
     lines = lines_of(real_data)
     assert len(lines) > 12_000
     ours, bare = released.encode_batch(lines), theirs(lines).input_ids

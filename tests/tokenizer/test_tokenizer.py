@@ -1,4 +1,6 @@
-"""Encoding against tiktoken and transformers, decoding against itself, and every way in and out of files."""
+"""Encoding against tiktoken and transformers, decoding against itself, and every way in and out of
+files.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ awkward_text = st.lists(st.sampled_from(AWKWARD)).map("".join)
 
 @given(valid_text | awkward_text)
 @settings(max_examples=500, deadline=None)
-def test_any_text_comes_back_and_equals_tiktoken(tokenizer: Tokenizer, oracle: tiktoken.Encoding, text: str) -> None:
+def test_any_text_comes_back_and_equals_tiktoken(
+    tokenizer: Tokenizer, oracle: tiktoken.Encoding, text: str
+) -> None:
     ids = tokenizer.encode(text)
     assert ids == oracle.encode_ordinary(text)
     assert tokenizer.decode(ids) == text
@@ -58,9 +62,18 @@ def test_any_text_comes_back_and_equals_tiktoken(tokenizer: Tokenizer, oracle: t
 
 
 def test_every_code_point_equals_tiktoken(tokenizer: Tokenizer, oracle: tiktoken.Encoding) -> None:
-    """Each between a letter and a digit, and between a space and a sign: both libraries put it in the same category."""
-    characters = [chr(point) for point in range(0x110000) if not 0xD800 <= point < 0xE000 and unicodedata.category(chr(point)) != "Co"]
-    texts = ["".join(f"a{c}1 {c}!\n" for c in characters[start : start + 64]) for start in range(0, len(characters), 64)]
+    """Each between a letter and a digit, and between a space and a sign: both libraries put it in
+    the same category.
+    """
+    characters = [
+        chr(point)
+        for point in range(0x110000)
+        if not 0xD800 <= point < 0xE000 and unicodedata.category(chr(point)) != "Co"
+    ]
+    texts = [
+        "".join(f"a{c}1 {c}!\n" for c in characters[start : start + 64])
+        for start in range(0, len(characters), 64)
+    ]
     assert tokenizer.encode_batch(texts) == oracle.encode_ordinary_batch(texts)
 
 
@@ -69,7 +82,8 @@ def test_every_code_point_equals_tiktoken(tokenizer: Tokenizer, oracle: tiktoken
 def test_pieces_encode_as_the_whole(tokenizer: Tokenizer, text: str, size: int) -> None:
     cut = list(pieces(text, size))
     assert "".join(cut) == text
-    assert list(chain.from_iterable(map(tokenizer.encode, cut))) == tokenizer.encode(text)  # a text below PIECE goes in whole
+    # a text below PIECE goes in whole
+    assert list(chain.from_iterable(map(tokenizer.encode, cut))) == tokenizer.encode(text)
 
 
 def test_long_texts_and_batches_equal_one_by_one(
@@ -97,7 +111,9 @@ def test_end_of_text_in_text_is_ordinary(tokenizer: Tokenizer) -> None:
 
 
 @given(st.data())
-def test_any_ids_decode_to_their_bytes(tokenizer: Tokenizer, oracle: tiktoken.Encoding, data: st.DataObject) -> None:
+def test_any_ids_decode_to_their_bytes(
+    tokenizer: Tokenizer, oracle: tiktoken.Encoding, data: st.DataObject
+) -> None:
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1)))
     assert tokenizer.decode_bytes(ids) == oracle.decode_bytes(ids)
     assert tokenizer.decode(ids) == oracle.decode(ids)
@@ -116,16 +132,29 @@ def test_a_lone_surrogate_is_refused(tokenizer: Tokenizer, surrogate: int) -> No
         tokenizer.encode_batch(["fine", f"ab{chr(surrogate)}c"])
 
 
-def test_every_source_gives_one_tokenizer(tokenizer: Tokenizer, release: Path, text: str, tmp_path: Path) -> None:
+def test_every_source_gives_one_tokenizer(
+    tokenizer: Tokenizer, release: Path, text: str, tmp_path: Path
+) -> None:
     renamed = tmp_path / "transformers"
     renamed.mkdir()
     shutil.copy(release / "vocab.bpe", renamed / "merges.txt")
     shutil.copy(release / "encoder.json", renamed / "vocab.json")
     tokenizer.save(tmp_path / "run" / "tokenizer.json")
     tokenizer.save(tmp_path / "other.json")
-    sources = [release, renamed, tmp_path / "run", tmp_path / "run" / "tokenizer.json", tmp_path / "other.json"]
+    sources = [
+        release,
+        renamed,
+        tmp_path / "run",
+        tmp_path / "run" / "tokenizer.json",
+        tmp_path / "other.json",
+    ]
     for loaded in [*map(load_tokenizer, sources), pickle.loads(pickle.dumps(tokenizer))]:
-        assert (loaded.sha256, loaded.vocab_size, loaded.eot_id, loaded.merges) == (tokenizer.sha256, 1500, 1499, 1243)
+        assert (loaded.sha256, loaded.vocab_size, loaded.eot_id, loaded.merges) == (
+            tokenizer.sha256,
+            1500,
+            1499,
+            1243,
+        )
         assert loaded.encode(text) == tokenizer.encode(text)
         assert loaded.to_json() == tokenizer.to_json()
 
@@ -151,11 +180,14 @@ def test_transformers_loads_what_is_saved(tokenizer: Tokenizer, text: str, tmp_p
         assert theirs(plain)["input_ids"] == tokenizer.encode(plain)
         assert theirs.decode(tokenizer.encode(plain), clean_up_tokenization_spaces=False) == plain
         assert theirs.convert_tokens_to_ids("<|endoftext|>") == tokenizer.eot_id
-        assert theirs("<|endoftext|>")["input_ids"] == [tokenizer.eot_id]  # special for them, in prompts
+        # special for them, in prompts
+        assert theirs("<|endoftext|>")["input_ids"] == [tokenizer.eot_id]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "openai-gpt", "gpt_neo"])
-def test_beside_a_model_of_any_family_transformers_takes_it_as_it_is(tokenizer: Tokenizer, text: str, tmp_path: Path, family: str) -> None:
+def test_beside_a_model_of_any_family_transformers_takes_it_as_it_is(
+    tokenizer: Tokenizer, text: str, tmp_path: Path, family: str
+) -> None:
     from transformers import AutoTokenizer
 
     tokenizer.save_for_model(tmp_path, 128)
@@ -166,11 +198,17 @@ def test_beside_a_model_of_any_family_transformers_takes_it_as_it_is(tokenizer: 
     assert given["input_ids"] == tokenizer.encode(plain)
     assert given.keys() == {"input_ids", "attention_mask"}
     assert theirs.decode(given["input_ids"]) == plain
-    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.model_max_length) == (tokenizer.eot_id, tokenizer.eot_id, 128)
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.model_max_length) == (
+        tokenizer.eot_id,
+        tokenizer.eot_id,
+        128,
+    )
 
 
 def test_merges_are_written_as_older_libraries_read_them(tokenizer: Tokenizer, text: str) -> None:
-    """As "a b": `tokenizers` below 0.20 refuses pairs. The library as it is now reads the same tokenizer from both."""
+    """As "a b": `tokenizers` below 0.20 refuses pairs. The library as it is now reads the same
+    tokenizer from both.
+    """
     value = json.loads(tokenizer.to_json())
     merges = value["model"]["merges"]
     assert all(isinstance(merge, str) and len(merge.split(" ")) == 2 for merge in merges)
@@ -180,9 +218,13 @@ def test_merges_are_written_as_older_libraries_read_them(tokenizer: Tokenizer, t
     assert one.encode(text).ids == other.encode(text).ids
 
 
-def test_tokens_added_by_others_decode_and_stay_declared(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_tokens_added_by_others_decode_and_stay_declared(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     value = json.loads(tokenizer.to_json())
-    value["added_tokens"].append({**value["added_tokens"][0], "id": 1500, "content": "<|début du tour|>"})
+    value["added_tokens"].append(
+        {**value["added_tokens"][0], "id": 1500, "content": "<|début du tour|>"}
+    )
     (tmp_path / "tokenizer.json").write_text(json.dumps(value), encoding="utf-8")
     loaded = load_tokenizer(tmp_path)
     assert loaded.vocab_size == 1501
@@ -204,21 +246,49 @@ def test_a_vocabulary_without_end_of_text(release: Path, tmp_path: Path) -> None
     ("alter", "message"),
     [
         (lambda value: value.pop("model"), "not a BPE tokenizer.json"),
-        (lambda value: value.update(model={"type": "Unigram", "vocab": [["a", 0.5]], "merges": []}), "not a BPE tokenizer.json"),
-        (lambda value: value["pre_tokenizer"].update(add_prefix_space=True), "not a byte-level BPE with GPT-2's pattern"),
-        (lambda value: value.update(pre_tokenizer={"type": "Whitespace"}), "not a byte-level BPE with GPT-2's pattern"),
-        (lambda value: value.update(normalizer={"type": "NFC"}), "not a byte-level BPE with GPT-2's pattern"),
-        (lambda value: value["model"].update(ignore_merges=True), "not a byte-level BPE with GPT-2's pattern"),
+        (
+            lambda value: value.update(
+                model={"type": "Unigram", "vocab": [["a", 0.5]], "merges": []}
+            ),
+            "not a BPE tokenizer.json",
+        ),
+        (
+            lambda value: value["pre_tokenizer"].update(add_prefix_space=True),
+            "not a byte-level BPE with GPT-2's pattern",
+        ),
+        (
+            lambda value: value.update(pre_tokenizer={"type": "Whitespace"}),
+            "not a byte-level BPE with GPT-2's pattern",
+        ),
+        (
+            lambda value: value.update(normalizer={"type": "NFC"}),
+            "not a byte-level BPE with GPT-2's pattern",
+        ),
+        (
+            lambda value: value["model"].update(ignore_merges=True),
+            "not a byte-level BPE with GPT-2's pattern",
+        ),
         (lambda value: value["model"]["vocab"].pop("!"), "without a gap"),
         (lambda value: value["model"]["vocab"].update({"!": "0"}), "without a gap"),
         (lambda value: value["model"]["vocab"].update({"▁a": 1500}), "spells tokens with '▁'"),
-        (lambda value: value["model"]["merges"].append(["!", "☃"]), "does not belong to the vocabulary"),
-        (lambda value: value["model"]["merges"].append("! ! !"), "does not belong to the vocabulary"),
-        (lambda value: value["model"]["merges"].append([["!"], 1]), "does not belong to the vocabulary"),
+        (
+            lambda value: value["model"]["merges"].append(["!", "☃"]),
+            "does not belong to the vocabulary",
+        ),
+        (
+            lambda value: value["model"]["merges"].append("! ! !"),
+            "does not belong to the vocabulary",
+        ),
+        (
+            lambda value: value["model"]["merges"].append([["!"], 1]),
+            "does not belong to the vocabulary",
+        ),
         (lambda value: value.update(pre_tokenizer="ByteLevel"), "not a BPE tokenizer.json"),
     ],
 )
-def test_a_tokenizer_json_that_is_not_ours_is_refused(tokenizer: Tokenizer, tmp_path: Path, alter, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_tokenizer_json_that_is_not_ours_is_refused(
+    tokenizer: Tokenizer, tmp_path: Path, alter, message: str
+) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / "tokenizer.json"
     value = json.loads(tokenizer.to_json())
     alter(value)
@@ -240,13 +310,18 @@ def test_files_that_are_no_tokenizer_are_refused(release: Path, tmp_path: Path) 
         load_tokenizer(tmp_path / "broken.json")
     shutil.copy(release / "encoder.json", tmp_path)
     merges = tmp_path / "vocab.bpe"
-    for content, message in ((b"#version: 0.2\n! !\nabc\n", "not a merge: 'abc'"), (b"! \xff\n", "not valid UTF-8 at byte 2")):
+    for content, message in (
+        (b"#version: 0.2\n! !\nabc\n", "not a merge: 'abc'"),
+        (b"! \xff\n", "not valid UTF-8 at byte 2"),
+    ):
         merges.write_bytes(content)
         with pytest.raises(InputError, match=message):
             load_tokenizer(tmp_path)
 
 
-def test_gpt2_by_name_says_offline_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpt2_by_name_says_offline_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub
 
     def absent(*_: object, **__: object) -> str:
@@ -254,19 +329,28 @@ def test_gpt2_by_name_says_offline_how_to_get_it(tmp_path: Path, monkeypatch: py
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", absent)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda *_: "http://127.0.0.1:9/tokenizer.json")  # nobody listens there
+    # nobody listens there
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_url", lambda *_: "http://127.0.0.1:9/tokenizer.json"
+    )
     with pytest.raises(InputError, match=r"cannot reach the hub") as raised:
         load_tokenizer("gpt2")
     assert raised.value.hint is not None
     assert "http://127.0.0.1:9/tokenizer.json" in raised.value.hint
 
 
-def test_gpt2_by_name_must_be_gpt2(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpt2_by_name_must_be_gpt2(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub
 
     tokenizer.save(tmp_path / "cache" / "tokenizer.json")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(tmp_path / "cache" / "tokenizer.json"))
+    monkeypatch.setattr(
+        huggingface_hub,
+        "hf_hub_download",
+        lambda *_, **__: str(tmp_path / "cache" / "tokenizer.json"),
+    )
     with pytest.raises(InputError, match="is not GPT-2's vocabulary"):
         load_tokenizer("gpt2")
     monkeypatch.setattr(module, "GPT2_SHA256", tokenizer.sha256)
@@ -290,13 +374,23 @@ def gpt2(real_data: Path) -> Tokenizer:
 
 @pytest.mark.real_data
 def test_gpt2s_own_vocabulary(gpt2: Tokenizer, real_data: Path) -> None:
-    assert (gpt2.vocab_size, gpt2.eot_id, gpt2.merges, gpt2.sha256) == (50257, 50256, 50000, GPT2_SHA256)
+    assert (gpt2.vocab_size, gpt2.eot_id, gpt2.merges, gpt2.sha256) == (
+        50257,
+        50256,
+        50000,
+        GPT2_SHA256,
+    )
     assert gpt2.encode("Hello world") == [15496, 995]
-    assert len(gpt2.encode((real_data / "tinyshakespeare" / "input.txt").read_text(encoding="utf-8"))) == 338_025
+    assert (
+        len(gpt2.encode((real_data / "tinyshakespeare" / "input.txt").read_text(encoding="utf-8")))
+        == 338_025
+    )
 
 
 @pytest.mark.real_data
-def test_ids_equal_tiktoken_on_every_text_file(gpt2: Tokenizer, real_data: Path, tiktoken_of: Callable[[Path], tiktoken.Encoding]) -> None:
+def test_ids_equal_tiktoken_on_every_text_file(
+    gpt2: Tokenizer, real_data: Path, tiktoken_of: Callable[[Path], tiktoken.Encoding]
+) -> None:
     theirs = tiktoken_of(real_data / "gpt2-vocab")
     read = 0
     for path in sorted(path for path in real_data.rglob("*") if path.is_file()):

@@ -1,4 +1,6 @@
-"""Learning against a few plain lines of byte-pair encoding, and the layout of ids that GPT-2 has."""
+"""Learning against a few plain lines of byte-pair encoding, and the layout of ids that GPT-2
+has.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def merges_of(tokenizer: Tokenizer) -> list[tuple[str, str]]:
 
 
 def plain_bpe(texts: list[str], merges: int) -> list[tuple[str, str]]:
-    """Count every pair, merge the most frequent (of equals the lowest ids) and again, while one is seen twice."""
+    """Count every pair, merge the most frequent (of equals the lowest ids) and again, while one is
+    seen twice.
+    """
     spelling = {byte: character for character, byte in byte_alphabet().items()}
     ids = {character: number for number, character in enumerate(byte_alphabet())}
     found = Counter(word for text in texts for word in regex.findall(PATTERN, text))
@@ -73,19 +77,26 @@ def test_ids_lie_as_gpt2s(text: str) -> None:
     assert tokens[:256] == list(byte_alphabet())
     assert tokens[256:599] == [merge.replace(" ", "") for merge in value["model"]["merges"]]
     assert tokens[599:] == ["<|endoftext|>"]
-    assert [(token["content"], token["id"], token["special"]) for token in value["added_tokens"]] == [("<|endoftext|>", 599, True)]
+    assert [
+        (token["content"], token["id"], token["special"]) for token in value["added_tokens"]
+    ] == [("<|endoftext|>", 599, True)]
 
 
 def test_the_order_of_documents_does_not_matter(text: str) -> None:
     documents = text.split("\n\n")
-    assert train_tokenizer(documents, 800).to_json() == train_tokenizer(documents[::-1], 800).to_json()
+    assert (
+        train_tokenizer(documents, 800).to_json() == train_tokenizer(documents[::-1], 800).to_json()
+    )
 
 
 def test_a_long_document_teaches_what_its_lines_teach(text: str) -> None:
     """It goes to the library in pieces, which must not change a count."""
     assert len(text) > 20 * PIECE
-    lines = [f"{line.strip()}\n" for line in text.split("\n") if line.strip()]  # no blanks that join two lines
-    assert merges_of(train_tokenizer(["".join(lines)], 800)) == merges_of(train_tokenizer(lines, 800))
+    # no blanks that join two lines
+    lines = [f"{line.strip()}\n" for line in text.split("\n") if line.strip()]
+    assert merges_of(train_tokenizer(["".join(lines)], 800)) == merges_of(
+        train_tokenizer(lines, 800)
+    )
 
 
 def test_a_word_of_a_megabyte_does_not_hang() -> None:

@@ -1,4 +1,6 @@
-"""One of four processes that run every layout of 1, 2 and 4, one after the other; started by test_layouts.py."""
+"""One of four processes that run every layout of 1, 2 and 4, one after the other; started by
+test_layouts.py.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,10 @@ from gptcli.trainer.noise_scale import AGAIN_EVERY, part_of
 
 STEPS, SEQUENCES, N_CTX = 20, 4, 8
 COMPILE = torch.compile
-SLICED = {2: ["tp=2", "pp=2"], 4: ["shard=2,tp=2", "tp=2,pp=2", "dp=2,pp=2"]}  # layouts whose parts are measured by themselves
-MODEL = {"attention": "banded", "n_layer": 2, "tied": True, "precision": "fp32", "mup": 16}  # with defaults; muP at its own width is none
+# layouts whose parts are measured by themselves
+SLICED = {2: ["tp=2", "pp=2"], 4: ["shard=2,tp=2", "tp=2,pp=2", "dp=2,pp=2"]}
+# with defaults; muP at its own width is none
+MODEL = {"attention": "banded", "n_layer": 2, "tied": True, "precision": "fp32", "mup": 16}
 
 
 class Tokens:
@@ -40,13 +44,18 @@ class Tokens:
     n_ctx = N_CTX
 
     def batch(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        windows = np.random.default_rng(0).integers(0, 50257, size=(16, self.n_ctx + 1))[np.arange(first, first + count) % 16]
+        windows = np.random.default_rng(0).integers(0, 50257, size=(16, self.n_ctx + 1))[
+            np.arange(first, first + count) % 16
+        ]
         return windows[:, :-1], windows[:, 1:]
 
 
-def make_run(layout: str, *, attention: str = "banded", tied: bool = True, n_layer: int = 2, **changes: Any) -> Run:
+def make_run(
+    layout: str, *, attention: str = "banded", tied: bool = True, n_layer: int = 2, **changes: Any
+) -> Run:
     n_tokens, laid_out = SEQUENCES * N_CTX, parse_layout(layout)
-    at_least = max(1 if laid_out.tp > 1 and laid_out.processes > 2 else 2, laid_out.pp)  # gradients are accumulated; DTensor takes its time
+    # gradients are accumulated; DTensor takes its time
+    at_least = max(1 if laid_out.tp > 1 and laid_out.processes > 2 else 2, laid_out.pp)
     micro_batch = max(1, SEQUENCES // laid_out.replicas // at_least)
     config: dict[str, Any] = {
         "tokens": STEPS * n_tokens, "batch_tokens": n_tokens, "lr": 1e-2, "min_lr_ratio": 0.1, "warmup_tokens": 0, "decay_tokens": 1,
@@ -55,13 +64,32 @@ def make_run(layout: str, *, attention: str = "banded", tied: bool = True, n_lay
         "eval_tokens": 128, "keep": 2,
     }  # fmt: skip
     train = TrainConfig(**{**config, **changes})
-    model = ModelConfig(n_layer=n_layer, n_head=4, d_model=16, n_ctx=N_CTX, vocab_size=50257, attention=attention, band=3, tied=tied)
+    model = ModelConfig(
+        n_layer=n_layer,
+        n_head=4,
+        d_model=16,
+        n_ctx=N_CTX,
+        vocab_size=50257,
+        attention=attention,
+        band=3,
+        tied=tied,
+    )
     fingerprints = {"data_sha256": "", "tokenizer_sha256": "", "eot_id": 0}
-    return Run(name="", out=Path(), data=Path(), model=model, train=train, must_compile=train.compile, **fingerprints)
+    return Run(
+        name="",
+        out=Path(),
+        data=Path(),
+        model=model,
+        train=train,
+        must_compile=train.compile,
+        **fingerprints,
+    )
 
 
 def curve(run: Run, rank: int, world: int, steps: int) -> dict[str, object]:
-    """Losses and gradient norms of a run's steps, and the loss of its last weights on what it has not seen."""
+    """Losses and gradient norms of a run's steps, and the loss of its last weights on what it has
+    not seen.
+    """
     place = Place(torch.device("cpu"), rank, world, parse_layout(run.train.layout))
     stepper = build(run, place, SILENT)
     losses, norms = [], []
@@ -72,12 +100,17 @@ def curve(run: Run, rank: int, world: int, steps: int) -> dict[str, object]:
         stepper.update(run.train.lr)
         losses.append(place.total(loss).item() / run.train.batch_tokens)
     unseen = stepper.loss(micro_batches(Tokens(), 10, SEQUENCES, run.train.micro_batch, place))
-    return {"losses": losses, "norms": norms, "unseen": place.total(unseen).item() / run.train.batch_tokens}
+    return {
+        "losses": losses,
+        "norms": norms,
+        "unseen": place.total(unseen).item() / run.train.batch_tokens,
+    }
 
 
 def cases(world: int) -> list[dict[str, Any]]:
-    """Every product of the axes, with every schedule where there are stages, of banded models, whose layers are dense and banded in turn.
-    On two processes dense models too, some with a head of their own, and, for some steps, recomputation, precisions and compilation."""
+    """Every product of the axes, with every schedule where there are stages, of banded models,
+    whose layers are dense and banded in turn. On two processes dense models too, some with a head
+    of their own, and, for some steps, recomputation, precisions and compilation."""
     found: list[dict[str, Any]] = []
     divisors = [n for n in (1, 2, 4) if world % n == 0]
     for dp, shard, tp, pp in itertools.product(divisors, repeat=4):
@@ -85,27 +118,52 @@ def cases(world: int) -> list[dict[str, Any]]:
             continue
         case: dict[str, Any] = {"layout": str(Layout(dp, shard, tp, pp))}
         if world == 2:
-            found.append({**case, "attention": "dense", "n_layer": 5 if pp > 1 else 2, "tied": dp == 1})
+            found.append(
+                {**case, "attention": "dense", "n_layer": 5 if pp > 1 else 2, "tied": dp == 1}
+            )
         for schedule in SCHEDULES if pp > 1 else ["1f1b"]:
             layers = 2 if pp == 1 else 9 if SCHEDULES[schedule] * pp > 5 else 5
-            found.append({**case, "attention": "banded", "pipeline_schedule": schedule, "n_layer": layers})
+            found.append(
+                {**case, "attention": "banded", "pipeline_schedule": schedule, "n_layer": layers}
+            )
     if world == 2:
         banded: dict[str, Any] = {"attention": "banded", "n_layer": 2, "steps": 6}
-        found += [{**banded, "layout": layout, "recompute": how} for layout in ("tp=2", "shard=2", "pp=2") for how in ("selective", "full")]
         found += [
-            {**banded, "layout": layout, "precision": kind} for layout in ("dp=2", "tp=2", "shard=2", "pp=2") for kind in ("bf16", "fp16")
+            {**banded, "layout": layout, "recompute": how}
+            for layout in ("tp=2", "shard=2", "pp=2")
+            for how in ("selective", "full")
         ]
-        found += [{**banded, "layout": layout, "mup": 4} for layout in ("dp=2", "shard=2", "tp=2", "pp=2")]
-        found += [{**banded, "layout": layout, "compile": "aot_eager"} for layout in ("dp=2", "shard=2", "tp=2", "pp=2")]
+        found += [
+            {**banded, "layout": layout, "precision": kind}
+            for layout in ("dp=2", "tp=2", "shard=2", "pp=2")
+            for kind in ("bf16", "fp16")
+        ]
+        found += [
+            {**banded, "layout": layout, "mup": 4} for layout in ("dp=2", "shard=2", "tp=2", "pp=2")
+        ]
+        found += [
+            {**banded, "layout": layout, "compile": "aot_eager"}
+            for layout in ("dp=2", "shard=2", "tp=2", "pp=2")
+        ]
         if has_compiler():  # without it the graphs are made, and no code from them
-            found += [{**banded, "attention": "dense", "layout": "tp=2", "compile": "inductor", "precision": "bf16"}]
+            found += [
+                {
+                    **banded,
+                    "attention": "dense",
+                    "layout": "tp=2",
+                    "compile": "inductor",
+                    "precision": "bf16",
+                }
+            ]
     return found
 
 
 def alone() -> list[dict[str, Any]]:
     """The same models on one process."""
     models = {model_of(case) for world in (2, 4) for case in cases(world)}
-    return [{"layout": "dp=1", **dict(zip(MODEL, values, strict=True))} for values in sorted(models)]
+    return [
+        {"layout": "dp=1", **dict(zip(MODEL, values, strict=True))} for values in sorted(models)
+    ]
 
 
 def model_of(case: dict[str, Any]) -> tuple[Any, ...]:
@@ -114,18 +172,28 @@ def model_of(case: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def taken(layout: str, rank: int, folder: Path) -> dict[str, Any]:
-    """Which of a process's parameters are not the finished model's in `folder` once it has taken its part of them."""
+    """Which of a process's parameters are not the finished model's in `folder` once it has taken
+    its part of them.
+    """
     run = make_run(layout, n_layer=5)
-    parameters = canonical_parameters(build(run, Place(torch.device("cpu"), rank, 2, parse_layout(layout)), SILENT).model)
+    parameters = canonical_parameters(
+        build(run, Place(torch.device("cpu"), rank, 2, parse_layout(layout)), SILENT).model
+    )
     take_weights(folder, parameters)
     there = load_model(folder).state_dict()
-    whole = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in parameters.items()}
-    return {"layout": layout, "wrong": [name for name, value in whole.items() if not torch.equal(value, there[name])]}
+    whole = {
+        name: value.full_tensor() if isinstance(value, DTensor) else value
+        for name, value in parameters.items()
+    }
+    return {
+        "layout": layout,
+        "wrong": [name for name, value in whole.items() if not torch.equal(value, there[name])],
+    }
 
 
 def part_norm(layout: str, rank: int, world: int) -> dict[str, Any]:
-    """The norm of the part that is measured for the noise scale, run once more by itself, and that of the whole after it, each beside one
-    process's own; and how much the part should hold."""
+    """The norm of the part that is measured for the noise scale, run once more by itself, and that
+    of the whole after it, each beside one process's own; and how much the part should hold."""
     place = Place(torch.device("cpu"), rank, world, parse_layout(layout))
     run = make_run(layout, micro_batch=1, batch_tokens=2 * SEQUENCES * N_CTX)
     held = part_of(2 * SEQUENCES, 1, place, AGAIN_EVERY)
@@ -133,12 +201,22 @@ def part_norm(layout: str, rank: int, world: int) -> dict[str, Any]:
     stepper, order, n_tokens = build(run, place, SILENT), Tokens(), run.train.batch_tokens
     stepper.gradients(micro_batches(order, 0, 2 * SEQUENCES, 1, place), n_tokens, AGAIN_EVERY)
     part, whole = stepper.part.norm2.sqrt().item(), stepper.clip_gradients().item()
-    by_hand = build(make_run("dp=1", micro_batch=1, batch_tokens=n_tokens), Place(torch.device("cpu")), SILENT)
+    by_hand = build(
+        make_run("dp=1", micro_batch=1, batch_tokens=n_tokens), Place(torch.device("cpu")), SILENT
+    )
     share = 2 * SEQUENCES // place.replicas
-    mine = [sequence for replica in range(place.replicas) for sequence in range(replica * share, replica * share + held // place.replicas)]
+    mine = [
+        sequence
+        for replica in range(place.replicas)
+        for sequence in range(replica * share, replica * share + held // place.replicas)
+    ]
     plain = []
     for sequences in (mine, range(2 * SEQUENCES)):
-        batches = [batch for first in sequences for batch in micro_batches(order, first, 1, 1, by_hand.place)]
+        batches = [
+            batch
+            for first in sequences
+            for batch in micro_batches(order, first, 1, 1, by_hand.place)
+        ]
         by_hand.gradients(batches, n_tokens, 1)
         plain.append(by_hand.clip_gradients().item())
         by_hand.skip()
@@ -156,17 +234,31 @@ def main(rank: int, folder: Path) -> None:
         if rank >= world:
             continue
         if world > 1:
-            dist.init_process_group("gloo", store=dist.FileStore(str(folder / f"store-{world}"), world), rank=rank, world_size=world)
+            dist.init_process_group(
+                "gloo",
+                store=dist.FileStore(str(folder / f"store-{world}"), world),
+                rank=rank,
+                world_size=world,
+            )
         for case in cases(world) if world > 1 else alone():
             changes = {name: value for name, value in case.items() if name != "steps"}
             if "compile" in case:
                 torch._dynamo.reset()  # what was compiled for a case before
                 torch.compile = partial(COMPILE, backend=changes.pop("compile"))  # type: ignore[assignment]
                 changes["compile"] = True
-            results.append({**case, "model": model_of(case), **curve(make_run(**changes), rank, world, case.get("steps", STEPS))})
+            results.append(
+                {
+                    **case,
+                    "model": model_of(case),
+                    **curve(make_run(**changes), rank, world, case.get("steps", STEPS)),
+                }
+            )
         if world == 2:
             dist.barrier()  # the model is there
-            found = [taken(layout, rank, folder / "model") for layout in ("dp=2", "shard=2", "tp=2", "pp=2")]
+            found = [
+                taken(layout, rank, folder / "model")
+                for layout in ("dp=2", "shard=2", "tp=2", "pp=2")
+            ]
             (folder / f"taken-{rank}.json").write_text(json.dumps(found))
         found = [part_norm(layout, rank, world) for layout in SLICED.get(world, [])]
         (folder / f"parts-{world}-{rank}.json").write_text(json.dumps(found))

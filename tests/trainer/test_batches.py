@@ -15,12 +15,25 @@ ORDER = Windows(TokenStream([np.arange(4 * 50 + 1)]), 4, seed=3)
 CPU = torch.device("cpu")
 
 
-@given(first=st.integers(0, 200), count=st.integers(1, 40), size=st.integers(1, 9), world=st.integers(1, 6))
+@given(
+    first=st.integers(0, 200),
+    count=st.integers(1, 40),
+    size=st.integers(1, 9),
+    world=st.integers(1, 6),
+)
 def test_processes_and_micro_batches_only_cut_the_order(first, count, size, world):
-    parts = [micro_batches(ORDER, first, count, size, Place(CPU, rank, world)) for rank in range(world)]
+    parts = [
+        micro_batches(ORDER, first, count, size, Place(CPU, rank, world)) for rank in range(world)
+    ]
     assert len({len(part) for part in parts}) == 1
     assert {tuple(x.shape) for part in parts for x, _ in part} == {(size, 4)}
-    rows = [(x, y) for part in parts for xs, ys in part for x, y in zip(xs, ys, strict=True) if (y != IGNORE).all()]
+    rows = [
+        (x, y)
+        for part in parts
+        for xs, ys in part
+        for x, y in zip(xs, ys, strict=True)
+        if (y != IGNORE).all()
+    ]
     x, y = ORDER.batch(first, count)
     assert torch.equal(torch.stack([row for row, _ in rows]), torch.from_numpy(x))
     assert torch.equal(torch.stack([row for _, row in rows]), torch.from_numpy(y))

@@ -55,7 +55,9 @@ def newest(out, events=SILENT):
 def test_taken_up_to_the_bit(make_run, stepper, tmp_path):
     folder = save(tmp_path, stepper, 7)
     fresh = build(make_run(seed=99), PLACE, SILENT)
-    state = Checkpoints(tmp_path, PLACE, keep=1).load(folder, canonical_parameters(fresh.model), fresh.optimizer)
+    state = Checkpoints(tmp_path, PLACE, keep=1).load(
+        folder, canonical_parameters(fresh.model), fresh.optimizer
+    )
     assert state == State(Position(7, 28), {"seed": 1}, {"step": 7, "loss": 2.5})
     for old, new in zip(stepper.model.parameters(), fresh.model.parameters(), strict=True):
         assert torch.equal(old, new)
@@ -68,7 +70,12 @@ def test_taken_up_to_the_bit(make_run, stepper, tmp_path):
 
 def test_plain_tensors_under_plain_names(stepper, tmp_path):
     folder = save(tmp_path, stepper, 1)
-    assert sorted(path.name for path in folder.iterdir()) == ["index.json", "model.safetensors", "optimizer.safetensors", "state.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "index.json",
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+    ]
     names = {name for name, _ in stepper.model.named_parameters()}
     assert load_file(folder / "model.safetensors").keys() == names
     assert load_file(folder / "optimizer.safetensors").keys() == {
@@ -79,12 +86,20 @@ def test_plain_tensors_under_plain_names(stepper, tmp_path):
 def test_the_newest_are_kept_and_an_abandoned_future_goes(stepper, tmp_path):
     for step in (5, 10, 15, 100):
         save(tmp_path, stepper, step, keep=2)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000015", "step-00000100"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step-00000015",
+        "step-00000100",
+    ]
     save(tmp_path, stepper, 20, keep=2)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000015", "step-00000020"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step-00000015",
+        "step-00000020",
+    ]
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "index.json", "state.json"])
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "optimizer.safetensors", "index.json", "state.json"]
+)
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
 def test_a_broken_one_is_passed_over_for_the_one_before_it(stepper, tmp_path, file, harm):
     good, broken = save(tmp_path, stepper, 5), save(tmp_path, stepper, 10)
@@ -92,7 +107,9 @@ def test_a_broken_one_is_passed_over_for_the_one_before_it(stepper, tmp_path, fi
     data = bytearray(path.read_bytes())
     if harm == "flip":
         data[len(data) // 3] ^= 0x80
-    path.unlink() if harm == "remove" else path.write_bytes(data if harm == "flip" else data[: len(data) // 2])
+    path.unlink() if harm == "remove" else path.write_bytes(
+        data if harm == "flip" else data[: len(data) // 2]
+    )
     events = Warnings()
     assert newest(tmp_path, events) == good
     assert len(events.texts) == 1
@@ -124,7 +141,8 @@ def test_a_full_disk_leaves_the_checkpoints_before(stepper, tmp_path, monkeypatc
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_json", full)  # the last file: the tensors are written already
+    # the last file: the tensors are written already
+    monkeypatch.setattr(checkpoint, "write_json", full)
     with pytest.raises(RunError, match="No space left on device") as caught:
         save(tmp_path, stepper, 10, keep=1)
     assert "--resume" in str(caught.value)
@@ -152,7 +170,10 @@ def state_at(step):
 
 
 def test_written_in_the_background_as_it_was_at_the_moment_of_the_save(stepper, tmp_path, gate):
-    checkpoints, parameters = Checkpoints(tmp_path, PLACE, keep=3), canonical_parameters(stepper.model)
+    checkpoints, parameters = (
+        Checkpoints(tmp_path, PLACE, keep=3),
+        canonical_parameters(stepper.model),
+    )
     before = {name: tensor.clone() for name, tensor in parameters.items()}
     checkpoints.save(state_at(5), parameters, stepper.optimizer)
     assert not checkpoint.folder_of(tmp_path, 5).exists()
@@ -166,8 +187,13 @@ def test_written_in_the_background_as_it_was_at_the_moment_of_the_save(stepper, 
     assert all(torch.equal(written[name], before[name]) for name in before)
 
 
-def test_never_two_in_flight_and_a_write_that_fails_is_an_error_at_the_next_save(stepper, tmp_path, gate, monkeypatch):
-    checkpoints, parameters = Checkpoints(tmp_path, PLACE, keep=3), canonical_parameters(stepper.model)
+def test_never_two_in_flight_and_a_write_that_fails_is_an_error_at_the_next_save(
+    stepper, tmp_path, gate, monkeypatch
+):
+    checkpoints, parameters = (
+        Checkpoints(tmp_path, PLACE, keep=3),
+        canonical_parameters(stepper.model),
+    )
     checkpoints.save(state_at(5), parameters, stepper.optimizer)
     threading.Timer(0.2, gate.set).start()
     checkpoints.save(state_at(10), parameters, stepper.optimizer)
@@ -177,7 +203,10 @@ def test_never_two_in_flight_and_a_write_that_fails_is_an_error_at_the_next_save
     checkpoints.save(state_at(15), parameters, stepper.optimizer)
     with pytest.raises(RunError, match=r"bytes are needed and 1,048,576 are free"):
         checkpoints.save(state_at(20), parameters, stepper.optimizer)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000005", "step-00000010"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step-00000005",
+        "step-00000010",
+    ]
 
 
 def test_nothing_is_pickled_and_the_files_are_what_safetensors_reads(stepper, tmp_path):
@@ -205,10 +234,15 @@ def sealed(folder, file, table):
     (folder / checkpoint.STATE).write_text(json.dumps(state))
 
 
-@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "model.safetensors/../../x", "m\ud800.safetensors", 3])
+@pytest.mark.parametrize(
+    "name",
+    ["../model.safetensors", "/etc/passwd", "model.safetensors/../../x", "m\ud800.safetensors", 3],
+)
 def test_no_file_outside_of_a_checkpoint_is_read(stepper, tmp_path, name):
     folder, events = save(tmp_path, stepper, 7), Warnings()
-    (tmp_path / "checkpoints" / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    (tmp_path / "checkpoints" / "model.safetensors").write_bytes(
+        (folder / "model.safetensors").read_bytes()
+    )
     index = json.loads((folder / storage.INDEX).read_text())
     index["wpe.weight"]["pieces"][0]["file"] = name
     sealed(folder, storage.INDEX, index)
@@ -243,21 +277,32 @@ def test_tensors_that_do_not_fit_are_one_clear_error(make_run, stepper, tmp_path
     folder = save(tmp_path, stepper, 7)
     fresh = build(make_run(n_ctx=8), PLACE, SILENT)
     with pytest.raises(InputError, match="does not fit this run"):
-        Checkpoints(tmp_path, PLACE, keep=1).load(folder, canonical_parameters(fresh.model), fresh.optimizer)
+        Checkpoints(tmp_path, PLACE, keep=1).load(
+            folder, canonical_parameters(fresh.model), fresh.optimizer
+        )
 
 
 def test_a_state_that_is_no_state(stepper, tmp_path):
     folder = save(tmp_path, stepper, 7)
     state = json.loads((folder / checkpoint.STATE).read_text())
-    for changes in ({"position": {"step": "7", "sequences": 28}}, {"identity": 3}, {"metrics": None}):
+    for changes in (
+        {"position": {"step": "7", "sequences": 28}},
+        {"identity": 3},
+        {"metrics": None},
+    ):
         (folder / checkpoint.STATE).write_text(json.dumps(state | changes))
         with pytest.raises(InputError, match="not the state of a checkpoint"):
             checkpoint.read_state(folder)
 
 
-def test_a_run_killed_before_it_removed_the_oldest_removes_it_when_it_goes_on(make_run, stepper, tmp_path):
+def test_a_run_killed_before_it_removed_the_oldest_removes_it_when_it_goes_on(
+    make_run, stepper, tmp_path
+):
     for step in (2, 4, 6):
         save(tmp_path, stepper, step)
     fresh, checkpoints = build(make_run(), PLACE, SILENT), Checkpoints(tmp_path, PLACE, keep=2)
     checkpoints.load(checkpoints.newest(SILENT), canonical_parameters(fresh.model), fresh.optimizer)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step-00000004",
+        "step-00000006",
+    ]

@@ -32,8 +32,18 @@ def test_the_recipe_names_fields():
 
 def test_identity_holds_what_decides_the_weights_and_not_how_they_are_computed(make_run):
     run = make_run()
-    assert run.identity() == make_run(layout="dp=2", micro_batch=1, keep=9, eval_every=1, compile=True).identity()
-    for change in ({"lr": 1e-4}, {"seed": 2}, {"n_layer": 1}, {"dropout": 0.1}, {"data_sha256": "0"}, {"tokenizer_sha256": "0"}):
+    assert (
+        run.identity()
+        == make_run(layout="dp=2", micro_batch=1, keep=9, eval_every=1, compile=True).identity()
+    )
+    for change in (
+        {"lr": 1e-4},
+        {"seed": 2},
+        {"n_layer": 1},
+        {"dropout": 0.1},
+        {"data_sha256": "0"},
+        {"tokenizer_sha256": "0"},
+    ):
         assert run.identity() != make_run(**change).identity(), change
 
 

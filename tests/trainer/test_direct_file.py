@@ -11,7 +11,9 @@ from gptcli.trainer.direct_file import SIZE, DirectFile
 @pytest.mark.parametrize("refused", [False, True])
 @pytest.mark.parametrize("length", [0, 1, 4096, SIZE - 1, SIZE, SIZE + 1, 2 * SIZE + 5000])
 def test_what_was_written_is_there_to_the_byte(tmp_path, monkeypatch, length, refused):
-    """Whatever the length, in pieces of any size, and on a file system that only writes through the cache."""
+    """Whatever the length, in pieces of any size, and on a file system that only writes through the
+    cache.
+    """
     if refused:
 
         def refuse(path, flags):

@@ -26,7 +26,9 @@ def test_the_weights_are_the_models_own_initialisation(make_run):
     run = make_run(seed=3)
     model = GPT(run.model)
     model.init_weights(3)
-    for (name, expected), (_, got) in zip(model.named_parameters(), build(run, PLACE, SILENT).model.named_parameters(), strict=True):
+    for (name, expected), (_, got) in zip(
+        model.named_parameters(), build(run, PLACE, SILENT).model.named_parameters(), strict=True
+    ):
         assert torch.equal(expected, got), name
 
 
@@ -50,7 +52,10 @@ def test_a_compiler_that_fails_is_left_aside_or_an_error(make_run, monkeypatch):
 def test_compiled_and_plain_agree(make_run):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    plain, compiled = (build(make_run(compile=on, n_layer=3, must_compile=on, micro_batch=2), PLACE, SILENT) for on in (False, True))
+    plain, compiled = (
+        build(make_run(compile=on, n_layer=3, must_compile=on, micro_batch=2), PLACE, SILENT)
+        for on in (False, True)
+    )
     losses = [stepper.gradients([BATCH], 32, 1).item() for stepper in (plain, compiled)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
     for expected, got in zip(plain.model.parameters(), compiled.model.parameters(), strict=True):
@@ -61,13 +66,18 @@ def test_compiled_and_plain_agree(make_run):
 
 
 def test_bf16_products_follow_fp32(make_run):
-    losses = [build(make_run(precision=kind), PLACE, SILENT).gradients([BATCH], 32, 1).item() for kind in ("fp32", "bf16")]
+    losses = [
+        build(make_run(precision=kind), PLACE, SILENT).gradients([BATCH], 32, 1).item()
+        for kind in ("fp32", "bf16")
+    ]
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
 
 
 def test_documents_are_kept_apart_where_the_run_says_so(make_run):
-    apart, together = (build(make_run(document_mask=on, compile=False), PLACE, SILENT) for on in (True, False))
+    apart, together = (
+        build(make_run(document_mask=on, compile=False), PLACE, SILENT) for on in (True, False)
+    )
     x_BT, y_BT = BATCH[0].clone(), BATCH[1]
     x_BT[:, 8] = make_run().eot_id
     losses = [stepper.gradients([(x_BT, y_BT)], 32, 1).item() for stepper in (apart, together)]

@@ -18,7 +18,9 @@ def test_the_run_folder_loads_in_transformers_as_it_stands(make_run, train_here)
     train_here(run)
     assert is_finished(run.out)
     ours, theirs = load_model(run.out), GPT2LMHeadModel.from_pretrained(run.out).eval()
-    idx = torch.randint(0, run.model.vocab_size, (2, 16), generator=torch.Generator().manual_seed(0))
+    idx = torch.randint(
+        0, run.model.vocab_size, (2, 16), generator=torch.Generator().manual_seed(0)
+    )
     with torch.no_grad():
         assert (ours(idx) - theirs(idx).logits).abs().max() < 1e-4
     assert AutoTokenizer.from_pretrained(run.out).decode([ord("a") - 33]) != ""
@@ -43,19 +45,27 @@ def test_the_card_says_what_was_trained_on_what(make_run, train_here):
 
 
 @pytest.mark.parametrize("val", [0, 10])
-def test_without_validation_tokens_the_loss_is_not_measured(make_run, train_here, write_shards, tmp_path, val):
+def test_without_validation_tokens_the_loss_is_not_measured(
+    make_run, train_here, write_shards, tmp_path, val
+):
     run = make_run(data=write_shards(tmp_path / "shards", val=val), tokens=320)
     assert train_here(run)["val_loss"] is None
     assert "not measured" in (run.out / "README.md").read_text()
 
 
 def test_the_hub_reads_the_card(make_run, train_here):
-    """By huggingface_hub's own reader: what library loads it, what for, and how well it does; no license is made up."""
+    """By huggingface_hub's own reader: what library loads it, what for, and how well it does; no
+    license is made up.
+    """
     run = make_run(tokens=320)
     report = train_here(run)
     card = ModelCard((run.out / "README.md").read_text())
     found = card.data.to_dict()
-    assert (found["library_name"], found["pipeline_tag"], found["tags"]) == ("transformers", "text-generation", ["gpt2", "gpt"])
+    assert (found["library_name"], found["pipeline_tag"], found["tags"]) == (
+        "transformers",
+        "text-generation",
+        ["gpt2", "gpt"],
+    )
     assert "license" not in found
     [result] = card.data.eval_results
     assert (result.metric_type, result.metric_value) == ("loss", round(report["val_loss"], 4))
@@ -66,18 +76,34 @@ FACTS = "# gpt 0, python 3\n# date: 2030-01-01T00:00:00Z\n# host: a|b\n# device:
 
 
 def test_the_card_says_how_it_was_made(make_run):
-    card = model_card(make_run(resolved=FACTS), {"step": 20, "tokens": 1280, "loss": 9.0, "smoothed_loss": 2.5}, 2.0, None, finished=True)
-    for row in ("| Date | 2030-01-01T00:00:00Z |", "| Host | a&#124;b |", "| Device | a CPU |", "| Passes | 0.5 |"):
+    card = model_card(
+        make_run(resolved=FACTS),
+        {"step": 20, "tokens": 1280, "loss": 9.0, "smoothed_loss": 2.5},
+        2.0,
+        None,
+        finished=True,
+    )
+    for row in (
+        "| Date | 2030-01-01T00:00:00Z |",
+        "| Host | a&#124;b |",
+        "| Device | a CPU |",
+        "| Passes | 0.5 |",
+    ):
         assert row in card
     assert "| Training loss | 2.5000 nats a token, mean of the last 5 steps |" in card
     assert "9.0" not in card, "the last step's loss alone"
 
 
-@pytest.mark.parametrize("last", [None, {"step": 3, "tokens": 192, "loss": 4.0}, {"step": 20, "tokens": 1280, "loss": 4.0}])
+@pytest.mark.parametrize(
+    "last",
+    [None, {"step": 3, "tokens": 192, "loss": 4.0}, {"step": 20, "tokens": 1280, "loss": 4.0}],
+)
 def test_the_card_of_an_unfinished_run_says_so(make_run, last):
     """Also of a run that has taken its last step, and whose model is still to be written."""
     card = model_card(make_run(resolved=FACTS), last, None, None, finished=False)
-    reached = f"at step {last['step']} when this was written" if last else "before its first checkpoint"
+    reached = (
+        f"at step {last['step']} when this was written" if last else "before its first checkpoint"
+    )
     assert f"| State | unfinished, {reached}, of 1,280 tokens |" in card
     assert "| Validation loss | not yet measured |" in card
     assert ("| Trained on | nothing yet |" in card) == (not last)

@@ -22,7 +22,15 @@ from gptcli.model.weights import save_model
 from gptcli.sampling.loading import load
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
 from gptcli.trainer import finetune as module
-from gptcli.trainer.finetune import ALONE, Finetuning, accuracy, check_layout, finetune, finetune_folder, load_finetuned
+from gptcli.trainer.finetune import (
+    ALONE,
+    Finetuning,
+    accuracy,
+    check_layout,
+    finetune,
+    finetune_folder,
+    load_finetuned,
+)
 from gptcli.trainer.finetune_inputs import SPECIAL, Transformation
 from gptcli.trainer.finetune_task import Task, read_examples
 from gptcli.trainer.launch import launch
@@ -44,12 +52,24 @@ def _a_checkpoint_every_third_step(monkeypatch):
 def run(tmp_path: Path) -> Finetuning:
     for name, rows in (("train", ROWS[:27]), ("dev", ROWS[27:])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    task = Task(kind="entailment", train="train.jsonl", validation="dev.jsonl", labels=[0, 1], batch=4, epochs=2, lr=1e-2)
+    task = Task(
+        kind="entailment",
+        train="train.jsonl",
+        validation="dev.jsonl",
+        labels=[0, 1],
+        batch=4,
+        epochs=2,
+        lr=1e-2,
+    )
     return Finetuning(task=task, data=tmp_path, out=tmp_path / "run", start="base", seed=3)
 
 
 def base(*, tied: bool = True) -> GPT:
-    model = GPT(ModelConfig(n_layer=1, n_head=2, d_model=16, n_ctx=16, vocab_size=TOKENIZER.vocab_size, tied=tied))
+    model = GPT(
+        ModelConfig(
+            n_layer=1, n_head=2, d_model=16, n_ctx=16, vocab_size=TOKENIZER.vocab_size, tied=tied
+        )
+    )
     model.init_weights(0)
     return model
 
@@ -75,14 +95,24 @@ def kill() -> None:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file's bytes, but for the times in the metrics."""
-    return {path.name: re.sub(rb', "time": "[^"]+"', b"", path.read_bytes()) for path in folder.iterdir() if path.is_file()}
+    return {
+        path.name: re.sub(rb', "time": "[^"]+"', b"", path.read_bytes())
+        for path in folder.iterdir()
+        if path.is_file()
+    }
 
 
 def test_killed_at_any_step_and_resumed_it_is_the_whole_run(run, tmp_path):
     report = finetune(run, base(), TOKENIZER)
     assert (report["steps"], report["step"], report["interrupted"]) == (STEPS, STEPS, False)
     assert [line["step"] for line in read_metrics(run.out)] == list(range(1, STEPS + 1))
-    assert [line["step"] for line in read_metrics(run.out) if "val_accuracy" in line] == [3, 6, 9, 12, 14]
+    assert [line["step"] for line in read_metrics(run.out) if "val_accuracy" in line] == [
+        3,
+        6,
+        9,
+        12,
+        14,
+    ]
     broken = replace(run, out=tmp_path / "broken")
     for step in (2, 4, 5, 12):
         with pytest.raises(Killed):
@@ -93,8 +123,11 @@ def test_killed_at_any_step_and_resumed_it_is_the_whole_run(run, tmp_path):
 
 def test_asked_to_stop_it_does_so_with_a_checkpoint(run, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
-    report = finetune(run, base(), TOKENIZER, events=At(4, lambda: os.kill(os.getpid(), signal.SIGTERM)))
-    assert (report["interrupted"], report["step"]) == (True, 5)  # the signal came after step 4; the next one was finished
+    report = finetune(
+        run, base(), TOKENIZER, events=At(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    )
+    # the signal came after step 4; the next one was finished
+    assert (report["interrupted"], report["step"]) == (True, 5)
     assert signal.getsignal(signal.SIGTERM) is before
     assert not (run.out / "finetune.json").exists()
     assert resumed_state(run.out, run.identity()).position.step == 5
@@ -105,7 +138,9 @@ def test_asked_to_stop_it_does_so_with_a_checkpoint(run, tmp_path):
 
 
 def in_two(run: Finetuning, place: Place, events: Events) -> dict[str, Any]:
-    """What each of two processes does: a run without dropout, one with, and that one again, killed twice."""
+    """What each of two processes does: a run without dropout, one with, and that one again, killed
+    twice.
+    """
     torch.set_num_threads(1)
     module.EVALUATIONS = 2
     finetune_folder(run, place, events)
@@ -113,13 +148,19 @@ def in_two(run: Finetuning, place: Place, events: Events) -> dict[str, Any]:
     report = finetune_folder(replace(drops, out=run.out.with_name("whole")), place, events)
     for step in (4, 13):
         with pytest.raises(Killed):
-            finetune_folder(replace(drops, out=run.out.with_name("broken"), resume=step > 4), place, At(step, kill))
+            finetune_folder(
+                replace(drops, out=run.out.with_name("broken"), resume=step > 4),
+                place,
+                At(step, kill),
+            )
     finetune_folder(replace(drops, out=run.out.with_name("broken"), resume=True), place, events)
     return report
 
 
 def test_two_processes_do_what_one_does_and_resume_to_the_same_bytes(run, tmp_path):
-    """Batches of three, the last of an epoch a single example: one process always has fewer than the other, and then none."""
+    """Batches of three, the last of an epoch a single example: one process always has fewer than
+    the other, and then none.
+    """
     save_model(tmp_path / "base", base(), base().config, eot_id=TOKENIZER.eot_id)
     TOKENIZER.save(tmp_path / "base" / "tokenizer.json")
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, ROWS[:25])))
@@ -135,11 +176,17 @@ def test_two_processes_do_what_one_does_and_resume_to_the_same_bytes(run, tmp_pa
         del ours["time"], theirs["time"]
         assert ours == {name: pytest.approx(value, abs=1e-5) for name, value in theirs.items()}
     assert contents(tmp_path / "whole") == contents(tmp_path / "broken")
-    assert contents(tmp_path / "whole")["model.safetensors"] != contents(two.out)["model.safetensors"]
+    assert (
+        contents(tmp_path / "whole")["model.safetensors"] != contents(two.out)["model.safetensors"]
+    )
 
 
 def test_what_cannot_be_laid_out(run):
-    for layout, message in (("tp=2", "only repeats it"), ("dp=2,shard=2", "only repeats it"), ("dp=5", "a batch of 4")):
+    for layout, message in (
+        ("tp=2", "only repeats it"),
+        ("dp=2,shard=2", "only repeats it"),
+        ("dp=5", "a batch of 4"),
+    ):
         with pytest.raises(UsageError, match=message):
             check_layout(parse_layout(layout), run.task)
 
@@ -170,14 +217,22 @@ def test_its_folder_is_a_classifier_and_a_language_model(run, tied):
     report = finetune(run, base(tied=tied), TOKENIZER)
     model, task, tokenizer, validation = load_finetuned(run.out)
     assert task == run.task
-    found = accuracy(model, read_examples(task, validation, Transformation(task.kind, tokenizer, 16)), batch=5)
+    found = accuracy(
+        model, read_examples(task, validation, Transformation(task.kind, tokenizer, 16)), batch=5
+    )
     assert (found.examples, found.share) == (9, report["val_accuracy"])
 
     loaded = load(run.out, device="cpu", precision="fp32")
-    assert loaded.model.config.vocab_size == loaded.tokenizer.vocab_size == model.gpt.config.vocab_size - len(SPECIAL)
+    assert (
+        loaded.model.config.vocab_size
+        == loaded.tokenizer.vocab_size
+        == model.gpt.config.vocab_size - len(SPECIAL)
+    )
     assert (loaded.model.lm_head.weight is loaded.model.wte.weight) == tied
     idx = torch.tensor([[1, 2, 3]])
     with torch.no_grad():
-        torch.testing.assert_close(loaded.model(idx), model.gpt(idx)[..., : loaded.tokenizer.vocab_size])
+        torch.testing.assert_close(
+            loaded.model(idx), model.gpt(idx)[..., : loaded.tokenizer.vocab_size]
+        )
     again = replace(run, out=run.out.with_name("again"))
     assert finetune(again, loaded.model, loaded.tokenizer)["step"] == STEPS

@@ -21,12 +21,17 @@ def test_the_four_by_hand() -> None:
     assert sequences("classification", text="ab") == [[S, *A, *B, E]]
     assert sequences("entailment", premise="ab", hypothesis="c") == [[S, *A, *B, D, *C, E]]
     assert sequences("similarity", a="ab", b="c") == [[S, *A, *B, D, *C, E], [S, *C, D, *A, *B, E]]
-    assert sequences("multiple-choice", context="a", answers=["b", "ca"]) == [[S, *A, D, *B, E], [S, *A, D, *C, *A, E]]
+    assert sequences("multiple-choice", context="a", answers=["b", "ca"]) == [
+        [S, *A, D, *B, E],
+        [S, *A, D, *C, *A, E],
+    ]
 
 
 def test_segments_are_cut_to_half_the_context_less_two() -> None:
     n_ctx = 16  # 6 tokens a segment: 1 + 6 + 1 + 6 + 1 = 15
-    assert sequences("entailment", n_ctx, premise="a" * 20, hypothesis="b" * 7) == [[S, *A * 6, D, *B * 6, E]]
+    assert sequences("entailment", n_ctx, premise="a" * 20, hypothesis="b" * 7) == [
+        [S, *A * 6, D, *B * 6, E]
+    ]
     assert sequences("classification", n_ctx, text="a" * 20) == [[S, *A * 6, E]]
 
 

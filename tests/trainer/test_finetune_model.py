@@ -1,4 +1,6 @@
-"""The loss of fine-tuning by hand, position by position; the schedule; the three rows that are new."""
+"""The loss of fine-tuning by hand, position by position; the schedule; the three rows that are
+new.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +37,20 @@ def alone(model: Finetuned, ids: list[int]) -> tuple[torch.Tensor, float]:
 
 
 EXAMPLES = {
-    "classification": [Example([[S, 3, 4, 5, E]], 1), Example([[S, 7, E]], 0), Example([[S, 1, 2, 3, 4, 5, 6, E]], 1)],
+    "classification": [
+        Example([[S, 3, 4, 5, E]], 1),
+        Example([[S, 7, E]], 0),
+        Example([[S, 1, 2, 3, 4, 5, 6, E]], 1),
+    ],
     "entailment": [Example([[S, 3, 4, D, 5, E]], 1), Example([[S, 7, D, 8, E]], 0)],
-    "similarity": [Example([[S, 3, D, 4, 5, E], [S, 4, 5, D, 3, E]], 1), Example([[S, 7, D, 8, E], [S, 8, D, 7, E]], 0)],
-    "multiple-choice": [Example([[S, 3, D, 4, E], [S, 3, D, 5, 6, 7, E]], 1), Example([[S, 7, D, 8, E], [S, 7, D, 9, E]], 0)],
+    "similarity": [
+        Example([[S, 3, D, 4, 5, E], [S, 4, 5, D, 3, E]], 1),
+        Example([[S, 7, D, 8, E], [S, 8, D, 7, E]], 0),
+    ],
+    "multiple-choice": [
+        Example([[S, 3, D, 4, E], [S, 3, D, 5, 6, 7, E]], 1),
+        Example([[S, 7, D, 8, E], [S, 7, D, 9, E]], 0),
+    ],
 }
 
 
@@ -53,16 +65,24 @@ def test_losses_by_hand(kind: str) -> None:
     for example, scores in zip(EXAMPLES[kind], score_NL, strict=True):
         states, nats = zip(*(alone(model, sequence) for sequence in example.sequences), strict=True)
         lm += nats
-        by_hand = torch.stack([w[0] @ state + b[0] for state in states]) if kind == "multiple-choice" else w @ sum(states) + b
+        by_hand = (
+            torch.stack([w[0] @ state + b[0] for state in states])
+            if kind == "multiple-choice"
+            else w @ sum(states) + b
+        )
         torch.testing.assert_close(scores, by_hand, atol=1e-5, rtol=1e-5)
         task.append(-by_hand.log_softmax(-1)[example.label].item())
     assert losses.task.item() == pytest.approx(sum(task) / len(task), rel=1e-5)
     assert losses.lm.item() == pytest.approx(sum(lm) / len(lm), rel=1e-5)
-    assert losses.total(0.5).item() == pytest.approx(sum(task) / len(task) + 0.5 * sum(lm) / len(lm), rel=1e-5)
+    assert losses.total(0.5).item() == pytest.approx(
+        sum(task) / len(task) + 0.5 * sum(lm) / len(lm), rel=1e-5
+    )
 
 
 def test_schedule_is_the_released_codes() -> None:
-    assert [schedule(step, 1000) for step in (1, 2, 3, 500, 1000)] == pytest.approx([0.5 * 0.999, 0.998, 0.997, 0.5, 0.0])
+    assert [schedule(step, 1000) for step in (1, 2, 3, 500, 1000)] == pytest.approx(
+        [0.5 * 0.999, 0.998, 0.997, 0.5, 0.0]
+    )
 
 
 def test_special_tokens_come_after_the_vocabulary() -> None:

@@ -22,7 +22,11 @@ GPT2 = ModelConfig.from_paper(find_size("gpt2"))
         (Layout(tp=5), {}, "tp=5 does not divide 12 heads"),
         (Layout(tp=3), {}, "tp=3 does not divide a context of 1024"),
         (Layout(pp=13), {}, "more stages than the model's 12 layers"),
-        (Layout(pp=8), {"schedule": "interleaved1f1b"}, "16 stages of pp=8, more than the model's 12 layers"),
+        (
+            Layout(pp=8),
+            {"schedule": "interleaved1f1b"},
+            "16 stages of pp=8, more than the model's 12 layers",
+        ),
         (Layout(dp=65), {}, "a batch is 64"),
         (Layout(dp=32, pp=4), {}, "a batch is 64 sequences"),
         (Layout(shard=5, tp=2), {}, "does not divide a width of 768"),
@@ -46,7 +50,9 @@ def test_what_does_not_fit_is_told_what_would(make_run, monkeypatch):
     monkeypatch.setattr(fit, "device_memory", lambda processes: 8 * 10**9)
     check_memory(run.model, Layout(dp=4), run.train, 64)
     large = ModelConfig.from_paper(find_size("760M"))
-    with pytest.raises(UsageError, match=r"a process of dp=4 needs .* GB of memory, and has 8 GB") as error:
+    with pytest.raises(
+        UsageError, match=r"a process of dp=4 needs .* GB of memory, and has 8 GB"
+    ) as error:
         check_memory(large, Layout(dp=4), run.train, 64)
     named = [re.findall(r"--\S+ (\S+)", text) for text in error.value.hint.split("; or ")]
     assert len(named) > 1
@@ -59,7 +65,9 @@ def test_what_does_not_fit_is_told_what_would(make_run, monkeypatch):
     assert "the largest paper size that fits here is 1558M" in error.value.hint
     for name in ("1558M", "2.7B"):
         config = ModelConfig.from_paper(find_size(name), vocab_size=run.model.vocab_size)
-        assert bool(fitting(config, 4, 4, "bf16", fit.device(4), micro_batch=1)) == (name == "1558M")
+        assert bool(fitting(config, 4, 4, "bf16", fit.device(4), micro_batch=1)) == (
+            name == "1558M"
+        )
 
 
 def test_fitting_layouts_fit_and_divide():

@@ -15,15 +15,36 @@ from gptcli.trainer import forecast as module
 from gptcli.trainer.fit import process_memory
 from gptcli.trainer.forecast import Machine, disk_bytes, forecast, this_machine
 
-LARGE = Machine(name="a large one", memory_bytes=10**15, disk_free_bytes=10**15, tokens_per_second=(1e3, 4e3), step_seconds=(0.01, 0.1))
+LARGE = Machine(
+    name="a large one",
+    memory_bytes=10**15,
+    disk_free_bytes=10**15,
+    tokens_per_second=(1e3, 4e3),
+    step_seconds=(0.01, 0.1),
+)
 
 
-def manifest_of(train: dict[str, int], val: int = 10**6, weights: dict[str, float] | None = None) -> Manifest:
-    rows = [Shard(file=f"{name}.bin", split="train", tokens=n, documents=1, sha256="", source=name) for name, n in train.items()]
+def manifest_of(
+    train: dict[str, int], val: int = 10**6, weights: dict[str, float] | None = None
+) -> Manifest:
+    rows = [
+        Shard(file=f"{name}.bin", split="train", tokens=n, documents=1, sha256="", source=name)
+        for name, n in train.items()
+    ]
     first = next(iter(train))
-    rows.append(Shard(file="val.bin", split="val", tokens=val, documents=1, sha256="", source=first))
+    rows.append(
+        Shard(file="val.bin", split="val", tokens=val, documents=1, sha256="", source=first)
+    )
     sources = [
-        Source(name=name, documents_in=1, documents_kept=1, dropped={}, text_bytes=1, tokens=n, weight=(weights or {}).get(name, 1.0))
+        Source(
+            name=name,
+            documents_in=1,
+            documents_kept=1,
+            dropped={},
+            text_bytes=1,
+            tokens=n,
+            weight=(weights or {}).get(name, 1.0),
+        )
         for name, n in train.items()
     ]
     return Manifest(
@@ -36,8 +57,12 @@ def foretell(make_run):
     """Forecast a run of 200 steps of 64 tokens on 12,800 tokens of data, with anything changed."""
 
     def make(manifest=None, machine=LARGE, done=0, **changes):
-        run = make_run(**{"tokens": 12_800, "decay_tokens": 12_800, "checkpoint_every": 20, **changes})
-        return forecast(run.model, run.train, manifest or manifest_of({"a": 12_800}), machine, done=done)
+        run = make_run(
+            **{"tokens": 12_800, "decay_tokens": 12_800, "checkpoint_every": 20, **changes}
+        )
+        return forecast(
+            run.model, run.train, manifest or manifest_of({"a": 12_800}), machine, done=done
+        )
 
     return make
 
@@ -48,7 +73,12 @@ def codes(found) -> list[str]:
 
 def test_a_run_that_gives_no_cause_for_warnings(foretell, make_run):
     found = foretell()
-    assert (found.steps, found.tokens, found.batch_tokens, found.warmup_steps) == (200, 12_800, 64, 2)
+    assert (found.steps, found.tokens, found.batch_tokens, found.warmup_steps) == (
+        200,
+        12_800,
+        64,
+        2,
+    )
     assert (found.passes, found.passes_by_source, found.train_tokens) == (1.0, {}, 12_800)
     assert found.seconds_low == pytest.approx(12_800 / 4e3 + 200 * 0.01)
     assert found.seconds_high == pytest.approx(12_800 / 1e3 + 200 * 0.1)
@@ -94,13 +124,25 @@ def test_sources_of_a_mixture_are_passed_over_at_their_own_rates(foretell):
             {"manifest": manifest_of({"a": 12_800})},
             {"manifest": manifest_of({"a": 16}), "tokens": 64, "batch_tokens": 16},
         ),
-        ("no-validation", {"manifest": manifest_of({"a": 12_800}, val=17)}, {"manifest": manifest_of({"a": 12_800}, val=16)}),
+        (
+            "no-validation",
+            {"manifest": manifest_of({"a": 12_800}, val=17)},
+            {"manifest": manifest_of({"a": 12_800}, val=16)},
+        ),
         ("disk-space", {}, {"machine": replace(LARGE, disk_free_bytes=1)}),
         ("does-not-fit", {}, {"machine": replace(LARGE, memory_bytes=1)}),
         (
             "over-a-week",
-            {"machine": replace(LARGE, tokens_per_second=(12_800 / 1e6, 12_800 / 3e5), step_seconds=(0, 0))},
-            {"machine": replace(LARGE, tokens_per_second=(12_800 / 1e6, 12_800 / 4e5), step_seconds=(0, 0))},
+            {
+                "machine": replace(
+                    LARGE, tokens_per_second=(12_800 / 1e6, 12_800 / 3e5), step_seconds=(0, 0)
+                )
+            },
+            {
+                "machine": replace(
+                    LARGE, tokens_per_second=(12_800 / 1e6, 12_800 / 4e5), step_seconds=(0, 0)
+                )
+            },
         ),
     ],
 )
@@ -116,9 +158,17 @@ def test_each_warning_begins_at_its_bound(foretell, code, just, over):
 @pytest.mark.parametrize("tokens", [16, 640, 1599, 1600, 3000, 6300])
 @pytest.mark.parametrize("batch_tokens", [64, 1000])
 def test_what_a_few_steps_are_advised_is_enough(foretell, tokens, batch_tokens):
-    run = {"tokens": tokens, "batch_tokens": batch_tokens, "manifest": manifest_of({"a": 10**6}), "warmup_tokens": 0}
+    run = {
+        "tokens": tokens,
+        "batch_tokens": batch_tokens,
+        "manifest": manifest_of({"a": 10**6}),
+        "warmup_tokens": 0,
+    }
     [caution] = foretell(**run).warnings
-    assert (caution.code, "1 step is" in caution.message) == ("few-steps", foretell(**run).steps == 1)
+    assert (caution.code, "1 step is" in caution.message) == (
+        "few-steps",
+        foretell(**run).steps == 1,
+    )
     advised = dict(re.findall(r"--(tokens|batch-tokens) to ([\d,.]+k?)", caution.hint))
     assert ("batch-tokens" in advised) == (tokens >= 1600), "a hundred steps of a sequence"
     for name, value in advised.items():
@@ -154,7 +204,9 @@ def test_what_does_not_fit_names_the_largest_size_that_does(make_run, monkeypatc
     for name, memory in (("175B", "TB"), ("13B", "GB")):
         model = ModelConfig.from_paper(find_size(name))
         here = replace(LARGE, memory_bytes=int(0.93 * 24e9))
-        caution = forecast(model, replace(train, tokens=10**6, batch_tokens=4096, precision="bf16"), None, here).warnings[0]
+        caution = forecast(
+            model, replace(train, tokens=10**6, batch_tokens=4096, precision="bf16"), None, here
+        ).warnings[0]
         assert caution.code == "does-not-fit"
         assert memory in caution.message
         assert "22.3 GB" in caution.message
@@ -175,7 +227,9 @@ def test_this_machine_is_looked_at(make_run, tmp_path):
 
 
 def test_a_cpu_s_speed_does_not_depend_on_other_work(monkeypatch):
-    """Every look at the wall clock finds a second gone; a product takes 4 ms of CPU time on two threads."""
+    """Every look at the wall clock finds a second gone; a product takes 4 ms of CPU time on two
+    threads.
+    """
     clock = SimpleNamespace(cpu=0.0, wall=0.0)
 
     def product(a, b):
@@ -201,10 +255,14 @@ def test_checkpoints_that_are_there_count_as_free(make_run, train_here, monkeypa
 
 def test_a_known_gpu_has_the_cost_model_s_speed_and_an_unknown_one_none(make_run, monkeypatch):
     model = ModelConfig.from_paper(find_size("350M"))
-    train = replace(make_run().train, tokens=10**9, batch_tokens=2**19, precision="bf16", micro_batch=8)
+    train = replace(
+        make_run().train, tokens=10**9, batch_tokens=2**19, precision="bf16", micro_batch=8
+    )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(total_memory=85 * 10**9))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda number: SimpleNamespace(total_memory=85 * 10**9)
+    )
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
     slow, fast = this_machine(model, train, make_run().out).tokens_per_second
     assert 5e4 < slow < fast < 1e6

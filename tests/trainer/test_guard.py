@@ -11,7 +11,10 @@ from gptcli.trainer.guard import LEAST, WINDOW, Guard
 def calm(guard: Guard, count: int, seed: int = 0) -> list[str | None]:
     """Losses that fall from 10 to 3 with noise of 0.05."""
     rng = np.random.default_rng(seed)
-    return [guard.objection(3 + 7 * math.exp(-step / 100) + 0.05 * rng.standard_normal(), 1.0) for step in range(count)]
+    return [
+        guard.objection(3 + 7 * math.exp(-step / 100) + 0.05 * rng.standard_normal(), 1.0)
+        for step in range(count)
+    ]
 
 
 def test_no_step_of_a_calm_run_is_left_out():
@@ -26,12 +29,18 @@ def test_a_spike_is_left_out_and_does_not_move_the_mean():
     assert math.sqrt(guard.state["variance"]) == pytest.approx(0.05, rel=0.5)
     for times in (1, 2, 3):
         assert "spike" in guard.objection(4.0, 1.0)
-        assert (guard.state["skipped"], guard.state["in_a_row"], guard.state["mean"]) == (times, times, mean)
+        assert (guard.state["skipped"], guard.state["in_a_row"], guard.state["mean"]) == (
+            times,
+            times,
+            mean,
+        )
     assert guard.objection(3.0, 1.0) is None
     assert (guard.state["skipped"], guard.state["in_a_row"]) == (3, 0)
 
 
-@pytest.mark.parametrize(("loss", "norm", "said"), [(math.nan, 1.0, "loss is nan"), (3.0, math.inf, "norm is inf")])
+@pytest.mark.parametrize(
+    ("loss", "norm", "said"), [(math.nan, 1.0, "loss is nan"), (3.0, math.inf, "norm is inf")]
+)
 def test_what_is_not_finite_is_left_out_from_the_first_step_on(loss, norm, said):
     assert said in Guard(0.0).objection(loss, norm)
 

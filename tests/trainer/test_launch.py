@@ -1,4 +1,6 @@
-"""Several processes, and processes that die. Each start of a worker costs seconds, so few do much."""
+"""Several processes, and processes that die. Each start of a worker costs seconds, so few do
+much.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,8 @@ def test_a_worker_that_is_killed_starts_again_by_itself(make_run):
 @pytest.mark.parametrize(
     ("failure", "starts"),
     [
-        (ProcessFailure(1, 7, -signal.SIGKILL, "none"), 1 + RESTARTS),  # killed, and again each time
+        # killed, and again each time
+        (ProcessFailure(1, 7, -signal.SIGKILL, "none"), 1 + RESTARTS),
         (ProcessFailure(1, 7, 1, "none"), 1),  # a bug would come again
     ],
 )
@@ -91,7 +94,9 @@ def test_what_comes_again_without_progress_ends_the_run(make_run, monkeypatch, f
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_workers_that_end_because_the_run_was_told_to_stop_are_not_started_again(make_run, monkeypatch, number):
+def test_workers_that_end_because_the_run_was_told_to_stop_are_not_started_again(
+    make_run, monkeypatch, number
+):
     def start(config, entrypoint):
         def run(*args):
             os.kill(os.getpid(), number)
@@ -114,13 +119,19 @@ def test_workers_that_end_because_the_run_was_told_to_stop_are_not_started_again
     assert stopping[-1] == "left", "the second signal ends it at once"
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes through /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/task").exists(), reason="finds child processes through /proc"
+)
 def test_workers_die_with_a_parent_that_is_killed(make_run):
     run = make_run(layout="dp=2", tokens=6_400_000)
     parent = multiprocessing.get_context("spawn").Process(target=launch, args=(run, SILENT))
     parent.start()
     wait_until(lambda: len(read_metrics(run.out)) > 2)
-    children = [int(pid) for task in Path(f"/proc/{parent.pid}/task").iterdir() for pid in (task / "children").read_text().split()]
+    children = [
+        int(pid)
+        for task in Path(f"/proc/{parent.pid}/task").iterdir()
+        for pid in (task / "children").read_text().split()
+    ]
     parent.kill()
     parent.join()
     assert len(children) >= 2

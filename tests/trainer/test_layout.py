@@ -9,14 +9,22 @@ from gptcli.cost.layout import Layout
 from gptcli.trainer.layout import Place
 
 CPU = torch.device("cpu")
-LAYOUTS = [Layout(), Layout(dp=3), Layout(2, 3, 2, 2), Layout(dp=16, tp=8, pp=8), Layout(shard=4, pp=3)]
+LAYOUTS = [
+    Layout(),
+    Layout(dp=3),
+    Layout(2, 3, 2, 2),
+    Layout(dp=16, tp=8, pp=8),
+    Layout(shard=4, pp=3),
+]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_every_process_has_one_role_and_every_role_one_process(layout):
     places = [Place(CPU, rank, layout.processes, layout) for rank in range(layout.processes)]
     roles = [(place.stage, place.replica, place.rank % layout.tp) for place in places]
-    assert sorted(roles) == list(itertools.product(range(layout.pp), range(layout.replicas), range(layout.tp)))
+    assert sorted(roles) == list(
+        itertools.product(range(layout.pp), range(layout.replicas), range(layout.tp))
+    )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

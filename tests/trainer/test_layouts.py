@@ -1,5 +1,6 @@
-"""Every layout of 2 and 4 processes follows the curve of one: all products of dp, shard, tp and pp, every schedule of stages, dense and
-banded attention, tied and untied heads, muP, GPT-2's vocabulary, which no layout divides evenly. One set of processes runs them all."""
+"""Every layout of 2 and 4 processes follows the curve of one: all products of dp, shard, tp and pp,
+every schedule of stages, dense and banded attention, tied and untied heads, muP, GPT-2's
+vocabulary, which no layout divides evenly. One set of processes runs them all."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ import pytest
 
 from gptcli.cost.activations import SCHEDULES
 
-SLICED = {2: {"tp=2": 1, "pp=2": 2}, 4: {"shard=2,tp=2": 2, "tp=2,pp=2": 2, "dp=2,pp=2": 4}}  # sequences in the part
+# sequences in the part
+SLICED = {2: {"tp=2": 1, "pp=2": 2}, 4: {"shard=2,tp=2": 2, "tp=2,pp=2": 2, "dp=2,pp=2": 4}}
 PROCESSES, WORKER = 4, Path(__file__).with_name("layout_worker.py")
 
 
@@ -25,14 +27,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     started = []
     for rank in range(PROCESSES):
         with open(folder / f"{rank}.log", "w") as log:
-            started.append(subprocess.Popen([sys.executable, WORKER, str(rank), folder], stdout=log, stderr=log))
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, WORKER, str(rank), folder], stdout=log, stderr=log
+                )
+            )
     try:
         while None in (codes := [process.poll() for process in started]) and not any(codes):
             time.sleep(0.2)
     finally:
         for process in started:
             process.kill()
-    assert codes == [0] * PROCESSES, "\n".join((folder / f"{rank}.log").read_text()[-2000:] for rank in range(PROCESSES))
+    assert codes == [0] * PROCESSES, "\n".join(
+        (folder / f"{rank}.log").read_text()[-2000:] for rank in range(PROCESSES)
+    )
     return folder
 
 
@@ -42,24 +50,46 @@ def test_every_layout_follows_one_process(folder: Path) -> None:
     laid_out = [case for case in results if case["layout"] != "dp=1"]
     for case in laid_out:
         one, exact = alone[tuple(case["model"])], case.get("precision", "fp32") == "fp32"
-        away = max(abs(mine - its) for mine, its in zip(case["losses"], one["losses"], strict="steps" not in case))
+        away = max(
+            abs(mine - its)
+            for mine, its in zip(case["losses"], one["losses"], strict="steps" not in case)
+        )
         told = {name: value for name, value in case.items() if not isinstance(value, (list, float))}
         assert away < (1e-4 if exact else 3e-2), (told, away)
-        assert case["norms"] == pytest.approx(one["norms"][: len(case["norms"])], rel=1e-3 if exact else 5e-2), told
+        assert case["norms"] == pytest.approx(
+            one["norms"][: len(case["norms"])], rel=1e-3 if exact else 5e-2
+        ), told
         if "steps" not in case:
             assert abs(case["unseen"] - one["unseen"]) < 1e-4, told
-    assert all(case["losses"][0] - case["losses"][-1] > 1 for case in alone.values()), "there was something to follow"
+    assert all(case["losses"][0] - case["losses"][-1] > 1 for case in alone.values()), (
+        "there was something to follow"
+    )
     assert len({case["layout"] for case in laid_out}) == 14
-    assert {case["layout"] for case in laid_out if "compile" in case} == {"dp=2", "shard=2", "tp=2", "pp=2"}
-    assert {case["pipeline_schedule"] for case in laid_out if "pp" in case["layout"] and "pipeline_schedule" in case} == set(SCHEDULES)
+    assert {case["layout"] for case in laid_out if "compile" in case} == {
+        "dp=2",
+        "shard=2",
+        "tp=2",
+        "pp=2",
+    }
+    assert {
+        case["pipeline_schedule"]
+        for case in laid_out
+        if "pp" in case["layout"] and "pipeline_schedule" in case
+    } == set(SCHEDULES)
 
 
 def test_each_process_takes_its_part_of_a_model(folder: Path) -> None:
-    found = [case for rank in (0, 1) for case in json.loads((folder / f"taken-{rank}.json").read_text())]
-    assert found == 2 * [{"layout": layout, "wrong": []} for layout in ("dp=2", "shard=2", "tp=2", "pp=2")]
+    found = [
+        case for rank in (0, 1) for case in json.loads((folder / f"taken-{rank}.json").read_text())
+    ]
+    assert found == 2 * [
+        {"layout": layout, "wrong": []} for layout in ("dp=2", "shard=2", "tp=2", "pp=2")
+    ]
 
 
-def test_the_part_that_the_noise_scale_measures_where_a_replica_is_several_processes(folder: Path) -> None:
+def test_the_part_that_the_noise_scale_measures_where_a_replica_is_several_processes(
+    folder: Path,
+) -> None:
     for world, layouts in SLICED.items():
         for rank in range(world):
             found = json.loads((folder / f"parts-{world}-{rank}.json").read_text())

@@ -38,25 +38,43 @@ class SignalAt(Events):
             os.kill(os.getpid(), self.number)
 
 
-MEASURED = {"tokens_per_second", "tflops", "mfu", "mfu_causal", "peak_memory", "time"}  # of the machine, not of the run
+# of the machine, not of the run
+MEASURED = {"tokens_per_second", "tflops", "mfu", "mfu_causal", "peak_memory", "time"}
 
 
 def without_time(run):
-    return [{key: value for key, value in line.items() if key not in MEASURED} for line in read_metrics(run.out)]
+    return [
+        {key: value for key, value in line.items() if key not in MEASURED}
+        for line in read_metrics(run.out)
+    ]
 
 
 def test_it_learns_and_leaves_a_whole_folder(make_run, train_here):
     run = make_run(tokens=6400, decay_tokens=6400)
     report = train_here(run)
-    files = {"README.md", "checkpoints", "config.json", "generation_config.json", "metrics.jsonl", "model.safetensors", "report.html"}
-    assert {path.name for path in run.out.iterdir()} == files | {"tokenizer.json", "tokenizer_config.json"}
+    files = {
+        "README.md",
+        "checkpoints",
+        "config.json",
+        "generation_config.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "report.html",
+    }
+    assert {path.name for path in run.out.iterdir()} == files | {
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
     assert report["step"] == 100
     assert report["tokens"] == 6400
     assert not report["interrupted"]
     lines = read_metrics(run.out)
     assert [line["step"] for line in lines] == list(range(1, 101))
     assert [line["step"] for line in lines if "val_loss" in line] == list(range(5, 101, 5))
-    assert set(lines[0]) == {"step", "tokens", "loss", "lr", "grad_norm", "batch_tokens", "noise_scale"} | MEASURED
+    assert (
+        set(lines[0])
+        == {"step", "tokens", "loss", "lr", "grad_norm", "batch_tokens", "noise_scale"} | MEASURED
+    )
     assert lines[0]["mfu"] is None  # a CPU's peak is unknown
     assert lines[0]["tflops"] > 0
     assert all(datetime.fromisoformat(line["time"]) for line in lines)
@@ -68,8 +86,12 @@ def test_it_learns_and_leaves_a_whole_folder(make_run, train_here):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("changes", [{}, {"dropout": 0.2, "ramp_tokens": 640, "ramp_from": 16, "micro_batch": 3}])
-def test_stopped_and_resumed_is_the_run_that_was_never_stopped(make_run, train_here, number, changes):
+@pytest.mark.parametrize(
+    "changes", [{}, {"dropout": 0.2, "ramp_tokens": 640, "ramp_from": 16, "micro_batch": 3}]
+)
+def test_stopped_and_resumed_is_the_run_that_was_never_stopped(
+    make_run, train_here, number, changes
+):
     whole, halved = make_run("whole", **changes), make_run("halved", **changes)
     train_here(whole)
     tokens = read_metrics(whole.out)[9]["tokens"]
@@ -80,18 +102,24 @@ def test_stopped_and_resumed_is_the_run_that_was_never_stopped(make_run, train_h
     assert signal.getsignal(number) is before
     assert not (halved.out / "model.safetensors").exists()
     train_here(replace(halved, resume=True))
-    assert (whole.out / "model.safetensors").read_bytes() == (halved.out / "model.safetensors").read_bytes()
+    assert (whole.out / "model.safetensors").read_bytes() == (
+        halved.out / "model.safetensors"
+    ).read_bytes()
     assert without_time(whole) == without_time(halved)
 
 
-def test_a_signal_too_late_to_stop_at_a_step_stops_before_the_model_is_written(make_run, train_here):
+def test_a_signal_too_late_to_stop_at_a_step_stops_before_the_model_is_written(
+    make_run, train_here
+):
     whole, halved = make_run("whole"), make_run("halved")
     train_here(whole)
     with pytest.raises(Interrupted, match=r"stopped after step 20, with a checkpoint"):
         train(halved, CPU, SignalAt(halved.train.tokens, signal.SIGTERM))
     assert not (halved.out / "model.safetensors").exists()
     train_here(replace(halved, resume=True))
-    assert (whole.out / "model.safetensors").read_bytes() == (halved.out / "model.safetensors").read_bytes()
+    assert (whole.out / "model.safetensors").read_bytes() == (
+        halved.out / "model.safetensors"
+    ).read_bytes()
 
 
 def test_the_second_signal_ends_the_run_at_once(make_run, monkeypatch):
@@ -117,8 +145,16 @@ def test_the_second_signal_ends_the_run_at_once(make_run, monkeypatch):
     assert stop.told
     with pytest.raises(Left):
         stop.act(signal.SIGTERM)
-    assert events.texts == ["stopping: this step and a checkpoint first; a second Ctrl-C stops at once"]
-    launch = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "15000"}
+    assert events.texts == [
+        "stopping: this step and a checkpoint first; a second Ctrl-C stops at once"
+    ]
+    launch = {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "15000",
+    }
     for name, value in launch.items():
         monkeypatch.setenv(name, value)
     patient = StopSignal(events)
@@ -127,7 +163,9 @@ def test_the_second_signal_ends_the_run_at_once(make_run, monkeypatch):
     assert events.texts[1:] == ["stopping: this step and a checkpoint first"]
 
 
-def test_the_checkpoint_comes_before_the_evaluation_and_a_resume_makes_up_for_it(make_run, train_here, monkeypatch):
+def test_the_checkpoint_comes_before_the_evaluation_and_a_resume_makes_up_for_it(
+    make_run, train_here, monkeypatch
+):
     whole, broken = make_run("whole", checkpoint_every=10), make_run("broken", checkpoint_every=10)
     train_here(whole)
 
@@ -158,7 +196,9 @@ class Warnings(Events):
 
 def test_a_run_that_blows_up_stops_after_so_many_skipped_updates_in_a_row(make_run):
     run, events = make_run(lr=1e30, warmup_tokens=0, clip=1e30, max_skipped=3), Warnings()
-    with pytest.raises(RunError, match=r"3 updates in a row were skipped; at step [456] the loss is nan"):
+    with pytest.raises(
+        RunError, match=r"3 updates in a row were skipped; at step [456] the loss is nan"
+    ):
         train(run, CPU, events)
     assert not (run.out / "model.safetensors").exists()
     assert len(events.texts) == 3
@@ -174,13 +214,20 @@ def test_the_metrics_of_a_run_that_diverges_are_strict_json(make_run, train_here
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} is not JSON")
 
-    lines = [json.loads(line, parse_constant=refuse) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line, parse_constant=refuse)
+        for line in (run.out / "metrics.jsonl").read_text().splitlines()
+    ]
     assert None in [line["val_loss"] for line in lines if "val_loss" in line]
 
 
 @pytest.mark.parametrize("wrong", ["loss", "gradient"])
-def test_a_skipped_update_leaves_no_trace_and_is_exact_on_resume(make_run, train_here, monkeypatch, wrong):
-    """Step 9 goes wrong: the weights are those of a run that never took it, and a resume remembers it."""
+def test_a_skipped_update_leaves_no_trace_and_is_exact_on_resume(
+    make_run, train_here, monkeypatch, wrong
+):
+    """Step 9 goes wrong: the weights are those of a run that never took it, and a resume remembers
+    it.
+    """
     right = Stepper.gradients
 
     def gradients(self, batches, tokens, step):
@@ -205,7 +252,9 @@ def test_a_skipped_update_leaves_no_trace_and_is_exact_on_resume(make_run, train
     assert train(halved, CPU, SignalAt(640, signal.SIGTERM))["interrupted"]
     assert train_here(replace(halved, resume=True))["skipped"] == 1
     assert without_time(whole) == without_time(halved)
-    assert (whole.out / "model.safetensors").read_bytes() == (halved.out / "model.safetensors").read_bytes()
+    assert (whole.out / "model.safetensors").read_bytes() == (
+        halved.out / "model.safetensors"
+    ).read_bytes()
 
 
 def test_the_curve_does_not_depend_on_the_micro_batch(make_run, train_here):
@@ -218,17 +267,31 @@ def test_the_curve_does_not_depend_on_the_micro_batch(make_run, train_here):
         assert curve == pytest.approx(curves[0], abs=1e-4)
 
 
-def test_several_sources_are_mixed_in_training_and_validation(make_run, train_here, write_shards, tmp_path):
+def test_several_sources_are_mixed_in_training_and_validation(
+    make_run, train_here, write_shards, tmp_path
+):
     folder = write_shards(tmp_path / "two", train=3000, val=300)
     manifest = read_manifest(folder)
     shutil.copy(folder / "train-000000.bin", folder / "train-b-000000.bin")
     shutil.copy(folder / "val-000000.bin", folder / "val-b-000000.bin")
-    counts = {"documents_in": 1, "documents_kept": 1, "dropped": {}, "text_bytes": 1, "tokens": 3300}
+    counts = {
+        "documents_in": 1,
+        "documents_kept": 1,
+        "dropped": {},
+        "text_bytes": 1,
+        "tokens": 3300,
+    }
 
     def weighted(weight: float) -> Run:
         shards = [replace(shard, source="a") for shard in manifest.shards]
-        shards += [replace(shard, file=shard.file.replace("-0", "-b-0"), source="b") for shard in manifest.shards]
-        sources = [Source(name="a", weight=1.0, **counts), Source(name="b", weight=weight, **counts)]
+        shards += [
+            replace(shard, file=shard.file.replace("-0", "-b-0"), source="b")
+            for shard in manifest.shards
+        ]
+        sources = [
+            Source(name="a", weight=1.0, **counts),
+            Source(name="b", weight=weight, **counts),
+        ]
         write_manifest(folder, replace(manifest, shards=shards, sources=sources))
         return make_run(f"weight {weight}", data=folder)
 
@@ -241,7 +304,9 @@ def test_several_sources_are_mixed_in_training_and_validation(make_run, train_he
 
 
 def test_a_resume_cuts_sums_into_as_many_threads_as_before(make_run, monkeypatch):
-    """The number of threads decides the last bits of every sum, and another process may begin with another number."""
+    """The number of threads decides the last bits of every sum, and another process may begin with
+    another number.
+    """
     options = {"tokens": 384, "decay_tokens": 384, "checkpoint_every": 3, "micro_batch": 1}
     whole, halved = make_run("whole", **options), make_run("halved", **options)
     monkeypatch.setattr(machine, "cores", lambda: 2)
@@ -261,7 +326,9 @@ def test_a_resume_cuts_sums_into_as_many_threads_as_before(make_run, monkeypatch
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
-    assert (whole.out / "model.safetensors").read_bytes() == (halved.out / "model.safetensors").read_bytes()
+    assert (whole.out / "model.safetensors").read_bytes() == (
+        halved.out / "model.safetensors"
+    ).read_bytes()
 
 
 class Heard(Events):
@@ -279,12 +346,17 @@ class Heard(Events):
 
 
 @pytest.mark.parametrize(("slower", "loud"), [(1, False), (10**9, True)])
-def test_the_time_left_is_told_once_by_the_first_steps_and_loudly_over_a_week(make_run, monkeypatch, slower, loud):
+def test_the_time_left_is_told_once_by_the_first_steps_and_loudly_over_a_week(
+    make_run, monkeypatch, slower, loud
+):
     now = iter(range(10**6))
     monkeypatch.setattr(loop.time, "perf_counter", lambda: slower * float(next(now)))
     events = Heard()
     train(make_run(), CPU, events)
-    quiet, warned = ([text for text in texts if "left, by the first steps: " in text] for texts in (events.infos, events.warnings))
+    quiet, warned = (
+        [text for text in texts if "left, by the first steps: " in text]
+        for texts in (events.infos, events.warnings)
+    )
     assert (len(quiet), len(warned)) == ((0, 1) if loud else (1, 0))
     assert (quiet + warned)[0].startswith("about ")
 

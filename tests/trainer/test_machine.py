@@ -43,7 +43,9 @@ def give_gpus(monkeypatch, count, memory=80 * 10**9):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA of tomorrow")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(total_memory=memory))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda number: SimpleNamespace(total_memory=memory)
+    )
 
 
 def test_layout_of_a_cpu_and_of_torchrun(monkeypatch):
@@ -59,12 +61,16 @@ def test_layout_of_gpus_is_the_fastest_that_fits(monkeypatch):
     assert auto_layout(large).dp < 8, "a replica holds 16 bytes a parameter"
 
 
-def test_a_model_that_no_layout_holds_gets_one_that_is_refused_with_what_fits(monkeypatch, make_run):
+def test_a_model_that_no_layout_holds_gets_one_that_is_refused_with_what_fits(
+    monkeypatch, make_run
+):
     give_gpus(monkeypatch, 8)
     large = ModelConfig.from_paper(find_size("175B"))
     layout, why = machine.auto_layout(large, 512, "bf16", recompute="auto", micro_batch="auto")
     assert (layout, why) == (Layout(shard=8), "no layout of 8 GPUs with 74.4 GB holds the model")
-    with pytest.raises(UsageError, match=r"a process of shard=8 needs .* GB of memory, and has 74\.4 GB") as error:
+    with pytest.raises(
+        UsageError, match=r"a process of shard=8 needs .* GB of memory, and has 74\.4 GB"
+    ) as error:
         check_memory(large, layout, make_run(precision="bf16").train, 512)
     assert "the largest paper size that fits here is 13B" in error.value.hint
 
@@ -113,14 +119,25 @@ def test_compile_where_there_is_a_compiler_and_work_enough(monkeypatch):
 
 @pytest.mark.parametrize(
     ("sequences", "layout", "expected"),
-    [(12, Layout(), 12), (512, Layout(), 64), (90, Layout(dp=3), 30), (7, Layout(dp=2), 4), (64, Layout(pp=4), 16)],
+    [
+        (12, Layout(), 12),
+        (512, Layout(), 64),
+        (90, Layout(dp=3), 30),
+        (7, Layout(dp=2), 4),
+        (64, Layout(pp=4), 16),
+    ],
 )
 def test_micro_batches_divide_a_process_share(sequences, layout, expected):
     assert machine.auto_micro_batch(SMALL, layout, sequences, "bf16", "auto")[0] == expected
 
 
 def test_a_context_beyond_the_room_still_gets_one_sequence():
-    assert machine.auto_micro_batch(ModelConfig(n_layer=1, n_head=1, d_model=8, n_ctx=10**6), Layout(), 10, "bf16", "auto")[0] == 1
+    assert (
+        machine.auto_micro_batch(
+            ModelConfig(n_layer=1, n_head=1, d_model=8, n_ctx=10**6), Layout(), 10, "bf16", "auto"
+        )[0]
+        == 1
+    )
 
 
 def test_threads_are_held_where_there_are_cores_for_them(monkeypatch):
@@ -146,7 +163,8 @@ def test_a_resume_says_where_last_bits_will_be_others(monkeypatch):
     made = machine.same_arithmetic(None, config, events)
     assert machine.same_arithmetic(made, config, events) == made
     assert not told
-    monkeypatch.setattr(machine.linear_kernel, "runs_here", lambda: False)  # no compiler here, or no AMX
+    # no compiler here, or no AMX
+    monkeypatch.setattr(machine.linear_kernel, "runs_here", lambda: False)
     other = machine.same_arithmetic(made, SimpleNamespace(compile=False, precision="bf16"), events)
     assert other != made
     assert f"made by {made}; here it is {other}:" in told[0]

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.trainer.checkpoint import Checkpoints
-from gptcli.trainer.metrics import LONGEST, METRICS, SAMPLES, MetricsLog, read_metrics, smoothed_loss, window
+from gptcli.trainer.metrics import (
+    LONGEST,
+    METRICS,
+    SAMPLES,
+    MetricsLog,
+    read_metrics,
+    smoothed_loss,
+    window,
+)
 
 
 def test_a_resume_cuts_off_what_came_after_and_what_was_left_unfinished(tmp_path):
@@ -33,13 +41,17 @@ def test_lines_without_a_time_are_kept_as_they_are(tmp_path):
     first, second = read_metrics(tmp_path)
     assert first == {"step": 1, "loss": 2.0}
     assert second.keys() == {"step", "loss", "time"}
-    assert list(log.newest) == [first, second], "what a running mean of the loss needs, from before the resume too"
+    assert list(log.newest) == [first, second], (
+        "what a running mean of the loss needs, from before the resume too"
+    )
     MetricsLog(tmp_path, name=SAMPLES).write({"step": 1})
     assert (tmp_path / SAMPLES).read_text() == '{"step": 1}\n'
 
 
 def losses(*values, tokens=64):
-    return [{"step": step, "loss": loss, "batch_tokens": tokens} for step, loss in enumerate(values, 1)]
+    return [
+        {"step": step, "loss": loss, "batch_tokens": tokens} for step, loss in enumerate(values, 1)
+    ]
 
 
 def test_a_small_last_batch_counts_for_what_it_is():
@@ -69,14 +81,27 @@ def test_a_fresh_run_starts_with_none(tmp_path):
 
 
 def test_lines_that_a_lost_disk_block_left_are_passed_over(tmp_path):
-    (tmp_path / METRICS).write_bytes(b'{"step": 1}\n\0\0\0\n\xff\n[1]\n{"step": null}\n' + b"[" * 100_000 + b'\n{"step": 2}\n')
+    (tmp_path / METRICS).write_bytes(
+        b'{"step": 1}\n\0\0\0\n\xff\n[1]\n{"step": null}\n' + b"[" * 100_000 + b'\n{"step": 2}\n'
+    )
     assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
 
 
 def test_a_checkpoint_never_outlives_the_lines_before_it(make_run, train_here, monkeypatch):
     synced, lines = [], []
     sync, save = MetricsLog.sync, Checkpoints.save
-    monkeypatch.setattr(MetricsLog, "sync", lambda log: (synced.append(len(read_metrics(log.path.parent))), sync(log)))
-    monkeypatch.setattr(Checkpoints, "save", lambda *given, **then: (lines.append(len(read_metrics(given[0].out))), save(*given, **then)))
+    monkeypatch.setattr(
+        MetricsLog,
+        "sync",
+        lambda log: (synced.append(len(read_metrics(log.path.parent))), sync(log)),
+    )
+    monkeypatch.setattr(
+        Checkpoints,
+        "save",
+        lambda *given, **then: (
+            lines.append(len(read_metrics(given[0].out))),
+            save(*given, **then),
+        ),
+    )
     train_here(make_run(checkpoint_every=5))
     assert synced == lines == [4, 9, 14, 19]

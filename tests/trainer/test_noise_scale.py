@@ -1,4 +1,6 @@
-"""The noise scale against problems whose covariance is known, and against gradients taken one by one."""
+"""The noise scale against problems whose covariance is known, and against gradients taken one by
+one.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ class StopAt(Events):
 
 
 class Noisy(nn.Module):
-    """Each token's loss has a gradient drawn from N(G, diag(variance)), whatever the weights are."""
+    """Each token's loss has a gradient drawn from N(G, diag(variance)), whatever the weights
+    are.
+    """
 
     def __init__(self, truth: torch.Tensor, variance: torch.Tensor) -> None:
         super().__init__()
@@ -50,7 +54,9 @@ class Noisy(nn.Module):
         self.generator = torch.Generator().manual_seed(3)
 
     def forward(self, x_BT, y_BT):
-        draws = self.truth + self.variance.sqrt() * torch.randn(x_BT.numel(), len(self.truth), generator=self.generator)
+        draws = self.truth + self.variance.sqrt() * torch.randn(
+            x_BT.numel(), len(self.truth), generator=self.generator
+        )
         return (draws @ self.weight).sum()
 
 
@@ -59,7 +65,14 @@ def test_within_a_tenth_of_the_known_value(micro_batches):
     truth, variance = torch.linspace(-1, 1, 200), torch.linspace(0, 8, 200)
     known = variance.sum().item() / truth.square().sum().item()
     model = Noisy(truth, variance)
-    stepper = Stepper(model, torch.optim.SGD(model.parameters()), CPU, clip=math.inf, products=None, dropout_seed=None)
+    stepper = Stepper(
+        model,
+        torch.optim.SGD(model.parameters()),
+        CPU,
+        clip=math.inf,
+        products=None,
+        dropout_seed=None,
+    )
     noise, B, T = NoiseScale(), 4, 2
     batch = torch.zeros((B, T), dtype=torch.long)
     tokens = micro_batches * B * T
@@ -93,16 +106,24 @@ def test_which_part_is_measured():
     two = Place(CPU.device, 0, 2)
     assert [part_of(n, 3, CPU, 1) for n in (1, 3, 4, 9)] == [None, None, 3, 3]
     assert [part_of(n, 3, two, 1) for n in (1, 2, 7, 8)] == [None, 1, None, 4]
-    sliced, staged = Place(CPU.device, 0, 4, Layout(dp=2, tp=2)), Place(CPU.device, 0, 2, Layout(pp=2))
+    sliced, staged = (
+        Place(CPU.device, 0, 4, Layout(dp=2, tp=2)),
+        Place(CPU.device, 0, 2, Layout(pp=2)),
+    )
     assert [part_of(n, 3, sliced, AGAIN_EVERY) for n in (6, 9, 12, 14)] == [None, None, 6, None]
     assert [part_of(n, 3, staged, AGAIN_EVERY) for n in (6, 9, 10)] == [None, 6, None]
     assert part_of(12, 3, sliced, AGAIN_EVERY + 1) is None
 
 
 def test_the_loop_logs_it(make_run, train_here):
-    run = make_run(micro_batch=1, lr=1e-12)  # weights that stay, so that every step can be measured again
+    # weights that stay, so that every step can be measured again
+    run = make_run(micro_batch=1, lr=1e-12)
     lines = _lines(run, train_here)
-    stepper, order, by_hand = build(run, CPU, SILENT), Windows(open_split(run.data, "train"), 16, run.train.seed), NoiseScale()
+    stepper, order, by_hand = (
+        build(run, CPU, SILENT),
+        Windows(open_split(run.data, "train"), 16, run.train.seed),
+        NoiseScale(),
+    )
 
     def norm2(first: int, count: int) -> float:
         stepper.optimizer.zero_grad()
@@ -127,7 +148,14 @@ def _lines(run, train_here):
 
 def test_a_batch_that_follows_it_grows_and_is_exact_on_resume(make_run, train_here, monkeypatch):
     monkeypatch.setattr("gptcli.trainer.schedule.GROW_EVERY", 4)
-    changes = {"follow_noise": True, "ramp_from": 32, "batch_tokens": 256, "micro_batch": 1, "tokens": 4096, "checkpoint_every": 6}
+    changes = {
+        "follow_noise": True,
+        "ramp_from": 32,
+        "batch_tokens": 256,
+        "micro_batch": 1,
+        "tokens": 4096,
+        "checkpoint_every": 6,
+    }
     whole, parts = make_run("whole", **changes), make_run("parts", **changes)
     lines = _lines(whole, train_here)
     batches = [line["batch_tokens"] for line in lines]
@@ -135,14 +163,24 @@ def test_a_batch_that_follows_it_grows_and_is_exact_on_resume(make_run, train_he
     assert batches[:4] == [32] * 4
     assert max(batches) > 32
     for before, line, after in zip(lines, lines[1:], lines[2:], strict=False):
-        due = line["step"] % 4 == 0 and line["noise_scale"] is not None and line["noise_scale"] >= 2 * line["batch_tokens"]
+        due = (
+            line["step"] % 4 == 0
+            and line["noise_scale"] is not None
+            and line["noise_scale"] >= 2 * line["batch_tokens"]
+        )
         if after is not lines[-1]:
-            assert after["batch_tokens"] == (min(256, 2 * line["batch_tokens"]) if due else line["batch_tokens"]), before
+            assert after["batch_tokens"] == (
+                min(256, 2 * line["batch_tokens"]) if due else line["batch_tokens"]
+            ), before
 
     train(parts, CPU, StopAt(12))
     train_here(replace(parts, resume=True))
-    assert (whole.out / "model.safetensors").read_bytes() == (parts.out / "model.safetensors").read_bytes()
-    assert [line["noise_scale"] for line in read_metrics(parts.out)] == [line["noise_scale"] for line in lines]
+    assert (whole.out / "model.safetensors").read_bytes() == (
+        parts.out / "model.safetensors"
+    ).read_bytes()
+    assert [line["noise_scale"] for line in read_metrics(parts.out)] == [
+        line["noise_scale"] for line in lines
+    ]
 
 
 WORKER = """
@@ -197,7 +235,11 @@ dist.barrier()
 
 def test_processes_measure_their_own_part_before_it_is_averaged(tmp_path):
     started = [
-        subprocess.Popen([sys.executable, "-c", WORKER, str(rank), str(tmp_path / "store")], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(rank), str(tmp_path / "store")],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for rank in range(2)
     ]
     for process in started:

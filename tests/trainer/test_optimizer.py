@@ -22,7 +22,11 @@ def test_every_parameter_once_and_decay_only_on_two_dimensions(make_run, model):
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
     assert sum(p.numel() for p in [*decayed["params"], *plain["params"]]) == model.config.parameters
     assert any(p is model.wte.weight for p in decayed["params"])
-    assert {name.rpartition(".")[2] for name, p in model.named_parameters() if any(p is q for q in plain["params"])} == {"weight", "bias"}
+    assert {
+        name.rpartition(".")[2]
+        for name, p in model.named_parameters()
+        if any(p is q for q in plain["params"])
+    } == {"weight", "bias"}
     assert all(p.dim() == 1 for p in plain["params"])
 
 
@@ -30,12 +34,15 @@ def test_one_update_is_adamw_as_printed(make_run, model):
     before = copy.deepcopy(model)
     optimizer = make_optimizer(model, make_run().train)
     for parameter in model.parameters():
-        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+        parameter.grad = torch.randn(
+            parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())
+        )
     optimizer.step()
     for old, new in zip(before.parameters(), model.parameters(), strict=True):
         g = new.grad
         decayed = old * (1 - 3e-3 * 0.1) if old.dim() >= 2 else old
-        expected = decayed - 3e-3 * g / (g.abs() + 1e-8)  # after one step, m/(1-b1) = g and v/(1-b2) = g²
+        # after one step, m/(1-b1) = g and v/(1-b2) = g²
+        expected = decayed - 3e-3 * g / (g.abs() + 1e-8)
         assert torch.allclose(new, expected, atol=1e-6)
 
 
@@ -51,9 +58,14 @@ def test_clip_cuts_the_global_norm_and_reports_the_old_one(model):
 @pytest.mark.parametrize("lifted", [1.0, 8.0])
 def test_a_gradient_below_the_clip_is_only_brought_down_to_its_own_size(model, lifted):
     for parameter in model.parameters():
-        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * lifted / 64
+        parameter.grad = (
+            torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * lifted / 64
+        )
     before = [parameter.grad.clone() for parameter in model.parameters()]
     norm = clip_gradients(model, 1e4, Place(torch.device("cpu")), lifted)
     expected = torch.stack([gradient.norm() for gradient in before]).norm() / lifted
     assert norm.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert all(torch.equal(parameter.grad, gradient / lifted) for parameter, gradient in zip(model.parameters(), before, strict=True))
+    assert all(
+        torch.equal(parameter.grad, gradient / lifted)
+        for parameter, gradient in zip(model.parameters(), before, strict=True)
+    )

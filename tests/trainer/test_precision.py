@@ -70,4 +70,6 @@ def test_an_overflow_is_skipped_and_learnt_from(make_run):
     assert not stepper.clip_gradients().isfinite()
     stepper.skip()
     assert stepper.loss_scale.value == 2.0**59
-    assert all(torch.equal(old, new) for old, new in zip(before, stepper.model.parameters(), strict=True))
+    assert all(
+        torch.equal(old, new) for old, new in zip(before, stepper.model.parameters(), strict=True)
+    )

@@ -39,7 +39,9 @@ def test_another_tokenizer(make_run, copied):
 
 
 def test_too_few_tokens_for_one_window(make_run, shards):
-    with pytest.raises(InputError, match=r"the data has 6,000 tokens, too few for a context of 8,192\n.*--n-ctx"):
+    with pytest.raises(
+        InputError, match=r"the data has 6,000 tokens, too few for a context of 8,192\n.*--n-ctx"
+    ):
         check_run(make_run(n_ctx=8192, tokens=8192), read_manifest(shards))
 
 
@@ -56,7 +58,8 @@ def test_a_run_folder_that_holds_the_shards(make_run, copied):
 
 def test_a_disk_without_room_for_a_checkpoint(make_run, shards, monkeypatch):
     run = make_run()
-    free = (3 * 12 + 2 * 4) * run.model.parameters  # checkpoints, one more while it is written, the model and its copy
+    # checkpoints, one more while it is written, the model and its copy
+    free = (3 * 12 + 2 * 4) * run.model.parameters
     monkeypatch.setattr(forecast.shutil, "disk_usage", lambda where: SimpleNamespace(free=free))
     check_run(run, read_manifest(shards))
     free -= 1
@@ -90,7 +93,11 @@ def test_a_resume_of_another_run_is_refused_naming_the_difference(make_run, trai
 
 
 def test_differences_in_both_directions():
-    assert differences({"a": 1, "b": 2}, {"b": 3, "c": 4}) == ["a was 1, now None", "b was 2, now 3", "c was None, now 4"]
+    assert differences({"a": 1, "b": 2}, {"b": 3, "c": 4}) == [
+        "a was 1, now None",
+        "b was 2, now 3",
+        "c was None, now 4",
+    ]
 
 
 def test_stages_cannot_keep_documents_apart(make_run, shards):

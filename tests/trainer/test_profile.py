@@ -24,7 +24,9 @@ class Told(Events):
 def test_a_trace_and_the_top_operators(make_run):
     run, told = replace(make_run(), profile=True), Told()
     train(run, Place(torch.device("cpu")), told)
-    names = {event.get("name") for event in json.loads((run.out / TRACE).read_text())["traceEvents"]}
+    names = {
+        event.get("name") for event in json.loads((run.out / TRACE).read_text())["traceEvents"]
+    }
     assert "aten::addmm" in names
     assert any("aten::addmm" in text and "Self CPU" in text for text in told.texts)
 

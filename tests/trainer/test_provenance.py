@@ -1,4 +1,6 @@
-"""When, where and by what a run was made: told at the top of run.toml, and never in the way of reading it."""
+"""When, where and by what a run was made: told at the top of run.toml, and never in the way of
+reading it.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,10 @@ def test_a_resume_tells_what_changed_and_nothing_where_nothing_did(facts):
     told = read_provenance(moved)
     assert told.pop("resumed") == "2030-01-01T00:00:00Z; host b; torch 9.9"
     assert told == read_provenance(text), "how it began stays"
-    assert resumed(moved, {**facts, "date": "2031-01-01T00:00:00Z", "host": "b", "torch": "9.9"}) == moved
+    assert (
+        resumed(moved, {**facts, "date": "2031-01-01T00:00:00Z", "host": "b", "torch": "9.9"})
+        == moved
+    )
     back = resumed(moved, {**facts, "date": "2031-01-01T00:00:00Z"})
     assert read_provenance(back)["resumed"] == "2031-01-01T00:00:00Z; as at first"
     assert resumed(back, {**facts, "date": "2032-01-01T00:00:00Z"}) == back
@@ -72,7 +77,10 @@ def test_the_commit_of_a_checkout(tmp_path):
     assert commit(tmp_path) == HASH, "detached"
     write(git / "HEAD", "ref: refs/heads/main\n")
     assert commit(tmp_path) == "", "not born yet"
-    write(git / "packed-refs", f"# pack-refs with: peeled\n{OTHER} refs/heads/main-2\n{HASH} refs/heads/main\n")
+    write(
+        git / "packed-refs",
+        f"# pack-refs with: peeled\n{OTHER} refs/heads/main-2\n{HASH} refs/heads/main\n",
+    )
     assert commit(tmp_path) == HASH
     write(git / "refs/heads/main", f"{OTHER}\n")
     assert commit(tmp_path) == OTHER, "a loose reference is the newer one"
@@ -88,7 +96,9 @@ def test_the_commit_of_a_work_tree_beside_its_repository(tmp_path):
     assert commit(here) == HASH
 
 
-@pytest.mark.parametrize("head", ["", "ref: ", "ref: refs/heads/none", "ref: ../../secret", "nonsense", "\0"])
+@pytest.mark.parametrize(
+    "head", ["", "ref: ", "ref: refs/heads/none", "ref: ../../secret", "nonsense", "\0"]
+)
 def test_no_commit_is_no_failure(tmp_path, head):
     assert commit(tmp_path) == ""
     write(tmp_path / ".git/HEAD", head)

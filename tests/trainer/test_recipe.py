@@ -26,7 +26,13 @@ def test_the_papers_values(paper):
     recipe = paper_recipe(paper)
     assert (recipe["lr"], recipe["batch_tokens"]) == (paper.lr, paper.batch_tokens)
     beta2, weight_decay = (0.999, 0.01) if paper.paper == "GPT-1" else (0.95, 0.1)
-    assert (recipe["beta1"], recipe["beta2"], recipe["eps"], recipe["weight_decay"], recipe["clip"]) == (
+    assert (
+        recipe["beta1"],
+        recipe["beta2"],
+        recipe["eps"],
+        recipe["weight_decay"],
+        recipe["clip"],
+    ) == (
         0.9,
         beta2,
         1e-8,
@@ -34,17 +40,32 @@ def test_the_papers_values(paper):
         1.0,
     )
     if paper.paper == "GPT-3":
-        assert (recipe["tokens"], recipe["warmup_tokens"], recipe["decay_tokens"]) == (300e9, 375e6, 260e9)
+        assert (recipe["tokens"], recipe["warmup_tokens"], recipe["decay_tokens"]) == (
+            300e9,
+            375e6,
+            260e9,
+        )
         assert 4e9 <= recipe["ramp_tokens"] <= 12e9
         assert recipe["ramp_from"] == 32_000
 
 
 def test_tokens_scale_schedule_and_batch_and_nothing_else():
     recipe, whole = paper_recipe(find_size("350M"), 3_000_000), paper_recipe(find_size("350M"))
-    assert {name for name in whole if recipe[name] != whole[name]} == {"tokens", *SCALED, *SCALED_BATCH}
-    assert (recipe["warmup_tokens"], recipe["decay_tokens"], recipe["ramp_tokens"]) == (3750, 2_600_000, 40_000)
+    assert {name for name in whole if recipe[name] != whole[name]} == {
+        "tokens",
+        *SCALED,
+        *SCALED_BATCH,
+    }
+    assert (recipe["warmup_tokens"], recipe["decay_tokens"], recipe["ramp_tokens"]) == (
+        3750,
+        2_600_000,
+        40_000,
+    )
     assert recipe["batch_tokens"] == 6000, "a 500th, which is less than 2^19 / 100,000^0.383"
-    apart = {name: paper_recipe(find_size("350M"), 3_000_000, scale_batch=False)[name] for name in SCALED_BATCH}
+    apart = {
+        name: paper_recipe(find_size("350M"), 3_000_000, scale_batch=False)[name]
+        for name in SCALED_BATCH
+    }
     assert apart == {"batch_tokens": 2**19, "ramp_from": 32_000}
 
 
@@ -53,7 +74,9 @@ def test_at_the_papers_tokens_and_above_its_batch_is_exact(paper):
     whole = paper_recipe(paper)
     assert paper_recipe(paper, whole["tokens"]) == whole
     longer = paper_recipe(paper, 3 * whole["tokens"])
-    assert {name: longer[name] for name in SCALED_BATCH} == {name: whole[name] for name in SCALED_BATCH}
+    assert {name: longer[name] for name in SCALED_BATCH} == {
+        name: whole[name] for name in SCALED_BATCH
+    }
 
 
 @pytest.mark.parametrize(
@@ -75,7 +98,10 @@ def test_a_longer_run_has_no_smaller_batch_and_enough_steps(paper, tokens):
     here, more = paper_recipe(paper, tokens), paper_recipe(paper, tokens + tokens // 100 + 1)
     assert 0 <= here["batch_tokens"] <= more["batch_tokens"] <= paper.batch_tokens
     assert here["ramp_from"] <= here["batch_tokens"] or not here["ramp_tokens"]
-    assert tokens < TRAINING[paper.paper].tokens * 1e-4 or more["batch_tokens"] <= 1.1 * here["batch_tokens"], "no jumps"
+    assert (
+        tokens < TRAINING[paper.paper].tokens * 1e-4
+        or more["batch_tokens"] <= 1.1 * here["batch_tokens"]
+    ), "no jumps"
     if here["batch_tokens"] >= 10 and tokens < TRAINING[paper.paper].tokens:
         assert tokens / here["batch_tokens"] >= 0.95 * STEPS
 
@@ -105,12 +131,25 @@ def test_every_gpt3_size_is_its_own_nearest():
     assert nearest_paper(ModelConfig(n_layer=1, n_head=1, d_model=8, n_ctx=8)).name == "gpt3-small"
 
 
-@pytest.mark.parametrize(("tokens", "n_ctx", "whole"), [(100, 16, 96), (104, 16, 96), (105, 16, 112), (1, 16, 16), (2**19, 2048, 2**19)])
+@pytest.mark.parametrize(
+    ("tokens", "n_ctx", "whole"),
+    [(100, 16, 96), (104, 16, 96), (105, 16, 112), (1, 16, 16), (2**19, 2048, 2**19)],
+)
 def test_a_batch_is_whole_sequences(tokens, n_ctx, whole):
     assert whole_sequences(tokens, n_ctx) == whole
 
 
 def test_cadence_of_a_short_and_of_the_papers_run():
-    assert cadence(100_000, 1000) == {"checkpoint_every": 10, "eval_every": 5, "eval_tokens": 500, "keep": 2}
-    assert cadence(300_000_000_000, 2**19) == {"checkpoint_every": 1000, "eval_every": 500, "eval_tokens": 2**20, "keep": 2}
+    assert cadence(100_000, 1000) == {
+        "checkpoint_every": 10,
+        "eval_every": 5,
+        "eval_tokens": 500,
+        "keep": 2,
+    }
+    assert cadence(300_000_000_000, 2**19) == {
+        "checkpoint_every": 1000,
+        "eval_every": 500,
+        "eval_tokens": 2**20,
+        "keep": 2,
+    }
     assert min(cadence(1, 1000).values()) == 1

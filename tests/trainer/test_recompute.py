@@ -93,13 +93,16 @@ def test_attention_is_dear(form, operator, how):
         pytest.param(
             from_packed,
             "gptcli.packed_attend.default",
-            marks=pytest.mark.skipif(attention_kernel._kernel() is None, reason="no AMX here, or no compiler"),
+            marks=pytest.mark.skipif(
+                attention_kernel._kernel() is None, reason="no AMX here, or no compiler"
+            ),
         ),
         (flex, "flex_attention"),
     ],
 )
 def test_attention_is_dear_to_the_compiler(form, operator, how, monkeypatch):
-    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)  # has no backward pass on a CPU
+    # has no backward pass on a CPU
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
     torch._dynamo.reset()
     calls = Counter()
 

@@ -23,23 +23,40 @@ def make_large(make_run):
 
 @pytest.mark.parametrize(
     "layout",
-    ["dp=4", "shard=8", "tp=4", "pp=3", "dp=2,shard=4", "shard=4,tp=2", "dp=2,pp=2", "shard=2,pp=2", "dp=2,tp=2,pp=2"],
+    [
+        "dp=4",
+        "shard=8",
+        "tp=4",
+        "pp=3",
+        "dp=2,shard=4",
+        "shard=4,tp=2",
+        "dp=2,pp=2",
+        "shard=2,pp=2",
+        "dp=2,tp=2,pp=2",
+    ],
 )
 def test_what_is_built_is_what_cost_counts(make_large, layout):
     for untied in (False, True):
         run = make_large("gpt2", layout)
-        run = replace(run, model=replace(run.model, tied=not untied, n_layer=7 if "pp" in layout else 2))
+        run = replace(
+            run, model=replace(run.model, tied=not untied, n_layer=7 if "pp" in layout else 2)
+        )
         roles = rehearse(run, 24, SILENT)  # raises where they differ
         assert sum(role.processes for role in roles) == len(roles) * roles[0].processes
         assert all(role.traffic != StepTraffic() for role in roles)
 
 
 def test_interleaved_stages(make_large):
-    assert len(rehearse(make_large("gpt2", "pp=2", pipeline_schedule="interleaved1f1b"), 8, SILENT)) == 2
+    assert (
+        len(rehearse(make_large("gpt2", "pp=2", pipeline_schedule="interleaved1f1b"), 8, SILENT))
+        == 2
+    )
 
 
 def test_fp8_needs_neither_its_library_nor_a_gpu_of_its_own(make_large):
-    assert rehearse(make_large("gpt2", "shard=2", precision="fp8"), 8, SILENT) == rehearse(make_large("gpt2", "shard=2"), 8, SILENT)
+    assert rehearse(make_large("gpt2", "shard=2", precision="fp8"), 8, SILENT) == rehearse(
+        make_large("gpt2", "shard=2"), 8, SILENT
+    )
 
 
 def test_a_difference_is_told(make_large, monkeypatch):
@@ -59,4 +76,8 @@ def test_gpt3_on_1024_processes(make_large):
 def test_13b_on_64_shards(make_large):
     (role,) = rehearse(make_large("13B", "shard=64"), 512, SILENT)
     assert role.processes == 64
-    assert role.parameters[0] * 64 <= ModelConfig.from_paper(find_size("13B")).parameters <= role.parameters[1] * 64
+    assert (
+        role.parameters[0] * 64
+        <= ModelConfig.from_paper(find_size("13B")).parameters
+        <= role.parameters[1] * 64
+    )

@@ -1,4 +1,6 @@
-"""Charts: whatever the curve, well-formed, inside the picture, and with axes that a person can read."""
+"""Charts: whatever the curve, well-formed, inside the picture, and with axes that a person can
+read.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def parsed(text: str) -> ElementTree.Element:
 
 def drawn(root: ElementTree.Element) -> list[list[tuple[float, float]]]:
     paths = root.findall("svg/svg/path")
-    return [[tuple(map(float, pair.split())) for pair in path.get("d")[1:].split("L")] for path in paths]
+    return [
+        [tuple(map(float, pair.split())) for pair in path.get("d")[1:].split("L")] for path in paths
+    ]
 
 
 @given(curves, st.booleans(), st.booleans())
@@ -63,12 +67,21 @@ def test_a_run_that_begins_far_above_is_cut_there_and_says_so():
 
 
 def test_pointed_at_it_tells_every_curve_s_value():
-    root = parsed(chart("Loss", {"a & b": [(n * 1000.0, 3.0 - n / 1000) for n in range(500)], "val": [(0.0, 2.5), (9e3, 2.25)]}))
+    root = parsed(
+        chart(
+            "Loss",
+            {
+                "a & b": [(n * 1000.0, 3.0 - n / 1000) for n in range(500)],
+                "val": [(0.0, 2.5), (9e3, 2.25)],
+            },
+        )
+    )
     strips = root.findall("svg/g[@class='at']")
     assert len(strips) == COLUMNS
     words = [[part.text for part in strip.iterfind("g/text/tspan")] for strip in strips]
     assert words[0] == ["0 tokens", "val 2.5"]
-    assert words[1] == ["6.5k tokens", "a & b 2.994", "val 2.25"]  # of two points the mean, and of another curve the nearest
+    # of two points the mean, and of another curve the nearest
+    assert words[1] == ["6.5k tokens", "a & b 2.994", "val 2.25"]
     assert words[-1] == ["498.5k tokens", "a & b 2.502"]  # val has ended
     rects = [strip.find("rect") for strip in strips]
     ends = [float(rect.get("x")) + float(rect.get("width")) for rect in rects]
@@ -111,7 +124,11 @@ def test_ticks_are_round_few_and_told_apart(low, high):
     step = tick_step(low, high)
     values = ticks(low, high, step)
     assert 1 <= len(values) <= 6
-    assert len({tick_text(value, step) for value in values}) == len(values) or step < 1e-6 or abs(high) / step > 1e6
+    assert (
+        len({tick_text(value, step) for value in values}) == len(values)
+        or step < 1e-6
+        or abs(high) / step > 1e6
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,7 +151,14 @@ def test_tick_text(value, step, text):
 
 def test_the_nearest_point():
     curve = [(0.0, 1.0), (10.0, 2.0), (20.0, 3.0)]
-    assert [nearest(curve, x) for x in (-1.0, 0.0, 4.0, 6.0, 20.0, 21.0)] == [None, curve[0], curve[0], curve[1], curve[2], None]
+    assert [nearest(curve, x) for x in (-1.0, 0.0, 4.0, 6.0, 20.0, 21.0)] == [
+        None,
+        curve[0],
+        curve[0],
+        curve[1],
+        curve[2],
+        None,
+    ]
 
 
 def labels(text: str) -> list[str]:
@@ -146,7 +170,9 @@ def test_the_axis_ends_on_the_round_number_that_the_run_just_misses():
     assert labels(chart("Loss", {"": curve}))[-6:] == ["0", "200k", "400k", "600k", "800k", "1.0M"]
     frame, _, _ = framed([[(0.0, 1.0), (900e3, 2.0)]], log_x=False, from_zero=False)
     assert frame.x_high == 900e3, "and a run that is on its way where it is"
-    assert labels(chart("Loss", {"": curve}))[0] == "tokens", "the unit stands apart from the numbers"
+    assert labels(chart("Loss", {"": curve}))[0] == "tokens", (
+        "the unit stands apart from the numbers"
+    )
 
 
 @given(st.floats(8, 12), st.floats(1, 4), st.integers(40, 400))
@@ -165,10 +191,14 @@ def test_a_running_mean_counts_points_by_how_far_they_reach():
     """The last batch of a run may be a hundredth of the others."""
     curve = [(100.0 * n, 3.0) for n in range(1, 101)] + [(10_001.0, 9.0)]
     assert smoothed(curve)[-1][1] == pytest.approx(3 + 6 * 1 / 201)
-    assert thinned([*curve, *((10_001.0 + 100 * n, 3.0) for n in range(1, 700))])[50][1] == pytest.approx(3 + 6 * 1 / 101)
+    assert thinned([*curve, *((10_001.0 + 100 * n, 3.0) for n in range(1, 700))])[50][
+        1
+    ] == pytest.approx(3 + 6 * 1 / 101)
 
 
 def test_faint_points_behind_a_mean_are_inside_but_for_a_few():
     noisy = [(float(n), 3 + (0.5 if n % 2 else -0.5)) for n in range(1, 1000)] + [(1000.0, 9.0)]
-    frame, _, _ = framed([[(float(n), 3.0) for n in range(1, 1001)]], log_x=False, from_zero=False, behind=[noisy])
+    frame, _, _ = framed(
+        [[(float(n), 3.0) for n in range(1, 1001)]], log_x=False, from_zero=False, behind=[noisy]
+    )
     assert 2.25 < frame.y_low <= 2.5 < 3.5 <= frame.y_high < 3.75, "and not at 9"

@@ -1,5 +1,5 @@
-"""A run that is killed and resumed is the run that never was. Processes are forked from a server that has imported torch, so that a start
-takes a fraction of a second."""
+"""A run that is killed and resumed is the run that never was. Processes are forked from a server
+that has imported torch, so that a start takes a fraction of a second."""
 
 from __future__ import annotations
 
@@ -62,8 +62,9 @@ def server():
 
 @pytest.fixture
 def start(server, free_port):
-    """Start all processes of a run. The first one kills itself with -9 once so many `tokens` are done, or at the so manieth of the calls
-    by which files become whole, most of which belong to a checkpoint."""
+    """Start all processes of a run. The first one kills itself with -9 once so many `tokens` are
+    done, or at the so manieth of the calls by which files become whole, most of which belong to a
+    checkpoint."""
 
     def start_processes(run, *, tokens=float("inf"), calls=0):
         world = parse_layout(run.train.layout).processes
@@ -109,13 +110,17 @@ def loss_at(out, step=None):
 
 
 def same_model(one, other):
-    return (one.out / "model.safetensors").read_bytes() == (other.out / "model.safetensors").read_bytes()
+    return (one.out / "model.safetensors").read_bytes() == (
+        other.out / "model.safetensors"
+    ).read_bytes()
 
 
 def test_killed_and_resumed_is_the_whole_run_to_the_bit(make_run, start, finish):
     options = {"checkpoint_every": 6, "micro_batch": 1, "dropout": 0.1}
     for layout in ("dp=1", "shard=2", "tp=2", "pp=2"):
-        whole, killed = (make_run(f"{layout} {name}", layout=layout, **options) for name in ("whole", "killed"))
+        whole, killed = (
+            make_run(f"{layout} {name}", layout=layout, **options) for name in ("whole", "killed")
+        )
         finish(whole)
         processes = start(killed, tokens=15 * 64)
         processes[0].join()
@@ -134,7 +139,9 @@ def test_any_layout_goes_on_where_another_stopped(make_run, start, finish):
     processes = start(half, tokens=15 * 64)
     processes[0].join()
     kill(processes)
-    assert loss_at(half.out) == pytest.approx(loss_at(plain.out, 12), abs=TOLERANCE), "the newest checkpoint of a killed run is a model"
+    assert loss_at(half.out) == pytest.approx(loss_at(plain.out, 12), abs=TOLERANCE), (
+        "the newest checkpoint of a killed run is a model"
+    )
     for layout in ("dp=1", "tp=2", "pp=2", "dp=2,shard=2", "tp=2,pp=2"):
         moved = make_run(layout, layout=layout, **options)
         shutil.copytree(half.out, moved.out)
@@ -142,14 +149,23 @@ def test_any_layout_goes_on_where_another_stopped(make_run, start, finish):
         assert losses(moved) == pytest.approx(losses(plain), abs=TOLERANCE), layout
         one, other = (load_file(run.out / "model.safetensors") for run in (plain, moved))
         assert one.keys() == other.keys()
-        assert loss_at(moved.out, 18) == pytest.approx(loss_at(plain.out, 18), abs=TOLERANCE), layout
+        assert loss_at(moved.out, 18) == pytest.approx(loss_at(plain.out, 18), abs=TOLERANCE), (
+            layout
+        )
 
 
 @pytest.mark.parametrize(("layout", "kills"), [("dp=1", KILLS), ("shard=2", -(-KILLS // 5))])
 def test_killed_at_random_moments_and_inside_checkpoints(make_run, start, finish, layout, kills):
-    """Every resume succeeds, none loses more than one checkpoint interval, and the end is the run that was never killed."""
+    """Every resume succeeds, none loses more than one checkpoint interval, and the end is the run
+    that was never killed.
+    """
     every, apart = 9, 30  # steps between checkpoints, and on average between kills
-    options = {"tokens": 64 * apart * kills, "checkpoint_every": every, "dropout": 0.1, "layout": layout}
+    options = {
+        "tokens": 64 * apart * kills,
+        "checkpoint_every": every,
+        "dropout": 0.1,
+        "layout": layout,
+    }
     whole, killed = (make_run(name, **options) for name in ("whole", "killed"))
     start_time = time.monotonic()
     finish(whole)
@@ -159,11 +175,15 @@ def test_killed_at_random_moments_and_inside_checkpoints(make_run, start, finish
     inside = lost = 0
     for number in range(kills):
         before = log.stat().st_mtime_ns if log.exists() else 0
-        processes = start(replace(killed, resume=True), calls=chance.randrange(1, 70) if number % 2 else 0)
+        processes = start(
+            replace(killed, resume=True), calls=chance.randrange(1, 70) if number % 2 else 0
+        )
         if number % 2:
             processes[0].join()
         else:
-            while processes[0].is_alive() and (not log.exists() or log.stat().st_mtime_ns == before):
+            while processes[0].is_alive() and (
+                not log.exists() or log.stat().st_mtime_ns == before
+            ):
                 time.sleep(0.01)
             processes[0].join(chance.uniform(0, slowly))
         kill(chance.sample(processes, len(processes)))
@@ -175,4 +195,6 @@ def test_killed_at_random_moments_and_inside_checkpoints(make_run, start, finish
     finish(replace(killed, resume=True))
     assert same_model(whole, killed)
     assert losses(whole) == losses(killed)
-    print(f"{layout}: {kills} kills up to step {at} of {apart * kills}, {inside} inside a checkpoint, at most {lost} steps lost")
+    print(
+        f"{layout}: {kills} kills up to step {at} of {apart * kills}, {inside} inside a checkpoint, at most {lost} steps lost"
+    )

@@ -16,7 +16,9 @@ def test_every_checkpoint_writes_what_its_model_would(make_run, train_here):
     assert [row["step"] for row in rows] == [20, 20]  # the only checkpoint is the last
     loaded = load(run.out, device="cpu", precision="fp32")
     for number, (row, prompt) in enumerate(zip(rows, prompts(run), strict=True)):
-        alone = Row(prompt, max_tokens=LENGTH, generator=sample_generator(3, number), stop_id=run.eot_id)
+        alone = Row(
+            prompt, max_tokens=LENGTH, generator=sample_generator(3, number), stop_id=run.eot_id
+        )
         assert list(decode(loaded.model, [alone], RULES, batch=1)) == [alone]
         assert row["text"] == loaded.tokenizer.decode(alone.tokens)
     assert row["prompt"] == loaded.tokenizer.decode(prompt)
@@ -24,11 +26,15 @@ def test_every_checkpoint_writes_what_its_model_would(make_run, train_here):
     assert "Samples" in (run.out / "report.html").read_text()
 
 
-def test_prompts_are_end_of_text_and_places_of_the_validation_text(make_run, write_shards, tmp_path):
+def test_prompts_are_end_of_text_and_places_of_the_validation_text(
+    make_run, write_shards, tmp_path
+):
     run = make_run(samples=3)
     first, *others = prompts(run)
     assert first == [run.eot_id]
     assert [len(other) for other in others] == [PROMPT] * 2
     assert others[0] != others[1]
     assert prompts(run) == prompts(run)
-    assert prompts(make_run(samples=3, data=write_shards(tmp_path / "bare", val=0))) == [[run.eot_id]]
+    assert prompts(make_run(samples=3, data=write_shards(tmp_path / "bare", val=0))) == [
+        [run.eot_id]
+    ]

@@ -1,4 +1,6 @@
-"""Learning rate and batch against the closed forms of GPT-3, Appendix B, written here a second time."""
+"""Learning rate and batch against the closed forms of GPT-3, Appendix B, written here a second
+time.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,30 @@ MACHINE = {
     "seed": 0, "micro_batch": 1, "layout": "dp=1", "precision": "fp32", "compile": False, "checkpoint_every": 1, "eval_every": 1,
     "eval_tokens": 1, "keep": 1,
 }  # fmt: skip
-COUNTS = [1, 10**6, 10**7, 10**8, 187_500_000, 374_999_999, 375_000_000, 376 * 10**6, 5 * 10**8, 10**9, 2 * 10**9, 3_999_999_999]
-COUNTS += [4 * 10**9, 7 * 10**9, 10**10, 5 * 10**10, 130 * 10**9, 2 * 10**11, 260 * 10**9, 300 * 10**9]
+COUNTS = [
+    1,
+    10**6,
+    10**7,
+    10**8,
+    187_500_000,
+    374_999_999,
+    375_000_000,
+    376 * 10**6,
+    5 * 10**8,
+    10**9,
+    2 * 10**9,
+    3_999_999_999,
+]
+COUNTS += [
+    4 * 10**9,
+    7 * 10**9,
+    10**10,
+    5 * 10**10,
+    130 * 10**9,
+    2 * 10**11,
+    260 * 10**9,
+    300 * 10**9,
+]
 
 
 def paper_schedule(size: str, tokens: int | None = None) -> Schedule:
@@ -30,7 +54,8 @@ def paper_schedule(size: str, tokens: int | None = None) -> Schedule:
     return Schedule(TrainConfig(**paper_recipe(paper, tokens), **MACHINE), paper.n_ctx)
 
 
-TABLE = {  # learning rate and batch of Table 2.1, and the tokens of the ramp: Appendix B says 4 to 12 billion
+# learning rate and batch of Table 2.1, and the tokens of the ramp: Appendix B says 4 to 12 billion
+TABLE = {
     "125M": (6e-4, 2**19, 4e9), "350M": (3e-4, 2**19, 4e9), "760M": (2.5e-4, 2**19, 4e9), "1.3B": (2e-4, 2**20, 4e9),
     "2.7B": (1.6e-4, 2**20, 8e9), "6.7B": (1.2e-4, 2**21, 8e9), "13B": (1e-4, 2**21, 8e9), "175B": (0.6e-4, 1536 * 2048, 12e9),
 }  # fmt: skip
@@ -39,7 +64,10 @@ TABLE = {  # learning rate and batch of Table 2.1, and the tokens of the ramp: A
 def closed_lr(tokens: float, lr: float, warmup: float, decay: float) -> float:
     if tokens <= warmup:
         return lr * tokens / warmup
-    return 0.1 * lr + 0.9 * lr * math.cos(min(1.0, (tokens - warmup) / (decay - warmup)) * math.pi / 2) ** 2
+    return (
+        0.1 * lr
+        + 0.9 * lr * math.cos(min(1.0, (tokens - warmup) / (decay - warmup)) * math.pi / 2) ** 2
+    )
 
 
 @pytest.mark.parametrize("size", TABLE)
@@ -48,19 +76,41 @@ def test_closed_forms_at_twenty_token_counts(size):
     lr, batch, ramp = TABLE[size]
     assert len(set(COUNTS)) == 20
     for tokens in COUNTS:
-        assert schedule.lr(tokens) == pytest.approx(closed_lr(tokens, lr, 375e6, 260e9), rel=1e-12), tokens
+        assert schedule.lr(tokens) == pytest.approx(
+            closed_lr(tokens, lr, 375e6, 260e9), rel=1e-12
+        ), tokens
         sequences = tokens // 2048
         if sequences < schedule.total - batch // 2048:
             grown = min(Fraction(sequences * 2048) / int(ramp), 1)
-            assert schedule.batch(sequences) == math.floor(16 + (batch // 2048 - 16) * grown), tokens  # 16 sequences are the 32k tokens
-            assert schedule.batch(sequences) * 2048 == pytest.approx(min(32_000 + (batch - 32_000) * tokens / ramp, batch), abs=3000)
+            # 16 sequences are the 32k tokens
+            assert schedule.batch(sequences) == math.floor(16 + (batch // 2048 - 16) * grown), (
+                tokens
+            )
+            assert schedule.batch(sequences) * 2048 == pytest.approx(
+                min(32_000 + (batch - 32_000) * tokens / ramp, batch), abs=3000
+            )
 
 
-@pytest.mark.parametrize(("size", "micro_batch"), list(zip(TABLE, [1, 2, 3, 4, 5, 7, 12, 16], strict=True)))
+@pytest.mark.parametrize(
+    ("size", "micro_batch"), list(zip(TABLE, [1, 2, 3, 4, 5, 7, 12, 16], strict=True))
+)
 def test_a_run_takes_these_steps_whatever_the_micro_batch(make_run, train_here, size, micro_batch):
-    """Each size's recipe scaled to 12,000 tokens, the batch from 2 to 12 sequences of 16: what the run logs, at every step."""
-    recipe = paper_recipe(find_size(size), 12_000) | {"batch_tokens": 192, "ramp_from": 32, "warmup_tokens": 500}
-    run = make_run(**recipe, micro_batch=micro_batch, n_layer=1, d_model=4, eval_every=1000, checkpoint_every=1000)
+    """Each size's recipe scaled to 12,000 tokens, the batch from 2 to 12 sequences of 16: what the
+    run logs, at every step.
+    """
+    recipe = paper_recipe(find_size(size), 12_000) | {
+        "batch_tokens": 192,
+        "ramp_from": 32,
+        "warmup_tokens": 500,
+    }
+    run = make_run(
+        **recipe,
+        micro_batch=micro_batch,
+        n_layer=1,
+        d_model=4,
+        eval_every=1000,
+        checkpoint_every=1000,
+    )
     train_here(run)
     done, lines = 0, read_metrics(run.out)
     for line in lines:
@@ -68,7 +118,9 @@ def test_a_run_takes_these_steps_whatever_the_micro_batch(make_run, train_here, 
         assert line["batch_tokens"] == min(16 * math.floor(expected), 12_000 - done)
         done += line["batch_tokens"]
         assert line["tokens"] == done
-        assert line["lr"] == pytest.approx(closed_lr(done, TABLE[size][0], 500, recipe["decay_tokens"]), rel=1e-12)
+        assert line["lr"] == pytest.approx(
+            closed_lr(done, TABLE[size][0], 500, recipe["decay_tokens"]), rel=1e-12
+        )
     assert done == 12_000
     assert len(lines) > 60
 
@@ -96,7 +148,12 @@ def test_without_warm_up_or_decay(make_run):
 )
 def test_steps_cover_the_run_exactly(total, full, first, ramp, n_ctx):
     recipe = paper_recipe(find_size("125M"))
-    recipe |= {"tokens": total * n_ctx, "batch_tokens": full * n_ctx, "ramp_from": first * n_ctx, "ramp_tokens": ramp * n_ctx}
+    recipe |= {
+        "tokens": total * n_ctx,
+        "batch_tokens": full * n_ctx,
+        "ramp_from": first * n_ctx,
+        "ramp_tokens": ramp * n_ctx,
+    }
     schedule = Schedule(TrainConfig(**recipe, **MACHINE), n_ctx)
     position, batches = Position(), []
     while position.sequences < total:
@@ -111,7 +168,9 @@ def test_steps_cover_the_run_exactly(total, full, first, ramp, n_ctx):
 def test_a_batch_that_follows_doubles_at_set_steps_and_never_shrinks(make_run):
     schedule = Schedule(make_run(batch_tokens=160, follow_noise=True, ramp_from=32).train, 16)
     assert (schedule.first, schedule.full) == (2, 10)
-    assert schedule.followed(2, GROW_EVERY, 64.0) == schedule.followed(2, 64, 64.0) == 4, "every 64th step"
+    assert schedule.followed(2, GROW_EVERY, 64.0) == schedule.followed(2, 64, 64.0) == 4, (
+        "every 64th step"
+    )
     assert schedule.followed(2, GROW_EVERY, 63.9) == 2
     assert schedule.followed(2, GROW_EVERY + 1, 1e9) == 2
     assert schedule.followed(2, GROW_EVERY, None) == 2
@@ -145,10 +204,17 @@ def test_steps_until_a_number_of_tokens(make_run):
     upto=st.none() | st.integers(0, 6000),
 )
 def test_steps_are_counted_as_they_are_walked(tokens, n_ctx, batch, first, ramp, upto):
-    recipe = paper_recipe(find_size("125M"), tokens) | {"batch_tokens": batch, "ramp_from": first, "ramp_tokens": ramp}
+    recipe = paper_recipe(find_size("125M"), tokens) | {
+        "batch_tokens": batch,
+        "ramp_from": first,
+        "ramp_tokens": ramp,
+    }
     tokens = max(tokens, n_ctx)
     schedule = Schedule(TrainConfig(**{**recipe, "tokens": tokens}, **MACHINE), n_ctx)
-    end, position = schedule.total if upto is None else min(schedule.total, -(-upto // n_ctx)), Position()
+    end, position = (
+        schedule.total if upto is None else min(schedule.total, -(-upto // n_ctx)),
+        Position(),
+    )
     while position.sequences < end:
         position = schedule.after(position)
     assert schedule.steps(upto) == position.step
@@ -157,6 +223,8 @@ def test_steps_are_counted_as_they_are_walked(tokens, n_ctx, batch, first, ramp,
 def test_the_steps_of_a_run_of_any_length_are_counted_at_once(monkeypatch):
     schedule, looks = paper_schedule("13B", 10**15), []
     batch = schedule.batch
-    monkeypatch.setattr(schedule, "batch", lambda sequences: looks.append(sequences) or batch(sequences))
+    monkeypatch.setattr(
+        schedule, "batch", lambda sequences: looks.append(sequences) or batch(sequences)
+    )
     assert schedule.steps() > 10**8
     assert len(looks) <= 2**21 // 2048

@@ -8,7 +8,9 @@ from gptcli.papers.models import MODELS
 from gptcli.trainer.sizing import MAX_SMALL_LR, scaled_lr, small_lr
 
 
-@pytest.mark.parametrize("paper", [model for model in MODELS if model.paper == "GPT-3"], ids=lambda paper: paper.name)
+@pytest.mark.parametrize(
+    "paper", [model for model in MODELS if model.paper == "GPT-3"], ids=lambda paper: paper.name
+)
 def test_every_size_has_its_own(paper) -> None:
     assert scaled_lr(paper.parameters) == pytest.approx(paper.lr)
 

@@ -55,10 +55,14 @@ def test_a_resume_needs_nothing_of_the_run_that_it_started_from(make_run, train_
         train(broken, CPU, KilledAt(192))  # before its first checkpoint
     shutil.rmtree(source.out)
     train_here(replace(broken, resume=True))
-    assert (whole.out / "model.safetensors").read_bytes() == (broken.out / "model.safetensors").read_bytes()
+    assert (whole.out / "model.safetensors").read_bytes() == (
+        broken.out / "model.safetensors"
+    ).read_bytes()
     other = make_run("other", seed=5)
     train_here(other)
-    assert (whole.out / "model.safetensors").read_bytes() != (other.out / "model.safetensors").read_bytes()
+    assert (whole.out / "model.safetensors").read_bytes() != (
+        other.out / "model.safetensors"
+    ).read_bytes()
 
 
 def test_the_newest_is_taken_when_the_step_has_gone_meanwhile(source, tmp_path):
@@ -78,7 +82,11 @@ def test_copies_where_there_are_no_links(source, tmp_path, monkeypatch):
     monkeypatch.setattr("gptcli.trainer.start.os.link", refused)
     keep_start(source.out, tmp_path / "copied", 8, SILENT, newest=False)
     linked, copied = (
-        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        {
+            path.relative_to(folder): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
         for folder in (tmp_path / "linked", tmp_path / "copied")
     )
     assert linked == copied

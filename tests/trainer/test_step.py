@@ -21,7 +21,9 @@ def gradients(run, micro_batch, count=7, step=1):
     """Gradient and loss of `count` sequences, `micro_batch` at a time."""
     stepper = build(run, PLACE, SILENT)
     order = Windows(open_split(run.data, "train"), run.model.n_ctx, 0)
-    loss = stepper.gradients(micro_batches(order, 0, count, micro_batch, PLACE), count * run.model.n_ctx, step)
+    loss = stepper.gradients(
+        micro_batches(order, 0, count, micro_batch, PLACE), count * run.model.n_ctx, step
+    )
     return {name: p.grad for name, p in stepper.model.named_parameters()}, loss
 
 
@@ -30,7 +32,9 @@ def test_accumulated_gradients_are_those_of_the_mean_loss(make_run, micro_batch)
     run = make_run(d_model=32, attention="banded", band=3)
     grads, loss = gradients(run, micro_batch)
     model = build(run, PLACE, SILENT).model
-    x, y = (torch.from_numpy(part) for part in Windows(open_split(run.data, "train"), 16, 0).batch(0, 7))
+    x, y = (
+        torch.from_numpy(part) for part in Windows(open_split(run.data, "train"), 16, 0).batch(0, 7)
+    )
     mean = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
     mean.backward()
     assert loss.item() / (7 * 16) == pytest.approx(mean.item(), rel=1e-6)
@@ -49,4 +53,15 @@ def test_dropout_depends_on_seed_step_rank_and_micro_batch_alone(make_run):
     assert not torch.equal(first["wte.weight"], later["wte.weight"])
     other, _ = gradients(replace(run, train=replace(run.train, seed=2)), 2)
     assert not torch.equal(first["wte.weight"], other["wte.weight"])
-    assert len({dropout_seed(seed, step, rank, micro) for seed in (0, 1) for step in (0, 1) for rank in (0, 1) for micro in (0, 1)}) == 16
+    assert (
+        len(
+            {
+                dropout_seed(seed, step, rank, micro)
+                for seed in (0, 1)
+                for step in (0, 1)
+                for rank in (0, 1)
+                for micro in (0, 1)
+            }
+        )
+        == 16
+    )

@@ -1,4 +1,6 @@
-"""A run that was stopped or is still going on is a model: its newest checkpoint, or the one asked for, in gpt and in transformers."""
+"""A run that was stopped or is still going on is a model: its newest checkpoint, or the one asked
+for, in gpt and in transformers.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +35,20 @@ from gptcli.trainer.loop import train
 from gptcli.trainer.schedule import Position
 
 CPU = Place(torch.device("cpu"))
-KINDS = {"dense": {}, "untied": {"tied": False}, "banded": {"attention": "banded", "band": 5}, "gpt1": {"norm": "post"}}
+KINDS = {
+    "dense": {},
+    "untied": {"tied": False},
+    "banded": {"attention": "banded", "band": 5},
+    "gpt1": {"norm": "post"},
+}
 TOLERANCE = {"banded": 1e-3}  # a GPT-Neo computes the same from other numbers
 IDX = torch.arange(32).view(2, 16) * 5 % 256
 
 
 class Told(Events):
-    """Keeps what is said; sends this process `number` once `tokens` are done, or raises if it is None."""
+    """Keeps what is said; sends this process `number` once `tokens` are done, or raises if it is
+    None.
+    """
 
     def __init__(self, tokens: float = float("inf"), number: int | None = None) -> None:
         self.tokens, self.number, self.texts = tokens, number, []
@@ -68,7 +77,9 @@ def logits(model):
 
 
 def of_checkpoint(run, step):
-    """The logits of the tensors in a checkpoint of one process, read without any of gpt's readers."""
+    """The logits of the tensors in a checkpoint of one process, read without any of gpt's
+    readers.
+    """
     model = GPT(run.model).eval()
     state = load_file(folder_of(run.out, step) / "model.safetensors")
     model.load_state_dict(state, strict=False)
@@ -93,14 +104,17 @@ def test_a_stopped_run_is_read_everywhere(make_run, train_here, kind):
     loaded = load(run.out, events=events, device="cpu", precision="fp32")
     assert events.texts == [f"reading step 11 of {run.out}, a run that is not finished"]
     assert (loaded.source.step, loaded.source.checkpoint) == (11, folder_of(run.out, 11))
-    torch.testing.assert_close(logits(loaded.model), of_checkpoint(run, 11), atol=1e-5, rtol=0)  # in loops of our own
+    # in loops of our own
+    torch.testing.assert_close(logits(loaded.model), of_checkpoint(run, 11), atol=1e-5, rtol=0)
     newest = logits(load_model(run.out))
     assert torch.equal(newest, of_checkpoint(run, 11))
     assert torch.equal(logits(load_model(run.out, step=8)), of_checkpoint(run, 8))
     assert torch.equal(logits(load_model(folder_of(run.out, 8))), of_checkpoint(run, 8))
     assert not torch.equal(of_checkpoint(run, 8), of_checkpoint(run, 11))
     assert copied_step(run.out) == 11
-    torch.testing.assert_close(in_transformers(run.out), of_checkpoint(run, 11), atol=TOLERANCE.get(kind, 1e-5), rtol=0)
+    torch.testing.assert_close(
+        in_transformers(run.out), of_checkpoint(run, 11), atol=TOLERANCE.get(kind, 1e-5), rtol=0
+    )
     card = (run.out / "README.md").read_text()
     assert "Unfinished: training is still going on, or was stopped" in card
     assert "| Trained on | 704 tokens in 11 steps" in card
@@ -109,7 +123,9 @@ def test_a_stopped_run_is_read_everywhere(make_run, train_here, kind):
     events = Told()
     assert load(run.out, events=events, device="cpu", precision="fp32").source.step == 11
     assert events.texts == [f"reading step 11 of {run.out}, a run that is not finished"]
-    torch.testing.assert_close(logits(load_model(run.out)), newest, atol=TOLERANCE.get(kind, 0), rtol=0)
+    torch.testing.assert_close(
+        logits(load_model(run.out)), newest, atol=TOLERANCE.get(kind, 0), rtol=0
+    )
 
 
 def test_nothing_is_left_of_it_in_a_finished_run(make_run, train_here):
@@ -122,7 +138,10 @@ def test_nothing_is_left_of_it_in_a_finished_run(make_run, train_here):
     assert load(run.out, events=events, device="cpu", precision="fp32").source.step is None
     assert events.texts == []
     assert torch.equal(logits(load_model(run.out)), of_checkpoint(run, 20))
-    assert load(run.out, checkpoint=16, events=events, device="cpu", precision="fp32").source.step == 16
+    assert (
+        load(run.out, checkpoint=16, events=events, device="cpu", precision="fp32").source.step
+        == 16
+    )
     assert events.texts == [f"reading step 16 of {run.out}"]
 
 
@@ -141,10 +160,15 @@ def test_a_run_killed_at_any_step_is_its_newest_checkpoint(make_run, step):
         return
     model, source = open_model(run.out)
     assert source.step == newest
-    assert f"| Trained on | {newest * 64:,} tokens in {newest} steps" in (run.out / "README.md").read_text()
+    assert (
+        f"| Trained on | {newest * 64:,} tokens in {newest} steps"
+        in (run.out / "README.md").read_text()
+    )
     assert torch.equal(logits(model), of_checkpoint(run, newest))
     if (run.out / "model.safetensors.index.json").exists():  # written in the background
-        torch.testing.assert_close(in_transformers(run.out), of_checkpoint(run, copied_step(run.out)), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            in_transformers(run.out), of_checkpoint(run, copied_step(run.out)), atol=1e-5, rtol=0
+        )
 
 
 def test_a_resumed_run_begins_with_the_card_of_its_checkpoint(make_run):
@@ -169,7 +193,10 @@ def test_a_full_disk_leaves_the_card_of_an_earlier_step(make_run, monkeypatch):
     with pytest.raises(Killed):
         train(run, CPU, Told(13 * 64))
     assert open_model(run.out)[1].step == 12
-    assert "| State | unfinished, at step 8 when this was written" in (run.out / "README.md").read_text()
+    assert (
+        "| State | unfinished, at step 8 when this was written"
+        in (run.out / "README.md").read_text()
+    )
 
 
 def test_a_run_that_is_going_on_is_read_at_every_step(make_run):
@@ -191,8 +218,12 @@ def save(store, model, step):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(step)
-    parameters = {name: parameter for name, parameter in model.named_parameters() if name != "lm_head.weight"}
-    store.save(State(Position(step, step), {}, {}), parameters, torch.optim.SGD(model.parameters(), 1.0))
+    parameters = {
+        name: parameter for name, parameter in model.named_parameters() if name != "lm_head.weight"
+    }
+    store.save(
+        State(Position(step, step), {}, {}), parameters, torch.optim.SGD(model.parameters(), 1.0)
+    )
     store.wait()
 
 
@@ -275,10 +306,18 @@ def test_a_kill_at_any_moment_leaves_a_folder_that_transformers_loads(written, m
     """Each call by which a file becomes whole is the last one in turn."""
     out, _ = written
     config = weights.read_model_config(out)
-    tensors = {step: {n: torch.full_like(t, step / 50) for n, t in GPT(config).state_dict().items()} for step in (1, 2)}
+    tensors = {
+        step: {n: torch.full_like(t, step / 50) for n, t in GPT(config).state_dict().items()}
+        for step in (1, 2)
+    }
     save_unfinished(out, tensors[1], config, 1)
-    steps = [call_and_die(out, monkeypatch, at, lambda: save_unfinished(out, tensors[2], config, 2)) for at in range(1, 4)]
-    assert steps == [1, 1, 2], "before the file is on disk, before it has its name, and before the folder is on disk"
+    steps = [
+        call_and_die(out, monkeypatch, at, lambda: save_unfinished(out, tensors[2], config, 2))
+        for at in range(1, 4)
+    ]
+    assert steps == [1, 1, 2], (
+        "before the file is on disk, before it has its name, and before the folder is on disk"
+    )
     save_unfinished(out, tensors[2], config, 2)
 
     def finish():
@@ -290,7 +329,9 @@ def test_a_kill_at_any_moment_leaves_a_folder_that_transformers_loads(written, m
 
 
 def call_and_die(out, monkeypatch, at, call):
-    """The step of the copy that transformers reads after `call` died at call number `at`, None if it reads the finished model."""
+    """The step of the copy that transformers reads after `call` died at call number `at`, None if
+    it reads the finished model.
+    """
     left = [at]
 
     def dying(right):
@@ -316,7 +357,9 @@ def call_and_die(out, monkeypatch, at, call):
 
 def test_an_index_never_leads_out_of_the_folder(written):
     out, _ = written
-    (out / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "../unfinished.safetensors"}}))
+    (out / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"w": "../unfinished.safetensors"}})
+    )
     with pytest.raises(InputError, match="names no files of this folder"):
         load_model(out)
 

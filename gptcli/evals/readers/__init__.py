@@ -1,7 +1,8 @@
 """The original file formats of the tasks, each read into rows of plain fields.
 
-A reader takes a file (RACE's and the summaries' also a folder), plain or compressed (.gz, .bz2, .zst), and raises InputError with file and
-line where it is broken. Every row has an "id" that does not change with the folder.
+A reader takes a file (RACE's and the summaries' also a folder), plain or compressed (.gz, .bz2,
+.zst), and raises InputError with file and line where it is broken. Every row has an "id" that does
+not change with the folder.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What every reader stands on: lines and JSON of files, plain or compressed, and fields that say where they are missing."""
+"""What every reader stands on: lines and JSON of files, plain or compressed, and fields that say
+where they are missing.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from gptcli.files import parse_json
 Row = dict[str, Any]
 Reader = Callable[[Path], Iterator[Row]]
 
-LARGEST = 1 << 30  # bytes of a file that is read as a whole, decompressed, so that a small archive cannot fill the memory
+# bytes of a file that is read as a whole, decompressed, so that a small archive cannot fill the
+# memory
+LARGEST = 1 << 30
 LONGEST = 1 << 28  # and of a line
 PIECE = 1 << 12  # compressed bytes decoded at once: every four of zstd's may stand for 128 KiB
 
@@ -28,10 +32,13 @@ def _zstd(path: Path) -> IO[bytes]:
     try:
         import zstandard
     except ImportError:
-        raise InputError("reading .zst needs the package zstandard", where=path, hint=install_hint("zstandard")) from None
+        raise InputError(
+            "reading .zst needs the package zstandard", where=path, hint=install_hint("zstandard")
+        ) from None
     found, packed = io.BytesIO(), b""
     frame: Any = None
-    with open(path, "rb") as file:  # a frame at a time: zstandard's own reader does not say that the last one is cut short
+    # a frame at a time: zstandard's own reader does not say that the last one is cut short
+    with open(path, "rb") as file:
         while found.tell() <= LARGEST and (packed := packed or file.read(PIECE)):
             frame = frame or zstandard.ZstdDecompressor().decompressobj()
             try:
@@ -61,7 +68,9 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def lines(path: Path) -> Iterator[tuple[str, str]]:
-    """("file:number", line without its ending) of each line, decompressed. Raises InputError where it is missing, damaged or not UTF-8."""
+    """("file:number", line without its ending) of each line, decompressed. Raises InputError where
+    it is missing, damaged or not UTF-8.
+    """
     number = 0
     try:
         with _open(path) as file:
@@ -75,9 +84,13 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
         raise InputError("no such file", where=path) from None
     except UnicodeDecodeError as error:
         found = not_utf8(error.object, error.start, f"{path}:{number}")
-        raise InputError(found.what.replace(":", " of the line:", 1), where=found.where, hint=found.hint) from None
+        raise InputError(
+            found.what.replace(":", " of the line:", 1), where=found.where, hint=found.hint
+        ) from None
     except (EOFError, OSError, zlib.error) as error:
-        raise InputError(f"the file is damaged or cut short: {error}", where=f"{path}:{number + 1}") from None
+        raise InputError(
+            f"the file is damaged or cut short: {error}", where=f"{path}:{number + 1}"
+        ) from None
 
 
 def content(path: Path) -> bytes:
@@ -105,7 +118,9 @@ def whole(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A JSON value and where it stands. All its methods raise InputError, with the place, where it is not what is asked for."""
+    """A JSON value and where it stands. All its methods raise InputError, with the place, where it
+    is not what is asked for.
+    """
 
     value: Any
     where: str
@@ -117,7 +132,9 @@ class Node:
         if not isinstance(self.value, dict):
             raise InputError("not a JSON object", where=self.where)
         if key not in self.value:
-            raise InputError(f"has no {key!r}", where=self.where, hint=f"it has {', '.join(self.value)}")
+            raise InputError(
+                f"has no {key!r}", where=self.where, hint=f"it has {', '.join(self.value)}"
+            )
         value = self.value[key]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
             raise InputError(f"{key!r} is not {name}", where=self.where)
@@ -149,7 +166,9 @@ class Node:
         """The number that stands for a word: of "label": "entailment"."""
         word = self.value.get(key) if isinstance(self.value, dict) else None
         if not isinstance(word, str) or word not in values:
-            raise InputError(f"{key!r} is {word!r}, not one of {', '.join(values)}", where=self.where)
+            raise InputError(
+                f"{key!r} is {word!r}, not one of {', '.join(values)}", where=self.where
+            )
         return values[word]
 
 
@@ -181,7 +200,9 @@ def read_jsonl(path: Path) -> Iterator[Row]:
 
 
 def read_csv(path: Path) -> Iterator[Row]:
-    """A table with a header, separated by commas, or by tabs where the file ends in .tsv; its "id" is file:line where it has none."""
+    """A table with a header, separated by commas, or by tabs where the file ends in .tsv; its "id"
+    is file:line where it has none.
+    """
     position = [str(path)]
 
     def texts() -> Iterator[str]:
@@ -193,7 +214,10 @@ def read_csv(path: Path) -> Iterator[Row]:
     try:
         for row in rows:
             if None in row or None in row.values():
-                raise InputError(f"has not the {len(rows.fieldnames or ())} fields of the header", where=position[0])
+                raise InputError(
+                    f"has not the {len(rows.fieldnames or ())} fields of the header",
+                    where=position[0],
+                )
             yield {"id": line_id(position[0]), **row}
     except csv.Error as error:
         raise InputError(f"not valid CSV: {error}", where=position[0]) from None

@@ -1,4 +1,6 @@
-"""SuperGLUE's eight, as JSON lines: rows of ready texts, because GPT-3's prompts for them are of many shapes."""
+"""SuperGLUE's eight, as JSON lines: rows of ready texts, because GPT-3's prompts for them are of
+many shapes.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,14 @@ def _id(node: Node) -> str:
 
 
 def read_boolq(path: Path) -> Iterator[Row]:
-    """{passage, question, gold}, 0 for yes. Also a prepared {query: passage and "Question: ..?", choices, gold} a line."""
+    """{passage, question, gold}, 0 for yes. Also a prepared {query: passage and "Question: ..?",
+    choices, gold} a line.
+    """
     for node in objects(path):
         if node.has("query"):
-            passage, found, question = node.text("query").removesuffix("?\nAnswer:").rpartition("\nQuestion: ")
+            passage, found, question = (
+                node.text("query").removesuffix("?\nAnswer:").rpartition("\nQuestion: ")
+            )
             if not found:
                 raise InputError("the query holds no question", where=node.where)
             gold = node.number("gold")
@@ -43,11 +49,18 @@ def read_rte(path: Path) -> Iterator[Row]:
 
 
 def _pair(node: Node, gold: int) -> Row:
-    return {"id": _id(node), "premise": node.text("premise"), "hypothesis": node.text("hypothesis"), "gold": gold}
+    return {
+        "id": _id(node),
+        "premise": node.text("premise"),
+        "hypothesis": node.text("hypothesis"),
+        "gold": gold,
+    }
 
 
 def read_copa(path: Path) -> Iterator[Row]:
-    """{context, choices, gold}: "The man turned on the faucet so" and "water flowed from the spout."."""
+    """{context, choices, gold}: "The man turned on the faucet so" and "water flowed from the
+    spout.".
+    """
     for node in objects(path):
         asked = node.text("question")
         if asked not in ("cause", "effect"):
@@ -76,8 +89,8 @@ def read_wic(path: Path) -> Iterator[Row]:
 def read_wsc(path: Path) -> Iterator[Row]:
     """{passage, pronoun, answers, label}: the pronoun stands between asterisks in the passage.
 
-    Where the label is false the noun is a wrong one, and the right one is not told: `answers` is then "" and the noun, and the item cannot
-    be shown solved.
+    Where the label is false the noun is a wrong one, and the right one is not told: `answers` is
+    then "" and the noun, and the item cannot be shown solved.
     """
     for node in objects(path):
         words, target = node.text("text").split(" "), node.node("target")
@@ -90,11 +103,19 @@ def read_wsc(path: Path) -> Iterator[Row]:
         ]
         noun, label = target.text("span1_text"), node.truth("label")
         passage = re.sub(r" (?=[.,;:!?]|'s\b|n't\b)", "", " ".join(words))
-        yield {"id": _id(node), "passage": passage, "pronoun": pronoun, "answers": [noun] if label else ["", noun], "label": label}
+        yield {
+            "id": _id(node),
+            "passage": passage,
+            "pronoun": pronoun,
+            "answers": [noun] if label else ["", noun],
+            "label": label,
+        }
 
 
 def read_multirc(path: Path) -> Iterator[Row]:
-    """{passage, question, option, gold, group}: a row an option, 0 for true; the options of a question are a group."""
+    """{passage, question, option, gold, group}: a row an option, 0 for true; the options of a
+    question are a group.
+    """
     for node in objects(path):
         passage = node.node("passage")
         for question in passage.nodes("questions"):
@@ -110,20 +131,29 @@ def read_multirc(path: Path) -> Iterator[Row]:
 
 
 def read_record(path: Path) -> Iterator[Row]:
-    """{passage, before, after, choices, gold, group}: the sides of the gap, and the passage's entities, each once; several may be right.
+    """{passage, before, after, choices, gold, group}: the sides of the gap, and the passage's
+    entities, each once; several may be right.
 
     The passage's highlights are its bullets, "- ..", below it.
     """
     for node in objects(path):
         passage = node.node("passage")
         text = passage.text("text")
-        entities = list(dict.fromkeys(text[one.number("start") : one.number("end") + 1] for one in passage.nodes("entities")))
+        entities = list(
+            dict.fromkeys(
+                text[one.number("start") : one.number("end") + 1]
+                for one in passage.nodes("entities")
+            )
+        )
         body, *highlights = text.split("\n@highlight\n")
         for query in node.nodes("qas"):
             before, gap, after = query.text("query").partition("@placeholder")
             right = {answer.text("text") for answer in query.nodes("answers")}
             if not gap or not right & set(entities):
-                raise InputError("the query has no @placeholder, or its answer is no entity of the passage", where=query.where)
+                raise InputError(
+                    "the query has no @placeholder, or its answer is no entity of the passage",
+                    where=query.where,
+                )
             yield {
                 "id": f"{_id(node)}/{query.number('idx')}",
                 "passage": "\n".join([body, *(f"- {highlight}" for highlight in highlights)]),

@@ -24,7 +24,12 @@ def test_lambada(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "He said\\n\\nto Shane"}\n')
     (tmp_path / "a.txt").write_text("he said \n to shane\n")
     assert list(READERS["lambada"](tmp_path / "a.jsonl")) == [
-        {"id": "a.jsonl:1", "text": "He said\n\nto Shane", "context": "He said\n\nto", "word": "Shane"}
+        {
+            "id": "a.jsonl:1",
+            "text": "He said\n\nto Shane",
+            "context": "He said\n\nto",
+            "word": "Shane",
+        }
     ]
     with pytest.raises(InputError, match="no last word") as caught:  # a line that ends in a space
         list(READERS["lambada"](tmp_path / "a.txt"))
@@ -37,7 +42,12 @@ def test_cbt(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text((sentences + question) * 2)
     first, second = READERS["cbt"](tmp_path / "a.txt")
     assert first["context"].startswith("It wasn't so, 'he said'. It wasn't")
-    assert (first["before"], first["after"], first["choices"], first["gold"]) == ("He saw the ", ", and ran.", ["cat", "dog", "ogre"], 1)
+    assert (first["before"], first["after"], first["choices"], first["gold"]) == (
+        "He saw the ",
+        ", and ran.",
+        ["cat", "dog", "ogre"],
+        1,
+    )
     assert (first["id"], second["id"]) == ("a.txt:1", "a.txt:23")
     for broken, what in (
         (sentences.replace("\n7 ", "\n8 ") + question, "numbered '8' follows 6"),
@@ -52,11 +62,21 @@ def test_cbt(tmp_path: Path) -> None:
 
 
 def test_winogrande(tmp_path: Path) -> None:
-    item = {"qID": "q-1", "sentence": "Ann beat Joan as _ was fast.", "option1": "Ann", "option2": "Joan", "answer": "1"}
+    item = {
+        "qID": "q-1",
+        "sentence": "Ann beat Joan as _ was fast.",
+        "option1": "Ann",
+        "option2": "Joan",
+        "answer": "1",
+    }
     (tmp_path / "a.jsonl").write_text(json.dumps(item) + "\n")
     [row] = READERS["winogrande"](tmp_path / "a.jsonl")
     assert row["contexts"] == ["Ann beat Joan as Ann", "Ann beat Joan as Joan"]
-    assert (row["target"], row["gold"], row["sentences"][1]) == (" was fast.", 0, "Ann beat Joan as Joan was fast.")
+    assert (row["target"], row["gold"], row["sentences"][1]) == (
+        " was fast.",
+        0,
+        "Ann beat Joan as Joan was fast.",
+    )
     (tmp_path / "a.jsonl").write_text(json.dumps({**item, "answer": ""}) + "\n")
     with pytest.raises(InputError, match="'answer' is ''"):
         list(READERS["winogrande"](tmp_path / "a.jsonl"))
@@ -70,7 +90,10 @@ def test_winograd_xml(tmp_path: Path) -> None:
         "Madonna fired her trainer because she slept with Madonna's boyfriend.",
         "Ann saw Joan. The Joan waved.",
     ]
-    assert read[1]["sentences"][1] == "Madonna fired her trainer because she slept with the trainer's boyfriend."
+    assert (
+        read[1]["sentences"][1]
+        == "Madonna fired her trainer because she slept with the trainer's boyfriend."
+    )
     (tmp_path / "a.xml").write_text(SCHEMAS.replace("<pron> it </pron>", ""))
     with pytest.raises(InputError, match="has no <pron>") as caught:
         list(READERS["winograd"](tmp_path / "a.xml"))
@@ -91,9 +114,13 @@ def test_the_real_files(real_data: Path) -> None:
     assert len(list(READERS["winogrande"](real_data / "winogrande" / "val.jsonl"))) == 1267
     prepared = list(READERS["winograd"](real_data / "winograd" / "winograd_wsc.jsonl"))
     assert len(prepared) == 273
-    published = list(READERS["winograd"](real_data / "hf-dummy/winograd_wsc-wsc273/dummy_data/WSCollection.xml"))
+    published = list(
+        READERS["winograd"](real_data / "hf-dummy/winograd_wsc-wsc273/dummy_data/WSCollection.xml")
+    )
     keep = ("contexts", "target", "gold")
-    assert [[row[key] for key in keep] for row in published] == [[row[key] for key in keep] for row in prepared[: len(published)]]
+    assert [[row[key] for key in keep] for row in published] == [
+        [row[key] for key in keep] for row in prepared[: len(published)]
+    ]
     for kind in ("CN", "NE", "V", "P"):
         folder = real_data / f"hf-dummy/cbt-{kind}/dummy_data/CBTest.tgz/CBTest/data"
         for file in folder.glob("*.txt"):

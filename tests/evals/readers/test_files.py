@@ -12,23 +12,43 @@ import zstandard
 
 from gptcli.errors import InputError
 from gptcli.evals.readers import READERS
-from gptcli.evals.readers.files import Node, content, document, lines, objects, read_csv, read_jsonl, read_lines, read_text
+from gptcli.evals.readers.files import (
+    Node,
+    content,
+    document,
+    lines,
+    objects,
+    read_csv,
+    read_jsonl,
+    read_lines,
+    read_text,
+)
 
 JSONL = '{"text": "naïve"}\n\n{"id": "mine", "text": "two"}\n'
 
 
 @pytest.mark.parametrize(
     ("name", "pack"),
-    [("a.jsonl", bytes), ("a.jsonl.gz", gzip.compress), ("a.jsonl.bz2", bz2.compress), ("a.jsonl.zst", zstandard.compress)],
+    [
+        ("a.jsonl", bytes),
+        ("a.jsonl.gz", gzip.compress),
+        ("a.jsonl.bz2", bz2.compress),
+        ("a.jsonl.zst", zstandard.compress),
+    ],
 )
 def test_json_lines_plain_and_compressed(tmp_path: Path, name: str, pack: object) -> None:
     (tmp_path / name).write_bytes(pack(JSONL.encode()))  # type: ignore[operator]
-    assert list(read_jsonl(tmp_path / name)) == [{"id": f"{name}:1", "text": "naïve"}, {"id": "mine", "text": "two"}]
+    assert list(read_jsonl(tmp_path / name)) == [
+        {"id": f"{name}:1", "text": "naïve"},
+        {"id": "mine", "text": "two"},
+    ]
 
 
 def test_a_table_and_lines_and_running_text(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('name,says\nAnn,"yes, ""no"""\n')
-    assert list(read_csv(tmp_path / "a.csv")) == [{"id": "a.csv:2", "name": "Ann", "says": 'yes, "no"'}]
+    assert list(read_csv(tmp_path / "a.csv")) == [
+        {"id": "a.csv:2", "name": "Ann", "says": 'yes, "no"'}
+    ]
     (tmp_path / "a.tsv").write_text("name\tsays\nAnn\tyes, no\n")
     assert [row["says"] for row in read_csv(tmp_path / "a.tsv")] == ["yes, no"]
     (tmp_path / "a.txt").write_bytes(b" one \r\n\n two\n")
@@ -44,7 +64,12 @@ def test_a_table_and_lines_and_running_text(tmp_path: Path) -> None:
         ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', ":2", "not valid UTF-8 at byte 7"),
         ("a.csv", b"a,b\n1\n", ":2", "has not the 2 fields"),
         ("a.csv", b'a,b\n1,"2\n', ":2", "not valid CSV"),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-9], ":", "damaged or cut short"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-9],
+            ":",
+            "damaged or cut short",
+        ),
         ("a.jsonl.bz2", b"no archive", ":1", "damaged or cut short"),
         ("a.jsonl.zst", zstandard.compress(b'{"a": 1}\n' * 99)[:-3], ":1", "ends early"),
         ("a.jsonl.zst", b"no archive", ":1", "damaged or cut short"),
@@ -61,7 +86,9 @@ def test_a_table_and_lines_and_running_text(tmp_path: Path) -> None:
         "no zstd",
     ],
 )
-def test_broken_files_say_where(tmp_path: Path, name: str, content: bytes, where: str, what: str) -> None:
+def test_broken_files_say_where(
+    tmp_path: Path, name: str, content: bytes, where: str, what: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     read = read_csv if name.endswith(".csv") else read_jsonl
     with pytest.raises(InputError, match=what) as caught:
@@ -69,7 +96,10 @@ def test_broken_files_say_where(tmp_path: Path, name: str, content: bytes, where
     assert f"{name}{where}" in str(caught.value.where)
 
 
-@pytest.mark.parametrize(("ending", "pack"), [("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress), (".zst", zstandard.compress)])
+@pytest.mark.parametrize(
+    ("ending", "pack"),
+    [("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress), (".zst", zstandard.compress)],
+)
 def test_a_small_file_that_unpacks_to_a_large_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, pack: Callable[[bytes], bytes]
 ) -> None:
@@ -116,7 +146,8 @@ def test_every_reader_refuses_a_file_of_another_format(tmp_path: Path, name: str
     for file in ("a.jsonl", "a-labels.lst", "a.en.jsonl", "a.fr.jsonl"):
         (tmp_path / file).write_text('{"what": "is this"}\n')
     for broken in ("a.jsonl", "absent.jsonl"):
-        if name in ("jsonl", "story_cloze") and broken == "a.jsonl":  # an object of any fields; a table of no rows
+        # an object of any fields; a table of no rows
+        if name in ("jsonl", "story_cloze") and broken == "a.jsonl":
             continue
         with pytest.raises(InputError):
             list(READERS[name](tmp_path / broken))

@@ -14,15 +14,22 @@ from gptcli.evals.synthetic import generate
 
 
 def test_translations_as_sgml_and_as_lines(tmp_path: Path) -> None:
-    for role, language, texts in (("src", "en", ("Q &amp; A", "two")), ("ref", "fr", ("Q et R", "deux"))):
-        segments = "".join(f'<seg id="{number}"> {text}\n</seg>\n' for number, text in enumerate(texts, 1))
+    for role, language, texts in (
+        ("src", "en", ("Q &amp; A", "two")),
+        ("ref", "fr", ("Q et R", "deux")),
+    ):
+        segments = "".join(
+            f'<seg id="{number}"> {text}\n</seg>\n' for number, text in enumerate(texts, 1)
+        )
         (tmp_path / f"newstest2014-fren-{role}.{language}.sgm").write_text(f"<doc>{segments}</doc>")
         (tmp_path / f"newstest2014.{language}").write_text("".join(f"{text}\n" for text in texts))
     first, second = READERS["parallel"](tmp_path / "newstest2014-fren-src.en.sgm")
     assert first == {"id": "newstest2014-fren:1", "en": "Q & A", "fr": "Q et R"}
-    assert list(READERS["parallel"](tmp_path / "newstest2014.fr"))[1] == {"id": "newstest2014:2", "fr": "deux", "en": "two"} | {
-        "id": "newstest2014:2"
-    }
+    assert list(READERS["parallel"](tmp_path / "newstest2014.fr"))[1] == {
+        "id": "newstest2014:2",
+        "fr": "deux",
+        "en": "two",
+    } | {"id": "newstest2014:2"}
     assert (second["en"], second["fr"]) == ("two", "deux")
     (tmp_path / "newstest2014.fr").write_text("un\n")
     with pytest.raises(InputError, match=r"1 sentences, beside 2 of newstest2014\.en"):
@@ -33,11 +40,19 @@ def test_translations_as_sgml_and_as_lines(tmp_path: Path) -> None:
 
 
 def test_summaries_as_stories_and_as_lines(tmp_path: Path) -> None:
-    (tmp_path / "b.story").write_text("A man\nsat.\n\n@highlight\n\nMan sits\n\n@highlight\n\nIt rains\n")
+    (tmp_path / "b.story").write_text(
+        "A man\nsat.\n\n@highlight\n\nMan sits\n\n@highlight\n\nIt rains\n"
+    )
     expected = {"id": "b", "article": "A man sat.", "summary": "Man sits\nIt rains"}
-    assert list(READERS["summaries"](tmp_path / "b.story")) == list(READERS["summaries"](tmp_path)) == [expected]
+    assert (
+        list(READERS["summaries"](tmp_path / "b.story"))
+        == list(READERS["summaries"](tmp_path))
+        == [expected]
+    )
     for highlights in (["Man sits", "It rains"], "Man sits\nIt rains"):
-        (tmp_path / "a.jsonl").write_text(json.dumps({"id": "b", "article": "A man sat.", "highlights": highlights}) + "\n")
+        (tmp_path / "a.jsonl").write_text(
+            json.dumps({"id": "b", "article": "A man sat.", "highlights": highlights}) + "\n"
+        )
         assert list(READERS["summaries"](tmp_path / "a.jsonl")) == [expected]
     (tmp_path / "b.story").write_text("No highlights")
     with pytest.raises(InputError, match="not an article"):
@@ -45,14 +60,17 @@ def test_summaries_as_stories_and_as_lines(tmp_path: Path) -> None:
 
 
 def test_synthetic_samples(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"context": "\\n\\nQ: What is 98 plus 45?\\n\\nA:", "completion": " 143"}\n')
+    (tmp_path / "a.jsonl").write_text(
+        '{"context": "\\n\\nQ: What is 98 plus 45?\\n\\nA:", "completion": " 143"}\n'
+    )
     assert list(READERS["synthetic"](tmp_path / "a.jsonl")) == [
         {"id": "a.jsonl:1", "prompt": "Q: What is 98 plus 45?\n\nA:", "answer": "143"}
     ]
 
 
 def test_the_last_five_million_bytes(tmp_path: Path) -> None:
-    (tmp_path / "enwik8").write_bytes(b"x" * 94_999_999 + "é".encode() + b"y" * 4_999_999)  # the cut divides é
+    # the cut divides é
+    (tmp_path / "enwik8").write_bytes(b"x" * 94_999_999 + "é".encode() + b"y" * 4_999_999)
     [row] = READERS["enwik8"](tmp_path / "enwik8")
     assert row["text"] == "y" * 4_999_999
     (tmp_path / "enwik8").write_bytes("né".encode()[:-1])
@@ -70,7 +88,9 @@ def test_the_real_files(real_data: Path) -> None:
         read = list(READERS["synthetic"](file))
         made = list(generate(file.stem, seed=0))
         assert len(read) == len(made) == 2000
-        assert read[0]["prompt"].split()[:3] == made[0]["prompt"].split()[:3] == ["Q:", "What", "is"]
+        assert (
+            read[0]["prompt"].split()[:3] == made[0]["prompt"].split()[:3] == ["Q:", "What", "is"]
+        )
     assert len(list(READERS["summaries"](real_data / "cnndm-from-record" / "cnndm_64.jsonl"))) == 64
     [row] = READERS["enwik8"](real_data / "hf-dummy/enwik8-enwik8-raw/dummy_data/enwik8.zip/enwik8")
     assert row["text"].startswith("==Max Stirner's Egoism==")

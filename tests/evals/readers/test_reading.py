@@ -20,11 +20,24 @@ def rows(name: str, path: Path, value: Any) -> list[Row]:
 
 
 def test_squad_answered_and_not(tmp_path: Path) -> None:
-    answered = {"id": "1", "question": "Where?", "answers": [{"text": "here", "answer_start": 0}, {"text": "here"}, {"text": "in here"}]}
+    answered = {
+        "id": "1",
+        "question": "Where?",
+        "answers": [{"text": "here", "answer_start": 0}, {"text": "here"}, {"text": "in here"}],
+    }
     open_ = {"id": "2", "question": "When?", "answers": [], "is_impossible": True}
-    file = {"version": "v2.0", "data": [{"title": "T", "paragraphs": [{"context": "C", "qas": [answered, open_]}]}]}
+    file = {
+        "version": "v2.0",
+        "data": [{"title": "T", "paragraphs": [{"context": "C", "qas": [answered, open_]}]}],
+    }
     first, second = rows("squad", tmp_path / "a.json", file)
-    assert first == {"id": "1", "title": "T", "context": "C", "question": "Where?", "answers": ["here", "in here"]}
+    assert first == {
+        "id": "1",
+        "title": "T",
+        "context": "C",
+        "question": "Where?",
+        "answers": ["here", "in here"],
+    }
     assert second["answers"] == ["N/A"]
     del answered["id"]
     with pytest.raises(InputError, match="has no 'id'") as caught:
@@ -54,7 +67,11 @@ def test_coqa_in_both_forms(tmp_path: Path) -> None:
     }  # fmt: skip
     read = rows("coqa", tmp_path / "a.json", {"version": "1.0", "data": [original]})
     assert [row["answers"] for row in read] == [["he", "He", "him"], ["so", "because", "thus"]]
-    assert (read[1]["id"], read[1]["group"], read[1]["history"]) == ("s:2", "s", "Q: Who?\n\nA: he\n\n")
+    assert (read[1]["id"], read[1]["group"], read[1]["history"]) == (
+        "s:2",
+        "s",
+        "Q: Who?\n\nA: he\n\n",
+    )
     turns = [{"question": row["question"], "answers": row["answers"]} for row in read]
     assert rows("coqa", tmp_path / "a.jsonl", {"id": "s", "story": "Once.", "turns": turns}) == read
     with pytest.raises(InputError, match="2 questions, and answers to another number"):
@@ -67,7 +84,12 @@ def test_drop_numbers_dates_and_spans(tmp_path: Path) -> None:
     date = {"number": "", "date": {"day": "", "month": "May", "year": "1983"}, "spans": []}
     spans = {"number": "", "date": none, "spans": ["Ann", "Joan Lee"]}
     pairs = [
-        {"query_id": "a", "question": "How many?", "answer": number, "validated_answers": [number, {**number, "number": "2"}]},
+        {
+            "query_id": "a",
+            "question": "How many?",
+            "answer": number,
+            "validated_answers": [number, {**number, "number": "2"}],
+        },
         {"query_id": "b", "question": "When?", "answer": date},
         {"query_id": "c", "question": "Who?", "answer": spans, "validated_answers": []},
     ]
@@ -78,22 +100,41 @@ def test_drop_numbers_dates_and_spans(tmp_path: Path) -> None:
     pairs[0] = {"query_id": "a", "question": "How many?", "answer": {**number, "number": ""}}
     with pytest.raises(InputError, match="has no answer"):
         rows("drop", tmp_path / "a.json", file)
-    pairs[0] = {"query_id": "a", "question": "How many?", "answer": number, "validated_answers": [3]}
+    pairs[0] = {
+        "query_id": "a",
+        "question": "How many?",
+        "answer": number,
+        "validated_answers": [3],
+    }
     with pytest.raises(InputError, match="not a JSON object"):
         rows("drop", tmp_path / "a.json", file)
 
 
 def test_closed_book_questions(tmp_path: Path) -> None:
     answer = {"Value": "Delhi", "Aliases": ["New Delhi", "Delhi"], "NormalizedValue": "delhi"}
-    [row] = rows("trivia_qa", tmp_path / "a.json", {"Data": [{"QuestionId": "q", "Question": "Where?", "Answer": answer}]})
+    [row] = rows(
+        "trivia_qa",
+        tmp_path / "a.json",
+        {"Data": [{"QuestionId": "q", "Question": "Where?", "Answer": answer}]},
+    )
     assert row == {"id": "q", "question": "Where?", "answers": ["Delhi", "New Delhi"]}
-    [row] = rows("natural_questions", tmp_path / "a.jsonl", {"question": "who wrote it", "answer": ["Ann", "A. Lee"]})
+    [row] = rows(
+        "natural_questions",
+        tmp_path / "a.jsonl",
+        {"question": "who wrote it", "answer": ["Ann", "A. Lee"]},
+    )
     assert row == {"id": "a.jsonl:1", "question": "Who wrote it?", "answers": ["Ann", "A. Lee"]}
     target = '(list (description "Lightning rod") (description Bifocals))'
-    [row] = rows("web_questions", tmp_path / "w.json", [{"url": "u", "utterance": "what?", "targetValue": target}])
+    [row] = rows(
+        "web_questions",
+        tmp_path / "w.json",
+        [{"url": "u", "utterance": "what?", "targetValue": target}],
+    )
     assert row == {"id": "w.json:0", "question": "what?", "answers": ["Lightning rod", "Bifocals"]}
     with pytest.raises(InputError, match="holds no"):
-        rows("web_questions", tmp_path / "w.json", [{"utterance": "what?", "targetValue": "(list)"}])
+        rows(
+            "web_questions", tmp_path / "w.json", [{"utterance": "what?", "targetValue": "(list)"}]
+        )
 
 
 @pytest.mark.real_data
