@@ -10,14 +10,14 @@ import json
 import statistics
 from pathlib import Path
 
+from gptcli.model.safetensors_io import load_model
 from gptcli.model.transformer import GPT
-from gptcli.model.weights import load_model
-from gptcli.sampling.loading import FINETUNED
+from gptcli.runs.metrics import read_metrics
+from gptcli.sampling.load import FINETUNED
 from gptcli.tokenizer.tokenizer import load_tokenizer
 from gptcli.trainer.finetune import Finetuning, accuracy, finetune, load_finetuned
 from gptcli.trainer.finetune_inputs import Transformation
 from gptcli.trainer.finetune_task import read_examples, read_task
-from gptcli.trainer.metrics import read_metrics
 
 OUT, BASE, SEEDS = Path("out"), Path("out/base"), (0, 1, 2)
 

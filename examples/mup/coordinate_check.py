@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from gptcli.cli.train_plan import make_plan, said
+from gptcli.distributed.context import Place
 from gptcli.errors import install_hint
 from gptcli.events import SILENT
 from gptcli.trainer.config import Run
-from gptcli.trainer.engine import build
-from gptcli.trainer.layout import Place
+from gptcli.trainer.parallelize import build
 
 WIDTHS, BASE, D_HEAD, STEPS, LR = (128, 256, 512, 1024), 128, 32, 5, 3e-3
 PARTS = {

@@ -13,10 +13,10 @@ from gptcli.cli.console import print_json
 from gptcli.numbers import amount, duration
 
 if TYPE_CHECKING:
+    from gptcli.corpus.chunks import Tally
     from gptcli.corpus.estimate import Estimate
     from gptcli.corpus.overlap import Report
     from gptcli.corpus.parts import Part
-    from gptcli.corpus.units import Tally
     from gptcli.shards.manifest import Manifest
 
 

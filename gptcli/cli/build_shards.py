@@ -18,8 +18,8 @@ from gptcli.errors import UsageError, nearest
 from gptcli.locks import own_folder, own_part
 
 if TYPE_CHECKING:
+    from gptcli.corpus.config import Build
     from gptcli.corpus.recipe import Source
-    from gptcli.corpus.settings import Build
 
 INPUT, SHARDS, OUTPUT, RUN = "Input", "Shards", "Output", "Run"
 
@@ -246,7 +246,7 @@ def build_shards(
     resolved = _resolve(options, config)
 
     from gptcli.corpus.build import begin, finish
-    from gptcli.corpus.settings import Build
+    from gptcli.corpus.config import Build
     from gptcli.corpus.workers import check_runner
     from gptcli.shards.export import EXPORTS, FORMATS
     from gptcli.shards.manifest import MANIFEST, read_manifest

@@ -23,7 +23,7 @@ from gptcli.cost.scaling import (
 )
 from gptcli.errors import InputError
 from gptcli.files import read_text
-from gptcli.model.config_json import read_model_config
+from gptcli.model.hf_config import read_model_config
 from gptcli.model.not_a_model import explain
 from gptcli.numbers import amount, figure, gpu_time, short
 
@@ -110,7 +110,7 @@ def read_run(path: Path) -> Run:
     `path` is a run folder or its metrics.jsonl. Raises InputError.
     """
     from gptcli.cost.lawfit import Run  # which brings statistics and random
-    from gptcli.trainer.metrics import smoothed_loss
+    from gptcli.runs.metrics import smoothed_loss
 
     if path.is_file() and path.suffix != ".jsonl":
         raise explain(path)

@@ -15,7 +15,7 @@ from gptcli.cost.estimate import Estimate, price_paper, price_training
 from gptcli.cost.flops import flops_per_token
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig, find_size, size_names
-from gptcli.model.config_json import read_model_config
+from gptcli.model.hf_config import read_model_config
 from gptcli.papers.compute import GPT_1, TABLE_D1, PaperCompute
 from gptcli.papers.models import MODELS, PaperModel
 from gptcli.papers.training import GPT3_TRAINING, TRAINING

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptcli.cli.console import ConsoleEvents, screen
 from gptcli.numbers import amount, duration, in_bytes
-from gptcli.trainer.metrics import window
+from gptcli.runs.metrics import window
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

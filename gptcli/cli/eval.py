@@ -332,7 +332,7 @@ def evaluate(
     from gptcli.evals.processes import join, local_device
     from gptcli.evals.runner import Options, run_task
     from gptcli.evals.texts import streams_of, token_bytes
-    from gptcli.sampling.loading import load
+    from gptcli.sampling.load import load
 
     processes = join()
     if device == "auto" and processes.world > 1:

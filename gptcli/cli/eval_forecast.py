@@ -32,7 +32,7 @@ def print_forecast(
     from gptcli.evals.runner import Options, requests_of
     from gptcli.evals.task_data import find_data
     from gptcli.evals.texts import streams_of
-    from gptcli.model.config_json import read_model_config
+    from gptcli.model.hf_config import read_model_config
     from gptcli.tokenizer.tokenizer import load_tokenizer
 
     folder = source.folder

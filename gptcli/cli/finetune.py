@@ -36,7 +36,7 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
 
     from gptcli.cost.layout import Layout, parse_layout
     from gptcli.model.source import find_model
-    from gptcli.sampling.loading import load
+    from gptcli.sampling.load import load
     from gptcli.trainer import machine
     from gptcli.trainer.checkpoint import newest_state
     from gptcli.trainer.finetune import Finetuning, check_layout, finetune_folder
@@ -116,7 +116,7 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
 
 
 def is_finetuned(run: Path) -> bool:
-    from gptcli.sampling.loading import FINETUNED
+    from gptcli.sampling.load import FINETUNED
 
     return (run / FINETUNED).is_file()
 

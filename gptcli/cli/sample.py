@@ -22,9 +22,9 @@ from gptcli.errors import InputError, UsageError
 from gptcli.interrupts import Cleanup, Raise, write
 
 if TYPE_CHECKING:
-    from gptcli.sampling.filters import Rules
-    from gptcli.sampling.loading import Loaded
-    from gptcli.sampling.text import Completion
+    from gptcli.sampling.load import Loaded
+    from gptcli.sampling.params import Rules
+    from gptcli.sampling.streaming import Completion
 
 SEPARATOR = "-" * 15
 TOGETHER = 16  # samples of one prompt made at once
@@ -390,7 +390,7 @@ def _load(run: Path, draft: Path | None, values: dict[str, Any]) -> tuple[Loaded
     """The model, and the one that drafts for it. Raises InputError where their tokenizers
     differ.
     """
-    from gptcli.sampling.loading import load
+    from gptcli.sampling.load import load
 
     loaded = load(run, **_reading(values), events=ConsoleEvents())
     drafting = (
@@ -428,7 +428,7 @@ def _sample(
     as_json: bool,
 ) -> None:
     """The samples of one prompt, as text or as one JSON object."""
-    from gptcli.sampling.prompts import prompt_tokens
+    from gptcli.sampling.batch import prompt_tokens
 
     tokens = prompt_tokens(loaded.tokenizer, text)
     if len(tokens) > loaded.model.config.n_ctx:
@@ -472,7 +472,7 @@ def _write(
     """Make the samples of one prompt and show them, the first as it comes."""
     from gptcli.sampling.decode import decode, sample_generator
     from gptcli.sampling.speculative import speculate
-    from gptcli.sampling.text import TextRow, search
+    from gptcli.sampling.streaming import TextRow, search
 
     model, longest, best_of = loaded.model, values["max_tokens"], values.get("best_of")
     show = _hide if quiet else _show
@@ -539,8 +539,8 @@ def _answer(
     from gptcli.files import claim_file, sha256, written_through
     from gptcli.locks import own_file
     from gptcli.model.source import WEIGHTS
-    from gptcli.sampling.loading import load
-    from gptcli.sampling.prompts import Job, answer, read_prompts, unfinished_of
+    from gptcli.sampling.batch import Job, answer, read_prompts, unfinished_of
+    from gptcli.sampling.load import load
 
     events = ConsoleEvents()
     if resume and force:
@@ -595,7 +595,7 @@ def _session(
     """Prompt after prompt, each on its own in the `shape` asked for, `text` first; Ctrl-C stops a
     sample, and at the prompt the session.
     """
-    from gptcli.sampling.prompts import prompt_tokens
+    from gptcli.sampling.batch import prompt_tokens
 
     with contextlib.suppress(ImportError):  # not on Windows: then lines have no history
         import readline  # noqa: F401  # importing it gives input() its history and editing

@@ -14,7 +14,7 @@ from gptcli.errors import InputError, UsageError, nearest
 from gptcli.files import read_text
 
 if TYPE_CHECKING:
-    from gptcli.sampling.filters import Rules
+    from gptcli.sampling.params import Rules
 
 TOP_K = 40  # GPT-2's release
 DEFAULTS: dict[str, Any] = {
@@ -85,7 +85,7 @@ def refuse_contradictions(values: dict[str, Any], **given: Any) -> None:
 
 def rules_of(values: dict[str, Any]) -> Rules:
     """The rules these options ask for. Raises UsageError where they contradict each other."""
-    from gptcli.sampling.filters import Rules
+    from gptcli.sampling.params import Rules
 
     penalty = values.get("repetition_penalty", 1.0)
     if values["greedy"] or "beam" in values:

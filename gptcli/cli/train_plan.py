@@ -320,7 +320,7 @@ def _started_from(given: Resolved, changes: dict[str, Any]) -> tuple[ModelConfig
     resumed has all of this in its own folder: the one that it started from may have gone on, or be
     gone.
     """
-    from gptcli.model.config_json import is_padded, read_model_config
+    from gptcli.model.hf_config import is_padded, read_model_config
     from gptcli.model.source import find_model
     from gptcli.trainer.start import kept_start
 

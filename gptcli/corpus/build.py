@@ -16,14 +16,14 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-from gptcli.corpus.gather import WORK, context_of, prepare, tokenize
+from gptcli.corpus.chunks import SPLIT_RULE, Tally, Unit
+from gptcli.corpus.config import Build, refuse_changes
+from gptcli.corpus.coordinator import WORK, context_of, prepare, tokenize
 from gptcli.corpus.parts import PARTS, missing_parts
 from gptcli.corpus.recipe import Source as Recipe
 from gptcli.corpus.report import write_report
-from gptcli.corpus.settings import Build, refuse_changes
 from gptcli.corpus.shuffle import write_shards
 from gptcli.corpus.streams import STDIN
-from gptcli.corpus.units import SPLIT_RULE, Tally, Unit
 from gptcli.corpus.workers import open_pool
 from gptcli.errors import InputError, UsageError
 from gptcli.events import SILENT, Events

@@ -15,9 +15,9 @@ import numpy as np
 
 from gptcli.corpus.readers import read_documents
 from gptcli.corpus.streams import ending, opened
-from gptcli.corpus.words import grams, normalised, word_hashes
 from gptcli.errors import InputError
 from gptcli.files import parse_json
+from gptcli.text.ngrams import grams, normalised, word_hashes
 
 GRAM = 13  # words
 WINDOW = 200  # characters cut on each side

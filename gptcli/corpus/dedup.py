@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from gptcli.corpus.minhash import BANDINGS
-from gptcli.corpus.textunits import TextUnit
+from gptcli.corpus.text_chunks import TextUnit
 from gptcli.files import atomic_write
 
 TASK_KEYS = 4_000_000  # looked at together, at some 60 bytes each

@@ -6,11 +6,11 @@ import math
 import time
 from dataclasses import dataclass, replace
 
+from gptcli.corpus.config import Build
 from gptcli.corpus.documents import HARMLESS
 from gptcli.corpus.extract import plain_text
 from gptcli.corpus.readers import find_reader, scan
 from gptcli.corpus.recipe import Source
-from gptcli.corpus.settings import Build
 from gptcli.corpus.streams import STDIN
 from gptcli.shards.format import token_dtype
 from gptcli.tokenizer.encoders import open_encoder

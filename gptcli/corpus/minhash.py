@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gptcli.corpus.words import grams, word_hashes
 from gptcli.shards.order import mix64
+from gptcli.text.ngrams import grams, word_hashes
 
 SHINGLE = 5  # words
 SEED = 42

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from gptcli.corpus.decontaminate import read_items
-from gptcli.corpus.words import grams, word_hashes
 from gptcli.corpus.workers import Workers
 from gptcli.errors import InputError
 from gptcli.events import SILENT, Events
 from gptcli.shards.format import document_lengths, open_shard
 from gptcli.shards.manifest import MANIFEST, Manifest, read_manifest
+from gptcli.text.ngrams import grams, word_hashes
 from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 GRAM = 8  # words

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from gptcli.corpus.gather import WORK, context_of, prepare, read_one, spans_of
-from gptcli.corpus.settings import Build, refuse_changes
+from gptcli.corpus.chunks import Tally, read_head, read_tally
+from gptcli.corpus.config import Build, refuse_changes
+from gptcli.corpus.coordinator import WORK, context_of, prepare, read_one, spans_of
 from gptcli.corpus.streams import STDIN
-from gptcli.corpus.units import Tally, read_head, read_tally
 from gptcli.corpus.workers import open_pool
 from gptcli.errors import UsageError
 from gptcli.events import SILENT, Events

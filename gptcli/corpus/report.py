@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gptcli.corpus.units import Tally
+from gptcli.corpus.chunks import Tally
 from gptcli.files import atomic_write
 from gptcli.papers.mixture import GPT3_MIXTURE
 from gptcli.shards.format import document_lengths, open_shard

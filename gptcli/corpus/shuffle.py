@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gptcli.corpus.units import Unit
+from gptcli.corpus.chunks import Unit
 from gptcli.corpus.workers import Pool
 from gptcli.errors import InputError
 from gptcli.events import Events

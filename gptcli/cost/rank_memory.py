@@ -198,7 +198,7 @@ def loss_memory(entries: int, tokens: int, work: StepConfig, *, sliced: bool) ->
     e = ELEMENT_BYTES[work.precision]
     if work.whole_logits:
         return WHOLE_LOGIT_BYTES * tokens * entries
-    if sliced:  # gptcli.trainer.sliced_loss
+    if sliced:  # gptcli.distributed.vocab_parallel_loss
         return (
             WHOLE_LOGIT_BYTES
             * min(tokens, max(1, CHUNK_BYTES // (WHOLE_LOGIT_BYTES * entries)))

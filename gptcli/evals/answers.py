@@ -11,8 +11,8 @@ from gptcli.evals.task import Task
 from gptcli.model.transformer import GPT
 from gptcli.sampling.beam import beam_search
 from gptcli.sampling.decode import decode, sample_generator
-from gptcli.sampling.filters import Rules
-from gptcli.sampling.text import Completion, TextRow, TextStream
+from gptcli.sampling.params import Rules
+from gptcli.sampling.streaming import Completion, TextRow, TextStream
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 

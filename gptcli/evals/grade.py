@@ -12,7 +12,7 @@ from gptcli.evals.metrics import METRICS, first_sentences
 from gptcli.evals.records import INDEX, Record
 from gptcli.evals.requests import Request
 from gptcli.evals.task import Task
-from gptcli.sampling.text import Completion
+from gptcli.sampling.streaming import Completion
 
 
 def record_scores(

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gptcli.evals.detokenize import DETOKENIZERS
 from gptcli.evals.item import Item
 from gptcli.evals.loss import windows
 from gptcli.evals.requests import Request
 from gptcli.evals.task import Task
+from gptcli.text.detokenize import DETOKENIZERS
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from gptcli.model.cache import KVCache
+from gptcli.model.kv_cache import KVCache
 from gptcli.model.transformer import GPT
 
 # Longer rows spend more on pairs that do not attend to each other, shorter ones are filled less.

@@ -6,7 +6,7 @@ source         where the data is from
 files          {items = "pattern", shots = "pattern"}: the questions, and what solved examples are drawn from; without `shots`, the
                examples are drawn from the questions' own file. Of alternatives,
                "dev.jsonl|val.jsonl", the first that is there counts
-reader         the format of these files, of gptcli.evals.readers
+reader         the format of these files, of gptcli.evals.formats
 generated      of gptcli.evals.synthetic: what is asked where no data is named
 where          {field = value}: only rows with these values are questions
 kind           choice      which of several continuations of the prompt is the likeliest
@@ -35,7 +35,7 @@ beam           freeform: width of the search; 4 where not said, as GPT-3; 1 is g
 sentences      freeform: only so many of the first sentences count (GPT-2's summaries: 3)
 top_k          freeform: draw among so many tokens, and search no beam (GPT-2's summaries: 2)
 max_tokens     freeform: the longest answer
-detokenize     text: of gptcli.evals.detokenize
+detokenize     text: of gptcli.text.detokenize
 note           where this departs from the paper, or from lm-evaluation-harness
 [paper]        metric = "table.column" of gptcli.papers.scores; may be left out
 """
@@ -50,12 +50,12 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import InputError, UsageError, nearest
-from gptcli.evals.detokenize import DETOKENIZERS
+from gptcli.evals.formats import READERS
 from gptcli.evals.metrics import CORPUS_METRICS, GROUP_METRICS, METRICS
-from gptcli.evals.readers import READERS
 from gptcli.evals.synthetic import GENERATED
 from gptcli.files import read_toml
 from gptcli.papers.scores import TABLES
+from gptcli.text.detokenize import DETOKENIZERS
 
 TASKS = Path(__file__).parent / "tasks"
 NORMALISERS = ("token", "sum", "character", "unconditional")

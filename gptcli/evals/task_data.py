@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import InputError, UsageError
+from gptcli.evals.formats import READERS, Row
 from gptcli.evals.item import Item
-from gptcli.evals.readers import READERS, Row
 from gptcli.evals.synthetic import generate
 from gptcli.evals.task import Task
 from gptcli.files import sha256

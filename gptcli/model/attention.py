@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from gptcli.model.attention_kernel import packed_attend, serves
-from gptcli.model.banded import banded_attend
+from gptcli.model.banded_attention import banded_attend
 
 
 def self_attend(

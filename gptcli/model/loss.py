@@ -69,7 +69,7 @@ LOOPS = Loops()
 
 
 class Whole:
-    """The vocabulary in one piece. Where processes hold a slice each, `gptcli.trainer.sliced_loss`
+    """The vocabulary in one piece. Where processes hold a slice each, `gptcli.distributed.vocab_parallel_loss`
     takes this one's place.
     """
 

@@ -19,8 +19,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from gptcli.model.attention import attend, causal_mask, self_attend
-from gptcli.model.cache import FreshRows, KVCache
 from gptcli.model.config import NORM_EPS, ModelConfig
+from gptcli.model.kv_cache import FreshRows, KVCache
 from gptcli.model.loss import next_token_loss
 
 

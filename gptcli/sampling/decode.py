@@ -22,7 +22,7 @@ import torch
 from gptcli.errors import UsageError
 from gptcli.model.transformer import GPT
 from gptcli.sampling.engine import Engine
-from gptcli.sampling.filters import Rules, next_tokens, penalised
+from gptcli.sampling.params import Rules, next_tokens, penalised
 
 
 class Row:

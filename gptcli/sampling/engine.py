@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 
 from gptcli.errors import RunError
-from gptcli.model.cache import KVCache, cache_bytes
+from gptcli.model.kv_cache import KVCache, cache_bytes
 from gptcli.model.transformer import GPT
 from gptcli.numbers import in_bytes
 from gptcli.sampling.step import step_of

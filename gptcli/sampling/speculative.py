@@ -17,7 +17,7 @@ from gptcli.errors import InputError, UsageError
 from gptcli.model.transformer import GPT
 from gptcli.sampling.decode import Row
 from gptcli.sampling.engine import Engine
-from gptcli.sampling.filters import Rules, draw, filtered
+from gptcli.sampling.params import Rules, draw, filtered
 
 DRAFT = 4  # tokens drafted at a time
 

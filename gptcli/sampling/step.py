@@ -14,10 +14,10 @@ import torch
 import torch.nn as nn
 
 from gptcli.kernels.build import library
-from gptcli.model.cache import KVCache
 from gptcli.model.config import NORM_EPS
+from gptcli.model.kv_cache import KVCache
 from gptcli.model.transformer import GPT, Block
-from gptcli.sampling.linear import KINDS, CLinear, FewRows, Int8, c_linear
+from gptcli.sampling.quantize import KINDS, CLinear, FewRows, Int8, c_linear
 
 
 class CNorm(ctypes.Structure):

@@ -14,7 +14,7 @@ import numpy as np
 
 from gptcli.errors import InputError
 from gptcli.files import sha256
-from gptcli.shards.foreign import open_tokens
+from gptcli.shards.external import open_tokens
 from gptcli.shards.format import TokenDtype, open_shard, token_dtype
 from gptcli.shards.manifest import MANIFEST, Shard, read_manifest
 

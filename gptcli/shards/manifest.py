@@ -120,7 +120,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a shard folder, or one made of the token files of other programs
-    (`gptcli.shards.foreign`).
+    (`gptcli.shards.external`).
 
     Raises InputError where there is none, or where it is broken, unsafe or of another format.
     """
@@ -128,7 +128,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         if not (folder / RECORD).exists():
-            from gptcli.shards.foreign import describe  # which is built on this module
+            from gptcli.shards.external import describe  # which is built on this module
 
             if (made := describe(folder)) is not None:
                 return made

@@ -8,9 +8,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from gptcli.distributed.context import Place
 from gptcli.model.loss import IGNORE
 from gptcli.shards.loader import TokenStream
-from gptcli.trainer.layout import Place
 
 # inputs and targets, each (micro_batch, n_ctx) int64, on the device
 MicroBatch = tuple[torch.Tensor, torch.Tensor]

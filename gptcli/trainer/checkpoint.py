@@ -27,13 +27,13 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor.experimental import implicit_replication
 
+from gptcli.distributed.context import Place
 from gptcli.errors import GptError, InputError, RunError
 from gptcli.events import Events
 from gptcli.files import PARTIAL, fsync_folder, read_json, sha256, write_json
-from gptcli.model.layouts import HEAD
+from gptcli.model.hf import HEAD
+from gptcli.model.safetensors_io import read_weights
 from gptcli.model.source import CHECKPOINTS, INDEX, STATE, find_model, step_folders
-from gptcli.model.weights import read_weights
-from gptcli.trainer.layout import Place
 from gptcli.trainer.schedule import Position
 from gptcli.trainer.storage import Reader, Writer
 

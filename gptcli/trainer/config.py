@@ -68,11 +68,11 @@ class TrainConfig:
     micro_batch: int
     """Sequences that one process runs at a time; gradients add up until the batch is whole."""
     layout: str
-    """"dp=2,shard=4,tp=2,pp=2": see `gptcli.trainer.layout`."""
+    """"dp=2,shard=4,tp=2,pp=2": see `gptcli.distributed.context`."""
     pipeline_schedule: str = "1f1b"
     """In which order pipeline stages run micro-batches: see `gptcli.trainer.pipeline`."""
     recompute: str = "none"
-    """What the backward pass computes again: see `gptcli.trainer.recompute`."""
+    """What the backward pass computes again: see `gptcli.distributed.activation_checkpoint`."""
     precision: str
     """Of the products, of `PRECISIONS`: see `gptcli.trainer.precision`."""
     compile: bool

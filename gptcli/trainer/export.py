@@ -19,20 +19,20 @@ from gptcli.events import Events
 from gptcli.files import atomic_write
 from gptcli.model.checkpoint_tensors import SavedModel
 from gptcli.model.config import ModelConfig
-from gptcli.model.config_json import NEO, family
-from gptcli.model.source import WEIGHTS
-from gptcli.model.weights import (
+from gptcli.model.hf_config import NEO, family
+from gptcli.model.safetensors_io import (
     neo_report,
     remove_unfinished,
     save_config,
     save_model,
     save_unfinished,
 )
+from gptcli.model.source import WEIGHTS
+from gptcli.runs.metrics import Line, window
 from gptcli.tokenizer.tokenizer import load_tokenizer
 from gptcli.trainer.checkpoint import newest_state
 from gptcli.trainer.config import Run
 from gptcli.trainer.follower import Follower, Left
-from gptcli.trainer.metrics import Line, window
 from gptcli.trainer.provenance import read_provenance
 from gptcli.trainer.recipe import SMALL_MODEL
 from gptcli.trainer.start import drop_start

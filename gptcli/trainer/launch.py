@@ -26,6 +26,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from gptcli import errors, strict_json
+from gptcli.distributed.context import Place
 from gptcli.errors import GptError, Interrupted, RunError
 from gptcli.events import SILENT, Events
 from gptcli.files import scratch_folder, sweep
@@ -33,7 +34,6 @@ from gptcli.interrupts import Answer, Held, leave
 from gptcli.runtime import launch_environment
 from gptcli.trainer.checkpoint import newest_state
 from gptcli.trainer.config import Run
-from gptcli.trainer.layout import Place
 from gptcli.trainer.loop import train
 from gptcli.trainer.machine import device_type, launched, share_cores
 

@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 
+from gptcli.distributed.context import Place
 from gptcli.errors import Interrupted, RunError
 from gptcli.events import Events
 from gptcli.interrupts import Answer, leave
 from gptcli.model.checkpoint_tensors import SavedModel
 from gptcli.numbers import WEEK, amount, rough_duration
+from gptcli.runs.metrics import Line, MetricsLog, smoothed_loss, window
 from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import read_manifest
 from gptcli.shards.order import Mixture, open_order
@@ -30,7 +32,6 @@ from gptcli.trainer.checkpoint import (
     take_weights,
 )
 from gptcli.trainer.config import Run
-from gptcli.trainer.engine import build
 from gptcli.trainer.evaluate import validation_loss
 from gptcli.trainer.export import (
     TransformersCopy,
@@ -40,16 +41,15 @@ from gptcli.trainer.export import (
     prepare,
     write_card,
 )
-from gptcli.trainer.guard import Guard
-from gptcli.trainer.layout import Place
 from gptcli.trainer.machine import hold_threads, launched, same_arithmetic
-from gptcli.trainer.metrics import Line, MetricsLog, smoothed_loss, window
 from gptcli.trainer.noise_scale import NoiseScale, part_of
+from gptcli.trainer.parallelize import build
 from gptcli.trainer.profile import Profiler
 from gptcli.trainer.report import write_report
 from gptcli.trainer.samples import Sampler, model_of
 from gptcli.trainer.schedule import Position, Schedule
 from gptcli.trainer.speed import Pace, Speed, peak_memory
+from gptcli.trainer.spike_guard import Guard
 from gptcli.trainer.start import start_folder
 from gptcli.trainer.tracking import TensorBoard
 

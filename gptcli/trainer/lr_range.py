@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from gptcli import strict_json
+from gptcli.distributed.context import Place
 from gptcli.events import Events
 from gptcli.files import atomic_write
 from gptcli.shards.order import open_order
 from gptcli.trainer.batches import micro_batches
 from gptcli.trainer.checkpoint import canonical_parameters, take_weights
 from gptcli.trainer.config import Run
-from gptcli.trainer.engine import build
-from gptcli.trainer.layout import Place
+from gptcli.trainer.parallelize import build
 from gptcli.trainer.report_chart import chart
 from gptcli.trainer.report_page import configured, document, gallery, terms
 from gptcli.trainer.schedule import Schedule

@@ -22,7 +22,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from gptcli.trainer.layout import Place
+from gptcli.distributed.context import Place
 
 DECAY = 0.99  # of the running means: the ratio of two means, since the mean of ratios is biased
 AGAIN_EVERY = 16  # steps, where a part is run once more for it

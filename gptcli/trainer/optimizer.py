@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from gptcli.distributed.context import Place
 from gptcli.model import mup
 from gptcli.trainer.config import TrainConfig
-from gptcli.trainer.layout import Place
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, m: float = 1.0) -> torch.optim.AdamW:

@@ -27,12 +27,12 @@ from torch.distributed.tensor import DTensor
 
 from gptcli.cost.activations import SCHEDULES
 from gptcli.cost.layout import layers_of_stage
+from gptcli.distributed.context import Place
 from gptcli.model.config import ModelConfig
 from gptcli.model.loss import IGNORE, next_token_loss
 from gptcli.model.transformer import GPT
 from gptcli.trainer.batches import MicroBatch
 from gptcli.trainer.fit import rounded
-from gptcli.trainer.layout import Place
 
 Context = contextlib.AbstractContextManager[object]
 

@@ -32,15 +32,15 @@ from gptcli.cost.activations import SCHEDULES
 from gptcli.cost.communication import StepTraffic, step_traffic
 from gptcli.cost.layout import Layout
 from gptcli.cost.sharding import layers_of, rank_parameters
+from gptcli.distributed.context import MESH, Place, reduce_gradients
+from gptcli.distributed.tensor_parallel import add_up_partial
 from gptcli.errors import RunError
 from gptcli.events import Events
 from gptcli.model.loss import IGNORE
 from gptcli.trainer.config import Run
-from gptcli.trainer.engine import Part, lay_out
 from gptcli.trainer.fit import work_of
-from gptcli.trainer.layout import MESH, Place, reduce_gradients
+from gptcli.trainer.parallelize import Part, lay_out
 from gptcli.trainer.precision import PRODUCTS
-from gptcli.trainer.tensor_parallel import add_up_partial
 
 # of one parameter: where a piece begins in the whole, and how many elements it has
 Pieces = dict[tuple[int, ...], int]

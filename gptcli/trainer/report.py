@@ -11,8 +11,8 @@ from typing import Any
 
 from gptcli.files import atomic_write
 from gptcli.numbers import duration, in_bytes
+from gptcli.runs.metrics import SAMPLES, Line, read_lines, read_metrics, smoothed_loss, window
 from gptcli.trainer.config import Run
-from gptcli.trainer.metrics import SAMPLES, Line, read_lines, read_metrics, smoothed_loss, window
 from gptcli.trainer.report_chart import Curve, chart, short, swatch
 from gptcli.trainer.report_page import (
     configured,

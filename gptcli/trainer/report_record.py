@@ -13,7 +13,7 @@ from typing import Any
 
 from gptcli.errors import InputError
 from gptcli.model.source import RUN_TOML
-from gptcli.trainer.metrics import METRICS, SAMPLES, Line, read_lines
+from gptcli.runs.metrics import METRICS, SAMPLES, Line, read_lines
 from gptcli.trainer.provenance import read_provenance
 
 EVALUATIONS = "*eval*.json"

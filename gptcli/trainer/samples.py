@@ -11,16 +11,16 @@ import torch
 
 from gptcli.events import Events
 from gptcli.model.checkpoint_tensors import SavedModel
+from gptcli.model.safetensors_io import assemble
 from gptcli.model.transformer import GPT
-from gptcli.model.weights import assemble
+from gptcli.runs.metrics import SAMPLES, MetricsLog
 from gptcli.sampling.decode import Row, decode, sample_generator
-from gptcli.sampling.filters import Rules
+from gptcli.sampling.params import Rules
 from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import read_manifest
 from gptcli.tokenizer.tokenizer import load_tokenizer
 from gptcli.trainer.config import Run
 from gptcli.trainer.follower import Follower
-from gptcli.trainer.metrics import SAMPLES, MetricsLog
 
 PROMPT, LENGTH = 16, 64  # tokens
 RULES = Rules(top_p=0.85)  # as GPT-3's released samples

@@ -9,9 +9,9 @@ import torch
 
 from gptcli.cost.flops import flops_per_token
 from gptcli.cost.hardware import identify_gpu, peak_flops
+from gptcli.distributed.context import Place
 from gptcli.errors import UsageError
 from gptcli.trainer.config import Run
-from gptcli.trainer.layout import Place
 
 
 class Speed:

@@ -11,13 +11,13 @@ from functools import partial
 import torch
 from torch import nn
 
+from gptcli.distributed.context import Place, reduce_gradients
+from gptcli.distributed.tensor_parallel import add_up_partial
 from gptcli.trainer.batches import MicroBatch
-from gptcli.trainer.layout import Place, reduce_gradients
 from gptcli.trainer.noise_scale import AGAIN_EVERY, PartNorm
 from gptcli.trainer.optimizer import clip_gradients, gradient_norm
 from gptcli.trainer.pipeline import Pipeline
 from gptcli.trainer.precision import LossScale
-from gptcli.trainer.tensor_parallel import add_up_partial
 
 
 class Stepper:

@@ -28,12 +28,12 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
+from gptcli.distributed.context import Place
 from gptcli.files import sha256, write_json
 from gptcli.model.checkpoint_tensors import OPTIMIZER, read_index
 from gptcli.model.source import INDEX, MODEL
 from gptcli.model.tensor_file import DTYPES, open_tensors, write_tensors
 from gptcli.trainer.direct_file import DirectFile
-from gptcli.trainer.layout import Place
 
 ROOM = 1 << 20  # bytes of a checkpoint beside its tensors: indices and headers
 

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from gptcli.errors import UsageError, install_hint, nearest
-from gptcli.trainer.metrics import Line
+from gptcli.runs.metrics import Line
 
 TRACKERS = ("tensorboard",)
 

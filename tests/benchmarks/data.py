@@ -73,8 +73,8 @@ def build_shards() -> None:
     import zstandard
 
     from gptcli.corpus.build import begin, finish
+    from gptcli.corpus.config import Build
     from gptcli.corpus.recipe import Source
-    from gptcli.corpus.settings import Build
     from gptcli.tokenizer.encoders import open_encoder
     from gptcli.tokenizer.tokenizer import PATTERN, byte_alphabet, load_tokenizer
 
@@ -197,7 +197,7 @@ def minhash() -> None:
     import hashlib
 
     from gptcli.corpus.minhash import BANDINGS, band_keys, shingles
-    from gptcli.corpus.words import normalised
+    from gptcli.text.ngrams import normalised
 
     words = " ".join(texts(8_000_000)).split()
     documents = [" ".join(words[start : start + 120]) for start in range(0, len(words) - 120, 120)]

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from gptcli.evals.readers import READERS
-from gptcli.evals.readers.files import read_jsonl
+from gptcli.evals.formats import READERS
+from gptcli.evals.formats.files import read_jsonl
 from gptcli.evals.requests import Request
 from gptcli.evals.runner import Options, requests_of
 from gptcli.evals.task import TASKS, Task, find_task, read_task
-from gptcli.model.config_json import read_model_config
+from gptcli.model.hf_config import read_model_config
 from gptcli.tokenizer.tokenizer import load_tokenizer
 from tests.benchmarks.eval_harness import model_folder, ours, place, run_theirs
 

@@ -31,9 +31,9 @@ from gptcli.evals.fewshot import FewShotConfig
 from gptcli.evals.runner import Options, requests_of, run_task
 from gptcli.evals.task import TASKS, read_task
 from gptcli.model.config import ModelConfig
+from gptcli.model.safetensors_io import save_model
 from gptcli.model.transformer import GPT
-from gptcli.model.weights import save_model
-from gptcli.sampling.loading import load
+from gptcli.sampling.load import load
 from gptcli.tokenizer.tokenizer import load_tokenizer
 
 SHOTS_FROM = 500  # the last items of the set serve as the shots

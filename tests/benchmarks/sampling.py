@@ -21,8 +21,8 @@ import torch
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.transformer import GPT
 from gptcli.sampling.decode import Row, decode
-from gptcli.sampling.filters import Rules
-from gptcli.sampling.linear import read_in_place
+from gptcli.sampling.params import Rules
+from gptcli.sampling.quantize import read_in_place
 
 NEW, PROMPT = 128, 16  # tokens
 SIZES_GPU, BATCHES_GPU = ("124M", "350M", "1.3B"), (1, 8, 64)
@@ -168,7 +168,7 @@ def rate(
 def quality() -> None:
     """Perplexity of a trained model in bf16 and in int8 on the first windows of WikiText-2."""
     from gptcli.evals.loglikelihood import score
-    from gptcli.sampling.loading import load
+    from gptcli.sampling.load import load
 
     run, data = os.environ.get("RUN"), os.environ.get("GPT_TEST_DATA")
     if not run or not data:

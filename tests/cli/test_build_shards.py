@@ -104,7 +104,7 @@ def test_one_worker_and_standard_input(corpus: Path, gpt: Gpt) -> None:
     )
 
 
-SMALL_UNITS = "import gptcli.cli, gptcli.corpus.settings as its; its.UNIT_CHARACTERS = (1 << 18, 1 << 18); gptcli.cli.main()"
+SMALL_UNITS = "import gptcli.cli, gptcli.corpus.config as its; its.UNIT_CHARACTERS = (1 << 18, 1 << 18); gptcli.cli.main()"
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -180,7 +180,7 @@ def test_a_full_disk(
 
     monkeypatch.chdir(corpus)
     monkeypatch.setattr(sys, "argv", ["gpt", *ARGUMENTS, "--workers", "1"])
-    monkeypatch.setattr("gptcli.corpus.settings.UNIT_CHARACTERS", (1 << 18, 1 << 18))
+    monkeypatch.setattr("gptcli.corpus.config.UNIT_CHARACTERS", (1 << 18, 1 << 18))
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
         patch.setattr(files.os, "fsync", full)
         cli.main()

@@ -21,7 +21,7 @@ from gptcli.cost.lawfit import Run, fit_law
 from gptcli.cost.scaling import LAWS, critical_batch, gpt3_loss, kaplan_batch
 from gptcli.errors import InputError
 from gptcli.model.config import ModelConfig
-from gptcli.model.config_json import to_transformers
+from gptcli.model.hf_config import to_transformers
 
 CONFIG = ModelConfig(n_layer=3, n_head=2, d_model=16, n_ctx=32, vocab_size=100)
 

@@ -16,8 +16,8 @@ from gptcli.cli.app import build_app
 from gptcli.errors import GptError
 from gptcli.files import sha256
 from gptcli.model.config import ModelConfig
+from gptcli.model.safetensors_io import save_model
 from gptcli.model.transformer import GPT
-from gptcli.model.weights import save_model
 from gptcli.shards.format import token_dtype, write_shard
 from gptcli.tokenizer.tokenizer import load_tokenizer
 from gptcli.tokenizer.training import train_tokenizer

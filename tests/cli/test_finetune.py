@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from gptcli.model.config import ModelConfig
+from gptcli.model.safetensors_io import save_model
 from gptcli.model.transformer import GPT
-from gptcli.model.weights import save_model
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
 
 Gpt = Callable[..., Any]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import gptcli
-from gptcli.model.weights import load_model
+from gptcli.model.safetensors_io import load_model
 
 Gpt = Callable[..., Any]
 SHAPE = ("--n-layer", 4, "--n-head", 4, "--d-model", 64, "--n-ctx", 64)

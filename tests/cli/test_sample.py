@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 from gptcli.cli.app import build_app
 from gptcli.errors import GptError
 from gptcli.model.config import ModelConfig
+from gptcli.model.safetensors_io import save_model
 from gptcli.model.transformer import GPT
-from gptcli.model.weights import save_model
 from gptcli.sampling.decode import Row, decode, sample_generator
-from gptcli.sampling.filters import Rules
+from gptcli.sampling.params import Rules
 from gptcli.tokenizer.training import train_tokenizer
 from tests.waiting import HANG_S
 
@@ -104,7 +104,7 @@ def test_json_says_everything(run: Path) -> None:
 
 
 def test_the_options_reach_the_model(run: Path) -> None:
-    from gptcli.model.weights import load_model
+    from gptcli.model.safetensors_io import load_model
 
     model = load_model(run)
     for options, rules in {
@@ -200,7 +200,7 @@ def test_stop_strings_end_a_sample(run: Path) -> None:
 
 
 def test_beam_and_best_of(run: Path) -> None:
-    from gptcli.model.weights import load_model
+    from gptcli.model.safetensors_io import load_model
     from gptcli.sampling.beam import beam_search
 
     made = report(run, "words", "--beam", 4, "--max-tokens", 6)

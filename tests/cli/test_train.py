@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gptcli.cli import main
 from gptcli.cli.train import train
 from gptcli.files import read_toml
-from gptcli.trainer.metrics import read_metrics
+from gptcli.runs.metrics import read_metrics
 from tests.waiting import wait_until
 
 SMALL = [
@@ -451,8 +451,8 @@ def test_a_padded_vocabulary_as_the_start_of_a_run(gpt_inside, here):
     import torch
 
     from gptcli.model.config import ModelConfig
+    from gptcli.model.safetensors_io import load_model, save_model
     from gptcli.model.transformer import GPT
-    from gptcli.model.weights import load_model, save_model
     from gptcli.shards.manifest import read_manifest
 
     entries = read_manifest(here / "shards").vocab_size

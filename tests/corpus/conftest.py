@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptcli.corpus.units import Tally, Unit, shuffle_keys, write_unit
+from gptcli.corpus.chunks import Tally, Unit, shuffle_keys, write_unit
 from gptcli.shards.format import token_dtype
 from gptcli.tokenizer.encoders import open_encoder
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet

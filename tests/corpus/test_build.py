@@ -19,11 +19,11 @@ import pytest
 
 from gptcli import files
 from gptcli.corpus import build as building
-from gptcli.corpus import settings
+from gptcli.corpus import config
 from gptcli.corpus.build import begin, finish
-from gptcli.corpus.gather import WORK
+from gptcli.corpus.config import Build
+from gptcli.corpus.coordinator import WORK
 from gptcli.corpus.recipe import Source
-from gptcli.corpus.settings import Build
 from gptcli.errors import InputError, UsageError
 from gptcli.events import Events
 from gptcli.files import sha256
@@ -38,7 +38,7 @@ SPLITS = ("train", "val")
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a corpus of a few kilobytes has several units."""
-    monkeypatch.setattr(settings, "UNIT_CHARACTERS", (2000, 4000))
+    monkeypatch.setattr(config, "UNIT_CHARACTERS", (2000, 4000))
 
 
 def texts(count: int = 120) -> list[str]:
@@ -179,7 +179,7 @@ def test_the_bytes_do_not_depend_on_the_units(
     build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(build, tmp_path / "small")
-    monkeypatch.setattr(settings, "UNIT_CHARACTERS", (10**6, 10**6))
+    monkeypatch.setattr(config, "UNIT_CHARACTERS", (10**6, 10**6))
     run(build, tmp_path / "large")
     assert contents(tmp_path / "small") == contents(tmp_path / "large")
 
@@ -191,7 +191,7 @@ def test_units_of_another_size_are_not_taken_for_ours(
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
         patch.setattr(building, "_check_splits", lambda *_: (_ for _ in ()).throw(StoppedError()))
         run(build, tmp_path / "out")
-    monkeypatch.setattr(settings, "UNIT_CHARACTERS", (3000, 3000))
+    monkeypatch.setattr(config, "UNIT_CHARACTERS", (3000, 3000))
     run(build, tmp_path / "out", resume=True)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from gptcli.corpus.decontaminate import cut, item_grams, shared
-from gptcli.corpus.words import grams, word_hashes
 from gptcli.errors import InputError
+from gptcli.text.ngrams import grams, word_hashes
 
 ITEM = "the quick brown fox jumps over the lazy dog while seven wizards watch from afar today"
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from gptcli.corpus import dedup
+from gptcli.corpus.chunks import Tally
 from gptcli.corpus.dedup import find_duplicates, gone_among, plan_dedup
 from gptcli.corpus.minhash import BANDINGS, band_keys, shingles
-from gptcli.corpus.textunits import TextUnit, write_text_unit
-from gptcli.corpus.units import Tally
+from gptcli.corpus.text_chunks import TextUnit, write_text_unit
 
 
 def texts(seed: int, count: int) -> list[str]:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from gptcli.corpus.build import begin, finish
+from gptcli.corpus.config import Build
 from gptcli.corpus.estimate import estimate
 from gptcli.corpus.recipe import Source
-from gptcli.corpus.settings import Build
 from gptcli.errors import InputError
 from gptcli.tokenizer.tokenizer import Tokenizer, byte_alphabet
 

@@ -12,13 +12,13 @@ import pytest
 
 from gptcli.corpus import overlap
 from gptcli.corpus.build import begin, finish
+from gptcli.corpus.config import Build
 from gptcli.corpus.overlap import GRAM, Overlap, Report, find_overlap
 from gptcli.corpus.recipe import Source
-from gptcli.corpus.settings import Build
-from gptcli.corpus.words import grams, word_hashes
 from gptcli.errors import InputError
 from gptcli.shards.format import document_lengths, open_shard
 from gptcli.shards.manifest import read_manifest
+from gptcli.text.ngrams import grams, word_hashes
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 

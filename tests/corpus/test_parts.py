@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.corpus import gather, parts, settings
+from gptcli.corpus import config, coordinator, parts
 from gptcli.corpus.build import begin, finish
+from gptcli.corpus.config import Build
 from gptcli.corpus.parts import Part, begin_part, finish_part, missing_parts, parse_part
 from gptcli.corpus.recipe import Dedup, Source
-from gptcli.corpus.settings import Build
 from gptcli.errors import InputError, UsageError
 from gptcli.files import sha256
 from gptcli.shards.manifest import Manifest
@@ -26,7 +26,7 @@ def build(tmp_path: Path, byte_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyP
     """Two sources of many units: lines that can be cut by bytes, and a compressed file, read in
     stripes, whose duplicates go.
     """
-    monkeypatch.setattr(settings, "UNIT_CHARACTERS", (2000, 2000))
+    monkeypatch.setattr(config, "UNIT_CHARACTERS", (2000, 2000))
     chance = random.Random(1)
     lines = [
         f"document {number} " + " ".join(str(chance.random()) for _ in range(chance.randrange(30)))
@@ -84,7 +84,8 @@ def test_the_last_run_reads_nothing(
         read += finish_part(build, out, Part(number, 2)).read
     assert read == 240
     monkeypatch.setattr(
-        "gptcli.corpus.passes.documents_of", lambda *_: pytest.fail("documents are read again")
+        "gptcli.corpus.worker_tasks.documents_of",
+        lambda *_: pytest.fail("documents are read again"),
     )
     ended(build, out)
     assert contents(out) == expected
@@ -156,7 +157,7 @@ def test_a_broken_input_leaves_the_other_parts_alone(build: Build, tmp_path: Pat
     begin_part(build, out, Part(1, 1))
     with pytest.raises(InputError, match="not valid JSON"):
         finish_part(build, out, Part(1, 1))
-    assert list((out / gather.WORK).glob("unit-*"))
+    assert list((out / coordinator.WORK).glob("unit-*"))
 
 
 def test_names_of_parts() -> None:

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from gptcli.corpus import settings
+from gptcli.corpus import config
 from gptcli.corpus.build import begin, finish
+from gptcli.corpus.config import Build
 from gptcli.corpus.ray_workers import RayWorkers
 from gptcli.corpus.recipe import Dedup, Source
-from gptcli.corpus.settings import Build
 from gptcli.corpus.workers import open_pool
 from gptcli.errors import InputError, RunError, UsageError
 from gptcli.files import read_json, sha256
@@ -61,7 +61,7 @@ def test_results_and_errors_come_as_from_local_workers(tmp_path: Path) -> None:
 def test_the_same_bytes(
     tmp_path: Path, byte_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(settings, "UNIT_CHARACTERS", (2000, 2000))
+    monkeypatch.setattr(config, "UNIT_CHARACTERS", (2000, 2000))
     monkeypatch.chdir(tmp_path)
     chance = random.Random(1)
     lines = [

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from gptcli.corpus import build as building
-from gptcli.corpus import gather, settings
+from gptcli.corpus import config, coordinator
 from gptcli.corpus.build import begin, finish
+from gptcli.corpus.config import Build
 from gptcli.corpus.recipe import Source, preset_weights, read_sources
-from gptcli.corpus.settings import Build
 from gptcli.errors import InputError, UsageError
 from gptcli.files import sha256
 from gptcli.shards.format import document_lengths, open_shard
@@ -29,7 +29,7 @@ MENU = "<nav><ul><li><a href='/'>Home</a></li><li><a href='/shop'>Shop now</a></
 
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings, "UNIT_CHARACTERS", (60_000, 60_000))
+    monkeypatch.setattr(config, "UNIT_CHARACTERS", (60_000, 60_000))
 
 
 def topics() -> list[str]:
@@ -180,7 +180,7 @@ def test_the_bytes_do_not_depend_on_workers_or_crashes(
     expected = contents(tmp_path / "one")
     run(build, tmp_path / "two", workers=2)
     assert contents(tmp_path / "two") == expected
-    places = [(gather, name) for name in ("_text_tasks", "find_duplicates", "finish_text")]
+    places = [(coordinator, name) for name in ("_text_tasks", "find_duplicates", "finish_text")]
     for where, stop in [*places, (building, "write_shards"), (building, "write_report")]:
         out = tmp_path / stop
         with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):

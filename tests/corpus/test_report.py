@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gptcli.corpus.chunks import Tally
 from gptcli.corpus.report import write_report
-from gptcli.corpus.units import Tally
 from gptcli.shards.format import token_dtype, write_shard
 from gptcli.shards.manifest import Manifest, Shard, Source
 from gptcli.tokenizer.tokenizer import Tokenizer

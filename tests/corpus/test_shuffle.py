@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gptcli.corpus import shuffle
+from gptcli.corpus.chunks import Unit, shuffle_keys
 from gptcli.corpus.shuffle import plan_shards, write_planned
-from gptcli.corpus.units import Unit, shuffle_keys
 from gptcli.errors import InputError
 from gptcli.shards.format import document_lengths, open_shard
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet

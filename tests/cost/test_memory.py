@@ -12,8 +12,8 @@ from gptcli.cost.memory import (
     training_memory,
     zero_memory,
 )
-from gptcli.model.cache import KVCache
 from gptcli.model.config import ModelConfig, find_size
+from gptcli.model.kv_cache import KVCache
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,13 @@ from gptcli.cost.rank_memory import (
     rank_memory,
     stage_memory,
 )
+from gptcli.distributed.activation_checkpoint import recomputed
+from gptcli.distributed.context import Place
 from gptcli.errors import UsageError
 from gptcli.model import attention_kernel, head_kernel, loss, mup
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.transformer import GPT
-from gptcli.trainer.layout import Place
 from gptcli.trainer.precision import PRODUCTS
-from gptcli.trainer.recompute import recomputed
 from gptcli.trainer.step import Stepper
 
 SMALL = ModelConfig(n_layer=4, n_head=4, d_model=256, n_ctx=256, vocab_size=5000)

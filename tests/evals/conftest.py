@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from gptcli.model.config import ModelConfig
+from gptcli.model.safetensors_io import save_model
 from gptcli.model.transformer import GPT
-from gptcli.model.weights import save_model
 from gptcli.tokenizer.tokenizer import Tokenizer
 from gptcli.tokenizer.training import train_tokenizer
 

@@ -11,7 +11,7 @@ from gptcli.evals.grade import predict, record_answer
 from gptcli.evals.item import Item
 from gptcli.evals.requests import Request
 from gptcli.evals.task import find_task
-from gptcli.sampling.text import Completion
+from gptcli.sampling.streaming import Completion
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import pytest
 
 from gptcli.evals.runner import run_task
 from gptcli.evals.task import read_task
+from gptcli.model.safetensors_io import save_model
 from gptcli.model.transformer import GPT
-from gptcli.model.weights import save_model
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.evals.detokenize import DETOKENIZERS
 from gptcli.evals.synthetic import GENERATED, generate
 from gptcli.evals.task import TASKS, find_task, task_names
 from gptcli.evals.task_data import make_item
+from gptcli.text.detokenize import DETOKENIZERS
 
 LISTED = {  # the list
     "GPT-2": "lambada cbt_cn cbt_ne cbt_v cbt_p wikitext2 ptb enwik8 text8 wikitext103 one_billion_words winograd winograd_full gpt2_coqa "

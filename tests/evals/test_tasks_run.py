@@ -27,8 +27,8 @@ from gptcli.evals.runner import OWN_SET, Options, run_task
 from gptcli.evals.task import Task, read_task
 from gptcli.evals.texts import token_bytes
 from gptcli.model.config import ModelConfig
+from gptcli.model.safetensors_io import save_model
 from gptcli.model.transformer import GPT
-from gptcli.model.weights import save_model
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 HEAD = 'title = "t"\nsource = "s"\nfiles = {items = "items*", shots = "train*"}\nreader = "jsonl"\n'

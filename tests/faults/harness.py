@@ -218,5 +218,5 @@ def preload() -> None:
     import gptcli.corpus.build
     import gptcli.evals.loss
     import gptcli.evals.runner
-    import gptcli.sampling.prompts
+    import gptcli.sampling.batch
     import gptcli.trainer.launch  # noqa: F401

@@ -22,7 +22,7 @@ from gptcli.evals.result import score_of
 from gptcli.evals.runner import Options, requests_of
 from gptcli.evals.task import Task, find_task, read_task
 from gptcli.evals.task_data import find_data, solved
-from gptcli.sampling.text import Completion
+from gptcli.sampling.streaming import Completion
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
 from tests.fuzz.engine import Files, Target
 

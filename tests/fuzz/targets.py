@@ -20,16 +20,18 @@ import torch
 from gptcli.cli.config import read_config
 from gptcli.corpus.readers import DOCUMENTS, find_reader, scan
 from gptcli.corpus.recipe import read_sources
+from gptcli.distributed.context import Place
 from gptcli.events import SILENT
 from gptcli.files import sha256, write_json
 from gptcli.model.checkpoint_tensors import SavedModel
 from gptcli.model.config import ModelConfig
+from gptcli.model.safetensors_io import load_model, save_model
 from gptcli.model.source import INDEX, STATE
 from gptcli.model.transformer import GPT
-from gptcli.model.weights import load_model, save_model
-from gptcli.sampling.prompts import read_prompts
+from gptcli.runs.metrics import read_metrics
+from gptcli.sampling.batch import read_prompts
 from gptcli.shards.export import export_megatron
-from gptcli.shards.foreign import open_tokens
+from gptcli.shards.external import open_tokens
 from gptcli.shards.format import document_lengths, open_shard, token_dtype, write_shard
 from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import MANIFEST, Manifest, Shard, Source, read_manifest, write_manifest
@@ -39,8 +41,6 @@ from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet, lo
 from gptcli.tokenizer.training import train_tokenizer
 from gptcli.trainer.checkpoint import Checkpoints, State, newest_state
 from gptcli.trainer.finetune_task import read_task
-from gptcli.trainer.layout import Place
-from gptcli.trainer.metrics import read_metrics
 from gptcli.trainer.schedule import Position
 from tests.fuzz.engine import Files, Target, files_in
 from tests.fuzz.eval_targets import eval_targets

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from gptcli.model.weights import load_model
+from gptcli.model.safetensors_io import load_model
 from gptcli.shards.manifest import read_manifest
 from gptcli.trainer.checkpoint import newest_state
 from tests.golden.surface import options, outputs

@@ -197,7 +197,7 @@ class Harness:
         os.environ["OMP_NUM_THREADS"] = "1"
         begin = time.monotonic()
         preload()
-        import gptcli.sampling.text
+        import gptcli.sampling.streaming
         import gptcli.trainer.finetune  # noqa: F401
 
         self.imports = time.monotonic() - begin

@@ -15,9 +15,9 @@ from gptcli.kernels import build
 from gptcli.kernels.build import library
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
-from gptcli.sampling import linear, step
+from gptcli.sampling import step
 from gptcli.sampling.engine import Engine
-from gptcli.sampling.linear import Int8, read_in_place
+from gptcli.sampling.quantize import Int8, read_in_place
 
 pytestmark = pytest.mark.skipif(library("decode") is None, reason="the kernel cannot be built here")
 N_CTX = 24
@@ -144,7 +144,7 @@ def test_as_it_is_built_for_older_cpus(
     older = library.__wrapped__("decode")
     assert older is not None
     assert older._name != library("decode")._name
-    for module in (linear, step):
+    for module in (quantize, step):
         monkeypatch.setattr(module, "library", lambda _: older)
     for size in SIZES:
         test_a_step_is_the_model_and_each_row_is_alone("gpt3", size, dtype, quantize)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from gptcli.model.safetensors_io import load_model, save_model
 from gptcli.model.transformer import GPT
-from gptcli.model.weights import load_model, save_model
 
 IDX = torch.randint(0, 301, (2, 40), generator=torch.Generator().manual_seed(0))
 

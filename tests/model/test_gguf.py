@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from gptcli.model.config import ModelConfig
+from gptcli.model.safetensors_io import save_model
 from gptcli.model.transformer import GPT
-from gptcli.model.weights import save_model
 
 LLAMA_CPP = Path(os.environ.get("LLAMA_CPP", "absent"))
 

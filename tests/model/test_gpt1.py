@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from gptcli.errors import InputError, UsageError
-from gptcli.model.cache import KVCache
 from gptcli.model.config import ModelConfig, find_size
-from gptcli.model.layouts import RELEASED_PARTS
+from gptcli.model.hf import RELEASED_PARTS
+from gptcli.model.kv_cache import KVCache
+from gptcli.model.safetensors_io import load_model, read_model_config
 from gptcli.model.transformer import GPT
-from gptcli.model.weights import load_model, read_model_config
 
 SMALL = ModelConfig(
     n_layer=3, n_head=2, d_model=128, n_ctx=40, vocab_size=301, norm="post", dropout=0.1

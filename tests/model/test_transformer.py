@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from gptcli.model.config import ModelConfig
-from gptcli.model.layouts import head_after_head
+from gptcli.model.hf import head_after_head
 from gptcli.model.transformer import GPT, gelu
 
 

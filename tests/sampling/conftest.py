@@ -11,7 +11,7 @@ import torch
 
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
-from gptcli.sampling.linear import read_in_place
+from gptcli.sampling.quantize import read_in_place
 from gptcli.tokenizer.tokenizer import Tokenizer
 from gptcli.tokenizer.training import train_tokenizer
 

@@ -9,8 +9,8 @@ import torch
 
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
+from gptcli.model.safetensors_io import save_model
 from gptcli.model.transformer import GPT
-from gptcli.model.weights import save_model
 from gptcli.sampling.beam import Hypothesis, beam_search, length_penalty
 
 STOP = 2

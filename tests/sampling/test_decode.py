@@ -9,11 +9,11 @@ import torch
 
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
+from gptcli.model.safetensors_io import save_model
 from gptcli.model.transformer import GPT
-from gptcli.model.weights import save_model
 from gptcli.sampling import engine
 from gptcli.sampling.decode import Row, decode, sample_generator
-from gptcli.sampling.filters import Rules
+from gptcli.sampling.params import Rules
 
 GREEDY = Rules(greedy=True)
 N_PROMPTS = 200

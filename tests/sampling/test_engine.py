@@ -10,10 +10,10 @@ import torch
 from gptcli.errors import RunError
 from gptcli.model.transformer import GPT
 from gptcli.sampling import engine as module
-from gptcli.sampling import linear, step
+from gptcli.sampling import quantize, step
 from gptcli.sampling.decode import Row, decode
 from gptcli.sampling.engine import Engine, require_memory
-from gptcli.sampling.filters import Rules
+from gptcli.sampling.params import Rules
 
 
 def test_a_fixed_pass_gives_the_same_tokens(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +86,7 @@ def test_without_the_kernel_the_tokens_are_the_same(
         rows = [Row(prompt, max_tokens=30) for prompt in prompts]
         list(decode(model, rows, Rules(greedy=True), batch=4))
         made.append([row.tokens for row in rows])
-        for part in (linear, step):
+        for part in (quantize, step):
             monkeypatch.setattr(part, "library", lambda name: None)
     assert Engine(model, 1)._step is None
     assert made[0] == made[1]

@@ -11,7 +11,7 @@ from gptcli.errors import GptError
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
 from gptcli.sampling.decode import Row, decode, sample_generator
-from gptcli.sampling.filters import Rules, filtered
+from gptcli.sampling.params import Rules, filtered
 from gptcli.sampling.speculative import speculate
 
 GREEDY = Rules(greedy=True)

@@ -82,8 +82,8 @@ def test_a_run_folder_encodes_alike_in_transformers(small: Gpt1Tokenizer, tmp_pa
     from transformers import AutoTokenizer
 
     from gptcli.model.config import ModelConfig
+    from gptcli.model.safetensors_io import save_model
     from gptcli.model.transformer import GPT
-    from gptcli.model.weights import save_model
 
     config = ModelConfig(n_layer=1, n_head=1, d_model=8, n_ctx=8, vocab_size=60, norm="post")
     save_model(tmp_path, GPT(config), config, eot_id=small.eot_id)

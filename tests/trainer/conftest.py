@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+from gptcli.distributed.context import Place
 from gptcli.events import SILENT
 from gptcli.model.config import ModelConfig
 from gptcli.shards.format import token_dtype, write_shard
 from gptcli.shards.manifest import Manifest, Shard, read_manifest, write_manifest
 from gptcli.tokenizer.training import train_tokenizer
 from gptcli.trainer.config import Run, TrainConfig
-from gptcli.trainer.layout import Place
 from gptcli.trainer.loop import train
 from gptcli.trainer.preflight import data_sha256
 

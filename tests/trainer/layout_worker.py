@@ -18,17 +18,17 @@ from torch.distributed.tensor import DTensor
 
 from gptcli.cost.activations import SCHEDULES
 from gptcli.cost.layout import Layout, parse_layout
+from gptcli.distributed.context import Place
 from gptcli.events import SILENT
 from gptcli.model.config import ModelConfig
+from gptcli.model.safetensors_io import load_model, save_model
 from gptcli.model.transformer import GPT
-from gptcli.model.weights import load_model, save_model
 from gptcli.trainer.batches import micro_batches
 from gptcli.trainer.checkpoint import canonical_parameters, take_weights
 from gptcli.trainer.config import Run, TrainConfig
-from gptcli.trainer.engine import build
-from gptcli.trainer.layout import Place
 from gptcli.trainer.machine import has_compiler
 from gptcli.trainer.noise_scale import AGAIN_EVERY, part_of
+from gptcli.trainer.parallelize import build
 
 STEPS, SEQUENCES, N_CTX = 20, 4, 8
 COMPILE = torch.compile

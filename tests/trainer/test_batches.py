@@ -5,11 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gptcli.distributed.context import Place
 from gptcli.model.loss import IGNORE
 from gptcli.shards.loader import TokenStream
 from gptcli.shards.order import Windows
 from gptcli.trainer.batches import InOrder, micro_batches
-from gptcli.trainer.layout import Place
 
 ORDER = Windows(TokenStream([np.arange(4 * 50 + 1)]), 4, seed=3)
 CPU = torch.device("cpu")

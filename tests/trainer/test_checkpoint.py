@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gptcli.distributed.context import Place
 from gptcli.errors import InputError, RunError
 from gptcli.events import SILENT, Events
 from gptcli.files import PARTIAL
 from gptcli.model.checkpoint_tensors import SavedModel
 from gptcli.trainer import checkpoint, storage
 from gptcli.trainer.checkpoint import Checkpoints, State, canonical_parameters
-from gptcli.trainer.engine import build
-from gptcli.trainer.layout import Place
+from gptcli.trainer.parallelize import build
 from gptcli.trainer.schedule import Position
 from tests.waiting import HANG_S
 

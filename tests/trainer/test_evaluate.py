@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from gptcli.distributed.context import Place
 from gptcli.events import SILENT
-from gptcli.trainer.engine import build
 from gptcli.trainer.evaluate import validation_loss
-from gptcli.trainer.layout import Place
 from gptcli.trainer.loop import open_validation
+from gptcli.trainer.parallelize import build
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 24])

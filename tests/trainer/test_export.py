@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import ModelCard
 from transformers import AutoTokenizer, GPT2LMHeadModel, GPTNeoForCausalLM
 
-from gptcli.model.weights import load_model
+from gptcli.model.safetensors_io import load_model
 from gptcli.trainer.export import is_finished, model_card
 
 

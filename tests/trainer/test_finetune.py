@@ -14,12 +14,14 @@ import pytest
 import torch
 
 from gptcli.cost.layout import Layout, parse_layout
+from gptcli.distributed.context import Place
 from gptcli.errors import InputError, RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.model.config import ModelConfig
+from gptcli.model.safetensors_io import save_model
 from gptcli.model.transformer import GPT
-from gptcli.model.weights import save_model
-from gptcli.sampling.loading import load
+from gptcli.runs.metrics import read_metrics
+from gptcli.sampling.load import load
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
 from gptcli.trainer import finetune as module
 from gptcli.trainer.finetune import (
@@ -34,8 +36,6 @@ from gptcli.trainer.finetune import (
 from gptcli.trainer.finetune_inputs import SPECIAL, Transformation
 from gptcli.trainer.finetune_task import Task, read_examples
 from gptcli.trainer.launch import launch
-from gptcli.trainer.layout import Place
-from gptcli.trainer.metrics import read_metrics
 from gptcli.trainer.preflight import resumed_state
 
 TOKENIZER = Tokenizer([*byte_alphabet(), END_OF_TEXT], [])

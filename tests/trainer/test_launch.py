@@ -17,9 +17,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from gptcli.errors import InputError, Interrupted, RunError
 from gptcli.events import SILENT, Events
 from gptcli.interrupts import SIGNALS
+from gptcli.runs.metrics import read_metrics
 from gptcli.trainer.checkpoint import newest_state
 from gptcli.trainer.launch import RESTARTS, PassOn, launch
-from gptcli.trainer.metrics import read_metrics
 from tests.waiting import wait_until
 
 TOLERANCE = 1e-4

@@ -11,15 +11,15 @@ from datetime import datetime
 import pytest
 import torch
 
+from gptcli.distributed.context import Place
 from gptcli.errors import Interrupted, RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.interrupts import SIGNALS
+from gptcli.runs.metrics import read_metrics
 from gptcli.shards.manifest import Source, read_manifest, write_manifest
 from gptcli.trainer import loop, machine
 from gptcli.trainer.config import Run
-from gptcli.trainer.layout import Place
 from gptcli.trainer.loop import StopSignal, train
-from gptcli.trainer.metrics import read_metrics
 from gptcli.trainer.preflight import check_resume
 from gptcli.trainer.speed import Pace
 from gptcli.trainer.step import Stepper

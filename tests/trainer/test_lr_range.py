@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
+from gptcli.distributed.context import Place
 from gptcli.events import SILENT
-from gptcli.trainer.layout import Place
 from gptcli.trainer.lr_range import BELOW, CURVE, HIGH, LOW, PICTURE, lr_range, smoothed, suggest
 
 CPU = Place(torch.device("cpu"))

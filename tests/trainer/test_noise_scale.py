@@ -16,14 +16,14 @@ import torch
 from torch import nn
 
 from gptcli.cost.layout import Layout
+from gptcli.distributed.context import Place
 from gptcli.events import SILENT, Events
+from gptcli.runs.metrics import read_metrics
 from gptcli.shards.loader import open_split
 from gptcli.shards.order import Windows
-from gptcli.trainer.engine import build
-from gptcli.trainer.layout import Place
 from gptcli.trainer.loop import train
-from gptcli.trainer.metrics import read_metrics
 from gptcli.trainer.noise_scale import AGAIN_EVERY, NoiseScale, part_of
+from gptcli.trainer.parallelize import build
 from gptcli.trainer.step import Stepper
 from tests.waiting import HANG_S
 
@@ -189,7 +189,7 @@ from gptcli.events import SILENT
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
 from gptcli.cost.layout import parse_layout
-from gptcli.trainer.layout import Place, repeat, shard
+from gptcli.distributed.context import Place, repeat, shard
 from gptcli.trainer.step import Stepper
 
 rank, store = int(sys.argv[1]), sys.argv[2]

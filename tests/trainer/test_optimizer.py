@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
+from gptcli.distributed.context import Place
 from gptcli.model.transformer import GPT
-from gptcli.trainer.layout import Place
 from gptcli.trainer.optimizer import clip_gradients, make_optimizer
 
 

@@ -9,9 +9,9 @@ import torch
 
 from gptcli.cost.activations import SCHEDULES
 from gptcli.cost.layout import Layout
+from gptcli.distributed.context import Place
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
-from gptcli.trainer.layout import Place
 from gptcli.trainer.pipeline import RUNS, cut, held_by
 
 CONFIG = ModelConfig(n_layer=11, n_head=2, d_model=8, n_ctx=8, vocab_size=50)

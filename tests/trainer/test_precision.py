@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gptcli.distributed.context import Place
 from gptcli.errors import UsageError
 from gptcli.events import SILENT
 from gptcli.trainer import precision
-from gptcli.trainer.engine import build
-from gptcli.trainer.layout import Place
+from gptcli.trainer.parallelize import build
 from gptcli.trainer.precision import LossScale, check_precision
 
 PLACE = Place(torch.device("cpu"))

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import torch
 
+from gptcli.distributed.context import Place
 from gptcli.events import Events
-from gptcli.trainer.layout import Place
 from gptcli.trainer.loop import train
 from gptcli.trainer.profile import TRACE
 

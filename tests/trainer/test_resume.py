@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from gptcli.cost.layout import parse_layout
-from gptcli.model.weights import load_model
+from gptcli.model.safetensors_io import load_model
+from gptcli.runs.metrics import read_metrics
 from gptcli.trainer.checkpoint import newest_state
-from gptcli.trainer.metrics import read_metrics
 
 KILLS = int(os.environ.get("GPT_TEST_KILLS", "10"))
 TOLERANCE = 1e-4  # of 20 steps in fp32

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import torch
 
+from gptcli.runs.metrics import read_lines
 from gptcli.sampling.decode import Row, decode, sample_generator
-from gptcli.sampling.loading import load
-from gptcli.trainer.metrics import read_lines
+from gptcli.sampling.load import load
 from gptcli.trainer.samples import LENGTH, PROMPT, RULES, SAMPLES, prompts
 
 

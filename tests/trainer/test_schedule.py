@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from gptcli.errors import UsageError
 from gptcli.model.config import find_size
+from gptcli.runs.metrics import read_metrics
 from gptcli.trainer.config import TrainConfig
-from gptcli.trainer.metrics import read_metrics
 from gptcli.trainer.recipe import paper_recipe
 from gptcli.trainer.schedule import GROW_EVERY, Position, Schedule
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from gptcli.distributed.context import Place
 from gptcli.events import SILENT
 from gptcli.shards.loader import open_split
 from gptcli.shards.order import Windows
 from gptcli.trainer.batches import micro_batches
-from gptcli.trainer.engine import build
-from gptcli.trainer.layout import Place
+from gptcli.trainer.parallelize import build
 from gptcli.trainer.step import dropout_seed
 
 PLACE = Place(torch.device("cpu"))

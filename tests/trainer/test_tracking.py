@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from gptcli.errors import UsageError
-from gptcli.trainer.metrics import read_metrics
+from gptcli.runs.metrics import read_metrics
 from gptcli.trainer.tracking import check_tracker
 
 installed = importlib.util.find_spec("tensorboard") is not None

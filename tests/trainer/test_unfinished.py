@@ -19,18 +19,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gptcli.distributed.context import Place
 from gptcli.errors import InputError
 from gptcli.events import Events
-from gptcli.model import weights
+from gptcli.model import safetensors_io
 from gptcli.model.checkpoint_tensors import SavedModel
 from gptcli.model.config import ModelConfig
+from gptcli.model.safetensors_io import load_model, open_model, save_unfinished
 from gptcli.model.transformer import GPT
-from gptcli.model.weights import load_model, open_model, save_unfinished
-from gptcli.sampling.loading import load
+from gptcli.sampling.load import load
 from gptcli.trainer import loop
 from gptcli.trainer.checkpoint import Checkpoints, State, folder_of
 from gptcli.trainer.export import prepare, write_card
-from gptcli.trainer.layout import Place
 from gptcli.trainer.loop import train
 from gptcli.trainer.schedule import Position
 
@@ -231,7 +231,7 @@ def save(store, model, step):
 def written(tmp_path):
     """A run folder, and how to write a checkpoint whose weights are all its step; one is kept."""
     config = ModelConfig(n_layer=1, n_head=1, d_model=8, n_ctx=16, vocab_size=260)
-    weights.save_config(tmp_path, config)
+    safetensors_io.save_config(tmp_path, config)
     store, model = Checkpoints(tmp_path, CPU, keep=1), GPT(config)
     return tmp_path, lambda step: save(store, model, step)
 
@@ -305,7 +305,7 @@ def test_a_broken_checkpoint_is_passed_over_with_a_warning(written, file):
 def test_a_kill_at_any_moment_leaves_a_folder_that_transformers_loads(written, monkeypatch):
     """Each call by which a file becomes whole is the last one in turn."""
     out, _ = written
-    config = weights.read_model_config(out)
+    config = safetensors_io.read_model_config(out)
     tensors = {
         step: {n: torch.full_like(t, step / 50) for n, t in GPT(config).state_dict().items()}
         for step in (1, 2)
@@ -321,8 +321,8 @@ def test_a_kill_at_any_moment_leaves_a_folder_that_transformers_loads(written, m
     save_unfinished(out, tensors[2], config, 2)
 
     def finish():
-        weights.save_model(out, tensors[2], config)
-        weights.remove_unfinished(out)
+        safetensors_io.save_model(out, tensors[2], config)
+        safetensors_io.remove_unfinished(out)
 
     steps = [call_and_die(out, monkeypatch, at, finish) for at in range(1, 13)]
     assert None in steps, "the last of them come after model.safetensors"

@@ -1,0 +1,219 @@
+"""Formats of multiple choice: rows of a question or context, `choices`, and `gold`, the index of
+the right one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from gptcli.errors import InputError
+from gptcli.evals.formats.files import (
+    Node,
+    Row,
+    document,
+    kind_of,
+    line_id,
+    lines,
+    objects,
+    read_csv,
+)
+
+# true, false, neither
+ENTAILMENT = {"e": 0, "c": 1, "n": 2, "entailment": 0, "contradiction": 1, "neutral": 2}
+
+
+def read_arc(path: Path) -> Iterator[Row]:
+    """ARC and OpenBookQA: {question, choices, gold}. Also a prepared {query: "Question:
+    ..\\nAnswer:", choices, gold} a line.
+    """
+    for node in objects(path):
+        row_id = str(node.value.get("id", line_id(node.where)))
+        if node.has("query"):
+            question = node.text("query").removeprefix("Question: ").removesuffix("\nAnswer:")
+            yield {
+                "id": row_id,
+                "question": question,
+                "choices": node.texts("choices"),
+                "gold": node.number("gold"),
+            }
+            continue
+        asked = node.node("question")
+        choices = asked.nodes("choices")
+        labels = [choice.text("label") for choice in choices]
+        key = node.text("answerKey")
+        if key not in labels:
+            raise InputError(f"the answer {key!r} is none of {', '.join(labels)}", where=node.where)
+        yield {
+            "id": row_id,
+            "question": asked.text("stem"),
+            "choices": [choice.text("text") for choice in choices],
+            "gold": labels.index(key),
+        }
+
+
+def read_hellaswag(path: Path) -> Iterator[Row]:
+    """HellaSwag: {context, choices, gold}, as the original JSON lines, or prepared: of each item
+    six lines, context, gold and endings.
+    """
+    return _hellaswag_json(path) if kind_of(path) == ".jsonl" else _hellaswag_text(path)
+
+
+def _hellaswag_json(path: Path) -> Iterator[Row]:
+    for node in objects(path):
+        context = (
+            f"{node.text('activity_label')}: {node.text('ctx_a')} {node.text('ctx_b').capitalize()}"
+        )
+        label = node.value.get("label")
+        if label not in (0, 1, 2, 3, "0", "1", "2", "3"):
+            raise InputError(
+                f"the right ending is {label!r}",
+                where=node.where,
+                hint="the test set has none: take the validation set",
+            )
+        yield {
+            "id": line_id(node.where),
+            "context": _without_markup(context),
+            "choices": [_without_markup(ending) for ending in node.texts("endings")],
+            "gold": int(label),
+        }
+
+
+def _without_markup(text: str) -> str:
+    """WikiHow's "[header]" and "[step]" marks go, a "[title]" ends a sentence."""
+    text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
+    return text.replace("  ", " ")
+
+
+def _hellaswag_text(path: Path) -> Iterator[Row]:
+    item: list[str] = []
+    first = str(path)
+    for where, line in lines(path):
+        first = first if item else where
+        item.append(line)
+        if len(item) == 6:
+            if item[1] not in ("0", "1", "2", "3"):
+                raise InputError(f"the right ending is {item[1]!r}, not 0 to 3", where=where)
+            yield {
+                "id": line_id(first),
+                "context": item[0],
+                "choices": item[2:],
+                "gold": int(item[1]),
+            }
+            item = []
+    if any(item):
+        raise InputError(f"ends after {len(item)} of an item's six lines", where=first)
+
+
+def read_story_cloze(path: Path) -> Iterator[Row]:
+    """StoryCloze's table: {context, choices, gold}."""
+    sentences = [f"InputSentence{number}" for number in range(1, 5)]
+    endings = ["RandomFifthSentenceQuiz1", "RandomFifthSentenceQuiz2"]
+    for row in read_csv(path):
+        node = Node(row, f"{path}: {row['id']}")
+        yield {
+            "id": node.text("InputStoryid"),
+            "context": " ".join(node.text(name) for name in sentences),
+            "choices": [node.text(name) for name in endings],
+            "gold": node.one_of("AnswerRightEnding", {"1": 0, "2": 1}),
+        }
+
+
+def read_piqa(path: Path) -> Iterator[Row]:
+    """PIQA: {goal, choices, gold}; the right ones stand in NAME-labels.lst beside NAME.jsonl."""
+    labels_path = path.with_name(f"{path.name.removesuffix('.jsonl')}-labels.lst")
+    labels = [(where, line.strip()) for where, line in lines(labels_path) if line.strip()]
+    nodes = list(objects(path))
+    if len(labels) != len(nodes):
+        raise InputError(f"{len(labels)} labels for {len(nodes)} items", where=labels_path)
+    for node, (where, label) in zip(nodes, labels, strict=True):
+        if label not in ("0", "1"):
+            raise InputError(f"the label is {label!r}, not 0 or 1", where=where)
+        choices = [node.text("sol1"), node.text("sol2")]
+        yield {
+            "id": line_id(node.where),
+            "goal": node.text("goal"),
+            "choices": choices,
+            "gold": int(label),
+        }
+
+
+def read_race(path: Path) -> Iterator[Row]:
+    """RACE, one file or a folder of them (RACE/test/high): a row a question, {article, question,
+    choices, gold, group}.
+    """
+    files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
+    if not files:
+        raise InputError("holds no .txt files", where=path)
+    for file in files:
+        node = document(file)
+        questions, answers = node.texts("questions"), node.texts("answers")
+        options = node.value.get("options")
+        if not isinstance(options, list) or not len(questions) == len(answers) == len(options):
+            raise InputError(
+                f"{len(questions)} questions, {len(answers)} answers and options of another number",
+                where=file,
+            )
+        for number, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+            if answer not in ("A", "B", "C", "D"):
+                raise InputError(
+                    f"the answer {answer!r} is none of A, B, C, D",
+                    where=f"{file}: question {number}",
+                )
+            yield {
+                "id": f"{file.stem}:{number}"
+                if path.is_file()
+                else f"{file.relative_to(path).with_suffix('')}:{number}",
+                "article": node.text("article"),
+                "question": question,
+                "choices": Node({"options": options[number]}, f"{file}: question {number}").texts(
+                    "options"
+                ),
+                "gold": "ABCD".index(answer),
+                "group": file.stem,
+            }
+
+
+def read_anli(path: Path) -> Iterator[Row]:
+    """ANLI: {premise, hypothesis, gold}, 0 for true, 1 for false, 2 for neither."""
+    for node in objects(path):
+        yield {
+            "id": node.text("uid"),
+            "premise": node.text("context"),
+            "hypothesis": node.text("hypothesis"),
+            "gold": node.one_of("label", ENTAILMENT),
+        }
+
+
+def read_sat(path: Path) -> Iterator[Row]:
+    """SAT analogies (Turney's file): blocks of a source, a stem pair, five pairs and the letter of
+    the right one; {a, b, choices, gold}.
+    """
+    block: list[tuple[str, str]] = []
+    for where, line in [*lines(path), (str(path), "")]:
+        if line.strip() and not line.startswith("#"):
+            block.append((where, line.strip()))
+        elif block and not line.strip():
+            yield _analogy(block)
+            block = []
+
+
+def _analogy(block: list[tuple[str, str]]) -> Row:
+    where = block[0][0]
+    letter = block[-1][1]
+    pairs = [line.split()[:2] for _, line in block[1:-1]]
+    if (
+        len(pairs) != 6
+        or any(len(pair) != 2 for pair in pairs)
+        or letter not in ("a", "b", "c", "d", "e")
+    ):
+        raise InputError("not a source, six pairs of words and a letter from a to e", where=where)
+    (a, b), *others = pairs
+    return {
+        "id": line_id(where),
+        "a": a,
+        "b": b,
+        "choices": [f"{c} is to {d}" for c, d in others],
+        "gold": "abcde".index(letter),
+    }

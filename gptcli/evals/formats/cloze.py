@@ -1,0 +1,172 @@
+"""Formats where a word is missing: LAMBADA, the Children's Book Test, Winograd and Winogrande."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+
+from gptcli.errors import InputError
+from gptcli.evals.formats.files import Row, kind_of, line_id, lines, objects, whole
+from gptcli.text.detokenize import book
+
+POSSESSIVE = ("his", "their", "its", "my", "our")
+
+
+def read_lambada(path: Path) -> Iterator[Row]:
+    """LAMBADA: {text, context, word}, of JSON lines with "text" (OpenAI's version) or a passage a
+    line (the original).
+    """
+    passages = (
+        ((node.where, node.text("text")) for node in objects(path))
+        if kind_of(path) == ".jsonl"
+        else (one for one in lines(path) if one[1].strip())
+    )
+    for where, text in passages:
+        context, _, word = text.rpartition(" ")
+        if not context.strip() or not word.strip():
+            raise InputError("no last word to predict", where=where)
+        yield {"id": line_id(where), "text": text, "context": context, "word": word}
+
+
+def read_cbt(path: Path) -> Iterator[Row]:
+    """The Children's Book Test: {context, before, after, choices, gold}, twenty sentences, and the
+    two sides of the gap in the next one.
+
+    Its tokens are made into running text again; the choices keep their order.
+    """
+    sentences: list[str] = []
+    first = str(path)
+    for where, line in lines(path):
+        if not line.strip():
+            if sentences:
+                raise InputError(
+                    f"an item ends after {len(sentences)} sentences, without its question",
+                    where=where,
+                )
+            continue
+        first = first if sentences else where
+        number, _, text = line.partition(" ")
+        if number != str(len(sentences) + 1):
+            raise InputError(
+                f"a sentence numbered {number!r} follows {len(sentences)}", where=where
+            )
+        if "\t" not in text:
+            sentences.append(text)
+            continue
+        question, answer, *more = text.split("\t")
+        choices = more[-1].split("|") if more else []
+        if answer not in choices or question.count("XXXXX") != 1:
+            raise InputError(
+                "not a sentence with one XXXXX, its answer and choices that hold it", where=where
+            )
+        before, _, after = book(question).partition("XXXXX")
+        yield {
+            "id": line_id(first),
+            "context": book(" ".join(sentences)),
+            "before": before,
+            "after": after,
+            "choices": choices,
+            "gold": choices.index(answer),
+        }
+        sentences = []
+    if sentences:
+        raise InputError(
+            f"the last item has {len(sentences)} sentences and no question", where=first
+        )
+
+
+def read_winogrande(path: Path) -> Iterator[Row]:
+    """Winogrande: {contexts, target, sentences, gold}: each option in the gap, and what follows
+    it.
+    """
+    for node in objects(path):
+        before, gap, after = node.text("sentence").partition("_")
+        if not gap:
+            raise InputError("the sentence has no _", where=node.where)
+        options = [node.text("option1"), node.text("option2")]
+        gold = node.one_of("answer", {"1": 0, "2": 1})
+        yield _schema(
+            str(node.value.get("qID", line_id(node.where))),
+            [before + option for option in options],
+            after,
+            gold,
+        )
+
+
+def read_winograd(path: Path) -> Iterator[Row]:
+    """Winograd schemas: {contexts, target, sentences, gold}, of the published XML, or of prepared
+    JSON lines.
+    """
+    if kind_of(path) == ".xml":
+        yield from _winograd_xml(path)
+        return
+    for node in objects(path):
+        target = " " + node.text("continuation")
+        yield _schema(
+            line_id(node.where), node.texts("context_options"), target, node.number("gold")
+        )
+
+
+def _winograd_xml(path: Path) -> Iterator[Row]:
+    try:
+        root = ElementTree.fromstring(whole(path))
+    except ElementTree.ParseError as error:
+        raise InputError(f"not valid XML: {error}", where=f"{path}:{error.position[0]}") from None
+    for number, schema in enumerate(root.iter("schema"), 1):
+        where = f"{path}: schema {number}"
+        before, pronoun, after = (
+            _words(schema, f"text/{part}", where) for part in ("txt1", "pron", "txt2")
+        )
+        answers = [
+            " ".join((answer.text or "").split()) for answer in schema.iterfind("answers/answer")
+        ]
+        right = _words(schema, "correctAnswer", where).strip(". ")
+        if (
+            not all(answers)
+            or not 2 <= len(answers) <= 5
+            or right not in list("ABCDE"[: len(answers)])
+        ):
+            raise InputError(
+                f"the right answer is {right!r} of {len(answers)}, or one is empty", where=where
+            )
+        fitted = [_fit(answer, before, pronoun, after) for answer in answers]
+        gap = "" if re.match(r"[.,;:!?']", after) else " "
+        yield _schema(
+            f"{path.name}:{number}",
+            [f"{before} {answer}".lstrip() for answer in fitted],
+            gap + after,
+            "ABCDE".index(right),
+        )
+
+
+def _words(schema: ElementTree.Element, tag: str, where: str) -> str:
+    element = schema.find(tag)
+    if element is None:
+        raise InputError(f"has no <{tag.rpartition('/')[2]}>", where=where)
+    return " ".join((element.text or "").split())
+
+
+def _fit(answer: str, before: str, pronoun: str, after: str) -> str:
+    """An answer in the pronoun's place: "The trophy" in the midst of a sentence begins small, and
+    stands for "his" as "the trophy's".
+    """
+    starts = not before or before[-1] in '.!?"'
+    article, space, rest = answer.partition(" ")
+    if not starts and article in ("The", "A", "An", "My", "His", "Her", "Their"):
+        answer = article.lower() + space + rest
+    if starts:
+        answer = answer[0].upper() + answer[1:]
+    owns = pronoun.lower() in POSSESSIVE or (pronoun.lower() == "her" and re.match(r"\w", after))
+    return f"{answer}'s" if owns else answer
+
+
+def _schema(row_id: str, contexts: list[str], target: str, gold: int) -> Row:
+    return {
+        "id": row_id,
+        "contexts": contexts,
+        "target": target,
+        "sentences": [context + target for context in contexts],
+        "gold": gold,
+    }

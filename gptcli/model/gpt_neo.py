@@ -1,0 +1,125 @@
+"""A banded model as transformers' GPT-Neo, which has no query, key or value bias and does not scale
+its scores.
+
+In exact arithmetic nothing is lost. Per layer, with x = LayerNorm's output, g and b its gain and
+bias, z = (x - b)/g:
+
+- 1/sqrt(D) goes into W_q.
+- The key bias adds the same to all scores of a query: softmax does not see it.
+- The value bias, because a query's weights add up to 1, passes through: W_o·b_v is added to W_o's
+  own bias.
+- The query bias becomes a rank-one part of W_q. LayerNorm's z adds up to 0, so u·x with u = 1/g is
+  the same number c in every position,
+  and W_q + b_q·uᵀ/c computes W_q·x + b_q. c is 0 in a model whose b is, so b is first moved by g or
+  -g, away from 0: keys shift by a constant (softmax does not see it), and so do values (it goes
+  into W_o's bias) and queries (into b_q before the step).
+
+The last step could instead shift b by W_q⁻¹·b_q; but a trained W_q may be close to singular, about
+which this way never asks. All of it is computed in float64 and stored in fp32; `weights.save_model`
+measures what that costs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+
+import torch
+
+from gptcli.model.config import ModelConfig
+from gptcli.model.hf import HEAD, Read, Tensors, head_after_head, kind_after_kind
+
+PREFIX = "transformer."
+NEO_OUT = "attn.attention.out_proj"
+
+
+def to_neo(
+    names: Collection[str], read: Read, config: ModelConfig
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Our tensors of these names as a GPT-Neo's, fp32, layer by layer; each is `read` when its turn
+    comes.
+    """
+    for name in names:
+        if not (name.startswith("h.") or (name == HEAD and config.tied)):
+            yield (
+                name if name == HEAD else f"{PREFIX}{name}",
+                read(name).detach().float().contiguous(),
+            )
+    for layer in range(config.n_layer):
+        yield from layer_to_neo(layer, names, read, config).items()
+
+
+def layer_to_neo(layer: int, names: Collection[str], read: Read, config: ModelConfig) -> Tensors:
+    """A layer of `to_neo`."""
+    at = f"h.{layer}."
+    ours = [name.removeprefix(at) for name in names if name.startswith(at)]
+    folded = _fold(
+        {
+            name: read(at + name).detach().double()
+            for name in ours
+            if name.startswith(("ln_1.", "attn."))
+        },
+        config,
+    )
+    same = {
+        name: read(at + name).detach()
+        for name in ours
+        if name not in folded and not name.startswith("attn.")
+    }
+    return {
+        f"{PREFIX}{at}{name}": tensor.float().contiguous()
+        for name, tensor in {**same, **folded}.items()
+    }
+
+
+def _fold(block: Tensors, config: ModelConfig) -> Tensors:
+    """The tensors of one layer that differ, float64."""
+    gain, bias = block["ln_1.weight"], block["ln_1.bias"]
+    w_q, w_k, w_v = kind_after_kind(".c_attn.weight", block["attn.c_attn.weight"], config).chunk(3)
+    b_q, _, b_v = kind_after_kind(".c_attn.bias", block["attn.c_attn.bias"], config).chunk(3)
+    w_o, b_o = block["attn.c_proj.weight"], block["attn.c_proj.bias"]
+    if not b_q.is_meta and b_q.any():  # on the meta device shapes alone are asked for
+        u, direction = 1 / gain, gain
+        if not gain.all():  # a feature without gain is a constant already
+            u = direction = torch.nn.functional.one_hot(gain.abs().argmin(), len(gain)).double()
+        shift = direction * (-1.0 if u @ bias < 0 else 1.0)
+        w_q = w_q + torch.outer(b_q - w_q @ shift, u / (u @ (bias + shift)))
+        bias, b_v = bias + shift, b_v - w_v @ shift
+    return {
+        "ln_1.bias": bias,
+        "attn.attention.q_proj.weight": w_q / math.sqrt(config.d_head),
+        "attn.attention.k_proj.weight": w_k,
+        "attn.attention.v_proj.weight": w_v,
+        f"{NEO_OUT}.weight": w_o,
+        f"{NEO_OUT}.bias": b_o + w_o @ b_v,
+    }
+
+
+def from_neo(
+    stored: Mapping[str, torch.Tensor], config: ModelConfig
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """A GPT-Neo's tensors as ours, each in its turn: biases 0, queries times sqrt(D). Tensors that
+    have no place in the model keep their names."""
+    parts: dict[str, Tensors] = {}
+    for name, tensor in stored.items():
+        name = name.removeprefix(PREFIX)
+        head, attention, rest = name.partition("attn.attention.")
+        if not attention:
+            yield name, tensor
+        elif rest.startswith("out_proj."):
+            yield f"{head}attn.c_proj.{rest.removeprefix('out_proj.')}", tensor
+        elif rest in ("q_proj.weight", "k_proj.weight", "v_proj.weight"):
+            parts.setdefault(head, {})[rest[0]] = tensor
+        elif rest not in ("bias", "masked_bias"):  # buffers that old files carry
+            yield name, tensor
+    for head, part in parts.items():
+        if part.keys() == {"q", "k", "v"}:
+            rows = torch.cat(
+                [
+                    (part["q"].double() * math.sqrt(config.d_head)).to(part["q"].dtype),
+                    part["k"],
+                    part["v"],
+                ]
+            )
+            yield f"{head}attn.c_attn.weight", head_after_head(".c_attn.weight", rows, config)
+            yield f"{head}attn.c_attn.bias", rows.new_zeros(len(rows))

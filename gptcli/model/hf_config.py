@@ -1,0 +1,208 @@
+"""config.json: a model's shape in the words of transformers. Imports no torch, so that `gpt cost
+RUN` stays quick.
+
+    gpt2          pre-norm, dense: GPT-2
+    openai-gpt    post-norm, dense: GPT-1
+    gpt_neo       pre-norm, any layer in a band: GPT-3, see `gptcli.model.gpt_neo`
+
+OpenAI's released GPT-1 has no config.json: its params_shapes.json tells the same.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gptcli.errors import InputError
+from gptcli.files import read_json
+from gptcli.model.config import NORM_EPS, ModelConfig
+from gptcli.model.not_a_model import explain
+
+CONFIG = "config.json"
+RELEASED_SHAPES = "params_shapes.json"
+GPT2, GPT1, NEO = "gpt2", "openai-gpt", "gpt_neo"
+NAMES = {  # ours and theirs
+    GPT2: {"n_layer": "n_layer", "n_head": "n_head", "d_model": "n_embd", "n_ctx": "n_positions", "vocab_size": "vocab_size"},
+    GPT1: {"n_layer": "n_layer", "n_head": "n_head", "d_model": "n_embd", "n_ctx": "n_positions", "vocab_size": "vocab_size"},
+    NEO: {
+        "n_layer": "num_layers", "n_head": "num_heads", "d_model": "hidden_size", "n_ctx": "max_position_embeddings",
+        "vocab_size": "vocab_size", "band": "window_size",
+    },
+}  # fmt: skip
+CLASSES = {GPT2: "GPT2LMHeadModel", GPT1: "OpenAIGPTLMHeadModel", NEO: "GPTNeoForCausalLM"}
+ACTIVATION = {GPT2: "activation_function", GPT1: "afn", NEO: "activation_function"}
+DROPOUTS = {
+    GPT2: ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    GPT1: ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    NEO: ("resid_dropout", "embed_dropout", "attention_dropout"),
+}
+MOST = 1 << 28  # of any size in a file: products of two still fit where they are computed
+# vocabularies are padded to a multiple of one of these: 50,304 is one of 128
+PADDINGS = tuple(2**n for n in range(3, 11))
+FEW_ROWS = 64  # that some programs add for tokens of their own
+KINDS = {"dense": "global", "banded": "local"}  # of layers, ours and GPT-Neo's
+
+
+def family(config: ModelConfig) -> str:
+    """The model type of transformers that computes the same function."""
+    if config.norm == "post":
+        return GPT1
+    return GPT2 if config.attention == "dense" else NEO
+
+
+def to_transformers(config: ModelConfig, eot_id: int) -> dict[str, Any]:
+    """`config` in the words of its family's configuration."""
+    kind = family(config)
+    table: dict[str, Any] = {"architectures": [CLASSES[kind]], "model_type": kind}
+    table |= {theirs: getattr(config, ours) for ours, theirs in NAMES[kind].items()}
+    if kind == GPT2:
+        # as OpenAI's own config.json says it too; llama.cpp's converter asks for it
+        table["n_ctx"] = config.n_ctx
+    if kind == NEO:
+        layers = [
+            KINDS["dense" if config.band_of(layer) is None else "banded"]
+            for layer in range(config.n_layer)
+        ]
+        table |= {
+            "attention_types": [[[layer], 1] for layer in layers],
+            "attention_layers": layers,
+            "intermediate_size": config.d_ff,
+        }
+    return table | {
+        # the tanh form, by GPT-1's own name for it
+        ACTIVATION[kind]: "gelu" if kind == GPT1 else "gelu_new",
+        "layer_norm_epsilon": NORM_EPS,
+        **dict.fromkeys(DROPOUTS[kind], config.dropout),
+        "tie_word_embeddings": config.tied,
+        "bos_token_id": eot_id,
+        "eos_token_id": eot_id,
+        "torch_dtype": "float32",
+    }
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    """The architecture of a run folder, a transformers folder of this family, or GPT-1 as OpenAI
+    released it.
+
+    Raises InputError where it is another model.
+    """
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        if (Path(folder) / RELEASED_SHAPES).is_file():
+            return _released_config(Path(folder) / RELEASED_SHAPES)
+        raise explain(folder)
+    table, kind = _table(path)
+    missing = [theirs for theirs in NAMES[kind].values() if not _is_size(table.get(theirs))]
+    if missing:
+        raise InputError(f"no whole number under {missing[0]!r} from 1 to {MOST:,}", where=path)
+    tied, dropout = table.get("tie_word_embeddings", True), table.get(DROPOUTS[kind][0], 0.0)
+    if not isinstance(tied, bool) or not isinstance(dropout, int | float):
+        raise InputError(
+            f"tie_word_embeddings is {tied!r}, {DROPOUTS[kind][0]} {dropout!r}: not true or false, and a number",
+            where=path,
+        )
+    shape = {ours: table[theirs] for ours, theirs in NAMES[kind].items()}
+    for key, known in {
+        ACTIVATION[kind]: ("gelu", "gelu_new")
+        if kind == GPT1
+        else ("gelu_new", "gelu_pytorch_tanh"),
+        "layer_norm_epsilon": (NORM_EPS,),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "n_inner": (None, 4 * shape["d_model"]),
+        "intermediate_size": (None, 4 * shape["d_model"]),
+    }.items():
+        if key in table and table[key] not in known:
+            raise InputError(
+                f"{key} is {table[key]!r}: GPT's is {known[-1]!r}, and no other is built",
+                where=path,
+            )
+    return ModelConfig(
+        **shape,
+        attention=_pattern(table, shape["n_layer"], path) if kind == NEO else "dense",
+        norm="post" if kind == GPT1 else "pre",
+        tied=tied,
+        dropout=float(dropout),
+    )
+
+
+def is_padded(rows: int, entries: int) -> bool:
+    """Whether a model with `rows` in its vocabulary can be of a tokenizer with `entries`, and the
+    rows beyond these are padding.
+
+    They are, if `rows` is the next multiple of a power of two from 8 to 1,024, as nanoGPT's 50,304,
+    llm.c's and Megatron's are, or no more than a few. Any other difference means that model and
+    tokenizer do not belong together.
+    """
+    return entries < rows and (
+        rows - entries < FEW_ROWS or any(rows == -(-entries // size) * size for size in PADDINGS)
+    )
+
+
+def read_family(folder: Path) -> str:
+    """The model type in a folder's config.json: GPT2, GPT1 or NEO. Raises InputError as
+    `read_model_config`.
+    """
+    return _table(Path(folder) / CONFIG)[1]
+
+
+def _table(path: Path) -> tuple[dict[str, Any], str]:
+    table = read_json(path)
+    if not isinstance(table, dict):
+        raise InputError("not a model configuration: expected a JSON object", where=path)
+    kind = table.get("model_type", GPT2)
+    if not isinstance(kind, str) or kind not in NAMES:
+        raise InputError(
+            f"a {kind!r} model is not of this family",
+            where=path,
+            hint="GPT-1, GPT-2, GPT-3 and GPT-Neo models can be read",
+        )
+    return table, kind
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 1 <= value <= MOST
+
+
+def _pattern(table: dict[str, Any], n_layer: int, path: Path) -> str:
+    """The shortest pattern that the layers of a GPT-Neo repeat."""
+    try:
+        repeats = [(kinds, times) for kinds, times in table["attention_types"]]
+        # before a list is made of a number that a file names
+        if sum(len(kinds) * times for kinds, times in repeats) != n_layer:
+            raise InputError(
+                f"attention_types does not name {n_layer} layers, as num_layers says", where=path
+            )
+        layers = [kind for kinds, times in repeats for _ in range(times) for kind in kinds]
+        ours = [{theirs: kind for kind, theirs in KINDS.items()}[layer] for layer in layers]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(
+            'attention_types is not GPT-Neo\'s: a list such as [[["global", "local"], 6]]',
+            where=path,
+        ) from None
+    period = next(n for n in range(1, n_layer + 1) if ours == (ours[:n] * n_layer)[:n_layer])
+    # "banded" alone means both in turn
+    pattern = ours[:period] if period > 1 or ours[0] == "dense" else ours[:1] * 2
+    return "banded" if pattern == ["dense", "banded"] else ",".join(pattern)
+
+
+def _released_config(path: Path) -> ModelConfig:
+    shapes = read_json(path)
+    try:
+        (n_ctx, d_model), (vocab_size, _) = shapes[:2]
+        n_layer, rest = divmod(len(shapes) - 2, 12)
+        if not all(map(_is_size, (n_ctx, d_model, vocab_size))):
+            raise ValueError(shapes)
+    except (TypeError, ValueError):
+        raise InputError(
+            "not the shapes of GPT-1: expected those of positions, tokens and 12 tensors a layer",
+            where=path,
+        ) from None
+    if rest:
+        raise InputError(
+            f"{len(shapes)} shapes are not those of GPT-1: positions, tokens and 12 a layer",
+            where=path,
+        )
+    return ModelConfig(  # heads are 64 wide, as in the one model there is
+        n_layer=n_layer, n_head=d_model // 64, d_model=d_model, n_ctx=n_ctx, vocab_size=vocab_size, norm="post", dropout=0.1
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Contents of a run folder and how they look: metrics, reports, plots."""

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from gptcli.cost.layout import Layout
+from gptcli.distributed.context import Place
+
+CPU = torch.device("cpu")
+LAYOUTS = [
+    Layout(),
+    Layout(dp=3),
+    Layout(2, 3, 2, 2),
+    Layout(dp=16, tp=8, pp=8),
+    Layout(shard=4, pp=3),
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_every_process_has_one_role_and_every_role_one_process(layout):
+    places = [Place(CPU, rank, layout.processes, layout) for rank in range(layout.processes)]
+    roles = [(place.stage, place.replica, place.rank % layout.tp) for place in places]
+    assert sorted(roles) == list(
+        itertools.product(range(layout.pp), range(layout.replicas), range(layout.tp))
+    )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_one_process_of_each_replica_tells_the_loss(layout):
+    places = [Place(CPU, rank, layout.processes, layout) for rank in range(layout.processes)]
+    told = [place.replica for place in places if place.tells_loss]
+    assert sorted(told) == list(range(layout.replicas))
+
+
+def test_processes_without_a_layout_are_replicas():
+    assert [Place(CPU, rank, 3).replica for rank in range(3)] == [0, 1, 2]

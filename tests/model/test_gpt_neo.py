@@ -1,0 +1,154 @@
+"""A banded model as GPT-Neo: the same function, by transformers' own GPT-Neo; and GPT-Neo here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gptcli.model import safetensors_io
+from gptcli.model.config import ModelConfig
+from gptcli.model.gpt_neo import to_neo
+from gptcli.model.safetensors_io import load_model, neo_report, save_model
+from gptcli.model.transformer import GPT
+
+CONFIG = ModelConfig(
+    n_layer=4, n_head=4, d_model=64, n_ctx=48, vocab_size=301, attention="banded", band=7
+)
+IDX = torch.randint(0, 301, (2, 48), generator=torch.Generator().manual_seed(0))
+
+
+def random_model(config: ModelConfig = CONFIG, gains: float = 0.2, biases: float = 0.3) -> GPT:
+    """Every tensor random; LayerNorm's gains around 1."""
+    torch.manual_seed(0)
+    model = GPT(config).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, 0.0, 0.1)
+        elif name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight")):
+            torch.nn.init.normal_(parameter, 1.0, gains)
+        else:
+            torch.nn.init.normal_(parameter, 0.0, biases)
+    return model
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"attention": "banded,dense,dense,banded"}, {"tied": False}, {"n_head": 2}],
+    ids=str,
+)
+def test_our_folder_in_transformers(
+    tmp_path: Path, leaves: Any, changes: dict[str, object]
+) -> None:
+    from transformers import GPTNeoForCausalLM
+
+    leaves(random_model(ModelConfig(**{**CONFIG.as_dict(), **changes})), GPTNeoForCausalLM, 2e-5)
+    report = json.loads((tmp_path / "config.json").read_text())["gpt_export"]
+    assert report["logit_error"] < 2e-5
+    assert "within 0.001" in report["note"]
+
+
+def test_what_comes_back_is_the_trained_model_to_the_bit(tmp_path: Path) -> None:
+    model = random_model()
+    save_model(tmp_path, model, CONFIG)
+    again = load_model(tmp_path)
+    assert again.config == CONFIG
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+def test_a_twin_that_was_replaced_counts(tmp_path: Path) -> None:
+    """Trained on in transformers and saved into the same folder: that is the model now."""
+    from transformers import GPTNeoForCausalLM
+
+    save_model(tmp_path, random_model(), CONFIG)
+    theirs = GPTNeoForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        theirs.transformer.wte.weight.add_(0.01)
+    theirs.save_pretrained(tmp_path)
+    with torch.no_grad():
+        assert (theirs.eval()(IDX).logits - load_model(tmp_path)(IDX)).abs().max().item() < 2e-5
+
+
+def test_gpt_neo_here_and_back(comes_back: Any) -> None:
+    """Where 1/sqrt(D) is a power of two, to the bit."""
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+    config = GPTNeoConfig(
+        num_layers=4, num_heads=4, hidden_size=64, max_position_embeddings=48, vocab_size=301, window_size=7,
+        attention_types=[[["global", "local"], 2]],
+    )  # fmt: skip
+    ours = comes_back(GPTNeoForCausalLM(config), 2e-5).config
+    assert (ours.attention, ours.band) == ("banded", 7)
+
+
+def test_all_layers_global_is_a_dense_model(tmp_path: Path) -> None:
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+    theirs = GPTNeoForCausalLM(
+        GPTNeoConfig(
+            num_layers=2,
+            num_heads=2,
+            hidden_size=32,
+            max_position_embeddings=48,
+            vocab_size=301,
+            attention_types=[[["global"], 2]],
+        )
+    ).eval()
+    theirs.save_pretrained(tmp_path)
+    model = load_model(tmp_path)
+    assert model.config.attention == "dense"
+    with torch.no_grad():
+        assert (theirs(IDX).logits - model(IDX)).abs().max().item() < 1e-5
+
+
+def error(model: GPT) -> float:
+    return float(neo_report(model.state_dict(), model.config)["logit_error"])
+
+
+def test_a_singular_query_matrix_costs_nothing() -> None:
+    """The issue with W_q⁻¹·b_q: a W_q of half the rank has no inverse, one that nearly has makes
+    b_q's shift astronomic.
+    """
+    model = random_model()
+    for block in model.h:
+        with torch.no_grad():
+            rows = block.attn.c_attn.weight.view(4, 3, 16, 64)
+            rows[:, 0, 8:] = rows[:, 0, :8] * (1 + 1e-7)
+    w_q = model.h[0].attn.c_attn.weight.view(4, 3, 16, 64)[:, 0].flatten(0, 1).double()
+    assert torch.linalg.cond(w_q).item() > 1e6
+    assert error(model) < 2e-5
+
+
+def test_gains_of_zero_and_far_apart() -> None:
+    model = random_model()
+    with torch.no_grad():
+        model.h[0].ln_1.weight[5] = 0.0
+    assert error(model) < 2e-5
+    with torch.no_grad():
+        model.h[1].ln_1.weight[3] = 1e-6  # u's entry is a million times the others'
+    assert error(model) < 2e-5
+
+
+def test_the_report_says_plainly_where_it_is_worse_than_the_tolerance(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(safetensors_io, "NEO_TOLERANCE", 1e-12)
+    save_model(tmp_path, random_model(), CONFIG)
+    report = json.loads((tmp_path / "config.json").read_text())["gpt_export"]
+    assert "NOT within 1e-12" in report["note"]
+    assert report["logit_error"] > report["tolerance"]
+
+
+def test_without_query_bias_layer_norm_stays() -> None:
+    model = random_model(biases=0.0)
+    state = model.state_dict()
+    stored = dict(to_neo(state, state.__getitem__, CONFIG))
+    assert torch.equal(stored["transformer.h.0.ln_1.bias"], model.h[0].ln_1.bias)
+    torch.testing.assert_close(
+        stored["transformer.h.0.attn.attention.q_proj.weight"] * 4,
+        model.h[0].attn.c_attn.weight.view(4, 3, 16, 64)[:, 0].flatten(0, 1),
+    )

@@ -1,0 +1,84 @@
+"""Reading sequences in pieces through the cache, alone or beside others of other lengths, gives
+what reading each at once gives.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gptcli.model.config import ModelConfig
+from gptcli.model.kv_cache import KVCache, cache_bytes
+from gptcli.model.transformer import GPT
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=["dense", "banded"])
+def model(request: pytest.FixtureRequest) -> GPT:
+    config = ModelConfig(
+        n_layer=3, n_head=2, d_model=16, n_ctx=12, vocab_size=23, attention=request.param, band=4
+    )
+    model = GPT(config).eval()
+    model.init_weights(0)
+    return model
+
+
+@pytest.fixture
+def idx_BT() -> torch.Tensor:
+    return torch.randint(0, 23, (3, 12), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("reach", [None, 12])
+@pytest.mark.parametrize("pieces", [[1] * 12, [5, 1, 1, 4, 1], [12], [3, 9]])
+@torch.inference_mode()
+def test_pieces_equal_the_whole(
+    model: GPT, idx_BT: torch.Tensor, pieces: list[int], reach: int | None
+) -> None:
+    cache = KVCache(model.config, 3, CPU, torch.float32)
+    parts, length = [], 0
+    for piece in idx_BT.split(pieces, dim=1):
+        cache.place([length] * 3, piece.shape[1], reach)
+        parts.append(model.hidden(piece, cache))
+        length += piece.shape[1]
+    torch.testing.assert_close(torch.cat(parts, dim=1), model.hidden(idx_BT), atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_rows_of_other_lengths_change_nothing(model: GPT, idx_BT: torch.Tensor) -> None:
+    """Rows 0 and 2 are read together, padded; row 1 later, alone; then all three go on, first by
+    two tokens, then by one.
+    """
+    cache, whole = KVCache(model.config, 3, CPU, torch.float32), model.hidden(idx_BT)
+    model.hidden(idx_BT[[0, 2], :7], cache.fresh([0, 2]))  # of row 2, only 4 count
+    model.hidden(idx_BT[[1], :2], cache.fresh([1]))
+    for lengths, T in (([7, 2, 4], 2), ([9, 4, 6], 1)):
+        cache.place(lengths, T)
+        tokens = torch.stack(
+            [row[length : length + T] for row, length in zip(idx_BT, lengths, strict=True)]
+        )
+        expected = torch.stack(
+            [row[length : length + T] for row, length in zip(whole, lengths, strict=True)]
+        )
+        torch.testing.assert_close(model.hidden(tokens, cache), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_kept_rows_go_on_as_they_were(model: GPT, idx_BT: torch.Tensor) -> None:
+    cache = KVCache(model.config, 3, CPU, torch.float32)
+    model.hidden(idx_BT[:, :5], cache.fresh([0, 1, 2]))
+    cache.keep([2, 0, 0, 1])
+    cache.place([5] * 4, 1)
+    torch.testing.assert_close(
+        model.hidden(idx_BT[[2, 0, 0, 1], 5:6], cache),
+        model.hidden(idx_BT[[2, 0, 0, 1], :6])[:, 5:],
+        atol=1e-5,
+        rtol=1e-5,
+    )
+
+
+def test_its_size_is_known_before_it_is_made(model: GPT) -> None:
+    cache = KVCache(model.config, 5, CPU, torch.bfloat16, room=7)
+    assert sum(store.nbytes for store in cache.keys + cache.values) == cache_bytes(
+        model.config, 5, 7, torch.bfloat16
+    )

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptcli.runs.metrics import (
+    LONGEST,
+    METRICS,
+    SAMPLES,
+    MetricsLog,
+    read_metrics,
+    smoothed_loss,
+    window,
+)
+from gptcli.trainer.checkpoint import Checkpoints
+
+
+def test_a_resume_cuts_off_what_came_after_and_what_was_left_unfinished(tmp_path):
+    log = MetricsLog(tmp_path)
+    for step in range(1, 6):
+        log.write({"step": step, "loss": 1 / step})
+    with open(tmp_path / METRICS, "a") as file:
+        file.write('{"step": 6, "lo')
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5]
+    log = MetricsLog(tmp_path, before=4)
+    log.write({"step": 4, "loss": 0.0})
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]
+    kept = read_metrics(tmp_path)[2]
+    assert datetime.fromisoformat(kept.pop("time")).utcoffset() == timedelta(0)
+    assert kept == {"step": 3, "loss": 1 / 3}
+
+
+def test_lines_without_a_time_are_kept_as_they_are(tmp_path):
+    """A run of an older version goes on; other logs, whose bytes are compared, have no times."""
+    (tmp_path / METRICS).write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
+    log = MetricsLog(tmp_path, before=2)
+    log.write({"step": 2, "loss": 1.5})
+    first, second = read_metrics(tmp_path)
+    assert first == {"step": 1, "loss": 2.0}
+    assert second.keys() == {"step", "loss", "time"}
+    assert list(log.newest) == [first, second], (
+        "what a running mean of the loss needs, from before the resume too"
+    )
+    MetricsLog(tmp_path, name=SAMPLES).write({"step": 1})
+    assert (tmp_path / SAMPLES).read_text() == '{"step": 1}\n'
+
+
+def losses(*values, tokens=64):
+    return [
+        {"step": step, "loss": loss, "batch_tokens": tokens} for step, loss in enumerate(values, 1)
+    ]
+
+
+def test_a_small_last_batch_counts_for_what_it_is():
+    lines = losses(*[3.0] * 99)
+    lines.append({"step": 100, "loss": 9.0, "batch_tokens": 1})
+    assert smoothed_loss(lines) == pytest.approx(3 + 6 / (4 * 64 + 1))
+    assert smoothed_loss(losses(9.0)) == 9.0
+    assert smoothed_loss([]) is None
+
+
+def test_only_the_newest_steps_count_and_those_without_a_loss_do_not():
+    assert smoothed_loss(losses(*[9.0] * 95, *[2.0] * 5)) == 2.0
+    assert smoothed_loss(losses(*[9.0] * 95, 2.0, None, 4.0, None, None)) == 3.0
+    assert smoothed_loss(losses(None, None)) is None
+
+
+@given(st.integers(1, 10**7))
+def test_the_window_is_a_twentieth_from_5_to_100_steps(step):
+    assert window(step) == min(step, max(5, min(100, step // 20)))
+    assert window(step) <= min(step, LONGEST)
+
+
+def test_a_fresh_run_starts_with_none(tmp_path):
+    (tmp_path / METRICS).write_text('{"step": 1}\n')
+    MetricsLog(tmp_path)
+    assert read_metrics(tmp_path) == []
+
+
+def test_lines_that_a_lost_disk_block_left_are_passed_over(tmp_path):
+    (tmp_path / METRICS).write_bytes(
+        b'{"step": 1}\n\0\0\0\n\xff\n[1]\n{"step": null}\n' + b"[" * 100_000 + b'\n{"step": 2}\n'
+    )
+    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+
+
+def test_a_checkpoint_never_outlives_the_lines_before_it(make_run, train_here, monkeypatch):
+    synced, lines = [], []
+    sync, save = MetricsLog.sync, Checkpoints.save
+    monkeypatch.setattr(
+        MetricsLog,
+        "sync",
+        lambda log: (synced.append(len(read_metrics(log.path.parent))), sync(log)),
+    )
+    monkeypatch.setattr(
+        Checkpoints,
+        "save",
+        lambda *given, **then: (
+            lines.append(len(read_metrics(given[0].out))),
+            save(*given, **then),
+        ),
+    )
+    train_here(make_run(checkpoint_every=5))
+    assert synced == lines == [4, 9, 14, 19]

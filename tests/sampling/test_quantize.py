@@ -1,0 +1,126 @@
+"""Products are F.linear, by the kernel and without it; int8 is the weight rounded to its steps, and
+no more.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from gptcli.errors import UsageError
+from gptcli.model.config import ModelConfig
+from gptcli.model.transformer import GPT, gelu
+from gptcli.sampling import quantize as module
+from gptcli.sampling.quantize import FewRows, FusedMLP, Int8, read_in_place
+
+
+@pytest.fixture(params=["kernel", "torch"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With the kernel, and as on a machine that cannot build it."""
+    if request.param == "torch":
+        monkeypatch.setattr(module, "library", lambda name: None)
+    elif module.library("decode") is None:
+        pytest.skip("the kernel cannot be built here")
+    return request.param
+
+
+@pytest.fixture(params=[(64, 80), (48, 80), (7, 13), (1, 5)])
+def linear(request: pytest.FixtureRequest) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(*request.param)
+
+
+def tiny(**kind: Any) -> GPT:
+    model = GPT(
+        ModelConfig(n_layer=2, n_head=2, d_model=32, n_ctx=24, vocab_size=50, **kind)
+    ).eval()
+    model.init_weights(0)
+    for parameter in model.parameters():
+        parameter.data += torch.empty_like(parameter).normal_(
+            0.0, 0.1, generator=torch.Generator().manual_seed(parameter.numel())
+        )
+    return model
+
+
+SHAPES = [(1,), (1, 1), (5, 1), (2, 3), (module.FEW[torch.float32] + 1,)]
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("bias", [True, False])
+@torch.inference_mode()
+def test_few_rows_are_linear(
+    linear: nn.Linear, shape: tuple[int, ...], bias: bool, dtype: torch.dtype
+) -> None:
+    fast = FewRows(linear.in_features, linear.out_features, bias=bias, dtype=dtype)
+    x = torch.randn(*shape, linear.in_features, dtype=dtype)
+    torch.testing.assert_close(fast(x), F.linear(x, fast.weight, fast.bias))
+    torch.testing.assert_close(
+        fast(x, gelu=True), gelu(fast(x)), atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=1e-2
+    )
+    assert fast(x).is_contiguous()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.inference_mode()
+def test_int8_is_the_rounded_weight(linear: nn.Linear, shape: tuple[int, ...], kernel: str) -> None:
+    """Against the product in fp64 of the rounded weight with the activations as they are: what is
+    lost of those is below 1 / 30,000.
+    """
+    weight = linear.weight.double()
+    step = weight.abs().amax(dim=1, keepdim=True) / 127
+    x = torch.randn(*shape, linear.in_features) * 3
+    exact = F.linear(x.double(), (weight / step).round() * step, linear.bias.double())
+    error = (Int8(linear)(x).double() - exact).abs().amax(dim=-1)
+    assert (error <= 1e-4 * x.abs().amax(dim=-1) * linear.in_features**0.5).all()
+    torch.testing.assert_close(Int8(linear)(x, gelu=True), gelu(Int8(linear)(x)))
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_row_does_not_depend_on_those_beside_it(linear: nn.Linear) -> None:
+    x = torch.randn(3, linear.in_features) * torch.tensor([[1.0], [1000.0], [0.0]])
+    torch.testing.assert_close(Int8(linear)(x)[0], Int8(linear)(x[:1])[0])
+
+
+def test_a_tied_head_stays_tied() -> None:
+    model = read_in_place(tiny(tied=True))
+    assert model.lm_head.weight is model.wte.weight
+    assert sum(type(module) is nn.Linear for module in model.modules()) == 0
+
+
+def test_int8_hardly_moves_a_model() -> None:
+    plain, quantised = tiny(), read_in_place(tiny(), "int8")
+    idx = torch.randint(0, 50, (8, 24), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        p, q = plain(idx).log_softmax(dim=-1), quantised(idx).log_softmax(dim=-1)
+    assert float((p.exp() * (p - q)).sum(dim=-1).mean()) < 0.01  # nats
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@torch.inference_mode()
+def test_a_model_read_in_place_is_the_model(norm: str, precision: torch.dtype) -> None:
+    """Blocks before and after the change, both places of the normalisation, with documents apart
+    and without.
+    """
+    plain, fast = tiny(norm=norm).to(precision), read_in_place(tiny(norm=norm).to(precision))
+    assert type(fast.h[0].mlp) is FusedMLP
+    idx = torch.randint(0, 50, (8, 24), generator=torch.Generator().manual_seed(0))
+    whole = plain(idx)
+    limit = 1e-5 if precision == torch.float32 else 0.05
+    torch.testing.assert_close(fast(idx), whole, atol=limit, rtol=limit)
+    for model in (plain, fast):
+        model.eot_id = 7
+    assert not torch.allclose(plain(idx), whole, atol=limit, rtol=limit)
+    torch.testing.assert_close(fast(idx), plain(idx), atol=limit, rtol=limit)
+
+
+def test_an_unknown_form() -> None:
+    with pytest.raises(UsageError, match="int4"):
+        read_in_place(tiny(), "int4")

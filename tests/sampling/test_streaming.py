@@ -1,0 +1,99 @@
+"""Streamed text is the text, whole characters at a time."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptcli.model.transformer import GPT
+from gptcli.sampling.params import Rules
+from gptcli.sampling.streaming import TextStream, complete
+from gptcli.tokenizer.tokenizer import Tokenizer
+
+RULES = Rules(temperature=1.5)
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
+    return [data[start:stop] for start, stop in pairwise(edges)]
+
+
+@given(
+    st.binary(max_size=40) | st.text(max_size=20).map(str.encode), st.lists(st.integers(0, 10**6))
+)
+def test_pieces_make_the_whole_wherever_it_is_cut(data: bytes, places: list[int]) -> None:
+    stream = TextStream()
+    assert "".join([*map(stream.push, cut(data, places)), stream.end()]) == data.decode(
+        "utf-8", "replace"
+    )
+
+
+@given(st.text(max_size=20), st.lists(st.integers(0, 10**6)))
+def test_no_piece_holds_half_a_character(text: str, places: list[int]) -> None:
+    stream = TextStream()
+    shown = ""
+    for piece in cut(text.encode(), places):
+        shown += stream.push(piece)
+        assert text.startswith(shown)
+    assert stream.end() == ""
+
+
+@given(
+    st.text("ab", max_size=20),
+    st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
+    st.lists(st.integers(0, 10**6)),
+)
+def test_text_ends_before_the_first_stop_string_however_it_is_cut(
+    text: str, stops: list[str], places: list[int]
+) -> None:
+    stream = TextStream(stops)
+    shown = ""
+    for piece in cut(text.encode(), places):
+        shown += stream.push(piece)
+        # nothing is shown that has to be taken back
+        assert not any(stop in shown for stop in stops)
+        assert text.startswith(shown)
+    shown += stream.end()
+    if stream.stopped:
+        assert any(text.startswith(stop, len(shown)) for stop in stops)
+    else:
+        assert shown == text
+    assert stream.stopped == any(stop in text for stop in stops)
+
+
+def test_a_stop_string_ends_a_sample(model: GPT, tokenizer: Tokenizer) -> None:
+    whole = complete(model, tokenizer, [1, 2], RULES, max_tokens=60, seed=3)
+    stop = whole.text[10:13]
+    made = complete(
+        model, tokenizer, [1, 2], RULES, max_tokens=60, seed=3, stops=[stop, "never said"]
+    )
+    assert made.text == whole.text[: whole.text.index(stop)]
+    assert made.finish_reason == "stop"
+    assert made.tokens == whole.tokens[: len(made.tokens)]
+
+
+def test_a_completion_is_its_tokens(model: GPT, tokenizer: Tokenizer) -> None:
+    for number in range(20):
+        shown: list[str] = []
+        made = complete(
+            model, tokenizer, [1, 2], RULES, max_tokens=60, seed=3, number=number, show=shown.append
+        )
+        assert made.text == "".join(shown) == tokenizer.decode(made.tokens)
+        assert made.finish_reason == ("length" if len(made.tokens) == 60 else "stop")
+        assert made.tokens_per_second > 0
+
+
+def test_end_of_text_ends_it_and_is_not_shown(model: GPT, tokenizer: Tokenizer) -> None:
+    ended = [
+        complete(
+            model, tokenizer, [1], Rules(temperature=8.0), max_tokens=300, seed=0, number=number
+        )
+        for number in range(12)
+    ]
+    stopped = [made for made in ended if made.finish_reason == "stop"]
+    assert stopped
+    for made in stopped:
+        assert tokenizer.eot_id not in made.tokens
+        assert "endoftext" not in made.text

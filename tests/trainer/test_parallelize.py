@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gptcli.distributed.context import Place
+from gptcli.errors import RunError
+from gptcli.events import SILENT, Events
+from gptcli.model.transformer import GPT
+from gptcli.trainer import machine
+from gptcli.trainer.parallelize import build
+
+PLACE = Place(torch.device("cpu"))
+BATCH = (torch.arange(32).view(2, 16), torch.arange(1, 33).view(2, 16))
+
+
+class Warnings(Events):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def test_the_weights_are_the_models_own_initialisation(make_run):
+    run = make_run(seed=3)
+    model = GPT(run.model)
+    model.init_weights(3)
+    for (name, expected), (_, got) in zip(
+        model.named_parameters(), build(run, PLACE, SILENT).model.named_parameters(), strict=True
+    ):
+        assert torch.equal(expected, got), name
+
+
+def test_a_compiler_that_fails_is_left_aside_or_an_error(make_run, monkeypatch):
+    def broken(function, **kwargs):
+        def call(*args, **kwargs):
+            raise torch._dynamo.exc.TorchDynamoException("no compiler\nlong story")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    events = Warnings()
+    stepper = build(make_run(compile=True), PLACE, events)
+    assert events.texts == ["torch.compile failed, training without it: no compiler"]
+    assert stepper.gradients([BATCH], 32, 1).isfinite()
+    with pytest.raises(RunError, match="--compile off"):
+        build(make_run(compile=True, must_compile=True), PLACE, SILENT)
+
+
+@pytest.mark.skipif(not machine.has_compiler(), reason="no compiler here")
+def test_compiled_and_plain_agree(make_run):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    plain, compiled = (
+        build(make_run(compile=on, n_layer=3, must_compile=on, micro_batch=2), PLACE, SILENT)
+        for on in (False, True)
+    )
+    losses = [stepper.gradients([BATCH], 32, 1).item() for stepper in (plain, compiled)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    for expected, got in zip(plain.model.parameters(), compiled.model.parameters(), strict=True):
+        assert torch.allclose(expected.grad, got.grad, atol=1e-6)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 5, (
+        "one serves every layer; the head has three loops, one of them for two kinds of sum"
+    )
+
+
+def test_bf16_products_follow_fp32(make_run):
+    losses = [
+        build(make_run(precision=kind), PLACE, SILENT).gradients([BATCH], 32, 1).item()
+        for kind in ("fp32", "bf16")
+    ]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
+def test_documents_are_kept_apart_where_the_run_says_so(make_run):
+    apart, together = (
+        build(make_run(document_mask=on, compile=False), PLACE, SILENT) for on in (True, False)
+    )
+    x_BT, y_BT = BATCH[0].clone(), BATCH[1]
+    x_BT[:, 8] = make_run().eot_id
+    losses = [stepper.gradients([(x_BT, y_BT)], 32, 1).item() for stepper in (apart, together)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
