@@ -41,9 +41,9 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
     from gptcli.trainer.checkpoint import newest_state
     from gptcli.trainer.finetune import Finetuning, check_layout, finetune_folder
     from gptcli.trainer.finetune_task import read_task
+    from gptcli.trainer.initial_weights import INIT, initial_weights_folder, keep_initial_weights
     from gptcli.trainer.launch import launch
     from gptcli.trainer.preflight import resumed_state
-    from gptcli.trainer.start import INIT, keep_start, start_folder
 
     task = read_task(task_file)
     out, resume = (
@@ -93,12 +93,12 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
             return
     if leads():
         if before is None:  # what is wrong with it is told before anything is emptied
-            start = start_folder(out, Path(init_from)) if resume else Path(init_from)
+            start = initial_weights_folder(out, Path(init_from)) if resume else Path(init_from)
             load(start, checkpoint=step, device="cpu", precision="fp32")
         claim_output(run.out, resume=run.resume, force=force)
         if before is None and step is not None and not (out / INIT).is_dir():
             run = replace(
-                run, start_step=keep_start(Path(init_from), out, step, events, newest=asked is None)
+                run, start_step=keep_initial_weights(Path(init_from), out, step, events, newest=asked is None)
             )
     report = launch(run, events, finetune_folder)
     if not leads():

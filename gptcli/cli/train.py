@@ -513,7 +513,7 @@ def _begin(
     from gptcli.cost.layout import parse_layout
     from gptcli.trainer.checkpoint import newest_state
     from gptcli.trainer.config import Run
-    from gptcli.trainer.export import is_finished, tidy
+    from gptcli.trainer.export import is_finished, remove_temporary_weights
     from gptcli.trainer.preflight import check_data, check_resume, check_run, data_sha256
     from gptcli.trainer.provenance import provenance
 
@@ -554,7 +554,7 @@ def _begin(
             at_end or (newest_state(out) is None and same_values(text, before))
         ):
             if leads():
-                tidy(out)
+                remove_temporary_weights(out)
             return None
         if is_finished(out) and newest_state(out) is None:
             raise UsageError(
@@ -581,7 +581,7 @@ def _keep_start(plan: Plan, run: Run, made: dict[str, str], events: Events) -> R
     record its step.
     """
     from gptcli.trainer.checkpoint import newest_state
-    from gptcli.trainer.start import INIT, keep_start
+    from gptcli.trainer.initial_weights import INIT, keep_initial_weights
 
     if (
         run.init_from is None
@@ -591,7 +591,7 @@ def _keep_start(plan: Plan, run: Run, made: dict[str, str], events: Events) -> R
     ):
         return run
     newest = plan.resolved.origin["checkpoint"] == NEWEST
-    step = keep_start(run.init_from, run.out, run.init_step, events, newest=newest)
+    step = keep_initial_weights(run.init_from, run.out, run.init_step, events, newest=newest)
     if step == run.init_step:
         return run
     plan.resolved.put({"checkpoint": step}, plan.resolved.origin["checkpoint"])

@@ -71,7 +71,7 @@ def read_index(folder: Path) -> dict[str, SavedTensor]:
     return tensors
 
 
-class SavedModel(Mapping[str, torch.Tensor]):
+class CheckpointStateDict(Mapping[str, torch.Tensor]):
     """The weights of a checkpoint, each tensor assembled in this process when it is asked for; of a
     fine-tuning those of its language model alone."""
 

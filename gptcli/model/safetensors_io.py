@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from gptcli.errors import InputError
 from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, read_json, sha256, write_json
-from gptcli.model.checkpoint_tensors import SavedModel
+from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.model.config import NORM_EPS, ModelConfig
 from gptcli.model.gpt_neo import from_neo, layer_to_neo, to_neo
 from gptcli.model.hf import HEAD, Tensors, from_stored, read_release, to_stored
@@ -267,7 +267,7 @@ def read_weights(where: Path | ModelSource) -> Iterator[tuple[str, torch.Tensor]
     folder, config = source.folder, read_model_config(source.folder)
     if source.checkpoint is not None:
         return _checked(
-            _enough(SavedModel(source.checkpoint), config, source.checkpoint).items(),
+            _enough(CheckpointStateDict(source.checkpoint), config, source.checkpoint).items(),
             config,
             source.checkpoint,
         )

@@ -31,7 +31,7 @@ from gptcli.model.transformer import GPT
 from gptcli.runs.metrics import MetricsLog, smoothed_loss
 from gptcli.sampling.load import FINETUNED, load
 from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from gptcli.trainer.checkpoint import Checkpoints, State
+from gptcli.trainer.checkpoint import Checkpoints, CheckpointState
 from gptcli.trainer.finetune_inputs import Batch, Example, Transformation, collate
 from gptcli.trainer.finetune_model import (
     Finetuned,
@@ -41,9 +41,9 @@ from gptcli.trainer.finetune_model import (
     with_special_tokens,
 )
 from gptcli.trainer.finetune_task import Task, read_examples
+from gptcli.trainer.initial_weights import initial_weights_folder, remove_initial_weights
 from gptcli.trainer.loop import StopSignal, stopped_after
 from gptcli.trainer.schedule import Position
-from gptcli.trainer.start import drop_start, start_folder
 
 CLASSIFIER = "classifier.safetensors"
 EVALUATIONS = 4  # an epoch
@@ -113,7 +113,7 @@ def finetune_folder(run: Finetuning, place: Place, events: Events) -> dict[str, 
     """`finetune` of the model in the folder `run.start`; every process of the run calls it
     together.
     """
-    folder = start_folder(run.out, Path(run.start))
+    folder = initial_weights_folder(run.out, Path(run.start))
     loaded = load(folder, checkpoint=run.start_step, device=str(place.device), precision="fp32")
     return finetune(run, loaded.model, loaded.tokenizer, place=place, events=events)
 
@@ -171,7 +171,7 @@ def finetune(
             )
             torch.manual_seed(_dropout_seed(seed, step, place.rank))
             lr = task.lr * schedule(step, steps)
-            *losses, told = _update(engine, batch, optimizer, task, lr, place, stop.told)
+            *losses, told = _update(engine, batch, optimizer, task, lr, place, stop.requested)
             line = {
                 "step": step,
                 "epoch": epoch + 1,
@@ -191,7 +191,9 @@ def finetune(
                 log.write(line)
             if due or told:
                 checkpoints.save(
-                    State(Position(step, step * task.batch), identity, line), parameters, optimizer
+                    CheckpointState(Position(step, step * task.batch), identity, line),
+                    parameters,
+                    optimizer,
                 )
             facts = {
                 "loss": smoothed_loss(log.newest) if log else None,
@@ -202,7 +204,7 @@ def finetune(
                 break
         events.finish("finetune")
         checkpoints.wait()
-    if stop.told and line["step"] == steps:
+    if stop.requested and line["step"] == steps:
         raise stopped_after(steps, run.out)
     report = {
         "task": asdict(task),
@@ -333,4 +335,4 @@ def _write(out: Path, model: Finetuned, tokenizer: Tokenizer, report: dict[str, 
             )
         )
     write_json(out / FINETUNED, report)
-    drop_start(out)
+    remove_initial_weights(out)

@@ -44,12 +44,12 @@ from gptcli.trainer.config import Run, TrainConfig
 from gptcli.trainer.optimizer import make_optimizer
 from gptcli.trainer.pipeline import Pipeline, Stage, cut, held_by
 from gptcli.trainer.precision import PRODUCTS, to_fp8
-from gptcli.trainer.step import Stepper
+from gptcli.trainer.step import TrainStep
 
 Part = GPT | Stage
 
 
-def build(run: Run, place: Place, events: Events) -> Stepper:
+def build(run: Run, place: Place, events: Events) -> TrainStep:
     """The stepper of a run, freshly initialised. All processes call it together. Raises RunError
     where it insists on a failing compiler.
     """
@@ -60,7 +60,7 @@ def build(run: Run, place: Place, events: Events) -> Stepper:
     mesh = place.mesh()
     model, parts = lay_out(run, place, mesh)
     for part in parts:
-        fill(part, place.device, config.seed, run.widening)
+        fill(part, place.device, config.seed, run.width_mult)
     pipeline = None
     if mesh is not None and place.layout.pp > 1:
         pipeline = Pipeline(
@@ -71,19 +71,20 @@ def build(run: Run, place: Place, events: Events) -> Stepper:
             config.pipeline_schedule,
             config.micro_batch,
         )
-    stepper = Stepper(
+    train_step = TrainStep(
         model,
-        make_optimizer(model, config, run.widening),
+        make_optimizer(model, config, run.width_mult),
         place,
         engine=repeat(model, place.layout),
         pipeline=pipeline,
         clip=config.clip,
-        products=PRODUCTS[config.precision],
+        compute_dtype=PRODUCTS[config.precision],
+        spike_sigmas=config.spike,
         dropout_seed=config.seed if run.model.dropout else None,
     )
     if config.compile:
-        _warm_up(run, parts, mesh, stepper, events)
-    return stepper
+        _warm_up(run, parts, mesh, train_step, events)
+    return train_step
 
 
 def lay_out(run: Run, place: Place, mesh: DeviceMesh | None) -> tuple[nn.Module, list[Part]]:
@@ -144,7 +145,7 @@ def blocks(part: Part) -> list[nn.Module]:
     return list(part.h.values() if isinstance(part.h, nn.ModuleDict) else part.h)
 
 
-def fill(part: Part, device: torch.device, seed: int, widening: float) -> None:
+def fill(part: Part, device: torch.device, seed: int, width_mult: float) -> None:
     """Memory, and the plain model's initial weights, or muP's: each process draws every tensor that
     it holds a part of, and keeps that.
     """
@@ -154,11 +155,11 @@ def fill(part: Part, device: torch.device, seed: int, widening: float) -> None:
         part.lm_head.weight = part.wte.weight
     with implicit_replication():
         GPT.init_weights(cast(GPT, part), seed)
-        mup.rescale(part, widening)
+        mup.rescale(part, width_mult)
 
 
 def _warm_up(
-    run: Run, parts: list[Part], mesh: DeviceMesh | None, stepper: Stepper, events: Events
+    run: Run, parts: list[Part], mesh: DeviceMesh | None, train_step: TrainStep, events: Events
 ) -> None:
     """Compile before the first step, on a batch that counts for nothing; where that fails, go on
     without.
@@ -166,10 +167,12 @@ def _warm_up(
     events.info("compiling the model: a minute or more the first time")
     config = run.train
     inputs = torch.zeros(
-        config.micro_batch, run.model.n_ctx, dtype=torch.long, device=stepper.place.device
+        config.micro_batch, run.model.n_ctx, dtype=torch.long, device=train_step.place.device
     )
     try:
-        stepper.gradients([(inputs, torch.full_like(inputs, IGNORE))], tokens=1, step=0)
+        train_step.forward_backward(
+            [(inputs, torch.full_like(inputs, IGNORE))], batch_tokens=1, step=0
+        )
     except RuntimeError as error:  # what dynamo, inductor and the compilers below them raise
         reason = str(error).strip().splitlines()[0]
         if run.must_compile:
@@ -179,4 +182,4 @@ def _warm_up(
         events.warn(f"torch.compile failed, training without it: {reason}")
         for part in parts:
             dress(part, replace(config, compile=False), mesh)
-    stepper.optimizer.zero_grad()
+    train_step.optimizer.zero_grad()

@@ -24,9 +24,9 @@ BATCH = (torch.arange(32).view(2, 16), torch.arange(1, 33).view(2, 16))
 
 def step(run):
     """Gradients of a step; that less memory is needed shows tests/cost/test_rank.py."""
-    stepper = build(run, PLACE, SILENT)
-    stepper.gradients([BATCH], 32, 1)
-    return {name: parameter.grad for name, parameter in stepper.model.named_parameters()}
+    train_step = build(run, PLACE, SILENT)
+    train_step.gradients([BATCH], 32, 1)
+    return {name: parameter.grad for name, parameter in train_step.model.named_parameters()}
 
 
 @pytest.mark.parametrize("attention", [{}, {"attention": "banded", "band": 5}])

@@ -41,9 +41,9 @@ def test_a_compiler_that_fails_is_left_aside_or_an_error(make_run, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", broken)
     events = Warnings()
-    stepper = build(make_run(compile=True), PLACE, events)
+    train_step = build(make_run(compile=True), PLACE, events)
     assert events.texts == ["torch.compile failed, training without it: no compiler"]
-    assert stepper.gradients([BATCH], 32, 1).isfinite()
+    assert train_step.gradients([BATCH], 32, 1).isfinite()
     with pytest.raises(RunError, match="--compile off"):
         build(make_run(compile=True, must_compile=True), PLACE, SILENT)
 
@@ -56,7 +56,7 @@ def test_compiled_and_plain_agree(make_run):
         build(make_run(compile=on, n_layer=3, must_compile=on, micro_batch=2), PLACE, SILENT)
         for on in (False, True)
     )
-    losses = [stepper.gradients([BATCH], 32, 1).item() for stepper in (plain, compiled)]
+    losses = [train_step.gradients([BATCH], 32, 1).item() for train_step in (plain, compiled)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
     for expected, got in zip(plain.model.parameters(), compiled.model.parameters(), strict=True):
         assert torch.allclose(expected.grad, got.grad, atol=1e-6)
@@ -80,6 +80,8 @@ def test_documents_are_kept_apart_where_the_run_says_so(make_run):
     )
     x_BT, y_BT = BATCH[0].clone(), BATCH[1]
     x_BT[:, 8] = make_run().eot_id
-    losses = [stepper.gradients([(x_BT, y_BT)], 32, 1).item() for stepper in (apart, together)]
+    losses = [
+        train_step.gradients([(x_BT, y_BT)], 32, 1).item() for train_step in (apart, together)
+    ]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)

@@ -50,11 +50,11 @@ def test_the_scale_halves_on_overflow_and_doubles_after_long():
 def test_gradients_are_the_same_however_far_they_were_lifted(make_run):
     clipped, parts = [], []
     for kind in ("fp32", "fp16"):
-        stepper = build(make_run(precision=kind), PLACE, SILENT)
-        stepper.gradients([BATCH, BATCH], 64, 1)
-        parts.append(stepper.part.norm2.item())
-        norm = stepper.clip_gradients().item()
-        clipped.append((norm, {name: p.grad for name, p in stepper.model.named_parameters()}))
+        train_step = build(make_run(precision=kind), PLACE, SILENT)
+        train_step.gradients([BATCH, BATCH], 64, 1)
+        parts.append(train_step.part.norm2.item())
+        norm = train_step.clip_gradients().item()
+        clipped.append((norm, {name: p.grad for name, p in train_step.model.named_parameters()}))
     (exact, theirs), (norm, ours) = clipped
     assert norm == pytest.approx(exact, rel=1e-2)
     assert parts[1] == pytest.approx(parts[0], rel=2e-2)
@@ -63,13 +63,14 @@ def test_gradients_are_the_same_however_far_they_were_lifted(make_run):
 
 
 def test_an_overflow_is_skipped_and_learnt_from(make_run):
-    stepper = build(make_run(precision="fp16"), PLACE, SILENT)
-    stepper.loss_scale.state["scale"] = 2.0**60
-    before = [parameter.clone() for parameter in stepper.model.parameters()]
-    stepper.gradients([BATCH], 32, 1)
-    assert not stepper.clip_gradients().isfinite()
-    stepper.skip()
-    assert stepper.loss_scale.value == 2.0**59
+    train_step = build(make_run(precision="fp16"), PLACE, SILENT)
+    train_step.loss_scale.state["scale"] = 2.0**60
+    before = [parameter.clone() for parameter in train_step.model.parameters()]
+    train_step.gradients([BATCH], 32, 1)
+    assert not train_step.clip_gradients().isfinite()
+    train_step.skip()
+    assert train_step.loss_scale.value == 2.0**59
     assert all(
-        torch.equal(old, new) for old, new in zip(before, stepper.model.parameters(), strict=True)
+        torch.equal(old, new)
+        for old, new in zip(before, train_step.model.parameters(), strict=True)
     )

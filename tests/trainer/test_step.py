@@ -19,12 +19,12 @@ PLACE = Place(torch.device("cpu"))
 
 def gradients(run, micro_batch, count=7, step=1):
     """Gradient and loss of `count` sequences, `micro_batch` at a time."""
-    stepper = build(run, PLACE, SILENT)
+    train_step = build(run, PLACE, SILENT)
     order = Windows(open_split(run.data, "train"), run.model.n_ctx, 0)
-    loss = stepper.gradients(
+    loss = train_step.forward_backward(
         micro_batches(order, 0, count, micro_batch, PLACE), count * run.model.n_ctx, step
     )
-    return {name: p.grad for name, p in stepper.model.named_parameters()}, loss
+    return {name: p.grad for name, p in train_step.model.named_parameters()}, loss
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 4, 7, 9])
