@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gptcli.cost.assumptions import Assumption
-from gptcli.cost.energy import Energy, energy
-from gptcli.cost.flops import CONVENTIONS, flops_per_token
-from gptcli.cost.hardware import Gpu
+from gptcli.cost.flops import CONVENTIONS, flops_per_token, parameters_by_part
+from gptcli.cost.hardware import Assumption, Energy, Gpu, energy
 from gptcli.cost.inference import inference
 from gptcli.cost.memory import TRAINING_BYTES, least_gpus, memory_by_part
-from gptcli.cost.parameters import parameters_by_part
 from gptcli.cost.planner import Plan
 from gptcli.cost.scaling import RANGES, predicted_losses
 from gptcli.model.config import ModelConfig

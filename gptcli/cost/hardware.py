@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptcli.cost.assumptions import USER, Assumption
 from gptcli.errors import UsageError, nearest
 
 
@@ -219,3 +218,46 @@ def read_table(name: str) -> dict[str, Any]:
 
 def _bare(name: str) -> str:
     return re.sub(r"[\s_-]", "", name.lower())
+
+
+@dataclass(frozen=True, slots=True)
+class Assumption:
+    name: str
+    value: float
+    unit: str
+    source: str
+    date: str
+    """Of the source, ISO; empty for a definition and for what the user said."""
+    url: str = ""
+    """Where the source stands; empty for papers that are named."""
+
+
+USER = "given on the command line"
+
+
+@dataclass(frozen=True, slots=True)
+class Energy:
+    kwh: float
+    co2_kg: float
+    assumptions: tuple[Assumption, ...]
+
+
+def energy(gpu: Gpu | None, gpu_hours: float) -> Energy | None:
+    """With servers and building; None where the board's power is unknown."""
+    if gpu is None or gpu.watts is None:
+        return None
+    table = read_table("prices.toml")["energy"]
+    kwh = gpu_hours * gpu.watts / 1000 * table["server"] * table["building"]
+    source, date, url = table["source"], table["date"], table["url"]
+    return Energy(
+        kwh,
+        kwh * table["kg_co2_per_kwh"],
+        (
+            Assumption(
+                "board power", gpu.watts, "watts", f"{gpu.name}: {gpu.source}", gpu.date, gpu.url
+            ),
+            Assumption("server power", table["server"], "x board", source, date, url),
+            Assumption("building power", table["building"], "x server", source, date, url),
+            Assumption("emissions", table["kg_co2_per_kwh"], "kg CO2e per kWh", source, date, url),
+        ),
+    )

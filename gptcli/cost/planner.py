@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from gptcli.cost.activations import RECOMPUTE
 from gptcli.cost.hardware import Gpu
 from gptcli.cost.layout import Layout, check_layout
+from gptcli.cost.memory import RECOMPUTE
 from gptcli.cost.rank_memory import RankMemory, StepConfig, rank_memory
-from gptcli.cost.throughput import NODE, StepTime, step_time
+from gptcli.cost.step_time import NODE, StepTime, step_time
 from gptcli.model.config import ModelConfig
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)  # sequences at a time that are tried

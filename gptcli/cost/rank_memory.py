@@ -17,14 +17,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from gptcli.cost.activations import (
+from gptcli.cost.layout import Layout, check_layout, layers_of_stage
+from gptcli.cost.memory import (
     RECOMPUTE,
     SCHEDULES,
     ActivationPolicy,
     layer_bytes,
     layers_in_flight,
 )
-from gptcli.cost.layout import Layout, check_layout, layers_of_stage
 from gptcli.cost.sharding import rank_parameters
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig

@@ -5,12 +5,12 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from gptcli.cost.activations import RECOMPUTE
 from gptcli.cost.hardware import find_gpu
 from gptcli.cost.layout import Layout
+from gptcli.cost.memory import RECOMPUTE
 from gptcli.cost.planner import layouts, make_plan, nearest_that_fits, plans, typical_plan, works
 from gptcli.cost.rank_memory import StepConfig, rank_memory
-from gptcli.cost.throughput import step_time
+from gptcli.cost.step_time import step_time
 from gptcli.model.config import ModelConfig, find_size
 
 A100, H100 = find_gpu("a100"), find_gpu("h100")

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
-from gptcli.cost.activations import RECOMPUTE
 from gptcli.cost.layout import Layout
+from gptcli.cost.memory import RECOMPUTE
 from gptcli.cost.rank_memory import (
     CHUNK_BYTES,
     PIECE,

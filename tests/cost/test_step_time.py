@@ -18,7 +18,7 @@ from gptcli.cost.hardware import Gpu, find_gpu, usual_precision
 from gptcli.cost.layout import Layout
 from gptcli.cost.planner import typical_plan
 from gptcli.cost.rank_memory import StepConfig, rank_memory
-from gptcli.cost.throughput import (
+from gptcli.cost.step_time import (
     Constants,
     StepTime,
     fitted,
