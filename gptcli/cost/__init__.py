@@ -1,3 +1,1 @@
-"""What a model takes: parameters, FLOPs, memory, time and money, by formulas with their sources.
-Needs neither torch nor numpy.
-"""
+"""FLOPs, memory, communication, time, money and energy of a model; imports neither torch nor numpy."""

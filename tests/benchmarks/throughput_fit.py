@@ -66,7 +66,7 @@ class Measured:
     gpu: Gpu
     speed: float
     """Tokens per second and GPU."""
-    fitted: bool
+    fitted_constants: bool
     """Of the half that the constants are fitted to."""
     row: dict[str, str]
 
@@ -129,7 +129,7 @@ def fit(rows: list[Measured]) -> Constants:
 
 def main(path: Path) -> None:
     rows = read(path)
-    half, other = ([row for row in rows if row.fitted is flag] for flag in (True, False))
+    half, other = ([row for row in rows if row.fitted_constants is flag] for flag in (True, False))
     constants = fit(half)
     known = math.exp(quantile([abs(error(row, constants)) for row in half], 0.9))
     print(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.cost.cluster import (
-    MOST_GPUS,
+    MAX_GPUS,
     affordable,
     batch_sequences,
     gpus_needed,
@@ -23,7 +23,7 @@ from gptcli.cost.layout import Layout
 from gptcli.cost.planner import make_plan
 from gptcli.cost.rank_memory import StepConfig
 from gptcli.cost.scaling import CHINCHILLA
-from gptcli.cost.step_time import fitted
+from gptcli.cost.step_time import fitted_constants
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size
 
@@ -71,9 +71,9 @@ def test_a_predicted_speed_is_the_plans() -> None:
     assert cluster.throughput.value == pytest.approx(each * flops_per_token(MODEL, "6N"))
     assert cluster.goodput is not None
     assert cluster.goodput.value == 0.733
-    assert cluster.uncertainty_factor == fitted()[1].other, "of the whole run nobody knows better"
+    assert cluster.uncertainty_factor == fitted_constants()[1].other, "of the whole run nobody knows better"
     steady, _ = make_cluster(A100, 8, model=MODEL, goodput=0.9)
-    assert steady.uncertainty_factor == fitted()[1].known
+    assert steady.uncertainty_factor == fitted_constants()[1].known
 
 
 def test_a_layout_that_is_said_is_priced() -> None:
@@ -124,7 +124,7 @@ def test_the_impossible_header() -> None:
 @given(st.floats(1e15, 1e24), st.floats(1, 1e4))
 def test_so_many_are_enough_and_few_less_are_not(flops: float, hours: float) -> None:
     cluster = fleet_of(1e14)
-    if flops / (1e14 * hours * 3600) > MOST_GPUS:
+    if flops / (1e14 * hours * 3600) > MAX_GPUS:
         with pytest.raises(UsageError, match="more than 1,000,000 GPUs"):
             gpus_needed(flops, hours, cluster)
         return

@@ -10,8 +10,8 @@ from gptcli.cost.memory import (
     kv_cache_per_token,
     layer_bytes,
     layers_in_flight,
-    least_gpus,
     memory_by_part,
+    min_gpus,
     training_memory,
     zero_memory,
 )
@@ -87,14 +87,14 @@ def test_gpt3_in_fp32_is_700_gb() -> None:
     ("n_bytes", "least"), [(1, 1), (80 * 10**9, 1), (80 * 10**9 + 1, 2), (700 * 10**9, 9)]
 )
 def test_least_gpus(n_bytes: int, least: int) -> None:
-    assert least_gpus(n_bytes, find_gpu("a100").memory_bytes) == least
+    assert min_gpus(n_bytes, find_gpu("a100").memory_bytes) == least
 
 
 def test_the_article_finds_no_gpu_that_holds_gpt3() -> None:
     """Its largest single-GPU memory: 48 GB."""
     assert find_gpu("rtx8000").memory_bytes == 48e9
     assert (
-        least_gpus(memory_by_part(find_size("175B").parameters)["inference_fp32"], 48 * 10**9) == 15
+        min_gpus(memory_by_part(find_size("175B").parameters)["inference_fp32"], 48 * 10**9) == 15
     )
 
 
