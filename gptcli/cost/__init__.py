@@ -1,1 +1,4 @@
-"""FLOPs, memory, communication, time, money and energy of a model; imports neither torch nor numpy."""
+"""FLOPs, memory, communication, time, money and energy of a model.
+
+Imports neither torch nor numpy.
+"""

@@ -1,5 +1,4 @@
-"""How a model is distributed over processes: replicas, shards, tensor parallelism and pipeline
-stages.
+"""Distribution of a model over processes: replicas, shards, tensor parallelism, pipeline stages.
 
 The product of the four is the number of processes.
 """

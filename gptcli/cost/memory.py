@@ -89,7 +89,7 @@ SCHEDULES = {"1f1b": 1, "gpipe": 1, "interleaved1f1b": 2, "loopedbfs": 2}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationPolicy:
-    """How much a layer saves for its backward pass."""
+    """Precision and recomputation that decide what a layer saves for its backward pass."""
 
     element: int = 2
     """Bytes per element of the inputs and outputs of matrix products."""

@@ -38,7 +38,10 @@ WHOLE_LOGIT_BYTES = 12  # per logit: itself, its probability and its gradient, i
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepConfig:
-    """How a replica runs its share of a batch. Raises UsageError for impossible values."""
+    """Micro-batches, precision and recomputation of a replica's share of a batch.
+
+    Raises UsageError for impossible values.
+    """
 
     micro_batch: int = 1
     """Sequences per forward pass."""
