@@ -4,7 +4,6 @@ had been alone.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -45,6 +44,7 @@ STOPS = """
 import sys
 from gptcli import locks
 from gptcli.cli import main
+from tests.small_runs import make_shards
 
 last = sys.argv.pop(1).split()
 
@@ -64,13 +64,8 @@ LAST = ".lock .out.jsonl.lock"  # of the locks of each command
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    spec = importlib.util.spec_from_file_location(
-        "trainer_conftest", Path(__file__).parents[1] / "trainer" / "conftest.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     folder = tmp_path_factory.mktemp("owned")
-    module.make_shards(folder / "shards")
+    make_shards(folder / "shards")
     (folder / "text.txt").write_text("a small text\nfor a small vocabulary\n" * 20)
     (folder / "prompts.jsonl").write_text('{"prompt": "a small"}\n{"prompt": "text"}\n')
     (folder / "data").mkdir()
