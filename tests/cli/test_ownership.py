@@ -19,6 +19,7 @@ from gptcli import locks
 from gptcli.cli import main
 from gptcli.files import LOCK
 from gptcli.locks import own_folder, own_part, read_chain
+from tests.small_runs import make_shards
 
 SIZE = (
     "--n-layer 1 --n-head 1 --d-model 8 --n-ctx 16 --batch-tokens 64 --compile off --precision fp32"
@@ -44,7 +45,6 @@ STOPS = """
 import sys
 from gptcli import locks
 from gptcli.cli import main
-from tests.small_runs import make_shards
 
 last = sys.argv.pop(1).split()
 
