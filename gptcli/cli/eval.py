@@ -266,7 +266,7 @@ def evaluate(
         print_tasks([find_task(name) for name in task_names()], data)
         return
     if plot is not None:
-        from gptcli.cli.eval_plot import plot_reports
+        from gptcli.runs.plots import plot_reports
 
         plot_reports(run or [], plot, force=force)
         return

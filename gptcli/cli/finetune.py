@@ -35,12 +35,12 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
         raise UsageError("--finetune needs a model to start from", hint="--init-from RUN")
 
     from gptcli.cost.layout import Layout, parse_layout
+    from gptcli.finetune.loop import Finetuning, check_layout, finetune_folder
+    from gptcli.finetune.task import read_task
     from gptcli.model.source import find_model
     from gptcli.sampling.load import load
     from gptcli.trainer import machine
     from gptcli.trainer.checkpoint import newest_state
-    from gptcli.trainer.finetune import Finetuning, check_layout, finetune_folder
-    from gptcli.trainer.finetune_task import read_task
     from gptcli.trainer.launch import launch
     from gptcli.trainer.preflight import resumed_state
     from gptcli.trainer.start import INIT, keep_start, start_folder
@@ -125,9 +125,9 @@ def evaluate_finetuned(run: Path, data: Path | None, *, as_json: bool) -> None:
     """Print the accuracy of a fine-tuned run on its task's validation examples, or on those of the
     file `data`.
     """
-    from gptcli.trainer.finetune import accuracy, load_finetuned
-    from gptcli.trainer.finetune_inputs import Transformation
-    from gptcli.trainer.finetune_task import read_examples
+    from gptcli.finetune.inputs import Transformation
+    from gptcli.finetune.loop import accuracy, load_finetuned
+    from gptcli.finetune.task import read_examples
 
     model, task, tokenizer, validation = load_finetuned(run)
     path = data or validation

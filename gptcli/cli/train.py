@@ -511,11 +511,11 @@ def _begin(
     """
     from gptcli.cli.train_tasks import measurement
     from gptcli.cost.layout import parse_layout
+    from gptcli.runs.provenance import provenance
     from gptcli.trainer.checkpoint import newest_state
     from gptcli.trainer.config import Run
     from gptcli.trainer.export import is_finished, tidy
     from gptcli.trainer.preflight import check_data, check_resume, check_run, data_sha256
-    from gptcli.trainer.provenance import provenance
 
     out, data = Path(plan.resolved.values["out"]), Path(plan.resolved.values["data"])
     if leads():
@@ -602,7 +602,7 @@ def _run_toml(plan: Plan, made: dict[str, str], before: str | None = None) -> st
     """Return run.toml's text: new, or that from `before` a resume with what has changed. `made`:
     the provenance.
     """
-    from gptcli.trainer.provenance import resumed
+    from gptcli.runs.provenance import resumed
 
     facts = {
         "parameters": f"{plan.model.parameters:,}",

@@ -15,13 +15,13 @@ from gptcli import strict_json
 from gptcli.distributed.context import Place
 from gptcli.events import Events
 from gptcli.files import atomic_write
+from gptcli.runs.curves import inline_chart
+from gptcli.runs.page import configuration, definitions, document, gallery
 from gptcli.shards.order import open_order
 from gptcli.trainer.batches import micro_batches
 from gptcli.trainer.checkpoint import canonical_parameters, take_weights
 from gptcli.trainer.config import Run
 from gptcli.trainer.parallelize import build
-from gptcli.trainer.report_chart import chart
-from gptcli.trainer.report_page import configured, document, gallery, terms
 from gptcli.trainer.schedule import Schedule
 from gptcli.trainer.start import drop_start, start_folder
 
@@ -121,7 +121,7 @@ def write(run: Run, points: list[Point], lowest: float | None, suggested: float 
         "steps": f"{len(points):,}",
     }
     charts = (
-        [chart("Loss", curves, unit="nats a token", over="lr", log_x=True, tall=True)]
+        [inline_chart("Loss", curves, unit="nats per token", over="lr", log_x=True, tall=True)]
         if points
         else []
     )
@@ -129,9 +129,9 @@ def write(run: Run, points: list[Point], lowest: float | None, suggested: float 
         file.write(
             document(
                 f"{run.name}: learning-rate range",
-                terms(facts),
+                definitions(facts),
                 gallery(charts),
-                configured(run.resolved),
+                configuration(run.resolved),
             )
         )
 

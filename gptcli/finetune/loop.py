@@ -25,6 +25,15 @@ from gptcli.distributed.context import Place, repeat
 from gptcli.errors import InputError, RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, read_json, sha256, write_json
+from gptcli.finetune.inputs import Batch, Example, Transformation, collate
+from gptcli.finetune.model import (
+    Finetuned,
+    Losses,
+    make_optimizer,
+    schedule,
+    with_special_tokens,
+)
+from gptcli.finetune.task import Task, read_examples
 from gptcli.model.safetensors_io import load_model, save_config, save_model
 from gptcli.model.tensor_file import open_tensors, unreadable
 from gptcli.model.transformer import GPT
@@ -32,15 +41,6 @@ from gptcli.runs.metrics import MetricsLog, smoothed_loss
 from gptcli.sampling.load import FINETUNED, load
 from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from gptcli.trainer.checkpoint import Checkpoints, State
-from gptcli.trainer.finetune_inputs import Batch, Example, Transformation, collate
-from gptcli.trainer.finetune_model import (
-    Finetuned,
-    Losses,
-    make_optimizer,
-    schedule,
-    with_special_tokens,
-)
-from gptcli.trainer.finetune_task import Task, read_examples
 from gptcli.trainer.loop import StopSignal, stopped_after
 from gptcli.trainer.schedule import Position
 from gptcli.trainer.start import drop_start, start_folder
