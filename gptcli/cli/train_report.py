@@ -17,9 +17,10 @@ def draw(runs: list[Path], out: str | None, *, force: bool, as_json: bool) -> No
 
     Raises UsageError, and InputError where one of `runs` is no run folder.
     """
+    from gptcli.model.source import REPORT
     from gptcli.runs.plots import loss_plot
     from gptcli.runs.record import read_record
-    from gptcli.runs.report import REPORT, comparison_page, run_page
+    from gptcli.runs.report import comparison_page, run_page
 
     if not runs:
         raise UsageError(

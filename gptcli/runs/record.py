@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import InputError
-from gptcli.model.source import RUN_TOML
-from gptcli.runs.metrics import METRICS, SAMPLES, Line, read_lines
+from gptcli.model.source import METRICS, RUN_TOML, SAMPLES
+from gptcli.runs.metrics import Line, read_lines
 from gptcli.runs.provenance import read_provenance
 
 EVALUATION_FILES = "*eval*.json"  # pattern of the file names of evaluation reports

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.files import atomic_write
+from gptcli.model.source import REPORT, SAMPLES
 from gptcli.numbers import amount, duration, in_bytes
 from gptcli.runs.curves import Curve, inline_chart, swatch
-from gptcli.runs.metrics import SAMPLES, Line, read_lines, read_metrics, smoothed_loss, window
+from gptcli.runs.metrics import Line, read_lines, read_metrics, smoothed_loss, window
 from gptcli.runs.page import (
     configuration,
     definitions,
@@ -27,7 +28,6 @@ from gptcli.runs.page import (
 )
 from gptcli.runs.record import Figure, Record, distinct_names, figures, read_evaluations
 
-REPORT = "report.html"
 SPEED_STEPS = 100  # newest steps whose median is a speed: the last one may be short
 SHOWN_SAMPLE_STEPS = 4  # steps whose samples are shown next to each other
 NATS = "nats per token"
