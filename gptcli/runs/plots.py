@@ -11,9 +11,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gptcli.cost.activations import RECOMPUTE
 from gptcli.cost.estimate import Estimate
-from gptcli.cost.memory import memory_by_part
+from gptcli.cost.memory import RECOMPUTE, memory_by_part
 from gptcli.cost.planner import Plan, make_plan
 from gptcli.cost.scaling import (
     GPT3_RANGE,
