@@ -266,7 +266,7 @@ def evaluate(
         print_tasks([find_task(name) for name in task_names()], data)
         return
     if plot is not None:
-        from gptcli.cli.eval_plot import plot_reports
+        from gptcli.runs.plots import plot_reports
 
         plot_reports(run or [], plot, force=force)
         return
@@ -332,6 +332,7 @@ def evaluate(
     from gptcli.evals.processes import join, local_device
     from gptcli.evals.runner import Options, run_task
     from gptcli.evals.texts import streams_of, token_bytes
+    from gptcli.runs.record import EVAL_SCHEMA
     from gptcli.sampling.load import load
 
     processes = join()
@@ -395,7 +396,7 @@ def evaluate(
         with atomic_write(samples, "w") as out:
             out.writelines(strict_json.dumps(item) + "\n" for item in items)
     if output is not None:  # last, because a Makefile waits for it
-        write_json(output, {"schema": "gpt.eval/1", **report})
+        write_json(output, {"schema": EVAL_SCHEMA, **report})
     if as_json:
         print_json("eval", report)
     else:
