@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from gptcli.evals.requests import Request
 from gptcli.evals.task import Task
 from gptcli.model.transformer import GPT
-from gptcli.sampling.beam import beam_search
-from gptcli.sampling.decode import decode, sample_generator
-from gptcli.sampling.params import Rules
-from gptcli.sampling.streaming import Completion, TextRow, TextStream
+from gptcli.sampling.beam import generate_by_beam_search
+from gptcli.sampling.generate import TextSequence, generate_sequences, sample_generator
+from gptcli.sampling.params import SamplingParams
+from gptcli.sampling.streaming import Completion
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 
@@ -25,10 +25,20 @@ def write_answers(
     """
     prompts = [request.pairs[0][0].tolist() for request in requests]
     if task.beam > 1 and not task.top_k:
-        return (_search(model, tokenizer, prompt, task) for prompt in prompts)
-    rules = Rules(top_k=task.top_k) if task.top_k else Rules(greedy=True)
+        return (
+            generate_by_beam_search(
+                model,
+                tokenizer,
+                prompt,
+                max_tokens=task.max_tokens,
+                width=task.beam,
+                stops=task.stop,
+            )
+            for prompt in prompts
+        )
+    params = SamplingParams(top_k=task.top_k) if task.top_k else SamplingParams(greedy=True)
     rows = [
-        TextRow(
+        TextSequence(
             tokenizer,
             prompt,
             max_tokens=task.max_tokens,
@@ -37,26 +47,8 @@ def write_answers(
         )
         for prompt, request in zip(prompts, requests, strict=True)
     ]
-    for _ in decode(model, rows, rules, batch=len(rows), log_probs=True, compiled=False):
+    for _ in generate_sequences(
+        model, rows, params, batch_size=len(rows), log_probs=True, compiled=False
+    ):
         pass
     return (row.completion() for row in rows)
-
-
-def _search(model: GPT, tokenizer: Tokenizer, prompt: Sequence[int], task: Task) -> Completion:
-    def ended(tokens: Sequence[int]) -> bool:
-        text = tokenizer.decode(tokens)
-        return any(stop in text for stop in task.stop)
-
-    best = beam_search(
-        model,
-        prompt,
-        max_tokens=task.max_tokens,
-        width=task.beam,
-        stop_id=tokenizer.eot_id,
-        ended=ended,
-    )[0]
-    stream = TextStream(task.stop)
-    text = stream.push(tokenizer.decode_bytes(best.tokens)) + stream.end()
-    return Completion(
-        text, best.tokens, best.log_probs[: len(best.tokens)], best.finish_reason, 0.0
-    )
