@@ -18,7 +18,7 @@ from typing import Any
 from gptcli import strict_json
 from gptcli.errors import InputError, UsageError
 from gptcli.events import SILENT, Events
-from gptcli.files import atomic_write, parse_json
+from gptcli.files import atomic_write, complete_lines, parse_json
 from gptcli.model.transformer import GPT
 from gptcli.sampling.engine import Engine
 from gptcli.sampling.generate import (
@@ -106,7 +106,7 @@ def generate_file(
         ascii_only=True,
         sort_keys=True,
     )
-    lines = _complete_lines(unfinished)
+    lines = complete_lines(unfinished)
     if lines and lines[0] != header:
         raise UsageError(
             "was started with other prompts, options or weights",
@@ -146,7 +146,7 @@ def generate_file(
             file.flush()
             os.fsync(file.fileno())
     with atomic_write(out, "w") as file:
-        file.writelines(f"{line}\n" for line in _complete_lines(unfinished)[1:])
+        file.writelines(f"{line}\n" for line in complete_lines(unfinished)[1:])
     unfinished.unlink()
     events.finish("sample")
     if truncated:
@@ -193,10 +193,3 @@ def _line(index: int, prompt: str, sequences: Sequence[TextSequence]) -> str:
             }
         )
     return strict_json.dumps({"index": index, "prompt": prompt, "samples": samples})
-
-
-def _complete_lines(path: Path) -> list[str]:
-    """Return the complete lines of a file whose last line may be cut short by a crash."""
-    if not path.exists():
-        return []
-    return path.read_bytes().decode("utf-8", errors="replace").split("\n")[:-1]
