@@ -268,7 +268,8 @@ def test_records_beside_the_report_are_gone_on_with_or_replaced(
     assert records.count(b"\n") == 9  # a header, and an item a line
     (quiz / "eval.json").unlink()
     with pytest.raises(
-        GptError, match=r"contains the records.*\n.*use --resume to continue it, --force to start over"
+        GptError,
+        match=r"contains the records.*\n.*use --resume to continue it, --force to start over",
     ):
         evaluate(*asked)
     for way in ("--resume", "--resume", "--force"):
