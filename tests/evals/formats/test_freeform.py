@@ -1,4 +1,4 @@
-"""Questions in free form, in the formats their sets are published in."""
+"""Free-form tasks in the formats that their data sets are published in."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from gptcli.errors import InputError
 from gptcli.evals.formats import READERS, Row
+from gptcli.evals.synthetic import generate_rows
 
 TRIVIA_QA = "hf-dummy/trivia_qa-unfiltered.nocontext/dummy_data"
 
@@ -74,7 +75,7 @@ def test_coqa_in_both_forms(tmp_path: Path) -> None:
     )
     turns = [{"question": row["question"], "answers": row["answers"]} for row in read]
     assert rows("coqa", tmp_path / "a.jsonl", {"id": "s", "story": "Once.", "turns": turns}) == read
-    with pytest.raises(InputError, match="2 questions, and answers to another number"):
+    with pytest.raises(InputError, match="2 questions, but another number of answers"):
         rows("coqa", tmp_path / "a.json", {"data": [{**original, "answers": listed("he")}]})
 
 
@@ -131,7 +132,7 @@ def test_closed_book_questions(tmp_path: Path) -> None:
         [{"url": "u", "utterance": "what?", "targetValue": target}],
     )
     assert row == {"id": "w.json:0", "question": "what?", "answers": ["Lightning rod", "Bifocals"]}
-    with pytest.raises(InputError, match="holds no"):
+    with pytest.raises(InputError, match="contains no"):
         rows(
             "web_questions", tmp_path / "w.json", [{"utterance": "what?", "targetValue": "(list)"}]
         )
@@ -154,9 +155,78 @@ def test_closed_book_questions(tmp_path: Path) -> None:
         ("web_questions", "hf-dummy/web_questions-1.0.0/dummy_data/blobtrain", 2),
     ],
 )  # fmt: skip
-def test_the_real_files(real_data: Path, name: str, path: str, count: int | None) -> None:
+def test_published_question_answering_sets_are_read(
+    real_data: Path, name: str, path: str, count: int | None
+) -> None:
     read = list(READERS[name](real_data / path))
     assert read
     assert count is None or len(read) == count
     assert len({row["id"] for row in read}) == len(read)
     assert all(row["question"] and row["answers"] and all(row["answers"]) for row in read)
+
+
+def test_translations_as_sgml_and_as_lines(tmp_path: Path) -> None:
+    for role, language, texts in (
+        ("src", "en", ("Q &amp; A", "two")),
+        ("ref", "fr", ("Q et R", "deux")),
+    ):
+        segments = "".join(
+            f'<seg id="{number}"> {text}\n</seg>\n' for number, text in enumerate(texts, 1)
+        )
+        (tmp_path / f"newstest2014-fren-{role}.{language}.sgm").write_text(f"<doc>{segments}</doc>")
+        (tmp_path / f"newstest2014.{language}").write_text("".join(f"{text}\n" for text in texts))
+    first, second = READERS["parallel"](tmp_path / "newstest2014-fren-src.en.sgm")
+    assert first == {"id": "newstest2014-fren:1", "en": "Q & A", "fr": "Q et R"}
+    assert list(READERS["parallel"](tmp_path / "newstest2014.fr"))[1] == {
+        "id": "newstest2014:2",
+        "fr": "deux",
+        "en": "two",
+    } | {"id": "newstest2014:2"}
+    assert (second["en"], second["fr"]) == ("two", "deux")
+    (tmp_path / "newstest2014.fr").write_text("un\n")
+    with pytest.raises(InputError, match=r"1 sentences, but newstest2014\.en has 2"):
+        list(READERS["parallel"](tmp_path / "newstest2014.en"))
+    (tmp_path / "newstest2014.fr").unlink()
+    with pytest.raises(InputError, match="no file with the same sentences"):
+        list(READERS["parallel"](tmp_path / "newstest2014.en"))
+
+
+def test_summaries_as_stories_and_as_lines(tmp_path: Path) -> None:
+    (tmp_path / "b.story").write_text(
+        "A man\nsat.\n\n@highlight\n\nMan sits\n\n@highlight\n\nIt rains\n"
+    )
+    expected = {"id": "b", "article": "A man sat.", "summary": "Man sits\nIt rains"}
+    assert (
+        list(READERS["summaries"](tmp_path / "b.story"))
+        == list(READERS["summaries"](tmp_path))
+        == [expected]
+    )
+    for highlights in (["Man sits", "It rains"], "Man sits\nIt rains"):
+        (tmp_path / "a.jsonl").write_text(
+            json.dumps({"id": "b", "article": "A man sat.", "highlights": highlights}) + "\n"
+        )
+        assert list(READERS["summaries"](tmp_path / "a.jsonl")) == [expected]
+    (tmp_path / "b.story").write_text("No highlights")
+    with pytest.raises(InputError, match="not an article"):
+        list(READERS["summaries"](tmp_path))
+
+
+def test_synthetic_samples(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        '{"context": "\\n\\nQ: What is 98 plus 45?\\n\\nA:", "completion": " 143"}\n'
+    )
+    assert list(READERS["synthetic"](tmp_path / "a.jsonl")) == [
+        {"id": "a.jsonl:1", "prompt": "Q: What is 98 plus 45?\n\nA:", "answer": "143"}
+    ]
+
+
+@pytest.mark.real_data
+def test_released_samples_and_summaries_are_read(real_data: Path) -> None:
+    for file in sorted((real_data / "gpt3-synthetic").glob("*_*n.jsonl")):
+        read = list(READERS["synthetic"](file))
+        made = list(generate_rows(file.stem, seed=0))
+        assert len(read) == len(made) == 2000
+        assert (
+            read[0]["prompt"].split()[:3] == made[0]["prompt"].split()[:3] == ["Q:", "What", "is"]
+        )
+    assert len(list(READERS["summaries"](real_data / "cnndm-from-record" / "cnndm_64.jsonl"))) == 64
