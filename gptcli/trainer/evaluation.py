@@ -9,10 +9,11 @@ import torch
 
 from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.model.safetensors_io import assemble
+from gptcli.model.source import SAMPLES
 from gptcli.model.transformer import GPT
-from gptcli.runs.metrics import SAMPLES, Line, MetricsLog
-from gptcli.sampling.decode import Row, decode, sample_generator
-from gptcli.sampling.params import Rules
+from gptcli.runs.metrics import Line, MetricsLog
+from gptcli.sampling.generate import TokenSequence, generate_sequences, sample_generator
+from gptcli.sampling.params import SamplingParams
 from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import read_manifest
 from gptcli.shards.order import Mixture
@@ -29,7 +30,7 @@ from gptcli.trainer.config import Run
 from gptcli.trainer.step import TrainStep
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 16, 64
-SAMPLING_RULES = Rules(top_p=0.85)  # as GPT-3's released samples
+SAMPLING = SamplingParams(top_p=0.85)  # as GPT-3's released samples
 
 
 class Validation(Callback):
@@ -110,8 +111,8 @@ class SampleWriter(BackgroundCallback):
         """Return prompt and continuation of each sample."""
         model = load_checkpoint_model(self.run, folder)
         eot = self.run.eot_id
-        rows = [
-            _CancellableRow(
+        sequences = [
+            _CancellableSequence(
                 prompt,
                 max_tokens=SAMPLE_TOKENS,
                 generator=sample_generator(self.run.train.seed, index),
@@ -120,16 +121,16 @@ class SampleWriter(BackgroundCallback):
             )
             for index, prompt in enumerate(self.prompts)
         ]
-        for _ in decode(model, rows, SAMPLING_RULES, batch=len(rows)):
+        for _ in generate_sequences(model, sequences, SAMPLING, batch_size=len(sequences)):
             pass
         to_text = self.tokenizer.decode
         return [
             (to_text([token for token in row.prompt if token != eot]), to_text(row.tokens))
-            for row in rows
+            for row in sequences
         ]
 
 
-class _CancellableRow(Row):
+class _CancellableSequence(TokenSequence):
     """Sequence that ends at once when the training does."""
 
     def __init__(
@@ -144,8 +145,8 @@ class _CancellableRow(Row):
         super().__init__(prompt, max_tokens=max_tokens, generator=generator, stop_id=stop_id)
         self.cancelled = cancelled
 
-    def take(self, token: int, log_prob: float | None = None) -> None:
-        super().take(token, log_prob)
+    def append(self, token: int, log_prob: float | None = None) -> None:
+        super().append(token, log_prob)
         if self.cancelled.is_set():
             self.finish_reason = "length"
 

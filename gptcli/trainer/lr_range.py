@@ -12,14 +12,15 @@ from gptcli import strict_json
 from gptcli.distributed.context import Place
 from gptcli.events import Events
 from gptcli.files import atomic_write
+from gptcli.model.source import LR_RANGE, LR_RANGE_REPORT
+from gptcli.runs.curves import inline_chart
+from gptcli.runs.page import configuration, definitions, document, gallery
 from gptcli.shards.order import open_order
 from gptcli.trainer.batches import micro_batches
 from gptcli.trainer.checkpoint import load_weights_, plain_named_parameters
 from gptcli.trainer.config import Run
 from gptcli.trainer.initial_weights import initial_weights_folder, remove_initial_weights
 from gptcli.trainer.parallelize import build
-from gptcli.trainer.report_chart import chart
-from gptcli.trainer.report_page import configured, document, gallery, terms
 from gptcli.trainer.schedule import Schedule
 from gptcli.trainer.spike_guard import SpikeGuard
 
@@ -29,7 +30,6 @@ DIVERGED = 1.0  # nats above the lowest mean: nothing comes after that
 # the rate suggested is so many times smaller than that of the lowest loss, where it is about to
 # rise
 BELOW = 10
-CURVE, PICTURE = "lr_range.jsonl", "lr_range.html"
 
 Point = dict[str, float]
 
@@ -107,7 +107,7 @@ def suggest(points: list[Point]) -> tuple[float | None, float | None]:
 
 def write(run: Run, points: list[Point], lowest: float | None, suggested: float | None) -> None:
     out = Path(run.out)
-    with atomic_write(out / CURVE, "w") as file:
+    with atomic_write(out / LR_RANGE, "w") as file:
         file.writelines(strict_json.dumps(point, ascii_only=True) + "\n" for point in points)
     curves = {
         name: [(point["lr"], point[key]) for point in points]
@@ -119,17 +119,17 @@ def write(run: Run, points: list[Point], lowest: float | None, suggested: float 
         "steps": f"{len(points):,}",
     }
     charts = (
-        [chart("Loss", curves, unit="nats a token", over="lr", log_x=True, tall=True)]
+        [inline_chart("Loss", curves, unit="nats per token", over="lr", log_x=True, tall=True)]
         if points
         else []
     )
-    with atomic_write(out / PICTURE, "w") as file:
+    with atomic_write(out / LR_RANGE_REPORT, "w") as file:
         file.write(
             document(
                 f"{run.name}: learning-rate range",
-                terms(facts),
+                definitions(facts),
                 gallery(charts),
-                configured(run.resolved),
+                configuration(run.resolved),
             )
         )
 

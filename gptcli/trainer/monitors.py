@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity
 from gptcli.cost.flops import flops_per_token
 from gptcli.cost.hardware import identify_gpu, peak_flops
 from gptcli.errors import UsageError
+from gptcli.model.source import TRACE
 from gptcli.numbers import WEEK, amount, rough_duration
 from gptcli.runs.metrics import Line
 from gptcli.trainer.callbacks import Callback, RunProgress
@@ -21,7 +22,6 @@ from gptcli.trainer.noise_scale import NoiseScale, small_batch_sequences
 from gptcli.trainer.step import StepResult
 
 COLLECT_EVERY_STEPS = 1000  # a garbage collection takes up to a second
-TRACE = "trace.json"
 PROFILE_SKIPPED_STEPS, PROFILE_STEPS = 2, 3  # the first steps still allocate and tune
 PROFILE_ROWS = 15  # operators in the table
 

@@ -12,8 +12,8 @@ from typing import ClassVar
 
 from gptcli.errors import UsageError, install_hint, nearest
 from gptcli.runs.metrics import Line, MetricsLog, smoothed_loss
+from gptcli.runs.report import write_report
 from gptcli.trainer.callbacks import Callback, RunProgress
-from gptcli.trainer.report import write_report
 from gptcli.trainer.step import StepResult
 
 
@@ -45,12 +45,16 @@ class ReportWriter(Callback):
     def on_record(self, line: Line) -> None:
         """Draw the report if a checkpoint is due at this step."""
         if self.progress.is_due(self.progress.run.train.checkpoint_every):
-            write_report(self.progress.run)
+            self._write()
 
     def on_end(self, *, interrupted: bool) -> None:
         """Draw the samples of the last checkpoint too."""
         if self.progress.run.train.samples and not interrupted:
-            write_report(self.progress.run)
+            self._write()
+
+    def _write(self) -> None:
+        run = self.progress.run
+        write_report(Path(run.out), run.resolved)
 
 
 class Tracker(Callback):

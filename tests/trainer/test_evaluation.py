@@ -6,15 +6,15 @@ import torch.nn.functional as F
 
 from gptcli.distributed.context import Place
 from gptcli.events import SILENT
+from gptcli.model.source import SAMPLES
 from gptcli.runs.metrics import read_lines
-from gptcli.sampling.decode import Row, decode, sample_generator
+from gptcli.sampling.generate import TokenSequence, generate_sequences, sample_generator
 from gptcli.sampling.load import load
 from gptcli.trainer.batches import open_validation
 from gptcli.trainer.evaluation import (
     PROMPT_TOKENS,
     SAMPLE_TOKENS,
-    SAMPLES,
-    SAMPLING_RULES,
+    SAMPLING,
     sample_prompts,
 )
 from gptcli.trainer.parallelize import build
@@ -41,13 +41,13 @@ def test_samples_are_what_the_model_of_the_checkpoint_decodes(make_run, train_he
     assert [row["step"] for row in rows] == [20, 20]  # the only checkpoint is the last
     loaded = load(run.out, device="cpu", precision="fp32")
     for index, (row, prompt) in enumerate(zip(rows, sample_prompts(run), strict=True)):
-        alone = Row(
+        alone = TokenSequence(
             prompt,
             max_tokens=SAMPLE_TOKENS,
             generator=sample_generator(3, index),
             stop_id=run.eot_id,
         )
-        assert list(decode(loaded.model, [alone], SAMPLING_RULES, batch=1)) == [alone]
+        assert list(generate_sequences(loaded.model, [alone], SAMPLING, batch_size=1)) == [alone]
         assert row["text"] == loaded.tokenizer.decode(alone.tokens)
     assert row["prompt"] == loaded.tokenizer.decode(prompt)
     assert torch.get_num_threads() == threads

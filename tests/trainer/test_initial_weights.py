@@ -10,8 +10,9 @@ import torch
 from gptcli.distributed.context import Place
 from gptcli.errors import InputError
 from gptcli.events import SILENT, Events
+from gptcli.model.source import INIT
 from gptcli.trainer.checkpoint import checkpoint_folder
-from gptcli.trainer.initial_weights import INIT, begun_folder, keep_initial_weights
+from gptcli.trainer.initial_weights import begun_folder, keep_initial_weights
 from gptcli.trainer.loop import train
 
 CPU = Place(torch.device("cpu"))

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from gptcli.distributed.context import Place
 from gptcli.events import Events
+from gptcli.model.source import TRACE
 from gptcli.trainer.loop import train
-from gptcli.trainer.monitors import TRACE, TimeLeft
+from gptcli.trainer.monitors import TimeLeft
 
 
 def estimates(
