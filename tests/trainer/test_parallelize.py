@@ -43,7 +43,7 @@ def test_a_compiler_that_fails_is_left_aside_or_an_error(make_run, monkeypatch):
     events = Warnings()
     train_step = build(make_run(compile=True), PLACE, events)
     assert events.texts == ["torch.compile failed, training without it: no compiler"]
-    assert train_step.gradients([BATCH], 32, 1).isfinite()
+    assert train_step.forward_backward([BATCH], 32, 1).isfinite()
     with pytest.raises(RunError, match="--compile off"):
         build(make_run(compile=True, must_compile=True), PLACE, SILENT)
 
@@ -56,7 +56,7 @@ def test_compiled_and_plain_agree(make_run):
         build(make_run(compile=on, n_layer=3, must_compile=on, micro_batch=2), PLACE, SILENT)
         for on in (False, True)
     )
-    losses = [train_step.gradients([BATCH], 32, 1).item() for train_step in (plain, compiled)]
+    losses = [train_step.forward_backward([BATCH], 32, 1).item() for train_step in (plain, compiled)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
     for expected, got in zip(plain.model.parameters(), compiled.model.parameters(), strict=True):
         assert torch.allclose(expected.grad, got.grad, atol=1e-6)
