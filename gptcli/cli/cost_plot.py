@@ -32,8 +32,7 @@ from gptcli.papers.compute import GPT_1, PUBLISHED_RUNS, TABLE_D1
 from gptcli.papers.models import MODELS
 
 if TYPE_CHECKING:
-    from gptcli.cli.cost_laws import Predicted
-    from gptcli.cost.lawfit import Fitted, Run
+    from gptcli.cost.scaling_fit import FittedLaw, Prediction, RunResult
 
 STEPS = 60  # points of a line
 HIGHEST_LOSS = 6.0  # of a curve that is drawn
@@ -246,7 +245,9 @@ def time_of_plans(name: str, found: Sequence[Plan]) -> str:
     )
 
 
-def fitted_law(fitted: Fitted, runs: Sequence[Run], predicted: Sequence[Predicted]) -> str:
+def fitted_law(
+    fitted: FittedLaw, runs: Sequence[RunResult], predicted: Sequence[Prediction]
+) -> str:
     """The runs, the law's word on each, and what it says of those that it was not fitted to."""
     sizes = [(run.parameters, run.tokens) for run in runs] + [
         (one.parameters, one.tokens) for one in predicted

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from gptcli.cli import cost_plot
-from gptcli.cli.cost_laws import predict
-from gptcli.cli.cost_options import Terms
-from gptcli.cli.cost_subject import estimate, named
 from gptcli.cost.estimate import Estimate
-from gptcli.cost.lawfit import Run, fit_law
+from gptcli.cost.hardware import find_gpu
+from gptcli.cost.hardware_options import HardwareOptions
 from gptcli.cost.planner import plans
+from gptcli.cost.scaling_fit import RunResult, fit_law
+from gptcli.cost.target import estimate_target, find_target
 from gptcli.errors import UsageError
 from gptcli.papers.compute import TABLE_D1
 from tests.cli.test_cost_svg import SVG, bar_of, check_picture, label_boxes
 
 
-def priced(size: str, **said: str) -> Estimate:
-    return estimate(named(size), None, Terms(said))
+def priced(size: str, **options: Any) -> Estimate:
+    return estimate_target(find_target(size), None, HardwareOptions(**options))
 
 
 def words_of(root: ElementTree.Element) -> list[str]:
@@ -88,7 +89,7 @@ def test_memory_of_a_model(size: str) -> None:
 
 
 def test_memory_of_a_rank() -> None:
-    found = priced("6.7B", gpu="a100", layout="shard=8,tp=2", micro_batch=4)  # type: ignore[arg-type]
+    found = priced("6.7B", gpu="a100", layout="shard=8,tp=2", micro_batch=4)
     assert found.plan is not None
     assert found.model is not None
     root = check_picture(cost_plot.memory_of_rank(found.plan, found.model, found))
@@ -100,22 +101,20 @@ def test_memory_of_a_rank() -> None:
 
 
 def test_time_of_plans() -> None:
-    terms = Terms({"gpu": "h100"})
-    assert terms.gpu is not None
-    found = plans(named("13B").model, terms.gpu, 64, 1024, "bf16", most=12)
+    found = plans(find_target("13B").model, find_gpu("h100"), 64, 1024, "bf16", most=12)
     root = check_picture(cost_plot.time_of_plans("13B", found))
     assert str(found[0].layout) in words_of(root)
 
 
 def test_a_fitted_law() -> None:
     runs = [
-        Run(name=f"out/{n}", parameters=10**4 * 2**n, tokens=10**5 * 2**n, loss=4.0 * 1.1**-n)
+        RunResult(name=f"out/{n}", parameters=10**4 * 2**n, tokens=10**5 * 2**n, loss=4.0 * 1.1**-n)
         for n in range(6)
     ]
     fitted = fit_law(runs)
     predicted = [
-        predict(fitted, "out/seventh", 10**6, 10**7, 1.9),
-        predict(fitted, "custom", 10**6, 2 * 10**7, None),
+        fitted.predict("out/seventh", 10**6, 10**7, 1.9),
+        fitted.predict("custom", 10**6, 2 * 10**7, None),
     ]
     root = check_picture(cost_plot.fitted_law(fitted, runs, predicted))
     words = words_of(root)
