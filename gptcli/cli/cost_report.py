@@ -19,10 +19,9 @@ from gptcli.cli.console import (
     print_rows,
     print_table,
 )
-from gptcli.cost.assumptions import USER
-from gptcli.cost.budget import Affordable, affordable
-from gptcli.cost.cluster import batch_sequences
+from gptcli.cost.cluster import Affordable, affordable, batch_sequences
 from gptcli.cost.estimate import Estimate
+from gptcli.cost.hardware import USER
 from gptcli.cost.hardware_options import HARDWARE_FIELDS, LAYOUT_FIELDS, HardwareOptions
 from gptcli.cost.planner import plans
 from gptcli.cost.report import (
@@ -36,6 +35,7 @@ from gptcli.cost.report import (
     train_command,
 )
 from gptcli.cost.scaling import CHINCHILLA, GPT3_RANGE, LAWS, RANGES, optimal_report
+from gptcli.cost.step_time import uncertainty
 from gptcli.cost.target import (
     DEFAULT_SIZE,
     Target,
@@ -45,7 +45,6 @@ from gptcli.cost.target import (
     find_target,
     target_names,
 )
-from gptcli.cost.throughput import uncertainty
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
 from gptcli.model.hf_config import read_model_config

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from gptcli.cost.estimate import Cluster, Estimate
+from gptcli.cost.flops import parameters_by_part
 from gptcli.cost.hardware import Gpu
 from gptcli.cost.inference import inference
-from gptcli.cost.memory import kv_cache_per_token, least_gpus, memory_by_part
-from gptcli.cost.parameters import parameters_by_part
+from gptcli.cost.memory import kv_cache_per_token, memory_by_part, min_gpus
 from gptcli.cost.planner import Plan, nearest_that_fits
 from gptcli.cost.rank_memory import StepConfig
 from gptcli.cost.scaling import RANGES, predicted_losses
@@ -199,7 +199,7 @@ def _fits(n_bytes: int, cluster: Cluster) -> str:
     """Return whether the cluster can hold `n_bytes`, divided evenly."""
     if cluster.memory_bytes is None:
         return ""
-    needed = least_gpus(n_bytes, cluster.memory_bytes)
+    needed = min_gpus(n_bytes, cluster.memory_bytes)
     gpus = f"{gpu_label(cluster)} of {in_bytes(cluster.memory_bytes)}"
     if needed <= cluster.count:
         return f"fits {cluster.count:,} {gpus}"

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gptcli.cost.assumptions import USER
 from gptcli.cost.estimate import Estimate, price_paper, price_training
 from gptcli.cost.flops import flops_per_token
+from gptcli.cost.hardware import USER
 from gptcli.cost.hardware_options import HardwareOptions
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig, find_size, size_names

@@ -19,7 +19,7 @@ from gptcli.cli.cost_report import (
     read_run,
     requested_target,
 )
-from gptcli.cost.budget import Affordable
+from gptcli.cost.cluster import Affordable
 from gptcli.cost.estimate import Estimate
 from gptcli.cost.hardware_options import HardwareOptions
 from gptcli.cost.scaling import LAWS, critical_batch, gpt3_loss, kaplan_batch, optimal_report
