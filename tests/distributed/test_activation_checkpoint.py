@@ -9,22 +9,22 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gptcli.distributed.activation_checkpoint import recomputed
-from gptcli.distributed.context import Place
+from gptcli.distributed.activation_checkpoint import checkpoint_forward
+from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
 from gptcli.model import attention_kernel
 from gptcli.model.attention_kernel import packed_attend
 from gptcli.model.banded_attention import banded_attend, flex, varlen
 from gptcli.trainer import machine
-from gptcli.trainer.parallelize import build
+from gptcli.trainer.parallelize import build_train_step
 
-PLACE = Place(torch.device("cpu"))
+CONTEXT = RankContext(torch.device("cpu"))
 BATCH = (torch.arange(32).view(2, 16), torch.arange(1, 33).view(2, 16))
 
 
 def step(run):
     """Gradients of a step; that less memory is needed shows tests/cost/test_rank.py."""
-    stepper = build(run, PLACE, SILENT)
+    stepper = build_train_step(run, CONTEXT, SILENT)
     stepper.gradients([BATCH], 32, 1)
     return {name: parameter.grad for name, parameter in stepper.model.named_parameters()}
 
@@ -81,7 +81,9 @@ def test_attention_is_dear(form, operator, how):
     """Varlen's kernel is CUDA's, so tensors are without numbers here."""
     with FakeTensorMode(), Calls() as calls:
         qkv = [torch.randn(1, 2, 100, 16, requires_grad=True) for _ in range(3)]
-        recomputed(lambda q, k, v: form(2 * q, k, v, 33), how, drops=False)(*qkv).sum().backward()
+        checkpoint_forward(lambda q, k, v: form(2 * q, k, v, 33), how, preserve_rng=False)(
+            *qkv
+        ).sum().backward()
     assert calls.of[operator] == TIMES[how]
 
 
@@ -111,7 +113,9 @@ def test_attention_is_dear_to_the_compiler(form, operator, how, monkeypatch):
         return make_boxed_func(graph.forward)
 
     qkv = [torch.randn(1, 2, 100, 16, requires_grad=True) for _ in range(3)]
-    layer = recomputed(lambda q, k, v: form(2 * q, k, v, 33).square(), how, drops=False)
+    layer = checkpoint_forward(
+        lambda q, k, v: form(2 * q, k, v, 33).square(), how, preserve_rng=False
+    )
     compiler = aot_autograd(fw_compiler=count, partition_fn=min_cut_rematerialization_partition)
     torch.compile(layer, dynamic=False, backend=compiler)(*qkv).sum().backward()
     assert calls[operator] == TIMES[how]

@@ -61,6 +61,10 @@ def test_every_layout_follows_one_process(folder: Path) -> None:
         ), told
         if "steps" not in case:
             assert abs(case["unseen"] - one["unseen"]) < 1e-4, told
+    masked = [model for model in alone if model[-1]]
+    assert masked, "some models have a document mask"
+    for model in masked:
+        assert alone[model]["losses"] != alone[*model[:-1], False]["losses"]
     assert all(case["losses"][0] - case["losses"][-1] > 1 for case in alone.values()), (
         "there was something to follow"
     )

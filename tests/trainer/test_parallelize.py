@@ -3,14 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.errors import RunError
 from gptcli.events import SILENT, Events
 from gptcli.model.transformer import GPT
 from gptcli.trainer import machine
-from gptcli.trainer.parallelize import build
+from gptcli.trainer.parallelize import build_train_step
 
-PLACE = Place(torch.device("cpu"))
+CONTEXT = RankContext(torch.device("cpu"))
 BATCH = (torch.arange(32).view(2, 16), torch.arange(1, 33).view(2, 16))
 
 
@@ -27,7 +27,9 @@ def test_the_weights_are_the_models_own_initialisation(make_run):
     model = GPT(run.model)
     model.init_weights(3)
     for (name, expected), (_, got) in zip(
-        model.named_parameters(), build(run, PLACE, SILENT).model.named_parameters(), strict=True
+        model.named_parameters(),
+        build_train_step(run, CONTEXT, SILENT).model.named_parameters(),
+        strict=True,
     ):
         assert torch.equal(expected, got), name
 
@@ -41,11 +43,11 @@ def test_a_compiler_that_fails_is_left_aside_or_an_error(make_run, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", broken)
     events = Warnings()
-    stepper = build(make_run(compile=True), PLACE, events)
+    stepper = build_train_step(make_run(compile=True), CONTEXT, events)
     assert events.texts == ["torch.compile failed, training without it: no compiler"]
     assert stepper.gradients([BATCH], 32, 1).isfinite()
     with pytest.raises(RunError, match="--compile off"):
-        build(make_run(compile=True, must_compile=True), PLACE, SILENT)
+        build_train_step(make_run(compile=True, must_compile=True), CONTEXT, SILENT)
 
 
 @pytest.mark.skipif(not machine.has_compiler(), reason="no compiler here")
@@ -53,7 +55,9 @@ def test_compiled_and_plain_agree(make_run):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     plain, compiled = (
-        build(make_run(compile=on, n_layer=3, must_compile=on, micro_batch=2), PLACE, SILENT)
+        build_train_step(
+            make_run(compile=on, n_layer=3, must_compile=on, micro_batch=2), CONTEXT, SILENT
+        )
         for on in (False, True)
     )
     losses = [stepper.gradients([BATCH], 32, 1).item() for stepper in (plain, compiled)]
@@ -67,7 +71,7 @@ def test_compiled_and_plain_agree(make_run):
 
 def test_bf16_products_follow_fp32(make_run):
     losses = [
-        build(make_run(precision=kind), PLACE, SILENT).gradients([BATCH], 32, 1).item()
+        build_train_step(make_run(precision=kind), CONTEXT, SILENT).gradients([BATCH], 32, 1).item()
         for kind in ("fp32", "bf16")
     ]
     assert losses[0] != losses[1]
@@ -76,7 +80,8 @@ def test_bf16_products_follow_fp32(make_run):
 
 def test_documents_are_kept_apart_where_the_run_says_so(make_run):
     apart, together = (
-        build(make_run(document_mask=on, compile=False), PLACE, SILENT) for on in (True, False)
+        build_train_step(make_run(document_mask=on, compile=False), CONTEXT, SILENT)
+        for on in (True, False)
     )
     x_BT, y_BT = BATCH[0].clone(), BATCH[1]
     x_BT[:, 8] = make_run().eot_id
