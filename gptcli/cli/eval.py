@@ -19,7 +19,7 @@ from gptcli.errors import UsageError, nearest
 from gptcli.events import SILENT
 from gptcli.files import atomic_write, claim_file, write_json, written_through
 from gptcli.locks import own_file, own_folder
-from gptcli.runtime import leads, unused_launch
+from gptcli.runtime import is_main, unused_launch
 
 if TYPE_CHECKING:
     from gptcli.evals.result import TaskResult
@@ -311,12 +311,12 @@ def evaluate(
             find_model(folder, checkpoint), tasks, text or [], data, fewshot, terms, as_json=as_json
         )
         return
-    events = ConsoleEvents() if leads() else SILENT
+    events = ConsoleEvents() if is_main() else SILENT
     if (note := unused_launch()) is not None:
         events.warn(note)
     if records is None and output is not None and tasks and not written_through(output):
         records = output.with_suffix(".records")
-    if leads():
+    if is_main():
         for path in (output, samples):
             if path is not None:
                 hold(own_file(path, events=events))
@@ -376,7 +376,7 @@ def evaluate(
         results += found
         items += [{"task": one.name, **record} for record in made]
     processes.leave()
-    if not leads():
+    if not is_main():
         return
 
     report = {

@@ -13,7 +13,7 @@ from gptcli.errors import Interrupted, UsageError
 from gptcli.events import SILENT
 from gptcli.files import check_output, claim_output
 from gptcli.locks import own_folder
-from gptcli.runtime import leads, restarted, unused_launch
+from gptcli.runtime import is_main, restarted, unused_launch
 
 # of gpt train: the task says the rest
 TAKEN = ("init_from", "checkpoint", "out", "seed", "layout", "resume", "force", "json")
@@ -80,10 +80,10 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
         layout=layout,
     )
     force = options["force"] and not restarted()
-    events = ConsoleEvents() if leads() else SILENT
+    events = ConsoleEvents() if is_main() else SILENT
     if (note := unused_launch()) is not None:
         events.warn(note)
-    if leads():
+    if is_main():
         hold(own_folder(run.out, read_only=run.resume, events=events))
         check_output(run.out, resume=run.resume, force=force)
     if run.resume:
@@ -91,7 +91,7 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
         if is_finetuned(run.out):
             events.info(f"{run.out} is finished")
             return
-    if leads():
+    if is_main():
         if before is None:  # what is wrong with it is told before anything is emptied
             start = start_folder(out, Path(init_from)) if resume else Path(init_from)
             load(start, checkpoint=step, device="cpu", precision="fp32")
@@ -101,7 +101,7 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
                 run, start_step=keep_start(Path(init_from), out, step, events, newest=asked is None)
             )
     report = launch(run, events, finetune_folder, newest_step)
-    if not leads():
+    if not is_main():
         return
     if report["interrupted"]:
         raise Interrupted(

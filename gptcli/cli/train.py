@@ -20,7 +20,7 @@ from gptcli.files import atomic_write, check_output, claim_output
 from gptcli.locks import own_folder
 from gptcli.model.source import RUN_TOML
 from gptcli.numbers import duration, in_bytes
-from gptcli.runtime import leads, leads_machine, restarted, unused_launch
+from gptcli.runtime import is_main, is_main_on_node, restarted, unused_launch
 
 if TYPE_CHECKING:
     from gptcli.shards.manifest import Manifest
@@ -446,7 +446,7 @@ def train(
     from gptcli.trainer.checkpoint import newest_step
     from gptcli.trainer.loop import train as train_run
 
-    events = Dashboard(given.values["out"]) if leads() else SILENT
+    events = Dashboard(given.values["out"]) if is_main() else SILENT
     if (note := unused_launch()) is not None:
         events.warn(note)
     run = _begin(plan, manifest, events, resume=resume, force=force, strict=strict)
@@ -457,13 +457,13 @@ def train(
         _test_range(run, events, as_json=json)
         return
     done = launch(replace(run, profile=profile), events, train_run, newest_step)
-    if leads() and done["interrupted"]:
+    if is_main() and done["interrupted"]:
         raise Interrupted(
             f"stopped after step {done['step']:,}, with a checkpoint",
             where=run.out,
             hint="--resume goes on",
         )
-    if leads():
+    if is_main():
         loss = (
             ""
             if (mean := done["smoothed_loss"]) is None
@@ -496,7 +496,7 @@ def _test_range(run: Run, events: Events, *, as_json: bool) -> None:
     from gptcli.trainer.lr_range import PICTURE, lr_range
 
     report = launch(run, events, lr_range, newest_step)
-    if not leads():
+    if not is_main():
         return
     if report["suggested_lr"] is None:
         raise RunError("not one step was finite", where=run.out)
@@ -521,7 +521,7 @@ def _begin(
     from gptcli.trainer.provenance import provenance
 
     out, data = Path(plan.resolved.values["out"]), Path(plan.resolved.values["data"])
-    if leads():
+    if is_main():
         hold(own_folder(out, read_only=resume, events=events))
     processes, tokens = parse_layout(plan.train.layout).processes, plan.train.tokens
     made = provenance(processes, data, data_sha256(manifest), manifest.tokens("train"), tokens)
@@ -549,14 +549,14 @@ def _begin(
         resolved=text,
     )
     check_run(run, manifest)
-    if leads():
+    if is_main():
         check_output(out, resume=resume, force=force)
     if resume:
         at_end = check_resume(run)
         if is_finished(out) and (
             at_end or (newest_state(out) is None and same_values(text, before))
         ):
-            if leads():
+            if is_main():
                 tidy(out)
             return None
         if is_finished(out) and newest_state(out) is None:
@@ -566,12 +566,12 @@ def _begin(
                 hint="--force starts over",
             )
         run = replace(run, resume=True)
-    if leads() and not restarted():
+    if is_main() and not restarted():
         _print_forecast(plan, manifest, events, run, strict=strict)
     # once on each machine: the others wait for it to join them
-    if leads_machine() and not restarted():
+    if is_main_on_node() and not restarted():
         check_data(run, manifest)
-    if leads():
+    if is_main():
         claim_output(out, resume=resume, force=force)
         run = _keep_start(plan, run, made, events)
         with atomic_write(out / RUN_TOML, "w") as file:

@@ -25,8 +25,8 @@ from torch.distributed.pipelining import (
 )
 from torch.distributed.tensor import DTensor
 
-from gptcli.cost.activations import SCHEDULES, padded_micro_batches
 from gptcli.cost.layout import layers_of_stage
+from gptcli.cost.memory import SCHEDULES, padded_micro_batches
 from gptcli.distributed.context import RankContext
 from gptcli.model.loss import IGNORE
 from gptcli.model.transformer import GPT, document_ids

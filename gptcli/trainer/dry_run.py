@@ -21,8 +21,8 @@ from torch import nn
 from torch.distributed.checkpoint.default_planner import create_default_local_save_plan
 from torch.distributed.tensor import DTensor
 
-from gptcli.cost.activations import SCHEDULES
 from gptcli.cost.communication import StepTraffic, step_traffic
+from gptcli.cost.memory import SCHEDULES
 from gptcli.cost.sharding import rank_parameters
 from gptcli.distributed.context import RankContext
 from gptcli.errors import RunError

@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 import torch
 
-from gptcli.cost.activations import SCHEDULES
 from gptcli.cost.layout import Layout
+from gptcli.cost.memory import SCHEDULES
 from gptcli.distributed.context import RankContext
 from gptcli.distributed.pipeline_parallel import SCHEDULE_CLASSES, merge_stages, split_stages
 from gptcli.model.config import ModelConfig

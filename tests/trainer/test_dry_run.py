@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 import torch
 
-from gptcli.cost.activations import SCHEDULES
 from gptcli.cost.communication import StepTraffic, step_traffic
+from gptcli.cost.memory import SCHEDULES
 from gptcli.cost.sharding import layers_of
 from gptcli.distributed.context import RankContext
 from gptcli.errors import RunError
