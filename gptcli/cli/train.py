@@ -690,9 +690,7 @@ def _print_resolved(plan: Plan, roles: list[StageRole], facts: dict[str, str]) -
 
 
 def _dry_run_layout(plan: Plan) -> list[StageRole]:
-    """What each process of a layout would hold and send, from building them; of one process there
-    is nothing to tell.
-    """
+    """Build the processes of a layout in a dry run; return no roles for a single process."""
     from gptcli.cost.layout import parse_layout
     from gptcli.trainer.config import Run
     from gptcli.trainer.dry_run import dry_run

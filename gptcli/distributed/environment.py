@@ -1,4 +1,4 @@
-"""Device and CPU threads of this process, and a record of what decides the last bits of its sums."""
+"""Device and CPU threads of this process, and a description of what computes its sums."""
 
 from __future__ import annotations
 

@@ -245,6 +245,7 @@ class _Stage(PipelineStage):
         self.pass_context = pass_context
 
     def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        """Run the forward pass of one micro-batch in its context."""
         with self.pass_context(fwd_chunk_id):
             return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
 

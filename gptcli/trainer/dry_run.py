@@ -1,4 +1,4 @@
-"""Dry run of a layout: what each process holds and sends, without its machines.
+"""Dry run of a layout: parameters and traffic of each process, without the machines.
 
 Every process that differs in more than its coordinate along `dp`, where all have the same tensors,
 is built on the meta device as one rank of a fake process group. The parameters it holds are
@@ -37,7 +37,7 @@ Chunks = dict[tuple[int, ...], int]
 
 @dataclass(frozen=True, slots=True)
 class StageRole:
-    """What the processes of one coordinate along `pp` hold and send."""
+    """Parameters and traffic of the processes with one coordinate along `pp`."""
 
     stage: int
     processes: int
@@ -147,7 +147,7 @@ def _build(run: Run, context: RankContext) -> dict[str, Chunks]:
 
 
 def parameter_chunks(model: nn.Module) -> dict[str, Chunks]:
-    """Return the chunk of each parameter that this process holds, as a checkpoint would write it."""
+    """Return this process's chunk of each parameter, as a checkpoint would write it."""
     chunks: dict[str, Chunks] = {}
     for name, parameter in model.named_parameters():
         items = create_default_local_save_plan({name: parameter}, is_coordinator=True).items

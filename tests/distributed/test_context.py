@@ -19,20 +19,18 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_every_process_has_one_role_and_every_role_one_process(layout):
+def test_ranks_and_coordinates_correspond_one_to_one(layout):
     contexts = [
         RankContext(CPU, rank, layout.processes, layout) for rank in range(layout.processes)
     ]
-    roles = [
-        (context.pp_rank, context.replica_rank, context.rank % layout.tp) for context in contexts
-    ]
+    roles = [(context.pp_rank, context.replica_rank, context.tp_rank) for context in contexts]
     assert sorted(roles) == list(
         itertools.product(range(layout.pp), range(layout.replicas), range(layout.tp))
     )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_one_process_of_each_replica_tells_the_loss(layout):
+def test_one_process_of_each_replica_owns_the_loss(layout):
     contexts = [
         RankContext(CPU, rank, layout.processes, layout) for rank in range(layout.processes)
     ]

@@ -1,4 +1,4 @@
-"""What a process holds of a pipeline; that it computes the right thing shows test_layouts.py."""
+"""Stages of a pipeline; tests/trainer/test_layouts.py runs them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""One of four processes that run every layout of 1, 2 and 4, one after the other; started by
-test_layouts.py.
+"""One of four processes that run every layout of 1, 2 and 4 processes; test_layouts.py starts
+them.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from gptcli.trainer.parallelize import build_train_step
 
 STEPS, SEQUENCES, N_CTX, EOT = 20, 4, 8, 0
 COMPILE = torch.compile
-# layouts whose parts are measured by themselves
+# layouts under which the part of the noise scale takes a pass of its own
 SLICED = {2: ["tp=2", "pp=2"], 4: ["shard=2,tp=2", "tp=2,pp=2", "dp=2,pp=2"]}
-# with defaults; muP at its own width is none
+# fields that identify a curve, with defaults; muP at its own width changes nothing
 MODEL = {
     "attention": "banded",
     "n_layer": 2,
@@ -46,7 +46,7 @@ MODEL = {
 
 
 class Tokens:
-    """Windows that can be learnt: 16 of them, which use the whole vocabulary, over and over.
+    """Learnable data: 16 windows over the whole vocabulary, repeated.
 
     Every second window contains an end-of-text.
     """
@@ -65,7 +65,7 @@ def make_run(
     layout: str, *, attention: str = "banded", tied: bool = True, n_layer: int = 2, **changes: Any
 ) -> Run:
     n_tokens, laid_out = SEQUENCES * N_CTX, parse_layout(layout)
-    # gradients are accumulated; DTensor takes its time
+    # at least two micro-batches, so that gradients accumulate; DTensor is slow
     at_least = max(1 if laid_out.tp > 1 and laid_out.processes > 2 else 2, laid_out.pp)
     micro_batch = max(1, SEQUENCES // laid_out.replicas // at_least)
     config: dict[str, Any] = {
@@ -98,9 +98,7 @@ def make_run(
 
 
 def curve(run: Run, rank: int, world: int, steps: int) -> dict[str, object]:
-    """Losses and gradient norms of a run's steps, and the loss of its last weights on what it has
-    not seen.
-    """
+    """Return losses and gradient norms of a run's steps, and the final loss on unseen windows."""
     context = RankContext(torch.device("cpu"), rank, world, parse_layout(run.train.layout))
     stepper = build_train_step(run, context, SILENT)
     losses, norms = [], []
@@ -121,9 +119,12 @@ def curve(run: Run, rank: int, world: int, steps: int) -> dict[str, object]:
 
 
 def cases(world: int) -> list[dict[str, Any]]:
-    """Every product of the axes, with every schedule where there are stages, of banded models,
-    whose layers are dense and banded in turn. On two processes dense models too, some with a head
-    of their own, and, for some steps, recomputation, precisions and compilation."""
+    """Return every product of the axes, with every schedule if it has stages, for banded models,
+    which alternate dense and banded layers.
+
+    Two processes also run dense models, some with an untied head, document masks and, for a few
+    steps, recomputation, precisions, muP and compilation.
+    """
     found: list[dict[str, Any]] = []
     divisors = [n for n in (1, 2, 4) if world % n == 0]
     for dp, shard, tp, pp in itertools.product(divisors, repeat=4):
@@ -165,7 +166,7 @@ def cases(world: int) -> list[dict[str, Any]]:
             {**banded, "layout": layout, "compile": "aot_eager"}
             for layout in ("dp=2", "shard=2", "tp=2", "pp=2")
         ]
-        if has_compiler():  # without it the graphs are made, and no code from them
+        if has_compiler():  # aot_eager above needs none
             found += [
                 {
                     **banded,
@@ -179,7 +180,7 @@ def cases(world: int) -> list[dict[str, Any]]:
 
 
 def alone() -> list[dict[str, Any]]:
-    """The same models on one process."""
+    """Return the same models on one process."""
     models = {model_of(case) for world in (2, 4) for case in cases(world)}
     return [
         {"layout": "dp=1", **dict(zip(MODEL, values, strict=True))} for values in sorted(models)
@@ -187,14 +188,12 @@ def alone() -> list[dict[str, Any]]:
 
 
 def model_of(case: dict[str, Any]) -> tuple[Any, ...]:
-    """What must be alike for two cases to have one curve."""
+    """Return what two cases must share to have the same curve."""
     return tuple(case.get(name, default) for name, default in MODEL.items())
 
 
 def taken(layout: str, rank: int, folder: Path) -> dict[str, Any]:
-    """Which of a process's parameters are not the finished model's in `folder` once it has taken
-    its part of them.
-    """
+    """Load a process's part of the model in `folder`; return the parameters that differ."""
     run = make_run(layout, n_layer=5)
     parameters = canonical_parameters(
         build_train_step(
@@ -214,8 +213,9 @@ def taken(layout: str, rank: int, folder: Path) -> dict[str, Any]:
 
 
 def part_norm(layout: str, rank: int, world: int) -> dict[str, Any]:
-    """The norm of the part that is measured for the noise scale, run once more by itself, and that
-    of the whole after it, each beside one process's own; and how much the part should hold."""
+    """Return the gradient norms that the noise scale measures, of its part of the batch and of the
+    whole, under `layout` and computed by one process.
+    """
     context = RankContext(torch.device("cpu"), rank, world, parse_layout(layout))
     run = make_run(layout, micro_batch=1, batch_tokens=2 * SEQUENCES * N_CTX)
     held = part_of(2 * SEQUENCES, 1, context, AGAIN_EVERY)
@@ -271,7 +271,7 @@ def main(rank: int, folder: Path) -> None:
         for case in cases(world) if world > 1 else alone():
             changes = {name: value for name, value in case.items() if name != "steps"}
             if "compile" in case:
-                torch._dynamo.reset()  # what was compiled for a case before
+                torch._dynamo.reset()  # drops what earlier cases compiled
                 torch.compile = partial(COMPILE, backend=changes.pop("compile"))  # type: ignore[assignment]
                 changes["compile"] = True
             results.append(

@@ -22,7 +22,7 @@ class Warnings(Events):
         self.texts.append(text)
 
 
-def test_the_weights_are_the_models_own_initialisation(make_run):
+def test_initial_weights_are_those_of_the_plain_model(make_run):
     run = make_run(seed=3)
     model = GPT(run.model)
     model.init_weights(3)
@@ -34,7 +34,7 @@ def test_the_weights_are_the_models_own_initialisation(make_run):
         assert torch.equal(expected, got), name
 
 
-def test_a_compiler_that_fails_is_left_aside_or_an_error(make_run, monkeypatch):
+def test_a_failing_compiler_is_a_warning_or_if_required_an_error(make_run, monkeypatch):
     def broken(function, **kwargs):
         def call(*args, **kwargs):
             raise torch._dynamo.exc.TorchDynamoException("no compiler\nlong story")
@@ -51,7 +51,7 @@ def test_a_compiler_that_fails_is_left_aside_or_an_error(make_run, monkeypatch):
 
 
 @pytest.mark.skipif(not machine.has_compiler(), reason="no compiler here")
-def test_compiled_and_plain_agree(make_run):
+def test_compiled_and_eager_gradients_agree(make_run):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     plain, compiled = (
@@ -65,11 +65,11 @@ def test_compiled_and_plain_agree(make_run):
     for expected, got in zip(plain.model.parameters(), compiled.model.parameters(), strict=True):
         assert torch.allclose(expected.grad, got.grad, atol=1e-6)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 5, (
-        "one serves every layer; the head has three loops, one of them for two kinds of sum"
+        "one graph serves every layer; the head has three loops, one of them for two kinds of sum"
     )
 
 
-def test_bf16_products_follow_fp32(make_run):
+def test_bf16_loss_is_close_to_fp32(make_run):
     losses = [
         build_train_step(make_run(precision=kind), CONTEXT, SILENT).gradients([BATCH], 32, 1).item()
         for kind in ("fp32", "bf16")
@@ -78,7 +78,7 @@ def test_bf16_products_follow_fp32(make_run):
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
 
 
-def test_documents_are_kept_apart_where_the_run_says_so(make_run):
+def test_document_mask_changes_the_loss_of_a_window_with_two_documents(make_run):
     apart, together = (
         build_train_step(make_run(document_mask=on, compile=False), CONTEXT, SILENT)
         for on in (True, False)

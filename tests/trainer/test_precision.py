@@ -14,7 +14,7 @@ CONTEXT = RankContext(torch.device("cpu"))
 BATCH = (torch.arange(32).view(2, 16), torch.arange(1, 33).view(2, 16))
 
 
-def test_fp8_is_refused_where_it_cannot_be_had(monkeypatch):
+def test_fp8_is_refused_without_its_gpu_or_library_or_with_tp(monkeypatch):
     check_precision("bf16", 2)
     with pytest.raises(UsageError, match="no GPU with fp8"):
         check_precision("fp8", 1)
@@ -35,7 +35,7 @@ def test_fp8_is_refused_where_it_cannot_be_had(monkeypatch):
         check_precision("fp8", 2)
 
 
-def test_the_scale_halves_on_overflow_and_doubles_after_long():
+def test_loss_scale_halves_on_overflow_and_doubles_after_growth_steps():
     scale = LossScale()
     scale.update(float("inf"))
     assert scale.value == LossScale.INITIAL / 2
@@ -47,7 +47,7 @@ def test_the_scale_halves_on_overflow_and_doubles_after_long():
     assert LossScale(scale.state).value == scale.value
 
 
-def test_gradients_are_the_same_however_far_they_were_lifted(make_run):
+def test_gradients_do_not_depend_on_the_loss_scale(make_run):
     clipped, parts = [], []
     for kind in ("fp32", "fp16"):
         stepper = build_train_step(make_run(precision=kind), CONTEXT, SILENT)
@@ -62,7 +62,7 @@ def test_gradients_are_the_same_however_far_they_were_lifted(make_run):
         assert torch.allclose(ours[name], gradient, atol=2e-2 * gradient.abs().max().item()), name
 
 
-def test_an_overflow_is_skipped_and_learnt_from(make_run):
+def test_an_overflow_skips_the_update_and_halves_the_scale(make_run):
     stepper = build_train_step(make_run(precision="fp16"), CONTEXT, SILENT)
     stepper.loss_scale.state["scale"] = 2.0**60
     before = [parameter.clone() for parameter in stepper.model.parameters()]
