@@ -36,14 +36,14 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
 
     from gptcli.cost.layout import Layout, parse_layout
     from gptcli.distributed.launch import launch
-    from gptcli.model.source import find_model
+    from gptcli.finetune.loop import Finetuning, check_layout, finetune_folder
+    from gptcli.finetune.task import read_task
+    from gptcli.model.source import INIT, find_model
     from gptcli.sampling.load import load
     from gptcli.trainer import machine
     from gptcli.trainer.checkpoint import newest_state, newest_step
-    from gptcli.trainer.finetune import Finetuning, check_layout, finetune_folder
-    from gptcli.trainer.finetune_task import read_task
     from gptcli.trainer.preflight import resumed_state
-    from gptcli.trainer.start import INIT, keep_start, start_folder
+    from gptcli.trainer.start import keep_start, start_folder
 
     task = read_task(task_file)
     out, resume = (
@@ -116,18 +116,18 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
 
 
 def is_finetuned(run: Path) -> bool:
-    from gptcli.sampling.load import FINETUNED
+    from gptcli.model.source import FINETUNE_REPORT
 
-    return (run / FINETUNED).is_file()
+    return (run / FINETUNE_REPORT).is_file()
 
 
 def evaluate_finetuned(run: Path, data: Path | None, *, as_json: bool) -> None:
     """Print the accuracy of a fine-tuned run on its task's validation examples, or on those of the
     file `data`.
     """
-    from gptcli.trainer.finetune import accuracy, load_finetuned
-    from gptcli.trainer.finetune_inputs import Transformation
-    from gptcli.trainer.finetune_task import read_examples
+    from gptcli.finetune.inputs import Transformation
+    from gptcli.finetune.loop import accuracy, load_finetuned
+    from gptcli.finetune.task import read_examples
 
     model, task, tokenizer, validation = load_finetuned(run)
     path = data or validation

@@ -18,7 +18,7 @@ from gptcli.errors import Interrupted, RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, check_output, claim_output
 from gptcli.locks import own_folder
-from gptcli.model.source import RUN_TOML
+from gptcli.model.source import INIT, RUN_TOML
 from gptcli.numbers import duration, in_bytes
 from gptcli.runtime import is_main, is_main_on_node, restarted, unused_launch
 
@@ -492,8 +492,9 @@ def _unexpected(argument: str) -> UsageError:
 def _test_range(run: Run, events: Events, *, as_json: bool) -> None:
     """The learning-rate range test in the run's place; the suggested rate is the result."""
     from gptcli.distributed.launch import launch
+    from gptcli.model.source import LR_RANGE_REPORT
     from gptcli.trainer.checkpoint import newest_step
-    from gptcli.trainer.lr_range import PICTURE, lr_range
+    from gptcli.trainer.lr_range import lr_range
 
     report = launch(run, events, lr_range, newest_step)
     if not is_main():
@@ -501,7 +502,7 @@ def _test_range(run: Run, events: Events, *, as_json: bool) -> None:
     if report["suggested_lr"] is None:
         raise RunError("not one step was finite", where=run.out)
     events.info(
-        f"the smooth loss is lowest at {report['lowest_loss_lr']:.2g}; a tenth of it is suggested: see {run.out / PICTURE}"
+        f"the smooth loss is lowest at {report['lowest_loss_lr']:.2g}; a tenth of it is suggested: see {run.out / LR_RANGE_REPORT}"
     )
     print_json("train", report) if as_json else print(f"{report['suggested_lr']:.2g}")
 
@@ -514,11 +515,11 @@ def _begin(
     """
     from gptcli.cli.train_tasks import measurement
     from gptcli.cost.layout import parse_layout
+    from gptcli.runs.provenance import provenance
     from gptcli.trainer.checkpoint import newest_state
     from gptcli.trainer.config import Run
     from gptcli.trainer.export import is_finished, tidy
     from gptcli.trainer.preflight import check_data, check_resume, check_run, data_sha256
-    from gptcli.trainer.provenance import provenance
 
     out, data = Path(plan.resolved.values["out"]), Path(plan.resolved.values["data"])
     if is_main():
@@ -584,7 +585,7 @@ def _keep_start(plan: Plan, run: Run, made: dict[str, str], events: Events) -> R
     record its step.
     """
     from gptcli.trainer.checkpoint import newest_state
-    from gptcli.trainer.start import INIT, keep_start
+    from gptcli.trainer.start import keep_start
 
     if (
         run.init_from is None
@@ -605,7 +606,7 @@ def _run_toml(plan: Plan, made: dict[str, str], before: str | None = None) -> st
     """Return run.toml's text: new, or that from `before` a resume with what has changed. `made`:
     the provenance.
     """
-    from gptcli.trainer.provenance import resumed
+    from gptcli.runs.provenance import resumed
 
     facts = {
         "parameters": f"{plan.model.parameters:,}",

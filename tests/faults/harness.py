@@ -208,3 +208,16 @@ def preload() -> None:
     would hang on them.
     """
     import torch._dynamo  # noqa: F401
+
+    import gptcli.cli.build_shards
+    import gptcli.cli.cost
+    import gptcli.cli.eval
+    import gptcli.cli.sample
+    import gptcli.cli.tokenize
+    import gptcli.cli.train
+    import gptcli.corpus.build
+    import gptcli.distributed.launch
+    import gptcli.evals.rolling
+    import gptcli.evals.runner
+    import gptcli.sampling.batch
+    import gptcli.trainer.loop  # noqa: F401
