@@ -76,8 +76,8 @@ NewestStep = Callable[[Path], int | None]
 def launch(run: R, events: Events, work: Work[R], newest_step: NewestStep) -> Report:
     """Call `work` on as many processes as the layout asks for; return the main process's report.
 
-    Raises RunError if a process is lost and restarting does not help, Interrupted if the processes
-    were told to stop before they could, and any GptError that one of them raises.
+    Raises RunError if a process is lost and a restart does not help, Interrupted if a signal ends
+    the workers before they have stopped by themselves, and any GptError that one of them raises.
     """
     processes = run.layout.processes
     if launched_processes() is not None:

@@ -1,9 +1,9 @@
 """Dry run of a layout: parameters and traffic of each process, without the machines.
 
-Every process that differs in more than its coordinate along `dp`, where all have the same tensors,
-is built on the meta device as one rank of a fake process group. The parameters it holds are
-compared with what `gptcli.cost` counts; the traffic of a step is counted by `gptcli.cost` alone,
-which the tests compare with the collectives of a real step.
+Processes that differ only in their coordinate along `dp` have the same tensors, so one of them is
+built: on the meta device, as one rank of a fake process group. Its parameters must be those that
+`gptcli.cost` counts. The traffic of a step comes from `gptcli.cost` alone, which the tests compare
+with the collectives of a real step.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ judges what is left.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import shutil
 import signal
@@ -208,3 +209,19 @@ def preload() -> None:
     would hang on them.
     """
     import torch._dynamo  # noqa: F401
+
+    for module in (
+        "gptcli.cli.build_shards",
+        "gptcli.cli.cost",
+        "gptcli.cli.eval",
+        "gptcli.cli.sample",
+        "gptcli.cli.tokenize",
+        "gptcli.cli.train",
+        "gptcli.corpus.build",
+        "gptcli.distributed.launch",
+        "gptcli.evals.rolling",
+        "gptcli.evals.runner",
+        "gptcli.sampling.batch",
+        "gptcli.trainer.loop",
+    ):
+        importlib.import_module(module)
