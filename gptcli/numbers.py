@@ -7,7 +7,7 @@ Units = tuple[tuple[float, str], ...]
 
 DAY, WEEK, YEAR = 86_400, 7 * 86_400, 365 * 86_400  # seconds
 ROUGH = ((YEAR, " years"), (DAY, " days"), (3600, " h"), (60, " min"))  # units of an estimate
-LEAST = 0.001  # what is less is written as less than this
+MIN_SHOWN = 0.001  # what is less is written as less than this
 TIME: Units = (
     (86400, "d"),
     (3600, "h"),
@@ -37,8 +37,8 @@ COUNTS: Units = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 def figure(value: float, digits: int = 4) -> str:
     """Format a plain number: 27.41, 3,638, 0.002604, <0.001."""
-    if 0 < value < LEAST:
-        return f"<{LEAST:g}"
+    if 0 < value < MIN_SHOWN:
+        return f"<{MIN_SHOWN:g}"
     if value >= 1e15:
         return short(value)
     text = f"{value:.{digits}g}"

@@ -335,7 +335,7 @@ def cost(
         check_not_a_size(str(runs[0]))
     asked = question(said)
     if plot is not None:
-        from gptcli.cli.cost_plot import check_plot
+        from gptcli.runs.plots import check_plot
 
         check_plot(plot)
     ANSWERS[asked](said, Look(json=json, markdown=markdown, explain=explain, plot=plot))

@@ -25,12 +25,12 @@ from gptcli.errors import InputError
 from gptcli.files import read_text
 from gptcli.model.hf_config import read_model_config
 from gptcli.model.not_a_model import explain
+from gptcli.model.source import METRICS
 from gptcli.numbers import amount, figure, gpu_time, short
 
 if TYPE_CHECKING:
     from gptcli.cost.lawfit import Fitted, Run
 
-METRICS = "metrics.jsonl"
 
 
 def optimal_report(flops: float) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from gptcli.errors import UsageError, nearest
 from gptcli.events import SILENT
 from gptcli.files import atomic_write, claim_file, write_json, written_through
 from gptcli.locks import own_file, own_folder
-from gptcli.runtime import leads, unused_launch
+from gptcli.runtime import is_main, unused_launch
 
 if TYPE_CHECKING:
     from gptcli.evals.results import TaskResult
@@ -266,7 +266,7 @@ def evaluate(
         print_tasks([find_task(name) for name in task_names()], data)
         return
     if plot is not None:
-        from gptcli.cli.eval_plot import plot_reports
+        from gptcli.runs.plots import plot_reports
 
         plot_reports(run or [], plot, force=force)
         return
@@ -311,12 +311,12 @@ def evaluate(
             find_model(folder, checkpoint), tasks, text or [], data, fewshot, terms, as_json=as_json
         )
         return
-    events = ConsoleEvents() if leads() else SILENT
+    events = ConsoleEvents() if is_main() else SILENT
     if (note := unused_launch()) is not None:
         events.warn(note)
     if records is None and output is not None and tasks and not written_through(output):
         records = output.with_suffix(".records")
-    if leads():
+    if is_main():
         for path in (output, samples):
             if path is not None:
                 hold(own_file(path, events=events))
@@ -331,6 +331,7 @@ def evaluate(
     from gptcli.evals.processes import init_processes, local_device
     from gptcli.evals.rolling import evaluate_loss, open_streams, token_byte_lengths
     from gptcli.evals.runner import EvalOptions, run_task
+    from gptcli.runs.record import EVAL_SCHEMA
     from gptcli.sampling.load import load
 
     processes = init_processes()
@@ -378,7 +379,7 @@ def evaluate(
         results += found
         items += [{"task": one.name, **record} for record in made]
     processes.shut_down()
-    if not leads():
+    if not is_main():
         return
 
     report = {
@@ -397,7 +398,7 @@ def evaluate(
         with atomic_write(samples, "w") as out:
             out.writelines(strict_json.dumps(item) + "\n" for item in items)
     if output is not None:  # last, because a Makefile waits for it
-        write_json(output, {"schema": "gpt.eval/1", **report})
+        write_json(output, {"schema": EVAL_SCHEMA, **report})
     if as_json:
         print_json("eval", report)
     else:

@@ -12,8 +12,9 @@ import torch
 from gptcli.events import Events
 from gptcli.model.checkpoint_tensors import SavedModel
 from gptcli.model.safetensors_io import assemble
+from gptcli.model.source import SAMPLES
 from gptcli.model.transformer import GPT
-from gptcli.runs.metrics import SAMPLES, MetricsLog
+from gptcli.runs.metrics import MetricsLog
 from gptcli.sampling.generate import TokenSequence, generate_sequences, sample_generator
 from gptcli.sampling.params import SamplingParams
 from gptcli.shards.loader import open_split

@@ -39,7 +39,8 @@ def test_known_constants_come_back(law: JointLaw) -> None:
 def test_known_constants_are_in_their_intervals(seed: int) -> None:
     fitted_constants = fit_law(grid(CHINCHILLA, 0.003, seed))
     inside = [
-        low <= getattr(CHINCHILLA, name) <= high for name, (low, high) in fitted_constants.intervals.items()
+        low <= getattr(CHINCHILLA, name) <= high
+        for name, (low, high) in fitted_constants.intervals.items()
     ]
     assert sum(inside) >= 4, fitted_constants
     assert fitted_constants.error < 0.005
@@ -59,7 +60,9 @@ def test_few_runs_fit_a_power_of_compute() -> None:
     fitted_constants = fit_law(runs)
     assert fitted_constants.law == "compute"
     assert fitted_constants.intervals["b"][0] <= 0.048 <= fitted_constants.intervals["b"][1]
-    assert fitted_constants.loss(10**9, 20 * 10**9) == pytest.approx(gpt3_loss(120.0 * 10**18), rel=0.01)
+    assert fitted_constants.loss(10**9, 20 * 10**9) == pytest.approx(
+        gpt3_loss(120.0 * 10**18), rel=0.01
+    )
 
 
 def test_sizes_and_tokens_that_grow_together_fit_a_power_of_compute() -> None:
@@ -155,9 +158,9 @@ def test_the_errors_that_are_drawn() -> None:
     assert fitted_constants.error == pytest.approx(0.01)
     wide = 0.01 * math.sqrt(2)
     assert len(fitted_constants.drawn) == 60
-    assert sorted({round(math.log(error), 9) for _, error in fitted_constants.drawn}) == pytest.approx(
-        [-wide, wide]
-    )
+    assert sorted(
+        {round(math.log(error), 9) for _, error in fitted_constants.drawn}
+    ) == pytest.approx([-wide, wide])
     assert fit_law(runs, seed=1).drawn != fitted_constants.drawn
 
 

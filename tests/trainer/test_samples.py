@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import torch
 
+from gptcli.model.source import SAMPLES
 from gptcli.runs.metrics import read_lines
 from gptcli.sampling.generate import TokenSequence, generate_sequences, sample_generator
 from gptcli.sampling.load import load
-from gptcli.trainer.samples import LENGTH, PROMPT, RULES, SAMPLES, prompts
+from gptcli.trainer.samples import LENGTH, PROMPT, RULES, prompts
 
 
 def test_every_checkpoint_writes_what_its_model_would(make_run, train_here):

@@ -25,27 +25,27 @@ from gptcli.distributed.context import Place, repeat
 from gptcli.errors import InputError, RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, read_json, sha256, write_json
-from gptcli.model.safetensors_io import load_model, save_config, save_model
-from gptcli.model.tensor_file import open_tensors, unreadable
-from gptcli.model.transformer import GPT
-from gptcli.runs.metrics import MetricsLog, smoothed_loss
-from gptcli.sampling.load import FINETUNED, load
-from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from gptcli.trainer.checkpoint import Checkpoints, State
-from gptcli.trainer.finetune_inputs import Batch, Example, Transformation, collate
-from gptcli.trainer.finetune_model import (
+from gptcli.finetune.inputs import Batch, Example, Transformation, collate
+from gptcli.finetune.model import (
     Finetuned,
     Losses,
     make_optimizer,
     schedule,
     with_special_tokens,
 )
-from gptcli.trainer.finetune_task import Task, read_examples
+from gptcli.finetune.task import Task, read_examples
+from gptcli.model.safetensors_io import load_model, save_config, save_model
+from gptcli.model.source import CLASSIFIER, FINETUNE_REPORT
+from gptcli.model.tensor_file import open_tensors, unreadable
+from gptcli.model.transformer import GPT
+from gptcli.runs.metrics import MetricsLog, smoothed_loss
+from gptcli.sampling.load import load
+from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from gptcli.trainer.checkpoint import Checkpoints, State
 from gptcli.trainer.loop import StopSignal, stopped_after
 from gptcli.trainer.schedule import Position
 from gptcli.trainer.start import drop_start, start_folder
 
-CLASSIFIER = "classifier.safetensors"
 EVALUATIONS = 4  # an epoch
 LOSSES = ("loss", "task_loss", "lm_loss")  # in a line of the metrics
 ALONE = Place(torch.device("cpu"))
@@ -283,13 +283,13 @@ def accuracy(
 def load_finetuned(folder: Path) -> tuple[Finetuned, Task, Tokenizer, Path]:
     """A fine-tuned folder's model, ready for inference; its task; the tokenizer of the text,
     without the special tokens; and the validation file."""
-    report = read_json(folder / FINETUNED)
+    report = read_json(folder / FINETUNE_REPORT)
     try:
         task, data = Task(**report["task"]), Path(report["data"])
     except (KeyError, TypeError, AttributeError, UsageError):
         raise InputError(
             "not what gpt train --finetune writes",
-            where=folder / FINETUNED,
+            where=folder / FINETUNE_REPORT,
             hint="fine-tune again, or copy it again",
         ) from None
     model = Finetuned(load_model(folder), task.kind, len(task.labels))
@@ -332,5 +332,5 @@ def _write(out: Path, model: Finetuned, tokenizer: Tokenizer, report: dict[str, 
                 }
             )
         )
-    write_json(out / FINETUNED, report)
+    write_json(out / FINETUNE_REPORT, report)
     drop_start(out)

@@ -9,10 +9,10 @@ import math
 import pytest
 import torch
 
+from gptcli.finetune.inputs import Example, collate
+from gptcli.finetune.model import Finetuned, schedule, with_special_tokens
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
-from gptcli.trainer.finetune_inputs import Example, collate
-from gptcli.trainer.finetune_model import Finetuned, schedule, with_special_tokens
 
 CONFIG = ModelConfig(n_layer=2, n_head=2, d_model=16, n_ctx=12, vocab_size=20, norm="post")
 S, D, E = 20, 21, 22

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gptcli.finetune.inputs import SPECIAL, Batch
 from gptcli.model.transformer import GPT
-from gptcli.trainer.finetune_inputs import SPECIAL, Batch
 
 INIT_STD = 0.02
 LM_WEIGHT = 0.5

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gptcli.errors import InputError
+from gptcli.finetune.inputs import Example, Transformation, collate
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
-from gptcli.trainer.finetune_inputs import Example, Transformation, collate
 
 TOKENIZER = Tokenizer([*byte_alphabet(), END_OF_TEXT], [])  # an id a byte: a is 64
 S, D, E = 257, 258, 259  # after 256 bytes and end-of-text

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from gptcli.errors import InputError
-from gptcli.trainer.report import comparison, page, told_apart
-from gptcli.trainer.report_record import Record, figures, read_record
+from gptcli.runs.record import Record, distinct_names, figures, read_record
+from gptcli.runs.report import comparison_page, run_page
 
 RUN_TOML = '# gpt 0, python 3\n# parameters: 1,234\n\nsize = "gpt2"  # <b> & more\nlr = 0.5\ntokens = 64000\nout = "x"\n'
 EVALUATION = {
@@ -65,7 +65,7 @@ def test_a_speed_is_the_median_of_the_newest_steps():
     one = record(300)
     for number, line in enumerate(one.lines):
         line["tokens_per_second"] = 1.0 if number < 200 or number == 299 else 2000.0
-    assert facts(parsed(page(one)))["tokens/s"] == "2,000"
+    assert facts(parsed(run_page(one)))["tokens/s"] == "2,000"
 
 
 @pytest.mark.parametrize("count", [1, 2, 1000])
@@ -77,7 +77,7 @@ def test_a_run_s_page_is_well_formed_and_complete(count):
         for n in (1, 2, 3, 4, 5, 6)
     ]
     root = parsed(
-        page(
+        run_page(
             Record(
                 folder=one.folder,
                 resolved=one.resolved,
@@ -113,7 +113,7 @@ def test_a_run_s_page_is_well_formed_and_complete(count):
         == "\N{REPLACEMENT CHARACTER}[1m a & b\n\N{REPLACEMENT CHARACTER}"
     )
     assert rows(root)[1:] == [
-        ["a <b>.txt", "nats a token", "2.5000 ± 0.0100", "5,000 tokens", "–"],
+        ["a <b>.txt", "nats per token", "2.5000 ± 0.0100", "5,000 tokens", "–"],
         ["a <b>.txt", "perplexity", "12.18", "5,000 tokens", "–"],
         ["lambada last_word, K=0", "accuracy", "25.00 % ± 6.93", "40 items", "45.99 (gpt2)"],
         ["lambada last_word, K=0", "perplexity", "17.28", "40 items", "–"],
@@ -121,7 +121,7 @@ def test_a_run_s_page_is_well_formed_and_complete(count):
 
 
 def test_what_was_measured_is_drawn_and_what_was_not_is_named():
-    before = page(record(3))
+    before = run_page(record(3))
     assert facts(parsed(before))["MFU"] == "n/a"
     assert "Samples" not in before
     assert "Evaluations" not in before
@@ -136,7 +136,7 @@ def test_what_was_measured_is_drawn_and_what_was_not_is_named():
         }
         for line in lines(3)
     ]
-    root = parsed(page(Record(folder=Path("x"), resolved="", lines=[*lines(3), *more])))
+    root = parsed(run_page(Record(folder=Path("x"), resolved="", lines=[*lines(3), *more])))
     assert len(root.findall("body/main/section/svg")) == 6
     known = facts(root)
     assert (
@@ -152,7 +152,7 @@ def test_several_runs_side_by_side():
     other = RUN_TOML.replace("0.5", "0.25").replace('"x"', '"y"') + "clip = 1.0\n"
     samples = [{"step": 2, "tokens": 128, "prompt": "<p>", "text": "t"}]
     runs = [record(3, "a & b", evaluations=[EVALUATION]), record(2, "c", other, samples=samples)]
-    root = parsed(comparison(runs, Path("runs")))
+    root = parsed(comparison_page(runs, Path("runs")))
     assert root.find("body/h1").text == "2 runs"
     table = rows(root)
     assert [row[0] for row in table[1:3]] == ["a & b", "c"]
@@ -174,8 +174,8 @@ def test_several_runs_side_by_side():
 
 
 def test_runs_of_one_name_are_told_apart_by_their_paths():
-    assert told_apart([Path("x/a"), Path("x/b")]) == ["a", "b"]
-    assert told_apart([Path("x/1/run"), Path("x/2/run")]) == ["1/run", "2/run"]
+    assert distinct_names([Path("x/a"), Path("x/b")]) == ["a", "b"]
+    assert distinct_names([Path("x/1/run"), Path("x/2/run")]) == ["1/run", "2/run"]
 
 
 def test_a_record_is_read_with_the_evaluations_that_are_its_own(tmp_path):
@@ -211,12 +211,12 @@ def test_a_record_is_read_with_the_evaluations_that_are_its_own(tmp_path):
     ("files", "says"),
     [
         ({}, "no such run"),
-        ({"run.toml": "= 1"}, "does not read as a run"),
+        ({"run.toml": "= 1"}, "cannot be read as a run"),
         ({"run.toml": "a = 1"}, "has no steps"),
         ({"run.toml": "a = 1", "metrics.jsonl": "{\n"}, "has no steps"),
         (
             {"run.toml": "a = 1", "metrics.jsonl": '{"step": 1}\n'},
-            "metrics.jsonl:1: not a step's figures",
+            "metrics.jsonl:1: not the metrics of a step",
         ),
     ],
 )
@@ -236,15 +236,15 @@ def test_how_it_was_made_stands_on_the_page():
         "resumed: 2030-02-01T00:00:00Z; host c",
     ]
     resolved = "".join(f"# {line}\n" for line in head) + "\nlr = 0.5\n"
-    root = parsed(page(record(3, resolved=resolved)))
+    root = parsed(run_page(record(3, resolved=resolved)))
     known = facts(root)
     assert (known["date"], known["host"], known["passes"]) == ("2030-01-01T00:00:00Z", "<b>", "0.5")
     assert known["resumed"].endswith("host c")
-    assert "How it was made" not in page(record(3))
+    assert "How it was made" not in run_page(record(3))
 
 
 def test_a_narrow_screen_needs_no_heads_above_the_cells():
-    root = parsed(comparison([record(3, "a & b"), record(2, "c")], Path("runs")))
+    root = parsed(comparison_page([record(3, "a & b"), record(2, "c")], Path("runs")))
     cells = root.find(".//tbody/tr").findall("td")
     assert [cell.get("data-head") for cell in cells][:3] == [
         "validation loss",
@@ -254,7 +254,7 @@ def test_a_narrow_screen_needs_no_heads_above_the_cells():
     changed = [record(3, "a & b"), record(2, "c", RUN_TOML.replace("0.5", "0.25"))]
     heads = [
         cell.get("data-head")
-        for cell in parsed(comparison(changed, Path("runs")))
+        for cell in parsed(comparison_page(changed, Path("runs")))
         .findall(".//table")[-1]
         .findall(".//td")
     ]

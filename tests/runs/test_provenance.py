@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from gptcli.cli.config import Resolved, resolved_toml
-from gptcli.trainer import provenance as module
-from gptcli.trainer.provenance import FACTS, commit, provenance, read_provenance, resumed
+from gptcli.runs import provenance as module
+from gptcli.runs.provenance import FACTS, commit, provenance, read_provenance, resumed
 
 HASH = "0123456789abcdef0123456789abcdef01234567"
 OTHER = HASH[::-1]

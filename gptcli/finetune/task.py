@@ -19,8 +19,8 @@ from typing import Any, get_origin, get_type_hints
 
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.files import parse_json, read_toml
+from gptcli.finetune.inputs import KINDS, Example, Transformation
 from gptcli.tokenizer.tokenizer import refuse_surrogates
-from gptcli.trainer.finetune_inputs import KINDS, Example, Transformation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,14 +17,9 @@ from gptcli.cost.layout import Layout, parse_layout
 from gptcli.distributed.context import Place
 from gptcli.errors import InputError, RunError, UsageError
 from gptcli.events import SILENT, Events
-from gptcli.model.config import ModelConfig
-from gptcli.model.safetensors_io import save_model
-from gptcli.model.transformer import GPT
-from gptcli.runs.metrics import read_metrics
-from gptcli.sampling.load import load
-from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
-from gptcli.trainer import finetune as module
-from gptcli.trainer.finetune import (
+from gptcli.finetune import loop as module
+from gptcli.finetune.inputs import SPECIAL, Transformation
+from gptcli.finetune.loop import (
     ALONE,
     Finetuning,
     accuracy,
@@ -33,8 +28,13 @@ from gptcli.trainer.finetune import (
     finetune_folder,
     load_finetuned,
 )
-from gptcli.trainer.finetune_inputs import SPECIAL, Transformation
-from gptcli.trainer.finetune_task import Task, read_examples
+from gptcli.finetune.task import Task, read_examples
+from gptcli.model.config import ModelConfig
+from gptcli.model.safetensors_io import save_model
+from gptcli.model.transformer import GPT
+from gptcli.runs.metrics import read_metrics
+from gptcli.sampling.load import load
+from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
 from gptcli.trainer.launch import launch
 from gptcli.trainer.preflight import resumed_state
 
