@@ -26,7 +26,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize_answer(text: str) -> str:
-    """Return the text in lower case, without ASCII punctuation, articles and extra spaces (SQuAD)."""
+    """Return the text in lower case, without ASCII punctuation, articles or extra spaces."""
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split())
 
 
@@ -169,7 +169,7 @@ def wsc(prediction: str, answers: Sequence[str]) -> float:
 
 
 def contains(prediction: str, answers: Sequence[str]) -> float:
-    """Return 1 if the text contains an answer, or a word that begins with it: a new word is used."""
+    """Return 1 if the text contains an answer or a word that begins with it, else 0."""
     return float(
         any(
             re.search(rf"\b{re.escape(answer.strip())}", prediction, re.IGNORECASE)

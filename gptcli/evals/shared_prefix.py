@@ -27,7 +27,7 @@ import torch
 from gptcli.model.kv_cache import KVCache
 from gptcli.model.transformer import GPT
 
-# Tokens per row. Longer rows waste attention on pairs that are masked, shorter rows have more padding.
+# Tokens per row. Longer rows waste attention on masked pairs, shorter rows have more padding.
 ROW_TOKENS = 256
 NO_SEGMENT = -1  # the parent of a group prefix, and the segment of padding
 
@@ -45,7 +45,7 @@ class Group:
     predicted but never read.
     """
     continuations: list[np.ndarray] = field(init=False)
-    """Distinct inputs after the prefix; equal choices share one, and so have exactly equal scores."""
+    """Distinct inputs after the prefix; equal choices share one, so that their scores are equal."""
     continuation_of: list[int] = field(init=False)
     """Index into `continuations` of each sequence."""
 
@@ -61,7 +61,7 @@ class Group:
 
     @property
     def unscored_prefix_len(self) -> int:
-        """Number of prefix tokens before the first position at which a scored token is predicted."""
+        """Number of prefix tokens before the first position that predicts a scored token."""
         starts = (
             len(sequence) - count - 1
             for sequence, count in zip(self.sequences, self.counts, strict=True)
@@ -69,7 +69,7 @@ class Group:
         return min(self.prefix_len, *starts)
 
     def size(self, cached: int = 0) -> int:
-        """Return the tokens in a forward pass over this group, without its `cached` first tokens."""
+        """Return the tokens in a forward pass over this group without its `cached` first."""
         return self.prefix_len - cached + sum(map(len, self.continuations))
 
 
@@ -164,7 +164,7 @@ def _pack(sizes: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 class SharedPrefixCache(KVCache):
-    """The keys and values of a prefix that all groups share, to which packed rows attend."""
+    """Keys and values of a prefix that all groups share, which packed rows attend to."""
 
     def __init__(self, model: GPT, prefix: Sequence[int]) -> None:
         """Compute `prefix`, which may be empty."""
@@ -188,11 +188,13 @@ class SharedPrefixCache(KVCache):
         return x_RTC.flatten(0, 1)
 
     def positions(self, T: int) -> torch.Tensor:
+        """Return the positions of the packed tokens, (R, T)."""
         if self._rows is None:
             return super().positions(T)
         return torch.from_numpy(self._rows.position_RT).to(self.length_B.device)
 
     def seen(self, T: int, band: int | None) -> torch.Tensor | None:
+        """Return the mask of the packed rows, (R, 1, T, P + T), True where a query attends."""
         if self._rows is None:
             return super().seen(T, band)
         if band not in self._masks:  # all layers of a band share it
@@ -222,6 +224,7 @@ class SharedPrefixCache(KVCache):
     def extend(
         self, layer: int, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the keys and values of the prefix and the packed rows, (R, H, P + T, D)."""
         if self._rows is None:
             return super().extend(layer, k_BHTD, v_BHTD)
         if not self.prefix_len:

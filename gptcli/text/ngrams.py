@@ -114,7 +114,7 @@ def _tables(bits: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def grams(hashes: np.ndarray, counts: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the hash of each `n`-gram of words within a text (uint64) and its text's index (int64).
+    """Return the hash of each word n-gram (uint64) and the index of its text (int64).
 
     `hashes` and `counts` are those of `word_hashes`. A text of fewer words has no n-gram.
     """

@@ -54,7 +54,7 @@ def test_another_tokenizer_is_refused(run: Path) -> None:
     from gptcli.tokenizer.training import train_tokenizer
 
     train_tokenizer(["la la la"], 258).save(run / "tokenizer.json")
-    with pytest.raises(InputError, match="258 entries and the model 400"):
+    with pytest.raises(InputError, match="258 tokens, but the model's vocabulary has 400"):
         load(run)
 
 
