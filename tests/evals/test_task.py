@@ -14,19 +14,19 @@ WORD = HEAD + 'kind = "last_word"\nprompt = "{text}"\n'
 CHOICE = HEAD + 'kind = "choice"\nprompt = "Q: {q}\\nA:"\nchoices = "c"\ngold = "g"\n'
 
 
-def test_every_built_in_task_is_sound() -> None:
+def test_every_built_in_task_is_valid() -> None:
     assert "lambada" in task_names()
     for name in task_names():
         assert find_task(name).name == name
 
 
-def test_a_users_own_task(tmp_path: Path) -> None:
+def test_a_custom_task_is_read_from_its_path(tmp_path: Path) -> None:
     copy = tmp_path / "lambada.toml"
     copy.write_bytes((TASKS_DIR / "lambada.toml").read_bytes())
     assert find_task(str(copy)) == find_task("lambada")
 
 
-def test_an_unknown_task_names_the_nearest() -> None:
+def test_an_unknown_task_suggests_the_most_similar_name() -> None:
     with pytest.raises(UsageError, match="lambada"):
         find_task("lambda")
 
@@ -69,7 +69,7 @@ def test_an_unknown_task_names_the_nearest() -> None:
         ("title =", "not valid TOML"),
     ],
 )
-def test_what_is_not_a_task(tmp_path: Path, toml: str, message: str) -> None:
+def test_an_invalid_task_is_refused_with_its_file(tmp_path: Path, toml: str, message: str) -> None:
     (tmp_path / "bad.toml").write_text(toml)
     with pytest.raises(InputError) as caught:
         read_task(tmp_path / "bad.toml")
