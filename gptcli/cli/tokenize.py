@@ -18,7 +18,7 @@ from gptcli.errors import InputError, UsageError, nearest
 from gptcli.files import atomic_write, claim_file
 
 if TYPE_CHECKING:
-    from gptcli.corpus.readers import Document
+    from gptcli.corpus.documents import Document
     from gptcli.events import Events
     from gptcli.tokenizer.tokenizer import Tokenizer
 
@@ -119,7 +119,7 @@ def train(
 
         zcat crawl.gz | gpt tokenize train - --vocab-size 32k
     """
-    from gptcli.corpus.readers import find_inputs
+    from gptcli.corpus.inputs import find_inputs
     from gptcli.tokenizer.gpt1 import VOCAB_SIZE, train_gpt1_tokenizer
     from gptcli.tokenizer.training import train_tokenizer
 
@@ -192,7 +192,7 @@ def encode(
 
         gpt tokenize encode books/ --tokenizer tokenizer.json -o tokens.bin
     """
-    from gptcli.corpus.readers import find_inputs
+    from gptcli.corpus.inputs import find_inputs
     from gptcli.tokenizer.tokenizer import load_tokenizer
 
     events = ConsoleEvents()
@@ -281,7 +281,7 @@ def decode(
 
 
 def _documents(paths: Iterable[str], documents: str) -> Iterator[Document]:
-    from gptcli.corpus.readers import read_documents
+    from gptcli.corpus.formats import read_documents
 
     for path in paths:
         yield from read_documents(path, documents=documents)

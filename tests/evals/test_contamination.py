@@ -122,7 +122,9 @@ def test_scores_are_split_into_clean_and_dirty() -> None:
     assert (nothing.clean, nothing.difference) == (None, None)
 
 
-def test_shards_of_another_tokenizer_and_empty_items_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_shards_of_another_tokenizer_and_empty_items_are_refused(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
     folder = shards_of(tmp_path, ["one", "two"], tokenizer)
     with pytest.raises(InputError, match="no items to search for"):
         find_contamination([], folder, tokenizer)

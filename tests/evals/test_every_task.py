@@ -247,5 +247,7 @@ def test_task_runs_on_a_fixture_in_its_original_format(
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", REAL)
-def test_task_runs_on_its_real_file(small: GPT, tokenizer: Tokenizer, real_data: Path, name: str) -> None:
+def test_task_runs_on_its_real_file(
+    small: GPT, tokenizer: Tokenizer, real_data: Path, name: str
+) -> None:
     check(small, tokenizer, name, real_data / REAL[name])

@@ -35,7 +35,9 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> tuple[Task, Path]:
 
 
 @given(shots=st.integers(1, 39), seed=st.integers(0, 2**40))
-def test_every_item_has_k_examples_other_than_itself(task: tuple[Task, Path], shots: int, seed: int) -> None:
+def test_every_item_has_k_examples_other_than_itself(
+    task: tuple[Task, Path], shots: int, seed: int
+) -> None:
     definition, path = task
     pool = FewShotPool(definition, path, path.parent, FewShotConfig(shots=shots, seed=seed))
     assert pool.is_evaluated
@@ -63,7 +65,9 @@ def test_examples_depend_on_item_id_and_seed_only(task: tuple[Task, Path]) -> No
     assert sum(shared.is_shared_shot(item) for item in items) == 5
 
 
-def test_items_without_a_known_answer_are_never_examples(task: tuple[Task, Path], tmp_path: Path) -> None:
+def test_items_without_a_known_answer_are_never_examples(
+    task: tuple[Task, Path], tmp_path: Path
+) -> None:
     definition, path = task
     (tmp_path / "train.jsonl").write_text(
         '{"q": "x", "a": ""}\n{"q": "y", "a": "1"}\n{"q": "z", "a": ["", "1"]}\n'

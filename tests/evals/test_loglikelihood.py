@@ -90,7 +90,9 @@ class Told(Events):
         self.warnings.append(text)
 
 
-def test_a_batch_that_does_not_fit_into_memory_is_halved(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_does_not_fit_into_memory_is_halved(
+    model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sequences, counts = ragged(model)
     groups = [Group([sequence], [count]) for sequence, count in zip(sequences, counts, strict=True)]
     exact, hidden, seen = LogLikelihoodScorer(model).score(groups), model.hidden, []

@@ -47,7 +47,9 @@ def test_exact_match_accepts_aliases_after_normalisation() -> None:
         ("", ["cat"], 0),
     ],
 )
-def test_f1_equals_hand_computed_squad_scores(prediction: str, answers: list[str], score: float) -> None:
+def test_f1_equals_hand_computed_squad_scores(
+    prediction: str, answers: list[str], score: float
+) -> None:
     assert f1(prediction, answers) == pytest.approx(score)
 
 
@@ -89,7 +91,9 @@ def test_quac_f1_follows_the_majority_on_unanswerable_questions() -> None:
         ("38-yard", ["38 yard"], 1, 1),
     ],
 )
-def test_drop_metrics_equal_hand_computed_scores(prediction: str, answers: list[str], f1_score: float, same: float) -> None:
+def test_drop_metrics_equal_hand_computed_scores(
+    prediction: str, answers: list[str], f1_score: float, same: float
+) -> None:
     assert drop_f1(prediction, answers) == pytest.approx(f1_score)
     assert drop_exact_match(prediction, answers) == same
 

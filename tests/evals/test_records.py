@@ -65,7 +65,9 @@ def test_records_of_another_evaluation_are_refused_with_the_difference(tmp_path:
 @pytest.mark.parametrize(
     ("line", "where"), [("[]", ":2"), ("{}", ":2"), ('{"index": "1"}', ":2"), ("{", ":2")]
 )
-def test_a_line_that_is_not_a_record_is_refused_with_its_number(tmp_path: Path, line: str, where: str) -> None:
+def test_a_line_that_is_not_a_record_is_refused_with_its_number(
+    tmp_path: Path, line: str, where: str
+) -> None:
     Records(tmp_path, "t", {}).add([{"index": 0}])
     path = tmp_path / "t.jsonl"
     path.write_text(path.read_text().replace('{"index": 0}', line))
@@ -82,7 +84,9 @@ def test_a_line_that_is_not_a_record_is_refused_with_its_number(tmp_path: Path, 
         ("[" * 100_000, "not readable JSON"),
     ],
 )
-def test_a_first_line_that_is_not_a_header_is_refused(tmp_path: Path, first: str, what: str) -> None:
+def test_a_first_line_that_is_not_a_header_is_refused(
+    tmp_path: Path, first: str, what: str
+) -> None:
     (tmp_path / "t.jsonl").write_text(f"{first}\n")
     with pytest.raises(GptError, match=what):
         Records(tmp_path, "t", {})

@@ -47,7 +47,9 @@ def test_trailing_white_space_of_a_prompt_moves_to_the_answer(
     ]
 
 
-def test_truncation_cuts_the_same_beginning_for_all_choices(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_truncation_cuts_the_same_beginning_for_all_choices(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     item = Item(
         id="1", prompt="the text of self " * 9, choices=(" a", " " + "long " * 4), gold=(0,)
     )

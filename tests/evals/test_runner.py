@@ -162,7 +162,9 @@ def test_paper_scores_are_those_of_the_nearest_model_size() -> None:
         assert found["perplexity"].model == model
 
 
-def test_a_word_longer_than_the_context_is_skipped(model: GPT, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_word_longer_than_the_context_is_skipped(
+    model: GPT, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     path = tmp_path / "lambada.jsonl"
     path.write_text(json.dumps({"text": "a " + "xq" * 40}) + "\n")
     with pytest.raises(InputError, match="every item was skipped: 1 \\(an answer longer"):

@@ -155,7 +155,9 @@ def test_the_target_is_the_last_word_or_a_template(tmp_path: Path) -> None:
         (CHOICE, {"q": "?", "c": ["a", "b"], "g": []}, "no choice is marked as correct"),
     ],
 )
-def test_a_broken_item_is_refused_with_its_id(tmp_path: Path, toml: str, row: object, message: str) -> None:
+def test_a_broken_item_is_refused_with_its_id(
+    tmp_path: Path, toml: str, row: object, message: str
+) -> None:
     task, path = written(tmp_path, toml, {"text": "a b", "q": "?", "c": ["a", "b"], "g": 0}, row)
     with pytest.raises(InputError) as caught:
         read_items(task, path)

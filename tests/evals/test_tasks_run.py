@@ -158,7 +158,9 @@ def test_choice_scores_equal_transformers_under_every_normaliser(
     assert (by_sum.scoring, by_sum.correct) == ("sum", right["sum"])
 
 
-def test_partial_scores_equal_transformers(large: GPT, theirs: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_partial_scores_equal_transformers(
+    large: GPT, theirs: Any, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     rows = items()
     [result], records = run_task(large, tokenizer, prepare(tmp_path, PARTIAL, rows), tmp_path)
     right = 0

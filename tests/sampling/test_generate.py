@@ -125,7 +125,9 @@ def test_a_seed_determines_the_text_at_any_batch_size(model: GPT, params: Sampli
     assert made(model, [prompts[1]] * 3, params) != [alone[1]] * 3  # each sample has its own chance
 
 
-def test_greedy_tokens_equal_transformers(model: GPT, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_greedy_tokens_equal_transformers(
+    model: GPT, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     from transformers import GPT2LMHeadModel
 
     if model.config.attention == "banded":
