@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.model.loss import IGNORE
 from gptcli.shards.loader import TokenStream, open_split
 from gptcli.shards.manifest import read_manifest
@@ -64,22 +64,22 @@ def open_validation(run: Run) -> SequentialWindows | Mixture | None:
 
 
 def micro_batches(
-    order: Order, first: int, count: int, micro_batch: int, place: Place
+    order: Order, first: int, count: int, micro_batch: int, context: RankContext
 ) -> list[MicroBatch]:
     """Return this rank's share of sequences `first` to `first + count`, in micro-batches.
 
     Every rank gets the same number of micro-batches of one shape, so that collectives match and
     nothing is compiled twice. Missing sequences are padded with rows whose targets are IGNORE.
     """
-    share = -(-count // place.replicas)
-    begin = min(place.replica * share, count)
+    share = -(-count // context.replicas)
+    begin = min(context.replica_rank * share, count)
     own = min(begin + share, count) - begin
     rows = -(-share // micro_batch) * micro_batch
     inputs_targets = np.zeros((2, rows, order.n_ctx), np.int64)  # one copy to the device
     if own:
         inputs_targets[0, :own], inputs_targets[1, :own] = order.batch(first + begin, own)
     inputs_targets[1, own:] = IGNORE
-    x, y = _to_device(inputs_targets, place.device)
+    x, y = _to_device(inputs_targets, context.device)
     return list(zip(x.split(micro_batch), y.split(micro_batch), strict=True))
 
 

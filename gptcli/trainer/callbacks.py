@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.errors import GptError
 from gptcli.events import Events
 from gptcli.runs.metrics import Line
@@ -40,7 +40,7 @@ class RunProgress:
     """State of a run that the loop advances and callbacks read."""
 
     run: Run
-    place: Place
+    context: RankContext
     events: Events
     schedule: Schedule
     position: Position = field(default_factory=Position)

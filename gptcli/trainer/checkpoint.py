@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor.experimental import implicit_replication
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.errors import GptError, InputError, RunError
 from gptcli.events import Events
 from gptcli.files import PARTIAL, fsync_folder, read_json, sha256, write_json
@@ -64,16 +64,18 @@ class CheckpointState:
 class Checkpoints:
     """The checkpoints of one run folder. All processes of the run call each method together."""
 
-    def __init__(self, out: Path, place: Place, *, keep: int) -> None:
+    def __init__(self, out: Path, context: RankContext, *, keep: int) -> None:
         """`keep`: how many stay, the newest."""
-        self.out, self.place, self.keep = out, place, keep
+        self.out, self.context, self.keep = out, context, keep
         # A group of its own, because a thread speaks in it while the training speaks in others, and
         # because they give up after minutes.
         self.group = (
-            dist.new_group(backend="gloo", timeout=CHECKPOINT_TIMEOUT) if place.world > 1 else None
+            dist.new_group(backend="gloo", timeout=CHECKPOINT_TIMEOUT)
+            if context.world_size > 1
+            else None
         )
         self.writing: tuple[Path, Future[Any]] | None = None
-        if place.leads:
+        if context.is_main:
             for leftover in (out / CHECKPOINTS).glob(f".*{PARTIAL}"):
                 shutil.rmtree(leftover)
 
@@ -99,7 +101,7 @@ class Checkpoints:
             tensors,
             storage_writer=CheckpointWriter(
                 partial,
-                self.place,
+                self.context,
                 lambda digests: self._complete(partial, folder, state, digests, on_written),
             ),
             planner=DefaultSavePlanner(flatten_state_dict=False),
@@ -123,7 +125,7 @@ class Checkpoints:
             writing.result()
         except CheckpointException as error:
             cause = next(iter(error.failures.values()))[0]
-            if self.place.leads:
+            if self.context.is_main:
                 shutil.rmtree(folder.with_name(f".{folder.name}{PARTIAL}"), ignore_errors=True)
             if not isinstance(cause, OSError):
                 raise cause from None
@@ -148,7 +150,7 @@ class Checkpoints:
         """
         folders = self._gather(step_folders(self.out))[0]
         for step in sorted(folders, reverse=True):
-            broken = next(filter(None, self._gather(_broken(folders[step], self.place))), None)
+            broken = next(filter(None, self._gather(_broken(folders[step], self.context))), None)
             if broken is None:
                 return folders[step]
             events.warn(f"{folders[step]}: {broken}: going back to the checkpoint before it")
@@ -180,7 +182,7 @@ class Checkpoints:
                 )
         _load(named_tensors(parameters, optimizer), reader, self.group)
         state = read_state(folder)
-        if self.place.leads:
+        if self.context.is_main:
             # a run may have been killed between its checkpoint and this
             self._prune(state.position.step)
         return state
@@ -217,7 +219,7 @@ class Checkpoints:
         """What each process has, by rank."""
         if self.group is None:
             return [value]
-        values = [None] * self.place.world
+        values = [None] * self.context.world_size
         dist.all_gather_object(values, value, self.group)
         return values
 
@@ -288,6 +290,12 @@ def newest_state(out: Path) -> CheckpointState | None:
     return None
 
 
+def newest_step(out: Path) -> int | None:
+    """Return the step of the newest checkpoint in the run folder `out`; None if it has none."""
+    state = newest_state(out)
+    return None if state is None else state.position.step
+
+
 def _load(
     tensors: dict[str, torch.Tensor], reader: CheckpointReader, group: dist.ProcessGroup | None
 ) -> None:
@@ -310,7 +318,7 @@ def _load(
         ) from None
 
 
-def _broken(folder: Path, place: Place) -> str | None:
+def _broken(folder: Path, context: RankContext) -> str | None:
     """What is wrong with this process's share of a checkpoint's files, or None."""
     try:
         table = read_json(folder / STATE)
@@ -320,7 +328,7 @@ def _broken(folder: Path, place: Place) -> str | None:
         digests = table["sha256"]
         if unknown := {INDEX, *CheckpointReader(folder).file_names()} ^ digests.keys():
             return f"{STATE} and {INDEX} do not agree on {', '.join(sorted(unknown))}"
-        files = sorted(digests)[place.rank :: place.world]
+        files = sorted(digests)[context.rank :: context.world_size]
         with ThreadPoolExecutor() as pool:  # hashing lets other threads run
             for file, digest in zip(
                 files, pool.map(lambda file: sha256(folder / file), files), strict=True

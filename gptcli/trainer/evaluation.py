@@ -65,13 +65,13 @@ class TaskEvaluation(Callback):
 
     def on_evaluation(self, line: Line) -> None:
         """Measure on the main rank while the other ranks wait, if a checkpoint is due."""
-        run, place = self.progress.run, self.progress.place
+        run, context = self.progress.run, self.progress.context
         if run.measure is None or not self.progress.is_due(run.train.checkpoint_every):
             return
         self.checkpoints.wait()  # the checkpoint has the whole model, under any layout
-        if place.leads:
+        if context.is_main:
             model = load_checkpoint_model(run, self.progress.checkpoint.folder)
-            line |= run.measure(model.to(place.device))
+            line |= run.measure(model.to(context.device))
         self.checkpoints.barrier()
 
 

@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
+from gptcli.distributed.environment import check_numeric_environment, pin_thread_count
 from gptcli.errors import Interrupted, RunError
 from gptcli.events import Events
 from gptcli.interrupts import Answer, leave
 from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.runs.metrics import Line, window
+from gptcli.runtime import launched_processes
 from gptcli.shards.order import Mixture, open_order
 from gptcli.trainer.batches import MicroBatch, SequentialWindows, micro_batches, open_validation
 from gptcli.trainer.callbacks import Callback, RunProgress
@@ -34,7 +36,6 @@ from gptcli.trainer.export import (
     prepare_run_folder,
 )
 from gptcli.trainer.initial_weights import initial_weights_folder
-from gptcli.trainer.machine import hold_threads, launched, same_arithmetic
 from gptcli.trainer.monitors import (
     GarbageCollection,
     NoiseScaleMonitor,
@@ -43,7 +44,7 @@ from gptcli.trainer.monitors import (
     ProgressReporter,
     Throughput,
 )
-from gptcli.trainer.parallelize import build
+from gptcli.trainer.parallelize import build_train_step
 from gptcli.trainer.schedule import Position, Schedule
 from gptcli.trainer.step import StepResult
 from gptcli.trainer.trackers import TRACKERS, MetricsLogger, ReportWriter
@@ -53,33 +54,33 @@ TRAINER_STATE = "running"  # key of the trainer's state in the metrics of a chec
 Report = dict[str, Any]
 
 
-def train(run: Run, place: Place, events: Events) -> Report:
+def train(run: Run, context: RankContext, events: Events) -> Report:
     """Train to the end, or to the step in which a signal to stop arrives, and return the report.
 
     All ranks call it together. Raises RunError if too many updates in a row were skipped or a
     checkpoint cannot be written, Interrupted if a signal arrived after the last step.
     """
-    return Trainer(run, place, events).train()
+    return Trainer(run, context, events).train()
 
 
 class Trainer:
     """One rank of a training run."""
 
-    def __init__(self, run: Run, place: Place, events: Events) -> None:
+    def __init__(self, run: Run, context: RankContext, events: Events) -> None:
         """Build model and optimizer, load the newest checkpoint of a resumed run, add callbacks."""
-        self.run, self.place, self.events = run, place, events
+        self.run, self.context, self.events = run, context, events
         self.stop = StopSignal(events)
         n_ctx, config = run.model.n_ctx, run.train
         self.schedule = Schedule(config, n_ctx)
         # Opened before the main rank writes anything: all ranks report missing data alike.
         self.order = open_order(run.data, "train", n_ctx, config.seed, verify=False)
         validation = open_validation(run)
-        if place.leads:
+        if context.is_main:
             prepare_run_folder(run)
-        self.train_step = build(run, place, events)
+        self.train_step = build_train_step(run, context, events)
         self.parameters = plain_named_parameters(self.train_step.model)
-        self.checkpoints = Checkpoints(run.out, place, keep=config.keep)
-        self.progress = RunProgress(run, place, events, self.schedule)
+        self.checkpoints = Checkpoints(run.out, context, keep=config.keep)
+        self.progress = RunProgress(run, context, events, self.schedule)
         trainer_state = self._load_weights()
         self.callbacks = self._build_callbacks(validation)
         self.load_trainer_state(trainer_state)
@@ -105,14 +106,14 @@ class Trainer:
         """Return this rank's callbacks, in the order in which they are called."""
         run, progress = self.run, self.progress
         callbacks: list[Callback] = [GarbageCollection(progress)]
-        if self.place.leads:
+        if self.context.is_main:
             callbacks.append(Throughput(progress))
         callbacks.append(NoiseScaleMonitor(progress))
         if validation is not None:
             callbacks.append(Validation(progress, self.train_step, validation))
         if run.measure is not None:
             callbacks.append(TaskEvaluation(progress, self.checkpoints))
-        if not self.place.leads:
+        if not self.context.is_main:
             return callbacks
         kinds: list[type[Callback]] = [PeakMemory, MetricsLogger]
         if run.train.samples:
@@ -152,9 +153,14 @@ class Trainer:
         self.next_batch_size: int = state.get("batch", self.schedule.first_batch)
         """Sequences of the next batch, if it follows the noise scale."""
         # The last bits of a sum depend on both of these.
-        on_cpu = self.place.device.type == "cpu"
-        self.threads = hold_threads(state.get("threads"), self.events) if on_cpu else None
-        self.arithmetic = same_arithmetic(state.get("arithmetic"), self.run.train, self.events)
+        on_cpu = self.context.device.type == "cpu"
+        self.threads = pin_thread_count(state.get("threads"), self.events) if on_cpu else None
+        self.arithmetic = check_numeric_environment(
+            state.get("arithmetic"),
+            self.events,
+            precision=self.run.train.precision,
+            compiled=self.run.train.compile,
+        )
 
     def train(self) -> Report:
         """Train to the end, or until a signal to stop, and return the report: see `train`."""
@@ -238,7 +244,7 @@ class Trainer:
     def _next_batches(self) -> list[MicroBatch]:
         """Return this rank's micro-batches of the next step."""
         first, size = self.progress.position.sequences, self._batch_size()
-        return micro_batches(self.order, first, size, self.run.train.micro_batch, self.place)
+        return micro_batches(self.order, first, size, self.run.train.micro_batch, self.context)
 
     def _record_skip(self, result: StepResult, line: Line) -> None:
         """Record a skipped update. Raises RunError after too many in a row."""
@@ -281,7 +287,7 @@ class Trainer:
     def _export(self) -> None:
         """Write the finished model, from the last checkpoint, while the other ranks wait."""
         progress = self.progress
-        if self.place.leads:
+        if self.context.is_main:
             tensors = CheckpointStateDict(progress.checkpoint.folder)
             last = {**progress.line, "smoothed_loss": progress.smoothed_loss}
             export_model(self.run, tensors, last, progress.val_loss)
@@ -325,7 +331,9 @@ class StopSignal(Answer):
 
     def __init__(self, events: Events) -> None:
         self.events, self.requested, self.announced = events, False, False
-        self.ignores_second = launched() is not None and multiprocessing.parent_process() is None
+        self.ignores_second = (
+            launched_processes() is not None and multiprocessing.parent_process() is None
+        )
 
     def note(self, number: int) -> None:
         """Request the stop; runs in the main thread."""

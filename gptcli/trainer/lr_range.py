@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli import strict_json
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.events import Events
 from gptcli.files import atomic_write
 from gptcli.model.source import LR_RANGE, LR_RANGE_REPORT
@@ -20,7 +20,7 @@ from gptcli.trainer.batches import micro_batches
 from gptcli.trainer.checkpoint import load_weights_, plain_named_parameters
 from gptcli.trainer.config import Run
 from gptcli.trainer.initial_weights import initial_weights_folder, remove_initial_weights
-from gptcli.trainer.parallelize import build
+from gptcli.trainer.parallelize import build_train_step
 from gptcli.trainer.schedule import Schedule
 from gptcli.trainer.spike_guard import SpikeGuard
 
@@ -34,14 +34,14 @@ BELOW = 10
 Point = dict[str, float]
 
 
-def lr_range(run: Run, place: Place, events: Events) -> dict[str, Any]:
+def lr_range(run: Run, context: RankContext, events: Events) -> dict[str, Any]:
     """Sweep the rate over the run's tokens, in full batches; every process of the run calls it
     together. Nothing is kept of the model.
     """
     begin = time.perf_counter()
     schedule, n_ctx = Schedule(run.train, run.model.n_ctx), run.model.n_ctx
     order = open_order(run.data, "train", n_ctx, run.train.seed, verify=False)
-    train_step = build(run, place, events)
+    train_step = build_train_step(run, context, events)
     train_step.spike_guard = SpikeGuard(0.0)  # the sweep is to find where the loss rises
     if run.init_from is not None:
         load_weights_(
@@ -56,7 +56,7 @@ def lr_range(run: Run, place: Place, events: Events) -> dict[str, Any]:
         lr = LOW * (HIGH / LOW) ** (step / (steps - 1))
         tokens = schedule.full_batch * n_ctx
         batches = micro_batches(
-            order, step * schedule.full_batch, schedule.full_batch, run.train.micro_batch, place
+            order, step * schedule.full_batch, schedule.full_batch, run.train.micro_batch, context
         )
         result = train_step(batches, step=step + 1, batch_tokens=tokens, lr=lr)
         if result.skip_reason is not None:
@@ -69,7 +69,7 @@ def lr_range(run: Run, place: Place, events: Events) -> dict[str, Any]:
         diverged = False
     events.finish("lr range")
     lowest, suggested = suggest(points)
-    if place.leads:
+    if context.is_main:
         write(run, points, lowest, suggested)
         remove_initial_weights(run.out)
     return {

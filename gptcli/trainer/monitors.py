@@ -63,11 +63,11 @@ class Throughput(Callback):
 
     def __init__(self, progress: RunProgress) -> None:
         super().__init__(progress)
-        run, place = progress.run, progress.place
-        self.ranks = place.world
+        run, context = progress.run, progress.context
+        self.ranks = context.world_size
         self.flops = flops_per_token(run.model, "palm")
         self.causal_flops = flops_per_token(run.model, "causal")
-        self.peak = _peak_flops(place.device, run.train.precision)
+        self.peak = _peak_flops(context.device, run.train.precision)
 
     def on_step_end(self, result: StepResult, line: Line) -> None:
         """Add the four metrics."""
@@ -106,15 +106,15 @@ class NoiseScaleMonitor(Callback):
         line["noise_scale"] = self.noise.tokens
 
     def _add(self, result: StepResult, batch_tokens: int) -> None:
-        run, place = self.progress.run, self.progress.place
+        run, context = self.progress.run, self.progress.context
         n_ctx = run.model.n_ctx
         batch, step = batch_tokens // n_ctx, self.progress.position.step
-        small = small_batch_sequences(batch, run.train.micro_batch, place, step)
+        small = small_batch_sequences(batch, run.train.micro_batch, context, step)
         if small is None:
             return
         # The gradients were of the mean over the whole batch. Rescale to the mean over the small
         # one; without tp and pp every rank has a small batch of its own.
-        scale = batch / (small * (1 if place.sliced else place.world))
+        scale = batch / (small * (1 if context.is_model_parallel else context.world_size))
         small_norm2 = result.small_batch_norm2 * scale**2
         self.noise.add(small_norm2, result.grad_norm**2, small * n_ctx, batch_tokens)
 
@@ -132,7 +132,7 @@ class PeakMemory(Callback):
 
     def on_step_end(self, result: StepResult, line: Line) -> None:
         """Add the metric."""
-        line["peak_memory"] = peak_memory(self.progress.place.device)
+        line["peak_memory"] = peak_memory(self.progress.context.device)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -227,7 +227,7 @@ class Profiler(Callback):
     def __init__(self, progress: RunProgress) -> None:
         super().__init__(progress)
         self.path = Path(progress.run.out) / TRACE
-        self.on_cuda = progress.place.device.type == "cuda"
+        self.on_cuda = progress.context.device.type == "cuda"
         cuda = [ProfilerActivity.CUDA] if self.on_cuda else []
         self.profile = torch.profiler.profile(
             activities=[ProfilerActivity.CPU, *cuda],

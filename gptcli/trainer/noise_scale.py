@@ -24,7 +24,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 
 # Decay of the running means. The estimate is the ratio of two means: a mean of ratios is biased.
 DECAY = 0.99
@@ -64,24 +64,26 @@ class NoiseScale:
 
 
 def small_batch_sequences(
-    batch_sequences: int, micro_batch: int, place: Place, step: int
+    batch_sequences: int, micro_batch: int, context: RankContext, step: int
 ) -> int | None:
     """Return the number of sequences in the small batch of a step, or None if it has none.
 
     There is none if the batch is no larger, if the ranks' parts differ in size, or if the small
     batch needs a rerun and `step` is not one of those that make it.
     """
-    if batch_sequences % place.replicas:
+    if batch_sequences % context.replicas:
         return None
-    own = batch_sequences // place.replicas
-    if place.sliced:  # the first micro-batches of every replica, enough to fill the pipeline
-        small = place.layout.pp * micro_batch
+    own = batch_sequences // context.replicas
+    if (
+        context.is_model_parallel
+    ):  # the first micro-batches of every replica, enough to fill the pipeline
+        small = context.layout.pp * micro_batch
         reruns = step % NOISE_RERUN_EVERY == 0
         measured = own > small and own % micro_batch == 0 and reruns
-        return small * place.replicas if measured else None
-    if place.layout.shard > 1:  # FSDP reduces after every micro-batch: the mean of these norms
+        return small * context.replicas if measured else None
+    if context.layout.shard > 1:  # FSDP reduces after every micro-batch: the mean of these norms
         return micro_batch if own % micro_batch == 0 else None
-    if place.world > 1:
+    if context.world_size > 1:
         return own
     return micro_batch if batch_sequences > micro_batch else None
 
@@ -94,12 +96,12 @@ class SmallBatchNorm:
     norm. `small_batch_sequences` says whether the value is meaningful in a given step.
     """
 
-    def __init__(self, model: nn.Module, place: Place) -> None:
+    def __init__(self, model: nn.Module, context: RankContext) -> None:
         """Register the hooks on `model`, which is the module that the step calls."""
-        self.model, self.single_rank = model, place.world == 1
-        self.norm2 = torch.zeros((), device=place.device)
+        self.model, self.single_rank = model, context.world_size == 1
+        self.norm2 = torch.zeros((), device=context.device)
         """Squared norm of this step's gradient, with the scale of the loss in it."""
-        if place.sliced:
+        if context.is_model_parallel:
             return
         if isinstance(model, DistributedDataParallel):
             # DDP rejects a hook whose annotations are strings, hence the lambda.

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.model import mup
 from gptcli.trainer.config import TrainConfig
 
@@ -29,36 +29,37 @@ def make_optimizer(
 
 
 @torch.no_grad()
-def gradient_norm(model: Any, place: Place) -> torch.Tensor:
+def gradient_norm(model: Any, context: RankContext) -> torch.Tensor:
     """Return the norm of the whole gradient over all ranks, a scalar on the device.
 
     A gradient that several ranks have is counted once. Every rank returns the same norm.
     """
     # The last stage has a copy of a tied embedding, which the first stage counts.
-    tied_copy = None if place.stage == 0 or not hasattr(model, "wte") else model.wte.weight
+    wte = getattr(model, "wte", None)
+    tied_copy = None if context.pp_rank == 0 or wte is None else wte.weight
     counted = [
         _local(p.grad)
         for p in model.parameters()
         if p.grad is not None and p is not tied_copy and _is_counted_here(p.grad)
     ]
-    norm = torch.nn.utils.get_total_norm(counted).to(place.device)
+    norm = torch.nn.utils.get_total_norm(counted).to(context.device)
     # Under dp alone every rank has the whole gradient already.
-    if place.layout.processes != place.layout.dp:
-        norm = place.total(norm.square()).sqrt()
+    if context.layout.processes != context.layout.dp:
+        norm = context.all_reduce_sum(norm.square()).sqrt()
     return norm
 
 
 @torch.no_grad()
 def clip_gradients(
-    model: Any, max_norm: float, place: Place, loss_scale: float = 1.0
+    model: Any, max_norm: float, context: RankContext, loss_scale: float = 1.0
 ) -> torch.Tensor:
-    """Divide the gradient by `loss_scale` and clip its global norm to `max_norm`, in place.
+    """Divide the gradient by `loss_scale` and clip its global norm to `max_norm`, in context.
 
     Return the norm between the two operations, a scalar on the device.
     """
-    norm = gradient_norm(model, place) / loss_scale
+    norm = gradient_norm(model, context) / loss_scale
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0) / loss_scale  # as clip_grad_norm_ does
-    if place.device.type != "cpu" or factor != 1:  # comparing on a GPU would wait for it
+    if context.device.type != "cpu" or factor != 1:  # comparing on a GPU would wait for it
         torch._foreach_mul_(
             [_local(p.grad) for p in model.parameters() if p.grad is not None], factor
         )

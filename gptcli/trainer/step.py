@@ -12,12 +12,13 @@ from functools import partial
 import torch
 from torch import nn
 
-from gptcli.distributed.context import Place, reduce_gradients
-from gptcli.distributed.tensor_parallel import add_up_partial
+from gptcli.distributed.context import RankContext
+from gptcli.distributed.fsdp import set_gradient_sync
+from gptcli.distributed.pipeline_parallel import Pipeline
+from gptcli.distributed.tensor_parallel import reduce_partial_grads
 from gptcli.trainer.batches import MicroBatch, Order, micro_batches
 from gptcli.trainer.noise_scale import NOISE_RERUN_EVERY, SmallBatchNorm
 from gptcli.trainer.optimizer import clip_gradients, gradient_norm
-from gptcli.trainer.pipeline import Pipeline
 from gptcli.trainer.precision import LossScale
 from gptcli.trainer.spike_guard import SpikeGuard
 
@@ -47,7 +48,7 @@ class TrainStep:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        place: Place,
+        context: RankContext,
         *,
         clip: float,
         compute_dtype: torch.dtype | None,
@@ -62,10 +63,10 @@ class TrainStep:
         that is split into stages. Matrix products run in `compute_dtype`, fp32 if None.
         `dropout_seed` is None for a model without dropout. `spike_sigmas` is `SpikeGuard`'s.
         """
-        self.model, self.optimizer, self.place, self.clip = model, optimizer, place, clip
+        self.model, self.optimizer, self.context, self.clip = model, optimizer, context, clip
         self.engine, self.pipeline = engine or model, pipeline
         self.compute_dtype, self.dropout_seed = compute_dtype, dropout_seed
-        self.small_batch_norm = SmallBatchNorm(self.engine, place)
+        self.small_batch_norm = SmallBatchNorm(self.engine, context)
         self.loss_scale = LossScale() if compute_dtype is torch.float16 else None
         self.spike_guard = SpikeGuard(spike_sigmas)
 
@@ -95,19 +96,19 @@ class TrainStep:
         # all make the same decision.
         stop = torch.full_like(loss, stop_requested)
         local = torch.stack([loss, self.small_batch_norm.norm2, grad_norm, stop])
-        loss_sum, norm2_sum, grad_norm_sum, stops = self.place.total(local).tolist()
-        mean_loss, mean_grad_norm = loss_sum / batch_tokens, grad_norm_sum / self.place.world
+        loss_sum, norm2_sum, grad_norm_sum, stops = self.context.all_reduce_sum(local).tolist()
+        mean_loss, mean_grad_norm = loss_sum / batch_tokens, grad_norm_sum / self.context.world_size
 
         skip_reason = self.spike_guard.skip_reason(mean_loss, mean_grad_norm)
         if skip_reason is None:
             self.update(lr)
         self.optimizer.zero_grad()
         if self.loss_scale:
-            self.loss_scale.learn(mean_grad_norm)
+            self.loss_scale.update(mean_grad_norm)
         return StepResult(
             loss=mean_loss,
             grad_norm=mean_grad_norm,
-            small_batch_norm2=norm2_sum / self.place.world,
+            small_batch_norm2=norm2_sum / self.context.world_size,
             skip_reason=skip_reason,
             stop_requested=bool(stops),
             seconds=time.perf_counter() - start,
@@ -124,41 +125,49 @@ class TrainStep:
         """
         loss_scale = self.loss_scale.value if self.loss_scale else 1.0
         # DDP and FSDP average over replicas, while the mean is over the tokens of all of them.
-        scale = loss_scale * self.place.replicas / batch_tokens
+        scale = loss_scale * self.context.replicas / batch_tokens
         self.small_batch_norm.reset()
-        first = batches[: self.place.layout.pp]
-        if self.place.sliced and step % NOISE_RERUN_EVERY == 0 and len(first) < len(batches):
+        first = batches[: self.context.layout.pp]
+        if (
+            self.context.is_model_parallel
+            and step % NOISE_RERUN_EVERY == 0
+            and len(first) < len(batches)
+        ):
             # Under tp and pp no rank sees a micro-batch's whole gradient on its way: run it alone.
             self._accumulate(first, scale, step)
-            self.small_batch_norm.norm2 += gradient_norm(self.model, self.place).square()
+            self.small_batch_norm.norm2 += gradient_norm(self.model, self.context).square()
             self.optimizer.zero_grad()
         loss = self._accumulate(batches, scale, step)
-        reductions = len(batches) if self.place.layout.shard > 1 and not self.place.sliced else 1
+        reductions = (
+            len(batches)
+            if self.context.layout.shard > 1 and not self.context.is_model_parallel
+            else 1
+        )
         self.small_batch_norm.norm2 /= loss_scale**2 * reductions
-        return loss if self.place.tells_loss else torch.zeros_like(loss)
+        return loss if self.context.owns_loss else torch.zeros_like(loss)
 
     def _accumulate(self, batches: list[MicroBatch], scale: float, step: int) -> torch.Tensor:
         """Add the gradient of `scale` times the summed loss; return the loss, unscaled."""
         if self.pipeline is not None:
             total = self.pipeline.gradients(batches, scale, partial(self._forward_context, step))
         else:
-            total = torch.zeros((), device=self.place.device)
+            total = torch.zeros((), device=self.context.device)
             for index, (x_BT, y_BT) in enumerate(batches):
-                reduce_gradients(self.engine, self.place.layout, index == len(batches) - 1)
+                set_gradient_sync(self.engine, self.context.layout, index == len(batches) - 1)
                 with self._forward_context(step, index):
                     loss = self.engine(x_BT, y_BT)
                 (loss * scale).backward()
                 total += loss.detach()
                 if index == 0 and len(batches) > 1:
                     self.small_batch_norm.after_first_backward()
-        if self.place.layout.tp > 1:
-            add_up_partial(self.model)
+        if self.context.layout.tp > 1:
+            reduce_partial_grads(self.model)
         return total
 
     def clip_gradients(self) -> torch.Tensor:
         """Undo the loss scale, clip the gradient's global norm and return the norm before it."""
         loss_scale = self.loss_scale.value if self.loss_scale else 1.0
-        return clip_gradients(self.model, self.clip, self.place, loss_scale)
+        return clip_gradients(self.model, self.clip, self.context, loss_scale)
 
     def update(self, lr: float) -> None:
         """Apply the gradients with learning rate `lr`, times the `lr_scale` of each group."""
@@ -176,37 +185,37 @@ class TrainStep:
         if self.pipeline is not None:
             total = self.pipeline.loss(batches, self.autocast)
         else:
-            total = torch.zeros((), device=self.place.device)
+            total = torch.zeros((), device=self.context.device)
             for x_BT, y_BT in batches:
                 with self.autocast():
                     total += self.engine(x_BT, y_BT)
         self.model.train()
-        return total if self.place.tells_loss else torch.zeros_like(total)
+        return total if self.context.owns_loss else torch.zeros_like(total)
 
     def validation_loss(self, order: Order, windows: int, micro_batch: int) -> float:
         """Return the mean loss in nats per token over the first `windows` windows of `order`.
 
         The ranks share the windows, `micro_batch` sequences at a time, and return the same value.
         """
-        total = torch.zeros((), dtype=torch.float64, device=self.place.device)
+        total = torch.zeros((), dtype=torch.float64, device=self.context.device)
         # With pipeline stages, one micro-batch per stage keeps all of them busy.
-        group = micro_batch * self.place.replicas * self.place.layout.pp
+        group = micro_batch * self.context.replicas * self.context.layout.pp
         for first in range(0, windows, group):
             count = min(group, windows - first)
-            total += self.eval_loss(micro_batches(order, first, count, micro_batch, self.place))
-        return self.place.total(total).item() / (windows * order.n_ctx)
+            total += self.eval_loss(micro_batches(order, first, count, micro_batch, self.context))
+        return self.context.all_reduce_sum(total).item() / (windows * order.n_ctx)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Return a context in which matrix products run in `compute_dtype`."""
         enabled = self.compute_dtype is not None
-        return torch.autocast(self.place.device.type, self.compute_dtype, enabled=enabled)
+        return torch.autocast(self.context.device.type, self.compute_dtype, enabled=enabled)
 
     def _forward_context(
         self, step: int, micro_batch: int
     ) -> contextlib.AbstractContextManager[object]:
         """Seed the dropout of one micro-batch and return the context of its forward pass."""
         if self.dropout_seed is not None:
-            torch.manual_seed(dropout_seed(self.dropout_seed, step, self.place.rank, micro_batch))
+            torch.manual_seed(dropout_seed(self.dropout_seed, step, self.context.rank, micro_batch))
         return self.autocast()
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.errors import InputError
 from gptcli.events import SILENT, Events
 from gptcli.trainer import loop
@@ -16,7 +16,7 @@ from gptcli.trainer.loop import Trainer, train
 from gptcli.trainer.schedule import Schedule
 from tests.waiting import HANG_S
 
-CPU = Place(torch.device("cpu"))
+CPU = RankContext(torch.device("cpu"))
 
 
 class Recorder(Callback):
@@ -120,8 +120,8 @@ def test_callbacks_are_closed_if_training_fails(make_run, recorders):
 def test_ranks_other_than_the_main_one_have_no_callback_that_writes(make_run, monkeypatch):
     trainer = object.__new__(Trainer)
     run = replace(make_run(samples=2), track="tensorboard", profile=True)
-    trainer.run, trainer.place = run, Place(CPU.device, 1, 2)
-    trainer.progress = RunProgress(run, trainer.place, SILENT, Schedule(run.train, 16))
+    trainer.run, trainer.context = run, RankContext(CPU.device, 1, 2)
+    trainer.progress = RunProgress(run, trainer.context, SILENT, Schedule(run.train, 16))
     callbacks = trainer._build_callbacks(None)
     assert callbacks
     assert not any(callback.main_only for callback in callbacks)

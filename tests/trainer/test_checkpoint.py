@@ -9,18 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.errors import InputError, RunError
 from gptcli.events import SILENT, Events
 from gptcli.files import PARTIAL
 from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.trainer import checkpoint, checkpoint_storage
 from gptcli.trainer.checkpoint import Checkpoints, CheckpointState, plain_named_parameters
-from gptcli.trainer.parallelize import build
+from gptcli.trainer.parallelize import build_train_step
 from gptcli.trainer.schedule import Position
 from tests.waiting import HANG_S
 
-PLACE = Place(torch.device("cpu"))
+CONTEXT = RankContext(torch.device("cpu"))
 
 
 class Warnings(Events):
@@ -33,7 +33,7 @@ class Warnings(Events):
 
 @pytest.fixture
 def train_step(make_run):
-    train_step = build(make_run(), PLACE, SILENT)
+    train_step = build_train_step(make_run(), CONTEXT, SILENT)
     batch = (torch.arange(32).view(2, 16), torch.arange(1, 33).view(2, 16))
     train_step.forward_backward([batch], 32, 1)
     train_step.update(1e-3)
@@ -43,20 +43,20 @@ def train_step(make_run):
 
 def save(out, train_step, step, *, keep=3):
     state = CheckpointState(Position(step, 4 * step), {"seed": 1}, {"step": step, "loss": 2.5})
-    checkpoints = Checkpoints(out, PLACE, keep=keep)
+    checkpoints = Checkpoints(out, CONTEXT, keep=keep)
     checkpoints.save(state, plain_named_parameters(train_step.model), train_step.optimizer)
     checkpoints.wait()
     return checkpoint.checkpoint_folder(out, step)
 
 
 def newest(out, events=SILENT):
-    return Checkpoints(out, PLACE, keep=1).newest(events)
+    return Checkpoints(out, CONTEXT, keep=1).newest(events)
 
 
 def test_taken_up_to_the_bit(make_run, train_step, tmp_path):
     folder = save(tmp_path, train_step, 7)
-    fresh = build(make_run(seed=99), PLACE, SILENT)
-    state = Checkpoints(tmp_path, PLACE, keep=1).load(
+    fresh = build_train_step(make_run(seed=99), CONTEXT, SILENT)
+    state = Checkpoints(tmp_path, CONTEXT, keep=1).load(
         folder, plain_named_parameters(fresh.model), fresh.optimizer
     )
     assert state == CheckpointState(Position(7, 28), {"seed": 1}, {"step": 7, "loss": 2.5})
@@ -172,7 +172,7 @@ def state_at(step):
 
 def test_written_in_the_background_as_it_was_at_the_moment_of_the_save(train_step, tmp_path, gate):
     checkpoints, parameters = (
-        Checkpoints(tmp_path, PLACE, keep=3),
+        Checkpoints(tmp_path, CONTEXT, keep=3),
         plain_named_parameters(train_step.model),
     )
     before = {name: tensor.clone() for name, tensor in parameters.items()}
@@ -192,7 +192,7 @@ def test_never_two_in_flight_and_a_write_that_fails_is_an_error_at_the_next_save
     train_step, tmp_path, gate, monkeypatch
 ):
     checkpoints, parameters = (
-        Checkpoints(tmp_path, PLACE, keep=3),
+        Checkpoints(tmp_path, CONTEXT, keep=3),
         plain_named_parameters(train_step.model),
     )
     checkpoints.save(state_at(5), parameters, train_step.optimizer)
@@ -280,9 +280,9 @@ def test_memory_is_not_made_for_what_an_index_only_claims(train_step, tmp_path):
 
 def test_tensors_that_do_not_fit_are_one_clear_error(make_run, train_step, tmp_path):
     folder = save(tmp_path, train_step, 7)
-    fresh = build(make_run(n_ctx=8), PLACE, SILENT)
+    fresh = build_train_step(make_run(n_ctx=8), CONTEXT, SILENT)
     with pytest.raises(InputError, match="does not fit this run"):
-        Checkpoints(tmp_path, PLACE, keep=1).load(
+        Checkpoints(tmp_path, CONTEXT, keep=1).load(
             folder, plain_named_parameters(fresh.model), fresh.optimizer
         )
 
@@ -305,7 +305,10 @@ def test_a_run_killed_before_it_removed_the_oldest_removes_it_when_it_goes_on(
 ):
     for step in (2, 4, 6):
         save(tmp_path, train_step, step)
-    fresh, checkpoints = build(make_run(), PLACE, SILENT), Checkpoints(tmp_path, PLACE, keep=2)
+    fresh, checkpoints = (
+        build_train_step(make_run(), CONTEXT, SILENT),
+        Checkpoints(tmp_path, CONTEXT, keep=2),
+    )
     checkpoints.load(
         checkpoints.newest(SILENT), plain_named_parameters(fresh.model), fresh.optimizer
     )

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
 from gptcli.model.source import SAMPLES
 from gptcli.runs.metrics import read_lines
@@ -17,13 +17,13 @@ from gptcli.trainer.evaluation import (
     SAMPLING,
     sample_prompts,
 )
-from gptcli.trainer.parallelize import build
+from gptcli.trainer.parallelize import build_train_step
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 24])
 def test_validation_loss_is_the_mean_over_the_first_windows(make_run, micro_batch):
     run = make_run(dropout=0.5)
-    train_step = build(run, Place(torch.device("cpu")), SILENT)
+    train_step = build_train_step(run, RankContext(torch.device("cpu")), SILENT)
     order = open_validation(run)
     loss = train_step.validation_loss(order, 10, micro_batch)
     x, y = (torch.from_numpy(part) for part in order.batch(0, 10))

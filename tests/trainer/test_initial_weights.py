@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.errors import InputError
 from gptcli.events import SILENT, Events
 from gptcli.model.source import INIT
@@ -15,7 +15,7 @@ from gptcli.trainer.checkpoint import checkpoint_folder
 from gptcli.trainer.initial_weights import begun_folder, keep_initial_weights
 from gptcli.trainer.loop import train
 
-CPU = Place(torch.device("cpu"))
+CPU = RankContext(torch.device("cpu"))
 
 
 class KilledAt(Events):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.events import Events
 from gptcli.model.source import TRACE
 from gptcli.trainer.loop import train
@@ -76,7 +76,7 @@ class RecordedEvents(Events):
 
 def test_the_profiler_writes_a_trace_and_reports_the_slowest_operators(make_run):
     run, events = replace(make_run(), profile=True), RecordedEvents()
-    train(run, Place(torch.device("cpu")), events)
+    train(run, RankContext(torch.device("cpu")), events)
     trace = json.loads((run.out / TRACE).read_text())
     assert "aten::addmm" in {event.get("name") for event in trace["traceEvents"]}
     assert any("aten::addmm" in text and "Self CPU" in text for text in events.texts)
@@ -84,5 +84,5 @@ def test_the_profiler_writes_a_trace_and_reports_the_slowest_operators(make_run)
 
 def test_the_profiler_warns_if_the_run_is_too_short(make_run):
     run, events = replace(make_run(tokens=64), profile=True), RecordedEvents()
-    train(run, Place(torch.device("cpu")), events)
+    train(run, RankContext(torch.device("cpu")), events)
     assert any("no trace" in text for text in events.texts)
