@@ -116,7 +116,7 @@ def test_a_broken_one_is_passed_over_for_the_one_before_it(train_step, tmp_path,
     assert len(events.texts) == 1
     assert "step-00000010" in events.texts[0]
     shutil.rmtree(good)
-    with pytest.raises(InputError, match="no checkpoint here is whole"):
+    with pytest.raises(InputError, match="no checkpoint here is intact"):
         newest(tmp_path, events)
 
 
@@ -251,7 +251,7 @@ def test_no_file_outside_of_a_checkpoint_is_read(train_step, tmp_path, name):
     index = json.loads((folder / checkpoint_storage.INDEX).read_text())
     index["wpe.weight"]["pieces"][0]["file"] = name
     sealed(folder, checkpoint_storage.INDEX, index)
-    with pytest.raises(InputError, match="no checkpoint here is whole"):
+    with pytest.raises(InputError, match="no checkpoint here is intact"):
         newest(tmp_path, events)
     assert "not the index of a checkpoint" in events.texts[0]
     with pytest.raises(InputError, match="not the index of a checkpoint"):
@@ -264,7 +264,7 @@ def test_no_file_outside_of_a_checkpoint_is_hashed(train_step, tmp_path, name):
     state = json.loads((folder / checkpoint.STATE).read_text())
     state["sha256"][name] = "0"
     (folder / checkpoint.STATE).write_text(json.dumps(state))
-    with pytest.raises(InputError, match="no checkpoint here is whole"):
+    with pytest.raises(InputError, match="no checkpoint here is intact"):
         newest(tmp_path, events)
     assert "do not agree" in events.texts[0]
 
