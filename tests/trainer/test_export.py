@@ -32,11 +32,11 @@ def test_the_card_says_what_was_trained_on_what(make_run, train_here):
     report = train_here(run)
     card = (run.out / "README.md").read_text()
     for fact in (
-        "dense and banded attention in turn, band 5",
+        "alternating dense and banded attention, band 5",
         f"{run.model.parameters:,}",
         "320 tokens in 5 steps",
-        f"| Validation loss | {report['val_loss']:.4f} nats a token |",
-        f"| Training loss | {report['smoothed_loss']:.4f} nats a token, mean of the last 5 steps |",
+        f"| Validation loss | {report['val_loss']:.4f} nats per token |",
+        f"| Training loss | {report['smoothed_loss']:.4f} nats per token, mean of the last 5 steps |",
         run.resolved,
         f"In transformers: {json.loads((run.out / 'config.json').read_text())['gpt_export']['note']}.",
     ):
@@ -90,7 +90,7 @@ def test_the_card_says_how_it_was_made(make_run):
         "| Passes | 0.5 |",
     ):
         assert row in card
-    assert "| Training loss | 2.5000 nats a token, mean of the last 5 steps |" in card
+    assert "| Training loss | 2.5000 nats per token, mean of the last 5 steps |" in card
     assert "9.0" not in card, "the last step's loss alone"
 
 

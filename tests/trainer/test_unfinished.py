@@ -116,7 +116,7 @@ def test_a_stopped_run_is_read_everywhere(make_run, train_here, kind):
         in_transformers(run.out), of_checkpoint(run, 11), atol=TOLERANCE.get(kind, 1e-5), rtol=0
     )
     card = (run.out / "README.md").read_text()
-    assert "Unfinished: training is still going on, or was stopped" in card
+    assert "Unfinished: training is still running, or was stopped" in card
     assert "| Trained on | 704 tokens in 11 steps" in card
 
     shutil.rmtree(run.out / "checkpoints")  # as one copies a folder to another machine
