@@ -17,8 +17,10 @@ import torch.nn.attention.varlen
 from torch._higher_order_ops.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-# As varlen above, these register operators that are named below.
-from gptcli.model import attention_kernel, banded_attention  # noqa: F401
+from gptcli import optional_kernels
+
+# As varlen above, this registers an operator that is named below.
+from gptcli.model import banded_attention  # noqa: F401
 
 DEAR = [
     torch.ops.aten.mm.default,
@@ -28,10 +30,11 @@ DEAR = [
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.gptcli.banded_blocks.default,
-    torch.ops.gptcli.packed_attend.default,
     torch.ops.torch_attn._varlen_attn.default,
     flex_attention,
 ]
+if optional_kernels.kernels() is not None:
+    DEAR.append(torch.ops.gptcli.packed_attend.default)
 
 
 def recomputed(

@@ -8,7 +8,14 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
-from gptcli.model.loss import IGNORE, LOOPS, Loops, Whole, next_token_loss
+from gptcli.model.loss import (
+    EAGER,
+    IGNORE,
+    ElementwiseOps,
+    HeadKernel,
+    VocabReduction,
+    next_token_loss,
+)
 
 ELSEWHERE = -1  # a target that another slice holds
 
@@ -20,7 +27,8 @@ def sliced_loss(
     *,
     mesh: DeviceMesh,
     n_ctx: int,
-    loops: Loops = LOOPS,
+    elementwise: ElementwiseOps = EAGER,
+    kernel: HeadKernel | None = None,
 ) -> torch.Tensor:
     """`gptcli.model.loss.next_token_loss` of sequences of `n_ctx` positions, of which each process
     holds a slice: n = N / tp rows. The same sum on all of them. The gradient of x is what this
@@ -37,26 +45,27 @@ def sliced_loss(
         x_NC,
         weight_vC,
         index_N.where(target_N != IGNORE, IGNORE),
-        loops,
-        Slices(mesh, weight_VC.shape[0]),
+        elementwise=elementwise,
+        reduction=VocabShards(mesh, weight_VC.shape[0]),
+        kernel=kernel,
     )
 
 
-class Slices(Whole):
+class VocabShards(VocabReduction):
     """The vocabulary, a slice on each process of `mesh`."""
 
     def __init__(self, mesh: DeviceMesh, vocab_size: int) -> None:
         self.group, self.most = mesh.get_group(), -(-vocab_size // mesh.size())
 
-    def widest(self, weight_VC: torch.Tensor) -> int:
+    def max_entries(self, weight_VC: torch.Tensor) -> int:
         return self.most
 
-    def added_up(
-        self, log_sum_n1: torch.Tensor, own_n1: torch.Tensor
+    def combine(
+        self, log_sum_n1: torch.Tensor, target_logit_n1: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         most_n1 = log_sum_n1.clone()
         dist.all_reduce(most_n1, dist.ReduceOp.MAX, group=self.group)
-        both_2n1 = torch.stack([(log_sum_n1 - most_n1).exp(), own_n1])
+        both_2n1 = torch.stack([(log_sum_n1 - most_n1).exp(), target_logit_n1])
         dist.all_reduce(both_2n1, group=self.group)
         return most_n1 + both_2n1[0].log(), both_2n1[1]
 

@@ -87,7 +87,7 @@ def decode(
     work: list[Row | None] = list(itertools.islice(source, batch))
     if not work:
         return
-    engine = engine or Engine(model, len(work), room=room, compiled=compiled)
+    engine = engine or Engine(model, len(work), max_len=room, compiled=compiled)
     windows = [row.prompt[-n_ctx:] for row in work if row]
     fresh = set(range(len(work)))  # to be read from position 0; the others go on
     for _ in range(engine.rows - len(work)):
@@ -100,12 +100,12 @@ def decode(
                 fresh.add(slot)
         slots = sorted(fresh) or [slot for slot, row in enumerate(work) if row]
         if fresh:
-            logits_BV = engine.read(slots, [windows[slot] for slot in slots])
+            logits_BV = engine.prefill(slots, [windows[slot] for slot in slots])
         else:
             for slot, row in enumerate(work):
                 if row is None:
                     engine.lengths[slot] = 0  # an empty place would grow past the cache
-            logits_BV = engine.step([window[-1] for window in windows])
+            logits_BV = engine.decode([window[-1] for window in windows])
             if len(slots) < engine.rows:
                 logits_BV = logits_BV[slots]
         fresh.clear()
@@ -125,7 +125,7 @@ def decode(
                 fresh.add(slot)
         if any(work) and not all(work) and not engine.fixed:
             kept = [slot for slot, row in enumerate(work) if row]
-            engine.keep(kept)
+            engine.reorder(kept)
             work, windows = [work[slot] for slot in kept], [windows[slot] for slot in kept]
             fresh = {kept.index(slot) for slot in fresh}
 

@@ -12,13 +12,13 @@ import torch
 
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.events import SILENT, Events
-from gptcli.model.first_use import keep_freed_memory, settle_math
 from gptcli.model.hf_config import is_padded
 from gptcli.model.not_a_model import explain
 from gptcli.model.safetensors_io import open_model
 from gptcli.model.source import RUN_TOML, ModelSource, find_model
 from gptcli.model.transformer import GPT
-from gptcli.sampling.quantize import read_in_place
+from gptcli.runtime import disable_malloc_trim, warm_up_vector_math
+from gptcli.sampling.quantize import prepare_for_inference
 from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 # of a fine-tuned folder, whose model knows some tokens more than its tokenizer, which no text holds
@@ -51,12 +51,12 @@ def load(
     step `checkpoint`: `events` hear which. Device "auto" is the first CUDA GPU where there is one,
     else the CPU; precision "auto" is bf16 on a GPU that computes in it, else fp32. A padded
     vocabulary loses its padding, which no token of the tokenizer stands for. `quantize` as in
-    `read_in_place`. Raises UsageError for a device or precision that does not exist here,
+    `prepare_for_inference`. Raises UsageError for a device or precision that does not exist here,
     InputError where the folder is not a whole model.
     """
     where = _device(device)
     if where.type == "cpu":
-        settle_math()
+        warm_up_vector_math()
     if precision == "auto":
         precision = (
             "bf16"
@@ -76,7 +76,7 @@ def load(
     if source.step is not None:
         events.info(f"reading {source}")
     if where.type == "cpu":
-        keep_freed_memory()  # from here on: what loading frees is not needed again
+        disable_malloc_trim()  # from here on: what loading frees is not needed again
     # A fine-tuning, finished or a checkpoint of one, knows some tokens more; it has no run.toml.
     finetuned = (folder / FINETUNED).is_file() or (
         source.checkpoint is not None and not (folder / RUN_TOML).is_file()
@@ -89,7 +89,7 @@ def load(
             where=folder,
             hint="put the tokenizer.json that the model was trained with beside it",
         )
-    return Loaded(read_in_place(model, quantize), tokenizer, where, precision, source)
+    return Loaded(prepare_for_inference(model, quantize), tokenizer, where, precision, source)
 
 
 def _cut_vocabulary(model: GPT, size: int) -> None:

@@ -114,7 +114,7 @@ class _Reader:
             self.forget()
             self.first = len(tokens) - max(1, self.n_ctx // 2)
         unread = tokens[self.first + self.engine.lengths[0] :]
-        return self.engine.extend([unread], last=count)[0]
+        return self.engine.append([unread], last=count)[0]
 
     def cut(self, length: int) -> None:
         """What lies beyond the first `length` tokens of the window was not kept."""

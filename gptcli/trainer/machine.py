@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
+from gptcli import optional_kernels
 from gptcli.cost.flops import flops_per_token
 from gptcli.cost.layout import Layout
 from gptcli.errors import UsageError
 from gptcli.events import Events
-from gptcli.model import linear_kernel
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import in_bytes
 from gptcli.runtime import launch_environment
@@ -186,7 +186,11 @@ def same_arithmetic(before: str | None, config: TrainConfig, events: Events) -> 
     ]
     if config.compile:
         words.append("compiled")
-    if device_type() == "cpu" and config.precision == "bf16" and linear_kernel.runs_here():
+    if (
+        device_type() == "cpu"
+        and config.precision == "bf16"
+        and optional_kernels.available("linear")
+    ):
         words.append("kernels in C")
     now = ", ".join(words)
     if before not in (None, now):

@@ -30,16 +30,17 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.experimental import implicit_replication
 
+from gptcli import optional_kernels
 from gptcli.distributed import tensor_parallel
 from gptcli.distributed.activation_checkpoint import recomputed
 from gptcli.distributed.context import Place, repeat, shard
 from gptcli.distributed.vocab_parallel_loss import sliced_loss
 from gptcli.errors import RunError
 from gptcli.events import Events
-from gptcli.model import linear_kernel, mup, norm_kernel
-from gptcli.model.first_use import keep_freed_memory, settle_math
-from gptcli.model.loss import IGNORE, LOOPS, next_token_loss
+from gptcli.model import mup
+from gptcli.model.loss import EAGER, IGNORE, next_token_loss
 from gptcli.model.transformer import GPT
+from gptcli.runtime import disable_malloc_trim, warm_up_vector_math
 from gptcli.trainer.config import Run, TrainConfig
 from gptcli.trainer.optimizer import make_optimizer
 from gptcli.trainer.pipeline import Pipeline, Stage, cut, held_by
@@ -55,12 +56,13 @@ def build(run: Run, place: Place, events: Events) -> Stepper:
     """
     config = run.train
     if place.device.type == "cpu":
-        keep_freed_memory()
-        settle_math()
+        disable_malloc_trim()
+        warm_up_vector_math()
     mesh = place.mesh()
     model, parts = lay_out(run, place, mesh)
     for part in parts:
         fill(part, place.device, config.seed, run.widening)
+        install_kernels(part, config, mesh)
     pipeline = None
     if mesh is not None and place.layout.pp > 1:
         pipeline = Pipeline(
@@ -114,30 +116,36 @@ def lay_out(run: Run, place: Place, mesh: DeviceMesh | None) -> tuple[nn.Module,
 
 def dress(part: Part, config: TrainConfig, mesh: DeviceMesh | None) -> None:
     """Recomputation and compilation: block by block, and the head with its loss, so that one
-    compilation serves every layer and every layout; compiled linear layers and norms by their
-    kernels, but for slices, and where products are to be told from what is computed again. Names
-    and hooks do not change."""
+    compilation serves every layer and every layout. Names and hooks do not change."""
     for block in blocks(part):
         block.__dict__.pop("forward", None)  # back to the class's own
-        linear_kernel.take_back(block)
-        if (
-            config.compile
-            and config.recompute != "selective"
-            and (mesh is None or mesh["tp"].size() == 1)
-        ):
-            linear_kernel.give(block)
-            norm_kernel.give(block)
         if config.recompute != "none":
             block.forward = recomputed(
                 block.forward, config.recompute, drops=part.config.dropout > 0
             )
         if config.compile:
             block.forward = torch.compile(block.forward, dynamic=False)
-    loops = LOOPS.compiled() if config.compile else LOOPS
+    elementwise = EAGER.compiled() if config.compile else EAGER
     if mesh is not None and mesh["tp"].size() > 1:
-        part.head_loss = partial(sliced_loss, mesh=mesh["tp"], n_ctx=part.config.n_ctx, loops=loops)
+        part.head_loss = partial(
+            sliced_loss, mesh=mesh["tp"], n_ctx=part.config.n_ctx, elementwise=elementwise
+        )
     else:
-        part.head_loss = partial(next_token_loss, loops=loops)
+        part.head_loss = partial(next_token_loss, elementwise=elementwise)
+
+
+def install_kernels(part: Part, config: TrainConfig, mesh: DeviceMesh | None) -> None:
+    """Install the CPU kernels, after everything else has been applied to a part.
+
+    Kernels that fuse the parts of a block are for compiled blocks without tensor parallelism, and
+    not for selective recomputation, which has to tell matrix products from the rest.
+    """
+    fuse_blocks = (
+        config.compile
+        and config.recompute != "selective"
+        and (mesh is None or mesh["tp"].size() == 1)
+    )
+    optional_kernels.install(part, fuse_blocks=fuse_blocks)
 
 
 def blocks(part: Part) -> list[nn.Module]:
@@ -179,4 +187,5 @@ def _warm_up(
         events.warn(f"torch.compile failed, training without it: {reason}")
         for part in parts:
             dress(part, replace(config, compile=False), mesh)
+            install_kernels(part, replace(config, compile=False), mesh)
     stepper.optimizer.zero_grad()

@@ -161,7 +161,7 @@ def test_a_prompt_longer_than_the_context(run: Path) -> None:
         (["--best-of", "4", "--greedy"], "contradict"),
         (["--repetition-penalty", "0"], "--repetition-penalty: 0 is out of range"),
         (["--preset", "gpt-2"], "did you mean gpt2"),
-        (["--quantize", "int4"], "unknown quantisation"),
+        (["--quantize", "int4"], "unknown quantization"),
         (["--prompts", "x.jsonl"], "-o answers.jsonl"),
         (["-o", "x.jsonl"], "belong to --prompts"),
         (["--title", "News"], "--title and a prompt contradict"),
@@ -323,7 +323,7 @@ def test_a_cache_that_cannot_fit_is_said_before_it_starts(
 
     monkeypatch.setattr(engine, "free_memory", lambda device: 1000)
     with pytest.raises(
-        GptError, match=r"the cache of 1 sequences of 16 tokens takes 2.05 kB, and 1 kB are free"
+        GptError, match=r"the cache of 1 sequences of 16 tokens needs 2.05 kB, and 1 kB are free"
     ):
         sample(run, "x")
 

@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gptcli.distributed.activation_checkpoint import recomputed
 from gptcli.distributed.context import Place
 from gptcli.events import SILENT
-from gptcli.model import attention_kernel
-from gptcli.model.attention_kernel import packed_attend
-from gptcli.model.banded_attention import banded_attend, flex, varlen
+from gptcli.kernels import attention_kernel
+from gptcli.kernels.attention_kernel import packed_attend
+from gptcli.model.banded_attention import banded_attention, flex, varlen
 from gptcli.trainer import machine
 from gptcli.trainer.parallelize import build
 
@@ -72,7 +72,7 @@ TIMES = {"none": 1, "selective": 1, "full": 2}  # that a layer's attention is co
 @pytest.mark.parametrize(
     ("form", "operator"),
     [
-        (banded_attend, "gptcli.banded_blocks.default"),
+        (banded_attention, "gptcli.banded_blocks.default"),
         (from_packed, "gptcli.packed_attend.default"),
         (varlen, "torch_attn._varlen_attn.default"),
     ],
@@ -89,7 +89,7 @@ def test_attention_is_dear(form, operator, how):
 @pytest.mark.parametrize(
     ("form", "operator"),
     [
-        (banded_attend, "gptcli.banded_blocks.default"),
+        (banded_attention, "gptcli.banded_blocks.default"),
         pytest.param(
             from_packed,
             "gptcli.packed_attend.default",

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from gptcli.model.attention import attend, causal_mask, self_attend
+from gptcli.model.attention import attention, attention_packed, causal_mask
 
 
 def by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, band: int | None) -> torch.Tensor:
@@ -27,7 +27,7 @@ def test_attend_is_softmax_over_what_may_be_seen(T: int, S: int, band: int | Non
     torch.manual_seed(T * 100 + S)
     q, k, v = torch.randn(2, 3, T, 4), torch.randn(2, 3, S, 4), torch.randn(2, 3, S, 4)
     torch.testing.assert_close(
-        attend(q, k, v, band=band), by_hand(q, k, v, band), atol=1e-5, rtol=1e-5
+        attention(q, k, v, band=band), by_hand(q, k, v, band), atol=1e-5, rtol=1e-5
     )
 
 
@@ -41,7 +41,7 @@ def test_mask_counts_the_key_itself() -> None:
 def test_self_attend_is_attend_over_what_one_projection_left(T: int, band: int | None) -> None:
     torch.manual_seed(T)
     qkv_BTH3D = torch.randn(2, T, 3, 3, 4)
-    y_BTHD = self_attend(qkv_BTH3D, band=band)
+    y_BTHD = attention_packed(qkv_BTH3D, band=band)
     torch.testing.assert_close(
         y_BTHD.transpose(1, 2),
         by_hand(*qkv_BTH3D.transpose(1, 2).unbind(3), band),
@@ -56,7 +56,7 @@ def test_documents_attend_to_themselves_alone(band: int | None) -> None:
     q, k, v = (torch.randn(2, 3, 9, 4) for _ in range(3))
     documents_BT = torch.tensor([[0, 0, 0, 0, 1, 1, 2, 2, 2], [0] * 9])
     same_B1TT = documents_BT[:, None, :, None] == documents_BT[:, None, None, :]
-    y = attend(q, k, v, band=band, seen=causal_mask(9, 9, band, q.device) & same_B1TT)
+    y = attention(q, k, v, band=band, attn_mask=causal_mask(9, 9, band, q.device) & same_B1TT)
     alone = [
         by_hand(*(x[:1, :, start:stop] for x in (q, k, v)), band)
         for start, stop in ((0, 4), (4, 6), (6, 9))

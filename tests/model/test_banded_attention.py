@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from gptcli.model import banded_attention as module
-from gptcli.model.attention import attend, causal_mask
-from gptcli.model.banded_attention import banded_attend
+from gptcli.model.attention import attention, causal_mask
+from gptcli.model.banded_attention import banded_attention
 from gptcli.trainer.machine import has_compiler
 
 
@@ -48,22 +48,22 @@ def assert_same(form, qkv: list[torch.Tensor], band: int, tolerance: float = 1e-
 @pytest.mark.parametrize("T", [1, 2, 63, 64, 65, 129, 200, 257])
 @pytest.mark.parametrize("band", [1, 2, 63, 64, 65, 129, 200, 300])
 def test_blocks_equal_the_mask(T: int, band: int) -> None:
-    assert_same(banded_attend, leaves(2, 3, T, 8), band)
+    assert_same(banded_attention, leaves(2, 3, T, 8), band)
     # T <= w takes the dense way
-    assert_same(lambda q, k, v, w: attend(q, k, v, band=w), leaves(1, 2, T, 8), band)
+    assert_same(lambda q, k, v, w: attention(q, k, v, band=w), leaves(1, 2, T, 8), band)
 
 
 @settings(max_examples=40, deadline=None)
 @given(T=st.integers(1, 90), band=st.integers(1, 100), rows=st.integers(1, 40), D=st.integers(1, 9))
 def test_blocks_of_any_size_equal_the_mask(T: int, band: int, rows: int, D: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "QUERIES", rows)
-        assert_same(banded_attend, leaves(1, 2, T, D), band)
+        patch.setattr(module, "BLOCK_QUERIES", rows)
+        assert_same(banded_attention, leaves(1, 2, T, D), band)
 
 
 def test_what_lies_outside_of_the_band_does_not_matter() -> None:
     q, k, v = leaves(1, 2, 150, 8)
-    y = banded_attend(q, k, v, 20)
+    y = banded_attention(q, k, v, 20)
     (dk,) = torch.autograd.grad(y[:, :, 100].sum(), k)
     touched = dk.abs().sum((0, 1, 3)).nonzero().flatten()
     assert (touched.min().item(), touched.max().item()) == (81, 100)
@@ -86,16 +86,16 @@ def test_bf16_is_as_exact_as_the_mask_in_bf16() -> None:
         ]
         return [(a.float() - b).square().mean().sqrt().item() for a, b in pairs]
 
-    for ours, masked in zip(errors(banded_attend), errors(by_mask), strict=True):
+    for ours, masked in zip(errors(banded_attention), errors(by_mask), strict=True):
         assert ours < 1.5 * masked
 
 
 def test_autocast_leaves_it_in_the_precision_it_is_given() -> None:
     q, k, v = leaves(1, 2, 100, 8)
     with torch.autocast("cpu", torch.bfloat16):
-        y = banded_attend(q, k, v, 30)
+        y = banded_attention(q, k, v, 30)
     assert y.dtype == torch.float32
-    assert torch.equal(y, banded_attend(q, k, v, 30))
+    assert torch.equal(y, banded_attention(q, k, v, 30))
 
 
 def test_dropout_drops_its_share_scales_the_rest_and_has_the_right_gradient() -> None:
@@ -105,7 +105,7 @@ def test_dropout_drops_its_share_scales_the_rest_and_has_the_right_gradient() ->
 
     def weights(seed: int, dropout: float) -> torch.Tensor:
         torch.manual_seed(seed)
-        return banded_attend(q, k, eye, band, dropout)[0, 0]
+        return banded_attention(q, k, eye, band, dropout)[0, 0]
 
     whole, dropped = weights(3, 0.0), weights(3, share)
     kept = dropped != 0
@@ -116,7 +116,7 @@ def test_dropout_drops_its_share_scales_the_rest_and_has_the_right_gradient() ->
 
     leaf = [x.requires_grad_() for x in (q, k, torch.randn(1, 1, T, 8))]
     torch.manual_seed(3)
-    y = banded_attend(*leaf, band, share)
+    y = banded_attention(*leaf, band, share)
     by_hand = dropped_by_hand(*leaf, band, dropped_weights=dropped)
     dy = torch.randn(y.shape)
     torch.testing.assert_close(y, by_hand, atol=1e-5, rtol=1e-5)
@@ -199,12 +199,12 @@ def listed(mask: BlockMask, name: str) -> list[list[int]]:
         (700, 900),
     ],
 )
-def test_tiles_are_those_of_the_band(T: int, band: int) -> None:
+def test_block_mask_is_that_of_the_band(T: int, band: int) -> None:
     def seen(b, h, query, key):  # type: ignore[no-untyped-def]
         return (key <= query) & (query - key < band)
 
     ours, theirs = (
-        module.tiles(T, band, torch.device("cpu")),
+        module.block_mask(T, band, torch.device("cpu")),
         create_block_mask(seen, None, None, T, T, device="cpu"),
     )
     for name in ("kv", "full_kv", "q", "full_q"):
@@ -250,7 +250,7 @@ def test_flex_in_a_models_block(how: str, monkeypatch: pytest.MonkeyPatch) -> No
 
     wanted = both(block)
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
-    monkeypatch.setattr(module, "form_for", lambda *place, **kind: "flex")
+    monkeypatch.setattr(module, "select_backend", lambda *place, **kind: "flex")
     torch._dynamo.reset()
     found = both(
         torch.compile(
@@ -262,7 +262,9 @@ def test_flex_in_a_models_block(how: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.skipif(not has_compiler(), reason="no compiler here")
-def test_flex_compiled_equals_the_mask_and_reads_its_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flex_compiled_equals_the_mask_and_uses_its_block_mask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """What the compiler makes for this CPU, forward only; a tile that is left out is not looked
     at.
     """
@@ -273,7 +275,9 @@ def test_flex_compiled_equals_the_mask_and_reads_its_tiles(monkeypatch: pytest.M
             compiled(q, k, v, 140), by_mask(q, k, v, 140), atol=1e-5, rtol=1e-5
         )
         monkeypatch.setattr(
-            module, "tiles", lambda T, band, device, tiles=module.tiles: tiles(T, 1, device)
+            module,
+            "block_mask",
+            lambda T, band, device, tiles=module.block_mask: tiles(T, 1, device),
         )
         torch._dynamo.reset()
         assert not torch.allclose(
@@ -291,7 +295,10 @@ def test_the_form_for_each_place() -> None:
         ("cuda", half, 64, False, False): "varlen", ("cuda", single, 64, False, False): "blocks", ("cuda", half, 64, True, True): "blocks",
     }  # fmt: skip
     for (device, dtype, d_head, drops, compiled), form in chosen.items():
-        assert module.form_for(device, dtype, d_head, drops=drops, compiled=compiled) == form
+        assert (
+            module.select_backend(device, dtype, d_head, has_dropout=drops, compiled=compiled)
+            == form
+        )
 
 
 def test_operators_obey_the_compilers_rules() -> None:

@@ -81,7 +81,7 @@ def test_reading_in_pieces_is_reading_at_once() -> None:
     parts, read = [], 0
     with torch.no_grad():
         for piece in IDX.split([5, 1, 30, 4], dim=1):
-            cache.place([read, read], piece.shape[1])
+            cache.set_positions([read, read], piece.shape[1])
             parts.append(model.hidden(piece, cache))
             read += piece.shape[1]
         torch.testing.assert_close(torch.cat(parts, dim=1), model.hidden(IDX), atol=1e-5, rtol=1e-5)

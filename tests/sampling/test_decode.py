@@ -146,10 +146,10 @@ def test_equal_to_transformers(model: GPT, tmp_path_factory: pytest.TempPathFact
 def test_the_prompt_is_read_in_one_pass_and_the_head_at_one_position(
     by_kernel: bool, model: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if by_kernel and engine.step_of(model) is None:
+    if by_kernel and engine.decode_step(model) is None:
         pytest.skip("the kernel cannot be built here")
     if not by_kernel:
-        monkeypatch.setattr(engine, "step_of", lambda model: None)
+        monkeypatch.setattr(engine, "decode_step", lambda model: None)
     read, headed = [], []
     hooks = [
         model.wte.register_forward_hook(lambda module, args, out: read.append(args[0].shape[1])),

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from gptcli.errors import RunError
+from gptcli.kernels import decode_kernel
 from gptcli.model.transformer import GPT
 from gptcli.sampling import engine as module
-from gptcli.sampling import quantize, step
 from gptcli.sampling.decode import Row, decode
 from gptcli.sampling.engine import Engine, require_memory
 from gptcli.sampling.params import Rules
@@ -21,7 +21,7 @@ def test_a_fixed_pass_gives_the_same_tokens(model: GPT, monkeypatch: pytest.Monk
     steps.
     """
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
-    monkeypatch.setattr(module, "REACH", 8)
+    monkeypatch.setattr(module, "GRAPH_SLOTS", 8)
     prompts = [[(3 * i + j) % 300 for j in range(1 + i % 9)] for i in range(20)]
     made = []
     for compiled in (False, True):
@@ -57,11 +57,11 @@ def test_long_prompts_are_read_a_few_at_a_time(model: GPT, monkeypatch: pytest.M
     hook = model.wte.register_forward_hook(
         lambda module, args, out: passes.append(tuple(args[0].shape))
     )
-    whole = Engine(model, 12).read(range(12), prompts)
+    whole = Engine(model, 12).prefill(range(12), prompts)
     assert passes == [(12, max(map(len, prompts)))]
-    monkeypatch.setattr(module, "READ_TOKENS", 40)
+    monkeypatch.setattr(module, "PREFILL_TOKENS", 40)
     torch.testing.assert_close(
-        Engine(model, 12).read(range(12), prompts), whole, atol=1e-4, rtol=1e-4
+        Engine(model, 12).prefill(range(12), prompts), whole, atol=1e-4, rtol=1e-4
     )
     hook.remove()
     assert len(passes) > 3
@@ -70,7 +70,7 @@ def test_long_prompts_are_read_a_few_at_a_time(model: GPT, monkeypatch: pytest.M
 
 def test_memory_is_asked_for_before_it_is_taken() -> None:
     require_memory(1, 1, 1, torch.device("cpu"))
-    with pytest.raises(RunError, match=r"the cache of 4,000 sequences of 2,048 tokens takes 1 EB"):
+    with pytest.raises(RunError, match=r"the cache of 4,000 sequences of 2,048 tokens needs 1 EB"):
         require_memory(10**18, 4000, 2048, torch.device("cpu"))
 
 
@@ -86,7 +86,6 @@ def test_without_the_kernel_the_tokens_are_the_same(
         rows = [Row(prompt, max_tokens=30) for prompt in prompts]
         list(decode(model, rows, Rules(greedy=True), batch=4))
         made.append([row.tokens for row in rows])
-        for part in (quantize, step):
-            monkeypatch.setattr(part, "library", lambda name: None)
+        monkeypatch.setattr(decode_kernel, "library", lambda name: None)
     assert Engine(model, 1)._step is None
     assert made[0] == made[1]

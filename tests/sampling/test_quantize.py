@@ -11,21 +11,28 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from gptcli import optional_kernels
 from gptcli.errors import UsageError
+from gptcli.kernels import decode_kernel
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT, gelu
-from gptcli.sampling import quantize as module
-from gptcli.sampling.quantize import FewRows, FusedMLP, Int8, read_in_place
+from gptcli.sampling.quantize import FusedMLP, Int8Linear, SmallBatchLinear, prepare_for_inference
 
 
-@pytest.fixture(params=["kernel", "torch"])
-def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """With the kernel, and as on a machine that cannot build it."""
-    if request.param == "torch":
-        monkeypatch.setattr(module, "library", lambda name: None)
-    elif module.library("decode") is None:
+@pytest.fixture(params=["kernel", "not built", "not installed"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the kernel; as on a machine that cannot build it; and without `gptcli.kernels`."""
+    if request.param == "not installed":
+        monkeypatch.setattr(optional_kernels, "kernels", lambda: None)
+    elif request.param == "not built":
+        monkeypatch.setattr(decode_kernel, "library", lambda name: None)
+    elif decode_kernel.library("decode") is None:
         pytest.skip("the kernel cannot be built here")
-    return request.param
+
+
+def installed(layer: nn.Module) -> nn.Module:
+    optional_kernels.install(layer)
+    return layer
 
 
 @pytest.fixture(params=[(64, 80), (48, 80), (7, 13), (1, 5)])
@@ -46,7 +53,7 @@ def tiny(**kind: Any) -> GPT:
     return model
 
 
-SHAPES = [(1,), (1, 1), (5, 1), (2, 3), (module.FEW[torch.float32] + 1,)]
+SHAPES = [(1,), (1, 1), (5, 1), (2, 3), (decode_kernel.MAX_ROWS[torch.float32] + 1,)]
 
 
 @pytest.mark.usefixtures("kernel")
@@ -57,7 +64,9 @@ SHAPES = [(1,), (1, 1), (5, 1), (2, 3), (module.FEW[torch.float32] + 1,)]
 def test_few_rows_are_linear(
     linear: nn.Linear, shape: tuple[int, ...], bias: bool, dtype: torch.dtype
 ) -> None:
-    fast = FewRows(linear.in_features, linear.out_features, bias=bias, dtype=dtype)
+    fast = installed(
+        SmallBatchLinear(linear.in_features, linear.out_features, bias=bias, dtype=dtype)
+    )
     x = torch.randn(*shape, linear.in_features, dtype=dtype)
     torch.testing.assert_close(fast(x), F.linear(x, fast.weight, fast.bias))
     torch.testing.assert_close(
@@ -68,7 +77,9 @@ def test_few_rows_are_linear(
 
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.inference_mode()
-def test_int8_is_the_rounded_weight(linear: nn.Linear, shape: tuple[int, ...], kernel: str) -> None:
+def test_int8_is_the_rounded_weight(
+    linear: nn.Linear, shape: tuple[int, ...], kernel: None
+) -> None:
     """Against the product in fp64 of the rounded weight with the activations as they are: what is
     lost of those is below 1 / 30,000.
     """
@@ -76,25 +87,27 @@ def test_int8_is_the_rounded_weight(linear: nn.Linear, shape: tuple[int, ...], k
     step = weight.abs().amax(dim=1, keepdim=True) / 127
     x = torch.randn(*shape, linear.in_features) * 3
     exact = F.linear(x.double(), (weight / step).round() * step, linear.bias.double())
-    error = (Int8(linear)(x).double() - exact).abs().amax(dim=-1)
+    quantized = installed(Int8Linear(linear))
+    error = (quantized(x).double() - exact).abs().amax(dim=-1)
     assert (error <= 1e-4 * x.abs().amax(dim=-1) * linear.in_features**0.5).all()
-    torch.testing.assert_close(Int8(linear)(x, gelu=True), gelu(Int8(linear)(x)))
+    torch.testing.assert_close(quantized(x, gelu=True), gelu(quantized(x)))
 
 
 @pytest.mark.usefixtures("kernel")
 def test_a_row_does_not_depend_on_those_beside_it(linear: nn.Linear) -> None:
     x = torch.randn(3, linear.in_features) * torch.tensor([[1.0], [1000.0], [0.0]])
-    torch.testing.assert_close(Int8(linear)(x)[0], Int8(linear)(x[:1])[0])
+    quantized = installed(Int8Linear(linear))
+    torch.testing.assert_close(quantized(x)[0], quantized(x[:1])[0])
 
 
 def test_a_tied_head_stays_tied() -> None:
-    model = read_in_place(tiny(tied=True))
+    model = prepare_for_inference(tiny(tied=True))
     assert model.lm_head.weight is model.wte.weight
     assert sum(type(module) is nn.Linear for module in model.modules()) == 0
 
 
 def test_int8_hardly_moves_a_model() -> None:
-    plain, quantised = tiny(), read_in_place(tiny(), "int8")
+    plain, quantised = tiny(), prepare_for_inference(tiny(), "int8")
     idx = torch.randint(0, 50, (8, 24), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         p, q = plain(idx).log_softmax(dim=-1), quantised(idx).log_softmax(dim=-1)
@@ -109,7 +122,10 @@ def test_a_model_read_in_place_is_the_model(norm: str, precision: torch.dtype) -
     """Blocks before and after the change, both places of the normalisation, with documents apart
     and without.
     """
-    plain, fast = tiny(norm=norm).to(precision), read_in_place(tiny(norm=norm).to(precision))
+    plain, fast = (
+        tiny(norm=norm).to(precision),
+        prepare_for_inference(tiny(norm=norm).to(precision)),
+    )
     assert type(fast.h[0].mlp) is FusedMLP
     idx = torch.randint(0, 50, (8, 24), generator=torch.Generator().manual_seed(0))
     whole = plain(idx)
@@ -123,4 +139,4 @@ def test_a_model_read_in_place_is_the_model(norm: str, precision: torch.dtype) -
 
 def test_an_unknown_form() -> None:
     with pytest.raises(UsageError, match="int4"):
-        read_in_place(tiny(), "int4")
+        prepare_for_inference(tiny(), "int4")

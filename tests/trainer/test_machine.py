@@ -159,12 +159,12 @@ def test_a_resume_says_where_last_bits_will_be_others(monkeypatch):
     told = []
     events = SimpleNamespace(warn=told.append)
     config = SimpleNamespace(compile=True, precision="bf16")
-    monkeypatch.setattr(machine.linear_kernel, "runs_here", lambda: True)
+    monkeypatch.setattr(machine.optional_kernels, "available", lambda kernel: True)
     made = machine.same_arithmetic(None, config, events)
     assert machine.same_arithmetic(made, config, events) == made
     assert not told
     # no compiler here, or no AMX
-    monkeypatch.setattr(machine.linear_kernel, "runs_here", lambda: False)
+    monkeypatch.setattr(machine.optional_kernels, "available", lambda kernel: False)
     other = machine.same_arithmetic(made, SimpleNamespace(compile=False, precision="bf16"), events)
     assert other != made
     assert f"made by {made}; here it is {other}:" in told[0]

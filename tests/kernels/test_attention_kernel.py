@@ -11,9 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gptcli.model import attention_kernel
-from gptcli.model.attention import causal_mask, self_attend
-from gptcli.model.attention_kernel import packed_attend
+from gptcli import kernels
+from gptcli.kernels import attention_kernel
+from gptcli.kernels.attention_kernel import attention_packed, packed_attend
+from gptcli.model.attention import causal_mask
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
 from gptcli.trainer.machine import has_compiler
@@ -145,7 +146,7 @@ def test_compiled_it_is_one_operator() -> None:
     torch._dynamo.reset()
     qkv, dy = random(2, 70, 2, 64)
     compiled = torch.compile(
-        lambda qkv: self_attend(qkv, band=40) * 1, dynamic=False, fullgraph=True
+        lambda qkv: attention_packed(qkv, band=40) * 1, dynamic=False, fullgraph=True
     )
     assert all(
         map(torch.equal, with_gradients(kernel, qkv, dy, 40), with_gradients(compiled, qkv, dy))
@@ -157,10 +158,10 @@ def test_the_form_in_torch_is_the_same_function(
     band: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qkv, dy = random(2, 70, 2, 64, spread=1.0)
-    ours = with_gradients(lambda qkv: self_attend(qkv, band=band), qkv, dy)
-    monkeypatch.setattr(attention_kernel, "_runs_here", lambda: False)
+    ours = with_gradients(lambda qkv: attention_packed(qkv, band=band), qkv, dy)
+    monkeypatch.setattr(attention_kernel, "available", lambda: False)
     for our, their in zip(
-        ours, with_gradients(lambda qkv: self_attend(qkv, band=band), qkv, dy), strict=True
+        ours, with_gradients(lambda qkv: attention_packed(qkv, band=band), qkv, dy), strict=True
     ):
         torch.testing.assert_close(our, their, atol=0.03, rtol=0.03)
 
@@ -168,7 +169,7 @@ def test_the_form_in_torch_is_the_same_function(
 def test_the_model_calls_it_in_bf16_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(
-        "gptcli.model.attention.packed_attend",
+        "gptcli.kernels.attention_kernel.packed_attend",
         lambda qkv, band: calls.append(band) or packed_attend(qkv, band),
     )
     model = GPT(
@@ -177,6 +178,7 @@ def test_the_model_calls_it_in_bf16_alone(monkeypatch: pytest.MonkeyPatch) -> No
         )
     )
     model.init_weights(0)
+    kernels.install(model)
     idx_BT = torch.arange(48)[None]
     exact = model(idx_BT)
     assert calls == []

@@ -8,14 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gptcli.model import linear_kernel
+from gptcli import kernels
+from gptcli.kernels import linear_kernel
+from gptcli.kernels.linear_kernel import linear, mlp
 from gptcli.model.config import ModelConfig
-from gptcli.model.linear_kernel import linear, mlp
 from gptcli.model.transformer import GPT, Block
 from gptcli.trainer.machine import has_compiler
-from gptcli.trainer.parallelize import dress
+from gptcli.trainer.parallelize import dress, install_kernels
 
-pytestmark = pytest.mark.skipif(not linear_kernel.runs_here(), reason="no AMX here")
+pytestmark = pytest.mark.skipif(not linear_kernel.available(), reason="no AMX here")
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:
@@ -136,6 +137,7 @@ def test_compiled_blocks_take_it_and_one_graph_serves_all(monkeypatch: pytest.Mo
     )
     settings = SimpleNamespace(compile=True, recompute="none")
     dress(model, settings, None)  # type: ignore[arg-type]
+    install_kernels(model, settings, None)  # type: ignore[arg-type]
     for got, wanted in zip(losses_and_gradients(model), plain, strict=True):
         near(got, wanted, 2e-2)
     assert {name: calls.count(name) for name in set(calls)} == {
@@ -147,6 +149,7 @@ def test_compiled_blocks_take_it_and_one_graph_serves_all(monkeypatch: pytest.Mo
     assert list(model.state_dict()) == names
     settings.compile = False
     dress(model, settings, None)  # type: ignore[arg-type]
+    kernels.uninstall(model)
     assert all(map(torch.equal, losses_and_gradients(model), plain)), "back to PyTorch's own"
 
 
@@ -157,9 +160,9 @@ def test_a_block_that_it_does_not_serve_is_pytorchs_own() -> None:
         torch.randn(2, 16, 48),
     )
     wanted = block(x)
-    linear_kernel.give(block)
+    kernels.install(block, fuse_blocks=True)
     assert torch.equal(block(x), wanted), "in fp32"
     with torch.autocast("cpu", torch.bfloat16):
         kernel = block(x)
-        linear_kernel.take_back(block)
+        kernels.uninstall(block)
         near(kernel, block(x), 1e-2)

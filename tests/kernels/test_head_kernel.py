@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gptcli.model import head_kernel
+from gptcli.kernels import head_kernel
 from gptcli.model import loss as module
 from gptcli.model.loss import IGNORE, next_token_loss
 
 pytestmark = pytest.mark.skipif(
-    not head_kernel.serves(torch.ones(1, 1, dtype=torch.bfloat16), torch.ones(1, 1)),
+    not head_kernel.available(),
     reason="no AMX here",
 )
 
@@ -29,7 +29,7 @@ def taken(
 ) -> list[torch.Tensor]:
     """The loss, and the gradients of x and the weight."""
     with torch.autocast("cpu", torch.bfloat16):
-        loss = next_token_loss(x_NC, weight_VC, target_N)
+        loss = next_token_loss(x_NC, weight_VC, target_N, kernel=head_kernel)
     return [loss.detach(), *torch.autograd.grad(loss / 7, (x_NC, weight_VC))]
 
 
@@ -51,7 +51,7 @@ def test_nearer_to_fp32_than_the_form_in_pytorch(
     assert all(torch.equal(one, other) for one, other in zip(kernel, again, strict=True)), (
         "the same bits each time"
     )
-    monkeypatch.setattr(head_kernel, "serves", lambda *_: False)
+    monkeypatch.setattr(head_kernel, "supports", lambda *_: False)
     pytorch = taken(x_NC, weight_VC, target_N)
     x, weight = (
         x_NC.detach().float().requires_grad_(),
@@ -83,4 +83,6 @@ def test_without_training_and_in_bf16_throughout() -> None:
     x_NC, weight_VC, target_N = operands(40, 48, 57)
     trained = taken(x_NC, weight_VC, target_N)[0]
     with torch.no_grad():
-        assert next_token_loss(x_NC, weight_VC.bfloat16(), target_N).equal(trained)
+        assert next_token_loss(x_NC, weight_VC.bfloat16(), target_N, kernel=head_kernel).equal(
+            trained
+        )

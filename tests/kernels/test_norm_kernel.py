@@ -9,14 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gptcli.model import norm_kernel
+from gptcli import kernels
+from gptcli.kernels import norm_kernel
+from gptcli.kernels.norm_kernel import Norm, add_norm, norm
 from gptcli.model.config import ModelConfig
-from gptcli.model.norm_kernel import Norm, add_norm, norm
 from gptcli.model.transformer import GPT, Block
 from gptcli.trainer.machine import has_compiler
-from gptcli.trainer.parallelize import dress
+from gptcli.trainer.parallelize import dress, install_kernels
 
-pytestmark = pytest.mark.skipif(not norm_kernel.runs_here(), reason="no AMX here")
+pytestmark = pytest.mark.skipif(not norm_kernel.available(), reason="no AMX here")
 
 EPS = 1e-5
 SIZES = [(1, 3), (3, 5), (7, 16), (33, 57), (64, 64), (101, 100), (300, 768)]
@@ -161,7 +162,9 @@ def test_compiled_blocks_take_it(
     plain = losses_and_gradients(model)
     counted = Counted()
     monkeypatch.setattr(norm_kernel, "_kernel", lambda: counted)
-    dress(model, SimpleNamespace(compile=True, recompute=recompute), None)  # type: ignore[arg-type]
+    settings = SimpleNamespace(compile=True, recompute=recompute)
+    dress(model, settings, None)  # type: ignore[arg-type]
+    install_kernels(model, settings, None)  # type: ignore[arg-type]
     for got, wanted in zip(losses_and_gradients(model), plain, strict=True):
         near(got, wanted, 2e-2)
     taken = norm == "pre" and recompute != "selective"
@@ -172,6 +175,7 @@ def test_compiled_blocks_take_it(
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert list(model.state_dict()) == names
     dress(model, SimpleNamespace(compile=False, recompute="none"), None)  # type: ignore[arg-type]
+    kernels.uninstall(model)
     assert all(map(torch.equal, losses_and_gradients(model), plain)), "back to PyTorch's own"
 
 
@@ -182,9 +186,9 @@ def test_a_block_that_it_does_not_serve_is_pytorchs_own() -> None:
         torch.randn(2, 16, 48),
     )
     wanted = block(x)
-    norm_kernel.give(block)
+    kernels.install(block, fuse_blocks=True)
     assert torch.equal(block(x), wanted), "in fp32"
     with torch.autocast("cpu", torch.bfloat16):
         kernel = block(x)
-        del block.forward
+        kernels.uninstall(block)
         near(kernel, block(x), 1e-2)
