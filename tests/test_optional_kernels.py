@@ -43,8 +43,8 @@ COMMANDS = [
     "cost --size 124M",
     f"train --size 124M {SIZES} --tokens 640 --batch-tokens 64 --precision bf16 --recompute selective"
     " --data shards --out run",
-    "sample --model run --prompt ab --max-tokens 4 --quantize int8",
-    "eval --model run --data shards",
+    "sample run ab --max-tokens 4 --quantize int8",
+    "eval run --data shards",
 ]
 
 

@@ -12,8 +12,8 @@ from gptcli.cli.config import number
 from gptcli.cli.cost_answers import ANSWERS, Look
 from gptcli.cli.cost_options import DEFAULT_GPU, NO_VALUE, question
 from gptcli.cli.cost_subject import DEFAULT_N_CTX, check_not_a_size, every_name
-from gptcli.cost.activations import RECOMPUTE
 from gptcli.cost.hardware import gpu_names
+from gptcli.cost.memory import RECOMPUTE
 
 MODEL, RUN, GPUS, LAYOUT, LAWS, OUTPUT = (
     "Model",
@@ -335,7 +335,7 @@ def cost(
         check_not_a_size(str(runs[0]))
     asked = question(said)
     if plot is not None:
-        from gptcli.cli.cost_plot import check_plot
+        from gptcli.runs.plots import check_plot
 
         check_plot(plot)
     ANSWERS[asked](said, Look(json=json, markdown=markdown, explain=explain, plot=plot))

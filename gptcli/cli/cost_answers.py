@@ -24,8 +24,7 @@ from gptcli.cli.cost_plan import print_plans, rank_rows, train_options
 from gptcli.cli.cost_report import print_estimate, print_sizes
 from gptcli.cli.cost_sheet import print_lines
 from gptcli.cli.cost_subject import DEFAULT_SIZE, estimate, named, subject, subjects
-from gptcli.cost.budget import affordable
-from gptcli.cost.cluster import batch_sequences
+from gptcli.cost.cluster import affordable, batch_sequences
 from gptcli.cost.estimate import Estimate
 from gptcli.cost.planner import plans
 from gptcli.errors import UsageError
@@ -57,7 +56,7 @@ def answer_model(said: dict[str, Any], look: Look) -> None:
     terms = Terms(said)
     found = estimate(model, said.get("tokens"), terms)
     if look.plot is not None:
-        from gptcli.cli import cost_plot as plot
+        from gptcli.runs import plots as plot
 
         if "flops" in said:
             picture = plot.compute_by_year(found)
@@ -89,7 +88,7 @@ def answer_flops(said: dict[str, Any], look: Look) -> None:
     terms = Terms(said)
     found = Estimate(f"{short(amount)} FLOP", amount, terms.cluster(None, amount)[0])
     if look.plot is not None:
-        from gptcli.cli.cost_plot import compute_by_year, write_plot
+        from gptcli.runs.plots import compute_by_year, write_plot
 
         write_plot(look.plot, compute_by_year(found))
     if look.json:
@@ -109,7 +108,7 @@ def answer_table(said: dict[str, Any], look: Look) -> None:
     terms = Terms(said)
     every = [estimate(one, said.get("tokens"), terms) for one in subjects()]
     if look.plot is not None:
-        from gptcli.cli.cost_plot import compute_by_model, write_plot
+        from gptcli.runs.plots import compute_by_model, write_plot
 
         write_plot(look.plot, compute_by_model())
     if look.json:
@@ -166,7 +165,7 @@ def answer_plan(said: dict[str, Any], look: Look) -> None:
         )
     words = _model_options(said, model)
     if look.plot is not None:
-        from gptcli.cli.cost_plot import time_of_plans, write_plot
+        from gptcli.runs.plots import time_of_plans, write_plot
 
         write_plot(look.plot, time_of_plans(one.name, found))
     if look.json:
@@ -196,7 +195,7 @@ def answer_optimal(said: dict[str, Any], look: Look) -> None:
     flops = positive("optimal", said["optimal"]) or 0.0
     report = optimal_report(flops)
     if look.plot is not None:
-        from gptcli.cli.cost_plot import loss_by_compute, write_plot
+        from gptcli.runs.plots import loss_by_compute, write_plot
 
         write_plot(look.plot, loss_by_compute(flops))
     print_json("cost", report) if look.json else print_optimal(report, markdown=look.markdown)
@@ -227,7 +226,7 @@ def answer_fit(said: dict[str, Any], look: Look) -> None:
             "--tokens of what model?", where="--fit", hint="name a --size or its shape too"
         )
     if look.plot is not None:
-        from gptcli.cli.cost_plot import fitted_law, write_plot
+        from gptcli.runs.plots import fitted_law, write_plot
 
         write_plot(look.plot, fitted_law(fitted, runs, predicted))
     if look.json:

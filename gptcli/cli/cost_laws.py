@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptcli.cli.cost_sheet import print_lines, print_table
-from gptcli.cost.budget import Affordable
+from gptcli.cost.cluster import Affordable
 from gptcli.cost.scaling import (
     CHINCHILLA,
     GPT3_RANGE,
@@ -25,12 +25,12 @@ from gptcli.errors import InputError
 from gptcli.files import read_text
 from gptcli.model.hf_config import read_model_config
 from gptcli.model.not_a_model import explain
+from gptcli.model.source import METRICS
 from gptcli.numbers import amount, figure, gpu_time, short
 
 if TYPE_CHECKING:
     from gptcli.cost.lawfit import Fitted, Run
 
-METRICS = "metrics.jsonl"
 
 
 def optimal_report(flops: float) -> dict[str, Any]:

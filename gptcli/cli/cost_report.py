@@ -7,18 +7,18 @@ from collections.abc import Callable
 import typer
 
 from gptcli.cli.cost_sheet import Row, print_lines, print_rows, print_table
-from gptcli.cost.assumptions import USER
 from gptcli.cost.estimate import Cluster, Estimate
+from gptcli.cost.flops import parameters_by_part
+from gptcli.cost.hardware import USER
 from gptcli.cost.inference import inference
-from gptcli.cost.memory import kv_cache_per_token, least_gpus, memory_by_part
-from gptcli.cost.parameters import parameters_by_part
+from gptcli.cost.memory import kv_cache_per_token, memory_by_part, min_gpus
 from gptcli.cost.scaling import RANGES, predicted_losses
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import (
     ENERGY,
     GPU_TIME,
-    LEAST,
     MASS,
+    MIN_SHOWN,
     SPEED,
     TIME,
     amount,
@@ -75,7 +75,7 @@ def print_estimate(
         rows += (
             _work(estimate, tokens)[:3] if brief else _work(estimate, tokens) + _attention(estimate)
         )
-    rows += [("  PF-days", figure(estimate.pf_days), "")] if estimate.pf_days >= LEAST else []
+    rows += [("  PF-days", figure(estimate.pf_days), "")] if estimate.pf_days >= MIN_SHOWN else []
     rows += _time_and_money(estimate, assumed=assumed)
     if not brief and parameters is not None:
         rows += [] if model is None or tokens is None else _losses(model, tokens)
@@ -90,7 +90,9 @@ def print_sizes(
 ) -> None:
     """A row for each estimate of a training run, all on the same cluster."""
     cluster = estimates[0].cluster
-    size, unit = unit_for(min(estimate.gpu_hours for estimate in estimates) * 3600, GPU_TIME, LEAST)
+    size, unit = unit_for(
+        min(estimate.gpu_hours for estimate in estimates) * 3600, GPU_TIME, MIN_SHOWN
+    )
     rows = [
         [
             "size",
@@ -189,7 +191,7 @@ def _time_and_money(estimate: Estimate, *, assumed: str) -> list[Row]:
     rows.append((f"  {unit}, sustained", figure(cluster.throughput.value / size), mfu))
     if cluster.goodput is not None:
         rows.append(("  goodput", percent(cluster.goodput.value, 0), "of the time it trains"))
-    if estimate.gpu_years >= LEAST:
+    if estimate.gpu_years >= MIN_SHOWN:
         rows.append(("  GPU-years", figure(estimate.gpu_years), "of 365 days"))
     seconds, (size, unit) = estimate.gpu_hours * 3600, gpu_unit(estimate.gpu_hours)
     between = _between(estimate, seconds, lambda value: figure(value / size)).removeprefix(", ")
@@ -242,7 +244,7 @@ def _fit(n_bytes: int, cluster: Cluster) -> str:
     if cluster.memory_bytes is None:
         return ""
     least, each = (
-        least_gpus(n_bytes, cluster.memory_bytes),
+        min_gpus(n_bytes, cluster.memory_bytes),
         f"{_gpu(cluster)} of {in_bytes(cluster.memory_bytes)}",
     )
     return f"fits {cluster.count:,} {each}" if least <= cluster.count else f"needs {least:,} {each}"
@@ -318,7 +320,7 @@ def formulas(estimate: Estimate) -> list[str]:
             )
         each = round(estimate.flops / N / tokens)
         lines.append(f"FLOP = {each}·N·D = {each} x {N:,} x {tokens:,} = {short(estimate.flops)}")
-    if estimate.pf_days >= LEAST:
+    if estimate.pf_days >= MIN_SHOWN:
         lines.append(f"PF-days = FLOP / 8.64e19 = {figure(estimate.pf_days)}")
     share = "" if cluster.goodput is None else f" x goodput {cluster.goodput.value:g}"
     size, unit = gpu_unit(estimate.gpu_hours)
@@ -331,11 +333,11 @@ def formulas(estimate: Estimate) -> list[str]:
     if cluster.gpu is not None and cluster.mfu is not None:
         peak = f"{short(cluster.throughput.value)} / {short(cluster.gpu.peak_flops)}"
         lines.append(f"MFU = throughput / peak = {peak} = {percent(cluster.mfu)}")
-    if estimate.gpu_years >= LEAST:
+    if estimate.gpu_years >= MIN_SHOWN:
         lines.append(f"GPU-years = GPU-hours / 8,760 = {figure(estimate.gpu_years)}")
     if cluster.price is not None:
         lines.append(f"dollars = GPU-hours x {cluster.price.value:g} = {dollars(estimate.dollars)}")
-    if estimate.days >= LEAST:
+    if estimate.days >= MIN_SHOWN:
         lines.append(f"days = GPU-hours / {cluster.count:,} / 24 = {figure(estimate.days)}")
     if (used := estimate.energy) is not None:
         watts, server, building, co2 = (a.value for a in used.assumptions)

@@ -14,8 +14,8 @@ from typing import Any
 from gptcli import strict_json
 from gptcli.errors import InputError
 from gptcli.files import atomic_write, parse_json
+from gptcli.model.source import METRICS
 
-METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 LONGEST, SHORTEST = 100, 5  # steps of a running mean of the loss
 Line = dict[str, Any]
 

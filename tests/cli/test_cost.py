@@ -14,7 +14,7 @@ import pytest
 
 from gptcli.cli.cost_subject import OTHERS
 from gptcli.papers.models import MODELS
-from tests.cli.test_cost_svg import check_picture
+from tests.runs.test_charts import check_picture
 
 CONTRACT_KEYS = {
     "parameters", "flops", "pf_days", "gpu_years", "gpu_hours", "dollars", "days", "memory_bytes", "mfu", "assumptions",
