@@ -24,13 +24,12 @@ from gptcli.cost.scaling import (
 from gptcli.errors import InputError
 from gptcli.files import read_text
 from gptcli.model.hf_config import read_model_config
-from gptcli.model.not_a_model import explain
+from gptcli.model.not_a_model import not_a_model_error
 from gptcli.model.source import METRICS
 from gptcli.numbers import amount, figure, gpu_time, short
 
 if TYPE_CHECKING:
     from gptcli.cost.lawfit import Fitted, Run
-
 
 
 def optimal_report(flops: float) -> dict[str, Any]:
@@ -113,7 +112,7 @@ def read_run(path: Path) -> Run:
     from gptcli.runs.metrics import smoothed_loss
 
     if path.is_file() and path.suffix != ".jsonl":
-        raise explain(path)
+        raise not_a_model_error(path)
     metrics = path if path.is_file() else path / METRICS
     config = read_model_config(metrics.parent)
     last: dict[str, Any] = {}

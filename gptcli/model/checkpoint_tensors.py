@@ -41,13 +41,13 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class SavedTensor:
+class StoredTensor:
     dtype: torch.dtype
     size: list[int]
     pieces: list[Piece]
 
 
-def read_index(folder: Path) -> dict[str, SavedTensor]:
+def read_index(folder: Path) -> dict[str, StoredTensor]:
     """Read what a checkpoint holds, by name. Raises InputError if its index is broken, leads out of
     the folder, or describes tensors that its files are too small for, so that no memory is
     allocated for what a file only claims."""
@@ -56,7 +56,7 @@ def read_index(folder: Path) -> dict[str, SavedTensor]:
     table = read_json(path)
     try:
         tensors = {
-            name: SavedTensor(dtypes[row["dtype"]], _whole_numbers(row["size"]), _pieces(row))
+            name: StoredTensor(dtypes[row["dtype"]], _whole_numbers(row["size"]), _pieces(row))
             for name, row in table.items()
         }
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -71,7 +71,7 @@ def read_index(folder: Path) -> dict[str, SavedTensor]:
     return tensors
 
 
-class SavedModel(Mapping[str, torch.Tensor]):
+class CheckpointStateDict(Mapping[str, torch.Tensor]):
     """The weights of a checkpoint, each tensor assembled in this process when it is asked for; of a
     fine-tuning those of its language model alone."""
 

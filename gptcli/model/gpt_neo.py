@@ -27,13 +27,13 @@ from collections.abc import Collection, Iterator, Mapping
 import torch
 
 from gptcli.model.config import ModelConfig
-from gptcli.model.hf import HEAD, Read, Tensors, head_after_head, kind_after_kind
+from gptcli.model.hf import HEAD, Read, Tensors, qkv_rows_from_hf, qkv_rows_to_hf
 
 PREFIX = "transformer."
 NEO_OUT = "attn.attention.out_proj"
 
 
-def to_neo(
+def to_gpt_neo(
     names: Collection[str], read: Read, config: ModelConfig
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Our tensors of these names as a GPT-Neo's, fp32, layer by layer; each is `read` when its turn
@@ -46,11 +46,13 @@ def to_neo(
                 read(name).detach().float().contiguous(),
             )
     for layer in range(config.n_layer):
-        yield from layer_to_neo(layer, names, read, config).items()
+        yield from layer_to_gpt_neo(layer, names, read, config).items()
 
 
-def layer_to_neo(layer: int, names: Collection[str], read: Read, config: ModelConfig) -> Tensors:
-    """A layer of `to_neo`."""
+def layer_to_gpt_neo(
+    layer: int, names: Collection[str], read: Read, config: ModelConfig
+) -> Tensors:
+    """A layer of `to_gpt_neo`."""
     at = f"h.{layer}."
     ours = [name.removeprefix(at) for name in names if name.startswith(at)]
     folded = _fold(
@@ -75,8 +77,8 @@ def layer_to_neo(layer: int, names: Collection[str], read: Read, config: ModelCo
 def _fold(block: Tensors, config: ModelConfig) -> Tensors:
     """The tensors of one layer that differ, float64."""
     gain, bias = block["ln_1.weight"], block["ln_1.bias"]
-    w_q, w_k, w_v = kind_after_kind(".c_attn.weight", block["attn.c_attn.weight"], config).chunk(3)
-    b_q, _, b_v = kind_after_kind(".c_attn.bias", block["attn.c_attn.bias"], config).chunk(3)
+    w_q, w_k, w_v = qkv_rows_to_hf(".c_attn.weight", block["attn.c_attn.weight"], config).chunk(3)
+    b_q, _, b_v = qkv_rows_to_hf(".c_attn.bias", block["attn.c_attn.bias"], config).chunk(3)
     w_o, b_o = block["attn.c_proj.weight"], block["attn.c_proj.bias"]
     if not b_q.is_meta and b_q.any():  # on the meta device shapes alone are asked for
         u, direction = 1 / gain, gain
@@ -95,7 +97,7 @@ def _fold(block: Tensors, config: ModelConfig) -> Tensors:
     }
 
 
-def from_neo(
+def from_gpt_neo(
     stored: Mapping[str, torch.Tensor], config: ModelConfig
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """A GPT-Neo's tensors as ours, each in its turn: biases 0, queries times sqrt(D). Tensors that
@@ -121,5 +123,5 @@ def from_neo(
                     part["v"],
                 ]
             )
-            yield f"{head}attn.c_attn.weight", head_after_head(".c_attn.weight", rows, config)
+            yield f"{head}attn.c_attn.weight", qkv_rows_from_hf(".c_attn.weight", rows, config)
             yield f"{head}attn.c_attn.bias", rows.new_zeros(len(rows))

@@ -23,7 +23,12 @@ from gptcli.model.hf_config import RELEASED_SHAPES
 Tensors = dict[str, torch.Tensor]
 Read = Callable[[str], torch.Tensor]
 HEAD = "lm_head.weight"
-STORED_IN_OUT = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+CONV1D_WEIGHTS = (
+    "attn.c_attn.weight",
+    "attn.c_proj.weight",
+    "mlp.c_fc.weight",
+    "mlp.c_proj.weight",
+)
 BUFFERS = (".attn.bias", ".attn.masked_bias", "position_ids")  # that old files carry
 GPT1_NAMES = {"wte.weight": "tokens_embed.weight", "wpe.weight": "positions_embed.weight"}
 RELEASED_BLOCK = (  # GPT-1's tensors of a layer, in the order of its file
@@ -33,7 +38,7 @@ RELEASED_BLOCK = (  # GPT-1's tensors of a layer, in the order of its file
 RELEASED_PARTS = 10
 
 
-def to_stored(
+def to_hf(
     names: Iterable[str], read: Read, config: ModelConfig
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Our tensors of these names as GPT-2's file has them, or GPT-1's where the model is post-norm;
@@ -44,15 +49,15 @@ def to_stored(
             if not config.tied:
                 yield name, read(name).detach().float().contiguous()
             continue
-        tensor = kind_after_kind(name, read(name).detach().float(), config)
+        tensor = qkv_rows_to_hf(name, read(name).detach().float(), config)
         theirs = GPT1_NAMES.get(name, name) if config.norm == "post" else name
         yield (
             f"transformer.{theirs}",
-            (tensor.T if name.endswith(STORED_IN_OUT) else tensor).contiguous(),
+            (tensor.T if name.endswith(CONV1D_WEIGHTS) else tensor).contiguous(),
         )
 
 
-def from_stored(
+def from_hf(
     stored: Mapping[str, torch.Tensor], config: ModelConfig
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The other way, each in its turn. Tensors that have no place in the model keep their names."""
@@ -63,9 +68,9 @@ def from_stored(
         if not name.endswith(BUFFERS):
             yield (
                 name,
-                head_after_head(
+                qkv_rows_from_hf(
                     name,
-                    tensor.T if name.endswith(STORED_IN_OUT) and tensor.ndim == 2 else tensor,
+                    tensor.T if name.endswith(CONV1D_WEIGHTS) and tensor.ndim == 2 else tensor,
                     config,
                 ),
             )
@@ -117,10 +122,10 @@ def read_release(folder: Path, config: ModelConfig) -> Iterator[tuple[str, torch
         name: torch.from_numpy(array[0] if array.ndim == 3 else array)
         for name, array in zip(names, arrays, strict=True)
     }
-    return from_stored(stored, config)
+    return from_hf(stored, config)
 
 
-def kind_after_kind(name: str, tensor: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+def qkv_rows_to_hf(name: str, tensor: torch.Tensor, config: ModelConfig) -> torch.Tensor:
     """The rows of c_attn as GPT-2 has them, (3, H, D), from ours, (H, 3, D); any other tensor as it
     is.
     """
@@ -129,7 +134,7 @@ def kind_after_kind(name: str, tensor: torch.Tensor, config: ModelConfig) -> tor
     return tensor.unflatten(0, (config.n_head, 3, -1)).transpose(0, 1).flatten(0, 2)
 
 
-def head_after_head(name: str, tensor: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+def qkv_rows_from_hf(name: str, tensor: torch.Tensor, config: ModelConfig) -> torch.Tensor:
     """The other way; a tensor of another shape, which does not fit the model, as it is."""
     if ".c_attn." not in name or len(tensor) != 3 * config.d_model:
         return tensor

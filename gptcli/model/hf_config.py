@@ -16,7 +16,7 @@ from typing import Any
 from gptcli.errors import InputError
 from gptcli.files import read_json
 from gptcli.model.config import NORM_EPS, ModelConfig
-from gptcli.model.not_a_model import explain
+from gptcli.model.not_a_model import not_a_model_error
 
 CONFIG = "config.json"
 RELEASED_SHAPES = "params_shapes.json"
@@ -36,14 +36,14 @@ DROPOUTS = {
     GPT1: ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
     NEO: ("resid_dropout", "embed_dropout", "attention_dropout"),
 }
-MOST = 1 << 28  # of any size in a file: products of two still fit where they are computed
+MAX_SIZE = 1 << 28  # of any size in a file: products of two still fit where they are computed
 # vocabularies are padded to a multiple of one of these: 50,304 is one of 128
 PADDINGS = tuple(2**n for n in range(3, 11))
-FEW_ROWS = 64  # that some programs add for tokens of their own
+MAX_ADDED_ROWS = 64  # that some programs add for tokens of their own
 KINDS = {"dense": "global", "banded": "local"}  # of layers, ours and GPT-Neo's
 
 
-def family(config: ModelConfig) -> str:
+def model_type(config: ModelConfig) -> str:
     """The model type of transformers that computes the same function."""
     if config.norm == "post":
         return GPT1
@@ -52,7 +52,7 @@ def family(config: ModelConfig) -> str:
 
 def to_transformers(config: ModelConfig, eot_id: int) -> dict[str, Any]:
     """`config` in the words of its family's configuration."""
-    kind = family(config)
+    kind = model_type(config)
     table: dict[str, Any] = {"architectures": [CLASSES[kind]], "model_type": kind}
     table |= {theirs: getattr(config, ours) for ours, theirs in NAMES[kind].items()}
     if kind == GPT2:
@@ -90,11 +90,11 @@ def read_model_config(folder: Path) -> ModelConfig:
     if not path.is_file():
         if (Path(folder) / RELEASED_SHAPES).is_file():
             return _released_config(Path(folder) / RELEASED_SHAPES)
-        raise explain(folder)
+        raise not_a_model_error(folder)
     table, kind = _table(path)
     missing = [theirs for theirs in NAMES[kind].values() if not _is_size(table.get(theirs))]
     if missing:
-        raise InputError(f"no whole number under {missing[0]!r} from 1 to {MOST:,}", where=path)
+        raise InputError(f"no whole number under {missing[0]!r} from 1 to {MAX_SIZE:,}", where=path)
     tied, dropout = table.get("tie_word_embeddings", True), table.get(DROPOUTS[kind][0], 0.0)
     if not isinstance(tied, bool) or not isinstance(dropout, int | float):
         raise InputError(
@@ -135,11 +135,12 @@ def is_padded(rows: int, entries: int) -> bool:
     tokenizer do not belong together.
     """
     return entries < rows and (
-        rows - entries < FEW_ROWS or any(rows == -(-entries // size) * size for size in PADDINGS)
+        rows - entries < MAX_ADDED_ROWS
+        or any(rows == -(-entries // size) * size for size in PADDINGS)
     )
 
 
-def read_family(folder: Path) -> str:
+def read_model_type(folder: Path) -> str:
     """The model type in a folder's config.json: GPT2, GPT1 or NEO. Raises InputError as
     `read_model_config`.
     """
@@ -161,7 +162,7 @@ def _table(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _is_size(value: object) -> bool:
-    return type(value) is int and 1 <= value <= MOST
+    return type(value) is int and 1 <= value <= MAX_SIZE
 
 
 def _pattern(table: dict[str, Any], n_layer: int, path: Path) -> str:

@@ -27,7 +27,7 @@ UNFINISHED = "the run has not ended, and holds no model that can be read yet"
 WHAT_IS_READ = "a model is a run folder, or a transformers folder with config.json, model.safetensors and tokenizer.json"
 
 
-def explain(path: Path) -> InputError:
+def not_a_model_error(path: Path) -> InputError:
     """The error for a `path` that holds no model."""
     path = Path(path)
     if path.is_dir():
@@ -121,7 +121,7 @@ def _folder(path: Path) -> tuple[str, str]:
     return "no config.json here", WHAT_IS_READ
 
 
-def no_weights(folder: Path) -> InputError:
+def no_weights_error(folder: Path) -> InputError:
     """The error for a `folder` with a config.json but no weights that can be read."""
     if (folder / RUN_TOML).is_file():
         what, hint = UNFINISHED, f"gpt train --resume --out {folder} goes on with it"

@@ -23,19 +23,19 @@ import torch.nn.functional as F
 from gptcli.errors import InputError
 from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, read_json, sha256, write_json
-from gptcli.model.checkpoint_tensors import SavedModel
+from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.model.config import NORM_EPS, ModelConfig
-from gptcli.model.gpt_neo import from_neo, layer_to_neo, to_neo
-from gptcli.model.hf import HEAD, Tensors, from_stored, read_release, to_stored
+from gptcli.model.gpt_neo import from_gpt_neo, layer_to_gpt_neo, to_gpt_neo
+from gptcli.model.hf import HEAD, Tensors, from_hf, read_release, to_hf
 from gptcli.model.hf_config import (
     CONFIG,
     NEO,
-    family,
-    read_family,
+    model_type,
     read_model_config,
+    read_model_type,
     to_transformers,
 )
-from gptcli.model.not_a_model import no_weights
+from gptcli.model.not_a_model import no_weights_error
 from gptcli.model.source import (
     UNFINISHED,
     WEIGHTS,
@@ -44,7 +44,7 @@ from gptcli.model.source import (
     checkpoint_digest,
     find_model,
 )
-from gptcli.model.tensor_file import open_tensors, unreadable, write_tensors
+from gptcli.model.tensor_file import open_tensors, unreadable_error, write_tensors
 from gptcli.model.transformer import GPT, Block
 
 GENERATION, NATIVE = "generation_config.json", "native.safetensors"
@@ -76,15 +76,15 @@ def save_model(
         else state
     )
     names = _blank(config)
-    twin = family(config) == NEO
+    twin = model_type(config) == NEO
     if twin and report is None:
         report = neo_report(tensors, config)
     folder = Path(folder)
     with atomic_write(folder / WEIGHTS) as file:  # which takes its name after all the others
-        digest = _write(file, to_neo if twin else to_stored, names, tensors, config)
+        digest = _write(file, to_gpt_neo if twin else to_hf, names, tensors, config)
         if twin:
             with atomic_write(folder / NATIVE) as native:
-                _write(native, to_stored, names, tensors, config, {TWIN: digest})
+                _write(native, to_hf, names, tensors, config, {TWIN: digest})
         save_config(folder, config, eot_id=eot_id, report=report)
 
 
@@ -114,7 +114,7 @@ def save_unfinished(
     The file is replaced in one move and the index is always the same, so that the folder loads at
     every moment from the first time on.
     """
-    form, names = to_neo if family(config) == NEO else to_stored, _blank(config)
+    form, names = to_gpt_neo if model_type(config) == NEO else to_hf, _blank(config)
     with atomic_write(folder / UNFINISHED) as file:
         _write(file, form, names, tensors, config, {"step": str(step)})
     like = dict(form(names, names.__getitem__, config))
@@ -168,7 +168,7 @@ def neo_report(tensors: Mapping[str, torch.Tensor], config: ModelConfig) -> dict
         )(ours)
         neo = _layer(
             layer,
-            dict(from_neo(layer_to_neo(layer, names, tensors.__getitem__, config), config)),
+            dict(from_gpt_neo(layer_to_gpt_neo(layer, names, tensors.__getitem__, config), config)),
             config,
         )(neo)
     gain, bias = (tensors[f"ln_f.{part}"].float() for part in ("weight", "bias"))
@@ -267,17 +267,17 @@ def read_weights(where: Path | ModelSource) -> Iterator[tuple[str, torch.Tensor]
     folder, config = source.folder, read_model_config(source.folder)
     if source.checkpoint is not None:
         return _checked(
-            _enough(SavedModel(source.checkpoint), config, source.checkpoint).items(),
+            _enough(CheckpointStateDict(source.checkpoint), config, source.checkpoint).items(),
             config,
             source.checkpoint,
         )
     if not (folder / CONFIG).is_file():
         return _checked(read_release(folder, config), config, folder)
-    neo = read_family(folder) == NEO
+    neo = read_model_type(folder) == NEO
     native = _read_native(folder) if neo else None
     stored = _enough(_read_tensors(folder) if native is None else native, config, folder)
     return _checked(
-        (from_neo if neo and native is None else from_stored)(_tie(stored, config, folder), config),
+        (from_gpt_neo if neo and native is None else from_hf)(_tie(stored, config, folder), config),
         config,
         folder,
     )
@@ -363,7 +363,7 @@ def _read_native(folder: Path) -> Tensors | None:
         with open_tensors(folder / NATIVE) as file:
             twin = (file.metadata() or {}).get(TWIN)
     except SafetensorError as error:
-        raise unreadable(folder / NATIVE, error) from None
+        raise unreadable_error(folder / NATIVE, error) from None
     return _read_file(folder, NATIVE) if twin == sha256(folder / WEIGHTS) else None
 
 
@@ -373,7 +373,7 @@ def _read_tensors(folder: Path) -> Tensors:
     files = [WEIGHTS]
     if not (folder / WEIGHTS).is_file():
         if not index.is_file():
-            raise no_weights(folder)
+            raise no_weights_error(folder)
         files = _indexed(index)
     tensors: Tensors = {}
     for file in files:
@@ -425,4 +425,4 @@ def _read_file(folder: Path, file: str) -> Tensors:
             hint="download or copy it again",
         ) from None
     except (SafetensorError, ValueError) as error:
-        raise unreadable(folder / file, error) from None
+        raise unreadable_error(folder / file, error) from None

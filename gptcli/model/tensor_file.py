@@ -81,7 +81,7 @@ def open_tensors(path: Path) -> Iterator[safe_open]:
         yield stack.enter_context(safe_open(name, "pt"))
 
 
-def unreadable(path: Path, reason: object) -> InputError:
+def unreadable_error(path: Path, reason: object) -> InputError:
     """The error for a file that safetensors refuses for `reason`: cut short, another kind of file,
     or damaged.
     """

@@ -13,7 +13,7 @@ import torch
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.events import SILENT, Events
 from gptcli.model.hf_config import is_padded
-from gptcli.model.not_a_model import explain
+from gptcli.model.not_a_model import not_a_model_error
 from gptcli.model.safetensors_io import open_model
 from gptcli.model.source import FINETUNE_REPORT, RUN_TOML, ModelSource, find_model
 from gptcli.model.transformer import GPT
@@ -66,7 +66,7 @@ def load(
             f"unknown precision {precision!r}", hint=nearest(precision, ["auto", *PRECISIONS])
         )
     if not find_model(folder, checkpoint).folder.is_dir():
-        raise explain(folder)
+        raise not_a_model_error(folder)
     model, source = open_model(
         folder, step=checkpoint, device=where, dtype=PRECISIONS[precision], events=events
     )

@@ -17,9 +17,9 @@ import torch
 from gptcli import strict_json
 from gptcli.events import Events
 from gptcli.files import atomic_write
-from gptcli.model.checkpoint_tensors import SavedModel
+from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.model.config import ModelConfig
-from gptcli.model.hf_config import NEO, family
+from gptcli.model.hf_config import NEO, model_type
 from gptcli.model.safetensors_io import (
     neo_report,
     remove_unfinished,
@@ -68,7 +68,7 @@ class TransformersCopy(Follower):
         self.out, self.model = out, model
 
     def work(self, folder: Path, step: int, tokens: int) -> None:
-        save_unfinished(self.out, _Leaving(SavedModel(folder), self), self.model, step)
+        save_unfinished(self.out, _Leaving(CheckpointStateDict(folder), self), self.model, step)
 
 
 class _Leaving(Mapping[str, torch.Tensor]):
@@ -101,7 +101,7 @@ def export(
 ) -> None:
     """Write tokenizer, model card, configuration and weights of the finished model."""
     _write_tokenizer(run)
-    report = neo_report(tensors, run.model) if family(run.model) == NEO else None
+    report = neo_report(tensors, run.model) if model_type(run.model) == NEO else None
     write_card(run, model_card(run, last, val_loss, report, finished=True))
     save_model(run.out, tensors, run.model, eot_id=run.eot_id, report=report)
     tidy(run.out)
@@ -190,7 +190,7 @@ def front_matter(run: Run, val_loss: float | None) -> str:
     about: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": [family(run.model), "gpt"],
+        "tags": [model_type(run.model), "gpt"],
     }
     if val_loss is not None:
         result = {

@@ -17,7 +17,7 @@ from gptcli.distributed.context import Place
 from gptcli.errors import Interrupted, RunError
 from gptcli.events import Events
 from gptcli.interrupts import Answer, leave
-from gptcli.model.checkpoint_tensors import SavedModel
+from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.numbers import WEEK, amount, rough_duration
 from gptcli.runs.metrics import Line, MetricsLog, smoothed_loss, window
 from gptcli.runs.report import write_report
@@ -344,7 +344,7 @@ class Training:
             last = {**self.last, "smoothed_loss": self.smoothed_loss()}
             export(
                 self.run,
-                SavedModel(folder_of(self.run.out, self.position.step)),
+                CheckpointStateDict(folder_of(self.run.out, self.position.step)),
                 last,
                 self.val_loss,
             )

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from gptcli.events import Events
-from gptcli.model.checkpoint_tensors import SavedModel
+from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.model.safetensors_io import assemble
 from gptcli.model.source import SAMPLES
 from gptcli.model.transformer import GPT
@@ -72,7 +72,7 @@ class Sampler(Follower):
 
 def model_of(run: Run, folder: Path) -> GPT:
     """The model of a checkpoint, on the CPU, for inference."""
-    return assemble(dict(SavedModel(folder)), run.model)
+    return assemble(dict(CheckpointStateDict(folder)), run.model)
 
 
 class Draft(TokenSequence):

@@ -24,7 +24,7 @@ from gptcli.distributed.context import Place
 from gptcli.events import SILENT
 from gptcli.files import sha256, write_json
 from gptcli.finetune.task import read_task
-from gptcli.model.checkpoint_tensors import SavedModel
+from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import load_model, save_model
 from gptcli.model.source import INDEX, STATE
@@ -372,7 +372,7 @@ def checkpoints() -> list[Target]:
         store = Checkpoints(folder, place, keep=1)
         if (found := store.newest(SILENT)) is not None:
             store.load(found, dict(fresh.named_parameters()), torch.optim.AdamW(fresh.parameters()))
-            dict(SavedModel(found))
+            dict(CheckpointStateDict(found))
 
     files = written(write)
     assert f"{STEP}/{INDEX}" in files

@@ -11,7 +11,7 @@ import torch
 
 from gptcli.model import safetensors_io
 from gptcli.model.config import ModelConfig
-from gptcli.model.gpt_neo import to_neo
+from gptcli.model.gpt_neo import to_gpt_neo
 from gptcli.model.safetensors_io import load_model, neo_report, save_model
 from gptcli.model.transformer import GPT
 
@@ -146,7 +146,7 @@ def test_the_report_says_plainly_where_it_is_worse_than_the_tolerance(
 def test_without_query_bias_layer_norm_stays() -> None:
     model = random_model(biases=0.0)
     state = model.state_dict()
-    stored = dict(to_neo(state, state.__getitem__, CONFIG))
+    stored = dict(to_gpt_neo(state, state.__getitem__, CONFIG))
     assert torch.equal(stored["transformer.h.0.ln_1.bias"], model.h[0].ln_1.bias)
     torch.testing.assert_close(
         stored["transformer.h.0.attn.attention.q_proj.weight"] * 4,

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from gptcli.errors import InputError
 from gptcli.model.config import ModelConfig
 from gptcli.model.hf import (
-    from_stored,
-    head_after_head,
-    kind_after_kind,
+    from_hf,
+    qkv_rows_from_hf,
+    qkv_rows_to_hf,
     read_release,
-    to_stored,
+    to_hf,
 )
 from gptcli.model.transformer import GPT
 
@@ -33,9 +33,9 @@ def test_rows_by_hand() -> None:
     """
     ours = torch.arange(18)
     theirs = torch.tensor([0, 1, 2, 9, 10, 11, 3, 4, 5, 12, 13, 14, 6, 7, 8, 15, 16, 17])
-    assert torch.equal(kind_after_kind("h.0.attn.c_attn.bias", ours, config()), theirs)
-    assert torch.equal(head_after_head("h.0.attn.c_attn.bias", theirs, config()), ours)
-    assert torch.equal(kind_after_kind("h.0.mlp.c_fc.bias", ours, config()), ours)
+    assert torch.equal(qkv_rows_to_hf("h.0.attn.c_attn.bias", ours, config()), theirs)
+    assert torch.equal(qkv_rows_from_hf("h.0.attn.c_attn.bias", theirs, config()), ours)
+    assert torch.equal(qkv_rows_to_hf("h.0.mlp.c_fc.bias", ours, config()), ours)
 
 
 @given(heads=st.integers(1, 5), width=st.integers(1, 4), columns=st.integers(1, 3))
@@ -43,7 +43,7 @@ def test_rows_there_and_back(heads: int, width: int, columns: int) -> None:
     shape = config(n_head=heads, d_model=heads * width)
     rows = torch.randperm(3 * heads * width * columns).view(-1, columns)
     name = "h.1.attn.c_attn.weight"
-    assert torch.equal(head_after_head(name, kind_after_kind(name, rows, shape), shape), rows)
+    assert torch.equal(qkv_rows_from_hf(name, qkv_rows_to_hf(name, rows, shape), shape), rows)
 
 
 @pytest.mark.parametrize("changes", [{}, {"tied": False}, {"norm": "post"}], ids=str)
@@ -51,14 +51,14 @@ def test_names_and_shapes_of_the_files(changes: dict[str, object]) -> None:
     model = GPT(config(**changes))
     model.init_weights(0)
     state = model.state_dict()
-    stored = dict(to_stored(state, state.__getitem__, model.config))
+    stored = dict(to_hf(state, state.__getitem__, model.config))
     embedding = "tokens_embed" if "norm" in changes else "wte"
     assert torch.equal(stored[f"transformer.{embedding}.weight"], model.wte.weight)
     assert stored["transformer.h.0.mlp.c_fc.weight"].shape == (6, 24)  # in, out
     assert torch.equal(stored["transformer.h.1.mlp.c_proj.weight"], model.h[1].mlp.c_proj.weight.T)
     assert ("lm_head.weight" in stored) == ("tied" in changes)
     assert ("transformer.ln_f.weight" in stored) == ("norm" not in changes)
-    back = dict(from_stored(stored, model.config))
+    back = dict(from_hf(stored, model.config))
     state = model.state_dict()
     assert back.keys() == state.keys() - (set() if "tied" in changes else {"lm_head.weight"})
     assert all(torch.equal(back[name], state[name]) for name in back)
@@ -70,7 +70,7 @@ def test_buffers_of_old_files_go_and_strangers_keep_their_names() -> None:
         "h.0.attn.masked_bias": torch.ones(1),
         "score.weight": torch.ones(2),
     }
-    assert dict(from_stored(stored, config())).keys() == {"score.weight"}
+    assert dict(from_hf(stored, config())).keys() == {"score.weight"}
 
 
 def test_a_release_that_is_not_whole(tmp_path: Path) -> None:

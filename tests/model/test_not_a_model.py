@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from gptcli.errors import InputError
-from gptcli.model.not_a_model import HUB, explain, no_weights
-from gptcli.model.tensor_file import unreadable
+from gptcli.model.not_a_model import HUB, no_weights_error, not_a_model_error
+from gptcli.model.tensor_file import unreadable_error
 
 
 @pytest.fixture(autouse=True)
@@ -61,26 +61,26 @@ def test_what_it_is_and_what_to_do(case: str) -> None:
     files, named, answer = FILES[case]
     for path, data in files.items():
         write(path, data)
-    error = explain(Path(named))
+    error = not_a_model_error(Path(named))
     assert error.where == named
     assert re.search(answer.replace("?", r"\?"), f"{error.what}\n  {error.hint}"), error
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
-    assert "is an empty folder" in explain(tmp_path).what
+    assert "is an empty folder" in not_a_model_error(tmp_path).what
 
 
 @pytest.mark.parametrize("name", HUB)
 def test_every_name_of_the_hub_has_a_command(name: str) -> None:
-    assert f"hf download {HUB[name]} " in str(explain(Path(name)).hint)
+    assert f"hf download {HUB[name]} " in str(not_a_model_error(Path(name)).hint)
 
 
 def test_a_folder_without_weights() -> None:
     write("a/config.json")
-    assert "no model.safetensors here" in no_weights(Path("a")).what
+    assert "no model.safetensors here" in no_weights_error(Path("a")).what
     write("a/pytorch_model.bin", b"PK\x03\x04")
     assert "from_pretrained('a').save_pretrained('a-safetensors')" in str(
-        no_weights(Path("a")).hint
+        no_weights_error(Path("a")).hint
     )
 
 
@@ -101,7 +101,7 @@ def test_a_folder_without_weights() -> None:
 )
 def test_weights_that_are_none(data: bytes, what: str) -> None:
     write("w.safetensors", data)
-    assert what in unreadable(Path("w.safetensors"), "?").what
+    assert what in unreadable_error(Path("w.safetensors"), "?").what
 
 
 def test_weights_cut_short_say_how_long_they_were() -> None:
@@ -109,7 +109,7 @@ def test_weights_cut_short_say_how_long_they_were() -> None:
     whole = Path("w.safetensors").read_bytes()
     for size in range(8, len(whole)):
         write("cut.safetensors", whole[:size])
-        error = unreadable(Path("cut.safetensors"), "?")
+        error = unreadable_error(Path("cut.safetensors"), "?")
         assert isinstance(error, InputError)
         assert f"cut short: {size:,} bytes" in error.what
         assert f"{len(whole):,}" in error.what or "its header alone" in error.what

@@ -163,14 +163,14 @@ def test_tensors_are_made_one_at_a_time(
     copies: list[weakref.ref[torch.Tensor]] = []
 
     def made(
-        name: str, tensor: torch.Tensor, config: ModelConfig, make: Any = hf.head_after_head
+        name: str, tensor: torch.Tensor, config: ModelConfig, make: Any = hf.qkv_rows_from_hf
     ) -> torch.Tensor:
         tensor = make(name, tensor, config)
         if ".c_attn." in name:
             copies.append(weakref.ref(tensor))
         return tensor
 
-    monkeypatch.setattr(hf, "head_after_head", made)
+    monkeypatch.setattr(hf, "qkv_rows_from_hf", made)
     expected, seen = model.state_dict(), 0
     for name, tensor in read_weights(tmp_path):
         assert torch.equal(tensor, expected[name])

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from gptcli.model.config import ModelConfig
-from gptcli.model.hf import head_after_head
+from gptcli.model.hf import qkv_rows_from_hf
 from gptcli.model.transformer import GPT, gelu
 
 
@@ -92,7 +92,7 @@ def nano_sort(real_data: Path) -> tuple[GPT, dict[str, dict[str, object]]]:
     }
     model.load_state_dict(
         {
-            name: head_after_head(name, weight, config)
+            name: qkv_rows_from_hf(name, weight, config)
             for name, weight in weights.items()
             if not name.endswith(".attn.bias")
         }

@@ -13,7 +13,7 @@ from gptcli.distributed.context import Place
 from gptcli.errors import InputError, RunError
 from gptcli.events import SILENT, Events
 from gptcli.files import PARTIAL
-from gptcli.model.checkpoint_tensors import SavedModel
+from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.trainer import checkpoint, storage
 from gptcli.trainer.checkpoint import Checkpoints, State, canonical_parameters
 from gptcli.trainer.parallelize import build
@@ -182,7 +182,7 @@ def test_written_in_the_background_as_it_was_at_the_moment_of_the_save(stepper, 
             parameter.zero_()
     gate.set()
     checkpoints.wait()
-    written = dict(SavedModel(newest(tmp_path)))
+    written = dict(CheckpointStateDict(newest(tmp_path)))
     assert written.keys() == before.keys()
     assert all(torch.equal(written[name], before[name]) for name in before)
 
@@ -250,7 +250,7 @@ def test_no_file_outside_of_a_checkpoint_is_read(stepper, tmp_path, name):
         newest(tmp_path, events)
     assert "not the index of a checkpoint" in events.texts[0]
     with pytest.raises(InputError, match="not the index of a checkpoint"):
-        dict(SavedModel(folder))
+        dict(CheckpointStateDict(folder))
 
 
 @pytest.mark.parametrize("name", ["../other", "m\ud800.safetensors"])
@@ -270,7 +270,7 @@ def test_memory_is_not_made_for_what_an_index_only_claims(stepper, tmp_path):
     index["wpe.weight"]["size"] = [10**9, 10**6]
     sealed(folder, storage.INDEX, index)
     with pytest.raises(InputError, match=r"bytes of tensors, and .* are here"):
-        dict(SavedModel(folder))
+        dict(CheckpointStateDict(folder))
 
 
 def test_tensors_that_do_not_fit_are_one_clear_error(make_run, stepper, tmp_path):

@@ -23,7 +23,7 @@ from gptcli.distributed.context import Place
 from gptcli.errors import InputError
 from gptcli.events import Events
 from gptcli.model import safetensors_io
-from gptcli.model.checkpoint_tensors import SavedModel
+from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import load_model, open_model, save_unfinished
 from gptcli.model.transformer import GPT
@@ -263,14 +263,14 @@ def test_a_writer_that_removes_what_is_read_never_breaks_a_reader(written):
 def test_a_checkpoint_removed_while_it_is_read_is_left_for_the_next(written, monkeypatch):
     out, write = written
     write(7)
-    right = SavedModel.__getitem__
+    right = CheckpointStateDict.__getitem__
 
     def removed(self, name):
         if self.folder.name.endswith("7") and name == "ln_f.weight":
             write(8)
         return right(self, name)
 
-    monkeypatch.setattr(SavedModel, "__getitem__", removed)
+    monkeypatch.setattr(CheckpointStateDict, "__getitem__", removed)
     events = Told()
     model, source = open_model(out, events=events)
     assert source.step == 8
