@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from typing import Any
 
 import torch
 
@@ -113,16 +114,14 @@ def _run(function: str, qkv_BTH3D: torch.Tensor, band: int, *tensors: torch.Tens
     )
 
 
-def _save(
-    ctx: object, inputs: tuple[object, ...], output: tuple[torch.Tensor, torch.Tensor]
-) -> None:
-    qkv, ctx.band = inputs  # type: ignore[attr-defined]
-    ctx.save_for_backward(qkv, *output)  # type: ignore[attr-defined]
-    ctx.set_materialize_grads(False)  # type: ignore[attr-defined]  # the sums have no gradient
+def _save(ctx: Any, inputs: tuple[object, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    qkv, ctx.band = inputs
+    ctx.save_for_backward(qkv, *output)
+    ctx.set_materialize_grads(False)  # the sums have no gradient
 
 
-def _gradients(ctx: object, dy_BTHD: torch.Tensor, _: None) -> tuple[torch.Tensor, None]:
-    return packed_attend_backward(dy_BTHD, *ctx.saved_tensors, ctx.band), None  # type: ignore[attr-defined]
+def _gradients(ctx: Any, dy_BTHD: torch.Tensor, _: None) -> tuple[torch.Tensor, None]:
+    return packed_attend_backward(dy_BTHD, *ctx.saved_tensors, ctx.band), None
 
 
 packed_attend.register_autograd(_gradients, setup_context=_save)

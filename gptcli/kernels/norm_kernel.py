@@ -20,7 +20,7 @@ from gptcli.kernels.linear_kernel import LONG, POINTER
 
 
 def supports(x: torch.Tensor, *gains: torch.Tensor) -> bool:
-    """Return whether the kernel can run on an input and the gains of its norms: all must be fp32."""
+    """Return whether the kernel can run on an input and the gains of its norms, all in fp32."""
     return all(tensor.dtype == torch.float32 for tensor in (x, *gains)) and available()
 
 
@@ -189,7 +189,8 @@ def _forward(
         None if tensor is None else tensor.contiguous()
         for tensor in (x_NC, branch_NC, gain_C, bias_C)
     ]
-    _kernel().forward(*map(_address, (*inputs, sum_NC, y_NC, stats_2N)), *x_NC.shape, eps)  # type: ignore[union-attr]
+    addresses = map(_address, (*inputs, sum_NC, y_NC, stats_2N))
+    _kernel().forward(*addresses, *x_NC.shape, eps)  # type: ignore[union-attr]
     return sum_NC, y_NC, stats_2N
 
 

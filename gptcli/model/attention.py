@@ -32,12 +32,13 @@ def attention(
     dropout: float = 0.0,
     attn_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return softmax(q·kᵀ / sqrt(D))·v as (B, H, T, D); the T queries are the last T of S positions.
+    """Return softmax(q·kᵀ / sqrt(D))·v as (B, H, T, D).
 
-    Each query attends to the keys up to its own position; with `band`, only to the last `band` of
-    them, including its own (GPT-3, section 2.1, after Child et al. 2019). `attn_mask` (B, 1, T, S)
-    replaces this rule, for cached sequences of unequal length and for several documents in one
-    window: True marks the keys that a query attends to. `dropout` applies to the weights.
+    The T queries are the last T of the S positions. Each query attends to the keys up to its own
+    position; with `band`, only to the last `band` of them, including its own (GPT-3, section 2.1,
+    after Child et al. 2019). `attn_mask` (B, 1, T, S) replaces this rule, for cached sequences of
+    unequal length and for several documents in one window: True marks the keys that a query attends
+    to. `dropout` applies to the weights.
     """
     if attn_mask is not None:
         return F.scaled_dot_product_attention(

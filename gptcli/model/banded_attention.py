@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +94,8 @@ def varlen(
     # the kernel takes sequences end to end, with their boundaries
     end_B = torch.arange(0, (B + 1) * T, T, device=q_BHTD.device, dtype=torch.int32)
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q_BHTD, k_BHTD, v_BHTD))  # (B·T, H, D)
-    y: torch.Tensor = varlen_attn(q, k, v, end_B, end_B, T, T, window_size=(band - 1, 0))  # type: ignore[assignment]
+    window = (band - 1, 0)
+    y: Any = varlen_attn(q, k, v, end_B, end_B, T, T, window_size=window)
     return y.unflatten(0, (B, T)).transpose(1, 2)
 
 
@@ -244,14 +245,15 @@ def _empty_gradients(*inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor,
     return dq, dk, dv
 
 
-def _save(ctx: object, inputs: tuple[object, ...], output: torch.Tensor) -> None:
-    q, k, v, seed, ctx.band, ctx.dropout = inputs  # type: ignore[attr-defined]
-    ctx.save_for_backward(q, k, v, output, seed)  # type: ignore[attr-defined]
+def _save(ctx: Any, inputs: tuple[object, ...], output: torch.Tensor) -> None:
+    q, k, v, seed, ctx.band, ctx.dropout = inputs
+    ctx.save_for_backward(q, k, v, output, seed)
 
 
-def _gradients(ctx: object, dy_BHTD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    q, k, v, y, seed = ctx.saved_tensors  # type: ignore[attr-defined]
-    return *blocks_backward(dy_BHTD, q, k, v, y, seed, ctx.band, ctx.dropout), None, None, None  # type: ignore[attr-defined]
+def _gradients(ctx: Any, dy_BHTD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    q, k, v, y, seed = ctx.saved_tensors
+    gradients = blocks_backward(dy_BHTD, q, k, v, y, seed, ctx.band, ctx.dropout)
+    return *gradients, None, None, None
 
 
 blocks.register_autograd(_gradients, setup_context=_save)
@@ -265,7 +267,7 @@ def _query_blocks(T: int, band: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _probabilities(q_BHrD: torch.Tensor, k_BHsD: torch.Tensor, band: int) -> torch.Tensor:
-    """Return the softmax of r queries, the last of s positions: (B, H, r, s) fp32, 0 off the band."""
+    """Return the softmax (B, H, r, s) of r queries, the last of s positions, in fp32."""
     r, s = q_BHrD.shape[2], k_BHsD.shape[2]
     infinite_rs = torch.full((r, s), -math.inf, device=q_BHrD.device)
     # -inf for keys after the query and before its band, 0 elsewhere

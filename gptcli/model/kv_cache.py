@@ -69,7 +69,7 @@ class KVCache:
         return self.length_B[:, None] + torch.arange(T, device=self.length_B.device)
 
     def attn_mask(self, T: int, band: int | None) -> torch.Tensor | None:
-        """Return the mask (B, 1, T, visible_len) of a pass over T tokens, True where a query attends.
+        """Return the mask (B, 1, T, visible_len) of a pass over T tokens; True: the query attends.
 
         Return None for rows of equal length: the causal rule of `attention` is then enough.
         """
@@ -103,7 +103,7 @@ class KVCache:
         return PrefillView(self, rows)
 
     def reorder(self, rows: Sequence[int]) -> None:
-        """Make row i a copy of row `rows[i]`; indices may repeat or be missing, as in beam search."""
+        """Make row i a copy of row `rows[i]`; rows may repeat or disappear, as in beam search."""
         index = torch.tensor(rows, device=self.length_B.device)
         self.keys = [store.index_select(0, index) for store in self.keys]
         self.values = [store.index_select(0, index) for store in self.values]

@@ -121,7 +121,7 @@ class HeadChunk(Protocol):
 
 
 class HeadKernel(Protocol):
-    """Replacement of the products and exponentials of a chunk, such as `gptcli.kernels.head_kernel`."""
+    """Replacement of the products and exponentials, such as `gptcli.kernels.head_kernel`."""
 
     def supports(self, x_NC: torch.Tensor, weight_VC: torch.Tensor) -> bool:
         """Return whether the kernel can run on these operands."""
@@ -176,6 +176,7 @@ class _HeadLoss(torch.autograd.Function):
         kernel: HeadKernel | None,
         train: bool,
     ) -> torch.Tensor:
+        """Return the summed loss; with `train`, compute and keep the gradients."""
         N = len(x_NC)
         max_entries = reduction.max_entries(weight_VC)
         row_bytes = (
@@ -215,6 +216,7 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of x and the weight, scaled by that of the loss."""
         dx_NC, dweight_VC = ctx.saved_tensors
         # in place, because the gradient of the weight is large
         return dx_NC.mul_(grads[0]), dweight_VC.mul_(grads[0]), None, None, None, None, None
@@ -259,6 +261,7 @@ class _TorchChunk:
         dweight_VC: torch.Tensor,
         accumulate: bool,
     ) -> torch.Tensor:
+        """Return the gradient of x, and write that of the weight, or add to it."""
         if not accumulate:
             dweight_VC.zero_()
         dx_nC = torch.zeros_like(self.x_nC, dtype=torch.float32)
@@ -278,7 +281,7 @@ class _TorchChunk:
         return dx_nC
 
     def _targets_in(self, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return whether each target is in first..last-1, and its index there (any if it is not)."""
+        """Return whether each target is in first..last-1, and its index there if so."""
         return (self.target_n1 >= first) & (self.target_n1 < last), (self.target_n1 - first).clamp(
             0, last - first - 1
         )

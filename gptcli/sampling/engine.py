@@ -119,14 +119,14 @@ class Engine:
         return self.model.lm_head(x_BTC[:, -last:])
 
     def reorder(self, rows: Sequence[int]) -> None:
-        """Make row i a copy of row `rows[i]`; unless the engine is `fixed`, their number may change."""
+        """Make row i a copy of row `rows[i]`; unless `fixed`, the number of rows may change."""
         if list(rows) != list(range(self.rows)):
             self.cache.reorder(rows)
             self.lengths = [self.lengths[row] for row in rows]
 
 
 class _CompiledPass:
-    """Compiled decoding pass; on a GPU also captured as CUDA graphs, one for each visible length."""
+    """Compiled decoding pass; on a GPU, captured as a CUDA graph for each visible length."""
 
     def __init__(self, model: GPT, cache: KVCache) -> None:
         self.cache = cache

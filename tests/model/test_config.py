@@ -38,7 +38,7 @@ def test_unknown_size_names_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_head": 5}, "does not divide into 5 heads"),
+        ({"n_head": 5}, "is not a multiple of n_head 5"),
         ({"n_layer": 0}, "n_layer is 0"),
         ({"attention": "sparse"}, "unknown attention"),
         ({"attention": "dense,"}, "unknown attention ''"),

@@ -44,8 +44,8 @@ def test_written_and_read_back(tmp_path: Path, changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "a 'llama' model is not of this family"),
-        ({"n_embd": "16"}, "no whole number under 'n_embd'"),
+        ({"model_type": "llama"}, "models of type 'llama' are not supported"),
+        ({"n_embd": "16"}, "'n_embd' is missing or not an integer"),
         ({"activation_function": "relu"}, "activation_function is 'relu'"),
         ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06"),
         ({"n_inner": 32}, "n_inner is 32"),
@@ -61,7 +61,7 @@ def test_what_is_no_configuration(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is an empty folder"):
         read_model_config(tmp_path)
     (tmp_path / CONFIG).write_text("[]")
-    with pytest.raises(InputError, match="expected a JSON object"):
+    with pytest.raises(InputError, match="a JSON object is expected"):
         read_model_config(tmp_path)
     (tmp_path / CONFIG).write_text('{"n_layer": 3,\n')
     with pytest.raises(InputError, match=r"config\.json:2: not valid JSON"):
@@ -73,13 +73,13 @@ def test_what_is_no_configuration(tmp_path: Path) -> None:
     [
         (
             {"attention_types": [[["global", "local"], 2]]},
-            "does not name 3 layers, as num_layers says",
+            "does not describe 3 layers, the value of num_layers",
         ),
-        ({"attention_types": [[["sparse"], 3]]}, "attention_types is not GPT-Neo's"),
+        ({"attention_types": [[["sparse"], 3]]}, "attention_types must be a list"),
         ({"intermediate_size": 32}, "intermediate_size is 32"),
-        ({"window_size": None}, "no whole number under 'window_size'"),
-        ({"hidden_size": 2**62}, "no whole number under 'hidden_size'"),
-        ({"attention_types": [[["global"], 10**15]]}, "does not name 3 layers"),
+        ({"window_size": None}, "'window_size' is missing or not an integer"),
+        ({"hidden_size": 2**62}, "'hidden_size' is missing or not an integer"),
+        ({"attention_types": [[["global"], 10**15]]}, "does not describe 3 layers"),
         ({"model_type": {}}, "not of this family"),
         ({"tie_word_embeddings": [1]}, "not true or false"),
         ({"embed_dropout": 0.1, "resid_dropout": "a"}, "and a number"),

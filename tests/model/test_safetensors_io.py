@@ -189,16 +189,16 @@ def edit(folder: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "a 'llama' model is not of this family"),
+        ({"model_type": "llama"}, "models of type 'llama' are not supported"),
         ({"activation_function": "gelu"}, "activation_function is 'gelu'"),
-        ({"n_embd": None}, "no whole number under 'n_embd'"),
+        ({"n_embd": None}, "'n_embd' is missing or not an integer"),
         ({"n_layer": 4}, "tensor h.3.attn.c_attn.bias is missing"),
         ({"n_layer": 2}, "tensor h.2.attn.c_attn.bias has no place"),
         (
             {"vocab_size": 302},
-            r"tensor wte.weight is \[301, 64\], the configuration says \[302, 64\]",
+            r"tensor wte.weight has the shape \[301, 64\]; the configuration requires \[302, 64\]",
         ),
-        ({"n_head": 5}, "does not divide into 5 heads"),
+        ({"n_head": 5}, "is not a multiple of n_head 5"),
     ],
 )
 def test_folders_that_do_not_fit_are_refused(
@@ -217,7 +217,7 @@ def test_missing_and_broken_weights_are_refused(tmp_path: Path) -> None:
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(
-        InputError, match="the file is cut short: 1,000 bytes, and its header alone is"
+        InputError, match="the file is cut short: it has 1,000 bytes, and its header alone"
     ):
         load_model(tmp_path)
     weights.unlink()
@@ -266,7 +266,7 @@ def test_a_head_of_its_own_is_never_dropped(tmp_path: Path) -> None:
         tmp_path,
         lambda tensors: tensors.update({"lm_head.weight": tensors["transformer.wte.weight"] + 1}),
     )
-    with pytest.raises(InputError, match=r"holds a head .* other than its embedding") as caught:
+    with pytest.raises(InputError, match=r"the head .* differs from the embedding") as caught:
         load_model(tmp_path)
     assert '"tie_word_embeddings": false' in str(caught.value.hint)
     edit(tmp_path, tie_word_embeddings=False)
@@ -292,7 +292,7 @@ def test_an_index_that_names_no_files(tmp_path: Path, index: str) -> None:
     save_model(tmp_path, random_model(), CONFIG)
     (tmp_path / "model.safetensors").rename(tmp_path / "a.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(InputError, match="names no files of this folder"):
+    with pytest.raises(InputError, match="does not name files of this folder"):
         load_model(tmp_path)
 
 

@@ -25,7 +25,7 @@ def test_the_finished_model_then_the_newest_checkpoint(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run", 9, 10, 1200)
     newest = run / "checkpoints/step-00001200"
     assert find_model(run) == ModelSource(run, newest, 1200)
-    assert str(find_model(run)) == f"step 1,200 of {run}, a run that is not finished"
+    assert str(find_model(run)) == f"step 1,200 of {run}, an unfinished run"
     assert find_model(run, 9) == ModelSource(run, run / "checkpoints/step-00000009", 9)
     (run / "model.safetensors").touch()
     assert find_model(run) == ModelSource(run)
@@ -40,29 +40,29 @@ def test_a_checkpoint_folder_is_a_model(tmp_path: Path, monkeypatch: pytest.Monk
         find_model(folder, 10)
     monkeypatch.chdir(folder)
     assert find_model(Path()).step == 9
-    with pytest.raises(InputError, match="no checkpoint of step 11 here"):
+    with pytest.raises(InputError, match="no checkpoint of step 11"):
         find_model(run / "checkpoints/step-00000011")
 
 
 def test_steps_that_cannot_be_read_are_skipped(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run", 9, 10)
     assert find_model(run, skip={10}).step == 9
-    with pytest.raises(InputError, match="no checkpoint here can be read"):
+    with pytest.raises(InputError, match="no checkpoint can be read"):
         find_model(run, skip={9, 10})
 
 
 @pytest.mark.parametrize(
     ("steps", "listed"),
     [
-        ((), "there are no checkpoints here"),
-        ((7,), "there is that of step 7"),
-        ((5, 30, 1200), "there are those of steps 5, 30 and 1,200"),
+        ((), "there are no checkpoints"),
+        ((7,), "there is a checkpoint of step 7"),
+        ((5, 30, 1200), "there are checkpoints of steps 5, 30 and 1,200"),
     ],
 )
 def test_a_checkpoint_that_is_not_there(
     tmp_path: Path, steps: tuple[int, ...], listed: str
 ) -> None:
-    with pytest.raises(InputError, match="no checkpoint of step 6 here") as caught:
+    with pytest.raises(InputError, match="no checkpoint of step 6") as caught:
         find_model(run_folder(tmp_path / "run", *steps, finished=True), 6)
     assert caught.value.hint == listed
 
@@ -72,7 +72,7 @@ def test_a_run_without_a_checkpoint_says_when_the_first_one_comes(tmp_path: Path
     with pytest.raises(InputError, match="has no checkpoint yet") as caught:
         find_model(run)
     assert caught.value.hint is not None
-    assert caught.value.hint.startswith("the first comes after step 250;")
+    assert caught.value.hint.startswith("the first one is due after step 250;")
     (run / "run.toml").write_text("?")
     with pytest.raises(InputError, match="has no checkpoint yet"):
         find_model(run)
