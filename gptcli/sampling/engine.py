@@ -60,7 +60,7 @@ class Engine:
 
     @property
     def fixed(self) -> bool:
-        """Whether the number of rows is fixed, because the pass is compiled for it."""
+        """True if the number of rows cannot change, because the pass is compiled for it."""
         return self._compiled is not None
 
     @property

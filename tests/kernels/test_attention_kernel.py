@@ -92,24 +92,24 @@ def assert_no_worse_than_torch(qkv: torch.Tensor, dy: torch.Tensor, band: int) -
 
 
 @pytest.mark.parametrize("T", LENGTHS)
-def test_against_fp32(T: int) -> None:
+def test_error_is_no_larger_than_that_of_torch(T: int) -> None:
     assert_no_worse_than_torch(*random(2, T, 3, 64), band=T)
 
 
 @pytest.mark.parametrize("D", [8, 32, 40, 80, 96, 128])
 @pytest.mark.parametrize("T", [1, 33, 200])
-def test_other_heads(T: int, D: int) -> None:
+def test_error_is_no_larger_than_that_of_torch_for_other_head_sizes(T: int, D: int) -> None:
     assert_no_worse_than_torch(*random(1, T, 2, D), band=T)
 
 
 @pytest.mark.parametrize("band", [1, 2, 31, 32, 33, 34, 100])
 @pytest.mark.parametrize("T", [17, 100, 333])
-def test_in_a_band(T: int, band: int) -> None:
+def test_error_is_no_larger_than_that_of_torch_within_a_band(T: int, band: int) -> None:
     assert_no_worse_than_torch(*random(1, T, 2, 64), band=min(band, T))
 
 
 @pytest.mark.parametrize("rising", [1, -1])
-def test_scores_that_rise_and_fall_along_the_keys(rising: int) -> None:
+def test_rising_and_falling_scores_are_rescaled(rising: int) -> None:
     """What the sums were counted from until then is nothing beside what comes, or all of it;
     exponents beyond fp32's are neither.
     """
@@ -120,7 +120,7 @@ def test_scores_that_rise_and_fall_along_the_keys(rising: int) -> None:
     assert_no_worse_than_torch(qkv, dy, band=70)
 
 
-def test_where_tensors_lie_does_not_matter() -> None:
+def test_memory_layout_has_no_effect() -> None:
     qkv, dy = random(2, 50, 3, 64)
     expected = with_gradients(kernel, qkv, dy, 50)
     leaf = (
@@ -132,7 +132,7 @@ def test_where_tensors_lie_does_not_matter() -> None:
         assert torch.equal(one, other.float())
 
 
-def test_the_same_bits_again_whatever_the_threads(threads: int) -> None:
+def test_bits_do_not_depend_on_the_number_of_threads(threads: int) -> None:
     qkv, dy = random(1, 257, 5, 64)
     torch.set_num_threads(1)
     expected = with_gradients(kernel, qkv, dy, 257)
@@ -142,7 +142,7 @@ def test_the_same_bits_again_whatever_the_threads(threads: int) -> None:
 
 
 @pytest.mark.skipif(not has_compiler(), reason="no compiler here")
-def test_compiled_it_is_one_operator() -> None:
+def test_compiled_attention_is_one_operator() -> None:
     torch._dynamo.reset()
     qkv, dy = random(2, 70, 2, 64)
     compiled = torch.compile(
@@ -154,7 +154,7 @@ def test_compiled_it_is_one_operator() -> None:
 
 
 @pytest.mark.parametrize("band", [None, 20])
-def test_the_form_in_torch_is_the_same_function(
+def test_torch_implementation_is_the_same_function(
     band: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qkv, dy = random(2, 70, 2, 64, spread=1.0)
@@ -166,7 +166,7 @@ def test_the_form_in_torch_is_the_same_function(
         torch.testing.assert_close(our, their, atol=0.03, rtol=0.03)
 
 
-def test_the_model_calls_it_in_bf16_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_calls_the_kernel_in_bf16_only(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(
         "gptcli.kernels.attention_kernel.packed_attend",

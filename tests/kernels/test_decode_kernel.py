@@ -100,7 +100,7 @@ def filled(model: GPT, prompts: list[list[int]]) -> Engine:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
-def test_a_step_is_the_model_and_each_row_is_alone(
+def test_step_equals_the_model_and_rows_are_independent(
     kind: str, size: str, dtype: torch.dtype, quantize: str
 ) -> None:
     model = prepare_for_inference(small(kind, size, dtype), quantize)
@@ -129,7 +129,7 @@ def test_a_step_is_the_model_and_each_row_is_alone(
 @pytest.mark.parametrize("quantize", ["none", "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("cpu", ["nehalem", "haswell"])
-def test_as_it_is_built_for_older_cpus(
+def test_builds_for_older_cpus_equal_the_model(
     cpu: str, dtype: torch.dtype, quantize: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without any lanes of 256 bits, and without tiles and lanes of 512."""
@@ -145,12 +145,12 @@ def test_as_it_is_built_for_older_cpus(
     assert older._name != library("decode")._name
     monkeypatch.setattr(decode_kernel, "library", lambda _: older)
     for size in SIZES:
-        test_a_step_is_the_model_and_each_row_is_alone("gpt3", size, dtype, quantize)
+        test_step_equals_the_model_and_rows_are_independent("gpt3", size, dtype, quantize)
 
 
 @pytest.mark.parametrize("quantize", ["none", "int8"])
 @torch.inference_mode()
-def test_many_rows(quantize: str) -> None:
+def test_rows_beyond_the_tiles_are_independent(quantize: str) -> None:
     """More than the tiles hold at once: each as if it were alone."""
     model = prepare_for_inference(small("gpt2", "tiles", torch.bfloat16), quantize)
     prompts = [[i % 64, 7 * i % 64] for i in range(75)]
@@ -161,7 +161,7 @@ def test_many_rows(quantize: str) -> None:
 
 
 @torch.inference_mode()
-def test_a_full_row_is_refused() -> None:
+def test_full_row_is_rejected() -> None:
     engine = Engine(prepare_for_inference(small("gpt2", "odd", torch.float32)), 2, max_len=4)
     engine.lengths = [1, 4]
     with pytest.raises(IndexError, match="4 tokens"):
@@ -169,7 +169,7 @@ def test_a_full_row_is_refused() -> None:
 
 
 @torch.inference_mode()
-def test_a_token_outside_of_the_vocabulary_is_refused() -> None:
+def test_token_outside_the_vocabulary_is_rejected() -> None:
     engine = Engine(prepare_for_inference(small("gpt2", "odd", torch.float32)), 2)
     for token in (57, -1):
         with pytest.raises(IndexError, match="vocabulary of 57"):

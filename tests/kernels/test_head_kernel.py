@@ -41,7 +41,7 @@ def distance(got: torch.Tensor, wanted: torch.Tensor) -> float:
     ("N", "C", "V"),
     [(1, 48, 57), (37, 96, 256), (64, 64, 1000), (300, 768, 3001), (70, 768, 50257)],
 )
-def test_nearer_to_fp32_than_the_form_in_pytorch(
+def test_kernel_is_closer_to_fp32_than_torch(
     monkeypatch: pytest.MonkeyPatch, N: int, C: int, V: int
 ) -> None:
     x_NC, weight_VC, target_N = operands(N, C, V)
@@ -65,7 +65,7 @@ def test_nearer_to_fp32_than_the_form_in_pytorch(
         assert distance(got, right) <= distance(old, right) + 1e-6
 
 
-def test_chunks_of_positions_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_does_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
     x_NC, weight_VC, target_N = operands(100, 48, 300)
     whole = taken(x_NC, weight_VC, target_N)
     monkeypatch.setattr(module, "CHUNK_BYTES", 40 * head_kernel.row_bytes(300))
@@ -73,13 +73,13 @@ def test_chunks_of_positions_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_nothing_counts_where_all_is_ignored() -> None:
+def test_ignored_targets_add_nothing() -> None:
     x_NC, weight_VC, target_N = operands(40, 48, 57)
     for result in taken(x_NC, weight_VC, torch.full_like(target_N, IGNORE)):
         assert not result.any()
 
 
-def test_without_training_and_in_bf16_throughout() -> None:
+def test_loss_is_the_same_without_training_and_with_bf16_weights() -> None:
     x_NC, weight_VC, target_N = operands(40, 48, 57)
     trained = taken(x_NC, weight_VC, target_N)[0]
     with torch.no_grad():

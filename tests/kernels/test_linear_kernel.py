@@ -32,7 +32,7 @@ def near(got: torch.Tensor, wanted: torch.Tensor, most: float) -> None:
 @pytest.mark.parametrize(
     ("N", "K", "O"), [(1, 7, 5), (33, 48, 57), (64, 64, 64), (100, 96, 768), (300, 768, 96)]
 )
-def test_a_linear_layer_of_any_size(N: int, K: int, O: int) -> None:  # noqa: E741
+def test_linear_layer_of_any_size_equals_torch(N: int, K: int, O: int) -> None:  # noqa: E741
     torch.manual_seed(0)
     x, weight, bias = torch.randn(N, K).bfloat16(), torch.randn(O, K), torch.randn(O)
     dy = torch.randn(N, O).bfloat16()
@@ -58,7 +58,7 @@ def test_a_linear_layer_of_any_size(N: int, K: int, O: int) -> None:  # noqa: E7
 
 
 @pytest.mark.parametrize(("N", "C", "hidden"), [(1, 5, 7), (70, 48, 192), (33, 96, 57)])
-def test_an_mlp_of_any_size(N: int, C: int, hidden: int) -> None:
+def test_mlp_of_any_size_equals_torch(N: int, C: int, hidden: int) -> None:
     torch.manual_seed(0)
     shapes = (hidden, C), (hidden,), (C, hidden), (C,)
     operands = [
@@ -81,7 +81,7 @@ def test_an_mlp_of_any_size(N: int, C: int, hidden: int) -> None:
         near(got, right, 1e-2)
 
 
-def test_gelu_far_out_and_at_nothing() -> None:
+def test_gelu_of_extreme_and_tiny_values() -> None:
     x = (
         torch.tensor([[-1e4, -30.0, -8.0, -1e-20, 0.0, 1e-20, 8.0, 30.0, 1e4]])
         .T.bfloat16()
@@ -98,7 +98,7 @@ def test_gelu_far_out_and_at_nothing() -> None:
     )
 
 
-def test_operators_are_what_they_tell_the_compiler() -> None:
+def test_operators_pass_opcheck() -> None:
     x, weight, back = (
         torch.randn(6, 8).bfloat16().requires_grad_(),
         torch.randn(10, 8),
@@ -121,7 +121,7 @@ def losses_and_gradients(model: GPT) -> list[torch.Tensor]:
 
 
 @pytest.mark.skipif(not has_compiler(), reason="no compiler here")
-def test_compiled_blocks_take_it_and_one_graph_serves_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_blocks_use_the_kernel_in_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model = GPT(ModelConfig(n_layer=3, n_head=2, d_model=48, n_ctx=16, vocab_size=57))
@@ -153,7 +153,7 @@ def test_compiled_blocks_take_it_and_one_graph_serves_all(monkeypatch: pytest.Mo
     assert all(map(torch.equal, losses_and_gradients(model), plain)), "back to PyTorch's own"
 
 
-def test_a_block_that_it_does_not_serve_is_pytorchs_own() -> None:
+def test_unsupported_block_runs_in_torch() -> None:
     torch.manual_seed(0)
     block, x = (
         Block(ModelConfig(n_layer=1, n_head=2, d_model=48, n_ctx=16, vocab_size=57), 0),

@@ -52,7 +52,7 @@ def exactly(operands: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(("N", "C"), SIZES)
-def test_a_norm_and_the_stream_around_it(N: int, C: int, threads: int) -> None:
+def test_norm_with_residual_connection_equals_torch(N: int, C: int, threads: int) -> None:
     x, _, gain, bias = operands(N, C)
     of, dx, dy = (x, gain, bias), torch.randn(N, C), torch.randn(N, C).bfloat16()
     same, y = Norm.apply(x, gain, bias, EPS)
@@ -76,7 +76,7 @@ def test_a_norm_and_the_stream_around_it(N: int, C: int, threads: int) -> None:
 
 
 @pytest.mark.parametrize(("N", "C"), SIZES)
-def test_a_norm_of_a_sum(N: int, C: int, threads: int) -> None:
+def test_norm_of_a_residual_sum_equals_torch(N: int, C: int, threads: int) -> None:
     of = operands(N, C)
     dsum, dy = torch.randn(N, C), torch.randn(N, C).bfloat16()
     first, again = add_norm(*of, EPS)[:2], add_norm(*of, EPS)[:2]
@@ -96,7 +96,7 @@ def test_a_norm_of_a_sum(N: int, C: int, threads: int) -> None:
         near(got, one, 3e-6)
 
 
-def test_what_does_not_lie_row_after_row_or_on_whole_lines() -> None:
+def test_memory_layout_has_no_effect() -> None:
     x, found, gain, bias = (operand.detach() for operand in operands(40, 96))
     apart = torch.empty(96, 41).T[1:].copy_(x), torch.empty(40, 97)[:, 1:].bfloat16().copy_(found)
     assert all(
@@ -106,7 +106,7 @@ def test_what_does_not_lie_row_after_row_or_on_whole_lines() -> None:
     assert all(map(torch.equal, norm(moved, gain, bias, EPS), norm(x, gain, bias, EPS)))
 
 
-def test_rows_far_from_zero_and_rows_of_one_number() -> None:
+def test_rows_with_large_mean_and_constant_rows() -> None:
     x = torch.randn(4, 300) + 1e3
     x[1] = 7.0
     y = norm(x, torch.ones(300), torch.zeros(300), EPS)[0]
@@ -114,7 +114,7 @@ def test_rows_far_from_zero_and_rows_of_one_number() -> None:
     assert not y[1].any()
 
 
-def test_operators_are_what_they_tell_the_compiler() -> None:
+def test_operators_pass_opcheck() -> None:
     of = operands(6, 40)
     checks = "test_schema", "test_faketensor"
     torch.library.opcheck(add_norm, (*of, EPS), test_utils=(*checks, "test_autograd_registration"))
@@ -151,7 +151,7 @@ class Counted:
 @pytest.mark.skipif(not has_compiler(), reason="no compiler here")
 @pytest.mark.parametrize(("recompute", "forwards"), [("none", 6), ("full", 12), ("selective", 0)])
 @pytest.mark.parametrize("norm", ["pre", "post"])
-def test_compiled_blocks_take_it(
+def test_compiled_blocks_use_the_kernel(
     monkeypatch: pytest.MonkeyPatch, norm: str, recompute: str, forwards: int
 ) -> None:
     torch._dynamo.reset()
@@ -179,7 +179,7 @@ def test_compiled_blocks_take_it(
     assert all(map(torch.equal, losses_and_gradients(model), plain)), "back to PyTorch's own"
 
 
-def test_a_block_that_it_does_not_serve_is_pytorchs_own() -> None:
+def test_unsupported_block_runs_in_torch() -> None:
     torch.manual_seed(0)
     block, x = (
         Block(ModelConfig(n_layer=1, n_head=2, d_model=48, n_ctx=16, vocab_size=57), 0),

@@ -47,7 +47,7 @@ def assert_same(form, qkv: list[torch.Tensor], band: int, tolerance: float = 1e-
 
 @pytest.mark.parametrize("T", [1, 2, 63, 64, 65, 129, 200, 257])
 @pytest.mark.parametrize("band", [1, 2, 63, 64, 65, 129, 200, 300])
-def test_blocks_equal_the_mask(T: int, band: int) -> None:
+def test_blocks_equal_attention_under_the_mask(T: int, band: int) -> None:
     assert_same(banded_attention, leaves(2, 3, T, 8), band)
     # T <= w takes the dense way
     assert_same(lambda q, k, v, w: attention(q, k, v, band=w), leaves(1, 2, T, 8), band)
@@ -55,13 +55,15 @@ def test_blocks_equal_the_mask(T: int, band: int) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(T=st.integers(1, 90), band=st.integers(1, 100), rows=st.integers(1, 40), D=st.integers(1, 9))
-def test_blocks_of_any_size_equal_the_mask(T: int, band: int, rows: int, D: int) -> None:
+def test_blocks_of_any_size_equal_attention_under_the_mask(
+    T: int, band: int, rows: int, D: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BLOCK_QUERIES", rows)
         assert_same(banded_attention, leaves(1, 2, T, D), band)
 
 
-def test_what_lies_outside_of_the_band_does_not_matter() -> None:
+def test_keys_outside_the_band_have_no_effect() -> None:
     q, k, v = leaves(1, 2, 150, 8)
     y = banded_attention(q, k, v, 20)
     (dk,) = torch.autograd.grad(y[:, :, 100].sum(), k)
@@ -69,7 +71,7 @@ def test_what_lies_outside_of_the_band_does_not_matter() -> None:
     assert (touched.min().item(), touched.max().item()) == (81, 100)
 
 
-def test_bf16_is_as_exact_as_the_mask_in_bf16() -> None:
+def test_bf16_error_is_no_larger_than_under_the_mask() -> None:
     half = leaves(2, 2, 200, 16, torch.bfloat16)
     exact = [x.detach().float().requires_grad_() for x in half]
     dy = torch.randn(exact[0].shape, generator=torch.Generator().manual_seed(1)).bfloat16()
@@ -90,7 +92,7 @@ def test_bf16_is_as_exact_as_the_mask_in_bf16() -> None:
         assert ours < 1.5 * masked
 
 
-def test_autocast_leaves_it_in_the_precision_it_is_given() -> None:
+def test_autocast_does_not_change_the_precision() -> None:
     q, k, v = leaves(1, 2, 100, 8)
     with torch.autocast("cpu", torch.bfloat16):
         y = banded_attention(q, k, v, 30)
@@ -98,7 +100,7 @@ def test_autocast_leaves_it_in_the_precision_it_is_given() -> None:
     assert torch.equal(y, banded_attention(q, k, v, 30))
 
 
-def test_dropout_drops_its_share_scales_the_rest_and_has_the_right_gradient() -> None:
+def test_dropout_has_the_right_rate_scale_and_gradient() -> None:
     T, band, share = 300, 40, 0.25
     q, k, _ = (x.detach() for x in leaves(1, 1, T, 8))
     eye = torch.eye(T).expand(1, 1, T, T)  # as values: what comes back is the matrix of weights
@@ -141,7 +143,7 @@ def dropped_by_hand(
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_compiled_it_is_the_same(dropout: float) -> None:
+def test_compilation_does_not_change_results(dropout: float) -> None:
     """In a model's own block, as the trainer compiles it."""
     from gptcli.model.config import ModelConfig
     from gptcli.model.transformer import GPT
@@ -212,7 +214,9 @@ def test_block_mask_is_that_of_the_band(T: int, band: int) -> None:
 
 
 @pytest.mark.parametrize(("T", "band"), [(1, 1), (77, 9), (129, 128), (300, 64), (257, 300)])
-def test_flex_equals_the_mask(T: int, band: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flex_equals_attention_under_the_mask(
+    T: int, band: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By torch's own reading of it, step by step, which has no backward pass on a CPU as far as
     torch's check is asked.
     """
@@ -222,7 +226,7 @@ def test_flex_equals_the_mask(T: int, band: int, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("how", ["none", "selective", "full"])
-def test_flex_in_a_models_block(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flex_runs_in_a_block_of_the_model(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the trainer compiles it on a GPU, with products in bf16 and with recomputation."""
     from gptcli.distributed.activation_checkpoint import recomputed
     from gptcli.model.config import ModelConfig
@@ -262,7 +266,7 @@ def test_flex_in_a_models_block(how: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.skipif(not has_compiler(), reason="no compiler here")
-def test_flex_compiled_equals_the_mask_and_uses_its_block_mask(
+def test_compiled_flex_equals_the_mask_and_uses_its_block_mask(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What the compiler makes for this CPU, forward only; a tile that is left out is not looked
@@ -287,7 +291,7 @@ def test_flex_compiled_equals_the_mask_and_uses_its_block_mask(
         )
 
 
-def test_the_form_for_each_place() -> None:
+def test_backend_for_each_device_and_precision() -> None:
     half, single = torch.bfloat16, torch.float32
     chosen = {
         ("cpu", half, 64, False, True): "blocks", ("cpu", single, 64, False, False): "blocks",
@@ -301,7 +305,7 @@ def test_the_form_for_each_place() -> None:
         )
 
 
-def test_operators_obey_the_compilers_rules() -> None:
+def test_operators_pass_opcheck() -> None:
     q, k, v = leaves(2, 2, 70, 8)
     seed = torch.zeros((), dtype=torch.int64)
     torch.library.opcheck(module.blocks, (q, k, v, seed, 9, 0.0))
@@ -312,7 +316,7 @@ def test_operators_obey_the_compilers_rules() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize(("T", "band"), [(300, 64), (257, 256), (100, 200)])
-def test_forms_of_a_gpu_equal_the_mask(T: int, band: int) -> None:
+def test_cuda_backends_equal_attention_under_the_mask(T: int, band: int) -> None:
     seed = torch.zeros((), dtype=torch.int64)
     assert_same(
         lambda q, k, v, w: module.blocks(q, k, v, seed, w, 0.0),

@@ -40,7 +40,7 @@ def random_model(config: ModelConfig = CONFIG, gains: float = 0.2, biases: float
     [{}, {"attention": "banded,dense,dense,banded"}, {"tied": False}, {"n_head": 2}],
     ids=str,
 )
-def test_our_folder_in_transformers(
+def test_transformers_loads_a_saved_model(
     tmp_path: Path, leaves: Any, changes: dict[str, object]
 ) -> None:
     from transformers import GPTNeoForCausalLM
@@ -51,7 +51,7 @@ def test_our_folder_in_transformers(
     assert "within 0.001" in report["note"]
 
 
-def test_what_comes_back_is_the_trained_model_to_the_bit(tmp_path: Path) -> None:
+def test_saved_model_loads_to_the_bit(tmp_path: Path) -> None:
     model = random_model()
     save_model(tmp_path, model, CONFIG)
     again = load_model(tmp_path)
@@ -60,7 +60,7 @@ def test_what_comes_back_is_the_trained_model_to_the_bit(tmp_path: Path) -> None
         assert torch.equal(tensor, again.state_dict()[name]), name
 
 
-def test_a_twin_that_was_replaced_counts(tmp_path: Path) -> None:
+def test_replaced_gpt_neo_file_takes_precedence(tmp_path: Path) -> None:
     """Trained on in transformers and saved into the same folder: that is the model now."""
     from transformers import GPTNeoForCausalLM
 
@@ -73,7 +73,7 @@ def test_a_twin_that_was_replaced_counts(tmp_path: Path) -> None:
         assert (theirs.eval()(IDX).logits - load_model(tmp_path)(IDX)).abs().max().item() < 2e-5
 
 
-def test_gpt_neo_here_and_back(comes_back: Any) -> None:
+def test_gpt_neo_of_transformers_survives_a_round_trip(comes_back: Any) -> None:
     """Where 1/sqrt(D) is a power of two, to the bit."""
     from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
@@ -85,7 +85,7 @@ def test_gpt_neo_here_and_back(comes_back: Any) -> None:
     assert (ours.attention, ours.band) == ("banded", 7)
 
 
-def test_all_layers_global_is_a_dense_model(tmp_path: Path) -> None:
+def test_gpt_neo_with_global_layers_only_is_dense(tmp_path: Path) -> None:
     from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
     theirs = GPTNeoForCausalLM(
@@ -109,7 +109,7 @@ def error(model: GPT) -> float:
     return float(neo_report(model.state_dict(), model.config)["logit_error"])
 
 
-def test_a_singular_query_matrix_costs_nothing() -> None:
+def test_singular_query_matrix_loses_no_precision() -> None:
     """The issue with W_q⁻¹·b_q: a W_q of half the rank has no inverse, one that nearly has makes
     b_q's shift astronomic.
     """
@@ -123,7 +123,7 @@ def test_a_singular_query_matrix_costs_nothing() -> None:
     assert error(model) < 2e-5
 
 
-def test_gains_of_zero_and_far_apart() -> None:
+def test_gains_of_zero_and_of_different_magnitude_convert() -> None:
     model = random_model()
     with torch.no_grad():
         model.h[0].ln_1.weight[5] = 0.0
@@ -133,7 +133,7 @@ def test_gains_of_zero_and_far_apart() -> None:
     assert error(model) < 2e-5
 
 
-def test_the_report_says_plainly_where_it_is_worse_than_the_tolerance(
+def test_report_states_an_error_above_the_tolerance(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(safetensors_io, "NEO_TOLERANCE", 1e-12)
@@ -143,7 +143,7 @@ def test_the_report_says_plainly_where_it_is_worse_than_the_tolerance(
     assert report["logit_error"] > report["tolerance"]
 
 
-def test_without_query_bias_layer_norm_stays() -> None:
+def test_layer_norm_is_unchanged_without_query_bias() -> None:
     model = random_model(biases=0.0)
     state = model.state_dict()
     stored = dict(to_gpt_neo(state, state.__getitem__, CONFIG))

@@ -27,7 +27,7 @@ def config(**changes: object) -> ModelConfig:
     )
 
 
-def test_rows_by_hand() -> None:
+def test_qkv_rows_of_a_small_example() -> None:
     """Two heads of width 3: ours q q q k k k v v v of the first head, then of the second; theirs
     all queries first.
     """
@@ -39,7 +39,7 @@ def test_rows_by_hand() -> None:
 
 
 @given(heads=st.integers(1, 5), width=st.integers(1, 4), columns=st.integers(1, 3))
-def test_rows_there_and_back(heads: int, width: int, columns: int) -> None:
+def test_qkv_rows_survive_a_round_trip(heads: int, width: int, columns: int) -> None:
     shape = config(n_head=heads, d_model=heads * width)
     rows = torch.randperm(3 * heads * width * columns).view(-1, columns)
     name = "h.1.attn.c_attn.weight"
@@ -47,7 +47,7 @@ def test_rows_there_and_back(heads: int, width: int, columns: int) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"tied": False}, {"norm": "post"}], ids=str)
-def test_names_and_shapes_of_the_files(changes: dict[str, object]) -> None:
+def test_names_and_shapes_match_the_files(changes: dict[str, object]) -> None:
     model = GPT(config(**changes))
     model.init_weights(0)
     state = model.state_dict()
@@ -64,7 +64,7 @@ def test_names_and_shapes_of_the_files(changes: dict[str, object]) -> None:
     assert all(torch.equal(back[name], state[name]) for name in back)
 
 
-def test_buffers_of_old_files_go_and_strangers_keep_their_names() -> None:
+def test_buffers_are_skipped_and_unknown_tensors_keep_their_names() -> None:
     stored = {
         "transformer.h.0.attn.bias": torch.ones(1),
         "h.0.attn.masked_bias": torch.ones(1),
@@ -73,7 +73,7 @@ def test_buffers_of_old_files_go_and_strangers_keep_their_names() -> None:
     assert dict(from_hf(stored, config())).keys() == {"score.weight"}
 
 
-def test_a_release_that_is_not_whole(tmp_path: Path) -> None:
+def test_incomplete_release_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "params_shapes.json").write_text("[[5, 6], [11, 6]]")
     with pytest.raises(InputError, match=r"no params_0\.npy here"):
         read_release(tmp_path, config(n_layer=1, norm="post"))

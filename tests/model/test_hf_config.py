@@ -35,7 +35,7 @@ def write(folder: Path, **changes: Any) -> Path:
     ],
     ids=str,
 )
-def test_written_and_read_back(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_config_survives_a_round_trip(tmp_path: Path, changes: dict[str, Any]) -> None:
     config = ModelConfig(**{**SHAPE, **changes})
     (tmp_path / CONFIG).write_text(json.dumps(to_transformers(config, 99)))
     assert read_model_config(tmp_path) == config
@@ -52,12 +52,12 @@ def test_written_and_read_back(tmp_path: Path, changes: dict[str, Any]) -> None:
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
     ],
 )
-def test_another_model_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_other_models_are_rejected(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_model_config(write(tmp_path, **changes))
 
 
-def test_what_is_no_configuration(tmp_path: Path) -> None:
+def test_folder_without_a_configuration_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is an empty folder"):
         read_model_config(tmp_path)
     (tmp_path / CONFIG).write_text("[]")
@@ -85,14 +85,16 @@ def test_what_is_no_configuration(tmp_path: Path) -> None:
         ({"embed_dropout": 0.1, "resid_dropout": "a"}, "and a number"),
     ],
 )
-def test_another_gpt_neo_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_unsupported_gpt_neo_is_rejected(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     table = to_transformers(ModelConfig(**SHAPE, attention="banded"), 99) | changes
     (tmp_path / CONFIG).write_text(json.dumps(table))
     with pytest.raises(InputError, match=message):
         read_model_config(tmp_path)
 
 
-def test_no_torch() -> None:
+def test_module_does_not_import_torch() -> None:
     code = "import sys, gptcli.model.hf_config; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -104,5 +106,5 @@ def test_no_torch() -> None:
         (50257, 50257, False), (50257, 50304, False), (400, 258, False), (100_000, 50_257, False), (40478, 32000, False),
     ],
 )  # fmt: skip
-def test_what_passes_for_a_padded_vocabulary(rows: int, entries: int, padded: bool) -> None:
+def test_padded_vocabulary_is_recognized(rows: int, entries: int, padded: bool) -> None:
     assert is_padded(rows, entries) == padded

@@ -32,7 +32,7 @@ def idx_BT() -> torch.Tensor:
 @pytest.mark.parametrize("visible_len", [None, 12])
 @pytest.mark.parametrize("pieces", [[1] * 12, [5, 1, 1, 4, 1], [12], [3, 9]])
 @torch.inference_mode()
-def test_pieces_equal_the_whole(
+def test_cached_pieces_equal_one_pass(
     model: GPT, idx_BT: torch.Tensor, pieces: list[int], visible_len: int | None
 ) -> None:
     cache = KVCache(model.config, 3, CPU, torch.float32)
@@ -45,7 +45,7 @@ def test_pieces_equal_the_whole(
 
 
 @torch.inference_mode()
-def test_rows_of_other_lengths_change_nothing(model: GPT, idx_BT: torch.Tensor) -> None:
+def test_rows_of_other_lengths_have_no_effect(model: GPT, idx_BT: torch.Tensor) -> None:
     """Rows 0 and 2 are read together, padded; row 1 later, alone; then all three go on, first by
     two tokens, then by one.
     """
@@ -64,7 +64,7 @@ def test_rows_of_other_lengths_change_nothing(model: GPT, idx_BT: torch.Tensor) 
 
 
 @torch.inference_mode()
-def test_kept_rows_go_on_as_they_were(model: GPT, idx_BT: torch.Tensor) -> None:
+def test_reordered_rows_continue_unchanged(model: GPT, idx_BT: torch.Tensor) -> None:
     cache = KVCache(model.config, 3, CPU, torch.float32)
     model.hidden(idx_BT[:, :5], cache.prefill_view([0, 1, 2]))
     cache.reorder([2, 0, 0, 1])
@@ -77,7 +77,7 @@ def test_kept_rows_go_on_as_they_were(model: GPT, idx_BT: torch.Tensor) -> None:
     )
 
 
-def test_its_size_is_known_before_it_is_made(model: GPT) -> None:
+def test_cache_bytes_equals_the_allocated_size(model: GPT) -> None:
     cache = KVCache(model.config, 5, CPU, torch.bfloat16, max_len=7)
     assert sum(store.nbytes for store in cache.keys + cache.values) == cache_bytes(
         model.config, 5, 7, torch.bfloat16

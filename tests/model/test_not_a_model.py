@@ -57,7 +57,7 @@ FILES: dict[str, tuple[dict[str, bytes | str], str, str]] = {
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_what_it_is_and_what_to_do(case: str) -> None:
+def test_error_says_what_the_path_is_and_what_to_do(case: str) -> None:
     files, named, answer = FILES[case]
     for path, data in files.items():
         write(path, data)
@@ -66,16 +66,16 @@ def test_what_it_is_and_what_to_do(case: str) -> None:
     assert re.search(answer.replace("?", r"\?"), f"{error.what}\n  {error.hint}"), error
 
 
-def test_an_empty_folder(tmp_path: Path) -> None:
+def test_empty_folder_is_reported(tmp_path: Path) -> None:
     assert "is an empty folder" in not_a_model_error(tmp_path).what
 
 
 @pytest.mark.parametrize("name", HUB)
-def test_every_name_of_the_hub_has_a_command(name: str) -> None:
+def test_every_hub_name_gets_a_download_command(name: str) -> None:
     assert f"hf download {HUB[name]} " in str(not_a_model_error(Path(name)).hint)
 
 
-def test_a_folder_without_weights() -> None:
+def test_folder_without_weights_is_reported() -> None:
     write("a/config.json")
     assert "contains no model.safetensors" in no_weights_error(Path("a")).what
     write("a/pytorch_model.bin", b"PK\x03\x04")
@@ -99,12 +99,12 @@ def test_a_folder_without_weights() -> None:
         ((2).to_bytes(8, "little") + b"[]", "its header is damaged"),
     ],
 )
-def test_weights_that_are_none(data: bytes, what: str) -> None:
+def test_files_that_are_not_safetensors_are_reported(data: bytes, what: str) -> None:
     write("w.safetensors", data)
     assert what in unreadable_error(Path("w.safetensors"), "?").what
 
 
-def test_weights_cut_short_say_how_long_they_were() -> None:
+def test_truncated_weights_are_reported_with_their_length() -> None:
     save_file({"a": torch.zeros(100), "b": torch.zeros(7, 3)}, "w.safetensors")
     whole = Path("w.safetensors").read_bytes()
     for size in range(8, len(whole)):

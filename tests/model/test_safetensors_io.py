@@ -33,7 +33,7 @@ def random_model(config: ModelConfig = CONFIG) -> GPT:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_our_folder_in_transformers(leaves: Any, tied: bool) -> None:
+def test_transformers_loads_a_saved_model(leaves: Any, tied: bool) -> None:
     from transformers import GPT2LMHeadModel
 
     model = random_model(
@@ -43,7 +43,7 @@ def test_our_folder_in_transformers(leaves: Any, tied: bool) -> None:
 
 
 @pytest.mark.parametrize("shard", ["5GB", "200KB"])
-def test_their_folder_here(tmp_path: Path, shard: str) -> None:
+def test_models_of_transformers_load(tmp_path: Path, shard: str) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
@@ -76,7 +76,7 @@ def test_round_trip_is_exact(tmp_path: Path, changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("size", ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"])
-def test_transformers_gpt2_comes_back_to_the_bit(tmp_path: Path, size: str) -> None:
+def test_gpt2_of_transformers_survives_a_round_trip_to_the_bit(tmp_path: Path, size: str) -> None:
     """Each size's layers and heads; widths a sixteenth."""
     from safetensors.torch import load_file
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -127,7 +127,9 @@ class Lazy(Mapping[str, torch.Tensor]):
 
 
 @pytest.mark.parametrize(("attention", "held"), [("dense", 1), ("banded", 6)])
-def test_a_large_model_leaves_tensor_by_tensor(tmp_path: Path, attention: str, held: int) -> None:
+def test_saving_has_few_tensors_in_memory_at_a_time(
+    tmp_path: Path, attention: str, held: int
+) -> None:
     """Of matrices: one at a time, or those of a layer, once for the GPT-Neo and once for its
     comparison.
     """
@@ -142,7 +144,7 @@ def test_a_large_model_leaves_tensor_by_tensor(tmp_path: Path, attention: str, h
         assert file.read_bytes() == (tmp_path / "lazy" / file.name).read_bytes()
 
 
-def test_same_weights_same_bytes(tmp_path: Path) -> None:
+def test_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         save_model(tmp_path / folder, random_model(), CONFIG)
     assert (tmp_path / "a/model.safetensors").read_bytes() == (
@@ -151,7 +153,7 @@ def test_same_weights_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("attention", ["dense", "banded"])
-def test_tensors_are_made_one_at_a_time(
+def test_loading_has_one_tensor_in_memory_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attention: str
 ) -> None:
     """The rows of c_attn are laid out anew: copies, none of which is there before its turn, or
@@ -201,7 +203,7 @@ def edit(folder: Path, **changes: object) -> None:
         ({"n_head": 5}, "is not a multiple of n_head 5"),
     ],
 )
-def test_folders_that_do_not_fit_are_refused(
+def test_mismatched_folders_are_rejected(
     tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     save_model(tmp_path, random_model(), CONFIG)
@@ -210,7 +212,7 @@ def test_folders_that_do_not_fit_are_refused(
         load_model(tmp_path)
 
 
-def test_missing_and_broken_weights_are_refused(tmp_path: Path) -> None:
+def test_missing_and_broken_weights_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is an empty folder"):
         read_model_config(tmp_path)
     save_model(tmp_path, random_model(), CONFIG)
@@ -225,7 +227,7 @@ def test_missing_and_broken_weights_are_refused(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-def test_layers_that_are_only_claimed_are_never_made(tmp_path: Path) -> None:
+def test_layers_without_tensors_are_never_created(tmp_path: Path) -> None:
     save_model(tmp_path, random_model(), CONFIG)
     table = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(table | {"n_layer": 10**8}))
@@ -244,7 +246,7 @@ def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
-def test_a_tied_tensor_may_have_either_name(tmp_path: Path, norm: str) -> None:
+def test_tied_tensor_may_have_either_name(tmp_path: Path, norm: str) -> None:
     model = random_model(replace(CONFIG, norm=norm))
     save_model(tmp_path, model, model.config)
     embedding = "transformer.wte.weight" if norm == "pre" else "transformer.tokens_embed.weight"
@@ -259,7 +261,7 @@ def test_a_tied_tensor_may_have_either_name(tmp_path: Path, norm: str) -> None:
         )
 
 
-def test_a_head_of_its_own_is_never_dropped(tmp_path: Path) -> None:
+def test_untied_head_is_never_dropped(tmp_path: Path) -> None:
     model = random_model()
     save_model(tmp_path, model, CONFIG)
     rewritten(
@@ -274,7 +276,7 @@ def test_a_head_of_its_own_is_never_dropped(tmp_path: Path) -> None:
     assert torch.equal(untied.lm_head.weight, untied.wte.weight + 1)
 
 
-def test_a_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
+def test_tensor_under_two_names_is_rejected(tmp_path: Path) -> None:
     save_model(tmp_path, random_model(), CONFIG)
     rewritten(
         tmp_path,
@@ -288,7 +290,7 @@ def test_a_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
     "index",
     ["[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": "../b"}}'],
 )
-def test_an_index_that_names_no_files(tmp_path: Path, index: str) -> None:
+def test_index_without_files_is_rejected(tmp_path: Path, index: str) -> None:
     save_model(tmp_path, random_model(), CONFIG)
     (tmp_path / "model.safetensors").rename(tmp_path / "a.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(index)
@@ -296,7 +298,7 @@ def test_an_index_that_names_no_files(tmp_path: Path, index: str) -> None:
         load_model(tmp_path)
 
 
-def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
+def test_tensor_in_two_files_is_rejected(tmp_path: Path) -> None:
     save_model(tmp_path, random_model(), CONFIG)
     for name in ("a.safetensors", "b.safetensors"):
         (tmp_path / name).write_bytes((tmp_path / "model.safetensors").read_bytes())

@@ -18,7 +18,7 @@ from gptcli.model.hf import qkv_rows_from_hf
 from gptcli.model.transformer import GPT, gelu
 
 
-def test_initialisation_is_gpt2s() -> None:
+def test_initialization_is_that_of_gpt2() -> None:
     config = ModelConfig(n_layer=8, n_head=4, d_model=256, n_ctx=512, vocab_size=2000)
     model = GPT(config)
     model.init_weights(3)
@@ -40,7 +40,7 @@ def test_initialisation_is_gpt2s() -> None:
             assert abs(parameter.mean().item()) < 6 * std / math.sqrt(parameter.numel()), name
 
 
-def test_initialisation_depends_on_the_seed_alone() -> None:
+def test_initialization_depends_on_the_seed_only() -> None:
     config = ModelConfig(n_layer=2, n_head=2, d_model=16, n_ctx=8, vocab_size=11)
     one, same, other = GPT(config), GPT(config), GPT(config)
     torch.manual_seed(1)
@@ -101,7 +101,7 @@ def nano_sort(real_data: Path) -> tuple[GPT, dict[str, dict[str, object]]]:
 
 
 @pytest.mark.real_data
-def test_stored_logits(nano_sort: tuple[GPT, dict[str, dict[str, object]]]) -> None:
+def test_logits_equal_the_stored_ones(nano_sort: tuple[GPT, dict[str, dict[str, object]]]) -> None:
     model, partials = nano_sort
     with torch.no_grad():
         logits = model(tensor(partials["idx"]).long())
@@ -109,7 +109,9 @@ def test_stored_logits(nano_sort: tuple[GPT, dict[str, dict[str, object]]]) -> N
 
 
 @pytest.mark.real_data
-def test_it_sorts_all_729(nano_sort: tuple[GPT, dict[str, dict[str, object]]]) -> None:
+def test_trained_sorter_sorts_all_729_inputs(
+    nano_sort: tuple[GPT, dict[str, dict[str, object]]],
+) -> None:
     model, _ = nano_sort
     digits = torch.tensor(list(itertools.product(range(3), repeat=6)))
     idx = digits
@@ -119,7 +121,7 @@ def test_it_sorts_all_729(nano_sort: tuple[GPT, dict[str, dict[str, object]]]) -
     assert (idx[:, 6:] == digits.sort(dim=1).values).all(1).sum().item() == 729
 
 
-def test_where_documents_are_kept_apart_none_sees_another() -> None:
+def test_attention_does_not_cross_documents() -> None:
     """End-of-text (0) begins a document. What stands before it changes nothing after it but the
     loss on end-of-text itself.
     """

@@ -16,7 +16,7 @@ from gptcli.sampling.generate import TokenSequence, generate_sequences
 from gptcli.sampling.params import SamplingParams
 
 
-def test_a_fixed_pass_gives_the_same_tokens(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_pass_gives_the_same_tokens(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows end and are refilled, places fall empty, contexts are outgrown, and the reach grows in
     steps.
     """
@@ -42,9 +42,7 @@ def test_a_fixed_pass_gives_the_same_tokens(model: GPT, monkeypatch: pytest.Monk
     assert made[0] == made[1]
 
 
-def test_an_engine_serves_again_and_for_fewer_rows(
-    model: GPT, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_engine_can_be_reused_for_fewer_rows(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
     engine = Engine(model, 4, compiled=True)
     for count in (4, 2, 7):
@@ -61,14 +59,14 @@ def test_an_engine_serves_again_and_for_fewer_rows(
         assert [row.tokens for row in rows] == [row.tokens for row in again]
 
 
-def test_a_shorter_cache_is_enough_where_the_length_is_known(model: GPT) -> None:
+def test_shorter_cache_gives_the_same_tokens(model: GPT) -> None:
     rows = [[TokenSequence([1, 2, 3], max_tokens=9)] for _ in range(2)]
     list(generate_sequences(model, rows[0], SamplingParams(greedy=True), batch_size=1))
     list(generate_sequences(model, rows[1], SamplingParams(greedy=True), batch_size=1, max_len=12))
     assert rows[0][0].tokens == rows[1][0].tokens
 
 
-def test_long_prompts_are_read_a_few_at_a_time(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefill_passes_are_limited_in_size(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts, passes = [[i] * (1 + (5 * i) % 23) for i in range(12)], []
     hook = model.wte.register_forward_hook(
         lambda module, args, out: passes.append(tuple(args[0].shape))
@@ -84,13 +82,13 @@ def test_long_prompts_are_read_a_few_at_a_time(model: GPT, monkeypatch: pytest.M
     assert all(rows * longest <= 40 for rows, longest in passes[1:])
 
 
-def test_memory_is_asked_for_before_it_is_taken() -> None:
+def test_cache_larger_than_memory_is_rejected() -> None:
     require_memory(1, 1, 1, torch.device("cpu"))
     with pytest.raises(RunError, match=r"the cache of 4,000 sequences of 2,048 tokens needs 1 EB"):
         require_memory(10**18, 4000, 2048, torch.device("cpu"))
 
 
-def test_without_the_kernel_the_tokens_are_the_same(
+def test_tokens_are_the_same_without_the_kernel(
     model: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a machine without a compiler: rows of unlike lengths, past the end of their

@@ -61,7 +61,7 @@ SHAPES = [(1,), (1, 1), (5, 1), (2, 3), (decode_kernel.MAX_ROWS[torch.float32] +
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("bias", [True, False])
 @torch.inference_mode()
-def test_few_rows_are_linear(
+def test_small_batches_equal_linear(
     linear: nn.Linear, shape: tuple[int, ...], bias: bool, dtype: torch.dtype
 ) -> None:
     fast = installed(
@@ -77,7 +77,7 @@ def test_few_rows_are_linear(
 
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.inference_mode()
-def test_int8_is_the_rounded_weight(
+def test_int8_equals_the_product_of_the_rounded_weight(
     linear: nn.Linear, shape: tuple[int, ...], kernel: None
 ) -> None:
     """Against the product in fp64 of the rounded weight with the activations as they are: what is
@@ -94,19 +94,19 @@ def test_int8_is_the_rounded_weight(
 
 
 @pytest.mark.usefixtures("kernel")
-def test_a_row_does_not_depend_on_those_beside_it(linear: nn.Linear) -> None:
+def test_rows_are_quantized_independently(linear: nn.Linear) -> None:
     x = torch.randn(3, linear.in_features) * torch.tensor([[1.0], [1000.0], [0.0]])
     quantized = installed(Int8Linear(linear))
     torch.testing.assert_close(quantized(x)[0], quantized(x[:1])[0])
 
 
-def test_a_tied_head_stays_tied() -> None:
+def test_tied_head_stays_tied() -> None:
     model = prepare_for_inference(tiny(tied=True))
     assert model.lm_head.weight is model.wte.weight
     assert sum(type(module) is nn.Linear for module in model.modules()) == 0
 
 
-def test_int8_hardly_moves_a_model() -> None:
+def test_int8_changes_predictions_very_little() -> None:
     plain, quantised = tiny(), prepare_for_inference(tiny(), "int8")
     idx = torch.randint(0, 50, (8, 24), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -118,7 +118,7 @@ def test_int8_hardly_moves_a_model() -> None:
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("norm", ["pre", "post"])
 @torch.inference_mode()
-def test_a_model_read_in_place_is_the_model(norm: str, precision: torch.dtype) -> None:
+def test_prepared_model_equals_the_model(norm: str, precision: torch.dtype) -> None:
     """Blocks before and after the change, both places of the normalisation, with documents apart
     and without.
     """
@@ -137,6 +137,6 @@ def test_a_model_read_in_place_is_the_model(norm: str, precision: torch.dtype) -
     torch.testing.assert_close(fast(idx), plain(idx), atol=limit, rtol=limit)
 
 
-def test_an_unknown_form() -> None:
+def test_unknown_quantization_is_rejected() -> None:
     with pytest.raises(UsageError, match="int4"):
         prepare_for_inference(tiny(), "int4")
