@@ -310,7 +310,7 @@ def _tie(stored: Mapping[str, torch.Tensor], config: ModelConfig, where: Path) -
             f"the head ({HEAD}) differs from the embedding, although the configuration ties them "
             "(tie_word_embeddings)",
             where=where,
-            hint=f'to use this head, set "tie_word_embeddings" to false in {where / CONFIG}',
+            hint=f'to use this head, write "tie_word_embeddings": false into {where / CONFIG}',
         )
     return rest
 

@@ -1,6 +1,4 @@
-"""The attention kernel against softmax in fp32, and against torch's own kernel in the same
-precision.
-"""
+"""The attention kernel compared with fp32, and with torch's kernel in the same precision."""
 
 from __future__ import annotations
 
@@ -37,7 +35,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 def random(
     B: int, T: int, H: int, D: int, spread: float = 2.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """q, k and v, and a gradient; scores of this spread let a few keys have most of the weight."""
+    """Return packed q, k and v, and a gradient; `spread` concentrates the weights on a few keys."""
     generator = torch.Generator().manual_seed(T + D)
     qkv, dy = (
         torch.randn(B, T, H, 3, D, generator=generator),
@@ -67,7 +65,7 @@ def by_torch(qkv: torch.Tensor, band: int) -> torch.Tensor:
 def with_gradients(
     form: Callable[..., torch.Tensor], qkv: torch.Tensor, dy: torch.Tensor, *rest: int
 ) -> list[torch.Tensor]:
-    """y, dq, dk, dv."""
+    """Return y, dq, dk and dv."""
     leaf = qkv.detach().clone().requires_grad_()
     y = form(leaf, *rest)
     [dqkv] = torch.autograd.grad(y, leaf, dy)
@@ -110,9 +108,7 @@ def test_error_is_no_larger_than_that_of_torch_within_a_band(T: int, band: int) 
 
 @pytest.mark.parametrize("rising", [1, -1])
 def test_rising_and_falling_scores_are_rescaled(rising: int) -> None:
-    """What the sums were counted from until then is nothing beside what comes, or all of it;
-    exponents beyond fp32's are neither.
-    """
+    """Later scores make earlier exponentials negligible, or the reverse; some overflow fp32."""
     qkv, dy = random(1, 300, 2, 64, spread=1.0)
     qkv[:, :, :, 0, 0] = 40
     qkv[:, :, :, 1, 0] = rising * torch.linspace(-50, 50, 300)[None, :, None].bfloat16()

@@ -1,4 +1,4 @@
-"""Libraries are built where they run, kept, and done without where they cannot be."""
+"""Libraries are built on first use and cached; None replaces those that cannot be built."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ return n; }
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of sources in place of the package's, and a cache of the test's own."""
+    """Use an empty folder of sources and an empty cache."""
     sources = tmp_path / "sources"
     sources.mkdir()
     monkeypatch.setattr(build, "HERE", sources)

@@ -1,6 +1,4 @@
-"""A step of the kernel is the model: every kind of weight and layer, rows of unlike lengths, and
-each as if it were alone.
-"""
+"""A decoding step of the kernel equals the model, for every kind of weight and layer."""
 
 from __future__ import annotations
 
@@ -66,7 +64,7 @@ def small(kind: str, size: str, dtype: torch.dtype) -> GPT:
 
 
 def exact(model: GPT) -> GPT:
-    """The same weights, rounded as they are, in fp64 and plain PyTorch."""
+    """Return the same (rounded) weights in plain PyTorch and fp64."""
     plain = GPT(model.config).double().eval()
     state = {
         name: tensor.double()
@@ -85,7 +83,7 @@ def exact(model: GPT) -> GPT:
 
 
 def filled(model: GPT, prompts: list[list[int]]) -> Engine:
-    """Rows that have read their prompts, with what no row may look at beyond them."""
+    """Return an engine after prefill, with NaN in every slot that no row may read."""
     engine = Engine(model, len(prompts))
     engine.prefill(range(len(prompts)), prompts)
     for store in engine.cache.keys + engine.cache.values:
@@ -132,7 +130,7 @@ def test_step_equals_the_model_and_rows_are_independent(
 def test_builds_for_older_cpus_equal_the_model(
     cpu: str, dtype: torch.dtype, quantize: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without any lanes of 256 bits, and without tiles and lanes of 512."""
+    """Builds without 256-bit vectors, and without 512-bit vectors and tiles."""
     if cpu == "haswell" and not {"avx2", "fma", "bmi2"} <= set(build._features().split()):
         pytest.skip("this CPU is older")
     monkeypatch.setattr(
@@ -151,7 +149,7 @@ def test_builds_for_older_cpus_equal_the_model(
 @pytest.mark.parametrize("quantize", ["none", "int8"])
 @torch.inference_mode()
 def test_rows_beyond_the_tiles_are_independent(quantize: str) -> None:
-    """More than the tiles hold at once: each as if it were alone."""
+    """More rows than the tiles take at once are still independent of each other."""
     model = prepare_for_inference(small("gpt2", "tiles", torch.bfloat16), quantize)
     prompts = [[i % 64, 7 * i % 64] for i in range(75)]
     many, few = filled(model, prompts), filled(model, prompts[:9])

@@ -1,4 +1,4 @@
-"""The head's kernel against fp32 and against the form in PyTorch that it takes the place of."""
+"""The kernel of the output head compared with fp32 and with PyTorch's implementation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def operands(N: int, C: int, V: int) -> tuple[torch.Tensor, torch.Tensor, torch.
 def taken(
     x_NC: torch.Tensor, weight_VC: torch.Tensor, target_N: torch.Tensor
 ) -> list[torch.Tensor]:
-    """The loss, and the gradients of x and the weight."""
+    """Return the loss, and the gradients of x and the weight."""
     with torch.autocast("cpu", torch.bfloat16):
         loss = next_token_loss(x_NC, weight_VC, target_N, kernel=head_kernel)
     return [loss.detach(), *torch.autograd.grad(loss / 7, (x_NC, weight_VC))]

@@ -1,4 +1,4 @@
-"""The linear layers' kernel against fp32, and in a compiled block against PyTorch's own."""
+"""The linear kernel compared with fp32, and in a compiled block with PyTorch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not linear_kernel.available(), reason="no AMX he
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:
-    """As fp32 that holds what bf16 has left, and wants a gradient."""
+    """Return x rounded to bf16, in fp32 and with gradients."""
     return x.detach().bfloat16().float().requires_grad_()
 
 

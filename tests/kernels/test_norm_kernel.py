@@ -1,4 +1,4 @@
-"""The norms' kernel against PyTorch's LayerNorm, and in a compiled block against PyTorch's own."""
+"""The norm kernel compared with PyTorch's LayerNorm, and in a compiled block with PyTorch."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def losses_and_gradients(model: GPT) -> list[torch.Tensor]:
 
 
 class Counted:
-    """The kernel, which tells what was asked of it."""
+    """Kernel that records its calls."""
 
     def __init__(self) -> None:
         self.kernel = norm_kernel._kernel()

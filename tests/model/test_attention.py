@@ -1,4 +1,4 @@
-"""Every form of attention against softmax written out by hand."""
+"""Every path of attention equals a softmax written out."""
 
 from __future__ import annotations
 

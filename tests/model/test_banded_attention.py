@@ -1,6 +1,4 @@
-"""Banded attention by blocks against the mask, forward and backward: odd lengths, wide and narrow
-bands, bf16, dropout, compiled.
-"""
+"""Banded attention equals attention under the mask, forward and backward."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from gptcli.trainer.machine import has_compiler
 def leaves(
     B: int, H: int, T: int, D: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> list[torch.Tensor]:
-    """q, k, v as the model makes them: views of one projection's output."""
+    """Return q, k and v as the model has them: views of the output of one projection."""
     generator = torch.Generator().manual_seed(T * 1000 + D)
     x_BTC = torch.randn(B, T, 3 * H * D, generator=generator).to(device, dtype)
     return [
@@ -131,8 +129,8 @@ def test_dropout_has_the_right_rate_scale_and_gradient() -> None:
 def dropped_by_hand(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, band: int, dropped_weights: torch.Tensor
 ) -> torch.Tensor:
-    """The mask's attention, with the weights dropped that are 0 in `dropped_weights`, whose scale
-    it shares.
+    """Return attention under the mask with those weights dropped that are 0 in `dropped_weights`,
+    which also contains the scale of the others.
     """
     T = q.shape[2]
     scores = (q @ k.mT / math.sqrt(q.shape[3])).masked_fill(
@@ -144,7 +142,7 @@ def dropped_by_hand(
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_compilation_does_not_change_results(dropout: float) -> None:
-    """In a model's own block, as the trainer compiles it."""
+    """A block of the model, compiled as the trainer does."""
     from gptcli.model.config import ModelConfig
     from gptcli.model.transformer import GPT
 
@@ -179,7 +177,7 @@ def test_compilation_does_not_change_results(dropout: float) -> None:
 
 
 def listed(mask: BlockMask, name: str) -> list[list[int]]:
-    """The tiles of each row: "q" are of queries, by keys; the "full" ones need no mask."""
+    """Return the blocks of each row: of queries ("q") or of keys; "full" ones need no mask."""
     counts, tiles = (
         getattr(mask, f"{name}_num_blocks")[0, 0],
         getattr(mask, f"{name}_indices")[0, 0],
@@ -217,9 +215,7 @@ def test_block_mask_is_that_of_the_band(T: int, band: int) -> None:
 def test_flex_equals_attention_under_the_mask(
     T: int, band: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By torch's own reading of it, step by step, which has no backward pass on a CPU as far as
-    torch's check is asked.
-    """
+    """FlexAttention in eager mode, whose backward pass torch rejects on a CPU only by a check."""
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
     compiled = torch.compile(module.flex, dynamic=False, backend="aot_eager")
     assert_same(compiled, leaves(2, 3, T, 16), band)
@@ -227,7 +223,7 @@ def test_flex_equals_attention_under_the_mask(
 
 @pytest.mark.parametrize("how", ["none", "selective", "full"])
 def test_flex_runs_in_a_block_of_the_model(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the trainer compiles it on a GPU, with products in bf16 and with recomputation."""
+    """A block compiled as the trainer does on a GPU, with bf16 products and recomputation."""
     from gptcli.distributed.activation_checkpoint import recomputed
     from gptcli.model.config import ModelConfig
     from gptcli.model.transformer import Block
@@ -269,9 +265,7 @@ def test_flex_runs_in_a_block_of_the_model(how: str, monkeypatch: pytest.MonkeyP
 def test_compiled_flex_equals_the_mask_and_uses_its_block_mask(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What the compiler makes for this CPU, forward only; a tile that is left out is not looked
-    at.
-    """
+    """The kernel compiled for this CPU, forward only; it skips blocks missing from the mask."""
     q, k, v = (x.detach() for x in leaves(1, 2, 300, 16))
     with torch.no_grad():
         compiled = torch.compile(module.flex, dynamic=False)

@@ -1,4 +1,4 @@
-"""Sizes by name, and configurations that cannot be."""
+"""Sizes by name, and invalid configurations."""
 
 from __future__ import annotations
 

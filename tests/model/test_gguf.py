@@ -1,6 +1,8 @@
-"""llama.cpp's own converter takes a model folder as it stands. LLAMA_CPP names a checkout of
-llama.cpp, or its files out of an sdist of llama-cpp-python; its Python packages (gguf,
-transformers, sentencepiece where it asks) must be importable."""
+"""llama.cpp's converter reads a saved model folder.
+
+LLAMA_CPP names a checkout of llama.cpp; the packages that its converter imports (gguf,
+transformers, and for some models sentencepiece) must be installed.
+"""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_bands_are_gpt3s() -> None:
 
 
 def test_block_equals_the_written_out_computation() -> None:
-    """n = LN(x + attn(x)); h = LN(n + mlp(n)), and nothing after the last."""
+    """Post-norm: n = LN(x + attn(x)), h = LN(n + mlp(n)), and no norm after the last layer."""
     model = random_model(SMALL)
     block = model.h[0]
     x = torch.randn(1, 5, 128)
@@ -112,8 +112,8 @@ def test_models_of_transformers_load_and_survive_a_round_trip(comes_back: Any) -
 
 
 def write_release(folder: Path, shapes: list[list[int]]) -> list[np.ndarray]:
-    """params_shapes.json and params_0 to 9.npy, as OpenAI's `fused` files: all numbers end to end,
-    cut in ten.
+    """Write params_shapes.json and params_0.npy to params_9.npy, the layout of OpenAI's release: all
+    numbers end to end, cut into ten files.
     """
     rng = np.random.default_rng(0)
     arrays = [rng.normal(0, 0.1, shape).astype(np.float32) for shape in shapes]
@@ -130,8 +130,8 @@ def shapes_like(stored: list[list[int]], vocab_size: int, layers: int) -> list[l
 
 
 def assert_is_the_release(model: GPT, arrays: list[np.ndarray]) -> None:
-    """Layer by layer in plain numpy-style torch, straight from the arrays: the released code's own
-    arithmetic.
+    """Return logits computed layer by layer from the released arrays, with the order of rows of the
+    released code.
     """
     positions, tokens, *rest = (torch.from_numpy(array) for array in arrays)
     idx = torch.tensor([[5, 3, 99, 0, 7]])
@@ -195,7 +195,7 @@ def test_openai_release_loads(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a readable array"):
         load_model(tmp_path)
     np.save(tmp_path / "params_9.npy", np.zeros(3, np.float32))
-    with pytest.raises(InputError, match="the shapes say"):
+    with pytest.raises(InputError, match="the shapes require"):
         load_model(tmp_path)
     (tmp_path / "params_9.npy").unlink()
     with pytest.raises(InputError, match=r"no params_9\.npy here"):
@@ -204,7 +204,7 @@ def test_openai_release_loads(tmp_path: Path) -> None:
 
 @pytest.mark.real_data
 def test_released_shapes_are_read(real_data: Path, tmp_path: Path) -> None:
-    """All 146 shapes as OpenAI stored them, random numbers in them."""
+    """All 146 shapes of OpenAI's release, with random numbers."""
     shapes = json.loads((real_data / "gpt1-vocab" / "params_shapes.json").read_text())
     arrays = write_release(tmp_path, shapes)
     model = load_model(tmp_path)

@@ -1,4 +1,4 @@
-"""A banded model as GPT-Neo: the same function, by transformers' own GPT-Neo; and GPT-Neo here."""
+"""A banded model and its GPT-Neo compute the same function, and GPT-Neo models load."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IDX = torch.randint(0, 301, (2, 48), generator=torch.Generator().manual_seed(0))
 
 
 def random_model(config: ModelConfig = CONFIG, gains: float = 0.2, biases: float = 0.3) -> GPT:
-    """Every tensor random; LayerNorm's gains around 1."""
+    """Return a model with random tensors, and LayerNorm gains around 1."""
     torch.manual_seed(0)
     model = GPT(config).eval()
     for name, parameter in model.named_parameters():
@@ -61,7 +61,7 @@ def test_saved_model_loads_to_the_bit(tmp_path: Path) -> None:
 
 
 def test_replaced_gpt_neo_file_takes_precedence(tmp_path: Path) -> None:
-    """Trained on in transformers and saved into the same folder: that is the model now."""
+    """A model that was trained further in transformers and saved into the same folder is loaded."""
     from transformers import GPTNeoForCausalLM
 
     save_model(tmp_path, random_model(), CONFIG)
@@ -74,7 +74,7 @@ def test_replaced_gpt_neo_file_takes_precedence(tmp_path: Path) -> None:
 
 
 def test_gpt_neo_of_transformers_survives_a_round_trip(comes_back: Any) -> None:
-    """Where 1/sqrt(D) is a power of two, to the bit."""
+    """Exact to the bit if 1/sqrt(D) is a power of two."""
     from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
     config = GPTNeoConfig(
@@ -110,9 +110,7 @@ def error(model: GPT) -> float:
 
 
 def test_singular_query_matrix_loses_no_precision() -> None:
-    """The issue with W_q⁻¹·b_q: a W_q of half the rank has no inverse, one that nearly has makes
-    b_q's shift astronomic.
-    """
+    """W_q⁻¹·b_q does not exist for a W_q of half rank, and is huge for a nearly singular one."""
     model = random_model()
     for block in model.h:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Rows and names as the released files have them, and back, without a model around them."""
+"""Names and rows of stored tensors, and back, without a model."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ def config(**changes: object) -> ModelConfig:
 
 
 def test_qkv_rows_of_a_small_example() -> None:
-    """Two heads of width 3: ours q q q k k k v v v of the first head, then of the second; theirs
-    all queries first.
-    """
+    """Two heads of width 3: rows q q q k k k v v v of each head become all q, all k, all v."""
     ours = torch.arange(18)
     theirs = torch.tensor([0, 1, 2, 9, 10, 11, 3, 4, 5, 12, 13, 14, 6, 7, 8, 15, 16, 17])
     assert torch.equal(qkv_rows_to_hf("h.0.attn.c_attn.bias", ours, config()), theirs)
@@ -75,5 +73,5 @@ def test_buffers_are_skipped_and_unknown_tensors_keep_their_names() -> None:
 
 def test_incomplete_release_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "params_shapes.json").write_text("[[5, 6], [11, 6]]")
-    with pytest.raises(InputError, match=r"no params_0\.npy here"):
+    with pytest.raises(InputError, match=r"params_0\.npy is missing"):
         read_release(tmp_path, config(n_layer=1, norm="post"))

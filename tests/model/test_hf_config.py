@@ -80,8 +80,8 @@ def test_folder_without_a_configuration_is_rejected(tmp_path: Path) -> None:
         ({"window_size": None}, "'window_size' is missing or not an integer"),
         ({"hidden_size": 2**62}, "'hidden_size' is missing or not an integer"),
         ({"attention_types": [[["global"], 10**15]]}, "does not describe 3 layers"),
-        ({"model_type": {}}, "not of this family"),
-        ({"tie_word_embeddings": [1]}, "not true or false"),
+        ({"model_type": {}}, "are not supported"),
+        ({"tie_word_embeddings": [1]}, "must be true or false"),
         ({"embed_dropout": 0.1, "resid_dropout": "a"}, "and a number"),
     ],
 )

@@ -1,6 +1,4 @@
-"""Reading sequences in pieces through the cache, alone or beside others of other lengths, gives
-what reading each at once gives.
-"""
+"""Sequences processed in pieces through the cache equal one pass, whatever shares the batch."""
 
 from __future__ import annotations
 
@@ -46,8 +44,8 @@ def test_cached_pieces_equal_one_pass(
 
 @torch.inference_mode()
 def test_rows_of_other_lengths_have_no_effect(model: GPT, idx_BT: torch.Tensor) -> None:
-    """Rows 0 and 2 are read together, padded; row 1 later, alone; then all three go on, first by
-    two tokens, then by one.
+    """Rows 0 and 2 are prefilled together, with padding; row 1 later, alone; then all three continue
+    with two tokens and with one.
     """
     cache, whole = KVCache(model.config, 3, CPU, torch.float32), model.hidden(idx_BT)
     model.hidden(idx_BT[[0, 2], :7], cache.prefill_view([0, 2]))  # of row 2, only 4 count

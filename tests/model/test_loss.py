@@ -1,4 +1,4 @@
-"""The chunked head and loss against torch's own cross-entropy over whole logits."""
+"""The chunked loss equals torch's cross-entropy over all logits."""
 
 from __future__ import annotations
 

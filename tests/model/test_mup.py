@@ -1,4 +1,4 @@
-"""muP: what starts smaller and moves less; the coordinate check of examples/mup at smaller
+"""muP: initialization and learning rates, and the coordinate check of examples/mup at smaller
 widths.
 """
 
@@ -61,7 +61,7 @@ def test_wider_model_has_smaller_initialization_and_learning_rate() -> None:
 
 
 def test_coordinate_check_passes(example: ModuleType) -> None:
-    """From width 64 to 512 no activation grows with muP; without it they do."""
+    """Activations do not grow from width 64 to 512 with muP; without it they do."""
     scales = {
         on: [example.activation_scales(width, use_mup=on, base=64) for width in (64, 512)]
         for on in (False, True)

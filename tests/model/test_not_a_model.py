@@ -1,4 +1,4 @@
-"""A path that holds no model is answered with what it is and what to do."""
+"""Errors for paths without a model say what is there and what to do."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_folder_without_weights_is_reported() -> None:
             (1000).to_bytes(8, "little") + b"{" * 10,
             "cut short: it has 18 bytes, and its header alone 1,008",
         ),
-        ((2).to_bytes(8, "little") + b"[]", "its header is damaged"),
+        ((2).to_bytes(8, "little") + b"[]", "the header is damaged"),
     ],
 )
 def test_files_that_are_not_safetensors_are_reported(data: bytes, what: str) -> None:

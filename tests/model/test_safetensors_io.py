@@ -1,4 +1,4 @@
-"""Run folders load in transformers, transformers folders load here, and broken ones are refused."""
+"""Models travel to transformers and back, and broken folders are rejected."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IDX = torch.randint(0, 301, (2, 40), generator=torch.Generator().manual_seed(0))
 
 
 def random_model(config: ModelConfig = CONFIG) -> GPT:
-    """Every tensor random, biases and gains too, so that no mistake can hide behind a zero."""
+    """Return a model whose biases and gains are random too: zeros could hide mistakes."""
     torch.manual_seed(0)
     model = GPT(config).eval()
     for parameter in model.parameters():
@@ -77,7 +77,7 @@ def test_round_trip_is_exact(tmp_path: Path, changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("size", ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"])
 def test_gpt2_of_transformers_survives_a_round_trip_to_the_bit(tmp_path: Path, size: str) -> None:
-    """Each size's layers and heads; widths a sixteenth."""
+    """The layers and heads of each size, at a sixteenth of the width."""
     from safetensors.torch import load_file
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -107,9 +107,7 @@ def test_gpt2_of_transformers_survives_a_round_trip_to_the_bit(tmp_path: Path, s
 
 
 class Lazy(Mapping[str, torch.Tensor]):
-    """A state dict that makes each tensor when it is asked for, and counts those that are still
-    held then.
-    """
+    """State dict that creates each tensor on access and counts those still in memory."""
 
     def __init__(self, model: GPT) -> None:
         self.state, self.made, self.most = model.state_dict(), weakref.WeakSet[torch.Tensor](), 0
@@ -130,9 +128,7 @@ class Lazy(Mapping[str, torch.Tensor]):
 def test_saving_has_few_tensors_in_memory_at_a_time(
     tmp_path: Path, attention: str, held: int
 ) -> None:
-    """Of matrices: one at a time, or those of a layer, once for the GPT-Neo and once for its
-    comparison.
-    """
+    """One matrix at a time, or those of a layer: once for GPT-Neo and once for its report."""
     model = random_model(
         ModelConfig(n_layer=12, n_head=2, d_model=32, n_ctx=40, vocab_size=301, attention=attention)
     )
@@ -156,9 +152,7 @@ def test_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
 def test_loading_has_one_tensor_in_memory_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attention: str
 ) -> None:
-    """The rows of c_attn are laid out anew: copies, none of which is there before its turn, or
-    after it.
-    """
+    """Reordering c_attn makes copies; none exists before its turn or after it."""
     config = replace(CONFIG, attention=attention, band=4)
     model = random_model(config)
     save_model(tmp_path, model, config)
@@ -195,7 +189,7 @@ def edit(folder: Path, **changes: object) -> None:
         ({"activation_function": "gelu"}, "activation_function is 'gelu'"),
         ({"n_embd": None}, "'n_embd' is missing or not an integer"),
         ({"n_layer": 4}, "tensor h.3.attn.c_attn.bias is missing"),
-        ({"n_layer": 2}, "tensor h.2.attn.c_attn.bias has no place"),
+        ({"n_layer": 2}, "tensor h.2.attn.c_attn.bias is not part"),
         (
             {"vocab_size": 302},
             r"tensor wte.weight has the shape \[301, 64\]; the configuration requires \[302, 64\]",
@@ -223,7 +217,7 @@ def test_missing_and_broken_weights_are_rejected(tmp_path: Path) -> None:
     ):
         load_model(tmp_path)
     weights.unlink()
-    with pytest.raises(InputError, match=r"no model\.safetensors here"):
+    with pytest.raises(InputError, match=r"contains no model\.safetensors"):
         load_model(tmp_path)
 
 
@@ -236,7 +230,7 @@ def test_layers_without_tensors_are_never_created(tmp_path: Path) -> None:
 
 
 def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
-    """The folder with the tensors of its file changed."""
+    """Return the folder with changed tensors in its file."""
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(folder / "model.safetensors")
@@ -306,5 +300,5 @@ def test_tensor_in_two_files_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(
         '{"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}'
     )
-    with pytest.raises(InputError, match="in another of the files too"):
+    with pytest.raises(InputError, match="also in another file"):
         load_model(tmp_path)

@@ -1,6 +1,4 @@
-"""The transformer: GPT-2's initialisation, and a stored trained model whose every logit is
-known.
-"""
+"""The transformer: initialization, and the logits of a stored trained model."""
 
 from __future__ import annotations
 
@@ -79,7 +77,7 @@ def tensor(entry: dict[str, object]) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def nano_sort(real_data: Path) -> tuple[GPT, dict[str, dict[str, object]]]:
-    """The trained sorter: minGPT's names and [out, in] weights, an untied head."""
+    """Return the trained sorter (minGPT's names, [out, in], untied head) and its results."""
     folder = real_data / "checkpoints" / "gpt-nano-sort"
     stored = json.loads((folder / "gpt-nano-sort-model.json").read_text())
     partials = json.loads((folder / "gpt-nano-sort-t0-partials.json").read_text())
@@ -122,8 +120,8 @@ def test_trained_sorter_sorts_all_729_inputs(
 
 
 def test_attention_does_not_cross_documents() -> None:
-    """End-of-text (0) begins a document. What stands before it changes nothing after it but the
-    loss on end-of-text itself.
+    """End-of-text (0) starts a document. The text before it affects nothing after it, but does
+    determine the loss on end-of-text itself.
     """
     model = GPT(
         ModelConfig(

@@ -1,6 +1,4 @@
-"""The pass that a GPU compiles and records reaches further than it is filled, at a fixed size: the
-same tokens, tried without compiling.
-"""
+"""The engine: its compiled pass, which reads further than the cache is filled, and its limits."""
 
 from __future__ import annotations
 
@@ -17,8 +15,8 @@ from gptcli.sampling.params import SamplingParams
 
 
 def test_compiled_pass_gives_the_same_tokens(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows end and are refilled, places fall empty, contexts are outgrown, and the reach grows in
-    steps.
+    """Sequences end and are replaced, slots become empty, contexts overflow, and the visible length
+    grows in steps.
     """
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
     monkeypatch.setattr(module, "GRAPH_SLOTS", 8)
@@ -91,9 +89,7 @@ def test_cache_larger_than_memory_is_rejected() -> None:
 def test_tokens_are_the_same_without_the_kernel(
     model: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a machine without a compiler: rows of unlike lengths, past the end of their
-    contexts.
-    """
+    """A machine without a compiler: rows of different lengths, past the end of their contexts."""
     prompts = [[(3 * i + j) % 300 for j in range(1 + 4 * i)] for i in range(6)]
     made = []
     for _ in range(2):

@@ -1,6 +1,4 @@
-"""Products are F.linear, by the kernel and without it; int8 is the weight rounded to its steps, and
-no more.
-"""
+"""Linear layers for inference equal F.linear; int8 adds only rounding."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from gptcli.sampling.quantize import FusedMLP, Int8Linear, SmallBatchLinear, pre
 
 @pytest.fixture(params=["kernel", "not built", "not installed"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the kernel; as on a machine that cannot build it; and without `gptcli.kernels`."""
+    """Run with the kernel, as on a machine that cannot build it, and without `gptcli.kernels`."""
     if request.param == "not installed":
         monkeypatch.setattr(optional_kernels, "kernels", lambda: None)
     elif request.param == "not built":
@@ -80,8 +78,8 @@ def test_small_batches_equal_linear(
 def test_int8_equals_the_product_of_the_rounded_weight(
     linear: nn.Linear, shape: tuple[int, ...], kernel: None
 ) -> None:
-    """Against the product in fp64 of the rounded weight with the activations as they are: what is
-    lost of those is below 1 / 30,000.
+    """Equal to the fp64 product of the rounded weight and the exact activations, whose rounding costs
+    less than 1 / 30,000.
     """
     weight = linear.weight.double()
     step = weight.abs().amax(dim=1, keepdim=True) / 127
@@ -119,9 +117,7 @@ def test_int8_changes_predictions_very_little() -> None:
 @pytest.mark.parametrize("norm", ["pre", "post"])
 @torch.inference_mode()
 def test_prepared_model_equals_the_model(norm: str, precision: torch.dtype) -> None:
-    """Blocks before and after the change, both places of the normalisation, with documents apart
-    and without.
-    """
+    """Pre-norm and post-norm, with and without a document mask."""
     plain, fast = (
         tiny(norm=norm).to(precision),
         prepare_for_inference(tiny(norm=norm).to(precision)),

@@ -294,7 +294,7 @@ def test_a_broken_checkpoint_is_passed_over_with_a_warning(written, file):
     assert open_model(out, events=events)[1].step == 7
     assert len(events.texts) == 1
     assert "step-00000009" in events.texts[0]
-    assert events.texts[0].endswith("reading the checkpoint before it")
+    assert events.texts[0].endswith("loading the checkpoint before it")
     with pytest.raises(InputError):
         open_model(out, step=9)
     shutil.rmtree(folder_of(out, 7))
