@@ -1,20 +1,13 @@
-"""The linear kernel compared with fp32, and in a compiled block with PyTorch."""
+"""The linear kernel compared with fp32."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from gptcli import kernels
 from gptcli.kernels import linear_kernel
 from gptcli.kernels.linear_kernel import linear, mlp
-from gptcli.model.config import ModelConfig
-from gptcli.model.transformer import GPT, Block
-from gptcli.trainer.machine import has_compiler
-from gptcli.trainer.parallelize import dress, install_kernels
 
 pytestmark = pytest.mark.skipif(not linear_kernel.available(), reason="no AMX here")
 
@@ -109,60 +102,3 @@ def test_operators_pass_opcheck() -> None:
     torch.library.opcheck(
         mlp, (x, weight, torch.randn(10), back, torch.randn(8)), test_utils=checks
     )
-
-
-def losses_and_gradients(model: GPT) -> list[torch.Tensor]:
-    tokens = torch.arange(2 * 16).view(2, 16)
-    model.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = model(tokens, tokens + 1)
-    loss.backward()
-    return [loss.detach(), *(parameter.grad for parameter in model.parameters())]  # type: ignore[misc]
-
-
-@pytest.mark.skipif(not has_compiler(), reason="no compiler here")
-def test_compiled_blocks_use_the_kernel_in_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    model = GPT(ModelConfig(n_layer=3, n_head=2, d_model=48, n_ctx=16, vocab_size=57))
-    model.init_weights(0)
-    names = list(model.state_dict())
-    plain = losses_and_gradients(model)
-    calls = []
-    kernel = linear_kernel._call
-    monkeypatch.setattr(
-        linear_kernel,
-        "_call",
-        lambda name, *rest, shape: (calls.append(name), kernel(name, *rest, shape=shape)),
-    )
-    settings = SimpleNamespace(compile=True, recompute="none")
-    dress(model, settings, None)  # type: ignore[arg-type]
-    install_kernels(model, settings, None)  # type: ignore[arg-type]
-    for got, wanted in zip(losses_and_gradients(model), plain, strict=True):
-        near(got, wanted, 2e-2)
-    assert {name: calls.count(name) for name in set(calls)} == {
-        "forward": 12,
-        "backward_x": 12,
-        "backward_w": 12,
-    }
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-    assert list(model.state_dict()) == names
-    settings.compile = False
-    dress(model, settings, None)  # type: ignore[arg-type]
-    kernels.uninstall(model)
-    assert all(map(torch.equal, losses_and_gradients(model), plain)), "back to PyTorch's own"
-
-
-def test_unsupported_block_runs_in_torch() -> None:
-    torch.manual_seed(0)
-    block, x = (
-        Block(ModelConfig(n_layer=1, n_head=2, d_model=48, n_ctx=16, vocab_size=57), 0),
-        torch.randn(2, 16, 48),
-    )
-    wanted = block(x)
-    kernels.install(block, fuse_blocks=True)
-    assert torch.equal(block(x), wanted), "in fp32"
-    with torch.autocast("cpu", torch.bfloat16):
-        kernel = block(x)
-        kernels.uninstall(block)
-        near(kernel, block(x), 1e-2)

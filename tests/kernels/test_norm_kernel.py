@@ -1,21 +1,15 @@
-"""The norm kernel compared with PyTorch's LayerNorm, and in a compiled block with PyTorch."""
+"""The norm kernel compared with PyTorch's LayerNorm."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from gptcli import kernels
 from gptcli.kernels import norm_kernel
 from gptcli.kernels.norm_kernel import Norm, add_norm, norm
-from gptcli.model.config import ModelConfig
-from gptcli.model.transformer import GPT, Block
-from gptcli.trainer.machine import has_compiler
-from gptcli.trainer.parallelize import dress, install_kernels
 
 pytestmark = pytest.mark.skipif(not norm_kernel.available(), reason="no AMX here")
 
@@ -125,70 +119,3 @@ def test_operators_pass_opcheck() -> None:
     torch.library.opcheck(
         norm_kernel.add_norm_backward, (y, x, x, found, kept, gain), test_utils=checks
     )
-
-
-def losses_and_gradients(model: GPT) -> list[torch.Tensor]:
-    tokens = torch.arange(2 * 16).view(2, 16)
-    model.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = model(tokens, tokens + 1)
-    loss.backward()
-    return [loss.detach(), *(parameter.grad for parameter in model.parameters())]
-
-
-class Counted:
-    """Kernel that records its calls."""
-
-    def __init__(self) -> None:
-        self.kernel = norm_kernel._kernel()
-        self.calls: list[str] = []
-
-    def __getattr__(self, name: str) -> object:
-        self.calls.append(name)
-        return getattr(self.kernel, name)
-
-
-@pytest.mark.skipif(not has_compiler(), reason="no compiler here")
-@pytest.mark.parametrize(("recompute", "forwards"), [("none", 6), ("full", 12), ("selective", 0)])
-@pytest.mark.parametrize("norm", ["pre", "post"])
-def test_compiled_blocks_use_the_kernel(
-    monkeypatch: pytest.MonkeyPatch, norm: str, recompute: str, forwards: int
-) -> None:
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    model = GPT(ModelConfig(n_layer=3, n_head=2, d_model=48, n_ctx=16, vocab_size=57, norm=norm))
-    model.init_weights(0)
-    names = list(model.state_dict())
-    plain = losses_and_gradients(model)
-    counted = Counted()
-    monkeypatch.setattr(norm_kernel, "_kernel", lambda: counted)
-    settings = SimpleNamespace(compile=True, recompute=recompute)
-    dress(model, settings, None)  # type: ignore[arg-type]
-    install_kernels(model, settings, None)  # type: ignore[arg-type]
-    for got, wanted in zip(losses_and_gradients(model), plain, strict=True):
-        near(got, wanted, 2e-2)
-    taken = norm == "pre" and recompute != "selective"
-    assert {name: counted.calls.count(name) for name in ("forward", "backward")} == {
-        "forward": forwards * taken,
-        "backward": 6 * taken,
-    }
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-    assert list(model.state_dict()) == names
-    dress(model, SimpleNamespace(compile=False, recompute="none"), None)  # type: ignore[arg-type]
-    kernels.uninstall(model)
-    assert all(map(torch.equal, losses_and_gradients(model), plain)), "back to PyTorch's own"
-
-
-def test_unsupported_block_runs_in_torch() -> None:
-    torch.manual_seed(0)
-    block, x = (
-        Block(ModelConfig(n_layer=1, n_head=2, d_model=48, n_ctx=16, vocab_size=57), 0),
-        torch.randn(2, 16, 48),
-    )
-    wanted = block(x)
-    kernels.install(block, fuse_blocks=True)
-    assert torch.equal(block(x), wanted), "in fp32"
-    with torch.autocast("cpu", torch.bfloat16):
-        kernel = block(x)
-        kernels.uninstall(block)
-        near(kernel, block(x), 1e-2)

@@ -198,7 +198,7 @@ def test_openai_release_loads(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the shapes require"):
         load_model(tmp_path)
     (tmp_path / "params_9.npy").unlink()
-    with pytest.raises(InputError, match=r"no params_9\.npy here"):
+    with pytest.raises(InputError, match=r"params_9\.npy is missing"):
         load_model(tmp_path)
 
 
