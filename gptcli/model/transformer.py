@@ -155,7 +155,11 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Decoder-only language model with learned positions."""
+    """Decoder-only language model with learned positions, whole or pruned to a pipeline stage.
+
+    In a stage, `h` contains only its layers, under their own numbers; `wpe` is None unless it is the
+    first stage, and `ln_f` and `lm_head` are None unless it is the last.
+    """
 
     head_loss: Callable[..., torch.Tensor] = staticmethod(next_token_loss)
     eot_id: int | None = None
@@ -176,25 +180,48 @@ class GPT(nn.Module):
         if config.tied:
             self.lm_head.weight = self.wte.weight
 
-    def forward(self, idx_BT: torch.Tensor, target_BT: torch.Tensor | None = None) -> torch.Tensor:
-        """Return logits (B, T, V), or with targets the summed loss in nats (`next_token_loss`)."""
-        x_BTC = self.hidden(idx_BT)
+    def forward(
+        self,
+        idx_BT: torch.Tensor,
+        target_BT: torch.Tensor | None = None,
+        documents_BT: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return logits (B, T, V), or with targets the summed loss in nats (`next_token_loss`).
+
+        A pipeline stage takes the residual stream (B, T, C) in place of tokens unless it is the
+        first, and returns it unless it is the last.
+        """
+        x_BTC = self.hidden(idx_BT, documents_BT=documents_BT)
+        if self.lm_head is None:
+            return x_BTC
         if target_BT is None:
             return self.lm_head(x_BTC)
         return self.head_loss(x_BTC.flatten(0, 1), self.lm_head.weight, target_BT.flatten())
 
-    def hidden(self, idx_BT: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
-        """Return the input of the output head, (B, T, C); tokens continue the rows of `cache`."""
-        T = idx_BT.shape[1]
-        # (T,) or (B, T)
-        position = torch.arange(T, device=idx_BT.device) if cache is None else cache.positions(T)
-        x_BTC = self.drop(self.wte(idx_BT) + self.wpe(position))
-        # End-of-text starts a document: the last token of the one before still predicts it.
-        # Positions are not reset at documents, as in GPT-3.
-        documents_BT = None if self.eot_id is None else (idx_BT == self.eot_id).cumsum(1)
-        for block in self.h:
+    def hidden(
+        self,
+        idx_BT: torch.Tensor,
+        cache: Cache | None = None,
+        documents_BT: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the input of the output head, (B, T, C); tokens continue the rows of `cache`.
+
+        `documents_BT` contains the number of each token's document; by default it is that of
+        `document_ids` if `eot_id` is set.
+        """
+        x_BTC = idx_BT
+        if self.wpe is not None:
+            T = idx_BT.shape[1]
+            # (T,) or (B, T)
+            position = (
+                torch.arange(T, device=idx_BT.device) if cache is None else cache.positions(T)
+            )
+            x_BTC = self.drop(self.wte(idx_BT) + self.wpe(position))
+            if documents_BT is None and self.eot_id is not None:
+                documents_BT = document_ids(idx_BT, self.eot_id)
+        for block in self.h.children():
             x_BTC = block(x_BTC, cache, documents_BT)
-        return self.ln_f(x_BTC)
+        return x_BTC if self.ln_f is None else self.ln_f(x_BTC)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -222,3 +249,12 @@ class GPT(nn.Module):
                     int.from_bytes(key[:8], "little", signed=True)
                 )
                 parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+
+
+def document_ids(idx_BT: torch.Tensor, eot_id: int) -> torch.Tensor:
+    """Return the number of each token's document in its window, (B, T) int64.
+
+    End-of-text starts a document: the last token of the one before still predicts it. Positions are
+    not reset at documents, as in GPT-3.
+    """
+    return (idx_BT == eot_id).cumsum(1)

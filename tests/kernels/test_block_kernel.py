@@ -12,7 +12,7 @@ from gptcli.kernels import linear_kernel, norm_kernel
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT, Block
 from gptcli.trainer.machine import has_compiler
-from gptcli.trainer.parallelize import dress, install_kernels
+from gptcli.trainer.parallelize import apply_ac_and_compile, install_kernels
 
 pytestmark = pytest.mark.skipif(not norm_kernel.available(), reason="no AMX here")
 
@@ -65,7 +65,7 @@ def test_compiled_blocks_use_the_kernels_in_one_graph(
         lambda name, *rest, shape: (calls.append(name), call(name, *rest, shape=shape)),
     )
     settings = SimpleNamespace(compile=True, recompute=recompute)
-    dress(model, settings, None)  # type: ignore[arg-type]
+    apply_ac_and_compile(model, settings, None)  # type: ignore[arg-type]
     install_kernels(model, settings, None)  # type: ignore[arg-type]
     for got, wanted in zip(losses_and_gradients(model), plain, strict=True):
         near(got, wanted, 2e-2)
@@ -81,7 +81,7 @@ def test_compiled_blocks_use_the_kernels_in_one_graph(
     }
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert list(model.state_dict()) == names
-    dress(model, SimpleNamespace(compile=False, recompute="none"), None)  # type: ignore[arg-type]
+    apply_ac_and_compile(model, SimpleNamespace(compile=False, recompute="none"), None)  # type: ignore[arg-type]
     kernels.uninstall(model)
     assert all(map(torch.equal, losses_and_gradients(model), plain)), "PyTorch is restored"
 

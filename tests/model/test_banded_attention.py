@@ -224,7 +224,7 @@ def test_flex_equals_attention_under_the_mask(
 @pytest.mark.parametrize("how", ["none", "selective", "full"])
 def test_flex_runs_in_a_block_of_the_model(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block compiled as the trainer does on a GPU, with bf16 products and recomputation."""
-    from gptcli.distributed.activation_checkpoint import recomputed
+    from gptcli.distributed.activation_checkpoint import checkpoint_forward
     from gptcli.model.config import ModelConfig
     from gptcli.model.transformer import Block
 
@@ -254,7 +254,9 @@ def test_flex_runs_in_a_block_of_the_model(how: str, monkeypatch: pytest.MonkeyP
     torch._dynamo.reset()
     found = both(
         torch.compile(
-            recomputed(block.forward, how, drops=False), dynamic=False, backend="aot_eager"
+            checkpoint_forward(block.forward, how, preserve_rng=False),
+            dynamic=False,
+            backend="aot_eager",
         )
     )
     for ours, theirs in zip(found, wanted, strict=True):
