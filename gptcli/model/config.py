@@ -6,13 +6,14 @@ Imports no torch, so that `gpt cost` and `--help` stay fast.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 from gptcli.errors import UsageError, nearest
 from gptcli.papers.models import MODELS, PaperModel
 
 ATTENTIONS = ("dense", "banded")
-NORMS = ("pre", "post")
+Norm = Literal["pre", "post"]
+NORMS: tuple[Norm, ...] = get_args(Norm)
 NORM_EPS = 1e-5
 """Epsilon of every LayerNorm."""
 
@@ -41,7 +42,7 @@ class ModelConfig:
     is dense is an assumption)."""
     band: int = 256
     """Keys that a query of a banded layer attends to, including its own; GPT-3's is unpublished."""
-    norm: str = "pre"
+    norm: Norm = "pre"
     """Position of LayerNorm: "pre", before each sub-block and after the last layer (GPT-2), or
     "post", after each residual sum (GPT-1)."""
     tied: bool = True

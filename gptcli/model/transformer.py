@@ -157,8 +157,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Decoder-only language model with learned positions, whole or pruned to a pipeline stage.
 
-    In a stage, `h` contains only its layers, under their own numbers; `wpe` is None unless it is the
-    first stage, and `ln_f` and `lm_head` are None unless it is the last.
+    In a stage, `h` contains only its layers, under their own numbers; `wpe` is None except in the
+    first stage, and `ln_f` and `lm_head` are None except in the last.
     """
 
     head_loss: Callable[..., torch.Tensor] = staticmethod(next_token_loss)
