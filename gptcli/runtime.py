@@ -76,7 +76,7 @@ def launch_environment(environ: Mapping[str, str] | None = None) -> Launch | Non
     return tasks
 
 
-def leads() -> bool:
+def is_main() -> bool:
     """Return whether this process writes and reports: it is alone, or rank 0.
 
     Raises UsageError as `launch_environment` does.
@@ -85,7 +85,7 @@ def leads() -> bool:
     return launch is None or launch.rank == 0
 
 
-def leads_machine() -> bool:
+def is_main_on_node() -> bool:
     """Return whether this process is the first on its node.
 
     Raises UsageError as `launch_environment` does.

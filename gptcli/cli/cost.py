@@ -231,7 +231,7 @@ def cost(
         check_not_a_size(str(runs[0]))
     mode = select_mode(options)
     if plot is not None:
-        from gptcli.cli.cost_plot import check_plot
+        from gptcli.runs.plots import check_plot
 
         check_plot(plot)
     HANDLERS[mode](options, OutputOptions(json, markdown, explain, plot))

@@ -90,7 +90,9 @@ def requested_target(options: dict[str, Any]) -> Target:
                 "a run folder cannot be combined with another model",
                 hint="name one run without --size or a shape; only --fit takes several runs",
             )
-        tokens = read_run(runs[0]).tokens
+        from gptcli.runs.metrics import read_run_result
+
+        tokens = read_run_result(runs[0]).tokens
         config = read_model_config(runs[0])
         return Target(str(runs[0]), config, tokens, "trained, by its metrics.jsonl")
     if size is None and shape:
@@ -120,23 +122,6 @@ def check_not_a_size(argument: str) -> None:
         )
 
 
-def read_run(path: Path) -> RunResult:
-    """Read a run's parameters from config.json, and its tokens and loss from metrics.jsonl.
-
-    `path` is a run folder or its metrics.jsonl. Raises InputError.
-    """
-    from gptcli.cost.scaling_fit import RunResult  # imports statistics and random
-    from gptcli.model.not_a_model import explain
-    from gptcli.runs.metrics import METRICS, final_loss
-
-    if path.is_file() and path.suffix != ".jsonl":
-        raise explain(path)
-    metrics = path if path.is_file() else path / METRICS
-    config = read_model_config(metrics.parent)
-    tokens, loss = final_loss(metrics)
-    return RunResult(name=str(path), parameters=config.parameters, tokens=tokens, loss=loss)
-
-
 def estimate_model(options: dict[str, Any], output: OutputOptions) -> None:
     """Print the estimate of one model."""
     target = requested_target(options)
@@ -151,7 +136,7 @@ def estimate_model(options: dict[str, Any], output: OutputOptions) -> None:
     estimate = estimate_target(target, options.get("tokens"), hardware)
     plan, model = estimate.plan, estimate.model
     if output.plot is not None:
-        from gptcli.cli import cost_plot as plot
+        from gptcli.runs import plots as plot
 
         if "flops" in options:
             picture = plot.compute_by_year(estimate)
@@ -174,7 +159,7 @@ def estimate_flops(options: dict[str, Any], output: OutputOptions) -> None:
     flops, hardware = options["flops"], hardware_options(options)
     estimate = Estimate(f"{short(flops)} FLOP", flops, hardware.cluster(None, flops)[0])
     if output.plot is not None:
-        from gptcli.cli.cost_plot import compute_by_year, write_plot
+        from gptcli.runs.plots import compute_by_year, write_plot
 
         write_plot(output.plot, compute_by_year(estimate))
     if output.json:
@@ -188,7 +173,7 @@ def list_sizes(options: dict[str, Any], output: OutputOptions) -> None:
     hardware, tokens = hardware_options(options), options.get("tokens")
     estimates = [estimate_target(target, tokens, hardware) for target in all_targets()]
     if output.plot is not None:
-        from gptcli.cli.cost_plot import compute_by_model, write_plot
+        from gptcli.runs.plots import compute_by_model, write_plot
 
         write_plot(output.plot, compute_by_model())
     if output.json:
@@ -232,7 +217,7 @@ def list_plans(options: dict[str, Any], output: OutputOptions) -> None:
             hint="use more or larger GPUs, or a shorter --n-ctx",
         )
     if output.plot is not None:
-        from gptcli.cli.cost_plot import time_of_plans, write_plot
+        from gptcli.runs.plots import time_of_plans, write_plot
 
         write_plot(output.plot, time_of_plans(target.name, found))
     typed = _model_options(options, model)
@@ -271,7 +256,7 @@ def list_optimal(options: dict[str, Any], output: OutputOptions) -> None:
     """Print the compute-optimal model by each scaling law."""
     report = optimal_report(options["optimal"])
     if output.plot is not None:
-        from gptcli.cli.cost_plot import loss_by_compute, write_plot
+        from gptcli.runs.plots import loss_by_compute, write_plot
 
         write_plot(output.plot, loss_by_compute(options["optimal"]))
     if output.json:
@@ -283,11 +268,12 @@ def list_optimal(options: dict[str, Any], output: OutputOptions) -> None:
 def fit_runs(options: dict[str, Any], output: OutputOptions) -> None:
     """Fit a scaling law to runs, and print it with its predictions."""
     from gptcli.cost.scaling_fit import fit_law, fit_report
+    from gptcli.runs.metrics import read_run_result
 
-    runs = [read_run(path) for path in options.get("runs", [])]
+    runs = [read_run_result(path) for path in options.get("runs", [])]
     law, predictions = fit_law(runs), []
     if "predict" in options:
-        run = read_run(options["predict"])
+        run = read_run_result(options["predict"])
         predictions.append(law.predict(run.name, run.parameters, run.tokens, run.loss))
     shape = {name: value for name, value in options.items() if name in (*SHAPE, "size")}
     if shape and "tokens" not in options:
@@ -304,7 +290,7 @@ def fit_runs(options: dict[str, Any], output: OutputOptions) -> None:
         target = requested_target(shape)
         predictions.append(law.predict(target.name, target.model.parameters, options["tokens"]))
     if output.plot is not None:
-        from gptcli.cli.cost_plot import fitted_law, write_plot
+        from gptcli.runs.plots import fitted_law, write_plot
 
         write_plot(output.plot, fitted_law(law, runs, predictions))
     if output.json:

@@ -41,11 +41,11 @@ class Range:
         """
         if self.parameters is None or self.tokens is None:
             return self.holds_for(6.0 * parameters * tokens)
-        return _within(parameters, self.parameters) and _within(tokens, self.tokens)
+        return _is_inside(parameters, self.parameters) and _is_inside(tokens, self.tokens)
 
     def holds_for(self, flops: float) -> bool:
         """Return whether the law applies to the optimal model for `flops`."""
-        return _within(flops / PF_DAY, self.pf_days)
+        return _is_inside(flops / PF_DAY, self.pf_days)
 
     def __str__(self) -> str:
         """Return the range that `holds` tests: N 70M to 70B, D 5B to 1.4T."""
@@ -60,7 +60,7 @@ class Range:
         return f"{short(low * PF_DAY)} to {short(high * PF_DAY)} FLOP"
 
 
-def _within(value: float, span: Span) -> bool:
+def _is_inside(value: float, span: Span) -> bool:
     low, high = span
     return low <= value * (1 + 1e-9) and value <= high * (1 + 1e-9)
 

@@ -23,7 +23,7 @@ from gptcli.cli.cost import (
 from gptcli.cost.target import OTHER_FAMILIES
 from gptcli.errors import UsageError
 from gptcli.papers.models import MODELS
-from tests.cli.test_cost_svg import check_picture
+from tests.runs.test_charts import check_picture
 
 CONTRACT_KEYS = {
     "parameters", "flops", "pf_days", "gpu_years", "gpu_hours", "dollars", "days", "memory_bytes", "mfu", "assumptions",
