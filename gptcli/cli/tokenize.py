@@ -20,7 +20,7 @@ from gptcli.files import atomic_write, claim_file
 from gptcli.numbers import counted
 
 if TYPE_CHECKING:
-    from gptcli.corpus.readers import Document
+    from gptcli.corpus.documents import Document
     from gptcli.events import Events
     from gptcli.tokenizer.tokenizer import Tokenizer
 
@@ -86,7 +86,7 @@ def train(
 
         zcat crawl.gz | gpt tokenize train - --vocab-size 32k
     """
-    from gptcli.corpus.readers import find_inputs
+    from gptcli.corpus.inputs import find_inputs
     from gptcli.tokenizer.gpt1 import VOCAB_SIZE, train_gpt1_tokenizer
     from gptcli.tokenizer.training import train_tokenizer
 
@@ -153,7 +153,7 @@ def encode(
 
         gpt tokenize encode books/ --tokenizer tokenizer.json -o tokens.bin
     """
-    from gptcli.corpus.readers import find_inputs
+    from gptcli.corpus.inputs import find_inputs
     from gptcli.tokenizer.tokenizer import load_tokenizer
 
     events = ConsoleEvents()
@@ -234,7 +234,7 @@ def decode(
 
 
 def _documents(paths: Iterable[str], documents: str) -> Iterator[Document]:
-    from gptcli.corpus.readers import read_documents
+    from gptcli.corpus.formats import read_documents
 
     for path in paths:
         yield from read_documents(path, documents=documents)

@@ -165,7 +165,7 @@ def test_outputs_are_replaced_only_by_force_and_only_whole(here: Path, gpt: Any)
     ("args", "stdin", "message"),
     [
         (["encode", "absent", "-t", "."], "", "gpt: absent: no such file or folder\n"),
-        (["encode", "-t", "."], "", "gpt: stdin: nothing came in\n"),
+        (["encode", "-t", "."], "", "gpt: stdin: standard input is empty\n"),
         (["encode", "a.txt", "-t", "absent"], "", "gpt: absent: no such tokenizer\n  name a tokenizer.json, a folder that holds one"),
         (["encode", "a.txt", "-t", "b.jsonl"], "", "gpt: b.jsonl: is not a tokenizer.json\n"),
         (["encode", "a.txt", "-t", ".", "-o", "t.npy"], "", "gpt: t.npy: the name of a token file must end in .bin\n  -o t.bin\n"),
