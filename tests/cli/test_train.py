@@ -210,7 +210,8 @@ def test_a_model_as_the_start_of_a_new_run(gpt_inside, here):
         in gpt_inside(*words, "--init-from", "other", "--out", "second", "--resume", code=2)[1]
     )
     assert (
-        "contains token shards, not a model" in gpt_inside("train", "--init-from", "shards", code=2)[1]
+        "contains token shards, not a model"
+        in gpt_inside("train", "--init-from", "shards", code=2)[1]
     )
 
 
