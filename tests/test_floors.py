@@ -18,11 +18,12 @@ PACKAGE = Path(gptcli.__file__).parent
 FLOORS = [
     {"__main__"},
     {"cli"},
+    {"finetune"},
     {"corpus", "trainer", "evals"},
     {"distributed"},
     {"sampling"},
-    {"text"},
-    {"cost", "shards", "runs"},
+    {"text", "runs"},
+    {"cost", "shards"},
     {"tokenizer", "model"},
     {"papers", "kernels"},
     {"locks", "runtime"},
@@ -116,14 +117,24 @@ print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
     assert done.stderr.splitlines()[-1] == "[]"
 
 
-def test_cost_and_papers_need_neither_torch_nor_numpy() -> None:
+def test_cost_runs_and_papers_need_neither_torch_nor_numpy() -> None:
     modules = [
         ".".join(("gptcli", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
             ".__init__"
         )
         for path in MODULES
         if path.relative_to(PACKAGE).parts[0]
-        in ("cost", "papers", "files.py", "locks.py", "runtime.py", "errors.py", "events.py", "cli")
+        in (
+            "cost",
+            "papers",
+            "runs",
+            "files.py",
+            "locks.py",
+            "runtime.py",
+            "errors.py",
+            "events.py",
+            "cli",
+        )
     ]
     program = f"import sys, importlib\nfor name in {modules!r}: importlib.import_module(name)\nprint({{*{HEAVY!r}}} & {{*sys.modules}})"
     done = subprocess.run(

@@ -13,7 +13,7 @@ from gptcli.errors import Interrupted, UsageError
 from gptcli.events import SILENT
 from gptcli.files import check_output, claim_output
 from gptcli.locks import own_folder
-from gptcli.runtime import leads, restarted, unused_launch
+from gptcli.runtime import is_main, restarted, unused_launch
 
 # of gpt train: the task says the rest
 TAKEN = ("init_from", "checkpoint", "out", "seed", "layout", "resume", "force", "json")
@@ -35,15 +35,15 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
         raise UsageError("--finetune needs a model to start from", hint="--init-from RUN")
 
     from gptcli.cost.layout import Layout, parse_layout
-    from gptcli.model.source import find_model
+    from gptcli.finetune.loop import Finetuning, check_layout, finetune_folder
+    from gptcli.finetune.task import read_task
+    from gptcli.model.source import INIT, find_model
     from gptcli.sampling.load import load
     from gptcli.trainer import machine
     from gptcli.trainer.checkpoint import newest_state
-    from gptcli.trainer.finetune import Finetuning, check_layout, finetune_folder
-    from gptcli.trainer.finetune_task import read_task
     from gptcli.trainer.launch import launch
     from gptcli.trainer.preflight import resumed_state
-    from gptcli.trainer.start import INIT, keep_start, start_folder
+    from gptcli.trainer.start import keep_start, start_folder
 
     task = read_task(task_file)
     out, resume = (
@@ -80,10 +80,10 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
         layout=layout,
     )
     force = options["force"] and not restarted()
-    events = ConsoleEvents() if leads() else SILENT
+    events = ConsoleEvents() if is_main() else SILENT
     if (note := unused_launch()) is not None:
         events.warn(note)
-    if leads():
+    if is_main():
         hold(own_folder(run.out, read_only=run.resume, events=events))
         check_output(run.out, resume=run.resume, force=force)
     if run.resume:
@@ -91,7 +91,7 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
         if is_finetuned(run.out):
             events.info(f"{run.out} is finished")
             return
-    if leads():
+    if is_main():
         if before is None:  # what is wrong with it is told before anything is emptied
             start = start_folder(out, Path(init_from)) if resume else Path(init_from)
             load(start, checkpoint=step, device="cpu", precision="fp32")
@@ -101,7 +101,7 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
                 run, start_step=keep_start(Path(init_from), out, step, events, newest=asked is None)
             )
     report = launch(run, events, finetune_folder)
-    if not leads():
+    if not is_main():
         return
     if report["interrupted"]:
         raise Interrupted(
@@ -116,18 +116,18 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
 
 
 def is_finetuned(run: Path) -> bool:
-    from gptcli.sampling.load import FINETUNED
+    from gptcli.model.source import FINETUNE_REPORT
 
-    return (run / FINETUNED).is_file()
+    return (run / FINETUNE_REPORT).is_file()
 
 
 def evaluate_finetuned(run: Path, data: Path | None, *, as_json: bool) -> None:
     """Print the accuracy of a fine-tuned run on its task's validation examples, or on those of the
     file `data`.
     """
-    from gptcli.trainer.finetune import accuracy, load_finetuned
-    from gptcli.trainer.finetune_inputs import Transformation
-    from gptcli.trainer.finetune_task import read_examples
+    from gptcli.finetune.inputs import Transformation
+    from gptcli.finetune.loop import accuracy, load_finetuned
+    from gptcli.finetune.task import read_examples
 
     model, task, tokenizer, validation = load_finetuned(run)
     path = data or validation

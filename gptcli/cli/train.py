@@ -18,9 +18,9 @@ from gptcli.errors import Interrupted, RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, check_output, claim_output
 from gptcli.locks import own_folder
-from gptcli.model.source import RUN_TOML
+from gptcli.model.source import INIT, RUN_TOML
 from gptcli.numbers import duration, in_bytes
-from gptcli.runtime import leads, leads_machine, restarted, unused_launch
+from gptcli.runtime import is_main, is_main_on_node, restarted, unused_launch
 
 if TYPE_CHECKING:
     from gptcli.shards.manifest import Manifest
@@ -444,7 +444,7 @@ def train(
 
     from gptcli.trainer.launch import launch
 
-    events = Dashboard(given.values["out"]) if leads() else SILENT
+    events = Dashboard(given.values["out"]) if is_main() else SILENT
     if (note := unused_launch()) is not None:
         events.warn(note)
     run = _begin(plan, manifest, events, resume=resume, force=force, strict=strict)
@@ -455,13 +455,13 @@ def train(
         _test_range(run, events, as_json=json)
         return
     done = launch(replace(run, profile=profile), events)
-    if leads() and done["interrupted"]:
+    if is_main() and done["interrupted"]:
         raise Interrupted(
             f"stopped after step {done['step']:,}, with a checkpoint",
             where=run.out,
             hint="--resume goes on",
         )
-    if leads():
+    if is_main():
         loss = (
             ""
             if (mean := done["smoothed_loss"]) is None
@@ -489,16 +489,17 @@ def _unexpected(argument: str) -> UsageError:
 
 def _test_range(run: Run, events: Events, *, as_json: bool) -> None:
     """The learning-rate range test in the run's place; the suggested rate is the result."""
+    from gptcli.model.source import LR_RANGE_REPORT
     from gptcli.trainer.launch import launch
-    from gptcli.trainer.lr_range import PICTURE, lr_range
+    from gptcli.trainer.lr_range import lr_range
 
     report = launch(run, events, lr_range)
-    if not leads():
+    if not is_main():
         return
     if report["suggested_lr"] is None:
         raise RunError("not one step was finite", where=run.out)
     events.info(
-        f"the smooth loss is lowest at {report['lowest_loss_lr']:.2g}; a tenth of it is suggested: see {run.out / PICTURE}"
+        f"the smooth loss is lowest at {report['lowest_loss_lr']:.2g}; a tenth of it is suggested: see {run.out / LR_RANGE_REPORT}"
     )
     print_json("train", report) if as_json else print(f"{report['suggested_lr']:.2g}")
 
@@ -511,14 +512,14 @@ def _begin(
     """
     from gptcli.cli.train_tasks import measurement
     from gptcli.cost.layout import parse_layout
+    from gptcli.runs.provenance import provenance
     from gptcli.trainer.checkpoint import newest_state
     from gptcli.trainer.config import Run
     from gptcli.trainer.export import is_finished, tidy
     from gptcli.trainer.preflight import check_data, check_resume, check_run, data_sha256
-    from gptcli.trainer.provenance import provenance
 
     out, data = Path(plan.resolved.values["out"]), Path(plan.resolved.values["data"])
-    if leads():
+    if is_main():
         hold(own_folder(out, read_only=resume, events=events))
     processes, tokens = parse_layout(plan.train.layout).processes, plan.train.tokens
     made = provenance(processes, data, data_sha256(manifest), manifest.tokens("train"), tokens)
@@ -546,14 +547,14 @@ def _begin(
         resolved=text,
     )
     check_run(run, manifest)
-    if leads():
+    if is_main():
         check_output(out, resume=resume, force=force)
     if resume:
         at_end = check_resume(run)
         if is_finished(out) and (
             at_end or (newest_state(out) is None and same_values(text, before))
         ):
-            if leads():
+            if is_main():
                 tidy(out)
             return None
         if is_finished(out) and newest_state(out) is None:
@@ -563,12 +564,12 @@ def _begin(
                 hint="--force starts over",
             )
         run = replace(run, resume=True)
-    if leads() and not restarted():
+    if is_main() and not restarted():
         _print_forecast(plan, manifest, events, run, strict=strict)
     # once on each machine: the others wait for it to join them
-    if leads_machine() and not restarted():
+    if is_main_on_node() and not restarted():
         check_data(run, manifest)
-    if leads():
+    if is_main():
         claim_output(out, resume=resume, force=force)
         run = _keep_start(plan, run, made, events)
         with atomic_write(out / RUN_TOML, "w") as file:
@@ -581,7 +582,7 @@ def _keep_start(plan: Plan, run: Run, made: dict[str, str], events: Events) -> R
     record its step.
     """
     from gptcli.trainer.checkpoint import newest_state
-    from gptcli.trainer.start import INIT, keep_start
+    from gptcli.trainer.start import keep_start
 
     if (
         run.init_from is None
@@ -602,7 +603,7 @@ def _run_toml(plan: Plan, made: dict[str, str], before: str | None = None) -> st
     """Return run.toml's text: new, or that from `before` a resume with what has changed. `made`:
     the provenance.
     """
-    from gptcli.trainer.provenance import resumed
+    from gptcli.runs.provenance import resumed
 
     facts = {
         "parameters": f"{plan.model.parameters:,}",

@@ -25,7 +25,12 @@ WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 UNFINISHED = "unfinished.safetensors"
 CHECKPOINTS, STATE, INDEX = "checkpoints", "state.json", "index.json"
 MODEL = "model"  # how the names of a checkpoint's files of weights begin
-RUN_TOML = "run.toml"
+# the other files of a run folder
+RUN_TOML, METRICS, SAMPLES = "run.toml", "metrics.jsonl", "samples.jsonl"
+REPORT, TRACE = "report.html", "trace.json"
+LR_RANGE, LR_RANGE_REPORT = "lr_range.jsonl", "lr_range.html"
+INIT = "init"  # folder of the model that an unfinished run started from
+FINETUNE_REPORT, CLASSIFIER = "finetune.json", "classifier.safetensors"
 STEP = re.compile(r"step-(\d{8,})")
 
 

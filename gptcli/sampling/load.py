@@ -16,13 +16,11 @@ from gptcli.model.first_use import keep_freed_memory, settle_math
 from gptcli.model.hf_config import is_padded
 from gptcli.model.not_a_model import explain
 from gptcli.model.safetensors_io import open_model
-from gptcli.model.source import RUN_TOML, ModelSource, find_model
+from gptcli.model.source import FINETUNE_REPORT, RUN_TOML, ModelSource, find_model
 from gptcli.model.transformer import GPT
 from gptcli.sampling.quantize import read_in_place
 from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
-# of a fine-tuned folder, whose model knows some tokens more than its tokenizer, which no text holds
-FINETUNED = "finetune.json"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -78,7 +76,7 @@ def load(
     if where.type == "cpu":
         keep_freed_memory()  # from here on: what loading frees is not needed again
     # A fine-tuning, finished or a checkpoint of one, knows some tokens more; it has no run.toml.
-    finetuned = (folder / FINETUNED).is_file() or (
+    finetuned = (folder / FINETUNE_REPORT).is_file() or (
         source.checkpoint is not None and not (folder / RUN_TOML).is_file()
     )
     if finetuned or is_padded(model.config.vocab_size, tokenizer.vocab_size):

@@ -210,7 +210,7 @@ DETOKENIZERS: dict[str, Detokenizer] = {
 }
 
 
-def book(text: str) -> str:
+def detokenize_book(text: str) -> str:
     """A passage of the Children's Book Test, tokenised like the Penn Treebank, as running text. Not
     invertible: it need not be.
     """

@@ -29,11 +29,11 @@ from gptcli.model.safetensors_io import (
 )
 from gptcli.model.source import WEIGHTS
 from gptcli.runs.metrics import Line, window
+from gptcli.runs.provenance import read_provenance
 from gptcli.tokenizer.tokenizer import load_tokenizer
 from gptcli.trainer.checkpoint import newest_state
 from gptcli.trainer.config import Run
 from gptcli.trainer.follower import Follower, Left
-from gptcli.trainer.provenance import read_provenance
 from gptcli.trainer.recipe import SMALL_MODEL
 from gptcli.trainer.start import drop_start
 

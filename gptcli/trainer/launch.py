@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from gptcli import errors, strict_json
+from gptcli.cost.layout import Layout
 from gptcli.distributed.context import Place
 from gptcli.errors import GptError, Interrupted, RunError
 from gptcli.events import SILENT, Events
@@ -33,19 +34,38 @@ from gptcli.files import scratch_folder, sweep
 from gptcli.interrupts import Answer, Held, leave
 from gptcli.runtime import launch_environment
 from gptcli.trainer.checkpoint import newest_state
-from gptcli.trainer.config import Run
 from gptcli.trainer.loop import train
 from gptcli.trainer.machine import device_type, launched, share_cores
-
-if TYPE_CHECKING:
-    from gptcli.trainer.finetune import Finetuning
 
 RESTARTS = 3  # in a row, without a new checkpoint between them
 # in what a process says that lost another
 PEER_GONE = re.compile(r"gloo|NCCL|[Cc]onnection|[Ss]ocket")
 
 Report = dict[str, Any]
-AnyRun = TypeVar("AnyRun", Run, "Finetuning")
+
+
+class LaunchableRun(Protocol):
+    """Dataclass of a run that `launch` can start, and restart with `resume` set."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def out(self) -> Path:
+        """Folder that the run writes."""
+        ...
+
+    @property
+    def resume(self) -> bool:
+        """True if the run continues from its newest checkpoint."""
+        ...
+
+    @property
+    def layout(self) -> Layout:
+        """Layout of the run's processes."""
+        ...
+
+
+AnyRun = TypeVar("AnyRun", bound=LaunchableRun)
 Work = Callable[[AnyRun, Place, Events], Report]
 
 

@@ -20,6 +20,7 @@ from gptcli.interrupts import Answer, leave
 from gptcli.model.checkpoint_tensors import SavedModel
 from gptcli.numbers import WEEK, amount, rough_duration
 from gptcli.runs.metrics import Line, MetricsLog, smoothed_loss, window
+from gptcli.runs.report import write_report
 from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import read_manifest
 from gptcli.shards.order import Mixture, open_order
@@ -45,7 +46,6 @@ from gptcli.trainer.machine import hold_threads, launched, same_arithmetic
 from gptcli.trainer.noise_scale import NoiseScale, part_of
 from gptcli.trainer.parallelize import build
 from gptcli.trainer.profile import Profiler
-from gptcli.trainer.report import write_report
 from gptcli.trainer.samples import Sampler, model_of
 from gptcli.trainer.schedule import Position, Schedule
 from gptcli.trainer.speed import Pace, Speed, peak_memory
@@ -318,7 +318,7 @@ class Training:
         if self.log:
             self.log.write(line)
             if self._due(train.checkpoint_every):
-                write_report(self.run)
+                write_report(Path(self.run.out), self.run.resolved)
         if self.tracker:
             self.tracker.write(line)
         total = self.schedule.total * self.run.model.n_ctx
@@ -337,7 +337,7 @@ class Training:
     def _finish(self) -> None:
         if self.sampler:
             self.sampler.finish(*self._newest())
-            write_report(self.run)
+            write_report(Path(self.run.out), self.run.resolved)
         if self.copy:
             self.copy.leave()  # the finished model takes its place
         if self.place.leads:

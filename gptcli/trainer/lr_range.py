@@ -15,13 +15,14 @@ from gptcli import strict_json
 from gptcli.distributed.context import Place
 from gptcli.events import Events
 from gptcli.files import atomic_write
+from gptcli.model.source import LR_RANGE, LR_RANGE_REPORT
+from gptcli.runs.curves import inline_chart
+from gptcli.runs.page import configuration, definitions, document, gallery
 from gptcli.shards.order import open_order
 from gptcli.trainer.batches import micro_batches
 from gptcli.trainer.checkpoint import canonical_parameters, take_weights
 from gptcli.trainer.config import Run
 from gptcli.trainer.parallelize import build
-from gptcli.trainer.report_chart import chart
-from gptcli.trainer.report_page import configured, document, gallery, terms
 from gptcli.trainer.schedule import Schedule
 from gptcli.trainer.start import drop_start, start_folder
 
@@ -31,7 +32,6 @@ DIVERGED = 1.0  # nats above the lowest mean: nothing comes after that
 # the rate suggested is so many times smaller than that of the lowest loss, where it is about to
 # rise
 BELOW = 10
-CURVE, PICTURE = "lr_range.jsonl", "lr_range.html"
 
 Point = dict[str, float]
 
@@ -109,7 +109,7 @@ def suggest(points: list[Point]) -> tuple[float | None, float | None]:
 
 def write(run: Run, points: list[Point], lowest: float | None, suggested: float | None) -> None:
     out = Path(run.out)
-    with atomic_write(out / CURVE, "w") as file:
+    with atomic_write(out / LR_RANGE, "w") as file:
         file.writelines(strict_json.dumps(point, ascii_only=True) + "\n" for point in points)
     curves = {
         name: [(point["lr"], point[key]) for point in points]
@@ -121,17 +121,17 @@ def write(run: Run, points: list[Point], lowest: float | None, suggested: float 
         "steps": f"{len(points):,}",
     }
     charts = (
-        [chart("Loss", curves, unit="nats a token", over="lr", log_x=True, tall=True)]
+        [inline_chart("Loss", curves, unit="nats per token", over="lr", log_x=True, tall=True)]
         if points
         else []
     )
-    with atomic_write(out / PICTURE, "w") as file:
+    with atomic_write(out / LR_RANGE_REPORT, "w") as file:
         file.write(
             document(
                 f"{run.name}: learning-rate range",
-                terms(facts),
+                definitions(facts),
                 gallery(charts),
-                configured(run.resolved),
+                configuration(run.resolved),
             )
         )
 

@@ -11,8 +11,8 @@ import torch
 from torch.profiler import ProfilerActivity
 
 from gptcli.events import Events
+from gptcli.model.source import TRACE
 
-TRACE = "trace.json"
 SKIPPED, STEPS = 2, 3  # the first steps still allocate and tune
 ROWS = 15
 

@@ -18,6 +18,7 @@ from gptcli.model.hf_config import CONFIG
 from gptcli.model.source import (
     CHECKPOINTS,
     INDEX,
+    INIT,
     MODEL,
     STATE,
     ModelSource,
@@ -25,7 +26,6 @@ from gptcli.model.source import (
     step_folders,
 )
 
-INIT = "init"
 TOKENIZER = "tokenizer.json"
 
 

@@ -23,6 +23,7 @@ from gptcli.corpus.recipe import read_sources
 from gptcli.distributed.context import Place
 from gptcli.events import SILENT
 from gptcli.files import sha256, write_json
+from gptcli.finetune.task import read_task
 from gptcli.model.checkpoint_tensors import SavedModel
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import load_model, save_model
@@ -40,7 +41,6 @@ from gptcli.shards.verify import verify_shards
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet, load_tokenizer
 from gptcli.tokenizer.training import train_tokenizer
 from gptcli.trainer.checkpoint import Checkpoints, State, newest_state
-from gptcli.trainer.finetune_task import read_task
 from gptcli.trainer.schedule import Position
 from tests.fuzz.engine import Files, Target, files_in
 from tests.fuzz.eval_targets import eval_targets

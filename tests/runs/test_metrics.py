@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gptcli.model.source import METRICS, SAMPLES
 from gptcli.runs.metrics import (
     LONGEST,
-    METRICS,
-    SAMPLES,
     MetricsLog,
     read_metrics,
     smoothed_loss,

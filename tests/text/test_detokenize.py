@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli.text.detokenize import DETOKENIZERS, JOINER, book
+from gptcli.text.detokenize import DETOKENIZERS, JOINER, detokenize_book
 
 PIECES = [
     "word", "Mr.", "U.S.", "approx.", "1", "000", "s", "players", "@-@", "@,@", "@.@", ",", ".", ";", "?", "...", "(", ")", "[", "]", '"',
@@ -61,7 +61,7 @@ def test_units_are_words_and_newlines_or_bytes_or_characters() -> None:
 
 def test_a_book_reads_like_one() -> None:
     tokens = "`` I do n't , '' said he -LRB- the ogre 's son -RRB- ; ` so what ? '"
-    assert book(tokens) == "\"I don't,\" said he (the ogre's son); 'so what?'"
+    assert detokenize_book(tokens) == "\"I don't,\" said he (the ogre's son); 'so what?'"
 
 
 @pytest.mark.real_data

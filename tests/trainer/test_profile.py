@@ -7,8 +7,8 @@ import torch
 
 from gptcli.distributed.context import Place
 from gptcli.events import Events
+from gptcli.model.source import TRACE
 from gptcli.trainer.loop import train
-from gptcli.trainer.profile import TRACE
 
 
 class Told(Events):

@@ -10,9 +10,10 @@ import torch
 from gptcli.distributed.context import Place
 from gptcli.errors import InputError
 from gptcli.events import SILENT, Events
+from gptcli.model.source import INIT
 from gptcli.trainer.checkpoint import folder_of
 from gptcli.trainer.loop import train
-from gptcli.trainer.start import INIT, keep_start, kept_start
+from gptcli.trainer.start import keep_start, kept_start
 
 CPU = Place(torch.device("cpu"))
 

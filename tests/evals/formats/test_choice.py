@@ -42,7 +42,7 @@ def test_arc(tmp_path: Path) -> None:
         == rows("arc", tmp_path / "b.jsonl", [prepared])
         == expected
     )
-    with pytest.raises(InputError, match="'3' is none of 1, 2"):
+    with pytest.raises(InputError, match="'3' is not one of 1, 2"):
         rows("arc", tmp_path / "a.jsonl", [{**original, "answerKey": "3"}])
 
 
@@ -61,9 +61,9 @@ def test_hellaswag(tmp_path: Path) -> None:
         ("a.txt:1", 3, "a"),
         ("a.txt:7", 0, "e"),
     ]
-    with pytest.raises(InputError, match="ends after 2 of an item's six lines"):
+    with pytest.raises(InputError, match="the file ends after 2 of an item's six lines"):
         rows("hellaswag", tmp_path / "a.txt", two + "Roof: A\n1\n")
-    with pytest.raises(InputError, match="the right ending is 'x'"):
+    with pytest.raises(InputError, match="the correct ending is 'x'"):
         rows("hellaswag", tmp_path / "a.txt", two.replace("\n3\n", "\nx\n"))
 
 
@@ -113,9 +113,9 @@ def test_race_one_file_and_a_folder(tmp_path: Path) -> None:
         ("7:1", 0, "7"),
     ]
     assert list(READERS["race"](file.parent)) == read
-    with pytest.raises(InputError, match="'E' is none of A, B, C, D"):
+    with pytest.raises(InputError, match="'E' is not one of A, B, C, D"):
         rows("race", file, [{**item, "answers": ["D", "E"]}])
-    with pytest.raises(InputError, match="another number"):
+    with pytest.raises(InputError, match="another number of options"):
         rows("race", file, [{**item, "answers": ["D"]}])
 
 

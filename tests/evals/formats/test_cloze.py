@@ -50,11 +50,11 @@ def test_cbt(tmp_path: Path) -> None:
     )
     assert (first["id"], second["id"]) == ("a.txt:1", "a.txt:23")
     for broken, what in (
-        (sentences.replace("\n7 ", "\n8 ") + question, "numbered '8' follows 6"),
+        (sentences.replace("\n7 ", "\n8 ") + question, "number '8' follows number 6"),
         (sentences + "\n" + question, "ends after 20 sentences"),
-        (sentences, "20 sentences and no question"),
-        (sentences + question.replace("\tdog\t", "\tcow\t"), "choices that hold it"),
-        (sentences + "21 He saw the XXXXX .\tdog\n", "choices that hold it"),
+        (sentences, "20 sentences, but no question"),
+        (sentences + question.replace("\tdog\t", "\tcow\t"), "choices that contain it"),
+        (sentences + "21 He saw the XXXXX .\tdog\n", "choices that contain it"),
     ):
         (tmp_path / "a.txt").write_text(broken)
         with pytest.raises(InputError, match=what):
@@ -99,7 +99,7 @@ def test_winograd_xml(tmp_path: Path) -> None:
         list(READERS["winograd"](tmp_path / "a.xml"))
     assert "schema 1" in str(caught.value.where)
     (tmp_path / "a.xml").write_text(SCHEMAS.replace("Ann</answer>", " </answer>"))
-    with pytest.raises(InputError, match="one is empty"):
+    with pytest.raises(InputError, match="an answer is empty"):
         list(READERS["winograd"](tmp_path / "a.xml"))
     (tmp_path / "a.xml").write_text(SCHEMAS[:-9])
     with pytest.raises(InputError, match="not valid XML"):

@@ -98,7 +98,7 @@ def test_wsc_marks_the_pronoun(tmp_path: Path) -> None:
         "",
         "Mr. Lee",
     ]
-    with pytest.raises(InputError, match="'his' does not stand at word 4"):
+    with pytest.raises(InputError, match="'his' is not at word 4"):
         rows("wsc", tmp_path / "a.jsonl", {**item, "target": target})
 
 

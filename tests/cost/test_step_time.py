@@ -1,0 +1,383 @@
+"""Predicted speeds against published measurements (peers' tables, under GPT_TEST_DATA's neighbour
+`cost`).
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from gptcli.cost.cluster import batch_sequences
+from gptcli.cost.flops import flops_per_token
+from gptcli.cost.hardware import Gpu, find_gpu, usual_precision
+from gptcli.cost.layout import Layout
+from gptcli.cost.planner import typical_plan
+from gptcli.cost.rank_memory import StepConfig, rank_memory
+from gptcli.cost.step_time import (
+    Constants,
+    StepTime,
+    fitted_constants,
+    step_time,
+    tokens_per_second,
+    uncertainty,
+)
+from gptcli.errors import UsageError
+from gptcli.model.config import ModelConfig, find_size
+from tests.benchmarks.throughput_fit import GOODPUT, Measured, error, quantile, read
+
+A100 = find_gpu("a100")
+CONFIG = ModelConfig.from_paper(find_size("1.3B"))
+WORK = StepConfig(micro_batch=4, micro_batches=8)
+
+
+def table(real_data: Path, name: str) -> Path:
+    path = real_data.parent / "cost" / name
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    return path
+
+
+@pytest.fixture
+def measured(real_data: Path) -> list[Measured]:
+    return read(table(real_data, "measured_throughput.csv"))
+
+
+@pytest.mark.real_data
+def test_held_out_speeds(measured: list[Measured]) -> None:
+    """Constants see one half, by hash; of the other: median error at most 10 %, and the range holds
+    at least 80 %.
+    """
+    held_out = [row for row in measured if not row.fitted_constants]
+    assert 40 <= len(held_out) <= 68
+    assert statistics.median(abs(math.expm1(error(row))) for row in held_out) <= 0.05
+    assert (
+        statistics.fmean(
+            abs(error(row)) <= math.log(uncertainty(row.layout, row.gpu)) for row in held_out
+        )
+        >= 0.8
+    )
+
+
+@pytest.mark.real_data
+def test_the_range_is_that_of_the_fitted_half(measured: list[Measured]) -> None:
+    spread = quantile([abs(error(row)) for row in measured if row.fitted_constants], 0.9)
+    assert fitted_constants()[1].known == pytest.approx(math.exp(spread), rel=0.01)
+
+
+@pytest.mark.real_data
+def test_mfu_of_every_row(measured: list[Measured]) -> None:
+    """(6N + 12·L·C·T)·tokens/s over the peak agrees with what is printed; with recomputation, the
+    hardware's share is 4/3 of it.
+    """
+    errors = []
+    for row in measured:
+        assert row.config.parameters == int(row.row["n_params"])
+        peak = (row.gpu.fp8_flops if row.work.precision == "fp8" else None) or row.gpu.peak_flops
+        mfu = 100 * flops_per_token(row.config, "palm") * row.speed / peak
+        errors.append(abs(mfu / float(row.row["mfu_pct"]) - 1))
+        again = 4 / 3 if row.work.recompute == "full" else 1
+        assert float(row.row["hfu_pct"]) == pytest.approx(
+            again * float(row.row["mfu_pct"]), rel=0.001
+        )
+    assert len(errors) == 108
+    assert statistics.median(errors) < 0.0005
+    assert max(errors) < 0.005
+
+
+@pytest.mark.real_data
+def test_what_was_run_fits(measured: list[Measured]) -> None:
+    """Every row ran on its GPUs; what differs by trainer apart (the logits, and the residual
+    stream, fp32 in ours and bf16 in theirs where FSDP casts), its memory is within theirs."""
+    for row in measured:
+        work = replace(row.work, whole_logits=False)
+        narrower = (
+            2 * row.config.n_layer * work.micro_batch * row.config.n_ctx * row.config.d_model
+            if row.layout.shard > 1
+            else 0
+        )
+        assert (
+            rank_memory(row.config, row.layout, work).total - narrower
+            <= 1.01 * row.gpu.memory_bytes
+        ), row.row
+
+
+@pytest.mark.real_data
+def test_published_runs(real_data: Path) -> None:
+    """GPU-hours of runs that others published, from size, tokens, GPU and count: dense ones whose
+    shape is known.
+    """
+    factors = []
+    with open(table(real_data, "published_runs.csv"), encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["n_layer"]]
+    for row in rows:
+        d_model, n_ctx = int(row["d_model"]), int(row["seq_len"])
+        n_head = d_model // (128 if d_model % 128 == 0 and d_model >= 2048 else 64)
+        config = ModelConfig(
+            n_layer=int(row["n_layer"]), n_head=n_head, d_model=d_model, n_ctx=n_ctx
+        )
+        gpu, count = find_gpu(row["hardware"]), int(row["n_gpu"] or 512)
+        plan = typical_plan(config, gpu, count, batch_sequences(config), usual_precision(gpu))
+        assert plan is not None
+        each = (
+            plan.tokens_per_second
+            / plan.layout.processes
+            * config.parameters
+            / float(row["params"])
+        )
+        hours = float(row["tokens"]) / each / GOODPUT / 3600
+        mfu = (
+            6
+            * float(row["params"])
+            * float(row["tokens"])
+            / (float(row["gpu_hours"]) * 3600 * gpu.peak_flops)
+        )
+        if row["id"].startswith("TRAP"):
+            assert mfu > 1, "impossible, as the row says"
+            continue
+        assert mfu < 0.65
+        factors.append(max(hours / float(row["gpu_hours"]), float(row["gpu_hours"]) / hours))
+    assert len(factors) == 20
+    assert statistics.median(factors) <= 1.35
+    assert statistics.fmean(factor <= fitted_constants()[1].other for factor in factors) >= 0.8
+
+
+def test_parts_add_up_to_the_speed() -> None:
+    time = step_time(CONFIG, Layout(shard=8), WORK, A100)
+    assert time.total == pytest.approx(sum(asdict(time).values()))
+    assert tokens_per_second(CONFIG, Layout(shard=8), WORK, A100) == pytest.approx(
+        4 * 8 * 2048 / time.total
+    )
+    assert time.bubble == time.tensor == time.replicas == 0
+
+
+def test_what_each_axis_costs() -> None:
+    alone = step_time(CONFIG, Layout(), WORK, A100)
+    assert step_time(CONFIG, Layout(dp=8), WORK, A100).replicas > 0
+    slices = step_time(CONFIG, Layout(tp=4), WORK, A100)
+    assert slices.products == pytest.approx(alone.products / 4)
+    assert slices.tensor > 0
+    stages = step_time(CONFIG, Layout(pp=4), WORK, A100)
+    busy = stages.total - stages.bubble
+    assert stages.bubble == pytest.approx(3 / 8 * busy, rel=0.02), "(pp - 1) of 8 micro-batches"
+    near, far = (step_time(CONFIG, Layout(shard=n), WORK, A100).shard for n in (8, 64))
+    assert far > near, "between machines"
+
+
+def test_recomputation_costs_a_third_of_the_products() -> None:
+    none, selective, full = (
+        step_time(CONFIG, Layout(), replace(WORK, recompute=kind), A100)
+        for kind in ("none", "selective", "full")
+    )
+    head = 6 * CONFIG.vocab_size * CONFIG.d_model
+    layers = 72 * CONFIG.n_layer * CONFIG.d_model**2
+    assert full.products / none.products == pytest.approx((layers * 4 / 3 + head) / (layers + head))
+    assert none.products == selective.products
+    assert none.total < selective.total < full.total
+
+
+def test_no_bf16_on_a_v100_and_no_fp8_on_an_a100() -> None:
+    with pytest.raises(UsageError, match="v100 has no bf16") as caught:
+        step_time(CONFIG, Layout(), WORK, find_gpu("v100"))
+    assert "fp16" in str(caught.value.hint)
+    with pytest.raises(UsageError, match="a100 has no fp8"):
+        step_time(CONFIG, Layout(), replace(WORK, precision="fp8"), A100)
+
+
+def test_the_range_is_wider_where_nothing_was_measured() -> None:
+    assert uncertainty(Layout(shard=8), A100) < uncertainty(Layout(tp=8), A100)
+    assert uncertainty(Layout(shard=8), A100) < uncertainty(Layout(shard=8), find_gpu("v100"))
+
+
+# A GPU and constants of round numbers, so that every part of a step can be counted by hand.
+GPU = Gpu(
+    name="x", aliases=(), family="ampere", device_names=(), peak_flops=1e12, fp32_flops=1e11, bf16=True, memory_bytes=10**10,
+    bandwidth=1e10, fp8_flops=4e12, link=1e9, network=1e7, watts=None, source="", url="", date="",
+)  # fmt: skip
+ROUND = Constants(
+    products=0.5, attention=0.25, path=100.0, head=10.0, launch=0.001, exposed=0.5, spread=0.5, hopper_products=0.8, hopper_attention=0.4,
+    fp8=2.0,
+)  # fmt: skip
+FEW = ModelConfig(n_layer=8, n_head=16, d_model=16, n_ctx=8, vocab_size=1000)
+DO = StepConfig(micro_batch=2, micro_batches=4)  # 16 tokens four times
+LAYER, TABLE = 12 * 256 + 13 * 16, 16_000
+
+
+def seconds(
+    layout: Layout, work: StepConfig = DO, gpu: Gpu = GPU, config: ModelConfig = FEW
+) -> StepTime:
+    return step_time(config, layout, work, gpu, ROUND)
+
+
+def test_one_gpu_by_hand() -> None:
+    """72·C² FLOPs a token and layer, 6·C an entry of the vocabulary, 12·C a key that is seen: 4 of
+    8, its own counted as half. 100 bytes of a unit of width, 10 of an entry, 28 of a parameter once
+    a step."""
+    assert seconds(Layout()) == StepTime(
+        products=pytest.approx(4 * 16 * (72 * 8 * 256 + 6 * 16_000) / 0.5e12),
+        attention=pytest.approx(4 * 16 * 12 * 8 * 16 * 4 / 0.25e12),
+        memory=pytest.approx(4 * 16 * (8 * 16 * 100 + 1000 * 10) / 1e10 + 28 * (8 * LAYER + TABLE) / 1e10),
+        launch=pytest.approx(4 * 8 * 0.001),
+        tensor=0.0, shard=0.0, replicas=0.0, bubble=0.0,
+    )  # fmt: skip
+
+
+def test_banded_layers_see_less() -> None:
+    """2 · (1 - 2/16) = 1.75 keys in every other layer."""
+    banded = seconds(Layout(), config=replace(FEW, attention="banded", band=2))
+    assert banded.attention / seconds(Layout()).attention == pytest.approx((4 + 1.75) / 8)
+
+
+def test_a_hopper_gpu_and_fp8() -> None:
+    plain, hopper = (
+        seconds(Layout(), gpu=replace(GPU, family=family)) for family in ("ampere", "hopper")
+    )
+    assert (hopper.products / plain.products, hopper.attention / plain.attention) == pytest.approx(
+        (1 / 0.8, 1 / 0.4)
+    )
+    narrow = seconds(Layout(), replace(DO, precision="fp8"))
+    assert narrow.products == pytest.approx(plain.products / 2), (
+        "by the constant, whatever the peak"
+    )
+    assert narrow.attention == plain.attention
+    single = seconds(Layout(), replace(DO, precision="fp32"))
+    assert single.products == pytest.approx(10 * plain.products)
+
+
+def test_work_done_again() -> None:
+    none, selective, full = (
+        seconds(Layout(), replace(DO, recompute=kind)) for kind in ("none", "selective", "full")
+    )
+    head, path, update = 1000 * 10, 8 * 16 * 100, 28 * (8 * LAYER + TABLE) / 1e10
+    assert (full.attention / none.attention, selective.attention / none.attention) == pytest.approx(
+        (4 / 3, 1)
+    )
+    for again in (selective, full):
+        assert (again.memory - update) / (none.memory - update) == pytest.approx(
+            (path * 4 / 3 + head) / (path + head)
+        )
+
+
+def test_slices_exchange_by_hand() -> None:
+    """Megatron's four all-reduces a layer, each of which moves 2·(t-1)/t of 16·16 bf16 numbers; six
+    with the forward pass again.
+    """
+    alone, slices = seconds(Layout()), seconds(Layout(tp=4))
+    once = 2 * 3 / 4 * 16 * 16 * 2 / 1e9
+    assert slices.tensor == pytest.approx(4 * 4 * 8 * once)
+    assert seconds(Layout(tp=4), replace(DO, recompute="full")).tensor == pytest.approx(
+        4 * 6 * 8 * once
+    )
+    assert slices.products == pytest.approx(alone.products / 4)
+    assert slices.attention == pytest.approx(alone.attention / 4)
+    mine = 8 * ((12 * 256 + 7 * 16) / 4 + 6 * 16) + TABLE / 4
+    assert slices.memory == pytest.approx(
+        4 * 16 * (8 * 16 * 100 + 1000 * 10) / 4 / 1e10 + 28 * mine / 1e10
+    )
+    assert seconds(Layout(tp=16)).tensor == pytest.approx(
+        4 * 4 * 8 * 2 * 15 / 16 * 16 * 16 * 2 / 8e7
+    ), "eight cards of a machine"
+
+
+def test_shards_are_gathered_by_hand() -> None:
+    """Thrice 2 bytes a parameter, half of it hidden; over two machines the network's eight cards,
+    and half as much again.
+    """
+    parameters = 8 * LAYER + TABLE
+    near, far = seconds(Layout(shard=8)), seconds(Layout(shard=16))
+    assert near.shard == pytest.approx(4 * 0.5 * 3 * 2 * parameters * 7 / 8 / 1e9)
+    assert far.shard == pytest.approx(4 * 0.5 * 3 * 2 * parameters * 15 / 16 / 8e7 * 1.5)
+    assert seconds(Layout(shard=32)).shard / far.shard == pytest.approx(
+        31 / 32 / (15 / 16) * 2 / 1.5
+    )
+    assert near.memory - 28 * parameters / 8 / 1e10 == pytest.approx(
+        seconds(Layout()).memory - 28 * parameters / 1e10
+    )
+    beside = seconds(Layout(shard=8, tp=2))
+    mine = 8 * ((12 * 256 + 7 * 16) / 2 + 6 * 16) + TABLE / 2
+    assert beside.shard == pytest.approx(4 * 0.5 * 3 * 2 * mine * 7 / 8 / 4e7 * 1.5), (
+        "four cards: every other GPU is of another slice"
+    )
+
+
+def test_replicas_average_by_hand() -> None:
+    """Twice 4 bytes a parameter, once a step."""
+    parameters = 8 * LAYER + TABLE
+    assert seconds(Layout(dp=4)).replicas == pytest.approx(0.5 * 2 * 4 * parameters * 3 / 4 / 1e9)
+    assert seconds(Layout(dp=16)).replicas == pytest.approx(
+        0.5 * 2 * 4 * parameters * 15 / 16 / 8e7 * 1.5
+    )
+    assert seconds(Layout(dp=4, shard=8)).replicas == pytest.approx(
+        0.5 * 2 * 4 * parameters / 8 * 3 / 4 / 1e7 * 2
+    ), "a card to each"
+    assert seconds(Layout(dp=4, shard=2, tp=2)).replicas == pytest.approx(
+        0.5 * 2 * 4 * (8 * ((12 * 256 + 7 * 16) / 2 + 6 * 16) + TABLE / 2) / 2 * 3 / 4 / 2e7 * 1.5
+    )
+
+
+def test_stages_wait_by_hand() -> None:
+    """The slowest stage has a quarter of the layers, and as much of the head; three micro-batches
+    pass before the last stage is at work.
+    """
+    alone, stages = seconds(Layout()), seconds(Layout(pp=4))
+    assert stages.products == pytest.approx(alone.products / 4)
+    assert stages.launch == pytest.approx(alone.launch / 4)
+    mine = 2 * LAYER + TABLE / 4
+    memory = 16 * (2 * 16 * 100 + 250 * 10) / 1e10
+    assert stages.memory == pytest.approx(4 * memory + 28 * mine / 1e10)
+    assert stages.bubble == pytest.approx(
+        3 * (stages.products / 4 + stages.attention / 4 + memory + stages.launch / 4)
+    )
+    both = seconds(Layout(pp=4, tp=2, shard=2))
+    assert both.bubble == pytest.approx(
+        3 / 4 * (both.products + both.attention + both.launch + both.tensor + both.shard)
+        + 3 * memory / 2
+    )
+    assert both.waits == pytest.approx((both.tensor + both.shard + both.bubble) / both.total)
+    assert tokens_per_second(FEW, Layout(pp=4, tp=2, shard=2), DO, GPU, ROUND) == pytest.approx(
+        64 / both.total / 8
+    )
+
+
+def test_the_first_of_uneven_stages_is_the_slowest() -> None:
+    """Three layers of eight, three, and two."""
+    assert seconds(Layout(pp=3)).launch == pytest.approx(4 * 3 * 0.001)
+
+
+def test_two_of_each() -> None:
+    """Half of an exchange is every process's own."""
+    parameters = 8 * LAYER + TABLE
+    assert seconds(Layout(tp=2)).tensor == pytest.approx(4 * 4 * 8 * 2 / 2 * 16 * 16 * 2 / 1e9)
+    assert seconds(Layout(shard=2)).shard == pytest.approx(4 * 0.5 * 3 * 2 * parameters / 2 / 1e9)
+    time = seconds(Layout(dp=2))
+    assert time.replicas == pytest.approx(0.5 * 2 * 4 * parameters / 2 / 1e9)
+    assert time.waits == pytest.approx(time.replicas / time.total)
+    assert seconds(Layout(pp=2)).products == pytest.approx(seconds(Layout()).products / 2)
+
+
+def test_links_that_nobody_knows_cost_nothing() -> None:
+    assert seconds(Layout(shard=8), gpu=replace(GPU, link=None)).shard == 0
+    unknown = replace(GPU, network=None)
+    assert seconds(Layout(shard=16), gpu=unknown).shard == pytest.approx(
+        seconds(Layout(shard=16), gpu=replace(GPU, network=1e9)).shard
+    )
+    assert seconds(Layout(shard=16), gpu=replace(GPU, network=2e8)).shard == pytest.approx(
+        seconds(Layout(shard=16), gpu=unknown).shard
+    ), "no faster than the link"
+
+
+def test_only_what_is_like_the_measurements_is_known() -> None:
+    known, other = fitted_constants()[1].known, fitted_constants()[1].other
+    for layout, gpu, factor in (
+        (Layout(shard=8), A100, known),
+        (Layout(), find_gpu("h100"), known),
+        (Layout(tp=2), A100, other),
+        (Layout(pp=2), A100, other),
+        (Layout(dp=2), A100, other),
+        (Layout(shard=8), find_gpu("v100"), other),
+    ):
+        assert uncertainty(layout, gpu) == factor
