@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.cli.build_report import print_estimate, print_overlap, print_part, print_report
-from gptcli.cli.command import Command
+from gptcli.cli.command import Command, hold, releasing
 from gptcli.cli.config import NUMBERS, Resolved, number, read_config, read_option, write_resolved
 from gptcli.cli.console import ConsoleEvents
-from gptcli.cli.ownership import hold, releasing
 from gptcli.errors import UsageError, nearest
 from gptcli.locks import own_folder, own_part
 

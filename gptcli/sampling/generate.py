@@ -23,7 +23,7 @@ from gptcli.errors import UsageError
 from gptcli.model.transformer import GPT
 from gptcli.sampling.engine import Engine
 from gptcli.sampling.params import SamplingParams, apply_repetition_penalty, next_tokens
-from gptcli.sampling.streaming import Completion, TextStream
+from gptcli.sampling.streaming import Completion, FinishReason, TextStream
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 
@@ -88,7 +88,7 @@ class TokenSequence:
         """Log-probability in nats of each of `tokens` under the model, before sampling parameters
         apply; empty unless requested.
         """
-        self.finish_reason: str | None = None
+        self.finish_reason: FinishReason | None = None
         """None while unfinished, "stop" at the end of the text, "length" after `max_tokens`."""
 
     def append(self, token: int, log_prob: float | None = None) -> None:

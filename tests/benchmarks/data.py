@@ -105,7 +105,9 @@ def build_shards() -> None:
 
         rates = {}
         for name in ("gigatoken", "tiktoken"):
-            build = BuildConfig(sources=[SourceConfig(inputs=[str(path)])], tokenizer=tokenizer, encoder=name)
+            build = BuildConfig(
+                sources=[SourceConfig(inputs=[str(path)])], tokenizer=tokenizer, encoder=name
+            )
             # imported and checked beforehand: a long build does not notice
             open_encoder(tokenizer, name)
             out = Path(scratch) / name

@@ -236,7 +236,7 @@ def check(model: GPT, tokenizer: Tokenizer, name: str, data: Path) -> None:
 
 
 @pytest.mark.parametrize("name", task_names())
-def test_on_a_fixture_of_its_original_format(
+def test_task_runs_on_a_fixture_in_its_original_format(
     small: GPT, tokenizer: Tokenizer, tmp_path: Path, name: str
 ) -> None:
     for file, text in FIXTURES[name].items():
@@ -247,5 +247,7 @@ def test_on_a_fixture_of_its_original_format(
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", REAL)
-def test_on_the_real_file(small: GPT, tokenizer: Tokenizer, real_data: Path, name: str) -> None:
+def test_task_runs_on_its_real_file(
+    small: GPT, tokenizer: Tokenizer, real_data: Path, name: str
+) -> None:
     check(small, tokenizer, name, real_data / REAL[name])

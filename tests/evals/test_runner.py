@@ -62,7 +62,7 @@ def data(tmp_path: Path, passages: list[str]) -> Path:
     return path
 
 
-def test_equal_to_a_direct_computation(
+def test_lambada_metrics_equal_a_direct_computation(
     model: GPT, theirs: Any, tokenizer: Tokenizer, data: Path, passages: list[str]
 ) -> None:
     words, tokens, right_words, right_tokens, cut = [], [], 0, 0, 0
@@ -113,7 +113,7 @@ def test_equal_to_a_direct_computation(
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 32])
-def test_the_batch_changes_nothing(
+def test_scores_do_not_depend_on_the_batch_size(
     model: GPT, tokenizer: Tokenizer, data: Path, batch_size: int
 ) -> None:
     results, records = run_task(model, tokenizer, LAMBADA, data, EvalOptions(batch_size=batch_size))
@@ -124,7 +124,7 @@ def test_the_batch_changes_nothing(
     assert [result.correct for result in results] == [result.correct for result in same_results]
 
 
-def test_neither_does_the_order(
+def test_scores_do_not_depend_on_item_order(
     model: GPT, tokenizer: Tokenizer, data: Path, tmp_path: Path
 ) -> None:
     lines = data.read_text().splitlines(keepends=True)
@@ -150,7 +150,7 @@ def test_one_item_has_no_standard_error(model: GPT, tokenizer: Tokenizer, data: 
     assert record["id"] == "lambada_test.jsonl:1"
 
 
-def test_the_papers_score_for_the_nearest_size() -> None:
+def test_paper_scores_are_those_of_the_nearest_model_size() -> None:
     for parameters, model, accuracy in [
         (10**6, "gpt2", 45.99),
         (125 * 10**6, "gpt2", 45.99),
@@ -162,7 +162,9 @@ def test_the_papers_score_for_the_nearest_size() -> None:
         assert found["perplexity"].model == model
 
 
-def test_a_word_longer_than_the_context(model: GPT, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_word_longer_than_the_context_is_skipped(
+    model: GPT, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     path = tmp_path / "lambada.jsonl"
     path.write_text(json.dumps({"text": "a " + "xq" * 40}) + "\n")
     with pytest.raises(InputError, match="every item was skipped: 1 \\(an answer longer"):
@@ -176,7 +178,7 @@ def test_a_word_longer_than_the_context(model: GPT, tokenizer: Tokenizer, tmp_pa
     assert record["index"] == 1
 
 
-def test_broken_weights_are_said(model: GPT, tokenizer: Tokenizer, data: Path) -> None:
+def test_broken_weights_raise_an_error(model: GPT, tokenizer: Tokenizer, data: Path) -> None:
     broken = GPT(model.config).eval()
     torch.nn.init.constant_(broken.ln_f.bias, math.nan)
     with pytest.raises(RunError, match="weights are broken"):
@@ -186,7 +188,7 @@ def test_broken_weights_are_said(model: GPT, tokenizer: Tokenizer, data: Path) -
 SUMMARIES = replace(find_task("cnn_dailymail"), max_tokens=12)  # top-k 2
 
 
-def test_a_draw_depends_on_the_items_place_and_not_on_its_batch(
+def test_generated_answers_depend_on_the_item_index_and_not_on_the_batch(
     model: GPT, tokenizer: Tokenizer
 ) -> None:
     texts = ["the text", "def wrap(self", "naïve café", "the text"]

@@ -40,12 +40,12 @@ UNCONDITIONAL = {
 
 
 @pytest.mark.parametrize("paper", LISTED)
-def test_the_list_is_complete(paper: str) -> None:
+def test_every_task_of_the_paper_exists(paper: str) -> None:
     assert set(LISTED[paper].split()) <= set(task_names())
 
 
 @pytest.mark.parametrize("name", task_names())
-def test_each_task_stands_on_what_there_is(name: str) -> None:
+def test_each_task_uses_existing_formats_and_scores(name: str) -> None:
     task = find_task(name)
     assert task.kind != "freeform" or task.metric
     assert not task.detokenize or task.detokenize in DETOKENIZERS
@@ -56,7 +56,7 @@ def test_each_task_stands_on_what_there_is(name: str) -> None:
     assert (TASKS_DIR / f"{name}.toml").read_text(encoding="utf-8").isascii()
 
 
-def test_prompts_are_the_papers() -> None:
+def test_prompts_equal_the_papers() -> None:
     row = next(generate_rows("two_digit_addition", seed=0))
     item = make_item(find_task("two_digit_addition"), row, Path("x"))
     assert item.prompt == row["prompt"]

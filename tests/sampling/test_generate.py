@@ -83,7 +83,7 @@ def expected(model: GPT) -> tuple[list[list[int]], list[list[int]]]:
 
 
 @pytest.mark.parametrize("batch", [1, 7, N_PROMPTS])
-def test_the_same_tokens_cached_batched_and_ragged(
+def test_tokens_do_not_depend_on_cache_batch_or_prompt_lengths(
     model: GPT, expected: tuple[list[list[int]], list[list[int]]], batch: int
 ) -> None:
     """Rows end at different times, are refilled, and outgrow their context at different times."""
@@ -93,7 +93,7 @@ def test_the_same_tokens_cached_batched_and_ragged(
     assert len({token for tokens in whole for token in tokens}) > 50
 
 
-def test_rows_of_many_lengths_and_ends(
+def test_tokens_do_not_depend_on_when_other_sequences_finish(
     model: GPT, expected: tuple[list[list[int]], list[list[int]]]
 ) -> None:
     prompts, whole = expected
@@ -117,7 +117,7 @@ def test_rows_of_many_lengths_and_ends(
         SamplingParams(repetition_penalty=1.3),
     ],
 )
-def test_a_seed_fixes_the_text_at_any_batch_size(model: GPT, params: SamplingParams) -> None:
+def test_a_seed_determines_the_text_at_any_batch_size(model: GPT, params: SamplingParams) -> None:
     prompts = random_prompts(model, [1, 9, 4, 24, 30, 2, 9, 9] * 3)
     alone = made(model, prompts, params)
     assert alone == made(model, prompts, params, batch=5) == made(model, prompts, params, batch=24)
@@ -125,7 +125,9 @@ def test_a_seed_fixes_the_text_at_any_batch_size(model: GPT, params: SamplingPar
     assert made(model, [prompts[1]] * 3, params) != [alone[1]] * 3  # each sample has its own chance
 
 
-def test_equal_to_transformers(model: GPT, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_greedy_tokens_equal_transformers(
+    model: GPT, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     from transformers import GPT2LMHeadModel
 
     if model.config.attention == "banded":
@@ -156,7 +158,7 @@ def test_equal_to_transformers(model: GPT, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("by_kernel", [False, True])
-def test_the_prompt_is_read_in_one_pass_and_the_head_at_one_position(
+def test_prefill_is_one_pass_with_the_head_at_one_position(
     by_kernel: bool, model: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if by_kernel and engine.step_of(model) is None:
@@ -178,7 +180,7 @@ def test_the_prompt_is_read_in_one_pass_and_the_head_at_one_position(
     assert headed == ([1] if by_kernel else [1, 1, 1, 1])
 
 
-def test_stops_before_the_stop_token(model: GPT) -> None:
+def test_the_stop_token_ends_a_sequence_and_is_left_out(model: GPT) -> None:
     [tokens] = made(model, [[1, 2, 3]])
     stop = tokens[6]
     row = TokenSequence([1, 2, 3], max_tokens=20, stop_id=stop)
@@ -186,7 +188,7 @@ def test_stops_before_the_stop_token(model: GPT) -> None:
     assert (row.tokens, row.finish_reason) == (tokens[: tokens.index(stop)], "stop")
 
 
-def test_log_probabilities_are_the_model_s_own(model: GPT) -> None:
+def test_log_probabilities_are_those_of_the_model(model: GPT) -> None:
     rows = [
         TokenSequence(prompt, max_tokens=9, generator=sample_generator(0, i))
         for i, prompt in enumerate(random_prompts(model, [3, 8, 5]))
@@ -207,7 +209,7 @@ def test_log_probabilities_are_the_model_s_own(model: GPT) -> None:
         )
 
 
-def test_rows_come_in_only_as_there_is_room(model: GPT) -> None:
+def test_sequences_are_consumed_only_as_the_batch_has_room(model: GPT) -> None:
     taken = 0
 
     def source() -> object:
@@ -224,7 +226,7 @@ def test_rows_come_in_only_as_there_is_room(model: GPT) -> None:
     assert len(list(done)) == 8
 
 
-def test_likely_tokens_are_what_the_model_says(model: GPT) -> None:
+def test_sampled_tokens_follow_the_models_distribution(model: GPT) -> None:
     """First tokens of many samples follow the model's own softmax, from prompt to draw (chi-square
     as in test_filters).
     """
@@ -247,13 +249,13 @@ def test_likely_tokens_are_what_the_model_says(model: GPT) -> None:
     assert float(((seen - N * exact) ** 2 / (N * exact)).sum()) < 19 + 5 * (2 * 19) ** 0.5
 
 
-def test_a_context_of_one_token() -> None:
+def test_a_context_of_one_token_works() -> None:
     model = GPT(ModelConfig(n_layer=1, n_head=1, d_model=8, n_ctx=1, vocab_size=11)).eval()
     model.init_weights(0)
     assert made(model, [[3, 4]], max_tokens=5) == without_cache(model, [[3, 4]], 5)
 
 
-def test_nothing_to_do(model: GPT) -> None:
+def test_an_empty_batch_is_allowed_and_zero_tokens_are_refused(model: GPT) -> None:
     assert list(generate_sequences(model, [], GREEDY, batch_size=4)) == []
     with pytest.raises(UsageError, match="max-tokens is 0"):
         TokenSequence([1], max_tokens=0)

@@ -29,7 +29,7 @@ def draft(model: GPT) -> GPT:
     return made
 
 
-def test_the_same_tokens_greedily(model: GPT, draft: GPT) -> None:
+def test_greedy_tokens_equal_those_without_a_draft(model: GPT, draft: GPT) -> None:
     """200 prompts of 1 to 60 tokens, past the end of the context, for a draft that is good and for
     the model itself.
     """
@@ -49,11 +49,11 @@ def test_the_same_tokens_greedily(model: GPT, draft: GPT) -> None:
     assert 0.05 < sum(kept) / 200 < 0.98  # drafts were taken, and drafts were refused
 
 
-def test_a_perfect_draft_is_kept_whole(model: GPT) -> None:
+def test_every_token_of_a_perfect_draft_is_accepted(model: GPT) -> None:
     assert generate_speculatively(model, model, TokenSequence([3, 4], max_tokens=11), GREEDY) == 1
 
 
-def test_log_probabilities_are_the_model_s_own(model: GPT, draft: GPT) -> None:
+def test_log_probabilities_are_those_of_the_model(model: GPT, draft: GPT) -> None:
     row, untold = (TokenSequence([3, 4, 5], max_tokens=15) for _ in range(2))
     generate_speculatively(model, draft, row, GREEDY, log_probs=True)
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_log_probabilities_are_the_model_s_own(model: GPT, draft: GPT) -> None:
     assert untold.log_probs == []
 
 
-def test_a_draft_with_a_shorter_context(model: GPT) -> None:
+def test_a_draft_may_have_a_shorter_context(model: GPT) -> None:
     config = model.config
     short = GPT(
         ModelConfig(n_layer=1, n_head=2, d_model=8, n_ctx=7, vocab_size=config.vocab_size)
@@ -82,7 +82,7 @@ def test_a_draft_with_a_shorter_context(model: GPT) -> None:
 @pytest.mark.parametrize(
     "params", [SamplingParams(top_k=8), SamplingParams(top_p=0.8, temperature=2.0)]
 )
-def test_the_same_distribution_by_chance(params: SamplingParams) -> None:
+def test_sampled_text_has_the_large_models_distribution(params: SamplingParams) -> None:
     """Pairs of tokens, the first drafted and judged, the second too or the model's own, against
     their exact probabilities (chi-square).
     """
@@ -122,7 +122,7 @@ def test_the_same_distribution_by_chance(params: SamplingParams) -> None:
     assert float(((counts - cells) ** 2 / cells).sum()) < freedom + 5 * (2 * freedom) ** 0.5
 
 
-def test_what_does_not_go_together(model: GPT) -> None:
+def test_repetition_penalty_and_other_vocabularies_are_refused(model: GPT) -> None:
     other = GPT(ModelConfig(n_layer=1, n_head=1, d_model=8, n_ctx=8, vocab_size=9))
     with pytest.raises(GptError, match="9 tokens"):
         generate_speculatively(model, other, TokenSequence([1], max_tokens=1), GREEDY)

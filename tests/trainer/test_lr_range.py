@@ -6,12 +6,12 @@ from itertools import pairwise
 import pytest
 import torch
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
 from gptcli.model.source import LR_RANGE, LR_RANGE_REPORT
 from gptcli.trainer.lr_range import BELOW, HIGH, LOW, lr_range, smoothed, suggest
 
-CPU = Place(torch.device("cpu"))
+CPU = RankContext(torch.device("cpu"))
 
 
 def test_the_rate_sweeps_until_the_loss_has_left_its_lowest(make_run):

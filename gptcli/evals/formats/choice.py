@@ -156,7 +156,8 @@ def read_race(path: Path) -> Iterator[Row]:
         options = node.value.get("options")
         if not isinstance(options, list) or not len(questions) == len(answers) == len(options):
             raise InputError(
-                f"{len(questions)} questions and {len(answers)} answers, but another number of options",
+                f"{len(questions)} questions and {len(answers)} answers, "
+                "but another number of options",
                 where=file,
             )
         for number, (question, answer) in enumerate(zip(questions, answers, strict=True)):

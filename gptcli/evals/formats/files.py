@@ -137,7 +137,7 @@ def read_whole_text(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class JsonNode:
-    """JSON value with its place. Methods raise InputError if a value is not of the expected type."""
+    """JSON value with its place; methods raise InputError if a value has another type."""
 
     value: Any
     """Value."""

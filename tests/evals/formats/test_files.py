@@ -36,7 +36,7 @@ JSONL = '{"text": "naïve"}\n\n{"id": "mine", "text": "two"}\n'
         ("a.jsonl.zst", zstandard.compress),
     ],
 )
-def test_json_lines_plain_and_compressed(tmp_path: Path, name: str, pack: object) -> None:
+def test_json_lines_are_read_plain_and_compressed(tmp_path: Path, name: str, pack: object) -> None:
     (tmp_path / name).write_bytes(pack(JSONL.encode()))  # type: ignore[operator]
     assert list(read_jsonl(tmp_path / name)) == [
         {"id": f"{name}:1", "text": "naïve"},
@@ -44,7 +44,7 @@ def test_json_lines_plain_and_compressed(tmp_path: Path, name: str, pack: object
     ]
 
 
-def test_a_table_and_lines_and_running_text(tmp_path: Path) -> None:
+def test_tables_lines_and_running_text_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('name,says\nAnn,"yes, ""no"""\n')
     assert list(read_csv(tmp_path / "a.csv")) == [
         {"id": "a.csv:2", "name": "Ann", "says": 'yes, "no"'}
@@ -86,7 +86,7 @@ def test_a_table_and_lines_and_running_text(tmp_path: Path) -> None:
         "no zstd",
     ],
 )
-def test_broken_files_say_where(
+def test_broken_files_are_refused_with_their_line(
     tmp_path: Path, name: str, content: bytes, where: str, what: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -100,7 +100,7 @@ def test_broken_files_say_where(
     ("ending", "pack"),
     [("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress), (".zst", zstandard.compress)],
 )
-def test_a_small_file_that_unpacks_to_a_large_one(
+def test_a_small_file_that_unpacks_to_a_large_one_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, pack: Callable[[bytes], bytes]
 ) -> None:
     monkeypatch.setattr("gptcli.evals.formats.files.MAX_FILE_BYTES", 1 << 20)
@@ -115,7 +115,7 @@ def test_a_small_file_that_unpacks_to_a_large_one(
         read_bytes(tmp_path / f"a{ending}")
 
 
-def test_a_missing_file_and_broken_json(tmp_path: Path) -> None:
+def test_missing_files_and_broken_json_are_refused(tmp_path: Path) -> None:
     for read in (numbered_lines, json_lines):
         with pytest.raises(InputError, match="no such file"):
             list(read(tmp_path / "absent"))
@@ -125,7 +125,7 @@ def test_a_missing_file_and_broken_json(tmp_path: Path) -> None:
     assert str(caught.value.where).endswith("a.json:2")
 
 
-def test_fields_say_what_they_are_not() -> None:
+def test_fields_of_the_wrong_type_are_refused() -> None:
     node = JsonNode({"text": "a", "number": True, "list": [{"x": 1}, 2], "label": "maybe"}, "f:1")
     assert node.text("text") == "a"
     assert [one.where for one in node.nodes("list")] == ["f:1.list[0]", "f:1.list[1]"]

@@ -20,7 +20,7 @@ def rows(name: str, path: Path, value: Any) -> list[Row]:
     return list(READERS[name](path))
 
 
-def test_squad_answered_and_not(tmp_path: Path) -> None:
+def test_squad_is_read_with_and_without_answers(tmp_path: Path) -> None:
     answered = {
         "id": "1",
         "question": "Where?",
@@ -46,7 +46,7 @@ def test_squad_answered_and_not(tmp_path: Path) -> None:
     assert str(caught.value.where).endswith("a.json.data[0].paragraphs[0].qas[0]")
 
 
-def test_quac_keeps_the_history(tmp_path: Path) -> None:
+def test_quac_is_read_with_its_history(tmp_path: Path) -> None:
     turns = [
         {"id": "C_1_q#0", "question": "one?", "answers": [{"text": "yes"}, {"text": "oh yes"}]},
         {"id": "C_1_q#1", "question": "two?", "answers": [{"text": "CANNOTANSWER"}]},
@@ -58,7 +58,7 @@ def test_quac_keeps_the_history(tmp_path: Path) -> None:
     assert (second["history"], second["answers"]) == ("Q: one?\n\nA: yes\n\n", ["CANNOTANSWER"])
 
 
-def test_coqa_in_both_forms(tmp_path: Path) -> None:
+def test_coqa_is_read_in_both_forms(tmp_path: Path) -> None:
     def listed(*texts: str) -> list[dict[str, str]]:
         return [{"input_text": text} for text in texts]
 
@@ -79,7 +79,7 @@ def test_coqa_in_both_forms(tmp_path: Path) -> None:
         rows("coqa", tmp_path / "a.json", {"data": [{**original, "answers": listed("he")}]})
 
 
-def test_drop_numbers_dates_and_spans(tmp_path: Path) -> None:
+def test_drop_is_read_with_numbers_dates_and_spans(tmp_path: Path) -> None:
     none = {"day": "", "month": "", "year": ""}
     number = {"number": "3", "date": none, "spans": []}
     date = {"number": "", "date": {"day": "", "month": "May", "year": "1983"}, "spans": []}
@@ -111,7 +111,7 @@ def test_drop_numbers_dates_and_spans(tmp_path: Path) -> None:
         rows("drop", tmp_path / "a.json", file)
 
 
-def test_closed_book_questions(tmp_path: Path) -> None:
+def test_closed_book_questions_are_read(tmp_path: Path) -> None:
     answer = {"Value": "Delhi", "Aliases": ["New Delhi", "Delhi"], "NormalizedValue": "delhi"}
     [row] = rows(
         "trivia_qa",
@@ -165,7 +165,7 @@ def test_published_question_answering_sets_are_read(
     assert all(row["question"] and row["answers"] and all(row["answers"]) for row in read)
 
 
-def test_translations_as_sgml_and_as_lines(tmp_path: Path) -> None:
+def test_translations_are_read_from_sgml_and_lines(tmp_path: Path) -> None:
     for role, language, texts in (
         ("src", "en", ("Q &amp; A", "two")),
         ("ref", "fr", ("Q et R", "deux")),
@@ -191,7 +191,7 @@ def test_translations_as_sgml_and_as_lines(tmp_path: Path) -> None:
         list(READERS["parallel"](tmp_path / "newstest2014.en"))
 
 
-def test_summaries_as_stories_and_as_lines(tmp_path: Path) -> None:
+def test_summaries_are_read_from_stories_and_lines(tmp_path: Path) -> None:
     (tmp_path / "b.story").write_text(
         "A man\nsat.\n\n@highlight\n\nMan sits\n\n@highlight\n\nIt rains\n"
     )
@@ -211,7 +211,7 @@ def test_summaries_as_stories_and_as_lines(tmp_path: Path) -> None:
         list(READERS["summaries"](tmp_path))
 
 
-def test_synthetic_samples(tmp_path: Path) -> None:
+def test_synthetic_samples_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(
         '{"context": "\\n\\nQ: What is 98 plus 45?\\n\\nA:", "completion": " 143"}\n'
     )
