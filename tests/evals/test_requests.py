@@ -1,4 +1,4 @@
-"""Items as tokens: where white space goes, what is cut, and what cannot be asked."""
+"""Requests: white space, truncation and skipped items."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def test_trailing_white_space_of_a_prompt_moves_to_the_answer(
     ]
 
 
-def test_truncation_cuts_the_same_beginning_for_all_choices(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_truncation_cuts_the_same_beginning_for_all_choices(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     item = Item(
         id="1", prompt="the text of self " * 9, choices=(" a", " " + "long " * 4), gold=(0,)
     )
@@ -55,7 +57,9 @@ def test_truncation_cuts_the_same_beginning_for_all_choices(tokenizer: Tokenizer
     (short, _), (same, longest) = request.pairs
     assert request.truncated
     np.testing.assert_array_equal(short, same)
-    assert len(same) + len(longest) - 1 == 24  # what is read: the last token is only predicted
+    assert (
+        len(same) + len(longest) - 1 == 24
+    )  # tokens that are read: the last one is only predicted
     assert group(request.pairs).prefix_len >= len(short) - 1
 
 

@@ -1,4 +1,4 @@
-"""Rolling windows score every token once; losses equal loops by hand; sources of text."""
+"""Rolling windows score every token once; losses equal simple loops; sources of text."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def measure(
 
 
 def by_hand(theirs: Any, tokens: np.ndarray, stride: int) -> list[float]:
-    """-log p of each token after the first, alone, from the window that the rule gives it."""
+    """Return -log p of each token after the first, from a separate pass over its window."""
     n_ctx = theirs.config.n_positions
     nats = []
     for target in range(1, len(tokens)):
-        # the first window that reaches it
+        # the first window that contains it
         start = max(0, math.ceil((target - n_ctx) / stride)) * stride
         with torch.no_grad():
             logits = theirs(torch.tensor(tokens[start:target])[None]).logits[0, -1]
@@ -59,13 +59,15 @@ def by_hand(theirs: Any, tokens: np.ndarray, stride: int) -> list[float]:
 
 
 @given(st.integers(0, 300), st.integers(1, 40), st.data())
-def test_rolling_windows_score_every_token_once(length: int, n_ctx: int, data: st.DataObject) -> None:
+def test_rolling_windows_score_every_token_once(
+    length: int, n_ctx: int, data: st.DataObject
+) -> None:
     stride = data.draw(st.integers(1, n_ctx))
     scored = []
     for start, stop, count in rolling_windows(length, n_ctx, stride):
         assert 0 <= start < stop - count < stop <= min(length, start + n_ctx + 1)
         for target in range(stop - count, stop):
-            # the context that the rule promises
+            # the documented minimum context
             assert target - start >= min(target, n_ctx - stride + 1)
         scored += range(stop - count, stop)
     assert scored == list(range(1, length))
@@ -90,7 +92,9 @@ def test_bytes_are_those_of_the_text(model: GPT, tokenizer: Tokenizer, tokens: n
     assert measure(model, tokenizer, np.array([5, tokenizer.eot_id])).bits_per_byte is None
 
 
-def test_unigram_entropy_is_that_of_the_scored_tokens(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray) -> None:
+def test_unigram_entropy_is_that_of_the_scored_tokens(
+    model: GPT, tokenizer: Tokenizer, tokens: np.ndarray
+) -> None:
     counts, total = Counter(tokens[1:].tolist()), len(tokens) - 1
     exact = -sum(n / total * math.log(n / total) for n in counts.values())
     assert measure(model, tokenizer, tokens).unigram_entropy == pytest.approx(exact)
@@ -118,7 +122,9 @@ def test_loss_does_not_depend_on_the_batch_size(
     )
 
 
-def test_a_stream_and_an_array_give_the_same_loss(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray) -> None:
+def test_a_stream_and_an_array_give_the_same_loss(
+    model: GPT, tokenizer: Tokenizer, tokens: np.ndarray
+) -> None:
     stream = TokenStream([tokens[:50].astype(np.uint16), tokens[50:].astype(np.uint16)])
     assert measure(model, tokenizer, stream) == measure(model, tokenizer, tokens)
     assert measure(model, tokenizer, stream, limit=2) == measure(
@@ -126,7 +132,9 @@ def test_a_stream_and_an_array_give_the_same_loss(model: GPT, tokenizer: Tokeniz
     )
 
 
-def test_bad_strides_and_short_texts_are_refused(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray) -> None:
+def test_bad_strides_and_short_texts_are_refused(
+    model: GPT, tokenizer: Tokenizer, tokens: np.ndarray
+) -> None:
     for stride in (0, 25):
         with pytest.raises(UsageError, match="--stride"):
             measure(model, tokenizer, tokens, stride=stride)
@@ -134,7 +142,9 @@ def test_bad_strides_and_short_texts_are_refused(model: GPT, tokenizer: Tokenize
         measure(model, tokenizer, tokens[:1])
 
 
-def test_broken_weights_raise_an_error(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray) -> None:
+def test_broken_weights_raise_an_error(
+    model: GPT, tokenizer: Tokenizer, tokens: np.ndarray
+) -> None:
     broken = GPT(model.config).eval()
     torch.nn.init.constant_(broken.ln_f.bias, math.nan)
     with pytest.raises(RunError, match="weights are broken"):

@@ -1,6 +1,4 @@
-"""A task's data: found by name or pattern, its rows made into items of every kind, and what is
-broken named with file and item.
-"""
+"""Data of tasks: finding files, building items of every kind, refusing broken rows."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ CHOICE = HEAD + 'kind = "choice"\nprompt = "Q: {q}\\nA:"\nchoices = "c"\ngold = 
 
 
 def written(folder: Path, toml: str, *rows: object) -> tuple[Task, Path]:
-    """A task of that text, and a data file of those rows."""
+    """Return a task with this TOML text and a data file with these rows."""
     (folder / "mine.toml").write_text(toml)
     (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return read_task(folder / "mine.toml"), folder / "a.jsonl"
@@ -155,7 +153,9 @@ def test_the_target_is_the_last_word_or_a_template(tmp_path: Path) -> None:
         (CHOICE, {"q": "?", "c": ["a", "b"], "g": []}, "no choice is marked as correct"),
     ],
 )
-def test_a_broken_item_is_refused_with_its_id(tmp_path: Path, toml: str, row: object, message: str) -> None:
+def test_a_broken_item_is_refused_with_its_id(
+    tmp_path: Path, toml: str, row: object, message: str
+) -> None:
     task, path = written(tmp_path, toml, {"text": "a b", "q": "?", "c": ["a", "b"], "g": 0}, row)
     with pytest.raises(InputError) as caught:
         read_items(task, path)

@@ -1,4 +1,4 @@
-"""SuperGLUE's eight as GPT-3 shows them."""
+"""SuperGLUE's eight tasks in their published format."""
 
 from __future__ import annotations
 
@@ -159,7 +159,9 @@ def test_record_lists_each_entity_once(tmp_path: Path) -> None:
           ("BoolQ", "CB", "COPA", "RTE", "WiC", "WSC", "MultiRC", "ReCoRD")),
     ],
 )  # fmt: skip
-def test_published_superglue_sets_are_read(real_data: Path, name: str, path: str, count: int | None) -> None:
+def test_published_superglue_sets_are_read(
+    real_data: Path, name: str, path: str, count: int | None
+) -> None:
     read = list(READERS[name](real_data / path))
     assert read
     assert count is None or len(read) == count
