@@ -76,6 +76,20 @@ def launch_environment(environ: Mapping[str, str] | None = None) -> Launch | Non
     return tasks
 
 
+def launched_processes() -> int | None:
+    """Return how many processes a launcher started for this command; None if none did.
+
+    Raises UsageError as `launch_environment` does.
+    """
+    launch = launch_environment()
+    return None if launch is None else launch.world_size
+
+
+def available_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def is_main() -> bool:
     """Return whether this process writes and reports: it is alone, or rank 0.
 

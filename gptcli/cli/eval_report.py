@@ -116,7 +116,8 @@ def _task_row(result: TaskResult, names: list[str]) -> dict[str, str]:
             "" if found is None else figure(found.value, found.stderr, unit=unit)
         )
     row["paper"] = ", ".join(
-        f"{score.score:g}{'' if score.metric in NON_PERCENT_METRICS else '%'}" for score in result.paper
+        f"{score.score:g}{'' if score.metric in NON_PERCENT_METRICS else '%'}"
+        for score in result.paper
     )
     return row
 

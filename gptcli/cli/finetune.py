@@ -35,13 +35,13 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
         raise UsageError("--finetune needs a model to start from", hint="--init-from RUN")
 
     from gptcli.cost.layout import Layout, parse_layout
+    from gptcli.distributed.launch import launch
     from gptcli.finetune.loop import Finetuning, check_layout, finetune_folder
     from gptcli.finetune.task import read_task
     from gptcli.model.source import INIT, find_model
     from gptcli.sampling.load import load
     from gptcli.trainer import machine
-    from gptcli.trainer.checkpoint import newest_state
-    from gptcli.trainer.launch import launch
+    from gptcli.trainer.checkpoint import newest_state, newest_step
     from gptcli.trainer.preflight import resumed_state
     from gptcli.trainer.start import keep_start, start_folder
 
@@ -100,7 +100,7 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
             run = replace(
                 run, start_step=keep_start(Path(init_from), out, step, events, newest=asked is None)
             )
-    report = launch(run, events, finetune_folder)
+    report = launch(run, events, finetune_folder, newest_step)
     if not is_main():
         return
     if report["interrupted"]:

@@ -25,7 +25,7 @@ from gptcli.runtime import is_main, is_main_on_node, restarted, unused_launch
 if TYPE_CHECKING:
     from gptcli.shards.manifest import Manifest
     from gptcli.trainer.config import Run
-    from gptcli.trainer.rehearsal import Role
+    from gptcli.trainer.dry_run import StageRole
 
 MODEL, RECIPE, OUTPUT, WATCH, MACHINE = (
     "Model",
@@ -442,7 +442,9 @@ def train(
         return
     assert manifest is not None
 
-    from gptcli.trainer.launch import launch
+    from gptcli.distributed.launch import launch
+    from gptcli.trainer.checkpoint import newest_step
+    from gptcli.trainer.loop import train as train_run
 
     events = Dashboard(given.values["out"]) if is_main() else SILENT
     if (note := unused_launch()) is not None:
@@ -454,7 +456,7 @@ def train(
     if lr_range:
         _test_range(run, events, as_json=json)
         return
-    done = launch(replace(run, profile=profile), events)
+    done = launch(replace(run, profile=profile), events, train_run, newest_step)
     if is_main() and done["interrupted"]:
         raise Interrupted(
             f"stopped after step {done['step']:,}, with a checkpoint",
@@ -489,11 +491,12 @@ def _unexpected(argument: str) -> UsageError:
 
 def _test_range(run: Run, events: Events, *, as_json: bool) -> None:
     """The learning-rate range test in the run's place; the suggested rate is the result."""
+    from gptcli.distributed.launch import launch
     from gptcli.model.source import LR_RANGE_REPORT
-    from gptcli.trainer.launch import launch
+    from gptcli.trainer.checkpoint import newest_step
     from gptcli.trainer.lr_range import lr_range
 
-    report = launch(run, events, lr_range)
+    report = launch(run, events, lr_range, newest_step)
     if not is_main():
         return
     if report["suggested_lr"] is None:
@@ -640,7 +643,7 @@ def _print_plan(plan: Plan, manifest: Manifest | None, *, as_json: bool, strict:
     from gptcli.cost.flops import flops_per_token
 
     flops = flops_per_token(plan.model, "6N") * plan.train.tokens
-    roles = _rehearse(plan)
+    roles = _dry_run_layout(plan)
     forecast = forecast_plan(plan, manifest)
     warn(forecast, ConsoleEvents())
     if as_json:
@@ -668,7 +671,7 @@ def _print_plan(plan: Plan, manifest: Manifest | None, *, as_json: bool, strict:
         refuse(forecast)
 
 
-def _print_resolved(plan: Plan, roles: list[Role], facts: dict[str, str]) -> None:
+def _print_resolved(plan: Plan, roles: list[StageRole], facts: dict[str, str]) -> None:
     """Print the resolved configuration as run.toml would hold it, with `facts` and each stage of
     the layout on top.
     """
@@ -687,15 +690,13 @@ def _print_resolved(plan: Plan, roles: list[Role], facts: dict[str, str]) -> Non
     print(resolved_toml(plan.resolved, **facts), end="")
 
 
-def _rehearse(plan: Plan) -> list[Role]:
-    """What each process of a layout would hold and send, from building them; of one process there
-    is nothing to tell.
-    """
+def _dry_run_layout(plan: Plan) -> list[StageRole]:
+    """Build the processes of a layout in a dry run; return no roles for a single process."""
     from gptcli.cost.layout import parse_layout
     from gptcli.trainer.config import Run
+    from gptcli.trainer.dry_run import dry_run
     from gptcli.trainer.fit import check_division
     from gptcli.trainer.precision import check_precision
-    from gptcli.trainer.rehearsal import rehearse
 
     layout, sequences = parse_layout(plan.train.layout), plan.train.batch_tokens // plan.model.n_ctx
     if layout.processes == 1:
@@ -705,4 +706,4 @@ def _rehearse(plan: Plan) -> list[Role]:
     run = Run(
         name=plan.name, out=Path(), data=Path(), model=plan.model, train=plan.train, data_sha256="", tokenizer_sha256="", eot_id=0
     )  # fmt: skip
-    return rehearse(run, sequences, ConsoleEvents())
+    return dry_run(run, sequences, ConsoleEvents())

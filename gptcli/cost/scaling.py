@@ -12,7 +12,8 @@ that range no figure is given.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import amount, short
@@ -217,3 +218,26 @@ RANGES = {
     CHINCHILLA.name: CHINCHILLA.range,
     REFIT.name: REFIT.range,
 }
+
+
+def optimal_report(flops: float) -> dict[str, Any]:
+    """Return the compute-optimal model by each law, and the batch sizes, as a JSON object.
+
+    Values outside the range of a law are None.
+    """
+    rows = []
+    for law in LAWS:
+        row: dict[str, Any] = asdict(law.optimum(flops))
+        row["tokens_per_parameter"] = row["tokens"] / row["parameters"]
+        if not law.range.holds_for(flops):
+            row |= dict.fromkeys(row.keys() - {"law"})
+        low, high = (pf_days * PF_DAY for pf_days in law.range.pf_days)
+        rows.append(row | {"source": law.source, "date": law.date, "flops_range": [low, high]})
+    loss = gpt3_loss(flops) if GPT3_RANGE.holds_for(flops) else None
+    return {
+        "flops": flops,
+        "optimal": rows,
+        "gpt3_loss": loss,
+        "best_batch_tokens": kaplan_batch(flops) if KAPLAN.range.holds_for(flops) else None,
+        "critical_batch_tokens": None if loss is None else critical_batch(loss),
+    }

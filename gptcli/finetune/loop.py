@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from gptcli.cost.layout import Layout
-from gptcli.distributed.context import Place, repeat
+from gptcli.distributed.context import RankContext
+from gptcli.distributed.fsdp import apply_ddp
 from gptcli.errors import InputError, RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, read_json, sha256, write_json
@@ -48,7 +49,7 @@ from gptcli.trainer.start import drop_start, start_folder
 
 EVALUATIONS = 4  # an epoch
 LOSSES = ("loss", "task_loss", "lm_loss")  # in a line of the metrics
-ALONE = Place(torch.device("cpu"))
+ALONE = RankContext(torch.device("cpu"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +110,13 @@ def check_layout(layout: Layout, task: Task) -> None:
         )
 
 
-def finetune_folder(run: Finetuning, place: Place, events: Events) -> dict[str, Any]:
+def finetune_folder(run: Finetuning, context: RankContext, events: Events) -> dict[str, Any]:
     """`finetune` of the model in the folder `run.start`; every process of the run calls it
     together.
     """
     folder = start_folder(run.out, Path(run.start))
-    loaded = load(folder, checkpoint=run.start_step, device=str(place.device), precision="fp32")
-    return finetune(run, loaded.model, loaded.tokenizer, place=place, events=events)
+    loaded = load(folder, checkpoint=run.start_step, device=str(context.device), precision="fp32")
+    return finetune(run, loaded.model, loaded.tokenizer, context=context, events=events)
 
 
 def finetune(
@@ -123,7 +124,7 @@ def finetune(
     gpt: GPT,
     tokenizer: Tokenizer,
     *,
-    place: Place = ALONE,
+    context: RankContext = ALONE,
     events: Events = SILENT,
 ) -> dict[str, Any]:
     """Fine-tune `gpt` to the end, or to the step in which a signal to stop comes to any process;
@@ -140,24 +141,27 @@ def finetune(
         for name in (task.train, task.validation)
     )
     torch.manual_seed(seed)
-    model = Finetuned(gpt, task.kind, len(task.labels)).to(place.device).train()
+    model = Finetuned(gpt, task.kind, len(task.labels)).to(context.device).train()
     parameters, optimizer = (
         dict(model.named_parameters()),
         make_optimizer(model, task.lr, task.weight_decay),
     )
-    engine = repeat(model, place.layout)
+    engine = apply_ddp(model, context.layout)
     per_epoch = -(-len(train) // task.batch)
     steps = per_epoch * task.epochs
-    if place.leads:
+    if context.is_main:
         tokenizer.save_for_model(run.out, gpt.config.n_ctx)
         save_config(run.out, gpt.config, eot_id=tokenizer.eot_id)
-    checkpoints, identity = Checkpoints(run.out, place, keep=1), run.identity()
+    checkpoints, identity = Checkpoints(run.out, context, keep=1), run.identity()
     done, line = 0, {}
     if run.resume and (folder := checkpoints.newest(events)) is not None:
         state = checkpoints.load(folder, parameters, optimizer)
         done, line = state.position.step, state.metrics
         events.info(f"going on after step {done:,}")
-    log, stop = MetricsLog(run.out, before=done + 1) if place.leads else None, StopSignal(events)
+    log, stop = (
+        MetricsLog(run.out, before=done + 1) if context.is_main else None,
+        StopSignal(events),
+    )
     with stop:
         for step in range(done + 1, steps + 1):
             epoch, number = divmod(step - 1, per_epoch)
@@ -169,9 +173,9 @@ def finetune(
                     ]
                 ]
             )
-            torch.manual_seed(_dropout_seed(seed, step, place.rank))
+            torch.manual_seed(_dropout_seed(seed, step, context.rank))
             lr = task.lr * schedule(step, steps)
-            *losses, told = _update(engine, batch, optimizer, task, lr, place, stop.told)
+            *losses, told = _update(engine, batch, optimizer, task, lr, context, stop.told)
             line = {
                 "step": step,
                 "epoch": epoch + 1,
@@ -186,7 +190,7 @@ def finetune(
                 )
             due = step % max(1, per_epoch // EVALUATIONS) == 0 or step == steps
             if due:
-                line["val_accuracy"] = accuracy(model, validation, task.batch, place).share
+                line["val_accuracy"] = accuracy(model, validation, task.batch, context).share
             if log:
                 log.write(line)
             if due or told:
@@ -212,7 +216,7 @@ def finetune(
         "steps": steps,
         **line,
     }
-    if line["step"] == steps and place.leads:
+    if line["step"] == steps and context.is_main:
         _write(run.out, model, tokenizer, report)
     return {**report, "interrupted": line["step"] < steps}
 
@@ -223,37 +227,39 @@ def _update(
     optimizer: torch.optim.Optimizer,
     task: Task,
     lr: float,
-    place: Place,
+    context: RankContext,
     told: bool,
 ) -> list[float]:
     """One step; returns the whole batch's losses before it, and whether any process was `told` to
     stop.
     """
-    mine, share = _share(batch, place)
-    losses: Losses = engine(mine.to(place.device))
+    mine, share = _share(batch, context)
+    losses: Losses = engine(mine.to(context.device))
     total = losses.total(task.lm_weight)
     optimizer.zero_grad()
-    (total * (share * place.replicas)).backward()  # the engine averages over replicas
+    (total * (share * context.replicas)).backward()  # the engine averages over replicas
     torch.nn.utils.clip_grad_norm_(engine.parameters(), task.clip)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
     values = torch.stack([total, losses.task, losses.lm]).detach() * share
-    figures: list[float] = place.total(torch.cat([values, values.new_tensor([told])])).tolist()
+    figures: list[float] = context.all_reduce_sum(
+        torch.cat([values, values.new_tensor([told])])
+    ).tolist()
     return figures
 
 
-def _share(batch: Batch, place: Place) -> tuple[Batch, float]:
+def _share(batch: Batch, context: RankContext) -> tuple[Batch, float]:
     """This process's examples of a batch, and what part of it they are; where there are none for
     it, one that counts for nothing.
     """
     examples = len(batch.labels)
-    each = -(-examples // place.replicas)
-    first = min(place.replica * each, examples - 1)
+    each = -(-examples // context.replicas)
+    first = min(context.replica_rank * each, examples - 1)
     last = min(first + each, examples)
     return batch.rows(first, last), (
         last - first
-    ) / examples if place.replica * each < examples else 0.0
+    ) / examples if context.replica_rank * each < examples else 0.0
 
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:
@@ -264,20 +270,20 @@ def _dropout_seed(seed: int, step: int, rank: int) -> int:
 
 @torch.no_grad()
 def accuracy(
-    model: Finetuned, examples: Sequence[Example], batch: int, place: Place = ALONE
+    model: Finetuned, examples: Sequence[Example], batch: int, context: RankContext = ALONE
 ) -> Accuracy:
-    """How many of the examples the model labels rightly; the processes of `place` share the
+    """How many of the examples the model labels rightly; the processes of `context` share the
     work.
     """
     was = model.training
     model.eval()
-    correct = torch.zeros((), dtype=torch.long, device=place.device)
-    for start in range(place.replica * batch, len(examples), place.replicas * batch):
-        part = collate(examples[start : start + batch]).to(place.device)
+    correct = torch.zeros((), dtype=torch.long, device=context.device)
+    for start in range(context.replica_rank * batch, len(examples), context.replicas * batch):
+        part = collate(examples[start : start + batch]).to(context.device)
         scores_NL, _ = model.scores(part)
         correct += (scores_NL.argmax(-1) == part.labels).sum()
     model.train(was)
-    return Accuracy(int(place.total(correct)), len(examples))
+    return Accuracy(int(context.all_reduce_sum(correct)), len(examples))
 
 
 def load_finetuned(folder: Path) -> tuple[Finetuned, Task, Tokenizer, Path]:

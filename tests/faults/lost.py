@@ -2,7 +2,7 @@
 command itself.
 
 The three ways in which the program comes by workers: `gpt train` on several processes starts its
-own (gptcli.trainer.launch), so does `gpt build-shards --workers` (gptcli.corpus.workers), and
+own (gptcli.distributed.launch), so does `gpt build-shards --workers` (gptcli.corpus.workers), and
 torchrun starts this module in the program's place.
 """
 
@@ -32,7 +32,7 @@ class LostWorker:
 
     def install(self) -> None:
         from gptcli.corpus import workers
-        from gptcli.trainer import launch
+        from gptcli.distributed import launch
 
         os.environ[PLAN] = json.dumps([str(self.folder), self.rank, self.at])
         workers._begin, launch._child = begin, child  # type: ignore[assignment]
@@ -56,7 +56,7 @@ def begin(state: Any) -> None:
 
 def child(*arguments: Any) -> Any:
     """What a process of `gpt train` runs."""
-    from gptcli.trainer.launch import _child
+    from gptcli.distributed.launch import _child
 
     arm()
     return _child(*arguments)

@@ -1,4 +1,4 @@
-"""What a process holds of a pipeline; that it computes the right thing shows test_layouts.py."""
+"""Stages of a pipeline; tests/trainer/test_layouts.py runs them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 
 from gptcli.cost.layout import Layout
 from gptcli.cost.memory import SCHEDULES
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
+from gptcli.distributed.pipeline_parallel import SCHEDULE_CLASSES, merge_stages, split_stages
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
-from gptcli.trainer.pipeline import RUNS, cut, held_by
 
 CONFIG = ModelConfig(n_layer=11, n_head=2, d_model=8, n_ctx=8, vocab_size=50)
 
@@ -27,9 +27,11 @@ def test_every_parameter_is_held_once_under_its_plain_name(pp, schedule, tied):
     for rank in range(pp):
         with torch.device("meta"):
             model = GPT(config)
-            stages = cut(model, Place(torch.device("cpu"), rank, pp, Layout(pp=pp)), schedule)
+            stages = split_stages(
+                model, RankContext(torch.device("cpu"), rank, pp, Layout(pp=pp)), schedule
+            )
         assert len(stages) == SCHEDULES[schedule]
-        held.update(name for name, _ in held_by(stages).named_parameters())
+        held.update(name for name, _ in merge_stages(stages).named_parameters())
         layers += [len(stage.h) for stage in stages]
     plain = Counter(name for name, _ in GPT(config).named_parameters())
     if tied:  # the first and the last stage
@@ -40,4 +42,4 @@ def test_every_parameter_is_held_once_under_its_plain_name(pp, schedule, tied):
 
 
 def test_every_schedule_runs():
-    assert RUNS.keys() == SCHEDULES.keys()
+    assert SCHEDULE_CLASSES.keys() == SCHEDULES.keys()
