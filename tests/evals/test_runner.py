@@ -14,7 +14,6 @@ import torch
 
 from gptcli.errors import InputError, RunError
 from gptcli.evals.requests import Request
-from gptcli.evals.results import nearest_paper_scores
 from gptcli.evals.runner import EvalOptions, generate_answers, run_task
 from gptcli.evals.task import find_task
 from gptcli.evals.task_data import Item
@@ -147,18 +146,6 @@ def test_one_item_has_no_standard_error(model: GPT, tokenizer: Tokenizer, data: 
         [None, None],
     )
     assert record["id"] == "lambada_test.jsonl:1"
-
-
-def test_paper_scores_are_those_of_the_nearest_model_size() -> None:
-    for parameters, model, accuracy in [
-        (10**6, "gpt2", 45.99),
-        (125 * 10**6, "gpt2", 45.99),
-        (355 * 10**6, "gpt2-medium", 55.48),
-        (10**12, "gpt2-xl", 63.24),
-    ]:
-        found = {score.metric: score for score in nearest_paper_scores(LAMBADA, parameters, 0)}
-        assert (found["accuracy"].model, found["accuracy"].score) == (model, accuracy)
-        assert found["perplexity"].model == model
 
 
 def test_a_word_longer_than_the_context_is_skipped(
