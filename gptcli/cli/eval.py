@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli import __version__, strict_json
-from gptcli.cli.command import Command
+from gptcli.cli.command import Command, hold, releasing
 from gptcli.cli.config import number
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.eval_report import print_report, print_tasks
-from gptcli.cli.ownership import hold, releasing
 from gptcli.errors import UsageError, nearest
 from gptcli.events import SILENT
 from gptcli.files import atomic_write, claim_file, write_json, written_through

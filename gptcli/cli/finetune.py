@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gptcli.cli.command import hold
 from gptcli.cli.config import NUMBERS, option, read_option
 from gptcli.cli.console import ConsoleEvents, print_json
-from gptcli.cli.ownership import hold
 from gptcli.errors import Interrupted, UsageError
 from gptcli.events import SILENT
 from gptcli.files import check_output, claim_output

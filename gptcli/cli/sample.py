@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli.command import Command
+from gptcli.cli.command import Command, hold, releasing
 from gptcli.cli.config import number
 from gptcli.cli.console import ConsoleEvents, print_json
-from gptcli.cli.ownership import hold, releasing
 from gptcli.cli.sample_options import TOP_K, framed, refuse_contradictions, rules_of, settings
 from gptcli.errors import InputError, UsageError
 from gptcli.interrupts import Cleanup, Raise, write

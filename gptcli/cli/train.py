@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli.command import Command
+from gptcli.cli.command import Command, hold, releasing
 from gptcli.cli.config import option, resolved_toml, same_values, updated_toml
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.dashboard import Dashboard
-from gptcli.cli.ownership import hold, releasing
 from gptcli.cli.train_plan import NAMES, NEWEST, Plan, make_plan, said
 from gptcli.errors import Interrupted, RunError, UsageError
 from gptcli.events import SILENT, Events

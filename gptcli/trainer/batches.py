@@ -17,7 +17,7 @@ MicroBatch = tuple[torch.Tensor, torch.Tensor]
 
 
 class Order(Protocol):
-    """An endless sequence of windows: `gptcli.shards.order.Windows`, or `InOrder`."""
+    """An endless sequence of windows: `gptcli.shards.order.ShuffledWindows`, or `InOrder`."""
 
     n_ctx: int
 

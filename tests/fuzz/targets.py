@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from gptcli.cli.config import read_config
-from gptcli.corpus.readers import DOCUMENTS, find_reader, scan
+from gptcli.corpus.formats import DOCUMENT_KINDS, find_reader, scan
 from gptcli.corpus.recipe import read_sources
 from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
@@ -93,7 +93,7 @@ def documents() -> list[Target]:
     )
     found += [
         Target(f"text by {kind}", {"a.txt": TEXT.encode()}, reading("a.txt", kind))
-        for kind in DOCUMENTS
+        for kind in DOCUMENT_KINDS
     ]
     found.append(
         Target("gzip", {"a.jsonl.gz": gzip.compress(lines) * 2}, reading("a.jsonl.gz", "file"))

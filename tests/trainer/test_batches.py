@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from gptcli.distributed.context import RankContext
 from gptcli.model.loss import IGNORE
 from gptcli.shards.loader import TokenStream
-from gptcli.shards.order import Windows
+from gptcli.shards.order import ShuffledWindows
 from gptcli.trainer.batches import InOrder, micro_batches
 
-ORDER = Windows(TokenStream([np.arange(4 * 50 + 1)]), 4, seed=3)
+ORDER = ShuffledWindows(TokenStream([np.arange(4 * 50 + 1)]), 4, seed=3)
 CPU = torch.device("cpu")
 
 
