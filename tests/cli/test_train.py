@@ -253,7 +253,7 @@ def test_the_slurm_job_finishes_though_a_worker_is_killed(gpt_inside, here, free
     out, errors = process.communicate()
     assert process.returncode == 0, errors
     assert out == "two\n"
-    assert "going on after step" in errors
+    assert "resuming after step" in errors
     one, two = (
         [
             json.loads(line)["loss"]
@@ -524,7 +524,7 @@ def test_mup_is_resumed_to_the_bit_and_no_other_run(gpt_inside, here):
     shutil.copytree(here / "whole", here / "half")
     shutil.rmtree(here / "half" / "checkpoints" / "step-00000010")
     (here / "half" / "model.safetensors").unlink()
-    assert "going on after step 9" in gpt_inside("train", "--out", "half", "--resume")[1]
+    assert "resuming after step 9" in gpt_inside("train", "--out", "half", "--resume")[1]
     assert (here / "half" / "model.safetensors").read_bytes() == (
         here / "whole" / "model.safetensors"
     ).read_bytes()

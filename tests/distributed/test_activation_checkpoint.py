@@ -24,9 +24,9 @@ BATCH = (torch.arange(32).view(2, 16), torch.arange(1, 33).view(2, 16))
 
 def step(run):
     """Return the gradients of a step; tests/cost/test_rank_memory.py measures its memory."""
-    stepper = build_train_step(run, CONTEXT, SILENT)
-    stepper.gradients([BATCH], 32, 1)
-    return {name: parameter.grad for name, parameter in stepper.model.named_parameters()}
+    train_step = build_train_step(run, CONTEXT, SILENT)
+    train_step.forward_backward([BATCH], 32, 1)
+    return {name: parameter.grad for name, parameter in train_step.model.named_parameters()}
 
 
 @pytest.mark.parametrize("attention", [{}, {"attention": "banded", "band": 5}])
