@@ -64,7 +64,7 @@ def test_unknown_command(gpt: Any) -> None:
         ),
         (PermissionError(errno.EACCES, "Permission denied", "x"), 2, "gpt: x: permission denied"),
         (ValueError("surprise"), 1, "this is a bug"),
-        (homeless(), 2, "name one: HOME=/path gpt ..."),
+        (homeless(), 2, "set one: HOME=/path gpt ..."),
         (KeyboardInterrupt(), 130, "gpt: interrupted\n"),
     ],
 )
