@@ -148,7 +148,7 @@ def build_shards(
     runner: Annotated[
         str | None,
         value(
-            "Where workers run: local, or ray for all cores of a running Ray cluster.",
+            "Location of the workers: local, or ray for all cores of a running Ray cluster.",
             *("R", RUN, "local"),
         ),
     ] = None,

@@ -362,7 +362,10 @@ def test_parts_give_the_same_shards_as_one_build(corpus: Path, gpt: Gpt) -> None
     one = gpt(*ARGUMENTS, "--part", "2/2")
     assert "1 part to go" in one.stdout
     assert "of 2 parts 1 are not done" in gpt(*ARGUMENTS, "--resume", code=2).stderr
-    assert "--force cannot be combined with --part" in gpt(*ARGUMENTS, "--part", "1/2", "--force", code=2).stderr
+    assert (
+        "--force cannot be combined with --part"
+        in gpt(*ARGUMENTS, "--part", "1/2", "--force", code=2).stderr
+    )
     assert "--part: '3/2' is not a part" in gpt(*ARGUMENTS, "--part", "3/2", code=2).stderr
     two = json.loads(gpt(*ARGUMENTS, "--part", "1/2", "--json").stdout)
     assert (two["part"], two["of"], two["missing"]) == (1, 2, [])

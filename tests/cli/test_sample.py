@@ -170,7 +170,9 @@ def test_prompt_longer_than_the_context_is_a_warning(run: Path) -> None:
         (["--precision", "int4"], "unknown precision"),
     ],
 )
-def test_options_that_cannot_be_combined_are_refused(run: Path, options: list[str], message: str) -> None:
+def test_options_that_cannot_be_combined_are_refused(
+    run: Path, options: list[str], message: str
+) -> None:
     with pytest.raises(GptError, match=message) as caught:
         sample(run, "x", *options)
     assert caught.value.exit_code == 2
@@ -276,7 +278,9 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
-def test_file_of_prompts_is_sampled_and_not_overwritten(run: Path, prompts: Path, tmp_path: Path) -> None:
+def test_file_of_prompts_is_sampled_and_not_overwritten(
+    run: Path, prompts: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out.jsonl"
     options = ["--prompts", prompts, "--max-tokens", 5, "--num-samples", 2, "--batch-size", 3]
     sample(run, *options, "-o", out)
@@ -309,7 +313,9 @@ def test_file_of_prompts_is_sampled_and_not_overwritten(run: Path, prompts: Path
         ("", "no prompts"),
     ],
 )
-def test_broken_files_of_prompts_are_refused(run: Path, tmp_path: Path, text: str | bytes, message: str) -> None:
+def test_broken_files_of_prompts_are_refused(
+    run: Path, tmp_path: Path, text: str | bytes, message: str
+) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(GptError, match=message):
@@ -349,7 +355,9 @@ def test_ctrl_c_ends_the_line_and_exits_130(run: Path) -> None:
     assert b"Traceback" not in err
 
 
-def test_killed_and_resumed_sampling_gives_the_same_file(run: Path, prompts: Path, tmp_path: Path) -> None:
+def test_killed_and_resumed_sampling_gives_the_same_file(
+    run: Path, prompts: Path, tmp_path: Path
+) -> None:
     """kill -9 when some groups of prompts are on disk and some are not, and half a line besides."""
     options = ["--prompts", str(prompts), "--max-tokens", "12", "--batch-size", "2"]
     sample(run, *options, "-o", tmp_path / "whole.jsonl")
@@ -386,7 +394,9 @@ def test_closed_pipe_ends_sampling_silently(run: Path) -> None:
     process.stderr.close()
 
 
-def test_control_characters_are_not_sent_to_a_terminal(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_characters_are_not_sent_to_a_terminal(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A byte-level model can spell an escape sequence; only a pipe gets it as it is."""
     from gptcli.cli.sample import CONTROLS
 
