@@ -34,7 +34,7 @@ def build_app(argv: list[str]) -> typer.Typer:
     app = typer.Typer(
         name="gpt",
         cls=Group,
-        help="Rebuild the systems of the GPT papers: from raw text to a trained model, its samples, "
+        help="Rebuild the systems of the GPT papers: raw text to a trained model, its samples, "
         "scores and cost.",
         no_args_is_help=True,
         context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": _hyphens},
