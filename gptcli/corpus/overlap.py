@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from gptcli.corpus.decontaminate import NgramSet, read_items
+from gptcli.corpus.decontaminate import read_items
 from gptcli.corpus.pool import LocalPool
 from gptcli.errors import InputError
 from gptcli.events import SILENT, Events
 from gptcli.shards.format import document_lengths, open_shard
 from gptcli.shards.manifest import MANIFEST, Manifest, read_manifest
-from gptcli.text.ngrams import grams, word_hashes
+from gptcli.text.ngrams import NgramSet, grams, word_hashes
 from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 NGRAM_WORDS = 8

@@ -103,10 +103,10 @@ def read_run_result(path: Path) -> RunResult:
     """
     from gptcli.cost.scaling_fit import RunResult
     from gptcli.model.hf_config import read_model_config
-    from gptcli.model.not_a_model import explain
+    from gptcli.model.not_a_model import not_a_model_error
 
     if path.is_file() and path.suffix != ".jsonl":
-        raise explain(path)
+        raise not_a_model_error(path)
     metrics = path if path.is_file() else path / METRICS
     config = read_model_config(metrics.parent)
     tokens, loss = _final_loss(metrics)

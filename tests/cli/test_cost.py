@@ -277,7 +277,7 @@ def test_table_takes_tokens(gpt: Any) -> None:
         (["--table", "--size", "13B"], ["--table", "--size"]),
         (["--table", "--flops"], ["--table", "--flops"]),
         (["--n-layer", "3"], ["--n-head and --d-model"]),
-        (["--size", "125M", "--n-head", "7"], ["does not divide into 7 heads"]),
+        (["--size", "125M", "--n-head", "7"], ["is not a multiple of n_head 7"]),
         (["--size", "125M", "--attention", "sparse"], ["unknown attention 'sparse'"]),
     ],
 )

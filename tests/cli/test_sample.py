@@ -161,7 +161,7 @@ def test_prompt_longer_than_the_context_is_a_warning(run: Path) -> None:
         (["--best-of", "4", "--greedy"], "--greedy cannot be combined with --best-of 4"),
         (["--repetition-penalty", "0"], "--repetition-penalty: 0 is out of range"),
         (["--preset", "gpt-2"], "did you mean gpt2"),
-        (["--quantize", "int4"], "unknown quantisation"),
+        (["--quantize", "int4"], "unknown quantization"),
         (["--prompts", "x.jsonl"], "-o samples.jsonl"),
         (["-o", "x.jsonl"], "need --prompts"),
         (["--title", "News"], "--title cannot be combined with a prompt"),
@@ -329,7 +329,7 @@ def test_cache_that_does_not_fit_is_refused_before_sampling(
 
     monkeypatch.setattr(engine, "free_memory", lambda device: 1000)
     with pytest.raises(
-        GptError, match=r"the cache of 1 sequences of 16 tokens takes 2.05 kB, and 1 kB are free"
+        GptError, match=r"the cache of 1 sequences of 16 tokens needs 2.05 kB, and 1 kB are free"
     ):
         sample(run, "x")
 
