@@ -37,7 +37,7 @@ from gptcli.finetune.model import (
 from gptcli.finetune.task import Task, read_examples
 from gptcli.model.safetensors_io import load_model, save_config, save_model
 from gptcli.model.source import CLASSIFIER, FINETUNE_REPORT
-from gptcli.model.tensor_file import open_tensors, unreadable
+from gptcli.model.tensor_file import open_tensors, unreadable_error
 from gptcli.model.transformer import GPT
 from gptcli.runs.metrics import MetricsLog, smoothed_loss
 from gptcli.sampling.load import load
@@ -311,7 +311,7 @@ def load_finetuned(folder: Path) -> tuple[Finetuned, Task, Tokenizer, Path]:
             hint="copy it again",
         ) from None
     except (SafetensorError, ValueError) as error:
-        raise unreadable(folder / CLASSIFIER, error) from None
+        raise unreadable_error(folder / CLASSIFIER, error) from None
     except RuntimeError:
         raise InputError(
             "is not the classifier of this task", where=folder / CLASSIFIER, hint="copy it again"

@@ -20,7 +20,7 @@ from gptcli import strict_json
 from gptcli.files import atomic_write
 from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.model.config import ModelConfig
-from gptcli.model.hf_config import NEO, family
+from gptcli.model.hf_config import NEO, model_type
 from gptcli.model.safetensors_io import (
     neo_report,
     remove_unfinished,
@@ -141,7 +141,7 @@ def export_model(
     `last` is the metrics line of the last step with `smoothed_loss`, `val_loss` in nats per token.
     """
     _write_tokenizer(run)
-    report = neo_report(tensors, run.model) if family(run.model) == NEO else None
+    report = neo_report(tensors, run.model) if model_type(run.model) == NEO else None
     write_card(run, model_card(run, last, val_loss, report, finished=True))
     save_model(run.out, tensors, run.model, eot_id=run.eot_id, report=report)
     remove_temporary_weights(run.out)
@@ -247,7 +247,7 @@ def front_matter(run: Run, val_loss: float | None) -> str:
     about: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": [family(run.model), "gpt"],
+        "tags": [model_type(run.model), "gpt"],
     }
     if val_loss is not None:
         result = {

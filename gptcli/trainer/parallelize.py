@@ -25,6 +25,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.experimental import implicit_replication
 
+from gptcli import optional_kernels
 from gptcli.distributed.activation_checkpoint import checkpoint_forward
 from gptcli.distributed.context import RankContext
 from gptcli.distributed.fsdp import apply_ddp, apply_fsdp
@@ -33,10 +34,10 @@ from gptcli.distributed.tensor_parallel import apply_tp
 from gptcli.distributed.vocab_parallel_loss import vocab_parallel_loss
 from gptcli.errors import RunError
 from gptcli.events import Events
-from gptcli.model import linear_kernel, mup, norm_kernel
-from gptcli.model.first_use import keep_freed_memory, settle_math
-from gptcli.model.loss import IGNORE, LOOPS, next_token_loss
+from gptcli.model import mup
+from gptcli.model.loss import EAGER, IGNORE, next_token_loss
 from gptcli.model.transformer import GPT
+from gptcli.runtime import disable_malloc_trim, warm_up_vector_math
 from gptcli.trainer.config import Run, TrainConfig
 from gptcli.trainer.optimizer import make_optimizer
 from gptcli.trainer.precision import AUTOCAST_DTYPES, convert_to_fp8
@@ -50,12 +51,13 @@ def build_train_step(run: Run, context: RankContext, events: Events) -> TrainSte
     """
     config = run.train
     if context.device.type == "cpu":
-        keep_freed_memory()
-        settle_math()
+        disable_malloc_trim()
+        warm_up_vector_math()
     mesh = context.build_mesh()
     model, parts = parallelize_model(run, context, mesh)
     for part in parts:
         materialize_(part, context.device, config.seed, run.width_mult)
+        install_kernels(part, config, mesh)
     pipeline = None
     if mesh is not None and context.layout.pp > 1:
         pipeline = Pipeline(
@@ -110,31 +112,40 @@ def apply_ac_and_compile(part: GPT, config: TrainConfig, mesh: DeviceMesh | None
     """Apply activation checkpointing and compilation to each block, and choose the head's loss.
 
     Blocks are compiled one by one, so that one compilation serves every layer and every layout.
-    Kernels replace linear layers and norms in compiled blocks, except under `tp`, whose weights are
-    DTensors, and under selective recomputation, which must see the matrix products. Parameter names
-    and module hooks do not change, and a second call replaces the effect of the first.
+    Parameter names and module hooks do not change, and a second call replaces the effect of the
+    first.
     """
-    has_tp = mesh is not None and mesh["tp"].size() > 1
     for block in part.h.children():
         block.__dict__.pop("forward", None)  # restores the class's own
-        linear_kernel.take_back(block)
-        if config.compile and config.recompute != "selective" and not has_tp:
-            linear_kernel.give(block)
-            norm_kernel.give(block)
         if config.recompute != "none":
             block.forward = checkpoint_forward(
                 block.forward, config.recompute, preserve_rng=part.config.dropout > 0
             )
         if config.compile:
             block.forward = torch.compile(block.forward, dynamic=False)
-    loops = LOOPS.compiled() if config.compile else LOOPS
-    if mesh is not None and has_tp:
+    elementwise = EAGER.compiled() if config.compile else EAGER
+    if mesh is not None and mesh["tp"].size() > 1:
         head_loss = partial(
-            vocab_parallel_loss, mesh=mesh["tp"], n_ctx=part.config.n_ctx, loops=loops
+            vocab_parallel_loss,
+            mesh=mesh["tp"],
+            n_ctx=part.config.n_ctx,
+            elementwise=elementwise,
         )
     else:
-        head_loss = partial(next_token_loss, loops=loops)
+        head_loss = partial(next_token_loss, elementwise=elementwise)
     part.head_loss = head_loss
+
+
+def install_kernels(part: GPT, config: TrainConfig, mesh: DeviceMesh | None) -> None:
+    """Install the CPU kernels, after everything else has been applied to a part.
+
+    Fused blocks are for compiled training. They are not installed under `tp`, whose weights are
+    DTensors, or under selective recomputation, which must see the matrix products. A second call
+    replaces the first.
+    """
+    has_tp = mesh is not None and mesh["tp"].size() > 1
+    fuse_blocks = config.compile and config.recompute != "selective" and not has_tp
+    optional_kernels.install(part, fuse_blocks=fuse_blocks)
 
 
 def materialize_(part: GPT, device: torch.device, seed: int, width_mult: float) -> None:
@@ -176,4 +187,5 @@ def _warm_up_compilation(
         events.warn(f"torch.compile failed, training without it: {reason}")
         for part in parts:
             apply_ac_and_compile(part, replace(config, compile=False), mesh)
+            install_kernels(part, replace(config, compile=False), mesh)
     train_step.optimizer.zero_grad()

@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gptcli.distributed.activation_checkpoint import checkpoint_forward
 from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
-from gptcli.model import attention_kernel
-from gptcli.model.attention_kernel import packed_attend
-from gptcli.model.banded_attention import banded_attend, flex, varlen
+from gptcli.kernels import attention_kernel
+from gptcli.kernels.attention_kernel import packed_attend
+from gptcli.model.banded_attention import banded_attention, flex, varlen
 from gptcli.trainer import machine
 from gptcli.trainer.parallelize import build_train_step
 
@@ -75,7 +75,7 @@ TIMES = {"none": 1, "selective": 1, "full": 2}
 @pytest.mark.parametrize(
     ("form", "operator"),
     [
-        (banded_attend, "gptcli.banded_blocks.default"),
+        (banded_attention, "gptcli.banded_blocks.default"),
         (from_packed, "gptcli.packed_attend.default"),
         (varlen, "torch_attn._varlen_attn.default"),
     ],
@@ -94,7 +94,7 @@ def test_selective_recomputation_saves_attention(form, operator, how):
 @pytest.mark.parametrize(
     ("form", "operator"),
     [
-        (banded_attend, "gptcli.banded_blocks.default"),
+        (banded_attention, "gptcli.banded_blocks.default"),
         pytest.param(
             from_packed,
             "gptcli.packed_attend.default",

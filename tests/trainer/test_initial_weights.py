@@ -70,7 +70,7 @@ def test_the_newest_is_taken_when_the_step_has_gone_meanwhile(source, tmp_path):
     shutil.rmtree(checkpoint_folder(source.out, 8))
     assert keep_initial_weights(source.out, tmp_path / "new", 8, SILENT, newest=True) == 11
     assert begun_folder(tmp_path / "new") == tmp_path / "new" / INIT
-    with pytest.raises(InputError, match="no checkpoint of step 8 here"):
+    with pytest.raises(InputError, match="no checkpoint of step 8"):
         keep_initial_weights(source.out, tmp_path / "other", 8, SILENT, newest=False)
     assert not (tmp_path / "other" / INIT).exists()
 

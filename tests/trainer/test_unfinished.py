@@ -102,7 +102,7 @@ def test_a_stopped_run_is_read_everywhere(make_run, train_here, kind):
     assert train(run, CPU, Told(640, signal.SIGTERM))["step"] == 11
     events = Told()
     loaded = load(run.out, events=events, device="cpu", precision="fp32")
-    assert events.texts == [f"reading step 11 of {run.out}, a run that is not finished"]
+    assert events.texts == [f"reading step 11 of {run.out}, an unfinished run"]
     assert (loaded.source.step, loaded.source.checkpoint) == (11, checkpoint_folder(run.out, 11))
     # in loops of our own
     torch.testing.assert_close(logits(loaded.model), of_checkpoint(run, 11), atol=1e-5, rtol=0)
@@ -122,7 +122,7 @@ def test_a_stopped_run_is_read_everywhere(make_run, train_here, kind):
     shutil.rmtree(run.out / "checkpoints")  # as one copies a folder to another machine
     events = Told()
     assert load(run.out, events=events, device="cpu", precision="fp32").source.step == 11
-    assert events.texts == [f"reading step 11 of {run.out}, a run that is not finished"]
+    assert events.texts == [f"reading step 11 of {run.out}, an unfinished run"]
     torch.testing.assert_close(
         logits(load_model(run.out)), newest, atol=TOLERANCE.get(kind, 0), rtol=0
     )
@@ -280,9 +280,9 @@ def test_a_checkpoint_removed_while_it_is_read_is_left_for_the_next(written, mon
     assert events.texts == []  # nothing is wrong
     shutil.rmtree(checkpoint_folder(out, 8))
     write(7)
-    with pytest.raises(InputError, match="no checkpoint of step 7 here") as caught:
+    with pytest.raises(InputError, match="no checkpoint of step 7") as caught:
         open_model(out, step=7)
-    assert caught.value.hint == "there is that of step 8"
+    assert caught.value.hint == "there is a checkpoint of step 8"
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "index.json", "state.json"])
@@ -296,11 +296,11 @@ def test_a_broken_checkpoint_is_passed_over_with_a_warning(written, file):
     assert open_model(out, events=events)[1].step == 7
     assert len(events.texts) == 1
     assert "step-00000009" in events.texts[0]
-    assert events.texts[0].endswith("reading the checkpoint before it")
+    assert events.texts[0].endswith("loading the checkpoint before it")
     with pytest.raises(InputError):
         open_model(out, step=9)
     shutil.rmtree(checkpoint_folder(out, 7))
-    with pytest.raises(InputError, match="no checkpoint here can be read"):
+    with pytest.raises(InputError, match="no checkpoint can be read"):
         open_model(out)
 
 
@@ -362,7 +362,7 @@ def test_an_index_never_leads_out_of_the_folder(written):
     (out / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"w": "../unfinished.safetensors"}})
     )
-    with pytest.raises(InputError, match="names no files of this folder"):
+    with pytest.raises(InputError, match="does not name files of this folder"):
         load_model(out)
 
 
