@@ -1,8 +1,8 @@
 """Checkpoints: whole or absent, verified on reading, loadable under any layout, without pickle.
 
 `checkpoints/step-NNNNNNNN/` contains the tensors, as `gptcli.trainer.checkpoint_storage` writes
-them, and `state.json`: the position of the run and the SHA-256 of every file. A resume needs nothing
-else, because data order, schedules and dropout are functions of the position.
+them, and `state.json`: the position of the run and the SHA-256 of every file. A resume needs
+nothing else, because data order, schedules and dropout are functions of the position.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Initial weights from a checkpoint of another run, kept until the new run is finished.
 
-The other run may remove the checkpoint at any time, so the new one keeps it in `init/`: a run folder
-with one checkpoint, without optimizer state. Its files are hard links if the file system allows
-them, copies otherwise.
+The other run may remove the checkpoint at any time, so the new one keeps it in `init/`: a run
+folder with one checkpoint, without optimizer state. Its files are hard links if the file system
+allows them, copies otherwise.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Learning-rate range test (Smith 2017): a short run whose learning rate grows until the loss does."""
+"""Learning-rate range test (Smith 2017): the learning rate grows until the loss does."""
 
 from __future__ import annotations
 
