@@ -266,7 +266,7 @@ def test_no_file_outside_of_a_checkpoint_is_hashed(train_step, tmp_path, name):
     (folder / checkpoint.STATE).write_text(json.dumps(state))
     with pytest.raises(InputError, match="no checkpoint here is intact"):
         newest(tmp_path, events)
-    assert "do not agree" in events.texts[0]
+    assert "disagree" in events.texts[0]
 
 
 def test_an_index_that_claims_too_many_bytes_allocates_no_memory(train_step, tmp_path):
