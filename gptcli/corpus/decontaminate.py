@@ -9,8 +9,6 @@ N-grams are searched by hash; only documents with a match are looked at word by 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,38 +16,13 @@ import numpy as np
 from gptcli.corpus.formats import read_documents, read_json_values
 from gptcli.corpus.inputs import file_suffixes
 from gptcli.errors import InputError
-from gptcli.text.ngrams import grams, normalised, word_hashes
+from gptcli.text.ngrams import NgramSet, ngram_hashes, normalized_words, word_hashes
 
 NGRAM_WORDS = 13
 WINDOW_CHARACTERS = 200  # removed on each side of an n-gram
 MIN_PIECE_CHARACTERS = 200
 MAX_PIECES = 10
 MAX_NGRAM_DOCUMENTS = 10  # documents an n-gram may occur in and still be contamination
-FILTER_BITS = 16  # bits in the filter of an NgramSet per n-gram: 1 in 16 other n-grams passes
-
-
-@dataclass
-class NgramSet:
-    """Set of n-gram hashes, sorted, with a bitmap that rules out nearly all others at once."""
-
-    hashes: np.ndarray
-    """Distinct hashes, sorted (uint64); at least one."""
-
-    @cached_property
-    def _bitmap(self) -> np.ndarray:
-        """Low bits that occur among the hashes, (2**k,) bool."""
-        table = np.zeros(1 << max(16, (FILTER_BITS * len(self.hashes)).bit_length()), bool)
-        table[(self.hashes & np.uint64(len(table) - 1)).astype(np.int64)] = True
-        return table
-
-    def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the indices of the `hashes` (uint64) in the set, and their positions in it."""
-        low_bits = (hashes & np.uint64(len(self._bitmap) - 1)).astype(np.int64)
-        candidates = np.flatnonzero(self._bitmap[low_bits])
-        positions = np.searchsorted(self.hashes, hashes[candidates])
-        positions[positions == len(self.hashes)] = 0
-        found = self.hashes[positions] == hashes[candidates]
-        return candidates[found], positions[found]
 
 
 def evaluation_ngrams(files: Sequence[str]) -> np.ndarray:
@@ -59,7 +32,7 @@ def evaluation_ngrams(files: Sequence[str]) -> np.ndarray:
     """
     found = []
     for path in files:
-        hashes, _ = grams(*word_hashes(list(read_items(path))), NGRAM_WORDS)
+        hashes, _ = ngram_hashes(*word_hashes(list(read_items(path))), NGRAM_WORDS)
         if not len(hashes):
             raise InputError(
                 f"no evaluation item in it has {NGRAM_WORDS} words",
@@ -92,7 +65,7 @@ def shared_ngrams(texts: list[str], items: NgramSet) -> tuple[np.ndarray, np.nda
 
     The result is (hashes uint64, indices of the texts int64), sorted.
     """
-    hashes, owners = grams(*word_hashes(texts), NGRAM_WORDS)
+    hashes, owners = ngram_hashes(*word_hashes(texts), NGRAM_WORDS)
     matches, _ = items.find(hashes)
     pairs = np.unique(np.stack([hashes[matches], owners[matches].astype(np.uint64)]), axis=1)
     return pairs[0], pairs[1].astype(np.int64)
@@ -100,9 +73,9 @@ def shared_ngrams(texts: list[str], items: NgramSet) -> tuple[np.ndarray, np.nda
 
 def remove_ngrams(text: str, contaminated: np.ndarray) -> list[str]:
     """Return the pieces of a document that are left without the `contaminated` n-grams (uint64)."""
-    words = list(normalised(text))
+    words = list(normalized_words(text))
     hashes, counts = word_hashes([" ".join(word for word, _, _ in words)])
-    ngrams, _ = grams(hashes, counts, NGRAM_WORDS)
+    ngrams, _ = ngram_hashes(hashes, counts, NGRAM_WORDS)
     pieces, begin = [], 0
     for first in np.flatnonzero(np.isin(ngrams, contaminated)).tolist():
         start = words[first][1] - WINDOW_CHARACTERS

@@ -22,7 +22,7 @@ from gptcli.corpus.chunks import (
     write_text_chunk,
 )
 from gptcli.corpus.clean import DocumentFilter, document_filters
-from gptcli.corpus.decontaminate import MAX_PIECES, NgramSet, remove_ngrams, shared_ngrams
+from gptcli.corpus.decontaminate import MAX_PIECES, remove_ngrams, shared_ngrams
 from gptcli.corpus.dedup import document_signatures, is_duplicate
 from gptcli.corpus.documents import NON_FATAL_ERRORS
 from gptcli.corpus.input_splits import (
@@ -37,6 +37,7 @@ from gptcli.corpus.recipe import SourceConfig
 from gptcli.files import read_json, write_json
 from gptcli.shards.format import TokenDtype, token_dtype
 from gptcli.shards.order import mix64
+from gptcli.text.ngrams import NgramSet
 from gptcli.tokenizer.encoders import Encoder, open_encoder
 from gptcli.tokenizer.tokenizer import Tokenizer
 
