@@ -37,15 +37,15 @@ from gptcli.finetune.model import (
 from gptcli.finetune.task import Task, read_examples
 from gptcli.model.safetensors_io import load_model, save_config, save_model
 from gptcli.model.source import CLASSIFIER, FINETUNE_REPORT
-from gptcli.model.tensor_file import open_tensors, unreadable
+from gptcli.model.tensor_file import open_tensors, unreadable_error
 from gptcli.model.transformer import GPT
 from gptcli.runs.metrics import MetricsLog, smoothed_loss
 from gptcli.sampling.load import load
 from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from gptcli.trainer.checkpoint import Checkpoints, State
+from gptcli.trainer.checkpoint import Checkpoints, CheckpointState
+from gptcli.trainer.initial_weights import initial_weights_folder, remove_initial_weights
 from gptcli.trainer.loop import StopSignal, stopped_after
 from gptcli.trainer.schedule import Position
-from gptcli.trainer.start import drop_start, start_folder
 
 EVALUATIONS = 4  # an epoch
 LOSSES = ("loss", "task_loss", "lm_loss")  # in a line of the metrics
@@ -114,7 +114,7 @@ def finetune_folder(run: Finetuning, context: RankContext, events: Events) -> di
     """`finetune` of the model in the folder `run.start`; every process of the run calls it
     together.
     """
-    folder = start_folder(run.out, Path(run.start))
+    folder = initial_weights_folder(run.out, Path(run.start))
     loaded = load(folder, checkpoint=run.start_step, device=str(context.device), precision="fp32")
     return finetune(run, loaded.model, loaded.tokenizer, context=context, events=events)
 
@@ -175,7 +175,7 @@ def finetune(
             )
             torch.manual_seed(_dropout_seed(seed, step, context.rank))
             lr = task.lr * schedule(step, steps)
-            *losses, told = _update(engine, batch, optimizer, task, lr, context, stop.told)
+            *losses, told = _update(engine, batch, optimizer, task, lr, context, stop.requested)
             line = {
                 "step": step,
                 "epoch": epoch + 1,
@@ -195,7 +195,9 @@ def finetune(
                 log.write(line)
             if due or told:
                 checkpoints.save(
-                    State(Position(step, step * task.batch), identity, line), parameters, optimizer
+                    CheckpointState(Position(step, step * task.batch), identity, line),
+                    parameters,
+                    optimizer,
                 )
             facts = {
                 "loss": smoothed_loss(log.newest) if log else None,
@@ -206,7 +208,7 @@ def finetune(
                 break
         events.finish("finetune")
         checkpoints.wait()
-    if stop.told and line["step"] == steps:
+    if stop.requested and line["step"] == steps:
         raise stopped_after(steps, run.out)
     report = {
         "task": asdict(task),
@@ -309,7 +311,7 @@ def load_finetuned(folder: Path) -> tuple[Finetuned, Task, Tokenizer, Path]:
             hint="copy it again",
         ) from None
     except (SafetensorError, ValueError) as error:
-        raise unreadable(folder / CLASSIFIER, error) from None
+        raise unreadable_error(folder / CLASSIFIER, error) from None
     except RuntimeError:
         raise InputError(
             "is not the classifier of this task", where=folder / CLASSIFIER, hint="copy it again"
@@ -339,4 +341,4 @@ def _write(out: Path, model: Finetuned, tokenizer: Tokenizer, report: dict[str, 
             )
         )
     write_json(out / FINETUNE_REPORT, report)
-    drop_start(out)
+    remove_initial_weights(out)

@@ -11,7 +11,7 @@ import torch
 
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
-from gptcli.sampling.quantize import read_in_place
+from gptcli.sampling.quantize import prepare_for_inference
 from gptcli.tokenizer.tokenizer import Tokenizer
 from gptcli.tokenizer.training import train_tokenizer
 
@@ -46,4 +46,4 @@ def small_model(vocab_size: int, **kind: Any) -> GPT:
 
 @pytest.fixture(scope="session", params=FAMILY)
 def model(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> GPT:
-    return read_in_place(small_model(tokenizer.vocab_size, **FAMILY[request.param]))
+    return prepare_for_inference(small_model(tokenizer.vocab_size, **FAMILY[request.param]))

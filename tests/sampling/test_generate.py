@@ -161,10 +161,10 @@ def test_greedy_tokens_equal_transformers(
 def test_prefill_is_one_pass_with_the_head_at_one_position(
     by_kernel: bool, model: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if by_kernel and engine.step_of(model) is None:
+    if by_kernel and engine.decode_step(model) is None:
         pytest.skip("the kernel cannot be built here")
     if not by_kernel:
-        monkeypatch.setattr(engine, "step_of", lambda model: None)
+        monkeypatch.setattr(engine, "decode_step", lambda model: None)
     read, headed = [], []
     hooks = [
         model.wte.register_forward_hook(lambda module, args, out: read.append(args[0].shape[1])),
