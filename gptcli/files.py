@@ -131,8 +131,8 @@ def partial_name(path: Path, token: str) -> Path:
     systems allow.
     """
     room = NAME_BYTES - len(f"..{token}{PARTIAL}")
-    stem = os.fsencode(path.name)[:room].decode("utf-8", "ignore")
-    return path.with_name(f".{stem}.{token}{PARTIAL}")
+    name = os.fsencode(path.name)[:room].decode("utf-8", "ignore")
+    return path.with_name(f".{name}.{token}{PARTIAL}")
 
 
 def _name_final(error: BaseException, partial: Path, path: Path) -> None:
@@ -405,3 +405,13 @@ def claim_file(path: Path, *, force: bool) -> None:
         raise UsageError("is a folder, not a file", where=path, hint="name a file")
     if Path(path).exists() and not force:
         raise UsageError("the output file exists already", where=path, hint="--force replaces it")
+
+
+def complete_lines(path: Path) -> list[str]:
+    """Return the lines of a UTF-8 file whose last line may be incomplete; none if there is no file.
+
+    A process that is killed while it appends leaves such a line, which is left out.
+    """
+    if not path.is_file():
+        return []
+    return path.read_bytes().decode("utf-8", errors="replace").split("\n")[:-1]

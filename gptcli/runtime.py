@@ -76,7 +76,21 @@ def launch_environment(environ: Mapping[str, str] | None = None) -> Launch | Non
     return tasks
 
 
-def leads() -> bool:
+def launched_processes() -> int | None:
+    """Return how many processes a launcher started for this command; None if none did.
+
+    Raises UsageError as `launch_environment` does.
+    """
+    launch = launch_environment()
+    return None if launch is None else launch.world_size
+
+
+def available_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_main() -> bool:
     """Return whether this process writes and reports: it is alone, or rank 0.
 
     Raises UsageError as `launch_environment` does.
@@ -85,7 +99,7 @@ def leads() -> bool:
     return launch is None or launch.rank == 0
 
 
-def leads_machine() -> bool:
+def is_main_on_node() -> bool:
     """Return whether this process is the first on its node.
 
     Raises UsageError as `launch_environment` does.

@@ -14,9 +14,9 @@ from gptcli.runtime import (
     OPEN_MPI,
     SLURM,
     Launch,
+    is_main,
+    is_main_on_node,
     launch_environment,
-    leads,
-    leads_machine,
     restarted,
     unused_launch,
 )
@@ -176,18 +176,18 @@ def test_any_environment_is_a_place_in_a_launch_none_or_one_message(environ):
 def test_rank_alone_is_another_programs_and_said(monkeypatch):
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
-    assert leads()
+    assert is_main()
     assert unused_launch() is None
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert leads()
-    assert leads_machine()
+    assert is_main()
+    assert is_main_on_node()
     assert not restarted()
     assert unused_launch() == "RANK is set without WORLD_SIZE: this process works alone"
     for name, value in TORCH.items():
         monkeypatch.setenv(name, value)
-    assert not leads()
-    assert leads_machine()
+    assert not is_main()
+    assert is_main_on_node()
     assert restarted()
     assert unused_launch(os.environ) is None
 

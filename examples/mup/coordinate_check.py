@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from gptcli.cli.train_plan import make_plan, said
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.errors import install_hint
 from gptcli.events import SILENT
 from gptcli.trainer.config import Run
-from gptcli.trainer.parallelize import build
+from gptcli.trainer.parallelize import build_train_step
 
 WIDTHS, BASE, D_HEAD, STEPS, LR = (128, 256, 512, 1024), 128, 32, 5, 3e-3
 PARTS = {
@@ -55,7 +55,7 @@ def activation_scales(
     run = Run(
         name=plan.name, out=Path(), data=Path(), model=plan.model, train=plan.train, data_sha256="", tokenizer_sha256="", eot_id=0
     )  # fmt: skip
-    stepper = build(run, Place(torch.device("cpu")), SILENT)
+    stepper = build_train_step(run, RankContext(torch.device("cpu")), SILENT)
     idx_BT = torch.randint(0, 256, (4, 65), generator=torch.Generator().manual_seed(1))
     inputs, targets = idx_BT[:, :-1], idx_BT[:, 1:]
     for step in range(steps):

@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli import __version__, strict_json
-from gptcli.cli.command import Command
+from gptcli.cli.command import Command, hold, releasing
 from gptcli.cli.config import number
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.eval_report import print_report, print_tasks
-from gptcli.cli.ownership import hold, releasing
 from gptcli.errors import UsageError, nearest
 from gptcli.events import SILENT
 from gptcli.files import atomic_write, claim_file, write_json, written_through
 from gptcli.locks import own_file, own_folder
-from gptcli.runtime import leads, unused_launch
+from gptcli.runtime import is_main, unused_launch
 
 if TYPE_CHECKING:
-    from gptcli.evals.result import TaskResult
+    from gptcli.evals.results import TaskResult
     from gptcli.model.source import ModelSource
 
 WHAT, FEW, HOW, OUTPUT, MACHINE = "What to score", "Few-shot", "How", "Output", "Machine"
@@ -311,12 +310,12 @@ def evaluate(
             find_model(folder, checkpoint), tasks, text or [], data, fewshot, terms, as_json=as_json
         )
         return
-    events = ConsoleEvents() if leads() else SILENT
+    events = ConsoleEvents() if is_main() else SILENT
     if (note := unused_launch()) is not None:
         events.warn(note)
     if records is None and output is not None and tasks and not written_through(output):
         records = output.with_suffix(".records")
-    if leads():
+    if is_main():
         for path in (output, samples):
             if path is not None:
                 hold(own_file(path, events=events))
@@ -328,25 +327,24 @@ def evaluate(
             claim_records(records, resume=resume, force=force)
 
     from gptcli.evals.fewshot import FewShotConfig
-    from gptcli.evals.loss import evaluate_loss
-    from gptcli.evals.processes import join, local_device
-    from gptcli.evals.runner import Options, run_task
-    from gptcli.evals.texts import streams_of, token_bytes
+    from gptcli.evals.processes import init_processes, local_device
+    from gptcli.evals.rolling import evaluate_loss, open_streams, token_byte_lengths
+    from gptcli.evals.runner import EvalOptions, run_task
     from gptcli.runs.record import EVAL_SCHEMA
     from gptcli.sampling.load import load
 
-    processes = join()
+    processes = init_processes()
     if device == "auto" and processes.world > 1:
         device = local_device()
     while True:
         loaded = load(
             folder, checkpoint=checkpoint, device=device, precision=precision, events=events
         )
-        if processes.agree(loaded.source.step):  # if not, a checkpoint came while they read
+        if processes.all_equal(loaded.source.step):  # if not, a checkpoint came while they read
             break
     model, tokenizer, source = loaded.model, loaded.tokenizer, loaded.source
-    streams = streams_of(source.folder, text or [], data, tokenizer, tasks=bool(tasks))
-    lengths = token_bytes(tokenizer)
+    streams = open_streams(source.folder, text or [], data, tokenizer, tasks=bool(tasks))
+    lengths = token_byte_lengths(tokenizer)
     losses = [
         evaluate_loss(
             model,
@@ -360,13 +358,16 @@ def evaluate(
         )
         for name, tokens in streams.items()
     ]
-    options = Options(
+    options = EvalOptions(
         fewshot=FewShotConfig(**fewshot),
         **terms,
         batch_size=batch_size,
         records=records,
         against=against,
-        about={"precision": loaded.precision, **({} if records is None else _weights(source))},
+        fingerprint={
+            "precision": loaded.precision,
+            **({} if records is None else _weights(source)),
+        },
     )
     results: list[TaskResult] = []
     items: list[dict[str, Any]] = []
@@ -376,8 +377,8 @@ def evaluate(
         )
         results += found
         items += [{"task": one.name, **record} for record in made]
-    processes.leave()
-    if not leads():
+    processes.shut_down()
+    if not is_main():
         return
 
     report = {

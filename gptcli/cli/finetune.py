@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gptcli.cli.command import hold
 from gptcli.cli.config import NUMBERS, option, read_option
 from gptcli.cli.console import ConsoleEvents, print_json
-from gptcli.cli.ownership import hold
 from gptcli.errors import Interrupted, UsageError
 from gptcli.events import SILENT
 from gptcli.files import check_output, claim_output
 from gptcli.locks import own_folder
-from gptcli.runtime import leads, restarted, unused_launch
+from gptcli.runtime import is_main, restarted, unused_launch
 
 # of gpt train: the task says the rest
 TAKEN = ("init_from", "checkpoint", "out", "seed", "layout", "resume", "force", "json")
@@ -35,13 +35,13 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
         raise UsageError("--finetune needs a model to start from", hint="--init-from RUN")
 
     from gptcli.cost.layout import Layout, parse_layout
+    from gptcli.distributed.launch import launch
     from gptcli.finetune.loop import FinetuneRun, check_layout, finetune_from_folder
     from gptcli.finetune.task import read_task
     from gptcli.model.source import INIT, find_model
     from gptcli.sampling.load import load
     from gptcli.trainer import machine
-    from gptcli.trainer.checkpoint import newest_state
-    from gptcli.trainer.launch import launch
+    from gptcli.trainer.checkpoint import newest_state, newest_step
     from gptcli.trainer.preflight import resumed_state
     from gptcli.trainer.start import keep_start, start_folder
 
@@ -80,10 +80,10 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
         layout=layout,
     )
     force = options["force"] and not restarted()
-    events = ConsoleEvents() if leads() else SILENT
+    events = ConsoleEvents() if is_main() else SILENT
     if (note := unused_launch()) is not None:
         events.warn(note)
-    if leads():
+    if is_main():
         hold(own_folder(run.out, read_only=run.resume, events=events))
         check_output(run.out, resume=run.resume, force=force)
     if run.resume:
@@ -91,7 +91,7 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
         if is_finetuned(run.out):
             events.info(f"{run.out} is finished")
             return
-    if leads():
+    if is_main():
         if before is None:  # what is wrong with it is told before anything is emptied
             start = start_folder(out, Path(init_from)) if resume else Path(init_from)
             load(start, checkpoint=step, device="cpu", precision="fp32")
@@ -100,8 +100,8 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
             run = replace(
                 run, start_step=keep_start(Path(init_from), out, step, events, newest=asked is None)
             )
-    report = launch(run, events, finetune_from_folder)
-    if not leads():
+    report = launch(run, events, finetune_from_folder, newest_step)
+    if not is_main():
         return
     if report["interrupted"]:
         raise Interrupted(

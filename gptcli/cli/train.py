@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli.command import Command
+from gptcli.cli.command import Command, hold, releasing
 from gptcli.cli.config import option, resolved_toml, same_values, updated_toml
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.dashboard import Dashboard
-from gptcli.cli.ownership import hold, releasing
 from gptcli.cli.train_plan import NAMES, NEWEST, Plan, make_plan, said
 from gptcli.errors import Interrupted, RunError, UsageError
 from gptcli.events import SILENT, Events
@@ -20,12 +19,12 @@ from gptcli.files import atomic_write, check_output, claim_output
 from gptcli.locks import own_folder
 from gptcli.model.source import INIT, RUN_TOML
 from gptcli.numbers import duration, in_bytes
-from gptcli.runtime import leads, leads_machine, restarted, unused_launch
+from gptcli.runtime import is_main, is_main_on_node, restarted, unused_launch
 
 if TYPE_CHECKING:
     from gptcli.shards.manifest import Manifest
     from gptcli.trainer.config import Run
-    from gptcli.trainer.rehearsal import Role
+    from gptcli.trainer.dry_run import StageRole
 
 MODEL, RECIPE, OUTPUT, WATCH, MACHINE = (
     "Model",
@@ -442,9 +441,11 @@ def train(
         return
     assert manifest is not None
 
-    from gptcli.trainer.launch import launch
+    from gptcli.distributed.launch import launch
+    from gptcli.trainer.checkpoint import newest_step
+    from gptcli.trainer.loop import train as train_run
 
-    events = Dashboard(given.values["out"]) if leads() else SILENT
+    events = Dashboard(given.values["out"]) if is_main() else SILENT
     if (note := unused_launch()) is not None:
         events.warn(note)
     run = _begin(plan, manifest, events, resume=resume, force=force, strict=strict)
@@ -454,14 +455,14 @@ def train(
     if lr_range:
         _test_range(run, events, as_json=json)
         return
-    done = launch(replace(run, profile=profile), events)
-    if leads() and done["interrupted"]:
+    done = launch(replace(run, profile=profile), events, train_run, newest_step)
+    if is_main() and done["interrupted"]:
         raise Interrupted(
             f"stopped after step {done['step']:,}, with a checkpoint",
             where=run.out,
             hint="--resume goes on",
         )
-    if leads():
+    if is_main():
         loss = (
             ""
             if (mean := done["smoothed_loss"]) is None
@@ -489,12 +490,13 @@ def _unexpected(argument: str) -> UsageError:
 
 def _test_range(run: Run, events: Events, *, as_json: bool) -> None:
     """The learning-rate range test in the run's place; the suggested rate is the result."""
+    from gptcli.distributed.launch import launch
     from gptcli.model.source import LR_RANGE_REPORT
-    from gptcli.trainer.launch import launch
+    from gptcli.trainer.checkpoint import newest_step
     from gptcli.trainer.lr_range import lr_range
 
-    report = launch(run, events, lr_range)
-    if not leads():
+    report = launch(run, events, lr_range, newest_step)
+    if not is_main():
         return
     if report["suggested_lr"] is None:
         raise RunError("not one step was finite", where=run.out)
@@ -519,7 +521,7 @@ def _begin(
     from gptcli.trainer.preflight import check_data, check_resume, check_run, data_sha256
 
     out, data = Path(plan.resolved.values["out"]), Path(plan.resolved.values["data"])
-    if leads():
+    if is_main():
         hold(own_folder(out, read_only=resume, events=events))
     processes, tokens = parse_layout(plan.train.layout).processes, plan.train.tokens
     made = provenance(processes, data, data_sha256(manifest), manifest.tokens("train"), tokens)
@@ -547,14 +549,14 @@ def _begin(
         resolved=text,
     )
     check_run(run, manifest)
-    if leads():
+    if is_main():
         check_output(out, resume=resume, force=force)
     if resume:
         at_end = check_resume(run)
         if is_finished(out) and (
             at_end or (newest_state(out) is None and same_values(text, before))
         ):
-            if leads():
+            if is_main():
                 tidy(out)
             return None
         if is_finished(out) and newest_state(out) is None:
@@ -564,12 +566,12 @@ def _begin(
                 hint="--force starts over",
             )
         run = replace(run, resume=True)
-    if leads() and not restarted():
+    if is_main() and not restarted():
         _print_forecast(plan, manifest, events, run, strict=strict)
     # once on each machine: the others wait for it to join them
-    if leads_machine() and not restarted():
+    if is_main_on_node() and not restarted():
         check_data(run, manifest)
-    if leads():
+    if is_main():
         claim_output(out, resume=resume, force=force)
         run = _keep_start(plan, run, made, events)
         with atomic_write(out / RUN_TOML, "w") as file:
@@ -640,7 +642,7 @@ def _print_plan(plan: Plan, manifest: Manifest | None, *, as_json: bool, strict:
     from gptcli.cost.flops import flops_per_token
 
     flops = flops_per_token(plan.model, "6N") * plan.train.tokens
-    roles = _rehearse(plan)
+    roles = _dry_run_layout(plan)
     forecast = forecast_plan(plan, manifest)
     warn(forecast, ConsoleEvents())
     if as_json:
@@ -668,7 +670,7 @@ def _print_plan(plan: Plan, manifest: Manifest | None, *, as_json: bool, strict:
         refuse(forecast)
 
 
-def _print_resolved(plan: Plan, roles: list[Role], facts: dict[str, str]) -> None:
+def _print_resolved(plan: Plan, roles: list[StageRole], facts: dict[str, str]) -> None:
     """Print the resolved configuration as run.toml would hold it, with `facts` and each stage of
     the layout on top.
     """
@@ -687,15 +689,13 @@ def _print_resolved(plan: Plan, roles: list[Role], facts: dict[str, str]) -> Non
     print(resolved_toml(plan.resolved, **facts), end="")
 
 
-def _rehearse(plan: Plan) -> list[Role]:
-    """What each process of a layout would hold and send, from building them; of one process there
-    is nothing to tell.
-    """
+def _dry_run_layout(plan: Plan) -> list[StageRole]:
+    """Build the processes of a layout in a dry run; return no roles for a single process."""
     from gptcli.cost.layout import parse_layout
     from gptcli.trainer.config import Run
+    from gptcli.trainer.dry_run import dry_run
     from gptcli.trainer.fit import check_division
     from gptcli.trainer.precision import check_precision
-    from gptcli.trainer.rehearsal import rehearse
 
     layout, sequences = parse_layout(plan.train.layout), plan.train.batch_tokens // plan.model.n_ctx
     if layout.processes == 1:
@@ -705,4 +705,4 @@ def _rehearse(plan: Plan) -> list[Role]:
     run = Run(
         name=plan.name, out=Path(), data=Path(), model=plan.model, train=plan.train, data_sha256="", tokenizer_sha256="", eot_id=0
     )  # fmt: skip
-    return rehearse(run, sequences, ConsoleEvents())
+    return dry_run(run, sequences, ConsoleEvents())

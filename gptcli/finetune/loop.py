@@ -22,7 +22,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from gptcli.cost.layout import Layout
-from gptcli.distributed.context import Place, repeat
+from gptcli.distributed.context import RankContext
+from gptcli.distributed.fsdp import apply_ddp
 from gptcli.errors import InputError, RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, read_json, sha256, write_json
@@ -49,7 +50,7 @@ from gptcli.trainer.start import drop_start, start_folder
 
 EVALS_PER_EPOCH = 4
 LOSS_KEYS = ("loss", "task_loss", "lm_loss")  # in a line of the metrics
-SINGLE_PROCESS = Place(torch.device("cpu"))
+SINGLE_PROCESS = RankContext(torch.device("cpu"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +115,11 @@ def check_layout(layout: Layout, task: FinetuneTask) -> None:
         )
 
 
-def finetune_from_folder(run: FinetuneRun, place: Place, events: Events) -> dict[str, Any]:
+def finetune_from_folder(run: FinetuneRun, context: RankContext, events: Events) -> dict[str, Any]:
     """Run `finetune` on the model in the folder `run.start`; a collective call."""
     folder = start_folder(run.out, Path(run.start))
-    loaded = load(folder, checkpoint=run.start_step, device=str(place.device), precision="fp32")
-    return finetune(run, loaded.model, loaded.tokenizer, place=place, events=events)
+    loaded = load(folder, checkpoint=run.start_step, device=str(context.device), precision="fp32")
+    return finetune(run, loaded.model, loaded.tokenizer, context=context, events=events)
 
 
 def finetune(
@@ -126,7 +127,7 @@ def finetune(
     gpt: GPT,
     tokenizer: Tokenizer,
     *,
-    place: Place = SINGLE_PROCESS,
+    context: RankContext = SINGLE_PROCESS,
     events: Events = SILENT,
 ) -> dict[str, Any]:
     """Fine-tune `gpt` to the end, or until any process is told to stop, and return the report.
@@ -141,22 +142,25 @@ def finetune(
         read_examples(task, run.data / name, transform) for name in (task.train, task.validation)
     )
     torch.manual_seed(seed)
-    model = GPTClassifier(gpt, task.kind, len(task.labels)).to(place.device).train()
+    model = GPTClassifier(gpt, task.kind, len(task.labels)).to(context.device).train()
     parameters = dict(model.named_parameters())
     optimizer = make_optimizer(model, task.lr, task.weight_decay)
-    replicated = repeat(model, place.layout)
+    replicated = apply_ddp(model, context.layout)
     steps_per_epoch = -(-len(train) // task.batch)
     steps = steps_per_epoch * task.epochs
-    if place.leads:
+    if context.is_main:
         tokenizer.save_for_model(run.out, gpt.config.n_ctx)
         save_config(run.out, gpt.config, eot_id=tokenizer.eot_id)
-    checkpoints, identity = Checkpoints(run.out, place, keep=1), run.identity()
+    checkpoints, identity = Checkpoints(run.out, context, keep=1), run.identity()
     done, line = 0, {}
     if run.resume and (folder := checkpoints.newest(events)) is not None:
         state = checkpoints.load(folder, parameters, optimizer)
         done, line = state.position.step, state.metrics
         events.info(f"resuming after step {done:,}")
-    log, stop = MetricsLog(run.out, before=done + 1) if place.leads else None, StopSignal(events)
+    log, stop = (
+        MetricsLog(run.out, before=done + 1) if context.is_main else None,
+        StopSignal(events),
+    )
     with stop:
         for step in range(done + 1, steps + 1):
             epoch, number = divmod(step - 1, steps_per_epoch)
@@ -164,9 +168,9 @@ def finetune(
             batch = collate(
                 [train[i] for i in _order(len(train), seed, epoch)[first : first + task.batch]]
             )
-            torch.manual_seed(_dropout_seed(seed, step, place.rank))
+            torch.manual_seed(_dropout_seed(seed, step, context.rank))
             lr = task.lr * lr_multiplier(step, steps)
-            *losses, stopping = _update(replicated, batch, optimizer, task, lr, place, stop.told)
+            *losses, stopping = _update(replicated, batch, optimizer, task, lr, context, stop.told)
             line = {
                 "step": step,
                 "epoch": epoch + 1,
@@ -181,7 +185,7 @@ def finetune(
                 )
             evaluating = step % max(1, steps_per_epoch // EVALS_PER_EPOCH) == 0 or step == steps
             if evaluating:
-                line["val_accuracy"] = accuracy(model, validation, task.batch, place).fraction
+                line["val_accuracy"] = accuracy(model, validation, task.batch, context).fraction
             if log:
                 log.write(line)
             if evaluating or stopping:
@@ -206,7 +210,7 @@ def finetune(
         "steps": steps,
         **line,
     }
-    if line["step"] == steps and place.leads:
+    if line["step"] == steps and context.is_main:
         _write_model(run.out, model, tokenizer, report)
     return {**report, "interrupted": line["step"] < steps}
 
@@ -217,39 +221,39 @@ def _update(
     optimizer: torch.optim.Optimizer,
     task: FinetuneTask,
     lr: float,
-    place: Place,
+    context: RankContext,
     stop_requested: bool,
 ) -> list[float]:
     """Update the weights; return the batch's LOSS_KEYS before the update, and a positive number if
     any process was told to stop.
     """
-    local, fraction = _local_batch(batch, place)
-    losses: Losses = model(local.to(place.device))
+    local, fraction = _local_batch(batch, context)
+    losses: Losses = model(local.to(context.device))
     total = losses.total(task.lm_weight)
     optimizer.zero_grad()
     # gradients are averaged over replicas, but each has a fraction of the batch
-    (total * (fraction * place.replicas)).backward()
+    (total * (fraction * context.replicas)).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), task.clip)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
     values = torch.stack([total, losses.task, losses.lm]).detach() * fraction
-    sums: list[float] = place.total(
+    sums: list[float] = context.all_reduce_sum(
         torch.cat([values, values.new_tensor([stop_requested])])
     ).tolist()
     return sums
 
 
-def _local_batch(batch: Batch, place: Place) -> tuple[Batch, float]:
+def _local_batch(batch: Batch, context: RankContext) -> tuple[Batch, float]:
     """Return this process's examples of a batch, and their fraction of it.
 
     A process without examples gets one of another process, with the fraction 0.
     """
     examples = len(batch.labels)
-    each = -(-examples // place.replicas)
-    first = min(place.replica * each, examples - 1)
+    each = -(-examples // context.replicas)
+    first = min(context.replica_rank * each, examples - 1)
     last = min(first + each, examples)
-    fraction = (last - first) / examples if place.replica * each < examples else 0.0
+    fraction = (last - first) / examples if context.replica_rank * each < examples else 0.0
     return batch.rows(first, last), fraction
 
 
@@ -267,18 +271,21 @@ def _order(examples: int, seed: int, epoch: int) -> list[int]:
 
 @torch.no_grad()
 def accuracy(
-    model: GPTClassifier, examples: Sequence[Example], batch: int, place: Place = SINGLE_PROCESS
+    model: GPTClassifier,
+    examples: Sequence[Example],
+    batch: int,
+    context: RankContext = SINGLE_PROCESS,
 ) -> Accuracy:
     """Return the accuracy on the examples, `batch` at a time; a collective call."""
     was_training = model.training
     model.eval()
-    correct = torch.zeros((), dtype=torch.long, device=place.device)
-    for start in range(place.replica * batch, len(examples), place.replicas * batch):
-        part = collate(examples[start : start + batch]).to(place.device)
+    correct = torch.zeros((), dtype=torch.long, device=context.device)
+    for start in range(context.replica_rank * batch, len(examples), context.replicas * batch):
+        part = collate(examples[start : start + batch]).to(context.device)
         scores_NL, _ = model.scores(part)
         correct += (scores_NL.argmax(-1) == part.labels).sum()
     model.train(was_training)
-    return Accuracy(int(place.total(correct)), len(examples))
+    return Accuracy(int(context.all_reduce_sum(correct)), len(examples))
 
 
 def _write_model(

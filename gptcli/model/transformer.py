@@ -115,6 +115,12 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
+    """The decoder, whole or pruned to a pipeline stage.
+
+    In a stage `h` contains only its layers, under their own numbers; `wpe` is None unless it is the
+    first stage, and `ln_f` and `lm_head` are None unless it is the last.
+    """
+
     head_loss = staticmethod(next_token_loss)  # a seam: the trainer may put a compiled form here
     # a seam: where the trainer puts it, attention does not cross end-of-text, which begins a
     # document
@@ -134,31 +140,46 @@ class GPT(nn.Module):
         if config.tied:
             self.lm_head.weight = self.wte.weight
 
-    def forward(self, idx_BT: torch.Tensor, target_BT: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits (B, T, V); or, given targets, the summed next-token loss in nats (see
-        `next_token_loss`).
+    def forward(
+        self,
+        idx_BT: torch.Tensor,
+        target_BT: torch.Tensor | None = None,
+        documents_BT: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return logits (B, T, V) or, given targets, the summed next-token loss in nats (see
+        `next_token_loss`). A pipeline stage takes the residual stream (B, T, C) in place of tokens
+        unless it is the first, and returns it unless it is the last.
         """
-        x_BTC = self.hidden(idx_BT)
+        x_BTC = self.hidden(idx_BT, documents_BT=documents_BT)
+        if self.lm_head is None:
+            return x_BTC
         if target_BT is None:
             return self.lm_head(x_BTC)
         return self.head_loss(x_BTC.flatten(0, 1), self.lm_head.weight, target_BT.flatten())
 
     def hidden(
-        self, idx_BT: torch.Tensor, cache: KVCache | FreshRows | None = None
+        self,
+        idx_BT: torch.Tensor,
+        cache: KVCache | FreshRows | None = None,
+        documents_BT: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """What the head reads, (B, T, C). With a cache, the tokens continue the positions it is
-        placed at.
+        """Return what the head reads, (B, T, C). With a cache, the tokens continue the positions it
+        is placed at. `documents_BT` numbers each token's document, as `document_ids` does, which is
+        its default if `eot_id` is set.
         """
-        T = idx_BT.shape[1]
-        # (T,) or (B, T)
-        position = torch.arange(T, device=idx_BT.device) if cache is None else cache.positions(T)
-        x_BTC = self.drop(self.wte(idx_BT) + self.wpe(position))
-        # Positions run on through a window, as in GPT-3. The last token of a document is still to
-        # foretell the next one's end-of-text.
-        documents_BT = None if self.eot_id is None else (idx_BT == self.eot_id).cumsum(1)
-        for block in self.h:
+        x_BTC = idx_BT
+        if self.wpe is not None:
+            T = idx_BT.shape[1]
+            # (T,) or (B, T)
+            position = (
+                torch.arange(T, device=idx_BT.device) if cache is None else cache.positions(T)
+            )
+            x_BTC = self.drop(self.wte(idx_BT) + self.wpe(position))
+            if documents_BT is None and self.eot_id is not None:
+                documents_BT = document_ids(idx_BT, self.eot_id)
+        for block in self.h.children():
             x_BTC = block(x_BTC, cache, documents_BT)
-        return self.ln_f(x_BTC)
+        return x_BTC if self.ln_f is None else self.ln_f(x_BTC)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -185,3 +206,12 @@ class GPT(nn.Module):
                     int.from_bytes(key[:8], "little", signed=True)
                 )
                 parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+
+
+def document_ids(idx_BT: torch.Tensor, eot_id: int) -> torch.Tensor:
+    """Number the document of each token within its window, (B, T) int64; end-of-text begins one.
+
+    Positions run on through a window, as in GPT-3, and the last token of a document still predicts
+    the end-of-text that begins the next.
+    """
+    return (idx_BT == eot_id).cumsum(1)

@@ -4,6 +4,8 @@ nothing had happened, but for the times at which their lines were written."""
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -13,7 +15,7 @@ from typing import Any
 
 from gptcli import strict_json
 from gptcli.errors import InputError
-from gptcli.files import atomic_write, parse_json
+from gptcli.files import atomic_write, parse_json, read_text
 from gptcli.model.source import METRICS
 
 LONGEST, SHORTEST = 100, 5  # steps of a running mean of the loss
@@ -89,3 +91,33 @@ def read_lines(path: Path) -> list[Line]:
             if isinstance(line, dict) and isinstance(line.get("step"), int):
                 found.append(line)
     return found
+
+
+def final_loss(path: Path) -> tuple[int, float]:
+    """Return tokens and validation loss at the last validation of a metrics file.
+
+    Without a validation, return all tokens and the running mean of the training loss. Raises
+    InputError for a missing file, a line without tokens and loss, and a loss that is not positive.
+    """
+    if not path.is_file():
+        raise InputError("no such run", where=path, hint="name a run folder of gpt train")
+    lines: list[Line] = []
+    tokens, loss, validated = 0, math.nan, False
+    for number, text in enumerate(read_text(path).splitlines(), 1):
+        try:
+            line = json.loads(text)
+            found = int(line["tokens"]), float(line.get("val_loss", line["loss"]))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+            raise InputError(
+                "not a line of metrics: it needs tokens and loss", where=f"{path}:{number}"
+            ) from None
+        lines.append(line)
+        if "val_loss" in line or not validated:
+            tokens, loss = found
+            validated = validated or "val_loss" in line
+    if lines and not validated:
+        mean = smoothed_loss(lines)
+        loss = math.nan if mean is None else mean
+    if not (0 < loss < math.inf and tokens > 0):
+        raise InputError("no step with a positive loss", where=path)
+    return tokens, loss

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from gptcli.cost.estimate import Estimate
 from gptcli.cost.memory import RECOMPUTE, memory_by_part
@@ -35,42 +35,13 @@ from gptcli.runs.record import EVAL_SCHEMA, NON_PERCENT_METRICS, Record, distinc
 from gptcli.runs.svg import Scale
 
 if TYPE_CHECKING:
-    from gptcli.cost.lawfit import Fitted, Run
+    from gptcli.cost.scaling_fit import FittedLaw, Prediction, RunResult
 
 CURVE_STEPS = 60  # line segments of a formula's curve
 MAX_CURVE_LOSS = 6.0  # nats per token; the start of a learning curve above it is left out
 # largest model of each family in Table D.1
 LARGEST_MODELS = ("T5-11B", "BERT-Large", "RoBERTa-Large", "GPT-3 175B")
 FAMILIES = ("BERT", "RoBERTa", "T5", "GPT-3")  # in the order of Figure 2.2
-
-
-class Prediction(Protocol):
-    """Run that a law was not fitted to, with the loss that the law predicts for it."""
-
-    @property
-    def name(self) -> str:
-        """Name of the run or of the model."""
-        ...
-
-    @property
-    def parameters(self) -> int:
-        """Number of parameters."""
-        ...
-
-    @property
-    def tokens(self) -> int:
-        """Number of training tokens."""
-        ...
-
-    @property
-    def loss(self) -> float:
-        """Predicted loss in nats per token."""
-        ...
-
-    @property
-    def measured(self) -> float | None:
-        """Measured loss in nats per token; None if the run has not been made."""
-        ...
 
 
 def check_plot(path: Path) -> None:
@@ -415,7 +386,9 @@ def time_of_plans(name: str, plans: Sequence[Plan]) -> str:
     )
 
 
-def fitted_law(fitted: Fitted, runs: Sequence[Run], predicted: Sequence[Prediction]) -> str:
+def fitted_law(
+    fitted: FittedLaw, runs: Sequence[RunResult], predicted: Sequence[Prediction]
+) -> str:
     """Plot a fitted scaling law, the runs it is fitted to, and its predictions for other runs."""
     sizes = [(run.parameters, run.tokens) for run in runs]
     sizes += [(one.parameters, one.tokens) for one in predicted]

@@ -7,7 +7,6 @@ keeps them, and adds a line if anything of them has changed.
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import gptcli
+from gptcli.runtime import available_cores
 
 FACTS = ("date", "host", "device", "torch", "python", "commit", "data", "passes")  # in this order
 # of these a resume tells what has changed
@@ -79,9 +79,7 @@ def device_name(processes: int) -> str:
             if processes > 1
             else torch.cuda.get_device_name()
         )
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = available_cores()
     return f"{_processor()}, {cores} {'cores' if cores > 1 else 'core'}"
 
 

@@ -1,6 +1,4 @@
-"""A model with its tokenizer, on the device and in the precision asked for: what `gpt sample` and
-`gpt eval` start from.
-"""
+"""Load a model and its tokenizer for inference, on a device and in a precision."""
 
 from __future__ import annotations
 
@@ -26,11 +24,18 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
+    """Model with its tokenizer and the settings it was loaded with."""
+
     model: GPT
+    """Model, ready for inference."""
     tokenizer: Tokenizer
+    """Tokenizer of the model."""
     device: torch.device
+    """Device of the weights."""
     precision: str
+    """Data type of the weights, "fp32" or "bf16"."""
     source: ModelSource
+    """Folder, and checkpoint if any, that the weights were read from."""
 
 
 def load(
@@ -42,15 +47,14 @@ def load(
     quantize: str = "none",
     events: Events = SILENT,
 ) -> Loaded:
-    """The model of a run folder or a transformers GPT-2 folder, and its tokenizer; of a fine-tuned
-    run the language model.
+    """Load the model and tokenizer of a run folder or of a transformers GPT-2 folder.
 
-    Of a run that is not finished it is the newest checkpoint's model, and of any run that of the
-    step `checkpoint`: `events` hear which. Device "auto" is the first CUDA GPU where there is one,
-    else the CPU; precision "auto" is bf16 on a GPU that computes in it, else fp32. A padded
-    vocabulary loses its padding, which no token of the tokenizer stands for. `quantize` as in
-    `read_in_place`. Raises UsageError for a device or precision that does not exist here,
-    InputError where the folder is not a whole model.
+    A fine-tuned run gives its language model. An unfinished run gives its newest checkpoint, any
+    run the one of step `checkpoint` if that is set; `events` reports which. Device "auto" is the
+    first CUDA GPU, or else the CPU; precision "auto" is bf16 on a GPU that supports it, or else
+    fp32. Padding of the vocabulary is removed. `quantize` is "none" or "int8", for the weights.
+    Raises UsageError if the device or precision is not available, InputError if the folder is not a
+    complete model.
     """
     where = _device(device)
     if where.type == "cpu":
@@ -74,8 +78,8 @@ def load(
     if source.step is not None:
         events.info(f"reading {source}")
     if where.type == "cpu":
-        keep_freed_memory()  # from here on: what loading frees is not needed again
-    # A fine-tuning, finished or a checkpoint of one, knows some tokens more; it has no run.toml.
+        keep_freed_memory()  # only now: the memory that loading frees is not needed again
+    # A fine-tuned model, or a checkpoint of one, has special tokens; its folder has no run.toml.
     finetuned = (folder / FINETUNE_REPORT).is_file() or (
         source.checkpoint is not None and not (folder / RUN_TOML).is_file()
     )
@@ -83,15 +87,16 @@ def load(
         _cut_vocabulary(model, tokenizer.vocab_size)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size:,} entries and the model {model.config.vocab_size:,}: they do not belong together",
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens, but the model's vocabulary has "
+            f"{model.config.vocab_size:,}",
             where=folder,
-            hint="put the tokenizer.json that the model was trained with beside it",
+            hint="put the tokenizer.json that the model was trained with into this folder",
         )
     return Loaded(read_in_place(model, quantize), tokenizer, where, precision, source)
 
 
 def _cut_vocabulary(model: GPT, size: int) -> None:
-    """Leave the model the first `size` entries of its vocabulary."""
+    """Keep only the first `size` entries of the model's vocabulary."""
     model.config = replace(model.config, vocab_size=size)
     model.wte.weight = torch.nn.Parameter(model.wte.weight.detach()[:size])
     model.lm_head.weight = (
@@ -109,7 +114,7 @@ def _device(name: str) -> torch.device:
         raise UsageError(f"unknown device {name!r}", hint="one of: auto, cpu, cuda, cuda:1")
     if name != "cpu" and int(match[1] or 0) >= torch.cuda.device_count():
         raise UsageError(
-            f"there is no {name} here: {torch.cuda.device_count()} CUDA GPUs are visible",
-            hint="--device cpu",
+            f"the device {name} does not exist: {torch.cuda.device_count()} CUDA GPUs are visible",
+            hint="use --device cpu",
         )
     return torch.device(name)

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.model.loss import IGNORE
 from gptcli.shards.loader import TokenStream
 
@@ -17,7 +17,7 @@ MicroBatch = tuple[torch.Tensor, torch.Tensor]
 
 
 class Order(Protocol):
-    """An endless sequence of windows: `gptcli.shards.order.Windows`, or `InOrder`."""
+    """An endless sequence of windows: `gptcli.shards.order.ShuffledWindows`, or `InOrder`."""
 
     n_ctx: int
 
@@ -38,22 +38,22 @@ class InOrder:
 
 
 def micro_batches(
-    order: Order, first: int, count: int, size: int, place: Place
+    order: Order, first: int, count: int, size: int, context: RankContext
 ) -> list[MicroBatch]:
     """This process's part of sequences first to first + count, `size` at a time.
 
     Every process gets equally many micro-batches of one shape, so that collectives meet and nothing
     is compiled twice: what is missing is filled with rows whose targets count for nothing.
     """
-    share = -(-count // place.replicas)
-    begin = min(place.replica * share, count)
+    share = -(-count // context.replicas)
+    begin = min(context.replica_rank * share, count)
     mine = min(begin + share, count) - begin
     rows = -(-share // size) * size
     both = np.zeros((2, rows, order.n_ctx), np.int64)  # inputs and targets: one copy to the device
     if mine:
         both[0, :mine], both[1, :mine] = order.batch(first + begin, mine)
     both[1, mine:] = IGNORE
-    x, y = _to_device(both, place.device)
+    x, y = _to_device(both, context.device)
     return list(zip(x.split(size), y.split(size), strict=True))
 
 

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor.experimental import implicit_replication
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.errors import GptError, InputError, RunError
 from gptcli.events import Events
 from gptcli.files import PARTIAL, fsync_folder, read_json, sha256, write_json
@@ -64,14 +64,16 @@ class State:
 class Checkpoints:
     """The checkpoints of one run folder. All processes of the run call each method together."""
 
-    def __init__(self, out: Path, place: Place, *, keep: int) -> None:
+    def __init__(self, out: Path, context: RankContext, *, keep: int) -> None:
         """`keep`: how many stay, the newest."""
-        self.out, self.place, self.keep = out, place, keep
+        self.out, self.context, self.keep = out, context, keep
         # A group of its own, because a thread speaks in it while the training speaks in others, and
         # because they give up after minutes.
-        self.group = dist.new_group(backend="gloo", timeout=PATIENCE) if place.world > 1 else None
+        self.group = (
+            dist.new_group(backend="gloo", timeout=PATIENCE) if context.world_size > 1 else None
+        )
         self.writing: tuple[Path, Future[Any]] | None = None
-        if place.leads:
+        if context.is_main:
             for leftover in (out / CHECKPOINTS).glob(f".*{PARTIAL}"):
                 shutil.rmtree(leftover)
 
@@ -97,7 +99,7 @@ class Checkpoints:
             tensors,
             storage_writer=Writer(
                 partial,
-                self.place,
+                self.context,
                 lambda digests: self._complete(partial, folder, state, digests, then),
             ),
             planner=DefaultSavePlanner(flatten_state_dict=False),
@@ -121,7 +123,7 @@ class Checkpoints:
             writing.result()
         except CheckpointException as error:
             cause = next(iter(error.failures.values()))[0]
-            if self.place.leads:
+            if self.context.is_main:
                 shutil.rmtree(folder.with_name(f".{folder.name}{PARTIAL}"), ignore_errors=True)
             if not isinstance(cause, OSError):
                 raise cause from None
@@ -146,7 +148,7 @@ class Checkpoints:
         """
         folders = self._gather(step_folders(self.out))[0]
         for step in sorted(folders, reverse=True):
-            broken = next(filter(None, self._gather(_broken(folders[step], self.place))), None)
+            broken = next(filter(None, self._gather(_broken(folders[step], self.context))), None)
             if broken is None:
                 return folders[step]
             events.warn(f"{folders[step]}: {broken}: going back to the checkpoint before it")
@@ -176,7 +178,7 @@ class Checkpoints:
                 )
         _load(named_tensors(parameters, optimizer), reader, self.group)
         state = read_state(folder)
-        if self.place.leads:
+        if self.context.is_main:
             # a run may have been killed between its checkpoint and this
             self._prune(state.position.step)
         return state
@@ -213,7 +215,7 @@ class Checkpoints:
         """What each process has, by rank."""
         if self.group is None:
             return [value]
-        values = [None] * self.place.world
+        values = [None] * self.context.world_size
         dist.all_gather_object(values, value, self.group)
         return values
 
@@ -284,6 +286,12 @@ def newest_state(out: Path) -> State | None:
     return None
 
 
+def newest_step(out: Path) -> int | None:
+    """Return the step of the newest checkpoint in the run folder `out`; None if it has none."""
+    state = newest_state(out)
+    return None if state is None else state.position.step
+
+
 def _load(
     tensors: dict[str, torch.Tensor], reader: Reader, group: dist.ProcessGroup | None
 ) -> None:
@@ -306,7 +314,7 @@ def _load(
         ) from None
 
 
-def _broken(folder: Path, place: Place) -> str | None:
+def _broken(folder: Path, context: RankContext) -> str | None:
     """What is wrong with this process's share of a checkpoint's files, or None."""
     try:
         table = read_json(folder / STATE)
@@ -316,7 +324,7 @@ def _broken(folder: Path, place: Place) -> str | None:
         digests = table["sha256"]
         if unknown := {INDEX, *Reader(folder).held()} ^ digests.keys():
             return f"{STATE} and {INDEX} do not agree on {', '.join(sorted(unknown))}"
-        files = sorted(digests)[place.rank :: place.world]
+        files = sorted(digests)[context.rank :: context.world_size]
         with ThreadPoolExecutor() as pool:  # hashing lets other threads run
             for file, digest in zip(
                 files, pool.map(lambda file: sha256(folder / file), files), strict=True

@@ -70,7 +70,7 @@ class TrainConfig:
     layout: str
     """"dp=2,shard=4,tp=2,pp=2": see `gptcli.distributed.context`."""
     pipeline_schedule: str = "1f1b"
-    """In which order pipeline stages run micro-batches: see `gptcli.trainer.pipeline`."""
+    """In which order pipeline stages run micro-batches: see `gptcli.distributed.pipeline_parallel`."""
     recompute: str = "none"
     """What the backward pass computes again: see `gptcli.distributed.activation_checkpoint`."""
     precision: str

@@ -13,7 +13,7 @@ import torch
 from gptcli.cost import layout as division
 from gptcli.cost.hardware import Gpu, find_gpu, identify_gpu
 from gptcli.cost.layout import Layout
-from gptcli.cost.memory import RECOMPUTE, SCHEDULES
+from gptcli.cost.memory import RECOMPUTE, SCHEDULES, padded_micro_batches
 from gptcli.cost.planner import layouts, make_plan
 from gptcli.cost.rank_memory import StepConfig, rank_memory
 from gptcli.errors import UsageError
@@ -155,19 +155,12 @@ def largest_that_fits(model: ModelConfig, processes: int, precision: str, gpu: G
     return None
 
 
-def rounded(micro_batches: int, pp: int, schedule: str) -> int:
-    """How many a pipeline runs for so many: each process has one at work at least; interleaved,
-    they go in rounds of one each.
-    """
-    return max(micro_batches, pp) if SCHEDULES[schedule] == 1 else -(-micro_batches // pp) * pp
-
-
 def work_of(layout: Layout, train: TrainConfig, sequences: int) -> StepConfig:
     """How a replica runs its share of a batch."""
     micro_batches = -(-sequences // (layout.replicas * train.micro_batch))
     return StepConfig(
         micro_batch=train.micro_batch,
-        micro_batches=rounded(micro_batches, layout.pp, train.pipeline_schedule),
+        micro_batches=padded_micro_batches(micro_batches, layout.pp, train.pipeline_schedule),
         precision=train.precision,
         recompute=train.recompute,
         schedule=train.pipeline_schedule,

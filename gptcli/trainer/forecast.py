@@ -21,14 +21,16 @@ from gptcli.cost.hardware import identify_gpu
 from gptcli.cost.layout import Layout, parse_layout
 from gptcli.cost.planner import make_plan
 from gptcli.cost.step_time import uncertainty
+from gptcli.distributed.environment import device_type
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import WEEK, amount, in_bytes, rough_duration
+from gptcli.runtime import available_cores
 from gptcli.shards.manifest import Manifest
 from gptcli.trainer.config import TrainConfig
 from gptcli.trainer.fit import device, memory_advice, process_memory, shortage, work_of
-from gptcli.trainer.machine import check_layout, cores, device_type
-from gptcli.trainer.precision import PRODUCTS
+from gptcli.trainer.machine import check_layout
+from gptcli.trainer.precision import AUTOCAST_DTYPES
 from gptcli.trainer.recipe import SMALL_MODEL
 from gptcli.trainer.schedule import Schedule
 
@@ -304,7 +306,7 @@ def this_machine(model: ModelConfig, train: TrainConfig, out: Path) -> Machine:
         )
     rate = product_rate(model.d_model, train.precision) / flops_per_token(model, "causal")
     slow, fast = (share * rate for share in UTILISATION)
-    name = f"{cores()} CPU core{'s' * (cores() != 1)}"
+    name = f"{available_cores()} CPU core{'s' * (available_cores() != 1)}"
     return Machine(
         name=name,
         memory_bytes=memory,
@@ -337,7 +339,7 @@ def product_rate(d_model: int, precision: str) -> float:
     CPU time is what is measured, so that other work on the machine does not count.
     """
     rows, width = PROBE[0], min(d_model, PROBE[1])
-    dtype = PRODUCTS[precision] or torch.float32
+    dtype = AUTOCAST_DTYPES[precision] or torch.float32
     a, b = torch.ones(rows, width, dtype=dtype), torch.ones(width, 4 * width, dtype=dtype)
     torch.matmul(a, b)  # warms up
     best = 0.0

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
+from gptcli.distributed.environment import check_numeric_environment, pin_thread_count
 from gptcli.errors import Interrupted, RunError
 from gptcli.events import Events
 from gptcli.interrupts import Answer, leave
@@ -21,6 +22,7 @@ from gptcli.model.checkpoint_tensors import SavedModel
 from gptcli.numbers import WEEK, amount, rough_duration
 from gptcli.runs.metrics import Line, MetricsLog, smoothed_loss, window
 from gptcli.runs.report import write_report
+from gptcli.runtime import launched_processes
 from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import read_manifest
 from gptcli.shards.order import Mixture, open_order
@@ -42,9 +44,8 @@ from gptcli.trainer.export import (
     prepare,
     write_card,
 )
-from gptcli.trainer.machine import hold_threads, launched, same_arithmetic
 from gptcli.trainer.noise_scale import NoiseScale, part_of
-from gptcli.trainer.parallelize import build
+from gptcli.trainer.parallelize import build_train_step
 from gptcli.trainer.profile import Profiler
 from gptcli.trainer.samples import Sampler, model_of
 from gptcli.trainer.schedule import Position, Schedule
@@ -61,14 +62,14 @@ RUNNING = "running"  # the key of a checkpoint's metrics that holds the running 
 Report = dict[str, Any]
 
 
-def train(run: Run, place: Place, events: Events) -> Report:
+def train(run: Run, context: RankContext, events: Events) -> Report:
     """Train to the end, or to the step in which a signal to stop comes, and report; every process
     of the run calls it together.
 
     Raises RunError where too many updates in a row were skipped or a checkpoint cannot be written,
     Interrupted where a signal came too late to stop at a step.
     """
-    training = Training(run, place, events)
+    training = Training(run, context, events)
     with collected_by_hand(), training:
         return training.run_to_end()
 
@@ -76,21 +77,21 @@ def train(run: Run, place: Place, events: Events) -> Report:
 class Training:
     """One process's part in a run."""
 
-    def __init__(self, run: Run, place: Place, events: Events) -> None:
-        self.run, self.place, self.events, self.stop = run, place, events, StopSignal(events)
+    def __init__(self, run: Run, context: RankContext, events: Events) -> None:
+        self.run, self.context, self.events, self.stop = run, context, events, StopSignal(events)
         n_ctx = run.model.n_ctx
         self.schedule = Schedule(run.train, n_ctx)
         # Before anything that the first process does alone, so that all report missing data alike.
         self.order = open_order(run.data, "train", n_ctx, run.train.seed, verify=False)
         self.validation = open_validation(run)
-        if place.leads:
+        if context.is_main:
             prepare(run)
-        self.stepper = build(run, place, events)
+        self.stepper = build_train_step(run, context, events)
         self.position = Position()
         self.val_loss: float | None = None
         self.last: Line = {}
         running: dict[str, Any] = {}
-        self.checkpoints = Checkpoints(run.out, place, keep=run.train.keep)
+        self.checkpoints = Checkpoints(run.out, context, keep=run.train.keep)
         self.parameters = canonical_parameters(self.stepper.model)
         if run.resume and (folder := self.checkpoints.newest(events)) is not None:
             state = self.checkpoints.load(folder, self.parameters, self.stepper.optimizer)
@@ -104,13 +105,20 @@ class Training:
         if self.stepper.loss_scale and "loss_scale" in running:
             self.stepper.loss_scale.state = running["loss_scale"]
         self.threads = (
-            hold_threads(running.get("threads"), events) if place.device.type == "cpu" else None
+            pin_thread_count(running.get("threads"), events)
+            if context.device.type == "cpu"
+            else None
         )
-        self.arithmetic = same_arithmetic(running.get("arithmetic"), run.train, events)
+        self.arithmetic = check_numeric_environment(
+            running.get("arithmetic"),
+            events,
+            precision=run.train.precision,
+            compiled=run.train.compile,
+        )
         self.grown: int = running.get("batch", self.schedule.first)
         """Sequences of the next batch where it follows the noise scale."""
-        self.speed, self.pace = Speed(run, place), Pace(self.schedule.total * n_ctx)
-        done, leads = self.position.step, place.leads
+        self.speed, self.pace = Speed(run, context), Pace(self.schedule.total * n_ctx)
+        done, leads = self.position.step, context.is_main
         self.log = MetricsLog(run.out, before=done) if leads else None
         self.sampler = Sampler(run, events, upto=done) if leads and run.train.samples else None
         self.copy = (
@@ -124,7 +132,7 @@ class Training:
         self.tracker = (
             TensorBoard(run.out, before=done) if leads and run.track == "tensorboard" else None
         )
-        self.profiler = Profiler(run.out, place.device, events) if leads and run.profile else None
+        self.profiler = Profiler(run.out, context.device, events) if leads and run.profile else None
 
     def __enter__(self) -> Training:
         return self
@@ -191,10 +199,10 @@ class Training:
         told = torch.full_like(loss, self.stop.told)
         # The one moment in a step that waits for the device: all processes then hold the same four
         # numbers, and decide alike.
-        loss_sum, part, norms, stopped = self.place.total(
+        loss_sum, part, norms, stopped = self.context.all_reduce_sum(
             torch.stack([loss, self.stepper.part.norm2, norm, told])
         ).tolist()
-        mean, grad_norm = loss_sum / batch_tokens, norms / self.place.world
+        mean, grad_norm = loss_sum / batch_tokens, norms / self.context.world_size
         lr = self.schedule.lr(tokens)
         objection = self.guard.objection(mean, grad_norm)
         if objection is None:
@@ -211,7 +219,7 @@ class Training:
             "batch_tokens": batch_tokens,
             **self.speed.fields(batch_tokens / (time.perf_counter() - started)),
             "noise_scale": self.noise.tokens,
-            "peak_memory": peak_memory(self.place.device),
+            "peak_memory": peak_memory(self.context.device),
         }
         if objection is not None:
             self._object(objection)
@@ -227,14 +235,16 @@ class Training:
         """`part` is the sum over processes of the squared norm of a part of the gradient, of the
         batch's `size` sequences.
         """
-        held = part_of(size, self.run.train.micro_batch, self.place, self.position.step)
+        held = part_of(size, self.run.train.micro_batch, self.context, self.position.step)
         if held is None:
             return
         # scaled for the mean over the whole batch; a part that each process has of its own, for its
         # share of that mean
-        scale = size / (held * (1 if self.place.sliced else self.place.world))
+        scale = size / (held * (1 if self.context.is_model_parallel else self.context.world_size))
         n_ctx = self.run.model.n_ctx
-        self.noise.add(part / self.place.world * scale**2, grad_norm**2, held * n_ctx, size * n_ctx)
+        self.noise.add(
+            part / self.context.world_size * scale**2, grad_norm**2, held * n_ctx, size * n_ctx
+        )
 
     def _object(self, objection: str) -> None:
         """Record a skipped update. Raises RunError where there have been too many in a row."""
@@ -261,7 +271,7 @@ class Training:
             self.position.sequences,
             self._size(),
             self.run.train.micro_batch,
-            self.place,
+            self.context,
         )
 
     def _save(self) -> None:
@@ -310,9 +320,9 @@ class Training:
             )
         if self.run.measure and self._due(train.checkpoint_every):
             self.checkpoints.wait()  # from there the model comes, whatever the layout
-            if self.place.leads:
+            if self.context.is_main:
                 line |= self.run.measure(
-                    model_of(self.run, self._newest()[0]).to(self.place.device)
+                    model_of(self.run, self._newest()[0]).to(self.context.device)
                 )
             self.checkpoints.meet()
         if self.log:
@@ -340,7 +350,7 @@ class Training:
             write_report(Path(self.run.out), self.run.resolved)
         if self.copy:
             self.copy.leave()  # the finished model takes its place
-        if self.place.leads:
+        if self.context.is_main:
             last = {**self.last, "smoothed_loss": self.smoothed_loss()}
             export(
                 self.run,
@@ -418,7 +428,7 @@ class StopSignal(Answer):
 
     def __init__(self, events: Events) -> None:
         self.events, self.told, self.shown = events, False, False
-        self.patient = launched() is not None and multiprocessing.parent_process() is None
+        self.patient = launched_processes() is not None and multiprocessing.parent_process() is None
 
     def note(self, number: int) -> None:
         self.told = True

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from gptcli import strict_json
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.events import Events
 from gptcli.files import atomic_write
 from gptcli.model.source import LR_RANGE, LR_RANGE_REPORT
@@ -22,7 +22,7 @@ from gptcli.shards.order import open_order
 from gptcli.trainer.batches import micro_batches
 from gptcli.trainer.checkpoint import canonical_parameters, take_weights
 from gptcli.trainer.config import Run
-from gptcli.trainer.parallelize import build
+from gptcli.trainer.parallelize import build_train_step
 from gptcli.trainer.schedule import Schedule
 from gptcli.trainer.start import drop_start, start_folder
 
@@ -36,14 +36,14 @@ BELOW = 10
 Point = dict[str, float]
 
 
-def lr_range(run: Run, place: Place, events: Events) -> dict[str, Any]:
+def lr_range(run: Run, context: RankContext, events: Events) -> dict[str, Any]:
     """Sweep the rate over the run's tokens, in full batches; every process of the run calls it
     together. Nothing is kept of the model.
     """
     begin = time.perf_counter()
     schedule, n_ctx = Schedule(run.train, run.model.n_ctx), run.model.n_ctx
     order = open_order(run.data, "train", n_ctx, run.train.seed, verify=False)
-    stepper = build(run, place, events)
+    stepper = build_train_step(run, context, events)
     if run.init_from is not None:
         take_weights(
             start_folder(run.out, run.init_from), canonical_parameters(stepper.model), run.init_step
@@ -55,11 +55,11 @@ def lr_range(run: Run, place: Place, events: Events) -> dict[str, Any]:
         lr = LOW * (HIGH / LOW) ** (step / (steps - 1))
         tokens = schedule.full * n_ctx
         batches = micro_batches(
-            order, step * schedule.full, schedule.full, run.train.micro_batch, place
+            order, step * schedule.full, schedule.full, run.train.micro_batch, context
         )
         loss = stepper.gradients(batches, tokens, step + 1)
         norm = stepper.clip_gradients()
-        total, norms = place.total(torch.stack([loss, norm])).tolist()
+        total, norms = context.all_reduce_sum(torch.stack([loss, norm])).tolist()
         if not (math.isfinite(total) and math.isfinite(norms)):
             break
         stepper.update(lr)
@@ -71,7 +71,7 @@ def lr_range(run: Run, place: Place, events: Events) -> dict[str, Any]:
         diverged = False
     events.finish("lr range")
     lowest, suggested = suggest(points)
-    if place.leads:
+    if context.is_main:
         write(run, points, lowest, suggested)
         drop_start(run.out)
     return {

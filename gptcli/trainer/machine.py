@@ -13,13 +13,11 @@ import torch
 
 from gptcli.cost.flops import flops_per_token
 from gptcli.cost.layout import Layout
+from gptcli.distributed.environment import device_type
 from gptcli.errors import UsageError
-from gptcli.events import Events
-from gptcli.model import linear_kernel
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import in_bytes
-from gptcli.runtime import launch_environment
-from gptcli.trainer.config import TrainConfig
+from gptcli.runtime import launched_processes
 from gptcli.trainer.fit import AUTO, MICRO_TOKENS, best_work, device, fitting
 
 # processes that may share a CPU's cores, however few they are: for trying a layout out
@@ -34,21 +32,9 @@ REPAID = 30
 NOMINAL = {"cpu": 2e11, "cuda": 1e14}  # FLOP/s
 
 
-def device_type() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def launched() -> int | None:
-    """How many processes a launcher started for this run; None if none did. Raises UsageError as
-    `launch_environment`.
-    """
-    launch = launch_environment()
-    return None if launch is None else launch.world_size
-
-
 def auto_processes() -> int:
     """All that were started, or else one for each GPU of the machine."""
-    return launched() or max(1, torch.cuda.device_count())
+    return launched_processes() or max(1, torch.cuda.device_count())
 
 
 def auto_layout(
@@ -76,7 +62,7 @@ def check_layout(layout: Layout) -> None:
     """
     processes = layout.processes
     where = "--layout"
-    if (world := launched()) is not None:
+    if (world := launched_processes()) is not None:
         if processes != world:
             raise UsageError(
                 f"{layout} is {processes} processes, but {world} were started",
@@ -157,51 +143,3 @@ def auto_micro_batch(
         "none" if recompute == AUTO else recompute,
         "the batch's share, or enough tokens to keep the device busy",
     )
-
-
-def hold_threads(before: int | None, events: Events) -> int:
-    """Fix how many threads a product on the CPU is cut into: sums, and so weights, differ in their
-    last bits with the number. `before` is what a resumed run had, from its checkpoint; None for a
-    new run. Returns the number from here on."""
-    threads = torch.get_num_threads()
-    if before is not None and before != threads:
-        if before <= cores():
-            threads = before
-        else:
-            events.warn(
-                f"the run had {before} threads, and {cores()} cores are here: its last bits will not be those of a run on one machine"
-            )
-    torch.set_num_threads(threads)  # once set, the library below chooses no other by itself
-    return threads
-
-
-def same_arithmetic(before: str | None, config: TrainConfig, events: Events) -> str:
-    """By what sums are made here: with another torch, processor or compiler their last bits are
-    others, and where that was so `before`, by a resumed run's checkpoint, it is said. None for a
-    new run."""
-    cpu = f"a CPU with {torch.backends.cpu.get_cpu_capability()}"
-    words = [
-        f"torch {torch.__version__}",
-        torch.cuda.get_device_name() if device_type() == "cuda" else cpu,
-    ]
-    if config.compile:
-        words.append("compiled")
-    if device_type() == "cpu" and config.precision == "bf16" and linear_kernel.runs_here():
-        words.append("kernels in C")
-    now = ", ".join(words)
-    if before not in (None, now):
-        events.warn(
-            f"the run was made by {before}; here it is {now}: its last bits will not be those of a run on one machine"
-        )
-    return now
-
-
-def cores() -> int:
-    """Of the CPU, that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def share_cores(processes: int) -> None:
-    """Divide the CPU's cores among the processes of this machine."""
-    if processes > 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))

@@ -22,7 +22,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 
 DECAY = 0.99  # of the running means: the ratio of two means, since the mean of ratios is biased
 AGAIN_EVERY = 16  # steps, where a part is run once more for it
@@ -54,24 +54,26 @@ class NoiseScale:
         return trace / signal if signal > 0 and trace > 0 else None
 
 
-def part_of(sequences: int, micro_batch: int, place: Place, step: int) -> int | None:
+def part_of(sequences: int, micro_batch: int, context: RankContext, step: int) -> int | None:
     """Sequences in the part of a step's batch that is measured; None where there is none: the batch
     has no such part, or processes hold unequal ones, or it is run once more and this is not its
     step."""
-    if sequences % place.replicas:
+    if sequences % context.replicas:
         return None
-    own = sequences // place.replicas
-    if place.sliced:  # as many of every replica's micro-batches as keep all stages busy
-        part = place.layout.pp * micro_batch
+    own = sequences // context.replicas
+    if (
+        context.is_model_parallel
+    ):  # as many of every replica's micro-batches as keep all stages busy
+        part = context.layout.pp * micro_batch
         return (
-            part * place.replicas
+            part * context.replicas
             if own > part and own % micro_batch == 0 and step % AGAIN_EVERY == 0
             else None
         )
     # whose gradients go micro-batch by micro-batch: their mean is measured
-    if place.layout.shard > 1:
+    if context.layout.shard > 1:
         return micro_batch if own % micro_batch == 0 else None
-    if place.world > 1:
+    if context.world_size > 1:
         return own
     return micro_batch if sequences > micro_batch else None
 
@@ -82,11 +84,11 @@ class PartNorm:
     a lone process's micro-batches. Where neither serves, whoever runs the part once more adds its
     norm. `part_of` says whether it means anything."""
 
-    def __init__(self, model: nn.Module, place: Place) -> None:
-        self.model, self.alone = model, place.world == 1
-        self.norm2 = torch.zeros((), device=place.device)
+    def __init__(self, model: nn.Module, context: RankContext) -> None:
+        self.model, self.alone = model, context.world_size == 1
+        self.norm2 = torch.zeros((), device=context.device)
         """Of the gradient as the engine sees it, scaled as the loss is."""
-        if place.sliced:
+        if context.is_model_parallel:
             return
         if isinstance(model, DistributedDataParallel):
             # DDP refuses annotations that are text

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.model import mup
 from gptcli.trainer.config import TrainConfig
 
@@ -24,30 +24,33 @@ def make_optimizer(model: nn.Module, config: TrainConfig, m: float = 1.0) -> tor
     )
 
 
-def gradient_norm(model: Any, place: Place) -> torch.Tensor:
+def gradient_norm(model: Any, context: RankContext) -> torch.Tensor:
     """Of the whole gradient, over all processes, a scalar still on the device. What several
     processes hold is counted once; then one sum over all of them gives each the same norm."""
     # a tied head's copy
-    table = None if place.stage == 0 or not hasattr(model, "wte") else model.wte.weight
+    wte = getattr(model, "wte", None)
+    table = None if context.pp_rank == 0 or wte is None else wte.weight
     counted = [
         _local(p.grad)
         for p in model.parameters()
         if p.grad is not None and p is not table and _counts(p.grad)
     ]
-    norm = torch.nn.utils.get_total_norm(counted).to(place.device)
+    norm = torch.nn.utils.get_total_norm(counted).to(context.device)
     # replicas alone have the whole gradient, all of them
-    if place.layout.processes != place.layout.dp:
-        norm = place.total(norm.square()).sqrt()
+    if context.layout.processes != context.layout.dp:
+        norm = context.all_reduce_sum(norm.square()).sqrt()
     return norm
 
 
-def clip_gradients(model: Any, most: float, place: Place, lifted: float = 1.0) -> torch.Tensor:
+def clip_gradients(
+    model: Any, most: float, context: RankContext, lifted: float = 1.0
+) -> torch.Tensor:
     """Divide the gradient by `lifted` and cut its global norm to `most`; returns the norm it had
     between the two, as above.
     """
-    norm = gradient_norm(model, place) / lifted
+    norm = gradient_norm(model, context) / lifted
     factor = (most / (norm + 1e-6)).clamp(max=1.0) / lifted  # as clip_grad_norm_ has it
-    if place.device.type != "cpu" or factor != 1:  # on a GPU, to look would be to wait
+    if context.device.type != "cpu" or factor != 1:  # on a GPU, to look would be to wait
         torch._foreach_mul_(
             [_local(p.grad) for p in model.parameters() if p.grad is not None], factor
         )

@@ -51,12 +51,6 @@ def check_run(run: Run, manifest: Manifest) -> None:
     check_memory(run.model, layout, run.train, sequences)
     if run.track is not None:
         check_tracker(run.track)
-    if run.train.document_mask and run.layout.pp > 1:
-        raise UsageError(
-            "stages do not tell each other where documents end",
-            where="--document-mask",
-            hint="leave it out, or use a --layout without pp",
-        )
     if run.out.resolve() in (run.data.resolve(), *run.data.resolve().parents):
         raise UsageError(
             "the run folder holds the shards", where=run.out, hint="choose another --out"

@@ -9,7 +9,7 @@ import torch
 
 from gptcli.cost.flops import flops_per_token
 from gptcli.cost.hardware import identify_gpu, peak_flops
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.errors import UsageError
 from gptcli.trainer.config import Run
 
@@ -23,13 +23,13 @@ class Speed:
     mfu_causal   with the attention that is computed: each query's keys up to itself, or its band
     """
 
-    def __init__(self, run: Run, place: Place) -> None:
-        self.processes = place.world
+    def __init__(self, run: Run, context: RankContext) -> None:
+        self.processes = context.world_size
         self.palm, self.causal = (
             flops_per_token(run.model, "palm"),
             flops_per_token(run.model, "causal"),
         )
-        self.peak = _peak(place.device, run.train.precision)
+        self.peak = _peak(context.device, run.train.precision)
 
     def fields(self, tokens_per_second: float) -> dict[str, Any]:
         each = tokens_per_second / self.processes

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.files import sha256, write_json
 from gptcli.model.checkpoint_tensors import OPTIMIZER, read_index
 from gptcli.model.source import INDEX, MODEL
@@ -40,13 +40,13 @@ ROOM = 1 << 20  # bytes of a checkpoint beside its tensors: indices and headers
 Table = dict[str, Any]
 
 
-def file_of(name: str, place: Place) -> str:
+def file_of(name: str, context: RankContext) -> str:
     """The file in which this process writes its piece of a tensor: a name that `FILE` knows."""
     kind = OPTIMIZER if "/" in name else MODEL
     return (
         f"{kind}.safetensors"
-        if place.world == 1
-        else f"{kind}-{place.rank:05d}-of-{place.world:05d}.safetensors"
+        if context.world_size == 1
+        else f"{kind}-{context.rank:05d}-of-{context.world_size:05d}.safetensors"
     )
 
 
@@ -55,15 +55,15 @@ class Writer(StorageWriter):
     once every file is on disk, with the SHA-256 of each."""
 
     def __init__(
-        self, folder: Path, place: Place, finish: Callable[[dict[str, str]], None]
+        self, folder: Path, context: RankContext, finish: Callable[[dict[str, str]], None]
     ) -> None:
-        self.folder, self.place, self.finished = folder, place, finish
+        self.folder, self.context, self.finished = folder, context, finish
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Nothing to forget: a writer serves once."""
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """The role is known from `place`."""
+        """The role is known from `context`."""
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         return plan
@@ -85,7 +85,7 @@ class Writer(StorageWriter):
         self.folder.mkdir(parents=True, exist_ok=True)  # another machine may not see it yet
         files = defaultdict(list)
         for item in plan.items:
-            files[file_of(item.index.fqn, self.place)].append(item)
+            files[file_of(item.index.fqn, self.context)].append(item)
         results = []
         for file, items in files.items():
             tensors: dict[str, Any] = {item.index.fqn: planner.resolve_data(item) for item in items}

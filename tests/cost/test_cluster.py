@@ -71,7 +71,9 @@ def test_a_predicted_speed_is_the_plans() -> None:
     assert cluster.throughput.value == pytest.approx(each * flops_per_token(MODEL, "6N"))
     assert cluster.goodput is not None
     assert cluster.goodput.value == 0.733
-    assert cluster.uncertainty_factor == fitted_constants()[1].other, "of the whole run nobody knows better"
+    assert cluster.uncertainty_factor == fitted_constants()[1].other, (
+        "of the whole run nobody knows better"
+    )
     steady, _ = make_cluster(A100, 8, model=MODEL, goodput=0.9)
     assert steady.uncertainty_factor == fitted_constants()[1].known
 

@@ -20,13 +20,13 @@ from gptcli.cost.rank_memory import (
     rank_memory,
     stage_memory,
 )
-from gptcli.distributed.activation_checkpoint import recomputed
-from gptcli.distributed.context import Place
+from gptcli.distributed.activation_checkpoint import checkpoint_forward
+from gptcli.distributed.context import RankContext
 from gptcli.errors import UsageError
 from gptcli.model import attention_kernel, head_kernel, loss, mup
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.transformer import GPT
-from gptcli.trainer.precision import PRODUCTS
+from gptcli.trainer.precision import AUTOCAST_DTYPES
 from gptcli.trainer.step import Stepper
 
 SMALL = ModelConfig(n_layer=4, n_head=4, d_model=256, n_ctx=256, vocab_size=5000)
@@ -41,15 +41,17 @@ def measured_peak(config: ModelConfig, work: StepConfig) -> int:
     model = GPT(config)
     model.init_weights(0)
     for block in model.h:
-        block.forward = recomputed(block.forward, work.recompute, drops=config.dropout > 0)
+        block.forward = checkpoint_forward(
+            block.forward, work.recompute, preserve_rng=config.dropout > 0
+        )
     optimizer = torch.optim.AdamW(mup.groups(model, 1.0, 0.0), lr=1e-4, fused=True)
     seed = 0 if config.dropout else None
     stepper = Stepper(
         model,
         optimizer,
-        Place(torch.device("cpu")),
+        RankContext(torch.device("cpu")),
         clip=1.0,
-        products=PRODUCTS[work.precision],
+        products=AUTOCAST_DTYPES[work.precision],
         dropout_seed=seed,
     )
     tokens = torch.randint(

@@ -30,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_same_problems_are_asked_in_words_and_under_the_sign(made: Path) -> None:
+def test_both_evaluation_sets_have_the_same_problems(made: Path) -> None:
     words = read_items(find_task("two_digit_addition"), made / "asked" / "two_digit_addition.jsonl")
     sign = read_items(read_task(EXAMPLE / "sign.toml"), made / "asked" / "sign.jsonl")
     assert len(words) == len(sign) == 2000
@@ -38,7 +38,7 @@ def test_the_same_problems_are_asked_in_words_and_under_the_sign(made: Path) -> 
     assert [item.answers for item in words] == [item.answers for item in sign]
 
 
-def test_no_pair_that_is_asked_is_shown_in_either_order(made: Path) -> None:
+def test_training_text_contains_no_evaluated_pair(made: Path) -> None:
     asked = [
         re.findall(r"\d+", json.loads(line)["context"])
         for line in (made / "asked" / "sign.jsonl").read_text().splitlines()
@@ -49,14 +49,14 @@ def test_no_pair_that_is_asked_is_shown_in_either_order(made: Path) -> None:
     held_out = {frozenset(pair) for pair in asked}
     meanings = set()
     for number, text in enumerate(documents):
-        solved = re.findall(r"Q: What is (\d+) (\S+) (\d+)\?\n\nA: (\d+)\n\n", text)
-        assert len(solved) == 12
+        shown = re.findall(r"Q: What is (\d+) (\S+) (\d+)\?\n\nA: (\d+)\n\n", text)
+        assert len(shown) == 12
         fits = {name for name, operation in {"sum": int.__add__, "larger": max, "smaller": min}.items()
-                if all(operation(int(a), int(b)) == int(answer) for a, _, b, answer in solved)}  # fmt: skip
+                if all(operation(int(a), int(b)) == int(answer) for a, _, b, answer in shown)}  # fmt: skip
         assert len(fits) == 1
-        assert {sign for _, sign, _, _ in solved} == ({"plus"} if number % 2 == 0 else {"#"})
+        assert {sign for _, sign, _, _ in shown} == ({"plus"} if number % 2 == 0 else {"#"})
         assert number % 2 or fits == {"sum"}
         meanings |= fits
-        for a, _, b, _ in solved:
+        for a, _, b, _ in shown:
             assert frozenset((a, b)) not in held_out
     assert meanings == {"sum", "larger", "smaller"}

@@ -35,7 +35,9 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> tuple[Task, Path]:
 
 
 @given(shots=st.integers(1, 39), seed=st.integers(0, 2**40))
-def test_every_item_gets_k_others(task: tuple[Task, Path], shots: int, seed: int) -> None:
+def test_every_item_has_k_examples_other_than_itself(
+    task: tuple[Task, Path], shots: int, seed: int
+) -> None:
     definition, path = task
     pool = FewShotPool(definition, path, path.parent, FewShotConfig(shots=shots, seed=seed))
     assert pool.is_evaluated
@@ -46,7 +48,7 @@ def test_every_item_gets_k_others(task: tuple[Task, Path], shots: int, seed: int
         assert drawn == pool.draw(item)
 
 
-def test_the_draw_is_the_items_own_and_the_seeds(task: tuple[Task, Path]) -> None:
+def test_examples_depend_on_item_id_and_seed_only(task: tuple[Task, Path]) -> None:
     definition, path = task
     items = read_items(definition, path)
     one, other = (
@@ -63,7 +65,9 @@ def test_the_draw_is_the_items_own_and_the_seeds(task: tuple[Task, Path]) -> Non
     assert sum(shared.is_shared_shot(item) for item in items) == 5
 
 
-def test_an_answer_that_is_not_told_is_never_shown(task: tuple[Task, Path], tmp_path: Path) -> None:
+def test_items_without_a_known_answer_are_never_examples(
+    task: tuple[Task, Path], tmp_path: Path
+) -> None:
     definition, path = task
     (tmp_path / "train.jsonl").write_text(
         '{"q": "x", "a": ""}\n{"q": "y", "a": "1"}\n{"q": "z", "a": ["", "1"]}\n'
@@ -72,7 +76,7 @@ def test_an_answer_that_is_not_told_is_never_shown(task: tuple[Task, Path], tmp_
     assert (pool.is_evaluated, pool.texts) == (False, ["y=1"])
 
 
-def test_as_many_as_fit_from_the_first(task: tuple[Task, Path]) -> None:
+def test_the_first_examples_that_fit_are_kept(task: tuple[Task, Path]) -> None:
     definition, path = task
     pool = FewShotPool(definition, path, path.parent, FewShotConfig(shots=5))
     fitter = ShotFitter(pool, "\n\n", len)  # a character is a token: "q0=0" and its delimiter are 6

@@ -23,7 +23,9 @@ HEAD = 'title = "t"\nsource = "s"\nfiles = {items = "items*"}\nreader = "jsonl"\
 WORDS = ["self", "text", "width", "naïve", "line,", "indent", "return", "if not"]
 
 
-def test_equal_to_lm_evaluation_harness(model: GPT, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_scores_equal_lm_evaluation_harness(
+    model: GPT, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 

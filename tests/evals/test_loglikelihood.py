@@ -26,7 +26,7 @@ def ragged(model: GPT) -> tuple[list[list[int]], list[int]]:
 
 
 @pytest.mark.parametrize("chunk", [1, 512 << 20])
-def test_equal_to_transformers_one_by_one(
+def test_scores_equal_transformers_on_single_sequences(
     model: GPT, theirs: Any, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # one token at a time, or all at once
@@ -57,7 +57,7 @@ def test_a_score_does_not_depend_on_its_batch(model: GPT) -> None:
         assert together.is_greedy.tolist() == alone.is_greedy.tolist()
 
 
-def test_tokens_left_out_are_no_predictions(model: GPT) -> None:
+def test_excluded_tokens_are_not_predictions(model: GPT) -> None:
     sequences, counts = ragged(model)
     with torch.no_grad():
         first = int(model(torch.tensor([sequences[0][: -counts[0]]]))[0, -1].argmax())
@@ -66,7 +66,7 @@ def test_tokens_left_out_are_no_predictions(model: GPT) -> None:
     assert (kept.is_greedy.tolist(), kept.is_greedy_filtered.tolist()) == ([True], [False])
 
 
-def test_logits_only_where_a_target_stands(model: GPT) -> None:
+def test_logits_are_computed_only_at_scored_positions(model: GPT) -> None:
     sequences, counts = ragged(model)
     rows: list[int] = []
     hook = model.lm_head.register_forward_hook(
@@ -90,7 +90,9 @@ class Told(Events):
         self.warnings.append(text)
 
 
-def test_a_batch_that_does_not_fit_is_halved(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_does_not_fit_into_memory_is_halved(
+    model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sequences, counts = ragged(model)
     groups = [Group([sequence], [count]) for sequence, count in zip(sequences, counts, strict=True)]
     exact, hidden, seen = LogLikelihoodScorer(model).score(groups), model.hidden, []
@@ -118,14 +120,14 @@ def test_a_batch_that_does_not_fit_is_halved(model: GPT, monkeypatch: pytest.Mon
         scorer.score(groups[:1])
 
 
-def test_broken_weights_are_said(model: GPT) -> None:
+def test_broken_weights_raise_an_error(model: GPT) -> None:
     broken = GPT(model.config).eval()
     torch.nn.init.constant_(broken.ln_f.bias, torch.nan)
     with pytest.raises(RunError, match="weights are broken"):
         score(broken, [[1, 2, 3]], [1])
 
 
-def test_other_errors_pass(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_not_caught(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any) -> torch.Tensor:
         raise RuntimeError("shapes")
 
@@ -134,7 +136,7 @@ def test_other_errors_pass(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
         score(model, [[1, 2]], [1])
 
 
-def test_a_shared_prefix_holds_no_scored_token() -> None:
+def test_a_shared_prefix_contains_no_scored_token() -> None:
     shots = list(range(100))
     one, two = np.array([*shots, 7]), np.array([*shots, 7, 9])
     # what follows `one` is predicted at its last token
@@ -148,7 +150,7 @@ def test_a_shared_prefix_holds_no_scored_token() -> None:
     st.lists(st.integers(1, 9000), max_size=50).map(lambda sizes: sorted(sizes, reverse=True)),
     st.none() | st.integers(1, 9),
 )
-def test_batches_hold_every_request_once_and_not_too_many(
+def test_batches_contain_every_request_once_within_the_limits(
     sizes: list[int], batch_size: int | None
 ) -> None:
     made = list(batches(sizes, batch_size, 4096))

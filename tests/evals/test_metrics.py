@@ -29,7 +29,7 @@ from gptcli.evals.metrics import (
 )
 
 
-def test_exact_match_takes_aliases_after_normalisation() -> None:
+def test_exact_match_accepts_aliases_after_normalisation() -> None:
     assert exact_match("The  Beatles!", ["Queen", "beatles"]) == 1
     assert exact_match("beatle", ["beatles"]) == 0
     assert exact(" 143 ", ["143"]) == 1
@@ -47,7 +47,9 @@ def test_exact_match_takes_aliases_after_normalisation() -> None:
         ("", ["cat"], 0),
     ],
 )
-def test_squad_f1(prediction: str, answers: list[str], score: float) -> None:
+def test_f1_equals_hand_computed_squad_scores(
+    prediction: str, answers: list[str], score: float
+) -> None:
     assert f1(prediction, answers) == pytest.approx(score)
 
 
@@ -64,7 +66,7 @@ def test_coqa_f1_leaves_each_answer_out_in_turn() -> None:
     assert coqa_f1("white", ["white cat"]) == pytest.approx(2 / 3)
 
 
-def test_quac_f1_asks_what_most_held() -> None:
+def test_quac_f1_follows_the_majority_on_unanswerable_questions() -> None:
     assert quac_f1("CANNOTANSWER", ["CANNOTANSWER", "CANNOTANSWER", "in May"]) == 1
     assert quac_f1("in May", ["CANNOTANSWER", "CANNOTANSWER", "in May"]) == 0
     # of two that agree less than wholly
@@ -89,12 +91,14 @@ def test_quac_f1_asks_what_most_held() -> None:
         ("38-yard", ["38 yard"], 1, 1),
     ],
 )
-def test_drop(prediction: str, answers: list[str], f1_score: float, same: float) -> None:
+def test_drop_metrics_equal_hand_computed_scores(
+    prediction: str, answers: list[str], f1_score: float, same: float
+) -> None:
     assert drop_f1(prediction, answers) == pytest.approx(f1_score)
     assert drop_exact_match(prediction, answers) == same
 
 
-def test_drop_pairs_spans_for_the_best() -> None:
+def test_drop_f1_uses_the_best_alignment_of_spans() -> None:
     """Against scipy's assignment where it is installed, on random bags."""
     optimize = pytest.importorskip("scipy.optimize")
     draw = random.Random(0)
@@ -114,19 +118,19 @@ def test_drop_pairs_spans_for_the_best() -> None:
         assert metrics._drop_f1(*bags) == pytest.approx(best)
 
 
-def test_wsc_names_the_noun_or_another() -> None:
+def test_wsc_requires_naming_the_noun_only_if_it_is_correct() -> None:
     assert wsc("mr. moncrieff", ["Mr. Moncrieff"]) == wsc("Moncrieff", ["Mr. Moncrieff"]) == 1
     assert wsc("Edward", ["Mr. Moncrieff"]) == wsc("", ["Mr. Moncrieff"]) == 0
     assert wsc("Edward", ["", "Mr. Moncrieff"]) == wsc("", ["", "Mr. Moncrieff"]) == 1
     assert wsc("Mr. Moncrieff", ["", "Mr. Moncrieff"]) == 0
 
 
-def test_a_new_word_is_used() -> None:
+def test_contains_accepts_inflected_words() -> None:
     assert METRICS["contains"]("We saw these very cute whatpus.", ["whatpu"]) == 1
     assert METRICS["contains"]("We saw cats.", ["whatpu"]) == 0
 
 
-def test_multirc_and_commitmentbank() -> None:
+def test_group_metrics_equal_hand_computed_scores() -> None:
     predictions, gold, groups = (
         [0, 0, 1, 1, 0],
         [[0], [1], [1], [0], [0]],
@@ -148,13 +152,13 @@ def test_multirc_and_commitmentbank() -> None:
             )
 
 
-def test_macro_f1_by_hand() -> None:
+def test_macro_f1_equals_a_hand_computed_score() -> None:
     # class 0: 1 right of 2 said, 1 to be said: 2/3; class 1: 1 of 1, of 2: 2/3; class 2 is not said
     # and not to be said
     assert macro_f1([0, 0, 1], [[0], [1], [1]], []) == pytest.approx(2 / 3)
 
 
-def test_bleu_is_sacrebleus() -> None:
+def test_bleu_equals_sacrebleu() -> None:
     sacrebleu = pytest.importorskip("sacrebleu")
     predictions = ["the cat sat on the mat .", "it is raining again today"]
     references = [["the cat sat on a mat .", "a cat was on the mat ."], ["it rains again today"]]
@@ -168,7 +172,7 @@ def test_bleu_is_sacrebleus() -> None:
     assert bleu(["a b c d e"], [["a b c d e"]])[0] == pytest.approx(100)
 
 
-def test_rouge_by_hand_and_by_rouge_score() -> None:
+def test_rouge_equals_hand_computed_scores_and_rouge_score() -> None:
     scorer = pytest.importorskip("rouge_score.rouge_scorer")
     answer, prediction = (
         "The cats were running.\nIt rained.",
@@ -182,7 +186,7 @@ def test_rouge_by_hand_and_by_rouge_score() -> None:
     assert METRICS["rouge1"](prediction, [answer]) == pytest.approx(2 * 4 / (6 + 8))
 
 
-def test_first_sentences() -> None:
+def test_first_sentences_splits_at_sentence_ends() -> None:
     assert first_sentences("One. Two is 2.5 high! Three?\nFour.") == "One. Two is 2.5 high! Three?"
 
 
@@ -193,7 +197,7 @@ def test_first_sentences() -> None:
         ("rouge_score", lambda: METRICS["rouge1"]("a", ["a"])),
     ],
 )
-def test_a_missing_package_is_named(
+def test_a_missing_package_is_named_in_the_error(
     monkeypatch: pytest.MonkeyPatch, package: str, run: Any
 ) -> None:
     real = builtins.__import__

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from gptcli.evals.fewshot import FewShotConfig
-from gptcli.evals.item import Item
 from gptcli.evals.requests import (
     EMPTY_ANSWER,
     EMPTY_PROMPT,
@@ -16,9 +15,10 @@ from gptcli.evals.requests import (
     Request,
     build_requests,
     group,
-    whole_text,
+    item_text,
 )
 from gptcli.evals.task import read_task
+from gptcli.evals.task_data import Item
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 HEAD = 'title = "t"\nsource = "s"\nfiles = {items = "*.jsonl"}\nreader = "jsonl"\nkind = "choice"\n'
@@ -35,7 +35,7 @@ def built(
     return made.requests, made.skipped
 
 
-def test_white_space_at_the_end_of_a_prompt_begins_the_answer(
+def test_trailing_white_space_of_a_prompt_moves_to_the_answer(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     [request], _ = built(
@@ -47,7 +47,9 @@ def test_white_space_at_the_end_of_a_prompt_begins_the_answer(
     ]
 
 
-def test_all_choices_lose_the_same_beginning(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_truncation_cuts_the_same_beginning_for_all_choices(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     item = Item(
         id="1", prompt="the text of self " * 9, choices=(" a", " " + "long " * 4), gold=(0,)
     )
@@ -66,13 +68,13 @@ def test_all_choices_lose_the_same_beginning(tokenizer: Tokenizer, tmp_path: Pat
         (Item(id="1", prompt="q", choices=(" a", " x" * 40), gold=(0,)), LONG_ANSWER),
     ],
 )
-def test_what_cannot_be_asked_is_counted(
+def test_skipped_items_are_counted_by_reason(
     tokenizer: Tokenizer, tmp_path: Path, item: Item, reason: str
 ) -> None:
     assert built(tokenizer, tmp_path, item) == ([], {reason: 1})
 
 
-def test_an_empty_prompt_needs_an_end_of_text(
+def test_an_empty_prompt_needs_an_end_of_text_token(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     item = Item(id="1", prompt=" ", choices=("a", "b"), gold=(0,))
@@ -82,10 +84,10 @@ def test_an_empty_prompt_needs_an_end_of_text(
     assert built(tokenizer, tmp_path, item) == ([], {EMPTY_PROMPT: 1})
 
 
-def test_the_whole_text_has_the_choices_or_the_first_answer() -> None:
-    assert whole_text(Item(id="1", prompt="p", choices=("a", "b"), answers=("x", "y"))).split() == [
+def test_item_text_contains_the_choices_or_the_first_answer() -> None:
+    assert item_text(Item(id="1", prompt="p", choices=("a", "b"), answers=("x", "y"))).split() == [
         "p",
         "a",
         "b",
     ]
-    assert whole_text(Item(id="1", prompt="p", answers=("x", "y"))).split() == ["p", "x"]
+    assert item_text(Item(id="1", prompt="p", answers=("x", "y"))).split() == ["p", "x"]

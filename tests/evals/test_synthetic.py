@@ -17,7 +17,7 @@ from gptcli.evals.synthetic import (
     ARITHMETIC,
     GENERATED,
     SCRAMBLES,
-    generate,
+    generate_rows,
     library_words,
     scramble,
 )
@@ -34,8 +34,8 @@ WORD = st.text("abcdefgh", min_size=6, max_size=15)
 
 
 @pytest.mark.parametrize("name", ARITHMETIC)
-def test_arithmetic(name: str) -> None:
-    rows = list(generate(name, seed=3))
+def test_arithmetic_problems_follow_the_papers_rules(name: str) -> None:
+    rows = list(generate_rows(name, seed=3))
     digits, operation = ARITHMETIC[name]
     assert (
         len(rows)
@@ -65,7 +65,7 @@ def test_arithmetic(name: str) -> None:
 
 
 @given(WORD, st.integers(0, 99))
-def test_scrambles_keep_their_rules(word: str, seed: int) -> None:
+def test_scrambled_words_follow_their_rules(word: str, seed: int) -> None:
     def scrambled(name: str) -> str | None:
         return scramble(name, word, Random(seed))
 
@@ -93,10 +93,10 @@ def test_scrambles_keep_their_rules(word: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", SCRAMBLES)
-def test_words_are_of_the_length_each_once_and_no_more_than_10_000(name: str) -> None:
+def test_words_are_distinct_and_of_the_required_length(name: str) -> None:
     words = ["abcd", "abcde", "abcdef", "abcdef", "don't", "a" * 16] + [f"{a}{b}{c}{d}xyz" for a in "abcdefghijk" for b in "abcdefghijk"
                                                                        for c in "abcdefghijk" for d in "abcdefghijk"]  # fmt: skip
-    rows = list(generate(name, seed=0, words=words))
+    rows = list(generate_rows(name, seed=0, words=words))
     answers = [row["answer"] for row in rows]
     assert len(set(answers)) == len(answers) <= 10_000
     assert len(answers) > 9_990  # but for those that have no other order
@@ -106,23 +106,23 @@ def test_words_are_of_the_length_each_once_and_no_more_than_10_000(name: str) ->
 
 
 @pytest.mark.parametrize("name", GENERATED)
-def test_the_seed_decides(name: str) -> None:
+def test_rows_depend_on_the_seed(name: str) -> None:
     words = ["scrambled", "letters", "within", "ordinary"]
-    one, again, other = (list(generate(name, seed=seed, words=words)) for seed in (1, 1, 2))
+    one, again, other = (list(generate_rows(name, seed=seed, words=words)) for seed in (1, 1, 2))
     assert one == again != other
 
 
-def test_the_bytes_of_a_seed_do_not_change() -> None:
-    first = next(generate("two_digit_addition", seed=0))
+def test_rows_of_a_seed_never_change() -> None:
+    first = next(generate_rows("two_digit_addition", seed=0))
     assert (first["prompt"], first["answer"]) == ("Q: What is 43 plus 79?\n\nA:", "122")
     words = ["scrambled", "letters"]
-    assert [row["prompt"] for row in generate("mid_word_2_anagrams", seed=0, words=words)] == [
+    assert [row["prompt"] for row in generate_rows("mid_word_2_anagrams", seed=0, words=words)] == [
         "scrlabmed =",
         "letetrs =",
     ]
 
 
-def test_the_library_has_words_enough() -> None:
+def test_the_standard_library_has_enough_words() -> None:
     words = library_words()
     assert sum(len(word) >= 6 for word in words) > 5_000
     assert words.index("which") < words.index("argument") < len(words)
@@ -130,7 +130,7 @@ def test_the_library_has_words_enough() -> None:
 
 
 @pytest.mark.real_data
-def test_the_released_samples_have_the_same_form(real_data: Path) -> None:
+def test_rows_have_the_form_of_the_released_samples(real_data: Path) -> None:
     folder = real_data / "gpt3-synthetic"
     for name in (
         "two_digit_addition",
@@ -141,14 +141,14 @@ def test_the_released_samples_have_the_same_form(real_data: Path) -> None:
     ):
         theirs = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
         assert forms(row["context"].lstrip("\n") for row in theirs) == forms(
-            row["prompt"] for row in generate(name, seed=0)
+            row["prompt"] for row in generate_rows(name, seed=0)
         )
         assert len({row["context"] for row in theirs}) == len(theirs) == 2000
     for name in ("cycle_letters_in_word", "mid_word_1_anagrams", "reversed_words"):
         with gzip.open(folder / f"{name}.jsonl.gz", "rt") as file:
             theirs = [json.loads(line) for line in file]
         words = [row["completion"].strip() for row in theirs]
-        ours = list(generate(name, seed=0, words=words))
+        ours = list(generate_rows(name, seed=0, words=words))
         assert {row["answer"] for row in ours} == set(words)
         assert min(map(len, words)) == SCRAMBLES[name]
         assert max(map(len, words)) == 15

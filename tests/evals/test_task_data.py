@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from gptcli.errors import InputError, UsageError
-from gptcli.evals.item import Item
 from gptcli.evals.task import Task, find_task, read_task
-from gptcli.evals.task_data import find_data, find_shots, read_items, solved
+from gptcli.evals.task_data import Item, find_data, find_examples, format_example, read_items
 from gptcli.tokenizer.tokenizer import load_tokenizer
 
 HEAD = 'title = "t"\nsource = "s"\nfiles = {items = "*.jsonl"}\nreader = "jsonl"\n'
@@ -27,7 +26,7 @@ def written(folder: Path, toml: str, *rows: object) -> tuple[Task, Path]:
     return read_task(folder / "mine.toml"), folder / "a.jsonl"
 
 
-def test_data_is_found_in_the_folder_or_one_below_or_named(tmp_path: Path) -> None:
+def test_data_is_found_in_the_folder_or_its_subfolder_or_by_path(tmp_path: Path) -> None:
     task = find_task("lambada")
     below = tmp_path / "lambada" / "lambada_test.jsonl"
     below.parent.mkdir()
@@ -45,7 +44,7 @@ def test_data_is_found_in_the_folder_or_one_below_or_named(tmp_path: Path) -> No
         find_data(task, tmp_path)
 
 
-def test_data_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_data_is_refused(tmp_path: Path) -> None:
     task = find_task("lambada")
     with pytest.raises(UsageError, match="--data DIR"):
         find_data(task, None)
@@ -55,16 +54,16 @@ def test_data_that_is_not_there(tmp_path: Path) -> None:
         find_data(task, tmp_path / "gone")
 
 
-def test_shots_come_from_their_own_file_or_the_items(tmp_path: Path) -> None:
+def test_examples_come_from_their_own_file_or_the_items(tmp_path: Path) -> None:
     task, items = written(
         tmp_path, WORD.replace("}\n", ', shots = "train*"}\n', 1), {"text": "a b"}
     )
-    assert find_shots(task, items, tmp_path) == items
+    assert find_examples(task, items, tmp_path) == items
     (tmp_path / "train.jsonl").touch()
-    assert find_shots(task, items, tmp_path) == tmp_path / "train.jsonl"
+    assert find_examples(task, items, tmp_path) == tmp_path / "train.jsonl"
 
 
-def test_a_choice(tmp_path: Path) -> None:
+def test_a_choice_item_is_built_from_its_row(tmp_path: Path) -> None:
     row = {"id": 7, "q": "{x}?", "c": ["yes", "no"], "g": 1}
     task, path = written(
         tmp_path,
@@ -81,10 +80,10 @@ def test_a_choice(tmp_path: Path) -> None:
         gold=(1,),
         unconditional="A:",
     )
-    assert solved(task, item) == "Q: {x}?\nA: no"
+    assert format_example(task, item) == "Q: {x}?\nA: no"
 
 
-def test_choices_that_the_task_lists(tmp_path: Path) -> None:
+def test_choices_listed_by_the_task_are_used(tmp_path: Path) -> None:
     task, path = written(
         tmp_path,
         CHOICE.replace('choices = "c"', 'choices = ["True", "False"]\nchoice = "{choice}"'),
@@ -94,7 +93,7 @@ def test_choices_that_the_task_lists(tmp_path: Path) -> None:
     assert (item.choices, item.gold, item.id) == (("True", "False"), (0, 1), "a.jsonl:1")
 
 
-def test_a_partial(tmp_path: Path) -> None:
+def test_a_partial_item_is_built_from_its_row(tmp_path: Path) -> None:
     task, path = written(
         tmp_path,
         HEAD + 'kind = "partial"\ncontexts = "c"\ntarget = " {t}"\ngold = "g"',
@@ -102,10 +101,10 @@ def test_a_partial(tmp_path: Path) -> None:
     )
     [item] = read_items(task, path)
     assert (item.contexts, item.target, item.gold) == (("It", "He"), " ran.", (0,))
-    assert solved(task, item) == "It ran."
+    assert format_example(task, item) == "It ran."
 
 
-def test_free_form(tmp_path: Path) -> None:
+def test_a_freeform_item_is_built_from_its_row(tmp_path: Path) -> None:
     toml = (
         HEAD
         + 'kind = "freeform"\nprompt = "{q}\\n"\nanswers = "a"\nanswer = "A: {answer}"\nmetric = ["exact_match"]'
@@ -113,10 +112,10 @@ def test_free_form(tmp_path: Path) -> None:
     task, path = written(tmp_path, toml, {"q": "?", "a": ["one", "1"]}, {"q": "!", "a": "two"})
     first, second = read_items(task, path)
     assert (first.answers, second.answers) == (("one", "1"), ("two",))
-    assert solved(task, first) == "?\nA: one"
+    assert format_example(task, first) == "?\nA: one"
 
 
-def test_the_last_word_is_split_off_or_named(tmp_path: Path) -> None:
+def test_the_target_is_the_last_word_or_a_template(tmp_path: Path) -> None:
     task, path = written(tmp_path, WORD, {"text": "the cat\non the mat"}, {"text": "two  words"})
     assert [(item.prompt, item.target) for item in read_items(task, path)] == [
         ("the cat\non the", " mat"),
@@ -128,7 +127,11 @@ def test_the_last_word_is_split_off_or_named(tmp_path: Path) -> None:
         {"text": "the", "word": "mat"},
     )
     [item] = read_items(named, path, limit=1)
-    assert (item.prompt, item.target, solved(named, item)) == ("the", " mat", "the ____. -> mat")
+    assert (item.prompt, item.target, format_example(named, item)) == (
+        "the",
+        " mat",
+        "the ____. -> mat",
+    )
 
 
 @pytest.mark.parametrize(
@@ -136,23 +139,25 @@ def test_the_last_word_is_split_off_or_named(tmp_path: Path) -> None:
     [
         (WORD, {"txt": "a b"}, "has no field 'text'"),
         (WORD, {"text": None}, "has no field 'text'"),
-        (WORD, {"text": ["a b"]}, "the field 'text' is not a text"),
+        (WORD, {"text": ["a b"]}, "the field 'text' is not text"),
         (WORD, {"text": "word"}, "no last word"),
         (WORD, {"text": "a b "}, "no last word"),
         (WORD, {"text": " b"}, "no last word"),
-        (CHOICE, {"q": "?", "c": [], "g": 0}, "not a list of texts with something in it"),
-        (CHOICE, {"q": "?", "c": [1, 2], "g": 0}, "not a list of texts"),
+        (CHOICE, {"q": "?", "c": [], "g": 0}, "is not a non-empty list of texts"),
+        (CHOICE, {"q": "?", "c": [1, 2], "g": 0}, "not a non-empty list of texts"),
         (
             CHOICE,
             {"q": "?", "c": ["a", "b"], "g": 2},
-            "the right choice is 2, and there are 2 choices",
+            "the correct choice is 2, but there are 2 choices",
         ),
-        (CHOICE, {"q": "?", "c": ["a", "b"], "g": -1}, "the right choice is -1"),
-        (CHOICE, {"q": "?", "c": ["a", "b"], "g": "A"}, "the right choice is 'A'"),
-        (CHOICE, {"q": "?", "c": ["a", "b"], "g": []}, "no right choice"),
+        (CHOICE, {"q": "?", "c": ["a", "b"], "g": -1}, "the correct choice is -1"),
+        (CHOICE, {"q": "?", "c": ["a", "b"], "g": "A"}, "the correct choice is 'A'"),
+        (CHOICE, {"q": "?", "c": ["a", "b"], "g": []}, "no choice is marked as correct"),
     ],
 )
-def test_a_broken_item_is_named(tmp_path: Path, toml: str, row: object, message: str) -> None:
+def test_a_broken_item_is_refused_with_its_id(
+    tmp_path: Path, toml: str, row: object, message: str
+) -> None:
     task, path = written(tmp_path, toml, {"text": "a b", "q": "?", "c": ["a", "b"], "g": 0}, row)
     with pytest.raises(InputError) as caught:
         read_items(task, path)
@@ -160,14 +165,14 @@ def test_a_broken_item_is_named(tmp_path: Path, toml: str, row: object, message:
     assert "a.jsonl:2" in str(caught.value)
 
 
-def test_an_empty_file(tmp_path: Path) -> None:
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     task, path = written(tmp_path, WORD)
     with pytest.raises(InputError, match="no items"):
         read_items(task, path)
 
 
 @pytest.mark.real_data
-def test_lambada_with_gpt2s_vocabulary(real_data: Path) -> None:
+def test_lambada_items_with_gpt2s_vocabulary(real_data: Path) -> None:
     task, gpt2 = find_task("lambada"), load_tokenizer(real_data / "gpt2-vocab")
     items = read_items(task, find_data(task, real_data))
     targets = gpt2.encode_batch([item.target for item in items])

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.evals.synthetic import GENERATED, generate
-from gptcli.evals.task import TASKS, find_task, task_names
+from gptcli.evals.synthetic import GENERATED, generate_rows
+from gptcli.evals.task import TASKS_DIR, find_task, task_names
 from gptcli.evals.task_data import make_item
 from gptcli.text.detokenize import DETOKENIZERS
 
@@ -40,12 +40,12 @@ UNCONDITIONAL = {
 
 
 @pytest.mark.parametrize("paper", LISTED)
-def test_the_list_is_complete(paper: str) -> None:
+def test_every_task_of_the_paper_exists(paper: str) -> None:
     assert set(LISTED[paper].split()) <= set(task_names())
 
 
 @pytest.mark.parametrize("name", task_names())
-def test_each_task_stands_on_what_there_is(name: str) -> None:
+def test_each_task_uses_existing_formats_and_scores(name: str) -> None:
     task = find_task(name)
     assert task.kind != "freeform" or task.metric
     assert not task.detokenize or task.detokenize in DETOKENIZERS
@@ -53,11 +53,11 @@ def test_each_task_stands_on_what_there_is(name: str) -> None:
     assert task.unconditional == UNCONDITIONAL.get(name, "")
     assert (task.normalise == "unconditional") == (name in UNCONDITIONAL)
     assert name not in SHOTS or task.shots == SHOTS[name]
-    assert (TASKS / f"{name}.toml").read_text(encoding="utf-8").isascii()
+    assert (TASKS_DIR / f"{name}.toml").read_text(encoding="utf-8").isascii()
 
 
-def test_prompts_are_the_papers() -> None:
-    row = next(generate("two_digit_addition", seed=0))
+def test_prompts_equal_the_papers() -> None:
+    row = next(generate_rows("two_digit_addition", seed=0))
     item = make_item(find_task("two_digit_addition"), row, Path("x"))
     assert item.prompt == row["prompt"]
     assert item.answers == (row["answer"],)

@@ -17,7 +17,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from gptcli.corpus.recipe import Source
+from gptcli.corpus.recipe import SourceConfig
 from gptcli.evals.task import Task
 from gptcli.finetune.task import FinetuneTask
 from gptcli.model.config import ModelConfig
@@ -278,7 +278,7 @@ def test_other_reports_have_the_documented_fields(folder: Path) -> None:
 def test_task_and_recipe_files_are_documented() -> None:
     check("task.toml of an evaluation", dataclass_keys(Task) - {"name"})
     check("task.toml of a fine-tuning", dataclass_keys(FinetuneTask))
-    check("recipe.toml", dataclass_keys(Source) - {"name"})
+    check("recipe.toml", dataclass_keys(SourceConfig) - {"name"})
 
 
 def table_rows(section: str) -> dict[str, list[str]]:

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from gptcli.cost.layout import Layout, parse_layout
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
+from gptcli.distributed.launch import launch
 from gptcli.errors import InputError, RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.finetune import loop as module
@@ -35,7 +36,7 @@ from gptcli.model.transformer import GPT
 from gptcli.runs.metrics import read_metrics
 from gptcli.sampling.load import load
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
-from gptcli.trainer.launch import launch
+from gptcli.trainer.checkpoint import newest_step
 from gptcli.trainer.preflight import resumed_state
 
 TOKENIZER = Tokenizer([*byte_alphabet(), END_OF_TEXT], [])
@@ -137,24 +138,24 @@ def test_asked_to_stop_it_does_so_with_a_checkpoint(run, tmp_path):
     assert contents(whole.out) == contents(run.out)
 
 
-def in_two(run: FinetuneRun, place: Place, events: Events) -> dict[str, Any]:
+def in_two(run: FinetuneRun, context: RankContext, events: Events) -> dict[str, Any]:
     """What each of two processes does: a run without dropout, one with, and that one again, killed
     twice.
     """
     torch.set_num_threads(1)
     module.EVALS_PER_EPOCH = 2
-    finetune_from_folder(run, place, events)
+    finetune_from_folder(run, context, events)
     drops = replace(run, task=replace(run.task, dropout=0.1))
-    report = finetune_from_folder(replace(drops, out=run.out.with_name("whole")), place, events)
+    report = finetune_from_folder(replace(drops, out=run.out.with_name("whole")), context, events)
     for step in (4, 13):
         with pytest.raises(Killed):
             finetune_from_folder(
                 replace(drops, out=run.out.with_name("broken"), resume=step > 4),
-                place,
+                context,
                 At(step, kill),
             )
     finetune_from_folder(
-        replace(drops, out=run.out.with_name("broken"), resume=True), place, events
+        replace(drops, out=run.out.with_name("broken"), resume=True), context, events
     )
     return report
 
@@ -170,7 +171,7 @@ def test_two_processes_do_what_one_does_and_resume_to_the_same_bytes(run, tmp_pa
     one = replace(run, task=task, start=str(tmp_path / "base"), out=tmp_path / "one")
     finetune_from_folder(one, SINGLE_PROCESS, SILENT)
     two = replace(one, out=tmp_path / "two", layout=Layout(dp=2))
-    assert launch(two, SILENT, in_two)["step"] == 18
+    assert launch(two, SILENT, in_two, newest_step)["step"] == 18
 
     lines = read_metrics(one.out)
     for ours, theirs in zip(read_metrics(two.out), lines, strict=True):

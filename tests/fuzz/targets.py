@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from gptcli.cli.config import read_config
-from gptcli.corpus.readers import DOCUMENTS, find_reader, scan
+from gptcli.corpus.formats import DOCUMENT_KINDS, find_reader, scan
 from gptcli.corpus.recipe import read_sources
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
 from gptcli.files import sha256, write_json
 from gptcli.finetune.task import read_task
@@ -93,7 +93,7 @@ def documents() -> list[Target]:
     )
     found += [
         Target(f"text by {kind}", {"a.txt": TEXT.encode()}, reading("a.txt", kind))
-        for kind in DOCUMENTS
+        for kind in DOCUMENT_KINDS
     ]
     found.append(
         Target("gzip", {"a.jsonl.gz": gzip.compress(lines) * 2}, reading("a.jsonl.gz", "file"))
@@ -348,13 +348,13 @@ def logs() -> list[Target]:
 
 
 def checkpoints() -> list[Target]:
-    place, model = Place(torch.device("cpu")), GPT(SHAPE)
+    context, model = RankContext(torch.device("cpu")), GPT(SHAPE)
     optimizer = torch.optim.AdamW(model.parameters())
 
     def write(folder: Path) -> None:
         model(torch.zeros(1, 2, dtype=torch.long)).sum().backward()
         optimizer.step()
-        store = Checkpoints(folder, place, keep=1)
+        store = Checkpoints(folder, context, keep=1)
         parameters = dict(model.named_parameters())
         store.save(
             State(Position(1, 2), {"seed": 1}, {"loss": 1.0, "running": {}}), parameters, optimizer
@@ -369,7 +369,7 @@ def checkpoints() -> list[Target]:
     def read(folder: Path) -> None:
         newest_state(folder)
         fresh = GPT(SHAPE)
-        store = Checkpoints(folder, place, keep=1)
+        store = Checkpoints(folder, context, keep=1)
         if (found := store.newest(SILENT)) is not None:
             store.load(found, dict(fresh.named_parameters()), torch.optim.AdamW(fresh.parameters()))
             dict(SavedModel(found))

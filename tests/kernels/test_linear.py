@@ -13,7 +13,7 @@ from gptcli.model.config import ModelConfig
 from gptcli.model.linear_kernel import linear, mlp
 from gptcli.model.transformer import GPT, Block
 from gptcli.trainer.machine import has_compiler
-from gptcli.trainer.parallelize import dress
+from gptcli.trainer.parallelize import apply_ac_and_compile
 
 pytestmark = pytest.mark.skipif(not linear_kernel.runs_here(), reason="no AMX here")
 
@@ -135,7 +135,7 @@ def test_compiled_blocks_take_it_and_one_graph_serves_all(monkeypatch: pytest.Mo
         lambda name, *rest, shape: (calls.append(name), kernel(name, *rest, shape=shape)),
     )
     settings = SimpleNamespace(compile=True, recompute="none")
-    dress(model, settings, None)  # type: ignore[arg-type]
+    apply_ac_and_compile(model, settings, None)  # type: ignore[arg-type]
     for got, wanted in zip(losses_and_gradients(model), plain, strict=True):
         near(got, wanted, 2e-2)
     assert {name: calls.count(name) for name in set(calls)} == {
@@ -146,7 +146,7 @@ def test_compiled_blocks_take_it_and_one_graph_serves_all(monkeypatch: pytest.Mo
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert list(model.state_dict()) == names
     settings.compile = False
-    dress(model, settings, None)  # type: ignore[arg-type]
+    apply_ac_and_compile(model, settings, None)  # type: ignore[arg-type]
     assert all(map(torch.equal, losses_and_gradients(model), plain)), "back to PyTorch's own"
 
 

@@ -14,7 +14,7 @@ from gptcli.model.config import ModelConfig
 from gptcli.model.norm_kernel import Norm, add_norm, norm
 from gptcli.model.transformer import GPT, Block
 from gptcli.trainer.machine import has_compiler
-from gptcli.trainer.parallelize import dress
+from gptcli.trainer.parallelize import apply_ac_and_compile
 
 pytestmark = pytest.mark.skipif(not norm_kernel.runs_here(), reason="no AMX here")
 
@@ -161,7 +161,7 @@ def test_compiled_blocks_take_it(
     plain = losses_and_gradients(model)
     counted = Counted()
     monkeypatch.setattr(norm_kernel, "_kernel", lambda: counted)
-    dress(model, SimpleNamespace(compile=True, recompute=recompute), None)  # type: ignore[arg-type]
+    apply_ac_and_compile(model, SimpleNamespace(compile=True, recompute=recompute), None)  # type: ignore[arg-type]
     for got, wanted in zip(losses_and_gradients(model), plain, strict=True):
         near(got, wanted, 2e-2)
     taken = norm == "pre" and recompute != "selective"
@@ -171,7 +171,7 @@ def test_compiled_blocks_take_it(
     }
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert list(model.state_dict()) == names
-    dress(model, SimpleNamespace(compile=False, recompute="none"), None)  # type: ignore[arg-type]
+    apply_ac_and_compile(model, SimpleNamespace(compile=False, recompute="none"), None)  # type: ignore[arg-type]
     assert all(map(torch.equal, losses_and_gradients(model), plain)), "back to PyTorch's own"
 
 

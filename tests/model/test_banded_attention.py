@@ -224,7 +224,7 @@ def test_flex_equals_the_mask(T: int, band: int, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("how", ["none", "selective", "full"])
 def test_flex_in_a_models_block(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the trainer compiles it on a GPU, with products in bf16 and with recomputation."""
-    from gptcli.distributed.activation_checkpoint import recomputed
+    from gptcli.distributed.activation_checkpoint import checkpoint_forward
     from gptcli.model.config import ModelConfig
     from gptcli.model.transformer import Block
 
@@ -254,7 +254,9 @@ def test_flex_in_a_models_block(how: str, monkeypatch: pytest.MonkeyPatch) -> No
     torch._dynamo.reset()
     found = both(
         torch.compile(
-            recomputed(block.forward, how, drops=False), dynamic=False, backend="aot_eager"
+            checkpoint_forward(block.forward, how, preserve_rng=False),
+            dynamic=False,
+            backend="aot_eager",
         )
     )
     for ours, theirs in zip(found, wanted, strict=True):
@@ -291,7 +293,7 @@ def test_the_form_for_each_place() -> None:
         ("cuda", half, 64, False, False): "varlen", ("cuda", single, 64, False, False): "blocks", ("cuda", half, 64, True, True): "blocks",
     }  # fmt: skip
     for (device, dtype, d_head, drops, compiled), form in chosen.items():
-        assert module.form_for(device, dtype, d_head, drops=drops, compiled=compiled) == form
+        assert module.form_for(device, dtype, d_head, preserve_rng=drops, compiled=compiled) == form
 
 
 def test_operators_obey_the_compilers_rules() -> None:

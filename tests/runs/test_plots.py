@@ -10,12 +10,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from gptcli.cli.cost_laws import predict
-from gptcli.cli.cost_options import Terms
-from gptcli.cli.cost_subject import estimate, named
 from gptcli.cost.estimate import Estimate
-from gptcli.cost.lawfit import Run, fit_law
+from gptcli.cost.hardware import find_gpu
+from gptcli.cost.hardware_options import HardwareOptions
 from gptcli.cost.planner import plans
+from gptcli.cost.scaling_fit import RunResult, fit_law
+from gptcli.cost.target import estimate_target, find_target
 from gptcli.errors import InputError, UsageError
 from gptcli.papers.compute import TABLE_D1
 from gptcli.runs import plots
@@ -23,8 +23,8 @@ from gptcli.runs.plots import accuracy_plot, plot_reports
 from tests.runs.test_charts import SVG, bar_of, check_picture, label_boxes
 
 
-def priced(size: str, **said: str) -> Estimate:
-    return estimate(named(size), None, Terms(said))
+def priced(size: str, **options: Any) -> Estimate:
+    return estimate_target(find_target(size), None, HardwareOptions(**options))
 
 
 def words_of(root: ElementTree.Element) -> list[str]:
@@ -91,7 +91,7 @@ def test_memory_of_a_model_has_bars_in_proportion(size: str) -> None:
 
 
 def test_memory_of_a_rank_shrinks_with_recomputation() -> None:
-    found = priced("6.7B", gpu="a100", layout="shard=8,tp=2", micro_batch=4)  # type: ignore[arg-type]
+    found = priced("6.7B", gpu="a100", layout="shard=8,tp=2", micro_batch=4)
     assert found.plan is not None
     assert found.model is not None
     root = check_picture(plots.memory_of_rank(found.plan, found.model, found))
@@ -103,22 +103,20 @@ def test_memory_of_a_rank_shrinks_with_recomputation() -> None:
 
 
 def test_time_of_plans_names_each_layout() -> None:
-    terms = Terms({"gpu": "h100"})
-    assert terms.gpu is not None
-    found = plans(named("13B").model, terms.gpu, 64, 1024, "bf16", most=12)
+    found = plans(find_target("13B").model, find_gpu("h100"), 64, 1024, "bf16", most=12)
     root = check_picture(plots.time_of_plans("13B", found))
     assert str(found[0].layout) in words_of(root)
 
 
 def test_a_fitted_law_is_drawn_with_its_runs_and_predictions() -> None:
     runs = [
-        Run(name=f"out/{n}", parameters=10**4 * 2**n, tokens=10**5 * 2**n, loss=4.0 * 1.1**-n)
+        RunResult(name=f"out/{n}", parameters=10**4 * 2**n, tokens=10**5 * 2**n, loss=4.0 * 1.1**-n)
         for n in range(6)
     ]
     fitted = fit_law(runs)
     predicted = [
-        predict(fitted, "out/seventh", 10**6, 10**7, 1.9),
-        predict(fitted, "custom", 10**6, 2 * 10**7, None),
+        fitted.predict("out/seventh", 10**6, 10**7, 1.9),
+        fitted.predict("custom", 10**6, 2 * 10**7, None),
     ]
     root = check_picture(plots.fitted_law(fitted, runs, predicted))
     words = words_of(root)

@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.model.transformer import GPT
-from gptcli.sampling.params import Rules
-from gptcli.sampling.streaming import TextStream, complete
+from gptcli.sampling.generate import generate
+from gptcli.sampling.params import SamplingParams
+from gptcli.sampling.streaming import TextStream
 from gptcli.tokenizer.tokenizer import Tokenizer
 
-RULES = Rules(temperature=1.5)
+RULES = SamplingParams(temperature=1.5)
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
@@ -23,7 +24,7 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
 @given(
     st.binary(max_size=40) | st.text(max_size=20).map(str.encode), st.lists(st.integers(0, 10**6))
 )
-def test_pieces_make_the_whole_wherever_it_is_cut(data: bytes, places: list[int]) -> None:
+def test_pieces_add_up_to_the_text_wherever_bytes_are_split(data: bytes, places: list[int]) -> None:
     stream = TextStream()
     assert "".join([*map(stream.push, cut(data, places)), stream.end()]) == data.decode(
         "utf-8", "replace"
@@ -31,7 +32,7 @@ def test_pieces_make_the_whole_wherever_it_is_cut(data: bytes, places: list[int]
 
 
 @given(st.text(max_size=20), st.lists(st.integers(0, 10**6)))
-def test_no_piece_holds_half_a_character(text: str, places: list[int]) -> None:
+def test_pieces_contain_only_complete_characters(text: str, places: list[int]) -> None:
     stream = TextStream()
     shown = ""
     for piece in cut(text.encode(), places):
@@ -45,7 +46,7 @@ def test_no_piece_holds_half_a_character(text: str, places: list[int]) -> None:
     st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
     st.lists(st.integers(0, 10**6)),
 )
-def test_text_ends_before_the_first_stop_string_however_it_is_cut(
+def test_text_ends_before_the_first_stop_string(
     text: str, stops: list[str], places: list[int]
 ) -> None:
     stream = TextStream(stops)
@@ -64,9 +65,9 @@ def test_text_ends_before_the_first_stop_string_however_it_is_cut(
 
 
 def test_a_stop_string_ends_a_sample(model: GPT, tokenizer: Tokenizer) -> None:
-    whole = complete(model, tokenizer, [1, 2], RULES, max_tokens=60, seed=3)
+    whole = generate(model, tokenizer, [1, 2], RULES, max_tokens=60, seed=3)
     stop = whole.text[10:13]
-    made = complete(
+    made = generate(
         model, tokenizer, [1, 2], RULES, max_tokens=60, seed=3, stops=[stop, "never said"]
     )
     assert made.text == whole.text[: whole.text.index(stop)]
@@ -74,21 +75,34 @@ def test_a_stop_string_ends_a_sample(model: GPT, tokenizer: Tokenizer) -> None:
     assert made.tokens == whole.tokens[: len(made.tokens)]
 
 
-def test_a_completion_is_its_tokens(model: GPT, tokenizer: Tokenizer) -> None:
+def test_completion_text_is_that_of_its_tokens(model: GPT, tokenizer: Tokenizer) -> None:
     for number in range(20):
         shown: list[str] = []
-        made = complete(
-            model, tokenizer, [1, 2], RULES, max_tokens=60, seed=3, number=number, show=shown.append
+        made = generate(
+            model,
+            tokenizer,
+            [1, 2],
+            RULES,
+            max_tokens=60,
+            seed=3,
+            sample_index=number,
+            on_text=shown.append,
         )
         assert made.text == "".join(shown) == tokenizer.decode(made.tokens)
         assert made.finish_reason == ("length" if len(made.tokens) == 60 else "stop")
         assert made.tokens_per_second > 0
 
 
-def test_end_of_text_ends_it_and_is_not_shown(model: GPT, tokenizer: Tokenizer) -> None:
+def test_end_of_text_ends_a_sample_and_is_left_out(model: GPT, tokenizer: Tokenizer) -> None:
     ended = [
-        complete(
-            model, tokenizer, [1], Rules(temperature=8.0), max_tokens=300, seed=0, number=number
+        generate(
+            model,
+            tokenizer,
+            [1],
+            SamplingParams(temperature=8.0),
+            max_tokens=300,
+            seed=0,
+            sample_index=number,
         )
         for number in range(12)
     ]

@@ -5,13 +5,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.model.loss import IGNORE
 from gptcli.shards.loader import TokenStream
-from gptcli.shards.order import Windows
+from gptcli.shards.order import ShuffledWindows
 from gptcli.trainer.batches import InOrder, micro_batches
 
-ORDER = Windows(TokenStream([np.arange(4 * 50 + 1)]), 4, seed=3)
+ORDER = ShuffledWindows(TokenStream([np.arange(4 * 50 + 1)]), 4, seed=3)
 CPU = torch.device("cpu")
 
 
@@ -23,7 +23,8 @@ CPU = torch.device("cpu")
 )
 def test_processes_and_micro_batches_only_cut_the_order(first, count, size, world):
     parts = [
-        micro_batches(ORDER, first, count, size, Place(CPU, rank, world)) for rank in range(world)
+        micro_batches(ORDER, first, count, size, RankContext(CPU, rank, world))
+        for rank in range(world)
     ]
     assert len({len(part) for part in parts}) == 1
     assert {tuple(x.shape) for part in parts for x, _ in part} == {(size, 4)}

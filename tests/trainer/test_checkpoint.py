@@ -9,18 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.errors import InputError, RunError
 from gptcli.events import SILENT, Events
 from gptcli.files import PARTIAL
 from gptcli.model.checkpoint_tensors import SavedModel
 from gptcli.trainer import checkpoint, storage
 from gptcli.trainer.checkpoint import Checkpoints, State, canonical_parameters
-from gptcli.trainer.parallelize import build
+from gptcli.trainer.parallelize import build_train_step
 from gptcli.trainer.schedule import Position
 from tests.waiting import HANG_S
 
-PLACE = Place(torch.device("cpu"))
+CONTEXT = RankContext(torch.device("cpu"))
 
 
 class Warnings(Events):
@@ -33,7 +33,7 @@ class Warnings(Events):
 
 @pytest.fixture
 def stepper(make_run):
-    stepper = build(make_run(), PLACE, SILENT)
+    stepper = build_train_step(make_run(), CONTEXT, SILENT)
     batch = (torch.arange(32).view(2, 16), torch.arange(1, 33).view(2, 16))
     stepper.gradients([batch], 32, 1)
     stepper.update(1e-3)
@@ -42,20 +42,20 @@ def stepper(make_run):
 
 def save(out, stepper, step, *, keep=3):
     state = State(Position(step, 4 * step), {"seed": 1}, {"step": step, "loss": 2.5})
-    checkpoints = Checkpoints(out, PLACE, keep=keep)
+    checkpoints = Checkpoints(out, CONTEXT, keep=keep)
     checkpoints.save(state, canonical_parameters(stepper.model), stepper.optimizer)
     checkpoints.wait()
     return checkpoint.folder_of(out, step)
 
 
 def newest(out, events=SILENT):
-    return Checkpoints(out, PLACE, keep=1).newest(events)
+    return Checkpoints(out, CONTEXT, keep=1).newest(events)
 
 
 def test_taken_up_to_the_bit(make_run, stepper, tmp_path):
     folder = save(tmp_path, stepper, 7)
-    fresh = build(make_run(seed=99), PLACE, SILENT)
-    state = Checkpoints(tmp_path, PLACE, keep=1).load(
+    fresh = build_train_step(make_run(seed=99), CONTEXT, SILENT)
+    state = Checkpoints(tmp_path, CONTEXT, keep=1).load(
         folder, canonical_parameters(fresh.model), fresh.optimizer
     )
     assert state == State(Position(7, 28), {"seed": 1}, {"step": 7, "loss": 2.5})
@@ -171,7 +171,7 @@ def state_at(step):
 
 def test_written_in_the_background_as_it_was_at_the_moment_of_the_save(stepper, tmp_path, gate):
     checkpoints, parameters = (
-        Checkpoints(tmp_path, PLACE, keep=3),
+        Checkpoints(tmp_path, CONTEXT, keep=3),
         canonical_parameters(stepper.model),
     )
     before = {name: tensor.clone() for name, tensor in parameters.items()}
@@ -191,7 +191,7 @@ def test_never_two_in_flight_and_a_write_that_fails_is_an_error_at_the_next_save
     stepper, tmp_path, gate, monkeypatch
 ):
     checkpoints, parameters = (
-        Checkpoints(tmp_path, PLACE, keep=3),
+        Checkpoints(tmp_path, CONTEXT, keep=3),
         canonical_parameters(stepper.model),
     )
     checkpoints.save(state_at(5), parameters, stepper.optimizer)
@@ -275,9 +275,9 @@ def test_memory_is_not_made_for_what_an_index_only_claims(stepper, tmp_path):
 
 def test_tensors_that_do_not_fit_are_one_clear_error(make_run, stepper, tmp_path):
     folder = save(tmp_path, stepper, 7)
-    fresh = build(make_run(n_ctx=8), PLACE, SILENT)
+    fresh = build_train_step(make_run(n_ctx=8), CONTEXT, SILENT)
     with pytest.raises(InputError, match="does not fit this run"):
-        Checkpoints(tmp_path, PLACE, keep=1).load(
+        Checkpoints(tmp_path, CONTEXT, keep=1).load(
             folder, canonical_parameters(fresh.model), fresh.optimizer
         )
 
@@ -300,7 +300,10 @@ def test_a_run_killed_before_it_removed_the_oldest_removes_it_when_it_goes_on(
 ):
     for step in (2, 4, 6):
         save(tmp_path, stepper, step)
-    fresh, checkpoints = build(make_run(), PLACE, SILENT), Checkpoints(tmp_path, PLACE, keep=2)
+    fresh, checkpoints = (
+        build_train_step(make_run(), CONTEXT, SILENT),
+        Checkpoints(tmp_path, CONTEXT, keep=2),
+    )
     checkpoints.load(checkpoints.newest(SILENT), canonical_parameters(fresh.model), fresh.optimizer)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
         "step-00000004",

@@ -138,34 +138,3 @@ def test_a_context_beyond_the_room_still_gets_one_sequence():
         )[0]
         == 1
     )
-
-
-def test_threads_are_held_where_there_are_cores_for_them(monkeypatch):
-    told = []
-    events = SimpleNamespace(warn=told.append)
-    monkeypatch.setattr(machine, "cores", lambda: 2)
-    try:
-        assert machine.hold_threads(None, events) == 1
-        assert machine.hold_threads(2, events) == torch.get_num_threads() == 2
-        torch.set_num_threads(1)
-        assert not told
-        assert machine.hold_threads(3, events) == torch.get_num_threads() == 1
-        assert "the run had 3 threads, and 2 cores are here" in told[0]
-    finally:
-        torch.set_num_threads(1)
-
-
-def test_a_resume_says_where_last_bits_will_be_others(monkeypatch):
-    told = []
-    events = SimpleNamespace(warn=told.append)
-    config = SimpleNamespace(compile=True, precision="bf16")
-    monkeypatch.setattr(machine.linear_kernel, "runs_here", lambda: True)
-    made = machine.same_arithmetic(None, config, events)
-    assert machine.same_arithmetic(made, config, events) == made
-    assert not told
-    # no compiler here, or no AMX
-    monkeypatch.setattr(machine.linear_kernel, "runs_here", lambda: False)
-    other = machine.same_arithmetic(made, SimpleNamespace(compile=False, precision="bf16"), events)
-    assert other != made
-    assert f"made by {made}; here it is {other}:" in told[0]
-    assert made.endswith(", compiled, kernels in C")

@@ -16,18 +16,18 @@ import torch
 from torch import nn
 
 from gptcli.cost.layout import Layout
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT, Events
 from gptcli.runs.metrics import read_metrics
 from gptcli.shards.loader import open_split
-from gptcli.shards.order import Windows
+from gptcli.shards.order import ShuffledWindows
 from gptcli.trainer.loop import train
 from gptcli.trainer.noise_scale import AGAIN_EVERY, NoiseScale, part_of
-from gptcli.trainer.parallelize import build
+from gptcli.trainer.parallelize import build_train_step
 from gptcli.trainer.step import Stepper
 from tests.waiting import HANG_S
 
-CPU = Place(torch.device("cpu"))
+CPU = RankContext(torch.device("cpu"))
 
 
 class StopAt(Events):
@@ -103,12 +103,12 @@ def test_nothing_is_said_before_a_measurement_and_of_what_is_not_finite():
 
 
 def test_which_part_is_measured():
-    two = Place(CPU.device, 0, 2)
+    two = RankContext(CPU.device, 0, 2)
     assert [part_of(n, 3, CPU, 1) for n in (1, 3, 4, 9)] == [None, None, 3, 3]
     assert [part_of(n, 3, two, 1) for n in (1, 2, 7, 8)] == [None, 1, None, 4]
     sliced, staged = (
-        Place(CPU.device, 0, 4, Layout(dp=2, tp=2)),
-        Place(CPU.device, 0, 2, Layout(pp=2)),
+        RankContext(CPU.device, 0, 4, Layout(dp=2, tp=2)),
+        RankContext(CPU.device, 0, 2, Layout(pp=2)),
     )
     assert [part_of(n, 3, sliced, AGAIN_EVERY) for n in (6, 9, 12, 14)] == [None, None, 6, None]
     assert [part_of(n, 3, staged, AGAIN_EVERY) for n in (6, 9, 10)] == [None, 6, None]
@@ -120,8 +120,8 @@ def test_the_loop_logs_it(make_run, train_here):
     run = make_run(micro_batch=1, lr=1e-12)
     lines = _lines(run, train_here)
     stepper, order, by_hand = (
-        build(run, CPU, SILENT),
-        Windows(open_split(run.data, "train"), 16, run.train.seed),
+        build_train_step(run, CPU, SILENT),
+        ShuffledWindows(open_split(run.data, "train"), 16, run.train.seed),
         NoiseScale(),
     )
 
@@ -189,7 +189,8 @@ from gptcli.events import SILENT
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
 from gptcli.cost.layout import parse_layout
-from gptcli.distributed.context import Place, repeat, shard
+from gptcli.distributed.context import RankContext
+from gptcli.distributed.fsdp import apply_ddp, apply_fsdp
 from gptcli.trainer.step import Stepper
 
 rank, store = int(sys.argv[1]), sys.argv[2]
@@ -214,19 +215,19 @@ def expected(size):
     return total
 
 for layout in ("dp=2", "shard=2"):
-    place = Place(torch.device("cpu"), rank, 2, parse_layout(layout))
+    context = RankContext(torch.device("cpu"), rank, 2, parse_layout(layout))
     for size in (1, 2):  # two micro-batches of the process's own, or one
         laid_out = model()
         if layout == "shard=2":
-            shard(laid_out, place.mesh(), None)
+            apply_fsdp(laid_out, context.build_mesh(), None)
         optimizer = torch.optim.SGD(laid_out.parameters())
-        engine = repeat(laid_out, place.layout)
-        stepper = Stepper(laid_out, optimizer, place, engine=engine, clip=1e9, products=None, dropout_seed=None)
+        engine = apply_ddp(laid_out, context.layout)
+        stepper = Stepper(laid_out, optimizer, context, engine=engine, clip=1e9, products=None, dropout_seed=None)
         own = list(zip(*(rows.split(size) for rows in halves[rank])))
         for step in (1, 2):  # the second starts anew
             stepper.gradients(own, 64, step)
             stepper.skip()
-        total = place.total(stepper.part.norm2.clone()).item()
+        total = context.all_reduce_sum(stepper.part.norm2.clone()).item()
         part = size if layout == "shard=2" else 2  # shards exchange the gradients of every micro-batch
         assert abs(total / expected(part) - 1) < 1e-5, (layout, size, total)
 dist.barrier()

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.events import Events
 from gptcli.model.source import TRACE
 from gptcli.trainer.loop import train
@@ -23,7 +23,7 @@ class Told(Events):
 
 def test_a_trace_and_the_top_operators(make_run):
     run, told = replace(make_run(), profile=True), Told()
-    train(run, Place(torch.device("cpu")), told)
+    train(run, RankContext(torch.device("cpu")), told)
     names = {
         event.get("name") for event in json.loads((run.out / TRACE).read_text())["traceEvents"]
     }
@@ -33,5 +33,5 @@ def test_a_trace_and_the_top_operators(make_run):
 
 def test_a_run_too_short_says_so(make_run):
     run, told = replace(make_run(tokens=64), profile=True), Told()
-    train(run, Place(torch.device("cpu")), told)
+    train(run, RankContext(torch.device("cpu")), told)
     assert any("left no trace" in text for text in told.texts)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.errors import InputError
 from gptcli.events import SILENT, Events
 from gptcli.model.source import INIT
@@ -15,7 +15,7 @@ from gptcli.trainer.checkpoint import folder_of
 from gptcli.trainer.loop import train
 from gptcli.trainer.start import keep_start, kept_start
 
-CPU = Place(torch.device("cpu"))
+CPU = RankContext(torch.device("cpu"))
 
 
 class KilledAt(Events):

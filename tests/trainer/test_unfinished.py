@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.errors import InputError
 from gptcli.events import Events
 from gptcli.model import safetensors_io
@@ -34,7 +34,7 @@ from gptcli.trainer.export import prepare, write_card
 from gptcli.trainer.loop import train
 from gptcli.trainer.schedule import Position
 
-CPU = Place(torch.device("cpu"))
+CPU = RankContext(torch.device("cpu"))
 KINDS = {
     "dense": {},
     "untied": {"tied": False},
