@@ -100,7 +100,7 @@ def main() -> None:
     except SystemExit as stop:  # typer has said what there was to say, but for Ctrl-C
         code = _complain("interrupted", INTERRUPTED) if stop.code == INTERRUPTED else stop.code
     except GptError as error:
-        code = _complain(str(error), error.exit_code)
+        code = _complain(error.message, error.exit_code)
     except OSError as error:
         code = _complain(
             _os_error(error),
@@ -123,9 +123,9 @@ def main() -> None:
 
 
 def _complain(text: str, code: int) -> int:
-    from gptcli.cli.console import wrapped
+    from gptcli.cli.console import as_options, wrapped
 
-    print(wrapped(f"gpt: {text}"), file=sys.stderr)
+    print(wrapped(f"gpt: {as_options(text)}"), file=sys.stderr)
     return code
 
 

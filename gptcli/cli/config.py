@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gptcli import __version__, toml_text
-from gptcli.errors import InputError, UsageError
+from gptcli.errors import InputError, UsageError, message_of
 from gptcli.files import atomic_write, read_text, read_toml, similar
 
 T = TypeVar("T")
@@ -152,7 +152,7 @@ def split_list(text: str) -> list[str]:
 
 
 def option(name: str) -> str:
-    """How the option of a parameter is typed: n_layer as --n-layer."""
+    """Return the option of a parameter: n_layer as --n-layer."""
     return "--" + name.replace("_", "-")
 
 
@@ -163,7 +163,7 @@ def read_option(name: str, text: Any, convert: Callable[[Any], T]) -> T:
     try:
         return convert(text)
     except UsageError as error:
-        raise UsageError(error.what, where=option(name), hint=error.hint) from None
+        raise UsageError(error.what, field=name, code=error.code, hint=error.hint) from None
 
 
 @dataclass(slots=True)
@@ -212,7 +212,7 @@ def read_config(path: Path, names: Mapping[str, Any], command: str = "gpt") -> d
         try:
             values[name] = convert(value) if convert else value
         except (UsageError, ValueError, TypeError) as error:
-            raise InputError(f"{key}: {error}", where=where) from None
+            raise InputError(f"{key}: {message_of(error)}", where=where) from None
     return values
 
 

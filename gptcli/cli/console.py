@@ -13,6 +13,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gptcli import strict_json
+from gptcli.cli.config import option
+from gptcli.errors import name_parameters
 from gptcli.events import Events
 from gptcli.interrupts import Cleanup, write
 from gptcli.numbers import amount, duration, percent
@@ -98,6 +100,7 @@ class ConsoleEvents(Events):
         self._tasks: dict[str, _Task] = {}
 
     def info(self, text: str) -> None:
+        text = as_options(text)
         if self._live is not None:
             self._live.console.print(text)
         else:
@@ -176,6 +179,11 @@ class _Task:
     def __init__(self, now: float, first: float) -> None:
         self.since, self.first, self.shown, self.wait = now, first, now, FIRST
         self.bar: TaskID | None = None
+
+
+def as_options(text: str) -> str:
+    """Write the parameters that a message names as options: `{option:n_ctx}` as --n-ctx."""
+    return name_parameters(text, option)
 
 
 def wrapped(text: str) -> str:

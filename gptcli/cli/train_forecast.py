@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from gptcli.cli.console import as_options
 from gptcli.errors import UsageError
 from gptcli.numbers import amount, in_bytes, rough_duration
 
@@ -68,7 +69,11 @@ def time_range(forecast: Forecast) -> str:
 
 def forecast_json(forecast: Forecast) -> dict[str, Any]:
     """Return the keys of `gpt train --dry-run --json` that tell what a run will take."""
-    return asdict(forecast)
+    keys = asdict(forecast)
+    keys["warnings"] = [
+        {name: as_options(text) for name, text in caution.items()} for caution in keys["warnings"]
+    ]
+    return keys
 
 
 def tell(forecast: Forecast, events: Events, *, at_least: bool = False) -> None:
@@ -80,7 +85,7 @@ def tell(forecast: Forecast, events: Events, *, at_least: bool = False) -> None:
 
 def warn(forecast: Forecast, events: Events) -> None:
     for caution in forecast.warnings:
-        events.warn(str(caution))
+        events.warn(caution.text)
 
 
 def refuse(forecast: Forecast) -> None:

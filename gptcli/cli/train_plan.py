@@ -133,9 +133,7 @@ def said(options: Mapping[str, Any], config: Path | None, *, resume: bool) -> Re
         try:
             given.put({name: None if text is None else NAMES[name](text)}, "option")
         except UsageError as error:
-            raise UsageError(
-                error.what, where=f"--{name.replace('_', '-')}", hint=error.hint
-            ) from None
+            raise UsageError(error.what, field=name, code=error.code, hint=error.hint) from None
     if given.values.get("scale_lr") and (
         other := next((name for name in ("lr", "mup") if name in given.values), None)
     ):

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gptcli.errors import GptError, UsageError
+from gptcli.errors import GptError, UsageError, message_of
 
 ITEMS = 1000  # of each task, where --eval-items does not say
 
@@ -58,7 +58,7 @@ def measure(
                 model, load_tokenizer(tokenizer), task, data, Options(limit=items), events=events
             )
         except GptError as error:
-            events.warn(f"{task.name} was not scored: {error}")
+            events.warn(f"{task.name} was not scored: {message_of(error)}")
             continue
         found |= {
             f"{task.name}_{name}": figure.value for name, figure in results[0].figures.items()

@@ -57,13 +57,13 @@ def begin(build: Build, out: Path, *, resume: bool, force: bool) -> bool:
             raise UsageError(
                 "there is no build to resume in it",
                 where=out,
-                hint="--force empties it, or choose another output with -o",
+                hint="{option:force} empties it, or choose another {option:out}",
             )
         if STDIN in build.inputs:
             raise UsageError(
                 "a build from standard input cannot be resumed",
                 where=out,
-                hint="save the text to a file, or start over with --force",
+                hint="save the text to a file, or start over with {option:force}",
             )
         before = read_json(out / RECORD)
         refuse_changes(before, record, out)
@@ -77,7 +77,8 @@ def begin(build: Build, out: Path, *, resume: bool, force: bool) -> bool:
                 raise UsageError(
                     f"of {before[PARTS]} parts {', '.join(map(str, missing[:8]))}{' and others' * (len(missing) > 8)} are not done",
                     where=out,
-                    hint=f"run the same command with --part {missing[0]}/{before[PARTS]} instead of --resume first",
+                    hint=f"first run the same build with {{option:part}} {missing[0]}/{before[PARTS]} "
+                    "instead of {option:resume}",
                 )
             record[PARTS] = before[PARTS]
     write_json(out / RECORD, record)
@@ -143,7 +144,7 @@ def _check_splits(build: Build, units_of: list[list[Unit]], events: Events) -> N
     if not train:
         raise InputError(
             f"all {val} documents fell to validation and none is left to train on",
-            hint="give more documents or a smaller --val-fraction",
+            hint="give more documents or a smaller {option:val_fraction}",
         )
     for source, mine in zip(build.sources, units_of, strict=True):
         if not sum(unit.documents["train"] for unit in mine):
@@ -158,10 +159,10 @@ def _check_splits(build: Build, units_of: list[list[Unit]], events: Events) -> N
             for source in build.sources
             for path in source.inputs
         ):
-            what_to_do = "cut the text into more of them with --documents paragraph"
+            what_to_do = "cut the text into more of them with {option:documents} paragraph"
         events.warn(
-            f"the validation split is empty: of {train} document{'s' * (train != 1)} none fell to it at --val-fraction "
-            f"{build.val_fraction:g}\n  {what_to_do}"
+            f"the validation split is empty: of {train} document{'s' * (train != 1)} none fell to it "
+            f"at {{option:val_fraction}} {build.val_fraction:g}\n  {what_to_do}"
         )
 
 

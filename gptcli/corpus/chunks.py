@@ -195,5 +195,5 @@ class Unit:
                 raise RunError(
                     "was cut short since it was written",
                     where=self.path,
-                    hint="start over with --force",
+                    hint="start over with {option:force}",
                 )

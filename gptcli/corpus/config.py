@@ -44,22 +44,27 @@ class Build:
         if self.tokenizer.eot_id is None:
             raise InputError(
                 "the tokenizer has no <|endoftext|>, which stands before each document",
-                where="--tokenizer",
+                field="tokenizer",
+                code="no_end_of_text",
                 hint="train one with gpt tokenize train, or add the token",
             )
         if not 0 <= self.val_fraction < 1:
             raise UsageError(
                 f"{self.val_fraction} is not from 0 up to, but not including, 1",
-                where="--val-fraction",
+                field="val_fraction",
+                code="val_fraction_out_of_range",
             )
         if not 1 <= self.shard_tokens <= MAX_TOKENS:
             raise UsageError(
-                f"{self.shard_tokens} is not from 1 to {MAX_TOKENS}", where="--shard-tokens"
+                f"{self.shard_tokens} is not from 1 to {MAX_TOKENS}",
+                field="shard_tokens",
+                code="shard_tokens_out_of_range",
             )
         if self.encoder not in ENCODERS:
             raise UsageError(
                 f"unknown encoder {self.encoder!r}",
-                where="--encoder",
+                field="encoder",
+                code="unknown_encoder",
                 hint=nearest(self.encoder, ENCODERS),
             )
         if not self.evaluation and (
@@ -94,7 +99,11 @@ class Build:
         one.
         """
         if asked < 1:
-            raise UsageError(f"{asked} is less than 1", where="--workers")
+            raise UsageError(
+                f"{asked} is less than 1",
+                field="workers",
+                code="workers_out_of_range",
+            )
         size = self.input_bytes()
         # standard input cannot be shared, nor can one unit
         return 1 if size is None or size <= UNIT_CHARACTERS[0] else asked
@@ -110,7 +119,7 @@ class Build:
                 raise UsageError(
                     f"the input {path} lies inside the output folder",
                     where=out,
-                    hint="choose another output with -o",
+                    hint="choose another {option:out}",
                 )
 
     def methods(self) -> list[str | None]:
@@ -174,5 +183,5 @@ def refuse_changes(old: dict[str, Any], new: dict[str, Any], out: Path) -> None:
         raise UsageError(
             f"what it was built from is not what is asked for now: {'; '.join(changes[:3])}{more}",
             where=out,
-            hint="undo that to resume, or start over with --force",
+            hint="undo that to resume, or start over with {option:force}",
         )

@@ -28,7 +28,7 @@ from gptcli.files import temporary_room
 MAX_BYTES = 1 << 28
 RECORDS = 1 << 10  # of an archive or table that belong together, as bytes do in a file of lines
 _SURROGATE = re.compile("[\ud800-\udfff]")
-HINT = "leave it out, or count and skip what is broken with --on-error skip"
+HINT = "leave it out, or count and skip what is broken with {option:on_error} skip"
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,10 @@ def begin_part(build: Build, out: Path, part: Part) -> None:
     """
     if STDIN in build.inputs:
         raise UsageError(
-            "standard input cannot be read in parts", where="--part", hint="save the text to a file"
+            "standard input cannot be read in parts",
+            field="part",
+            code="stdin_in_parts",
+            hint="save the text to a file",
         )
     build.refuse_inputs_in(out)
     record = {**build.record(), PARTS: part.of}
@@ -71,7 +74,7 @@ def begin_part(build: Build, out: Path, part: Part) -> None:
         # what begins with a dot is another part at its beginning
         if any(not path.name.startswith(".") for path in out.iterdir()):
             raise UsageError(
-                "the output folder is not empty", where=out, hint="choose another output with -o"
+                "the output folder is not empty", where=out, hint="choose another {option:out}"
             )
         write_json(out / RECORD, record)
     refuse_changes(read_json(out / RECORD), record, out)

@@ -42,7 +42,7 @@ def connect() -> Any:
         import ray
     except ImportError:
         raise UsageError(
-            "ray is not installed", where="--runner", hint=install_hint("ray")
+            "ray is not installed", field="runner", code="not_installed", hint=install_hint("ray")
         ) from None
     if not ray.is_initialized():
         try:
@@ -58,7 +58,7 @@ def connect() -> Any:
                     "no Ray cluster is running",
                     "ray start --head begins one; RAY_ADDRESS names another's head",
                 )
-            raise UsageError(what, where="--runner", hint=hint) from None
+            raise UsageError(what, field="runner", code="no_ray_cluster", hint=hint) from None
     return ray
 
 
@@ -93,7 +93,7 @@ class RayWorkers:
         except self._ray.exceptions.RayActorError:
             raise RunError(
                 "a worker on the cluster died; most often because memory ran out",
-                hint="run again with --resume: what was whole is kept",
+                hint="run again with {option:resume}: what was whole is kept",
             ) from None
 
     def _done(self, pending: dict[Any, Any], idle: list[Any]) -> Iterator[Any]:

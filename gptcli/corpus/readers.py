@@ -138,7 +138,8 @@ def find_reader(path: str, documents: str, field: str = "text") -> Reader:
     if documents not in DOCUMENTS:
         raise UsageError(
             f"unknown kind of document {documents!r}",
-            where="--documents",
+            field="documents",
+            code="unknown_documents",
             hint=nearest(documents, DOCUMENTS),
         )
     kind, _ = ending(path)

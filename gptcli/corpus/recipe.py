@@ -131,9 +131,12 @@ class Source:
             (self.on_error, ON_ERROR, "on_error"),
         ):
             if value not in choices:
-                option_name = "--documents" if choices is DOCUMENTS else "--on-error"
+                field = "documents" if choices is DOCUMENTS else "on_error"
                 raise UsageError(
-                    f"unknown {option} {value!r}", where=option_name, hint=nearest(value, choices)
+                    f"unknown {option} {value!r}",
+                    field=field,
+                    code="unknown_value",
+                    hint=nearest(value, choices),
                 )
         if self.dedup is not None and self.dedup.method not in METHODS:
             raise UsageError(

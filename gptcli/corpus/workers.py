@@ -50,7 +50,10 @@ def check_runner(runner: str) -> None:
     """
     if runner not in RUNNERS:
         raise UsageError(
-            f"unknown runner {runner!r}", where="--runner", hint=nearest(runner, RUNNERS)
+            f"unknown runner {runner!r}",
+            field="runner",
+            code="unknown_runner",
+            hint=nearest(runner, RUNNERS),
         )
     if runner == "ray":
         from gptcli.corpus.ray_workers import connect
@@ -113,7 +116,8 @@ class Workers:
         except BrokenProcessPool:
             raise RunError(
                 "a worker process died; most often the system ended it because memory ran out",
-                hint="run again with --resume and fewer --workers: what was whole is kept",
+                hint="run again with {option:resume} and fewer {option:workers}: "
+                "what was whole is kept",
             ) from None
 
     def __enter__(self) -> Workers:

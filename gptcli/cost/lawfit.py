@@ -91,7 +91,9 @@ def fit_law(runs: Sequence[Run], *, seed: int = 0) -> Fitted:
     """
     if len({(run.parameters, run.tokens) for run in runs}) < 3:
         raise UsageError(
-            f"a law needs three runs or more of different compute; {len(runs)} given", where="--fit"
+            f"a law needs three runs or more of different compute; {len(runs)} given",
+            field="fit",
+            code="too_few_runs",
         )
     law = "joint" if len(runs) >= JOINT_LEAST and _spread(runs) else "compute"
     form = _FORMS[law]

@@ -58,7 +58,8 @@ class FewShotPool:
         self.sha256 = fingerprint(task, self.path)
         if len(self.texts) < config.shots + self.is_evaluated:
             raise UsageError(
-                f"{len(self.texts)} solved examples are fewer than --shots {config.shots} asks for",
+                f"{len(self.texts)} solved examples are fewer than {{option:shots}} {config.shots} "
+                "asks for",
                 where=self.path,
             )
         self.shared = self._draw("", None) if config.shared else None

@@ -55,7 +55,12 @@ def stride_of(stride: int | None, n_ctx: int) -> int:
     1 to n_ctx.
     """
     if stride is not None and not 1 <= stride <= n_ctx:
-        raise UsageError(f"--stride is {stride}", hint=f"from 1 to the model's context, {n_ctx}")
+        raise UsageError(
+            f"is {stride}",
+            field="stride",
+            code="stride_out_of_range",
+            hint=f"from 1 to the model's context, {n_ctx}",
+        )
     return n_ctx if stride is None else stride
 
 

@@ -54,7 +54,7 @@ class Records:
                 raise UsageError(
                     "these records are of another model, data or options",
                     where=path,
-                    hint=f"--force starts over; {self._differs(lines[0], path)}",
+                    hint=f"{{option:force}} starts over; {self._differs(lines[0], path)}",
                 )
             for number, line in enumerate(lines[1:], 2):
                 record = parse_json(line.encode(), f"{path}:{number}")
@@ -62,7 +62,7 @@ class Records:
                     raise InputError(
                         "not a record of an evaluation",
                         where=f"{path}:{number}",
-                        hint="--force starts over",
+                        hint="{option:force} starts over",
                     )
                 self.done[record[INDEX]] = record
         own = whole_lines(self.path)
@@ -115,7 +115,8 @@ class Records:
         again = (
             ""
             if step in (None, now.get("step"))
-            else f"; --checkpoint {step} goes on with them, as long as that checkpoint is there"
+            else f"; {{option:checkpoint}} {step} goes on with them, as long as that checkpoint is "
+            "there"
         )
         return (
             "different: "
@@ -131,13 +132,13 @@ def claim_records(folder: Path, *, resume: bool, force: bool) -> None:
     which removes them. What a kill left of an interrupted write is swept away. Raises UsageError.
     """
     if folder.exists() and not folder.is_dir():
-        raise UsageError("is not a folder", where=folder, hint="name another with --records")
+        raise UsageError("is not a folder", where=folder, hint="name another with {option:records}")
     found = sorted([*folder.glob("*.jsonl"), *folder.glob("*.jsonl.[0-9]*")])
     if found and not (resume or force):
         raise UsageError(
             "holds the records of an evaluation",
             where=folder,
-            hint="--resume goes on with it, --force starts over",
+            hint="{option:resume} goes on with it, {option:force} starts over",
         )
     for path in [*folder.glob(f".*{PARTIAL}"), *(found if force else [])]:
         path.unlink()

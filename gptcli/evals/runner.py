@@ -82,7 +82,11 @@ def run_task(
     options = options or Options()
     if options.normalise is not None and task.kind == "choice":
         if options.normalise == "unconditional" and not task.unconditional:
-            raise UsageError(f"{task.name} has no unconditional prompt", where="--normalise")
+            raise UsageError(
+                f"{task.name} has no unconditional prompt",
+                field="normalise",
+                code="no_unconditional_prompt",
+            )
         task = replace(task, normalise=options.normalise)
     path = find_data(task, data)
     request_set, units, stride = requests_of(
@@ -138,7 +142,11 @@ def requests_of(
             raise InputError(f"no item can be asked: {reasons}", where=path)
         return request_set, {}, None
     if options.fewshot.shots:
-        raise UsageError(f"{task.name} is running text: it takes no shots", where="--shots")
+        raise UsageError(
+            f"{task.name} is running text: it takes no shots",
+            field="shots",
+            code="shots_on_text",
+        )
     stride = stride_of(options.stride, n_ctx)
     requests, units = text_requests(task, read_items(task, path), tokenizer, n_ctx, stride)
     # units are then those that the scored tokens make on average
@@ -223,7 +231,9 @@ def _contamination(
     """
     if task.kind == "text":
         raise UsageError(
-            f"{task.name} is running text: it has no items to look for", where="--against"
+            f"{task.name} is running text: it has no items to look for",
+            field="against",
+            code="contamination_of_text",
         )
     found = analyse(
         ((request.item.id, whole_text(request.item)) for request in requests),

@@ -33,7 +33,7 @@ def find_data(task: Task, data: Path | None) -> Path | None:
     if data is None:
         raise UsageError(
             f"{task.name} needs its data",
-            hint=f"--data DIR names a folder with {shown}: {task.source}",
+            hint=f"{{option:data}} DIR names a folder with {shown}: {task.source}",
         )
     if data.is_file():
         return data
@@ -45,7 +45,7 @@ def find_data(task: Task, data: Path | None) -> Path | None:
         raise InputError(
             f"{names} {shown}, the data of {task.name}",
             where=data,
-            hint=f"name the one with --data: {', '.join(file.name for file in found)}"
+            hint=f"name the one with {{option:data}}: {', '.join(file.name for file in found)}"
             if found
             else f"get it from {task.source}",
         )

@@ -22,13 +22,14 @@ def own_shards(run: Path) -> Path:
     not named, or not there any more.
     """
     path = run / RUN_TOML
-    hint = "name shards with --data, or a text file with --text"
+    hint = "name shards with {option:data}, or a text file with {option:text}"
     if not path.is_file() and (run / CHECKPOINTS).is_dir():
         why = "is a fine-tuning that is not finished: its accuracy so far is in metrics.jsonl"
         raise InputError(
             why,
             where=run,
-            hint="gpt train --finetune --resume goes on with it; --text FILE scores its language model",
+            hint="gpt train --finetune --resume goes on with it; {option:text} FILE scores its "
+            "language model",
         )
     if not path.is_file():
         raise InputError(

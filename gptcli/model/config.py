@@ -58,7 +58,7 @@ class ModelConfig:
         if self.norm == "post" and self.attention != "dense":
             raise UsageError(
                 "post-norm, GPT-1's, goes with dense attention only",
-                hint="--attention dense, or another --size",
+                hint="{option:attention} dense, or another {option:size}",
             )
         if not 0 <= self.dropout < 1:
             raise UsageError(

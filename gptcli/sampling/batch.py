@@ -97,7 +97,7 @@ def answer(
         raise UsageError(
             "was begun with other prompts, options or weights",
             where=unfinished,
-            hint="--force starts over",
+            hint="{option:force} starts over",
         )
     size = GROUP * job.batch
     done = (len(lines) - 1) // size * size if lines else 0

@@ -170,7 +170,8 @@ def require_memory(size: int, rows: int, room: int, device: torch.device) -> Non
     if free is not None and size > free:
         raise RunError(
             f"the cache of {rows:,} sequences of {room:,} tokens takes {in_bytes(size)}, and {in_bytes(free)} are free",
-            hint="fewer at once (--batch-size), shorter (--max-tokens), or --precision bf16",
+            hint="fewer at once ({option:batch_size}), shorter ({option:max_tokens}), "
+            "or {option:precision} bf16",
         )
 
 

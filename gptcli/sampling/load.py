@@ -112,6 +112,6 @@ def _device(name: str) -> torch.device:
     if name != "cpu" and int(match[1] or 0) >= torch.cuda.device_count():
         raise UsageError(
             f"there is no {name} here: {torch.cuda.device_count()} CUDA GPUs are visible",
-            hint="--device cpu",
+            hint="{option:device} cpu",
         )
     return torch.device(name)

@@ -37,12 +37,12 @@ class Rules:
         if not 0 < self.temperature < float("inf"):
             raise UsageError(
                 f"temperature is {self.temperature:g}",
-                hint="above 0 it samples; --greedy always takes the likeliest token",
+                hint="above 0 it samples; {option:greedy} always takes the likeliest token",
             )
         if self.top_k is not None and self.top_k < 1:
             raise UsageError(
                 f"top-k is {self.top_k}",
-                hint="at least 1; --top-p 1 draws from the whole vocabulary",
+                hint="at least 1; {option:top_p} 1 draws from the whole vocabulary",
             )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UsageError(

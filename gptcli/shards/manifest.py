@@ -184,7 +184,7 @@ def _no_shards(folder: Path) -> InputError:
     """The error for a path that is no shard folder."""
     what, hint = (
         "no such shard folder",
-        "gpt build-shards makes one, and --resume finishes one that was interrupted",
+        "gpt build-shards makes one, and {option:resume} finishes one that was interrupted",
     )
     build = f"gpt build-shards {folder} --tokenizer gpt2 -o shards makes shards of it"
     if folder.is_dir():
@@ -195,7 +195,7 @@ def _no_shards(folder: Path) -> InputError:
         elif (folder / RECORD).exists():
             what, hint = (
                 "the build of these shards has not ended",
-                "the same gpt build-shards with --resume finishes it",
+                "the same gpt build-shards with {option:resume} finishes it",
             )
         elif (folder / "config.json").exists() or (folder / "run.toml").exists():
             hint = "it holds a run: name the shards that it was trained on, as its run.toml does under data"

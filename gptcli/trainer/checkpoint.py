@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor.experimental import implicit_replication
 
 from gptcli.distributed.context import Place
-from gptcli.errors import GptError, InputError, RunError
+from gptcli.errors import GptError, InputError, RunError, message_of
 from gptcli.events import Events
 from gptcli.files import PARTIAL, fsync_folder, read_json, sha256, write_json
 from gptcli.model.hf import HEAD
@@ -128,7 +128,7 @@ class Checkpoints:
             raise RunError(
                 f"the checkpoint could not be written: {cause}",
                 where=folder,
-                hint="the checkpoints before it are whole: free some space, then --resume",
+                hint="the checkpoints before it are whole: free some space, then {option:resume}",
             ) from None
 
     def meet(self) -> None:
@@ -154,7 +154,7 @@ class Checkpoints:
             raise InputError(
                 "no checkpoint here is whole",
                 where=Path(self.out) / CHECKPOINTS,
-                hint="--force starts the run over",
+                hint="{option:force} starts the run over",
             )
         return None
 
@@ -324,7 +324,7 @@ def _broken(folder: Path, place: Place) -> str | None:
                 if digest != digests[file]:
                     return f"{file} does not match its SHA-256"
     except (InputError, OSError) as error:
-        return str(error)
+        return message_of(error)
     except (AttributeError, KeyError, TypeError):
         return f"{STATE} is not whole"
     return None

@@ -98,13 +98,15 @@ def check_layout(layout: Layout, task: Task) -> None:
     if layout.dp != layout.processes:
         raise UsageError(
             f"{layout} divides the model, and fine-tuning only repeats it",
-            where="--layout",
-            hint=f"--layout dp={layout.processes}",
+            field="layout",
+            code="layout_divides_the_model",
+            hint=f"{{option:layout}} dp={layout.processes}",
         )
     if layout.dp > task.batch:
         raise UsageError(
             f"{layout} is more processes than a batch of {task.batch} has examples",
-            where="--layout",
+            field="layout",
+            code="batch_too_small_for_layout",
             hint=f"at most dp={task.batch}",
         )
 

@@ -66,33 +66,38 @@ def check_division(model: ModelConfig, layout: Layout, schedule: str, sequences:
     if model.n_ctx % layout.tp:
         raise UsageError(
             f"tp={layout.tp} does not divide a context of {model.n_ctx}",
-            where="--layout",
+            field="layout",
+            code="layout_does_not_divide",
             hint="tp also divides the sequence: make tp a divisor",
         )
     if layout.tp > 1 and model.d_model % (layout.tp * layout.shard):
         raise UsageError(
             f"{layout} does not divide a width of {model.d_model}",
-            where="--layout",
+            field="layout",
+            code="layout_does_not_divide",
             hint="with tp, make tp times shard divide d_model",
         )
     if (stages := SCHEDULES[schedule] * layout.pp) > model.n_layer and layout.pp > 1:
         raise UsageError(
             f"{schedule} makes {stages} stages of pp={layout.pp}, more than the model's {model.n_layer} layers",
-            where="--pipeline-schedule",
+            field="pipeline_schedule",
+            code="too_many_stages",
             hint="1f1b makes half as many",
         )
     if layout.replicas > sequences:
         raise UsageError(
             f"{layout} reads {layout.replicas} sequences at a time, but a batch is {sequences} sequences",
-            where="--layout",
+            field="layout",
+            code="batch_too_small_for_layout",
             hint=_instead(model, layout, sequences)
-            or "raise --batch-tokens, or use fewer processes",
+            or "raise {option:batch_tokens}, or use fewer processes",
         )
     if layout.replicas * layout.pp > sequences:
         raise UsageError(
             f"{layout} keeps {layout.pp} micro-batches of {layout.replicas} replicas at work, but a batch is {sequences} sequences",
-            where="--layout",
-            hint="raise --batch-tokens, or use fewer stages",
+            field="layout",
+            code="batch_too_small_for_layout",
+            hint="raise {option:batch_tokens}, or use fewer stages",
         )
 
 
@@ -107,10 +112,11 @@ def check_memory(model: ModelConfig, layout: Layout, train: TrainConfig, sequenc
     """Raises UsageError if a process has less memory than it needs, with what would fit."""
     needs, has = process_memory(model, layout, train, sequences), device_memory(layout.processes)
     if needs > has:
-        where = "--layout" if layout.processes > 1 else None
+        field = "layout" if layout.processes > 1 else None
         raise UsageError(
             shortage(layout, needs, has),
-            where=where,
+            field=field,
+            code="does_not_fit_in_memory",
             hint=memory_advice(model, layout, train, sequences),
         )
 
@@ -129,7 +135,8 @@ def memory_advice(model: ModelConfig, layout: Layout, train: TrainConfig, sequen
     gpu = device(layout.processes)
     if found := fitting(model, layout.processes, sequences, train.precision, gpu)[:NAMED]:
         return "; or ".join(
-            f"--layout {plan} --micro-batch {work.micro_batch} --recompute {work.recompute}"
+            f"{{option:layout}} {plan} {{option:micro_batch}} {work.micro_batch} "
+            f"{{option:recompute}} {work.recompute}"
             for plan, work in found
         )
     size = largest_that_fits(model, layout.processes, train.precision, gpu)
@@ -244,4 +251,4 @@ def _instead(model: ModelConfig, layout: Layout, sequences: int) -> str:
         for other in dict.fromkeys(layouts(model, layout.processes))
         if _divides(model, other, sequences)
     ]
-    return f"for example --layout {', or '.join(able[:NAMED])}" if able else ""
+    return f"for example {{option:layout}} {', or '.join(able[:NAMED])}" if able else ""

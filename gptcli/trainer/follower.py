@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from gptcli.errors import GptError
+from gptcli.errors import GptError, message_of
 from gptcli.events import Events
 
 CHECKPOINT_TIMEOUT = 600.0  # seconds that a checkpoint may take to be on disk
@@ -82,4 +82,4 @@ class Follower:
             GptError,
             OSError,
         ) as error:  # the next checkpoints took its place, or the disk is full
-            self.events.warn(f"no {self.name} from step {step:,}: {error}")
+            self.events.warn(f"no {self.name} from step {step:,}: {message_of(error)}")

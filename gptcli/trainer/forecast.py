@@ -21,7 +21,7 @@ from gptcli.cost.hardware import identify_gpu
 from gptcli.cost.layout import Layout, parse_layout
 from gptcli.cost.planner import make_plan
 from gptcli.cost.throughput import uncertainty
-from gptcli.errors import UsageError
+from gptcli.errors import UsageError, name_parameters
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import WEEK, amount, in_bytes, rough_duration
 from gptcli.shards.manifest import Manifest
@@ -72,8 +72,13 @@ class Caution:
     message: str
     hint: str
 
-    def __str__(self) -> str:
+    @property
+    def text(self) -> str:
+        """Message and hint, with `{option:NAME}` for the parameters that they name."""
         return f"{self.message}; {self.hint}"
+
+    def __str__(self) -> str:
+        return name_parameters(self.text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +210,7 @@ def disk_cautions(needs: int, free: int) -> list[Caution]:
         Caution(
             code="disk-space",
             message=message,
-            hint="free some space, name an --out on another disk, or --keep fewer",
+            hint="free some space, name an {option:out} on another disk, or {option:keep} fewer",
         )
     ]
 
@@ -225,7 +230,9 @@ def data_cautions(
             of = "" if source is None else f" of source {source!r}"
             message = f"the {split} split{of} has {held:,} tokens, too few for a context of {model.n_ctx:,}: {effect}"
             found.append(
-                Caution(code=code, message=message, hint="use more text or a smaller --n-ctx")
+                Caution(
+                    code=code, message=message, hint="use more text or a smaller {option:n_ctx}"
+                )
             )
     most, name = max(
         ((times, name) for name, times in by_source.items()), default=(passes or 0.0, None)
@@ -235,7 +242,8 @@ def data_cautions(
         message = (
             f"the run reads {what} {most:,.1f} times, and more than {MAX_PASSES} passes add little"
         )
-        hint = f"use more data{'' if name is None else ', a lower weight'} or fewer --tokens"
+        weight = "" if name is None else ", a lower weight"
+        hint = f"use more data{weight} or fewer {{option:tokens}}"
         found.append(Caution(code="many-passes", message=message, hint=hint))
     return found
 
@@ -255,16 +263,19 @@ def length_cautions(
     if train.follow_noise:  # it begins with small batches, and may stay there
         steps = schedule.total // schedule.first
     if steps < MIN_STEPS:
-        hint = f"raise --tokens to {amount(MIN_STEPS * schedule.full * schedule.n_ctx)}"
+        hint = f"raise {{option:tokens}} to {amount(MIN_STEPS * schedule.full * schedule.n_ctx)}"
         if schedule.total >= MIN_STEPS:
-            hint += f", or lower --batch-tokens to {schedule.total // MIN_STEPS * schedule.n_ctx:,}"
+            batch = schedule.total // MIN_STEPS * schedule.n_ctx
+            hint += f", or lower {{option:batch_tokens}} to {batch:,}"
         message = f"{steps:,} step{'s are' if steps != 1 else ' is'} too few to learn much"
         found.append(Caution(code="few-steps", message=message, hint=hint))
     if train.warmup_tokens > tokens:
         message = f"the warm-up of {amount(train.warmup_tokens)} tokens is longer than the run of {amount(tokens)}"
         found.append(
             Caution(
-                code="long-warmup", message=message, hint="lower --warmup-tokens, or raise --tokens"
+                code="long-warmup",
+                message=message,
+                hint="lower {option:warmup_tokens}, or raise {option:tokens}",
             )
         )
     return found
@@ -274,7 +285,7 @@ def time_cautions(seconds: tuple[float, float] | None) -> list[Caution]:
     """A warning if the middle of the range, as a ratio, is more than a week."""
     if seconds is None or (middle := (seconds[0] * seconds[1]) ** 0.5) <= WEEK:
         return []
-    hint = "use fewer --tokens, a smaller --size, or more GPUs"
+    hint = "use fewer {option:tokens}, a smaller {option:size}, or more GPUs"
     return [
         Caution(
             code="over-a-week",

@@ -62,7 +62,7 @@ def launch(run: AnyRun, events: Events, work: Work[AnyRun] = train) -> Report:  
                 raise
             raise RunError(
                 "another process of this run was lost",
-                hint="--resume goes on from the newest checkpoint",
+                hint="{option:resume} goes on from the newest checkpoint",
             ) from None
     if processes == 1:
         device = torch.device("cuda", 0) if device_type() == "cuda" else torch.device("cpu")
@@ -122,6 +122,8 @@ def _child(run: AnyRun, events: Events, folder: Path, work: Work[AnyRun]) -> Rep
             "what": error.what,
             "where": error.where,
             "hint": error.hint,
+            "field": error.field,
+            "code": error.code,
         }
         (folder / f"{time.time_ns()}-{os.getpid()}.json").write_text(
             strict_json.dumps(told, ascii_only=True)
@@ -182,7 +184,7 @@ def _lost(error: Any) -> tuple[RunError, bool]:
         else text or f"exit {failure.exitcode}"
     )
     lost = RunError(
-        f"process {rank} was lost: {what}", hint="--resume goes on from the last checkpoint"
+        f"process {rank} was lost: {what}", hint="{option:resume} goes on from the last checkpoint"
     )
     return lost, killed or PEER_GONE.search(what) is not None
 
@@ -240,7 +242,7 @@ def _stopped(out: Path) -> Interrupted:
     return Interrupted(
         f"interrupted; its newest checkpoint is of step {state.position.step:,}",
         where=out,
-        hint="--resume goes on",
+        hint="{option:resume} goes on",
     )
 
 

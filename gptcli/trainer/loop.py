@@ -245,7 +245,8 @@ class Training:
             raise RunError(
                 f"{most:,} updates in a row were skipped; at step {step:,} {objection}",
                 where=self.run.out,
-                hint="start over with a lower --lr or a longer --warmup-tokens: gpt train ... --force",
+                hint="start over with a lower {option:lr} or a longer {option:warmup_tokens}, "
+                "and with {option:force}",
             )
 
     def _size(self) -> int:
@@ -404,7 +405,7 @@ def finite(value: float) -> float | None:
 def stopped_after(step: int, out: Path) -> Interrupted:
     """The last message of a run that was told to stop and has done so."""
     return Interrupted(
-        f"stopped after step {step:,}, with a checkpoint", where=out, hint="--resume goes on"
+        f"stopped after step {step:,}, with a checkpoint", where=out, hint="{option:resume} goes on"
     )
 
 

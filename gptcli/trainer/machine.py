@@ -75,25 +75,27 @@ def check_layout(layout: Layout) -> None:
     the layout.
     """
     processes = layout.processes
-    where = "--layout"
     if (world := launched()) is not None:
         if processes != world:
             raise UsageError(
                 f"{layout} is {processes} processes, but {world} were started",
-                where=where,
+                field="layout",
+                code="layout_is_not_the_launch",
                 hint="make the product equal",
             )
     elif torch.cuda.is_available():
         if processes > (gpus := torch.cuda.device_count()):
             raise UsageError(
                 f"{layout} needs {processes} GPUs; this machine has {gpus}",
-                where=where,
+                field="layout",
+                code="too_few_gpus",
                 hint=f"for example shard={gpus}",
             )
     elif processes > (most := max(SHARED_CORES, os.cpu_count() or 1)):
         raise UsageError(
             f"{layout} is {processes} processes on {os.cpu_count()} CPU cores",
-            where=where,
+            field="layout",
+            code="too_few_cores",
             hint=f"use at most {most} processes here",
         )
 

@@ -174,7 +174,7 @@ def _warm_up(
         reason = str(error).strip().splitlines()[0]
         if run.must_compile:
             raise RunError(
-                f"torch.compile failed: {reason}", hint="--compile off trains without"
+                f"torch.compile failed: {reason}", hint="{option:compile} off trains without"
             ) from None
         events.warn(f"torch.compile failed, training without it: {reason}")
         for part in parts:

@@ -33,7 +33,13 @@ def check_precision(precision: str, tp: int, *, here: bool = True) -> None:
     elif tp > 1:
         missing = "fp8 products are not divided over tp"
     if missing:
-        raise UsageError(missing, where="--precision fp8", hint="--precision bf16 runs anywhere")
+        raise UsageError(
+            missing,
+            where="{option:precision} fp8",
+            field="precision",
+            code="fp8_unavailable",
+            hint="{option:precision} bf16 runs anywhere",
+        )
 
 
 def to_fp8(block: nn.Module) -> None:

@@ -54,12 +54,13 @@ def check_run(run: Run, manifest: Manifest) -> None:
     if run.train.document_mask and run.layout.pp > 1:
         raise UsageError(
             "stages do not tell each other where documents end",
-            where="--document-mask",
-            hint="leave it out, or use a --layout without pp",
+            field="document_mask",
+            code="document_mask_with_stages",
+            hint="leave it out, or use a {option:layout} without pp",
         )
     if run.out.resolve() in (run.data.resolve(), *run.data.resolve().parents):
         raise UsageError(
-            "the run folder holds the shards", where=run.out, hint="choose another --out"
+            "the run folder holds the shards", where=run.out, hint="choose another {option:out}"
         )
     if load_tokenizer(run.data).sha256 != manifest.tokenizer_sha256:
         raise InputError(
@@ -136,17 +137,16 @@ def _ways_on(out: Path, before: dict[str, Any], now: dict[str, Any]) -> str:
     changed = sorted(
         name for name in before.keys() | now.keys() if before.get(name) != now.get(name)
     )
-    options = [
-        f"--{name.replace('_', '-')}" for name in changed if name not in ("data", "tokenizer")
-    ]
+    options = [f"{{option:{name}}}" for name in changed if name not in ("data", "tokenizer")]
     ways = []
     if not SHAPE & set(changed) and "tokenizer" not in changed:
         ways.append(
-            f"to train on from its weights: --init-from {out} --out ANOTHER-FOLDER, without --resume"
+            f"to train on from its weights: {{option:init_from}} {out} "
+            "{option:out} ANOTHER-FOLDER, without {option:resume}"
         )
     if len(options) == len(changed):
         ways.append(f"to go on with it as it was: leave out {', '.join(options)}")
-    ways += ["to keep both: name another --out", "--force deletes it and starts over"]
+    ways += ["to keep both: name another {option:out}", "{option:force} deletes it and starts over"]
     return "\n  ".join(ways)
 
 

@@ -39,7 +39,7 @@ class Profiler:
             self.profile.stop()
         if not self.written:
             self.events.warn(
-                f"--profile: the run ended before step {SKIPPED + 1}, and left no trace"
+                f"{{option:profile}}: the run ended before step {SKIPPED + 1}, and left no trace"
             )
 
     def _ready(self, profile: Any) -> None:

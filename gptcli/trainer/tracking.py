@@ -14,10 +14,18 @@ TRACKERS = ("tensorboard",)
 def check_tracker(name: str) -> None:
     """Raises UsageError where there is none of this name, or it is not installed."""
     if name not in TRACKERS:
-        raise UsageError(f"unknown tracker {name!r}", where="--track", hint=nearest(name, TRACKERS))
+        raise UsageError(
+            f"unknown tracker {name!r}",
+            field="track",
+            code="unknown_tracker",
+            hint=nearest(name, TRACKERS),
+        )
     if importlib.util.find_spec("tensorboard") is None:
         raise UsageError(
-            "TensorBoard is not installed", where="--track", hint=install_hint("tensorboard")
+            "TensorBoard is not installed",
+            field="track",
+            code="not_installed",
+            hint=install_hint("tensorboard"),
         )
 
 

@@ -302,7 +302,7 @@ def test_a_resume_of_something_else_is_refused(
     def refusal(other: Build) -> str:
         with pytest.raises(UsageError) as caught:
             begin(other, out, resume=True, force=False)
-        assert "--force" in str(caught.value)
+        assert "force" in str(caught.value)
         return str(caught.value)
 
     other = Tokenizer([*byte_alphabet(), "ab", "<|endoftext|>"], [("a", "b")])
@@ -327,7 +327,7 @@ def test_folders_that_are_not_ours(build: Build, tmp_path: Path) -> None:
     assert (tmp_path / "a.jsonl").exists()
     (tmp_path / "out").mkdir()
     (tmp_path / "out/precious").touch()
-    with pytest.raises(UsageError, match=r"not empty\n.*--resume.*--force"):
+    with pytest.raises(UsageError, match=r"not empty\n.*resume.*force"):
         begin(build, tmp_path / "out", resume=False, force=False)
     with pytest.raises(UsageError, match="there is no build to resume"):
         begin(build, tmp_path / "out", resume=True, force=False)
@@ -388,7 +388,7 @@ def test_an_empty_side(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
         val_fraction=1e-9,
     )
     for kind, advice in (
-        ("file", "--documents paragraph"),
+        ("file", "{option:documents} paragraph"),
         ("line", "raise it: at 0.1 about 10 of them"),
     ):
         heard = Heard()

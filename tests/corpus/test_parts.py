@@ -127,7 +127,7 @@ def test_the_last_run_waits_for_all_parts(build: Build, tmp_path: Path) -> None:
     for number in (1, 3):
         begin_part(build, out, Part(number, 4))
         finish_part(build, out, Part(number, 4))
-    with pytest.raises(UsageError, match=r"of 4 parts 2, 4 are not done\n.*--part 2/4"):
+    with pytest.raises(UsageError, match=r"of 4 parts 2, 4 are not done\n.*part 2/4"):
         begin(build, out, resume=True, force=False)
     with pytest.raises(UsageError, match="parts was 4, now 5"):
         begin_part(build, out, Part(2, 5))

@@ -44,7 +44,7 @@ def test_several_processes_end_in_one_file(tmp_path: Path) -> None:
 
 def test_other_work_is_refused_and_named(tmp_path: Path) -> None:
     Records(tmp_path, "t", {"seed": 1, "limit": None})
-    with pytest.raises(UsageError, match=r"(?s)--force starts over; different: seed$"):
+    with pytest.raises(UsageError, match=r"(?s)force starts over; different: seed$"):
         Records(tmp_path, "t", {"seed": 2, "limit": None})
     Records(tmp_path, "t.1", {"seed": 2})  # another task, whatever its name
     Records(tmp_path, "t", {"seed": 1, "limit": None})
@@ -80,7 +80,7 @@ def test_claims(tmp_path: Path) -> None:
     claim_records(tmp_path / "new", resume=False, force=False)
     Records(tmp_path, "t", {})
     (tmp_path / "mine.txt").touch()
-    with pytest.raises(UsageError, match="--resume goes on"):
+    with pytest.raises(UsageError, match="resume goes on"):
         claim_records(tmp_path, resume=False, force=False)
     (tmp_path / f".t.jsonl.0123{PARTIAL}").touch()  # a kill before it had its name
     claim_records(tmp_path, resume=True, force=False)

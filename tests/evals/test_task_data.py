@@ -47,7 +47,7 @@ def test_data_is_found_in_the_folder_or_one_below_or_named(tmp_path: Path) -> No
 
 def test_data_that_is_not_there(tmp_path: Path) -> None:
     task = find_task("lambada")
-    with pytest.raises(UsageError, match="--data DIR"):
+    with pytest.raises(UsageError, match="data DIR"):
         find_data(task, None)
     with pytest.raises(InputError, match="no file matches"):
         find_data(task, tmp_path)

@@ -196,7 +196,7 @@ def test_running_text_is_the_loss_of_it_per_unit(
             loss.loss_stderr * loss.tokens / math.log(2) / len(text.encode()), rel=1e-4
         )
         assert (result.conditions.stride, len(records)) == (stride or 160, loss.windows)
-    with pytest.raises(UsageError, match="--stride is 161"):
+    with pytest.raises(UsageError, match="stride: is 161"):
         run_task(large, tokenizer, task, tmp_path, Options(stride=161))
 
 
@@ -278,7 +278,7 @@ def test_shots_of_the_same_set_leave_the_item_out(
         large, tokenizer, task, tmp_path, Options(fewshot=FewShotConfig(shots=1, shared=True))
     )
     assert (result.conditions.skipped, len(records)) == ({"a shared shot": 1}, 4)
-    with pytest.raises(UsageError, match="fewer than --shots 5"):
+    with pytest.raises(UsageError, match="fewer than shots 5"):
         run_task(large, tokenizer, task, tmp_path, Options(fewshot=FewShotConfig(shots=5)))
 
 

@@ -126,7 +126,7 @@ def test_what_is_not_a_folder_of_tokens(tmp_path: Path, folder: Path) -> None:
     written(folder, "llm.c")
     (folder / RECORD).write_text("{}")  # a build of ours that has not ended
     with pytest.raises(
-        InputError, match=r"the build of these shards has not ended\n.*--resume finishes"
+        InputError, match=r"the build of these shards has not ended\n.*resume finishes"
     ):
         read_manifest(folder)
     (folder / RECORD).unlink()

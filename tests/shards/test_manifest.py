@@ -133,7 +133,7 @@ def test_other_json_is_refused(tmp_path: Path, table: Any) -> None:
 def test_missing_and_broken_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such shard folder"):
         read_manifest(tmp_path / "none")
-    with pytest.raises(InputError, match=r"it has no manifest.json\n.*--resume finishes"):
+    with pytest.raises(InputError, match=r"it has no manifest.json\n.*resume finishes"):
         read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text('{\n "format": 1,\n')
     with pytest.raises(InputError, match=r"manifest.json:3: not valid JSON"):
@@ -217,7 +217,7 @@ def test_the_vocabularys_first_and_last_entry_may_end_texts(tmp_path: Path) -> N
 def test_what_is_no_shard_folder(tmp_path: Path) -> None:
     for folder, file, hint in (
         ("above", "shards/manifest.json", "name one of the shard folders in it: "),
-        ("begun", "resume.json", "--resume finishes it"),
+        ("begun", "resume.json", "{option:resume} finishes it"),
         ("run", "run.toml", "it holds a run"),
         ("texts", "a.jsonl", "gpt build-shards "),
     ):

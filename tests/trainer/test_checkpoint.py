@@ -145,7 +145,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(stepper, tmp_path, monkeypatc
     monkeypatch.setattr(checkpoint, "write_json", full)
     with pytest.raises(RunError, match="No space left on device") as caught:
         save(tmp_path, stepper, 10, keep=1)
-    assert "--resume" in str(caught.value)
+    assert "resume" in str(caught.value)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
     assert newest(tmp_path) == checkpoint.folder_of(tmp_path, 5)
 

@@ -40,8 +40,8 @@ def test_what_does_not_divide(layout, changes, message):
 def test_a_batch_too_small_is_told_what_would_do():
     with pytest.raises(UsageError, match="reads 16 sequences at a time, but a batch is 8") as error:
         check_division(GPT2, Layout(dp=16), "1f1b", 8)
-    assert "--layout" in error.value.hint
-    for text in error.value.hint.removeprefix("for example --layout ").split(", or "):
+    assert "{option:layout}" in error.value.hint
+    for text in error.value.hint.removeprefix("for example {option:layout} ").split(", or "):
         check_division(GPT2, fit.division.parse_layout(text), "1f1b", 8)
 
 
@@ -54,7 +54,7 @@ def test_what_does_not_fit_is_told_what_would(make_run, monkeypatch):
         UsageError, match=r"a process of dp=4 needs .* GB of memory, and has 8 GB"
     ) as error:
         check_memory(large, Layout(dp=4), run.train, 64)
-    named = [re.findall(r"--\S+ (\S+)", text) for text in error.value.hint.split("; or ")]
+    named = [re.findall(r"\{option:\S+\} (\S+)", text) for text in error.value.hint.split("; or ")]
     assert len(named) > 1
     for layout, micro_batch, recompute in named:
         work = replace(run.train, layout=layout, micro_batch=int(micro_batch), recompute=recompute)

@@ -89,7 +89,7 @@ def test_what_comes_again_without_progress_ends_the_run(make_run, monkeypatch, f
     monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", start)
     with pytest.raises(RunError, match="process 1 was lost") as caught:
         launch(make_run(layout="dp=2"), SILENT)
-    assert "--resume" in str(caught.value)
+    assert "resume" in str(caught.value)
     assert tried == [False] + [True] * (starts - 1)
 
 
