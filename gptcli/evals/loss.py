@@ -56,7 +56,7 @@ def stride_of(stride: int | None, n_ctx: int) -> int:
     """
     if stride is not None and not 1 <= stride <= n_ctx:
         raise UsageError(
-            f"is {stride}",
+            f"{stride} is out of range",
             field="stride",
             code="stride_out_of_range",
             hint=f"from 1 to the model's context, {n_ctx}",

@@ -210,7 +210,7 @@ def test_the_list_needs_no_run(evaluate: Callable[..., str]) -> None:
         (["run", "--task", "lambada"], "needs its data"),
         (["run", "--samples", "x.jsonl"], "--samples goes with --task"),
         (["run", "--task", "lambada", "--data", ".", "--stride", "4"], "--stride goes with text"),
-        (["run", "--stride", "17"], "--stride is 17"),
+        (["run", "--stride", "17"], "--stride: 17 is out of range"),
         (["run", "--limit", "0"], "--limit: 0 is out of range"),
         (["run", "-o", "lambada"], "is a folder"),
     ],

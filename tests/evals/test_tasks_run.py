@@ -196,7 +196,7 @@ def test_running_text_is_the_loss_of_it_per_unit(
             loss.loss_stderr * loss.tokens / math.log(2) / len(text.encode()), rel=1e-4
         )
         assert (result.conditions.stride, len(records)) == (stride or 160, loss.windows)
-    with pytest.raises(UsageError, match="stride: is 161"):
+    with pytest.raises(UsageError, match="stride: 161 is out of range"):
         run_task(large, tokenizer, task, tmp_path, Options(stride=161))
 
 
