@@ -1,5 +1,6 @@
-"""Who this process is among those that a launcher started: read whole from the environment, or not
-at all.
+"""Process environment: rank and world size of a launch, device type, CPU cores and threads.
+
+A launcher's variables count only as a complete set. torch is imported when a function needs it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from gptcli.errors import UsageError
+from gptcli.events import Events
 
 ADDRESS = ("MASTER_ADDR", "MASTER_PORT")  # where the processes of a launch meet
 RESTARTS = "TORCHELASTIC_RESTART_COUNT"
@@ -90,6 +92,56 @@ def leads_machine() -> bool:
     """
     launch = launch_environment()
     return launch is None or launch.local_rank == 0
+
+
+def launched_processes() -> int | None:
+    """Return how many processes a launcher started for this run; None if none did.
+
+    Raises UsageError as `launch_environment`.
+    """
+    launch = launch_environment()
+    return None if launch is None else launch.world_size
+
+
+def device_type() -> str:
+    """Return "cuda" if there is a GPU, else "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def divide_cores(processes: int) -> None:
+    """Divide the CPU's cores among the processes of this machine, as threads of torch."""
+    import torch
+
+    if processes > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+
+
+def pin_thread_count(before: int | None, events: Events) -> int:
+    """Fix the number of CPU threads of matrix products, and return it.
+
+    The last bits of sums, and so of weights, depend on it. `before` is the number that a resumed
+    run had; None for a new run. Warns if that many cores are not available.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    if before is not None and before != threads:
+        if before <= cores():
+            threads = before
+        else:
+            events.warn(
+                f"the run had {before} threads, and this machine has {cores()} cores: "
+                "the last bits will differ from those of a run on one machine"
+            )
+    torch.set_num_threads(threads)  # once set, the library below chooses no other number
+    return threads
 
 
 def restarted() -> bool:

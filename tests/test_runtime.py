@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
+from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gptcli import runtime
 from gptcli.errors import UsageError
 from gptcli.runtime import (
     OPEN_MPI,
@@ -195,3 +198,18 @@ def test_rank_alone_is_another_programs_and_said(monkeypatch):
 def test_the_names_are_the_launchers_own():
     assert set(SLURM[1:4]) == STEP.keys()
     assert set(OPEN_MPI[1:]) == MPI.keys()
+
+
+def test_a_resumed_run_keeps_its_thread_count_if_there_are_enough_cores(monkeypatch):
+    told = []
+    events = SimpleNamespace(warn=told.append)
+    monkeypatch.setattr(runtime, "cores", lambda: 2)
+    try:
+        assert runtime.pin_thread_count(None, events) == 1
+        assert runtime.pin_thread_count(2, events) == torch.get_num_threads() == 2
+        torch.set_num_threads(1)
+        assert not told
+        assert runtime.pin_thread_count(3, events) == torch.get_num_threads() == 1
+        assert "the run had 3 threads, and this machine has 2 cores" in told[0]
+    finally:
+        torch.set_num_threads(1)

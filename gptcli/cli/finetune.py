@@ -37,7 +37,7 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
     from gptcli.cost.layout import Layout, parse_layout
     from gptcli.model.source import find_model
     from gptcli.sampling.load import load
-    from gptcli.trainer import machine
+    from gptcli.trainer.auto import auto_processes, check_processes
     from gptcli.trainer.checkpoint import newest_state
     from gptcli.trainer.finetune import Finetuning, check_layout, finetune_folder
     from gptcli.trainer.finetune_task import read_task
@@ -62,13 +62,9 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
         step = find_model(out / INIT, asked).step
     else:
         step = find_model(init_from, asked).step
-    layout = (
-        parse_layout(options["layout"])
-        if options["layout"]
-        else Layout(dp=machine.auto_processes())
-    )
+    layout = parse_layout(options["layout"]) if options["layout"] else Layout(dp=auto_processes())
     check_layout(layout, task)
-    machine.check_layout(layout)
+    check_processes(layout)
     run = Finetuning(
         task=task,
         data=task_file.parent,

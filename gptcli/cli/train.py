@@ -691,8 +691,8 @@ def _rehearse(plan: Plan) -> list[Role]:
     is nothing to tell.
     """
     from gptcli.cost.layout import parse_layout
+    from gptcli.trainer.auto import check_division
     from gptcli.trainer.config import Run
-    from gptcli.trainer.fit import check_division
     from gptcli.trainer.precision import check_precision
     from gptcli.trainer.rehearsal import rehearse
 

@@ -28,10 +28,11 @@ from gptcli.trainer.recipe import (
     nearest_paper,
     paper_recipe,
     samples,
+    scaled_lr,
     short_warmup,
+    small_lr,
     whole_sequences,
 )
-from gptcli.trainer.sizing import scaled_lr, small_lr
 
 NEWEST = "the newest of init_from"  # the origin of a checkpoint's step that was not asked for
 RANGE_STEPS = 100  # of a learning-rate range test, where --tokens does not say
@@ -197,7 +198,7 @@ def make_plan(given: Resolved, vocab_size: int | None, *, lr_range: bool = False
 
     # torch comes with these, and a second or two: what can be refused without has been
     from gptcli.cost.layout import parse_layout
-    from gptcli.trainer.machine import (
+    from gptcli.trainer.auto import (
         auto_compile,
         auto_layout,
         auto_micro_batch,

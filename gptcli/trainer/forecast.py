@@ -24,10 +24,17 @@ from gptcli.cost.throughput import uncertainty
 from gptcli.errors import UsageError, name_parameters
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import WEEK, amount, in_bytes, rough_duration
+from gptcli.runtime import cores, device_type
 from gptcli.shards.manifest import Manifest
+from gptcli.trainer.auto import (
+    check_processes,
+    device,
+    memory_advice,
+    process_memory,
+    shortage,
+    work_of,
+)
 from gptcli.trainer.config import TrainConfig
-from gptcli.trainer.fit import device, memory_advice, process_memory, shortage, work_of
-from gptcli.trainer.machine import check_layout, cores, device_type
 from gptcli.trainer.precision import PRODUCTS
 from gptcli.trainer.recipe import SMALL_MODEL
 from gptcli.trainer.schedule import Schedule
@@ -302,7 +309,7 @@ def this_machine(model: ModelConfig, train: TrainConfig, out: Path) -> Machine:
     layout = parse_layout(train.layout)
     free = disk_free(out)
     try:
-        check_layout(layout)
+        check_processes(layout)
     except UsageError:
         name = f"{layout.processes:,} processes, more than this machine runs"
         return Machine(name=name, memory_bytes=None, disk_free_bytes=free, tokens_per_second=None)

@@ -31,11 +31,10 @@ from gptcli.errors import GptError, Interrupted, RunError
 from gptcli.events import SILENT, Events
 from gptcli.files import scratch_folder, sweep
 from gptcli.interrupts import Answer, Held, leave
-from gptcli.runtime import launch_environment
+from gptcli.runtime import device_type, divide_cores, launch_environment, launched_processes
 from gptcli.trainer.checkpoint import newest_state
 from gptcli.trainer.config import Run
 from gptcli.trainer.loop import train
-from gptcli.trainer.machine import device_type, launched, share_cores
 
 if TYPE_CHECKING:
     from gptcli.trainer.finetune import Finetuning
@@ -54,7 +53,7 @@ def launch(run: AnyRun, events: Events, work: Work[AnyRun] = train) -> Report:  
     one's report.
     """
     processes = run.layout.processes
-    if launched() is not None:
+    if launched_processes() is not None:
         try:
             return _worker(run, events, work)
         except RuntimeError as error:
@@ -136,7 +135,7 @@ def _worker(run: AnyRun, events: Events, work: Work[AnyRun]) -> Report:
     launch = launch_environment()
     assert launch is not None, "called in a process of a launch alone"
     rank, world = launch.rank, launch.world_size
-    share_cores(launch.local_world_size)
+    divide_cores(launch.local_world_size)
     device = torch.device("cpu")
     if device_type() == "cuda":
         device = torch.device("cuda", launch.local_rank)

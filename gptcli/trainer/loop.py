@@ -20,6 +20,7 @@ from gptcli.interrupts import Answer, leave
 from gptcli.model.checkpoint_tensors import SavedModel
 from gptcli.numbers import WEEK, amount, rough_duration
 from gptcli.runs.metrics import Line, MetricsLog, smoothed_loss, window
+from gptcli.runtime import launched_processes, pin_thread_count
 from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import read_manifest
 from gptcli.shards.order import Mixture, open_order
@@ -41,9 +42,9 @@ from gptcli.trainer.export import (
     prepare,
     write_card,
 )
-from gptcli.trainer.machine import hold_threads, launched, same_arithmetic
 from gptcli.trainer.noise_scale import NoiseScale, part_of
 from gptcli.trainer.parallelize import build
+from gptcli.trainer.precision import check_numeric_environment
 from gptcli.trainer.profile import Profiler
 from gptcli.trainer.report import write_report
 from gptcli.trainer.samples import Sampler, model_of
@@ -104,9 +105,9 @@ class Training:
         if self.stepper.loss_scale and "loss_scale" in running:
             self.stepper.loss_scale.state = running["loss_scale"]
         self.threads = (
-            hold_threads(running.get("threads"), events) if place.device.type == "cpu" else None
+            pin_thread_count(running.get("threads"), events) if place.device.type == "cpu" else None
         )
-        self.arithmetic = same_arithmetic(running.get("arithmetic"), run.train, events)
+        self.arithmetic = check_numeric_environment(running.get("arithmetic"), run.train, events)
         self.grown: int = running.get("batch", self.schedule.first)
         """Sequences of the next batch where it follows the noise scale."""
         self.speed, self.pace = Speed(run, place), Pace(self.schedule.total * n_ctx)
@@ -419,7 +420,7 @@ class StopSignal(Answer):
 
     def __init__(self, events: Events) -> None:
         self.events, self.told, self.shown = events, False, False
-        self.patient = launched() is not None and multiprocessing.parent_process() is None
+        self.patient = launched_processes() is not None and multiprocessing.parent_process() is None
 
     def note(self, number: int) -> None:
         self.told = True

@@ -31,8 +31,8 @@ from gptcli.distributed.context import Place
 from gptcli.model.config import ModelConfig
 from gptcli.model.loss import IGNORE, next_token_loss
 from gptcli.model.transformer import GPT
+from gptcli.trainer.auto import padded_micro_batches
 from gptcli.trainer.batches import MicroBatch
-from gptcli.trainer.fit import rounded
 
 Context = contextlib.AbstractContextManager[object]
 
@@ -137,7 +137,7 @@ class Pipeline:
 
         `begin` is what a forward pass of this process runs in, by its number.
         """
-        count = rounded(len(batches), self.place.layout.pp, self.schedule)
+        count = padded_micro_batches(len(batches), self.place.layout.pp, self.schedule)
         # every schedule runs a stage's micro-batches in order
         for index, stage in enumerate(self.stages):
             stage.begin = _counting(begin, index * count)

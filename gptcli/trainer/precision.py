@@ -12,6 +12,10 @@ import torch
 from torch import nn
 
 from gptcli.errors import UsageError, install_hint
+from gptcli.events import Events
+from gptcli.model import linear_kernel
+from gptcli.runtime import device_type
+from gptcli.trainer.config import TrainConfig
 
 PRODUCTS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 """What autocast hands to matrix products, and FSDP gathers a layer's weights as; None for what they
@@ -71,3 +75,27 @@ class LossScale:
             self.state["scale"] /= 2
         elif self.state["steps"] == self.DOUBLED_AFTER:
             self.state.update(scale=2 * self.value, steps=0)
+
+
+def check_numeric_environment(before: str | None, config: TrainConfig, events: Events) -> str:
+    """Return a description of what decides the last bits here: torch, processor, compilation.
+
+    `before` is the description in a resumed run's checkpoint; None for a new run. Warns if the two
+    differ.
+    """
+    cpu = f"a CPU with {torch.backends.cpu.get_cpu_capability()}"
+    words = [
+        f"torch {torch.__version__}",
+        torch.cuda.get_device_name() if device_type() == "cuda" else cpu,
+    ]
+    if config.compile:
+        words.append("compiled")
+    if device_type() == "cpu" and config.precision == "bf16" and linear_kernel.runs_here():
+        words.append("kernels in C")
+    now = ", ".join(words)
+    if before not in (None, now):
+        events.warn(
+            f"the run was made by {before}; here it is {now}: "
+            "the last bits will differ from those of a run on one machine"
+        )
+    return now

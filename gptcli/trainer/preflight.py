@@ -13,11 +13,10 @@ from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import Manifest
 from gptcli.shards.order import open_order
 from gptcli.tokenizer.tokenizer import load_tokenizer
+from gptcli.trainer.auto import check_division, check_memory, check_processes
 from gptcli.trainer.checkpoint import State, newest_state
 from gptcli.trainer.config import Run
-from gptcli.trainer.fit import check_division, check_memory
 from gptcli.trainer.forecast import disk_bytes, disk_cautions, disk_free
-from gptcli.trainer.machine import check_layout
 from gptcli.trainer.precision import check_precision
 from gptcli.trainer.schedule import Schedule
 from gptcli.trainer.start import kept_start
@@ -45,7 +44,7 @@ def check_run(run: Run, manifest: Manifest) -> None:
     """
     schedule = Schedule(run.train, run.model.n_ctx)
     layout, sequences = run.layout, min(schedule.full, schedule.total)
-    check_layout(layout)
+    check_processes(layout)
     check_division(run.model, layout, run.train.pipeline_schedule, sequences)
     check_precision(run.train.precision, layout.tp)
     check_memory(run.model, layout, run.train, sequences)

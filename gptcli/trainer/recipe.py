@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 from gptcli.model.config import ModelConfig
@@ -21,6 +22,7 @@ SCALED_BATCH = ("batch_tokens", "ramp_from")
 # (arXiv 2505.13738)
 BATCH_EXPONENT = 0.383
 STEPS = 500  # a short run has about as many at least: its batch is no larger than a 500th of it
+MAX_SMALL_LR = 4e-3  # learning rate of the smallest models: an assumption, see `small_lr`
 TOKENS_PER_PARAMETER = 20  # compute-optimal: Hoffmann et al. 2022 (arXiv 2203.15556)
 
 
@@ -118,3 +120,31 @@ def cadence(tokens: int, batch_tokens: int) -> dict[str, int]:
 def samples(parameters: int, steps: int) -> int:
     """Texts from every checkpoint: some where writing them on a CPU takes little beside the run."""
     return 3 if parameters < SMALL_MODEL and steps >= 100 else 0
+
+
+def small_lr(parameters: int) -> float:
+    """Return a learning rate for a model smaller than GPT-3 Small, the smallest of Table 2.1.
+
+    Small's rises with the cube root as parameters fall, as the table's does from 175B to Small
+    (tenfold for 1,394 times fewer), up to MAX_SMALL_LR: an assumption. In 500 steps at 233k
+    parameters, Small's own rate ends 0.9 nats higher than 4e-3.
+    """
+    small = min(
+        (model for model in MODELS if model.paper == "GPT-3"), key=lambda model: model.parameters
+    )
+    return float(
+        f"{min(MAX_SMALL_LR, small.lr * max(1.0, small.parameters / parameters) ** (1 / 3)):.2g}"
+    )
+
+
+def scaled_lr(parameters: int) -> float:
+    """Table 2.1's learning rate at this many parameters: a straight line between neighbouring
+    sizes, both axes logarithmic; beyond the smallest and the largest, theirs."""
+    rows = sorted((model.parameters, model.lr) for model in MODELS if model.paper == "GPT-3")
+    if parameters <= rows[0][0]:
+        return rows[0][1]
+    for (small, high), (large, low) in pairwise(rows):
+        if parameters <= large:
+            share = math.log(parameters / small) / math.log(large / small)
+            return high * (low / high) ** share
+    return rows[-1][1]

@@ -37,8 +37,8 @@ from gptcli.distributed.tensor_parallel import add_up_partial
 from gptcli.errors import RunError
 from gptcli.events import Events
 from gptcli.model.loss import IGNORE
+from gptcli.trainer.auto import work_of
 from gptcli.trainer.config import Run
-from gptcli.trainer.fit import work_of
 from gptcli.trainer.parallelize import Part, lay_out
 from gptcli.trainer.precision import PRODUCTS
 

@@ -15,7 +15,7 @@ from gptcli.events import SILENT
 from gptcli.model import attention_kernel
 from gptcli.model.attention_kernel import packed_attend
 from gptcli.model.banded_attention import banded_attend, flex, varlen
-from gptcli.trainer import machine
+from gptcli.trainer.auto import has_compiler
 from gptcli.trainer.parallelize import build
 
 PLACE = Place(torch.device("cpu"))
@@ -39,7 +39,7 @@ def test_what_is_computed_again_is_the_same(make_run, how, dropout, attention):
         assert torch.equal(gradient, again[name]), name
 
 
-@pytest.mark.skipif(not machine.has_compiler(), reason="no compiler here")
+@pytest.mark.skipif(not has_compiler(), reason="no compiler here")
 @pytest.mark.parametrize("how", ["selective", "full"])
 def test_compiled(make_run, how):
     torch._dynamo.reset()

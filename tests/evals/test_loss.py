@@ -119,7 +119,7 @@ def test_shards_and_limits(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray)
 
 def test_bad_input(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray) -> None:
     for stride in (0, 25):
-        with pytest.raises(UsageError, match="stride: .* is out of range"):
+        with pytest.raises(UsageError, match=r"stride: .* is out of range"):
             measure(model, tokenizer, tokens, stride=stride)
     with pytest.raises(InputError, match="too short"):
         measure(model, tokenizer, tokens[:1])

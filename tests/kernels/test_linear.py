@@ -12,7 +12,7 @@ from gptcli.model import linear_kernel
 from gptcli.model.config import ModelConfig
 from gptcli.model.linear_kernel import linear, mlp
 from gptcli.model.transformer import GPT, Block
-from gptcli.trainer.machine import has_compiler
+from gptcli.trainer.auto import has_compiler
 from gptcli.trainer.parallelize import dress
 
 pytestmark = pytest.mark.skipif(not linear_kernel.runs_here(), reason="no AMX here")

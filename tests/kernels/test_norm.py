@@ -13,7 +13,7 @@ from gptcli.model import norm_kernel
 from gptcli.model.config import ModelConfig
 from gptcli.model.norm_kernel import Norm, add_norm, norm
 from gptcli.model.transformer import GPT, Block
-from gptcli.trainer.machine import has_compiler
+from gptcli.trainer.auto import has_compiler
 from gptcli.trainer.parallelize import dress
 
 pytestmark = pytest.mark.skipif(not norm_kernel.runs_here(), reason="no AMX here")

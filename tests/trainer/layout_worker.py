@@ -23,10 +23,10 @@ from gptcli.events import SILENT
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import load_model, save_model
 from gptcli.model.transformer import GPT
+from gptcli.trainer.auto import has_compiler
 from gptcli.trainer.batches import micro_batches
 from gptcli.trainer.checkpoint import canonical_parameters, take_weights
 from gptcli.trainer.config import Run, TrainConfig
-from gptcli.trainer.machine import has_compiler
 from gptcli.trainer.noise_scale import AGAIN_EVERY, part_of
 from gptcli.trainer.parallelize import build
 

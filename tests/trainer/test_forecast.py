@@ -10,9 +10,9 @@ import torch
 from gptcli.cost.layout import Layout
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.shards.manifest import Manifest, Shard, Source, read_manifest
-from gptcli.trainer import fit
+from gptcli.trainer import auto
 from gptcli.trainer import forecast as module
-from gptcli.trainer.fit import process_memory
+from gptcli.trainer.auto import process_memory
 from gptcli.trainer.forecast import Machine, disk_bytes, forecast, this_machine
 
 LARGE = Machine(
@@ -200,7 +200,7 @@ def test_disk_holds_the_checkpoints_kept_one_more_the_model_and_its_copy(make_ru
 
 
 def test_what_does_not_fit_names_the_largest_size_that_does(make_run, monkeypatch):
-    monkeypatch.setattr(fit, "host_memory", lambda: 24 * 10**9)
+    monkeypatch.setattr(auto, "host_memory", lambda: 24 * 10**9)
     train = make_run().train
     for name, memory in (("175B", "TB"), ("13B", "GB")):
         model = ModelConfig.from_paper(find_size(name))

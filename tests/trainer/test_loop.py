@@ -11,13 +11,14 @@ from datetime import datetime
 import pytest
 import torch
 
+from gptcli import runtime
 from gptcli.distributed.context import Place
 from gptcli.errors import Interrupted, RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.interrupts import SIGNALS
 from gptcli.runs.metrics import read_metrics
 from gptcli.shards.manifest import Source, read_manifest, write_manifest
-from gptcli.trainer import loop, machine
+from gptcli.trainer import loop
 from gptcli.trainer.config import Run
 from gptcli.trainer.loop import StopSignal, train
 from gptcli.trainer.preflight import check_resume
@@ -309,7 +310,7 @@ def test_a_resume_cuts_sums_into_as_many_threads_as_before(make_run, monkeypatch
     """
     options = {"tokens": 384, "decay_tokens": 384, "checkpoint_every": 3, "micro_batch": 1}
     whole, halved = make_run("whole", **options), make_run("halved", **options)
-    monkeypatch.setattr(machine, "cores", lambda: 2)
+    monkeypatch.setattr(runtime, "cores", lambda: 2)
 
     class Killed(Events):
         def progress(self, task, done, *args, **facts):

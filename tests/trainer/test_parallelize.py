@@ -7,7 +7,7 @@ from gptcli.distributed.context import Place
 from gptcli.errors import RunError
 from gptcli.events import SILENT, Events
 from gptcli.model.transformer import GPT
-from gptcli.trainer import machine
+from gptcli.trainer.auto import has_compiler
 from gptcli.trainer.parallelize import build
 
 PLACE = Place(torch.device("cpu"))
@@ -48,7 +48,7 @@ def test_a_compiler_that_fails_is_left_aside_or_an_error(make_run, monkeypatch):
         build(make_run(compile=True, must_compile=True), PLACE, SILENT)
 
 
-@pytest.mark.skipif(not machine.has_compiler(), reason="no compiler here")
+@pytest.mark.skipif(not has_compiler(), reason="no compiler here")
 def test_compiled_and_plain_agree(make_run):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -73,3 +75,21 @@ def test_an_overflow_is_skipped_and_learnt_from(make_run):
     assert all(
         torch.equal(old, new) for old, new in zip(before, stepper.model.parameters(), strict=True)
     )
+
+
+def test_a_resume_warns_if_the_last_bits_will_differ(monkeypatch):
+    told = []
+    events = SimpleNamespace(warn=told.append)
+    config = SimpleNamespace(compile=True, precision="bf16")
+    monkeypatch.setattr(precision.linear_kernel, "runs_here", lambda: True)
+    made = precision.check_numeric_environment(None, config, events)
+    assert precision.check_numeric_environment(made, config, events) == made
+    assert not told
+    # no compiler here, or no AMX
+    monkeypatch.setattr(precision.linear_kernel, "runs_here", lambda: False)
+    other = precision.check_numeric_environment(
+        made, SimpleNamespace(compile=False, precision="bf16"), events
+    )
+    assert other != made
+    assert f"made by {made}; here it is {other}:" in told[0]
+    assert made.endswith(", compiled, kernels in C")
