@@ -1,5 +1,5 @@
-"""The `gpt` command, and `python -m gptcli`: first of all an answer to Ctrl-C, then the command
-line.
+"""Entry point of the `gpt` command and of `python -m gptcli`: handle Ctrl-C first, then run the
+command line.
 """
 
 from gptcli import interrupts

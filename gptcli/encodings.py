@@ -34,13 +34,14 @@ _PLACE = re.compile(r"(:\d+|, (byte|record|row) \d+)$")  # of a document, after 
 
 
 def without_bom(data: bytes) -> bytes:
-    """`data` without UTF-8's byte order mark at its beginning."""
+    """Return `data` without a UTF-8 byte order mark at its start."""
     return data.removeprefix(BOM)
 
 
 def decode(data: bytes, where: str | Path, *, start: int = 0) -> str:
-    """The text that `data` spells in UTF-8, without a byte order mark. `start` is the position of
-    `data` in its file.
+    """Return `data` decoded as UTF-8, without a byte order mark.
+
+    `start` is the position of `data` in its file.
 
     Raises InputError, with the position, the likely encoding and the command that converts it, if
     it is not UTF-8.
@@ -59,8 +60,8 @@ def decode(data: bytes, where: str | Path, *, start: int = 0) -> str:
 
 
 def not_utf8(data: bytes, at: int, where: str | Path, *, start: int = 0) -> InputError:
-    """The error for `data` whose byte `at` is not UTF-8; `start` is the position of `data` in its
-    file.
+    """Return the error for `data` whose byte `at` is not UTF-8; `start` is the position of `data`
+    in its file.
     """
     what = f"not valid UTF-8 at byte {start + at}"
     if start == 0 and (
@@ -76,7 +77,7 @@ def not_utf8(data: bytes, at: int, where: str | Path, *, start: int = 0) -> Inpu
 
 
 def wrong_encoding(what: str, encoding: str | None, where: str | Path) -> InputError:
-    """The error for a file in another `encoding` than UTF-8, None if it is not known, with the
+    """Return the error for a file in another `encoding` than UTF-8 (None if unknown), with the
     command that converts it.
     """
     path = Path(_PLACE.sub("", str(where)))
@@ -98,8 +99,8 @@ def wrong_encoding(what: str, encoding: str | None, where: str | Path) -> InputE
 
 
 def guess(data: bytes, at: int = 0) -> str | None:
-    """The encoding, by iconv's name, that `data` with a byte `at` that is not UTF-8 looks like;
-    None if nothing speaks for one.
+    """Return the likely encoding, by iconv's name, of `data` whose byte `at` is not UTF-8; None if
+    there is no indication.
     """
     for mark, encoding in BOMS.items():
         if data.startswith(mark):
@@ -117,8 +118,8 @@ def guess(data: bytes, at: int = 0) -> str | None:
 
 
 def utf16_without_mark(data: bytes) -> str | None:
-    """UTF-16LE or UTF-16BE if the zero bytes of `data`, which UTF-8 lets pass, are those of Western
-    text in it; None otherwise.
+    """Return UTF-16LE or UTF-16BE if `data` has the zero bytes of Western text in it; None
+    otherwise.
     """
     if b"\0" not in data[:64]:
         return None

@@ -1,28 +1,31 @@
-"""How long work tells what it is doing, without knowing a screen. `gptcli.cli.console` draws it."""
+"""Progress and messages of long work, independent of a screen. `gptcli.cli.console` draws them."""
 
 from __future__ import annotations
 
 
 class Events:
-    """Receives what long work reports. This base class is silent; a command passes one that
-    draws.
+    """Receiver of reports from long work.
+
+    This base class is silent; commands pass one that draws.
     """
 
     def info(self, text: str) -> None:
-        """Something worth a line of its own."""
+        """Report something worth a line."""
 
     def warn(self, text: str) -> None:
-        """Something the user should act on, though work goes on."""
+        """Report something that the user should act on, while work continues."""
 
     def progress(
         self, task: str, done: float, total: float | None = None, unit: str = "", **facts: object
     ) -> None:
-        """`done` of `total` units of `task`; `facts` (loss=3.1) are shown beside it. Cheap: call it
-        as often as you like.
+        """Report that `done` of `total` units of `task` are done; `facts` (loss=3.1) are shown next
+        to it.
+
+        Cheap: call it as often as you like.
         """
 
     def finish(self, task: str) -> None:
-        """`task` is over; its bar goes."""
+        """Report that `task` is over and its bar can go."""
 
 
 SILENT = Events()

@@ -1,5 +1,5 @@
-"""Files that appear whole or not at all, fingerprints, and the rule for folders that already hold
-something.
+"""Files that appear whole or not at all, fingerprints, and the rule for output folders that are not
+empty.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ NAME_BYTES = 255  # of a file's name, on the file systems of Linux and macOS
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """A file that takes its name only once it is whole and on disk: temporary name beside it,
-    fsync, rename.
+    """Open a file that gets its name only once it is whole and on disk: temporary name, fsync,
+    rename.
 
-    On any error the temporary file is removed and the old file, if there was one, stays; an OSError
-    names `path`. Only a regular file is replaced: a link is followed to it, and a device or pipe is
-    written to as it is. In text, what UTF-8 cannot spell (a byte of a file name that is not UTF-8)
-    is written as an escape.
+    On any error the temporary file is removed and an old file stays; an OSError names `path`. Only
+    a regular file is replaced: a link is followed to it, and a device or pipe is written to
+    directly. In text, what UTF-8 cannot encode (a byte of a file name that is not UTF-8) is
+    escaped.
     """
     text = (
         {} if "b" in mode else {"encoding": "utf-8", "newline": "\n", "errors": "backslashreplace"}
@@ -66,8 +66,10 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A folder that takes its name only once every file written inside the block is whole and on
-    disk; a link to one is followed.
+    """Create a folder that gets its name only once every file written in the block is whole and on
+    disk.
+
+    A link to a folder is followed.
     """
     path = Path(os.path.realpath(path))
     partial = partial_name(path, str(os.getpid()))
@@ -93,8 +95,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def written_through(path: Path) -> bool:
-    """Whether `path` names a device, a pipe or an open file of a process (/dev/stdout), which is
-    written to and never replaced.
+    """Return whether `path` is a device, a pipe or an open file of a process (/dev/stdout), which
+    is written to and never replaced.
     """
     path = Path(path)
     try:
@@ -112,8 +114,8 @@ def written_through(path: Path) -> bool:
 
 @contextlib.contextmanager
 def scratch_folder(within: Path | None = None) -> Iterator[Path]:
-    """A folder for temporary files, in the system's place for them or `within` another folder; gone
-    after the block, however it ends.
+    """Create a folder for temporary files, in the system's place for them or `within` another
+    folder, and remove it after the block, however it ends.
     """
     folder = (within or Path(tempfile.gettempdir())) / f".gpt.{secrets.token_hex(8)}{PARTIAL}"
     with Cleanup(shutil.rmtree, folder, True):  # before it is there
@@ -125,8 +127,8 @@ def scratch_folder(within: Path | None = None) -> Iterator[Path]:
 
 
 def partial_name(path: Path, token: str) -> Path:
-    """The temporary name, next to `path`, of what is not whole yet; cut short if it would be longer
-    than a file system takes.
+    """Return the temporary name, next to `path`, of an unfinished file; shortened to what file
+    systems allow.
     """
     room = NAME_BYTES - len(f"..{token}{PARTIAL}")
     stem = os.fsencode(path.name)[:room].decode("utf-8", "ignore")
@@ -134,8 +136,8 @@ def partial_name(path: Path, token: str) -> Path:
 
 
 def _name_final(error: BaseException, partial: Path, path: Path) -> None:
-    """Make an OSError name `path`, which the user knows, in place of the temporary name, or of no
-    name when the disk is full.
+    """Make an OSError name `path`, which the user knows, instead of the temporary name, or of none
+    if the disk is full.
     """
     if not isinstance(error, OSError):
         return
@@ -149,8 +151,10 @@ def _name_final(error: BaseException, partial: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def temporary_room(what: str) -> Iterator[None]:
-    """Work that writes to the temporary folder. Raises RunError, which names that folder and says
-    that it must hold `what`, if the disk is full."""
+    """Run a block that writes to the temporary folder.
+
+    Raises RunError, which names that folder and says that it must hold `what`, if the disk is full.
+    """
     folder = tempfile.gettempdir()
     try:
         yield
@@ -167,9 +171,7 @@ def temporary_room(what: str) -> Iterator[None]:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut (a no-op where folders cannot be
-    opened).
-    """
+    """Make a rename inside `folder` survive a power cut (a no-op where folders cannot be opened)."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -179,18 +181,20 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
+    """Write `value` as indented JSON, atomically."""
     with atomic_write(path, "w") as file:
         file.write(strict_json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in `path`. Raises InputError where it is missing or broken, with the line."""
+    """Return the JSON in `path`. Raises InputError, with the line, if it is missing or broken."""
     return parse_json(_read(path), path, lines=True)
 
 
 def parse_json(data: bytes, where: str | Path, *, lines: bool = False) -> Any:
-    """The JSON value that `data` spells. Raises InputError where it is broken; with `lines`, its
-    line is added to `where`.
+    """Return the JSON value in `data`.
+
+    Raises InputError if it is broken; with `lines`, its line is added to `where`.
     """
     text = decode(data, where)
     try:
@@ -206,23 +210,26 @@ def parse_json(data: bytes, where: str | Path, *, lines: bool = False) -> Any:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The table in `path`. Raises InputError where it is missing or broken, with the line as it
-    should be.
+    """Return the table in `path`.
+
+    Raises InputError, with the corrected line, if it is missing or broken.
     """
     return toml_text.parse(_read(path), path)
 
 
 def read_exact_text(path: Path) -> str:
-    """The text in `path`, to the character: a byte order mark is a part of it. Raises InputError as
-    `read_text`.
+    """Return the text in `path` exactly: a byte order mark is part of it.
+
+    Raises InputError as `read_text` does.
     """
     data = _read(path)
     return ("\ufeff" if data.startswith(BOM) else "") + decode(data, path)
 
 
 def read_text(path: Path) -> str:
-    """The text in `path`, without a byte order mark. Raises InputError where it is missing or not
-    UTF-8.
+    """Return the text in `path`, without a byte order mark.
+
+    Raises InputError if it is missing or not UTF-8.
     """
     return decode(_read(path), path)
 
@@ -241,14 +248,14 @@ def _read(path: Path) -> bytes:
 
 
 def sha256(path: Path) -> str:
-    """The hex SHA-256 of a file's bytes."""
+    """Return the hex SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def similar(path: Path) -> Path | None:
-    """The existing file or folder next to the missing `path` whose name is closest to it; None if
-    none is close.
+    """Return the existing file or folder whose name is closest to the missing `path`; None if none
+    is close.
     """
     path = Path(path)
     try:
@@ -263,8 +270,9 @@ def similar(path: Path) -> Path | None:
 
 
 def check_output(folder: Path, *, resume: bool, force: bool) -> None:
-    """The overwrite rule for an output folder: a non-empty one needs `--resume` or `--force`.
-    Touches nothing. Raises UsageError.
+    """Raise UsageError if an output folder is not empty and neither `resume` nor `force` is given.
+
+    Touches nothing.
     """
     folder = Path(folder)
     if resume and force:
@@ -295,8 +303,10 @@ def check_output(folder: Path, *, resume: bool, force: bool) -> None:
 
 
 def claim_output(folder: Path, *, resume: bool, force: bool) -> None:
-    """Take an output folder by that rule: `force` empties it, and leftovers of an interrupted write
-    are swept away. Raises UsageError.
+    """Take an output folder by the rule of `check_output`: `force` empties it, and leftovers of
+    interrupted writes are removed.
+
+    Raises UsageError.
     """
     folder = Path(folder)
     check_output(folder, resume=resume, force=force)
@@ -307,22 +317,21 @@ def claim_output(folder: Path, *, resume: bool, force: bool) -> None:
 
 
 def contents(folder: Path) -> list[Path]:
-    """What a folder holds, but for the locks of those who write in it; nothing if there is no
-    folder.
-    """
+    """Return what a folder contains, apart from locks; nothing if there is no folder."""
     if not folder.exists():
         return []
     return [path for path in folder.iterdir() if not is_lock(path)]
 
 
 def is_lock(path: Path) -> bool:
-    """Whether a file is a lock, or one that succeeds a lock whose holder died."""
+    """Return whether a file is a lock, or the successor of a lock whose holder died."""
     return re.fullmatch(rf"(\..+)?\{LOCK}(\.[0-9a-z]+)?", path.name) is not None
 
 
 def empty(folder: Path) -> None:
-    """Remove what a folder holds, but for locks. The folder stays, and so does what links in it
-    lead to.
+    """Remove the contents of a folder, apart from locks.
+
+    The folder stays, and so do the targets of links in it.
     """
     for path in contents(folder):
         if path.is_dir() and not path.is_symlink():
@@ -332,8 +341,8 @@ def empty(folder: Path) -> None:
 
 
 def home() -> Path | None:
-    """The user's home folder; None if there is none, as for a user without an entry in the system's
-    list.
+    """Return the user's home folder; None if there is none, as for a user without an entry in the
+    system's list.
     """
     try:
         return Path.home()
@@ -342,8 +351,9 @@ def home() -> Path | None:
 
 
 def check_writable(path: Path) -> None:
-    """Refuse, before any work, an output that could not be written after it. Touches nothing.
-    Raises UsageError.
+    """Raise UsageError, before any work, if an output could not be written after it.
+
+    Touches nothing.
     """
     path = Path(path)
     for part in path.parts:
@@ -375,7 +385,7 @@ def check_writable(path: Path) -> None:
 
 
 def sweep(folder: Path, *, keep: Path | None = None) -> None:
-    """Remove what interrupted writes left in a folder, at any depth, but for `keep`."""
+    """Remove leftovers of interrupted writes in a folder, at any depth, apart from `keep`."""
     for leftover in folder.rglob(f".*{PARTIAL}"):
         if leftover == keep:
             continue
@@ -386,8 +396,10 @@ def sweep(folder: Path, *, keep: Path | None = None) -> None:
 
 
 def claim_file(path: Path, *, force: bool) -> None:
-    """The same rule for a command whose output is one file, which a device or pipe is not: nothing
-    of it is lost. Raises UsageError.
+    """Apply the rule of `check_output` to a command whose output is one file; a device or pipe
+    loses nothing.
+
+    Raises UsageError.
     """
     if written_through(path):
         return

@@ -1,13 +1,12 @@
-"""Being told to stop: by Ctrl-C, or by SIGTERM, SIGHUP or SIGUSR1, which mean the same.
+"""Ctrl-C, and SIGTERM, SIGHUP and SIGUSR1, which mean the same: stop.
 
-Python turns Ctrl-C into an exception in the main thread, between two of its instructions. Libraries
-swallow it or turn it into another one, C++ aborts the process when it meets it, and a long call
-into C keeps it waiting. So here nothing is raised. A thread that waits for signals alone gives the
-`Answer` in force: unless a command has another, it ends the process, whatever the main thread is
-doing, with its children, its temporary files and one line. Nothing is lost by that, because every
-output appears whole or not at all.
+Python turns Ctrl-C into an exception in the main thread, between two bytecodes. Libraries swallow
+or replace that exception, C++ aborts the process when it meets one, and a long call into C delays
+it. So nothing is raised here. A dedicated thread waits for signals and calls the `Answer` in force;
+by default it ends the process, whatever the main thread is doing, with its children, its temporary
+files and one line of output. Nothing is lost, because every output appears whole or not at all.
 
-Nothing is installed by importing this. It imports little, so that the command line can install it
+Importing this module installs nothing. It imports little, so that the command line can install it
 before anything else.
 """
 
@@ -51,24 +50,21 @@ _last_words, _code = "", CODE
 
 
 class Answer:
-    """What is done when the program is told to stop, between `with` and the end of its block. This
-    one ends it at once.
+    """Response to a signal within a `with` block; this base class ends the process at once.
 
-    In a thread other than the main one, which Python lets handle no signals, the block changes
-    nothing.
+    In a thread other than the main one, where Python handles no signals, the block changes nothing.
     """
 
     def note(self, number: int) -> None:
-        """Runs in the main thread, between two of its instructions, once for signals that come
-        together.
-        """
+        """Run in the main thread, between two bytecodes; signals that arrive together count once."""
         _park()
 
     def act(self, number: int) -> None:
-        """Runs in the thread that waits for signals, once for every one."""
+        """Run in the signal thread, once per signal."""
         leave()
 
     def __enter__(self) -> Self:
+        """Make this the answer in force."""
         _settle()
         _answers.append(self)
         if len(_answers) == 1:
@@ -81,6 +77,7 @@ class Answer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """Restore the answer that was in force before."""
         _settle()
         if len(_answers) == 1:
             _uninstall()
@@ -89,11 +86,13 @@ class Answer:
 
 
 class Raise(Answer):
-    """Ctrl-C raises KeyboardInterrupt in the main thread, as Python does by itself. One that cannot
-    be raised yet is told of, and the next one ends the program."""
+    """Make Ctrl-C raise KeyboardInterrupt in the main thread, as Python does by default.
+
+    An interrupt that cannot be raised yet is announced, and the next one ends the process.
+    """
 
     def __init__(self, until: str) -> None:
-        """`until`: what the main thread may be waiting for."""
+        """Say in `until` what the main thread may be waiting for."""
         self.until, self.late, self.over = until, False, False
         self.raised = _thread.allocate_lock()
         self.raised.acquire()
@@ -109,8 +108,8 @@ class Raise(Answer):
         sys.unraisablehook = self.before
 
     def _again(self, lost: Any) -> None:
-        """One that was raised in a destructor or a callback, where Python drops it, is raised again
-        a millisecond of work later.
+        """Raise a KeyboardInterrupt again a millisecond later if a destructor or callback dropped
+        it.
         """
         if lost.exc_type is KeyboardInterrupt:
             signal.signal(signal.SIGVTALRM, lambda *_: signal.raise_signal(signal.SIGINT))
@@ -119,6 +118,7 @@ class Raise(Answer):
             self.before(lost)
 
     def note(self, number: int) -> None:
+        """Raise KeyboardInterrupt in the main thread."""
         if number != signal.SIGINT or self.over:
             super().note(number)
         if self.raised.locked():
@@ -126,6 +126,7 @@ class Raise(Answer):
         raise KeyboardInterrupt
 
     def act(self, number: int) -> None:
+        """Announce an interrupt that is delayed; end the process at the second one."""
         if number != signal.SIGINT or self.late:
             leave()
         if not self.raised.acquire(timeout=PATIENCE):
@@ -136,8 +137,10 @@ class Raise(Answer):
 
 
 class Cleanup:
-    """Calls `function` if the program ends at once between `with` and the end of its block. The
-    function must not wait for the main thread: no lock, no buffered stream, no import."""
+    """Call `function` if the process ends at once within the `with` block.
+
+    The function must not wait for the main thread: no lock, no buffered stream, no import.
+    """
 
     def __init__(self, function: Callable[..., object], *arguments: object) -> None:
         self.call = functools.partial(function, *arguments)
@@ -152,9 +155,11 @@ class Cleanup:
 
 
 class Held:
-    """Keeps signals from the main thread in its block, and for good from processes that are started
-    there: this process alone decides what they mean. The thread that waits for signals still gets
-    them."""
+    """Block signals in the main thread within the `with` block, and permanently in child processes
+    started there.
+
+    Only this process decides what the signals mean; its signal thread still receives them.
+    """
 
     def __init__(self, *but: int) -> None:
         self.held = {*SIGNALS} - {*but}
@@ -174,7 +179,7 @@ class Held:
 
 
 def leave() -> NoReturn:
-    """End the process at once: kill its children, clean up, print one line, exit 130."""
+    """End the process at once: kill its children, clean up, print one line, exit with 130."""
     global _leaving
     _leaving = True
     try:
@@ -197,7 +202,7 @@ def leave() -> NoReturn:
 
 
 def begin(last_words: str) -> None:
-    """Answer signals from now to the end of the process; `last_words` are what `leave` prints."""
+    """Handle signals from now on; `last_words` is the line that `leave` prints."""
     global _last_words
     _last_words = last_words
     Answer().__enter__()
@@ -205,9 +210,7 @@ def begin(last_words: str) -> None:
 
 
 def finish(code: object) -> None:
-    """The command is done and has printed its last message: a signal that comes now ends the
-    process in silence, with this exit code.
-    """
+    """Mark the command as finished: a later signal ends the process silently with exit code `code`."""
     global _last_words, _code
     with contextlib.suppress(OSError, ValueError):  # Python tries again, and says what is wrong
         sys.stdout.flush()
@@ -216,8 +219,8 @@ def finish(code: object) -> None:
 
 
 def _end() -> None:
-    """Leave out the interpreter's own end, where it takes all modules apart and handles no signals:
-    with torch, it takes a while.
+    """Skip the interpreter's own shutdown, which handles no signals and takes long with torch
+    imported.
     """
     if not _last_words:  # `finish` was called
         with contextlib.suppress(OSError, ValueError):
@@ -227,8 +230,8 @@ def _end() -> None:
 
 
 def write(file: int, text: str) -> None:
-    """Write to an open file past Python's buffers and their locks; nothing where that would have to
-    wait for a reader.
+    """Write to a file descriptor past Python's buffers and locks; write nothing if a reader would
+    block.
     """
     with contextlib.suppress(OSError, ValueError):
         if select.select([], [file], [], 0)[1]:
@@ -236,8 +239,10 @@ def write(file: int, text: str) -> None:
 
 
 def _install() -> None:
-    """Handle the signals. One that is ignored, as SIGHUP is under nohup and SIGINT in a script's
-    background, stays ignored.
+    """Install the signal handlers.
+
+    A signal that is ignored, as SIGHUP is under nohup and SIGINT in a background job of a script,
+    stays ignored.
     """
     global _pipe
     if _pipe is None:
@@ -270,7 +275,7 @@ def _receive(number: int, frame: FrameType | None) -> None:
 
 
 def _park() -> NoReturn:
-    """Keep the main thread where it is until the other one ends the process."""
+    """Keep the main thread waiting until the signal thread ends the process."""
     if _parked.locked():
         _parked.release()
     while True:
@@ -290,7 +295,7 @@ def _watch(pipe: int) -> None:
 
 
 def _settle() -> None:
-    """Until every signal that came before now is answered."""
+    """Wait until every signal received so far has been answered."""
     if _handlers and _pipe is not None:
         _settled.acquire(blocking=False)
         os.write(_pipe[1], bytes([SETTLED]))
@@ -298,9 +303,7 @@ def _settle() -> None:
 
 
 def _forget() -> None:
-    """In a fork there is no thread that answers, and no need for one: it goes when its parent wants
-    it to.
-    """
+    """Drop the handlers in a forked child, which has no signal thread; its parent ends it."""
     global _pipe, _settled
     if _handlers:
         signal.set_wakeup_fd(-1)
@@ -321,15 +324,15 @@ def _quietly(function: Callable[..., object], *arguments: object) -> None:
 
 
 def _show_stack() -> None:
-    """For --debug: where each thread is."""
+    """Print the stack of every thread, for --debug."""
     import faulthandler
 
     _quietly(faulthandler.dump_traceback, 2)
 
 
 def _children(parent: int) -> list[int]:
-    """All processes below one, the nearest first: by /proc, and where there is none, those that
-    multiprocessing has started.
+    """Return all descendants of a process, nearest first: by /proc or, without it, those that
+    multiprocessing started.
     """
     found: list[int] = []
     try:
@@ -346,8 +349,8 @@ def _children(parent: int) -> list[int]:
 
 
 def _remove_semaphores() -> None:
-    """Those of multiprocessing, which are removed as it ends, and else by a process of its own,
-    with a warning.
+    """Remove multiprocessing's semaphores, which otherwise its resource tracker removes with a
+    warning.
     """
     util, synchronize = (
         sys.modules.get(f"multiprocessing.{name}") for name in ("util", "synchronize")

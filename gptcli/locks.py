@@ -1,16 +1,17 @@
-"""One owner for each output: a lock file names the process that writes there.
+"""One writer per output: a lock file names the process that writes there.
 
-`.lock` in a folder, or `.NAME.lock` beside a single file, is created exclusively: of several
-processes one gets it. The lock of a dead holder is never taken away, because a process that looked
-too long ago could take away the next holder's instead. It is succeeded: whoever first creates
+`.lock` in a folder, or `.NAME.lock` next to a single file, is created exclusively: of several
+processes one gets it. The lock of a dead holder is never removed, because a process that looked too
+long ago could remove the next holder's instead. It is succeeded: whoever first creates
 `.lock.TOKEN`, with the dead holder's token, is the next owner, and so on. The owner is the last of
-this chain, and removes it on release, `.lock` first. No token is used twice, so a process that acts
-on what it read too long ago creates a file that no chain leads to; it sees that, removes the file
-and looks again.
+this chain, and removes it on release, `.lock` first. Tokens are unique, so a process that acts on
+an outdated read creates a file that no chain leads to; it notices that, removes the file and looks
+again.
 
 A holder on this machine is dead if its process is gone, by process number and start time. A holder
 elsewhere touches its lock every few seconds, and is dead if the lock stays untouched, by the file
-system's own clock and while we watch. No flock: network file systems do not agree on what it means.
+system's own clock and while we watch. flock is not used: network file systems do not agree on its
+meaning.
 """
 
 from __future__ import annotations
@@ -53,18 +54,18 @@ GONE = "gone"  # in place of a start time: the process has ended, and its parent
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """The process that a lock names, as the lock file holds it in JSON."""
+    """The process that owns a lock, as the lock file describes it in JSON."""
 
     token: str
-    """No two locks ever have the same."""
+    """Unique among all locks."""
     pid: int = 0
     host: str = ""
     since: str = ""
     command: str = ""
     place: str = ""
-    """The boot and PID namespace in which `pid` and `started` name one process; "" if unknown."""
+    """Boot and PID namespace in which `pid` and `started` identify one process; "" if unknown."""
     started: str = ""
-    """When the process began, in the system's own words; "" if unknown."""
+    """Start time of the process in the system's own format; "" if unknown."""
 
     def __str__(self) -> str:
         if not self.pid:
@@ -74,7 +75,7 @@ class Holder:
 
 
 class Lock:
-    """The lock file `path` for the output `subject`, held by this process from `acquire` to
+    """The lock file `path` for the output `subject`, owned by this process from `acquire` to
     `release`.
     """
 
@@ -82,14 +83,15 @@ class Lock:
         self.path, self.subject, self.events = path, subject, events
         self._me: Holder | None = None
         self._chain = [path]
-        """The lock file and its successors; once the lock is taken, the last names this process."""
+        """Lock file and its successors; once the lock is taken, the last names this process."""
         self._made: list[Path] = []
         self._released = threading.Event()
         self._cleanup = Cleanup(self._remove)
 
     def __enter__(self) -> Lock:
-        """Acquire the lock. Raises UsageError also if the output's path says why it cannot be
-        written.
+        """Acquire the lock.
+
+        Raises UsageError too if the output's path explains why it cannot be written.
         """
         try:
             return self.acquire()
@@ -98,12 +100,13 @@ class Lock:
             raise
 
     def __exit__(self, *error: object) -> None:
+        """Release the lock."""
         self.release()
 
     def acquire(self) -> Lock:
-        """Take the lock, at once or from a dead holder; folders that it needs are made.
+        """Take the lock, at once or from a dead holder; missing folders are created.
 
-        Raises UsageError if another process holds it, and OSError if nothing can be written there.
+        Raises UsageError if another process owns it, and OSError if nothing can be written there.
         """
         self._me = this_process()
         self._cleanup.__enter__()  # before there is anything to remove
@@ -118,9 +121,9 @@ class Lock:
         return self
 
     def release(self) -> None:
-        """Give the lock back, and remove folders that were made for it and are empty.
+        """Release the lock, and remove folders that were created for it and are empty.
 
-        A forked child leaves its parent's lock alone, and a holder what is no longer its own.
+        A forked child leaves its parent's lock alone, and an owner a lock that it has lost.
         """
         if self._me is None or self._me.pid != os.getpid():
             return
@@ -130,7 +133,7 @@ class Lock:
         self._me = None
 
     def _remove(self) -> None:
-        """Remove what is ours of the lock, at any moment of taking it and of removing it."""
+        """Remove this process's lock files, at any moment of acquiring or removing them."""
         with contextlib.suppress(OSError):  # what cannot be removed is a dead process's in a moment
             chain = read_chain(self.path)
             if self._me not in chain.values():
@@ -166,10 +169,9 @@ class Lock:
         )
 
     def _sweep(self, kept: Collection[Path]) -> None:
-        """Remove what processes that were killed while they took or released this lock left beside
-        it.
+        """Remove what processes left that were killed while they took or released this lock.
 
-        Of a process that is alive it may take what leads nowhere, and that one looks again.
+        A file of a living process that leads nowhere may be removed too; that process looks again.
         """
         leftover = re.compile(
             rf"{re.escape(self.path.name)}(\.[0-9a-z]+|(\.[0-9a-z]+){{1,2}}{re.escape(PARTIAL)})"
@@ -180,7 +182,7 @@ class Lock:
                     file.unlink(missing_ok=True)
 
     def _beat(self, me: Holder) -> None:
-        """Give a sign of life until the lock is released or removed by hand.
+        """Touch the lock until it is released or removed by hand.
 
         Ends this process if another one has taken over: nothing more may be written.
         """
@@ -198,7 +200,9 @@ class Lock:
                 os.utime(file)
 
     def _make_folder(self) -> None:
-        """Make the lock's folder and those above it, and note the missing ones, innermost first."""
+        """Create the lock's folder and its parents, and note those that were missing, innermost
+        first.
+        """
         folder, missing = self.path.parent, []
         while not folder.exists():
             missing.append(folder)
@@ -210,10 +214,10 @@ class Lock:
 
 @contextlib.contextmanager
 def own_folder(folder: Path, *, read_only: bool = False, events: Events = SILENT) -> Iterator[None]:
-    """Be the one process that writes in `folder`, which is made if need be.
+    """Be the only process that writes in `folder`, which is created if it is missing.
 
     With `read_only`, for work that may turn out to be done already, no lock is needed where nobody
-    can write one. Raises UsageError if another process writes there, or if it is no folder.
+    can write one. Raises UsageError if another process writes there, or if it is not a folder.
     """
     real = _real(folder)
     with contextlib.ExitStack() as held:
@@ -236,7 +240,7 @@ def own_folder(folder: Path, *, read_only: bool = False, events: Events = SILENT
 
 @contextlib.contextmanager
 def own_part(folder: Path, part: str, *, events: Events = SILENT) -> Iterator[None]:
-    """Be the one process that does `part` of the work in `folder`, next to those that do other
+    """Be the only process that does `part` of the work in `folder`, next to those that do other
     parts.
 
     Raises UsageError if another process does this part, or writes in the folder as a whole.
@@ -250,9 +254,9 @@ def own_part(folder: Path, part: str, *, events: Events = SILENT) -> Iterator[No
 
 @contextlib.contextmanager
 def own_file(file: Path, *, events: Events = SILENT) -> Iterator[None]:
-    """Be the one process that makes `file`. A device or pipe may have several writers.
+    """Be the only process that writes `file`. A device or pipe may have several writers.
 
-    Raises UsageError if another process makes it.
+    Raises UsageError if another process writes it.
     """
     if written_through(file):
         yield
@@ -265,7 +269,7 @@ def own_file(file: Path, *, events: Events = SILENT) -> Iterator[None]:
 def refuse_held(path: Path, subject: Path, events: Events = SILENT) -> Holder | None:
     """Return the dead holder of the lock `path`, or None if there is no lock.
 
-    Raises UsageError, in which the output is called `subject`, if the holder lives.
+    Raises UsageError, which names the output as `subject`, if the holder is alive.
     """
     last = _last(read_chain(path))
     if last is None:
@@ -297,15 +301,15 @@ def successor(path: Path, holder: Holder) -> Path:
 
 
 def is_dead(holder: Holder, file: Path, subject: Path, events: Events = SILENT) -> bool:
-    """Whether the holder of the lock `file` has ended; looks for signs of life if only those can
-    tell.
+    """Return whether the holder of the lock `file` has ended; watch for signs of life if only they
+    can tell.
     """
     gone = process_gone(holder)
     return _is_silent(holder, file, subject, events) if gone is None else gone
 
 
 def process_gone(holder: Holder) -> bool | None:
-    """Whether the holder's process has ended; None if that cannot be seen from here."""
+    """Return whether the holder's process has ended; None if that cannot be seen from here."""
     if not holder.place or not holder.started or holder.place != place():
         return None
     if started := start_of(holder.pid):
@@ -320,6 +324,7 @@ def process_gone(holder: Holder) -> bool | None:
 
 
 def this_process() -> Holder:
+    """Return a holder that describes this process, with a new token."""
     return Holder(
         token=secrets.token_hex(8),
         pid=os.getpid(),
@@ -333,9 +338,10 @@ def this_process() -> Holder:
 
 @cache
 def place() -> str:
-    """Name the boot and the PID namespace of this process; "" if the system has no words for them.
+    """Return the boot and the PID namespace of this process; "" if the system does not tell.
 
-    Containers with equal names differ in it, and so does a machine from itself before a restart.
+    Containers with equal host names differ in it, and so does a machine from itself before a
+    restart.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -347,8 +353,8 @@ def place() -> str:
 
 
 def start_of(pid: int) -> str:
-    """When a process of this place began, in the system's own words; GONE for one that has ended;
-    "" if unknown.
+    """Return the start time of a local process in the system's own format; GONE if it has ended, ""
+    if unknown.
     """
     try:
         state, *rest = (
@@ -376,7 +382,7 @@ def start_of(pid: int) -> str:
 
 
 def _is_silent(holder: Holder, file: Path, subject: Path, events: Events) -> bool:
-    """Watch a holder that is elsewhere until it gives a sign of life, or has given none for SILENCE
+    """Watch a holder elsewhere until it gives a sign of life, or has given none for SILENCE
     seconds.
     """
     first = _touched(file)
@@ -395,7 +401,9 @@ def _is_silent(holder: Holder, file: Path, subject: Path, events: Events) -> boo
 
 
 def _touched(file: Path) -> float | None:
-    """When the file was touched, by its file system's clock; None if it is gone."""
+    """Return the time at which the file was touched, by its file system's clock; None if it is
+    gone.
+    """
     try:
         # NFS asks its server for the times of a file that is opened
         with open(file, "rb") as handle:
@@ -405,7 +413,7 @@ def _touched(file: Path) -> float | None:
 
 
 def _clock(file: Path) -> float:
-    """The time by the clock of the file system that a lock file is on."""
+    """Return the time by the clock of the file system that a lock file is on."""
     probe = file.with_name(f"{file.name}.{secrets.token_hex(8)}{PARTIAL}")
     with _temporary(probe):
         probe.touch()
@@ -414,7 +422,7 @@ def _clock(file: Path) -> float:
 
 
 def _create(file: Path, holder: Holder) -> bool:
-    """Create a lock file, whole from its first moment, unless it is there; return whether this
+    """Create a lock file, complete from its first moment, unless it exists; return whether this
     process created it.
     """
     data = strict_json.dumps(asdict(holder), indent=1).encode() + b"\n"
@@ -451,8 +459,9 @@ def _temporary(file: Path) -> Iterator[None]:
 
 
 def _read(file: Path) -> Holder:
-    """The holder that a lock file names; an unknown one if it is not whole. Raises
-    FileNotFoundError.
+    """Return the holder that a lock file names; an unknown one if it is incomplete.
+
+    Raises FileNotFoundError.
     """
     with open(file, "rb") as handle:
         data, stamp = handle.read(), os.fstat(handle.fileno()).st_mtime_ns
@@ -467,7 +476,7 @@ def _read(file: Path) -> Holder:
 
 
 def _lock_name(name: str) -> str:
-    """The name of a file's lock; of a name too long for what is added to it, by its fingerprint."""
+    """Return the name of a file's lock; for a name that would become too long, a fingerprint of it."""
     if len(os.fsencode(name)) > NAME_BYTES - 64:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()
     return f".{name}{LOCK}"
@@ -478,7 +487,7 @@ def _last(chain: dict[Path, Holder]) -> tuple[Path, Holder] | None:
 
 
 def _real(folder: Path) -> Path:
-    """The folder that a name or link leads to. Raises UsageError if it is something else."""
+    """Return the folder that a path or link leads to. Raises UsageError if it is something else."""
     if folder.exists() and not folder.is_dir():
         raise UsageError("is not a folder", where=folder, hint="choose another {option:out}")
     return Path(os.path.realpath(folder))

@@ -1,5 +1,4 @@
-"""Numbers as a person reads them: no figure but zero reads as zero, and none needs an exponent if a
-smaller unit can say it."""
+"""Format numbers for people: only zero reads as zero, and a smaller unit replaces an exponent."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ COUNTS: Units = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 def figure(value: float, digits: int = 4) -> str:
-    """27.41, 3,638, 0.002604, <0.001."""
+    """Format a plain number: 27.41, 3,638, 0.002604, <0.001."""
     if 0 < value < LEAST:
         return f"<{LEAST:g}"
     if value >= 1e15:
@@ -47,35 +46,38 @@ def figure(value: float, digits: int = 4) -> str:
 
 
 def short(value: float) -> str:
-    """3.14e23."""
+    """Format a number with an exponent: 3.14e23."""
     return f"{value:.2e}".replace("e+", "e")
 
 
 def unit_for(value: float, units: Units, least: float = 1) -> tuple[float, str]:
-    """Return the largest unit in which `value` is at least `least`; the smallest if there is none,
-    and of zero the largest."""
+    """Return the largest unit in which `value` is at least `least`; the smallest unit if there is
+    none, and the largest for zero.
+    """
     return next((unit for unit in units if value >= least * unit[0] or not value), units[-1])
 
 
 def scaled(value: float, units: Units, digits: int = 4) -> str:
-    """Write `value` with the unit that suits it: 1,132 MWh, 74.2 J, 8.84 mg."""
+    """Format `value` with a suitable unit: 1,132 MWh, 74.2 J, 8.84 mg."""
     size, name = unit_for(value, units)
     return f"{figure(value / size, digits)} {name}"
 
 
 def gpu_unit(hours: float) -> tuple[float, str]:
-    """GPU-hours down to a tenth, then what is smaller; its size in seconds."""
+    """Return the unit for a number of GPU-hours and its size in seconds: hours down to a tenth,
+    then smaller units.
+    """
     return unit_for(hours * 3600, GPU_TIME[1:], 0.1)
 
 
 def gpu_time(hours: float) -> str:
-    """250 GPU-hours, 12.9 GPU-seconds."""
+    """Format GPU time: 250 GPU-hours, 12.9 GPU-seconds."""
     size, name = gpu_unit(hours)
     return f"{figure(hours * 3600 / size)} {name}"
 
 
 def amount(value: float) -> str:
-    """950, 12.3k, 4.5M, 300B, 2.25T; thousands from 10,000 on."""
+    """Format a count with a suffix, from 10,000 on: 950, 12.3k, 4.5M, 300B, 2.25T."""
     rounded = abs(value) / 0.99995  # what rounds up to a unit is written in it
     size, suffix = next(
         ((size, suffix) for size, suffix in COUNTS if rounded >= max(size, 1e4)), (1, "")
@@ -84,7 +86,7 @@ def amount(value: float) -> str:
 
 
 def in_bytes(value: float) -> str:
-    """12 B, 36.9 kB, 698 GB, 2.79 TB; powers of 1,000."""
+    """Format bytes with powers of 1,000: 12 B, 36.9 kB, 698 GB, 2.79 TB."""
     if value < 999.5:
         return f"{value:.0f} B"
     size, name = unit_for(value, BYTES, 0.9995)  # what rounds up to a unit is written in it
@@ -92,7 +94,7 @@ def in_bytes(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """250 ms, 12 s, 3 min 20 s, 2 h 05 min, 4 d 3 h, 12 years."""
+    """Format a duration: 250 ms, 12 s, 3 min 20 s, 2 h 05 min, 4 d 3 h, 12 years."""
     if 0 < seconds < 1:
         return scaled(seconds, TIME, 3)
     seconds = int(seconds)
@@ -108,9 +110,7 @@ def duration(seconds: float) -> str:
 
 
 def rough_duration(low: float, high: float | None = None) -> str:
-    """Format an estimate of seconds, or a range of them, to two digits: 12 s, 2 to 9 h, 390,000
-    years.
-    """
+    """Format an estimate of seconds, or a range, to two digits: 12 s, 2 to 9 h, 390,000 years."""
     high = low if high is None else high
     size, unit = next(((size, unit) for size, unit in ROUGH if high >= 2 * size), (1, " s"))
     ends = [f"{float(f'{max(seconds / size, 0):.2g}'):,.12g}" for seconds in (low, high)]
@@ -118,7 +118,7 @@ def rough_duration(low: float, high: float | None = None) -> str:
 
 
 def dollars(value: float | None) -> str:
-    """$4.68M, $20,365, $12.30, 8.52 cents, or a dash."""
+    """Format dollars: $4.68M, $20,365, $12.30, 8.52 cents; a dash for None."""
     if value is None:
         return "-"
     for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
@@ -130,6 +130,6 @@ def dollars(value: float | None) -> str:
 
 
 def percent(value: float, digits: int = 1) -> str:
-    """33.2%, 0.4%, <0.1%."""
+    """Format a share as a percentage: 33.2%, 0.4%, <0.1%."""
     least = 10.0 ** -(digits + 2)
     return f"<{least:.{digits}%}" if 0 < value < least / 2 else f"{value:.{digits}%}"

@@ -19,14 +19,14 @@ RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 
 
 class Variables(NamedTuple):
-    """The names under which a launcher tells each process who it is."""
+    """Names of the environment variables by which a launcher describes each process."""
 
     launcher: str
     rank: str
     world_size: str
     local_rank: str
     local_world_size: str
-    """Optional; "" if the launcher has none."""
+    """Optional; "" if the launcher sets none."""
 
 
 TORCH = Variables("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -44,16 +44,16 @@ OPEN_MPI = Variables(
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """This process among all that were started for one command."""
+    """Place of this process among all processes of one command."""
 
     rank: int
     world_size: int
     local_rank: int
-    """Its number on its machine."""
+    """Rank on its node."""
     local_world_size: int
-    """Processes on its machine; all of them if the launcher does not say."""
+    """Number of processes on its node; all of them if the launcher does not say."""
     restarts: int = 0
-    """How many times torchrun has started the job over because it lost a process."""
+    """Number of times torchrun has restarted the job after losing a process."""
 
 
 def launch_environment(environ: Mapping[str, str] | None = None) -> Launch | None:
@@ -79,16 +79,18 @@ def launch_environment(environ: Mapping[str, str] | None = None) -> Launch | Non
 
 
 def leads() -> bool:
-    """Whether this process writes and reports: it is alone, or the first of its launch. Raises
-    UsageError as `launch_environment`.
+    """Return whether this process writes and reports: it is alone, or rank 0.
+
+    Raises UsageError as `launch_environment` does.
     """
     launch = launch_environment()
     return launch is None or launch.rank == 0
 
 
 def leads_machine() -> bool:
-    """Whether this process is the first of its launch on its machine. Raises UsageError as
-    `launch_environment`.
+    """Return whether this process is the first on its node.
+
+    Raises UsageError as `launch_environment` does.
     """
     launch = launch_environment()
     return launch is None or launch.local_rank == 0
@@ -145,17 +147,16 @@ def pin_thread_count(before: int | None, events: Events) -> int:
 
 
 def restarted() -> bool:
-    """Whether torchrun starts this very job over because it lost a process. Raises UsageError as
-    `launch_environment`.
+    """Return whether torchrun restarts this job after losing a process.
+
+    Raises UsageError as `launch_environment` does.
     """
     launch = launch_environment()
     return launch is not None and launch.restarts > 0
 
 
 def unused_launch(environ: Mapping[str, str] | None = None) -> str | None:
-    """Return what a user should know of variables that name a rank and yet start no launch, or
-    None.
-    """
+    """Return a note about variables that name a rank but start no launch, or None."""
     values = _set_variables(environ)
     if launch_environment(values) is not None:
         return None
@@ -172,20 +173,20 @@ def unused_launch(environ: Mapping[str, str] | None = None) -> str | None:
 
 
 def _set_variables(environ: Mapping[str, str] | None) -> dict[str, str]:
-    """The variables with a value: `RANK=` in front of a command is how a shell takes one away."""
+    """Return the variables that have a value: `RANK=` before a command unsets one."""
     source = os.environ if environ is None else environ
     return {name: value.strip() for name, value in source.items() if value.strip()}
 
 
 def _torch_claims(values: Mapping[str, str]) -> bool:
-    """Whether RANK or WORLD_SIZE speaks of several processes."""
+    """Return whether RANK or WORLD_SIZE describes several processes."""
     if TORCH.rank in values:
         return any(name in values for name in (TORCH.world_size, TORCH.local_rank, *ADDRESS))
     return values.get(TORCH.world_size, "1") != "1"
 
 
 def _torch_launch(values: Mapping[str, str]) -> Launch | None:
-    """The launch that RANK and its kin describe; None if one of them is missing."""
+    """Return the launch that torchrun's variables describe; None if one of them is missing."""
     if TORCH.rank not in values or TORCH.world_size not in values:
         return None
     if values[TORCH.world_size] != "1" and any(
@@ -200,7 +201,9 @@ def _torch_launch(values: Mapping[str, str]) -> Launch | None:
 
 
 def _task_launch(names: Variables, values: Mapping[str, str]) -> Launch | None:
-    """The launch of tasks that are to meet; None if there is one task, or no address to meet at."""
+    """Return the launch of tasks that meet at an address; None for a single task, or without an
+    address.
+    """
     if values.get(names.world_size, "1") == "1" or not any(name in values for name in ADDRESS):
         return None
     if any(name not in values for name in (names.rank, names.local_rank, *ADDRESS)):

@@ -1,5 +1,5 @@
-"""Write JSON that every reader takes: no NaN or Infinity, which JSON lacks, and no lone surrogate
-outside an escape.
+"""Write JSON that every reader accepts: no NaN or Infinity, which JSON lacks, and no unescaped lone
+surrogates.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 def dumps(
     value: object, *, ascii_only: bool = False, indent: int | None = None, sort_keys: bool = False
 ) -> str:
-    """`value` as JSON; a number that is not finite becomes null.
+    """Return `value` as JSON; a number that is not finite becomes null.
 
-    Characters are themselves, unless `ascii_only`. A lone surrogate, which a file name that is not
-    UTF-8 holds for each such byte, is escaped, so that the text can be encoded and reads back the
-    same.
+    Characters are written as they are, unless `ascii_only`. A lone surrogate, which Python uses for
+    each byte of a file name that is not UTF-8, is escaped, so that the text can be encoded and
+    reads back the same.
     """
     try:
         text = json.dumps(
@@ -37,7 +37,9 @@ def dumps(
 
 
 def finite(value: Any) -> Any:
-    """`value` with None in place of each number that is not finite, in lists and objects too."""
+    """Return `value` with None in place of each number that is not finite, in lists and objects
+    too.
+    """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -1,9 +1,9 @@
-"""Read TOML with messages that show the line and how to write it, and write values that read back
-the same.
+"""Read TOML with errors that show the line and its correction, and write values that read back the
+same.
 
 A file name that is not UTF-8 reaches Python with a lone surrogate for each such byte, which TOML
-cannot hold. It is written as the private-use character `PRIVATE` above it, by its escape, and
-turned back when it is read.
+cannot contain. It is written as the private-use character `PRIVATE` above it, escaped, and restored
+when it is read.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ WORDS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 
 
 def parse(data: bytes, where: str | Path) -> dict[str, Any]:
-    """The table that `data` spells. Raises InputError, with the line and a corrected one if there
-    is a likely one, if it is broken.
+    """Return the table in `data`.
+
+    Raises InputError with the line and, if there is a likely one, its correction.
     """
     text = decode(data, where)
     try:
@@ -42,8 +43,9 @@ def parse(data: bytes, where: str | Path) -> dict[str, Any]:
 
 
 def value(item: Any) -> str:
-    """A value as TOML spells it: `parse` gives it back. Text is on one line, whatever characters it
-    holds.
+    """Return a value in TOML syntax, which `parse` reads back.
+
+    Text stays on one line, whatever its characters.
     """
     if isinstance(item, bool):
         return str(item).lower()
@@ -64,8 +66,8 @@ def value(item: Any) -> str:
 
 
 def comment(text: str) -> str:
-    """`text` as a comment can hold it, on one line: control characters and lone surrogates as
-    escapes.
+    """Return `text` for a comment, on one line, with control characters and lone surrogates
+    escaped.
     """
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
@@ -73,7 +75,7 @@ def comment(text: str) -> str:
 
 
 def restored(item: Any) -> Any:
-    """A value that was read, with the lone surrogates that `value` could not write."""
+    """Return a parsed value with the lone surrogates that `value` had to replace."""
     if isinstance(item, str):
         return _PRIVATE.sub(lambda found: chr(ord(found[0]) - PRIVATE), item)
     if isinstance(item, dict):
@@ -82,8 +84,8 @@ def restored(item: Any) -> Any:
 
 
 def _explained(text: str, message: str, where: str | Path) -> InputError:
-    """The error for a text that `message`, tomllib's, refuses: its line, and the line as it should
-    be.
+    """Return the error for a text that tomllib refuses with `message`: its line, and the corrected
+    line.
     """
     lines = text.split("\n")
     found = re.search(r"line (\d+)", message)
@@ -115,8 +117,8 @@ def _explained(text: str, message: str, where: str | Path) -> InputError:
 
 
 def corrected(line: str) -> str | None:
-    """The line of TOML that was likely meant; "" if it should be left out, None if nothing is
-    likely.
+    """Return the line of TOML that was probably meant; "" if it should be removed, None if there is
+    no likely one.
     """
     if re.fullmatch(r"\[+[\w.\s-]+\]*", line):
         return f"[{line.strip('[] ')}]"
@@ -131,7 +133,7 @@ def corrected(line: str) -> str | None:
 
 
 def _meant(rest: str) -> Iterator[str]:
-    """What the text after a key may have been meant to say, likeliest first."""
+    """Yield what the text after a key may have been meant to say, most likely first."""
     bare, mark, remark = re.sub(r"\s+//", " #", rest).partition(" #")
     bare, remark = bare.strip().rstrip(";,").strip(), f"  #{remark}" if mark else ""
     yield rest

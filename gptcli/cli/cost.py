@@ -12,8 +12,8 @@ from gptcli.cli.config import number
 from gptcli.cli.cost_answers import ANSWERS, Look
 from gptcli.cli.cost_options import DEFAULT_GPU, NO_VALUE, question
 from gptcli.cli.cost_subject import DEFAULT_N_CTX, check_not_a_size, every_name
-from gptcli.cost.activations import RECOMPUTE
 from gptcli.cost.hardware import gpu_names
+from gptcli.cost.memory import RECOMPUTE
 
 MODEL, RUN, GPUS, LAYOUT, LAWS, OUTPUT = (
     "Model",

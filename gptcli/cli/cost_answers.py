@@ -24,8 +24,7 @@ from gptcli.cli.cost_plan import print_plans, rank_rows, train_options
 from gptcli.cli.cost_report import print_estimate, print_sizes
 from gptcli.cli.cost_sheet import print_lines
 from gptcli.cli.cost_subject import DEFAULT_SIZE, estimate, named, subject, subjects
-from gptcli.cost.budget import affordable
-from gptcli.cost.cluster import batch_sequences
+from gptcli.cost.cluster import affordable, batch_sequences
 from gptcli.cost.estimate import Estimate
 from gptcli.cost.planner import plans
 from gptcli.errors import UsageError

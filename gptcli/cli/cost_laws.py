@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptcli.cli.cost_sheet import print_lines, print_table
-from gptcli.cost.budget import Affordable
+from gptcli.cost.cluster import Affordable
 from gptcli.cost.scaling import (
     CHINCHILLA,
     GPT3_RANGE,

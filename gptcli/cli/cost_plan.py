@@ -8,7 +8,7 @@ from gptcli.cli.cost_sheet import Row, print_lines, print_paste, print_table
 from gptcli.cost.hardware import Gpu
 from gptcli.cost.planner import Plan, nearest_that_fits
 from gptcli.cost.rank_memory import StepConfig
-from gptcli.cost.throughput import uncertainty
+from gptcli.cost.step_time import uncertainty
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import TIME, amount, duration, in_bytes, percent, scaled
 

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptcli.cli.cost_svg import Scale, Series, bars, curves, stacks
-from gptcli.cost.activations import RECOMPUTE
 from gptcli.cost.estimate import Estimate
-from gptcli.cost.memory import memory_by_part
+from gptcli.cost.memory import RECOMPUTE, memory_by_part
 from gptcli.cost.planner import Plan, make_plan
 from gptcli.cost.scaling import (
     GPT3_RANGE,

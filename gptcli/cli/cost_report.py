@@ -7,11 +7,11 @@ from collections.abc import Callable
 import typer
 
 from gptcli.cli.cost_sheet import Row, print_lines, print_rows, print_table
-from gptcli.cost.assumptions import USER
 from gptcli.cost.estimate import Cluster, Estimate
+from gptcli.cost.flops import parameters_by_part
+from gptcli.cost.hardware import USER
 from gptcli.cost.inference import inference
-from gptcli.cost.memory import kv_cache_per_token, least_gpus, memory_by_part
-from gptcli.cost.parameters import parameters_by_part
+from gptcli.cost.memory import kv_cache_per_token, memory_by_part, min_gpus
 from gptcli.cost.scaling import RANGES, predicted_losses
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import (
@@ -242,7 +242,7 @@ def _fit(n_bytes: int, cluster: Cluster) -> str:
     if cluster.memory_bytes is None:
         return ""
     least, each = (
-        least_gpus(n_bytes, cluster.memory_bytes),
+        min_gpus(n_bytes, cluster.memory_bytes),
         f"{_gpu(cluster)} of {in_bytes(cluster.memory_bytes)}",
     )
     return f"fits {cluster.count:,} {each}" if least <= cluster.count else f"needs {least:,} {each}"

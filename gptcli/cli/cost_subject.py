@@ -10,9 +10,9 @@ from typing import Any
 
 from gptcli.cli.config import option
 from gptcli.cli.cost_options import LAYOUT, SHAPE, Terms, whole
-from gptcli.cost.assumptions import USER
 from gptcli.cost.estimate import Estimate, price_paper, price_training
 from gptcli.cost.flops import flops_per_token
+from gptcli.cost.hardware import USER
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig, find_size, size_names
 from gptcli.model.hf_config import read_model_config

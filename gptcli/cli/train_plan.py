@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.cli.config import NUMBERS, Resolved, read_config, split_list
-from gptcli.cost.activations import RECOMPUTE, SCHEDULES
+from gptcli.cost.memory import RECOMPUTE, SCHEDULES
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.source import RUN_TOML

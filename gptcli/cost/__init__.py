@@ -1,3 +1,4 @@
-"""What a model takes: parameters, FLOPs, memory, time and money, by formulas with their sources.
-Needs neither torch nor numpy.
+"""FLOPs, memory, communication, time, money and energy of a model.
+
+Imports neither torch nor numpy.
 """

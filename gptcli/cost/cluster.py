@@ -1,15 +1,18 @@
-"""How fast a cluster trains a model where nobody says: the plan that suits it best, by the speeds
-of measured runs.
+"""Throughput of a cluster that trains a model, what it can afford, and how large it must be.
+
+If no throughput is given, it is that of the fastest plan, by the step times of `step_time`.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-from gptcli.cost.assumptions import USER, Assumption
-from gptcli.cost.estimate import Cluster
+from gptcli.cost.estimate import Cluster, Estimate
 from gptcli.cost.flops import flops_per_token
 from gptcli.cost.hardware import (
+    USER,
+    Assumption,
     Gpu,
     hourly_price,
     read_table,
@@ -18,16 +21,17 @@ from gptcli.cost.hardware import (
     usual_precision,
 )
 from gptcli.cost.planner import Plan, typical_plan
-from gptcli.cost.throughput import NODE, uncertainty
+from gptcli.cost.scaling import CHINCHILLA
+from gptcli.cost.step_time import NODE, uncertainty
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
 from gptcli.papers.models import MODELS
 
-MOST_GPUS = 1_000_000
+MAX_GPUS = 1_000_000
 
 
 def batch_sequences(model: ModelConfig) -> int:
-    """The batch of GPT-3's nearest size, in sequences."""
+    """Return the batch size, in sequences, of the GPT-3 model with the nearest parameter count."""
     papers = [paper for paper in MODELS if paper.paper == "GPT-3"]
     nearest = min(papers, key=lambda paper: abs(math.log(paper.parameters / model.parameters)))
     return max(1, nearest.batch_tokens // model.n_ctx)
@@ -44,10 +48,10 @@ def make_cluster(
     goodput: float | None = None,
     price: float | None = None,
 ) -> tuple[Cluster, Plan | None]:
-    """A cluster with the speed that the user says, or that is published for its GPU, or that `plan`
-    or the best plan predicts for `model`.
+    """Return a cluster whose throughput is given, or published for its GPU, or predicted for
+    `model` by `plan` or by the best plan; and that plan.
 
-    Where the speed is predicted, goodput stands beside it; else it is 1 unless said. Raises
+    A predicted throughput comes with a goodput; otherwise goodput is 1 unless given. Raises
     UsageError.
     """
     if goodput is not None and not 0 < goodput <= 1:
@@ -59,7 +63,7 @@ def make_cluster(
     speed = throughput(gpu, tflops, mfu)
     if speed is not None and (plan is None or speed.source.endswith(USER)):
         return Cluster(gpu, count, speed, hourly_price(gpu, price), share), plan
-    assert gpu is not None  # throughput() has refused the rest
+    assert gpu is not None  # throughput() has raised otherwise
     if plan is None and model is not None:
         plan = typical_plan(model, gpu, count, batch_sequences(model), usual_precision(gpu))
     if plan is None or model is None:
@@ -90,7 +94,7 @@ def make_cluster(
             table["goodput"]["date"],
             table["goodput"]["url"],
         )
-    # of the whole run, nobody knows better
+    # goodput of the whole run is the larger uncertainty
     within = uncertainty(plan.layout, gpu) if goodput is not None else table["range"]["other"]
     return Cluster(gpu, count, speed, hourly_price(gpu, price), share, within), plan
 
@@ -98,8 +102,9 @@ def make_cluster(
 def implied_cluster(
     gpu: Gpu | None, count: int, flops: float, hours: float, *, price: float | None = None
 ) -> Cluster:
-    """`count` GPUs that do `flops` in so many hours. Raises UsageError where that is more than
-    their peak: somebody's figures are wrong.
+    """Return the cluster of `count` GPUs that computes `flops` in `hours`.
+
+    Raises UsageError if that exceeds their peak: one of the figures is wrong.
     """
     each = flops / (count * hours * 3600)
     if gpu is not None and each > gpu.peak_flops:
@@ -118,17 +123,57 @@ def implied_cluster(
 
 
 def gpus_needed(flops: float, hours: float, cluster: Cluster) -> int:
-    """How many GPUs as fast as the cluster's do `flops` in so many hours, in whole machines where
-    one machine is too few.
+    """Return how many GPUs of the cluster's speed compute `flops` in `hours`, in whole nodes above
+    one node.
 
-    Raises UsageError where no number of them would be a cluster.
+    Raises UsageError if that exceeds MAX_GPUS.
     """
     count = flops / (cluster.flops * hours * 3600)
-    if count > MOST_GPUS:
+    if count > MAX_GPUS:
         raise UsageError(
-            f"{flops:.3g} FLOP in {hours:g} hours takes more than {MOST_GPUS:,} GPUs",
+            f"{flops:.3g} FLOP in {hours:g} hours takes more than {MAX_GPUS:,} GPUs",
             field="hours",
             code="too_many_gpus",
             hint="give it more hours",
         )
     return max(1, math.ceil(count) if count <= NODE else NODE * math.ceil(count / NODE))
+
+
+@dataclass(frozen=True, slots=True)
+class Affordable:
+    """A model of GPT-3 and the tokens that a budget buys for it."""
+
+    name: str
+    tokens: float
+    loss: float | None
+    """Loss in nats per token by Chinchilla as printed, on that paper's text; None outside the range
+    of that law.
+    """
+
+
+def affordable(
+    estimates: list[Estimate], *, dollars: float | None, hours: float | None
+) -> tuple[list[Affordable], float]:
+    """Return what `dollars` and `hours` of the cluster buy for the model of each estimate, lowest
+    loss first, models without a loss last; and the GPU-hours that they buy.
+
+    All estimates have the same price and GPU count, and a price if `dollars` is given.
+    """
+    cluster = estimates[0].cluster
+    limits = [] if hours is None else [hours * cluster.count]
+    if dollars is not None and cluster.price is not None:
+        limits.append(dollars / cluster.price.value)
+    gpu_hours = min(limits)
+    found = []
+    for estimate in estimates:
+        assert estimate.model is not None
+        tokens = gpu_hours * 3600 * estimate.cluster.flops / flops_per_token(estimate.model, "6N")
+        n = estimate.model.parameters
+        found.append(
+            Affordable(
+                estimate.name,
+                tokens,
+                CHINCHILLA.loss(n, tokens) if CHINCHILLA.range.holds(n, tokens) else None,
+            )
+        )
+    return sorted(found, key=lambda row: float("inf") if row.loss is None else row.loss), gpu_hours

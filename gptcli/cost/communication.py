@@ -21,10 +21,15 @@ class StepTraffic:
     """Bytes of a step by the mesh axis over which they are sent."""
 
     tp: int = 0
+    """Bytes of collectives between tensor-parallel ranks."""
     shard: int = 0
+    """Bytes of FSDP's all-gathers and reduce-scatters."""
     dp: int = 0
+    """Bytes of the all-reduce between replicas."""
     pp: int = 0
-    """Sent: activations forwards, their gradients backwards, and those of a tied table."""
+    """Bytes sent to other stages: activations forward, their gradients backward, and those of a
+    tied embedding.
+    """
 
 
 def step_traffic(
@@ -40,19 +45,19 @@ def step_traffic(
     positions = work.micro_batch * config.n_ctx
     e, stream = ELEMENT_BYTES[work.precision], positions * config.d_model
     layer, outer = layer_tensors(config), outer_tensors(config, pp, stage)
-    # FSDP fills up shards to be as large as the first
+    # FSDP pads every shard to the size of the first
     of_layer, of_outer = (
         shard * sum(t.local_numel(layout, 0, 0) for t in part) for part in (layer, outer)
     )
     mine = layers * of_layer + of_outer
 
-    # of gradients: stages, and replicas, keep them whole until the last micro-batch
+    # stages and replicas reduce gradients once, after the last micro-batch
     exchanges = m if shard > 1 and pp == 1 else 1
     by_tp = by_shard = by_dp = by_pp = 0
     if tp > 1:
-        # A branch gathers what it reads and scatters what it adds, and the other way round for
-        # their gradients; so does the head; the embedding's are fp32. Of each position the loss
-        # adds up two numbers and compares one.
+        # A branch all-gathers its input and reduce-scatters its output, and the reverse for their
+        # gradients; so does the head; those of the embedding are in fp32. The loss all-reduces
+        # two sums and one maximum per position.
         by_tp = m * (
             8 * layers * e * stream
             + first * 2 * FP32 * stream
@@ -61,15 +66,15 @@ def step_traffic(
         partial = [
             sum(t.rows * t.columns for t in part if t.partial_grad) for part in (layer, outer)
         ]
-        # of a layer's gradients, before they have been added to others
+        # bytes per element of a layer's gradients, before accumulation
         width = e if shard > 1 and pp == 1 else FP32
         by_tp += exchanges * (width * layers * partial[0] + FP32 * partial[1])
-    # a layer forwards and backwards, what is outside once, as it is; gradients are added up in fp32
+    # layers are gathered for forward and backward, the rest once in fp32; gradients are in fp32
     if shard > 1:
         by_shard = m * (2 * layers * e * of_layer + FP32 * of_outer) + exchanges * FP32 * mine
     if layout.dp > 1:
         by_dp = FP32 * mine // shard
-    if pp > 1:  # a stage sends on what it made, and back what it got the gradient of
+    if pp > 1:  # a stage sends its output forward and the gradient of its input back
         by_pp = m * (2 * each - first - last) * FP32 * stream // tp
         if config.tied and (first or last):
             by_pp += FP32 * ShardedTensor(config.vocab_size, config.d_model, 0).local_numel(

@@ -1,17 +1,14 @@
-"""FLOPs become time, and time becomes money."""
+"""Estimate time, money and energy from FLOPs."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gptcli.cost.assumptions import Assumption
-from gptcli.cost.energy import Energy, energy
-from gptcli.cost.flops import CONVENTIONS, flops_per_token
-from gptcli.cost.hardware import Gpu
+from gptcli.cost.flops import CONVENTIONS, flops_per_token, parameters_by_part
+from gptcli.cost.hardware import Assumption, Energy, Gpu, energy
 from gptcli.cost.inference import inference
-from gptcli.cost.memory import TRAINING_BYTES, least_gpus, memory_by_part
-from gptcli.cost.parameters import parameters_by_part
+from gptcli.cost.memory import TRAINING_BYTES, memory_by_part, min_gpus
 from gptcli.cost.planner import Plan
 from gptcli.cost.scaling import RANGES, predicted_losses
 from gptcli.model.config import ModelConfig
@@ -24,81 +21,90 @@ FLOPS_PER_PF_DAY = 1e15 * 86400
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What the work runs on."""
+    """GPUs that a run uses, with their throughput and price."""
 
     gpu: Gpu | None
-    """None for one that is known by its throughput only."""
+    """GPU of hardware.toml; None for one described by its throughput only."""
     count: int
     throughput: Assumption
-    """FLOP/s that each sustains while it trains."""
+    """FLOP/s that each GPU sustains during training."""
     price: Assumption | None
-    """Dollars an hour for each; None where nobody knows."""
+    """Dollars per hour and GPU; None if unknown."""
     goodput: Assumption | None = None
-    """Share of the time that it trains; None where the throughput counts the whole."""
+    """Share of the wall-clock time spent training; None if the throughput is averaged over all of
+    it.
+    """
     uncertainty_factor: float = 1.0
-    """The factor by which the throughput may be wrong, either way: 1 for what the user said."""
+    """Factor by which the throughput may be wrong, either way; 1 for a throughput given by the
+    user.
+    """
     described_memory: int | None = None
-    """Bytes of a GPU that has no row."""
+    """Memory in bytes of a GPU that has no row."""
 
     @property
     def flops(self) -> float:
-        """FLOP/s that one GPU averages over the whole run."""
+        """Average FLOP/s of one GPU over the whole run, goodput included."""
         return self.throughput.value * (1 if self.goodput is None else self.goodput.value)
 
     @property
     def memory_bytes(self) -> int | None:
-        """Of one GPU; None where nobody knows."""
+        """Memory of one GPU in bytes; None if unknown."""
         return self.described_memory if self.gpu is None else self.gpu.memory_bytes
 
     @property
     def mfu(self) -> float | None:
-        """Sustained while it trains, over the peak; None where no GPU is named."""
+        """Model FLOPs utilization during training, throughput over peak; None without a named GPU."""
         return None if self.gpu is None else self.throughput.value / self.gpu.peak_flops
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The bill for a number of FLOPs, and for the training run they are, where one is known."""
+    """Cost of a number of FLOPs and, if known, of the training run that they are."""
 
     name: str
     flops: float
     cluster: Cluster
     model: ModelConfig | None = None
-    """None where the FLOPs are all that is known, or the model is of another family."""
+    """Model that is trained; None if only the FLOPs are known, or for a model of another family."""
     parameters: int | None = None
     tokens: int | None = None
     basis: tuple[Assumption, ...] = ()
-    """What `flops` rests on."""
+    """Assumptions that `flops` depends on."""
     plan: Plan | None = None
-    """The layout it runs on, where one is named or predicted."""
+    """Layout that the cluster runs, if named or predicted."""
 
     @property
     def gpu_hours(self) -> float:
+        """Hours of one GPU."""
         return self.flops / self.cluster.flops / SECONDS_PER_HOUR
 
     @property
     def gpu_years(self) -> float:
+        """Years of one GPU, of 365 days."""
         return self.gpu_hours / HOURS_PER_YEAR
 
     @property
     def days(self) -> float:
-        """With the work divided evenly over the cluster."""
+        """Wall-clock days with the work divided evenly over the cluster."""
         return self.gpu_hours / self.cluster.count / 24
 
     @property
     def pf_days(self) -> float:
+        """Petaflop/s-days: 8.64e19 FLOP each."""
         return self.flops / FLOPS_PER_PF_DAY
 
     @property
     def dollars(self) -> float | None:
+        """Price in dollars; None if the price of a GPU-hour is unknown."""
         return None if self.cluster.price is None else self.gpu_hours * self.cluster.price.value
 
     @property
     def energy(self) -> Energy | None:
+        """Energy and emissions; None if the power of the GPU is unknown."""
         return energy(self.cluster.gpu, self.gpu_hours)
 
     def between(self, value: float | None) -> list[float] | None:
-        """The range of a figure that grows with time."""
+        """Return the lower and upper bound of a figure that is proportional to time."""
         return (
             None
             if value is None
@@ -107,7 +113,7 @@ class Estimate:
 
     @property
     def assumptions(self) -> list[Assumption]:
-        """Every constant the estimate rests on."""
+        """Every constant that the estimate depends on."""
         gpu, price = self.cluster.gpu, self.cluster.price
         found = [*self.basis, self.cluster.throughput]
         found += [a for a in (self.cluster.goodput, price) if a is not None]
@@ -164,7 +170,7 @@ class Estimate:
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """The machine-readable report; what is unknown is None."""
+        """Return the report of `gpt cost --json`; unknown figures are None."""
         model, tokens, cluster, energy = self.model, self.tokens, self.cluster, self.energy
         memory, each = (
             None if self.parameters is None else memory_by_part(self.parameters, model),
@@ -200,14 +206,16 @@ class Estimate:
             "memory_bytes": memory,
             "least_gpus": each
             and memory
-            and {part: least_gpus(memory[part], each) for part in ("training", "inference_16bit")},
+            and {part: min_gpus(memory[part], each) for part in ("training", "inference_16bit")},
             "inference": None if model is None else asdict(inference(model, cluster.gpu)),
             "assumptions": [asdict(assumption) for assumption in self.assumptions],
         }
 
     @property
     def flops_by_convention(self) -> dict[str, float] | None:
-        """Of the whole run."""
+        """FLOPs of the whole run by each convention of `flops.CONVENTIONS`; None without model and
+        tokens.
+        """
         if self.model is None or self.tokens is None:
             return None
         return {name: flops_per_token(self.model, name) * self.tokens for name in CONVENTIONS}
@@ -222,7 +230,7 @@ def price_training(
     tokens_source: str,
     plan: Plan | None = None,
 ) -> Estimate:
-    """The bill of training `model` on so many tokens, by 6·N·D."""
+    """Return the estimate of training `model` on `tokens` tokens by 6·N·D."""
     basis = (
         Assumption(
             "FLOPs",
@@ -248,7 +256,7 @@ def price_training(
 def price_paper(
     row: PaperCompute, tokens: int, cluster: Cluster, *, tokens_source: str
 ) -> Estimate:
-    """The bill of a model of another family, as GPT-3's Table D.1 counts it."""
+    """Return the estimate of a model of another family, by the FLOPs of GPT-3's Table D.1."""
     half = (
         ": encoder and decoder see half of the tokens each" if row.flops_per_parameter == 3 else ""
     )

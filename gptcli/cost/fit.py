@@ -33,7 +33,7 @@ def _simplex(f: Callable[[Point], float], start: Point, step: float, iterations:
         wide = max(
             abs(x - y) for _, corner in simplex[1:] for x, y in zip(best, corner, strict=True)
         )
-        # corners either side of a minimum may be level, too
+        # corners on both sides of a minimum may have equal values
         if wide <= 1e-9 and highest - lowest <= 1e-12 * (abs(highest) + 1e-12):
             break
         centre = [sum(corner[j] for _, corner in simplex[:-1]) / n for j in range(n)]

@@ -1,12 +1,13 @@
-"""FLOPs per token, by the conventions that published figures use; a multiplication and an addition
-are two.
+"""FLOPs per token by the conventions of published figures, and parameters by part.
+
+A multiplication and an addition are two FLOPs.
 
     6N        GPT-3, Table D.1: 2 FLOPs per parameter forward and 4 backward, attention left out
-    palm      PaLM (Chowdhery et al. 2022), Appendix B: 6N + 12·L·C·T, every query sees all T keys
-    causal    what is computed: each query sees the keys up to itself, or its band: 6N + 6·L·C·T where all layers are dense
+    palm      PaLM (Chowdhery et al. 2022), Appendix B: 6N + 12·L·C·T, every query attends to all T keys
+    causal    the FLOPs computed: a query attends to the keys up to its own, or to its band; dense: 6N + 6·L·C·T
 
-    megatron  Narayanan et al. 2021, equation 3: 72·L·C²·(1 + T/6C + V/12LC), attention in full, no biases
-    megatron-recompute    the same with every layer's forward pass computed again: 96·L·C²·(1 + T/6C + V/16LC)
+    megatron  Narayanan et al. 2021, equation 3: 72·L·C²·(1 + T/6C + V/12LC), full attention, no biases
+    megatron-recompute    the same with every forward pass recomputed: 96·L·C²·(1 + T/6C + V/16LC)
 
 N counts embeddings, as Table D.1 does. Time and money follow 6N, as the papers do.
 """
@@ -19,10 +20,11 @@ CONVENTIONS = ("6N", "palm", "causal", "megatron", "megatron-recompute")
 
 
 def flops_per_token(config: ModelConfig, convention: str) -> float:
-    """Training FLOPs per token, forward and backward. Raises ValueError for a convention that is
-    not in CONVENTIONS.
+    """Return training FLOPs per token, forward and backward.
+
+    Raises ValueError for a convention that is not in CONVENTIONS.
     """
-    # totals outgrow 64-bit integers
+    # totals exceed 64-bit integers
     N, L, C, T = float(config.parameters), config.n_layer, config.d_model, config.n_ctx
     if convention == "6N":
         return 6 * N
@@ -39,15 +41,36 @@ def flops_per_token(config: ModelConfig, convention: str) -> float:
 
 
 def mean_keys(n_ctx: int, band: int | None) -> float:
-    """Keys that a query sees, averaged over a full window, its own counted as half: T/2 where
-    dense, b·(1 - b/2T) in a band of b.
+    """Return the number of keys per query, averaged over a full window, with its own key counted as
+    half.
+
+    T/2 for dense attention, b·(1 - b/2T) for a band of b.
     """
     b = n_ctx if band is None else min(band, n_ctx)
     return b * (1 - b / (2 * n_ctx))
 
 
 def megatron_days(parameters: float, tokens: float, gpus: int, flops_per_gpu: float) -> float:
-    """Narayanan et al. 2021, equation 4: 8·T·P/(n·X), with recomputation, for P parameters and X
-    FLOP/s that each of n GPUs computes.
+    """Return days of training with recomputation: 8·T·P/(n·X) (Narayanan et al. 2021, equation 4).
+
+    P `parameters`, T `tokens`, n `gpus`, each of which computes X = `flops_per_gpu` FLOP/s.
     """
     return 8 * tokens * parameters / (gpus * flops_per_gpu) / 86400
+
+
+def parameters_by_part(config: ModelConfig) -> dict[str, int]:
+    """Return exact parameter counts by part, weights and biases together; they sum to
+    `config.parameters`.
+
+    A tied head counts zero.
+    """
+    L, C, F, V, T = config.n_layer, config.d_model, config.d_ff, config.vocab_size, config.n_ctx
+    return {
+        "embeddings": V * C,
+        "positions": T * C,
+        "attention": L * (C * 3 * C + 3 * C + C * C + C),  # fused q, k, v; output projection
+        "mlp": L * (C * F + F + F * C + C),
+        # two per layer and the final one of pre-norm, gain and bias
+        "norms": (2 * L + (config.norm == "pre")) * 2 * C,
+        "head": 0 if config.tied else V * C,
+    }

@@ -1,5 +1,7 @@
-"""GPUs, what they sustain and what they cost, from hardware.toml and prices.toml. What is not
-listed is unknown: never a guess.
+"""GPUs, the throughput they sustain, their price and their energy, from hardware.toml and
+prices.toml.
+
+A figure that is not listed is unknown, never guessed.
 """
 
 from __future__ import annotations
@@ -11,37 +13,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptcli.cost.assumptions import USER, Assumption
 from gptcli.errors import UsageError, nearest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
+    """A row of hardware.toml."""
+
     name: str
     aliases: tuple[str, ...]
     family: str
-    """"ampere" or "hopper", whose speed is measured; empty elsewhere."""
+    """"ampere" or "hopper", whose speed has been measured; empty for any other."""
     device_names: tuple[str, ...]
-    """What CUDA calls it, without a leading "NVIDIA "."""
+    """Names that CUDA reports, without a leading "NVIDIA "."""
     peak_flops: float
-    """Dense, per second, in bf16, or in fp16 where `bf16` is false."""
+    """Peak of dense products per second in bf16, or in fp16 if `bf16` is false."""
     fp32_flops: float | None
-    """Outside the matrix units; None where the vendor prints none."""
+    """Peak per second outside the tensor cores; None if the vendor does not print it."""
     bf16: bool
+    """The GPU computes in bf16."""
     memory_bytes: int
-    """As sold, GB = 1e9 bytes."""
+    """Memory as sold, GB = 1e9 bytes."""
     bandwidth: float
-    """Of its memory, bytes per second."""
+    """Bandwidth of its memory, in bytes per second."""
     fp8_flops: float | None
-    """Dense, per second; None where it has no fp8."""
+    """Peak of dense products per second in fp8; None if the GPU has no fp8."""
     link: float | None
-    """Bytes per second to the other GPUs of its machine, one way; None where unknown."""
+    """Bytes per second to the other GPUs of its node, one way; None if unknown."""
     network: float | None
-    """Bytes per second of its share of the network between machines, one way; None where
-    unknown.
-    """
+    """Bytes per second of its share of the network between nodes, one way; None if unknown."""
     watts: float | None
-    """Of the board at full load."""
+    """Power of the board at full load; None if unknown."""
     source: str
     url: str
     date: str
@@ -49,7 +51,7 @@ class Gpu:
 
 @functools.cache
 def gpus() -> tuple[Gpu, ...]:
-    """Every GPU that has a row."""
+    """Return every row of hardware.toml."""
     return tuple(
         Gpu(
             name=row["name"],
@@ -74,13 +76,14 @@ def gpus() -> tuple[Gpu, ...]:
 
 
 def gpu_names() -> list[str]:
-    """Every name and alias."""
+    """Return every name and alias."""
     return [name for gpu in gpus() for name in (gpu.name, *gpu.aliases)]
 
 
 def find_gpu(name: str) -> Gpu:
-    """The row of a name or alias, whatever its case and hyphens: "A100-80GB", "rtx 8000". Raises
-    UsageError with the nearest names.
+    """Return the GPU of a name or alias, ignoring case and hyphens: "A100-80GB", "rtx 8000".
+
+    Raises UsageError with the nearest names.
     """
     for gpu in gpus():
         if _bare(name) in map(_bare, (gpu.name, *gpu.aliases)):
@@ -95,20 +98,25 @@ def find_gpu(name: str) -> Gpu:
 
 
 def identify_gpu(device_name: str) -> Gpu | None:
-    """The row of what `torch.cuda.get_device_name()` says; None where that is unknown (a MIG slice,
-    a PCIe V100, a laptop's chip).
+    """Return the GPU that `torch.cuda.get_device_name()` reports, or None if it has no row (a MIG
+    slice, a PCIe V100, a laptop GPU).
     """
     bare = device_name.removeprefix("NVIDIA ")
     return next((gpu for gpu in gpus() if bare in gpu.device_names), None)
 
 
 def usual_precision(gpu: Gpu) -> str:
-    """Of products, where nobody says."""
+    """Return the precision of matrix products that is used by default: bf16, or fp16 on a GPU
+    without it.
+    """
     return "bf16" if gpu.bf16 else "fp16"
 
 
 def peak_flops(gpu: Gpu, precision: str) -> float:
-    """Dense, per second, of products in `precision`. Raises UsageError where the GPU has none."""
+    """Return the peak of dense products per second in `precision`.
+
+    Raises UsageError if the GPU lacks it.
+    """
     peaks = {
         "fp32": gpu.fp32_flops,
         "bf16": gpu.peak_flops if gpu.bf16 else None,
@@ -130,11 +138,11 @@ def peak_flops(gpu: Gpu, precision: str) -> float:
 def throughput(
     gpu: Gpu | None, tflops: float | None = None, mfu: float | None = None
 ) -> Assumption | None:
-    """FLOP/s that one GPU sustains: `tflops`, or `mfu` of the peak, or a published figure of
-    hardware.toml, or None where there is none.
+    """Return the FLOP/s that one GPU sustains: `tflops`, or `mfu` of its peak, or a published
+    figure of hardware.toml; None if there is none.
 
-    All count 6N FLOPs per token. Raises UsageError for what is impossible, and where there is
-    neither a GPU nor `tflops`.
+    All count 6N FLOPs per token. Raises UsageError for an impossible value, and without a GPU and
+    without `tflops`.
     """
     if tflops is not None and mfu is not None:
         raise UsageError(
@@ -184,8 +192,8 @@ def throughput(
 
 
 def typical_throughput(gpu: Gpu) -> Assumption:
-    """What training runs of any kind have sustained on average, failures and pauses counted in: for
-    FLOPs of no known model.
+    """Return the throughput that training runs of any kind have sustained, failures and pauses
+    included, for FLOPs of an unknown model.
     """
     default = read_table("hardware.toml")["default_mfu"]
     source = f"MFU {default['value']:g}: {default['source']}"
@@ -195,8 +203,8 @@ def typical_throughput(gpu: Gpu) -> Assumption:
 
 
 def hourly_price(gpu: Gpu | None, price: float | None = None) -> Assumption | None:
-    """Dollars for an hour of one GPU: `price`, or that of prices.toml, or None where nothing
-    supports one.
+    """Return the dollars per hour of one GPU: `price`, or the row of prices.toml; None if there is
+    no row.
     """
     if price is not None:
         return Assumption("price", price, "$ per GPU-hour", USER, "")
@@ -219,9 +227,59 @@ def _scaled(row: dict[str, Any], key: str, unit: float) -> float | None:
 
 @functools.cache
 def read_table(name: str) -> dict[str, Any]:
-    """One of the TOML files beside this one."""
+    """Return one of the TOML files next to this module, parsed."""
     return tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
 
 
 def _bare(name: str) -> str:
     return re.sub(r"[\s_-]", "", name.lower())
+
+
+@dataclass(frozen=True, slots=True)
+class Assumption:
+    """A constant that an estimate depends on, with its source; every estimate lists its own."""
+
+    name: str
+    value: float
+    unit: str
+    source: str
+    date: str
+    """Date of the source, ISO 8601; empty for a definition and for a value given by the user."""
+    url: str = ""
+    """Address of the source; empty for a paper that is named."""
+
+
+USER = "given on the command line"
+
+
+@dataclass(frozen=True, slots=True)
+class Energy:
+    """Energy and emissions of a number of GPU-hours."""
+
+    kwh: float
+    co2_kg: float
+    assumptions: tuple[Assumption, ...]
+
+
+def energy(gpu: Gpu | None, gpu_hours: float) -> Energy | None:
+    """Return the energy of `gpu_hours` at full load, with servers and building, and its CO2.
+
+    Returns None if the power of the board is unknown.
+    """
+    if gpu is None or gpu.watts is None:
+        return None
+    table = read_table("prices.toml")["energy"]
+    kwh = gpu_hours * gpu.watts / 1000 * table["server"] * table["building"]
+    source, date, url = table["source"], table["date"], table["url"]
+    return Energy(
+        kwh,
+        kwh * table["kg_co2_per_kwh"],
+        (
+            Assumption(
+                "board power", gpu.watts, "watts", f"{gpu.name}: {gpu.source}", gpu.date, gpu.url
+            ),
+            Assumption("server power", table["server"], "x board", source, date, url),
+            Assumption("building power", table["building"], "x server", source, date, url),
+            Assumption("emissions", table["kg_co2_per_kwh"], "kg CO2e per kWh", source, date, url),
+        ),
+    )

@@ -20,11 +20,11 @@ from gptcli.cost.scaling import PF_DAY
 from gptcli.errors import UsageError
 
 HUBER = 1e-3
-JOINT_LEAST = 6  # runs from which five unknowns can be told apart
-TOGETHER = 0.95  # correlation from which sizes and tokens grow as one
-LOWEST = 40.0  # logarithm, below zero, of a term that is as good as nothing
+JOINT_LEAST = 6  # runs that determine five unknowns
+TOGETHER = 0.95  # correlation above which sizes and tokens cannot be told apart
+LOWEST = 40.0  # negative logarithm of a negligible term
 RESAMPLES = 60
-STARTS = ((1.0, 0.3), (2.0, 0.5))  # of E and of both exponents
+STARTS = ((1.0, 0.3), (2.0, 0.5))  # initial E and exponents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,7 @@ def fit_law(runs: Sequence[Run], *, seed: int = 0) -> Fitted:
     values = form.fit(runs, None)
     predicted = [form.loss(values, run.parameters, run.tokens) for run in runs]
     residuals = [math.log(run.loss / loss) for run, loss in zip(runs, predicted, strict=True)]
-    # residuals of a fit are smaller than the errors
+    # residuals of a fit underestimate the errors
     widen = math.sqrt(len(runs) / max(1, len(runs) - len(values)))
     chance = random.Random(seed)
     drawn: list[tuple[Point, float]] = []

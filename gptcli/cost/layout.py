@@ -1,5 +1,6 @@
-"""How a model is spread over processes: replicas, shards, tensor slices and pipeline stages. Their
-product is the number of processes.
+"""Distribution of a model over processes: replicas, shards, tensor parallelism, pipeline stages.
+
+The product of the four is the number of processes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig
 
-EXAMPLE = {"dp": 2, "shard": 4, "tp": 2, "pp": 2}  # of a layout, for messages
+EXAMPLE = {"dp": 2, "shard": 4, "tp": 2, "pp": 2}  # example layout for messages
 AXES = tuple(EXAMPLE)
 
 
@@ -20,25 +21,26 @@ class Layout:
     """Processes along each axis."""
 
     dp: int = 1
-    """Replicas: each holds everything."""
+    """Replicas: each holds all parameters."""
     shard: int = 1
-    """Parameters, gradients and optimizer are divided and gathered layer by layer (ZeRO's third
-    stage, FSDP).
+    """Processes that share parameters, gradients and optimizer state, gathered layer by layer
+    (FSDP, ZeRO stage 3).
     """
     tp: int = 1
-    """Every matrix product is divided, and with it what it reads and writes (Megatron, with
-    sequence parallelism).
+    """Processes that share every matrix product, its inputs and outputs (Megatron, with sequence
+    parallelism).
     """
     pp: int = 1
-    """Consecutive layers form stages."""
+    """Pipeline stages of consecutive layers."""
 
     @property
     def processes(self) -> int:
+        """Number of processes."""
         return self.dp * self.shard * self.tp * self.pp
 
     @property
     def replicas(self) -> int:
-        """Groups of processes that read different sequences."""
+        """Number of groups of processes that read different sequences."""
         return self.dp * self.shard
 
     def __str__(self) -> str:
@@ -49,7 +51,11 @@ class Layout:
 
 
 def parse_layout(text: str, axes: Sequence[str] = AXES) -> Layout:
-    """ "dp=2,shard=4,tp=2,pp=2" as a layout of some of `axes`. Raises UsageError."""
+    """Return the layout that a text such as "dp=2,shard=4,tp=2,pp=2" describes, with axes of `axes`
+    only.
+
+    Raises UsageError.
+    """
     sizes: dict[str, int] = {}
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d{1,9})\s*", part)
@@ -80,7 +86,7 @@ def parse_layout(text: str, axes: Sequence[str] = AXES) -> Layout:
 
 
 def check_layout(layout: Layout, config: ModelConfig) -> None:
-    """Raises UsageError where the model cannot be divided so."""
+    """Raise UsageError if the layout cannot divide the model."""
     if config.n_head % layout.tp:
         divisors = [str(n) for n in range(1, config.n_head + 1) if config.n_head % n == 0]
         raise UsageError(
@@ -99,5 +105,7 @@ def check_layout(layout: Layout, config: ModelConfig) -> None:
 
 
 def layers_of_stage(n_layer: int, pp: int, stage: int) -> int:
-    """Layers of a pipeline stage: as even as they can be, the first stages taking one more."""
+    """Return the number of layers of a pipeline stage: as even as possible, the first stages take
+    one more.
+    """
     return n_layer // pp + (stage < n_layer % pp)

@@ -1,11 +1,27 @@
-"""Bytes that a model's state fills. Activations come on top. GB = 1e9 bytes."""
+"""Bytes of a training state, and of the activations that a layer saves for its backward pass.
+
+GB = 1e9 bytes.
+
+Activations follow Korthikanti et al. 2022, "Reducing activation recomputation". Bytes per token, in
+units of the width C, with e bytes per element and r bytes per element of the residual stream:
+
+    inputs of the two norms       2r              both dropout masks        2, if dropout is on
+    inputs of qkv and of fc       2e              q, k, v                   3e
+    output of attention           e               before and after GELU     4e + 4e
+    scores, T per head            (2e+1)·H·T/C    softmax, mask and their product: only if attention is not fused
+
+With e = r = 2 and dropout this is the paper's 34 + 5·H·T/C. Tensor parallelism divides q, k, v,
+attention, GELU and the scores; sequence parallelism divides the rest too.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from gptcli.model.config import ModelConfig
 
 TRAINING_BYTES = {  # per parameter
-    # `gpt train`: Adam's two moments; bf16 only in passing
+    # `gpt train`: Adam's two moments; bf16 copies are temporary
     "fp32": {"parameters": 4, "gradients": 4, "optimizer": 8},
     # ZeRO (Rajbhandari et al. 2020): fp32 master copy with the optimizer
     "mixed": {"parameters": 2, "gradients": 2, "optimizer": 12},
@@ -16,13 +32,18 @@ WEIGHT_BYTES = {"fp32": 4, "16bit": 2}
 
 
 def training_memory(parameters: int, recipe: str = "fp32") -> dict[str, int]:
-    """Bytes of the training state by part, over all GPUs together."""
+    """Return the bytes of the training state by part, summed over all GPUs.
+
+    `recipe` is a key of TRAINING_BYTES.
+    """
     return {part: each * parameters for part, each in TRAINING_BYTES[recipe].items()}
 
 
 def zero_memory(parameters: int, ranks: int, stage: int) -> float:
-    """Bytes of the training state on each of `ranks` under ZeRO's stage 0 to 3, which divides that
-    many of its parts (figure 1).
+    """Return the bytes of the training state on each of `ranks` ranks under ZeRO stage 0 to 3.
+
+    Stage n divides the first n of optimizer, gradients and parameters (Rajbhandari et al. 2020,
+    figure 1).
     """
     state = training_memory(parameters, "mixed")
     divided = ("optimizer", "gradients", "parameters")[:stage]
@@ -30,15 +51,16 @@ def zero_memory(parameters: int, ranks: int, stage: int) -> float:
 
 
 def kv_cache_per_token(config: ModelConfig, element_bytes: int = 2) -> int:
-    """Bytes of the keys and values of one position, 2·L·C elements; banded layers keep all of
-    theirs, as our cache does.
+    """Return the bytes of the keys and values of one position: 2·L·C elements.
+
+    Banded layers count in full, because our cache keeps all of their keys.
     """
     return 2 * config.n_layer * config.d_model * element_bytes
 
 
 def memory_by_part(parameters: int, config: ModelConfig | None = None) -> dict[str, int]:
-    """Bytes by what fills them: training state by part and in sum, weights to run it, and, of a
-    known shape, key-value cache in 16 bits.
+    """Return bytes by what they are for: the training state by part and in total, the weights for
+    inference in fp32 and in 16 bits and, if the shape is known, the key-value cache in 16 bits.
     """
     state = training_memory(parameters)
     found = {
@@ -53,6 +75,94 @@ def memory_by_part(parameters: int, config: ModelConfig | None = None) -> dict[s
     return found
 
 
-def least_gpus(n_bytes: int, each: int) -> int:
-    """How many GPUs of `each` bytes hold `n_bytes` between them, with nothing to spare."""
+def min_gpus(n_bytes: int, each: int) -> int:
+    """Return the smallest number of GPUs of `each` bytes that hold `n_bytes` together, with nothing
+    to spare.
+    """
     return -(-n_bytes // each)
+
+
+RECOMPUTE = ("none", "selective", "full")
+# pipeline schedules, and stages per process in each
+SCHEDULES = {"1f1b": 1, "gpipe": 1, "interleaved1f1b": 2, "loopedbfs": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationPolicy:
+    """Precision and recomputation that decide what a layer saves for its backward pass."""
+
+    element: int = 2
+    """Bytes per element of the inputs and outputs of matrix products."""
+    residual: int = 2
+    """Bytes per element of the residual stream: 4 if autocast leaves it in fp32."""
+    score: int = 2
+    """Bytes per attention score, if attention writes its scores."""
+    mask: int = 1
+    """Bytes per element of a dropout mask; on a CPU PyTorch's masks are as wide as a float."""
+    fused: bool = True
+    """Fused attention writes no scores, only one fp32 normalizer per head and position."""
+    recompute: str = "none"
+    """One of RECOMPUTE.
+
+    - none: nothing is recomputed.
+    - selective: cheap operations are recomputed, and the scores if attention writes them. With
+      fused attention a layer saves its input, the outputs of its matrix products (in full for those
+      that end a branch under tp) and the output of attention.
+    - full: a layer saves only its input.
+    """
+    tp: int = 1
+    """Tensor-parallel ranks."""
+    sequence_parallel: bool = True
+    """The residual stream and the norms are sharded along the sequence too."""
+
+
+def layer_bytes(config: ModelConfig, micro_batch: int, kept: ActivationPolicy) -> float:
+    """Return the bytes that one layer of a rank saves for one micro-batch of `micro_batch`
+    sequences.
+
+    Raises ValueError if `kept.recompute` is not in RECOMPUTE.
+    """
+    if kept.recompute not in RECOMPUTE:
+        raise ValueError(f"unknown recomputation {kept.recompute!r}")
+    e, r, drops = kept.element, kept.residual, config.dropout > 0
+    again = kept.recompute == "selective"
+    whole, divided = 2.0 * r + 2 * e + 2 * kept.mask * drops, 12.0 * e
+    undivided = 0.0
+    if kept.fused:
+        divided += 4 * config.n_head / config.d_model
+        if again:
+            whole, divided, undivided = r, divided - 4 * e, 2.0 * e
+    elif not again:
+        divided += (
+            (2 * kept.score + kept.mask if drops else kept.score)
+            * config.n_head
+            * config.n_ctx
+            / config.d_model
+        )
+    if kept.recompute == "full":
+        whole, divided, undivided = r, 0.0, 0.0
+    each = undivided + whole / (kept.tp if kept.sequence_parallel else 1) + divided / kept.tp
+    return each * micro_batch * config.n_ctx * config.d_model
+
+
+def layers_in_flight(
+    layers: int,
+    pp: int,
+    stage: int,
+    micro_batches: int,
+    *,
+    interleave: int = 1,
+    schedule: str = "1f1b",
+) -> float:
+    """Return the number of layer activations, in layers times micro-batches, that a stage keeps at
+    its peak.
+
+    Under one-forward-one-backward, stage i has started pp - i micro-batches before the first
+    backward pass; `interleave` chunks of layers per rank add (pp-1)/(pp·interleave). The other
+    schedules have started all micro-batches by then.
+    """
+    if schedule in ("gpipe", "loopedbfs"):
+        return layers * micro_batches
+    interleave = max(interleave, SCHEDULES[schedule])
+    more = 1 + (pp - 1) / (pp * interleave) if interleave > 1 else 1.0
+    return layers * min(pp - stage, micro_batches) * more

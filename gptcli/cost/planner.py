@@ -1,4 +1,4 @@
-"""Which layouts hold a model, and which of them is the fastest."""
+"""Find the layouts that fit a model on a number of GPUs, and the fastest of them."""
 
 from __future__ import annotations
 
@@ -7,31 +7,32 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from gptcli.cost.activations import RECOMPUTE
 from gptcli.cost.hardware import Gpu
 from gptcli.cost.layout import Layout, check_layout
+from gptcli.cost.memory import RECOMPUTE
 from gptcli.cost.rank_memory import RankMemory, StepConfig, rank_memory
-from gptcli.cost.throughput import NODE, StepTime, step_time
+from gptcli.cost.step_time import NODE, StepTime, step_time
 from gptcli.model.config import ModelConfig
 
-MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)  # sequences at a time that are tried
-MOST_SLICES = 64  # processes to a sequence of the batch
-# a parameter: the weight and Adam's two moments in fp32, which no layout goes below
+MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)  # candidate sizes, in sequences
+MAX_RANKS_PER_SEQUENCE = 64  # more ranks per sequence of the batch are not useful
+# bytes per parameter: weight and Adam's two moments in fp32, a lower bound for any layout
 STATE_BYTES = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A layout with what it takes."""
+    """A layout with its memory and speed."""
 
     layout: Layout
     work: StepConfig
     memory: RankMemory
     time: StepTime
     tokens_per_second: float
-    """Of all GPUs together."""
+    """Tokens per second of all GPUs together."""
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the plan as it appears in `gpt cost --json`."""
         return {
             "layout": str(self.layout),
             **asdict(self.work),
@@ -42,8 +43,9 @@ class Plan:
 
 
 def make_plan(config: ModelConfig, layout: Layout, work: StepConfig, gpu: Gpu) -> Plan:
-    """What a layout takes, whether it fits or not. Raises UsageError where it does not divide the
-    model, or the GPU lacks the precision.
+    """Return the memory and time of a layout, whether or not it fits.
+
+    Raises UsageError if the layout does not divide the model, or the GPU lacks the precision.
     """
     time = step_time(config, layout, work, gpu)
     tokens = work.micro_batch * work.micro_batches * layout.replicas * config.n_ctx
@@ -59,21 +61,21 @@ def plans(
     *,
     most: int | None = None,
 ) -> list[Plan]:
-    """The layouts of `gpus` GPUs that fit, each with its best micro-batch and recomputation,
-    fastest first, `most` of them.
+    """Return up to `most` layouts of `gpus` GPUs that fit, fastest first, each with its best
+    micro-batch and recomputation.
 
-    `sequences` is the batch of a step, all replicas together; where replicas do not divide it, the
-    last round of each is not full.
+    `sequences` is the batch of a step over all replicas; if the replicas do not divide it, the last
+    micro-batch of each is partly empty.
     """
     found: dict[Layout, Plan] = {}
     for layout in layouts(config, gpus):
         if layout.replicas > sequences:
             continue
-        for work in works(-(-sequences // layout.replicas), precision):
+        for work in step_configs(-(-sequences // layout.replicas), precision):
             if rank_memory(config, layout, work).total > gpu.memory_bytes:
                 continue
             plan = make_plan(config, layout, work, gpu)
-            # of those that count
+            # padding does not count
             speed = (
                 plan.tokens_per_second
                 * sequences
@@ -85,8 +87,11 @@ def plans(
 
 
 def layouts(config: ModelConfig, gpus: int) -> Iterator[Layout]:
-    """Every sensible division of `gpus`: tensor slices inside a machine, stages in powers of two,
-    the rest shards, replicas of a machine's shards, or replicas."""
+    """Yield every sensible layout of `gpus` processes.
+
+    Tensor parallelism stays inside a node, stages are powers of two, and the rest is shards,
+    replicas of a node's shards, or replicas.
+    """
     for tp in (n for n in (1, 2, 4, 8) if config.n_head % n == 0 and gpus % n == 0):
         for pp in (
             2**n
@@ -100,8 +105,8 @@ def layouts(config: ModelConfig, gpus: int) -> Iterator[Layout]:
             }
 
 
-def works(sequences: int, precision: str) -> Iterator[StepConfig]:
-    """How a replica may run `sequences`."""
+def step_configs(sequences: int, precision: str) -> Iterator[StepConfig]:
+    """Yield the ways in which a replica can run `sequences`."""
     for micro_batch in (n for n in MICRO_BATCHES if n <= sequences):
         for recompute in RECOMPUTE:
             yield StepConfig(
@@ -115,10 +120,11 @@ def works(sequences: int, precision: str) -> Iterator[StepConfig]:
 def typical_plan(
     config: ModelConfig, gpu: Gpu, gpus: int, sequences: int, precision: str
 ) -> Plan | None:
-    """The fastest plan on `gpus`, or on the fewest doublings of them that hold the model; None
-    where a batch is too small for so many.
+    """Return the fastest plan on `gpus` GPUs, doubled until the model fits.
+
+    Returns None if the batch is too small for that many.
     """
-    while gpus <= sequences * MOST_SLICES:
+    while gpus <= sequences * MAX_RANKS_PER_SEQUENCE:
         may_fit = STATE_BYTES * config.parameters <= gpus * gpu.memory_bytes
         if may_fit and (best := plans(config, gpu, gpus, sequences, precision, most=1)):
             return best[0]
@@ -129,8 +135,8 @@ def typical_plan(
 def nearest_that_fits(
     config: ModelConfig, layout: Layout, work: StepConfig, gpu: Gpu
 ) -> tuple[Layout, StepConfig] | None:
-    """The smallest change of layout, micro-batch and recomputation, in steps of two, that fits as
-    many GPUs; None where none does.
+    """Return the smallest change of layout, micro-batch and recomputation, in powers of two, that
+    fits the same number of GPUs; None if there is none.
     """
     sequences = work.micro_batch * work.micro_batches * layout.replicas
     best: tuple[float, float, Layout, StepConfig] | None = None
@@ -142,7 +148,7 @@ def nearest_that_fits(
         )
         if other.replicas > sequences:
             continue
-        for way in works(-(-sequences // other.replicas), work.precision):
+        for way in step_configs(-(-sequences // other.replicas), work.precision):
             if (
                 way.micro_batch > work.micro_batch
                 or rank_memory(config, other, way).total > gpu.memory_bytes

@@ -1,59 +1,64 @@
-"""The memory of one rank at its fullest moment, for any layout: what a layout is chosen by, or
-refused for.
+"""Peak memory of one rank under any layout, by which layouts are chosen and refused.
 
 The recipe is that of `gpt train`: weights, gradients, Adam's moments and the residual stream in
-fp32; products in `precision`, by autocast; layers gathered in it where weights are sharded;
-attention fused; the loss a chunk of positions at a time. A step is fullest at one of three moments:
+fp32; matrix products in `precision` under autocast; layers gathered in that precision if weights
+are sharded; fused attention; the loss computed in chunks of positions. Memory peaks at one of three
+moments of a step:
 
-    head      the loss of the last positions: every activation is there, and few gradients
-    backward  its first layer: every activation still, the gradient of the head, and the widest gradients around GELU
-    end       the last gradients of the backward pass, then AdamW: every gradient, and no activation
+    head      the loss of the last positions: all activations, few gradients
+    backward  the last layer's backward pass: all activations, the gradient of the head and the widest gradients around GELU
+    end       the last gradients of the backward pass, then AdamW: all gradients, no activations
 
-Bytes are of tensors alone. A GPU's context and its allocator's gaps find their place in what a
-vendor does not count: 80 GB are sold, and 85.5e9 bytes are there.
+Only tensors count. The GPU's context and the allocator's fragmentation fit in the difference
+between the memory that is sold (80 GB) and that which is there (85.5e9 bytes).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from gptcli.cost.activations import (
+from gptcli.cost.layout import Layout, check_layout, layers_of_stage
+from gptcli.cost.memory import (
     RECOMPUTE,
     SCHEDULES,
     ActivationPolicy,
     layer_bytes,
     layers_in_flight,
 )
-from gptcli.cost.layout import Layout, check_layout, layers_of_stage
 from gptcli.cost.sharding import rank_parameters
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig
 
-CHUNK_BYTES = 512 << 20  # logits alive at once, in their own precision: gptcli.model.loss
-PIECE = 16_384  # entries of the vocabulary in one product, on a GPU
-# of what products read and write; fp8's casts last as long as a product
+CHUNK_BYTES = 512 << 20  # bytes of logits that exist at once: gptcli.model.loss
+PIECE = 16_384  # vocabulary entries per product, on a GPU
+# inputs and outputs of products; casts to fp8 are temporary
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2}
-WHOLE_LOGIT_BYTES = 12  # an element: logits, probabilities, their gradient, in either precision
+WHOLE_LOGIT_BYTES = 12  # per logit: itself, its probability and its gradient, in either precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepConfig:
-    """How a replica runs its share of a batch. Raises UsageError where the values cannot be."""
+    """Micro-batches, precision and recomputation of a replica's share of a batch.
+
+    Raises UsageError for impossible values.
+    """
 
     micro_batch: int = 1
-    """Sequences at a time."""
+    """Sequences per forward pass."""
     micro_batches: int = 1
-    """Of a step, their gradients added up."""
+    """Micro-batches per step, whose gradients are accumulated."""
     precision: str = "bf16"
+    """Precision of matrix products, a key of ELEMENT_BYTES."""
     recompute: str = "none"
+    """Activations to recompute, one of `memory.RECOMPUTE`."""
     fused: bool = True
-    """Attention never writes its scores. PyTorch writes them on a CPU where dropout is on."""
+    """Fused attention writes no scores. On a CPU with dropout PyTorch writes them."""
     piece: int = PIECE
-    """Entries of the vocabulary in one product of the head: 3,200 on a CPU."""
+    """Vocabulary entries per product of the head: 3,200 on a CPU."""
     schedule: str = "1f1b"
-    """In which order pipeline stages run micro-batches."""
+    """Pipeline schedule, one of `memory.SCHEDULES`."""
     whole_logits: bool = False
-    """The logits of a micro-batch exist at once, as most trainers have it; `gpt train` runs them in
+    """All logits of a micro-batch exist at once, as in most trainers; `gpt train` computes them in
     chunks.
     """
 
@@ -78,33 +83,37 @@ class StepConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankMemory:
-    """Bytes of one rank at its fullest moment, by what fills them."""
+    """Peak bytes of one rank by what they are for."""
 
     parameters: int
     optimizer: int
     gradients: int = 0
     activations: int = 0
-    """Kept for the backward pass, of all micro-batches in flight."""
+    """Activations saved for the backward pass, of all micro-batches in flight."""
     logits: int = 0
-    """The loss: a chunk of logits and what becomes of it, and the gradients of what the head reads
-    and is.
+    """The loss: a chunk of logits and its derivatives, and the gradients of the head's input and
+    weights.
     """
     copies: int = 0
-    """Weights in the products' precision: autocast's, or the layers that FSDP has gathered."""
+    """Weights in the precision of the products: autocast's copies, or the layers that FSDP has
+    gathered.
+    """
     workspace: int = 0
-    """What a layer needs for a moment."""
+    """Temporary tensors of a layer."""
 
     @property
     def total(self) -> int:
+        """Sum of all parts."""
         held = self.parameters + self.optimizer + self.gradients + self.activations
         return held + self.logits + self.copies + self.workspace
 
 
 def rank_memory(config: ModelConfig, layout: Layout, work: StepConfig) -> RankMemory:
-    """The fullest rank of the layout. Raises UsageError where the layout does not divide the model.
+    """Return the memory of the fullest rank of a layout.
 
-    Under one-forward-one-backward that is one of the first stage, which has the most micro-batches
-    in flight, or of the last.
+    Under one-forward-one-backward that is a rank of the first stage, which has the most
+    micro-batches in flight, or of the last. Raises UsageError if the layout does not divide the
+    model.
     """
     check_layout(layout, config)
     stages = {0, layout.pp - 1}
@@ -115,14 +124,14 @@ def rank_memory(config: ModelConfig, layout: Layout, work: StepConfig) -> RankMe
 
 
 def stage_memory(config: ModelConfig, layout: Layout, work: StepConfig, stage: int) -> RankMemory:
-    """Each rank of pipeline stage `stage`, counted from 0."""
+    """Return the memory of each rank of pipeline stage `stage`, counted from 0."""
     tp, pp, first, last = layout.tp, layout.pp, stage == 0, stage == layout.pp - 1
-    # FSDP, which gathers copies; else DDP, or nothing
+    # FSDP, which gathers copies; otherwise DDP or a single process
     engine = layout.shard > 1 or layout.dp not in (1, layout.processes)
     layers, layer = layers_of_stage(config.n_layer, pp, stage), layer_parameters(config, tp)
     table = -(-config.vocab_size // tp) * config.d_model  # the embedding, or the head
     tables = 1 if config.tied and pp == 1 else first + last
-    # of any layer: FSDP's root unit
+    # parameters outside the layers: FSDP's root unit
     outside = table * tables + config.d_model * (config.n_ctx * first + 2 * last)
     parameters = rank_parameters(config, layout, stage, 0, 0)
 
@@ -138,7 +147,7 @@ def stage_memory(config: ModelConfig, layout: Layout, work: StepConfig, stage: i
         tp=tp,
     )
     each = layer_bytes(config, work.micro_batch, kept)
-    # of the layer at work
+    # recomputed activations of one layer
     again = max(0.0, layer_bytes(config, work.micro_batch, replace(kept, recompute="none")) - each)
     tokens = work.micro_batch * config.n_ctx
     stream = tokens * config.d_model / tp  # elements
@@ -153,15 +162,15 @@ def stage_memory(config: ModelConfig, layout: Layout, work: StepConfig, stage: i
     )
 
     copies, gathered = (0 if e == 4 else e * (layers * layer + table * last)), 0
-    # what is outside of the layers as it is, and the head's in `precision`; the layer at work, the
-    # next one, and a gradient
+    # the root unit in fp32, with the head in `precision` too; the current layer, the next one,
+    # and one gradient
     if engine:
-        at_once = layers if pp > 1 else 2  # torch's schedules keep what they gathered
+        at_once = layers if pp > 1 else 2  # torch's pipeline schedules do not reshard
         copies, gathered = (
             e * at_once * layer + 4 * outside + (e * table * last if e < 4 else 0),
             4 * layer,
         )
-    # gradients between micro-batches; of stages they are whole
+    # gradients between micro-batches; pipeline stages keep them unsharded
     grown = 4 * (layers * layer + outside) if pp > 1 else 4 * parameters
     before = grown if work.micro_batches > 1 else 0
     moments: dict[str, dict[str, float]] = {
@@ -192,8 +201,8 @@ def stage_memory(config: ModelConfig, layout: Layout, work: StepConfig, stage: i
 
 
 def loss_memory(entries: int, tokens: int, work: StepConfig, *, sliced: bool) -> int:
-    """Bytes of the head's logits and what becomes of them, for `tokens` positions and a rank's
-    `entries` of the vocabulary.
+    """Return the bytes of the logits and their derivatives for `tokens` positions and the `entries`
+    of the vocabulary on a rank.
     """
     e = ELEMENT_BYTES[work.precision]
     if work.whole_logits:
@@ -208,13 +217,14 @@ def loss_memory(entries: int, tokens: int, work: StepConfig, *, sliced: bool) ->
         min(tokens, max(1, CHUNK_BYTES // (e * entries))),
         entries % work.piece or work.piece,
     )
-    # the exponentials of all pieces stay; of the piece at work, logits and differences are there
-    # for a moment
+    # exponentials of all blocks are kept; logits and differences exist for the current block only
     return rows * max(e * entries + (10 if e == 2 else 8) * last, 12 * min(entries, work.piece))
 
 
 def layer_parameters(config: ModelConfig, tp: int = 1) -> int:
-    """Of one layer on a rank: matrices and the biases of outputs that are divided, over `tp`; norms
-    and the other biases whole.
+    """Return the parameters of one layer on a rank.
+
+    Matrices and the biases of sharded outputs are divided by `tp`; norms and the other biases are
+    replicated.
     """
     return -(-(12 * config.d_model**2 + 7 * config.d_model) // tp) + 6 * config.d_model

@@ -1,14 +1,13 @@
-"""What loss a model reaches, and which size is best for a budget, by the published scaling laws,
-each by its name.
+"""Loss and compute-optimal size by the published scaling laws.
 
-    kaplan              Kaplan et al. 2020: L(N, D) = ((Nc/N)^(aN/aD) + Dc/D)^aD with N without embeddings; its optimum N = 1.3e9·C^0.73
+    kaplan              Kaplan et al. 2020: L(N, D) = ((Nc/N)^(aN/aD) + Dc/D)^aD, N without embeddings; optimum N = 1.3e9·C^0.73
     gpt3                Brown et al. 2020, figure 3.1: L = 2.57·C^-0.048 along the frontier, C in PF-days
     chinchilla          Hoffmann et al. 2022, approach 3 as printed: L = E + A/N^alpha + B/D^beta
-    chinchilla-refit    the same form, fitted again by Besiroglu et al. 2024
+    chinchilla-refit    the same form, refitted by Besiroglu et al. 2024
 
-Losses are nats a token on each paper's own text and vocabulary: compare sizes within a law, never
-laws with each other. Each law has the range in which its authors fitted or tested it. No figure is
-given outside of it: it would be a guess.
+Losses are in nats per token on each paper's own text and vocabulary: compare sizes within a law,
+never laws with each other. Each law has the range in which its authors fitted or tested it; outside
+that range no figure is given.
 """
 
 from __future__ import annotations
@@ -24,35 +23,38 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """The models for which a law holds, both ends included; None for what it does not depend on."""
+    """Range of models for which a law was fitted or tested, both ends included; None for a quantity
+    that it does not depend on.
+    """
 
     parameters: Span | None = None
-    """As the law counts them."""
+    """Parameters, as the law counts them."""
     tokens: Span | None = None
     pf_days: Span
-    """Of the frontier: the compute for which it names a best size or a loss."""
+    """Compute of the frontier, for which the law gives an optimal size or a loss."""
     source: str
 
     def holds(self, parameters: float, tokens: float) -> bool:
-        """Tell whether it holds for a model of this size on so many tokens; by its compute, if the
-        law depends on nothing else."""
+        """Return whether the law applies to a model of this size on this many tokens; by its
+        compute, if the law depends on nothing else.
+        """
         if self.parameters is None or self.tokens is None:
             return self.holds_for(6.0 * parameters * tokens)
         return _within(parameters, self.parameters) and _within(tokens, self.tokens)
 
     def holds_for(self, flops: float) -> bool:
-        """Tell whether it holds for the best model of so much compute."""
+        """Return whether the law applies to the optimal model for `flops`."""
         return _within(flops / PF_DAY, self.pf_days)
 
     def __str__(self) -> str:
-        """Write what `holds` asks: N 70M to 70B, D 5B to 1.4T."""
+        """Return the range that `holds` tests: N 70M to 70B, D 5B to 1.4T."""
         if self.parameters is None or self.tokens is None:
             return self.compute
         return f"N {_span(self.parameters)}, D {_span(self.tokens)}"
 
     @property
     def compute(self) -> str:
-        """What `holds_for` asks: 6.00e18 to 5.76e23 FLOP."""
+        """The range that `holds_for` tests: 6.00e18 to 5.76e23 FLOP."""
         low, high = self.pf_days
         return f"{short(low * PF_DAY)} to {short(high * PF_DAY)} FLOP"
 
@@ -68,7 +70,7 @@ def _span(span: Span) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optimum:
-    """The best model for a number of FLOPs, by 6·N·D."""
+    """Compute-optimal model for a number of FLOPs, by 6·N·D."""
 
     law: str
     parameters: float
@@ -78,7 +80,7 @@ class Optimum:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JointLaw:
-    """L(N, D) = E + A/N^alpha + B/D^beta."""
+    """A law of the form L(N, D) = E + A/N^alpha + B/D^beta."""
 
     name: str
     source: str
@@ -91,10 +93,11 @@ class JointLaw:
     range: Range
 
     def loss(self, parameters: float, tokens: float) -> float:
+        """Return the loss in nats per token."""
         return self.E + self.A / parameters**self.alpha + self.B / tokens**self.beta
 
     def optimum(self, flops: float) -> Optimum:
-        """In closed form (Hoffmann et al., equation 4)."""
+        """Return the optimal model for `flops` in closed form (Hoffmann et al., equation 4)."""
         a = self.beta / (self.alpha + self.beta)
         scale = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
         parameters = scale * (flops / 6) ** a
@@ -106,7 +109,7 @@ class JointLaw:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KaplanLaw:
-    """Kaplan et al.'s constants; their N leaves embeddings out."""
+    """Kaplan et al.'s law with their constants; their N leaves embeddings out."""
 
     name: str = "kaplan"
     source: str = "Kaplan et al. 2020, Scaling Laws for Neural Language Models"
@@ -118,25 +121,28 @@ class KaplanLaw:
     )  # fmt: skip
 
     def loss(self, parameters: float, tokens: float) -> float:
-        """Equation 1.5 with the exponents of 1.1 and 1.2."""
+        """Return the loss by equation 1.5, with the exponents of 1.1 and 1.2."""
         return ((8.8e13 / parameters) ** (0.076 / 0.095) + 5.4e13 / tokens) ** 0.095
 
     def learning(self, parameters: float, tokens: float, batch_tokens: float) -> float:
-        """The loss on the way, after `tokens` in such batches: equation 1.6, its steps those of a
-        batch far above critical.
+        """Return the loss during training, after `tokens` in batches of `batch_tokens` (equation
+        1.6).
+
+        Its step count is that of a batch far above the critical one.
         """
         loss = 3.0
-        # the critical batch depends on the loss: a contraction, settled long before
+        # the critical batch depends on the loss: a fixed point, reached long before 50 iterations
         for _ in range(50):
             steps = tokens / batch_tokens / (1 + critical_batch(loss) / batch_tokens)
             loss = (6.5e13 / parameters) ** 0.077 + (2.1e3 / steps) ** 0.76
         return loss
 
     def loss_of_compute(self, flops: float) -> float:
-        """Equation 1.3, with the critical batch throughout."""
+        """Return the loss by equation 1.3, with the critical batch throughout."""
         return (3.1e8 / (flops / PF_DAY)) ** 0.050
 
     def optimum(self, flops: float) -> Optimum:
+        """Return the optimal model for `flops`: N = 1.3e9·C^0.73, C in PF-days."""
         parameters = 1.3e9 * (flops / PF_DAY) ** 0.73
         return Optimum(
             law=self.name,
@@ -168,24 +174,24 @@ LAWS: tuple[KaplanLaw | JointLaw, ...] = (KAPLAN, CHINCHILLA, REFIT)
 
 
 def gpt3_loss(flops: float) -> float:
-    """GPT-3, figure 3.1: validation loss along the compute frontier."""
+    """Return the validation loss along the compute frontier (GPT-3, figure 3.1)."""
     return 2.57 * (flops / PF_DAY) ** -0.048
 
 
 def kaplan_batch(flops: float) -> float:
-    """Tokens of the batch that Kaplan et al. find best for so much compute, equation 1.8."""
+    """Return the optimal batch in tokens for `flops` (Kaplan et al., equation 1.8)."""
     return 2.0e6 * (flops / PF_DAY) ** 0.24
 
 
 def critical_batch(loss: float) -> float:
-    """Tokens of the batch beyond which more of them save little time (Kaplan et al., equation
-    1.4).
+    """Return the critical batch in tokens at a loss: larger ones save little time (Kaplan et al.,
+    equation 1.4).
     """
     return 2e8 / loss ** (1 / 0.21)
 
 
 def without_embeddings(config: ModelConfig) -> int:
-    """Parameters as Kaplan et al. count them."""
+    """Return the parameter count of Kaplan et al., without embeddings."""
     return (
         config.parameters
         - (config.vocab_size * (1 if config.tied else 2) + config.n_ctx) * config.d_model
@@ -193,7 +199,7 @@ def without_embeddings(config: ModelConfig) -> int:
 
 
 def predicted_losses(config: ModelConfig, tokens: int) -> dict[str, float | None]:
-    """By every law, in nats a token; None outside the law's range."""
+    """Return the loss by every law in nats per token; None outside the range of the law."""
     bare, n = without_embeddings(config), config.parameters
     return {
         "kaplan": KAPLAN.loss(bare, tokens) if KAPLAN.range.holds(bare, tokens) else None,

@@ -1,5 +1,4 @@
-"""Count the parameters that one process of a layout holds, tensor by tensor, as `gpt train` shards
-them.
+"""Parameters that one process of a layout holds, tensor by tensor, as `gpt train` shards them.
 
 `gpt train --dry-run` builds the processes and compares.
 """
@@ -15,19 +14,19 @@ from gptcli.model.config import ModelConfig
 
 @dataclass(frozen=True, slots=True)
 class ShardedTensor:
-    """A parameter of (rows, columns), and how tensor parallelism shards it."""
+    """A parameter of shape (rows, columns), and how tensor parallelism shards it."""
 
     rows: int
     columns: int
     tp_dim: int | None
     """The dimension that is sharded, 0 or 1; None for a replicated tensor."""
     partial_grad: bool = False
-    """Whether each process computes the gradient of its part of the sequence only, to be summed."""
+    """Each process computes the gradient of its part of the sequence only; the parts are summed."""
 
     def local_numel(self, layout: Layout, tp_rank: int, shard_rank: int) -> int:
-        """Return the elements that a process holds.
+        """Return the number of elements on a process.
 
-        FSDP shards the rows of its slice, or the columns if the slices are uneven.
+        FSDP shards the rows of its tensor-parallel part, or the columns if those parts are uneven.
         """
         rows = chunk_size(self.rows, layout.tp, tp_rank) if self.tp_dim == 0 else self.rows
         columns = self.columns // layout.tp if self.tp_dim == 1 else self.columns
@@ -61,14 +60,14 @@ def outer_tensors(config: ModelConfig, stages: int, stage: int) -> list[ShardedT
     return ([table, positions] if first else []) + ([norm, norm, *head] if last else [])
 
 
-@lru_cache(maxsize=4096)  # a search for layouts asks for each many times
+@lru_cache(maxsize=4096)  # a search for layouts repeats its calls
 def rank_parameters(
     config: ModelConfig, layout: Layout, stage: int, tp_rank: int, shard_rank: int, *, each: int = 1
 ) -> int:
     """Return the parameters of the process at these ranks along pp, tp and shard, each counted from
     0.
 
-    Its optimizer moments are twice as many. `each`: pipeline stages of a process.
+    Its optimizer moments are twice as many. `each` is the number of pipeline stages per process.
     """
     layer, outer = (
         sum(tensor.local_numel(layout, tp_rank, shard_rank) for tensor in tensors)
@@ -78,9 +77,7 @@ def rank_parameters(
 
 
 def layers_of(config: ModelConfig, pp: int, stage: int, each: int) -> int:
-    """Return the layers of a process that holds `each` of the pipeline's stages, `stage` the first
-    of them.
-    """
+    """Return the layers of a process with `each` pipeline stages, the first of which is `stage`."""
     return sum(
         layers_of_stage(config.n_layer, each * pp, index) for index in range(stage, each * pp, pp)
     )

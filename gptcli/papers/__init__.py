@@ -1,1 +1,1 @@
-"""The facts of the papers as literal tables. Nothing here computes anything."""
+"""Facts of the papers as literal tables, each with its source; computes nothing."""

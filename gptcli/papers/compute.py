@@ -1,8 +1,8 @@
-"""Table D.1 of GPT-3 (Brown et al. 2020) as printed: what it took to train seventeen language
-models, a row a model.
+"""Training compute of seventeen language models: GPT-3's Table D.1 (Brown et al. 2020) as printed.
 
 The table leaves attention out and counts embeddings as parameters; one PF-day is 8.64e19 FLOP. T5
-spends 3 FLOPs where the others spend 6, because encoder and decoder each see half of the tokens.
+takes 3 FLOPs per parameter and token instead of 6, because encoder and decoder each process half of
+the tokens.
 """
 
 from __future__ import annotations
@@ -12,18 +12,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PaperCompute:
+    """A row of the table."""
+
     name: str
     pf_days: float
     flops: float
-    """In the whole of training."""
+    """FLOPs of the whole training."""
     parameters: float
     tokens: float
     flops_per_parameter: int
-    """Of one token, forward and backward."""
+    """FLOPs per parameter and token, forward and backward."""
     year: int
-    """Of the paper."""
+    """Year of the model's paper."""
     size: str = ""
-    """Its name in `models`, for the GPT-3 rows."""
+    """Name in `models`, for GPT-3."""
     source: str = "GPT-3, Table D.1"
     date: str = "2020-05-28"
 
@@ -61,12 +63,12 @@ GPT_1 = PaperCompute(
 
 @dataclass(frozen=True, slots=True)
 class PublishedRun:
-    """A training run whose size and tokens its authors publish: 6·N·D FLOPs."""
+    """A training run with published size and tokens: 6·N·D FLOPs."""
 
     name: str
     year: int
     parameters: float
-    """Active ones, where a token meets some of them only."""
+    """Active parameters, for a mixture of experts."""
     tokens: float
     source: str
 

@@ -1,4 +1,4 @@
-"""GPT-3's training mixture, Table 2.2, as printed."""
+"""GPT-3's training mixture: Table 2.2 (Brown et al. 2020), as printed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from typing import NamedTuple
 
 
 class Component(NamedTuple):
+    """One data set of the mixture."""
+
     tokens: float
-    """In the data set."""
+    """Tokens in the data set."""
     weight: float
-    """Per cent of the training mixture; the printed ones add up to 101."""
+    """Percentage of the training mixture; the printed ones sum to 101."""
     epochs: float
-    """As printed, when training for 300 billion tokens."""
+    """Epochs over 300 billion training tokens, as printed."""
 
 
 GPT3_MIXTURE = {

@@ -1,9 +1,9 @@
-"""The models of GPT-2 (Radford et al. 2019, Table 2), GPT-3 (Brown et al. 2020, Table 2.1) and
-GPT-1 (Radford et al. 2018), a row a model.
+"""Models of GPT-1 (Radford et al. 2018), GPT-2 (Radford et al. 2019, Table 2) and GPT-3 (Brown et
+al. 2020, Table 2.1), one per row.
 
-Where the print contradicts itself, the row holds what reproduces the paper's own parameter counts
-(GPT-3, Table D.1): 13B is 5120 wide (printed 5140) and XL has 16 heads of 128 (printed 24). "0.5M",
-"1M" and "2M" tokens are 2^19, 2^20 and 2^21; "3.2M" is 1,536 sequences of 2,048.
+If the print contradicts itself, the row has the value that reproduces the paper's own parameter
+counts (GPT-3, Table D.1): 13B is 5120 wide (printed 5140) and XL has 16 heads of 128 (printed 24).
+"0.5M", "1M" and "2M" tokens are 2^19, 2^20 and 2^21; "3.2M" is 1,536 sequences of 2,048.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaperModel:
+    """Architecture, batch and learning rate of one model."""
+
     name: str
     aliases: tuple[str, ...]
     paper: str
@@ -23,15 +25,15 @@ class PaperModel:
     n_ctx: int
     vocab_size: int = 50257
     attention: str
-    """"dense", or "banded": dense and locally banded layers in turn."""
+    """"dense", or "banded": alternating dense and locally banded layers."""
     parameters: int
-    """Exact, with embeddings, the tied head counted once."""
+    """Exact count, with embeddings, a tied head counted once."""
     printed: str
-    """As the paper prints it."""
+    """Parameter count as printed."""
     batch_tokens: int
     lr: float
     norm: str = "pre"
-    """Where LayerNorm stands: see `gptcli.model.config`."""
+    """Position of LayerNorm: see `gptcli.model.config`."""
     dropout: float = 0.0
 
 

@@ -1,4 +1,4 @@
-"""The scores that the papers publish, to stand beside ours."""
+"""Scores published in the papers, for comparison."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreTable:
+    """Scores by model and task."""
+
     source: str
     columns: tuple[str, ...]
     rows: dict[str, tuple[float, ...]]

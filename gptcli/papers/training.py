@@ -1,5 +1,6 @@
-"""How GPT-1, GPT-2 and GPT-3 were trained: schedules in tokens and Adam's constants. Batch and
-learning rate by size: `models`.
+"""Training recipes of GPT-1, GPT-2 and GPT-3: schedules in tokens and Adam's constants.
+
+Batch and learning rate depend on the size: see `models`.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaperTraining:
+    """Recipe of one paper."""
+
     tokens: int
     warmup_tokens: int
-    """Linear warm-up of the learning rate."""
+    """Length of the learning rate's linear warm-up."""
     decay_tokens: int
-    """Cosine decay ends here; the learning rate stays at `min_lr_ratio` afterwards."""
+    """End of the cosine decay; the learning rate stays at `min_lr_ratio` times its peak afterwards."""
     min_lr_ratio: float
     ramp_tokens: int
-    """The batch grows linearly from `ramp_from` to full size over these tokens; 0 for no ramp."""
+    """The batch grows linearly from `ramp_from` to its full size over these tokens; 0 for no ramp."""
     ramp_from: int
     beta1: float
     beta2: float

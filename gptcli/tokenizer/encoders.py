@@ -1,11 +1,11 @@
-"""Who turns text into ids: tokenizers (the reference), tiktoken or gigatoken, the same ids from
-each.
+"""Fast encoders that give the same ids as the reference: tokenizers (the reference), tiktoken,
+gigatoken.
 
-A faster encoder is taken only where nothing can differ. It must reproduce the reference on `PROBES`
-when it is opened; it never sees `<|endoftext|>` as anything but text; and documents that hold a
-character which Unicode 17 was the first to assign (gigatoken's tables know those 4,657, the others'
-do not yet) go to the reference. gigatoken remembers every word it meets: it is renewed after
-`RENEW_BYTES` of text, so that its memory does not grow with the corpus.
+A faster encoder is used only if its ids cannot differ. It must reproduce the reference on `PROBES`
+when it is opened; it never sees `<|endoftext|>` as anything but text; and documents with a
+character first assigned in Unicode 17 (gigatoken's tables contain those 4,657, the others' do not
+yet) go to the reference. gigatoken caches every word: it is replaced after `RENEW_BYTES` of text,
+so that its memory does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -54,20 +54,22 @@ PROBES = (
 
 
 class Encoder(Protocol):
+    """Encodes batches of texts."""
+
     name: str
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all texts end to end (uint32), and how many of them are each text's (int64,
+        """Return the ids of all texts concatenated (uint32), and the number of ids of each (int64,
         (len(texts),)).
         """
 
 
 def open_encoder(tokenizer: Tokenizer, name: str = "auto") -> Encoder:
-    """The encoder of this name for `tokenizer`; "auto" is the fastest that is installed and passes
+    """Return the encoder `name` for `tokenizer`; "auto" is the fastest that is installed and passes
     the check.
 
-    Raises UsageError where the named one is unknown, not installed or cannot encode for this kind
-    of tokenizer, RunError where its ids differ from the reference's.
+    Raises UsageError if the named encoder is unknown, not installed or unsuitable for this kind of
+    tokenizer, RunError if its ids differ from the reference's.
     """
     if name not in ENCODERS:
         raise UsageError(
@@ -113,7 +115,7 @@ def open_encoder(tokenizer: Tokenizer, name: str = "auto") -> Encoder:
 
 
 class UnsuitableError(Exception):
-    """A backend cannot stand for this tokenizer."""
+    """The backend cannot encode for this tokenizer."""
 
 
 def _agree(encoder: Encoder, reference: Encoder) -> bool:
@@ -121,7 +123,7 @@ def _agree(encoder: Encoder, reference: Encoder) -> bool:
 
 
 def knows_more(text: str) -> bool:
-    """Whether a Unicode 17 table would cut `text` otherwise than older ones do."""
+    """Return whether a Unicode 17 table would split `text` differently from older ones."""
     if text.isascii():
         return False
     data = text.encode()
@@ -138,6 +140,7 @@ class _Reference:
         self._tokenizer = tokenizer
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids and counts, as `Encoder.encode` does."""
         ids = self._tokenizer.encode_batch(list(texts))
         counts = np.array([len(row) for row in ids], np.int64)
         return np.fromiter(
@@ -171,6 +174,7 @@ class _Tiktoken:
         )
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids and counts, as `Encoder.encode` does."""
         rows = [self._encoding.encode_to_numpy(text, disallowed_special=()) for text in texts]
         return np.concatenate([np.empty(0, np.uint32), *rows]), np.array(
             [len(row) for row in rows], np.int64
@@ -191,6 +195,7 @@ class _Gigatoken:
         self._seen = 0
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids and counts, as `Encoder.encode` does."""
         if any(newer := [knows_more(text) for text in texts]):
             return self._mixed(texts, newer)
         if self._seen > RENEW_BYTES:
@@ -217,7 +222,10 @@ _OPENERS: dict[str, Callable[[Tokenizer, Encoder], Encoder]] = {
 
 
 def _byte_level(tokenizer: Tokenizer) -> Any:
-    """Its tokenizer.json. Raises UnsuitableError where it is not GPT-2's kind."""
+    """Return the tokenizer's tokenizer.json, parsed.
+
+    Raises UnsuitableError if it is not GPT-2's kind.
+    """
     value = json.loads(tokenizer.to_json())
     if (value.get("pre_tokenizer") or {}).get("type") != "ByteLevel" or value.get("normalizer"):
         raise UnsuitableError("it is not a byte-level BPE")

@@ -1,10 +1,9 @@
-"""BPE training by gigatoken where it is installed and its merges are certain to be those of
-tokenizers.
+"""Learn a BPE with gigatoken if its merges are certain to be those of tokenizers.
 
-Two things could tell them apart. A character that Unicode 17 was the first to assign is cut from
-its neighbours differently; and where pairs run out, gigatoken goes on to merge pairs that occur
-once. The highest count of any pair only falls while merges are learnt, so one look at the last
-merge settles the second. In either case the reference learns from the same text again.
+Two things could make them differ. A character first assigned in Unicode 17 is split from its
+neighbours differently; and when pairs run out, gigatoken goes on to merge pairs that occur once.
+The highest count of any pair only falls during training, so checking the last merge settles the
+second. In both cases the reference learns from the same text again.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ CHUNK = 1 << 24  # bytes read at once to count the last merge
 def learn_merges(
     texts: Iterable[str], count: int, reference: Callable[[Iterable[str]], Merges]
 ) -> Merges:
-    """Up to `count` merges of pairs that occur at least twice, most frequent first, spelt in the
-    byte alphabet, as `reference` learns them.
+    """Return up to `count` merges of pairs that occur at least twice, most frequent first, spelt in
+    the byte alphabet, as `reference` learns them.
 
-    The text is put into a temporary file on its way, so memory holds its distinct words only.
+    The text goes through a temporary file, so that memory holds its distinct words only.
     """
     try:
         import gigatoken
@@ -54,7 +53,7 @@ def learn_merges(
 
 
 def _spooled(texts: Iterable[str], spool: IO[bytes]) -> bool:
-    """Write all texts; whether every table of Unicode cuts them alike."""
+    """Write all texts; return whether every Unicode table splits them alike."""
     alike = True
     for text in texts:
         alike = alike and not knows_more(text)
@@ -77,7 +76,7 @@ def _documents(spool: IO[bytes]) -> Iterator[bytes]:
 
 
 def _learnt(gigatoken: Any, path: Path, count: int) -> list[tuple[bytes, bytes]] | None:
-    """The merges, or None where tokenizers would learn others."""
+    """Return the merges, or None if tokenizers would learn others."""
     with _quiet():
         source = gigatoken.TextFileSource([path], SEPARATOR)
         _, pairs = gigatoken.train_bpe(source, 256 + count, [], tie_breaking="huggingface")
@@ -87,7 +86,7 @@ def _learnt(gigatoken: Any, path: Path, count: int) -> list[tuple[bytes, bytes]]
 
 
 def _occurs_twice(gigatoken: Any, path: Path, pairs: list[tuple[bytes, bytes]]) -> bool:
-    """Whether the last pair came together more than once."""
+    """Return whether the last pair occurs more than once."""
     if not pairs:
         return True
     ranks = {pair: rank for rank, pair in enumerate(pairs)}
@@ -106,7 +105,7 @@ def _occurs_twice(gigatoken: Any, path: Path, pairs: list[tuple[bytes, bytes]]) 
 
 
 def _merged(word: bytes, ranks: dict[tuple[bytes, bytes], int]) -> list[bytes]:
-    """The tokens of one word, by the plain rule: the earliest merge first, everywhere it
+    """Return the tokens of one word by the plain rule: the earliest merge first, everywhere it
     applies.
     """
     parts = [bytes([byte]) for byte in bytes(word)]
@@ -126,7 +125,9 @@ def _merged(word: bytes, ranks: dict[tuple[bytes, bytes], int]) -> list[bytes]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """gigatoken writes about its progress to standard output, where a command's result goes."""
+    """Silence gigatoken's progress, which it writes to standard output, where a command's result
+    goes.
+    """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     kept = os.dup(1), os.dup(2)

@@ -1,17 +1,20 @@
-"""GPT-1's tokenizer (Radford et al. 2018, section 4.1): text is repaired, lower-cased and split
-into words, and each word is a BPE of characters whose last piece ends in `</w>`. Lossy by design:
-case, accents and what kind of blank stood between words are gone.
+"""GPT-1's tokenizer (Radford et al. 2018, section 4.1): a BPE of characters within words.
 
-What differs from OpenAI's own encoding, which split with spaCy: words are split as transformers'
-OpenAIGPTTokenizer splits them, with BERT's rules. Every punctuation mark is a word of its own,
-where spaCy keeps `n't`, `'s`, `...`, `mr.` and the like together; accents are stripped, where
-OpenAI's encoding keeps them; and a line break is a blank, where OpenAI's encoding has `<unk>`, its
-vocabulary lacking one. What differs from transformers: text passes through ftfy and the release's
-replacements first, as in the paper, and text that spells `<unk>` is text. Of SST-2's 9,613 lines
-none comes out otherwise for it; of WikiText-2's 5,352 (validation and test) 4,134 do: 3,401 for
-nothing but the `<unk>` that stands in that corpus for rare words, 682 for a dash or an ellipsis
-that is replaced, 51 for a curly quotation mark that ftfy straightens. With the mended text, and
-`<unk>` as text, transformers gives the same ids for every line.
+Text is repaired, lower-cased and split into words; the last piece of each word ends in `</w>`.
+Case, accents and the kind of white space are lost by design.
+
+OpenAI's own encoding split words with spaCy. Here words are split as in transformers'
+OpenAIGPTTokenizer, with BERT's rules: every punctuation mark is a word, while spaCy keeps `n't`,
+`'s`, `...`, `mr.` and the like together; accents are stripped, while OpenAI's encoding keeps them;
+and a line break is white space, while OpenAI's encoding has `<unk>`, because its vocabulary lacks
+one.
+
+Unlike in transformers, text passes through ftfy and the release's replacements first, as in the
+paper, and the text `<unk>` is ordinary text. None of SST-2's 9,613 lines is encoded differently
+because of that; of WikiText-2's 5,352 (validation and test), 4,134 are: 3,401 only because of the
+`<unk>` that marks rare words in that corpus, 682 because a dash or an ellipsis is replaced, 51
+because ftfy straightens a curly quotation mark. Given the repaired text, and `<unk>` as text,
+transformers returns the same ids for every line.
 """
 
 from __future__ import annotations
@@ -45,10 +48,10 @@ REPLACED = str.maketrans({"—": "-", "–": "-", "―": "-", "…": "...", "´"
 
 
 def standardise(text: str) -> str:
-    """Text as the splitting takes it: encoding mishaps mended by ftfy, dashes and dots in their
-    plain form.
+    """Return text ready for splitting: encoding errors repaired by ftfy, dashes and ellipses in
+    ASCII.
 
-    Raises UsageError where ftfy is missing.
+    Raises UsageError if ftfy is missing.
     """
     try:
         from ftfy import fix_text
@@ -60,10 +63,10 @@ def standardise(text: str) -> str:
 
 
 class Gpt1Tokenizer(Tokenizer):
-    """A vocabulary of words' pieces. Documents end with `<|endoftext|>` where the vocabulary has
-    it, and else with `<unk>`, which is what a line break was in GPT-1's training.
+    """A vocabulary of word pieces.
 
-    Raises InputError where vocabulary and merges do not make one.
+    Documents end with `<|endoftext|>` if the vocabulary has it, otherwise with `<unk>`, which a
+    line break was in GPT-1's training. Raises InputError if vocabulary and merges do not match.
     """
 
     unknown = UNKNOWN
@@ -92,16 +95,17 @@ class Gpt1Tokenizer(Tokenizer):
         return f"{token} " if token in self._special else token.replace(END_OF_WORD, " ")
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of each text, standardised first."""
         for text in texts:
             refuse_surrogates(text)
         return super().encode_batch([standardise(text) for text in texts])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The words of `ids`, a blank between them."""
+        """Return the words of `ids`, separated by spaces."""
         return super().decode(ids).removesuffix(" ")
 
     def to_json(self) -> str:
-        """The text of a tokenizer.json, by which transformers encodes alike but for ftfy and the
+        """Return a tokenizer.json; transformers then encodes alike, apart from ftfy and the
         replacements.
         """
         whole = Backend.from_str(self._backend.to_str())
@@ -122,11 +126,11 @@ def _backend(model: models.BPE) -> Backend:
 def train_gpt1_tokenizer(
     texts: Iterable[str], vocab_size: int, *, events: Events = SILENT
 ) -> Gpt1Tokenizer:
-    """Learn `vocab_size` entries: `<unk>`, characters inside and at the end of words, merges, most
-    frequent pair first, `<|endoftext|>`.
+    """Learn `vocab_size` entries: `<unk>`, characters inside and at the end of words, merges from
+    the most frequent pair on, `<|endoftext|>`.
 
-    The same texts give the same tokenizer in any order. Raises UsageError on a size that leaves no
-    room for merges, InputError where there is no text.
+    The same texts give the same tokenizer in any order. Raises UsageError if the size leaves no
+    room for merges, InputError if there is no text.
     """
     words = _count_words(texts, events)
     characters: Counter[str] = Counter()
@@ -160,7 +164,7 @@ def train_gpt1_tokenizer(
 
 
 def _count_words(texts: Iterable[str], events: Events) -> Counter[str]:
-    """What stands between blanks, lower-cased; memory grows with the different ones only."""
+    """Count the lower-cased words; memory grows with the number of distinct ones only."""
     normalizer = normalizers.BertNormalizer(lowercase=True)
     words: Counter[str] = Counter()
     characters = 0
@@ -177,7 +181,7 @@ def _count_words(texts: Iterable[str], events: Events) -> Counter[str]:
 
 
 def _repeated(words: Counter[str], rare: dict[int, None]) -> Iterator[str]:
-    """Each word as often as it stood in the text, without its rare characters, some at a time."""
+    """Yield each word as often as it occurred, without its rare characters, in batches."""
     for word, count in sorted(words.items()):
         word = word.translate(rare)
         for start in range(0, count, REPEATED):

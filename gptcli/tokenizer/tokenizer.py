@@ -1,13 +1,12 @@
-"""Byte-level BPE as GPT-2 has it (Radford et al. 2019, section 2.2): text to ids and back, exactly.
+"""GPT-2's byte-level BPE (Radford et al. 2019, section 2.2): text to ids and back, exactly.
 
-What differs from using the `tokenizers` library bare:
-- `<|endoftext|>` and other added tokens are never recognised in text: a document that spells them
+Differences from plain use of the `tokenizers` library:
+
+- `<|endoftext|>` and other added tokens are never recognised in text: a document that contains them
   gets ordinary ids.
-- A long text is encoded in pieces cut where GPT-2's pattern always cuts. The ids are the same, but
-  the library spends some
-  160 bytes of memory on each byte of the text it is given at once.
-- Decoding is a table of bytes, so it is exact for any ids, also where they do not end on a whole
-  character.
+- A long text is encoded in pieces, cut where GPT-2's pattern always cuts. The ids are the same, but
+  the library needs some 160 bytes of memory for each byte of text that it is given at once.
+- Decoding is a table of bytes, so it is exact for any ids, even if they end within a character.
 """
 
 from __future__ import annotations
@@ -58,11 +57,11 @@ _BORDER = re.compile(r"(?<=\S)[ \n]")
 
 
 def byte_alphabet() -> dict[str, int]:
-    """The character that stands for each byte in a vocabulary, in GPT-2's order, which is also that
-    of the first 256 ids.
+    """Return the character that represents each byte in a vocabulary, in GPT-2's order, which is
+    also that of the first 256 ids.
 
-    Printable bytes stand for themselves; the others, blanks among them, are shifted to U+0100 and
-    up.
+    Printable bytes represent themselves; the others, white space among them, are shifted to U+0100
+    and above.
     """
     printable = [
         *range(ord("!"), ord("~") + 1),
@@ -76,9 +75,7 @@ def byte_alphabet() -> dict[str, int]:
 
 
 def pieces(text: str, size: int) -> Iterator[str]:
-    """Cut `text` into pieces of `size` characters or a little more that encode to the same ids as
-    the whole.
-    """
+    """Cut `text` into pieces of about `size` characters that encode to the same ids as the whole."""
     start = 0
     while len(text) - start > size:
         border = _BORDER.search(text, start + size)
@@ -92,21 +89,21 @@ def pieces(text: str, size: int) -> Iterator[str]:
 class Tokenizer:
     """A vocabulary and its merges.
 
-    `tokens`: the spelling of each id, in the alphabet of `byte_alphabet`. `merges`: pairs of
-    spellings, first learnt first. `added`: those of `tokens` that no merge makes, spelt as plain
-    text, which other programs are to know as special. Raises InputError where these do not make a
-    byte-level BPE. Can be pickled, so that worker processes may be given one.
+    `tokens` spells each id in the alphabet of `byte_alphabet`. `merges` are pairs of spellings,
+    first learned first. `added` are those of `tokens` that no merge makes, spelt as plain text,
+    which other programs treat as special. Raises InputError if these do not make a byte-level BPE.
+    Picklable, so that worker processes can receive one.
     """
 
     vocab_size: int
     eot_id: int | None
-    """The id of `<|endoftext|>`, or None where the vocabulary lacks it."""
+    """Id of `<|endoftext|>`, or None if the vocabulary lacks it."""
     unknown: str | None = None
-    """The token for text that no other spells, or None if there is no such text."""
+    """Token for text that no other token spells, or None if there is no such text."""
     merges: int
-    """How many."""
+    """Number of merges."""
     sha256: str
-    """Fingerprint of ids, merges and pattern: the same whichever files they came from."""
+    """Fingerprint of ids, merges and pattern: the same for every file they are loaded from."""
 
     def __init__(
         self,
@@ -143,14 +140,15 @@ class Tokenizer:
         self._backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of one text; text that spells `<|endoftext|>` is ordinary text. Raises InputError
-        on a lone surrogate.
+        """Return the ids of one text; `<|endoftext|>` in it is ordinary text.
+
+        Raises InputError on a lone surrogate.
         """
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """The ids of each text, on the library's threads (`TOKENIZERS_PARALLELISM=false` keeps it
-        to one).
+        """Return the ids of each text, on the library's threads (`TOKENIZERS_PARALLELISM=false`
+        uses one).
         """
         ids: list[list[int]] = [[] for _ in texts]
         for group in _groups(texts):
@@ -162,13 +160,13 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; bytes that are not UTF-8, such as half a character, become U+FFFD."""
+        """Return the text of `ids`; bytes that are not UTF-8, such as half a character, become
+        U+FFFD.
+        """
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """Exactly the bytes that `ids` stand for. Raises InputError on an id outside the
-        vocabulary.
-        """
+        """Return exactly the bytes of `ids`. Raises InputError on an id outside the vocabulary."""
         for number in ids:
             if not 0 <= number < self.vocab_size:
                 raise InputError(
@@ -182,10 +180,10 @@ class Tokenizer:
             file.write(self.to_json())
 
     def save_for_model(self, folder: Path, n_ctx: int) -> None:
-        """Write tokenizer.json and tokenizer_config.json beside a model of context `n_ctx`.
+        """Write tokenizer.json and tokenizer_config.json next to a model of context length `n_ctx`.
 
-        The second tells transformers to take the first as it is: without it the model's family
-        decides, and GPT-1's looks for `<unk>`.
+        The second makes transformers load the first as it is; otherwise the model family decides,
+        and GPT-1's requires `<unk>`.
         """
         self.save(folder / TOKENIZER)
         end = None if self.eot_id is None else self._backend.id_to_token(self.eot_id)
@@ -201,7 +199,7 @@ class Tokenizer:
         write_json(folder / TOKENIZER_CONFIG, table)
 
     def to_json(self) -> str:
-        """The text of a tokenizer.json, where `<|endoftext|>` is declared special."""
+        """Return a tokenizer.json in which `<|endoftext|>` is declared special."""
         return self._json
 
     @cached_property
@@ -216,8 +214,8 @@ class Tokenizer:
 
 
 def readable_text(backend: Backend) -> str:
-    """The text of its tokenizer.json, each merge as "a b": `tokenizers` below 0.20 knows no pairs,
-    and newer ones read both.
+    """Return the backend's tokenizer.json with each merge as "a b", which every version of
+    `tokenizers` reads; those below 0.20 do not read pairs.
     """
     text: str = backend.to_str()
     value = json.loads(text)
@@ -229,7 +227,7 @@ def readable_text(backend: Backend) -> str:
 
 
 def check_merges(merges: Sequence[tuple[str, str]], ids: dict[str, int]) -> None:
-    """Raises InputError where a merge is not of two tokens into a third."""
+    """Raise InputError if a merge does not join two tokens into a third."""
     for pair in merges:
         if (
             len(pair) != 2
@@ -241,7 +239,9 @@ def check_merges(merges: Sequence[tuple[str, str]], ids: dict[str, int]) -> None
 
 
 def _groups(texts: list[str]) -> Iterator[list[tuple[int, str]]]:
-    """Pieces of the texts, each with the number of its text, some GROUP characters at a time."""
+    """Yield pieces of the texts, each with the index of its text, in groups of about GROUP
+    characters.
+    """
     group: list[tuple[int, str]] = []
     size = 0
     for index, text in enumerate(texts):
@@ -256,7 +256,7 @@ def _groups(texts: list[str]) -> Iterator[list[tuple[int, str]]]:
 
 
 def refuse_surrogates(text: str) -> None:
-    """Raises InputError where `text` is not valid Unicode."""
+    """Raise InputError if `text` is not valid Unicode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -267,11 +267,11 @@ def refuse_surrogates(text: str) -> None:
 
 
 def load_tokenizer(where: str | Path) -> Tokenizer:
-    """The tokenizer in `where`: a tokenizer.json, a folder that holds one (a run or shards) or a
-    release's two files, or "gpt2".
+    """Return the tokenizer in `where`: a tokenizer.json, a folder with one (a run or shards) or
+    with a release's two files, or "gpt2".
 
-    Raises InputError where nothing is there, or what is there is neither a byte-level BPE with
-    GPT-2's pattern nor of GPT-1's kind.
+    Raises InputError if there is none, or if it is neither a byte-level BPE with GPT-2's pattern
+    nor of GPT-1's kind.
     """
     path = Path(where)
     if path.is_dir():
@@ -293,7 +293,7 @@ def load_tokenizer(where: str | Path) -> Tokenizer:
 
 
 def _nearest_tokenizer(name: str, path: Path) -> str:
-    """What to name in place of a tokenizer that is not there."""
+    """Return a hint that names what to use instead of a missing tokenizer."""
     if name.lower() in GPT2_NAMES:
         return f"{name} has GPT-2's vocabulary: {{option:tokenizer}} gpt2"
     if (close := similar(path)) is not None:
@@ -391,7 +391,7 @@ def _build(vocab: Any, merges: list[Any], added: list[str], *, where: Path) -> T
 
 
 def _load_gpt2() -> Tokenizer:
-    """GPT-2's released vocabulary from the hub, or from its cache on this machine."""
+    """Return GPT-2's released vocabulary from the hub or its local cache."""
     import urllib.request
 
     from huggingface_hub import hf_hub_download, hf_hub_url

@@ -19,12 +19,12 @@ PIECE = 1 << 10  # characters; the time the library takes is quadratic in the le
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, *, events: Events = SILENT) -> Tokenizer:
-    """Learn `vocab_size` entries: the 256 bytes in GPT-2's order, the merges, most frequent pair
-    first, and `<|endoftext|>` last.
+    """Learn `vocab_size` entries: the 256 bytes in GPT-2's order, the merges from the most frequent
+    pair on, and `<|endoftext|>`.
 
-    The same texts give the same tokenizer in any order. Where they hold too few pairs the
-    vocabulary stays smaller, with a warning. Raises UsageError on a size below 257, InputError
-    where there is no text.
+    The same texts give the same tokenizer in any order. If they contain too few pairs the
+    vocabulary stays smaller, with a warning. Raises UsageError on a size below 257, InputError if
+    there is no text.
     """
     if vocab_size < MIN_VOCAB:
         raise UsageError(
@@ -47,7 +47,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, events: Events = S
 
 
 def _reference(texts: Iterable[str], vocab_size: int) -> list[tuple[str, str]]:
-    """The merges that tokenizers learns."""
+    """Return the merges that tokenizers learns."""
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
@@ -61,8 +61,9 @@ def _reference(texts: Iterable[str], vocab_size: int) -> list[tuple[str, str]]:
 
 
 def _reported(texts: Iterable[str], events: Events) -> Iterator[str]:
-    """The texts in pieces that the library takes well, progress told on the way. Raises InputError
-    if there are none.
+    """Yield the texts in pieces that suit the library, and report progress.
+
+    Raises InputError if there are none.
     """
     characters = 0
     for text in texts:

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 
 from gptcli.cost import layout as division
-from gptcli.cost.activations import RECOMPUTE, SCHEDULES
 from gptcli.cost.flops import flops_per_token
 from gptcli.cost.hardware import Gpu, find_gpu, identify_gpu
 from gptcli.cost.layout import Layout
+from gptcli.cost.memory import RECOMPUTE, SCHEDULES
 from gptcli.cost.planner import layouts, make_plan
 from gptcli.cost.rank_memory import StepConfig, rank_memory
 from gptcli.errors import UsageError

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from gptcli.cost.activations import RECOMPUTE, SCHEDULES
 from gptcli.cost.layout import Layout, parse_layout
+from gptcli.cost.memory import RECOMPUTE, SCHEDULES
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig
 

@@ -20,7 +20,7 @@ from gptcli.cost.flops import flops_per_token
 from gptcli.cost.hardware import identify_gpu
 from gptcli.cost.layout import Layout, parse_layout
 from gptcli.cost.planner import make_plan
-from gptcli.cost.throughput import uncertainty
+from gptcli.cost.step_time import uncertainty
 from gptcli.errors import UsageError, name_parameters
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import WEEK, amount, in_bytes, rough_duration

@@ -25,8 +25,8 @@ from torch.distributed.pipelining import (
 )
 from torch.distributed.tensor import DTensor
 
-from gptcli.cost.activations import SCHEDULES
 from gptcli.cost.layout import layers_of_stage
+from gptcli.cost.memory import SCHEDULES
 from gptcli.distributed.context import Place
 from gptcli.model.config import ModelConfig
 from gptcli.model.loss import IGNORE, next_token_loss

@@ -28,9 +28,9 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gptcli.cost.activations import SCHEDULES
 from gptcli.cost.communication import StepTraffic, step_traffic
 from gptcli.cost.layout import Layout
+from gptcli.cost.memory import SCHEDULES
 from gptcli.cost.sharding import layers_of, rank_parameters
 from gptcli.distributed.context import MESH, Place, reduce_gradients
 from gptcli.distributed.tensor_parallel import add_up_partial

@@ -21,7 +21,7 @@ from gptcli.cost.fit import minimise
 from gptcli.cost.hardware import Gpu, find_gpu
 from gptcli.cost.layout import Layout
 from gptcli.cost.rank_memory import StepConfig
-from gptcli.cost.throughput import Constants, tokens_per_second
+from gptcli.cost.step_time import Constants, tokens_per_second
 from gptcli.model.config import ModelConfig
 
 SHAPES = {  # llm-foundry's: layers, heads, width
@@ -66,7 +66,7 @@ class Measured:
     gpu: Gpu
     speed: float
     """Tokens per second and GPU."""
-    fitted: bool
+    fitted_constants: bool
     """Of the half that the constants are fitted to."""
     row: dict[str, str]
 
@@ -129,11 +129,11 @@ def fit(rows: list[Measured]) -> Constants:
 
 def main(path: Path) -> None:
     rows = read(path)
-    half, other = ([row for row in rows if row.fitted is flag] for flag in (True, False))
+    half, other = ([row for row in rows if row.fitted_constants is flag] for flag in (True, False))
     constants = fit(half)
     known = math.exp(quantile([abs(error(row, constants)) for row in half], 0.9))
     print(
-        "# Constants of gptcli/cost/throughput.py, each explained there, fitted by tests/benchmarks/throughput_fit.py.\n"
+        "# Constants of gptcli/cost/step_time.py, each explained there, fitted by tests/benchmarks/throughput_fit.py.\n"
     )
     print(
         f'source = "{len(half)} of {len(rows)} rows of MosaicML llm-foundry\'s training benchmarks, by hash: GPT models, FSDP, A100, H100"'

@@ -16,7 +16,7 @@ from gptcli.cli.cost_laws import (
     print_optimal,
     read_run,
 )
-from gptcli.cost.budget import Affordable
+from gptcli.cost.cluster import Affordable
 from gptcli.cost.lawfit import Run, fit_law
 from gptcli.cost.scaling import LAWS, critical_batch, gpt3_loss, kaplan_batch
 from gptcli.errors import InputError

@@ -4,7 +4,6 @@ had been alone.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from gptcli import locks
 from gptcli.cli import main
 from gptcli.files import LOCK
 from gptcli.locks import own_folder, own_part, read_chain
+from tests.small_runs import make_shards
 
 SIZE = (
     "--n-layer 1 --n-head 1 --d-model 8 --n-ctx 16 --batch-tokens 64 --compile off --precision fp32"
@@ -64,13 +64,8 @@ LAST = ".lock .out.jsonl.lock"  # of the locks of each command
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    spec = importlib.util.spec_from_file_location(
-        "trainer_conftest", Path(__file__).parents[1] / "trainer" / "conftest.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     folder = tmp_path_factory.mktemp("owned")
-    module.make_shards(folder / "shards")
+    make_shards(folder / "shards")
     (folder / "text.txt").write_text("a small text\nfor a small vocabulary\n" * 20)
     (folder / "prompts.jsonl").write_text('{"prompt": "a small"}\n{"prompt": "text"}\n')
     (folder / "data").mkdir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import inspect
 import json
 import math
@@ -28,6 +27,7 @@ from gptcli.cli import main
 from gptcli.cli.train import train
 from gptcli.files import read_toml
 from gptcli.runs.metrics import read_metrics
+from tests.small_runs import make_shards
 from tests.waiting import wait_until
 
 SMALL = [
@@ -49,13 +49,8 @@ SMALL = [
 @pytest.fixture(scope="session")
 def made(tmp_path_factory) -> Path:
     """A folder with `shards` in it."""
-    spec = importlib.util.spec_from_file_location(
-        "trainer_conftest", Path(__file__).parents[1] / "trainer" / "conftest.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     folder = tmp_path_factory.mktemp("made")
-    module.make_shards(folder / "shards")
+    make_shards(folder / "shards")
     return folder
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from typer.testing import CliRunner
 
 from gptcli.cli.app import build_app
 from gptcli.errors import GptError
+from tests.small_runs import make_shards
 
 SMALL = "--n-layer 1 --n-head 1 --d-model 8 --n-ctx 16 --tokens 640 --batch-tokens 64 --checkpoint-every 4 --compile off"
 
@@ -22,14 +22,7 @@ def gpt(*words: str) -> str:
 
 
 def test_tasks_at_every_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = importlib.util.spec_from_file_location(
-        "trainer_conftest", Path(__file__).parents[1] / "trainer" / "conftest.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.make_shards(tmp_path / "shards")
+    make_shards(tmp_path / "shards")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     rows = [{"text": f"{'a b ' * number}c d"} for number in range(1, 9)]

@@ -8,21 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.cost.assumptions import Assumption
 from gptcli.cost.cluster import (
-    MOST_GPUS,
+    MAX_GPUS,
+    affordable,
     batch_sequences,
     gpus_needed,
     implied_cluster,
     make_cluster,
 )
-from gptcli.cost.estimate import Cluster, Estimate
+from gptcli.cost.estimate import Cluster, Estimate, price_training
 from gptcli.cost.flops import flops_per_token
-from gptcli.cost.hardware import find_gpu
+from gptcli.cost.hardware import Assumption, find_gpu
 from gptcli.cost.layout import Layout
 from gptcli.cost.planner import make_plan
 from gptcli.cost.rank_memory import StepConfig
-from gptcli.cost.throughput import fitted
+from gptcli.cost.scaling import CHINCHILLA
+from gptcli.cost.step_time import fitted_constants
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size
 
@@ -70,9 +71,11 @@ def test_a_predicted_speed_is_the_plans() -> None:
     assert cluster.throughput.value == pytest.approx(each * flops_per_token(MODEL, "6N"))
     assert cluster.goodput is not None
     assert cluster.goodput.value == 0.733
-    assert cluster.uncertainty_factor == fitted()[1].other, "of the whole run nobody knows better"
+    assert cluster.uncertainty_factor == fitted_constants()[1].other, (
+        "of the whole run nobody knows better"
+    )
     steady, _ = make_cluster(A100, 8, model=MODEL, goodput=0.9)
-    assert steady.uncertainty_factor == fitted()[1].known
+    assert steady.uncertainty_factor == fitted_constants()[1].known
 
 
 def test_a_layout_that_is_said_is_priced() -> None:
@@ -123,7 +126,7 @@ def test_the_impossible_header() -> None:
 @given(st.floats(1e15, 1e24), st.floats(1, 1e4))
 def test_so_many_are_enough_and_few_less_are_not(flops: float, hours: float) -> None:
     cluster = fleet_of(1e14)
-    if flops / (1e14 * hours * 3600) > MOST_GPUS:
+    if flops / (1e14 * hours * 3600) > MAX_GPUS:
         with pytest.raises(UsageError, match="more than 1,000,000 GPUs"):
             gpus_needed(flops, hours, cluster)
         return
@@ -140,3 +143,47 @@ def test_hours_count_goodput() -> None:
     assert gpus_needed(4 * 3600 * 1e14, 1, slow) == 8
     assert gpus_needed(4 * 3600 * 1e14, 1, fleet_of(1e14)) == 4
     assert math.isclose(slow.flops, 5e13)
+
+
+SIZES = ("125M", "1.3B", "13B")
+
+
+def estimates(price: float | None = 2.0, gpus: int = 4) -> list[Estimate]:
+    found = []
+    for size in SIZES:
+        model = ModelConfig.from_paper(find_size(size))
+        cluster, _ = make_cluster(find_gpu("h200"), gpus, model=model, mfu=0.4, price=price)
+        found.append(price_training(size, model, 10**9, cluster, tokens_source=""))
+    return found
+
+
+def test_money_buys_hours_whatever_their_number() -> None:
+    for gpus in (1, 4):
+        assert affordable(estimates(gpus=gpus), dollars=500, hours=None)[1] == 250
+
+
+def test_hours_are_those_of_every_gpu() -> None:
+    assert affordable(estimates(), dollars=None, hours=3)[1] == 12
+    assert affordable(estimates(price=None), dollars=None, hours=3)[1] == 12
+
+
+def test_one_model_alone() -> None:
+    [one], gpu_hours = affordable(estimates()[:1], dollars=500, hours=None)
+    assert (one.name, gpu_hours) == (estimates()[0].name, 250)
+
+
+def test_what_runs_out_first_counts() -> None:
+    assert affordable(estimates(), dollars=500, hours=10)[1] == 40
+    assert affordable(estimates(), dollars=50, hours=10)[1] == 25
+
+
+def test_tokens_and_loss() -> None:
+    found, gpu_hours = affordable(estimates(), dollars=500, hours=None)
+    assert found[-1].loss is None, "13B on so few tokens: outside the law's range, and last"
+    losses = [row.loss for row in found if row.loss is not None]
+    assert losses == sorted(losses), "best first"
+    assert {row.name for row in found} == set(SIZES)
+    for row in found:
+        parameters = find_size(row.name).parameters
+        assert row.tokens == pytest.approx(gpu_hours * 3600 * 0.4 * 989.5e12 / (6 * parameters))
+        assert row.loss == (CHINCHILLA.loss(parameters, row.tokens) if row.tokens >= 5e9 else None)

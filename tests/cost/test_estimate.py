@@ -8,10 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.cost.assumptions import Assumption
-from gptcli.cost.energy import energy
 from gptcli.cost.estimate import FLOPS_PER_PF_DAY, Cluster, Estimate, price_paper, price_training
-from gptcli.cost.hardware import find_gpu, hourly_price, throughput
+from gptcli.cost.hardware import Assumption, energy, find_gpu, hourly_price, throughput
 from gptcli.cost.layout import Layout
 from gptcli.cost.planner import make_plan
 from gptcli.cost.rank_memory import StepConfig

@@ -2,10 +2,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gptcli.cost.flops import CONVENTIONS, flops_per_token, mean_keys, megatron_days
+from gptcli.cost.flops import (
+    CONVENTIONS,
+    flops_per_token,
+    mean_keys,
+    megatron_days,
+    parameters_by_part,
+)
 from gptcli.model.attention import causal_mask
 from gptcli.model.config import ModelConfig, find_size
+from gptcli.model.transformer import GPT
 
 
 def paper(size: str, **changes: object) -> ModelConfig:
@@ -120,3 +129,37 @@ def test_megatrons_forms() -> None:
     assert (again - head) / (plain - head) == pytest.approx(4 / 3)
     assert plain == pytest.approx(flops_per_token(config, "palm"), rel=0.001)
     assert again == pytest.approx(8 * config.parameters, rel=0.03), "the 8TP of the days"
+
+
+configs = st.builds(
+    lambda layers, heads, head_width, n_ctx, vocab, tied, norm: ModelConfig(
+        n_layer=layers, n_head=heads, d_model=heads * head_width, n_ctx=n_ctx, vocab_size=vocab, tied=tied, norm=norm
+    ),
+    st.integers(1, 4), st.integers(1, 4), st.integers(1, 16), st.integers(1, 64), st.integers(1, 100), st.booleans(),
+    st.sampled_from(["pre", "post"]),
+)  # fmt: skip
+
+
+def part_of(name: str) -> str:
+    """The part that a tensor of the real model belongs to."""
+    for piece, part in (
+        ("wte", "embeddings"),
+        ("wpe", "positions"),
+        ("attn", "attention"),
+        ("mlp", "mlp"),
+        ("lm_head", "head"),
+    ):
+        if piece in name.split("."):
+            return part
+    return "norms"
+
+
+@given(configs)
+def test_parts_are_those_of_the_real_model(config: ModelConfig) -> None:
+    with torch.device("meta"):
+        model = GPT(config)
+    counted = dict.fromkeys(parameters_by_part(config), 0)
+    for name, parameter in model.named_parameters():
+        counted[part_of(name)] += parameter.numel()
+    assert parameters_by_part(config) == counted
+    assert sum(counted.values()) == config.parameters

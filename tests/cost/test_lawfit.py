@@ -30,19 +30,20 @@ def grid(law: JointLaw, noise: float, seed: int = 0) -> list[Run]:
 
 @pytest.mark.parametrize("law", [CHINCHILLA, REFIT], ids=lambda law: law.name)
 def test_known_constants_come_back(law: JointLaw) -> None:
-    fitted = fit_law(grid(law, 0.0))
-    for name, value in fitted.values.items():
+    fitted_constants = fit_law(grid(law, 0.0))
+    for name, value in fitted_constants.values.items():
         assert value == pytest.approx(getattr(law, name), rel=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_known_constants_are_in_their_intervals(seed: int) -> None:
-    fitted = fit_law(grid(CHINCHILLA, 0.003, seed))
+    fitted_constants = fit_law(grid(CHINCHILLA, 0.003, seed))
     inside = [
-        low <= getattr(CHINCHILLA, name) <= high for name, (low, high) in fitted.intervals.items()
+        low <= getattr(CHINCHILLA, name) <= high
+        for name, (low, high) in fitted_constants.intervals.items()
     ]
-    assert sum(inside) >= 4, fitted
-    assert fitted.error < 0.005
+    assert sum(inside) >= 4, fitted_constants
+    assert fitted_constants.error < 0.005
 
 
 def test_few_runs_fit_a_power_of_compute() -> None:
@@ -56,10 +57,12 @@ def test_few_runs_fit_a_power_of_compute() -> None:
         )
         for n in (10**7, 3 * 10**7, 10**8, 3 * 10**8)
     ]
-    fitted = fit_law(runs)
-    assert fitted.law == "compute"
-    assert fitted.intervals["b"][0] <= 0.048 <= fitted.intervals["b"][1]
-    assert fitted.loss(10**9, 20 * 10**9) == pytest.approx(gpt3_loss(120.0 * 10**18), rel=0.01)
+    fitted_constants = fit_law(runs)
+    assert fitted_constants.law == "compute"
+    assert fitted_constants.intervals["b"][0] <= 0.048 <= fitted_constants.intervals["b"][1]
+    assert fitted_constants.loss(10**9, 20 * 10**9) == pytest.approx(
+        gpt3_loss(120.0 * 10**18), rel=0.01
+    )
 
 
 def test_sizes_and_tokens_that_grow_together_fit_a_power_of_compute() -> None:
@@ -89,13 +92,13 @@ def test_one_more_run_is_in_its_interval(seed: int) -> None:
             loss=gpt3_loss(120.0 * n * n) * math.exp(chance.gauss(0, 0.004)),
         )
 
-    fitted = fit_law([run(10**6 * 2**k) for k in range(6)])
+    fitted_constants = fit_law([run(10**6 * 2**k) for k in range(6)])
     more = run(10**6 * 2**6)
-    low, high = fitted.between(more.parameters, more.tokens)
-    assert low < fitted.loss(more.parameters, more.tokens) < high
+    low, high = fitted_constants.between(more.parameters, more.tokens)
+    assert low < fitted_constants.loss(more.parameters, more.tokens) < high
     assert low <= more.loss <= high
     assert high / low < 1.1
-    assert fitted.as_dict()["law"] == "compute"
+    assert fitted_constants.as_dict()["law"] == "compute"
 
 
 def test_the_same_runs_the_same_law() -> None:
@@ -123,14 +126,14 @@ def test_a_power_of_compute_by_hand() -> None:
         Run(name="", parameters=n, tokens=20 * n, loss=3.0 * (120.0 * n * n / 8.64e19) ** -0.05)
         for n in (10**7, 10**8, 10**9)
     ]
-    fitted = fit_law(runs)
-    assert fitted.values == pytest.approx({"a": 3.0, "b": 0.05})
-    assert fitted.error == pytest.approx(0, abs=1e-12)
-    assert fitted.intervals["b"] == pytest.approx((0.05, 0.05))
+    fitted_constants = fit_law(runs)
+    assert fitted_constants.values == pytest.approx({"a": 3.0, "b": 0.05})
+    assert fitted_constants.error == pytest.approx(0, abs=1e-12)
+    assert fitted_constants.intervals["b"] == pytest.approx((0.05, 0.05))
     assert runs[0].pf_days == pytest.approx(6 * 1e7 * 2e8 / 8.64e19)
-    assert fitted.as_dict() == {
-        "law": "compute", "formula": "L = a·C^-b, C = 6ND in PF-days", "values": fitted.values, "intervals": fitted.intervals,
-        "error": fitted.error,
+    assert fitted_constants.as_dict() == {
+        "law": "compute", "formula": "L = a·C^-b, C = 6ND in PF-days", "values": fitted_constants.values, "intervals": fitted_constants.intervals,
+        "error": fitted_constants.error,
     }  # fmt: skip
 
 
@@ -148,27 +151,27 @@ def test_the_errors_that_are_drawn() -> None:
         )
         for n, sign in zip((10**6, 10**7, 10**8, 10**9), signs, strict=True)
     ]
-    fitted = fit_law(runs)
-    assert fitted.values == pytest.approx({"a": 1.0, "b": 0.05}), (
+    fitted_constants = fit_law(runs)
+    assert fitted_constants.values == pytest.approx({"a": 1.0, "b": 0.05}), (
         "errors that say nothing of slope or level"
     )
-    assert fitted.error == pytest.approx(0.01)
+    assert fitted_constants.error == pytest.approx(0.01)
     wide = 0.01 * math.sqrt(2)
-    assert len(fitted.drawn) == 60
-    assert sorted({round(math.log(error), 9) for _, error in fitted.drawn}) == pytest.approx(
-        [-wide, wide]
-    )
-    assert fit_law(runs, seed=1).drawn != fitted.drawn
+    assert len(fitted_constants.drawn) == 60
+    assert sorted(
+        {round(math.log(error), 9) for _, error in fitted_constants.drawn}
+    ) == pytest.approx([-wide, wide])
+    assert fit_law(runs, seed=1).drawn != fitted_constants.drawn
 
 
 def test_an_interval_leaves_out_a_fortieth_on_either_side() -> None:
-    fitted = fit_law(
+    fitted_constants = fit_law(
         [Run(name="", parameters=n, tokens=n, loss=3.0) for n in (10**6, 10**7, 10**8)]
     )
     for count, ends in ((60, (1, 58)), (200, (5, 194)), (39, (0, 38))):
         drawn = tuple(([float(a), 0.0], 1.0) for a in reversed(range(count)))
-        assert replace(fitted, drawn=drawn).between(1, 1) == ends
-    assert replace(fitted, drawn=(([2.0, 0.0], 1.5),)).between(1, 1) == (3.0, 3.0), (
+        assert replace(fitted_constants, drawn=drawn).between(1, 1) == ends
+    assert replace(fitted_constants, drawn=(([2.0, 0.0], 1.5),)).between(1, 1) == (3.0, 3.0), (
         "the law's value, times an error"
     )
 
@@ -200,12 +203,12 @@ def test_resampled_losses_carry_errors_as_they_were() -> None:
         )
         for n, error in zip(sizes, (-1, -1, 4, -1, -1), strict=True)
     ]
-    fitted = fit_law(runs)
-    assert fitted.values == pytest.approx({"a": 1.0, "b": 0.05})
+    fitted_constants = fit_law(runs)
+    assert fitted_constants.values == pytest.approx({"a": 1.0, "b": 0.05})
     middle = 6e-10 * sizes[2]
     moved = [
         math.log(a * middle**-b * middle**0.05) / (0.01 * math.sqrt(5 / 3))
-        for (a, b), _ in fitted.drawn
+        for (a, b), _ in fitted_constants.drawn
     ]
     assert min(moved) == pytest.approx(-1)
     assert sum(move > 1 - 1e-9 for move in moved) > 3

@@ -6,9 +6,12 @@ import torch
 from gptcli.cost.hardware import find_gpu
 from gptcli.cost.memory import (
     TRAINING_BYTES,
+    ActivationPolicy,
     kv_cache_per_token,
-    least_gpus,
+    layer_bytes,
+    layers_in_flight,
     memory_by_part,
+    min_gpus,
     training_memory,
     zero_memory,
 )
@@ -84,14 +87,14 @@ def test_gpt3_in_fp32_is_700_gb() -> None:
     ("n_bytes", "least"), [(1, 1), (80 * 10**9, 1), (80 * 10**9 + 1, 2), (700 * 10**9, 9)]
 )
 def test_least_gpus(n_bytes: int, least: int) -> None:
-    assert least_gpus(n_bytes, find_gpu("a100").memory_bytes) == least
+    assert min_gpus(n_bytes, find_gpu("a100").memory_bytes) == least
 
 
 def test_the_article_finds_no_gpu_that_holds_gpt3() -> None:
     """Its largest single-GPU memory: 48 GB."""
     assert find_gpu("rtx8000").memory_bytes == 48e9
     assert (
-        least_gpus(memory_by_part(find_size("175B").parameters)["inference_fp32"], 48 * 10**9) == 15
+        min_gpus(memory_by_part(find_size("175B").parameters)["inference_fp32"], 48 * 10**9) == 15
     )
 
 
@@ -101,3 +104,152 @@ def test_zero_of_7_5_billion_on_64(stage: int, gigabytes: float) -> None:
     parameters.
     """
     assert zero_memory(7_500_000_000, 64, stage) / 1e9 == pytest.approx(gigabytes, abs=0.05)
+
+
+GIB = 2**30
+# size: (layers, heads, width), micro-batch, tp, pp, interleave; GiB of parameters and optimizer,
+# activations: none, sequence + selective
+FIGURE_1 = {
+    "22B": ((48, 64, 6144), 4, 8, 1, 1, 45.5625, 59.25, 9.5625),
+    "175B": ((96, 96, 12288), 1, 8, 8, 3, 45.5625, 66.84375, 12.3515625),
+    "530B": ((105, 128, 20480), 1, 8, 35, 3, 31.640625, 114.0234375, 23.076171875),
+    "1T": ((128, 160, 25600), 1, 8, 64, 1, 32.958984375, 131.25, 26.5625),
+}
+
+
+def model(shape: tuple[int, int, int], dropout: float = 0.1) -> ModelConfig:
+    return ModelConfig(
+        n_layer=shape[0],
+        n_head=shape[1],
+        d_model=shape[2],
+        n_ctx=2048,
+        vocab_size=51200,
+        dropout=dropout,
+    )
+
+
+@pytest.mark.parametrize("size", FIGURE_1)
+def test_figure_1(size: str) -> None:
+    shape, micro_batch, tp, pp, interleave, state, none, selective = FIGURE_1[size]
+    config = model(shape)
+    parameters = 12 * config.n_layer * config.d_model**2 / (tp * pp)
+    assert sum(training_memory(1, "megatron").values()) * parameters / GIB == state
+    in_flight = layers_in_flight(config.n_layer // pp, pp, 0, 512, interleave=interleave)
+    kept = ActivationPolicy(fused=False, tp=tp, sequence_parallel=False)
+    assert layer_bytes(config, micro_batch, kept) * in_flight / GIB == pytest.approx(
+        none, rel=1e-12
+    )
+    kept = ActivationPolicy(fused=False, tp=tp, recompute="selective")
+    assert layer_bytes(config, micro_batch, kept) * in_flight / GIB == pytest.approx(
+        selective, rel=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("kept", "formula"),
+    [
+        (ActivationPolicy(fused=False), lambda scores, t: 34 + scores),
+        (
+            ActivationPolicy(fused=False, tp=4, sequence_parallel=False),
+            lambda scores, t: 10 + 24 / t + scores / t,
+        ),
+        (ActivationPolicy(fused=False, tp=4), lambda scores, t: 34 / t + scores / t),
+        (
+            ActivationPolicy(fused=False, tp=4, sequence_parallel=False, recompute="selective"),
+            lambda scores, t: 10 + 24 / t,
+        ),
+        (ActivationPolicy(fused=False, tp=4, recompute="selective"), lambda scores, t: 34 / t),
+        (ActivationPolicy(recompute="full"), lambda scores, t: 2),
+    ],
+)
+def test_table_2(kept: ActivationPolicy, formula: object) -> None:
+    config = model((24, 16, 2048))
+    unit = 2 * config.n_ctx * config.d_model
+    assert callable(formula)
+    assert layer_bytes(config, 2, kept) == pytest.approx(
+        unit * formula(5 * config.n_head * config.n_ctx / config.d_model, kept.tp)
+    )
+
+
+def test_fused_attention_keeps_one_figure_a_head() -> None:
+    config = model((2, 16, 2048), dropout=0.0)
+    assert layer_bytes(config, 1, ActivationPolicy()) == 2048 * (32 * 2048 + 4 * 16)
+
+
+def test_each_recomputation_keeps_less() -> None:
+    config = model((2, 16, 2048))
+    for fused in (True, False):
+        none, selective, full = (
+            layer_bytes(config, 1, ActivationPolicy(fused=fused, recompute=kind))
+            for kind in ("none", "selective", "full")
+        )
+        assert none > selective > full
+    with pytest.raises(ValueError, match="some"):
+        layer_bytes(config, 1, ActivationPolicy(recompute="some"))
+
+
+def test_in_flight() -> None:
+    assert [layers_in_flight(2, 4, stage, 8) for stage in range(4)] == [8, 6, 4, 2]
+    assert [layers_in_flight(2, 4, stage, 1) for stage in range(4)] == [2, 2, 2, 2], (
+        "no more than there are"
+    )
+    assert layers_in_flight(12, 8, 0, 64, interleave=3) == pytest.approx(96 * (1 + 7 / 24))
+
+
+@pytest.mark.parametrize(
+    ("dropout", "kept", "each"),
+    [
+        # fp32 on a CPU
+        (
+            0.1,
+            ActivationPolicy(element=4, residual=4, score=4, mask=4, fused=False),
+            24 + 48 + (8 + 4) * 2 * 4 / 8,
+        ),
+        (
+            0.0,
+            ActivationPolicy(element=4, residual=4, score=4, mask=4, fused=False),
+            16 + 48 + 4 * 2 * 4 / 8,
+        ),
+        (0.1, ActivationPolicy(residual=4), 14 + 24 + 4 * 2 / 8),  # autocast
+        (0.0, ActivationPolicy(residual=4), 12 + 24 + 4 * 2 / 8),
+        (0.0, ActivationPolicy(residual=4, tp=4), (12 + 24 + 4 * 2 / 8) / 4),
+        (
+            0.0,
+            ActivationPolicy(residual=4, tp=4, sequence_parallel=False),
+            12 + (24 + 4 * 2 / 8) / 4,
+        ),
+        (0.1, ActivationPolicy(residual=4, recompute="selective"), 4 + 24 + 4 * 2 / 8 - 8 + 4),
+        (
+            0.1,
+            ActivationPolicy(residual=4, recompute="selective", tp=4),
+            4 / 4 + (24 + 4 * 2 / 8 - 8) / 4 + 4,
+        ),
+        (0.1, ActivationPolicy(residual=4, recompute="selective", fused=False), 14 + 24),
+        (0.1, ActivationPolicy(residual=4, recompute="full", tp=4), 1),
+    ],
+    ids=str,
+)
+def test_bytes_a_token_and_width_by_hand(
+    dropout: float, kept: ActivationPolicy, each: float
+) -> None:
+    """3 sequences of 4 tokens at width 8, two heads."""
+    config = ModelConfig(n_layer=1, n_head=2, d_model=8, n_ctx=4, vocab_size=10, dropout=dropout)
+    assert layer_bytes(config, 3, kept) == pytest.approx(each * 12 * 8)
+
+
+def test_in_flight_by_schedule() -> None:
+    """Two chunks of layers a process add (pp-1)/(2·pp); those that run all forwards first hold
+    all.
+    """
+    assert layers_in_flight(6, 4, 1, 8, schedule="interleaved1f1b") == pytest.approx(
+        6 * 3 * (1 + 3 / 8)
+    )
+    assert layers_in_flight(6, 4, 1, 2, schedule="interleaved1f1b") == pytest.approx(
+        6 * 2 * (1 + 3 / 8)
+    )
+    assert (
+        layers_in_flight(6, 4, 1, 8, schedule="gpipe")
+        == layers_in_flight(6, 4, 3, 8, schedule="loopedbfs")
+        == 48
+    )
+    assert layers_in_flight(6, 1, 0, 8) == 6

@@ -5,12 +5,19 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from gptcli.cost.activations import RECOMPUTE
 from gptcli.cost.hardware import find_gpu
 from gptcli.cost.layout import Layout
-from gptcli.cost.planner import layouts, make_plan, nearest_that_fits, plans, typical_plan, works
+from gptcli.cost.memory import RECOMPUTE
+from gptcli.cost.planner import (
+    layouts,
+    make_plan,
+    nearest_that_fits,
+    plans,
+    step_configs,
+    typical_plan,
+)
 from gptcli.cost.rank_memory import StepConfig, rank_memory
-from gptcli.cost.throughput import step_time
+from gptcli.cost.step_time import step_time
 from gptcli.model.config import ModelConfig, find_size
 
 A100, H100 = find_gpu("a100"), find_gpu("h100")
@@ -107,12 +114,12 @@ def test_the_layouts_of_48_gpus_by_hand() -> None:
 
 def test_how_a_replica_may_run_its_sequences() -> None:
     """At most as many at a time as there are; what is left over makes one round more."""
-    ways = [(way.micro_batch, way.micro_batches, way.recompute) for way in works(5, "fp16")]
+    ways = [(way.micro_batch, way.micro_batches, way.recompute) for way in step_configs(5, "fp16")]
     assert ways == [
         (each, rounds, again) for each, rounds in ((1, 5), (2, 3), (4, 2)) for again in RECOMPUTE
     ]
-    assert {way.precision for way in works(5, "fp16")} == {"fp16"}
-    assert [way.micro_batch for way in works(100, "bf16")][::3] == [1, 2, 4, 8, 16, 32, 64]
+    assert {way.precision for way in step_configs(5, "fp16")} == {"fp16"}
+    assert [way.micro_batch for way in step_configs(100, "bf16")][::3] == [1, 2, 4, 8, 16, 32, 64]
 
 
 def test_a_plan_by_hand() -> None:
@@ -145,7 +152,7 @@ def test_each_layout_with_its_best_way_against_trying_all(sequences: int) -> Non
     best: dict[Layout, float] = {}
     for layout in layouts(config, 8):
         for way in (
-            works(math.ceil(sequences / layout.replicas), "bf16")
+            step_configs(math.ceil(sequences / layout.replicas), "bf16")
             if layout.replicas <= sequences
             else ()
         ):

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
-from gptcli.cost.activations import RECOMPUTE
 from gptcli.cost.layout import Layout
+from gptcli.cost.memory import RECOMPUTE
 from gptcli.cost.rank_memory import (
     CHUNK_BYTES,
     PIECE,
@@ -166,13 +166,13 @@ layouts = st.builds(
     tp=st.sampled_from([1, 2, 4]),
     pp=st.integers(1, 4),
 )
-works = st.builds(
+step_configs = st.builds(
     StepConfig, micro_batch=st.integers(1, 4), micro_batches=st.integers(1, 8), recompute=st.sampled_from(RECOMPUTE),
     precision=st.sampled_from(["bf16", "fp32"]),
 )  # fmt: skip
 
 
-@given(layouts, works)
+@given(layouts, step_configs)
 @settings(max_examples=60)
 def test_order(layout: Layout, work: StepConfig) -> None:
     """More tensor slices never need more, a larger micro-batch never less, and more replicas change

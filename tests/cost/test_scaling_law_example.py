@@ -56,10 +56,10 @@ def test_the_law_of_six_predicts_the_seventh() -> None:
     runs = [
         Run(name=str(width), parameters=n, tokens=d, loss=loss) for width, n, d, loss in printed()
     ]
-    fitted = fit_law(runs[:6])
-    assert fitted.law == "compute"
-    predicted = fitted.loss(runs[6].parameters, runs[6].tokens)
+    fitted_constants = fit_law(runs[:6])
+    assert fitted_constants.law == "compute"
+    predicted = fitted_constants.loss(runs[6].parameters, runs[6].tokens)
     assert predicted == pytest.approx(3.873, abs=0.001)
     assert abs(predicted / runs[6].loss - 1) < 0.03
-    low, high = fitted.between(runs[6].parameters, runs[6].tokens)
+    low, high = fitted_constants.between(runs[6].parameters, runs[6].tokens)
     assert low <= runs[6].loss <= high

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from gptcli.cost.activations import SCHEDULES
 from gptcli.cost.layout import Layout, parse_layout
+from gptcli.cost.memory import SCHEDULES
 from gptcli.distributed.context import Place
 from gptcli.events import SILENT
 from gptcli.model.config import ModelConfig

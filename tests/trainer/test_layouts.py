@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gptcli.cost.activations import SCHEDULES
+from gptcli.cost.memory import SCHEDULES
 
 # sequences in the part
 SLICED = {2: {"tp=2": 1, "pp=2": 2}, 4: {"shard=2,tp=2": 2, "tp=2,pp=2": 2, "dp=2,pp=2": 4}}

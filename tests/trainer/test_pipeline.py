@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 import torch
 
-from gptcli.cost.activations import SCHEDULES
 from gptcli.cost.layout import Layout
+from gptcli.cost.memory import SCHEDULES
 from gptcli.distributed.context import Place
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT

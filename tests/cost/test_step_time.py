@@ -18,10 +18,10 @@ from gptcli.cost.hardware import Gpu, find_gpu, usual_precision
 from gptcli.cost.layout import Layout
 from gptcli.cost.planner import typical_plan
 from gptcli.cost.rank_memory import StepConfig, rank_memory
-from gptcli.cost.throughput import (
+from gptcli.cost.step_time import (
     Constants,
     StepTime,
-    fitted,
+    fitted_constants,
     step_time,
     tokens_per_second,
     uncertainty,
@@ -52,7 +52,7 @@ def test_held_out_speeds(measured: list[Measured]) -> None:
     """Constants see one half, by hash; of the other: median error at most 10 %, and the range holds
     at least 80 %.
     """
-    held_out = [row for row in measured if not row.fitted]
+    held_out = [row for row in measured if not row.fitted_constants]
     assert 40 <= len(held_out) <= 68
     assert statistics.median(abs(math.expm1(error(row))) for row in held_out) <= 0.05
     assert (
@@ -65,8 +65,8 @@ def test_held_out_speeds(measured: list[Measured]) -> None:
 
 @pytest.mark.real_data
 def test_the_range_is_that_of_the_fitted_half(measured: list[Measured]) -> None:
-    spread = quantile([abs(error(row)) for row in measured if row.fitted], 0.9)
-    assert fitted()[1].known == pytest.approx(math.exp(spread), rel=0.01)
+    spread = quantile([abs(error(row)) for row in measured if row.fitted_constants], 0.9)
+    assert fitted_constants()[1].known == pytest.approx(math.exp(spread), rel=0.01)
 
 
 @pytest.mark.real_data
@@ -143,7 +143,7 @@ def test_published_runs(real_data: Path) -> None:
         factors.append(max(hours / float(row["gpu_hours"]), float(row["gpu_hours"]) / hours))
     assert len(factors) == 20
     assert statistics.median(factors) <= 1.35
-    assert statistics.fmean(factor <= fitted()[1].other for factor in factors) >= 0.8
+    assert statistics.fmean(factor <= fitted_constants()[1].other for factor in factors) >= 0.8
 
 
 def test_parts_add_up_to_the_speed() -> None:
@@ -371,7 +371,7 @@ def test_links_that_nobody_knows_cost_nothing() -> None:
 
 
 def test_only_what_is_like_the_measurements_is_known() -> None:
-    known, other = fitted()[1].known, fitted()[1].other
+    known, other = fitted_constants()[1].known, fitted_constants()[1].other
     for layout, gpu, factor in (
         (Layout(shard=8), A100, known),
         (Layout(), find_gpu("h100"), known),

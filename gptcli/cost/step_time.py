@@ -1,9 +1,9 @@
-"""How long a step takes on a layout: the sum of what it spends on products, attention, memory,
-launches, collectives and the bubble.
+"""Time of a step on a layout: the sum of products, attention, memory, launches, collectives and the
+pipeline bubble.
 
-Each part is a count that the model and the layout give, over a speed that the hardware gives, times
-one constant of throughput.toml, which tests/benchmarks/throughput_fit.py fits to published
-measurements. What a trainer hides behind its products is in the constants.
+Each term is a count given by model and layout, divided by a speed of the hardware, times one
+constant of throughput.toml, fitted to published measurements by tests/benchmarks/throughput_fit.py.
+The constants include what a trainer overlaps with its products.
 """
 
 from __future__ import annotations
@@ -18,86 +18,89 @@ from gptcli.cost.layout import Layout, layers_of_stage
 from gptcli.cost.rank_memory import ELEMENT_BYTES, StepConfig, layer_parameters
 from gptcli.model.config import ModelConfig
 
-NODE = 8  # GPUs of a machine
-OPTIMIZER_BYTES = 28  # a parameter: weight and two moments read and written, gradient read, in fp32
-AGAIN = {
+NODE = 8  # GPUs per node
+OPTIMIZER_BYTES = 28  # per parameter: read and write weight and moments, read the gradient, in fp32
+RECOMPUTE_FACTORS = {
     "none": (1.0, 1.0),
     "selective": (1.0, 4 / 3),
     "full": (4 / 3, 4 / 3),
-}  # work of products, and of memory, with what is computed again
+}  # FLOPs and memory traffic with recomputation, relative to none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constants:
-    """The fitted constants, all above zero."""
+    """Fitted constants, all positive."""
 
     products: float
     """Share of the peak that matrix products reach."""
     attention: float
     """Share of the peak that fused attention reaches, counted causally."""
     path: float
-    """Bytes that norms, GELU, residuals and the like move, a token and unit of width of a layer,
-    forward and backward.
+    """Bytes that norms, GELU and residuals move per token, layer and unit of width, forward and
+    backward.
     """
     head: float
-    """Bytes that the loss moves, a token and entry of the vocabulary."""
+    """Bytes that the loss moves per token and vocabulary entry."""
     launch: float
-    """Seconds a layer and micro-batch that do not depend on its size."""
+    """Seconds per layer and micro-batch that do not depend on the size of the layer."""
     exposed: float
-    """Share of the collectives' time, at the link's own speed, that a step waits for."""
+    """Share of the collectives' time, at the speed of the link, that is not overlapped."""
     spread: float
-    """Of collectives over machines: more of it for every doubling of them."""
+    """Growth of that time for every doubling of the number of nodes."""
     hopper_products: float
-    """A Hopper GPU's share over an Ampere GPU's, of products: its power does not suffice for its
-    peak.
+    """Share of the peak on a Hopper GPU over that on Ampere, for products: its power limit is below
+    its peak.
     """
     hopper_attention: float
+    """The same ratio for attention."""
     fp8: float
-    """How much faster products are in fp8 than in bf16."""
+    """Speed of fp8 products over bf16 products."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Range:
-    """By which factor a prediction may be wrong, either way."""
+class Uncertainty:
+    """Factor by which a prediction may be wrong, either way."""
 
     known: float
-    """Like the measurements that it is fitted to: FSDP on A100 and H100."""
+    """For runs like those that the constants were fitted to: FSDP on A100 and H100."""
     other: float
-    """Elsewhere: other GPUs, other layouts, another trainer."""
+    """For other GPUs, other layouts and other trainers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTime:
-    """Seconds of a step by what they go to, on the slowest pipeline stage."""
+    """Seconds of a step by activity, on the slowest pipeline stage."""
 
     products: float
     attention: float
     memory: float
-    """What moves bytes more than it multiplies: norms, GELU, residuals, the loss, the optimizer."""
+    """Operations bound by memory bandwidth: norms, GELU, residuals, the loss, the optimizer."""
     launch: float
     tensor: float
     """Collectives of tensor parallelism."""
     shard: float
-    """Weights gathered and gradients divided."""
+    """All-gathers of weights and reduce-scatters of gradients."""
     replicas: float
-    """Gradients averaged over replicas."""
+    """All-reduce of gradients over replicas."""
     bubble: float
-    """Waiting for the pipeline to fill and to drain."""
+    """Idle time while the pipeline fills and drains."""
 
     @property
     def total(self) -> float:
+        """Seconds of the whole step."""
         return sum(asdict(self).values())
 
     @property
     def waits(self) -> float:
-        """The share that goes to collectives and the pipeline."""
+        """Share of the step spent in collectives and in the pipeline bubble."""
         return (self.tensor + self.shard + self.replicas + self.bubble) / self.total
 
 
 @functools.cache
-def fitted() -> tuple[Constants, Range]:
+def fitted_constants() -> tuple[Constants, Uncertainty]:
+    """Return the constants of throughput.toml and the uncertainty of predictions."""
     table = read_table("throughput.toml")
-    return Constants(**table["constants"]), Range(**table["range"])
+    return Constants(**table["constants"]), Uncertainty(**table["range"])
 
 
 def step_time(
@@ -107,8 +110,11 @@ def step_time(
     gpu: Gpu,
     constants: Constants | None = None,
 ) -> StepTime:
-    """Seconds of one update of the weights, every rank at work."""
-    k = constants or fitted()[0]
+    """Return the seconds of one optimizer step, all ranks busy.
+
+    `constants` replaces the fitted ones.
+    """
+    k = constants or fitted_constants()[0]
     C, T, tp, pp = config.d_model, config.n_ctx, layout.tp, layout.pp
     tokens, e = work.micro_batch * T, ELEMENT_BYTES[work.precision]
     layers, vocab = (
@@ -117,12 +123,12 @@ def step_time(
     )
     hopper = gpu.family == "hopper"
     peak = peak_flops(gpu, work.precision)
-    if work.precision == "fp8":  # only products are in fp8, and gain less than their peak does
+    if work.precision == "fp8":  # only products are in fp8, and gain less than the peak does
         peak = gpu.peak_flops
     speed = peak * k.products * (k.hopper_products if hopper else 1)
-    products_again, memory_again = AGAIN[work.recompute]
+    products_factor, memory_factor = RECOMPUTE_FACTORS[work.recompute]
 
-    products = tokens * (72 * layers * C**2 * products_again + 6 * vocab * C) / tp / speed
+    products = tokens * (72 * layers * C**2 * products_factor + 6 * vocab * C) / tp / speed
     if work.precision == "fp8":
         products /= k.fp8
     keys = (
@@ -134,17 +140,17 @@ def step_time(
         * layers
         * C
         * keys
-        * products_again
+        * products_factor
         / tp
         / (peak * k.attention * (k.hopper_attention if hopper else 1))
     )
-    memory = tokens * (layers * C * k.path * memory_again + vocab * k.head) / tp / gpu.bandwidth
+    memory = tokens * (layers * C * k.path * memory_factor + vocab * k.head) / tp / gpu.bandwidth
     launch = k.launch * layers
 
     tensor = shard = replicas = 0.0
-    # parameters of the rank's slice and stage, before sharding
+    # parameters of the rank under tp and pp, before sharding
     mine = layers * layer_parameters(config, tp) + vocab * C / tp
-    # a reduce-scatter and an all-gather stand for each of Megatron's all-reduces, two forward and
+    # a reduce-scatter and an all-gather replace each of Megatron's all-reduces, two forward and
     # two backward
     if tp > 1:
         each = 2 * (tp - 1) / tp * tokens * C * e
@@ -159,10 +165,10 @@ def step_time(
             / layout.shard
             / _bandwidth(gpu, layout.shard * tp, tp)
         )
-        shard *= _farther(layout.shard * tp, k)
-    if layout.dp > 1:  # of fp32 gradients, once a step; an all-reduce moves everything twice
+        shard *= _node_factor(layout.shard * tp, k)
+    if layout.dp > 1:  # fp32 gradients once per step; an all-reduce moves all bytes twice
         replicas = k.exposed * 2 * 4 * mine / layout.shard * (layout.dp - 1) / layout.dp
-        replicas *= _farther(layout.replicas * tp, k) / _bandwidth(
+        replicas *= _node_factor(layout.replicas * tp, k) / _bandwidth(
             gpu, layout.replicas * tp, layout.shard * tp
         )
     update = OPTIMIZER_BYTES * mine / layout.shard / gpu.bandwidth
@@ -182,24 +188,24 @@ def tokens_per_second(
     gpu: Gpu,
     constants: Constants | None = None,
 ) -> float:
-    """Of each GPU."""
+    """Return tokens per second of each GPU."""
     tokens = work.micro_batch * work.micro_batches * config.n_ctx
     return tokens / step_time(config, layout, work, gpu, constants).total / (layout.tp * layout.pp)
 
 
 def uncertainty(layout: Layout, gpu: Gpu) -> float:
-    """The factor by which a predicted speed may be wrong, either way."""
-    within = fitted()[1]
+    """Return the factor by which a predicted speed may be wrong, either way."""
+    within = fitted_constants()[1]
     return within.known if gpu.family and layout.tp == layout.pp == layout.dp == 1 else within.other
 
 
 def _bandwidth(gpu: Gpu, span: int, stride: int) -> float:
-    """Bytes per second and GPU of a collective whose members stand `stride` apart among `span`
-    neighbouring GPUs: tensor slices stand next to each other, shards around them, replicas around
-    these.
+    """Return the bytes per second and GPU of a collective whose members are `stride` apart among
+    `span` neighbouring GPUs.
 
-    Inside a machine, the link; between machines all network cards of the members on one machine.
-    Infinite where the figure is unknown.
+    Tensor-parallel ranks are adjacent, shards are strided by them, replicas by both. Inside a node
+    the link counts, between nodes all network cards of the members on one node. Infinite if the
+    figure is unknown.
     """
     link = gpu.link or math.inf
     if span <= NODE:
@@ -207,5 +213,5 @@ def _bandwidth(gpu: Gpu, span: int, stride: int) -> float:
     return min(link, (gpu.network or math.inf) * max(1, NODE // stride))
 
 
-def _farther(span: int, constants: Constants) -> float:
+def _node_factor(span: int, constants: Constants) -> float:
     return 1 + constants.spread * max(0.0, math.log2(span / NODE))
