@@ -25,7 +25,7 @@ FLOORS = [
     {"cost", "shards", "runs"},
     {"tokenizer", "model"},
     {"papers", "kernels"},
-    {"locks", "runtime"},
+    {"locks", "runtime", "settings"},
     {"files"},
     {"toml_text"},
     {"encodings", "strict_json"},
@@ -123,7 +123,17 @@ def test_cost_and_papers_need_neither_torch_nor_numpy() -> None:
         )
         for path in MODULES
         if path.relative_to(PACKAGE).parts[0]
-        in ("cost", "papers", "files.py", "locks.py", "runtime.py", "errors.py", "events.py", "cli")
+        in (
+            "cost",
+            "papers",
+            "files.py",
+            "locks.py",
+            "runtime.py",
+            "settings.py",
+            "errors.py",
+            "events.py",
+            "cli",
+        )
     ]
     program = f"import sys, importlib\nfor name in {modules!r}: importlib.import_module(name)\nprint({{*{HEAVY!r}}} & {{*sys.modules}})"
     done = subprocess.run(

@@ -8,9 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptcli.cli.config import Resolved, resolved_toml
+from gptcli.cli.config import resolved_toml
 from gptcli.cli.console import print_json
 from gptcli.numbers import amount, duration
+from gptcli.settings import Resolved
 
 if TYPE_CHECKING:
     from gptcli.corpus.chunks import Tally

@@ -11,11 +11,12 @@ import typer
 
 from gptcli.cli.build_report import print_estimate, print_overlap, print_part, print_report
 from gptcli.cli.command import Command
-from gptcli.cli.config import NUMBERS, Resolved, number, read_config, read_option, write_resolved
+from gptcli.cli.config import number, read_config, read_option, write_resolved
 from gptcli.cli.console import ConsoleEvents
 from gptcli.cli.ownership import hold, releasing
 from gptcli.errors import UsageError, nearest
 from gptcli.locks import own_folder, own_part
+from gptcli.settings import NUMBERS, Resolved
 
 if TYPE_CHECKING:
     from gptcli.corpus.config import Build

@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from gptcli import strict_json
-from gptcli.cli.config import NUMBERS, SYNONYMS, Number
+from gptcli.cli.config import SYNONYMS
 from gptcli.cli.train import train
 from gptcli.cli.train_plan import NAMES, OneOf, batch, names, truth, words
+from gptcli.settings import NUMBERS, Number
 
 QUANTITY = r"^\s*([0-9][0-9_]*\.?[0-9]*([eE][+-]?[0-9]+)?|\.[0-9]+)\s*[kKmMbBgGtT]?\s*$"
 KINDS: dict[Any, dict[str, Any]] = {

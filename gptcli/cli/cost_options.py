@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from gptcli.cli.config import NUMBERS, option, read_option
+from gptcli.cli.config import option, read_option
 from gptcli.cost.cluster import batch_sequences, gpus_needed, implied_cluster, make_cluster
 from gptcli.cost.estimate import Cluster
 from gptcli.cost.hardware import Gpu, find_gpu, peak_flops, usual_precision
@@ -16,6 +16,7 @@ from gptcli.cost.planner import Plan, make_plan
 from gptcli.cost.rank_memory import StepConfig
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
+from gptcli.settings import NUMBERS
 
 DEFAULT_GPU = "h100"  # the one whose price is the newest
 ARTICLE_GPU = "v100"  # the cost article's, with its speed and its price: of GPT-3's own estimate

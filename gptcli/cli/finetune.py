@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gptcli.cli.config import NUMBERS, option, read_option
+from gptcli.cli.config import option, read_option
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.ownership import hold
 from gptcli.errors import Interrupted, UsageError
@@ -14,6 +14,7 @@ from gptcli.events import SILENT
 from gptcli.files import check_output, claim_output
 from gptcli.locks import own_folder
 from gptcli.runtime import leads, restarted, unused_launch
+from gptcli.settings import NUMBERS
 
 # of gpt train: the task says the rest
 TAKEN = ("init_from", "checkpoint", "out", "seed", "layout", "resume", "force", "json")

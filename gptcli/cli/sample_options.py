@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcli.cli.config import NUMBERS, Resolved, read_config
+from gptcli.cli.config import read_config
 from gptcli.encodings import decode
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.files import read_text
+from gptcli.settings import NUMBERS, Resolved
 
 if TYPE_CHECKING:
     from gptcli.sampling.params import Rules

@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.cli.command import Command
-from gptcli.cli.config import option, resolved_toml, same_values, updated_toml
+from gptcli.cli.config import command_line, option, resolved_toml
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.dashboard import Dashboard
 from gptcli.cli.ownership import hold, releasing
-from gptcli.cli.train_plan import NAMES, NEWEST, Plan, make_plan, said
-from gptcli.errors import Interrupted, RunError, UsageError
+from gptcli.cli.train_plan import NAMES, given_values
+from gptcli.errors import RunError, UsageError
 from gptcli.events import SILENT, Events
-from gptcli.files import atomic_write, check_output, claim_output
 from gptcli.locks import own_folder
-from gptcli.model.source import RUN_TOML
 from gptcli.numbers import duration, in_bytes
-from gptcli.runtime import leads, leads_machine, restarted, unused_launch
+from gptcli.runtime import leads, restarted, unused_launch
+from gptcli.trainer.resolve import ResolvedRun, resolve_run
 
 if TYPE_CHECKING:
     from gptcli.shards.manifest import Manifest
@@ -400,15 +399,15 @@ def train(
     if report:
         from gptcli.cli.train_report import draw
 
-        said_too = [
+        conflicting = [
             name
             for name, value in options.items()
             if name in NAMES and name != "out" and value not in (None, False)
         ]
-        if said_too:
+        if conflicting:
             raise UsageError(
                 "--report only draws, and trains nothing",
-                where=option(said_too[0]),
+                where=option(conflicting[0]),
                 hint="leave one of the two out",
             )
         draw(runs or [], out, force=force, as_json=json)
@@ -422,7 +421,7 @@ def train(
         return
     if restarted():
         resume, force = True, False
-    given = said(
+    given = given_values(
         {name: value for name, value in options.items() if name in NAMES and value is not False},
         config,
         resume=resume,
@@ -436,18 +435,32 @@ def train(
             "a range test cannot be resumed", where="--lr-range", hint="run it again, with --force"
         )
     manifest = None if dry_run and not (folder / MANIFEST).is_file() else read_manifest(folder)
-    plan = make_plan(given, manifest.vocab_size if manifest else None, lr_range=lr_range)
+    plan = resolve_run(given, manifest.vocab_size if manifest else None, lr_range=lr_range)
     if dry_run:
         _print_plan(plan, manifest, as_json=json, strict=strict)
         return
     assert manifest is not None
 
+    from gptcli.cli.train_tasks import measurement
     from gptcli.trainer.launch import launch
+    from gptcli.trainer.train import interrupted, prepare_run
 
     events = Dashboard(given.values["out"]) if leads() else SILENT
     if (note := unused_launch()) is not None:
         events.warn(note)
-    run = _begin(plan, manifest, events, resume=resume, force=force, strict=strict)
+    run_folder = Path(plan.resolved.values["out"])
+    if leads():
+        hold(own_folder(run_folder, read_only=resume, events=events))
+    run = prepare_run(
+        plan,
+        manifest,
+        events,
+        command=command_line(),
+        resume=resume,
+        force=force,
+        measure=measurement(plan.resolved.values),
+        announce=lambda run: _print_forecast(plan, manifest, events, run, strict=strict),
+    )
     if run is None:
         events.info(f"{given.values['out']} is finished")
         return
@@ -456,11 +469,7 @@ def train(
         return
     done = launch(replace(run, profile=profile), events)
     if leads() and done["interrupted"]:
-        raise Interrupted(
-            f"stopped after step {done['step']:,}, with a checkpoint",
-            where=run.out,
-            hint="--resume goes on",
-        )
+        raise interrupted(done, run.out)
     if leads():
         loss = (
             ""
@@ -503,118 +512,8 @@ def _test_range(run: Run, events: Events, *, as_json: bool) -> None:
     print_json("train", report) if as_json else print(f"{report['suggested_lr']:.2g}")
 
 
-def _begin(
-    plan: Plan, manifest: Manifest, events: Events, *, resume: bool, force: bool, strict: bool
-) -> Run | None:
-    """Check all that can be checked, say what the run will take, claim its folder and write
-    run.toml into it; None if it is finished.
-    """
-    from gptcli.cli.train_tasks import measurement
-    from gptcli.cost.layout import parse_layout
-    from gptcli.trainer.checkpoint import newest_state
-    from gptcli.trainer.config import Run
-    from gptcli.trainer.export import is_finished, tidy
-    from gptcli.trainer.preflight import check_data, check_resume, check_run, data_sha256
-    from gptcli.trainer.provenance import provenance
-
-    out, data = Path(plan.resolved.values["out"]), Path(plan.resolved.values["data"])
-    if leads():
-        hold(own_folder(out, read_only=resume, events=events))
-    processes, tokens = parse_layout(plan.train.layout).processes, plan.train.tokens
-    made = provenance(processes, data, data_sha256(manifest), manifest.tokens("train"), tokens)
-    before = (
-        (out / RUN_TOML).read_text(encoding="utf-8-sig")
-        if resume and (out / RUN_TOML).is_file()
-        else None
-    )
-    text = _run_toml(plan, made, before)
-    run = Run(
-        name=plan.name,
-        out=out,
-        data=data,
-        model=plan.model,
-        train=plan.train,
-        data_sha256=data_sha256(manifest),
-        tokenizer_sha256=manifest.tokenizer_sha256,
-        eot_id=manifest.eot_id,
-        must_compile=plan.must_compile,
-        track=plan.resolved.values.get("track"),
-        measure=measurement(plan.resolved.values),
-        init_from=None if (start := plan.resolved.values.get("init_from")) is None else Path(start),
-        init_step=plan.resolved.values.get("checkpoint"),
-        resume=resume,
-        resolved=text,
-    )
-    check_run(run, manifest)
-    if leads():
-        check_output(out, resume=resume, force=force)
-    if resume:
-        at_end = check_resume(run)
-        if is_finished(out) and (
-            at_end or (newest_state(out) is None and same_values(text, before))
-        ):
-            if leads():
-                tidy(out)
-            return None
-        if is_finished(out) and newest_state(out) is None:
-            raise UsageError(
-                "the model here is finished, and no checkpoint is left to go on from",
-                where=out,
-                hint="--force starts over",
-            )
-        run = replace(run, resume=True)
-    if leads() and not restarted():
-        _print_forecast(plan, manifest, events, run, strict=strict)
-    # once on each machine: the others wait for it to join them
-    if leads_machine() and not restarted():
-        check_data(run, manifest)
-    if leads():
-        claim_output(out, resume=resume, force=force)
-        run = _keep_start(plan, run, made, events)
-        with atomic_write(out / RUN_TOML, "w") as file:
-            file.write(run.resolved)
-    return run
-
-
-def _keep_start(plan: Plan, run: Run, made: dict[str, str], events: Events) -> Run:
-    """Keep the checkpoint that the run starts from, if it is one, in the run's own folder, and
-    record its step.
-    """
-    from gptcli.trainer.checkpoint import newest_state
-    from gptcli.trainer.start import INIT, keep_start
-
-    if (
-        run.init_from is None
-        or run.init_step is None
-        or (run.out / INIT).is_dir()
-        or newest_state(run.out) is not None
-    ):
-        return run
-    newest = plan.resolved.origin["checkpoint"] == NEWEST
-    step = keep_start(run.init_from, run.out, run.init_step, events, newest=newest)
-    if step == run.init_step:
-        return run
-    plan.resolved.put({"checkpoint": step}, plan.resolved.origin["checkpoint"])
-    return replace(run, init_step=step, resolved=_run_toml(plan, made))
-
-
-def _run_toml(plan: Plan, made: dict[str, str], before: str | None = None) -> str:
-    """Return run.toml's text: new, or that from `before` a resume with what has changed. `made`:
-    the provenance.
-    """
-    from gptcli.trainer.provenance import resumed
-
-    facts = {
-        "parameters": f"{plan.model.parameters:,}",
-        "vocab_size": f"{plan.model.vocab_size:,}, from the shards",
-    }
-    if before is None:
-        return resolved_toml(plan.resolved, **facts, **made)
-    return resumed(updated_toml(before, plan.resolved, **facts), made)
-
-
 def _print_forecast(
-    plan: Plan, manifest: Manifest, events: Events, run: Run, *, strict: bool
+    plan: ResolvedRun, manifest: Manifest, events: Events, run: Run, *, strict: bool
 ) -> None:
     """Say what the run, or what is left of it, will take. Raises UsageError if it is to be `strict`
     and there are warnings.
@@ -631,7 +530,9 @@ def _print_forecast(
         refuse(forecast)
 
 
-def _print_plan(plan: Plan, manifest: Manifest | None, *, as_json: bool, strict: bool) -> None:
+def _print_plan(
+    plan: ResolvedRun, manifest: Manifest | None, *, as_json: bool, strict: bool
+) -> None:
     """Print configuration, work and forecast. Raises UsageError if it is to be `strict` and there
     are warnings.
     """
@@ -667,7 +568,7 @@ def _print_plan(plan: Plan, manifest: Manifest | None, *, as_json: bool, strict:
         refuse(forecast)
 
 
-def _print_resolved(plan: Plan, roles: list[Role], facts: dict[str, str]) -> None:
+def _print_resolved(plan: ResolvedRun, roles: list[Role], facts: dict[str, str]) -> None:
     """Print the resolved configuration as run.toml would hold it, with `facts` and each stage of
     the layout on top.
     """
@@ -686,7 +587,7 @@ def _print_resolved(plan: Plan, roles: list[Role], facts: dict[str, str]) -> Non
     print(resolved_toml(plan.resolved, **facts), end="")
 
 
-def _rehearse(plan: Plan) -> list[Role]:
+def _rehearse(plan: ResolvedRun) -> list[Role]:
     """What each process of a layout would hold and send, from building them; of one process there
     is nothing to tell.
     """

@@ -12,13 +12,13 @@ from gptcli.errors import UsageError
 from gptcli.numbers import amount, in_bytes, rough_duration
 
 if TYPE_CHECKING:
-    from gptcli.cli.train_plan import Plan
     from gptcli.events import Events
     from gptcli.shards.manifest import Manifest
     from gptcli.trainer.forecast import Forecast
+    from gptcli.trainer.resolve import ResolvedRun
 
 
-def forecast_plan(plan: Plan, manifest: Manifest | None, *, done: int = 0) -> Forecast:
+def forecast_plan(plan: ResolvedRun, manifest: Manifest | None, *, done: int = 0) -> Forecast:
     """Forecast a planned run on this machine, of which `done` tokens have been read."""
     from pathlib import Path
 

@@ -356,7 +356,7 @@ BAD = {
     "compile": (["--size", "gpt2", "--compile", "maybe"], "--compile: 'maybe' is none of"),
     "two rates": (
         ["--size", "gpt2", "--scale-lr", "--lr", "1e-3"],
-        "--scale-lr and --lr: both say the learning rate",
+        "--scale-lr and --lr: both set the learning rate",
     ),
     "two widths": (
         ["--size", "gpt2", "--scale-lr", "--mup", "64"],

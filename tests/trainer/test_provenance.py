@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.cli.config import Resolved, resolved_toml
+from gptcli.cli.config import resolved_toml
+from gptcli.settings import Resolved
 from gptcli.trainer import provenance as module
 from gptcli.trainer.provenance import FACTS, commit, provenance, read_provenance, resumed
 
