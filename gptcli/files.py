@@ -410,3 +410,13 @@ def claim_file(path: Path, *, force: bool) -> None:
         raise UsageError(
             "the output file exists already", where=path, hint="{option:force} replaces it"
         )
+
+
+def complete_lines(path: Path) -> list[str]:
+    """Return the lines of a UTF-8 file whose last line may be incomplete; none if there is no file.
+
+    A process that is killed while it appends leaves such a line, which is left out.
+    """
+    if not path.is_file():
+        return []
+    return path.read_bytes().decode("utf-8", errors="replace").split("\n")[:-1]

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from random import Random
 
-from gptcli.evals.synthetic import OPERATIONS, arithmetic, generate
+from gptcli.evals.synthetic import OPERATIONS, arithmetic, generate_rows
 
 DOCUMENTS = 60_000
 PROBLEMS = 12
@@ -26,7 +26,7 @@ HIDDEN = [OPERATIONS["plus"], max, min]
 
 
 def main(folder: Path) -> None:
-    asked = list(generate("two_digit_addition", seed=0))
+    asked = list(generate_rows("two_digit_addition", seed=0))
     held_out = {tuple(map(int, re.findall(r"\d+", row["prompt"]))) for row in asked}
     pairs = [
         (a, b)

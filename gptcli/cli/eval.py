@@ -22,7 +22,7 @@ from gptcli.locks import own_file, own_folder
 from gptcli.runtime import leads, unused_launch
 
 if TYPE_CHECKING:
-    from gptcli.evals.result import TaskResult
+    from gptcli.evals.results import TaskResult
     from gptcli.model.source import ModelSource
 
 WHAT, FEW, HOW, OUTPUT, MACHINE = "What to score", "Few-shot", "How", "Output", "Machine"
@@ -328,24 +328,23 @@ def evaluate(
             claim_records(records, resume=resume, force=force)
 
     from gptcli.evals.fewshot import FewShotConfig
-    from gptcli.evals.loss import evaluate_loss
-    from gptcli.evals.processes import join, local_device
-    from gptcli.evals.runner import Options, run_task
-    from gptcli.evals.texts import streams_of, token_bytes
+    from gptcli.evals.processes import init_processes, local_device
+    from gptcli.evals.rolling import evaluate_loss, open_streams, token_byte_lengths
+    from gptcli.evals.runner import EvalOptions, run_task
     from gptcli.sampling.load import load
 
-    processes = join()
+    processes = init_processes()
     if device == "auto" and processes.world > 1:
         device = local_device()
     while True:
         loaded = load(
             folder, checkpoint=checkpoint, device=device, precision=precision, events=events
         )
-        if processes.agree(loaded.source.step):  # if not, a checkpoint came while they read
+        if processes.all_equal(loaded.source.step):  # if not, a checkpoint came while they read
             break
     model, tokenizer, source = loaded.model, loaded.tokenizer, loaded.source
-    streams = streams_of(source.folder, text or [], data, tokenizer, tasks=bool(tasks))
-    lengths = token_bytes(tokenizer)
+    streams = open_streams(source.folder, text or [], data, tokenizer, tasks=bool(tasks))
+    lengths = token_byte_lengths(tokenizer)
     losses = [
         evaluate_loss(
             model,
@@ -359,13 +358,16 @@ def evaluate(
         )
         for name, tokens in streams.items()
     ]
-    options = Options(
+    options = EvalOptions(
         fewshot=FewShotConfig(**fewshot),
         **terms,
         batch_size=batch_size,
         records=records,
         against=against,
-        about={"precision": loaded.precision, **({} if records is None else _weights(source))},
+        fingerprint={
+            "precision": loaded.precision,
+            **({} if records is None else _weights(source)),
+        },
     )
     results: list[TaskResult] = []
     items: list[dict[str, Any]] = []
@@ -375,7 +377,7 @@ def evaluate(
         )
         results += found
         items += [{"task": one.name, **record} for record in made]
-    processes.leave()
+    processes.shut_down()
     if not leads():
         return
 

@@ -28,20 +28,21 @@ def print_forecast(
     Raises what the run itself would raise of its data."""
     from gptcli.cost.flops import flops_per_token
     from gptcli.evals.fewshot import FewShotConfig
-    from gptcli.evals.loss import stride_of, windows
-    from gptcli.evals.runner import Options, requests_of
+    from gptcli.evals.requests import build_task_requests
+    from gptcli.evals.rolling import open_streams, resolve_stride, rolling_windows
     from gptcli.evals.task_data import find_data
-    from gptcli.evals.texts import streams_of
     from gptcli.model.hf_config import read_model_config
     from gptcli.tokenizer.tokenizer import load_tokenizer
 
     folder = source.folder
     config, tokenizer = read_model_config(folder), load_tokenizer(folder)
     work: list[dict[str, Any]] = []
-    for name, tokens in streams_of(folder, texts, data, tokenizer, tasks=bool(tasks)).items():
-        spans = list(windows(len(tokens), config.n_ctx, stride_of(terms["stride"], config.n_ctx)))[
-            : terms["limit"]
-        ]
+    for name, tokens in open_streams(folder, texts, data, tokenizer, tasks=bool(tasks)).items():
+        spans = list(
+            rolling_windows(
+                len(tokens), config.n_ctx, resolve_stride(terms["stride"], config.n_ctx)
+            )
+        )[: terms["limit"]]
         work.append(
             {
                 "name": name,
@@ -49,10 +50,16 @@ def print_forecast(
                 "tokens": sum(stop - start - 1 for start, stop, _ in spans),
             }
         )
-    options = Options(fewshot=FewShotConfig(**fewshot), **terms)
     for task in tasks:
-        request_set, _, _ = requests_of(
-            task, tokenizer, config.n_ctx, find_data(task, data), data, options
+        request_set = build_task_requests(
+            task,
+            tokenizer,
+            config.n_ctx,
+            find_data(task, data),
+            data,
+            FewShotConfig(**fewshot),
+            limit=terms["limit"],
+            stride=terms["stride"],
         )
         requests = request_set.requests
         cut = sum(request.truncated for request in requests)

@@ -14,8 +14,8 @@ from gptcli.errors import GptError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gptcli.evals.loss import LossReport
-    from gptcli.evals.result import PaperScore, TaskResult
+    from gptcli.evals.results import PaperScore, TaskResult
+    from gptcli.evals.rolling import LossReport
     from gptcli.evals.task import Task
 
 PIPE_WIDTH = 200  # columns, where there is no terminal to fit
@@ -39,7 +39,7 @@ def print_report(
             f"Loss and entropy in nats per token; windows of {first.n_ctx} tokens, {first.stride} apart."
         ]
     if results:
-        names = list(dict.fromkeys(name for result in results for name in result.figures))
+        names = list(dict.fromkeys(name for result in results for name in result.metrics))
         parts += [[_task_row(result, names) for result in results]]
         parts += [
             line
@@ -111,7 +111,7 @@ def _task_row(result: TaskResult, names: list[str]) -> dict[str, str]:
         "items": f"{result.conditions.items:,}",
     }
     for name in names:
-        found = result.figures.get(name)
+        found = result.metrics.get(name)
         unit = "" if name in PLAIN else "%"
         row[name.replace("_", " ")] = (
             "" if found is None else figure(found.value, found.stderr, unit=unit)
@@ -150,7 +150,7 @@ def _remarks(result: TaskResult) -> list[str]:
     if result.calibration:
         shares = ", ".join(f"{share}% {value:.2f}%" for share, value in result.calibration.items())
         lines.append(
-            f"{result.task}: {next(iter(result.figures)).replace('_', ' ')} of the answers it was surest of: {shares}"
+            f"{result.task}: {next(iter(result.metrics)).replace('_', ' ')} of the answers it was surest of: {shares}"
         )
     if result.contamination:
         lines.append(_contamination(result))

@@ -23,7 +23,7 @@ from gptcli.interrupts import Cleanup, Raise, write
 
 if TYPE_CHECKING:
     from gptcli.sampling.load import Loaded
-    from gptcli.sampling.params import Rules
+    from gptcli.sampling.params import SamplingParams
     from gptcli.sampling.streaming import Completion
 
 SEPARATOR = "-" * 15
@@ -422,15 +422,15 @@ def _sample(
     loaded: Loaded,
     drafting: Loaded | None,
     text: str,
-    rules: Rules,
+    rules: SamplingParams,
     values: dict[str, Any],
     *,
     as_json: bool,
 ) -> None:
     """The samples of one prompt, as text or as one JSON object."""
-    from gptcli.sampling.batch import prompt_tokens
+    from gptcli.sampling.generate import encode_prompt
 
-    tokens = prompt_tokens(loaded.tokenizer, text)
+    tokens = encode_prompt(loaded.tokenizer, text)
     if len(tokens) > loaded.model.config.n_ctx:
         ConsoleEvents().warn(
             f"the prompt is {len(tokens):,} tokens long: the model reads the last {loaded.model.config.n_ctx:,}"
@@ -463,36 +463,36 @@ def _write(
     loaded: Loaded,
     tokens: list[int],
     text: str,
-    rules: Rules,
+    rules: SamplingParams,
     values: dict[str, Any],
     drafting: Loaded | None,
     *,
     quiet: bool,
 ) -> list[Completion]:
     """Make the samples of one prompt and show them, the first as it comes."""
-    from gptcli.sampling.decode import decode, sample_generator
-    from gptcli.sampling.speculative import speculate
-    from gptcli.sampling.streaming import TextRow, search
+    from gptcli.sampling.beam import generate_by_beam_search
+    from gptcli.sampling.generate import TextSequence, generate_sequences, sample_generator
+    from gptcli.sampling.speculative import generate_speculatively
 
     model, longest, best_of = loaded.model, values["max_tokens"], values.get("best_of")
     show = _hide if quiet else _show
     show(text)
     try:
         if "beam" in values:
-            found = search(
+            found = generate_by_beam_search(
                 model, loaded.tokenizer, tokens, max_tokens=longest, width=values["beam"]
             )
             show(found.text)
             return [found]
         live = _hide if best_of else show
         rows = [
-            TextRow(
+            TextSequence(
                 loaded.tokenizer,
                 tokens,
                 max_tokens=longest,
                 generator=sample_generator(values["seed"], number),
                 stops=values["stop"],
-                show=_hide if number else live,
+                on_text=_hide if number else live,
             )
             for number in range(best_of or values["num_samples"])
         ]
@@ -500,12 +500,18 @@ def _write(
         finished: Iterable[object]
         if drafting is not None:
             finished = (
-                speculate(model, drafting.model, row, rules, log_probs=log_probs) for row in rows
+                generate_speculatively(model, drafting.model, row, rules, log_probs=log_probs)
+                for row in rows
             )
         else:
             room = len(tokens) + longest
-            finished = decode(
-                model, rows, rules, batch=min(len(rows), TOGETHER), log_probs=log_probs, room=room
+            finished = generate_sequences(
+                model,
+                rows,
+                rules,
+                batch_size=min(len(rows), TOGETHER),
+                log_probs=log_probs,
+                max_len=room,
             )
         shown = 1  # the first shows itself
         for _ in finished:
@@ -529,7 +535,7 @@ def _answer(
     run: Path,
     prompts: Path,
     out: Path,
-    rules: Rules,
+    rules: SamplingParams,
     values: dict[str, Any],
     *,
     resume: bool,
@@ -539,7 +545,7 @@ def _answer(
     from gptcli.files import claim_file, sha256, written_through
     from gptcli.locks import own_file
     from gptcli.model.source import WEIGHTS
-    from gptcli.sampling.batch import Job, answer, read_prompts, unfinished_of
+    from gptcli.sampling.batch import BatchJob, generate_file, read_prompts, unfinished_path
     from gptcli.sampling.load import load
 
     events = ConsoleEvents()
@@ -558,17 +564,17 @@ def _answer(
         events.info(f"{out} is whole: nothing to do")
         return
     claim_file(out, force=force)
-    if unfinished_of(out).exists() and not resume:
+    if unfinished_path(out).exists() and not resume:
         if not force:
             raise UsageError(
                 "was begun before", where=out, hint="--resume goes on with it, --force starts over"
             )
-        unfinished_of(out).unlink()
+        unfinished_path(out).unlink()
     texts = read_prompts(prompts)
     loaded = load(run, **_reading(values), events=events)
-    job = Job(
-        rules=rules, max_tokens=values["max_tokens"], num_samples=values["num_samples"], stops=tuple(values["stop"]), seed=values["seed"],
-        batch=values["batch_size"],
+    job = BatchJob(
+        params=rules, max_tokens=values["max_tokens"], num_samples=values["num_samples"], stops=tuple(values["stop"]), seed=values["seed"],
+        batch_size=values["batch_size"],
     )  # fmt: skip
     about = {
         "prompts_sha256": sha256(prompts),
@@ -581,13 +587,13 @@ def _answer(
         about |= {"step": loaded.source.step, "weights_sha256": loaded.source.digest}
     else:
         about["weights_sha256"] = sha256(weights) if weights.exists() else str(run)
-    answer(loaded.model, loaded.tokenizer, texts, job, out, about=about, events=events)
+    generate_file(loaded.model, loaded.tokenizer, texts, job, out, fingerprint=about, events=events)
 
 
 def _session(
     loaded: Loaded,
     drafting: Loaded | None,
-    rules: Rules,
+    rules: SamplingParams,
     values: dict[str, Any],
     text: str | None,
     shape: Callable[[str], str],
@@ -595,7 +601,7 @@ def _session(
     """Prompt after prompt, each on its own in the `shape` asked for, `text` first; Ctrl-C stops a
     sample, and at the prompt the session.
     """
-    from gptcli.sampling.batch import prompt_tokens
+    from gptcli.sampling.generate import encode_prompt
 
     with contextlib.suppress(ImportError):  # not on Windows: then lines have no history
         import readline  # noqa: F401  # importing it gives input() its history and editing
@@ -615,7 +621,7 @@ def _session(
                 chance = values | {"seed": values["seed"] + number}
                 _write(
                     loaded,
-                    prompt_tokens(loaded.tokenizer, text),
+                    encode_prompt(loaded.tokenizer, text),
                     text,
                     rules,
                     chance,

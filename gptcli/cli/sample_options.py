@@ -15,7 +15,7 @@ from gptcli.files import read_text
 from gptcli.settings import NUMBERS, Resolved
 
 if TYPE_CHECKING:
-    from gptcli.sampling.params import Rules
+    from gptcli.sampling.params import SamplingParams
 
 TOP_K = 40  # GPT-2's release
 DEFAULTS: dict[str, Any] = {
@@ -26,7 +26,7 @@ DEFAULTS: dict[str, Any] = {
 
 def settings(options: dict[str, Any], preset: str | None, config: Path | None) -> dict[str, Any]:
     """Option over file over preset over default."""
-    from gptcli.sampling.presets import PRESETS
+    from gptcli.sampling.params import PRESETS
 
     names: dict[str, Any] = dict.fromkeys(("preset", "device", "precision", "quantize"), _text)
     names |= {"stop": _texts, "greedy": _flag}
@@ -84,9 +84,9 @@ def refuse_contradictions(values: dict[str, Any], **given: Any) -> None:
         )
 
 
-def rules_of(values: dict[str, Any]) -> Rules:
+def rules_of(values: dict[str, Any]) -> SamplingParams:
     """The rules these options ask for. Raises UsageError where they contradict each other."""
-    from gptcli.sampling.params import Rules
+    from gptcli.sampling.params import SamplingParams
 
     penalty = values.get("repetition_penalty", 1.0)
     if values["greedy"] or "beam" in values:
@@ -109,11 +109,11 @@ def rules_of(values: dict[str, Any]) -> Rules:
                 "--beam goes by the model's own probabilities alone",
                 hint="leave out --greedy, --repetition-penalty and --stop",
             )
-        return Rules(greedy=True, repetition_penalty=penalty)
+        return SamplingParams(greedy=True, repetition_penalty=penalty)
     top_k = values.get("top_k")
     if top_k is None and "top_p" not in values:
         top_k = TOP_K
-    return Rules(
+    return SamplingParams(
         temperature=values.get("temperature", 1.0),
         top_k=top_k,
         top_p=values.get("top_p"),
@@ -132,7 +132,7 @@ def framed(
     """The prompt in the shape that the options ask for. Raises UsageError where they contradict
     each other.
     """
-    from gptcli.sampling.presets import in_context, news_prompt
+    from gptcli.sampling.generate import few_shot_prompt, news_prompt
 
     if title is not None:
         if prompt is not None or instruction or examples:
@@ -145,7 +145,7 @@ def framed(
         raise UsageError(
             "--subtitle and --article need --title", hint='--title "..." names the article to write'
         )
-    return in_context(instruction, examples or [], _prompt(prompt))
+    return few_shot_prompt(instruction, examples or [], _prompt(prompt))
 
 
 def _prompt(prompt: str | None) -> str:

@@ -47,7 +47,7 @@ def measure(
     of, and the training goes on.
     """
     from gptcli.cli.console import ConsoleEvents
-    from gptcli.evals.runner import Options, run_task
+    from gptcli.evals.runner import EvalOptions, run_task
     from gptcli.tokenizer.tokenizer import load_tokenizer
 
     events = ConsoleEvents()
@@ -55,12 +55,17 @@ def measure(
     for task in tasks:
         try:
             results, _ = run_task(
-                model, load_tokenizer(tokenizer), task, data, Options(limit=items), events=events
+                model,
+                load_tokenizer(tokenizer),
+                task,
+                data,
+                EvalOptions(limit=items),
+                events=events,
             )
         except GptError as error:
             events.warn(f"{task.name} was not scored: {message_of(error)}")
             continue
         found |= {
-            f"{task.name}_{name}": figure.value for name, figure in results[0].figures.items()
+            f"{task.name}_{name}": figure.value for name, figure in results[0].metrics.items()
         }
     return found

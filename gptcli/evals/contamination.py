@@ -1,77 +1,85 @@
-"""What of a task stands in the training data: the analysis of GPT-3's Appendix C.
+"""Contamination of a task by the training data: the analysis of GPT-3's Appendix C.
 
-An item is dirty where any N words in a row of it occur in a row in a training document, both in
-small letters and without punctuation. N is the 5th percentile of the task's lengths in words, at
-least 8 (synthetic tasks: less) and at most 13. An item of fewer words than N has no such words, and
-counts as clean. The training filter is another procedure, with other rules: `gpt build-shards` has
-it.
+An item is dirty if any N consecutive words of it are consecutive words of a training document, both
+in lower case and without punctuation. N is the 5th percentile of the task's item lengths in words,
+at least 8 (less for synthetic tasks) and at most 13. An item of fewer than N words counts as clean.
+The filter of the training data is a different procedure, with other rules: see
+`gptcli.corpus.decontaminate`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from gptcli.errors import InputError
+from gptcli.errors import InputError, UsageError
+from gptcli.evals.records import Record
+from gptcli.evals.requests import Request, item_text
+from gptcli.evals.results import item_score
+from gptcli.evals.task import Task
 from gptcli.events import SILENT, Events
 from gptcli.shards.loader import TokenStream, open_split
 from gptcli.shards.manifest import read_manifest
+from gptcli.text.ngrams import NgramSet, grams, normalised, word_hashes
 from gptcli.tokenizer.tokenizer import Tokenizer
 
-LEAST, MOST, PERCENTILE = 8, 13, 5
-CHUNK = 1 << 20  # tokens held at once, about
-# of the polynomial that stands for N words; odd, so that no word's place is lost
-_BASE = 0x9E3779B97F4A7C15
-_PUNCTUATION = re.compile(r"[^\w\s]|_")
+MIN_OVERLAP_WORDS, MAX_OVERLAP_WORDS = 8, 13
+LENGTH_PERCENTILE = 5
+CHUNK_TOKENS = 1 << 20  # tokens searched at a time, approximately
+MAX_TOKENS_PER_WORD = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contamination:
-    """Which items of a task are dirty."""
+    """Dirty items of a task."""
 
     n: int
-    """Words of an overlap."""
+    """Words in an overlap."""
     items: int
+    """Number of items."""
     dirty: dict[str, str]
-    """The first words in a row that were found in the training data, by the id of the item that has
-    them.
-    """
+    """First overlap of each dirty item that was found in the training data, by item id."""
     documents: int
+    """Number of documents searched."""
     tokens: int
-    """What was searched."""
+    """Number of tokens searched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Split:
-    """A score on all items, on the clean, on the dirty: shares from 0 to 1, None where there are
-    none.
+class SplitScores:
+    """Mean scores of all items, clean items and dirty items, from 0 to 1; None if there are none.
+
+    The field names are keys of eval.json.
     """
 
     all: float
+    """Mean score of all items."""
     clean: float | None
+    """Mean score of clean items."""
     dirty: float | None
+    """Mean score of dirty items."""
     difference: float | None
-    """Clean over all, less one: how much better (or, if negative, worse) the clean score is, as the
-    paper draws it.
+    """Relative difference of the clean score from the score of all items, as in the paper's plots:
+    negative if contamination helped.
     """
 
 
-def words_of(text: str) -> list[str]:
-    """The words of a text in small letters, without punctuation; a word of nothing else is none."""
-    return _PUNCTUATION.sub("", text.lower()).split()
+def normalize_words(text: str) -> list[str]:
+    """Return the words of a text in lower case, without punctuation."""
+    return [word for word, _, _ in normalised(text)]
 
 
-def analysis_n(lengths: Iterable[int], *, synthetic: bool = False) -> int:
-    """N for a task whose items have so many words."""
-    percentile = int(np.percentile(np.fromiter(lengths, np.int64), PERCENTILE))
-    return min(MOST, max(1 if synthetic else LEAST, percentile))
+def overlap_length(lengths: Iterable[int], *, synthetic: bool = False) -> int:
+    """Return N, the words in an overlap, for a task with items of these lengths in words."""
+    percentile = int(np.percentile(np.fromiter(lengths, np.int64), LENGTH_PERCENTILE))
+    return min(MAX_OVERLAP_WORDS, max(1 if synthetic else MIN_OVERLAP_WORDS, percentile))
 
 
-def analyse(
+def find_contamination(
     items: Iterable[tuple[str, str]],
     shards: Path,
     tokenizer: Tokenizer,
@@ -79,34 +87,37 @@ def analyse(
     synthetic: bool = False,
     events: Events = SILENT,
 ) -> Contamination:
-    """Which of `items` (id, text) overlap with the training split of a shard folder.
+    """Search the training split of a shard folder for overlaps with `items` (id, text).
 
-    Memory is that of the items and a million tokens: documents are read in order, and only N words
-    in a row that are all known words of the items are looked up. Raises InputError where there are
-    no items, or the shards are broken or another tokenizer's.
+    Documents are read in order, CHUNK_TOKENS at a time. Raises InputError if there are no items, or
+    if the shards are broken or were built with another tokenizer.
     """
-    texts = {name: words_of(text) for name, text in items}
+    texts = {name: normalize_words(text) for name, text in items}
     if not texts:
-        raise InputError("there are no items to look for", where=shards)
+        raise InputError("there are no items to search for", where=shards)
     manifest = read_manifest(shards)
     if manifest.tokenizer_sha256 != tokenizer.sha256:
         raise InputError(
             "these shards were built with another tokenizer than the model's", where=shards
         )
-    n = analysis_n(map(len, texts.values()), synthetic=synthetic)
-    grams: dict[tuple[str, ...], list[str]] = {}
+    n = overlap_length(map(len, texts.values()), synthetic=synthetic)
+    owners: dict[tuple[str, ...], list[str]] = {}
+    """Items by the n-grams that they contain."""
     for name, words in texts.items():
-        for gram in {tuple(words[start : start + n]) for start in range(len(words) - n + 1)}:
-            grams.setdefault(gram, []).append(name)
-    index = _Index(grams, n)
+        for ngram in {tuple(words[start : start + n]) for start in range(len(words) - n + 1)}:
+            owners.setdefault(ngram, []).append(name)
+    wanted = NgramSet(grams(*word_hashes([" ".join(words) for words in texts.values()]), n)[0])
     stream = open_split(shards, "train")
     dirty: dict[str, str] = {}
     documents = 0
     for read, count, text in _documents(stream, manifest.eot_id, tokenizer):
         documents += count
-        for gram in index.found(words_of(text)):
-            for name in grams.get(gram, ()):
-                dirty.setdefault(name, " ".join(gram))
+        starts, _ = wanted.find(grams(*word_hashes([text]), n)[0])
+        words = normalize_words(text) if len(starts) else []
+        for start in starts.tolist():
+            ngram = tuple(words[start : start + n])
+            for name in owners.get(ngram, ()):  # none if only the hashes agree
+                dirty.setdefault(name, " ".join(ngram))
         events.progress("contamination", read, len(stream), "tokens")
     events.finish("contamination")
     return Contamination(
@@ -114,72 +125,81 @@ def analyse(
     )
 
 
-class _Index:
-    """N words in a row, looked for in long texts."""
-
-    def __init__(self, grams: Iterable[tuple[str, ...]], n: int) -> None:
-        self.n = n
-        grams = list(grams)
-        self.numbers = {
-            word: number
-            for number, word in enumerate(sorted({word for gram in grams for word in gram}), 1)
-        }
-        self.powers = np.array([pow(_BASE, power, 1 << 64) for power in range(n)], dtype=np.uint64)
-        known = np.array(
-            [[self.numbers[word] for word in gram] for gram in grams], dtype=np.uint64
-        ).reshape(-1, n)
-        self.keys = np.unique((known * self.powers).sum(axis=1, dtype=np.uint64))
-
-    def found(self, words: list[str]) -> Iterator[tuple[str, ...]]:
-        """The N words in a row of `words` that have the key of one that is looked for: it, or,
-        hardly ever, another.
-        """
-        if len(words) < self.n or not len(self.keys):
-            return
-        numbers = np.fromiter((self.numbers.get(word, 0) for word in words), np.uint64, len(words))
-        windows = np.lib.stride_tricks.sliding_window_view(numbers, self.n)
-        # a word that no item has rules its windows out
-        places = np.flatnonzero(windows.all(axis=1))
-        keys = (windows[places] * self.powers).sum(axis=1, dtype=np.uint64)
-        for place in places[np.isin(keys, self.keys)].tolist():
-            yield tuple(words[place : place + self.n])
-
-
 def _documents(
     stream: TokenStream, eot_id: int | None, tokenizer: Tokenizer
 ) -> Iterator[tuple[int, int, str]]:
-    """(tokens read, 1 where a document begins, text) of each document; one longer than CHUNK in
-    parts that overlap by more than N words.
+    """Yield (tokens read, 1 if a document begins or else 0, text) of each document.
+
+    A document longer than CHUNK_TOKENS comes in parts that overlap by more than N words.
     """
-    overlap = 64 * MOST  # tokens: a word of more than 64 is no word
+    overlap = MAX_TOKENS_PER_WORD * MAX_OVERLAP_WORDS
     pending = np.empty(0, stream.dtype)
     begins = 1
-    for start in range(0, len(stream), CHUNK):
-        pending = np.concatenate([pending, stream[start : start + CHUNK]])
+    for start in range(0, len(stream), CHUNK_TOKENS):
+        pending = np.concatenate([pending, stream[start : start + CHUNK_TOKENS]])
         ends = np.flatnonzero(pending == eot_id) if eot_id is not None else np.empty(0, np.int64)
-        read, first = min(start + CHUNK, len(stream)), 0
+        read, first = min(start + CHUNK_TOKENS, len(stream)), 0
         for end in ends.tolist():
             if end > first:
                 yield read, begins, tokenizer.decode(pending[first:end].tolist())
             begins, first = 1, end + 1
         pending = pending[first:]
-        if len(pending) > CHUNK:
+        if len(pending) > CHUNK_TOKENS:
             yield read, begins, tokenizer.decode(pending.tolist())
             pending, begins = pending[-overlap:], 0
     if len(pending):
         yield len(stream), begins, tokenizer.decode(pending.tolist())
 
 
-def split_scores(scores: Mapping[str, float], dirty: Iterable[str]) -> Split:
-    """A task's scores by item, apart: the clean, the dirty, and all."""
-    tainted = set(dirty)
-    clean = [score for name, score in scores.items() if name not in tainted]
-    unclean = [score for name, score in scores.items() if name in tainted]
+def split_scores(scores: Mapping[str, float], dirty: Iterable[str]) -> SplitScores:
+    """Return the mean of a task's scores (by item id) for all, clean and dirty items."""
+    dirty_ids = set(dirty)
+    clean_scores = [score for name, score in scores.items() if name not in dirty_ids]
+    dirty_scores = [score for name, score in scores.items() if name in dirty_ids]
     mean = sum(scores.values()) / len(scores)
-    clean_mean = sum(clean) / len(clean) if clean else None
-    return Split(
+    clean_mean = sum(clean_scores) / len(clean_scores) if clean_scores else None
+    return SplitScores(
         all=mean,
         clean=clean_mean,
-        dirty=sum(unclean) / len(unclean) if unclean else None,
+        dirty=sum(dirty_scores) / len(dirty_scores) if dirty_scores else None,
         difference=clean_mean / mean - 1 if clean_mean is not None and mean else None,
     )
+
+
+def contamination_report(
+    task: Task,
+    requests: Sequence[Request],
+    records: Sequence[Record],
+    shards: Path,
+    tokenizer: Tokenizer,
+    events: Events,
+) -> dict[str, Any]:
+    """Return the number of dirty items and the scores in percent of all, clean and dirty items.
+
+    Raises UsageError for running text, which has no items, and the errors of `find_contamination`.
+    """
+    if task.kind == "text":
+        raise UsageError(
+            f"{task.name} is running text and has no items to search for",
+            field="against",
+            code="contamination_of_text",
+        )
+    found = find_contamination(
+        ((request.item.id, item_text(request.item)) for request in requests),
+        shards,
+        tokenizer,
+        synthetic=bool(task.generated),
+        events=events,
+    )
+    scores = {
+        record["id"]: score for record in records if (score := item_score(task, record)) is not None
+    }
+    split = asdict(split_scores(scores, found.dirty)) if scores else {}
+    percent = {name: None if value is None else 100 * value for name, value in split.items()}
+    return {
+        "shards": str(shards),
+        "n": found.n,
+        "items": found.items,
+        "dirty_items": len(found.dirty),
+        **percent,
+    }

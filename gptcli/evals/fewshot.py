@@ -1,10 +1,9 @@
-"""Few-shot examples: K solved items, drawn anew for each item by a hash of seed and item (GPT-3,
-section 2.4).
+"""Few-shot examples: K solved items, drawn for each item by a hash of seed and item id.
 
-They are drawn from the task's own file for them or, if it has none, from the evaluated items
-without the one in question; an item whose answer the data does not tell is never drawn. With
-`shared`, the same K precede every item: this is not the paper's protocol, but their tokens are then
-computed once for all items. Items that serve as shared shots are not evaluated.
+Source: GPT-3, section 2.4. They are drawn from the task's file of examples or, if it has none, from
+the evaluated items except the one in question; an item without a known answer is never drawn. With
+`shared`, the same K examples precede every item: this is not the paper's protocol, but their tokens
+are computed only once. Items that serve as shared examples are not evaluated.
 """
 
 from __future__ import annotations
@@ -17,23 +16,25 @@ from pathlib import Path
 import numpy as np
 
 from gptcli.errors import UsageError
-from gptcli.evals.item import Item
 from gptcli.evals.task import Task
-from gptcli.evals.task_data import find_shots, fingerprint, read_items, solved
+from gptcli.evals.task_data import Item, find_examples, fingerprint, format_example, read_items
 from gptcli.shards.order import permuted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FewShotConfig:
-    """How many solved examples precede an item, and which."""
+    """Few-shot configuration."""
 
     shots: int = 0
+    """Number of examples in front of each item, K."""
     seed: int = 0
+    """Random seed of the draw."""
     shared: bool = False
+    """Whether all items have the same examples."""
 
 
 class FewShotPool:
-    """The examples that the shots of a task are drawn from."""
+    """Solved items that the few-shot examples of a task are drawn from."""
 
     def __init__(
         self, task: Task, path: Path | None, data: Path | None, config: FewShotConfig
@@ -42,24 +43,22 @@ class FewShotPool:
 
         Raises UsageError if there are fewer than K, InputError if their file is broken.
         """
-        self.path = find_shots(task, path, data)
+        self.path = find_examples(task, path, data)
         self.is_evaluated = self.path == path
-        """Whether the examples are the evaluated items themselves, because there is no file for
-        examples.
-        """
+        """Whether the pool is the evaluated items, because there is no file of examples."""
         examples = [
             item
             for item in read_items(task, self.path)
             if item.shot or task.kind != "freeform" or item.answers[0]
         ]
         self.ids = [example.id for example in examples]
-        self.texts = [solved(task, example) for example in examples]
+        self.texts = [format_example(task, example) for example in examples]
         self.config = config
         self.sha256 = fingerprint(task, self.path)
         if len(self.texts) < config.shots + self.is_evaluated:
             raise UsageError(
-                f"{len(self.texts)} solved examples are fewer than {{option:shots}} {config.shots} "
-                "asks for",
+                f"{{option:shots}} {config.shots} needs more few-shot examples than the "
+                f"{len(self.texts)} available",
                 where=self.path,
             )
         self.shared = self._draw("", None) if config.shared else None
@@ -68,18 +67,18 @@ class FewShotPool:
         )
 
     def draw(self, item: Item) -> list[int]:
-        """Return the numbers of this item's shots, in order."""
+        """Return the indices of this item's examples in the pool, in order."""
         if self.shared is not None:
             return self.shared
         return self._draw(item.id, item.id if self.is_evaluated else None)
 
     def is_shared_shot(self, item: Item) -> bool:
-        """Tell whether the item is itself one of the shared shots."""
+        """Return True if the item is one of the shared examples."""
         return item.id in self._shared_ids
 
     def _draw(self, key: str, without: str | None) -> list[int]:
         digest = hashlib.sha256(f"{self.config.seed}/shots/{key}".encode()).digest()
-        # one more, in case the item itself is drawn
+        # One more, in case the item itself is drawn.
         wanted = min(len(self.texts), self.config.shots + 1)
         numbers = permuted(np.arange(wanted), len(self.texts), int.from_bytes(digest[:8], "little"))
         return [number for number in numbers.tolist() if self.ids[number] != without][
@@ -88,21 +87,24 @@ class FewShotPool:
 
 
 class ShotFitter:
-    """Finds how many shots, from the first, fit into the context in front of an item."""
+    """Selects the examples that fit into the context in front of an item, from the first."""
 
     def __init__(self, pool: FewShotPool, delimiter: str, length: Callable[[str], int]) -> None:
-        """`length` returns the length of a text in tokens."""
+        """Prepare to fit examples separated by `delimiter`.
+
+        `length` returns the length of a text in tokens.
+        """
         self.pool, self.delimiter, self.length = pool, delimiter, length
         self.lengths: dict[int, int] = {}
 
     def text(self, numbers: Sequence[int]) -> str:
-        """Return the text of the shots, as it precedes an item."""
+        """Return the text of examples as it precedes an item."""
         return "".join(self.pool.texts[number] + self.delimiter for number in numbers)
 
     def fit(self, numbers: Sequence[int], prompt: str, capacity: int) -> list[int]:
-        """Return the first of `numbers` that fit, with `prompt` after them, into `capacity` tokens.
+        """Return the first of `numbers` that fit into `capacity` tokens, with `prompt` after them.
 
-        Lengths are added up shot by shot, then the whole text is measured.
+        The lengths of single examples are added, then the length of the whole text is checked.
         """
         left, kept = capacity - self.length(prompt), 0
         for number in numbers:
@@ -112,7 +114,7 @@ class ShotFitter:
             if left < 0:
                 break
             kept += 1
-        # Shots may join into fewer tokens or more than they have one by one.
+        # The whole text may have fewer or more tokens than its parts.
         while kept and self.length(self.text(numbers[:kept]) + prompt) > capacity:
             kept -= 1
         return list(numbers[:kept])

@@ -24,14 +24,14 @@ GroupMetric = Callable[[Sequence[int], Sequence[Sequence[int]], Sequence[str]], 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def normalised(text: str) -> str:
+def normalize_answer(text: str) -> str:
     """SQuAD's: small letters, no ASCII punctuation, no articles, single spaces."""
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
     """Whether the answer is one of the accepted ones, after SQuAD's normalisation."""
-    return float(normalised(prediction) in map(normalised, answers))
+    return float(normalize_answer(prediction) in map(normalize_answer, answers))
 
 
 def exact(prediction: str, answers: Sequence[str]) -> float:
@@ -46,7 +46,8 @@ def f1(prediction: str, answers: Sequence[str]) -> float:
     empty agree.
     """
     return max(
-        _f1(normalised(prediction).split(), normalised(answer).split()) for answer in answers
+        _f1(normalize_answer(prediction).split(), normalize_answer(answer).split())
+        for answer in answers
     )
 
 
@@ -160,8 +161,8 @@ def wsc(prediction: str, answers: Sequence[str]) -> float:
 
     Named is: all words of the one are words of the other.
     """
-    noun = set(normalised(answers[-1]).split())
-    words = set(normalised(prediction).split())
+    noun = set(normalize_answer(answers[-1]).split())
+    words = set(normalize_answer(prediction).split())
     named = bool(words) and (words <= noun or noun <= words)
     return float(named != (answers[0] == ""))
 

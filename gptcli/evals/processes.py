@@ -1,8 +1,7 @@
-"""Several processes on one evaluation: each takes its share of the batches, and all get all
-records.
+"""Evaluation on several processes: each scores its share of the batches, and all get all records.
 
-They are those that torchrun started (`torchrun --nproc-per-node 8 -m gptcli eval ...`), each on a
-GPU of its own where there are some.
+The processes are those of torchrun (`torchrun --nproc-per-node 8 -m gptcli eval ...`), each on its
+own GPU if there are any.
 """
 
 from __future__ import annotations
@@ -17,11 +16,15 @@ from gptcli.runtime import launch_environment
 
 @dataclass(frozen=True, slots=True)
 class Processes:
+    """Rank of this process and number of processes."""
+
     rank: int = 0
+    """Rank of this process, from 0."""
     world: int = 1
+    """Number of processes."""
 
     def gather(self, records: Records) -> Iterable[Record]:
-        """The records of all processes; each comes here once its own are done."""
+        """Return the records of all processes, once all are done; none if there is only one."""
         if self.world == 1:
             return []
         import torch.distributed as dist
@@ -30,8 +33,8 @@ class Processes:
         dist.all_gather_object(parts, list(records.done.values()))
         return [record for part in parts for record in part]
 
-    def agree(self, value: object) -> bool:
-        """Whether all processes have the same value."""
+    def all_equal(self, value: object) -> bool:
+        """Return True if `value` is the same on all processes."""
         if self.world == 1:
             return True
         import torch.distributed as dist
@@ -40,9 +43,10 @@ class Processes:
         dist.all_gather_object(values, value)
         return all(other == value for other in values)
 
-    def leave(self) -> None:
-        """At the end, and only after success: destroying a group that others still wait in
-        hangs.
+    def shut_down(self) -> None:
+        """Leave the process group.
+
+        Call it only after success: destroying a group that other processes still wait in hangs.
         """
         if self.world > 1:
             import torch.distributed as dist
@@ -51,16 +55,17 @@ class Processes:
             dist.destroy_process_group()
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 
 
-def join() -> Processes:
-    """This process's place among those of its launch, whom it waits for; alone if nobody started
-    others. Raises UsageError.
+def init_processes() -> Processes:
+    """Join the processes of this launch, waiting for all; alone if this is the only process.
+
+    Raises UsageError if the launcher's environment variables are incomplete.
     """
     launch = launch_environment()
     if launch is None or launch.world_size == 1:
-        return ALONE
+        return SINGLE_PROCESS
     import torch
     import torch.distributed as dist
 
@@ -70,9 +75,9 @@ def join() -> Processes:
 
 
 def local_device() -> str:
-    """The GPU of this process, or the CPU where there is none."""
+    """Return this process's GPU, or "cpu" if there is none."""
     import torch
 
     launch = launch_environment()
-    number = 0 if launch is None else launch.local_rank
-    return f"cuda:{number}" if torch.cuda.is_available() else "cpu"
+    index = 0 if launch is None else launch.local_rank
+    return f"cuda:{index}" if torch.cuda.is_available() else "cpu"

@@ -1,5 +1,6 @@
-"""Standard errors: closed forms where there is one, else the bootstrap, by sums of what each item
-contributes, in one product.
+"""Standard errors of metrics: in closed form where there is one, otherwise by the bootstrap.
+
+Shapes: N items, G clusters, S statistics per item.
 """
 
 from __future__ import annotations
@@ -11,41 +12,52 @@ import numpy as np
 
 from gptcli.evals.metrics import GroupMetric
 
-DRAWS, GROUP_DRAWS = 1000, 200
+BOOTSTRAP_SAMPLES = 1000
+GROUP_BOOTSTRAP_SAMPLES = 200  # fewer, because each recomputes the metric from its items
 
 
-def of_mean(value_N: np.ndarray) -> float | None:
-    """The standard error of a mean of independent values; None for one alone. Of zeros and ones it
-    is sqrt(p·(1 - p) / (N - 1)).
+def mean_stderr(value_N: np.ndarray) -> float | None:
+    """Return the standard error of the mean of independent values, or None for a single value.
+
+    For zeros and ones it is sqrt(p·(1 - p) / (N - 1)).
     """
     N = len(value_N)
     return float(value_N.std(ddof=1)) / math.sqrt(N) if N > 1 else None
 
 
-def of_clusters(value_N: np.ndarray, cluster_N: np.ndarray) -> float | None:
-    """The same where the values of a cluster (items of one passage) belong together; None for one
-    cluster.
+def cluster_stderr(value_N: np.ndarray, cluster_N: np.ndarray) -> float | None:
+    """Return the standard error of the mean of values that depend on each other within clusters.
 
-    Of the ratio of sums over clusters (Cochran 1977, section 2.11)."""
+    A cluster is, for example, the items of one passage. Returns None for a single cluster.
+    """
     _, inverse_N = np.unique(cluster_N, return_inverse=True)
     sum_G, count_G = np.bincount(inverse_N, value_N), np.bincount(inverse_N)
+    spread = ratio_spread(sum_G, count_G, value_N.mean())
+    return None if spread is None else float(spread / len(value_N))
+
+
+def ratio_spread(sum_G: np.ndarray, count_G: np.ndarray, ratio: float) -> float | None:
+    """Return the standard error of sum(sum_G) / sum(count_G), times the denominator.
+
+    `ratio` is that quotient over G independent clusters, which may differ in size. Returns None for
+    a single cluster. Source: Cochran 1977, section 2.11.
+    """
     G = len(sum_G)
     if G < 2:
         return None
-    return float(
-        np.sqrt(((sum_G - value_N.mean() * count_G) ** 2).sum() * G / (G - 1)) / len(value_N)
-    )
+    return float(np.sqrt(((sum_G - ratio * count_G) ** 2).sum() * G / (G - 1)))
 
 
-def bootstrap(
+def bootstrap_stderr(
     statistics_NS: np.ndarray,
     score: Callable[[np.ndarray], float],
     *,
     seed: int = 0,
-    draws: int = DRAWS,
+    samples: int = BOOTSTRAP_SAMPLES,
 ) -> float | None:
-    """The standard error of `score` of the sum of all items' statistics, over `draws` samples of N
-    items with replacement.
+    """Return the standard error of `score` of the sum of all items' statistics, by the bootstrap.
+
+    Each sample draws N items with replacement. Returns None for a single item.
     """
     N = len(statistics_NS)
     if N < 2:
@@ -53,19 +65,20 @@ def bootstrap(
     random = np.random.default_rng(seed)
     scores = [
         score(np.bincount(random.integers(0, N, N), minlength=N) @ statistics_NS)
-        for _ in range(draws)
+        for _ in range(samples)
     ]
     return float(np.std(scores, ddof=1))
 
 
-def of_groups(
+def group_metric_stderr(
     metric: GroupMetric,
     predictions: Sequence[int],
     gold: Sequence[Sequence[int]],
     groups: Sequence[str],
 ) -> float | None:
-    """The standard error of a metric over groups of items, by the bootstrap: groups are drawn
-    whole.
+    """Return the standard error of a metric over groups of items, by the bootstrap over groups.
+
+    Returns None for a single group.
     """
     members: dict[str, list[int]] = {}
     for number, group in enumerate(groups):
@@ -74,10 +87,10 @@ def of_groups(
         return None
     lists, random = list(members.values()), np.random.default_rng(0)
     scores = []
-    for _ in range(GROUP_DRAWS):
-        drawn = [lists[place] for place in random.integers(0, len(lists), len(lists))]
-        # a group drawn twice is two
-        names = [str(place) for place, numbers in enumerate(drawn) for _ in numbers]
+    for _ in range(GROUP_BOOTSTRAP_SAMPLES):
+        drawn = [lists[index] for index in random.integers(0, len(lists), len(lists))]
+        # A group that is drawn twice counts as two groups.
+        names = [str(index) for index, numbers in enumerate(drawn) for _ in numbers]
         flat = [number for numbers in drawn for number in numbers]
         scores.append(
             metric(
@@ -87,19 +100,20 @@ def of_groups(
     return float(np.std(scores, ddof=1))
 
 
-def of_bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float | None:
-    """The standard error of corpus BLEU, by the bootstrap over sentences: BLEU is a function of
-    their summed counts.
+def bleu_stderr(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float | None:
+    """Return the standard error of corpus BLEU, by the bootstrap over sentences.
+
+    BLEU is a function of the summed n-gram counts of the sentences.
     """
     from sacrebleu.metrics.bleu import BLEU
 
     bleu = BLEU()
-    parts = [
+    sentences = [
         bleu.corpus_score([text], [[one] for one in texts])
         for text, texts in zip(predictions, references, strict=True)
     ]
     statistics_NS = np.array(
-        [[*part.counts, *part.totals, part.sys_len, part.ref_len] for part in parts]
+        [[*one.counts, *one.totals, one.sys_len, one.ref_len] for one in sentences]
     )
 
     def score(sums: np.ndarray) -> float:
@@ -110,4 +124,4 @@ def of_bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> 
         )
         return float(BLEU.compute_bleu(counts, totals, sys_len, ref_len, smooth_method="exp").score)
 
-    return bootstrap(statistics_NS, score)
+    return bootstrap_stderr(statistics_NS, score)

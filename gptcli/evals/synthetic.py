@@ -52,13 +52,13 @@ SCRAMBLES = {  # the shortest word
     "reversed_words": 6,
 }
 GENERATED = (*ARITHMETIC, *SCRAMBLES)
-LONGEST = 15
+MAX_LINE_BYTES = 15
 # "a random punctuation or space character", ASCII's 32 and the space
 _INSERTED = " !\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 _SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3"}
 
 
-def generate(name: str, seed: int, words: Sequence[str] | None = None) -> Iterator[Row]:
+def generate_rows(name: str, seed: int, words: Sequence[str] | None = None) -> Iterator[Row]:
     """The items of a synthetic task as rows {id, prompt, answer}: 2,000 of arithmetic, and up to
     10,000 words, as many as there are.
 
@@ -105,7 +105,7 @@ def _scrambles(random: Random, name: str, words: Sequence[str]) -> Iterator[tupl
     fit = [
         word
         for word in dict.fromkeys(words)
-        if SCRAMBLES[name] <= len(word) <= LONGEST and word.isalpha()
+        if SCRAMBLES[name] <= len(word) <= MAX_LINE_BYTES and word.isalpha()
     ][:WORDS]
     for word in _shuffled(random, fit):
         if (scrambled := scramble(name, word, random)) is not None:
@@ -159,7 +159,7 @@ def library_words() -> list[str]:
     those in one file alone last.
 
     About 12,000, of which 10,000 have six letters. The paper took them from a list of the web's
-    most frequent ones, which is not ours to give; `generate` takes any list.
+    most frequent ones, which is not ours to give; `generate_rows` takes any list.
     """
     library = Path(sysconfig.get_path("stdlib"))
     files: Counter[str] = Counter()

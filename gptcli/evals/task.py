@@ -57,19 +57,19 @@ from gptcli.files import read_toml
 from gptcli.papers.scores import TABLES
 from gptcli.text.detokenize import DETOKENIZERS
 
-TASKS = Path(__file__).parent / "tasks"
+TASKS_DIR = Path(__file__).parent / "tasks"
 NORMALISERS = ("token", "sum", "character", "unconditional")
 # by kind, what the engine itself measures; those of gptcli.evals.metrics come on top
-OWN_METRICS = {
+BUILTIN_METRICS = {
     "choice": ("accuracy",),
     "partial": ("accuracy",),
     "last_word": ("accuracy", "perplexity"),
     "freeform": (),
     "text": ("perplexity", "bits_per_byte", "bits_per_character"),
 }
-METRICS_OF: dict[str, Collection[str]] = {
-    **OWN_METRICS,
-    "choice": (*OWN_METRICS["choice"], *METRICS, *GROUP_METRICS),
+METRICS_BY_KIND: dict[str, Collection[str]] = {
+    **BUILTIN_METRICS,
+    "choice": (*BUILTIN_METRICS["choice"], *METRICS, *GROUP_METRICS),
     "freeform": (*METRICS, *CORPUS_METRICS),
 }
 LEAST = {"beam": 1, "max_tokens": 1}  # of numbers that may not be 0
@@ -123,7 +123,7 @@ class Task:
 
 def task_names() -> list[str]:
     """The tasks that come with the program."""
-    return sorted(path.stem for path in TASKS.glob("*.toml"))
+    return sorted(path.stem for path in TASKS_DIR.glob("*.toml"))
 
 
 def find_task(name: str) -> Task:
@@ -131,7 +131,7 @@ def find_task(name: str) -> Task:
     with the nearest names.
     """
     if name in task_names():
-        return read_task(TASKS / f"{name}.toml")
+        return read_task(TASKS_DIR / f"{name}.toml")
     if name.endswith(".toml"):
         return read_task(Path(name))
     raise UsageError(
@@ -144,18 +144,20 @@ def read_task(path: Path) -> Task:
     """The task in a TOML file, named after it. Raises InputError where the file is not a task."""
     table = read_toml(path)
     _check_keys(table, path)
-    task = Task(name=path.stem, **{"metric": list(OWN_METRICS[table["kind"]][:2]), **table})
+    task = Task(name=path.stem, **{"metric": list(BUILTIN_METRICS[table["kind"]][:2]), **table})
     _check_files(task, path)
     if not task.metric:
         raise InputError(
-            "'metric' is empty", where=path, hint=f"some of: {', '.join(METRICS_OF[task.kind])}"
+            "'metric' is empty",
+            where=path,
+            hint=f"some of: {', '.join(METRICS_BY_KIND[task.kind])}",
         )
     for metric in task.metric:
-        if metric not in METRICS_OF[task.kind]:
+        if metric not in METRICS_BY_KIND[task.kind]:
             raise InputError(
                 f"unknown metric {metric!r}",
                 where=path,
-                hint=nearest(metric, METRICS_OF[task.kind]),
+                hint=nearest(metric, METRICS_BY_KIND[task.kind]),
             )
     for key in ("prompt", "target", "shot", "choice", "answer"):
         fields = template_fields(getattr(task, key), key, path)
@@ -196,7 +198,7 @@ def _check_keys(table: dict[str, Any], path: Path) -> None:
         if not table.get(key):
             raise InputError(f"has no {key!r}", where=path)
     known: dict[str, Collection[str]] = {
-        "kind": OWN_METRICS,
+        "kind": BUILTIN_METRICS,
         "reader": READERS,
         "normalise": NORMALISERS,
         "generated": GENERATED,

@@ -1,3 +1,1 @@
-"""Text from a model: the decode loop, the rules that choose the next token, and text as a
-stream.
-"""
+"""Text generation: prefill and decode, sampling parameters, beam search, streaming."""

@@ -1,15 +1,15 @@
-"""Beam search: the likeliest continuations by the model's own probabilities, a few hypotheses at a
-time.
+"""Beam search: the most probable continuations, with a fixed number of hypotheses at a time.
 
-GPT-3 (section 2.4) uses width 4 and a length penalty of 0.6, which is Wu et al.'s (2016): a score
-is the log-probability divided by ((5 + length) / 6)^0.6. The search is transformers': of the
-2·width best extensions, the first `width` may end and compete by score, the best that go on are the
-next hypotheses; it stops when the best of them could not displace the worst of `width` ended ones
-at its length.
+GPT-3 (section 2.4) uses width 4 and a length penalty with alpha = 0.6, as Wu et al. (2016): the
+score is the log-probability divided by ((5 + length) / 6)^0.6. The search is the one of
+transformers: among the 2·width best extensions, the first `width` may end and compete by score, and
+the best of the others are the next hypotheses. It stops when the best of these could not displace
+the worst of `width` finished hypotheses at its length.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,26 +18,30 @@ import torch
 from gptcli.errors import UsageError
 from gptcli.model.transformer import GPT
 from gptcli.sampling.engine import Engine
+from gptcli.sampling.streaming import Completion, TextStream
+from gptcli.tokenizer.tokenizer import Tokenizer
 
 WIDTH, ALPHA = 4, 0.6  # GPT-3, section 2.4
 
 
 def length_penalty(length: int, alpha: float = ALPHA) -> float:
-    """What a log-probability is divided by: ((5 + length) / 6)^alpha (Wu et al. 2016, equation
-    14).
+    """Return the divisor of a log-probability, ((5 + length) / 6)^alpha.
+
+    Source: Wu et al. 2016, equation 14.
     """
     return float(((5 + length) / 6) ** alpha)
 
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """One continuation."""
+    """One continuation found by beam search."""
 
     tokens: list[int]
-    """Without the end-of-text that ended it."""
+    """Tokens, without a final end-of-text."""
     log_probs: list[float]
-    """Of each token, in nats; of the end-of-text too, last, where it ended so."""
+    """Log-probability of each token in nats, including a final end-of-text."""
     score: float
+    """Sum of `log_probs` divided by the length penalty."""
     finish_reason: str
     """"stop" or "length"."""
 
@@ -50,30 +54,28 @@ def beam_search(
     max_tokens: int,
     width: int = WIDTH,
     stop_id: int | None = None,
-    ended: Callable[[Sequence[int]], bool] = lambda tokens: False,
+    is_finished: Callable[[Sequence[int]], bool] = lambda tokens: False,
     penalty: Callable[[int], float] = length_penalty,
 ) -> list[Hypothesis]:
-    """The best `width` continuations of `prompt` that were found, best first; lengths count the
-    end-of-text.
+    """Return the best `width` continuations of `prompt` that were found, best first.
 
-    A hypothesis ends with `stop_id`, or, keeping its last token, where `ended` says so of its
-    tokens.
-
-    The context is not outgrown: a prompt longer than n_ctx is read from its last n_ctx tokens, and
-    where the context is full every hypothesis ends. Raises UsageError for a width or length below
-    1.
+    A hypothesis ends with `stop_id`, or with the token after which `is_finished` is true of its
+    tokens. Lengths count the end-of-text. Of a prompt longer than n_ctx, the last n_ctx tokens are
+    read, and every hypothesis ends when the context is full. Raises UsageError if `width` or
+    `max_tokens` is below 1.
     """
     if width < 1 or max_tokens < 1:
         raise UsageError(
-            f"beam search of width {width} over {max_tokens} tokens", hint="both are at least 1"
+            f"beam search of width {width} over {max_tokens} tokens is not possible",
+            hint="use at least 1 for both",
         )
     window = list(prompt)[-model.config.n_ctx :]
-    longest = min(max_tokens, model.config.n_ctx - len(window) + 1)
-    engine = Engine(model, 1, room=len(window) + longest - 1, compiled=False)
+    max_length = min(max_tokens, model.config.n_ctx - len(window) + 1)
+    engine = Engine(model, 1, room=len(window) + max_length - 1, compiled=False)
     logits_BV = engine.read([0], [window])
     running: list[tuple[float, list[int], list[float]]] = [(0.0, [], [])]
     finished: list[Hypothesis] = []
-    for length in range(1, longest + 1):
+    for length in range(1, max_length + 1):
         log_probs_BV = logits_BV.float().log_softmax(dim=-1)
         V = log_probs_BV.shape[1]
         total_BV = log_probs_BV + torch.tensor(
@@ -82,23 +84,20 @@ def beam_search(
         best = total_BV.flatten().topk(min(2 * width, total_BV.numel()))
         following: list[tuple[float, list[int], list[float]]] = []
         parents: list[int] = []
-        for rank, (total, place) in enumerate(
+        for rank, (total, index) in enumerate(
             zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ):
-            row, token = divmod(place, V)
-            _, tokens, log_probs = running[row]
-            grown = [*log_probs, float(log_probs_BV[row, token])]
-            spelt = tokens if token == stop_id else [*tokens, token]
-            stopped = token == stop_id or ended(spelt)
-            if stopped or length == longest:
+            row, token = divmod(index, V)
+            _, parent_tokens, parent_log_probs = running[row]
+            log_probs = [*parent_log_probs, float(log_probs_BV[row, token])]
+            tokens = parent_tokens if token == stop_id else [*parent_tokens, token]
+            stopped = token == stop_id or is_finished(tokens)
+            if stopped or length == max_length:
                 if rank < width:
-                    finished.append(
-                        Hypothesis(
-                            spelt, grown, total / penalty(length), "stop" if stopped else "length"
-                        )
-                    )
+                    reason = "stop" if stopped else "length"
+                    finished.append(Hypothesis(tokens, log_probs, total / penalty(length), reason))
             elif len(following) < width:
-                following.append((total, spelt, grown))
+                following.append((total, tokens, log_probs))
                 parents.append(row)
         finished = sorted(finished, key=lambda hypothesis: -hypothesis.score)[:width]
         if not following or (
@@ -109,3 +108,37 @@ def beam_search(
         engine.keep(parents)
         logits_BV = engine.step([tokens[-1] for _, tokens, _ in running])
     return finished
+
+
+def generate_by_beam_search(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    *,
+    max_tokens: int,
+    width: int = WIDTH,
+    stops: Sequence[str] = (),
+) -> Completion:
+    """Return the best continuation, which ends before the first of the strings `stops`."""
+
+    def is_finished(tokens: Sequence[int]) -> bool:
+        return any(stop in tokenizer.decode(tokens) for stop in stops)
+
+    begin = time.perf_counter()
+    best = beam_search(
+        model,
+        prompt,
+        max_tokens=max_tokens,
+        width=width,
+        stop_id=tokenizer.eot_id,
+        is_finished=is_finished,
+    )[0]
+    stream = TextStream(stops)
+    text = stream.push(tokenizer.decode_bytes(best.tokens)) + stream.end()
+    return Completion(
+        text,
+        best.tokens,
+        best.log_probs[: len(best.tokens)],
+        best.finish_reason,
+        time.perf_counter() - begin,
+    )

@@ -1,124 +1,139 @@
-"""How the next token is chosen from its logits: repetition penalty, temperature, top-k, top-p, in
-this order, then one draw (after GPT-2's release).
+"""Choose the next token from logits: repetition penalty, temperature, top-k, top-p, then one draw.
 
-Shapes: B sequences, V vocabulary. A logit of -inf is a token that cannot be drawn.
+The order is that of GPT-2's release. Shapes: B sequences, K candidate tokens, V vocabulary. A token
+whose logit is -inf cannot be drawn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from gptcli.errors import RunError, UsageError
 
+MIN_FP32_TEMPERATURE = 1e-30  # below it, a logit divided by the temperature may exceed fp32
+MAX_TOP_P_CANDIDATES = 2048  # tokens that top-p examines before it sorts the whole vocabulary
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The conditional samples of GPT-2's release.
+    "gpt2": {"temperature": 1.0, "top_k": 40},
+    # The unconditional samples that GPT-3's authors released.
+    "gpt3": {"temperature": 1.0, "top_p": 0.85, "max_tokens": 2048},
+    # News articles of about 200 words (GPT-3, section 3.9.4). Their sampling parameters are
+    # unpublished; these are those of the released samples.
+    "news": {"temperature": 1.0, "top_p": 0.85, "max_tokens": 270, "stop": ["\nTitle: "]},
+}
+"""Sampling options that the papers used, by name."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
-    """The rules of one generation. The default is the plain distribution. Raises UsageError where a
-    value makes no sense.
+class SamplingParams:
+    """Sampling parameters; the defaults sample from the model's distribution unchanged.
+
+    Raises UsageError if a value is out of range.
     """
 
     temperature: float = 1.0
-    """Divides the logits: below 1 is more certain, above 1 more varied."""
+    """Divisor of the logits: below 1 the text is more predictable, above 1 more varied."""
     top_k: int | None = None
-    """Draw among the k likeliest tokens, ties at the k-th kept."""
+    """Number of most probable tokens to sample from; tokens tied with the k-th are kept."""
     top_p: float | None = None
-    """Draw among the fewest tokens whose probabilities reach p together."""
+    """Probability mass to sample from: the fewest tokens that together reach it are kept."""
     greedy: bool = False
-    """Always the likeliest token; temperature, top-k and top-p then say nothing."""
+    """Always take the most probable token; temperature, top-k and top-p have no effect."""
     repetition_penalty: float = 1.0
-    """Divides the positive and multiplies the negative logits of tokens that stand in the context
-    already (Keskar et al. 2019).
+    """Factor on the logits of tokens already in the context: divides positive logits and
+    multiplies negative ones (Keskar et al. 2019).
     """
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float("inf"):
             raise UsageError(
                 f"temperature is {self.temperature:g}",
-                hint="above 0 it samples; {option:greedy} always takes the likeliest token",
+                hint="use a value above 0, or {option:greedy} for the most probable token",
             )
         if self.top_k is not None and self.top_k < 1:
             raise UsageError(
                 f"top-k is {self.top_k}",
-                hint="at least 1; {option:top_p} 1 draws from the whole vocabulary",
+                hint="use at least 1; {option:top_p} 1 samples from the whole vocabulary",
             )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UsageError(
-                f"top-p is {self.top_p:g}", hint="above 0 and at most 1, for example 0.9"
+                f"top-p is {self.top_p:g}", hint="use a value above 0 and at most 1, such as 0.9"
             )
         if not 0 < self.repetition_penalty < float("inf"):
             raise UsageError(
                 f"repetition-penalty is {self.repetition_penalty:g}",
-                hint="above 1 it discourages, for example 1.2",
+                hint="use a value above 0; above 1 discourages repetition, for example 1.2",
             )
 
 
-COLDEST = 1e-30  # below it, a logit divided by the temperature may exceed fp32
-NUCLEUS = 2048  # candidates that top-p looks among before it sorts the whole vocabulary
+def next_tokens(
+    logits_BV: torch.Tensor, params: SamplingParams, uniform_B: torch.Tensor
+) -> torch.Tensor:
+    """Return the next token of each sequence, (B,).
 
-
-def next_tokens(logits_BV: torch.Tensor, rules: Rules, uniform_B: torch.Tensor) -> torch.Tensor:
-    """The next token of each sequence, (B,), by `rules`; `uniform_B` are the draws, in [0, 1), at
-    which a greedy choice does not look.
-
-    Raises RunError if a logit is not a number.
+    `uniform_B` contains one random number in [0, 1) per sequence; greedy decoding ignores it.
+    Raises RunError if a logit is NaN.
     """
     highest = logits_BV.max(dim=-1)
     if bool(highest.values.isnan().any()):
         raise RunError(
-            "there are logits that are not numbers", hint="the model's weights are broken"
+            "the model's logits are not numbers (NaN)", hint="the model's weights are broken"
         )
-    if rules.greedy:
-        # the first of equals, as argmax takes, in a fifth of its time on a CPU
+    if params.greedy:
+        # The first of equal logits, like argmax, in a fifth of its time on a CPU.
         return highest.indices
-    found = candidates(logits_BV, rules)
+    found = top_candidates(logits_BV, params)
     if found is None:
-        return draw(filtered(logits_BV, rules), uniform_B)
+        return draw(filter_logits(logits_BV, params), uniform_B)
     logits_BK, token_BK = found
     return token_BK.gather(1, draw(logits_BK, uniform_B)[:, None])[:, 0]
 
 
-def candidates(logits_BV: torch.Tensor, rules: Rules) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """What `filtered` leaves, where that is little: the logits of K tokens and which they are, in
-    the vocabulary's order, both (B, K).
+def top_candidates(
+    logits_BV: torch.Tensor, params: SamplingParams
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return the logits and ids of the tokens that `filter_logits` keeps, both (B, K), if few.
 
-    None where it may be much. To filter and sum a whole vocabulary takes a CPU as long as a layer
-    or more.
+    Tokens are in the vocabulary's order. Returns None if K may be large: filtering and summing a
+    whole vocabulary takes a CPU as long as a transformer layer or more.
     """
-    if rules.top_k is None and rules.top_p in (None, 1):
+    if params.top_k is None and params.top_p in (None, 1):
         return None
     V = logits_BV.shape[1]
-    logits_BV = tempered(logits_BV, rules.temperature)
-    if rules.top_k is None:
-        value_BK, token_BK = logits_BV.topk(min(NUCLEUS, V), dim=-1)
+    logits_BV = apply_temperature(logits_BV, params.temperature)
+    if params.top_k is None:
+        value_BK, token_BK = logits_BV.topk(min(MAX_TOP_P_CANDIDATES, V), dim=-1)
         total_B1 = weights(logits_BV).cumsum(dim=-1)[:, -1:]
-        # of those equal to the last candidate, some may not be candidates
-        surely_BK = value_BK > value_BK[:, -1:]
-        if V > NUCLEUS and bool(
+        # Some tokens with the same logit as the last candidate may not be candidates.
+        is_above_last_BK = value_BK > value_BK[:, -1:]
+        if V > MAX_TOP_P_CANDIDATES and bool(
             (
-                torch.where(surely_BK, weights(value_BK), 0.0).sum(dim=-1)
-                < ((rules.top_p or 1) + 1e-4) * total_B1[:, 0]
+                torch.where(is_above_last_BK, weights(value_BK), 0.0).sum(dim=-1)
+                < ((params.top_p or 1) + 1e-4) * total_B1[:, 0]
             ).any()
         ):
             return None
     else:
-        kth_B1 = logits_BV.topk(min(rules.top_k, V), dim=-1).values[:, -1:]
+        kth_B1 = logits_BV.topk(min(params.top_k, V), dim=-1).values[:, -1:]
         value_BK, token_BK = logits_BV.topk(int((logits_BV >= kth_B1).sum(dim=-1).max()), dim=-1)
         value_BK = value_BK.masked_fill(value_BK < kth_B1, -torch.inf)
         total_B1 = None
     token_BK, order_BK = token_BK.sort(dim=-1)
     value_BK = value_BK.gather(1, order_BK)
-    return (
-        value_BK if rules.top_p is None else keep_top_p(value_BK, rules.top_p, total_B1)
-    ), token_BK
+    if params.top_p is not None:
+        value_BK = apply_top_p(value_BK, params.top_p, total_B1)
+    return value_BK, token_BK
 
 
-def penalised(
+def apply_repetition_penalty(
     logits_BV: torch.Tensor, contexts: Sequence[Sequence[int]], penalty: float
 ) -> torch.Tensor:
-    """Logits with the repetition penalty on what stands in each row's context already."""
+    """Return logits with the penalty applied to the tokens in each sequence's context."""
     logits_BV = logits_BV.clone()
     for logits_V, context in zip(logits_BV, contexts, strict=True):
         seen_n = torch.tensor(sorted(set(context)), device=logits_V.device)
@@ -127,67 +142,70 @@ def penalised(
     return logits_BV
 
 
-def filtered(logits_BV: torch.Tensor, rules: Rules) -> torch.Tensor:
-    """Logits whose softmax is the distribution that `rules` sample from."""
-    logits_BV = tempered(logits_BV, rules.temperature)
-    if rules.top_k is not None:
-        logits_BV = keep_top_k(logits_BV, rules.top_k)
-    if rules.top_p is not None:
-        logits_BV = keep_top_p(logits_BV, rules.top_p)
+def filter_logits(logits_BV: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    """Return logits whose softmax is the distribution that `params` sample from, (B, V)."""
+    logits_BV = apply_temperature(logits_BV, params.temperature)
+    if params.top_k is not None:
+        logits_BV = apply_top_k(logits_BV, params.top_k)
+    if params.top_p is not None:
+        logits_BV = apply_top_p(logits_BV, params.top_p)
     return logits_BV
 
 
-def tempered(logits_BV: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Logits divided by the temperature, in fp32; the highest is moved to 0 first if they could
-    overflow otherwise.
+def apply_temperature(logits_BV: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return the logits divided by the temperature, in fp32.
+
+    If the quotient could overflow, the highest logit of each sequence is shifted to 0 first.
     """
-    if temperature >= COLDEST:
+    if temperature >= MIN_FP32_TEMPERATURE:
         return logits_BV.float() / temperature
     below_BV = logits_BV.double() - logits_BV.double().amax(dim=-1, keepdim=True)
     return (below_BV / temperature).float()
 
 
-def keep_top_k(logits_BV: torch.Tensor, k: int) -> torch.Tensor:
-    """-inf for all but the k highest logits; those equal to the k-th stay too."""
+def apply_top_k(logits_BV: torch.Tensor, k: int) -> torch.Tensor:
+    """Set all but the k highest logits to -inf; logits equal to the k-th are kept."""
     kth_B1 = logits_BV.topk(min(k, logits_BV.shape[-1]), dim=-1).values[:, -1:]
     return logits_BV.masked_fill(logits_BV < kth_B1, -torch.inf)
 
 
-def keep_top_p(
+def apply_top_p(
     logits_BV: torch.Tensor, p: float, total_B1: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """-inf for all but the likeliest tokens, as few as reach probability `p` together; the one that
-    crosses it stays. Of equals, the first in the vocabulary comes first.
+    """Keep the fewest most probable tokens whose probabilities sum to `p`; set the rest to -inf.
 
-    `total_B1` is the sum of `weights` over the whole vocabulary, where these are not all of it.
+    The token that crosses `p` is kept. Among equal logits, the first in the vocabulary ranks first.
+    `total_B1` is the sum of `weights` over the whole vocabulary, if `logits_BV` is a part of it.
     """
-    if p == 1:  # rounding in the running sum must not cost the rarest tokens
+    if p == 1:  # rounding in the running sum must not remove the rarest tokens
         return logits_BV
     weight_BV = weights(logits_BV)
     if total_B1 is None:
         total_B1 = weight_BV.cumsum(dim=-1)[:, -1:]
     order_BV = logits_BV.argsort(dim=-1, descending=True, stable=True)
     sorted_BV = weight_BV.gather(-1, order_BV)
-    # the mass before each token: 0 for the first, which always stays
-    likelier_BV = sorted_BV.cumsum(dim=-1) - sorted_BV
+    # The mass before each token is 0 for the first, which is therefore always kept.
+    mass_before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV
     return logits_BV.masked_fill(
-        (likelier_BV >= p * total_B1).gather(-1, order_BV.argsort(dim=-1)), -torch.inf
+        (mass_before_BV >= p * total_B1).gather(-1, order_BV.argsort(dim=-1)), -torch.inf
     )
 
 
 def weights(logits_BV: torch.Tensor) -> torch.Tensor:
-    """Probabilities but for a factor, the likeliest token's being 1, in fp64.
+    """Return unnormalized probabilities in fp64, scaled so that the most probable token has 1.
 
-    Summed from left to right (`cumsum`), and not divided: then tokens that cannot be drawn change
-    no digit, and a few candidates are filtered and drawn from exactly as the whole vocabulary is.
+    They are summed from left to right (`cumsum`) and never divided, so that tokens that cannot be
+    drawn change no digit: a few candidates are filtered and sampled exactly like the whole
+    vocabulary.
     """
     return (logits_BV.double() - logits_BV.amax(dim=-1, keepdim=True)).exp()
 
 
 def draw(logits_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
-    """One token a row from softmax(logits), by inverting its distribution function at `uniform_B`.
+    """Sample one token per sequence from softmax(logits) by inverse transform sampling, (B,).
 
-    One number a draw, whatever device and batch it is made on, is what lets a seed fix the text.
+    One random number per token, whatever the device and the batch, makes the text depend on the
+    seed alone.
     """
     cdf_BV = weights(logits_BV).cumsum(dim=-1)
     point_B1 = uniform_B.to(cdf_BV)[:, None] * cdf_BV[:, -1:]

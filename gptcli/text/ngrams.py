@@ -11,14 +11,15 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 from gptcli.shards.order import mix64
 from gptcli.tokenizer.tokenizer import pieces
 
-SLICE = 1 << 20  # characters hashed at once
+MAX_BATCH_CHARS = 1 << 20  # characters hashed at once
+FILTER_BITS = 16  # bitmap bits per hash of a set: one in 16 other hashes passes
 _BASE = 0x9E3779B97F4A7C15 | 1  # of the polynomial; odd, so that it has an inverse modulo 2**64
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 _DROPPED, _BLANK, _BORDER, _WORD = range(4)  # kinds of bytes
@@ -46,11 +47,11 @@ def word_hashes(texts: list[str], *, split: bool = False) -> tuple[np.ndarray, n
     owner: list[int] = []
     held = 0
     for number, text in enumerate(texts):
-        for piece in pieces(text, SLICE):
+        for piece in pieces(text, MAX_BATCH_CHARS):
             batch.append(piece)
             owner.append(number)
             held += len(piece)
-            if held >= SLICE:
+            if held >= MAX_BATCH_CHARS:
                 _flush(batch, owner, parts, owners, split)
                 held = 0
     _flush(batch, owner, parts, owners, split)
@@ -126,3 +127,38 @@ def grams(hashes: np.ndarray, counts: np.ndarray, n: int) -> tuple[np.ndarray, n
     for place, key in enumerate(keys):
         total += hashes[place : place + len(total)] * (key | np.uint64(1))
     return mix64(total[whole]), owner[: len(total)][whole]
+
+
+class NgramSet:
+    """Set of n-gram hashes for which long texts are searched.
+
+    A bitmap over the low bits of the hashes rules out nearly every other n-gram with one lookup;
+    the rest are found by binary search.
+    """
+
+    def __init__(self, hashes: np.ndarray) -> None:
+        """Take the distinct values of `hashes` (uint64)."""
+        self.hashes = np.unique(hashes)
+        """Distinct hashes in ascending order."""
+
+    @cached_property
+    def _bitmap(self) -> np.ndarray:
+        """Low bits that occur among the hashes, (2**k,) bool."""
+        bitmap = np.zeros(1 << max(16, (FILTER_BITS * len(self.hashes)).bit_length()), bool)
+        bitmap[(self.hashes & np.uint64(len(bitmap) - 1)).astype(np.int64)] = True
+        return bitmap
+
+    def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return which of `hashes` are in the set, in their order.
+
+        Returns their positions in `hashes` and the positions of the same values in `self.hashes`
+        (both int64).
+        """
+        low_bits = (hashes & np.uint64(len(self._bitmap) - 1)).astype(np.int64)
+        positions = np.flatnonzero(self._bitmap[low_bits])
+        indices = np.searchsorted(self.hashes, hashes[positions])
+        indices[indices == len(self.hashes)] = 0
+        found = np.zeros(0, bool)
+        if len(self.hashes):
+            found = self.hashes[indices] == hashes[positions]
+        return positions[found], indices[found]

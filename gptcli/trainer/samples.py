@@ -14,8 +14,8 @@ from gptcli.model.checkpoint_tensors import SavedModel
 from gptcli.model.safetensors_io import assemble
 from gptcli.model.transformer import GPT
 from gptcli.runs.metrics import SAMPLES, MetricsLog
-from gptcli.sampling.decode import Row, decode, sample_generator
-from gptcli.sampling.params import Rules
+from gptcli.sampling.generate import TokenSequence, generate_sequences, sample_generator
+from gptcli.sampling.params import SamplingParams
 from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import read_manifest
 from gptcli.tokenizer.tokenizer import load_tokenizer
@@ -23,7 +23,7 @@ from gptcli.trainer.config import Run
 from gptcli.trainer.follower import Follower
 
 PROMPT, LENGTH = 16, 64  # tokens
-RULES = Rules(top_p=0.85)  # as GPT-3's released samples
+RULES = SamplingParams(top_p=0.85)  # as GPT-3's released samples
 
 
 class Sampler(Follower):
@@ -60,7 +60,7 @@ class Sampler(Follower):
             )
             for number, prompt in enumerate(self.prompts)
         ]
-        for _ in decode(model, rows, RULES, batch=len(rows)):
+        for _ in generate_sequences(model, rows, RULES, batch_size=len(rows)):
             pass
         spell = self.tokenizer.decode
         return [
@@ -74,7 +74,7 @@ def model_of(run: Run, folder: Path) -> GPT:
     return assemble(dict(SavedModel(folder)), run.model)
 
 
-class Draft(Row):
+class Draft(TokenSequence):
     """A sample that is left where it is as soon as the run ends."""
 
     def __init__(
@@ -89,8 +89,8 @@ class Draft(Row):
         super().__init__(prompt, max_tokens=max_tokens, generator=generator, stop_id=stop_id)
         self.leaving = leaving
 
-    def take(self, token: int, log_prob: float | None = None) -> None:
-        super().take(token, log_prob)
+    def append(self, token: int, log_prob: float | None = None) -> None:
+        super().append(token, log_prob)
         if self.leaving.is_set():
             self.finish_reason = "length"
 

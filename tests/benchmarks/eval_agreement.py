@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from gptcli.evals.fewshot import FewShotConfig
 from gptcli.evals.formats import READERS
 from gptcli.evals.formats.files import read_jsonl
-from gptcli.evals.requests import Request
-from gptcli.evals.runner import Options, requests_of
-from gptcli.evals.task import TASKS, Task, find_task, read_task
+from gptcli.evals.requests import Request, build_task_requests
+from gptcli.evals.task import TASKS_DIR, Task, find_task, read_task
 from gptcli.model.hf_config import read_model_config
 from gptcli.tokenizer.tokenizer import load_tokenizer
 from tests.benchmarks.eval_harness import model_folder, ours, place, run_theirs
@@ -74,9 +74,11 @@ def agreement() -> None:
     limit = int(os.environ.get("ITEMS", "100"))
     for name in os.environ.get("SETS", ",".join(SETS)).split(","):
         task, mine, documents = prepare(name, data, scratch / name, limit)
-        options = Options(limit=None if task.kind == "text" else limit)
-        requests = requests_of(task, tokenizer, n_ctx, mine, None, options)[0].requests
-        made = ours(folder, scratch / name / f"{name}.toml", mine, {"limit": options.limit})
+        count = None if task.kind == "text" else limit
+        requests = build_task_requests(
+            task, tokenizer, n_ctx, mine, None, FewShotConfig(), limit=count
+        ).requests
+        made = ours(folder, scratch / name / f"{name}.toml", mine, {"limit": count})
         asked: dict[str, Any] = {
             "yaml": SETS[name][1],
             "documents": str(documents),
@@ -106,7 +108,7 @@ def prepare(name: str, data: Path, folder: Path, limit: int) -> tuple[Task, Path
     from the hub.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path, toml = data / SETS[name][0], (TASKS / f"{name}.toml").read_text(encoding="utf-8")
+    path, toml = data / SETS[name][0], (TASKS_DIR / f"{name}.toml").read_text(encoding="utf-8")
     if name == "boolq":  # the difference that its note names
         toml = toml.replace("question: {question}?\\nanswer:", "Question: {question}?\\nAnswer:")
     (folder / f"{name}.toml").write_text(toml, encoding="utf-8")

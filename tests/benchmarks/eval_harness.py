@@ -28,8 +28,9 @@ import numpy as np
 import torch
 
 from gptcli.evals.fewshot import FewShotConfig
-from gptcli.evals.runner import Options, requests_of, run_task
-from gptcli.evals.task import TASKS, read_task
+from gptcli.evals.requests import build_task_requests
+from gptcli.evals.runner import EvalOptions, run_task
+from gptcli.evals.task import TASKS_DIR, read_task
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import save_model
 from gptcli.model.transformer import GPT
@@ -95,7 +96,7 @@ def ours(folder: Path, task: Path, data: Path, options: dict[str, Any]) -> dict[
 def _ours(asked: dict[str, Any]) -> None:
     torch.set_num_threads(asked["threads"])
     loaded = load(Path(asked["folder"]), device="cpu", precision="fp32")
-    options = Options(fewshot=FewShotConfig(**asked.get("fewshot", {})), limit=asked["limit"])
+    options = EvalOptions(fewshot=FewShotConfig(**asked.get("fewshot", {})), limit=asked["limit"])
     peak_loaded, begin = peak_memory(), time.perf_counter()
     results, records = run_task(
         loaded.model, loaded.tokenizer, read_task(Path(asked["task"])), Path(asked["data"]), options
@@ -171,11 +172,16 @@ def speed(fewshot: dict[str, Any], items: int, batch: int) -> None:
     )
     (scratch / "hellaswag_val.txt").write_text("".join(lines[: 6 * limit]))  # six lines an item
     (scratch / "hellaswag_train.txt").write_text("".join(lines[-6 * SHOTS_FROM :]))
-    toml = TASKS / "hellaswag.toml"
-    options = Options(fewshot=FewShotConfig(**fewshot), limit=limit)
-    requests = requests_of(
-        read_task(toml), tokenizer, 2048, scratch / "hellaswag_val.txt", scratch, options
-    )[0].requests
+    toml = TASKS_DIR / "hellaswag.toml"
+    requests = build_task_requests(
+        read_task(toml),
+        tokenizer,
+        2048,
+        scratch / "hellaswag_val.txt",
+        scratch,
+        FewShotConfig(**fewshot),
+        limit=limit,
+    ).requests
     made = ours(folder, toml, scratch, {"fewshot": fewshot, "limit": limit})
     pairs = [
         [tokenizer.decode(side.tolist()) for side in pair]

@@ -20,13 +20,13 @@ import torch
 
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.transformer import GPT
-from gptcli.sampling.decode import Row, decode
-from gptcli.sampling.params import Rules
+from gptcli.sampling.generate import TokenSequence, generate_sequences
+from gptcli.sampling.params import SamplingParams
 from gptcli.sampling.quantize import read_in_place
 
 NEW, PROMPT = 128, 16  # tokens
 SIZES_GPU, BATCHES_GPU = ("124M", "350M", "1.3B"), (1, 8, 64)
-GREEDY = Rules(greedy=True)
+GREEDY = SamplingParams(greedy=True)
 
 
 def run() -> None:
@@ -120,8 +120,15 @@ def ours_of(
     read_in_place(model, quantize)
 
     def work(batch: int, new: int) -> None:
-        rows = [Row([7] * PROMPT, max_tokens=new) for _ in range(batch)]
-        assert len(list(decode(model, rows, GREEDY, batch=batch, room=PROMPT + new))) == batch
+        rows = [TokenSequence([7] * PROMPT, max_tokens=new) for _ in range(batch)]
+        assert (
+            len(
+                list(
+                    generate_sequences(model, rows, GREEDY, batch_size=batch, max_len=PROMPT + new)
+                )
+            )
+            == batch
+        )
 
     return work
 

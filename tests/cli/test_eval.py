@@ -210,7 +210,7 @@ def test_the_list_needs_no_run(evaluate: Callable[..., str]) -> None:
         (["run", "--task", "lambada"], "needs its data"),
         (["run", "--samples", "x.jsonl"], "--samples goes with --task"),
         (["run", "--task", "lambada", "--data", ".", "--stride", "4"], "--stride goes with text"),
-        (["run", "--stride", "17"], "--stride: 17 is out of range"),
+        (["run", "--stride", "17"], "--stride is 17"),
         (["run", "--limit", "0"], "--limit: 0 is out of range"),
         (["run", "-o", "lambada"], "is a folder"),
     ],
@@ -268,7 +268,8 @@ def test_records_beside_the_report_are_gone_on_with_or_replaced(
     assert records.count(b"\n") == 9  # a header, and an item a line
     (quiz / "eval.json").unlink()
     with pytest.raises(
-        GptError, match=r"holds the records.*\n.*--resume goes on with it, --force starts over"
+        GptError,
+        match=r"contains the records.*\n.*use --resume to continue it, --force to start over",
     ):
         evaluate(*asked)
     for way in ("--resume", "--resume", "--force"):
@@ -404,7 +405,7 @@ def test_generated_items_need_no_data(evaluate: Callable[..., str]) -> None:
             ["run", "--task", "lambada", "--task", "lambada", "--data", "."],
             "lambada is named twice",
         ),
-        (["run", "--task", "lambada", "--data", ".", "--shots", "2"], "fewer than --shots 2"),
+        (["run", "--task", "lambada", "--data", ".", "--shots", "2"], "--shots 2 needs more"),
         (["--plot", "x.svg"], "--plot draws reports"),
         (["shards/manifest.json", "--plot", "x.svg"], "not a report"),
         (["shards/manifest.json", "--plot", "x.png"], "not the name of an SVG"),

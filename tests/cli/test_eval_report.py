@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from gptcli.cli.eval_report import PIPE_WIDTH, figure, print_report, print_tasks
-from gptcli.evals.loss import LossReport
-from gptcli.evals.result import Conditions, Figure, TaskResult
+from gptcli.evals.results import Conditions, MetricValue, TaskResult
+from gptcli.evals.rolling import LossReport
 from gptcli.evals.task import find_task
 
 
@@ -45,7 +45,7 @@ def test_the_conditions_and_the_note_stand_below(
         task="hellaswag",
         scoring="token",
         correct=1,
-        figures={"accuracy": Figure(value=33.3, stderr=None)},
+        metrics={"accuracy": MetricValue(value=33.3, stderr=None)},
         conditions=under,
         paper=[],
     )

@@ -20,8 +20,8 @@ from gptcli.errors import GptError
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import save_model
 from gptcli.model.transformer import GPT
-from gptcli.sampling.decode import Row, decode, sample_generator
-from gptcli.sampling.params import Rules
+from gptcli.sampling.generate import TokenSequence, generate_sequences, sample_generator
+from gptcli.sampling.params import SamplingParams
 from gptcli.tokenizer.training import train_tokenizer
 from tests.waiting import HANG_S
 
@@ -108,15 +108,15 @@ def test_the_options_reach_the_model(run: Path) -> None:
 
     model = load_model(run)
     for options, rules in {
-        ("--greedy",): Rules(greedy=True),
-        ("--top-k", 3): Rules(top_k=3),
-        ("--top-p", 0.5, "--temperature", 2): Rules(top_p=0.5, temperature=2.0),
+        ("--greedy",): SamplingParams(greedy=True),
+        ("--top-k", 3): SamplingParams(top_k=3),
+        ("--top-p", 0.5, "--temperature", 2): SamplingParams(top_p=0.5, temperature=2.0),
     }.items():
         made = report(run, "words", "--max-tokens", 30, *options)
-        row = Row(
+        row = TokenSequence(
             made["prompt_tokens"], max_tokens=30, generator=sample_generator(0, 0), stop_id=289
         )
-        list(decode(model, [row], rules, batch=1))
+        list(generate_sequences(model, [row], rules, batch_size=1))
         assert made["samples"][0]["tokens"] == row.tokens
 
 

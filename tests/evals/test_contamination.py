@@ -10,7 +10,12 @@ import pytest
 
 from gptcli.errors import InputError
 from gptcli.evals import contamination
-from gptcli.evals.contamination import analyse, analysis_n, split_scores, words_of
+from gptcli.evals.contamination import (
+    find_contamination,
+    normalize_words,
+    overlap_length,
+    split_scores,
+)
 from gptcli.shards.format import token_dtype, write_shard
 from gptcli.shards.manifest import Manifest, Shard, write_manifest
 from gptcli.tokenizer.tokenizer import Tokenizer
@@ -43,10 +48,10 @@ def shards_of(folder: Path, documents: list[str], tokenizer: Tokenizer) -> Path:
 
 
 def brute(items: list[tuple[str, str]], documents: list[str], n: int) -> set[str]:
-    joined = [f" {' '.join(words_of(text))} " for text in documents]
+    joined = [f" {' '.join(normalize_words(text))} " for text in documents]
     found = set()
     for name, text in items:
-        words = words_of(text)
+        words = normalize_words(text)
         grams = [f" {' '.join(words[start : start + n])} " for start in range(len(words) - n + 1)]
         if any(gram in text for gram in grams for text in joined):
             found.add(name)
@@ -58,7 +63,7 @@ def test_planted_overlaps_are_found_as_by_brute_force(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
     """With chunks of all tokens, and of fewer than the longest document has."""
-    monkeypatch.setattr(contamination, "CHUNK", chunk)
+    monkeypatch.setattr(contamination, "CHUNK_TOKENS", chunk)
     draw = random.Random(chunk)
     words = ["lorem", "ipsum", "dolor", "sit", "amet", "it's", "café"]
 
@@ -72,9 +77,9 @@ def test_planted_overlaps_are_found_as_by_brute_force(
         copied = item.split()[start:]
         place = draw.randrange(len(documents))
         documents[place] += "\n\n" + ", ".join(copied).upper() + "!\n" + text(5)
-    n = analysis_n(len(words_of(item)) for _, item in items)
+    n = overlap_length(len(normalize_words(item)) for _, item in items)
     expected = brute(items, documents, n)
-    found = analyse(items, shards_of(tmp_path, documents, tokenizer), tokenizer)
+    found = find_contamination(items, shards_of(tmp_path, documents, tokenizer), tokenizer)
     assert (found.n, found.items, found.documents) == (
         n,
         40,
@@ -83,25 +88,29 @@ def test_planted_overlaps_are_found_as_by_brute_force(
     assert set(found.dirty) == expected
     assert 7 <= len(expected) < 40
     for name, gram in found.dirty.items():
-        assert f" {gram} " in f" {' '.join(words_of(dict(items)[name]))} "
+        assert f" {gram} " in f" {' '.join(normalize_words(dict(items)[name]))} "
         assert len(gram.split()) == n
 
 
 def test_words_do_not_join_across_documents(tmp_path: Path, tokenizer: Tokenizer) -> None:
     item = "one two three four five six seven eight"
     folder = shards_of(tmp_path, ["one two three four", "five six seven eight", "zero"], tokenizer)
-    assert analyse([("a", item)], folder, tokenizer).dirty == {}
-    assert analyse([("a", "zero")], folder, tokenizer).dirty == {}  # shorter than N: clean by rule
-    assert analyse([("a", "zero")], folder, tokenizer, synthetic=True).dirty == {"a": "zero"}
+    assert find_contamination([("a", item)], folder, tokenizer).dirty == {}
+    assert (
+        find_contamination([("a", "zero")], folder, tokenizer).dirty == {}
+    )  # shorter than N: clean by rule
+    assert find_contamination([("a", "zero")], folder, tokenizer, synthetic=True).dirty == {
+        "a": "zero"
+    }
 
 
 def test_n_is_the_fifth_percentile_of_the_lengths_within_8_and_13() -> None:
-    assert analysis_n([100] * 50) == 13
-    assert analysis_n([3] * 50) == 8
-    assert analysis_n([3] * 50, synthetic=True) == 3
-    assert analysis_n(range(8, 109)) == 13
-    assert analysis_n([*range(100, 195), 10, 10, 10, 10, 10, 10]) == 10
-    assert words_of("It's  a\tTest -- 1,000_x.") == ["its", "a", "test", "1000x"]
+    assert overlap_length([100] * 50) == 13
+    assert overlap_length([3] * 50) == 8
+    assert overlap_length([3] * 50, synthetic=True) == 3
+    assert overlap_length(range(8, 109)) == 13
+    assert overlap_length([*range(100, 195), 10, 10, 10, 10, 10, 10]) == 10
+    assert normalize_words("It's  a\tTest -- 1,000_x.") == ["its", "a", "test", "1000x"]
 
 
 def test_scores_apart() -> None:
@@ -115,9 +124,9 @@ def test_scores_apart() -> None:
 
 def test_shards_of_another_tokenizer_and_no_items(tmp_path: Path, tokenizer: Tokenizer) -> None:
     folder = shards_of(tmp_path, ["one", "two"], tokenizer)
-    with pytest.raises(InputError, match="no items"):
-        analyse([], folder, tokenizer)
+    with pytest.raises(InputError, match="no items to search for"):
+        find_contamination([], folder, tokenizer)
     manifest = (folder / "manifest.json").read_text().replace(tokenizer.sha256, "0" * 64)
     (folder / "manifest.json").write_text(manifest)
     with pytest.raises(InputError, match="another tokenizer"):
-        analyse([("a", "one")], folder, tokenizer)
+        find_contamination([("a", "one")], folder, tokenizer)

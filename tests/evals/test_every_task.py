@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from gptcli.evals.runner import Options, run_task
-from gptcli.evals.synthetic import generate
+from gptcli.evals.runner import EvalOptions, run_task
+from gptcli.evals.synthetic import generate_rows
 from gptcli.evals.task import find_task, task_names
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
@@ -180,7 +180,7 @@ FIXTURES: dict[str, dict[str, str]] = {
     "novel_words": {"novel_words.jsonl": lines({"word": "farduddle", "definition": "to jump.", "example": "We farduddled."})},
     "grammar_correction": {"grammar.jsonl": lines({"poor": "I eated.", "good": "I ate."})},
     **{name: {f"{name}.jsonl": lines(*({"context": f"\n\n{row['prompt']}", "completion": f" {row['answer']}"} for row, _ in
-       zip(generate(find_task(name).generated, seed=0), range(2), strict=False)))} for name in GENERATED_NAMES},
+       zip(generate_rows(find_task(name).generated, seed=0), range(2), strict=False)))} for name in GENERATED_NAMES},
 }  # fmt: skip
 
 DUMMY = "hf-dummy/{}/dummy_data/"
@@ -224,14 +224,14 @@ def small(tokenizer: Tokenizer) -> GPT:
 
 def check(model: GPT, tokenizer: Tokenizer, name: str, data: Path) -> None:
     task = find_task(name)
-    results, records = run_task(model, tokenizer, task, data, Options(limit=2))
+    results, records = run_task(model, tokenizer, task, data, EvalOptions(limit=2))
     assert 1 <= len(records) <= 2
     assert not results[0].conditions.skipped
     for result in results:
-        assert set(result.figures) == set(task.metric)
-        assert all(math.isfinite(figure.value) for figure in result.figures.values())
+        assert set(result.metrics) == set(task.metric)
+        assert all(math.isfinite(figure.value) for figure in result.metrics.values())
         assert task.kind in ("text", "last_word") or all(
-            0 <= figure.value <= 100 for figure in result.figures.values()
+            0 <= figure.value <= 100 for figure in result.metrics.values()
         )
 
 

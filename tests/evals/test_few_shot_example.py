@@ -49,14 +49,14 @@ def test_no_pair_that_is_asked_is_shown_in_either_order(made: Path) -> None:
     held_out = {frozenset(pair) for pair in asked}
     meanings = set()
     for number, text in enumerate(documents):
-        solved = re.findall(r"Q: What is (\d+) (\S+) (\d+)\?\n\nA: (\d+)\n\n", text)
-        assert len(solved) == 12
+        shown = re.findall(r"Q: What is (\d+) (\S+) (\d+)\?\n\nA: (\d+)\n\n", text)
+        assert len(shown) == 12
         fits = {name for name, operation in {"sum": int.__add__, "larger": max, "smaller": min}.items()
-                if all(operation(int(a), int(b)) == int(answer) for a, _, b, answer in solved)}  # fmt: skip
+                if all(operation(int(a), int(b)) == int(answer) for a, _, b, answer in shown)}  # fmt: skip
         assert len(fits) == 1
-        assert {sign for _, sign, _, _ in solved} == ({"plus"} if number % 2 == 0 else {"#"})
+        assert {sign for _, sign, _, _ in shown} == ({"plus"} if number % 2 == 0 else {"#"})
         assert number % 2 or fits == {"sum"}
         meanings |= fits
-        for a, _, b, _ in solved:
+        for a, _, b, _ in shown:
             assert frozenset((a, b)) not in held_out
     assert meanings == {"sum", "larger", "smaller"}

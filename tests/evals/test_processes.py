@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from gptcli.evals.processes import ALONE, join, local_device
+from gptcli.evals.processes import SINGLE_PROCESS, init_processes, local_device
 from gptcli.evals.records import Records
 
 
 def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("RANK", "1")  # another program's
-    assert join() is ALONE
+    assert init_processes() is SINGLE_PROCESS
     records = Records(None, "t", {})
     records.add([{"index": 0}])
-    assert list(ALONE.gather(records)) == []
-    ALONE.leave()
+    assert list(SINGLE_PROCESS.gather(records)) == []
+    SINGLE_PROCESS.shut_down()
 
 
 def test_each_process_has_a_gpu_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gptcli.errors import GptError, InputError, UsageError
-from gptcli.evals.records import Records, claim_records, weights_sha256, whole_lines
-from gptcli.files import PARTIAL
+from gptcli.evals.records import (
+    Records,
+    claim_records,
+    completion_record,
+    predict,
+    weights_sha256,
+)
+from gptcli.evals.requests import Request
+from gptcli.evals.task import find_task
+from gptcli.evals.task_data import Item
+from gptcli.files import PARTIAL, complete_lines
 from gptcli.model.source import ModelSource
+from gptcli.sampling.streaming import Completion
 
 
 def test_what_is_added_is_there_for_the_next(tmp_path: Path) -> None:
@@ -21,7 +33,7 @@ def test_what_is_added_is_there_for_the_next(tmp_path: Path) -> None:
     with open(tmp_path / "records" / "t.jsonl", "a") as file:
         file.write('{"index": 5')  # killed in the middle of a line
     assert Records(tmp_path / "records", "t", {"seed": 1}).done.keys() == {4}
-    assert len(whole_lines(tmp_path / "records" / "t.jsonl")) == 2
+    assert len(complete_lines(tmp_path / "records" / "t.jsonl")) == 2
 
 
 def test_an_id_that_is_no_unicode(tmp_path: Path) -> None:
@@ -39,12 +51,12 @@ def test_several_processes_end_in_one_file(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
     parts[0].finish(every)
     [path] = tmp_path.iterdir()
-    assert [json.loads(line)["index"] for line in whole_lines(path)[1:]] == list(range(9))
+    assert [json.loads(line)["index"] for line in complete_lines(path)[1:]] == list(range(9))
 
 
 def test_other_work_is_refused_and_named(tmp_path: Path) -> None:
     Records(tmp_path, "t", {"seed": 1, "limit": None})
-    with pytest.raises(UsageError, match=r"(?s)force starts over; different: seed$"):
+    with pytest.raises(UsageError, match=r"(?s)use force to start over; different: seed$"):
         Records(tmp_path, "t", {"seed": 2, "limit": None})
     Records(tmp_path, "t.1", {"seed": 2})  # another task, whatever its name
     Records(tmp_path, "t", {"seed": 1, "limit": None})
@@ -65,7 +77,7 @@ def test_lines_that_are_no_records(tmp_path: Path, line: str, where: str) -> Non
 @pytest.mark.parametrize(
     ("first", "what"),
     [
-        ("[]", "does not begin as records do"),
+        ("[]", "not the header of an evaluation"),
         ("x", "not valid JSON"),
         ("[" * 100_000, "not readable JSON"),
     ],
@@ -80,7 +92,7 @@ def test_claims(tmp_path: Path) -> None:
     claim_records(tmp_path / "new", resume=False, force=False)
     Records(tmp_path, "t", {})
     (tmp_path / "mine.txt").touch()
-    with pytest.raises(UsageError, match="resume goes on"):
+    with pytest.raises(UsageError, match="resume to continue"):
         claim_records(tmp_path, resume=False, force=False)
     (tmp_path / f".t.jsonl.0123{PARTIAL}").touch()  # a kill before it had its name
     claim_records(tmp_path, resume=True, force=False)
@@ -98,3 +110,44 @@ def test_weights_have_a_fingerprint(tmp_path: Path) -> None:
     assert weights_sha256(ModelSource(tmp_path)) == one
     (tmp_path / "model.safetensors").write_bytes(b"2")
     assert weights_sha256(ModelSource(tmp_path)) != one
+
+
+@pytest.mark.parametrize(
+    ("rule", "taken"), [("sum", 0), ("token", 1), ("character", 2), ("unconditional", 3)]
+)
+def test_each_rule_takes_its_own(rule: str, taken: int) -> None:
+    record = {
+        "log_probs": [-2.0, -3.0, -4.0, -5.0],
+        "tokens": [1, 4, 2, 1],  # -2, -0.75, -2, -5
+        "characters": [2, 4, 40, 1],  # -1, -0.75, -0.1, -5
+        "unconditional": [-1.0, -2.0, -3.0, -9.0],  # -1, -1, -1, +4
+    }
+    assert predict(record, rule) == taken
+
+
+def test_the_first_of_equals_is_taken_and_an_empty_choice_divides_by_one() -> None:
+    record = {"log_probs": [-2.0, -2.0], "tokens": [1, 1], "characters": [0, 0]}
+    assert [predict(record, rule) for rule in ("sum", "token", "character")] == [0, 0, 0]
+
+
+def test_an_answer_and_how_sure_it_was() -> None:
+    question = Request(
+        7,
+        Item(id="x", prompt="p", answers=("the cat", "a dog")),
+        [(np.array([1]), np.array([]))],
+        [],
+        2,
+        False,
+        9,
+    )
+    made = Completion(" Cat! It sat. It ran. ", [1, 2], [-0.5, -0.25], "stop", 0.0)
+    task = find_task("squad_v2")
+    record = completion_record(replace(task, sentences=1), question, made)
+    assert (record["index"], record["shots"], record["prediction"], record["log_prob"]) == (
+        7,
+        2,
+        "Cat!",
+        -0.75,
+    )
+    assert (record["f1"], record["exact_match"]) == (1.0, 1.0)
+    assert completion_record(task, question, made)["exact_match"] == 0.0

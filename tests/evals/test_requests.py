@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from gptcli.evals.fewshot import FewShotConfig
-from gptcli.evals.item import Item
 from gptcli.evals.requests import (
     EMPTY_ANSWER,
     EMPTY_PROMPT,
@@ -16,9 +15,10 @@ from gptcli.evals.requests import (
     Request,
     build_requests,
     group,
-    whole_text,
+    item_text,
 )
 from gptcli.evals.task import read_task
+from gptcli.evals.task_data import Item
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 HEAD = 'title = "t"\nsource = "s"\nfiles = {items = "*.jsonl"}\nreader = "jsonl"\nkind = "choice"\n'
@@ -83,9 +83,9 @@ def test_an_empty_prompt_needs_an_end_of_text(
 
 
 def test_the_whole_text_has_the_choices_or_the_first_answer() -> None:
-    assert whole_text(Item(id="1", prompt="p", choices=("a", "b"), answers=("x", "y"))).split() == [
+    assert item_text(Item(id="1", prompt="p", choices=("a", "b"), answers=("x", "y"))).split() == [
         "p",
         "a",
         "b",
     ]
-    assert whole_text(Item(id="1", prompt="p", answers=("x", "y"))).split() == ["p", "x"]
+    assert item_text(Item(id="1", prompt="p", answers=("x", "y"))).split() == ["p", "x"]

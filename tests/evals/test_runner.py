@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 import torch
 
 from gptcli.errors import InputError, RunError
-from gptcli.evals.result import nearest_scores
-from gptcli.evals.runner import Options, run_task
+from gptcli.evals.requests import Request
+from gptcli.evals.results import nearest_paper_scores
+from gptcli.evals.runner import EvalOptions, generate_answers, run_task
 from gptcli.evals.task import find_task
+from gptcli.evals.task_data import Item
 from gptcli.files import sha256
 from gptcli.model.transformer import GPT
 from gptcli.tokenizer.tokenizer import Tokenizer
@@ -113,7 +116,7 @@ def test_equal_to_a_direct_computation(
 def test_the_batch_changes_nothing(
     model: GPT, tokenizer: Tokenizer, data: Path, batch_size: int
 ) -> None:
-    results, records = run_task(model, tokenizer, LAMBADA, data, Options(batch_size=batch_size))
+    results, records = run_task(model, tokenizer, LAMBADA, data, EvalOptions(batch_size=batch_size))
     same_results, same_records = run_task(model, tokenizer, LAMBADA, data)
     for record, same in zip(records, same_records, strict=True):
         assert record.pop("log_probs") == pytest.approx(same.pop("log_probs"), abs=1e-5)
@@ -133,14 +136,14 @@ def test_neither_does_the_order(
         strict=True,
     ):
         assert one.correct == other.correct
-        assert one.figures["perplexity"].value == pytest.approx(
-            other.figures["perplexity"].value, rel=1e-5
+        assert one.metrics["perplexity"].value == pytest.approx(
+            other.metrics["perplexity"].value, rel=1e-5
         )
 
 
 def test_one_item_has_no_standard_error(model: GPT, tokenizer: Tokenizer, data: Path) -> None:
-    [result, *_], [record] = run_task(model, tokenizer, LAMBADA, data, Options(limit=1))
-    assert (result.conditions.items, [figure.stderr for figure in result.figures.values()]) == (
+    [result, *_], [record] = run_task(model, tokenizer, LAMBADA, data, EvalOptions(limit=1))
+    assert (result.conditions.items, [figure.stderr for figure in result.metrics.values()]) == (
         1,
         [None, None],
     )
@@ -154,7 +157,7 @@ def test_the_papers_score_for_the_nearest_size() -> None:
         (355 * 10**6, "gpt2-medium", 55.48),
         (10**12, "gpt2-xl", 63.24),
     ]:
-        found = {score.metric: score for score in nearest_scores(LAMBADA, parameters, 0)}
+        found = {score.metric: score for score in nearest_paper_scores(LAMBADA, parameters, 0)}
         assert (found["accuracy"].model, found["accuracy"].score) == (model, accuracy)
         assert found["perplexity"].model == model
 
@@ -162,9 +165,7 @@ def test_the_papers_score_for_the_nearest_size() -> None:
 def test_a_word_longer_than_the_context(model: GPT, tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "lambada.jsonl"
     path.write_text(json.dumps({"text": "a " + "xq" * 40}) + "\n")
-    with pytest.raises(
-        InputError, match="no item can be asked: 1 an answer longer than the context"
-    ):
+    with pytest.raises(InputError, match="every item was skipped: 1 \\(an answer longer"):
         run_task(model, tokenizer, LAMBADA, path)
     path.write_text(path.read_text() + json.dumps({"text": "a b"}) + "\n")
     [result, *_], [record] = run_task(model, tokenizer, LAMBADA, path)
@@ -180,3 +181,43 @@ def test_broken_weights_are_said(model: GPT, tokenizer: Tokenizer, data: Path) -
     torch.nn.init.constant_(broken.ln_f.bias, math.nan)
     with pytest.raises(RunError, match="weights are broken"):
         run_task(broken, tokenizer, LAMBADA, data)
+
+
+SUMMARIES = replace(find_task("cnn_dailymail"), max_tokens=12)  # top-k 2
+
+
+def test_a_draw_depends_on_the_items_place_and_not_on_its_batch(
+    model: GPT, tokenizer: Tokenizer
+) -> None:
+    texts = ["the text", "def wrap(self", "naïve café", "the text"]
+    questions = [
+        Request(
+            index,
+            Item(id=str(index), prompt=text),
+            [(np.array(tokenizer.encode(text)), np.array([]))],
+            [],
+            0,
+            False,
+            1,
+        )
+        for index, text in enumerate(texts)
+    ]
+    together = [made.tokens for made in generate_answers(model, tokenizer, questions, SUMMARIES)]
+    alone = [
+        made.tokens
+        for question in reversed(questions)
+        for made in generate_answers(model, tokenizer, [question], SUMMARIES)
+    ]
+    assert together == alone[::-1]
+    assert together[0] != together[3]  # the same prompt at another place
+
+    for task in (
+        SUMMARIES,
+        replace(SUMMARIES, top_k=0, beam=1),
+        replace(SUMMARIES, top_k=0, beam=3),
+    ):
+        [whole] = generate_answers(model, tokenizer, questions[:1], replace(task, stop=[]))
+        stop = whole.text[3:5]
+        [stopped] = generate_answers(model, tokenizer, questions[:1], replace(task, stop=[stop]))
+        assert stop not in stopped.text
+        assert task.beam > 1 or stopped.text == whole.text.partition(stop)[0]

@@ -17,7 +17,7 @@ from gptcli.evals.synthetic import (
     ARITHMETIC,
     GENERATED,
     SCRAMBLES,
-    generate,
+    generate_rows,
     library_words,
     scramble,
 )
@@ -35,7 +35,7 @@ WORD = st.text("abcdefgh", min_size=6, max_size=15)
 
 @pytest.mark.parametrize("name", ARITHMETIC)
 def test_arithmetic(name: str) -> None:
-    rows = list(generate(name, seed=3))
+    rows = list(generate_rows(name, seed=3))
     digits, operation = ARITHMETIC[name]
     assert (
         len(rows)
@@ -96,7 +96,7 @@ def test_scrambles_keep_their_rules(word: str, seed: int) -> None:
 def test_words_are_of_the_length_each_once_and_no_more_than_10_000(name: str) -> None:
     words = ["abcd", "abcde", "abcdef", "abcdef", "don't", "a" * 16] + [f"{a}{b}{c}{d}xyz" for a in "abcdefghijk" for b in "abcdefghijk"
                                                                        for c in "abcdefghijk" for d in "abcdefghijk"]  # fmt: skip
-    rows = list(generate(name, seed=0, words=words))
+    rows = list(generate_rows(name, seed=0, words=words))
     answers = [row["answer"] for row in rows]
     assert len(set(answers)) == len(answers) <= 10_000
     assert len(answers) > 9_990  # but for those that have no other order
@@ -108,15 +108,15 @@ def test_words_are_of_the_length_each_once_and_no_more_than_10_000(name: str) ->
 @pytest.mark.parametrize("name", GENERATED)
 def test_the_seed_decides(name: str) -> None:
     words = ["scrambled", "letters", "within", "ordinary"]
-    one, again, other = (list(generate(name, seed=seed, words=words)) for seed in (1, 1, 2))
+    one, again, other = (list(generate_rows(name, seed=seed, words=words)) for seed in (1, 1, 2))
     assert one == again != other
 
 
 def test_the_bytes_of_a_seed_do_not_change() -> None:
-    first = next(generate("two_digit_addition", seed=0))
+    first = next(generate_rows("two_digit_addition", seed=0))
     assert (first["prompt"], first["answer"]) == ("Q: What is 43 plus 79?\n\nA:", "122")
     words = ["scrambled", "letters"]
-    assert [row["prompt"] for row in generate("mid_word_2_anagrams", seed=0, words=words)] == [
+    assert [row["prompt"] for row in generate_rows("mid_word_2_anagrams", seed=0, words=words)] == [
         "scrlabmed =",
         "letetrs =",
     ]
@@ -141,14 +141,14 @@ def test_the_released_samples_have_the_same_form(real_data: Path) -> None:
     ):
         theirs = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
         assert forms(row["context"].lstrip("\n") for row in theirs) == forms(
-            row["prompt"] for row in generate(name, seed=0)
+            row["prompt"] for row in generate_rows(name, seed=0)
         )
         assert len({row["context"] for row in theirs}) == len(theirs) == 2000
     for name in ("cycle_letters_in_word", "mid_word_1_anagrams", "reversed_words"):
         with gzip.open(folder / f"{name}.jsonl.gz", "rt") as file:
             theirs = [json.loads(line) for line in file]
         words = [row["completion"].strip() for row in theirs]
-        ours = list(generate(name, seed=0, words=words))
+        ours = list(generate_rows(name, seed=0, words=words))
         assert {row["answer"] for row in ours} == set(words)
         assert min(map(len, words)) == SCRAMBLES[name]
         assert max(map(len, words)) == 15

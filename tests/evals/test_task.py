@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gptcli.errors import InputError, UsageError
-from gptcli.evals.task import TASKS, find_task, read_task, task_names
+from gptcli.evals.task import TASKS_DIR, find_task, read_task, task_names
 
 HEAD = 'title = "t"\nsource = "s"\nfiles = {items = "*.jsonl"}\nreader = "jsonl"\n'
 WORD = HEAD + 'kind = "last_word"\nprompt = "{text}"\n'
@@ -22,7 +22,7 @@ def test_every_built_in_task_is_sound() -> None:
 
 def test_a_users_own_task(tmp_path: Path) -> None:
     copy = tmp_path / "lambada.toml"
-    copy.write_bytes((TASKS / "lambada.toml").read_bytes())
+    copy.write_bytes((TASKS_DIR / "lambada.toml").read_bytes())
     assert find_task(str(copy)) == find_task("lambada")
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from gptcli.errors import InputError, UsageError
-from gptcli.evals.item import Item
 from gptcli.evals.task import Task, find_task, read_task
-from gptcli.evals.task_data import find_data, find_shots, read_items, solved
+from gptcli.evals.task_data import Item, find_data, find_examples, format_example, read_items
 from gptcli.tokenizer.tokenizer import load_tokenizer
 
 HEAD = 'title = "t"\nsource = "s"\nfiles = {items = "*.jsonl"}\nreader = "jsonl"\n'
@@ -59,9 +58,9 @@ def test_shots_come_from_their_own_file_or_the_items(tmp_path: Path) -> None:
     task, items = written(
         tmp_path, WORD.replace("}\n", ', shots = "train*"}\n', 1), {"text": "a b"}
     )
-    assert find_shots(task, items, tmp_path) == items
+    assert find_examples(task, items, tmp_path) == items
     (tmp_path / "train.jsonl").touch()
-    assert find_shots(task, items, tmp_path) == tmp_path / "train.jsonl"
+    assert find_examples(task, items, tmp_path) == tmp_path / "train.jsonl"
 
 
 def test_a_choice(tmp_path: Path) -> None:
@@ -81,7 +80,7 @@ def test_a_choice(tmp_path: Path) -> None:
         gold=(1,),
         unconditional="A:",
     )
-    assert solved(task, item) == "Q: {x}?\nA: no"
+    assert format_example(task, item) == "Q: {x}?\nA: no"
 
 
 def test_choices_that_the_task_lists(tmp_path: Path) -> None:
@@ -102,7 +101,7 @@ def test_a_partial(tmp_path: Path) -> None:
     )
     [item] = read_items(task, path)
     assert (item.contexts, item.target, item.gold) == (("It", "He"), " ran.", (0,))
-    assert solved(task, item) == "It ran."
+    assert format_example(task, item) == "It ran."
 
 
 def test_free_form(tmp_path: Path) -> None:
@@ -113,7 +112,7 @@ def test_free_form(tmp_path: Path) -> None:
     task, path = written(tmp_path, toml, {"q": "?", "a": ["one", "1"]}, {"q": "!", "a": "two"})
     first, second = read_items(task, path)
     assert (first.answers, second.answers) == (("one", "1"), ("two",))
-    assert solved(task, first) == "?\nA: one"
+    assert format_example(task, first) == "?\nA: one"
 
 
 def test_the_last_word_is_split_off_or_named(tmp_path: Path) -> None:
@@ -128,7 +127,11 @@ def test_the_last_word_is_split_off_or_named(tmp_path: Path) -> None:
         {"text": "the", "word": "mat"},
     )
     [item] = read_items(named, path, limit=1)
-    assert (item.prompt, item.target, solved(named, item)) == ("the", " mat", "the ____. -> mat")
+    assert (item.prompt, item.target, format_example(named, item)) == (
+        "the",
+        " mat",
+        "the ____. -> mat",
+    )
 
 
 @pytest.mark.parametrize(
@@ -136,20 +139,20 @@ def test_the_last_word_is_split_off_or_named(tmp_path: Path) -> None:
     [
         (WORD, {"txt": "a b"}, "has no field 'text'"),
         (WORD, {"text": None}, "has no field 'text'"),
-        (WORD, {"text": ["a b"]}, "the field 'text' is not a text"),
+        (WORD, {"text": ["a b"]}, "the field 'text' is not text"),
         (WORD, {"text": "word"}, "no last word"),
         (WORD, {"text": "a b "}, "no last word"),
         (WORD, {"text": " b"}, "no last word"),
-        (CHOICE, {"q": "?", "c": [], "g": 0}, "not a list of texts with something in it"),
-        (CHOICE, {"q": "?", "c": [1, 2], "g": 0}, "not a list of texts"),
+        (CHOICE, {"q": "?", "c": [], "g": 0}, "is not a non-empty list of texts"),
+        (CHOICE, {"q": "?", "c": [1, 2], "g": 0}, "not a non-empty list of texts"),
         (
             CHOICE,
             {"q": "?", "c": ["a", "b"], "g": 2},
-            "the right choice is 2, and there are 2 choices",
+            "the correct choice is 2, but there are 2 choices",
         ),
-        (CHOICE, {"q": "?", "c": ["a", "b"], "g": -1}, "the right choice is -1"),
-        (CHOICE, {"q": "?", "c": ["a", "b"], "g": "A"}, "the right choice is 'A'"),
-        (CHOICE, {"q": "?", "c": ["a", "b"], "g": []}, "no right choice"),
+        (CHOICE, {"q": "?", "c": ["a", "b"], "g": -1}, "the correct choice is -1"),
+        (CHOICE, {"q": "?", "c": ["a", "b"], "g": "A"}, "the correct choice is 'A'"),
+        (CHOICE, {"q": "?", "c": ["a", "b"], "g": []}, "no choice is marked as correct"),
     ],
 )
 def test_a_broken_item_is_named(tmp_path: Path, toml: str, row: object, message: str) -> None:

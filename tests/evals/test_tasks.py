@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.evals.synthetic import GENERATED, generate
-from gptcli.evals.task import TASKS, find_task, task_names
+from gptcli.evals.synthetic import GENERATED, generate_rows
+from gptcli.evals.task import TASKS_DIR, find_task, task_names
 from gptcli.evals.task_data import make_item
 from gptcli.text.detokenize import DETOKENIZERS
 
@@ -53,11 +53,11 @@ def test_each_task_stands_on_what_there_is(name: str) -> None:
     assert task.unconditional == UNCONDITIONAL.get(name, "")
     assert (task.normalise == "unconditional") == (name in UNCONDITIONAL)
     assert name not in SHOTS or task.shots == SHOTS[name]
-    assert (TASKS / f"{name}.toml").read_text(encoding="utf-8").isascii()
+    assert (TASKS_DIR / f"{name}.toml").read_text(encoding="utf-8").isascii()
 
 
 def test_prompts_are_the_papers() -> None:
-    row = next(generate("two_digit_addition", seed=0))
+    row = next(generate_rows("two_digit_addition", seed=0))
     item = make_item(find_task("two_digit_addition"), row, Path("x"))
     assert item.prompt == row["prompt"]
     assert item.answers == (row["answer"],)

@@ -20,12 +20,11 @@ from typer.testing import CliRunner
 from gptcli.cli.app import build_app
 from gptcli.errors import InputError, UsageError
 from gptcli.evals.fewshot import FewShotConfig
-from gptcli.evals.loss import evaluate_loss
 from gptcli.evals.processes import Processes
 from gptcli.evals.records import Record, Records
-from gptcli.evals.runner import OWN_SET, Options, run_task
+from gptcli.evals.rolling import evaluate_loss, token_byte_lengths
+from gptcli.evals.runner import OWN_SET, EvalOptions, run_task
 from gptcli.evals.task import Task, read_task
-from gptcli.evals.texts import token_bytes
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import save_model
 from gptcli.model.transformer import GPT
@@ -155,7 +154,7 @@ def test_choices_by_every_normaliser(
     )
     share = right["token"] / 40
     assert found["accuracy_stderr"] == pytest.approx(100 * math.sqrt(share * (1 - share) / 39))
-    [by_sum], _ = run_task(large, tokenizer, task, tmp_path, Options(normalise="sum"))
+    [by_sum], _ = run_task(large, tokenizer, task, tmp_path, EvalOptions(normalise="sum"))
     assert (by_sum.scoring, by_sum.correct) == ("sum", right["sum"])
 
 
@@ -181,23 +180,23 @@ def test_running_text_is_the_loss_of_it_per_unit(
     task = prepare(tmp_path, toml, [{"text": text}])
     tokens = np.array([tokenizer.eot_id, *tokenizer.encode(text)])
     for stride in (None, 50):
-        [result], records = run_task(large, tokenizer, task, tmp_path, Options(stride=stride))
-        loss = evaluate_loss(large, tokens, token_bytes(tokenizer), name="t", stride=stride)
+        [result], records = run_task(large, tokenizer, task, tmp_path, EvalOptions(stride=stride))
+        loss = evaluate_loss(large, tokens, token_byte_lengths(tokenizer), name="t", stride=stride)
         total, units = loss.loss * loss.tokens, len(text.split()) + text.count("\n")
-        assert result.figures["perplexity"].value == pytest.approx(
+        assert result.metrics["perplexity"].value == pytest.approx(
             math.exp(total / units), rel=1e-5
         )
-        assert result.figures["bits_per_byte"].value == pytest.approx(loss.bits_per_byte, rel=1e-5)
-        assert result.figures["bits_per_character"].value == pytest.approx(
+        assert result.metrics["bits_per_byte"].value == pytest.approx(loss.bits_per_byte, rel=1e-5)
+        assert result.metrics["bits_per_character"].value == pytest.approx(
             total / math.log(2) / len(text), rel=1e-5
         )
         assert loss.loss_stderr is not None
-        assert result.figures["bits_per_byte"].stderr == pytest.approx(
+        assert result.metrics["bits_per_byte"].stderr == pytest.approx(
             loss.loss_stderr * loss.tokens / math.log(2) / len(text.encode()), rel=1e-4
         )
         assert (result.conditions.stride, len(records)) == (stride or 160, loss.windows)
-    with pytest.raises(UsageError, match="stride: 161 is out of range"):
-        run_task(large, tokenizer, task, tmp_path, Options(stride=161))
+    with pytest.raises(UsageError, match="stride is 161"):
+        run_task(large, tokenizer, task, tmp_path, EvalOptions(stride=161))
 
 
 @pytest.mark.parametrize("beam", [1, 4])
@@ -224,7 +223,7 @@ def test_free_form_stops_where_the_task_says(
             assert record["prediction"] == text.partition("e")[0].strip()
     rows[3]["answers"] = ["x", records[3]["prediction"]]
     task = prepare(tmp_path, FREE + f'beam = {beam}\nstop = ["e"]\n', rows)
-    assert run_task(large, tokenizer, task, tmp_path)[0][0].figures[
+    assert run_task(large, tokenizer, task, tmp_path)[0][0].metrics[
         "exact_match"
     ].value == pytest.approx(100 / 8)
 
@@ -235,7 +234,7 @@ def test_few_shot_contexts_are_what_they_say(
 ) -> None:
     rows, train = items(12), items(9, seed=1)
     task = prepare(tmp_path, CHOICE, rows, train)
-    options = Options(fewshot=FewShotConfig(shots=2, seed=3, shared=shared))
+    options = EvalOptions(fewshot=FewShotConfig(shots=2, seed=3, shared=shared))
     [result], records = run_task(large, tokenizer, task, tmp_path, options)
     under = result.conditions
     assert (under.shots, under.shots_from, under.shots_seed, under.items) == (
@@ -269,17 +268,17 @@ def test_shots_of_the_same_set_leave_the_item_out(
 ) -> None:
     task = prepare(tmp_path, CHOICE, items(5))
     [result], records = run_task(
-        large, tokenizer, task, tmp_path, Options(fewshot=FewShotConfig(shots=4))
+        large, tokenizer, task, tmp_path, EvalOptions(fewshot=FewShotConfig(shots=4))
     )
     assert result.conditions.shots_from == OWN_SET
     # not all fit
     assert result.conditions.mean_shots == sum(record["shots"] for record in records) / 5 < 4
     [result], records = run_task(
-        large, tokenizer, task, tmp_path, Options(fewshot=FewShotConfig(shots=1, shared=True))
+        large, tokenizer, task, tmp_path, EvalOptions(fewshot=FewShotConfig(shots=1, shared=True))
     )
     assert (result.conditions.skipped, len(records)) == ({"a shared shot": 1}, 4)
-    with pytest.raises(UsageError, match="fewer than shots 5"):
-        run_task(large, tokenizer, task, tmp_path, Options(fewshot=FewShotConfig(shots=5)))
+    with pytest.raises(UsageError, match="shots 5 needs more"):
+        run_task(large, tokenizer, task, tmp_path, EvalOptions(fewshot=FewShotConfig(shots=5)))
 
 
 @pytest.mark.parametrize(
@@ -290,7 +289,11 @@ def test_neither_batch_nor_order_changes_a_score(
 ) -> None:
     rows, train = items(66), items(9, seed=1)
     _, exact = run_task(
-        large, tokenizer, prepare(tmp_path, CHOICE, rows, train), tmp_path, Options(fewshot=fewshot)
+        large,
+        tokenizer,
+        prepare(tmp_path, CHOICE, rows, train),
+        tmp_path,
+        EvalOptions(fewshot=fewshot),
     )
     for size in (1, 7, 64):
         _, records = run_task(
@@ -298,12 +301,14 @@ def test_neither_batch_nor_order_changes_a_score(
             tokenizer,
             read_task(tmp_path / "mine.toml"),
             tmp_path,
-            Options(fewshot=fewshot, batch_size=size),
+            EvalOptions(fewshot=fewshot, batch_size=size),
         )
         same(records, exact)
     shuffled = [rows[number] for number in np.random.default_rng(0).permutation(66)]
     task = prepare(tmp_path / "shuffled", CHOICE, shuffled, train)
-    _, records = run_task(large, tokenizer, task, tmp_path / "shuffled", Options(fewshot=fewshot))
+    _, records = run_task(
+        large, tokenizer, task, tmp_path / "shuffled", EvalOptions(fewshot=fewshot)
+    )
     by_id = {record["id"]: record for record in records}
     same([{**by_id[record["id"]], "index": record["index"]} for record in exact], exact)
 
@@ -322,7 +327,7 @@ def test_cut_off_at_any_byte_it_resumes_to_the_same_records(
     large: GPT, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     task = prepare(tmp_path, CHOICE, items(30))
-    options = Options(batch_size=4, records=tmp_path / "records")
+    options = EvalOptions(batch_size=4, records=tmp_path / "records")
     results, records = run_task(large, tokenizer, task, tmp_path, options)
     path = tmp_path / "records" / "mine.jsonl"
     whole, order = path.read_bytes(), np.random.default_rng(0).permutation(30)
@@ -340,14 +345,14 @@ def test_processes_share_the_batches(
 ) -> None:
     task = prepare(tmp_path, CHOICE, items(30))
     _, records = run_task(
-        large, tokenizer, task, tmp_path, Options(batch_size=4, records=tmp_path / "alone")
+        large, tokenizer, task, tmp_path, EvalOptions(batch_size=4, records=tmp_path / "alone")
     )
     others: list[Record] = []
     monkeypatch.setattr(Processes, "gather", lambda self, made: others + list(made.done.values()))
     monkeypatch.setattr(
-        "gptcli.evals.runner.results_of", lambda task, records, *rest: [len(records)]
+        "gptcli.evals.runner.compute_results", lambda task, records, *rest: [len(records)]
     )
-    options = Options(batch_size=4, records=tmp_path / "two")
+    options = EvalOptions(batch_size=4, records=tmp_path / "two")
     parts = [run_task(large, tokenizer, task, tmp_path, options, processes=Processes(1, 2))[1]]
     others += parts[0]
     assert 0 < len(others) < 30
@@ -364,7 +369,7 @@ def test_records_of_other_work_are_refused(
     large: GPT, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     task = prepare(tmp_path, CHOICE, items(5), items(5, seed=1))
-    options = Options(records=tmp_path / "records")
+    options = EvalOptions(records=tmp_path / "records")
     run_task(large, tokenizer, task, tmp_path, options)
     with pytest.raises(UsageError, match="different: shots"):
         run_task(
@@ -372,7 +377,7 @@ def test_records_of_other_work_are_refused(
             tokenizer,
             task,
             tmp_path,
-            Options(records=tmp_path / "records", fewshot=FewShotConfig(shots=1)),
+            EvalOptions(records=tmp_path / "records", fewshot=FewShotConfig(shots=1)),
         )
     prepare(tmp_path, CHOICE, items(6))
     with pytest.raises(UsageError, match="different: data_sha256"):
@@ -437,7 +442,7 @@ def test_an_empty_prompt_is_end_of_text(
 def test_records_in_memory_need_no_folder() -> None:
     records = Records(None, "t", {})
     records.add([{"index": 1}, {"index": 0}])
-    assert (records.has([0, 1]), records.has([2])) == (True, False)
+    assert (records.contains_all([0, 1]), records.contains_all([2])) == (True, False)
     assert records.finish() == [{"index": 0}, {"index": 1}]
 
 

@@ -216,7 +216,7 @@ def preload() -> None:
     import gptcli.cli.tokenize
     import gptcli.cli.train
     import gptcli.corpus.build
-    import gptcli.evals.loss
+    import gptcli.evals.rolling
     import gptcli.evals.runner
     import gptcli.sampling.batch
     import gptcli.trainer.launch  # noqa: F401

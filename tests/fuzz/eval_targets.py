@@ -15,13 +15,11 @@ from typing import Any
 
 from gptcli.errors import GptError
 from gptcli.evals.fewshot import FewShotConfig
-from gptcli.evals.grade import record_answer
-from gptcli.evals.records import Records
-from gptcli.evals.requests import whole_text
-from gptcli.evals.result import score_of
-from gptcli.evals.runner import Options, requests_of
+from gptcli.evals.records import Records, completion_record
+from gptcli.evals.requests import build_task_requests, item_text
+from gptcli.evals.results import item_score
 from gptcli.evals.task import Task, find_task, read_task
-from gptcli.evals.task_data import find_data, solved
+from gptcli.evals.task_data import find_data, format_example
 from gptcli.sampling.streaming import Completion
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
 from tests.fuzz.engine import Files, Target
@@ -210,16 +208,14 @@ def asked(
     """All that is done with data before a model is asked; with free form, also what is done with
     its answer.
     """
-    found, _, _ = requests_of(
-        task, tokenizer, N_CTX, path, data, Options(fewshot=FewShotConfig(shots=shots))
-    )
+    found = build_task_requests(task, tokenizer, N_CTX, path, data, FewShotConfig(shots=shots))
     for request in found.requests[:20]:
-        whole_text(request.item)
-        solved(task, request.item)
+        item_text(request.item)
+        format_example(task, request.item)
         if task.kind == "freeform":
-            score_of(
+            item_score(
                 task,
-                record_answer(
+                completion_record(
                     task, request, Completion("It is a. It is b.", [1], [-1.0], "stop", 0.0)
                 ),
             )

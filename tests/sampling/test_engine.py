@@ -11,9 +11,9 @@ from gptcli.errors import RunError
 from gptcli.model.transformer import GPT
 from gptcli.sampling import engine as module
 from gptcli.sampling import quantize, step
-from gptcli.sampling.decode import Row, decode
 from gptcli.sampling.engine import Engine, require_memory
-from gptcli.sampling.params import Rules
+from gptcli.sampling.generate import TokenSequence, generate_sequences
+from gptcli.sampling.params import SamplingParams
 
 
 def test_a_fixed_pass_gives_the_same_tokens(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,8 +25,19 @@ def test_a_fixed_pass_gives_the_same_tokens(model: GPT, monkeypatch: pytest.Monk
     prompts = [[(3 * i + j) % 300 for j in range(1 + i % 9)] for i in range(20)]
     made = []
     for compiled in (False, True):
-        rows = [Row(prompt, max_tokens=1 + 5 * (i % 7)) for i, prompt in enumerate(prompts)]
-        assert len(list(decode(model, rows, Rules(greedy=True), batch=6, compiled=compiled))) == 20
+        rows = [
+            TokenSequence(prompt, max_tokens=1 + 5 * (i % 7)) for i, prompt in enumerate(prompts)
+        ]
+        assert (
+            len(
+                list(
+                    generate_sequences(
+                        model, rows, SamplingParams(greedy=True), batch_size=6, compiled=compiled
+                    )
+                )
+            )
+            == 20
+        )
         made.append([row.tokens for row in rows])
     assert made[0] == made[1]
 
@@ -38,17 +49,22 @@ def test_an_engine_serves_again_and_for_fewer_rows(
     engine = Engine(model, 4, compiled=True)
     for count in (4, 2, 7):
         rows, again = (
-            [Row([i + 1] * (i + 1), max_tokens=5 + i) for i in range(count)] for _ in range(2)
+            [TokenSequence([i + 1] * (i + 1), max_tokens=5 + i) for i in range(count)]
+            for _ in range(2)
         )
-        list(decode(model, rows, Rules(greedy=True), batch=4))
-        list(decode(model, again, Rules(greedy=True), batch=4, engine=engine))
+        list(generate_sequences(model, rows, SamplingParams(greedy=True), batch_size=4))
+        list(
+            generate_sequences(
+                model, again, SamplingParams(greedy=True), batch_size=4, engine=engine
+            )
+        )
         assert [row.tokens for row in rows] == [row.tokens for row in again]
 
 
 def test_a_shorter_cache_is_enough_where_the_length_is_known(model: GPT) -> None:
-    rows = [[Row([1, 2, 3], max_tokens=9)] for _ in range(2)]
-    list(decode(model, rows[0], Rules(greedy=True), batch=1))
-    list(decode(model, rows[1], Rules(greedy=True), batch=1, room=12))
+    rows = [[TokenSequence([1, 2, 3], max_tokens=9)] for _ in range(2)]
+    list(generate_sequences(model, rows[0], SamplingParams(greedy=True), batch_size=1))
+    list(generate_sequences(model, rows[1], SamplingParams(greedy=True), batch_size=1, max_len=12))
     assert rows[0][0].tokens == rows[1][0].tokens
 
 
@@ -83,8 +99,8 @@ def test_without_the_kernel_the_tokens_are_the_same(
     prompts = [[(3 * i + j) % 300 for j in range(1 + 4 * i)] for i in range(6)]
     made = []
     for _ in range(2):
-        rows = [Row(prompt, max_tokens=30) for prompt in prompts]
-        list(decode(model, rows, Rules(greedy=True), batch=4))
+        rows = [TokenSequence(prompt, max_tokens=30) for prompt in prompts]
+        list(generate_sequences(model, rows, SamplingParams(greedy=True), batch_size=4))
         made.append([row.tokens for row in rows])
         for part in (quantize, step):
             monkeypatch.setattr(part, "library", lambda name: None)

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from gptcli.errors import RunError, UsageError
 from gptcli.sampling.params import (
-    Rules,
-    candidates,
+    SamplingParams,
+    apply_top_k,
+    apply_top_p,
     draw,
-    filtered,
-    keep_top_k,
-    keep_top_p,
+    filter_logits,
     next_tokens,
+    top_candidates,
 )
 
 # few values: many ties
@@ -38,7 +38,7 @@ def softmax(values: np.ndarray) -> np.ndarray:
 @given(LOGITS, st.integers(1, 15))
 def test_top_k_keeps_the_k_likeliest_and_their_ties(values: list[float], k: int) -> None:
     threshold = sorted(values, reverse=True)[min(k, len(values)) - 1]
-    assert kept(keep_top_k(torch.tensor([values]), k)) == {
+    assert kept(apply_top_k(torch.tensor([values]), k)) == {
         i for i, value in enumerate(values) if value >= threshold
     }
 
@@ -46,7 +46,7 @@ def test_top_k_keeps_the_k_likeliest_and_their_ties(values: list[float], k: int)
 @given(LOGITS, st.floats(0.01, 0.99))
 def test_top_p_keeps_the_fewest_that_reach_p(values: list[float], p: float) -> None:
     probabilities = softmax(np.array(values))
-    chosen = kept(keep_top_p(torch.tensor([values]), p))
+    chosen = kept(apply_top_p(torch.tensor([values]), p))
     ranked = sorted(probabilities, reverse=True)
     fewest = next(n for n in range(1, len(ranked) + 1) if sum(ranked[:n]) >= p - 1e-6)
     # a sum that meets p to the last bit may fall to either side
@@ -58,20 +58,20 @@ def test_top_p_keeps_the_fewest_that_reach_p(values: list[float], p: float) -> N
 def test_top_p_of_a_known_distribution() -> None:
     logits_BV = torch.tensor([[0.1, 0.5, 0.15, 0.25]]).log()
     for p, tokens in {0.3: {1}, 0.6: {1, 3}, 0.8: {1, 2, 3}, 0.95: {0, 1, 2, 3}}.items():
-        assert kept(keep_top_p(logits_BV, p)) == tokens
+        assert kept(apply_top_p(logits_BV, p)) == tokens
 
 
 def test_top_p_of_one_keeps_even_what_rounds_to_nothing() -> None:
     logits_BV = torch.tensor([[0.0] * 1000 + [-60.0]])
-    assert kept(keep_top_p(logits_BV, 1.0)) == set(range(1001))
+    assert kept(apply_top_p(logits_BV, 1.0)) == set(range(1001))
 
 
 def test_rows_are_filtered_on_their_own() -> None:
     logits_BV = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
-    rules = Rules(temperature=0.7, top_k=9, top_p=0.8)
-    whole = filtered(logits_BV, rules)
+    params = SamplingParams(temperature=0.7, top_k=9, top_p=0.8)
+    whole = filter_logits(logits_BV, params)
     for row in range(5):
-        assert torch.equal(whole[row : row + 1], filtered(logits_BV[row : row + 1], rules))
+        assert torch.equal(whole[row : row + 1], filter_logits(logits_BV[row : row + 1], params))
 
 
 def test_temperature_comes_first_then_top_k_then_top_p() -> None:
@@ -84,39 +84,39 @@ def test_temperature_comes_first_then_top_k_then_top_p() -> None:
     assert exact[:2].sum() < 0.7 < exact[:3].sum()
     exact[3] = 0
     exact /= exact.sum()
-    ours = filtered(torch.tensor(values)[None], Rules(temperature=2.0, top_k=4, top_p=0.7)).softmax(
-        dim=-1
-    )[0]
+    ours = filter_logits(
+        torch.tensor(values)[None], SamplingParams(temperature=2.0, top_k=4, top_p=0.7)
+    ).softmax(dim=-1)[0]
     np.testing.assert_allclose(ours, exact, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    "rules",
+    "params",
     [
-        Rules(),
-        Rules(temperature=0.5),
-        Rules(top_k=5),
-        Rules(top_p=0.7),
-        Rules(temperature=1.7, top_k=8, top_p=0.9),
+        SamplingParams(),
+        SamplingParams(temperature=0.5),
+        SamplingParams(top_k=5),
+        SamplingParams(top_p=0.7),
+        SamplingParams(temperature=1.7, top_k=8, top_p=0.9),
     ],
 )
-def test_draws_follow_the_distribution(rules: Rules) -> None:
+def test_draws_follow_the_distribution(params: SamplingParams) -> None:
     """A chi-square test; its statistic stays under mean + 5 standard deviations of a chi-square
     with those degrees of freedom.
     """
     generator = torch.Generator().manual_seed(1)
     logits_BV = torch.randn(1, 12, generator=generator)
-    values = logits_BV[0].double().numpy() / rules.temperature
-    if rules.top_k:
-        values[values < np.sort(values)[-rules.top_k]] = -np.inf
-    if rules.top_p:
+    values = logits_BV[0].double().numpy() / params.temperature
+    if params.top_k:
+        values[values < np.sort(values)[-params.top_k]] = -np.inf
+    if params.top_p:
         order = np.argsort(-values)
         before = np.cumsum(softmax(values)[order]) - softmax(values)[order]
-        values[order[before >= rules.top_p]] = -np.inf
+        values[order[before >= params.top_p]] = -np.inf
     exact = softmax(values)
     N = 50_000
     tokens = next_tokens(
-        logits_BV.expand(N, -1), rules, torch.rand(N, generator=generator, dtype=torch.float64)
+        logits_BV.expand(N, -1), params, torch.rand(N, generator=generator, dtype=torch.float64)
     )
     seen = np.bincount(tokens, minlength=12)
     possible = exact > 0
@@ -132,37 +132,39 @@ def test_draws_follow_the_distribution(rules: Rules) -> None:
     ),
     st.sampled_from(
         [
-            Rules(top_k=3),
-            Rules(top_k=2, top_p=0.7),
-            Rules(top_k=99, temperature=0.5),
-            Rules(top_k=1),
+            SamplingParams(top_k=3),
+            SamplingParams(top_k=2, top_p=0.7),
+            SamplingParams(top_k=99, temperature=0.5),
+            SamplingParams(top_k=1),
         ]
     ),
 )
 def test_few_candidates_draw_what_the_whole_vocabulary_draws(
-    rows: list[list[float]], rules: Rules
+    rows: list[list[float]], params: SamplingParams
 ) -> None:
     logits_BV = torch.tensor(rows)
-    found = candidates(logits_BV, rules)
+    found = top_candidates(logits_BV, params)
     assert found is not None
     whole = torch.full_like(logits_BV, -torch.inf).scatter(1, found[1], found[0])
-    torch.testing.assert_close(whole.softmax(dim=-1), filtered(logits_BV, rules).softmax(dim=-1))
+    torch.testing.assert_close(
+        whole.softmax(dim=-1), filter_logits(logits_BV, params).softmax(dim=-1)
+    )
     uniform_B = torch.linspace(0, 0.99, len(rows), dtype=torch.float64)
     assert (
-        next_tokens(logits_BV, rules, uniform_B).tolist()
-        == draw(filtered(logits_BV, rules), uniform_B).tolist()
+        next_tokens(logits_BV, params, uniform_B).tolist()
+        == draw(filter_logits(logits_BV, params), uniform_B).tolist()
     )
 
 
 @pytest.mark.parametrize(("spread", "few"), [(4.0, True), (0.01, False)])
 def test_top_p_looks_at_the_whole_vocabulary_only_where_it_must(spread: float, few: bool) -> None:
     logits_BV = torch.randn(3, 9000, generator=torch.Generator().manual_seed(0)) * spread
-    rules = Rules(top_p=0.9)
-    assert (candidates(logits_BV, rules) is not None) == few
+    params = SamplingParams(top_p=0.9)
+    assert (top_candidates(logits_BV, params) is not None) == few
     uniform_B = torch.tensor([0.1, 0.5, 0.999], dtype=torch.float64)
     assert (
-        next_tokens(logits_BV, rules, uniform_B).tolist()
-        == draw(filtered(logits_BV, rules), uniform_B).tolist()
+        next_tokens(logits_BV, params, uniform_B).tolist()
+        == draw(filter_logits(logits_BV, params), uniform_B).tolist()
     )
 
 
@@ -178,7 +180,7 @@ def test_an_impossible_token_is_never_drawn(possible: list[bool], uniform: float
 
 def test_greedy_takes_the_likeliest() -> None:
     logits_BV = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]])
-    assert next_tokens(logits_BV, Rules(greedy=True), torch.rand(2)).tolist() == [1, 0]
+    assert next_tokens(logits_BV, SamplingParams(greedy=True), torch.rand(2)).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -191,20 +193,28 @@ def test_greedy_takes_the_likeliest() -> None:
 )
 def test_values_that_make_no_sense(values: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(values)).replace("_", "-")):
-        Rules(**values)
+        SamplingParams(**values)
 
 
 @pytest.mark.parametrize("temperature", [1e-29, 1e-31, 1e-39, 1e-45, 1e-200, 5e-324])
-@pytest.mark.parametrize("rules", [{}, {"top_k": 5}, {"top_p": 0.9}])
-def test_the_coldest_temperatures_are_greedy(temperature: float, rules: dict[str, Any]) -> None:
+@pytest.mark.parametrize("params", [{}, {"top_k": 5}, {"top_p": 0.9}])
+def test_the_coldest_temperatures_are_greedy(temperature: float, params: dict[str, Any]) -> None:
     logits_BV = torch.randn(16, 300, generator=torch.Generator().manual_seed(0)) * 50
     drawn = next_tokens(
-        logits_BV, Rules(temperature=temperature, **rules), torch.linspace(0, 0.999, 16)
+        logits_BV, SamplingParams(temperature=temperature, **params), torch.linspace(0, 0.999, 16)
     )
     assert torch.equal(drawn, logits_BV.argmax(-1))
 
 
-@pytest.mark.parametrize("rules", [Rules(), Rules(greedy=True), Rules(top_k=2), Rules(top_p=0.5)])
-def test_logits_that_are_not_numbers_are_no_choice(rules: Rules) -> None:
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(),
+        SamplingParams(greedy=True),
+        SamplingParams(top_k=2),
+        SamplingParams(top_p=0.5),
+    ],
+)
+def test_logits_that_are_not_numbers_are_no_choice(params: SamplingParams) -> None:
     with pytest.raises(RunError, match="not numbers"):
-        next_tokens(torch.tensor([[0.0, 1.0], [0.0, math.nan]]), rules, torch.zeros(2))
+        next_tokens(torch.tensor([[0.0, 1.0], [0.0, math.nan]]), params, torch.zeros(2))

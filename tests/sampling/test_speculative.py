@@ -10,11 +10,11 @@ import torch
 from gptcli.errors import GptError
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
-from gptcli.sampling.decode import Row, decode, sample_generator
-from gptcli.sampling.params import Rules, filtered
-from gptcli.sampling.speculative import speculate
+from gptcli.sampling.generate import TokenSequence, generate_sequences, sample_generator
+from gptcli.sampling.params import SamplingParams, filter_logits
+from gptcli.sampling.speculative import generate_speculatively
 
-GREEDY = Rules(greedy=True)
+GREEDY = SamplingParams(greedy=True)
 
 
 @pytest.fixture(scope="module")
@@ -39,29 +39,29 @@ def test_the_same_tokens_greedily(model: GPT, draft: GPT) -> None:
         torch.randint(model.config.vocab_size, (length,), generator=generator).tolist()
         for length in lengths
     ]
-    rows = [Row(prompt, max_tokens=16) for prompt in prompts]
-    list(decode(model, rows, GREEDY, batch=200))
+    rows = [TokenSequence(prompt, max_tokens=16) for prompt in prompts]
+    list(generate_sequences(model, rows, GREEDY, batch_size=200))
     kept = []
     for row in rows:
-        again = Row(row.prompt, max_tokens=16)
-        kept.append(speculate(model, draft, again, GREEDY))
+        again = TokenSequence(row.prompt, max_tokens=16)
+        kept.append(generate_speculatively(model, draft, again, GREEDY))
         assert again.tokens == row.tokens
     assert 0.05 < sum(kept) / 200 < 0.98  # drafts were taken, and drafts were refused
 
 
 def test_a_perfect_draft_is_kept_whole(model: GPT) -> None:
-    assert speculate(model, model, Row([3, 4], max_tokens=11), GREEDY) == 1
+    assert generate_speculatively(model, model, TokenSequence([3, 4], max_tokens=11), GREEDY) == 1
 
 
 def test_log_probabilities_are_the_model_s_own(model: GPT, draft: GPT) -> None:
-    row, untold = (Row([3, 4, 5], max_tokens=15) for _ in range(2))
-    speculate(model, draft, row, GREEDY, log_probs=True)
+    row, untold = (TokenSequence([3, 4, 5], max_tokens=15) for _ in range(2))
+    generate_speculatively(model, draft, row, GREEDY, log_probs=True)
     with torch.no_grad():
         exact = model(torch.tensor([[*row.prompt, *row.tokens]]))[0, 2:-1].log_softmax(dim=-1)
     torch.testing.assert_close(
         torch.tensor(row.log_probs), exact[range(15), row.tokens], atol=1e-4, rtol=1e-4
     )
-    speculate(model, draft, untold, GREEDY)
+    generate_speculatively(model, draft, untold, GREEDY)
     assert untold.log_probs == []
 
 
@@ -71,14 +71,18 @@ def test_a_draft_with_a_shorter_context(model: GPT) -> None:
         ModelConfig(n_layer=1, n_head=2, d_model=8, n_ctx=7, vocab_size=config.vocab_size)
     ).eval()
     short.init_weights(0)
-    [plain] = decode(model, [Row([1, 2, 3], max_tokens=40)], GREEDY, batch=1)
-    row = Row([1, 2, 3], max_tokens=40)
-    speculate(model, short, row, GREEDY)
+    [plain] = generate_sequences(
+        model, [TokenSequence([1, 2, 3], max_tokens=40)], GREEDY, batch_size=1
+    )
+    row = TokenSequence([1, 2, 3], max_tokens=40)
+    generate_speculatively(model, short, row, GREEDY)
     assert row.tokens == plain.tokens
 
 
-@pytest.mark.parametrize("rules", [Rules(top_k=8), Rules(top_p=0.8, temperature=2.0)])
-def test_the_same_distribution_by_chance(rules: Rules) -> None:
+@pytest.mark.parametrize(
+    "params", [SamplingParams(top_k=8), SamplingParams(top_p=0.8, temperature=2.0)]
+)
+def test_the_same_distribution_by_chance(params: SamplingParams) -> None:
     """Pairs of tokens, the first drafted and judged, the second too or the model's own, against
     their exact probabilities (chi-square).
     """
@@ -93,17 +97,21 @@ def test_the_same_distribution_by_chance(rules: Rules) -> None:
                 0.0, 0.25, generator=torch.Generator().manual_seed(seed)
             )
     with torch.no_grad():
-        first_V = filtered(large(torch.tensor([[1, 2]]))[:, -1], rules).double().softmax(dim=-1)[0]
+        first_V = (
+            filter_logits(large(torch.tensor([[1, 2]]))[:, -1], params).double().softmax(dim=-1)[0]
+        )
         second_VV = (
-            filtered(large(torch.tensor([[1, 2, token] for token in range(11)]))[:, -1], rules)
+            filter_logits(
+                large(torch.tensor([[1, 2, token] for token in range(11)]))[:, -1], params
+            )
             .double()
             .softmax(dim=-1)
         )
     exact = (first_V[:, None] * second_VV).flatten()
     N, seen = 3000, torch.zeros(121)
     for number in range(N):
-        row = Row([1, 2], max_tokens=2, generator=sample_generator(0, number))
-        speculate(large, small, row, rules, ahead=2)
+        row = TokenSequence([1, 2], max_tokens=2, generator=sample_generator(0, number))
+        generate_speculatively(large, small, row, params, draft_tokens=2)
         seen[row.tokens[0] * 11 + row.tokens[1]] += 1
     assert seen[exact == 0].sum() == 0
     often = N * exact >= 5  # the rest is one cell
@@ -117,6 +125,8 @@ def test_the_same_distribution_by_chance(rules: Rules) -> None:
 def test_what_does_not_go_together(model: GPT) -> None:
     other = GPT(ModelConfig(n_layer=1, n_head=1, d_model=8, n_ctx=8, vocab_size=9))
     with pytest.raises(GptError, match="9 tokens"):
-        speculate(model, other, Row([1], max_tokens=1), GREEDY)
+        generate_speculatively(model, other, TokenSequence([1], max_tokens=1), GREEDY)
     with pytest.raises(GptError, match="repetition"):
-        speculate(model, model, Row([1], max_tokens=1), Rules(repetition_penalty=1.2))
+        generate_speculatively(
+            model, model, TokenSequence([1], max_tokens=1), SamplingParams(repetition_penalty=1.2)
+        )

@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.model.transformer import GPT
-from gptcli.sampling.params import Rules
-from gptcli.sampling.streaming import TextStream, complete
+from gptcli.sampling.generate import generate
+from gptcli.sampling.params import SamplingParams
+from gptcli.sampling.streaming import TextStream
 from gptcli.tokenizer.tokenizer import Tokenizer
 
-RULES = Rules(temperature=1.5)
+RULES = SamplingParams(temperature=1.5)
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
@@ -64,9 +65,9 @@ def test_text_ends_before_the_first_stop_string_however_it_is_cut(
 
 
 def test_a_stop_string_ends_a_sample(model: GPT, tokenizer: Tokenizer) -> None:
-    whole = complete(model, tokenizer, [1, 2], RULES, max_tokens=60, seed=3)
+    whole = generate(model, tokenizer, [1, 2], RULES, max_tokens=60, seed=3)
     stop = whole.text[10:13]
-    made = complete(
+    made = generate(
         model, tokenizer, [1, 2], RULES, max_tokens=60, seed=3, stops=[stop, "never said"]
     )
     assert made.text == whole.text[: whole.text.index(stop)]
@@ -77,8 +78,15 @@ def test_a_stop_string_ends_a_sample(model: GPT, tokenizer: Tokenizer) -> None:
 def test_a_completion_is_its_tokens(model: GPT, tokenizer: Tokenizer) -> None:
     for number in range(20):
         shown: list[str] = []
-        made = complete(
-            model, tokenizer, [1, 2], RULES, max_tokens=60, seed=3, number=number, show=shown.append
+        made = generate(
+            model,
+            tokenizer,
+            [1, 2],
+            RULES,
+            max_tokens=60,
+            seed=3,
+            sample_index=number,
+            on_text=shown.append,
         )
         assert made.text == "".join(shown) == tokenizer.decode(made.tokens)
         assert made.finish_reason == ("length" if len(made.tokens) == 60 else "stop")
@@ -87,8 +95,14 @@ def test_a_completion_is_its_tokens(model: GPT, tokenizer: Tokenizer) -> None:
 
 def test_end_of_text_ends_it_and_is_not_shown(model: GPT, tokenizer: Tokenizer) -> None:
     ended = [
-        complete(
-            model, tokenizer, [1], Rules(temperature=8.0), max_tokens=300, seed=0, number=number
+        generate(
+            model,
+            tokenizer,
+            [1],
+            SamplingParams(temperature=8.0),
+            max_tokens=300,
+            seed=0,
+            sample_index=number,
         )
         for number in range(12)
     ]

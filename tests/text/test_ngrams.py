@@ -40,7 +40,7 @@ def test_equal_words_and_only_they_have_equal_hashes(texts: list[str]) -> None:
 def test_a_word_has_one_hash_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["one two three", "two, " * 50, "", "THREE " * 30]
     expected = word_hashes(texts)
-    monkeypatch.setattr(ngrams, "SLICE", 10)
+    monkeypatch.setattr(ngrams, "MAX_BATCH_CHARS", 10)
     assert all(map(np.array_equal, word_hashes(texts), expected))
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from gptcli.runs.metrics import read_lines
-from gptcli.sampling.decode import Row, decode, sample_generator
+from gptcli.sampling.generate import TokenSequence, generate_sequences, sample_generator
 from gptcli.sampling.load import load
 from gptcli.trainer.samples import LENGTH, PROMPT, RULES, SAMPLES, prompts
 
@@ -16,10 +16,10 @@ def test_every_checkpoint_writes_what_its_model_would(make_run, train_here):
     assert [row["step"] for row in rows] == [20, 20]  # the only checkpoint is the last
     loaded = load(run.out, device="cpu", precision="fp32")
     for number, (row, prompt) in enumerate(zip(rows, prompts(run), strict=True)):
-        alone = Row(
+        alone = TokenSequence(
             prompt, max_tokens=LENGTH, generator=sample_generator(3, number), stop_id=run.eot_id
         )
-        assert list(decode(loaded.model, [alone], RULES, batch=1)) == [alone]
+        assert list(generate_sequences(loaded.model, [alone], RULES, batch_size=1)) == [alone]
         assert row["text"] == loaded.tokenizer.decode(alone.tokens)
     assert row["prompt"] == loaded.tokenizer.decode(prompt)
     assert torch.get_num_threads() == threads

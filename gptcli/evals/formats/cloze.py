@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gptcli.errors import InputError
-from gptcli.evals.formats.files import Row, kind_of, line_id, lines, objects, whole
+from gptcli.evals.formats.files import Row, kind_of, line_id, lines, objects, read_whole
 from gptcli.text.detokenize import book
 
 POSSESSIVE = ("his", "their", "its", "my", "our")
@@ -111,7 +111,7 @@ def read_winograd(path: Path) -> Iterator[Row]:
 
 def _winograd_xml(path: Path) -> Iterator[Row]:
     try:
-        root = ElementTree.fromstring(whole(path))
+        root = ElementTree.fromstring(read_whole(path))
     except ElementTree.ParseError as error:
         raise InputError(f"not valid XML: {error}", where=f"{path}:{error.position[0]}") from None
     for number, schema in enumerate(root.iter("schema"), 1):

@@ -23,8 +23,8 @@ Reader = Callable[[Path], Iterator[Row]]
 
 # bytes of a file that is read as a whole, decompressed, so that a small archive cannot fill the
 # memory
-LARGEST = 1 << 30
-LONGEST = 1 << 28  # and of a line
+MAX_FILE_BYTES = 1 << 30
+MAX_LINE_BYTES = 1 << 28  # and of a line
 PIECE = 1 << 12  # compressed bytes decoded at once: every four of zstd's may stand for 128 KiB
 
 
@@ -39,15 +39,17 @@ def _zstd(path: Path) -> IO[bytes]:
     frame: Any = None
     # a frame at a time: zstandard's own reader does not say that the last one is cut short
     with open(path, "rb") as file:
-        while found.tell() <= LARGEST and (packed := packed or file.read(PIECE)):
+        while found.tell() <= MAX_FILE_BYTES and (packed := packed or file.read(PIECE)):
             frame = frame or zstandard.ZstdDecompressor().decompressobj()
             try:
                 found.write(frame.decompress(packed))
             except zstandard.ZstdError as error:
                 raise OSError(str(error)) from None
             packed, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
-    if found.tell() > LARGEST:
-        raise InputError(f"over {LARGEST:,} bytes unpacked", where=path, hint="unpack it first")
+    if found.tell() > MAX_FILE_BYTES:
+        raise InputError(
+            f"over {MAX_FILE_BYTES:,} bytes unpacked", where=path, hint="unpack it first"
+        )
     if frame is not None:
         raise EOFError("its zstd stream ends early")
     found.seek(0)
@@ -74,9 +76,11 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
     number = 0
     try:
         with _open(path) as file:
-            for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), 1):
-                if len(line) > LONGEST:
-                    raise InputError(f"a line of over {LONGEST:,} bytes", where=f"{path}:{number}")
+            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
+                if len(line) > MAX_LINE_BYTES:
+                    raise InputError(
+                        f"a line of over {MAX_LINE_BYTES:,} bytes", where=f"{path}:{number}"
+                    )
                 if number == 1:
                     line = without_bom(line)
                 yield f"{path}:{number}", line.decode("utf-8").rstrip("\r\n")
@@ -97,17 +101,17 @@ def content(path: Path) -> bytes:
     """All bytes of a file, decompressed. Raises InputError where it is missing or damaged."""
     try:
         with _open(path) as file:
-            data = file.read(LARGEST + 1)
+            data = file.read(MAX_FILE_BYTES + 1)
     except (FileNotFoundError, IsADirectoryError):
         raise InputError("no such file", where=path) from None
     except (EOFError, OSError, zlib.error) as error:
         raise InputError(f"the file is damaged or cut short: {error}", where=path) from None
-    if len(data) > LARGEST:
-        raise InputError(f"over {LARGEST:,} bytes, which are not read at once", where=path)
+    if len(data) > MAX_FILE_BYTES:
+        raise InputError(f"over {MAX_FILE_BYTES:,} bytes, which are not read at once", where=path)
     return data
 
 
-def whole(path: Path) -> str:
+def read_whole(path: Path) -> str:
     """The text of a file, to the character. Raises InputError like `lines`."""
     data = content(path)
     try:
@@ -232,4 +236,4 @@ def read_lines(path: Path) -> Iterator[Row]:
 
 def read_text(path: Path) -> Iterator[Row]:
     """The whole file as one running text."""
-    yield {"id": path.name, "text": whole(path)}
+    yield {"id": path.name, "text": read_whole(path)}

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gptcli.errors import InputError
-from gptcli.evals.formats.files import Row, content, kind_of, line_id, lines, objects, whole
+from gptcli.evals.formats.files import Row, content, kind_of, line_id, lines, objects, read_whole
 
 
 def read_parallel(path: Path) -> Iterator[Row]:
@@ -59,7 +59,7 @@ def read_parallel(path: Path) -> Iterator[Row]:
 
 def _sentences(path: Path) -> list[str]:
     if kind_of(path) == ".sgm":
-        found = re.findall(r"<seg[^>]*>(.*?)</seg>", whole(path), re.DOTALL | re.IGNORECASE)
+        found = re.findall(r"<seg[^>]*>(.*?)</seg>", read_whole(path), re.DOTALL | re.IGNORECASE)
         return [" ".join(html.unescape(sentence).split()) for sentence in found]
     return [line.strip() for _, line in lines(path)]
 
@@ -81,7 +81,9 @@ def read_summaries(path: Path) -> Iterator[Row]:
             }
         return
     for file in sorted(path.glob("*.story")) if path.is_dir() else [path]:
-        article, *highlights = (" ".join(part.split()) for part in whole(file).split("@highlight"))
+        article, *highlights = (
+            " ".join(part.split()) for part in read_whole(file).split("@highlight")
+        )
         if not article or not highlights:
             raise InputError("not an article with highlights below it", where=file)
         yield {"id": file.stem, "article": article, "summary": "\n".join(highlights)}

@@ -103,8 +103,8 @@ def test_broken_files_say_where(
 def test_a_small_file_that_unpacks_to_a_large_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, pack: Callable[[bytes], bytes]
 ) -> None:
-    monkeypatch.setattr("gptcli.evals.formats.files.LARGEST", 1 << 20)
-    monkeypatch.setattr("gptcli.evals.formats.files.LONGEST", 1 << 16)
+    monkeypatch.setattr("gptcli.evals.formats.files.MAX_FILE_BYTES", 1 << 20)
+    monkeypatch.setattr("gptcli.evals.formats.files.MAX_LINE_BYTES", 1 << 16)
     (tmp_path / f"a{ending}").write_bytes(pack(bytes(1 << 20)))
     assert len(content(tmp_path / f"a{ending}")) == 1 << 20
     with pytest.raises(InputError, match="a line of over 65,536 bytes") as caught:

@@ -10,7 +10,7 @@ import pytest
 
 from gptcli.errors import InputError
 from gptcli.evals.formats import READERS
-from gptcli.evals.synthetic import generate
+from gptcli.evals.synthetic import generate_rows
 
 
 def test_translations_as_sgml_and_as_lines(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_the_last_five_million_bytes(tmp_path: Path) -> None:
 def test_the_real_files(real_data: Path) -> None:
     for file in sorted((real_data / "gpt3-synthetic").glob("*_*n.jsonl")):
         read = list(READERS["synthetic"](file))
-        made = list(generate(file.stem, seed=0))
+        made = list(generate_rows(file.stem, seed=0))
         assert len(read) == len(made) == 2000
         assert (
             read[0]["prompt"].split()[:3] == made[0]["prompt"].split()[:3] == ["Q:", "What", "is"]

@@ -1,11 +1,11 @@
-"""Windows score every token once; loss, perplexity, bits per byte and entropy against loops by
-hand.
-"""
+"""Rolling windows score every token once; losses equal loops by hand; sources of text."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.errors import InputError, RunError, UsageError
-from gptcli.evals.loss import LossReport, evaluate_loss, windows
-from gptcli.evals.texts import token_bytes
+from gptcli.evals.rolling import (
+    LossReport,
+    evaluate_loss,
+    find_run_shards,
+    open_val_split,
+    read_text_tokens,
+    rolling_windows,
+    token_byte_lengths,
+)
+from gptcli.files import sha256
 from gptcli.model.transformer import GPT
+from gptcli.shards.format import token_dtype, write_shard
 from gptcli.shards.loader import TokenStream
 from gptcli.tokenizer.tokenizer import Tokenizer
 
@@ -33,7 +42,7 @@ def tokens(tokenizer: Tokenizer) -> np.ndarray:
 def measure(
     model: GPT, tokenizer: Tokenizer, tokens: TokenStream | np.ndarray, **options: Any
 ) -> LossReport:
-    return evaluate_loss(model, tokens, token_bytes(tokenizer), name="text", **options)
+    return evaluate_loss(model, tokens, token_byte_lengths(tokenizer), name="text", **options)
 
 
 def by_hand(theirs: Any, tokens: np.ndarray, stride: int) -> list[float]:
@@ -53,7 +62,7 @@ def by_hand(theirs: Any, tokens: np.ndarray, stride: int) -> list[float]:
 def test_every_token_is_scored_once(length: int, n_ctx: int, data: st.DataObject) -> None:
     stride = data.draw(st.integers(1, n_ctx))
     scored = []
-    for start, stop, count in windows(length, n_ctx, stride):
+    for start, stop, count in rolling_windows(length, n_ctx, stride):
         assert 0 <= start < stop - count < stop <= min(length, start + n_ctx + 1)
         for target in range(stop - count, stop):
             # the context that the rule promises
@@ -72,7 +81,7 @@ def test_equal_to_a_loop_by_hand(
     assert report.loss == pytest.approx(np.mean(nats), abs=1e-5)
     assert report.perplexity == pytest.approx(math.exp(np.mean(nats)), rel=1e-4)
     assert report.bits_per_byte == pytest.approx(sum(nats) / math.log(2) / report.bytes, rel=1e-5)
-    assert report.windows == len(list(windows(len(tokens), 24, stride)))
+    assert report.windows == len(list(rolling_windows(len(tokens), 24, stride)))
 
 
 def test_bytes_are_the_texts_own(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray) -> None:
@@ -119,7 +128,7 @@ def test_shards_and_limits(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray)
 
 def test_bad_input(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray) -> None:
     for stride in (0, 25):
-        with pytest.raises(UsageError, match=r"stride: .* is out of range"):
+        with pytest.raises(UsageError, match=r"stride is"):
             measure(model, tokenizer, tokens, stride=stride)
     with pytest.raises(InputError, match="too short"):
         measure(model, tokenizer, tokens[:1])
@@ -130,3 +139,90 @@ def test_broken_weights_are_said(model: GPT, tokenizer: Tokenizer, tokens: np.nd
     torch.nn.init.constant_(broken.ln_f.bias, math.nan)
     with pytest.raises(RunError, match="weights are broken"):
         measure(broken, tokenizer, tokens)
+
+
+def write_shards(folder: Path, tokenizer: Tokenizer, tokens: list[int]) -> None:
+    folder.mkdir()
+    write_shard(
+        folder / "val-000000.bin",
+        np.array([len(tokens)]),
+        [np.array(tokens)],
+        token_dtype(tokenizer.vocab_size),
+    )
+    shard = {
+        "file": "val-000000.bin",
+        "split": "val",
+        "tokens": len(tokens),
+        "documents": 1,
+        "sha256": sha256(folder / "val-000000.bin"),
+    }
+    manifest = {
+        "format": 1,
+        "tokenizer_sha256": tokenizer.sha256,
+        "vocab_size": tokenizer.vocab_size,
+        "eot_id": tokenizer.eot_id,
+    }
+    manifest |= {
+        "seed": 0,
+        "val_fraction": 1.0,
+        "split_rule": "all",
+        "shards": [shard],
+        "sources": [],
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_runs_own_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "run.toml").write_text('lr = 1e-3  # preset\ndata = "shards"  # default\n')
+    assert find_run_shards(tmp_path) == Path("shards")
+
+
+@pytest.mark.parametrize("toml", [None, "", 'data = "gone"', "data = 3", "data ="])
+def test_a_run_whose_shards_are_not_known(tmp_path: Path, toml: str | None) -> None:
+    if toml is not None:
+        (tmp_path / "run.toml").write_text(toml)
+    with pytest.raises(InputError) as caught:
+        find_run_shards(tmp_path)
+    assert "with data" in str(caught.value)
+
+
+def test_shards(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    write_shards(tmp_path / "shards", tokenizer, [399, 1, 2, 3])
+    assert open_val_split(tmp_path / "shards", tokenizer)[:].tolist() == [399, 1, 2, 3]
+    with open(tmp_path / "shards" / "val-000000.bin", "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x01")
+    with pytest.raises(InputError, match="altered"):
+        open_val_split(tmp_path / "shards", tokenizer)
+
+
+def test_shards_of_another_tokenizer(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    from gptcli.tokenizer.training import train_tokenizer
+
+    write_shards(tmp_path / "shards", train_tokenizer(["la la la"], 258), [257, 1, 2])
+    with pytest.raises(InputError, match="another tokenizer"):
+        open_val_split(tmp_path / "shards", tokenizer)
+
+
+def test_a_text_file_byte_for_byte(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    text = "\ufeffnaïve\r\n<|endoftext|> \t🙂\n"
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    tokens = read_text_tokens(tmp_path / "a.txt", tokenizer)
+    assert tokens[0] == tokenizer.eot_id
+    assert tokenizer.decode(tokens[1:].tolist()) == text
+    assert token_byte_lengths(tokenizer)[tokens].sum() == len(text.encode())
+
+
+def test_a_text_file_that_is_not_utf8(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(InputError, match="byte 3"):
+        read_text_tokens(tmp_path / "a.txt", tokenizer)
+
+
+def test_every_token_spells_its_bytes(tokenizer: Tokenizer) -> None:
+    lengths = token_byte_lengths(tokenizer)
+    assert lengths[tokenizer.eot_id] == 0
+    assert (lengths[:256] == 1).all()
+    assert (lengths[256 : tokenizer.eot_id] > 1).all()

@@ -12,17 +12,17 @@ from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import save_model
 from gptcli.model.transformer import GPT
 from gptcli.sampling import engine
-from gptcli.sampling.decode import Row, decode, sample_generator
-from gptcli.sampling.params import Rules
+from gptcli.sampling.generate import TokenSequence, generate_sequences, sample_generator
+from gptcli.sampling.params import SamplingParams
 
-GREEDY = Rules(greedy=True)
+GREEDY = SamplingParams(greedy=True)
 N_PROMPTS = 200
 
 
 def made(
     model: GPT,
     prompts: list[list[int]],
-    rules: Rules = GREEDY,
+    params: SamplingParams = GREEDY,
     *,
     batch: int = 1,
     max_tokens: int = 20,
@@ -30,10 +30,10 @@ def made(
 ) -> list[list[int]]:
     """The tokens after each prompt, `batch` at once; row i draws as sample i of seed 0."""
     rows = [
-        Row(prompt, max_tokens=max_tokens, generator=sample_generator(0, i), **options)
+        TokenSequence(prompt, max_tokens=max_tokens, generator=sample_generator(0, i), **options)
         for i, prompt in enumerate(prompts)
     ]
-    done = list(decode(model, iter(rows), rules, batch=batch))
+    done = list(generate_sequences(model, iter(rows), params, batch_size=batch))
     assert sorted(map(id, done)) == sorted(map(id, rows))
     return [row.tokens for row in rows]
 
@@ -98,22 +98,31 @@ def test_rows_of_many_lengths_and_ends(
 ) -> None:
     prompts, whole = expected
     ends = [1 + (7 * i) % 30 for i in range(N_PROMPTS)]
-    rows = [Row(prompt, max_tokens=end) for prompt, end in zip(prompts, ends, strict=True)]
-    assert {id(row) for row in decode(model, rows, GREEDY, batch=16)} == {id(row) for row in rows}
+    rows = [
+        TokenSequence(prompt, max_tokens=end) for prompt, end in zip(prompts, ends, strict=True)
+    ]
+    assert {id(row) for row in generate_sequences(model, rows, GREEDY, batch_size=16)} == {
+        id(row) for row in rows
+    }
     assert [row.tokens for row in rows] == [
         tokens[:end] for tokens, end in zip(whole, ends, strict=True)
     ]
 
 
 @pytest.mark.parametrize(
-    "rules", [Rules(top_k=40), Rules(top_p=0.9, temperature=0.8), Rules(repetition_penalty=1.3)]
+    "params",
+    [
+        SamplingParams(top_k=40),
+        SamplingParams(top_p=0.9, temperature=0.8),
+        SamplingParams(repetition_penalty=1.3),
+    ],
 )
-def test_a_seed_fixes_the_text_at_any_batch_size(model: GPT, rules: Rules) -> None:
+def test_a_seed_fixes_the_text_at_any_batch_size(model: GPT, params: SamplingParams) -> None:
     prompts = random_prompts(model, [1, 9, 4, 24, 30, 2, 9, 9] * 3)
-    alone = made(model, prompts, rules)
-    assert alone == made(model, prompts, rules, batch=5) == made(model, prompts, rules, batch=24)
+    alone = made(model, prompts, params)
+    assert alone == made(model, prompts, params, batch=5) == made(model, prompts, params, batch=24)
     assert len({tuple(tokens) for tokens in alone}) == len(prompts)
-    assert made(model, [prompts[1]] * 3, rules) != [alone[1]] * 3  # each sample has its own chance
+    assert made(model, [prompts[1]] * 3, params) != [alone[1]] * 3  # each sample has its own chance
 
 
 def test_equal_to_transformers(model: GPT, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -127,7 +136,11 @@ def test_equal_to_transformers(model: GPT, tmp_path_factory: pytest.TempPathFact
     prompts = random_prompts(model, [1, 2, 3, 5, 8, 13] * 4)
     for penalty in (1.0, 1.3):
         ours = made(
-            model, prompts, Rules(greedy=True, repetition_penalty=penalty), batch=6, max_tokens=11
+            model,
+            prompts,
+            SamplingParams(greedy=True, repetition_penalty=penalty),
+            batch=6,
+            max_tokens=11,
         )
         for prompt, tokens in zip(prompts, ours, strict=True):
             whole = theirs.generate(
@@ -168,21 +181,21 @@ def test_the_prompt_is_read_in_one_pass_and_the_head_at_one_position(
 def test_stops_before_the_stop_token(model: GPT) -> None:
     [tokens] = made(model, [[1, 2, 3]])
     stop = tokens[6]
-    row = Row([1, 2, 3], max_tokens=20, stop_id=stop)
-    assert list(decode(model, [row], GREEDY, batch=1)) == [row]
+    row = TokenSequence([1, 2, 3], max_tokens=20, stop_id=stop)
+    assert list(generate_sequences(model, [row], GREEDY, batch_size=1)) == [row]
     assert (row.tokens, row.finish_reason) == (tokens[: tokens.index(stop)], "stop")
 
 
 def test_log_probabilities_are_the_model_s_own(model: GPT) -> None:
     rows = [
-        Row(prompt, max_tokens=9, generator=sample_generator(0, i))
+        TokenSequence(prompt, max_tokens=9, generator=sample_generator(0, i))
         for i, prompt in enumerate(random_prompts(model, [3, 8, 5]))
     ]
-    for row in decode(
+    for row in generate_sequences(
         model,
         rows,
-        Rules(top_k=3, temperature=2.0, repetition_penalty=1.5),
-        batch=2,
+        SamplingParams(top_k=3, temperature=2.0, repetition_penalty=1.5),
+        batch_size=2,
         log_probs=True,
     ):
         with torch.no_grad():
@@ -201,9 +214,9 @@ def test_rows_come_in_only_as_there_is_room(model: GPT) -> None:
         nonlocal taken
         for _ in range(9):
             taken += 1
-            yield Row([1], max_tokens=2)
+            yield TokenSequence([1], max_tokens=2)
 
-    done = decode(model, source(), GREEDY, batch=2)
+    done = generate_sequences(model, source(), GREEDY, batch_size=2)
     next(done)
     assert taken == 2  # the next is taken when the loop goes on
     assert torch.is_grad_enabled()
@@ -222,7 +235,11 @@ def test_likely_tokens_are_what_the_model_says(model: GPT) -> None:
     drawn = [
         tokens[0]
         for tokens in made(
-            model, [[5, 6, 7]] * N, Rules(temperature=2.0, top_k=20), batch=100, max_tokens=1
+            model,
+            [[5, 6, 7]] * N,
+            SamplingParams(temperature=2.0, top_k=20),
+            batch=100,
+            max_tokens=1,
         )
     ]
     seen = torch.tensor([drawn.count(token) for token in likeliest.indices.tolist()])
@@ -237,6 +254,6 @@ def test_a_context_of_one_token() -> None:
 
 
 def test_nothing_to_do(model: GPT) -> None:
-    assert list(decode(model, [], GREEDY, batch=4)) == []
+    assert list(generate_sequences(model, [], GREEDY, batch_size=4)) == []
     with pytest.raises(UsageError, match="max-tokens is 0"):
-        Row([1], max_tokens=0)
+        TokenSequence([1], max_tokens=0)

@@ -1,0 +1,292 @@
+"""Generate text: prefill the prompts in one pass, then decode one token per sequence and pass.
+
+A finished sequence makes room in the batch for the next prompt. Positions are learned, so the cache
+cannot roll: the keys and values of a token contain the position it was read at. When the context is
+full, the last n_ctx // 2 tokens are read again from position 0, and decoding continues. Of a prompt
+longer than n_ctx, the last n_ctx tokens are read.
+
+Each sequence has its own random generator and takes one number from it per token, so in fp32 its
+text does not depend on the rest of the batch. In bf16, and rarely with int8 weights, a different
+batch may round differently and so lead to different text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+
+from gptcli.errors import UsageError
+from gptcli.model.transformer import GPT
+from gptcli.sampling.engine import Engine
+from gptcli.sampling.params import SamplingParams, apply_repetition_penalty, next_tokens
+from gptcli.sampling.streaming import Completion, TextStream
+from gptcli.tokenizer.tokenizer import Tokenizer
+
+
+def generate(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[int],
+    params: SamplingParams | None = None,
+    *,
+    max_tokens: int = 200,
+    seed: int = 0,
+    sample_index: int = 0,
+    stops: Sequence[str] = (),
+    log_probs: bool = False,
+    on_text: Callable[[str], object] = lambda piece: None,
+) -> Completion:
+    """Generate one continuation of `prompt`, a text or its tokens.
+
+    Generation ends at the end-of-text token, before the first of the strings `stops`, or after
+    `max_tokens` tokens. The text depends on `seed` and `sample_index` alone: each index gives
+    another sample. `on_text` receives each piece of text as soon as its characters are complete.
+    """
+    sequence = TextSequence(
+        tokenizer,
+        encode_prompt(tokenizer, prompt) if isinstance(prompt, str) else prompt,
+        max_tokens=max_tokens,
+        generator=sample_generator(seed, sample_index),
+        stops=stops,
+        on_text=on_text,
+    )
+    params = params or SamplingParams()
+    for _ in generate_sequences(model, [sequence], params, batch_size=1, log_probs=log_probs):
+        pass
+    return sequence.completion()
+
+
+class TokenSequence:
+    """A prompt of at least one token and the tokens generated after it."""
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        generator: torch.Generator | None = None,
+        stop_id: int | None = None,
+    ) -> None:
+        """Prepare to generate up to `max_tokens` tokens, or until `stop_id`.
+
+        Raises UsageError if `max_tokens` is below 1.
+        """
+        if max_tokens < 1:
+            raise UsageError(f"max-tokens is {max_tokens}", hint="use at least 1")
+        self.prompt = list(prompt)
+        self.max_tokens = max_tokens
+        # Greedy decoding takes no number from it.
+        self.generator = generator or torch.Generator().manual_seed(0)
+        self.stop_id = stop_id
+        self.tokens: list[int] = []
+        """Generated tokens, without a final `stop_id`."""
+        self.log_probs: list[float] = []
+        """Log-probability in nats of each of `tokens` under the model, before sampling parameters
+        apply; empty unless requested.
+        """
+        self.finish_reason: str | None = None
+        """None while unfinished, "stop" at the end of the text, "length" after `max_tokens`."""
+
+    def append(self, token: int, log_prob: float | None = None) -> None:
+        """Add the next token and set `finish_reason` if it is the last."""
+        if token == self.stop_id:
+            self.finish_reason = "stop"
+            return
+        self.tokens.append(token)
+        if log_prob is not None:
+            self.log_probs.append(log_prob)
+        if len(self.tokens) >= self.max_tokens:
+            self.finish_reason = "length"
+
+
+class TextSequence(TokenSequence):
+    """A sequence decoded to text as it is generated; `on_text` receives each complete piece."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        generator: torch.Generator | None = None,
+        stops: Sequence[str] = (),
+        on_text: Callable[[str], object] = lambda piece: None,
+    ) -> None:
+        super().__init__(
+            prompt, max_tokens=max_tokens, generator=generator, stop_id=tokenizer.eot_id
+        )
+        self._tokenizer, self._stream, self._on_text = tokenizer, TextStream(stops), on_text
+        self._pieces: list[str] = []
+        self._started = self._ended = time.perf_counter()
+
+    def append(self, token: int, log_prob: float | None = None) -> None:
+        """Add the next token and the text that it completes; finish at a stop string."""
+        super().append(token, log_prob)
+        if token != self.stop_id:
+            self._emit(self._stream.push(self._tokenizer.decode_bytes([token])))
+        if self.finish_reason is not None:
+            self._emit(self._stream.end())
+        if self._stream.stopped:
+            self.finish_reason = "stop"
+        self._ended = time.perf_counter()
+
+    def _emit(self, piece: str) -> None:
+        if piece:
+            self._pieces.append(piece)
+            self._on_text(piece)
+
+    def completion(self) -> Completion:
+        """Return the text, tokens and timing so far."""
+        return Completion(
+            "".join(self._pieces),
+            self.tokens,
+            self.log_probs,
+            self.finish_reason or "length",
+            self._ended - self._started,
+        )
+
+
+def generate_sequences(
+    model: GPT,
+    sequences: Iterable[TokenSequence],
+    params: SamplingParams,
+    *,
+    batch_size: int,
+    log_probs: bool = False,
+    max_len: int | None = None,
+    compiled: bool | None = None,
+    engine: Engine | None = None,
+) -> Iterator[TokenSequence]:
+    """Finish every sequence, `batch_size` at a time, and yield each when it is finished.
+
+    `sequences` is consumed only as the batch has room. Tokens are added by `TokenSequence.append`.
+    `max_len` is the largest length of a prompt with its tokens, if known: a smaller cache is then
+    enough. `compiled` is that of `Engine`; an `engine` of `batch_size` rows, compiled earlier, can
+    be used again instead. Raises RunError if the cache does not fit into memory.
+    """
+    n_ctx, source = model.config.n_ctx, iter(sequences)
+    slots: list[TokenSequence | None] = list(itertools.islice(source, batch_size))
+    if not slots:
+        return
+    engine = engine or Engine(model, len(slots), room=max_len, compiled=compiled)
+    windows = [sequence.prompt[-n_ctx:] for sequence in slots if sequence]
+    to_prefill = set(range(len(slots)))  # slots to read from position 0; the others decode
+    for _ in range(engine.rows - len(slots)):
+        slots.append(None)
+        windows.append([0])
+    while any(slots):
+        for slot, window in enumerate(windows):
+            if len(window) > n_ctx:
+                windows[slot] = window[-max(1, n_ctx // 2) :]
+                to_prefill.add(slot)
+        active = sorted(to_prefill) or [slot for slot, sequence in enumerate(slots) if sequence]
+        if to_prefill:
+            logits_BV = engine.read(active, [windows[slot] for slot in active])
+        else:
+            for slot, sequence in enumerate(slots):
+                if sequence is None:
+                    engine.lengths[slot] = 0  # an empty slot would otherwise outgrow the cache
+            logits_BV = engine.step([window[-1] for window in windows])
+            if len(active) < engine.rows:
+                logits_BV = logits_BV[active]
+        to_prefill.clear()
+        batch = [sequence for slot in active if (sequence := slots[slot])]
+        for slot, sequence, (token, log_prob) in zip(
+            active, batch, sample_tokens(logits_BV, params, batch, log_probs), strict=True
+        ):
+            sequence.append(token, log_prob)
+            windows[slot].append(token)
+            if sequence.finish_reason is None:
+                continue
+            yield sequence
+            slots[slot] = following = next(source, None)
+            # An empty slot reads an arbitrary token.
+            windows[slot] = following.prompt[-n_ctx:] if following else [0]
+            if following:
+                to_prefill.add(slot)
+        if any(slots) and not all(slots) and not engine.fixed:
+            kept = [slot for slot, sequence in enumerate(slots) if sequence]
+            engine.keep(kept)
+            slots, windows = [slots[slot] for slot in kept], [windows[slot] for slot in kept]
+            to_prefill = {kept.index(slot) for slot in to_prefill}
+
+
+@torch.inference_mode()
+def sample_tokens(
+    logits_BV: torch.Tensor,
+    params: SamplingParams,
+    sequences: Sequence[TokenSequence],
+    log_probs: bool,
+) -> list[tuple[int, float | None]]:
+    """Return the next token of each sequence and, if requested, its log-probability in nats."""
+    penalized_BV = logits_BV
+    if params.repetition_penalty != 1:
+        penalized_BV = apply_repetition_penalty(
+            logits_BV,
+            [[*sequence.prompt, *sequence.tokens] for sequence in sequences],
+            params.repetition_penalty,
+        )
+    uniform_B = torch.empty(0)
+    if not params.greedy:
+        uniform_B = torch.cat(
+            [
+                torch.rand(1, generator=sequence.generator, dtype=torch.float64)
+                for sequence in sequences
+            ]
+        )
+    token_B = next_tokens(penalized_BV, params, uniform_B)
+    if not log_probs:
+        return [(token, None) for token in token_B.tolist()]
+    log_prob_B = logits_BV.gather(1, token_B[:, None])[:, 0].float() - logits_BV.float().logsumexp(
+        dim=-1
+    )
+    return list(zip(token_B.tolist(), log_prob_B.tolist(), strict=True))
+
+
+def sample_generator(seed: int, sample_index: int, prompt_index: int = 0) -> torch.Generator:
+    """Return the random generator of one sample of one prompt (both counted from 0) under `seed`.
+
+    It does not depend on the number of samples or prompts.
+    """
+    key = hashlib.sha256(
+        f"{seed}/sample/{sample_index}{f'/prompt/{prompt_index}' if prompt_index else ''}".encode()
+    ).digest()
+    return torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=True))
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Return the tokens of a prompt; an empty prompt is the end-of-text token, as in GPT-2.
+
+    Raises UsageError if the prompt is empty and the tokenizer has no end-of-text token.
+    """
+    if tokens := tokenizer.encode(prompt):
+        return tokens
+    if tokenizer.eot_id is None:
+        raise UsageError(
+            "the prompt is empty, and this tokenizer has no end-of-text token to start from",
+            hint="give a prompt",
+        )
+    return [tokenizer.eot_id]
+
+
+def few_shot_prompt(instruction: str | None, examples: Sequence[str], prompt: str) -> str:
+    """Return instruction, examples and prompt, one per line (GPT-3, figure 2.1)."""
+    return "\n".join([*([instruction] if instruction else []), *examples, prompt])
+
+
+def news_prompt(title: str, subtitle: str, articles: Sequence[str] = ()) -> str:
+    """Return GPT-3's prompt for news articles (section 3.9.4).
+
+    It consists of earlier articles, of which the paper gives three, then the title and subtitle of
+    the article to write.
+    """
+    return "\n\n".join(
+        [
+            *(article.strip() for article in articles),
+            f"Title: {title}\nSubtitle: {subtitle}\nArticle:",
+        ]
+    )
