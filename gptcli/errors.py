@@ -60,6 +60,12 @@ class GptError(Exception):
         text = f"{self.where}: {self.what}" if self.where else self.what
         return "\n  ".join([text, *(self.hint or "").splitlines()])
 
+    def spell_parameters(self, spell: Callable[[str], str]) -> None:
+        """Write the parameters that the error names by `spell`, such as n_ctx as --n-ctx."""
+        self.what = name_parameters(self.what, spell)
+        self.where = self.where and name_parameters(self.where, spell)
+        self.hint = self.hint and name_parameters(self.hint, spell)
+
     def __str__(self) -> str:
         return name_parameters(self.message)
 

@@ -15,6 +15,7 @@ import typer
 import typer.core
 from typer.exceptions import TyperException
 
+from gptcli.cli.config import option
 from gptcli.errors import GptError, UsageError
 
 FREE_TEXT = ("TEXT", "PROMPT")  # metavars of values that may be empty and may hold commas
@@ -236,3 +237,6 @@ class Group(Reading, typer.core.TyperGroup):
             return super().invoke(ctx)
         except TyperException as error:
             raise as_gpt_error(error, ctx) from None
+        except GptError as error:
+            error.spell_parameters(option)
+            raise

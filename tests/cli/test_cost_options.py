@@ -80,7 +80,7 @@ def question_of(said: dict[str, Any]) -> str | None:
 def test_numbers_above_zero(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         positive("price", text)
-    assert caught.value.where == "--price"
+    assert caught.value.field == "price"
     assert caught.value.hint
 
 
@@ -90,7 +90,7 @@ def test_numbers() -> None:
     assert whole("micro_batch", "2k") == 2000
     with pytest.raises(UsageError, match="not a whole number") as caught:
         whole("micro_batch", "1.5")
-    assert caught.value.where == "--micro-batch"
+    assert caught.value.field == "micro_batch"
 
 
 def test_todays_gpu_unless_another_is_named_or_described() -> None:
