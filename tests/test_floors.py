@@ -18,6 +18,7 @@ PACKAGE = Path(gptcli.__file__).parent
 FLOORS = [
     {"__main__"},
     {"cli"},
+    {"api"},
     {"corpus", "trainer", "evals"},
     {"distributed"},
     {"sampling"},
@@ -56,6 +57,8 @@ def imports_of(path: Path) -> set[str]:
 def test_imports_go_down(path: Path) -> None:
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     room = parts[0]
+    if room == "__init__":  # names the library's parts, and imports them on first use
+        return
     assert room in FLOOR_OF, f"{room} has no floor"
     for module in imports_of(path):
         other = room_of(module)

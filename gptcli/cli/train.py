@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -441,7 +442,6 @@ def train(
         return
     assert manifest is not None
 
-    from gptcli.cli.train_tasks import measurement
     from gptcli.trainer.launch import launch
     from gptcli.trainer.train import interrupted, prepare_run
 
@@ -458,7 +458,7 @@ def train(
         command=command_line(),
         resume=resume,
         force=force,
-        measure=measurement(plan.resolved.values),
+        measure=_measure(plan.resolved.values),
         announce=lambda run: _print_forecast(plan, manifest, events, run, strict=strict),
     )
     if run is None:
@@ -510,6 +510,21 @@ def _test_range(run: Run, events: Events, *, as_json: bool) -> None:
         f"the smooth loss is lowest at {report['lowest_loss_lr']:.2g}; a tenth of it is suggested: see {run.out / PICTURE}"
     )
     print_json("train", report) if as_json else print(f"{report['suggested_lr']:.2g}")
+
+
+def _measure(values: dict[str, Any]) -> Callable[[Any], dict[str, float]] | None:
+    """Return what scores the tasks of --eval-task at every checkpoint; None without tasks."""
+    if "eval_task" not in values:
+        return None
+    from gptcli.evals.evaluate import MAX_CHECKPOINT_ITEMS, checkpoint_measure
+
+    return checkpoint_measure(
+        values["eval_task"],
+        Path(values["eval_data"]) if "eval_data" in values else None,
+        Path(values["data"]),
+        items=values.get("eval_items", MAX_CHECKPOINT_ITEMS),
+        events=ConsoleEvents(),
+    )
 
 
 def _print_forecast(

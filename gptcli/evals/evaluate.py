@@ -16,7 +16,7 @@ from gptcli.evals.records import weights_sha256
 from gptcli.evals.results import TaskResult
 from gptcli.evals.rolling import LossReport, evaluate_loss, open_streams, token_byte_lengths
 from gptcli.evals.runner import EvalOptions, run_task
-from gptcli.evals.task import Task, find_task
+from gptcli.evals.task import Task, find_tasks
 from gptcli.evals.task_data import find_data
 from gptcli.events import SILENT, Events
 from gptcli.model.source import ModelSource
@@ -91,7 +91,10 @@ def evaluate(
         batch_size=batch_size,
         against=None if against is None else Path(against),
     )
-    found = find_tasks([str(task) for task in tasks], None if data is None else Path(data))
+    data = None if data is None else Path(data)
+    found = find_tasks([str(task) for task in tasks])
+    for task in found:
+        find_data(task, data)
     if not isinstance(model, Loaded):
         model = load(
             Path(model), checkpoint=checkpoint, device=device, precision=precision, events=events
@@ -101,28 +104,11 @@ def evaluate(
         model,
         found,
         [Path(path) for path in text],
-        None if data is None else Path(data),
+        data,
         options,
         events=events,
     )
     return evaluation.report()
-
-
-def find_tasks(names: Sequence[str], data: Path | None) -> list[Task]:
-    """Return the tasks of these names or files.
-
-    Raises UsageError if one is unknown or named twice, or if its data is not found in `data`.
-    """
-    tasks = [find_task(name) for name in names]
-    seen: set[str] = set()
-    for task in tasks:
-        if task.name in seen:
-            raise UsageError(
-                f"the task {task.name} is named twice", field="task", code="repeated_task"
-            )
-        seen.add(task.name)
-        find_data(task, data)
-    return tasks
 
 
 def load_for_evaluation(
@@ -252,14 +238,7 @@ def checkpoint_measure(
     first scoring rule, named TASK_METRIC. Raises UsageError or InputError if a task or its data
     cannot be found.
     """
-    tasks = [find_task(name) for name in names]
-    if repeated := len(tasks) - len({task.name for task in tasks}):
-        raise UsageError(
-            f"{repeated + 1} tasks have the same name",
-            field="eval_task",
-            code="repeated_task",
-            hint="name each task once",
-        )
+    tasks = find_tasks(names, field="eval_task")
     for task in tasks:
         if data is None and not task.generated:
             raise UsageError(

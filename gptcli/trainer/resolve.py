@@ -5,17 +5,17 @@ Precedence: what is given, then the paper, then the machine; every value keeps i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from gptcli.cost.layout import parse_layout
-from gptcli.errors import UsageError
+from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.source import RUN_TOML
 from gptcli.numbers import amount
 from gptcli.papers.models import PaperModel
-from gptcli.settings import Resolved
+from gptcli.settings import NUMBERS, Resolved
 from gptcli.trainer.config import TrainConfig, from_values
 from gptcli.trainer.recipe import (
     SCALED,
@@ -100,6 +100,32 @@ def resolve_run(given: Resolved, vocab_size: int | None, *, lr_range: bool = Fal
     must_compile = train.compile and not resolved.origin["compile"].startswith(("auto", RUN_TOML))
     name = paper.name if "size" in values else "GPT"
     return ResolvedRun(name, resolved, model, train, must_compile)
+
+
+def resolve_config(values: dict[str, Any], vocab_size: int | None = None) -> TrainConfig:
+    """Return the configuration of a run from values given in Python; None means not given.
+
+    Numbers may be written as quantities, "10M". Raises UsageError for an unknown name or a value
+    out of range.
+    """
+    known = {"size", *MODEL_KEYS, *(field.name for field in fields(TrainConfig)), "scale_lr"}
+    given = Resolved()
+    for name, value in values.items():
+        if name not in known:
+            raise UsageError(
+                f"unknown field {name!r}",
+                code="unknown_field",
+                hint=nearest(name, sorted(known)),
+            )
+        if name == "compile" and isinstance(value, bool):
+            value = "on" if value else "off"
+        elif name in NUMBERS and value is not None and value != "auto":
+            try:
+                value = NUMBERS[name](value)
+            except UsageError as error:
+                raise UsageError(error.what, field=name, code=error.code, hint=error.hint) from None
+        given.put({name: value}, "argument")
+    return resolve_run(given, vocab_size).train
 
 
 def paper_of(given: Resolved) -> PaperModel | None:
