@@ -1,4 +1,4 @@
-"""`gpt eval`: what a model scores, on text and on the papers' tasks."""
+"""`gpt eval`: evaluate a model on text and on the papers' tasks."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ WHAT, FEW, HOW, OUTPUT, MACHINE = "What to score", "Few-shot", "How", "Output", 
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
     app.command("eval", cls=Command)(releasing(evaluate))
 
 
@@ -41,7 +42,8 @@ def evaluate(
         list[Path] | None,
         typer.Argument(
             metavar="RUN",
-            help="Run folder, or a transformers GPT-2 folder with its tokenizer; with --plot, reports.",
+            help="Run folder, or a transformers GPT-2 folder with its tokenizer; "
+            "with --plot, reports.",
             show_default=False,
         ),
     ] = None,
@@ -76,7 +78,8 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="With --task, the folder or file of its data; otherwise shards to use instead of the run's own.",
+            help="With --task, the folder or file of its data; otherwise shards to use "
+            "instead of the run's own.",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -84,7 +87,8 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Training shards to search for the items of each --task; clean items are scored separately.",
+            help="Training shards to search for the items of each --task; "
+            "clean items are scored separately.",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -118,7 +122,8 @@ def evaluate(
         bool,
         typer.Option(
             "--shared-shots",
-            help="Use the same solved examples for all items: not the papers' protocol, but much faster.",
+            help="Use the same solved examples for all items: not the papers' protocol, "
+            "but much faster.",
             rich_help_panel=FEW,
         ),
     ] = False,
@@ -136,7 +141,8 @@ def evaluate(
         int | None,
         typer.Option(
             parser=number("stride"),
-            help="Tokens from one window of text to the next; a smaller stride gives tokens more context.",
+            help="Tokens from one window of text to the next; a smaller stride gives "
+            "tokens more context.",
             metavar="N",
             show_default="the model's context",
             rich_help_panel=HOW,
@@ -145,7 +151,8 @@ def evaluate(
     normalise: Annotated[
         str | None,
         typer.Option(
-            help="Normalisation of the choices' likelihoods: token, sum, character or unconditional.",
+            help="Normalisation of the choices' likelihoods: token, sum, character or "
+            "unconditional.",
             metavar="RULE",
             show_default="the task's",
             rich_help_panel=HOW,
@@ -244,10 +251,9 @@ def evaluate(
         ),
     ] = "fp32",
 ) -> None:
-    """Score a model: loss, perplexity and bits per byte on text, and the papers' tasks.
+    """Evaluate a model: loss, perplexity and bits per byte on text, and the papers' tasks.
 
-    Without --text, --task or --data, the text is the validation shards that the run was trained
-    beside.
+    Without --text, --task or --data, the text is the validation split of the run's shards.
 
     Examples:
 
@@ -369,7 +375,7 @@ def _title(evaluation: Evaluation) -> str:
 
 
 def _not_one_run(runs: list[Path]) -> UsageError:
-    """The error for no run, several, or a task's name among them."""
+    """Return the error for no run, several runs, or a task's name among them."""
     from gptcli.evals.task import task_names
 
     if not runs:

@@ -1,4 +1,4 @@
-"""`gpt train --finetune task.toml`, and `gpt eval` of what it made."""
+"""`gpt train --finetune task.toml`, and `gpt eval` of a fine-tuned run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gptcli.cli.config import option, read_option
+from gptcli.cli.config import read_option
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.ownership import hold
 from gptcli.errors import Interrupted, UsageError
@@ -16,21 +16,22 @@ from gptcli.locks import own_folder
 from gptcli.runtime import leads, restarted, unused_launch
 from gptcli.settings import NUMBERS
 
-# of gpt train: the task says the rest
+# options of gpt train that --finetune takes; the task file contains the rest
 TAKEN = ("init_from", "checkpoint", "out", "seed", "layout", "resume", "force", "json")
 
 
 def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
-    """Fine-tune the model of --init-from and print the new run folder; `options` are those of `gpt
-    train`, as typed.
+    """Fine-tune the model of --init-from and print the new run folder.
+
+    `options` are those of `gpt train`, as typed.
     """
     if others := [
         name for name, value in options.items() if name not in TAKEN and value not in (None, False)
     ]:
         raise UsageError(
-            "is no option of --finetune: the task says how",
-            where=option(others[0]),
-            hint=f"leave it out, or see {task_file}",
+            "is not supported with --finetune",
+            field=others[0],
+            hint=f"leave it out, or set it in {task_file}",
         )
     if (init_from := options["init_from"]) is None:
         raise UsageError("--finetune needs a model to start from", hint="--init-from RUN")
@@ -57,7 +58,7 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
         else read_option("checkpoint", options["checkpoint"], NUMBERS["checkpoint"])
     )
     before = newest_state(out) if resume else None
-    if before is not None:  # what it started from may have gone on, or be gone
+    if before is not None:  # the run it started from may have changed
         step = before.identity.get("checkpoint") if asked is None else asked
     elif resume and (out / INIT).is_dir():
         step = find_model(out / INIT, asked).step
@@ -89,7 +90,7 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
             events.info(f"{run.out} is finished")
             return
     if leads():
-        if before is None:  # what is wrong with it is told before anything is emptied
+        if before is None:  # errors come before anything is deleted
             start = start_folder(out, Path(init_from)) if resume else Path(init_from)
             load(start, checkpoint=step, device="cpu", precision="fp32")
         claim_output(run.out, resume=run.resume, force=force)
@@ -107,21 +108,21 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
             hint="--resume goes on",
         )
     events.info(
-        f"{report['steps']:,} steps on {report['examples']:,} examples, validation accuracy {report['val_accuracy']:.2%}"
+        f"{report['steps']:,} steps on {report['examples']:,} examples, "
+        f"validation accuracy {report['val_accuracy']:.2%}"
     )
     print_json("train", {**report, "out": str(run.out)}) if options["json"] else print(run.out)
 
 
 def is_finetuned(run: Path) -> bool:
+    """Return whether a run folder contains a finished fine-tuned model."""
     from gptcli.sampling.load import FINETUNED
 
     return (run / FINETUNED).is_file()
 
 
 def evaluate_finetuned(run: Path, data: Path | None, *, as_json: bool) -> None:
-    """Print the accuracy of a fine-tuned run on its task's validation examples, or on those of the
-    file `data`.
-    """
+    """Print the accuracy of a fine-tuned run on its validation examples, or those of `data`."""
     from gptcli.trainer.finetune import accuracy, load_finetuned
     from gptcli.trainer.finetune_inputs import Transformation
     from gptcli.trainer.finetune_task import read_examples

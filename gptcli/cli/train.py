@@ -1,4 +1,4 @@
-"""`gpt train`: shards to a trained model, by the papers' recipe."""
+"""`gpt train`: train a model on shards, by the papers' recipes."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ MODEL, RECIPE, OUTPUT, WATCH, MACHINE = (
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
     app.command("train", cls=Command)(releasing(train))
 
 
@@ -47,8 +48,9 @@ def _sizes(incomplete: str) -> list[str]:
 
 
 def _option(panel: str, metavar: str, default: str, text: str) -> Any:
-    """An option that may also come from --config, the paper or the machine: `default` says where it
-    comes from if not given.
+    """Return an option whose default may come from --config, the paper or the machine.
+
+    `default` describes it in the help.
     """
     return typer.Option(metavar=metavar, show_default=default, rich_help_panel=panel, help=text)
 
@@ -91,7 +93,8 @@ def train(
             MODEL,
             "KIND",
             "size's",
-            "Attention of the layers: dense, banded (every second one), or a pattern such as dense,dense,banded.",
+            "Attention of the layers: dense, banded (every second layer), or a pattern such as "
+            "dense,dense,banded.",
         ),
     ] = None,
     band: Annotated[
@@ -250,7 +253,8 @@ def train(
             metavar="FILE",
             show_default=False,
             rich_help_panel=OUTPUT,
-            help="TOML file with any of these options, and beta1, beta2, eps, clip, ramp_from; an earlier run.toml will do.",
+            help="TOML file with any of these options, and beta1, beta2, eps, clip, ramp_from; "
+            "an earlier run.toml works too.",
         ),
     ] = None,
     resume: Annotated[
@@ -320,7 +324,8 @@ def train(
         _flag(
             "--report",
             WATCH,
-            "Only draw the report of one RUN, or of several compared; with -o FILE.svg, the losses alone.",
+            "Only draw the report of one RUN, or of several compared; with -o FILE.svg, "
+            "the losses alone.",
         ),
     ] = False,
     profile: Annotated[
@@ -332,7 +337,8 @@ def train(
             MACHINE,
             "AXES",
             "the fastest that fits",
-            "Processes by axis, for replicas, shards, tensor slices and stages: dp=2,shard=4,tp=2,pp=2.",
+            "Processes by axis, for replicas, shards, tensor slices and stages: "
+            "dp=2,shard=4,tp=2,pp=2.",
         ),
     ] = None,
     pipeline_schedule: Annotated[
@@ -481,7 +487,7 @@ def train(
 
 
 def _unexpected(argument: str) -> UsageError:
-    """The error for an argument without --report: a size, perhaps, or a run to continue."""
+    """Return the error for an argument without --report: a size, perhaps, or a run to continue."""
     from gptcli.model.config import size_names
 
     if size := next((name for name in size_names() if name.lower() == argument.lower()), None):
@@ -497,7 +503,7 @@ def _unexpected(argument: str) -> UsageError:
 
 
 def _test_range(run: Run, events: Events, *, as_json: bool) -> None:
-    """The learning-rate range test in the run's place; the suggested rate is the result."""
+    """Run the learning-rate range test instead of the run, and print the suggested rate."""
     from gptcli.trainer.launch import launch
     from gptcli.trainer.lr_range import PICTURE, lr_range
 
@@ -507,7 +513,8 @@ def _test_range(run: Run, events: Events, *, as_json: bool) -> None:
     if report["suggested_lr"] is None:
         raise RunError("not one step was finite", where=run.out)
     events.info(
-        f"the smooth loss is lowest at {report['lowest_loss_lr']:.2g}; a tenth of it is suggested: see {run.out / PICTURE}"
+        f"the smoothed loss is lowest at {report['lowest_loss_lr']:.2g}; "
+        f"a tenth of it is suggested: see {run.out / PICTURE}"
     )
     print_json("train", report) if as_json else print(f"{report['suggested_lr']:.2g}")
 
@@ -530,9 +537,7 @@ def _measure(values: dict[str, Any]) -> Callable[[Any], dict[str, float]] | None
 def _print_forecast(
     plan: ResolvedRun, manifest: Manifest, events: Events, run: Run, *, strict: bool
 ) -> None:
-    """Say what the run, or what is left of it, will take. Raises UsageError if it is to be `strict`
-    and there are warnings.
-    """
+    """Report the forecast of the run or its rest. Raises UsageError if `strict` and it has warnings."""
     from gptcli.cli.train_forecast import forecast_plan, refuse, tell
     from gptcli.trainer.preflight import resumed_state
 
@@ -548,9 +553,7 @@ def _print_forecast(
 def _print_plan(
     plan: ResolvedRun, manifest: Manifest | None, *, as_json: bool, strict: bool
 ) -> None:
-    """Print configuration, work and forecast. Raises UsageError if it is to be `strict` and there
-    are warnings.
-    """
+    """Print configuration, work and forecast. Raises UsageError if `strict` and it has warnings."""
     from gptcli.cli.train_forecast import forecast_facts, forecast_json, forecast_plan, refuse, warn
     from gptcli.cost.flops import flops_per_token
 
@@ -584,9 +587,7 @@ def _print_plan(
 
 
 def _print_resolved(plan: ResolvedRun, roles: list[Role], facts: dict[str, str]) -> None:
-    """Print the resolved configuration as run.toml would hold it, with `facts` and each stage of
-    the layout on top.
-    """
+    """Print the configuration as in run.toml, with `facts` and the layout's stages at the top."""
     facts = {"parameters": f"{plan.model.parameters:,}", **facts}
     for role in roles:
         low, high = (f"{held:,}" for held in role.parameters)
@@ -596,16 +597,16 @@ def _print_resolved(plan: ResolvedRun, roles: list[Role], facts: dict[str, str])
             if n_bytes
         ]
         facts[f"stage {role.stage}"] = (
-            f"{role.processes:,} processes, each with {low if low == high else f'{low} to {high}'} parameters and "
-            f"{in_bytes(role.optimizer_bytes[1])} of optimizer state; a step moves {', '.join(moved)}"
+            f"{role.processes:,} processes, each with "
+            f"{low if low == high else f'{low} to {high}'} parameters and "
+            f"{in_bytes(role.optimizer_bytes[1])} of optimizer state; "
+            f"a step moves {', '.join(moved)}"
         )
     print(resolved_toml(plan.resolved, **facts), end="")
 
 
 def _rehearse(plan: ResolvedRun) -> list[Role]:
-    """What each process of a layout would hold and send, from building them; of one process there
-    is nothing to tell.
-    """
+    """Return what each kind of process holds and sends, from a dry run; nothing for one process."""
     from gptcli.cost.layout import parse_layout
     from gptcli.trainer.auto import check_division
     from gptcli.trainer.config import Run
@@ -618,6 +619,7 @@ def _rehearse(plan: ResolvedRun) -> list[Role]:
     check_division(plan.model, layout, plan.train.pipeline_schedule, sequences)
     check_precision(plan.train.precision, layout.tp, here=False)
     run = Run(
-        name=plan.name, out=Path(), data=Path(), model=plan.model, train=plan.train, data_sha256="", tokenizer_sha256="", eot_id=0
+        name=plan.name, out=Path(), data=Path(), model=plan.model, train=plan.train,
+        data_sha256="", tokenizer_sha256="", eot_id=0,
     )  # fmt: skip
     return rehearse(run, sequences, ConsoleEvents())

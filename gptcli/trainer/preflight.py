@@ -1,4 +1,4 @@
-"""What can be refused before a process starts or a file is written."""
+"""Checks of a run before a process starts or a file is written."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from gptcli.trainer.schedule import Schedule
 from gptcli.trainer.start import kept_start
 from gptcli.trainer.tracking import check_tracker
 
-# which weights keep
+# fields of the architecture that weights keep
 SHAPE = {"n_layer", "n_head", "d_model", "n_ctx", "vocab_size", "attention", "band", "norm", "tied"}
 
 
 def data_sha256(manifest: Manifest) -> str:
-    """The fingerprint of all tokens, files, splits and checksums of the shards in order, and of the
-    weights of several sources.
+    """Return the fingerprint of the shards: files, splits, tokens and checksums in order.
+
+    For several sources it includes their weights.
     """
     rows: list[Any] = [
         [shard.file, shard.split, shard.tokens, shard.sha256] for shard in manifest.shards
@@ -39,7 +40,8 @@ def data_sha256(manifest: Manifest) -> str:
 
 
 def check_run(run: Run, manifest: Manifest) -> None:
-    """What is quickly checked: layout, folders, tokenizer, and whether the shards fill a window.
+    """Check quickly: layout, memory, folders, tokenizer, disk, and that the shards fill a window.
+
     Raises UsageError or InputError.
     """
     schedule = Schedule(run.train, run.model.n_ctx)
@@ -52,22 +54,22 @@ def check_run(run: Run, manifest: Manifest) -> None:
         check_tracker(run.track)
     if run.train.document_mask and run.layout.pp > 1:
         raise UsageError(
-            "stages do not tell each other where documents end",
+            "pipeline stages do not exchange document boundaries",
             field="document_mask",
             code="document_mask_with_stages",
             hint="leave it out, or use a {option:layout} without pp",
         )
     if run.out.resolve() in (run.data.resolve(), *run.data.resolve().parents):
         raise UsageError(
-            "the run folder holds the shards", where=run.out, hint="choose another {option:out}"
+            "the run folder contains the shards", where=run.out, hint="choose another {option:out}"
         )
     if load_tokenizer(run.data).sha256 != manifest.tokenizer_sha256:
         raise InputError(
-            "the tokenizer beside the shards is not the one they were made with",
+            "the tokenizer in the shard folder is not the one the shards were made with",
             where=run.data,
             hint="build the shards again",
         )
-    # what it started from may have gone on, or be gone
+    # a resumed run has its own copy: the run it started from may have changed
     begun = run.resume and kept_start(run.out) is not None
     if (
         run.init_from is not None
@@ -75,7 +77,7 @@ def check_run(run: Run, manifest: Manifest) -> None:
         and _tokenizer_sha256(run.init_from) != manifest.tokenizer_sha256
     ):
         raise InputError(
-            "the model to start from has another tokenizer than the shards",
+            "the model to start from has a different tokenizer than the shards",
             where=run.init_from,
             hint="build shards with its own",
         )
@@ -88,26 +90,23 @@ def _tokenizer_sha256(folder: Path) -> str:
 
 
 def check_data(run: Run, manifest: Manifest) -> None:
-    """Every byte of the shards, which takes its time. Raises InputError that names the one that was
-    altered.
-    """
+    """Verify every byte of the shards. Raises InputError that names an altered shard."""
     for split in ("train", "val"):
         if manifest.tokens(split):
             open_split(run.data, split)
 
 
 def check_disk(run: Run) -> None:
-    """Raises UsageError if the disk cannot hold the checkpoints kept, the one being written and the
-    finished model.
-    """
+    """Raise UsageError if checkpoints and the finished model do not fit on the disk."""
     needed = disk_bytes(run.model, run.train, Schedule(run.train, run.model.n_ctx).steps())
     for caution in disk_cautions(needed, disk_free(run.out)):
         raise UsageError(caution.message, where=run.out, hint=caution.hint)
 
 
 def check_resume(run: Run) -> bool:
-    """Whether the run has reached its end. Raises UsageError where what is in its folder is another
-    run.
+    """Return whether the run to resume is complete.
+
+    Raises UsageError if its folder contains a different run.
     """
     state = resumed_state(run.out, run.identity())
     return (
@@ -116,8 +115,9 @@ def check_resume(run: Run) -> bool:
 
 
 def resumed_state(out: Path, identity: dict[str, Any]) -> State | None:
-    """Where the run folder's newest checkpoint stands; None where it has none. Raises UsageError
-    where it is another run's.
+    """Return the state of the run folder's newest checkpoint; None if it has none.
+
+    Raises UsageError if the checkpoint has a different `identity`.
     """
     state = newest_state(out)
     if state is not None and (changed := differences(state.identity, identity)):
@@ -130,9 +130,7 @@ def resumed_state(out: Path, identity: dict[str, Any]) -> State | None:
 
 
 def _ways_on(out: Path, before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What to do about a run that cannot be resumed as it was asked for; what deletes it comes
-    last.
-    """
+    """Return a hint for a run that cannot be resumed as requested, deletion last."""
     changed = sorted(
         name for name in before.keys() | now.keys() if before.get(name) != now.get(name)
     )
@@ -150,7 +148,7 @@ def _ways_on(out: Path, before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What changed, in words."""
+    """Return descriptions of the values that differ."""
     return [
         f"the {name} changed"
         if name in ("data", "tokenizer")

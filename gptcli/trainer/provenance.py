@@ -1,8 +1,7 @@
-"""When, where, by what and from what a run was made: comments at the top of its run.toml, from
-which report and model card take them.
+"""Provenance of a run: date, host, device, versions, commit and data, at the top of run.toml.
 
-Comments, because run.toml is read back as the run's options, and none of this is one. A resume
-keeps them, and adds a line if anything of them has changed.
+They are comments, because run.toml is read back as options. Report and model card show them. A
+resume keeps them and adds a line if any has changed.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from pathlib import Path
 
 import gptcli
 
-FACTS = ("date", "host", "device", "torch", "python", "commit", "data", "passes")  # in this order
-# of these a resume tells what has changed
+FACTS = ("date", "host", "device", "torch", "python", "commit", "data", "passes")
+# facts whose changes a resume records
 MADE_BY = ("host", "device", "torch", "python", "commit")
 RESUMED, AS_AT_FIRST = "resumed", "as at first"
 LINE = re.compile(r"# (\w+): (.*)")
@@ -26,8 +25,10 @@ LINE = re.compile(r"# (\w+): (.*)")
 def provenance(
     processes: int, data: Path, sha256: str, data_tokens: int, tokens: int
 ) -> dict[str, str]:
-    """Return the facts of a run that begins here, on `tokens` tokens out of the `data_tokens` of
-    the shards in `data`. What cannot be found out is left out."""
+    """Return the facts of a new run of `tokens` on the `data_tokens` training tokens in `data`.
+
+    Unknown facts are left out.
+    """
     import torch
 
     found = {
@@ -44,16 +45,19 @@ def provenance(
 
 
 def read_provenance(resolved: str) -> dict[str, str]:
-    """Return the facts in the head of a run.toml, and the newest resume that changed any; none of a
-    file that an older version wrote."""
+    """Return the facts at the top of a run.toml, and the newest resume that changed any.
+
+    A file of an older version has none.
+    """
     head = resolved.split("\n\n", 1)[0]
     found = {match[1]: match[2] for match in map(LINE.fullmatch, head.splitlines()) if match}
     return {name: found[name] for name in (*FACTS, RESUMED) if name in found}
 
 
 def resumed(resolved: str, now: Mapping[str, str]) -> str:
-    """Return run.toml's text with a line on this resume, if it differs from what the newest such
-    line tells, or the beginning."""
+    """Return run.toml's text with a line about this resume, if any fact has changed since the last
+    one.
+    """
     before = read_provenance(resolved)
     differs = (
         "; ".join(
@@ -70,7 +74,7 @@ def resumed(resolved: str, now: Mapping[str, str]) -> str:
 
 
 def device_name(processes: int) -> str:
-    """Name the GPU or the processor, with how many of them or how many cores."""
+    """Return the name of the GPU, with their number, or of the processor, with its cores."""
     import torch
 
     if torch.cuda.is_available():
@@ -95,11 +99,10 @@ def _processor() -> str:
 
 
 def commit(root: Path) -> str:
-    """Return the commit that is checked out in `root`, read from its .git; nothing if there is
-    none. Runs no program."""
+    """Return the commit checked out in `root`, read from its .git without git; "" if none."""
     try:
         git = root / ".git"
-        if git.is_file():  # a work tree beside its repository
+        if git.is_file():  # a work tree outside its repository
             git = (root / git.read_text(encoding="utf-8").removeprefix("gitdir:").strip()).resolve()
         head = (git / "HEAD").read_text(encoding="utf-8").strip()
         if not head.startswith("ref: "):
@@ -126,5 +129,5 @@ def _hash(text: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    """As a comment in TOML can hold it."""
+    """Return `text` as a TOML comment can contain it."""
     return "".join(c if c.isprintable() else " " for c in text).strip()

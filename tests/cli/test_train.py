@@ -373,7 +373,7 @@ BAD = {
     "sequences": ([*SMALL, "--layout", "dp=5"], "a batch is 4 sequences"),
     "context": (["--size", "gpt2", "--n-ctx", "8192"], "too few for a context of 8,192"),
     "short": ([*SMALL, "--tokens", "15"], "less than one sequence"),
-    "out holds data": ([*SMALL, "--out", ".", "--force"], "holds the shards"),
+    "out holds data": ([*SMALL, "--out", ".", "--force"], "contains the shards"),
     "file": (["--config", "gone.toml"], "no such configuration file"),
     "contradiction": ([*SMALL, "--resume", "--force"], "contradict"),
 }

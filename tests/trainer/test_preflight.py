@@ -52,7 +52,7 @@ def test_more_processes_than_sequences(make_run, shards):
 
 def test_a_run_folder_that_holds_the_shards(make_run, copied):
     for out in (copied, copied.parent):
-        with pytest.raises(UsageError, match="holds the shards"):
+        with pytest.raises(UsageError, match="contains the shards"):
             check_run(replace(make_run(data=copied), out=out), read_manifest(copied))
 
 
