@@ -19,6 +19,7 @@ from gptcli.sampling.load import load as _load
 from gptcli.trainer.train import train
 
 if TYPE_CHECKING:
+    from gptcli.corpus.formats import DocumentKind
     from gptcli.cost.estimate import Estimate
     from gptcli.sampling.params import SamplingParams
     from gptcli.shards.manifest import Manifest
@@ -34,7 +35,7 @@ def build_shards(
     out: str | Path,
     *,
     tokenizer: Tokenizer,
-    documents: str = "file",
+    documents: DocumentKind = "file",
     val_fraction: float = 0.001,
     seed: int = 0,
     workers: int = 1,
@@ -48,20 +49,20 @@ def build_shards(
     or another kind of `gpt build-shards`. About `val_fraction` of the documents become the
     validation split. Raises UsageError, InputError or RunError.
     """
-    from gptcli.corpus.build import begin, finish
-    from gptcli.corpus.config import Build
-    from gptcli.corpus.readers import find_inputs
-    from gptcli.corpus.recipe import Source
+    from gptcli.corpus.build import begin_build, finish_build
+    from gptcli.corpus.config import BuildConfig
+    from gptcli.corpus.inputs import find_inputs
+    from gptcli.corpus.recipe import SourceConfig
     from gptcli.locks import own_folder
     from gptcli.shards.manifest import read_manifest
 
     paths = [inputs] if isinstance(inputs, str | Path) else list(inputs)
-    source = Source(inputs=find_inputs([str(path) for path in paths]), documents=documents)
-    build = Build(sources=[source], tokenizer=tokenizer, val_fraction=val_fraction, seed=seed)
+    source = SourceConfig(inputs=find_inputs([str(path) for path in paths]), documents=documents)
+    build = BuildConfig(sources=[source], tokenizer=tokenizer, val_fraction=val_fraction, seed=seed)
     out = Path(out)
     with own_folder(out, read_only=resume, events=events):
-        if begin(build, out, resume=resume, force=force):
-            return finish(build, out, workers=workers, events=events)
+        if begin_build(build, out, resume=resume, force=force):
+            return finish_build(build, out, workers=workers, events=events)
     return read_manifest(out)
 
 

@@ -131,8 +131,8 @@ def partial_name(path: Path, token: str) -> Path:
     systems allow.
     """
     room = NAME_BYTES - len(f"..{token}{PARTIAL}")
-    stem = os.fsencode(path.name)[:room].decode("utf-8", "ignore")
-    return path.with_name(f".{stem}.{token}{PARTIAL}")
+    name = os.fsencode(path.name)[:room].decode("utf-8", "ignore")
+    return path.with_name(f".{name}.{token}{PARTIAL}")
 
 
 def _name_final(error: BaseException, partial: Path, path: Path) -> None:

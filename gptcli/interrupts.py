@@ -34,9 +34,9 @@ SIGNALS = [
 ]
 CODE = 130
 # seconds for Python code to see a KeyboardInterrupt, before a line says what keeps it waiting
-PATIENCE = 1.0
+RAISE_TIMEOUT_S = 1.0
 # seconds for the main thread to come out of a call into C; whatever it does there, the process ends
-PARKED = 0.2
+PARK_TIMEOUT_S = 0.2
 SETTLED = 0  # on the pipe to the thread, beside signal numbers
 
 _answers: list[Answer] = []  # the last is in force
@@ -129,7 +129,7 @@ class Raise(Answer):
         """Announce an interrupt that is delayed; end the process at the second one."""
         if number != signal.SIGINT or self.late:
             leave()
-        if not self.raised.acquire(timeout=PATIENCE):
+        if not self.raised.acquire(timeout=RAISE_TIMEOUT_S):
             if self.over:
                 leave()
             self.late = True
@@ -186,7 +186,7 @@ def leave() -> NoReturn:
         # so that the main thread makes no new files meanwhile, if it runs Python at all
         for number in [*_handlers][:1]:
             _thread.interrupt_main(signal.Signals(number))
-            _parked.acquire(timeout=PARKED)
+            _parked.acquire(timeout=PARK_TIMEOUT_S)
         for child in _children(os.getpid()):
             _quietly(os.kill, child, signal.SIGKILL)
         for cleanup in [*reversed(_cleanups), _remove_semaphores]:

@@ -369,14 +369,14 @@ def start_of(pid: int) -> str:
             return ""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         command = ["ps", "-o", "stat=,lstart=", "-p", str(pid)]
-        told = subprocess.run(
+        listed = subprocess.run(
             command,
             capture_output=True,
             text=True,
             timeout=10,
             env={**os.environ, "LC_ALL": "C", "TZ": "UTC"},
         )
-        state, _, began = told.stdout.strip().partition(" ")
+        state, _, began = listed.stdout.strip().partition(" ")
         return GONE if state.startswith("Z") else began.strip()
     return ""
 

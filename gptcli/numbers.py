@@ -1,13 +1,16 @@
-"""Format numbers for people: only zero reads as zero, and a smaller unit replaces an exponent."""
+"""Format numbers for people.
+
+Only zero is written as 0, and no number has an exponent if a smaller unit can express it.
+"""
 
 from __future__ import annotations
 
 Units = tuple[tuple[float, str], ...]
-"""Sizes with their names, the largest first."""
+"""Unit sizes with their names, largest first."""
 
 DAY, WEEK, YEAR = 86_400, 7 * 86_400, 365 * 86_400  # seconds
 ROUGH = ((YEAR, " years"), (DAY, " days"), (3600, " h"), (60, " min"))  # units of an estimate
-LEAST = 0.001  # what is less is written as less than this
+MIN_SHOWN = 0.001  # smaller values are written <0.001
 TIME: Units = (
     (86400, "d"),
     (3600, "h"),
@@ -18,8 +21,12 @@ TIME: Units = (
     (1e-9, "ns"),
 )
 GPU_TIME: Units = (
-    (365 * 86400, "GPU-years"), (3600, "GPU-hours"), (1, "GPU-seconds"), (1e-3, "GPU-ms"), (1e-6, "GPU-µs"),
-)  # fmt: skip
+    (365 * 86400, "GPU-years"),
+    (3600, "GPU-hours"),
+    (1, "GPU-seconds"),
+    (1e-3, "GPU-ms"),
+    (1e-6, "GPU-µs"),
+)
 # in Wh
 ENERGY: Units = (
     (1e6, "MWh"),
@@ -36,9 +43,9 @@ COUNTS: Units = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 def figure(value: float, digits: int = 4) -> str:
-    """Format a plain number: 27.41, 3,638, 0.002604, <0.001."""
-    if 0 < value < LEAST:
-        return f"<{LEAST:g}"
+    """Format with `digits` significant digits: 27.41, 3,638, 0.002604, <0.001."""
+    if 0 < value < MIN_SHOWN:
+        return f"<{MIN_SHOWN:g}"
     if value >= 1e15:
         return short(value)
     text = f"{value:.{digits}g}"
@@ -46,27 +53,31 @@ def figure(value: float, digits: int = 4) -> str:
 
 
 def short(value: float) -> str:
-    """Format a number with an exponent: 3.14e23."""
+    """Format with an exponent: 3.14e23."""
     return f"{value:.2e}".replace("e+", "e")
 
 
+def counted(count: int, noun: str) -> str:
+    """Format a number of things: 1 shard, 1,024 shards."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def unit_for(value: float, units: Units, least: float = 1) -> tuple[float, str]:
-    """Return the largest unit in which `value` is at least `least`; the smallest unit if there is
-    none, and the largest for zero.
+    """Return the largest unit in which `value` is at least `least`; the smallest if there is none.
+
+    Zero gets the largest unit.
     """
     return next((unit for unit in units if value >= least * unit[0] or not value), units[-1])
 
 
 def scaled(value: float, units: Units, digits: int = 4) -> str:
-    """Format `value` with a suitable unit: 1,132 MWh, 74.2 J, 8.84 mg."""
+    """Format with the unit that fits the size: 1,132 MWh, 74.2 J, 8.84 mg."""
     size, name = unit_for(value, units)
     return f"{figure(value / size, digits)} {name}"
 
 
 def gpu_unit(hours: float) -> tuple[float, str]:
-    """Return the unit for a number of GPU-hours and its size in seconds: hours down to a tenth,
-    then smaller units.
-    """
+    """Return GPU-hours down to a tenth of one, then a smaller unit, with its size in seconds."""
     return unit_for(hours * 3600, GPU_TIME[1:], 0.1)
 
 
@@ -77,8 +88,8 @@ def gpu_time(hours: float) -> str:
 
 
 def amount(value: float) -> str:
-    """Format a count with a suffix, from 10,000 on: 950, 12.3k, 4.5M, 300B, 2.25T."""
-    rounded = abs(value) / 0.99995  # what rounds up to a unit is written in it
+    """Format a count: 950, 4.5M, 300B, 2.25T; with k from 10,000 on."""
+    rounded = abs(value) / 0.99995  # a value that rounds up to a unit is written in it
     size, suffix = next(
         ((size, suffix) for size, suffix in COUNTS if rounded >= max(size, 1e4)), (1, "")
     )
@@ -86,10 +97,10 @@ def amount(value: float) -> str:
 
 
 def in_bytes(value: float) -> str:
-    """Format bytes with powers of 1,000: 12 B, 36.9 kB, 698 GB, 2.79 TB."""
+    """Format a size in powers of 1,000: 12 B, 36.9 kB, 698 GB, 2.79 TB."""
     if value < 999.5:
         return f"{value:.0f} B"
-    size, name = unit_for(value, BYTES, 0.9995)  # what rounds up to a unit is written in it
+    size, name = unit_for(value, BYTES, 0.9995)  # a value that rounds up to a unit is written in it
     return f"{figure(value / size, 3)} {name}"
 
 
@@ -110,7 +121,7 @@ def duration(seconds: float) -> str:
 
 
 def rough_duration(low: float, high: float | None = None) -> str:
-    """Format an estimate of seconds, or a range, to two digits: 12 s, 2 to 9 h, 390,000 years."""
+    """Format an estimate in seconds, or a range, with two digits: 12 s, 2 to 9 h, 390,000 years."""
     high = low if high is None else high
     size, unit = next(((size, unit) for size, unit in ROUGH if high >= 2 * size), (1, " s"))
     ends = [f"{float(f'{max(seconds / size, 0):.2g}'):,.12g}" for seconds in (low, high)]
@@ -118,7 +129,7 @@ def rough_duration(low: float, high: float | None = None) -> str:
 
 
 def dollars(value: float | None) -> str:
-    """Format dollars: $4.68M, $20,365, $12.30, 8.52 cents; a dash for None."""
+    """Format an amount of money: $4.68M, $20,365, $12.30, 8.52 cents; None is a dash."""
     if value is None:
         return "-"
     for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
@@ -130,6 +141,6 @@ def dollars(value: float | None) -> str:
 
 
 def percent(value: float, digits: int = 1) -> str:
-    """Format a share as a percentage: 33.2%, 0.4%, <0.1%."""
+    """Format a fraction as a percentage: 33.2%, 0.4%, <0.1%."""
     least = 10.0 ** -(digits + 2)
     return f"<{least:.{digits}%}" if 0 < value < least / 2 else f"{value:.{digits}%}"

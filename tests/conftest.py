@@ -23,9 +23,11 @@ os.environ.setdefault("COLUMNS", "120")
 for forced in ("FORCE_COLOR", "GITHUB_ACTIONS"):  # both make rich paint even into pipes
     os.environ.pop(forced, None)
 
-# A suite started in the background inherits an ignored SIGINT, and would hand it to every process
-# that a test interrupts.
+# A suite started in the background inherits an ignored SIGINT, and one under nohup an ignored SIGHUP;
+# every process that a test signals would inherit them in turn. A handler is not inherited.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 Gpt = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
 from gptcli.model.config import ModelConfig
 from gptcli.shards.format import token_dtype, write_shard
@@ -107,4 +107,4 @@ def make_run(shards: Path, tmp_path: Path) -> RunMaker:
 @pytest.fixture
 def train_here() -> Train:
     """Train in this process, on the CPU."""
-    return lambda run: train(run, Place(torch.device("cpu")), SILENT)
+    return lambda run: train(run, RankContext(torch.device("cpu")), SILENT)

@@ -362,7 +362,7 @@ def test_the_second_ctrl_c_of_a_busy_session_ends_it(
         raise Left
 
     monkeypatch.setattr(interrupts, "leave", leave)
-    monkeypatch.setattr(interrupts, "PATIENCE", 0.01)
+    monkeypatch.setattr(interrupts, "RAISE_TIMEOUT_S", 0.01)
     answer = Raise("a call")
     with pytest.raises(KeyboardInterrupt):
         answer.note(signal.SIGINT)

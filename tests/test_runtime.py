@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import itertools
 import os
-from types import SimpleNamespace
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli import runtime
 from gptcli.errors import UsageError
 from gptcli.runtime import (
     OPEN_MPI,
     SLURM,
     Launch,
+    is_main,
+    is_main_on_node,
     launch_environment,
-    leads,
-    leads_machine,
     restarted,
     unused_launch,
 )
@@ -179,18 +176,18 @@ def test_any_environment_is_a_place_in_a_launch_none_or_one_message(environ):
 def test_rank_alone_is_another_programs_and_said(monkeypatch):
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
-    assert leads()
+    assert is_main()
     assert unused_launch() is None
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert leads()
-    assert leads_machine()
+    assert is_main()
+    assert is_main_on_node()
     assert not restarted()
     assert unused_launch() == "RANK is set without WORLD_SIZE: this process works alone"
     for name, value in TORCH.items():
         monkeypatch.setenv(name, value)
-    assert not leads()
-    assert leads_machine()
+    assert not is_main()
+    assert is_main_on_node()
     assert restarted()
     assert unused_launch(os.environ) is None
 
@@ -198,18 +195,3 @@ def test_rank_alone_is_another_programs_and_said(monkeypatch):
 def test_the_names_are_the_launchers_own():
     assert set(SLURM[1:4]) == STEP.keys()
     assert set(OPEN_MPI[1:]) == MPI.keys()
-
-
-def test_a_resumed_run_keeps_its_thread_count_if_there_are_enough_cores(monkeypatch):
-    told = []
-    events = SimpleNamespace(warn=told.append)
-    monkeypatch.setattr(runtime, "cores", lambda: 2)
-    try:
-        assert runtime.pin_thread_count(None, events) == 1
-        assert runtime.pin_thread_count(2, events) == torch.get_num_threads() == 2
-        torch.set_num_threads(1)
-        assert not told
-        assert runtime.pin_thread_count(3, events) == torch.get_num_threads() == 1
-        assert "the run had 3 threads, and this machine has 2 cores" in told[0]
-    finally:
-        torch.set_num_threads(1)

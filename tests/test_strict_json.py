@@ -53,7 +53,7 @@ def test_nothing_else_writes_json_for_others() -> None:
     tokenizers' own input, a worker's notes.
     """
     inside = {
-        "strict_json.py", "toml_text.py", "trainer/preflight.py", "trainer/finetune_task.py", "tokenizer/tokenizer.py", "tokenizer/gpt1.py",
+        "strict_json.py", "toml_text.py", "trainer/preflight.py", "finetune/task.py", "tokenizer/tokenizer.py", "tokenizer/gpt1.py",
         "tokenizer/encoders.py", "model/tensor_file.py", "evals/task_data.py", "corpus/chunks.py",
     }  # fmt: skip
     package = Path(gptcli.__file__).parent

@@ -10,14 +10,14 @@ import json
 import statistics
 from pathlib import Path
 
+from gptcli.finetune.inputs import Transformation
+from gptcli.finetune.loop import Finetuning, accuracy, finetune, load_finetuned
+from gptcli.finetune.task import read_examples, read_task
 from gptcli.model.safetensors_io import load_model
+from gptcli.model.source import FINETUNE_REPORT
 from gptcli.model.transformer import GPT
 from gptcli.runs.metrics import read_metrics
-from gptcli.sampling.load import FINETUNED
 from gptcli.tokenizer.tokenizer import load_tokenizer
-from gptcli.trainer.finetune import Finetuning, accuracy, finetune, load_finetuned
-from gptcli.trainer.finetune_inputs import Transformation
-from gptcli.trainer.finetune_task import read_examples, read_task
 
 OUT, BASE, SEEDS = Path("out"), Path("out/base"), (0, 1, 2)
 
@@ -36,7 +36,7 @@ def main() -> None:
         tests = []
         for seed in SEEDS:
             out = OUT / f"{name.replace(' ', '-')}-{seed}"
-            if not (out / FINETUNED).is_file():
+            if not (out / FINETUNE_REPORT).is_file():
                 run = Finetuning(
                     task=task, data=Path(), out=out, start=name, seed=seed, resume=True
                 )

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import torch
 
-from gptcli.cli.train_plan import given_values
-from gptcli.distributed.context import Place
+from gptcli.cli.train_plan import make_plan, said
+from gptcli.distributed.context import RankContext
 from gptcli.errors import install_hint
 from gptcli.events import SILENT
 from gptcli.trainer.config import Run
-from gptcli.trainer.parallelize import build
-from gptcli.trainer.resolve import resolve_run
+from gptcli.trainer.parallelize import build_train_step
 
 WIDTHS, BASE, D_HEAD, STEPS, LR = (128, 256, 512, 1024), 128, 32, 5, 3e-3
 PARTS = {
@@ -52,24 +51,22 @@ def activation_scales(
         "compile": "off",
     }
     options |= {"mup": str(base)} if use_mup else {}
-    plan = resolve_run(given_values(options, None, resume=False), vocab_size=256)
+    plan = make_plan(said(options, None, resume=False), vocab_size=256)
     run = Run(
         name=plan.name, out=Path(), data=Path(), model=plan.model, train=plan.train, data_sha256="", tokenizer_sha256="", eot_id=0
     )  # fmt: skip
-    stepper = build(run, Place(torch.device("cpu")), SILENT)
+    train_step = build_train_step(run, RankContext(torch.device("cpu")), SILENT)
     idx_BT = torch.randint(0, 256, (4, 65), generator=torch.Generator().manual_seed(1))
     inputs, targets = idx_BT[:, :-1], idx_BT[:, 1:]
     for step in range(steps):
-        stepper.gradients([(inputs, targets)], targets.numel(), step)
-        stepper.clip_gradients()
-        stepper.update(lr)
+        train_step([(inputs, targets)], step=step, batch_tokens=targets.numel(), lr=lr)
     scales: dict[str, float] = {}
     for part, name in PARTS.items():
-        stepper.model.get_submodule(name).register_forward_hook(
+        train_step.model.get_submodule(name).register_forward_hook(
             lambda _, __, out, part=part: scales.update({part: out.abs().mean().item()})
         )
     with torch.no_grad():
-        stepper.model(inputs)
+        train_step.model(inputs)
     return scales
 
 

@@ -1,10 +1,10 @@
-"""What users of other tools type, and what it is called here.
+"""Options and commands of other tools, and their names here.
 
 The words are those of nanoGPT, nanochat, llm.c, litgpt, transformers' Trainer and generate,
-Megatron-LM, torchtitan and lm-evaluation-harness. An alias is not accepted in silence: a batch
-there counts sequences, here tokens. The answer is one message with our name and, if every value can
-be carried over, the corrected command line. This module is imported only when a command line or a
-configuration file has a word that is not ours.
+Megatron-LM, torchtitan and lm-evaluation-harness. An alias is not accepted silently, because it can
+mean something else: a batch there counts sequences, here tokens. The error names our option and, if
+every value can be converted, the corrected command line. This module is imported only for a command
+line or configuration file with an unknown word.
 """
 
 from __future__ import annotations
@@ -20,65 +20,65 @@ from gptcli.errors import GptError, UsageError, close_to
 from gptcli.settings import count, quantity
 
 Given = Mapping[str, str | None]
-"""The values of a command line by the names of our options, aliases among them."""
+"""Values of a command line by the names of our options; aliases are already translated."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ours:
-    """What a foreign word is called here."""
+class Alias:
+    """Word of another tool."""
 
-    words: str
-    """An option (--lr), an option with its value (--precision bf16), an argument (RUN), or empty if
-    nothing here corresponds.
-    """
+    target: str
+    """Our option (--lr), option with value (--precision bf16) or argument (RUN); empty if none."""
     note: str = ""
-    """What to know about it, in words."""
+    """Difference to our option, or the reason why there is none."""
     convert: Callable[[str, Given], str] | None = None
-    """The value as our option counts it, from the value typed and the rest of the command line.
-    Raises if the line does not say enough.
+    """Conversion of the value, from the value typed and the rest of the command line.
+
+    Raises GptError or KeyError if the command line does not determine the value.
     """
 
     @property
     def option(self) -> str:
-        return self.words.split()[0] if self.words.startswith("-") else ""
+        """Name of our option; empty if the target is an argument or nothing."""
+        return self.target.split()[0] if self.target.startswith("-") else ""
 
     @property
-    def whole(self) -> bool:
-        """Whether `words` hold the value too, so that a value typed is dropped."""
-        return " " in self.words
+    def has_value(self) -> bool:
+        """Whether the target includes the value, so that a value typed is dropped."""
+        return " " in self.target
 
 
-def sequences(value: str, given: Given) -> str:
-    return str(count(value) * _context(given))
+def _batch_tokens(value: str, given: Given) -> str:
+    text = given.get("--n-ctx")
+    return str(count(value) * (count(text) if text else _paper(given).n_ctx))
 
 
-def steps(value: str, given: Given) -> str:
-    return str(count(value) * _batch(given))
+def _tokens_of_steps(value: str, given: Given) -> str:
+    if "--batch-tokens" in given:
+        return str(count(value) * count(given["--batch-tokens"] or ""))
+    return str(count(value) * _paper(given).batch_tokens)
 
 
-def epochs(value: str, given: Given) -> str:
+def _tokens_of_epochs(value: str, given: Given) -> str:
     from gptcli.shards.manifest import read_manifest
 
-    return str(
-        round(
-            quantity(value) * read_manifest(Path(given.get("--data") or "shards")).tokens("train")
-        )
-    )
+    tokens = read_manifest(Path(given.get("--data") or "shards")).tokens("train")
+    return str(round(quantity(value) * tokens))
 
 
-def share_of_tokens(value: str, given: Given) -> str:
+def _share_of_tokens(value: str, given: Given) -> str:
     return str(round(quantity(value) * count(given["--tokens"] or "")))
 
 
-def share_of_rate(value: str, given: Given) -> str:
+def _share_of_lr(value: str, given: Given) -> str:
     return f"{quantity(value) / quantity(given['--lr'] or ''):.6g}"
 
 
-def days(value: str, given: Given) -> str:
+def _hours_of_days(value: str, given: Given) -> str:
     return f"{24 * quantity(value):g}"
 
 
-def precision(value: str, given: Given) -> str:
+def _precision(value: str, given: Given) -> str:
     return {
         "bfloat16": "bf16",
         "float16": "fp16",
@@ -88,26 +88,12 @@ def precision(value: str, given: Given) -> str:
     }.get(value.lower(), value)
 
 
-def not_comparable(value: str, given: Given) -> str:
+def _no_conversion(value: str, given: Given) -> str:
     raise UsageError("the two options count different things")
 
 
-def axis(name: str) -> Callable[[str, Given], str]:
+def _axis(name: str) -> Callable[[str, Given], str]:
     return lambda value, given: f"{name}={count(value)}"
-
-
-def _context(given: Given) -> int:
-    if text := given.get("--n-ctx"):
-        return count(text)
-    return _paper(given).n_ctx
-
-
-def _batch(given: Given) -> int:
-    return (
-        count(given["--batch-tokens"] or "")
-        if "--batch-tokens" in given
-        else _paper(given).batch_tokens
-    )
 
 
 def _paper(given: Given) -> Any:
@@ -116,51 +102,102 @@ def _paper(given: Given) -> Any:
     return find_size(given["--size"] or "")
 
 
-def _table(
-    *rows: tuple[str, str] | tuple[str, str, str] | tuple[str, str, str, Any],
-) -> dict[str, Ours]:
-    """Rows of (words typed, our words, note, conversion) as a table by the word typed."""
-    return {word: Ours(*row[1:]) for row in rows for word in row[0].split()}
+def _table(*rows: tuple[Any, ...]) -> dict[str, Alias]:
+    """Return rows of (words, target, note, conversion) as a table by word."""
+    return {word: Alias(*row[1:]) for row in rows for word in row[0].split()}
 
 
 SHAPE = _table(
     ("n-layers num-layers num-hidden-layers layers depth", "--n-layer"),
     ("n-heads num-heads num-attention-heads heads", "--n-head"),
-    ("n-embd n-embed d-embd embed-dim embedding-dim hidden-size hidden-dim model-dim dim width", "--d-model"),
-    ("block-size seq-len seq-length max-seq-len max-seq-length sequence-length context-length context n-positions max-position-embeddings",
-     "--n-ctx"),
+    (
+        "n-embd n-embed d-embd embed-dim embedding-dim hidden-size hidden-dim model-dim dim width",
+        "--d-model",
+    ),
+    (
+        "block-size seq-len seq-length max-seq-len max-seq-length sequence-length context-length "
+        "context n-positions max-position-embeddings",
+        "--n-ctx",
+    ),
     ("model model-name model-type model-size model-name-or-path", "--size"),
-)  # fmt: skip
-SEQUENCES = "a batch is counted in tokens here, not in sequences"
-IN_TOKENS = "the length of a run is counted in tokens here"
-NO_DEVICE = "the GPUs that are there are used by themselves, and a processor otherwise; CUDA_VISIBLE_DEVICES= hides the GPUs"
-LAYOUT = "--layout names every axis: dp=2,shard=4,tp=2,pp=2"
-IN_CONFIG = "it is a key of the --config file: {} = VALUE"
+)
+LAYOUT_NOTE = "--layout names every axis: dp=2,shard=4,tp=2,pp=2"
+CONFIG_KEY = "set it in the --config file: {} = VALUE"
 TRAIN = SHAPE | _table(
     ("learning-rate max-lr peak-lr base-lr matrix-lr", "--lr"),
-    ("batch-size global-batch-size train-batch-size per-step-batch-size", "--batch-tokens", SEQUENCES, sequences),
+    (
+        "batch-size global-batch-size train-batch-size per-step-batch-size",
+        "--batch-tokens",
+        "a batch is counted in tokens here, not in sequences",
+        _batch_tokens,
+    ),
     ("total-batch-size tokens-per-step", "--batch-tokens"),
-    ("per-device-train-batch-size micro-batch-size device-batch-size local-batch-size", "--micro-batch"),
-    ("gradient-accumulation-steps grad-accum-steps grad-acc-steps accumulate-grad-batches acc-steps", "",
-     "accumulation follows from --batch-tokens and --micro-batch: a step runs as many micro-batches as fill its batch"),
-    ("epochs num-epochs num-train-epochs max-epochs", "--tokens", IN_TOKENS + ": epochs times the shards' training tokens", epochs),
-    ("max-steps max-iters num-iterations train-iters iterations iters steps num-steps num-train-steps training-steps", "--tokens",
-     IN_TOKENS + ": steps times --batch-tokens", steps),
+    (
+        "per-device-train-batch-size micro-batch-size device-batch-size local-batch-size",
+        "--micro-batch",
+    ),
+    (
+        "gradient-accumulation-steps grad-accum-steps grad-acc-steps accumulate-grad-batches "
+        "acc-steps",
+        "",
+        "gradient accumulation follows from --batch-tokens and --micro-batch",
+    ),
+    (
+        "epochs num-epochs num-train-epochs max-epochs",
+        "--tokens",
+        "the length of a run is counted in tokens here: epochs times the training tokens",
+        _tokens_of_epochs,
+    ),
+    (
+        "max-steps max-iters num-iterations train-iters iterations iters steps num-steps "
+        "num-train-steps training-steps",
+        "--tokens",
+        "the length of a run is counted in tokens here: steps times --batch-tokens",
+        _tokens_of_steps,
+    ),
     ("max-tokens train-tokens num-tokens", "--tokens"),
-    ("warmup-steps warmup-iters lr-warmup-iters", "--warmup-tokens", "warm-up is counted in tokens: steps times --batch-tokens", steps),
-    ("warmup-ratio lr-warmup-fraction", "--warmup-tokens", "warm-up is counted in tokens: its share of --tokens", share_of_tokens),
-    ("lr-decay-iters decay-iters", "--decay-tokens", "the decay is counted in tokens: steps times --batch-tokens", steps),
-    ("min-lr lr-min", "--min-lr-ratio", "the lowest rate is given as a share of --lr", share_of_rate),
+    (
+        "warmup-steps warmup-iters lr-warmup-iters",
+        "--warmup-tokens",
+        "the warm-up is counted in tokens here: steps times --batch-tokens",
+        _tokens_of_steps,
+    ),
+    (
+        "warmup-ratio lr-warmup-fraction",
+        "--warmup-tokens",
+        "the warm-up is counted in tokens here: the ratio times --tokens",
+        _share_of_tokens,
+    ),
+    (
+        "lr-decay-iters decay-iters",
+        "--decay-tokens",
+        "the decay is counted in tokens here: steps times --batch-tokens",
+        _tokens_of_steps,
+    ),
+    (
+        "min-lr lr-min",
+        "--min-lr-ratio",
+        "the minimum learning rate is a ratio to --lr here",
+        _share_of_lr,
+    ),
     ("final-lr-frac", "--min-lr-ratio"),
-    ("lr-scheduler-type lr-decay-style lr-scheduler scheduler decay-lr", "",
-     "the schedule is the papers': linear warm-up, then cosine decay; --warmup-tokens, --decay-tokens and --min-lr-ratio shape it"),
+    (
+        "lr-scheduler-type lr-decay-style lr-scheduler scheduler decay-lr",
+        "",
+        "the schedule is the papers' linear warm-up and cosine decay; --warmup-tokens, "
+        "--decay-tokens and --min-lr-ratio change it",
+    ),
     ("wd", "--weight-decay"),
-    ("max-grad-norm grad-clip clip-grad gradient-clip-val clip", "", IN_CONFIG.format("clip")),
-    ("adam-beta1 beta1", "", IN_CONFIG.format("beta1")),
-    ("adam-beta2 beta2", "", IN_CONFIG.format("beta2")),
-    ("adam-epsilon adam-eps eps", "", IN_CONFIG.format("eps")),
+    (
+        "max-grad-norm grad-clip clip-grad gradient-clip-val clip",
+        "",
+        CONFIG_KEY.format("clip"),
+    ),
+    ("adam-beta1 beta1", "", CONFIG_KEY.format("beta1")),
+    ("adam-beta2 beta2", "", CONFIG_KEY.format("beta2")),
+    ("adam-epsilon adam-eps eps", "", CONFIG_KEY.format("eps")),
     ("optim optimizer-type", "", "the optimizer is AdamW, as in the papers"),
-    ("dtype torch-dtype mixed-precision", "--precision", "", precision),
+    ("dtype torch-dtype mixed-precision", "--precision", "", _precision),
     ("amp", "--precision bf16"),
     ("bf16", "--precision bf16"),
     ("fp16", "--precision fp16"),
@@ -168,38 +205,108 @@ TRAIN = SHAPE | _table(
     ("fp8", "--precision fp8"),
     ("torch-compile", "--compile on"),
     ("no-compile", "--compile off"),
-    ("gradient-checkpointing activation-checkpointing recompute-activations", "--recompute full"),
-    ("device cuda cpu no-cuda use-cpu accelerator gpu", "", NO_DEVICE),
-    ("devices num-gpus n-gpus ngpus gpus nproc-per-node world-size", "--layout", LAYOUT, axis("dp")),
-    ("tensor-parallel-size tensor-model-parallel-size tp", "--layout", LAYOUT, axis("tp")),
-    ("pipeline-parallel-size pipeline-model-parallel-size pp", "--layout", LAYOUT, axis("pp")),
-    ("data-parallel-size dp", "--layout", LAYOUT, axis("dp")),
-    ("fsdp zero-stage", "--layout", LAYOUT, not_comparable),
-    ("nnodes num-nodes", "", "torchrun -m gptcli train ... runs on several machines; examples/cluster has a job"),
-    ("eval-interval val-loss-every eval-steps val-interval val-check-interval", "--eval-every"),
-    ("eval-iters eval-batches limit-val-batches max-eval-batches", "--eval-tokens", "validation is counted in tokens", not_comparable),
-    ("save-interval save-steps save-every checkpoint-interval ckpt-every", "--checkpoint-every"),
+    (
+        "gradient-checkpointing activation-checkpointing recompute-activations",
+        "--recompute full",
+    ),
+    (
+        "device cuda cpu no-cuda use-cpu accelerator gpu",
+        "",
+        "training uses the GPUs of the machine, or its CPU if there are none; "
+        "CUDA_VISIBLE_DEVICES= hides the GPUs",
+    ),
+    (
+        "devices num-gpus n-gpus ngpus gpus nproc-per-node world-size",
+        "--layout",
+        LAYOUT_NOTE,
+        _axis("dp"),
+    ),
+    (
+        "tensor-parallel-size tensor-model-parallel-size tp",
+        "--layout",
+        LAYOUT_NOTE,
+        _axis("tp"),
+    ),
+    (
+        "pipeline-parallel-size pipeline-model-parallel-size pp",
+        "--layout",
+        LAYOUT_NOTE,
+        _axis("pp"),
+    ),
+    ("data-parallel-size dp", "--layout", LAYOUT_NOTE, _axis("dp")),
+    ("fsdp zero-stage", "--layout", LAYOUT_NOTE, _no_conversion),
+    (
+        "nnodes num-nodes",
+        "",
+        "start it with torchrun -m gptcli train ... on every node; examples/cluster has a job",
+    ),
+    (
+        "eval-interval val-loss-every eval-steps val-interval val-check-interval",
+        "--eval-every",
+    ),
+    (
+        "eval-iters eval-batches limit-val-batches max-eval-batches",
+        "--eval-tokens",
+        "validation is counted in tokens here",
+        _no_conversion,
+    ),
+    (
+        "save-interval save-steps save-every checkpoint-interval ckpt-every",
+        "--checkpoint-every",
+    ),
     ("save-total-limit keep-last", "--keep"),
-    ("log-interval logging-steps log-every", "", "metrics.jsonl in the run folder has a line for every step"),
-    ("wandb wandb-log use-wandb wandb-project report-to mlflow", "",
-     "metrics.jsonl and report.html in the run folder hold every figure; --track tensorboard writes them for TensorBoard too"),
+    (
+        "log-interval logging-steps log-every",
+        "",
+        "metrics.jsonl in the run folder has a line for every step",
+    ),
+    (
+        "wandb wandb-log use-wandb wandb-project report-to mlflow",
+        "",
+        "metrics.jsonl and report.html in the run folder contain all metrics; "
+        "--track tensorboard writes them for TensorBoard too",
+    ),
     ("tensorboard tensorboard-dir logging-dir log-dir", "--track tensorboard"),
-    ("resume-from-checkpoint resume-from ckpt-path continue load", "--resume", "it goes on from the newest checkpoint of --out"),
-    ("pretrained from-pretrained initial-checkpoint-dir checkpoint-dir load-weights", "--init-from"),
-    ("dataset dataset-dir data-dir data-path train-data train-bin input-bin", "--data", "it names the shards that gpt build-shards made"),
-    ("padded-vocab-size vocab-size tokenizer", "", "the vocabulary is that of the shards: gpt build-shards --tokenizer chooses it"),
-    ("num-workers workers dataloader-num-workers", "", "shards are read from mapped memory; there is no number of workers to choose"),
+    (
+        "resume-from-checkpoint resume-from ckpt-path continue load",
+        "--resume",
+        "it continues from the newest checkpoint in --out",
+    ),
+    (
+        "pretrained from-pretrained initial-checkpoint-dir checkpoint-dir load-weights",
+        "--init-from",
+    ),
+    (
+        "dataset dataset-dir data-dir data-path train-data train-bin input-bin",
+        "--data",
+        "it names a folder of shards from gpt build-shards",
+    ),
+    (
+        "padded-vocab-size vocab-size tokenizer",
+        "",
+        "the shards determine the vocabulary; choose it with gpt build-shards --tokenizer",
+    ),
+    (
+        "num-workers workers dataloader-num-workers",
+        "",
+        "shards are memory-mapped and need no workers",
+    ),
     ("eval-tasks tasks", "--eval-task"),
-    ("sample-every generate-every", "--samples", "texts are written at every checkpoint; the option is how many", not_comparable),
-)  # fmt: skip
-MODEL_FOLDER = "the model is the first argument"
+    (
+        "sample-every generate-every",
+        "--samples",
+        "texts are generated at every checkpoint; the option sets their number",
+        _no_conversion,
+    ),
+)
+MODEL_ARGUMENT = "the model is the first argument"
 SAMPLE = _table(
     ("max-new-tokens max-length n-predict num-tokens max-gen-toks length", "--max-tokens"),
     ("num-return-sequences n-samples nsamples number-of-samples", "--num-samples"),
     ("temp", "--temperature"),
     ("topk", "--top-k"),
     ("topp nucleus", "--top-p"),
-    ("do-sample", "", "sampling is the default; --greedy takes the most probable token every time"),
+    ("do-sample", "", "sampling is the default; --greedy takes the most probable token instead"),
     ("no-sample deterministic", "--greedy"),
     ("num-beams beams beam-size beam-width", "--beam"),
     ("rep-penalty repeat-penalty", "--repetition-penalty"),
@@ -208,24 +315,24 @@ SAMPLE = _table(
     (
         "model model-path model-name-or-path pretrained ckpt checkpoint-dir run out-dir init-from",
         "RUN",
-        MODEL_FOLDER,
+        MODEL_ARGUMENT,
     ),
     (
         "file prompt-file prompts-file input-file",
         "--prompts",
-        "a file of prompts has a JSON object a line; - reads one prompt from stdin",
+        "a file of prompts has one JSON object per line; - reads one prompt from stdin",
     ),
-    ("dtype torch-dtype", "--precision", "", precision),
+    ("dtype torch-dtype", "--precision", "", _precision),
     ("bf16", "--precision bf16"),
     ("fp32", "--precision fp32"),
     ("int8 load-in-8bit", "--quantize int8"),
     ("quantization", "--quantize"),
     ("cuda gpu", "--device cuda"),
     ("cpu", "--device cpu"),
-    ("stream streaming", "", "text streams by itself"),
+    ("stream streaming", "", "text is always streamed"),
     ("interactive chat", "-i"),
     ("assistant-model draft-model speculative-model", "--draft"),
-    ("logprobs log-probs", "--json", "the report holds the log-probabilities"),
+    ("logprobs log-probs", "--json", "the report contains the log-probabilities"),
 )
 EVAL = _table(
     ("tasks", "--task"),
@@ -233,15 +340,15 @@ EVAL = _table(
     ("fewshot-seed", "--shots-seed"),
     ("eval-batch-size per-device-eval-batch-size device-batch-size", "--batch-size"),
     ("log-samples write-out", "--samples", "it names the file to write"),
-    ("model model-args model-path pretrained checkpoint-dir ckpt run", "RUN", MODEL_FOLDER),
+    ("model model-args model-path pretrained checkpoint-dir ckpt run", "RUN", MODEL_ARGUMENT),
     ("data-dir dataset", "--data"),
     ("max-items num-items max-samples eval-iters", "--limit"),
     ("use-cache cache", "--records"),
-    ("dtype torch-dtype", "--precision", "", precision),
+    ("dtype torch-dtype", "--precision", "", _precision),
     ("bf16", "--precision bf16"),
     ("cuda gpu", "--device cuda"),
     ("cpu", "--device cpu"),
-    ("gen-kwargs", "", "a task's file says how its answers are generated"),
+    ("gen-kwargs", "", "the task file sets how answers are generated"),
     ("list-tasks", "--list"),
     ("file", "--text"),
 )
@@ -249,22 +356,24 @@ COST = SHAPE | _table(
     (
         "params parameters n-params num-params",
         "",
-        "name a --size, or a shape: --n-layer, --n-head, --d-model; --optimal FLOPS finds sizes",
+        "name a --size, or a shape with --n-layer, --n-head and --d-model; "
+        "--optimal FLOPS lists sizes",
     ),
     ("num-gpus n-gpus ngpus devices", "--gpus"),
     ("gpu-type gpu-name device hardware accelerator", "--gpu"),
     ("price-per-hour cost-per-hour hourly-rate rate", "--price"),
     ("utilization hfu efficiency", "--mfu"),
-    ("days time", "--hours", "time is given in hours", days),
+    ("days time", "--hours", "the time is given in hours", _hours_of_days),
     ("compute flop", "--flops"),
     ("chinchilla compute-optimal", "--optimal"),
     ("dataset-size training-tokens train-tokens num-tokens", "--tokens"),
     (
         "out output o output-path",
         "",
-        "the result goes to stdout: add > FILE; --json makes it one object, --plot FILE.svg draws it",
+        "the report goes to stdout: redirect it with > FILE; --json prints one JSON object, and "
+        "--plot FILE.svg draws it",
     ),
-    ("dtype", "--precision", "", precision),
+    ("dtype", "--precision", "", _precision),
     ("bf16", "--precision bf16"),
     ("sizes all compare", "--table"),
 )
@@ -274,24 +383,24 @@ BUILD_SHARDS = _table(
         "--tokenizer",
     ),
     ("num-workers num-proc nproc processes jobs threads", "--workers"),
-    ("shard-size tokens-per-shard", "--shard-tokens", "the size is in tokens"),
+    ("shard-size tokens-per-shard", "--shard-tokens", "the size is given in tokens"),
     ("val-split val-ratio val-size validation-split test-size", "--val-fraction"),
-    ("input inputs input-dir data data-dir dataset files text", "INPUT", "the files are arguments"),
+    ("input inputs input-dir data data-dir dataset files text", "INPUT", "files are arguments"),
     ("output-prefix dest", "--out"),
-    ("append-eod", "", "every document is ended by end-of-text"),
-    ("shuffle", "", "documents are always shuffled; --seed chooses the order"),
+    ("append-eod", "", "end-of-text is always written between documents"),
+    ("shuffle", "", "documents are always shuffled; --seed sets the order"),
 )
 TOKENIZE_TRAIN = _table(
     ("vocab vocabulary-size", "--vocab-size"),
     ("model-prefix", "--out"),
     ("algorithm model-type type", "--kind"),
-    ("input inputs data files corpus", "INPUT", "the files are arguments"),
+    ("input inputs data files corpus", "INPUT", "files are arguments"),
 )
 TOKENIZE_IDS = _table(
     ("tokenizer-file tokenizer-path vocab-file vocab model", "--tokenizer"),
-    ("input inputs file files ids text", "INPUT", "the input is a file, or - for stdin"),
+    ("input inputs file files ids text", "INPUT", "files are arguments; - is stdin"),
 )
-EVERYWHERE = _table(  # where a command has the option
+EVERYWHERE = _table(  # for every command that has the option
     ("out-dir output-dir output-path output-file save-dir save-path", "--out"),
     ("overwrite overwrite-output-dir yes", "--force"),
     ("random-seed manual-seed rng-seed", "--seed"),
@@ -301,26 +410,31 @@ EVERYWHERE = _table(  # where a command has the option
     (
         "verbose quiet silent progress log-level",
         "",
-        "progress is on stderr: 2> /dev/null hides it; --debug shows an error's traceback",
+        "progress is printed on stderr: 2> /dev/null hides it; --debug shows tracebacks",
     ),
     ("profile-dir", "--profile"),
 )
-OF_COMMAND: dict[str, dict[str, Ours]] = {
-    "gpt train": TRAIN, "gpt sample": SAMPLE, "gpt eval": EVAL, "gpt cost": COST, "gpt build-shards": BUILD_SHARDS,
-    "gpt tokenize train": TOKENIZE_TRAIN, "gpt tokenize encode": TOKENIZE_IDS, "gpt tokenize decode": TOKENIZE_IDS,
-}  # fmt: skip
-# a word typed as a command: the command line it stands for, and what to know about it
-COMMANDS = _table(
+OF_COMMAND: dict[str, dict[str, Alias]] = {
+    "gpt train": TRAIN,
+    "gpt sample": SAMPLE,
+    "gpt eval": EVAL,
+    "gpt cost": COST,
+    "gpt build-shards": BUILD_SHARDS,
+    "gpt tokenize train": TOKENIZE_TRAIN,
+    "gpt tokenize encode": TOKENIZE_IDS,
+    "gpt tokenize decode": TOKENIZE_IDS,
+}
+COMMANDS = _table(  # commands of other tools, and our command lines
     ("generate gen infer inference complete completion predict run", "sample"),
     (
         "chat repl interactive playground",
         "sample RUN -i",
-        "a model here continues text; it is not trained to converse",
+        "the model continues text; it is not trained for dialogue",
     ),
     (
         "finetune fine-tune finetuning sft",
         "train --finetune TASK.toml --init-from RUN",
-        "without --finetune it trains RUN further on shards",
+        "without --finetune, the run is trained further on shards",
     ),
     ("pretrain fit", "train"),
     ("resume continue", "train --resume --out RUN"),
@@ -344,146 +458,153 @@ COMMANDS = _table(
     (
         "serve server api",
         "",
-        "there is no server; gpt sample RUN -i is a session at the prompt, --prompts FILE answers many prompts",
+        "there is no server; gpt sample RUN -i is an interactive session, and --prompts FILE "
+        "answers a file of prompts",
     ),
     (
         "convert export push",
         "",
-        "a run folder loads in transformers as it is; llm.c, Megatron and nanoGPT read the shards",
+        "no conversion is needed: transformers loads a run folder, and llm.c, Megatron and "
+        "nanoGPT read the shards",
     ),
     (
         "download pull",
         "",
-        "no command downloads a model; gpt sample and gpt eval read a transformers folder of GPT-2",
+        "models are not downloaded; gpt sample and gpt eval read a GPT-2 folder of transformers",
     ),
     (
         "init config configure",
         "",
-        "no set-up is needed; --config FILE.toml holds a command's options",
+        "no setup is needed; --config FILE.toml sets the options of a command",
     ),
     (
         "demo",
         "",
-        "make demo, in the repository, runs the whole chain; examples/quickstart has its commands",
+        "make demo in the repository runs all commands; examples/quickstart lists them",
     ),
 )
 
 
-def table_of(command: str, options: Iterable[str]) -> dict[str, Ours]:
-    """The aliases of a command (gpt train) that has these options."""
+def table_of(command: str, options: Iterable[str]) -> dict[str, Alias]:
+    """Return the aliases of a command, such as "gpt train", that has these options."""
     options = set(options)
     everywhere = {
-        word: ours for word, ours in EVERYWHERE.items() if not ours.option or ours.option in options
+        word: alias
+        for word, alias in EVERYWHERE.items()
+        if not alias.option or alias.option in options
     }
     return {
-        word: ours
-        for word, ours in (everywhere | OF_COMMAND.get(command, {})).items()
+        word: alias
+        for word, alias in (everywhere | OF_COMMAND.get(command, {})).items()
         if "--" + word not in options
     }
 
 
-def find(word: str, table: Mapping[str, Ours]) -> Ours | None:
-    """What a word, with or without dashes, underscores and a prefix such as train. or --training.,
-    is called here.
+def find_alias(word: str, table: Mapping[str, Alias]) -> Alias | None:
+    """Return the alias of a word, or None.
+
+    Dashes, underscores and a prefix such as train. or --training. do not matter.
     """
     bare = word.lstrip("-").replace("_", "-").lower()
     return table.get(bare) or table.get(bare.rpartition(".")[2])
 
 
 def is_assignment(command: str, word: str, options: Mapping[str, Any]) -> bool:
-    """Whether an argument is an option spelled name=value, and no file."""
+    """Tell whether an argument is an option spelled name=value, and not a file."""
     name = "--" + word.partition("=")[0].lstrip("+").replace("_", "-")
-    known = name in options or "--" + name.rpartition(".")[2] in options
-    return (known or find(name, table_of(command, options)) is not None) and not Path(word).exists()
+    is_known = (
+        name in options
+        or "--" + name.rpartition(".")[2] in options
+        or find_alias(name, table_of(command, options)) is not None
+    )
+    return is_known and not Path(word).exists()
 
 
-def answer_word(command: str, args: list[str], takes: Mapping[str, bool], word: Word) -> UsageError:
-    """The error for a word of `args` that `command` does not understand; `takes` says of its
-    options whether they take a value.
+def unknown_word(
+    command: str, args: list[str], takes: Mapping[str, bool], word: Word
+) -> UsageError:
+    """Return the error for a word of `args` that `command` does not understand.
+
+    `takes` tells for each of its options whether it takes a value.
     """
     table = table_of(command, takes)
     line = corrected(command, args, takes)
-    lists = f"{command} --help lists all options"
+    help_hint = f"{command} --help lists all options"
     if not word.name:
-        return _stray(command, args, takes, word, line)
-    two = "-" + word.name
-    if (
-        len(word.name) > 2
-        and not word.name.startswith("--")
-        and (two in takes or find(word.name, table))
-    ):
-        name = two if two in takes else (find(word.name, table) or Ours("")).words or two
+        return _extra_argument(command, args, takes, word, line)
+    alias = find_alias(word.name, table)
+    two_dashes = "-" + word.name
+    if len(word.name) > 2 and not word.name.startswith("--") and (two_dashes in takes or alias):
+        name = two_dashes
+        if alias is not None and two_dashes not in takes:
+            name = alias.target or two_dashes
         return UsageError(
-            "an option's name begins with two dashes",
+            "the name of an option begins with two dashes",
             where=word.name,
-            hint=line or f"{name}; {lists}",
+            hint=line or f"{name}; {help_hint}",
         )
-    if (ours := find(word.name, table)) is not None:
-        if not ours.words:
+    if alias is not None:
+        if not alias.target:
             return UsageError(
-                f"{command} has no such option", where=word.name, hint=f"{ours.note}\n{lists}"
+                f"{command} has no such option", where=word.name, hint=f"{alias.note}\n{help_hint}"
             )
-        what = (
-            f"{command} calls this {ours.words}"
-            if ours.option
-            else f"{command} takes it as {ours.words}"
-        )
+        verb = "calls this" if alias.option else "takes it as"
+        what = f"{command} {verb} {alias.target}"
         return UsageError(
-            f"{what}; {ours.note}" if ours.note else what, where=word.name, hint=line or lists
+            f"{what}; {alias.note}" if alias.note else what,
+            where=word.name,
+            hint=line or help_hint,
         )
     short = "--" + word.name.rpartition(".")[2].lstrip("-")
     if short in takes:
-        return UsageError(f"{command} calls this {short}", where=word.name, hint=line or lists)
+        return UsageError(f"{command} calls this {short}", where=word.name, hint=line or help_hint)
     for prefix in ("--no-", "--disable-"):
         flag = "--" + word.name.removeprefix(prefix)
         if word.name.startswith(prefix) and takes.get(flag) is False:
             return UsageError(
-                "a flag is off unless given",
+                "flags are off by default",
                 where=word.name,
-                hint=f"leave out {word.name}; {flag} switches it on",
+                hint=f"leave out {word.name}; {flag} turns it on",
             )
-    close = _close(word.name, takes, table)
+    close = _nearest_option(word.name, takes, table)
     return UsageError(
         f"{command} has no such option",
         where=word.name,
-        hint=f"did you mean {close}? {lists}" if close else lists,
+        hint=f"did you mean {close}? {help_hint}" if close else help_hint,
     )
 
 
-def _close(name: str, takes: Mapping[str, bool], table: Mapping[str, Ours]) -> str:
-    """Our option nearest to a misspelt one, directly or through an alias."""
+def _nearest_option(name: str, takes: Mapping[str, bool], table: Mapping[str, Alias]) -> str:
+    """Return our option nearest to a misspelled option or alias; empty if none is near."""
     choices = {option: option for option in takes} | {
-        "--" + word: ours.option for word, ours in table.items() if ours.option
+        "--" + word: alias.option for word, alias in table.items() if alias.option
     }
     close = close_to(name, choices)
     return choices[close[0]] if close else ""
 
 
-def _stray(
+def _extra_argument(
     command: str, args: list[str], takes: Mapping[str, bool], word: Word, line: str
 ) -> UsageError:
-    """An argument too many, or an option without dashes."""
+    """Return the error for one argument too many, or an option without dashes."""
     value = str(word.value)
     if is_assignment(command, value, takes):
         return UsageError(
-            "an option begins with two dashes",
+            "the name of an option begins with two dashes",
             where=value,
             hint=line or f"--{value}; {command} --help lists all options",
         )
     if command == "gpt sample":
-        arguments = [str(one.value) for one in read_words(args, takes.get) if not one.name]
+        words = list(read_words(args, takes.get))
+        run, *prompt = [str(one.value) for one in words if not one.name]
         options = [
-            part
-            for one in read_words(args, takes.get)
-            if one.name
-            for part in (one.name, one.value)
-            if part is not None
+            part for one in words if one.name for part in (one.name, one.value) if part is not None
         ]
-        prompt = shlex.join(["gpt", "sample", arguments[0], " ".join(arguments[1:]), *options])
+        quoted = shlex.join(["gpt", "sample", run, " ".join(prompt), *options])
         return UsageError(
-            "the prompt is several words",
-            where=arguments[2] or "PROMPT",
-            hint=f"quote it:\n{prompt}",
+            "the prompt must be one argument",
+            where=prompt[1] or "PROMPT",
+            hint=f"quote it:\n{quoted}",
         )
     return UsageError(
         "unexpected argument", where=value, hint=f"{command} --help shows usage and examples"
@@ -491,74 +612,67 @@ def _stray(
 
 
 def corrected(command: str, args: list[str], takes: Mapping[str, bool]) -> str:
-    """The command line in our words, quoted for a shell; empty if some of it cannot be carried
-    over.
+    """Return the command line with our options, quoted for a shell.
+
+    It is empty if an option has no counterpart or its value cannot be converted.
     """
     table = table_of(command, takes)
 
     def takes_value(name: str) -> bool | None:
-        if name in takes:
-            return takes[name]
-        known = _option_for(name, takes)
-        if known:
+        if known := _option_for(name, takes):
             return takes[known]
-        ours = find(name, table)
-        if ours is None:
+        alias = find_alias(name, table)
+        if alias is None or alias.has_value or not alias.target:
             return None
-        return None if ours.whole or not ours.words else not ours.option or takes[ours.option]
+        return not alias.option or takes[alias.option]
 
     words = list(read_words([_dashed(word, command, takes) for word in args], takes_value))
-    given = {
-        (
-            _option_for(word.name, takes) or (find(word.name, table) or Ours(word.name)).words
-        ): word.value
-        for word in words
-        if word.name
-    }
+    given: dict[str, str | None] = {}
+    for word in words:
+        if word.name:
+            alias = find_alias(word.name, table) or Alias(word.name)
+            given[_option_for(word.name, takes) or alias.target] = word.value
     options: list[str] = []
     first: list[str] = []
     last: list[str] = []
-    dropped: str | None = None
+    after_flag = False  # a value such as True after the alias of a flag is dropped
     for word in words:
         if not word.name:
-            if str(word.value).lower() not in ("true", "false", "1", "0") or dropped is None:
+            if not after_flag or str(word.value).lower() not in ("true", "false", "1", "0"):
                 first.append(str(word.value))
-            dropped = None
+            after_flag = False
             continue
-        ours = find(word.name, table)
+        found = find_alias(word.name, table)
         if known := _option_for(word.name, takes):
             options += [known] if word.value is None or not takes[known] else [known, word.value]
         elif (
-            ours is None
-            or not ours.words
-            or (word.value is None and not ours.whole and takes.get(ours.option, True))
+            found is None
+            or not found.target
+            or (word.value is None and not found.has_value and takes.get(found.option, True))
         ):
             return ""
-        elif ours.whole or takes.get(ours.option) is False:
-            options += ours.words.split()
-            dropped = word.name
+        elif found.has_value or takes.get(found.option) is False:
+            options += found.target.split()
+            after_flag = True
         else:
+            value = str(word.value)
             try:
-                value = (
-                    str(word.value)
-                    if ours.convert is None
-                    else ours.convert(str(word.value), given)
-                )
+                value = value if found.convert is None else found.convert(value, given)
             except (GptError, KeyError, OSError):
                 return ""
-            if ours.words == "RUN":
+            if found.target == "RUN":
                 first.insert(0, value)
-            elif not ours.option:
+            elif not found.option:
                 last.append(value)
-            elif ours.option == "--layout" and "--layout" in options:
+            elif found.option == "--layout" and "--layout" in options:
                 options[options.index("--layout") + 1] += f",{value}"
             else:
-                options += [ours.option, value]
+                options += [found.option, value]
     return shlex.join([*command.split(), *first, *last, *options])
 
 
 def _option_for(name: str, takes: Mapping[str, bool]) -> str | None:
-    """The option meant by --name, -name or --group.name."""
+    """Return the option that is meant by --name, -name or --group.name; None if there is none."""
     for candidate in (name, "-" + name, "--" + name.rpartition(".")[2].lstrip("-")):
         if candidate in takes:
             return candidate
@@ -566,44 +680,38 @@ def _option_for(name: str, takes: Mapping[str, bool]) -> str | None:
 
 
 def _dashed(word: str, command: str, takes: Mapping[str, bool]) -> str:
-    """name=value as --name=value."""
-    return (
-        "--" + word.lstrip("+")
-        if not is_option(word) and "=" in word and is_assignment(command, word, takes)
-        else word
-    )
+    """Return name=value as --name=value, and any other word unchanged."""
+    if not is_option(word) and "=" in word and is_assignment(command, word, takes):
+        return "--" + word.lstrip("+")
+    return word
 
 
-def answer_command(program: str, args: list[str], commands: list[str]) -> UsageError:
-    """The error for a word that is not a command of `program`."""
+def unknown_command(program: str, args: list[str], commands: list[str]) -> UsageError:
+    """Return the error for a word that is not a command of `program`."""
     typed, rest = args[0], args[1:]
     what = f"{program} has no such command"
     if program != "gpt":
         close = close_to(typed, commands)
         lead = f"did you mean {close[0]}?" if close else f"its commands are {', '.join(commands)}:"
-        return UsageError(
-            what,
-            where=typed,
-            hint=f"{lead}\n{shlex.join([*program.split(), (close or commands)[0], *(rest if close else args)])}",
-        )
-    if (ours := COMMANDS.get(typed.replace("_", "-").lower())) is not None:
-        if not ours.words:
-            return UsageError(what, where=typed, hint=f"{ours.note}\ngpt --help lists the commands")
-        called = f"gpt calls this {ours.words.split()[0]}"
-        line = (
-            f"gpt {ours.words}"
-            if "RUN" in ours.words
-            else shlex.join(["gpt", *ours.words.split(), *rest])
-        )
-        return UsageError(f"{called}; {ours.note}" if ours.note else called, where=typed, hint=line)
+        words = [close[0], *rest] if close else [commands[0], *args]
+        line = shlex.join([*program.split(), *words])
+        return UsageError(what, where=typed, hint=f"{lead}\n{line}")
+    if (alias := COMMANDS.get(typed.replace("_", "-").lower())) is not None:
+        if not alias.target:
+            hint = f"{alias.note}\ngpt --help lists the commands"
+            return UsageError(what, where=typed, hint=hint)
+        what = f"gpt calls this {alias.target.split()[0]}"
+        line = f"gpt {alias.target}"
+        if "RUN" not in alias.target:
+            line = shlex.join(["gpt", *alias.target.split(), *rest])
+        return UsageError(f"{what}; {alias.note}" if alias.note else what, where=typed, hint=line)
     choices = {name: name for name in commands} | {
-        word: ours.words.split()[0] for word, ours in COMMANDS.items() if ours.words
+        word: alias.target.split()[0] for word, alias in COMMANDS.items() if alias.target
     }
     if close := close_to(typed, choices):
         meant = choices[close[0]]
-        return UsageError(
-            what, where=typed, hint=f"did you mean {meant}?\n{shlex.join(['gpt', meant, *rest])}"
-        )
+        hint = f"did you mean {meant}?\n{shlex.join(['gpt', meant, *rest])}"
+        return UsageError(what, where=typed, hint=hint)
     if named := next((word for word in rest if word in commands), None):
         others = [word for word in args if word != named]
         return UsageError(
@@ -612,44 +720,39 @@ def answer_command(program: str, args: list[str], commands: list[str]) -> UsageE
     return UsageError(
         what,
         where=typed,
-        hint=f"its commands are {', '.join(commands)}; gpt --help says what they do",
+        hint=f"its commands are {', '.join(commands)}; gpt --help describes them",
     )
 
 
-def answer_early_option(
-    program: str, args: list[str], commands: list[str], option: str
-) -> UsageError:
-    """The error for an option before the command that it belongs to."""
+def early_option(program: str, args: list[str], commands: list[str], option: str) -> UsageError:
+    """Return the error for an option in front of the command."""
+    where = option.partition("=")[0]
     if named := next((word for word in args if word in commands), None):
         at = args.index(named)
         line = shlex.join([*program.split(), named, *args[:at], *args[at + 1 :]])
-        return UsageError(
-            "options come after the command", where=option.partition("=")[0], hint=line
-        )
+        return UsageError("options come after the command", where=where, hint=line)
     return UsageError(
         f"{program} has no such option",
-        where=option.partition("=")[0],
+        where=where,
         hint=f"{program} --help lists commands and options",
     )
 
 
-def answer_key(command: str, key: str, names: Iterable[str]) -> str:
-    """What to write for a key that a configuration file of `command` does not have: the hint of an
-    error.
+def key_hint(command: str, key: str, names: Iterable[str]) -> str:
+    """Return the hint for an unknown key of a configuration file of `command`.
+
+    `names` are the keys that the file may have.
     """
     names = list(names)
     takes = {"--" + name.replace("_", "-"): True for name in names}
     table = table_of(command, takes)
     name = key.replace("_", "-")
-    if (ours := find(name, table)) is not None and ours.option in takes:
-        written = ours.words.removeprefix("--").replace("-", "_").partition(" ")
-        said = f'{written[0]} = "{written[2]}"' if written[2] else written[0]
-        return f"here it is called {said}" + (f": {ours.note}" if ours.note else "")
-    if ours is not None and ours.note:
-        return ours.note
-    close = _close("--" + name, takes, table)
-    return (
-        f"did you mean {close.replace('--', '').replace('-', '_')}?"
-        if close
-        else f"one of: {', '.join(names)}"
-    )
+    if (alias := find_alias(name, table)) is not None and alias.option in takes:
+        key, _, value = alias.target.removeprefix("--").replace("-", "_").partition(" ")
+        target = f'{key} = "{value}"' if value else key
+        return f"it is called {target} here" + (f": {alias.note}" if alias.note else "")
+    if alias is not None and alias.note:
+        return alias.note
+    if close := _nearest_option("--" + name, takes, table):
+        return f"did you mean {close.replace('--', '').replace('-', '_')}?"
+    return f"one of: {', '.join(names)}"

@@ -14,24 +14,24 @@ from gptcli.numbers import amount, duration
 from gptcli.settings import Resolved
 
 if TYPE_CHECKING:
+    from gptcli.corpus.build import JobSlice
     from gptcli.corpus.chunks import Tally
-    from gptcli.corpus.estimate import Estimate
-    from gptcli.corpus.overlap import Report
-    from gptcli.corpus.parts import Part
+    from gptcli.corpus.overlap import OverlapReport
+    from gptcli.corpus.report import BuildEstimate
     from gptcli.shards.manifest import Manifest
 
 
-def print_part(part: Part, tally: Tally, missing: list[int], *, as_json: bool) -> None:
+def print_part(job: JobSlice, tally: Tally, missing: list[int], *, as_json: bool) -> None:
     """What became of one part's documents, and which parts are not done."""
     if as_json:
-        facts = {"part": part.number, "of": part.of, "missing": missing}
+        facts = {"part": job.number, "of": job.count, "missing": missing}
         print_json(
             "build-shards",
             {**facts, "documents_in": tally.read, "dropped": dict(sorted(tally.dropped.items()))},
         )
         return
     print(
-        f"part {part.number} of {part.of}: {_plural(tally.read, 'document')} read, {sum(tally.dropped.values()):,} dropped"
+        f"part {job.number} of {job.count}: {_plural(tally.read, 'document')} read, {sum(tally.dropped.values()):,} dropped"
     )
     print(
         f"{_plural(len(missing), 'part')} to go"
@@ -40,7 +40,7 @@ def print_part(part: Part, tally: Tally, missing: list[int], *, as_json: bool) -
     )
 
 
-def print_overlap(report: Report, *, as_json: bool) -> None:
+def print_overlap(report: OverlapReport, *, as_json: bool) -> None:
     """How much of each test set stands in the training text."""
     if as_json:
         tests = [{**asdict(test), "share": test.share} for test in report.tests]
@@ -67,8 +67,8 @@ def print_report(path: Path, manifest: Manifest, *, as_json: bool) -> None:
     splits = {
         split: {
             "tokens": manifest.tokens(split),
-            "documents": sum(shard.documents for shard in manifest.of(split)),
-            "shards": len(manifest.of(split)),
+            "documents": sum(shard.documents for shard in manifest.shards_of(split)),
+            "shards": len(manifest.shards_of(split)),
         }
         for split in SPLITS
     }
@@ -100,7 +100,7 @@ def _printed(source: str) -> str:
     return f" (GPT-3: {GPT3_MIXTURE[source].epochs:g})" if source in GPT3_MIXTURE else ""
 
 
-def print_estimate(resolved: Resolved, estimate: Estimate, *, as_json: bool) -> None:
+def print_estimate(resolved: Resolved, estimate: BuildEstimate, *, as_json: bool) -> None:
     if as_json:
         print_json(
             "build-shards",

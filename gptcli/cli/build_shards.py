@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.cli.build_report import print_estimate, print_overlap, print_part, print_report
-from gptcli.cli.command import Command
+from gptcli.cli.command import Command, hold, releasing
 from gptcli.cli.config import number, read_config, read_option, write_resolved
 from gptcli.cli.console import ConsoleEvents
-from gptcli.cli.ownership import hold, releasing
 from gptcli.errors import UsageError, nearest
 from gptcli.locks import own_folder, own_part
 from gptcli.settings import NUMBERS, Resolved
 
 if TYPE_CHECKING:
-    from gptcli.corpus.config import Build
-    from gptcli.corpus.recipe import Source
+    from gptcli.corpus.config import BuildConfig
+    from gptcli.corpus.recipe import SourceConfig
 
 INPUT, SHARDS, OUTPUT, RUN = "Input", "Shards", "Output", "Run"
 
@@ -246,22 +245,22 @@ def build_shards(
     }
     resolved = _resolve(options, config)
 
-    from gptcli.corpus.build import begin, finish
-    from gptcli.corpus.config import Build
-    from gptcli.corpus.workers import check_runner
-    from gptcli.shards.export import EXPORTS, FORMATS
+    from gptcli.corpus.build import begin_build, finish_build
+    from gptcli.corpus.config import BuildConfig
+    from gptcli.corpus.pool import check_runner
+    from gptcli.shards.export import EXPORT_FORMATS, EXPORTERS
     from gptcli.shards.manifest import MANIFEST, read_manifest
     from gptcli.tokenizer.tokenizer import load_tokenizer
 
     values = resolved.values
     out = Path(values["output"])
-    if values["format"] not in FORMATS:
+    if values["format"] not in EXPORT_FORMATS:
         raise UsageError(
             f"unknown format {values['format']!r}",
             where="--format",
-            hint=nearest(values["format"], FORMATS),
+            hint=nearest(values["format"], EXPORT_FORMATS),
         )
-    build = Build(
+    build = BuildConfig(
         sources=_sources(values),
         tokenizer=load_tokenizer(values["tokenizer"]),
         encoder=values["encoder"],
@@ -272,9 +271,9 @@ def build_shards(
         seed=values["seed"],
     )
     if dry_run:
-        from gptcli.corpus.estimate import estimate
+        from gptcli.corpus.report import estimate_build
 
-        print_estimate(resolved, estimate(build, values["workers"]), as_json=json)
+        print_estimate(resolved, estimate_build(build, values["workers"]), as_json=json)
         return
     check_runner(values["runner"])
     events = ConsoleEvents()
@@ -288,23 +287,23 @@ def build_shards(
         _build_part(build, out, part, values, events, as_json=json)
         return
     hold(own_folder(out, read_only=resume, events=events))
-    if begin(build, out, resume=resume, force=force):
+    if begin_build(build, out, resume=resume, force=force):
         write_resolved(out / "build.toml", resolved)
-        manifest = finish(
+        manifest = finish_build(
             build, out, workers=values["workers"], runner=values["runner"], events=events
         )
     else:
         events.info(f"{out / MANIFEST} is up to date")
         manifest = read_manifest(out)
-    if values["format"] in EXPORTS:
-        EXPORTS[values["format"]](out)
+    if values["format"] in EXPORTERS:
+        EXPORTERS[values["format"]](out)
     print_report(out / MANIFEST, manifest, as_json=json)
 
 
 def _report_overlap(folder: Path, inputs: list[str], workers: int, *, as_json: bool) -> None:
     """How much of the test sets stands in the shards' training text."""
+    from gptcli.corpus.inputs import find_inputs
     from gptcli.corpus.overlap import find_overlap
-    from gptcli.corpus.readers import find_inputs
 
     if not inputs:
         raise UsageError(
@@ -317,7 +316,7 @@ def _report_overlap(folder: Path, inputs: list[str], workers: int, *, as_json: b
 
 
 def _build_part(
-    build: Build,
+    build: BuildConfig,
     out: Path,
     text: str,
     values: dict[str, Any],
@@ -326,25 +325,30 @@ def _build_part(
     as_json: bool,
 ) -> None:
     """Read one part of a build, and report what became of its documents."""
-    from gptcli.corpus.parts import begin_part, finish_part, missing_parts, parse_part
-
-    part = read_option("part", text, parse_part)
-    hold(own_part(out, f"{part.number}-of-{part.of}", events=events))
-    begin_part(build, out, part)
-    tally = finish_part(
-        build, out, part, workers=values["workers"], runner=values["runner"], events=events
+    from gptcli.corpus.build import (
+        begin_slice,
+        finish_slice,
+        missing_slices,
+        parse_job_slice,
     )
-    print_part(part, tally, missing_parts(out, part.of), as_json=as_json)
+
+    job = read_option("part", text, parse_job_slice)
+    hold(own_part(out, f"{job.number}-of-{job.count}", events=events))
+    begin_slice(build, out, job)
+    tally = finish_slice(
+        build, out, job, workers=values["workers"], runner=values["runner"], events=events
+    )
+    print_part(job, tally, missing_slices(out, job.count), as_json=as_json)
 
 
-def _sources(values: dict[str, Any]) -> list[Source]:
+def _sources(values: dict[str, Any]) -> list[SourceConfig]:
     """The recipe's sources, weighted; or the one source that INPUT is."""
-    from gptcli.corpus.readers import find_inputs
-    from gptcli.corpus.recipe import Source, preset_weights, read_sources
+    from gptcli.corpus.inputs import find_inputs
+    from gptcli.corpus.recipe import SourceConfig, preset_weights, read_sources
 
     if "sources" not in values:
         return [
-            Source(
+            SourceConfig(
                 inputs=find_inputs(values["inputs"]),
                 documents=values["documents"],
                 on_error=values["on_error"],

@@ -1,15 +1,18 @@
-"""How a command line is read: one message for whatever is wrong with it, flags without a type,
-empty values refused, lists split at commas.
+"""Commands of the command line: how arguments are parsed, and how outputs are locked.
 
-`Command` and `Group` are typer's, with this reading. What users of other tools type is answered by
-`gptcli.cli.aliases`, which is imported only when a command line is not understood.
+`Command` and `Group` are typer's, with one message for every error, flags without a type, no empty
+values, and lists split at commas. Options of other tools are answered by `gptcli.cli.aliases`,
+which is imported only for a command line that is not understood.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import typer
 import typer.core
@@ -18,27 +21,51 @@ from typer.exceptions import TyperException
 from gptcli.cli.config import option
 from gptcli.errors import GptError, UsageError
 
-FREE_TEXT = ("TEXT", "PROMPT")  # metavars of values that may be empty and may hold commas
+P = ParamSpec("P")
+R = TypeVar("R")
+
+FREE_TEXT = ("TEXT", "PROMPT")  # metavars of values that may be empty or contain commas
+FALSE_VALUES = ("false", "no", "off", "0")
+
+_locks = contextlib.ExitStack()
+
+
+def hold(lock: AbstractContextManager[None]) -> None:
+    """Take a lock of `gptcli.locks` until the running command ends. Raises what the lock raises."""
+    _locks.enter_context(lock)
+
+
+def releasing(command: Callable[P, R]) -> Callable[P, R]:
+    """Return `command` wrapped to release its locks when it ends, fails or is interrupted."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _locks:
+            return command(*args, **kwargs)
+
+    return run
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """An option with its value, or an argument, as typed."""
+    """Option with its value, or argument, as typed."""
 
     name: str
-    """--lr, -o; empty for an argument."""
+    """Option such as --lr or -o; empty for an argument."""
     value: str | None
-    """None for a flag, and for an option at the end of the line that lacks its value."""
+    """Value; None for a flag, and for an option at the end of the line without its value."""
     takes_value: bool | None = None
-    """None for an option that the command does not have."""
+    """Whether the option takes a value; None if the command does not have it."""
 
     def __str__(self) -> str:
         return self.name or str(self.value)
 
 
 def read_words(args: list[str], takes_value: Callable[[str], bool | None]) -> Iterator[Word]:
-    """The options and arguments of a command line. `takes_value` says of an option, --name or -n,
-    whether it takes a value, or None if the command has no such option."""
+    """Yield the options and arguments of a command line.
+
+    `takes_value` tells whether an option, --name or -n, takes a value; None for an unknown option.
+    """
     rest = iter(args)
     for word in rest:
         if word == "--":
@@ -59,12 +86,12 @@ def read_words(args: list[str], takes_value: Callable[[str], bool | None]) -> It
 
 
 def is_option(word: str) -> bool:
-    """Whether a word begins as options do: "-" alone is stdin, and -1 is a number."""
+    """Tell whether a word looks like an option; "-" is stdin, and -1 is a number."""
     return word[:1] == "-" and len(word) > 1 and not (word[1].isdigit() or word[1] == ".")
 
 
 def option_table(command: Any, ctx: typer.Context) -> dict[str, Any]:
-    """The parameter of each option, by every name it has."""
+    """Return the parameter of each option, by every spelling of it."""
     return {
         name: param
         for param in command.get_params(ctx)
@@ -74,44 +101,49 @@ def option_table(command: Any, ctx: typer.Context) -> dict[str, Any]:
 
 
 def check_words(command: Any, ctx: typer.Context, args: list[str]) -> None:
-    """Raise UsageError if a word of the command line is not understood, a flag has a value, an
-    option lacks one, or a value is empty.
+    """Check the words of a command line before typer parses them.
+
+    Raises UsageError for an unknown option, a missing, empty or superfluous value, and an extra
+    argument.
     """
     options = option_table(command, ctx)
     arguments = [param for param in command.get_params(ctx) if param.param_type_name == "argument"]
     takes = {name: not param.is_flag for name, param in options.items()}
-    position, before = 0, Word("", None)
+    position, previous = 0, Word("", None)
     for word in read_words(args, takes.get):
         if word.name:
             if word.takes_value is None:
-                raise _answer(command, ctx, args, options, word)
+                raise _unknown_word(command, ctx, args, options, word)
             if word.takes_value:
                 _check_value(word, options)
             elif word.value is not None:
                 raise _flag_with_value(word.name, word.value)
         else:
-            if before.takes_value is False and str(word.value).lower() in ("true", "false"):
-                raise _flag_with_value(before.name, str(word.value))
+            if previous.takes_value is False and str(word.value).lower() in ("true", "false"):
+                raise _flag_with_value(previous.name, str(word.value))
             if not arguments:
-                raise _answer(command, ctx, args, options, word)
+                raise _unknown_word(command, ctx, args, options, word)
             argument = arguments[min(position, len(arguments) - 1)]
             if position >= len(arguments) and argument.nargs == 1:
-                raise _answer(command, ctx, args, options, word)
+                raise _unknown_word(command, ctx, args, options, word)
             if word.value == "" and argument.metavar not in FREE_TEXT:
                 raise _empty(argument.metavar)
             if "=" in str(word.value):
                 _check_assignment(command, ctx, args, options, word)
             position += 1
-        before = word
+        previous = word
 
 
 def _check_value(word: Word, options: Mapping[str, Any]) -> None:
-    if word.value is None or (
-        word.value.replace("_", "-") in options and word.value.startswith("--")
-    ):
-        instead = "" if word.value is None else f": {word.value} is an option"
+    """Raise UsageError if an option lacks its value, or the value is empty."""
+    is_next_option = (
+        word.value is not None
+        and word.value.startswith("--")
+        and word.value.replace("_", "-") in options
+    )
+    if word.value is None or is_next_option:
         raise UsageError(
-            f"needs a value{instead}",
+            f"needs a value, but {word.value} follows" if is_next_option else "needs a value",
             where=word.name,
             hint=f"{word.name} {options[word.name].metavar or 'VALUE'}",
         )
@@ -121,40 +153,38 @@ def _check_value(word: Word, options: Mapping[str, Any]) -> None:
 
 def _empty(where: str) -> UsageError:
     return UsageError(
-        "is empty", where=where, hint="give a value; perhaps a shell variable is not set"
+        "the value is empty",
+        where=where,
+        hint="give a value; a shell variable in the command may be unset",
     )
 
 
 def _flag_with_value(name: str, value: str) -> UsageError:
-    hint = (
-        f"leave out {name}"
-        if value.lower() in ("false", "no", "off", "0")
-        else f"{name} alone, without {value!r}"
-    )
-    return UsageError("is a flag and takes no value", where=name, hint=hint)
+    hint = f"leave out {name}" if value.lower() in FALSE_VALUES else f"use {name} alone"
+    return UsageError(f"is a flag and takes no value, but got {value!r}", where=name, hint=hint)
 
 
 def _check_assignment(
     command: Any, ctx: typer.Context, args: list[str], options: Mapping[str, Any], word: Word
 ) -> None:
-    """Raise UsageError for lr=3e-4, which is not a file."""
+    """Raise UsageError for an option spelled as an assignment, such as lr=3e-4."""
     from gptcli.cli.aliases import is_assignment
 
     if is_assignment(ctx.command_path, str(word.value), options):
-        raise _answer(command, ctx, args, options, word)
+        raise _unknown_word(command, ctx, args, options, word)
 
 
-def _answer(
+def _unknown_word(
     command: Any, ctx: typer.Context, args: list[str], options: Mapping[str, Any], word: Word
 ) -> UsageError:
-    from gptcli.cli.aliases import answer_word
+    from gptcli.cli.aliases import unknown_word
 
     takes = {name: not param.is_flag for name, param in options.items()}
-    return answer_word(ctx.command_path, args, takes, word)
+    return unknown_word(ctx.command_path, args, takes, word)
 
 
 def as_gpt_error(error: TyperException, ctx: typer.Context) -> GptError:
-    """What typer found wrong, as an error of ours."""
+    """Return an error of typer as UsageError."""
     param = getattr(error, "param", None)
     where = getattr(error, "option_name", None)
     if param is not None:
@@ -167,10 +197,11 @@ def as_gpt_error(error: TyperException, ctx: typer.Context) -> GptError:
     )
 
 
-class Reading:
-    """Mixed into typer's command and group."""
+class _Parsing:
+    """Parsing shared by `Command` and `Group`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Check and parse the arguments; split the values of repeatable options at commas."""
         if ctx.resilient_parsing or (not args and getattr(self, "no_args_is_help", False)):
             return super().parse_args(ctx, args)  # type: ignore[misc]
         self.check(ctx, args)
@@ -193,10 +224,11 @@ class Reading:
         return rest
 
     def check(self, ctx: Any, args: list[str]) -> None:
+        """Raise UsageError for a command line that is not understood."""
         check_words(self, ctx, args)
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """The parameters; flags and arguments show no type of Python in the help."""
+        """Return the parameters; `--help` shows no Python type for flags and arguments."""
         params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
         for param in params:
             if param.param_type_name == "argument" or param.is_flag:
@@ -208,31 +240,34 @@ def _no_type(ctx: Any) -> str:
     return ""
 
 
-class Command(Reading, typer.core.TyperCommand):
-    """A subcommand."""
+class Command(_Parsing, typer.core.TyperCommand):
+    """Subcommand, such as `gpt train`."""
 
 
-class Group(Reading, typer.core.TyperGroup):
-    """A command of subcommands: `gpt` itself, and `gpt tokenize`."""
+class Group(_Parsing, typer.core.TyperGroup):
+    """Command with subcommands: `gpt`, and `gpt tokenize`."""
 
     def check(self, ctx: Any, args: list[str]) -> None:
+        """Raise UsageError for an unknown option before the subcommand."""
         options = option_table(self, ctx)
         for word in args:
             if not is_option(word):
                 return
             if word.partition("=")[0] not in options:
-                from gptcli.cli.aliases import answer_early_option
+                from gptcli.cli.aliases import early_option
 
-                raise answer_early_option(ctx.command_path, args, list(self.commands), word)
+                raise early_option(ctx.command_path, args, list(self.commands), word)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Return the subcommand. Raises UsageError for an unknown one."""
         if not ctx.resilient_parsing and args[0].replace("_", "-") not in self.commands:
-            from gptcli.cli.aliases import answer_command
+            from gptcli.cli.aliases import unknown_command
 
-            raise answer_command(ctx.command_path, args, list(self.commands))
+            raise unknown_command(ctx.command_path, args, list(self.commands))
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
+        """Run the subcommand, with errors of typer as UsageError."""
         try:
             return super().invoke(ctx)
         except TyperException as error:

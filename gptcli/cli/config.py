@@ -64,10 +64,10 @@ def read_config(path: Path, names: Mapping[str, Any], command: str = "gpt") -> d
             name = SYNONYMS.get(name, name)
         where = f"{path}:{_line_of(key, text)}"
         if name not in names:
-            from gptcli.cli.aliases import answer_key
+            from gptcli.cli.aliases import key_hint
 
             raise InputError(
-                f"unknown key {key!r}", where=where, hint=answer_key(command, key, names)
+                f"unknown key {key!r}", where=where, hint=key_hint(command, key, names)
             )
         convert = names[name]
         try:

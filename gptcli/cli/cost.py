@@ -1,4 +1,4 @@
-"""`gpt cost`: what a model takes to train and to hold."""
+"""`gpt cost`: estimate what it takes to train and run a model."""
 
 from __future__ import annotations
 
@@ -8,44 +8,64 @@ from typing import Annotated, Any
 import typer
 
 from gptcli.cli.command import Command
-from gptcli.cli.config import number
-from gptcli.cli.cost_answers import ANSWERS, Look
-from gptcli.cli.cost_options import DEFAULT_GPU, NO_VALUE, question
-from gptcli.cli.cost_subject import DEFAULT_N_CTX, check_not_a_size, every_name
+from gptcli.cli.config import number, option
+from gptcli.cli.cost_report import DEFAULT_N_CTX, HANDLERS, SHAPE, OutputOptions, check_not_a_size
+from gptcli.cli.options import MODEL, OUTPUT, flag, quantity, shared, value
+from gptcli.cli.options import precision as precision_option
 from gptcli.cost.hardware import gpu_names
-from gptcli.cost.memory import RECOMPUTE
+from gptcli.cost.hardware_options import DEFAULT_GPU, HARDWARE_FIELDS, LAYOUT_FIELDS
+from gptcli.cost.target import target_names
+from gptcli.errors import UsageError
+from gptcli.numbers import short
 
-MODEL, RUN, GPUS, LAYOUT, LAWS, OUTPUT = (
-    "Model",
-    "Training run",
-    "GPUs",
-    "Layout",
-    "Scaling laws",
-    "Output",
+TRAINING, GPUS, LAYOUT, SCALING = "Training run", "GPUs", "Layout", "Scaling laws"
+FLOPS_OF_RUN = "auto"  # value of --flops without a number
+MODEL_OPTIONS = ("size", "runs", *SHAPE)
+OUTPUT_OPTIONS = ("json", "markdown", "explain")
+# option that selects a mode: the options that can be combined with it
+MODES: dict[str, tuple[str, ...]] = {
+    "fit": ("runs", "predict", "size", *SHAPE, "tokens", "plot"),
+    "optimal": ("plot",),
+    "plan": (*MODEL_OPTIONS, "gpu", "gpus", "precision", "plot"),
+    "table": ("tokens", *HARDWARE_FIELDS, "plot"),
+    "budget": ("hours", *HARDWARE_FIELDS),
+    "flops": ("hours", *HARDWARE_FIELDS, "plot"),
+    "hours": HARDWARE_FIELDS,
+}
+# options of the mode without an option of its own: the estimate of one model
+ESTIMATE_OPTIONS = (
+    *(*MODEL_OPTIONS, "tokens", "flops", "hours"),
+    *(*HARDWARE_FIELDS, *LAYOUT_FIELDS, "plot"),
 )
 
 
 class CostCommand(Command):
-    """Lets `--flops` stand alone: Typer has no option with an optional value."""
+    """Command whose option --flops may lack its value, which typer does not support."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give --flops its value FLOPS_OF_RUN if no number follows."""
         for i, word in enumerate(args):
             following = args[i + 1] if i + 1 < len(args) else "-"
             if word == "--flops" and following[0:1] == "-" and not following[1:2].isdigit():
-                args = [*args[:i], f"--flops={NO_VALUE}", *args[i + 1 :]]
+                args = [*args[:i], f"--flops={FLOPS_OF_RUN}", *args[i + 1 :]]
         return super().parse_args(ctx, args)
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
     app.command("cost", cls=CostCommand)(cost)
 
 
 def _complete_size(incomplete: str) -> list[str]:
-    return [name for name in every_name() if name.startswith(incomplete)]
+    return [name for name in target_names() if name.startswith(incomplete)]
 
 
 def _complete_gpu(incomplete: str) -> list[str]:
     return [name for name in gpu_names() if name.startswith(incomplete)]
+
+
+def _parse_flops(text: str) -> float | str:
+    return text if text == FLOPS_OF_RUN else number("flops")(text)
 
 
 def cost(
@@ -53,289 +73,194 @@ def cost(
         list[Path] | None,
         typer.Argument(
             metavar="RUN",
-            help="Run folder whose model to price; with --fit, several.",
             show_default=False,
+            help="Run folder with the model to price; with --fit, several run folders.",
         ),
     ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            help="Model of the papers.",
-            show_default="175B",
-            autocompletion=_complete_size,
-            metavar="NAME",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
-    n_layer: Annotated[
-        int | None,
-        typer.Option(
-            parser=number("n_layer"),
-            help="Number of layers, of a custom model or instead of the size's.",
-            metavar="N",
-            show_default="the size's",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
-    n_head: Annotated[
-        int | None,
-        typer.Option(
-            parser=number("n_head"),
-            help="Number of attention heads.",
-            metavar="N",
-            show_default="the size's",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
-    d_model: Annotated[
-        int | None,
-        typer.Option(
-            parser=number("d_model"),
-            help="Width of the model: the size of an embedding.",
-            metavar="N",
-            show_default="the size's",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
+    size: Annotated[str | None, shared("size", MODEL, "175B", complete=_complete_size)] = None,
+    n_layer: Annotated[int | None, shared("n_layer", MODEL, "the size's", numeric=True)] = None,
+    n_head: Annotated[int | None, shared("n_head", MODEL, "the size's", numeric=True)] = None,
+    d_model: Annotated[int | None, shared("d_model", MODEL, "the size's", numeric=True)] = None,
     n_ctx: Annotated[
-        int | None,
-        typer.Option(
-            parser=number("n_ctx"),
-            help="Length of the context, in tokens.",
-            show_default=f"the size's, or {DEFAULT_N_CTX}",
-            metavar="N",
-            rich_help_panel=MODEL,
-        ),
+        int | None, shared("n_ctx", MODEL, f"the size's, or {DEFAULT_N_CTX}", numeric=True)
     ] = None,
-    vocab_size: Annotated[
-        int | None,
-        typer.Option(
-            parser=number("vocab_size"),
-            help="Size of the vocabulary.",
-            show_default="50257",
-            metavar="N",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
+    vocab_size: Annotated[int | None, shared("vocab_size", MODEL, "50257", numeric=True)] = None,
     attention: Annotated[
         str | None,
-        typer.Option(
-            help="Attention of the layers: dense or banded.",
-            show_default="the size's, or dense",
-            metavar="KIND",
-            rich_help_panel=MODEL,
+        value(
+            "Attention: dense, or banded in every second layer as in GPT-3.",
+            *("KIND", MODEL, "the size's, or dense"),
         ),
     ] = None,
     tokens: Annotated[
-        str | None,
-        typer.Option(
-            help="Number of training tokens.",
-            show_default="the paper's, or 300B",
-            metavar="N",
-            rich_help_panel=RUN,
-        ),
+        int | None,
+        quantity("tokens", "Number of training tokens.", TRAINING, "the paper's, or 300B"),
     ] = None,
     flops: Annotated[
-        str | None,
-        typer.Option(
-            help="Print only time and money for the FLOPs of the run, or for N FLOPs.",
-            metavar="[N]",
-            rich_help_panel=RUN,
+        Any,
+        value(
+            "Print only the time and money for N FLOPs, or without N for the FLOPs of the run.",
+            *("[N]", TRAINING),
+            parser=_parse_flops,
         ),
     ] = None,
     gpu: Annotated[
-        str | None,
-        typer.Option(
-            help="GPU that the run uses.",
-            show_default=DEFAULT_GPU,
-            autocompletion=_complete_gpu,
-            metavar="NAME",
-            rich_help_panel=GPUS,
-        ),
+        str | None, value("GPU model.", "NAME", GPUS, DEFAULT_GPU, complete=_complete_gpu)
     ] = None,
-    gpus: Annotated[
-        str | None,
-        typer.Option(help="Number of GPUs.", metavar="N", show_default="1", rich_help_panel=GPUS),
-    ] = None,
+    gpus: Annotated[int | None, quantity("gpus", "Number of GPUs.", GPUS, "1")] = None,
     tflops: Annotated[
-        str | None,
-        typer.Option(
-            help="TFLOP/s that one GPU sustains; without --gpu, of any GPU.",
+        float | None,
+        quantity(
+            "tflops",
+            "Sustained TFLOP/s of one GPU; without --gpu, of a custom GPU.",
+            *(GPUS, True),
             metavar="X",
-            rich_help_panel=GPUS,
         ),
     ] = None,
     mfu: Annotated[
-        str | None,
-        typer.Option(
-            help="Model FLOPs utilization: the speed as a share of the GPU's peak.",
-            show_default="by GPU",
+        float | None,
+        quantity(
+            "mfu",
+            "Model FLOPs utilization: sustained FLOP/s divided by the GPU's peak.",
+            *(GPUS, "by GPU"),
             metavar="X",
-            rich_help_panel=GPUS,
         ),
     ] = None,
     memory: Annotated[
-        str | None,
-        typer.Option(
-            help="Memory of one GPU in GB, if --tflops describes it.",
+        float | None,
+        quantity(
+            "memory",
+            "Memory of a custom GPU described by --tflops, in GB.",
+            *(GPUS, False),
             metavar="GB",
-            show_default=False,
-            rich_help_panel=GPUS,
         ),
     ] = None,
     price: Annotated[
-        str | None,
-        typer.Option(
-            help="Price of one GPU for an hour, in dollars.",
-            show_default="by GPU",
-            metavar="X",
-            rich_help_panel=GPUS,
-        ),
+        float | None,
+        quantity("price", "Price of one GPU-hour, in dollars.", GPUS, "by GPU", metavar="X"),
     ] = None,
     goodput: Annotated[
-        str | None,
-        typer.Option(
-            help="Share of the time in which the run makes progress.",
-            show_default="73 % where MFU is predicted",
+        float | None,
+        quantity(
+            "goodput",
+            "Fraction of the time in which the run makes progress.",
+            *(GPUS, "73 % where MFU is predicted"),
             metavar="X",
-            rich_help_panel=GPUS,
         ),
     ] = None,
-    layout: Annotated[
-        str | None,
-        typer.Option(
-            help="Processes by axis, for replicas, shards, tensor slices and stages: dp=2,shard=4,tp=2,pp=2.",
-            show_default="the fastest",
-            metavar="AXES",
-            rich_help_panel=LAYOUT,
-        ),
-    ] = None,
-    micro_batch: Annotated[
-        int | None,
-        typer.Option(
-            parser=number("micro_batch"),
-            help="Sequences that a process runs at a time.",
-            show_default="1",
-            metavar="N",
-            rich_help_panel=LAYOUT,
-        ),
-    ] = None,
-    recompute: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Activations to compute again in the backward pass: {', '.join(RECOMPUTE)}.",
-            show_default="none",
-            metavar="WHAT",
-            rich_help_panel=LAYOUT,
-        ),
-    ] = None,
+    layout: Annotated[str | None, shared("layout", LAYOUT, "the fastest")] = None,
+    micro_batch: Annotated[int | None, shared("micro_batch", LAYOUT, "1", numeric=True)] = None,
+    recompute: Annotated[str | None, shared("recompute", LAYOUT, "none")] = None,
     precision: Annotated[
-        str | None,
-        typer.Option(
-            help="Precision of matrix products: bf16, fp16, fp32 or fp8.",
-            show_default="by GPU",
-            metavar="KIND",
-            rich_help_panel=LAYOUT,
-        ),
+        str | None, precision_option("bf16, fp16, fp32 or fp8", LAYOUT, "by GPU")
     ] = None,
     plan: Annotated[
-        bool,
-        typer.Option(
-            "--plan", help="List the layouts that fit, fastest first.", rich_help_panel=LAYOUT
-        ),
+        bool, flag("--plan", "List the layouts that fit into memory, fastest first.", LAYOUT)
     ] = False,
     budget: Annotated[
-        str | None,
-        typer.Option(
-            help="List what this many dollars buy, size by size.",
+        float | None,
+        quantity(
+            "budget",
+            "List the models that a budget in dollars can train, with their losses.",
+            *(TRAINING, False),
             metavar="X",
-            show_default=False,
-            rich_help_panel=RUN,
         ),
     ] = None,
     hours: Annotated[
-        str | None,
-        typer.Option(
-            help="List what this many hours buy; with a model, the GPUs that they need, or with --gpus the speed.",
+        float | None,
+        quantity(
+            "hours",
+            "Duration in hours: lists the models that can be trained in it; with a model, finds "
+            "the number of GPUs, or with --gpus their speed.",
+            *(TRAINING, False),
             metavar="X",
-            show_default=False,
-            rich_help_panel=RUN,
         ),
     ] = None,
     optimal: Annotated[
-        str | None,
-        typer.Option(
-            help="List the best model size for this many FLOPs, by each scaling law.",
+        float | None,
+        quantity(
+            "optimal",
+            "List the compute-optimal model size for this many FLOPs, by each scaling law.",
+            *(SCALING, False),
             metavar="FLOPS",
-            show_default=False,
-            rich_help_panel=LAWS,
         ),
     ] = None,
     fit: Annotated[
         bool,
-        typer.Option(
+        flag(
             "--fit",
-            help="Fit a scaling law to the runs named; with a model and --tokens, predict its loss.",
-            rich_help_panel=LAWS,
+            "Fit a scaling law to the given runs; with a model and --tokens, predict its loss.",
+            SCALING,
         ),
     ] = False,
     predict: Annotated[
         Path | None,
-        typer.Option(
-            help="Run to leave out of the fit and to predict.",
-            metavar="RUN",
-            show_default=False,
-            rich_help_panel=LAWS,
+        value(
+            "Run to predict with the law of --fit, and not to fit the law to.",
+            *("RUN", SCALING, False),
         ),
     ] = None,
-    table: Annotated[
-        bool, typer.Option("--table", help="List every size of the papers.", rich_help_panel=OUTPUT)
-    ] = False,
+    table: Annotated[bool, flag("--table", "List every size of the papers.", OUTPUT)] = False,
     explain: Annotated[
         bool,
-        typer.Option(
+        flag(
             "--explain",
-            help="Print every formula with its numbers and every constant with its source.",
-            rich_help_panel=OUTPUT,
+            "Print every formula with its numbers, and every constant with its source.",
+            OUTPUT,
         ),
     ] = False,
-    markdown: Annotated[
-        bool,
-        typer.Option("--markdown", help="Print the tables as Markdown.", rich_help_panel=OUTPUT),
-    ] = False,
+    markdown: Annotated[bool, shared("markdown", OUTPUT)] = False,
     plot: Annotated[
-        Path | None,
-        typer.Option(
-            help="Also draw the answer as an SVG.",
-            metavar="FILE.svg",
-            show_default=False,
-            rich_help_panel=OUTPUT,
-        ),
+        Path | None, value("Also draw the result as an SVG.", "FILE.svg", OUTPUT, False)
     ] = None,
-    json: Annotated[
-        bool,
-        typer.Option(
-            "--json", help="Print a report as one JSON object on stdout.", rich_help_panel=OUTPUT
-        ),
-    ] = False,
+    json: Annotated[bool, shared("json", OUTPUT)] = False,
 ) -> None:
-    """What a model takes: parameters, FLOPs, memory, GPU-years and dollars.
+    """Estimate the cost of a model: parameters, FLOPs, memory, GPU-years and dollars.
 
     \b
     Examples:
       gpt cost --size 1.3B --gpu a100 --gpus 64 --plan
       gpt cost --flops 3.14e23 --gpu v100 --tflops 28 --price 1.5
     """
-    said = {
-        name: value
-        for name, value in locals().items()
-        if value is not None and value is not False and value != []
+    options = {
+        name: given
+        for name, given in locals().items()
+        if given is not None and given is not False and given != []
     }
     if runs and not runs[0].exists() and not fit:
         check_not_a_size(str(runs[0]))
-    asked = question(said)
+    mode = select_mode(options)
     if plot is not None:
-        from gptcli.cli.cost_plot import check_plot
+        from gptcli.runs.plots import check_plot
 
         check_plot(plot)
-    ANSWERS[asked](said, Look(json=json, markdown=markdown, explain=explain, plot=plot))
+    HANDLERS[mode](options, OutputOptions(json, markdown, explain, plot))
+
+
+def select_mode(options: dict[str, Any]) -> str:
+    """Return the mode that the options select: one of MODES, or "model".
+
+    Raises UsageError for an option of another mode.
+    """
+    mode = next((name for name in MODES if name in options), "model")
+    if mode == "hours" and any(name in options for name in (*MODEL_OPTIONS, "tokens")):
+        mode = "model"
+    if mode == "flops" and options["flops"] == FLOPS_OF_RUN:
+        mode = "model"
+    allowed = ESTIMATE_OPTIONS if mode == "model" else (mode, *MODES[mode])
+    for name in options:
+        if name in (*allowed, *OUTPUT_OPTIONS):
+            continue
+        if mode == "model":
+            needed = next(other for other, names in MODES.items() if name in names)
+            raise UsageError(f"{option(name)} needs {option(needed)}")
+        conflicting = "a run folder" if name == "runs" else option(name)
+        if mode == "flops":
+            raise UsageError(
+                f"--flops {short(options['flops'])} cannot be combined with {conflicting}",
+                hint="--flops without a number uses the FLOPs of the model's run",
+            )
+        raise UsageError(
+            f"{option(mode)} cannot be combined with {conflicting}", hint="leave out one of the two"
+        )
+    return mode

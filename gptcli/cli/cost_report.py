@@ -1,357 +1,442 @@
-"""How the estimates of `gpt cost` read."""
+"""Modes of `gpt cost`: resolve the model and the GPUs, estimate, and print the result."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from gptcli.cli.cost_sheet import Row, print_lines, print_rows, print_table
-from gptcli.cost.estimate import Cluster, Estimate
-from gptcli.cost.flops import parameters_by_part
+from gptcli.cli.config import option
+from gptcli.cli.console import (
+    Row,
+    print_command,
+    print_json,
+    print_lines,
+    print_rows,
+    print_table,
+)
+from gptcli.cost.cluster import Affordable, affordable, batch_sequences
+from gptcli.cost.estimate import Estimate
 from gptcli.cost.hardware import USER
-from gptcli.cost.inference import inference
-from gptcli.cost.memory import kv_cache_per_token, memory_by_part, min_gpus
-from gptcli.cost.scaling import RANGES, predicted_losses
+from gptcli.cost.hardware_options import HARDWARE_FIELDS, LAYOUT_FIELDS, HardwareOptions
+from gptcli.cost.planner import plans
+from gptcli.cost.report import (
+    estimate_rows,
+    estimate_title,
+    formulas,
+    gpu_label,
+    plans_table,
+    rank_rows,
+    sizes_table,
+    train_command,
+)
+from gptcli.cost.scaling import CHINCHILLA, GPT3_RANGE, LAWS, RANGES, optimal_report
+from gptcli.cost.step_time import uncertainty
+from gptcli.cost.target import (
+    DEFAULT_SIZE,
+    Target,
+    all_targets,
+    bare_name,
+    estimate_target,
+    find_target,
+    target_names,
+)
+from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
-from gptcli.numbers import (
-    ENERGY,
-    GPU_TIME,
-    LEAST,
-    MASS,
-    SPEED,
-    TIME,
-    amount,
-    dollars,
-    duration,
-    figure,
-    gpu_unit,
-    in_bytes,
-    percent,
-    scaled,
-    short,
-    unit_for,
-)  # fmt: skip
+from gptcli.model.hf_config import read_model_config
+from gptcli.numbers import amount, figure, gpu_time, short
+from gptcli.papers.training import GPT3_TRAINING
 
-LAW_REMARKS = {
-    "kaplan": "Kaplan et al. 2020",
-    "gpt3": "GPT-3, figure 3.1: by compute",
-    "chinchilla": "Hoffmann et al. 2022, as printed",
-    "chinchilla-refit": "Besiroglu et al. 2024",
-}
-MEMORY_ROWS = {  # part: what it is called, and what is in it
-    "parameters": ("parameters", "fp32"),
-    "gradients": ("gradients", "fp32"),
-    "optimizer": ("optimizer", "Adam's two moments, fp32"),
-    "training": ("all to train", ""),
-    "inference_fp32": ("to run in fp32", ""),
-    "inference_16bit": ("to run in 16 bits", ""),
-    "kv_cache_per_token": ("KV cache, a token", "16 bits"),
-    "kv_cache_per_context": ("KV cache, a context", "16 bits"),
+if TYPE_CHECKING:
+    from gptcli.cost.scaling_fit import FittedLaw, Prediction, RunResult
+
+ARTICLE_GPU = "v100"  # GPU of GPT-3's published estimate, with the speed and price of 2020
+DEFAULT_N_CTX = 1024  # GPT-2's
+MAX_PLANS = 12
+SHAPE = ("n_layer", "n_head", "d_model", "n_ctx", "vocab_size", "attention")
+TRAIN_SHAPE = tuple(name for name in SHAPE if name != "vocab_size")  # the shards set the vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class OutputOptions:
+    """Form of the report, and the file of its plot."""
+
+    json: bool
+    markdown: bool
+    explain: bool
+    plot: Path | None
+
+
+def hardware_options(options: dict[str, Any]) -> HardwareOptions:
+    """Return the options of GPUs and layout."""
+    names = (*HARDWARE_FIELDS, *LAYOUT_FIELDS, "hours")
+    return HardwareOptions(**{name: options[name] for name in names if name in options})
+
+
+def requested_target(options: dict[str, Any]) -> Target:
+    """Return the model that the options name: a size, a changed size, a custom shape or a run.
+
+    Raises UsageError for an incomplete shape or two models, InputError for a broken run folder.
+    """
+    shape = {name: options[name] for name in SHAPE if name in options}
+    size, runs = options.get("size"), options.get("runs", [])
+    if runs:
+        if len(runs) > 1 or size or shape:
+            raise UsageError(
+                "a run folder cannot be combined with another model",
+                hint="name one run without --size or a shape; only --fit takes several runs",
+            )
+        from gptcli.runs.metrics import read_run_result
+
+        tokens = read_run_result(runs[0]).tokens
+        config = read_model_config(runs[0])
+        return Target(str(runs[0]), config, tokens, "trained, by its metrics.jsonl")
+    if size is None and shape:
+        required = ("n_layer", "n_head", "d_model")
+        if missing := [option(name) for name in required if name not in shape]:
+            raise UsageError(
+                f"a custom model also needs {' and '.join(missing)}",
+                hint="or name a --size to start from, and change parts of it",
+            )
+        config = ModelConfig(**{"n_ctx": DEFAULT_N_CTX, **shape})
+        return Target("custom", config, GPT3_TRAINING.tokens, "assumed: as many as GPT-3")
+    found = find_target(size or DEFAULT_SIZE)
+    if not shape:
+        return found
+    config = ModelConfig(**{**found.model.as_dict(), **shape})
+    return Target(f"{found.name}, changed", config, found.tokens, found.source)
+
+
+def check_not_a_size(argument: str) -> None:
+    """Raise UsageError for an argument that names a size instead of a run folder."""
+    wanted = bare_name(argument)
+    if size := next((name for name in target_names() if bare_name(name) == wanted), None):
+        raise UsageError(
+            "is a model size, not a run folder",
+            where=argument,
+            hint=f"gpt cost --size {shlex.quote(size)}",
+        )
+
+
+def estimate_model(options: dict[str, Any], output: OutputOptions) -> None:
+    """Print the estimate of one model."""
+    target = requested_target(options)
+    changed = ("tokens", "hours", *HARDWARE_FIELDS, *LAYOUT_FIELDS)
+    is_article = (
+        "flops" in options
+        and target == find_target(DEFAULT_SIZE)
+        and not any(name in options for name in changed)
+    )
+    hardware = hardware_options({**options, "gpu": ARTICLE_GPU} if is_article else options)
+    assumed = "the cost article's, of 2020" if is_article else _assumed(hardware)
+    estimate = estimate_target(target, options.get("tokens"), hardware)
+    plan, model = estimate.plan, estimate.model
+    if output.plot is not None:
+        from gptcli.runs import plots as plot
+
+        if "flops" in options:
+            picture = plot.compute_by_year(estimate)
+        elif "layout" in options and plan is not None and model is not None:
+            picture = plot.memory_of_rank(plan, model, estimate)
+        else:
+            picture = plot.memory_of_model(estimate)
+        plot.write_plot(output.plot, picture)
+    if output.json:
+        print_json("cost", estimate.as_dict())
+        return
+    rank = []
+    if "layout" in options and plan is not None and model is not None:
+        rank = rank_rows(plan, model, hardware.gpu_row)
+    print_estimate(estimate, output, brief="flops" in options, rank=rank, assumed=assumed)
+
+
+def estimate_flops(options: dict[str, Any], output: OutputOptions) -> None:
+    """Print the time and money for a number of FLOPs."""
+    flops, hardware = options["flops"], hardware_options(options)
+    estimate = Estimate(f"{short(flops)} FLOP", flops, hardware.cluster(None, flops)[0])
+    if output.plot is not None:
+        from gptcli.runs.plots import compute_by_year, write_plot
+
+        write_plot(output.plot, compute_by_year(estimate))
+    if output.json:
+        print_json("cost", estimate.as_dict())
+    else:
+        print_estimate(estimate, output, brief=True, assumed=_assumed(hardware))
+
+
+def list_sizes(options: dict[str, Any], output: OutputOptions) -> None:
+    """Print the estimates of all sizes of the papers."""
+    hardware, tokens = hardware_options(options), options.get("tokens")
+    estimates = [estimate_target(target, tokens, hardware) for target in all_targets()]
+    if output.plot is not None:
+        from gptcli.runs.plots import compute_by_model, write_plot
+
+        write_plot(output.plot, compute_by_model())
+    if output.json:
+        print_json("cost", {"sizes": [estimate.as_dict() for estimate in estimates]})
+    else:
+        print_sizes(estimates, output, assumed=_assumed(hardware))
+
+
+def list_affordable(options: dict[str, Any], output: OutputOptions) -> None:
+    """Print the sizes that a budget of dollars, hours or both can train."""
+    dollars, hours = options.get("budget"), options.get("hours")
+    hardware = hardware_options({**options, "hours": None})
+    targets = [target for target in all_targets() if isinstance(target.shape, ModelConfig)]
+    estimates = [estimate_target(target, None, hardware) for target in targets]
+    cluster = estimates[0].cluster
+    if dollars is not None and cluster.price is None:
+        raise UsageError(
+            "the price of this GPU is unknown", where="--budget", hint="set it with --price"
+        )
+    sizes, gpu_hours = affordable(estimates, dollars=dollars, hours=hours)
+    if output.json:
+        print_json("cost", {"gpu_hours": gpu_hours, "sizes": [asdict(row) for row in sizes]})
+        return
+    gpus = f"{cluster.count:,} {gpu_label(cluster)}"
+    if assumed := _assumed(hardware):
+        gpus += f" ({assumed})"
+    print_affordable(sizes, gpu_hours, gpus, markdown=output.markdown)
+
+
+def list_plans(options: dict[str, Any], output: OutputOptions) -> None:
+    """Print the layouts of a model that fit into memory, fastest first."""
+    hardware, target = hardware_options(options), requested_target(options)
+    gpu, gpus, model = hardware.gpu_row, hardware.gpus or 1, target.model
+    assert gpu is not None, "only --tflops describes a custom GPU, and --plan does not take it"
+    sequences = batch_sequences(model)
+    found = plans(model, gpu, gpus, sequences, hardware.matmul_precision, most=MAX_PLANS)
+    if not found:
+        raise UsageError(
+            f"no layout of {gpus:,} {gpu.name} has enough memory for {target.name}",
+            where="--plan",
+            hint="use more or larger GPUs, or a shorter --n-ctx",
+        )
+    if output.plot is not None:
+        from gptcli.runs.plots import time_of_plans, write_plot
+
+        write_plot(output.plot, time_of_plans(target.name, found))
+    typed = _model_options(options, model)
+    if output.json:
+        listed = [plan.as_dict() | {"command": train_command(plan, typed)} for plan in found]
+        report = {"name": target.name, "gpu": gpu.name, "gpus": gpus, "plans": listed}
+        print_json("cost", report)
+        return
+    if assumed := _assumed(hardware):
+        print_lines(f"{gpu.name} {assumed}", dim=True)
+    factor = uncertainty(found[0].layout, gpu)
+    print_lines(
+        f"{target.name} on {gpus:,} {gpu.name}, fastest first; "
+        f"times are accurate to a factor of {factor:g}"
+    )
+    print_table(plans_table(found), markdown=output.markdown)
+    print_lines("waits: share of the step spent in collectives and pipeline bubbles")
+    print_command(train_command(found[0], typed))
+
+
+def _assumed(hardware: HardwareOptions) -> str:
+    return "assumed: --gpu names another" if hardware.is_default_gpu else ""
+
+
+def _model_options(options: dict[str, Any], model: ModelConfig) -> str:
+    """Return the model as options of `gpt train`: a size and its changes, or the whole shape."""
+    typed = {name: options[name] for name in TRAIN_SHAPE if name in options}
+    if "runs" in options or (typed and "size" not in options):
+        typed = {name: value for name, value in model.as_dict().items() if name in TRAIN_SHAPE}
+    else:
+        typed = {"size": options.get("size", DEFAULT_SIZE), **typed}
+    return " ".join(f"{option(name)} {value}" for name, value in typed.items())
+
+
+def list_optimal(options: dict[str, Any], output: OutputOptions) -> None:
+    """Print the compute-optimal model by each scaling law."""
+    report = optimal_report(options["optimal"])
+    if output.plot is not None:
+        from gptcli.runs.plots import loss_by_compute, write_plot
+
+        write_plot(output.plot, loss_by_compute(options["optimal"]))
+    if output.json:
+        print_json("cost", report)
+    else:
+        print_optimal(report, markdown=output.markdown)
+
+
+def fit_runs(options: dict[str, Any], output: OutputOptions) -> None:
+    """Fit a scaling law to runs, and print it with its predictions."""
+    from gptcli.cost.scaling_fit import fit_law, fit_report
+    from gptcli.runs.metrics import read_run_result
+
+    runs = [read_run_result(path) for path in options.get("runs", [])]
+    law, predictions = fit_law(runs), []
+    if "predict" in options:
+        run = read_run_result(options["predict"])
+        predictions.append(law.predict(run.name, run.parameters, run.tokens, run.loss))
+    shape = {name: value for name, value in options.items() if name in (*SHAPE, "size")}
+    if shape and "tokens" not in options:
+        raise UsageError(
+            "the loss of a model depends on its training tokens",
+            where="--fit",
+            hint="set their number with --tokens",
+        )
+    if "tokens" in options and not shape:
+        raise UsageError(
+            "--tokens needs a model", where="--fit", hint="name a --size, or give a shape"
+        )
+    if shape:
+        target = requested_target(shape)
+        predictions.append(law.predict(target.name, target.model.parameters, options["tokens"]))
+    if output.plot is not None:
+        from gptcli.runs.plots import fitted_law, write_plot
+
+        write_plot(output.plot, fitted_law(law, runs, predictions))
+    if output.json:
+        print_json("cost", fit_report(law, runs, predictions))
+    else:
+        print_fit(law, runs, predictions, markdown=output.markdown)
+
+
+HANDLERS: dict[str, Callable[[dict[str, Any], OutputOptions], None]] = {
+    "model": estimate_model,
+    "flops": estimate_flops,
+    "table": list_sizes,
+    "budget": list_affordable,
+    "hours": list_affordable,
+    "plan": list_plans,
+    "optimal": list_optimal,
+    "fit": fit_runs,
 }
 
 
 def print_estimate(
     estimate: Estimate,
+    output: OutputOptions,
     *,
     brief: bool,
-    explain: bool,
-    markdown: bool,
-    rank: list[Row],
+    rank: list[Row] | None = None,
     assumed: str = "",
 ) -> None:
-    """The whole story of one estimate on stdout; brief, only from FLOPs to money. `rank` tells of
-    the memory of a rank; `assumed` says why it is this GPU, if the user named none."""
-    model, tokens, parameters = estimate.model, estimate.tokens, estimate.parameters
-    title = estimate.name if model is None else _title(estimate.name, model)
-    rows: list[Row] = []
-    if tokens is None:
-        rows += [("Compute", "", ""), ("  FLOP", short(estimate.flops), "")]
-    elif model is None:
-        rows += [("Parameters", f"{parameters:,}", "as printed; its shape is not ours")]
-        rows += _work(estimate, tokens)
-    else:
-        rows += [] if brief else _parameters(model)
-        rows += (
-            _work(estimate, tokens)[:3] if brief else _work(estimate, tokens) + _attention(estimate)
-        )
-    rows += [("  PF-days", figure(estimate.pf_days), "")] if estimate.pf_days >= LEAST else []
-    rows += _time_and_money(estimate, assumed=assumed)
-    if not brief and parameters is not None:
-        rows += [] if model is None or tokens is None else _losses(model, tokens)
-        rows += _memory(parameters, model, estimate.cluster)
-        rows += [] if model is None else _running(model, estimate.cluster)
-    print_rows(title, [*rows, *rank], markdown=markdown)
-    print_notes(estimate, explain=explain)
+    """Print an estimate; if `brief`, only FLOPs, time and money.
+
+    `rank` is the memory of a rank; `assumed` is the note on a GPU that the user did not name.
+    """
+    rows = [*estimate_rows(estimate, brief=brief, assumed=assumed), *(rank or [])]
+    print_rows(estimate_title(estimate), rows, markdown=output.markdown)
+    print_sources(estimate, explain=output.explain)
 
 
-def print_sizes(
-    estimates: list[Estimate], *, explain: bool, markdown: bool, assumed: str = ""
-) -> None:
-    """A row for each estimate of a training run, all on the same cluster."""
-    cluster = estimates[0].cluster
-    size, unit = unit_for(min(estimate.gpu_hours for estimate in estimates) * 3600, GPU_TIME, LEAST)
-    rows = [
-        [
-            "size",
-            "params",
-            "tokens",
-            "FLOP",
-            "PF-days",
-            unit,
-            "dollars",
-            "to train",
-            f"on {cluster.count:,}",
-        ]
-    ]
-    for estimate in estimates:
-        report = estimate.as_dict()
-        rows.append([
-            estimate.name, amount(report["parameters"]), amount(report["tokens"]), short(estimate.flops), figure(estimate.pf_days, 3),
-            figure(estimate.gpu_hours * 3600 / size, 3), dollars(estimate.dollars), in_bytes(report["memory_bytes"]["training"]),
-            scaled(estimate.days * 86400, TIME, 3),
-        ])  # fmt: skip
-    print_lines(f"{_gpu(cluster)}{f', {assumed}' if assumed else ''}; FLOP by 6ND, of T5 by 3ND")
-    print_table(rows, markdown=markdown)
-    print_notes(estimates[0], explain=explain)
+def print_sizes(estimates: list[Estimate], output: OutputOptions, *, assumed: str = "") -> None:
+    """Print a table of estimates, all on the same cluster."""
+    gpu = gpu_label(estimates[0].cluster) + (f", {assumed}" if assumed else "")
+    print_lines(f"{gpu}; FLOP by 6ND, of T5 by 3ND")
+    print_table(sizes_table(estimates), markdown=output.markdown)
+    print_sources(estimates[0], explain=output.explain)
 
 
-def _title(name: str, model: ModelConfig) -> str:
-    heads = f"{model.n_head} heads of {model.d_head}"
-    return f"{name}: {model.n_layer} layers, {heads}, width {model.d_model}, context {model.n_ctx}, {model.attention}"
+def print_sources(estimate: Estimate, *, explain: bool) -> None:
+    """Print the sources of the most important assumptions that the user did not set.
 
-
-def _parameters(model: ModelConfig) -> list[Row]:
-    rows = [("Parameters", f"{model.parameters:,}", "")]
-    for part, n in parameters_by_part(model).items():
-        rows.append(
-            (
-                f"  {part}",
-                f"{n:,}",
-                percent(n / model.parameters) if n else "tied to the embeddings",
-            )
-        )
-    return rows
-
-
-def _work(estimate: Estimate, tokens: int) -> list[Row]:
-    assert estimate.parameters is not None
-    each = round(estimate.flops / estimate.parameters / tokens)
-    return [
-        (f"Training on {amount(tokens)} tokens", "", ""),
-        ("  tokens per parameter", figure(tokens / estimate.parameters), ""),
-        (f"  FLOP, {each}ND", short(estimate.flops), "the papers' way; priced below"),
-    ]
-
-
-def _attention(estimate: Estimate) -> list[Row]:
-    """The same by conventions that count attention."""
-    model, counts = estimate.model, estimate.flops_by_convention
-    assert model is not None
-    assert counts is not None
-    banded = f"; bands of {model.band}, ours" if model.attention == "banded" else ""
-    return [
-        (
-            "  FLOP, PaLM",
-            short(counts["palm"]),
-            f"with all of attention, {percent(1 - counts['6N'] / counts['palm'])}",
-        ),
-        ("  FLOP, causal", short(counts["causal"]), f"as computed{banded}"),
-        (
-            "  FLOP, Megatron",
-            short(counts["megatron"]),
-            f"{short(counts['megatron-recompute'])} with full recomputation",
-        ),
-    ]
-
-
-def _time_and_money(estimate: Estimate, *, assumed: str) -> list[Row]:
-    cluster, energy = estimate.cluster, estimate.energy
-    mfu = "no GPU named, so no MFU"
-    if cluster.gpu is not None and cluster.mfu is not None:
-        mfu = f"MFU {percent(cluster.mfu)} of {cluster.gpu.peak_flops / 1e12:g} {'bf16' if cluster.gpu.bf16 else 'fp16'}, dense"
-    price = (
-        "unknown: give one with --price"
-        if cluster.price is None
-        else f"{dollars(cluster.price.value)} an hour{_between(estimate, estimate.dollars, dollars)}"
-    )
-    days = (
-        f"{figure(estimate.days)} days" if estimate.days >= 10 else duration(estimate.days * 86400)
-    )
-    rows = [
-        (
-            f"Time and money on {'a GPU of your own' if cluster.gpu is None else cluster.gpu.name}",
-            "",
-            assumed,
-        )
-    ]
-    size, unit = unit_for(cluster.throughput.value, SPEED)
-    rows.append((f"  {unit}, sustained", figure(cluster.throughput.value / size), mfu))
-    if cluster.goodput is not None:
-        rows.append(("  goodput", percent(cluster.goodput.value, 0), "of the time it trains"))
-    if estimate.gpu_years >= LEAST:
-        rows.append(("  GPU-years", figure(estimate.gpu_years), "of 365 days"))
-    seconds, (size, unit) = estimate.gpu_hours * 3600, gpu_unit(estimate.gpu_hours)
-    between = _between(estimate, seconds, lambda value: figure(value / size)).removeprefix(", ")
-    rows += [
-        (f"  {unit}", figure(seconds / size), between),
-        ("  dollars", dollars(estimate.dollars), price),
-        (f"  on {cluster.count:,} {_gpu(cluster)}", days, ""),
-    ]
-    if energy is not None:
-        rows.append(
-            (
-                "  energy",
-                scaled(energy.kwh * 1000, ENERGY),
-                f"{scaled(energy.co2_kg * 1000, MASS)} of CO2e",
-            )
-        )
-    return rows
-
-
-def _between(estimate: Estimate, value: float | None, write: Callable[[float], str]) -> str:
-    low_high = estimate.between(value)
-    return (
-        ""
-        if low_high is None or estimate.cluster.uncertainty_factor == 1
-        else f", {write(low_high[0])} to {write(low_high[1])}"
-    )
-
-
-def _losses(model: ModelConfig, tokens: int) -> list[Row]:
-    rows: list[Row] = [("Loss, predicted", "", "nats a token of their text")]
-    for law, loss in predicted_losses(model, tokens).items():
-        rows.append(
-            (f"  {law}", "outside", f"range {RANGES[law]}")
-            if loss is None
-            else (f"  {law}", f"{loss:.3f}", LAW_REMARKS[law])
-        )
-    return rows
-
-
-def _memory(parameters: int, model: ModelConfig | None, cluster: Cluster) -> list[Row]:
-    rows = [("Memory, before activations", "", "")]
-    for part, n_bytes in memory_by_part(parameters, model).items():
-        label, remark = MEMORY_ROWS[part]
-        rows.append((f"  {label}", in_bytes(n_bytes), remark or _fit(n_bytes, cluster)))
-    return rows
-
-
-def _fit(n_bytes: int, cluster: Cluster) -> str:
-    """Whether the cluster holds it, spread evenly."""
-    if cluster.memory_bytes is None:
-        return ""
-    least, each = (
-        min_gpus(n_bytes, cluster.memory_bytes),
-        f"{_gpu(cluster)} of {in_bytes(cluster.memory_bytes)}",
-    )
-    return f"fits {cluster.count:,} {each}" if least <= cluster.count else f"needs {least:,} {each}"
-
-
-def _running(model: ModelConfig, cluster: Cluster) -> list[Row]:
-    """Inference in 16 bits, a sequence of a whole context."""
-    run = inference(model, cluster.gpu)
-    prefill = decode = ""
-    if (
-        run.gpus is not None
-        and run.prefill_seconds is not None
-        and run.tokens_per_second is not None
-    ):
-        where = f"{run.gpus:,} {_gpu(cluster)}"
-        prefill = f"{scaled(run.prefill_seconds, TIME[3:], 2)} at least, on {where}"
-        decode = f"{figure(run.tokens_per_second, 3)} tokens/s at most, on {where}"
-    return [
-        ("To run a context", "", f"of {model.n_ctx:,} tokens, in 16 bits"),
-        ("  FLOP to read it", short(run.prefill_flops), prefill),
-        ("  FLOP, next token", short(run.decode_flops), "2N and attention"),
-        ("  bytes, next token", in_bytes(run.decode_bytes), decode),
-    ]
-
-
-def _gpu(cluster: Cluster) -> str:
-    return "GPU" if cluster.gpu is None else cluster.gpu.name
-
-
-def print_notes(estimate: Estimate, *, explain: bool) -> None:
-    """Where the assumptions that move the answer most are from, but for what the user said; to
-    `explain`, every one and the formulas.
+    With `explain`, print all formulas, and all assumptions with their sources.
     """
     if explain:
         typer.echo()
         for line in formulas(estimate):
             print_lines(line)
         typer.echo()
-        for a in estimate.assumptions:
-            where = ", ".join(part for part in (a.date, a.url) if part)
-            print_lines(
-                f"{a.name} = {a.value:.6g} {a.unit}: {a.source}{f' ({where})' if where else ''}"
-            )
-        for law, within in RANGES.items() if estimate.model is not None else ():
-            print_lines(f"{law} holds for {within}: {within.source}")
+        for constant in estimate.assumptions:
+            origin = ", ".join(part for part in (constant.date, constant.url) if part)
+            line = f"{constant.name} = {constant.value:.6g} {constant.unit}: {constant.source}"
+            print_lines(f"{line} ({origin})" if origin else line)
+        for law, law_range in RANGES.items() if estimate.model is not None else ():
+            print_lines(f"{law} holds for {law_range}: {law_range.source}")
         return
-    moving = [
-        a
-        for a in estimate.assumptions
-        if a.name in ("tokens", "throughput", "goodput", "price") and not a.source.endswith(USER)
+    important = [
+        constant
+        for constant in estimate.assumptions
+        if constant.name in ("tokens", "throughput", "goodput", "price")
+        and not constant.source.endswith(USER)
     ]
-    if moving:
+    if important:
         typer.echo()
-    for assumption in moving:
-        date = f" ({assumption.date})" if assumption.date else ""
-        print_lines(f"{assumption.name}: {assumption.source}{date}", dim=True)
+    for constant in important:
+        date = f" ({constant.date})" if constant.date else ""
+        print_lines(f"{constant.name}: {constant.source}{date}", dim=True)
 
 
-def formulas(estimate: Estimate) -> list[str]:
-    """How the figures come about, with the numbers put in."""
-    model, tokens, cluster, N = (
-        estimate.model,
-        estimate.tokens,
-        estimate.cluster,
-        estimate.parameters,
-    )
-    lines = []
-    if N is not None and tokens is not None:
-        if model is not None:
-            L, C, V, T = model.n_layer, model.d_model, model.vocab_size, model.n_ctx
-            lines.append(
-                f"parameters N = 12·L·C² + 13·L·C + (V + T)·C + 2·C = {N:,} with L {L}, C {C}, V {V:,}, T {T:,}"
-            )
-        each = round(estimate.flops / N / tokens)
-        lines.append(f"FLOP = {each}·N·D = {each} x {N:,} x {tokens:,} = {short(estimate.flops)}")
-    if estimate.pf_days >= LEAST:
-        lines.append(f"PF-days = FLOP / 8.64e19 = {figure(estimate.pf_days)}")
-    share = "" if cluster.goodput is None else f" x goodput {cluster.goodput.value:g}"
-    size, unit = gpu_unit(estimate.gpu_hours)
-    hours = unit == "GPU-hours"
-    lines.append(
-        f"{unit if hours else 'GPU time'} = FLOP / (throughput{' x goodput' if share else ''}){' / 3,600' if hours else ''} = "
-        f"{short(estimate.flops)} / ({short(cluster.throughput.value)}{share}){' / 3,600' if hours else ''} = "
-        f"{figure(estimate.gpu_hours * 3600 / size)}{'' if hours else f' {unit}'}"
-    )
-    if cluster.gpu is not None and cluster.mfu is not None:
-        peak = f"{short(cluster.throughput.value)} / {short(cluster.gpu.peak_flops)}"
-        lines.append(f"MFU = throughput / peak = {peak} = {percent(cluster.mfu)}")
-    if estimate.gpu_years >= LEAST:
-        lines.append(f"GPU-years = GPU-hours / 8,760 = {figure(estimate.gpu_years)}")
-    if cluster.price is not None:
-        lines.append(f"dollars = GPU-hours x {cluster.price.value:g} = {dollars(estimate.dollars)}")
-    if estimate.days >= LEAST:
-        lines.append(f"days = GPU-hours / {cluster.count:,} / 24 = {figure(estimate.days)}")
-    if (used := estimate.energy) is not None:
-        watts, server, building, co2 = (a.value for a in used.assumptions)
-        drawn, emitted = scaled(used.kwh * 1000, ENERGY), scaled(used.co2_kg * 1000, MASS)
-        lines.append(
-            f"energy = GPU-hours x {watts:g} W x {server:g} x {building:g} = {drawn}; CO2e = kWh x {co2:g} kg = {emitted}"
+def print_optimal(report: dict[str, Any], *, markdown: bool) -> None:
+    """Print the report of `optimal_report`."""
+    flops = report["flops"]
+    print_lines(f"Compute-optimal models for {short(flops)} FLOP, by 6ND")
+    rows = [["law", "parameters", "tokens", "tokens/parameter", "loss"]]
+    for row in report["optimal"]:
+        if row["loss"] is not None:
+            ratio = figure(row["tokens_per_parameter"], 3)
+            sizes = [amount(row["parameters"]), amount(row["tokens"])]
+            rows.append([row["law"], *sizes, ratio, f"{row['loss']:.3f}"])
+    if len(rows) > 1:
+        print_table(rows, markdown=markdown)
+    outside = {law.name: law.range for law in LAWS if not law.range.holds_for(flops)}
+    if report["gpt3_loss"] is None:
+        outside["GPT-3's fit"] = GPT3_RANGE
+    else:
+        print_lines(
+            f"GPT-3's fit of the compute frontier: loss {report['gpt3_loss']:.3f}, "
+            f"critical batch {amount(report['critical_batch_tokens'])} tokens"
         )
-    if N is not None:
-        lines.append(f"training state = (4 + 4 + 8 bytes)·N = {in_bytes(16 * N)}")
-    if model is not None:
-        run = inference(model, cluster.gpu)
-        lines.append(f"KV cache a token = 2·L·C x 2 bytes = {kv_cache_per_token(model):,} bytes")
-        lines.append(f"bytes to decode a token = 2·N + T x KV cache = {in_bytes(run.decode_bytes)}")
-        if run.tokens_per_second is not None and cluster.gpu is not None:
-            speed = f"{run.gpus} x {short(cluster.gpu.bandwidth)} / {short(run.decode_bytes)}"
-            lines.append(
-                f"decoding, at most = GPUs x bandwidth / bytes = {speed} = {figure(run.tokens_per_second, 3)} tokens/s"
-            )
-    return lines
+    if report["best_batch_tokens"] is not None:
+        print_lines(f"batch: {amount(report['best_batch_tokens'])} tokens by Kaplan et al. 2020")
+    for name, law_range in outside.items():
+        print_lines(f"{name}: outside the law's range ({law_range.compute})")
+    print_lines(
+        "kaplan counts parameters without embeddings; each law's loss is in nats per token of "
+        "its own text",
+        dim=True,
+    )
+
+
+def print_affordable(
+    sizes: list[Affordable], gpu_hours: float, cluster: str, *, markdown: bool
+) -> None:
+    """Print the sizes that `gpu_hours` can train, with tokens and predicted loss."""
+    print_lines(f"{gpu_time(gpu_hours)} on {cluster}, lowest loss first")
+    rows = [["size", "tokens", "loss"]]
+    for size in sizes:
+        loss = "outside" if size.loss is None else f"{size.loss:.3f}"
+        rows.append([size.name, amount(size.tokens), loss])
+    print_table(rows, markdown=markdown)
+    print_lines("loss: by Chinchilla as printed, in nats per token of its own text", dim=True)
+    if any(size.loss is None for size in sizes):
+        print_lines(f"outside: not in the law's range ({CHINCHILLA.range})", dim=True)
+
+
+def print_fit(
+    law: FittedLaw, runs: list[RunResult], predictions: list[Prediction], *, markdown: bool
+) -> None:
+    """Print a fitted law: its constants, its error on each run, and its predictions."""
+    print_lines(
+        f"{law.formula}, fitted to {len(runs)} runs; root mean square error {law.error:.2%}"
+    )
+    rows = [["", "value", "95 % from", "to"]]
+    for name, value in law.values.items():
+        low, high = law.intervals[name]
+        rows.append([name, f"{value:.4g}", f"{low:.4g}", f"{high:.4g}"])
+    print_table(rows, markdown=markdown)
+    rows = [["run", "parameters", "tokens", "loss", "law", "error"]]
+    for run in runs:
+        predicted = law.loss(run.parameters, run.tokens)
+        losses = [f"{run.loss:.4f}", f"{predicted:.4f}", f"{predicted / run.loss - 1:+.2%}"]
+        rows.append([run.name, amount(run.parameters), amount(run.tokens), *losses])
+    print_table(rows, markdown=markdown)
+    for one in predictions:
+        low, high = one.interval
+        measured = ""
+        if one.measured is not None:
+            measured = f"; measured {one.measured:.4f}, error of the law {one.error:+.2%}"
+        print_lines(
+            f"{one.name}, not used in the fit: {amount(one.parameters)} parameters on "
+            f"{amount(one.tokens)} tokens: predicted {one.loss:.4f}, "
+            f"95 % from {low:.4f} to {high:.4f}{measured}"
+        )

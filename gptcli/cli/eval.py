@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli import strict_json
-from gptcli.cli.command import Command
+from gptcli.cli.command import Command, hold, releasing
 from gptcli.cli.config import number
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.eval_report import print_report, print_tasks
-from gptcli.cli.ownership import hold, releasing
 from gptcli.errors import UsageError, nearest
 from gptcli.events import SILENT
 from gptcli.files import atomic_write, claim_file, write_json, written_through
 from gptcli.locks import own_file, own_folder
-from gptcli.runtime import leads, unused_launch
+from gptcli.runtime import is_main, unused_launch
 
 if TYPE_CHECKING:
     from gptcli.evals.evaluate import Evaluation
@@ -270,7 +269,7 @@ def evaluate(
         print_tasks([find_task(name) for name in task_names()], data)
         return
     if plot is not None:
-        from gptcli.cli.eval_plot import plot_reports
+        from gptcli.runs.plots import plot_reports
 
         plot_reports(run or [], plot, force=force)
         return
@@ -313,12 +312,12 @@ def evaluate(
             find_model(folder, checkpoint), tasks, text or [], data, fewshot, terms, as_json=as_json
         )
         return
-    events = ConsoleEvents() if leads() else SILENT
+    events = ConsoleEvents() if is_main() else SILENT
     if (note := unused_launch()) is not None:
         events.warn(note)
     if records is None and output is not None and tasks and not written_through(output):
         records = output.with_suffix(".records")
-    if leads():
+    if is_main():
         for path in (output, samples):
             if path is not None:
                 hold(own_file(path, events=events))
@@ -332,6 +331,7 @@ def evaluate(
     from gptcli.evals.evaluate import evaluate_folder, fingerprint_of
     from gptcli.evals.fewshot import FewShotConfig
     from gptcli.evals.runner import EvalOptions
+    from gptcli.runs.record import EVAL_SCHEMA
 
     evaluation = evaluate_folder(
         folder,
@@ -351,7 +351,7 @@ def evaluate(
         precision=precision,
         events=events,
     )
-    if not leads():
+    if not is_main():
         return
 
     report = evaluation.report()
@@ -359,7 +359,7 @@ def evaluate(
         with atomic_write(samples, "w") as out:
             out.writelines(strict_json.dumps(item) + "\n" for item in evaluation.items)
     if output is not None:  # last, because a Makefile waits for it
-        write_json(output, {"schema": "gpt.eval/1", **report})
+        write_json(output, {"schema": EVAL_SCHEMA, **report})
     if as_json:
         print_json("eval", report)
     else:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gptcli.cli.console import screen
 from gptcli.errors import GptError
+from gptcli.runs.record import NON_PERCENT_METRICS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 PIPE_WIDTH = 200  # columns, if there is no terminal
 # left-aligned columns; numbers are right-aligned
 WORDS = ("text", "task", "scoring", "kind", "data", "what")
-# metrics that are not percentages
-PLAIN = ("perplexity", "bits_per_byte", "bits_per_character", "bleu")
 
 Rows = list[dict[str, str]]
 
@@ -111,12 +110,13 @@ def _task_row(result: TaskResult, names: list[str]) -> dict[str, str]:
     }
     for name in names:
         found = result.metrics.get(name)
-        unit = "" if name in PLAIN else "%"
+        unit = "" if name in NON_PERCENT_METRICS else "%"
         row[name.replace("_", " ")] = (
             "" if found is None else figure(found.value, found.stderr, unit=unit)
         )
     row["paper"] = ", ".join(
-        f"{score.score:g}{'' if score.metric in PLAIN else '%'}" for score in result.paper
+        f"{score.score:g}{'' if score.metric in NON_PERCENT_METRICS else '%'}"
+        for score in result.paper
     )
     return row
 

@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gptcli.cli.command import hold
 from gptcli.cli.config import read_option
 from gptcli.cli.console import ConsoleEvents, print_json
-from gptcli.cli.ownership import hold
 from gptcli.errors import Interrupted, UsageError
 from gptcli.events import SILENT
 from gptcli.files import check_output, claim_output
 from gptcli.locks import own_folder
-from gptcli.runtime import leads, restarted, unused_launch
+from gptcli.runtime import is_main, restarted, unused_launch
 from gptcli.settings import NUMBERS
 
 # options of gpt train that --finetune takes; the task file contains the rest
@@ -37,15 +37,15 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
         raise UsageError("--finetune needs a model to start from", hint="--init-from RUN")
 
     from gptcli.cost.layout import Layout, parse_layout
-    from gptcli.model.source import find_model
+    from gptcli.distributed.launch import launch
+    from gptcli.finetune.loop import Finetuning, check_layout, finetune_folder
+    from gptcli.finetune.task import read_task
+    from gptcli.model.source import INIT, find_model
     from gptcli.sampling.load import load
     from gptcli.trainer.auto import auto_processes, check_processes
-    from gptcli.trainer.checkpoint import newest_state
-    from gptcli.trainer.finetune import Finetuning, check_layout, finetune_folder
-    from gptcli.trainer.finetune_task import read_task
-    from gptcli.trainer.launch import launch
+    from gptcli.trainer.checkpoint import newest_state, newest_step
+    from gptcli.trainer.initial_weights import initial_weights_folder, keep_initial_weights
     from gptcli.trainer.preflight import resumed_state
-    from gptcli.trainer.start import INIT, keep_start, start_folder
 
     task = read_task(task_file)
     out, resume = (
@@ -78,10 +78,10 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
         layout=layout,
     )
     force = options["force"] and not restarted()
-    events = ConsoleEvents() if leads() else SILENT
+    events = ConsoleEvents() if is_main() else SILENT
     if (note := unused_launch()) is not None:
         events.warn(note)
-    if leads():
+    if is_main():
         hold(own_folder(run.out, read_only=run.resume, events=events))
         check_output(run.out, resume=run.resume, force=force)
     if run.resume:
@@ -89,17 +89,20 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
         if is_finetuned(run.out):
             events.info(f"{run.out} is finished")
             return
-    if leads():
+    if is_main():
         if before is None:  # errors come before anything is deleted
-            start = start_folder(out, Path(init_from)) if resume else Path(init_from)
+            start = initial_weights_folder(out, Path(init_from)) if resume else Path(init_from)
             load(start, checkpoint=step, device="cpu", precision="fp32")
         claim_output(run.out, resume=run.resume, force=force)
         if before is None and step is not None and not (out / INIT).is_dir():
             run = replace(
-                run, start_step=keep_start(Path(init_from), out, step, events, newest=asked is None)
+                run,
+                start_step=keep_initial_weights(
+                    Path(init_from), out, step, events, newest=asked is None
+                ),
             )
-    report = launch(run, events, finetune_folder)
-    if not leads():
+    report = launch(run, events, finetune_folder, newest_step)
+    if not is_main():
         return
     if report["interrupted"]:
         raise Interrupted(
@@ -116,16 +119,16 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
 
 def is_finetuned(run: Path) -> bool:
     """Return whether a run folder contains a finished fine-tuned model."""
-    from gptcli.sampling.load import FINETUNED
+    from gptcli.model.source import FINETUNE_REPORT
 
-    return (run / FINETUNED).is_file()
+    return (run / FINETUNE_REPORT).is_file()
 
 
 def evaluate_finetuned(run: Path, data: Path | None, *, as_json: bool) -> None:
     """Print the accuracy of a fine-tuned run on its validation examples, or those of `data`."""
-    from gptcli.trainer.finetune import accuracy, load_finetuned
-    from gptcli.trainer.finetune_inputs import Transformation
-    from gptcli.trainer.finetune_task import read_examples
+    from gptcli.finetune.inputs import Transformation
+    from gptcli.finetune.loop import accuracy, load_finetuned
+    from gptcli.finetune.task import read_examples
 
     model, task, tokenizer, validation = load_finetuned(run)
     path = data or validation

@@ -1,4 +1,4 @@
-"""`gpt tokenize`: learn a vocabulary, turn text into ids and ids back into text."""
+"""`gpt tokenize`: train a tokenizer, and convert text to token ids and back."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gptcli.cli import options
 from gptcli.cli.command import Command, Group
-from gptcli.cli.config import number
 from gptcli.cli.console import ConsoleEvents, print_file, print_json
+from gptcli.cli.options import INPUT, OUTPUT, quantity, shared, value
 from gptcli.encodings import BOM
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.files import atomic_write, claim_file
+from gptcli.numbers import counted
 
 if TYPE_CHECKING:
-    from gptcli.corpus.readers import Document
+    from gptcli.corpus.documents import Document
     from gptcli.events import Events
     from gptcli.tokenizer.tokenizer import Tokenizer
 
-BATCH, BATCH_DOCUMENTS = 1 << 20, 1 << 12  # characters and documents encoded at once
-ID_DIGITS = 20  # of an id at most
-TOKENS = 1 << 20  # tokens decoded at once
+BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 20, 1 << 12  # encoded at once
+DECODE_TOKENS = 1 << 20  # decoded at once
+SAMPLE_CHARACTERS = 1 << 20  # of the training text, to measure bytes per token
+MAX_ID_DIGITS = 20
 KINDS = ("gpt2", "gpt1")
-SAMPLE = 1 << 20  # characters of the training text that bytes per token are measured on
-# written between documents, and at the end
+# text between documents, and at the end
 SEPARATORS = {"file": ("", ""), "line": ("\n", "\n"), "paragraph": ("\n\n", "\n")}
 
-HELP = """Learn a BPE; turn text into ids and back.
+HELP = """Train a BPE tokenizer; convert text to token ids and back.
 
 Examples:
 
@@ -38,28 +40,14 @@ Examples:
 
     echo "Hello world" | gpt tokenize encode --tokenizer tokenizer.json
 """
-INPUT, OUTPUT = "Input", "Output"
-TokenizerOption = Annotated[
-    str,
-    typer.Option(
-        "--tokenizer", "-t", metavar="T", rich_help_panel=INPUT,
-        help="Tokenizer: a tokenizer.json, a folder with one (a run, shards) or with GPT-2's or GPT-1's two files, or gpt2.",
-    ),
-]  # fmt: skip
-DocumentsOption = Annotated[
-    str,
-    typer.Option(
-        metavar="KIND",
-        rich_help_panel=INPUT,
-        help="Unit of a text file that is one document: file, line or paragraph.",
-    ),
-]
-ForceOption = Annotated[
-    bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Replace the output file.")
-]
+TEXT_INPUT = "Text files (.txt, .jsonl, .gz, .zst), folders, globs, or - for stdin."
+TokenizerOption = Annotated[str, shared("tokenizer", INPUT)]
+DocumentsOption = Annotated[str, shared("documents", INPUT)]
+ForceOption = Annotated[bool, options.force("Replace the output file.")]
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command with its subcommands to the command line."""
     tokenize = typer.Typer(cls=Group, help=HELP, no_args_is_help=True)
     for command in (train, encode, decode):
         tokenize.command(cls=Command)(command)
@@ -67,51 +55,30 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    inputs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="INPUT", help="Files (.txt, .jsonl, .gz, .zst), folders, globs, or - for stdin."
-        ),
-    ],
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help=TEXT_INPUT)],
     documents: DocumentsOption = "file",
     kind: Annotated[
         str,
-        typer.Option(
-            metavar="KIND",
-            rich_help_panel=OUTPUT,
-            help="Kind of tokenizer: gpt2 (byte-level, exact) or gpt1 (lower-cased words, lossy).",
+        value(
+            "Kind of tokenizer: gpt2 (byte-level, lossless) or gpt1 (lower-case words, lossy).",
+            *("KIND", OUTPUT),
         ),
     ] = "gpt2",
     vocab_size: Annotated[
         int | None,
-        typer.Option(
-            parser=number("vocab_size"),
-            metavar="N",
-            show_default="50257; gpt1: 40478",
-            rich_help_panel=OUTPUT,
-            help="Size of the vocabulary: 256 bytes (gpt1: characters), the merges, and <|endoftext|>.",
+        quantity(
+            "vocab_size",
+            "Vocabulary size: the 256 bytes (gpt1: the characters), the merges and <|endoftext|>.",
+            *(OUTPUT, "50257; gpt1: 40478"),
         ),
     ] = None,
     output: Annotated[
-        str,
-        typer.Option(
-            "--out",
-            "--output",
-            "-o",
-            metavar="FILE",
-            rich_help_panel=OUTPUT,
-            help="File to write the tokenizer to; - is stdout.",
-        ),
+        str, options.out("File to write the tokenizer to; - is stdout.")
     ] = "tokenizer.json",
     force: ForceOption = False,
-    json: Annotated[
-        bool,
-        typer.Option(
-            "--json", rich_help_panel=OUTPUT, help="Print a report as one JSON object on stdout."
-        ),
-    ] = False,
+    json: Annotated[bool, shared("json", OUTPUT)] = False,
 ) -> None:
-    """Learn a byte-level BPE with GPT-2's pattern, or GPT-1's kind.
+    """Train a byte-level BPE like GPT-2's, or a tokenizer of GPT-1's kind.
 
     Examples:
 
@@ -119,7 +86,7 @@ def train(
 
         zcat crawl.gz | gpt tokenize train - --vocab-size 32k
     """
-    from gptcli.corpus.readers import find_inputs
+    from gptcli.corpus.inputs import find_inputs
     from gptcli.tokenizer.gpt1 import VOCAB_SIZE, train_gpt1_tokenizer
     from gptcli.tokenizer.training import train_tokenizer
 
@@ -128,7 +95,9 @@ def train(
             f"unknown kind of tokenizer {kind!r}", where="--kind", hint=nearest(kind, KINDS)
         )
     if output == "-" and json:
-        raise UsageError("--json and -o - both want stdout", hint="write the tokenizer to a file")
+        raise UsageError(
+            "--json and -o - would both write to stdout", hint="write the tokenizer to a file"
+        )
     if output != "-":
         claim_file(Path(output), force=force)
     events = ConsoleEvents()
@@ -145,7 +114,8 @@ def train(
     sample_bytes = sum(len(text.encode()) for text in sample)
     bytes_per_token = sample_bytes / sum(map(len, tokenizer.encode_batch(sample)))
     events.info(
-        f"{tokenizer.vocab_size:,} entries, {tokenizer.merges:,} merges, {bytes_per_token:.2f} bytes per token -> {output}"
+        f"{tokenizer.vocab_size:,} entries, {tokenizer.merges:,} merges, "
+        f"{bytes_per_token:.2f} bytes per token -> {output}"
     )
     if json:
         report = {
@@ -153,38 +123,29 @@ def train(
             "vocab_size": tokenizer.vocab_size,
             "merges": tokenizer.merges,
             "sha256": tokenizer.sha256,
+            "bytes_per_token": bytes_per_token,
+            "sample_bytes": sample_bytes,
         }
-        print_json(
-            "tokenize.train",
-            {**report, "bytes_per_token": bytes_per_token, "sample_bytes": sample_bytes},
-        )
+        print_json("tokenize.train", report)
 
 
 def encode(
     tokenizer: TokenizerOption,
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="INPUT",
-            show_default="-",
-            help="Files (.txt, .jsonl, .gz, .zst), folders, globs, or - for stdin.",
-        ),
+        typer.Argument(metavar="INPUT", show_default="-", help=TEXT_INPUT),
     ] = None,
     output: Annotated[
         str,
-        typer.Option(
-            "--out",
-            "--output",
-            "-o",
-            metavar="FILE.bin",
-            rich_help_panel=OUTPUT,
-            help="Token file to write, in the format of shards; - prints ids on stdout.",
+        options.out(
+            "Token file to write, in the format of shards; - prints token ids on stdout.",
+            "FILE.bin",
         ),
     ] = "-",
     documents: DocumentsOption = "file",
     force: ForceOption = False,
 ) -> None:
-    """Turn text into ids: a document a line on stdout, or a token file.
+    """Convert text to token ids: one document per line on stdout, or a token file.
 
     Examples:
 
@@ -192,7 +153,7 @@ def encode(
 
         gpt tokenize encode books/ --tokenizer tokenizer.json -o tokens.bin
     """
-    from gptcli.corpus.readers import find_inputs
+    from gptcli.corpus.inputs import find_inputs
     from gptcli.tokenizer.tokenizer import load_tokenizer
 
     events = ConsoleEvents()
@@ -206,7 +167,7 @@ def encode(
         sys.stdout.flush()
     else:
         number, tokens = _write_token_file(Path(output), encoded, vocabulary)
-        events.info(f"{number:,} documents, {tokens:,} tokens -> {output}")
+        events.info(f"{counted(number, 'document')}, {counted(tokens, 'token')} -> {output}")
 
 
 def decode(
@@ -216,31 +177,22 @@ def decode(
         typer.Argument(
             metavar="INPUT",
             show_default="-",
-            help="Token files (.bin), files of ids (a document a line), or - for stdin.",
+            help="Token files (.bin), text files of ids with one document per line, or - for stdin.",
         ),
     ] = None,
     documents: Annotated[
         str,
-        typer.Option(
-            metavar="KIND",
-            rich_help_panel=OUTPUT,
-            help="Unit of a text file that was one document: puts back what separated documents.",
+        shared(
+            "documents",
+            OUTPUT,
+            help="Unit of text that was one document: file, line or paragraph; "
+            "the separators of documents are restored.",
         ),
     ] = "file",
-    output: Annotated[
-        str,
-        typer.Option(
-            "--out",
-            "--output",
-            "-o",
-            metavar="FILE",
-            rich_help_panel=OUTPUT,
-            help="File to write the text to; - is stdout.",
-        ),
-    ] = "-",
+    output: Annotated[str, options.out("File to write the text to; - is stdout.")] = "-",
     force: ForceOption = False,
 ) -> None:
-    """Turn ids back into text, byte for byte.
+    """Convert token ids back to text, byte for byte.
 
     Examples:
 
@@ -256,7 +208,7 @@ def decode(
             where="--documents",
             hint=nearest(documents, SEPARATORS),
         )
-    between, end = (text.encode() for text in SEPARATORS[documents])
+    separator, end = (text.encode() for text in SEPARATORS[documents])
     if output != "-":
         claim_file(Path(output), force=force)
     vocabulary = load_tokenizer(tokenizer)
@@ -268,12 +220,13 @@ def decode(
         else atomic_write(Path(output)) as out
     ):
         for path in inputs or ["-"]:
-            for begins, data in (
+            pieces = (
                 _from_token_file(path, vocabulary, events)
                 if path.endswith(".bin")
                 else _from_lines(path, vocabulary)
-            ):
-                out.write(between + data if begins and started else data)
+            )
+            for begins_document, data in pieces:
+                out.write(separator + data if begins_document and started else data)
                 started = True
         if started:
             out.write(end)
@@ -281,35 +234,35 @@ def decode(
 
 
 def _documents(paths: Iterable[str], documents: str) -> Iterator[Document]:
-    from gptcli.corpus.readers import read_documents
+    from gptcli.corpus.formats import read_documents
 
     for path in paths:
         yield from read_documents(path, documents=documents)
 
 
 def _sampled(documents: Iterable[Document], sample: list[str]) -> Iterator[str]:
-    """The texts; the first SAMPLE characters of them are kept in `sample`."""
-    room = SAMPLE
+    """Yield the texts, and copy their first SAMPLE_CHARACTERS characters to `sample`."""
+    left = SAMPLE_CHARACTERS
     for document in documents:
-        if room > 0:
-            sample.append(document.text[:room])
-            room -= len(document.text)
+        if left > 0:
+            sample.append(document.text[:left])
+            left -= len(document.text)
         yield document.text
 
 
 def _encoded(
     tokenizer: Tokenizer, documents: Iterable[Document], events: Events
 ) -> Iterator[list[int]]:
-    """The ids of each document, encoded many at a time."""
+    """Yield the token ids of each document, encoded in batches."""
     batch: list[str] = []
-    waiting = done = 0
+    characters = done = 0
     for document in documents:
         batch.append(document.text)
-        waiting += len(document.text)
-        if waiting >= BATCH or len(batch) >= BATCH_DOCUMENTS:
+        characters += len(document.text)
+        if characters >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
             yield from tokenizer.encode_batch(batch)
-            done += waiting
-            batch, waiting = [], 0
+            done += characters
+            batch, characters = [], 0
             events.progress("encoding", done, unit="characters")
     yield from tokenizer.encode_batch(batch)
     events.finish("encoding")
@@ -318,7 +271,7 @@ def _encoded(
 def _claim_token_file(path: Path, *, force: bool) -> None:
     if path.suffix != ".bin":
         raise UsageError(
-            "the name of a token file ends in .bin",
+            "the name of a token file must end in .bin",
             where=path,
             hint=f"-o {path.with_suffix('.bin')}",
         )
@@ -328,10 +281,10 @@ def _claim_token_file(path: Path, *, force: bool) -> None:
 def _write_token_file(
     path: Path, documents: Iterable[list[int]], tokenizer: Tokenizer
 ) -> tuple[int, int]:
-    """One shard, `path` (.bin), with its .idx: `<|endoftext|>` before each document. Returns how
-    many documents and tokens.
+    """Write one shard, `path` (.bin) and its .idx, and return its numbers of documents and tokens.
 
-    The tokens wait in an unnamed file beside it, because a shard tells its size first.
+    `<|endoftext|>` precedes each document. Tokens are spooled to an unnamed file first, because
+    the header of a shard contains their number.
     """
     import tempfile
     from array import array
@@ -342,8 +295,8 @@ def _write_token_file(
 
     if tokenizer.eot_id is None:
         raise InputError(
-            "the vocabulary has no <|endoftext|> to put before documents",
-            hint="without -o, ids go to stdout",
+            "the vocabulary has no <|endoftext|> to separate documents",
+            hint="leave out -o to print the token ids on stdout",
         )
     dtype = token_dtype(tokenizer.vocab_size)
     lengths = array("q")
@@ -355,11 +308,11 @@ def _write_token_file(
         spool.flush()
         tokens = sum(lengths)
         if not tokens:
-            raise InputError("the input holds no text")
+            raise InputError("the input contains no text")
         if tokens > MAX_TOKENS:
             raise InputError(
                 f"{tokens:,} tokens are too many for one token file",
-                hint="gpt build-shards spreads them over several",
+                hint="gpt build-shards divides them into several shards",
             )
         write_shard(path, np.array(lengths), [np.memmap(spool, dtype, "r")], dtype)
     return len(lengths), tokens
@@ -368,8 +321,9 @@ def _write_token_file(
 def _from_token_file(
     path: str, tokenizer: Tokenizer, events: Events
 ) -> Iterator[tuple[bool, bytes]]:
-    """Stretches of text, and whether each begins a document: at every `<|endoftext|>`, which text
-    alone never becomes.
+    """Yield pieces of text, and whether each begins a document.
+
+    Documents are divided at `<|endoftext|>`, which encoding text never produces.
     """
     import numpy as np
 
@@ -378,43 +332,47 @@ def _from_token_file(
     tokens = open_shard(Path(path))
     if len(tokens) and tokens[0] != tokenizer.eot_id:
         events.warn(
-            f"{path} does not begin with this vocabulary's <|endoftext|>: was it encoded with another one?"
+            f"{path} does not begin with <|endoftext|> of this vocabulary: "
+            "it may have been encoded with another tokenizer"
         )
-    begins = True
-    for start in range(0, len(tokens), TOKENS):
-        block = np.asarray(tokens[start : start + TOKENS])
+    begins_document = True
+    for start in range(0, len(tokens), DECODE_TOKENS):
+        block = np.asarray(tokens[start : start + DECODE_TOKENS])
         head, *documents = np.split(block, np.flatnonzero(block == tokenizer.eot_id))
         if len(head):
-            yield begins, _decoded(head.tolist(), tokenizer, f"{path}: from token {start}")
+            where = f"{path}: from token {start}"
+            yield begins_document, _decoded(head.tolist(), tokenizer, where)
         for document in documents:
             yield True, _decoded(document[1:].tolist(), tokenizer, path)
-        begins = False
+        begins_document = False
 
 
 def _from_lines(path: str, tokenizer: Tokenizer) -> Iterator[tuple[bool, bytes]]:
-    """The text of each line of ids."""
+    """Yield the text of each line of token ids; every line is a document."""
     name = "stdin" if path == "-" else path
     if path != "-" and not Path(path).is_file():
         raise InputError(
-            "is a folder, not a file of ids" if Path(path).is_dir() else "no such file", where=path
+            "is a folder, not a file of token ids" if Path(path).is_dir() else "no such file",
+            where=path,
         )
     with contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             where = f"{name}:{number}"
             words = line.removeprefix(BOM).split() if number == 1 else line.split()
-            if other := next(
-                (word for word in words if not word.isdigit() or len(word) > ID_DIGITS), None
-            ):
-                spelt = other[:40].decode(errors="backslashreplace") + (
-                    "..." if len(other) > 40 else ""
-                )
-                raise InputError(
-                    f"{spelt!r} is not an id",
-                    where=where,
-                    hint="a line is one document, ids with blanks between: 15496 995",
-                )
+            for word in words:
+                if not word.isdigit() or len(word) > MAX_ID_DIGITS:
+                    raise _not_an_id(word, where)
             ids = [int(word) for word in words]
             yield True, _decoded(ids, tokenizer, where)
+
+
+def _not_an_id(word: bytes, where: str) -> InputError:
+    text = word[:40].decode(errors="backslashreplace") + ("..." if len(word) > 40 else "")
+    return InputError(
+        f"{text!r} is not a token id",
+        where=where,
+        hint="write one document per line, ids separated by spaces: 15496 995",
+    )
 
 
 def _decoded(ids: list[int], tokenizer: Tokenizer, where: str) -> bytes:
@@ -422,5 +380,5 @@ def _decoded(ids: list[int], tokenizer: Tokenizer, where: str) -> bytes:
         return tokenizer.decode_bytes(ids)
     except InputError as error:
         raise InputError(
-            error.what, where=where, hint="are these the ids of another vocabulary?"
+            error.what, where=where, hint="the ids may come from another tokenizer"
         ) from None

@@ -9,23 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli.command import Command
+from gptcli.cli.command import Command, hold, releasing
 from gptcli.cli.config import command_line, option, resolved_toml
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.dashboard import Dashboard
-from gptcli.cli.ownership import hold, releasing
 from gptcli.cli.train_plan import NAMES, given_values
 from gptcli.errors import RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.locks import own_folder
 from gptcli.numbers import duration, in_bytes
-from gptcli.runtime import leads, restarted, unused_launch
+from gptcli.runtime import is_main, restarted, unused_launch
 from gptcli.trainer.resolve import ResolvedRun, resolve_run
 
 if TYPE_CHECKING:
     from gptcli.shards.manifest import Manifest
     from gptcli.trainer.config import Run
-    from gptcli.trainer.rehearsal import Role
+    from gptcli.trainer.dry_run import StageRole
 
 MODEL, RECIPE, OUTPUT, WATCH, MACHINE = (
     "Model",
@@ -448,14 +447,13 @@ def train(
         return
     assert manifest is not None
 
-    from gptcli.trainer.launch import launch
-    from gptcli.trainer.train import interrupted, prepare_run
+    from gptcli.trainer.train import interrupted, launch_run, prepare_run
 
-    events = Dashboard(given.values["out"]) if leads() else SILENT
+    events = Dashboard(given.values["out"]) if is_main() else SILENT
     if (note := unused_launch()) is not None:
         events.warn(note)
     run_folder = Path(plan.resolved.values["out"])
-    if leads():
+    if is_main():
         hold(own_folder(run_folder, read_only=resume, events=events))
     run = prepare_run(
         plan,
@@ -473,10 +471,10 @@ def train(
     if lr_range:
         _test_range(run, events, as_json=json)
         return
-    done = launch(replace(run, profile=profile), events)
-    if leads() and done["interrupted"]:
+    done = launch_run(replace(run, profile=profile), events)
+    if is_main() and done["interrupted"]:
         raise interrupted(done, run.out)
-    if leads():
+    if is_main():
         loss = (
             ""
             if (mean := done["smoothed_loss"]) is None
@@ -504,17 +502,19 @@ def _unexpected(argument: str) -> UsageError:
 
 def _test_range(run: Run, events: Events, *, as_json: bool) -> None:
     """Run the learning-rate range test instead of the run, and print the suggested rate."""
-    from gptcli.trainer.launch import launch
-    from gptcli.trainer.lr_range import PICTURE, lr_range
+    from gptcli.distributed.launch import launch
+    from gptcli.model.source import LR_RANGE_REPORT
+    from gptcli.trainer.checkpoint import newest_step
+    from gptcli.trainer.lr_range import lr_range
 
-    report = launch(run, events, lr_range)
-    if not leads():
+    report = launch(run, events, lr_range, newest_step)
+    if not is_main():
         return
     if report["suggested_lr"] is None:
         raise RunError("not one step was finite", where=run.out)
     events.info(
         f"the smoothed loss is lowest at {report['lowest_loss_lr']:.2g}; "
-        f"a tenth of it is suggested: see {run.out / PICTURE}"
+        f"a tenth of it is suggested: see {run.out / LR_RANGE_REPORT}"
     )
     print_json("train", report) if as_json else print(f"{report['suggested_lr']:.2g}")
 
@@ -558,7 +558,7 @@ def _print_plan(
     from gptcli.cost.flops import flops_per_token
 
     flops = flops_per_token(plan.model, "6N") * plan.train.tokens
-    roles = _rehearse(plan)
+    roles = _dry_run_layout(plan)
     forecast = forecast_plan(plan, manifest)
     warn(forecast, ConsoleEvents())
     if as_json:
@@ -586,7 +586,7 @@ def _print_plan(
         refuse(forecast)
 
 
-def _print_resolved(plan: ResolvedRun, roles: list[Role], facts: dict[str, str]) -> None:
+def _print_resolved(plan: ResolvedRun, roles: list[StageRole], facts: dict[str, str]) -> None:
     """Print the configuration as in run.toml, with `facts` and the layout's stages at the top."""
     facts = {"parameters": f"{plan.model.parameters:,}", **facts}
     for role in roles:
@@ -605,13 +605,13 @@ def _print_resolved(plan: ResolvedRun, roles: list[Role], facts: dict[str, str])
     print(resolved_toml(plan.resolved, **facts), end="")
 
 
-def _rehearse(plan: ResolvedRun) -> list[Role]:
+def _dry_run_layout(plan: ResolvedRun) -> list[StageRole]:
     """Return what each kind of process holds and sends, from a dry run; nothing for one process."""
     from gptcli.cost.layout import parse_layout
     from gptcli.trainer.auto import check_division
     from gptcli.trainer.config import Run
+    from gptcli.trainer.dry_run import dry_run
     from gptcli.trainer.precision import check_precision
-    from gptcli.trainer.rehearsal import rehearse
 
     layout, sequences = parse_layout(plan.train.layout), plan.train.batch_tokens // plan.model.n_ctx
     if layout.processes == 1:
@@ -622,4 +622,4 @@ def _rehearse(plan: ResolvedRun) -> list[Role]:
         name=plan.name, out=Path(), data=Path(), model=plan.model, train=plan.train,
         data_sha256="", tokenizer_sha256="", eot_id=0,
     )  # fmt: skip
-    return rehearse(run, sequences, ConsoleEvents())
+    return dry_run(run, sequences, ConsoleEvents())

@@ -1,37 +1,52 @@
-"""Documents to shards: clean, deduplicate, tokenise in units, shuffle globally, write; in bounded
-memory, by many processes, resumable.
+"""Build of a shard folder, as a whole or by the jobs of a job array.
 
 The bytes of the shards depend on the inputs' contents and order, the recipe, the tokenizer, the
-seed, the share of validation and the shard size; never on the number of workers, on the encoder or
-on where a build was interrupted. Everything on the way to a shard lives in `.work` inside the
-output folder: a unit or shard that is whole is never made twice. `manifest.json` is written last.
+seed, the validation fraction and the shard size; never on the number of workers, the encoder, or
+where a build was interrupted.
+
+A build claims the output folder with `resume.json`, keeps chunks and finished work in `.work`, and
+writes `manifest.json` last: after a crash, `finish_build` makes only what is missing.
+
+A job array shares the output folder. Each job reads a slice of the input splits into chunks, and a
+last run compares documents, tokenizes what had to wait for that, and writes the shards:
+
+    gpt build-shards --config recipe.toml -o shards --part 3/16     in every job, with its own number
+    gpt build-shards --config recipe.toml -o shards --resume        after all jobs have ended
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import shutil
-from collections.abc import Iterator
-from dataclasses import replace
-from itertools import chain
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 
-from gptcli.corpus.chunks import SPLIT_RULE, Tally, Unit
-from gptcli.corpus.config import Build, refuse_changes
-from gptcli.corpus.coordinator import WORK, context_of, prepare, tokenize
-from gptcli.corpus.parts import PARTS, missing_parts
-from gptcli.corpus.recipe import Source as Recipe
+from gptcli.corpus.chunks import SPLIT_RULE, Chunk, Tally, read_header, read_tally
+from gptcli.corpus.config import BuildConfig, check_unchanged
+from gptcli.corpus.coordinator import (
+    WORK_FOLDER,
+    all_input_splits,
+    make_chunks,
+    make_context,
+    prepare_filters,
+    read_split_task,
+)
+from gptcli.corpus.inputs import STDIN
+from gptcli.corpus.pool import open_pool
+from gptcli.corpus.recipe import SourceConfig
 from gptcli.corpus.report import write_report
 from gptcli.corpus.shuffle import write_shards
-from gptcli.corpus.streams import STDIN
-from gptcli.corpus.workers import open_pool
 from gptcli.errors import InputError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import claim_output, contents, empty, read_json, write_json
 from gptcli.shards.format import open_shard
 from gptcli.shards.manifest import (
     MANIFEST,
-    RECORD,
+    RESUME_RECORD,
     SPLITS,
     Manifest,
     Shard,
@@ -40,24 +55,56 @@ from gptcli.shards.manifest import (
     write_manifest,
 )
 
+SLICES = "parts"  # key of the resume record: number of slices
 
-def begin(build: Build, out: Path, *, resume: bool, force: bool) -> bool:
-    """Claim the output folder. False where `resume` finds the finished shards of this very build:
-    nothing is left to do.
 
-    Raises UsageError where the folder is not empty and neither `resume` nor `force` is given, where
-    it belongs to another build, or where an input lies inside it; InputError where its finished
-    shards are damaged.
+@dataclass(frozen=True, slots=True)
+class JobSlice:
+    """Share of the input splits that one job of a job array reads."""
+
+    number: int
+    """Number of the slice, from 1."""
+    count: int
+    """Number of slices."""
+
+    def done_file(self, out: Path) -> Path:
+        """Return the path of the file that records that this slice is done."""
+        return out / WORK_FOLDER / f"part-{self.number}-of-{self.count}.json"
+
+
+def parse_job_slice(text: str) -> JobSlice:
+    """Return the slice that "3/16" names. Raises UsageError if `text` is not of this form."""
+    match = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise UsageError(
+            f"{text!r} is not a part",
+            hint="3/16 is the third of 16 parts, and 1/16 is the first",
+        )
+    return JobSlice(int(match[1]), int(match[2]))
+
+
+def missing_slices(out: Path, count: int) -> list[int]:
+    """Return the numbers of the slices that are not done, of `count`."""
+    numbers = range(1, count + 1)
+    return [number for number in numbers if not JobSlice(number, count).done_file(out).exists()]
+
+
+def begin_build(build: BuildConfig, out: Path, *, resume: bool, force: bool) -> bool:
+    """Claim the output folder; return False if the shards of this very build are finished already.
+
+    Raises UsageError if the folder is not empty and neither `resume` nor `force` is given, if it
+    belongs to a different build, or if an input is inside it; InputError if its finished shards are
+    damaged.
     """
-    build.refuse_inputs_in(out)
-    record = build.record()
+    build.check_inputs_outside(out)
+    record = build.resume_record()
     claim_output(out, resume=resume, force=force)
     if contents(out):
-        if not (out / RECORD).exists():
+        if not (out / RESUME_RECORD).exists():
             raise UsageError(
-                "there is no build to resume in it",
+                "there is no build to resume in this folder",
                 where=out,
-                hint="{option:force} empties it, or choose another {option:out}",
+                hint="{option:force} empties it, or choose another output with -o",
             )
         if STDIN in build.inputs:
             raise UsageError(
@@ -65,131 +112,204 @@ def begin(build: Build, out: Path, *, resume: bool, force: bool) -> bool:
                 where=out,
                 hint="save the text to a file, or start over with {option:force}",
             )
-        before = read_json(out / RECORD)
-        refuse_changes(before, record, out)
+        before = read_json(out / RESUME_RECORD)
+        check_unchanged(before, record, out)
         if (out / MANIFEST).exists():
             for shard in read_manifest(out).shards:
                 open_shard(out / shard.file)
-            shutil.rmtree(out / WORK, ignore_errors=True)
+            shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
             return False
-        if PARTS in before:
-            if missing := missing_parts(out, before[PARTS]):
-                raise UsageError(
-                    f"of {before[PARTS]} parts {', '.join(map(str, missing[:8]))}{' and others' * (len(missing) > 8)} are not done",
-                    where=out,
-                    hint=f"first run the same build with {{option:part}} {missing[0]}/{before[PARTS]} "
-                    "instead of {option:resume}",
-                )
-            record[PARTS] = before[PARTS]
-    write_json(out / RECORD, record)
+        if SLICES in before:
+            _check_slices_done(out, before[SLICES])
+            record[SLICES] = before[SLICES]
+    write_json(out / RESUME_RECORD, record)
     return True
 
 
-def finish(
-    build: Build, out: Path, *, workers: int = 1, runner: str = "local", events: Events = SILENT
-) -> Manifest:
-    """Make the shards of `build` in `out`, a folder that `begin` has claimed, going on where an
-    earlier attempt ended.
+def _check_slices_done(out: Path, count: int) -> None:
+    if missing := missing_slices(out, count):
+        more = " and others" * (len(missing) > 8)
+        raise UsageError(
+            f"of {count} parts {', '.join(map(str, missing[:8]))}{more} are not done",
+            where=out,
+            hint=f"run the same command with {{option:part}} {missing[0]}/{count} instead of {{option:resume}} first",
+        )
 
-    Raises InputError on a broken input (a folder that no earlier attempt wrote into is removed
-    again), RunError where a worker dies.
+
+def finish_build(
+    build: BuildConfig,
+    out: Path,
+    *,
+    workers: int = 1,
+    runner: str = "local",
+    events: Events = SILENT,
+) -> Manifest:
+    """Make the shards in a folder that `begin_build` has claimed; return their manifest.
+
+    Work that an earlier attempt finished is kept. Raises InputError on a broken input (a folder that
+    no earlier attempt wrote to is removed again), RunError if a worker dies.
     """
-    fresh = not (out / WORK).exists()
-    context = context_of(build, out)
+    is_first_attempt = not (out / WORK_FOLDER).exists()
+    context = make_context(build, out)
     try:
-        prepare(build, context, events)
-        with open_pool(runner, build.workers(workers), context) as pool:
-            units = tokenize(
-                build, context, pool, read_json(out / RECORD).get(PARTS, pool.count), events
-            )
-            _check_splits(build, units, events)
-            named = {source.name: mine for source, mine in zip(build.sources, units, strict=True)}
-            shards = write_shards(out, context.work, named, build.shard_tokens, pool, events)
+        prepare_filters(build, context, events)
+        with open_pool(runner, build.worker_count(workers), context) as pool:
+            readers = read_json(out / RESUME_RECORD).get(SLICES, pool.count)
+            chunks = make_chunks(build, context, pool, readers, events)
+            _check_splits(build, chunks, events)
+            by_name = {
+                source.name: mine for source, mine in zip(build.sources, chunks, strict=True)
+            }
+            shards = write_shards(out, context.work, by_name, build.shard_tokens, pool, events)
     except InputError:
-        if fresh:
-            empty(out)  # the input has to change, so nothing here is of use
+        if is_first_attempt:
+            empty(out)  # the input has to change, so nothing here can be used again
             with contextlib.suppress(OSError):
                 out.rmdir()
         raise
-    tallies = [_sum(unit.tally for unit in mine) for mine in units]
-    manifest = _manifest(
-        build, shards, [_source(*pair) for pair in zip(build.sources, units, tallies, strict=True)]
-    )
+    tallies = [_sum(chunk.tally for chunk in mine) for mine in chunks]
+    sources = [
+        _source_entry(source, mine, tally)
+        for source, mine, tally in zip(build.sources, chunks, tallies, strict=True)
+    ]
+    manifest = _make_manifest(build, shards, sources)
     build.tokenizer.save(out / "tokenizer.json")
-    write_report(
-        out,
-        manifest,
-        {source.name: source.inputs for source in build.sources},
-        tallies,
-        build.tokenizer,
-    )
+    inputs = {source.name: source.inputs for source in build.sources}
+    write_report(out, manifest, inputs, tallies, build.tokenizer)
     write_manifest(out, manifest)
     shutil.rmtree(context.work)
     return manifest
 
 
-def _check_splits(build: Build, units_of: list[list[Unit]], events: Events) -> None:
-    """Raise InputError where nothing is left to train on; warn where nothing of a source is, or
-    nothing to validate on.
+def begin_slice(build: BuildConfig, out: Path, job: JobSlice) -> None:
+    """Claim a slice of the output folder.
+
+    Raises UsageError if the folder has anything but slices of this very build in it, if an input is
+    inside it, or if the input is standard input.
     """
-    units = list(chain(*units_of))
-    train, val = (sum(unit.documents[split] for unit in units) for split in SPLITS)
+    if STDIN in build.inputs:
+        raise UsageError(
+            "standard input cannot be read in parts",
+            field="part",
+            code="stdin_in_parts",
+            hint="save the text to a file",
+        )
+    build.check_inputs_outside(out)
+    record = {**build.resume_record(), SLICES: job.count}
+    Path(os.path.realpath(out)).mkdir(parents=True, exist_ok=True)
+    if not (out / RESUME_RECORD).exists():
+        # Hidden files belong to another slice that is about to begin.
+        if any(not path.name.startswith(".") for path in out.iterdir()):
+            raise UsageError(
+                "the output folder is not empty", where=out, hint="choose another output with -o"
+            )
+        write_json(out / RESUME_RECORD, record)
+    check_unchanged(read_json(out / RESUME_RECORD), record, out)
+
+
+def finish_slice(
+    build: BuildConfig,
+    out: Path,
+    job: JobSlice,
+    *,
+    workers: int = 1,
+    runner: str = "local",
+    events: Events = SILENT,
+) -> Tally:
+    """Read the documents of a slice into chunks; return their tally.
+
+    Chunks of an earlier attempt are kept. Raises InputError on a broken input, RunError if a worker
+    dies; finished chunks stay in the folder in both cases.
+    """
+    tally = Tally()
+    if (out / MANIFEST).exists():
+        return tally
+    context = make_context(build, out)
+    prepare_filters(build, context, events)
+    splits = islice(all_input_splits(context, job.count), job.number - 1, None, job.count)
+    with open_pool(runner, build.worker_count(workers), context) as pool:
+        for _, paths in pool.map(read_split_task, splits):
+            for path in paths:
+                tally.add(read_tally(read_header(path)[0]))
+            events.progress(f"part {job.number}", tally.read, None, "documents")
+    events.finish(f"part {job.number}")
+    write_json(job.done_file(out), {"documents": tally.read})
+    return tally
+
+
+def _check_splits(build: BuildConfig, chunks_of: list[list[Chunk]], events: Events) -> None:
+    """Check that documents are left to train on and to validate on.
+
+    Raises InputError if there are none to train on; warns if a source has none, or if there are none
+    to validate on.
+    """
+    chunks = list(chain(*chunks_of))
+    train, val = (sum(chunk.documents[split] for chunk in chunks) for split in SPLITS)
     if not train + val:
-        dropped = _sum(unit.tally for unit in units).dropped
-        told = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(dropped.items()))
+        dropped = _sum(chunk.tally for chunk in chunks).dropped
+        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(dropped.items()))
         raise InputError(
-            f"there is no text in the inputs{f' ({told})' if dropped else ''}",
+            f"there is no text in the inputs{f' (dropped: {reasons})' if dropped else ''}",
             where=", ".join(build.inputs[:3]),
         )
     if not train:
         raise InputError(
-            f"all {val} documents fell to validation and none is left to train on",
+            f"all {val} documents were chosen for validation, and none is left to train on",
             hint="give more documents or a smaller {option:val_fraction}",
         )
-    for source, mine in zip(build.sources, units_of, strict=True):
-        if not sum(unit.documents["train"] for unit in mine):
+    for source, mine in zip(build.sources, chunks_of, strict=True):
+        if not sum(chunk.documents["train"] for chunk in mine):
             events.warn(
-                f"nothing of {source.name} is left to train on: its weight of {source.weight:g} falls to the other sources"
+                f"{source.name} has no documents left to train on: "
+                f"its weight of {source.weight:g} goes to the other sources"
             )
     if build.val_fraction and not val:
+        events.warn(_empty_validation(build, train))
+
+
+def _empty_validation(build: BuildConfig, train: int) -> str:
+    """Return a warning that the validation split is empty, and what to do about it."""
+    is_text = any(
+        source.documents == "file" and path.endswith(".txt")
+        for source in build.sources
+        for path in source.inputs
+    )
+    if train < 20 and is_text:
+        advice = "divide the text into more documents with {option:documents} paragraph"
+    else:
         share = min(0.5, 10 / train)
-        what_to_do = f"raise it: at {share:.1g} about {round(share * train)} of them would"
-        if train < 20 and any(
-            source.documents == "file" and path.endswith(".txt")
-            for source in build.sources
-            for path in source.inputs
-        ):
-            what_to_do = "cut the text into more of them with {option:documents} paragraph"
-        events.warn(
-            f"the validation split is empty: of {train} document{'s' * (train != 1)} none fell to it "
-            f"at {{option:val_fraction}} {build.val_fraction:g}\n  {what_to_do}"
-        )
+        advice = f"raise it: at {share:.1g}, about {round(share * train)} documents would be chosen"
+    return (
+        f"the validation split is empty: of {train} document{'s' * (train != 1)} none was chosen "
+        f"for it at {{option:val_fraction}} {build.val_fraction:g}\n  {advice}"
+    )
 
 
-def _sum(tallies: Iterator[Tally]) -> Tally:
+def _sum(tallies: Iterable[Tally]) -> Tally:
     total = Tally()
     for tally in tallies:
         total.add(tally)
     return total
 
 
-def _source(recipe: Recipe, units: list[Unit], tally: Tally) -> Source:
+def _source_entry(source: SourceConfig, chunks: list[Chunk], tally: Tally) -> Source:
+    """Return the manifest entry of a source."""
     return Source(
-        name=recipe.name,
+        name=source.name,
         documents_in=tally.read,
         documents_kept=tally.kept,
         dropped=dict(sorted(tally.dropped.items())),
         text_bytes=tally.text_bytes,
-        tokens=sum(unit.tokens for unit in units),
+        tokens=sum(chunk.tokens for chunk in chunks),
         cut=tally.cut,
         pieces=tally.pieces,
-        weight=float(recipe.weight),
+        weight=float(source.weight),
     )
 
 
-def _manifest(build: Build, shards: list[Shard], sources: list[Source]) -> Manifest:
-    """The manifest, each source's epochs counted from its share of the mixture."""
-    assert build.tokenizer.eot_id is not None  # Build refuses one without
+def _make_manifest(build: BuildConfig, shards: list[Shard], sources: list[Source]) -> Manifest:
+    """Return the manifest, with the epochs of each source counted from its share of the mixture."""
+    assert build.tokenizer.eot_id is not None  # BuildConfig checks it
     manifest = Manifest(
         tokenizer_sha256=build.tokenizer.sha256,
         vocab_size=build.tokenizer.vocab_size,
@@ -201,10 +321,10 @@ def _manifest(build: Build, shards: list[Shard], sources: list[Source]) -> Manif
         sources=sources,
     )
     shares, total = manifest.shares(), build.mixture_tokens or manifest.tokens("train")
-    counted = [
+    with_epochs = [
         replace(source, epochs=shares[source.name] * total / manifest.tokens("train", source.name))
         if source.name in shares
         else replace(source, epochs=0.0)
         for source in sources
     ]
-    return replace(manifest, sources=counted)
+    return replace(manifest, sources=with_epochs)

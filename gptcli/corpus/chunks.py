@@ -1,10 +1,16 @@
-"""Units: runs of documents on their way into shards, each one a file, sorted by where the shuffle
-will put them.
+"""Chunks: files of consecutive documents on their way from the inputs to the shards.
 
-The global shuffle is a sort: every document gets a 64-bit key, a one-to-one hash of its number and
-of the seed, so no two are equal and the order depends neither on workers nor on how documents are
-grouped into units. A unit holds its train documents by key, then its validation documents by key;
-whoever needs a range of keys finds it in one piece.
+A chunk has the tokens of its documents. The global shuffle is a sort: each document gets a 64-bit
+shuffle key, a one-to-one hash of its number and the seed, so no two keys are equal and the order
+depends neither on workers nor on how documents are grouped into chunks. A chunk has its train
+documents sorted by key, then its validation documents sorted by key, so the documents of a range of
+keys are contiguous in every chunk.
+
+A text chunk has the texts of documents that cannot be tokenized yet, because their source is
+deduplicated or decontaminated, and the hashes that the comparison of all documents needs.
+
+Both begin with a JSON header, which is padded so that the arrays after it are aligned. They are
+written atomically: a chunk that exists is complete.
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
@@ -26,70 +33,89 @@ from gptcli.shards.order import mix64
 from gptcli.tokenizer.encoders import Encoder
 
 SPLIT_RULE = "validation where the first 8 bytes of BLAKE2b-64(text in UTF-8), big-endian, are below val_fraction * 2**64"
-# given to the encoder at a time; bounds the Python integers alive at once
+# Characters given to the encoder at a time: bounds the Python integers alive at once.
 ENCODE_CHARACTERS = 1 << 22
-SAMPLES = 2  # texts kept of what was dropped, for each reason and unit
+MAX_SAMPLES = 2  # dropped texts kept for the report, per reason and chunk
 SAMPLE_CHARACTERS = 200
 
 
 @dataclass(slots=True)
 class Tally:
-    """What became of documents. `read` = those kept + the sum of `dropped`."""
+    """Number of documents read, kept and dropped: `read` = `kept` + the sum of `dropped`."""
 
     read: int = 0
+    """Number of documents read."""
     kept: int = 0
+    """Number of documents kept."""
     text_bytes: int = 0
-    """Of what is left of those kept."""
+    """Size of the text kept, in bytes of UTF-8."""
     cut: int = 0
-    """Documents among those kept that lost text to decontamination."""
+    """Number of kept documents that lost text to decontamination."""
     pieces: int = 0
-    """Documents made besides those kept, because some were cut apart."""
+    """Number of documents added because decontamination divided some into several."""
     dropped: Counter[str] = field(default_factory=Counter)
+    """Number of documents dropped, by reason."""
     samples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
-    """(where, how it begins) of a few that were dropped, by reason."""
+    """Places and first characters of a few dropped documents, by reason."""
 
     def as_json(self) -> dict[str, object]:
+        """Return the fields as a JSON object, as `read_tally` reads them."""
         return {part.name: getattr(self, part.name) for part in fields(self)}
 
     def drop(self, reason: str, where: str, text: str) -> None:
+        """Count a dropped document, and keep a sample of it."""
         self.dropped[reason] += 1
-        some = self.samples.setdefault(reason, [])
-        if len(some) < SAMPLES:
-            some.append((where, text[:SAMPLE_CHARACTERS]))
+        samples = self.samples.setdefault(reason, [])
+        if len(samples) < MAX_SAMPLES:
+            samples.append((where, text[:SAMPLE_CHARACTERS]))
 
     def add(self, other: Tally) -> None:
+        """Add the counts of `other`, and its samples while there is room for them."""
         self.read += other.read
         self.kept += other.kept
         self.text_bytes += other.text_bytes
         self.cut += other.cut
         self.pieces += other.pieces
         self.dropped += other.dropped
-        for reason, some in other.samples.items():
+        for reason, samples in other.samples.items():
             mine = self.samples.setdefault(reason, [])
-            mine += some[: SAMPLES - len(mine)]
+            mine += samples[: MAX_SAMPLES - len(mine)]
 
 
-def write_head(file: IO[bytes], head: dict[str, object]) -> None:
-    """JSON before the arrays of a work file, padded so that they are aligned."""
-    data = json.dumps(head).encode()
+def write_header(file: IO[bytes], header: dict[str, object]) -> None:
+    """Write the JSON header of a chunk: u64 length, then JSON padded to a multiple of 8 bytes."""
+    data = json.dumps(header).encode()
     data += b" " * (-len(data) % 8)
     file.write(len(data).to_bytes(8, "little") + data)
 
 
-def read_head(path: Path) -> tuple[dict[str, object], int]:
-    """The JSON, and where the arrays begin."""
+def read_header(path: Path) -> tuple[dict[str, object], int]:
+    """Return the JSON header of a chunk and the byte offset of its arrays."""
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         return json.loads(file.read(size)), 8 + size
 
 
-def read_tally(head: dict[str, object]) -> Tally:
-    tally = Tally(**head["tally"])  # type: ignore[arg-type]
+def read_tally(header: dict[str, object]) -> Tally:
+    """Return the tally in the header of a chunk."""
+    tally = Tally(**header["tally"])  # type: ignore[arg-type]
     tally.dropped = Counter(tally.dropped)
     return tally
 
 
-def write_unit(
+def shuffle_keys(numbers: np.ndarray, seed: int) -> np.ndarray:
+    """Return the shuffle keys (uint64, distinct) of documents with these distinct `numbers`.
+
+    The keys decide the order of the documents in the shards. They must never change.
+    """
+    first, second = np.frombuffer(
+        hashlib.blake2b(f"{seed}".encode(), digest_size=16, person=b"gpt shard order").digest(),
+        "<u8",
+    )
+    return mix64(mix64(numbers ^ first) ^ second)
+
+
+def write_chunk(
     path: Path,
     encoder: Encoder,
     eot_id: int,
@@ -99,46 +125,33 @@ def write_unit(
     val_fraction: float,
     tally: Tally,
 ) -> None:
-    """Hash, sort and tokenise texts and write them to `path`, whole or not at all. `keys` (uint64):
-    where the shuffle puts each.
+    """Split texts into train and validation, sort them, tokenize them and write a chunk.
+
+    `keys` (documents,) uint64 are the shuffle keys of the `texts`. Each document begins with the
+    token `eot_id`.
     """
     limit = val_fraction * 2**64
-    val = np.array(
-        [
-            int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) < limit
-            for text in texts
-        ],
-        bool,
-    )
-    order = np.lexsort((keys, val))
-    pieces, counts = [], []
+    is_val = np.array([_split_hash(text) < limit for text in texts], bool)
+    order = np.lexsort((keys, is_val))
+    batches, counts = [], []
     for batch in _batches([texts[index] for index in order]):
         ids, lengths = encoder.encode(batch)
-        piece = np.full(len(ids) + len(lengths), eot_id, dtype)
-        inside = np.ones(len(piece), bool)
-        inside[np.cumsum(lengths + 1) - lengths - 1] = False  # where documents begin
-        piece[inside] = ids
-        pieces.append(piece)
+        tokens = np.full(len(ids) + len(lengths), eot_id, dtype)
+        is_text = np.ones(len(tokens), bool)
+        is_text[np.cumsum(lengths + 1) - lengths - 1] = False  # first token of each document
+        tokens[is_text] = ids
+        batches.append(tokens)
         counts.append(lengths + 1)
     borders = np.concatenate([[0], *counts]).cumsum().astype("<i8")
+    val = int(is_val.sum())
     with atomic_write(path) as file:
-        write_head(
-            file,
-            {"train": len(texts) - int(val.sum()), "val": int(val.sum()), "tally": tally.as_json()},
-        )
-        for part in (keys[order].astype("<u8"), borders, *pieces):
-            file.write(part.data)
+        write_header(file, {"train": len(texts) - val, "val": val, "tally": tally.as_json()})
+        for array in (keys[order].astype("<u8"), borders, *batches):
+            file.write(array.data)
 
 
-def shuffle_keys(numbers: np.ndarray, seed: int) -> np.ndarray:
-    """Where the shuffle puts the documents of these `numbers` (uint64): distinct uint64 sort keys,
-    for ever the same.
-    """
-    first, second = np.frombuffer(
-        hashlib.blake2b(f"{seed}".encode(), digest_size=16, person=b"gpt shard order").digest(),
-        "<u8",
-    )
-    return mix64(mix64(numbers ^ first) ^ second)
+def _split_hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -154,46 +167,195 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-class Unit:
-    """A unit's file: a head with counts, keys, token borders, tokens."""
+class Chunk:
+    """Chunk file, opened for reading: header, shuffle keys, token borders of documents, tokens."""
 
     def __init__(self, path: Path, dtype: TokenDtype) -> None:
         self.path, self.dtype = path, dtype
-        head, self._keys = read_head(path)
-        self.documents = {split: int(head[split]) for split in ("train", "val")}  # type: ignore[call-overload]
-        self.tally = read_tally(head)
-        self._borders = self._keys + 8 * sum(self.documents.values())
-        self._tokens = self._borders + 8 * (sum(self.documents.values()) + 1)
-        self.tokens = (path.stat().st_size - self._tokens) // dtype.itemsize
+        header, self._keys_offset = read_header(path)
+        self.documents = {split: int(header[split]) for split in ("train", "val")}  # type: ignore[call-overload]
+        """Number of documents of each split."""
+        self.tally = read_tally(header)
+        """Tally of the documents that were read for this chunk."""
+        count = sum(self.documents.values())
+        self._borders_offset = self._keys_offset + 8 * count
+        self._tokens_offset = self._borders_offset + 8 * (count + 1)
+        self.tokens = (path.stat().st_size - self._tokens_offset) // dtype.itemsize
+        """Number of tokens."""
 
-    def table(self, split: str, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """The split's documents whose keys are `first` to `last` inclusive: keys (n,) uint64,
-        borders (n + 1,) of their tokens, int64.
+    def documents_between(self, split: str, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the documents of a split with shuffle keys from `first` to `last`, inclusive.
+
+        They are given by keys (n,) uint64 and token borders (n + 1,) int64, for `read_tokens`.
         """
         before = 0 if split == "train" else self.documents["train"]
         count = self.documents[split]
-        # Mapped, because a search touches a few of the keys only. Nothing cannot be mapped.
+        # Mapped, because the search touches only a few keys. An empty region cannot be mapped.
         keys = (
-            np.memmap(self.path, "<u8", "r", self._keys + 8 * before, (count,))
+            np.memmap(self.path, "<u8", "r", self._keys_offset + 8 * before, (count,))
             if count
             else np.empty(0, "<u8")
         )
         low = int(np.searchsorted(keys, np.uint64(first), "left"))
         high = int(np.searchsorted(keys, np.uint64(last), "right"))
         borders = np.fromfile(
-            self.path, "<i8", high - low + 1, offset=self._borders + 8 * (before + low)
+            self.path, "<i8", high - low + 1, offset=self._borders_offset + 8 * (before + low)
         )
         return np.array(keys[low:high]), borders
 
-    def read(self, start: int, out: np.ndarray) -> None:
-        """Fill `out` with the tokens from `start` on. Raises RunError where there are not so
-        many.
-        """
+    def read_tokens(self, start: int, out: np.ndarray) -> None:
+        """Fill `out` with the tokens from `start` on. Raises RunError if the file is too short."""
         with open(self.path, "rb") as file:
-            file.seek(self._tokens + self.dtype.itemsize * start)
+            file.seek(self._tokens_offset + self.dtype.itemsize * start)
             if file.readinto(out.data) != out.nbytes:
                 raise RunError(
-                    "was cut short since it was written",
+                    "was cut short after it was written",
                     where=self.path,
                     hint="start over with {option:force}",
                 )
+
+
+@dataclass(frozen=True, slots=True)
+class Signatures:
+    """Hashes by which documents are compared for deduplication."""
+
+    keys: np.ndarray
+    """Key of each document in each MinHash band, (bands, documents) uint64."""
+    features: np.ndarray
+    """Distinct features of all documents end to end, uint64; empty if only keys are compared."""
+    feature_counts: np.ndarray
+    """Number of features of each document, (documents,) int64."""
+
+
+NO_MATCHES = np.empty(0, np.uint64), np.empty(0, np.int64)
+
+
+def write_text_chunk(
+    path: Path,
+    numbers: list[int],
+    texts: list[str],
+    tally: Tally,
+    signatures: Signatures,
+    matches: tuple[np.ndarray, np.ndarray] = NO_MATCHES,
+) -> None:
+    """Write a text chunk: documents with their numbers, signatures and evaluation n-grams.
+
+    `matches` are the n-grams that the texts share with evaluation items: (hashes, indices of the
+    texts), each pair once.
+    """
+    document_numbers = np.array(numbers, "<u8")
+    order = np.argsort(signatures.keys, axis=1, kind="stable")
+    match_hashes, match_texts = matches
+    ngrams, ngram_documents = np.unique(match_hashes, return_counts=True)
+    encoded = [text.encode() for text in texts]
+    with atomic_write(path) as file:
+        header = {
+            "texts": len(texts),
+            "bands": len(signatures.keys),
+            "features": len(signatures.features),
+            "grams": len(ngrams),
+            "hits": len(match_hashes),
+        }
+        write_header(file, {**header, "tally": tally.as_json()})
+        for array in (
+            document_numbers,
+            np.cumsum([0, *map(len, encoded)]),
+            np.take_along_axis(signatures.keys, order, 1),
+            document_numbers[order],
+            np.cumsum([0, *signatures.feature_counts.tolist()]),
+            signatures.features,
+            ngrams,
+            ngram_documents,
+            match_hashes,
+            match_texts,
+        ):
+            file.write(np.ascontiguousarray(array).astype("<u8").data)
+        file.writelines(encoded)
+
+
+class TextChunk:
+    """Text chunk file, opened for reading; its arrays are read when they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        header, offset = read_header(path)
+        count, bands, features, ngrams, matches = (
+            int(header[name])  # type: ignore[call-overload]
+            for name in ("texts", "bands", "features", "grams", "hits")
+        )
+        self.tally = read_tally(header)
+        """Tally of the documents that were read for this chunk."""
+        self._count = count
+        sizes = {  # in the order of `write_text_chunk`
+            "numbers": count,
+            "text_borders": count + 1,
+            "keys": bands * count,
+            "key_numbers": bands * count,
+            "feature_borders": count + 1,
+            "features": features,
+            "ngrams": ngrams,
+            "ngram_documents": ngrams,
+            "match_hashes": matches,
+            "match_texts": matches,
+        }
+        self._arrays: dict[str, tuple[int, int]] = {}  # name: (byte offset, length)
+        for name, size in sizes.items():
+            self._arrays[name] = offset, size
+            offset += 8 * size
+        self._texts_offset = offset
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _array(self, name: str) -> np.ndarray:
+        offset, size = self._arrays[name]
+        return np.fromfile(self.path, "<u8", size, offset=offset)
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """Numbers of the documents, (documents,) uint64, ascending."""
+        return self._array("numbers")
+
+    def texts(self) -> Iterator[str]:
+        """Yield the text of each document."""
+        data = self.path.read_bytes()[self._texts_offset :]
+        for start, stop in pairwise(self._array("text_borders").tolist()):
+            yield data[start:stop].decode()
+
+    def band_keys(self, band: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the (keys, document numbers) of a band with keys from `first` to `last`, sorted.
+
+        `last` is inclusive; both arrays are uint64.
+        """
+        if not self._count:
+            return np.empty(0, "<u8"), np.empty(0, "<u8")
+        keys, numbers = (
+            np.memmap(
+                self.path,
+                "<u8",
+                "r",
+                self._arrays[name][0] + 8 * band * self._count,
+                (self._count,),
+            )
+            for name in ("keys", "key_numbers")
+        )
+        low = np.searchsorted(keys, np.uint64(first), "left")
+        high = np.searchsorted(keys, np.uint64(last), "right")
+        return np.array(keys[low:high]), np.array(numbers[low:high])
+
+    def features(self, number: int) -> np.ndarray:
+        """Return the distinct features of the document `number`, sorted (uint64)."""
+        row = int(np.searchsorted(self.numbers, np.uint64(number)))
+        offset = self._arrays["feature_borders"][0] + 8 * row
+        start, stop = np.fromfile(self.path, "<u8", 2, offset=offset).tolist()
+        offset = self._arrays["features"][0] + 8 * start
+        return np.fromfile(self.path, "<u8", stop - start, offset=offset)
+
+    def ngram_counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the evaluation n-grams found here, and the number of documents with each."""
+        return self._array("ngrams"), self._array("ngram_documents")
+
+    def matches(self) -> dict[int, np.ndarray]:
+        """Return the evaluation n-grams of each document that has any, by index in the chunk."""
+        hashes, texts = self._array("match_hashes"), self._array("match_texts")
+        return {int(index): hashes[texts == index] for index in np.unique(texts)}

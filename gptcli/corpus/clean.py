@@ -1,51 +1,60 @@
-"""What is decided about a document by itself, in this order: extraction, Wikipedia, links,
-language, heuristics, quality.
+"""Filters that judge one document at a time.
+
+They run in this order: extraction of text from HTML, Wikipedia, links, heuristics (length, symbols,
+repeated lines, language), quality. The first one that objects gives the reason that the document is
+counted under.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from gptcli.corpus.documents import Document
-from gptcli.corpus.extract import plain_text
-from gptcli.corpus.quality import Classifier, keeps
-from gptcli.corpus.recipe import Clean, Links, Source
-from gptcli.corpus.streams import ending, opened
+from gptcli.corpus.documents import Document, extract_text
+from gptcli.corpus.formats import read_json_values
+from gptcli.corpus.inputs import file_suffixes, open_input
+from gptcli.corpus.quality import QualityClassifier, is_kept
+from gptcli.corpus.recipe import CleanConfig, LinksConfig, SourceConfig
 from gptcli.errors import InputError, install_hint
-from gptcli.files import parse_json
 
-Stage = Callable[[Document], str]  # why the document is dropped, or ""
+DocumentFilter = Callable[[Document], str]
+"""Function that returns the reason to drop a document, or ""."""
 
 
-def stages_of(source: Source, seed: int, classifier: Classifier | None) -> list[Stage]:
-    """The stages that `source` names; `classifier` None leaves quality out."""
-    stages: list[Stage] = [lambda document: _extract(document, source)]
+def document_filters(
+    source: SourceConfig, seed: int, classifier: QualityClassifier | None
+) -> list[DocumentFilter]:
+    """Return the filters of a source, in order; without the quality filter if `classifier` is None.
+
+    Raises InputError if a file of links is broken.
+    """
+    filters: list[DocumentFilter] = [lambda document: _extract(document, source)]
     if source.exclude_wikipedia:
-        stages.append(lambda document: "wikipedia" if _is_wikipedia(document.url) else "")
+        filters.append(lambda document: "wikipedia" if _is_wikipedia(document.url) else "")
     if source.links is not None:
         linked = read_links(source.links)
-        stages.append(lambda document: "" if plain_url(document.url) in linked else "not linked")
+        filters.append(
+            lambda document: "" if normalize_url(document.url) in linked else "not linked"
+        )
     clean = source.clean
     if clean is not None:
-        stages.append(lambda document: check(document.text, clean))
+        filters.append(lambda document: failed_heuristic(document.text, clean))
     if classifier is not None:
-        stages.append(
+        filters.append(
             lambda document: (
-                "" if keeps(classifier.score(document.text), document.text, seed) else "quality"
+                "" if is_kept(classifier.score(document.text), document.text, seed) else "quality"
             )
         )
-    return stages
+    return filters
 
 
-def _extract(document: Document, source: Source) -> str:
+def _extract(document: Document, source: SourceConfig) -> str:
     if document.html is not None or source.html:
-        document.text = plain_text(
-            document.html if document.html is not None else document.text, source.extractor
-        )
+        html = document.html if document.html is not None else document.text
+        document.text = extract_text(html, source.extractor)
         document.html = None
         return "" if document.text.strip() else "no content"
     return "" if document.text.strip() else "blank"
@@ -56,43 +65,40 @@ def _is_wikipedia(url: str) -> bool:
     return host == "wikipedia.org" or host.endswith(".wikipedia.org")
 
 
-def plain_url(url: str) -> str:
-    """A URL as links are compared: without scheme, fragment and a slash at the end."""
+def normalize_url(url: str) -> str:
+    """Return a URL in lower case without scheme, fragment and final slash, to compare links."""
     return url.split("://", 1)[-1].split("#", 1)[0].rstrip("/").lower()
 
 
-def read_links(links: Links) -> set[str]:
-    """The URLs of links with karma enough. Raises InputError where a file lacks a column or a karma
-    is no number.
+def read_links(links: LinksConfig) -> set[str]:
+    """Return the normalized URLs of the links with at least `min_karma`.
+
+    Raises InputError if a link has no URL, or no karma that is a number.
     """
     found = set()
     for path in links.files:
-        for number, row in enumerate(_rows(path), 1):
+        for number, row in enumerate(_link_rows(path), 1):
             try:
                 if float(row["karma"]) >= links.min_karma:
-                    found.add(plain_url(str(row["url"])))
+                    found.add(normalize_url(str(row["url"])))
             except (KeyError, TypeError, ValueError):
                 raise InputError(
-                    "a link has a url and a karma that is a number", where=f"{path}, link {number}"
+                    "a link needs a url and a karma that is a number",
+                    where=f"{path}, link {number}",
                 ) from None
     return found
 
 
-def _rows(path: str) -> Any:
-
-    with opened(path) as stream:
-        if ending(path)[0] == ".jsonl":
-            yield from (
-                parse_json(line, f"{path}:{number}")
-                for number, line in enumerate(stream, 1)
-                if line.strip()
-            )
-        else:
+def _link_rows(path: str) -> Iterator[Any]:
+    if file_suffixes(path)[0] == ".jsonl":
+        yield from (value for _, value in read_json_values(path))
+    else:
+        with open_input(path) as stream:
             yield from csv.DictReader(io.TextIOWrapper(stream, "utf-8", newline=""))
 
 
-def check(text: str, clean: Clean) -> str:
-    """Which heuristic a text fails, or ""."""
+def failed_heuristic(text: str, clean: CleanConfig) -> str:
+    """Return the name of the first heuristic that `text` fails, or ""."""
     words = text.split()
     if len(words) < clean.min_words:
         return "too few words"
@@ -118,6 +124,6 @@ def _language(text: str) -> str:
         from resiliparse.parse.lang import detect_fast
     except ImportError:
         raise InputError(
-            "telling languages needs the package resiliparse", hint=install_hint("resiliparse")
+            "detecting languages needs the package resiliparse", hint=install_hint("resiliparse")
         ) from None
     return str(detect_fast(text)[0])

@@ -1,5 +1,7 @@
-"""What a build is asked for: all that the shards' bytes depend on, checked, and recorded so that a
-resume can tell another build.
+"""Configuration of a build: everything that the bytes of the shards depend on.
+
+A build writes its configuration to `resume.json` before anything else. `--resume` compares it with
+its own, so that a build is never finished with other inputs or other options.
 """
 
 from __future__ import annotations
@@ -8,42 +10,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptcli.corpus.recipe import Source
-from gptcli.corpus.streams import COMPRESSED, STDIN, fingerprint, is_url
+from gptcli.corpus.inputs import COMPRESSED_SUFFIXES, STDIN, fingerprint, is_url
+from gptcli.corpus.recipe import SourceConfig
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.shards.format import MAX_TOKENS
 from gptcli.shards.manifest import DEFAULT_SOURCE
 from gptcli.tokenizer.encoders import ENCODERS
 from gptcli.tokenizer.tokenizer import Tokenizer
 
-# least and most in a unit; in between, so many that there are about a thousand units
-UNIT_CHARACTERS = (1 << 22, 1 << 25)
+# Smallest and largest size of a chunk. In between, a build has about a thousand chunks.
+CHUNK_CHARACTERS = (1 << 22, 1 << 25)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Build:
-    """All that the shards' bytes depend on. Raises UsageError or InputError where it cannot be
-    met.
-    """
+class BuildConfig:
+    """Configuration of a build. Raises UsageError or InputError if a value is invalid."""
 
-    sources: list[Source]
+    sources: list[SourceConfig]
+    """Sources of documents."""
     tokenizer: Tokenizer
+    """Tokenizer with an end-of-text token."""
     encoder: str = "auto"
-    """Of `gptcli.tokenizer.encoders`; the bytes do not depend on it."""
+    """Name of an encoder of `gptcli.tokenizer.encoders`; the shards do not depend on it."""
     evaluation: tuple[str, ...] = ()
-    """Files of items that documents are not to share text with."""
+    """Files of evaluation items, to decontaminate against."""
     mixture_tokens: int | None = None
-    """How much training the epochs are counted for; None: as much as there is."""
+    """Training tokens that epochs are counted for, or None for the size of the training split."""
     val_fraction: float = 0.001
-    """The expected share of documents that become validation."""
+    """Expected share of documents that become validation, from 0 up to but not including 1."""
     shard_tokens: int = 100_000_000
-    """The most tokens in a shard."""
+    """Maximum number of tokens in a shard."""
     seed: int = 0
+    """Random seed of the shuffle and of the quality filter."""
 
     def __post_init__(self) -> None:
         if self.tokenizer.eot_id is None:
             raise InputError(
-                "the tokenizer has no <|endoftext|>, which stands before each document",
+                "the tokenizer has no <|endoftext|>, which begins each document",
                 field="tokenizer",
                 code="no_end_of_text",
                 hint="train one with gpt tokenize train, or add the token",
@@ -67,106 +70,105 @@ class Build:
                 code="unknown_encoder",
                 hint=nearest(self.encoder, ENCODERS),
             )
-        if not self.evaluation and (
-            names := [source.name for source in self.sources if source.decontaminate]
-        ):
+        names = [source.name for source in self.sources if source.decontaminate]
+        if names and not self.evaluation:
             raise UsageError(
-                f"{names[0]} is to be decontaminated, but against nothing",
+                f"{names[0]} has decontaminate = true, but no evaluation files are given",
                 where="decontaminate",
                 hint='[decontaminate] files = ["eval/"]',
             )
-        self.methods()
+        self.dedup_methods()
 
     @property
     def inputs(self) -> list[str]:
+        """Paths of all inputs, source by source."""
         return [path for source in self.sources for path in source.inputs]
 
     def input_bytes(self) -> int | None:
-        """The size of all inputs as they lie on disk; None where standard input is one of them."""
+        """Return the size of all input files on disk, or None if standard input is among them."""
         return None if STDIN in self.inputs else sum(fingerprint(path)[0] for path in self.inputs)
 
-    def compressed(self) -> bool:
-        """Whether the text is larger than the files."""
-        return any(path.lower().endswith((*COMPRESSED, ".parquet")) for path in self.inputs)
+    def is_compressed(self) -> bool:
+        """Return True if the text is larger than the files."""
+        suffixes = (*COMPRESSED_SUFFIXES, ".parquet")
+        return any(path.lower().endswith(suffixes) for path in self.inputs)
 
-    def unit_characters(self) -> int:
-        """About how much text a unit holds. The shards do not depend on it."""
-        least, most = UNIT_CHARACTERS
-        return min(max((self.input_bytes() or 0) // 1024, least), most)
+    def chunk_characters(self) -> int:
+        """Return the approximate number of characters in a chunk."""
+        smallest, largest = CHUNK_CHARACTERS
+        return min(max((self.input_bytes() or 0) // 1024, smallest), largest)
 
-    def workers(self, asked: int) -> int:
-        """How many of the workers asked for are worth their start. Raises UsageError on less than
-        one.
+    def worker_count(self, requested: int) -> int:
+        """Return how many of the requested workers are worth starting.
+
+        Standard input and inputs of a single chunk are read by one. Raises UsageError if
+        `requested` is less than 1.
         """
-        if asked < 1:
+        if requested < 1:
             raise UsageError(
-                f"{asked} is less than 1",
-                field="workers",
-                code="workers_out_of_range",
+                f"{requested} is less than 1", field="workers", code="workers_out_of_range"
             )
         size = self.input_bytes()
-        # standard input cannot be shared, nor can one unit
-        return 1 if size is None or size <= UNIT_CHARACTERS[0] else asked
+        return 1 if size is None or size <= CHUNK_CHARACTERS[0] else requested
 
-    def refuse_inputs_in(self, out: Path) -> None:
-        """Raises UsageError where an input lies inside the output folder."""
+    def check_inputs_outside(self, out: Path) -> None:
+        """Raise UsageError if an input is inside the output folder."""
         for path in self.inputs:
-            if (
-                path != STDIN
-                and not is_url(path)
-                and Path(path).resolve().is_relative_to(out.resolve())
-            ):
+            if path == STDIN or is_url(path):
+                continue
+            if Path(path).resolve().is_relative_to(out.resolve()):
                 raise UsageError(
-                    f"the input {path} lies inside the output folder",
+                    f"the input {path} is inside the output folder",
                     where=out,
-                    hint="choose another {option:out}",
+                    hint="choose another output with -o",
                 )
 
-    def methods(self) -> list[str | None]:
-        """How each source is hashed for deduplication: its own method, or that of the sources it is
-        compared with.
+    def dedup_methods(self) -> list[str | None]:
+        """Return the deduplication method of each source, or None if it is not compared.
+
+        It is the source's own method, or that of a source which is compared against it. Raises
+        UsageError if the two differ.
         """
-        found: list[str | None] = []
+        methods: list[str | None] = []
         for source in self.sources:
-            those = {
+            wanted = {
                 other.dedup.method
                 for other in self.sources
                 if other.dedup and source.name in (other.name, *other.dedup.against)
             }
-            if len(those) > 1:
+            if len(wanted) > 1:
                 raise UsageError(
                     f"{source.name} would be compared by two methods",
                     where="dedup",
-                    hint="use one method for sources that are compared",
+                    hint="use the same method for sources that are compared with each other",
                 )
-            found.append(those.pop() if those else None)
-        return found
+            methods.append(wanted.pop() if wanted else None)
+        return methods
 
-    def record(self) -> dict[str, Any]:
-        """What must be unchanged for a resume."""
-        facts = {
-            name: getattr(self, name)
-            for name in ("val_fraction", "shard_tokens", "seed", "mixture_tokens")
-        }
+    def resume_record(self) -> dict[str, Any]:
+        """Return the content of `resume.json`: everything that must not change before a resume."""
         record = {
             "tokenizer": self.tokenizer.sha256,
-            **facts,
+            **{
+                name: getattr(self, name)
+                for name in ("val_fraction", "shard_tokens", "seed", "mixture_tokens")
+            },
             "evaluation": [[path, *fingerprint(path)] for path in self.evaluation],
         }
         inputs: dict[str, list[Any]] = {}
         for source in self.sources:
             prefix = "" if source.name == DEFAULT_SOURCE else f"{source.name}."
-            told = source.record()
+            values = source.record()
             inputs |= {
                 f"{path if is_url(path) else Path(path).resolve()}": stat
-                for path, stat in told.pop("inputs").items()
+                for path, stat in values.pop("inputs").items()
             }
-            record |= {f"{prefix}{name}": value for name, value in told.items()}
+            record |= {f"{prefix}{name}": value for name, value in values.items()}
         return {**record, "inputs": inputs}
 
 
-def refuse_changes(old: dict[str, Any], new: dict[str, Any], out: Path) -> None:
-    """Raises UsageError where the records of two builds differ, and says in what."""
+def check_unchanged(old: dict[str, Any], new: dict[str, Any], out: Path) -> None:
+    """Raise UsageError if the resume records of two builds differ, and name the first changes."""
     changes = [
         f"{name} was {old.get(name)}, now {new[name]}"
         for name in new
@@ -181,7 +183,7 @@ def refuse_changes(old: dict[str, Any], new: dict[str, Any], out: Path) -> None:
     if changes:
         more = f", and {len(changes) - 3} more" if len(changes) > 3 else ""
         raise UsageError(
-            f"what it was built from is not what is asked for now: {'; '.join(changes[:3])}{more}",
+            f"the build in this folder was started differently: {'; '.join(changes[:3])}{more}",
             where=out,
-            hint="undo that to resume, or start over with {option:force}",
+            hint="undo the changes to resume it, or start over with {option:force}",
         )

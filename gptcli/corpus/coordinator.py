@@ -1,201 +1,221 @@
-"""What the parent of the workers does: it learns what every worker has to know, hands out the
-reading, looks at all documents together, and ends with a unit of tokens for every run of
-documents."""
+"""Coordinator of the workers, in the process of the command.
+
+It prepares what every worker needs, hands out the input splits, compares all documents once they
+are read, and returns the chunks of every source. It passes file names, never documents, so its
+memory does not grow with the corpus.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from gptcli.corpus.chunks import Tally, Unit
-from gptcli.corpus.config import Build
-from gptcli.corpus.decontaminate import MOST_DOCUMENTS, item_grams
-from gptcli.corpus.dedup import find_duplicates, plan_dedup
-from gptcli.corpus.input_splits import Span, divide
+from gptcli.corpus.chunks import Chunk, Tally, TextChunk
+from gptcli.corpus.config import BuildConfig
+from gptcli.corpus.decontaminate import MAX_NGRAM_DOCUMENTS, evaluation_ngrams
+from gptcli.corpus.dedup import DedupTask, dedup_tasks, find_duplicates
+from gptcli.corpus.input_splits import InputSplit, split_inputs
+from gptcli.corpus.inputs import STDIN, fingerprint
+from gptcli.corpus.pool import Pool
 from gptcli.corpus.quality import train_classifier
-from gptcli.corpus.streams import STDIN, fingerprint
-from gptcli.corpus.text_chunks import TextUnit
 from gptcli.corpus.worker_tasks import (
-    Context,
-    TextTask,
-    finish_text,
-    model_path,
-    read_span,
+    TextChunkTask,
+    WorkerContext,
+    classifier_path,
+    finish_text_chunk,
+    read_split,
     sample_texts,
 )
-from gptcli.corpus.workers import Pool
 from gptcli.events import Events
 from gptcli.files import atomic_write
 
-WORK = ".work"  # in the output folder: everything on the way to a shard
-FAST_BYTES = 1 << 21  # below, importing a faster encoder takes longer than the slowest one does
+WORK_FOLDER = ".work"  # of an unfinished build, inside the output folder
+# Below this size, importing a faster encoder takes longer than encoding with the slowest one.
+MIN_FAST_ENCODER_BYTES = 1 << 21
 
 
-def context_of(build: Build, out: Path) -> Context:
-    """What the workers of this build hold; its work folder is made."""
+def make_context(build: BuildConfig, out: Path) -> WorkerContext:
+    """Create the work folder and return the context of the build's workers."""
     size = build.input_bytes()
-    (out / WORK).mkdir(exist_ok=True)
-    return Context(
+    is_small = size is not None and size < MIN_FAST_ENCODER_BYTES
+    (out / WORK_FOLDER).mkdir(exist_ok=True)
+    return WorkerContext(
         tokenizer=build.tokenizer,
-        encoder_name="tokenizers"
-        if build.encoder == "auto" and size is not None and size < FAST_BYTES
-        else build.encoder,
+        encoder_name="tokenizers" if build.encoder == "auto" and is_small else build.encoder,
         sources=build.sources,
-        methods=build.methods(),
+        dedup_methods=build.dedup_methods(),
         seed=build.seed,
         val_fraction=build.val_fraction,
-        characters=build.unit_characters(),
+        chunk_characters=build.chunk_characters(),
         out=out,
-        work=out / WORK,
+        work=out / WORK_FOLDER,
     )
 
 
-def spans_of(context: Context, cuts: int) -> Iterator[Span]:
-    """All pieces of reading, source by source; a large file that cannot be cut by its bytes is read
-    in up to `cuts` stripes.
+def all_input_splits(context: WorkerContext, readers: int) -> Iterator[InputSplit]:
+    """Yield the input splits of all sources, in order.
+
+    A large file that cannot be divided by bytes is read in at most `readers` stripes.
     """
     return chain.from_iterable(
-        _spans(context, source, cuts) for source in range(len(context.sources))
+        _input_splits(context, source, readers) for source in range(len(context.sources))
     )
 
 
-def _spans(context: Context, source: int, cuts: int) -> Iterator[Span]:
-    recipe = context.sources[source]
-    inputs = [(path, 0 if path == STDIN else fingerprint(path)[0]) for path in recipe.inputs]
-    return divide(source, inputs, context.characters, cuts, recipe.documents)
+def _input_splits(context: WorkerContext, source: int, readers: int) -> Iterator[InputSplit]:
+    config = context.sources[source]
+    inputs = [(path, 0 if path == STDIN else fingerprint(path)[0]) for path in config.inputs]
+    return split_inputs(source, inputs, context.chunk_characters, readers, config.documents)
 
 
-def prepare(build: Build, context: Context, events: Events) -> None:
-    """What has to be known before the first document is judged: the evaluation items' grams, and
-    the quality classifiers.
+def prepare_filters(build: BuildConfig, context: WorkerContext, events: Events) -> None:
+    """Write the files that filters need: n-grams of evaluation items, and quality classifiers.
+
+    Files that exist are kept. Raises InputError if an evaluation file has no n-grams, or if a
+    classifier has too few documents to learn from.
     """
     if build.evaluation and not (context.work / "items.npy").exists():
-        _save(context.work / "items.npy", item_grams(build.evaluation))
-    names = [source.name for source in build.sources]
+        _save_array(context.work / "items.npy", evaluation_ngrams(build.evaluation))
     for source in build.sources:
-        path = model_path(context.out, source)
+        path = classifier_path(context.out, source)
         if source.quality is None or path.exists():
             continue
+        positives, negatives = source.quality.positives, source.quality.negatives
         events.info(
-            f"learning what {source.name} is judged by: {', '.join(source.quality.positives)} against {', '.join(source.quality.negatives)}"
+            f"training the quality classifier of {source.name}: "
+            f"{', '.join(positives)} against {', '.join(negatives)}"
         )
-        samples = []
-        for kind in (source.quality.positives, source.quality.negatives):
-            each = -(-source.quality.sample // len(kind))
-            indices = [names.index(name) for name in kind]
-            samples.append(
-                [
-                    text
-                    for index in indices
-                    for text in sample_texts(context, index, _spans(context, index, 1), each)
-                ]
-            )
-        classifier = train_classifier(*samples)
-        events.info(
-            f"the classifier reaches F1 {classifier.f1:.4f} on every tenth document, which it did not learn from"
+        classifier = train_classifier(
+            _samples(context, positives, source.quality.sample),
+            _samples(context, negatives, source.quality.sample),
         )
+        events.info(f"F1 of the classifier is {classifier.f1:.4f} on the tenth held out")
         classifier.save(path)
 
 
-def _save(path: Path, array: np.ndarray) -> None:
+def _samples(context: WorkerContext, names: list[str], count: int) -> Iterator[str]:
+    """Yield about `count` texts, the same number from each of the named sources."""
+    sources = [source.name for source in context.sources]
+    for name in names:
+        index = sources.index(name)
+        splits = _input_splits(context, index, 1)
+        yield from sample_texts(context, index, splits, -(-count // len(names)))
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
     with atomic_write(path) as file:
         np.save(file, array)
 
 
-def tokenize(
-    build: Build, context: Context, pool: Pool, cuts: int, events: Events
-) -> list[list[Unit]]:
-    """Bring every document into a unit on disk, source by source, in order; units that are there
-    stay.
+def make_chunks(
+    build: BuildConfig, context: WorkerContext, pool: Pool, readers: int, events: Events
+) -> list[list[Chunk]]:
+    """Write every document to a chunk, and return the chunks of each source, in order of reading.
+
+    Chunks that exist are kept.
     """
     size = build.input_bytes()
-    total = None if size is None or build.compressed() else size / 1e6
-    found: list[list[Path]] = [[] for _ in build.sources]
-    units: list[list[Unit]] = [[] for _ in build.sources]
+    total = None if size is None or build.is_compressed() else size / 1e6
+    text_paths: list[list[Path]] = [[] for _ in build.sources]
+    chunks: list[list[Chunk]] = [[] for _ in build.sources]
     done = Tally()
     tokens = 0
 
     def add(source: int, path: Path) -> None:
         nonlocal tokens
-        unit = Unit(path, context.dtype)
-        units[source].append(unit)
-        done.add(unit.tally)
-        tokens += unit.tokens
+        chunk = Chunk(path, context.dtype)
+        chunks[source].append(chunk)
+        done.add(chunk.tally)
+        tokens += chunk.tokens
         events.progress(
             "tokenize", done.text_bytes / 1e6, total, "MB", documents=done.kept, tokens=tokens
         )
 
-    for source, paths in pool.map(read_one, spans_of(context, cuts)):
-        if context.waits(source):
-            found[source] += paths
-            events.progress("read", sum(map(len, found)), None, "units")
+    for source, paths in pool.map(read_split_task, all_input_splits(context, readers)):
+        if context.needs_text_chunks(source):
+            text_paths[source] += paths
+            events.progress("read", sum(map(len, text_paths)), None, "chunks")
         else:
             for path in paths:
                 add(source, path)
     events.finish("read")
-    waiting = [sorted(paths) for paths in found]
-    tasks = _text_tasks(
-        build, context, [[TextUnit(path) for path in paths] for paths in waiting], pool, events
-    )
-    for source, path in pool.map(_finish_text, tasks):
+    text_chunks = [[TextChunk(path) for path in sorted(paths)] for paths in text_paths]
+    tasks = _compare_documents(build, context, text_chunks, pool, events)
+    for source, path in pool.map(_finish_task, tasks):
         add(source, path)
     events.finish("tokenize")
-    return [sorted(mine, key=lambda unit: unit.path.name) for mine in units]
+    return [sorted(mine, key=lambda chunk: chunk.path.name) for mine in chunks]
 
 
-def read_one(context: Context, span: Span) -> tuple[int, list[Path]]:
-    return span.source, read_span(context, span)
+def read_split_task(context: WorkerContext, split: InputSplit) -> tuple[int, list[Path]]:
+    """Run `read_split` in a worker; return the index of the source and the paths of its chunks."""
+    return split.source, read_split(context, split)
 
 
-def _finish_text(context: Context, task: TextTask) -> tuple[int, Path]:
-    return task.source, finish_text(context, task)
+def _finish_task(context: WorkerContext, task: TextChunkTask) -> tuple[int, Path]:
+    return task.source, finish_text_chunk(context, task)
 
 
-def _text_tasks(
-    build: Build, context: Context, texts: list[list[TextUnit]], pool: Pool, events: Events
-) -> list[TextTask]:
-    """Look at all documents together: which are duplicates, and which evaluation grams are too
-    common to be contamination.
-    """
-    names = [source.name for source in build.sources]
-    dropped: list[list[Path]] = [[] for _ in build.sources]
-    for number, source in enumerate(build.sources):
-        if source.dedup is not None:
-            others = [unit for name in source.dedup.against for unit in texts[names.index(name)]]
-            rule = source.dedup
-            tasks = plan_dedup(
-                context.work,
-                number,
-                rule.method,
-                rule.within,
-                rule.threshold,
-                texts[number],
-                others,
-            )
-            for path in pool.map(_find_duplicates, tasks):
-                dropped[number].append(path)
-                events.progress(f"compare {source.name}", len(dropped[number]), None, "tables")
-            events.finish(f"compare {source.name}")
+def _find_duplicates(_: WorkerContext, task: DedupTask) -> Path:
+    return find_duplicates(task)
+
+
+def _compare_documents(
+    build: BuildConfig,
+    context: WorkerContext,
+    text_chunks: list[list[TextChunk]],
+    pool: Pool,
+    events: Events,
+) -> list[TextChunkTask]:
+    """Find duplicates and contaminated n-grams; return the tasks that finish the text chunks."""
+    duplicates = [
+        _compare_source(index, build, context, text_chunks, pool, events)
+        for index in range(len(build.sources))
+    ]
     if build.evaluation and not (context.work / "contaminated.npy").exists():
-        items = context.items
+        items = context.items.hashes
         documents = np.zeros(len(items), np.int64)
-        for unit in chain(*texts):
-            grams, counts = unit.gram_counts()
-            documents[np.searchsorted(items, grams)] += counts.astype(np.int64)
-        _save(
-            context.work / "contaminated.npy",
-            items[(documents > 0) & (documents <= MOST_DOCUMENTS)],
-        )
+        for chunk in chain(*text_chunks):
+            ngrams, counts = chunk.ngram_counts()
+            documents[np.searchsorted(items, ngrams)] += counts.astype(np.int64)
+        is_contaminated = (documents > 0) & (documents <= MAX_NGRAM_DOCUMENTS)
+        _save_array(context.work / "contaminated.npy", items[is_contaminated])
     return [
-        TextTask(number, unit.path, sorted(dropped[number]))
-        for number, mine in enumerate(texts)
-        for unit in mine
+        TextChunkTask(index, chunk.path, sorted(duplicates[index]))
+        for index, mine in enumerate(text_chunks)
+        for chunk in mine
     ]
 
 
-def _find_duplicates(_: Context, task: Any) -> Path:
-    return find_duplicates(task)
+def _compare_source(
+    index: int,
+    build: BuildConfig,
+    context: WorkerContext,
+    text_chunks: list[list[TextChunk]],
+    pool: Pool,
+    events: Events,
+) -> list[Path]:
+    """Deduplicate one source; return the files of its duplicates' numbers."""
+    source = build.sources[index]
+    if source.dedup is None:
+        return []
+    names = [other.name for other in build.sources]
+    others = [chunk for name in source.dedup.against for chunk in text_chunks[names.index(name)]]
+    tasks = dedup_tasks(
+        context.work,
+        index,
+        source.dedup.method,
+        source.dedup.within,
+        source.dedup.threshold,
+        text_chunks[index],
+        others,
+    )
+    paths: list[Path] = []
+    for path in pool.map(_find_duplicates, tasks):
+        paths.append(path)
+        events.progress(f"compare {source.name}", len(paths), None, "tables")
+    events.finish(f"compare {source.name}")
+    return paths

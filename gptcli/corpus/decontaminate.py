@@ -1,9 +1,9 @@
-"""GPT-3's training filter (Appendix C): cut out of documents what evaluation items share with them.
+"""GPT-3's training filter (Brown et al. 2020, Appendix C): remove overlaps with evaluation items.
 
-A 13-gram of words that also stands in an evaluation item is cut with 200 characters on each side;
-pieces below 200 characters go; a document cut into more than 10 pieces goes as a whole; grams that
-stand in more than 10 training documents are ordinary text and are left alone. Documents are
-searched by hash; only those that hold one are looked at word by word.
+A 13-gram of words that also occurs in an evaluation item is removed with 200 characters on each
+side. Pieces of less than 200 characters are dropped, and so is a document that is left in more than
+10 pieces. N-grams that occur in more than 10 training documents are ordinary text and are kept.
+N-grams are searched by hash; only documents with a match are looked at word by word.
 """
 
 from __future__ import annotations
@@ -13,47 +13,43 @@ from typing import Any
 
 import numpy as np
 
-from gptcli.corpus.readers import read_documents
-from gptcli.corpus.streams import ending, opened
+from gptcli.corpus.formats import read_documents, read_json_values
+from gptcli.corpus.inputs import file_suffixes
 from gptcli.errors import InputError
-from gptcli.files import parse_json
-from gptcli.text.ngrams import grams, normalised, word_hashes
+from gptcli.text.ngrams import NgramSet, grams, normalised, word_hashes
 
-GRAM = 13  # words
-WINDOW = 200  # characters cut on each side
-SHORTEST = 200  # characters of a piece that stays
-MOST_PIECES = 10
-MOST_DOCUMENTS = 10  # that a gram may stand in and still be contamination
+NGRAM_WORDS = 13
+WINDOW_CHARACTERS = 200  # removed on each side of an n-gram
+MIN_PIECE_CHARACTERS = 200
+MAX_PIECES = 10
+MAX_NGRAM_DOCUMENTS = 10  # documents an n-gram may occur in and still be contamination
 
 
-def item_grams(files: Sequence[str]) -> np.ndarray:
-    """The distinct 13-grams of evaluation items, sorted (uint64). Raises InputError where a file
-    holds none.
+def evaluation_ngrams(files: Sequence[str]) -> np.ndarray:
+    """Return the distinct 13-grams of the evaluation items in `files`, sorted (uint64).
+
+    Raises InputError if a file has no item of 13 words.
     """
     found = []
     for path in files:
-        hashes, _ = grams(*word_hashes(list(read_items(path))), GRAM)
+        hashes, _ = grams(*word_hashes(list(read_items(path))), NGRAM_WORDS)
         if not len(hashes):
             raise InputError(
-                f"no evaluation item in it is {GRAM} words long",
+                f"no evaluation item in it has {NGRAM_WORDS} words",
                 where=path,
-                hint="leave it out of [decontaminate]",
+                hint="remove it from [decontaminate]",
             )
         found.append(hashes)
     return np.unique(np.concatenate(found))
 
 
 def read_items(path: str) -> Iterator[str]:
-    """The text of each item: in JSON lines all strings of a record, in other files each
-    paragraph.
-    """
-    if ending(path)[0] != ".jsonl":
+    """Yield the text of each item: all strings of a JSON line, or a paragraph of any other file."""
+    if file_suffixes(path)[0] == ".jsonl":
+        for _, value in read_json_values(path):
+            yield " ".join(_strings(value))
+    else:
         yield from (document.text for document in read_documents(path, documents="paragraph"))
-        return
-    with opened(path) as stream:
-        for number, line in enumerate(stream, 1):
-            if line.strip():
-                yield " ".join(_strings(parse_json(line, f"{path}:{number}")))
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -64,43 +60,28 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(part)
 
 
-def shared(texts: list[str], items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The grams that texts share with the items, each once a text: (hashes, numbers of the
-    texts).
+def shared_ngrams(texts: list[str], items: NgramSet) -> tuple[np.ndarray, np.ndarray]:
+    """Return the n-grams that `texts` share with evaluation items, each once per text.
+
+    The result is (hashes uint64, indices of the texts int64), sorted.
     """
-    found, owner = grams(*word_hashes(texts), GRAM)
-    low = np.uint64(len(_bitmap(items)) - 1)
-    maybe = np.flatnonzero(_bitmap(items)[(found & low).astype(np.int64)])
-    found, owner = found[maybe], owner[maybe]
-    there = items[np.minimum(np.searchsorted(items, found), len(items) - 1)] == found
-    pairs = np.unique(np.stack([found[there], owner[there].astype(np.uint64)]), axis=1)
+    hashes, owners = grams(*word_hashes(texts), NGRAM_WORDS)
+    matches, _ = items.find(hashes)
+    pairs = np.unique(np.stack([hashes[matches], owners[matches].astype(np.uint64)]), axis=1)
     return pairs[0], pairs[1].astype(np.int64)
 
 
-_bitmaps: dict[int, np.ndarray] = {}
-
-
-def _bitmap(items: np.ndarray) -> np.ndarray:
-    """Which low bits occur among the items: rules out nearly every gram with one look."""
-    if id(items) not in _bitmaps:
-        bits = max(16, (16 * len(items)).bit_length())
-        table = np.zeros(1 << bits, bool)
-        table[(items & np.uint64((1 << bits) - 1)).astype(np.int64)] = True
-        _bitmaps.clear()
-        _bitmaps[id(items)] = table
-    return _bitmaps[id(items)]
-
-
-def cut(text: str, contaminated: np.ndarray) -> list[str]:
-    """The pieces of a document that stay. `contaminated`: the grams to cut (uint64)."""
+def remove_ngrams(text: str, contaminated: np.ndarray) -> list[str]:
+    """Return the pieces of a document that are left without the `contaminated` n-grams (uint64)."""
     words = list(normalised(text))
     hashes, counts = word_hashes([" ".join(word for word, _, _ in words)])
-    found, _ = grams(hashes, counts, GRAM)
+    ngrams, _ = grams(hashes, counts, NGRAM_WORDS)
     pieces, begin = [], 0
-    for first in np.flatnonzero(np.isin(found, contaminated)).tolist():
-        start, stop = words[first][1] - WINDOW, words[first + GRAM - 1][2] + WINDOW
+    for first in np.flatnonzero(np.isin(ngrams, contaminated)).tolist():
+        start = words[first][1] - WINDOW_CHARACTERS
+        stop = words[first + NGRAM_WORDS - 1][2] + WINDOW_CHARACTERS
         if start > begin:
             pieces.append(text[begin:start])
         begin = max(begin, stop)
     pieces.append(text[begin:])
-    return [piece for piece in pieces if len(piece) >= SHORTEST]
+    return [piece for piece in pieces if len(piece) >= MIN_PIECE_CHARACTERS]

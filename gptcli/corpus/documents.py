@@ -1,36 +1,167 @@
-"""One document, and what is wrong with it where something is."""
+"""A document on its way into shards, and the errors that make one unusable.
+
+Every reader in `gptcli.corpus.formats` yields documents. One that cannot be read is yielded as well,
+with an `error_kind` to count it by and an `error` to show, so that no input is lost silently.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
-from gptcli.errors import InputError
+from gptcli.encodings import guess, not_utf8, utf16_without_mark, wrong_encoding
+from gptcli.errors import InputError, install_hint
+
+# A longer document is dropped, so that one endless line cannot fill the memory.
+MAX_DOCUMENT_BYTES = 1 << 28
+# Positions per block in archives and tables, where a position counts records and not bytes.
+BLOCK_RECORDS = 1 << 10
 
 EMPTY_FILE, NOT_A_PAGE = "empty file", "not a page"
-HARMLESS = (EMPTY_FILE, NOT_A_PAGE)  # flaws that are counted and never stop a build
+NON_FATAL_ERRORS = (EMPTY_FILE, NOT_A_PAGE)
+"""Error kinds that are counted and never stop a build."""
+
+Extractor = Literal["resiliparse", "trafilatura"]
+EXTRACTORS: tuple[Extractor, ...] = get_args(Extractor)
+"""HTML extractors; trafilatura is many times slower."""
 
 
 @dataclass(slots=True)
 class Document:
+    """Text of one document, or a page that has not been converted to text yet, or an error."""
+
     text: str
     where: str
     """"file" or "file:line", for messages."""
     position: int = 0
-    """Distinct within its file, and the same however the file is cut into ranges: the byte it
-    begins at, or its record's number.
+    """Byte offset or record number, unique within the file.
+
+    It does not depend on how the file is divided among workers.
     """
     url: str = ""
-    """Where it was crawled, if that is known."""
+    """URL the document was crawled from, or "" if unknown."""
     html: bytes | None = None
-    """A page that has yet to become text."""
-    flaw: str = ""
-    """Why nothing can be read here, in two or three words to count by; `error` is then the whole
-    message.
-    """
+    """HTML page that `extract_text` has yet to convert."""
+    error_kind: str = ""
+    """Two or three words to count the error by; "" if the document is readable."""
     error: InputError | None = None
+    """Full error message of an unreadable document."""
 
 
-def flawed(
-    flaw: str, what: str, where: str, position: int = 0, hint: str | None = None
+@dataclass(frozen=True, slots=True)
+class FileRange:
+    """Documents of one file that one worker reads.
+
+    A text file is divided by bytes, a Parquet file by row groups. Any other large file is divided
+    into stripes: the worker reads the whole file and keeps every `stripes`-th block of documents.
+    """
+
+    start: int = 0
+    """First byte; documents that begin before it are not read."""
+    stop: int | None = None
+    """First byte after the range, or None for the end of the file."""
+    groups: tuple[int, int] | None = None
+    """First row group of a Parquet file and the one after the last, or None for all."""
+    stripe: int = 0
+    """Index of this stripe, below `stripes`."""
+    stripes: int = 1
+    """Number of stripes that the file is divided into."""
+    block: int = 1 << 62
+    """Positions per block. Chunks do not cross the border between two blocks."""
+
+    def selects(self, position: int) -> bool:
+        """Return True if the document at `position` belongs to this stripe."""
+        return self.stripes == 1 or position // self.block % self.stripes == self.stripe
+
+
+WHOLE_FILE = FileRange()
+Reader = Callable[[Any, str, FileRange], Iterator[Document]]
+"""Function (stream, name, range) that yields the documents of a range of a file.
+
+Readers ask `FileRange.selects` before they decode or parse a document.
+"""
+
+
+def bad_document(
+    error_kind: str, what: str, where: str, position: int = 0, hint: str | None = None
 ) -> Document:
-    return Document("", where, position, flaw=flaw, error=InputError(what, where=where, hint=hint))
+    """Return a document without text that carries an InputError."""
+    error = InputError(what, where=where, hint=hint)
+    return Document("", where, position, error_kind=error_kind, error=error)
+
+
+def too_long(where: str, position: int) -> Document:
+    """Return a bad document for one of more than MAX_DOCUMENT_BYTES."""
+    what = f"longer than {MAX_DOCUMENT_BYTES >> 20} MiB, the most a document may be"
+    return bad_document("too long", what, where, position)
+
+
+def decode_document(data: bytes, position: int, where: str, url: str = "") -> Document:
+    """Decode UTF-8 into a document; a bad document if `data` is not UTF-8 or looks like UTF-16."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        found = not_utf8(data, error.start, where, start=position)
+        return bad_document("not valid UTF-8", found.what, where, position, found.hint)
+    if (encoding := utf16_without_mark(data)) is not None:
+        what = f"the text looks like {encoding}: every second byte is 0"
+        found = wrong_encoding(what, encoding, where)
+        return bad_document("not valid UTF-8", found.what, where, position, found.hint)
+    return Document(text, where, position, url)
+
+
+def reject_escaped_bytes(document: Document) -> Document:
+    """Return `document`, or a bad document if its text contains bytes escaped as surrogates.
+
+    The "surrogateescape" error handler decodes each byte that is not UTF-8 to one of U+DC80 to
+    U+DCFF.
+    """
+    if not document.text.isascii() and any(
+        "\udc80" <= character <= "\udcff" for character in document.text
+    ):
+        data = document.text.encode("utf-8", "surrogateescape")
+        encoding = guess(data, next(at for at, byte in enumerate(data) if byte >= 0x80))
+        what = "not valid UTF-8" + (f": it looks like {encoding}" if encoding else "")
+        found = wrong_encoding(what, encoding, document.where)
+        return bad_document(
+            "not valid UTF-8", found.what, document.where, document.position, found.hint
+        )
+    return document
+
+
+def extract_text(html: bytes | str, extractor: str = "resiliparse") -> str:
+    """Return the main content of an HTML page as plain text, without navigation and blank lines.
+
+    Bytes are decoded by the encoding that the page declares, or else by the one that is detected.
+    Raises InputError if the extractor's package is not installed.
+    """
+    try:
+        from resiliparse.parse.encoding import bytes_to_str, detect_encoding
+    except ImportError:
+        raise _missing_package("resiliparse") from None
+    if isinstance(html, bytes):
+        encoding = detect_encoding(html, from_html_meta=True) or "utf-8"
+        html = bytes_to_str(html, encoding, errors="replace")
+    text = _by_trafilatura(html) if extractor == "trafilatura" else _by_resiliparse(html)
+    return "\n".join(line for line in text.splitlines() if line.strip()).replace("\x00", "")
+
+
+def _by_resiliparse(html: str) -> str:
+    from resiliparse.extract.html2text import extract_plain_text
+
+    return str(extract_plain_text(html, main_content=True, alt_texts=False, comments=False))
+
+
+def _by_trafilatura(html: str) -> str:
+    try:
+        from trafilatura import extract
+    except ImportError:
+        raise _missing_package("trafilatura") from None
+    return extract(html, include_comments=False) or ""
+
+
+def _missing_package(package: str) -> InputError:
+    return InputError(
+        f"extracting text from HTML needs the package {package}", hint=install_hint(package)
+    )

@@ -1,8 +1,11 @@
-"""How reading is divided: many small files together, a large file of lines by byte ranges, a large
-table of Parquet by its row groups, another large file in stripes.
+"""Input splits: the pieces of work that reading is divided into.
 
-Within a source a document's number is its file's number times 2^40 plus its position in the file.
-The numbers, and the runs of documents that become units, are the same however the work is divided.
+Many small files make one split. A large file of lines is divided by byte ranges, a large Parquet
+file by row groups, and any other large file into stripes.
+
+Within a source, a document's number is the number of its file times 2^40 plus its position in the
+file. Neither the numbers nor the groups of documents that become chunks depend on how the work is
+divided, so any number of workers writes the same chunks.
 """
 
 from __future__ import annotations
@@ -10,142 +13,148 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from gptcli.corpus import formats
-from gptcli.corpus.documents import Document
-from gptcli.corpus.formats import RECORDS, WHOLE, Cut
-from gptcli.corpus.readers import find_reader, is_cuttable, scan
-from gptcli.corpus.streams import MissingPackageError, ending
+from gptcli.corpus.documents import BLOCK_RECORDS, WHOLE_FILE, Document, FileRange
+from gptcli.corpus.formats import find_reader, is_splittable, scan
+from gptcli.corpus.formats.tables import row_group_bytes
+from gptcli.corpus.formats.text import read_whole
+from gptcli.corpus.inputs import MissingPackageError, file_suffixes
 from gptcli.errors import InputError
 
 POSITION_BITS = 40
-# every stripe reads the whole file, and only spares itself the work on what it finds
+# Every stripe decompresses and scans the whole file, so more of them would not help.
 MAX_STRIPES = 8
-FILES = 4096  # at most in a span
-BY_RECORD = (".csv", ".warc", ".wet")  # their positions count records, not bytes
+MAX_FILES = 4096  # in one split
+RECORD_SUFFIXES = (".csv", ".warc", ".wet")  # formats whose positions count records, not bytes
+MIN_DOCUMENT_CHARACTERS = 64  # an empty document, too, takes room in a chunk
+
+NumberedDocument = tuple[int, Document]
+"""Number of a document within its source, and the document."""
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """A piece of work: one cut of one file, or several whole files."""
+class InputSplit:
+    """Piece of work: several whole files of a source, or one range of a file."""
 
     source: int
+    """Index of the source."""
     first: int
-    """The number of the first file."""
+    """Number of the first file within the source."""
     paths: tuple[str, ...]
-    cut: Cut = WHOLE
+    """Files, in order."""
+    part: FileRange = WHOLE_FILE
+    """Range of the one file, or WHOLE_FILE."""
 
     @property
     def name(self) -> str:
-        groups = "-groups{}to{}".format(*self.cut.groups) if self.cut.groups else ""
-        return f"{self.source:03d}-{self.first:06x}-{self.cut.start:010x}-{self.cut.stripe}of{self.cut.stripes}-{len(self.paths)}{groups}"
+        """Name for the file that records that this split is done."""
+        part = self.part
+        groups = "-groups{}to{}".format(*part.groups) if part.groups else ""
+        stripe = f"{part.stripe}of{part.stripes}"
+        return f"{self.source:03d}-{self.first:06x}-{part.start:010x}-{stripe}-{len(self.paths)}{groups}"
 
 
-def divide(
-    source: int, inputs: list[tuple[str, int]], size: int, workers: int, documents: str
-) -> Iterator[Span]:
-    """Spans over files given as (path, bytes), of about `size` bytes where the format allows it."""
-    run: list[str] = []
-    first = held = 0
+def split_inputs(
+    source: int, inputs: list[tuple[str, int]], size: int, readers: int, documents: str
+) -> Iterator[InputSplit]:
+    """Yield the splits of files given as (path, bytes), of about `size` bytes where possible.
+
+    A large file that cannot be divided by bytes or row groups is divided into at most `readers`
+    stripes, unless there are enough files to keep the readers busy.
+    """
+    group: list[str] = []
+    first = group_bytes = 0
+    stripes = readers if len(inputs) < 2 * readers else 1
     for number, (path, length) in enumerate(inputs):
-        spans = list(
-            _large(
-                source,
-                number,
-                path,
-                length,
-                size,
-                workers if len(inputs) < 2 * workers else 1,
-                documents,
-            )
-        )
-        if spans or held + length > size or len(run) == FILES:
-            if run:
-                yield Span(source, first, tuple(run))
-            run, held = [], 0
-        yield from spans
-        if not spans:
-            first = first if run else number
-            run.append(path)
-            held += length
-    if run:
-        yield Span(source, first, tuple(run))
+        splits = list(_split_file(source, number, path, length, size, stripes, documents))
+        if splits or group_bytes + length > size or len(group) == MAX_FILES:
+            if group:
+                yield InputSplit(source, first, tuple(group))
+            group, group_bytes = [], 0
+        yield from splits
+        if not splits:
+            first = first if group else number
+            group.append(path)
+            group_bytes += length
+    if group:
+        yield InputSplit(source, first, tuple(group))
 
 
-def _large(
-    source: int, number: int, path: str, length: int, size: int, workers: int, documents: str
-) -> Iterator[Span]:
-    """The cuts of a file that is worth a span of its own."""
+def _split_file(
+    source: int, number: int, path: str, length: int, size: int, stripes: int, documents: str
+) -> Iterator[InputSplit]:
+    """Yield the splits of a file of more than `size` bytes."""
     if length <= size:
         return
     reader = find_reader(path, documents)
-    if is_cuttable(path, reader, documents):
-        for start in range(0, length, size):
-            yield Span(source, number, (path,), Cut(start, start + size, block=size))
-        return
-    kind, compression = ending(path)
-    if kind == ".parquet":
-        yield from (
-            Span(source, number, (path,), Cut(groups=groups, block=RECORDS))
-            for groups in _groups(path, size, compression)
-        )
-        return
-    block = RECORDS if kind in BY_RECORD else size
-    stripes = min(workers, MAX_STRIPES) if length > 4 * size and reader is not formats.whole else 1
-    for stripe in range(stripes):
-        yield Span(source, number, (path,), Cut(stripe=stripe, stripes=stripes, block=block))
+    kind, compression = file_suffixes(path)
+    if is_splittable(path, reader, documents):
+        ranges = [FileRange(start, start + size, block=size) for start in range(0, length, size)]
+    elif kind == ".parquet":
+        ranges = [
+            FileRange(groups=groups, block=BLOCK_RECORDS)
+            for groups in _row_groups(path, size, compression)
+        ]
+    else:
+        block = BLOCK_RECORDS if kind in RECORD_SUFFIXES else size
+        count = min(stripes, MAX_STRIPES) if length > 4 * size and reader is not read_whole else 1
+        ranges = [FileRange(stripe=stripe, stripes=count, block=block) for stripe in range(count)]
+    for part in ranges:
+        yield InputSplit(source, number, (path,), part)
 
 
-def _groups(path: str, size: int, compression: str) -> Iterator[tuple[int, int] | None]:
-    """Row groups of about `size` bytes together: (first, the one after the last); None, all of
-    them, where the file is compressed again.
+def _row_groups(path: str, size: int, compression: str) -> Iterator[tuple[int, int] | None]:
+    """Yield (first row group, the one after the last) of about `size` bytes each.
+
+    The only value is None, for all row groups, if they are unknown or the file is compressed again.
     """
-    held, first, lengths = 0, 0, [] if compression else formats.row_groups(path)
-    for last, length in enumerate(lengths, 1):
-        held += length
-        if held >= size or last == len(lengths):
+    sizes = [] if compression else row_group_bytes(path)
+    group_bytes = first = 0
+    for last, length in enumerate(sizes, 1):
+        group_bytes += length
+        if group_bytes >= size or last == len(sizes):
             yield first, last
-            held, first = 0, last
-    if not lengths:
+            group_bytes, first = 0, last
+    if not sizes:
         yield None
 
 
-def documents_of(span: Span, documents: str, field: str) -> Iterator[tuple[int, Document]]:
-    """Number and document of all that the span holds. A stream that breaks off ends its file with a
-    flawed document.
+def numbered_documents(split: InputSplit, documents: str, field: str) -> Iterator[NumberedDocument]:
+    """Yield the documents of a split with their numbers.
+
+    A file whose stream breaks off ends with a bad document, which its first stripe yields.
     """
-    for number, path in enumerate(span.paths, span.first):
+    for number, path in enumerate(split.paths, split.first):
+        first = number << POSITION_BITS
         try:
-            for document in scan(path, find_reader(path, documents, field), span.cut):
-                if span.cut.wants(document.position):
-                    yield (number << POSITION_BITS) + document.position, document
+            for document in scan(path, find_reader(path, documents, field), split.part):
+                if split.part.selects(document.position):
+                    yield first + document.position, document
         except MissingPackageError:
             raise
         except InputError as error:
-            if span.cut.stripe == 0:
-                broken = Document(
-                    "", path, (1 << POSITION_BITS) - 1, flaw="damaged file", error=error
+            if split.part.stripe == 0:
+                last = (1 << POSITION_BITS) - 1
+                yield (
+                    first + last,
+                    Document("", path, last, error_kind="damaged file", error=error),
                 )
-                yield (number << POSITION_BITS) + broken.position, broken
 
 
-Run = list[tuple[int, Document]]
-
-
-def runs(numbered: Iterable[tuple[int, Document]], block: int, characters: int) -> Iterator[Run]:
-    """Documents that become a unit together: in order, of about this many characters, never across
-    the border of a block.
-    """
-    run: Run = []
-    held = 0
+def group_into_chunks(
+    numbered: Iterable[NumberedDocument], block: int, characters: int
+) -> Iterator[list[NumberedDocument]]:
+    """Yield consecutive documents of about this many `characters`, never across two blocks."""
+    group: list[NumberedDocument] = []
+    size = 0
     for number, document in numbered:
-        if run and (
-            held >= characters
-            or number % (1 << POSITION_BITS) // block != run[0][0] % (1 << POSITION_BITS) // block
-        ):
-            yield run
-            run, held = [], 0
-        run.append((number, document))
-        # a document costs something even when it is empty
-        held += len(document.text) + len(document.html or b"") + 64
-    if run:
-        yield run
+        if group and (size >= characters or _block(number, block) != _block(group[0][0], block)):
+            yield group
+            group, size = [], 0
+        group.append((number, document))
+        size += len(document.text) + len(document.html or b"") + MIN_DOCUMENT_CHARACTERS
+    if group:
+        yield group
+
+
+def _block(number: int, block: int) -> int:
+    return number % (1 << POSITION_BITS) // block

@@ -1,10 +1,9 @@
-"""GPT-3's quality classifier (Appendix A): logistic regression on hashed words, and keeping by
-chance, the better the likelier.
+"""GPT-3's quality classifier (Brown et al. 2020, Appendix A): logistic regression on hashed words.
 
-The features are those of Spark's Tokenizer and HashingTF: `text.toLowerCase().split("\\\\s")`, each
-word's murmur3 (seed 42) modulo 2^18, counted. A document stays where a Pareto(9) draw exceeds 1 -
-score, which is the same as u < (2 - score)^-9 for a uniform u; u is a hash of the seed and the
-text, so that the outcome depends on neither order nor workers.
+The features are those of Spark's Tokenizer and HashingTF: `text.toLowerCase().split("\\\\s")`, the
+murmur3 hash (seed 42) of each word modulo 2^18, counted. The paper keeps a document if a Pareto(9)
+draw exceeds 1 - score, that is, with probability (2 - score)^-9. The draw here is a hash of the seed
+and the text, so the outcome depends on neither the order of documents nor on the workers.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from gptcli.errors import InputError, install_hint
 from gptcli.files import atomic_write
 
 BUCKETS = 1 << 18
-ALPHA = 9
-KNOWN_WORDS = 1 << 20  # kept with their buckets; then the table starts anew
-HELD_OUT = 10  # every so manyth document is scored, not learnt from
+PARETO_ALPHA = 9
+MAX_CACHED_WORDS = 1 << 20  # words whose buckets are cached, before the cache is cleared
+HELD_OUT_EVERY = 10  # every tenth document is held out to measure F1
 _BLANK = re.compile(r"[ \t\n\x0b\f\r]")  # Java's \s
 _buckets: dict[str, int] = {}
 
 
 def spark_words(text: str) -> list[str]:
-    """As Spark's Tokenizer cuts: blanks at the end make no empty words, blanks elsewhere do."""
+    """Split `text` like Spark's Tokenizer: only blanks at the end make no empty words."""
     words = _BLANK.split(text.lower())
     if len(words) > 1:
         while words and not words[-1]:
@@ -39,8 +38,8 @@ def spark_words(text: str) -> list[str]:
 
 
 def spark_features(text: str) -> np.ndarray:
-    """The bucket of each word, (words,) int64: HashingTF's vector counts them."""
-    if len(_buckets) > KNOWN_WORDS:
+    """Return the bucket of each word, (words,) int64; HashingTF's vector counts them."""
+    if len(_buckets) > MAX_CACHED_WORDS:
         _buckets.clear()
     words = spark_words(text)
     try:
@@ -55,37 +54,42 @@ def spark_features(text: str) -> np.ndarray:
 
 
 @dataclass(frozen=True, slots=True)
-class Classifier:
-    """`weights` (BUCKETS,) float32 and `bias`; `f1` on documents that it did not learn from."""
+class QualityClassifier:
+    """Logistic regression on the word counts of a document."""
 
     weights: np.ndarray
+    """Weight of each bucket, (BUCKETS,) float32."""
     bias: float
+    """Intercept."""
     f1: float = 0.0
-    learnt_from: int = 0
+    """F1 score on the held-out documents."""
+    training_documents: int = 0
+    """Number of documents it was trained on."""
 
     def score(self, text: str) -> float:
-        """How much a document looks like the positives, from 0 to 1."""
+        """Return the probability that `text` is one of the positives, from 0 to 1."""
         logit = float(self.weights[spark_features(text)].sum(dtype=np.float64)) + self.bias
         return 1 / (1 + np.exp(-np.clip(logit, -500, 500)))
 
     def save(self, path: Path) -> None:
+        """Write the classifier to an .npz file, atomically."""
+        facts = np.array([self.bias, self.f1, self.training_documents], np.float64)
         with atomic_write(path) as file:
-            np.savez(
-                file,
-                weights=self.weights,
-                facts=np.array([self.bias, self.f1, self.learnt_from], np.float64),
-            )
+            np.savez(file, weights=self.weights, facts=facts)
 
 
-def load_classifier(path: Path) -> Classifier:
+def load_classifier(path: Path) -> QualityClassifier:
+    """Read a classifier that `QualityClassifier.save` wrote."""
     with np.load(path, allow_pickle=False) as stored:
         bias, f1, count = stored["facts"].tolist()
-        return Classifier(stored["weights"], bias, f1, int(count))
+        return QualityClassifier(stored["weights"], bias, f1, int(count))
 
 
-def train_classifier(positives: Iterable[str], negatives: Iterable[str]) -> Classifier:
-    """Learn from documents of both kinds. Raises InputError where there are fewer than 10 of one,
-    or scikit-learn is missing.
+def train_classifier(positives: Iterable[str], negatives: Iterable[str]) -> QualityClassifier:
+    """Train on positive and negative documents, and measure F1 on every tenth, which is held out.
+
+    Raises InputError if there are fewer than 10 documents of one kind, or if scikit-learn is not
+    installed.
     """
     try:
         from scipy.sparse import csr_matrix
@@ -97,36 +101,39 @@ def train_classifier(positives: Iterable[str], negatives: Iterable[str]) -> Clas
             hint=install_hint("scikit-learn"),
         ) from None
     rows = [[spark_features(text) for text in texts] for texts in (negatives, positives)]
-    for kind, found in zip(("negatives", "positives"), rows, strict=True):
-        if len(found) < HELD_OUT:
+    for kind, documents in zip(("negatives", "positives"), rows, strict=True):
+        if len(documents) < HELD_OUT_EVERY:
             raise InputError(
-                f"the quality classifier has {len(found)} {kind} to learn from, too few",
-                hint=f"give {HELD_OUT} or more",
+                f"the quality classifier has only {len(documents)} {kind} to learn from",
+                hint=f"give it {HELD_OUT_EVERY} or more",
             )
-    labels = np.repeat([0, 1], [len(found) for found in rows])
-    matrix = _matrix([*rows[0], *rows[1]], csr_matrix)
-    held = np.arange(len(labels)) % HELD_OUT == 0
+    labels = np.repeat([0, 1], [len(documents) for documents in rows])
+    matrix = _count_matrix([*rows[0], *rows[1]], csr_matrix)
+    held_out = np.arange(len(labels)) % HELD_OUT_EVERY == 0
     model = LogisticRegression(class_weight="balanced", solver="liblinear", random_state=0).fit(
-        matrix[~held], labels[~held]
+        matrix[~held_out], labels[~held_out]
     )
-    f1 = float(f1_score(labels[held], model.predict(matrix[held])))
-    return Classifier(
-        model.coef_[0].astype(np.float32), float(model.intercept_[0]), f1, int((~held).sum())
-    )
+    f1 = float(f1_score(labels[held_out], model.predict(matrix[held_out])))
+    weights = model.coef_[0].astype(np.float32)
+    return QualityClassifier(weights, float(model.intercept_[0]), f1, int((~held_out).sum()))
 
 
-def _matrix(rows: Sequence[np.ndarray], csr_matrix: Any) -> Any:
+def _count_matrix(rows: Sequence[np.ndarray], csr_matrix: Any) -> Any:
     borders = np.cumsum([0, *map(len, rows)])
-    found = csr_matrix(
-        (np.ones(borders[-1]), np.concatenate(rows), borders), shape=(len(rows), BUCKETS)
-    )
-    found.sum_duplicates()
-    return found
+    ones = np.ones(borders[-1])
+    matrix = csr_matrix((ones, np.concatenate(rows), borders), shape=(len(rows), BUCKETS))
+    matrix.sum_duplicates()
+    return matrix
 
 
-def keeps(score: float, text: str, seed: int) -> bool:
-    """The keep law: true with probability (2 - score)^-9 over texts."""
+def keep_probability(score: float) -> float:
+    """Return the probability (2 - score)^-9 with which a document of this score is kept."""
+    return (2 - score) ** -PARETO_ALPHA
+
+
+def is_kept(score: float, text: str, seed: int) -> bool:
+    """Return True with probability `keep_probability(score)`, decided by a hash of the text."""
     digest = hashlib.blake2b(
         text.encode(), digest_size=8, key=f"{seed}".encode(), person=b"gpt quality"
     )
-    return int.from_bytes(digest.digest()) / 2**64 < (2 - score) ** -ALPHA
+    return int.from_bytes(digest.digest()) / 2**64 < keep_probability(score)

@@ -1,12 +1,11 @@
-"""A recipe: the sources of a corpus and what each goes through. The tables `[sources.NAME]` and
-`[decontaminate]` of recipe.toml.
+"""Recipe of a corpus: the tables `[sources.NAME]` and `[decontaminate]` of recipe.toml.
 
     [sources.crawl]
     inputs = ["crawl/*.warc.gz"]        files, folders, globs, URLs
-    weight = 60                         of the training mixture, relative
+    weight = 60                         share of the training mixture, relative to other sources
     exclude_wikipedia = true            drop pages of wikipedia.org, as WebText does
     links = {files = ["links.csv"], min_karma = 3}
-    extractor = "trafilatura"           pages to text; "resiliparse" unless it is named
+    extractor = "trafilatura"           HTML to text; the default is "resiliparse"
     clean = {language = "en", min_words = 50}
     quality = {positives = ["webtext"], negatives = ["crawl"]}
     dedup = {method = "lsh", against = ["webtext"]}
@@ -15,8 +14,7 @@
     [decontaminate]
     files = ["eval/*.jsonl"]
 
-Whatever a table does not name keeps the default of its class here; a stage that is not named is not
-run.
+A key that is absent has the default of its dataclass, and a filter that is absent is not applied.
 """
 
 from __future__ import annotations
@@ -24,219 +22,215 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from gptcli.corpus.extract import EXTRACTORS
-from gptcli.corpus.readers import DOCUMENTS, find_inputs, find_reader
-from gptcli.corpus.streams import fingerprint
+from gptcli.corpus.documents import EXTRACTORS, Extractor
+from gptcli.corpus.formats import DOCUMENT_KINDS, DocumentKind, find_reader
+from gptcli.corpus.inputs import find_inputs, fingerprint
 from gptcli.errors import UsageError, nearest
 from gptcli.papers.mixture import GPT3_MIXTURE
 from gptcli.shards.manifest import DEFAULT_SOURCE
 
-ON_ERROR = ("stop", "skip")
-METHODS = ("lsh", "paper")
+ErrorRule = Literal["stop", "skip"]
+ERROR_RULES: tuple[ErrorRule, ...] = get_args(ErrorRule)
+DedupMethod = Literal["lsh", "paper"]
+DEDUP_METHODS: tuple[DedupMethod, ...] = get_args(DedupMethod)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Links:
-    """GPT-2's rule: a page counts where people found it worth a link. The files are CSV or JSON
-    lines with `url` and `karma`.
-    """
+class LinksConfig:
+    """GPT-2's filter: keep a page only if people found it worth a link."""
 
     files: list[str]
+    """CSV or JSON lines files with `url` and `karma`."""
     min_karma: int = 3
+    """Minimum karma of a link."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Clean:
-    """Heuristics; each is one reason to drop a document."""
+class CleanConfig:
+    """Heuristic filters; a document is counted under the first one that it fails."""
 
     language: str = ""
-    """A two-letter code; "" takes every language."""
+    """Two-letter code of the language to keep, or "" for every language."""
     min_words: int = 0
+    """Minimum number of words."""
     max_words: int = 1_000_000
+    """Maximum number of words."""
     max_symbols: float = 1.0
-    """Largest share of characters that are neither letters, digits nor blanks."""
+    """Maximum share of characters that are neither letters, digits nor whitespace."""
     max_repeated_lines: float = 1.0
-    """Largest share of lines that stand in the document already."""
+    """Maximum share of lines that repeat another line of the document."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quality:
-    """GPT-3's classifier (Appendix A): which sources are good text, which are raw, and how many
-    documents of each it learns from.
-    """
+class QualityConfig:
+    """GPT-3's quality classifier (Appendix A): which sources it is trained on."""
 
     positives: list[str]
+    """Names of sources of high quality."""
     negatives: list[str]
+    """Names of unfiltered sources."""
     sample: int = 20_000
-    """Documents of each kind."""
+    """Number of documents of each kind to train on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dedup:
-    """Near-duplicates within the source, and of documents of other sources; the first stays, and
-    the other sources' stay.
-    """
+class DedupConfig:
+    """Removal of near-duplicates. Of two similar documents of the source, the first is kept."""
 
-    method: str = "lsh"
-    """"lsh": word 5-grams, 14 bands of 8 hashes. "paper": GPT-3's 10 hashes all equal, then exact
-    Jaccard of the words.
+    method: DedupMethod = "lsh"
+    """"lsh" for word 5-grams in 14 bands of 8 hashes; "paper" for GPT-3's 10 hashes, all of which
+    must be equal, and then the exact Jaccard similarity of the words.
     """
     within: bool = True
+    """Remove duplicates within the source."""
     against: list[str] = field(default_factory=list)
+    """Names of other sources whose documents are removed from this one."""
     threshold: float = 0.5
-    """The least Jaccard similarity of a duplicate; method "paper" only."""
+    """Minimum Jaccard similarity of duplicates, for the method "paper"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """One source of documents. Raises UsageError where a value is impossible."""
+class SourceConfig:
+    """One source of documents. Raises UsageError if a value is invalid."""
 
     name: str = DEFAULT_SOURCE
+    """Name of lower-case letters, digits and underscores."""
     inputs: list[str]
+    """Input files, as `find_inputs` returns them."""
     weight: float = 1.0
-    documents: str = "file"
+    """Share of the training mixture, relative to the other sources."""
+    documents: DocumentKind = "file"
+    """Unit of a text file that is one document."""
     field: str = "text"
-    """The column or field that holds the text."""
-    on_error: str = "stop"
-    """"stop" at what cannot be read, or "skip" it and count it."""
+    """Column or field of the text in tables and JSON lines."""
+    on_error: ErrorRule = "stop"
+    """"stop" at a document that cannot be read, or "skip" and count it."""
     html: bool = False
-    """The texts are HTML pages (WARC responses always are)."""
-    extractor: str = "resiliparse"
-    """What makes text of pages: "resiliparse" or "trafilatura"."""
+    """Treat texts as HTML pages; responses in WARC files always are."""
+    extractor: Extractor = "resiliparse"
+    """HTML extractor."""
     exclude_wikipedia: bool = False
-    links: Links | None = None
-    clean: Clean | None = None
-    quality: Quality | None = None
-    dedup: Dedup | None = None
+    """Drop pages of wikipedia.org."""
+    links: LinksConfig | None = None
+    """Keep only pages that are linked."""
+    clean: CleanConfig | None = None
+    """Heuristic filters."""
+    quality: QualityConfig | None = None
+    """Quality classifier."""
+    dedup: DedupConfig | None = None
+    """Removal of near-duplicates."""
     decontaminate: bool = False
+    """Remove overlaps with evaluation items."""
 
     def __post_init__(self) -> None:
         where = f"sources.{self.name}"
-        if self.extractor not in EXTRACTORS:
-            raise UsageError(
-                f"unknown extractor {self.extractor!r}",
-                where=where,
-                hint=nearest(self.extractor, EXTRACTORS),
-            )
         if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", self.name):
             raise UsageError(
-                f"source name {self.name!r} is not of small letters, digits and _", where=where
+                f"source name {self.name!r} has characters other than a-z, 0-9 and _", where=where
             )
         if not 0 < self.weight < float("inf"):
             raise UsageError(f"weight {self.weight} is not a positive number", where=where)
-        for value, choices, option in (
-            (self.documents, DOCUMENTS, "kind of document"),
-            (self.on_error, ON_ERROR, "on_error"),
-        ):
-            if value not in choices:
-                field = "documents" if choices is DOCUMENTS else "on_error"
+        _check_choice("extractor", self.extractor, EXTRACTORS, where)
+        _check_choice("kind of document", self.documents, DOCUMENT_KINDS, "{option:documents}")
+        _check_choice("on_error", self.on_error, ERROR_RULES, "{option:on_error}")
+        if self.dedup is not None:
+            _check_choice("method", self.dedup.method, DEDUP_METHODS, f"{where}.dedup")
+            if self.name in self.dedup.against:
                 raise UsageError(
-                    f"unknown {option} {value!r}",
-                    field=field,
-                    code="unknown_value",
-                    hint=nearest(value, choices),
+                    "a source cannot be deduplicated against itself",
+                    where=f"{where}.dedup",
+                    hint="within = true removes its duplicates",
                 )
-        if self.dedup is not None and self.dedup.method not in METHODS:
-            raise UsageError(
-                f"unknown method {self.dedup.method!r}",
-                where=f"{where}.dedup",
-                hint=nearest(self.dedup.method, METHODS),
-            )
-        if self.dedup is not None and self.name in self.dedup.against:
-            raise UsageError(
-                "a source cannot be removed from itself",
-                where=f"{where}.dedup",
-                hint="within = true removes its duplicates",
-            )
         for path in self.inputs:
             find_reader(path, self.documents)
 
     def record(self) -> dict[str, Any]:
-        """All that its documents depend on."""
+        """Return everything that the source's documents depend on, with fingerprints of inputs."""
         return {
             **asdict(self),
             "inputs": {path: list(fingerprint(path)) for path in self.inputs if path != "-"},
         }
 
 
-def read_sources(tables: object) -> list[Source]:
-    """The `[sources.NAME]` tables, inputs found. Raises UsageError or InputError."""
+def _check_choice(name: str, value: str, choices: tuple[str, ...], where: str) -> None:
+    if value not in choices:
+        raise UsageError(f"unknown {name} {value!r}", where=where, hint=nearest(value, choices))
+
+
+def read_sources(tables: object) -> list[SourceConfig]:
+    """Return the sources of the `[sources.NAME]` tables, with their inputs found.
+
+    Raises UsageError if a table is invalid, InputError if an input is missing.
+    """
     if not isinstance(tables, dict) or not tables:
-        raise UsageError("sources are tables: [sources.NAME]")
-    sources = []
-    for name, table in tables.items():
-        source = _read(
-            Source, {"name": name, **table} if isinstance(table, dict) else table, f"sources.{name}"
+        raise UsageError("sources must be tables: [sources.NAME]")
+    sources = [
+        _parse(
+            SourceConfig,
+            {"name": name, **table} if isinstance(table, dict) else table,
+            f"sources.{name}",
         )
-        sources.append(source)
-    _check_names(sources)
+        for name, table in tables.items()
+    ]
+    _check_references(sources)
     return sources
 
 
-def _check_names(sources: list[Source]) -> None:
+def _check_references(sources: list[SourceConfig]) -> None:
+    """Check that sources which others refer to exist, and that no two are removed from each other."""
     names = [source.name for source in sources]
-    after: dict[str, list[str]] = {
+    against: dict[str, list[str]] = {
         source.name: source.dedup.against if source.dedup else [] for source in sources
     }
     for source in sources:
         quality = [*source.quality.positives, *source.quality.negatives] if source.quality else []
-        for name in [*after[source.name], *quality]:
+        for name in [*against[source.name], *quality]:
             if name not in names:
                 raise UsageError(
                     f"there is no source {name!r}",
                     where=f"sources.{source.name}",
                     hint=nearest(name, names),
                 )
-        for name in after[source.name]:
-            if source.name in after[name]:
+        for name in against[source.name]:
+            if source.name in against[name]:
                 raise UsageError(
-                    f"{source.name} and {name} are each removed from the other",
+                    f"{source.name} and {name} are deduplicated against each other",
                     where="dedup",
-                    hint="choose which one stays",
+                    hint="choose which of the two is kept",
                 )
 
 
 def preset_weights(name: str, sources: list[str]) -> dict[str, float]:
-    """The paper's weights by source name. Raises UsageError where a source is not one of the
-    paper's.
+    """Return the weights of a paper's mixture by source name.
+
+    Raises UsageError if there is no such mixture, or if a source is not part of it.
     """
     if name != "gpt3":
-        raise UsageError(f"unknown mixture {name!r}", where="mixture", hint="gpt3 is Table 2.2's")
+        raise UsageError(
+            f"unknown mixture {name!r}", where="mixture", hint="gpt3 is that of GPT-3's Table 2.2"
+        )
     for source in sources:
         if source not in GPT3_MIXTURE:
             raise UsageError(
-                f"{source!r} is no source of Table 2.2",
+                f"{source!r} is not a source of GPT-3's Table 2.2",
                 where="mixture",
                 hint=nearest(source, GPT3_MIXTURE),
             )
     return {source: GPT3_MIXTURE[source].weight for source in sources}
 
 
-def _read(kind: type[Any], table: object, where: str) -> Any:
-    """`table` as this dataclass, its keys and their types checked."""
+def _parse(kind: type[Any], table: object, where: str) -> Any:
+    """Return `table` as a dataclass, with its keys and their types checked."""
     if not isinstance(table, Mapping):
-        raise UsageError("is not a table", where=where)
+        raise UsageError("must be a table", where=where)
     hints = get_type_hints(kind)
     values: dict[str, Any] = {}
     for key, value in table.items():
         if key not in hints:
             raise UsageError(f"unknown key {key!r}", where=where, hint=nearest(key, hints))
-        wanted = next((part for part in get_args(hints[key]) if part is not type(None)), hints[key])
-        origin = getattr(hints[key], "__origin__", None)
-        if origin is list:
-            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-                raise UsageError(f"{key} is not a list of strings", where=where)
-            values[key] = find_inputs(value) if key in ("inputs", "files") else value
-        elif hasattr(wanted, "__dataclass_fields__"):
-            values[key] = _read(wanted, value, f"{where}.{key}")
-        else:
-            if isinstance(value, bool) != (wanted is bool) or not isinstance(
-                value, (int, float) if wanted is float else wanted
-            ):
-                raise UsageError(f"{key} is not of type {wanted.__name__}", where=where)
-            values[key] = value
+        values[key] = _parse_value(hints[key], key, value, where)
     if missing := [
         part.name
         for part in fields(kind)
@@ -246,12 +240,34 @@ def _read(kind: type[Any], table: object, where: str) -> Any:
     return kind(**values)
 
 
+def _parse_value(hint: Any, key: str, value: object, where: str) -> Any:
+    """Return `value` as the type `hint`: a list of strings, a dataclass, a choice or a scalar."""
+    if get_origin(hint) is list:
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise UsageError(f"{key} must be a list of strings", where=where)
+        return find_inputs(value) if key in ("inputs", "files") else value
+    if get_origin(hint) is Literal:
+        hint = str  # the dataclass checks the choice
+    wanted = next((part for part in get_args(hint) if part is not type(None)), hint)
+    if hasattr(wanted, "__dataclass_fields__"):
+        return _parse(wanted, value, f"{where}.{key}")
+    # A bool is an int in Python, and an int is a valid float.
+    if isinstance(value, bool) != (wanted is bool) or not isinstance(
+        value, (int, float) if wanted is float else wanted
+    ):
+        raise UsageError(f"{key} is not of type {wanted.__name__}", where=where)
+    return value
+
+
 def read_decontaminate(table: object) -> list[str]:
-    """The files of evaluation items in the `[decontaminate]` table."""
+    """Return the files of evaluation items that the `[decontaminate]` table names.
+
+    Raises UsageError if the table is invalid, InputError if a file is missing.
+    """
     if (
         not isinstance(table, dict)
         or set(table) != {"files"}
         or not isinstance(table["files"], list)
     ):
-        raise UsageError('is a table like {files = ["eval/*.jsonl"]}', where="decontaminate")
+        raise UsageError('must be a table like {files = ["eval/*.jsonl"]}', where="decontaminate")
     return find_inputs([str(name) for name in table["files"]])

@@ -1,5 +1,8 @@
-"""From sorted units to shards: cut the sequence of all keys into shards at document borders, then
-write each shard by itself.
+"""Global shuffle: merge the sorted chunks into shards.
+
+The documents of a source and split, sorted by shuffle key, are one long sequence. A plan cuts it into
+shards at document borders, and each shard is then written by itself, from the range of keys that
+every chunk contributes to it.
 """
 
 from __future__ import annotations
@@ -10,56 +13,64 @@ from pathlib import Path
 
 import numpy as np
 
-from gptcli.corpus.chunks import Unit
-from gptcli.corpus.workers import Pool
+from gptcli.corpus.chunks import Chunk
+from gptcli.corpus.pool import Pool
 from gptcli.errors import InputError
 from gptcli.events import Events
 from gptcli.files import read_json, write_json
 from gptcli.shards.format import MAX_TOKENS, index_path, write_shard
 from gptcli.shards.manifest import DEFAULT_SOURCE, SPLITS, Shard
 
-PLAN_DOCUMENTS = 4_000_000  # planned at a time, at some 50 bytes each
-PIECE_DOCUMENTS = 1024  # written at a time
+MAX_PLANNED_DOCUMENTS = 4_000_000  # planned at a time, at about 50 bytes each
+WRITTEN_DOCUMENTS = 1024  # written at a time
 
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
+    """Range of shuffle keys whose documents make one shard."""
+
     source: str
+    """Name of the source."""
     split: str
+    """Split, "train" or "val"."""
     number: int
+    """Number of the shard within its source and split, from 0."""
     first_key: int
+    """First shuffle key of the shard."""
     last_key: int
-    """Inclusive; no other shard of the split has a key in between."""
+    """Last shuffle key, inclusive; no other shard of the source and split has one in between."""
     documents: int
+    """Number of documents."""
     tokens: int
+    """Number of tokens."""
 
     @property
     def file(self) -> str:
+        """Name of the shard file."""
         source = "" if self.source == DEFAULT_SOURCE else f"-{self.source}"
         return f"{self.split}{source}-{self.number:06d}.bin"
 
 
 def plan_shards(
-    units: list[Unit], split: str, shard_tokens: int, source: str = DEFAULT_SOURCE
+    chunks: list[Chunk], split: str, shard_tokens: int, source: str = DEFAULT_SOURCE
 ) -> Iterator[ShardPlan]:
-    """Cut a source's split, in key order, into shards of at most `shard_tokens` tokens; a longer
-    document is a shard of its own.
+    """Cut a source's split, in key order, into shards of at most `shard_tokens` tokens.
 
-    Looks at a range of keys at a time, so its memory does not grow with the corpus. Raises
-    InputError where one document is too long for any shard.
+    A longer document is a shard by itself. Keys are read a range at a time, so memory does not grow
+    with the corpus. Raises InputError if a document is longer than a shard can be.
     """
-    bits = (sum(unit.documents[split] for unit in units) // PLAN_DOCUMENTS).bit_length()
-    number = documents = tokens = first_key = last_key = 0  # of the shard that is open
+    bits = (sum(chunk.documents[split] for chunk in chunks) // MAX_PLANNED_DOCUMENTS).bit_length()
+    number = documents = tokens = first_key = last_key = 0  # of the current shard
     for bucket in range(2**bits):
-        keys, lengths = _lengths(
-            units, split, bucket << (64 - bits), ((bucket + 1) << (64 - bits)) - 1
+        keys, lengths = _document_lengths(
+            chunks, split, bucket << (64 - bits), ((bucket + 1) << (64 - bits)) - 1
         )
         if len(lengths) and lengths.max() > MAX_TOKENS:
             raise InputError(
                 f"a document of {lengths.max()} tokens is longer than a shard can be ({MAX_TOKENS})"
             )
         total = np.cumsum(lengths)
-        done = 0  # documents of this bucket that lie in shards
+        done = 0  # documents of this bucket that are in a shard
         while done < len(keys):
             used = int(total[done - 1]) if done else 0
             until = int(np.searchsorted(total, used + shard_tokens - tokens, "right"))
@@ -77,42 +88,44 @@ def plan_shards(
         yield ShardPlan(source, split, number, first_key, last_key, documents, tokens)
 
 
-def _lengths(units: list[Unit], split: str, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and token counts of the documents in a range of keys, in key order."""
-    tables = [unit.table(split, first, last) for unit in units]
+def _document_lengths(
+    chunks: list[Chunk], split: str, first: int, last: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return keys and token counts of the documents in a range of keys, in key order."""
+    tables = [chunk.documents_between(split, first, last) for chunk in chunks]
     keys = np.concatenate([keys for keys, _ in tables])
     lengths = np.concatenate([np.diff(borders) for _, borders in tables])
     order = np.argsort(keys)
     return keys[order], lengths[order]
 
 
-def write_planned(folder: Path, units: list[Unit], plan: ShardPlan) -> Shard:
-    """Collect one shard's documents from the units and write it, whole or not at all. Holds the
-    shard's tokens in memory once.
+def write_planned_shard(folder: Path, chunks: list[Chunk], plan: ShardPlan) -> Shard:
+    """Collect the documents of a shard from the chunks, write it, and return its manifest entry.
+
+    Memory: the tokens of the shard, once.
     """
-    dtype = units[0].dtype
+    dtype = chunks[0].dtype
     tokens = np.empty(plan.tokens, dtype)
-    keys, starts, lengths = [], [], []
+    all_keys, all_starts, all_lengths = [], [], []
     filled = 0
-    for unit in units:
-        found, borders = unit.table(plan.split, plan.first_key, plan.last_key)
+    for chunk in chunks:
+        keys, borders = chunk.documents_between(plan.split, plan.first_key, plan.last_key)
         size = int(borders[-1] - borders[0])
-        unit.read(int(borders[0]), tokens[filled : filled + size])
-        keys.append(found)
-        starts.append(borders[:-1] - borders[0] + filled)
-        lengths.append(np.diff(borders))
+        chunk.read_tokens(int(borders[0]), tokens[filled : filled + size])
+        all_keys.append(keys)
+        all_starts.append(borders[:-1] - borders[0] + filled)
+        all_lengths.append(np.diff(borders))
         filled += size
-    order = np.argsort(np.concatenate(keys))
-    start, length = np.concatenate(starts)[order], np.concatenate(lengths)[order]
+    order = np.argsort(np.concatenate(all_keys))
+    starts, lengths = np.concatenate(all_starts)[order], np.concatenate(all_lengths)[order]
 
     def pieces() -> Iterator[np.ndarray]:
-        for at in range(0, len(order), PIECE_DOCUMENTS):
-            spans = zip(
-                start[at : at + PIECE_DOCUMENTS], length[at : at + PIECE_DOCUMENTS], strict=True
-            )
-            yield np.concatenate([tokens[begin : begin + count] for begin, count in spans])
+        for first in range(0, len(order), WRITTEN_DOCUMENTS):
+            rows = slice(first, first + WRITTEN_DOCUMENTS)
+            documents = zip(starts[rows], lengths[rows], strict=True)
+            yield np.concatenate([tokens[start : start + length] for start, length in documents])
 
-    digest = write_shard(folder / plan.file, length, pieces(), dtype)
+    digest = write_shard(folder / plan.file, lengths, pieces(), dtype)
     return Shard(
         file=plan.file,
         split=plan.split,
@@ -125,19 +138,25 @@ def write_planned(folder: Path, units: list[Unit], plan: ShardPlan) -> Shard:
 
 @dataclass(frozen=True, slots=True)
 class ShardTask:
-    out: Path
-    record: Path
-    """Where the shard's entry of the manifest is kept once it is whole."""
-    units: list[Unit]
-    plan: ShardPlan
+    """Task to write one shard."""
 
-    def done(self) -> bool:
+    out: Path
+    """Output folder."""
+    record: Path
+    """File for the shard's manifest entry, written when the shard is complete."""
+    chunks: list[Chunk]
+    """Chunks of the source."""
+    plan: ShardPlan
+    """Documents of the shard."""
+
+    def is_done(self) -> bool:
+        """Return True if the shard, its index and its record exist."""
         shard = self.out / self.plan.file
         return self.record.exists() and shard.exists() and index_path(shard).exists()
 
 
 def _write_shard(_: object, task: ShardTask) -> Shard:
-    shard = write_planned(task.out, task.units, task.plan)
+    shard = write_planned_shard(task.out, task.chunks, task.plan)
     write_json(task.record, asdict(shard))
     return shard
 
@@ -145,29 +164,31 @@ def _write_shard(_: object, task: ShardTask) -> Shard:
 def write_shards(
     out: Path,
     work: Path,
-    units: dict[str, list[Unit]],
+    chunks: dict[str, list[Chunk]],
     shard_tokens: int,
     pool: Pool,
     events: Events,
 ) -> list[Shard]:
-    """Write every shard of the sources' `units` that is not there whole yet. All of them: train
-    first, source by source, in order.
+    """Write every shard of the sources' `chunks` that is not complete yet.
+
+    Returns the manifest entries of all shards: train first, source by source, in order.
     """
     tasks = [
         ShardTask(out, work / f"{plan.file}.json", mine, plan)
         for split in SPLITS
-        for name, mine in units.items()
+        for name, mine in chunks.items()
         for plan in plan_shards(mine, split, shard_tokens, name)
     ]
-    shards = [Shard(**read_json(task.record)) for task in tasks if task.done()]
+    shards = [Shard(**read_json(task.record)) for task in tasks if task.is_done()]
     total = sum(task.plan.tokens for task in tasks)
     done = sum(shard.tokens for shard in shards)
-    for shard in pool.map(_write_shard, [task for task in tasks if not task.done()]):
+    for shard in pool.map(_write_shard, [task for task in tasks if not task.is_done()]):
         shards.append(shard)
         done += shard.tokens
         events.progress("write shards", done, total, "tokens", shards=len(shards))
     events.finish("write shards")
+    order = list(chunks)
     return sorted(
         shards,
-        key=lambda shard: (SPLITS.index(shard.split), list(units).index(shard.source), shard.file),
+        key=lambda shard: (SPLITS.index(shard.split), order.index(shard.source), shard.file),
     )

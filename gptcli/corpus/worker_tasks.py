@@ -1,5 +1,7 @@
-"""What a worker does: read a span into units; and, where something had to be known about all
-documents first, text units into units.
+"""Tasks of the workers: read an input split into chunks, and finish text chunks.
+
+A task writes its files atomically and skips those that exist, so it can be killed at any moment and
+run again.
 """
 
 from __future__ import annotations
@@ -11,162 +13,200 @@ from pathlib import Path
 
 import numpy as np
 
-from gptcli.corpus.chunks import Tally, shuffle_keys, write_unit
-from gptcli.corpus.clean import Stage, stages_of
-from gptcli.corpus.decontaminate import MOST_PIECES, cut
-from gptcli.corpus.dedup import gone_among
-from gptcli.corpus.documents import HARMLESS
-from gptcli.corpus.input_splits import POSITION_BITS, Run, Span, documents_of, runs
+from gptcli.corpus.chunks import (
+    NO_MATCHES,
+    Tally,
+    TextChunk,
+    shuffle_keys,
+    write_chunk,
+    write_text_chunk,
+)
+from gptcli.corpus.clean import DocumentFilter, document_filters
+from gptcli.corpus.decontaminate import MAX_PIECES, remove_ngrams, shared_ngrams
+from gptcli.corpus.dedup import document_signatures, is_duplicate
+from gptcli.corpus.documents import NON_FATAL_ERRORS
+from gptcli.corpus.input_splits import (
+    POSITION_BITS,
+    InputSplit,
+    NumberedDocument,
+    group_into_chunks,
+    numbered_documents,
+)
 from gptcli.corpus.quality import load_classifier
-from gptcli.corpus.recipe import Source
-from gptcli.corpus.text_chunks import TextUnit, write_text_unit
+from gptcli.corpus.recipe import SourceConfig
 from gptcli.files import read_json, write_json
 from gptcli.shards.format import TokenDtype, token_dtype
 from gptcli.shards.order import mix64
+from gptcli.text.ngrams import NgramSet
 from gptcli.tokenizer.encoders import Encoder, open_encoder
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 
 @dataclass
-class Context:
-    """What every worker holds. What is large it opens itself, once."""
+class WorkerContext:
+    """State that every worker has a copy of. Each worker opens large parts of it itself, once."""
 
     tokenizer: Tokenizer
+    """Tokenizer of the shards."""
     encoder_name: str
-    sources: list[Source]
-    methods: list[str | None]
-    """How each source's documents are hashed for deduplication, if they are."""
+    """Name of the encoder, for `gptcli.tokenizer.encoders`."""
+    sources: list[SourceConfig]
+    """Sources of the build, in order."""
+    dedup_methods: list[str | None]
+    """Deduplication method of each source's documents, or None."""
     seed: int
+    """Random seed of the shuffle and of the quality filter."""
     val_fraction: float
-    characters: int
-    """About how much text a unit holds. The shards do not depend on it."""
+    """Expected share of validation documents."""
+    chunk_characters: int
+    """Approximate number of characters in a chunk. The shards do not depend on it."""
     out: Path
+    """Output folder."""
     work: Path
+    """Folder of the chunks, inside the output folder."""
 
     @cached_property
     def encoder(self) -> Encoder:
+        """Encoder of this worker."""
         return open_encoder(self.tokenizer, self.encoder_name)
 
     @cached_property
-    def items(self) -> np.ndarray:
-        """The evaluation items' grams."""
-        return np.load(self.work / "items.npy")
+    def items(self) -> NgramSet:
+        """N-grams of the evaluation items."""
+        return NgramSet(np.load(self.work / "items.npy"))
 
     @cached_property
     def contaminated(self) -> np.ndarray:
-        """Those of them that are to be cut; known when all documents are read."""
+        """N-grams to remove (uint64), known after all documents have been read."""
         return np.load(self.work / "contaminated.npy")
 
     @cached_property
-    def stages(self) -> list[list[Stage]]:
-        models = [
-            load_classifier(model_path(self.out, source)) if source.quality else None
+    def filters(self) -> list[list[DocumentFilter]]:
+        """Filters of each source."""
+        classifiers = [
+            load_classifier(classifier_path(self.out, source)) if source.quality else None
             for source in self.sources
         ]
         return [
-            stages_of(source, self.seed, model)
-            for source, model in zip(self.sources, models, strict=True)
+            document_filters(source, self.seed, classifier)
+            for source, classifier in zip(self.sources, classifiers, strict=True)
         ]
 
     @property
     def dtype(self) -> TokenDtype:
+        """Data type of a token in chunks and shards."""
         return token_dtype(self.tokenizer.vocab_size)
 
-    def waits(self, source: int) -> bool:
-        """Whether a source's documents must all be read before the first can be tokenised."""
-        return self.methods[source] is not None or self.sources[source].decontaminate
+    def needs_text_chunks(self, source: int) -> bool:
+        """Return True if all documents must be read before this source can be tokenized."""
+        return self.dedup_methods[source] is not None or self.sources[source].decontaminate
 
-    def write(self, path: Path, numbers: np.ndarray, texts: list[str], tally: Tally) -> None:
+    def write_chunk(self, path: Path, keys: np.ndarray, texts: list[str], tally: Tally) -> None:
+        """Tokenize `texts`, which have these shuffle keys, and write them to a chunk."""
         assert self.tokenizer.eot_id is not None
-        write_unit(
+        write_chunk(
             path,
             self.encoder,
             self.tokenizer.eot_id,
             self.dtype,
-            numbers,
+            keys,
             texts,
             self.val_fraction,
             tally,
         )
 
 
-def model_path(out: Path, source: Source) -> Path:
+def classifier_path(out: Path, source: SourceConfig) -> Path:
+    """Return the path of a source's quality classifier."""
     return out / f"quality-{source.name}.npz"
 
 
-def read_span(context: Context, span: Span) -> list[Path]:
-    """Bring a span's documents into units, or text units where they have to wait; those that are
-    there stay. Raises InputError.
+def read_split(context: WorkerContext, split: InputSplit) -> list[Path]:
+    """Read the documents of a split into chunks, or text chunks; return the paths of all of them.
+
+    Chunks that exist are not written again. Raises InputError on a document that cannot be read, if
+    the source says so.
     """
-    done = context.work / f"span-{context.characters}-{span.name}.json"
+    done = context.work / f"span-{context.chunk_characters}-{split.name}.json"
     if done.exists():
         return [context.work / name for name in read_json(done)]
-    source = context.sources[span.source]
-    kind = "text" if context.waits(span.source) else "unit"
+    source = context.sources[split.source]
+    kind = "text" if context.needs_text_chunks(split.source) else "unit"
+    documents = numbered_documents(split, source.documents, source.field)
     paths = []
-    for run in runs(
-        documents_of(span, source.documents, source.field), span.cut.block, context.characters
-    ):
-        path = context.work / f"{kind}-{context.characters}-{span.source:03d}-{run[0][0]:016x}"
+    for group in group_into_chunks(documents, split.part.block, context.chunk_characters):
+        name = f"{kind}-{context.chunk_characters}-{split.source:03d}-{group[0][0]:016x}"
+        path = context.work / name
         if not path.exists():
-            _make(context, span.source, run, path)
+            _make_chunk(context, split.source, group, path)
         paths.append(path)
     write_json(done, [path.name for path in paths])
     return paths
 
 
-def _make(context: Context, source: int, run: Run, path: Path) -> None:
+def _make_chunk(
+    context: WorkerContext, source: int, group: list[NumberedDocument], path: Path
+) -> None:
+    config, filters = context.sources[source], context.filters[source]
     tally = Tally()
     numbers, texts = [], []
-    for number, text in _kept(run, context.sources[source], context.stages[source], tally):
+    for number, text in _kept_documents(group, config, filters, tally):
         numbers.append(number)
         texts.append(text)
-    if context.waits(source):
-        items = context.items if context.sources[source].decontaminate else None
-        write_text_unit(path, numbers, texts, tally, context.methods[source], items)
+    if context.needs_text_chunks(source):
+        signatures = document_signatures(texts, context.dedup_methods[source])
+        matches = shared_ngrams(texts, context.items) if config.decontaminate else NO_MATCHES
+        write_text_chunk(path, numbers, texts, tally, signatures, matches)
     else:
-        _count(tally, texts)
-        context.write(path, shuffle_keys(np.array(numbers, np.uint64), context.seed), texts, tally)
+        tally.kept = len(texts)
+        tally.text_bytes = _utf8_bytes(texts)
+        keys = shuffle_keys(np.array(numbers, np.uint64), context.seed)
+        context.write_chunk(path, keys, texts, tally)
 
 
-def _kept(run: Run, source: Source, stages: list[Stage], tally: Tally) -> Iterator[tuple[int, str]]:
-    """Number and text of the documents that pass every stage; the others are counted by reason."""
-    for number, document in run:
+def _kept_documents(
+    group: list[NumberedDocument],
+    source: SourceConfig,
+    filters: list[DocumentFilter],
+    tally: Tally,
+) -> Iterator[tuple[int, str]]:
+    """Yield number and text of the documents that pass every filter; count the others by reason."""
+    for number, document in group:
         tally.read += 1
-        reason = document.flaw
+        reason = document.error_kind
         if document.error is not None:
-            if source.on_error == "stop" and reason not in HARMLESS:
+            if source.on_error == "stop" and reason not in NON_FATAL_ERRORS:
                 raise document.error
-            tally.drop(reason, _place(source, number), document.error.what)
+            tally.drop(reason, _document_name(source, number), document.error.what)
             continue
-        for stage in stages:
-            if reason := stage(document):
+        for document_filter in filters:
+            if reason := document_filter(document):
                 break
         if reason:
-            tally.drop(reason, _place(source, number), document.text)
+            tally.drop(reason, _document_name(source, number), document.text)
         else:
             yield number, document.text
 
 
-def _place(source: Source, number: int) -> str:
-    """Where a document stands, in words that do not depend on how the reading was divided."""
+def _document_name(source: SourceConfig, number: int) -> str:
+    """Return file and position of a document, which do not depend on how reading is divided."""
     return f"{source.inputs[number >> POSITION_BITS]}, at {number % (1 << POSITION_BITS)}"
 
 
-def _count(tally: Tally, texts: list[str]) -> None:
-    tally.kept = len(texts)
-    tally.text_bytes = sum(len(text.encode()) for text in texts)
+def _utf8_bytes(texts: list[str]) -> int:
+    return sum(len(text.encode()) for text in texts)
 
 
-def sample_texts(context: Context, source: int, spans: Iterator[Span], count: int) -> Iterator[str]:
-    """The first documents of a source that pass what comes before the classifier."""
-    before = stages_of(context.sources[source], context.seed, None)
-    for span in spans:
-        numbered = documents_of(
-            span, context.sources[source].documents, context.sources[source].field
-        )
-        for run in runs(numbered, span.cut.block, context.characters):
-            for _, text in _kept(run, context.sources[source], before, Tally()):
+def sample_texts(
+    context: WorkerContext, source: int, splits: Iterator[InputSplit], count: int
+) -> Iterator[str]:
+    """Yield the first `count` texts of a source that pass the filters before the quality filter."""
+    config = context.sources[source]
+    filters = document_filters(config, context.seed, None)
+    for split in splits:
+        documents = numbered_documents(split, config.documents, config.field)
+        for group in group_into_chunks(documents, split.part.block, context.chunk_characters):
+            for _, text in _kept_documents(group, config, filters, Tally()):
                 yield text
                 count -= 1
                 if not count:
@@ -174,50 +214,48 @@ def sample_texts(context: Context, source: int, spans: Iterator[Span], count: in
 
 
 @dataclass(frozen=True, slots=True)
-class TextTask:
+class TextChunkTask:
+    """Task to tokenize a text chunk after all documents have been compared."""
+
     source: int
-    text: Path
-    dropped: list[Path]
-    """Numbers of duplicates, as the tasks of deduplication wrote them."""
+    """Index of the source."""
+    path: Path
+    """Text chunk."""
+    duplicates: list[Path]
+    """Files of numbers of duplicates, as `gptcli.corpus.dedup.find_duplicates` writes them."""
 
 
-def finish_text(context: Context, task: TextTask) -> Path:
-    """Make a unit of a text unit: without duplicates, and without what its documents share with
-    evaluation items.
-    """
-    path = task.text.with_name(task.text.name.replace("text", "unit", 1))
+def finish_text_chunk(context: WorkerContext, task: TextChunkTask) -> Path:
+    """Write the chunk of a text chunk, without duplicates and contamination; return its path."""
+    path = task.path.with_name(task.path.name.replace("text", "unit", 1))
     if path.exists():
         return path
-    stored = TextUnit(task.text)
-    tally, numbers = stored.tally, stored.numbers
-    gone = gone_among(task.dropped, numbers)
-    hits = stored.hits() if context.sources[task.source].decontaminate else {}
-    keys = shuffle_keys(numbers, context.seed)
-    places = []
+    source = context.sources[task.source]
+    text_chunk = TextChunk(task.path)
+    tally, numbers = text_chunk.tally, text_chunk.numbers
+    duplicate = is_duplicate(task.duplicates, numbers)
+    matches = text_chunk.matches() if source.decontaminate else {}
+    document_keys = shuffle_keys(numbers, context.seed)
+    keys = []
     texts: list[str] = []
-    for row, text in enumerate(stored.texts()):
-        reason = "duplicate" if gone[row] else ""
+    for row, text in enumerate(text_chunk.texts()):
+        reason = "duplicate" if duplicate[row] else ""
         pieces = [text]
-        if not reason and row in hits and np.isin(hits[row], context.contaminated).any():
-            pieces = cut(text, context.contaminated)
-            reason = (
-                "contaminated: nothing left"
-                if not pieces
-                else "contaminated: cut too often"
-                if len(pieces) > MOST_PIECES
-                else ""
-            )
+        if not reason and row in matches and np.isin(matches[row], context.contaminated).any():
+            pieces = remove_ngrams(text, context.contaminated)
+            if not pieces:
+                reason = "contaminated: nothing left"
+            elif len(pieces) > MAX_PIECES:
+                reason = "contaminated: cut too often"
         if reason:
-            tally.drop(reason, _place(context.sources[task.source], int(numbers[row])), text)
+            tally.drop(reason, _document_name(source, int(numbers[row])), text)
             continue
         tally.kept += 1
         tally.pieces += len(pieces) - 1
         tally.cut += pieces != [text]
-        places += [
-            keys[row],
-            *(mix64(keys[row : row + 1] + np.uint64(piece))[0] for piece in range(1, len(pieces))),
-        ]
+        key = document_keys[row : row + 1]
+        keys += [key[0], *(mix64(key + np.uint64(piece))[0] for piece in range(1, len(pieces)))]
         texts += pieces
-    tally.text_bytes = sum(len(text.encode()) for text in texts)
-    context.write(path, np.array(places, np.uint64), texts, tally)
+    tally.text_bytes = _utf8_bytes(texts)
+    context.write_chunk(path, np.array(keys, np.uint64), texts, tally)
     return path

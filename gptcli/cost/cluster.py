@@ -95,8 +95,8 @@ def make_cluster(
             table["goodput"]["url"],
         )
     # goodput of the whole run is the larger uncertainty
-    within = uncertainty(plan.layout, gpu) if goodput is not None else table["range"]["other"]
-    return Cluster(gpu, count, speed, hourly_price(gpu, price), share, within), plan
+    factor = uncertainty(plan.layout, gpu) if goodput is not None else table["range"]["other"]
+    return Cluster(gpu, count, speed, hourly_price(gpu, price), share, factor), plan
 
 
 def implied_cluster(

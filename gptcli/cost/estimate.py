@@ -202,7 +202,7 @@ class Estimate:
             "losses": None if model is None or tokens is None else predicted_losses(model, tokens),
             "loss_ranges": None
             if model is None or tokens is None
-            else {law: asdict(within) for law, within in RANGES.items()},
+            else {law: asdict(validity) for law, validity in RANGES.items()},
             "memory_bytes": memory,
             "least_gpus": each
             and memory

@@ -87,6 +87,16 @@ RECOMPUTE = ("none", "selective", "full")
 SCHEDULES = {"1f1b": 1, "gpipe": 1, "interleaved1f1b": 2, "loopedbfs": 2}
 
 
+def padded_micro_batches(micro_batches: int, pp: int, schedule: str) -> int:
+    """Return how many micro-batches a pipeline runs for `micro_batches`, padded with empty ones.
+
+    Every stage needs at least one at a time; interleaved schedules run rounds of `pp`.
+    """
+    if SCHEDULES[schedule] == 1:
+        return max(micro_batches, pp)
+    return -(-micro_batches // pp) * pp
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationPolicy:
     """Precision and recomputation that decide what a layer saves for its backward pass."""

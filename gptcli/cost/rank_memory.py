@@ -104,8 +104,8 @@ class RankMemory:
     @property
     def total(self) -> int:
         """Sum of all parts."""
-        held = self.parameters + self.optimizer + self.gradients + self.activations
-        return held + self.logits + self.copies + self.workspace
+        state = self.parameters + self.optimizer + self.gradients + self.activations
+        return state + self.logits + self.copies + self.workspace
 
 
 def rank_memory(config: ModelConfig, layout: Layout, work: StepConfig) -> RankMemory:
@@ -171,8 +171,8 @@ def stage_memory(config: ModelConfig, layout: Layout, work: StepConfig, stage: i
             4 * layer,
         )
     # gradients between micro-batches; pipeline stages keep them unsharded
-    grown = 4 * (layers * layer + outside) if pp > 1 else 4 * parameters
-    before = grown if work.micro_batches > 1 else 0
+    accumulated = 4 * (layers * layer + outside) if pp > 1 else 4 * parameters
+    before = accumulated if work.micro_batches > 1 else 0
     moments: dict[str, dict[str, float]] = {
         "head": {
             "gradients": before,

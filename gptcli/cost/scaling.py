@@ -12,7 +12,8 @@ that range no figure is given.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import amount, short
@@ -40,11 +41,11 @@ class Range:
         """
         if self.parameters is None or self.tokens is None:
             return self.holds_for(6.0 * parameters * tokens)
-        return _within(parameters, self.parameters) and _within(tokens, self.tokens)
+        return _is_inside(parameters, self.parameters) and _is_inside(tokens, self.tokens)
 
     def holds_for(self, flops: float) -> bool:
         """Return whether the law applies to the optimal model for `flops`."""
-        return _within(flops / PF_DAY, self.pf_days)
+        return _is_inside(flops / PF_DAY, self.pf_days)
 
     def __str__(self) -> str:
         """Return the range that `holds` tests: N 70M to 70B, D 5B to 1.4T."""
@@ -59,7 +60,7 @@ class Range:
         return f"{short(low * PF_DAY)} to {short(high * PF_DAY)} FLOP"
 
 
-def _within(value: float, span: Span) -> bool:
+def _is_inside(value: float, span: Span) -> bool:
     low, high = span
     return low <= value * (1 + 1e-9) and value <= high * (1 + 1e-9)
 
@@ -217,3 +218,26 @@ RANGES = {
     CHINCHILLA.name: CHINCHILLA.range,
     REFIT.name: REFIT.range,
 }
+
+
+def optimal_report(flops: float) -> dict[str, Any]:
+    """Return the compute-optimal model by each law, and the batch sizes, as a JSON object.
+
+    Values outside the range of a law are None.
+    """
+    rows = []
+    for law in LAWS:
+        row: dict[str, Any] = asdict(law.optimum(flops))
+        row["tokens_per_parameter"] = row["tokens"] / row["parameters"]
+        if not law.range.holds_for(flops):
+            row |= dict.fromkeys(row.keys() - {"law"})
+        low, high = (pf_days * PF_DAY for pf_days in law.range.pf_days)
+        rows.append(row | {"source": law.source, "date": law.date, "flops_range": [low, high]})
+    loss = gpt3_loss(flops) if GPT3_RANGE.holds_for(flops) else None
+    return {
+        "flops": flops,
+        "optimal": rows,
+        "gpt3_loss": loss,
+        "best_batch_tokens": kaplan_batch(flops) if KAPLAN.range.holds_for(flops) else None,
+        "critical_batch_tokens": None if loss is None else critical_batch(loss),
+    }

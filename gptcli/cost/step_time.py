@@ -195,8 +195,12 @@ def tokens_per_second(
 
 def uncertainty(layout: Layout, gpu: Gpu) -> float:
     """Return the factor by which a predicted speed may be wrong, either way."""
-    within = fitted_constants()[1]
-    return within.known if gpu.family and layout.tp == layout.pp == layout.dp == 1 else within.other
+    uncertainties = fitted_constants()[1]
+    return (
+        uncertainties.known
+        if gpu.family and layout.tp == layout.pp == layout.dp == 1
+        else uncertainties.other
+    )
 
 
 def _bandwidth(gpu: Gpu, span: int, stride: int) -> float:

@@ -1,1 +1,1 @@
-"""How processes divide the work: who they are, and parallelism applied to a plain model from outside."""
+"""Parallel training: rank coordinates, process launch, and each kind of parallelism."""

@@ -1,9 +1,9 @@
-"""Activation recomputation, layer by layer (Chen et al. 2016; Korthikanti et al. 2022): memory for
-work.
+"""Activation checkpointing of one layer (Chen et al. 2016; Korthikanti et al. 2022).
 
-"full" keeps a layer's input and runs the layer again in the backward pass. "selective" keeps what
-is dear to compute, the products and attention, and computes norms, GELU, residuals and dropout
-again: attention's scores, which the paper means, are never written here.
+"full" saves the input of a layer and runs the layer again in the backward pass. "selective" saves
+the outputs of the expensive operators, matrix products and attention, and recomputes norms, GELU,
+residual sums and dropout. The attention scores, which the second paper recomputes, are never
+materialized by the kernels used here.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.attention.flex_attention
 import torch.nn.attention.varlen
-from torch._higher_order_ops.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-# As varlen above, these register operators that are named below.
-from gptcli.model import attention_kernel, banded_attention  # noqa: F401
+from gptcli import optional_kernels
 
-DEAR = [
+# imported, like the two of torch above, because it registers an operator named below
+from gptcli.model import banded_attention  # noqa: F401
+
+SAVE_OPS = [
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
     torch.ops.aten._scaled_dot_product_flash_attention.default,
@@ -28,23 +30,26 @@ DEAR = [
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.gptcli.banded_blocks.default,
-    torch.ops.gptcli.packed_attend.default,
     torch.ops.torch_attn._varlen_attn.default,
-    flex_attention,
+    torch.ops.higher_order.flex_attention,
 ]
+"""Operators whose outputs selective checkpointing saves."""
+if optional_kernels.kernels() is not None:
+    SAVE_OPS.append(torch.ops.gptcli.packed_attend.default)
 
 
-def recomputed(
-    forward: Callable[..., torch.Tensor], how: str, *, drops: bool
+def checkpoint_forward(
+    forward: Callable[..., torch.Tensor], recompute: str, *, preserve_rng: bool
 ) -> Callable[..., torch.Tensor]:
-    """A layer's `forward`, computed again as `how` says: "none", "selective" or "full". `drops`:
-    its dropout must come out the same.
+    """Return a layer's `forward` with activation checkpointing: "none", "selective" or "full".
+
+    With `preserve_rng` the recomputation draws the same dropout masks.
     """
-    if how == "none":
+    if recompute == "none":
         return forward
-    selective: dict[str, Any] = (
-        {"context_fn": partial(create_selective_checkpoint_contexts, DEAR)}
-        if how == "selective"
-        else {}
+    options: dict[str, Any] = {}
+    if recompute == "selective":
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, SAVE_OPS)
+    return partial(
+        checkpoint, forward, use_reentrant=False, preserve_rng_state=preserve_rng, **options
     )
-    return partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=drops, **selective)

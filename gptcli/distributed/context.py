@@ -1,153 +1,82 @@
-"""How a model is laid out over processes, by torch's own engines: replicas (`dp`, DDP), shards
-(`shard`, FSDP2; with replicas HSDP), tensor slices (`tp`, DTensor) and pipeline stages (`pp`), in
-any product.
+"""The coordinates of a process in the device mesh of a run.
 
-Slices of a tensor stand next to each other, shards around them, replicas around these, and stages
-outermost: what speaks most is nearest. The model itself knows nothing of it.
+The axes of the mesh are, from the outermost to the innermost, pipeline stages (`pp`), replicas
+(`dp`), shards of a replica (`shard`) and tensor slices (`tp`): ranks that communicate most are
+closest to each other.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from types import MethodType
-from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard
-from torch.nn.parallel import DistributedDataParallel
 
 from gptcli.cost.layout import Layout
 
-MESH = ("pp", "dp", "shard", "tp")  # from the outermost axis to the innermost
+MESH_AXES = ("pp", "dp", "shard", "tp")  # from the outermost to the innermost
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where this process stands among those of the run."""
+class RankContext:
+    """Device, rank and layout of this process."""
 
     device: torch.device
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     layout: Layout = field(default_factory=Layout)
 
     @property
-    def leads(self) -> bool:
-        """This process writes the files and reports."""
+    def is_main(self) -> bool:
+        """True for the process that writes files and reports progress."""
         return self.rank == 0
 
     @property
     def replicas(self) -> int:
-        """Groups of processes that read different sequences."""
-        return self.world // (self.layout.tp * self.layout.pp)
+        """Number of process groups that read different sequences, `dp` times `shard`."""
+        return self.world_size // (self.layout.tp * self.layout.pp)
 
     @property
-    def sliced(self) -> bool:
-        """Several processes make up a replica, each with a slice or a stage of the model."""
-        return self.replicas < self.world
+    def is_model_parallel(self) -> bool:
+        """True if several processes share the sequences of a replica, through `tp` or `pp`."""
+        return self.replicas < self.world_size
 
     @property
-    def replica(self) -> int:
-        """Which of them this process is part of."""
+    def replica_rank(self) -> int:
+        """Index of this process's replica, which selects its sequences."""
         return self.rank // self.layout.tp % self.replicas
 
     @property
-    def stage(self) -> int:
-        """Its place along `pp`."""
+    def pp_rank(self) -> int:
+        """Coordinate of this process along `pp`."""
         return self.rank // (self.layout.tp * self.replicas)
 
     @property
-    def tells_loss(self) -> bool:
-        """Of the processes of a replica, the one whose loss counts: the others have the same, or
-        none.
-        """
-        return self.rank % self.layout.tp == 0 and self.stage == self.layout.pp - 1
+    def tp_rank(self) -> int:
+        """Coordinate of this process along `tp`."""
+        return self.rank % self.layout.tp
 
-    def total(self, values: torch.Tensor) -> torch.Tensor:
-        """`values` summed over all processes, in place."""
-        if self.world > 1:
+    @property
+    def owns_loss(self) -> bool:
+        """True for the one process of each replica whose loss is counted.
+
+        The other slices of the last stage compute the same loss, and earlier stages compute none.
+        """
+        return self.tp_rank == 0 and self.pp_rank == self.layout.pp - 1
+
+    def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum `values` over all processes in place, and return them."""
+        if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
-    def mesh(self) -> DeviceMesh | None:
-        """All processes by axis; None where there is one."""
-        if self.world == 1:
+    def build_mesh(self) -> DeviceMesh | None:
+        """Return the mesh of all processes with the axes `MESH_AXES`; None for a single process."""
+        if self.world_size == 1:
             return None
         return init_device_mesh(
             self.device.type,
-            tuple(getattr(self.layout, axis) for axis in MESH),
-            mesh_dim_names=MESH,
+            tuple(getattr(self.layout, axis) for axis in MESH_AXES),
+            mesh_dim_names=MESH_AXES,
         )
-
-
-def shard(part: Any, mesh: DeviceMesh, gathered: torch.dtype | None) -> None:
-    """Divide a GPT, or a stage of one, over `shard` and repeat it over `dp`, in place: it is an
-    FSDPModule from here on.
-
-    Layers are gathered one by one, as `gathered`. Token embedding, final norm and head are the
-    root's own unit, needed together at the end of the forward and the beginning of the backward
-    pass; it is gathered as it is, so that the residual stream begins in fp32. Gradients are added
-    up and averaged in fp32.
-
-    A vocabulary that `tp` divides unevenly is divided by its columns: DTensor does not place uneven
-    pieces of uneven pieces right.
-    """
-    axes = mesh["dp", "shard"] if mesh["dp"].size() > 1 else mesh["shard"]
-    for block in part.h.values() if isinstance(part.h, nn.ModuleDict) else part.h:
-        for norm in (module for module in block.modules() if isinstance(module, nn.LayerNorm)):
-            norm.forward = MethodType(_norm, norm)  # type: ignore[method-assign]
-        fully_shard(
-            block,
-            mesh=axes,
-            mp_policy=MixedPrecisionPolicy(gathered, torch.float32, cast_forward_inputs=False),
-        )
-
-    pieces = mesh["tp"].size() * mesh["shard"].size()
-
-    def placed(parameter: nn.Parameter) -> Shard | None:
-        uneven = (
-            isinstance(parameter, DTensor)
-            and parameter.placements[0].is_shard(0)
-            and parameter.shape[0] % pieces
-        )
-        return Shard(1) if uneven else None
-
-    fully_shard(
-        part,
-        mesh=axes,
-        mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False),
-        shard_placement_fn=placed,
-    )
-
-
-def _norm(norm: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
-    """In the stream's own precision, whatever gain and bias were gathered as: a CPU would refuse
-    the two together.
-    """
-    return F.layer_norm(
-        x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps
-    )
-
-
-def repeat(model: nn.Module, layout: Layout) -> nn.Module:
-    """What to call in the model's place where it is replicated and nothing else: DDP around it."""
-    return (
-        DistributedDataParallel(model, gradient_as_bucket_view=True)
-        if layout.processes == layout.dp > 1
-        else model
-    )
-
-
-def reduce_gradients(engine: nn.Module, layout: Layout, now: bool) -> None:
-    """Whether the next backward pass is the step's last: between replicas gradients go once a step,
-    and are kept to add more until then; shards divide them every time, because whole ones are what
-    there is no memory for."""
-    if isinstance(engine, DistributedDataParallel):
-        engine.require_backward_grad_sync = now
-    elif isinstance(engine, FSDPModule):
-        engine.set_requires_gradient_sync(now or layout.shard > 1)
-        engine.set_requires_all_reduce(now)  # after the other, which sets it too

@@ -1,10 +1,11 @@
-"""Tensor and sequence parallelism (Shoeybi et al. 2019; Korthikanti et al. 2022): what each module
-of the plain model becomes, as a table of DTensor's styles.
+"""Tensor and sequence parallelism (Shoeybi et al. 2019; Korthikanti et al. 2022) as a table of
+DTensor styles, one for each module of the plain model.
 
-Every process of a group holds whole heads, a slice of each MLP and of the vocabulary. Between the
-products, where a position needs no other, each holds a slice of the sequence: what reads all of it
-gathers it, and the product that ends a branch leaves each its slice of the sum. The vocabulary may
-divide unevenly: 50,257 rows are 25,129 and 25,128.
+Each process of a group computes some of the attention heads, a slice of each MLP and a slice of the
+vocabulary. Outside attention and MLP, where positions are independent, activations are sharded
+along the sequence: attention and MLP all-gather it at their input, and their output projection
+reduce-scatters the partial sums. The vocabulary may divide unevenly, 50,257 rows into 25,129 and
+25,128.
 """
 
 from __future__ import annotations
@@ -25,38 +26,40 @@ from torch.distributed.tensor import (
 )
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
+    ParallelStyle,
     RowwiseParallel,
     SequenceParallel,
     parallelize_module,
 )
-from torch.distributed.tensor.parallel.style import ParallelStyle
 from torch.nn import functional as F
 
-from gptcli.distributed.vocab_parallel_loss import first_row, for_products
+from gptcli.distributed.vocab_parallel_loss import autocast, vocab_start
+from gptcli.model.transformer import GPT
 
-SEQUENCE = 1  # the dimension of (B, T, C) that is divided
+SEQUENCE_DIM = 1  # the dimension of (B, T, C) that is sharded
 
 
-class Gather(ParallelStyle):
-    """Of a branch: the sequence is gathered as it enters, in the precision of the products that
-    read it.
-    """
+class GatherSequence(ParallelStyle):
+    """All-gather of the sequence at the input of attention and MLP, in the autocast dtype."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         def gather(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            slice_BTC = DTensor.from_local(
-                for_products(inputs[0]), device_mesh, [Shard(SEQUENCE)], run_check=False
+            x_BtC = DTensor.from_local(
+                autocast(inputs[0]), device_mesh, [Shard(SEQUENCE_DIM)], run_check=False
             )
-            return slice_BTC.redistribute(placements=[Replicate()]), *inputs[1:]
+            return x_BtC.redistribute(placements=[Replicate()]), *inputs[1:]
 
         module.register_forward_pre_hook(gather)
         return module
 
 
-class Table(ParallelStyle):
-    """Of the token embedding: a slice of the vocabulary on each process, which looks up the tokens
-    that are its own; their sum is each process's slice of the sequence. (DTensor's own style would
-    make the gradient of the whole vocabulary on every process.)"""
+class VocabParallelEmbedding(ParallelStyle):
+    """Token embedding sharded by rows.
+
+    Each process looks up the tokens of its own slice, and a reduce-scatter leaves it the sum over
+    slices for its part of the sequence. DTensor's own style would allocate the gradient of the
+    whole vocabulary on every process.
+    """
 
     def _apply(self, module: Any, device_mesh: DeviceMesh) -> nn.Module:
         module.weight = nn.Parameter(
@@ -64,87 +67,85 @@ class Table(ParallelStyle):
         )
 
         def look_up(idx_BT: torch.Tensor) -> torch.Tensor:
-            rows_vC = module.weight.to_local()
-            index_BT = idx_BT - first_row(module.weight, device_mesh)
-            mine_BT = (index_BT >= 0) & (index_BT < len(rows_vC))
-            x_BTC = F.embedding(index_BT.clamp(0, len(rows_vC) - 1), rows_vC) * mine_BT[..., None]
-            parts_BTC = DTensor.from_local(x_BTC, device_mesh, [Partial()], run_check=False)
-            return parts_BTC.redistribute(placements=[Shard(SEQUENCE)]).to_local()
+            weight_vC = module.weight.to_local()
+            row_BT = idx_BT - vocab_start(module.weight, device_mesh)
+            is_local_BT = (row_BT >= 0) & (row_BT < len(weight_vC))
+            x_BTC = F.embedding(row_BT.clamp(0, len(weight_vC) - 1), weight_vC)
+            partial_BTC = DTensor.from_local(
+                x_BTC * is_local_BT[..., None], device_mesh, [Partial()], run_check=False
+            )
+            return partial_BTC.redistribute(placements=[Shard(SEQUENCE_DIM)]).to_local()
 
         module.forward = look_up
         return module
 
 
-class Positions(ParallelStyle):
-    """Of the position table: whole on every process, read at the positions of its slice of the
-    sequence.
-    """
+class PositionEmbedding(ParallelStyle):
+    """Position embedding replicated on every process, read at its part of the sequence."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        def hold(name: str, module: Any, mesh: DeviceMesh) -> None:
+        def replicate(name: str, module: Any, mesh: DeviceMesh) -> None:
             module.weight = nn.Parameter(
                 distribute_tensor(module.weight.detach(), mesh, [Replicate()], src_data_rank=None)
             )
 
-        def cut(module: nn.Module, inputs: Any, mesh: DeviceMesh) -> Any:
-            return DTensor.from_local(inputs[0], mesh, [Replicate()], run_check=False).redistribute(
-                placements=[Shard(0)]
-            )
+        def shard_positions(module: nn.Module, inputs: Any, mesh: DeviceMesh) -> Any:
+            position_T = DTensor.from_local(inputs[0], mesh, [Replicate()], run_check=False)
+            return position_T.redistribute(placements=[Shard(0)])
 
-        return distribute_module(
-            module, device_mesh, hold, cut, lambda module, output, mesh: output.to_local()
-        )
+        def to_local(module: nn.Module, output: Any, mesh: DeviceMesh) -> Any:
+            return output.to_local()
+
+        return distribute_module(module, device_mesh, replicate, shard_positions, to_local)
 
 
-def plan() -> dict[str, ParallelStyle]:
-    """What becomes of the modules of a GPT, or of a stage of one, by name."""
-    norm, ends_branch = (
-        SequenceParallel(sequence_dim=SEQUENCE, use_local_output=True),
-        RowwiseParallel(output_layouts=Shard(SEQUENCE)),
-    )
+def tp_plan() -> dict[str, ParallelStyle]:
+    """Return the style of each module of a GPT by its name."""
+    norm = SequenceParallel(sequence_dim=SEQUENCE_DIM, use_local_output=True)
+    reduce_scatter = RowwiseParallel(output_layouts=Shard(SEQUENCE_DIM))
     return {
-        "wte": Table(),
-        "wpe": Positions(),
+        "wte": VocabParallelEmbedding(),
+        "wpe": PositionEmbedding(),
         "h.*.ln_1": norm,
-        "h.*.attn": Gather(),
-        "h.*.attn.c_attn": ColwiseParallel(),  # its rows are head after head
-        "h.*.attn.c_proj": ends_branch,
+        "h.*.attn": GatherSequence(),
+        "h.*.attn.c_attn": ColwiseParallel(),  # rows are ordered by head
+        "h.*.attn.c_proj": reduce_scatter,
         "h.*.ln_2": norm,
-        "h.*.mlp": Gather(),
+        "h.*.mlp": GatherSequence(),
         "h.*.mlp.c_fc": ColwiseParallel(),
-        "h.*.mlp.c_proj": ends_branch,
+        "h.*.mlp.c_proj": reduce_scatter,
         "ln_f": norm,
         "lm_head": ColwiseParallel(),
     }
 
 
-def divide(model: Any, mesh: DeviceMesh) -> None:
-    """Divide a GPT, or a stage of one, over the processes of `mesh`, in place."""
+def apply_tp(model: GPT, mesh: DeviceMesh) -> None:
+    """Shard a GPT or a pipeline stage over the processes of `mesh`, in place."""
     children = dict(model.named_children())
     tied = {"wte", "lm_head"} <= children.keys() and children["lm_head"].weight is children[
         "wte"
     ].weight
     styles = {
         name: style
-        for name, style in plan().items()
+        for name, style in tp_plan().items()
         if name.partition(".")[0] in children and not (tied and name == "lm_head")
     }
-    parallelize_module(model, mesh, styles, src_data_rank=None)  # each process cuts its own slice
+    parallelize_module(model, mesh, styles, src_data_rank=None)  # no broadcast: all draw alike
     if tied:
         model.lm_head.weight = model.wte.weight
 
 
-def add_up_partial(model: nn.Module) -> None:
-    """Sum the gradients to which each process has added its slice of the sequence: those of norms
-    and positions, whole on all of them.
+def reduce_partial_grads(model: nn.Module) -> None:
+    """All-reduce the gradients of replicated parameters, norms and positions, to which each process
+    has added only its part of the sequence.
     """
     for parameter in model.parameters():
         gradient = parameter.grad
         if isinstance(gradient, DTensor) and any(
             placement.is_partial() for placement in gradient.placements
         ):
-            whole: list[Placement] = [
+            reduced: list[Placement] = [
                 Replicate() if placement.is_partial() else placement
                 for placement in gradient.placements
             ]
-            parameter.grad = gradient.redistribute(placements=whole)
+            parameter.grad = gradient.redistribute(placements=reduced)

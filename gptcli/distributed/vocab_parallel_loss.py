@@ -1,5 +1,7 @@
-"""The output head and its cross-entropy where every process holds a slice of the vocabulary:
-`gptcli.model.loss`, and what the slices tell each other."""
+"""Output head and cross-entropy with the vocabulary sharded over processes.
+
+The arithmetic is that of `gptcli.model.loss`; this module adds the reductions between shards.
+"""
 
 from __future__ import annotations
 
@@ -8,65 +10,84 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
-from gptcli.model.loss import IGNORE, LOOPS, Loops, Whole, next_token_loss
+from gptcli.model.loss import (
+    EAGER,
+    IGNORE,
+    ElementwiseOps,
+    HeadKernel,
+    VocabReduction,
+    next_token_loss,
+)
 
-ELSEWHERE = -1  # a target that another slice holds
+OTHER_SHARD = -1  # index of a target that another shard contains
 
 
-def sliced_loss(
+def vocab_parallel_loss(
     x_nC: torch.Tensor,
     weight_VC: DTensor,
     target_N: torch.Tensor,
     *,
     mesh: DeviceMesh,
     n_ctx: int,
-    loops: Loops = LOOPS,
+    elementwise: ElementwiseOps = EAGER,
+    kernel: HeadKernel | None = None,
 ) -> torch.Tensor:
-    """`gptcli.model.loss.next_token_loss` of sequences of `n_ctx` positions, of which each process
-    holds a slice: n = N / tp rows. The same sum on all of them. The gradient of x is what this
-    slice adds to it."""
-    slices = mesh.size()
-    slice_nC = DTensor.from_local(for_products(x_nC), mesh, [Shard(0)], run_check=False)
-    # slice after slice, each of all sequences
-    x_NC = slice_nC.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
-    target_N = target_N.view(-1, slices, n_ctx // slices).transpose(0, 1).flatten()
+    """Return the summed next-token loss in nats, the same on every process of `mesh`.
+
+    `x_nC` is this process's part of each sequence of `n_ctx` positions, n = N / tp rows; `target_N`
+    are the targets of all N positions. The gradient of `x_nC` is this shard's contribution to it.
+    """
+    tp = mesh.size()
+    part_nC = DTensor.from_local(autocast(x_nC), mesh, [Shard(0)], run_check=False)
+    # The gathered rows are ordered by process, then by sequence; the targets follow.
+    x_NC = part_nC.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
+    target_N = target_N.view(-1, tp, n_ctx // tp).transpose(0, 1).flatten()
     weight_vC = weight_VC.to_local()
-    index_N = target_N - first_row(weight_VC, mesh)
-    index_N = torch.where((index_N >= 0) & (index_N < len(weight_vC)), index_N, ELSEWHERE)
+    index_N = target_N - vocab_start(weight_VC, mesh)
+    index_N = torch.where((index_N >= 0) & (index_N < len(weight_vC)), index_N, OTHER_SHARD)
     return next_token_loss(
         x_NC,
         weight_vC,
         index_N.where(target_N != IGNORE, IGNORE),
-        loops,
-        Slices(mesh, weight_VC.shape[0]),
+        elementwise=elementwise,
+        reduction=VocabShards(mesh, weight_VC.shape[0]),
+        kernel=kernel,
     )
 
 
-class Slices(Whole):
-    """The vocabulary, a slice on each process of `mesh`."""
+class VocabShards(VocabReduction):
+    """Reductions over a vocabulary of which each process of `mesh` has a shard."""
 
     def __init__(self, mesh: DeviceMesh, vocab_size: int) -> None:
-        self.group, self.most = mesh.get_group(), -(-vocab_size // mesh.size())
+        self.group = mesh.get_group()
+        self.max_shard = shard_rows(vocab_size, mesh)
 
-    def widest(self, weight_VC: torch.Tensor) -> int:
-        return self.most
+    def max_entries(self, weight_VC: torch.Tensor) -> int:
+        """Return the number of rows of the largest shard."""
+        return self.max_shard
 
-    def added_up(
-        self, log_sum_n1: torch.Tensor, own_n1: torch.Tensor
+    def combine(
+        self, log_sum_n1: torch.Tensor, target_logit_n1: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        most_n1 = log_sum_n1.clone()
-        dist.all_reduce(most_n1, dist.ReduceOp.MAX, group=self.group)
-        both_2n1 = torch.stack([(log_sum_n1 - most_n1).exp(), own_n1])
-        dist.all_reduce(both_2n1, group=self.group)
-        return most_n1 + both_2n1[0].log(), both_2n1[1]
+        """Reduce a shard's log-sum-exp and target logits, each (n, 1), over all shards."""
+        max_n1 = log_sum_n1.clone()
+        dist.all_reduce(max_n1, dist.ReduceOp.MAX, group=self.group)
+        sums_2n1 = torch.stack([(log_sum_n1 - max_n1).exp(), target_logit_n1])
+        dist.all_reduce(sums_2n1, group=self.group)
+        return max_n1 + sums_2n1[0].log(), sums_2n1[1]
 
 
-def first_row(table_VC: torch.Tensor, mesh: DeviceMesh) -> int:
-    """Of this process's slice of the vocabulary; the last slice may be smaller."""
-    return -(-table_VC.shape[0] // mesh.size()) * mesh.get_local_rank()
+def shard_rows(vocab_size: int, mesh: DeviceMesh) -> int:
+    """Return the vocabulary rows of each shard; the last one may have fewer."""
+    return -(-vocab_size // mesh.size())
 
 
-def for_products(x: torch.Tensor) -> torch.Tensor:
-    """`x` as autocast hands it to a matrix product."""
-    kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+def vocab_start(weight_VC: torch.Tensor, mesh: DeviceMesh) -> int:
+    """Return the first vocabulary row of this process's shard."""
+    return shard_rows(weight_VC.shape[0], mesh) * mesh.get_local_rank()
+
+
+def autocast(x: torch.Tensor) -> torch.Tensor:
+    """Cast `x` to the dtype in which autocast would run a matrix product."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x

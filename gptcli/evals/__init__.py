@@ -1,1 +1,1 @@
-"""Scores: the loss on shards and text, and the papers' tasks, each a TOML file in `tasks/`."""
+"""Evaluation: loss on shards and text, and the papers' tasks, each a TOML file in `tasks/`."""

@@ -16,7 +16,7 @@ from gptcli.evals.records import weights_sha256
 from gptcli.evals.results import TaskResult
 from gptcli.evals.rolling import LossReport, evaluate_loss, open_streams, token_byte_lengths
 from gptcli.evals.runner import EvalOptions, run_task
-from gptcli.evals.task import Task, find_tasks
+from gptcli.evals.task import Normaliser, Task, find_tasks
 from gptcli.evals.task_data import find_data
 from gptcli.events import SILENT, Events
 from gptcli.model.source import ModelSource
@@ -68,7 +68,7 @@ def evaluate(
     shots_seed: int = 0,
     limit: int | None = None,
     stride: int | None = None,
-    normalise: str | None = None,
+    normalise: Normaliser | None = None,
     batch_size: int | None = None,
     against: str | Path | None = None,
     checkpoint: int | None = None,

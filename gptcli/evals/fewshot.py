@@ -18,7 +18,7 @@ import numpy as np
 from gptcli.errors import UsageError
 from gptcli.evals.task import Task
 from gptcli.evals.task_data import Item, find_examples, fingerprint, format_example, read_items
-from gptcli.shards.order import permuted
+from gptcli.shards.order import feistel_permutation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,9 @@ class FewShotPool:
         digest = hashlib.sha256(f"{self.config.seed}/shots/{key}".encode()).digest()
         # One more, in case the item itself is drawn.
         wanted = min(len(self.texts), self.config.shots + 1)
-        numbers = permuted(np.arange(wanted), len(self.texts), int.from_bytes(digest[:8], "little"))
+        numbers = feistel_permutation(
+            np.arange(wanted), len(self.texts), int.from_bytes(digest[:8], "little")
+        )
         return [number for number in numbers.tolist() if self.ids[number] != without][
             : self.config.shots
         ]

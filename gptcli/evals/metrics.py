@@ -1,9 +1,10 @@
-"""What answers are worth beside the accepted ones: by item, and over a whole set where a metric is
-no mean.
+"""Metrics: of single answers, and of whole sets for metrics that are not a mean.
 
-METRICS         of one answer: the text that was written, or the choice that was taken, against the accepted ones; from 0 to 1
-CORPUS_METRICS  of all answers at once, with a signature that says how it was counted
-GROUP_METRICS   of multiple choice: the choices taken and the right ones, with the group of each item
+METRICS         score of one answer, the generated text or the chosen option, against the accepted
+                answers: 0 to 1
+CORPUS_METRICS  score of all answers together, with a signature of its settings
+GROUP_METRICS   score of multiple choice with groups: predicted and correct choices and the group of
+                each item
 """
 
 from __future__ import annotations
@@ -25,25 +26,24 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize_answer(text: str) -> str:
-    """SQuAD's: small letters, no ASCII punctuation, no articles, single spaces."""
+    """Return the text in lower case, without ASCII punctuation, articles or extra spaces."""
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """Whether the answer is one of the accepted ones, after SQuAD's normalisation."""
+    """Return 1 if the prediction equals an accepted answer after SQuAD's normalisation, else 0."""
     return float(normalize_answer(prediction) in map(normalize_answer, answers))
 
 
 def exact(prediction: str, answers: Sequence[str]) -> float:
-    """Whether it is one of them to the letter, white space at its ends aside: sums and unscrambled
-    words.
-    """
+    """Return 1 if the prediction is exactly an accepted answer, apart from outer white space."""
     return float(prediction.strip() in (answer.strip() for answer in answers))
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
-    """SQuAD's: the best overlap in words with an accepted answer, after normalisation; two that are
-    empty agree.
+    """Return SQuAD's F1: the best word overlap with an accepted answer, after normalisation.
+
+    An empty prediction matches an empty answer.
     """
     return max(
         _f1(normalize_answer(prediction).split(), normalize_answer(answer).split())
@@ -59,41 +59,44 @@ def _f1(prediction: Sequence[str], answer: Sequence[str]) -> float:
 
 
 def coqa_f1(prediction: str, answers: Sequence[str]) -> float:
-    """CoQA's: with n accepted answers, the mean over each n - 1 of them, as people, who gave them,
-    are scored against the others.
+    """Return CoQA's F1: the mean of `f1` over every subset of n - 1 of the n accepted answers.
+
+    Human answers are scored in the same way, each against the others.
     """
     if len(answers) == 1:
         return f1(prediction, answers)
     scores = sorted(f1(prediction, [answer]) for answer in answers)
-    # the best is left out once, and the second stands in
+    # Only the subset without the best answer has the second best as its maximum.
     return ((len(scores) - 1) * scores[-1] + scores[-2]) / len(scores)
 
 
 def quac_f1(prediction: str, answers: Sequence[str]) -> float:
-    """QuAC's: like CoQA's, but a question that most held for unanswerable asks for CANNOTANSWER,
-    and any other does not.
+    """Return QuAC's F1, which is CoQA's over a part of the answers.
+
+    If most annotators found the question unanswerable, only CANNOTANSWER is accepted; otherwise it
+    is not.
     """
     unanswerable = sum(answer == "CANNOTANSWER" for answer in answers)
-    given = [
+    accepted = [
         answer
         for answer in answers
         if (answer == "CANNOTANSWER")
         == (2 * unanswerable > len(answers) or unanswerable == len(answers))
     ]
-    return coqa_f1(prediction, given)
+    return coqa_f1(prediction, accepted)
 
 
 def drop_f1(prediction: str, answers: Sequence[str]) -> float:
-    """DROP's: bags of words for each span, spans paired for the best, no credit where the answer's
-    numbers are missed.
+    """Return DROP's F1: bags of words of the spans, in the best one-to-one alignment.
 
-    The spans of an answer are joined by ", ", as the reader joins them.
+    A span gets no credit if none of the numbers in the accepted span is in it. The spans of an
+    answer are separated by ", ", as the reader joins them.
     """
     return max(_drop_f1(_bags(prediction), _bags(answer)) for answer in answers)
 
 
 def drop_exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """DROP's: the same spans, after normalisation, in any order."""
+    """Return 1 if the spans equal those of an accepted answer in any order, normalised (DROP)."""
     spans = [
         [_drop_normalised(span) for span in text.split(", ")] for text in (prediction, *answers)
     ]
@@ -103,9 +106,7 @@ def drop_exact_match(prediction: str, answers: Sequence[str]) -> float:
 
 
 def _drop_normalised(span: str) -> str:
-    """Numbers are numbers, with their point; other words without punctuation, articles and
-    hyphens.
-    """
+    """Return a span with numbers in one form and other words as in SQuAD's normalisation."""
     words = []
     for word in re.split(r"[ \-]", span.lower()):
         number = _number(word)
@@ -131,18 +132,18 @@ def _bags(text: str) -> list[set[str]]:
 
 
 def _drop_f1(prediction: list[set[str]], answer: list[set[str]]) -> float:
-    """The best one-to-one pairing of spans, as a share of the longer list."""
+    """Return the F1 of the best one-to-one alignment of spans, averaged over the longer list."""
     fewer, more = sorted((prediction, answer), key=len)
-    best = {0: 0.0}  # by the set of the fewer spans that are paired
+    best = {0: 0.0}  # score by the set of aligned spans of the shorter list, as bits
     for span in more:
-        found = dict(best)
-        for paired, score in best.items():
+        extended = dict(best)
+        for aligned, score in best.items():
             for number, other in enumerate(fewer):
-                with_it = paired | 1 << number
-                if with_it != paired:
+                with_other = aligned | 1 << number
+                if with_other != aligned:
                     pair = _bag_f1(span, other) if more is prediction else _bag_f1(other, span)
-                    found[with_it] = max(found.get(with_it, 0.0), score + pair)
-        best = found
+                    extended[with_other] = max(extended.get(with_other, 0.0), score + pair)
+        best = extended
     return max(best.values()) / len(more)
 
 
@@ -156,10 +157,10 @@ def _bag_f1(bag: set[str], gold: set[str]) -> float:
 
 
 def wsc(prediction: str, answers: Sequence[str]) -> float:
-    """SuperGLUE's WSC: whether the noun was named; where the noun is a wrong one, which `answers`
-    says by ("", noun), whether it was not.
+    """Return 1 if the prediction names the noun (SuperGLUE's WSC).
 
-    Named is: all words of the one are words of the other.
+    It names the noun if all words of one of them are words of the other. If the noun is the wrong
+    one, which `answers` marks as ("", noun), return 1 if the prediction does not name it.
     """
     noun = set(normalize_answer(answers[-1]).split())
     words = set(normalize_answer(prediction).split())
@@ -168,9 +169,7 @@ def wsc(prediction: str, answers: Sequence[str]) -> float:
 
 
 def contains(prediction: str, answers: Sequence[str]) -> float:
-    """Whether one of the answers, or a word that begins with it, is in the text: a new word is
-    used.
-    """
+    """Return 1 if the text contains an answer or a word that begins with it, else 0."""
     return float(
         any(
             re.search(rf"\b{re.escape(answer.strip())}", prediction, re.IGNORECASE)
@@ -202,12 +201,12 @@ def _rouge_scorer() -> Any:
 
 
 def _sentences(text: str) -> str:
-    """A sentence a line, as rougeLsum counts them."""
+    """Return the text with a sentence per line, as rougeLsum expects."""
     return re.sub(r"(?<=[.!?]) +(?=[A-Z\"'])", "\n", text.strip())
 
 
 def first_sentences(text: str, count: int = 3) -> str:
-    """The first three of a text that was drawn: GPT-2's summaries."""
+    """Return the first sentences of a text; GPT-2 keeps three of a sampled summary."""
     return " ".join(_sentences(" ".join(text.split())).split("\n")[:count])
 
 
@@ -228,8 +227,9 @@ METRICS: dict[str, Metric] = {
 
 
 def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, str]:
-    """Corpus BLEU by sacrebleu, 0 to 100, and its signature. `references`: of each prediction.
-    Raises InputError without sacrebleu.
+    """Return sacrebleu's corpus BLEU, 0 to 100, and its signature.
+
+    `references` contains one list per prediction. Raises InputError if sacrebleu is not installed.
     """
     try:
         from sacrebleu.metrics.bleu import BLEU
@@ -237,12 +237,14 @@ def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tup
         raise InputError(
             "BLEU needs the package sacrebleu", hint=install_hint("sacrebleu")
         ) from None
-    most = max(map(len, references))
+    max_references = max(map(len, references))
     columns: list[list[str | None]] = [
-        [texts[n] if n < len(texts) else None for texts in references] for n in range(most)
+        [texts[n] if n < len(texts) else None for texts in references]
+        for n in range(max_references)
     ]
     metric = BLEU()
-    score = metric.corpus_score(list(predictions), columns)  # type: ignore[arg-type]  # None: fewer references than others have
+    # None marks a prediction with fewer references than others.
+    score = metric.corpus_score(list(predictions), columns)  # type: ignore[arg-type]
     return float(score.score), str(metric.get_signature())
 
 
@@ -250,24 +252,24 @@ CORPUS_METRICS: dict[str, CorpusMetric] = {"bleu": bleu}
 
 
 def f1a(predictions: Sequence[int], gold: Sequence[Sequence[int]], groups: Sequence[str]) -> float:
-    """MultiRC's F1 over all options; choice 0 is "true"."""
+    """Return MultiRC's F1 over all options, where choice 0 is "true"."""
     return _binary_f1(predictions, gold, 0)
 
 
 def group_exact(
     predictions: Sequence[int], gold: Sequence[Sequence[int]], groups: Sequence[str]
 ) -> float:
-    """The share of groups in which every item is right: MultiRC's exact match."""
-    right: dict[str, list[bool]] = defaultdict(list)
+    """Return the share of groups in which every item is correct (MultiRC's exact match)."""
+    correct: dict[str, list[bool]] = defaultdict(list)
     for choice, accepted, group in zip(predictions, gold, groups, strict=True):
-        right[group].append(choice in accepted)
-    return sum(map(all, right.values())) / len(right)
+        correct[group].append(choice in accepted)
+    return sum(map(all, correct.values())) / len(correct)
 
 
 def macro_f1(
     predictions: Sequence[int], gold: Sequence[Sequence[int]], groups: Sequence[str]
 ) -> float:
-    """The mean of each class's F1, over the classes that occur: CommitmentBank's."""
+    """Return the mean F1 over the classes that occur (CommitmentBank)."""
     classes = sorted({*predictions, *(one for accepted in gold for one in accepted)})
     return sum(_binary_f1(predictions, gold, one) for one in classes) / len(classes)
 

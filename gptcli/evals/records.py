@@ -26,7 +26,7 @@ from gptcli.errors import InputError, UsageError
 from gptcli.evals.loglikelihood import Score
 from gptcli.evals.metrics import METRICS, first_sentences
 from gptcli.evals.requests import Request
-from gptcli.evals.task import Task
+from gptcli.evals.task import Normaliser, Task
 from gptcli.files import PARTIAL, atomic_write, complete_lines, parse_json, sha256
 from gptcli.model.source import UNFINISHED, WEIGHTS, ModelSource
 from gptcli.sampling.streaming import Completion
@@ -89,7 +89,7 @@ def completion_record(task: Task, request: Request, completion: Completion) -> R
     }
 
 
-def predict(record: Record, normalise: str) -> int:
+def predict(record: Record, normalise: Normaliser) -> int:
     """Return the index of the choice with the highest normalised log-probability.
 
     `normalise` is "token" (per token), "character" (per character), "unconditional" (minus the

@@ -2,8 +2,8 @@
 
 - A context begins at position 0, without an end-of-text token; an empty context is end-of-text
   alone.
-- Trailing white space of a context moves to its continuation, as byte-pair encoding has it (`" the"`
-  is one token).
+- Trailing white space of a context moves to its continuation, as in byte-pair encoding (`" the"` is
+  one token).
 - Context and continuation are encoded separately, so that a choice always begins a new token.
 - Of K few-shot examples, the first that fit into the context are kept. If a request is too long
   without examples, the beginning of its context is cut, by as many tokens for all its choices.

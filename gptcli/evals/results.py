@@ -23,7 +23,7 @@ from gptcli.evals.stderr import (
     mean_stderr,
     ratio_spread,
 )
-from gptcli.evals.task import NORMALISERS, Task
+from gptcli.evals.task import NORMALISERS, Normaliser, Task
 from gptcli.papers.models import MODELS
 from gptcli.papers.scores import TABLES
 
@@ -215,7 +215,7 @@ def item_score(task: Task, record: Record) -> float | None:
     return record.get(task.metric[0])
 
 
-def _correct(records: Sequence[Record], normalise: str) -> np.ndarray:
+def _correct(records: Sequence[Record], normalise: Normaliser) -> np.ndarray:
     return np.array([predict(record, normalise) in record["gold"] for record in records])
 
 

@@ -21,7 +21,7 @@ from gptcli.evals.processes import SINGLE_PROCESS, Processes
 from gptcli.evals.records import Record, Records, completion_record, score_record
 from gptcli.evals.requests import Request, RequestSet, build_task_requests, group
 from gptcli.evals.results import Conditions, TaskResult, compute_results
-from gptcli.evals.task import Task
+from gptcli.evals.task import Normaliser, Task
 from gptcli.evals.task_data import GENERATED_SEED, find_data, fingerprint
 from gptcli.events import SILENT, Events
 from gptcli.model.transformer import GPT
@@ -41,7 +41,7 @@ class EvalOptions:
 
     fewshot: FewShotConfig = field(default_factory=FewShotConfig)
     """Few-shot examples."""
-    normalise: str | None = None
+    normalise: Normaliser | None = None
     """Normalisation of choices; the task's own if None."""
     limit: int | None = None
     """Maximum number of items, or of windows of text."""

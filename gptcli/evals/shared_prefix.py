@@ -1,17 +1,17 @@
 """Score many continuations in one forward pass, computing each shared prefix once.
 
-A group holds the sequences of one request: one context with each of its choices, or several
+A group contains the sequences of one request: one context with each of its choices, or several
 contexts with one ending. The tokens that all of them begin with, the group prefix, are computed
-once; the continuations follow, and an attention mask keeps them from seeing each other. Groups of
-any length are packed into one row, so that little of it is padding:
+once; the continuations follow, and an attention mask separates them from each other. Groups of any
+length are packed into one row, with little padding:
 
     position   0 1 2 3 4 | 5 6   5 6 7   5   | 0 1 2 3 | 4   4 5
     segment    prefix a  | a.0   a.1     a.2 | prefix b| b.0 b.1
 
 A continuation attends to its group prefix and to itself.
 
-If all groups begin alike (few-shot with the same examples for every item), that prefix is computed
-once for all batches. Its keys and values are cached, and every row attends to them.
+If all groups begin with the same tokens (the same few-shot examples for every item), that prefix is
+computed once for all batches. Its keys and values are cached, and every row attends to them.
 
 Shapes: R rows, T positions, P cached prefix positions, C d_model, H heads, D d_head.
 """
@@ -27,28 +27,27 @@ import torch
 from gptcli.model.kv_cache import KVCache
 from gptcli.model.transformer import GPT
 
-# Longer rows spend more on pairs that do not attend to each other, shorter ones are filled less.
+# Tokens per row. Longer rows waste attention on masked pairs, shorter rows have more padding.
 ROW_TOKENS = 256
 NO_SEGMENT = -1  # the parent of a group prefix, and the segment of padding
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Sequences that begin alike, and how many tokens at the end of each are scored."""
+    """Sequences with a common prefix, and the number of scored tokens at the end of each."""
 
     sequences: Sequence[Sequence[int] | np.ndarray]
+    """Tokens of each sequence."""
     counts: Sequence[int]
-    """Scored tokens of each sequence: at least 1, and fewer than its length."""
+    """Number of scored tokens of each sequence: at least 1, and fewer than its length."""
     prefix_len: int = field(init=False)
-    """Tokens that all sequences begin with. The last token of a sequence is only predicted, never
-    read.
+    """Number of tokens that all sequences begin with, their last tokens excluded, which are
+    predicted but never read.
     """
     continuations: list[np.ndarray] = field(init=False)
-    """The distinct inputs after the prefix, so that equal choices are equally likely to the last
-    bit.
-    """
+    """Distinct inputs after the prefix; equal choices share one, so that their scores are equal."""
     continuation_of: list[int] = field(init=False)
-    """The index into `continuations` for each sequence."""
+    """Index into `continuations` of each sequence."""
 
     def __post_init__(self) -> None:
         prefix_len = common_prefix_len([sequence[:-1] for sequence in self.sequences])
@@ -62,7 +61,7 @@ class Group:
 
     @property
     def unscored_prefix_len(self) -> int:
-        """Tokens of the prefix before the first position whose prediction is scored."""
+        """Number of prefix tokens before the first position that predicts a scored token."""
         starts = (
             len(sequence) - count - 1
             for sequence, count in zip(self.sequences, self.counts, strict=True)
@@ -70,9 +69,7 @@ class Group:
         return min(self.prefix_len, *starts)
 
     def size(self, cached: int = 0) -> int:
-        """Return the tokens in a forward pass for this group, if its first `cached` tokens are
-        cached.
-        """
+        """Return the tokens in a forward pass over this group without its `cached` first."""
         return self.prefix_len - cached + sum(map(len, self.continuations))
 
 
@@ -87,7 +84,7 @@ def common_prefix_len(sequences: Sequence[Sequence[int] | np.ndarray]) -> int:
 
 
 class PackedRows:
-    """Groups packed into rows: (R, T) arrays of tokens, positions and segments."""
+    """Groups packed into rows: (R, T) arrays of tokens, positions, segments and their parents."""
 
     def __init__(self, groups: Sequence[Group], cached: int) -> None:
         """Pack `groups`, whose first `cached` tokens are in the cache."""
@@ -98,12 +95,11 @@ class PackedRows:
             np.zeros(shape, dtype=np.int64),
             np.zeros(shape, dtype=np.int64),
         )
-        # A token attends to its own segment and to the parent segment; no segment is NO_SEGMENT -
-        # 1.
+        # A token attends to its own segment and to its parent; no segment is NO_SEGMENT - 1.
         self.segment_RT, self.parent_RT = np.full(shape, NO_SEGMENT), np.full(shape, NO_SEGMENT - 1)
         self.scored_positions: dict[int, list[np.ndarray]] = {}
-        """By group, for each sequence: indices into the flattened rows where its scored tokens are
-        predicted.
+        """By group, for each sequence: indices into the flattened rows at which its scored tokens
+        are predicted.
         """
         for row, numbers in enumerate(filled):
             at, segment = 0, 0
@@ -134,7 +130,7 @@ class PackedRows:
                     self.scored_positions[number].append(row * shape[1] + positions)
         one_segment = (self.segment_RT == 0) | (self.segment_RT == NO_SEGMENT)
         self.is_causal = cached == 0 and bool(one_segment.all())
-        """Whether every row is one sequence, for which the causal mask is enough."""
+        """Whether every row is a single sequence, which needs only the causal mask."""
 
     def _put(
         self,
@@ -153,34 +149,32 @@ class PackedRows:
 
 
 def _pack(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Assign groups to rows of `capacity` tokens, first fit decreasing; return each row's group
-    numbers.
-    """
+    """Return the indices of the groups in each row of `capacity` tokens (first fit decreasing)."""
     rows: list[list[int]] = []
-    left: list[int] = []
+    free: list[int] = []
     for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
-        row = next((row for row, free in enumerate(left) if free >= sizes[number]), None)
+        row = next((row for row, space in enumerate(free) if space >= sizes[number]), None)
         if row is None:
             row = len(rows)
             rows.append([])
-            left.append(capacity)
+            free.append(capacity)
         rows[row].append(number)
-        left[row] -= sizes[number]
+        free[row] -= sizes[number]
     return rows
 
 
 class SharedPrefixCache(KVCache):
-    """The keys and values of a prefix that all groups share, to which packed rows attend."""
+    """Keys and values of a prefix that all groups share, which packed rows attend to."""
 
     def __init__(self, model: GPT, prefix: Sequence[int]) -> None:
         """Compute `prefix`, which may be empty."""
         weight = model.wte.weight
-        super().__init__(model.config, 1, weight.device, weight.dtype, room=max(1, len(prefix)))
+        super().__init__(model.config, 1, weight.device, weight.dtype, max_len=max(1, len(prefix)))
         self.model, self.prefix_len = model, len(prefix)
         self._rows: PackedRows | None = None
         self._masks: dict[int | None, torch.Tensor] = {}
         if prefix:
-            self.place([0], len(prefix))
+            self.set_positions([0], len(prefix))
             model.hidden(torch.tensor([prefix], device=weight.device), self)
 
     def hidden_states(self, rows: PackedRows) -> torch.Tensor:
@@ -194,18 +188,20 @@ class SharedPrefixCache(KVCache):
         return x_RTC.flatten(0, 1)
 
     def positions(self, T: int) -> torch.Tensor:
+        """Return the positions of the packed tokens, (R, T)."""
         if self._rows is None:
             return super().positions(T)
         return torch.from_numpy(self._rows.position_RT).to(self.length_B.device)
 
-    def seen(self, T: int, band: int | None) -> torch.Tensor | None:
+    def attn_mask(self, T: int, band: int | None) -> torch.Tensor | None:
+        """Return the mask of the packed rows, (R, 1, T, P + T), True where a query attends."""
         if self._rows is None:
-            return super().seen(T, band)
+            return super().attn_mask(T, band)
         if band not in self._masks:  # all layers of a band share it
-            self._masks[band] = self._attn_mask(self._rows, band)
+            self._masks[band] = self._build_mask(self._rows, band)
         return self._masks[band]
 
-    def _attn_mask(self, rows: PackedRows, band: int | None) -> torch.Tensor:
+    def _build_mask(self, rows: PackedRows, band: int | None) -> torch.Tensor:
         """Return (R, 1, T, P + T) booleans, True where a query attends."""
         device = self.length_B.device
         arrays = (rows.position_RT, rows.segment_RT, rows.parent_RT)
@@ -213,9 +209,9 @@ class SharedPrefixCache(KVCache):
             torch.from_numpy(array).to(device) for array in arrays
         )
         query_RT1, key_R1T = position_RT[:, :, None], position_RT[:, None, :]
-        own = segment_RT[:, :, None] == segment_RT[:, None, :]
-        own |= parent_RT[:, :, None] == segment_RT[:, None, :]
-        mask = own & (key_R1T <= query_RT1)
+        visible_RTT = segment_RT[:, :, None] == segment_RT[:, None, :]
+        visible_RTT |= parent_RT[:, :, None] == segment_RT[:, None, :]
+        mask = visible_RTT & (key_R1T <= query_RT1)
         prefix_P = torch.arange(self.prefix_len, device=device)
         prefix_mask = torch.ones(
             *position_RT.shape, self.prefix_len, dtype=torch.bool, device=device
@@ -225,11 +221,12 @@ class SharedPrefixCache(KVCache):
             prefix_mask = query_RT1 - prefix_P < band
         return torch.cat([prefix_mask, mask], dim=2)[:, None]
 
-    def extend(
+    def update(
         self, layer: int, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the keys and values of the prefix and the packed rows, (R, H, P + T, D)."""
         if self._rows is None:
-            return super().extend(layer, k_BHTD, v_BHTD)
+            return super().update(layer, k_BHTD, v_BHTD)
         if not self.prefix_len:
             return k_BHTD, v_BHTD
         k_1HPD, v_1HPD = self.keys[layer], self.values[layer]

@@ -1,10 +1,9 @@
-"""GPT-3's synthetic tasks (section 3.9), made by seed: ten of arithmetic and five of scrambled
-words.
+"""GPT-3's synthetic tasks (section 3.9), generated from a seed: ten of arithmetic, five of words.
 
-The forms are those of the released samples, whose file names the tasks here bear: every arithmetic
-problem of a set is another one, operands are uniform below the power of ten, a composite has digits
-from 1 to 9 and its bracket in front; words of five letters (six where letters are cycled, inserted
-or reversed) to fifteen, each once, in a random order.
+The forms are those of the released samples, and the tasks have their file names. All arithmetic
+problems of a set differ; operands are uniform below the power of ten; a composite has digits from 1
+to 9, with the brackets first. Scrambled words have five letters (six if letters are cycled,
+inserted or reversed) to fifteen, each word once, in random order.
 """
 
 from __future__ import annotations
@@ -20,8 +19,9 @@ from typing import Any
 
 Row = dict[str, Any]
 
-PROBLEMS = 2_000
-WORDS = 10_000
+N_PROBLEMS = 2_000
+MAX_WORDS = 10_000
+MAX_LETTERS = 15
 OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "plus": operator.add,
     "minus": operator.sub,
@@ -32,7 +32,7 @@ _SIGNS: dict[str, Callable[[int, int], int]] = {
     "-": operator.sub,
     "*": operator.mul,
 }
-ARITHMETIC: dict[str, tuple[int, str]] = {  # the digits of the operands, the operation
+ARITHMETIC: dict[str, tuple[int, str]] = {  # digits of the operands, operation
     "two_digit_addition": (2, "plus"),
     "two_digit_subtraction": (2, "minus"),
     "three_digit_addition": (3, "plus"),
@@ -44,7 +44,7 @@ ARITHMETIC: dict[str, tuple[int, str]] = {  # the digits of the operands, the op
     "two_digit_multiplication": (2, "times"),
     "single_digit_three_ops": (1, ""),
 }
-SCRAMBLES = {  # the shortest word
+SCRAMBLES = {  # minimum letters of a word
     "cycle_letters_in_word": 6,
     "mid_word_1_anagrams": 5,
     "mid_word_2_anagrams": 6,
@@ -52,19 +52,17 @@ SCRAMBLES = {  # the shortest word
     "reversed_words": 6,
 }
 GENERATED = (*ARITHMETIC, *SCRAMBLES)
-MAX_LINE_BYTES = 15
-# "a random punctuation or space character", ASCII's 32 and the space
+# "A random punctuation or space character": ASCII's 32 punctuation characters and the space.
 _INSERTED = " !\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
-_SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3"}
+_SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3"}
 
 
 def generate_rows(name: str, seed: int, words: Sequence[str] | None = None) -> Iterator[Row]:
-    """The items of a synthetic task as rows {id, prompt, answer}: 2,000 of arithmetic, and up to
-    10,000 words, as many as there are.
+    """Yield the items of a synthetic task as rows {id, prompt, answer}.
 
-    `words` are scrambled, the first that are long enough; where none are given, `library_words()`.
-    The same name, seed and words make the same rows on any Python: only `Random.random`, which is
-    fixed by its documentation, is drawn from.
+    There are 2,000 arithmetic problems, or up to 10,000 scrambled words: the first of `words`
+    (`library_words()` by default) that are long enough. The same name, seed and words give the same
+    rows on any Python, because only `Random.random` is used, whose sequence is documented.
     """
     random = Random(f"{name} {seed}")
     if name in ARITHMETIC:
@@ -79,13 +77,13 @@ def generate_rows(name: str, seed: int, words: Sequence[str] | None = None) -> I
 
 
 def arithmetic(question: str, answer: int) -> tuple[str, str]:
-    """A problem as GPT-3 was asked it: prompt and answer of "98 plus 45"."""
+    """Return prompt and answer of a problem such as "98 plus 45", as given to GPT-3."""
     return f"Q: What is {question}?\n\nA:", str(answer)
 
 
 def _problems(random: Random, digits: int, operation: str) -> Iterator[tuple[str, int]]:
     seen: set[str] = set()
-    while len(seen) < PROBLEMS:
+    while len(seen) < N_PROBLEMS:
         if operation:
             a, b = _below(random, 10**digits), _below(random, 10**digits)
             question, answer = f"{a} {operation} {b}", OPERATIONS[operation](a, b)
@@ -102,19 +100,21 @@ def _problems(random: Random, digits: int, operation: str) -> Iterator[tuple[str
 
 
 def _scrambles(random: Random, name: str, words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    fit = [
+    candidates = [
         word
         for word in dict.fromkeys(words)
-        if SCRAMBLES[name] <= len(word) <= MAX_LINE_BYTES and word.isalpha()
-    ][:WORDS]
-    for word in _shuffled(random, fit):
+        if SCRAMBLES[name] <= len(word) <= MAX_LETTERS and word.isalpha()
+    ][:MAX_WORDS]
+    for word in _shuffled(random, candidates):
         if (scrambled := scramble(name, word, random)) is not None:
             yield f"{scrambled} =", word
 
 
 def scramble(name: str, word: str, random: Random) -> str | None:
-    """The word by the rule of a task; None where the rule cannot change it ("eeeee" has no other
-    order). A palindrome is reversed all the same, as in the released samples."""
+    """Return the word scrambled by the rule of a task, or None if the rule cannot change it.
+
+    "eeeee" has no other order. A palindrome is reversed all the same, as in the released samples.
+    """
     if name == "reversed_words":
         return word[::-1]
     if name == "random_insertion_in_word":
@@ -155,16 +155,16 @@ def _shuffled(random: Random, sequence: Sequence[str]) -> list[str]:
 
 
 def library_words() -> list[str]:
-    """Words of five to fifteen small letters from Python's own library, the most widely used first,
-    those in one file alone last.
+    """Return the words of 5 to 15 lower-case letters in Python's standard library.
 
-    About 12,000, of which 10,000 have six letters. The paper took them from a list of the web's
-    most frequent ones, which is not ours to give; `generate_rows` takes any list.
+    They are sorted by the number of files that contain them, most first: about 12,000 words, of
+    which 11,000 have at least six letters. The paper used the most frequent words of the web, a
+    list that is not distributed here; `generate_rows` accepts any list.
     """
     library = Path(sysconfig.get_path("stdlib"))
     files: Counter[str] = Counter()
     for path in sorted(library.rglob("*.py")):
-        if _SKIPPED.isdisjoint(path.relative_to(library).parts):
+        if _SKIPPED_FOLDERS.isdisjoint(path.relative_to(library).parts):
             files.update(
                 set(
                     re.findall(

@@ -1,43 +1,14 @@
-"""A task as data: a TOML file that says which files it reads, what a question looks like, how it is
-scored, and what the paper scored.
+"""Tasks as data: a TOML file with the task's files, prompt, scoring and published scores.
 
-title          one line for people
-source         where the data is from
-files          {items = "pattern", shots = "pattern"}: the questions, and what solved examples are drawn from; without `shots`, the
-               examples are drawn from the questions' own file. Of alternatives,
-               "dev.jsonl|val.jsonl", the first that is there counts
-reader         the format of these files, of gptcli.evals.formats
-generated      of gptcli.evals.synthetic: what is asked where no data is named
-where          {field = value}: only rows with these values are questions
-kind           choice      which of several continuations of the prompt is the likeliest
-               partial     after which of several contexts the common continuation is the likeliest (Winograd)
-               last_word   whether the model foretells the target, every token of it
-               freeform    the model writes; what it wrote is held against the accepted answers
-               text        the loss of running text, for each unit of the original
-instruction    what stands once before all solved examples and the question
-prompt         "Question: {question}\\nAnswer:"; {field} names a field of the row, {{ is a brace, and there is nothing else
-choices        a field that holds a list of texts, or the list itself: ["yes", "no"]
-choice         how a choice follows the prompt; " {choice}" where not said
-contexts       partial: the field that holds the list of contexts
-target         last_word and partial: what follows, as a template; a last_word without it takes the last word of its prompt; text: the text
-gold           the field that holds the index of the right choice, or a list of them
-answers        freeform: the field that holds the accepted answers, a list or one text
-answer         how a shot shows the first of them; " {answer}" where not said
-unconditional  the prompt of the "unconditional" normaliser: "Answer:"
-group          the field whose value items scored together share
-shot           how a solved example reads, where that is not the prompt and the right answer
-delimiter      between solved examples, and before the question; "\\n\\n" where not said
-shots          the paper's K for few-shot
-normalise      token, sum, character or unconditional: what the likelihoods of choices are compared by; "token" where not said
-metric         what is reported: see METRICS_OF
-stop           freeform: where an answer ends: ["\\n"]
-beam           freeform: width of the search; 4 where not said, as GPT-3; 1 is greedy
-sentences      freeform: only so many of the first sentences count (GPT-2's summaries: 3)
-top_k          freeform: draw among so many tokens, and search no beam (GPT-2's summaries: 2)
-max_tokens     freeform: the longest answer
-detokenize     text: of gptcli.text.detokenize
-note           where this departs from the paper, or from lm-evaluation-harness
-[paper]        metric = "table.column" of gptcli.papers.scores; may be left out
+Kinds of tasks:
+
+choice      which of several continuations of the prompt is most probable
+partial     after which of several contexts the common continuation is most probable (Winograd)
+last_word   whether every token of the target is the model's greedy prediction
+freeform    the model generates an answer, which is compared with the accepted ones
+text        the loss of running text, per unit of the original file
+
+Texts such as `prompt` are templates: {field} inserts a field of the row, and {{ is a brace.
 """
 
 from __future__ import annotations
@@ -47,7 +18,7 @@ import string
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.evals.formats import READERS
@@ -57,78 +28,133 @@ from gptcli.files import read_toml
 from gptcli.papers.scores import TABLES
 from gptcli.text.detokenize import DETOKENIZERS
 
+Kind = Literal["choice", "partial", "last_word", "freeform", "text"]
+Normaliser = Literal["token", "sum", "character", "unconditional"]
+
 TASKS_DIR = Path(__file__).parent / "tasks"
-NORMALISERS = ("token", "sum", "character", "unconditional")
-# by kind, what the engine itself measures; those of gptcli.evals.metrics come on top
-BUILTIN_METRICS = {
+NORMALISERS: tuple[Normaliser, ...] = get_args(Normaliser)
+BUILTIN_METRICS: dict[Kind, tuple[str, ...]] = {
     "choice": ("accuracy",),
     "partial": ("accuracy",),
     "last_word": ("accuracy", "perplexity"),
     "freeform": (),
     "text": ("perplexity", "bits_per_byte", "bits_per_character"),
 }
-METRICS_BY_KIND: dict[str, Collection[str]] = {
+"""Metrics by kind that are computed from log-likelihoods alone."""
+METRICS_BY_KIND: dict[Kind, Collection[str]] = {
     **BUILTIN_METRICS,
     "choice": (*BUILTIN_METRICS["choice"], *METRICS, *GROUP_METRICS),
     "freeform": (*METRICS, *CORPUS_METRICS),
 }
-LEAST = {"beam": 1, "max_tokens": 1}  # of numbers that may not be 0
-SETTINGS = ("", "_zero", "_one", "_few")  # of a column of published scores
-NEEDS = {  # by kind, the keys without which it is not one
+"""All metrics by kind, those of `gptcli.evals.metrics` included."""
+REQUIRED_KEYS: dict[Kind, tuple[str, ...]] = {
     "choice": ("prompt", "choices", "gold"),
     "partial": ("contexts", "target", "gold"),
     "last_word": ("prompt",),
     "freeform": ("prompt", "answers", "metric"),
     "text": ("target",),
 }
+MIN_VALUES = {"beam": 1, "max_tokens": 1}  # 0 for all other numbers
+SHOT_SUFFIXES = ("", "_zero", "_one", "_few")  # of the columns of published scores
+TYPE_NAMES: dict[str, tuple[str, Any]] = {
+    "str": ("text", str),
+    "Kind": ("text", str),
+    "Normaliser": ("text", str),
+    "int": ("a whole number", int),
+    "dict[str, str]": ("a table", dict),
+    "dict[str, Any]": ("a table", dict),
+    "list[str]": ("a list of texts", list),
+    "str | list[str]": ("text or a list of texts", (str, list)),
+}
+"""Name for messages and type of a TOML value, by the annotation of its field."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """The fields are those of the TOML file, described above."""
+    """Definition of a task; the fields, except for `name`, are the keys of its TOML file."""
 
     name: str
+    """Name, the one of the file."""
     title: str
+    """Description in one line."""
     source: str
+    """Origin of the data."""
     files: dict[str, str]
+    """Patterns of the files of `items` and, optionally, `shots`, few-shot examples; without the
+    latter, examples are drawn from the items. Of alternatives, "dev.jsonl|val.jsonl", the first
+    that exists is used.
+    """
     reader: str
-    kind: str
+    """Format of the files, one of `gptcli.evals.formats.READERS`."""
+    kind: Kind
+    """Kind of task."""
     generated: str = ""
+    """Synthetic task that generates the items if no data is given."""
     where: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Values that fields of a row must have for the row to be an item."""
     instruction: str = ""
+    """Text in front of all few-shot examples and the item."""
     prompt: str = ""
+    """Template of the prompt, such as "Question: {question}\\nAnswer:"."""
     choices: str | list[str] = ""
+    """Field with a list of choices, or the list itself, such as ["yes", "no"]."""
     choice: str = " {choice}"
+    """Template of a choice after the prompt."""
     contexts: str = ""
+    """Partial: field with the list of contexts."""
     target: str = ""
+    """Template of the text to predict. A last_word task without it predicts the last word of its
+    prompt.
+    """
     gold: str = ""
+    """Field with the index of the correct choice, or a list of indices."""
     answers: str = ""
+    """Freeform: field with the accepted answers, a list or a text."""
     answer: str = " {answer}"
+    """Freeform: template of the first answer in a few-shot example."""
     unconditional: str = ""
+    """Prompt of the "unconditional" normaliser, such as "Answer:"."""
     group: str = ""
+    """Field whose value is shared by items that are scored together."""
     shot: str = ""
+    """Template of a few-shot example, if it is not the prompt with the correct answer."""
     delimiter: str = "\n\n"
+    """Text after each few-shot example."""
     shots: int = 0
-    normalise: str = "token"
+    """Number of few-shot examples in the paper, K."""
+    normalise: Normaliser = "token"
+    """Normalisation of the log-likelihoods of choices: per token, none ("sum"), per character, or
+    relative to the unconditional prompt.
+    """
     metric: list[str] = dataclasses.field(default_factory=list)
+    """Reported metrics, of METRICS_BY_KIND."""
     stop: list[str] = dataclasses.field(default_factory=lambda: ["\n"])
+    """Freeform: strings that end an answer."""
     beam: int = 4
+    """Freeform: beam width, 4 in GPT-3; 1 is greedy decoding."""
     top_k: int = 0
+    """Freeform: sample among this many tokens instead of beam search (GPT-2's summaries: 2)."""
     sentences: int = 0
+    """Freeform: number of sentences that are kept, all if 0 (GPT-2's summaries: 3)."""
     max_tokens: int = 64
+    """Freeform: maximum length of an answer."""
     detokenize: str = ""
+    """Text: detokenizer, one of `gptcli.text.detokenize.DETOKENIZERS`."""
     note: str = ""
+    """Differences from the paper or from lm-evaluation-harness."""
     paper: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Published scores by metric, as "table.column" of `gptcli.papers.scores`."""
 
 
 def task_names() -> list[str]:
-    """The tasks that come with the program."""
+    """Return the names of the built-in tasks."""
     return sorted(path.stem for path in TASKS_DIR.glob("*.toml"))
 
 
 def find_task(name: str) -> Task:
-    """A built-in task by its name, or a user's own by the path of its .toml file. Raises UsageError
-    with the nearest names.
+    """Return a built-in task by name, or a custom task by the path of its .toml file.
+
+    Raises UsageError with the most similar names if there is no such task.
     """
     if name in task_names():
         return read_task(TASKS_DIR / f"{name}.toml")
@@ -136,7 +162,7 @@ def find_task(name: str) -> Task:
         return read_task(Path(name))
     raise UsageError(
         f"unknown task {name!r}",
-        hint=f"{nearest(name, task_names())}; a task of your own is a path that ends in .toml",
+        hint=f"{nearest(name, task_names())}; for a custom task give a path that ends in .toml",
     )
 
 
@@ -158,7 +184,7 @@ def find_tasks(names: Sequence[str], *, field: str = "task") -> list[Task]:
 
 
 def read_task(path: Path) -> Task:
-    """The task in a TOML file, named after it. Raises InputError where the file is not a task."""
+    """Return the task of a TOML file, named after it. Raises InputError if it is not valid."""
     table = read_toml(path)
     _check_keys(table, path)
     task = Task(name=path.stem, **{"metric": list(BUILTIN_METRICS[table["kind"]][:2]), **table})
@@ -167,7 +193,7 @@ def read_task(path: Path) -> Task:
         raise InputError(
             "'metric' is empty",
             where=path,
-            hint=f"some of: {', '.join(METRICS_BY_KIND[task.kind])}",
+            hint=f"name at least one of {', '.join(METRICS_BY_KIND[task.kind])}",
         )
     for metric in task.metric:
         if metric not in METRICS_BY_KIND[task.kind]:
@@ -180,37 +206,34 @@ def read_task(path: Path) -> Task:
         fields = template_fields(getattr(task, key), key, path)
         if key == "answer" and (other := [field for field in fields if field != "answer"]):
             raise InputError(
-                f"'answer': {{{other[0]}}} is not {{answer}}, the one field that it has", where=path
+                f"'answer' contains {{{other[0]}}}; its only field is {{answer}}", where=path
             )
     if task.normalise == "unconditional" and not task.unconditional:
-        raise InputError("normalises by an 'unconditional' prompt, and has none", where=path)
+        raise InputError(
+            "'normalise' is unconditional, but there is no prompt 'unconditional'", where=path
+        )
     for metric, reference in task.paper.items():
         _check_paper(task, metric, reference, path)
     return task
 
 
 def _check_keys(table: dict[str, Any], path: Path) -> None:
-    kinds: dict[str, Any] = {
+    """Raise InputError for a key that is unknown, missing or of the wrong type or value."""
+    annotations: dict[str, Any] = {
         field.name: field.type for field in dataclasses.fields(Task) if field.name != "name"
     }
-    types: dict[str, Any] = {
-        "str": str,
-        "int": int,
-        "dict[str, str]": dict,
-        "dict[str, Any]": dict,
-        "list[str]": list,
-        "str | list[str]": (str, list),
-    }
     for key, value in table.items():
-        if key not in kinds:
-            raise InputError(f"unknown key {key!r}", where=path, hint=nearest(key, kinds))
-        right = isinstance(value, types[kinds[key]]) and (
+        if key not in annotations:
+            raise InputError(f"unknown key {key!r}", where=path, hint=nearest(key, annotations))
+        type_name, types = TYPE_NAMES[annotations[key]]
+        is_valid = isinstance(value, types) and (
             not isinstance(value, list) or all(isinstance(one, str) for one in value)
         )
-        if not right or isinstance(value, bool):
-            raise InputError(f"{key!r} is not a {kinds[key]}", where=path)
-        if isinstance(value, int) and value < LEAST.get(key, 0):
-            raise InputError(f"{key!r} is {value}, and at least {LEAST.get(key, 0)}", where=path)
+        if not is_valid or isinstance(value, bool):
+            raise InputError(f"{key!r} is not {type_name}", where=path)
+        minimum = MIN_VALUES.get(key, 0)
+        if isinstance(value, int) and value < minimum:
+            raise InputError(f"{key!r} is {value}, but must be at least {minimum}", where=path)
     for key in ("title", "source", "files", "reader", "kind"):
         if not table.get(key):
             raise InputError(f"has no {key!r}", where=path)
@@ -226,7 +249,7 @@ def _check_keys(table: dict[str, Any], path: Path) -> None:
             raise InputError(
                 f"unknown {key} {table[key]!r}", where=path, hint=nearest(table[key], choices)
             )
-    for key in NEEDS[table["kind"]]:
+    for key in REQUIRED_KEYS[table["kind"]]:
         if key not in table:
             raise InputError(
                 f"has no {key!r}, which a task of kind {table['kind']!r} needs", where=path
@@ -234,23 +257,24 @@ def _check_keys(table: dict[str, Any], path: Path) -> None:
 
 
 def _check_files(task: Task, path: Path) -> None:
-    """The patterns stay in the folder of the data, whoever wrote the task."""
+    """Raise InputError if a pattern leaves the folder of the data, whoever wrote the task."""
     if "items" not in task.files:
-        raise InputError("'files' names no items", where=path)
+        raise InputError("'files' has no 'items'", where=path)
     for key, pattern in task.files.items():
         if key not in ("items", "shots"):
             raise InputError(f"unknown key {key!r} in 'files'", where=path)
-        tries = [Path(one) for one in pattern.split("|")] if isinstance(pattern, str) else []
-        if not tries or any(
-            one == Path() or one.is_absolute() or ".." in one.parts for one in tries
+        alternatives = [Path(one) for one in pattern.split("|")] if isinstance(pattern, str) else []
+        if not alternatives or any(
+            one == Path() or one.is_absolute() or ".." in one.parts for one in alternatives
         ):
             raise InputError(
-                f"'files': {pattern!r} is not a pattern of names within the folder of the data",
+                f"'files': {pattern!r} is not a pattern of files in the data folder",
                 where=path,
             )
 
 
 def _check_paper(task: Task, metric: str, reference: Any, path: Path) -> None:
+    """Raise InputError if the published score of a metric does not exist."""
     if metric not in task.metric:
         raise InputError(
             f"unknown metric {metric!r} under [paper]",
@@ -258,27 +282,30 @@ def _check_paper(task: Task, metric: str, reference: Any, path: Path) -> None:
             hint=nearest(metric, task.metric),
         )
     columns = [f"{name}.{column}" for name, table in TABLES.items() for column in table.columns]
-    if not any(f"{reference}{setting}" in columns for setting in SETTINGS):
+    if not any(f"{reference}{suffix}" in columns for suffix in SHOT_SUFFIXES):
         raise InputError(
-            f"no published scores {reference!r}", where=path, hint=nearest(str(reference), columns)
+            f"unknown published scores {reference!r}",
+            where=path,
+            hint=nearest(str(reference), columns),
         )
 
 
 def template_fields(template: str, key: str, path: Path) -> list[str]:
-    """The fields that a template names. Raises InputError where it holds anything but plain
-    {field}.
+    """Return the fields that a template names.
+
+    Raises InputError if it contains a replacement other than a plain {field}.
     """
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
         raise InputError(
-            f"{key!r}: {error}", where=path, hint="{field} names a field, {{ is a brace"
+            f"{key!r}: {error}", where=path, hint="{field} inserts a field, {{ is a brace"
         ) from None
     for _, field, form, conversion in parts:
         if field is not None and (not field.isidentifier() or form or conversion):
             raise InputError(
                 f"{key!r}: {{{field}}} is not a plain field",
                 where=path,
-                hint="{field} names a field, {{ is a brace",
+                hint="{field} inserts a field, {{ is a brace",
             )
     return [field for _, field, _, _ in parts if field is not None]

@@ -209,6 +209,7 @@ class _Fields:
         return self.row[field]
 
     def fill(self, template: str) -> str:
+        """Return the template with the values of its fields."""
         values = {
             field: self[field]
             for _, field, _, _ in string.Formatter().parse(template)
@@ -220,6 +221,7 @@ class _Fields:
         return template.format_map(values)
 
     def texts(self, field: str) -> list[str]:
+        """Return a field with a text or a non-empty list of texts as a list."""
         value = self[field]
         texts = [value] if isinstance(value, str) else value
         if (
@@ -233,6 +235,7 @@ class _Fields:
         return list(texts)
 
     def gold(self, field: str, choices: int) -> tuple[int, ...]:
+        """Return the indices of the correct choices in a field."""
         value = self[field]
         gold = value if isinstance(value, list | tuple) else [value]
         if not gold:

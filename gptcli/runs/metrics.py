@@ -4,18 +4,23 @@ nothing had happened, but for the times at which their lines were written."""
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 from collections import deque
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gptcli import strict_json
 from gptcli.errors import InputError
-from gptcli.files import atomic_write, parse_json
+from gptcli.files import atomic_write, parse_json, read_text
+from gptcli.model.source import METRICS
 
-METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+if TYPE_CHECKING:
+    from gptcli.cost.scaling_fit import RunResult
+
 LONGEST, SHORTEST = 100, 5  # steps of a running mean of the loss
 Line = dict[str, Any]
 
@@ -89,3 +94,50 @@ def read_lines(path: Path) -> list[Line]:
             if isinstance(line, dict) and isinstance(line.get("step"), int):
                 found.append(line)
     return found
+
+
+def read_run_result(path: Path) -> RunResult:
+    """Read a run's parameters from config.json, and its tokens and loss from metrics.jsonl.
+
+    `path` is a run folder or its metrics.jsonl. Raises InputError.
+    """
+    from gptcli.cost.scaling_fit import RunResult
+    from gptcli.model.hf_config import read_model_config
+    from gptcli.model.not_a_model import not_a_model_error
+
+    if path.is_file() and path.suffix != ".jsonl":
+        raise not_a_model_error(path)
+    metrics = path if path.is_file() else path / METRICS
+    config = read_model_config(metrics.parent)
+    tokens, loss = _final_loss(metrics)
+    return RunResult(name=str(path), parameters=config.parameters, tokens=tokens, loss=loss)
+
+
+def _final_loss(path: Path) -> tuple[int, float]:
+    """Return tokens and validation loss at the last validation of a metrics file.
+
+    Without a validation, return all tokens and the running mean of the training loss. Raises
+    InputError for a missing file, a line without tokens and loss, and a loss that is not positive.
+    """
+    if not path.is_file():
+        raise InputError("no such run", where=path, hint="name a run folder of gpt train")
+    lines: list[Line] = []
+    tokens, loss, validated = 0, math.nan, False
+    for number, text in enumerate(read_text(path).splitlines(), 1):
+        try:
+            line = json.loads(text)
+            found = int(line["tokens"]), float(line.get("val_loss", line["loss"]))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+            raise InputError(
+                "not a line of metrics: it needs tokens and loss", where=f"{path}:{number}"
+            ) from None
+        lines.append(line)
+        if "val_loss" in line or not validated:
+            tokens, loss = found
+            validated = validated or "val_loss" in line
+    if lines and not validated:
+        mean = smoothed_loss(lines)
+        loss = math.nan if mean is None else mean
+    if not (0 < loss < math.inf and tokens > 0):
+        raise InputError("no step with a positive loss", where=path)
+    return tokens, loss

@@ -18,7 +18,7 @@ import torch
 from gptcli.errors import UsageError
 from gptcli.model.transformer import GPT
 from gptcli.sampling.engine import Engine
-from gptcli.sampling.streaming import Completion, TextStream
+from gptcli.sampling.streaming import Completion, FinishReason, TextStream
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 WIDTH, ALPHA = 4, 0.6  # GPT-3, section 2.4
@@ -42,7 +42,7 @@ class Hypothesis:
     """Log-probability of each token in nats, including a final end-of-text."""
     score: float
     """Sum of `log_probs` divided by the length penalty."""
-    finish_reason: str
+    finish_reason: FinishReason
     """"stop" or "length"."""
 
 
@@ -71,8 +71,8 @@ def beam_search(
         )
     window = list(prompt)[-model.config.n_ctx :]
     max_length = min(max_tokens, model.config.n_ctx - len(window) + 1)
-    engine = Engine(model, 1, room=len(window) + max_length - 1, compiled=False)
-    logits_BV = engine.read([0], [window])
+    engine = Engine(model, 1, max_len=len(window) + max_length - 1, compiled=False)
+    logits_BV = engine.prefill([0], [window])
     running: list[tuple[float, list[int], list[float]]] = [(0.0, [], [])]
     finished: list[Hypothesis] = []
     for length in range(1, max_length + 1):
@@ -94,7 +94,7 @@ def beam_search(
             stopped = token == stop_id or is_finished(tokens)
             if stopped or length == max_length:
                 if rank < width:
-                    reason = "stop" if stopped else "length"
+                    reason: FinishReason = "stop" if stopped else "length"
                     finished.append(Hypothesis(tokens, log_probs, total / penalty(length), reason))
             elif len(following) < width:
                 following.append((total, tokens, log_probs))
@@ -105,8 +105,8 @@ def beam_search(
         ):
             break
         running = following
-        engine.keep(parents)
-        logits_BV = engine.step([tokens[-1] for _, tokens, _ in running])
+        engine.reorder(parents)
+        logits_BV = engine.decode([tokens[-1] for _, tokens, _ in running])
     return finished
 
 

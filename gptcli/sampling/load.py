@@ -1,6 +1,4 @@
-"""A model with its tokenizer, on the device and in the precision asked for: what `gpt sample` and
-`gpt eval` start from.
-"""
+"""Load a model and its tokenizer for inference, on a device and in a precision."""
 
 from __future__ import annotations
 
@@ -12,27 +10,32 @@ import torch
 
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.events import SILENT, Events
-from gptcli.model.first_use import keep_freed_memory, settle_math
 from gptcli.model.hf_config import is_padded
-from gptcli.model.not_a_model import explain
+from gptcli.model.not_a_model import not_a_model_error
 from gptcli.model.safetensors_io import open_model
-from gptcli.model.source import RUN_TOML, ModelSource, find_model
+from gptcli.model.source import FINETUNE_REPORT, RUN_TOML, ModelSource, find_model
 from gptcli.model.transformer import GPT
-from gptcli.sampling.quantize import read_in_place
+from gptcli.runtime import disable_malloc_trim, warm_up_vector_math
+from gptcli.sampling.quantize import prepare_for_inference
 from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
-# of a fine-tuned folder, whose model knows some tokens more than its tokenizer, which no text holds
-FINETUNED = "finetune.json"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
+    """Model with its tokenizer and the settings it was loaded with."""
+
     model: GPT
+    """Model, ready for inference."""
     tokenizer: Tokenizer
+    """Tokenizer of the model."""
     device: torch.device
+    """Device of the weights."""
     precision: str
+    """Data type of the weights, "fp32" or "bf16"."""
     source: ModelSource
+    """Folder, and checkpoint if any, that the weights were read from."""
 
 
 def load(
@@ -44,19 +47,18 @@ def load(
     quantize: str = "none",
     events: Events = SILENT,
 ) -> Loaded:
-    """The model of a run folder or a transformers GPT-2 folder, and its tokenizer; of a fine-tuned
-    run the language model.
+    """Load the model and tokenizer of a run folder or of a transformers GPT-2 folder.
 
-    Of a run that is not finished it is the newest checkpoint's model, and of any run that of the
-    step `checkpoint`: `events` hear which. Device "auto" is the first CUDA GPU where there is one,
-    else the CPU; precision "auto" is bf16 on a GPU that computes in it, else fp32. A padded
-    vocabulary loses its padding, which no token of the tokenizer stands for. `quantize` as in
-    `read_in_place`. Raises UsageError for a device or precision that does not exist here,
-    InputError where the folder is not a whole model.
+    A fine-tuned run gives its language model. An unfinished run gives its newest checkpoint, any
+    run the one of step `checkpoint` if that is set; `events` reports which. Device "auto" is the
+    first CUDA GPU, or else the CPU; precision "auto" is bf16 on a GPU that supports it, or else
+    fp32. Padding of the vocabulary is removed. `quantize` is "none" or "int8", for the weights.
+    Raises UsageError if the device or precision is not available, InputError if the folder is not a
+    complete model.
     """
     where = _device(device)
     if where.type == "cpu":
-        settle_math()
+        warm_up_vector_math()
     if precision == "auto":
         precision = (
             "bf16"
@@ -68,7 +70,7 @@ def load(
             f"unknown precision {precision!r}", hint=nearest(precision, ["auto", *PRECISIONS])
         )
     if not find_model(folder, checkpoint).folder.is_dir():
-        raise explain(folder)
+        raise not_a_model_error(folder)
     model, source = open_model(
         folder, step=checkpoint, device=where, dtype=PRECISIONS[precision], events=events
     )
@@ -76,24 +78,25 @@ def load(
     if source.step is not None:
         events.info(f"reading {source}")
     if where.type == "cpu":
-        keep_freed_memory()  # from here on: what loading frees is not needed again
-    # A fine-tuning, finished or a checkpoint of one, knows some tokens more; it has no run.toml.
-    finetuned = (folder / FINETUNED).is_file() or (
+        disable_malloc_trim()  # only now: the memory that loading frees is not needed again
+    # A fine-tuned model, or a checkpoint of one, has special tokens; its folder has no run.toml.
+    finetuned = (folder / FINETUNE_REPORT).is_file() or (
         source.checkpoint is not None and not (folder / RUN_TOML).is_file()
     )
     if finetuned or is_padded(model.config.vocab_size, tokenizer.vocab_size):
         _cut_vocabulary(model, tokenizer.vocab_size)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size:,} entries and the model {model.config.vocab_size:,}: they do not belong together",
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens, but the model's vocabulary has "
+            f"{model.config.vocab_size:,}",
             where=folder,
-            hint="put the tokenizer.json that the model was trained with beside it",
+            hint="put the tokenizer.json that the model was trained with into this folder",
         )
-    return Loaded(read_in_place(model, quantize), tokenizer, where, precision, source)
+    return Loaded(prepare_for_inference(model, quantize), tokenizer, where, precision, source)
 
 
 def _cut_vocabulary(model: GPT, size: int) -> None:
-    """Leave the model the first `size` entries of its vocabulary."""
+    """Keep only the first `size` entries of the model's vocabulary."""
     model.config = replace(model.config, vocab_size=size)
     model.wte.weight = torch.nn.Parameter(model.wte.weight.detach()[:size])
     model.lm_head.weight = (
@@ -111,7 +114,7 @@ def _device(name: str) -> torch.device:
         raise UsageError(f"unknown device {name!r}", hint="one of: auto, cpu, cuda, cuda:1")
     if name != "cpu" and int(match[1] or 0) >= torch.cuda.device_count():
         raise UsageError(
-            f"there is no {name} here: {torch.cuda.device_count()} CUDA GPUs are visible",
-            hint="{option:device} cpu",
+            f"the device {name} does not exist: {torch.cuda.device_count()} CUDA GPUs are visible",
+            hint="use {option:device} cpu",
         )
     return torch.device(name)

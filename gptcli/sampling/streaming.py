@@ -8,6 +8,9 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length"]
 
 
 class TextStream:
@@ -64,7 +67,7 @@ class Completion:
     """Log-probability in nats of each token under the model, before sampling parameters apply;
     empty unless requested.
     """
-    finish_reason: str
+    finish_reason: FinishReason
     """"stop" after an end-of-text or stop string, "length" after `max_tokens`."""
     seconds: float
     """Seconds from the start of its batch to its last token, including the prefill."""

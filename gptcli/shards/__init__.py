@@ -1,3 +1,7 @@
-"""Tokens on disk: the byte layout, the manifest that describes a folder of shards, the loader, and
-the training order.
+"""Shards: files of tokens, the manifest of a folder of them, and the order training reads them in.
+
+`format` is the byte layout of one shard, `manifest` describes a folder, `loader` joins the shards of
+a split into one stream of tokens, and `order` turns the stream into the shuffled windows of training.
+`external` reads the token files of other programs, `export` writes them, and `verify` checks a
+folder byte for byte.
 """

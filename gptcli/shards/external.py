@@ -1,10 +1,9 @@
-"""Token files that other programs made, as a shard folder: llm.c's and modded-nanogpt's, Megatron's
-with their .idx, and nanoGPT's train.bin and val.bin.
+"""Token files of other programs: llm.c, modded-nanogpt, Megatron and nanoGPT.
 
-Such a folder has no manifest, so one is made of the files, and every byte of them is read and
-checked for that. It has to hold the `tokenizer.json` that the tokens were made with. A file whose
-name has "val", "valid" or "validation" for one of its words is validation; one with "test" is left
-out; the others are training.
+A folder of them has no manifest, so every byte of the files is read to make one
+(`gptcli.shards.manifest.manifest_for`). The folder needs the `tokenizer.json` that the tokens were
+made with. A file is validation if one of the words of its name is "val", "valid" or "validation",
+is ignored if one is "test", and is training otherwise.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import hashlib
 import re
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,102 +21,111 @@ import numpy as np
 
 from gptcli.errors import InputError
 from gptcli.shards.format import index_path, open_shard
-from gptcli.shards.manifest import DEFAULT_SOURCE, Manifest, Shard, Source
-from gptcli.tokenizer.tokenizer import load_tokenizer
+from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
-BARE = ("train.bin", "val.bin")  # nanoGPT's names; its files say nothing about themselves
-CHUNK = 1 << 24  # tokens looked at together
-_MAGICS = (20240520, 20240801)  # of `open_shard`
-_INDEX_HEAD = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, document borders
-# its int32 holds no negative token
+NANOGPT_FILES = ("train.bin", "val.bin")  # recognized by name: they have no header
+BLOCK_TOKENS = 1 << 24  # read at a time
+_MAGICS = (20240520, 20240801)  # of the files that `open_shard` reads
+_INDEX_HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, document borders
+# Megatron writes int32, and no token is negative.
 _MEGATRON_DTYPES: dict[int, np.dtype[Any]] = {8: np.dtype("<u2"), 4: np.dtype("<u4")}
 
 
-def describe(folder: Path) -> Manifest | None:
-    """The manifest of a folder of other programs' token files; None where it holds no `.bin` to
-    train or validate on.
+@dataclass(frozen=True, slots=True)
+class ExternalFile:
+    """Facts about one token file."""
 
-    Raises InputError where a file is damaged or of none of these kinds, where the folder lacks the
-    tokenizer, and on a token outside its vocabulary.
+    file: str
+    """Name inside the folder."""
+    split: str
+    """Split, "train" or "val"."""
+    tokens: int
+    """Number of tokens."""
+    documents: int
+    """Number of end-of-text tokens."""
+    sha256: str
+    """SHA-256 of the file, hex."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalFolder:
+    """Facts about a folder of token files."""
+
+    tokenizer: Tokenizer
+    """Tokenizer in the folder."""
+    eot_id: int
+    """Token of its <|endoftext|>."""
+    files: list[ExternalFile]
+    """Token files, train before val, each in the order of their names."""
+
+
+def read_external_folder(folder: Path) -> ExternalFolder | None:
+    """Read all token files of a folder; None if it has no `.bin` to train or validate on.
+
+    Raises InputError if a file is damaged or of another kind, if the tokenizer is missing, or if a
+    token is outside its vocabulary.
     """
     paths = {
-        path: split for path in sorted(folder.glob("*.bin")) if (split := _split(path)) != "test"
+        path: split for path in sorted(folder.glob("*.bin")) if (split := _split_of(path)) != "test"
     }
     if not paths:
         return None
     if not (folder / "tokenizer.json").exists():
         raise InputError(
-            "the token files lack the tokenizer that they were made with",
+            "the tokenizer that the token files were made with is missing",
             where=folder,
-            hint=f"put its tokenizer.json beside {next(iter(paths)).name}; llm.c's and nanoGPT's own data are of GPT-2's",
+            hint=f"copy its tokenizer.json to the folder of {next(iter(paths)).name}; "
+            "the data of llm.c and nanoGPT use GPT-2's",
         )
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     if tokenizer.eot_id is None:
         raise InputError("has no <|endoftext|>", where=folder / "tokenizer.json")
     eot_id = tokenizer.eot_id
 
-    def shard(path: Path) -> Shard:
+    def read(path: Path) -> ExternalFile:
         stat = path.stat()
-        tokens, documents, largest, digest = _facts(path, stat.st_size, stat.st_mtime_ns, eot_id)
+        facts = _read_facts(path, stat.st_size, stat.st_mtime_ns, eot_id)
+        tokens, documents, largest, digest = facts
         if largest >= tokenizer.vocab_size:
             raise InputError(
-                f"holds the token {largest}, outside the vocabulary of {tokenizer.vocab_size}",
+                f"contains the token {largest}, outside the vocabulary of {tokenizer.vocab_size}",
                 where=path,
-                hint="put the tokenizer.json beside it that it was made with",
+                hint="replace the folder's tokenizer.json by the one that the file was made with",
             )
-        return Shard(
-            file=path.name, split=paths[path], tokens=tokens, documents=documents, sha256=digest
-        )
+        return ExternalFile(path.name, paths[path], tokens, documents, digest)
 
-    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
-        shards = sorted(pool.map(shard, paths), key=lambda shard: shard.split)  # train before val
-    documents = sum(shard.documents for shard in shards)
-    source = Source(
-        name=DEFAULT_SOURCE,
-        documents_in=documents,
-        documents_kept=documents,
-        dropped={},
-        text_bytes=0,
-        tokens=sum(shard.tokens for shard in shards),
-    )
-    return Manifest(
-        tokenizer_sha256=tokenizer.sha256,
-        vocab_size=tokenizer.vocab_size,
-        eot_id=eot_id,
-        seed=0,
-        val_fraction=sum(shard.documents for shard in shards if shard.split == "val")
-        / max(1, documents),
-        split_rule="by the names of the files",
-        shards=shards,
-        sources=[source],
-    )
+    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
+        files = sorted(pool.map(read, paths), key=lambda file: file.split)
+    return ExternalFolder(tokenizer, eot_id, files)
 
 
-def _split(path: Path) -> str:
+def _split_of(path: Path) -> str:
     words = set(re.split("[^a-z]+", path.stem.lower()))
-    return (
-        "test" if "test" in words else "val" if words & {"val", "valid", "validation"} else "train"
-    )
+    if "test" in words:
+        return "test"
+    return "val" if words & {"val", "valid", "validation"} else "train"
 
 
 @lru_cache(maxsize=1 << 16)
-def _facts(path: Path, size: int, modified: int, eot_id: int) -> tuple[int, int, int, str]:
-    """Tokens, end-of-texts, the largest token and the SHA-256 of a file, which is read once as long
-    as it does not change.
+def _read_facts(path: Path, size: int, modified: int, eot_id: int) -> tuple[int, int, int, str]:
+    """Return the number of tokens and of end-of-texts, the largest token, and the SHA-256.
+
+    `size` and `modified` are keys of the cache: a file is read again only after it has changed.
     """
     tokens = open_tokens(path)
     documents = largest = 0
-    for start in range(0, len(tokens), CHUNK):
-        part = tokens[start : start + CHUNK]
-        documents += int(np.count_nonzero(part == eot_id))
-        largest = max(largest, int(part.max()))
+    for start in range(0, len(tokens), BLOCK_TOKENS):
+        block = tokens[start : start + BLOCK_TOKENS]
+        documents += int(np.count_nonzero(block == eot_id))
+        largest = max(largest, int(block.max()))
     with open(path, "rb") as file:
         return len(tokens), documents, largest, hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_tokens(path: Path) -> np.ndarray:
-    """The tokens of a file of any of these kinds, a read-only memory map: (tokens,) uint16 or
-    uint32. Raises InputError.
+    """Return the tokens of a file of any of these kinds: read-only memory map, (tokens,).
+
+    The data type is uint16 or uint32. Raises InputError if the file is of no such kind or damaged.
     """
     with open(path, "rb") as file:
         magic = int.from_bytes(file.read(4), "little")
@@ -124,44 +133,43 @@ def open_tokens(path: Path) -> np.ndarray:
         return open_shard(path)
     if index_path(path).exists():
         return _open_megatron(path)
-    if path.name not in BARE:
+    if path.name not in NANOGPT_FILES:
         raise InputError(
-            "not a token file: it does not begin as llm.c's do, and has no .idx as Megatron's have",
+            "not a token file: it has neither the header of llm.c nor the .idx of Megatron",
             where=path,
-            hint=f"nanoGPT's are called {' and '.join(BARE)}",
+            hint=f"nanoGPT's files are called {' and '.join(NANOGPT_FILES)}",
         )
     if path.stat().st_size % 2:
-        raise InputError("its size is odd, and a token of nanoGPT's is two bytes", where=path)
-    return _mapped(path, np.dtype("<u2"))
+        raise InputError("its size is odd, but a token of nanoGPT is two bytes", where=path)
+    return _map_file(path, np.dtype("<u2"))
 
 
 def _open_megatron(path: Path) -> np.ndarray:
-    """Megatron's bare tokens, which its index has to cover from end to end."""
+    """Return the bare tokens of Megatron, which its index has to cover from end to end."""
     index = index_path(path)
     data = index.read_bytes()
-    if len(data) < _INDEX_HEAD.size or data[:9] != b"MMIDIDX\0\0":
+    if len(data) < _INDEX_HEADER.size or data[:9] != b"MMIDIDX\0\0":
         raise InputError("not a Megatron index", where=index)
-    _, version, code, count, borders = _INDEX_HEAD.unpack_from(data)
+    _, version, code, count, borders = _INDEX_HEADER.unpack_from(data)
     dtype = _MEGATRON_DTYPES.get(code)
     if version != 1 or dtype is None:
         raise InputError(
-            f"version {version} with tokens of kind {code}: only version 1 with uint16 (8) or int32 (4) is read",
+            f"version {version} with tokens of type {code}: "
+            "only version 1 with uint16 (8) or int32 (4) can be read",
             where=index,
         )
-    if len(data) != _INDEX_HEAD.size + 12 * count + 8 * borders:
-        raise InputError("is not as long as its counts say", where=index)
-    lengths = np.frombuffer(data, "<i4", count, _INDEX_HEAD.size).astype(np.int64)
-    pointers = np.frombuffer(data, "<i8", count, _INDEX_HEAD.size + 4 * count)
+    if len(data) != _INDEX_HEADER.size + 12 * count + 8 * borders:
+        raise InputError("its length does not match its counts", where=index)
+    lengths = np.frombuffer(data, "<i4", count, _INDEX_HEADER.size).astype(np.int64)
+    pointers = np.frombuffer(data, "<i8", count, _INDEX_HEADER.size + 4 * count)
     if not np.array_equal(pointers, dtype.itemsize * (np.cumsum(lengths) - lengths)):
-        raise InputError("its sequences do not lie end to end", where=index)
-    if path.stat().st_size != dtype.itemsize * int(lengths.sum()):
-        raise InputError(
-            f"is {path.stat().st_size} bytes long where its index counts {int(lengths.sum())} tokens",
-            where=path,
-        )
-    return _mapped(path, dtype)
+        raise InputError("its sequences are not contiguous", where=index)
+    size, tokens = path.stat().st_size, int(lengths.sum())
+    if size != dtype.itemsize * tokens:
+        raise InputError(f"has {size} bytes, but its index counts {tokens} tokens", where=path)
+    return _map_file(path, dtype)
 
 
-def _mapped(path: Path, dtype: np.dtype[Any]) -> np.ndarray:
-    """All of a file; an empty one cannot be mapped."""
+def _map_file(path: Path, dtype: np.dtype[Any]) -> np.ndarray:
+    """Return a memory map of a whole file. An empty file cannot be mapped."""
     return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)

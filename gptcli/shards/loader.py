@@ -1,5 +1,6 @@
-"""All shards of one split, or of one source of it, as one sequence of tokens, checked before the
-first token is used.
+"""Tokens of a split, or of one of its sources: its shards joined into one stream.
+
+The shards are checked before the first token is used.
 """
 
 from __future__ import annotations
@@ -20,24 +21,27 @@ from gptcli.shards.manifest import MANIFEST, Shard, read_manifest
 
 
 class TokenStream:
-    """Token arrays end to end as one; they stay on disk where they are memory maps."""
+    """Token arrays joined end to end; memory maps stay on disk."""
 
     def __init__(self, arrays: Sequence[np.ndarray]) -> None:
         self.arrays = arrays
+        """Arrays (tokens,) of the shards, in order."""
         self.dtype = arrays[0].dtype
-        # one past each array's last token
+        """Data type of a token."""
+        # Index after the last token of each array.
         self._ends = list(accumulate(len(array) for array in arrays))
 
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, span: slice) -> np.ndarray:
-        """A copy of the tokens in `span` (step 1), whatever shards they lie in; clipped at the ends
-        as lists are.
+    def __getitem__(self, tokens: slice) -> np.ndarray:
+        """Return a copy of a slice of the tokens, across shards; clipped at the ends like a list's.
+
+        Raises ValueError if the step of the slice is not 1.
         """
-        start, stop, step = span.indices(len(self))
+        start, stop, step = tokens.indices(len(self))
         if step != 1:
-            raise ValueError("a token stream is read in steps of 1")
+            raise ValueError("a token stream can only be sliced with a step of 1")
         out = np.empty(max(0, stop - start), self.dtype)
         filled = 0
         number = bisect_right(self._ends, start)
@@ -54,14 +58,14 @@ class TokenStream:
 def open_split(
     folder: Path, split: str, *, source: str | None = None, verify: bool = True
 ) -> TokenStream:
-    """The tokens of `split` ("train" or "val") of a shard folder, of one source or of all.
+    """Return the tokens of `split` ("train" or "val") of a shard folder, of one source or of all.
 
-    Layout, size and count of each shard are always checked; `verify` also compares each one's
-    SHA-256 with the manifest, reading every byte once. Raises InputError that names the file.
+    Header, size and token count of each shard are always checked; `verify` also reads every byte
+    and compares the SHA-256 with the manifest's. Raises InputError that names the file.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    shards = manifest.of(split, source)
+    shards = manifest.shards_of(split, source)
     if not manifest.tokens(split, source):
         hint = (
             "build them with a larger {option:val_fraction} or finer {option:documents}; "
@@ -82,11 +86,11 @@ def open_split(
             None,
         ):
             raise InputError(
-                f"its tokens are not as wide as those of {shards[0].file}",
+                f"its tokens have another data type than those of {shards[0].file}",
                 where=folder / other.file,
             )
     if verify:
-        with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+        with ThreadPoolExecutor() as pool:  # hashing releases the GIL
             for shard, digest in zip(
                 shards, pool.map(lambda shard: sha256(folder / shard.file), shards), strict=True
             ):
@@ -103,12 +107,12 @@ def _open(folder: Path, shard: Shard, dtype: TokenDtype) -> np.ndarray:
     tokens = open_shard(folder / shard.file)
     if len(tokens) != shard.tokens:
         raise InputError(
-            f"holds {len(tokens)} tokens where the manifest has {shard.tokens}",
+            f"has {len(tokens)} tokens, but the manifest says {shard.tokens}",
             where=folder / shard.file,
         )
     if tokens.dtype != dtype:
         raise InputError(
-            f"holds {tokens.dtype} tokens, the manifest's vocabulary needs {dtype}",
+            f"has {tokens.dtype} tokens, but the manifest's vocabulary needs {dtype}",
             where=folder / shard.file,
         )
     return tokens

@@ -1,20 +1,18 @@
-"""`manifest.json`: what a shard folder holds, written last, so a folder that has one is whole.
+"""`manifest.json`: the content of a shard folder. It is written last, so a folder with one is complete.
 
     {"format": 1, "tokenizer_sha256": hex, "vocab_size": int, "eot_id": int, "seed": int,
-    "val_fraction": float, "split_rule": str,
-     "shards":  [{"file": "train-webtext2-000000.bin", "split": "train", "tokens": int, "documents": int, "sha256": hex,
-                  "source": "webtext2"}, ...],
-     "sources": [{"name": "webtext2", "documents_in": int, "documents_kept": int, "dropped":
-     {"quality": int, ...},
-                  "text_bytes": int, "tokens": int, "cut": int, "pieces": int, "weight": float,
-                  "epochs": float}, ...]}
+     "val_fraction": float, "split_rule": str,
+     "shards":  [{"file": "train-webtext2-000000.bin", "split": "train", "tokens": int,
+                  "documents": int, "sha256": hex, "source": "webtext2"}, ...],
+     "sources": [{"name": "webtext2", "documents_in": int, "documents_kept": int,
+                  "dropped": {"quality": int, ...}, "text_bytes": int, "tokens": int, "cut": int,
+                  "pieces": int, "weight": float, "epochs": float}, ...]}
 
-A build without a recipe has one source, "inputs", and its files carry no name (`train-000000.bin`);
-a recipe's sources stay apart on disk, each in shards of its own, so that a weight can change here
-without a token being rewritten. Within a split, shards are listed source after source in the order
-of `sources`, and by number. Weights are relative: `Manifest.shares` makes them add up to 1. Keys
-that have a default (`source`, `cut`, `pieces`, `weight`, `epochs`) may be absent, as in folders
-written before there were recipes.
+A build without a recipe has one source, "inputs", which file names leave out (`train-000000.bin`).
+The sources of a recipe have shards of their own, so that a weight can be changed here without
+rewriting a token. Within a split, shards are listed in the order of `sources`, then by number.
+Weights are relative; `Manifest.shares` normalizes them. Keys with a default (`source`, `cut`,
+`pieces`, `weight`, `epochs`) may be absent, as in folders that are older than recipes.
 """
 
 from __future__ import annotations
@@ -30,67 +28,84 @@ from gptcli.errors import InputError
 from gptcli.files import read_json, similar, write_json
 
 MANIFEST = "manifest.json"
-RECORD = "resume.json"  # what a build is made from, for a build that has not ended
-FORMAT = 1
+RESUME_RECORD = "resume.json"  # configuration of a build, written first
+FORMAT_VERSION = 1
 SPLITS = ("train", "val")
 DEFAULT_SOURCE = "inputs"  # of a build without a recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
+    """Manifest entry of one shard."""
+
     file: str
-    """A plain name inside the folder."""
+    """Name inside the folder."""
     split: str
+    """Split, "train" or "val"."""
     tokens: int
+    """Number of tokens."""
     documents: int
+    """Number of documents."""
     sha256: str
-    """Of the `.bin`, hex."""
+    """SHA-256 of the `.bin`, hex."""
     source: str = DEFAULT_SOURCE
-    """The `name` of one of the manifest's sources."""
+    """Name of one of the manifest's sources."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Where documents came from and what became of them: `documents_in` = `documents_kept` + the
-    sum of `dropped`.
+    """Manifest entry of one source of documents.
+
+    `documents_in` = `documents_kept` + the sum of `dropped`.
     """
 
     name: str
+    """Name of the source."""
     documents_in: int
+    """Number of documents read."""
     documents_kept: int
+    """Number of documents kept."""
     dropped: dict[str, int]
-    """Documents left out, by reason."""
+    """Number of documents dropped, by reason."""
     text_bytes: int
     """UTF-8 bytes of the documents kept."""
     tokens: int
-    """Of the documents kept, each one's end-of-text among them."""
+    """Number of tokens of the documents kept, including the end-of-text of each."""
     cut: int = 0
-    """Documents among those kept that lost text to decontamination."""
+    """Number of documents kept that lost text to decontamination."""
     pieces: int = 0
-    """Documents in the shards besides those kept, because some were cut apart."""
+    """Number of documents added because decontamination divided some into several."""
     weight: float = 1.0
-    """How much of the training mixture comes from here, relative to the other sources."""
+    """Share of the training mixture, relative to the other sources."""
     epochs: float = 1.0
-    """How often its training tokens are seen when the whole mixture is as many tokens as the recipe
-    says.
-    """
+    """Number of times its training tokens are seen while the whole mixture is trained on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    format: int = FORMAT
-    tokenizer_sha256: str
-    vocab_size: int
-    eot_id: int
-    seed: int
-    val_fraction: float
-    split_rule: str
-    """How a document's side is decided, in words."""
-    shards: list[Shard]
-    sources: list[Source]
+    """Content of a shard folder."""
 
-    def of(self, split: str, source: str | None = None) -> list[Shard]:
-        """The shards of one split, of one source or of all, in order."""
+    format: int = FORMAT_VERSION
+    """Version of the manifest's format."""
+    tokenizer_sha256: str
+    """SHA-256 of the tokenizer, hex."""
+    vocab_size: int
+    """Number of tokens in the vocabulary."""
+    eot_id: int
+    """Token that begins each document."""
+    seed: int
+    """Random seed of the shuffle."""
+    val_fraction: float
+    """Expected share of validation documents."""
+    split_rule: str
+    """Rule that assigns documents to splits, in words."""
+    shards: list[Shard]
+    """Shards, in order."""
+    sources: list[Source]
+    """Sources, in the order of the recipe."""
+
+    def shards_of(self, split: str, source: str | None = None) -> list[Shard]:
+        """Return the shards of one split, of one source or of all, in order."""
         return [
             shard
             for shard in self.shards
@@ -98,11 +113,13 @@ class Manifest:
         ]
 
     def tokens(self, split: str, source: str | None = None) -> int:
-        return sum(shard.tokens for shard in self.of(split, source))
+        """Return the number of tokens of one split, of one source or of all."""
+        return sum(shard.tokens for shard in self.shards_of(split, source))
 
     def shares(self, split: str = "train") -> dict[str, float]:
-        """The part of the mixture that comes from each source that has tokens in `split`: they add
-        up to 1, in the sources' order.
+        """Return the share of the mixture of each source that has tokens in `split`.
+
+        The shares add up to 1 and are in the order of the sources.
         """
         weights = {
             source.name: source.weight for source in self.sources if self.tokens(split, source.name)
@@ -111,37 +128,79 @@ class Manifest:
         return {name: weight / total for name, weight in weights.items()}
 
 
-_PARTS = {"shards": Shard, "sources": Source}  # the manifest's lists, and what they are lists of
+_LISTS = {"shards": Shard, "sources": Source}  # keys of the manifest with lists of dataclasses
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json`, atomically."""
     write_json(folder / MANIFEST, dataclasses.asdict(manifest))
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a shard folder, or one made of the token files of other programs
-    (`gptcli.shards.external`).
+    """Return the manifest of a shard folder, or of a folder with token files of another program.
 
-    Raises InputError where there is none, or where it is broken, unsafe or of another format.
+    Raises InputError if there is neither, or if the manifest is broken, unsafe or of another format.
     """
     folder = Path(folder)
     path = folder / MANIFEST
     if not path.is_file():
-        if not (folder / RECORD).exists():
-            from gptcli.shards.external import describe  # which is built on this module
-
-            if (made := describe(folder)) is not None:
-                return made
+        if not (folder / RESUME_RECORD).exists() and (manifest := manifest_for(folder)) is not None:
+            return manifest
         raise _no_shards(folder)
     table = read_json(path)
-    if isinstance(table, dict) and table.get("format") != FORMAT:
+    if isinstance(table, dict) and table.get("format") != FORMAT_VERSION:
         raise InputError(
-            f"manifest format {table.get('format')!r} is not {FORMAT}, the one this program reads",
+            f"manifest format {table.get('format')!r} is not {FORMAT_VERSION}, "
+            "the one that can be read",
             where=path,
             hint="build the shards again",
         )
     manifest = _parse(Manifest, table, path, "the manifest")
-    names = [source.name for source in manifest.sources] or [DEFAULT_SOURCE]
+    _check_sources(manifest, path)
+    _check_shards(manifest, path)
+    if not 0 <= manifest.eot_id < manifest.vocab_size:
+        raise InputError(
+            f"end-of-text {manifest.eot_id} is outside the vocabulary of {manifest.vocab_size}",
+            where=path,
+        )
+    return manifest
+
+
+def manifest_for(folder: Path) -> Manifest | None:
+    """Return a manifest for the token files of another program; None if the folder has none.
+
+    Raises InputError like `gptcli.shards.external.read_external_folder`.
+    """
+    # Imported here because numpy and the tokenizer are slow to import, and seldom needed.
+    from gptcli.shards.external import read_external_folder
+
+    found = read_external_folder(folder)
+    if found is None:
+        return None
+    documents = sum(file.documents for file in found.files)
+    source = Source(
+        name=DEFAULT_SOURCE,
+        documents_in=documents,
+        documents_kept=documents,
+        dropped={},
+        text_bytes=0,
+        tokens=sum(file.tokens for file in found.files),
+    )
+    val_documents = sum(file.documents for file in found.files if file.split == "val")
+    return Manifest(
+        tokenizer_sha256=found.tokenizer.sha256,
+        vocab_size=found.tokenizer.vocab_size,
+        eot_id=found.eot_id,
+        seed=0,
+        val_fraction=val_documents / max(1, documents),
+        split_rule="by the names of the files",
+        shards=[Shard(**dataclasses.asdict(file)) for file in found.files],
+        sources=[source],
+    )
+
+
+def _check_sources(manifest: Manifest, path: Path) -> None:
+    names = [source.name for source in manifest.sources]
     if len(set(names)) < len(names):
         raise InputError("two sources have the same name", where=path)
     for source in manifest.sources:
@@ -155,8 +214,12 @@ def read_manifest(folder: Path) -> Manifest:
                 f"source {source.name!r}: dropped is not a number of documents for each reason",
                 where=path,
             )
+
+
+def _check_shards(manifest: Manifest, path: Path) -> None:
+    names = [source.name for source in manifest.sources] or [DEFAULT_SOURCE]
     for shard in manifest.shards:
-        # A name may not lead out of the folder, on any system.
+        # No name may lead out of the folder, on any system.
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.bin", shard.file):
             raise InputError(
                 f"shard file {shard.file!r} is not a plain name ending in .bin", where=path
@@ -172,19 +235,13 @@ def read_manifest(folder: Path) -> Manifest:
                 f"{shard.file}: source {shard.source!r} is not one of {', '.join(map(repr, names))}",
                 where=path,
             )
-    if not 0 <= manifest.eot_id < manifest.vocab_size:
-        raise InputError(
-            f"end-of-text {manifest.eot_id} is outside the vocabulary of {manifest.vocab_size}",
-            where=path,
-        )
-    return manifest
 
 
 def _no_shards(folder: Path) -> InputError:
-    """The error for a path that is no shard folder."""
+    """Return the error for a path that is not a shard folder, with the likely mistake as a hint."""
     what, hint = (
         "no such shard folder",
-        "gpt build-shards makes one, and {option:resume} finishes one that was interrupted",
+        "gpt build-shards makes one, and --resume finishes one that was interrupted",
     )
     build = f"gpt build-shards {folder} --tokenizer gpt2 -o shards makes shards of it"
     if folder.is_dir():
@@ -192,33 +249,32 @@ def _no_shards(folder: Path) -> InputError:
         what = f"not a shard folder: it has no {MANIFEST}"
         if inside:
             hint = f"name one of the shard folders in it: {', '.join(inside[:4])}"
-        elif (folder / RECORD).exists():
-            what, hint = (
-                "the build of these shards has not ended",
-                "the same gpt build-shards with {option:resume} finishes it",
-            )
+        elif (folder / RESUME_RECORD).exists():
+            what = "the build of these shards is not finished"
+            hint = "run the same gpt build-shards with {option:resume} to finish it"
         elif (folder / "config.json").exists() or (folder / "run.toml").exists():
-            hint = "it holds a run: name the shards that it was trained on, as its run.toml does under data"
+            hint = (
+                "it is a run: name the shards that it was trained on, "
+                "which its run.toml lists under data"
+            )
         elif any(
             path.suffix in (".txt", ".jsonl", ".parquet", ".gz", ".zst")
             for path in folder.iterdir()
         ):
-            what, hint = "holds text, not shards", build
+            what, hint = "contains text, not shards", build
     elif folder.exists():
-        what, hint = (
-            "is a file, not a shard folder",
-            f"name its folder: {folder.parent}" if folder.suffix in (".bin", ".idx") else build,
-        )
-        if folder.name == MANIFEST:
-            hint = f"name its folder: {folder.parent}"
+        what = "is a file, not a shard folder"
+        is_shard = folder.suffix in (".bin", ".idx") or folder.name == MANIFEST
+        hint = f"name its folder: {folder.parent}" if is_shard else build
     elif (close := similar(folder)) is not None:
         hint = f"did you mean {close}?"
     return InputError(what, where=folder, hint=hint)
 
 
 def _parse(kind: type[Any], table: Any, path: Path, name: str) -> Any:
-    """`table` as a dataclass of this `kind`: the same keys, each of its type. `name` says in a
-    message what is read.
+    """Return `table` as a dataclass, with its keys and their types checked.
+
+    `name` is the name of the table in messages.
     """
     if not isinstance(table, dict):
         raise InputError(f"{name} is not an object", where=path)
@@ -233,13 +289,13 @@ def _parse(kind: type[Any], table: Any, path: Path, name: str) -> Any:
     values: dict[str, Any] = {}
     for key, value in table.items():
         wanted = getattr(hints[key], "__origin__", hints[key])
-        # JSON does not tell 1 from 1.0; and a bool is no number here.
+        # JSON does not distinguish 1 from 1.0, and a bool is not a number here.
         if isinstance(value, bool) or not isinstance(
             value, (int, float) if wanted is float else wanted
         ):
             raise InputError(f"{name}: {key} is not of type {wanted.__name__}", where=path)
         values[key] = value
-    for key, part in _PARTS.items():
+    for key, part in _LISTS.items():
         if key in values:
             values[key] = [
                 _parse(part, row, path, f"{key}[{number}]")

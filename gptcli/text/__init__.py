@@ -1,1 +1,1 @@
-"""Plain text, before tokens: n-grams and detokenizers, shared by corpus and evals."""
+"""Text before it becomes tokens: n-grams and detokenizers, shared by corpus and evals."""

@@ -1,11 +1,11 @@
-"""Text as it was before a data set's tokenisation, and back again, to the byte.
+"""Detokenizers: undo a data set's tokenization, and redo it to the byte.
 
-GPT-2 removed the artefacts of tokenisation with invertible de-tokenisers (section 3.1): a model of
-ordinary text should not pay for " ," and " @-@ ". Perplexity is still per unit of the original
-file. `tokenize` puts spaces in by rules that look at the text alone, and `detokenize` takes out
-every space that these rules put back. Where a rule would split a word that the file does not split
-("approx." before a space), a word joiner, U+2060, stands in the word and holds it together;
-`tokenize` takes it out. A joiner of the text's own is doubled.
+GPT-2 removed tokenization artifacts with invertible de-tokenizers (section 3.1), because a model of
+ordinary text should not be charged for " ," and " @-@ ". Perplexity is still per unit of the
+original file. `tokenize` inserts spaces by rules that depend on the text alone, and `detokenize`
+removes every space that these rules insert again. Where a rule would split a word that the file
+does not split ("approx." before a space), a word joiner, U+2060, is put into the word to prevent
+it; `tokenize` removes it. A joiner in the original text is doubled.
 """
 
 from __future__ import annotations
@@ -13,86 +13,97 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 JOINER = "\u2060"
-BARE = f"{JOINER} "  # begins a line that has not the spaces which begin and end the others
+BARE = f"{JOINER} "  # begins a line without the spaces that begin and end other lines
 _WORD = rf"[^\s{JOINER}]"
 
 
 class Detokenizer(Protocol):
-    def detokenize(self, text: str) -> str: ...
+    """Invertible tokenization of a data set."""
 
-    def tokenize(self, text: str) -> str: ...
+    def detokenize(self, text: str) -> str:
+        """Return ordinary text for the text of the data set."""
+        ...
 
-    def units(self, text: str) -> int: ...
+    def tokenize(self, text: str) -> str:
+        """Return the text of the data set for ordinary text."""
+        ...
+
+    def units(self, text: str) -> int:
+        """Return the units of the data set's text that perplexity is measured per."""
+        ...
 
 
 @dataclass(frozen=True)
 class Spacing:
-    """A tokenisation that put spaces around marks, undone and redone a line at a time."""
+    """Tokenization that put spaces around marks, undone and redone line by line."""
 
     left: re.Pattern[str]
-    """Tokens that stand at the word before them: "," and "'s"."""
+    """Tokens attached to the word before them, such as "," and "'s"."""
     right: re.Pattern[str]
-    """Tokens that stand at the word after them: "("."""
+    """Tokens attached to the word after them, such as "("."""
     splits: tuple[re.Pattern[str], ...]
-    """Empty matches, in this order: where a space is put back."""
+    """Patterns with empty matches, applied in this order, at which a space is inserted again."""
     infix: re.Pattern[str] | None = None
-    """Where a mark within a word is a token, written between two at signs: the "-" of " @-@ "."""
+    """Marks inside words that are tokens between at signs, such as the "-" of " @-@ "."""
     padded: bool = False
-    """A space begins and ends each line."""
+    """Whether a space begins and ends each line."""
 
     def detokenize(self, text: str) -> str:
+        """Return ordinary text for the text of the data set."""
         *lines, last = text.split("\n")
-        return "".join(f"{self._undone(line)}\n" for line in lines) + (
-            self._undone(last, at_end=True) if last else ""
+        return "".join(f"{self._detokenize_line(line)}\n" for line in lines) + (
+            self._detokenize_line(last, at_end=True) if last else ""
         )
 
     def tokenize(self, text: str) -> str:
+        """Return the text of the data set for ordinary text."""
         *lines, last = text.split("\n")
-        return "".join(f"{self._redone(line)}\n" for line in lines) + (
-            self._redone(last) if last else ""
+        return "".join(f"{self._tokenize_line(line)}\n" for line in lines) + (
+            self._tokenize_line(last) if last else ""
         )
 
     def units(self, text: str) -> int:
-        """Words of the original text and newlines: what perplexity is taken per."""
+        """Return the words and newlines of the original text."""
         return len(text.split()) + text.count("\n")
 
-    def _redone(self, line: str) -> str:
-        bare = not self.padded or line.startswith(BARE)
-        line = _spaced_quotes(line.removeprefix(BARE) if self.padded else line)
+    def _tokenize_line(self, line: str) -> str:
+        is_bare = not self.padded or line.startswith(BARE)
+        line = _space_quotes(line.removeprefix(BARE) if self.padded else line)
         for split in self.splits:
             line = split.sub(" ", line)
         if self.infix:
             line = self.infix.sub(r" @\g<0>@ ", line)
         line = re.sub(f"{JOINER}({JOINER}?)", r"\1", line)
-        return line if bare else f" {line} " if line else " "
+        return line if is_bare else f" {line} " if line else " "
 
-    def _undone(self, line: str, *, at_end: bool = False) -> str:
+    def _detokenize_line(self, line: str, *, at_end: bool = False) -> str:
         if self.padded and line == " " and not at_end:
             return ""
         spaced = self.padded and len(line) > 2 and line[0] == line[-1] == " "
         start = BARE if self.padded and not spaced else ""
         words = (line[1:-1] if spaced else line).replace(JOINER, JOINER * 2).split(" ")
         joins = self._joins(words)
-        plain = start + _joined(words, joins)
-        if self._redone(plain) == line:
+        plain = start + _join(words, joins)
+        if self._tokenize_line(plain) == line:
             return plain
-        words = [word if word == '"' else self._held(word) for word in words]
+        words = [word if word == '"' else self._protect(word) for word in words]
         kept: set[int] = set()
         parts = [joins]
-        while parts:  # those that come back as they were: all of a part, or of its halves
+        while parts:  # remove the spaces that tokenizing restores: of a part, or of its halves
             part = parts.pop()
-            if self._redone(start + _joined(words, kept.union(part))) == line:
+            if self._tokenize_line(start + _join(words, kept.union(part))) == line:
                 kept.update(part)
             elif len(part) > 1:
                 parts += [part[len(part) // 2 :], part[: len(part) // 2]]
-        return start + _joined(words, kept)
+        return start + _join(words, kept)
 
     def _joins(self, words: list[str]) -> list[int]:
-        """What may go, by the number of the word before: the space after it; or, at an "@-@"
-        (-number), both spaces and the at signs.
+        """Return the spaces that may be removed, by the index of the word before them.
+
+        The negative index of an "@-@" stands for both spaces around it and its at signs.
         """
         joins, open_quote = [], False
         for number, word in enumerate(words):
@@ -111,8 +122,8 @@ class Spacing:
                 joins.append(number)
         return list(dict.fromkeys(joins))
 
-    def _held(self, word: str) -> str:
-        """A word that no rule splits any more."""
+    def _protect(self, word: str) -> str:
+        """Return the word with joiners that prevent every rule from splitting it."""
         for split in self.splits:
             word = split.sub(JOINER, word)
         if self.infix:
@@ -120,7 +131,7 @@ class Spacing:
         return re.sub(rf'(?<!{JOINER})"', f'{JOINER}"', word)
 
 
-def _joined(words: list[str], joins: Iterable[int]) -> str:
+def _join(words: list[str], joins: Iterable[int]) -> str:
     joins = set(joins)
     parts = []
     for number, word in enumerate(words):
@@ -130,13 +141,14 @@ def _joined(words: list[str], joins: Iterable[int]) -> str:
     return "".join(parts[:-1])
 
 
-def _spaced_quotes(line: str) -> str:
-    """A space behind each quotation mark that opens, before each that closes; those that a joiner
-    holds are part of a word.
+def _space_quotes(line: str) -> str:
+    """Insert a space after each opening and before each closing quotation mark.
+
+    A quotation mark after a joiner is part of a word.
     """
     opens = False
 
-    def spaced(found: re.Match[str]) -> str:
+    def add_space(found: re.Match[str]) -> str:
         nonlocal opens
         opens = not opens
         before, after = line[: found.start()][-1:], line[found.end() :][:1]
@@ -144,19 +156,22 @@ def _spaced_quotes(line: str) -> str:
             return '" ' if after not in ("", " ") else '"'
         return ' "' if before not in ("", " ") else '"'
 
-    return re.sub(rf'(?<!{JOINER})"', spaced, line)
+    return re.sub(rf'(?<!{JOINER})"', add_space, line)
 
 
-# A full stop belongs to these, to initials and to what has one within already.
-_ABBREVIATED = "Mr Mrs Ms Dr St Jr Sr Lt Gen Col Sgt Capt Maj Cmdr Adm Gov Sen Rep Rev Hon Prof vs Inc Ltd Co Corp Bros Mt Ft No etc"
+# A full stop is part of these words, of initials, and of words that already contain one.
+_ABBREVIATIONS = (
+    "Mr Mrs Ms Dr St Jr Sr Lt Gen Col Sgt Capt Maj Cmdr Adm Gov Sen Rep Rev Hon Prof "
+    "vs Inc Ltd Co Corp Bros Mt Ft No etc"
+)
 _NO_STOP = (
-    "".join(rf"(?<!\b{word})" for word in _ABBREVIATED.split(" "))
+    "".join(rf"(?<!\b{word})" for word in _ABBREVIATIONS.split(" "))
     + rf"(?<!\b[^\W\d_])(?<=[^.{JOINER}\s])"
 )
 _MARKS = (
     re.compile(rf"(?<=[(\[])(?={_WORD})|(?=[)\]])(?<={_WORD})"),
     re.compile(rf"(?=[,;:!?](?:[ ]|$))(?<={_WORD})"),
-    re.compile(rf"(?=\.(?:[ ]|$)){_NO_STOP}"),  # the lookahead first: it fails soonest
+    re.compile(rf"(?=\.(?:[ ]|$)){_NO_STOP}"),  # the lookahead is first because it fails fastest
     re.compile(r"(?<=[$£])(?=\d)|(?=%)(?<=\d)"),
 )
 _OWNERS = re.compile(r"(?='(?:[ ]|$))(?<=s)")
@@ -186,18 +201,22 @@ ONE_BILLION_WORDS = Spacing(
 
 
 @dataclass(frozen=True)
-class AsItIs:
-    """Text that nothing was done to, and is measured in bytes or characters."""
+class Unchanged:
+    """Text without tokenization, measured in bytes or characters."""
 
-    unit: str
+    unit: Literal["bytes", "characters"]
+    """Unit of measurement."""
 
     def detokenize(self, text: str) -> str:
+        """Return the text unchanged."""
         return text
 
     def tokenize(self, text: str) -> str:
+        """Return the text unchanged."""
         return text
 
     def units(self, text: str) -> int:
+        """Return the length of the text in its unit."""
         return len(text.encode("utf-8")) if self.unit == "bytes" else len(text)
 
 
@@ -205,14 +224,15 @@ DETOKENIZERS: dict[str, Detokenizer] = {
     "wikitext": WIKITEXT,
     "ptb": PENN_TREEBANK,
     "1bw": ONE_BILLION_WORDS,
-    "bytes": AsItIs("bytes"),
-    "characters": AsItIs("characters"),
+    "bytes": Unchanged("bytes"),
+    "characters": Unchanged("characters"),
 }
 
 
-def book(text: str) -> str:
-    """A passage of the Children's Book Test, tokenised like the Penn Treebank, as running text. Not
-    invertible: it need not be.
+def detokenize_book(text: str) -> str:
+    """Return a passage of the Children's Book Test as running text.
+
+    Its tokenization is like the Penn Treebank's. This is not invertible.
     """
     for token, mark in {
         "-LRB-": "(",

@@ -1,9 +1,9 @@
-"""Texts as hashes of normalised words and of word n-grams, for whole batches at once with numpy.
+"""Hashes of normalised words and of word n-grams, computed for batches of texts with numpy.
 
-A word is what stands between blanks, in lower case, without punctuation (GPT-3's Appendix C):
-`normalised` says it in plain Python. With `split`, punctuation divides words as blanks do, which
-leaves alphanumeric words only (GPT-2's overlap). The arrays here hold a 64-bit hash of each such
-word.
+A word is a run of characters between white space, in lower case and without punctuation (GPT-3's
+Appendix C); `normalised` implements this in plain Python. With `split`, punctuation separates words
+like white space does, which leaves alphanumeric words only (GPT-2's overlap). The arrays contain a
+64-bit hash of each word or n-gram.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import numpy as np
 from gptcli.shards.order import mix64
 from gptcli.tokenizer.tokenizer import pieces
 
-MAX_BATCH_CHARS = 1 << 20  # characters hashed at once
+MAX_BATCH_CHARS = 1 << 20  # characters hashed at a time
 FILTER_BITS = 16  # bitmap bits per hash of a set: one in 16 other hashes passes
-_BASE = 0x9E3779B97F4A7C15 | 1  # of the polynomial; odd, so that it has an inverse modulo 2**64
+# Base of the polynomial hash; odd, so that it has an inverse modulo 2**64.
+_BASE = 0x9E3779B97F4A7C15 | 1
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
-_DROPPED, _BLANK, _BORDER, _WORD = range(4)  # kinds of bytes
+_DROPPED, _BLANK, _BORDER, _WORD = range(4)  # classes of bytes
 _KIND = np.full(256, _WORD, np.uint8)
 _KIND[list(string.punctuation.encode())] = _DROPPED
 _KIND[list(b" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f")] = _BLANK
@@ -32,7 +33,7 @@ _SPLIT_KIND[_KIND == _DROPPED] = _BLANK
 
 
 def normalised(text: str) -> Iterator[tuple[str, int, int]]:
-    """Each word of `text` with the place it was found at: (word, start, end)."""
+    """Yield (word, start, end) for each word of `text` and its position in it."""
     for match in re.finditer(r"\S+", text):
         word = _PUNCTUATION.sub("", match[0].lower()).replace("\0", "")
         if word:
@@ -40,20 +41,20 @@ def normalised(text: str) -> Iterator[tuple[str, int, int]]:
 
 
 def word_hashes(texts: list[str], *, split: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """The hashes of all words end to end (uint64), and how many words each text has (int64)."""
+    """Return the hashes of all words, concatenated (uint64), and the words per text (int64)."""
     parts: list[np.ndarray] = []
     owners: list[np.ndarray] = []
     batch: list[str] = []
     owner: list[int] = []
-    held = 0
+    characters = 0
     for number, text in enumerate(texts):
         for piece in pieces(text, MAX_BATCH_CHARS):
             batch.append(piece)
             owner.append(number)
-            held += len(piece)
-            if held >= MAX_BATCH_CHARS:
+            characters += len(piece)
+            if characters >= MAX_BATCH_CHARS:
                 _flush(batch, owner, parts, owners, split)
-                held = 0
+                characters = 0
     _flush(batch, owner, parts, owners, split)
     counts = np.bincount(np.concatenate([np.empty(0, np.int64), *owners]), minlength=len(texts))
     return np.concatenate([np.empty(0, np.uint64), *parts]), counts
@@ -75,7 +76,7 @@ def _flush(
 
 
 def _hashed(texts: list[str], split: bool) -> tuple[np.ndarray, np.ndarray]:
-    """A hash a word, and the number of the text it stands in."""
+    """Return the hash of each word (uint64) and the index of its text (int64)."""
     data = np.frombuffer(b"\0".join(_plain(text, " " if split else "") for text in texts), np.uint8)
     kind = (_SPLIT_KIND if split else _KIND)[data]
     kept = kind != _DROPPED
@@ -94,9 +95,7 @@ def _hashed(texts: list[str], split: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _plain(text: str, punctuation: str) -> bytes:
-    """In lower case as UTF-8; what stands for punctuation outside ASCII is put in its place
-    here.
-    """
+    """Return the text in lower case as UTF-8, with `punctuation` for punctuation outside ASCII."""
     text = text.lower()
     if not text.isascii():
         text = " ".join(_PUNCTUATION.sub(punctuation, text).split())
@@ -105,7 +104,7 @@ def _plain(text: str, punctuation: str) -> bytes:
 
 @lru_cache(maxsize=4)
 def _tables(bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """2**bits powers of the base, and as many of its inverse."""
+    """Return the first 2**bits powers of the base and of its inverse (uint64)."""
     tables = []
     for base in (_BASE, pow(_BASE, -1, 1 << 64)):
         table = np.full(1 << bits, base, np.uint64)
@@ -115,18 +114,19 @@ def _tables(bits: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def grams(hashes: np.ndarray, counts: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """A hash for each run of `n` words inside one text (uint64), and the number of its text;
-    shorter texts have none.
+    """Return the hash of each word n-gram (uint64) and the index of its text (int64).
+
+    `hashes` and `counts` are those of `word_hashes`. A text of fewer words has no n-gram.
     """
     if len(hashes) < n:
         return np.empty(0, np.uint64), np.empty(0, np.int64)
     owner = np.repeat(np.arange(len(counts)), counts)
-    whole = owner[: len(owner) - n + 1] == owner[n - 1 :]
+    is_inside_text = owner[: len(owner) - n + 1] == owner[n - 1 :]
     total = np.zeros(len(hashes) - n + 1, np.uint64)
     keys = mix64(np.arange(1, n + 1, dtype=np.uint64) * np.uint64(_BASE))
-    for place, key in enumerate(keys):
-        total += hashes[place : place + len(total)] * (key | np.uint64(1))
-    return mix64(total[whole]), owner[: len(total)][whole]
+    for offset, key in enumerate(keys):
+        total += hashes[offset : offset + len(total)] * (key | np.uint64(1))
+    return mix64(total[is_inside_text]), owner[: len(total)][is_inside_text]
 
 
 class NgramSet:

@@ -19,14 +19,15 @@ from gptcli.cost import layout as division
 from gptcli.cost.flops import flops_per_token
 from gptcli.cost.hardware import Gpu, find_gpu, identify_gpu
 from gptcli.cost.layout import Layout
-from gptcli.cost.memory import RECOMPUTE, SCHEDULES
+from gptcli.cost.memory import RECOMPUTE, SCHEDULES, padded_micro_batches
 from gptcli.cost.planner import layouts, make_plan
 from gptcli.cost.rank_memory import StepConfig, rank_memory
+from gptcli.distributed.environment import device_type
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, short_name
 from gptcli.numbers import in_bytes
 from gptcli.papers.models import MODELS
-from gptcli.runtime import device_type, launch_environment, launched_processes
+from gptcli.runtime import launch_environment, launched_processes
 from gptcli.trainer.config import TrainConfig
 
 AUTO = "auto"
@@ -292,14 +293,6 @@ def largest_that_fits(model: ModelConfig, processes: int, precision: str, gpu: G
         if fitting(config, processes, processes, precision, gpu, micro_batch=1):
             return short_name(paper)
     return None
-
-
-def padded_micro_batches(micro_batches: int, pp: int, schedule: str) -> int:
-    """Return how many micro-batches a pipeline runs if it needs `micro_batches`.
-
-    Every stage works on at least one; interleaved schedules run them in rounds of `pp`.
-    """
-    return max(micro_batches, pp) if SCHEDULES[schedule] == 1 else -(-micro_batches // pp) * pp
 
 
 def work_of(layout: Layout, train: TrainConfig, sequences: int) -> StepConfig:

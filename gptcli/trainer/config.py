@@ -73,7 +73,7 @@ class TrainConfig:
     layout: str = "dp=1"
     """Processes by axis, "dp=2,shard=4,tp=2,pp=2" (`gptcli.distributed.context`)."""
     pipeline_schedule: str = "1f1b"
-    """Order of micro-batches in a pipeline (`gptcli.trainer.pipeline`)."""
+    """Order of micro-batches in a pipeline (`gptcli.distributed.pipeline_parallel`)."""
     recompute: str = "none"
     """Activations to recompute in the backward pass
     (`gptcli.distributed.activation_checkpoint`).
@@ -223,7 +223,7 @@ class Run:
     resume: bool = False
     """Continue from the newest complete checkpoint of the run folder, if there is one."""
     track: str | None = None
-    """Tracker to log metrics to as well (`gptcli.trainer.tracking`)."""
+    """Tracker to log metrics to as well (`gptcli.trainer.trackers`)."""
     profile: bool = False
     """Trace a few steps."""
     measure: Callable[[Any], dict[str, float]] | None = None
@@ -237,7 +237,7 @@ class Run:
         return parse_layout(self.train.layout)
 
     @property
-    def widening(self) -> float:
+    def width_mult(self) -> float:
         """Width multiplier m of muP: model width over tuned width; 1 without muP."""
         return 1.0 if self.train.mup is None else self.model.d_model / self.train.mup
 

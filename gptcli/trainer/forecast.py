@@ -3,7 +3,7 @@
 `forecast` is a pure function of configuration, data and machine. `this_machine` measures the
 machine: the speed of a GPU is predicted by the cost model, that of a CPU from a small matrix
 product, of which training reaches a share (`UTILISATION`). It is a rough range for an idle
-machine, until the first steps are measured (`gptcli.trainer.speed.Pace`).
+machine, until the first steps are measured (`gptcli.trainer.monitors.Pace`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from gptcli.cost.hardware import identify_gpu
 from gptcli.cost.layout import Layout, parse_layout
 from gptcli.cost.planner import make_plan
 from gptcli.cost.step_time import uncertainty
+from gptcli.distributed.environment import device_type
 from gptcli.errors import UsageError, name_parameters
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import WEEK, amount, in_bytes, rough_duration
-from gptcli.runtime import cores, device_type
+from gptcli.runtime import available_cores
 from gptcli.shards.manifest import Manifest
 from gptcli.trainer.auto import (
     check_processes,
@@ -34,7 +35,7 @@ from gptcli.trainer.auto import (
     work_of,
 )
 from gptcli.trainer.config import TrainConfig
-from gptcli.trainer.precision import PRODUCTS
+from gptcli.trainer.precision import AUTOCAST_DTYPES
 from gptcli.trainer.recipe import SMALL_MODEL
 from gptcli.trainer.schedule import Schedule
 
@@ -139,10 +140,10 @@ def forecast(
 ) -> Forecast:
     """Forecast a run that has already read `done` tokens; `manifest` is None without shards."""
     schedule, layout = Schedule(train, model.n_ctx), parse_layout(train.layout)
-    tokens, steps = schedule.total * model.n_ctx, schedule.steps()
+    tokens, steps = schedule.total_sequences * model.n_ctx, schedule.steps()
     passes, by_source = passes_over(manifest, tokens)
     seconds = seconds_of(machine, tokens - done, steps - schedule.steps(done) if done else steps)
-    needs = process_memory(model, layout, train, min(schedule.full, schedule.total))
+    needs = process_memory(model, layout, train, min(schedule.full_batch, schedule.total_sequences))
     fits = None if machine.memory_bytes is None else needs <= machine.memory_bytes
     disk = disk_bytes(model, train, steps)
     warnings = [
@@ -156,7 +157,7 @@ def forecast(
         machine=machine.name,
         steps=steps,
         tokens=tokens,
-        batch_tokens=schedule.full * model.n_ctx,
+        batch_tokens=schedule.full_batch * model.n_ctx,
         warmup_steps=schedule.steps(train.warmup_tokens),
         train_tokens=None if manifest is None else manifest.tokens("train"),
         passes=passes,
@@ -210,7 +211,7 @@ def memory_cautions(
     """Return a warning if a process needs more memory than it has."""
     if machine.memory_bytes is None or needs <= machine.memory_bytes:
         return []
-    hint = memory_advice(model, layout, train, min(schedule.full, schedule.total))
+    hint = memory_advice(model, layout, train, min(schedule.full_batch, schedule.total_sequences))
     return [
         Caution(
             code="does-not-fit", message=shortage(layout, needs, machine.memory_bytes), hint=hint
@@ -283,11 +284,13 @@ def length_cautions(
     """Return warnings about too few steps and too long a warm-up."""
     found = []
     if train.follow_noise:  # it begins with small batches, and may stay there
-        steps = schedule.total // schedule.first
+        steps = schedule.total_sequences // schedule.first_batch
     if steps < MIN_STEPS:
-        hint = f"raise {{option:tokens}} to {amount(MIN_STEPS * schedule.full * schedule.n_ctx)}"
-        if schedule.total >= MIN_STEPS:
-            batch = schedule.total // MIN_STEPS * schedule.n_ctx
+        hint = (
+            f"raise {{option:tokens}} to {amount(MIN_STEPS * schedule.full_batch * schedule.n_ctx)}"
+        )
+        if schedule.total_sequences >= MIN_STEPS:
+            batch = schedule.total_sequences // MIN_STEPS * schedule.n_ctx
             hint += f", or lower {{option:batch_tokens}} to {batch:,}"
         message = f"{steps:,} step{'s are' if steps != 1 else ' is'} too few to learn much"
         found.append(Caution(code="few-steps", message=message, hint=hint))
@@ -338,7 +341,7 @@ def this_machine(model: ModelConfig, train: TrainConfig, out: Path) -> Machine:
         )
     rate = product_rate(model.d_model, train.precision) / flops_per_token(model, "causal")
     slow, fast = (share * rate for share in UTILISATION)
-    name = f"{cores()} CPU core{'s' * (cores() != 1)}"
+    name = f"{available_cores()} CPU core{'s' * (available_cores() != 1)}"
     return Machine(
         name=name,
         memory_bytes=memory,
@@ -356,7 +359,7 @@ def gpu_speed(model: ModelConfig, train: TrainConfig, layout: Layout) -> tuple[f
     if identify_gpu(torch.cuda.get_device_name()) is None:
         return None
     gpu, schedule = device(layout.processes), Schedule(train, model.n_ctx)
-    work = work_of(layout, train, min(schedule.full, schedule.total))
+    work = work_of(layout, train, min(schedule.full_batch, schedule.total_sequences))
     try:
         speed = make_plan(model, layout, work, gpu).tokens_per_second
     except UsageError:  # the vendor prints no peak at this precision
@@ -371,7 +374,7 @@ def product_rate(d_model: int, precision: str) -> float:
     The width is at most PROBE's. CPU time is measured, so that other work does not count.
     """
     rows, width = PROBE[0], min(d_model, PROBE[1])
-    dtype = PRODUCTS[precision] or torch.float32
+    dtype = AUTOCAST_DTYPES[precision] or torch.float32
     a, b = torch.ones(rows, width, dtype=dtype), torch.ones(width, 4 * width, dtype=dtype)
     torch.matmul(a, b)  # warms up
     best = 0.0

@@ -4,26 +4,25 @@ small to far too large, and its loss.
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gptcli import strict_json
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.events import Events
 from gptcli.files import atomic_write
+from gptcli.model.source import LR_RANGE, LR_RANGE_REPORT
+from gptcli.runs.curves import inline_chart
+from gptcli.runs.page import configuration, definitions, document, gallery
 from gptcli.shards.order import open_order
 from gptcli.trainer.batches import micro_batches
-from gptcli.trainer.checkpoint import canonical_parameters, take_weights
+from gptcli.trainer.checkpoint import load_weights_, plain_named_parameters
 from gptcli.trainer.config import Run
-from gptcli.trainer.parallelize import build
-from gptcli.trainer.report_chart import chart
-from gptcli.trainer.report_page import configured, document, gallery, terms
+from gptcli.trainer.initial_weights import initial_weights_folder, remove_initial_weights
+from gptcli.trainer.parallelize import build_train_step
 from gptcli.trainer.schedule import Schedule
-from gptcli.trainer.start import drop_start, start_folder
+from gptcli.trainer.spike_guard import SpikeGuard
 
 LOW, HIGH = 1e-6, 1.0
 SMOOTH = 0.8  # weight of the past in the running mean
@@ -31,39 +30,38 @@ DIVERGED = 1.0  # nats above the lowest mean: nothing comes after that
 # the rate suggested is so many times smaller than that of the lowest loss, where it is about to
 # rise
 BELOW = 10
-CURVE, PICTURE = "lr_range.jsonl", "lr_range.html"
 
 Point = dict[str, float]
 
 
-def lr_range(run: Run, place: Place, events: Events) -> dict[str, Any]:
+def lr_range(run: Run, context: RankContext, events: Events) -> dict[str, Any]:
     """Sweep the rate over the run's tokens, in full batches; every process of the run calls it
     together. Nothing is kept of the model.
     """
     begin = time.perf_counter()
     schedule, n_ctx = Schedule(run.train, run.model.n_ctx), run.model.n_ctx
     order = open_order(run.data, "train", n_ctx, run.train.seed, verify=False)
-    stepper = build(run, place, events)
+    train_step = build_train_step(run, context, events)
+    train_step.spike_guard = SpikeGuard(0.0)  # the sweep is to find where the loss rises
     if run.init_from is not None:
-        take_weights(
-            start_folder(run.out, run.init_from), canonical_parameters(stepper.model), run.init_step
+        load_weights_(
+            initial_weights_folder(run.out, run.init_from),
+            plain_named_parameters(train_step.model),
+            run.init_step,
         )
-    steps = max(2, schedule.total // schedule.full)
+    steps = max(2, schedule.total_sequences // schedule.full_batch)
     points: list[Point] = []
     diverged = True  # unless it comes to its end
     for step in range(steps):
         lr = LOW * (HIGH / LOW) ** (step / (steps - 1))
-        tokens = schedule.full * n_ctx
+        tokens = schedule.full_batch * n_ctx
         batches = micro_batches(
-            order, step * schedule.full, schedule.full, run.train.micro_batch, place
+            order, step * schedule.full_batch, schedule.full_batch, run.train.micro_batch, context
         )
-        loss = stepper.gradients(batches, tokens, step + 1)
-        norm = stepper.clip_gradients()
-        total, norms = place.total(torch.stack([loss, norm])).tolist()
-        if not (math.isfinite(total) and math.isfinite(norms)):
+        result = train_step(batches, step=step + 1, batch_tokens=tokens, lr=lr)
+        if result.skip_reason is not None:
             break
-        stepper.update(lr)
-        points.append(smoothed(points, lr, total / tokens))
+        points.append(smoothed(points, lr, result.loss))
         events.progress("lr range", step + 1, steps, "steps", lr=lr, loss=points[-1]["loss"])
         if points[-1]["smooth"] > min(point["smooth"] for point in points) + DIVERGED:
             break
@@ -71,9 +69,9 @@ def lr_range(run: Run, place: Place, events: Events) -> dict[str, Any]:
         diverged = False
     events.finish("lr range")
     lowest, suggested = suggest(points)
-    if place.leads:
+    if context.is_main:
         write(run, points, lowest, suggested)
-        drop_start(run.out)
+        remove_initial_weights(run.out)
     return {
         "out": str(run.out),
         "suggested_lr": suggested,
@@ -109,7 +107,7 @@ def suggest(points: list[Point]) -> tuple[float | None, float | None]:
 
 def write(run: Run, points: list[Point], lowest: float | None, suggested: float | None) -> None:
     out = Path(run.out)
-    with atomic_write(out / CURVE, "w") as file:
+    with atomic_write(out / LR_RANGE, "w") as file:
         file.writelines(strict_json.dumps(point, ascii_only=True) + "\n" for point in points)
     curves = {
         name: [(point["lr"], point[key]) for point in points]
@@ -121,17 +119,17 @@ def write(run: Run, points: list[Point], lowest: float | None, suggested: float 
         "steps": f"{len(points):,}",
     }
     charts = (
-        [chart("Loss", curves, unit="nats a token", over="lr", log_x=True, tall=True)]
+        [inline_chart("Loss", curves, unit="nats per token", over="lr", log_x=True, tall=True)]
         if points
         else []
     )
-    with atomic_write(out / PICTURE, "w") as file:
+    with atomic_write(out / LR_RANGE_REPORT, "w") as file:
         file.write(
             document(
                 f"{run.name}: learning-rate range",
-                terms(facts),
+                definitions(facts),
                 gallery(charts),
-                configured(run.resolved),
+                configuration(run.resolved),
             )
         )
 

@@ -14,13 +14,13 @@ from gptcli.shards.manifest import Manifest
 from gptcli.shards.order import open_order
 from gptcli.tokenizer.tokenizer import load_tokenizer
 from gptcli.trainer.auto import check_division, check_memory, check_processes
-from gptcli.trainer.checkpoint import State, newest_state
+from gptcli.trainer.checkpoint import CheckpointState, newest_state
 from gptcli.trainer.config import Run
 from gptcli.trainer.forecast import disk_bytes, disk_cautions, disk_free
+from gptcli.trainer.initial_weights import begun_folder
 from gptcli.trainer.precision import check_precision
 from gptcli.trainer.schedule import Schedule
-from gptcli.trainer.start import kept_start
-from gptcli.trainer.tracking import check_tracker
+from gptcli.trainer.trackers import check_tracker
 
 # fields of the architecture that weights keep
 SHAPE = {"n_layer", "n_head", "d_model", "n_ctx", "vocab_size", "attention", "band", "norm", "tied"}
@@ -45,20 +45,13 @@ def check_run(run: Run, manifest: Manifest) -> None:
     Raises UsageError or InputError.
     """
     schedule = Schedule(run.train, run.model.n_ctx)
-    layout, sequences = run.layout, min(schedule.full, schedule.total)
+    layout, sequences = run.layout, min(schedule.full_batch, schedule.total_sequences)
     check_processes(layout)
     check_division(run.model, layout, run.train.pipeline_schedule, sequences)
     check_precision(run.train.precision, layout.tp)
     check_memory(run.model, layout, run.train, sequences)
     if run.track is not None:
         check_tracker(run.track)
-    if run.train.document_mask and run.layout.pp > 1:
-        raise UsageError(
-            "pipeline stages do not exchange document boundaries",
-            field="document_mask",
-            code="document_mask_with_stages",
-            hint="leave it out, or use a {option:layout} without pp",
-        )
     if run.out.resolve() in (run.data.resolve(), *run.data.resolve().parents):
         raise UsageError(
             "the run folder contains the shards", where=run.out, hint="choose another {option:out}"
@@ -70,7 +63,7 @@ def check_run(run: Run, manifest: Manifest) -> None:
             hint="build the shards again",
         )
     # a resumed run has its own copy: the run it started from may have changed
-    begun = run.resume and kept_start(run.out) is not None
+    begun = run.resume and begun_folder(run.out) is not None
     if (
         run.init_from is not None
         and not begun
@@ -110,11 +103,12 @@ def check_resume(run: Run) -> bool:
     """
     state = resumed_state(run.out, run.identity())
     return (
-        state is not None and state.position.sequences >= Schedule(run.train, run.model.n_ctx).total
+        state is not None
+        and state.position.sequences >= Schedule(run.train, run.model.n_ctx).total_sequences
     )
 
 
-def resumed_state(out: Path, identity: dict[str, Any]) -> State | None:
+def resumed_state(out: Path, identity: dict[str, Any]) -> CheckpointState | None:
     """Return the state of the run folder's newest checkpoint; None if it has none.
 
     Raises UsageError if the checkpoint has a different `identity`.

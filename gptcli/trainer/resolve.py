@@ -164,17 +164,17 @@ def _started_from(given: Resolved, changes: dict[str, Any]) -> tuple[ModelConfig
     """Return the architecture of the model to start from, with this run's dropout.
 
     Other given values, and the shards, must agree with it. The step of an unfinished run's newest
-    checkpoint is recorded. A resumed run reads its own copy (`gptcli.trainer.start`), because the
+    checkpoint is recorded. A resumed run reads its own copy (`gptcli.trainer.initial_weights`), because the
     run it started from may have changed.
     """
     from gptcli.model.hf_config import is_padded, read_model_config
     from gptcli.model.source import find_model
-    from gptcli.trainer.start import kept_start
+    from gptcli.trainer.initial_weights import begun_folder
 
     folder = Path(given.values["init_from"])
     if (
         RUN_TOML in given.origin.values()
-        and (kept := kept_start(Path(given.values["out"]))) is not None
+        and (kept := begun_folder(Path(given.values["out"]))) is not None
     ):
         folder = kept
     else:

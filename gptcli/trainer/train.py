@@ -13,23 +13,24 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from gptcli.distributed.launch import launch
 from gptcli.errors import Interrupted, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, check_output, claim_output
 from gptcli.locks import own_folder
 from gptcli.model.config import ModelConfig, find_size
-from gptcli.model.source import RUN_TOML
-from gptcli.runtime import leads, leads_machine, restarted
+from gptcli.model.source import INIT, RUN_TOML
+from gptcli.runs.provenance import provenance, resumed
+from gptcli.runtime import is_main, is_main_on_node, restarted
 from gptcli.settings import Resolved, resolved_toml, same_values, updated_toml
 from gptcli.shards.manifest import Manifest, read_manifest
-from gptcli.trainer.checkpoint import newest_state
+from gptcli.trainer.checkpoint import newest_state, newest_step
 from gptcli.trainer.config import Run, TrainConfig
-from gptcli.trainer.export import is_finished, tidy
-from gptcli.trainer.launch import launch
+from gptcli.trainer.export import is_finished, remove_temporary_weights
+from gptcli.trainer.initial_weights import keep_initial_weights
+from gptcli.trainer.loop import train as train_on_rank
 from gptcli.trainer.preflight import check_data, check_resume, check_run, data_sha256
-from gptcli.trainer.provenance import provenance, resumed
 from gptcli.trainer.resolve import MODEL_KEYS, NEWEST, ResolvedRun
-from gptcli.trainer.start import INIT, keep_start
 
 Measure = Callable[[Any], dict[str, float]]
 """Measures a GPT at every checkpoint; returns figures by name."""
@@ -89,10 +90,15 @@ def train(
                 code="finished",
                 hint="{option:force} starts over",
             )
-        report = launch(run, events)
+        report = launch_run(run, events)
     if report["interrupted"]:
         raise interrupted(report, out)
     return report
+
+
+def launch_run(run: Run, events: Events) -> dict[str, Any]:
+    """Train a prepared run on the processes of its layout, and return the report of rank 0."""
+    return launch(run, events, train_on_rank, newest_step)
 
 
 def interrupted(report: dict[str, Any], out: Path) -> Interrupted:
@@ -162,15 +168,15 @@ def prepare_run(
         resolved=text,
     )
     check_run(run, manifest)
-    if leads():
+    if is_main():
         check_output(out, resume=resume, force=force)
     if resume:
         at_end = check_resume(run)
         if is_finished(out) and (
             at_end or (newest_state(out) is None and same_values(text, before))
         ):
-            if leads():
-                tidy(out)
+            if is_main():
+                remove_temporary_weights(out)
             return None
         if is_finished(out) and newest_state(out) is None:
             raise UsageError(
@@ -181,12 +187,12 @@ def prepare_run(
                 hint="{option:force} starts over",
             )
         run = replace(run, resume=True)
-    if leads() and not restarted():
+    if is_main() and not restarted():
         announce(run)
     # once on each machine: the other processes wait for it to join them
-    if leads_machine() and not restarted():
+    if is_main_on_node() and not restarted():
         check_data(run, manifest)
-    if leads():
+    if is_main():
         claim_output(out, resume=resume, force=force)
         run = _keep_start(resolved_run, run, made_by, command, events)
         with atomic_write(out / RUN_TOML, "w") as file:
@@ -206,7 +212,9 @@ def _keep_start(
     ):
         return run
     origin = resolved_run.resolved.origin["checkpoint"]
-    step = keep_start(run.init_from, run.out, run.init_step, events, newest=origin == NEWEST)
+    step = keep_initial_weights(
+        run.init_from, run.out, run.init_step, events, newest=origin == NEWEST
+    )
     if step == run.init_step:
         return run
     resolved_run.resolved.put({"checkpoint": step}, origin)

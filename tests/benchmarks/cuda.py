@@ -33,13 +33,13 @@ import torch
 
 from gptcli.cost.flops import flops_per_token
 from gptcli.cost.hardware import identify_gpu
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
 from gptcli.model import banded_attention
 from gptcli.model.attention import causal_mask
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.trainer.config import Run, TrainConfig
-from gptcli.trainer.parallelize import build
+from gptcli.trainer.parallelize import build_train_step
 from gptcli.trainer.recipe import paper_recipe
 from tests.benchmarks.training import give_nanogpt, write_shards
 
@@ -262,11 +262,14 @@ def gradient(
         name="benchmark", out=nowhere, data=nowhere, model=model, train=train, data_sha256="", tokenizer_sha256="", eot_id=VOCABULARY - 1,
         must_compile=compiled,
     )  # fmt: skip
-    stepper = build(run, Place(device), SILENT)
+    train_step = build_train_step(run, RankContext(device), SILENT)
     x, y = batch[:, :-1].to(device), batch[:, 1:].to(device)
-    loss = stepper.gradients([(x.contiguous(), y.contiguous())], y.numel(), 1).item() / y.numel()
+    loss = (
+        train_step.forward_backward([(x.contiguous(), y.contiguous())], y.numel(), 1).item()
+        / y.numel()
+    )
     parts = [
-        p.grad.float().flatten().cpu() for p in stepper.model.parameters() if p.grad is not None
+        p.grad.float().flatten().cpu() for p in train_step.model.parameters() if p.grad is not None
     ]
     torch._dynamo.reset()  # the next model has other layers
     return loss, torch.cat(parts)

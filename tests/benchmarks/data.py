@@ -72,9 +72,9 @@ def build_shards() -> None:
     import tiktoken
     import zstandard
 
-    from gptcli.corpus.build import begin, finish
-    from gptcli.corpus.config import Build
-    from gptcli.corpus.recipe import Source
+    from gptcli.corpus.build import begin_build, finish_build
+    from gptcli.corpus.config import BuildConfig
+    from gptcli.corpus.recipe import SourceConfig
     from gptcli.tokenizer.encoders import open_encoder
     from gptcli.tokenizer.tokenizer import PATTERN, byte_alphabet, load_tokenizer
 
@@ -105,14 +105,16 @@ def build_shards() -> None:
 
         rates = {}
         for name in ("gigatoken", "tiktoken"):
-            build = Build(sources=[Source(inputs=[str(path)])], tokenizer=tokenizer, encoder=name)
+            build = BuildConfig(
+                sources=[SourceConfig(inputs=[str(path)])], tokenizer=tokenizer, encoder=name
+            )
             # imported and checked beforehand: a long build does not notice
             open_encoder(tokenizer, name)
             out = Path(scratch) / name
 
-            def shards(build: Build = build, out: Path = out) -> None:
-                begin(build, out, resume=False, force=False)
-                finish(build, out, workers=1)
+            def shards(build: BuildConfig = build, out: Path = out) -> None:
+                begin_build(build, out, resume=False, force=False)
+                finish_build(build, out, workers=1)
 
             rates[name] = timed(f"gpt build-shards, 1 worker, {name}", shards, BYTES / 1e6, "MB")
         rates["nanogpt"] = timed(
@@ -196,7 +198,7 @@ def minhash() -> None:
     """
     import hashlib
 
-    from gptcli.corpus.minhash import BANDINGS, band_keys, shingles
+    from gptcli.corpus.dedup import BANDINGS, band_keys, shingles
     from gptcli.text.ngrams import normalised
 
     words = " ".join(texts(8_000_000)).split()

@@ -17,10 +17,10 @@ import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from gptcli.cost.fit import minimise
 from gptcli.cost.hardware import Gpu, find_gpu
 from gptcli.cost.layout import Layout
 from gptcli.cost.rank_memory import StepConfig
+from gptcli.cost.scaling_fit import nelder_mead
 from gptcli.cost.step_time import Constants, tokens_per_second
 from gptcli.model.config import ModelConfig
 
@@ -124,7 +124,7 @@ def fit(rows: list[Measured]) -> Constants:
         held = sum((x - y) ** 2 for x, y in zip(point, prior, strict=True))
         return statistics.fmean(abs(error(row, made)) for row in rows) + HELD * held
 
-    return constants(minimise(loss, prior, step=0.3, rounds=6))
+    return constants(nelder_mead(loss, prior, step=0.3, restarts=6))
 
 
 def main(path: Path) -> None:

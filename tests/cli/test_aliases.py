@@ -15,13 +15,13 @@ from gptcli.cli.aliases import (
     COMMANDS,
     EVERYWHERE,
     OF_COMMAND,
-    Ours,
-    answer_key,
+    Alias,
     corrected,
-    find,
+    find_alias,
+    key_hint,
     table_of,
 )
-from gptcli.cli.app import COMMANDS as OURS
+from gptcli.cli.app import COMMANDS as OUR_COMMANDS
 from gptcli.cli.app import build_app
 from gptcli.cli.command import option_table
 from gptcli.cli.config import read_config
@@ -29,7 +29,7 @@ from gptcli.errors import InputError, UsageError
 
 
 def options_of(command: str) -> dict[str, bool]:
-    """The options of a command (gpt train), and whether each takes a value."""
+    """Return the options of a command, and whether each takes a value."""
     path = command.split()[1:]
     found: Any = typer.main.get_command(build_app(path))
     ctx: Any = found.context_class(found, info_name="gpt", **found.context_settings)
@@ -46,62 +46,64 @@ def refused(command: str, *args: str) -> UsageError:
     return caught.value
 
 
-def test_there_are_many() -> None:
+def test_there_are_more_than_300_aliases() -> None:
     assert sum(map(len, OF_COMMAND.values())) + len(COMMANDS) + len(EVERYWHERE) > 300
 
 
 @pytest.mark.parametrize("command", OF_COMMAND)
-def test_aliases_lead_to_options_and_shadow_none(command: str) -> None:
+def test_aliases_name_existing_options_and_shadow_none(command: str) -> None:
     takes = options_of(command)
-    for word, ours in OF_COMMAND[command].items():
+    for word, alias in OF_COMMAND[command].items():
         assert "--" + word not in takes, f"{word} is an option of {command}"
-        assert ours.words or ours.note, word
-        if ours.option:
-            assert ours.option in takes, f"{command} has no {ours.option}"
-            assert ours.whole <= takes[ours.option]
+        assert alias.target or alias.note, word
+        if alias.option:
+            assert alias.option in takes, f"{command} has no {alias.option}"
+            assert alias.has_value <= takes[alias.option]
         else:
-            assert ours.words in ("", "RUN", "PROMPT", "INPUT")
+            assert alias.target in ("", "RUN", "PROMPT", "INPUT")
 
 
-def test_aliases_of_every_command_lead_somewhere() -> None:
+def test_aliases_for_every_command_name_options_of_some() -> None:
     takes = [options_of(command) for command in OF_COMMAND]
-    for ours in EVERYWHERE.values():
-        assert not ours.option or any(ours.option in options for options in takes)
+    for alias in EVERYWHERE.values():
+        assert not alias.option or any(alias.option in options for options in takes)
 
 
 @pytest.mark.parametrize("command", OF_COMMAND)
-def test_every_alias_is_answered(command: str) -> None:
+def test_every_alias_gets_an_error_with_our_option(command: str) -> None:
     takes = options_of(command)
-    for word, ours in table_of(command, takes).items():
+    for word, alias in table_of(command, takes).items():
         error = refused(command, f"--{word}", "8")
         assert error.exit_code == 2
         assert error.where == f"--{word}"
-        assert (ours.words or "has no such option") in error.what
+        assert (alias.target or "has no such option") in error.what
         assert error.hint
         assert len(str(error).splitlines()) <= 3
 
 
 @pytest.mark.parametrize("command", OF_COMMAND)
-def test_a_corrected_line_has_only_options_of_ours(command: str) -> None:
+def test_corrected_lines_have_only_our_options(command: str) -> None:
     takes = options_of(command)
-    for word, ours in table_of(command, takes).items():
+    for word, alias in table_of(command, takes).items():
         line = shlex.split(corrected(command, [f"--{word}", "8"], takes))
         if line:
             assert " ".join(line).startswith(command)
             assert not [part for part in line if part.startswith("--") and part not in takes], line
         else:
-            assert not ours.words or ours.convert is not None
+            assert not alias.target or alias.convert is not None
 
 
 @pytest.mark.parametrize("typed", COMMANDS)
-def test_commands_of_other_tools(typed: str) -> None:
-    assert typed not in OURS
-    ours = COMMANDS[typed]
-    if ours.words:
-        assert ours.words.split()[0] in OURS
+def test_commands_of_other_tools_get_an_error_with_our_command(typed: str) -> None:
+    assert typed not in OUR_COMMANDS
+    alias = COMMANDS[typed]
+    if alias.target:
+        assert alias.target.split()[0] in OUR_COMMANDS
     error = refused("gpt", typed, "x")
     assert (error.where, error.exit_code) == (typed, 2)
-    assert f"gpt {ours.words}" in str(error.hint) if ours.words else ours.note in str(error.hint)
+    assert (
+        f"gpt {alias.target}" in str(error.hint) if alias.target else alias.note in str(error.hint)
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,14 +132,14 @@ def test_commands_of_other_tools(typed: str) -> None:
         ("--lr 1 --xyzzy 2", ""),
     ],
 )
-def test_corrected_lines(
+def test_values_are_converted_in_corrected_lines(
     args: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert corrected("gpt train", shlex.split(args), options_of("gpt train")) == line
 
 
-def test_arguments_and_days_are_carried_over() -> None:
+def test_arguments_and_days_are_converted_in_corrected_lines() -> None:
     assert corrected(
         "gpt sample",
         ["--prompt", "a b", "--model", "run", "--max-new-tokens", "5"],
@@ -146,7 +148,9 @@ def test_arguments_and_days_are_carried_over() -> None:
     assert corrected("gpt cost", ["--days", "3"], options_of("gpt cost")) == "gpt cost --hours 72"
 
 
-def test_an_epoch_is_the_shards_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_epochs_are_converted_by_the_tokens_of_the_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from gptcli.shards import manifest
 
     class Shards:
@@ -162,8 +166,8 @@ def test_an_epoch_is_the_shards_tokens(tmp_path: Path, monkeypatch: pytest.Monke
     )
 
 
-def test_words_are_found_however_they_are_spelled() -> None:
-    table = {"learning-rate": Ours("--lr")}
+def test_aliases_are_found_in_every_spelling() -> None:
+    table = {"learning-rate": Alias("--lr")}
     for word in (
         "--learning-rate",
         "-learning_rate",
@@ -171,27 +175,29 @@ def test_words_are_found_however_they_are_spelled() -> None:
         "--optimizer.learning_rate",
         "--Learning-Rate",
     ):
-        assert find(word, table) == Ours("--lr")
-    assert find("--rate", table) is None
+        assert find_alias(word, table) == Alias("--lr")
+    assert find_alias("--rate", table) is None
 
 
 @pytest.mark.parametrize(
     ("key", "hint"),
     [
-        ("learning_rate", "here it is called lr"),
+        ("learning_rate", "it is called lr here"),
         (
             "batch-size",
-            "here it is called batch_tokens: a batch is counted in tokens here, not in sequences",
+            "it is called batch_tokens here: a batch is counted in tokens here, not in sequences",
         ),
-        ("bf16", 'here it is called precision = "bf16"'),
+        ("bf16", 'it is called precision = "bf16" here'),
         ("n_layr", "did you mean n_layer?"),
         ("wandb", "metrics.jsonl and report.html"),
     ],
 )
-def test_keys_of_configuration_files(key: str, hint: str, tmp_path: Path) -> None:
+def test_unknown_keys_of_configuration_files_get_a_hint(
+    key: str, hint: str, tmp_path: Path
+) -> None:
     from gptcli.cli.train_plan import NAMES
 
-    assert answer_key("gpt train", key, NAMES).startswith(hint)
+    assert key_hint("gpt train", key, NAMES).startswith(hint)
     path = tmp_path / "a.toml"
     path.write_text(f'size = "gpt2"\n{key} = 1\n')
     with pytest.raises(InputError, match=rf"a\.toml:2: unknown key '{key}'") as caught:
@@ -199,7 +205,7 @@ def test_keys_of_configuration_files(key: str, hint: str, tmp_path: Path) -> Non
     assert str(caught.value.hint).startswith(hint)
 
 
-def test_out_and_output_are_one_key(tmp_path: Path) -> None:
+def test_out_and_output_are_the_same_key(tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
     path.write_text('output = "x"\n')
     assert read_config(path, {"out": str}) == {"out": "x"}

@@ -71,9 +71,9 @@ def test_from_text_to_shards(corpus: Path, gpt: Gpt) -> None:
     manifest = read_manifest(corpus / "shards")
     assert done.stderr == ""
     assert done.stdout.splitlines() == [
-        f"train: {manifest.tokens('train'):,} tokens, {sum(shard.documents for shard in manifest.of('train')):,} documents, "
-        f"{len(manifest.of('train'))} shards",
-        f"val:   {manifest.tokens('val'):,} tokens, {sum(shard.documents for shard in manifest.of('val')):,} documents, 1 shard",
+        f"train: {manifest.tokens('train'):,} tokens, {sum(shard.documents for shard in manifest.shards_of('train')):,} documents, "
+        f"{len(manifest.shards_of('train'))} shards",
+        f"val:   {manifest.tokens('val'):,} tokens, {sum(shard.documents for shard in manifest.shards_of('val')):,} documents, 1 shard",
         f"{Path('shards/manifest.json')} describes them, report.md beside it shows them",
     ]
     config = (corpus / "shards/build.toml").read_text()
@@ -104,13 +104,13 @@ def test_one_worker_and_standard_input(corpus: Path, gpt: Gpt) -> None:
     )
 
 
-SMALL_UNITS = "import gptcli.cli, gptcli.corpus.config as its; its.UNIT_CHARACTERS = (1 << 18, 1 << 18); gptcli.cli.main()"
+SMALL_CHUNKS = "import gptcli.cli, gptcli.corpus.config as its; its.CHUNK_CHARACTERS = (1 << 18, 1 << 18); gptcli.cli.main()"
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """The command, in units so small that the corpus has several."""
     return subprocess.Popen(
-        [sys.executable, "-c", SMALL_UNITS, *ARGUMENTS, *arguments],
+        [sys.executable, "-c", SMALL_CHUNKS, *ARGUMENTS, *arguments],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
@@ -180,7 +180,7 @@ def test_a_full_disk(
 
     monkeypatch.chdir(corpus)
     monkeypatch.setattr(sys, "argv", ["gpt", *ARGUMENTS, "--workers", "1"])
-    monkeypatch.setattr("gptcli.corpus.config.UNIT_CHARACTERS", (1 << 18, 1 << 18))
+    monkeypatch.setattr("gptcli.corpus.config.CHUNK_CHARACTERS", (1 << 18, 1 << 18))
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
         patch.setattr(files.os, "fsync", full)
         cli.main()
@@ -286,7 +286,7 @@ def test_dry_run(corpus: Path, gpt: Gpt) -> None:
             "gpt: --format: unknown format 'nano'\n  did you mean nanogpt",
         ),
         (["--verify", "corpus"], "gpt: corpus: not a shard folder"),
-        (["corpus", "-t", "tokenizer.json", "-o", "."], "lies inside the output folder"),
+        (["corpus", "-t", "tokenizer.json", "-o", "."], "is inside the output folder"),
         (
             ["corpus", "-t", "tokenizer.json", "-o", "tokenizer.json"],
             "gpt: tokenizer.json: is not a folder",
@@ -363,7 +363,7 @@ def test_parts(corpus: Path, gpt: Gpt) -> None:
     assert "1 part to go" in one.stdout
     assert "of 2 parts 1 are not done" in gpt(*ARGUMENTS, "--resume", code=2).stderr
     assert "--force would empty" in gpt(*ARGUMENTS, "--part", "1/2", "--force", code=2).stderr
-    assert "--part: '3/2' is no part" in gpt(*ARGUMENTS, "--part", "3/2", code=2).stderr
+    assert "--part: '3/2' is not a part" in gpt(*ARGUMENTS, "--part", "3/2", code=2).stderr
     two = json.loads(gpt(*ARGUMENTS, "--part", "1/2", "--json").stdout)
     assert (two["part"], two["of"], two["missing"]) == (1, 2, [])
     gpt(*ARGUMENTS, "--resume")

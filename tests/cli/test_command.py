@@ -162,12 +162,15 @@ def test_an_empty_value_is_refused(path: tuple[str, ...]) -> None:
     command, ctx = command_at(path)
     for name, param in option_table(command, ctx).items():
         if not param.is_flag and param.metavar not in FREE_TEXT:
-            assert refused(*path, name, "").what == "is empty"
+            assert refused(*path, name, "").what == "the value is empty"
     first = next(
         (param for param in command.get_params(ctx) if param.param_type_name == "argument"), None
     )
     assert first is not None
-    assert (refused(*path, "").where, refused(*path, "").what) == (first.metavar, "is empty")
+    assert (refused(*path, "").where, refused(*path, "").what) == (
+        first.metavar,
+        "the value is empty",
+    )
 
 
 @pytest.mark.parametrize("path", PATHS, ids=" ".join)
@@ -206,7 +209,7 @@ def test_words_that_are_no_command() -> None:
 def test_a_short_option_of_other_commands() -> None:
     error = refused("cost", "-o", "cost.json")
     assert (error.where, error.what) == ("-o", "gpt cost has no such option")
-    assert str(error.hint).startswith("the result goes to stdout")
+    assert str(error.hint).startswith("the report goes to stdout")
 
 
 def test_missing_arguments() -> None:

@@ -18,7 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.cli import console
-from gptcli.cli.console import ConsoleEvents, print_json
+from gptcli.cli.console import (
+    REPORT_COLUMNS,
+    ConsoleEvents,
+    print_json,
+    print_lines,
+    print_rows,
+    print_table,
+)
 
 
 def test_plain_lines_come_ever_further_apart(
@@ -165,3 +172,49 @@ def test_a_command_to_paste_is_not_wrapped(
     monkeypatch.setattr(console.os, "get_terminal_size", lambda number: os.terminal_size((20, 10)))
     line = "  gpt train --size 350M --lr 3e-4"
     assert console.wrapped(f"gpt: some words that are long\n{line}").splitlines()[-1] == line
+
+
+def test_report_rows_are_aligned_in_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    print_rows(
+        "Title",
+        [("Head", "", "note"), ("  one", "1", ""), ("  twelve", "12", "remark")],
+        markdown=False,
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["Title", "", "Head          note", "  one      1", "  twelve  12  remark"]
+
+
+def test_tables_align_their_first_column_left_and_the_others_right(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_table([["size", "tokens"], ["a", "5"], ["longer", "123456789"]], markdown=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "size      tokens",
+        "a              5",
+        "longer 123456789",
+    ]
+
+
+def test_tables_and_reports_as_markdown(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table([["size", "tokens"], ["a", "5"]], markdown=True)
+    assert capsys.readouterr().out.splitlines() == ["| size | tokens |", "|---|---:|", "| a | 5 |"]
+    print_rows("Title", [("Head", "", ""), ("  one", "1", "x")], markdown=True)
+    assert capsys.readouterr().out.splitlines() == [
+        "**Title**",
+        "",
+        "|  |  |  |",
+        "|---|---:|---:|",
+        "| **Head** |  |  |",
+        "| one | 1 | x |",
+    ]
+
+
+def test_paragraphs_are_wrapped_without_breaking_addresses(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    address = "https://example.org/" + "a-b-" * 30
+    print_lines("word " * 40 + address)
+    lines = capsys.readouterr().out.splitlines()
+    assert address in lines
+    assert all(len(line) <= REPORT_COLUMNS for line in lines if line != address)
+    assert len(lines) == 4

@@ -12,9 +12,18 @@ from typing import Any
 
 import pytest
 
-from gptcli.cli.cost_subject import OTHERS
+from gptcli.cli.config import number
+from gptcli.cli.cost import (
+    ESTIMATE_OPTIONS,
+    FLOPS_OF_RUN,
+    MODES,
+    OUTPUT_OPTIONS,
+    select_mode,
+)
+from gptcli.cost.target import OTHER_FAMILIES
+from gptcli.errors import UsageError
 from gptcli.papers.models import MODELS
-from tests.cli.test_cost_svg import check_picture
+from tests.runs.test_charts import check_picture
 
 CONTRACT_KEYS = {
     "parameters", "flops", "pf_days", "gpu_years", "gpu_hours", "dollars", "days", "memory_bytes", "mfu", "assumptions",
@@ -35,7 +44,7 @@ def figure(text: str, name: str) -> str:
     return found[1]
 
 
-def test_the_papers_estimate(gpt: Any) -> None:
+def test_estimate_agrees_with_the_cost_article(gpt: Any) -> None:
     got = report(gpt, "--size", "175B", "--gpu", "v100", "--tflops", "28", "--price", "1.5")
     assert got["schema"] == "gpt.cost/1"
     assert set(got) >= CONTRACT_KEYS
@@ -55,7 +64,7 @@ def test_the_papers_estimate(gpt: Any) -> None:
         ["--flops", "--size=175b"],
     ],
 )
-def test_the_same_estimate_without_saying_so(gpt: Any, args: list[str]) -> None:
+def test_flops_without_options_gives_the_articles_estimate(gpt: Any, args: list[str]) -> None:
     said = report(gpt, "--size", "175B", "--gpu", "v100", "--tflops", "28", "--price", "1.5")
     got = report(gpt, *args)
     for key in CONTRACT_KEYS - {"assumptions"}:
@@ -72,7 +81,7 @@ def test_the_same_estimate_without_saying_so(gpt: Any, args: list[str]) -> None:
         ["--flops", "1e20"],
     ],
 )
-def test_no_gpu_named_is_todays(gpt: Any, args: list[str]) -> None:
+def test_without_a_gpu_the_default_is_assumed(gpt: Any, args: list[str]) -> None:
     """The article's of 2020 prices the article's own question alone."""
     assert report(gpt, *args)["gpu"] == "h100"
     text = gpt("cost", *args).stdout
@@ -111,7 +120,7 @@ def test_flops_alone_prints_the_estimate_and_its_sources(gpt: Any) -> None:
 
 
 @pytest.mark.parametrize("spelling", ["3.14e23", "314000000000T"])
-def test_a_budget(gpt: Any, spelling: str) -> None:
+def test_flops_of_a_budget(gpt: Any, spelling: str) -> None:
     got = report(gpt, "--flops", spelling, "--gpu", "v100", "--tflops", "28", "--price", "1.5")
     assert set(got) >= CONTRACT_KEYS
     assert got["flops"] == pytest.approx(3.14e23)
@@ -120,18 +129,18 @@ def test_a_budget(gpt: Any, spelling: str) -> None:
     assert (got["parameters"], got["memory_bytes"]) == (None, None)
 
 
-def test_the_report_of_a_size(gpt: Any) -> None:
+def test_report_of_a_size(gpt: Any) -> None:
     text = gpt("cost", "--size", "175B", "--gpu", "v100", "--gpus", "10_000").stdout
     assert figure(text, "Parameters") == "174,604,259,328"
     assert figure(text, "PF-days") == "3,638"
     assert figure(text, "FLOP, PaLM") == "3.23e23"
     assert figure(text, "on 10,000 v100") == "12.99"
-    assert figure(text, "to run in fp32") == "698"
+    assert figure(text, "inference in fp32") == "698"
     assert "fits 10,000 v100 of 32 GB" in text
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_what_does_not_fit_says_what_would(gpt: Any) -> None:
+def test_too_little_memory_shows_the_gpus_needed(gpt: Any) -> None:
     assert "needs 35 a100 of 80 GB" in gpt("cost", "--size", "175B", "--gpu", "a100").stdout
     assert report(gpt, "--size", "175B", "--gpu", "a100")["least_gpus"] == {
         "training": 35,
@@ -139,7 +148,7 @@ def test_what_does_not_fit_says_what_would(gpt: Any) -> None:
     }
 
 
-def test_days_are_shared_and_money_is_not(gpt: Any) -> None:
+def test_days_depend_on_the_number_of_gpus_and_dollars_do_not(gpt: Any) -> None:
     one, many = (
         report(gpt, "--size", "6.7B", "--gpu", "a100", "--mfu", 0.4, "--gpus", n) for n in (1, 64)
     )
@@ -147,14 +156,14 @@ def test_days_are_shared_and_money_is_not(gpt: Any) -> None:
     assert one["dollars"] == many["dollars"]
 
 
-def test_tokens_and_mfu(gpt: Any) -> None:
+def test_tokens_and_mfu_determine_the_gpu_hours(gpt: Any) -> None:
     got = report(gpt, "--size", "125M", "--tokens", "2.5B", "--gpu", "h200", "--mfu", "0.4")
     assert got["flops"] == pytest.approx(6 * 125_226_240 * 2_500_000_000, rel=1e-12)
     assert got["gpu_hours"] == pytest.approx(got["flops"] / (0.4 * 989.5e12) / 3600)
     assert (got["mfu"], got["dollars"]) == (0.4, None)
 
 
-def test_a_model_of_ones_own(gpt: Any) -> None:
+def test_custom_shape(gpt: Any) -> None:
     got = report(
         gpt, "--n-layer", 2, "--n-head", 2, "--d-model", 8, "--n-ctx", 16, "--vocab-size", 10
     )
@@ -162,19 +171,19 @@ def test_a_model_of_ones_own(gpt: Any) -> None:
     assert got["model"]["attention"] == "dense"
 
 
-def test_a_size_changed(gpt: Any) -> None:
+def test_changed_size_gets_another_name(gpt: Any) -> None:
     got = report(gpt, "--size", "125M", "--n-ctx", 1024, "--attention", "dense")
     assert got["parameters"] == 124_439_808, "that is gpt2"
     assert got["name"] != "gpt3-small"
 
 
-def test_a_gpu_by_its_speed_alone(gpt: Any) -> None:
+def test_custom_gpu_is_described_by_its_speed_alone(gpt: Any) -> None:
     got = report(gpt, "--flops", "3.14e23", "--tflops", 15)
     assert got["gpu_years"] == pytest.approx(665, rel=0.005)
     assert (got["gpu"], got["mfu"], got["dollars"]) == (None, None, None), (
         "nothing is borrowed from a GPU nobody named"
     )
-    assert "give one with --price" in gpt("cost", "--flops", "3.14e23", "--tflops", 15).stdout
+    assert "set one with --price" in gpt("cost", "--flops", "3.14e23", "--tflops", 15).stdout
 
 
 def test_table_has_every_size(gpt: Any) -> None:
@@ -182,7 +191,7 @@ def test_table_has_every_size(gpt: Any) -> None:
     assert [row["parameters"] for row in rows][: len(MODELS)] == [
         model.parameters for model in MODELS
     ]
-    assert [row["name"] for row in rows][len(MODELS) :] == [row.name for row in OTHERS]
+    assert [row["name"] for row in rows][len(MODELS) :] == [row.name for row in OTHER_FAMILIES]
     assert all(set(row) >= CONTRACT_KEYS for row in rows)
     text = gpt("cost", "--table", "--gpus", 64, "--gpu", "a100").stdout
     assert [line.split()[0] for line in text.splitlines()[2 : 2 + len(MODELS)]] == [
@@ -217,9 +226,9 @@ def test_table_takes_tokens(gpt: Any) -> None:
         (["--price", "0"], ["--price: 0"]),
         (["--flops", "-3"], ["--flops: -3"]),
         (["--flops", "much"], ["--flops", "'much' is not a quantity"]),
-        (["--flops", "1e23", "--size", "1.3B"], ["--flops 1e23", "--size"]),
-        (["--flops", "1e23", "--tokens", "3B"], ["--flops 1e23", "--tokens"]),
-        (["--flops", "1e23", "--n-ctx", "16"], ["--flops 1e23", "--n-ctx"]),
+        (["--flops", "1e23", "--size", "1.3B"], ["--flops 1.00e23", "--size"]),
+        (["--flops", "1e23", "--tokens", "3B"], ["--flops 1.00e23", "--tokens"]),
+        (["--flops", "1e23", "--n-ctx", "16"], ["--flops 1.00e23", "--n-ctx"]),
         (["--gpu", "v100", "--precision", "bf16"], ["v100 has no bf16", "fp16"]),
         (
             ["--gpu", "a100", "--layout", "tp=2", "--precision", "fp64"],
@@ -233,7 +242,7 @@ def test_table_takes_tokens(gpt: Any) -> None:
         (["--gpu", "a100", "--layout", "xp=2"], ["unknown axis 'xp'"]),
         (
             ["--gpu", "a100", "--layout", "dp=4", "--gpus", "2"],
-            ["--layout dp=4 is 4 GPUs, --gpus says 2"],
+            ["--layout dp=4 needs 4 GPUs, but --gpus is 2"],
         ),
         (
             ["--gpu", "a100", "--layout", "dp=4", "--micro-batch", "0"],
@@ -244,11 +253,11 @@ def test_table_takes_tokens(gpt: Any) -> None:
         (["--goodput", "1.2"], ["--goodput: 1.2 is out of range"]),
         (
             ["--size", "175B", "--gpu", "a100", "--gpus", "4", "--plan"],
-            ["fits no layout of 4 a100"],
+            ["no layout of 4 a100 has enough memory"],
         ),
-        (["--plan", "--table"], ["--plan does not go with --table"]),
+        (["--plan", "--table"], ["--plan cannot be combined with --table"]),
         (["--optimal", "-1"], ["--optimal: -1"]),
-        (["--optimal", "1e23", "--size", "13B"], ["--optimal does not go with --size"]),
+        (["--optimal", "1e23", "--size", "13B"], ["--optimal cannot be combined with --size"]),
         (["--budget", "0", "--gpu", "a100"], ["--budget: 0"]),
         (["--budget", "100", "--gpu", "l40s"], ["--price"]),
         (
@@ -256,19 +265,19 @@ def test_table_takes_tokens(gpt: Any) -> None:
             ["impossible: an MFU of 10", "--hours"],
         ),
         (["--hours", "0", "--gpu", "a100"], ["--hours: 0"]),
-        (["--gpu", "a100", "--memory", "80"], ["--memory describes a GPU of your own"]),
-        (["--size", "T5-11B", "--gpu", "a100", "--plan"], ["T5-11B is not of GPT's shape"]),
+        (["--gpu", "a100", "--memory", "80"], ["--memory describes a custom GPU"]),
+        (["--size", "T5-11B", "--gpu", "a100", "--plan"], ["T5-11B is not a GPT"]),
         (["--table", "--plot", "x.png"], ["--plot: x.png is not the name of an SVG"]),
         (
             ["--budget", "5", "--gpu", "a100", "--plot", "x.svg"],
-            ["--budget does not go with --plot"],
+            ["--budget cannot be combined with --plot"],
         ),
-        (["--fit"], ["three runs"]),
-        (["--size", "125M", "--predict", "x"], ["a model does not go with --predict"]),
+        (["--fit"], ["three or more runs"]),
+        (["--size", "125M", "--predict", "x"], ["--predict needs --fit"]),
         (["--table", "--size", "13B"], ["--table", "--size"]),
         (["--table", "--flops"], ["--table", "--flops"]),
         (["--n-layer", "3"], ["--n-head and --d-model"]),
-        (["--size", "125M", "--n-head", "7"], ["does not divide into 7 heads"]),
+        (["--size", "125M", "--n-head", "7"], ["is not a multiple of n_head 7"]),
         (["--size", "125M", "--attention", "sparse"], ["unknown attention 'sparse'"]),
     ],
 )
@@ -281,7 +290,7 @@ def test_bad_input_is_one_message(gpt: Any, args: list[str], message: list[str])
         assert part in done.stderr
 
 
-def test_memory_of_a_rank(gpt: Any) -> None:
+def test_layout_reports_the_memory_of_a_rank(gpt: Any) -> None:
     args = ["--size", "6.7B", "--gpu", "a100", "--layout", "shard=8,tp=2", "--micro-batch", 4]
     got = report(gpt, *args)
     assert (got["gpus"], got["layout"]["layout"]) == (16, "shard=8,tp=2")
@@ -293,12 +302,12 @@ def test_memory_of_a_rank(gpt: Any) -> None:
     assert "to spare" in text
     assert max(map(len, text.splitlines())) <= 80
     text = gpt("cost", *args[:-1], 64).stdout
-    assert "too much for a100 by" in text
+    assert "exceeds a100 by" in text
     assert "nearest that fits" in text
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_plan(gpt: Any) -> None:
+def test_plans_are_sorted_by_speed(gpt: Any) -> None:
     args = ["--size", "13B", "--gpu", "h100", "--gpus", 16, "--plan"]
     found = report(gpt, *args)["plans"]
     speeds = [plan["tokens_per_second"] for plan in found]
@@ -321,7 +330,7 @@ def test_plan(gpt: Any) -> None:
     ],
     ids=str,
 )
-def test_plans_name_the_whole_model(
+def test_plan_commands_name_the_whole_model(
     gpt: Any, tmp_path: Path, args: list[object], model: str
 ) -> None:
     """As `gpt train` takes it, with nothing missing."""
@@ -332,14 +341,14 @@ def test_plans_name_the_whole_model(
     assert found["command"] == f"gpt train {model} --layout {found['layout']} {work}"
 
 
-def test_optimal_names_its_laws(gpt: Any) -> None:
+def test_optimal_reports_each_law(gpt: Any) -> None:
     rows = {row["law"]: row for row in report(gpt, "--optimal", "5.76e23")["optimal"]}
     assert rows["chinchilla"]["tokens_per_parameter"] == pytest.approx(92, abs=1)
     assert rows["chinchilla-refit"]["tokens_per_parameter"] == pytest.approx(18.4, abs=0.05)
     assert "kaplan" in gpt("cost", "--optimal", "5.76e23").stdout
 
 
-def test_a_budget_in_dollars_and_hours(gpt: Any) -> None:
+def test_budget_in_dollars_and_hours(gpt: Any) -> None:
     got = report(gpt, "--budget", 500, "--gpu", "a100", "--gpus", 8)
     assert got["gpu_hours"] == pytest.approx(500 / 1.75)
     losses = [row["loss"] for row in got["sizes"]]
@@ -354,7 +363,7 @@ def test_a_budget_in_dollars_and_hours(gpt: Any) -> None:
     assert report(gpt, "--hours", 3, "--gpu", "h100")["gpu_hours"] == pytest.approx(3)
 
 
-def test_energy_of_gpt3(gpt: Any) -> None:
+def test_energy_of_gpt3_agrees_with_patterson_et_al(gpt: Any) -> None:
     """Patterson et al. 2021, Table 4: 14.8 days of 10,000 V100 at 24.6 TFLOP/s drew 1,287 MWh and
     emitted 552 t.
     """
@@ -381,13 +390,13 @@ def make_run(folder: Path, n_layer: int, tokens: int, loss: float) -> Path:
     return folder
 
 
-def test_a_run_folder(gpt: Any, tmp_path: Path) -> None:
+def test_run_folder_is_a_model(gpt: Any, tmp_path: Path) -> None:
     got = report(gpt, make_run(tmp_path / "run", 3, 12_345, 4.0))
     assert (got["model"]["n_layer"], got["tokens"]) == (3, 12_345)
     assert got["parameters"] == 12 * 3 * 256 + 13 * 3 * 16 + 132 * 16 + 32
 
 
-def test_fit_takes_runs(gpt: Any, tmp_path: Path) -> None:
+def test_fit_reads_run_folders(gpt: Any, tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"run{n}", n, 10_000 * n, 5.0 * n**-0.1) for n in (1, 2, 4, 8)]
     got = report(gpt, "--fit", *runs)
     assert (got["law"], len(got["runs"])) == ("compute", 4)
@@ -395,11 +404,11 @@ def test_fit_takes_runs(gpt: Any, tmp_path: Path) -> None:
     assert "95 %" in gpt("cost", "--fit", *runs).stdout
     (runs[2] / "metrics.jsonl").write_text('{"tokens": 5}\n')
     assert "metrics.jsonl:1: not a line of metrics" in gpt("cost", "--fit", *runs, code=2).stderr
-    assert "three runs" in gpt("cost", "--fit", *runs[:2], code=2).stderr
+    assert "three or more runs" in gpt("cost", "--fit", *runs[:2], code=2).stderr
     assert "nowhere: no such folder" in gpt("cost", tmp_path / "nowhere", code=2).stderr
 
 
-def test_fit_predicts_a_run_and_a_plan(gpt: Any, tmp_path: Path) -> None:
+def test_fit_predicts_a_run_and_a_planned_model(gpt: Any, tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"run{n}", n, 10_000 * n, 5.0 * n**-0.1) for n in (1, 2, 4, 8)]
     more = make_run(tmp_path / "more", 16, 160_000, 3.9)
     planned = [
@@ -426,10 +435,10 @@ def test_fit_predicts_a_run_and_a_plan(gpt: Any, tmp_path: Path) -> None:
     assert "measured 3.9000" in text
     assert (tmp_path / "law.svg").read_text().startswith("<svg")
     assert (
-        "how long would that model train?"
+        "the loss of a model depends on its training tokens"
         in gpt("cost", "--fit", *runs, "--size", "125M", code=2).stderr
     )
-    assert "--tokens of what model?" in gpt("cost", "--fit", *runs, "--tokens", "1M", code=2).stderr
+    assert "--tokens needs a model" in gpt("cost", "--fit", *runs, "--tokens", "1M", code=2).stderr
 
 
 @pytest.mark.parametrize(
@@ -486,7 +495,7 @@ def test_explain_puts_the_numbers_in(gpt: Any) -> None:
 
 def test_markdown(gpt: Any) -> None:
     lines = gpt("cost", "--table", "--markdown").stdout.splitlines()
-    assert sum(line.startswith("| ") for line in lines) == 1 + len(MODELS) + len(OTHERS)
+    assert sum(line.startswith("| ") for line in lines) == 1 + len(MODELS) + len(OTHER_FAMILIES)
     assert "|---|---:|" in "\n".join(lines)
 
 
@@ -548,3 +557,61 @@ def test_colour_on_a_terminal_unless_refused() -> None:
 
     assert b"\x1b[1m" in run(NO_COLOR="")
     assert b"\x1b[" not in run(NO_COLOR="1")
+
+
+@pytest.mark.parametrize(
+    ("options", "mode"),
+    [
+        ({}, "model"),
+        ({"size": "13B"}, "model"),
+        ({"flops": FLOPS_OF_RUN}, "model"),
+        ({"flops": FLOPS_OF_RUN, "size": "13B", "hours": "5"}, "model"),
+        ({"flops": 1e23}, "flops"),
+        ({"flops": 1e23, "hours": "5", "gpus": "8"}, "flops"),
+        ({"hours": "5"}, "hours"),
+        ({"hours": "5", "gpu": "a100"}, "hours"),
+        ({"hours": "5", "size": "13B"}, "model"),
+        ({"hours": "5", "tokens": "1B"}, "model"),
+        ({"budget": "5", "hours": "5"}, "budget"),
+        ({"plan": True, "size": "13B"}, "plan"),
+        ({"table": True, "tokens": "1B"}, "table"),
+        ({"optimal": "1e20", "json": True}, "optimal"),
+        ({"fit": True, "runs": [1], "predict": 2}, "fit"),
+    ],
+)
+def test_options_select_a_mode(options: dict[str, Any], mode: str) -> None:
+    assert select_mode(options) == mode
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_options_of_other_modes_are_refused(mode: str) -> None:
+    value: Any = 1e20 if mode == "flops" else True
+    names = {name for allowed in MODES.values() for name in allowed}
+    for name in (names | set(MODES) | set(ESTIMATE_OPTIONS)) - {mode}:
+        options = {mode: value, name: "x"}
+        if name in MODES[mode]:
+            assert select_mode(options) == mode
+        else:
+            assert mode_of(options) != mode, f"{mode} accepts {name}"
+    for name in OUTPUT_OPTIONS:
+        assert select_mode({mode: value, name: True}) == mode
+
+
+def mode_of(options: dict[str, Any]) -> str | None:
+    try:
+        return select_mode(options)
+    except UsageError:
+        return None
+
+
+def test_predict_needs_fit() -> None:
+    with pytest.raises(UsageError, match="--predict needs --fit"):
+        select_mode({"predict": Path("run"), "size": "13B"})
+
+
+@pytest.mark.parametrize("text", ["0", "-5", "1e400", "-0", "nan", "", "five"])
+def test_prices_are_positive_numbers(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        number("price")(text)
+    assert caught.value.where == "--price"
+    assert caught.value.hint

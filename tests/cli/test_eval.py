@@ -205,7 +205,7 @@ def test_the_list_needs_no_run(evaluate: Callable[..., str]) -> None:
         ([], "RUN: is missing"),
         (["gone"], "no such folder"),
         (["run", "--text", "gone.txt"], r"gone\.txt"),
-        (["run", "--data", "lambada"], "holds text, not shards"),
+        (["run", "--data", "lambada"], "contains text, not shards"),
         (["run", "--task", "lambda", "--data", "."], "did you mean lambada"),
         (["run", "--task", "lambada"], "needs its data"),
         (["run", "--samples", "x.jsonl"], "--samples goes with --task"),

@@ -118,9 +118,9 @@ def test_from_a_task_to_an_accuracy(gpt: Gpt, workplace: Path) -> None:
 )  # fmt: skip
 def test_what_is_no_task(workplace: Path, task: str, message: str) -> None:
     from gptcli.errors import GptError
+    from gptcli.finetune.inputs import Transformation
+    from gptcli.finetune.task import read_examples, read_task
     from gptcli.tokenizer.tokenizer import load_tokenizer
-    from gptcli.trainer.finetune_inputs import Transformation
-    from gptcli.trainer.finetune_task import read_examples, read_task
 
     (workplace / "bad.toml").write_text(task)
     with pytest.raises(GptError) as caught:
@@ -197,9 +197,9 @@ def test_what_it_needs_and_what_it_does_not_take(gpt: Gpt, workplace: Path) -> N
 )
 def test_examples_of_other_types(workplace: Path, kind: str, line: str, message: str) -> None:
     from gptcli.errors import InputError
+    from gptcli.finetune.inputs import Transformation
+    from gptcli.finetune.task import Task, read_examples
     from gptcli.tokenizer.tokenizer import load_tokenizer
-    from gptcli.trainer.finetune_inputs import Transformation
-    from gptcli.trainer.finetune_task import Task, read_examples
 
     whole = {
         "text": "a",

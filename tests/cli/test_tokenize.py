@@ -96,10 +96,10 @@ def test_a_token_file_larger_than_a_block(
     from gptcli.cli import tokenize
 
     monkeypatch.chdir(here)
-    monkeypatch.setattr(tokenize, "BATCH", 3)
+    monkeypatch.setattr(tokenize, "BATCH_CHARACTERS", 3)
     tokenize.encode(".", ["a.txt", "b.jsonl"], "tokens.bin")
     for tokens in (1, 2, 7, 1000):
-        monkeypatch.setattr(tokenize, "TOKENS", tokens)
+        monkeypatch.setattr(tokenize, "DECODE_TOKENS", tokens)
         tokenize.decode(".", ["tokens.bin"], "line")
         assert capfdbinary.readouterr().out == AWKWARD.encode() + b"\nfirst\nsec\nond\n"
 
@@ -165,22 +165,22 @@ def test_outputs_are_replaced_only_by_force_and_only_whole(here: Path, gpt: Any)
     ("args", "stdin", "message"),
     [
         (["encode", "absent", "-t", "."], "", "gpt: absent: no such file or folder\n"),
-        (["encode", "-t", "."], "", "gpt: stdin: nothing came in\n"),
+        (["encode", "-t", "."], "", "gpt: stdin: standard input is empty\n"),
         (["encode", "a.txt", "-t", "absent"], "", "gpt: absent: no such tokenizer\n  name a tokenizer.json, a folder that holds one"),
         (["encode", "a.txt", "-t", "b.jsonl"], "", "gpt: b.jsonl: is not a tokenizer.json\n"),
-        (["encode", "a.txt", "-t", ".", "-o", "t.npy"], "", "gpt: t.npy: the name of a token file ends in .bin\n  -o t.bin\n"),
+        (["encode", "a.txt", "-t", ".", "-o", "t.npy"], "", "gpt: t.npy: the name of a token file must end in .bin\n  -o t.bin\n"),
         (["encode", "a.txt", "-t", ".", "--documents", "lines"], "", "unknown kind of document 'lines'\n  did you mean line?\n"),
         (["decode", "-t", ".", "--documents", "lines"], "", "unknown kind of document 'lines'\n  did you mean line?\n"),
-        (["decode", "-t", "."], "1 2\n3 x4\n", "gpt: stdin:2: 'x4' is not an id\n"),
-        (["decode", "-t", "."], "1" * 5000, "gpt: stdin:1: '1111111111111111111111111111111111111111...' is not an id\n"),
-        (["decode", "-t", "."], "1 -2", "gpt: stdin:1: '-2' is not an id\n"),
+        (["decode", "-t", "."], "1 2\n3 x4\n", "gpt: stdin:2: 'x4' is not a token id\n"),
+        (["decode", "-t", "."], "1" * 5000, "gpt: stdin:1: '1111111111111111111111111111111111111111...' is not a token id\n"),
+        (["decode", "-t", "."], "1 -2", "gpt: stdin:1: '-2' is not a token id\n"),
         (["decode", "-t", "."], "1 2\n3 400\n", "gpt: stdin:2: the id 400 is outside the vocabulary (0 to 399)\n"),
-        (["decode", "-t", "."], "-1", "gpt: stdin:1: '-1' is not an id\n"),
+        (["decode", "-t", "."], "-1", "gpt: stdin:1: '-1' is not a token id\n"),
         (["decode", "absent", "-t", "."], "", "gpt: absent: no such file"),
         (["decode", "cut.bin", "-t", "."], "", "gpt: cut.bin: truncated"),
         (["train", "a.txt", "--vocab-size", "256", "-o", "t.json"], "", "gpt: a vocabulary of 256 is too small\n"),
         (["train", "a.txt", "--vocab-size", "many", "-o", "t.json"], "", "gpt: --vocab-size: 'many' is not a quantity\n"),
-        (["train", "a.txt", "-o", "-", "--json"], "", "gpt: --json and -o - both want stdout\n"),
+        (["train", "a.txt", "-o", "-", "--json"], "", "gpt: --json and -o - would both write to stdout\n"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_one_message_and_exit_2(
@@ -197,7 +197,7 @@ def test_a_token_file_of_another_vocabulary(here: Path, gpt: Any) -> None:
     gpt("tokenize", "encode", "a.txt", "-t", ".", "-o", "t.bin")
     gpt("tokenize", "train", "a.txt", "--vocab-size", 257, "-o", "small/tokenizer.json")
     done = gpt("tokenize", "decode", "t.bin", "-t", "small", code=2)
-    assert "warning: t.bin does not begin with this vocabulary's <|endoftext|>" in done.stderr
+    assert "warning: t.bin does not begin with <|endoftext|> of this vocabulary" in done.stderr
     assert "t.bin: from token 0: the id 399 is outside the vocabulary (0 to 256)" in done.stderr
 
 

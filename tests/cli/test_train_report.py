@@ -51,7 +51,7 @@ def test_the_losses_alone_are_a_picture(runs):
         draw(chosen, "run.svg", force=True, as_json=False)
         root = ElementTree.parse("run.svg").getroot()
         words = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
-        assert all(name in words for name in ["nats a token", "tokens", *names])
+        assert all(name in words for name in ["nats per token", "tokens", *names])
 
 
 @pytest.mark.parametrize(

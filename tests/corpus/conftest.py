@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptcli.corpus.chunks import Tally, Unit, shuffle_keys, write_unit
+from gptcli.corpus.chunks import Chunk, Tally, shuffle_keys, write_chunk
 from gptcli.shards.format import token_dtype
 from gptcli.tokenizer.encoders import open_encoder
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
@@ -20,21 +20,21 @@ def byte_tokenizer() -> Tokenizer:
     return Tokenizer([*byte_alphabet(), END_OF_TEXT], [])
 
 
-MakeUnit = Callable[..., Unit]
+MakeChunk = Callable[..., Chunk]
 
 
 @pytest.fixture(scope="session")
-def make_unit(byte_tokenizer: Tokenizer) -> MakeUnit:
-    """make_unit(path, texts, first=0, seed=0, val_fraction=0.0): a unit of texts numbered from
+def make_chunk(byte_tokenizer: Tokenizer) -> MakeChunk:
+    """make_chunk(path, texts, first=0, seed=0, val_fraction=0.0): a chunk of texts numbered from
     `first` on.
     """
     encoder = open_encoder(byte_tokenizer, "tokenizers")
 
     def make(
         path: Path, texts: list[str], first: int = 0, seed: int = 0, val_fraction: float = 0.0
-    ) -> Unit:
+    ) -> Chunk:
         keys = shuffle_keys(np.arange(first, first + len(texts), dtype=np.uint64), seed)
-        write_unit(
+        write_chunk(
             path,
             encoder,
             256,
@@ -44,6 +44,6 @@ def make_unit(byte_tokenizer: Tokenizer) -> MakeUnit:
             val_fraction,
             Tally(read=len(texts), kept=len(texts)),
         )
-        return Unit(path, token_dtype(257))
+        return Chunk(path, token_dtype(257))
 
     return make

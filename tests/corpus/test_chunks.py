@@ -1,4 +1,4 @@
-"""A unit holds each document once, split by its hash and sorted by its key."""
+"""A chunk holds each document once, split by its hash and sorted by its key."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptcli.corpus.chunks import Tally, Unit, shuffle_keys
+from gptcli.corpus.chunks import NO_MATCHES, Chunk, Tally, TextChunk, shuffle_keys, write_text_chunk
+from gptcli.corpus.decontaminate import shared_ngrams
+from gptcli.corpus.dedup import BANDINGS, band_keys, document_signatures, shingles
+from gptcli.corpus.quality import spark_features
 from gptcli.errors import RunError
+from gptcli.text.ngrams import NgramSet, grams, word_hashes
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 TEXTS = ["one", "two", "three", "four", "one", "five", "Grüße", "six"]
 
 
-MakeUnit = Callable[..., Unit]
+MakeChunk = Callable[..., Chunk]
 
 
 def ids(text: str, tokenizer: Tokenizer) -> list[int]:
@@ -31,16 +35,16 @@ def goes_to_val(text: str, val_fraction: float) -> bool:
     )
 
 
-def read(unit: Unit, start: int, stop: int) -> list[int]:
-    out = np.empty(stop - start, unit.dtype)
-    unit.read(start, out)
+def read(chunk: Chunk, start: int, stop: int) -> list[int]:
+    out = np.empty(stop - start, chunk.dtype)
+    chunk.read_tokens(start, out)
     return out.tolist()
 
 
 def test_documents_are_split_by_hash_and_sorted_by_key(
-    tmp_path: Path, byte_tokenizer: Tokenizer, make_unit: MakeUnit
+    tmp_path: Path, byte_tokenizer: Tokenizer, make_chunk: MakeChunk
 ) -> None:
-    unit = make_unit(tmp_path / "unit", TEXTS, first=100, seed=7, val_fraction=0.5)
+    chunk = make_chunk(tmp_path / "unit", TEXTS, first=100, seed=7, val_fraction=0.5)
     kept = [(text, 100 + number) for number, text in enumerate(TEXTS)]
     for split in ("train", "val"):
         there = [
@@ -48,51 +52,55 @@ def test_documents_are_split_by_hash_and_sorted_by_key(
         ]
         keys = shuffle_keys(np.array([number for _, number in there], np.uint64), 7)
         order = np.argsort(keys)
-        found, borders = unit.table(split, 0, 2**64 - 1)
-        assert unit.documents[split] == len(there) > 0
+        found, borders = chunk.documents_between(split, 0, 2**64 - 1)
+        assert chunk.documents[split] == len(there) > 0
         assert found.tolist() == keys[order].tolist()
-        documents = [read(unit, start, stop) for start, stop in pairwise(borders)]
+        documents = [read(chunk, start, stop) for start, stop in pairwise(borders)]
         assert documents == [ids(there[index][0], byte_tokenizer) for index in order]
-    assert (unit.tally.read, unit.tally.kept) == (8, 8)
-    assert unit.tokens == sum(len(text.encode()) for text, _ in kept) + 8
+    assert (chunk.tally.read, chunk.tally.kept) == (8, 8)
+    assert chunk.tokens == sum(len(text.encode()) for text, _ in kept) + 8
 
 
-def test_a_table_is_cut_at_its_keys(tmp_path: Path, make_unit: MakeUnit) -> None:
-    unit = make_unit(
+def test_a_range_of_keys_has_the_documents_between_them(
+    tmp_path: Path, make_chunk: MakeChunk
+) -> None:
+    chunk = make_chunk(
         tmp_path / "unit", [str(number) for number in range(40)], seed=7, val_fraction=0.3
     )
     for split in ("train", "val"):
-        keys, borders = unit.table(split, 0, 2**64 - 1)
+        keys, borders = chunk.documents_between(split, 0, 2**64 - 1)
         for low, high in ((0, 0), (2, 5), (len(keys) - 1, len(keys) - 1)):
-            some_keys, some_borders = unit.table(split, int(keys[low]), int(keys[high]))
+            some_keys, some_borders = chunk.documents_between(
+                split, int(keys[low]), int(keys[high])
+            )
             assert some_keys.tolist() == keys[low : high + 1].tolist()
             assert some_borders.tolist() == borders[low : high + 2].tolist()
-        none, border = unit.table(split, int(keys[3]) + 1, int(keys[4]) - 1)
+        none, border = chunk.documents_between(split, int(keys[3]) + 1, int(keys[4]) - 1)
         assert (len(none), len(border)) == (0, 1)
 
 
-def test_the_split_depends_on_the_text_alone(tmp_path: Path, make_unit: MakeUnit) -> None:
-    unit = make_unit(tmp_path / "unit", ["the same"] * 5, val_fraction=0.5)
-    assert sorted(unit.documents.values()) == [0, 5]
+def test_the_split_depends_on_the_text_alone(tmp_path: Path, make_chunk: MakeChunk) -> None:
+    chunk = make_chunk(tmp_path / "unit", ["the same"] * 5, val_fraction=0.5)
+    assert sorted(chunk.documents.values()) == [0, 5]
 
 
-def test_a_unit_that_was_cut_short_says_so(tmp_path: Path, make_unit: MakeUnit) -> None:
-    unit = make_unit(tmp_path / "unit", TEXTS)
-    with open(unit.path, "r+b") as file:
-        file.truncate(unit.path.stat().st_size - 1)
+def test_a_truncated_chunk_is_an_error(tmp_path: Path, make_chunk: MakeChunk) -> None:
+    chunk = make_chunk(tmp_path / "unit", TEXTS)
+    with open(chunk.path, "r+b") as file:
+        file.truncate(chunk.path.stat().st_size - 1)
     with pytest.raises(RunError, match="cut short"):
-        read(unit, 0, unit.tokens)
+        read(chunk, 0, chunk.tokens)
 
 
-def test_a_unit_without_text(tmp_path: Path, make_unit: MakeUnit) -> None:
-    unit = make_unit(tmp_path / "unit", [])
-    assert (unit.documents, unit.tokens) == ({"train": 0, "val": 0}, 0)
-    keys, borders = unit.table("val", 0, 2**64 - 1)
+def test_a_chunk_may_have_no_documents(tmp_path: Path, make_chunk: MakeChunk) -> None:
+    chunk = make_chunk(tmp_path / "unit", [])
+    assert (chunk.documents, chunk.tokens) == ({"train": 0, "val": 0}, 0)
+    keys, borders = chunk.documents_between("val", 0, 2**64 - 1)
     assert (keys.tolist(), borders.tolist()) == ([], [0])
 
 
-def test_keys_are_the_same_for_ever() -> None:
-    """Written down once: another value here is another shuffle for everybody."""
+def test_shuffle_keys_have_not_changed() -> None:
+    """Recorded once: another value here changes the shuffle of every build."""
     assert shuffle_keys(np.arange(3, dtype=np.uint64), 0).tolist() == [
         378882369245573341,
         12488100904549480403,
@@ -124,3 +132,84 @@ def test_tallies_add_up() -> None:
     assert one.dropped == {"blank": 3, "quality": 1}
     assert [where for where, _ in one.samples["blank"]] == ["a:1", "a:2"]
     assert len(one.samples["blank"][0][1]) == 200
+
+
+ITEM = "one two three four five six seven eight nine ten eleven twelve thirteen"
+STORED_TEXTS = ["a b c d e f g", f"before {ITEM} after", "Grüße", f"{ITEM} {ITEM}", ""]
+NUMBERS = [3, 8, 11, 40, 41]
+EVERY = (0, 2**64 - 1)
+
+
+def write_and_open(
+    path: Path, method: str | None, items: np.ndarray | None = None, texts: list[str] = STORED_TEXTS
+) -> TextChunk:
+    tally = Tally(read=len(texts) + 1, kept=len(texts))
+    tally.drop("blank", "a:1", "")
+    matches = NO_MATCHES if items is None else shared_ngrams(texts, NgramSet(items))
+    signatures = document_signatures(texts, method)
+    write_text_chunk(path, NUMBERS[: len(texts)], texts, tally, signatures, matches)
+    return TextChunk(path)
+
+
+@pytest.mark.parametrize("method", [None, "lsh", "paper"])
+def test_a_text_chunk_gives_back_texts_and_tally(tmp_path: Path, method: str | None) -> None:
+    chunk = write_and_open(tmp_path / "text", method)
+    assert (len(chunk), list(chunk.texts()), chunk.numbers.tolist()) == (5, STORED_TEXTS, NUMBERS)
+    assert (chunk.tally.read, chunk.tally.dropped) == (6, {"blank": 1})
+
+
+def test_each_band_of_a_text_chunk_is_sorted_by_key(tmp_path: Path) -> None:
+    chunk = write_and_open(tmp_path / "text", "lsh")
+    expected = band_keys(*shingles(STORED_TEXTS), BANDINGS["lsh"])
+    for band in range(BANDINGS["lsh"].bands):
+        keys, numbers = chunk.band_keys(band, *EVERY)
+        assert keys.tolist() == sorted(expected[:, band].tolist())
+        assert dict(zip(numbers.tolist(), keys.tolist(), strict=True)) == dict(
+            zip(NUMBERS, expected[:, band].tolist(), strict=True)
+        )
+        some, _ = chunk.band_keys(band, int(keys[1]), int(keys[3]))
+        assert some.tolist() == keys[1:4].tolist()
+
+
+def test_a_text_chunk_gives_back_the_features_of_each_document(tmp_path: Path) -> None:
+    chunk = write_and_open(tmp_path / "text", "paper")
+    for number, text in zip(NUMBERS, STORED_TEXTS, strict=True):
+        assert chunk.features(number).tolist() == np.unique(spark_features(text)).tolist()
+
+
+def test_a_text_chunk_gives_back_evaluation_ngrams(tmp_path: Path) -> None:
+    items = np.unique(grams(*word_hashes([ITEM]), 13)[0])
+    chunk = write_and_open(tmp_path / "text", None, items)
+    found, owner = shared_ngrams(STORED_TEXTS, NgramSet(items))
+    assert owner.tolist() == [1, 3]
+    assert {row: list(ngrams) for row, ngrams in chunk.matches().items()} == {
+        row: found[owner == row].tolist() for row in (1, 3)
+    }
+    assert [part.tolist() for part in chunk.ngram_counts()] == [items.tolist(), [2]]
+
+
+def test_a_text_chunk_may_have_no_texts(tmp_path: Path) -> None:
+    chunk = write_and_open(tmp_path / "text", "lsh", texts=[])
+    assert (len(chunk), list(chunk.texts()), chunk.matches()) == (0, [], {})
+    assert [len(part) for part in chunk.band_keys(0, *EVERY)] == [0, 0]
+
+
+def test_a_text_chunk_gives_back_any_texts(tmp_path: Path) -> None:
+    items = np.array([5], np.uint64)
+    tally = Tally(read=4)
+    tally.drop("blank", "x:1", "")
+    texts = ["Grüße", "", "你\n"]
+    matches = shared_ngrams(texts, NgramSet(items))
+    signatures = document_signatures(texts, "lsh")
+    write_text_chunk(tmp_path / "text", [3, 9, 11], texts, tally, signatures, matches)
+    chunk = TextChunk(tmp_path / "text")
+    assert list(chunk.texts()) == ["Grüße", "", "你\n"]
+    assert chunk.numbers.tolist() == [3, 9, 11]
+    assert (chunk.tally.read, chunk.tally.dropped) == (4, {"blank": 1})
+    keys, which = chunk.band_keys(0, 0, 2**64 - 1)
+    assert sorted(which.tolist()) == [3, 9, 11]
+    assert keys.tolist() == sorted(keys.tolist())
+    assert chunk.matches() == {}
+    write_text_chunk(tmp_path / "none", [], [], Tally(), document_signatures([], "paper"))
+    assert TextChunk(tmp_path / "none").band_keys(0, 0, 2**64 - 1)[0].tolist() == []
+    assert list(TextChunk(tmp_path / "none").texts()) == []

@@ -1,4 +1,4 @@
-"""What a document shares with an evaluation item is cut, with its window, and nothing else."""
+"""Overlaps with evaluation items are removed, with a window around them, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptcli.corpus.decontaminate import cut, item_grams, shared
+from gptcli.corpus.decontaminate import evaluation_ngrams, remove_ngrams, shared_ngrams
 from gptcli.errors import InputError
-from gptcli.text.ngrams import grams, word_hashes
+from gptcli.text.ngrams import NgramSet, grams, word_hashes
 
 ITEM = "the quick brown fox jumps over the lazy dog while seven wizards watch from afar today"
 
@@ -27,49 +27,51 @@ def items(tmp_path: Path, *texts: str) -> np.ndarray:
             json.dumps({"question": text, "answers": {"label": [1, "no"]}}) + "\n" for text in texts
         )
     )
-    return item_grams([str(tmp_path / "items.jsonl")])
+    return evaluation_ngrams([str(tmp_path / "items.jsonl")])
 
 
-def test_an_item_is_cut_with_200_characters_on_each_side(tmp_path: Path) -> None:
+def test_an_item_is_removed_with_200_characters_on_each_side(tmp_path: Path) -> None:
     before, after = prose(1, 200), prose(2, 200)
     planted = "The QUICK brown fox, jumps over the lazy dog; while seven wizards watch from afar -- today!"
     text = f"{before} {planted} {after}"
     grams_of = items(tmp_path, ITEM)
-    found, owner = shared([prose(3, 500), text], grams_of)
+    found, owner = shared_ngrams([prose(3, 500), text], NgramSet(grams_of))
     assert set(owner.tolist()) == {1}
-    pieces = cut(text, found)
+    pieces = remove_ngrams(text, found)
     start = text.index("The QUICK")
     stop = text.index("today!") + len("today!")
     assert pieces == [text[: start - 200], text[stop + 200 :]]
 
 
-def test_twelve_words_are_not_enough(tmp_path: Path) -> None:
+def test_twelve_words_are_no_overlap(tmp_path: Path) -> None:
     text = f"{prose(1, 90)} {' '.join(ITEM.split()[:12])} {prose(2, 90)}"
-    assert len(shared([text], items(tmp_path, ITEM))[0]) == 0
+    assert len(shared_ngrams([text], NgramSet(items(tmp_path, ITEM)))[0]) == 0
 
 
-def test_short_pieces_go(tmp_path: Path) -> None:
+def test_short_pieces_are_dropped(tmp_path: Path) -> None:
     grams_of = items(tmp_path, ITEM)
-    text = f"{prose(1, 60)} {ITEM} {prose(2, 200)}"  # 360 characters before, of which 200 go
-    assert cut(text, grams_of) == [text[text.index(ITEM) + len(ITEM) + 200 :]]
-    assert cut(ITEM, grams_of) == []
+    text = (
+        f"{prose(1, 60)} {ITEM} {prose(2, 200)}"  # 360 characters before, of which 200 are removed
+    )
+    assert remove_ngrams(text, grams_of) == [text[text.index(ITEM) + len(ITEM) + 200 :]]
+    assert remove_ngrams(ITEM, grams_of) == []
     many = f" {prose(5, 150)} ".join([ITEM] * 13)
-    assert len(cut(many, grams_of)) == 12
+    assert len(remove_ngrams(many, grams_of)) == 12
 
 
-def test_no_gram_that_is_not_contaminated_is_cut(tmp_path: Path) -> None:
+def test_only_contaminated_ngrams_are_removed(tmp_path: Path) -> None:
     grams_of = items(tmp_path, ITEM, prose(9, 30))
     text = f"{prose(1, 90)} {ITEM} {prose(2, 150)} {prose(9, 30)} {prose(3, 90)}"
     only = grams(*word_hashes([ITEM]), 13)[0]
-    assert len(cut(text, only)) == 2
-    assert len(cut(text, grams_of)) == 3
+    assert len(remove_ngrams(text, only)) == 2
+    assert len(remove_ngrams(text, grams_of)) == 3
 
 
-def test_an_evaluation_file_without_a_long_item(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"items.jsonl: no evaluation item in it is 13 words long"):
+def test_an_evaluation_file_without_a_long_item_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"items.jsonl: no evaluation item in it has 13 words"):
         items(tmp_path, "too short")
     (tmp_path / "bad.jsonl").write_text('{"a": "b"}\n{"a"')
     with pytest.raises(InputError, match=r"bad.jsonl:2: not valid JSON"):
-        item_grams([str(tmp_path / "bad.jsonl")])
+        evaluation_ngrams([str(tmp_path / "bad.jsonl")])
     (tmp_path / "items.txt").write_text(f"{ITEM}\n\n{prose(1, 20)}\n")
-    assert len(item_grams([str(tmp_path / "items.txt")])) == 4 + 8
+    assert len(evaluation_ngrams([str(tmp_path / "items.txt")])) == 4 + 8

@@ -1,20 +1,74 @@
-"""A flawed document carries what is wrong with it, in few words to count by and in one message to
-read.
+"""A bad document has a short kind of error to count by and a full message to read; HTML pages become
+text without navigation.
 """
 
 from __future__ import annotations
 
-from gptcli.corpus.documents import Document, flawed
+import sys
+
+import pytest
+
+from gptcli.corpus.documents import EXTRACTORS, Document, bad_document, extract_text
+from gptcli.errors import InputError
 
 
-def test_a_flawed_document_says_what_and_where() -> None:
-    document = flawed(
+def test_a_bad_document_says_what_and_where() -> None:
+    document = bad_document(
         "not valid JSON", "not valid JSON at column 3", "a.jsonl:7", 120, hint="mend it"
     )
-    assert (document.text, document.flaw, document.position) == ("", "not valid JSON", 120)
+    assert (document.text, document.error_kind, document.position) == ("", "not valid JSON", 120)
     assert str(document.error) == "a.jsonl:7: not valid JSON at column 3\n  mend it"
 
 
-def test_a_document_has_no_flaw_by_itself() -> None:
+def test_a_document_has_no_error_by_default() -> None:
     document = Document("text", "a.txt")
-    assert (document.flaw, document.error, document.html, document.url) == ("", None, None, "")
+    assert (document.error_kind, document.error, document.html, document.url) == (
+        "",
+        None,
+        None,
+        "",
+    )
+
+
+SENTENCE = (
+    "The seventh of these bridges is the oldest, and was built of stone where the river is narrow. "
+)
+PAGE = f"""<html><head><title>Bridges</title><meta charset="{{charset}}"><script>var hidden = 1;</script></head><body>
+<nav><ul><li><a href="/">Home</a></li><li><a href="/shop">Shop now</a></li></ul></nav>
+<main><article><h1>Bridges</h1><p>{SENTENCE * 3}</p><p>{SENTENCE * 2}Größe: naïve.</p></article></main>
+<footer>Copyright 2019 by nobody</footer></body></html>"""
+
+
+@pytest.fixture(params=EXTRACTORS)
+def extractor(request: pytest.FixtureRequest) -> str:
+    pytest.importorskip(request.param)
+    return str(request.param)
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "iso-8859-1"])
+def test_the_article_is_kept_without_what_surrounds_it(extractor: str, charset: str) -> None:
+    text = extract_text(PAGE.format(charset=charset).encode(charset), extractor)
+    assert text.count(SENTENCE.strip()) == 5
+    assert "Größe: naïve." in text
+    assert not [word for word in ("Shop now", "Copyright", "hidden", "<p>") if word in text]
+    assert all(line.strip() for line in text.splitlines())
+    assert extract_text(PAGE.format(charset=charset), extractor) == text  # decoded before
+
+
+@pytest.mark.parametrize(
+    "page", [b"", b"<html><body></body></html>", b"\xff\xfe\x00", b"<p>a\x00b</p>"]
+)
+def test_pages_without_an_article_become_plain_text(extractor: str, page: bytes) -> None:
+    text = extract_text(page, extractor)
+    assert "\x00" not in text
+    assert "<" not in text
+
+
+@pytest.mark.parametrize("missing", ["resiliparse.parse.encoding", "trafilatura"])
+def test_a_missing_extractor_is_named(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    pytest.importorskip("resiliparse")
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(
+        InputError, match=f"needs the package (\\w+)\n.* pip install {missing.split('.')[0]}$"
+    ):
+        extract_text("<p>text</p>", "trafilatura")

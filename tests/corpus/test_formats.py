@@ -1,293 +1,327 @@
-"""WARC, WET, Parquet, CSV, URLs: every document, and everything that is wrong with a file counted
-instead of lost.
-"""
+"""Every format yields its documents, and one clear message for every way in which a file can be broken."""
 
 from __future__ import annotations
 
+import builtins
 import gzip
+import io
+import json
+import sys
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from gptcli.corpus import formats
-from gptcli.corpus.documents import Document
-from gptcli.corpus.formats import Cut
-from gptcli.corpus.readers import find_inputs, find_reader, read_documents, scan
-from gptcli.errors import InputError
+from gptcli.corpus.formats import find_reader, read_documents, scan
+from gptcli.errors import InputError, UsageError, install_hint
 
-
-def record(
-    kind: str,
-    body: bytes,
-    url: str = "http://a.com/x",
-    http: str = "HTTP/1.1 200 OK\r\nContent-Type: text/html",
-) -> bytes:
-    payload = f"{http}\r\n\r\n".encode() + body if kind == "response" else body
-    type_ = "application/http; msgtype=response" if kind == "response" else "text/plain"
-    head = f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Target-URI: {url}\r\nContent-Type: {type_}\r\nContent-Length: {len(payload)}\r\n\r\n"
-    return head.encode() + payload + b"\r\n\r\n"
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "": lambda data: data,
+    ".gz": gzip.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+}
+each_compression = pytest.mark.parametrize("compression", COMPRESS)
+valid_text = st.text(st.characters(exclude_categories=["Cs"]))
 
 
-def found(path: str | Path, documents: str = "file", cut: Cut = formats.WHOLE) -> list[Document]:
-    return list(scan(str(path), find_reader(str(path), documents), cut))
+def write(path: Path, data: bytes | str) -> str:
+    """Write `data` with the compression of the suffix, and return the path."""
+    data = data.encode() if isinstance(data, str) else data
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(COMPRESS.get(path.suffix, COMPRESS[""])(data))
+    return str(path)
 
 
-def flaws(path: str | Path, documents: str = "file") -> list[str]:
-    return [document.flaw for document in found(path, documents)]
+def texts(path: str, documents: str = "file") -> list[str]:
+    return [document.text for document in read_documents(path, documents=documents)]
 
 
-@pytest.fixture
-def warc() -> bytes:
-    pytest.importorskip("fastwarc")
-    return (
-        record("warcinfo", b"software: x\r\n")
-        + record("request", b"GET / HTTP/1.1\r\n\r\n")
-        + record("response", "<p>Grüße</p>".encode(), "http://a.com/1")
-        + record("response", b"\x89PNG", http="HTTP/1.1 200 OK\r\nContent-Type: image/png")
-        + record("response", b"gone", http="HTTP/1.1 404 Not Found\r\nContent-Type: text/html")
-        + record("response", b"plain words", http="HTTP/1.1 200 OK\r\nContent-Type: text/plain")
-        + record("conversion", "crawled, as WET has it — é".encode(), "http://b.org/")
-        + record("conversion", b"\xff\xfe")
-    )
-
-
-@pytest.mark.parametrize("name", ["a.warc", "a.warc.gz", "a.wet.gz", "a.warc.zst"])
-def test_warc_and_wet(tmp_path: Path, warc: bytes, name: str) -> None:
-    import zstandard
-
-    compress = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(name).suffix, bytes)
-    (tmp_path / name).write_bytes(compress(warc))
-    pages = found(tmp_path / name)
-    assert [page.flaw for page in pages] == [
-        "",
-        "not a page",
-        "not a page",
-        "",
-        "",
-        "not valid UTF-8",
+def places(path: str, documents: str = "file") -> list[str]:
+    return [
+        document.where.removeprefix(path) for document in read_documents(path, documents=documents)
     ]
-    assert pages[0].html == "<p>Grüße</p>".encode()
-    assert (pages[0].url, pages[0].position) == ("http://a.com/1", 0)
-    assert pages[3].text == "plain words"
-    assert (pages[4].text, pages[4].url) == ("crawled, as WET has it — é", "http://b.org/")
 
 
-def test_a_broken_archive_gives_what_is_whole_and_says_the_rest(
-    tmp_path: Path, warc: bytes
+def error_of(path: str, documents: str = "file") -> str:
+    with pytest.raises(InputError) as raised:
+        texts(path, documents)
+    return str(raised.value).replace(path, "FILE")
+
+
+@each_compression
+def test_a_text_file_is_one_document(tmp_path: Path, compression: str) -> None:
+    text = "\ufeffone\r\ntwo\u2028three \x00\n\n😀"
+    path = write(tmp_path / f"a.txt{compression}", text)
+    assert texts(path) == [text]
+    assert places(path) == [""]
+
+
+@each_compression
+def test_a_document_can_be_a_line(tmp_path: Path, compression: str) -> None:
+    path = write(tmp_path / f"a.txt{compression}", "one\n\ntwo\r\n  three\u2028\x85 \n\nfour")
+    assert texts(path, "line") == ["one", "two", "  three\u2028\x85 ", "four"]
+    assert places(path, "line") == [":1", ":3", ":4", ":6"]
+
+
+@each_compression
+def test_a_document_can_be_a_paragraph(tmp_path: Path, compression: str) -> None:
+    path = write(
+        tmp_path / f"a.txt{compression}", "\n \none\ntwo\n\n\nthree\r\n\t\r\n  four\nfive\n"
+    )
+    assert texts(path, "paragraph") == ["one\ntwo", "three", "  four\nfive"]
+    assert places(path, "paragraph") == [":3", ":7", ":9"]
+
+
+@each_compression
+@pytest.mark.parametrize("documents", ["file", "line", "paragraph"])
+def test_json_lines_are_documents_whatever_the_kind(
+    tmp_path: Path, compression: str, documents: str
 ) -> None:
-    """Cut at any place, nothing is lost without a word: a record is found, flawed, or the archive
-    is called damaged.
-    """
-    path = tmp_path / "a.warc"
-    whole = len(
-        record("warcinfo", b"software: x\r\n") + record("request", b"GET / HTTP/1.1\r\n\r\n")
-    )
-    for size in range(whole + 10, len(warc) - 6, 97):
-        path.write_bytes(warc[:size])
-        try:
-            there = found(path)
-        except InputError as error:
-            assert "damaged" in str(error) or "cut short" in str(error)  # noqa: PT017
-            continue
-        assert (
-            len(there) == 6 or any(page.flaw for page in there) or warc[:size].endswith(b"\r\n\r\n")
-        ), size
-    path.write_bytes(b"no archive at all, just words\n" * 9)
-    try:
-        assert flaws(path) == ["no records"]
-    except InputError as error:
-        assert "damaged" in str(error)  # noqa: PT017
-    (tmp_path / "b.warc.gz").write_bytes(gzip.compress(warc)[:-20])
-    with pytest.raises(InputError, match=r"cut short|damaged"):
-        found(tmp_path / "b.warc.gz")
-
-
-def test_parquet(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
-    texts = ["one", None, "", "Grüße", *map(str, range(3000))]
-    parquet.write_table(
-        pyarrow.table({"text": texts, "id": [7] * len(texts)}),
-        tmp_path / "a.parquet",
-        row_group_size=1000,
-    )
-    rows = found(tmp_path / "a.parquet")
-    assert [row.text for row in rows if not row.flaw] == [
-        text for text in texts if text is not None
-    ]
-    assert [row.position for row in rows] == list(range(len(texts)))
-    assert [row.flaw for row in rows[:3]] == ["", "no text field", ""]
-    parquet.write_table(pyarrow.table({"words": texts}), tmp_path / "b.parquet")
-    assert flaws(tmp_path / "b.parquet") == ["no text field"] * len(texts)
-    data = (tmp_path / "a.parquet").read_bytes()
-    (tmp_path / "c.parquet").write_bytes(data[:-9])
-    with pytest.raises(InputError, match=r"c.parquet: the file is damaged"):
-        found(tmp_path / "c.parquet")
-
-
-def test_csv(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_bytes(
-        '\ufeffid,text,url\n1,"two\nlines, ""quoted""",http://a\n2,\n3,Grüße,\n4,caf'.encode()
-        + b"\xe9,\n"
-    )
-    rows = found(tmp_path / "a.csv")
-    assert [row.text for row in rows] == ['two\nlines, "quoted"', "", "Grüße", ""]
-    assert [row.flaw for row in rows] == ["", "no text field", "", "not valid UTF-8"]
-    assert rows[0].url == "http://a"
-    (tmp_path / "b.csv").write_text("a,b\n1,2\n")
-    assert flaws(tmp_path / "b.csv") == ["no text field"]
-
-
-def test_json_lines_with_all_that_can_be_wrong(tmp_path: Path) -> None:
     lines = [
-        '{"text": "a", "id": 1}',
-        '{"text": "b", "id": 1}',
+        '{"text": "one\\ntwo", "id": 1}',
         "",
-        "{",
-        '{"words": "c"}',
-        "[1]",
-        '{"text": 3}',
-        '{"text": ""}',
-        '{"text": "\\ud800"}',
+        '{"id": {"text": 3}, "text": ""}',
+        ' {"text":"\\ud83d\\ude00 \\\\ud800"} \r',
     ]
-    (tmp_path / "a.jsonl").write_bytes("\n".join(lines).encode() + b'\n{"text": "\xff"}\n')
-    assert flaws(tmp_path / "a.jsonl") == [
-        "",
-        "",
-        "not valid JSON",
-        *["no text field"] * 3,
-        "",
-        "lone surrogate",
-        "not valid UTF-8",
+    path = write(tmp_path / f"a.jsonl{compression}", "\ufeff" + "\n".join(lines))
+    assert texts(path, documents) == ["one\ntwo", "😀 \\ud800"]
+    assert places(path, documents) == [":1", ":4"]
+
+
+@given(st.lists(valid_text), st.sampled_from(list(COMPRESS)))
+@settings(max_examples=100, deadline=None)
+def test_json_lines_give_back_any_texts(
+    tmp_path_factory: pytest.TempPathFactory, documents: list[str], compression: str
+) -> None:
+    lines = "".join(
+        json.dumps({"text": text}, ensure_ascii=index % 2 == 0) + "\n"
+        for index, text in enumerate(documents)
+    )
+    path = write(tmp_path_factory.mktemp("any") / f"a.jsonl{compression}", lines or "\n")
+    assert texts(path) == [text for text in documents if text]
+
+
+@given(valid_text.filter(bool))
+@settings(max_examples=100, deadline=None)
+def test_lines_and_paragraphs_lose_only_line_endings(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
+    path = write(tmp_path_factory.mktemp("any") / "a.txt", text)
+    assert "".join(texts(path)) == text
+    assert texts(path, "line") == [
+        line for line in (each.removesuffix("\r") for each in text.split("\n")) if line
     ]
+    kept = "".join("".join(texts(path, "paragraph")).split())
+    assert kept == "".join(text.split())
+
+
+def test_stdin_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(b"one\ntwo\n")))
+    )
+    assert [(each.text, each.where) for each in read_documents("-", documents="line")] == [
+        ("one", "stdin:1"),
+        ("two", "stdin:2"),
+    ]
+
+
+def test_a_named_file_of_an_unknown_suffix_is_text(tmp_path: Path) -> None:
+    assert texts(write(tmp_path / "notes.rst.gz", "words")) == ["words"]
+    assert texts(write(tmp_path / "README", "words")) == ["words"]
+
+
+@pytest.mark.parametrize(
+    "data", [[b"one", b"two"], [b"one", b"", b"two"], [b"x" * 300_000, b"y" * 300_000]]
+)
+@pytest.mark.parametrize("compression", [".gz", ".zst"])
+def test_concatenated_streams_are_read_as_one(
+    tmp_path: Path, compression: str, data: list[bytes]
+) -> None:
+    path = tmp_path / f"a.txt{compression}"
+    path.write_bytes(b"".join(map(COMPRESS[compression], data)))
+    assert texts(str(path)) == [b"".join(data).decode()]
+
+
+def test_zstd_with_a_long_window_is_read(tmp_path: Path) -> None:
+    # 256 MiB, over the library's default limit
+    parameters = zstandard.ZstdCompressionParameters(window_log=28, write_content_size=False)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    path = tmp_path / "a.txt.zst"
+    path.write_bytes(compressor.compress(b"words") + compressor.flush())
+    assert texts(str(path)) == ["words"]
+
+
+@each_compression
+@pytest.mark.parametrize(
+    ("ending", "documents"), [(".txt", "line"), (".txt", "paragraph"), (".jsonl", "file")]
+)
+def test_memory_does_not_grow_with_the_file(
+    tmp_path: Path, compression: str, ending: str, documents: str
+) -> None:
+    random, most = Random(0), []
+    # 1 and 4 MB: more than a reader of any compression takes at a time
+    for count in (5_000, 20_000):
+        lines = "".join(f'{{"text": "{random.randbytes(100).hex()}"}}\n\n' for _ in range(count))
+        path = write(tmp_path / f"a{count}{ending}{compression}", lines)
+        del lines
+        tracemalloc.start()
+        try:
+            assert sum(1 for _ in read_documents(path, documents=documents)) == count
+            most.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert most[1] < 1.1 * most[0] < 1_100_000
+
+
+@each_compression
+@pytest.mark.parametrize("ending", [".txt", ".jsonl"])
+def test_an_empty_file_is_an_error(tmp_path: Path, ending: str, compression: str) -> None:
+    assert error_of(write(tmp_path / f"a{ending}{compression}", "")) == "FILE: the file is empty"
+    (tmp_path / f"b{ending}{compression}").touch()
+    assert error_of(str(tmp_path / f"b{ending}{compression}")) == "FILE: the file is empty"
+
+
+@each_compression
+def test_a_missing_file_is_an_error(tmp_path: Path, compression: str) -> None:
+    assert error_of(str(tmp_path / f"a.txt{compression}")) == "FILE: no such file"
+
+
+@each_compression
+def test_invalid_utf8_is_reported_with_its_byte(tmp_path: Path, compression: str) -> None:
+    data = "é\nfine\n".encode() + b"caf\xe9!\n"
+    path = write(tmp_path / f"a.txt{compression}", data)
+    assert error_of(path).startswith("FILE: not valid UTF-8 at byte 11: it looks like ISO-8859-1\n")
+    assert error_of(path, "line").startswith(
+        "FILE:3: not valid UTF-8 at byte 11: it looks like ISO-8859-1\n"
+    )
+    assert error_of(path, "paragraph").startswith(
+        "FILE:3: not valid UTF-8 at byte 11: it looks like ISO-8859-1\n"
+    )
+    path = write(tmp_path / f"a.jsonl{compression}", b'{"text": "x"}\n{"text": "\xff"}\n')
+    assert error_of(path).startswith("FILE:2: not valid UTF-8 at byte 24")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a"', "not valid JSON at column 13: Expecting ',' delimiter"),
+        ("words", "not valid JSON at column 1: Expecting value"),
+        ('{"text": "a"}{"text": "b"}', "not valid JSON at column 14: Extra data"),
+        ('{"text": "a\tb"}', "not valid JSON at column 12: Invalid control character at"),
+        ('{"Text": "a"}', 'no "text" field that holds a string'),
+        ('{"text": null}', 'no "text" field that holds a string'),
+        ('["text"]', 'no "text" field that holds a string'),
+        ('"text"', 'no "text" field that holds a string'),
+        (
+            '{"text": "a \\uD83D b"}',
+            '"text" has a lone surrogate (\\ud83d) at character 2: it is not valid Unicode',
+        ),
+        ('{"text": "a", "n": ' + "1" * 5000 + "}", "not readable JSON: Exceeds the limit"),
+        ('{"text": "a", "n": ' + "[" * 100_000, "not readable JSON: nested too deeply"),
+    ],
+)
+def test_a_broken_json_line_is_reported_with_its_number(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    path = write(tmp_path / "a.jsonl", f'{{"text": "fine"}}\n\n{line}\n')
+    found = read_documents(path)
+    assert next(found).text == "fine"
+    with pytest.raises(InputError) as raised:
+        next(found)
+    assert str(raised.value).startswith(f"{path}:3: {message}")
+
+
+@pytest.mark.parametrize("compression", [".gz", ".zst"])
+@pytest.mark.parametrize("ending", [".txt", ".jsonl"])
+def test_a_stream_cut_anywhere_is_an_error(tmp_path: Path, ending: str, compression: str) -> None:
+    whole = COMPRESS[compression]("".join(f'{{"text": "{n * n}"}}\n' for n in range(2000)).encode())
+    path = tmp_path / f"a{ending}{compression}"
+    for size in [3, 5, 12, *range(100, len(whole), 997), len(whole) - 1]:
+        path.write_bytes(whole[:size])
+        assert error_of(str(path)).startswith("FILE: the file is cut short:"), size
+
+
+@pytest.mark.parametrize("compression", [".gz", ".zst"])
+def test_damage_inside_a_stream_is_an_error(tmp_path: Path, compression: str) -> None:
+    path = tmp_path / f"a.txt{compression}"
+    path.write_bytes(b"plain words, whatever the name says")
+    assert error_of(str(path)).startswith("FILE: the file is damaged:")
+    compress = (
+        zstandard.ZstdCompressor(write_checksum=True).compress
+        if compression == ".zst"
+        else gzip.compress
+    )
+    data = bytearray(compress(" ".join(str(n * n) for n in range(9000)).encode()))
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+    assert error_of(str(path)).startswith(
+        ("FILE: the file is damaged:", "FILE: the file is cut short:")
+    )
+
+
+def test_zstd_without_its_package_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.txt.zst", "words")
+    real = builtins.__import__
+
+    def missing(name: str, *rest: object) -> object:
+        if name == "zstandard":
+            raise ImportError(name)
+        return real(name, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    assert (
+        error_of(path)
+        == f"FILE: reading .zst needs the package zstandard\n  {install_hint('zstandard')}"
+    )
+
+
+@pytest.mark.parametrize("name", ["a.arrow", "a.tar.gz", "a.PDF", "a.txt.bz2"])
+def test_unsupported_formats_are_refused_at_once(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="files cannot be read"):
+        read_documents(write(tmp_path / name, "x"))
+
+
+def test_an_unknown_kind_of_document_is_refused_at_once() -> None:
+    with pytest.raises(UsageError, match="unknown kind of document 'lines'\n  did you mean line"):
+        read_documents("-", documents="lines")
+
+
+@pytest.mark.parametrize("orjson", [True, False])
+def test_a_surrogate_outside_the_text_is_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orjson: bool
+) -> None:
+    if not orjson:
+        monkeypatch.setitem(sys.modules, "orjson", None)
+    lines = [
+        r'{"text": "fine", "title": "bad \ud83d", "url": "u\ud83d"}',
+        r'{"text": "pair \ud83d\ude00"}',
+        r'{"text": "abc \ud83d"}',
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    first, second, third = scan(str(tmp_path / "a.jsonl"), find_reader("a.jsonl", "file"))
+    assert (first.text, first.url, second.text) == ("fine", "", "pair \U0001f600")
+    assert str(third.error).endswith(
+        r':3: "text" has a lone surrogate (\ud83d) at character 4: it is not valid Unicode'
+    )
 
 
 @pytest.mark.parametrize("documents", ["file", "line", "paragraph"])
-def test_a_huge_line_is_left_out_and_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, documents: str
-) -> None:
-    monkeypatch.setattr(formats, "MAX_BYTES", 100)
-    (tmp_path / "a.jsonl").write_text(
-        '{"text": "a"}\n{"text": "' + "x" * 5000 + '"}\n{"text": "b"}\n'
-    )
-    assert flaws(tmp_path / "a.jsonl") == ["", "too long", ""]
-    (tmp_path / "a.txt").write_text("one\n\n" + "x" * 5000 + "\n\ntwo\n")
-    assert flaws(tmp_path / "a.txt", documents) == (
-        ["too long"] if documents == "file" else ["", "too long", ""]
-    )
+def test_utf16_without_a_byte_order_mark_is_an_error(tmp_path: Path, documents: str) -> None:
+    (tmp_path / "a.txt").write_bytes("The river and the stones.\n".encode("utf-16-le"))
+    with pytest.raises(InputError, match="looks like UTF-16LE"):
+        list(read_documents(str(tmp_path / "a.txt"), documents=documents))
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.warc", "a.parquet", "a.txt.gz"])
 def test_an_empty_file_is_counted(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(gzip.compress(b"") if name.endswith("gz") else b"")
-    assert flaws(tmp_path / name) == ["empty file"]
-
-
-@pytest.mark.parametrize("step", [7, 40, 1000])
-def test_ranges_of_bytes_meet_without_gap_or_overlap(tmp_path: Path, step: int) -> None:
-    lines = [f'{{"text": "{"é" * (number % 23)}{number}"}}' for number in range(60)]
-    path = tmp_path / "a.jsonl"
-    path.write_text("\n".join(lines))
-    size = path.stat().st_size
-    parts = [
-        page for start in range(0, size, step) for page in found(path, cut=Cut(start, start + step))
-    ]
-    assert [(page.text, page.position) for page in parts] == [
-        (page.text, page.position) for page in found(path)
-    ]
-
-
-def test_urls(tmp_path: Path) -> None:
-    fsspec = pytest.importorskip("fsspec")
-    memory = fsspec.filesystem("memory")
-    try:
-        memory.pipe("/corpus/a.jsonl.gz", gzip.compress(b'{"text": "one"}\n{"text": "two"}\n'))
-        memory.pipe("/corpus/sub/b.txt", b"three")
-        memory.pipe("/corpus/notes.md", b"no")
-        for where in ("memory://corpus", "memory://corpus/**/*.[jt]*"):
-            urls = find_inputs([where])
-            assert [document.text for url in urls for document in read_documents(url)] == [
-                "one",
-                "two",
-                "three",
-            ]
-        with pytest.raises(InputError, match="nothing is there"):
-            find_inputs(["memory://other"])
-    finally:
-        memory.rm("/corpus", recursive=True)
-    (tmp_path / "c.txt").write_text("four")
-    assert [
-        document.text for document in read_documents(find_inputs([f"file://{tmp_path}/c.txt"])[0])
-    ] == ["four"]
-    with pytest.raises(InputError, match=r"nosuch://x: "):
-        find_inputs(["nosuch://x"])
-
-
-def test_standard_library_json_where_orjson_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import sys
-
-    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": NaN}\n{"text": "b"}\n')
-    expected = flaws(tmp_path / "a.jsonl")
-    monkeypatch.setitem(sys.modules, "orjson", None)
-    assert flaws(tmp_path / "a.jsonl") == expected == ["", "no text field", ""]
-
-
-@pytest.mark.parametrize("ending", [".gz", ".zst"])
-def test_parquet_compressed_again(tmp_path: Path, ending: str) -> None:
-    import zstandard
-
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    texts = [str(number) for number in range(3000)]
-    parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet", row_group_size=1000)
-    data = {".gz": gzip.compress, ".zst": zstandard.compress}[ending](
-        (tmp_path / "a.parquet").read_bytes()
-    )
-    path = tmp_path / f"b.parquet{ending}"
-    path.write_bytes(data)
-    assert [row.text for row in found(path)] == texts
-    path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(InputError, match="cut short"):
-        found(path)
-
-
-def test_parquet_whose_strings_are_not_utf8_is_counted(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    bad = pyarrow.array([b"one", b"\xff\xfe", b"two"]).view(pyarrow.string())
-    parquet.write_table(pyarrow.table({"text": bad}), tmp_path / "a.parquet")
-    assert flaws(tmp_path / "a.parquet") == ["", "not valid UTF-8", ""]
-
-
-def test_a_disk_that_fails_is_not_called_a_damaged_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A damaged input ends a build for good; a failing disk must leave what was built."""
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    parquet.write_table(pyarrow.table({"text": ["one"]}), tmp_path / "a.parquet")
-
-    def fail(*_: object, **__: object) -> None:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(parquet, "ParquetFile", fail)
-    with pytest.raises(OSError, match="Input/output") as caught:
-        found(tmp_path / "a.parquet")
-    assert not isinstance(caught.value, InputError)
-
-
-def test_parquet_whose_columns_names_are_not_utf8_is_damaged(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    parquet.write_table(
-        pyarrow.table({"text": ["one"], "zzzz": ["two"]}),
-        tmp_path / "a.parquet",
-        store_schema=False,
-    )
-    data = (tmp_path / "a.parquet").read_bytes()
-    (tmp_path / "a.parquet").write_bytes(data.replace(b"zzzz", b"\xff\xfezz"))
-    with pytest.raises(InputError, match="the file is damaged"):
-        found(tmp_path / "a.parquet")
+    path = str(tmp_path / name)
+    documents = scan(path, find_reader(path, "file"))
+    assert [document.error_kind for document in documents] == ["empty file"]

@@ -1,4 +1,4 @@
-"""The overlap report, against sets of 8-grams made word by word."""
+"""The overlap report agrees with sets of 8-grams that are built word by word."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from gptcli.corpus import overlap
-from gptcli.corpus.build import begin, finish
-from gptcli.corpus.config import Build
-from gptcli.corpus.overlap import GRAM, Overlap, Report, find_overlap
-from gptcli.corpus.recipe import Source
+from gptcli.corpus.build import begin_build, finish_build
+from gptcli.corpus.config import BuildConfig
+from gptcli.corpus.overlap import NGRAM_WORDS, Overlap, OverlapReport, find_overlap
+from gptcli.corpus.recipe import SourceConfig
 from gptcli.errors import InputError
 from gptcli.shards.format import document_lengths, open_shard
 from gptcli.shards.manifest import read_manifest
@@ -23,9 +23,9 @@ from gptcli.tokenizer.tokenizer import Tokenizer
 
 
 def plain_grams(text: str) -> list[tuple[str, ...]]:
-    """By the paper's words: lower-cased alphanumeric words only."""
+    """Return the 8-grams of lower-case alphanumeric words, as in the paper."""
     words = re.findall(r"[^\W_]+", text.lower())
-    return [tuple(words[at : at + GRAM]) for at in range(len(words) - GRAM + 1)]
+    return [tuple(words[at : at + NGRAM_WORDS]) for at in range(len(words) - NGRAM_WORDS + 1)]
 
 
 TEXTS = [
@@ -36,8 +36,8 @@ TEXTS = [
 ]
 
 
-def test_grams_are_those_of_alphanumeric_words() -> None:
-    found, owner = grams(*word_hashes(TEXTS, split=True), GRAM)
+def test_ngrams_are_of_alphanumeric_words() -> None:
+    found, owner = grams(*word_hashes(TEXTS, split=True), NGRAM_WORDS)
     expected = [(row, gram) for row, text in enumerate(TEXTS) for gram in plain_grams(text)]
     assert len(expected) > 8
     assert owner.tolist() == [row for row, _ in expected]
@@ -45,7 +45,9 @@ def test_grams_are_those_of_alphanumeric_words() -> None:
         set(found.tolist())
     )
     spelt = " / ".join(re.findall(r"[^\W_]+", TEXTS[0].upper()))
-    assert np.array_equal(grams(*word_hashes([spelt], split=True), GRAM)[0], found[owner == 0])
+    assert np.array_equal(
+        grams(*word_hashes([spelt], split=True), NGRAM_WORDS)[0], found[owner == 0]
+    )
 
 
 @pytest.fixture
@@ -57,20 +59,20 @@ def folder(tmp_path: Path, byte_tokenizer: Tokenizer) -> Path:
     (tmp_path / "train.jsonl").write_text(
         "".join(json.dumps({"text": line}) + "\n" for line in lines)
     )
-    build = Build(
-        sources=[Source(inputs=[str(tmp_path / "train.jsonl")])],
+    build = BuildConfig(
+        sources=[SourceConfig(inputs=[str(tmp_path / "train.jsonl")])],
         tokenizer=byte_tokenizer,
         val_fraction=0.2,
         shard_tokens=9000,
     )
-    begin(build, tmp_path / "shards", resume=False, force=False)
-    finish(build, tmp_path / "shards")
+    begin_build(build, tmp_path / "shards", resume=False, force=False)
+    finish_build(build, tmp_path / "shards")
     return tmp_path / "shards"
 
 
 def training_texts(folder: Path, tokenizer: Tokenizer) -> list[str]:
     found = []
-    for shard in read_manifest(folder).of("train"):
+    for shard in read_manifest(folder).shards_of("train"):
         parts = np.split(
             open_shard(folder / shard.file), np.cumsum(document_lengths(folder / shard.file))[:-1]
         )
@@ -79,7 +81,7 @@ def training_texts(folder: Path, tokenizer: Tokenizer) -> list[str]:
 
 
 @pytest.mark.parametrize(("workers", "piece"), [(1, 1 << 22), (1, 500), (2, 500)])
-def test_shares_are_those_of_a_search_by_hand(
+def test_shares_equal_those_of_a_plain_search(
     folder: Path,
     byte_tokenizer: Tokenizer,
     tmp_path: Path,
@@ -87,7 +89,7 @@ def test_shares_are_those_of_a_search_by_hand(
     workers: int,
     piece: int,
 ) -> None:
-    monkeypatch.setattr(overlap, "PIECE", piece)
+    monkeypatch.setattr(overlap, "PIECE_TOKENS", piece)
     texts = training_texts(folder, byte_tokenizer)
     there = {gram for text in texts for gram in plain_grams(text)}
     chance = random.Random(3)
@@ -113,12 +115,14 @@ def test_shares_are_those_of_a_search_by_hand(
     assert report.tests[1].grams == len(plain_grams(f"{longest[:60]} {longest[60:]} and more"))
 
 
-def test_what_cannot_be_told(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_items_and_too_many_ngrams_are_errors(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "short.txt").write_text("seven words are not enough for it")
-    with pytest.raises(InputError, match=r"short.txt: no item in it is 8 words long"):
+    with pytest.raises(InputError, match=r"short.txt: no item in it has 8 words"):
         find_overlap(folder, [str(tmp_path / "short.txt")])
     (tmp_path / "test.txt").write_text("one two three four five six seven eight")
     assert find_overlap(folder, [str(tmp_path / "test.txt")]).tests[0].share == 0
-    monkeypatch.setattr(Report, "false_positives", 1e-7)
-    with pytest.raises(InputError, match="too many to tell"):
+    monkeypatch.setattr(OverlapReport, "false_positives", 1e-7)
+    with pytest.raises(InputError, match="too many to be told apart"):
         find_overlap(folder, [str(tmp_path / "test.txt")])

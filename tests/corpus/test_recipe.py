@@ -1,5 +1,5 @@
-"""A recipe from a crawl to shards: what is planted is found, each document is counted once, and
-nothing depends on workers or crashes.
+"""A recipe turns a crawl into shards: planted documents are dropped, each document is counted once, and
+the bytes depend on neither workers nor crashes.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import pytest
 
 from gptcli.corpus import build as building
 from gptcli.corpus import config, coordinator
-from gptcli.corpus.build import begin, finish
-from gptcli.corpus.config import Build
-from gptcli.corpus.recipe import Source, preset_weights, read_sources
+from gptcli.corpus.build import begin_build, finish_build
+from gptcli.corpus.config import BuildConfig
+from gptcli.corpus.recipe import SourceConfig, preset_weights, read_sources
 from gptcli.errors import InputError, UsageError
 from gptcli.files import sha256
 from gptcli.shards.format import document_lengths, open_shard
@@ -28,13 +28,15 @@ MENU = "<nav><ul><li><a href='/'>Home</a></li><li><a href='/shop'>Shop now</a></
 
 
 @pytest.fixture(autouse=True)
-def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "UNIT_CHARACTERS", (60_000, 60_000))
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "CHUNK_CHARACTERS", (60_000, 60_000))
 
 
 def topics() -> list[str]:
-    """Python's own reference, a topic a text, the longest first: a word changed in one of the first
-    makes a near-duplicate for certain. Some of its topics have the same text."""
+    """Return topics of Python's reference, each once, the longest first.
+
+    One changed word in a long text makes a near-duplicate for certain.
+    """
     from pydoc_data.topics import topics as found
 
     texts = [re.sub(r"[^\w\s.,]", " ", text) for _, text in sorted(found.items())]
@@ -60,8 +62,10 @@ def warc(pages: list[tuple[str, bytes]]) -> bytes:
 
 @pytest.fixture
 def crawl(tmp_path: Path) -> Path:
-    """60 topics as pages; 20 of them again, of which 10 word for word; 10 are in the books; 5 of
-    Wikipedia; 3 with an item; 8 of noise.
+    """Write a crawl of 60 topics and 36 planted pages, and books of 10 of the topics.
+
+    Planted are 20 duplicates, half of them exact, 5 pages of Wikipedia, 3 with an evaluation item and
+    8 of noise.
     """
     pytest.importorskip("fastwarc")
     chance = random.Random(0)
@@ -92,7 +96,7 @@ def crawl(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def sources(folder: Path, **changes: object) -> list[Source]:
+def sources(folder: Path, **changes: object) -> list[SourceConfig]:
     crawl = {
         "inputs": [str(folder / "crawl.warc")],
         "weight": 3,
@@ -106,14 +110,14 @@ def sources(folder: Path, **changes: object) -> list[Source]:
     )
 
 
-def run(build: Build, out: Path, workers: int = 1, resume: bool = False) -> Manifest:
-    assert begin(build, out, resume=resume, force=False)
-    return finish(build, out, workers=workers)
+def run(build: BuildConfig, out: Path, workers: int = 1, resume: bool = False) -> Manifest:
+    assert begin_build(build, out, resume=resume, force=False)
+    return finish_build(build, out, workers=workers)
 
 
 @pytest.fixture
-def build(crawl: Path, byte_tokenizer: Tokenizer) -> Build:
-    return Build(
+def build(crawl: Path, byte_tokenizer: Tokenizer) -> BuildConfig:
+    return BuildConfig(
         sources=sources(crawl),
         tokenizer=byte_tokenizer,
         evaluation=(str(crawl / "eval.jsonl"),),
@@ -141,7 +145,7 @@ def texts_of(folder: Path, manifest: Manifest, tokenizer: Tokenizer, source: str
     return found
 
 
-def test_what_is_planted_is_found(build: Build, tmp_path: Path) -> None:
+def test_planted_documents_are_dropped_for_their_reason(build: BuildConfig, tmp_path: Path) -> None:
     manifest = run(build, tmp_path / "out")
     crawled, books = manifest.sources
     assert (
@@ -170,17 +174,20 @@ def test_what_is_planted_is_found(build: Build, tmp_path: Path) -> None:
     report = (tmp_path / "out/report.md").read_text()
     assert "| dropped: duplicate | 30 |" in report
     assert "| crawl |" in report
-    assert "3 of those kept lost text to decontamination" in report
+    assert "3 of the documents kept lost text to decontamination" in report
 
 
 def test_the_bytes_do_not_depend_on_workers_or_crashes(
-    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    build: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(build, tmp_path / "one")
     expected = contents(tmp_path / "one")
     run(build, tmp_path / "two", workers=2)
     assert contents(tmp_path / "two") == expected
-    places = [(coordinator, name) for name in ("_text_tasks", "find_duplicates", "finish_text")]
+    places = [
+        (coordinator, name)
+        for name in ("_compare_documents", "find_duplicates", "finish_text_chunk")
+    ]
     for where, stop in [*places, (building, "write_shards"), (building, "write_report")]:
         out = tmp_path / stop
         with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
@@ -190,7 +197,7 @@ def test_the_bytes_do_not_depend_on_workers_or_crashes(
         assert contents(out) == expected
 
 
-def test_quality_needs_good_and_raw_text(
+def test_the_quality_filter_drops_documents(
     crawl: Path, byte_tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     pytest.importorskip("sklearn")
@@ -200,7 +207,7 @@ def test_quality_needs_good_and_raw_text(
         dedup={"method": "paper"},
         decontaminate=False,
     )
-    build = Build(sources=chosen, tokenizer=byte_tokenizer, val_fraction=0.0)
+    build = BuildConfig(sources=chosen, tokenizer=byte_tokenizer, val_fraction=0.0)
     manifest = run(build, tmp_path / "out")
     crawled = manifest.sources[0]
     assert crawled.documents_in == 96 == crawled.documents_kept + sum(crawled.dropped.values())
@@ -216,7 +223,9 @@ def test_broken_input_is_skipped_and_counted_when_asked(
     (crawl / "cut.jsonl.gz").write_bytes(b"\x1f\x8b")
     (crawl / "empty.txt").touch()
     paths = [str(crawl / name) for name in ("bad.jsonl", "cut.jsonl.gz", "empty.txt")]
-    build = Build(sources=[Source(inputs=paths, on_error="skip")], tokenizer=byte_tokenizer)
+    build = BuildConfig(
+        sources=[SourceConfig(inputs=paths, on_error="skip")], tokenizer=byte_tokenizer
+    )
     source = run(build, tmp_path / "out").sources[0]
     expected = {
         "blank": 1,
@@ -227,16 +236,19 @@ def test_broken_input_is_skipped_and_counted_when_asked(
     }
     assert (source.documents_in, source.documents_kept, source.dropped) == (25, 20, expected)
     with pytest.raises(InputError, match=r"bad.jsonl:21: not valid JSON"):
-        run(Build(sources=[Source(inputs=paths)], tokenizer=byte_tokenizer), tmp_path / "stopped")
+        run(
+            BuildConfig(sources=[SourceConfig(inputs=paths)], tokenizer=byte_tokenizer),
+            tmp_path / "stopped",
+        )
 
 
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({}, "sources are tables"),
-        ({"a": 1}, "sources.a: is not a table"),
+        ({}, "sources must be tables"),
+        ({"a": 1}, "sources.a: must be a table"),
         ({"a": {}}, "sources.a: lacks inputs"),
-        ({"a": {"inputs": "x"}}, "sources.a: inputs is not a list of strings"),
+        ({"a": {"inputs": "x"}}, "sources.a: inputs must be a list of strings"),
         (
             {"a": {"inputs": ["."], "wieght": 1}},
             "sources.a: unknown key 'wieght'\n  did you mean weight",
@@ -253,9 +265,9 @@ def test_broken_input_is_skipped_and_counted_when_asked(
         ),
         (
             {"a": {"inputs": ["."], "dedup": {"against": ["a"]}}},
-            "a source cannot be removed from itself",
+            "a source cannot be deduplicated against itself",
         ),
-        ({"A b": {"inputs": ["."]}}, "source name 'A b' is not of small letters"),
+        ({"A b": {"inputs": ["."]}}, "source name 'A b' has characters other than a-z"),
         (
             {"a": {"inputs": ["."], "clean": {"min_words": True}}},
             "sources.a.clean: min_words is not of type int",
@@ -263,7 +275,7 @@ def test_broken_input_is_skipped_and_counted_when_asked(
         ({"a": {"inputs": ["."], "on_error": "ignore"}}, "unknown on_error 'ignore'"),
     ],
 )
-def test_a_recipe_that_cannot_be_met(
+def test_an_invalid_recipe_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: object, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -273,29 +285,30 @@ def test_a_recipe_that_cannot_be_met(
     assert message in str(caught.value)
 
 
-def test_sources_that_are_removed_from_each_other(tmp_path: Path) -> None:
+def test_two_sources_cannot_be_deduplicated_against_each_other(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
     table = {
         name: {"inputs": [str(tmp_path)], "dedup": {"against": [other]}}
         for name, other in ("ab", "ba")
     }
-    with pytest.raises(UsageError, match="each removed from the other"):
+    with pytest.raises(UsageError, match="are deduplicated against each other"):
         read_sources(table)
 
 
-def test_weights_of_the_paper() -> None:
+def test_preset_weights_are_those_of_the_paper() -> None:
     assert preset_weights("gpt3", ["wikipedia", "common_crawl"]) == {
         "wikipedia": 3,
         "common_crawl": 60,
     }
     with pytest.raises(
-        UsageError, match=r"'webtext' is no source of Table 2\.2\n  did you mean webtext2"
+        UsageError,
+        match=r"'webtext' is not a source of GPT-3's Table 2\.2\n  did you mean webtext2",
     ):
         preset_weights("gpt3", ["webtext"])
     with pytest.raises(UsageError, match="unknown mixture 'gpt2'"):
         preset_weights("gpt2", [])
 
 
-def test_contamination_against_nothing(crawl: Path, byte_tokenizer: Tokenizer) -> None:
-    with pytest.raises(UsageError, match="crawl is to be decontaminated, but against nothing"):
-        Build(sources=sources(crawl), tokenizer=byte_tokenizer)
+def test_decontamination_needs_evaluation_files(crawl: Path, byte_tokenizer: Tokenizer) -> None:
+    with pytest.raises(UsageError, match="crawl has decontaminate = true, but no evaluation files"):
+        BuildConfig(sources=sources(crawl), tokenizer=byte_tokenizer)

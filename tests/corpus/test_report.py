@@ -1,27 +1,34 @@
-"""`report.md` says what went in, what was dropped and why, and what came out, and nothing in a text
-becomes markup.
+"""`report.md` shows inputs, dropped documents and outputs, and no text becomes markup. The estimate of a
+dry run is close to the build.
 """
 
 from __future__ import annotations
 
+import gzip
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from gptcli.corpus.build import begin_build, finish_build
 from gptcli.corpus.chunks import Tally
-from gptcli.corpus.report import write_report
+from gptcli.corpus.config import BuildConfig
+from gptcli.corpus.recipe import SourceConfig
+from gptcli.corpus.report import estimate_build, write_report
+from gptcli.errors import InputError
 from gptcli.shards.format import token_dtype, write_shard
 from gptcli.shards.manifest import Manifest, Shard, Source
-from gptcli.tokenizer.tokenizer import Tokenizer
+from gptcli.tokenizer.tokenizer import Tokenizer, byte_alphabet
 
 TEXT = "# not a heading\nsecond line"
 
 
 @pytest.fixture
 def manifest(tmp_path: Path, byte_tokenizer: Tokenizer) -> Manifest:
-    """One document of training text of each of two sources, one of which has a name of Table
-    2.2.
+    """Return a manifest of two sources with one training document each.
+
+    One of the sources is named as in Table 2.2.
     """
     shards = []
     for name in ("wikipedia", "mine"):
@@ -78,7 +85,7 @@ def report(folder: Path, manifest: Manifest, tokenizer: Tokenizer, inputs: list[
     return (folder / "report.md").read_text()
 
 
-def test_the_funnel_and_the_mixture(
+def test_the_report_counts_documents_and_shows_the_mixture(
     tmp_path: Path, manifest: Manifest, byte_tokenizer: Tokenizer
 ) -> None:
     text = report(tmp_path, manifest, byte_tokenizer, ["a.jsonl"])
@@ -86,7 +93,8 @@ def test_the_funnel_and_the_mixture(
     assert "| read | 4 |\n| dropped: blank | 1 |\n| dropped: quality | 2 |\n| kept | 1 |" in text
     assert (
         text.count(
-            "1 of those kept lost text to decontamination; 2 more documents came of cutting."
+            "1 of the documents kept lost text to decontamination, which divided some and so added "
+            "2 documents."
         )
         == 1
     )
@@ -109,9 +117,73 @@ def test_samples_are_short_and_no_markup(
     assert "## train, document 1\n\n    # not a heading\n    second line\n" in text
 
 
-def test_a_long_list_of_inputs_is_cut(
+def test_a_long_list_of_inputs_is_shortened(
     tmp_path: Path, manifest: Manifest, byte_tokenizer: Tokenizer
 ) -> None:
     text = report(tmp_path, manifest, byte_tokenizer, [f"{number}.txt" for number in range(1200)])
     assert "1,200 inputs:" in text
     assert "- `9.txt`\n- and 1,190 more\n" in text
+
+
+# With merges, so that bytes per token differ from 1.
+TOKENIZER = Tokenizer([*byte_alphabet(), "ab", "abc", "<|endoftext|>"], [("a", "b"), ("ab", "c")])
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> BuildConfig:
+    chance = random.Random(0)
+    for number in range(12):
+        words = chance.choices(["abc", "ab", "dog", "a"], k=20_000)
+        (tmp_path / f"{number:02d}.txt").write_text(" ".join(words) + "\n")
+    return BuildConfig(
+        sources=[SourceConfig(inputs=[str(path) for path in sorted(tmp_path.glob("*.txt"))])],
+        tokenizer=TOKENIZER,
+        shard_tokens=100_000,
+        val_fraction=0,
+    )
+
+
+def test_the_estimate_is_close_to_the_build(build: BuildConfig, tmp_path: Path) -> None:
+    guess = estimate_build(build, workers=2)
+    begin_build(build, tmp_path / "out", resume=False, force=False)
+    manifest = finish_build(build, tmp_path / "out")
+    tokens = manifest.tokens("train")
+    assert guess.input_files == 12
+    assert guess.input_bytes == manifest.sources[0].text_bytes
+    assert guess.tokens == pytest.approx(tokens, rel=0.02)
+    assert guess.bytes_per_token == pytest.approx(manifest.sources[0].text_bytes / tokens, rel=0.02)
+    assert guess.shards in (len(manifest.shards) - 1, len(manifest.shards))
+    assert guess.disk_bytes == pytest.approx(2 * tokens, rel=0.02)
+    assert guess.memory_bytes == 2 * 2 * 100_000
+    assert guess.seconds is not None
+    assert guess.seconds > 0
+
+
+def test_unknown_values_of_the_estimate_are_none(build: BuildConfig, tmp_path: Path) -> None:
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"abc " * 1000))
+    packed = estimate_build(
+        BuildConfig(
+            sources=[SourceConfig(inputs=[str(tmp_path / "a.txt.gz")])], tokenizer=TOKENIZER
+        ),
+        1,
+    )
+    assert packed.bytes_per_token == pytest.approx(2, rel=0.01)
+    assert packed.input_bytes == (tmp_path / "a.txt.gz").stat().st_size
+    assert (
+        packed.tokens
+        is packed.shards
+        is packed.disk_bytes
+        is packed.memory_bytes
+        is packed.seconds
+        is None
+    )
+    stdin = estimate_build(
+        BuildConfig(sources=[SourceConfig(inputs=["-"])], tokenizer=TOKENIZER), 1
+    )
+    assert stdin.input_bytes is stdin.bytes_per_token is stdin.tokens is None
+
+
+def test_a_broken_input_stops_the_estimate(build: BuildConfig, tmp_path: Path) -> None:
+    (tmp_path / "00.txt").write_bytes(b"good\n\xff\n")
+    with pytest.raises(InputError, match=r"00.txt:2: not valid UTF-8"):
+        estimate_build(build, 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.cost.lawfit import Run, fit_law
+from gptcli.cost.scaling_fit import RunResult, fit_law
 from gptcli.model.config import ModelConfig
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "scaling-law"
@@ -54,12 +54,13 @@ def test_seven_runs_of_one_family() -> None:
 
 def test_the_law_of_six_predicts_the_seventh() -> None:
     runs = [
-        Run(name=str(width), parameters=n, tokens=d, loss=loss) for width, n, d, loss in printed()
+        RunResult(name=str(width), parameters=n, tokens=d, loss=loss)
+        for width, n, d, loss in printed()
     ]
-    fitted_constants = fit_law(runs[:6])
-    assert fitted_constants.law == "compute"
-    predicted = fitted_constants.loss(runs[6].parameters, runs[6].tokens)
+    fitted = fit_law(runs[:6])
+    assert fitted.law == "compute"
+    predicted = fitted.loss(runs[6].parameters, runs[6].tokens)
     assert predicted == pytest.approx(3.873, abs=0.001)
     assert abs(predicted / runs[6].loss - 1) < 0.03
-    low, high = fitted_constants.between(runs[6].parameters, runs[6].tokens)
+    low, high = fitted.loss_interval(runs[6].parameters, runs[6].tokens)
     assert low <= runs[6].loss <= high

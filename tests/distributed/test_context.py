@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gptcli.cost.layout import Layout
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 
 CPU = torch.device("cpu")
 LAYOUTS = [
@@ -19,20 +19,24 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_every_process_has_one_role_and_every_role_one_process(layout):
-    places = [Place(CPU, rank, layout.processes, layout) for rank in range(layout.processes)]
-    roles = [(place.stage, place.replica, place.rank % layout.tp) for place in places]
+def test_ranks_and_coordinates_correspond_one_to_one(layout):
+    contexts = [
+        RankContext(CPU, rank, layout.processes, layout) for rank in range(layout.processes)
+    ]
+    roles = [(context.pp_rank, context.replica_rank, context.tp_rank) for context in contexts]
     assert sorted(roles) == list(
         itertools.product(range(layout.pp), range(layout.replicas), range(layout.tp))
     )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_one_process_of_each_replica_tells_the_loss(layout):
-    places = [Place(CPU, rank, layout.processes, layout) for rank in range(layout.processes)]
-    told = [place.replica for place in places if place.tells_loss]
+def test_one_process_of_each_replica_owns_the_loss(layout):
+    contexts = [
+        RankContext(CPU, rank, layout.processes, layout) for rank in range(layout.processes)
+    ]
+    told = [context.replica_rank for context in contexts if context.owns_loss]
     assert sorted(told) == list(range(layout.replicas))
 
 
 def test_processes_without_a_layout_are_replicas():
-    assert [Place(CPU, rank, 3).replica for rank in range(3)] == [0, 1, 2]
+    assert [RankContext(CPU, rank, 3).replica_rank for rank in range(3)] == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""Appendix C's analysis: planted overlaps are found, all of them and nothing else."""
+"""GPT-3's contamination analysis (Appendix C) finds exactly the planted overlaps."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def brute(items: list[tuple[str, str]], documents: list[str], n: int) -> set[str
 
 
 @pytest.mark.parametrize("chunk", [1 << 20, 700])
-def test_planted_overlaps_are_found_as_by_brute_force(
+def test_contamination_equals_a_brute_force_search(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    """With chunks of all tokens, and of fewer than the longest document has."""
+    """Search with one chunk, and with chunks shorter than the longest document."""
     monkeypatch.setattr(contamination, "CHUNK_TOKENS", chunk)
     draw = random.Random(chunk)
     words = ["lorem", "ipsum", "dolor", "sit", "amet", "it's", "café"]
@@ -72,7 +72,7 @@ def test_planted_overlaps_are_found_as_by_brute_force(
 
     items = [(f"item-{number}", text(draw.randint(9, 30))) for number in range(40)]
     documents = [text(draw.randint(0, 60)) for _ in range(30)] + [text(400)]
-    for _, item in items[::4]:  # as people copy: another case, other punctuation, another place
+    for _, item in items[::4]:  # copied with another case and punctuation to another position
         start = draw.randint(0, 2)
         copied = item.split()[start:]
         place = draw.randrange(len(documents))
@@ -92,19 +92,19 @@ def test_planted_overlaps_are_found_as_by_brute_force(
         assert len(gram.split()) == n
 
 
-def test_words_do_not_join_across_documents(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_overlaps_do_not_span_documents(tmp_path: Path, tokenizer: Tokenizer) -> None:
     item = "one two three four five six seven eight"
     folder = shards_of(tmp_path, ["one two three four", "five six seven eight", "zero"], tokenizer)
     assert find_contamination([("a", item)], folder, tokenizer).dirty == {}
     assert (
         find_contamination([("a", "zero")], folder, tokenizer).dirty == {}
-    )  # shorter than N: clean by rule
+    )  # shorter than N, and therefore clean
     assert find_contamination([("a", "zero")], folder, tokenizer, synthetic=True).dirty == {
         "a": "zero"
     }
 
 
-def test_n_is_the_fifth_percentile_of_the_lengths_within_8_and_13() -> None:
+def test_overlap_length_is_the_fifth_percentile_between_8_and_13() -> None:
     assert overlap_length([100] * 50) == 13
     assert overlap_length([3] * 50) == 8
     assert overlap_length([3] * 50, synthetic=True) == 3
@@ -113,7 +113,7 @@ def test_n_is_the_fifth_percentile_of_the_lengths_within_8_and_13() -> None:
     assert normalize_words("It's  a\tTest -- 1,000_x.") == ["its", "a", "test", "1000x"]
 
 
-def test_scores_apart() -> None:
+def test_scores_are_split_into_clean_and_dirty() -> None:
     split = split_scores({"a": 1.0, "b": 0.0, "c": 1.0, "d": 1.0}, ["b", "c"])
     assert (split.all, split.clean, split.dirty) == (0.75, 1.0, 0.5)
     assert split.difference == pytest.approx(1 / 3)
@@ -122,7 +122,9 @@ def test_scores_apart() -> None:
     assert (nothing.clean, nothing.difference) == (None, None)
 
 
-def test_shards_of_another_tokenizer_and_no_items(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_shards_of_another_tokenizer_and_empty_items_are_refused(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
     folder = shards_of(tmp_path, ["one", "two"], tokenizer)
     with pytest.raises(InputError, match="no items to search for"):
         find_contamination([], folder, tokenizer)

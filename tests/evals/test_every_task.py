@@ -1,5 +1,7 @@
-"""Every task runs on a file of its set's original format, found under the name that it is published
-with; and on the real file, where one is at hand."""
+"""Every task runs on a file in its original format and under its published name.
+
+With real data at hand, it also runs on the real file.
+"""
 
 from __future__ import annotations
 
@@ -236,7 +238,7 @@ def check(model: GPT, tokenizer: Tokenizer, name: str, data: Path) -> None:
 
 
 @pytest.mark.parametrize("name", task_names())
-def test_on_a_fixture_of_its_original_format(
+def test_task_runs_on_a_fixture_in_its_original_format(
     small: GPT, tokenizer: Tokenizer, tmp_path: Path, name: str
 ) -> None:
     for file, text in FIXTURES[name].items():
@@ -247,5 +249,7 @@ def test_on_a_fixture_of_its_original_format(
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", REAL)
-def test_on_the_real_file(small: GPT, tokenizer: Tokenizer, real_data: Path, name: str) -> None:
+def test_task_runs_on_its_real_file(
+    small: GPT, tokenizer: Tokenizer, real_data: Path, name: str
+) -> None:
     check(small, tokenizer, name, real_data / REAL[name])

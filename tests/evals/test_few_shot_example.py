@@ -1,6 +1,4 @@
-"""examples/few-shot: what is asked is never shown, a sign means one thing in a document, and its
-files are tasks.
-"""
+"""examples/few-shot: evaluated problems are not in the training text, and its tasks are valid."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_same_problems_are_asked_in_words_and_under_the_sign(made: Path) -> None:
+def test_both_evaluation_sets_have_the_same_problems(made: Path) -> None:
     words = read_items(find_task("two_digit_addition"), made / "asked" / "two_digit_addition.jsonl")
     sign = read_items(read_task(EXAMPLE / "sign.toml"), made / "asked" / "sign.jsonl")
     assert len(words) == len(sign) == 2000
@@ -38,7 +36,7 @@ def test_the_same_problems_are_asked_in_words_and_under_the_sign(made: Path) -> 
     assert [item.answers for item in words] == [item.answers for item in sign]
 
 
-def test_no_pair_that_is_asked_is_shown_in_either_order(made: Path) -> None:
+def test_training_text_contains_no_evaluated_pair(made: Path) -> None:
     asked = [
         re.findall(r"\d+", json.loads(line)["context"])
         for line in (made / "asked" / "sign.jsonl").read_text().splitlines()

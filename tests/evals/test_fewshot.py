@@ -1,4 +1,4 @@
-"""Which solved examples an item gets, and how many fitter."""
+"""Few-shot examples: which ones an item has, and how many fit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> tuple[Task, Path]:
 
 
 @given(shots=st.integers(1, 39), seed=st.integers(0, 2**40))
-def test_every_item_gets_k_others(task: tuple[Task, Path], shots: int, seed: int) -> None:
+def test_every_item_has_k_examples_other_than_itself(
+    task: tuple[Task, Path], shots: int, seed: int
+) -> None:
     definition, path = task
     pool = FewShotPool(definition, path, path.parent, FewShotConfig(shots=shots, seed=seed))
     assert pool.is_evaluated
@@ -46,7 +48,7 @@ def test_every_item_gets_k_others(task: tuple[Task, Path], shots: int, seed: int
         assert drawn == pool.draw(item)
 
 
-def test_the_draw_is_the_items_own_and_the_seeds(task: tuple[Task, Path]) -> None:
+def test_examples_depend_on_item_id_and_seed_only(task: tuple[Task, Path]) -> None:
     definition, path = task
     items = read_items(definition, path)
     one, other = (
@@ -56,14 +58,16 @@ def test_the_draw_is_the_items_own_and_the_seeds(task: tuple[Task, Path]) -> Non
     assert len({tuple(one.draw(item)) for item in items}) == 40
     assert all(one.draw(item) != other.draw(item) for item in items)
     often = [number for item in items for number in one.draw(item)]
-    # 200 draws of 40: none is left out but with a chance of 0.2
+    # 200 draws from 40: all are drawn with a probability of 0.8
     assert set(often) == set(range(40))
     shared = FewShotPool(definition, path, path.parent, FewShotConfig(shots=5, shared=True))
     assert len({tuple(shared.draw(item)) for item in items}) == 1
     assert sum(shared.is_shared_shot(item) for item in items) == 5
 
 
-def test_an_answer_that_is_not_told_is_never_shown(task: tuple[Task, Path], tmp_path: Path) -> None:
+def test_items_without_a_known_answer_are_never_examples(
+    task: tuple[Task, Path], tmp_path: Path
+) -> None:
     definition, path = task
     (tmp_path / "train.jsonl").write_text(
         '{"q": "x", "a": ""}\n{"q": "y", "a": "1"}\n{"q": "z", "a": ["", "1"]}\n'
@@ -72,15 +76,17 @@ def test_an_answer_that_is_not_told_is_never_shown(task: tuple[Task, Path], tmp_
     assert (pool.is_evaluated, pool.texts) == (False, ["y=1"])
 
 
-def test_as_many_as_fit_from_the_first(task: tuple[Task, Path]) -> None:
+def test_the_first_examples_that_fit_are_kept(task: tuple[Task, Path]) -> None:
     definition, path = task
     pool = FewShotPool(definition, path, path.parent, FewShotConfig(shots=5))
-    fitter = ShotFitter(pool, "\n\n", len)  # a character is a token: "q0=0" and its delimiter are 6
+    fitter = ShotFitter(
+        pool, "\n\n", len
+    )  # a character is a token: "q0=0" and its delimiter have 6
     assert fitter.text([0, 1]) == "q0=0\n\nq1=1\n\n"
     assert fitter.fit([0, 1, 2], "q9=", 15) == [0, 1]
     assert fitter.fit([0, 1, 2], "q9=", 14) == [0]
-    # the first does not fit: no later one takes its place
+    # the first does not fit, and no later one replaces it
     assert fitter.fit([10, 1, 2], "q9=", 10) == []
-    # as a whole it is longer than its pieces
+    # the whole text is longer than the sum of its parts
     joined = ShotFitter(pool, "\n\n", lambda text: len(text) + 2 * text.count("\n\nq"))
     assert joined.fit([0, 1, 2], "q9=", 21) == [0, 1]

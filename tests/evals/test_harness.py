@@ -1,8 +1,9 @@
-"""The same log-likelihoods and decisions as lm-evaluation-harness, where it is installed: choices,
-greedy last words, rolling text.
+"""Log-likelihoods and predictions equal lm-evaluation-harness's, if it is installed.
 
-Where a question is longer than the context, the two differ by design: it cuts each choice's context
-apart, we cut them alike."""
+Choices, greedy last words and rolling text are compared. For requests longer than the context the
+two differ by design: it truncates the context of each choice separately, while here the same
+beginning is cut for all.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ HEAD = 'title = "t"\nsource = "s"\nfiles = {items = "items*"}\nreader = "jsonl"\
 WORDS = ["self", "text", "width", "naïve", "line,", "indent", "return", "if not"]
 
 
-def test_equal_to_lm_evaluation_harness(model: GPT, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_scores_equal_lm_evaluation_harness(
+    model: GPT, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
@@ -72,6 +75,6 @@ def test_equal_to_lm_evaluation_harness(model: GPT, tokenizer: Tokenizer, tmp_pa
     )
     _, records = run_task(model, tokenizer, read_task(tmp_path / "text.toml"), tmp_path)
     [total] = theirs.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])
-    # whole windows: of a shorter last one it takes more context
+    # whole windows only, because it gives more context to a shorter last one
     assert len(tokenizer.encode(text)) == 24 * 6
     assert sum(record["log_prob"] for record in records) == pytest.approx(total, abs=1e-3)

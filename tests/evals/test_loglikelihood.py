@@ -1,4 +1,4 @@
-"""Batched scores against transformers, one sequence at a time; memory errors; batches."""
+"""Batched scores equal transformers' on single sequences; memory errors; batches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ragged(model: GPT) -> tuple[list[list[int]], list[int]]:
 
 
 @pytest.mark.parametrize("chunk", [1, 512 << 20])
-def test_equal_to_transformers_one_by_one(
+def test_scores_equal_transformers_on_single_sequences(
     model: GPT, theirs: Any, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # one token at a time, or all at once
@@ -43,7 +43,7 @@ def test_equal_to_transformers_one_by_one(
             scored.is_greedy.tolist()
             == (logits.argmax(dim=-1) == torch.tensor(sequence[-count:])).tolist()
         )
-        # nothing is left out
+        # nothing is excluded
         assert scored.is_greedy_filtered.tolist() == scored.is_greedy.tolist()
 
 
@@ -57,7 +57,7 @@ def test_a_score_does_not_depend_on_its_batch(model: GPT) -> None:
         assert together.is_greedy.tolist() == alone.is_greedy.tolist()
 
 
-def test_tokens_left_out_are_no_predictions(model: GPT) -> None:
+def test_excluded_tokens_are_not_predictions(model: GPT) -> None:
     sequences, counts = ragged(model)
     with torch.no_grad():
         first = int(model(torch.tensor([sequences[0][: -counts[0]]]))[0, -1].argmax())
@@ -66,7 +66,7 @@ def test_tokens_left_out_are_no_predictions(model: GPT) -> None:
     assert (kept.is_greedy.tolist(), kept.is_greedy_filtered.tolist()) == ([True], [False])
 
 
-def test_logits_only_where_a_target_stands(model: GPT) -> None:
+def test_logits_are_computed_only_at_scored_positions(model: GPT) -> None:
     sequences, counts = ragged(model)
     rows: list[int] = []
     hook = model.lm_head.register_forward_hook(
@@ -82,7 +82,7 @@ def test_logits_only_where_a_target_stands(model: GPT) -> None:
     assert sum(rows) == 2  # after 3, where all three choices begin, and after 6
 
 
-class Told(Events):
+class RecordedWarnings(Events):
     def __init__(self) -> None:
         self.warnings: list[str] = []
 
@@ -90,7 +90,9 @@ class Told(Events):
         self.warnings.append(text)
 
 
-def test_a_batch_that_does_not_fit_is_halved(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_does_not_fit_into_memory_is_halved(
+    model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sequences, counts = ragged(model)
     groups = [Group([sequence], [count]) for sequence, count in zip(sequences, counts, strict=True)]
     exact, hidden, seen = LogLikelihoodScorer(model).score(groups), model.hidden, []
@@ -105,27 +107,27 @@ def test_a_batch_that_does_not_fit_is_halved(model: GPT, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(model, "hidden", scarce)
     monkeypatch.setattr("gptcli.evals.shared_prefix.ROW_TOKENS", 24)
-    told = Told()
-    scorer = LogLikelihoodScorer(model, events=told)
+    events = RecordedWarnings()
+    scorer = LogLikelihoodScorer(model, events=events)
     for [one], [other] in zip(scorer.score(groups), exact, strict=True):
         np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-5)
     failures = sum(size > 200 for size in seen)
-    assert failures == len(told.warnings) > 0
+    assert failures == len(events.warnings) > 0
     scorer.score(groups)
-    assert sum(size > 200 for size in seen) == failures  # it has learnt
+    assert sum(size > 200 for size in seen) == failures  # later batches are smaller at once
     monkeypatch.setattr(model, "hidden", lambda *args: scarce(torch.zeros(1, 999)))
     with pytest.raises(RunError, match="does not fit into memory"):
         scorer.score(groups[:1])
 
 
-def test_broken_weights_are_said(model: GPT) -> None:
+def test_broken_weights_raise_an_error(model: GPT) -> None:
     broken = GPT(model.config).eval()
     torch.nn.init.constant_(broken.ln_f.bias, torch.nan)
     with pytest.raises(RunError, match="weights are broken"):
         score(broken, [[1, 2, 3]], [1])
 
 
-def test_other_errors_pass(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_not_caught(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any) -> torch.Tensor:
         raise RuntimeError("shapes")
 
@@ -134,21 +136,21 @@ def test_other_errors_pass(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
         score(model, [[1, 2]], [1])
 
 
-def test_a_shared_prefix_holds_no_scored_token() -> None:
+def test_a_shared_prefix_contains_no_scored_token() -> None:
     shots = list(range(100))
     one, two = np.array([*shots, 7]), np.array([*shots, 7, 9])
-    # what follows `one` is predicted at its last token
+    # the continuation is predicted at the last token of `one`
     assert find_shared_prefix([one, two]) == shots
     assert find_shared_prefix([one]) == []
     assert find_shared_prefix([one, np.array([*shots[:70], 1, 2])]) == shots[:70]
-    assert find_shared_prefix([one, np.array(shots[:64])]) == []  # shorter than is worth it
+    assert find_shared_prefix([one, np.array(shots[:64])]) == []  # too short to be cached
 
 
 @given(
     st.lists(st.integers(1, 9000), max_size=50).map(lambda sizes: sorted(sizes, reverse=True)),
     st.none() | st.integers(1, 9),
 )
-def test_batches_hold_every_request_once_and_not_too_many(
+def test_batches_contain_every_request_once_within_the_limits(
     sizes: list[int], batch_size: int | None
 ) -> None:
     made = list(batches(sizes, batch_size, 4096))

@@ -1,4 +1,4 @@
-"""Metrics by hand, and against the public libraries where there are any."""
+"""Metrics equal hand-computed scores and, where there are any, public libraries."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from gptcli.evals.metrics import (
 )
 
 
-def test_exact_match_takes_aliases_after_normalisation() -> None:
+def test_exact_match_accepts_aliases_after_normalisation() -> None:
     assert exact_match("The  Beatles!", ["Queen", "beatles"]) == 1
     assert exact_match("beatle", ["beatles"]) == 0
     assert exact(" 143 ", ["143"]) == 1
@@ -40,14 +40,16 @@ def test_exact_match_takes_aliases_after_normalisation() -> None:
     ("prediction", "answers", "score"),
     [
         ("the cat sat", ["a cat sat"], 1),
-        ("cat cat", ["cat sat"], 1 / 2),  # a word counts as often as it stands in both
+        ("cat cat", ["cat sat"], 1 / 2),  # a word counts as often as it occurs in both
         ("a black cat sat", ["the cat"], 2 / 4),  # 1 of 3, 1 of 1
         ("dog", ["cat", "the dog ran"], 2 / 3),
-        ("the", ["an"], 1),  # nothing is left of either
+        ("the", ["an"], 1),  # both are empty after normalisation
         ("", ["cat"], 0),
     ],
 )
-def test_squad_f1(prediction: str, answers: list[str], score: float) -> None:
+def test_f1_equals_hand_computed_squad_scores(
+    prediction: str, answers: list[str], score: float
+) -> None:
     assert f1(prediction, answers) == pytest.approx(score)
 
 
@@ -64,10 +66,10 @@ def test_coqa_f1_leaves_each_answer_out_in_turn() -> None:
     assert coqa_f1("white", ["white cat"]) == pytest.approx(2 / 3)
 
 
-def test_quac_f1_asks_what_most_held() -> None:
+def test_quac_f1_follows_the_majority_on_unanswerable_questions() -> None:
     assert quac_f1("CANNOTANSWER", ["CANNOTANSWER", "CANNOTANSWER", "in May"]) == 1
     assert quac_f1("in May", ["CANNOTANSWER", "CANNOTANSWER", "in May"]) == 0
-    # of two that agree less than wholly
+    # the mean over the two subsets that leave one accepted answer out
     assert quac_f1("in May", ["CANNOTANSWER", "in May", "May"]) == pytest.approx((1 + 2 / 3) / 2)
     assert quac_f1("in May", ["CANNOTANSWER", "in May"]) == 1
 
@@ -85,17 +87,19 @@ def test_quac_f1_asks_what_most_held() -> None:
         ("Ann", ["Ann, Joan"], 1 / 2, 0),
         ("Ann Lee, Joan", ["Joan"], 1 / 2, 0),
         ("the Ann Lee", ["Ann", "Ann Lee"], 1, 1),
-        ("-5", ["5"], 1, 1),  # a hyphen parts words, as in DROP's own script
+        ("-5", ["5"], 1, 1),  # a hyphen separates words, as in DROP's script
         ("38-yard", ["38 yard"], 1, 1),
     ],
 )
-def test_drop(prediction: str, answers: list[str], f1_score: float, same: float) -> None:
+def test_drop_metrics_equal_hand_computed_scores(
+    prediction: str, answers: list[str], f1_score: float, same: float
+) -> None:
     assert drop_f1(prediction, answers) == pytest.approx(f1_score)
     assert drop_exact_match(prediction, answers) == same
 
 
-def test_drop_pairs_spans_for_the_best() -> None:
-    """Against scipy's assignment where it is installed, on random bags."""
+def test_drop_f1_uses_the_best_alignment_of_spans() -> None:
+    """Compare with scipy's assignment on random bags, if it is installed."""
     optimize = pytest.importorskip("scipy.optimize")
     draw = random.Random(0)
     for _ in range(200):
@@ -114,25 +118,25 @@ def test_drop_pairs_spans_for_the_best() -> None:
         assert metrics._drop_f1(*bags) == pytest.approx(best)
 
 
-def test_wsc_names_the_noun_or_another() -> None:
+def test_wsc_requires_naming_the_noun_only_if_it_is_correct() -> None:
     assert wsc("mr. moncrieff", ["Mr. Moncrieff"]) == wsc("Moncrieff", ["Mr. Moncrieff"]) == 1
     assert wsc("Edward", ["Mr. Moncrieff"]) == wsc("", ["Mr. Moncrieff"]) == 0
     assert wsc("Edward", ["", "Mr. Moncrieff"]) == wsc("", ["", "Mr. Moncrieff"]) == 1
     assert wsc("Mr. Moncrieff", ["", "Mr. Moncrieff"]) == 0
 
 
-def test_a_new_word_is_used() -> None:
+def test_contains_accepts_inflected_words() -> None:
     assert METRICS["contains"]("We saw these very cute whatpus.", ["whatpu"]) == 1
     assert METRICS["contains"]("We saw cats.", ["whatpu"]) == 0
 
 
-def test_multirc_and_commitmentbank() -> None:
+def test_group_metrics_equal_hand_computed_scores() -> None:
     predictions, gold, groups = (
         [0, 0, 1, 1, 0],
         [[0], [1], [1], [0], [0]],
         ["a", "a", "b", "c", "d"],
     )
-    # 2 right of 3 said and 3 to be said
+    # 2 correct of 3 predicted and 3 gold
     assert f1a(predictions, gold, groups) == pytest.approx(2 * 2 / (3 + 3))
     assert group_exact(predictions, gold, groups) == 2 / 4  # b and d
     sklearn = pytest.importorskip("sklearn.metrics")
@@ -148,13 +152,13 @@ def test_multirc_and_commitmentbank() -> None:
             )
 
 
-def test_macro_f1_by_hand() -> None:
-    # class 0: 1 right of 2 said, 1 to be said: 2/3; class 1: 1 of 1, of 2: 2/3; class 2 is not said
-    # and not to be said
+def test_macro_f1_equals_a_hand_computed_score() -> None:
+    # class 0: 1 correct of 2 predicted, 1 gold: 2/3; class 1: 1 of 1, 2 gold: 2/3; class 2 does not
+    # occur
     assert macro_f1([0, 0, 1], [[0], [1], [1]], []) == pytest.approx(2 / 3)
 
 
-def test_bleu_is_sacrebleus() -> None:
+def test_bleu_equals_sacrebleu() -> None:
     sacrebleu = pytest.importorskip("sacrebleu")
     predictions = ["the cat sat on the mat .", "it is raining again today"]
     references = [["the cat sat on a mat .", "a cat was on the mat ."], ["it rains again today"]]
@@ -168,7 +172,7 @@ def test_bleu_is_sacrebleus() -> None:
     assert bleu(["a b c d e"], [["a b c d e"]])[0] == pytest.approx(100)
 
 
-def test_rouge_by_hand_and_by_rouge_score() -> None:
+def test_rouge_equals_hand_computed_scores_and_rouge_score() -> None:
     scorer = pytest.importorskip("rouge_score.rouge_scorer")
     answer, prediction = (
         "The cats were running.\nIt rained.",
@@ -178,11 +182,11 @@ def test_rouge_by_hand_and_by_rouge_score() -> None:
     expected = theirs.score(answer, "A cat was running.\nIt rained all day.")
     for name, kind in (("rouge1", "rouge1"), ("rouge2", "rouge2"), ("rougeL", "rougeLsum")):
         assert METRICS[name](prediction, [answer]) == pytest.approx(expected[kind].fmeasure)
-    # stems in common: cat, run, it, rain; six in the answer, eight in the prediction
+    # common stems: cat, run, it, rain; six in the answer, eight in the prediction
     assert METRICS["rouge1"](prediction, [answer]) == pytest.approx(2 * 4 / (6 + 8))
 
 
-def test_first_sentences() -> None:
+def test_first_sentences_splits_at_sentence_ends() -> None:
     assert first_sentences("One. Two is 2.5 high! Three?\nFour.") == "One. Two is 2.5 high! Three?"
 
 
@@ -193,7 +197,7 @@ def test_first_sentences() -> None:
         ("rouge_score", lambda: METRICS["rouge1"]("a", ["a"])),
     ],
 )
-def test_a_missing_package_is_named(
+def test_a_missing_package_is_named_in_the_error(
     monkeypatch: pytest.MonkeyPatch, package: str, run: Any
 ) -> None:
     real = builtins.__import__

@@ -1,4 +1,4 @@
-"""A process alone asks nobody. Several: test_tasks_run.py."""
+"""A single process; test_tasks_run.py covers several."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from gptcli.evals.processes import SINGLE_PROCESS, init_processes, local_device
 from gptcli.evals.records import Records
 
 
-def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_gathers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    monkeypatch.setenv("RANK", "1")  # another program's
+    monkeypatch.setenv("RANK", "1")  # set by another program
     assert init_processes() is SINGLE_PROCESS
     records = Records(None, "t", {})
     records.add([{"index": 0}])
@@ -18,7 +18,7 @@ def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     SINGLE_PROCESS.shut_down()
 
 
-def test_each_process_has_a_gpu_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_uses_its_own_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     launch = {
         "RANK": "7",
         "WORLD_SIZE": "8",

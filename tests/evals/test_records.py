@@ -1,4 +1,4 @@
-"""Records on disk: cut off anywhere, of several processes, of other work, claimed or not."""
+"""Records: their contents, interrupted writes, several processes, other evaluations, claims."""
 
 from __future__ import annotations
 
@@ -25,27 +25,29 @@ from gptcli.model.source import ModelSource
 from gptcli.sampling.streaming import Completion
 
 
-def test_what_is_added_is_there_for_the_next(tmp_path: Path) -> None:
+def test_added_records_are_read_again(tmp_path: Path) -> None:
     records = Records(tmp_path / "records", "t", {"seed": 1})
     records.add([{"index": 4, "text": "é\u2028"}])
     again = Records(tmp_path / "records", "t", {"seed": 1})
     assert again.done == {4: {"index": 4, "text": "é\u2028"}}
     with open(tmp_path / "records" / "t.jsonl", "a") as file:
-        file.write('{"index": 5')  # killed in the middle of a line
+        file.write('{"index": 5')  # an interrupted write
     assert Records(tmp_path / "records", "t", {"seed": 1}).done.keys() == {4}
     assert len(complete_lines(tmp_path / "records" / "t.jsonl")) == 2
 
 
-def test_an_id_that_is_no_unicode(tmp_path: Path) -> None:
+def test_an_id_with_a_lone_surrogate_is_kept(tmp_path: Path) -> None:
     Records(tmp_path, "t", {}).add([{"index": 0, "id": "\ud800"}])
     assert Records(tmp_path, "t", {}).finish() == [{"index": 0, "id": "\ud800"}]
 
 
-def test_several_processes_end_in_one_file(tmp_path: Path) -> None:
+def test_records_of_several_processes_end_in_one_file(tmp_path: Path) -> None:
     parts = [Records(tmp_path, "t", {}, rank) for rank in range(3)]
     for rank, part in enumerate(parts):
         part.add([{"index": number} for number in range(8, -1, -1) if number % 3 == rank])
-    assert Records(tmp_path, "t", {}).done.keys() == set(range(9))  # one alone could go on
+    assert Records(tmp_path, "t", {}).done.keys() == set(
+        range(9)
+    )  # a single process could continue
     every = [record for part in parts for record in part.done.values()]
     assert [record["index"] for record in parts[1].finish(every)] == list(range(9))
     assert len(list(tmp_path.iterdir())) == 3
@@ -54,18 +56,20 @@ def test_several_processes_end_in_one_file(tmp_path: Path) -> None:
     assert [json.loads(line)["index"] for line in complete_lines(path)[1:]] == list(range(9))
 
 
-def test_other_work_is_refused_and_named(tmp_path: Path) -> None:
+def test_records_of_another_evaluation_are_refused_with_the_difference(tmp_path: Path) -> None:
     Records(tmp_path, "t", {"seed": 1, "limit": None})
     with pytest.raises(UsageError, match=r"(?s)use force to start over; different: seed$"):
         Records(tmp_path, "t", {"seed": 2, "limit": None})
-    Records(tmp_path, "t.1", {"seed": 2})  # another task, whatever its name
+    Records(tmp_path, "t.1", {"seed": 2})  # another task with a similar name
     Records(tmp_path, "t", {"seed": 1, "limit": None})
 
 
 @pytest.mark.parametrize(
     ("line", "where"), [("[]", ":2"), ("{}", ":2"), ('{"index": "1"}', ":2"), ("{", ":2")]
 )
-def test_lines_that_are_no_records(tmp_path: Path, line: str, where: str) -> None:
+def test_a_line_that_is_not_a_record_is_refused_with_its_number(
+    tmp_path: Path, line: str, where: str
+) -> None:
     Records(tmp_path, "t", {}).add([{"index": 0}])
     path = tmp_path / "t.jsonl"
     path.write_text(path.read_text().replace('{"index": 0}', line))
@@ -82,19 +86,21 @@ def test_lines_that_are_no_records(tmp_path: Path, line: str, where: str) -> Non
         ("[" * 100_000, "not readable JSON"),
     ],
 )
-def test_a_first_line_that_is_no_header(tmp_path: Path, first: str, what: str) -> None:
+def test_a_first_line_that_is_not_a_header_is_refused(
+    tmp_path: Path, first: str, what: str
+) -> None:
     (tmp_path / "t.jsonl").write_text(f"{first}\n")
     with pytest.raises(GptError, match=what):
         Records(tmp_path, "t", {})
 
 
-def test_claims(tmp_path: Path) -> None:
+def test_existing_records_need_resume_or_force(tmp_path: Path) -> None:
     claim_records(tmp_path / "new", resume=False, force=False)
     Records(tmp_path, "t", {})
     (tmp_path / "mine.txt").touch()
     with pytest.raises(UsageError, match="resume to continue"):
         claim_records(tmp_path, resume=False, force=False)
-    (tmp_path / f".t.jsonl.0123{PARTIAL}").touch()  # a kill before it had its name
+    (tmp_path / f".t.jsonl.0123{PARTIAL}").touch()  # an interrupted atomic write
     claim_records(tmp_path, resume=True, force=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt", "t.jsonl"]
     claim_records(tmp_path, resume=False, force=True)
@@ -103,7 +109,7 @@ def test_claims(tmp_path: Path) -> None:
         claim_records(tmp_path / "mine.txt", resume=True, force=False)
 
 
-def test_weights_have_a_fingerprint(tmp_path: Path) -> None:
+def test_weights_sha256_depends_on_the_weight_files_only(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"1")
     one = weights_sha256(ModelSource(tmp_path))
     (tmp_path / "config.json").write_text("{}")
@@ -115,7 +121,7 @@ def test_weights_have_a_fingerprint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rule", "taken"), [("sum", 0), ("token", 1), ("character", 2), ("unconditional", 3)]
 )
-def test_each_rule_takes_its_own(rule: str, taken: int) -> None:
+def test_each_normaliser_predicts_a_different_choice(rule: str, taken: int) -> None:
     record = {
         "log_probs": [-2.0, -3.0, -4.0, -5.0],
         "tokens": [1, 4, 2, 1],  # -2, -0.75, -2, -5
@@ -125,12 +131,12 @@ def test_each_rule_takes_its_own(rule: str, taken: int) -> None:
     assert predict(record, rule) == taken
 
 
-def test_the_first_of_equals_is_taken_and_an_empty_choice_divides_by_one() -> None:
+def test_ties_go_to_the_first_choice_even_if_choices_are_empty() -> None:
     record = {"log_probs": [-2.0, -2.0], "tokens": [1, 1], "characters": [0, 0]}
     assert [predict(record, rule) for rule in ("sum", "token", "character")] == [0, 0, 0]
 
 
-def test_an_answer_and_how_sure_it_was() -> None:
+def test_completion_record_contains_metrics_and_log_probability() -> None:
     question = Request(
         7,
         Item(id="x", prompt="p", answers=("the cat", "a dog")),

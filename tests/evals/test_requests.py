@@ -1,4 +1,4 @@
-"""Items as tokens: where white space goes, what is cut, and what cannot be asked."""
+"""Requests: white space, truncation and skipped items."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def built(
     return made.requests, made.skipped
 
 
-def test_white_space_at_the_end_of_a_prompt_begins_the_answer(
+def test_trailing_white_space_of_a_prompt_moves_to_the_answer(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     [request], _ = built(
@@ -47,7 +47,9 @@ def test_white_space_at_the_end_of_a_prompt_begins_the_answer(
     ]
 
 
-def test_all_choices_lose_the_same_beginning(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_truncation_cuts_the_same_beginning_for_all_choices(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     item = Item(
         id="1", prompt="the text of self " * 9, choices=(" a", " " + "long " * 4), gold=(0,)
     )
@@ -55,7 +57,9 @@ def test_all_choices_lose_the_same_beginning(tokenizer: Tokenizer, tmp_path: Pat
     (short, _), (same, longest) = request.pairs
     assert request.truncated
     np.testing.assert_array_equal(short, same)
-    assert len(same) + len(longest) - 1 == 24  # what is read: the last token is only predicted
+    assert (
+        len(same) + len(longest) - 1 == 24
+    )  # tokens that are read: the last one is only predicted
     assert group(request.pairs).prefix_len >= len(short) - 1
 
 
@@ -66,13 +70,13 @@ def test_all_choices_lose_the_same_beginning(tokenizer: Tokenizer, tmp_path: Pat
         (Item(id="1", prompt="q", choices=(" a", " x" * 40), gold=(0,)), LONG_ANSWER),
     ],
 )
-def test_what_cannot_be_asked_is_counted(
+def test_skipped_items_are_counted_by_reason(
     tokenizer: Tokenizer, tmp_path: Path, item: Item, reason: str
 ) -> None:
     assert built(tokenizer, tmp_path, item) == ([], {reason: 1})
 
 
-def test_an_empty_prompt_needs_an_end_of_text(
+def test_an_empty_prompt_needs_an_end_of_text_token(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     item = Item(id="1", prompt=" ", choices=("a", "b"), gold=(0,))
@@ -82,7 +86,7 @@ def test_an_empty_prompt_needs_an_end_of_text(
     assert built(tokenizer, tmp_path, item) == ([], {EMPTY_PROMPT: 1})
 
 
-def test_the_whole_text_has_the_choices_or_the_first_answer() -> None:
+def test_item_text_contains_the_choices_or_the_first_answer() -> None:
     assert item_text(Item(id="1", prompt="p", choices=("a", "b"), answers=("x", "y"))).split() == [
         "p",
         "a",

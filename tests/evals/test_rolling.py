@@ -1,4 +1,4 @@
-"""Rolling windows score every token once; losses equal loops by hand; sources of text."""
+"""Rolling windows score every token once; losses equal simple loops; sources of text."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def measure(
 
 
 def by_hand(theirs: Any, tokens: np.ndarray, stride: int) -> list[float]:
-    """-log p of each token after the first, alone, from the window that the rule gives it."""
+    """Return -log p of each token after the first, from a separate pass over its window."""
     n_ctx = theirs.config.n_positions
     nats = []
     for target in range(1, len(tokens)):
-        # the first window that reaches it
+        # the first window that contains it
         start = max(0, math.ceil((target - n_ctx) / stride)) * stride
         with torch.no_grad():
             logits = theirs(torch.tensor(tokens[start:target])[None]).logits[0, -1]
@@ -59,20 +59,22 @@ def by_hand(theirs: Any, tokens: np.ndarray, stride: int) -> list[float]:
 
 
 @given(st.integers(0, 300), st.integers(1, 40), st.data())
-def test_every_token_is_scored_once(length: int, n_ctx: int, data: st.DataObject) -> None:
+def test_rolling_windows_score_every_token_once(
+    length: int, n_ctx: int, data: st.DataObject
+) -> None:
     stride = data.draw(st.integers(1, n_ctx))
     scored = []
     for start, stop, count in rolling_windows(length, n_ctx, stride):
         assert 0 <= start < stop - count < stop <= min(length, start + n_ctx + 1)
         for target in range(stop - count, stop):
-            # the context that the rule promises
+            # the documented minimum context
             assert target - start >= min(target, n_ctx - stride + 1)
         scored += range(stop - count, stop)
     assert scored == list(range(1, length))
 
 
 @pytest.mark.parametrize("stride", [24, 7, 1])
-def test_equal_to_a_loop_by_hand(
+def test_loss_equals_a_loop_over_single_tokens(
     model: GPT, theirs: Any, tokenizer: Tokenizer, tokens: np.ndarray, stride: int
 ) -> None:
     nats = by_hand(theirs, tokens, stride)
@@ -84,13 +86,15 @@ def test_equal_to_a_loop_by_hand(
     assert report.windows == len(list(rolling_windows(len(tokens), 24, stride)))
 
 
-def test_bytes_are_the_texts_own(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray) -> None:
+def test_bytes_are_those_of_the_text(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray) -> None:
     spelt = tokenizer.decode_bytes([int(token) for token in tokens if token != tokenizer.eot_id])
     assert measure(model, tokenizer, tokens).bytes == len(spelt)
     assert measure(model, tokenizer, np.array([5, tokenizer.eot_id])).bits_per_byte is None
 
 
-def test_entropy_of_the_same_tokens(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray) -> None:
+def test_unigram_entropy_is_that_of_the_scored_tokens(
+    model: GPT, tokenizer: Tokenizer, tokens: np.ndarray
+) -> None:
     counts, total = Counter(tokens[1:].tolist()), len(tokens) - 1
     exact = -sum(n / total * math.log(n / total) for n in counts.values())
     assert measure(model, tokenizer, tokens).unigram_entropy == pytest.approx(exact)
@@ -98,7 +102,7 @@ def test_entropy_of_the_same_tokens(model: GPT, tokenizer: Tokenizer, tokens: np
     assert measure(model, tokenizer, np.array([3, 3, 3])).unigram_entropy == 0
 
 
-def test_the_standard_error_is_that_of_the_mean_over_windows(
+def test_standard_error_is_that_of_the_mean_over_windows(
     model: GPT, theirs: Any, tokenizer: Tokenizer, tokens: np.ndarray
 ) -> None:
     tokens = tokens[: 24 * 5 + 1]  # five whole windows
@@ -110,7 +114,7 @@ def test_the_standard_error_is_that_of_the_mean_over_windows(
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 32])
-def test_the_batch_changes_nothing(
+def test_loss_does_not_depend_on_the_batch_size(
     model: GPT, tokenizer: Tokenizer, tokens: np.ndarray, batch_size: int
 ) -> None:
     assert measure(model, tokenizer, tokens, batch_size=batch_size).loss == pytest.approx(
@@ -118,7 +122,9 @@ def test_the_batch_changes_nothing(
     )
 
 
-def test_shards_and_limits(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray) -> None:
+def test_a_stream_and_an_array_give_the_same_loss(
+    model: GPT, tokenizer: Tokenizer, tokens: np.ndarray
+) -> None:
     stream = TokenStream([tokens[:50].astype(np.uint16), tokens[50:].astype(np.uint16)])
     assert measure(model, tokenizer, stream) == measure(model, tokenizer, tokens)
     assert measure(model, tokenizer, stream, limit=2) == measure(
@@ -126,7 +132,9 @@ def test_shards_and_limits(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray)
     )
 
 
-def test_bad_input(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray) -> None:
+def test_bad_strides_and_short_texts_are_refused(
+    model: GPT, tokenizer: Tokenizer, tokens: np.ndarray
+) -> None:
     for stride in (0, 25):
         with pytest.raises(UsageError, match=r"stride is"):
             measure(model, tokenizer, tokens, stride=stride)
@@ -134,7 +142,9 @@ def test_bad_input(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray) -> None
         measure(model, tokenizer, tokens[:1])
 
 
-def test_broken_weights_are_said(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray) -> None:
+def test_broken_weights_raise_an_error(
+    model: GPT, tokenizer: Tokenizer, tokens: np.ndarray
+) -> None:
     broken = GPT(model.config).eval()
     torch.nn.init.constant_(broken.ln_f.bias, math.nan)
     with pytest.raises(RunError, match="weights are broken"):
@@ -172,7 +182,7 @@ def write_shards(folder: Path, tokenizer: Tokenizer, tokens: list[int]) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_a_runs_own_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_shards_are_found_in_run_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shards").mkdir()
     (tmp_path / "run.toml").write_text('lr = 1e-3  # preset\ndata = "shards"  # default\n')
@@ -180,7 +190,7 @@ def test_a_runs_own_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("toml", [None, "", 'data = "gone"', "data = 3", "data ="])
-def test_a_run_whose_shards_are_not_known(tmp_path: Path, toml: str | None) -> None:
+def test_a_run_without_known_shards_is_refused(tmp_path: Path, toml: str | None) -> None:
     if toml is not None:
         (tmp_path / "run.toml").write_text(toml)
     with pytest.raises(InputError) as caught:
@@ -188,7 +198,7 @@ def test_a_run_whose_shards_are_not_known(tmp_path: Path, toml: str | None) -> N
     assert "with data" in str(caught.value)
 
 
-def test_shards(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_val_split_is_verified(tmp_path: Path, tokenizer: Tokenizer) -> None:
     write_shards(tmp_path / "shards", tokenizer, [399, 1, 2, 3])
     assert open_val_split(tmp_path / "shards", tokenizer)[:].tolist() == [399, 1, 2, 3]
     with open(tmp_path / "shards" / "val-000000.bin", "r+b") as file:
@@ -198,7 +208,7 @@ def test_shards(tmp_path: Path, tokenizer: Tokenizer) -> None:
         open_val_split(tmp_path / "shards", tokenizer)
 
 
-def test_shards_of_another_tokenizer(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_shards_of_another_tokenizer_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     from gptcli.tokenizer.training import train_tokenizer
 
     write_shards(tmp_path / "shards", train_tokenizer(["la la la"], 258), [257, 1, 2])
@@ -206,7 +216,7 @@ def test_shards_of_another_tokenizer(tmp_path: Path, tokenizer: Tokenizer) -> No
         open_val_split(tmp_path / "shards", tokenizer)
 
 
-def test_a_text_file_byte_for_byte(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_a_text_file_is_read_byte_for_byte(tmp_path: Path, tokenizer: Tokenizer) -> None:
     text = "\ufeffnaïve\r\n<|endoftext|> \t🙂\n"
     (tmp_path / "a.txt").write_bytes(text.encode())
     tokens = read_text_tokens(tmp_path / "a.txt", tokenizer)
@@ -215,13 +225,13 @@ def test_a_text_file_byte_for_byte(tmp_path: Path, tokenizer: Tokenizer) -> None
     assert token_byte_lengths(tokenizer)[tokens].sum() == len(text.encode())
 
 
-def test_a_text_file_that_is_not_utf8(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_a_text_file_that_is_not_utf8_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     with pytest.raises(InputError, match="byte 3"):
         read_text_tokens(tmp_path / "a.txt", tokenizer)
 
 
-def test_every_token_spells_its_bytes(tokenizer: Tokenizer) -> None:
+def test_token_byte_lengths_count_utf8_bytes(tokenizer: Tokenizer) -> None:
     lengths = token_byte_lengths(tokenizer)
     assert lengths[tokenizer.eot_id] == 0
     assert (lengths[:256] == 1).all()

@@ -1,4 +1,4 @@
-"""LAMBADA's figures against a direct computation, an item at a time, with transformers."""
+"""LAMBADA's metrics equal a direct computation with transformers; generated answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import torch
 
 from gptcli.errors import InputError, RunError
 from gptcli.evals.requests import Request
-from gptcli.evals.results import nearest_paper_scores
 from gptcli.evals.runner import EvalOptions, generate_answers, run_task
 from gptcli.evals.task import find_task
 from gptcli.evals.task_data import Item
@@ -27,10 +26,9 @@ LAMBADA = find_task("lambada")
 
 @pytest.fixture(scope="session")
 def passages(model: GPT, tokenizer: Tokenizer) -> list[str]:
-    """Forty of random words, shorter and longer than the context, some of it to the token.
+    """Return forty passages of random words, shorter than, longer than and as long as the context.
 
-    Ten end as the model would end them, ten have only their last token right and ten only the
-    first.
+    In ten the model predicts the whole last word, in ten only its last token, in ten only its first.
     """
     random = np.random.default_rng(0)
     words = ["self", "text", "width", "naïve", "café", "日本語", "line,", "🙂", "indent"]
@@ -40,16 +38,16 @@ def passages(model: GPT, tokenizer: Tokenizer) -> list[str]:
         for kind, before, after in (("word", "", ""), ("last", " x", ""), ("first", "", "🙂")):
             ids = tokenizer.encode(context) + tokenizer.encode(before)
             with torch.no_grad():
-                likeliest = int(model(torch.tensor([ids[-24:]]))[0, -1].argmax())
-            text = context + before + tokenizer.decode([likeliest]) + after
+                greedy = int(model(torch.tensor([ids[-24:]]))[0, -1].argmax())
+            text = context + before + tokenizer.decode([greedy]) + after
             whole_word = (
                 text.rpartition(" ")[0] == context
                 and "\ufffd" not in text
                 and text.split() == text.split(" ")
             )
-            if whole_word and tokenizer.encode(text) == [*ids, likeliest, *tokenizer.encode(after)]:
+            if whole_word and tokenizer.encode(text) == [*ids, greedy, *tokenizer.encode(after)]:
                 texts[kind].append(text)
-        # 24 inputs and the last target; one more
+        # exactly the context and the target, or one token more
         if len(tokenizer.encode(f"{context} text")) in (25, 26):
             texts["random"].append(f"{context} text")
     return [text for found in texts.values() for text in found[:10]]
@@ -62,7 +60,7 @@ def data(tmp_path: Path, passages: list[str]) -> Path:
     return path
 
 
-def test_equal_to_a_direct_computation(
+def test_lambada_metrics_equal_a_direct_computation(
     model: GPT, theirs: Any, tokenizer: Tokenizer, data: Path, passages: list[str]
 ) -> None:
     words, tokens, right_words, right_tokens, cut = [], [], 0, 0, 0
@@ -80,7 +78,7 @@ def test_equal_to_a_direct_computation(
         tokens.append(float(log_probs[-1]))
         right_words += bool(right.all())
         right_tokens += bool(right[-1])
-    assert 10 <= right_words < right_tokens < 30  # the fixture tells the two rules apart
+    assert 10 <= right_words < right_tokens < 30  # the two rules differ on this fixture
     assert 0 < cut < 40
 
     results, records = run_task(model, tokenizer, LAMBADA, data)
@@ -113,7 +111,7 @@ def test_equal_to_a_direct_computation(
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 32])
-def test_the_batch_changes_nothing(
+def test_scores_do_not_depend_on_the_batch_size(
     model: GPT, tokenizer: Tokenizer, data: Path, batch_size: int
 ) -> None:
     results, records = run_task(model, tokenizer, LAMBADA, data, EvalOptions(batch_size=batch_size))
@@ -124,7 +122,7 @@ def test_the_batch_changes_nothing(
     assert [result.correct for result in results] == [result.correct for result in same_results]
 
 
-def test_neither_does_the_order(
+def test_scores_do_not_depend_on_item_order(
     model: GPT, tokenizer: Tokenizer, data: Path, tmp_path: Path
 ) -> None:
     lines = data.read_text().splitlines(keepends=True)
@@ -150,19 +148,9 @@ def test_one_item_has_no_standard_error(model: GPT, tokenizer: Tokenizer, data: 
     assert record["id"] == "lambada_test.jsonl:1"
 
 
-def test_the_papers_score_for_the_nearest_size() -> None:
-    for parameters, model, accuracy in [
-        (10**6, "gpt2", 45.99),
-        (125 * 10**6, "gpt2", 45.99),
-        (355 * 10**6, "gpt2-medium", 55.48),
-        (10**12, "gpt2-xl", 63.24),
-    ]:
-        found = {score.metric: score for score in nearest_paper_scores(LAMBADA, parameters, 0)}
-        assert (found["accuracy"].model, found["accuracy"].score) == (model, accuracy)
-        assert found["perplexity"].model == model
-
-
-def test_a_word_longer_than_the_context(model: GPT, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_word_longer_than_the_context_is_skipped(
+    model: GPT, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     path = tmp_path / "lambada.jsonl"
     path.write_text(json.dumps({"text": "a " + "xq" * 40}) + "\n")
     with pytest.raises(InputError, match="every item was skipped: 1 \\(an answer longer"):
@@ -176,7 +164,7 @@ def test_a_word_longer_than_the_context(model: GPT, tokenizer: Tokenizer, tmp_pa
     assert record["index"] == 1
 
 
-def test_broken_weights_are_said(model: GPT, tokenizer: Tokenizer, data: Path) -> None:
+def test_broken_weights_raise_an_error(model: GPT, tokenizer: Tokenizer, data: Path) -> None:
     broken = GPT(model.config).eval()
     torch.nn.init.constant_(broken.ln_f.bias, math.nan)
     with pytest.raises(RunError, match="weights are broken"):
@@ -186,7 +174,7 @@ def test_broken_weights_are_said(model: GPT, tokenizer: Tokenizer, data: Path) -
 SUMMARIES = replace(find_task("cnn_dailymail"), max_tokens=12)  # top-k 2
 
 
-def test_a_draw_depends_on_the_items_place_and_not_on_its_batch(
+def test_generated_answers_depend_on_the_item_index_and_not_on_the_batch(
     model: GPT, tokenizer: Tokenizer
 ) -> None:
     texts = ["the text", "def wrap(self", "naïve café", "the text"]
@@ -209,7 +197,7 @@ def test_a_draw_depends_on_the_items_place_and_not_on_its_batch(
         for made in generate_answers(model, tokenizer, [question], SUMMARIES)
     ]
     assert together == alone[::-1]
-    assert together[0] != together[3]  # the same prompt at another place
+    assert together[0] != together[3]  # the same prompt at another index
 
     for task in (
         SUMMARIES,

@@ -1,6 +1,4 @@
-"""Packed continuations against the same sequences one by one: any groups, with and without a shared
-prefix, dense, banded, post-norm.
-"""
+"""Packed scores equal those of single sequences, for every kind of model and any groups."""
 
 from __future__ import annotations
 
@@ -56,7 +54,7 @@ def draw_groups(seed: int, prefix_len: int) -> list[Group]:
 @pytest.mark.parametrize("kind", MODELS)
 @given(seed=st.integers(0, 2**32), prefix_len=st.sampled_from([0, 90]))
 @settings(max_examples=12, deadline=None)
-def test_packed_scores_equal_those_of_each_sequence_alone(
+def test_packed_scores_equal_scores_of_single_sequences(
     kind: str, long_prefix: int, seed: int, prefix_len: int
 ) -> None:
     model, groups = MODELS[kind], draw_groups(seed, prefix_len)
@@ -102,7 +100,7 @@ def test_a_group_prefix_is_computed_once() -> None:
     ]
 
 
-def test_rows_are_packed_and_a_single_sequence_is_causal() -> None:
+def test_groups_are_packed_and_a_single_sequence_is_causal() -> None:
     groups = [Group([list(range(length + 1))], [1]) for length in (300, 180, 100, 300)]
     rows = PackedRows(groups, cached=0)
     assert rows.tokens_RT.shape == (3, 300)
@@ -114,7 +112,7 @@ def test_rows_are_packed_and_a_single_sequence_is_causal() -> None:
 
 
 @given(st.lists(st.lists(st.integers(0, 2), max_size=6), min_size=1, max_size=4))
-def test_common_prefix(sequences: list[list[int]]) -> None:
+def test_common_prefix_len_equals_a_loop(sequences: list[list[int]]) -> None:
     shared = common_prefix_len(sequences)
     assert len({tuple(one[:shared]) for one in sequences}) == 1
     assert (

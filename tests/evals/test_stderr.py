@@ -1,6 +1,4 @@
-"""Standard errors: closed forms against numpy and each other, the bootstrap against the closed
-form.
-"""
+"""Standard errors: closed forms equal numpy's, and the bootstrap is near the closed form."""
 
 from __future__ import annotations
 
@@ -12,13 +10,13 @@ import pytest
 from gptcli.evals.stderr import bootstrap_stderr, cluster_stderr, mean_stderr
 
 
-def test_of_a_share() -> None:
+def test_standard_error_of_a_share_is_its_closed_form() -> None:
     right = np.array([True] * 30 + [False] * 70)
     assert mean_stderr(right) == pytest.approx(math.sqrt(0.3 * 0.7 / 99))
     assert mean_stderr(right[:1]) is None
 
 
-def test_clusters_of_one_are_no_clusters_and_copies_add_nothing() -> None:
+def test_cluster_stderr_ignores_copies_within_a_cluster() -> None:
     value = np.random.default_rng(0).random(50)
     assert cluster_stderr(value, np.arange(50)) == pytest.approx(mean_stderr(value))
     assert cluster_stderr(np.repeat(value, 3), np.repeat(np.arange(50), 3)) == pytest.approx(
@@ -27,7 +25,7 @@ def test_clusters_of_one_are_no_clusters_and_copies_add_nothing() -> None:
     assert cluster_stderr(value, np.zeros(50)) is None
 
 
-def test_the_bootstrap_of_a_mean_is_its_closed_form() -> None:
+def test_bootstrap_of_a_mean_is_near_its_closed_form() -> None:
     value = np.random.default_rng(0).random(300)
     statistics = np.stack([value, np.ones(300)], axis=1)
     made = bootstrap_stderr(statistics, lambda sums: float(sums[0] / sums[1]))

@@ -1,4 +1,4 @@
-"""Every rule of GPT-3's synthetic tasks, and their form beside the released samples."""
+"""Every rule of GPT-3's synthetic tasks, and the form of the released samples."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WORD = st.text("abcdefgh", min_size=6, max_size=15)
 
 
 @pytest.mark.parametrize("name", ARITHMETIC)
-def test_arithmetic(name: str) -> None:
+def test_arithmetic_problems_follow_the_papers_rules(name: str) -> None:
     rows = list(generate_rows(name, seed=3))
     digits, operation = ARITHMETIC[name]
     assert (
@@ -65,7 +65,7 @@ def test_arithmetic(name: str) -> None:
 
 
 @given(WORD, st.integers(0, 99))
-def test_scrambles_keep_their_rules(word: str, seed: int) -> None:
+def test_scrambled_words_follow_their_rules(word: str, seed: int) -> None:
     def scrambled(name: str) -> str | None:
         return scramble(name, word, Random(seed))
 
@@ -93,26 +93,26 @@ def test_scrambles_keep_their_rules(word: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", SCRAMBLES)
-def test_words_are_of_the_length_each_once_and_no_more_than_10_000(name: str) -> None:
+def test_words_are_distinct_and_of_the_required_length(name: str) -> None:
     words = ["abcd", "abcde", "abcdef", "abcdef", "don't", "a" * 16] + [f"{a}{b}{c}{d}xyz" for a in "abcdefghijk" for b in "abcdefghijk"
                                                                        for c in "abcdefghijk" for d in "abcdefghijk"]  # fmt: skip
     rows = list(generate_rows(name, seed=0, words=words))
     answers = [row["answer"] for row in rows]
     assert len(set(answers)) == len(answers) <= 10_000
-    assert len(answers) > 9_990  # but for those that have no other order
+    assert len(answers) > 9_990  # except words that have no other order
     assert "abcdef" in answers
     assert ("abcde" in answers) == (name == "mid_word_1_anagrams")
     assert answers != sorted(answers)
 
 
 @pytest.mark.parametrize("name", GENERATED)
-def test_the_seed_decides(name: str) -> None:
+def test_rows_depend_on_the_seed(name: str) -> None:
     words = ["scrambled", "letters", "within", "ordinary"]
     one, again, other = (list(generate_rows(name, seed=seed, words=words)) for seed in (1, 1, 2))
     assert one == again != other
 
 
-def test_the_bytes_of_a_seed_do_not_change() -> None:
+def test_rows_of_a_seed_never_change() -> None:
     first = next(generate_rows("two_digit_addition", seed=0))
     assert (first["prompt"], first["answer"]) == ("Q: What is 43 plus 79?\n\nA:", "122")
     words = ["scrambled", "letters"]
@@ -122,7 +122,7 @@ def test_the_bytes_of_a_seed_do_not_change() -> None:
     ]
 
 
-def test_the_library_has_words_enough() -> None:
+def test_the_standard_library_has_enough_words() -> None:
     words = library_words()
     assert sum(len(word) >= 6 for word in words) > 5_000
     assert words.index("which") < words.index("argument") < len(words)
@@ -130,7 +130,7 @@ def test_the_library_has_words_enough() -> None:
 
 
 @pytest.mark.real_data
-def test_the_released_samples_have_the_same_form(real_data: Path) -> None:
+def test_rows_have_the_form_of_the_released_samples(real_data: Path) -> None:
     folder = real_data / "gpt3-synthetic"
     for name in (
         "two_digit_addition",
@@ -152,7 +152,7 @@ def test_the_released_samples_have_the_same_form(real_data: Path) -> None:
         assert {row["answer"] for row in ours} == set(words)
         assert min(map(len, words)) == SCRAMBLES[name]
         assert max(map(len, words)) == 15
-        for row in theirs:  # each keeps the rule that ours are made by
+        for row in theirs:  # each follows the rule of the generated ones
             made, word = row["context"].strip().removesuffix(" ="), row["completion"].strip()
             if name == "reversed_words":
                 assert made == word[::-1]

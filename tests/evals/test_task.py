@@ -1,4 +1,4 @@
-"""Tasks as data: every built-in one is sound, and what is not a task is refused, with its file."""
+"""Task files: built-in tasks are valid, and invalid files are refused with their name."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ WORD = HEAD + 'kind = "last_word"\nprompt = "{text}"\n'
 CHOICE = HEAD + 'kind = "choice"\nprompt = "Q: {q}\\nA:"\nchoices = "c"\ngold = "g"\n'
 
 
-def test_every_built_in_task_is_sound() -> None:
+def test_every_built_in_task_is_valid() -> None:
     assert "lambada" in task_names()
     for name in task_names():
         assert find_task(name).name == name
 
 
-def test_a_users_own_task(tmp_path: Path) -> None:
+def test_a_custom_task_is_read_from_its_path(tmp_path: Path) -> None:
     copy = tmp_path / "lambada.toml"
     copy.write_bytes((TASKS_DIR / "lambada.toml").read_bytes())
     assert find_task(str(copy)) == find_task("lambada")
 
 
-def test_an_unknown_task_names_the_nearest() -> None:
+def test_an_unknown_task_suggests_the_most_similar_name() -> None:
     with pytest.raises(UsageError, match="lambada"):
         find_task("lambda")
 
@@ -35,13 +35,13 @@ def test_an_unknown_task_names_the_nearest() -> None:
     ("toml", "message"),
     [
         (WORD + "promt = 1", "unknown key 'promt'"),
-        (WORD.replace('"{text}"', "3"), "'prompt' is not a str"),
-        (WORD + "shots = true", "'shots' is not a int"),
+        (WORD.replace('"{text}"', "3"), "'prompt' is not text"),
+        (WORD + "shots = true", "'shots' is not a whole number"),
         (WORD + "metric = [3]", "'metric' is not a list"),
         (WORD.replace('title = "t"\n', ""), "has no 'title'"),
         (WORD.replace("last_word", "last_wrd"), "did you mean last_word"),
         (WORD.replace('"jsonl"', '"json"'), "unknown reader 'json'"),
-        (WORD.replace("items", "itms"), "'files' names no items"),
+        (WORD.replace("items", "itms"), "'files' has no 'items'"),
         (CHOICE.replace('gold = "g"\n', ""), "has no 'gold', which a task of kind 'choice' needs"),
         (WORD.replace("{text}", "{text.__class__}"), "is not a plain field"),
         (WORD.replace("{text}", "{0}"), "is not a plain field"),
@@ -50,26 +50,26 @@ def test_an_unknown_task_names_the_nearest() -> None:
         (WORD + "[paper]\naccuracy = 'gpt2_table_3.lambda'", "did you mean gpt2_table_3.lambada"),
         (WORD + "[paper]\nf1 = 'gpt2_table_3.lambada_acc'", "unknown metric 'f1'"),
         (WORD + "metric = []", "'metric' is empty"),
-        (WORD + "max_tokens = 0", "'max_tokens' is 0, and at least 1"),
-        (WORD + "shots = -1", "'shots' is -1, and at least 0"),
+        (WORD + "max_tokens = 0", "'max_tokens' is 0, but must be at least 1"),
+        (WORD + "shots = -1", "'shots' is -1, but must be at least 0"),
         (WORD + 'detokenize = "wikitxt"', "did you mean wikitext"),
-        (WORD + 'answer = "{text}"', "{text} is not {answer}"),
+        (WORD + 'answer = "{text}"', "'answer' contains {text}"),
         (
             WORD.replace('"*.jsonl"', '"../*.jsonl"'),
-            "'../*.jsonl' is not a pattern of names within the folder of the data",
+            "'../*.jsonl' is not a pattern of files in the data folder",
         ),
         (
             WORD.replace('"*.jsonl"', '"a.jsonl|../b.jsonl"'),
-            "'a.jsonl|../b.jsonl' is not a pattern of names within the folder of the data",
+            "'a.jsonl|../b.jsonl' is not a pattern of files in the data folder",
         ),
-        (WORD.replace('"*.jsonl"', '"/etc/passwd"'), "is not a pattern of names"),
-        (WORD.replace('"*.jsonl"', '""'), "is not a pattern of names"),
-        (WORD.replace('"*.jsonl"', "[1]"), "is not a pattern of names"),
+        (WORD.replace('"*.jsonl"', '"/etc/passwd"'), "is not a pattern of files"),
+        (WORD.replace('"*.jsonl"', '""'), "is not a pattern of files"),
+        (WORD.replace('"*.jsonl"', "[1]"), "is not a pattern of files"),
         (WORD.replace('"*.jsonl"', '"a", train = "b"'), "unknown key 'train' in 'files'"),
         ("title =", "not valid TOML"),
     ],
 )
-def test_what_is_not_a_task(tmp_path: Path, toml: str, message: str) -> None:
+def test_an_invalid_task_is_refused_with_its_file(tmp_path: Path, toml: str, message: str) -> None:
     (tmp_path / "bad.toml").write_text(toml)
     with pytest.raises(InputError) as caught:
         read_task(tmp_path / "bad.toml")

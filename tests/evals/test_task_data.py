@@ -1,6 +1,4 @@
-"""A task's data: found by name or pattern, its rows made into items of every kind, and what is
-broken named with file and item.
-"""
+"""Data of tasks: finding files, building items of every kind, refusing broken rows."""
 
 from __future__ import annotations
 
@@ -20,13 +18,13 @@ CHOICE = HEAD + 'kind = "choice"\nprompt = "Q: {q}\\nA:"\nchoices = "c"\ngold = 
 
 
 def written(folder: Path, toml: str, *rows: object) -> tuple[Task, Path]:
-    """A task of that text, and a data file of those rows."""
+    """Return a task with this TOML text and a data file with these rows."""
     (folder / "mine.toml").write_text(toml)
     (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return read_task(folder / "mine.toml"), folder / "a.jsonl"
 
 
-def test_data_is_found_in_the_folder_or_one_below_or_named(tmp_path: Path) -> None:
+def test_data_is_found_in_the_folder_or_its_subfolder_or_by_path(tmp_path: Path) -> None:
     task = find_task("lambada")
     below = tmp_path / "lambada" / "lambada_test.jsonl"
     below.parent.mkdir()
@@ -44,7 +42,7 @@ def test_data_is_found_in_the_folder_or_one_below_or_named(tmp_path: Path) -> No
         find_data(task, tmp_path)
 
 
-def test_data_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_data_is_refused(tmp_path: Path) -> None:
     task = find_task("lambada")
     with pytest.raises(UsageError, match="data DIR"):
         find_data(task, None)
@@ -54,7 +52,7 @@ def test_data_that_is_not_there(tmp_path: Path) -> None:
         find_data(task, tmp_path / "gone")
 
 
-def test_shots_come_from_their_own_file_or_the_items(tmp_path: Path) -> None:
+def test_examples_come_from_their_own_file_or_the_items(tmp_path: Path) -> None:
     task, items = written(
         tmp_path, WORD.replace("}\n", ', shots = "train*"}\n', 1), {"text": "a b"}
     )
@@ -63,7 +61,7 @@ def test_shots_come_from_their_own_file_or_the_items(tmp_path: Path) -> None:
     assert find_examples(task, items, tmp_path) == tmp_path / "train.jsonl"
 
 
-def test_a_choice(tmp_path: Path) -> None:
+def test_a_choice_item_is_built_from_its_row(tmp_path: Path) -> None:
     row = {"id": 7, "q": "{x}?", "c": ["yes", "no"], "g": 1}
     task, path = written(
         tmp_path,
@@ -83,7 +81,7 @@ def test_a_choice(tmp_path: Path) -> None:
     assert format_example(task, item) == "Q: {x}?\nA: no"
 
 
-def test_choices_that_the_task_lists(tmp_path: Path) -> None:
+def test_choices_listed_by_the_task_are_used(tmp_path: Path) -> None:
     task, path = written(
         tmp_path,
         CHOICE.replace('choices = "c"', 'choices = ["True", "False"]\nchoice = "{choice}"'),
@@ -93,7 +91,7 @@ def test_choices_that_the_task_lists(tmp_path: Path) -> None:
     assert (item.choices, item.gold, item.id) == (("True", "False"), (0, 1), "a.jsonl:1")
 
 
-def test_a_partial(tmp_path: Path) -> None:
+def test_a_partial_item_is_built_from_its_row(tmp_path: Path) -> None:
     task, path = written(
         tmp_path,
         HEAD + 'kind = "partial"\ncontexts = "c"\ntarget = " {t}"\ngold = "g"',
@@ -104,7 +102,7 @@ def test_a_partial(tmp_path: Path) -> None:
     assert format_example(task, item) == "It ran."
 
 
-def test_free_form(tmp_path: Path) -> None:
+def test_a_freeform_item_is_built_from_its_row(tmp_path: Path) -> None:
     toml = (
         HEAD
         + 'kind = "freeform"\nprompt = "{q}\\n"\nanswers = "a"\nanswer = "A: {answer}"\nmetric = ["exact_match"]'
@@ -115,7 +113,7 @@ def test_free_form(tmp_path: Path) -> None:
     assert format_example(task, first) == "?\nA: one"
 
 
-def test_the_last_word_is_split_off_or_named(tmp_path: Path) -> None:
+def test_the_target_is_the_last_word_or_a_template(tmp_path: Path) -> None:
     task, path = written(tmp_path, WORD, {"text": "the cat\non the mat"}, {"text": "two  words"})
     assert [(item.prompt, item.target) for item in read_items(task, path)] == [
         ("the cat\non the", " mat"),
@@ -155,7 +153,9 @@ def test_the_last_word_is_split_off_or_named(tmp_path: Path) -> None:
         (CHOICE, {"q": "?", "c": ["a", "b"], "g": []}, "no choice is marked as correct"),
     ],
 )
-def test_a_broken_item_is_named(tmp_path: Path, toml: str, row: object, message: str) -> None:
+def test_a_broken_item_is_refused_with_its_id(
+    tmp_path: Path, toml: str, row: object, message: str
+) -> None:
     task, path = written(tmp_path, toml, {"text": "a b", "q": "?", "c": ["a", "b"], "g": 0}, row)
     with pytest.raises(InputError) as caught:
         read_items(task, path)
@@ -163,14 +163,14 @@ def test_a_broken_item_is_named(tmp_path: Path, toml: str, row: object, message:
     assert "a.jsonl:2" in str(caught.value)
 
 
-def test_an_empty_file(tmp_path: Path) -> None:
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     task, path = written(tmp_path, WORD)
     with pytest.raises(InputError, match="no items"):
         read_items(task, path)
 
 
 @pytest.mark.real_data
-def test_lambada_with_gpt2s_vocabulary(real_data: Path) -> None:
+def test_lambada_items_with_gpt2s_vocabulary(real_data: Path) -> None:
     task, gpt2 = find_task("lambada"), load_tokenizer(real_data / "gpt2-vocab")
     items = read_items(task, find_data(task, real_data))
     targets = gpt2.encode_batch([item.target for item in items])

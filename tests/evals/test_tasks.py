@@ -1,6 +1,4 @@
-"""The tasks that come with the program: all there, each readable, each with a row of its format
-made into an item.
-"""
+"""Built-in tasks: the list is complete, and each turns a row of its format into an item."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from gptcli.evals.task import TASKS_DIR, find_task, task_names
 from gptcli.evals.task_data import make_item
 from gptcli.text.detokenize import DETOKENIZERS
 
-LISTED = {  # the issue's list
+LISTED = {  # the tasks of each paper
     "GPT-2": "lambada cbt_cn cbt_ne cbt_v cbt_p wikitext2 ptb enwik8 text8 wikitext103 one_billion_words winograd winograd_full gpt2_coqa "
     "cnn_dailymail gpt2_wmt14_en_fr gpt2_wmt14_fr_en gpt2_natural_questions",
     "GPT-3": "lambada_fill hellaswag story_cloze natural_questions web_questions trivia_qa wmt14_en_fr wmt14_fr_en wmt16_de_en "
@@ -40,12 +38,12 @@ UNCONDITIONAL = {
 
 
 @pytest.mark.parametrize("paper", LISTED)
-def test_the_list_is_complete(paper: str) -> None:
+def test_every_task_of_the_paper_exists(paper: str) -> None:
     assert set(LISTED[paper].split()) <= set(task_names())
 
 
 @pytest.mark.parametrize("name", task_names())
-def test_each_task_stands_on_what_there_is(name: str) -> None:
+def test_each_task_uses_existing_formats_and_scores(name: str) -> None:
     task = find_task(name)
     assert task.kind != "freeform" or task.metric
     assert not task.detokenize or task.detokenize in DETOKENIZERS
@@ -56,7 +54,7 @@ def test_each_task_stands_on_what_there_is(name: str) -> None:
     assert (TASKS_DIR / f"{name}.toml").read_text(encoding="utf-8").isascii()
 
 
-def test_prompts_are_the_papers() -> None:
+def test_prompts_equal_the_papers() -> None:
     row = next(generate_rows("two_digit_addition", seed=0))
     item = make_item(find_task("two_digit_addition"), row, Path("x"))
     assert item.prompt == row["prompt"]

@@ -1,5 +1,5 @@
-"""Tasks of every kind, run on small sets: against transformers an item at a time, at any batch size
-and order, killed and resumed.
+"""Tasks of every kind on small sets: scores equal transformers', whatever the batch size, item
+order, number of processes or interruptions.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ WORDS = [
 
 @pytest.fixture(scope="module")
 def large(tokenizer: Tokenizer) -> GPT:
-    """Room for a few shots, and predictions that vary."""
+    """Return a model with a context for a few examples, and with varied predictions."""
     model = GPT(
         ModelConfig(
             n_layer=2, n_head=2, d_model=32, n_ctx=160, vocab_size=tokenizer.vocab_size, tied=False
@@ -119,7 +119,7 @@ def log_prob(theirs: Any, tokenizer: Tokenizer, context: str, continuation: str)
     return float(logits.double().log_softmax(-1)[torch.arange(len(target)), target].sum())
 
 
-def test_choices_by_every_normaliser(
+def test_choice_scores_equal_transformers_under_every_normaliser(
     large: GPT, theirs: Any, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     rows = items()
@@ -142,7 +142,7 @@ def test_choices_by_every_normaliser(
         for rule in right:
             value = exact - alone if rule == "unconditional" else exact / np.array(lengths[rule])
             right[rule] += int(value.argmax()) == row["gold"]
-    assert len(set(right.values())) > 1  # the fixture tells the rules apart
+    assert len(set(right.values())) > 1  # the rules differ on this fixture
     found = result.as_dict()
     assert found["accuracy_by_normaliser"] == {
         rule: 100 * count / 40 for rule, count in right.items()
@@ -158,7 +158,9 @@ def test_choices_by_every_normaliser(
     assert (by_sum.scoring, by_sum.correct) == ("sum", right["sum"])
 
 
-def test_partial_evaluation(large: GPT, theirs: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_partial_scores_equal_transformers(
+    large: GPT, theirs: Any, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     rows = items()
     [result], records = run_task(large, tokenizer, prepare(tmp_path, PARTIAL, rows), tmp_path)
     right = 0
@@ -169,7 +171,7 @@ def test_partial_evaluation(large: GPT, theirs: Any, tokenizer: Tokenizer, tmp_p
     assert result.correct == right
 
 
-def test_running_text_is_the_loss_of_it_per_unit(
+def test_running_text_metrics_are_its_loss_per_unit(
     large: GPT, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     text = "the text\nself , self .\n" * 40
@@ -200,7 +202,7 @@ def test_running_text_is_the_loss_of_it_per_unit(
 
 
 @pytest.mark.parametrize("beam", [1, 4])
-def test_free_form_stops_where_the_task_says(
+def test_freeform_answers_end_at_the_stop_string(
     large: GPT, theirs: Any, tokenizer: Tokenizer, tmp_path: Path, beam: int
 ) -> None:
     rows = items(8)
@@ -229,7 +231,7 @@ def test_free_form_stops_where_the_task_says(
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_few_shot_contexts_are_what_they_say(
+def test_few_shot_contexts_contain_the_drawn_examples(
     large: GPT, theirs: Any, tokenizer: Tokenizer, tmp_path: Path, shared: bool
 ) -> None:
     rows, train = items(12), items(9, seed=1)
@@ -263,7 +265,7 @@ def test_few_shot_contexts_are_what_they_say(
     assert (len(contexts) == 1) == shared
 
 
-def test_shots_of_the_same_set_leave_the_item_out(
+def test_examples_from_the_evaluated_set_exclude_the_item(
     large: GPT, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     task = prepare(tmp_path, CHOICE, items(5))
@@ -271,7 +273,7 @@ def test_shots_of_the_same_set_leave_the_item_out(
         large, tokenizer, task, tmp_path, EvalOptions(fewshot=FewShotConfig(shots=4))
     )
     assert result.conditions.shots_from == OWN_SET
-    # not all fit
+    # not all examples fit
     assert result.conditions.mean_shots == sum(record["shots"] for record in records) / 5 < 4
     [result], records = run_task(
         large, tokenizer, task, tmp_path, EvalOptions(fewshot=FewShotConfig(shots=1, shared=True))
@@ -284,7 +286,7 @@ def test_shots_of_the_same_set_leave_the_item_out(
 @pytest.mark.parametrize(
     "fewshot", [FewShotConfig(), FewShotConfig(shots=2), FewShotConfig(shots=2, shared=True)]
 )
-def test_neither_batch_nor_order_changes_a_score(
+def test_scores_do_not_depend_on_batch_size_or_item_order(
     large: GPT, tokenizer: Tokenizer, tmp_path: Path, fewshot: FewShotConfig
 ) -> None:
     rows, train = items(66), items(9, seed=1)
@@ -323,7 +325,7 @@ def same(records: list[Record], others: list[Record]) -> None:
             np.testing.assert_allclose(record[key], other[key], atol=1e-5)
 
 
-def test_cut_off_at_any_byte_it_resumes_to_the_same_records(
+def test_records_cut_at_any_byte_resume_to_the_same_records(
     large: GPT, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     task = prepare(tmp_path, CHOICE, items(30))
@@ -332,7 +334,7 @@ def test_cut_off_at_any_byte_it_resumes_to_the_same_records(
     path = tmp_path / "records" / "mine.jsonl"
     whole, order = path.read_bytes(), np.random.default_rng(0).permutation(30)
     header, *lines = whole.splitlines(keepends=True)
-    # batches do not come in the items' order
+    # batches are not in the order of the items
     as_written = header + b"".join(lines[number] for number in order)
     for cut in np.random.default_rng(1).integers(0, len(whole), 20):
         path.write_bytes(as_written[:cut])
@@ -365,7 +367,7 @@ def test_processes_share_the_batches(
     ).read_bytes()
 
 
-def test_records_of_other_work_are_refused(
+def test_records_of_another_evaluation_are_refused(
     large: GPT, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     task = prepare(tmp_path, CHOICE, items(5), items(5, seed=1))
@@ -385,7 +387,7 @@ def test_records_of_other_work_are_refused(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_killed_at_twenty_moments_it_resumes_to_the_same_report(
+def test_an_evaluation_killed_at_twenty_moments_resumes_to_the_same_report(
     large: GPT, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     save_model(tmp_path / "run", large, large.config, eot_id=tokenizer.eot_id)
@@ -403,11 +405,11 @@ def test_killed_at_twenty_moments_it_resumes_to_the_same_report(
     assert done.returncode == 0, done.stderr
     left = json.loads(done.stdout[done.stdout.rindex("[") :])
     assert len(left) == 20
-    # in the midst of things: before the first record, and after ever more of them
+    # kills came before the first record and after various numbers of records
     assert len(set(left)) > 5
 
 
-def test_items_that_cannot_be_asked_are_counted(
+def test_skipped_and_truncated_items_are_counted(
     large: GPT, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     rows = items(4)
@@ -425,7 +427,7 @@ def test_items_that_cannot_be_asked_are_counted(
         run_task(large, tokenizer, prepare(tmp_path, CHOICE, [{"query": "?", "gold": 0}]), tmp_path)
 
 
-def test_an_empty_prompt_is_end_of_text(
+def test_an_empty_prompt_is_the_end_of_text_token(
     large: GPT, theirs: Any, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     row = {"query": " ", "choices": ["self", "text"], "gold": 0}
@@ -433,20 +435,20 @@ def test_an_empty_prompt_is_end_of_text(
     _, [record] = run_task(large, tokenizer, task, tmp_path)
     with torch.no_grad():
         first = theirs(torch.tensor([[tokenizer.eot_id]])).logits[0, -1].log_softmax(-1)
-    # the space of the prompt goes to what follows it: "  self"
+    # the space of the prompt moves to the continuation: "  self"
     ids = tokenizer.encode("  self")
     assert record["log_probs"][0] <= float(first[ids[0]]) + 1e-4
     assert record["tokens"][0] == len(ids)
 
 
-def test_records_in_memory_need_no_folder() -> None:
+def test_records_without_a_folder_stay_in_memory() -> None:
     records = Records(None, "t", {})
     records.add([{"index": 1}, {"index": 0}])
     assert (records.contains_all([0, 1]), records.contains_all([2])) == (True, False)
     assert records.finish() == [{"index": 0}, {"index": 1}]
 
 
-def test_two_processes_report_as_one(
+def test_two_processes_give_the_same_report_as_one(
     large: GPT, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_model(tmp_path / "run", large, large.config, eot_id=tokenizer.eot_id)

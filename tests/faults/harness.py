@@ -5,6 +5,7 @@ judges what is left.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import shutil
 import signal
@@ -209,14 +210,18 @@ def preload() -> None:
     """
     import torch._dynamo  # noqa: F401
 
-    import gptcli.cli.build_shards
-    import gptcli.cli.cost
-    import gptcli.cli.eval
-    import gptcli.cli.sample
-    import gptcli.cli.tokenize
-    import gptcli.cli.train
-    import gptcli.corpus.build
-    import gptcli.evals.rolling
-    import gptcli.evals.runner
-    import gptcli.sampling.batch
-    import gptcli.trainer.launch  # noqa: F401
+    for module in (
+        "gptcli.cli.build_shards",
+        "gptcli.cli.cost",
+        "gptcli.cli.eval",
+        "gptcli.cli.sample",
+        "gptcli.cli.tokenize",
+        "gptcli.cli.train",
+        "gptcli.corpus.build",
+        "gptcli.distributed.launch",
+        "gptcli.evals.rolling",
+        "gptcli.evals.runner",
+        "gptcli.sampling.batch",
+        "gptcli.trainer.loop",
+    ):
+        importlib.import_module(module)

@@ -2,7 +2,7 @@
 command itself.
 
 The three ways in which the program comes by workers: `gpt train` on several processes starts its
-own (gptcli.trainer.launch), so does `gpt build-shards --workers` (gptcli.corpus.workers), and
+own (gptcli.distributed.launch), so does `gpt build-shards --workers` (gptcli.corpus.pool), and
 torchrun starts this module in the program's place.
 """
 
@@ -31,11 +31,11 @@ class LostWorker:
         self.folder, self.rank, self.at = folder, rank, at
 
     def install(self) -> None:
-        from gptcli.corpus import workers
-        from gptcli.trainer import launch
+        from gptcli.corpus import pool
+        from gptcli.distributed import launch
 
         os.environ[PLAN] = json.dumps([str(self.folder), self.rank, self.at])
-        workers._begin, launch._child = begin, child  # type: ignore[assignment]
+        pool._start_worker, launch._child = begin, child  # type: ignore[assignment]
 
     def operations(self) -> dict[str, int]:
         """After an undisturbed run: how many there were, by rank."""
@@ -48,15 +48,15 @@ class LostWorker:
 
 def begin(state: Any) -> None:
     """What a worker of build-shards runs first."""
-    from gptcli.corpus.workers import _begin
+    from gptcli.corpus.pool import _start_worker
 
     arm()
-    _begin(state)
+    _start_worker(state)
 
 
 def child(*arguments: Any) -> Any:
     """What a process of `gpt train` runs."""
-    from gptcli.trainer.launch import _child
+    from gptcli.distributed.launch import _child
 
     arm()
     return _child(*arguments)

@@ -268,7 +268,7 @@ def records() -> Target:
 
     def read(folder: Path) -> None:
         kept = Records(folder, "t", work)
-        kept.has(range(2))
+        kept.contains_all(range(2))
         kept.finish()
 
     header = json.dumps({"format": 1, "task": "t", **work})

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 
 from gptcli.cli.config import read_config
-from gptcli.corpus.readers import DOCUMENTS, find_reader, scan
+from gptcli.corpus.formats import DOCUMENT_KINDS, find_reader, scan
 from gptcli.corpus.recipe import read_sources
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
 from gptcli.files import sha256, write_json
-from gptcli.model.checkpoint_tensors import SavedModel
+from gptcli.finetune.task import read_task
+from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import load_model, save_model
 from gptcli.model.source import INDEX, STATE
@@ -39,8 +40,7 @@ from gptcli.shards.order import open_order
 from gptcli.shards.verify import verify_shards
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet, load_tokenizer
 from gptcli.tokenizer.training import train_tokenizer
-from gptcli.trainer.checkpoint import Checkpoints, State, newest_state
-from gptcli.trainer.finetune_task import read_task
+from gptcli.trainer.checkpoint import Checkpoints, CheckpointState, newest_state
 from gptcli.trainer.schedule import Position
 from tests.fuzz.engine import Files, Target, files_in
 from tests.fuzz.eval_targets import eval_targets
@@ -93,7 +93,7 @@ def documents() -> list[Target]:
     )
     found += [
         Target(f"text by {kind}", {"a.txt": TEXT.encode()}, reading("a.txt", kind))
-        for kind in DOCUMENTS
+        for kind in DOCUMENT_KINDS
     ]
     found.append(
         Target("gzip", {"a.jsonl.gz": gzip.compress(lines) * 2}, reading("a.jsonl.gz", "file"))
@@ -348,16 +348,18 @@ def logs() -> list[Target]:
 
 
 def checkpoints() -> list[Target]:
-    place, model = Place(torch.device("cpu")), GPT(SHAPE)
+    context, model = RankContext(torch.device("cpu")), GPT(SHAPE)
     optimizer = torch.optim.AdamW(model.parameters())
 
     def write(folder: Path) -> None:
         model(torch.zeros(1, 2, dtype=torch.long)).sum().backward()
         optimizer.step()
-        store = Checkpoints(folder, place, keep=1)
+        store = Checkpoints(folder, context, keep=1)
         parameters = dict(model.named_parameters())
         store.save(
-            State(Position(1, 2), {"seed": 1}, {"loss": 1.0, "running": {}}), parameters, optimizer
+            CheckpointState(Position(1, 2), {"seed": 1}, {"loss": 1.0, "running": {}}),
+            parameters,
+            optimizer,
         )
         store.wait()
 
@@ -369,10 +371,10 @@ def checkpoints() -> list[Target]:
     def read(folder: Path) -> None:
         newest_state(folder)
         fresh = GPT(SHAPE)
-        store = Checkpoints(folder, place, keep=1)
+        store = Checkpoints(folder, context, keep=1)
         if (found := store.newest(SILENT)) is not None:
             store.load(found, dict(fresh.named_parameters()), torch.optim.AdamW(fresh.parameters()))
-            dict(SavedModel(found))
+            dict(CheckpointStateDict(found))
 
     files = written(write)
     assert f"{STEP}/{INDEX}" in files

@@ -197,8 +197,6 @@ class Harness:
         os.environ["OMP_NUM_THREADS"] = "1"
         begin = time.monotonic()
         preload()
-        import gptcli.sampling.generate
-        import gptcli.trainer.finetune  # noqa: F401
 
         self.imports = time.monotonic() - begin
         self.work, self.chance = work, random.Random(seed)

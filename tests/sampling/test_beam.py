@@ -1,4 +1,4 @@
-"""Beam search against every sequence there is, and against transformers."""
+"""Beam search equals an exhaustive search and transformers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from gptcli.sampling.beam import Hypothesis, beam_search, length_penalty
 STOP = 2
 
 
-def test_gpt3_s_penalty() -> None:
+def test_length_penalty_is_gpt3s() -> None:
     assert length_penalty(1) == 1
     assert length_penalty(7) == pytest.approx(2**0.6)
 
 
 def exhaustive(model: GPT, prompt: list[int], max_tokens: int) -> list[tuple[float, list[int]]]:
-    """Every sequence that ends with STOP or at `max_tokens`, by score, best first."""
+    """Return every sequence that ends with STOP or at `max_tokens`, best score first."""
     found = []
     for length in range(1, max_tokens + 1):
         whole = [
@@ -69,12 +69,10 @@ def tiny() -> GPT:
 
 
 @pytest.mark.parametrize("width", [1, 3, 4])
-def test_equal_to_transformers(
+def test_beam_search_equals_transformers(
     model: GPT, width: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Token for token, with sequences that end and sequences that do not, under transformers' own
-    penalty.
-    """
+    """Compare all tokens under transformers' penalty, with sequences that end early or not."""
     from transformers import GPT2LMHeadModel
 
     if model.config.attention == "banded":
@@ -110,7 +108,7 @@ def greedy_tokens(model: GPT, prompt: list[int]) -> list[int]:
     return beam_search(model, prompt, max_tokens=9, width=1)[0].tokens
 
 
-def test_scores_are_the_model_s_own(model: GPT) -> None:
+def test_scores_are_the_models_log_probabilities(model: GPT) -> None:
     found = beam_search(model, [5, 6], max_tokens=6)
     assert len(found) == 4
     assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
@@ -123,7 +121,7 @@ def test_scores_are_the_model_s_own(model: GPT) -> None:
         assert one.score == pytest.approx(sum(one.log_probs) / length_penalty(6), abs=1e-4)
 
 
-def test_a_full_context_ends_it(model: GPT) -> None:
+def test_a_full_context_ends_every_hypothesis(model: GPT) -> None:
     found: list[Hypothesis] = beam_search(model, [1] * 60, max_tokens=50, width=2)
     assert [len(one.tokens) for one in found] == [1, 1]
     assert [len(one.tokens) for one in beam_search(model, [1] * 20, max_tokens=50, width=2)] == [
@@ -133,6 +131,6 @@ def test_a_full_context_ends_it(model: GPT) -> None:
 
 
 @pytest.mark.parametrize("options", [{"width": 0}, {"max_tokens": 0}])
-def test_values_that_make_no_sense(model: GPT, options: dict[str, int]) -> None:
+def test_a_width_or_length_below_one_is_refused(model: GPT, options: dict[str, int]) -> None:
     with pytest.raises(UsageError, match="at least 1"):
         beam_search(model, [1], **{"max_tokens": 3, **options})

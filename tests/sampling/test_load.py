@@ -1,4 +1,4 @@
-"""A model and its tokenizer belong together, or are refused."""
+"""Loading a model with its tokenizer, device and precision, or refusing it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def run(tmp_path: Path, tokenizer: Tokenizer) -> Path:
     return tmp_path / "run"
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         load(tmp_path / "none")
 
 
-def test_auto_is_fp32_on_the_cpu(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_precision_is_fp32_on_the_cpu(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     loaded = load(run)
     assert (loaded.device.type, loaded.precision, loaded.model.wte.weight.dtype) == (
@@ -43,34 +43,34 @@ def test_auto_is_fp32_on_the_cpu(run: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert not loaded.model.training
 
 
-def test_bf16_when_asked(run: Path) -> None:
+def test_bf16_is_loaded_on_request(run: Path) -> None:
     assert {
         parameter.dtype
         for parameter in load(run, device="cpu", precision="bf16").model.parameters()
     } == {torch.bfloat16}
 
 
-def test_another_tokenizer_is_refused(run: Path) -> None:
+def test_a_tokenizer_of_another_size_is_refused(run: Path) -> None:
     from gptcli.tokenizer.training import train_tokenizer
 
     train_tokenizer(["la la la"], 258).save(run / "tokenizer.json")
-    with pytest.raises(InputError, match="258 entries and the model 400"):
+    with pytest.raises(InputError, match="258 tokens, but the model's vocabulary has 400"):
         load(run)
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:x", "cpu:", "cuda:99", ""])
-def test_no_such_device(run: Path, device: str) -> None:
+def test_an_unavailable_device_is_refused(run: Path, device: str) -> None:
     with pytest.raises(UsageError):
         load(run, device=device)
 
 
-def test_no_such_precision(run: Path) -> None:
+def test_an_unknown_precision_is_refused(run: Path) -> None:
     with pytest.raises(UsageError, match="fp8"):
         load(run, precision="fp8")
 
 
 @pytest.mark.parametrize("missing", ["", "config.json", "model.safetensors", "tokenizer.json"])
-def test_an_unfinished_folder(run: Path, missing: str) -> None:
+def test_an_incomplete_folder_is_refused(run: Path, missing: str) -> None:
     if missing:
         (run / missing).unlink()
     else:
@@ -80,8 +80,8 @@ def test_an_unfinished_folder(run: Path, missing: str) -> None:
     assert caught.value.exit_code == 2
 
 
-def test_rows_beyond_the_tokenizer_are_never_drawn(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    """A vocabulary padded to a multiple of 64, whose padding would win every draw."""
+def test_padding_of_the_vocabulary_is_never_sampled(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Pad the vocabulary to a multiple of 64, with padding that would win every draw."""
     model = GPT(ModelConfig(n_layer=1, n_head=2, d_model=16, n_ctx=8, vocab_size=448))
     model.init_weights(0)
     with torch.no_grad():

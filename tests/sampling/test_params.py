@@ -1,4 +1,4 @@
-"""The filters against brute force, and the draw against its distribution."""
+"""Filters equal brute force, and draws follow their distribution."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gptcli.sampling.params import (
     top_candidates,
 )
 
-# few values: many ties
+# few values, so that there are many ties
 LOGITS = st.lists(st.integers(-8, 8).map(lambda n: n / 2), min_size=1, max_size=12)
 
 
@@ -36,7 +36,7 @@ def softmax(values: np.ndarray) -> np.ndarray:
 
 
 @given(LOGITS, st.integers(1, 15))
-def test_top_k_keeps_the_k_likeliest_and_their_ties(values: list[float], k: int) -> None:
+def test_top_k_keeps_the_k_most_probable_tokens_and_ties(values: list[float], k: int) -> None:
     threshold = sorted(values, reverse=True)[min(k, len(values)) - 1]
     assert kept(apply_top_k(torch.tensor([values]), k)) == {
         i for i, value in enumerate(values) if value >= threshold
@@ -44,12 +44,12 @@ def test_top_k_keeps_the_k_likeliest_and_their_ties(values: list[float], k: int)
 
 
 @given(LOGITS, st.floats(0.01, 0.99))
-def test_top_p_keeps_the_fewest_that_reach_p(values: list[float], p: float) -> None:
+def test_top_p_keeps_the_fewest_tokens_that_reach_p(values: list[float], p: float) -> None:
     probabilities = softmax(np.array(values))
     chosen = kept(apply_top_p(torch.tensor([values]), p))
     ranked = sorted(probabilities, reverse=True)
     fewest = next(n for n in range(1, len(ranked) + 1) if sum(ranked[:n]) >= p - 1e-6)
-    # a sum that meets p to the last bit may fall to either side
+    # a sum equal to p up to rounding may be on either side
     assert len(chosen) in (fewest, min(fewest + 1, len(values)))
     assert sum(probabilities[list(chosen)]) >= p - 1e-6
     assert min(probabilities[list(chosen)]) >= max([0.0, *np.delete(probabilities, list(chosen))])
@@ -61,12 +61,12 @@ def test_top_p_of_a_known_distribution() -> None:
         assert kept(apply_top_p(logits_BV, p)) == tokens
 
 
-def test_top_p_of_one_keeps_even_what_rounds_to_nothing() -> None:
+def test_top_p_of_one_keeps_every_token() -> None:
     logits_BV = torch.tensor([[0.0] * 1000 + [-60.0]])
     assert kept(apply_top_p(logits_BV, 1.0)) == set(range(1001))
 
 
-def test_rows_are_filtered_on_their_own() -> None:
+def test_sequences_are_filtered_independently() -> None:
     logits_BV = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
     params = SamplingParams(temperature=0.7, top_k=9, top_p=0.8)
     whole = filter_logits(logits_BV, params)
@@ -76,8 +76,7 @@ def test_rows_are_filtered_on_their_own() -> None:
 
 def test_temperature_comes_first_then_top_k_then_top_p() -> None:
     values = np.log([0.4, 0.3, 0.2, 0.06, 0.04])
-    # .30 .26 .22 .12 .10: three of them reach 0.7 only after the temperature and among the four of
-    # top-k
+    # .30 .26 .22 .12 .10 after the temperature: three of the four tokens of top-k reach 0.7
     exact = softmax(values / 2)
     exact[4] = 0
     exact /= exact.sum()
@@ -101,9 +100,7 @@ def test_temperature_comes_first_then_top_k_then_top_p() -> None:
     ],
 )
 def test_draws_follow_the_distribution(params: SamplingParams) -> None:
-    """A chi-square test; its statistic stays under mean + 5 standard deviations of a chi-square
-    with those degrees of freedom.
-    """
+    """The chi-square statistic is below the mean plus 5 standard deviations of its distribution."""
     generator = torch.Generator().manual_seed(1)
     logits_BV = torch.randn(1, 12, generator=generator)
     values = logits_BV[0].double().numpy() / params.temperature
@@ -139,7 +136,7 @@ def test_draws_follow_the_distribution(params: SamplingParams) -> None:
         ]
     ),
 )
-def test_few_candidates_draw_what_the_whole_vocabulary_draws(
+def test_candidates_give_the_same_draws_as_the_whole_vocabulary(
     rows: list[list[float]], params: SamplingParams
 ) -> None:
     logits_BV = torch.tensor(rows)
@@ -157,7 +154,7 @@ def test_few_candidates_draw_what_the_whole_vocabulary_draws(
 
 
 @pytest.mark.parametrize(("spread", "few"), [(4.0, True), (0.01, False)])
-def test_top_p_looks_at_the_whole_vocabulary_only_where_it_must(spread: float, few: bool) -> None:
+def test_top_p_sorts_the_whole_vocabulary_only_if_necessary(spread: float, few: bool) -> None:
     logits_BV = torch.randn(3, 9000, generator=torch.Generator().manual_seed(0)) * spread
     params = SamplingParams(top_p=0.9)
     assert (top_candidates(logits_BV, params) is not None) == few
@@ -178,7 +175,7 @@ def test_an_impossible_token_is_never_drawn(possible: list[bool], uniform: float
     assert possible[int(draw(logits_BV, torch.tensor([uniform], dtype=torch.float64)))]
 
 
-def test_greedy_takes_the_likeliest() -> None:
+def test_greedy_takes_the_most_probable_token() -> None:
     logits_BV = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]])
     assert next_tokens(logits_BV, SamplingParams(greedy=True), torch.rand(2)).tolist() == [1, 0]
 
@@ -191,14 +188,14 @@ def test_greedy_takes_the_likeliest() -> None:
         *({"top_p": value} for value in (0.0, 1.01, float("nan"))),
     ],
 )
-def test_values_that_make_no_sense(values: dict[str, float]) -> None:
+def test_values_out_of_range_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(values)).replace("_", "-")):
         SamplingParams(**values)
 
 
 @pytest.mark.parametrize("temperature", [1e-29, 1e-31, 1e-39, 1e-45, 1e-200, 5e-324])
 @pytest.mark.parametrize("params", [{}, {"top_k": 5}, {"top_p": 0.9}])
-def test_the_coldest_temperatures_are_greedy(temperature: float, params: dict[str, Any]) -> None:
+def test_tiny_temperatures_are_greedy(temperature: float, params: dict[str, Any]) -> None:
     logits_BV = torch.randn(16, 300, generator=torch.Generator().manual_seed(0)) * 50
     drawn = next_tokens(
         logits_BV, SamplingParams(temperature=temperature, **params), torch.linspace(0, 0.999, 16)
@@ -215,6 +212,6 @@ def test_the_coldest_temperatures_are_greedy(temperature: float, params: dict[st
         SamplingParams(top_p=0.5),
     ],
 )
-def test_logits_that_are_not_numbers_are_no_choice(params: SamplingParams) -> None:
+def test_nan_logits_raise_an_error(params: SamplingParams) -> None:
     with pytest.raises(RunError, match="not numbers"):
         next_tokens(torch.tensor([[0.0, 1.0], [0.0, math.nan]]), params, torch.zeros(2))

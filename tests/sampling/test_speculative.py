@@ -1,6 +1,4 @@
-"""A draft changes the speed and nothing else: greedily the same tokens, by chance the same
-distribution.
-"""
+"""A draft model changes neither greedy tokens nor the distribution of sampled ones."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ GREEDY = SamplingParams(greedy=True)
 
 @pytest.fixture(scope="module")
 def draft(model: GPT) -> GPT:
-    """The model with some noise, and a shorter context: right often, wrong often."""
+    """Return the model with noise, so that its drafts are sometimes accepted and sometimes not."""
     config = model.config
     made = GPT(config).eval()
     made.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()})
@@ -29,10 +27,8 @@ def draft(model: GPT) -> GPT:
     return made
 
 
-def test_the_same_tokens_greedily(model: GPT, draft: GPT) -> None:
-    """200 prompts of 1 to 60 tokens, past the end of the context, for a draft that is good and for
-    the model itself.
-    """
+def test_greedy_tokens_equal_those_without_a_draft(model: GPT, draft: GPT) -> None:
+    """Use 200 prompts of 1 to 60 tokens, some longer than the context."""
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(1, 61, (200,), generator=generator).tolist()
     prompts = [
@@ -46,14 +42,14 @@ def test_the_same_tokens_greedily(model: GPT, draft: GPT) -> None:
         again = TokenSequence(row.prompt, max_tokens=16)
         kept.append(generate_speculatively(model, draft, again, GREEDY))
         assert again.tokens == row.tokens
-    assert 0.05 < sum(kept) / 200 < 0.98  # drafts were taken, and drafts were refused
+    assert 0.05 < sum(kept) / 200 < 0.98  # some drafts were accepted, some rejected
 
 
-def test_a_perfect_draft_is_kept_whole(model: GPT) -> None:
+def test_every_token_of_a_perfect_draft_is_accepted(model: GPT) -> None:
     assert generate_speculatively(model, model, TokenSequence([3, 4], max_tokens=11), GREEDY) == 1
 
 
-def test_log_probabilities_are_the_model_s_own(model: GPT, draft: GPT) -> None:
+def test_log_probabilities_are_those_of_the_model(model: GPT, draft: GPT) -> None:
     row, untold = (TokenSequence([3, 4, 5], max_tokens=15) for _ in range(2))
     generate_speculatively(model, draft, row, GREEDY, log_probs=True)
     with torch.no_grad():
@@ -65,7 +61,7 @@ def test_log_probabilities_are_the_model_s_own(model: GPT, draft: GPT) -> None:
     assert untold.log_probs == []
 
 
-def test_a_draft_with_a_shorter_context(model: GPT) -> None:
+def test_a_draft_may_have_a_shorter_context(model: GPT) -> None:
     config = model.config
     short = GPT(
         ModelConfig(n_layer=1, n_head=2, d_model=8, n_ctx=7, vocab_size=config.vocab_size)
@@ -82,9 +78,10 @@ def test_a_draft_with_a_shorter_context(model: GPT) -> None:
 @pytest.mark.parametrize(
     "params", [SamplingParams(top_k=8), SamplingParams(top_p=0.8, temperature=2.0)]
 )
-def test_the_same_distribution_by_chance(params: SamplingParams) -> None:
-    """Pairs of tokens, the first drafted and judged, the second too or the model's own, against
-    their exact probabilities (chi-square).
+def test_sampled_text_has_the_large_models_distribution(params: SamplingParams) -> None:
+    """Compare pairs of tokens with their exact probabilities (chi-square test).
+
+    The first token is drafted and verified, the second is too, or comes from the large model.
     """
     large, small = (
         GPT(ModelConfig(n_layer=1, n_head=2, d_model=16, n_ctx=8, vocab_size=11)).eval()
@@ -114,7 +111,7 @@ def test_the_same_distribution_by_chance(params: SamplingParams) -> None:
         generate_speculatively(large, small, row, params, draft_tokens=2)
         seen[row.tokens[0] * 11 + row.tokens[1]] += 1
     assert seen[exact == 0].sum() == 0
-    often = N * exact >= 5  # the rest is one cell
+    often = N * exact >= 5  # all other pairs are one cell
     cells = torch.cat([N * exact[often], (N * exact[~often]).sum()[None]])
     counts = torch.cat([seen[often].double(), seen[~often].sum()[None].double()])
     cells, counts = cells[cells > 0], counts[cells > 0]
@@ -122,7 +119,7 @@ def test_the_same_distribution_by_chance(params: SamplingParams) -> None:
     assert float(((counts - cells) ** 2 / cells).sum()) < freedom + 5 * (2 * freedom) ** 0.5
 
 
-def test_what_does_not_go_together(model: GPT) -> None:
+def test_repetition_penalty_and_other_vocabularies_are_refused(model: GPT) -> None:
     other = GPT(ModelConfig(n_layer=1, n_head=1, d_model=8, n_ctx=8, vocab_size=9))
     with pytest.raises(GptError, match="9 tokens"):
         generate_speculatively(model, other, TokenSequence([1], max_tokens=1), GREEDY)

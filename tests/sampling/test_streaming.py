@@ -1,4 +1,4 @@
-"""Streamed text is the text, whole characters at a time."""
+"""Streamed text equals the whole text and consists of complete characters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
 @given(
     st.binary(max_size=40) | st.text(max_size=20).map(str.encode), st.lists(st.integers(0, 10**6))
 )
-def test_pieces_make_the_whole_wherever_it_is_cut(data: bytes, places: list[int]) -> None:
+def test_pieces_add_up_to_the_text_wherever_bytes_are_split(data: bytes, places: list[int]) -> None:
     stream = TextStream()
     assert "".join([*map(stream.push, cut(data, places)), stream.end()]) == data.decode(
         "utf-8", "replace"
@@ -32,7 +32,7 @@ def test_pieces_make_the_whole_wherever_it_is_cut(data: bytes, places: list[int]
 
 
 @given(st.text(max_size=20), st.lists(st.integers(0, 10**6)))
-def test_no_piece_holds_half_a_character(text: str, places: list[int]) -> None:
+def test_pieces_contain_only_complete_characters(text: str, places: list[int]) -> None:
     stream = TextStream()
     shown = ""
     for piece in cut(text.encode(), places):
@@ -46,14 +46,14 @@ def test_no_piece_holds_half_a_character(text: str, places: list[int]) -> None:
     st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
     st.lists(st.integers(0, 10**6)),
 )
-def test_text_ends_before_the_first_stop_string_however_it_is_cut(
+def test_text_ends_before_the_first_stop_string(
     text: str, stops: list[str], places: list[int]
 ) -> None:
     stream = TextStream(stops)
     shown = ""
     for piece in cut(text.encode(), places):
         shown += stream.push(piece)
-        # nothing is shown that has to be taken back
+        # no shown text has to be withdrawn
         assert not any(stop in shown for stop in stops)
         assert text.startswith(shown)
     shown += stream.end()
@@ -75,7 +75,7 @@ def test_a_stop_string_ends_a_sample(model: GPT, tokenizer: Tokenizer) -> None:
     assert made.tokens == whole.tokens[: len(made.tokens)]
 
 
-def test_a_completion_is_its_tokens(model: GPT, tokenizer: Tokenizer) -> None:
+def test_completion_text_is_that_of_its_tokens(model: GPT, tokenizer: Tokenizer) -> None:
     for number in range(20):
         shown: list[str] = []
         made = generate(
@@ -93,7 +93,7 @@ def test_a_completion_is_its_tokens(model: GPT, tokenizer: Tokenizer) -> None:
         assert made.tokens_per_second > 0
 
 
-def test_end_of_text_ends_it_and_is_not_shown(model: GPT, tokenizer: Tokenizer) -> None:
+def test_end_of_text_ends_a_sample_and_is_left_out(model: GPT, tokenizer: Tokenizer) -> None:
     ended = [
         generate(
             model,

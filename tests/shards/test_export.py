@@ -1,4 +1,4 @@
-"""What other programs read is what the shards hold."""
+"""Exports have the tokens of the shards, as other programs read them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gptcli.shards.manifest import Manifest, Shard, Source, write_manifest
 
 
 def make(folder: Path, vocab_size: int) -> dict[str, list[int]]:
-    """Two training shards and an empty validation split; the tokens of each split."""
+    """Write two training shards and an empty validation split; return the tokens of each split."""
     shards = []
     for number, tokens in enumerate(([256, 1, 2, 256], [256, 9])):
         name = f"train-{number:06d}.bin"
@@ -49,7 +49,7 @@ def make(folder: Path, vocab_size: int) -> dict[str, list[int]]:
 
 
 def test_nanogpt_reads_the_same_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "CHUNK", 3)
+    monkeypatch.setattr(export, "BLOCK_ITEMS", 3)
     expected = make(tmp_path, 257)
     export_nanogpt(tmp_path)
     # as nanoGPT's train.py reads
@@ -59,7 +59,7 @@ def test_nanogpt_reads_the_same_tokens(tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "val.bin").read_bytes() == b""
 
 
-def test_a_large_vocabulary_is_refused(tmp_path: Path) -> None:
+def test_nanogpt_refuses_a_large_vocabulary(tmp_path: Path) -> None:
     make(tmp_path, 70_000)
     with pytest.raises(UsageError, match="a vocabulary of 70000 does not fit"):
         export_nanogpt(tmp_path)
@@ -109,10 +109,10 @@ def make_mixture(folder: Path, vocab_size: int) -> dict[str, list[list[int]]]:
 
 
 @pytest.mark.parametrize(("vocab_size", "kind", "code"), [(257, "H", 8), (70_000, "I", 4)])
-def test_megatron_gets_a_pair_for_each_source(
+def test_megatron_gets_two_files_for_each_source(
     tmp_path: Path, vocab_size: int, kind: str, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "CHUNK", 2)
+    monkeypatch.setattr(export, "BLOCK_ITEMS", 2)
     expected = make_mixture(tmp_path, vocab_size)
     assert {path.name for path in export_megatron(tmp_path)} == {
         f"{name}.{end}" for name in expected for end in ("bin", "idx")
@@ -128,7 +128,7 @@ def test_megatron_gets_a_pair_for_each_source(
     )
 
 
-def test_megatron_without_a_recipe(tmp_path: Path) -> None:
+def test_megatron_files_without_a_recipe_are_named_by_split(tmp_path: Path) -> None:
     expected = make(tmp_path, 257)
     # validation is empty
     assert [path.name for path in export_megatron(tmp_path)] == ["train.bin", "train.idx"]
@@ -154,7 +154,7 @@ def indexed_dataset(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("vocab_size", [257, 70_000])
 @pytest.mark.parametrize("mmap", [True, False])
-def test_megatrons_own_reader_gives_the_same_documents(
+def test_the_reader_of_megatron_returns_the_same_documents(
     tmp_path: Path, indexed_dataset: Any, vocab_size: int, mmap: bool
 ) -> None:
     expected = make_mixture(tmp_path, vocab_size)
@@ -167,7 +167,7 @@ def test_megatrons_own_reader_gives_the_same_documents(
         assert read.sequence_lengths.tolist() == [len(document) for document in documents]
 
 
-def test_llm_c_s_own_loader_reads_the_shards(tmp_path: Path) -> None:
+def test_the_loader_of_llm_c_reads_the_shards(tmp_path: Path) -> None:
     compiler = shutil.which("cc")
     if "LLMC" not in os.environ or compiler is None:
         pytest.skip("set LLMC to a clone of llm.c, and have a C compiler")

@@ -14,9 +14,9 @@ import pytest
 from gptcli.errors import InputError
 from gptcli.files import sha256
 from gptcli.shards import external
-from gptcli.shards.external import describe, open_tokens
+from gptcli.shards.external import open_tokens
 from gptcli.shards.loader import open_split
-from gptcli.shards.manifest import RECORD, read_manifest
+from gptcli.shards.manifest import RESUME_RECORD, manifest_for, read_manifest
 from gptcli.shards.order import open_order
 from gptcli.shards.verify import verify_shards
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
@@ -27,7 +27,7 @@ TRAIN, VAL = [EOT, 1, 2, EOT, 3], [EOT, 7]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An empty folder, but for a tokenizer of 257 entries."""
+    """Return a folder with a tokenizer of 257 entries only."""
     Tokenizer([*byte_alphabet(), END_OF_TEXT], []).save(tmp_path / "tokenizer.json")
     return tmp_path
 
@@ -74,7 +74,7 @@ def written(folder: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["llm.c", "nanogpt", "megatron", "megatron-int32"])
-def test_the_tokens_come_out_as_they_stand(folder: Path, kind: str) -> None:
+def test_tokens_are_read_unchanged(folder: Path, kind: str) -> None:
     written(folder, kind)
     manifest = read_manifest(folder)
     assert (manifest.vocab_size, manifest.eot_id) == (257, 256)
@@ -83,7 +83,9 @@ def test_the_tokens_come_out_as_they_stand(folder: Path, kind: str) -> None:
         2,
         {"inputs": 1.0},
     )
-    assert [sum(shard.documents for shard in manifest.of(split)) for split in ("train", "val")] == [
+    assert [
+        sum(shard.documents for shard in manifest.shards_of(split)) for split in ("train", "val")
+    ] == [
         2,
         1,
     ]
@@ -109,7 +111,7 @@ def test_a_file_is_read_once_while_it_does_not_change(
     assert read_manifest(folder).tokens("train") == 3
 
 
-def test_the_validation_share_counts_documents(folder: Path) -> None:
+def test_the_validation_fraction_counts_documents(folder: Path) -> None:
     for train, share in (([1, 2], 1.0), ([EOT, 2], 0.5), ([EOT, EOT, EOT], 0.25)):
         llm_c(folder / "a_train.bin", train)
         llm_c(folder / "a_val.bin", [EOT, 7])
@@ -119,41 +121,44 @@ def test_the_validation_share_counts_documents(folder: Path) -> None:
     assert read_manifest(folder).val_fraction == 0.0, "of no documents"
 
 
-def test_what_is_not_a_folder_of_tokens(tmp_path: Path, folder: Path) -> None:
-    assert describe(folder) is None
+def test_other_folders_are_refused(tmp_path: Path, folder: Path) -> None:
+    assert manifest_for(folder) is None
     with pytest.raises(InputError, match="not a shard folder"):
         read_manifest(folder)
     written(folder, "llm.c")
-    (folder / RECORD).write_text("{}")  # a build of ours that has not ended
+    (folder / RESUME_RECORD).write_text("{}")  # an unfinished build
     with pytest.raises(
-        InputError, match=r"the build of these shards has not ended\n.*resume finishes"
+        InputError, match=r"the build of these shards is not finished\n.*resume to finish"
     ):
         read_manifest(folder)
-    (folder / RECORD).unlink()
+    (folder / RESUME_RECORD).unlink()
     with pytest.raises(InputError, match=r"has no manifest.json"):
         verify_shards(folder)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(
-        InputError, match=r"lack the tokenizer.*\n.*tokenizer.json beside fineweb_train_000001.bin"
+        InputError,
+        match=r"the tokenizer .* is missing\n.*tokenizer.json to the folder of fineweb_train_000001.bin",
     ):
         read_manifest(folder)
 
 
-def test_tokens_of_another_vocabulary(folder: Path) -> None:
+def test_tokens_outside_the_vocabulary_are_an_error(folder: Path) -> None:
     llm_c(folder / "train.bin", [EOT, 50256])
     with pytest.raises(
-        InputError, match=r"train.bin: holds the token 50256, outside the vocabulary of 257"
+        InputError, match=r"train.bin: contains the token 50256, outside the vocabulary of 257"
     ):
         read_manifest(folder)
     megatron(folder / "train.bin", [[EOT, -1]], 4)
-    with pytest.raises(InputError, match="holds the token 4294967295"):
+    with pytest.raises(InputError, match="contains the token 4294967295"):
         read_manifest(folder)
 
 
-def test_files_of_two_widths(folder: Path) -> None:
+def test_files_of_two_data_types_are_an_error(folder: Path) -> None:
     megatron(folder / "a.bin", [[EOT, 1]], 8)
     megatron(folder / "b.bin", [[EOT, 1]], 4)
-    with pytest.raises(InputError, match=r"b.bin: its tokens are not as wide as those of a.bin"):
+    with pytest.raises(
+        InputError, match=r"b.bin: its tokens have another data type than those of a.bin"
+    ):
         open_split(folder, "train")
 
 
@@ -162,7 +167,7 @@ def test_files_of_two_widths(folder: Path) -> None:
     [
         (
             lambda path: path.write_bytes(path.read_bytes()[:-2]),
-            "is 8 bytes long where its index counts 5 tokens",
+            "has 8 bytes, but its index counts 5 tokens",
         ),
         (lambda path: path.with_suffix(".idx").unlink(), "not a token file"),
         (lambda path: path.with_suffix(".idx").write_bytes(b"MMIDIDX"), "not a Megatron index"),
@@ -182,17 +187,17 @@ def test_files_of_two_widths(folder: Path) -> None:
             lambda path: path.with_suffix(".idx").write_bytes(
                 path.with_suffix(".idx").read_bytes()[:-8]
             ),
-            "not as long as its counts",
+            "its length does not match its counts",
         ),
         (
             lambda path: megatron(path, [TRAIN], 5),
-            r"version 1 with tokens of kind 5: only .* uint16 \(8\) or int32 \(4\)",
+            r"version 1 with tokens of type 5: only .* uint16 \(8\) or int32 \(4\)",
         ),
         (lambda path: path.rename(path.with_name("b.bin")), "not a token file"),
-        (lambda path: shifted(path.with_suffix(".idx")), "do not lie end to end"),
+        (lambda path: shifted(path.with_suffix(".idx")), "are not contiguous"),
     ],
 )
-def test_damaged_megatron_files(tmp_path: Path, break_it: object, message: str) -> None:
+def test_damaged_megatron_files_are_errors(tmp_path: Path, break_it: object, message: str) -> None:
     megatron(tmp_path / "a.bin", [TRAIN[:3], TRAIN[3:]])
     break_it(tmp_path / "a.bin")  # type: ignore[operator]
     with pytest.raises(InputError, match=message):
@@ -200,13 +205,13 @@ def test_damaged_megatron_files(tmp_path: Path, break_it: object, message: str) 
 
 
 def shifted(index: Path) -> None:
-    """The pointer of the second sequence, two bytes further."""
+    """Move the pointer of the second sequence by two bytes."""
     data = bytearray(index.read_bytes())
     data[34 + 8 + 8] += 2
     index.write_bytes(data)
 
 
-def test_damaged_files_of_the_others(tmp_path: Path) -> None:
+def test_damaged_files_of_nanogpt_and_llm_c_are_errors(tmp_path: Path) -> None:
     (tmp_path / "train.bin").write_bytes(b"abc")
     with pytest.raises(InputError, match="its size is odd"):
         open_tokens(tmp_path / "train.bin")

@@ -1,4 +1,4 @@
-"""The byte layout, against bytes packed by hand and against the ways other programs read it."""
+"""The byte layout equals bytes packed by hand, and is read as other programs read it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write(path: Path, documents: list[list[int]], dtype: np.dtype) -> str:
     ("dtype", "code", "magic", "version", "tokens"),
     [(U2, "H", 20240520, 1, 50256), (U4, "I", 20240801, 7, 70000)],
 )
-def test_bin_is_the_bytes_of_the_contract(
+def test_a_bin_has_the_documented_bytes(
     tmp_path: Path, dtype: np.dtype, code: str, magic: int, version: int, tokens: int
 ) -> None:
     digest = write(tmp_path / "a.bin", [[tokens, 1], [tokens, 2, 3]], dtype)
@@ -40,7 +40,7 @@ def test_bin_is_the_bytes_of_the_contract(
 
 
 @pytest.mark.parametrize(("dtype", "code"), [(U2, 8), (U4, 4)])
-def test_idx_is_the_bytes_of_the_contract(tmp_path: Path, dtype: np.dtype, code: int) -> None:
+def test_an_idx_has_the_documented_bytes(tmp_path: Path, dtype: np.dtype, code: int) -> None:
     write(tmp_path / "a.bin", [[9, 1], [9, 2, 3]], dtype)
     head = b"MMIDIDX\0\0" + struct.pack("<Q", 1) + bytes([code]) + struct.pack("<QQ", 2, 3)
     pointers = struct.pack("<2q", 1024, 1024 + 2 * dtype.itemsize)
@@ -49,7 +49,7 @@ def test_idx_is_the_bytes_of_the_contract(tmp_path: Path, dtype: np.dtype, code:
     ) + pointers + struct.pack("<3q", 0, 1, 2)
 
 
-def test_llm_c_and_nanogpt_read_it(tmp_path: Path) -> None:
+def test_shards_are_read_as_llm_c_and_nanogpt_read_them(tmp_path: Path) -> None:
     write(tmp_path / "a.bin", [[9, 1], [9, 2, 3]], U2)
     # llm.c's dataloader: magic, version, count, then the size must agree
     header = np.fromfile(tmp_path / "a.bin", np.int32, 256)
@@ -88,7 +88,7 @@ def megatron_documents(path: Path) -> list[list[int]]:
     st.sampled_from([U2, U4]),
     st.data(),
 )
-def test_round_trip(
+def test_tokens_and_lengths_are_read_as_written(
     tmp_path_factory: pytest.TempPathFactory,
     documents: list[list[int]],
     dtype: np.dtype,
@@ -110,7 +110,7 @@ def test_round_trip(
     assert megatron_documents(path) == documents
 
 
-def test_width_changes_above_65535() -> None:
+def test_the_data_type_changes_above_65535() -> None:
     assert [token_dtype(size) for size in (50257, 65535, 65536, 128256)] == [U2, U2, U4, U4]
 
 
@@ -136,17 +136,17 @@ def header(magic: int = 20240520, version: int = 1, count: int = 3) -> bytes:
         (header(count=-1), "counts -1 tokens"),
     ],
 )
-def test_what_is_not_a_whole_shard_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
+def test_incomplete_shards_are_refused(tmp_path: Path, data: bytes, message: str) -> None:
     path = damaged(tmp_path / "a.bin", data)
     with pytest.raises(InputError, match=message) as caught:
         open_shard(path)
     assert caught.value.where == str(path)
 
 
-def test_missing_files(tmp_path: Path) -> None:
+def test_missing_files_are_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such shard"):
         open_shard(tmp_path / "a.bin")
-    with pytest.raises(InputError, match="no such shard index"):
+    with pytest.raises(InputError, match="the shard's index is missing"):
         document_lengths(tmp_path / "a.bin")
 
 
@@ -155,13 +155,13 @@ def test_a_broken_index_is_refused(tmp_path: Path, cut: int) -> None:
     write(tmp_path / "a.bin", [[9, 1], [9, 2, 3]], U2)
     index = index_path(tmp_path / "a.bin")
     index.write_bytes(index.read_bytes()[:cut])
-    with pytest.raises(InputError, match="not a whole shard index"):
+    with pytest.raises(InputError, match="the shard index is incomplete"):
         document_lengths(tmp_path / "a.bin")
 
 
-def test_too_many_or_too_few_tokens_leave_nothing_behind(tmp_path: Path) -> None:
+def test_a_wrong_number_of_tokens_leaves_no_file_behind(tmp_path: Path) -> None:
     for tokens in (2, 4):
-        with pytest.raises(ValueError, match=f"{tokens} tokens came, 3 were announced"):
+        with pytest.raises(ValueError, match=f"{tokens} tokens in the pieces, 3 in the lengths"):
             write_shard(tmp_path / "a.bin", np.array([3]), [np.zeros(tokens, U2)], U2)
     with pytest.raises(ValueError, match="at most 2147483647"):
         write_shard(tmp_path / "a.bin", np.array([2**31]), [], U2)

@@ -23,7 +23,7 @@ TRAIN = [[9, 1, 2, 9, 3], [9], [9, 4, 5]]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three train shards and no validation."""
+    """Return a folder of three train shards and no validation."""
     dtype = token_dtype(10)
     shards = []
     for number, tokens in enumerate(TRAIN):
@@ -50,7 +50,9 @@ def test_all_shards_are_one_sequence(folder: Path) -> None:
 
 
 @given(st.lists(st.lists(st.integers(0, 9)), min_size=1, max_size=6), st.data())
-def test_slices_are_those_of_the_joined_list(arrays: list[list[int]], data: st.DataObject) -> None:
+def test_slices_equal_those_of_the_joined_list(
+    arrays: list[list[int]], data: st.DataObject
+) -> None:
     joined = [*chain.from_iterable(arrays)]
     border = st.none() | st.integers(-len(joined) - 2, len(joined) + 2)
     span = slice(data.draw(border), data.draw(border))
@@ -63,11 +65,11 @@ def test_a_slice_is_a_copy() -> None:
     stream = TokenStream([np.arange(4, dtype=np.uint16)])
     stream[0:4][:] = 7
     assert stream[0:4].tolist() == [0, 1, 2, 3]
-    with pytest.raises(ValueError, match="steps of 1"):
+    with pytest.raises(ValueError, match="a step of 1"):
         stream[0:4:2]
 
 
-def test_an_altered_byte_is_found(folder: Path) -> None:
+def test_an_altered_byte_is_an_error(folder: Path) -> None:
     path = folder / "train-000001.bin"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -86,19 +88,21 @@ def test_a_truncated_shard_is_found_without_reading_it(folder: Path) -> None:
     assert caught.value.where == str(path)
 
 
-def test_a_whole_shard_of_another_build_is_found_without_reading_it(folder: Path) -> None:
+def test_a_shard_of_another_build_is_found_without_reading_it(folder: Path) -> None:
     (folder / "train-000002.bin").write_bytes((folder / "train-000001.bin").read_bytes())
-    with pytest.raises(InputError, match="holds 1 tokens where the manifest has 3"):
+    with pytest.raises(InputError, match="has 1 tokens, but the manifest says 3"):
         open_split(folder, "train", verify=False)
 
 
-def test_tokens_of_another_width_are_refused(folder: Path) -> None:
+def test_tokens_of_another_data_type_are_refused(folder: Path) -> None:
     write_manifest(folder, dataclasses.replace(read_manifest(folder), vocab_size=70000))
-    with pytest.raises(InputError, match="uint16 tokens, the manifest's vocabulary needs uint32"):
+    with pytest.raises(
+        InputError, match="uint16 tokens, but the manifest's vocabulary needs uint32"
+    ):
         open_split(folder, "train")
 
 
-def test_a_missing_shard_and_an_empty_split(folder: Path) -> None:
+def test_a_missing_shard_and_an_empty_split_are_errors(folder: Path) -> None:
     with pytest.raises(InputError, match="the val split is empty"):
         open_split(folder, "val")
     (folder / "train-000000.bin").unlink()

@@ -1,4 +1,4 @@
-"""A manifest read is the manifest written, and nothing else is taken for one."""
+"""A manifest is read as it was written, and invalid ones are refused."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ MANIFEST = Manifest(
 )
 
 
-def test_round_trip(tmp_path: Path) -> None:
+def test_a_manifest_is_read_as_written(tmp_path: Path) -> None:
     write_manifest(tmp_path, MANIFEST)
     assert read_manifest(tmp_path) == MANIFEST
     assert (MANIFEST.tokens("train"), MANIFEST.tokens("val")) == (15, 7)
-    assert [shard.file for shard in MANIFEST.of("val")] == ["val-000000.bin"]
+    assert [shard.file for shard in MANIFEST.shards_of("val")] == ["val-000000.bin"]
 
 
-def test_a_whole_number_may_stand_for_a_fraction(tmp_path: Path) -> None:
+def test_an_integer_is_a_valid_float(tmp_path: Path) -> None:
     write_manifest(tmp_path, dataclasses.replace(MANIFEST, val_fraction=0))
     assert read_manifest(tmp_path).val_fraction == 0
 
@@ -71,7 +71,7 @@ def refused(folder: Path, table: Any) -> str:
         ({"eot_id": 257}, "end-of-text 257 is outside the vocabulary of 257"),
     ],
 )
-def test_what_is_not_a_manifest_is_refused(
+def test_invalid_manifests_are_refused(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     assert message in refused(tmp_path, dataclasses.asdict(MANIFEST) | changes)
@@ -86,9 +86,7 @@ def test_what_is_not_a_manifest_is_refused(
         ({"sha512": ""}, r"shards[0] has unknown keys: sha512"),
     ],
 )
-def test_what_is_not_a_shard_is_refused(
-    tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
+def test_invalid_shards_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     shard = dataclasses.asdict(MANIFEST.shards[0]) | changes
     assert message in refused(tmp_path, dataclasses.asdict(MANIFEST) | {"shards": [shard]})
 
@@ -117,7 +115,7 @@ def test_a_shard_outside_the_folder_is_refused(tmp_path: Path, name: str) -> Non
 
 
 @pytest.mark.parametrize("count", [[0, 1], "1", None, 1.5, True])
-def test_what_was_dropped_is_counted(tmp_path: Path, count: Any) -> None:
+def test_dropped_must_be_counts(tmp_path: Path, count: Any) -> None:
     source = dataclasses.asdict(MANIFEST.sources[0]) | {
         "dropped": {"quality": 1, "duplicate": count}
     }
@@ -126,11 +124,11 @@ def test_what_was_dropped_is_counted(tmp_path: Path, count: Any) -> None:
 
 
 @pytest.mark.parametrize("table", [[], "text", 3, None])
-def test_other_json_is_refused(tmp_path: Path, table: Any) -> None:
+def test_json_of_another_type_is_refused(tmp_path: Path, table: Any) -> None:
     assert "the manifest is not an object" in refused(tmp_path, table)
 
 
-def test_missing_and_broken_files(tmp_path: Path) -> None:
+def test_missing_and_broken_manifests_are_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such shard folder"):
         read_manifest(tmp_path / "none")
     with pytest.raises(InputError, match=r"it has no manifest.json\n.*resume finishes"):
@@ -140,7 +138,7 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
-def test_sources_apart_and_their_shares(tmp_path: Path) -> None:
+def test_shares_are_normalized_over_sources_with_tokens(tmp_path: Path) -> None:
     shards = [
         Shard(
             file="train-a-000000.bin",
@@ -179,10 +177,10 @@ def test_sources_apart_and_their_shares(tmp_path: Path) -> None:
     assert manifest.shares() == {"a": 0.75, "b": 0.25}
     assert manifest.shares("val") == {"b": 1.0}
     assert manifest.tokens("train", "a") == 10
-    assert manifest.of("val", "a") == []
+    assert manifest.shards_of("val", "a") == []
 
 
-def test_a_manifest_from_before_there_were_recipes(tmp_path: Path) -> None:
+def test_a_manifest_older_than_recipes_is_read(tmp_path: Path) -> None:
     table = dataclasses.asdict(MANIFEST)
     for row in table["shards"]:
         del row["source"]
@@ -192,7 +190,7 @@ def test_a_manifest_from_before_there_were_recipes(tmp_path: Path) -> None:
     assert read_manifest(tmp_path) == MANIFEST
 
 
-def test_sources_that_contradict(tmp_path: Path) -> None:
+def test_contradictory_sources_are_refused(tmp_path: Path) -> None:
     table = dataclasses.asdict(MANIFEST)
     table["shards"][1]["source"] = "books"
     assert "train-000001.bin: source 'books' is not one of 'inputs'" in refused(tmp_path, table)
@@ -205,7 +203,7 @@ def test_sources_that_contradict(tmp_path: Path) -> None:
         assert "is not a positive number" in refused(tmp_path, table)
 
 
-def test_the_vocabularys_first_and_last_entry_may_end_texts(tmp_path: Path) -> None:
+def test_end_of_text_may_be_the_first_or_last_token(tmp_path: Path) -> None:
     for eot_id in (0, 256):
         write_manifest(tmp_path, dataclasses.replace(MANIFEST, eot_id=eot_id))
         assert read_manifest(tmp_path).eot_id == eot_id
@@ -214,11 +212,11 @@ def test_the_vocabularys_first_and_last_entry_may_end_texts(tmp_path: Path) -> N
     )
 
 
-def test_what_is_no_shard_folder(tmp_path: Path) -> None:
+def test_other_folders_are_refused_with_a_hint(tmp_path: Path) -> None:
     for folder, file, hint in (
         ("above", "shards/manifest.json", "name one of the shard folders in it: "),
-        ("begun", "resume.json", "{option:resume} finishes it"),
-        ("run", "run.toml", "it holds a run"),
+        ("begun", "resume.json", "--resume to finish it"),
+        ("run", "run.toml", "it is a run"),
         ("texts", "a.jsonl", "gpt build-shards "),
     ):
         (tmp_path / folder / file).parent.mkdir(parents=True)

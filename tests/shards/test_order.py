@@ -1,4 +1,4 @@
-"""The training order: one to one, different for each seed and epoch, and the same for ever."""
+"""The training order is one to one, differs for each seed and epoch, and never changes."""
 
 from __future__ import annotations
 
@@ -13,38 +13,50 @@ from gptcli.errors import InputError
 from gptcli.shards.format import token_dtype, write_shard
 from gptcli.shards.loader import TokenStream, open_split
 from gptcli.shards.manifest import Manifest, Shard, Source, write_manifest
-from gptcli.shards.order import BLOCK, Mixture, Windows, apportioned, mix64, open_order, permuted
+from gptcli.shards.order import (
+    MIXTURE_BLOCK,
+    Mixture,
+    ShuffledWindows,
+    feistel_permutation,
+    largest_remainder,
+    mix64,
+    open_order,
+)
 
 SEEDS = st.integers(0, 2**64)
 
 
 def order(n: int, seed: int, epoch: int = 0) -> list[int]:
-    return permuted(np.arange(n), n, seed, epoch).tolist()
+    return feistel_permutation(np.arange(n), n, seed, epoch).tolist()
 
 
 @given(st.integers(1, 3000), SEEDS, st.integers(0, 9))
-def test_it_is_a_permutation(n: int, seed: int, epoch: int) -> None:
+def test_the_order_is_a_permutation(n: int, seed: int, epoch: int) -> None:
     assert sorted(order(n, seed, epoch)) == list(range(n))
 
 
 @given(st.integers(1, 2**62), SEEDS, st.lists(st.integers(0, 2**62), min_size=1, max_size=20))
-def test_parts_agree_with_the_whole_at_any_size(n: int, seed: int, index: list[int]) -> None:
+def test_any_part_of_the_permutation_agrees_with_the_whole(
+    n: int, seed: int, index: list[int]
+) -> None:
     index = [number % n for number in index]
-    whole = permuted(np.array(index), n, seed)
+    whole = feistel_permutation(np.array(index), n, seed)
     assert whole.dtype == np.int64
     assert all(0 <= value < n for value in whole)
-    assert [permuted(np.array([number]), n, seed).item() for number in index] == whole.tolist()
+    assert [
+        feistel_permutation(np.array([number]), n, seed).item() for number in index
+    ] == whole.tolist()
     assert len(set(whole.tolist())) == len(set(index))
 
 
-def test_golden_values() -> None:
-    """Written down once. Where this fails, resumed runs would see other data: mend the code, not
-    the numbers.
+def test_the_permutation_has_not_changed() -> None:
+    """Recorded once. If this fails, resumed runs would see other data: fix the code, not the
+    numbers.
     """
     assert order(10, seed=0) == [4, 1, 5, 2, 8, 9, 6, 0, 7, 3]
     assert order(10, seed=1) == [6, 7, 4, 9, 2, 8, 3, 0, 1, 5]
     assert order(10, seed=0, epoch=1) == [9, 2, 8, 7, 6, 1, 3, 5, 0, 4]
-    assert permuted(np.array([0, 1, 2, 292_968_749]), 292_968_750, 1337).tolist() == [
+    assert feistel_permutation(np.array([0, 1, 2, 292_968_749]), 292_968_750, 1337).tolist() == [
         57920097,
         84447153,
         178581682,
@@ -54,12 +66,12 @@ def test_golden_values() -> None:
     assert hex(mix64(np.array([0x9E3779B97F4A7C15], np.uint64))[0]) == "0xe220a8397b1dcdaf"
 
 
-def test_seeds_and_epochs_differ() -> None:
+def test_seeds_and_epochs_give_different_orders() -> None:
     orders = [order(100, seed, epoch) for seed in range(5) for epoch in range(5)]
     assert len({tuple(one) for one in orders}) == 25
 
 
-def test_it_mixes() -> None:
+def test_every_item_reaches_every_place_equally_often() -> None:
     """Each of 16 items reaches each of 16 places about equally often over 4,000 seeds (chi-square,
     225 degrees of freedom).
     """
@@ -71,9 +83,9 @@ def test_it_mixes() -> None:
     assert abs(np.corrcoef(steps[:-1], steps[1:])[0, 1] + 0.5) < 0.02  # independent draws give -1/2
 
 
-def windows(n: int, n_ctx: int, seed: int = 0) -> Windows:
+def windows(n: int, n_ctx: int, seed: int = 0) -> ShuffledWindows:
     tokens = np.arange(n, dtype=np.uint16)
-    return Windows(TokenStream([tokens[: n // 3], tokens[n // 3 :]]), n_ctx, seed)
+    return ShuffledWindows(TokenStream([tokens[: n // 3], tokens[n // 3 :]]), n_ctx, seed)
 
 
 @settings(max_examples=50)
@@ -91,10 +103,10 @@ def test_an_epoch_visits_every_window_once(n: int, n_ctx: int, seed: int, epoch:
 
 @settings(max_examples=50)
 @given(st.integers(2, 100), st.integers(1, 5), SEEDS, st.integers(0, 200), st.integers(0, 60))
-def test_a_batch_is_its_single_sequences(
+def test_a_batch_equals_its_single_sequences(
     n: int, n_ctx: int, seed: int, first: int, count: int
 ) -> None:
-    """Also across one or several ends of an epoch: short streams make them common here."""
+    """Short streams make batches across one or several ends of an epoch common."""
     the_order = windows(max(n, n_ctx + 1), n_ctx, seed)
     batch = the_order.batch(first, count)
     for part, whole in enumerate(batch):
@@ -103,22 +115,22 @@ def test_a_batch_is_its_single_sequences(
         assert (whole == np.concatenate([np.empty((0, n_ctx), np.int64), *single])).all()
 
 
-def test_a_batch_across_an_epoch_border() -> None:
+def test_a_batch_may_cross_an_epoch_border() -> None:
     the_order = windows(101, 10)
     starts = the_order.batch(8, 4)[0][:, 0] // 10
     assert starts.tolist() == [*order(10, 0, 0)[8:], *order(10, 0, 1)[:2]]
 
 
-def test_too_few_tokens() -> None:
+def test_too_few_tokens_for_a_window_are_an_error() -> None:
     with pytest.raises(InputError, match="the data has 10 tokens, too few for a context of 10"):
         windows(10, 10)
     assert windows(11, 10).windows == 1
 
 
 @given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=20), st.integers(20, 5000))
-def test_places_are_apportioned_to_within_one(weights: list[float], places: int) -> None:
+def test_largest_remainder_is_within_one_place(weights: list[float], places: int) -> None:
     shares = [weight / sum(weights) for weight in weights]
-    whole = apportioned(shares, places)
+    whole = largest_remainder(shares, places)
     assert sum(whole) == places
     assert min(whole) >= 1
     if min(shares) * places >= 1:
@@ -127,21 +139,21 @@ def test_places_are_apportioned_to_within_one(weights: list[float], places: int)
         )
 
 
-def test_a_small_share_gets_one_place_and_no_more() -> None:
-    assert apportioned([0.999, 0.001], 10) == [9, 1]
-    assert apportioned([0.5, 0.3, 0.2], 10) == [5, 3, 2]
+def test_a_small_share_gets_exactly_one_place() -> None:
+    assert largest_remainder([0.999, 0.001], 10) == [9, 1]
+    assert largest_remainder([0.5, 0.3, 0.2], 10) == [5, 3, 2]
 
 
 def mixture(lengths: list[int], shares: list[float], n_ctx: int, seed: int) -> Mixture:
-    """Source s holds the tokens from 10,000·s on."""
+    """Return a mixture in which source s has the tokens from 10,000·s on."""
     sources = [
-        Windows(TokenStream([np.arange(n) + 10_000 * s]), n_ctx, seed + s)
+        ShuffledWindows(TokenStream([np.arange(n) + 10_000 * s]), n_ctx, seed + s)
         for s, n in enumerate(lengths)
     ]
     return Mixture(sources, shares, seed)
 
 
-def test_a_mixture_of_one_source_is_its_windows() -> None:
+def test_a_mixture_of_one_source_has_its_windows() -> None:
     one = mixture([500], [1.0], 8, seed=3)
     np.testing.assert_array_equal(
         np.sort(one.batch(0, one.windows)[0][:, 0]), np.arange(one.windows) * 8
@@ -156,12 +168,14 @@ def test_a_mixture_keeps_its_weights_and_each_sources_own_order() -> None:
     shares = [weight / sum(weights) for weight in weights]
     lengths = [9001, 3001, 1001, 501, 81]
     mixed = mixture(lengths, shares, 4, 7)
-    starts = mixed.batch(0, 3 * BLOCK)[0][:, 0]
+    starts = mixed.batch(0, 3 * MIXTURE_BLOCK)[0][:, 0]
     owners = starts // 10_000
     for block in range(3):
-        counts = np.bincount(owners[block * BLOCK : (block + 1) * BLOCK], minlength=5)
+        counts = np.bincount(
+            owners[block * MIXTURE_BLOCK : (block + 1) * MIXTURE_BLOCK], minlength=5
+        )
         assert counts.tolist() == mixed.slots
-        assert np.abs(counts / BLOCK - shares).max() < 1 / BLOCK
+        assert np.abs(counts / MIXTURE_BLOCK - shares).max() < 1 / MIXTURE_BLOCK
     assert np.abs(np.bincount(owners[:500], minlength=5) / 500 - shares).max() < 0.08, (
         "mixed within the block, too"
     )
@@ -174,8 +188,8 @@ def test_a_mixture_keeps_its_weights_and_each_sources_own_order() -> None:
 
 
 @settings(max_examples=25)
-@given(st.integers(0, 2**32), st.integers(0, 3 * BLOCK), st.integers(1, 80))
-def test_a_mixed_batch_is_its_single_sequences(seed: int, first: int, count: int) -> None:
+@given(st.integers(0, 2**32), st.integers(0, 3 * MIXTURE_BLOCK), st.integers(1, 80))
+def test_a_mixed_batch_equals_its_single_sequences(seed: int, first: int, count: int) -> None:
     mixed = mixture([101, 41, 9], [0.7, 0.2, 0.1], 4, seed)
     whole = mixed.batch(first, count)
     for part, rows in enumerate(whole):
@@ -184,16 +198,16 @@ def test_a_mixed_batch_is_its_single_sequences(seed: int, first: int, count: int
     assert (whole[1] == whole[0] + 1).all()
 
 
-def test_golden_values_of_a_mixture() -> None:
-    """As above: mend the code, not the numbers."""
+def test_the_order_of_a_mixture_has_not_changed() -> None:
+    """Recorded once: fix the code, not the numbers."""
     mixed = mixture([1001, 401], [0.75, 0.25], 4, 0)
     assert mixed.slots == [3072, 1024]
     assert mixed.batch(0, 6)[0][:, 0].tolist() == [608, 10060, 500, 284, 156, 996]
-    assert mixed.batch(10 * BLOCK, 3)[0][:, 0].tolist() == [412, 116, 10300]
+    assert mixed.batch(10 * MIXTURE_BLOCK, 3)[0][:, 0].tolist() == [412, 116, 10300]
 
 
 def shard_folder(folder: Path, sources: dict[str, tuple[int, float]]) -> Path:
-    """Sources by name: how many tokens, and which weight."""
+    """Write shards of sources given as name: (tokens, weight)."""
     folder.mkdir()
     shards, rows = [], []
     for number, (name, (count, weight)) in enumerate(sources.items()):
@@ -229,10 +243,10 @@ def shard_folder(folder: Path, sources: dict[str, tuple[int, float]]) -> Path:
     return folder
 
 
-def test_a_folder_of_several_sources_is_mixed_and_of_one_is_as_ever(tmp_path: Path) -> None:
+def test_several_sources_are_mixed_and_one_keeps_its_order(tmp_path: Path) -> None:
     one = shard_folder(tmp_path / "one", {"inputs": (500, 1.0)})
-    same, ever = open_order(one, "train", 8, 3), Windows(open_split(one, "train"), 8, 3)
-    assert isinstance(same, Windows)
+    same, ever = open_order(one, "train", 8, 3), ShuffledWindows(open_split(one, "train"), 8, 3)
+    assert isinstance(same, ShuffledWindows)
     assert (same.batch(5, 200)[0] == ever.batch(5, 200)[0]).all()
 
     two = shard_folder(tmp_path / "two", {"web": (900, 3.0), "books": (500, 1.0)})
@@ -240,14 +254,14 @@ def test_a_folder_of_several_sources_is_mixed_and_of_one_is_as_ever(tmp_path: Pa
     assert isinstance(mixed, Mixture)
     assert mixed.slots == [3072, 1024]
     assert mixed.windows == 112 + 62
-    assert np.bincount(mixed.batch(0, BLOCK)[0][:, 0] // 10_000).tolist() == [3072, 1024]
+    assert np.bincount(mixed.batch(0, MIXTURE_BLOCK)[0][:, 0] // 10_000).tolist() == [3072, 1024]
     with pytest.raises(
         InputError, match="source 'books': the data has 500 tokens, too few for a context of 600"
     ):
         open_order(two, "train", 600, 3)
 
 
-def test_every_byte_is_checked_unless_told_otherwise(tmp_path: Path) -> None:
+def test_every_byte_is_checked_unless_verify_is_false(tmp_path: Path) -> None:
     for number, sources in enumerate(
         ({"inputs": (500, 1.0)}, {"web": (500, 3.0), "books": (500, 1.0)})
     ):

@@ -1,4 +1,4 @@
-"""A whole folder passes; any one fault is named."""
+"""An intact folder passes, and any single fault is reported."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Heard(Events):
         self.said.append((task,))
 
 
-def test_a_whole_folder(tmp_path: Path) -> None:
+def test_an_intact_folder_passes(tmp_path: Path) -> None:
     manifest = make(tmp_path, GOOD)
     heard = Heard()
     assert verify_shards(tmp_path, events=heard) == manifest
@@ -100,14 +100,14 @@ def test_a_whole_folder(tmp_path: Path) -> None:
         (
             {"train": [[1, 2, 3], [7]]},
             {"train": [3, 3]},
-            "its end-of-text tokens do not stand where",
+            "do not begin at the end-of-text tokens",
         ),
-        ({"train": [[1, EOT, 3], [7]]}, None, "its end-of-text tokens do not stand where"),
-        ({"train": [[1, 300]]}, None, "holds the token 300, outside the vocabulary of 257"),
-        ({"train": [[1, 257]]}, None, "holds the token 257, outside the vocabulary of 257"),
+        ({"train": [[1, EOT, 3], [7]]}, None, "do not begin at the end-of-text tokens"),
+        ({"train": [[1, 300]]}, None, "contains the token 300, outside the vocabulary of 257"),
+        ({"train": [[1, 257]]}, None, "contains the token 257, outside the vocabulary of 257"),
     ],
 )
-def test_documents_that_are_wrong(
+def test_wrong_documents_are_errors(
     tmp_path: Path,
     documents: dict[str, list[list[int]]],
     lengths: dict[str, list[int]] | None,
@@ -117,7 +117,7 @@ def test_documents_that_are_wrong(
     assert message in fault(tmp_path)
 
 
-def test_files_that_are_wrong(tmp_path: Path) -> None:
+def test_altered_files_are_errors(tmp_path: Path) -> None:
     manifest = make(tmp_path, GOOD)
     data = (tmp_path / "train-000000.bin").read_bytes()
     (tmp_path / "train-000000.bin").write_bytes(data[:-2] + b"\x09\x00")
@@ -129,19 +129,19 @@ def test_files_that_are_wrong(tmp_path: Path) -> None:
             manifest, sources=[dataclasses.replace(manifest.sources[0], documents_in=9)]
         ),
     )
-    assert "documents in are not those kept and those dropped" in fault(tmp_path)
+    assert "documents_in is not documents_kept plus those dropped" in fault(tmp_path)
     write_manifest(
         tmp_path,
         dataclasses.replace(manifest, sources=[dataclasses.replace(manifest.sources[0], tokens=9)]),
     )
-    assert "its shards do not hold 9 tokens" in fault(tmp_path)
+    assert "its shards do not have 9 tokens" in fault(tmp_path)
     write_manifest(
         tmp_path,
         dataclasses.replace(manifest, sources=[dataclasses.replace(manifest.sources[0], pieces=1)]),
     )
-    assert "its shards do not hold the documents kept" in fault(tmp_path)
+    assert "its shards do not have as many documents" in fault(tmp_path)
     write_manifest(tmp_path, dataclasses.replace(manifest, tokenizer_sha256="ab"))
-    assert "is not the tokenizer that the manifest names" in fault(tmp_path)
+    assert "is not the tokenizer in the manifest" in fault(tmp_path)
     table = json.loads((tmp_path / "manifest.json").read_text()) | {
         "tokenizer_sha256": manifest.tokenizer_sha256
     }
@@ -150,7 +150,7 @@ def test_files_that_are_wrong(tmp_path: Path) -> None:
     assert "holds 7 tokens in 3 documents, not 5 in 3" in fault(tmp_path)
 
 
-def test_an_index_that_goes_beyond_its_shard(tmp_path: Path) -> None:
+def test_an_index_longer_than_its_shard_is_an_error(tmp_path: Path) -> None:
     make(tmp_path, {"train": [[1, 2, 3], [7]]})
     index = bytearray((tmp_path / "train-000000.idx").read_bytes())
     assert index[34:42] == bytes([4, 0, 0, 0, 2, 0, 0, 0])
@@ -159,7 +159,7 @@ def test_an_index_that_goes_beyond_its_shard(tmp_path: Path) -> None:
     assert "its documents are not as long as the shard" in fault(tmp_path)
 
 
-def test_documents_in_are_those_kept_and_those_dropped(tmp_path: Path) -> None:
+def test_documents_in_must_be_kept_plus_dropped(tmp_path: Path) -> None:
     manifest = make(tmp_path, GOOD)
     dropped = dataclasses.replace(
         manifest.sources[0], documents_in=9, dropped={"blank": 3, "quality": 2}

@@ -1,4 +1,4 @@
-"""De-tokenisers read like ordinary text, and give every byte back."""
+"""Detokenizers give ordinary text and are inverted to the byte."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli.text.detokenize import DETOKENIZERS, JOINER, book
+from gptcli.text.detokenize import DETOKENIZERS, JOINER, detokenize_book
 
 PIECES = [
     "word", "Mr.", "U.S.", "approx.", "1", "000", "s", "players", "@-@", "@,@", "@.@", ",", ".", ";", "?", "...", "(", ")", "[", "]", '"',
@@ -31,7 +31,7 @@ PIECES = [
          'Mr. McCain, who shares the "Al Capone" approach, can\'t say that\'s $7.3bn.'),
     ],
 )  # fmt: skip
-def test_reads_like_ordinary_text(name: str, tokenised: str, text: str) -> None:
+def test_detokenized_text_is_ordinary_text(name: str, tokenised: str, text: str) -> None:
     assert DETOKENIZERS[name].detokenize(tokenised) == text
     assert DETOKENIZERS[name].tokenize(text) == tokenised
 
@@ -46,7 +46,7 @@ def test_reads_like_ordinary_text(name: str, tokenised: str, text: str) -> None:
     padded=st.booleans(),
 )
 @settings(max_examples=300, deadline=None)
-def test_every_text_comes_back(name: str, lines: list[str], ends: bool, padded: bool) -> None:
+def test_tokenize_inverts_detokenize(name: str, lines: list[str], ends: bool, padded: bool) -> None:
     text = "\n".join(f" {line} " if padded else line for line in lines) + ("\n" if ends else "")
     assert DETOKENIZERS[name].tokenize(DETOKENIZERS[name].detokenize(text)) == text
 
@@ -59,14 +59,14 @@ def test_units_are_words_and_newlines_or_bytes_or_characters() -> None:
     assert DETOKENIZERS["bytes"].tokenize(DETOKENIZERS["bytes"].detokenize(text)) == text
 
 
-def test_a_book_reads_like_one() -> None:
+def test_detokenize_book_gives_running_text() -> None:
     tokens = "`` I do n't , '' said he -LRB- the ogre 's son -RRB- ; ` so what ? '"
-    assert book(tokens) == "\"I don't,\" said he (the ogre's son); 'so what?'"
+    assert detokenize_book(tokens) == "\"I don't,\" said he (the ogre's son); 'so what?'"
 
 
 @pytest.mark.real_data
 @pytest.mark.parametrize(("file", "units"), [("test.txt", 245_569), ("valid.txt", 217_646)])
-def test_wikitext_2(real_data: Path, file: str, units: int) -> None:
+def test_wikitext_2_is_restored_to_the_byte(real_data: Path, file: str, units: int) -> None:
     text = (real_data / "wikitext-2" / file).read_text(encoding="utf-8")
     wikitext = DETOKENIZERS["wikitext"]
     assert wikitext.units(text) == units
@@ -74,12 +74,12 @@ def test_wikitext_2(real_data: Path, file: str, units: int) -> None:
     assert wikitext.tokenize(plain) == text
     for line in text.splitlines():
         assert wikitext.tokenize(wikitext.detokenize(f"{line}\n")) == f"{line}\n"
-    assert plain.count(JOINER) < 20  # ordinary text, but for a few words
+    assert plain.count(JOINER) < 20  # ordinary text, except for a few words
     assert " @-@ " not in plain
 
 
 @pytest.mark.real_data
-def test_the_other_stored_files(real_data: Path) -> None:
+def test_other_published_files_are_restored_to_the_byte(real_data: Path) -> None:
     files = {
         "ptb": "hf-dummy/ptb*/dummy_data/*.txt",
         "1bw": "hf-dummy/lm1b*/dummy_data/*/*/news*",

@@ -1,4 +1,4 @@
-"""Hashed words are the normalised words, however texts are batched."""
+"""Hashes of words and n-grams depend on the normalised words alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gptcli.text.ngrams import grams, normalised, word_hashes
 LETTERS = "aB1 .,_'\n\t\u00a0\u3000éÉΣςß“”—你İ\x00\x1c😀"
 
 
-def test_normalised() -> None:
+def test_normalised_gives_words_with_positions() -> None:
     text = "Don't — STOP,  now!\n_x_ ..."
     assert [(word, text[start:end]) for word, start, end in normalised(text)] == [
         ("dont", "Don't"),
@@ -25,7 +25,7 @@ def test_normalised() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.text(LETTERS, max_size=40), max_size=6))
-def test_equal_words_and_only_they_have_equal_hashes(texts: list[str]) -> None:
+def test_hashes_are_equal_only_for_equal_words(texts: list[str]) -> None:
     hashes, counts = word_hashes(texts)
     expected = [[word for word, _, _ in normalised(text)] for text in texts]
     assert counts.tolist() == [len(row) for row in expected]
@@ -37,14 +37,14 @@ def test_equal_words_and_only_they_have_equal_hashes(texts: list[str]) -> None:
     )
 
 
-def test_a_word_has_one_hash_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hashes_do_not_depend_on_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["one two three", "two, " * 50, "", "THREE " * 30]
     expected = word_hashes(texts)
     monkeypatch.setattr(ngrams, "MAX_BATCH_CHARS", 10)
     assert all(map(np.array_equal, word_hashes(texts), expected))
 
 
-def test_grams_lie_inside_one_text() -> None:
+def test_ngrams_do_not_span_texts() -> None:
     hashes, counts = word_hashes(["a b c d", "a", "b c d e", ""])
     found, owner = grams(hashes, counts, 3)
     assert owner.tolist() == [0, 0, 2, 2]

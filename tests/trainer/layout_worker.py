@@ -1,5 +1,5 @@
-"""One of four processes that run every layout of 1, 2 and 4, one after the other; started by
-test_layouts.py.
+"""One of four processes that run every layout of 1, 2 and 4 processes; test_layouts.py starts
+them.
 """
 
 from __future__ import annotations
@@ -18,28 +18,38 @@ from torch.distributed.tensor import DTensor
 
 from gptcli.cost.layout import Layout, parse_layout
 from gptcli.cost.memory import SCHEDULES
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import load_model, save_model
 from gptcli.model.transformer import GPT
 from gptcli.trainer.auto import has_compiler
 from gptcli.trainer.batches import micro_batches
-from gptcli.trainer.checkpoint import canonical_parameters, take_weights
+from gptcli.trainer.checkpoint import load_weights_, plain_named_parameters
 from gptcli.trainer.config import Run, TrainConfig
-from gptcli.trainer.noise_scale import AGAIN_EVERY, part_of
-from gptcli.trainer.parallelize import build
+from gptcli.trainer.noise_scale import NOISE_RERUN_EVERY, small_batch_sequences
+from gptcli.trainer.parallelize import build_train_step
 
-STEPS, SEQUENCES, N_CTX = 20, 4, 8
+STEPS, SEQUENCES, N_CTX, EOT = 20, 4, 8, 0
 COMPILE = torch.compile
-# layouts whose parts are measured by themselves
+# layouts under which the part of the noise scale takes a pass of its own
 SLICED = {2: ["tp=2", "pp=2"], 4: ["shard=2,tp=2", "tp=2,pp=2", "dp=2,pp=2"]}
-# with defaults; muP at its own width is none
-MODEL = {"attention": "banded", "n_layer": 2, "tied": True, "precision": "fp32", "mup": 16}
+# fields that identify a curve, with defaults; muP at its own width changes nothing
+MODEL = {
+    "attention": "banded",
+    "n_layer": 2,
+    "tied": True,
+    "precision": "fp32",
+    "mup": 16,
+    "document_mask": False,
+}
 
 
 class Tokens:
-    """Windows that can be learnt: 16 of them, which use the whole vocabulary, over and over."""
+    """Learnable data: 16 windows over the whole vocabulary, repeated.
+
+    Every second window contains an end-of-text.
+    """
 
     n_ctx = N_CTX
 
@@ -47,6 +57,7 @@ class Tokens:
         windows = np.random.default_rng(0).integers(0, 50257, size=(16, self.n_ctx + 1))[
             np.arange(first, first + count) % 16
         ]
+        windows[(np.arange(first, first + count) % 2 == 0), 3] = EOT
         return windows[:, :-1], windows[:, 1:]
 
 
@@ -54,7 +65,7 @@ def make_run(
     layout: str, *, attention: str = "banded", tied: bool = True, n_layer: int = 2, **changes: Any
 ) -> Run:
     n_tokens, laid_out = SEQUENCES * N_CTX, parse_layout(layout)
-    # gradients are accumulated; DTensor takes its time
+    # at least two micro-batches, so that gradients accumulate; DTensor is slow
     at_least = max(1 if laid_out.tp > 1 and laid_out.processes > 2 else 2, laid_out.pp)
     micro_batch = max(1, SEQUENCES // laid_out.replicas // at_least)
     config: dict[str, Any] = {
@@ -74,7 +85,7 @@ def make_run(
         band=3,
         tied=tied,
     )
-    fingerprints = {"data_sha256": "", "tokenizer_sha256": "", "eot_id": 0}
+    fingerprints = {"data_sha256": "", "tokenizer_sha256": "", "eot_id": EOT}
     return Run(
         name="",
         out=Path(),
@@ -87,30 +98,36 @@ def make_run(
 
 
 def curve(run: Run, rank: int, world: int, steps: int) -> dict[str, object]:
-    """Losses and gradient norms of a run's steps, and the loss of its last weights on what it has
-    not seen.
-    """
-    place = Place(torch.device("cpu"), rank, world, parse_layout(run.train.layout))
-    stepper = build(run, place, SILENT)
+    """Return losses and gradient norms of a run's steps, and the final loss on unseen windows."""
+    context = RankContext(torch.device("cpu"), rank, world, parse_layout(run.train.layout))
+    train_step = build_train_step(run, context, SILENT)
     losses, norms = [], []
     for step in range(steps):
-        batches = micro_batches(Tokens(), step * SEQUENCES, SEQUENCES, run.train.micro_batch, place)
-        loss = stepper.gradients(batches, run.train.batch_tokens, step)
-        norms.append(stepper.clip_gradients().item())
-        stepper.update(run.train.lr)
-        losses.append(place.total(loss).item() / run.train.batch_tokens)
-    unseen = stepper.loss(micro_batches(Tokens(), 10, SEQUENCES, run.train.micro_batch, place))
+        batches = micro_batches(
+            Tokens(), step * SEQUENCES, SEQUENCES, run.train.micro_batch, context
+        )
+        loss = train_step.forward_backward(batches, run.train.batch_tokens, step)
+        norms.append(train_step.clip_gradients().item())
+        train_step.update(run.train.lr)
+        train_step.optimizer.zero_grad()
+        losses.append(context.all_reduce_sum(loss).item() / run.train.batch_tokens)
+    unseen = train_step.eval_loss(
+        micro_batches(Tokens(), 10, SEQUENCES, run.train.micro_batch, context)
+    )
     return {
         "losses": losses,
         "norms": norms,
-        "unseen": place.total(unseen).item() / run.train.batch_tokens,
+        "unseen": context.all_reduce_sum(unseen).item() / run.train.batch_tokens,
     }
 
 
 def cases(world: int) -> list[dict[str, Any]]:
-    """Every product of the axes, with every schedule where there are stages, of banded models,
-    whose layers are dense and banded in turn. On two processes dense models too, some with a head
-    of their own, and, for some steps, recomputation, precisions and compilation."""
+    """Return every product of the axes, with every schedule if it has stages, for banded models,
+    which alternate dense and banded layers.
+
+    Two processes also run dense models, some with an untied head, document masks and, for a few
+    steps, recomputation, precisions, muP and compilation.
+    """
     found: list[dict[str, Any]] = []
     divisors = [n for n in (1, 2, 4) if world % n == 0]
     for dp, shard, tp, pp in itertools.product(divisors, repeat=4):
@@ -142,10 +159,17 @@ def cases(world: int) -> list[dict[str, Any]]:
             {**banded, "layout": layout, "mup": 4} for layout in ("dp=2", "shard=2", "tp=2", "pp=2")
         ]
         found += [
+            {"attention": "banded", "n_layer": 5, "document_mask": True, **case}
+            for case in [
+                *({"layout": layout} for layout in ("dp=2", "shard=2", "tp=2")),
+                *({"layout": "pp=2", "pipeline_schedule": name} for name in SCHEDULES),
+            ]
+        ]
+        found += [
             {**banded, "layout": layout, "compile": "aot_eager"}
             for layout in ("dp=2", "shard=2", "tp=2", "pp=2")
         ]
-        if has_compiler():  # without it the graphs are made, and no code from them
+        if has_compiler():  # aot_eager above needs none
             found += [
                 {
                     **banded,
@@ -159,7 +183,7 @@ def cases(world: int) -> list[dict[str, Any]]:
 
 
 def alone() -> list[dict[str, Any]]:
-    """The same models on one process."""
+    """Return the same models on one process."""
     models = {model_of(case) for world in (2, 4) for case in cases(world)}
     return [
         {"layout": "dp=1", **dict(zip(MODEL, values, strict=True))} for values in sorted(models)
@@ -167,19 +191,19 @@ def alone() -> list[dict[str, Any]]:
 
 
 def model_of(case: dict[str, Any]) -> tuple[Any, ...]:
-    """What must be alike for two cases to have one curve."""
+    """Return what two cases must share to have the same curve."""
     return tuple(case.get(name, default) for name, default in MODEL.items())
 
 
 def taken(layout: str, rank: int, folder: Path) -> dict[str, Any]:
-    """Which of a process's parameters are not the finished model's in `folder` once it has taken
-    its part of them.
-    """
+    """Load a process's part of the model in `folder`; return the parameters that differ."""
     run = make_run(layout, n_layer=5)
-    parameters = canonical_parameters(
-        build(run, Place(torch.device("cpu"), rank, 2, parse_layout(layout)), SILENT).model
+    parameters = plain_named_parameters(
+        build_train_step(
+            run, RankContext(torch.device("cpu"), rank, 2, parse_layout(layout)), SILENT
+        ).model
     )
-    take_weights(folder, parameters)
+    load_weights_(folder, parameters)
     there = load_model(folder).state_dict()
     whole = {
         name: value.full_tensor() if isinstance(value, DTensor) else value
@@ -192,34 +216,46 @@ def taken(layout: str, rank: int, folder: Path) -> dict[str, Any]:
 
 
 def part_norm(layout: str, rank: int, world: int) -> dict[str, Any]:
-    """The norm of the part that is measured for the noise scale, run once more by itself, and that
-    of the whole after it, each beside one process's own; and how much the part should hold."""
-    place = Place(torch.device("cpu"), rank, world, parse_layout(layout))
+    """Return the gradient norms that the noise scale measures, of its part of the batch and of the
+    whole, under `layout` and computed by one process.
+    """
+    context = RankContext(torch.device("cpu"), rank, world, parse_layout(layout))
     run = make_run(layout, micro_batch=1, batch_tokens=2 * SEQUENCES * N_CTX)
-    held = part_of(2 * SEQUENCES, 1, place, AGAIN_EVERY)
+    held = small_batch_sequences(2 * SEQUENCES, 1, context, NOISE_RERUN_EVERY)
     assert held
-    stepper, order, n_tokens = build(run, place, SILENT), Tokens(), run.train.batch_tokens
-    stepper.gradients(micro_batches(order, 0, 2 * SEQUENCES, 1, place), n_tokens, AGAIN_EVERY)
-    part, whole = stepper.part.norm2.sqrt().item(), stepper.clip_gradients().item()
-    by_hand = build(
-        make_run("dp=1", micro_batch=1, batch_tokens=n_tokens), Place(torch.device("cpu")), SILENT
+    train_step, order, n_tokens = (
+        build_train_step(run, context, SILENT),
+        Tokens(),
+        run.train.batch_tokens,
     )
-    share = 2 * SEQUENCES // place.replicas
+    train_step.forward_backward(
+        micro_batches(order, 0, 2 * SEQUENCES, 1, context), n_tokens, NOISE_RERUN_EVERY
+    )
+    part, whole = (
+        train_step.small_batch_norm.norm2.sqrt().item(),
+        train_step.clip_gradients().item(),
+    )
+    by_hand = build_train_step(
+        make_run("dp=1", micro_batch=1, batch_tokens=n_tokens),
+        RankContext(torch.device("cpu")),
+        SILENT,
+    )
+    share = 2 * SEQUENCES // context.replicas
     mine = [
         sequence
-        for replica in range(place.replicas)
-        for sequence in range(replica * share, replica * share + held // place.replicas)
+        for replica in range(context.replicas)
+        for sequence in range(replica * share, replica * share + held // context.replicas)
     ]
     plain = []
     for sequences in (mine, range(2 * SEQUENCES)):
         batches = [
             batch
             for first in sequences
-            for batch in micro_batches(order, first, 1, 1, by_hand.place)
+            for batch in micro_batches(order, first, 1, 1, by_hand.context)
         ]
-        by_hand.gradients(batches, n_tokens, 1)
+        by_hand.forward_backward(batches, n_tokens, 1)
         plain.append(by_hand.clip_gradients().item())
-        by_hand.skip()
+        by_hand.optimizer.zero_grad()
     return {"layout": layout, "held": held, "sliced": [part, whole], "plain": plain}
 
 
@@ -243,7 +279,7 @@ def main(rank: int, folder: Path) -> None:
         for case in cases(world) if world > 1 else alone():
             changes = {name: value for name, value in case.items() if name != "steps"}
             if "compile" in case:
-                torch._dynamo.reset()  # what was compiled for a case before
+                torch._dynamo.reset()  # drops what earlier cases compiled
                 torch.compile = partial(COMPILE, backend=changes.pop("compile"))  # type: ignore[assignment]
                 changes["compile"] = True
             results.append(

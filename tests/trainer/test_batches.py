@@ -5,13 +5,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.model.loss import IGNORE
 from gptcli.shards.loader import TokenStream
-from gptcli.shards.order import Windows
-from gptcli.trainer.batches import InOrder, micro_batches
+from gptcli.shards.order import ShuffledWindows
+from gptcli.trainer.batches import SequentialWindows, micro_batches
 
-ORDER = Windows(TokenStream([np.arange(4 * 50 + 1)]), 4, seed=3)
+ORDER = ShuffledWindows(TokenStream([np.arange(4 * 50 + 1)]), 4, seed=3)
 CPU = torch.device("cpu")
 
 
@@ -23,7 +23,8 @@ CPU = torch.device("cpu")
 )
 def test_processes_and_micro_batches_only_cut_the_order(first, count, size, world):
     parts = [
-        micro_batches(ORDER, first, count, size, Place(CPU, rank, world)) for rank in range(world)
+        micro_batches(ORDER, first, count, size, RankContext(CPU, rank, world))
+        for rank in range(world)
     ]
     assert len({len(part) for part in parts}) == 1
     assert {tuple(x.shape) for part in parts for x, _ in part} == {(size, 4)}
@@ -42,7 +43,7 @@ def test_processes_and_micro_batches_only_cut_the_order(first, count, size, worl
 
 
 def test_validation_windows_stand_in_order():
-    order = InOrder(TokenStream([np.arange(7), np.arange(7, 14)]), 4)
+    order = SequentialWindows(TokenStream([np.arange(7), np.arange(7, 14)]), 4)
     assert order.windows == 3
     x, y = order.batch(1, 2)
     assert x.tolist() == [[4, 5, 6, 7], [8, 9, 10, 11]]

@@ -1,6 +1,9 @@
-"""Every layout of 2 and 4 processes follows the curve of one: all products of dp, shard, tp and pp,
-every schedule of stages, dense and banded attention, tied and untied heads, muP, GPT-2's
-vocabulary, which no layout divides evenly. One set of processes runs them all."""
+"""Loss curves of every layout of 2 and 4 processes against one process.
+
+The cases are all products of dp, shard, tp and pp, every pipeline schedule, dense and banded
+attention, tied and untied heads, muP, document masks and GPT-2's vocabulary, which no layout divides
+evenly. One set of processes runs them all.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,14 @@ import pytest
 
 from gptcli.cost.memory import SCHEDULES
 
-# sequences in the part
+# sequences in the part of the batch that the noise scale measures
 SLICED = {2: {"tp=2": 1, "pp=2": 2}, 4: {"shard=2,tp=2": 2, "tp=2,pp=2": 2, "dp=2,pp=2": 4}}
 PROCESSES, WORKER = 4, Path(__file__).with_name("layout_worker.py")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the processes leave what they found."""
+    """Run the processes; return the folder of their results."""
     folder = tmp_path_factory.mktemp("layouts")
     started = []
     for rank in range(PROCESSES):
@@ -44,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_layout_follows_one_process(folder: Path) -> None:
+def test_every_layout_follows_the_loss_curve_of_one_process(folder: Path) -> None:
     results: list[dict[str, Any]] = json.loads((folder / "results.json").read_text())
     alone = {tuple(case["model"]): case for case in results if case["layout"] == "dp=1"}
     laid_out = [case for case in results if case["layout"] != "dp=1"]
@@ -61,6 +64,10 @@ def test_every_layout_follows_one_process(folder: Path) -> None:
         ), told
         if "steps" not in case:
             assert abs(case["unseen"] - one["unseen"]) < 1e-4, told
+    masked = [model for model in alone if model[-1]]
+    assert masked, "some models have a document mask"
+    for model in masked:
+        assert alone[model]["losses"] != alone[*model[:-1], False]["losses"]
     assert all(case["losses"][0] - case["losses"][-1] > 1 for case in alone.values()), (
         "there was something to follow"
     )
@@ -78,7 +85,7 @@ def test_every_layout_follows_one_process(folder: Path) -> None:
     } == set(SCHEDULES)
 
 
-def test_each_process_takes_its_part_of_a_model(folder: Path) -> None:
+def test_each_process_loads_its_part_of_a_model(folder: Path) -> None:
     found = [
         case for rank in (0, 1) for case in json.loads((folder / f"taken-{rank}.json").read_text())
     ]
@@ -87,7 +94,7 @@ def test_each_process_takes_its_part_of_a_model(folder: Path) -> None:
     ]
 
 
-def test_the_part_that_the_noise_scale_measures_where_a_replica_is_several_processes(
+def test_noise_scale_measures_the_same_part_under_model_parallelism(
     folder: Path,
 ) -> None:
     for world, layouts in SLICED.items():

@@ -6,11 +6,12 @@ from itertools import pairwise
 import pytest
 import torch
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
-from gptcli.trainer.lr_range import BELOW, CURVE, HIGH, LOW, PICTURE, lr_range, smoothed, suggest
+from gptcli.model.source import LR_RANGE, LR_RANGE_REPORT
+from gptcli.trainer.lr_range import BELOW, HIGH, LOW, lr_range, smoothed, suggest
 
-CPU = Place(torch.device("cpu"))
+CPU = RankContext(torch.device("cpu"))
 
 
 def test_the_rate_sweeps_until_the_loss_has_left_its_lowest(make_run):
@@ -22,8 +23,10 @@ def test_the_rate_sweeps_until_the_loss_has_left_its_lowest(make_run):
     assert all(b / a == pytest.approx((HIGH / LOW) ** (1 / 59)) for a, b in pairwise(rates))
     assert 1e-4 < report["lowest_loss_lr"] < 1
     assert report["suggested_lr"] == pytest.approx(report["lowest_loss_lr"] / BELOW)
-    assert [json.loads(line)["lr"] for line in (run.out / CURVE).read_text().splitlines()] == rates
-    page = (run.out / PICTURE).read_text()
+    assert [
+        json.loads(line)["lr"] for line in (run.out / LR_RANGE).read_text().splitlines()
+    ] == rates
+    page = (run.out / LR_RANGE_REPORT).read_text()
     assert "<svg" in page
     assert "https" not in page
     assert not (run.out / "model.safetensors").exists()

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.model.transformer import GPT
 from gptcli.trainer.optimizer import clip_gradients, make_optimizer
 
@@ -49,7 +49,7 @@ def test_one_update_is_adamw_as_printed(make_run, model):
 def test_clip_cuts_the_global_norm_and_reports_the_old_one(model):
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 0.5)
-    norm = clip_gradients(model, 1.0, Place(torch.device("cpu")))
+    norm = clip_gradients(model, 1.0, RankContext(torch.device("cpu")))
     assert norm.item() == pytest.approx(0.5 * model.config.parameters**0.5, rel=1e-5)
     after = torch.stack([parameter.grad.norm() for parameter in model.parameters()]).norm()
     assert after.item() == pytest.approx(1.0, rel=1e-4)
@@ -62,7 +62,7 @@ def test_a_gradient_below_the_clip_is_only_brought_down_to_its_own_size(model, l
             torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * lifted / 64
         )
     before = [parameter.grad.clone() for parameter in model.parameters()]
-    norm = clip_gradients(model, 1e4, Place(torch.device("cpu")), lifted)
+    norm = clip_gradients(model, 1e4, RankContext(torch.device("cpu")), lifted)
     expected = torch.stack([gradient.norm() for gradient in before]).norm() / lifted
     assert norm.item() == pytest.approx(expected.item(), rel=1e-5)
     assert all(

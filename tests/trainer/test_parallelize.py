@@ -3,14 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.errors import RunError
 from gptcli.events import SILENT, Events
 from gptcli.model.transformer import GPT
 from gptcli.trainer.auto import has_compiler
-from gptcli.trainer.parallelize import build
+from gptcli.trainer.parallelize import build_train_step
 
-PLACE = Place(torch.device("cpu"))
+CONTEXT = RankContext(torch.device("cpu"))
 BATCH = (torch.arange(32).view(2, 16), torch.arange(1, 33).view(2, 16))
 
 
@@ -22,17 +22,19 @@ class Warnings(Events):
         self.texts.append(text)
 
 
-def test_the_weights_are_the_models_own_initialisation(make_run):
+def test_initial_weights_are_those_of_the_plain_model(make_run):
     run = make_run(seed=3)
     model = GPT(run.model)
     model.init_weights(3)
     for (name, expected), (_, got) in zip(
-        model.named_parameters(), build(run, PLACE, SILENT).model.named_parameters(), strict=True
+        model.named_parameters(),
+        build_train_step(run, CONTEXT, SILENT).model.named_parameters(),
+        strict=True,
     ):
         assert torch.equal(expected, got), name
 
 
-def test_a_compiler_that_fails_is_left_aside_or_an_error(make_run, monkeypatch):
+def test_a_failing_compiler_is_a_warning_or_if_required_an_error(make_run, monkeypatch):
     def broken(function, **kwargs):
         def call(*args, **kwargs):
             raise torch._dynamo.exc.TorchDynamoException("no compiler\nlong story")
@@ -41,45 +43,53 @@ def test_a_compiler_that_fails_is_left_aside_or_an_error(make_run, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", broken)
     events = Warnings()
-    stepper = build(make_run(compile=True), PLACE, events)
+    train_step = build_train_step(make_run(compile=True), CONTEXT, events)
     assert events.texts == ["torch.compile failed, training without it: no compiler"]
-    assert stepper.gradients([BATCH], 32, 1).isfinite()
+    assert train_step.forward_backward([BATCH], 32, 1).isfinite()
     with pytest.raises(RunError, match="compile off"):
-        build(make_run(compile=True, must_compile=True), PLACE, SILENT)
+        build_train_step(make_run(compile=True, must_compile=True), CONTEXT, SILENT)
 
 
 @pytest.mark.skipif(not has_compiler(), reason="no compiler here")
-def test_compiled_and_plain_agree(make_run):
+def test_compiled_and_eager_gradients_agree(make_run):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     plain, compiled = (
-        build(make_run(compile=on, n_layer=3, must_compile=on, micro_batch=2), PLACE, SILENT)
+        build_train_step(
+            make_run(compile=on, n_layer=3, must_compile=on, micro_batch=2), CONTEXT, SILENT
+        )
         for on in (False, True)
     )
-    losses = [stepper.gradients([BATCH], 32, 1).item() for stepper in (plain, compiled)]
+    losses = [
+        train_step.forward_backward([BATCH], 32, 1).item() for train_step in (plain, compiled)
+    ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
     for expected, got in zip(plain.model.parameters(), compiled.model.parameters(), strict=True):
         assert torch.allclose(expected.grad, got.grad, atol=1e-6)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 5, (
-        "one serves every layer; the head has three loops, one of them for two kinds of sum"
+        "one graph serves every layer; the head has three loops, one of them for two kinds of sum"
     )
 
 
-def test_bf16_products_follow_fp32(make_run):
+def test_bf16_loss_is_close_to_fp32(make_run):
     losses = [
-        build(make_run(precision=kind), PLACE, SILENT).gradients([BATCH], 32, 1).item()
+        build_train_step(make_run(precision=kind), CONTEXT, SILENT).gradients([BATCH], 32, 1).item()
         for kind in ("fp32", "bf16")
     ]
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
 
 
-def test_documents_are_kept_apart_where_the_run_says_so(make_run):
+def test_document_mask_changes_the_loss_of_a_window_with_two_documents(make_run):
     apart, together = (
-        build(make_run(document_mask=on, compile=False), PLACE, SILENT) for on in (True, False)
+        build_train_step(make_run(document_mask=on, compile=False), CONTEXT, SILENT)
+        for on in (True, False)
     )
     x_BT, y_BT = BATCH[0].clone(), BATCH[1]
     x_BT[:, 8] = make_run().eot_id
-    losses = [stepper.gradients([(x_BT, y_BT)], 32, 1).item() for stepper in (apart, together)]
+    losses = [
+        train_step.forward_backward([(x_BT, y_BT)], 32, 1).item()
+        for train_step in (apart, together)
+    ]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)

@@ -98,8 +98,3 @@ def test_differences_in_both_directions():
         "b was 2, now 3",
         "c was None, now 4",
     ]
-
-
-def test_stages_cannot_keep_documents_apart(make_run, shards):
-    with pytest.raises(UsageError, match="where documents end"):
-        check_run(make_run(document_mask=True, layout="pp=2"), read_manifest(shards))

@@ -26,7 +26,9 @@ WORKER = """
 import os, signal
 import torch
 from gptcli.events import Events
-from gptcli.trainer.launch import launch
+from gptcli.distributed.launch import launch
+from gptcli.trainer.checkpoint import newest_step
+from gptcli.trainer.loop import train
 
 torch.set_num_threads(1)  # as all tests here; a process alone would take all cores, the others share them
 
@@ -49,14 +51,16 @@ def dying(call):
 for name in ("fsync", "rename", "replace", "rmdir"):
     setattr(os, name, dying(getattr(os, name)))
 os.environ.update(env)
-launch(run, DieAt())
+launch(run, DieAt(), train, newest_step)
 """
 
 
 @pytest.fixture(scope="module")
 def server():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gptcli.trainer.launch", "torch._dynamo"])
+    context.set_forkserver_preload(
+        ["gptcli.distributed.launch", "gptcli.trainer.loop", "torch._dynamo"]
+    )
     return context
 
 

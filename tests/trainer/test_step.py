@@ -6,32 +6,32 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gptcli.distributed.context import Place
+from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
 from gptcli.shards.loader import open_split
 from gptcli.shards.order import Windows
 from gptcli.trainer.batches import micro_batches
-from gptcli.trainer.parallelize import build
+from gptcli.trainer.parallelize import build_train_step
 from gptcli.trainer.step import dropout_seed
 
-PLACE = Place(torch.device("cpu"))
+PLACE = RankContext(torch.device("cpu"))
 
 
 def gradients(run, micro_batch, count=7, step=1):
     """Gradient and loss of `count` sequences, `micro_batch` at a time."""
-    stepper = build(run, PLACE, SILENT)
+    train_step = build_train_step(run, PLACE, SILENT)
     order = Windows(open_split(run.data, "train"), run.model.n_ctx, 0)
-    loss = stepper.gradients(
+    loss = train_step.forward_backward(
         micro_batches(order, 0, count, micro_batch, PLACE), count * run.model.n_ctx, step
     )
-    return {name: p.grad for name, p in stepper.model.named_parameters()}, loss
+    return {name: p.grad for name, p in train_step.model.named_parameters()}, loss
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 4, 7, 9])
 def test_accumulated_gradients_are_those_of_the_mean_loss(make_run, micro_batch):
     run = make_run(d_model=32, attention="banded", band=3)
     grads, loss = gradients(run, micro_batch)
-    model = build(run, PLACE, SILENT).model
+    model = build_train_step(run, PLACE, SILENT).model
     x, y = (
         torch.from_numpy(part) for part in Windows(open_split(run.data, "train"), 16, 0).batch(0, 7)
     )

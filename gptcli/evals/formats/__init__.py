@@ -1,17 +1,17 @@
-"""The original file formats of the tasks, each read into rows of plain fields.
+"""Original file formats of the tasks, read as rows of plain fields.
 
-A reader takes a file (RACE's and the summaries' also a folder), plain or compressed (.gz, .bz2,
-.zst), and raises InputError with file and line where it is broken. Every row has an "id" that does
-not change with the folder.
+A reader takes a file (for RACE and summaries also a folder), plain or compressed (.gz, .bz2, .zst),
+and raises InputError with file and line if it is broken. Every row has an "id" that does not depend
+on the folder.
 """
 
 from __future__ import annotations
 
-from gptcli.evals.formats import choice, cloze, files, pairs, reading, superglue
+from gptcli.evals.formats import choice, cloze, files, freeform, superglue
 from gptcli.evals.formats.files import Reader as Reader
 from gptcli.evals.formats.files import Row as Row
 
-READERS: dict[str, Reader] = {
+READERS: dict[str, Reader] = {  # by the name in a task's `reader`
     "jsonl": files.read_jsonl,
     "csv": files.read_csv,
     "lines": files.read_lines,
@@ -27,13 +27,13 @@ READERS: dict[str, Reader] = {
     "cbt": cloze.read_cbt,
     "winogrande": cloze.read_winogrande,
     "winograd": cloze.read_winograd,
-    "squad": reading.read_squad,
-    "quac": reading.read_quac,
-    "coqa": reading.read_coqa,
-    "drop": reading.read_drop,
-    "trivia_qa": reading.read_trivia_qa,
-    "natural_questions": reading.read_natural_questions,
-    "web_questions": reading.read_web_questions,
+    "squad": freeform.read_squad,
+    "quac": freeform.read_quac,
+    "coqa": freeform.read_coqa,
+    "drop": freeform.read_drop,
+    "trivia_qa": freeform.read_trivia_qa,
+    "natural_questions": freeform.read_natural_questions,
+    "web_questions": freeform.read_web_questions,
     "boolq": superglue.read_boolq,
     "cb": superglue.read_cb,
     "copa": superglue.read_copa,
@@ -42,8 +42,8 @@ READERS: dict[str, Reader] = {
     "wsc": superglue.read_wsc,
     "multirc": superglue.read_multirc,
     "record": superglue.read_record,
-    "parallel": pairs.read_parallel,
-    "summaries": pairs.read_summaries,
-    "synthetic": pairs.read_synthetic,
-    "enwik8": pairs.read_enwik8,
+    "parallel": freeform.read_parallel,
+    "summaries": freeform.read_summaries,
+    "synthetic": freeform.read_synthetic,
+    "enwik8": files.read_enwik8,
 }

@@ -1,6 +1,4 @@
-"""Formats of multiple choice: rows of a question or context, `choices`, and `gold`, the index of
-the right one.
-"""
+"""Formats of multiple choice: rows with a question or context, `choices`, and the index `gold`."""
 
 from __future__ import annotations
 
@@ -10,25 +8,26 @@ from pathlib import Path
 
 from gptcli.errors import InputError
 from gptcli.evals.formats.files import (
-    Node,
+    JsonNode,
     Row,
-    document,
-    kind_of,
+    content_suffix,
+    json_document,
+    json_lines,
     line_id,
-    lines,
-    objects,
+    numbered_lines,
     read_csv,
 )
 
-# true, false, neither
-ENTAILMENT = {"e": 0, "c": 1, "n": 2, "entailment": 0, "contradiction": 1, "neutral": 2}
+# Choices of entailment tasks: true, false, neither.
+ENTAILMENT_LABELS = {"e": 0, "c": 1, "n": 2, "entailment": 0, "contradiction": 1, "neutral": 2}
 
 
 def read_arc(path: Path) -> Iterator[Row]:
-    """ARC and OpenBookQA: {question, choices, gold}. Also a prepared {query: "Question:
-    ..\\nAnswer:", choices, gold} a line.
+    """Read ARC and OpenBookQA: {question, choices, gold}.
+
+    JSON lines {query: "Question: ..\\nAnswer:", choices, gold} are also accepted.
     """
-    for node in objects(path):
+    for node in json_lines(path):
         row_id = str(node.value.get("id", line_id(node.where)))
         if node.has("query"):
             question = node.text("query").removeprefix("Question: ").removesuffix("\nAnswer:")
@@ -39,38 +38,42 @@ def read_arc(path: Path) -> Iterator[Row]:
                 "gold": node.number("gold"),
             }
             continue
-        asked = node.node("question")
-        choices = asked.nodes("choices")
+        stem = node.node("question")
+        choices = stem.nodes("choices")
         labels = [choice.text("label") for choice in choices]
         key = node.text("answerKey")
         if key not in labels:
-            raise InputError(f"the answer {key!r} is none of {', '.join(labels)}", where=node.where)
+            raise InputError(
+                f"the answer {key!r} is not one of {', '.join(labels)}", where=node.where
+            )
         yield {
             "id": row_id,
-            "question": asked.text("stem"),
+            "question": stem.text("stem"),
             "choices": [choice.text("text") for choice in choices],
             "gold": labels.index(key),
         }
 
 
 def read_hellaswag(path: Path) -> Iterator[Row]:
-    """HellaSwag: {context, choices, gold}, as the original JSON lines, or prepared: of each item
-    six lines, context, gold and endings.
+    """Read HellaSwag: {context, choices, gold}.
+
+    The file is the original JSON lines, or text with six lines per item: context, gold and four
+    endings.
     """
-    return _hellaswag_json(path) if kind_of(path) == ".jsonl" else _hellaswag_text(path)
+    return _hellaswag_json(path) if content_suffix(path) == ".jsonl" else _hellaswag_text(path)
 
 
 def _hellaswag_json(path: Path) -> Iterator[Row]:
-    for node in objects(path):
+    for node in json_lines(path):
         context = (
             f"{node.text('activity_label')}: {node.text('ctx_a')} {node.text('ctx_b').capitalize()}"
         )
         label = node.value.get("label")
         if label not in (0, 1, 2, 3, "0", "1", "2", "3"):
             raise InputError(
-                f"the right ending is {label!r}",
+                f"the correct ending is {label!r}, not 0 to 3",
                 where=node.where,
-                hint="the test set has none: take the validation set",
+                hint="the test set has no labels: use the validation set",
             )
         yield {
             "id": line_id(node.where),
@@ -81,7 +84,7 @@ def _hellaswag_json(path: Path) -> Iterator[Row]:
 
 
 def _without_markup(text: str) -> str:
-    """WikiHow's "[header]" and "[step]" marks go, a "[title]" ends a sentence."""
+    """Remove WikiHow's "[header]" and "[step]" marks; " [title]" becomes a full stop."""
     text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
     return text.replace("  ", " ")
 
@@ -89,12 +92,12 @@ def _without_markup(text: str) -> str:
 def _hellaswag_text(path: Path) -> Iterator[Row]:
     item: list[str] = []
     first = str(path)
-    for where, line in lines(path):
+    for where, line in numbered_lines(path):
         first = first if item else where
         item.append(line)
         if len(item) == 6:
             if item[1] not in ("0", "1", "2", "3"):
-                raise InputError(f"the right ending is {item[1]!r}, not 0 to 3", where=where)
+                raise InputError(f"the correct ending is {item[1]!r}, not 0 to 3", where=where)
             yield {
                 "id": line_id(first),
                 "context": item[0],
@@ -103,15 +106,15 @@ def _hellaswag_text(path: Path) -> Iterator[Row]:
             }
             item = []
     if any(item):
-        raise InputError(f"ends after {len(item)} of an item's six lines", where=first)
+        raise InputError(f"the file ends after {len(item)} of an item's six lines", where=first)
 
 
 def read_story_cloze(path: Path) -> Iterator[Row]:
-    """StoryCloze's table: {context, choices, gold}."""
+    """Read StoryCloze's table: {context, choices, gold}."""
     sentences = [f"InputSentence{number}" for number in range(1, 5)]
     endings = ["RandomFifthSentenceQuiz1", "RandomFifthSentenceQuiz2"]
     for row in read_csv(path):
-        node = Node(row, f"{path}: {row['id']}")
+        node = JsonNode(row, f"{path}: {row['id']}")
         yield {
             "id": node.text("InputStoryid"),
             "context": " ".join(node.text(name) for name in sentences),
@@ -121,10 +124,10 @@ def read_story_cloze(path: Path) -> Iterator[Row]:
 
 
 def read_piqa(path: Path) -> Iterator[Row]:
-    """PIQA: {goal, choices, gold}; the right ones stand in NAME-labels.lst beside NAME.jsonl."""
+    """Read PIQA: {goal, choices, gold}; labels are in NAME-labels.lst next to NAME.jsonl."""
     labels_path = path.with_name(f"{path.name.removesuffix('.jsonl')}-labels.lst")
-    labels = [(where, line.strip()) for where, line in lines(labels_path) if line.strip()]
-    nodes = list(objects(path))
+    labels = [(where, line.strip()) for where, line in numbered_lines(labels_path) if line.strip()]
+    nodes = list(json_lines(path))
     if len(labels) != len(nodes):
         raise InputError(f"{len(labels)} labels for {len(nodes)} items", where=labels_path)
     for node, (where, label) in zip(nodes, labels, strict=True):
@@ -140,25 +143,27 @@ def read_piqa(path: Path) -> Iterator[Row]:
 
 
 def read_race(path: Path) -> Iterator[Row]:
-    """RACE, one file or a folder of them (RACE/test/high): a row a question, {article, question,
-    choices, gold, group}.
+    """Read RACE: {article, question, choices, gold, group}, a row per question.
+
+    `path` is a file or a folder of files, such as RACE/test/high.
     """
     files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
     if not files:
-        raise InputError("holds no .txt files", where=path)
+        raise InputError("contains no .txt files", where=path)
     for file in files:
-        node = document(file)
+        node = json_document(file)
         questions, answers = node.texts("questions"), node.texts("answers")
         options = node.value.get("options")
         if not isinstance(options, list) or not len(questions) == len(answers) == len(options):
             raise InputError(
-                f"{len(questions)} questions, {len(answers)} answers and options of another number",
+                f"{len(questions)} questions and {len(answers)} answers, "
+                "but another number of options",
                 where=file,
             )
         for number, (question, answer) in enumerate(zip(questions, answers, strict=True)):
             if answer not in ("A", "B", "C", "D"):
                 raise InputError(
-                    f"the answer {answer!r} is none of A, B, C, D",
+                    f"the answer {answer!r} is not one of A, B, C, D",
                     where=f"{file}: question {number}",
                 )
             yield {
@@ -167,31 +172,32 @@ def read_race(path: Path) -> Iterator[Row]:
                 else f"{file.relative_to(path).with_suffix('')}:{number}",
                 "article": node.text("article"),
                 "question": question,
-                "choices": Node({"options": options[number]}, f"{file}: question {number}").texts(
-                    "options"
-                ),
+                "choices": JsonNode(
+                    {"options": options[number]}, f"{file}: question {number}"
+                ).texts("options"),
                 "gold": "ABCD".index(answer),
                 "group": file.stem,
             }
 
 
 def read_anli(path: Path) -> Iterator[Row]:
-    """ANLI: {premise, hypothesis, gold}, 0 for true, 1 for false, 2 for neither."""
-    for node in objects(path):
+    """Read ANLI: {premise, hypothesis, gold}, 0 for true, 1 for false, 2 for neither."""
+    for node in json_lines(path):
         yield {
             "id": node.text("uid"),
             "premise": node.text("context"),
             "hypothesis": node.text("hypothesis"),
-            "gold": node.one_of("label", ENTAILMENT),
+            "gold": node.one_of("label", ENTAILMENT_LABELS),
         }
 
 
 def read_sat(path: Path) -> Iterator[Row]:
-    """SAT analogies (Turney's file): blocks of a source, a stem pair, five pairs and the letter of
-    the right one; {a, b, choices, gold}.
+    """Read SAT analogies (Turney's file): {a, b, choices, gold}.
+
+    A block consists of a source, a stem pair, five pairs and the letter of the correct one.
     """
     block: list[tuple[str, str]] = []
-    for where, line in [*lines(path), (str(path), "")]:
+    for where, line in [*numbered_lines(path), (str(path), "")]:
         if line.strip() and not line.startswith("#"):
             block.append((where, line.strip()))
         elif block and not line.strip():
@@ -208,7 +214,9 @@ def _analogy(block: list[tuple[str, str]]) -> Row:
         or any(len(pair) != 2 for pair in pairs)
         or letter not in ("a", "b", "c", "d", "e")
     ):
-        raise InputError("not a source, six pairs of words and a letter from a to e", where=where)
+        raise InputError(
+            "expected a source, six pairs of words and a letter from a to e", where=where
+        )
     (a, b), *others = pairs
     return {
         "id": line_id(where),

@@ -1,4 +1,4 @@
-"""Formats where a word is missing: LAMBADA, the Children's Book Test, Winograd and Winogrande."""
+"""Formats with a missing word: LAMBADA, the Children's Book Test, Winograd and Winogrande."""
 
 from __future__ import annotations
 
@@ -8,41 +8,49 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gptcli.errors import InputError
-from gptcli.evals.formats.files import Row, kind_of, line_id, lines, objects, read_whole
-from gptcli.text.detokenize import book
+from gptcli.evals.formats.files import (
+    Row,
+    content_suffix,
+    json_lines,
+    line_id,
+    numbered_lines,
+    read_whole_text,
+)
+from gptcli.text.detokenize import detokenize_book
 
 POSSESSIVE = ("his", "their", "its", "my", "our")
 
 
 def read_lambada(path: Path) -> Iterator[Row]:
-    """LAMBADA: {text, context, word}, of JSON lines with "text" (OpenAI's version) or a passage a
-    line (the original).
+    """Read LAMBADA: {text, context, word}.
+
+    The file is JSON lines with "text" (OpenAI's version) or a passage per line (the original).
     """
     passages = (
-        ((node.where, node.text("text")) for node in objects(path))
-        if kind_of(path) == ".jsonl"
-        else (one for one in lines(path) if one[1].strip())
+        ((node.where, node.text("text")) for node in json_lines(path))
+        if content_suffix(path) == ".jsonl"
+        else (one for one in numbered_lines(path) if one[1].strip())
     )
     for where, text in passages:
         context, _, word = text.rpartition(" ")
         if not context.strip() or not word.strip():
-            raise InputError("no last word to predict", where=where)
+            raise InputError("has no last word to predict", where=where)
         yield {"id": line_id(where), "text": text, "context": context, "word": word}
 
 
 def read_cbt(path: Path) -> Iterator[Row]:
-    """The Children's Book Test: {context, before, after, choices, gold}, twenty sentences, and the
-    two sides of the gap in the next one.
+    """Read the Children's Book Test: {context, before, after, choices, gold}.
 
-    Its tokens are made into running text again; the choices keep their order.
+    The context is twenty sentences; `before` and `after` surround the gap in the next one. The
+    tokenization is undone; the choices keep their order.
     """
     sentences: list[str] = []
     first = str(path)
-    for where, line in lines(path):
+    for where, line in numbered_lines(path):
         if not line.strip():
             if sentences:
                 raise InputError(
-                    f"an item ends after {len(sentences)} sentences, without its question",
+                    f"an item ends after {len(sentences)} sentences, without a question",
                     where=where,
                 )
             continue
@@ -50,7 +58,7 @@ def read_cbt(path: Path) -> Iterator[Row]:
         number, _, text = line.partition(" ")
         if number != str(len(sentences) + 1):
             raise InputError(
-                f"a sentence numbered {number!r} follows {len(sentences)}", where=where
+                f"sentence number {number!r} follows number {len(sentences)}", where=where
             )
         if "\t" not in text:
             sentences.append(text)
@@ -59,12 +67,13 @@ def read_cbt(path: Path) -> Iterator[Row]:
         choices = more[-1].split("|") if more else []
         if answer not in choices or question.count("XXXXX") != 1:
             raise InputError(
-                "not a sentence with one XXXXX, its answer and choices that hold it", where=where
+                "expected a sentence with one XXXXX, its answer, and choices that contain it",
+                where=where,
             )
-        before, _, after = book(question).partition("XXXXX")
+        before, _, after = detokenize_book(question).partition("XXXXX")
         yield {
             "id": line_id(first),
-            "context": book(" ".join(sentences)),
+            "context": detokenize_book(" ".join(sentences)),
             "before": before,
             "after": after,
             "choices": choices,
@@ -73,15 +82,16 @@ def read_cbt(path: Path) -> Iterator[Row]:
         sentences = []
     if sentences:
         raise InputError(
-            f"the last item has {len(sentences)} sentences and no question", where=first
+            f"the last item has {len(sentences)} sentences, but no question", where=first
         )
 
 
 def read_winogrande(path: Path) -> Iterator[Row]:
-    """Winogrande: {contexts, target, sentences, gold}: each option in the gap, and what follows
-    it.
+    """Read Winogrande: {contexts, target, sentences, gold}.
+
+    A context ends with an option in the gap; the target is the text after the gap.
     """
-    for node in objects(path):
+    for node in json_lines(path):
         before, gap, after = node.text("sentence").partition("_")
         if not gap:
             raise InputError("the sentence has no _", where=node.where)
@@ -96,13 +106,14 @@ def read_winogrande(path: Path) -> Iterator[Row]:
 
 
 def read_winograd(path: Path) -> Iterator[Row]:
-    """Winograd schemas: {contexts, target, sentences, gold}, of the published XML, or of prepared
-    JSON lines.
+    """Read Winograd schemas: {contexts, target, sentences, gold}.
+
+    The file is the published XML, or JSON lines {context_options, continuation, gold}.
     """
-    if kind_of(path) == ".xml":
+    if content_suffix(path) == ".xml":
         yield from _winograd_xml(path)
         return
-    for node in objects(path):
+    for node in json_lines(path):
         target = " " + node.text("continuation")
         yield _schema(
             line_id(node.where), node.texts("context_options"), target, node.number("gold")
@@ -111,7 +122,7 @@ def read_winograd(path: Path) -> Iterator[Row]:
 
 def _winograd_xml(path: Path) -> Iterator[Row]:
     try:
-        root = ElementTree.fromstring(read_whole(path))
+        root = ElementTree.fromstring(read_whole_text(path))
     except ElementTree.ParseError as error:
         raise InputError(f"not valid XML: {error}", where=f"{path}:{error.position[0]}") from None
     for number, schema in enumerate(root.iter("schema"), 1):
@@ -129,13 +140,14 @@ def _winograd_xml(path: Path) -> Iterator[Row]:
             or right not in list("ABCDE"[: len(answers)])
         ):
             raise InputError(
-                f"the right answer is {right!r} of {len(answers)}, or one is empty", where=where
+                f"the correct answer is {right!r} of {len(answers)}, or an answer is empty",
+                where=where,
             )
-        fitted = [_fit(answer, before, pronoun, after) for answer in answers]
+        substituted = [_substitute(answer, before, pronoun, after) for answer in answers]
         gap = "" if re.match(r"[.,;:!?']", after) else " "
         yield _schema(
             f"{path.name}:{number}",
-            [f"{before} {answer}".lstrip() for answer in fitted],
+            [f"{before} {answer}".lstrip() for answer in substituted],
             gap + after,
             "ABCDE".index(right),
         )
@@ -148,18 +160,21 @@ def _words(schema: ElementTree.Element, tag: str, where: str) -> str:
     return " ".join((element.text or "").split())
 
 
-def _fit(answer: str, before: str, pronoun: str, after: str) -> str:
-    """An answer in the pronoun's place: "The trophy" in the midst of a sentence begins small, and
-    stands for "his" as "the trophy's".
+def _substitute(answer: str, before: str, pronoun: str, after: str) -> str:
+    """Return an answer in the form that replaces the pronoun.
+
+    "The trophy" becomes "the trophy" inside a sentence, and "the trophy's" for a possessive "his".
     """
-    starts = not before or before[-1] in '.!?"'
+    begins_sentence = not before or before[-1] in '.!?"'
     article, space, rest = answer.partition(" ")
-    if not starts and article in ("The", "A", "An", "My", "His", "Her", "Their"):
+    if not begins_sentence and article in ("The", "A", "An", "My", "His", "Her", "Their"):
         answer = article.lower() + space + rest
-    if starts:
+    if begins_sentence:
         answer = answer[0].upper() + answer[1:]
-    owns = pronoun.lower() in POSSESSIVE or (pronoun.lower() == "her" and re.match(r"\w", after))
-    return f"{answer}'s" if owns else answer
+    is_possessive = pronoun.lower() in POSSESSIVE or (
+        pronoun.lower() == "her" and re.match(r"\w", after)
+    )
+    return f"{answer}'s" if is_possessive else answer
 
 
 def _schema(row_id: str, contexts: list[str], target: str, gold: int) -> Row:

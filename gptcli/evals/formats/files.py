@@ -1,5 +1,6 @@
-"""What every reader stands on: lines and JSON of files, plain or compressed, and fields that say
-where they are missing.
+"""Read files line by line or as JSON, plain or compressed, with errors that name the place.
+
+Formats that are not a task's own are here too: JSON lines, CSV, lines of text and whole texts.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from gptcli.files import parse_json
 Row = dict[str, Any]
 Reader = Callable[[Path], Iterator[Row]]
 
-# bytes of a file that is read as a whole, decompressed, so that a small archive cannot fill the
-# memory
+# Decompressed bytes of a file that is read at once, so that a small archive cannot fill the memory.
 MAX_FILE_BYTES = 1 << 30
-MAX_LINE_BYTES = 1 << 28  # and of a line
-PIECE = 1 << 12  # compressed bytes decoded at once: every four of zstd's may stand for 128 KiB
+MAX_LINE_BYTES = 1 << 28
+# Compressed bytes decoded at a time: every four bytes of zstd may decode to 128 KiB.
+ZSTD_CHUNK_BYTES = 1 << 12
+# The test part of the 100 million bytes of enwik8 and text8.
+ENWIK8_BYTES, ENWIK8_TEST_BYTES = 100_000_000, 5_000_000
 
 
 def _zstd(path: Path) -> IO[bytes]:
@@ -35,43 +38,52 @@ def _zstd(path: Path) -> IO[bytes]:
         raise InputError(
             "reading .zst needs the package zstandard", where=path, hint=install_hint("zstandard")
         ) from None
-    found, packed = io.BytesIO(), b""
+    unpacked, packed = io.BytesIO(), b""
     frame: Any = None
-    # a frame at a time: zstandard's own reader does not say that the last one is cut short
+    # Frame by frame, because zstandard's own reader does not report a truncated last frame.
     with open(path, "rb") as file:
-        while found.tell() <= MAX_FILE_BYTES and (packed := packed or file.read(PIECE)):
+        while unpacked.tell() <= MAX_FILE_BYTES and (
+            packed := packed or file.read(ZSTD_CHUNK_BYTES)
+        ):
             frame = frame or zstandard.ZstdDecompressor().decompressobj()
             try:
-                found.write(frame.decompress(packed))
+                unpacked.write(frame.decompress(packed))
             except zstandard.ZstdError as error:
                 raise OSError(str(error)) from None
             packed, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
-    if found.tell() > MAX_FILE_BYTES:
+    if unpacked.tell() > MAX_FILE_BYTES:
         raise InputError(
-            f"over {MAX_FILE_BYTES:,} bytes unpacked", where=path, hint="unpack it first"
+            f"more than {MAX_FILE_BYTES:,} bytes unpacked", where=path, hint="unpack it first"
         )
     if frame is not None:
         raise EOFError("its zstd stream ends early")
-    found.seek(0)
-    return found
+    unpacked.seek(0)
+    return unpacked
 
 
-OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".zst": _zstd}
+DECOMPRESSORS: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".zst": _zstd,
+}
 
 
-def kind_of(path: Path) -> str:
-    """The ending that says what is in the file: ".jsonl" of dev.jsonl.gz."""
-    return Path(path.stem if path.suffix in OPENERS else path.name).suffix
+def content_suffix(path: Path) -> str:
+    """Return the suffix of the content, such as ".jsonl" for dev.jsonl.gz."""
+    return Path(path.stem if path.suffix in DECOMPRESSORS else path.name).suffix
 
 
 def _open(path: Path) -> IO[bytes]:
-    stream: IO[bytes] = OPENERS[path.suffix](path) if path.suffix in OPENERS else open(path, "rb")  # noqa: SIM115 - the caller closes it
+    if path.suffix not in DECOMPRESSORS:
+        return open(path, "rb")  # closed by the caller
+    stream: IO[bytes] = DECOMPRESSORS[path.suffix](path)
     return stream
 
 
-def lines(path: Path) -> Iterator[tuple[str, str]]:
-    """("file:number", line without its ending) of each line, decompressed. Raises InputError where
-    it is missing, damaged or not UTF-8.
+def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield ("file:number", line without its end) for each decompressed line.
+
+    Raises InputError if the file is missing, damaged or not UTF-8.
     """
     number = 0
     try:
@@ -79,7 +91,7 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
                 if len(line) > MAX_LINE_BYTES:
                     raise InputError(
-                        f"a line of over {MAX_LINE_BYTES:,} bytes", where=f"{path}:{number}"
+                        f"a line of more than {MAX_LINE_BYTES:,} bytes", where=f"{path}:{number}"
                     )
                 if number == 1:
                     line = without_bom(line)
@@ -97,8 +109,11 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
         ) from None
 
 
-def content(path: Path) -> bytes:
-    """All bytes of a file, decompressed. Raises InputError where it is missing or damaged."""
+def read_bytes(path: Path) -> bytes:
+    """Return all bytes of a file, decompressed.
+
+    Raises InputError if it is missing, damaged or larger than MAX_FILE_BYTES.
+    """
     try:
         with _open(path) as file:
             data = file.read(MAX_FILE_BYTES + 1)
@@ -107,13 +122,13 @@ def content(path: Path) -> bytes:
     except (EOFError, OSError, zlib.error) as error:
         raise InputError(f"the file is damaged or cut short: {error}", where=path) from None
     if len(data) > MAX_FILE_BYTES:
-        raise InputError(f"over {MAX_FILE_BYTES:,} bytes, which are not read at once", where=path)
+        raise InputError(f"more than {MAX_FILE_BYTES:,} bytes: too large to read", where=path)
     return data
 
 
-def read_whole(path: Path) -> str:
-    """The text of a file, to the character. Raises InputError like `lines`."""
-    data = content(path)
+def read_whole_text(path: Path) -> str:
+    """Return the exact text of a file. Raises the errors of `numbered_lines`."""
+    data = read_bytes(path)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -121,15 +136,16 @@ def read_whole(path: Path) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
-    """A JSON value and where it stands. All its methods raise InputError, with the place, where it
-    is not what is asked for.
-    """
+class JsonNode:
+    """JSON value with its place; methods raise InputError if a value has another type."""
 
     value: Any
+    """Value."""
     where: str
+    """Place of the value in its file, for messages."""
 
     def has(self, key: str) -> bool:
+        """Return True if the object has a value other than null under `key`."""
         return isinstance(self.value, dict) and self.value.get(key) is not None
 
     def _get(self, key: str, kind: type | tuple[type, ...], name: str) -> Any:
@@ -137,7 +153,7 @@ class Node:
             raise InputError("not a JSON object", where=self.where)
         if key not in self.value:
             raise InputError(
-                f"has no {key!r}", where=self.where, hint=f"it has {', '.join(self.value)}"
+                f"has no {key!r}", where=self.where, hint=f"its keys are {', '.join(self.value)}"
             )
         value = self.value[key]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
@@ -145,29 +161,37 @@ class Node:
         return value
 
     def text(self, key: str) -> str:
-        return str(self._get(key, str, "a text"))
+        """Return the string under `key`."""
+        return str(self._get(key, str, "text"))
 
     def number(self, key: str) -> int:
+        """Return the integer under `key`."""
         return int(self._get(key, int, "a whole number"))
 
-    def truth(self, key: str) -> bool:
+    def boolean(self, key: str) -> bool:
+        """Return the boolean under `key`."""
         return bool(self._get(key, bool, "true or false"))
 
-    def node(self, key: str) -> Node:
-        return Node(self._get(key, dict, "an object"), f"{self.where}.{key}")
+    def node(self, key: str) -> JsonNode:
+        """Return the object under `key`."""
+        return JsonNode(self._get(key, dict, "an object"), f"{self.where}.{key}")
 
-    def nodes(self, key: str) -> list[Node]:
+    def nodes(self, key: str) -> list[JsonNode]:
+        """Return the elements of the list under `key`."""
         values = self._get(key, list, "a list")
-        return [Node(value, f"{self.where}.{key}[{number}]") for number, value in enumerate(values)]
+        return [
+            JsonNode(value, f"{self.where}.{key}[{number}]") for number, value in enumerate(values)
+        ]
 
     def texts(self, key: str) -> list[str]:
+        """Return the list of strings under `key`."""
         values = self._get(key, list, "a list of texts")
         if not all(isinstance(value, str) for value in values):
             raise InputError(f"{key!r} is not a list of texts", where=self.where)
         return list(values)
 
     def one_of(self, key: str, values: dict[str, int]) -> int:
-        """The number that stands for a word: of "label": "entailment"."""
+        """Return the number that `values` gives for the string under `key`, such as a label."""
         word = self.value.get(key) if isinstance(self.value, dict) else None
         if not isinstance(word, str) or word not in values:
             raise InputError(
@@ -176,50 +200,53 @@ class Node:
         return values[word]
 
 
-def objects(path: Path) -> Iterator[Node]:
-    """The JSON object of each line that holds anything."""
-    for where, line in lines(path):
+def json_lines(path: Path) -> Iterator[JsonNode]:
+    """Yield the JSON object of each line that is not blank."""
+    for where, line in numbered_lines(path):
         if not line.strip():
             continue
         value = parse_json(line.encode(), where)
         if not isinstance(value, dict):
             raise InputError("not a JSON object", where=where)
-        yield Node(value, where)
+        yield JsonNode(value, where)
 
 
-def document(path: Path) -> Node:
-    """The one JSON value that a file holds."""
-    return Node(parse_json(content(path), path, lines=True), str(path))
+def json_document(path: Path) -> JsonNode:
+    """Return the one JSON value of a file."""
+    return JsonNode(parse_json(read_bytes(path), path, lines=True), str(path))
 
 
 def line_id(node_where: str) -> str:
-    """ "dev.jsonl:7" of a row that has no id of its own: the same wherever the folder lies."""
+    """Return the id of a row without its own, such as "dev.jsonl:7", independent of the folder."""
     return Path(node_where).name
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
-    """A JSON object a line, as it stands; its "id" is file:line where it has none."""
-    for node in objects(path):
+    """Read JSON lines unchanged; "id" defaults to file:line."""
+    for node in json_lines(path):
         yield {"id": line_id(node.where), **node.value}
 
 
 def read_csv(path: Path) -> Iterator[Row]:
-    """A table with a header, separated by commas, or by tabs where the file ends in .tsv; its "id"
-    is file:line where it has none.
+    """Read a table with a header, separated by commas, or by tabs if the file ends in .tsv.
+
+    The "id" defaults to file:line.
     """
     position = [str(path)]
 
     def texts() -> Iterator[str]:
-        for where, line in lines(path):
+        for where, line in numbered_lines(path):
             position[0] = where
             yield line + "\n"
 
-    rows = csv.DictReader(texts(), delimiter="\t" if kind_of(path) == ".tsv" else ",", strict=True)
+    rows = csv.DictReader(
+        texts(), delimiter="\t" if content_suffix(path) == ".tsv" else ",", strict=True
+    )
     try:
         for row in rows:
             if None in row or None in row.values():
                 raise InputError(
-                    f"has not the {len(rows.fieldnames or ())} fields of the header",
+                    f"does not have the {len(rows.fieldnames or ())} fields of the header",
                     where=position[0],
                 )
             yield {"id": line_id(position[0]), **row}
@@ -228,12 +255,31 @@ def read_csv(path: Path) -> Iterator[Row]:
 
 
 def read_lines(path: Path) -> Iterator[Row]:
-    """A text a line; blank lines are none."""
-    for where, line in lines(path):
+    """Read a text per line; blank lines are skipped."""
+    for where, line in numbered_lines(path):
         if line.strip():
             yield {"id": line_id(where), "text": line}
 
 
 def read_text(path: Path) -> Iterator[Row]:
-    """The whole file as one running text."""
-    yield {"id": path.name, "text": read_whole(path)}
+    """Read the whole file as one running text."""
+    yield {"id": path.name, "text": read_whole_text(path)}
+
+
+def read_enwik8(path: Path) -> Iterator[Row]:
+    """Read the test part of enwik8 or text8, their last 5 million bytes; all of a smaller file.
+
+    A character split by the cut is left out.
+    """
+    data = read_bytes(path)
+    test = data[-ENWIK8_TEST_BYTES:] if len(data) == ENWIK8_BYTES else data
+    start = next((place for place, byte in enumerate(test[:4]) if byte & 0xC0 != 0x80), 0)
+    try:
+        text = test[start:].decode("utf-8")
+    except UnicodeDecodeError as error:
+        if len(test) - start - error.start >= 4 or error.reason != "unexpected end of data":
+            raise InputError(
+                f"not valid UTF-8 at byte {len(data) - len(test) + start + error.start}", where=path
+            ) from None
+        text = test[start : start + error.start].decode("utf-8")
+    yield {"id": path.name, "text": text}

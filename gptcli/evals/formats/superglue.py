@@ -1,6 +1,4 @@
-"""SuperGLUE's eight, as JSON lines: rows of ready texts, because GPT-3's prompts for them are of
-many shapes.
-"""
+"""Formats of SuperGLUE's eight tasks, all JSON lines."""
 
 from __future__ import annotations
 
@@ -9,46 +7,47 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gptcli.errors import InputError
-from gptcli.evals.formats.choice import ENTAILMENT
-from gptcli.evals.formats.files import Node, Row, line_id, objects
+from gptcli.evals.formats.choice import ENTAILMENT_LABELS
+from gptcli.evals.formats.files import JsonNode, Row, json_lines, line_id
 
 
-def _id(node: Node) -> str:
+def _id(node: JsonNode) -> str:
     return str(node.value.get("idx", line_id(node.where)))
 
 
 def read_boolq(path: Path) -> Iterator[Row]:
-    """{passage, question, gold}, 0 for yes. Also a prepared {query: passage and "Question: ..?",
-    choices, gold} a line.
+    """Read BoolQ: {passage, question, gold}, 0 for yes.
+
+    JSON lines {query: passage and "Question: ..?", choices, gold} are also accepted.
     """
-    for node in objects(path):
+    for node in json_lines(path):
         if node.has("query"):
             passage, found, question = (
                 node.text("query").removesuffix("?\nAnswer:").rpartition("\nQuestion: ")
             )
             if not found:
-                raise InputError("the query holds no question", where=node.where)
+                raise InputError("the query contains no question", where=node.where)
             gold = node.number("gold")
         else:
             passage, question = node.text("passage"), node.text("question")
             key = "label" if node.has("label") else "answer"  # "answer" before SuperGLUE renamed it
-            gold = 0 if node.truth(key) else 1
+            gold = 0 if node.boolean(key) else 1
         yield {"id": _id(node), "passage": passage, "question": question, "gold": gold}
 
 
 def read_cb(path: Path) -> Iterator[Row]:
-    """CommitmentBank: {premise, hypothesis, gold}, 0 for true, 1 for false, 2 for neither."""
-    for node in objects(path):
-        yield _pair(node, node.one_of("label", ENTAILMENT))
+    """Read CommitmentBank: {premise, hypothesis, gold}, 0 for true, 1 for false, 2 for neither."""
+    for node in json_lines(path):
+        yield _pair(node, node.one_of("label", ENTAILMENT_LABELS))
 
 
 def read_rte(path: Path) -> Iterator[Row]:
-    """{premise, hypothesis, gold}, 0 for entailment."""
-    for node in objects(path):
+    """Read RTE: {premise, hypothesis, gold}, 0 for entailment."""
+    for node in json_lines(path):
         yield _pair(node, node.one_of("label", {"entailment": 0, "not_entailment": 1}))
 
 
-def _pair(node: Node, gold: int) -> Row:
+def _pair(node: JsonNode, gold: int) -> Row:
     return {
         "id": _id(node),
         "premise": node.text("premise"),
@@ -58,50 +57,51 @@ def _pair(node: Node, gold: int) -> Row:
 
 
 def read_copa(path: Path) -> Iterator[Row]:
-    """{context, choices, gold}: "The man turned on the faucet so" and "water flowed from the
-    spout.".
+    """Read COPA: {context, choices, gold}.
+
+    A context is like "The man turned on the faucet so", a choice "water flowed from the spout.".
     """
-    for node in objects(path):
-        asked = node.text("question")
-        if asked not in ("cause", "effect"):
-            raise InputError(f"'question' is {asked!r}, not cause or effect", where=node.where)
+    for node in json_lines(path):
+        relation = node.text("question")
+        if relation not in ("cause", "effect"):
+            raise InputError(f"'question' is {relation!r}, not cause or effect", where=node.where)
         premise = node.text("premise").strip().removesuffix(".")
         choices = [node.text("choice1"), node.text("choice2")]
         yield {
             "id": _id(node),
-            "context": f"{premise} {'because' if asked == 'cause' else 'so'}",
-            "choices": [_begun_small(choice) for choice in choices],
+            "context": f"{premise} {'because' if relation == 'cause' else 'so'}",
+            "choices": [_uncapitalize(choice) for choice in choices],
             "gold": node.number("label"),
         }
 
 
-def _begun_small(sentence: str) -> str:
+def _uncapitalize(sentence: str) -> str:
     return sentence if sentence.startswith(("I ", "I'")) else sentence[:1].lower() + sentence[1:]
 
 
 def read_wic(path: Path) -> Iterator[Row]:
-    """{sentence1, sentence2, word, gold}, 0 for yes."""
-    for node in objects(path):
+    """Read WiC: {sentence1, sentence2, word, gold}, 0 for yes."""
+    for node in json_lines(path):
         texts = {name: node.text(name) for name in ("sentence1", "sentence2", "word")}
-        yield {"id": _id(node), **texts, "gold": 0 if node.truth("label") else 1}
+        yield {"id": _id(node), **texts, "gold": 0 if node.boolean("label") else 1}
 
 
 def read_wsc(path: Path) -> Iterator[Row]:
-    """{passage, pronoun, answers, label}: the pronoun stands between asterisks in the passage.
+    """Read WSC: {passage, pronoun, answers, label}, with the pronoun in asterisks in the passage.
 
-    Where the label is false the noun is a wrong one, and the right one is not told: `answers` is
-    then "" and the noun, and the item cannot be shown solved.
+    If the label is false, the noun is the wrong one and the correct one is unknown. `answers` is
+    then "" and the noun, and the item is no few-shot example.
     """
-    for node in objects(path):
+    for node in json_lines(path):
         words, target = node.text("text").split(" "), node.node("target")
         place, pronoun = target.number("span2_index"), target.text("span2_text")
         marked = " ".join(words[place : place + len(pronoun.split())])
         if pronoun.lower() not in marked.lower():
-            raise InputError(f"{pronoun!r} does not stand at word {place}", where=node.where)
+            raise InputError(f"{pronoun!r} is not at word {place} of the text", where=node.where)
         words[place : place + len(pronoun.split())] = [
             re.sub(re.escape(pronoun), lambda found: f"*{found[0]}*", marked, count=1, flags=re.I)
         ]
-        noun, label = target.text("span1_text"), node.truth("label")
+        noun, label = target.text("span1_text"), node.boolean("label")
         passage = re.sub(r" (?=[.,;:!?]|'s\b|n't\b)", "", " ".join(words))
         yield {
             "id": _id(node),
@@ -113,10 +113,11 @@ def read_wsc(path: Path) -> Iterator[Row]:
 
 
 def read_multirc(path: Path) -> Iterator[Row]:
-    """{passage, question, option, gold, group}: a row an option, 0 for true; the options of a
-    question are a group.
+    """Read MultiRC: {passage, question, option, gold, group}, a row per option, 0 for true.
+
+    The options of a question are a group.
     """
-    for node in objects(path):
+    for node in json_lines(path):
         passage = node.node("passage")
         for question in passage.nodes("questions"):
             for option in question.nodes("answers"):
@@ -131,12 +132,12 @@ def read_multirc(path: Path) -> Iterator[Row]:
 
 
 def read_record(path: Path) -> Iterator[Row]:
-    """{passage, before, after, choices, gold, group}: the sides of the gap, and the passage's
-    entities, each once; several may be right.
+    """Read ReCoRD: {passage, before, after, choices, gold, group}.
 
-    The passage's highlights are its bullets, "- ..", below it.
+    `before` and `after` surround the gap; the choices are the distinct entities of the passage, of
+    which several may be correct. The highlights of the passage follow it as bullets, "- ..".
     """
-    for node in objects(path):
+    for node in json_lines(path):
         passage = node.node("passage")
         text = passage.text("text")
         entities = list(
@@ -151,7 +152,7 @@ def read_record(path: Path) -> Iterator[Row]:
             right = {answer.text("text") for answer in query.nodes("answers")}
             if not gap or not right & set(entities):
                 raise InputError(
-                    "the query has no @placeholder, or its answer is no entity of the passage",
+                    "the query has no @placeholder, or its answer is not an entity of the passage",
                     where=query.where,
                 )
             yield {

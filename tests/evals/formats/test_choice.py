@@ -1,4 +1,4 @@
-"""Multiple choice in the formats its sets are published in."""
+"""Multiple-choice tasks in the formats that their data sets are published in."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def rows(name: str, path: Path, content: str | list[Any]) -> list[Row]:
     return list(READERS[name](path))
 
 
-def test_arc(tmp_path: Path) -> None:
+def test_arc_is_read_in_both_forms(tmp_path: Path) -> None:
     original = {
         "id": "M_1",
         "question": {
@@ -42,11 +42,11 @@ def test_arc(tmp_path: Path) -> None:
         == rows("arc", tmp_path / "b.jsonl", [prepared])
         == expected
     )
-    with pytest.raises(InputError, match="'3' is none of 1, 2"):
+    with pytest.raises(InputError, match="'3' is not one of 1, 2"):
         rows("arc", tmp_path / "a.jsonl", [{**original, "answerKey": "3"}])
 
 
-def test_hellaswag(tmp_path: Path) -> None:
+def test_hellaswag_is_read_in_both_forms(tmp_path: Path) -> None:
     original = {
         "ind": 4, "activity_label": "Roof", "ctx_a": "A man sits.", "ctx_b": "he", "label": 3,
         "endings": ["is [a] up.", "b", "c", "starts. [title] Then [step] go."],
@@ -61,13 +61,13 @@ def test_hellaswag(tmp_path: Path) -> None:
         ("a.txt:1", 3, "a"),
         ("a.txt:7", 0, "e"),
     ]
-    with pytest.raises(InputError, match="ends after 2 of an item's six lines"):
+    with pytest.raises(InputError, match="the file ends after 2 of an item's six lines"):
         rows("hellaswag", tmp_path / "a.txt", two + "Roof: A\n1\n")
-    with pytest.raises(InputError, match="the right ending is 'x'"):
+    with pytest.raises(InputError, match="the correct ending is 'x'"):
         rows("hellaswag", tmp_path / "a.txt", two.replace("\n3\n", "\nx\n"))
 
 
-def test_story_cloze(tmp_path: Path) -> None:
+def test_story_cloze_is_read(tmp_path: Path) -> None:
     head = "InputStoryid,InputSentence1,InputSentence2,InputSentence3,InputSentence4,RandomFifthSentenceQuiz1,RandomFifthSentenceQuiz2"
     table = f'{head},AnswerRightEnding\ns-1,One.,"Two, too.",Three.,Four.,Five.,Six.,2\n'
     expected = [
@@ -83,7 +83,7 @@ def test_story_cloze(tmp_path: Path) -> None:
         rows("story_cloze", tmp_path / "a.csv", table.replace(",2\n", ",3\n"))
 
 
-def test_piqa(tmp_path: Path) -> None:
+def test_piqa_is_read_with_its_labels(tmp_path: Path) -> None:
     (tmp_path / "dev-labels.lst").write_text("1\n0\n")
     items = [{"id": "x", "goal": "how", "sol1": "so", "sol2": "thus"}] * 2
     assert [row["gold"] for row in rows("piqa", tmp_path / "dev.jsonl", items)] == [1, 0]
@@ -99,7 +99,7 @@ def test_piqa(tmp_path: Path) -> None:
     )
 
 
-def test_race_one_file_and_a_folder(tmp_path: Path) -> None:
+def test_race_is_read_from_a_file_and_a_folder(tmp_path: Path) -> None:
     item = {
         "article": "It is.",
         "questions": ["Is _ ?", "Who?"],
@@ -113,13 +113,13 @@ def test_race_one_file_and_a_folder(tmp_path: Path) -> None:
         ("7:1", 0, "7"),
     ]
     assert list(READERS["race"](file.parent)) == read
-    with pytest.raises(InputError, match="'E' is none of A, B, C, D"):
+    with pytest.raises(InputError, match="'E' is not one of A, B, C, D"):
         rows("race", file, [{**item, "answers": ["D", "E"]}])
-    with pytest.raises(InputError, match="another number"):
+    with pytest.raises(InputError, match="another number of options"):
         rows("race", file, [{**item, "answers": ["D"]}])
 
 
-def test_anli(tmp_path: Path) -> None:
+def test_anli_is_read(tmp_path: Path) -> None:
     items = [
         {"uid": str(n), "context": "p", "hypothesis": "h", "label": label}
         for n, label in enumerate("ecn")
@@ -127,7 +127,7 @@ def test_anli(tmp_path: Path) -> None:
     assert [row["gold"] for row in rows("anli", tmp_path / "a.jsonl", items)] == [0, 1, 2]
 
 
-def test_sat(tmp_path: Path) -> None:
+def test_sat_analogies_are_read(tmp_path: Path) -> None:
     block = "# a comment\n\n190 FROM REAL SATs\nlull trust v:n\nbalk fortitude v:n\nbetray loyalty v:n\ncajole compliance v:n\n"
     file = block + "hinder destination v:n\nsoothe passion v:n\nc\n"
     [row] = rows("sat", tmp_path / "SAT.txt", file)
@@ -172,7 +172,7 @@ def test_sat(tmp_path: Path) -> None:
         ("anli", "hf-dummy/anli-plain_text/dummy_data/anli_v0.1/R3/test.jsonl", None, None),
     ],
 )
-def test_the_real_files(
+def test_published_multiple_choice_sets_are_read(
     real_data: Path, name: str, path: str, count: int | None, choices: set[int] | None
 ) -> None:
     read = list(READERS[name](real_data / path))

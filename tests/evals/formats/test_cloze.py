@@ -1,4 +1,4 @@
-"""Missing words in the formats their sets are published in."""
+"""Missing-word tasks in the formats that their data sets are published in."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCHEMAS = """<collection>
 </collection>"""
 
 
-def test_lambada(tmp_path: Path) -> None:
+def test_lambada_is_read_in_both_forms(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "He said\\n\\nto Shane"}\n')
     (tmp_path / "a.txt").write_text("he said \n to shane\n")
     assert list(READERS["lambada"](tmp_path / "a.jsonl")) == [
@@ -31,12 +31,12 @@ def test_lambada(tmp_path: Path) -> None:
             "word": "Shane",
         }
     ]
-    with pytest.raises(InputError, match="no last word") as caught:  # a line that ends in a space
+    with pytest.raises(InputError, match="no last word") as caught:  # the line ends with a space
         list(READERS["lambada"](tmp_path / "a.txt"))
     assert str(caught.value.where).endswith("a.txt:1")
 
 
-def test_cbt(tmp_path: Path) -> None:
+def test_cbt_is_read_as_running_text(tmp_path: Path) -> None:
     sentences = "".join(f"{number} It was n't so , ` he said ' .\n" for number in range(1, 21))
     question = "21 He saw the XXXXX , and ran .\tdog\t\tcat|dog|ogre\n\n"
     (tmp_path / "a.txt").write_text((sentences + question) * 2)
@@ -50,18 +50,18 @@ def test_cbt(tmp_path: Path) -> None:
     )
     assert (first["id"], second["id"]) == ("a.txt:1", "a.txt:23")
     for broken, what in (
-        (sentences.replace("\n7 ", "\n8 ") + question, "numbered '8' follows 6"),
+        (sentences.replace("\n7 ", "\n8 ") + question, "number '8' follows number 6"),
         (sentences + "\n" + question, "ends after 20 sentences"),
-        (sentences, "20 sentences and no question"),
-        (sentences + question.replace("\tdog\t", "\tcow\t"), "choices that hold it"),
-        (sentences + "21 He saw the XXXXX .\tdog\n", "choices that hold it"),
+        (sentences, "20 sentences, but no question"),
+        (sentences + question.replace("\tdog\t", "\tcow\t"), "choices that contain it"),
+        (sentences + "21 He saw the XXXXX .\tdog\n", "choices that contain it"),
     ):
         (tmp_path / "a.txt").write_text(broken)
         with pytest.raises(InputError, match=what):
             list(READERS["cbt"](tmp_path / "a.txt"))
 
 
-def test_winogrande(tmp_path: Path) -> None:
+def test_winogrande_is_read(tmp_path: Path) -> None:
     item = {
         "qID": "q-1",
         "sentence": "Ann beat Joan as _ was fast.",
@@ -82,7 +82,7 @@ def test_winogrande(tmp_path: Path) -> None:
         list(READERS["winogrande"](tmp_path / "a.jsonl"))
 
 
-def test_winograd_xml(tmp_path: Path) -> None:
+def test_winograd_xml_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.xml").write_text(SCHEMAS)
     read = list(READERS["winograd"](tmp_path / "a.xml"))
     assert [row["contexts"][row["gold"]] + row["target"] for row in read] == [
@@ -99,7 +99,7 @@ def test_winograd_xml(tmp_path: Path) -> None:
         list(READERS["winograd"](tmp_path / "a.xml"))
     assert "schema 1" in str(caught.value.where)
     (tmp_path / "a.xml").write_text(SCHEMAS.replace("Ann</answer>", " </answer>"))
-    with pytest.raises(InputError, match="one is empty"):
+    with pytest.raises(InputError, match="an answer is empty"):
         list(READERS["winograd"](tmp_path / "a.xml"))
     (tmp_path / "a.xml").write_text(SCHEMAS[:-9])
     with pytest.raises(InputError, match="not valid XML"):
@@ -107,7 +107,7 @@ def test_winograd_xml(tmp_path: Path) -> None:
 
 
 @pytest.mark.real_data
-def test_the_real_files(real_data: Path) -> None:
+def test_published_cloze_sets_are_read(real_data: Path) -> None:
     passages = list(READERS["lambada"](real_data / "lambada" / "lambada_test.jsonl"))
     assert len(passages) == 5153
     assert all(f"{row['context']} {row['word']}" == row["text"] for row in passages)

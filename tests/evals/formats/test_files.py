@@ -1,4 +1,4 @@
-"""Lines, JSON and tables: whole where they are whole, and with file and line where they are not."""
+"""Lines, JSON and tables are read completely; broken ones are refused with file and line."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import zstandard
 from gptcli.errors import InputError
 from gptcli.evals.formats import READERS
 from gptcli.evals.formats.files import (
-    Node,
-    content,
-    document,
-    lines,
-    objects,
+    JsonNode,
+    json_document,
+    json_lines,
+    numbered_lines,
+    read_bytes,
     read_csv,
     read_jsonl,
     read_lines,
@@ -36,7 +36,7 @@ JSONL = '{"text": "naïve"}\n\n{"id": "mine", "text": "two"}\n'
         ("a.jsonl.zst", zstandard.compress),
     ],
 )
-def test_json_lines_plain_and_compressed(tmp_path: Path, name: str, pack: object) -> None:
+def test_json_lines_are_read_plain_and_compressed(tmp_path: Path, name: str, pack: object) -> None:
     (tmp_path / name).write_bytes(pack(JSONL.encode()))  # type: ignore[operator]
     assert list(read_jsonl(tmp_path / name)) == [
         {"id": f"{name}:1", "text": "naïve"},
@@ -44,7 +44,7 @@ def test_json_lines_plain_and_compressed(tmp_path: Path, name: str, pack: object
     ]
 
 
-def test_a_table_and_lines_and_running_text(tmp_path: Path) -> None:
+def test_tables_lines_and_running_text_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('name,says\nAnn,"yes, ""no"""\n')
     assert list(read_csv(tmp_path / "a.csv")) == [
         {"id": "a.csv:2", "name": "Ann", "says": 'yes, "no"'}
@@ -62,7 +62,7 @@ def test_a_table_and_lines_and_running_text(tmp_path: Path) -> None:
         ("a.jsonl", b'{"a": 1}\n{"a": \n', ":2", "not valid JSON"),
         ("a.jsonl", b'{"a": 1}\n[1]\n', ":2", "not a JSON object"),
         ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', ":2", "not valid UTF-8 at byte 7"),
-        ("a.csv", b"a,b\n1\n", ":2", "has not the 2 fields"),
+        ("a.csv", b"a,b\n1\n", ":2", "does not have the 2 fields"),
         ("a.csv", b'a,b\n1,"2\n', ":2", "not valid CSV"),
         (
             "a.jsonl.gz",
@@ -86,7 +86,7 @@ def test_a_table_and_lines_and_running_text(tmp_path: Path) -> None:
         "no zstd",
     ],
 )
-def test_broken_files_say_where(
+def test_broken_files_are_refused_with_their_line(
     tmp_path: Path, name: str, content: bytes, where: str, what: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -100,38 +100,38 @@ def test_broken_files_say_where(
     ("ending", "pack"),
     [("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress), (".zst", zstandard.compress)],
 )
-def test_a_small_file_that_unpacks_to_a_large_one(
+def test_a_small_file_that_unpacks_to_a_large_one_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, pack: Callable[[bytes], bytes]
 ) -> None:
     monkeypatch.setattr("gptcli.evals.formats.files.MAX_FILE_BYTES", 1 << 20)
     monkeypatch.setattr("gptcli.evals.formats.files.MAX_LINE_BYTES", 1 << 16)
     (tmp_path / f"a{ending}").write_bytes(pack(bytes(1 << 20)))
-    assert len(content(tmp_path / f"a{ending}")) == 1 << 20
-    with pytest.raises(InputError, match="a line of over 65,536 bytes") as caught:
-        list(lines(tmp_path / f"a{ending}"))
+    assert len(read_bytes(tmp_path / f"a{ending}")) == 1 << 20
+    with pytest.raises(InputError, match="a line of more than 65,536 bytes") as caught:
+        list(numbered_lines(tmp_path / f"a{ending}"))
     assert str(caught.value.where).endswith(f"a{ending}:1")
     (tmp_path / f"a{ending}").write_bytes(pack(bytes((1 << 20) + 1)))
-    with pytest.raises(InputError, match="over 1,048,576 bytes"):
-        content(tmp_path / f"a{ending}")
+    with pytest.raises(InputError, match="more than 1,048,576 bytes"):
+        read_bytes(tmp_path / f"a{ending}")
 
 
-def test_a_missing_file_and_broken_json(tmp_path: Path) -> None:
-    for read in (lines, objects):
+def test_missing_files_and_broken_json_are_refused(tmp_path: Path) -> None:
+    for read in (numbered_lines, json_lines):
         with pytest.raises(InputError, match="no such file"):
             list(read(tmp_path / "absent"))
     (tmp_path / "a.json").write_text('{"a":\n1,}')
     with pytest.raises(InputError, match="not valid JSON") as caught:
-        document(tmp_path / "a.json")
+        json_document(tmp_path / "a.json")
     assert str(caught.value.where).endswith("a.json:2")
 
 
-def test_fields_say_what_they_are_not() -> None:
-    node = Node({"text": "a", "number": True, "list": [{"x": 1}, 2], "label": "maybe"}, "f:1")
+def test_fields_of_the_wrong_type_are_refused() -> None:
+    node = JsonNode({"text": "a", "number": True, "list": [{"x": 1}, 2], "label": "maybe"}, "f:1")
     assert node.text("text") == "a"
     assert [one.where for one in node.nodes("list")] == ["f:1.list[0]", "f:1.list[1]"]
     for ask, what in (
         (lambda: node.text("absent"), "has no 'absent'"),
-        (lambda: node.text("list"), "'list' is not a text"),
+        (lambda: node.text("list"), "'list' is not text"),
         (lambda: node.number("number"), "'number' is not a whole number"),
         (lambda: node.texts("list"), "'list' is not a list of texts"),
         (lambda: node.one_of("label", {"yes": 0}), "'label' is 'maybe', not one of yes"),
@@ -146,8 +146,28 @@ def test_every_reader_refuses_a_file_of_another_format(tmp_path: Path, name: str
     for file in ("a.jsonl", "a-labels.lst", "a.en.jsonl", "a.fr.jsonl"):
         (tmp_path / file).write_text('{"what": "is this"}\n')
     for broken in ("a.jsonl", "absent.jsonl"):
-        # an object of any fields; a table of no rows
+        # any object is valid JSON lines; a table may have no rows
         if name in ("jsonl", "story_cloze") and broken == "a.jsonl":
             continue
         with pytest.raises(InputError):
             list(READERS[name](tmp_path / broken))
+
+
+def test_enwik8_is_cut_to_its_last_five_million_bytes(tmp_path: Path) -> None:
+    # the cut splits é
+    (tmp_path / "enwik8").write_bytes(b"x" * 94_999_999 + "é".encode() + b"y" * 4_999_999)
+    [row] = READERS["enwik8"](tmp_path / "enwik8")
+    assert row["text"] == "y" * 4_999_999
+    (tmp_path / "enwik8").write_bytes("né".encode()[:-1])
+    assert [row["text"] for row in READERS["enwik8"](tmp_path / "enwik8")] == ["n"]
+    (tmp_path / "enwik8").write_bytes(b"abc\xffdef")
+    with pytest.raises(InputError, match="not valid UTF-8 at byte 3"):
+        list(READERS["enwik8"](tmp_path / "enwik8"))
+    (tmp_path / "text8.gz").write_bytes(gzip.compress(b"abc"))
+    assert [row["text"] for row in READERS["enwik8"](tmp_path / "text8.gz")] == ["abc"]
+
+
+@pytest.mark.real_data
+def test_the_published_enwik8_is_read(real_data: Path) -> None:
+    [row] = READERS["enwik8"](real_data / "hf-dummy/enwik8-enwik8-raw/dummy_data/enwik8.zip/enwik8")
+    assert row["text"].startswith("==Max Stirner's Egoism==")

@@ -1,4 +1,4 @@
-"""SuperGLUE's eight as GPT-3 shows them."""
+"""SuperGLUE's eight tasks in their published format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def rows(name: str, path: Path, *values: Any) -> list[Row]:
     return list(READERS[name](path))
 
 
-def test_boolq_in_three_forms(tmp_path: Path) -> None:
+def test_boolq_is_read_in_three_forms(tmp_path: Path) -> None:
     expected = {"id": "7", "passage": "Fuel -- It is.", "question": "is it so", "gold": 1}
     original = {"idx": 7, "passage": "Fuel -- It is.", "question": "is it so", "label": False}
     older = {"idx": 7, "passage": "Fuel -- It is.", "question": "is it so", "answer": False}
@@ -30,7 +30,7 @@ def test_boolq_in_three_forms(tmp_path: Path) -> None:
     assert rows("boolq", tmp_path / "a.jsonl", original, older, prepared) == [expected] * 3
 
 
-def test_entailment(tmp_path: Path) -> None:
+def test_entailment_labels_are_read(tmp_path: Path) -> None:
     pairs = [
         {"premise": "p", "hypothesis": "h", "idx": 0, "label": label}
         for label in ("entailment", "contradiction", "neutral")
@@ -45,7 +45,7 @@ def test_entailment(tmp_path: Path) -> None:
         rows("rte", tmp_path / "a.jsonl", pairs[2])
 
 
-def test_copa(tmp_path: Path) -> None:
+def test_copa_is_read_as_sentence_continuations(tmp_path: Path) -> None:
     item = {
         "premise": "The man slept.",
         "choice1": "I saw.",
@@ -66,7 +66,7 @@ def test_copa(tmp_path: Path) -> None:
     )
 
 
-def test_wic(tmp_path: Path) -> None:
+def test_wic_is_read(tmp_path: Path) -> None:
     item = {
         "word": "class",
         "sentence1": "A class.",
@@ -80,7 +80,7 @@ def test_wic(tmp_path: Path) -> None:
     ]
 
 
-def test_wsc_marks_the_pronoun(tmp_path: Path) -> None:
+def test_wsc_puts_the_pronoun_in_asterisks(tmp_path: Path) -> None:
     target = {"span1_index": 0, "span1_text": "Mr. Lee", "span2_index": 4, "span2_text": "his"}
     item = {
         "text": "Mr. Lee visited Ann , his sister .",
@@ -98,7 +98,7 @@ def test_wsc_marks_the_pronoun(tmp_path: Path) -> None:
         "",
         "Mr. Lee",
     ]
-    with pytest.raises(InputError, match="'his' does not stand at word 4"):
+    with pytest.raises(InputError, match="'his' is not at word 4"):
         rows("wsc", tmp_path / "a.jsonl", {**item, "target": target})
 
 
@@ -159,7 +159,9 @@ def test_record_lists_each_entity_once(tmp_path: Path) -> None:
           ("BoolQ", "CB", "COPA", "RTE", "WiC", "WSC", "MultiRC", "ReCoRD")),
     ],
 )  # fmt: skip
-def test_the_real_files(real_data: Path, name: str, path: str, count: int | None) -> None:
+def test_published_superglue_sets_are_read(
+    real_data: Path, name: str, path: str, count: int | None
+) -> None:
     read = list(READERS[name](real_data / path))
     assert read
     assert count is None or len(read) == count

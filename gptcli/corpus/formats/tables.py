@@ -1,0 +1,169 @@
+"""Readers of tables, one document a row: CSV and Parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import tempfile
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import IO, Any
+
+from gptcli.corpus.documents import (
+    BLOCK_RECORDS,
+    MAX_DOCUMENT_BYTES,
+    Document,
+    FileRange,
+    Reader,
+    bad_document,
+    reject_escaped_bytes,
+)
+from gptcli.corpus.inputs import MissingPackageError, file_suffixes, open_input
+from gptcli.errors import InputError, install_hint
+from gptcli.files import temporary_room
+
+SKIP_HINT = "leave it out, or count and skip what is broken with {option:on_error} skip"
+
+
+def csv_reader(field: str) -> Reader:
+    """Return a reader of CSV with a header row and RFC 4180 quotes: text in the column `field`."""
+
+    def read(stream: IO[bytes], name: str, part: FileRange) -> Iterator[Document]:
+        csv.field_size_limit(MAX_DOCUMENT_BYTES)
+        rows = csv.reader(io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline=""))
+        header = next(rows, [])
+        text_column = header.index(field) if field in header else None
+        url_column = header.index("url") if "url" in header else None
+        number = -1
+        while True:
+            number += 1
+            try:
+                row = next(rows, None)
+            except csv.Error as error:
+                what, where = f"not valid CSV: {error}", f"{name}:{rows.line_num}"
+                yield bad_document("not valid CSV", what, where, number)
+                continue
+            if row is None:
+                return
+            if not part.selects(number) or not row:
+                continue
+            where = f"{name}:{rows.line_num}"
+            if text_column is None or len(row) != len(header):
+                what = (
+                    f'no column "{field}"'
+                    if text_column is None
+                    else f"{len(row)} columns, but the header has {len(header)}"
+                )
+                yield bad_document("no text field", what, where, number)
+                continue
+            url = row[url_column] if url_column is not None else ""
+            yield reject_escaped_bytes(Document(row[text_column], where, number, url))
+
+    return read
+
+
+def parquet_reader(field: str) -> Reader:
+    """Return a reader of Parquet: text in the string column `field`, BLOCK_RECORDS rows at a time.
+
+    It raises InputError if the file's metadata is damaged; a damaged row group yields bad documents.
+    """
+
+    def read(stream: Any, name: str, part: FileRange) -> Iterator[Document]:
+        pyarrow = _import_pyarrow(name)
+        try:
+            compressed = file_suffixes(name)[1]
+            file = pyarrow.parquet.ParquetFile(_seekable_copy(stream) if compressed else stream)
+            names = file.schema_arrow.names
+            first, last = part.groups or (0, file.num_row_groups)
+            group_rows = (file.metadata.row_group(group).num_rows for group in range(last))
+            starts = list(accumulate(group_rows, initial=0))  # row number of each row group
+            if field not in names:
+                what = f'no column "{field}" among {", ".join(names[:8])}'
+                for row in range(starts[first], starts[last]):
+                    yield bad_document("no text field", what, f"{name}, row {row}", row, SKIP_HINT)
+                return
+            columns = [column for column in (field, "url") if column in names]
+            for group in range(first, last):
+                row = starts[group]
+                try:
+                    for batch in file.iter_batches(
+                        BLOCK_RECORDS, row_groups=[group], columns=columns
+                    ):
+                        yield from _batch_documents(batch, field, name, row)
+                        row += len(batch)
+                except (pyarrow.ArrowException, OSError) as error:
+                    what = f"the row group is damaged: {_damage(error)}"
+                    for damaged in range(row, starts[group + 1]):
+                        where = f"{name}, row {damaged}"
+                        yield bad_document("damaged rows", what, where, damaged, SKIP_HINT)
+        # UnicodeDecodeError is raised for column names.
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise InputError(f"the file is damaged: {_damage(error)}", where=name) from None
+
+    return read
+
+
+def _batch_documents(batch: Any, field: str, name: str, first: int) -> Iterator[Document]:
+    """Yield the documents of a batch of rows, the first of which has the number `first`."""
+    texts = batch.column(field)
+    urls = batch.column("url") if "url" in batch.schema.names else None
+    for row, number in enumerate(range(first, first + len(texts))):
+        where = f"{name}, row {number}"
+        try:
+            text, url = texts[row].as_py(), urls[row].as_py() if urls is not None else None
+        except UnicodeDecodeError:
+            yield bad_document("not valid UTF-8", "not valid UTF-8", where, number)
+            continue
+        if isinstance(text, str):
+            yield Document(text, where, number, url if isinstance(url, str) else "")
+        else:
+            what = f'"{field}" is {type(text).__name__}, not text'
+            yield bad_document("no text field", what, where, number)
+
+
+def _damage(error: Exception) -> str:
+    """Return the first line of an error about a file's content; raise an error of the disk."""
+    if getattr(error, "errno", None) is not None:
+        raise error
+    return str(error).splitlines()[0]
+
+
+def _import_pyarrow(name: str) -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingPackageError(
+            "reading .parquet needs the package pyarrow", where=name, hint=install_hint("pyarrow")
+        ) from None
+    return pyarrow
+
+
+def _seekable_copy(stream: IO[bytes]) -> IO[bytes]:
+    """Return a temporary copy of a decompressed stream, deleted when it is closed.
+
+    Parquet is read from its end, and a compressed stream cannot seek.
+    """
+    copy = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
+    with temporary_room("the file, decompressed"):
+        shutil.copyfileobj(stream, copy, 1 << 20)
+        copy.seek(0)
+    return copy
+
+
+def row_group_bytes(path: str) -> list[int]:
+    """Return the compressed size of each row group of a Parquet file.
+
+    The list is empty if the file is damaged: its reader raises the error later.
+    """
+    pyarrow = _import_pyarrow(path)
+    with open_input(path) as stream:
+        try:
+            metadata = pyarrow.parquet.read_metadata(stream)
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError):
+            return []
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        return [
+            sum(group.column(column).total_compressed_size for column in range(group.num_columns))
+            for group in groups
+        ]

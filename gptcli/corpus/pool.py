@@ -1,0 +1,255 @@
+"""Worker pools: processes of this machine, or actors on a Ray cluster.
+
+Both pools map tasks to results in any order, with a bounded number of tasks in flight. They leave
+no orphans, and report a worker that died instead of waiting for it. Workers exchange only the names
+of files with the coordinator, so a task that was lost is simply run again by `--resume`.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol, TypeVar, get_args
+
+from gptcli.errors import RunError, UsageError, install_hint, nearest
+from gptcli.interrupts import Held
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+Runner = Literal["local", "ray"]
+RUNNERS: tuple[Runner, ...] = get_args(Runner)
+TASKS_PER_WORKER = 2  # tasks waiting or running, for each worker
+_state: Any = None  # of this worker process
+
+
+class Pool(Protocol):
+    """Workers that each have a copy of a state and call functions with it."""
+
+    count: int
+    """Number of workers."""
+
+    def map(
+        self, function: Callable[[Any, Task], Result], tasks: Iterable[Task]
+    ) -> Iterator[Result]:
+        """Yield `function(state, task)` for each task, in any order.
+
+        `tasks` is consumed no faster than tasks are finished. An exception of a worker is raised
+        here. Raises RunError if a worker dies.
+        """
+
+    def __enter__(self) -> Pool: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+def check_runner(runner: str) -> None:
+    """Check that a runner exists, and connect to the cluster if it is "ray".
+
+    Raises UsageError if there is no such runner or no cluster.
+    """
+    if runner not in RUNNERS:
+        raise UsageError(
+            f"unknown runner {runner!r}",
+            field="runner",
+            code="unknown_runner",
+            hint=nearest(runner, RUNNERS),
+        )
+    if runner == "ray":
+        connect_to_ray()
+
+
+def open_pool(runner: str, count: int, state: Any) -> Pool:
+    """Return a pool of `count` local processes, or of all cores of a Ray cluster.
+
+    Raises UsageError like `check_runner`.
+    """
+    check_runner(runner)
+    return LocalPool(count, state) if runner == "local" else RayPool(state)
+
+
+class LocalPool:
+    """Pool of `count` processes on this machine; `state` is pickled and sent to each once.
+
+    A single worker is the calling process itself. Others are spawned, not forked: the tokenizer's
+    threads do not survive a fork.
+    """
+
+    def __init__(self, count: int, state: Any) -> None:
+        self.count, self._state = count, state
+        self._earlier_children = multiprocessing.active_children()
+        self._pool: ProcessPoolExecutor | None = None
+        if count > 1:
+            self._pool = ProcessPoolExecutor(
+                count,
+                multiprocessing.get_context("spawn"),
+                initializer=_start_worker,
+                initargs=(state,),
+            )
+
+    def map(
+        self, function: Callable[[Any, Task], Result], tasks: Iterable[Task]
+    ) -> Iterator[Result]:
+        """Yield `function(state, task)` for each task; see `Pool.map`."""
+        if self._pool is None:
+            for task in tasks:
+                yield function(self._state, task)
+            return
+        pending: set[Future[Result]] = set()
+        try:
+            for task in tasks:
+                with Held():  # submitting a task may start a process
+                    pending.add(self._pool.submit(_run_task, function, task))
+                if len(pending) >= TASKS_PER_WORKER * self.count:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            while pending:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        except BrokenProcessPool:
+            raise RunError(
+                "a worker process died; most often the system killed it because memory ran out",
+                hint="run again with {option:resume} and fewer {option:workers}: all finished work is kept",
+            ) from None
+
+    def __enter__(self) -> LocalPool:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._pool is None:
+            return
+        if kind is not None:  # do not wait for running tasks
+            for child in set(multiprocessing.active_children()) - set(self._earlier_children):
+                child.kill()
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(state: Any) -> None:
+    global _state
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process, one core
+    _state = state
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # a worker must not outlive a parent that was killed
+
+
+def _run_task(function: Callable[[Any, Task], Result], task: Task) -> Result:
+    return function(_state, task)
+
+
+class RayPool:
+    """Pool with one actor on each core of a running Ray cluster.
+
+    If another job uses a core, the tasks of its actor wait. All machines have to see the output
+    folder and the inputs, on a shared file system or as URLs: workers exchange files, and so the
+    bytes are those of local workers.
+    """
+
+    def __init__(self, state: Any) -> None:
+        """Start the actors. Raises UsageError like `connect_to_ray`."""
+        ray = self._ray = connect_to_ray()
+        self.count = int(ray.cluster_resources()["CPU"])
+        shared_state, actor = ray.put(state), ray.remote(num_cpus=1)(_Actor)
+        self._actors: list[Any] = [
+            actor.remote(shared_state, str(Path.cwd())) for _ in range(self.count)
+        ]
+
+    def map(
+        self, function: Callable[[Any, Task], Result], tasks: Iterable[Task]
+    ) -> Iterator[Result]:
+        """Yield `function(state, task)` for each task; see `Pool.map`."""
+        pending: dict[Any, Any] = {}  # result to come: actor that computes it
+        idle = self._actors * TASKS_PER_WORKER
+        try:
+            for task in tasks:
+                if not idle:
+                    yield from self._next_result(pending, idle)
+                actor = idle.pop()
+                pending[actor.run.remote(function, task)] = actor
+            while pending:
+                yield from self._next_result(pending, idle)
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except self._ray.exceptions.RayActorError:
+            raise RunError(
+                "a worker on the cluster died; most often because memory ran out",
+                hint="run again with {option:resume}: all finished work is kept",
+            ) from None
+
+    def _next_result(self, pending: dict[Any, Any], idle: list[Any]) -> Iterator[Any]:
+        (done,), _ = self._ray.wait(list(pending), num_returns=1)
+        idle.append(pending.pop(done))
+        yield self._ray.get(done)
+
+    def __enter__(self) -> RayPool:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for actor in self._actors:
+            self._ray.kill(actor)
+
+
+class _Actor:
+    """Ray actor that keeps the state, like a local worker process."""
+
+    def __init__(self, state: Any, folder: str) -> None:
+        os.chdir(folder)  # relative paths are relative to the command's folder
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one actor, one core
+        self._state = state
+
+    def run(self, function: Callable[[Any, Task], Result], task: Task) -> Result:
+        return function(self._state, task)
+
+
+def connect_to_ray() -> Any:
+    """Return the module `ray`, connected to the cluster of RAY_ADDRESS or of this machine.
+
+    Raises UsageError if Ray is not installed or no cluster is running.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise UsageError(
+            "ray is not installed", field="runner", code="not_installed", hint=install_hint("ray")
+        ) from None
+    if not ray.is_initialized():
+        try:
+            ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError:
+            if address := os.environ.get("RAY_ADDRESS"):
+                what = f"no Ray cluster answers at {address}"
+                hint = "set RAY_AUTH_MODE=token if the cluster asks for a token"
+            else:
+                what = "no Ray cluster is running"
+                hint = "start one with ray start --head, or set RAY_ADDRESS to the head of another"
+            raise UsageError(what, field="runner", code="no_ray_cluster", hint=hint) from None
+    return ray

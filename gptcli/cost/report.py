@@ -1,0 +1,399 @@
+"""Report of an estimate as rows of text: name, value and note; tables; and formulas.
+
+`gpt cost` prints these. A name without indentation heads a section.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+
+from gptcli.cost.estimate import Cluster, Estimate
+from gptcli.cost.flops import parameters_by_part
+from gptcli.cost.hardware import Gpu
+from gptcli.cost.inference import inference
+from gptcli.cost.memory import kv_cache_per_token, memory_by_part, min_gpus
+from gptcli.cost.planner import Plan, nearest_that_fits
+from gptcli.cost.rank_memory import StepConfig
+from gptcli.cost.scaling import RANGES, predicted_losses
+from gptcli.model.config import ModelConfig
+from gptcli.numbers import (
+    ENERGY,
+    GPU_TIME,
+    MASS,
+    MIN_SHOWN,
+    SPEED,
+    TIME,
+    amount,
+    dollars,
+    duration,
+    figure,
+    gpu_unit,
+    in_bytes,
+    percent,
+    scaled,
+    short,
+    unit_for,
+)
+
+Row = tuple[str, str, str]
+
+LAW_NOTES = {
+    "kaplan": "Kaplan et al. 2020",
+    "gpt3": "GPT-3, figure 3.1: by compute",
+    "chinchilla": "Hoffmann et al. 2022, as printed",
+    "chinchilla-refit": "Besiroglu et al. 2024",
+}
+MEMORY_ROWS = {  # part of the memory: its label and note
+    "parameters": ("parameters", "fp32"),
+    "gradients": ("gradients", "fp32"),
+    "optimizer": ("optimizer", "Adam's two moments, fp32"),
+    "training": ("total for training", ""),
+    "inference_fp32": ("inference in fp32", ""),
+    "inference_16bit": ("inference in 16 bits", ""),
+    "kv_cache_per_token": ("KV cache per token", "16 bits"),
+    "kv_cache_per_context": ("KV cache per context", "16 bits"),
+}
+RANK_NOTES = {  # part of a rank's memory: its note
+    "parameters": "fp32",
+    "optimizer": "Adam's two moments, fp32",
+    "gradients": "fp32",
+    "activations": "kept for the backward pass",
+    "logits": "one chunk at a time",
+    "copies": "weights, cast or gathered",
+    "workspace": "of the layer in progress",
+}
+
+
+def estimate_title(estimate: Estimate) -> str:
+    """Return the name of the model with its shape."""
+    model = estimate.model
+    if model is None:
+        return estimate.name
+    return (
+        f"{estimate.name}: {model.n_layer} layers, {model.n_head} heads of {model.d_head}, "
+        f"width {model.d_model}, context {model.n_ctx}, {model.attention}"
+    )
+
+
+def estimate_rows(estimate: Estimate, *, brief: bool, assumed: str = "") -> list[Row]:
+    """Return the rows of an estimate; if `brief`, only FLOPs, time and money.
+
+    `assumed` is the note on a GPU that the user did not name.
+    """
+    model, tokens, parameters = estimate.model, estimate.tokens, estimate.parameters
+    rows: list[Row] = []
+    if tokens is None:
+        rows += [("Compute", "", ""), ("  FLOP", short(estimate.flops), "")]
+    elif model is None:
+        rows += [("Parameters", f"{parameters:,}", "as published; not a GPT")]
+        rows += _training(estimate, tokens)
+    elif brief:
+        rows += _training(estimate, tokens)
+    else:
+        rows += _parameters(model) + _training(estimate, tokens) + _flops_by_convention(estimate)
+    if estimate.pf_days >= MIN_SHOWN:
+        rows += [("  PF-days", figure(estimate.pf_days), "")]
+    rows += _time_and_money(estimate, assumed)
+    if not brief and parameters is not None:
+        rows += [] if model is None or tokens is None else _losses(model, tokens)
+        rows += _memory(parameters, model, estimate.cluster)
+        rows += [] if model is None else _inference(model, estimate.cluster)
+    return rows
+
+
+def _parameters(model: ModelConfig) -> list[Row]:
+    rows = [("Parameters", f"{model.parameters:,}", "")]
+    for part, n in parameters_by_part(model).items():
+        note = percent(n / model.parameters) if n else "tied to the embeddings"
+        rows.append((f"  {part}", f"{n:,}", note))
+    return rows
+
+
+def _training(estimate: Estimate, tokens: int) -> list[Row]:
+    assert estimate.parameters is not None
+    each = round(estimate.flops / estimate.parameters / tokens)
+    return [
+        (f"Training on {amount(tokens)} tokens", "", ""),
+        ("  tokens per parameter", figure(tokens / estimate.parameters), ""),
+        (f"  FLOP, {each}ND", short(estimate.flops), "the papers' count; priced below"),
+    ]
+
+
+def _flops_by_convention(estimate: Estimate) -> list[Row]:
+    """Return the FLOPs by the conventions that include attention."""
+    model, counts = estimate.model, estimate.flops_by_convention
+    assert model is not None
+    assert counts is not None
+    attention = percent(1 - counts["6N"] / counts["palm"])
+    band = f" with bands of {model.band}" if model.attention == "banded" else ""
+    recomputed = short(counts["megatron-recompute"])
+    return [
+        ("  FLOP, PaLM", short(counts["palm"]), f"with all of attention, {attention}"),
+        ("  FLOP, causal", short(counts["causal"]), f"as computed{band}"),
+        ("  FLOP, Megatron", short(counts["megatron"]), f"{recomputed} with full recomputation"),
+    ]
+
+
+def _time_and_money(estimate: Estimate, assumed: str) -> list[Row]:
+    cluster, gpu, energy = estimate.cluster, estimate.cluster.gpu, estimate.energy
+    name = "a custom GPU" if gpu is None else gpu.name
+    rows = [(f"Time and money on {name}", "", assumed)]
+    mfu = "no GPU named, so no MFU"
+    if gpu is not None and cluster.mfu is not None:
+        peak = f"{gpu.peak_flops / 1e12:g} {'bf16' if gpu.bf16 else 'fp16'}, dense"
+        mfu = f"MFU {percent(cluster.mfu)} of {peak}"
+    size, unit = unit_for(cluster.throughput.value, SPEED)
+    rows.append((f"  {unit}, sustained", figure(cluster.throughput.value / size), mfu))
+    if cluster.goodput is not None:
+        share = percent(cluster.goodput.value, 0)
+        rows.append(("  goodput", share, "of the time is spent training"))
+    if estimate.gpu_years >= MIN_SHOWN:
+        rows.append(("  GPU-years", figure(estimate.gpu_years), "of 365 days"))
+    seconds, (size, unit) = estimate.gpu_hours * 3600, gpu_unit(estimate.gpu_hours)
+    between = _range(estimate, seconds, lambda value: figure(value / size)).removeprefix(", ")
+    price = "unknown: set one with {option:price}"
+    if cluster.price is not None:
+        price = f"{dollars(cluster.price.value)} an hour"
+        price += _range(estimate, estimate.dollars, dollars)
+    days = duration(estimate.days * 86400)
+    if estimate.days >= 10:
+        days = f"{figure(estimate.days)} days"
+    rows += [
+        (f"  {unit}", figure(seconds / size), between),
+        ("  dollars", dollars(estimate.dollars), price),
+        (f"  on {cluster.count:,} {gpu_label(cluster)}", days, ""),
+    ]
+    if energy is not None:
+        co2 = f"{scaled(energy.co2_kg * 1000, MASS)} of CO2e"
+        rows.append(("  energy", scaled(energy.kwh * 1000, ENERGY), co2))
+    return rows
+
+
+def _range(estimate: Estimate, value: float | None, write: Callable[[float], str]) -> str:
+    low_high = estimate.between(value)
+    if low_high is None or estimate.cluster.uncertainty_factor == 1:
+        return ""
+    return f", {write(low_high[0])} to {write(low_high[1])}"
+
+
+def _losses(model: ModelConfig, tokens: int) -> list[Row]:
+    rows: list[Row] = [("Predicted loss", "", "nats per token of each law's text")]
+    for law, loss in predicted_losses(model, tokens).items():
+        if loss is None:
+            rows.append((f"  {law}", "outside", f"range {RANGES[law]}"))
+        else:
+            rows.append((f"  {law}", f"{loss:.3f}", LAW_NOTES[law]))
+    return rows
+
+
+def _memory(parameters: int, model: ModelConfig | None, cluster: Cluster) -> list[Row]:
+    rows = [("Memory without activations", "", "")]
+    for part, n_bytes in memory_by_part(parameters, model).items():
+        label, note = MEMORY_ROWS[part]
+        rows.append((f"  {label}", in_bytes(n_bytes), note or _fits(n_bytes, cluster)))
+    return rows
+
+
+def _fits(n_bytes: int, cluster: Cluster) -> str:
+    """Return whether the cluster can hold `n_bytes`, divided evenly."""
+    if cluster.memory_bytes is None:
+        return ""
+    needed = min_gpus(n_bytes, cluster.memory_bytes)
+    gpus = f"{gpu_label(cluster)} of {in_bytes(cluster.memory_bytes)}"
+    if needed <= cluster.count:
+        return f"fits {cluster.count:,} {gpus}"
+    return f"needs {needed:,} {gpus}"
+
+
+def _inference(model: ModelConfig, cluster: Cluster) -> list[Row]:
+    """Return the cost of inference in 16 bits, for one sequence of a full context."""
+    run = inference(model, cluster.gpu)
+    prefill = decode = ""
+    if (
+        run.gpus is not None
+        and run.prefill_seconds is not None
+        and run.tokens_per_second is not None
+    ):
+        gpus = f"{run.gpus:,} {gpu_label(cluster)}"
+        prefill = f"{scaled(run.prefill_seconds, TIME[3:], 2)} or more on {gpus}"
+        decode = f"at most {figure(run.tokens_per_second, 3)} tokens/s on {gpus}"
+    return [
+        ("Inference", "", f"{model.n_ctx:,}-token context, 16 bits"),
+        ("  FLOP, prefill", short(run.prefill_flops), prefill),
+        ("  FLOP per new token", short(run.decode_flops), "2N and attention"),
+        ("  bytes per new token", in_bytes(run.decode_bytes), decode),
+    ]
+
+
+def gpu_label(cluster: Cluster) -> str:
+    """Return the name of the cluster's GPU, or "GPU" for a custom one."""
+    return "GPU" if cluster.gpu is None else cluster.gpu.name
+
+
+def sizes_table(estimates: list[Estimate]) -> list[list[str]]:
+    """Return a table with a row per estimate of a training run, all on the same cluster."""
+    least = min(estimate.gpu_hours for estimate in estimates)
+    size, unit = unit_for(least * 3600, GPU_TIME, MIN_SHOWN)
+    columns = ["size", "params", "tokens", "FLOP", "PF-days", unit, "dollars", "to train"]
+    rows = [[*columns, f"on {estimates[0].cluster.count:,}"]]
+    for estimate in estimates:
+        report = estimate.as_dict()
+        rows.append(
+            [
+                estimate.name,
+                amount(report["parameters"]),
+                amount(report["tokens"]),
+                short(estimate.flops),
+                figure(estimate.pf_days, 3),
+                figure(estimate.gpu_hours * 3600 / size, 3),
+                dollars(estimate.dollars),
+                in_bytes(report["memory_bytes"]["training"]),
+                scaled(estimate.days * 86400, TIME, 3),
+            ]
+        )
+    return rows
+
+
+def rank_rows(plan: Plan, config: ModelConfig, gpu: Gpu | None) -> list[Row]:
+    """Return the peak memory of the layout's fullest rank, and whether it fits the GPU.
+
+    If it does not, the rows name the nearest layout that does.
+    """
+    step, total = plan.work, plan.memory.total
+    rows: list[Row] = [
+        ("Memory per rank", "", str(plan.layout)),
+        ("  run with", "", _step_options(step)),
+    ]
+    rows += [
+        (f"  {part}", in_bytes(n_bytes), RANK_NOTES[part])
+        for part, n_bytes in asdict(plan.memory).items()
+    ]
+    verdict = ""
+    if gpu is not None:
+        spare = gpu.memory_bytes - total
+        verdict = (
+            f"fits {gpu.name} with {in_bytes(spare)} to spare"
+            if spare >= 0
+            else f"exceeds {gpu.name} by {in_bytes(-spare)}"
+        )
+    rows.append(("  peak", in_bytes(total), verdict))
+    if gpu is not None and total > gpu.memory_bytes:
+        nearest = nearest_that_fits(config, plan.layout, step, gpu)
+        if nearest is None:
+            rows.append(("  nearest that fits", "", "none on this number of GPUs"))
+        else:
+            rows.append(("  nearest that fits", "", str(nearest[0])))
+            rows.append(("    run with", "", _step_options(nearest[1])))
+    batch = step.micro_batch * step.micro_batches * plan.layout.replicas * config.n_ctx
+    part, seconds = max(asdict(plan.time).items(), key=lambda item: item[1])
+    share = percent(seconds / plan.time.total, 0)
+    speed = f"{amount(plan.tokens_per_second)} tokens/s; {part} {share}"
+    rows.append((f"  step of {amount(batch)} tokens", _step_time(plan), speed))
+    return rows
+
+
+def plans_table(plans: list[Plan]) -> list[list[str]]:
+    """Return a table with a row per layout."""
+    rows = [["layout", "micro", "recompute", "step", "waits", "memory", "tokens/s"]]
+    for plan in plans:
+        rows.append(
+            [
+                str(plan.layout),
+                str(plan.work.micro_batch),
+                plan.work.recompute,
+                _step_time(plan),
+                percent(plan.time.waits, 0),
+                in_bytes(plan.memory.total),
+                amount(plan.tokens_per_second),
+            ]
+        )
+    return rows
+
+
+def train_command(plan: Plan, model: str) -> str:
+    """Return the plan as a `gpt train` command line; `model` is the size or shape as options."""
+    step = plan.work
+    precision = "" if step.precision == "bf16" else f" {{option:precision}} {step.precision}"
+    return (
+        f"gpt train {model} --layout {plan.layout} --micro-batch {step.micro_batch} "
+        f"{{option:recompute}} {step.recompute}{precision}"
+    )
+
+
+def _step_options(step: StepConfig) -> str:
+    return f"micro-batch {step.micro_batch}, recompute {step.recompute}"
+
+
+def _step_time(plan: Plan) -> str:
+    seconds = plan.time.total
+    return duration(seconds) if seconds >= 60 else scaled(seconds, TIME, 3)
+
+
+def formulas(estimate: Estimate) -> list[str]:
+    """Return the formulas of the estimate with its numbers filled in, one per line."""
+    return [*_flops_formulas(estimate), *_time_formulas(estimate), *_memory_formulas(estimate)]
+
+
+def _flops_formulas(estimate: Estimate) -> list[str]:
+    model, tokens, N = estimate.model, estimate.tokens, estimate.parameters
+    lines = []
+    if N is not None and tokens is not None:
+        if model is not None:
+            L, C, V, T = model.n_layer, model.d_model, model.vocab_size, model.n_ctx
+            lines.append(
+                f"parameters N = 12·L·C² + 13·L·C + (V + T)·C + 2·C = {N:,} "
+                f"with L {L}, C {C}, V {V:,}, T {T:,}"
+            )
+        each = round(estimate.flops / N / tokens)
+        lines.append(f"FLOP = {each}·N·D = {each} x {N:,} x {tokens:,} = {short(estimate.flops)}")
+    if estimate.pf_days >= MIN_SHOWN:
+        lines.append(f"PF-days = FLOP / 8.64e19 = {figure(estimate.pf_days)}")
+    return lines
+
+
+def _time_formulas(estimate: Estimate) -> list[str]:
+    cluster = estimate.cluster
+    goodput = "" if cluster.goodput is None else f" x goodput {cluster.goodput.value:g}"
+    size, unit = gpu_unit(estimate.gpu_hours)
+    per_hour = " / 3,600" if unit == "GPU-hours" else ""
+    lines = [
+        f"{unit if per_hour else 'GPU time'} = "
+        f"FLOP / (throughput{' x goodput' if goodput else ''}){per_hour} = "
+        f"{short(estimate.flops)} / ({short(cluster.throughput.value)}{goodput}){per_hour} = "
+        f"{figure(estimate.gpu_hours * 3600 / size)}{'' if per_hour else f' {unit}'}"
+    ]
+    if cluster.gpu is not None and cluster.mfu is not None:
+        peak = f"{short(cluster.throughput.value)} / {short(cluster.gpu.peak_flops)}"
+        lines.append(f"MFU = throughput / peak = {peak} = {percent(cluster.mfu)}")
+    if estimate.gpu_years >= MIN_SHOWN:
+        lines.append(f"GPU-years = GPU-hours / 8,760 = {figure(estimate.gpu_years)}")
+    if cluster.price is not None:
+        lines.append(f"dollars = GPU-hours x {cluster.price.value:g} = {dollars(estimate.dollars)}")
+    if estimate.days >= MIN_SHOWN:
+        lines.append(f"days = GPU-hours / {cluster.count:,} / 24 = {figure(estimate.days)}")
+    if (used := estimate.energy) is not None:
+        watts, server, building, co2 = (a.value for a in used.assumptions)
+        drawn, emitted = scaled(used.kwh * 1000, ENERGY), scaled(used.co2_kg * 1000, MASS)
+        lines.append(
+            f"energy = GPU-hours x {watts:g} W x {server:g} x {building:g} = {drawn}; "
+            f"CO2e = kWh x {co2:g} kg = {emitted}"
+        )
+    return lines
+
+
+def _memory_formulas(estimate: Estimate) -> list[str]:
+    model, cluster, N = estimate.model, estimate.cluster, estimate.parameters
+    lines = [] if N is None else [f"training state = (4 + 4 + 8 bytes)·N = {in_bytes(16 * N)}"]
+    if model is None:
+        return lines
+    run = inference(model, cluster.gpu)
+    lines.append(f"KV cache a token = 2·L·C x 2 bytes = {kv_cache_per_token(model):,} bytes")
+    lines.append(f"bytes to decode a token = 2·N + T x KV cache = {in_bytes(run.decode_bytes)}")
+    if run.tokens_per_second is not None and cluster.gpu is not None:
+        speed = f"{run.gpus} x {short(cluster.gpu.bandwidth)} / {short(run.decode_bytes)}"
+        lines.append(
+            f"decoding, at most = GPUs x bandwidth / bytes = {speed} = "
+            f"{figure(run.tokens_per_second, 3)} tokens/s"
+        )
+    return lines

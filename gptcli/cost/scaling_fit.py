@@ -1,0 +1,336 @@
+"""Fit a scaling law to finished training runs, with confidence intervals from a bootstrap.
+
+With at least six runs whose sizes and tokens vary independently, the law is Chinchilla's
+L = E + A/N^alpha + B/D^beta, fitted by the Huber loss of log L (Hoffmann et al. 2022, approach 3).
+Otherwise its terms cannot be separated, and the law is a power of the compute, L = a·C^-b with
+C = 6ND in PF-days, fitted by least squares of log L.
+
+The optimizer is the simplex of Nelder and Mead (1965) in plain Python.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from gptcli.cost.scaling import PF_DAY
+from gptcli.errors import UsageError
+
+HUBER_DELTA = 1e-3
+MIN_JOINT_RUNS = 6  # fewer cannot determine five unknowns
+MAX_CORRELATION = 0.95  # of log sizes and log tokens; above it they count as one variable
+MAX_NEGATIVE_LOG = 40.0  # exp(-40) is a negligible term
+RESAMPLES = 60
+STARTS = ((1.0, 0.3), (2.0, 0.5))  # scale of E, and both exponents
+
+Point = list[float]
+LawName = Literal["joint", "compute"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """Size, tokens and loss of one finished training run."""
+
+    name: str
+    parameters: int
+    tokens: int
+    loss: float
+    """Nats per token."""
+
+    @property
+    def pf_days(self) -> float:
+        """Training compute by 6ND, in PF-days."""
+        return 6.0 * self.parameters * self.tokens / PF_DAY
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Loss that a fitted law predicts for a run that it was not fitted to."""
+
+    name: str
+    parameters: int
+    tokens: int
+    loss: float
+    """Predicted loss, nats per token."""
+    interval: tuple[float, float]
+    """95 % interval of the loss."""
+    measured: float | None
+    """Loss of the run; None for a run that does not exist yet."""
+
+    @property
+    def error(self) -> float | None:
+        """Relative error of the prediction; None without a measured loss."""
+        return None if self.measured is None else self.loss / self.measured - 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the prediction as `gpt cost --fit --json` reports it."""
+        return {
+            "name": self.name,
+            "parameters": self.parameters,
+            "tokens": self.tokens,
+            "loss": self.loss,
+            "between": self.interval,
+            "measured": self.measured,
+            "error": self.error,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittedLaw:
+    """Scaling law with its fitted constants and their 95 % bootstrap intervals."""
+
+    law: LawName
+    formula: str
+    values: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    error: float
+    """Root mean square of log(predicted / measured) over the runs."""
+    resamples: tuple[tuple[Point, float], ...]
+    """Constants of each bootstrap resample, and the error factor of one further run."""
+
+    def loss(self, parameters: float, tokens: float) -> float:
+        """Return the predicted loss of a model, in nats per token."""
+        return _FORMS[self.law].loss(list(self.values.values()), parameters, tokens)
+
+    def loss_interval(self, parameters: float, tokens: float) -> tuple[float, float]:
+        """Return the 95 % interval of the loss of one further run."""
+        form = _FORMS[self.law]
+        return _central_interval(
+            [error * form.loss(values, parameters, tokens) for values, error in self.resamples]
+        )
+
+    def predict(
+        self, name: str, parameters: int, tokens: int, measured: float | None = None
+    ) -> Prediction:
+        """Return the predicted loss of a run next to its measured one, if there is one."""
+        return Prediction(
+            name,
+            parameters,
+            tokens,
+            self.loss(parameters, tokens),
+            self.loss_interval(parameters, tokens),
+            measured,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the law as `gpt cost --fit --json` reports it."""
+        return {
+            "law": self.law,
+            "formula": self.formula,
+            "values": self.values,
+            "intervals": self.intervals,
+            "error": self.error,
+        }
+
+
+def fit_report(
+    law: FittedLaw, runs: Sequence[RunResult], predictions: Sequence[Prediction]
+) -> dict[str, Any]:
+    """Return the JSON report of a fit: the law, the runs and the predictions."""
+    return law.as_dict() | {
+        "runs": [asdict(run) for run in runs],
+        "predicted": [prediction.as_dict() for prediction in predictions],
+    }
+
+
+def fit_law(runs: Sequence[RunResult], *, seed: int = 0) -> FittedLaw:
+    """Fit the law that `runs` can support; `seed` draws the bootstrap resamples.
+
+    Raises UsageError for fewer than three runs of different size or length.
+    """
+    if len({(run.parameters, run.tokens) for run in runs}) < 3:
+        raise UsageError(
+            f"a scaling law needs three or more runs of different compute; {len(runs)} given",
+            field="fit",
+            code="too_few_runs",
+        )
+    law: LawName = "joint" if len(runs) >= MIN_JOINT_RUNS and _is_spread(runs) else "compute"
+    form = _FORMS[law]
+    values = form.fit(runs, None)
+    predicted = [form.loss(values, run.parameters, run.tokens) for run in runs]
+    residuals = [math.log(run.loss / loss) for run, loss in zip(runs, predicted, strict=True)]
+    # residuals are smaller than the errors by the degrees of freedom that the fit uses up
+    width_mult = math.sqrt(len(runs) / max(1, len(runs) - len(values)))
+    generator = random.Random(seed)
+    resamples: list[tuple[Point, float]] = []
+    for _ in range(RESAMPLES):
+        resample = [
+            RunResult(
+                name=run.name,
+                parameters=run.parameters,
+                tokens=run.tokens,
+                loss=loss * math.exp(width_mult * generator.choice(residuals)),
+            )
+            for run, loss in zip(runs, predicted, strict=True)
+        ]
+        resamples.append(
+            (form.fit(resample, values), math.exp(width_mult * generator.choice(residuals)))
+        )
+    intervals = {
+        name: _central_interval([point[i] for point, _ in resamples])
+        for i, name in enumerate(form.names)
+    }
+    return FittedLaw(
+        law=law,
+        formula=form.formula,
+        values=dict(zip(form.names, values, strict=True)),
+        intervals=intervals,
+        error=math.sqrt(statistics.fmean(r * r for r in residuals)),
+        resamples=tuple(resamples),
+    )
+
+
+def _is_spread(runs: Sequence[RunResult]) -> bool:
+    """Tell whether sizes and tokens vary, and not only together."""
+    sizes, tokens = (
+        [math.log(n) for n in values]
+        for values in ([run.parameters for run in runs], [run.tokens for run in runs])
+    )
+    if min(len(set(sizes)), len(set(tokens))) < 3:
+        return False
+    return abs(statistics.correlation(sizes, tokens)) < MAX_CORRELATION
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """Functional form of a law: its loss, and its fit from an optional starting point."""
+
+    formula: str
+    names: tuple[str, ...]
+    loss: Callable[[Sequence[float], float, float], float]
+    fit: Callable[[Sequence[RunResult], Point | None], Point]
+
+
+def _joint_loss(values: Sequence[float], parameters: float, tokens: float) -> float:
+    E, A, B, alpha, beta = values
+    return E + A / parameters**alpha + B / tokens**beta
+
+
+def _fit_joint(runs: Sequence[RunResult], start: Point | None) -> Point:
+    """Fit log E, the log of each term at the runs' geometric mean, and the log of both exponents.
+
+    These unknowns have one scale and are hardly correlated.
+    """
+    N, D = (
+        math.exp(statistics.fmean(map(math.log, xs)))
+        for xs in ([r.parameters for r in runs], [r.tokens for r in runs])
+    )
+
+    def constants(x: Point) -> Point:
+        E, a, b = (math.exp(min(max(v, -MAX_NEGATIVE_LOG), 5.0)) for v in x[:3])
+        alpha, beta = (math.exp(min(max(v, -MAX_NEGATIVE_LOG), 2.0)) for v in x[3:])
+        return [E, a * N**alpha, b * D**beta, alpha, beta]
+
+    def objective(x: Point) -> float:
+        values = constants(x)
+        return sum(
+            _huber(math.log(_joint_loss(values, run.parameters, run.tokens) / run.loss))
+            for run in runs
+        )
+
+    if start is not None:
+        E, A, B, alpha, beta = start
+        first = [math.log(v) for v in (E, A / N**alpha, B / D**beta, alpha, beta)]
+        return constants(nelder_mead(objective, first, step=0.05, restarts=2, iterations=800))
+    lowest = min(run.loss for run in runs)
+    starts = [
+        [
+            math.log(scale * lowest / 2),
+            math.log(lowest / 5),
+            math.log(lowest / 5),
+            math.log(exponent),
+            math.log(exponent),
+        ]
+        for scale, exponent in STARTS
+    ]
+    fits = (nelder_mead(objective, x, step=0.3, restarts=6) for x in starts)
+    return constants(min(fits, key=objective))
+
+
+def _compute_loss(values: Sequence[float], parameters: float, tokens: float) -> float:
+    a, b = values
+    return a * (6.0 * parameters * tokens / PF_DAY) ** -b
+
+
+def _fit_compute(runs: Sequence[RunResult], start: Point | None) -> Point:
+    x, y = [math.log(run.pf_days) for run in runs], [math.log(run.loss) for run in runs]
+    slope, intercept = statistics.linear_regression(x, y)
+    return [math.exp(intercept), -slope]
+
+
+def _huber(error: float) -> float:
+    size = abs(error)
+    return error * error / 2 if size < HUBER_DELTA else HUBER_DELTA * (size - HUBER_DELTA / 2)
+
+
+def _central_interval(values: list[float]) -> tuple[float, float]:
+    """Return the interval that leaves out 2.5 % of `values` on each side."""
+    values, cut = sorted(values), int(0.025 * len(values))
+    return values[cut], values[-1 - cut]
+
+
+def nelder_mead(
+    f: Callable[[Point], float],
+    start: Sequence[float],
+    *,
+    step: float = 0.1,
+    restarts: int = 3,
+    iterations: int = 4000,
+) -> Point:
+    """Return a local minimum of `f` near `start`, by `restarts` runs of the Nelder-Mead simplex.
+
+    Each run starts where the one before ended, with corners `step` apart.
+    """
+    best = list(start)
+    for _ in range(restarts):
+        best = _run_simplex(f, best, step, iterations)
+    return best
+
+
+def _run_simplex(f: Callable[[Point], float], start: Point, step: float, iterations: int) -> Point:
+    n = len(start)
+    corners = [start] + [[x + step * (i == j) for j, x in enumerate(start)] for i in range(n)]
+    simplex = sorted((f(corner), corner) for corner in corners)
+    for _ in range(iterations):
+        (lowest, best), (second, _), (highest, worst) = simplex[0], simplex[-2], simplex[-1]
+        width = max(
+            abs(x - y) for _, corner in simplex[1:] for x, y in zip(best, corner, strict=True)
+        )
+        # equal values alone prove nothing: two corners can lie on either side of a minimum
+        if width <= 1e-9 and highest - lowest <= 1e-12 * (abs(highest) + 1e-12):
+            break
+        center = [sum(corner[j] for _, corner in simplex[:-1]) / n for j in range(n)]
+
+        def along(t: float, center: Point = center, worst: Point = worst) -> tuple[float, Point]:
+            point = [c + t * (w - c) for c, w in zip(center, worst, strict=True)]
+            return f(point), point
+
+        candidate = along(-1.0)  # reflect
+        if candidate[0] < lowest:
+            candidate = min(candidate, along(-2.0))  # expand
+        elif candidate[0] >= second:
+            candidate = min(along(-0.5), along(0.5))  # contract
+        if candidate[0] < highest:
+            simplex[-1] = candidate
+        else:  # shrink
+            simplex[1:] = [
+                (f(point), point)
+                for point in (
+                    [(x + y) / 2 for x, y in zip(best, corner, strict=True)]
+                    for _, corner in simplex[1:]
+                )
+            ]
+        simplex.sort()
+    return simplex[0][1]
+
+
+_FORMS = {
+    "joint": _Form(
+        "L = E + A/N^alpha + B/D^beta", ("E", "A", "B", "alpha", "beta"), _joint_loss, _fit_joint
+    ),
+    "compute": _Form("L = a·C^-b, C = 6ND in PF-days", ("a", "b"), _compute_loss, _fit_compute),
+}

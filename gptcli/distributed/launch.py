@@ -1,0 +1,308 @@
+"""Start of the processes of a run.
+
+A run on one process works in this one. A run on several starts them through torch's elastic agent,
+and restarts them from the newest checkpoint if one is killed; if torchrun or Slurm has started this
+process, it is one of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import multiprocessing
+import os
+import re
+import signal
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from gptcli import errors, strict_json
+from gptcli.cost.layout import Layout
+from gptcli.distributed.context import RankContext
+from gptcli.distributed.environment import device_type, share_cores
+from gptcli.errors import GptError, Interrupted, RunError
+from gptcli.events import SILENT, Events
+from gptcli.files import scratch_folder, sweep
+from gptcli.interrupts import Answer, Held, leave
+from gptcli.runtime import launch_environment, launched_processes
+
+MAX_RESTARTS = 3  # in a row, without a new checkpoint in between
+# in the message of a process that lost its connection to another
+PEER_LOST = re.compile(r"gloo|NCCL|[Cc]onnection|[Ss]ocket")
+
+Report = dict[str, Any]
+
+
+class Launchable(Protocol):
+    """Dataclass that describes a run, as far as its launch is concerned."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def out(self) -> Path:
+        """Folder of the run."""
+        ...
+
+    @property
+    def layout(self) -> Layout:
+        """Layout of the run, which gives the number of processes."""
+        ...
+
+    @property
+    def resume(self) -> bool:
+        """True to continue from the newest checkpoint, which a restart sets."""
+        ...
+
+
+R = TypeVar("R", bound=Launchable)
+Work = Callable[[R, RankContext, Events], Report]
+"""Function that every process of a run calls, with the run, its own context and its events."""
+NewestStep = Callable[[Path], int | None]
+"""Function that returns the step of the newest checkpoint in a run folder; None without one."""
+
+
+def launch(run: R, events: Events, work: Work[R], newest_step: NewestStep) -> Report:
+    """Call `work` on as many processes as the layout asks for; return the main process's report.
+
+    Raises RunError if a process is lost and a restart does not help, Interrupted if a signal ends
+    the workers before they have stopped by themselves, and any GptError that one of them raises.
+    """
+    processes = run.layout.processes
+    if launched_processes() is not None:
+        try:
+            return _work_as_rank(run, events, work)
+        except RuntimeError as error:
+            if PEER_LOST.search(str(error)) is None:
+                raise
+            raise RunError(
+                "another process of this run was lost",
+                hint="{option:resume} continues from the newest checkpoint",
+            ) from None
+    if processes == 1:
+        device = torch.device("cuda", 0) if device_type() == "cuda" else torch.device("cpu")
+        return work(run, RankContext(device), events)
+    return _spawn(run, events, processes, work, newest_step)
+
+
+def _spawn(
+    run: R, events: Events, processes: int, work: Work[R], newest_step: NewestStep
+) -> Report:
+    """Start `processes` workers, and all of them again if one is killed."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    _silence_elastic()
+    config = partial(
+        LaunchConfig,
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,  # the agent would restart after any error, a bug or a bad file included
+        # ForwardSignals sends the others to the workers, which stop by themselves
+        signals_to_handle="SIGQUIT",
+    )
+    restarts_left, newest = MAX_RESTARTS, newest_step(run.out)
+    with (
+        _scratch_folder(run.out) as folder,
+        ForwardSignals() as stopping,
+        Held(signal.SIGTERM),
+    ):
+        while True:
+            try:
+                start = elastic_launch(config(run_id=uuid.uuid4().hex), _child)
+                return start(run, events, folder, work)[0]
+            except ChildFailedError as error:
+                if stopping.stop_requested:
+                    raise _interrupted(run.out, newest_step(run.out)) from None
+                if (reported := _first_error(folder)) is not None:
+                    raise reported from None
+                lost, was_killed = _diagnose(error)
+                before, newest = newest, newest_step(run.out)
+                restarts_left = MAX_RESTARTS if newest != before else restarts_left - 1
+                if not was_killed or restarts_left < 0:
+                    raise lost from None
+                events.warn(f"{lost.what}; restarting all processes from the newest checkpoint")
+                sweep(run.out, keep=folder)
+                run = replace(run, resume=True)
+
+
+def _child(run: R, events: Events, folder: Path, work: Work[R]) -> Report:
+    """Run one spawned worker, and write a GptError to `folder` for the parent to raise."""
+    _exit_with_parent()
+    try:
+        return _work_as_rank(run, events, work)
+    except GptError as error:
+        message = {
+            "kind": type(error).__name__,
+            "what": error.what,
+            "where": error.where,
+            "hint": error.hint,
+            "field": error.field,
+            "code": error.code,
+        }
+        (folder / f"{time.time_ns()}-{os.getpid()}.json").write_text(
+            strict_json.dumps(message, ascii_only=True)
+        )
+        raise
+
+
+def _work_as_rank(run: R, events: Events, work: Work[R]) -> Report:
+    """Join the process group that the environment describes, and call `work`."""
+    launch = launch_environment()
+    assert launch is not None, "called only in a process that a launcher started"
+    rank, world_size = launch.rank, launch.world_size
+    share_cores(launch.local_world_size)
+    device = torch.device("cpu")
+    if device_type() == "cuda":
+        device = torch.device("cuda", launch.local_rank)
+        torch.cuda.set_device(device)
+    if world_size == 1:
+        return work(run, RankContext(device), events)
+    store, _, _ = next(rendezvous("env://", rank, world_size))
+    # torchrun keeps one store across restarts, in which the addresses of dead workers remain
+    prefix = f"restart-{launch.restarts}"
+    store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world_size,
+    )
+    context = RankContext(device, rank, world_size, run.layout)
+    report = work(run, context, events if context.is_main else SILENT)
+    # only after success: destroying a group in which others still wait would hang
+    dist.barrier()
+    dist.destroy_process_group()
+    return report
+
+
+def _first_error(folder: Path) -> GptError | None:
+    """Return the first error that a worker wrote to `folder`."""
+    for path in sorted(folder.glob("*.json")):
+        message = json.loads(path.read_text())
+        return getattr(errors, message.pop("kind"))(message.pop("what"), **message)
+    return None
+
+
+def _diagnose(error: Any) -> tuple[RunError, bool]:
+    """Describe a worker that failed without a GptError, and say whether a process was killed.
+
+    A restart can help after a kill, of this worker or of a peer it was connected to; after a bug it
+    cannot.
+    """
+    rank, failure = error.get_first_failure()
+    data = (
+        failure.error_file_data.get("message")
+        if isinstance(failure.error_file_data, dict)
+        else None
+    )
+    text = data.get("message") if isinstance(data, dict) else None
+    was_killed = failure.exitcode < 0
+    if was_killed:
+        reason = f"killed by {signal.Signals(-failure.exitcode).name}"
+    else:
+        reason = text or f"exit {failure.exitcode}"
+    lost = RunError(
+        f"process {rank} was lost: {reason}",
+        hint="{option:resume} continues from the newest checkpoint",
+    )
+    return lost, was_killed or PEER_LOST.search(reason) is not None
+
+
+@contextlib.contextmanager
+def _scratch_folder(out: Path) -> Iterator[Path]:
+    """Make a folder in `out` for the errors of workers and for torch's temporary files.
+
+    Its name is that of a partial output, which the next start removes if this process cannot.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    before = tempfile.tempdir
+    with scratch_folder(out) as folder:
+        tempfile.tempdir = str(folder)
+        try:
+            yield folder
+        finally:
+            tempfile.tempdir = before
+
+
+class ForwardSignals(Answer):
+    """Answer to a signal that forwards it to the workers.
+
+    Workers that train finish their step and write a checkpoint; others exit at once. A second
+    signal kills them all and ends this process.
+    """
+
+    def __init__(self) -> None:
+        self.stop_requested = self.forwarding = self.closed = False
+
+    def note(self, number: int) -> None:
+        """Remember that a stop was requested."""
+        self.stop_requested = True
+
+    def act(self, number: int) -> None:
+        """Start forwarding; end this process if that has begun already."""
+        if self.forwarding:
+            leave()
+        self.stop_requested = self.forwarding = True
+        threading.Thread(target=self._forward, daemon=True).start()
+
+    def __exit__(self, *exception: Any) -> None:
+        """Stop forwarding."""
+        self.closed = True
+        super().__exit__(*exception)
+
+    def _forward(self) -> None:
+        """Terminate each worker once, including those that are still being started."""
+        informed: set[int | None] = set()
+        while not self.closed:
+            for child in multiprocessing.active_children():
+                if child.pid not in informed:
+                    child.terminate()
+                    informed.add(child.pid)
+            time.sleep(0.05)
+
+
+def _interrupted(out: Path, step: int | None) -> Interrupted:
+    """Return the error of a run that was told to stop and ended without a new checkpoint."""
+    if step is None:
+        return Interrupted("interrupted before its first checkpoint", where=out)
+    return Interrupted(
+        f"interrupted; the newest checkpoint is from step {step:,}",
+        where=out,
+        hint="{option:resume} continues from it",
+    )
+
+
+def _exit_with_parent() -> None:
+    """Make this process exit as soon as its parent is gone, even after kill -9."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _silence_elastic() -> None:
+    """Drop the elastic agent's own log, which repeats the one error message in many lines."""
+    for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
+        logger = logging.getLogger(name)
+        logger.addHandler(logging.NullHandler())
+        logger.propagate = False

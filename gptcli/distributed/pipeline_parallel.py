@@ -1,0 +1,265 @@
+"""Pipeline parallelism: stages of consecutive layers, run by torch's schedules (GPipe, 1F1B, ...).
+
+A process holds one stage, or with an interleaved schedule every pp-th of several times as many
+(Narayanan et al. 2021). A stage is a GPT pruned to its layers, under the plain parameter names. In
+a tied model both the first and the last stage hold the token embedding; they exchange its gradient
+once a step, and the two copies stay bitwise equal.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.pipelining import (
+    PipelineStage,
+    Schedule1F1B,
+    ScheduleGPipe,
+    ScheduleInterleaved1F1B,
+    ScheduleLoopedBFS,
+)
+from torch.distributed.tensor import DTensor
+
+from gptcli.cost.layout import layers_of_stage
+from gptcli.cost.memory import SCHEDULES, padded_micro_batches
+from gptcli.distributed.context import RankContext
+from gptcli.model.loss import IGNORE
+from gptcli.model.transformer import GPT, document_ids
+
+SCHEDULE_CLASSES = {
+    "1f1b": Schedule1F1B,
+    "gpipe": ScheduleGPipe,
+    "interleaved1f1b": ScheduleInterleaved1F1B,
+    "loopedbfs": ScheduleLoopedBFS,
+}
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+"""Inputs and targets of a micro-batch, each (B, T) int64."""
+
+
+def split_stages(model: GPT, context: RankContext, schedule: str) -> list[GPT]:
+    """Return the stages of this process, in order, as pruned copies of `model`."""
+    count = SCHEDULES[schedule] * context.layout.pp
+    sizes = [layers_of_stage(model.config.n_layer, count, stage) for stage in range(count)]
+    ends = [sum(sizes[: stage + 1]) for stage in range(count)]
+    return [
+        _prune(model, range(ends[stage] - sizes[stage], ends[stage]))
+        for stage in range(context.pp_rank, count, context.layout.pp)
+    ]
+
+
+def _prune(model: GPT, layers: range) -> GPT:
+    """Copy `model` without the modules that the stage with `layers` does not need."""
+    stage = copy.deepcopy(model)
+    is_first, is_last = layers.start == 0, layers.stop == model.config.n_layer
+    unused = []
+    if not is_first:
+        unused += ["wpe"] if is_last and model.config.tied else ["wpe", "wte"]
+    if not is_last:
+        unused += ["ln_f", "lm_head"]
+    for name in unused:
+        stage.register_module(name, None)
+    blocks = nn.ModuleDict({str(layer): stage.h[layer] for layer in layers})
+    stage.register_module("h", blocks)
+    return stage
+
+
+def merge_stages(stages: list[GPT]) -> nn.Module:
+    """Return one module with the parameters of all `stages` under the plain names."""
+    if len(stages) == 1:
+        return stages[0]
+    merged = nn.Module()
+    for stage in stages:
+        for name, child in stage.named_children():
+            if name != "h":
+                merged.register_module(name, child)
+    merged.h = nn.ModuleDict(
+        {name: block for stage in stages for name, block in stage.h.named_children()}
+    )
+    return merged
+
+
+class Pipeline:
+    """Runs micro-batches through the stages of a replica.
+
+    All processes of the replica call each method together, with the same sequences.
+    """
+
+    def __init__(
+        self,
+        stages: list[GPT],
+        context: RankContext,
+        group: dist.ProcessGroup,
+        schedule: str,
+        micro_batch: int,
+    ) -> None:
+        """Run `stages` by the named schedule, `micro_batch` sequences at a time, within `group`."""
+        self.context, self.group = context, group
+        self.schedule, self.micro_batch = schedule, micro_batch
+        self.config, self.eot_id = stages[0].config, stages[0].eot_id
+        self.stages = stages
+        self.schedules: dict[int, Any] = {}
+        """Torch's schedule by number of micro-batches."""
+        self.pass_context: Callable[[int], AbstractContextManager[object]]
+        self.loss_scale, self.loss_sum = 1.0, torch.zeros((), device=context.device)
+
+    def gradients(
+        self,
+        batches: list[Batch],
+        scale: float,
+        pass_context: Callable[[int], AbstractContextManager[object]],
+    ) -> torch.Tensor:
+        """Add the gradient of `scale` times the summed loss; return the loss, 0 before the last
+        stage.
+
+        Forward pass number n of this process in the step runs in `pass_context(n)`.
+        """
+        count = padded_micro_batches(len(batches), self.context.layout.pp, self.schedule)
+        padding = [_empty_batch(batches[0])] * (count - len(batches))
+        x_BT, y_BT = (torch.cat(parts) for parts in zip(*batches, *padding, strict=True))
+        self.loss_scale, self.pass_context = scale, pass_context
+        self.loss_sum.zero_()
+        # Every process has read the tokens: each stage numbers the documents by itself.
+        inputs = self._stage_inputs(x_BT, y_BT)
+        self._torch_schedule(count).step(x_BT, target=y_BT, return_outputs=False, **inputs)
+        if self.config.tied:
+            self._sum_embedding_gradient()
+        return self.loss_sum.clone()
+
+    @torch.no_grad()
+    def loss(
+        self, batches: list[Batch], pass_context: Callable[[], AbstractContextManager[object]]
+    ) -> torch.Tensor:
+        """Return the summed loss on the last stage, 0 on the others.
+
+        Micro-batches pass through stage by stage, and no process waits for a send.
+        """
+        pp = self.context.layout.pp
+        previous, following = (self.context.pp_rank - 1) % pp, (self.context.pp_rank + 1) % pp
+        total, sends = torch.zeros((), device=self.context.device), []
+        for stage in self.stages:
+            for x_BT, y_BT in batches:
+                x = x_BT
+                if not is_first(stage):
+                    x = self._activations(x_BT)
+                    dist.recv(x, group=self.group, group_src=previous)
+                with pass_context():
+                    y = stage(x, **self._stage_inputs(x_BT, y_BT))
+                if is_last(stage):
+                    total += y
+                else:
+                    sends.append(dist.isend(y, group=self.group, group_dst=following))
+        for send in filter(None, sends):
+            send.wait()
+        return total
+
+    def _stage_inputs(self, x_BT: torch.Tensor, y_BT: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return what every stage receives besides activations: targets and document numbers."""
+        inputs = {"target_BT": y_BT}
+        if self.eot_id is not None:
+            inputs["documents_BT"] = document_ids(x_BT, self.eot_id)
+        return inputs
+
+    def _torch_schedule(self, micro_batches: int) -> Any:
+        """Return torch's schedule of this many micro-batches, built at first use."""
+        if micro_batches not in self.schedules:
+            stages = [
+                self._torch_stage(stage, index, micro_batches)
+                for index, stage in enumerate(self.stages)
+            ]
+            self.schedules[micro_batches] = SCHEDULE_CLASSES[self.schedule](
+                stages if SCHEDULES[self.schedule] > 1 else stages[0],
+                n_microbatches=micro_batches,
+                loss_fn=self._scaled_loss,
+                scale_grads=False,
+            )
+        return self.schedules[micro_batches]
+
+    def _torch_stage(self, stage: GPT, index: int, micro_batches: int) -> PipelineStage:
+        """Wrap the `index`-th stage of this process for a schedule of `micro_batches`."""
+        pp = self.context.layout.pp
+        tokens = torch.empty(self.micro_batch, self.config.n_ctx, dtype=torch.long, device="meta")
+        activations = self._activations(tokens).requires_grad_()
+        loss = torch.empty((), device="meta", requires_grad=True)
+        return _Stage(
+            stage,
+            self.context.pp_rank + index * pp,
+            len(self.stages) * pp,
+            self.context.device,
+            input_args=tokens if is_first(stage) else activations,
+            output_args=loss if is_last(stage) else activations,
+            group=self.group,
+            pass_context=lambda chunk: self.pass_context(index * micro_batches + chunk),
+        )
+
+    def _activations(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """Allocate what one stage sends to the next: this process's slice of the residual stream,
+        (B, T / tp, C).
+        """
+        B, T = tokens_BT.shape
+        return torch.empty(
+            B, T // self.context.layout.tp, self.config.d_model, device=tokens_BT.device
+        )
+
+    def _scaled_loss(self, loss: torch.Tensor, target_BT: torch.Tensor) -> torch.Tensor:
+        self.loss_sum += loss.detach()
+        return loss * self.loss_scale
+
+    def _sum_embedding_gradient(self) -> None:
+        """Sum the embedding's gradient over the first and the last stage.
+
+        Addition of two numbers commutes to the bit, so both stages get the same sum.
+        """
+        ends = [stage for stage in self.stages if is_first(stage) or is_last(stage)]
+        if not ends:
+            return
+        gradient = ends[0].wte.weight.grad
+        assert gradient is not None
+        local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+        received = torch.empty_like(local)
+        peer = self.context.layout.pp - 1 if is_first(ends[0]) else 0
+        transfers = [
+            dist.P2POp(dist.isend, local, group=self.group, group_peer=peer),
+            dist.P2POp(dist.irecv, received, group=self.group, group_peer=peer),
+        ]
+        for transfer in dist.batch_isend_irecv(transfers):
+            transfer.wait()
+        local += received
+
+
+class _Stage(PipelineStage):
+    """Torch's stage, with each forward pass in a context chosen by its micro-batch."""
+
+    def __init__(
+        self,
+        *args: Any,
+        pass_context: Callable[[int], AbstractContextManager[object]],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.pass_context = pass_context
+
+    def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        """Run the forward pass of one micro-batch in its context."""
+        with self.pass_context(fwd_chunk_id):
+            return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
+
+
+def is_first(stage: GPT) -> bool:
+    """Return whether a stage embeds the tokens."""
+    return stage.wpe is not None
+
+
+def is_last(stage: GPT) -> bool:
+    """Return whether a stage computes the loss."""
+    return stage.lm_head is not None
+
+
+def _empty_batch(like: Batch) -> Batch:
+    """Return a micro-batch whose targets are all ignored."""
+    return torch.zeros_like(like[0]), torch.full_like(like[1], IGNORE)

@@ -1,0 +1,222 @@
+"""LayerNorms and residual sums of a layer in training by `norm.c`: CPUs with AMX.
+
+The kernels of `linear_kernel` read the outputs in bf16. The backward pass of a norm also adds the
+gradient that reaches its input through the residual connection.
+
+Shapes: N positions, C d_model.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
+
+import torch
+
+from gptcli.kernels import linear_kernel
+from gptcli.kernels.build import library
+from gptcli.kernels.linear_kernel import LONG, POINTER
+
+
+def supports(x: torch.Tensor, *gains: torch.Tensor) -> bool:
+    """Return whether the kernel can run on an input and the gains of its norms, all in fp32."""
+    return all(tensor.dtype == torch.float32 for tensor in (x, *gains)) and available()
+
+
+@torch.compiler.assume_constant_result
+def available() -> bool:
+    """Return whether the kernel can be built and run here, and the linear kernel that it needs."""
+    return linear_kernel.available() and _kernel() is not None
+
+
+@functools.cache
+def _kernel() -> ctypes.CDLL | None:
+    kernel = library("norm")
+    if kernel is not None:
+        kernel.forward.argtypes, kernel.forward.restype = (
+            [*[POINTER] * 7, LONG, LONG, ctypes.c_double],
+            None,
+        )
+        kernel.backward.argtypes = [*[POINTER] * 10, LONG, LONG]
+    return kernel
+
+
+class Norm(torch.autograd.Function):
+    """LayerNorm in bf16, together with its unchanged input for the residual connection.
+
+    The backward pass adds the gradients of both outputs in one pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_NC: torch.Tensor, gain_C: torch.Tensor, bias_C: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return x and its LayerNorm."""
+        y_NC, stats_2N = norm(x_NC, gain_C, bias_C, eps)
+        ctx.save_for_backward(x_NC, stats_2N, gain_C)
+        return x_NC.view_as(x_NC), y_NC
+
+    @staticmethod
+    def backward(
+        ctx: Any, dx_NC: torch.Tensor, dy_NC: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of x, gain and bias."""
+        return *norm_backward(dy_NC, dx_NC, *ctx.saved_tensors), None
+
+
+@torch.library.custom_op("gptcli::norm", mutates_args=(), device_types="cpu")
+def norm(
+    x_NC: torch.Tensor, gain_C: torch.Tensor, bias_C: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the LayerNorm of x in bf16, and the mean and 1/deviation of each row, (2, N)."""
+    _, y_NC, stats_2N = _forward(x_NC, None, gain_C, bias_C, eps)
+    return y_NC, stats_2N
+
+
+@torch.library.custom_op("gptcli::norm_backward", mutates_args=(), device_types="cpu")
+def norm_backward(
+    dy_NC: torch.Tensor,
+    dx_NC: torch.Tensor,
+    x_NC: torch.Tensor,
+    stats_2N: torch.Tensor,
+    gain_C: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the gradients of x, gain and bias in fp32; that of x includes `dx_NC`."""
+    dx_NC, _, dgain_C, dbias_C = _backward(dy_NC, dx_NC, x_NC, None, stats_2N, gain_C)
+    return dx_NC, dgain_C, dbias_C
+
+
+@torch.library.custom_op("gptcli::add_norm", mutates_args=(), device_types="cpu")
+def add_norm(
+    x_NC: torch.Tensor,
+    branch_NC: torch.Tensor,
+    gain_C: torch.Tensor,
+    bias_C: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return x + branch, its LayerNorm in bf16, and the mean and 1/deviation of each row, (2, N).
+
+    `branch_NC` is the output of a sub-block in bf16.
+    """
+    return _forward(x_NC, branch_NC, gain_C, bias_C, eps)
+
+
+@torch.library.custom_op("gptcli::add_norm_backward", mutates_args=(), device_types="cpu")
+def add_norm_backward(
+    dy_NC: torch.Tensor,
+    dsum_NC: torch.Tensor,
+    x_NC: torch.Tensor,
+    branch_NC: torch.Tensor,
+    stats_2N: torch.Tensor,
+    gain_C: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the gradients of x in fp32, of the branch in bf16, and of gain and bias."""
+    return _backward(dy_NC, dsum_NC, x_NC, branch_NC, stats_2N, gain_C)
+
+
+@norm.register_fake
+def _(x_NC: torch.Tensor, *_rest: Any) -> tuple[torch.Tensor, ...]:
+    return x_NC.new_empty(x_NC.shape, dtype=torch.bfloat16), x_NC.new_empty(2, len(x_NC))
+
+
+@norm_backward.register_fake
+def _(
+    dy_NC: torch.Tensor,
+    dx_NC: torch.Tensor,
+    x_NC: torch.Tensor,
+    stats_2N: torch.Tensor,
+    gain_C: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    return (
+        x_NC.new_empty(x_NC.shape),
+        gain_C.new_empty(gain_C.shape),
+        gain_C.new_empty(gain_C.shape),
+    )
+
+
+@add_norm.register_fake
+def _(x_NC: torch.Tensor, *_rest: Any) -> tuple[torch.Tensor, ...]:
+    return (
+        x_NC.new_empty(x_NC.shape),
+        x_NC.new_empty(x_NC.shape, dtype=torch.bfloat16),
+        x_NC.new_empty(2, len(x_NC)),
+    )
+
+
+@add_norm_backward.register_fake
+def _(
+    dy_NC: torch.Tensor,
+    dsum_NC: torch.Tensor,
+    x_NC: torch.Tensor,
+    branch_NC: torch.Tensor,
+    stats_2N: torch.Tensor,
+    gain_C: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    dx_NC, dgain_C = x_NC.new_empty(x_NC.shape), gain_C.new_empty(gain_C.shape)
+    return (
+        dx_NC,
+        dx_NC.new_empty(dx_NC.shape, dtype=torch.bfloat16),
+        dgain_C,
+        gain_C.new_empty(gain_C.shape),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    # not the sum: the norm before keeps x, and the branch takes half of the sum's memory
+    ctx.save_for_backward(*inputs[:2], output[2], inputs[2])
+
+
+def _add_norm_backward(
+    ctx: Any, dsum_NC: torch.Tensor, dy_NC: torch.Tensor, _: torch.Tensor
+) -> tuple[torch.Tensor | None, ...]:
+    return *add_norm_backward(dy_NC, dsum_NC, *ctx.saved_tensors), None
+
+
+add_norm.register_autograd(_add_norm_backward, setup_context=_save)
+
+
+def _forward(
+    x_NC: torch.Tensor,
+    branch_NC: torch.Tensor | None,
+    gain_C: torch.Tensor,
+    bias_C: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    sum_NC = x_NC if branch_NC is None else x_NC.new_empty(x_NC.shape)
+    y_NC, stats_2N = x_NC.new_empty(x_NC.shape, dtype=torch.bfloat16), x_NC.new_empty(2, len(x_NC))
+    inputs = [
+        None if tensor is None else tensor.contiguous()
+        for tensor in (x_NC, branch_NC, gain_C, bias_C)
+    ]
+    addresses = map(_address, (*inputs, sum_NC, y_NC, stats_2N))
+    _kernel().forward(*addresses, *x_NC.shape, eps)  # type: ignore[union-attr]
+    return sum_NC, y_NC, stats_2N
+
+
+def _backward(
+    dy_NC: torch.Tensor,
+    dsum_NC: torch.Tensor,
+    x_NC: torch.Tensor,
+    branch_NC: torch.Tensor | None,
+    stats_2N: torch.Tensor,
+    gain_C: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    dx_NC, dgain_C, dbias_C = (
+        x_NC.new_empty(x_NC.shape),
+        gain_C.new_empty(gain_C.shape),
+        gain_C.new_empty(gain_C.shape),
+    )
+    dbranch_NC = None if branch_NC is None else dx_NC.new_empty(dx_NC.shape, dtype=torch.bfloat16)
+    inputs = [
+        None if tensor is None else tensor.contiguous()
+        for tensor in (dy_NC, dsum_NC, x_NC, branch_NC, stats_2N, gain_C)
+    ]
+    addresses = map(_address, (*inputs, dx_NC, dbranch_NC, dgain_C, dbias_C))
+    if not _kernel().backward(*addresses, *x_NC.shape):  # type: ignore[union-attr]
+        raise MemoryError(f"out of memory in a LayerNorm of shape {tuple(x_NC.shape)}")
+    return dx_NC, dx_NC if dbranch_NC is None else dbranch_NC, dgain_C, dbias_C
+
+
+def _address(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

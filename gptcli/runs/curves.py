@@ -1,0 +1,266 @@
+"""Training curves: averaging, choice of axes, and charts as inline SVG for an HTML page.
+
+A chart needs no script and no network: pointing at it shows the values there, and the page's style
+gives it its colors.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gptcli.runs.svg import PALETTE, PlotArea, Scale, escape, short, tick_step, tick_text
+
+MAX_POINTS = 400  # of a drawn curve; longer ones are averaged
+MAX_HOVER_STRIPS = 60  # places of a chart that show their values
+MAX_DOTTED_POINTS = 60  # curves of fewer points show each as a dot
+# Share of the run at its start that the y axis leaves out if the values there are far above the
+# rest.
+START_SHARE = 0.1
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 276, 72, 26, 14, 32  # px, with margins
+
+Curve = list[tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """Axes chosen for a set of curves."""
+
+    x: Scale
+    y: Scale
+    peak: float | None
+    """Highest value of the run's start, if it is left above the y axis."""
+
+    @property
+    def area(self) -> PlotArea:
+        """Plot area of an inline chart."""
+        return PlotArea(LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM, self.x, self.y)
+
+
+def inline_chart(
+    title: str,
+    curves: dict[str, Curve],
+    *,
+    unit: str = "",
+    over: str = "tokens",
+    log_x: bool = False,
+    from_zero: bool = False,
+    mean: bool = False,
+    raw: bool = False,
+    tall: bool = False,
+) -> str:
+    """Return a chart of curves by name, as a <section> with a heading, a legend and an SVG.
+
+    At least one curve must have points. `over` names the x axis, which begins at 0 unless `log_x`
+    is set. `from_zero` begins the y axis at 0, so that heights can be compared. `mean` draws the
+    running mean of dense curves, and `raw` their own points faintly behind it.
+    """
+    # a curve without points keeps its color
+    colors = {name: number % len(PALETTE) for number, name in enumerate(curves)}
+    points = {name: thin(curve) for name, curve in curves.items() if curve}
+    drawn = {name: running_mean(curve) if mean else curve for name, curve in points.items()}
+    faint = list(points.values()) if raw else []
+    axes = choose_axes(list(drawn.values()), log_x=log_x, from_zero=from_zero, faint=faint)
+    area = axes.area
+    parts = [*_axis_labels(area, over), _lines(area, drawn, points if raw else {}, colors)]
+    parts += _hover_strips(area, drawn, colors, over)
+    notes = [unit] * bool(unit)
+    notes += [] if axes.peak is None else [f"begins at {short(axes.peak)}"]
+    heading = f"<h2>{escape(title)} <small>{escape(', '.join(notes))}</small></h2>"
+    step = (axes.y.step or 1) / 10
+    last = ", ".join(
+        f"{name} {tick_text(curve[-1][1], step)}".strip() for name, curve in drawn.items()
+    )
+    label = f'role="img" aria-label="{escape(f"{title}: in the end {last}")}"'
+    return (
+        f'<section class="{"tall" if tall else "chart"}">{heading}'
+        f"{legend({name: colors[name] for name in drawn})}"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" {label}>{"".join(parts)}</svg></section>\n'
+    )
+
+
+def legend(colors: dict[str, int]) -> str:
+    """Return a legend as HTML; nothing for a single curve without a name."""
+    entries = (
+        f"<span>{swatch(color)} {escape(name)}</span>" for name, color in colors.items() if name
+    )
+    return f'<p class="key">{"".join(entries)}</p>' if any(colors) else ""
+
+
+def swatch(number: int) -> str:
+    """Return a short piece of the line of curve `number`, as inline SVG."""
+    return (
+        '<svg class="swatch" viewBox="0 0 24 8" aria-hidden="true">'
+        f'<path class="c{number % len(PALETTE)}" d="M0 4H24"/></svg>'
+    )
+
+
+def choose_axes(
+    curves: list[Curve],
+    *,
+    log_x: bool = False,
+    from_zero: bool = False,
+    faint: Sequence[Curve] = (),
+) -> Axes:
+    """Choose axes that end on ticks and show the curves.
+
+    The y axis leaves out the start of a run if it is far above the rest, and contains 90 % of the
+    points of the `faint` curves.
+    """
+    xs = [x for curve in curves for x, _ in curve]
+    ys = [y for curve in curves for _, y in curve]
+    x = Scale("", min(xs) if log_x else 0.0, max(xs), log=log_x)
+    later = [y for curve in curves for at, y in curve if x.fraction(at) > START_SHARE]
+    peak = None
+    if later and max(ys) > max(later) and max(ys) - min(ys) > 1.5 * (max(later) - min(ys)) > 0:
+        peak, ys = max(ys), [y for y in ys if y <= max(later)]
+    behind = sorted(y for curve in faint for at, y in curve if x.fraction(at) > START_SHARE)
+    ys += [behind[round(share * (len(behind) - 1))] for share in (0.05, 0.95) if behind]
+    low, high = min(ys), max(ys)
+    if from_zero:
+        low, high = min(low, 0.0), max(high, 0.0)
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-200):  # a constant
+        low, high = low - (abs(low) / 2 or 1), high + (abs(high) / 2 or 1)
+    step = tick_step(low, high)
+    low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
+    y = Scale("", low, high, log=False, format=lambda value: tick_text(value, step), step=step)
+    return Axes(_x_scale(x), y, peak)
+
+
+def _x_scale(x: Scale) -> Scale:
+    """Return the x axis with ticks, and extended to a round number that it just misses."""
+    if x.log:
+        return Scale("", x.low, x.high, format=lambda value: f"{value:.2g}")
+    step, high = tick_step(0, x.high) if x.high > 0 else 1.0, x.high
+    # a run of whole sequences ends a little before a round number of tokens
+    nearest_tick = round(high / step) * step
+    high = nearest_tick if high < nearest_tick < 1.01 * high else high
+    return Scale("", 0.0, high, log=False, format=lambda value: tick_text(value, step), step=step)
+
+
+def _axis_labels(area: PlotArea, over: str) -> list[str]:
+    parts = [_text(LEFT - 6, HEIGHT - 6, "end", over)]
+    for tick in area.y.ticks():
+        y = area.y_of(tick)
+        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(_text(LEFT - 6, y + 4, "end", area.y.format(tick)))
+    for number, tick in enumerate(area.x.ticks()):
+        anchor = "middle" if number else "start"
+        parts.append(_text(area.x_of(tick), HEIGHT - 6, anchor, area.x.format(tick)))
+    return parts
+
+
+def _text(x: float, y: float, anchor: str, text: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _lines(
+    area: PlotArea, drawn: dict[str, Curve], raw: dict[str, Curve], colors: dict[str, int]
+) -> str:
+    """Return the curves in an SVG of their own, which cuts off what begins above the y axis."""
+    width, height = WIDTH - LEFT, HEIGHT - BOTTOM + 2
+    parts = [
+        f'<path class="c{colors[name]} raw" d="{area.path(raw[name])}"/>'
+        for name, curve in drawn.items()
+        if name in raw and raw[name] is not curve
+    ]
+    for name, curve in drawn.items():
+        parts.append(f'<path class="c{colors[name]}" d="{area.path(curve)}"/>')
+        if len(curve) < MAX_DOTTED_POINTS:
+            dots = (
+                f'<circle cx="{area.x_of(x):.1f}" cy="{area.y_of(y):.1f}" r="2.5"/>'
+                for x, y in curve
+            )
+            parts.append(f'<g class="c{colors[name]}">{"".join(dots)}</g>')
+    return (
+        f'<svg x="{LEFT}" width="{width}" height="{height}" '
+        f'viewBox="{LEFT} 0 {width} {height}">{"".join(parts)}</svg>'
+    )
+
+
+def _hover_strips(
+    area: PlotArea, curves: dict[str, Curve], colors: dict[str, int], over: str
+) -> list[str]:
+    """Return strips over the chart; each shows the values below it while it is pointed at."""
+    places = sorted({x for curve in curves.values() for x, _ in curve})
+    if (count := len(places)) > MAX_HOVER_STRIPS:
+        last = MAX_HOVER_STRIPS - 1
+        places = [places[number * (count - 1) // last] for number in range(MAX_HOVER_STRIPS)]
+    centers = [area.x_of(x) for x in places]
+    middles = ((a + b) / 2 for a, b in itertools.pairwise(centers))
+    borders = [float(LEFT), *middles, float(WIDTH)]
+    parts = []
+    for (start, end), x, center in zip(itertools.pairwise(borders), places, centers, strict=True):
+        on_left = center < (LEFT + WIDTH) / 2
+        text_x, anchor = (center + 8, "start") if on_left else (center - 8, "end")
+        head = f"{f'{x:.3g}' if area.x.log else short(x)} {over}"
+        lines, dots = [f'<tspan x="{text_x:.1f}">{escape(head)}</tspan>'], []
+        for name, curve in curves.items():
+            if (point := nearest(curve, x)) is None:
+                continue
+            color, text = colors[name], escape(f"{name} {short(point[1])}".strip())
+            lines.append(f'<tspan class="t{color}" x="{text_x:.1f}" dy="1.3em">{text}</tspan>')
+            if point[1] <= area.y.high:
+                place = f'cx="{area.x_of(point[0]):.1f}" cy="{area.y_of(point[1]):.1f}"'
+                dots.append(f'<circle class="c{color}" {place} r="3.5"/>')
+        shown = f'<path d="M{center:.1f} {TOP}V{HEIGHT - BOTTOM}"/>{"".join(dots)}'
+        shown += f'<text y="{TOP + 10}" text-anchor="{anchor}">{"".join(lines)}</text>'
+        size = f'width="{end - start:.1f}" height="{HEIGHT - BOTTOM}"'
+        strip = f'<rect x="{start:.1f}" y="0" {size}/>'
+        parts.append(f'<g class="at">{strip}<g>{shown}</g></g>')
+    return parts
+
+
+def nearest(curve: Curve, x: float) -> tuple[float, float] | None:
+    """Return the curve's point nearest to `x`; None beyond its ends."""
+    if not curve[0][0] <= x <= curve[-1][0]:
+        return None
+    place = bisect.bisect_left(curve, (x, -math.inf))
+    return min(curve[max(0, place - 1) : place + 1], key=lambda point: abs(point[0] - x))
+
+
+def thin(curve: Curve) -> Curve:
+    """Return at most MAX_POINTS points, each the mean of its neighbors."""
+    size = -(-len(curve) // MAX_POINTS)
+    if size < 2:
+        return curve
+    weights, found = _widths(curve), []
+    for start in range(0, len(curve), size):
+        part = curve[start : start + size]
+        x = sum(x for x, _ in part) / len(part)
+        found.append((x, _mean(part, weights[start : start + size])))
+    return found
+
+
+def running_mean(curve: Curve) -> Curve:
+    """Return the mean over a 40th of the curve to either side, never further ahead than back.
+
+    A point's weight is its distance from the one before, so that a small last batch counts for
+    little. A curve of fewer than 80 points is returned unchanged.
+    """
+    max_reach = len(curve) // 40
+    if max_reach < 2:
+        return curve
+    weights, means = _widths(curve), []
+    for place, (x, _) in enumerate(curve):
+        reach = min(max_reach, place)
+        near = slice(place - reach, place + reach + 1)
+        means.append((x, _mean(curve[near], weights[near])))
+    return means
+
+
+def _widths(curve: Curve) -> list[float]:
+    """Return each point's distance from the one before: for a metric over tokens, the batch."""
+    distances = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(curve)]
+    return [distances[0] if distances else 1.0, *distances]
+
+
+def _mean(points: Curve, weights: Sequence[float]) -> float:
+    """Return the weighted mean of the values; the plain mean if all weights are zero."""
+    total = sum(weights)
+    if total > 0:
+        return sum(y * weight for (_, y), weight in zip(points, weights, strict=True)) / total
+    return sum(y for _, y in points) / len(points)

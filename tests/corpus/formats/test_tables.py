@@ -1,0 +1,118 @@
+"""Rows of CSV and Parquet files are documents, and broken rows are counted."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from gptcli.corpus.documents import WHOLE_FILE, Document, FileRange
+from gptcli.corpus.formats import find_reader, scan
+from gptcli.errors import InputError
+
+
+def scanned(
+    path: str | Path, documents: str = "file", part: FileRange = WHOLE_FILE
+) -> list[Document]:
+    """Return every document of a file, unreadable ones included."""
+    return list(scan(str(path), find_reader(str(path), documents), part))
+
+
+def error_kinds(path: str | Path, documents: str = "file") -> list[str]:
+    return [document.error_kind for document in scanned(path, documents)]
+
+
+def test_parquet_rows_are_documents(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    texts = ["one", None, "", "Grüße", *map(str, range(3000))]
+    parquet.write_table(
+        pyarrow.table({"text": texts, "id": [7] * len(texts)}),
+        tmp_path / "a.parquet",
+        row_group_size=1000,
+    )
+    rows = scanned(tmp_path / "a.parquet")
+    assert [row.text for row in rows if not row.error_kind] == [
+        text for text in texts if text is not None
+    ]
+    assert [row.position for row in rows] == list(range(len(texts)))
+    assert [row.error_kind for row in rows[:3]] == ["", "no text field", ""]
+    parquet.write_table(pyarrow.table({"words": texts}), tmp_path / "b.parquet")
+    assert error_kinds(tmp_path / "b.parquet") == ["no text field"] * len(texts)
+    data = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "c.parquet").write_bytes(data[:-9])
+    with pytest.raises(InputError, match=r"c.parquet: the file is damaged"):
+        scanned(tmp_path / "c.parquet")
+
+
+def test_csv_rows_are_documents(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(
+        '\ufeffid,text,url\n1,"two\nlines, ""quoted""",http://a\n2,\n3,Grüße,\n4,caf'.encode()
+        + b"\xe9,\n"
+    )
+    rows = scanned(tmp_path / "a.csv")
+    assert [row.text for row in rows] == ['two\nlines, "quoted"', "", "Grüße", ""]
+    assert [row.error_kind for row in rows] == ["", "no text field", "", "not valid UTF-8"]
+    assert rows[0].url == "http://a"
+    (tmp_path / "b.csv").write_text("a,b\n1,2\n")
+    assert error_kinds(tmp_path / "b.csv") == ["no text field"]
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+def test_a_compressed_parquet_file_is_read(tmp_path: Path, ending: str) -> None:
+    import zstandard
+
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    texts = [str(number) for number in range(3000)]
+    parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet", row_group_size=1000)
+    data = {".gz": gzip.compress, ".zst": zstandard.compress}[ending](
+        (tmp_path / "a.parquet").read_bytes()
+    )
+    path = tmp_path / f"b.parquet{ending}"
+    path.write_bytes(data)
+    assert [row.text for row in scanned(path)] == texts
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match="cut short"):
+        scanned(path)
+
+
+def test_parquet_strings_that_are_not_utf8_are_counted(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    bad = pyarrow.array([b"one", b"\xff\xfe", b"two"]).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"text": bad}), tmp_path / "a.parquet")
+    assert error_kinds(tmp_path / "a.parquet") == ["", "not valid UTF-8", ""]
+
+
+def test_a_failing_disk_is_not_reported_as_a_damaged_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged input ends a build for good; a failing disk must leave what was built."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"text": ["one"]}), tmp_path / "a.parquet")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(parquet, "ParquetFile", fail)
+    with pytest.raises(OSError, match="Input/output") as caught:
+        scanned(tmp_path / "a.parquet")
+    assert not isinstance(caught.value, InputError)
+
+
+def test_parquet_column_names_that_are_not_utf8_are_damage(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(
+        pyarrow.table({"text": ["one"], "zzzz": ["two"]}),
+        tmp_path / "a.parquet",
+        store_schema=False,
+    )
+    data = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(data.replace(b"zzzz", b"\xff\xfezz"))
+    with pytest.raises(InputError, match="the file is damaged"):
+        scanned(tmp_path / "a.parquet")

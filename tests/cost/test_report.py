@@ -1,0 +1,102 @@
+"""Reports of estimates: rows of ranks and layouts, and formulas with their numbers."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from gptcli.cost.hardware import find_gpu
+from gptcli.cost.hardware_options import HardwareOptions
+from gptcli.cost.layout import Layout, parse_layout
+from gptcli.cost.planner import make_plan, plans
+from gptcli.cost.rank_memory import StepConfig
+from gptcli.cost.report import formulas, plans_table, rank_rows, train_command
+from gptcli.cost.target import estimate_target, find_target
+from gptcli.model.config import ModelConfig, find_size
+
+A100 = find_gpu("a100")
+CONFIG = ModelConfig.from_paper(find_size("6.7B"))
+
+
+def rows_of(layout: Layout, step: StepConfig) -> dict[str, tuple[str, str]]:
+    return {
+        name.strip(): (value, note)
+        for name, value, note in rank_rows(make_plan(CONFIG, layout, step, A100), CONFIG, A100)
+    }
+
+
+def test_rank_that_fits_shows_its_spare_memory() -> None:
+    rows = rows_of(Layout(shard=8, tp=2), StepConfig(micro_batch=4, micro_batches=32))
+    assert rows["peak"] == ("28.3 GB", "fits a100 with 51.7 GB to spare")
+    assert "nearest that fits" not in rows
+    assert rows["Memory per rank"][1] == "shard=8,tp=2"
+    assert rows["run with"][1] == "micro-batch 4, recompute none"
+    assert rows["step of 2.097M tokens"][1].endswith("%")
+
+
+def test_rank_that_does_not_fit_shows_the_nearest_layout_that_does() -> None:
+    rows = rows_of(Layout(dp=8), StepConfig(micro_batch=4, micro_batches=32))
+    assert "exceeds a100 by" in rows["peak"][1]
+    assert parse_layout(rows["nearest that fits"][1]).processes == 8
+
+
+def test_rank_shows_that_no_layout_fits() -> None:
+    rows = rows_of(Layout(), StepConfig(micro_batch=1, micro_batches=1024))
+    assert rows["nearest that fits"] == ("", "none on this number of GPUs")
+
+
+def test_rank_without_a_gpu_has_no_verdict() -> None:
+    plan = make_plan(CONFIG, Layout(shard=8), StepConfig(), A100)
+    assert next(row for row in rank_rows(plan, CONFIG, None) if row[0] == "  peak")[2] == ""
+
+
+@pytest.mark.parametrize(
+    ("step", "options"),
+    [
+        (
+            StepConfig(micro_batch=4, recompute="full"),
+            "--layout dp=2,shard=4 --micro-batch 4 --recompute full",
+        ),
+        (
+            StepConfig(precision="fp8"),
+            "--layout dp=2,shard=4 --micro-batch 1 --recompute none --precision fp8",
+        ),
+    ],
+)
+def test_train_command_names_the_plan(step: StepConfig, options: str) -> None:
+    plan = make_plan(CONFIG, Layout(dp=2, shard=4), step, find_gpu("h100"))
+    assert train_command(plan, "--size 6.7B") == f"gpt train --size 6.7B {options}"
+
+
+def test_plans_table_shows_the_share_of_waiting() -> None:
+    found = plans(CONFIG, A100, 16, 1024, "bf16", most=5)
+    header, *rows = plans_table(found)
+    assert [row[0] for row in rows] == [str(plan.layout) for plan in found]
+    for row, plan in zip(rows, found, strict=True):
+        waits = plan.time.tensor + plan.time.shard + plan.time.replicas + plan.time.bubble
+        assert row[header.index("waits")] == f"{waits / plan.time.total:.0%}"
+
+
+def test_formulas_compute_the_value_they_print() -> None:
+    """Each line's last figure follows from the figures before it."""
+    lines = formulas(
+        estimate_target(find_target("13B"), None, HardwareOptions(gpu="a100", gpus=64))
+    )
+    text = "\n".join(lines)
+    assert "FLOP = 6·N·D = 6 x 12,853,386,240 x 300,000,000,000 = 2.31e22" in text
+    assert "PF-days = FLOP / 8.64e19 = 267.8" in text
+    assert "training state = (4 + 4 + 8 bytes)·N = 206 GB" in text
+    assert "KV cache a token = 2·L·C x 2 bytes = 819,200 bytes" in text
+    flops, speed, goodput, hours = map(
+        float,
+        re.search(
+            r"3,600 = (\S+) / \((\S+) x goodput (\S+)\) / 3,600 = (\S+)",
+            text.replace(",", "").replace("3600", "3,600"),
+        ).groups(),  # type: ignore[union-attr]
+    )
+    assert hours == pytest.approx(flops / speed / goodput / 3600, rel=0.01)
+    gpus, bandwidth, n_bytes, rate = map(
+        float, re.search(r"= (\d+) x (\S+) / (\S+) = (\S+) tokens/s", text).groups()
+    )  # type: ignore[union-attr]
+    assert rate == pytest.approx(gpus * bandwidth / n_bytes, rel=0.01)

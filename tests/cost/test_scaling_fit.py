@@ -1,0 +1,328 @@
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptcli.cost.scaling import CHINCHILLA, REFIT, JointLaw, gpt3_loss
+from gptcli.cost.scaling_fit import RunResult, fit_law, nelder_mead
+from gptcli.errors import UsageError
+
+
+def grid(law: JointLaw, noise: float, seed: int = 0) -> list[RunResult]:
+    chance = random.Random(seed)
+    return [
+        RunResult(
+            name="",
+            parameters=int(n),
+            tokens=int(d),
+            loss=law.loss(n, d) * math.exp(chance.gauss(0, noise)),
+        )
+        for n in (1e7, 3e7, 1e8, 3e8, 1e9)
+        for d in (3e8, 1e9, 3e9, 1e10)
+    ]
+
+
+@pytest.mark.parametrize("law", [CHINCHILLA, REFIT], ids=lambda law: law.name)
+def test_known_constants_come_back(law: JointLaw) -> None:
+    fitted = fit_law(grid(law, 0.0))
+    for name, value in fitted.values.items():
+        assert value == pytest.approx(getattr(law, name), rel=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_known_constants_are_in_their_intervals(seed: int) -> None:
+    fitted = fit_law(grid(CHINCHILLA, 0.003, seed))
+    inside = [
+        low <= getattr(CHINCHILLA, name) <= high for name, (low, high) in fitted.intervals.items()
+    ]
+    assert sum(inside) >= 4, fitted
+    assert fitted.error < 0.005
+
+
+def test_few_runs_fit_a_power_of_compute() -> None:
+    chance = random.Random(0)
+    runs = [
+        RunResult(
+            name="",
+            parameters=n,
+            tokens=20 * n,
+            loss=gpt3_loss(120.0 * n * n) * math.exp(chance.gauss(0, 0.002)),
+        )
+        for n in (10**7, 3 * 10**7, 10**8, 3 * 10**8)
+    ]
+    fitted = fit_law(runs)
+    assert fitted.law == "compute"
+    assert fitted.intervals["b"][0] <= 0.048 <= fitted.intervals["b"][1]
+    assert fitted.loss(10**9, 20 * 10**9) == pytest.approx(gpt3_loss(120.0 * 10**18), rel=0.01)
+
+
+def test_sizes_and_tokens_that_grow_together_fit_a_power_of_compute() -> None:
+    """Along one ratio of tokens to parameters nothing tells the two terms of the joint law
+    apart.
+    """
+    along = [
+        RunResult(name="", parameters=n, tokens=40 * n, loss=gpt3_loss(240.0 * n * n))
+        for n in (10**5 * 2**k for k in range(8))
+    ]
+    assert fit_law(along).law == "compute"
+    across = [replace(run, tokens=run.tokens * (1 + 7 * (k % 2))) for k, run in enumerate(along)]
+    assert fit_law(across).law == "joint"
+    level = [replace(run, tokens=10**7) for run in along]
+    assert fit_law(level).law == "compute", "one length of training says nothing of another"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_more_run_is_in_its_interval(seed: int) -> None:
+    chance = random.Random(seed)
+
+    def run(n: int) -> RunResult:
+        return RunResult(
+            name="",
+            parameters=n,
+            tokens=20 * n,
+            loss=gpt3_loss(120.0 * n * n) * math.exp(chance.gauss(0, 0.004)),
+        )
+
+    fitted = fit_law([run(10**6 * 2**k) for k in range(6)])
+    more = run(10**6 * 2**6)
+    low, high = fitted.loss_interval(more.parameters, more.tokens)
+    assert low < fitted.loss(more.parameters, more.tokens) < high
+    assert low <= more.loss <= high
+    assert high / low < 1.1
+    assert fitted.as_dict()["law"] == "compute"
+
+
+def test_the_same_runs_the_same_law() -> None:
+    runs = grid(CHINCHILLA, 0.003)
+    assert fit_law(runs) == fit_law(runs)
+
+
+def test_too_few_runs_are_refused() -> None:
+    run = RunResult(name="", parameters=10**7, tokens=10**9, loss=3.0)
+    with pytest.raises(UsageError, match="three or more runs"):
+        fit_law([run, run, run])
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=4))
+def test_minimum_of_a_bowl(centre: list[float]) -> None:
+    found = nelder_mead(
+        lambda x: sum((a - b) ** 2 for a, b in zip(x, centre, strict=True)), [0.0] * len(centre)
+    )
+    assert found == pytest.approx(centre, abs=1e-3)
+
+
+def test_a_power_of_compute_by_hand() -> None:
+    """Exact where there is no noise, C in PF-days; the intervals are as narrow."""
+    runs = [
+        RunResult(
+            name="", parameters=n, tokens=20 * n, loss=3.0 * (120.0 * n * n / 8.64e19) ** -0.05
+        )
+        for n in (10**7, 10**8, 10**9)
+    ]
+    fitted = fit_law(runs)
+    assert fitted.values == pytest.approx({"a": 3.0, "b": 0.05})
+    assert fitted.error == pytest.approx(0, abs=1e-12)
+    assert fitted.intervals["b"] == pytest.approx((0.05, 0.05))
+    assert runs[0].pf_days == pytest.approx(6 * 1e7 * 2e8 / 8.64e19)
+    assert fitted.as_dict() == {
+        "law": "compute", "formula": "L = a·C^-b, C = 6ND in PF-days", "values": fitted.values, "intervals": fitted.intervals,
+        "error": fitted.error,
+    }  # fmt: skip
+
+
+def test_the_errors_that_are_drawn() -> None:
+    """60 of the residuals of four runs, wider by the root of 4/2: two unknowns take up two of four
+    degrees of freedom.
+    """
+    signs = (1, -1, -1, 1)
+    runs = [
+        RunResult(
+            name="",
+            parameters=n,
+            tokens=n,
+            loss=(6.0 * n * n / 8.64e19) ** -0.05 * math.exp(0.01 * sign),
+        )
+        for n, sign in zip((10**6, 10**7, 10**8, 10**9), signs, strict=True)
+    ]
+    fitted = fit_law(runs)
+    assert fitted.values == pytest.approx({"a": 1.0, "b": 0.05}), (
+        "errors that say nothing of slope or level"
+    )
+    assert fitted.error == pytest.approx(0.01)
+    wide = 0.01 * math.sqrt(2)
+    assert len(fitted.resamples) == 60
+    assert sorted({round(math.log(error), 9) for _, error in fitted.resamples}) == pytest.approx(
+        [-wide, wide]
+    )
+    assert fit_law(runs, seed=1).resamples != fitted.resamples
+
+
+def test_an_interval_leaves_out_a_fortieth_on_either_side() -> None:
+    fitted = fit_law(
+        [RunResult(name="", parameters=n, tokens=n, loss=3.0) for n in (10**6, 10**7, 10**8)]
+    )
+    for count, ends in ((60, (1, 58)), (200, (5, 194)), (39, (0, 38))):
+        resamples = tuple(([float(a), 0.0], 1.0) for a in reversed(range(count)))
+        assert replace(fitted, resamples=resamples).loss_interval(1, 1) == ends
+    assert replace(fitted, resamples=(([2.0, 0.0], 1.5),)).loss_interval(1, 1) == (3.0, 3.0), (
+        "the law's value, times an error"
+    )
+
+
+def test_from_six_runs_on_terms_are_told_apart() -> None:
+    def run(n: int, d: int) -> RunResult:
+        return RunResult(name="", parameters=n, tokens=d, loss=CHINCHILLA.loss(n, d))
+
+    two = [run(n, d) for n in (10**7, 10**8, 10**9) for d in (10**9, 10**10)]
+    assert fit_law(two).law == "compute", "two lengths of training make no curve"
+    three = [run(one.parameters, one.tokens * (1 + k // 2)) for k, one in enumerate(two)]
+    assert (fit_law(three).law, fit_law(three[1:]).law) == ("joint", "compute")
+    assert fit_law(three).loss(10**8, 10**10) == pytest.approx(
+        CHINCHILLA.loss(10**8, 10**10), rel=0.01
+    )
+
+
+def test_resampled_losses_carry_errors_as_they_were() -> None:
+    """One of five runs is 4 % above the law and the others 1 % below, which leaves level and slope
+    as they are. Resampled, the law at the middle run moves by the mean of five errors: at the
+    lowest by 1 %, upwards by more; all wider by the root of 5/3."""
+    sizes = [10.0**k for k in range(5)]
+    runs = [
+        RunResult(
+            name="",
+            parameters=int(n),
+            tokens=8_640_000_000,
+            loss=(6e-10 * n) ** -0.05 * math.exp(0.01 * error),
+        )
+        for n, error in zip(sizes, (-1, -1, 4, -1, -1), strict=True)
+    ]
+    fitted = fit_law(runs)
+    assert fitted.values == pytest.approx({"a": 1.0, "b": 0.05})
+    middle = 6e-10 * sizes[2]
+    moved = [
+        math.log(a * middle**-b * middle**0.05) / (0.01 * math.sqrt(5 / 3))
+        for (a, b), _ in fitted.resamples
+    ]
+    assert min(moved) == pytest.approx(-1)
+    assert sum(move > 1 - 1e-9 for move in moved) > 3
+
+
+def rosenbrock(x: list[float]) -> float:
+    return sum(100 * (b - a * a) ** 2 + (1 - a) ** 2 for a, b in pairwise(x))
+
+
+@pytest.mark.parametrize("start", [[-1.2, 1.0], [3.0, -2.0], [0.0, 0.0]])
+def test_rosenbrocks_valley(start: list[float]) -> None:
+    assert nelder_mead(rosenbrock, start) == pytest.approx([1, 1], abs=1e-5)
+
+
+def test_three_unknowns() -> None:
+    assert nelder_mead(rosenbrock, [-1.0, 2.0, 0.5], restarts=6) == pytest.approx(
+        [1, 1, 1], abs=1e-4
+    )
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=3))
+def test_a_corner_is_found_too(centre: list[float]) -> None:
+    """Absolute values have no slope at their minimum."""
+    found = nelder_mead(
+        lambda x: sum(abs(a - b) for a, b in zip(x, centre, strict=True)),
+        [0.0] * len(centre),
+        step=1.0,
+        restarts=8,
+    )
+    assert found == pytest.approx(centre, abs=1e-2)
+
+
+def test_it_gets_no_worse_and_leaves_the_start_alone() -> None:
+    start = [0.5, 0.25]
+    assert rosenbrock(nelder_mead(rosenbrock, start, iterations=3, restarts=1)) <= rosenbrock(start)
+    assert start == [0.5, 0.25]
+
+
+def test_it_stops_where_nothing_changes() -> None:
+    calls = 0
+
+    def flat(x: list[float]) -> float:
+        nonlocal calls
+        calls += 1
+        return math.pi
+
+    assert nelder_mead(flat, [1.0], step=0.1, restarts=1) == pytest.approx([1.0], abs=0.2)
+    assert calls < 500
+
+
+def steps(
+    f: dict[tuple[float, ...], float], start: list[float], step: float
+) -> tuple[list[tuple[float, ...]], list[float]]:
+    """The points that one iteration looks at, in their order, and where it ends, on a function of
+    which only those are known.
+    """
+    seen: list[tuple[float, ...]] = []
+
+    def known(x: list[float]) -> float:
+        seen.append(tuple(x))
+        return f[tuple(x)]
+
+    return seen, nelder_mead(known, start, step=step, restarts=1, iterations=1)
+
+
+@pytest.mark.parametrize(
+    ("f", "ends"),
+    [
+        ({(1.0,): 5, (1.5,): 9, (0.5,): 4, (0.0,): 3}, 0.0),  # reflected, and twice as far
+        ({(1.0,): 5, (1.5,): 9, (0.5,): 4, (0.0,): 4.5}, 0.5),  # which is too far
+        # contracted on either side
+        ({(1.0,): 5, (1.5,): 9, (0.5,): 6, (0.75,): 4, (1.25,): 3}, 1.25),
+        ({(1.0,): 5, (1.5,): 9, (0.5,): 5, (0.75,): 4, (1.25,): 8}, 0.75),
+        ({(1.0,): 5, (1.5,): 9, (0.5,): 9, (0.75,): 9, (1.25,): 9}, 1.0),  # shrunk
+    ],
+)
+def test_one_step_in_one_unknown(f: dict[tuple[float, ...], float], ends: float) -> None:
+    """From 1 and 1.5, as Nelder and Mead go."""
+    seen, end = steps(f, [1.0], 0.5)
+    assert (seen[: len(f)], end) == (list(f), [ends])
+    assert seen[len(f) :] == ([(1.25,)] if ends == 1.0 else []), "half of the way to the best"
+
+
+@pytest.mark.parametrize(
+    ("f", "ends"),
+    [
+        ({(1, -1): 9, (1.5, -2): 8}, (1.5, -2)),
+        ({(1, -1): 10.5}, (0, 0)),  # better than the second, and taken
+        # no better than the second
+        ({(1, -1): 11, (0.75, -0.5): 9, (0.25, 0.5): 10}, (0.75, -0.5)),
+        # shrunk towards the best
+        ({(1, -1): 13, (0.75, -0.5): 13, (0.25, 0.5): 12, (0.5, 0): 9, (0, 0.5): 10}, (0.5, 0)),
+    ],
+)
+def test_one_step_in_two_unknowns(
+    f: dict[tuple[float, ...], float], ends: tuple[float, ...]
+) -> None:
+    """The worst of three corners, through the middle of the others."""
+    corners: dict[tuple[float, ...], float] = {(0, 0): 10, (1, 0): 11, (0, 1): 12}
+    seen, end = steps(corners | f, [0.0, 0.0], 1.0)
+    assert (seen, tuple(end)) == ([*corners, *f], ends)
+
+
+def test_a_flat_function_ends_after_27_halvings() -> None:
+    """0.1 at the start; to at most a billionth; each takes a reflection, two contractions and a
+    corner. Three rounds.
+    """
+    calls: list[float] = []
+    nelder_mead(lambda x: calls.append(x[0]) or 1.0, [1.0])
+    assert calls[:2] == [1.0, 1.1]
+    assert len(calls) == 3 * (2 + 27 * 4)
+
+
+def test_iterations_are_all_it_takes() -> None:
+    calls: list[float] = []
+    nelder_mead(lambda x: calls.append(x[0]) or -x[0], [1.0], restarts=2, iterations=5)
+    assert len(calls) == 2 * (2 + 5 * 2), "downhill for ever: reflected, and twice as far"
