@@ -76,9 +76,9 @@ def find_overlap(
 ) -> OverlapReport:
     """Compare test sets with the training split of a shard folder.
 
-    Each line of a JSON lines file and each paragraph of a text file is an item of a test set. Raises
-    InputError if a file has no 8-gram, if the shards are damaged or have no document index, or if
-    they are so large that false positives would exceed MAX_FALSE_POSITIVES.
+    Each line of a JSON lines file and each paragraph of a text file is an item of a test set.
+    Raises InputError if a file has no 8-gram, if the shards are damaged or have no document index,
+    or if they are so large that false positives would exceed MAX_FALSE_POSITIVES.
     """
     manifest = read_manifest(folder)
     for shard in manifest.shards_of("train"):
@@ -102,7 +102,7 @@ def find_overlap(
     report = OverlapReport(tests, total)
     if report.false_positives > MAX_FALSE_POSITIVES:
         raise InputError(
-            f"{total:,} 8-grams are too many to be told apart by 64-bit hashes",
+            f"{total:,} 8-grams are too many to be distinguished by 64-bit hashes",
             where=folder / MANIFEST,
         )
     return report

@@ -20,7 +20,7 @@ from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT, Events
 from gptcli.runs.metrics import read_metrics
 from gptcli.shards.loader import open_split
-from gptcli.shards.order import Windows
+from gptcli.shards.order import ShuffledWindows
 from gptcli.trainer.loop import train
 from gptcli.trainer.noise_scale import NOISE_RERUN_EVERY, NoiseScale, small_batch_sequences
 from gptcli.trainer.parallelize import build_train_step
@@ -132,7 +132,7 @@ def test_the_loop_logs_it(make_run, train_here):
     lines = _lines(run, train_here)
     train_step, order, by_hand = (
         build_train_step(run, CPU, SILENT),
-        Windows(open_split(run.data, "train"), 16, run.train.seed),
+        ShuffledWindows(open_split(run.data, "train"), 16, run.train.seed),
         NoiseScale(),
     )
 
