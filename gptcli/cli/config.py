@@ -36,7 +36,7 @@ def option(name: str) -> str:
 
 
 def read_option(name: str, text: Any, convert: Callable[[Any], T]) -> T:
-    """Return `convert(text)` for the value of an option. Raises UsageError that names the option."""
+    """Return `convert(text)` of an option's value. Raises UsageError that names the option."""
     try:
         return convert(text)
     except UsageError as error:

@@ -23,7 +23,7 @@ def print_forecast(
     *,
     as_json: bool,
 ) -> None:
-    """Print items, tokens, truncated and skipped items of each text and task; then FLOPs and memory.
+    """Print items, tokens, truncated and skipped items of each text and task, FLOPs and memory.
 
     The items of a text are its windows, and memory is that of the weights in fp32. Raises the
     errors that the evaluation would raise for its data.

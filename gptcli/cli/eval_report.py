@@ -149,7 +149,8 @@ def _remarks(result: TaskResult) -> list[str]:
     if result.calibration:
         shares = ", ".join(f"{share}% {value:.2f}%" for share, value in result.calibration.items())
         lines.append(
-            f"{result.task}: {next(iter(result.metrics)).replace('_', ' ')} of the answers it was surest of: {shares}"
+            f"{result.task}: {next(iter(result.metrics)).replace('_', ' ')} of the most confident "
+            f"answers: {shares}"
         )
     if result.contamination:
         lines.append(_contamination(result))
@@ -160,7 +161,10 @@ def _remarks(result: TaskResult) -> list[str]:
 
 def _contamination(result: TaskResult) -> str:
     found = result.contamination
-    told = f"{found['dirty_items']:,} of {found['items']:,} items stand in {found['shards']} (any {found['n']} words in a row)"
+    told = (
+        f"{found['dirty_items']:,} of {found['items']:,} items occur in {found['shards']} "
+        f"(any {found['n']} words in a row)"
+    )
     parts = [
         f"{name} {found[name]:.2f}%"
         for name in ("clean", "dirty", "all")

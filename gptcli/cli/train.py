@@ -537,7 +537,7 @@ def _measure(values: dict[str, Any]) -> Callable[[Any], dict[str, float]] | None
 def _print_forecast(
     plan: ResolvedRun, manifest: Manifest, events: Events, run: Run, *, strict: bool
 ) -> None:
-    """Report the forecast of the run or its rest. Raises UsageError if `strict` and it has warnings."""
+    """Report the forecast of the run or its rest. Raises UsageError for warnings if `strict`."""
     from gptcli.cli.train_forecast import forecast_plan, refuse, tell
     from gptcli.trainer.preflight import resumed_state
 

@@ -104,7 +104,7 @@ def begin_build(build: BuildConfig, out: Path, *, resume: bool, force: bool) -> 
             raise UsageError(
                 "there is no build to resume in this folder",
                 where=out,
-                hint="{option:force} empties it, or choose another output with -o",
+                hint="{option:force} empties it, or choose another {option:out}",
             )
         if STDIN in build.inputs:
             raise UsageError(
@@ -201,7 +201,7 @@ def begin_slice(build: BuildConfig, out: Path, job: JobSlice) -> None:
         # Hidden files belong to another slice that is about to begin.
         if any(not path.name.startswith(".") for path in out.iterdir()):
             raise UsageError(
-                "the output folder is not empty", where=out, hint="choose another output with -o"
+                "the output folder is not empty", where=out, hint="choose another {option:out}"
             )
         write_json(out / RESUME_RECORD, record)
     check_unchanged(read_json(out / RESUME_RECORD), record, out)

@@ -120,7 +120,7 @@ class BuildConfig:
                 raise UsageError(
                     f"the input {path} is inside the output folder",
                     where=out,
-                    hint="choose another output with -o",
+                    hint="choose another {option:out}",
                 )
 
     def dedup_methods(self) -> list[str | None]:

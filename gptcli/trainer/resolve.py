@@ -164,8 +164,8 @@ def _started_from(given: Resolved, changes: dict[str, Any]) -> tuple[ModelConfig
     """Return the architecture of the model to start from, with this run's dropout.
 
     Other given values, and the shards, must agree with it. The step of an unfinished run's newest
-    checkpoint is recorded. A resumed run reads its own copy (`gptcli.trainer.initial_weights`), because the
-    run it started from may have changed.
+    checkpoint is recorded. A resumed run reads its own copy, because the run it started from may
+    have changed (`gptcli.trainer.initial_weights`).
     """
     from gptcli.model.hf_config import is_padded, read_model_config
     from gptcli.model.source import find_model
