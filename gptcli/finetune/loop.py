@@ -104,13 +104,15 @@ def check_layout(layout: Layout, task: FinetuneTask) -> None:
     if layout.dp != layout.processes:
         raise UsageError(
             f"{layout} divides the model, but fine-tuning supports replicas only",
-            where="--layout",
-            hint=f"--layout dp={layout.processes}",
+            field="layout",
+            code="layout_divides_the_model",
+            hint=f"{{option:layout}} dp={layout.processes}",
         )
     if layout.dp > task.batch:
         raise UsageError(
             f"{layout} has more processes than a batch has examples ({task.batch})",
-            where="--layout",
+            field="layout",
+            code="batch_too_small_for_layout",
             hint=f"at most dp={task.batch}",
         )
 

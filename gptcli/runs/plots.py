@@ -50,7 +50,8 @@ def check_plot(path: Path) -> None:
     if path.suffix.lower() != ".svg":
         raise UsageError(
             f"{path} is not the name of an SVG picture",
-            where="--plot",
+            field="plot",
+            code="not_svg",
             hint="name it something.svg",
         )
 
@@ -115,7 +116,7 @@ def plot_reports(reports: Sequence[Path], out: Path, *, force: bool) -> None:
     claim_file(out, force=force)
     if not reports:
         raise UsageError(
-            "--plot draws reports", hint="gpt eval --plot few-shot.svg runs/*/eval.json"
+            "{option:plot} draws reports", hint="gpt eval --plot few-shot.svg runs/*/eval.json"
         )
     scores = [score for path in reports for score in read_scores(path)]
     if not scores:

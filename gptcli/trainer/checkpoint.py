@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor.experimental import implicit_replication
 
 from gptcli.distributed.context import RankContext
-from gptcli.errors import GptError, InputError, RunError
+from gptcli.errors import GptError, InputError, RunError, message_of
 from gptcli.events import Events
 from gptcli.files import PARTIAL, fsync_folder, read_json, sha256, write_json
 from gptcli.model.hf import HEAD
@@ -132,7 +132,7 @@ class Checkpoints:
             raise RunError(
                 f"the checkpoint could not be written: {cause}",
                 where=folder,
-                hint="earlier checkpoints are intact: free some space, then --resume",
+                hint="earlier checkpoints are intact: free some space, then {option:resume}",
             ) from None
 
     def barrier(self) -> None:
@@ -156,7 +156,7 @@ class Checkpoints:
             raise InputError(
                 "no checkpoint here is intact",
                 where=Path(self.out) / CHECKPOINTS,
-                hint="--force starts the run over",
+                hint="{option:force} starts the run over",
             )
         return None
 
@@ -341,7 +341,7 @@ def _broken(folder: Path, context: RankContext) -> str | None:
                 if digest != digests[file]:
                     return f"{file} does not match its SHA-256"
     except (InputError, OSError) as error:
-        return str(error)
+        return message_of(error)
     except (AttributeError, KeyError, TypeError):
         return f"{STATE} is incomplete"
     return None

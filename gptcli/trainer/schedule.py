@@ -38,7 +38,7 @@ class Schedule:
         if self.total_sequences < 1:
             raise UsageError(
                 f"{config.tokens} tokens are less than one sequence of {n_ctx}",
-                hint="raise --tokens or lower --n-ctx",
+                hint="raise {option:tokens} or lower {option:n_ctx}",
             )
 
     def lr(self, tokens: float) -> float:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from gptcli.cli.app import COMMANDS, build_app, reworded
 from gptcli.cli.command import FREE_TEXT, Word, is_option, option_table, read_words
-from gptcli.cli.config import NUMBERS
 from gptcli.errors import UsageError
+from gptcli.settings import NUMBERS
 
 PATHS = (
     *((name,) for name in COMMANDS if name != "tokenize"),

@@ -138,7 +138,7 @@ def test_what_it_needs_and_what_it_does_not_take(gpt: Gpt, workplace: Path) -> N
     refused = gpt(
         "train", "--init-from", "base", "--finetune", "task.toml", "--lr", "1e-3", code=2
     ).stderr
-    assert "--lr: is no option of --finetune" in refused
+    assert "--lr: is not supported with --finetune" in refused
     divided = gpt(
         "train", "--init-from", "base", "--finetune", "task.toml", "--layout", "tp=2", code=2
     ).stderr

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.cli.config import Resolved, resolved_toml
+from gptcli.cli.config import resolved_toml
 from gptcli.runs import provenance as module
 from gptcli.runs.provenance import FACTS, commit, provenance, read_provenance, resumed
+from gptcli.settings import Resolved
 
 HASH = "0123456789abcdef0123456789abcdef01234567"
 OTHER = HASH[::-1]

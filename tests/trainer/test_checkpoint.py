@@ -146,7 +146,7 @@ def test_a_full_disk_leaves_earlier_checkpoints_intact(train_step, tmp_path, mon
     monkeypatch.setattr(checkpoint, "write_json", full)
     with pytest.raises(RunError, match="No space left on device") as caught:
         save(tmp_path, train_step, 10, keep=1)
-    assert "--resume" in str(caught.value)
+    assert "resume" in str(caught.value)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
     assert newest(tmp_path) == checkpoint.checkpoint_folder(tmp_path, 5)
 
