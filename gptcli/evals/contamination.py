@@ -182,7 +182,9 @@ def contamination_report(
     """
     if task.kind == "text":
         raise UsageError(
-            f"{task.name} is running text and has no items to search for", where="--against"
+            f"{task.name} is running text and has no items to search for",
+            field="against",
+            code="contamination_of_text",
         )
     found = find_contamination(
         ((request.item.id, item_text(request.item)) for request in requests),
