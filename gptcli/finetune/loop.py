@@ -327,7 +327,8 @@ def load_classifier(folder: Path) -> tuple[GPTClassifier, FinetuneTask, Tokenize
     model = GPTClassifier(load_model(folder), task.kind, len(task.labels))
     try:
         with open_tensors(folder / CLASSIFIER) as file:
-            model.classifier.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (it is no mapping)
+            names = list(file.keys())
+            model.classifier.load_state_dict({name: file.get_tensor(name) for name in names})
     except FileNotFoundError:
         raise InputError(
             f"no {CLASSIFIER} here, which is part of a fine-tuned model",

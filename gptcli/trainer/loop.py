@@ -256,7 +256,8 @@ class Trainer:
                 f"{max_skipped:,} updates in a row were skipped; "
                 f"at step {step:,} {result.skip_reason}",
                 where=self.run.out,
-                hint="start over with a lower {option:lr} or a longer {option:warmup_tokens}: gpt train ... {option:force}",
+                hint="start over with a lower {option:lr} or a longer {option:warmup_tokens}: "
+                "gpt train ... {option:force}",
             )
 
     def _save_checkpoint(self) -> None:

@@ -103,7 +103,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_killed_at_any_step_and_resumed_it_is_the_whole_run(run, tmp_path):
+def test_a_run_killed_at_any_step_and_resumed_writes_the_same_bytes(run, tmp_path):
     report = finetune(run, base(), TOKENIZER)
     assert (report["steps"], report["step"], report["interrupted"]) == (STEPS, STEPS, False)
     assert [line["step"] for line in read_metrics(run.out)] == list(range(1, STEPS + 1))
@@ -122,7 +122,7 @@ def test_killed_at_any_step_and_resumed_it_is_the_whole_run(run, tmp_path):
     assert contents(broken.out) == contents(run.out)
 
 
-def test_asked_to_stop_it_does_so_with_a_checkpoint(run, tmp_path):
+def test_a_stop_signal_ends_the_run_with_a_checkpoint(run, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     report = finetune(
         run, base(), TOKENIZER, events=At(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -160,7 +160,7 @@ def in_two(run: FinetuneRun, context: RankContext, events: Events) -> dict[str, 
     return report
 
 
-def test_two_processes_do_what_one_does_and_resume_to_the_same_bytes(run, tmp_path):
+def test_two_processes_train_as_one_does_and_resume_to_the_same_bytes(run, tmp_path):
     """Batches of three, the last of an epoch a single example: one process always has fewer than
     the other, and then none.
     """
@@ -184,7 +184,7 @@ def test_two_processes_do_what_one_does_and_resume_to_the_same_bytes(run, tmp_pa
     )
 
 
-def test_what_cannot_be_laid_out(run):
+def test_layouts_that_divide_the_model_are_refused(run):
     for layout, message in (
         ("tp=2", "supports replicas only"),
         ("dp=2,shard=2", "supports replicas only"),
@@ -194,7 +194,7 @@ def test_what_cannot_be_laid_out(run):
             check_layout(parse_layout(layout), run.task)
 
 
-def test_another_run_is_not_resumed(run):
+def test_a_run_with_other_settings_or_data_is_not_resumed(run):
     finetune(run, base(), TOKENIZER)
     changes = {
         "seed was 3, now 4": {"seed": 4}, "start was base, now other": {"start": "other"},
@@ -208,7 +208,7 @@ def test_another_run_is_not_resumed(run):
         resumed_state(run.out, run.identity())
 
 
-def test_a_loss_that_is_no_number_ends_it(run):
+def test_a_loss_that_is_not_finite_ends_the_run(run):
     with pytest.raises(RunError, match="lower lr"):
         finetune(replace(run, task=replace(run.task, lr=1e30, clip=1e30)), base(), TOKENIZER)
     with pytest.raises(InputError, match="no such file"):
@@ -216,7 +216,7 @@ def test_a_loss_that_is_no_number_ends_it(run):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_its_folder_is_a_classifier_and_a_language_model(run, tied):
+def test_the_run_folder_is_a_classifier_and_a_language_model(run, tied):
     report = finetune(run, base(tied=tied), TOKENIZER)
     model, task, tokenizer, validation = load_classifier(run.out)
     assert task == run.task

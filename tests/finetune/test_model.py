@@ -1,6 +1,4 @@
-"""The loss of fine-tuning by hand, position by position; the schedule; the three rows that are
-new.
-"""
+"""Loss, learning-rate schedule and special tokens of fine-tuning."""
 
 from __future__ import annotations
 
@@ -56,7 +54,7 @@ EXAMPLES = {
 
 @pytest.mark.parametrize("kind", EXAMPLES)
 @torch.no_grad()
-def test_losses_by_hand(kind: str) -> None:
+def test_losses_equal_those_computed_position_by_position(kind: str) -> None:
     model = tuned(kind)
     batch = collate(EXAMPLES[kind])
     losses, (score_NL, _) = model(batch), model.scores(batch)
@@ -79,7 +77,7 @@ def test_losses_by_hand(kind: str) -> None:
     )
 
 
-def test_schedule_is_the_released_codes() -> None:
+def test_the_learning_rate_schedule_is_that_of_the_released_code() -> None:
     assert [lr_multiplier(step, 1000) for step in (1, 2, 3, 500, 1000)] == pytest.approx(
         [0.5 * 0.999, 0.998, 0.997, 0.5, 0.0]
     )
