@@ -36,7 +36,7 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
 
     from gptcli.cost.layout import Layout, parse_layout
     from gptcli.distributed.launch import launch
-    from gptcli.finetune.loop import Finetuning, check_layout, finetune_folder
+    from gptcli.finetune.loop import FinetuneRun, check_layout, finetune_from_folder
     from gptcli.finetune.task import read_task
     from gptcli.model.source import INIT, find_model
     from gptcli.sampling.load import load
@@ -69,7 +69,7 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
     )
     check_layout(layout, task)
     machine.check_layout(layout)
-    run = Finetuning(
+    run = FinetuneRun(
         task=task,
         data=task_file.parent,
         out=out,
@@ -103,7 +103,7 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
                     Path(init_from), out, step, events, newest=asked is None
                 ),
             )
-    report = launch(run, events, finetune_folder, newest_step)
+    report = launch(run, events, finetune_from_folder, newest_step)
     if not is_main():
         return
     if report["interrupted"]:
@@ -128,14 +128,14 @@ def evaluate_finetuned(run: Path, data: Path | None, *, as_json: bool) -> None:
     """Print the accuracy of a fine-tuned run on its task's validation examples, or on those of the
     file `data`.
     """
-    from gptcli.finetune.inputs import Transformation
-    from gptcli.finetune.loop import accuracy, load_finetuned
+    from gptcli.finetune.inputs import InputTransform
+    from gptcli.finetune.loop import accuracy, load_classifier
     from gptcli.finetune.task import read_examples
 
-    model, task, tokenizer, validation = load_finetuned(run)
+    model, task, tokenizer, validation = load_classifier(run)
     path = data or validation
     examples = read_examples(
-        task, path, Transformation(task.kind, tokenizer, model.gpt.config.n_ctx)
+        task, path, InputTransform(task.kind, tokenizer, model.gpt.config.n_ctx)
     )
     found = accuracy(model, examples, task.batch)
     if as_json:
@@ -146,6 +146,6 @@ def evaluate_finetuned(run: Path, data: Path | None, *, as_json: bool) -> None:
             "examples": found.examples,
             "correct": found.correct,
         }
-        print_json("eval", {**report, "accuracy": found.share})
+        print_json("eval", {**report, "accuracy": found.fraction})
     else:
-        print(f"accuracy {found.share:.2%} ({found.correct:,} of {found.examples:,}) on {path}")
+        print(f"accuracy {found.fraction:.2%} ({found.correct:,} of {found.examples:,}) on {path}")

@@ -94,7 +94,8 @@ COLOR_RULES = "".join(
 DASHES = ("none", "8 3", "3 3", "12 3 3 3", "5 2", "2 2", "12 3", "1 3")
 # lines of compared runs differ in dashes as well as in color
 DASH_RULES = "".join(
-    f"main.runs path.c{number},table path.c{number},h3 path.c{number}{{stroke-dasharray:{dashes}}}\n"
+    f"main.runs path.c{number},table path.c{number},h3 path.c{number}"
+    f"{{stroke-dasharray:{dashes}}}\n"
     for number, dashes in enumerate(DASHES)
 )
 

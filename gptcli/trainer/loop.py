@@ -256,7 +256,8 @@ class Trainer:
                 f"{max_skipped:,} updates in a row were skipped; "
                 f"at step {step:,} {result.skip_reason}",
                 where=self.run.out,
-                hint="start over with a lower --lr or a longer --warmup-tokens: gpt train ... --force",
+                hint="start over with a lower --lr or a longer --warmup-tokens: "
+                "gpt train ... --force",
             )
 
     def _save_checkpoint(self) -> None:

@@ -1,5 +1,5 @@
-"""Token files of llm.c, Megatron and nanoGPT are trained on as they are; what is damaged or does
-not belong is refused.
+"""Token files of llm.c, Megatron and nanoGPT can be trained on unchanged; damaged and foreign files are
+refused.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ def llm_c(path: Path, tokens: list[int]) -> None:
 
 
 def megatron(path: Path, documents: list[list[int]], code: int = 8) -> None:
-    """As Megatron's preprocess_data.py writes: here an end-of-text stands wherever the documents
-    have one.
-    """
+    """Write files as Megatron's preprocess_data.py does, with end-of-texts only as given."""
     kind = {8: "H", 4: "i", 5: "q"}[code]
     size = struct.calcsize(kind)
     tokens = [*chain(*documents)]
