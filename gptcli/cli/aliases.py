@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.cli.command import Word, is_option, read_words
-from gptcli.cli.config import count, quantity
 from gptcli.errors import GptError, UsageError, close_to
+from gptcli.settings import count, quantity
 
 Given = Mapping[str, str | None]
 """Values of a command line by the names of our options; aliases are already translated."""

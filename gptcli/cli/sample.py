@@ -15,13 +15,14 @@ import typer
 
 from gptcli.cli import options
 from gptcli.cli.command import Command, hold, releasing
-from gptcli.cli.config import NUMBERS, Resolved, option, read_config
+from gptcli.cli.config import option, read_config
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.options import MACHINE, OUTPUT, flag, quantity, shared, value
 from gptcli.encodings import decode
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.files import read_text
 from gptcli.interrupts import Cleanup, Raise, write
+from gptcli.settings import NUMBERS, Resolved
 
 if TYPE_CHECKING:
     from gptcli.sampling.load import Loaded

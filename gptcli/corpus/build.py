@@ -2,7 +2,7 @@
 
 The bytes of the shards depend on the inputs' contents and order, the recipe, the tokenizer, the
 seed, the validation fraction and the shard size; never on the number of workers, the encoder, or
-where a build was interrupted.
+the moment at which a build was interrupted.
 
 A build claims the output folder with `resume.json`, keeps chunks and finished work in `.work`, and
 writes `manifest.json` last: after a crash, `finish_build` makes only what is missing.
@@ -10,8 +10,8 @@ writes `manifest.json` last: after a crash, `finish_build` makes only what is mi
 A job array shares the output folder. Each job reads a slice of the input splits into chunks, and a
 last run compares documents, tokenizes what had to wait for that, and writes the shards:
 
-    gpt build-shards --config recipe.toml -o shards --part 3/16     in every job, with its own number
-    gpt build-shards --config recipe.toml -o shards --resume        after all jobs have ended
+    gpt build-shards --config recipe.toml -o shards --part 3/16   in every job, with its number
+    gpt build-shards --config recipe.toml -o shards --resume      after all jobs have ended
 """
 
 from __future__ import annotations
@@ -104,13 +104,13 @@ def begin_build(build: BuildConfig, out: Path, *, resume: bool, force: bool) -> 
             raise UsageError(
                 "there is no build to resume in this folder",
                 where=out,
-                hint="--force empties it, or choose another output with -o",
+                hint="{option:force} empties it, or choose another {option:out}",
             )
         if STDIN in build.inputs:
             raise UsageError(
                 "a build from standard input cannot be resumed",
                 where=out,
-                hint="save the text to a file, or start over with --force",
+                hint="save the text to a file, or start over with {option:force}",
             )
         before = read_json(out / RESUME_RECORD)
         check_unchanged(before, record, out)
@@ -132,7 +132,7 @@ def _check_slices_done(out: Path, count: int) -> None:
         raise UsageError(
             f"of {count} parts {', '.join(map(str, missing[:8]))}{more} are not done",
             where=out,
-            hint=f"run the same command with --part {missing[0]}/{count} instead of --resume first",
+            hint=f"run the same command with {{option:part}} {missing[0]}/{count} instead of {{option:resume}} first",
         )
 
 
@@ -146,8 +146,8 @@ def finish_build(
 ) -> Manifest:
     """Make the shards in a folder that `begin_build` has claimed; return their manifest.
 
-    Work that an earlier attempt finished is kept. Raises InputError on a broken input (a folder that
-    no earlier attempt wrote to is removed again), RunError if a worker dies.
+    Work that an earlier attempt finished is kept. Raises InputError on a broken input (a folder
+    that no earlier attempt wrote to is removed again), RunError if a worker dies.
     """
     is_first_attempt = not (out / WORK_FOLDER).exists()
     context = make_context(build, out)
@@ -189,7 +189,10 @@ def begin_slice(build: BuildConfig, out: Path, job: JobSlice) -> None:
     """
     if STDIN in build.inputs:
         raise UsageError(
-            "standard input cannot be read in parts", where="--part", hint="save the text to a file"
+            "standard input cannot be read in parts",
+            field="part",
+            code="stdin_in_parts",
+            hint="save the text to a file",
         )
     build.check_inputs_outside(out)
     record = {**build.resume_record(), SLICES: job.count}
@@ -198,7 +201,7 @@ def begin_slice(build: BuildConfig, out: Path, job: JobSlice) -> None:
         # Hidden files belong to another slice that is about to begin.
         if any(not path.name.startswith(".") for path in out.iterdir()):
             raise UsageError(
-                "the output folder is not empty", where=out, hint="choose another output with -o"
+                "the output folder is not empty", where=out, hint="choose another {option:out}"
             )
         write_json(out / RESUME_RECORD, record)
     check_unchanged(read_json(out / RESUME_RECORD), record, out)
@@ -237,8 +240,8 @@ def finish_slice(
 def _check_splits(build: BuildConfig, chunks_of: list[list[Chunk]], events: Events) -> None:
     """Check that documents are left to train on and to validate on.
 
-    Raises InputError if there are none to train on; warns if a source has none, or if there are none
-    to validate on.
+    Raises InputError if there are none to train on; warns if a source has none, or if there are
+    none to validate on.
     """
     chunks = list(chain(*chunks_of))
     train, val = (sum(chunk.documents[split] for chunk in chunks) for split in SPLITS)
@@ -252,7 +255,7 @@ def _check_splits(build: BuildConfig, chunks_of: list[list[Chunk]], events: Even
     if not train:
         raise InputError(
             f"all {val} documents were chosen for validation, and none is left to train on",
-            hint="give more documents or a smaller --val-fraction",
+            hint="give more documents or a smaller {option:val_fraction}",
         )
     for source, mine in zip(build.sources, chunks_of, strict=True):
         if not sum(chunk.documents["train"] for chunk in mine):
@@ -272,13 +275,13 @@ def _empty_validation(build: BuildConfig, train: int) -> str:
         for path in source.inputs
     )
     if train < 20 and is_text:
-        advice = "divide the text into more documents with --documents paragraph"
+        advice = "divide the text into more documents with {option:documents} paragraph"
     else:
         share = min(0.5, 10 / train)
         advice = f"raise it: at {share:.1g}, about {round(share * train)} documents would be chosen"
     return (
         f"the validation split is empty: of {train} document{'s' * (train != 1)} none was chosen "
-        f"for it at --val-fraction {build.val_fraction:g}\n  {advice}"
+        f"for it at {{option:val_fraction}} {build.val_fraction:g}\n  {advice}"
     )
 
 

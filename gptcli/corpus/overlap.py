@@ -22,7 +22,7 @@ from gptcli.errors import InputError
 from gptcli.events import SILENT, Events
 from gptcli.shards.format import document_lengths, open_shard
 from gptcli.shards.manifest import MANIFEST, Manifest, read_manifest
-from gptcli.text.ngrams import NgramSet, grams, word_hashes
+from gptcli.text.ngrams import NgramSet, ngram_hashes, word_hashes
 from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 NGRAM_WORDS = 8
@@ -76,9 +76,9 @@ def find_overlap(
 ) -> OverlapReport:
     """Compare test sets with the training split of a shard folder.
 
-    Each line of a JSON lines file and each paragraph of a text file is an item of a test set. Raises
-    InputError if a file has no 8-gram, if the shards are damaged or have no document index, or if
-    they are so large that false positives would exceed MAX_FALSE_POSITIVES.
+    Each line of a JSON lines file and each paragraph of a text file is an item of a test set.
+    Raises InputError if a file has no 8-gram, if the shards are damaged or have no document index,
+    or if they are so large that false positives would exceed MAX_FALSE_POSITIVES.
     """
     manifest = read_manifest(folder)
     for shard in manifest.shards_of("train"):
@@ -102,14 +102,14 @@ def find_overlap(
     report = OverlapReport(tests, total)
     if report.false_positives > MAX_FALSE_POSITIVES:
         raise InputError(
-            f"{total:,} 8-grams are too many to be told apart by 64-bit hashes",
+            f"{total:,} 8-grams are too many to be distinguished by 64-bit hashes",
             where=folder / MANIFEST,
         )
     return report
 
 
 def _test_ngrams(path: str) -> np.ndarray:
-    found, _ = grams(*word_hashes(list(read_items(path)), split=True), NGRAM_WORDS)
+    found, _ = ngram_hashes(*word_hashes(list(read_items(path)), split=True), NGRAM_WORDS)
     if not len(found):
         raise InputError(f"no item in it has {NGRAM_WORDS} words", where=path)
     return found
@@ -145,6 +145,6 @@ def _search(context: _SearchContext, piece: _Piece) -> tuple[np.ndarray, int]:
     tokens = np.asarray(shard[piece.start : piece.start + size])
     documents = np.split(tokens, np.cumsum(piece.lengths)[:-1])
     texts = [context.tokenizer.decode(document[1:].tolist()) for document in documents]
-    hashes, _ = grams(*word_hashes(texts, split=True), NGRAM_WORDS)
+    hashes, _ = ngram_hashes(*word_hashes(texts, split=True), NGRAM_WORDS)
     _, positions = context.wanted.find(hashes)
     return np.unique(positions), len(hashes)

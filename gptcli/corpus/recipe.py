@@ -102,7 +102,7 @@ class SourceConfig:
     weight: float = 1.0
     """Share of the training mixture, relative to the other sources."""
     documents: DocumentKind = "file"
-    """Unit of a text file that is one document."""
+    """Part of a text file that is one document."""
     field: str = "text"
     """Column or field of the text in tables and JSON lines."""
     on_error: ErrorRule = "stop"
@@ -133,8 +133,8 @@ class SourceConfig:
         if not 0 < self.weight < float("inf"):
             raise UsageError(f"weight {self.weight} is not a positive number", where=where)
         _check_choice("extractor", self.extractor, EXTRACTORS, where)
-        _check_choice("kind of document", self.documents, DOCUMENT_KINDS, "--documents")
-        _check_choice("on_error", self.on_error, ERROR_RULES, "--on-error")
+        _check_choice("kind of document", self.documents, DOCUMENT_KINDS, "{option:documents}")
+        _check_choice("on_error", self.on_error, ERROR_RULES, "{option:on_error}")
         if self.dedup is not None:
             _check_choice("method", self.dedup.method, DEDUP_METHODS, f"{where}.dedup")
             if self.name in self.dedup.against:
@@ -179,7 +179,7 @@ def read_sources(tables: object) -> list[SourceConfig]:
 
 
 def _check_references(sources: list[SourceConfig]) -> None:
-    """Check that sources which others refer to exist, and that no two are removed from each other."""
+    """Raise UsageError if a source refers to a missing one, or two are compared with each other."""
     names = [source.name for source in sources]
     against: dict[str, list[str]] = {
         source.name: source.dedup.against if source.dedup else [] for source in sources

@@ -1,7 +1,8 @@
 """Tasks of the workers: read an input split into chunks, and finish text chunks.
 
 A task writes its files atomically and skips those that exist, so it can be killed at any moment and
-run again.
+run again. The names of these files ("span-" for a split that is done, "unit-" for a chunk, "text-"
+for a text chunk) are those of version 0.1.0, whose unfinished builds can be resumed.
 """
 
 from __future__ import annotations

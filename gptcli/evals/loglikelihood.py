@@ -103,7 +103,7 @@ class LogLikelihoodScorer:
         if len(groups) == 1:
             raise RunError(
                 f"a request of {size:,} tokens does not fit into memory",
-                hint="try --precision bf16, or another --device",
+                hint="try {option:precision} bf16, or another {option:device}",
             )
         if self.max_tokens is None or size // 2 < self.max_tokens:
             self.max_tokens = size // 2

@@ -18,7 +18,7 @@ from typing import IO, Any
 import torch
 import torch.nn.functional as F
 
-from gptcli.errors import InputError
+from gptcli.errors import InputError, message_of
 from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, read_json, sha256, write_json
 from gptcli.model.checkpoint_tensors import CheckpointStateDict
@@ -246,7 +246,9 @@ def open_model(
             if source.checkpoint.is_dir():
                 if asked:
                     raise
-                events.warn(f"{source.checkpoint}: {error}; loading the checkpoint before it")
+                events.warn(
+                    f"{source.checkpoint}: {message_of(error)}; loading the checkpoint before it"
+                )
             skip.add(source.step)
 
 

@@ -182,7 +182,7 @@ def _warm_up_compilation(
         reason = str(error).strip().splitlines()[0]
         if run.must_compile:
             raise RunError(
-                f"torch.compile failed: {reason}", hint="--compile off trains without it"
+                f"torch.compile failed: {reason}", hint="{option:compile} off trains without it"
             ) from None
         events.warn(f"torch.compile failed, training without it: {reason}")
         for part in parts:

@@ -1,4 +1,4 @@
-"""What tests of the corpus share."""
+"""Fixtures for tests of the corpus."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
 
 @pytest.fixture(scope="session")
 def byte_tokenizer() -> Tokenizer:
-    """A token a byte, so that a test can say what the tokens are; end-of-text is 256."""
+    """Return a tokenizer with one token per byte; end-of-text is 256."""
     return Tokenizer([*byte_alphabet(), END_OF_TEXT], [])
 
 
@@ -25,9 +25,7 @@ MakeChunk = Callable[..., Chunk]
 
 @pytest.fixture(scope="session")
 def make_chunk(byte_tokenizer: Tokenizer) -> MakeChunk:
-    """make_chunk(path, texts, first=0, seed=0, val_fraction=0.0): a chunk of texts numbered from
-    `first` on.
-    """
+    """Return a function that writes a chunk of texts, which are numbered from `first` on."""
     encoder = open_encoder(byte_tokenizer, "tokenizers")
 
     def make(

@@ -67,8 +67,9 @@ def test_nanogpt_refuses_a_large_vocabulary(tmp_path: Path) -> None:
 
 
 def make_mixture(folder: Path, vocab_size: int) -> dict[str, list[list[int]]]:
-    """Two shards of one source, one of another, and a validation shard; the documents of each file
-    that Megatron is to have.
+    """Write two shards of one source, one of another and one for validation.
+
+    Returns the documents of each file that Megatron should get.
     """
     shards = []
     made: dict[str, list[list[int]]] = {
@@ -137,8 +138,9 @@ def test_megatron_files_without_a_recipe_are_named_by_split(tmp_path: Path) -> N
 
 @pytest.fixture
 def indexed_dataset(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Megatron-LM's own reader, from a clone. What its packages import beside it needs GPUs, so
-    they are opened without running them.
+    """Return the reader of Megatron-LM, from a clone.
+
+    Its packages import modules that need GPUs, so they are replaced by empty ones.
     """
     if "MEGATRON" not in os.environ:
         pytest.skip("set MEGATRON to a clone of Megatron-LM")

@@ -1,5 +1,5 @@
-"""Token files of llm.c, Megatron and nanoGPT are trained on as they are; what is damaged or does
-not belong is refused.
+"""Token files of llm.c, Megatron and nanoGPT can be trained on unchanged; damaged and foreign files are
+refused.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ def llm_c(path: Path, tokens: list[int]) -> None:
 
 
 def megatron(path: Path, documents: list[list[int]], code: int = 8) -> None:
-    """As Megatron's preprocess_data.py writes: here an end-of-text stands wherever the documents
-    have one.
-    """
+    """Write files as Megatron's preprocess_data.py does, with end-of-texts only as given."""
     kind = {8: "H", 4: "i", 5: "q"}[code]
     size = struct.calcsize(kind)
     tokens = [*chain(*documents)]
@@ -128,7 +126,7 @@ def test_other_folders_are_refused(tmp_path: Path, folder: Path) -> None:
     written(folder, "llm.c")
     (folder / RESUME_RECORD).write_text("{}")  # an unfinished build
     with pytest.raises(
-        InputError, match=r"the build of these shards is not finished\n.*--resume to finish"
+        InputError, match=r"the build of these shards is not finished\n.*resume to finish"
     ):
         read_manifest(folder)
     (folder / RESUME_RECORD).unlink()

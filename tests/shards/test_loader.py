@@ -1,6 +1,4 @@
-"""Tokens come out as they went in, across shards, and a damaged shard is found before it is
-used.
-"""
+"""Tokens are read as they were written, across shards, and a damaged shard is found before it is used."""
 
 from __future__ import annotations
 

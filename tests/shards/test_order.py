@@ -161,8 +161,8 @@ def test_a_mixture_of_one_source_has_its_windows() -> None:
 
 
 def test_a_mixture_keeps_its_weights_and_each_sources_own_order() -> None:
-    """GPT-3's weights: in any block of positions exactly, and each source goes through its epochs
-    without replacement.
+    """Any block has exactly GPT-3's weights, and each source is read in epochs without
+    replacement.
     """
     weights = [0.60, 0.22, 0.08, 0.08, 0.03]
     shares = [weight / sum(weights) for weight in weights]

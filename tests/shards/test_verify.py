@@ -22,8 +22,10 @@ EOT = 256
 def make(
     folder: Path, documents: dict[str, list[list[int]]], lengths: dict[str, list[int]] | None = None
 ) -> Manifest:
-    """A shard folder with the documents (tokens after end-of-text) of each split; `lengths` may
-    lie.
+    """Write a shard folder with the documents (tokens after end-of-text) of each split.
+
+    `lengths` overrides the lengths in the index.
+
     """
     tokenizer = Tokenizer([*byte_alphabet(), END_OF_TEXT], [])
     tokenizer.save(folder / "tokenizer.json")

@@ -23,10 +23,10 @@ from gptcli.events import SILENT
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import load_model, save_model
 from gptcli.model.transformer import GPT
+from gptcli.trainer.auto import has_compiler
 from gptcli.trainer.batches import micro_batches
 from gptcli.trainer.checkpoint import load_weights_, plain_named_parameters
 from gptcli.trainer.config import Run, TrainConfig
-from gptcli.trainer.machine import has_compiler
 from gptcli.trainer.noise_scale import NOISE_RERUN_EVERY, small_batch_sequences
 from gptcli.trainer.parallelize import build_train_step
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
 from gptcli.shards.loader import open_split
-from gptcli.shards.order import Windows
+from gptcli.shards.order import ShuffledWindows
 from gptcli.trainer.batches import micro_batches
 from gptcli.trainer.parallelize import build_train_step
 from gptcli.trainer.step import dropout_seed
@@ -20,7 +20,7 @@ PLACE = RankContext(torch.device("cpu"))
 def gradients(run, micro_batch, count=7, step=1):
     """Gradient and loss of `count` sequences, `micro_batch` at a time."""
     train_step = build_train_step(run, PLACE, SILENT)
-    order = Windows(open_split(run.data, "train"), run.model.n_ctx, 0)
+    order = ShuffledWindows(open_split(run.data, "train"), run.model.n_ctx, 0)
     loss = train_step.forward_backward(
         micro_batches(order, 0, count, micro_batch, PLACE), count * run.model.n_ctx, step
     )
@@ -28,12 +28,13 @@ def gradients(run, micro_batch, count=7, step=1):
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 4, 7, 9])
-def test_accumulated_gradients_are_those_of_the_mean_loss(make_run, micro_batch):
+def test_accumulated_gradients_equal_those_of_the_mean_loss(make_run, micro_batch):
     run = make_run(d_model=32, attention="banded", band=3)
     grads, loss = gradients(run, micro_batch)
     model = build_train_step(run, PLACE, SILENT).model
     x, y = (
-        torch.from_numpy(part) for part in Windows(open_split(run.data, "train"), 16, 0).batch(0, 7)
+        torch.from_numpy(part)
+        for part in ShuffledWindows(open_split(run.data, "train"), 16, 0).batch(0, 7)
     )
     mean = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
     mean.backward()

@@ -23,7 +23,7 @@ from gptcli.corpus.inputs import MissingPackageError, file_suffixes, open_input
 from gptcli.errors import InputError, install_hint
 from gptcli.files import temporary_room
 
-SKIP_HINT = "leave it out, or count and skip what is broken with --on-error skip"
+SKIP_HINT = "leave it out, or count and skip what is broken with {option:on_error} skip"
 
 
 def csv_reader(field: str) -> Reader:
@@ -66,7 +66,7 @@ def csv_reader(field: str) -> Reader:
 def parquet_reader(field: str) -> Reader:
     """Return a reader of Parquet: text in the string column `field`, BLOCK_RECORDS rows at a time.
 
-    It raises InputError if the file's metadata is damaged; a damaged row group yields bad documents.
+    Damaged metadata of the file raise InputError; a damaged row group yields bad documents.
     """
 
     def read(stream: Any, name: str, part: FileRange) -> Iterator[Document]:
