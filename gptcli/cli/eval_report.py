@@ -161,7 +161,7 @@ def _remarks(result: TaskResult) -> list[str]:
 
 def _contamination(result: TaskResult) -> str:
     found = result.contamination
-    told = (
+    contamination_note = (
         f"{found['dirty_items']:,} of {found['items']:,} items occur in {found['shards']} "
         f"(any {found['n']} words in a row)"
     )
@@ -173,7 +173,7 @@ def _contamination(result: TaskResult) -> str:
     difference = (
         "" if found.get("difference") is None else f", clean over all {found['difference']:+.2f}%"
     )
-    return f"{result.task}: {told}{': ' * bool(parts)}{', '.join(parts)}{difference}"
+    return f"{result.task}: {contamination_note}{': ' * bool(parts)}{', '.join(parts)}{difference}"
 
 
 def _paper(score: PaperScore) -> str:

@@ -52,18 +52,18 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
         Path(options["out"] or Path("runs", task_file.stem)),
         options["resume"] or restarted(),
     )
-    asked = (
+    requested = (
         None
         if options["checkpoint"] is None
         else read_option("checkpoint", options["checkpoint"], NUMBERS["checkpoint"])
     )
     before = newest_state(out) if resume else None
     if before is not None:  # the run it started from may have changed
-        step = before.identity.get("checkpoint") if asked is None else asked
+        step = before.identity.get("checkpoint") if requested is None else requested
     elif resume and (out / INIT).is_dir():
-        step = find_model(out / INIT, asked).step
+        step = find_model(out / INIT, requested).step
     else:
-        step = find_model(init_from, asked).step
+        step = find_model(init_from, requested).step
     layout = parse_layout(options["layout"]) if options["layout"] else Layout(dp=auto_processes())
     check_layout(layout, task)
     check_processes(layout)
@@ -98,7 +98,7 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
             run = replace(
                 run,
                 start_step=keep_initial_weights(
-                    Path(init_from), out, step, events, newest=asked is None
+                    Path(init_from), out, step, events, newest=requested is None
                 ),
             )
     report = launch(run, events, finetune_from_folder, newest_step)
@@ -135,15 +135,15 @@ def evaluate_finetuned(run: Path, data: Path | None, *, as_json: bool) -> None:
     examples = read_examples(
         task, path, InputTransform(task.kind, tokenizer, model.gpt.config.n_ctx)
     )
-    found = accuracy(model, examples, task.batch)
+    outcome = accuracy(model, examples, task.batch)
     if as_json:
         report = {
             "model": str(run),
             "task": task.kind,
             "data": str(path),
-            "examples": found.examples,
-            "correct": found.correct,
+            "examples": outcome.examples,
+            "correct": outcome.correct,
         }
-        print_json("eval", {**report, "accuracy": found.fraction})
+        print_json("eval", {**report, "accuracy": outcome.fraction})
     else:
-        print(f"accuracy {found.fraction:.2%} ({found.correct:,} of {found.examples:,}) on {path}")
+        print(f"accuracy {outcome.fraction:.2%} ({outcome.correct:,} of {outcome.examples:,}) on {path}")

@@ -541,11 +541,11 @@ class Sampler:
         try:
             if "beam" in values:
                 width = values["beam"]
-                found = generate_by_beam_search(
+                generated = generate_by_beam_search(
                     model, tokenizer, tokens, max_tokens=max_tokens, width=width
                 )
-                show(found.text)
-                return [found]
+                show(generated.text)
+                return [generated]
             stream = _print_nothing if best_of else show
             sequences = [
                 TextSequence(

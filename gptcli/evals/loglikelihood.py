@@ -111,7 +111,7 @@ class LogLikelihoodScorer:
                 f"a batch of {size:,} tokens does not fit into memory: "
                 f"continuing with {self.max_tokens:,}"
             )
-        if self.cache.length_B.device.type == "cuda":
+        if self.cache.device.type == "cuda":
             torch.cuda.empty_cache()
         return self._score_halves(groups)
 

@@ -1,9 +1,9 @@
 """Hashes of normalised words and of word n-grams, computed for batches of texts with numpy.
 
 A word is a run of characters between white space, in lower case and without punctuation (GPT-3's
-Appendix C); `normalized_words` implements this in plain Python. With `split`, punctuation separates words
-like white space does, which leaves alphanumeric words only (GPT-2's overlap). The arrays contain a
-64-bit hash of each word or n-gram.
+Appendix C); `normalized_words` implements this in plain Python. With `split`, punctuation separates
+words like white space does, which leaves alphanumeric words only (GPT-2's overlap). The arrays
+contain a 64-bit hash of each word or n-gram.
 """
 
 from __future__ import annotations

@@ -379,11 +379,11 @@ def product_rate(d_model: int, precision: str) -> float:
     torch.matmul(a, b)  # warms up
     best = 0.0
     for _ in range(5):
-        products, begin, spent = 0, time.process_time(), 0.0
+        count, begin, spent = 0, time.process_time(), 0.0
         while spent < PROBE_SECONDS:
             torch.matmul(a, b)
-            products, spent = products + 1, time.process_time() - begin
-        best = max(best, products / spent)
+            count, spent = count + 1, time.process_time() - begin
+        best = max(best, count / spent)
     return 2 * rows * width * 4 * width * best * torch.get_num_threads()
 
 

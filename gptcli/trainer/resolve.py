@@ -300,12 +300,12 @@ def _start_small(resolved: Resolved, given: Resolved, n_ctx: int) -> None:
 
 def _round_batch(resolved: Resolved, n_ctx: int) -> None:
     """Round the batch to whole sequences."""
-    asked = resolved.values["batch_tokens"]
-    whole = whole_sequences(asked, n_ctx)
-    if whole != asked:
+    requested = resolved.values["batch_tokens"]
+    whole = whole_sequences(requested, n_ctx)
+    if whole != requested:
         resolved.put(
             {"batch_tokens": whole},
-            f"{resolved.origin['batch_tokens']}: {asked} in whole sequences of {n_ctx}",
+            f"{resolved.origin['batch_tokens']}: {requested} in whole sequences of {n_ctx}",
         )
 
 
@@ -327,21 +327,21 @@ def _put_machine(resolved: Resolved, model: ModelConfig) -> str:
 
     values, origin = resolved.values, resolved.origin
     sequences = values["batch_tokens"] // model.n_ctx
-    asked = None if values["layout"] == "auto" else parse_layout(values["layout"])
+    requested = None if values["layout"] == "auto" else parse_layout(values["layout"])
     compiled, why = auto_compile(
-        model, values["tokens"], asked.processes if asked else auto_processes()
+        model, values["tokens"], requested.processes if requested else auto_processes()
     )
     _put_auto(resolved, "compile", "on" if compiled else "off", why)
     _put_auto(resolved, "precision", *auto_precision(model, values["compile"] == "on"))
     precision, recompute = values["precision"], values["recompute"]
-    if asked is None:
+    if requested is None:
         micro_batch = values.get("micro_batch", "auto")
         layout, why = auto_layout(
             model, sequences, precision, recompute=recompute, micro_batch=micro_batch
         )
         origin["layout"] += f": {layout} here, {why}"
     else:
-        layout = asked
+        layout = requested
     first = sequences
     # the first batch is the smallest, and a process that is alone needs two parts of it
     if values["follow_noise"]:

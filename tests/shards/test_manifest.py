@@ -215,7 +215,7 @@ def test_end_of_text_may_be_the_first_or_last_token(tmp_path: Path) -> None:
 def test_other_folders_are_refused_with_a_hint(tmp_path: Path) -> None:
     for folder, file, hint in (
         ("above", "shards/manifest.json", "name one of the shard folders in it: "),
-        ("begun", "resume.json", "--resume to finish it"),
+        ("begun", "resume.json", "{option:resume} to finish it"),
         ("run", "run.toml", "it is a run"),
         ("texts", "a.jsonl", "gpt build-shards "),
     ):

@@ -34,7 +34,7 @@ def test_an_altered_shard(make_run, copied):
 
 def test_another_tokenizer(make_run, copied):
     train_tokenizer(["other words other words"], 262).save(copied / "tokenizer.json")
-    with pytest.raises(InputError, match="not the one they were made with"):
+    with pytest.raises(InputError, match="not the one the shards were made with"):
         check_run(make_run(data=copied), read_manifest(copied))
 
 
