@@ -1,70 +1,125 @@
 """The errors a user can meet.
 
-    GptError                what went wrong, where, and what to do about it
-    ├── UsageError          an option or configuration that cannot be met       exit 2
-    ├── InputError          a file that is missing, broken or does not belong   exit 2
-    ├── RunError            it failed while running (disk full, lost worker)    exit 1
-    └── Interrupted         it was asked to stop, and did in good order         exit 130
+    GptError                what is wrong, where, and what to do about it
+    ├── UsageError          a value that cannot be used                         exit 2
+    ├── InputError          a file that is missing, damaged or does not belong  exit 2
+    ├── RunError            a failure while running (disk full, lost worker)    exit 1
+    └── Interrupted         stopped on request, with its work saved             exit 130
 
-Anything else that reaches the top is a bug and keeps its traceback under `--debug`.
+Any other exception is a bug; `gpt --debug` shows its traceback.
+
+Messages name parameters in one way for both kinds of user: `{option:n_ctx}` in a message reads
+`n_ctx` in Python and `--n-ctx` on the command line, which translates it when it prints.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib.util
+import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+_PARAMETER = re.compile(r"\{option:([a-z0-9_]+)\}")
 
 
 class GptError(Exception):
-    """One clear message: `what` is wrong, `where` (file, line or option), and what to do
-    (`hint`).
+    """One clear message: what is wrong, where, and what to do.
+
+    `what` says what is wrong. `where` is the file, line or value it is about; by default the
+    parameter `field`. `hint` says what to do. `field` is the parameter at fault ("layout") and
+    `code` a stable name of the error ("layout_does_not_divide") for programs; either may be None.
     """
 
     exit_code = 1
 
     def __init__(
-        self, what: str, *, where: str | Path | None = None, hint: str | None = None
+        self,
+        what: str,
+        *,
+        where: str | Path | None = None,
+        hint: str | None = None,
+        field: str | None = None,
+        code: str | None = None,
     ) -> None:
         super().__init__(what)
         self.what = what
+        if where is None and field is not None:
+            where = f"{{option:{field}}}"
         self.where = None if where is None else str(where)
         self.hint = hint
+        self.field = field
+        self.code = code
 
-    def __str__(self) -> str:
+    @property
+    def message(self) -> str:
+        """Whole message, with `{option:NAME}` for the parameters that it names."""
         text = f"{self.where}: {self.what}" if self.where else self.what
         return "\n  ".join([text, *(self.hint or "").splitlines()])
 
+    def spell_parameters(self, spell: Callable[[str], str]) -> None:
+        """Write the parameters that the error names by `spell`, such as n_ctx as --n-ctx."""
+        self.what = name_parameters(self.what, spell)
+        self.where = self.where and name_parameters(self.where, spell)
+        self.hint = self.hint and name_parameters(self.hint, spell)
+
+    def __str__(self) -> str:
+        return name_parameters(self.message)
+
     def __reduce__(self) -> tuple[object, ...]:  # workers raise these across process borders
-        return (_rebuild, (type(self), self.what, self.where, self.hint))
+        return (_rebuild, (type(self), self.what, self.where, self.hint, self.field, self.code))
 
 
 class UsageError(GptError):
+    """A parameter, or a combination of parameters, that cannot be used."""
+
     exit_code = 2
 
 
 class InputError(GptError):
+    """An input file that is missing, damaged or does not belong to the others."""
+
     exit_code = 2
 
 
 class RunError(GptError):
+    """A failure while running: the disk is full, a worker was lost."""
+
     exit_code = 1
 
 
-class Interrupted(GptError):  # noqa: N818 - what it is called everywhere
+class Interrupted(GptError):  # noqa: N818 - the common name
+    """A stop on request; finished work is saved."""
+
     exit_code = 130
 
 
-def _rebuild(kind: type[GptError], what: str, where: str | None, hint: str | None) -> GptError:
-    return kind(what, where=where, hint=hint)
+def name_parameters(text: str, spell: Callable[[str], str] = str) -> str:
+    """Replace each `{option:NAME}` in a message by `spell(NAME)`, by default the name itself."""
+    return _PARAMETER.sub(lambda match: spell(match[1]), text)
+
+
+def message_of(error: Exception) -> str:
+    """Return the message of any error for use in another message, which may be shown later."""
+    return error.message if isinstance(error, GptError) else str(error)
+
+
+def _rebuild(
+    kind: type[GptError],
+    what: str,
+    where: str | None,
+    hint: str | None,
+    field: str | None,
+    code: str | None,
+) -> GptError:
+    return kind(what, where=where, hint=hint, field=field, code=code)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """A hint that names the closest of `choices`, or lists them all: "did you mean 350M?"."""
+    """Return a hint that names the choices closest to `word`, or all: "did you mean 350M?"."""
     choices = list(choices)
     if close := close_to(word, choices):
         return f"did you mean {' or '.join(close)}?"

@@ -276,16 +276,19 @@ def check_output(folder: Path, *, resume: bool, force: bool) -> None:
     """
     folder = Path(folder)
     if resume and force:
-        raise UsageError("--resume and --force contradict each other", hint="choose one")
+        raise UsageError(
+            "{option:resume} and {option:force} contradict each other", hint="choose one"
+        )
     check_writable(folder)
     if folder.exists() and not folder.is_dir():
-        raise UsageError("is not a folder", where=folder, hint="choose another output with -o")
+        raise UsageError("is not a folder", where=folder, hint="choose another {option:out}")
     if contents(folder) and not resume:
         if not force:
             raise UsageError(
                 "the output folder is not empty",
                 where=folder,
-                hint="--resume goes on with it; another -o leaves it as it is; --force deletes what it holds and starts over",
+                hint="{option:resume} goes on with it; another {option:out} leaves it as it is; "
+                "{option:force} deletes what it holds and starts over",
             )
         if any(
             place.is_relative_to(folder.resolve())
@@ -293,7 +296,7 @@ def check_output(folder: Path, *, resume: bool, force: bool) -> None:
             if place is not None
         ):
             raise UsageError(
-                "--force would empty the folder you stand in or your home",
+                "{option:force} would empty the folder you stand in or your home",
                 where=folder,
                 hint="choose another output",
             )
@@ -368,16 +371,16 @@ def check_writable(path: Path) -> None:
         raise UsageError(
             "no permission to look there",
             where=error.filename,
-            hint="choose another output with -o",
+            hint="choose another {option:out}",
         ) from None
     if there is None:
         return
     if not there.is_dir():
         raise UsageError(
-            f"{there} is a file, not a folder", where=path, hint="choose another output with -o"
+            f"{there} is a file, not a folder", where=path, hint="choose another {option:out}"
         )
     if not os.access(there, os.W_OK | os.X_OK):
-        hint = f"choose another output with -o, or change the permissions of {there}"
+        hint = f"choose another {{option:out}}, or change the permissions of {there}"
         raise UsageError(f"no permission to write in {there}", where=path, hint=hint)
 
 
@@ -404,7 +407,9 @@ def claim_file(path: Path, *, force: bool) -> None:
     if Path(path).is_dir():
         raise UsageError("is a folder, not a file", where=path, hint="name a file")
     if Path(path).exists() and not force:
-        raise UsageError("the output file exists already", where=path, hint="--force replaces it")
+        raise UsageError(
+            "the output file exists already", where=path, hint="{option:force} replaces it"
+        )
 
 
 def complete_lines(path: Path) -> list[str]:

@@ -489,5 +489,5 @@ def _last(chain: dict[Path, Holder]) -> tuple[Path, Holder] | None:
 def _real(folder: Path) -> Path:
     """Return the folder that a path or link leads to. Raises UsageError if it is something else."""
     if folder.exists() and not folder.is_dir():
-        raise UsageError("is not a folder", where=folder, hint="choose another output with -o")
+        raise UsageError("is not a folder", where=folder, hint="choose another {option:out}")
     return Path(os.path.realpath(folder))

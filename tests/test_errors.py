@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import pickle
 import re
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 import gptcli
 from gptcli import errors
+from gptcli.cli.console import as_options
 from gptcli.errors import (
     GptError,
     InputError,
@@ -19,6 +21,7 @@ from gptcli.errors import (
     UsageError,
     close_to,
     install_hint,
+    message_of,
     nearest,
 )
 
@@ -38,6 +41,67 @@ def test_kinds_cross_process_borders(kind: type[GptError], code: int) -> None:
     error = pickle.loads(pickle.dumps(kind("what", where="where", hint="hint")))
     assert type(error) is kind
     assert (error.what, error.where, error.hint, error.exit_code) == ("what", "where", "hint", code)
+
+
+def test_fields_and_codes_cross_process_borders() -> None:
+    error = UsageError("does not divide", field="layout", code="layout_does_not_divide")
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.field, again.code) == ("layout", "layout_does_not_divide")
+    assert str(again) == "layout: does not divide"
+
+
+def test_parameters_are_names_in_python_and_options_on_the_command_line() -> None:
+    error = UsageError(
+        "does not fit", field="micro_batch", hint="lower {option:n_ctx} or {option:layout} dp=2"
+    )
+    assert str(error) == "micro_batch: does not fit\n  lower n_ctx or layout dp=2"
+    assert (
+        as_options(error.message) == "--micro-batch: does not fit\n  lower --n-ctx or --layout dp=2"
+    )
+    nested = InputError(f"line 3: {message_of(error)}", where="run.toml")
+    assert as_options(nested.message).startswith("run.toml: line 3: --micro-batch: does not fit")
+    assert message_of(OSError("disk")) == "disk"
+
+
+def test_a_file_has_precedence_over_the_field_in_a_message() -> None:
+    error = UsageError("is 3", where="recipe.toml", field="seed")
+    assert (str(error), error.field) == ("recipe.toml: is 3", "seed")
+
+
+# a whole command to paste: gpt train --resume, hf download ... --local-dir
+COMMAND = re.compile(r"\b(gpt [a-z]|hf download |ray start |-m gptcli )[^;,\n]*")
+OTHER_PROGRAMS = {"errors.py", "kernels/build.py", "interrupts.py", "runs/page.py"}
+"""Files whose dashes are options of pip or a compiler, `gpt --debug` in sys.argv, or CSS."""
+
+
+def test_no_message_outside_cli_names_an_option() -> None:
+    """Strings of the core hold no --option, docstrings and whole commands to paste excepted."""
+    package = Path(gptcli.__file__).parent
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package).as_posix()
+        if name.startswith("cli/") or name in OTHER_PROGRAMS:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        prose = {
+            id(node.value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.JoinedStr):
+                text = "".join(
+                    str(part.value) if isinstance(part, ast.Constant) else "X"
+                    for part in node.values
+                )
+                prose |= {id(part) for part in node.values}
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                text = node.value
+            else:
+                continue
+            if id(node) not in prose and re.search(r"(?<![\w-])--[a-z]", COMMAND.sub("", text)):
+                found.append(f"{name}:{node.lineno}: {text[:60]}")
+    assert not found
 
 
 def test_nearest() -> None:

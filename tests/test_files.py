@@ -100,8 +100,8 @@ def test_claim_output(tmp_path: Path) -> None:
     assert (folder / "x").exists()  # nothing is touched yet
     with pytest.raises(UsageError, match="not empty") as caught:
         claim_output(folder, resume=False, force=False)
-    assert "--resume" in str(caught.value)
-    assert "--force" in str(caught.value)
+    assert "resume" in str(caught.value)
+    assert "force" in str(caught.value)
     claim_output(folder, resume=True, force=False)
     assert (folder / "x").exists()
     claim_output(folder, resume=False, force=True)
@@ -194,7 +194,7 @@ def test_force_never_empties_where_the_user_stands(
     (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path / "below")
     for folder in (Path(".."), tmp_path, Path.home(), Path("/")):
-        with pytest.raises(UsageError, match="--force would empty"):
+        with pytest.raises(UsageError, match="force would empty"):
             claim_output(folder, resume=False, force=True)
 
 

@@ -10,8 +10,8 @@ import json
 import statistics
 from pathlib import Path
 
-from gptcli.finetune.inputs import Transformation
-from gptcli.finetune.loop import Finetuning, accuracy, finetune, load_finetuned
+from gptcli.finetune.inputs import InputTransform
+from gptcli.finetune.loop import FinetuneRun, accuracy, finetune, load_classifier
 from gptcli.finetune.task import read_examples, read_task
 from gptcli.model.safetensors_io import load_model
 from gptcli.model.source import FINETUNE_REPORT
@@ -37,7 +37,7 @@ def main() -> None:
         for seed in SEEDS:
             out = OUT / f"{name.replace(' ', '-')}-{seed}"
             if not (out / FINETUNE_REPORT).is_file():
-                run = Finetuning(
+                run = FinetuneRun(
                     task=task, data=Path(), out=out, start=name, seed=seed, resume=True
                 )
                 if finetune(run, start(name == "pretrained", seed), tokenizer)["interrupted"]:
@@ -46,13 +46,13 @@ def main() -> None:
             curves.setdefault(name, []).append(
                 [(line["step"], line["val_accuracy"]) for line in lines if "val_accuracy" in line]
             )
-            model, *_ = load_finetuned(out)
+            model, *_ = load_classifier(out)
             examples = read_examples(
                 task,
                 OUT / "test.jsonl",
-                Transformation(task.kind, tokenizer, model.gpt.config.n_ctx),
+                InputTransform(task.kind, tokenizer, model.gpt.config.n_ctx),
             )
-            tests.append(accuracy(model, examples, task.batch).share)
+            tests.append(accuracy(model, examples, task.batch).fraction)
             print(
                 f"{name}, seed {seed}: validation {curves[name][-1][-1][1]:.4f}, test {tests[-1]:.4f}",
                 flush=True,

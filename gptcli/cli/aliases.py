@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.cli.command import Word, is_option, read_words
-from gptcli.cli.config import count, quantity
 from gptcli.errors import GptError, UsageError, close_to
+from gptcli.settings import count, quantity
 
 Given = Mapping[str, str | None]
 """Values of a command line by the names of our options; aliases are already translated."""
@@ -642,32 +642,32 @@ def corrected(command: str, args: list[str], takes: Mapping[str, bool]) -> str:
                 first.append(str(word.value))
             after_flag = False
             continue
-        found = find_alias(word.name, table)
+        by_name = find_alias(word.name, table)
         if known := _option_for(word.name, takes):
             options += [known] if word.value is None or not takes[known] else [known, word.value]
         elif (
-            found is None
-            or not found.target
-            or (word.value is None and not found.has_value and takes.get(found.option, True))
+            by_name is None
+            or not by_name.target
+            or (word.value is None and not by_name.has_value and takes.get(by_name.option, True))
         ):
             return ""
-        elif found.has_value or takes.get(found.option) is False:
-            options += found.target.split()
+        elif by_name.has_value or takes.get(by_name.option) is False:
+            options += by_name.target.split()
             after_flag = True
         else:
             value = str(word.value)
             try:
-                value = value if found.convert is None else found.convert(value, given)
+                value = value if by_name.convert is None else by_name.convert(value, given)
             except (GptError, KeyError, OSError):
                 return ""
-            if found.target == "RUN":
+            if by_name.target == "RUN":
                 first.insert(0, value)
-            elif not found.option:
+            elif not by_name.option:
                 last.append(value)
-            elif found.option == "--layout" and "--layout" in options:
+            elif by_name.option == "--layout" and "--layout" in options:
                 options[options.index("--layout") + 1] += f",{value}"
             else:
-                options += [found.option, value]
+                options += [by_name.option, value]
     return shlex.join([*command.split(), *first, *last, *options])
 
 

@@ -101,7 +101,7 @@ def main() -> None:
     except SystemExit as stop:  # typer has printed its message, except for Ctrl-C
         code = _print_error("interrupted", INTERRUPTED) if stop.code == INTERRUPTED else stop.code
     except GptError as error:
-        code = _print_error(str(error), error.exit_code)
+        code = _print_error(error.message, error.exit_code)
     except OSError as error:
         code = _print_error(
             _os_error(error),
@@ -125,9 +125,9 @@ def main() -> None:
 
 
 def _print_error(text: str, code: int) -> int:
-    from gptcli.cli.console import wrapped
+    from gptcli.cli.console import as_options, wrapped
 
-    print(wrapped(f"gpt: {text}"), file=sys.stderr)
+    print(wrapped(f"gpt: {as_options(text)}"), file=sys.stderr)
     return code
 
 

@@ -11,20 +11,14 @@ import typer
 
 from gptcli.cli import options
 from gptcli.cli.command import Command, hold, releasing
-from gptcli.cli.config import (
-    NUMBERS,
-    Resolved,
-    read_config,
-    read_option,
-    resolved_toml,
-    write_resolved,
-)
+from gptcli.cli.config import read_config, read_option, resolved_toml, write_resolved
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.options import INPUT, OUTPUT, RUN, flag, quantity, shared, value
 from gptcli.errors import UsageError, nearest
 from gptcli.locks import own_folder, own_part
 from gptcli.numbers import amount, counted, duration, in_bytes
 from gptcli.runtime import available_cores
+from gptcli.settings import NUMBERS, Resolved
 
 if TYPE_CHECKING:
     from gptcli.corpus.build import JobSlice

@@ -18,6 +18,7 @@ import typer
 import typer.core
 from typer.exceptions import TyperException
 
+from gptcli.cli.config import option
 from gptcli.errors import GptError, UsageError
 
 P = ParamSpec("P")
@@ -271,3 +272,6 @@ class Group(_Parsing, typer.core.TyperGroup):
             return super().invoke(ctx)
         except TyperException as error:
             raise as_gpt_error(error, ctx) from None
+        except GptError as error:
+            error.spell_parameters(option)
+            raise

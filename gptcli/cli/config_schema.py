@@ -1,5 +1,4 @@
-"""The JSON schema of `gpt train --config`, for editors that complete and check TOML, from the table
-that reads such files.
+"""JSON schema of `gpt train --config`, for editors that complete and check TOML.
 
     python -m gptcli.cli.config_schema > examples/config.schema.json
 
@@ -11,9 +10,10 @@ from __future__ import annotations
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from gptcli import strict_json
-from gptcli.cli.config import NUMBERS, SYNONYMS, Number
+from gptcli.cli.config import SYNONYMS
 from gptcli.cli.train import train
 from gptcli.cli.train_plan import NAMES, OneOf, batch, names, truth, words
+from gptcli.settings import NUMBERS, Number
 
 QUANTITY = r"^\s*([0-9][0-9_]*\.?[0-9]*([eE][+-]?[0-9]+)?|\.[0-9]+)\s*[kKmMbBgGtT]?\s*$"
 KINDS: dict[Any, dict[str, Any]] = {
@@ -32,7 +32,7 @@ CONSTANTS = {
 
 
 def schema() -> dict[str, Any]:
-    """Every name that a file may hold: what it may be, and what `gpt train --help` says of it."""
+    """Return the schema: type and range of every key, with the help text of its option."""
     helped = CONSTANTS | options()
     named = {
         name: {**kind(name, reader), "description": helped[name]} for name, reader in NAMES.items()
@@ -46,7 +46,8 @@ def schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "gpt train --config",
-        "description": 'Quantities take suffixes in quotes: "12k", "0.5M", "300B". Missing values come from the paper or the machine.',
+        "description": 'Quantities take suffixes in quotes: "12k", "0.5M", "300B". '
+        "Missing values come from the paper or the machine.",
         "type": "object",
         "properties": named | dashed,
         "additionalProperties": False,
@@ -54,6 +55,7 @@ def schema() -> dict[str, Any]:
 
 
 def kind(name: str, reader: Any) -> dict[str, Any]:
+    """Return the schema of one key, from the reader of its values."""
     if isinstance(reader, OneOf):
         return {"enum": list(reader.names)}
     if reader is batch:
@@ -73,7 +75,7 @@ def kind(name: str, reader: Any) -> dict[str, Any]:
 
 
 def options() -> dict[str, str]:
-    """The help text of each option of `gpt train`."""
+    """Return the help text of each option of `gpt train`."""
     hints = get_type_hints(train, include_extras=True)
     return {
         name: get_args(hint)[1].help

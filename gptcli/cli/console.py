@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from gptcli import strict_json
+from gptcli.cli.config import option
+from gptcli.errors import name_parameters
 from gptcli.events import Events
 from gptcli.interrupts import Cleanup, write
 from gptcli.numbers import amount, duration, percent
@@ -113,6 +115,7 @@ class ConsoleEvents(Events):
 
     def info(self, text: str) -> None:
         """Print a line above the bars."""
+        text = as_options(text)
         if self._live is not None:
             self._live.console.print(text)
         else:
@@ -207,6 +210,11 @@ def _format_fact(value: object) -> str:
     if isinstance(value, float):
         return amount(value) if abs(value) >= 1e4 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def as_options(text: str) -> str:
+    """Write the parameters that a message names as options: `{option:n_ctx}` as --n-ctx."""
+    return name_parameters(text, option)
 
 
 def wrapped(text: str) -> str:

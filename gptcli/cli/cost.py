@@ -45,8 +45,8 @@ class CostCommand(Command):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Give --flops its value FLOPS_OF_RUN if no number follows."""
         for i, word in enumerate(args):
-            following = args[i + 1] if i + 1 < len(args) else "-"
-            if word == "--flops" and following[0:1] == "-" and not following[1:2].isdigit():
+            next_arg = args[i + 1] if i + 1 < len(args) else "-"
+            if word == "--flops" and next_arg[0:1] == "-" and not next_arg[1:2].isdigit():
                 args = [*args[:i], f"--flops={FLOPS_OF_RUN}", *args[i + 1 :]]
         return super().parse_args(ctx, args)
 

@@ -8,7 +8,7 @@ import time
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from gptcli.cli.console import ConsoleEvents, screen
+from gptcli.cli.console import ConsoleEvents, as_options, screen
 from gptcli.numbers import amount, duration, in_bytes
 from gptcli.runs.metrics import window
 
@@ -44,7 +44,7 @@ class Dashboard(ConsoleEvents):
     def info(self, text: str) -> None:
         """Print a line above the panel."""
         if self._board is not None:
-            self._board.console.print(text)
+            self._board.console.print(as_options(text))
         else:
             super().info(text)
 

@@ -1,15 +1,14 @@
-"""`gpt eval`: what a model scores, on text and on the papers' tasks."""
+"""`gpt eval`: evaluate a model on text and on the papers' tasks."""
 
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli import __version__, strict_json
+from gptcli import strict_json
 from gptcli.cli.command import Command, hold, releasing
 from gptcli.cli.config import number
 from gptcli.cli.console import ConsoleEvents, print_json
@@ -21,13 +20,13 @@ from gptcli.locks import own_file, own_folder
 from gptcli.runtime import is_main, unused_launch
 
 if TYPE_CHECKING:
-    from gptcli.evals.results import TaskResult
-    from gptcli.model.source import ModelSource
+    from gptcli.evals.evaluate import Evaluation
 
 WHAT, FEW, HOW, OUTPUT, MACHINE = "What to score", "Few-shot", "How", "Output", "Machine"
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
     app.command("eval", cls=Command)(releasing(evaluate))
 
 
@@ -42,7 +41,8 @@ def evaluate(
         list[Path] | None,
         typer.Argument(
             metavar="RUN",
-            help="Run folder, or a transformers GPT-2 folder with its tokenizer; with --plot, reports.",
+            help="Run folder, or a transformers GPT-2 folder with its tokenizer; "
+            "with --plot, reports.",
             show_default=False,
         ),
     ] = None,
@@ -77,7 +77,8 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="With --task, the folder or file of its data; otherwise shards to use instead of the run's own.",
+            help="With --task, the folder or file of its data; otherwise shards to use "
+            "instead of the run's own.",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -85,7 +86,8 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Training shards to search for the items of each --task; clean items are scored separately.",
+            help="Training shards to search for the items of each --task; "
+            "clean items are scored separately.",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -119,7 +121,8 @@ def evaluate(
         bool,
         typer.Option(
             "--shared-shots",
-            help="Use the same solved examples for all items: not the papers' protocol, but much faster.",
+            help="Use the same solved examples for all items: not the papers' protocol, "
+            "but much faster.",
             rich_help_panel=FEW,
         ),
     ] = False,
@@ -137,7 +140,8 @@ def evaluate(
         int | None,
         typer.Option(
             parser=number("stride"),
-            help="Tokens from one window of text to the next; a smaller stride gives tokens more context.",
+            help="Tokens from one window of text to the next; a smaller stride gives "
+            "tokens more context.",
             metavar="N",
             show_default="the model's context",
             rich_help_panel=HOW,
@@ -146,7 +150,8 @@ def evaluate(
     normalise: Annotated[
         str | None,
         typer.Option(
-            help="Normalisation of the choices' likelihoods: token, sum, character or unconditional.",
+            help="Normalisation of the choices' likelihoods: token, sum, character or "
+            "unconditional.",
             metavar="RULE",
             show_default="the task's",
             rich_help_panel=HOW,
@@ -245,10 +250,9 @@ def evaluate(
         ),
     ] = "fp32",
 ) -> None:
-    """Score a model: loss, perplexity and bits per byte on text, and the papers' tasks.
+    """Evaluate a model: loss, perplexity and bits per byte on text, and the papers' tasks.
 
-    Without --text, --task or --data, the text is the validation shards that the run was trained
-    beside.
+    Without --text, --task or --data, the text is the validation split of the run's shards.
 
     Examples:
 
@@ -257,7 +261,7 @@ def evaluate(
         gpt eval runs/350M --task hellaswag --shots 20 --data data -o eval.json
     """
     from gptcli.cli.finetune import evaluate_finetuned, is_finetuned
-    from gptcli.evals.task import NORMALISERS, find_task, task_names
+    from gptcli.evals.task import NORMALISERS, find_task, find_tasks, task_names
     from gptcli.evals.task_data import find_data
     from gptcli.model.source import find_model
 
@@ -275,9 +279,7 @@ def evaluate(
     if not task and not text and checkpoint is None and is_finetuned(folder):
         evaluate_finetuned(folder, data, as_json=as_json)
         return
-    tasks = [find_task(name) for name in task or []]
-    if twice := [one.name for one in tasks if [other.name for other in tasks].count(one.name) > 1]:
-        raise UsageError(f"the task {twice[0]} is named twice", where="--task")
+    tasks = find_tasks(task or [])
     for option, value in {
         "--samples": samples,
         "--against": against,
@@ -326,100 +328,54 @@ def evaluate(
             hold(own_folder(records, events=events))
             claim_records(records, resume=resume, force=force)
 
+    from gptcli.evals.evaluate import evaluate_folder, fingerprint_of
     from gptcli.evals.fewshot import FewShotConfig
-    from gptcli.evals.processes import init_processes, local_device
-    from gptcli.evals.rolling import evaluate_loss, open_streams, token_byte_lengths
-    from gptcli.evals.runner import EvalOptions, run_task
+    from gptcli.evals.runner import EvalOptions
     from gptcli.runs.record import EVAL_SCHEMA
-    from gptcli.sampling.load import load
 
-    processes = init_processes()
-    if device == "auto" and processes.world > 1:
-        device = local_device()
-    while True:
-        loaded = load(
-            folder, checkpoint=checkpoint, device=device, precision=precision, events=events
-        )
-        if processes.all_equal(loaded.source.step):  # if not, a checkpoint came while they read
-            break
-    model, tokenizer, source = loaded.model, loaded.tokenizer, loaded.source
-    streams = open_streams(source.folder, text or [], data, tokenizer, tasks=bool(tasks))
-    lengths = token_byte_lengths(tokenizer)
-    losses = [
-        evaluate_loss(
-            model,
-            tokens,
-            lengths,
-            name=name,
-            stride=stride,
-            limit=limit,
+    evaluation = evaluate_folder(
+        folder,
+        tasks,
+        text or [],
+        data,
+        lambda loaded: EvalOptions(
+            fewshot=FewShotConfig(**fewshot),
+            **terms,
             batch_size=batch_size,
-            events=events,
-        )
-        for name, tokens in streams.items()
-    ]
-    options = EvalOptions(
-        fewshot=FewShotConfig(**fewshot),
-        **terms,
-        batch_size=batch_size,
-        records=records,
-        against=against,
-        fingerprint={
-            "precision": loaded.precision,
-            **({} if records is None else _weights(source)),
-        },
+            records=records,
+            against=against,
+            fingerprint=fingerprint_of(loaded, weights=records is not None),
+        ),
+        checkpoint=checkpoint,
+        device=device,
+        precision=precision,
+        events=events,
     )
-    results: list[TaskResult] = []
-    items: list[dict[str, Any]] = []
-    for one in tasks:
-        found, made = run_task(
-            model, tokenizer, one, data, options, processes=processes, events=events
-        )
-        results += found
-        items += [{"task": one.name, **record} for record in made]
-    processes.shut_down()
     if not is_main():
         return
 
-    report = {
-        "version": __version__,
-        "model": str(folder),
-        "step": source.step,
-        "checkpoint": None if source.checkpoint is None else str(source.checkpoint),
-        "parameters": model.config.parameters,
-        "tokenizer_sha256": tokenizer.sha256,
-        "device": loaded.device.type,
-        "precision": loaded.precision,
-        "losses": [asdict(loss) for loss in losses],
-        "tasks": [result.as_dict() for result in results],
-    }
+    report = evaluation.report()
     if samples is not None:
         with atomic_write(samples, "w") as out:
-            out.writelines(strict_json.dumps(item) + "\n" for item in items)
+            out.writelines(strict_json.dumps(item) + "\n" for item in evaluation.items)
     if output is not None:  # last, because a Makefile waits for it
         write_json(output, {"schema": EVAL_SCHEMA, **report})
     if as_json:
         print_json("eval", report)
     else:
-        step_of = "" if source.step is None else f", step {source.step:,}"
-        title = f"{folder}{step_of}: {model.config.parameters:,} parameters, {loaded.device.type}, {loaded.precision}"
-        print_report(title, losses, results, markdown=markdown)
+        print_report(_title(evaluation), evaluation.losses, evaluation.tasks, markdown=markdown)
 
 
-def _weights(source: ModelSource) -> dict[str, Any]:
-    """What tells the weights of an evaluation from others: records of two checkpoints are never
-    mixed.
-    """
-    from gptcli.evals.records import weights_sha256
-
-    return {
-        "model_sha256": weights_sha256(source),
-        **({} if source.step is None else {"step": source.step}),
-    }
+def _title(evaluation: Evaluation) -> str:
+    """Return the first line of the printed report: folder, step, size, device, precision."""
+    loaded = evaluation.loaded
+    step = "" if loaded.source.step is None else f", step {loaded.source.step:,}"
+    parameters = f"{loaded.model.config.parameters:,} parameters"
+    return f"{evaluation.model}{step}: {parameters}, {loaded.device.type}, {loaded.precision}"
 
 
 def _not_one_run(runs: list[Path]) -> UsageError:
-    """The error for no run, several, or a task's name among them."""
+    """Return the error for no run, several runs, or a task's name among them."""
     from gptcli.evals.task import task_names
 
     if not runs:

@@ -1,4 +1,4 @@
-"""`gpt eval --dry-run`: what would be read, and the work it is, without the weights."""
+"""`gpt eval --dry-run`: items, tokens, FLOPs and memory, without reading the weights."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ def print_forecast(
     *,
     as_json: bool,
 ) -> None:
-    """On stdout: for each text and task its items (windows of text), the tokens that the model
-    reads for them, and what is cut or left out; then FLOPs and the memory of the weights in fp32.
-    Raises what the run itself would raise of its data."""
+    """Print items, tokens, truncated and skipped items of each text and task, FLOPs and memory.
+
+    The items of a text are its windows, and memory is that of the weights in fp32. Raises the
+    errors that the evaluation would raise for its data.
+    """
     from gptcli.cost.flops import flops_per_token
     from gptcli.evals.fewshot import FewShotConfig
     from gptcli.evals.requests import build_task_requests
@@ -73,7 +75,7 @@ def print_forecast(
                 "left_out": dict(request_set.skipped),
             }
         )
-    # forward is a third of a training step's
+    # a forward pass has a third of a training step's FLOPs
     flops = flops_per_token(config, "causal") / 3 * sum(one["tokens"] for one in work)
     report = {
         "dry_run": True,
@@ -95,11 +97,13 @@ def print_forecast(
         print(
             "; ".join(
                 [
-                    f"{one['name']}: {one['items']:,} items, at most {amount(one['tokens'])} tokens read",
+                    f"{one['name']}: {one['items']:,} items, "
+                    f"at most {amount(one['tokens'])} tokens read",
                     *remarks,
                 ]
             )
         )
     print(
-        f"work: at most {flops:.2e} FLOP; memory: {in_bytes(4 * config.parameters)} of weights in fp32"
+        f"work: at most {flops:.2e} FLOP; "
+        f"memory: {in_bytes(4 * config.parameters)} of weights in fp32"
     )

@@ -1,6 +1,4 @@
-"""What `gpt eval` shows: a table for text, one for tasks beside the paper's figures, on the
-terminal or as Markdown.
-"""
+"""Tables of `gpt eval`: losses on text and scores on tasks, next to the papers', or as Markdown."""
 
 from __future__ import annotations
 
@@ -19,8 +17,8 @@ if TYPE_CHECKING:
     from gptcli.evals.rolling import LossReport
     from gptcli.evals.task import Task
 
-PIPE_WIDTH = 200  # columns, where there is no terminal to fit
-# columns that stand on the left; figures stand on the right
+PIPE_WIDTH = 200  # columns, if there is no terminal
+# left-aligned columns; numbers are right-aligned
 WORDS = ("text", "task", "scoring", "kind", "data", "what")
 
 Rows = list[dict[str, str]]
@@ -29,13 +27,14 @@ Rows = list[dict[str, str]]
 def print_report(
     title: str, losses: list[LossReport], results: list[TaskResult], *, markdown: bool
 ) -> None:
-    """On stdout."""
+    """Print the report on stdout."""
     parts: list[Rows | str] = [title]
     if losses:
         first = losses[0]
         parts += [[_loss_row(loss) for loss in losses]]
         parts += [
-            f"Loss and entropy in nats per token; windows of {first.n_ctx} tokens, {first.stride} apart."
+            f"Loss and entropy in nats per token; windows of {first.n_ctx} tokens, "
+            f"{first.stride} apart."
         ]
     if results:
         names = list(dict.fromkeys(name for result in results for name in result.metrics))
@@ -57,7 +56,7 @@ def print_report(
 
 
 def print_tasks(tasks: list[Task], data: Path | None) -> None:
-    """The tasks, K as the paper has it, and where each one's data is."""
+    """Print the tasks, with the paper's K and the location of each one's data."""
     rows = [
         {
             "task": task.name,
@@ -72,7 +71,7 @@ def print_tasks(tasks: list[Task], data: Path | None) -> None:
 
 
 def _console(*, soft_wrap: bool = False) -> Console:
-    """Stdout. A pipe has no width: nothing is cut there."""
+    """Return the console of stdout; into a pipe nothing is cut."""
     return screen(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=soft_wrap)
 
 
@@ -123,7 +122,7 @@ def _task_row(result: TaskResult, names: list[str]) -> dict[str, str]:
 
 
 def _remarks(result: TaskResult) -> list[str]:
-    """The conditions of a task, in sentences."""
+    """Return the conditions of a task, in sentences."""
     under = result.conditions
     facts = [f"{under.data}, sha256 {under.data_sha256[:12]}"]
     if under.shots:
@@ -150,7 +149,8 @@ def _remarks(result: TaskResult) -> list[str]:
     if result.calibration:
         shares = ", ".join(f"{share}% {value:.2f}%" for share, value in result.calibration.items())
         lines.append(
-            f"{result.task}: {next(iter(result.metrics)).replace('_', ' ')} of the answers it was surest of: {shares}"
+            f"{result.task}: {next(iter(result.metrics)).replace('_', ' ')} of the most confident "
+            f"answers: {shares}"
         )
     if result.contamination:
         lines.append(_contamination(result))
@@ -161,7 +161,10 @@ def _remarks(result: TaskResult) -> list[str]:
 
 def _contamination(result: TaskResult) -> str:
     found = result.contamination
-    told = f"{found['dirty_items']:,} of {found['items']:,} items stand in {found['shards']} (any {found['n']} words in a row)"
+    contamination_note = (
+        f"{found['dirty_items']:,} of {found['items']:,} items occur in {found['shards']} "
+        f"(any {found['n']} words in a row)"
+    )
     parts = [
         f"{name} {found[name]:.2f}%"
         for name in ("clean", "dirty", "all")
@@ -170,7 +173,7 @@ def _contamination(result: TaskResult) -> str:
     difference = (
         "" if found.get("difference") is None else f", clean over all {found['difference']:+.2f}%"
     )
-    return f"{result.task}: {told}{': ' * bool(parts)}{', '.join(parts)}{difference}"
+    return f"{result.task}: {contamination_note}{': ' * bool(parts)}{', '.join(parts)}{difference}"
 
 
 def _paper(score: PaperScore) -> str:
@@ -178,9 +181,7 @@ def _paper(score: PaperScore) -> str:
 
 
 def figure(value: float, stderr: float | None = None, *, digits: int = 2, unit: str = "") -> str:
-    """A value with its standard error: 45.99% ±0.69. An untrained model's perplexities need the
-    exponent.
-    """
+    """Format a value with its standard error, 45.99% ±0.69, with an exponent from a million on."""
     form = f",.{digits}f" if value < 1e6 else ".3g"
     return f"{value:{form}}{unit}" + ("" if stderr is None else f" ±{stderr:{form}}")
 

@@ -1,4 +1,4 @@
-"""`gpt train --finetune task.toml`, and `gpt eval` of what it made."""
+"""`gpt train --finetune task.toml`, and `gpt eval` of a fine-tuned run."""
 
 from __future__ import annotations
 
@@ -7,40 +7,42 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.cli.command import hold
-from gptcli.cli.config import NUMBERS, option, read_option
+from gptcli.cli.config import read_option
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.errors import Interrupted, UsageError
 from gptcli.events import SILENT
 from gptcli.files import check_output, claim_output
 from gptcli.locks import own_folder
 from gptcli.runtime import is_main, restarted, unused_launch
+from gptcli.settings import NUMBERS
 
-# of gpt train: the task says the rest
+# options of gpt train that --finetune takes; the task file contains the rest
 TAKEN = ("init_from", "checkpoint", "out", "seed", "layout", "resume", "force", "json")
 
 
 def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
-    """Fine-tune the model of --init-from and print the new run folder; `options` are those of `gpt
-    train`, as typed.
+    """Fine-tune the model of --init-from and print the new run folder.
+
+    `options` are those of `gpt train`, as typed.
     """
     if others := [
         name for name, value in options.items() if name not in TAKEN and value not in (None, False)
     ]:
         raise UsageError(
-            "is no option of --finetune: the task says how",
-            where=option(others[0]),
-            hint=f"leave it out, or see {task_file}",
+            "is not supported with --finetune",
+            field=others[0],
+            hint=f"leave it out, or set it in {task_file}",
         )
     if (init_from := options["init_from"]) is None:
         raise UsageError("--finetune needs a model to start from", hint="--init-from RUN")
 
     from gptcli.cost.layout import Layout, parse_layout
     from gptcli.distributed.launch import launch
-    from gptcli.finetune.loop import Finetuning, check_layout, finetune_folder
+    from gptcli.finetune.loop import FinetuneRun, check_layout, finetune_from_folder
     from gptcli.finetune.task import read_task
     from gptcli.model.source import INIT, find_model
     from gptcli.sampling.load import load
-    from gptcli.trainer import machine
+    from gptcli.trainer.auto import auto_processes, check_processes
     from gptcli.trainer.checkpoint import newest_state, newest_step
     from gptcli.trainer.initial_weights import initial_weights_folder, keep_initial_weights
     from gptcli.trainer.preflight import resumed_state
@@ -50,26 +52,22 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
         Path(options["out"] or Path("runs", task_file.stem)),
         options["resume"] or restarted(),
     )
-    asked = (
+    requested = (
         None
         if options["checkpoint"] is None
         else read_option("checkpoint", options["checkpoint"], NUMBERS["checkpoint"])
     )
     before = newest_state(out) if resume else None
-    if before is not None:  # what it started from may have gone on, or be gone
-        step = before.identity.get("checkpoint") if asked is None else asked
+    if before is not None:  # the run it started from may have changed
+        step = before.identity.get("checkpoint") if requested is None else requested
     elif resume and (out / INIT).is_dir():
-        step = find_model(out / INIT, asked).step
+        step = find_model(out / INIT, requested).step
     else:
-        step = find_model(init_from, asked).step
-    layout = (
-        parse_layout(options["layout"])
-        if options["layout"]
-        else Layout(dp=machine.auto_processes())
-    )
+        step = find_model(init_from, requested).step
+    layout = parse_layout(options["layout"]) if options["layout"] else Layout(dp=auto_processes())
     check_layout(layout, task)
-    machine.check_layout(layout)
-    run = Finetuning(
+    check_processes(layout)
+    run = FinetuneRun(
         task=task,
         data=task_file.parent,
         out=out,
@@ -92,7 +90,7 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
             events.info(f"{run.out} is finished")
             return
     if is_main():
-        if before is None:  # what is wrong with it is told before anything is emptied
+        if before is None:  # errors come before anything is deleted
             start = initial_weights_folder(out, Path(init_from)) if resume else Path(init_from)
             load(start, checkpoint=step, device="cpu", precision="fp32")
         claim_output(run.out, resume=run.resume, force=force)
@@ -100,10 +98,10 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
             run = replace(
                 run,
                 start_step=keep_initial_weights(
-                    Path(init_from), out, step, events, newest=asked is None
+                    Path(init_from), out, step, events, newest=requested is None
                 ),
             )
-    report = launch(run, events, finetune_folder, newest_step)
+    report = launch(run, events, finetune_from_folder, newest_step)
     if not is_main():
         return
     if report["interrupted"]:
@@ -113,39 +111,39 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
             hint="--resume goes on",
         )
     events.info(
-        f"{report['steps']:,} steps on {report['examples']:,} examples, validation accuracy {report['val_accuracy']:.2%}"
+        f"{report['steps']:,} steps on {report['examples']:,} examples, "
+        f"validation accuracy {report['val_accuracy']:.2%}"
     )
     print_json("train", {**report, "out": str(run.out)}) if options["json"] else print(run.out)
 
 
 def is_finetuned(run: Path) -> bool:
+    """Return whether a run folder contains a finished fine-tuned model."""
     from gptcli.model.source import FINETUNE_REPORT
 
     return (run / FINETUNE_REPORT).is_file()
 
 
 def evaluate_finetuned(run: Path, data: Path | None, *, as_json: bool) -> None:
-    """Print the accuracy of a fine-tuned run on its task's validation examples, or on those of the
-    file `data`.
-    """
-    from gptcli.finetune.inputs import Transformation
-    from gptcli.finetune.loop import accuracy, load_finetuned
+    """Print the accuracy of a fine-tuned run on its validation examples, or those of `data`."""
+    from gptcli.finetune.inputs import InputTransform
+    from gptcli.finetune.loop import accuracy, load_classifier
     from gptcli.finetune.task import read_examples
 
-    model, task, tokenizer, validation = load_finetuned(run)
+    model, task, tokenizer, validation = load_classifier(run)
     path = data or validation
     examples = read_examples(
-        task, path, Transformation(task.kind, tokenizer, model.gpt.config.n_ctx)
+        task, path, InputTransform(task.kind, tokenizer, model.gpt.config.n_ctx)
     )
-    found = accuracy(model, examples, task.batch)
+    outcome = accuracy(model, examples, task.batch)
     if as_json:
         report = {
             "model": str(run),
             "task": task.kind,
             "data": str(path),
-            "examples": found.examples,
-            "correct": found.correct,
+            "examples": outcome.examples,
+            "correct": outcome.correct,
         }
-        print_json("eval", {**report, "accuracy": found.share})
+        print_json("eval", {**report, "accuracy": outcome.fraction})
     else:
-        print(f"accuracy {found.share:.2%} ({found.correct:,} of {found.examples:,}) on {path}")
+        print(f"accuracy {outcome.fraction:.2%} ({outcome.correct:,} of {outcome.examples:,}) on {path}")

@@ -15,13 +15,14 @@ import typer
 
 from gptcli.cli import options
 from gptcli.cli.command import Command, hold, releasing
-from gptcli.cli.config import NUMBERS, Resolved, option, read_config
+from gptcli.cli.config import option, read_config
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.options import MACHINE, OUTPUT, flag, quantity, shared, value
 from gptcli.encodings import decode
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.files import read_text
 from gptcli.interrupts import Cleanup, Raise, write
+from gptcli.settings import NUMBERS, Resolved
 
 if TYPE_CHECKING:
     from gptcli.sampling.load import Loaded
@@ -540,11 +541,11 @@ class Sampler:
         try:
             if "beam" in values:
                 width = values["beam"]
-                found = generate_by_beam_search(
+                generated = generate_by_beam_search(
                     model, tokenizer, tokens, max_tokens=max_tokens, width=width
                 )
-                show(found.text)
-                return [found]
+                show(generated.text)
+                return [generated]
             stream = _print_nothing if best_of else show
             sequences = [
                 TextSequence(

@@ -1,7 +1,8 @@
-"""`gpt train`: shards to a trained model, by the papers' recipe."""
+"""`gpt train`: train a model on shards, by the papers' recipes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,17 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.cli.command import Command, hold, releasing
-from gptcli.cli.config import option, resolved_toml, same_values, updated_toml
+from gptcli.cli.config import command_line, option, resolved_toml
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.dashboard import Dashboard
-from gptcli.cli.train_plan import NAMES, NEWEST, Plan, make_plan, said
-from gptcli.errors import Interrupted, RunError, UsageError
+from gptcli.cli.train_plan import NAMES, given_values
+from gptcli.errors import RunError, UsageError
 from gptcli.events import SILENT, Events
-from gptcli.files import atomic_write, check_output, claim_output
 from gptcli.locks import own_folder
-from gptcli.model.source import INIT, RUN_TOML
 from gptcli.numbers import duration, in_bytes
-from gptcli.runtime import is_main, is_main_on_node, restarted, unused_launch
+from gptcli.runtime import is_main, restarted, unused_launch
+from gptcli.trainer.resolve import ResolvedRun, resolve_run
 
 if TYPE_CHECKING:
     from gptcli.shards.manifest import Manifest
@@ -36,6 +36,7 @@ MODEL, RECIPE, OUTPUT, WATCH, MACHINE = (
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
     app.command("train", cls=Command)(releasing(train))
 
 
@@ -46,8 +47,9 @@ def _sizes(incomplete: str) -> list[str]:
 
 
 def _option(panel: str, metavar: str, default: str, text: str) -> Any:
-    """An option that may also come from --config, the paper or the machine: `default` says where it
-    comes from if not given.
+    """Return an option whose default may come from --config, the paper or the machine.
+
+    `default` describes it in the help.
     """
     return typer.Option(metavar=metavar, show_default=default, rich_help_panel=panel, help=text)
 
@@ -90,7 +92,8 @@ def train(
             MODEL,
             "KIND",
             "size's",
-            "Attention of the layers: dense, banded (every second one), or a pattern such as dense,dense,banded.",
+            "Attention of the layers: dense, banded (every second layer), or a pattern such as "
+            "dense,dense,banded.",
         ),
     ] = None,
     band: Annotated[
@@ -249,7 +252,8 @@ def train(
             metavar="FILE",
             show_default=False,
             rich_help_panel=OUTPUT,
-            help="TOML file with any of these options, and beta1, beta2, eps, clip, ramp_from; an earlier run.toml will do.",
+            help="TOML file with any of these options, and beta1, beta2, eps, clip, ramp_from; "
+            "an earlier run.toml works too.",
         ),
     ] = None,
     resume: Annotated[
@@ -319,7 +323,8 @@ def train(
         _flag(
             "--report",
             WATCH,
-            "Only draw the report of one RUN, or of several compared; with -o FILE.svg, the losses alone.",
+            "Only draw the report of one RUN, or of several compared; with -o FILE.svg, "
+            "the losses alone.",
         ),
     ] = False,
     profile: Annotated[
@@ -331,7 +336,8 @@ def train(
             MACHINE,
             "AXES",
             "the fastest that fits",
-            "Processes by axis, for replicas, shards, tensor slices and stages: dp=2,shard=4,tp=2,pp=2.",
+            "Processes by axis, for replicas, shards, tensor slices and stages: "
+            "dp=2,shard=4,tp=2,pp=2.",
         ),
     ] = None,
     pipeline_schedule: Annotated[
@@ -399,15 +405,15 @@ def train(
     if report:
         from gptcli.cli.train_report import draw
 
-        said_too = [
+        conflicting = [
             name
             for name, value in options.items()
             if name in NAMES and name != "out" and value not in (None, False)
         ]
-        if said_too:
+        if conflicting:
             raise UsageError(
                 "--report only draws, and trains nothing",
-                where=option(said_too[0]),
+                where=option(conflicting[0]),
                 hint="leave one of the two out",
             )
         draw(runs or [], out, force=force, as_json=json)
@@ -421,7 +427,7 @@ def train(
         return
     if restarted():
         resume, force = True, False
-    given = said(
+    given = given_values(
         {name: value for name, value in options.items() if name in NAMES and value is not False},
         config,
         resume=resume,
@@ -435,33 +441,39 @@ def train(
             "a range test cannot be resumed", where="--lr-range", hint="run it again, with --force"
         )
     manifest = None if dry_run and not (folder / MANIFEST).is_file() else read_manifest(folder)
-    plan = make_plan(given, manifest.vocab_size if manifest else None, lr_range=lr_range)
+    plan = resolve_run(given, manifest.vocab_size if manifest else None, lr_range=lr_range)
     if dry_run:
         _print_plan(plan, manifest, as_json=json, strict=strict)
         return
     assert manifest is not None
 
-    from gptcli.distributed.launch import launch
-    from gptcli.trainer.checkpoint import newest_step
-    from gptcli.trainer.loop import train as train_run
+    from gptcli.trainer.train import interrupted, launch_run, prepare_run
 
     events = Dashboard(given.values["out"]) if is_main() else SILENT
     if (note := unused_launch()) is not None:
         events.warn(note)
-    run = _begin(plan, manifest, events, resume=resume, force=force, strict=strict)
+    run_folder = Path(plan.resolved.values["out"])
+    if is_main():
+        hold(own_folder(run_folder, read_only=resume, events=events))
+    run = prepare_run(
+        plan,
+        manifest,
+        events,
+        command=command_line(),
+        resume=resume,
+        force=force,
+        measure=_measure(plan.resolved.values),
+        announce=lambda run: _print_forecast(plan, manifest, events, run, strict=strict),
+    )
     if run is None:
         events.info(f"{given.values['out']} is finished")
         return
     if lr_range:
         _test_range(run, events, as_json=json)
         return
-    done = launch(replace(run, profile=profile), events, train_run, newest_step)
+    done = launch_run(replace(run, profile=profile), events)
     if is_main() and done["interrupted"]:
-        raise Interrupted(
-            f"stopped after step {done['step']:,}, with a checkpoint",
-            where=run.out,
-            hint="--resume goes on",
-        )
+        raise interrupted(done, run.out)
     if is_main():
         loss = (
             ""
@@ -473,7 +485,7 @@ def train(
 
 
 def _unexpected(argument: str) -> UsageError:
-    """The error for an argument without --report: a size, perhaps, or a run to continue."""
+    """Return the error for an argument without --report: a size, perhaps, or a run to continue."""
     from gptcli.model.config import size_names
 
     if size := next((name for name in size_names() if name.lower() == argument.lower()), None):
@@ -489,7 +501,7 @@ def _unexpected(argument: str) -> UsageError:
 
 
 def _test_range(run: Run, events: Events, *, as_json: bool) -> None:
-    """The learning-rate range test in the run's place; the suggested rate is the result."""
+    """Run the learning-rate range test instead of the run, and print the suggested rate."""
     from gptcli.distributed.launch import launch
     from gptcli.model.source import LR_RANGE_REPORT
     from gptcli.trainer.checkpoint import newest_step
@@ -501,127 +513,31 @@ def _test_range(run: Run, events: Events, *, as_json: bool) -> None:
     if report["suggested_lr"] is None:
         raise RunError("not one step was finite", where=run.out)
     events.info(
-        f"the smooth loss is lowest at {report['lowest_loss_lr']:.2g}; a tenth of it is suggested: see {run.out / LR_RANGE_REPORT}"
+        f"the smoothed loss is lowest at {report['lowest_loss_lr']:.2g}; "
+        f"a tenth of it is suggested: see {run.out / LR_RANGE_REPORT}"
     )
     print_json("train", report) if as_json else print(f"{report['suggested_lr']:.2g}")
 
 
-def _begin(
-    plan: Plan, manifest: Manifest, events: Events, *, resume: bool, force: bool, strict: bool
-) -> Run | None:
-    """Check all that can be checked, say what the run will take, claim its folder and write
-    run.toml into it; None if it is finished.
-    """
-    from gptcli.cli.train_tasks import measurement
-    from gptcli.cost.layout import parse_layout
-    from gptcli.runs.provenance import provenance
-    from gptcli.trainer.checkpoint import newest_state
-    from gptcli.trainer.config import Run
-    from gptcli.trainer.export import is_finished, remove_temporary_weights
-    from gptcli.trainer.preflight import check_data, check_resume, check_run, data_sha256
+def _measure(values: dict[str, Any]) -> Callable[[Any], dict[str, float]] | None:
+    """Return what scores the tasks of --eval-task at every checkpoint; None without tasks."""
+    if "eval_task" not in values:
+        return None
+    from gptcli.evals.evaluate import MAX_CHECKPOINT_ITEMS, checkpoint_measure
 
-    out, data = Path(plan.resolved.values["out"]), Path(plan.resolved.values["data"])
-    if is_main():
-        hold(own_folder(out, read_only=resume, events=events))
-    processes, tokens = parse_layout(plan.train.layout).processes, plan.train.tokens
-    made = provenance(processes, data, data_sha256(manifest), manifest.tokens("train"), tokens)
-    before = (
-        (out / RUN_TOML).read_text(encoding="utf-8-sig")
-        if resume and (out / RUN_TOML).is_file()
-        else None
+    return checkpoint_measure(
+        values["eval_task"],
+        Path(values["eval_data"]) if "eval_data" in values else None,
+        Path(values["data"]),
+        items=values.get("eval_items", MAX_CHECKPOINT_ITEMS),
+        events=ConsoleEvents(),
     )
-    text = _run_toml(plan, made, before)
-    run = Run(
-        name=plan.name,
-        out=out,
-        data=data,
-        model=plan.model,
-        train=plan.train,
-        data_sha256=data_sha256(manifest),
-        tokenizer_sha256=manifest.tokenizer_sha256,
-        eot_id=manifest.eot_id,
-        must_compile=plan.must_compile,
-        track=plan.resolved.values.get("track"),
-        measure=measurement(plan.resolved.values),
-        init_from=None if (start := plan.resolved.values.get("init_from")) is None else Path(start),
-        init_step=plan.resolved.values.get("checkpoint"),
-        resume=resume,
-        resolved=text,
-    )
-    check_run(run, manifest)
-    if is_main():
-        check_output(out, resume=resume, force=force)
-    if resume:
-        at_end = check_resume(run)
-        if is_finished(out) and (
-            at_end or (newest_state(out) is None and same_values(text, before))
-        ):
-            if is_main():
-                remove_temporary_weights(out)
-            return None
-        if is_finished(out) and newest_state(out) is None:
-            raise UsageError(
-                "the model here is finished, and no checkpoint is left to go on from",
-                where=out,
-                hint="--force starts over",
-            )
-        run = replace(run, resume=True)
-    if is_main() and not restarted():
-        _print_forecast(plan, manifest, events, run, strict=strict)
-    # once on each machine: the others wait for it to join them
-    if is_main_on_node() and not restarted():
-        check_data(run, manifest)
-    if is_main():
-        claim_output(out, resume=resume, force=force)
-        run = _keep_start(plan, run, made, events)
-        with atomic_write(out / RUN_TOML, "w") as file:
-            file.write(run.resolved)
-    return run
-
-
-def _keep_start(plan: Plan, run: Run, made: dict[str, str], events: Events) -> Run:
-    """Keep the checkpoint that the run starts from, if it is one, in the run's own folder, and
-    record its step.
-    """
-    from gptcli.trainer.checkpoint import newest_state
-    from gptcli.trainer.initial_weights import keep_initial_weights
-
-    if (
-        run.init_from is None
-        or run.init_step is None
-        or (run.out / INIT).is_dir()
-        or newest_state(run.out) is not None
-    ):
-        return run
-    newest = plan.resolved.origin["checkpoint"] == NEWEST
-    step = keep_initial_weights(run.init_from, run.out, run.init_step, events, newest=newest)
-    if step == run.init_step:
-        return run
-    plan.resolved.put({"checkpoint": step}, plan.resolved.origin["checkpoint"])
-    return replace(run, init_step=step, resolved=_run_toml(plan, made))
-
-
-def _run_toml(plan: Plan, made: dict[str, str], before: str | None = None) -> str:
-    """Return run.toml's text: new, or that from `before` a resume with what has changed. `made`:
-    the provenance.
-    """
-    from gptcli.runs.provenance import resumed
-
-    facts = {
-        "parameters": f"{plan.model.parameters:,}",
-        "vocab_size": f"{plan.model.vocab_size:,}, from the shards",
-    }
-    if before is None:
-        return resolved_toml(plan.resolved, **facts, **made)
-    return resumed(updated_toml(before, plan.resolved, **facts), made)
 
 
 def _print_forecast(
-    plan: Plan, manifest: Manifest, events: Events, run: Run, *, strict: bool
+    plan: ResolvedRun, manifest: Manifest, events: Events, run: Run, *, strict: bool
 ) -> None:
-    """Say what the run, or what is left of it, will take. Raises UsageError if it is to be `strict`
-    and there are warnings.
-    """
+    """Report the forecast of the run or its rest. Raises UsageError for warnings if `strict`."""
     from gptcli.cli.train_forecast import forecast_plan, refuse, tell
     from gptcli.trainer.preflight import resumed_state
 
@@ -634,10 +550,10 @@ def _print_forecast(
         refuse(forecast)
 
 
-def _print_plan(plan: Plan, manifest: Manifest | None, *, as_json: bool, strict: bool) -> None:
-    """Print configuration, work and forecast. Raises UsageError if it is to be `strict` and there
-    are warnings.
-    """
+def _print_plan(
+    plan: ResolvedRun, manifest: Manifest | None, *, as_json: bool, strict: bool
+) -> None:
+    """Print configuration, work and forecast. Raises UsageError if `strict` and it has warnings."""
     from gptcli.cli.train_forecast import forecast_facts, forecast_json, forecast_plan, refuse, warn
     from gptcli.cost.flops import flops_per_token
 
@@ -670,10 +586,8 @@ def _print_plan(plan: Plan, manifest: Manifest | None, *, as_json: bool, strict:
         refuse(forecast)
 
 
-def _print_resolved(plan: Plan, roles: list[StageRole], facts: dict[str, str]) -> None:
-    """Print the resolved configuration as run.toml would hold it, with `facts` and each stage of
-    the layout on top.
-    """
+def _print_resolved(plan: ResolvedRun, roles: list[StageRole], facts: dict[str, str]) -> None:
+    """Print the configuration as in run.toml, with `facts` and the layout's stages at the top."""
     facts = {"parameters": f"{plan.model.parameters:,}", **facts}
     for role in roles:
         low, high = (f"{held:,}" for held in role.parameters)
@@ -683,18 +597,20 @@ def _print_resolved(plan: Plan, roles: list[StageRole], facts: dict[str, str]) -
             if n_bytes
         ]
         facts[f"stage {role.stage}"] = (
-            f"{role.processes:,} processes, each with {low if low == high else f'{low} to {high}'} parameters and "
-            f"{in_bytes(role.optimizer_bytes[1])} of optimizer state; a step moves {', '.join(moved)}"
+            f"{role.processes:,} processes, each with "
+            f"{low if low == high else f'{low} to {high}'} parameters and "
+            f"{in_bytes(role.optimizer_bytes[1])} of optimizer state; "
+            f"a step moves {', '.join(moved)}"
         )
     print(resolved_toml(plan.resolved, **facts), end="")
 
 
-def _dry_run_layout(plan: Plan) -> list[StageRole]:
-    """Build the processes of a layout in a dry run; return no roles for a single process."""
+def _dry_run_layout(plan: ResolvedRun) -> list[StageRole]:
+    """Return what each kind of process holds and sends, from a dry run; nothing for one process."""
     from gptcli.cost.layout import parse_layout
+    from gptcli.trainer.auto import check_division
     from gptcli.trainer.config import Run
     from gptcli.trainer.dry_run import dry_run
-    from gptcli.trainer.fit import check_division
     from gptcli.trainer.precision import check_precision
 
     layout, sequences = parse_layout(plan.train.layout), plan.train.batch_tokens // plan.model.n_ctx
@@ -703,6 +619,7 @@ def _dry_run_layout(plan: Plan) -> list[StageRole]:
     check_division(plan.model, layout, plan.train.pipeline_schedule, sequences)
     check_precision(plan.train.precision, layout.tp, here=False)
     run = Run(
-        name=plan.name, out=Path(), data=Path(), model=plan.model, train=plan.train, data_sha256="", tokenizer_sha256="", eot_id=0
+        name=plan.name, out=Path(), data=Path(), model=plan.model, train=plan.train,
+        data_sha256="", tokenizer_sha256="", eot_id=0,
     )  # fmt: skip
     return dry_run(run, sequences, ConsoleEvents())

@@ -104,13 +104,13 @@ def begin_build(build: BuildConfig, out: Path, *, resume: bool, force: bool) -> 
             raise UsageError(
                 "there is no build to resume in this folder",
                 where=out,
-                hint="--force empties it, or choose another output with -o",
+                hint="{option:force} empties it, or choose another {option:out}",
             )
         if STDIN in build.inputs:
             raise UsageError(
                 "a build from standard input cannot be resumed",
                 where=out,
-                hint="save the text to a file, or start over with --force",
+                hint="save the text to a file, or start over with {option:force}",
             )
         before = read_json(out / RESUME_RECORD)
         check_unchanged(before, record, out)
@@ -132,7 +132,7 @@ def _check_slices_done(out: Path, count: int) -> None:
         raise UsageError(
             f"of {count} parts {', '.join(map(str, missing[:8]))}{more} are not done",
             where=out,
-            hint=f"run the same command with --part {missing[0]}/{count} instead of --resume first",
+            hint=f"run the same command with {{option:part}} {missing[0]}/{count} instead of {{option:resume}} first",
         )
 
 
@@ -189,7 +189,10 @@ def begin_slice(build: BuildConfig, out: Path, job: JobSlice) -> None:
     """
     if STDIN in build.inputs:
         raise UsageError(
-            "standard input cannot be read in parts", where="--part", hint="save the text to a file"
+            "standard input cannot be read in parts",
+            field="part",
+            code="stdin_in_parts",
+            hint="save the text to a file",
         )
     build.check_inputs_outside(out)
     record = {**build.resume_record(), SLICES: job.count}
@@ -198,7 +201,7 @@ def begin_slice(build: BuildConfig, out: Path, job: JobSlice) -> None:
         # Hidden files belong to another slice that is about to begin.
         if any(not path.name.startswith(".") for path in out.iterdir()):
             raise UsageError(
-                "the output folder is not empty", where=out, hint="choose another output with -o"
+                "the output folder is not empty", where=out, hint="choose another {option:out}"
             )
         write_json(out / RESUME_RECORD, record)
     check_unchanged(read_json(out / RESUME_RECORD), record, out)
@@ -252,7 +255,7 @@ def _check_splits(build: BuildConfig, chunks_of: list[list[Chunk]], events: Even
     if not train:
         raise InputError(
             f"all {val} documents were chosen for validation, and none is left to train on",
-            hint="give more documents or a smaller --val-fraction",
+            hint="give more documents or a smaller {option:val_fraction}",
         )
     for source, mine in zip(build.sources, chunks_of, strict=True):
         if not sum(chunk.documents["train"] for chunk in mine):
@@ -272,13 +275,13 @@ def _empty_validation(build: BuildConfig, train: int) -> str:
         for path in source.inputs
     )
     if train < 20 and is_text:
-        advice = "divide the text into more documents with --documents paragraph"
+        advice = "divide the text into more documents with {option:documents} paragraph"
     else:
         share = min(0.5, 10 / train)
         advice = f"raise it: at {share:.1g}, about {round(share * train)} documents would be chosen"
     return (
         f"the validation split is empty: of {train} document{'s' * (train != 1)} none was chosen "
-        f"for it at --val-fraction {build.val_fraction:g}\n  {advice}"
+        f"for it at {{option:val_fraction}} {build.val_fraction:g}\n  {advice}"
     )
 
 

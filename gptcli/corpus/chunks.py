@@ -217,7 +217,7 @@ class Chunk:
                 raise RunError(
                     "was cut short after it was written",
                     where=self.path,
-                    hint="start over with --force",
+                    hint="start over with {option:force}",
                 )
 
 

@@ -47,22 +47,27 @@ class BuildConfig:
         if self.tokenizer.eot_id is None:
             raise InputError(
                 "the tokenizer has no <|endoftext|>, which begins each document",
-                where="--tokenizer",
+                field="tokenizer",
+                code="no_end_of_text",
                 hint="train one with gpt tokenize train, or add the token",
             )
         if not 0 <= self.val_fraction < 1:
             raise UsageError(
                 f"{self.val_fraction} is not from 0 up to, but not including, 1",
-                where="--val-fraction",
+                field="val_fraction",
+                code="val_fraction_out_of_range",
             )
         if not 1 <= self.shard_tokens <= MAX_TOKENS:
             raise UsageError(
-                f"{self.shard_tokens} is not from 1 to {MAX_TOKENS}", where="--shard-tokens"
+                f"{self.shard_tokens} is not from 1 to {MAX_TOKENS}",
+                field="shard_tokens",
+                code="shard_tokens_out_of_range",
             )
         if self.encoder not in ENCODERS:
             raise UsageError(
                 f"unknown encoder {self.encoder!r}",
-                where="--encoder",
+                field="encoder",
+                code="unknown_encoder",
                 hint=nearest(self.encoder, ENCODERS),
             )
         names = [source.name for source in self.sources if source.decontaminate]
@@ -100,7 +105,9 @@ class BuildConfig:
         `requested` is less than 1.
         """
         if requested < 1:
-            raise UsageError(f"{requested} is less than 1", where="--workers")
+            raise UsageError(
+                f"{requested} is less than 1", field="workers", code="workers_out_of_range"
+            )
         size = self.input_bytes()
         return 1 if size is None or size <= CHUNK_CHARACTERS[0] else requested
 
@@ -113,7 +120,7 @@ class BuildConfig:
                 raise UsageError(
                     f"the input {path} is inside the output folder",
                     where=out,
-                    hint="choose another output with -o",
+                    hint="choose another {option:out}",
                 )
 
     def dedup_methods(self) -> list[str | None]:
@@ -178,5 +185,5 @@ def check_unchanged(old: dict[str, Any], new: dict[str, Any], out: Path) -> None
         raise UsageError(
             f"the build in this folder was started differently: {'; '.join(changes[:3])}{more}",
             where=out,
-            hint="undo the changes to resume it, or start over with --force",
+            hint="undo the changes to resume it, or start over with {option:force}",
         )

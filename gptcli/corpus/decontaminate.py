@@ -16,7 +16,7 @@ import numpy as np
 from gptcli.corpus.formats import read_documents, read_json_values
 from gptcli.corpus.inputs import file_suffixes
 from gptcli.errors import InputError
-from gptcli.text.ngrams import NgramSet, grams, normalised, word_hashes
+from gptcli.text.ngrams import NgramSet, ngram_hashes, normalized_words, word_hashes
 
 NGRAM_WORDS = 13
 WINDOW_CHARACTERS = 200  # removed on each side of an n-gram
@@ -32,7 +32,7 @@ def evaluation_ngrams(files: Sequence[str]) -> np.ndarray:
     """
     found = []
     for path in files:
-        hashes, _ = grams(*word_hashes(list(read_items(path))), NGRAM_WORDS)
+        hashes, _ = ngram_hashes(*word_hashes(list(read_items(path))), NGRAM_WORDS)
         if not len(hashes):
             raise InputError(
                 f"no evaluation item in it has {NGRAM_WORDS} words",
@@ -65,7 +65,7 @@ def shared_ngrams(texts: list[str], items: NgramSet) -> tuple[np.ndarray, np.nda
 
     The result is (hashes uint64, indices of the texts int64), sorted.
     """
-    hashes, owners = grams(*word_hashes(texts), NGRAM_WORDS)
+    hashes, owners = ngram_hashes(*word_hashes(texts), NGRAM_WORDS)
     matches, _ = items.find(hashes)
     pairs = np.unique(np.stack([hashes[matches], owners[matches].astype(np.uint64)]), axis=1)
     return pairs[0], pairs[1].astype(np.int64)
@@ -73,9 +73,9 @@ def shared_ngrams(texts: list[str], items: NgramSet) -> tuple[np.ndarray, np.nda
 
 def remove_ngrams(text: str, contaminated: np.ndarray) -> list[str]:
     """Return the pieces of a document that are left without the `contaminated` n-grams (uint64)."""
-    words = list(normalised(text))
+    words = list(normalized_words(text))
     hashes, counts = word_hashes([" ".join(word for word, _, _ in words)])
-    ngrams, _ = grams(hashes, counts, NGRAM_WORDS)
+    ngrams, _ = ngram_hashes(hashes, counts, NGRAM_WORDS)
     pieces, begin = [], 0
     for first in np.flatnonzero(np.isin(ngrams, contaminated)).tolist():
         start = words[first][1] - WINDOW_CHARACTERS

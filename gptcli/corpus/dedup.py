@@ -26,7 +26,7 @@ from gptcli.corpus.chunks import Signatures, TextChunk
 from gptcli.corpus.quality import spark_features
 from gptcli.files import atomic_write
 from gptcli.shards.order import mix64
-from gptcli.text.ngrams import grams, word_hashes
+from gptcli.text.ngrams import ngram_hashes, word_hashes
 
 SHINGLE_WORDS = 5
 MINHASH_SEED = 42
@@ -72,7 +72,7 @@ def shingles(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     The arrays are (shingles,) uint64 and (texts,) int64. A text of fewer words is one shingle.
     """
     hashes, counts = word_hashes(texts)
-    found, owner = grams(hashes, counts, SHINGLE_WORDS)
+    found, owner = ngram_hashes(hashes, counts, SHINGLE_WORDS)
     short = np.flatnonzero((counts > 0) & (counts < SHINGLE_WORDS))
     if len(short):
         starts = np.cumsum(counts) - counts
@@ -81,7 +81,7 @@ def shingles(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
             for start, count in zip(starts[short], counts[short], strict=True)
         )
         whole = np.concatenate(
-            [grams(words, np.array([len(words)]), len(words))[0] for words in short_texts]
+            [ngram_hashes(words, np.array([len(words)]), len(words))[0] for words in short_texts]
         )
         owner = np.concatenate([owner, short])
         order = np.argsort(owner, kind="stable")

@@ -22,7 +22,7 @@ from gptcli.errors import InputError
 from gptcli.events import SILENT, Events
 from gptcli.shards.format import document_lengths, open_shard
 from gptcli.shards.manifest import MANIFEST, Manifest, read_manifest
-from gptcli.text.ngrams import NgramSet, grams, word_hashes
+from gptcli.text.ngrams import NgramSet, ngram_hashes, word_hashes
 from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 NGRAM_WORDS = 8
@@ -109,7 +109,7 @@ def find_overlap(
 
 
 def _test_ngrams(path: str) -> np.ndarray:
-    found, _ = grams(*word_hashes(list(read_items(path)), split=True), NGRAM_WORDS)
+    found, _ = ngram_hashes(*word_hashes(list(read_items(path)), split=True), NGRAM_WORDS)
     if not len(found):
         raise InputError(f"no item in it has {NGRAM_WORDS} words", where=path)
     return found
@@ -145,6 +145,6 @@ def _search(context: _SearchContext, piece: _Piece) -> tuple[np.ndarray, int]:
     tokens = np.asarray(shard[piece.start : piece.start + size])
     documents = np.split(tokens, np.cumsum(piece.lengths)[:-1])
     texts = [context.tokenizer.decode(document[1:].tolist()) for document in documents]
-    hashes, _ = grams(*word_hashes(texts, split=True), NGRAM_WORDS)
+    hashes, _ = ngram_hashes(*word_hashes(texts, split=True), NGRAM_WORDS)
     _, positions = context.wanted.find(hashes)
     return np.unique(positions), len(hashes)

@@ -63,7 +63,10 @@ def check_runner(runner: str) -> None:
     """
     if runner not in RUNNERS:
         raise UsageError(
-            f"unknown runner {runner!r}", where="--runner", hint=nearest(runner, RUNNERS)
+            f"unknown runner {runner!r}",
+            field="runner",
+            code="unknown_runner",
+            hint=nearest(runner, RUNNERS),
         )
     if runner == "ray":
         connect_to_ray()
@@ -119,7 +122,7 @@ class LocalPool:
         except BrokenProcessPool:
             raise RunError(
                 "a worker process died; most often the system killed it because memory ran out",
-                hint="run again with --resume and fewer --workers: all finished work is kept",
+                hint="run again with {option:resume} and fewer {option:workers}: all finished work is kept",
             ) from None
 
     def __enter__(self) -> LocalPool:
@@ -194,7 +197,7 @@ class RayPool:
         except self._ray.exceptions.RayActorError:
             raise RunError(
                 "a worker on the cluster died; most often because memory ran out",
-                hint="run again with --resume: all finished work is kept",
+                hint="run again with {option:resume}: all finished work is kept",
             ) from None
 
     def _next_result(self, pending: dict[Any, Any], idle: list[Any]) -> Iterator[Any]:
@@ -237,7 +240,7 @@ def connect_to_ray() -> Any:
         import ray
     except ImportError:
         raise UsageError(
-            "ray is not installed", where="--runner", hint=install_hint("ray")
+            "ray is not installed", field="runner", code="not_installed", hint=install_hint("ray")
         ) from None
     if not ray.is_initialized():
         try:
@@ -249,5 +252,5 @@ def connect_to_ray() -> Any:
             else:
                 what = "no Ray cluster is running"
                 hint = "start one with ray start --head, or set RAY_ADDRESS to the head of another"
-            raise UsageError(what, where="--runner", hint=hint) from None
+            raise UsageError(what, field="runner", code="no_ray_cluster", hint=hint) from None
     return ray

@@ -133,8 +133,8 @@ class SourceConfig:
         if not 0 < self.weight < float("inf"):
             raise UsageError(f"weight {self.weight} is not a positive number", where=where)
         _check_choice("extractor", self.extractor, EXTRACTORS, where)
-        _check_choice("kind of document", self.documents, DOCUMENT_KINDS, "--documents")
-        _check_choice("on_error", self.on_error, ERROR_RULES, "--on-error")
+        _check_choice("kind of document", self.documents, DOCUMENT_KINDS, "{option:documents}")
+        _check_choice("on_error", self.on_error, ERROR_RULES, "{option:on_error}")
         if self.dedup is not None:
             _check_choice("method", self.dedup.method, DEDUP_METHODS, f"{where}.dedup")
             if self.name in self.dedup.against:

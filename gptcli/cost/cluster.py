@@ -111,7 +111,7 @@ def implied_cluster(
         raise UsageError(
             f"{flops:.3g} FLOP in {hours:g} hours on {count:,} {gpu.name} is impossible: an MFU of {each / gpu.peak_flops:,.0%}, "
             f"{each / 1e12:.4g} TFLOP/s of a peak of {gpu.peak_flops / 1e12:g}",
-            hint="more --hours, more --gpus, or fewer --tokens",
+            hint="more {option:hours}, more {option:gpus}, or fewer {option:tokens}",
         )
     source = f"implied: {flops:.3g} FLOP by {count:,} GPUs in {hours:g} hours"
     return Cluster(
@@ -132,7 +132,8 @@ def gpus_needed(flops: float, hours: float, cluster: Cluster) -> int:
     if count > MAX_GPUS:
         raise UsageError(
             f"{flops:.3g} FLOP in {hours:g} hours takes more than {MAX_GPUS:,} GPUs",
-            where="--hours",
+            field="hours",
+            code="too_many_gpus",
             hint="give it more hours",
         )
     return max(1, math.ceil(count) if count <= NODE else NODE * math.ceil(count / NODE))

@@ -90,7 +90,10 @@ def find_gpu(name: str) -> Gpu:
             return gpu
     raise UsageError(
         f"unknown GPU {name!r}",
-        hint=f"{nearest(name, gpu_names())}\n  for one that is not listed, give its speed and memory instead: --tflops 28 --memory 48",
+        field="gpu",
+        code="unknown_gpu",
+        hint=f"{nearest(name, gpu_names())}\n  for one that is not listed, give its speed and memory "
+        "instead: {option:tflops} 28 {option:memory} 48",
     )
 
 
@@ -124,7 +127,10 @@ def peak_flops(gpu: Gpu, precision: str) -> float:
     if peak is None:
         has = ", ".join(name for name, value in peaks.items() if value is not None)
         raise UsageError(
-            f"{gpu.name} has no {precision}", where="--precision", hint=f"it has {has}"
+            f"{gpu.name} has no {precision}",
+            field="precision",
+            code="no_peak_at_precision",
+            hint=f"it has {has}",
         )
     return peak
 
@@ -140,19 +146,19 @@ def throughput(
     """
     if tflops is not None and mfu is not None:
         raise UsageError(
-            "--tflops and --mfu contradict each other",
+            "{option:tflops} and {option:mfu} contradict each other",
             hint="MFU is TFLOP/s over the GPU's peak: give one",
         )
     if mfu is not None and not 0 < mfu <= 1:
         raise UsageError(
             f"MFU {mfu:g} is impossible: it is a share of the GPU's peak",
-            hint="above 0 and at most 1: --mfu 0.4 for 40 %",
+            hint="above 0 and at most 1: {option:mfu} 0.4 for 40 %",
         )
     if gpu is None:
         if tflops is None:
             raise UsageError(
                 "no GPU and no speed",
-                hint="name a GPU with --gpu, or say what one sustains with --tflops",
+                hint="name a GPU with {option:gpu}, or say what one sustains with {option:tflops}",
             )
         return Assumption("throughput", tflops * 1e12, "FLOP/s per GPU", USER, "")
     if tflops is not None:

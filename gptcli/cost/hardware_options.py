@@ -54,9 +54,10 @@ class HardwareOptions:
         gpu = self.gpu_row
         if self.memory is not None and gpu is not None:
             raise UsageError(
-                "--memory describes a custom GPU",
-                where="--memory",
-                hint="use it with --tflops and without --gpu",
+                "{option:memory} describes a custom GPU",
+                field="memory",
+                code="memory_without_tflops",
+                hint="use it with {option:tflops} and without {option:gpu}",
             )
         if gpu is not None:
             peak_flops(gpu, self.matmul_precision)
@@ -97,7 +98,7 @@ class HardwareOptions:
             count = plan.layout.processes
             if self.gpus is not None and self.gpus != count:
                 raise UsageError(
-                    f"--layout {plan.layout} needs {count} GPUs, but --gpus is {self.gpus}",
+                    f"{{option:layout}} {plan.layout} needs {count} GPUs, but {{option:gpus}} is {self.gpus}",
                     hint="leave out one of the two",
                 )
         gpu, price = self.gpu_row, self.price
@@ -107,7 +108,7 @@ class HardwareOptions:
         elif self.gpus is not None or plan is not None:
             if extra := next((name for name, value in speed.items() if value is not None), None):
                 raise UsageError(
-                    f"--hours and --gpus determine the speed, and --{extra} sets it too",
+                    f"{{option:hours}} and {{option:gpus}} determine the speed, and --{extra} sets it too",
                     hint="leave out one of the three",
                 )
             cluster = implied_cluster(gpu, count, flops, self.hours, price=price)
@@ -129,12 +130,12 @@ class HardwareOptions:
             if extra := next((name for name in fields if getattr(self, name) is not None), None):
                 raise UsageError(
                     f"--{extra.replace('_', '-')} needs a layout",
-                    hint="name one with --layout, or list those that fit with --plan",
+                    hint="name one with {option:layout}, or list those that fit with {option:plan}",
                 )
             return None
         gpu = self.gpu_row
         if gpu is None:
-            raise UsageError("--layout needs a GPU", hint="name it with --gpu")
+            raise UsageError("{option:layout} needs a GPU", hint="name it with {option:gpu}")
         layout = parse_layout(self.layout)
         check_layout(layout, model)
         micro_batch = 1 if self.micro_batch is None else self.micro_batch

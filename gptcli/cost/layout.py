@@ -63,16 +63,23 @@ def parse_layout(text: str, axes: Sequence[str] = AXES) -> Layout:
             example = ",".join(f"{axis}={EXAMPLE[axis]}" for axis in axes)
             raise UsageError(
                 f"{part.strip()!r} is no part of a layout",
-                where="--layout",
+                field="layout",
+                code="malformed_layout",
                 hint=f"write it like {example}",
             )
         if match[1] not in axes:
             raise UsageError(
-                f"unknown axis {match[1]!r}", where="--layout", hint=nearest(match[1], axes)
+                f"unknown axis {match[1]!r}",
+                field="layout",
+                code="unknown_axis",
+                hint=nearest(match[1], axes),
             )
         if match[1] in sizes:
             raise UsageError(
-                f"{match[1]} is given twice", where="--layout", hint="name each axis once"
+                f"{match[1]} is given twice",
+                field="layout",
+                code="repeated_axis",
+                hint="name each axis once",
             )
         sizes[match[1]] = int(match[2])
     return Layout(**sizes)
@@ -84,13 +91,15 @@ def check_layout(layout: Layout, config: ModelConfig) -> None:
         divisors = [str(n) for n in range(1, config.n_head + 1) if config.n_head % n == 0]
         raise UsageError(
             f"tp={layout.tp} does not divide {config.n_head} heads",
-            where="--layout",
+            field="layout",
+            code="layout_does_not_divide",
             hint=f"tp can be {', '.join(divisors)}",
         )
     if layout.pp > config.n_layer:
         raise UsageError(
             f"pp={layout.pp} is more stages than the model's {config.n_layer} layers",
-            where="--layout",
+            field="layout",
+            code="too_many_stages",
             hint=f"pp is at most {config.n_layer}",
         )
 

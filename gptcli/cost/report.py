@@ -152,7 +152,7 @@ def _time_and_money(estimate: Estimate, assumed: str) -> list[Row]:
         rows.append(("  GPU-years", figure(estimate.gpu_years), "of 365 days"))
     seconds, (size, unit) = estimate.gpu_hours * 3600, gpu_unit(estimate.gpu_hours)
     between = _range(estimate, seconds, lambda value: figure(value / size)).removeprefix(", ")
-    price = "unknown: set one with --price"
+    price = "unknown: set one with {option:price}"
     if cluster.price is not None:
         price = f"{dollars(cluster.price.value)} an hour"
         price += _range(estimate, estimate.dollars, dollars)
@@ -314,10 +314,10 @@ def plans_table(plans: list[Plan]) -> list[list[str]]:
 def train_command(plan: Plan, model: str) -> str:
     """Return the plan as a `gpt train` command line; `model` is the size or shape as options."""
     step = plan.work
-    precision = "" if step.precision == "bf16" else f" --precision {step.precision}"
+    precision = "" if step.precision == "bf16" else f" {{option:precision}} {step.precision}"
     return (
         f"gpt train {model} --layout {plan.layout} --micro-batch {step.micro_batch} "
-        f"--recompute {step.recompute}{precision}"
+        f"{{option:recompute}} {step.recompute}{precision}"
     )
 
 

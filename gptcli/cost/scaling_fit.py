@@ -145,7 +145,8 @@ def fit_law(runs: Sequence[RunResult], *, seed: int = 0) -> FittedLaw:
     if len({(run.parameters, run.tokens) for run in runs}) < 3:
         raise UsageError(
             f"a scaling law needs three or more runs of different compute; {len(runs)} given",
-            where="--fit",
+            field="fit",
+            code="too_few_runs",
         )
     law: LawName = "joint" if len(runs) >= MIN_JOINT_RUNS and _is_spread(runs) else "compute"
     form = _FORMS[law]

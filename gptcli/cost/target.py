@@ -66,7 +66,12 @@ def find_target(size: str = DEFAULT_SIZE) -> Target:
     for row in OTHER_FAMILIES:
         if bare_name(row.name) == bare_name(size):
             return _other(row)
-    raise UsageError(f"unknown size {size!r}", where="--size", hint=nearest(size, target_names()))
+    raise UsageError(
+        f"unknown size {size!r}",
+        field="size",
+        code="unknown_size",
+        hint=nearest(size, target_names()),
+    )
 
 
 def all_targets() -> list[Target]:

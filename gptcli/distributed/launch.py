@@ -88,7 +88,7 @@ def launch(run: R, events: Events, work: Work[R], newest_step: NewestStep) -> Re
                 raise
             raise RunError(
                 "another process of this run was lost",
-                hint="--resume continues from the newest checkpoint",
+                hint="{option:resume} continues from the newest checkpoint",
             ) from None
     if processes == 1:
         device = torch.device("cuda", 0) if device_type() == "cuda" else torch.device("cpu")
@@ -152,6 +152,8 @@ def _child(run: R, events: Events, folder: Path, work: Work[R]) -> Report:
             "what": error.what,
             "where": error.where,
             "hint": error.hint,
+            "field": error.field,
+            "code": error.code,
         }
         (folder / f"{time.time_ns()}-{os.getpid()}.json").write_text(
             strict_json.dumps(message, ascii_only=True)
@@ -216,7 +218,8 @@ def _diagnose(error: Any) -> tuple[RunError, bool]:
     else:
         reason = text or f"exit {failure.exitcode}"
     lost = RunError(
-        f"process {rank} was lost: {reason}", hint="--resume continues from the newest checkpoint"
+        f"process {rank} was lost: {reason}",
+        hint="{option:resume} continues from the newest checkpoint",
     )
     return lost, was_killed or PEER_LOST.search(reason) is not None
 
@@ -281,7 +284,7 @@ def _interrupted(out: Path, step: int | None) -> Interrupted:
     return Interrupted(
         f"interrupted; the newest checkpoint is from step {step:,}",
         where=out,
-        hint="--resume continues from it",
+        hint="{option:resume} continues from it",
     )
 
 

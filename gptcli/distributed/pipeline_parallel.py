@@ -140,23 +140,23 @@ class Pipeline:
         Micro-batches pass through stage by stage, and no process waits for a send.
         """
         pp = self.context.layout.pp
-        previous, following = (self.context.pp_rank - 1) % pp, (self.context.pp_rank + 1) % pp
-        total, sends = torch.zeros((), device=self.context.device), []
+        predecessor, successor = (self.context.pp_rank - 1) % pp, (self.context.pp_rank + 1) % pp
+        summed_loss, sends = torch.zeros((), device=self.context.device), []
         for stage in self.stages:
             for x_BT, y_BT in batches:
                 x = x_BT
                 if not is_first(stage):
                     x = self._activations(x_BT)
-                    dist.recv(x, group=self.group, group_src=previous)
+                    dist.recv(x, group=self.group, group_src=predecessor)
                 with pass_context():
                     y = stage(x, **self._stage_inputs(x_BT, y_BT))
                 if is_last(stage):
-                    total += y
+                    summed_loss += y
                 else:
-                    sends.append(dist.isend(y, group=self.group, group_dst=following))
+                    sends.append(dist.isend(y, group=self.group, group_dst=successor))
         for send in filter(None, sends):
             send.wait()
-        return total
+        return summed_loss
 
     def _stage_inputs(self, x_BT: torch.Tensor, y_BT: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return what every stage receives besides activations: targets and document numbers."""

@@ -24,7 +24,7 @@ from gptcli.evals.task import Task
 from gptcli.events import SILENT, Events
 from gptcli.shards.loader import TokenStream, open_split
 from gptcli.shards.manifest import read_manifest
-from gptcli.text.ngrams import NgramSet, grams, normalised, word_hashes
+from gptcli.text.ngrams import NgramSet, ngram_hashes, normalized_words, word_hashes
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 MIN_OVERLAP_WORDS, MAX_OVERLAP_WORDS = 8, 13
@@ -70,7 +70,7 @@ class SplitScores:
 
 def normalize_words(text: str) -> list[str]:
     """Return the words of a text in lower case, without punctuation."""
-    return [word for word, _, _ in normalised(text)]
+    return [word for word, _, _ in normalized_words(text)]
 
 
 def overlap_length(lengths: Iterable[int], *, synthetic: bool = False) -> int:
@@ -106,13 +106,15 @@ def find_contamination(
     for name, words in texts.items():
         for ngram in {tuple(words[start : start + n]) for start in range(len(words) - n + 1)}:
             owners.setdefault(ngram, []).append(name)
-    wanted = NgramSet(grams(*word_hashes([" ".join(words) for words in texts.values()]), n)[0])
+    wanted = NgramSet(
+        ngram_hashes(*word_hashes([" ".join(words) for words in texts.values()]), n)[0]
+    )
     stream = open_split(shards, "train")
     dirty: dict[str, str] = {}
     documents = 0
     for read, count, text in _documents(stream, manifest.eot_id, tokenizer):
         documents += count
-        starts, _ = wanted.find(grams(*word_hashes([text]), n)[0])
+        starts, _ = wanted.find(ngram_hashes(*word_hashes([text]), n)[0])
         words = normalize_words(text) if len(starts) else []
         for start in starts.tolist():
             ngram = tuple(words[start : start + n])
@@ -180,7 +182,9 @@ def contamination_report(
     """
     if task.kind == "text":
         raise UsageError(
-            f"{task.name} is running text and has no items to search for", where="--against"
+            f"{task.name} is running text and has no items to search for",
+            field="against",
+            code="contamination_of_text",
         )
     found = find_contamination(
         ((request.item.id, item_text(request.item)) for request in requests),

@@ -57,7 +57,7 @@ class FewShotPool:
         self.sha256 = fingerprint(task, self.path)
         if len(self.texts) < config.shots + self.is_evaluated:
             raise UsageError(
-                f"--shots {config.shots} needs more few-shot examples than the "
+                f"{{option:shots}} {config.shots} needs more few-shot examples than the "
                 f"{len(self.texts)} available",
                 where=self.path,
             )

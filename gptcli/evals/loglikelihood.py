@@ -103,7 +103,7 @@ class LogLikelihoodScorer:
         if len(groups) == 1:
             raise RunError(
                 f"a request of {size:,} tokens does not fit into memory",
-                hint="try --precision bf16, or another --device",
+                hint="try {option:precision} bf16, or another {option:device}",
             )
         if self.max_tokens is None or size // 2 < self.max_tokens:
             self.max_tokens = size // 2
@@ -111,7 +111,7 @@ class LogLikelihoodScorer:
                 f"a batch of {size:,} tokens does not fit into memory: "
                 f"continuing with {self.max_tokens:,}"
             )
-        if self.cache.length_B.device.type == "cuda":
+        if self.cache.device.type == "cuda":
             torch.cuda.empty_cache()
         return self._score_halves(groups)
 

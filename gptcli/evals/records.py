@@ -146,7 +146,7 @@ class Records:
                 raise UsageError(
                     "these records are of another model, data set or set of options",
                     where=path,
-                    hint=f"use --force to start over; {self._difference(lines[0], path)}",
+                    hint=f"use {{option:force}} to start over; {self._difference(lines[0], path)}",
                 )
             for number, line in enumerate(lines[1:], 2):
                 record = parse_json(line.encode(), f"{path}:{number}")
@@ -154,7 +154,7 @@ class Records:
                     raise InputError(
                         "not a record of an evaluation",
                         where=f"{path}:{number}",
-                        hint="use --force to start over",
+                        hint="use {option:force} to start over",
                     )
                 self.done[record[INDEX]] = record
         own = complete_lines(self.path)
@@ -210,7 +210,7 @@ class Records:
         ]
         step = before.get("step")
         resumable = step not in (None, now.get("step"))
-        hint = f"; --checkpoint {step} continues them if that checkpoint still exists"
+        hint = f"; {{option:checkpoint}} {step} continues them if that checkpoint still exists"
         return f"different: {', '.join(names)}{hint if resumable else ''}"
 
 
@@ -221,13 +221,15 @@ def claim_records(folder: Path, *, resume: bool, force: bool) -> None:
     UsageError otherwise.
     """
     if folder.exists() and not folder.is_dir():
-        raise UsageError("is not a folder", where=folder, hint="name another folder with --records")
+        raise UsageError(
+            "is not a folder", where=folder, hint="name another folder with {option:records}"
+        )
     found = sorted([*folder.glob("*.jsonl"), *folder.glob("*.jsonl.[0-9]*")])
     if found and not (resume or force):
         raise UsageError(
             "already contains the records of an evaluation",
             where=folder,
-            hint="use --resume to continue it, --force to start over",
+            hint="use {option:resume} to continue it, {option:force} to start over",
         )
     for path in [*folder.glob(f".*{PARTIAL}"), *(found if force else [])]:
         path.unlink()

@@ -101,7 +101,9 @@ def build_task_requests(
         return request_set
     if fewshot.shots:
         raise UsageError(
-            f"{task.name} is running text and has no few-shot examples", where="--shots"
+            f"{task.name} is running text and has no few-shot examples",
+            field="shots",
+            code="shots_on_text",
         )
     stride = resolve_stride(stride, n_ctx)
     requests, units = build_text_requests(task, read_items(task, path), tokenizer, n_ctx, stride)

@@ -68,7 +68,11 @@ def resolve_stride(stride: int | None, n_ctx: int) -> int:
     """
     if stride is not None and not 1 <= stride <= n_ctx:
         raise UsageError(
-            f"--stride is {stride}", hint=f"use 1 to {n_ctx}, the model's context length"
+            f"{{option:stride}} is {stride}",
+            field="stride",
+            where="",
+            code="stride_out_of_range",
+            hint=f"use 1 to {n_ctx}, the model's context length",
         )
     return n_ctx if stride is None else stride
 
@@ -173,13 +177,13 @@ def find_run_shards(run: Path) -> Path:
     Raises InputError if run.toml does not name one, or if the folder no longer exists.
     """
     path = run / RUN_TOML
-    hint = "name a shard folder with --data, or a text file with --text"
+    hint = "name a shard folder with {option:data}, or a text file with {option:text}"
     if not path.is_file() and (run / CHECKPOINTS).is_dir():
         raise InputError(
             "is an unfinished fine-tuning run; its accuracy so far is in metrics.jsonl",
             where=run,
             hint="continue it with gpt train --finetune --resume; "
-            "--text FILE evaluates its language model",
+            "{option:text} FILE evaluates its language model",
         )
     if not path.is_file():
         raise InputError(

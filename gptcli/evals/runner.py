@@ -79,7 +79,11 @@ def run_task(
     options = options or EvalOptions()
     if options.normalise is not None and task.kind == "choice":
         if options.normalise == "unconditional" and not task.unconditional:
-            raise UsageError(f"{task.name} has no unconditional prompt", where="--normalise")
+            raise UsageError(
+                f"{task.name} has no unconditional prompt",
+                field="normalise",
+                code="no_unconditional_prompt",
+            )
         task = replace(task, normalise=options.normalise)
     path = find_data(task, data)
     request_set = build_task_requests(

@@ -20,11 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 
-from gptcli.model.kv_cache import KVCache
+from gptcli.model.kv_cache import KVCache, SharedPrefixView
 from gptcli.model.transformer import GPT
 
 # Tokens per row. Longer rows waste attention on masked pairs, shorter rows have more padding.
@@ -163,74 +164,44 @@ def _pack(sizes: Sequence[int], capacity: int) -> list[list[int]]:
     return rows
 
 
-class SharedPrefixCache(KVCache):
+class SharedPrefixCache:
     """Keys and values of a prefix that all groups share, which packed rows attend to."""
 
     def __init__(self, model: GPT, prefix: Sequence[int]) -> None:
         """Compute `prefix`, which may be empty."""
         weight = model.wte.weight
-        super().__init__(model.config, 1, weight.device, weight.dtype, max_len=max(1, len(prefix)))
-        self.model, self.prefix_len = model, len(prefix)
-        self._rows: PackedRows | None = None
-        self._masks: dict[int | None, torch.Tensor] = {}
+        self.model, self.device, self.prefix_len = model, weight.device, len(prefix)
+        self.cache: KVCache | None = None
+        """Cache of the prefix in its only row; None if the prefix is empty."""
         if prefix:
-            self.set_positions([0], len(prefix))
-            model.hidden(torch.tensor([prefix], device=weight.device), self)
+            self.cache = KVCache(model.config, 1, weight.device, weight.dtype, max_len=len(prefix))
+            self.cache.set_positions([0], len(prefix))
+            model.hidden(torch.tensor([prefix], device=weight.device), self.cache)
 
     def hidden_states(self, rows: PackedRows) -> torch.Tensor:
         """Return the input of the output head at every position of the rows, (R·T, C)."""
-        idx_RT = torch.from_numpy(rows.tokens_RT).to(self.length_B.device)
+        idx_RT = torch.from_numpy(rows.tokens_RT).to(self.device)
         if rows.is_causal:
             return self.model.hidden(idx_RT).flatten(0, 1)
-        self._rows, self._masks = rows, {}
-        x_RTC = self.model.hidden(idx_RT, self)
-        self._rows, self._masks = None, {}
-        return x_RTC.flatten(0, 1)
+        position_RT = torch.from_numpy(rows.position_RT).to(self.device)
+        view = SharedPrefixView(self.cache, position_RT, partial(self._attn_mask, rows))
+        return self.model.hidden(idx_RT, view).flatten(0, 1)
 
-    def positions(self, T: int) -> torch.Tensor:
-        """Return the positions of the packed tokens, (R, T)."""
-        if self._rows is None:
-            return super().positions(T)
-        return torch.from_numpy(self._rows.position_RT).to(self.length_B.device)
-
-    def attn_mask(self, T: int, band: int | None) -> torch.Tensor | None:
-        """Return the mask of the packed rows, (R, 1, T, P + T), True where a query attends."""
-        if self._rows is None:
-            return super().attn_mask(T, band)
-        if band not in self._masks:  # all layers of a band share it
-            self._masks[band] = self._build_mask(self._rows, band)
-        return self._masks[band]
-
-    def _build_mask(self, rows: PackedRows, band: int | None) -> torch.Tensor:
+    def _attn_mask(self, rows: PackedRows, band: int | None) -> torch.Tensor:
         """Return (R, 1, T, P + T) booleans, True where a query attends."""
-        device = self.length_B.device
         arrays = (rows.position_RT, rows.segment_RT, rows.parent_RT)
         position_RT, segment_RT, parent_RT = (
-            torch.from_numpy(array).to(device) for array in arrays
+            torch.from_numpy(array).to(self.device) for array in arrays
         )
         query_RT1, key_R1T = position_RT[:, :, None], position_RT[:, None, :]
         visible_RTT = segment_RT[:, :, None] == segment_RT[:, None, :]
         visible_RTT |= parent_RT[:, :, None] == segment_RT[:, None, :]
-        mask = visible_RTT & (key_R1T <= query_RT1)
-        prefix_P = torch.arange(self.prefix_len, device=device)
-        prefix_mask = torch.ones(
-            *position_RT.shape, self.prefix_len, dtype=torch.bool, device=device
+        mask_RTT = visible_RTT & (key_R1T <= query_RT1)
+        prefix_P = torch.arange(self.prefix_len, device=self.device)
+        mask_RTP = torch.ones(
+            *position_RT.shape, self.prefix_len, dtype=torch.bool, device=self.device
         )
         if band is not None:
-            mask &= query_RT1 - key_R1T < band
-            prefix_mask = query_RT1 - prefix_P < band
-        return torch.cat([prefix_mask, mask], dim=2)[:, None]
-
-    def update(
-        self, layer: int, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the keys and values of the prefix and the packed rows, (R, H, P + T, D)."""
-        if self._rows is None:
-            return super().update(layer, k_BHTD, v_BHTD)
-        if not self.prefix_len:
-            return k_BHTD, v_BHTD
-        k_1HPD, v_1HPD = self.keys[layer], self.values[layer]
-        shape = (k_BHTD.shape[0], *k_1HPD.shape[1:])
-        return torch.cat([k_1HPD.expand(shape), k_BHTD], dim=2), torch.cat(
-            [v_1HPD.expand(shape), v_BHTD], dim=2
-        )
+            mask_RTT &= query_RT1 - key_R1T < band
+            mask_RTP = query_RT1 - prefix_P < band
+        return torch.cat([mask_RTP, mask_RTT], dim=2)[:, None]

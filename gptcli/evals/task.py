@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import string
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -164,6 +164,23 @@ def find_task(name: str) -> Task:
         f"unknown task {name!r}",
         hint=f"{nearest(name, task_names())}; for a custom task give a path that ends in .toml",
     )
+
+
+def find_tasks(names: Sequence[str], *, field: str = "task") -> list[Task]:
+    """Return the tasks of these names or files.
+
+    Raises UsageError, about the parameter `field`, if one is unknown or named twice.
+    """
+    tasks = [find_task(name) for name in names]
+    found = [task.name for task in tasks]
+    if repeated := next((name for name in found if found.count(name) > 1), None):
+        raise UsageError(
+            f"the task {repeated} is named twice",
+            field=field,
+            code="repeated_task",
+            hint="name each task once",
+        )
+    return tasks
 
 
 def read_task(path: Path) -> Task:

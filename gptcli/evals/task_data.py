@@ -64,7 +64,7 @@ def find_data(task: Task, data: Path | None) -> Path | None:
     if data is None:
         raise UsageError(
             f"the task {task.name} needs its data",
-            hint=f"give --data DIR, a folder with {shown}: {task.source}",
+            hint=f"give {{option:data}} DIR, a folder with {shown}: {task.source}",
         )
     if data.is_file():
         return data
@@ -76,7 +76,7 @@ def find_data(task: Task, data: Path | None) -> Path | None:
         raise InputError(
             f"{names} {shown}, the data of {task.name}",
             where=data,
-            hint=f"name one of them with --data: {', '.join(file.name for file in found)}"
+            hint=f"name one of them with {{option:data}}: {', '.join(file.name for file in found)}"
             if found
             else f"get it from {task.source}",
         )

@@ -1,1 +1,1 @@
-"""Supervised fine-tuning as in GPT-1: task files, input transformations, classifier, training loop."""
+"""Fine-tuning as in GPT-1: task files, input transformations, classifier, training loop."""

@@ -1,28 +1,31 @@
-"""GPT-1's input transformations (Radford et al. 2018, section 3.3): any task as token sequences
-that a language model reads.
+"""GPT-1's input transformations (Radford et al. 2018, section 3.3): a task's texts as sequences.
 
     classification     start text end
     entailment         start premise delimiter hypothesis end
-    similarity         start a delimiter b end, and start b delimiter a end: the two end states are added
-    multiple choice    start context delimiter answer end, once for each answer: one score each
+    similarity         start a delimiter b end, and start b delimiter a end
+    multiple choice    start context delimiter answer end, once for each answer
 
-The three special tokens follow the vocabulary, in the order of the released code; each segment is
-cut to n_ctx/2 - 2 tokens.
+Similarity adds the states at the ends of its two sequences; multiple choice scores each of its
+sequences. The three special tokens have the ids after the vocabulary, in the order of the released
+code. Each text is truncated to n_ctx/2 - 2 tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from gptcli.errors import InputError
 from gptcli.tokenizer.tokenizer import Tokenizer
 
-SPECIAL = ("_start_", "_delimiter_", "_classify_")
-KINDS = {  # the fields of an example's texts, in the order in which they are read
+Kind = Literal["classification", "entailment", "similarity", "multiple-choice"]
+
+SPECIAL_TOKENS = ("_start_", "_delimiter_", "_classify_")
+# fields of an example's texts, in the order in which the model reads them
+TEXT_FIELDS: dict[Kind, tuple[str, ...]] = {
     "classification": ("text",),
     "entailment": ("premise", "hypothesis"),
     "similarity": ("a", "b"),
@@ -32,57 +35,63 @@ KINDS = {  # the fields of an example's texts, in the order in which they are re
 
 @dataclass(frozen=True, slots=True)
 class Example:
+    """Tokenized example."""
+
     sequences: list[list[int]]
-    """One; for similarity two; for multiple choice one an answer."""
+    """Token ids: one sequence, two for similarity, one per answer for multiple choice."""
     label: int
+    """Index of the label, or of the right answer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Transformation:
-    """Turns the texts of one kind of task into sequences."""
+class InputTransform:
+    """Transformation of one kind of task's texts to token sequences."""
 
-    kind: str
+    kind: Kind
     tokenizer: Tokenizer
     n_ctx: int
+    """Context length of the model, in tokens."""
 
     def sequences(self, texts: Mapping[str, Any]) -> list[list[int]]:
-        """Those of one example, whose `texts` are named as in KINDS; the answers are a list."""
-        first, *second = (texts[field] for field in KINDS[self.kind])
+        """Return the sequences of one example; `texts` has the fields of TEXT_FIELDS."""
+        first, *second = (texts[field] for field in TEXT_FIELDS[self.kind])
         if self.kind == "classification":
-            return [self._joined(first)]
+            return [self._join(first)]
         if self.kind == "entailment":
-            return [self._joined(first, second[0])]
+            return [self._join(first, second[0])]
         if self.kind == "similarity":
-            return [self._joined(first, second[0]), self._joined(second[0], first)]
-        return [self._joined(first, answer) for answer in second[0]]
+            return [self._join(first, second[0]), self._join(second[0], first)]
+        return [self._join(first, answer) for answer in second[0]]
 
-    def _joined(self, *segments: str) -> list[int]:
-        start, delimiter, classify = (
-            self.tokenizer.vocab_size + number for number in range(len(SPECIAL))
-        )
-        most = self.n_ctx // 2 - len(SPECIAL) + 1
+    def _join(self, *segments: str) -> list[int]:
+        vocab_size = self.tokenizer.vocab_size
+        start, delimiter, classify = (vocab_size + i for i in range(len(SPECIAL_TOKENS)))
+        max_tokens = self.n_ctx // 2 - len(SPECIAL_TOKENS) + 1
         ids = [start]
         for number, segment in enumerate(segments):
-            ids += [delimiter] * (number > 0) + self.tokenizer.encode(segment)[:most]
+            ids += [delimiter] * (number > 0) + self.tokenizer.encode(segment)[:max_tokens]
         return [*ids, classify]
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
+    """Padded examples of a step."""
+
     ids: torch.Tensor
-    """(N, S, T): N examples of S sequences, padded at the end with 0: no real position looks that
-    far.
+    """Token ids (N, S, T): N examples of S sequences, padded at the end with 0, which no causal
+    position before it attends to.
     """
     lengths: torch.Tensor
-    """(N, S)"""
+    """Number of tokens of each sequence, (N, S)."""
     labels: torch.Tensor
-    """(N,)"""
+    """Label of each example, (N,)."""
 
     def to(self, device: torch.device) -> Batch:
+        """Return the batch on `device`."""
         return Batch(self.ids.to(device), self.lengths.to(device), self.labels.to(device))
 
     def rows(self, first: int, last: int) -> Batch:
-        """Examples first to last - 1, padded no further than they need."""
+        """Return examples `first` to `last` - 1, padded to the longest of them."""
         lengths = self.lengths[first:last]
         return Batch(
             self.ids[first:last, :, : int(lengths.max())], lengths, self.labels[first:last]
@@ -90,11 +99,14 @@ class Batch:
 
 
 def collate(examples: Sequence[Example]) -> Batch:
-    """Examples of equally many sequences as one batch. Raises InputError where they are not."""
+    """Return examples as one batch.
+
+    Raises InputError if they do not have the same number of sequences.
+    """
     counts = {len(example.sequences) for example in examples}
     if len(counts) != 1:
         raise InputError(
-            f"examples of {min(counts)} and of {max(counts)} answers do not go into one batch"
+            f"examples of {min(counts)} and of {max(counts)} answers cannot be in one batch"
         )
     length_NS = torch.tensor(
         [[len(sequence) for sequence in example.sequences] for example in examples]

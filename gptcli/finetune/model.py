@@ -1,5 +1,5 @@
-"""A language model with GPT-1's classifier on top, and the loss they are fine-tuned by (Radford et
-al. 2018, section 3.2).
+"""GPT-1's classifier on top of a language model, its loss and its optimizer (Radford et al. 2018,
+section 3.2 and the released code).
 """
 
 from __future__ import annotations
@@ -10,50 +10,58 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gptcli.finetune.inputs import SPECIAL, Batch
+from gptcli.finetune.inputs import SPECIAL_TOKENS, Batch, Kind
 from gptcli.model.transformer import GPT
 
 INIT_STD = 0.02
-LM_WEIGHT = 0.5
-WARMUP = 0.002  # of all steps
+WARMUP_FRACTION = 0.002  # of all steps
 
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    task: torch.Tensor
-    """Mean cross-entropy of the labels, in nats."""
-    lm: torch.Tensor
-    """Mean over sequences of the mean over their own positions."""
+    """Losses of a batch, in nats."""
 
-    def total(self, lm_weight: float = LM_WEIGHT) -> torch.Tensor:
+    task: torch.Tensor
+    """Mean cross-entropy of the labels, a scalar."""
+    lm: torch.Tensor
+    """Mean over sequences of each one's mean language-model loss, a scalar."""
+
+    def total(self, lm_weight: float) -> torch.Tensor:
+        """Return the weighted sum (equation 5)."""
         return self.task + lm_weight * self.lm
 
 
-class Finetuned(nn.Module):
-    """A GPT whose vocabulary ends with the special tokens, and a linear layer that reads the state
-    at the last of them.
+class GPTClassifier(nn.Module):
+    """GPT with a linear layer that reads the hidden state at the end of each sequence.
+
+    The vocabulary of the GPT ends with the special tokens.
     """
 
-    def __init__(self, gpt: GPT, kind: str, labels: int) -> None:
-        """`labels` is not asked for multiple choice: each answer gets one score."""
+    def __init__(self, gpt: GPT, kind: Kind, n_labels: int) -> None:
+        """Initialize the classifier; multiple choice ignores `n_labels`, as each answer has one
+        score.
+        """
         super().__init__()
         self.gpt, self.kind = gpt, kind
         self.drop = nn.Dropout(gpt.config.dropout)
-        self.classifier = nn.Linear(gpt.config.d_model, 1 if kind == "multiple-choice" else labels)
+        n_scores = 1 if kind == "multiple-choice" else n_labels
+        self.classifier = nn.Linear(gpt.config.d_model, n_scores)
         nn.init.normal_(self.classifier.weight, 0.0, INIT_STD)
         nn.init.zeros_(self.classifier.bias)
 
     def scores(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores of the labels (N, L), and the hidden states (N·S, T, C)."""
+        """Return the logits of the labels (N, L), and the hidden states (N·S, T, C)."""
         N, S, T = batch.ids.shape
         x_NTC = self.gpt.hidden(batch.ids.view(N * S, T))
         end_N = batch.lengths.view(-1) - 1
         state_NSC = self.drop(x_NTC[torch.arange(N * S, device=end_N.device), end_N]).view(N, S, -1)
         if self.kind == "multiple-choice":
             return self.classifier(state_NSC).squeeze(-1), x_NTC
-        return self.classifier(state_NSC.sum(1)), x_NTC  # a sum of one, or of both orders
+        # the sum over one sequence, or over both orders of a similarity
+        return self.classifier(state_NSC.sum(1)), x_NTC
 
     def forward(self, batch: Batch) -> Losses:
+        """Return the losses of a batch; padding does not count."""
         score_NL, x_NTC = self.scores(batch)
         N, S, T = batch.ids.shape
         ids_NT, length_N = batch.ids.view(N * S, T), batch.lengths.view(-1)
@@ -67,16 +75,19 @@ class Finetuned(nn.Module):
 
 
 @torch.no_grad()
-def with_special_tokens(gpt: GPT, seed: int, *, dropout: float = 0.0) -> GPT:
-    """The same model with rows for the special tokens after its vocabulary, N(0, 0.02), and dropout
-    for training.
+def add_special_tokens(gpt: GPT, seed: int, *, dropout: float = 0.0) -> GPT:
+    """Return the model with embeddings for the special tokens after its vocabulary.
+
+    The new rows are drawn from N(0, 0.02²); `dropout` is that of fine-tuning.
     """
-    config = replace(gpt.config, vocab_size=gpt.config.vocab_size + len(SPECIAL), dropout=dropout)
+    vocab_size = gpt.config.vocab_size + len(SPECIAL_TOKENS)
+    config = replace(gpt.config, vocab_size=vocab_size, dropout=dropout)
     model = GPT(config)
     state = gpt.state_dict()
     generator = torch.Generator().manual_seed(seed)
     for name in ("wte.weight", "lm_head.weight"):
-        new = torch.empty(len(SPECIAL), config.d_model).normal_(0.0, INIT_STD, generator=generator)
+        new = torch.empty(len(SPECIAL_TOKENS), config.d_model)
+        new.normal_(0.0, INIT_STD, generator=generator)
         state[name] = torch.cat([state[name], new.to(state[name])])
     if config.tied:
         state["lm_head.weight"] = state["wte.weight"]
@@ -84,16 +95,17 @@ def with_special_tokens(gpt: GPT, seed: int, *, dropout: float = 0.0) -> GPT:
     return model
 
 
-def schedule(step: int, steps: int) -> float:
-    """What the learning rate is multiplied with in step `step` (from 1) of `steps`, by the released
-    code: warm-up, and linear to 0.
+def lr_multiplier(step: int, steps: int) -> float:
+    """Return the learning rate's multiplier in step `step` (from 1) of `steps`.
+
+    Linear warm-up, and linear decay to 0, multiplied, as in the released code.
     """
     x = step / steps
-    return (x / WARMUP if x <= WARMUP else 1.0) * (1 - x)
+    return (x / WARMUP_FRACTION if x <= WARMUP_FRACTION else 1.0) * (1 - x)
 
 
 def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """Adam with the released constants; decay on tensors of two or more dimensions."""
+    """Return AdamW with the released constants; only matrices and embeddings are decayed."""
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},

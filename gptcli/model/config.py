@@ -71,7 +71,7 @@ class ModelConfig:
         if self.norm == "post" and self.attention != "dense":
             raise UsageError(
                 "post-norm models support dense attention only",
-                hint="use --attention dense or another --size",
+                hint="use {option:attention} dense or another {option:size}",
             )
         if not 0 <= self.dropout < 1:
             raise UsageError(

@@ -7,7 +7,7 @@ beyond the length of a row are never attended to.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -129,3 +129,44 @@ class PrefillView:
         T = k_BHTD.shape[2]
         self.cache.keys[layer][self.rows, :, :T] = k_BHTD
         self.cache.values[layer][self.rows, :, :T] = v_BHTD
+
+
+class SharedPrefixView:
+    """Rows that attend to one cached prefix, with given positions and masks; nothing is stored."""
+
+    def __init__(
+        self,
+        cache: KVCache | None,
+        position_BT: torch.Tensor,
+        attn_mask: Callable[[int | None], torch.Tensor],
+    ) -> None:
+        """Attend to the single row of `cache`, if there is one.
+
+        `attn_mask` returns the mask of layers with a band (None if dense): (B, 1, T, P + T) for a
+        prefix of P positions, True where a query attends.
+        """
+        self.cache, self.position_BT = cache, position_BT
+        self._mask_of = attn_mask
+        self._masks: dict[int | None, torch.Tensor] = {}
+
+    def positions(self, T: int) -> torch.Tensor:
+        """Return the positions of the T tokens, (B, T)."""
+        return self.position_BT
+
+    def attn_mask(self, T: int, band: int | None) -> torch.Tensor:
+        """Return the mask of a layer with this band, (B, 1, T, P + T)."""
+        if band not in self._masks:  # computed once for all layers with the same band
+            self._masks[band] = self._mask_of(band)
+        return self._masks[band]
+
+    def update(
+        self, layer: int, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the keys and values of the prefix and the T tokens, (B, H, P + T, D)."""
+        if self.cache is None:
+            return k_BHTD, v_BHTD
+        k_1HPD, v_1HPD = self.cache.keys[layer], self.cache.values[layer]
+        shape = (k_BHTD.shape[0], *k_1HPD.shape[1:])
+        return torch.cat([k_1HPD.expand(shape), k_BHTD], dim=2), torch.cat(
+            [v_1HPD.expand(shape), v_BHTD], dim=2
+        )

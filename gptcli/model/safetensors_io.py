@@ -18,7 +18,7 @@ from typing import IO, Any
 import torch
 import torch.nn.functional as F
 
-from gptcli.errors import InputError
+from gptcli.errors import InputError, message_of
 from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, read_json, sha256, write_json
 from gptcli.model.checkpoint_tensors import CheckpointStateDict
@@ -230,7 +230,7 @@ def open_model(
     checkpoint is broken, the one before it is loaded, with a warning.
     """
     skip: set[int] = set()
-    asked = step is not None or find_model(folder).folder != Path(folder)
+    requested = step is not None or find_model(folder).folder != Path(folder)
     while True:
         source = find_model(folder, step, skip=skip)
         try:
@@ -244,9 +244,11 @@ def open_model(
             if source.checkpoint is None or source.step is None:
                 raise
             if source.checkpoint.is_dir():
-                if asked:
+                if requested:
                     raise
-                events.warn(f"{source.checkpoint}: {error}; loading the checkpoint before it")
+                events.warn(
+                    f"{source.checkpoint}: {message_of(error)}; loading the checkpoint before it"
+                )
             skip.add(source.step)
 
 
@@ -341,11 +343,11 @@ def _checked(
     """
     expected = {name: tensor.shape for name, tensor in _blank(config).items()}
     missing = expected.keys() - ({HEAD} if config.tied else set())
-    seen = set()
+    loaded = set()
     for name, tensor in tensors:
-        if name in seen:
+        if name in loaded:
             raise InputError(f"tensor {name} is stored twice, under two names", where=where)
-        seen.add(name)
+        loaded.add(name)
         if name not in expected:
             raise InputError(f"tensor {name} is not part of this model", where=where)
         if tensor.shape != expected[name]:

@@ -29,10 +29,10 @@ import torch.nn.functional as F
 
 from gptcli.model.attention import attention, attention_packed, causal_mask
 from gptcli.model.config import NORM_EPS, ModelConfig
-from gptcli.model.kv_cache import KVCache, PrefillView
+from gptcli.model.kv_cache import KVCache, PrefillView, SharedPrefixView
 from gptcli.model.loss import next_token_loss
 
-Cache = KVCache | PrefillView
+Cache = KVCache | PrefillView | SharedPrefixView
 
 
 class Attention(nn.Module):
@@ -74,7 +74,7 @@ class Attention(nn.Module):
         q, k, v = qkv_BTH3D.transpose(1, 2).unbind(3)  # each (B, H, T, D)
         if isinstance(cache, PrefillView):
             cache.store(self.layer, k, v)
-        if isinstance(cache, KVCache):
+        if isinstance(cache, KVCache | SharedPrefixView):
             k, v = cache.update(self.layer, k, v)
             mask = cache.attn_mask(T, self.band)
         elif documents_BT is not None:

@@ -1,5 +1,7 @@
-"""`metrics.jsonl`: a line a step, and other logs of the kind. After a resume they read as if
-nothing had happened, but for the times at which their lines were written."""
+"""`metrics.jsonl`, with one line per step, and other logs of a run.
+
+After a resume they have the lines of an uninterrupted run, except for the times of writing.
+"""
 
 from __future__ import annotations
 
@@ -21,25 +23,29 @@ from gptcli.model.source import METRICS
 if TYPE_CHECKING:
     from gptcli.cost.scaling_fit import RunResult
 
-LONGEST, SHORTEST = 100, 5  # steps of a running mean of the loss
+MAX_MEAN_STEPS, MIN_MEAN_STEPS = 100, 5  # of a running mean of the loss
 Line = dict[str, Any]
 
 
 class MetricsLog:
-    """Appends lines; each is with the system when `write` returns, so that a killed process loses
-    none.
+    """Log to which lines are appended.
+
+    The operating system has each line when `write` returns: a killed process loses none.
     """
 
     def __init__(self, out: Path, *, before: int = 0, name: str = METRICS) -> None:
-        """Keeps the lines of steps below `before`, and cuts the rest off. Lines of METRICS get the
-        `time` at which they are written."""
+        """Open the log `name` of the run folder `out`; keep the lines of steps below `before`.
+
+        Lines of METRICS get the `time` at which they are written.
+        """
         self.path, self.timed = Path(out) / name, name == METRICS
         kept = [line for line in read_lines(self.path) if line["step"] < before]
-        self.newest = deque(kept, LONGEST)
+        self.newest = deque(kept, MAX_MEAN_STEPS)
         with atomic_write(self.path, "w") as file:
             file.writelines(strict_json.dumps(line, ascii_only=True) + "\n" for line in kept)
 
     def write(self, line: Line) -> None:
+        """Append a line."""
         if self.timed:
             line = {**line, "time": now()}
         self.newest.append(line)
@@ -47,27 +53,29 @@ class MetricsLog:
             file.write(strict_json.dumps(line, ascii_only=True) + "\n")
 
     def sync(self) -> None:
-        """Bring all lines to disk: a checkpoint that outlives a power cut must find those before
-        it.
-        """
+        """Flush all lines to disk, so that a checkpoint never survives a power cut without them."""
         with open(self.path, "rb") as file:
             os.fsync(file.fileno())
 
 
 def now() -> str:
-    """UTC, ISO 8601 to the millisecond."""
+    """Return the time in UTC, ISO 8601 with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def window(step: int) -> int:
-    """Return how many of `step` steps the running mean of the training loss is over: the newest
-    twentieth, from 5 to 100."""
-    return min(step, LONGEST, max(SHORTEST, step // 20))
+    """Return the number of steps of the training loss's running mean after `step` steps.
+
+    A twentieth of them, at least 5 and at most 100.
+    """
+    return min(step, MAX_MEAN_STEPS, max(MIN_MEAN_STEPS, step // 20))
 
 
 def smoothed_loss(lines: Iterable[Line]) -> float | None:
-    """Return the mean training loss of a token over the newest steps, of which `window` says how
-    many: the last step alone may be a small rest of the data. None if none of them was finite."""
+    """Return the mean training loss over the newest `window` steps, in nats per token.
+
+    The last step alone may be a small remainder of the data. None if no loss was finite.
+    """
     lines = list(lines)
     near: Sequence[Line] = lines[-window(lines[-1].get("step", len(lines))) :] if lines else []
     found = [
@@ -78,13 +86,16 @@ def smoothed_loss(lines: Iterable[Line]) -> float | None:
 
 
 def read_metrics(out: Path) -> list[Line]:
-    """The lines of a run folder so far."""
+    """Return the metrics of a run folder so far."""
     return read_lines(Path(out) / METRICS)
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a JSONL file; none where it does not exist. What a killed process or a lost disk
-    block left is passed over: a last line without an end, and any that is no object with a step."""
+    """Return the lines of a log; none if the file does not exist.
+
+    Lines that a killed process or a lost disk block left are skipped: an incomplete last line, and
+    any line that is not an object with a step.
+    """
     if not path.is_file():
         return []
     found = []

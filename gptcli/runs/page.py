@@ -87,14 +87,15 @@ summary { cursor: pointer; color: var(--dim); padding: .35rem 0 }
 """
 )
 COLOR_RULES = "".join(
-    f"path.c{number}{{stroke:var(--c{number})}}"
-    f"g.c{number},circle.c{number},.at tspan.t{number}{{fill:var(--c{number})}}\n"
+    f"path.c{number}{{stroke:var({{option:c}}{number})}}"
+    f"g.c{number},circle.c{number},.at tspan.t{number}{{fill:var({{option:c}}{number})}}\n"
     for number in range(len(PALETTE))
 )
 DASHES = ("none", "8 3", "3 3", "12 3 3 3", "5 2", "2 2", "12 3", "1 3")
 # lines of compared runs differ in dashes as well as in color
 DASH_RULES = "".join(
-    f"main.runs path.c{number},table path.c{number},h3 path.c{number}{{stroke-dasharray:{dashes}}}\n"
+    f"main.runs path.c{number},table path.c{number},h3 path.c{number}"
+    f"{{stroke-dasharray:{dashes}}}\n"
     for number, dashes in enumerate(DASHES)
 )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,8 @@ def check_plot(path: Path) -> None:
     if path.suffix.lower() != ".svg":
         raise UsageError(
             f"{path} is not the name of an SVG picture",
-            where="--plot",
+            field="plot",
+            code="not_svg",
             hint="name it something.svg",
         )
 
@@ -114,7 +116,7 @@ def plot_reports(reports: Sequence[Path], out: Path, *, force: bool) -> None:
     claim_file(out, force=force)
     if not reports:
         raise UsageError(
-            "--plot draws reports", hint="gpt eval --plot few-shot.svg runs/*/eval.json"
+            "{option:plot} draws reports", hint="gpt eval --plot few-shot.svg runs/*/eval.json"
         )
     scores = [score for path in reports for score in read_scores(path)]
     if not scores:
@@ -262,10 +264,7 @@ def loss_by_compute(flops: float) -> str:
         10.0 ** max(5, math.ceil(exponent)),
         format=lambda value: f"{value:g}" if value < 1e4 else f"{value:.0e}".replace("e+0", "e"),
     )
-    laws = [
-        _law_curve(law.name, x, law.range, lambda c, law=law: law.optimum(c).loss)  # type: ignore[misc]
-        for law in LAWS
-    ]
+    laws = [_law_curve(law.name, x, law.range, partial(_best_loss, law)) for law in LAWS]
     frontier = _law_curve("GPT-3's fit, 2.57·C^-0.048", x, GPT3_RANGE, gpt3_loss, dashed=True)
     drawn_laws = [one for one in (frontier, *laws) if one.points]
     max_loss = max(MAX_CURVE_LOSS, *(loss for one in drawn_laws for _, loss in one.points))
@@ -292,6 +291,11 @@ def loss_by_compute(flops: float) -> str:
         Scale("loss, nats per token, logarithmic", lowest * 0.97, max_loss * 1.03),
         notes,
     )
+
+
+def _best_loss(law: Any, flops: float) -> float:
+    """Return the loss of the compute-optimal model by a law."""
+    return law.optimum(flops).loss
 
 
 def _law_curve(

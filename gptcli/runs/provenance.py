@@ -1,8 +1,7 @@
-"""When, where, by what and from what a run was made: comments at the top of its run.toml, from
-which report and model card take them.
+"""Provenance of a run: date, machine, software and data, as comments at the top of its run.toml.
 
-Comments, because run.toml is read back as the run's options, and none of this is one. A resume
-keeps them, and adds a line if anything of them has changed.
+They are comments because run.toml is read back as the run's options. A resume keeps them, and adds
+a line if any of them has changed. The report and the model card show them.
 """
 
 from __future__ import annotations
@@ -17,17 +16,19 @@ import gptcli
 from gptcli.runtime import available_cores
 
 FACTS = ("date", "host", "device", "torch", "python", "commit", "data", "passes")  # in this order
-# of these a resume tells what has changed
-MADE_BY = ("host", "device", "torch", "python", "commit")
-RESUMED, AS_AT_FIRST = "resumed", "as at first"
+# facts whose changes a resume records
+ENVIRONMENT = ("host", "device", "torch", "python", "commit")
+RESUMED, UNCHANGED = "resumed", "as at first"
 LINE = re.compile(r"# (\w+): (.*)")
 
 
 def provenance(
     processes: int, data: Path, sha256: str, data_tokens: int, tokens: int
 ) -> dict[str, str]:
-    """Return the facts of a run that begins here, on `tokens` tokens out of the `data_tokens` of
-    the shards in `data`. What cannot be found out is left out."""
+    """Return the facts of a run that starts on this machine; unknown ones are left out.
+
+    It trains on `tokens` tokens, and the shards in `data` have `data_tokens`.
+    """
     import torch
 
     found = {
@@ -44,33 +45,36 @@ def provenance(
 
 
 def read_provenance(resolved: str) -> dict[str, str]:
-    """Return the facts in the head of a run.toml, and the newest resume that changed any; none of a
-    file that an older version wrote."""
+    """Return the facts at the top of a run.toml, and the newest resume that changed any.
+
+    Files of older versions have none.
+    """
     head = resolved.split("\n\n", 1)[0]
     found = {match[1]: match[2] for match in map(LINE.fullmatch, head.splitlines()) if match}
     return {name: found[name] for name in (*FACTS, RESUMED) if name in found}
 
 
 def resumed(resolved: str, now: Mapping[str, str]) -> str:
-    """Return run.toml's text with a line on this resume, if it differs from what the newest such
-    line tells, or the beginning."""
+    """Return run.toml's text with a line about this resume, if its environment differs from that of
+    the newest resume, or else of the start.
+    """
     before = read_provenance(resolved)
     differs = (
         "; ".join(
             f"{name} {now[name]}"
-            for name in MADE_BY
+            for name in ENVIRONMENT
             if name in now and now[name] != before.get(name)
         )
-        or AS_AT_FIRST
+        or UNCHANGED
     )
-    if not before or differs == (before.get(RESUMED, "").partition("; ")[2] or AS_AT_FIRST):
+    if not before or differs == (before.get(RESUMED, "").partition("; ")[2] or UNCHANGED):
         return resolved
     head, gap, rest = resolved.partition("\n\n")
     return f"{head}\n# {RESUMED}: {now['date']}; {differs}{gap}{rest}"
 
 
 def device_name(processes: int) -> str:
-    """Name the GPU or the processor, with how many of them or how many cores."""
+    """Return the GPU with the number of processes, or the processor with its cores."""
     import torch
 
     if torch.cuda.is_available():
@@ -93,11 +97,13 @@ def _processor() -> str:
 
 
 def commit(root: Path) -> str:
-    """Return the commit that is checked out in `root`, read from its .git; nothing if there is
-    none. Runs no program."""
+    """Return the commit checked out in `root`, or "" if it is not a Git work tree.
+
+    Reads the files of .git and runs no program.
+    """
     try:
         git = root / ".git"
-        if git.is_file():  # a work tree beside its repository
+        if git.is_file():  # an additional work tree
             git = (root / git.read_text(encoding="utf-8").removeprefix("gitdir:").strip()).resolve()
         head = (git / "HEAD").read_text(encoding="utf-8").strip()
         if not head.startswith("ref: "):
@@ -124,5 +130,5 @@ def _hash(text: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    """As a comment in TOML can hold it."""
+    """Return the text without the characters that a TOML comment must not have."""
     return "".join(c if c.isprintable() else " " for c in text).strip()

@@ -159,7 +159,7 @@ def _cards(cards: list[str]) -> str:
 
 
 def comparison_page(records: list[Record], link_base: Path) -> str:
-    """Return a page that compares runs: their curves in shared charts, and the settings that differ.
+    """Return a page that compares runs: shared charts, and the settings that differ.
 
     Links to the runs' own reports are relative to the folder `link_base`.
     """

@@ -111,7 +111,7 @@ def generate_file(
         raise UsageError(
             "was started with other prompts, options or weights",
             where=unfinished,
-            hint="use --force to start over",
+            hint="use {option:force} to start over",
         )
     size = GROUP_BATCHES * job.batch_size
     done = (len(lines) - 1) // size * size if lines else 0

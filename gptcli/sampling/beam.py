@@ -82,7 +82,7 @@ def beam_search(
             [[total] for total, _, _ in running], device=log_probs_BV.device
         )
         best = total_BV.flatten().topk(min(2 * width, total_BV.numel()))
-        following: list[tuple[float, list[int], list[float]]] = []
+        next_hypotheses: list[tuple[float, list[int], list[float]]] = []
         parents: list[int] = []
         for rank, (total, index) in enumerate(
             zip(best.values.tolist(), best.indices.tolist(), strict=True)
@@ -96,15 +96,15 @@ def beam_search(
                 if rank < width:
                     reason: FinishReason = "stop" if stopped else "length"
                     finished.append(Hypothesis(tokens, log_probs, total / penalty(length), reason))
-            elif len(following) < width:
-                following.append((total, tokens, log_probs))
+            elif len(next_hypotheses) < width:
+                next_hypotheses.append((total, tokens, log_probs))
                 parents.append(row)
         finished = sorted(finished, key=lambda hypothesis: -hypothesis.score)[:width]
-        if not following or (
-            len(finished) == width and following[0][0] / penalty(length) <= finished[-1].score
+        if not next_hypotheses or (
+            len(finished) == width and next_hypotheses[0][0] / penalty(length) <= finished[-1].score
         ):
             break
-        running = following
+        running = next_hypotheses
         engine.reorder(parents)
         logits_BV = engine.decode([tokens[-1] for _, tokens, _ in running])
     return finished

@@ -178,7 +178,7 @@ def require_memory(size: int, rows: int, max_len: int, device: torch.device) -> 
         raise RunError(
             f"the cache of {rows:,} sequences of {max_len:,} tokens needs {in_bytes(size)}, and "
             f"{in_bytes(free)} are free",
-            hint="lower --batch-size or --max-tokens, or use --precision bf16",
+            hint="lower {option:batch_size} or {option:max_tokens}, or use {option:precision} bf16",
         )
 
 

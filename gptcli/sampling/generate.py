@@ -203,10 +203,10 @@ def generate_sequences(
             if sequence.finish_reason is None:
                 continue
             yield sequence
-            slots[slot] = following = next(source, None)
+            slots[slot] = next_sequence = next(source, None)
             # An empty slot reads an arbitrary token.
-            windows[slot] = following.prompt[-n_ctx:] if following else [0]
-            if following:
+            windows[slot] = next_sequence.prompt[-n_ctx:] if next_sequence else [0]
+            if next_sequence:
                 to_prefill.add(slot)
         if any(slots) and not all(slots) and not engine.fixed:
             kept = [slot for slot, sequence in enumerate(slots) if sequence]

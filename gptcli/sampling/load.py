@@ -115,6 +115,6 @@ def _device(name: str) -> torch.device:
     if name != "cpu" and int(match[1] or 0) >= torch.cuda.device_count():
         raise UsageError(
             f"the device {name} does not exist: {torch.cuda.device_count()} CUDA GPUs are visible",
-            hint="use --device cpu",
+            hint="use {option:device} cpu",
         )
     return torch.device(name)

@@ -53,12 +53,12 @@ class SamplingParams:
         if not 0 < self.temperature < float("inf"):
             raise UsageError(
                 f"temperature is {self.temperature:g}",
-                hint="use a value above 0, or --greedy for the most probable token",
+                hint="use a value above 0, or {option:greedy} for the most probable token",
             )
         if self.top_k is not None and self.top_k < 1:
             raise UsageError(
                 f"top-k is {self.top_k}",
-                hint="use at least 1; --top-p 1 samples from the whole vocabulary",
+                hint="use at least 1; {option:top_p} 1 samples from the whole vocabulary",
             )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UsageError(

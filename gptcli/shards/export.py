@@ -34,7 +34,8 @@ def export_nanogpt(folder: Path) -> list[Path]:
     if token_dtype(manifest.vocab_size).itemsize != 2:
         raise UsageError(
             f"nanoGPT reads uint16, and a vocabulary of {manifest.vocab_size} does not fit",
-            where="--format",
+            field="format",
+            code="vocabulary_too_large",
         )
     written = []
     for split in SPLITS:

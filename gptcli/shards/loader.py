@@ -68,7 +68,7 @@ def open_split(
     shards = manifest.shards_of(split, source)
     if not manifest.tokens(split, source):
         hint = (
-            "build them with a larger --val-fraction or finer --documents; "
+            "build them with a larger {option:val_fraction} or finer {option:documents}; "
             "gpt eval --text FILE needs no shards"
         )
         raise InputError(f"the {split} split is empty", where=folder / MANIFEST, hint=hint)
@@ -98,7 +98,7 @@ def open_split(
                     raise InputError(
                         "altered: its SHA-256 is not the manifest's",
                         where=folder / shard.file,
-                        hint="copy the shard again, or build the shards again with --force",
+                        hint="copy the shard again, or build the shards again with {option:force}",
                     )
     return TokenStream(arrays)
 

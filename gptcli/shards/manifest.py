@@ -245,7 +245,7 @@ def _no_shards(folder: Path) -> InputError:
     """Return the error for a path that is not a shard folder, with the likely mistake as a hint."""
     what, hint = (
         "no such shard folder",
-        "gpt build-shards makes one, and --resume finishes one that was interrupted",
+        "gpt build-shards makes one, and {option:resume} finishes one that was interrupted",
     )
     build = f"gpt build-shards {folder} --tokenizer gpt2 -o shards makes shards of it"
     if folder.is_dir():
@@ -255,7 +255,7 @@ def _no_shards(folder: Path) -> InputError:
             hint = f"name one of the shard folders in it: {', '.join(inside[:4])}"
         elif (folder / RESUME_RECORD).exists():
             what = "the build of these shards is not finished"
-            hint = "run the same gpt build-shards with --resume to finish it"
+            hint = "run the same gpt build-shards with {option:resume} to finish it"
         elif (folder / "config.json").exists() or (folder / "run.toml").exists():
             hint = (
                 "it is a run: name the shards that it was trained on, "

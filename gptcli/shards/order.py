@@ -81,7 +81,7 @@ class ShuffledWindows:
         if self.windows < 1:
             raise InputError(
                 f"the data has {len(stream):,} tokens, too few for a context of {n_ctx:,}",
-                hint=f"use more text or a smaller --n-ctx, below {len(stream):,}",
+                hint=f"use more text or a smaller {{option:n_ctx}}, below {len(stream):,}",
             )
 
     def batch(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:

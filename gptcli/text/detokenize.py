@@ -103,7 +103,7 @@ class Spacing:
     def _joins(self, words: list[str]) -> list[int]:
         """Return the spaces that may be removed, by the index of the word before them.
 
-        The negative index of an "@-@" stands for both spaces around it and its at signs.
+        The negative index of an "@-@" means both spaces around it and its at signs.
         """
         joins, open_quote = [], False
         for number, word in enumerate(words):

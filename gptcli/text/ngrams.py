@@ -1,9 +1,9 @@
 """Hashes of normalised words and of word n-grams, computed for batches of texts with numpy.
 
 A word is a run of characters between white space, in lower case and without punctuation (GPT-3's
-Appendix C); `normalised` implements this in plain Python. With `split`, punctuation separates words
-like white space does, which leaves alphanumeric words only (GPT-2's overlap). The arrays contain a
-64-bit hash of each word or n-gram.
+Appendix C); `normalized_words` implements this in plain Python. With `split`, punctuation separates
+words like white space does, which leaves alphanumeric words only (GPT-2's overlap). The arrays
+contain a 64-bit hash of each word or n-gram.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SPLIT_KIND = _KIND.copy()
 _SPLIT_KIND[_KIND == _DROPPED] = _BLANK
 
 
-def normalised(text: str) -> Iterator[tuple[str, int, int]]:
+def normalized_words(text: str) -> Iterator[tuple[str, int, int]]:
     """Yield (word, start, end) for each word of `text` and its position in it."""
     for match in re.finditer(r"\S+", text):
         word = _PUNCTUATION.sub("", match[0].lower()).replace("\0", "")
@@ -113,7 +113,7 @@ def _tables(bits: int) -> tuple[np.ndarray, np.ndarray]:
     return tables[0], tables[1]
 
 
-def grams(hashes: np.ndarray, counts: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+def ngram_hashes(hashes: np.ndarray, counts: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the hash of each word n-gram (uint64) and the index of its text (int64).
 
     `hashes` and `counts` are those of `word_hashes`. A text of fewer words has no n-gram.

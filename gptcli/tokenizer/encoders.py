@@ -73,7 +73,10 @@ def open_encoder(tokenizer: Tokenizer, name: str = "auto") -> Encoder:
     """
     if name not in ENCODERS:
         raise UsageError(
-            f"unknown encoder {name!r}", where="--encoder", hint=nearest(name, ENCODERS)
+            f"unknown encoder {name!r}",
+            field="encoder",
+            code="unknown_encoder",
+            hint=nearest(name, ENCODERS),
         )
     reference = _Reference(tokenizer)
     if name == "tokenizers":
@@ -84,14 +87,18 @@ def open_encoder(tokenizer: Tokenizer, name: str = "auto") -> Encoder:
         except ImportError:
             if name != "auto":
                 raise UsageError(
-                    f"{name} is not installed", where="--encoder", hint=install_hint(name)
+                    f"{name} is not installed",
+                    field="encoder",
+                    code="not_installed",
+                    hint=install_hint(name),
                 ) from None
             continue
         except UnsuitableError as error:
             if name != "auto":
                 raise UsageError(
                     f"{name} cannot encode for this tokenizer: {error}",
-                    where="--encoder",
+                    field="encoder",
+                    code="encoder_unsuitable",
                     hint="use tokenizers",
                 ) from None
             continue
@@ -100,7 +107,8 @@ def open_encoder(tokenizer: Tokenizer, name: str = "auto") -> Encoder:
         if name != "auto":
             raise RunError(
                 f"{name} gives other ids than tokenizers do",
-                where="--encoder",
+                field="encoder",
+                code="encoder_differs",
                 hint="use tokenizers, or another version of it",
             )
     return reference

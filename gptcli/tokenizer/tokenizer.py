@@ -295,7 +295,7 @@ def load_tokenizer(where: str | Path) -> Tokenizer:
 def _nearest_tokenizer(name: str, path: Path) -> str:
     """Return a hint that names what to use instead of a missing tokenizer."""
     if name.lower() in GPT2_NAMES:
-        return f"{name} has GPT-2's vocabulary: --tokenizer gpt2"
+        return f"{name} has GPT-2's vocabulary: {{option:tokenizer}} gpt2"
     if (close := similar(path)) is not None:
         return f"did you mean {close}?"
     return "name a tokenizer.json, a folder that holds one, or gpt2"
@@ -407,7 +407,7 @@ def _load_gpt2() -> Tokenizer:
         except OSError as error:
             raise InputError(
                 f"cannot reach the hub for GPT-2's vocabulary: {error}",
-                hint=f"get {url} on another machine and name the file: --tokenizer tokenizer.json",
+                hint=f"get {url} on another machine and name the file: {{option:tokenizer}} tokenizer.json",
             ) from None
     tokenizer = _load_json(Path(path))
     if tokenizer.sha256 != GPT2_SHA256:

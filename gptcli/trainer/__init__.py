@@ -1,3 +1,1 @@
-"""Training: the papers' recipe and schedules in tokens, layouts over processes, the step,
-checkpoints, and the record of a run.
-"""
+"""Training: recipe, schedules, the optimizer step, the loop and its callbacks, and checkpoints."""

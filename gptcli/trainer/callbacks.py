@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 
 from gptcli.distributed.context import RankContext
-from gptcli.errors import GptError
+from gptcli.errors import GptError, message_of
 from gptcli.events import Events
 from gptcli.runs.metrics import Line
 from gptcli.trainer.checkpoint import checkpoint_folder
@@ -178,5 +178,5 @@ class BackgroundCallback(Callback):
         except Cancelled:
             return
         except (GptError, OSError) as error:  # newer checkpoints replaced it, or the disk is full
-            warning = f"no {self.product} from step {checkpoint.step:,}: {error}"
+            warning = f"no {self.product} from step {checkpoint.step:,}: {message_of(error)}"
             self.progress.events.warn(warning)

@@ -1,8 +1,8 @@
-"""Checkpoints: whole or absent, checked on reading, loadable into any layout, nothing pickled.
+"""Checkpoints: whole or absent, verified on reading, loadable under any layout, without pickle.
 
-`checkpoints/step-NNNNNNNN/` holds what `gptcli.trainer.checkpoint_storage` wrote, and `state.json`, where the
-run stands, with the SHA-256 of every file. A run needs nothing else: data order, schedules and
-dropout are functions of the position.
+`checkpoints/step-NNNNNNNN/` contains the tensors, as `gptcli.trainer.checkpoint_storage` writes
+them, and `state.json`: the position of the run and the SHA-256 of every file. A resume needs
+nothing else, because data order, schedules and dropout are functions of the position.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor.experimental import implicit_replication
 
 from gptcli.distributed.context import RankContext
-from gptcli.errors import GptError, InputError, RunError
+from gptcli.errors import GptError, InputError, RunError, message_of
 from gptcli.events import Events
 from gptcli.files import PARTIAL, fsync_folder, read_json, sha256, write_json
 from gptcli.model.hf import HEAD
@@ -38,37 +38,37 @@ from gptcli.trainer.checkpoint_storage import CheckpointReader, CheckpointWriter
 from gptcli.trainer.schedule import Position
 
 FORMAT = 2
-# of processes that wait for one; a lost one is noticed at once, by its closed connections
+# Of ranks that wait for another one; a rank that dies is noticed at once by its connections.
 CHECKPOINT_TIMEOUT = timedelta(days=1)
-# bytes of a process's tensors that are written before the next step: a thread would save no time
+# Up to this many bytes per rank are written before the next step: a thread would save no time.
 SYNC_BYTES = 1 << 26
 
-# one process is no mishap
+# A single process is a normal case here.
 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
-# those that this process holds a part of, by the plain model's names
 Parameters = Mapping[str, nn.Parameter]
+"""Parameters of which this rank has a part, by the plain model's names."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointState:
-    """Where a run stands, as `state.json` holds it."""
+    """Position of a run, as in `state.json`."""
 
     position: Position
     identity: dict[str, Any]
-    """What a resume must agree with: `Run.identity`."""
+    """Values that a resume must share: `Run.identity`."""
     metrics: dict[str, Any]
-    """The step's line, without a validation loss: the checkpoint comes before the evaluation."""
+    """Metrics of the step; no validation loss, which is measured after the checkpoint."""
 
 
 class Checkpoints:
-    """The checkpoints of one run folder. All processes of the run call each method together."""
+    """Checkpoints of one run folder. All ranks call each method together."""
 
     def __init__(self, out: Path, context: RankContext, *, keep: int) -> None:
-        """`keep`: how many stay, the newest."""
+        """Keep the newest `keep` checkpoints, and remove what a killed run left behind."""
         self.out, self.context, self.keep = out, context, keep
-        # A group of its own, because a thread speaks in it while the training speaks in others, and
-        # because they give up after minutes.
+        # A separate group: a thread communicates in it while training uses the others, whose
+        # timeout is too short.
         self.group = (
             dist.new_group(backend="gloo", timeout=CHECKPOINT_TIMEOUT)
             if context.world_size > 1
@@ -87,11 +87,10 @@ class Checkpoints:
         *,
         on_written: Callable[[], None] | None = None,
     ) -> None:
-        """Copy everything to host memory, and write it while the training goes on; `wait` says when
-        it is on disk.
+        """Copy all tensors to host memory and write them in the background, until `wait`.
 
-        The first process calls `on_written` once the checkpoint is whole. Raises RunError where the save
-        before this one failed.
+        The main rank calls `on_written`, in the thread that writes, once the checkpoint is on
+        disk. Raises RunError if the save before this one failed.
         """
         self.wait()
         folder = checkpoint_folder(self.out, state.position.step)
@@ -115,8 +114,9 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Until what was saved is on disk, whole. Raises RunError where that failed: the
-        checkpoints before it stay.
+        """Wait until the checkpoint that is being saved is on disk.
+
+        Raises RunError if it could not be written; the checkpoints before it stay.
         """
         if self.writing is None:
             return
@@ -132,47 +132,46 @@ class Checkpoints:
             raise RunError(
                 f"the checkpoint could not be written: {cause}",
                 where=folder,
-                hint="the checkpoints before it are whole: free some space, then --resume",
+                hint="earlier checkpoints are intact: free some space, then {option:resume}",
             ) from None
 
     def barrier(self) -> None:
-        """Until every process is here, however long one of them has work of its own: with
-        evaluations, or the finished model.
-        """
+        """Wait until every rank is here, however long one of them evaluates or exports."""
         if self.group is not None:
             dist.barrier(group=self.group)
 
     def newest(self, events: Events) -> Path | None:
-        """The newest checkpoint that is whole; None where there is none at all. Broken ones are
-        passed over with a warning.
+        """Return the folder of the newest intact checkpoint; None if there is no checkpoint.
 
-        The processes share the work of reading every byte. Raises InputError where all are broken.
+        The ranks share the verification of all bytes. A broken checkpoint is skipped with a
+        warning. Raises InputError if all are broken.
         """
         folders = self._gather(step_folders(self.out))[0]
         for step in sorted(folders, reverse=True):
             broken = next(filter(None, self._gather(_broken(folders[step], self.context))), None)
             if broken is None:
                 return folders[step]
-            events.warn(f"{folders[step]}: {broken}: going back to the checkpoint before it")
+            events.warn(f"{folders[step]}: {broken}: using the checkpoint before it")
         if folders:
             raise InputError(
-                "no checkpoint here is whole",
+                "no checkpoint here is intact",
                 where=Path(self.out) / CHECKPOINTS,
-                hint="--force starts the run over",
+                hint="{option:force} starts the run over",
             )
         return None
 
     def load(
         self, folder: Path, parameters: Parameters, optimizer: torch.optim.Optimizer
     ) -> CheckpointState:
-        """Take up a checkpoint that `newest` found: every process reads what it needs, whatever
-        layout wrote it.
+        """Load the checkpoint that `newest` returned; every rank reads its own part.
+
+        The layout may differ from the one that wrote the checkpoint.
         """
         reader = CheckpointReader(folder)
         for key, saved in reader.tensors().items():
             name, _, part = key.rpartition("/")
             if (parameter := parameters.get(name)) is not None:
-                whole = saved.size == parameter.shape  # laid out as its parameter is
+                whole = saved.size == parameter.shape  # then it has the parameter's layout
                 optimizer.state[parameter][part] = (
                     torch.zeros_like(parameter)
                     if whole
@@ -183,7 +182,7 @@ class Checkpoints:
         _load(named_tensors(parameters, optimizer), reader, self.group)
         state = read_state(folder)
         if self.context.is_main:
-            # a run may have been killed between its checkpoint and this
+            # the run may have been killed between its last checkpoint and its removals
             self._prune(state.position.step)
         return state
 
@@ -195,28 +194,29 @@ class Checkpoints:
         digests: dict[str, str],
         on_written: Callable[[], None] | None,
     ) -> None:
-        """On the first process, once the files are on disk: the state, the checkpoint's name, and
-        away with the oldest.
+        """Write the state, name the checkpoint and remove the oldest, on the main rank.
+
+        The tensor files are on disk by then.
         """
         write_json(partial / STATE, {"format": FORMAT, **asdict(state), "sha256": digests})
         _remove(folder)
         partial.rename(folder)
         fsync_folder(folder.parent)
         for step, later in step_folders(self.out).items():
-            if step > state.position.step:  # it was broken and passed over
+            if step > state.position.step:  # it was broken, and the run resumed before it
                 _remove(later)
         self._prune(state.position.step)
         if on_written is not None:
             on_written()
 
     def _prune(self, newest: int) -> None:
-        """Keep `keep` checkpoints up to the step `newest`."""
+        """Remove all but the newest `keep` of the checkpoints up to step `newest`."""
         folders = step_folders(self.out)
         for step in sorted(step for step in folders if step <= newest)[: -self.keep]:
             _remove(folders[step])
 
     def _gather(self, value: Any) -> list[Any]:
-        """What each process has, by rank."""
+        """Return the values of all ranks, by rank."""
         if self.group is None:
             return [value]
         values = [None] * self.context.world_size
@@ -225,8 +225,9 @@ class Checkpoints:
 
 
 def plain_named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """This process's parameters by the plain model's names; a tied head is the token embedding, on
-    the last stage too.
+    """Return this rank's parameters by the plain model's names.
+
+    A tied head is the token embedding, on the last pipeline stage too.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     if parameters.get(HEAD) is parameters.get("wte.weight"):
@@ -235,14 +236,16 @@ def plain_named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def checkpoint_folder(out: Path, step: int) -> Path:
+    """Return the folder of the checkpoint of `step` in the run folder `out`."""
     return Path(out) / CHECKPOINTS / f"step-{step:08d}"
 
 
 def named_tensors(
     parameters: Parameters, optimizer: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
-    """The parameters, and the optimizer's state of each as `name/part`; in one order, so that a
-    resumed run's files are the same.
+    """Return the parameters by name, and the optimizer's state of each as `name/key`.
+
+    Their order is fixed, so that the files of a resumed run are the same.
     """
     tensors = {name: parameter.detach() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
@@ -257,17 +260,19 @@ def named_tensors(
 
 @torch.no_grad()
 def load_weights_(folder: Path, parameters: Parameters, step: int | None = None) -> None:
-    """Copy the model of a run or GPT-2 folder, or of a run's checkpoint of `step`, into this
-    process's parameters, holding one more tensor at a time; of a padded vocabulary the rows that
-    these have. Raises InputError where it is not whole."""
-    with implicit_replication():  # each process takes its part of the whole
+    """Copy the weights in a run or GPT-2 folder into this rank's parameters, in place.
+
+    `step` selects a checkpoint of a run. One whole tensor at a time is in memory. Rows that pad
+    the vocabulary are left out. Raises InputError if weights are missing.
+    """
+    with implicit_replication():  # each rank copies its part of the whole tensor
         for name, tensor in read_weights(find_model(folder, step)):
             if name in parameters:
                 parameters[name].copy_(tensor[: parameters[name].shape[0]])
 
 
 def read_state(folder: Path) -> CheckpointState:
-    """Raises InputError where it cannot be read."""
+    """Return the state in a checkpoint's folder. Raises InputError if it cannot be read."""
     table = read_json(folder / STATE)
     state: CheckpointState | None = None
     with contextlib.suppress(KeyError, TypeError):
@@ -283,7 +288,7 @@ def read_state(folder: Path) -> CheckpointState:
 
 
 def newest_state(out: Path) -> CheckpointState | None:
-    """Where the newest checkpoint stands that says so, its files unread."""
+    """Return the newest readable checkpoint state, without verifying files; None without one."""
     for _, folder in sorted(step_folders(out).items(), reverse=True):
         with contextlib.suppress(InputError):
             return read_state(folder)
@@ -299,7 +304,7 @@ def newest_step(out: Path) -> int | None:
 def _load(
     tensors: dict[str, torch.Tensor], reader: CheckpointReader, group: dist.ProcessGroup | None
 ) -> None:
-    """Fill `tensors` in place. Raises InputError where the files do not hold them."""
+    """Fill `tensors` in place. Raises InputError if the files do not contain them."""
     try:
         load(
             tensors,
@@ -319,30 +324,30 @@ def _load(
 
 
 def _broken(folder: Path, context: RankContext) -> str | None:
-    """What is wrong with this process's share of a checkpoint's files, or None."""
+    """Verify this rank's share of a checkpoint's files; return the first defect, or None."""
     try:
         table = read_json(folder / STATE)
         if table["format"] != FORMAT:
-            return f"format {table['format']} is not {FORMAT}, the one this program reads"
+            return f"its format {table['format']} is not {FORMAT}, the one this version reads"
         read_state(folder)
         digests = table["sha256"]
         if unknown := {INDEX, *CheckpointReader(folder).file_names()} ^ digests.keys():
-            return f"{STATE} and {INDEX} do not agree on {', '.join(sorted(unknown))}"
+            return f"{STATE} and {INDEX} disagree on {', '.join(sorted(unknown))}"
         files = sorted(digests)[context.rank :: context.world_size]
-        with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+        with ThreadPoolExecutor() as pool:  # hashing releases the GIL
             for file, digest in zip(
                 files, pool.map(lambda file: sha256(folder / file), files), strict=True
             ):
                 if digest != digests[file]:
                     return f"{file} does not match its SHA-256"
     except (InputError, OSError) as error:
-        return str(error)
+        return message_of(error)
     except (AttributeError, KeyError, TypeError):
-        return f"{STATE} is not whole"
+        return f"{STATE} is incomplete"
     return None
 
 
 def _remove(folder: Path) -> None:
-    """Under another name first, so that no half of it is ever taken for a checkpoint."""
+    """Remove a checkpoint, renamed first: a partly removed one must not look like one."""
     if folder.exists():
         shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.old{PARTIAL}")))

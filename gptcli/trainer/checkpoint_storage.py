@@ -1,8 +1,8 @@
-"""How the pieces of a checkpoint lie on disk: safetensors files, which each process writes for
-itself, and `index.json`, which says where every piece of every tensor is.
+"""Storage of torch.distributed.checkpoint (DCP) in safetensors files with a JSON index.
 
-It plugs into torch.distributed.checkpoint, which plans who writes and reads what under any layout;
-that package's own storage keeps its index as a pickle. Names are the plain model's:
+DCP plans which rank writes and reads what under any layout; its own storage would keep the index as
+a pickle. Here every rank writes its pieces of tensors to files of its own, and `index.json` maps
+every tensor to its pieces. Names are the plain model's:
 `h.0.mlp.c_fc.weight` for a parameter, `h.0.mlp.c_fc.weight/exp_avg` for optimizer state.
 """
 
@@ -37,16 +37,19 @@ from gptcli.model.checkpoint_tensors import OPTIMIZER, read_index
 from gptcli.model.source import INDEX, MODEL
 from gptcli.model.tensor_file import DTYPES, open_tensors, write_tensors
 
-METADATA_BYTES = 1 << 20  # bytes of a checkpoint beside its tensors: indices and headers
+METADATA_BYTES = 1 << 20  # disk space for the headers and the index
 
-WRITE_BYTES = 4 << 20  # bytes of a write
-ALIGN_BYTES = 4096  # what context and length of such writes are multiples of
+WRITE_BYTES = 4 << 20  # size of one write to disk
+ALIGN_BYTES = 4096  # offsets and lengths of direct writes are multiples of this
 
 Table = dict[str, Any]
 
 
 def tensor_file_name(name: str, context: RankContext) -> str:
-    """The file in which this process writes its piece of a tensor: a name that `FILE` knows."""
+    """Return the name of the file that gets this rank's piece of a tensor.
+
+    It matches `gptcli.model.checkpoint_tensors.FILE`.
+    """
     kind = OPTIMIZER if "/" in name else MODEL
     return (
         f"{kind}.safetensors"
@@ -56,8 +59,10 @@ def tensor_file_name(name: str, context: RankContext) -> str:
 
 
 class CheckpointWriter(StorageWriter):
-    """Writes one checkpoint into `folder`, which the first process makes; `finish` is called there
-    once every file is on disk, with the SHA-256 of each."""
+    """DCP writer of one checkpoint into `folder`.
+
+    On the main rank it calls `finish` with the SHA-256 of every file, once all are on disk.
+    """
 
     def __init__(
         self, folder: Path, context: RankContext, finish: Callable[[dict[str, str]], None]
@@ -65,17 +70,19 @@ class CheckpointWriter(StorageWriter):
         self.folder, self.context, self.finished = folder, context, finish
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        """Nothing to forget: a writer serves once."""
+        """Do nothing: a writer is used once."""
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """The role is known from `context`."""
+        """Do nothing: `context` tells the main rank."""
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """Return the rank's plan unchanged."""
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """On the first process, before any writes: an empty folder on a disk that has room for all
-        of it.
+        """Create the empty folder, on the main rank and before any rank writes.
+
+        Raises OSError if the disk lacks the space for the checkpoint.
         """
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
@@ -87,6 +94,7 @@ class CheckpointWriter(StorageWriter):
         return plans
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write this rank's pieces, one file for weights and one for optimizer state."""
         self.folder.mkdir(parents=True, exist_ok=True)  # another machine may not see it yet
         files = defaultdict(list)
         for item in plan.items:
@@ -102,7 +110,7 @@ class CheckpointWriter(StorageWriter):
         return _done(results)
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """On the first process, after all have written."""
+        """Write the index, on the main rank, after all ranks have written."""
         index: dict[str, Table] = {}
         for result in (result for part in results for result in part):
             tensor: Any = metadata.state_dict_metadata[result.index.fqn]
@@ -124,26 +132,26 @@ class CheckpointWriter(StorageWriter):
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Return True: the folder is not checked here."""
         return True
 
 
 class CheckpointReader(StorageReader):
-    """Reads the pieces that a process needs out of the files that hold them, whatever layout wrote
-    them.
-    """
+    """DCP reader of the pieces that a rank needs, whatever layout wrote them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files: dict[MetadataIndex, str] = {}
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        """Nothing to forget: a reader serves once."""
+        """Do nothing: a reader is used once."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """Return the description of all tensors."""
         return Metadata({**self.tensors()})
 
     def tensors(self) -> dict[str, TensorStorageMetadata]:
-        """What the checkpoint holds, by name. Raises InputError as `read_index`."""
+        """Return the checkpoint's tensors by name. Raises InputError as `read_index` does."""
         tensors: dict[str, TensorStorageMetadata] = {}
         for name, saved in read_index(self.folder).items():
             chunks = [
@@ -157,22 +165,25 @@ class CheckpointReader(StorageReader):
         return tensors
 
     def file_names(self) -> set[str]:
-        """The files that hold the tensors. Raises InputError as `tensors`."""
+        """Return the names of all tensor files. Raises InputError as `tensors` does."""
         self.tensors()
         return set(self.files.values())
 
     def set_up_storage_reader(
         self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
     ) -> None:
-        """All that is needed is known from `read_metadata`."""
+        """Do nothing: `read_metadata` has read everything."""
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Return the rank's plan unchanged."""
         return plan
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        """Return the plans unchanged."""
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Copy the planned pieces from their files into the tensors."""
         files = defaultdict(list)
         for item in plan.items:
             files[self.files[item.storage_index]].append(item)
@@ -180,23 +191,24 @@ class CheckpointReader(StorageReader):
             with open_tensors(self.folder / file) as stored:
                 for item in items:
                     name, target = item.storage_index.fqn, planner.resolve_tensor(item)
-                    where = tuple(
+                    region = tuple(
                         slice(start, start + length)
                         for start, length in zip(item.storage_offsets, item.lengths, strict=True)
                     )
                     target.copy_(
-                        stored.get_slice(name)[where] if where else stored.get_tensor(name)
+                        stored.get_slice(name)[region] if region else stored.get_tensor(name)
                     )
                     planner.commit_tensor(item, target)
         return _done(None)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Return True: the folder is not checked here."""
         return True
 
 
 def write_file(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Returns the file's SHA-256, once it is on disk."""
+    """Write a safetensors file, and return its SHA-256 once it is on disk."""
     with DirectFile(path) as file:
         return write_tensors(file, tensors, tensors.values())
 
@@ -208,31 +220,37 @@ def _done(value: Any) -> Future[Any]:
 
 
 class DirectFile:
-    """For writing from front to back; whole and on disk once the block it is opened for ends."""
+    """File written from front to back, past the page cache if the system allows it.
+
+    Nothing reads a checkpoint soon. Through the cache the kernel would allocate, copy and write
+    back each of its pages on the cores that train, and evict the shards that are read again. The
+    file is complete and on disk at the end of its `with` block.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
             self.file = FileIO(path, "wb", opener=_open_direct)
-        except OSError:  # not every file system can
+        except OSError:  # a file system without direct writes
             self.file = FileIO(path, "wb")
-        self.buffer = memoryview(mmap.mmap(-1, WRITE_BYTES))  # which begins on a page
-        self.held = self.size = 0
+        self.buffer = memoryview(mmap.mmap(-1, WRITE_BYTES))  # aligned to a page
+        self.filled = self.size = 0
 
     def write(self, data: memoryview) -> None:
+        """Append `data`."""
         while data:
-            part = data[: WRITE_BYTES - self.held]
-            self.buffer[self.held : self.held + len(part)] = part
-            self.held += len(part)
+            part = data[: WRITE_BYTES - self.filled]
+            self.buffer[self.filled : self.filled + len(part)] = part
+            self.filled += len(part)
             self.size += len(part)
             data = data[len(part) :]
-            if self.held == WRITE_BYTES:
+            if self.filled == WRITE_BYTES:
                 self._flush(WRITE_BYTES)
 
     def _flush(self, length: int) -> None:
         left = self.buffer[:length]
         while left:
             left = left[self.file.write(left) :]
-        self.held = 0
+        self.filled = 0
 
     def __enter__(self) -> DirectFile:
         return self
@@ -245,7 +263,7 @@ class DirectFile:
     ) -> None:
         with self.file:
             if error is None:
-                self._flush(-(-self.held // ALIGN_BYTES) * ALIGN_BYTES)
+                self._flush(-(-self.filled // ALIGN_BYTES) * ALIGN_BYTES)
                 self.file.truncate(self.size)
                 os.fsync(self.file.fileno())
 

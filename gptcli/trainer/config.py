@@ -1,6 +1,4 @@
-"""What a training run is told. Imports no torch, so that a wrong configuration is refused at
-once.
-"""
+"""Configuration of a training run. Imports no torch, so that a wrong one is refused at once."""
 
 from __future__ import annotations
 
@@ -19,76 +17,115 @@ PRECISIONS = ("bf16", "fp32", "fp16", "fp8")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """How a model is trained. Schedules are in tokens, cadences in steps. Raises UsageError where
-    the values cannot be met.
+    """Training configuration; schedules are in tokens, cadences in steps.
+
+    Only `tokens`, `batch_tokens` and `lr` have no default. The other defaults are GPT-3's
+    constants without warm-up and batch ramp; `TrainConfig.for_size` gives a paper's whole recipe.
+    Raises UsageError for values that are impossible.
     """
 
     tokens: int
-    """The run ends here, on a whole sequence."""
+    """Length of the run in tokens, rounded down to whole sequences."""
     batch_tokens: int
-    """Of a step, all processes together, once the ramp is over: whole sequences."""
+    """Tokens per step of all processes together, after the ramp; whole sequences."""
     lr: float
-    """The highest learning rate, reached at the end of the warm-up."""
-    min_lr_ratio: float
-    """Where the decay ends, as a share of `lr`."""
-    warmup_tokens: int
-    """Linear from 0 over these."""
-    decay_tokens: int
-    """The cosine decay ends here, counted from the start."""
-    ramp_tokens: int
-    """The batch grows linearly from `ramp_from` to `batch_tokens` over these; 0 for no ramp."""
-    ramp_from: int
-    """Tokens of the first step's batch."""
-    weight_decay: float
-    """Of tensors with two or more dimensions: every matrix, the embeddings among them, no bias and
-    no gain.
-    """
-    beta1: float
-    beta2: float
-    eps: float
-    clip: float
-    """The gradient's global norm is cut to this."""
+    """Peak learning rate, reached at the end of the warm-up."""
+    min_lr_ratio: float = 0.1
+    """Learning rate at the end of the decay, as a share of `lr`."""
+    warmup_tokens: int = 0
+    """Length of the linear warm-up from 0, in tokens."""
+    decay_tokens: int = 0
+    """End of the cosine decay, in tokens from the start; 0 means `tokens`."""
+    ramp_tokens: int = 0
+    """Length of the batch's linear growth from `ramp_from` to `batch_tokens`; 0 for no ramp."""
+    ramp_from: int = 0
+    """Tokens in the first step's batch, if there is a ramp."""
+    weight_decay: float = 0.1
+    """Weight decay of tensors with two or more dimensions: matrices and embeddings."""
+    beta1: float = 0.9
+    """Decay rate of Adam's first moment."""
+    beta2: float = 0.95
+    """Decay rate of Adam's second moment."""
+    eps: float = 1e-8
+    """Adam's epsilon."""
+    clip: float = 1.0
+    """Maximum global norm of the gradient."""
     spike: float = 6.0
-    """A loss so many standard deviations above the mean of late is a spike, whose update is
-    skipped; 0 to judge no loss that is finite.
+    """Standard deviations above the recent mean from which a loss is a spike, and its update is
+    skipped; 0 skips only losses that are not finite.
     """
     follow_noise: bool = False
-    """The batch follows the gradient's noise scale from `ramp_from` up to `batch_tokens`: see
-    `gptcli.trainer.schedule`.
+    """Let the batch follow the gradient noise scale from `ramp_from` up to `batch_tokens`
+    (`gptcli.trainer.schedule`).
     """
     document_mask: bool = False
-    """Attention does not cross end-of-text."""
+    """Keep attention within each document."""
     mup: int | None = None
-    """Maximal-update parameterisation: the width at which `lr` was found. None for the standard
-    one. See `gptcli.model.mup`. Weights that a run begins with are taken as they are: only what
-    they learn by follows."""
-    seed: int
-    """Of the initial weights, the data order and dropout."""
+    """Width at which `lr` was tuned, for the maximal update parametrization (`gptcli.model.mup`);
+    None for the standard one. Weights that a run starts from are kept; only their updates follow
+    it.
+    """
+    seed: int = 0
+    """Random seed for initialization, data order and dropout."""
 
-    micro_batch: int
-    """Sequences that one process runs at a time; gradients add up until the batch is whole."""
-    layout: str
-    """"dp=2,shard=4,tp=2,pp=2": see `gptcli.distributed.context`."""
+    micro_batch: int = 8
+    """Sequences that a process runs at a time; gradients accumulate over the batch."""
+    layout: str = "dp=1"
+    """Processes by axis, "dp=2,shard=4,tp=2,pp=2" (`gptcli.distributed.context`)."""
     pipeline_schedule: str = "1f1b"
-    """In which order pipeline stages run micro-batches: see `gptcli.distributed.pipeline_parallel`."""
+    """Order of micro-batches in a pipeline (`gptcli.distributed.pipeline_parallel`)."""
     recompute: str = "none"
-    """What the backward pass computes again: see `gptcli.distributed.activation_checkpoint`."""
-    precision: str
-    """Of the products, of `PRECISIONS`: see `gptcli.trainer.precision`."""
-    compile: bool
-    """Through torch.compile."""
-    checkpoint_every: int
-    eval_every: int
-    eval_tokens: int
-    """Validation tokens that an evaluation reads, the same ones every time."""
-    keep: int
-    """Checkpoints kept, the newest."""
+    """Activations to recompute in the backward pass
+    (`gptcli.distributed.activation_checkpoint`).
+    """
+    precision: str = "fp32"
+    """Precision of matrix products, one of `PRECISIONS` (`gptcli.trainer.precision`)."""
+    compile: bool = False
+    """Use torch.compile."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints."""
+    eval_every: int = 500
+    """Steps between measurements of the validation loss."""
+    eval_tokens: int = 1 << 20
+    """Validation tokens of a measurement, the same every time."""
+    keep: int = 2
+    """Number of newest checkpoints to keep."""
     samples: int = 0
-    """Texts that are written from every checkpoint."""
+    """Number of texts to generate at every checkpoint."""
     max_skipped: int = 10
-    """So many updates skipped in a row end the run."""
+    """Number of updates skipped in a row that ends the run."""
+
+    @classmethod
+    def for_size(
+        cls, size: str, *, tokens: int | str | None = None, **overrides: Any
+    ) -> TrainConfig:
+        """Return the recipe of a paper's size, "350M", for a run of `tokens` on this machine.
+
+        `tokens` defaults to the paper's and may be written "10M". Shorter runs scale batch and
+        schedule as `gpt train` does; what the paper leaves open follows from the machine.
+        `overrides` are fields of this class, and fields of `ModelConfig` (n_layer, n_ctx, ...) if
+        the model differs from the paper's. Raises UsageError for an unknown size or field.
+        """
+        from gptcli.trainer.resolve import resolve_config
+
+        return resolve_config({"size": size, "tokens": tokens, **overrides})
+
+    @classmethod
+    def for_model(
+        cls, model: ModelConfig, *, tokens: int | str | None = None, **overrides: Any
+    ) -> TrainConfig:
+        """Return the recipe of the GPT-3 size nearest to `model`, for a run of `tokens`.
+
+        `tokens` defaults to 20 per parameter. `overrides` as in `for_size`.
+        """
+        from gptcli.trainer.resolve import MODEL_KEYS, resolve_config
+
+        shape = {name: value for name, value in model.as_dict().items() if name in MODEL_KEYS}
+        return resolve_config({**shape, "tokens": tokens, **overrides}, vocab_size=model.vocab_size)
 
     def __post_init__(self) -> None:
+        if self.decay_tokens == 0:
+            object.__setattr__(self, "decay_tokens", self.tokens)
         positive = ("tokens", "batch_tokens", "lr", "decay_tokens", "eps", "clip")
         for name in (
             *positive,
@@ -100,7 +137,12 @@ class TrainConfig:
             "max_skipped",
         ):
             if not getattr(self, name) > 0:
-                raise UsageError(f"{name} is {getattr(self, name)}", hint=f"{name} must be above 0")
+                raise UsageError(
+                    f"{getattr(self, name)} is out of range",
+                    field=name,
+                    code="out_of_range",
+                    hint="above 0",
+                )
         for name in (
             "warmup_tokens",
             "ramp_tokens",
@@ -112,79 +154,95 @@ class TrainConfig:
         ):
             if not getattr(self, name) >= 0:
                 raise UsageError(
-                    f"{name} is {getattr(self, name)}", hint=f"{name} must be 0 or more"
+                    f"{getattr(self, name)} is out of range",
+                    field=name,
+                    code="out_of_range",
+                    hint="0 or more",
                 )
         if self.mup is not None and self.mup < 1:
-            raise UsageError(f"mup is {self.mup}", hint="mup is the width at which lr was found")
+            raise UsageError(
+                f"{self.mup} is out of range",
+                field="mup",
+                code="out_of_range",
+                hint="the width, 1 or more, at which {option:lr} was tuned",
+            )
         for name in ("beta1", "beta2", "min_lr_ratio"):
             value = getattr(self, name)
             if not (0 <= value < 1 or (name == "min_lr_ratio" and value == 1)):
                 raise UsageError(
-                    f"{name} is {value}", hint=f"{name} must be at least 0 and below 1"
+                    f"{value} is out of range",
+                    field=name,
+                    code="out_of_range",
+                    hint="at least 0 and below 1",
                 )
         choices = {"precision": PRECISIONS, "recompute": RECOMPUTE, "pipeline_schedule": SCHEDULES}
         for name, names in choices.items():
             if (value := getattr(self, name)) not in names:
                 raise UsageError(
-                    f"unknown {name.replace('_', ' ')} {value!r}", hint=nearest(value, names)
+                    f"unknown {name.replace('_', ' ')} {value!r}",
+                    field=name,
+                    code="unknown_value",
+                    hint=nearest(value, names),
                 )
 
 
-# what decides the weights, given model and data: a resume holds these fixed; the rest may change
 RECIPE = (
-    "tokens", "batch_tokens", "lr", "min_lr_ratio", "warmup_tokens", "decay_tokens", "ramp_tokens", "ramp_from",
-    "weight_decay", "beta1", "beta2", "eps", "clip", "spike", "follow_noise", "document_mask", "mup", "seed",
+    "tokens", "batch_tokens", "lr", "min_lr_ratio", "warmup_tokens", "decay_tokens", "ramp_tokens",
+    "ramp_from", "weight_decay", "beta1", "beta2", "eps", "clip", "spike", "follow_noise",
+    "document_mask", "mup", "seed",
 )  # fmt: skip
+"""Fields that decide the weights, given model and data: a resumed run keeps them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One training run: what is trained, how, on what, and where it is written."""
+    """One training run: model, configuration, data and run folder."""
 
     name: str
-    """Of the model card: the paper's name for the size, or "GPT"."""
+    """Name for the model card: the paper's for the size, or "GPT"."""
     out: Path
+    """Run folder."""
     data: Path
+    """Shard folder."""
     model: ModelConfig
+    """Architecture."""
     train: TrainConfig
+    """Training configuration."""
     data_sha256: str
-    """Of the shards' own fingerprints."""
+    """Fingerprint of the shards (`gptcli.trainer.preflight.data_sha256`)."""
     tokenizer_sha256: str
+    """Fingerprint of the tokenizer."""
     eot_id: int
+    """End-of-text token."""
     must_compile: bool = False
-    """A failing compiler is an error, not a reason to go on without."""
+    """Stop if compilation fails, instead of going on without it."""
     init_from: Path | None = None
-    """A run or GPT-2 folder whose weights the run begins with; random ones if None."""
+    """Run or GPT-2 folder with the first weights; None for random ones."""
     init_step: int | None = None
-    """The step of the checkpoint of `init_from` that holds them; None for those of a finished
-    model.
-    """
+    """Step of the checkpoint of `init_from` to use; None for a finished model."""
     resume: bool = False
-    """Go on from the run folder's newest whole checkpoint, if there is one."""
+    """Continue from the newest complete checkpoint of the run folder, if there is one."""
     track: str | None = None
-    """Where the figures go too: see `gptcli.trainer.trackers`."""
+    """Tracker to log metrics to as well (`gptcli.trainer.trackers`)."""
     profile: bool = False
     """Trace a few steps."""
     measure: Callable[[Any], dict[str, float]] | None = None
-    """What else is measured of the model at every checkpoint, for the step's line; it takes a
-    GPT.
-    """
+    """Function of a GPT that returns further metrics, called at every checkpoint."""
     resolved: str = ""
-    """run.toml's text, for the report and the model card."""
+    """Text of run.toml, for the report and the model card."""
 
     @property
     def layout(self) -> Layout:
+        """Layout of the processes."""
         return parse_layout(self.train.layout)
 
     @property
     def width_mult(self) -> float:
-        """How many times wider the model is than where its learning rate was found: muP's m, and 1
-        without.
-        """
+        """Width multiplier m of muP: model width over tuned width; 1 without muP."""
         return 1.0 if self.train.mup is None else self.model.d_model / self.train.mup
 
     def identity(self) -> dict[str, Any]:
-        """What must be equal for a resume to be the same run."""
+        """Return the values that must be equal for a resume to continue the same run."""
         recipe = {name: value for name, value in asdict(self.train).items() if name in RECIPE}
         start = None if self.init_from is None else str(self.init_from)
         begun = {"init_from": start, "checkpoint": self.init_step}
@@ -198,7 +256,7 @@ class Run:
 
 
 def from_values(kind: type[Any], values: dict[str, Any]) -> Any:
-    """The dataclass `kind` from those of `values` that are its fields."""
+    """Return the dataclass `kind` made from those of `values` that are its fields."""
     return kind(
         **{field.name: values[field.name] for field in fields(kind) if field.name in values}
     )

@@ -27,8 +27,8 @@ from gptcli.cost.sharding import rank_parameters
 from gptcli.distributed.context import RankContext
 from gptcli.errors import RunError
 from gptcli.events import Events
+from gptcli.trainer.auto import work_of
 from gptcli.trainer.config import Run
-from gptcli.trainer.fit import work_of
 from gptcli.trainer.parallelize import parallelize_model
 
 Chunks = dict[tuple[int, ...], int]

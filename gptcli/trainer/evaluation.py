@@ -146,6 +146,7 @@ class _CancellableSequence(TokenSequence):
         self.cancelled = cancelled
 
     def append(self, token: int, log_prob: float | None = None) -> None:
+        """Append a token; it is the last one once `cancelled` is set."""
         super().append(token, log_prob)
         if self.cancelled.is_set():
             self.finish_reason = "length"

@@ -1,9 +1,9 @@
-"""The run folder as a model that loads in transformers: from the first checkpoint on, and finished.
-`model.safetensors` is written last.
+"""Export of a run as a folder that loads in transformers, while it trains and once it is finished.
 
-Configuration, tokenizer and card are there from the start. While the run is not finished,
-`unfinished.safetensors` holds the weights of a recent checkpoint as transformers reads them, and
-the index beside it leads there; `gptcli.model.source` finds the newest itself.
+Configuration, tokenizer and model card exist from the start. Until the run is finished,
+`unfinished.safetensors` is a copy of a recent checkpoint's weights in transformers' names, with an
+index that names it; `gptcli.model.source` itself reads the newest checkpoint. `model.safetensors`
+is written last.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ from gptcli.trainer.recipe import SMALL_MODEL
 
 CARD = "README.md"
 UNFINISHED_NOTICE = (
-    "**Unfinished: training is still going on, or was stopped before its end.** Until `model.safetensors` is here, the weights are those "
-    "of the newest checkpoint, and of a copy of it for transformers; `metrics.jsonl` and `report.html` show how far the run is.\n\n"
+    "**Unfinished: training is still running, or was stopped before its end.** Until "
+    "`model.safetensors` exists, the weights are those of the newest checkpoint, with a copy for "
+    "transformers; `metrics.jsonl` and `report.html` show the progress of the run.\n\n"
 )
 
 
@@ -174,61 +175,75 @@ def model_card(
     run: Run,
     last: Line | None,
     val_loss: float | None,
-    leaving: dict[str, Any] | None,
+    export_report: dict[str, Any] | None,
     *,
     finished: bool,
 ) -> str:
-    """Say what the model is and how it came about, in Markdown with the front matter of the Hugging
-    Face hub. `last` is the line of the model's step, with its smoothed loss; None before the first
-    checkpoint. `leaving`: what it costs that transformers knows it as another, if it does."""
-    model, last = run.model, last or {}
-    dense = model.attention == "dense"
-    step, made = last.get("step", 0), read_provenance(run.resolved)
-    rows = {
-        "Parameters": f"{model.parameters:,}",
-        "Architecture": f"{model.n_layer} layers, {model.n_head} heads, {model.d_model} wide, context {model.n_ctx:,}, "
-        + (
-            "dense attention" if dense else f"dense and banded attention in turn, band {model.band}"
-        ),
-        "Vocabulary": f"{model.vocab_size:,}, tokenizer sha256 {run.tokenizer_sha256[:16]}",
-        "Trained on": f"{last['tokens']:,} tokens in {step:,} steps, shards sha256 {run.data_sha256[:16]}"
-        if step
-        else "nothing yet",
-        "Validation loss": f"{val_loss:.4f} nats a token"
-        if val_loss is not None
-        else "not measured"
-        if finished
-        else "not yet measured",
-        "Training loss": _training_loss(last),
-        **{name.capitalize(): text for name, text in made.items()},
-    }
+    """Return the model card: Markdown with the front matter of the Hugging Face hub.
+
+    `last` is the metrics line of the model's step, with `smoothed_loss`; None before the first
+    checkpoint. `export_report` is `neo_report`'s, for a model that transformers loads as GPT-Neo.
+    """
+    last = last or {}
+    facts = _facts(run, last, val_loss, finished=finished)
     if not finished:
+        step = last.get("step", 0)
         reached = (
             f"at step {step:,} when this was written" if step else "before its first checkpoint"
         )
-        rows = {"State": f"unfinished, {reached}, of {run.train.tokens:,} tokens", **rows}
+        facts = {"State": f"unfinished, {reached}, of {run.train.tokens:,} tokens", **facts}
+    table = "\n".join(
+        f"| {name} | {value.replace('|', '&#124;')} |" for name, value in facts.items()
+    )
     load = (
         "```python\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'model, tokenizer = AutoModelForCausalLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")\n'
+        'model, tokenizer = AutoModelForCausalLM.from_pretrained("."), '
+        'AutoTokenizer.from_pretrained(".")\n'
         "```\n\n"
     )
-    if leaving is not None:
-        load += f"In transformers: {leaving['note']}.\n\n"
-    table = "\n".join(
-        f"| {name} | {value.replace('|', '&#124;')} |" for name, value in rows.items()
-    )
+    if export_report is not None:
+        load += f"In transformers: {export_report['note']}.\n\n"
     return (
-        f"{front_matter(run, val_loss if finished else None)}# {run.name}\n\nA GPT language model, trained by `gpt train`.\n\n"
+        f"{front_matter(run, val_loss if finished else None)}# {run.name}\n\n"
+        "A GPT language model, trained by `gpt train`.\n\n"
         f"{'' if finished else UNFINISHED_NOTICE}| | |\n|---|---|\n{table}\n\n"
         f'## Use\n\n```sh\ngpt sample . "Once upon a time"\n```\n\n{load}'
         f"## Configuration\n\n```toml\n{run.resolved}```\n"
     )
 
 
+def _facts(run: Run, last: Line, val_loss: float | None, *, finished: bool) -> dict[str, str]:
+    """Return the rows of the card's table, by their names."""
+    model, step = run.model, last.get("step", 0)
+    attention = "dense attention"
+    if model.attention != "dense":
+        attention = f"alternating dense and banded attention, band {model.band}"
+    trained = "nothing yet"
+    if step:
+        shards = run.data_sha256[:16]
+        trained = f"{last['tokens']:,} tokens in {step:,} steps, shards sha256 {shards}"
+    validation = "not measured" if finished else "not yet measured"
+    if val_loss is not None:
+        validation = f"{val_loss:.4f} nats per token"
+    provenance = read_provenance(run.resolved)
+    return {
+        "Parameters": f"{model.parameters:,}",
+        "Architecture": f"{model.n_layer} layers, {model.n_head} heads, {model.d_model} wide, "
+        f"context {model.n_ctx:,}, {attention}",
+        "Vocabulary": f"{model.vocab_size:,}, tokenizer sha256 {run.tokenizer_sha256[:16]}",
+        "Trained on": trained,
+        "Validation loss": validation,
+        "Training loss": _training_loss(last),
+        **{name.capitalize(): text for name, text in provenance.items()},
+    }
+
+
 def front_matter(run: Run, val_loss: float | None) -> str:
-    """Write the YAML that the hub reads, its values as JSON, which is YAML. It names no license:
-    that is the user's to choose."""
+    """Return the YAML header that the hub reads; its values are JSON, which is YAML.
+
+    It names no license: that is the user's choice.
+    """
     about: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -244,7 +259,7 @@ def front_matter(run: Run, val_loss: float | None) -> str:
             "metrics": [
                 {
                     "type": "loss",
-                    "name": "validation loss, nats a token",
+                    "name": "validation loss, nats per token",
                     "value": round(val_loss, 4),
                 }
             ],
@@ -265,5 +280,5 @@ def _training_loss(last: Line) -> str:
     return (
         "not finite"
         if mean is None
-        else f"{mean:.4f} nats a token, mean of the last {steps:,} steps"
+        else f"{mean:.4f} nats per token, mean of the last {steps:,} steps"
     )

@@ -1,10 +1,9 @@
-"""What a run will take, before it starts: steps, passes over the data, time, memory and disk, and
-what to think about first.
+"""Forecast of a run before it starts: steps, passes over the data, time, memory, disk, warnings.
 
-`forecast` is a pure function of configuration, data and machine. `this_machine` looks at the
-machine: a GPU's speed is the cost model's, a CPU's is that of a small matrix product, of which
-training reaches a share (`UTILISATION`): a rough range for a machine that does nothing else, until
-the first steps are measured (`gptcli.trainer.monitors.Pace`).
+`forecast` is a pure function of configuration, data and machine. `this_machine` measures the
+machine: the speed of a GPU is predicted by the cost model, that of a CPU from a small matrix
+product, of which training reaches a share (`UTILISATION`). It is a rough range for an idle
+machine, until the first steps are measured (`gptcli.trainer.monitors.Pace`).
 """
 
 from __future__ import annotations
@@ -22,89 +21,113 @@ from gptcli.cost.layout import Layout, parse_layout
 from gptcli.cost.planner import make_plan
 from gptcli.cost.step_time import uncertainty
 from gptcli.distributed.environment import device_type
-from gptcli.errors import UsageError
+from gptcli.errors import UsageError, name_parameters
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import WEEK, amount, in_bytes, rough_duration
 from gptcli.runtime import available_cores
 from gptcli.shards.manifest import Manifest
+from gptcli.trainer.auto import (
+    check_processes,
+    device,
+    memory_advice,
+    process_memory,
+    shortage,
+    work_of,
+)
 from gptcli.trainer.config import TrainConfig
-from gptcli.trainer.fit import device, memory_advice, process_memory, shortage, work_of
-from gptcli.trainer.machine import check_layout
 from gptcli.trainer.precision import AUTOCAST_DTYPES
 from gptcli.trainer.recipe import SMALL_MODEL
 from gptcli.trainer.schedule import Schedule
 
-# up to here repeated data is worth nearly what new data is: Muennighoff et al. 2023 (arXiv
-# 2305.16264)
+# up to this many passes, repeated data is worth nearly as much as new data: Muennighoff et al. 2023
+# (arXiv 2305.16264)
 MAX_PASSES = 4
-MIN_STEPS = 100  # fewer updates than this teach a model little, whatever they read
-CHECKPOINT_BYTES = 12  # a parameter: the weight and Adam's two moments in fp32
-MODEL_BYTES = 4
-UTILISATION = (0.15, 0.75)  # of a lone product's rate, that a training step on a CPU reaches
-STEP_SECONDS = (0.003, 0.03)  # of a step on a CPU that do not depend on its size
-PROBE = (512, 1024)  # rows, and the width at most, of the product that is timed
-PROBE_SECONDS = 0.01  # of CPU time at least; five times
+MIN_STEPS = 100  # fewer updates teach a model little, however long they are
+CHECKPOINT_BYTES = 12  # per parameter: the weight and Adam's two moments in fp32
+MODEL_BYTES = 4  # per parameter
+# share of the rate of a single matrix product that a training step on a CPU reaches: low, high
+UTILISATION = (0.15, 0.75)
+STEP_SECONDS = (0.003, 0.03)  # constant part of a step on a CPU: low, high
+PROBE = (512, 1024)  # rows and maximum width of the matrix product that is timed
+PROBE_SECONDS = 0.01  # minimum CPU time of each of five measurements
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What a run finds here."""
+    """Machine that a run is forecast for."""
 
     name: str
-    """For example "2 CPU cores", "8 x NVIDIA H100"."""
+    """Name, such as "2 CPU cores" or "8 x NVIDIA H100"."""
     memory_bytes: int | None
-    """For the tensors of each process; None if the layout needs more processes than this machine
-    runs.
+    """Memory for the tensors of each process; None if the layout needs more processes than this
+    machine runs.
     """
     disk_free_bytes: int
+    """Free space on the disk of the run folder, its own checkpoints included."""
     tokens_per_second: tuple[float, float] | None
-    """Of the whole run, at least and at most; None if unknown."""
+    """Speed of the whole run, low and high; None if unknown."""
     step_seconds: tuple[float, float] = (0.0, 0.0)
-    """Seconds that each step takes on top, at least and at most."""
+    """Constant part of each step, low and high."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caution:
-    """Something to think about before the run starts."""
+    """Warning about a run that has not started."""
 
     code: str
-    """Stable: does-not-fit, disk-space, data-too-short, no-validation, few-steps, long-warmup,
+    """Stable name: does-not-fit, disk-space, data-too-short, no-validation, few-steps, long-warmup,
     many-passes, over-a-week.
     """
     message: str
+    """Description of the problem."""
     hint: str
+    """Suggestion."""
+
+    @property
+    def text(self) -> str:
+        """Message and hint, with `{option:NAME}` for the parameters that they name."""
+        return f"{self.message}; {self.hint}"
 
     def __str__(self) -> str:
-        return f"{self.message}; {self.hint}"
+        return name_parameters(self.text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """What a run will take."""
+    """Forecast of a run."""
 
     machine: str
+    """Name of the machine."""
     steps: int
+    """Number of optimizer steps."""
     tokens: int
+    """Number of tokens, in whole sequences."""
     batch_tokens: int
+    """Tokens in a full batch."""
     warmup_steps: int
+    """Steps of the learning rate's warm-up."""
     train_tokens: int | None
-    """Of the data; None without shards."""
+    """Tokens of the training data; None without shards."""
     passes: float | None
-    """How often the run reads the training data; None without shards."""
+    """Passes over the training data; None without shards."""
     passes_by_source: dict[str, float]
-    """The same of each source of a mixture; empty for one source."""
+    """Passes over each source of a mixture; empty for one source."""
     seconds_low: float | None
-    """What is left of the run takes between this and `seconds_high`; None if unknown."""
+    """Lower bound of the remaining time; None if unknown."""
     seconds_high: float | None
+    """Upper bound of the remaining time; None if unknown."""
     memory_bytes: int
-    """Of the process that needs most."""
+    """Peak memory of the process that needs most."""
     memory_available_bytes: int | None
-    """Of a process; None if the layout needs more processes than this machine runs."""
+    """Memory of a process; None if the layout needs more processes than this machine runs."""
     fits: bool | None
+    """Memory is sufficient; None if unknown."""
     disk_bytes: int
-    """Of checkpoints and the finished model, at the fullest moment."""
+    """Peak size of checkpoints and the finished model."""
     disk_free_bytes: int
+    """Free disk space for the run."""
     warnings: tuple[Caution, ...]
+    """Warnings, each with a stable code."""
 
 
 def forecast(
@@ -115,9 +138,7 @@ def forecast(
     *,
     done: int = 0,
 ) -> Forecast:
-    """Forecast a run of which `done` tokens have been read already. `manifest` is None if there is
-    no data yet.
-    """
+    """Forecast a run that has already read `done` tokens; `manifest` is None without shards."""
     schedule, layout = Schedule(train, model.n_ctx), parse_layout(train.layout)
     tokens, steps = schedule.total_sequences * model.n_ctx, schedule.steps()
     passes, by_source = passes_over(manifest, tokens)
@@ -153,7 +174,7 @@ def forecast(
 
 
 def passes_over(manifest: Manifest | None, tokens: int) -> tuple[float | None, dict[str, float]]:
-    """How often `tokens` read the training data: the whole of it, and each source of a mixture."""
+    """Return passes of `tokens` over the training data, and over each source of a mixture."""
     if manifest is None or not manifest.tokens("train"):
         return None, {}
     shares = manifest.shares()
@@ -164,9 +185,7 @@ def passes_over(manifest: Manifest | None, tokens: int) -> tuple[float | None, d
 
 
 def seconds_of(machine: Machine, tokens: int, steps: int) -> tuple[float, float] | None:
-    """Seconds of so many tokens and steps, at least and at most; None if the machine's speed is
-    unknown.
-    """
+    """Return low and high seconds of `tokens` in `steps`; None if the speed is unknown."""
     if machine.tokens_per_second is None:
         return None
     (slow, fast), (least, most) = machine.tokens_per_second, machine.step_seconds
@@ -189,6 +208,7 @@ def memory_cautions(
     needs: int,
     machine: Machine,
 ) -> list[Caution]:
+    """Return a warning if a process needs more memory than it has."""
     if machine.memory_bytes is None or needs <= machine.memory_bytes:
         return []
     hint = memory_advice(model, layout, train, min(schedule.full_batch, schedule.total_sequences))
@@ -200,6 +220,7 @@ def memory_cautions(
 
 
 def disk_cautions(needs: int, free: int) -> list[Caution]:
+    """Return a warning if a run needs more disk space than is free, in bytes."""
     if needs <= free:
         return []
     message = f"checkpoints and model take {in_bytes(needs)} of disk, and {in_bytes(free)} are free"
@@ -207,7 +228,7 @@ def disk_cautions(needs: int, free: int) -> list[Caution]:
         Caution(
             code="disk-space",
             message=message,
-            hint="free some space, name an --out on another disk, or --keep fewer",
+            hint="free some space, name an {option:out} on another disk, or {option:keep} fewer",
         )
     ]
 
@@ -215,6 +236,7 @@ def disk_cautions(needs: int, free: int) -> list[Caution]:
 def data_cautions(
     model: ModelConfig, manifest: Manifest | None, passes: float | None, by_source: dict[str, float]
 ) -> list[Caution]:
+    """Return warnings about splits that are too short, and about data that is read too often."""
     if manifest is None:
         return []
     found = []
@@ -225,9 +247,14 @@ def data_cautions(
         held, source = shortest(manifest, split)
         if held <= model.n_ctx and (held or split == "train"):
             of = "" if source is None else f" of source {source!r}"
-            message = f"the {split} split{of} has {held:,} tokens, too few for a context of {model.n_ctx:,}: {effect}"
+            message = (
+                f"the {split} split{of} has {held:,} tokens, "
+                f"too few for a context of {model.n_ctx:,}: {effect}"
+            )
             found.append(
-                Caution(code=code, message=message, hint="use more text or a smaller --n-ctx")
+                Caution(
+                    code=code, message=message, hint="use more text or a smaller {option:n_ctx}"
+                )
             )
     most, name = max(
         ((times, name) for name, times in by_source.items()), default=(passes or 0.0, None)
@@ -237,13 +264,14 @@ def data_cautions(
         message = (
             f"the run reads {what} {most:,.1f} times, and more than {MAX_PASSES} passes add little"
         )
-        hint = f"use more data{'' if name is None else ', a lower weight'} or fewer --tokens"
+        weight = "" if name is None else ", a lower weight"
+        hint = f"use more data{weight} or fewer {{option:tokens}}"
         found.append(Caution(code="many-passes", message=message, hint=hint))
     return found
 
 
 def shortest(manifest: Manifest, split: str) -> tuple[int, str | None]:
-    """Tokens of a split's shortest source and its name; without the name if there is one source."""
+    """Return tokens and name of a split's shortest source; the name is None for one source."""
     names = list(manifest.shares(split))
     if len(names) < 2:
         return manifest.tokens(split), None
@@ -253,30 +281,39 @@ def shortest(manifest: Manifest, split: str) -> tuple[int, str | None]:
 def length_cautions(
     train: TrainConfig, schedule: Schedule, tokens: int, steps: int
 ) -> list[Caution]:
+    """Return warnings about too few steps and too long a warm-up."""
     found = []
     if train.follow_noise:  # it begins with small batches, and may stay there
         steps = schedule.total_sequences // schedule.first_batch
     if steps < MIN_STEPS:
-        hint = f"raise --tokens to {amount(MIN_STEPS * schedule.full_batch * schedule.n_ctx)}"
+        hint = (
+            f"raise {{option:tokens}} to {amount(MIN_STEPS * schedule.full_batch * schedule.n_ctx)}"
+        )
         if schedule.total_sequences >= MIN_STEPS:
-            hint += f", or lower --batch-tokens to {schedule.total_sequences // MIN_STEPS * schedule.n_ctx:,}"
+            batch = schedule.total_sequences // MIN_STEPS * schedule.n_ctx
+            hint += f", or lower {{option:batch_tokens}} to {batch:,}"
         message = f"{steps:,} step{'s are' if steps != 1 else ' is'} too few to learn much"
         found.append(Caution(code="few-steps", message=message, hint=hint))
     if train.warmup_tokens > tokens:
-        message = f"the warm-up of {amount(train.warmup_tokens)} tokens is longer than the run of {amount(tokens)}"
+        message = (
+            f"the warm-up of {amount(train.warmup_tokens)} tokens is longer than "
+            f"the run of {amount(tokens)}"
+        )
         found.append(
             Caution(
-                code="long-warmup", message=message, hint="lower --warmup-tokens, or raise --tokens"
+                code="long-warmup",
+                message=message,
+                hint="lower {option:warmup_tokens}, or raise {option:tokens}",
             )
         )
     return found
 
 
 def time_cautions(seconds: tuple[float, float] | None) -> list[Caution]:
-    """A warning if the middle of the range, as a ratio, is more than a week."""
+    """Return a warning if the geometric mean of the range of seconds is more than a week."""
     if seconds is None or (middle := (seconds[0] * seconds[1]) ** 0.5) <= WEEK:
         return []
-    hint = "use fewer --tokens, a smaller --size, or more GPUs"
+    hint = "use fewer {option:tokens}, a smaller {option:size}, or more GPUs"
     return [
         Caution(
             code="over-a-week",
@@ -287,13 +324,11 @@ def time_cautions(seconds: tuple[float, float] | None) -> list[Caution]:
 
 
 def this_machine(model: ModelConfig, train: TrainConfig, out: Path) -> Machine:
-    """Look at this machine, as a run of `model` in `out` finds it; on a CPU this takes some tens of
-    milliseconds.
-    """
+    """Measure this machine for a run of `model` in `out`; on a CPU in some tens of milliseconds."""
     layout = parse_layout(train.layout)
     free = disk_free(out)
     try:
-        check_layout(layout)
+        check_processes(layout)
     except UsageError:
         name = f"{layout.processes:,} processes, more than this machine runs"
         return Machine(name=name, memory_bytes=None, disk_free_bytes=free, tokens_per_second=None)
@@ -317,8 +352,9 @@ def this_machine(model: ModelConfig, train: TrainConfig, out: Path) -> Machine:
 
 
 def gpu_speed(model: ModelConfig, train: TrainConfig, layout: Layout) -> tuple[float, float] | None:
-    """Tokens a second that the cost model predicts, at least and at most; None for a GPU that it
-    does not know at this precision.
+    """Return the low and high tokens per second that the cost model predicts.
+
+    None if it does not know the GPU at this precision.
     """
     if identify_gpu(torch.cuda.get_device_name()) is None:
         return None
@@ -333,10 +369,9 @@ def gpu_speed(model: ModelConfig, train: TrainConfig, layout: Layout) -> tuple[f
 
 
 def product_rate(d_model: int, precision: str) -> float:
-    """Return FLOP/s of this CPU in a product of a feed-forward layer of this width, PROBE's at
-    most.
+    """Return the FLOP/s of this CPU in a feed-forward layer's matrix product of this width.
 
-    CPU time is what is measured, so that other work on the machine does not count.
+    The width is at most PROBE's. CPU time is measured, so that other work does not count.
     """
     rows, width = PROBE[0], min(d_model, PROBE[1])
     dtype = AUTOCAST_DTYPES[precision] or torch.float32
@@ -344,17 +379,18 @@ def product_rate(d_model: int, precision: str) -> float:
     torch.matmul(a, b)  # warms up
     best = 0.0
     for _ in range(5):
-        products, begin, spent = 0, time.process_time(), 0.0
+        count, begin, spent = 0, time.process_time(), 0.0
         while spent < PROBE_SECONDS:
             torch.matmul(a, b)
-            products, spent = products + 1, time.process_time() - begin
-        best = max(best, products / spent)
+            count, spent = count + 1, time.process_time() - begin
+        best = max(best, count / spent)
     return 2 * rows * width * 4 * width * best * torch.get_num_threads()
 
 
 def disk_free(out: Path) -> int:
-    """Bytes that a run in `out` may fill: what is free on its disk, and its own checkpoints, which
-    are counted in `disk_bytes`.
+    """Return the bytes that a run in `out` may use: free space and its own checkpoints.
+
+    `disk_bytes` counts those checkpoints too.
     """
     where = next(folder for folder in (out, *out.resolve().parents) if folder.exists())
     there = sum(

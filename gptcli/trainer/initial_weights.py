@@ -1,8 +1,8 @@
-"""The weights that a run starts from, kept in its own folder if they are a checkpoint's of another
-run, which may remove it at any time.
+"""Initial weights from a checkpoint of another run, kept until the new run is finished.
 
-`init/` is itself a run folder with one checkpoint, of weights alone. Its files are hard links if
-the file system allows, else copies; it is removed when the new run is finished.
+The other run may remove the checkpoint at any time, so the new one keeps it in `init/`: a run
+folder with one checkpoint, without optimizer state. Its files are hard links if the file system
+allows them, copies otherwise.
 """
 
 from __future__ import annotations
@@ -30,15 +30,14 @@ TOKENIZER = "tokenizer.json"
 
 
 def initial_weights_folder(out: Path, init_from: Path) -> Path:
-    """The folder that the run in `out` reads its first weights from: its own copy if there is
-    one.
-    """
+    """Return the folder with the initial weights of the run in `out`: `init/` if it exists."""
     return out / INIT if (out / INIT).is_dir() else init_from
 
 
 def begun_folder(out: Path) -> Path | None:
-    """The folder that holds configuration and tokenizer of a run that was begun: its own, or what
-    it starts from; None if there is none.
+    """Return the folder with configuration and tokenizer of the run in `out`, or None.
+
+    It is the run folder itself or, before the first step, its `init/`.
     """
     return next((folder for folder in (out, out / INIT) if (folder / CONFIG).is_file()), None)
 
@@ -46,8 +45,11 @@ def begun_folder(out: Path) -> Path | None:
 def keep_initial_weights(
     init_from: Path, out: Path, step: int, events: Events, *, newest: bool
 ) -> int:
-    """Keep the checkpoint of `step` for the run in `out`, and return its step: of the `newest`, if
-    that was asked for and this one has been removed since. Raises InputError if there is none."""
+    """Keep the checkpoint of `step` in `init/` of the run folder `out`, and return its step.
+
+    With `newest`, a checkpoint that was removed meanwhile is replaced by the newest one. Raises
+    InputError if the checkpoint does not exist.
+    """
     while True:
         if newest and (found := step_folders(init_from)) and step not in found:
             step = max(found)
@@ -65,11 +67,12 @@ def keep_initial_weights(
 
 
 def remove_initial_weights(out: Path) -> None:
+    """Remove `init/` from a finished run folder."""
     shutil.rmtree(out / INIT, ignore_errors=True)
 
 
 def _copy(source: ModelSource, checkpoint: Path, folder: Path) -> None:
-    """The weights of a checkpoint, without the optimizer's state, as a run folder."""
+    """Copy or link the weights of a checkpoint, without optimizer state, as a run folder."""
     for name in (CONFIG, TOKENIZER):
         shutil.copyfile(source.folder / name, folder / name)
     kept = folder / CHECKPOINTS / checkpoint.name

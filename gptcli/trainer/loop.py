@@ -256,7 +256,8 @@ class Trainer:
                 f"{max_skipped:,} updates in a row were skipped; "
                 f"at step {step:,} {result.skip_reason}",
                 where=self.run.out,
-                hint="start over with a lower --lr or a longer --warmup-tokens: gpt train ... --force",
+                hint="start over with a lower {option:lr} or a longer {option:warmup_tokens}: "
+                "gpt train ... {option:force}",
             )
 
     def _save_checkpoint(self) -> None:
@@ -318,7 +319,9 @@ def finite(value: float) -> float | None:
 def stopped_after(step: int, out: Path) -> Interrupted:
     """Return the error that ends a run which a signal stopped after its last step."""
     return Interrupted(
-        f"stopped after step {step:,}, with a checkpoint", where=out, hint="--resume continues"
+        f"stopped after step {step:,}, with a checkpoint",
+        where=out,
+        hint="{option:resume} continues",
     )
 
 

@@ -1,6 +1,4 @@
-"""The learning-rate range test (Smith 2017): one short run in which the rate grows from far too
-small to far too large, and its loss.
-"""
+"""Learning-rate range test (Smith 2017): the learning rate grows until the loss does."""
 
 from __future__ import annotations
 
@@ -24,25 +22,25 @@ from gptcli.trainer.parallelize import build_train_step
 from gptcli.trainer.schedule import Schedule
 from gptcli.trainer.spike_guard import SpikeGuard
 
-LOW, HIGH = 1e-6, 1.0
-SMOOTH = 0.8  # weight of the past in the running mean
-DIVERGED = 1.0  # nats above the lowest mean: nothing comes after that
-# the rate suggested is so many times smaller than that of the lowest loss, where it is about to
-# rise
-BELOW = 10
+MIN_LR, MAX_LR = 1e-6, 1.0
+LOSS_DECAY = 0.8  # of older losses in the smoothed loss
+MAX_RISE_NATS = 1.0  # of the smoothed loss above its minimum; the sweep ends there
+# At the minimum the loss is about to rise: the suggested rate is this many times smaller.
+SUGGESTED_DIVISOR = 10
 
 Point = dict[str, float]
 
 
 def lr_range(run: Run, context: RankContext, events: Events) -> dict[str, Any]:
-    """Sweep the rate over the run's tokens, in full batches; every process of the run calls it
-    together. Nothing is kept of the model.
+    """Sweep the learning rate over the run's tokens in full batches, and return the report.
+
+    All ranks call it together. It writes the curve, and nothing of the model.
     """
     begin = time.perf_counter()
     schedule, n_ctx = Schedule(run.train, run.model.n_ctx), run.model.n_ctx
     order = open_order(run.data, "train", n_ctx, run.train.seed, verify=False)
     train_step = build_train_step(run, context, events)
-    train_step.spike_guard = SpikeGuard(0.0)  # the sweep is to find where the loss rises
+    train_step.spike_guard = SpikeGuard(0.0)  # the sweep looks for the rise of the loss
     if run.init_from is not None:
         load_weights_(
             initial_weights_folder(run.out, run.init_from),
@@ -51,9 +49,9 @@ def lr_range(run: Run, context: RankContext, events: Events) -> dict[str, Any]:
         )
     steps = max(2, schedule.total_sequences // schedule.full_batch)
     points: list[Point] = []
-    diverged = True  # unless it comes to its end
+    diverged = True
     for step in range(steps):
-        lr = LOW * (HIGH / LOW) ** (step / (steps - 1))
+        lr = MIN_LR * (MAX_LR / MIN_LR) ** (step / (steps - 1))
         tokens = schedule.full_batch * n_ctx
         batches = micro_batches(
             order, step * schedule.full_batch, schedule.full_batch, run.train.micro_batch, context
@@ -63,14 +61,14 @@ def lr_range(run: Run, context: RankContext, events: Events) -> dict[str, Any]:
             break
         points.append(smoothed(points, lr, result.loss))
         events.progress("lr range", step + 1, steps, "steps", lr=lr, loss=points[-1]["loss"])
-        if points[-1]["smooth"] > min(point["smooth"] for point in points) + DIVERGED:
+        if points[-1]["smooth"] > min(point["smooth"] for point in points) + MAX_RISE_NATS:
             break
     else:
         diverged = False
     events.finish("lr range")
     lowest, suggested = suggest(points)
     if context.is_main:
-        write(run, points, lowest, suggested)
+        _write(run, points, lowest, suggested)
         remove_initial_weights(run.out)
     return {
         "out": str(run.out),
@@ -85,8 +83,8 @@ def lr_range(run: Run, context: RankContext, events: Events) -> dict[str, Any]:
 
 
 def smoothed(before: list[Point], lr: float, loss: float) -> Point:
-    """The next point: its loss, and the mean of the losses so far, older ones counting less."""
-    weights = [SMOOTH**age for age in range(len(before) + 1)]
+    """Return the point after `before`, with the loss and its exponentially weighted mean."""
+    weights = [LOSS_DECAY**age for age in range(len(before) + 1)]
     losses = [loss, *(point["loss"] for point in reversed(before))]
     return {
         "lr": lr,
@@ -96,16 +94,18 @@ def smoothed(before: list[Point], lr: float, loss: float) -> Point:
 
 
 def suggest(points: list[Point]) -> tuple[float | None, float | None]:
-    """The rate of the lowest smooth loss, and the one suggested; None where not one step was
-    finite.
+    """Return the learning rate of the lowest smoothed loss, and the suggested one.
+
+    Both are None if no step had a finite loss.
     """
     if not points:
         return None, None
     lowest = min(points, key=lambda point: point["smooth"])["lr"]
-    return lowest, lowest / BELOW
+    return lowest, lowest / SUGGESTED_DIVISOR
 
 
-def write(run: Run, points: list[Point], lowest: float | None, suggested: float | None) -> None:
+def _write(run: Run, points: list[Point], lowest: float | None, suggested: float | None) -> None:
+    """Write the curve as JSONL, and a page with its chart."""
     out = Path(run.out)
     with atomic_write(out / LR_RANGE, "w") as file:
         file.writelines(strict_json.dumps(point, ascii_only=True) + "\n" for point in points)
@@ -114,8 +114,8 @@ def write(run: Run, points: list[Point], lowest: float | None, suggested: float 
         for name, key in (("loss", "loss"), ("smooth", "smooth"))
     }
     facts = {
-        "suggested rate": _rate(suggested),
-        "lowest smooth loss at": _rate(lowest),
+        "suggested learning rate": _rate(suggested),
+        "lowest smoothed loss at": _rate(lowest),
         "steps": f"{len(points):,}",
     }
     charts = (

@@ -253,7 +253,7 @@ class Profiler(Callback):
             self.profile.stop()
         if not self.is_written:
             self.progress.events.warn(
-                f"--profile: no trace: the run ended before step {PROFILE_SKIPPED_STEPS + 1}"
+                f"{{option:profile}}: no trace: the run ended before step {PROFILE_SKIPPED_STEPS + 1}"
             )
 
     def _write(self, profile: Any) -> None:

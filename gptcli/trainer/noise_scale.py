@@ -144,6 +144,7 @@ class _ReduceScatter:
         self.norm = norm
 
     def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """Allocate a communication buffer."""
         return torch.empty(*size, dtype=dtype, device=device)
 
     def __call__(

@@ -53,7 +53,7 @@ def gradient_norm(model: Any, context: RankContext) -> torch.Tensor:
 def clip_gradients(
     model: Any, max_norm: float, context: RankContext, loss_scale: float = 1.0
 ) -> torch.Tensor:
-    """Divide the gradient by `loss_scale` and clip its global norm to `max_norm`, in context.
+    """Divide the gradient by `loss_scale` and clip its global norm to `max_norm`, in place.
 
     Return the norm between the two operations, a scalar on the device.
     """

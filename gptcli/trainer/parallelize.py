@@ -3,7 +3,7 @@ checkpointing, compilation and an optimizer, all applied from outside.
 
 Checkpoints rely on the following under every layout:
 
-- `train_step.model` is one module with this process's part of the model, under the plain GPT's names
+- `train_step.model` is one module with this process's part of the model, under plain GPT names
   ("h.3.attn.c_attn.weight", no wrapper's prefix): the whole model without `pp`, the process's own
   stages with it. A tied head appears under both names.
 - `train_step.optimizer` is one optimizer of exactly these parameters. `get_model_state_dict` and
@@ -182,7 +182,7 @@ def _warm_up_compilation(
         reason = str(error).strip().splitlines()[0]
         if run.must_compile:
             raise RunError(
-                f"torch.compile failed: {reason}", hint="--compile off trains without it"
+                f"torch.compile failed: {reason}", hint="{option:compile} off trains without it"
             ) from None
         events.warn(f"torch.compile failed, training without it: {reason}")
         for part in parts:

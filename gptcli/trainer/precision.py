@@ -45,7 +45,9 @@ def check_precision(precision: str, tp: int, *, here: bool = True) -> None:
     elif tp > 1:
         problem = "fp8 does not work with tp"
     if problem:
-        raise UsageError(problem, where="--precision fp8", hint="--precision bf16 runs anywhere")
+        raise UsageError(
+            problem, where="{option:precision} fp8", hint="{option:precision} bf16 runs anywhere"
+        )
 
 
 def convert_to_fp8(block: nn.Module) -> None:

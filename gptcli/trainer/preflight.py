@@ -1,4 +1,4 @@
-"""What can be refused before a process starts or a file is written."""
+"""Checks of a run before a process starts or a file is written."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import Manifest
 from gptcli.shards.order import open_order
 from gptcli.tokenizer.tokenizer import load_tokenizer
+from gptcli.trainer.auto import check_division, check_memory, check_processes
 from gptcli.trainer.checkpoint import CheckpointState, newest_state
 from gptcli.trainer.config import Run
-from gptcli.trainer.fit import check_division, check_memory
 from gptcli.trainer.forecast import disk_bytes, disk_cautions, disk_free
 from gptcli.trainer.initial_weights import begun_folder
-from gptcli.trainer.machine import check_layout
 from gptcli.trainer.precision import check_precision
 from gptcli.trainer.schedule import Schedule
 from gptcli.trainer.trackers import check_tracker
 
-# which weights keep
+# fields of the architecture that weights keep
 SHAPE = {"n_layer", "n_head", "d_model", "n_ctx", "vocab_size", "attention", "band", "norm", "tied"}
 
 
 def data_sha256(manifest: Manifest) -> str:
-    """The fingerprint of all tokens, files, splits and checksums of the shards in order, and of the
-    weights of several sources.
+    """Return the fingerprint of the shards: files, splits, tokens and checksums in order.
+
+    For several sources it includes their weights.
     """
     rows: list[Any] = [
         [shard.file, shard.split, shard.tokens, shard.sha256] for shard in manifest.shards
@@ -40,12 +40,13 @@ def data_sha256(manifest: Manifest) -> str:
 
 
 def check_run(run: Run, manifest: Manifest) -> None:
-    """What is quickly checked: layout, folders, tokenizer, and whether the shards fill a window.
+    """Check quickly: layout, memory, folders, tokenizer, disk, and that the shards fill a window.
+
     Raises UsageError or InputError.
     """
     schedule = Schedule(run.train, run.model.n_ctx)
     layout, sequences = run.layout, min(schedule.full_batch, schedule.total_sequences)
-    check_layout(layout)
+    check_processes(layout)
     check_division(run.model, layout, run.train.pipeline_schedule, sequences)
     check_precision(run.train.precision, layout.tp)
     check_memory(run.model, layout, run.train, sequences)
@@ -53,15 +54,15 @@ def check_run(run: Run, manifest: Manifest) -> None:
         check_tracker(run.track)
     if run.out.resolve() in (run.data.resolve(), *run.data.resolve().parents):
         raise UsageError(
-            "the run folder holds the shards", where=run.out, hint="choose another --out"
+            "the run folder contains the shards", where=run.out, hint="choose another {option:out}"
         )
     if load_tokenizer(run.data).sha256 != manifest.tokenizer_sha256:
         raise InputError(
-            "the tokenizer beside the shards is not the one they were made with",
+            "the tokenizer in the shard folder is not the one the shards were made with",
             where=run.data,
             hint="build the shards again",
         )
-    # what it started from may have gone on, or be gone
+    # a resumed run has its own copy: the run it started from may have changed
     begun = run.resume and begun_folder(run.out) is not None
     if (
         run.init_from is not None
@@ -69,7 +70,7 @@ def check_run(run: Run, manifest: Manifest) -> None:
         and _tokenizer_sha256(run.init_from) != manifest.tokenizer_sha256
     ):
         raise InputError(
-            "the model to start from has another tokenizer than the shards",
+            "the model to start from has a different tokenizer than the shards",
             where=run.init_from,
             hint="build shards with its own",
         )
@@ -82,26 +83,23 @@ def _tokenizer_sha256(folder: Path) -> str:
 
 
 def check_data(run: Run, manifest: Manifest) -> None:
-    """Every byte of the shards, which takes its time. Raises InputError that names the one that was
-    altered.
-    """
+    """Verify every byte of the shards. Raises InputError that names an altered shard."""
     for split in ("train", "val"):
         if manifest.tokens(split):
             open_split(run.data, split)
 
 
 def check_disk(run: Run) -> None:
-    """Raises UsageError if the disk cannot hold the checkpoints kept, the one being written and the
-    finished model.
-    """
+    """Raise UsageError if checkpoints and the finished model do not fit on the disk."""
     needed = disk_bytes(run.model, run.train, Schedule(run.train, run.model.n_ctx).steps())
     for caution in disk_cautions(needed, disk_free(run.out)):
         raise UsageError(caution.message, where=run.out, hint=caution.hint)
 
 
 def check_resume(run: Run) -> bool:
-    """Whether the run has reached its end. Raises UsageError where what is in its folder is another
-    run.
+    """Return whether the run to resume is complete.
+
+    Raises UsageError if its folder contains a different run.
     """
     state = resumed_state(run.out, run.identity())
     return (
@@ -111,8 +109,9 @@ def check_resume(run: Run) -> bool:
 
 
 def resumed_state(out: Path, identity: dict[str, Any]) -> CheckpointState | None:
-    """Where the run folder's newest checkpoint stands; None where it has none. Raises UsageError
-    where it is another run's.
+    """Return the state of the run folder's newest checkpoint; None if it has none.
+
+    Raises UsageError if the checkpoint has a different `identity`.
     """
     state = newest_state(out)
     if state is not None and (changed := differences(state.identity, identity)):
@@ -125,28 +124,25 @@ def resumed_state(out: Path, identity: dict[str, Any]) -> CheckpointState | None
 
 
 def _ways_on(out: Path, before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What to do about a run that cannot be resumed as it was asked for; what deletes it comes
-    last.
-    """
+    """Return a hint for a run that cannot be resumed as requested, deletion last."""
     changed = sorted(
         name for name in before.keys() | now.keys() if before.get(name) != now.get(name)
     )
-    options = [
-        f"--{name.replace('_', '-')}" for name in changed if name not in ("data", "tokenizer")
-    ]
+    options = [f"{{option:{name}}}" for name in changed if name not in ("data", "tokenizer")]
     ways = []
     if not SHAPE & set(changed) and "tokenizer" not in changed:
         ways.append(
-            f"to train on from its weights: --init-from {out} --out ANOTHER-FOLDER, without --resume"
+            f"to train on from its weights: {{option:init_from}} {out} "
+            "{option:out} ANOTHER-FOLDER, without {option:resume}"
         )
     if len(options) == len(changed):
         ways.append(f"to go on with it as it was: leave out {', '.join(options)}")
-    ways += ["to keep both: name another --out", "--force deletes it and starts over"]
+    ways += ["to keep both: name another {option:out}", "{option:force} deletes it and starts over"]
     return "\n  ".join(ways)
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What changed, in words."""
+    """Return descriptions of the values that differ."""
     return [
         f"the {name} changed"
         if name in ("data", "tokenizer")

@@ -1,11 +1,10 @@
-"""The papers' training as values of a configuration, and what is chosen where neither paper nor
-user says.
-"""
+"""Training recipes: the papers' values, scaled to a run's length, and defaults for the rest."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 from gptcli.model.config import ModelConfig
@@ -13,14 +12,15 @@ from gptcli.numbers import amount
 from gptcli.papers.models import MODELS, PaperModel
 from gptcli.papers.training import RAMP_TOKENS, TRAINING
 
-# parameters: below, what a CPU makes of every checkpoint beside the run takes little
+# parameters below which samples and copies of a checkpoint take a CPU little time
 SMALL_MODEL = 3e9
 SCALED = ("warmup_tokens", "decay_tokens", "ramp_tokens")
 SCALED_BATCH = ("batch_tokens", "ramp_from")
-# the best batch grows as tokens to this power, whatever the model's size: Bergsma et al. 2025
+# exponent with which the optimal batch grows with tokens, at any model size: Bergsma et al. 2025
 # (arXiv 2505.13738)
 BATCH_EXPONENT = 0.383
-STEPS = 500  # a short run has about as many at least: its batch is no larger than a 500th of it
+STEPS = 500  # minimum steps of a short run: its batch is at most a 500th of its tokens
+MAX_SMALL_LR = 4e-3  # learning rate of the smallest models: an assumption, see `small_lr`
 TOKENS_PER_PARAMETER = 20  # compute-optimal: Hoffmann et al. 2022 (arXiv 2203.15556)
 
 
@@ -29,8 +29,8 @@ def paper_recipe(
 ) -> dict[str, Any]:
     """Return the paper's batch, learning rate, schedule and Adam constants for one size.
 
-    Another number of `tokens` scales the schedule in proportion, and fewer than the paper's make
-    batch and ramp smaller, unless `scale_batch` is false (see `batch_share`).
+    A different number of `tokens` scales the schedule in proportion. Fewer than the paper's also
+    reduce batch and ramp, unless `scale_batch` is false (see `batch_share`).
     """
     values = {**asdict(TRAINING[paper.paper]), "batch_tokens": paper.batch_tokens, "lr": paper.lr}
     values["ramp_tokens"] = RAMP_TOKENS.get(paper.name, values["ramp_tokens"])
@@ -45,18 +45,17 @@ def paper_recipe(
 
 
 def batch_share(paper: PaperModel, tokens: int) -> float:
-    """Return the share of the paper's batch that a run of this length takes: 1 from the paper's
-    tokens on.
+    """Return the share of the paper's batch for a run of this length, 1 from the paper's on.
 
-    Below, (tokens / paper's tokens) ** BATCH_EXPONENT, and at most what makes STEPS steps of the
-    run.
+    Below, it is (tokens / paper's tokens) ** BATCH_EXPONENT, limited so that the run has STEPS
+    steps.
     """
     law = min(1.0, tokens / TRAINING[paper.paper].tokens) ** BATCH_EXPONENT
     return law if law == 1 else min(law, tokens / STEPS / paper.batch_tokens)
 
 
 def batch_origin(paper: PaperModel, tokens: int) -> str:
-    """Say by which rule the batch of a shorter run was scaled."""
+    """Return the rule by which the batch of a shorter run was scaled, in words."""
     law = min(1.0, tokens / TRAINING[paper.paper].tokens) ** BATCH_EXPONENT
     if batch_share(paper, tokens) < law:
         return f"scaled to {amount(tokens)} tokens: a {STEPS}th of the run"
@@ -64,48 +63,49 @@ def batch_origin(paper: PaperModel, tokens: int) -> str:
 
 
 def short_warmup(recipe: dict[str, Any], batch_tokens: int) -> int:
-    """Return the warm-up, in tokens, of a run shorter than the paper's: in proportion, it would be
-    a step or two.
+    """Return the warm-up in tokens of a run shorter than the paper's.
 
-    At least the 2 / (1 - beta2) steps over which Adam's second moment settles (Ma and Yarats 2021,
-    arXiv 1910.04209; GPT-1's 2,000 steps are that many), but no more of them than a tenth of the
-    run.
+    In proportion it would be a step or two. It is at least the 2 / (1 - beta2) steps over which
+    Adam's second moment converges (Ma and Yarats 2021, arXiv 1910.04209; GPT-1's 2,000 steps are
+    that many), but at most a tenth of the run.
     """
     settled = round(2 / (1 - recipe["beta2"])) * batch_tokens
     return max(recipe["warmup_tokens"], min(settled, recipe["tokens"] // 10))
 
 
 def is_of_paper_size(model: ModelConfig, paper: PaperModel) -> bool:
-    """Whether a model has the depth and width of a paper's; its context, heads and vocabulary may
-    be others.
+    """Return whether a model has the depth and width of a paper's size.
+
+    Context, heads and vocabulary may differ.
     """
     return (model.n_layer, model.d_model) == (paper.n_layer, paper.d_model)
 
 
 def default_tokens(model: ModelConfig, paper: PaperModel) -> int:
-    """Return the length of a run of a model that no paper has: TOKENS_PER_PARAMETER a parameter,
-    and no more than the paper's.
+    """Return the tokens of a run for a model that no paper has.
+
+    They are TOKENS_PER_PARAMETER per parameter, and at most the paper's.
     """
     return min(TOKENS_PER_PARAMETER * model.parameters, TRAINING[paper.paper].tokens)
 
 
 def nearest_paper(model: ModelConfig) -> PaperModel:
-    """The GPT-3 size whose parameter count is the nearest by ratio: the recipe of an architecture
-    that no paper names.
-    """
+    """Return the GPT-3 size whose parameter count is nearest by ratio."""
     sizes = [paper for paper in MODELS if paper.paper == "GPT-3"]
     return min(sizes, key=lambda paper: abs(math.log(paper.parameters / model.parameters)))
 
 
 def whole_sequences(tokens: int, n_ctx: int) -> int:
-    """`tokens` rounded to whole sequences, at least one."""
+    """Return `tokens` rounded to whole sequences of `n_ctx`, at least one."""
     return max(1, round(tokens / n_ctx)) * n_ctx
 
 
 def cadence(tokens: int, batch_tokens: int) -> dict[str, int]:
-    """Steps between checkpoints and evaluations, about 10 and 20 in a short run, and validation
-    tokens of an evaluation: all of a short run's evaluations together read a tenth of its
-    tokens."""
+    """Return steps between checkpoints and evaluations, and validation tokens per evaluation.
+
+    A short run has about 10 checkpoints and 20 evaluations, which together read a tenth of its
+    tokens.
+    """
     steps = tokens // batch_tokens
     return {
         "checkpoint_every": max(1, min(1000, steps // 10)),
@@ -116,5 +116,35 @@ def cadence(tokens: int, batch_tokens: int) -> dict[str, int]:
 
 
 def samples(parameters: int, steps: int) -> int:
-    """Texts from every checkpoint: some where writing them on a CPU takes little beside the run."""
+    """Return the texts to generate at each checkpoint: some if a CPU makes them fast enough."""
     return 3 if parameters < SMALL_MODEL and steps >= 100 else 0
+
+
+def small_lr(parameters: int) -> float:
+    """Return a learning rate for a model smaller than GPT-3 Small, the smallest of Table 2.1.
+
+    It rises with the cube root of the ratio of parameters, as the table's does from 175B to Small
+    (tenfold for 1,394 times fewer), up to MAX_SMALL_LR: an assumption. After 500 steps at 233k
+    parameters, the loss with Small's own rate is 0.9 nats higher than with 4e-3.
+    """
+    small = min(
+        (model for model in MODELS if model.paper == "GPT-3"), key=lambda model: model.parameters
+    )
+    return float(
+        f"{min(MAX_SMALL_LR, small.lr * max(1.0, small.parameters / parameters) ** (1 / 3)):.2g}"
+    )
+
+
+def scaled_lr(parameters: int) -> float:
+    """Return the learning rate of GPT-3's Table 2.1 at this parameter count.
+
+    It is interpolated between neighboring sizes on logarithmic axes, and constant beyond the ends.
+    """
+    rows = sorted((model.parameters, model.lr) for model in MODELS if model.paper == "GPT-3")
+    if parameters <= rows[0][0]:
+        return rows[0][1]
+    for (small, high), (large, low) in pairwise(rows):
+        if parameters <= large:
+            share = math.log(parameters / small) / math.log(large / small)
+            return high * (low / high) ** share
+    return rows[-1][1]

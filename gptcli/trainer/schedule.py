@@ -1,6 +1,8 @@
-"""Learning rate and batch as pure functions of tokens (GPT-3, Appendix B), so that the ramp does
-not bend the learning rate and any step of a run is known from its configuration alone. Only a batch
-that follows the noise scale depends on what was measured."""
+"""Learning rate and batch size as pure functions of tokens (GPT-3, appendix B).
+
+The batch ramp does not change the learning rate, and the configuration alone determines every step
+of a run. Only a batch size that follows the noise scale depends on measurements.
+"""
 
 from __future__ import annotations
 
@@ -10,38 +12,39 @@ from dataclasses import dataclass
 from gptcli.errors import UsageError
 from gptcli.trainer.config import TrainConfig
 
-GROW_EVERY_STEPS = 64  # steps between looks at the noise scale, which is a mean over about as many
+GROW_EVERY_STEPS = 64  # about the window of the noise scale's mean
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a run stands between two steps."""
+    """Position of a run between two steps."""
 
     step: int = 0
     sequences: int = 0
-    """Read so far, by all processes together."""
+    """Sequences read so far, by all ranks together."""
 
 
 class Schedule:
-    """The steps of a run. Batches are whole sequences of `n_ctx` tokens."""
+    """Steps of a run. Batches are whole sequences of `n_ctx` tokens."""
 
     def __init__(self, config: TrainConfig, n_ctx: int) -> None:
-        """Raises UsageError where the run is shorter than a sequence."""
+        """Raises UsageError if the run is shorter than one sequence."""
         self.config, self.n_ctx = config, n_ctx
         self.total_sequences = config.tokens // n_ctx
-        """Sequences of the whole run."""
+        """Number of sequences in the run."""
         self.full_batch = max(1, round(config.batch_tokens / n_ctx))
-        """Sequences of a batch after the ramp."""
+        """Sequences per batch after the ramp."""
         self.first_batch = min(self.full_batch, max(1, round(config.ramp_from / n_ctx)))
         if self.total_sequences < 1:
             raise UsageError(
                 f"{config.tokens} tokens are less than one sequence of {n_ctx}",
-                hint="raise --tokens or lower --n-ctx",
+                hint="raise {option:tokens} or lower {option:n_ctx}",
             )
 
     def lr(self, tokens: float) -> float:
-        """The learning rate of the step that ends at `tokens`: linear from 0, then a cosine to
-        min_lr_ratio, then constant.
+        """Return the learning rate of the step that ends at `tokens`.
+
+        It grows linearly from 0, follows a cosine down to `min_lr_ratio` and stays there.
         """
         c = self.config
         if tokens < c.warmup_tokens:
@@ -56,8 +59,9 @@ class Schedule:
         )
 
     def batch(self, sequences: int) -> int:
-        """Sequences of the step that begins after `sequences`: linear from `ramp_from`, then
-        `batch_tokens`; the last takes the rest.
+        """Return the sequences of the step that begins after `sequences`.
+
+        They grow linearly from `ramp_from` to `batch_tokens`; the last step takes the rest.
         """
         done = sequences * self.n_ctx
         size = self.full_batch
@@ -69,9 +73,11 @@ class Schedule:
         return min(size, self.total_sequences - sequences)
 
     def grown_batch(self, batch: int, step: int, noise_scale: float | None) -> int:
-        """Sequences of the batch after `step`, whose own had `batch`: at every GROW_EVERYth step,
-        twice as many where the noise scale, in tokens, is at least that, up to `batch_tokens`;
-        never fewer."""
+        """Return the sequences of the batch that follows `step`, whose batch had `batch`.
+
+        Every GROW_EVERY_STEPS steps the batch doubles, up to `batch_tokens`, if the noise scale in
+        tokens is at least as large as the doubled batch. It never shrinks.
+        """
         if (
             step % GROW_EVERY_STEPS == 0
             and noise_scale is not None
@@ -81,12 +87,13 @@ class Schedule:
         return batch
 
     def after(self, position: Position) -> Position:
-        """The end of the step that begins at `position`."""
+        """Return the position after the step that begins at `position`."""
         return Position(position.step + 1, position.sequences + self.batch(position.sequences))
 
     def steps(self, tokens: int | None = None) -> int:
-        """Steps of the whole run, or until `tokens` have been read: counted batch size by batch
-        size, not one by one.
+        """Return the number of steps of the run, or until `tokens` have been read.
+
+        Steps of one batch size are counted at once.
         """
         end = (
             self.total_sequences
@@ -95,12 +102,12 @@ class Schedule:
         )
         steps = sequences = 0
         while sequences < end and (size := self.batch(sequences)) < self.full_batch:
-            alike = max(1, -(-(min(end, self._grows(size)) - sequences) // size))
-            steps, sequences = steps + alike, sequences + alike * size
+            same_size = max(1, -(-(min(end, self._growth_position(size)) - sequences) // size))
+            steps, sequences = steps + same_size, sequences + same_size * size
         return steps + max(0, -(-(end - sequences) // self.full_batch))
 
-    def _grows(self, size: int) -> int:
-        """Sequences from which on the batches of the ramp are larger than `size`."""
+    def _growth_position(self, size: int) -> int:
+        """Return the position, in sequences, at which the ramp's batches exceed `size`."""
         done = -(
             -(size + 1 - self.first_batch)
             * self.config.ramp_tokens

@@ -1,4 +1,4 @@
-"""One optimizer step: forward and backward over micro-batches, gradient clip, device sync, update."""
+"""One optimizer step: forward and backward passes, gradient clip, device sync, update."""
 
 from __future__ import annotations
 

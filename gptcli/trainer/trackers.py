@@ -109,11 +109,17 @@ TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard}
 def check_tracker(name: str) -> None:
     """Raise UsageError if no tracker has this name, or if its package is not installed."""
     if name not in TRACKERS:
-        raise UsageError(f"unknown tracker {name!r}", where="--track", hint=nearest(name, TRACKERS))
+        raise UsageError(
+            f"unknown tracker {name!r}",
+            field="track",
+            code="unknown_tracker",
+            hint=nearest(name, TRACKERS),
+        )
     tracker = TRACKERS[name]
     if importlib.util.find_spec(tracker.package) is None:
         raise UsageError(
             f"{tracker.title} is not installed",
-            where="--track",
+            field="track",
+            code="not_installed",
             hint=install_hint(tracker.package),
         )

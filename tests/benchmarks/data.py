@@ -199,7 +199,7 @@ def minhash() -> None:
     import hashlib
 
     from gptcli.corpus.dedup import BANDINGS, band_keys, shingles
-    from gptcli.text.ngrams import normalised
+    from gptcli.text.ngrams import normalized_words
 
     words = " ".join(texts(8_000_000)).split()
     documents = [" ".join(words[start : start + 120]) for start in range(0, len(words) - 120, 120)]
@@ -214,7 +214,7 @@ def minhash() -> None:
 
     def datatrove_style() -> None:
         for document in documents[:1500]:
-            tokens = [word for word, _, _ in normalised(document)]
+            tokens = [word for word, _, _ in normalized_words(document)]
             found = {" ".join(tokens[at : at + 5]) for at in range(max(1, len(tokens) - 4))}
             hashes = np.array(
                 [

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from gptcli.cli.app import COMMANDS, build_app, reworded
 from gptcli.cli.command import FREE_TEXT, Word, is_option, option_table, read_words
-from gptcli.cli.config import NUMBERS
 from gptcli.errors import UsageError
+from gptcli.settings import NUMBERS
 
 PATHS = (
     *((name,) for name in COMMANDS if name != "tokenize"),
@@ -253,7 +253,9 @@ def test_words_in_the_wrong_order_are_reordered_in_the_hint(
     assert refused(*argv).hint == hint
 
 
-def test_prompt_before_the_run_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompt_before_the_run_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     assert refused("sample", "a prompt", "run").hint == "gpt sample run 'a prompt'"
@@ -272,7 +274,9 @@ def test_underscores_in_options_are_hyphens() -> None:
     assert refused("build_shards", "--on_error").where == "--on-error"
 
 
-def test_lists_accept_commas_and_repetition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_accept_commas_and_repetition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from gptcli.cli.config import split_list
 
     monkeypatch.chdir(tmp_path)
@@ -327,7 +331,9 @@ def test_words_are_read_as_options_and_values(
 
 
 @given(st.sampled_from(PATHS), st.lists(words, min_size=1, max_size=5))
-def test_any_command_line_is_read_or_refused_with_one_message(path: tuple[str, ...], args: list[str]) -> None:
+def test_any_command_line_is_read_or_refused_with_one_message(
+    path: tuple[str, ...], args: list[str]
+) -> None:
     command, ctx = command_at(path)
     if any(is_option(arg) and set(arg.partition("=")[0]) & set("h") for arg in args):
         return

@@ -65,10 +65,10 @@ def test_estimate_agrees_with_the_cost_article(gpt: Any) -> None:
     ],
 )
 def test_flops_without_options_gives_the_articles_estimate(gpt: Any, args: list[str]) -> None:
-    said = report(gpt, "--size", "175B", "--gpu", "v100", "--tflops", "28", "--price", "1.5")
+    expected = report(gpt, "--size", "175B", "--gpu", "v100", "--tflops", "28", "--price", "1.5")
     got = report(gpt, *args)
     for key in CONTRACT_KEYS - {"assumptions"}:
-        assert got[key] == said[key]
+        assert got[key] == expected[key]
 
 
 @pytest.mark.parametrize(
@@ -506,12 +506,12 @@ def test_help_has_defaults_and_an_optional_number(gpt: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "line",
     ["--size 175B", "RUN", "--table --plot out.svg", "--size 13B --gpu h100 --layout shard=8"],
 )
-def test_imports_nothing_heavy(asked: str, tmp_path: Path) -> None:
+def test_imports_nothing_heavy(line: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", 3, 12_345, 4.0)
-    words = [str(run) if word == "RUN" else word for word in asked.split()]
+    words = [str(run) if word == "RUN" else word for word in line.split()]
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "gptcli", "cost", *words],
         capture_output=True,

@@ -315,7 +315,7 @@ def test_items_of_the_training_shards_are_told_apart(
         result["accuracy"],
     )
     assert found["clean"] + found["dirty"] == 2 * found["all"]
-    assert "1 of 2 items stand in" in evaluate(*asked)
+    assert "1 of 2 items occur in" in evaluate(*asked)
 
 
 def test_markdown(evaluate: Callable[..., str], quiz: Path) -> None:

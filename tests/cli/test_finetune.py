@@ -84,7 +84,7 @@ def test_from_a_task_to_an_accuracy(gpt: Gpt, workplace: Path) -> None:
     process.kill()
     process.wait()
     assert not (workplace / "killed" / "finetune.json").exists()
-    assert "going on after step" in gpt(*argv, "killed", "--resume", OMP_NUM_THREADS="1").stderr
+    assert "resuming after step" in gpt(*argv, "killed", "--resume", OMP_NUM_THREADS="1").stderr
     assert [figures(run) for run in ("run", "killed")] == [figures("run")] * 2
     for name in ("model.safetensors", "classifier.safetensors", "finetune.json"):
         assert (workplace / "run" / name).read_bytes() == (
@@ -107,18 +107,18 @@ def test_from_a_task_to_an_accuracy(gpt: Gpt, workplace: Path) -> None:
     [
         ('kind = "clasification"\ntrain = "t"\nvalidation = "v"', "did you mean classification?"),
         ('kind = "entailment"\ntrain = "t"', "no 'validation'"),
-        ('kind = "entailment"\ntrain = "t"\nvalidation = "v"', "every other kind has"),
+        ('kind = "entailment"\ntrain = "t"\nvalidation = "v"', "no 'labels'"),
         ('kind = "entailment"\nepoch = 3', "unknown key 'epoch'"),
         ('kind = "entailment"\nepochs = "3"', "epochs is not of type int"),
         ('kind = "entailment"\nfields = 3', "fields is not of type dict"),
         ('kind = "entailment"\ntrain = "t"\nvalidation = "v"\nlabels = [0, 1]\n[fields]\ntext = "x"', "entailment has no field 'text'"),
         ('kind = "classification"\ntrain = "dev.jsonl"\nvalidation = "v"\nlabels = [0, 1]', "dev.jsonl:1: not an example of this task"),
-        ('kind = "classification"\ntrain = "dev.jsonl"\nvalidation = "v"\nlabels = [0, 1]\nfields = {text = "sentence"}', "none of [0, 1]"),
+        ('kind = "classification"\ntrain = "dev.jsonl"\nvalidation = "v"\nlabels = [0, 1]\nfields = {text = "sentence"}', "not one of [0, 1]"),
     ],
 )  # fmt: skip
 def test_what_is_no_task(workplace: Path, task: str, message: str) -> None:
     from gptcli.errors import GptError
-    from gptcli.finetune.inputs import Transformation
+    from gptcli.finetune.inputs import InputTransform
     from gptcli.finetune.task import read_examples, read_task
     from gptcli.tokenizer.tokenizer import load_tokenizer
 
@@ -128,7 +128,7 @@ def test_what_is_no_task(workplace: Path, task: str, message: str) -> None:
         read_examples(
             read,
             workplace / read.train,
-            Transformation(read.kind, load_tokenizer(workplace / "base"), 16),
+            InputTransform(read.kind, load_tokenizer(workplace / "base"), 16),
         )
     assert message in str(caught.value)
 
@@ -138,11 +138,11 @@ def test_what_it_needs_and_what_it_does_not_take(gpt: Gpt, workplace: Path) -> N
     refused = gpt(
         "train", "--init-from", "base", "--finetune", "task.toml", "--lr", "1e-3", code=2
     ).stderr
-    assert "--lr: is no option of --finetune" in refused
+    assert "--lr: is not supported with --finetune" in refused
     divided = gpt(
         "train", "--init-from", "base", "--finetune", "task.toml", "--layout", "tp=2", code=2
     ).stderr
-    assert "--layout: tp=2 divides the model, and fine-tuning only repeats it" in divided
+    assert "--layout: tp=2 divides the model, but fine-tuning supports replicas only" in divided
     assert not (workplace / "runs").exists()
 
 
@@ -152,9 +152,9 @@ def test_what_it_needs_and_what_it_does_not_take(gpt: Gpt, workplace: Path) -> N
         ("classification", '{"text": null, "label": 1}', "'text' is null, not text"),
         ("classification", '{"text": 3, "label": 1}', "'text' is 3, not text"),
         ("classification", '{"text": ["a"], "label": 1}', "'text' is [\"a\"], not text"),
-        ("classification", '{"text": "a", "label": true}', "the label True is none of [0, 1]"),
-        ("classification", '{"text": "a", "label": 1.0}', "the label 1.0 is none of [0, 1]"),
-        ("classification", '{"text": "a", "label": [1]}', "the label [1] is none of [0, 1]"),
+        ("classification", '{"text": "a", "label": true}', "label True is not one of [0, 1]"),
+        ("classification", '{"text": "a", "label": 1.0}', "label 1.0 is not one of [0, 1]"),
+        ("classification", '{"text": "a", "label": [1]}', "label [1] is not one of [0, 1]"),
         ("classification", '{"text": "a"}', "no 'label'"),
         ("classification", '["a", 1]', "not a JSON object"),
         (
@@ -191,14 +191,14 @@ def test_what_it_needs_and_what_it_does_not_take(gpt: Gpt, workplace: Path) -> N
         (
             "multiple-choice",
             '{"context": "a", "answers": ["b", "c", "d"], "label": 2}',
-            "3 answers, and the examples before it have 2",
+            "3 answers, but the examples before have 2",
         ),
     ],
 )
 def test_examples_of_other_types(workplace: Path, kind: str, line: str, message: str) -> None:
     from gptcli.errors import InputError
-    from gptcli.finetune.inputs import Transformation
-    from gptcli.finetune.task import Task, read_examples
+    from gptcli.finetune.inputs import InputTransform
+    from gptcli.finetune.task import FinetuneTask, read_examples
     from gptcli.tokenizer.tokenizer import load_tokenizer
 
     whole = {
@@ -213,10 +213,10 @@ def test_examples_of_other_types(workplace: Path, kind: str, line: str, message:
     }
     path = workplace / "other.jsonl"
     path.write_text("\ufeff" + json.dumps(whole) + "\n\n" + line + "\n", encoding="utf-8")
-    task = Task(
+    task = FinetuneTask(
         kind=kind, train="t", validation="v", labels=[] if kind == "multiple-choice" else [0, 1]
     )
     with pytest.raises(InputError) as caught:
-        read_examples(task, path, Transformation(kind, load_tokenizer(workplace / "base"), 16))
+        read_examples(task, path, InputTransform(kind, load_tokenizer(workplace / "base"), 16))
     assert caught.value.where == f"{path}:3"
     assert message in caught.value.what

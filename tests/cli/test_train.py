@@ -357,7 +357,7 @@ BAD = {
     "compile": (["--size", "gpt2", "--compile", "maybe"], "--compile: 'maybe' is none of"),
     "two rates": (
         ["--size", "gpt2", "--scale-lr", "--lr", "1e-3"],
-        "--scale-lr and --lr: both say the learning rate",
+        "--scale-lr and --lr: both set the learning rate",
     ),
     "two widths": (
         ["--size", "gpt2", "--scale-lr", "--mup", "64"],
@@ -374,7 +374,7 @@ BAD = {
     "sequences": ([*SMALL, "--layout", "dp=5"], "a batch is 4 sequences"),
     "context": (["--size", "gpt2", "--n-ctx", "8192"], "too few for a context of 8,192"),
     "short": ([*SMALL, "--tokens", "15"], "less than one sequence"),
-    "out holds data": ([*SMALL, "--out", ".", "--force"], "holds the shards"),
+    "out holds data": ([*SMALL, "--out", ".", "--force"], "contains the shards"),
     "file": (["--config", "gone.toml"], "no such configuration file"),
     "contradiction": ([*SMALL, "--resume", "--force"], "contradict"),
 }
@@ -828,7 +828,7 @@ def test_strict_refuses_what_is_warned_of_and_nothing_else(gpt_inside, here):
 def test_what_does_not_fit_is_advised_in_a_dry_run_and_refused_otherwise(
     gpt_inside, here, monkeypatch
 ):
-    monkeypatch.setattr("gptcli.trainer.fit.host_memory", lambda: 24 * 10**9)
+    monkeypatch.setattr("gptcli.trainer.auto.host_memory", lambda: 24 * 10**9)
     words = [
         "train",
         "--size",

@@ -15,7 +15,7 @@ from gptcli.corpus.decontaminate import shared_ngrams
 from gptcli.corpus.dedup import BANDINGS, band_keys, document_signatures, shingles
 from gptcli.corpus.quality import spark_features
 from gptcli.errors import RunError
-from gptcli.text.ngrams import NgramSet, grams, word_hashes
+from gptcli.text.ngrams import NgramSet, ngram_hashes, word_hashes
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 TEXTS = ["one", "two", "three", "four", "one", "five", "Grüße", "six"]
@@ -178,7 +178,7 @@ def test_a_text_chunk_gives_back_the_features_of_each_document(tmp_path: Path) -
 
 
 def test_a_text_chunk_gives_back_evaluation_ngrams(tmp_path: Path) -> None:
-    items = np.unique(grams(*word_hashes([ITEM]), 13)[0])
+    items = np.unique(ngram_hashes(*word_hashes([ITEM]), 13)[0])
     chunk = write_and_open(tmp_path / "text", None, items)
     found, owner = shared_ngrams(STORED_TEXTS, NgramSet(items))
     assert owner.tolist() == [1, 3]

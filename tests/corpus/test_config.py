@@ -22,25 +22,25 @@ def build(tmp_path: Path, byte_tokenizer: Tokenizer) -> BuildConfig:
 
 
 def test_invalid_values_are_errors(build: BuildConfig) -> None:
-    with pytest.raises(InputError, match=r"--tokenizer: the tokenizer has no <\|endoftext\|>"):
+    with pytest.raises(InputError, match=r"tokenizer: the tokenizer has no <\|endoftext\|>"):
         dataclasses.replace(build, tokenizer=Tokenizer([*byte_alphabet()], []))
     for value in (-0.1, 1.0, float("nan")):
-        with pytest.raises(UsageError, match="--val-fraction"):
+        with pytest.raises(UsageError, match="val_fraction"):
             dataclasses.replace(build, val_fraction=value)
     for tokens in (0, -5, 2**31):
-        with pytest.raises(UsageError, match="--shard-tokens"):
+        with pytest.raises(UsageError, match="shard_tokens"):
             dataclasses.replace(build, shard_tokens=tokens)
-    with pytest.raises(UsageError, match=r"--documents: unknown kind of document 'lines'\n.*line"):
+    with pytest.raises(UsageError, match=r"documents: unknown kind of document 'lines'\n.*line"):
         dataclasses.replace(build.sources[0], documents="lines")
     with pytest.raises(UsageError, match=r"unknown extractor 'trafilatur'\n.*trafilatura"):
         dataclasses.replace(build.sources[0], extractor="trafilatur")
-    with pytest.raises(UsageError, match=r"--encoder: unknown encoder 'gigatokens'\n.*gigatoken"):
+    with pytest.raises(UsageError, match=r"encoder: unknown encoder 'gigatokens'\n.*gigatoken"):
         dataclasses.replace(build, encoder="gigatokens")
     with pytest.raises(UsageError, match="no evaluation files are given"):
         dataclasses.replace(
             build, sources=[dataclasses.replace(build.sources[0], decontaminate=True)]
         )
-    with pytest.raises(UsageError, match="--workers"):
+    with pytest.raises(UsageError, match="workers"):
         build.worker_count(0)
 
 
@@ -74,7 +74,7 @@ def test_the_record_of_another_build_is_refused(build: BuildConfig, tmp_path: Pa
     check_unchanged(build.resume_record(), build.resume_record(), tmp_path)
     other = dataclasses.replace(build, seed=3, val_fraction=0.5)
     with pytest.raises(
-        UsageError, match=r"val_fraction was 0.001, now 0.5; seed was 0, now 3\n.*--force"
+        UsageError, match=r"val_fraction was 0.001, now 0.5; seed was 0, now 3\n.*force"
     ):
         check_unchanged(build.resume_record(), other.resume_record(), tmp_path)
     named = dataclasses.replace(

@@ -11,7 +11,7 @@ import pytest
 
 from gptcli.corpus.decontaminate import evaluation_ngrams, remove_ngrams, shared_ngrams
 from gptcli.errors import InputError
-from gptcli.text.ngrams import NgramSet, grams, word_hashes
+from gptcli.text.ngrams import NgramSet, ngram_hashes, word_hashes
 
 ITEM = "the quick brown fox jumps over the lazy dog while seven wizards watch from afar today"
 
@@ -62,7 +62,7 @@ def test_short_pieces_are_dropped(tmp_path: Path) -> None:
 def test_only_contaminated_ngrams_are_removed(tmp_path: Path) -> None:
     grams_of = items(tmp_path, ITEM, prose(9, 30))
     text = f"{prose(1, 90)} {ITEM} {prose(2, 150)} {prose(9, 30)} {prose(3, 90)}"
-    only = grams(*word_hashes([ITEM]), 13)[0]
+    only = ngram_hashes(*word_hashes([ITEM]), 13)[0]
     assert len(remove_ngrams(text, only)) == 2
     assert len(remove_ngrams(text, grams_of)) == 3
 

@@ -18,7 +18,7 @@ from gptcli.corpus.recipe import SourceConfig
 from gptcli.errors import InputError
 from gptcli.shards.format import document_lengths, open_shard
 from gptcli.shards.manifest import read_manifest
-from gptcli.text.ngrams import grams, word_hashes
+from gptcli.text.ngrams import ngram_hashes, word_hashes
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 
@@ -37,7 +37,7 @@ TEXTS = [
 
 
 def test_ngrams_are_of_alphanumeric_words() -> None:
-    found, owner = grams(*word_hashes(TEXTS, split=True), NGRAM_WORDS)
+    found, owner = ngram_hashes(*word_hashes(TEXTS, split=True), NGRAM_WORDS)
     expected = [(row, gram) for row, text in enumerate(TEXTS) for gram in plain_grams(text)]
     assert len(expected) > 8
     assert owner.tolist() == [row for row, _ in expected]
@@ -46,7 +46,7 @@ def test_ngrams_are_of_alphanumeric_words() -> None:
     )
     spelt = " / ".join(re.findall(r"[^\W_]+", TEXTS[0].upper()))
     assert np.array_equal(
-        grams(*word_hashes([spelt], split=True), NGRAM_WORDS)[0], found[owner == 0]
+        ngram_hashes(*word_hashes([spelt], split=True), NGRAM_WORDS)[0], found[owner == 0]
     )
 
 

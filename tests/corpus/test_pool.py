@@ -176,10 +176,10 @@ def test_a_ray_pool_makes_the_bytes_of_local_workers(
 
 
 def test_an_unknown_runner_and_a_missing_ray_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match=r"--runner: unknown runner 'rai'\n.*ray"):
+    with pytest.raises(UsageError, match=r"runner: unknown runner 'rai'\n.*ray"):
         open_pool("rai", 1, None)
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UsageError, match=r"--runner: ray is not installed\n.*pip install.* ray"):
+    with pytest.raises(UsageError, match=r"runner: ray is not installed\n.*pip install.* ray"):
         open_pool("ray", 1, None)
 
 
@@ -191,11 +191,11 @@ def test_a_cluster_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPa
         sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=refuse)
     )
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(UsageError, match=r"--runner: no Ray cluster is running\n.*ray start"):
+    with pytest.raises(UsageError, match=r"runner: no Ray cluster is running\n.*ray start"):
         open_pool("ray", 1, None)
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     with pytest.raises(
-        UsageError, match=r"--runner: no Ray cluster answers at head:6379\n.*RAY_AUTH_MODE=token"
+        UsageError, match=r"runner: no Ray cluster answers at head:6379\n.*RAY_AUTH_MODE=token"
     ):
         open_pool("ray", 1, None)
 

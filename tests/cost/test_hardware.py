@@ -86,7 +86,7 @@ def test_unknown_gpu_names_the_nearest_and_the_way_out() -> None:
     with pytest.raises(UsageError, match="unknown GPU 'h1000'") as caught:
         find_gpu("h1000")
     assert "h100" in str(caught.value.hint)
-    assert "--tflops" in str(caught.value.hint)
+    assert "{option:tflops}" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(

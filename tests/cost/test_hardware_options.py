@@ -68,7 +68,7 @@ def test_memory_describes_a_custom_gpu() -> None:
     assert cluster.memory_bytes == 48 * 10**9
     assert HardwareOptions(tflops=20).cluster(None, 1e20)[0].memory_bytes is None
     assert HardwareOptions(gpu="a100").cluster(None, 1e20)[0].memory_bytes == 80 * 10**9
-    with pytest.raises(UsageError, match="--memory describes a custom GPU"):
+    with pytest.raises(UsageError, match="memory describes a custom GPU"):
         HardwareOptions(gpu="a100", memory=48)
 
 
@@ -81,7 +81,7 @@ def test_batch_of_a_layout_is_the_papers_in_whole_rounds() -> None:
 
 
 def test_layout_and_number_of_gpus_must_agree() -> None:
-    with pytest.raises(UsageError, match="needs 8 GPUs, but --gpus is 4"):
+    with pytest.raises(UsageError, match="needs 8 GPUs, but gpus is 4"):
         HardwareOptions(gpu="a100", gpus=4, layout="shard=8").cluster(MODEL, FLOPS)
 
 

@@ -15,7 +15,7 @@ from gptcli.events import SILENT
 from gptcli.kernels import attention_kernel
 from gptcli.kernels.attention_kernel import packed_attend
 from gptcli.model.banded_attention import banded_attention, flex, varlen
-from gptcli.trainer import machine
+from gptcli.trainer.auto import has_compiler
 from gptcli.trainer.parallelize import build_train_step
 
 CONTEXT = RankContext(torch.device("cpu"))
@@ -41,7 +41,7 @@ def test_gradients_are_bitwise_equal_with_and_without_recomputation(
         assert torch.equal(gradient, again[name]), name
 
 
-@pytest.mark.skipif(not machine.has_compiler(), reason="no compiler here")
+@pytest.mark.skipif(not has_compiler(), reason="no compiler here")
 @pytest.mark.parametrize("how", ["selective", "full"])
 def test_compiled_layers_recompute_to_equal_gradients(make_run, how):
     torch._dynamo.reset()

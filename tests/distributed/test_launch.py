@@ -90,7 +90,7 @@ def test_restarts_without_progress_end_the_run(make_run, monkeypatch, failure, s
     monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", start)
     with pytest.raises(RunError, match="process 1 was lost") as caught:
         launch(make_run(layout="dp=2"), SILENT, train, newest_step)
-    assert "--resume" in str(caught.value)
+    assert "resume" in str(caught.value)
     assert tried == [False] + [True] * (starts - 1)
 
 

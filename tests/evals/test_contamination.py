@@ -40,9 +40,15 @@ def shards_of(folder: Path, documents: list[str], tokenizer: Tokenizer) -> Path:
             )
         )
     manifest = Manifest(
-        tokenizer_sha256=tokenizer.sha256, vocab_size=tokenizer.vocab_size, eot_id=eot, seed=0, val_fraction=0.0, split_rule="",
-        shards=shards, sources=[],
-    )  # fmt: skip
+        tokenizer_sha256=tokenizer.sha256,
+        vocab_size=tokenizer.vocab_size,
+        eot_id=eot,
+        seed=0,
+        val_fraction=0.0,
+        split_rule="",
+        shards=shards,
+        sources=[],
+    )
     write_manifest(folder, manifest)
     return folder
 

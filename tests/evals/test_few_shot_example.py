@@ -49,8 +49,11 @@ def test_training_text_contains_no_evaluated_pair(made: Path) -> None:
     for number, text in enumerate(documents):
         shown = re.findall(r"Q: What is (\d+) (\S+) (\d+)\?\n\nA: (\d+)\n\n", text)
         assert len(shown) == 12
-        fits = {name for name, operation in {"sum": int.__add__, "larger": max, "smaller": min}.items()
-                if all(operation(int(a), int(b)) == int(answer) for a, _, b, answer in shown)}  # fmt: skip
+        fits = {
+            name
+            for name, operation in {"sum": int.__add__, "larger": max, "smaller": min}.items()
+            if all(operation(int(a), int(b)) == int(answer) for a, _, b, answer in shown)
+        }
         assert len(fits) == 1
         assert {sign for _, sign, _, _ in shown} == ({"plus"} if number % 2 == 0 else {"#"})
         assert number % 2 or fits == {"sum"}

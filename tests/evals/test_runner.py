@@ -28,7 +28,7 @@ LAMBADA = find_task("lambada")
 def passages(model: GPT, tokenizer: Tokenizer) -> list[str]:
     """Return forty passages of random words, shorter than, longer than and as long as the context.
 
-    In ten the model predicts the whole last word, in ten only its last token, in ten only its first.
+    The model predicts the whole last word of ten, only its last token of ten, its first of ten.
     """
     random = np.random.default_rng(0)
     words = ["self", "text", "width", "naïve", "café", "日本語", "line,", "🙂", "indent"]

@@ -94,8 +94,13 @@ def test_scrambled_words_follow_their_rules(word: str, seed: int) -> None:
 
 @pytest.mark.parametrize("name", SCRAMBLES)
 def test_words_are_distinct_and_of_the_required_length(name: str) -> None:
-    words = ["abcd", "abcde", "abcdef", "abcdef", "don't", "a" * 16] + [f"{a}{b}{c}{d}xyz" for a in "abcdefghijk" for b in "abcdefghijk"
-                                                                       for c in "abcdefghijk" for d in "abcdefghijk"]  # fmt: skip
+    words = ["abcd", "abcde", "abcdef", "abcdef", "don't", "a" * 16] + [
+        f"{a}{b}{c}{d}xyz"
+        for a in "abcdefghijk"
+        for b in "abcdefghijk"
+        for c in "abcdefghijk"
+        for d in "abcdefghijk"
+    ]
     rows = list(generate_rows(name, seed=0, words=words))
     answers = [row["answer"] for row in rows]
     assert len(set(answers)) == len(answers) <= 10_000

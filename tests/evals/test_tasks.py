@@ -21,13 +21,42 @@ LISTED = {  # the tasks of each paper
     + " ".join(GENERATED),
 }
 SHOTS = {  # Table H.1's K
-    "hellaswag": 20, "lambada_fill": 15, "story_cloze": 70, "natural_questions": 64, "trivia_qa": 64, "web_questions": 64,
+    "hellaswag": 20,
+    "lambada_fill": 15,
+    "story_cloze": 70,
+    "natural_questions": 64,
+    "trivia_qa": 64,
+    "web_questions": 64,
     "wmt14_fr_en": 64,
-    "wmt16_en_ro": 64, "winograd": 7, "winogrande": 50, "piqa": 50, "arc_easy": 50, "arc_challenge": 50, "openbookqa": 100, "quac": 5,
-    "race_h": 10, "race_m": 10, "squad_v2": 16, "coqa": 5, "drop": 20, "boolq": 32, "cb": 32, "copa": 32, "rte": 32, "wic": 32, "wsc": 32,
-    "multirc": 32, "record": 32, "anli_r1": 50, "anli_r3": 50, "two_digit_addition": 50, "single_digit_three_ops": 50,
-    "cycle_letters_in_word": 100, "reversed_words": 100, "sat_analogies": 20,
-}  # fmt: skip
+    "wmt16_en_ro": 64,
+    "winograd": 7,
+    "winogrande": 50,
+    "piqa": 50,
+    "arc_easy": 50,
+    "arc_challenge": 50,
+    "openbookqa": 100,
+    "quac": 5,
+    "race_h": 10,
+    "race_m": 10,
+    "squad_v2": 16,
+    "coqa": 5,
+    "drop": 20,
+    "boolq": 32,
+    "cb": 32,
+    "copa": 32,
+    "rte": 32,
+    "wic": 32,
+    "wsc": 32,
+    "multirc": 32,
+    "record": 32,
+    "anli_r1": 50,
+    "anli_r3": 50,
+    "two_digit_addition": 50,
+    "single_digit_three_ops": 50,
+    "cycle_letters_in_word": 100,
+    "reversed_words": 100,
+    "sat_analogies": 20,
+}
 UNCONDITIONAL = {
     "arc_easy": "Answer:",
     "arc_challenge": "Answer:",
@@ -60,39 +89,94 @@ def test_prompts_equal_the_papers() -> None:
     assert item.prompt == row["prompt"]
     assert item.answers == (row["answer"],)
     ready = {
-        "arc_easy": ({"question": "Why?", "choices": ["so", "no"], "gold": 0}, "Question: Why?\nAnswer:", " so"),
-        "boolq": ({"passage": "P", "question": "is it", "gold": 1}, "P\nquestion: is it?\nanswer:", " yes"),
-        "cb": ({"premise": "P", "hypothesis": "h", "gold": 2}, "P\nquestion: h. true, false, or neither?\nanswer:", " true"),
-        "rte": ({"premise": "P", "hypothesis": "H.", "gold": 0}, "P\nquestion: H. True or False?\nanswer:", " True"),
-        "anli_r1": ({"premise": "P", "hypothesis": "H.", "gold": 0}, "P\nQuestion: H. True, False, or Neither?", " True"),
-        "multirc": ({"passage": "P", "question": "Q?", "option": "o", "gold": 0, "group": "g"}, "P\n\nQ?\n-", " [True] o"),
+        "arc_easy": (
+            {"question": "Why?", "choices": ["so", "no"], "gold": 0},
+            "Question: Why?\nAnswer:",
+            " so",
+        ),
+        "boolq": (
+            {"passage": "P", "question": "is it", "gold": 1},
+            "P\nquestion: is it?\nanswer:",
+            " yes",
+        ),
+        "cb": (
+            {"premise": "P", "hypothesis": "h", "gold": 2},
+            "P\nquestion: h. true, false, or neither?\nanswer:",
+            " true",
+        ),
+        "rte": (
+            {"premise": "P", "hypothesis": "H.", "gold": 0},
+            "P\nquestion: H. True or False?\nanswer:",
+            " True",
+        ),
+        "anli_r1": (
+            {"premise": "P", "hypothesis": "H.", "gold": 0},
+            "P\nQuestion: H. True, False, or Neither?",
+            " True",
+        ),
+        "multirc": (
+            {"passage": "P", "question": "Q?", "option": "o", "gold": 0, "group": "g"},
+            "P\n\nQ?\n-",
+            " [True] o",
+        ),
         "record": (
-            {"passage": "P\n- h", "before": "So ", "after": " ran.", "choices": ["Ann"], "gold": [0], "group": "g"}, "P\n- h\n-",
+            {
+                "passage": "P\n- h",
+                "before": "So ",
+                "after": " ran.",
+                "choices": ["Ann"],
+                "gold": [0],
+                "group": "g",
+            },
+            "P\n- h\n-",
             " So Ann ran.",
         ),
         "sat_analogies": (
-            {"a": "lull", "b": "trust", "choices": ["cajole is to compliance"], "gold": 0}, "lull is to trust as",
+            {"a": "lull", "b": "trust", "choices": ["cajole is to compliance"], "gold": 0},
+            "lull is to trust as",
             " cajole is to compliance",
         ),
-        "cbt_cn": ({"context": "C.", "before": "the ", "after": " ran.", "choices": ["dog"], "gold": 0}, "C. the ", "dog ran."),
+        "cbt_cn": (
+            {"context": "C.", "before": "the ", "after": " ran.", "choices": ["dog"], "gold": 0},
+            "C. the ",
+            "dog ran.",
+        ),
         "winograd_full": ({"sentences": ["It is."], "gold": 0}, "", "It is."),
-    }  # fmt: skip
+    }
     for name, (fields, prompt, choice) in ready.items():
         item = make_item(find_task(name), {"id": "1", **fields}, Path("x"))
         assert (item.prompt, item.choices[0]) == (prompt, choice), name
     free = {
         "natural_questions": ({"question": "Who?", "answers": ["he"]}, "Q: Who?\n\nA:"),
         "coqa": (
-            {"story": "S", "history": "Q: a?\n\nA: b\n\n", "question": "c?", "answers": ["d"], "group": "g"},
+            {
+                "story": "S",
+                "history": "Q: a?\n\nA: b\n\n",
+                "question": "c?",
+                "answers": ["d"],
+                "group": "g",
+            },
             "S\n\nQ: a?\n\nA: b\n\nQ: c?\n\nA:",
         ),
-        "drop": ({"passage": "P", "question": "Q?", "answers": ["1"]}, "Passage: P\nQuestion: Q?\nAnswer:"),
-        "squad_v2": ({"title": "T", "context": "B", "question": "Q?", "answers": ["1"]}, "Title: T\n\nBackground: B\n\nQ: Q?\n\nA:"),
+        "drop": (
+            {"passage": "P", "question": "Q?", "answers": ["1"]},
+            "Passage: P\nQuestion: Q?\nAnswer:",
+        ),
+        "squad_v2": (
+            {"title": "T", "context": "B", "question": "Q?", "answers": ["1"]},
+            "Title: T\n\nBackground: B\n\nQ: Q?\n\nA:",
+        ),
         "wmt14_fr_en": ({"fr": "Oui.", "en": "Yes."}, "Oui. ="),
-        "wmt14_fr_en_zero": ({"fr": "Oui.", "en": "Yes."}, "Q: What is the English translation of Oui. A:"),
-        "grammar_correction": ({"poor": "I eated.", "good": "I ate."}, "Poor English input: I eated.\nGood English output:"),
+        "wmt14_fr_en_zero": (
+            {"fr": "Oui.", "en": "Yes."},
+            "Q: What is the English translation of Oui. A:",
+        ),
+        "grammar_correction": (
+            {"poor": "I eated.", "good": "I ate."},
+            "Poor English input: I eated.\nGood English output:",
+        ),
         "cnn_dailymail": ({"article": "A.", "summary": "a"}, "A.\nTL;DR:"),
-    }  # fmt: skip
+    }
     for name, (fields, prompt) in free.items():
         assert make_item(find_task(name), {"id": "1", **fields}, Path("x")).prompt == prompt, name
     item = make_item(

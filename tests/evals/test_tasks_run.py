@@ -197,7 +197,7 @@ def test_running_text_metrics_are_its_loss_per_unit(
             loss.loss_stderr * loss.tokens / math.log(2) / len(text.encode()), rel=1e-4
         )
         assert (result.conditions.stride, len(records)) == (stride or 160, loss.windows)
-    with pytest.raises(UsageError, match="--stride is 161"):
+    with pytest.raises(UsageError, match="stride is 161"):
         run_task(large, tokenizer, task, tmp_path, EvalOptions(stride=161))
 
 
@@ -279,7 +279,7 @@ def test_examples_from_the_evaluated_set_exclude_the_item(
         large, tokenizer, task, tmp_path, EvalOptions(fewshot=FewShotConfig(shots=1, shared=True))
     )
     assert (result.conditions.skipped, len(records)) == ({"a shared shot": 1}, 4)
-    with pytest.raises(UsageError, match="--shots 5 needs more"):
+    with pytest.raises(UsageError, match="shots 5 needs more"):
         run_task(large, tokenizer, task, tmp_path, EvalOptions(fewshot=FewShotConfig(shots=5)))
 
 

@@ -17,6 +17,7 @@ import pytest
 from gptcli.cli import train_plan
 from gptcli.cli.config import read_config
 from gptcli.corpus import recipe
+from gptcli.trainer.resolve import resolve_run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MAKEFILES = sorted(EXAMPLES.glob("*/Makefile"))
@@ -96,7 +97,7 @@ def test_a_file_a_rule_needs_is_there_or_made(makefile):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_a_configuration_makes_a_plan(config):
-    given = train_plan.said({}, config, resume=False)
+    given = train_plan.given_values({}, config, resume=False)
     # no machine
     given.put(
         {
@@ -108,9 +109,7 @@ def test_a_configuration_makes_a_plan(config):
         },
         "this test",
     )
-    plan = train_plan.make_plan(
-        given, vocab_size=257 if config.parent.name == "shakespeare" else None
-    )
+    plan = resolve_run(given, vocab_size=257 if config.parent.name == "shakespeare" else None)
     readme = (config.parent / "README.md").read_text(encoding="utf-8")
     assert f"{plan.model.parameters:,}" in readme
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gptcli.errors import InputError
-from gptcli.finetune.inputs import Example, Transformation, collate
+from gptcli.finetune.inputs import Example, InputTransform, collate
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
 
 TOKENIZER = Tokenizer([*byte_alphabet(), END_OF_TEXT], [])  # an id a byte: a is 64
@@ -14,10 +14,10 @@ A, B, C = ([TOKENIZER.encode(letter)[0]] for letter in "abc")
 
 
 def sequences(kind: str, n_ctx: int = 64, **texts: object) -> list[list[int]]:
-    return Transformation(kind, TOKENIZER, n_ctx).sequences(texts)
+    return InputTransform(kind, TOKENIZER, n_ctx).sequences(texts)
 
 
-def test_the_four_by_hand() -> None:
+def test_the_four_transformations_give_the_expected_sequences() -> None:
     assert sequences("classification", text="ab") == [[S, *A, *B, E]]
     assert sequences("entailment", premise="ab", hypothesis="c") == [[S, *A, *B, D, *C, E]]
     assert sequences("similarity", a="ab", b="c") == [[S, *A, *B, D, *C, E], [S, *C, D, *A, *B, E]]
@@ -27,7 +27,7 @@ def test_the_four_by_hand() -> None:
     ]
 
 
-def test_segments_are_cut_to_half_the_context_less_two() -> None:
+def test_texts_are_truncated_to_half_the_context_less_two() -> None:
     n_ctx = 16  # 6 tokens a segment: 1 + 6 + 1 + 6 + 1 = 15
     assert sequences("entailment", n_ctx, premise="a" * 20, hypothesis="b" * 7) == [
         [S, *A * 6, D, *B * 6, E]
@@ -35,7 +35,7 @@ def test_segments_are_cut_to_half_the_context_less_two() -> None:
     assert sequences("classification", n_ctx, text="a" * 20) == [[S, *A * 6, E]]
 
 
-def test_text_that_spells_a_special_token_is_text() -> None:
+def test_text_that_spells_a_special_token_is_encoded_as_text() -> None:
     (ids,) = sequences("classification", text="_start_")
     assert ids == [S, *TOKENIZER.encode("_start_"), E]
 

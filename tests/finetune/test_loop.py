@@ -19,17 +19,17 @@ from gptcli.distributed.launch import launch
 from gptcli.errors import InputError, RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.finetune import loop as module
-from gptcli.finetune.inputs import SPECIAL, Transformation
+from gptcli.finetune.inputs import SPECIAL_TOKENS, InputTransform
 from gptcli.finetune.loop import (
-    ALONE,
-    Finetuning,
+    SINGLE_PROCESS,
+    FinetuneRun,
     accuracy,
     check_layout,
     finetune,
-    finetune_folder,
-    load_finetuned,
+    finetune_from_folder,
+    load_classifier,
 )
-from gptcli.finetune.task import Task, read_examples
+from gptcli.finetune.task import FinetuneTask, read_examples
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import save_model
 from gptcli.model.transformer import GPT
@@ -46,14 +46,14 @@ STEPS = 14  # two epochs of 7
 
 @pytest.fixture(autouse=True)
 def _a_checkpoint_every_third_step(monkeypatch):
-    monkeypatch.setattr(module, "EVALUATIONS", 2)
+    monkeypatch.setattr(module, "EVALS_PER_EPOCH", 2)
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Finetuning:
+def run(tmp_path: Path) -> FinetuneRun:
     for name, rows in (("train", ROWS[:27]), ("dev", ROWS[27:])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    task = Task(
+    task = FinetuneTask(
         kind="entailment",
         train="train.jsonl",
         validation="dev.jsonl",
@@ -62,7 +62,7 @@ def run(tmp_path: Path) -> Finetuning:
         epochs=2,
         lr=1e-2,
     )
-    return Finetuning(task=task, data=tmp_path, out=tmp_path / "run", start="base", seed=3)
+    return FinetuneRun(task=task, data=tmp_path, out=tmp_path / "run", start="base", seed=3)
 
 
 def base(*, tied: bool = True) -> GPT:
@@ -103,7 +103,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_killed_at_any_step_and_resumed_it_is_the_whole_run(run, tmp_path):
+def test_a_run_killed_at_any_step_and_resumed_writes_the_same_bytes(run, tmp_path):
     report = finetune(run, base(), TOKENIZER)
     assert (report["steps"], report["step"], report["interrupted"]) == (STEPS, STEPS, False)
     assert [line["step"] for line in read_metrics(run.out)] == list(range(1, STEPS + 1))
@@ -122,7 +122,7 @@ def test_killed_at_any_step_and_resumed_it_is_the_whole_run(run, tmp_path):
     assert contents(broken.out) == contents(run.out)
 
 
-def test_asked_to_stop_it_does_so_with_a_checkpoint(run, tmp_path):
+def test_a_stop_signal_ends_the_run_with_a_checkpoint(run, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     report = finetune(
         run, base(), TOKENIZER, events=At(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -138,27 +138,29 @@ def test_asked_to_stop_it_does_so_with_a_checkpoint(run, tmp_path):
     assert contents(whole.out) == contents(run.out)
 
 
-def in_two(run: Finetuning, context: RankContext, events: Events) -> dict[str, Any]:
+def in_two(run: FinetuneRun, context: RankContext, events: Events) -> dict[str, Any]:
     """What each of two processes does: a run without dropout, one with, and that one again, killed
     twice.
     """
     torch.set_num_threads(1)
-    module.EVALUATIONS = 2
-    finetune_folder(run, context, events)
+    module.EVALS_PER_EPOCH = 2
+    finetune_from_folder(run, context, events)
     drops = replace(run, task=replace(run.task, dropout=0.1))
-    report = finetune_folder(replace(drops, out=run.out.with_name("whole")), context, events)
+    report = finetune_from_folder(replace(drops, out=run.out.with_name("whole")), context, events)
     for step in (4, 13):
         with pytest.raises(Killed):
-            finetune_folder(
+            finetune_from_folder(
                 replace(drops, out=run.out.with_name("broken"), resume=step > 4),
                 context,
                 At(step, kill),
             )
-    finetune_folder(replace(drops, out=run.out.with_name("broken"), resume=True), context, events)
+    finetune_from_folder(
+        replace(drops, out=run.out.with_name("broken"), resume=True), context, events
+    )
     return report
 
 
-def test_two_processes_do_what_one_does_and_resume_to_the_same_bytes(run, tmp_path):
+def test_two_processes_train_as_one_does_and_resume_to_the_same_bytes(run, tmp_path):
     """Batches of three, the last of an epoch a single example: one process always has fewer than
     the other, and then none.
     """
@@ -167,7 +169,7 @@ def test_two_processes_do_what_one_does_and_resume_to_the_same_bytes(run, tmp_pa
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, ROWS[:25])))
     task = replace(run.task, batch=3, dropout=0.0)
     one = replace(run, task=task, start=str(tmp_path / "base"), out=tmp_path / "one")
-    finetune_folder(one, ALONE, SILENT)
+    finetune_from_folder(one, SINGLE_PROCESS, SILENT)
     two = replace(one, out=tmp_path / "two", layout=Layout(dp=2))
     assert launch(two, SILENT, in_two, newest_step)["step"] == 18
 
@@ -182,17 +184,17 @@ def test_two_processes_do_what_one_does_and_resume_to_the_same_bytes(run, tmp_pa
     )
 
 
-def test_what_cannot_be_laid_out(run):
+def test_layouts_that_divide_the_model_are_refused(run):
     for layout, message in (
-        ("tp=2", "only repeats it"),
-        ("dp=2,shard=2", "only repeats it"),
-        ("dp=5", "a batch of 4"),
+        ("tp=2", "supports replicas only"),
+        ("dp=2,shard=2", "supports replicas only"),
+        ("dp=5", "more processes than a batch"),
     ):
         with pytest.raises(UsageError, match=message):
             check_layout(parse_layout(layout), run.task)
 
 
-def test_another_run_is_not_resumed(run):
+def test_a_run_with_other_settings_or_data_is_not_resumed(run):
     finetune(run, base(), TOKENIZER)
     changes = {
         "seed was 3, now 4": {"seed": 4}, "start was base, now other": {"start": "other"},
@@ -206,7 +208,7 @@ def test_another_run_is_not_resumed(run):
         resumed_state(run.out, run.identity())
 
 
-def test_a_loss_that_is_no_number_ends_it(run):
+def test_a_loss_that_is_not_finite_ends_the_run(run):
     with pytest.raises(RunError, match="lower lr"):
         finetune(replace(run, task=replace(run.task, lr=1e30, clip=1e30)), base(), TOKENIZER)
     with pytest.raises(InputError, match="no such file"):
@@ -214,20 +216,20 @@ def test_a_loss_that_is_no_number_ends_it(run):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_its_folder_is_a_classifier_and_a_language_model(run, tied):
+def test_the_run_folder_is_a_classifier_and_a_language_model(run, tied):
     report = finetune(run, base(tied=tied), TOKENIZER)
-    model, task, tokenizer, validation = load_finetuned(run.out)
+    model, task, tokenizer, validation = load_classifier(run.out)
     assert task == run.task
     found = accuracy(
-        model, read_examples(task, validation, Transformation(task.kind, tokenizer, 16)), batch=5
+        model, read_examples(task, validation, InputTransform(task.kind, tokenizer, 16)), batch=5
     )
-    assert (found.examples, found.share) == (9, report["val_accuracy"])
+    assert (found.examples, found.fraction) == (9, report["val_accuracy"])
 
     loaded = load(run.out, device="cpu", precision="fp32")
     assert (
         loaded.model.config.vocab_size
         == loaded.tokenizer.vocab_size
-        == model.gpt.config.vocab_size - len(SPECIAL)
+        == model.gpt.config.vocab_size - len(SPECIAL_TOKENS)
     )
     assert (loaded.model.lm_head.weight is loaded.model.wte.weight) == tied
     idx = torch.tensor([[1, 2, 3]])

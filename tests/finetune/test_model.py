@@ -1,6 +1,4 @@
-"""The loss of fine-tuning by hand, position by position; the schedule; the three rows that are
-new.
-"""
+"""Loss, learning-rate schedule and special tokens of fine-tuning."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ import pytest
 import torch
 
 from gptcli.finetune.inputs import Example, collate
-from gptcli.finetune.model import Finetuned, schedule, with_special_tokens
+from gptcli.finetune.model import GPTClassifier, add_special_tokens, lr_multiplier
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
 
@@ -18,17 +16,17 @@ CONFIG = ModelConfig(n_layer=2, n_head=2, d_model=16, n_ctx=12, vocab_size=20, n
 S, D, E = 20, 21, 22
 
 
-def tuned(kind: str, labels: int = 2) -> Finetuned:
+def tuned(kind: str, labels: int = 2) -> GPTClassifier:
     gpt = GPT(CONFIG)
     gpt.init_weights(0)
     torch.manual_seed(0)
-    model = Finetuned(with_special_tokens(gpt, 0), kind, labels).eval()
+    model = GPTClassifier(add_special_tokens(gpt, 0), kind, labels).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, 0.1, 0.3)
     return model
 
 
-def alone(model: Finetuned, ids: list[int]) -> tuple[torch.Tensor, float]:
+def alone(model: GPTClassifier, ids: list[int]) -> tuple[torch.Tensor, float]:
     """The end state and the mean loss of one sequence that nothing is padded to."""
     idx = torch.tensor([ids])
     log_probs = model.gpt(idx).log_softmax(-1)[0]
@@ -56,7 +54,7 @@ EXAMPLES = {
 
 @pytest.mark.parametrize("kind", EXAMPLES)
 @torch.no_grad()
-def test_losses_by_hand(kind: str) -> None:
+def test_losses_equal_those_computed_position_by_position(kind: str) -> None:
     model = tuned(kind)
     batch = collate(EXAMPLES[kind])
     losses, (score_NL, _) = model(batch), model.scores(batch)
@@ -79,8 +77,8 @@ def test_losses_by_hand(kind: str) -> None:
     )
 
 
-def test_schedule_is_the_released_codes() -> None:
-    assert [schedule(step, 1000) for step in (1, 2, 3, 500, 1000)] == pytest.approx(
+def test_the_learning_rate_schedule_is_that_of_the_released_code() -> None:
+    assert [lr_multiplier(step, 1000) for step in (1, 2, 3, 500, 1000)] == pytest.approx(
         [0.5 * 0.999, 0.998, 0.997, 0.5, 0.0]
     )
 
@@ -88,7 +86,7 @@ def test_schedule_is_the_released_codes() -> None:
 def test_special_tokens_come_after_the_vocabulary() -> None:
     gpt = GPT(CONFIG)
     gpt.init_weights(0)
-    model = with_special_tokens(gpt, 0)
+    model = add_special_tokens(gpt, 0)
     assert model.config.vocab_size == 23
     assert torch.equal(model.wte.weight[:20], gpt.wte.weight)
     assert model.lm_head.weight is model.wte.weight

@@ -15,7 +15,7 @@ from gptcli.kernels.attention_kernel import attention_packed, packed_attend
 from gptcli.model.attention import causal_mask
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
-from gptcli.trainer.machine import has_compiler
+from gptcli.trainer.auto import has_compiler
 
 pytestmark = pytest.mark.skipif(
     attention_kernel._kernel() is None, reason="no AMX here, or no compiler"

@@ -11,7 +11,7 @@ from gptcli import kernels
 from gptcli.kernels import linear_kernel, norm_kernel
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT, Block
-from gptcli.trainer.machine import has_compiler
+from gptcli.trainer.auto import has_compiler
 from gptcli.trainer.parallelize import apply_ac_and_compile, install_kernels
 
 pytestmark = pytest.mark.skipif(not norm_kernel.available(), reason="no AMX here")

@@ -14,7 +14,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from gptcli.model import banded_attention as module
 from gptcli.model.attention import attention, causal_mask
 from gptcli.model.banded_attention import banded_attention
-from gptcli.trainer.machine import has_compiler
+from gptcli.trainer.auto import has_compiler
 
 
 def leaves(

@@ -13,7 +13,7 @@ from gptcli.model.config import ModelConfig
 from gptcli.model.hf_config import to_transformers
 from gptcli.model.source import METRICS, SAMPLES
 from gptcli.runs.metrics import (
-    LONGEST,
+    MAX_MEAN_STEPS,
     MetricsLog,
     read_metrics,
     read_run_result,
@@ -23,7 +23,7 @@ from gptcli.runs.metrics import (
 from gptcli.trainer.checkpoint import Checkpoints
 
 
-def test_a_resume_cuts_off_what_came_after_and_what_was_left_unfinished(tmp_path):
+def test_a_resume_removes_later_and_incomplete_lines(tmp_path):
     log = MetricsLog(tmp_path)
     for step in range(1, 6):
         log.write({"step": step, "loss": 1 / step})
@@ -38,7 +38,7 @@ def test_a_resume_cuts_off_what_came_after_and_what_was_left_unfinished(tmp_path
     assert kept == {"step": 3, "loss": 1 / 3}
 
 
-def test_lines_without_a_time_are_kept_as_they_are(tmp_path):
+def test_lines_without_a_time_are_kept_unchanged(tmp_path):
     """A run of an older version goes on; other logs, whose bytes are compared, have no times."""
     (tmp_path / METRICS).write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
     log = MetricsLog(tmp_path, before=2)
@@ -59,7 +59,7 @@ def losses(*values, tokens=64):
     ]
 
 
-def test_a_small_last_batch_counts_for_what_it_is():
+def test_a_small_last_batch_has_little_weight():
     lines = losses(*[3.0] * 99)
     lines.append({"step": 100, "loss": 9.0, "batch_tokens": 1})
     assert smoothed_loss(lines) == pytest.approx(3 + 6 / (4 * 64 + 1))
@@ -67,7 +67,7 @@ def test_a_small_last_batch_counts_for_what_it_is():
     assert smoothed_loss([]) is None
 
 
-def test_only_the_newest_steps_count_and_those_without_a_loss_do_not():
+def test_the_smoothed_loss_uses_the_newest_finite_losses():
     assert smoothed_loss(losses(*[9.0] * 95, *[2.0] * 5)) == 2.0
     assert smoothed_loss(losses(*[9.0] * 95, 2.0, None, 4.0, None, None)) == 3.0
     assert smoothed_loss(losses(None, None)) is None
@@ -76,23 +76,23 @@ def test_only_the_newest_steps_count_and_those_without_a_loss_do_not():
 @given(st.integers(1, 10**7))
 def test_the_window_is_a_twentieth_from_5_to_100_steps(step):
     assert window(step) == min(step, max(5, min(100, step // 20)))
-    assert window(step) <= min(step, LONGEST)
+    assert window(step) <= min(step, MAX_MEAN_STEPS)
 
 
-def test_a_fresh_run_starts_with_none(tmp_path):
+def test_a_new_run_starts_with_an_empty_log(tmp_path):
     (tmp_path / METRICS).write_text('{"step": 1}\n')
     MetricsLog(tmp_path)
     assert read_metrics(tmp_path) == []
 
 
-def test_lines_that_a_lost_disk_block_left_are_passed_over(tmp_path):
+def test_lines_of_a_lost_disk_block_are_skipped(tmp_path):
     (tmp_path / METRICS).write_bytes(
         b'{"step": 1}\n\0\0\0\n\xff\n[1]\n{"step": null}\n' + b"[" * 100_000 + b'\n{"step": 2}\n'
     )
     assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
 
 
-def test_a_checkpoint_never_outlives_the_lines_before_it(make_run, train_here, monkeypatch):
+def test_lines_are_flushed_before_a_checkpoint(make_run, train_here, monkeypatch):
     synced, lines = [], []
     sync, save = MetricsLog.sync, Checkpoints.save
     monkeypatch.setattr(

@@ -167,7 +167,7 @@ def test_accuracy_of_a_single_k_is_drawn_against_size() -> None:
 
 
 def test_reports_that_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--plot draws reports"):
+    with pytest.raises(UsageError, match="plot draws reports"):
         plot_reports([], tmp_path / "a.svg", force=False)
     report = {
         "schema": "gpt.eval/1",

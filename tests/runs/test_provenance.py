@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.cli.config import Resolved, resolved_toml
+from gptcli.cli.config import resolved_toml
 from gptcli.runs import provenance as module
 from gptcli.runs.provenance import FACTS, commit, provenance, read_provenance, resumed
+from gptcli.settings import Resolved
 
 HASH = "0123456789abcdef0123456789abcdef01234567"
 OTHER = HASH[::-1]
@@ -23,7 +24,7 @@ def facts(tmp_path):
     return provenance(1, tmp_path / "shards", "ab" * 32, 1000, 2500)
 
 
-def test_the_facts_are_all_there_and_run_toml_still_reads(facts, tmp_path):
+def test_all_facts_are_written_and_run_toml_can_still_be_read(facts, tmp_path):
     assert set(facts) >= set(FACTS) - {"commit"}
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", facts["date"])
     assert facts["passes"] == "2.5"
@@ -34,7 +35,7 @@ def test_the_facts_are_all_there_and_run_toml_still_reads(facts, tmp_path):
     assert read_provenance(text) == {name: facts[name] for name in FACTS if name in facts}
 
 
-def test_a_name_that_no_comment_could_hold_is_made_one_line(tmp_path, monkeypatch):
+def test_a_name_with_control_characters_becomes_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(module.platform, "node", lambda: "a\nb\x00\x1b")
     facts = provenance(1, tmp_path / "x\ny", "ab", 10, 10)
     text = resolved_toml(Resolved({"lr": 0.5}, {}), **facts)
@@ -42,12 +43,12 @@ def test_a_name_that_no_comment_could_hold_is_made_one_line(tmp_path, monkeypatc
     assert read_provenance(text)["host"] == "a b"
 
 
-def test_what_is_not_at_the_top_is_no_fact():
+def test_comments_below_the_top_are_not_facts():
     assert read_provenance("# gpt 0, python 3\n# parameters: 10\n\nlr = 1\n# host: x\n") == {}
     assert read_provenance("") == {}
 
 
-def test_a_resume_tells_what_changed_and_nothing_where_nothing_did(facts):
+def test_a_resume_records_changes_only(facts):
     text = resolved_toml(Resolved({"lr": 0.5}, {}), **facts)
     assert resumed(text, {**facts, "date": "2030-01-01T00:00:00Z", "passes": "9"}) == text
     moved = resumed(text, {**facts, "date": "2030-01-01T00:00:00Z", "host": "b", "torch": "9.9"})
@@ -71,7 +72,7 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def test_the_commit_of_a_checkout(tmp_path):
+def test_commit_is_read_from_a_checkout(tmp_path):
     git = tmp_path / ".git"
     write(git / "HEAD", f"{HASH}\n")
     assert commit(tmp_path) == HASH, "detached"
@@ -86,7 +87,7 @@ def test_the_commit_of_a_checkout(tmp_path):
     assert commit(tmp_path) == OTHER, "a loose reference is the newer one"
 
 
-def test_the_commit_of_a_work_tree_beside_its_repository(tmp_path):
+def test_commit_is_read_from_an_additional_work_tree(tmp_path):
     here = tmp_path / "tree"
     write(here / ".git", "gitdir: ../main/.git/worktrees/tree\n")
     git = tmp_path / "main/.git"
@@ -99,7 +100,7 @@ def test_the_commit_of_a_work_tree_beside_its_repository(tmp_path):
 @pytest.mark.parametrize(
     "head", ["", "ref: ", "ref: refs/heads/none", "ref: ../../secret", "nonsense", "\0"]
 )
-def test_no_commit_is_no_failure(tmp_path, head):
+def test_a_missing_or_broken_commit_is_empty(tmp_path, head):
     assert commit(tmp_path) == ""
     write(tmp_path / ".git/HEAD", head)
     assert commit(tmp_path) == ""

@@ -1,6 +1,4 @@
-"""One run's page, and several runs' beside each other: complete, escaped, and in need of nothing
-but themselves.
-"""
+"""Pages of one run and of several are complete, escaped and self-contained."""
 
 from __future__ import annotations
 
@@ -60,8 +58,8 @@ def rows(root: ElementTree.Element) -> list[list[str]]:
     return [["".join(cell.itertext()).strip() for cell in row] for row in root.iterfind(".//tr")]
 
 
-def test_a_speed_is_the_median_of_the_newest_steps():
-    """The last step may be a short one, and the first ones slow."""
+def test_the_reported_speed_is_the_median_of_the_newest_steps():
+    """The last step may be short, and the first ones are slow."""
     one = record(300)
     for number, line in enumerate(one.lines):
         line["tokens_per_second"] = 1.0 if number < 200 or number == 299 else 2000.0
@@ -69,7 +67,7 @@ def test_a_speed_is_the_median_of_the_newest_steps():
 
 
 @pytest.mark.parametrize("count", [1, 2, 1000])
-def test_a_run_s_page_is_well_formed_and_complete(count):
+def test_the_page_of_a_run_is_well_formed_and_complete(count):
     one = record(count)
     one.lines[-1]["val_loss"] = 4.25
     samples = [
@@ -120,7 +118,7 @@ def test_a_run_s_page_is_well_formed_and_complete(count):
     ]
 
 
-def test_what_was_measured_is_drawn_and_what_was_not_is_named():
+def test_measured_metrics_are_drawn_and_others_are_shown_as_missing():
     before = run_page(record(3))
     assert facts(parsed(before))["MFU"] == "n/a"
     assert "Samples" not in before
@@ -148,7 +146,7 @@ def test_what_was_measured_is_drawn_and_what_was_not_is_named():
     assert known["time in steps"] == "12 s"
 
 
-def test_several_runs_side_by_side():
+def test_a_comparison_shows_results_differences_and_shared_charts():
     other = RUN_TOML.replace("0.5", "0.25").replace('"x"', '"y"') + "clip = 1.0\n"
     samples = [{"step": 2, "tokens": 128, "prompt": "<p>", "text": "t"}]
     runs = [record(3, "a & b", evaluations=[EVALUATION]), record(2, "c", other, samples=samples)]
@@ -173,12 +171,12 @@ def test_several_runs_side_by_side():
     assert [quote.find("b").text for quote in root.iterfind(".//blockquote")] == ["<p>"]
 
 
-def test_runs_of_one_name_are_told_apart_by_their_paths():
+def test_runs_with_the_same_folder_name_are_named_by_their_paths():
     assert distinct_names([Path("x/a"), Path("x/b")]) == ["a", "b"]
     assert distinct_names([Path("x/1/run"), Path("x/2/run")]) == ["1/run", "2/run"]
 
 
-def test_a_record_is_read_with_the_evaluations_that_are_its_own(tmp_path):
+def test_a_record_has_only_the_evaluations_of_its_own_model(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "run.toml").write_text(RUN_TOML)
@@ -220,14 +218,14 @@ def test_a_record_is_read_with_the_evaluations_that_are_its_own(tmp_path):
         ),
     ],
 )
-def test_what_is_no_run_is_named(tmp_path, files, says):
+def test_a_folder_that_is_not_a_run_is_refused_with_the_reason(tmp_path, files, says):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=says):
         read_record(tmp_path)
 
 
-def test_how_it_was_made_stands_on_the_page():
+def test_the_page_shows_the_provenance_of_a_run():
     head = [
         "gpt 0, python 3",
         "date: 2030-01-01T00:00:00Z",
@@ -243,7 +241,7 @@ def test_how_it_was_made_stands_on_the_page():
     assert "How it was made" not in run_page(record(3))
 
 
-def test_a_narrow_screen_needs_no_heads_above_the_cells():
+def test_table_cells_carry_their_heads_for_narrow_screens():
     root = parsed(comparison_page([record(3, "a & b"), record(2, "c")], Path("runs")))
     cells = root.find(".//tbody/tr").findall("td")
     assert [cell.get("data-head") for cell in cells][:3] == [

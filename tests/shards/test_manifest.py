@@ -131,7 +131,7 @@ def test_json_of_another_type_is_refused(tmp_path: Path, table: Any) -> None:
 def test_missing_and_broken_manifests_are_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such shard folder"):
         read_manifest(tmp_path / "none")
-    with pytest.raises(InputError, match=r"it has no manifest.json\n.*--resume finishes"):
+    with pytest.raises(InputError, match=r"it has no manifest.json\n.*resume finishes"):
         read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text('{\n "format": 1,\n')
     with pytest.raises(InputError, match=r"manifest.json:3: not valid JSON"):
@@ -215,7 +215,7 @@ def test_end_of_text_may_be_the_first_or_last_token(tmp_path: Path) -> None:
 def test_other_folders_are_refused_with_a_hint(tmp_path: Path) -> None:
     for folder, file, hint in (
         ("above", "shards/manifest.json", "name one of the shard folders in it: "),
-        ("begun", "resume.json", "--resume to finish it"),
+        ("begun", "resume.json", "{option:resume} to finish it"),
         ("run", "run.toml", "it is a run"),
         ("texts", "a.jsonl", "gpt build-shards "),
     ):

@@ -11,26 +11,78 @@ from hypothesis import strategies as st
 from gptcli.text.detokenize import DETOKENIZERS, JOINER, detokenize_book
 
 PIECES = [
-    "word", "Mr.", "U.S.", "approx.", "1", "000", "s", "players", "@-@", "@,@", "@.@", ",", ".", ";", "?", "...", "(", ")", "[", "]", '"',
-    "'", "'s", "n't", "does", "$", "%", "N", "<unk>", "=", "-", "a-b", "1,000", "don't", '5"', "x,", "",
-    JOINER, f"a{JOINER}b", "\t", "é", "\u00a0",
-]  # fmt: skip
+    "word",
+    "Mr.",
+    "U.S.",
+    "approx.",
+    "1",
+    "000",
+    "s",
+    "players",
+    "@-@",
+    "@,@",
+    "@.@",
+    ",",
+    ".",
+    ";",
+    "?",
+    "...",
+    "(",
+    ")",
+    "[",
+    "]",
+    '"',
+    "'",
+    "'s",
+    "n't",
+    "does",
+    "$",
+    "%",
+    "N",
+    "<unk>",
+    "=",
+    "-",
+    "a-b",
+    "1,000",
+    "don't",
+    '5"',
+    "x,",
+    "",
+    JOINER,
+    f"a{JOINER}b",
+    "\t",
+    "é",
+    "\u00a0",
+]
 
 
 @pytest.mark.parametrize(
     ("name", "tokenised", "text"),
     [
-        ("wikitext", ' He had a guest @-@ role as " Craig " in 3 @.@ 5 % of 1 @,@ 000 ( the U.S. ) , for $ 5 . ',
-         'He had a guest-role as "Craig" in 3.5% of 1,000 (the U.S.), for $5.'),
-        ("wikitext", " Mr. Lee saw the players ' Teddy 's house ; no . 1 ? ",
-         "Mr. Lee saw the players' Teddy's house; no. 1?"),
+        (
+            "wikitext",
+            ' He had a guest @-@ role as " Craig " in 3 @.@ 5 % of 1 @,@ 000 ( the U.S. ) , for $ 5 . ',
+            'He had a guest-role as "Craig" in 3.5% of 1,000 (the U.S.), for $5.',
+        ),
+        (
+            "wikitext",
+            " Mr. Lee saw the players ' Teddy 's house ; no . 1 ? ",
+            "Mr. Lee saw the players' Teddy's house; no. 1?",
+        ),
         ("wikitext", " = = Title = = ", "= = Title = ="),
         ("wikitext", " \n", "\n"),
-        ("ptb", " it was n't the company 's $ N <unk> n.v. 's ", "it wasn't the company's $N <unk> n.v.'s"),
-        ("1bw", "Mr. McCain , who shares the \" Al Capone \" approach , ca n't say that 's $ 7.3bn .",
-         'Mr. McCain, who shares the "Al Capone" approach, can\'t say that\'s $7.3bn.'),
+        (
+            "ptb",
+            " it was n't the company 's $ N <unk> n.v. 's ",
+            "it wasn't the company's $N <unk> n.v.'s",
+        ),
+        (
+            "1bw",
+            "Mr. McCain , who shares the \" Al Capone \" approach , ca n't say that 's $ 7.3bn .",
+            "Mr. McCain, who shares the \"Al Capone\" approach, can't say that's $7.3bn.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_detokenized_text_is_ordinary_text(name: str, tokenised: str, text: str) -> None:
     assert DETOKENIZERS[name].detokenize(tokenised) == text
     assert DETOKENIZERS[name].tokenize(text) == tokenised

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.text import ngrams
-from gptcli.text.ngrams import grams, normalised, word_hashes
+from gptcli.text.ngrams import NgramSet, ngram_hashes, normalized_words, word_hashes
 
 LETTERS = "aB1 .,_'\n\t\u00a0\u3000éÉΣςß“”—你İ\x00\x1c😀"
 
 
-def test_normalised_gives_words_with_positions() -> None:
+def test_normalized_words_have_positions() -> None:
     text = "Don't — STOP,  now!\n_x_ ..."
-    assert [(word, text[start:end]) for word, start, end in normalised(text)] == [
+    assert [(word, text[start:end]) for word, start, end in normalized_words(text)] == [
         ("dont", "Don't"),
         ("stop", "STOP,"),
         ("now", "now!"),
@@ -27,7 +27,7 @@ def test_normalised_gives_words_with_positions() -> None:
 @given(st.lists(st.text(LETTERS, max_size=40), max_size=6))
 def test_hashes_are_equal_only_for_equal_words(texts: list[str]) -> None:
     hashes, counts = word_hashes(texts)
-    expected = [[word for word, _, _ in normalised(text)] for text in texts]
+    expected = [[word for word, _, _ in normalized_words(text)] for text in texts]
     assert counts.tolist() == [len(row) for row in expected]
     flat = [word for row in expected for word in row]
     assert (
@@ -46,9 +46,23 @@ def test_hashes_do_not_depend_on_batches(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_ngrams_do_not_span_texts() -> None:
     hashes, counts = word_hashes(["a b c d", "a", "b c d e", ""])
-    found, owner = grams(hashes, counts, 3)
+    found, owner = ngram_hashes(hashes, counts, 3)
     assert owner.tolist() == [0, 0, 2, 2]
     assert found[1] == found[2]
     assert len(set(found.tolist())) == 3
-    assert [len(part) for part in grams(*word_hashes(["a b"]), 3)] == [0, 0]
-    assert grams(*word_hashes(["a b c"]), 3)[0] != grams(*word_hashes(["c b a"]), 3)[0]
+    assert [len(part) for part in ngram_hashes(*word_hashes(["a b"]), 3)] == [0, 0]
+    assert (
+        ngram_hashes(*word_hashes(["a b c"]), 3)[0] != ngram_hashes(*word_hashes(["c b a"]), 3)[0]
+    )
+
+
+@given(
+    st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 9), max_size=30),
+    st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 9), max_size=30),
+)
+def test_ngram_set_finds_exactly_its_members(members: list[int], queries: list[int]) -> None:
+    ngram_set = NgramSet(np.array(members, np.uint64))
+    hashes = np.array(queries, np.uint64)
+    positions, indices = ngram_set.find(hashes)
+    assert positions.tolist() == [i for i, value in enumerate(queries) if value in members]
+    assert np.array_equal(ngram_set.hashes[indices], hashes[positions])

@@ -1,4 +1,4 @@
-"""One step of one process in a fake process group, with fake tensors, whose collectives are counted."""
+"""One step of one process with fake tensors in a fake process group, which counts collectives."""
 
 from __future__ import annotations
 

@@ -23,10 +23,10 @@ from gptcli.events import SILENT
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import load_model, save_model
 from gptcli.model.transformer import GPT
+from gptcli.trainer.auto import has_compiler
 from gptcli.trainer.batches import micro_batches
 from gptcli.trainer.checkpoint import load_weights_, plain_named_parameters
 from gptcli.trainer.config import Run, TrainConfig
-from gptcli.trainer.machine import has_compiler
 from gptcli.trainer.noise_scale import NOISE_RERUN_EVERY, small_batch_sequences
 from gptcli.trainer.parallelize import build_train_step
 
@@ -69,10 +69,12 @@ def make_run(
     at_least = max(1 if laid_out.tp > 1 and laid_out.processes > 2 else 2, laid_out.pp)
     micro_batch = max(1, SEQUENCES // laid_out.replicas // at_least)
     config: dict[str, Any] = {
-        "tokens": STEPS * n_tokens, "batch_tokens": n_tokens, "lr": 1e-2, "min_lr_ratio": 0.1, "warmup_tokens": 0, "decay_tokens": 1,
-        "ramp_tokens": 0, "ramp_from": 0, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "clip": 1.0, "seed": 1,
-        "micro_batch": micro_batch, "layout": layout, "precision": "fp32", "compile": False, "checkpoint_every": 7, "eval_every": 5,
-        "eval_tokens": 128, "keep": 2,
+        "tokens": STEPS * n_tokens, "batch_tokens": n_tokens, "micro_batch": micro_batch,
+        "lr": 1e-2, "min_lr_ratio": 0.1, "warmup_tokens": 0, "decay_tokens": 1,
+        "ramp_tokens": 0, "ramp_from": 0, "seed": 1,
+        "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "clip": 1.0,
+        "layout": layout, "precision": "fp32", "compile": False,
+        "checkpoint_every": 7, "eval_every": 5, "eval_tokens": 128, "keep": 2,
     }  # fmt: skip
     train = TrainConfig(**{**config, **changes})
     model = ModelConfig(
@@ -280,7 +282,8 @@ def main(rank: int, folder: Path) -> None:
             changes = {name: value for name, value in case.items() if name != "steps"}
             if "compile" in case:
                 torch._dynamo.reset()  # drops what earlier cases compiled
-                torch.compile = partial(COMPILE, backend=changes.pop("compile"))  # type: ignore[assignment]
+                backend = changes.pop("compile")
+                torch.compile = partial(COMPILE, backend=backend)  # type: ignore[assignment]
                 changes["compile"] = True
             results.append(
                 {

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
     size=st.integers(1, 9),
     world=st.integers(1, 6),
 )
-def test_processes_and_micro_batches_only_cut_the_order(first, count, size, world):
+def test_ranks_and_micro_batches_partition_the_data_order(first, count, size, world):
     parts = [
         micro_batches(ORDER, first, count, size, RankContext(CPU, rank, world))
         for rank in range(world)
@@ -42,7 +42,7 @@ def test_processes_and_micro_batches_only_cut_the_order(first, count, size, worl
     assert filler + count == sum(len(part) for part in parts) * size
 
 
-def test_validation_windows_stand_in_order():
+def test_validation_windows_are_sequential():
     order = SequentialWindows(TokenStream([np.arange(7), np.arange(7, 14)]), 4)
     assert order.windows == 3
     x, y = order.batch(1, 2)

@@ -53,7 +53,7 @@ def newest(out, events=SILENT):
     return Checkpoints(out, CONTEXT, keep=1).newest(events)
 
 
-def test_taken_up_to_the_bit(make_run, train_step, tmp_path):
+def test_a_checkpoint_is_loaded_bit_for_bit(make_run, train_step, tmp_path):
     folder = save(tmp_path, train_step, 7)
     fresh = build_train_step(make_run(seed=99), CONTEXT, SILENT)
     state = Checkpoints(tmp_path, CONTEXT, keep=1).load(
@@ -69,7 +69,7 @@ def test_taken_up_to_the_bit(make_run, train_step, tmp_path):
     assert [group["weight_decay"] for group in fresh.optimizer.param_groups] == [0.1, 0.0]
 
 
-def test_plain_tensors_under_plain_names(train_step, tmp_path):
+def test_files_have_the_plain_models_tensor_names(train_step, tmp_path):
     folder = save(tmp_path, train_step, 1)
     assert sorted(path.name for path in folder.iterdir()) == [
         "index.json",
@@ -84,7 +84,7 @@ def test_plain_tensors_under_plain_names(train_step, tmp_path):
     }
 
 
-def test_the_newest_are_kept_and_an_abandoned_future_goes(train_step, tmp_path):
+def test_the_newest_are_kept_and_steps_after_a_resumed_one_are_removed(train_step, tmp_path):
     for step in (5, 10, 15, 100):
         save(tmp_path, train_step, step, keep=2)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
@@ -102,7 +102,7 @@ def test_the_newest_are_kept_and_an_abandoned_future_goes(train_step, tmp_path):
     "file", ["model.safetensors", "optimizer.safetensors", "index.json", "state.json"]
 )
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
-def test_a_broken_one_is_passed_over_for_the_one_before_it(train_step, tmp_path, file, harm):
+def test_a_broken_checkpoint_is_skipped_for_the_one_before_it(train_step, tmp_path, file, harm):
     good, broken = save(tmp_path, train_step, 5), save(tmp_path, train_step, 10)
     path = broken / file
     data = bytearray(path.read_bytes())
@@ -116,18 +116,18 @@ def test_a_broken_one_is_passed_over_for_the_one_before_it(train_step, tmp_path,
     assert len(events.texts) == 1
     assert "step-00000010" in events.texts[0]
     shutil.rmtree(good)
-    with pytest.raises(InputError, match="no checkpoint here is whole"):
+    with pytest.raises(InputError, match="no checkpoint here is intact"):
         newest(tmp_path, events)
 
 
-def test_none_at_all_and_one_that_was_never_finished(train_step, tmp_path):
+def test_an_unfinished_checkpoint_counts_as_none(train_step, tmp_path):
     assert newest(tmp_path) is None
     folder = save(tmp_path, train_step, 5)
     folder.rename(folder.with_name(f".{folder.name}.1{PARTIAL}"))
     assert newest(tmp_path) is None
 
 
-def test_another_format_is_not_guessed_at(train_step, tmp_path):
+def test_a_checkpoint_of_another_format_is_rejected(train_step, tmp_path):
     path = save(tmp_path, train_step, 5) / "state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
     events = Warnings()
@@ -136,7 +136,7 @@ def test_another_format_is_not_guessed_at(train_step, tmp_path):
     assert "format 1" in events.texts[0]
 
 
-def test_a_full_disk_leaves_the_checkpoints_before(train_step, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_earlier_checkpoints_intact(train_step, tmp_path, monkeypatch):
     save(tmp_path, train_step, 5)
 
     def full(*args, **kwargs):
@@ -146,7 +146,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(train_step, tmp_path, monkeyp
     monkeypatch.setattr(checkpoint, "write_json", full)
     with pytest.raises(RunError, match="No space left on device") as caught:
         save(tmp_path, train_step, 10, keep=1)
-    assert "--resume" in str(caught.value)
+    assert "resume" in str(caught.value)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
     assert newest(tmp_path) == checkpoint.checkpoint_folder(tmp_path, 5)
 
@@ -170,7 +170,7 @@ def state_at(step):
     return CheckpointState(Position(step, 4 * step), {}, {})
 
 
-def test_written_in_the_background_as_it_was_at_the_moment_of_the_save(train_step, tmp_path, gate):
+def test_a_background_write_has_the_values_at_the_time_of_the_save(train_step, tmp_path, gate):
     checkpoints, parameters = (
         Checkpoints(tmp_path, CONTEXT, keep=3),
         plain_named_parameters(train_step.model),
@@ -188,7 +188,7 @@ def test_written_in_the_background_as_it_was_at_the_moment_of_the_save(train_ste
     assert all(torch.equal(written[name], before[name]) for name in before)
 
 
-def test_never_two_in_flight_and_a_write_that_fails_is_an_error_at_the_next_save(
+def test_one_write_is_in_flight_at_most_and_its_failure_is_raised_at_the_next_save(
     train_step, tmp_path, gate, monkeypatch
 ):
     checkpoints, parameters = (
@@ -214,7 +214,7 @@ def test_never_two_in_flight_and_a_write_that_fails_is_an_error_at_the_next_save
     ]
 
 
-def test_nothing_is_pickled_and_the_files_are_what_safetensors_reads(train_step, tmp_path):
+def test_nothing_is_pickled_and_safetensors_reads_every_file(train_step, tmp_path):
     folder = save(tmp_path, train_step, 5)
     for path in folder.iterdir():
         json.loads(path.read_text()) if path.suffix == ".json" else load_file(path)
@@ -224,7 +224,7 @@ def test_nothing_is_pickled_and_the_files_are_what_safetensors_reads(train_step,
     assert index["wte.weight/step"]["pieces"][0]["size"] == []
 
 
-def test_a_killed_removal_leaves_no_half_of_a_checkpoint(train_step, tmp_path):
+def test_a_killed_removal_leaves_no_partial_checkpoint(train_step, tmp_path):
     folder = save(tmp_path, train_step, 5)
     folder.rename(folder.with_name(f".{folder.name}.old{PARTIAL}"))
     save(tmp_path, train_step, 10)
@@ -251,7 +251,7 @@ def test_no_file_outside_of_a_checkpoint_is_read(train_step, tmp_path, name):
     index = json.loads((folder / checkpoint_storage.INDEX).read_text())
     index["wpe.weight"]["pieces"][0]["file"] = name
     sealed(folder, checkpoint_storage.INDEX, index)
-    with pytest.raises(InputError, match="no checkpoint here is whole"):
+    with pytest.raises(InputError, match="no checkpoint here is intact"):
         newest(tmp_path, events)
     assert "not the index of a checkpoint" in events.texts[0]
     with pytest.raises(InputError, match="not the index of a checkpoint"):
@@ -264,12 +264,12 @@ def test_no_file_outside_of_a_checkpoint_is_hashed(train_step, tmp_path, name):
     state = json.loads((folder / checkpoint.STATE).read_text())
     state["sha256"][name] = "0"
     (folder / checkpoint.STATE).write_text(json.dumps(state))
-    with pytest.raises(InputError, match="no checkpoint here is whole"):
+    with pytest.raises(InputError, match="no checkpoint here is intact"):
         newest(tmp_path, events)
-    assert "do not agree" in events.texts[0]
+    assert "disagree" in events.texts[0]
 
 
-def test_memory_is_not_made_for_what_an_index_only_claims(train_step, tmp_path):
+def test_an_index_that_claims_too_many_bytes_allocates_no_memory(train_step, tmp_path):
     folder = save(tmp_path, train_step, 7)
     index = json.loads((folder / checkpoint_storage.INDEX).read_text())
     index["wpe.weight"]["size"] = [10**9, 10**6]
@@ -278,7 +278,7 @@ def test_memory_is_not_made_for_what_an_index_only_claims(train_step, tmp_path):
         dict(CheckpointStateDict(folder))
 
 
-def test_tensors_that_do_not_fit_are_one_clear_error(make_run, train_step, tmp_path):
+def test_tensors_of_another_shape_raise_one_clear_error(make_run, train_step, tmp_path):
     folder = save(tmp_path, train_step, 7)
     fresh = build_train_step(make_run(n_ctx=8), CONTEXT, SILENT)
     with pytest.raises(InputError, match="does not fit this run"):
@@ -287,7 +287,7 @@ def test_tensors_that_do_not_fit_are_one_clear_error(make_run, train_step, tmp_p
         )
 
 
-def test_a_state_that_is_no_state(train_step, tmp_path):
+def test_a_malformed_state_is_rejected(train_step, tmp_path):
     folder = save(tmp_path, train_step, 7)
     state = json.loads((folder / checkpoint.STATE).read_text())
     for changes in (
@@ -300,9 +300,7 @@ def test_a_state_that_is_no_state(train_step, tmp_path):
             checkpoint.read_state(folder)
 
 
-def test_a_run_killed_before_it_removed_the_oldest_removes_it_when_it_goes_on(
-    make_run, train_step, tmp_path
-):
+def test_a_resume_removes_old_checkpoints_that_a_killed_run_left(make_run, train_step, tmp_path):
     for step in (2, 4, 6):
         save(tmp_path, train_step, step)
     fresh, checkpoints = (

@@ -12,7 +12,7 @@ from gptcli.trainer.checkpoint_storage import WRITE_BYTES, DirectFile
 @pytest.mark.parametrize(
     "length", [0, 1, 4096, WRITE_BYTES - 1, WRITE_BYTES, WRITE_BYTES + 1, 2 * WRITE_BYTES + 5000]
 )
-def test_what_was_written_is_there_to_the_byte(tmp_path, monkeypatch, length, refused):
+def test_a_direct_file_has_exactly_the_bytes_written(tmp_path, monkeypatch, length, refused):
     """Whatever the length, in pieces of any size, and on a file system that only writes through the
     cache.
     """
@@ -32,7 +32,7 @@ def test_what_was_written_is_there_to_the_byte(tmp_path, monkeypatch, length, re
     assert len(synced) == 1
 
 
-def test_an_error_in_between_is_the_error(tmp_path):
+def test_an_error_inside_the_block_is_raised(tmp_path):
     with pytest.raises(KeyError), DirectFile(tmp_path / "file") as file:
         file.write(memoryview(b"abc"))
         raise KeyError

@@ -15,8 +15,8 @@ from gptcli.errors import RunError
 from gptcli.events import SILENT
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.trainer import dry_run as module
+from gptcli.trainer.auto import work_of
 from gptcli.trainer.dry_run import dry_run, mesh_coordinates, uncompiled
-from gptcli.trainer.fit import work_of
 from tests.trainer.fake_step import measure_step
 
 

@@ -12,7 +12,7 @@ from gptcli.model.safetensors_io import load_model
 from gptcli.trainer.export import is_finished, model_card
 
 
-def test_the_run_folder_loads_in_transformers_as_it_stands(make_run, train_here):
+def test_the_run_folder_loads_in_transformers(make_run, train_here):
     run = make_run(tokens=320)
     assert not is_finished(run.out)
     train_here(run)
@@ -27,16 +27,16 @@ def test_the_run_folder_loads_in_transformers_as_it_stands(make_run, train_here)
     assert theirs.generation_config.eos_token_id == run.eot_id
 
 
-def test_the_card_says_what_was_trained_on_what(make_run, train_here):
+def test_the_card_names_model_data_and_losses(make_run, train_here):
     run = make_run(attention="banded", band=5, tokens=320)
     report = train_here(run)
     card = (run.out / "README.md").read_text()
     for fact in (
-        "dense and banded attention in turn, band 5",
+        "alternating dense and banded attention, band 5",
         f"{run.model.parameters:,}",
         "320 tokens in 5 steps",
-        f"| Validation loss | {report['val_loss']:.4f} nats a token |",
-        f"| Training loss | {report['smoothed_loss']:.4f} nats a token, mean of the last 5 steps |",
+        f"| Validation loss | {report['val_loss']:.4f} nats per token |",
+        f"| Training loss | {report['smoothed_loss']:.4f} nats per token, mean of the last 5 steps |",
         run.resolved,
         f"In transformers: {json.loads((run.out / 'config.json').read_text())['gpt_export']['note']}.",
     ):
@@ -53,7 +53,7 @@ def test_without_validation_tokens_the_loss_is_not_measured(
     assert "not measured" in (run.out / "README.md").read_text()
 
 
-def test_the_hub_reads_the_card(make_run, train_here):
+def test_huggingface_hub_parses_the_card(make_run, train_here):
     """By huggingface_hub's own reader: what library loads it, what for, and how well it does; no
     license is made up.
     """
@@ -75,7 +75,7 @@ def test_the_hub_reads_the_card(make_run, train_here):
 FACTS = "# gpt 0, python 3\n# date: 2030-01-01T00:00:00Z\n# host: a|b\n# device: a CPU\n# passes: 0.5\n\nseed = 1\n"
 
 
-def test_the_card_says_how_it_was_made(make_run):
+def test_the_card_contains_the_provenance(make_run):
     card = model_card(
         make_run(resolved=FACTS),
         {"step": 20, "tokens": 1280, "loss": 9.0, "smoothed_loss": 2.5},
@@ -90,7 +90,7 @@ def test_the_card_says_how_it_was_made(make_run):
         "| Passes | 0.5 |",
     ):
         assert row in card
-    assert "| Training loss | 2.5000 nats a token, mean of the last 5 steps |" in card
+    assert "| Training loss | 2.5000 nats per token, mean of the last 5 steps |" in card
     assert "9.0" not in card, "the last step's loss alone"
 
 

@@ -10,9 +10,9 @@ import torch
 from gptcli.cost.layout import Layout
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.shards.manifest import Manifest, Shard, Source, read_manifest
-from gptcli.trainer import fit
+from gptcli.trainer import auto
 from gptcli.trainer import forecast as module
-from gptcli.trainer.fit import process_memory
+from gptcli.trainer.auto import process_memory
 from gptcli.trainer.forecast import Machine, disk_bytes, forecast, this_machine
 
 LARGE = Machine(
@@ -152,7 +152,8 @@ def test_each_warning_begins_at_its_bound(foretell, code, just, over):
     assert code in codes(found)
     caution = next(caution for caution in found.warnings if caution.code == code)
     assert caution.hint
-    assert str(caution) == f"{caution.message}; {caution.hint}"
+    assert caution.text == f"{caution.message}; {caution.hint}"
+    assert "option:" not in str(caution)
 
 
 @pytest.mark.parametrize("tokens", [16, 640, 1599, 1600, 3000, 6300])
@@ -169,8 +170,8 @@ def test_what_a_few_steps_are_advised_is_enough(foretell, tokens, batch_tokens):
         "few-steps",
         foretell(**run).steps == 1,
     )
-    advised = dict(re.findall(r"--(tokens|batch-tokens) to ([\d,.]+k?)", caution.hint))
-    assert ("batch-tokens" in advised) == (tokens >= 1600), "a hundred steps of a sequence"
+    advised = dict(re.findall(r"\{option:(tokens|batch_tokens)\} to ([\d,.]+k?)", caution.hint))
+    assert ("batch_tokens" in advised) == (tokens >= 1600), "a hundred steps of a sequence"
     for name, value in advised.items():
         number = float(value.replace(",", "").rstrip("k")) * (1000 if value.endswith("k") else 1)
         assert codes(foretell(**{**run, name.replace("-", "_"): int(number)})) == []
@@ -199,7 +200,7 @@ def test_disk_holds_the_checkpoints_kept_one_more_the_model_and_its_copy(make_ru
 
 
 def test_what_does_not_fit_names_the_largest_size_that_does(make_run, monkeypatch):
-    monkeypatch.setattr(fit, "host_memory", lambda: 24 * 10**9)
+    monkeypatch.setattr(auto, "host_memory", lambda: 24 * 10**9)
     train = make_run().train
     for name, memory in (("175B", "TB"), ("13B", "GB")):
         model = ModelConfig.from_paper(find_size(name))

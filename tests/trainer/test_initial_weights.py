@@ -45,7 +45,7 @@ def source(make_run):
     return run
 
 
-def test_a_resume_needs_nothing_of_the_run_that_it_started_from(make_run, train_here, source):
+def test_a_resume_does_not_need_the_run_of_its_initial_weights(make_run, train_here, source):
     options = {"init_from": source.out, "init_step": 8, "seed": 5}
     whole, broken = make_run("whole", **options), make_run("broken", **options)
     for run in (whole, broken):
@@ -66,7 +66,7 @@ def test_a_resume_needs_nothing_of_the_run_that_it_started_from(make_run, train_
     ).read_bytes()
 
 
-def test_the_newest_is_taken_when_the_step_has_gone_meanwhile(source, tmp_path):
+def test_the_newest_checkpoint_replaces_one_that_was_removed_meanwhile(source, tmp_path):
     shutil.rmtree(checkpoint_folder(source.out, 8))
     assert keep_initial_weights(source.out, tmp_path / "new", 8, SILENT, newest=True) == 11
     assert begun_folder(tmp_path / "new") == tmp_path / "new" / INIT
@@ -75,7 +75,7 @@ def test_the_newest_is_taken_when_the_step_has_gone_meanwhile(source, tmp_path):
     assert not (tmp_path / "other" / INIT).exists()
 
 
-def test_copies_where_there_are_no_links(source, tmp_path, monkeypatch):
+def test_files_are_copied_if_links_fail(source, tmp_path, monkeypatch):
     def refused(*args):
         raise OSError(18, "Invalid cross-device link")
 

@@ -1,8 +1,8 @@
 """Loss curves of every layout of 2 and 4 processes against one process.
 
 The cases are all products of dp, shard, tp and pp, every pipeline schedule, dense and banded
-attention, tied and untied heads, muP, document masks and GPT-2's vocabulary, which no layout divides
-evenly. One set of processes runs them all.
+attention, tied and untied heads, muP, document masks and GPT-2's vocabulary, which no layout
+divides evenly. One set of processes runs them all.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def without_time(run):
     ]
 
 
-def test_it_learns_and_leaves_a_whole_folder(make_run, train_here):
+def test_a_run_learns_and_leaves_a_complete_folder(make_run, train_here):
     run = make_run(tokens=6400, decay_tokens=6400)
     report = train_here(run)
     files = {
@@ -90,7 +90,7 @@ def test_it_learns_and_leaves_a_whole_folder(make_run, train_here):
 @pytest.mark.parametrize(
     "changes", [{}, {"dropout": 0.2, "ramp_tokens": 640, "ramp_from": 16, "micro_batch": 3}]
 )
-def test_stopped_and_resumed_is_the_run_that_was_never_stopped(
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     make_run, train_here, number, changes
 ):
     whole, halved = make_run("whole", **changes), make_run("halved", **changes)
@@ -109,9 +109,7 @@ def test_stopped_and_resumed_is_the_run_that_was_never_stopped(
     assert without_time(whole) == without_time(halved)
 
 
-def test_a_signal_too_late_to_stop_at_a_step_stops_before_the_model_is_written(
-    make_run, train_here
-):
+def test_a_signal_after_the_last_step_stops_the_run_before_its_export(make_run, train_here):
     whole, halved = make_run("whole"), make_run("halved")
     train_here(whole)
     with pytest.raises(Interrupted, match=r"stopped after step 20, with a checkpoint"):
@@ -123,7 +121,7 @@ def test_a_signal_too_late_to_stop_at_a_step_stops_before_the_model_is_written(
     ).read_bytes()
 
 
-def test_the_second_signal_ends_the_run_at_once(make_run, monkeypatch):
+def test_a_second_signal_ends_the_run_at_once(make_run, monkeypatch):
     """Where a launcher sends each signal again, it does not."""
 
     class Left(BaseException):
@@ -164,7 +162,7 @@ def test_the_second_signal_ends_the_run_at_once(make_run, monkeypatch):
     assert events.texts[1:] == ["stopping: this step and a checkpoint first"]
 
 
-def test_the_checkpoint_comes_before_the_evaluation_and_a_resume_makes_up_for_it(
+def test_a_resume_repeats_an_evaluation_that_was_killed_after_its_checkpoint(
     make_run, train_here, monkeypatch
 ):
     whole, broken = make_run("whole", checkpoint_every=10), make_run("broken", checkpoint_every=10)
@@ -195,7 +193,7 @@ class Warnings(Events):
         self.texts.append(text)
 
 
-def test_a_run_that_blows_up_stops_after_so_many_skipped_updates_in_a_row(make_run):
+def test_a_diverging_run_stops_after_max_skipped_updates_in_a_row(make_run):
     run, events = make_run(lr=1e30, warmup_tokens=0, clip=1e30, max_skipped=3), Warnings()
     with pytest.raises(
         RunError, match=r"3 updates in a row were skipped; at step [456] the loss is nan"
@@ -206,7 +204,7 @@ def test_a_run_that_blows_up_stops_after_so_many_skipped_updates_in_a_row(make_r
     assert events.texts[0].endswith("its update is skipped")
 
 
-def test_the_metrics_of_a_run_that_diverges_are_strict_json(make_run, train_here):
+def test_metrics_of_a_diverging_run_are_strict_json(make_run, train_here):
     """Its loss, gradient and validation loss, which are not numbers, are null in the file."""
     run = make_run(lr=1e6, warmup_tokens=0, spike=0)
     with pytest.raises(RunError, match="skipped"):
@@ -223,7 +221,7 @@ def test_the_metrics_of_a_run_that_diverges_are_strict_json(make_run, train_here
 
 
 @pytest.mark.parametrize("wrong", ["loss", "gradient"])
-def test_a_skipped_update_leaves_no_trace_and_is_exact_on_resume(
+def test_a_skipped_update_changes_no_weight_and_is_restored_on_resume(
     make_run, train_here, monkeypatch, wrong
 ):
     """Step 9 goes wrong: the weights are those of a run that never took it, and a resume remembers
@@ -260,7 +258,7 @@ def test_a_skipped_update_leaves_no_trace_and_is_exact_on_resume(
     ).read_bytes()
 
 
-def test_the_curve_does_not_depend_on_the_micro_batch(make_run, train_here):
+def test_losses_do_not_depend_on_the_micro_batch(make_run, train_here):
     curves = []
     for size in (1, 3, 4):
         run = make_run(f"micro-{size}", micro_batch=size)
@@ -306,7 +304,7 @@ def test_several_sources_are_mixed_in_training_and_validation(
         check_resume(replace(weighted(2.0), out=run.out))
 
 
-def test_a_resume_cuts_sums_into_as_many_threads_as_before(make_run, monkeypatch):
+def test_a_resume_uses_as_many_threads_as_before(make_run, monkeypatch):
     """The number of threads decides the last bits of every sum, and another process may begin with
     another number.
     """
@@ -349,7 +347,7 @@ class Heard(Events):
 
 
 @pytest.mark.parametrize(("slower", "loud"), [(1, False), (10**9, True)])
-def test_the_time_left_is_told_once_by_the_first_steps_and_loudly_over_a_week(
+def test_the_time_left_is_reported_once_and_is_a_warning_above_a_week(
     make_run, monkeypatch, slower, loud
 ):
     now = iter(range(10**6))
@@ -364,7 +362,7 @@ def test_the_time_left_is_told_once_by_the_first_steps_and_loudly_over_a_week(
     assert (quiet + warned)[0].startswith("about ")
 
 
-def test_what_is_told_changes_no_weight(make_run, train_here, monkeypatch):
+def test_reporting_the_time_left_changes_no_weight(make_run, train_here, monkeypatch):
     train_here(make_run("quick"))
     monkeypatch.setattr(TimeLeft, "MIN_SECONDS", 0.0)
     events = Heard()

@@ -61,7 +61,7 @@ class Noisy(nn.Module):
 
 
 @pytest.mark.parametrize("micro_batches", [2, 8])
-def test_within_a_tenth_of_the_known_value(micro_batches):
+def test_the_estimate_is_within_a_tenth_of_the_known_noise_scale(micro_batches):
     truth, variance = torch.linspace(-1, 1, 200), torch.linspace(0, 8, 200)
     known = variance.sum().item() / truth.square().sum().item()
     model = Noisy(truth, variance)
@@ -95,7 +95,7 @@ def test_both_estimates_are_unbiased():
     assert noise.tokens == pytest.approx(40 / 3)
 
 
-def test_nothing_is_said_before_a_measurement_and_of_what_is_not_finite():
+def test_the_noise_scale_is_none_before_a_finite_measurement():
     noise = NoiseScale()
     noise.add(math.nan, 1.0, 1, 2)
     noise.add(math.inf, 1.0, 1, 2)
@@ -104,7 +104,7 @@ def test_nothing_is_said_before_a_measurement_and_of_what_is_not_finite():
     assert noise.tokens is None
 
 
-def test_which_part_is_measured():
+def test_the_small_batch_depends_on_layout_and_micro_batch():
     two = RankContext(CPU.device, 0, 2)
     assert [small_batch_sequences(n, 3, CPU, 1) for n in (1, 3, 4, 9)] == [None, None, 3, 3]
     assert [small_batch_sequences(n, 3, two, 1) for n in (1, 2, 7, 8)] == [None, 1, None, 4]
@@ -126,7 +126,7 @@ def test_which_part_is_measured():
     assert small_batch_sequences(12, 3, sliced, NOISE_RERUN_EVERY + 1) is None
 
 
-def test_the_loop_logs_it(make_run, train_here):
+def test_the_loop_logs_the_noise_scale(make_run, train_here):
     # weights that stay, so that every step can be measured again
     run = make_run(micro_batch=1, lr=1e-12)
     lines = _lines(run, train_here)
@@ -157,7 +157,9 @@ def _lines(run, train_here):
     return read_metrics(run.out)
 
 
-def test_a_batch_that_follows_it_grows_and_is_exact_on_resume(make_run, train_here, monkeypatch):
+def test_a_batch_that_follows_the_noise_scale_grows_and_is_exact_on_resume(
+    make_run, train_here, monkeypatch
+):
     monkeypatch.setattr("gptcli.trainer.schedule.GROW_EVERY_STEPS", 4)
     changes = {
         "follow_noise": True,
@@ -245,7 +247,7 @@ dist.barrier()
 """
 
 
-def test_processes_measure_their_own_part_before_it_is_averaged(tmp_path):
+def test_ranks_measure_their_gradients_before_the_reduction(tmp_path):
     started = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, str(rank), str(tmp_path / "store")],

@@ -17,7 +17,7 @@ def model(make_run):
     return model
 
 
-def test_every_parameter_once_and_decay_only_on_two_dimensions(make_run, model):
+def test_every_parameter_is_optimized_once_and_only_matrices_decay(make_run, model):
     decayed, plain = make_optimizer(model, make_run().train).param_groups
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
     assert sum(p.numel() for p in [*decayed["params"], *plain["params"]]) == model.config.parameters
@@ -30,7 +30,7 @@ def test_every_parameter_once_and_decay_only_on_two_dimensions(make_run, model):
     assert all(p.dim() == 1 for p in plain["params"])
 
 
-def test_one_update_is_adamw_as_printed(make_run, model):
+def test_an_update_is_adamw_as_published(make_run, model):
     before = copy.deepcopy(model)
     optimizer = make_optimizer(model, make_run().train)
     for parameter in model.parameters():
@@ -46,7 +46,7 @@ def test_one_update_is_adamw_as_printed(make_run, model):
         assert torch.allclose(new, expected, atol=1e-6)
 
 
-def test_clip_cuts_the_global_norm_and_reports_the_old_one(model):
+def test_the_clip_limits_the_global_norm_and_returns_the_one_before(model):
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 0.5)
     norm = clip_gradients(model, 1.0, RankContext(torch.device("cpu")))
@@ -56,7 +56,7 @@ def test_clip_cuts_the_global_norm_and_reports_the_old_one(model):
 
 
 @pytest.mark.parametrize("lifted", [1.0, 8.0])
-def test_a_gradient_below_the_clip_is_only_brought_down_to_its_own_size(model, lifted):
+def test_a_gradient_below_the_clip_is_only_divided_by_the_loss_scale(model, lifted):
     for parameter in model.parameters():
         parameter.grad = (
             torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * lifted / 64

@@ -34,25 +34,25 @@ def test_an_altered_shard(make_run, copied):
 
 def test_another_tokenizer(make_run, copied):
     train_tokenizer(["other words other words"], 262).save(copied / "tokenizer.json")
-    with pytest.raises(InputError, match="not the one they were made with"):
+    with pytest.raises(InputError, match="not the one the shards were made with"):
         check_run(make_run(data=copied), read_manifest(copied))
 
 
 def test_too_few_tokens_for_one_window(make_run, shards):
     with pytest.raises(
-        InputError, match=r"the data has 6,000 tokens, too few for a context of 8,192\n.*--n-ctx"
+        InputError, match=r"the data has 6,000 tokens, too few for a context of 8,192\n.*n_ctx"
     ):
         check_run(make_run(n_ctx=8192, tokens=8192), read_manifest(shards))
 
 
 def test_more_processes_than_sequences(make_run, shards):
-    with pytest.raises(UsageError, match="--layout"):
+    with pytest.raises(UsageError, match="layout: "):
         check_run(make_run(layout="dp=8"), read_manifest(shards))
 
 
 def test_a_run_folder_that_holds_the_shards(make_run, copied):
     for out in (copied, copied.parent):
-        with pytest.raises(UsageError, match="holds the shards"):
+        with pytest.raises(UsageError, match="contains the shards"):
             check_run(replace(make_run(data=copied), out=out), read_manifest(copied))
 
 
@@ -84,11 +84,11 @@ def test_a_resume_of_another_run_is_refused_naming_the_difference(make_run, trai
         with pytest.raises(UsageError, match=message) as caught:
             check_resume(make_run(**change))
         ways = str(caught.value.hint).split("\n  ")
-        assert ways[0].startswith(f"to train on from its weights: --init-from {run.out}") == (
-            change.keys() <= {"lr", "seed", "tokens", "data_sha256"}
-        )
-        assert ("leave out --lr" in str(caught.value.hint)) == ("lr" in change)
-        assert ways[-1] == "--force deletes it and starts over"
+        assert ways[0].startswith(
+            f"to train on from its weights: {{option:init_from}} {run.out}"
+        ) == (change.keys() <= {"lr", "seed", "tokens", "data_sha256"})
+        assert ("leave out {option:lr}" in str(caught.value.hint)) == ("lr" in change)
+        assert ways[-1] == "{option:force} deletes it and starts over"
     assert check_resume(make_run(keep=5, layout="dp=2", micro_batch=1))
 
 

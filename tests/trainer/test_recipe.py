@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,6 +10,7 @@ from gptcli.model.config import ModelConfig, find_size
 from gptcli.papers.models import MODELS
 from gptcli.papers.training import TRAINING
 from gptcli.trainer.recipe import (
+    MAX_SMALL_LR,
     SCALED,
     SCALED_BATCH,
     STEPS,
@@ -16,7 +19,9 @@ from gptcli.trainer.recipe import (
     is_of_paper_size,
     nearest_paper,
     paper_recipe,
+    scaled_lr,
     short_warmup,
+    small_lr,
     whole_sequences,
 )
 
@@ -153,3 +158,28 @@ def test_cadence_of_a_short_and_of_the_papers_run():
         "keep": 2,
     }
     assert min(cadence(1, 1000).values()) == 1
+
+
+@pytest.mark.parametrize(
+    "paper", [model for model in MODELS if model.paper == "GPT-3"], ids=lambda paper: paper.name
+)
+def test_every_paper_size_has_its_own_learning_rate(paper) -> None:
+    assert scaled_lr(paper.parameters) == pytest.approx(paper.lr)
+
+
+def test_a_learning_rate_between_two_sizes_matches_a_hand_calculation() -> None:
+    middle = math.sqrt(125_226_240 * 355_871_744)  # halfway between 125M and 350M, logarithmically
+    assert scaled_lr(round(middle)) == pytest.approx(math.sqrt(6e-4 * 3e-4), rel=1e-6)
+
+
+def test_learning_rates_beyond_the_table_are_those_at_its_ends() -> None:
+    assert scaled_lr(1_000_000) == 6e-4
+    assert scaled_lr(10**12) == 0.6e-4
+
+
+def test_below_the_table_the_rate_rises_with_the_cube_root() -> None:
+    assert small_lr(125_226_240) == small_lr(10**9) == 6e-4
+    assert small_lr(125_226_240 // 8) == 1.2e-3
+    assert small_lr(1000) == small_lr(1) == MAX_SMALL_LR == 4e-3
+    rates = [small_lr(2**power) for power in range(10, 30)]
+    assert rates == sorted(rates, reverse=True)

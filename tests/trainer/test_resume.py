@@ -119,7 +119,7 @@ def same_model(one, other):
     ).read_bytes()
 
 
-def test_killed_and_resumed_is_the_whole_run_to_the_bit(make_run, start, finish):
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make_run, start, finish):
     options = {"checkpoint_every": 6, "micro_batch": 1, "dropout": 0.1}
     for layout in ("dp=1", "shard=2", "tp=2", "pp=2"):
         whole, killed = (
@@ -136,7 +136,7 @@ def test_killed_and_resumed_is_the_whole_run_to_the_bit(make_run, start, finish)
         assert losses(whole) == losses(killed), layout
 
 
-def test_any_layout_goes_on_where_another_stopped(make_run, start, finish):
+def test_any_layout_resumes_a_checkpoint_of_another(make_run, start, finish):
     options = {"checkpoint_every": 6, "micro_batch": 1, "n_layer": 4, "keep": 9}
     plain, half = make_run("plain", **options), make_run("half", layout="shard=2", **options)
     finish(plain)
@@ -159,7 +159,9 @@ def test_any_layout_goes_on_where_another_stopped(make_run, start, finish):
 
 
 @pytest.mark.parametrize(("layout", "kills"), [("dp=1", KILLS), ("shard=2", -(-KILLS // 5))])
-def test_killed_at_random_moments_and_inside_checkpoints(make_run, start, finish, layout, kills):
+def test_a_run_killed_at_random_moments_resumes_from_its_last_checkpoint(
+    make_run, start, finish, layout, kills
+):
     """Every resume succeeds, none loses more than one checkpoint interval, and the end is the run
     that was never killed.
     """

@@ -71,7 +71,7 @@ def closed_lr(tokens: float, lr: float, warmup: float, decay: float) -> float:
 
 
 @pytest.mark.parametrize("size", TABLE)
-def test_closed_forms_at_twenty_token_counts(size):
+def test_schedules_match_closed_forms_at_twenty_token_counts(size):
     schedule = paper_schedule(size)
     lr, batch, ramp = TABLE[size]
     assert len(set(COUNTS)) == 20
@@ -94,7 +94,9 @@ def test_closed_forms_at_twenty_token_counts(size):
 @pytest.mark.parametrize(
     ("size", "micro_batch"), list(zip(TABLE, [1, 2, 3, 4, 5, 7, 12, 16], strict=True))
 )
-def test_a_run_takes_these_steps_whatever_the_micro_batch(make_run, train_here, size, micro_batch):
+def test_the_steps_of_a_run_do_not_depend_on_the_micro_batch(
+    make_run, train_here, size, micro_batch
+):
     """Each size's recipe scaled to 12,000 tokens, the batch from 2 to 12 sequences of 16: what the
     run logs, at every step.
     """
@@ -125,13 +127,13 @@ def test_a_run_takes_these_steps_whatever_the_micro_batch(make_run, train_here, 
     assert len(lines) > 60
 
 
-def test_scaled_to_fewer_tokens_the_shape_is_the_same():
+def test_a_recipe_scaled_to_fewer_tokens_has_the_same_shape():
     whole, tenth = paper_schedule("125M"), paper_schedule("125M", 30_000_000_000)
     for tokens in COUNTS:
         assert tenth.lr(tokens / 10) == pytest.approx(whole.lr(tokens))
 
 
-def test_without_warm_up_or_decay(make_run):
+def test_the_learning_rate_is_constant_without_warmup_and_decay(make_run):
     config = replace(make_run().train, warmup_tokens=0, decay_tokens=1)
     assert Schedule(config, 16).lr(1) == pytest.approx(config.lr * config.min_lr_ratio)
     assert Schedule(replace(config, decay_tokens=1000), 16).lr(0) == config.lr
@@ -165,7 +167,7 @@ def test_steps_cover_the_run_exactly(total, full, first, ramp, n_ctx):
     assert batches[:-1] == sorted(batches[:-1])
 
 
-def test_a_batch_that_follows_doubles_at_set_steps_and_never_shrinks(make_run):
+def test_a_batch_that_follows_the_noise_scale_doubles_at_set_steps_and_never_shrinks(make_run):
     schedule = Schedule(make_run(batch_tokens=160, follow_noise=True, ramp_from=32).train, 16)
     assert (schedule.first_batch, schedule.full_batch) == (2, 10)
     assert (
@@ -178,12 +180,12 @@ def test_a_batch_that_follows_doubles_at_set_steps_and_never_shrinks(make_run):
     assert schedule.grown_batch(8, 3 * GROW_EVERY_STEPS, 1e9) == 10
 
 
-def test_a_run_shorter_than_a_sequence_is_refused(make_run):
+def test_a_run_shorter_than_a_sequence_is_rejected(make_run):
     with pytest.raises(UsageError, match="less than one sequence"):
         Schedule(make_run(tokens=15).train, 16)
 
 
-def test_steps_until_a_number_of_tokens(make_run):
+def test_steps_until_a_token_count_match_the_positions(make_run):
     run = make_run(ramp_tokens=640, ramp_from=16, tokens=2000)
     schedule, position, ends = Schedule(run.train, 16), Position(), []
     while position.sequences < schedule.total_sequences:
@@ -203,7 +205,7 @@ def test_steps_until_a_number_of_tokens(make_run):
     ramp=st.integers(0, 6000),
     upto=st.none() | st.integers(0, 6000),
 )
-def test_steps_are_counted_as_they_are_walked(tokens, n_ctx, batch, first, ramp, upto):
+def test_counted_steps_equal_simulated_steps(tokens, n_ctx, batch, first, ramp, upto):
     recipe = paper_recipe(find_size("125M"), tokens) | {
         "batch_tokens": batch,
         "ramp_from": first,
@@ -222,7 +224,7 @@ def test_steps_are_counted_as_they_are_walked(tokens, n_ctx, batch, first, ramp,
     assert schedule.steps(upto) == position.step
 
 
-def test_the_steps_of_a_run_of_any_length_are_counted_at_once(monkeypatch):
+def test_steps_of_a_run_of_any_length_are_counted_at_once(monkeypatch):
     schedule, looks = paper_schedule("13B", 10**15), []
     batch = schedule.batch
     monkeypatch.setattr(

@@ -17,11 +17,11 @@ def calm(guard: SpikeGuard, count: int, seed: int = 0) -> list[str | None]:
     ]
 
 
-def test_no_step_of_a_calm_run_is_left_out():
+def test_no_update_of_a_calm_run_is_skipped():
     assert not any(calm(SpikeGuard(6.0), 5000))
 
 
-def test_a_spike_is_left_out_and_does_not_move_the_mean():
+def test_a_spike_is_skipped_and_does_not_change_the_mean():
     guard = SpikeGuard(6.0)
     calm(guard, 1000)
     mean = guard.state["mean"]
@@ -41,11 +41,11 @@ def test_a_spike_is_left_out_and_does_not_move_the_mean():
 @pytest.mark.parametrize(
     ("loss", "norm", "said"), [(math.nan, 1.0, "loss is nan"), (3.0, math.inf, "norm is inf")]
 )
-def test_what_is_not_finite_is_left_out_from_the_first_step_on(loss, norm, said):
+def test_numbers_that_are_not_finite_are_skipped_from_the_first_step_on(loss, norm, said):
     assert said in SpikeGuard(0.0).skip_reason(loss, norm)
 
 
-def test_neither_early_nor_small_nor_when_switched_off():
+def test_early_and_small_rises_are_no_spikes_and_0_turns_the_guard_off():
     early, flat, off = SpikeGuard(6.0), SpikeGuard(6.0), SpikeGuard(0.0)
     assert not any(early.skip_reason(loss, 1.0) for loss in [3.0] * (WINDOW_STEPS - 1) + [30.0])
     assert not any(
@@ -54,7 +54,7 @@ def test_neither_early_nor_small_nor_when_switched_off():
     assert not any(off.skip_reason(loss, 1.0) for loss in [3.0] * 200 + [30.0])
 
 
-def test_its_state_is_all_of_it():
+def test_the_state_is_all_that_a_resume_needs():
     whole, first = SpikeGuard(6.0), SpikeGuard(6.0)
     calm(whole, 300)
     calm(first, 200)

@@ -28,7 +28,7 @@ def gradients(run, micro_batch, count=7, step=1):
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 4, 7, 9])
-def test_accumulated_gradients_are_those_of_the_mean_loss(make_run, micro_batch):
+def test_accumulated_gradients_equal_those_of_the_mean_loss(make_run, micro_batch):
     run = make_run(d_model=32, attention="banded", band=3)
     grads, loss = gradients(run, micro_batch)
     model = build_train_step(run, PLACE, SILENT).model

@@ -97,7 +97,7 @@ def copied_step(out):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_stopped_run_is_read_everywhere(make_run, train_here, kind):
+def test_a_stopped_run_loads_here_and_in_transformers(make_run, train_here, kind):
     run = make_run(checkpoint_every=4, **KINDS[kind])
     assert train(run, CPU, Told(640, signal.SIGTERM))["step"] == 11
     events = Told()
@@ -116,7 +116,7 @@ def test_a_stopped_run_is_read_everywhere(make_run, train_here, kind):
         in_transformers(run.out), of_checkpoint(run, 11), atol=TOLERANCE.get(kind, 1e-5), rtol=0
     )
     card = (run.out / "README.md").read_text()
-    assert "Unfinished: training is still going on, or was stopped" in card
+    assert "Unfinished: training is still running, or was stopped" in card
     assert "| Trained on | 704 tokens in 11 steps" in card
 
     shutil.rmtree(run.out / "checkpoints")  # as one copies a folder to another machine
@@ -128,7 +128,7 @@ def test_a_stopped_run_is_read_everywhere(make_run, train_here, kind):
     )
 
 
-def test_nothing_is_left_of_it_in_a_finished_run(make_run, train_here):
+def test_a_finished_run_has_no_unfinished_copy(make_run, train_here):
     run = make_run(checkpoint_every=4)
     train_here(run)
     assert not (run.out / "unfinished.safetensors").exists()
@@ -146,7 +146,7 @@ def test_nothing_is_left_of_it_in_a_finished_run(make_run, train_here):
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 5, 9, 17])
-def test_a_run_killed_at_any_step_is_its_newest_checkpoint(make_run, step):
+def test_a_run_killed_at_any_step_loads_its_newest_checkpoint(make_run, step):
     run = make_run(checkpoint_every=4, keep=20)
     with pytest.raises(Killed):
         train(run, CPU, Told(step * 64))
@@ -171,7 +171,7 @@ def test_a_run_killed_at_any_step_is_its_newest_checkpoint(make_run, step):
         )
 
 
-def test_a_resumed_run_begins_with_the_card_of_its_checkpoint(make_run):
+def test_a_resumed_run_starts_with_the_card_of_its_checkpoint(make_run):
     run = make_run(checkpoint_every=4)
     with pytest.raises(Killed):
         train(run, CPU, Told(9 * 64))
@@ -199,7 +199,7 @@ def test_a_full_disk_leaves_the_card_of_an_earlier_step(make_run, monkeypatch):
     )
 
 
-def test_a_run_that_is_going_on_is_read_at_every_step(make_run):
+def test_a_running_run_loads_at_every_step(make_run):
     run, read = make_run(checkpoint_every=3, keep=20), []
 
     class Reading(Events):
@@ -238,7 +238,7 @@ def written(tmp_path):
     return tmp_path, lambda step: save(store, model, step)
 
 
-def test_a_writer_that_removes_what_is_read_never_breaks_a_reader(written):
+def test_a_writer_that_removes_checkpoints_never_breaks_a_reader(written):
     out, write = written
     write(1)
     done = threading.Event()
@@ -262,7 +262,7 @@ def test_a_writer_that_removes_what_is_read_never_breaks_a_reader(written):
         writer.join()
 
 
-def test_a_checkpoint_removed_while_it_is_read_is_left_for_the_next(written, monkeypatch):
+def test_a_reader_of_a_removed_checkpoint_moves_to_the_next(written, monkeypatch):
     out, write = written
     write(7)
     right = CheckpointStateDict.__getitem__
@@ -286,7 +286,7 @@ def test_a_checkpoint_removed_while_it_is_read_is_left_for_the_next(written, mon
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "index.json", "state.json"])
-def test_a_broken_checkpoint_is_passed_over_with_a_warning(written, file):
+def test_a_broken_checkpoint_is_skipped_with_a_warning(written, file):
     out, write = written
     write(7)
     shutil.copytree(checkpoint_folder(out, 7), checkpoint_folder(out, 9))
@@ -357,7 +357,7 @@ def call_and_die(out, monkeypatch, at, call):
     return step
 
 
-def test_an_index_never_leads_out_of_the_folder(written):
+def test_an_index_cannot_name_files_outside_the_folder(written):
     out, _ = written
     (out / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"w": "../unfinished.safetensors"}})

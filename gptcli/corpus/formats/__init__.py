@@ -69,7 +69,8 @@ def find_reader(path: str, documents: str, field: str = "text") -> Reader:
     if documents not in DOCUMENT_KINDS:
         raise UsageError(
             f"unknown kind of document {documents!r}",
-            where="--documents",
+            field="documents",
+            code="unknown_documents",
             hint=nearest(documents, DOCUMENT_KINDS),
         )
     kind, _ = file_suffixes(path)

@@ -23,7 +23,7 @@ from gptcli.corpus.inputs import MissingPackageError, file_suffixes, open_input
 from gptcli.errors import InputError, install_hint
 from gptcli.files import temporary_room
 
-SKIP_HINT = "leave it out, or count and skip what is broken with --on-error skip"
+SKIP_HINT = "leave it out, or count and skip what is broken with {option:on_error} skip"
 
 
 def csv_reader(field: str) -> Reader:

@@ -48,9 +48,13 @@ def test_arc_is_read_in_both_forms(tmp_path: Path) -> None:
 
 def test_hellaswag_is_read_in_both_forms(tmp_path: Path) -> None:
     original = {
-        "ind": 4, "activity_label": "Roof", "ctx_a": "A man sits.", "ctx_b": "he", "label": 3,
+        "ind": 4,
+        "activity_label": "Roof",
+        "ctx_a": "A man sits.",
+        "ctx_b": "he",
+        "label": 3,
         "endings": ["is [a] up.", "b", "c", "starts. [title] Then [step] go."],
-    }  # fmt: skip
+    }
     [row] = rows("hellaswag", tmp_path / "a.jsonl", [original])
     assert row["context"] == "Roof: A man sits. He"
     assert row["choices"] == ["is up.", "b", "c", "starts.. Then go."]

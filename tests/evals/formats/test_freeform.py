@@ -63,9 +63,12 @@ def test_coqa_is_read_in_both_forms(tmp_path: Path) -> None:
         return [{"input_text": text} for text in texts]
 
     original = {
-        "id": "s", "story": "Once.", "questions": listed("Who?", "Why?"), "answers": listed("he", "so"),
+        "id": "s",
+        "story": "Once.",
+        "questions": listed("Who?", "Why?"),
+        "answers": listed("he", "so"),
         "additional_answers": {"1": listed("him", "thus"), "0": listed("He", "because")},
-    }  # fmt: skip
+    }
     read = rows("coqa", tmp_path / "a.json", {"version": "1.0", "data": [original]})
     assert [row["answers"] for row in read] == [["he", "He", "him"], ["so", "because", "thus"]]
     assert (read[1]["id"], read[1]["group"], read[1]["history"]) == (
@@ -150,11 +153,19 @@ def test_closed_book_questions_are_read(tmp_path: Path) -> None:
         ("squad", "hf-dummy/squad-plain_text/dummy_data/dev-v1.1.json", 1),
         ("quac", "hf-dummy/quac-plain_text/dummy_data/val_v0.2.json", None),
         ("drop", "hf-dummy/drop-0.1.0/dummy_data/drop_dataset/drop_dataset_dev.json", None),
-        ("trivia_qa", f"{TRIVIA_QA}/triviaqa-unfiltered.tar.gz/triviaqa-unfiltered/unfiltered-web-dev.json", None),
-        ("trivia_qa", "hf-dummy/trivia_qa-rc.wikipedia/dummy_data/triviaqa-rc.tar.gz/qa/wikipedia-dev.json", None),
+        (
+            "trivia_qa",
+            f"{TRIVIA_QA}/triviaqa-unfiltered.tar.gz/triviaqa-unfiltered/unfiltered-web-dev.json",
+            None,
+        ),
+        (
+            "trivia_qa",
+            "hf-dummy/trivia_qa-rc.wikipedia/dummy_data/triviaqa-rc.tar.gz/qa/wikipedia-dev.json",
+            None,
+        ),
         ("web_questions", "hf-dummy/web_questions-1.0.0/dummy_data/blobtrain", 2),
     ],
-)  # fmt: skip
+)
 def test_published_question_answering_sets_are_read(
     real_data: Path, name: str, path: str, count: int | None
 ) -> None:

@@ -155,10 +155,12 @@ def test_record_lists_each_entity_once(tmp_path: Path) -> None:
         ("cb", "superglue/CB/val.jsonl", 56),
         ("copa", "superglue/COPA/val.jsonl", 100),
         ("rte", "superglue/RTE/val.jsonl", 277),
-        *((name.lower(), f"hf-dummy/super_glue-boolq/dummy_data/{name}/val.jsonl", None) for name in
-          ("BoolQ", "CB", "COPA", "RTE", "WiC", "WSC", "MultiRC", "ReCoRD")),
+        *(
+            (name.lower(), f"hf-dummy/super_glue-boolq/dummy_data/{name}/val.jsonl", None)
+            for name in ("BoolQ", "CB", "COPA", "RTE", "WiC", "WSC", "MultiRC", "ReCoRD")
+        ),
     ],
-)  # fmt: skip
+)
 def test_published_superglue_sets_are_read(
     real_data: Path, name: str, path: str, count: int | None
 ) -> None:

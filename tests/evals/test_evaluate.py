@@ -29,7 +29,7 @@ def test_tasks_at_every_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Path("lambada.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(GptError, match="did you mean lambada"):
         gpt("train", "--size", "125M", *SMALL.split(), "--eval-task", "lambda")
-    with pytest.raises(GptError, match="--eval-data names the folder"):
+    with pytest.raises(GptError, match="name the folder with --eval-data"):
         gpt("train", "--size", "125M", *SMALL.split(), "--eval-task", "lambada")
     gpt(
         "train",

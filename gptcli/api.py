@@ -1,0 +1,189 @@
+"""Functions of the library that combine several rooms; `import gptcli` names them.
+
+Each does what the command of the same purpose does, from Python values instead of options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+from gptcli.errors import UsageError
+from gptcli.evals.evaluate import evaluate
+from gptcli.events import SILENT, Events
+from gptcli.model.config import ModelConfig, find_size
+from gptcli.papers.training import TRAINING
+from gptcli.sampling.load import Loaded
+from gptcli.sampling.load import load as _load
+from gptcli.trainer.train import train
+
+if TYPE_CHECKING:
+    from gptcli.corpus.formats import DocumentKind
+    from gptcli.cost.estimate import Estimate
+    from gptcli.sampling.params import SamplingParams
+    from gptcli.shards.manifest import Manifest
+    from gptcli.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["build_shards", "estimate_cost", "evaluate", "generate", "load_model", "train"]
+
+DEFAULT_GPU = "h100"
+
+
+def build_shards(
+    inputs: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    tokenizer: Tokenizer,
+    documents: DocumentKind = "file",
+    val_fraction: float = 0.001,
+    seed: int = 0,
+    workers: int = 1,
+    resume: bool = False,
+    force: bool = False,
+    events: Events = SILENT,
+) -> Manifest:
+    """Turn text files into shuffled token shards in the folder `out`, and return their manifest.
+
+    `inputs` are files or folders; `documents` says what is a document: "file", "line", "paragraph"
+    or another kind of `gpt build-shards`. About `val_fraction` of the documents become the
+    validation split. Raises UsageError, InputError or RunError.
+    """
+    from gptcli.corpus.build import begin_build, finish_build
+    from gptcli.corpus.config import BuildConfig
+    from gptcli.corpus.inputs import find_inputs
+    from gptcli.corpus.recipe import SourceConfig
+    from gptcli.locks import own_folder
+    from gptcli.shards.manifest import read_manifest
+
+    paths = [inputs] if isinstance(inputs, str | Path) else list(inputs)
+    source = SourceConfig(inputs=find_inputs([str(path) for path in paths]), documents=documents)
+    build = BuildConfig(sources=[source], tokenizer=tokenizer, val_fraction=val_fraction, seed=seed)
+    out = Path(out)
+    with own_folder(out, read_only=resume, events=events):
+        if begin_build(build, out, resume=resume, force=force):
+            return finish_build(build, out, workers=workers, events=events)
+    return read_manifest(out)
+
+
+def load_model(
+    folder: str | Path,
+    *,
+    checkpoint: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    events: Events = SILENT,
+) -> Loaded:
+    """Load the model and tokenizer of a run folder or a transformers GPT-2 folder.
+
+    An unfinished run gives its newest checkpoint, or that of step `checkpoint`. `.model` of the
+    result is the `GPT`, `.tokenizer` its tokenizer. Raises UsageError for a device or precision
+    that is not available here, InputError if the folder contains no complete model.
+    """
+    return _load(
+        Path(folder), checkpoint=checkpoint, device=device, precision=precision, events=events
+    )
+
+
+@overload
+def generate(
+    model: Loaded | str | Path,
+    prompt: str = "",
+    *,
+    params: SamplingParams | None = None,
+    max_tokens: int = 200,
+    seed: int = 0,
+    stops: Sequence[str] = (),
+) -> str: ...
+@overload
+def generate(
+    model: Loaded | str | Path,
+    prompt: list[str],
+    *,
+    params: SamplingParams | None = None,
+    max_tokens: int = 200,
+    seed: int = 0,
+    stops: Sequence[str] = (),
+) -> list[str]: ...
+def generate(
+    model: Loaded | str | Path,
+    prompt: str | list[str] = "",
+    *,
+    params: SamplingParams | None = None,
+    max_tokens: int = 200,
+    seed: int = 0,
+    stops: Sequence[str] = (),
+) -> str | list[str]:
+    """Return the text that continues `prompt`, or a list of texts for a list of prompts.
+
+    `model` is a result of `load_model`, or a folder to load. Generation ends at the end of the
+    text, before one of the strings `stops`, or after `max_tokens` tokens. The text depends on
+    `seed` and, in a list, on the position of the prompt. Raises UsageError or RunError.
+    """
+    from gptcli.sampling.generate import generate as generate_one
+
+    loaded = model if isinstance(model, Loaded) else load_model(model)
+    texts = [
+        generate_one(
+            loaded.model,
+            loaded.tokenizer,
+            text,
+            params,
+            max_tokens=max_tokens,
+            seed=seed,
+            sample_index=index,
+            stops=stops,
+        ).text
+        for index, text in enumerate([prompt] if isinstance(prompt, str) else prompt)
+    ]
+    return texts[0] if isinstance(prompt, str) else texts
+
+
+def estimate_cost(
+    model: ModelConfig | str,
+    *,
+    tokens: int | None = None,
+    gpus: int = 1,
+    gpu: str = DEFAULT_GPU,
+    tflops: float | None = None,
+    mfu: float | None = None,
+    goodput: float | None = None,
+    price: float | None = None,
+) -> Estimate:
+    """Estimate FLOPs, time, energy and dollars of training a model; `as_dict()` is the JSON report.
+
+    `model` is an architecture or the name of a paper's size. `tokens` defaults to the paper's, or
+    to GPT-3's 300B. `gpu` is a row of hardware.toml; its throughput is published or predicted
+    unless `tflops` (in TFLOP/s) or `mfu` (a share of the peak) is given. `price` is in dollars per
+    GPU-hour. Raises UsageError if the values are impossible.
+    """
+    from gptcli.cost.cluster import make_cluster
+    from gptcli.cost.estimate import price_training
+    from gptcli.cost.hardware import USER, find_gpu
+
+    if gpus < 1:
+        raise UsageError(f"{gpus} is less than 1", field="gpus", code="out_of_range")
+    if isinstance(model, str):
+        paper = find_size(model)
+        name, config = paper.name, ModelConfig.from_paper(paper)
+        usual, source = TRAINING[paper.paper].tokens, f"{paper.paper}, {paper.name}"
+    else:
+        name, config = "custom", model
+        usual, source = TRAINING["GPT-3"].tokens, "assumed: as many as GPT-3"
+    cluster, plan = make_cluster(
+        find_gpu(gpu),
+        gpus,
+        model=config,
+        tflops=tflops,
+        mfu=mfu,
+        goodput=goodput,
+        price=price,
+    )
+    return price_training(
+        name,
+        config,
+        usual if tokens is None else tokens,
+        cluster,
+        tokens_source=source if tokens is None else USER,
+        plan=plan,
+    )

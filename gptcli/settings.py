@@ -1,0 +1,224 @@
+"""Settings: values with the origin of each, quantities such as 12k or 300B, and allowed ranges."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gptcli import __version__, toml_text
+from gptcli.errors import UsageError
+
+SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
+
+
+@dataclass(slots=True)
+class Resolved:
+    """Values of a run or command, and the origin of each."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    """Value by name."""
+    origin: dict[str, str] = field(default_factory=dict)
+    """Origin by name, in words: "option", a file, "GPT-3, 350M"."""
+
+    def put(self, values: Mapping[str, Any], origin: str) -> None:
+        """Set `values`, replacing earlier ones; None means not given and changes nothing."""
+        for name, value in values.items():
+            if value is not None:
+                self.values[name] = value
+                self.origin[name] = origin
+
+
+def quantity(text: str | int | float) -> float:
+    """Return the number that 12k, 0.5M, 300B or 3.14e23 spells; suffixes are powers of 1,000.
+
+    Raises UsageError if `text` is no number or too large for a float.
+    """
+    value = _read_number(str(text))
+    if math.isinf(value):
+        raise UsageError(
+            f"{text} is out of range", code="out_of_range", hint="the largest number is 1.79e308"
+        )
+    return value
+
+
+def _read_number(text: str) -> float:
+    """Return the number that `text` spells; infinity if it is too large for a float."""
+    match = re.fullmatch(
+        r"\s*([0-9][0-9_]*\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*([kmbgt]?)\s*", text.lower()
+    )
+    if match is None:
+        raise UsageError(
+            f"{text!r} is not a quantity",
+            code="not_a_quantity",
+            hint="write a number, with a suffix if you like: 12k, 0.5M, 300B, 3.14e23",
+        )
+    return float(match[1]) * SUFFIXES[match[2]]
+
+
+def count(text: str | int | float) -> int:
+    """Return a quantity that is a whole number. Raises UsageError if it is not."""
+    value = quantity(text)
+    if abs(value - round(value)) > 1e-6:
+        raise UsageError(f"{text!r} is not a whole number", code="not_a_whole_number")
+    return round(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """Reader of a quantity within a range."""
+
+    low: float
+    """Lower bound."""
+    high: float
+    """Upper bound."""
+    whole: bool = False
+    """Require a whole number."""
+    above: bool = False
+    """Exclude `low`."""
+    below: bool = False
+    """Exclude `high`."""
+    advice: str = ""
+    """Alternative to suggest for a number out of range."""
+
+    def __call__(self, text: str | int | float) -> Any:
+        """Return the number that `text` spells. Raises UsageError, with the range, otherwise."""
+        written = str(text).strip()
+        size = _read_number(written.removeprefix("-"))
+        value = -size if written.startswith("-") else size
+        if self.whole and not math.isinf(size) and abs(size - round(size)) > 1e-6:
+            raise UsageError(
+                f"{text!r} is not a whole number", code="not_a_whole_number", hint=str(self)
+            )
+        if (
+            not self.low <= value <= self.high
+            or (self.above and value == self.low)
+            or (self.below and value == self.high)
+        ):
+            raise UsageError(
+                f"{text} is out of range",
+                code="out_of_range",
+                hint=f"{self}; {self.advice}" if self.advice else str(self),
+            )
+        return round(value) if self.whole else value
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a number"
+        low = f"{'above' if self.above else 'at least'} {_short(self.low)}"
+        return f"{kind} {low} and {'below' if self.below else 'at most'} {_short(self.high)}"
+
+
+def _short(value: float) -> str:
+    return (
+        f"{value:,}"
+        if isinstance(value, int) and value < 10**7
+        else re.sub(r"e\+0*", "e", f"{value:.3g}")
+    )
+
+
+MAX_RUN_TOKENS = 10**18
+MAX_CONTEXT_TOKENS = 1 << 24
+COUNTS: dict[str, tuple[int, int]] = {
+    "n_layer": (1, 10_000), "n_head": (1, 10_000), "d_model": (1, 1 << 20),
+    "n_ctx": (1, MAX_CONTEXT_TOKENS), "vocab_size": (1, 2**31 - 1),
+    "band": (1, MAX_CONTEXT_TOKENS), "mup": (1, 1 << 20),
+    "tokens": (1, MAX_RUN_TOKENS), "batch_tokens": (1, 10**12), "warmup_tokens": (0, MAX_RUN_TOKENS),
+    "decay_tokens": (1, MAX_RUN_TOKENS),
+    "ramp_tokens": (0, MAX_RUN_TOKENS), "ramp_from": (0, 10**12), "max_skipped": (1, 10**9),
+    "seed": (0, 2**63 - 1), "shots_seed": (0, 2**63 - 1),
+    "micro_batch": (1, 1 << 20), "batch_size": (1, 1 << 20), "workers": (1, 10_000),
+    "gpus": (1, 10**9),
+    "checkpoint": (0, 10**12), "checkpoint_every": (1, 10**12), "eval_every": (1, 10**12),
+    "eval_tokens": (1, MAX_RUN_TOKENS),
+    "eval_items": (1, 10**12), "keep": (1, 10**9), "samples": (0, 10**6),
+    "shard_tokens": (1, 2**31 - 1), "mixture_tokens": (1, MAX_RUN_TOKENS),
+    "num_samples": (1, 10**6), "max_tokens": (1, 10**9), "top_k": (1, 10**9), "beam": (1, 10_000),
+    "best_of": (1, 10**6),
+    "shots": (0, 10**6), "limit": (1, 10**12), "stride": (1, MAX_CONTEXT_TOKENS),
+}  # fmt: skip
+NUMBERS: dict[str, Number] = {
+    **{name: Number(low, high, whole=True) for name, (low, high) in COUNTS.items()},
+    "lr": Number(0, 10**9, above=True),
+    "min_lr_ratio": Number(0, 1),
+    "weight_decay": Number(0, 1000),
+    "dropout": Number(0, 1, below=True),
+    "beta1": Number(0, 1, below=True),
+    "beta2": Number(0, 1, below=True),
+    "eps": Number(0, 1, above=True),
+    "clip": Number(0, 10**9, above=True),
+    "spike": Number(0, 10**9),
+    "val_fraction": Number(0, 1, below=True),
+    "temperature": Number(
+        0, 10**6, above=True, advice="{option:greedy} takes the most probable token every time"
+    ),
+    "top_p": Number(0, 1, above=True),
+    "repetition_penalty": Number(0, 10**6, above=True),
+    **{
+        name: Number(0, 10**15, above=True)
+        for name in ("tflops", "memory", "price", "budget", "hours")
+    },
+    **{name: Number(0, 1, above=True) for name in ("mfu", "goodput")},
+    **{name: Number(0, 1e60, above=True) for name in ("flops", "optimal")},
+}
+"""Range of every numeric option and configuration key, by name."""
+
+
+def resolved_toml(resolved: Resolved, command: str, **extra: Any) -> str:
+    """Return `resolved` as TOML, with the origin of each value in a comment.
+
+    Comments at the top name the versions, the `command` and the facts in `extra`.
+    """
+    lines = [
+        f"# gpt {__version__}, python {sys.version.split()[0]}",
+        f"# command: {command}",
+    ]
+    lines += [f"# {name}: {toml_text.comment(str(value))}" for name, value in extra.items()]
+    rows = [
+        (
+            f"{name} = {toml_text.value(value)}",
+            toml_text.comment(resolved.origin.get(name, "default")),
+        )
+        for name, value in resolved.values.items()
+    ]
+    width = max((len(row) for row, _ in rows), default=0)
+    return "\n".join([*lines, "", *(f"{row:<{width}}  # {origin}" for row, origin in rows), ""])
+
+
+def updated_toml(before: str, resolved: Resolved, command: str, **extra: Any) -> str:
+    """Return the text `before` of `resolved_toml` with the values of `resolved`.
+
+    An unchanged text is returned as it is. Otherwise the lines of changed values are replaced, and
+    a comment at the top names this command.
+    """
+    after = resolved_toml(resolved, command, **extra)
+    old, new = tomllib.loads(before), tomllib.loads(after)
+    if old == new:
+        return before
+    rows = {
+        line.partition(" = ")[0]: line
+        for line in after.splitlines()
+        if " = " in line and line[0] != "#"
+    }
+    lines = [
+        rows[name]
+        if (name := line.partition(" = ")[0]) in new and old.get(name) != new[name]
+        else line
+        for line in before.splitlines()
+    ]
+    lines += [rows[name] for name in new if name not in old]
+    comments = next((number for number, line in enumerate(lines) if not line.startswith("#")), 0)
+    text = "\n".join([*lines[:comments], f"# resumed by: {command}", *lines[comments:], ""])
+    with contextlib.suppress(tomllib.TOMLDecodeError):
+        if tomllib.loads(text) == new:
+            return text
+    return after  # `before` was written by hand, in lines of another form
+
+
+def same_values(one: str, other: str | None) -> bool:
+    """Return whether two TOML texts contain the same values; None contains none."""
+    return other is not None and tomllib.loads(one) == tomllib.loads(other)

@@ -1,0 +1,379 @@
+"""Automatic settings: what "auto" chooses on this machine, and which settings fit it.
+
+All choices are pure functions of machine and configuration, so that a resumed run makes the same
+ones. Memory and time are those of `gptcli.cost`'s model.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sysconfig
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from gptcli.cost import layout as division
+from gptcli.cost.flops import flops_per_token
+from gptcli.cost.hardware import Gpu, find_gpu, identify_gpu
+from gptcli.cost.layout import Layout
+from gptcli.cost.memory import RECOMPUTE, SCHEDULES, padded_micro_batches
+from gptcli.cost.planner import layouts, make_plan
+from gptcli.cost.rank_memory import StepConfig, rank_memory
+from gptcli.distributed.environment import device_type
+from gptcli.errors import UsageError
+from gptcli.model.config import ModelConfig, short_name
+from gptcli.numbers import in_bytes
+from gptcli.papers.models import MODELS
+from gptcli.runtime import launch_environment, launched_processes
+from gptcli.trainer.config import TrainConfig
+
+AUTO = "auto"
+MAX_MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}  # more tokens at a time gain no speed
+# share of a device's memory for tensors; the rest is for its context and the allocator's gaps
+# (a GPU sold with 80 GB has 85.5e9 bytes)
+TENSOR_MEMORY_SHARE = 0.93
+PROXY_GPU = "a100"  # its speeds rank the layouts of a GPU without a row in hardware.toml
+MAX_SUGGESTIONS = 3  # layouts that an error message names
+# bytes, or "max" (Linux, control groups of version 2)
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+# processes that may share a CPU's cores, however few there are: for trying a layout out
+MIN_CPU_PROCESSES = 8
+# d_model from which bf16 products are faster on a CPU without compilation, conversions included
+# (AMX: slower at 128, faster at 256)
+MIN_BF16_D_MODEL = 256
+# seconds of work, at NOMINAL_FLOPS, from which compiling (about 10 s on a CPU) pays off
+COMPILE_PAYBACK_S = 30
+NOMINAL_FLOPS = {"cpu": 2e11, "cuda": 1e14}  # FLOP/s
+
+
+def auto_processes() -> int:
+    """Return the number of processes that a launcher started, or else of GPUs, at least 1."""
+    return launched_processes() or max(1, torch.cuda.device_count())
+
+
+def auto_layout(
+    model: ModelConfig, sequences: int, precision: str, *, recompute: str, micro_batch: int | str
+) -> tuple[Layout, str]:
+    """Return the fastest layout of all processes or GPUs that holds the model, and the reason.
+
+    On CPUs, whose memory the processes share, the model is sharded. If no layout holds the model,
+    it is sharded too, and `check_memory` later refuses it with a suggestion.
+    """
+    processes = auto_processes()
+    if processes == 1 or device_type() == "cpu":
+        return Layout(shard=processes), "all processes, sharded" if processes > 1 else "one process"
+    gpu = device(processes)
+    if found := fitting(
+        model, processes, sequences, precision, gpu, recompute=recompute, micro_batch=micro_batch
+    ):
+        return found[0][0], f"the fastest of {len(found)} that hold the model on {processes} GPUs"
+    why = f"no layout of {processes} GPUs with {in_bytes(gpu.memory_bytes)} holds the model"
+    return Layout(shard=processes), why
+
+
+def auto_precision(model: ModelConfig, compiled: bool) -> tuple[str, str]:
+    """Return the precision of matrix products, and the reason."""
+    if device_type() == "cuda":
+        return (
+            ("bf16", "this GPU has bf16")
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else ("fp32", "this GPU has no bf16")
+        )
+    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return "fp32", "this CPU has no bf16"
+    if model.d_model < MIN_BF16_D_MODEL and not compiled:
+        return "fp32", f"d_model is below {MIN_BF16_D_MODEL}, and nothing is compiled"
+    return "bf16", "this CPU has bf16"
+
+
+def auto_compile(model: ModelConfig, tokens: int, processes: int) -> tuple[bool, str]:
+    """Return whether to use torch.compile, and the reason."""
+    if not has_compiler():
+        return False, "no compiler here"
+    seconds = flops_per_token(model, "palm") * tokens / processes / NOMINAL_FLOPS[device_type()]
+    if seconds < COMPILE_PAYBACK_S:
+        return False, "the run is short"
+    return True, "the run is long enough"
+
+
+def has_compiler() -> bool:
+    """Return whether torch.compile can work here.
+
+    It needs Triton for a GPU; for a CPU, a C++ compiler and Python's headers, which distributions
+    package separately.
+    """
+    if device_type() == "cuda":
+        return importlib.util.find_spec("triton") is not None
+    headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
+    return headers and any(
+        shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++", "cl")
+    )
+
+
+def auto_micro_batch(
+    model: ModelConfig, layout: Layout, sequences: int, precision: str, recompute: str
+) -> tuple[int, str, str]:
+    """Return sequences per micro-batch, what to recompute, and the reason for the micro-batch.
+
+    The micro-batch divides the process's share of the batch, so that no sequence is padding. If
+    nothing fits in memory, the smallest settings are returned.
+    """
+    if device_type() == "cuda":
+        work = best_work(
+            model, layout, sequences, precision, device(layout.processes), recompute=recompute
+        )
+        if work is not None:
+            return work.micro_batch, work.recompute, "the fastest that fits in the GPU's memory"
+        return 1, "full" if recompute == AUTO else recompute, "nothing fits in the GPU's memory"
+    share = -(-sequences // layout.replicas)
+    most = min(MAX_MICRO_BATCH_TOKENS["cpu"] // model.n_ctx, share // layout.pp)
+    size = next((size for size in range(most, 0, -1) if share % size == 0), 1)
+    return (
+        size,
+        "none" if recompute == AUTO else recompute,
+        "the batch's share, or enough tokens to keep the device busy",
+    )
+
+
+def device_memory(processes: int) -> int:
+    """Return the bytes for tensors of each process here, if `processes` run on this machine."""
+    if torch.cuda.is_available():
+        return int(TENSOR_MEMORY_SHARE * torch.cuda.get_device_properties(0).total_memory)
+    launch = launch_environment()
+    here = processes if launch is None else launch.local_world_size
+    return int(TENSOR_MEMORY_SHARE * host_memory()) // here
+
+
+def host_memory() -> int:
+    """Return the bytes of memory of this machine, or of its container if that is limited."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = CGROUP_LIMIT.read_text(encoding="ascii").strip()
+    except OSError:
+        return physical
+    return min(physical, int(limit)) if limit.isdigit() else physical
+
+
+def device(processes: int) -> Gpu:
+    """Return this machine's GPU as `gptcli.cost` describes it, with the memory it has here."""
+    row = identify_gpu(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    return replace(row or find_gpu(PROXY_GPU), memory_bytes=device_memory(processes))
+
+
+def check_processes(layout: Layout) -> None:
+    """Raise UsageError if the processes of `layout` are not those launched, or too many here."""
+    processes = layout.processes
+    if (world := launched_processes()) is not None:
+        if processes != world:
+            raise UsageError(
+                f"{layout} is {processes} processes, but {world} were started",
+                field="layout",
+                code="layout_is_not_the_launch",
+                hint="make the product equal",
+            )
+    elif torch.cuda.is_available():
+        if processes > (gpus := torch.cuda.device_count()):
+            raise UsageError(
+                f"{layout} needs {processes} GPUs; this machine has {gpus}",
+                field="layout",
+                code="too_few_gpus",
+                hint=f"for example shard={gpus}",
+            )
+    elif processes > (most := max(MIN_CPU_PROCESSES, os.cpu_count() or 1)):
+        raise UsageError(
+            f"{layout} is {processes} processes on {os.cpu_count()} CPU cores",
+            field="layout",
+            code="too_few_cores",
+            hint=f"use at most {most} processes here",
+        )
+
+
+def check_division(model: ModelConfig, layout: Layout, schedule: str, sequences: int) -> None:
+    """Raise UsageError if `layout` cannot divide the model or a batch, on any machine."""
+    division.check_layout(layout, model)
+    if model.n_ctx % layout.tp:
+        raise UsageError(
+            f"tp={layout.tp} does not divide a context of {model.n_ctx}",
+            field="layout",
+            code="layout_does_not_divide",
+            hint="tp also divides the sequence: make tp a divisor",
+        )
+    if layout.tp > 1 and model.d_model % (layout.tp * layout.shard):
+        raise UsageError(
+            f"{layout} does not divide a width of {model.d_model}",
+            field="layout",
+            code="layout_does_not_divide",
+            hint="with tp, make tp times shard divide d_model",
+        )
+    if (stages := SCHEDULES[schedule] * layout.pp) > model.n_layer and layout.pp > 1:
+        raise UsageError(
+            f"{schedule} makes {stages} stages of pp={layout.pp}, "
+            f"more than the model's {model.n_layer} layers",
+            field="pipeline_schedule",
+            code="too_many_stages",
+            hint="1f1b makes half as many",
+        )
+    if layout.replicas > sequences:
+        raise UsageError(
+            f"{layout} reads {layout.replicas} sequences at a time, "
+            f"but a batch is {sequences} sequences",
+            field="layout",
+            code="batch_too_small_for_layout",
+            hint=_alternatives(model, layout, sequences)
+            or "raise {option:batch_tokens}, or use fewer processes",
+        )
+    if layout.replicas * layout.pp > sequences:
+        raise UsageError(
+            f"{layout} keeps {layout.pp} micro-batches of {layout.replicas} replicas at work, "
+            f"but a batch is {sequences} sequences",
+            field="layout",
+            code="batch_too_small_for_layout",
+            hint="raise {option:batch_tokens}, or use fewer stages",
+        )
+
+
+def process_memory(model: ModelConfig, layout: Layout, train: TrainConfig, sequences: int) -> int:
+    """Return the peak bytes of a process of this run, for full batches of `sequences`."""
+    return rank_memory(model, layout, work_of(layout, train, sequences)).total
+
+
+def check_memory(model: ModelConfig, layout: Layout, train: TrainConfig, sequences: int) -> None:
+    """Raise UsageError, with what would fit, if a process has less memory than it needs."""
+    needs, has = process_memory(model, layout, train, sequences), device_memory(layout.processes)
+    if needs > has:
+        raise UsageError(
+            shortage(layout, needs, has),
+            field="layout" if layout.processes > 1 else None,
+            code="does_not_fit_in_memory",
+            hint=memory_advice(model, layout, train, sequences),
+        )
+
+
+def shortage(layout: Layout, needs: int, has: int) -> str:
+    """Return a message that compares the bytes a run needs with those it has."""
+    if layout.processes == 1:
+        return (
+            f"does not fit: the run needs {in_bytes(needs)} of memory, "
+            f"and this machine has {in_bytes(has)} for it"
+        )
+    return (
+        f"does not fit: a process of {layout} needs {in_bytes(needs)} of memory, "
+        f"and has {in_bytes(has)}"
+    )
+
+
+def memory_advice(model: ModelConfig, layout: Layout, train: TrainConfig, sequences: int) -> str:
+    """Return a hint with what fits: settings for as many processes, or the largest paper size."""
+    gpu = device(layout.processes)
+    if found := fitting(model, layout.processes, sequences, train.precision, gpu)[:MAX_SUGGESTIONS]:
+        return "; or ".join(
+            f"{{option:layout}} {plan} {{option:micro_batch}} {work.micro_batch} "
+            f"{{option:recompute}} {work.recompute}"
+            for plan, work in found
+        )
+    size = largest_that_fits(model, layout.processes, train.precision, gpu)
+    largest = (
+        "no paper size fits here"
+        if size is None
+        else f"the largest paper size that fits here is {size}"
+    )
+    more = (
+        "a machine with more memory, or several GPUs" if layout.processes == 1 else "more processes"
+    )
+    return f"{largest}; for this model use {more}"
+
+
+def largest_that_fits(model: ModelConfig, processes: int, precision: str, gpu: Gpu) -> str | None:
+    """Return the largest paper size, with the vocabulary of `model`, that fits; None if none."""
+    for paper in sorted(MODELS, key=lambda paper: -paper.parameters):
+        config = ModelConfig.from_paper(paper, vocab_size=model.vocab_size)
+        if fitting(config, processes, processes, precision, gpu, micro_batch=1):
+            return short_name(paper)
+    return None
+
+
+def work_of(layout: Layout, train: TrainConfig, sequences: int) -> StepConfig:
+    """Return how a replica runs its share of a batch of `sequences`."""
+    micro_batches = -(-sequences // (layout.replicas * train.micro_batch))
+    return StepConfig(
+        micro_batch=train.micro_batch,
+        micro_batches=padded_micro_batches(micro_batches, layout.pp, train.pipeline_schedule),
+        precision=train.precision,
+        recompute=train.recompute,
+        schedule=train.pipeline_schedule,
+    )
+
+
+def fitting(
+    model: ModelConfig,
+    processes: int,
+    sequences: int,
+    precision: str,
+    gpu: Gpu,
+    *,
+    recompute: str = AUTO,
+    micro_batch: int | str = AUTO,
+) -> list[tuple[Layout, StepConfig]]:
+    """Return the layouts that hold and divide the model, fastest first, each with its best step."""
+    found = []
+    for layout in dict.fromkeys(layouts(model, processes)):
+        work = best_work(
+            model, layout, sequences, precision, gpu, recompute=recompute, micro_batch=micro_batch
+        )
+        if work is not None and _divides(model, layout, sequences):
+            found.append((make_plan(model, layout, work, gpu).tokens_per_second, layout, work))
+    return [(layout, work) for _, layout, work in sorted(found, key=lambda row: -row[0])]
+
+
+def best_work(
+    model: ModelConfig,
+    layout: Layout,
+    sequences: int,
+    precision: str,
+    gpu: Gpu,
+    *,
+    recompute: str = AUTO,
+    micro_batch: int | str = AUTO,
+) -> StepConfig | None:
+    """Return the fastest way to run a replica's share of a batch that fits; None if none fits.
+
+    No micro-batch is padded.
+    """
+    share = -(-sequences // layout.replicas)
+    most = max(1, MAX_MICRO_BATCH_TOKENS["cuda"] // model.n_ctx)
+    sizes = (
+        [micro_batch]
+        if isinstance(micro_batch, int)
+        else [n for n in range(1, min(most, share) + 1) if share % n == 0]
+    )
+    steps = [
+        StepConfig(
+            micro_batch=size, micro_batches=-(-share // size), precision=precision, recompute=name
+        )
+        for size in sizes
+        for name in ([recompute] if recompute != AUTO else RECOMPUTE)
+    ]
+    fits = [step for step in steps if rank_memory(model, layout, step).total <= gpu.memory_bytes]
+    return max(
+        fits, key=lambda step: make_plan(model, layout, step, gpu).tokens_per_second, default=None
+    )
+
+
+def _divides(model: ModelConfig, layout: Layout, sequences: int) -> bool:
+    divides = layout.tp == 1 or (
+        model.n_ctx % layout.tp == 0 and model.d_model % (layout.tp * layout.shard) == 0
+    )
+    return divides and layout.replicas * layout.pp <= sequences
+
+
+def _alternatives(model: ModelConfig, layout: Layout, sequences: int) -> str:
+    """Return a hint with layouts of as many processes that can divide the batch, or ""."""
+    able = [
+        str(other)
+        for other in dict.fromkeys(layouts(model, layout.processes))
+        if _divides(model, other, sequences)
+    ]
+    return f"for example {{option:layout}} {', or '.join(able[:MAX_SUGGESTIONS])}" if able else ""

@@ -1,0 +1,379 @@
+"""Resolution of a training run: size, overrides, shards and machine give a configuration.
+
+Precedence: what is given, then the paper, then the machine; every value keeps its origin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from gptcli.cost.layout import parse_layout
+from gptcli.errors import UsageError, nearest
+from gptcli.model.config import ModelConfig, find_size
+from gptcli.model.source import RUN_TOML
+from gptcli.numbers import amount
+from gptcli.papers.models import PaperModel
+from gptcli.settings import NUMBERS, Resolved
+from gptcli.trainer.config import TrainConfig, from_values
+from gptcli.trainer.recipe import (
+    SCALED,
+    SCALED_BATCH,
+    TOKENS_PER_PARAMETER,
+    batch_origin,
+    cadence,
+    default_tokens,
+    is_of_paper_size,
+    nearest_paper,
+    paper_recipe,
+    samples,
+    scaled_lr,
+    short_warmup,
+    small_lr,
+    whole_sequences,
+)
+
+NEWEST = "the newest of init_from"  # origin of a checkpoint's step that was not given
+LR_RANGE_STEPS = 100  # of a learning-rate range test without a number of tokens
+SHAPE = ("n_layer", "n_head", "d_model", "n_ctx")
+MODEL_KEYS = (*SHAPE, "attention", "band", "dropout")
+"""Fields of `ModelConfig` that a run may set; the others follow from the size or the shards."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedRun:
+    """Configuration of a run with nothing left to choose."""
+
+    name: str
+    """Paper's name for the size, or "GPT"."""
+    resolved: Resolved
+    """Every value with its origin, as run.toml contains them."""
+    model: ModelConfig
+    """Architecture."""
+    train: TrainConfig
+    """Training configuration."""
+    must_compile: bool
+    """Compilation was requested, so that a failure is an error; "auto" falls back to none."""
+
+    @property
+    def processes(self) -> int:
+        """Number of processes of the layout."""
+        return parse_layout(self.train.layout).processes
+
+
+def resolve_run(given: Resolved, vocab_size: int | None, *, lr_range: bool = False) -> ResolvedRun:
+    """Complete the `given` values, from the paper first, then from the machine.
+
+    `vocab_size` is that of the shards; None, if there are none yet, means the paper's. `lr_range`
+    resolves a learning-rate range test, which is short and has its own run folder. Raises
+    UsageError if the values do not go together.
+    """
+    model, paper = _model(given, vocab_size)
+    if lr_range:
+        _make_range_test(given, paper, model)
+    resolved = Resolved()
+    resolved.put(
+        {"data": "shards", "layout": "auto", "precision": "auto", "compile": "auto", "seed": 0},
+        "default",
+    )
+    resolved.put({"recompute": "auto", "pipeline_schedule": "1f1b"}, "default")
+    resolved.put(
+        {"spike": 6.0, "max_skipped": 10, "follow_noise": False, "document_mask": False}, "default"
+    )
+    resolved.put(
+        {name: value for name, value in model.as_dict().items() if name in MODEL_KEYS}, paper.name
+    )
+    _put_recipe(resolved, paper, given, model)
+    for name, value in given.values.items():
+        resolved.put({name: value}, given.origin[name])
+    _put_lr(resolved, given, model, lr_range=lr_range)
+    _round_batch(resolved, model.n_ctx)
+    if resolved.values["follow_noise"]:
+        _start_small(resolved, given, model.n_ctx)
+    layout = _put_machine(resolved, model)
+    _put_cadence(resolved, model)
+    values = resolved.values
+    train = from_values(
+        TrainConfig, {**values, "layout": layout, "compile": values["compile"] == "on"}
+    )
+    must_compile = train.compile and not resolved.origin["compile"].startswith(("auto", RUN_TOML))
+    name = paper.name if "size" in values else "GPT"
+    return ResolvedRun(name, resolved, model, train, must_compile)
+
+
+def resolve_config(values: dict[str, Any], vocab_size: int | None = None) -> TrainConfig:
+    """Return the configuration of a run from values given in Python; None means not given.
+
+    Numbers may be written as quantities, "10M". Raises UsageError for an unknown name or a value
+    out of range.
+    """
+    known = {"size", *MODEL_KEYS, *(field.name for field in fields(TrainConfig)), "scale_lr"}
+    given = Resolved()
+    for name, value in values.items():
+        if name not in known:
+            raise UsageError(
+                f"unknown field {name!r}",
+                code="unknown_field",
+                hint=nearest(name, sorted(known)),
+            )
+        if name == "compile" and isinstance(value, bool):
+            value = "on" if value else "off"
+        elif name in NUMBERS and value is not None and value != "auto":
+            try:
+                value = NUMBERS[name](value)
+            except UsageError as error:
+                raise UsageError(error.what, field=name, code=error.code, hint=error.hint) from None
+        given.put({name: value}, "argument")
+    return resolve_run(given, vocab_size).train
+
+
+def paper_of(given: Resolved) -> PaperModel | None:
+    """Return the paper's size that is named, or None. Raises UsageError for an unknown name."""
+    return find_size(given.values["size"]) if "size" in given.values else None
+
+
+def _model(given: Resolved, vocab_size: int | None) -> tuple[ModelConfig, PaperModel]:
+    """Return the architecture, and the paper's size that it is or whose recipe is nearest."""
+    changes = {name: given.values[name] for name in MODEL_KEYS if name in given.values}
+    if vocab_size is not None:
+        changes["vocab_size"] = vocab_size
+    if "init_from" in given.values:
+        return _started_from(given, changes)
+    if "checkpoint" in given.values:
+        raise UsageError(
+            "names a checkpoint of the run to start from",
+            field="checkpoint",
+            code="checkpoint_without_init_from",
+            hint="{option:init_from} RUN",
+        )
+    if (paper := paper_of(given)) is not None:
+        return ModelConfig.from_paper(paper, **changes), paper
+    if missing := [f"{{option:{name}}}" for name in SHAPE if name not in changes]:
+        raise UsageError(
+            "no size is given",
+            field="size",
+            code="no_size",
+            hint=f"for example {{option:size}} 350M; or give {', '.join(missing)} too",
+        )
+    model = ModelConfig(**changes)
+    return model, nearest_paper(model)
+
+
+def _started_from(given: Resolved, changes: dict[str, Any]) -> tuple[ModelConfig, PaperModel]:
+    """Return the architecture of the model to start from, with this run's dropout.
+
+    Other given values, and the shards, must agree with it. The step of an unfinished run's newest
+    checkpoint is recorded. A resumed run reads its own copy, because the run it started from may
+    have changed (`gptcli.trainer.initial_weights`).
+    """
+    from gptcli.model.hf_config import is_padded, read_model_config
+    from gptcli.model.source import find_model
+    from gptcli.trainer.initial_weights import begun_folder
+
+    folder = Path(given.values["init_from"])
+    if (
+        RUN_TOML in given.origin.values()
+        and (kept := begun_folder(Path(given.values["out"]))) is not None
+    ):
+        folder = kept
+    else:
+        source = find_model(folder, given.values.get("checkpoint"))
+        folder = source.folder
+        if "checkpoint" not in given.values:
+            given.put({"checkpoint": source.step}, NEWEST)
+    model = replace(read_model_config(folder), dropout=changes.pop("dropout", 0.0))
+    if is_padded(model.vocab_size, entries := changes.get("vocab_size", model.vocab_size)):
+        model = replace(model, vocab_size=entries)  # the padding stands for no token
+    paper = paper_of(given)
+    wanted = {name: getattr(paper, name) for name in SHAPE} if paper else {}
+    for name, value in {**wanted, **changes}.items():
+        if (there := getattr(model, name)) != value:
+            where = "the shards" if name == "vocab_size" else "this command"
+            raise UsageError(
+                f"the model's {name} is {there}, {where} says {value}",
+                where=folder,
+                field=name,
+                code="another_architecture",
+                hint="a model keeps its architecture",
+            )
+    return model, paper or nearest_paper(model)
+
+
+def _make_range_test(given: Resolved, paper: PaperModel, model: ModelConfig) -> None:
+    """Give a range test LR_RANGE_STEPS steps of the run's batch, if it has no number of tokens."""
+    if "tokens" not in given.values:
+        whole = Resolved()
+        _put_recipe(whole, paper, given, model)
+        batch, origin = whole.values["batch_tokens"], whole.origin["batch_tokens"]
+        given.put(
+            {"batch_tokens": given.values.get("batch_tokens", batch)},
+            given.origin.get("batch_tokens", origin),
+        )
+        tokens = LR_RANGE_STEPS * given.values["batch_tokens"]
+        given.put({"tokens": tokens}, f"{LR_RANGE_STEPS} steps")
+    if given.origin["out"] == "default":
+        given.values["out"] += "-lr-range"
+
+
+def _put_recipe(resolved: Resolved, paper: PaperModel, given: Resolved, model: ModelConfig) -> None:
+    """Set the paper's recipe; origins name what was scaled to the run's length."""
+    source, tokens = f"{paper.paper}, {paper.name}", given.values.get("tokens")
+    of_paper = "size" in given.values and is_of_paper_size(model, paper)
+    own = None if of_paper or tokens is not None else default_tokens(model, paper)
+    scale = not (given.values.get("follow_noise") or "batch_tokens" in given.values)
+    recipe = paper_recipe(paper, own if tokens is None else tokens, scale_batch=scale)
+    resolved.put(recipe, source)
+    if not of_paper and small_lr(model.parameters) > paper.lr:
+        resolved.put(
+            {"lr": small_lr(model.parameters)},
+            f"GPT-3, Table 2.1, continued to {amount(model.parameters)} parameters",
+        )
+    if own is not None:
+        resolved.put({"tokens": own}, f"{TOKENS_PER_PARAMETER} a parameter (Hoffmann et al. 2022)")
+    if recipe["tokens"] == paper_recipe(paper)["tokens"]:
+        return
+    resolved.put({name: recipe[name] for name in SCALED}, f"{source}, in proportion to tokens")
+    if recipe["batch_tokens"] != paper.batch_tokens:
+        scaled = {
+            name: whole_sequences(recipe[name], model.n_ctx)
+            for name in SCALED_BATCH
+            if recipe[name]
+        }
+        resolved.put(scaled, f"{source}, {batch_origin(paper, recipe['tokens'])}")
+    if recipe["tokens"] < paper_recipe(paper)["tokens"]:
+        warmup = short_warmup(
+            recipe, given.values.get("batch_tokens", resolved.values["batch_tokens"])
+        )
+        if warmup != recipe["warmup_tokens"]:
+            resolved.put(
+                {"warmup_tokens": warmup},
+                "2 / (1 - beta2) steps (Ma and Yarats 2021), or a tenth of the run",
+            )
+
+
+def _put_lr(resolved: Resolved, given: Resolved, model: ModelConfig, *, lr_range: bool) -> None:
+    """Set the learning rate of Table 2.1 if `scale_lr` asks for it, and check it against muP."""
+    resolved.origin.pop("scale_lr", None)
+    if resolved.values.pop("scale_lr", False):  # from here on a learning rate as any other
+        resolved.put(
+            {"lr": scaled_lr(model.parameters)},
+            f"GPT-3, Table 2.1, at {model.parameters:,} parameters",
+        )
+    if "mup" not in given.values:
+        return
+    if model.norm == "post":
+        raise UsageError(
+            "muP needs the LayerNorm after the last layer, which GPT-1 lacks",
+            field="mup",
+            code="mup_needs_pre_norm",
+            hint="another {option:size}",
+        )
+    if not (lr_range or "lr" in given.values):
+        raise UsageError(
+            "the learning rate tuned at that width is missing",
+            field="mup",
+            code="mup_without_lr",
+            hint=f"{{option:lr}} X, as found at {{option:d_model}} {given.values['mup']}, "
+            "for example by {option:lr_range} there",
+        )
+
+
+def _start_small(resolved: Resolved, given: Resolved, n_ctx: int) -> None:
+    """Let a batch that follows the noise scale grow from the paper's first batch, or a 16th."""
+    most = resolved.values["batch_tokens"]
+    resolved.origin["batch_tokens"] += ", at most: follows the noise scale"
+    if not resolved.values["ramp_from"]:
+        resolved.put(
+            {"ramp_from": whole_sequences(max(most // 16, 2 * n_ctx), n_ctx)},
+            "a 16th of batch_tokens",
+        )
+    if given.values.get("ramp_tokens"):
+        raise UsageError(
+            "a batch that follows the noise scale has no ramp",
+            field="ramp_tokens",
+            code="ramp_with_noise_scale",
+            hint="leave one of the two out",
+        )
+    resolved.put({"ramp_tokens": 0}, "no ramp: the batch follows the noise scale")
+
+
+def _round_batch(resolved: Resolved, n_ctx: int) -> None:
+    """Round the batch to whole sequences."""
+    requested = resolved.values["batch_tokens"]
+    whole = whole_sequences(requested, n_ctx)
+    if whole != requested:
+        resolved.put(
+            {"batch_tokens": whole},
+            f"{resolved.origin['batch_tokens']}: {requested} in whole sequences of {n_ctx}",
+        )
+
+
+def _put_auto(resolved: Resolved, name: str, value: Any, why: str) -> None:
+    if resolved.values.get(name, "auto") == "auto":
+        resolved.put({name: value}, f"auto: {why}")
+
+
+def _put_machine(resolved: Resolved, model: ModelConfig) -> str:
+    """Set what the machine decides, and return the layout; in run.toml "auto" stays "auto"."""
+    # importing torch takes a second or two: what needs no torch was checked before
+    from gptcli.trainer.auto import (
+        auto_compile,
+        auto_layout,
+        auto_micro_batch,
+        auto_precision,
+        auto_processes,
+    )
+
+    values, origin = resolved.values, resolved.origin
+    sequences = values["batch_tokens"] // model.n_ctx
+    requested = None if values["layout"] == "auto" else parse_layout(values["layout"])
+    compiled, why = auto_compile(
+        model, values["tokens"], requested.processes if requested else auto_processes()
+    )
+    _put_auto(resolved, "compile", "on" if compiled else "off", why)
+    _put_auto(resolved, "precision", *auto_precision(model, values["compile"] == "on"))
+    precision, recompute = values["precision"], values["recompute"]
+    if requested is None:
+        micro_batch = values.get("micro_batch", "auto")
+        layout, why = auto_layout(
+            model, sequences, precision, recompute=recompute, micro_batch=micro_batch
+        )
+        origin["layout"] += f": {layout} here, {why}"
+    else:
+        layout = requested
+    first = sequences
+    # the first batch is the smallest, and a process that is alone needs two parts of it
+    if values["follow_noise"]:
+        first = min(sequences, whole_sequences(values["ramp_from"], model.n_ctx) // model.n_ctx)
+        if layout.replicas < layout.processes:
+            raise UsageError(
+                f"in {layout} the noise scale is measured too seldom to follow it",
+                where="{option:batch_tokens} auto",
+                field="batch_tokens",
+                code="noise_scale_unmeasured",
+                hint="use dp and shard alone",
+            )
+    part = max(1, first // 2) if values["follow_noise"] and layout.processes == 1 else first
+    micro_batch, again, why = auto_micro_batch(model, layout, part, precision, recompute)
+    _put_auto(resolved, "micro_batch", micro_batch, why)
+    _put_auto(resolved, "recompute", again, "what fits in memory")
+    if values["follow_noise"] and layout.processes == 1 and first < 2 * values["micro_batch"]:
+        raise UsageError(
+            f"the first batch of {first} sequences is less than two micro-batches of "
+            f"{values['micro_batch']}: no noise to measure",
+            where="{option:batch_tokens} auto",
+            field="batch_tokens",
+            code="noise_scale_unmeasured",
+            hint="lower {option:micro_batch}, or raise ramp_from in a {option:config} file",
+        )
+    return str(layout)
+
+
+def _put_cadence(resolved: Resolved, model: ModelConfig) -> None:
+    """Set how often to save, evaluate and sample."""
+    tokens, batch_tokens = resolved.values["tokens"], resolved.values["batch_tokens"]
+    for name, value in cadence(tokens, batch_tokens).items():
+        _put_auto(resolved, name, value, "by the length of the run")
+    count = samples(model.parameters, tokens // batch_tokens)
+    _put_auto(resolved, "samples", count, "by the model's size and the run's length")

@@ -1,0 +1,237 @@
+"""Train a model: check a run, claim its folder, launch it.
+
+`gpt train` and `gptcli.train` both go this way. Everything that can be refused is refused before
+the run folder is changed.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from gptcli.distributed.launch import launch
+from gptcli.errors import Interrupted, UsageError
+from gptcli.events import SILENT, Events
+from gptcli.files import atomic_write, check_output, claim_output
+from gptcli.locks import own_folder
+from gptcli.model.config import ModelConfig, find_size
+from gptcli.model.source import INIT, RUN_TOML
+from gptcli.runs.provenance import provenance, resumed
+from gptcli.runtime import is_main, is_main_on_node, restarted
+from gptcli.settings import Resolved, resolved_toml, same_values, updated_toml
+from gptcli.shards.manifest import Manifest, read_manifest
+from gptcli.trainer.checkpoint import newest_state, newest_step
+from gptcli.trainer.config import Run, TrainConfig
+from gptcli.trainer.export import is_finished, remove_temporary_weights
+from gptcli.trainer.initial_weights import keep_initial_weights
+from gptcli.trainer.loop import train as train_on_rank
+from gptcli.trainer.preflight import check_data, check_resume, check_run, data_sha256
+from gptcli.trainer.resolve import MODEL_KEYS, NEWEST, ResolvedRun
+
+Measure = Callable[[Any], dict[str, float]]
+"""Measures a GPT at every checkpoint; returns figures by name."""
+
+
+def train(
+    config: TrainConfig,
+    *,
+    data: str | Path,
+    out: str | Path,
+    model: ModelConfig | str,
+    init_from: str | Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    measure: Measure | None = None,
+    events: Events = SILENT,
+) -> dict[str, Any]:
+    """Train a model on the shards in `data` and return a report, that of `gpt train --json`.
+
+    `model` is an architecture or the name of a paper's size; its vocabulary becomes that of the
+    shards. The run folder `out` receives run.toml, checkpoints, metrics and at last the model, and
+    must be empty unless `resume` continues the run in it or `force` empties it. `init_from` is a
+    run or GPT-2 folder to take the first weights from. `measure` adds figures at every checkpoint.
+
+    A layout of several processes starts them with multiprocessing, so a script must guard its main
+    part by `if __name__ == "__main__"`. Raises UsageError, InputError or RunError, and Interrupted
+    if training was stopped after saving a checkpoint.
+    """
+    out, data = Path(out), Path(data)
+    manifest = read_manifest(data)
+    name = model if isinstance(model, str) else "GPT"
+    if isinstance(model, str):
+        model = ModelConfig.from_paper(find_size(model))
+    model = replace(model, vocab_size=manifest.vocab_size)
+    resolved = settings_of(config, model, data=data, out=out)
+    if init_from is not None:
+        from gptcli.model.source import find_model
+
+        step = find_model(Path(init_from)).step
+        resolved.put({"init_from": str(init_from), "checkpoint": step}, "argument")
+    resolved_run = ResolvedRun(name, resolved, model, config, must_compile=config.compile)
+    with own_folder(out, read_only=resume, events=events):
+        run = prepare_run(
+            resolved_run,
+            manifest,
+            events,
+            command=shlex.join(sys.argv),
+            resume=resume,
+            force=force,
+            measure=measure,
+        )
+        if run is None:
+            raise UsageError(
+                "the run here is finished",
+                where=out,
+                field="resume",
+                code="finished",
+                hint="{option:force} starts over",
+            )
+        report = launch_run(run, events)
+    if report["interrupted"]:
+        raise interrupted(report, out)
+    return report
+
+
+def launch_run(run: Run, events: Events) -> dict[str, Any]:
+    """Train a prepared run on the processes of its layout, and return the report of rank 0."""
+    return launch(run, events, train_on_rank, newest_step)
+
+
+def interrupted(report: dict[str, Any], out: Path) -> Interrupted:
+    """Return the error of a run that was stopped and has saved a checkpoint."""
+    return Interrupted(
+        f"stopped after step {report['step']:,}, with a checkpoint",
+        where=out,
+        code="interrupted",
+        hint="{option:resume} goes on",
+    )
+
+
+def settings_of(config: TrainConfig, model: ModelConfig, *, data: Path, out: Path) -> Resolved:
+    """Return a configuration made in Python as settings, for run.toml."""
+    resolved = Resolved()
+    resolved.put({"data": str(data), "out": str(out)}, "argument")
+    shape = {name: value for name, value in model.as_dict().items() if name in MODEL_KEYS}
+    resolved.put(shape, "argument")
+    values = {**asdict(config), "compile": "on" if config.compile else "off"}
+    resolved.put(values, "argument")
+    return resolved
+
+
+def prepare_run(
+    resolved_run: ResolvedRun,
+    manifest: Manifest,
+    events: Events,
+    *,
+    command: str,
+    resume: bool,
+    force: bool,
+    measure: Measure | None = None,
+    announce: Callable[[Run], None] = lambda run: None,
+) -> Run | None:
+    """Check everything, claim the run folder and write run.toml; None if the run is finished.
+
+    The caller owns the folder (`gptcli.locks.own_folder`). `announce` is called on the leading
+    process after the quick checks, before the shards are read and anything is written; it may
+    refuse the run. Raises UsageError or InputError.
+    """
+    values, train = resolved_run.resolved.values, resolved_run.train
+    out, data = Path(values["out"]), Path(values["data"])
+    made_by = provenance(
+        resolved_run.processes, data, data_sha256(manifest), manifest.tokens("train"), train.tokens
+    )
+    before = (
+        (out / RUN_TOML).read_text(encoding="utf-8-sig")
+        if resume and (out / RUN_TOML).is_file()
+        else None
+    )
+    text = _run_toml(resolved_run, made_by, command, before)
+    run = Run(
+        name=resolved_run.name,
+        out=out,
+        data=data,
+        model=resolved_run.model,
+        train=train,
+        data_sha256=data_sha256(manifest),
+        tokenizer_sha256=manifest.tokenizer_sha256,
+        eot_id=manifest.eot_id,
+        must_compile=resolved_run.must_compile,
+        track=values.get("track"),
+        measure=measure,
+        init_from=None if (start := values.get("init_from")) is None else Path(start),
+        init_step=values.get("checkpoint"),
+        resume=resume,
+        resolved=text,
+    )
+    check_run(run, manifest)
+    if is_main():
+        check_output(out, resume=resume, force=force)
+    if resume:
+        at_end = check_resume(run)
+        if is_finished(out) and (
+            at_end or (newest_state(out) is None and same_values(text, before))
+        ):
+            if is_main():
+                remove_temporary_weights(out)
+            return None
+        if is_finished(out) and newest_state(out) is None:
+            raise UsageError(
+                "the model here is finished, and no checkpoint is left to go on from",
+                where=out,
+                field="resume",
+                code="finished",
+                hint="{option:force} starts over",
+            )
+        run = replace(run, resume=True)
+    if is_main() and not restarted():
+        announce(run)
+    # once on each machine: the other processes wait for it to join them
+    if is_main_on_node() and not restarted():
+        check_data(run, manifest)
+    if is_main():
+        claim_output(out, resume=resume, force=force)
+        run = _keep_start(resolved_run, run, made_by, command, events)
+        with atomic_write(out / RUN_TOML, "w") as file:
+            file.write(run.resolved)
+    return run
+
+
+def _keep_start(
+    resolved_run: ResolvedRun, run: Run, made_by: dict[str, str], command: str, events: Events
+) -> Run:
+    """Copy the checkpoint that the run starts from to its own folder, and record its step."""
+    if (
+        run.init_from is None
+        or run.init_step is None
+        or (run.out / INIT).is_dir()
+        or newest_state(run.out) is not None
+    ):
+        return run
+    origin = resolved_run.resolved.origin["checkpoint"]
+    step = keep_initial_weights(
+        run.init_from, run.out, run.init_step, events, newest=origin == NEWEST
+    )
+    if step == run.init_step:
+        return run
+    resolved_run.resolved.put({"checkpoint": step}, origin)
+    return replace(run, init_step=step, resolved=_run_toml(resolved_run, made_by, command))
+
+
+def _run_toml(
+    resolved_run: ResolvedRun, made_by: dict[str, str], command: str, before: str | None = None
+) -> str:
+    """Return the text of run.toml; with the text `before` a resume, that text brought up to date.
+
+    `made_by` is the run's provenance.
+    """
+    facts = {
+        "parameters": f"{resolved_run.model.parameters:,}",
+        "vocab_size": f"{resolved_run.model.vocab_size:,}, from the shards",
+    }
+    if before is None:
+        return resolved_toml(resolved_run.resolved, command, **facts, **made_by)
+    return resumed(updated_toml(before, resolved_run.resolved, command, **facts), made_by)

@@ -1,0 +1,147 @@
+"""Quantities, ranges, and values with the origin of each."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptcli.errors import UsageError
+from gptcli.settings import (
+    NUMBERS,
+    Number,
+    Resolved,
+    count,
+    quantity,
+    resolved_toml,
+    updated_toml,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("12k", 12e3),
+        ("0.5M", 5e5),
+        ("300B", 3e11),
+        ("3.14e23", 3.14e23),
+        ("1_000", 1e3),
+        ("2 t", 2e12),
+        (".5m", 5e5),
+        (7, 7),
+        ("1G", 1e9),
+    ],
+)
+def test_quantities_are_numbers_with_suffixes(text: str | int, value: float) -> None:
+    assert quantity(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["", "k", "-5", "12kk", "1e", "nan", "inf", "0x10", "5 apples"])
+def test_what_spells_no_quantity_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a quantity"):
+        quantity(text)
+
+
+def test_counts_are_whole() -> None:
+    assert count("1.5k") == 1500
+    assert count("0.1M") == 100_000
+    with pytest.raises(UsageError, match="not a whole number"):
+        count("1.5")
+
+
+def test_later_values_replace_earlier_ones_with_their_origin() -> None:
+    resolved = Resolved()
+    resolved.put({"lr": 1.0, "seed": 0}, "preset 350M")
+    resolved.put({"lr": 2.0, "seed": None}, "a.toml")
+    resolved.put({"lr": None}, "option")
+    assert resolved.values == {"lr": 2.0, "seed": 0}
+    assert resolved.origin == {"lr": "a.toml", "seed": "preset 350M"}
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(r"[a-z_]{1,12}", fullmatch=True),
+        st.one_of(
+            st.text(),
+            st.integers(-(2**60), 2**60),
+            st.booleans(),
+            st.floats(allow_nan=False, allow_infinity=False),
+            st.lists(st.text(), max_size=3),
+        ),
+    )
+)
+def test_resolved_configuration_reads_back(values: dict[str, object]) -> None:
+    resolved = Resolved()
+    resolved.put(values, "option")
+    assert tomllib.loads(resolved_toml(resolved, "gpt")) == values
+
+
+def test_a_resolved_file_is_brought_up_to_date_line_by_line() -> None:
+    first, resolved = Resolved(), Resolved()
+    first.put({"lr": 1e-3, "keep": 2, "out": "a = b"}, "paper")
+    before = resolved_toml(first, "gpt train", parameters="12")
+    resolved.put({"lr": 1e-3, "keep": 2, "out": "a = b"}, "run.toml")
+    command = "gpt train --resume --keep 5"
+    assert updated_toml(before, resolved, command, parameters="12") == before
+    resolved.put({"keep": 5, "track": "tensorboard"}, "option")
+    after = updated_toml(before, resolved, command, parameters="12")
+    assert tomllib.loads(after) == resolved.values
+    remarks = [line for line in after.splitlines() if line.startswith("#")]
+    assert remarks == [*before.splitlines()[:3], "# resumed by: gpt train --resume --keep 5"]
+    origins = {
+        line.partition(" = ")[0]: line.rpartition("  # ")[2]
+        for line in after.splitlines()
+        if " = " in line
+    }
+    assert origins == {"lr": "paper", "keep": "option", "out": "paper", "track": "option"}
+    for by_hand in ("lr=1e-3\nkeep=2\n", 'keep = 2\nbatch-tokens = 3\nout = """\na"""\n', ""):
+        assert tomllib.loads(updated_toml(by_hand, resolved, command)) == resolved.values
+
+
+def test_quantities_are_finite() -> None:
+    for text in ("1e400", "9e307T"):
+        with pytest.raises(UsageError, match="out of range"):
+            quantity(text)
+        with pytest.raises(UsageError, match="out of range"):
+            count(text)
+
+
+@pytest.mark.parametrize(
+    ("number", "good", "bad"),
+    [
+        (Number(0, 1), ["0", 1, "0.5", 1.0], ["-0.1", "1.01", "1e400", "-1e400"]),
+        (Number(0, 1, above=True, below=True), ["0.5"], ["0", 0, "1", "-0"]),
+        (Number(1, 5000, whole=True), ["1", 2, "5k"], ["0", "6k", "1e400", -3]),
+    ],
+)
+def test_numbers_outside_their_range_are_refused(
+    number: Number, good: list[str | float], bad: list[str | float]
+) -> None:
+    for text in good:
+        assert number(text) == quantity(text)
+        assert isinstance(number(text), int if number.whole else float)
+    for text in bad:
+        with pytest.raises(UsageError, match="out of range") as caught:
+            number(text)
+        assert str(caught.value.hint).startswith(
+            "a whole number at least" if number.whole else "a number a"
+        )
+    with pytest.raises(
+        UsageError, match="not a whole number" if number.whole else "not a quantity"
+    ):
+        number("1.5" if number.whole else "nan")
+
+
+def test_a_learning_rate_at_which_a_run_diverges_may_be_tried() -> None:
+    assert NUMBERS["lr"]("1e6") == 1e6
+
+
+@given(st.sampled_from(list(NUMBERS)), st.floats() | st.integers() | st.text(max_size=8))
+def test_any_number_is_in_its_range_or_refused(name: str, value: float | str) -> None:
+    try:
+        read = NUMBERS[name](value)
+    except UsageError:
+        return
+    assert NUMBERS[name].low <= read <= NUMBERS[name].high

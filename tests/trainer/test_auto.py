@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gptcli.cost.hardware import find_gpu
+from gptcli.cost.layout import Layout
+from gptcli.cost.rank_memory import rank_memory
+from gptcli.errors import UsageError
+from gptcli.model.config import ModelConfig, find_size
+from gptcli.trainer import auto
+from gptcli.trainer.auto import check_division, check_memory, fitting
+
+SMALL = ModelConfig(n_layer=4, n_head=4, d_model=128, n_ctx=64)
+GPT2 = ModelConfig.from_paper(find_size("gpt2"))
+
+
+@pytest.fixture(autouse=True)
+def _a_cpu_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def launch(monkeypatch, rank, world_size):
+    """The environment of a process that torchrun started."""
+    for name, value in {
+        "RANK": rank,
+        "WORLD_SIZE": world_size,
+        "LOCAL_RANK": rank,
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": 29500,
+    }.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def auto_layout(model=GPT2, sequences=512):
+    return auto.auto_layout(model, sequences, "bf16", recompute="auto", micro_batch="auto")[0]
+
+
+def give_gpus(monkeypatch, count, memory=80 * 10**9):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA of tomorrow")
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda number: SimpleNamespace(total_memory=memory)
+    )
+
+
+def test_layout_of_a_cpu_and_of_torchrun(monkeypatch):
+    assert auto_layout() == Layout()
+    launch(monkeypatch, rank=3, world_size=16)
+    assert auto_layout() == Layout(shard=16)
+
+
+def test_layout_of_gpus_is_the_fastest_that_fits(monkeypatch):
+    give_gpus(monkeypatch, 8)
+    large = ModelConfig.from_paper(find_size("6.7B"))
+    assert auto_layout().processes == auto_layout(large).processes == 8
+    assert auto_layout(large).dp < 8, "a replica holds 16 bytes a parameter"
+
+
+def test_a_model_that_no_layout_holds_gets_one_that_is_refused_with_what_fits(
+    monkeypatch, make_run
+):
+    give_gpus(monkeypatch, 8)
+    large = ModelConfig.from_paper(find_size("175B"))
+    layout, why = auto.auto_layout(large, 512, "bf16", recompute="auto", micro_batch="auto")
+    assert (layout, why) == (Layout(shard=8), "no layout of 8 GPUs with 74.4 GB holds the model")
+    with pytest.raises(
+        UsageError, match=r"a process of shard=8 needs .* GB of memory, and has 74\.4 GB"
+    ) as error:
+        check_memory(large, layout, make_run(precision="bf16").train, 512)
+    assert "the largest paper size that fits here is 13B" in error.value.hint
+
+
+def test_what_fits_decides_micro_batch_and_recomputation(monkeypatch):
+    give_gpus(monkeypatch, 1, 4 * 10**9)
+    small = auto.auto_micro_batch(GPT2, Layout(), 512, "bf16", "auto")
+    give_gpus(monkeypatch, 1)
+    large = auto.auto_micro_batch(GPT2, Layout(), 512, "bf16", "auto")
+    assert small[0] < large[0]
+    assert large[1] == "none"
+    give_gpus(monkeypatch, 1, 10**9)
+    assert auto.auto_micro_batch(GPT2, Layout(), 512, "bf16", "auto")[:2] == (1, "full")
+
+
+def test_impossible_numbers_of_processes_are_refused(monkeypatch):
+    auto.check_processes(Layout(dp=2))
+    with pytest.raises(UsageError, match="1024 processes on"):
+        auto.check_processes(Layout(shard=1024))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(UsageError, match="needs 8 GPUs; this machine has 4"):
+        auto.check_processes(Layout(dp=2, shard=4))
+    launch(monkeypatch, rank=0, world_size=6)
+    with pytest.raises(UsageError, match="8 processes, but 6 were started"):
+        auto.check_processes(Layout(dp=2, shard=4))
+
+
+def test_bf16_where_the_cpu_has_it_and_the_model_is_wide_or_compiled(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert auto.auto_precision(GPT2, False)[0] == "bf16"
+    assert auto.auto_precision(SMALL, False)[0] == "fp32"
+    assert auto.auto_precision(SMALL, True)[0] == "bf16"
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert auto.auto_precision(GPT2, True)[0] == "fp32"
+
+
+def test_compile_where_there_is_a_compiler_and_work_enough(monkeypatch):
+    monkeypatch.setattr(auto, "has_compiler", lambda: True)
+    assert auto.auto_compile(GPT2, 10**9, 1)[0]
+    assert not auto.auto_compile(SMALL, 10**5, 1)[0]
+    monkeypatch.setattr(auto, "has_compiler", lambda: False)
+    assert not auto.auto_compile(GPT2, 10**9, 1)[0]
+
+
+@pytest.mark.parametrize(
+    ("sequences", "layout", "expected"),
+    [
+        (12, Layout(), 12),
+        (512, Layout(), 64),
+        (90, Layout(dp=3), 30),
+        (7, Layout(dp=2), 4),
+        (64, Layout(pp=4), 16),
+    ],
+)
+def test_micro_batches_divide_a_process_share(sequences, layout, expected):
+    assert auto.auto_micro_batch(SMALL, layout, sequences, "bf16", "auto")[0] == expected
+
+
+def test_a_context_beyond_the_room_still_gets_one_sequence():
+    assert (
+        auto.auto_micro_batch(
+            ModelConfig(n_layer=1, n_head=1, d_model=8, n_ctx=10**6), Layout(), 10, "bf16", "auto"
+        )[0]
+        == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("layout", "changes", "message"),
+    [
+        (Layout(tp=5), {}, "tp=5 does not divide 12 heads"),
+        (Layout(tp=3), {}, "tp=3 does not divide a context of 1024"),
+        (Layout(pp=13), {}, "more stages than the model's 12 layers"),
+        (
+            Layout(pp=8),
+            {"schedule": "interleaved1f1b"},
+            "16 stages of pp=8, more than the model's 12 layers",
+        ),
+        (Layout(dp=65), {}, "a batch is 64"),
+        (Layout(dp=32, pp=4), {}, "a batch is 64 sequences"),
+        (Layout(shard=5, tp=2), {}, "does not divide a width of 768"),
+    ],
+)
+def test_what_does_not_divide(layout, changes, message):
+    with pytest.raises(UsageError, match=message):
+        check_division(GPT2, layout, **{"schedule": "1f1b", "sequences": 64, **changes})
+
+
+def test_a_batch_too_small_is_told_what_would_do():
+    with pytest.raises(UsageError, match="reads 16 sequences at a time, but a batch is 8") as error:
+        check_division(GPT2, Layout(dp=16), "1f1b", 8)
+    assert "{option:layout}" in error.value.hint
+    for text in error.value.hint.removeprefix("for example {option:layout} ").split(", or "):
+        check_division(GPT2, auto.division.parse_layout(text), "1f1b", 8)
+
+
+def test_what_does_not_fit_is_told_what_would(make_run, monkeypatch):
+    run = make_run(precision="bf16")
+    monkeypatch.setattr(auto, "device_memory", lambda processes: 8 * 10**9)
+    check_memory(run.model, Layout(dp=4), run.train, 64)
+    large = ModelConfig.from_paper(find_size("760M"))
+    with pytest.raises(
+        UsageError, match=r"a process of dp=4 needs .* GB of memory, and has 8 GB"
+    ) as error:
+        check_memory(large, Layout(dp=4), run.train, 64)
+    named = [re.findall(r"\{option:\S+\} (\S+)", text) for text in error.value.hint.split("; or ")]
+    assert len(named) > 1
+    for layout, micro_batch, recompute in named:
+        work = replace(run.train, layout=layout, micro_batch=int(micro_batch), recompute=recompute)
+        check_memory(large, auto.division.parse_layout(layout), work, 64)
+    with pytest.raises(UsageError) as error:
+        check_memory(ModelConfig.from_paper(find_size("13B")), Layout(dp=4), run.train, 64)
+    assert "use more processes" in error.value.hint
+    assert "the largest paper size that fits here is 1558M" in error.value.hint
+    for name in ("1558M", "2.7B"):
+        config = ModelConfig.from_paper(find_size(name), vocab_size=run.model.vocab_size)
+        assert bool(fitting(config, 4, 4, "bf16", auto.device(4), micro_batch=1)) == (
+            name == "1558M"
+        )
+
+
+def test_fitting_layouts_fit_and_divide():
+    gpu = replace(find_gpu("a100"), memory_bytes=16 * 10**9)
+    model = ModelConfig.from_paper(find_size("1.3B"))
+    found = fitting(model, 8, 64, "bf16", gpu)
+    assert len({layout for layout, _ in found}) == len(found) > 3
+    for layout, work in found:
+        check_division(model, layout, "1f1b", 64)
+        assert rank_memory(model, layout, work).total <= gpu.memory_bytes
