@@ -10,7 +10,7 @@ Units = tuple[tuple[float, str], ...]
 
 DAY, WEEK, YEAR = 86_400, 7 * 86_400, 365 * 86_400  # seconds
 ROUGH = ((YEAR, " years"), (DAY, " days"), (3600, " h"), (60, " min"))  # units of an estimate
-MIN_FIGURE = 0.001  # smaller values are written <0.001
+MIN_SHOWN = 0.001  # smaller values are written <0.001
 TIME: Units = (
     (86400, "d"),
     (3600, "h"),
@@ -44,8 +44,8 @@ COUNTS: Units = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 def figure(value: float, digits: int = 4) -> str:
     """Format with `digits` significant digits: 27.41, 3,638, 0.002604, <0.001."""
-    if 0 < value < MIN_FIGURE:
-        return f"<{MIN_FIGURE:g}"
+    if 0 < value < MIN_SHOWN:
+        return f"<{MIN_SHOWN:g}"
     if value >= 1e15:
         return short(value)
     text = f"{value:.{digits}g}"

@@ -55,20 +55,18 @@ def activation_scales(
     run = Run(
         name=plan.name, out=Path(), data=Path(), model=plan.model, train=plan.train, data_sha256="", tokenizer_sha256="", eot_id=0
     )  # fmt: skip
-    stepper = build_train_step(run, RankContext(torch.device("cpu")), SILENT)
+    train_step = build_train_step(run, RankContext(torch.device("cpu")), SILENT)
     idx_BT = torch.randint(0, 256, (4, 65), generator=torch.Generator().manual_seed(1))
     inputs, targets = idx_BT[:, :-1], idx_BT[:, 1:]
     for step in range(steps):
-        stepper.gradients([(inputs, targets)], targets.numel(), step)
-        stepper.clip_gradients()
-        stepper.update(lr)
+        train_step([(inputs, targets)], step=step, batch_tokens=targets.numel(), lr=lr)
     scales: dict[str, float] = {}
     for part, name in PARTS.items():
-        stepper.model.get_submodule(name).register_forward_hook(
+        train_step.model.get_submodule(name).register_forward_hook(
             lambda _, __, out, part=part: scales.update({part: out.abs().mean().item()})
         )
     with torch.no_grad():
-        stepper.model(inputs)
+        train_step.model(inputs)
     return scales
 
 

@@ -1,6 +1,4 @@
-"""The face of the toolkit: one file per subcommand, options in, report out. Nothing here imports
-torch.
-"""
+"""Command line: one module per subcommand. Nothing here imports torch at startup."""
 
 from gptcli.cli.app import main
 

@@ -44,7 +44,7 @@ class Alias:
 
     @property
     def has_value(self) -> bool:
-        """Whether the target includes the value, so that a value typed is dropped."""
+        """True if the target includes the value, so that a value typed is dropped."""
         return " " in self.target
 
 

@@ -1,29 +1,56 @@
-"""`gpt build-shards`: documents to shuffled, split, checksummed shards."""
+"""`gpt build-shards`: turn documents into shuffled, split and checksummed shards of tokens."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli.build_report import print_estimate, print_overlap, print_part, print_report
+from gptcli.cli import options
 from gptcli.cli.command import Command, hold, releasing
-from gptcli.cli.config import NUMBERS, Resolved, number, read_config, read_option, write_resolved
-from gptcli.cli.console import ConsoleEvents
+from gptcli.cli.config import (
+    NUMBERS,
+    Resolved,
+    read_config,
+    read_option,
+    resolved_toml,
+    write_resolved,
+)
+from gptcli.cli.console import ConsoleEvents, print_json
+from gptcli.cli.options import INPUT, OUTPUT, RUN, flag, quantity, shared, value
 from gptcli.errors import UsageError, nearest
 from gptcli.locks import own_folder, own_part
+from gptcli.numbers import amount, counted, duration, in_bytes
+from gptcli.runtime import available_cores
 
 if TYPE_CHECKING:
+    from gptcli.corpus.build import JobSlice
+    from gptcli.corpus.chunks import Tally
     from gptcli.corpus.config import BuildConfig
+    from gptcli.corpus.overlap import OverlapReport
     from gptcli.corpus.recipe import SourceConfig
+    from gptcli.corpus.report import BuildEstimate
+    from gptcli.shards.manifest import Manifest
 
-INPUT, SHARDS, OUTPUT, RUN = "Input", "Shards", "Output", "Run"
+SHARDS = "Shards"
+DEFAULTS: dict[str, Any] = {
+    "output": "shards",
+    "documents": "file",
+    "on_error": "stop",
+    "encoder": "auto",
+    "format": "shards",
+    "runner": "local",
+    "val_fraction": 0.001,
+    "shard_tokens": 100_000_000,
+    "seed": 0,
+}
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
     app.command("build-shards", cls=Command)(releasing(build_shards))
 
 
@@ -31,179 +58,117 @@ def build_shards(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="INPUT", help="Files, folders, globs, URLs, or - for stdin.", show_default=False
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            "--tokenizer",
-            "-t",
-            metavar="T",
+            metavar="INPUT",
             show_default=False,
-            rich_help_panel=INPUT,
-            help="Tokenizer: a tokenizer.json, a folder with one (a run, shards) or with vocab.bpe and encoder.json, or gpt2.",
+            help="Files, folders, globs or URLs of documents, or - for stdin.",
         ),
     ] = None,
-    documents: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KIND",
-            show_default="file",
-            rich_help_panel=INPUT,
-            help="Unit of a text file that is one document: file, line or paragraph.",
-        ),
-    ] = None,
+    tokenizer: Annotated[str | None, shared("tokenizer", INPUT, False)] = None,
+    documents: Annotated[str | None, shared("documents", INPUT, "file")] = None,
     on_error: Annotated[
         str | None,
-        typer.Option(
-            metavar="RULE",
-            show_default="stop",
-            rich_help_panel=INPUT,
-            help="Rule for input that cannot be read: stop, or skip and count it.",
+        value(
+            "Action for a document that cannot be read: stop, or skip and count it.",
+            *("RULE", INPUT, "stop"),
         ),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            show_default=False,
-            rich_help_panel=INPUT,
-            help="TOML file with any of these options, and the sources of a recipe.",
+        shared(
+            "config",
+            INPUT,
+            False,
+            help="TOML file that sets any of these options, and the sources of a recipe.",
         ),
     ] = None,
     encoder: Annotated[
         str | None,
-        typer.Option(
-            metavar="E",
-            show_default="auto",
-            rich_help_panel=RUN,
-            help="Library that encodes: auto, tokenizers, tiktoken or gigatoken; the ids are the same.",
+        value(
+            "Library that encodes text: auto, tokenizers, tiktoken or gigatoken; all give the "
+            "same ids.",
+            *("E", RUN, "auto"),
         ),
     ] = None,
     val_fraction: Annotated[
         float | None,
-        typer.Option(
-            parser=number("val_fraction"),
+        quantity(
+            "val_fraction",
+            "Fraction of documents for validation, chosen by a hash of their text.",
+            *(SHARDS, "0.001"),
             metavar="F",
-            show_default="0.001",
-            rich_help_panel=SHARDS,
-            help="Share of documents for validation, chosen by their hash.",
         ),
     ] = None,
     shard_tokens: Annotated[
         int | None,
-        typer.Option(
-            parser=number("shard_tokens"),
-            metavar="N",
-            show_default="100M",
-            rich_help_panel=SHARDS,
-            help="Largest shard, in tokens.",
-        ),
+        quantity("shard_tokens", "Maximum size of a shard, in tokens.", SHARDS, "100M"),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(
-            parser=number("seed"),
-            metavar="N",
-            show_default="0",
-            rich_help_panel=SHARDS,
-            help="Random seed of the shuffle; the same seed gives the same bytes.",
-        ),
+        options.seed("Random seed of the shuffle; the same seed gives the same bytes.", SHARDS),
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option(
-            "--out",
-            "--output",
-            "-o",
-            metavar="FOLDER",
-            show_default="shards",
-            rich_help_panel=OUTPUT,
-            help="Folder of shards to write; manifest.json comes last.",
+        options.out(
+            "Folder to write the shards to; manifest.json is written last.",
+            "FOLDER",
+            shown="shards",
         ),
     ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", rich_help_panel=OUTPUT, help="Continue an interrupted build."),
-    ] = False,
-    force: Annotated[
-        bool,
-        typer.Option("--force", rich_help_panel=OUTPUT, help="Empty the folder and start over."),
-    ] = False,
+    resume: Annotated[bool, options.resume("Continue an interrupted build.")] = False,
+    force: Annotated[bool, options.force("Empty the output folder and start over.")] = False,
     format: Annotated[
         str | None,
-        typer.Option(
-            metavar="F",
-            show_default="shards",
-            rich_help_panel=OUTPUT,
-            help="Format: shards, which llm.c and Megatron read; also write nanogpt (bare train.bin and val.bin) or "
-            "megatron (a .bin and .idx for each source).",
+        value(
+            "Format: shards, which llm.c and Megatron read; in addition nanogpt (train.bin and "
+            "val.bin without headers) or megatron (a .bin and .idx for each source).",
+            *("F", OUTPUT, "shards"),
         ),
     ] = None,
     verify: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            show_default=False,
-            rich_help_panel=OUTPUT,
-            help="Check every byte of finished shards, and stop.",
-        ),
+        value("Check every byte of finished shards, and stop.", "FOLDER", OUTPUT, False),
     ] = None,
     overlap: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            show_default=False,
-            rich_help_panel=OUTPUT,
-            help="Report the share of INPUT's 8-grams that the training text of these shards holds, as in GPT-2's Table 6, and stop.",
+        value(
+            "Report the share of INPUT's 8-grams that occur in the training text of these "
+            "shards, as in GPT-2's Table 6, and stop.",
+            *("FOLDER", OUTPUT, False),
         ),
     ] = None,
-    json: Annotated[
-        bool,
-        typer.Option(
-            "--json", rich_help_panel=OUTPUT, help="Print a report as one JSON object on stdout."
-        ),
-    ] = False,
+    json: Annotated[bool, shared("json", OUTPUT)] = False,
     workers: Annotated[
         int | None,
-        typer.Option(
-            parser=number("workers"),
-            metavar="N",
-            show_default="cores",
-            rich_help_panel=RUN,
-            help="Number of worker processes; the bytes written do not depend on it.",
+        quantity(
+            "workers",
+            "Number of worker processes; the output does not depend on it.",
+            *(RUN, "cores"),
         ),
     ] = None,
     runner: Annotated[
         str | None,
-        typer.Option(
-            metavar="R",
-            show_default="local",
-            rich_help_panel=RUN,
-            help="Place to run workers: local, or ray for all cores of a running Ray cluster.",
+        value(
+            "Location of the workers: local, or ray for all cores of a running Ray cluster.",
+            *("R", RUN, "local"),
         ),
     ] = None,
     part: Annotated[
         str | None,
-        typer.Option(
-            metavar="I/N",
-            show_default=False,
-            rich_help_panel=RUN,
-            help="Share of the reading that this job of an array does; --resume without it finishes the build.",
+        value(
+            "Part of the input that this job reads, as job I of an array of N; then --resume "
+            "without --part completes the build.",
+            *("I/N", RUN, False),
         ),
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option(
-            "--dry-run",
-            rich_help_panel=RUN,
-            help="Print configuration, sizes, time and memory, and stop.",
+        flag(
+            "--dry-run", "Print the configuration and the estimated size and time, and stop.", RUN
         ),
     ] = False,
 ) -> None:
-    """Turn documents into shuffled, split, checksummed shards of tokens for gpt train, llm.c and
-    Megatron.
+    """Turn documents into shuffled, split and checksummed shards of tokens for gpt train, llm.c
+    and Megatron.
 
     Examples:
 
@@ -223,12 +188,12 @@ def build_shards(
         from gptcli.shards.manifest import MANIFEST
         from gptcli.shards.verify import verify_shards
 
-        print_report(verify / MANIFEST, verify_shards(verify, events=ConsoleEvents()), as_json=json)
+        print_build(verify / MANIFEST, verify_shards(verify, events=ConsoleEvents()), as_json=json)
         return
     if overlap is not None:
-        _report_overlap(overlap, inputs or [], workers or _cores(), as_json=json)
+        _report_overlap(overlap, inputs or [], workers or available_cores(), as_json=json)
         return
-    options = {
+    given = {
         "inputs": inputs or None,
         "tokenizer": tokenizer,
         "output": output,
@@ -242,7 +207,7 @@ def build_shards(
         "workers": workers,
         "runner": runner,
     }
-    resolved = _resolve(options, config)
+    resolved = resolve(given, config)
 
     from gptcli.corpus.build import begin_build, finish_build
     from gptcli.corpus.config import BuildConfig
@@ -279,9 +244,9 @@ def build_shards(
     if part is not None:
         if force:
             raise UsageError(
-                "--force would empty the folder under the other parts",
+                "--force cannot be combined with --part: it would delete the other parts",
                 where="--part",
-                hint="empty it before the first",
+                hint="empty the folder before the first part",
             )
         _build_part(build, out, part, values, events, as_json=json)
         return
@@ -296,22 +261,18 @@ def build_shards(
         manifest = read_manifest(out)
     if values["format"] in EXPORTERS:
         EXPORTERS[values["format"]](out)
-    print_report(out / MANIFEST, manifest, as_json=json)
+    print_build(out / MANIFEST, manifest, as_json=json)
 
 
 def _report_overlap(folder: Path, inputs: list[str], workers: int, *, as_json: bool) -> None:
-    """How much of the test sets stands in the shards' training text."""
+    """Print the share of each test set that occurs in the shards' training text."""
     from gptcli.corpus.inputs import find_inputs
     from gptcli.corpus.overlap import find_overlap
 
     if not inputs:
-        raise UsageError(
-            "no INPUT is given", where="--overlap", hint="name the files of the test sets"
-        )
-    print_overlap(
-        find_overlap(folder, find_inputs(inputs), workers=workers, events=ConsoleEvents()),
-        as_json=as_json,
-    )
+        raise UsageError("INPUT is missing", where="--overlap", hint="name the test files")
+    report = find_overlap(folder, find_inputs(inputs), workers=workers, events=ConsoleEvents())
+    print_overlap(report, as_json=as_json)
 
 
 def _build_part(
@@ -323,7 +284,7 @@ def _build_part(
     *,
     as_json: bool,
 ) -> None:
-    """Read one part of a build, and report what became of its documents."""
+    """Read one part of the input, and print the number of its documents."""
     from gptcli.corpus.build import (
         begin_slice,
         finish_slice,
@@ -341,7 +302,7 @@ def _build_part(
 
 
 def _sources(values: dict[str, Any]) -> list[SourceConfig]:
-    """The recipe's sources, weighted; or the one source that INPUT is."""
+    """Return the weighted sources of the recipe, or INPUT as the only source."""
     from gptcli.corpus.inputs import find_inputs
     from gptcli.corpus.recipe import SourceConfig, preset_weights, read_sources
 
@@ -366,52 +327,31 @@ def _evaluation(values: dict[str, Any]) -> tuple[str, ...]:
     return tuple(read_decontaminate(values["decontaminate"])) if "decontaminate" in values else ()
 
 
-def _resolve(options: dict[str, Any], config: Path | None) -> Resolved:
-    """Options over the file's values over defaults. Raises UsageError where something that has no
-    default is missing.
+def resolve(given: dict[str, Any], config: Path | None) -> Resolved:
+    """Return the values of the options: option over file over default.
+
+    Raises UsageError if the inputs or the tokenizer are missing, or inputs are given twice.
     """
     resolved = Resolved()
-    defaults = {
-        "output": "shards",
-        "documents": "file",
-        "on_error": "stop",
-        "encoder": "auto",
-        "format": "shards",
-        "runner": "local",
-        "val_fraction": 0.001,
-        "shard_tokens": 100_000_000,
-        "seed": 0,
-    }
-    resolved.put({**defaults, "workers": _cores()}, "default")
+    resolved.put({**DEFAULTS, "workers": available_cores()}, "default")
     if config is not None:
-        names = dict.fromkeys(
-            (
-                "tokenizer",
-                "output",
-                "documents",
-                "on_error",
-                "encoder",
-                "format",
-                "runner",
-                "mixture",
-            ),
-            _text,
-        )
-        numbers = {
-            name: NUMBERS[name]
-            for name in ("val_fraction", "shard_tokens", "seed", "workers", "mixture_tokens")
+        readers: dict[str, Callable[[Any], Any]] = {
+            "inputs": _read_texts,
+            "tokenizer": _read_text,
+            "mixture": _read_text,
+            "mixture_tokens": NUMBERS["mixture_tokens"],
+            "workers": NUMBERS["workers"],
+            "sources": _read_table,
+            "decontaminate": _read_table,
         }
-        tables = {"sources": _table, "decontaminate": _table}
-        resolved.put(
-            read_config(
-                config, {"inputs": _texts, **names, **numbers, **tables}, "gpt build-shards"
-            ),
-            str(config),
-        )
-    resolved.put(options, "option")
+        for name in DEFAULTS:
+            readers[name] = NUMBERS.get(name, _read_text)
+        resolved.put(read_config(config, readers, "gpt build-shards"), str(config))
+    resolved.put(given, "option")
     if "inputs" in resolved.values and "sources" in resolved.values:
         raise UsageError(
-            "both INPUT and a recipe's sources are given", hint="name the files in one of them"
+            "INPUT cannot be combined with the sources of a recipe",
+            hint="name all files in the recipe, or all as INPUT",
         )
     if "inputs" not in resolved.values and "sources" not in resolved.values:
         raise UsageError(
@@ -421,31 +361,130 @@ def _resolve(options: dict[str, Any], config: Path | None) -> Resolved:
         )
     if "tokenizer" not in resolved.values:
         raise UsageError(
-            "no tokenizer is given",
+            "is missing",
             where="--tokenizer",
-            hint="gpt tokenize train makes one; gpt2 is GPT-2's",
+            hint="train one with gpt tokenize train, or use GPT-2's with -t gpt2",
         )
     return resolved
 
 
-def _text(value: object) -> str:
+def _read_text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is not a string")
     return value
 
 
-def _table(value: object) -> dict[str, Any]:
+def _read_table(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TypeError(f"{value!r} is not a table")
     return value
 
 
-def _texts(value: object) -> list[str]:
+def _read_texts(value: object) -> list[str]:
     if not isinstance(value, list):
         raise TypeError(f"{value!r} is not a list of strings")
-    return [_text(item) for item in value]
+    return [_read_text(item) for item in value]
 
 
-def _cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def print_build(path: Path, manifest: Manifest, *, as_json: bool) -> None:
+    """Print the size of each split, and the documents of each source if there are several."""
+    from gptcli.papers.mixture import GPT3_MIXTURE
+    from gptcli.shards.manifest import SPLITS
+
+    splits = {
+        split: {
+            "tokens": manifest.tokens(split),
+            "documents": sum(shard.documents for shard in manifest.shards_of(split)),
+            "shards": len(manifest.shards_of(split)),
+        }
+        for split in SPLITS
+    }
+    if as_json:
+        sources = [asdict(source) for source in manifest.sources]
+        print_json("build-shards", {"manifest": str(path), **splits, "sources": sources})
+        return
+    for split, counts in splits.items():
+        sizes = [counted(count, name.removesuffix("s")) for name, count in counts.items()]
+        print(f"{split + ':':<7}{', '.join(sizes)}")
+    if len(manifest.sources) > 1:
+        shares = manifest.shares()
+        for source in manifest.sources:
+            paper = GPT3_MIXTURE.get(source.name)
+            print(
+                f"{source.name}: {source.documents_kept:,} of {source.documents_in:,} documents "
+                f"kept, {shares.get(source.name, 0):.1%} of the mixture, {source.epochs:.3g} epochs"
+                + ("" if paper is None else f" (GPT-3: {paper.epochs:g})")
+            )
+    print(f"{path} lists the shards, and report.md in the same folder describes them")
+
+
+def print_part(job: JobSlice, tally: Tally, missing: list[int], *, as_json: bool) -> None:
+    """Print the documents of one part, and the parts that are not done."""
+    if as_json:
+        report = {
+            "part": job.number,
+            "of": job.count,
+            "missing": missing,
+            "documents_in": tally.read,
+            "dropped": dict(sorted(tally.dropped.items())),
+        }
+        print_json("build-shards", report)
+        return
+    dropped = sum(tally.dropped.values())
+    read = counted(tally.read, "document")
+    print(f"part {job.number} of {job.count}: {read} read, {dropped:,} dropped")
+    print(
+        f"{counted(len(missing), 'part')} to go"
+        if missing
+        else "all parts are done: write the shards with --resume instead of --part"
+    )
+
+
+def print_overlap(report: OverlapReport, *, as_json: bool) -> None:
+    """Print the share of each test set's 8-grams that occur in the training text."""
+    if as_json:
+        result = {
+            "overlap": [{**asdict(test), "share": test.share} for test in report.tests],
+            "train_grams": report.train_grams,
+            "false_positives": report.false_positives,
+        }
+        print_json("build-shards", result)
+        return
+    width = max(len(test.file) for test in report.tests)
+    for test in report.tests:
+        print(f"{test.file:<{width}}  {test.share:7.2%} of {test.grams:,} 8-grams")
+    print(
+        f"of {report.train_grams:,} 8-grams of training text; "
+        f"a false positive rate of at most {report.false_positives:.0e}"
+    )
+
+
+def print_estimate(resolved: Resolved, estimate: BuildEstimate, *, as_json: bool) -> None:
+    """Print the configuration of a build and its estimated size and time."""
+    if as_json:
+        report = {"dry_run": True, "config": resolved.values, "estimate": asdict(estimate)}
+        print_json("build-shards", report)
+        return
+    print(resolved_toml(resolved))
+
+    def known(number: float | None, text: Callable[[float], str]) -> str:
+        return "unknown before the inputs are read" if number is None else text(number)
+
+    files = counted(estimate.input_files, "file")
+    if estimate.input_bytes is not None:
+        files += f", {in_bytes(estimate.input_bytes)}"
+    shards = counted(estimate.shards or 0, "shard")
+    rows = {
+        "inputs": files,
+        "text": known(estimate.bytes_per_token, lambda n: f"{n:.2f} bytes per token, in a sample"),
+        "tokens": known(estimate.tokens, lambda n: f"about {amount(n)}, in about {shards}"),
+        "disk": known(
+            estimate.disk_bytes, lambda n: f"about {in_bytes(n)}, twice that during the build"
+        ),
+        "memory": known(
+            estimate.memory_bytes, lambda n: f"about {in_bytes(n)} for tokens in all workers"
+        ),
+        "time": known(estimate.seconds, lambda n: f"about {duration(n)} to tokenize"),
+    }
+    for name, text in rows.items():
+        print(f"{name:<8}{text}")

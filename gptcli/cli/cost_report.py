@@ -90,7 +90,9 @@ def requested_target(options: dict[str, Any]) -> Target:
                 "a run folder cannot be combined with another model",
                 hint="name one run without --size or a shape; only --fit takes several runs",
             )
-        tokens = read_run(runs[0]).tokens
+        from gptcli.runs.metrics import read_run_result
+
+        tokens = read_run_result(runs[0]).tokens
         config = read_model_config(runs[0])
         return Target(str(runs[0]), config, tokens, "trained, by its metrics.jsonl")
     if size is None and shape:
@@ -118,24 +120,6 @@ def check_not_a_size(argument: str) -> None:
             where=argument,
             hint=f"gpt cost --size {shlex.quote(size)}",
         )
-
-
-def read_run(path: Path) -> RunResult:
-    """Read a run's parameters from config.json, and its tokens and loss from metrics.jsonl.
-
-    `path` is a run folder or its metrics.jsonl. Raises InputError.
-    """
-    from gptcli.cost.scaling_fit import RunResult  # imports statistics and random
-    from gptcli.model.not_a_model import explain
-    from gptcli.model.source import METRICS
-    from gptcli.runs.metrics import final_loss
-
-    if path.is_file() and path.suffix != ".jsonl":
-        raise explain(path)
-    metrics = path if path.is_file() else path / METRICS
-    config = read_model_config(metrics.parent)
-    tokens, loss = final_loss(metrics)
-    return RunResult(name=str(path), parameters=config.parameters, tokens=tokens, loss=loss)
 
 
 def estimate_model(options: dict[str, Any], output: OutputOptions) -> None:
@@ -284,11 +268,12 @@ def list_optimal(options: dict[str, Any], output: OutputOptions) -> None:
 def fit_runs(options: dict[str, Any], output: OutputOptions) -> None:
     """Fit a scaling law to runs, and print it with its predictions."""
     from gptcli.cost.scaling_fit import fit_law, fit_report
+    from gptcli.runs.metrics import read_run_result
 
-    runs = [read_run(path) for path in options.get("runs", [])]
+    runs = [read_run_result(path) for path in options.get("runs", [])]
     law, predictions = fit_law(runs), []
     if "predict" in options:
-        run = read_run(options["predict"])
+        run = read_run_result(options["predict"])
         predictions.append(law.predict(run.name, run.parameters, run.tokens, run.loss))
     shape = {name: value for name, value in options.items() if name in (*SHAPE, "size")}
     if shape and "tokens" not in options:

@@ -1,4 +1,4 @@
-"""What `gpt train` shows: on a terminal a live panel with the loss curve, elsewhere plain lines."""
+"""Progress of `gpt train`: a live panel with the loss curve on a terminal, else plain lines."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 TASK = "train"
-PLAIN = {
+PLAIN_FACTS = {  # shown in a plain line: its name there, and the name of the fact
     "step": "step",
     "loss": "smoothed_loss",
     "lr": "lr",
     "tokens_per_second": "tokens_per_second",
     "val_loss": "val_loss",
 }
-DRAWN_EVERY = 0.25  # seconds
-POINTS = 512  # kept of the loss curve; more are averaged in pairs
-ROWS = 4  # of the curve
+REDRAW_S = 0.25
+MAX_POINTS = 512  # of the loss curve; more are averaged in pairs
+CURVE_ROWS = 4
 BARS = " ▁▂▃▄▅▆▇█"
 
 
 class Dashboard(ConsoleEvents):
-    """Draws a training run; other work as ConsoleEvents does."""
+    """Shows a training run; other work is shown as by ConsoleEvents."""
 
     def __init__(self, title: str) -> None:
         super().__init__()
         self.title = title
         self.curve = Curve()
         self._board: Live | None = None
-        self._begun: tuple[float, float] | None = None  # when, and how many tokens there were
-        self._drawn = 0.0
+        self._start: tuple[float, float] | None = None  # time and tokens at the first report
+        self._drawn_at = 0.0
 
     def info(self, text: str) -> None:
+        """Print a line above the panel."""
         if self._board is not None:
             self._board.console.print(text)
         else:
@@ -50,6 +51,7 @@ class Dashboard(ConsoleEvents):
     def progress(
         self, task: str, done: float, total: float | None = None, unit: str = "", **facts: Any
     ) -> None:
+        """Update the panel with the facts of the newest step."""
         if task != TASK:
             super().progress(task, done, total, unit, **facts)
         elif not sys.stderr.isatty():
@@ -58,20 +60,21 @@ class Dashboard(ConsoleEvents):
                 done,
                 total,
                 unit,
-                **{name: facts[key] for name, key in PLAIN.items() if key in facts},
+                **{name: facts[key] for name, key in PLAIN_FACTS.items() if key in facts},
             )
         else:
             now = time.monotonic()
-            self._begun = self._begun or (now, done)
+            self._start = self._start or (now, done)
             if facts["smoothed_loss"] is not None:
                 self.curve.add(facts["smoothed_loss"])
-            if now - self._drawn >= DRAWN_EVERY or done == total:
-                self._drawn = now
-                rate = (done - self._begun[1]) / max(now - self._begun[0], 1e-9)
+            if now - self._drawn_at >= REDRAW_S or done == total:
+                self._drawn_at = now
+                rate = (done - self._start[1]) / max(now - self._start[0], 1e-9)
                 left = duration(round((total - done) / rate)) if total and rate > 0 else "n/a"
                 self._show(self.panel(done, total or done, left, facts))
 
     def finish(self, task: str) -> None:
+        """End the panel, or the bar of other work."""
         if task == TASK and self._board is not None:
             self._board.stop()
             self._board = None
@@ -85,12 +88,12 @@ class Dashboard(ConsoleEvents):
             self._board = Live(console=screen(stderr=True), auto_refresh=False)
             self._cursor.__enter__()
             self._board.start()
-            # whatever ends the program, the terminal gets its cursor back
+            # shows the cursor again however the program ends
             atexit.register(self._board.stop)
         self._board.update(panel, refresh=True)
 
     def panel(self, done: float, total: float, left: str, facts: dict[str, Any]) -> RenderableType:
-        """The whole picture, as wide as the terminal."""
+        """Return the panel, as wide as the terminal."""
         from rich.console import Group
         from rich.panel import Panel
         from rich.progress_bar import ProgressBar
@@ -106,12 +109,12 @@ class Dashboard(ConsoleEvents):
             ProgressBar(total, done),
             f"{done / total:.1%}  {left} left",
         )
-        body = _Body(self.curve.means(), figures(facts))
+        body = _Body(self.curve.means(), format_facts(facts))
         return Panel(Group(head, body), title=Text(self.title), title_align="left")
 
 
 class _Body:
-    """The loss curve and the figures below it, as wide as there is room."""
+    """Loss curve above the facts, as wide as the panel."""
 
     def __init__(self, values: list[float], words: list[str]) -> None:
         self.values, self.words = values, words
@@ -127,8 +130,9 @@ class _Body:
 
 
 class Curve:
-    """A loss curve of any length in little memory: means of equally many neighbours, twice as many
-    whenever there are too many means.
+    """Loss curve of any length in bounded memory: means of groups of consecutive values.
+
+    The group size doubles whenever there are MAX_POINTS means.
     """
 
     def __init__(self) -> None:
@@ -137,42 +141,43 @@ class Curve:
         self.open: list[float] = []
 
     def add(self, value: float) -> None:
+        """Append a value."""
         self.open.append(value)
         if len(self.open) == self.size:
             self.full.append(sum(self.open) / self.size)
             self.open = []
-        if len(self.full) == POINTS:
+        if len(self.full) == MAX_POINTS:
             self.full = [(a + b) / 2 for a, b in zip(self.full[::2], self.full[1::2], strict=True)]
             self.size *= 2
 
     def means(self) -> list[float]:
+        """Return the means, the last one of an incomplete group."""
         return [*self.full, *([sum(self.open) / len(self.open)] if self.open else [])]
 
 
 def plot(values: list[float], width: int) -> list[str]:
-    """ROWS lines of block characters, highest and lowest value written on the left; the newest
-    value is on the right.
+    """Return CURVE_ROWS lines of block characters, labelled with the highest and lowest value.
 
-    A beginning far above the rest would press all the rest flat: it goes up to the edge, and the
-    highest value written is that after it.
+    The newest value is on the right. First values far above the rest are cut off at the top, so
+    that the rest is not flat; the label is then the highest value after them.
     """
     if not values:
-        return [""] * ROWS
+        return [""] * CURVE_ROWS
     high, low = max(values), min(values)
     later = max(values[len(values) // 20 + 1 :]) if len(values) >= 40 else high
     if high - low > 1.5 * (later - low) > 0:
         high = later
-    labels = [f"{high:.3f}", *[""] * (ROWS - 2), f"{low:.3f}"]
+    labels = [f"{high:.3f}", *[""] * (CURVE_ROWS - 2), f"{low:.3f}"]
     margin = max(map(len, labels))
     columns = resampled(values, width - margin - 1)
-    # eighths of a line
+    # in eighths of a line
     levels = [
-        1 + round((min(value, high) - low) / (high - low or 1) * (8 * ROWS - 1))
+        1 + round((min(value, high) - low) / (high - low or 1) * (8 * CURVE_ROWS - 1))
         for value in columns
     ]
     rows = []
     for row, label in enumerate(labels):
-        below = 8 * (ROWS - 1 - row)
+        below = 8 * (CURVE_ROWS - 1 - row)
         rows.append(
             f"{label:>{margin}} " + "".join(BARS[min(8, max(0, level - below))] for level in levels)
         )
@@ -180,14 +185,14 @@ def plot(values: list[float], width: int) -> list[str]:
 
 
 def resampled(values: list[float], count: int) -> list[float]:
-    """At most `count` values, each the mean of the neighbours it stands for."""
+    """Return at most `count` values, each the mean of consecutive values."""
     count = max(1, min(count, len(values)))
     borders = [round(number * len(values) / count) for number in range(count + 1)]
     return [sum(values[a:b]) / (b - a) for a, b in pairwise(borders)]
 
 
 def flowed(words: list[str], width: int) -> list[str]:
-    """Lines of at most `width`, broken between words."""
+    """Return lines of at most `width` columns, broken between words."""
     lines = [""]
     for word in words:
         if lines[-1] and len(lines[-1]) + 3 + len(word) > width:
@@ -196,14 +201,14 @@ def flowed(words: list[str], width: int) -> list[str]:
     return lines
 
 
-def figures(facts: dict[str, Any]) -> list[str]:
-    """What is known of the newest step, in words."""
+def format_facts(facts: dict[str, Any]) -> list[str]:
+    """Return the facts of the newest step as text."""
 
     def known(name: str, form: str) -> str:
         return "n/a" if facts.get(name) is None else f"{facts[name]:{form}}"
 
     words = [
-        f"loss {known('smoothed_loss', '.4f')}, {window(facts['step'])} steps' mean",
+        f"loss {known('smoothed_loss', '.4f')}, mean of {window(facts['step'])} steps",
         f"validation {known('val_loss', '.4f')}",
         f"lr {facts['lr']:.3g}",
         f"gradient {known('grad_norm', '.3g')}",

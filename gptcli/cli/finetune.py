@@ -42,8 +42,8 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
     from gptcli.sampling.load import load
     from gptcli.trainer import machine
     from gptcli.trainer.checkpoint import newest_state, newest_step
+    from gptcli.trainer.initial_weights import initial_weights_folder, keep_initial_weights
     from gptcli.trainer.preflight import resumed_state
-    from gptcli.trainer.start import keep_start, start_folder
 
     task = read_task(task_file)
     out, resume = (
@@ -93,12 +93,15 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
             return
     if is_main():
         if before is None:  # what is wrong with it is told before anything is emptied
-            start = start_folder(out, Path(init_from)) if resume else Path(init_from)
+            start = initial_weights_folder(out, Path(init_from)) if resume else Path(init_from)
             load(start, checkpoint=step, device="cpu", precision="fp32")
         claim_output(run.out, resume=run.resume, force=force)
         if before is None and step is not None and not (out / INIT).is_dir():
             run = replace(
-                run, start_step=keep_start(Path(init_from), out, step, events, newest=asked is None)
+                run,
+                start_step=keep_initial_weights(
+                    Path(init_from), out, step, events, newest=asked is None
+                ),
             )
     report = launch(run, events, finetune_from_folder, newest_step)
     if not is_main():

@@ -1,4 +1,4 @@
-"""`gpt sample`: text from a model, as it comes."""
+"""`gpt sample`: generate text with a trained model, and stream it to stdout."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gptcli.cli import options
 from gptcli.cli.command import Command, hold, releasing
-from gptcli.cli.config import number
+from gptcli.cli.config import NUMBERS, Resolved, option, read_config
 from gptcli.cli.console import ConsoleEvents, print_json
-from gptcli.cli.sample_options import TOP_K, framed, refuse_contradictions, rules_of, settings
-from gptcli.errors import InputError, UsageError
+from gptcli.cli.options import MACHINE, OUTPUT, flag, quantity, shared, value
+from gptcli.encodings import decode
+from gptcli.errors import InputError, UsageError, nearest
+from gptcli.files import read_text
 from gptcli.interrupts import Cleanup, Raise, write
 
 if TYPE_CHECKING:
@@ -25,11 +28,34 @@ if TYPE_CHECKING:
     from gptcli.sampling.params import SamplingParams
     from gptcli.sampling.streaming import Completion
 
+CHOOSING, PROMPTS = "Choosing tokens", "Prompts"
 SEPARATOR = "-" * 15
-TOGETHER = 16  # samples of one prompt made at once
-CHOOSING, PROMPTS, MACHINE, OUTPUT = "Choosing tokens", "Prompts", "Machine", "Output"
-# What a model may spell but a terminal would obey, shown as Unicode's pictures of them; tab and
-# newline stay.
+MAX_PARALLEL_SAMPLES = 16  # of one prompt
+TOP_K = 40  # GPT-2's release
+DEFAULTS: dict[str, Any] = {
+    "num_samples": 1,
+    "max_tokens": 200,
+    "seed": 0,
+    "device": "auto",
+    "precision": "auto",
+    "quantize": "none",
+    "batch_size": 8,
+    "stop": [],
+    "greedy": False,
+}
+# pairs of options that cannot be combined
+CONFLICTS = (
+    ("--beam", "--best-of"),
+    ("--beam", "--draft"),
+    ("--beam", "--prompts"),
+    ("--best-of", "--draft"),
+    ("--best-of", "--prompts"),
+    ("--draft", "--prompts"),
+    ("-i", "--prompts"),
+    ("-i", "--json"),
+    ("--prompts", "--json"),
+)
+# control characters, which a terminal would obey, as Unicode's symbols for them
 CONTROLS = (
     {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
     | {0x7F: 0x2421}
@@ -38,6 +64,7 @@ CONTROLS = (
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
     app.command("sample", cls=Command)(releasing(sample))
 
 
@@ -53,276 +80,185 @@ def sample(
         str | None,
         typer.Argument(
             metavar="PROMPT",
-            help="Text to continue; - or a pipe is stdin. Empty or none starts from end-of-text, as GPT-2 does.",
             show_default=False,
+            help="Text to continue; - or a pipe reads stdin. An empty prompt is end-of-text.",
         ),
     ] = None,
     checkpoint: Annotated[
         int | None,
-        typer.Option(
-            parser=number("checkpoint"),
-            metavar="N",
-            help="Read the run's checkpoint of this step.",
-            show_default="the finished model, or the newest checkpoint",
-        ),
+        shared("checkpoint", None, "the finished model, or the newest checkpoint", numeric=True),
     ] = None,
     num_samples: Annotated[
         int | None,
-        typer.Option(
-            parser=number("num_samples"),
-            metavar="N",
-            help="Number of samples; each is the same however many are drawn.",
-            show_default="1",
+        quantity(
+            "num_samples",
+            "Number of samples; their number does not change their text.",
+            shown="1",
         ),
     ] = None,
     max_tokens: Annotated[
         int | None,
-        typer.Option(
-            parser=number("max_tokens"),
-            help="Longest sample, in tokens; end-of-text ends it sooner.",
-            metavar="N",
-            show_default="200",
+        quantity(
+            "max_tokens",
+            "Maximum length of a sample, in tokens; it ends earlier at end-of-text.",
+            shown="200",
         ),
     ] = None,
     stop: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Text that ends a sample and is left out of it; repeat the option for several.",
-            show_default=False,
+        value(
+            "Text that ends a sample and is left out of it; repeat the option for several.",
+            *("TEXT", None, False),
         ),
     ] = None,
     seed: Annotated[
-        int | None,
-        typer.Option(
-            parser=number("seed"),
-            metavar="N",
-            help="Random seed; the same seed gives the same text.",
-            show_default="0",
-        ),
+        int | None, options.seed("Random seed; the same seed gives the same text.")
     ] = None,
     interactive: Annotated[
-        bool, typer.Option("-i", help="Start a session: prompt after prompt, with history.")
+        bool, flag("-i", "Start an interactive session with a history of prompts.")
     ] = False,
     preset: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Sampling settings of a paper: gpt2, gpt3 (their released samples) or news (GPT-3's articles).",
-            show_default=False,
-            rich_help_panel=CHOOSING,
+        value(
+            "Sampling options of a paper: gpt2 or gpt3 (their released samples), or news "
+            "(GPT-3's articles).",
+            *("NAME", CHOOSING, False),
         ),
     ] = None,
     temperature: Annotated[
         float | None,
-        typer.Option(
-            parser=number("temperature"),
+        quantity(
+            "temperature",
+            "Sampling temperature: text is more predictable below 1 and more varied above it.",
+            *(CHOOSING, "1"),
             metavar="X",
-            help="Sampling temperature: below 1 text is more predictable, above 1 more varied.",
-            show_default="1",
-            rich_help_panel=CHOOSING,
         ),
     ] = None,
     top_k: Annotated[
         int | None,
-        typer.Option(
-            parser=number("top_k"),
-            metavar="N",
-            help="Sample from the k most probable tokens.",
-            show_default=f"{TOP_K}, or all with --top-p",
-            rich_help_panel=CHOOSING,
+        quantity(
+            "top_k",
+            "Sample only from the N most probable tokens.",
+            *(CHOOSING, f"{TOP_K}, or all with --top-p"),
         ),
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(
-            parser=number("top_p"),
+        quantity(
+            "top_p",
+            "Sample only from the fewest tokens whose probabilities add up to P.",
+            *(CHOOSING, False),
             metavar="P",
-            help="Sample from the fewest tokens whose probabilities add up to P.",
-            show_default=False,
-            rich_help_panel=CHOOSING,
         ),
     ] = None,
     greedy: Annotated[
         bool | None,
         typer.Option(
             "--greedy",
-            help="Take the most probable token every time.",
+            help="Always take the most probable token.",
             show_default=False,
             rich_help_panel=CHOOSING,
         ),
     ] = None,
     repetition_penalty: Annotated[
         float | None,
-        typer.Option(
-            parser=number("repetition_penalty"),
+        quantity(
+            "repetition_penalty",
+            "Penalty on tokens that are already in the text; above 1 discourages them.",
+            *(CHOOSING, False),
             metavar="X",
-            help="Penalty on tokens that the text already holds; above 1 discourages them.",
-            show_default=False,
-            rich_help_panel=CHOOSING,
         ),
     ] = None,
     beam: Annotated[
         int | None,
-        typer.Option(
-            parser=number("beam"),
-            metavar="N",
-            help="Beam search of this width, with GPT-3's length penalty; GPT-3 uses 4.",
-            show_default=False,
-            rich_help_panel=CHOOSING,
+        quantity(
+            "beam",
+            "Beam search of width N with GPT-3's length penalty; GPT-3 uses 4.",
+            *(CHOOSING, False),
         ),
     ] = None,
     best_of: Annotated[
         int | None,
-        typer.Option(
-            parser=number("best_of"),
-            metavar="N",
-            help="Draw N samples and show the one with the highest mean log-probability.",
-            show_default=False,
-            rich_help_panel=CHOOSING,
+        quantity(
+            "best_of",
+            "Draw N samples and show the one with the highest mean log-probability.",
+            *(CHOOSING, False),
         ),
     ] = None,
     instruction: Annotated[
         str | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Description of the task, put before the examples.",
-            show_default=False,
-            rich_help_panel=PROMPTS,
-        ),
+        value("Task description to put before the examples.", "TEXT", PROMPTS, False),
     ] = None,
     example: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Solved example of the task; repeat the option for several.",
-            show_default=False,
-            rich_help_panel=PROMPTS,
+        value(
+            "Solved example of the task; repeat the option for several.",
+            *("TEXT", PROMPTS, False),
         ),
     ] = None,
     title: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Title of the news article to write.",
-            show_default=False,
-            rich_help_panel=PROMPTS,
-        ),
+        str | None, value("Title of a news article to write.", "TEXT", PROMPTS, False)
     ] = None,
     subtitle: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Subtitle of the news article to write.",
-            show_default=False,
-            rich_help_panel=PROMPTS,
-        ),
+        str | None, value("Subtitle of a news article to write.", "TEXT", PROMPTS, False)
     ] = None,
     article: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            help="File with an earlier article, its title first; several with commas. GPT-3 uses three.",
-            show_default=False,
-            rich_help_panel=PROMPTS,
+        value(
+            "Text file with an example article that begins with its title; separate several "
+            "with commas. GPT-3 uses three.",
+            *("FILE", PROMPTS, False),
         ),
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE.jsonl",
-            help='File of prompts, one JSON object a line: {"prompt": "..."}; needs -o.',
-            show_default=False,
-            rich_help_panel=PROMPTS,
+        value(
+            'File of prompts, one JSON object per line: {"prompt": "..."}; needs -o.',
+            *("FILE.jsonl", PROMPTS, False),
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="File for the answers to --prompts, one JSON object a line.",
-            show_default=False,
-            rich_help_panel=OUTPUT,
+        options.out(
+            "File to write the samples of --prompts to, one JSON object per line.", shown=False
         ),
     ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume", help="Continue an unfinished file of answers.", rich_help_panel=OUTPUT
-        ),
-    ] = False,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Start over and replace the output.", rich_help_panel=OUTPUT),
-    ] = False,
-    as_json: Annotated[
-        bool,
-        typer.Option(
-            "--json", help="Print a report as one JSON object on stdout.", rich_help_panel=OUTPUT
-        ),
-    ] = False,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Device to run on: auto, cpu, cuda or cuda:1.",
-            show_default="auto",
-            rich_help_panel=MACHINE,
-        ),
-    ] = None,
+    resume: Annotated[bool, options.resume("Continue an unfinished output file.")] = False,
+    force: Annotated[bool, options.force("Start over and replace the output file.")] = False,
+    as_json: Annotated[bool, shared("json", OUTPUT)] = False,
+    device: Annotated[str | None, shared("device", MACHINE, "auto")] = None,
     precision: Annotated[
         str | None,
-        typer.Option(
-            metavar="KIND",
-            help="Precision: auto, fp32 or bf16. auto is bf16 on a GPU that has it, where a text may depend on how many are made at once.",
-            show_default="auto",
-            rich_help_panel=MACHINE,
+        options.precision(
+            "fp32, bf16 or auto, which is bf16 on a GPU that supports it; in bf16, a text may "
+            "depend on the number of samples",
+            *(MACHINE, "auto"),
         ),
     ] = None,
     quantize: Annotated[
         str | None,
-        typer.Option(
-            metavar="KIND",
-            help="Weights to quantize: none, or int8 for 8 bits.",
-            show_default="none",
-            rich_help_panel=MACHINE,
-        ),
+        value("Quantization of the weights: none or int8.", "KIND", MACHINE, "none"),
     ] = None,
     draft: Annotated[
         Path | None,
-        typer.Option(
-            metavar="RUN",
-            help="Smaller run with the same tokenizer that drafts tokens; the distribution of the text stays the same.",
-            show_default=False,
-            rich_help_panel=MACHINE,
+        value(
+            "Smaller run with the same tokenizer for speculative decoding; the distribution of "
+            "the text does not change.",
+            *("RUN", MACHINE, False),
         ),
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(
-            parser=number("batch_size"),
-            metavar="N",
-            help="Samples of --prompts made at once.",
-            show_default="8",
-            rich_help_panel=MACHINE,
-        ),
+        quantity("batch_size", "Samples of --prompts to generate at once.", MACHINE, "8"),
     ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="TOML file with any of these options.", show_default=False
-        ),
-    ] = None,
+    config: Annotated[Path | None, shared("config", None, False)] = None,
 ) -> None:
-    """Continue a prompt with a trained model, streaming the text.
+    """Continue a prompt with a trained model, and stream the text.
 
-    The prompt is printed too, and a line of dashes stands between samples.
+    The prompt is printed too, and a line of dashes separates samples.
 
-    A prompt from stdin loses its last newline. When the text outgrows the model's context, the
-    model goes on from the last half of it.
+    The last newline of a prompt from stdin is removed. When the text exceeds the model's context,
+    the model continues from the last half of it.
 
     Examples:
 
@@ -330,217 +266,380 @@ def sample(
 
         gpt sample runs/350M --preset gpt3 "The meaning of life is"
     """
-    # Set before torch loads: threads wait for the next product awake for about half a millisecond,
-    # then sleep. Asleep at once, each token takes half as long again; awake for as long as is the
-    # default, on a busy machine, 30 times as long.
+    # OpenMP threads spin for about half a millisecond between matrix products. Without spinning a
+    # token takes 1.5 times as long; with the default, 30 times as long on a busy machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    # weights and cache in pages of 2 MB: read a tenth faster
+    # 2 MB pages for weights and cache, which are read 10 % faster
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if prompt is not None and not run.exists() and Path(prompt).is_dir():
         line = shlex.join(["gpt", "sample", prompt, str(run)])
-        raise UsageError("the run comes first, then the prompt", where=run, hint=line)
-    options = {
+        raise UsageError("the run comes before the prompt", where=run, hint=line)
+    given = {
         "checkpoint": checkpoint,
-        "num_samples": num_samples, "max_tokens": max_tokens, "stop": stop or None, "seed": seed,
-        "temperature": temperature, "top_k": top_k, "top_p": top_p, "greedy": greedy, "repetition_penalty": repetition_penalty,
-        "beam": beam, "best_of": best_of, "device": device, "precision": precision, "quantize": quantize, "batch_size": batch_size,
-    }  # fmt: skip
-    values = settings(options, preset, config)
-    rules = rules_of(values)
-    refuse_contradictions(
-        values,
-        prompts=prompts,
-        output=output,
-        interactive=interactive,
-        as_json=as_json,
-        draft=draft,
-        resume=resume,
-        force=force,
-    )
-    if prompts is not None and output is not None:  # neither comes without the other
-        if prompt is not None or instruction or example or title or subtitle or article:
+        "num_samples": num_samples,
+        "max_tokens": max_tokens,
+        "stop": stop or None,
+        "seed": seed,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "greedy": greedy,
+        "repetition_penalty": repetition_penalty,
+        "beam": beam,
+        "best_of": best_of,
+        "device": device,
+        "precision": precision,
+        "quantize": quantize,
+        "batch_size": batch_size,
+    }
+    values = resolve(given, preset, config)
+    params = sampling_params(values)
+    used = {
+        "--beam": "beam" in values,
+        "--best-of": "best_of" in values,
+        "--draft": draft is not None,
+        "--prompts": prompts is not None,
+        "-i": interactive,
+        "--json": as_json,
+    }
+    check_conflicts({name for name, is_used in used.items() if is_used}, values["num_samples"])
+    _check_output(prompts, output, is_used=output is not None or resume or force)
+    parts = PromptParts(prompt, instruction, example or [], title, subtitle, article or [])
+    if prompts is not None and output is not None:
+        if parts != PromptParts():
             raise UsageError(
-                "--prompts and a prompt contradict each other", hint="leave out one of them"
+                "--prompts cannot be combined with a prompt", hint="leave out one of them"
             )
-        _answer(run, prompts, output, rules, values, resume=resume, force=force)
+        _sample_file(run, prompts, output, params, values, resume=resume, force=force)
         return
-    waits = interactive and prompt is None and title is None  # for the first line of the session
-    text = None if waits else framed(prompt, instruction, example, title, subtitle, article)
+    waits_for_line = interactive and prompt is None and title is None
+    text = None if waits_for_line else parts.text()
     try:
-        loaded, drafting = _load(run, draft, values)
+        sampler = Sampler(*_load(run, draft, values), params, values)
         if interactive:
-            _session(
-                loaded,
-                drafting,
-                rules,
-                values,
-                text,
-                lambda line: framed(line, instruction, example, None, None, None),
-            )
+            _session(sampler, text, parts)
         else:
-            _sample(run, loaded, drafting, text or "", rules, values, as_json=as_json)
-    except BrokenPipeError:  # whoever read this has seen enough
-        # what is left in the buffer has nowhere to go
+            _sample_prompt(run, sampler, text or "", as_json=as_json)
+    except BrokenPipeError:  # the reader of the pipe has closed it
+        # discard what is left in the buffer
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit from None
 
 
+def resolve(given: dict[str, Any], preset: str | None, config: Path | None) -> dict[str, Any]:
+    """Return the values of the options: option over file over preset over default."""
+    from gptcli.sampling.params import PRESETS
+
+    readers: dict[str, Any] = {name: NUMBERS[name] for name in given if name in NUMBERS}
+    readers |= dict.fromkeys(("preset", "device", "precision", "quantize"), _read_text)
+    readers |= {"stop": _read_texts, "greedy": _read_flag}
+    from_file = {} if config is None else read_config(config, readers, "gpt sample")
+    preset = preset or from_file.pop("preset", None)
+    if preset is not None and preset not in PRESETS:
+        raise UsageError(
+            f"unknown preset {preset!r}", where="--preset", hint=nearest(preset, PRESETS)
+        )
+    resolved = Resolved()
+    resolved.put(DEFAULTS, "default")
+    resolved.put(PRESETS[preset] if preset else {}, "preset")
+    resolved.put(from_file, str(config))
+    resolved.put(given, "option")
+    if "" in resolved.values["stop"]:
+        raise UsageError(
+            "--stop is empty, and every text begins with the empty text",
+            hint=r"for the end of a line: --stop $'\n'",
+        )
+    return resolved.values
+
+
+def _read_text(value: object) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"{value!r} is not a string")
+    return value
+
+
+def _read_texts(value: object) -> list[str]:
+    return [_read_text(item) for item in value] if isinstance(value, list) else [_read_text(value)]
+
+
+def _read_flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"{value!r} is neither true nor false")
+    return value
+
+
+def check_conflicts(used: set[str], num_samples: int) -> None:
+    """Raise UsageError if two of the `used` options cannot be combined."""
+    for first, second in CONFLICTS:
+        if first in used and second in used:
+            raise UsageError(
+                f"{first} cannot be combined with {second}", hint="leave out one of them"
+            )
+    for name in ("--beam", "--best-of") if num_samples > 1 else ():
+        if name in used:
+            raise UsageError(
+                f"{name} cannot be combined with --num-samples {num_samples}",
+                hint="leave out one of them",
+            )
+
+
+def _check_output(prompts: Path | None, output: Path | None, *, is_used: bool) -> None:
+    if prompts is not None and output is None:
+        raise UsageError("--prompts needs an output file", hint="-o samples.jsonl")
+    if prompts is None and is_used:
+        raise UsageError(
+            "-o, --resume and --force need --prompts", hint="redirect stdout to keep a sample"
+        )
+
+
+def sampling_params(values: dict[str, Any]) -> SamplingParams:
+    """Return the sampling parameters. Raises UsageError for options that cannot be combined."""
+    from gptcli.sampling.params import SamplingParams
+
+    penalty = values.get("repetition_penalty", 1.0)
+    if not values["greedy"] and "beam" not in values:
+        top_k = values.get("top_k")
+        if top_k is None and "top_p" not in values:
+            top_k = TOP_K
+        return SamplingParams(
+            temperature=values.get("temperature", 1.0),
+            top_k=top_k,
+            top_p=values.get("top_p"),
+            repetition_penalty=penalty,
+        )
+    deterministic = "--greedy" if values["greedy"] else "--beam"
+    for name in ("temperature", "top_k", "top_p"):
+        if name in values:
+            raise UsageError(
+                f"{deterministic} cannot be combined with {option(name)}",
+                hint=f"leave out {deterministic} to sample, or {option(name)}",
+            )
+    for name in ("num_samples", "best_of"):
+        if values["greedy"] and values.get(name, 1) > 1:
+            raise UsageError(
+                f"--greedy cannot be combined with {option(name)} {values[name]}",
+                hint="all greedy samples have the same text",
+            )
+    if "beam" in values and (penalty != 1 or values["greedy"] or values["stop"]):
+        raise UsageError(
+            "--beam uses the model's probabilities unchanged",
+            hint="leave out --greedy, --repetition-penalty and --stop",
+        )
+    return SamplingParams(greedy=True, repetition_penalty=penalty)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptParts:
+    """Parts of a prompt as the options give them; `text` assembles them."""
+
+    prompt: str | None = None
+    """Prompt as typed; None to read stdin, if it is a pipe."""
+    instruction: str | None = None
+    """Description of a task."""
+    examples: list[str] | tuple[str, ...] = ()
+    """Solved examples of the task."""
+    title: str | None = None
+    """Title of a news article to write."""
+    subtitle: str | None = None
+    """Subtitle of the article."""
+    articles: list[Path] | tuple[Path, ...] = ()
+    """Files of example articles."""
+
+    def __post_init__(self) -> None:
+        for name in ("examples", "articles"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def text(self) -> str:
+        """Return the whole prompt. Raises UsageError for parts that cannot be combined."""
+        if self.title is None:
+            if self.subtitle is not None or self.articles:
+                raise UsageError(
+                    "--subtitle and --article need --title",
+                    hint='name the article to write with --title "..."',
+                )
+            return self.few_shot_text(_read_prompt(self.prompt))
+        if self.prompt is not None or self.instruction or self.examples:
+            raise UsageError(
+                "--title cannot be combined with a prompt",
+                hint="an article is written from its title and subtitle alone",
+            )
+        from gptcli.sampling.generate import news_prompt
+
+        articles = [read_text(path) for path in self.articles]
+        return news_prompt(self.title, self.subtitle or "", articles)
+
+    def few_shot_text(self, prompt: str) -> str:
+        """Return `prompt` after the instruction and the examples."""
+        from gptcli.sampling.generate import few_shot_prompt
+
+        return few_shot_prompt(self.instruction, self.examples, prompt)
+
+
+def _read_prompt(prompt: str | None) -> str:
+    """Return the prompt, or the text of stdin if it is piped. Raises InputError if not UTF-8."""
+    if prompt is not None and prompt != "-":
+        # Python passes bytes of the command line that are not UTF-8 as surrogates
+        if any("\udc80" <= char <= "\udcff" for char in prompt):
+            raise InputError(
+                "the prompt is not valid UTF-8",
+                hint="type it in a terminal that uses UTF-8, or pipe it to stdin",
+            )
+        return prompt
+    if prompt is None and sys.stdin.isatty():
+        return ""
+    return decode(sys.stdin.buffer.read(), "stdin").removesuffix("\n")
+
+
 def _load(run: Path, draft: Path | None, values: dict[str, Any]) -> tuple[Loaded, Loaded | None]:
-    """The model, and the one that drafts for it. Raises InputError where their tokenizers
-    differ.
-    """
+    """Load the model and the draft model. Raises InputError if their tokenizers differ."""
     from gptcli.sampling.load import load
 
-    loaded = load(run, **_reading(values), events=ConsoleEvents())
-    drafting = (
-        None
-        if draft is None
-        else load(
-            draft, device=values["device"], precision=values["precision"], events=ConsoleEvents()
-        )
-    )
-    if drafting is not None and drafting.tokenizer.sha256 != loaded.tokenizer.sha256:
+    loaded = load(run, **_load_options(values), events=ConsoleEvents())
+    if draft is None:
+        return loaded, None
+    device, precision = values["device"], values["precision"]
+    drafting = load(draft, device=device, precision=precision, events=ConsoleEvents())
+    if drafting.tokenizer.sha256 != loaded.tokenizer.sha256:
         raise InputError(
             "the draft run has another tokenizer",
             where=draft,
-            hint="a draft must have been trained with the same tokenizer",
+            hint="use a draft run that was trained with the same tokenizer",
         )
     return loaded, drafting
 
 
-def _reading(values: dict[str, Any]) -> dict[str, Any]:
-    """How the model is to be read."""
+def _load_options(values: dict[str, Any]) -> dict[str, Any]:
     return {
         "checkpoint": values.get("checkpoint"),
         **{name: values[name] for name in ("device", "precision", "quantize")},
     }
 
 
-def _sample(
-    run: Path,
-    loaded: Loaded,
-    drafting: Loaded | None,
-    text: str,
-    rules: SamplingParams,
-    values: dict[str, Any],
-    *,
-    as_json: bool,
-) -> None:
-    """The samples of one prompt, as text or as one JSON object."""
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """Loaded models with the options to sample from them."""
+
+    loaded: Loaded
+    draft: Loaded | None
+    params: SamplingParams
+    values: dict[str, Any]
+
+    def sample(self, text: str, *, seed: int, quiet: bool) -> list[Completion]:
+        """Generate the samples of one prompt, and print them unless `quiet`.
+
+        The first sample is streamed, the others are printed when they are complete.
+        """
+        from gptcli.sampling.beam import generate_by_beam_search
+        from gptcli.sampling.generate import TextSequence, encode_prompt, sample_generator
+
+        model, tokenizer, values = self.loaded.model, self.loaded.tokenizer, self.values
+        tokens = encode_prompt(tokenizer, text)
+        max_tokens, best_of = values["max_tokens"], values.get("best_of")
+        show = _print_nothing if quiet else _print_text
+        show(text)
+        try:
+            if "beam" in values:
+                width = values["beam"]
+                found = generate_by_beam_search(
+                    model, tokenizer, tokens, max_tokens=max_tokens, width=width
+                )
+                show(found.text)
+                return [found]
+            stream = _print_nothing if best_of else show
+            sequences = [
+                TextSequence(
+                    tokenizer,
+                    tokens,
+                    max_tokens=max_tokens,
+                    generator=sample_generator(seed, number),
+                    stops=values["stop"],
+                    on_text=_print_nothing if number else stream,
+                )
+                for number in range(best_of or values["num_samples"])
+            ]
+            shown = 1  # the first one is streamed
+            for _ in self._generate(sequences, log_probs=quiet or best_of is not None):
+                while (
+                    not best_of
+                    and shown < len(sequences)
+                    and all(one.finish_reason for one in sequences[: shown + 1])
+                ):
+                    show(f"\n{SEPARATOR}\n{text}{sequences[shown].completion().text}")
+                    shown += 1
+            completions = [sequence.completion() for sequence in sequences]
+            if best_of:
+                completions = [max(completions, key=lambda one: one.mean_log_prob)]
+                show(completions[0].text)
+            return completions
+        finally:  # after Ctrl-C too, the shell's prompt begins on a new line
+            show("\n")
+
+    def _generate(self, sequences: list[Any], *, log_probs: bool) -> Iterable[object]:
+        """Yield whenever a sequence is complete."""
+        from gptcli.sampling.generate import generate_sequences
+        from gptcli.sampling.speculative import generate_speculatively
+
+        if self.draft is not None:
+            return (
+                generate_speculatively(
+                    self.loaded.model, self.draft.model, one, self.params, log_probs=log_probs
+                )
+                for one in sequences
+            )
+        return generate_sequences(
+            self.loaded.model,
+            sequences,
+            self.params,
+            batch_size=min(len(sequences), MAX_PARALLEL_SAMPLES),
+            log_probs=log_probs,
+            max_len=len(sequences[0].prompt) + self.values["max_tokens"],
+        )
+
+
+def _sample_prompt(run: Path, sampler: Sampler, text: str, *, as_json: bool) -> None:
+    """Print the samples of one prompt, as text or as one JSON object."""
     from gptcli.sampling.generate import encode_prompt
 
-    tokens = encode_prompt(loaded.tokenizer, text)
-    if len(tokens) > loaded.model.config.n_ctx:
+    loaded, values = sampler.loaded, sampler.values
+    tokens, n_ctx = encode_prompt(loaded.tokenizer, text), loaded.model.config.n_ctx
+    if len(tokens) > n_ctx:
         ConsoleEvents().warn(
-            f"the prompt is {len(tokens):,} tokens long: the model reads the last {loaded.model.config.n_ctx:,}"
+            f"the prompt has {len(tokens):,} tokens: the model reads the last {n_ctx:,}"
         )
-    # so that the shell's prompt starts a line of its own
+    # after an interrupt, the shell's prompt begins on a new line
     with Cleanup(write, 1, "" if as_json else "\n"):
-        made = _write(loaded, tokens, text, rules, values, drafting, quiet=as_json)
-    if as_json:
-        report = {
-            "model": str(run),
-            "step": loaded.source.step,
-            "prompt": text,
-            "prompt_tokens": tokens,
-            **asdict(rules),
-        }
-        report |= {
-            name: values.get(name)
-            for name in ("max_tokens", "stop", "seed", "beam", "best_of", "quantize")
-        }
-        report |= {"device": loaded.device.type, "precision": loaded.precision}
-        report["samples"] = [
-            asdict(one)
-            | {"mean_log_prob": one.mean_log_prob, "tokens_per_second": one.tokens_per_second}
-            for one in made
-        ]
-        print_json("sample", report)
+        completions = sampler.sample(text, seed=values["seed"], quiet=as_json)
+    if not as_json:
+        return
+    report = {
+        "model": str(run),
+        "step": loaded.source.step,
+        "prompt": text,
+        "prompt_tokens": tokens,
+        **asdict(sampler.params),
+    }
+    for name in ("max_tokens", "stop", "seed", "beam", "best_of", "quantize"):
+        report[name] = values.get(name)
+    report |= {"device": loaded.device.type, "precision": loaded.precision}
+    report["samples"] = [
+        asdict(one)
+        | {"mean_log_prob": one.mean_log_prob, "tokens_per_second": one.tokens_per_second}
+        for one in completions
+    ]
+    print_json("sample", report)
 
 
-def _write(
-    loaded: Loaded,
-    tokens: list[int],
-    text: str,
-    rules: SamplingParams,
-    values: dict[str, Any],
-    drafting: Loaded | None,
-    *,
-    quiet: bool,
-) -> list[Completion]:
-    """Make the samples of one prompt and show them, the first as it comes."""
-    from gptcli.sampling.beam import generate_by_beam_search
-    from gptcli.sampling.generate import TextSequence, generate_sequences, sample_generator
-    from gptcli.sampling.speculative import generate_speculatively
-
-    model, longest, best_of = loaded.model, values["max_tokens"], values.get("best_of")
-    show = _hide if quiet else _show
-    show(text)
-    try:
-        if "beam" in values:
-            found = generate_by_beam_search(
-                model, loaded.tokenizer, tokens, max_tokens=longest, width=values["beam"]
-            )
-            show(found.text)
-            return [found]
-        live = _hide if best_of else show
-        rows = [
-            TextSequence(
-                loaded.tokenizer,
-                tokens,
-                max_tokens=longest,
-                generator=sample_generator(values["seed"], number),
-                stops=values["stop"],
-                on_text=_hide if number else live,
-            )
-            for number in range(best_of or values["num_samples"])
-        ]
-        log_probs = quiet or best_of is not None
-        finished: Iterable[object]
-        if drafting is not None:
-            finished = (
-                generate_speculatively(model, drafting.model, row, rules, log_probs=log_probs)
-                for row in rows
-            )
-        else:
-            room = len(tokens) + longest
-            finished = generate_sequences(
-                model,
-                rows,
-                rules,
-                batch_size=min(len(rows), TOGETHER),
-                log_probs=log_probs,
-                max_len=room,
-            )
-        shown = 1  # the first shows itself
-        for _ in finished:
-            while (
-                not best_of
-                and shown < len(rows)
-                and all(row.finish_reason for row in rows[: shown + 1])
-            ):
-                show(f"\n{SEPARATOR}\n{text}{rows[shown].completion().text}")
-                shown += 1
-        made = [row.completion() for row in rows]
-        if best_of:
-            made = [max(made, key=lambda one: one.mean_log_prob)]
-            show(made[0].text)
-        return made
-    finally:  # on Ctrl-C too, so that the shell's prompt starts a line of its own
-        show("\n")
-
-
-def _answer(
+def _sample_file(
     run: Path,
     prompts: Path,
     out: Path,
-    rules: SamplingParams,
+    params: SamplingParams,
     values: dict[str, Any],
     *,
     resume: bool,
     force: bool,
 ) -> None:
-    """Answer a file of prompts."""
+    """Write the samples of a file of prompts."""
     from gptcli.files import claim_file, sha256, written_through
     from gptcli.locks import own_file
     from gptcli.model.source import WEIGHTS
@@ -549,33 +648,37 @@ def _answer(
 
     events = ConsoleEvents()
     if resume and force:
-        raise UsageError("--resume and --force contradict each other", hint="choose one")
+        raise UsageError("--resume cannot be combined with --force", hint="choose one")
     if written_through(out):
         raise UsageError(
-            "is a device or a pipe: what is done of a batch is kept beside its file",
+            "the output is a device or a pipe, where unfinished work cannot be kept",
             where=out,
             hint="name a file",
         )
     hold(own_file(out, events=events))
     if out.is_symlink():
-        out = Path(os.path.realpath(out))  # what is done of it is kept beside the file itself
+        out = Path(os.path.realpath(out))  # unfinished work is kept next to the file itself
     if resume and out.exists():
-        events.info(f"{out} is whole: nothing to do")
+        events.info(f"{out} is complete: nothing to do")
         return
     claim_file(out, force=force)
     if unfinished_path(out).exists() and not resume:
         if not force:
             raise UsageError(
-                "was begun before", where=out, hint="--resume goes on with it, --force starts over"
+                "is unfinished", where=out, hint="--resume continues it, --force starts over"
             )
         unfinished_path(out).unlink()
     texts = read_prompts(prompts)
-    loaded = load(run, **_reading(values), events=events)
+    loaded = load(run, **_load_options(values), events=events)
     job = BatchJob(
-        params=rules, max_tokens=values["max_tokens"], num_samples=values["num_samples"], stops=tuple(values["stop"]), seed=values["seed"],
+        params=params,
+        max_tokens=values["max_tokens"],
+        num_samples=values["num_samples"],
+        stops=tuple(values["stop"]),
+        seed=values["seed"],
         batch_size=values["batch_size"],
-    )  # fmt: skip
-    about = {
+    )
+    fingerprint = {
         "prompts_sha256": sha256(prompts),
         "precision": loaded.precision,
         "quantize": values["quantize"],
@@ -583,50 +686,37 @@ def _answer(
     }
     weights = loaded.source.folder / WEIGHTS
     if loaded.source.digest is not None:
-        about |= {"step": loaded.source.step, "weights_sha256": loaded.source.digest}
+        fingerprint |= {"step": loaded.source.step, "weights_sha256": loaded.source.digest}
     else:
-        about["weights_sha256"] = sha256(weights) if weights.exists() else str(run)
-    generate_file(loaded.model, loaded.tokenizer, texts, job, out, fingerprint=about, events=events)
+        fingerprint["weights_sha256"] = sha256(weights) if weights.exists() else str(run)
+    generate_file(
+        loaded.model, loaded.tokenizer, texts, job, out, fingerprint=fingerprint, events=events
+    )
 
 
-def _session(
-    loaded: Loaded,
-    drafting: Loaded | None,
-    rules: SamplingParams,
-    values: dict[str, Any],
-    text: str | None,
-    shape: Callable[[str], str],
-) -> None:
-    """Prompt after prompt, each on its own in the `shape` asked for, `text` first; Ctrl-C stops a
-    sample, and at the prompt the session.
+def _session(sampler: Sampler, text: str | None, parts: PromptParts) -> None:
+    """Sample prompt after prompt, `text` first, until the end of stdin.
+
+    Ctrl-C stops a sample; at the prompt it ends the session.
     """
-    from gptcli.sampling.generate import encode_prompt
+    with contextlib.suppress(ImportError):  # missing on Windows, where lines have no history
+        import readline  # noqa: F401  # gives input() history and editing
 
-    with contextlib.suppress(ImportError):  # not on Windows: then lines have no history
-        import readline  # noqa: F401  # importing it gives input() its history and editing
-
-    typing = sys.stdin.isatty()
-    if typing:
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
         print(
-            "A prompt and Enter; Ctrl-C stops a sample, Ctrl-D ends the session.", file=sys.stderr
+            "Type a prompt and Enter; Ctrl-C stops a sample, Ctrl-D ends the session.",
+            file=sys.stderr,
         )
     number = 0
     with _terminal_restored(), Raise("the token under way") as interrupt:
         while True:
             try:
                 if text is None:
-                    text = shape(input("> " if typing else ""))
-                # asked twice, a prompt gets two answers
-                chance = values | {"seed": values["seed"] + number}
-                _write(
-                    loaded,
-                    encode_prompt(loaded.tokenizer, text),
-                    text,
-                    rules,
-                    chance,
-                    drafting,
-                    quiet=False,
-                )
+                    line = _read_prompt(input("> " if is_terminal else ""))
+                    text = parts.few_shot_text(line)
+                # a repeated prompt gets another sample
+                sampler.sample(text, seed=sampler.values["seed"] + number, quiet=False)
                 number += 1
             except EOFError:
                 return
@@ -635,7 +725,7 @@ def _session(
             except KeyboardInterrupt:
                 interrupt.late = False
                 if text is None:
-                    if typing:
+                    if is_terminal:
                         print(file=sys.stderr)
                     raise
             text = None
@@ -643,9 +733,7 @@ def _session(
 
 @contextlib.contextmanager
 def _terminal_restored() -> Iterator[None]:
-    """readline takes the terminal's echo and line editing while it waits; if the program ends
-    there, they come back.
-    """
+    """Restore the terminal's echo and line editing, which readline changes while it waits."""
     if os.name != "posix" or not sys.stdin.isatty():
         yield
         return
@@ -655,7 +743,7 @@ def _terminal_restored() -> Iterator[None]:
         yield
 
 
-def _show(piece: str) -> None:
+def _print_text(piece: str) -> None:
     """Write text to stdout at once, in UTF-8 whatever the locale."""
     if sys.stdout.isatty():
         piece = piece.translate(CONTROLS)
@@ -663,5 +751,5 @@ def _show(piece: str) -> None:
     sys.stdout.buffer.flush()
 
 
-def _hide(piece: str) -> None:
-    """The sample is shown later, whole."""
+def _print_nothing(piece: str) -> None:
+    """Ignore text that is printed later, or not at all."""

@@ -177,7 +177,7 @@ def decode(
         typer.Argument(
             metavar="INPUT",
             show_default="-",
-            help="Token files (.bin), text files of ids with one document per line, or - for stdin.",
+            help="Token files (.bin), text files with the ids of one document per line, or -.",
         ),
     ] = None,
     documents: Annotated[

@@ -517,7 +517,7 @@ def _begin(
     from gptcli.runs.provenance import provenance
     from gptcli.trainer.checkpoint import newest_state
     from gptcli.trainer.config import Run
-    from gptcli.trainer.export import is_finished, tidy
+    from gptcli.trainer.export import is_finished, remove_temporary_weights
     from gptcli.trainer.preflight import check_data, check_resume, check_run, data_sha256
 
     out, data = Path(plan.resolved.values["out"]), Path(plan.resolved.values["data"])
@@ -557,7 +557,7 @@ def _begin(
             at_end or (newest_state(out) is None and same_values(text, before))
         ):
             if is_main():
-                tidy(out)
+                remove_temporary_weights(out)
             return None
         if is_finished(out) and newest_state(out) is None:
             raise UsageError(
@@ -584,7 +584,7 @@ def _keep_start(plan: Plan, run: Run, made: dict[str, str], events: Events) -> R
     record its step.
     """
     from gptcli.trainer.checkpoint import newest_state
-    from gptcli.trainer.start import keep_start
+    from gptcli.trainer.initial_weights import keep_initial_weights
 
     if (
         run.init_from is None
@@ -594,7 +594,7 @@ def _keep_start(plan: Plan, run: Run, made: dict[str, str], events: Events) -> R
     ):
         return run
     newest = plan.resolved.origin["checkpoint"] == NEWEST
-    step = keep_start(run.init_from, run.out, run.init_step, events, newest=newest)
+    step = keep_initial_weights(run.init_from, run.out, run.init_step, events, newest=newest)
     if step == run.init_step:
         return run
     plan.resolved.put({"checkpoint": step}, plan.resolved.origin["checkpoint"])

@@ -322,12 +322,12 @@ def _started_from(given: Resolved, changes: dict[str, Any]) -> tuple[ModelConfig
     """
     from gptcli.model.hf_config import is_padded, read_model_config
     from gptcli.model.source import find_model
-    from gptcli.trainer.start import kept_start
+    from gptcli.trainer.initial_weights import begun_folder
 
     folder = Path(given.values["init_from"])
     if (
         RUN_TOML in given.origin.values()
-        and (kept := kept_start(Path(given.values["out"]))) is not None
+        and (kept := begun_folder(Path(given.values["out"]))) is not None
     ):
         folder = kept
     else:

@@ -7,7 +7,8 @@ A build runs in five steps, and each leaves files behind that the next one reads
    them (`clean`, `quality`) and write them to chunks (`chunks`): files of tokens sorted by shuffle
    key.
 3. Sources that are deduplicated or decontaminated first become text chunks. Once all documents are
-   read, `coordinator` compares them (`dedup`, `decontaminate`) and the workers tokenize what is kept.
+   read, `coordinator` compares them (`dedup`, `decontaminate`) and the workers tokenize the
+   documents that are kept.
 4. `shuffle` merges the sorted chunks into shards, so that shards are shuffled across the corpus.
 5. `build` writes `report.md` and, last, `manifest.json`.
 

@@ -2,7 +2,7 @@
 
 The bytes of the shards depend on the inputs' contents and order, the recipe, the tokenizer, the
 seed, the validation fraction and the shard size; never on the number of workers, the encoder, or
-where a build was interrupted.
+the moment at which a build was interrupted.
 
 A build claims the output folder with `resume.json`, keeps chunks and finished work in `.work`, and
 writes `manifest.json` last: after a crash, `finish_build` makes only what is missing.
@@ -10,8 +10,8 @@ writes `manifest.json` last: after a crash, `finish_build` makes only what is mi
 A job array shares the output folder. Each job reads a slice of the input splits into chunks, and a
 last run compares documents, tokenizes what had to wait for that, and writes the shards:
 
-    gpt build-shards --config recipe.toml -o shards --part 3/16     in every job, with its own number
-    gpt build-shards --config recipe.toml -o shards --resume        after all jobs have ended
+    gpt build-shards --config recipe.toml -o shards --part 3/16   in every job, with its number
+    gpt build-shards --config recipe.toml -o shards --resume      after all jobs have ended
 """
 
 from __future__ import annotations
@@ -146,8 +146,8 @@ def finish_build(
 ) -> Manifest:
     """Make the shards in a folder that `begin_build` has claimed; return their manifest.
 
-    Work that an earlier attempt finished is kept. Raises InputError on a broken input (a folder that
-    no earlier attempt wrote to is removed again), RunError if a worker dies.
+    Work that an earlier attempt finished is kept. Raises InputError on a broken input (a folder
+    that no earlier attempt wrote to is removed again), RunError if a worker dies.
     """
     is_first_attempt = not (out / WORK_FOLDER).exists()
     context = make_context(build, out)
@@ -237,8 +237,8 @@ def finish_slice(
 def _check_splits(build: BuildConfig, chunks_of: list[list[Chunk]], events: Events) -> None:
     """Check that documents are left to train on and to validate on.
 
-    Raises InputError if there are none to train on; warns if a source has none, or if there are none
-    to validate on.
+    Raises InputError if there are none to train on; warns if a source has none, or if there are
+    none to validate on.
     """
     chunks = list(chain(*chunks_of))
     train, val = (sum(chunk.documents[split] for chunk in chunks) for split in SPLITS)

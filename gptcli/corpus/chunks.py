@@ -32,7 +32,10 @@ from gptcli.shards.format import TokenDtype
 from gptcli.shards.order import mix64
 from gptcli.tokenizer.encoders import Encoder
 
-SPLIT_RULE = "validation where the first 8 bytes of BLAKE2b-64(text in UTF-8), big-endian, are below val_fraction * 2**64"
+SPLIT_RULE = (  # written to the manifest
+    "validation where the first 8 bytes of BLAKE2b-64(text in UTF-8), big-endian, "
+    "are below val_fraction * 2**64"
+)
 # Characters given to the encoder at a time: bounds the Python integers alive at once.
 ENCODE_CHARACTERS = 1 << 22
 MAX_SAMPLES = 2  # dropped texts kept for the report, per reason and chunk
@@ -173,7 +176,10 @@ class Chunk:
     def __init__(self, path: Path, dtype: TokenDtype) -> None:
         self.path, self.dtype = path, dtype
         header, self._keys_offset = read_header(path)
-        self.documents = {split: int(header[split]) for split in ("train", "val")}  # type: ignore[call-overload]
+        self.documents = {
+            split: int(header[split])  # type: ignore[call-overload]
+            for split in ("train", "val")
+        }
         """Number of documents of each split."""
         self.tally = read_tally(header)
         """Tally of the documents that were read for this chunk."""

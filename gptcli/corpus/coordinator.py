@@ -1,7 +1,7 @@
 """Coordinator of the workers, in the process of the command.
 
 It prepares what every worker needs, hands out the input splits, compares all documents once they
-are read, and returns the chunks of every source. It passes file names, never documents, so its
+are read, and returns the chunks of every source. It handles file names, never documents, so its
 memory does not grow with the corpus.
 """
 

@@ -9,8 +9,6 @@ N-grams are searched by hash; only documents with a match are looked at word by 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,38 +16,13 @@ import numpy as np
 from gptcli.corpus.formats import read_documents, read_json_values
 from gptcli.corpus.inputs import file_suffixes
 from gptcli.errors import InputError
-from gptcli.text.ngrams import grams, normalised, word_hashes
+from gptcli.text.ngrams import NgramSet, grams, normalised, word_hashes
 
 NGRAM_WORDS = 13
 WINDOW_CHARACTERS = 200  # removed on each side of an n-gram
 MIN_PIECE_CHARACTERS = 200
 MAX_PIECES = 10
 MAX_NGRAM_DOCUMENTS = 10  # documents an n-gram may occur in and still be contamination
-FILTER_BITS = 16  # bits in the filter of an NgramSet per n-gram: 1 in 16 other n-grams passes
-
-
-@dataclass
-class NgramSet:
-    """Set of n-gram hashes, sorted, with a bitmap that rules out nearly all others at once."""
-
-    hashes: np.ndarray
-    """Distinct hashes, sorted (uint64); at least one."""
-
-    @cached_property
-    def _bitmap(self) -> np.ndarray:
-        """Low bits that occur among the hashes, (2**k,) bool."""
-        table = np.zeros(1 << max(16, (FILTER_BITS * len(self.hashes)).bit_length()), bool)
-        table[(self.hashes & np.uint64(len(table) - 1)).astype(np.int64)] = True
-        return table
-
-    def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the indices of the `hashes` (uint64) in the set, and their positions in it."""
-        low_bits = (hashes & np.uint64(len(self._bitmap) - 1)).astype(np.int64)
-        candidates = np.flatnonzero(self._bitmap[low_bits])
-        positions = np.searchsorted(self.hashes, hashes[candidates])
-        positions[positions == len(self.hashes)] = 0
-        found = self.hashes[positions] == hashes[candidates]
-        return candidates[found], positions[found]
 
 
 def evaluation_ngrams(files: Sequence[str]) -> np.ndarray:

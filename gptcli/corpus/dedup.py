@@ -1,17 +1,17 @@
 """Near-duplicates: documents similar to an earlier one, or to one of another source.
 
-MinHash: similar documents share the key of a band, with the probability 1 - (1 - s^rows)^bands for a
-Jaccard similarity s. Two methods:
+MinHash: documents of Jaccard similarity s share the key of a band with the probability
+1 - (1 - s^rows)^bands. Two methods:
 
-- "lsh": word 5-grams, 14 bands of 8 hashes. Half of all pairs with s = 0.70 are found, 90 % of those
-  with s = 0.80.
+- "lsh": word 5-grams, 14 bands of 8 hashes. Half of all pairs with s = 0.70 are found, 90 % of
+  those with s = 0.80.
 - "paper": GPT-3's 10 hashes of the words of Spark's tokenizer (Appendix A), all of which must be
   equal; the features of such pairs are then compared exactly.
 
 Every text chunk has the keys of each band sorted, so a range of keys is contiguous in each chunk.
 Tasks look at one range of one band at a time, and memory does not grow with the corpus. A document
-is a duplicate if one with the same key comes before it in its own source, or is anywhere in a source
-that it is compared against. Each task writes the numbers of the duplicates it finds to a file.
+is a duplicate if one with the same key comes before it in its own source, or is anywhere in a
+source that it is compared against. Each task writes the numbers of its duplicates to a file.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def _duplicates(task: DedupTask) -> np.ndarray:
         all_chunks.append(np.full(len(keys), index))
     key, number, chunk = map(np.concatenate, (all_keys, all_numbers, all_chunks))
     is_other = chunk >= len(task.own)
-    # By key; for equal keys, documents of other sources first, then ours in the order of reading.
+    # By key; for equal keys, documents of other sources first, then those of this source, as read.
     order = np.lexsort((number, ~is_other, key))
     key, number, chunk, is_other = key[order], number[order], chunk[order], is_other[order]
     same_as_previous = np.diff(key, prepend=key[:1] ^ np.uint64(1)) == 0

@@ -1,7 +1,7 @@
 """A document on its way into shards, and the errors that make one unusable.
 
-Every reader in `gptcli.corpus.formats` yields documents. One that cannot be read is yielded as well,
-with an `error_kind` to count it by and an `error` to show, so that no input is lost silently.
+Every reader in `gptcli.corpus.formats` yields documents. One that cannot be read is yielded as
+well, with an `error_kind` to count it by and an `error` to show, so that no input is lost silently.
 """
 
 from __future__ import annotations

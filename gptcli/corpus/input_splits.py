@@ -48,9 +48,10 @@ class InputSplit:
     def name(self) -> str:
         """Name for the file that records that this split is done."""
         part = self.part
+        files = len(self.paths)
         groups = "-groups{}to{}".format(*part.groups) if part.groups else ""
         stripe = f"{part.stripe}of{part.stripes}"
-        return f"{self.source:03d}-{self.first:06x}-{part.start:010x}-{stripe}-{len(self.paths)}{groups}"
+        return f"{self.source:03d}-{self.first:06x}-{part.start:010x}-{stripe}-{files}{groups}"
 
 
 def split_inputs(

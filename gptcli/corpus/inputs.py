@@ -52,7 +52,7 @@ def find_inputs(inputs: Sequence[str]) -> list[str]:
     """Return the files that files, folders, globs, URLs and "-" name, sorted and each once.
 
     A folder is searched at any depth for KNOWN_SUFFIXES, plain or compressed; hidden files and
-    folders are skipped. The same holds for the matches of a glob, unless the glob spells out the
+    folders are skipped. The matches of a glob are searched likewise, unless the glob spells out the
     suffix ("src/**/*.py"). Raises InputError if an input names no file.
     """
     found: dict[str, str] = {}  # real path: path as given
@@ -82,7 +82,8 @@ def _find(name: str) -> list[str]:
         close = similar(path)
         hint = None if close is None else f"did you mean {close}?"
         raise InputError("no such file or folder", where=name, hint=hint)
-    matches = [Path(match) for match in glob.glob(name, recursive=True)]  # noqa: PTH207 (Path.glob refuses absolute patterns)
+    # Path.glob refuses absolute patterns.
+    matches = [Path(match) for match in glob.glob(name, recursive=True)]  # noqa: PTH207
     files = [match for match in matches if match.is_file()]
     if path.suffix and not glob.has_magic(path.suffix):
         if not files:

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from gptcli.corpus.decontaminate import NgramSet, read_items
+from gptcli.corpus.decontaminate import read_items
 from gptcli.corpus.pool import LocalPool
 from gptcli.errors import InputError
 from gptcli.events import SILENT, Events
 from gptcli.shards.format import document_lengths, open_shard
 from gptcli.shards.manifest import MANIFEST, Manifest, read_manifest
-from gptcli.text.ngrams import grams, word_hashes
+from gptcli.text.ngrams import NgramSet, grams, word_hashes
 from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 NGRAM_WORDS = 8
@@ -76,9 +76,9 @@ def find_overlap(
 ) -> OverlapReport:
     """Compare test sets with the training split of a shard folder.
 
-    Each line of a JSON lines file and each paragraph of a text file is an item of a test set. Raises
-    InputError if a file has no 8-gram, if the shards are damaged or have no document index, or if
-    they are so large that false positives would exceed MAX_FALSE_POSITIVES.
+    Each line of a JSON lines file and each paragraph of a text file is an item of a test set.
+    Raises InputError if a file has no 8-gram, if the shards are damaged or have no document index,
+    or if they are so large that false positives would exceed MAX_FALSE_POSITIVES.
     """
     manifest = read_manifest(folder)
     for shard in manifest.shards_of("train"):
@@ -102,7 +102,7 @@ def find_overlap(
     report = OverlapReport(tests, total)
     if report.false_positives > MAX_FALSE_POSITIVES:
         raise InputError(
-            f"{total:,} 8-grams are too many to be told apart by 64-bit hashes",
+            f"{total:,} 8-grams are too many to be distinguished by 64-bit hashes",
             where=folder / MANIFEST,
         )
     return report

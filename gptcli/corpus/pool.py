@@ -224,6 +224,7 @@ class _Actor:
         self._state = state
 
     def run(self, function: Callable[[Any, Task], Result], task: Task) -> Result:
+        """Return `function(state, task)`."""
         return function(self._state, task)
 
 

@@ -2,8 +2,8 @@
 
 The features are those of Spark's Tokenizer and HashingTF: `text.toLowerCase().split("\\\\s")`, the
 murmur3 hash (seed 42) of each word modulo 2^18, counted. The paper keeps a document if a Pareto(9)
-draw exceeds 1 - score, that is, with probability (2 - score)^-9. The draw here is a hash of the seed
-and the text, so the outcome depends on neither the order of documents nor on the workers.
+draw exceeds 1 - score, that is, with probability (2 - score)^-9. The draw here is a hash of the
+seed and the text, so the outcome depends neither on the order of documents nor on the workers.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class SourceConfig:
     weight: float = 1.0
     """Share of the training mixture, relative to the other sources."""
     documents: DocumentKind = "file"
-    """Unit of a text file that is one document."""
+    """Part of a text file that is one document."""
     field: str = "text"
     """Column or field of the text in tables and JSON lines."""
     on_error: ErrorRule = "stop"
@@ -179,7 +179,7 @@ def read_sources(tables: object) -> list[SourceConfig]:
 
 
 def _check_references(sources: list[SourceConfig]) -> None:
-    """Check that sources which others refer to exist, and that no two are removed from each other."""
+    """Raise UsageError if a source refers to a missing one, or two are compared with each other."""
     names = [source.name for source in sources]
     against: dict[str, list[str]] = {
         source.name: source.dedup.against if source.dedup else [] for source in sources

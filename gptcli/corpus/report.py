@@ -146,8 +146,8 @@ def _source_lines(source: Source, inputs: list[str], tally: Tally) -> list[str]:
     lines += [f"| kept | {source.documents_kept:,} |", ""]
     if source.cut:
         lines += [
-            f"{source.cut:,} of the documents kept lost text to decontamination, which divided some "
-            f"and so added {source.pieces:,} documents.",
+            f"{source.cut:,} of the documents kept lost text to decontamination, "
+            f"which divided some and so added {source.pieces:,} documents.",
             "",
         ]
     if source.documents_kept:

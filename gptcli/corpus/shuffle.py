@@ -1,8 +1,8 @@
 """Global shuffle: merge the sorted chunks into shards.
 
-The documents of a source and split, sorted by shuffle key, are one long sequence. A plan cuts it into
-shards at document borders, and each shard is then written by itself, from the range of keys that
-every chunk contributes to it.
+The documents of a source and split, sorted by shuffle key, are one long sequence. A plan cuts it
+into shards at document borders, and each shard is then written by itself: every chunk contributes
+the documents of one range of keys.
 """
 
 from __future__ import annotations

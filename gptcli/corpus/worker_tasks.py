@@ -1,7 +1,8 @@
 """Tasks of the workers: read an input split into chunks, and finish text chunks.
 
 A task writes its files atomically and skips those that exist, so it can be killed at any moment and
-run again.
+run again. The names of these files ("span-" for a split that is done, "unit-" for a chunk, "text-"
+for a text chunk) are those of version 0.1.0, whose unfinished builds can be resumed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from gptcli.corpus.chunks import (
     write_text_chunk,
 )
 from gptcli.corpus.clean import DocumentFilter, document_filters
-from gptcli.corpus.decontaminate import MAX_PIECES, NgramSet, remove_ngrams, shared_ngrams
+from gptcli.corpus.decontaminate import MAX_PIECES, remove_ngrams, shared_ngrams
 from gptcli.corpus.dedup import document_signatures, is_duplicate
 from gptcli.corpus.documents import NON_FATAL_ERRORS
 from gptcli.corpus.input_splits import (
@@ -37,6 +38,7 @@ from gptcli.corpus.recipe import SourceConfig
 from gptcli.files import read_json, write_json
 from gptcli.shards.format import TokenDtype, token_dtype
 from gptcli.shards.order import mix64
+from gptcli.text.ngrams import NgramSet
 from gptcli.tokenizer.encoders import Encoder, open_encoder
 from gptcli.tokenizer.tokenizer import Tokenizer
 

@@ -70,12 +70,12 @@ class HardwareOptions:
 
     @property
     def is_default_gpu(self) -> bool:
-        """Whether the GPU is assumed, because the user named none."""
+        """True if the GPU is assumed, because the user named none."""
         return self.gpu is None and self.tflops is None
 
     @property
     def has_layout_options(self) -> bool:
-        """Whether any option of a layout is set."""
+        """True if any option of a layout is set."""
         return any(getattr(self, name) is not None for name in LAYOUT_FIELDS)
 
     @property

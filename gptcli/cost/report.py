@@ -21,7 +21,7 @@ from gptcli.numbers import (
     ENERGY,
     GPU_TIME,
     MASS,
-    MIN_FIGURE,
+    MIN_SHOWN,
     SPEED,
     TIME,
     amount,
@@ -92,7 +92,7 @@ def estimate_rows(estimate: Estimate, *, brief: bool, assumed: str = "") -> list
         rows += _training(estimate, tokens)
     else:
         rows += _parameters(model) + _training(estimate, tokens) + _flops_by_convention(estimate)
-    if estimate.pf_days >= MIN_FIGURE:
+    if estimate.pf_days >= MIN_SHOWN:
         rows += [("  PF-days", figure(estimate.pf_days), "")]
     rows += _time_and_money(estimate, assumed)
     if not brief and parameters is not None:
@@ -148,7 +148,7 @@ def _time_and_money(estimate: Estimate, assumed: str) -> list[Row]:
     if cluster.goodput is not None:
         share = percent(cluster.goodput.value, 0)
         rows.append(("  goodput", share, "of the time is spent training"))
-    if estimate.gpu_years >= MIN_FIGURE:
+    if estimate.gpu_years >= MIN_SHOWN:
         rows.append(("  GPU-years", figure(estimate.gpu_years), "of 365 days"))
     seconds, (size, unit) = estimate.gpu_hours * 3600, gpu_unit(estimate.gpu_hours)
     between = _range(estimate, seconds, lambda value: figure(value / size)).removeprefix(", ")
@@ -234,7 +234,7 @@ def gpu_label(cluster: Cluster) -> str:
 def sizes_table(estimates: list[Estimate]) -> list[list[str]]:
     """Return a table with a row per estimate of a training run, all on the same cluster."""
     least = min(estimate.gpu_hours for estimate in estimates)
-    size, unit = unit_for(least * 3600, GPU_TIME, MIN_FIGURE)
+    size, unit = unit_for(least * 3600, GPU_TIME, MIN_SHOWN)
     columns = ["size", "params", "tokens", "FLOP", "PF-days", unit, "dollars", "to train"]
     rows = [[*columns, f"on {estimates[0].cluster.count:,}"]]
     for estimate in estimates:
@@ -347,7 +347,7 @@ def _flops_formulas(estimate: Estimate) -> list[str]:
             )
         each = round(estimate.flops / N / tokens)
         lines.append(f"FLOP = {each}·N·D = {each} x {N:,} x {tokens:,} = {short(estimate.flops)}")
-    if estimate.pf_days >= MIN_FIGURE:
+    if estimate.pf_days >= MIN_SHOWN:
         lines.append(f"PF-days = FLOP / 8.64e19 = {figure(estimate.pf_days)}")
     return lines
 
@@ -366,11 +366,11 @@ def _time_formulas(estimate: Estimate) -> list[str]:
     if cluster.gpu is not None and cluster.mfu is not None:
         peak = f"{short(cluster.throughput.value)} / {short(cluster.gpu.peak_flops)}"
         lines.append(f"MFU = throughput / peak = {peak} = {percent(cluster.mfu)}")
-    if estimate.gpu_years >= MIN_FIGURE:
+    if estimate.gpu_years >= MIN_SHOWN:
         lines.append(f"GPU-years = GPU-hours / 8,760 = {figure(estimate.gpu_years)}")
     if cluster.price is not None:
         lines.append(f"dollars = GPU-hours x {cluster.price.value:g} = {dollars(estimate.dollars)}")
-    if estimate.days >= MIN_FIGURE:
+    if estimate.days >= MIN_SHOWN:
         lines.append(f"days = GPU-hours / {cluster.count:,} / 24 = {figure(estimate.days)}")
     if (used := estimate.energy) is not None:
         watts, server, building, co2 = (a.value for a in used.assumptions)

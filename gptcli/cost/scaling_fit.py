@@ -153,7 +153,7 @@ def fit_law(runs: Sequence[RunResult], *, seed: int = 0) -> FittedLaw:
     predicted = [form.loss(values, run.parameters, run.tokens) for run in runs]
     residuals = [math.log(run.loss / loss) for run, loss in zip(runs, predicted, strict=True)]
     # residuals are smaller than the errors by the degrees of freedom that the fit uses up
-    widening = math.sqrt(len(runs) / max(1, len(runs) - len(values)))
+    width_mult = math.sqrt(len(runs) / max(1, len(runs) - len(values)))
     generator = random.Random(seed)
     resamples: list[tuple[Point, float]] = []
     for _ in range(RESAMPLES):
@@ -162,12 +162,12 @@ def fit_law(runs: Sequence[RunResult], *, seed: int = 0) -> FittedLaw:
                 name=run.name,
                 parameters=run.parameters,
                 tokens=run.tokens,
-                loss=loss * math.exp(widening * generator.choice(residuals)),
+                loss=loss * math.exp(width_mult * generator.choice(residuals)),
             )
             for run, loss in zip(runs, predicted, strict=True)
         ]
         resamples.append(
-            (form.fit(resample, values), math.exp(widening * generator.choice(residuals)))
+            (form.fit(resample, values), math.exp(width_mult * generator.choice(residuals)))
         )
     intervals = {
         name: _central_interval([point[i] for point, _ in resamples])

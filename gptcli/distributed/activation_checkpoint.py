@@ -17,8 +17,10 @@ import torch.nn.attention.flex_attention
 import torch.nn.attention.varlen
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-# imported, like the two of torch above, because they register operators named below
-from gptcli.model import attention_kernel, banded_attention  # noqa: F401
+from gptcli import optional_kernels
+
+# imported, like the two of torch above, because it registers an operator named below
+from gptcli.model import banded_attention  # noqa: F401
 
 SAVE_OPS = [
     torch.ops.aten.mm.default,
@@ -28,11 +30,12 @@ SAVE_OPS = [
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.gptcli.banded_blocks.default,
-    torch.ops.gptcli.packed_attend.default,
     torch.ops.torch_attn._varlen_attn.default,
     torch.ops.higher_order.flex_attention,
 ]
 """Operators whose outputs selective checkpointing saves."""
+if optional_kernels.kernels() is not None:
+    SAVE_OPS.append(torch.ops.gptcli.packed_attend.default)
 
 
 def checkpoint_forward(

@@ -6,8 +6,8 @@ import os
 
 import torch
 
+from gptcli import optional_kernels
 from gptcli.events import Events
-from gptcli.model import linear_kernel
 from gptcli.runtime import available_cores
 
 
@@ -57,7 +57,7 @@ def check_numeric_environment(
     ]
     if compiled:
         parts.append("compiled")
-    if device_type() == "cpu" and precision == "bf16" and linear_kernel.runs_here():
+    if device_type() == "cpu" and precision == "bf16" and optional_kernels.available("linear"):
         parts.append("kernels in C")
     current = ", ".join(parts)
     if previous not in (None, current):

@@ -10,7 +10,14 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
-from gptcli.model.loss import IGNORE, LOOPS, Loops, Whole, next_token_loss
+from gptcli.model.loss import (
+    EAGER,
+    IGNORE,
+    ElementwiseOps,
+    HeadKernel,
+    VocabReduction,
+    next_token_loss,
+)
 
 OTHER_SHARD = -1  # index of a target that another shard contains
 
@@ -22,7 +29,8 @@ def vocab_parallel_loss(
     *,
     mesh: DeviceMesh,
     n_ctx: int,
-    loops: Loops = LOOPS,
+    elementwise: ElementwiseOps = EAGER,
+    kernel: HeadKernel | None = None,
 ) -> torch.Tensor:
     """Return the summed next-token loss in nats, the same on every process of `mesh`.
 
@@ -41,29 +49,30 @@ def vocab_parallel_loss(
         x_NC,
         weight_vC,
         index_N.where(target_N != IGNORE, IGNORE),
-        loops,
-        VocabShards(mesh, weight_VC.shape[0]),
+        elementwise=elementwise,
+        reduction=VocabShards(mesh, weight_VC.shape[0]),
+        kernel=kernel,
     )
 
 
-class VocabShards(Whole):
+class VocabShards(VocabReduction):
     """Reductions over a vocabulary of which each process of `mesh` has a shard."""
 
     def __init__(self, mesh: DeviceMesh, vocab_size: int) -> None:
         self.group = mesh.get_group()
         self.max_shard = shard_rows(vocab_size, mesh)
 
-    def widest(self, weight_VC: torch.Tensor) -> int:
+    def max_entries(self, weight_VC: torch.Tensor) -> int:
         """Return the number of rows of the largest shard."""
         return self.max_shard
 
-    def added_up(
-        self, log_sum_n1: torch.Tensor, own_n1: torch.Tensor
+    def combine(
+        self, log_sum_n1: torch.Tensor, target_logit_n1: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Reduce a shard's log-sum-exp and target logits, each (n, 1), over all shards."""
         max_n1 = log_sum_n1.clone()
         dist.all_reduce(max_n1, dist.ReduceOp.MAX, group=self.group)
-        sums_2n1 = torch.stack([(log_sum_n1 - max_n1).exp(), own_n1])
+        sums_2n1 = torch.stack([(log_sum_n1 - max_n1).exp(), target_logit_n1])
         dist.all_reduce(sums_2n1, group=self.group)
         return max_n1 + sums_2n1[0].log(), sums_2n1[1]
 

@@ -169,12 +169,12 @@ class SharedPrefixCache(KVCache):
     def __init__(self, model: GPT, prefix: Sequence[int]) -> None:
         """Compute `prefix`, which may be empty."""
         weight = model.wte.weight
-        super().__init__(model.config, 1, weight.device, weight.dtype, room=max(1, len(prefix)))
+        super().__init__(model.config, 1, weight.device, weight.dtype, max_len=max(1, len(prefix)))
         self.model, self.prefix_len = model, len(prefix)
         self._rows: PackedRows | None = None
         self._masks: dict[int | None, torch.Tensor] = {}
         if prefix:
-            self.place([0], len(prefix))
+            self.set_positions([0], len(prefix))
             model.hidden(torch.tensor([prefix], device=weight.device), self)
 
     def hidden_states(self, rows: PackedRows) -> torch.Tensor:
@@ -193,10 +193,10 @@ class SharedPrefixCache(KVCache):
             return super().positions(T)
         return torch.from_numpy(self._rows.position_RT).to(self.length_B.device)
 
-    def seen(self, T: int, band: int | None) -> torch.Tensor | None:
+    def attn_mask(self, T: int, band: int | None) -> torch.Tensor | None:
         """Return the mask of the packed rows, (R, 1, T, P + T), True where a query attends."""
         if self._rows is None:
-            return super().seen(T, band)
+            return super().attn_mask(T, band)
         if band not in self._masks:  # all layers of a band share it
             self._masks[band] = self._build_mask(self._rows, band)
         return self._masks[band]
@@ -221,12 +221,12 @@ class SharedPrefixCache(KVCache):
             prefix_mask = query_RT1 - prefix_P < band
         return torch.cat([prefix_mask, mask], dim=2)[:, None]
 
-    def extend(
+    def update(
         self, layer: int, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the keys and values of the prefix and the packed rows, (R, H, P + T, D)."""
         if self._rows is None:
-            return super().extend(layer, k_BHTD, v_BHTD)
+            return super().update(layer, k_BHTD, v_BHTD)
         if not self.prefix_len:
             return k_BHTD, v_BHTD
         k_1HPD, v_1HPD = self.keys[layer], self.values[layer]

@@ -38,15 +38,15 @@ from gptcli.finetune.model import (
 from gptcli.finetune.task import FinetuneTask, read_examples
 from gptcli.model.safetensors_io import load_model, save_config, save_model
 from gptcli.model.source import CLASSIFIER, FINETUNE_REPORT
-from gptcli.model.tensor_file import open_tensors, unreadable
+from gptcli.model.tensor_file import open_tensors, unreadable_error
 from gptcli.model.transformer import GPT
 from gptcli.runs.metrics import MetricsLog, smoothed_loss
 from gptcli.sampling.load import load
 from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from gptcli.trainer.checkpoint import Checkpoints, State
+from gptcli.trainer.checkpoint import Checkpoints, CheckpointState
+from gptcli.trainer.initial_weights import initial_weights_folder, remove_initial_weights
 from gptcli.trainer.loop import StopSignal, stopped_after
 from gptcli.trainer.schedule import Position
-from gptcli.trainer.start import drop_start, start_folder
 
 EVALS_PER_EPOCH = 4
 LOSS_KEYS = ("loss", "task_loss", "lm_loss")  # in a line of the metrics
@@ -117,7 +117,7 @@ def check_layout(layout: Layout, task: FinetuneTask) -> None:
 
 def finetune_from_folder(run: FinetuneRun, context: RankContext, events: Events) -> dict[str, Any]:
     """Run `finetune` on the model in the folder `run.start`; a collective call."""
-    folder = start_folder(run.out, Path(run.start))
+    folder = initial_weights_folder(run.out, Path(run.start))
     loaded = load(folder, checkpoint=run.start_step, device=str(context.device), precision="fp32")
     return finetune(run, loaded.model, loaded.tokenizer, context=context, events=events)
 
@@ -170,7 +170,9 @@ def finetune(
             )
             torch.manual_seed(_dropout_seed(seed, step, context.rank))
             lr = task.lr * lr_multiplier(step, steps)
-            *losses, stopping = _update(replicated, batch, optimizer, task, lr, context, stop.told)
+            *losses, stopping = _update(
+                replicated, batch, optimizer, task, lr, context, stop.requested
+            )
             line = {
                 "step": step,
                 "epoch": epoch + 1,
@@ -190,7 +192,7 @@ def finetune(
                 log.write(line)
             if evaluating or stopping:
                 position = Position(step, step * task.batch)
-                checkpoints.save(State(position, identity, line), parameters, optimizer)
+                checkpoints.save(CheckpointState(position, identity, line), parameters, optimizer)
             facts = {
                 "loss": smoothed_loss(log.newest) if log else None,
                 "val_accuracy": line.get("val_accuracy"),
@@ -200,7 +202,7 @@ def finetune(
                 break
         events.finish("finetune")
         checkpoints.wait()
-    if stop.told and line["step"] == steps:
+    if stop.requested and line["step"] == steps:
         raise stopped_after(steps, run.out)
     report = {
         "task": asdict(task),
@@ -302,7 +304,7 @@ def _write_model(
     with atomic_write(out / CLASSIFIER) as file:
         file.write(save(weights))
     write_json(out / FINETUNE_REPORT, report)
-    drop_start(out)
+    remove_initial_weights(out)
 
 
 def load_classifier(folder: Path) -> tuple[GPTClassifier, FinetuneTask, Tokenizer, Path]:
@@ -332,7 +334,7 @@ def load_classifier(folder: Path) -> tuple[GPTClassifier, FinetuneTask, Tokenize
             hint="copy it again",
         ) from None
     except (SafetensorError, ValueError) as error:
-        raise unreadable(folder / CLASSIFIER, error) from None
+        raise unreadable_error(folder / CLASSIFIER, error) from None
     except RuntimeError:
         raise InputError(
             "not the classifier of this task", where=folder / CLASSIFIER, hint="copy it again"

@@ -1,3 +1,82 @@
-"""Loops in C for CPUs, built where they run, for the few places where PyTorch's calls take the
-time.
+"""CPU kernels in C that replace parts of the model, and the function that installs them.
+
+The model exposes the places where another implementation can be installed (the seam, described in
+`gptcli.model.transformer`); `install` fills them and `uninstall` restores PyTorch. Parameters and
+their names do not change. An installed kernel checks its operands on every call, and falls back to
+PyTorch for those that it does not support, or if it cannot be built here.
+
+    place                               kernel                          supports
+    Attention.attention_fn              attention_kernel                bf16, CPU with AMX
+    GPT.head_loss (its `kernel`)        head_kernel                     bf16, CPU with AMX
+    Block.block_fn, if `fuse_blocks`    block_kernel: linear_kernel     bf16 by autocast, fp32
+                                        and norm_kernel                 weights, CPU with AMX
+    SmallBatchLinear.linear_fn,         decode_kernel                   fp32, bf16 and int8 weights,
+    Int8Linear.linear_fn                                                any CPU
+
+`build` compiles the sources with the machine's compiler on first use. Nothing else in the package
+needs this folder: callers reach it through `gptcli.optional_kernels`, which works without it.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+from torch import nn
+
+from gptcli.kernels import attention_kernel, head_kernel, linear_kernel, norm_kernel
+from gptcli.kernels.block_kernel import fused_block
+from gptcli.kernels.decode_kernel import decode_step, small_batch_linear
+from gptcli.model.transformer import Attention, Block
+
+__all__ = ["Kernel", "available", "decode_step", "install", "uninstall"]
+
+Kernel = Literal["attention", "head", "linear", "norm"]
+_AVAILABLE: dict[Kernel, Callable[[], bool]] = {
+    "attention": attention_kernel.available,
+    "head": head_kernel.available,
+    "linear": linear_kernel.available,
+    "norm": norm_kernel.available,
+}
+
+
+def available(kernel: Kernel) -> bool:
+    """Return whether a kernel can be built and run on this machine."""
+    return _AVAILABLE[kernel]()
+
+
+def install(module: nn.Module, *, fuse_blocks: bool = False) -> None:
+    """Install the kernels in a GPT, a part of one, or a single block, in place.
+
+    `fuse_blocks` is for compiled training: it replaces the linear layers, LayerNorms and residual
+    sums of a block, without tensor parallelism. A second call replaces the first.
+    """
+    uninstall(module)
+    for part in module.modules():
+        if isinstance(part, Attention):
+            part.attention_fn = attention_kernel.attention_packed
+        elif isinstance(part, Block) and fuse_blocks:
+            part.block_fn = fused_block
+        # GPT or a pipeline stage, and the linear layers of `gptcli.sampling.quantize`
+        loss: Any = getattr(part, "head_loss", None)
+        if loss is not None:
+            _set(part, "head_loss", partial(loss, kernel=head_kernel))
+        if hasattr(part, "linear_fn"):
+            _set(part, "linear_fn", small_batch_linear)
+
+
+def uninstall(module: nn.Module) -> None:
+    """Restore PyTorch wherever `install` has put a kernel, in place."""
+    for part in module.modules():
+        for name in ("attention_fn", "block_fn", "linear_fn"):
+            part.__dict__.pop(name, None)
+        loss = part.__dict__.get("head_loss")
+        if isinstance(loss, partial) and "kernel" in loss.keywords:
+            others = {name: value for name, value in loss.keywords.items() if name != "kernel"}
+            _set(part, "head_loss", partial(loss.func, *loss.args, **others))
+
+
+def _set(module: nn.Module, name: str, function: Any) -> None:
+    """Set an attribute that the type of the module declares but nn.Module does not."""
+    setattr(module, name, function)

@@ -1,10 +1,12 @@
-/* Products of bf16 matrices summed in fp32 by AMX, from operands laid out in tiles first.
+/* Products of bf16 matrices with fp32 sums by AMX, from operands that are packed into tiles first.
 
-   A product C (M, N) = L (M, K) . R (K, N) is taken 32 x 32 results at a time. Its operands are packed as panels of 32 rows of L, or 32
-   columns of R, over all of K: for every 32 of K two tiles of 16 rows or columns, each 1 kB in one piece, so that a tile load touches 16
-   whole lines. Every layout of a source is packed by one function, `pack`. What lies beyond a matrix's border is packed as zeros.
+   A product C (M, N) = L (M, K) . R (K, N) is computed 32 x 32 results at a time. Operands are packed
+   as panels of 32 rows of L, or 32 columns of R, over all of K: for every 32 of K two tiles of 16
+   rows or columns, each 1 kB of contiguous memory, so that a tile load touches 16 whole cache lines.
+   `pack` handles every layout of a source, and pads matrices with zeros.
 
-   Caches: a stretch of one operand's panel stays in L1 while panels of the other come from L2, and its block of panels stays in L2. */
+   Caches: a stretch of a panel of one operand stays in L1 while panels of the other are loaded from
+   L2, where its block of panels stays. */
 #if !defined(__AMX_BF16__) || !defined(__AVX512BF16__) || !defined(__linux__)
 #error this CPU has no AMX
 #endif
@@ -19,20 +21,20 @@
 
 typedef uint16_t bf16;
 
-enum { PANEL = 32, TILE = 512, PAIR = 2 * TILE, RESULTS = PANEL * PANEL }; /* rows or columns; elements of a tile, of two, of results */
+enum { PANEL = 32, TILE = 512, PAIR = 2 * TILE, RESULTS = PANEL * PANEL }; /* rows or columns; elements */
 
 static inline long least(long a, long b) { return a < b ? a : b; }
 static inline long over(long a, long b) { return (a + b - 1) / b; }
 static inline __mmask16 first16(long n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (1u << n) - 1; }
 static inline __mmask32 first32(long n) { return n >= 32 ? 0xffffffff : n <= 0 ? 0 : (1u << n) - 1; }
 
-/* Whether the system lets this process use the tiles; it has to be asked once. */
+/* Ask the system, once per process, for permission to use the tiles; return whether it is granted. */
 int ready(void) {
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18 };
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
 }
 
-/* Every thread's, before and after its products. */
+/* Configure and release the tiles: each thread, before and after its products. */
 static inline void tiles_on(void) {
     static const struct { uint8_t palette, start, zeros[14]; uint16_t bytes[16]; uint8_t rows[16]; } shapes = {
         1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
@@ -41,10 +43,10 @@ static inline void tiles_on(void) {
 }
 static inline void tiles_off(void) { _tile_release(); }
 
-/* results (32, 32) fp32 = or, with `more`, += left . right over `tiles` times 32 of K. */
+/* results (32, 32) fp32 = left . right over `tiles` times 32 of K, or += with `more`. */
 static inline void multiply(const bf16 *left, const bf16 *right, long tiles, float *results, int more) {
     enum { ROW = PANEL * sizeof(float) };
-    __asm__ volatile("" ::: "memory"); /* gcc's intrinsics do not say that tiles are loaded of what was stored */
+    __asm__ volatile("" ::: "memory"); /* stores before tile loads: gcc's intrinsics do not declare it */
     if (more) {
         _tile_loadd(0, results, ROW);
         _tile_loadd(1, results + 16, ROW);
@@ -72,21 +74,21 @@ static inline void multiply(const bf16 *left, const bf16 *right, long tiles, flo
     _tile_stored(3, results + 16 * PANEL + 16, ROW);
 }
 
-/* Part `n` of `of` of the `tiles` pairs at `next` into L2, while others are multiplied. */
+/* Prefetch part `n` of `of` of the `tiles` pairs at `next` into L2 during other products. */
 static inline void fetch_part(const bf16 *next, long tiles, long n, long of) {
     enum { LINE = 32 };
     long lines = tiles * PAIR / LINE;
     for (long i = n * lines / of; i < (n + 1) * lines / of; i++) _mm_prefetch((const char *)(next + i * LINE), _MM_HINT_T1);
 }
 
-/* A matrix in memory, row after row, of bf16 or else of fp32. */
+/* Row-major matrix in memory, of fp32 or bf16. */
 typedef struct {
     const void *data;
     long rows, columns;
     int fp32;
 } Source;
 
-/* 32 elements of a row as bf16, zeros beyond the border. */
+/* Load 32 elements of a row as bf16, zeros outside the matrix. */
 static inline __m512i load32(const Source *s, long row, long column) {
     if (row >= s->rows) return _mm512_setzero_si512();
     long left = s->columns - column, at = row * s->columns + column;
@@ -95,7 +97,7 @@ static inline __m512i load32(const Source *s, long row, long column) {
     return (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(first16(left - 16), x + 16), _mm512_maskz_loadu_ps(first16(left), x));
 }
 
-/* 16 rows of 16 elements of 32 bits, their columns. */
+/* Transpose 16 x 16 elements of 32 bits. */
 static inline void transpose(__m512i r[16]) {
     __m512i t[16];
     for (int i = 0; i < 16; i += 2) {
@@ -118,7 +120,7 @@ static inline void transpose(__m512i r[16]) {
     }
 }
 
-/* Rows k and k + 1 as pairs of one column each: the first 16 columns, and the other 16. */
+/* Interleave rows k and k + 1 as pairs per column: the first 16 columns, and the other 16. */
 static inline void interleave(__m512i a, __m512i b, __m512i *low, __m512i *high) {
     static const uint16_t order[2][32] = {
         {0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
@@ -129,7 +131,8 @@ static inline void interleave(__m512i a, __m512i b, __m512i *low, __m512i *high)
 
 static inline __m512 widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
 
-/* 16 of a row in fp32, or 32 as bf16: where they are whole lines, past the caches, for what is not read soon. */
+/* Store 16 elements in fp32, or 32 in bf16, bypassing the caches if they are whole lines: for data
+   that is not read again soon. */
 static inline void put16(float *to, __m512 x, __mmask16 inside) {
     if (inside == 0xffff && !((uintptr_t)to & 63)) _mm512_stream_ps(to, x);
     else _mm512_mask_storeu_ps(to, inside, x);
@@ -141,9 +144,9 @@ static inline void put32(bf16 *to, __m512 low, __m512 high, __mmask32 inside) {
 }
 
 enum Side { LEFT, RIGHT };
-enum Along { ROWS, COLUMNS }; /* K runs along the source's rows, or down its columns */
+enum Along { ROWS, COLUMNS }; /* direction of K in the source */
 
-/* The 32 x 32 of (panel, k), both counted in 32s, as two tiles. */
+/* Pack the 32 x 32 elements at (panel, k), both in units of 32, as two tiles. */
 static inline void pack_pair(const Source *s, long panel, long k, enum Side side, enum Along along, bf16 *tiles) {
     __m512i r[2][16];
     if (along == ROWS)
@@ -157,19 +160,19 @@ static inline void pack_pair(const Source *s, long panel, long k, enum Side side
     }
 }
 
-/* Tiles k .. k + count of a panel. */
+/* Pack the tile pairs k .. k + count of a panel. */
 static inline void pack(const Source *s, long panel, long k, long count, enum Side side, enum Along along, bf16 *tiles) {
     for (long i = 0; i < count; i++) pack_pair(s, panel, k + i, side, along, tiles + i * PAIR);
 }
 
-/* This thread's share of n things, in one stretch: the same for as many threads, always. */
+/* This thread's contiguous share of n items, which depends only on the number of threads. */
 static inline void share(long n, long *first, long *last) {
     long threads = omp_get_num_threads(), me = omp_get_thread_num();
     *first = n * me / threads;
     *last = n * (me + 1) / threads;
 }
 
-/* exp(x), to a relative 3e-7; 0 where that is below fp32's normal numbers. */
+/* exp(x), with a relative error of 3e-7; 0 below fp32's normal range. */
 static inline __m512 exponential(__m512 x) {
     __m512 y = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
     __m512 whole = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), part = _mm512_sub_ps(y, whole);

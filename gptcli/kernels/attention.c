@@ -1,13 +1,16 @@
-/* Causal attention in bf16 on AMX tiles, forward and backward: FlashAttention's algorithms 1 and 4 (Dao et al. 2022), on a CPU.
+/* Causal attention in bf16 on AMX tiles, forward and backward: algorithms 1 and 4 of
+   FlashAttention (Dao et al. 2022) on a CPU.
 
-   qkv (B, T, H, 3, D), y (B, T, H, D) and their gradients are bf16, log_sum (B, H, T) is fp32: the logarithm of each query's sum of
-   exponentials, to base 2. Query t sees the keys t - band + 1 to t. A head is one thread's from its beginning to its end, so results do not
-   depend on how many threads there are.
+   qkv (B, T, H, 3, D), y (B, T, H, D) and their gradients are bf16. log_sum (B, H, T) is fp32: log2
+   of each query's sum of exponentials. Query t attends to the keys t - band + 1 to t. One thread
+   computes a whole head, so results do not depend on the number of threads.
 
-   Everything between reading rows and writing rows is tiles of 16 x 64 bytes: 16 x 32 bf16, or 16 x 16 fp32. The products take two kinds:
-   a left operand (16 rows, 32 deep) lies as its rows do, a right operand (32 deep, 16 columns) has two neighbours in depth side by side. As
-   32-bit words, either is the transpose of the other. Positions go in groups of 32, padded with zeros, and so does D. Scores are made
-   with keys as rows, so that what belongs to a query, its maximum and its sum, lies along a vector:
+   Intermediate results are tiles of 16 x 64 bytes: 16 x 32 bf16, or 16 x 16 fp32. Products take two
+   kinds: a left operand (16 rows, depth 32) is stored by rows; a right operand (depth 32, 16
+   columns) stores two neighbours in depth side by side. As 32-bit words, each is the transpose of
+   the other. Positions are processed in groups of 32, padded with zeros; D is padded to a multiple
+   of 32. Keys are the rows of the scores, so that maximum and sum of a query are elements of a
+   vector:
 
        scores = K·Qᵀ    yᵀ = Vᵀ·P    dP = V·dyᵀ    dv = P·dy    dk = dS·Q    dqᵀ = Kᵀ·dS */
 
@@ -15,28 +18,29 @@
 
 enum {
     GROUP = 32,  /* positions */
-    CHUNK = 4,   /* groups of keys between two looks at the maximum, forward */
-    KEYS = 4,    /* groups of keys whose gradients are summed at once, backward */
-    QUERIES = 4, /* groups of queries that meet them at once */
-    SLACK = 8,   /* in powers of two, how far exponents may rise before what they are counted from is raised */
+    CHUNK = 4,   /* groups of keys between two updates of the maximum, forward */
+    KEYS = 4,    /* groups of keys whose gradients are summed together, backward */
+    QUERIES = 4, /* groups of queries processed with them */
+    SLACK = 8,   /* powers of two by which exponents may exceed the shift before it is raised */
 };
 
 typedef struct { _Alignas(64) __m512 row[16]; } Tile;
-typedef struct { long B, T, H, D, band, depth, groups; } Shape; /* depth: D in tiles of 32, groups: T in groups */
+typedef struct { long B, T, H, D, band, depth, groups; } Shape; /* depth: tiles of 32 in D; groups: groups in T */
 
 static Shape shape_of(long B, long T, long H, long D, long band) {
     return (Shape){B, T, H, D, band < T ? band : T, (D + 31) / 32, (T + GROUP - 1) / GROUP};
 }
 static inline long most(long a, long b) { return a > b ? a : b; }
 static inline __m512i lanes(void) { return _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0); }
-/* The groups of keys that a group of queries sees begin here, and end with itself; those of queries that see a group of keys end here. */
+/* First group of keys that a group of queries attends to (the last one is its own), and the last
+   group of queries that attend to a group of keys. */
 static inline long first_key(Shape s, long query) { return most(0, GROUP * query - s.band + 1) / GROUP; }
 static inline long last_query(Shape s, long key) { return least(s.groups - 1, (GROUP * key + GROUP + s.band - 2) / GROUP); }
 
-/* out (2 x 2 tiles, fp32) = a (2 x n tiles) · b (n x 2 tiles), added to what is there if `add`. Steps between tiles: of out from row to
-   row, of a from row to row and in depth, of b in depth. */
+/* out (2 x 2 tiles, fp32) = a (2 x n tiles) · b (n x 2 tiles), or += with `add`. Distances between
+   tiles: of out between rows, of a between rows and in depth, of b in depth. */
 static inline void product(Tile *out, long out_row, const Tile *a, long a_row, long a_deep, const Tile *b, long b_deep, long n, int add) {
-    __asm__ volatile("" ::: "memory"); /* what was stored is there before tiles are loaded: gcc's intrinsics do not say so */
+    __asm__ volatile("" ::: "memory"); /* stores before tile loads: gcc's intrinsics do not declare it */
     if (add) {
         _tile_loadd(0, out, 64);
         _tile_loadd(1, out + 1, 64);
@@ -64,7 +68,7 @@ static inline void product(Tile *out, long out_row, const Tile *a, long a_row, l
     _tile_stored(3, out + out_row + 1, 64);
 }
 
-/* 16 x 16 words of 32 bits, transposed. */
+/* Transpose 16 x 16 words of 32 bits. */
 static inline void transpose_tile(Tile *out, const Tile *in) {
     __m512i r[16];
     for (int i = 0; i < 16; i++) r[i] = _mm512_load_si512(in->row + i);
@@ -75,7 +79,7 @@ static inline void transposed(Tile *out, const Tile *in, long n) {
     for (long i = 0; i < n; i++) transpose_tile(out + i, in + i);
 }
 
-/* Group `g` of a matrix of T rows of D, `step` apart. */
+/* Group `g` of a matrix of T rows of D elements, at a distance of `step`. */
 typedef struct { const bf16 *row; long count, step, D; } Rows;
 static inline Rows rows_of(const bf16 *x, long step, Shape s, long g) {
     return (Rows){x + g * GROUP * step, least(GROUP, s.T - g * GROUP), step, s.D};
@@ -84,7 +88,8 @@ static inline __mmask32 columns(long D, long first) { return D - first >= 32 ? ~
 static inline __m512i read_row(Rows x, long r, long first) {
     return _mm512_maskz_loadu_epi16(r < x.count ? columns(x.D, first) : 0, x.row + r * x.step + first);
 }
-/* As left operand for products over D: out (2, depth) tiles. Transposed, tile by tile in a new order, the right operand (depth, 2). */
+/* Left operand for products over D, out (2, depth) tiles. Transposed, in another order of tiles,
+   it is the right operand (depth, 2). */
 static void read_left(Tile *out, Rows x, long depth) {
     for (long r = 0; r < GROUP; r++)
         for (long d = 0; d < depth; d++) ((__m512i *)out[r / 16 * depth + d].row)[r % 16] = read_row(x, r, 32 * d);
@@ -94,7 +99,8 @@ static void read_right(Tile *out, Rows x, long depth) {
     read_left(rows, x, depth);
     for (long d = 0; d < depth; d++) transpose_tile(out + 2 * d, rows + d), transpose_tile(out + 2 * d + 1, rows + depth + d);
 }
-/* As right operand for products over positions: out (2·depth) tiles, of 16 columns each. Transposed, the left operand xᵀ. */
+/* Right operand for products over positions, out (2·depth) tiles of 16 columns. Transposed, it is
+   the left operand xᵀ. */
 static void read_pairs(Tile *out, Rows x, long depth) {
     const __m512i low = _mm512_or_si512(lanes(), _mm512_slli_epi32(_mm512_add_epi32(lanes(), _mm512_set1_epi32(32)), 16));
     const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
@@ -107,7 +113,8 @@ static void read_pairs(Tile *out, Rows x, long depth) {
 }
 
 static inline __m512i rounded(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
-/* 32 columns of a row, past the caches where they are whole lines: nobody reads them before the head is done. */
+/* Write 32 columns of a row, bypassing the caches if they are whole lines: they are not read before
+   the head is complete. */
 static inline void write_row(bf16 *row, long D, long first, __m512 low, __m512 high, float factor) {
     const __m512 f = _mm512_set1_ps(factor);
     const __m512i both = rounded(_mm512_mul_ps(low, f), _mm512_mul_ps(high, f));
@@ -116,7 +123,7 @@ static inline void write_row(bf16 *row, long D, long first, __m512 low, __m512 h
     else
         _mm512_mask_storeu_epi16(row + first, columns(D, first), both);
 }
-/* in (2, 2·depth) tiles. */
+/* Write rows from `in` (2, 2·depth) tiles. */
 static void write_rows(bf16 *x, long step, long count, Shape s, const Tile *in, float factor) {
     for (long r = 0; r < least(GROUP, count); r++)
         for (long d = 0; d < s.depth; d++) {
@@ -124,13 +131,13 @@ static void write_rows(bf16 *x, long step, long count, Shape s, const Tile *in, 
             write_row(x + r * step, s.D, 32 * d, tile[0].row[r % 16], tile[1].row[r % 16], factor);
         }
 }
-/* `pairs` leaves a group's queries in this order in the columns of two tiles. */
+/* Order of a group's queries in the columns of two tiles, as `pairs` stores them. */
 static inline long query_at(long column) { return column % 16 / 4 * 8 + column / 16 * 4 + column % 4; }
 static inline __m512i in_pairs(int tile) {
     const __m512i order = _mm512_set_epi32(27, 26, 25, 24, 19, 18, 17, 16, 11, 10, 9, 8, 3, 2, 1, 0);
     return _mm512_add_epi32(order, _mm512_set1_epi32(4 * tile));
 }
-/* in (2·depth, 2) tiles, whose columns are the rows, in that order; a factor for each query. */
+/* Write rows from the columns of `in` (2·depth, 2) tiles, in that order, times a factor per query. */
 static void write_columns(bf16 *x, long step, long count, Shape s, const Tile *in, const float *factor) {
     for (long d = 0; d < s.depth; d++)
         for (long j = 0; j < 2; j++) {
@@ -143,7 +150,7 @@ static void write_columns(bf16 *x, long step, long count, Shape s, const Tile *i
         }
 }
 
-/* 2 to the x, within 3e-6 of it; 0 for minus infinity. */
+/* 2^x, with an error below 3e-6; 0 for minus infinity. */
 static inline __m512 power(__m512 x) {
     __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     __m512 p = _mm512_set1_ps(1.353416792e-02f);
@@ -153,28 +160,31 @@ static inline __m512 power(__m512 x) {
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.000002593e+00f));
     return _mm512_scalef_ps(p, x);
 }
-/* Two keys' rows of 32 queries as a row of the right operand for products over keys: one of each of its two tiles. */
+/* Store two keys' rows of 32 queries as a row of the right operand for products over keys, in each
+   of its two tiles. */
 static inline void pairs(Tile *out, long row, __m512i even, __m512i odd) {
     ((__m512i *)out[0].row)[row] = _mm512_unpacklo_epi16(even, odd);
     ((__m512i *)out[1].row)[row] = _mm512_unpackhi_epi16(even, odd);
 }
-/* scores (2, 2) tiles of a group of keys and one of queries: minus infinity where the query does not see the key. */
+/* Set scores (2, 2) tiles of a group of keys and a group of queries to minus infinity outside the
+   band. */
 static inline void mask(Tile *scores, Shape s, long key, long query) {
     if (key != query && GROUP * (query - key + 1) <= s.band) return;
     for (long j = 0; j < 2; j++)
         for (long k = 0; k < GROUP; k++) {
             __m512i behind = _mm512_add_epi32(lanes(), _mm512_set1_epi32((int)(GROUP * (query - key) + 16 * j - k)));
-            __mmask16 unseen = _mm512_cmpge_epu32_mask(behind, _mm512_set1_epi32((int)s.band)); /* negative ones are large */
+            __mmask16 unseen = _mm512_cmpge_epu32_mask(behind, _mm512_set1_epi32((int)s.band)); /* negative values are large when unsigned */
             __m512 *row = &scores[k / 16 * 2 + j].row[k % 16];
             *row = _mm512_mask_blend_ps(unseen, *row, _mm512_set1_ps(-INFINITY));
         }
 }
 
-/* A group of queries as it goes through its keys: exponents are counted from `shift`, `sum` is of the exponentials as rounded, with the
-   queries in the order of `pairs`. */
+/* State of a group of queries: exponents are relative to `shift`; `sum` is that of the rounded
+   exponentials. Queries are in the order of `pairs`. */
 typedef struct { __m512 shift[2], sum[2]; } Softmax;
 
-/* scores (n, 2, 2) become probabilities (n, 2), times 2 to the -shift; what is in `y` (2·depth, 2) is brought to a new shift. */
+/* Turn scores (n, 2, 2) into probabilities (n, 2) times 2^-shift; rescale y (2·depth, 2) to a new
+   shift. */
 static inline void soften(Softmax *x, const Tile *scores, Tile *p, long n, Tile *y, long depth, float scale) {
     const __m512 factor = _mm512_set1_ps(scale);
     __m512 top[4], shrunk[2];
@@ -212,7 +222,7 @@ static inline void soften(Softmax *x, const Tile *scores, Tile *p, long n, Tile 
 static long forward_tiles(Shape s) { return s.groups * 4 * s.depth + 6 * s.depth + 6 * CHUNK; }
 
 static void forward_head(const bf16 *qkv, bf16 *out, float *log_sum, Shape s, Tile *scratch) {
-    const long step = s.H * 3 * s.D, wide = 2 * s.depth; /* wide: tiles of a group of positions */
+    const long step = s.H * 3 * s.D, wide = 2 * s.depth; /* wide: fp32 tiles of a group */
     const float scale = (float)(M_LOG2E / sqrt((double)s.D));
     Tile *k = scratch, *v = k + s.groups * wide, *q = v + s.groups * wide, *y = q + wide, *scores = y + 2 * wide, *p = scores + 4 * CHUNK;
     for (long g = 0; g < s.groups; g++) {
@@ -241,11 +251,13 @@ static void forward_head(const bf16 *qkv, bf16 *out, float *log_sum, Shape s, Ti
     }
 }
 
-/* What a block of keys (all groups from `key` to before `key_end`) and one of queries have between them, in tiles. Of p and ds: as left
-   operands over queries (KEYS, 2, QUERIES), of ds also as right operand over keys (QUERIES, KEYS, 2). */
+/* Intermediate results of a block of keys (groups `key` to `key_end` - 1) and a block of queries, in
+   tiles: p and ds as left operands over queries (KEYS, 2, QUERIES), ds also as right operand over
+   keys (QUERIES, KEYS, 2). */
 typedef struct { Tile scores[4], dp[4], p[KEYS * 2 * QUERIES], ds[KEYS * 2 * QUERIES], ds_pairs[QUERIES * KEYS * 2]; } Block;
 
-/* Of one group of keys and one of queries: p and ds = p·(dp - delta), of their scores and dp. The factor 1 / sqrt(D) comes last. */
+/* Compute p and ds = p·(dp - delta) from scores and dp, for a group of keys and a group of queries.
+   The factor 1 / sqrt(D) is applied at the end. */
 static inline void differentiate(Block *x, long key, long query, const float *log_sum, const float *delta, float scale) {
     __m512 less[2], own[2], factor = _mm512_set1_ps(scale);
     for (int j = 0; j < 2; j++) less[j] = _mm512_load_ps(log_sum + 16 * j), own[j] = _mm512_load_ps(delta + 16 * j);
@@ -266,7 +278,7 @@ static inline void differentiate(Block *x, long key, long query, const float *lo
     }
 }
 
-/* Of each query of a group the sum of y·dy, in fp32. */
+/* Compute the sum of y·dy for each query of a group, in fp32. */
 static void read_delta(float *delta, Rows y, Rows dy, long depth) {
     for (long r = 0; r < GROUP; r++) {
         __m512 sum = _mm512_setzero_ps();
@@ -283,9 +295,11 @@ static long backward_tiles(Shape s) {
 static void backward_head(const bf16 *dy, const bf16 *qkv, const bf16 *y, const float *log_sum, bf16 *dqkv, Shape s, Tile *scratch) {
     const long step = s.H * 3 * s.D, y_step = s.H * s.D, wide = 2 * s.depth, all = s.groups * wide, some = KEYS * wide;
     const float scale = (float)(1 / sqrt((double)s.D)), scale2 = (float)M_LOG2E * scale;
-    /* of all queries, q and dy: right operands over D, and over queries; and dqᵀ in fp32 (2·depth, 2) a group */
+    /* all queries: q and dy as right operands over D and over queries; dqᵀ in fp32 (2·depth, 2) per
+       group */
     Tile *q = scratch, *q_pairs = q + all, *out = q_pairs + all, *out_pairs = out + all, *dq = out_pairs + all;
-    /* of a block of keys: left operands over D, kᵀ over keys, and gradients in fp32 (2, 2·depth) a group */
+    /* a block of keys: left operands over D, kᵀ over keys, and gradients in fp32 (2, 2·depth) per
+       group */
     Tile *k = dq + 2 * all, *v = k + some, *k_columns = v + some, *dk = k_columns + some, *dv = dk + 2 * some;
     Block *x = (Block *)(dv + 2 * some);
     float *logs = (float *)(x + 1), *delta = logs + s.groups * GROUP;
@@ -342,7 +356,7 @@ static void backward_head(const bf16 *dy, const bf16 *qkv, const bf16 *y, const 
         write_columns(dqkv + g * GROUP * step, step, s.T - g * GROUP, s, dq + g * 2 * wide, scales);
 }
 
-long attention_scratch(long T, long D) { /* bytes, for each thread */
+long attention_scratch(long T, long D) { /* in bytes, per thread */
     Shape s = shape_of(1, T, 1, D, T);
     return most(forward_tiles(s), backward_tiles(s)) * (long)sizeof(Tile);
 }
@@ -359,7 +373,7 @@ void attention_forward(const bf16 *qkv, bf16 *y, float *log_sum, long B, long T,
             forward_head(qkv + (b * T * H + h) * 3 * D, y + (b * T * H + h) * D, log_sum + i * T, s, own);
         }
         tiles_off();
-        _mm_sfence(); /* of what went past the caches */
+        _mm_sfence(); /* orders the streaming stores */
     }
 }
 
@@ -376,6 +390,6 @@ void attention_backward(const bf16 *dy, const bf16 *qkv, const bf16 *y, const fl
             backward_head(dy + at, qkv + 3 * at, y + at, log_sum + i * T, dqkv + 3 * at, s, own);
         }
         tiles_off();
-        _mm_sfence(); /* of what went past the caches */
+        _mm_sfence(); /* orders the streaming stores */
     }
 }

@@ -1,10 +1,9 @@
-"""C beside the package, built by the machine's own compiler when it is first wanted, and kept in
-the user's cache.
+"""Compilation of the C sources in this folder, on first use, into the user's cache.
 
-Nothing compiled is installed, and nothing needs these libraries: every caller has a form in
-PyTorch, which runs where there is no compiler (torch.compile needs one too), where the CPU lacks
-what the source asks for (its `#error`), and on other devices. Threads are PyTorch's: OpenMP's calls
-are left open in what is built, and resolve to the runtime that torch has loaded.
+No compiled binary is shipped. Every caller has a PyTorch implementation for machines without a
+compiler (which torch.compile needs too), for CPUs without the instructions that a source requires
+(its `#error`), and for other devices. The libraries run on PyTorch's threads: their calls of OpenMP
+are left undefined, and resolve to the runtime that torch has loaded.
 """
 
 from __future__ import annotations
@@ -19,23 +18,22 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import torch  # noqa: F401  its OpenMP runtime must be there before a library that uses it
+import torch  # noqa: F401  loads the OpenMP runtime that the libraries use
 
 from gptcli.files import scratch_folder
 
 HERE = Path(__file__).parent
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fopenmp", "-fPIC", "-c")
 COMPILERS = ("cc", "gcc", "clang")
-PATIENCE = 120  # seconds for a compiler
+COMPILER_TIMEOUT_S = 120
 
 
 @functools.cache
 def library(name: str) -> ctypes.CDLL | None:
-    """`name`.c of this folder, ready to be called; None where it cannot be built or does not run
-    here.
+    """Return the library of `name`.c, or None if it cannot be built or loaded here.
 
-    It is built once for each source, compiler and CPU, and takes its name only when it is whole, so
-    that processes may build it at once.
+    It is built once for each source, compiler and CPU. The file is renamed when it is complete, so
+    that several processes may build it at the same time.
     """
     compiler = next(
         filter(None, map(shutil.which, (os.environ.get("CC") or "cc", *COMPILERS))), None
@@ -55,8 +53,9 @@ def library(name: str) -> ctypes.CDLL | None:
 
 
 def cache_folder() -> Path | None:
-    """Where libraries are kept: the user's own, since what lies there is run. None where there is
-    no such place.
+    """Return the folder of built libraries, or None if there is no safe one.
+
+    The folder must belong to the user, because its contents are executed.
     """
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "gpt", "kernels")
@@ -64,24 +63,22 @@ def cache_folder() -> Path | None:
         return (
             folder if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid() else None
         )
-    except (OSError, RuntimeError):  # no home is a RuntimeError
+    except (OSError, RuntimeError):  # Path.home raises RuntimeError
         return None
 
 
 def _key(source: Path, compiler: str) -> str:
-    """What the built library depends on: the source and all headers, how it is built, by whom, and
-    for which CPU.
-    """
+    """Return a hash of all that a library depends on: sources, flags, compiler and CPU."""
     version = subprocess.run(
-        [compiler, "--version"], capture_output=True, check=True, timeout=PATIENCE
+        [compiler, "--version"], capture_output=True, check=True, timeout=COMPILER_TIMEOUT_S
     ).stdout
-    how = " ".join((*FLAGS, platform.machine(), _features()))
+    flags = " ".join((*FLAGS, platform.machine(), _features()))
     sources = [path.read_bytes() for path in (source, *sorted(HERE.glob("*.h")))]
-    return hashlib.sha256(b"\0".join((*sources, version, how.encode()))).hexdigest()[:16]
+    return hashlib.sha256(b"\0".join((*sources, version, flags.encode()))).hexdigest()[:16]
 
 
 def _features() -> str:
-    """The CPU's, as far as the system tells: machines may share a home."""
+    """Return the CPU's features: machines with different CPUs may share a home folder."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             return next((line for line in file if line.startswith(("flags", "Features"))), "")
@@ -90,6 +87,7 @@ def _features() -> str:
 
 
 def _build(source: Path, compiler: str, built: Path) -> None:
+    """Compile and link `source` into the library `built`."""
     with scratch_folder(built.parent) as scratch:
         compiled, linked = Path(scratch, "compiled.o"), Path(scratch, "linked.so")
         for command in (
@@ -97,6 +95,9 @@ def _build(source: Path, compiler: str, built: Path) -> None:
             ("-shared", compiled, "-lm", "-o", linked),
         ):
             subprocess.run(
-                [compiler, *map(str, command)], capture_output=True, check=True, timeout=PATIENCE
+                [compiler, *map(str, command)],
+                capture_output=True,
+                check=True,
+                timeout=COMPILER_TIMEOUT_S,
             )
         linked.replace(built)

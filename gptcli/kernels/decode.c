@@ -1,19 +1,21 @@
-/* One decoding step of a GPT: a token of each of R sequences to the logits after it, over the key-value cache, in one parallel region.
+/* One decoding step of a GPT: from one token of each of R sequences to the logits after it, over the
+   key-value cache, in one parallel region.
 
-   What decoding costs is reading the weights, once a step. Between products stand barriers, and what is small, the norms, every thread
-   does for itself. x and all that follows from it are fp32 whatever the weights are.
+   The cost of decoding is reading the weights, once per step. Barriers separate the products; every
+   thread computes the norms, which are small, for itself. Activations are fp32 for every type of
+   weight.
 
    Shapes: R rows, C d_model, H heads, D d_head, S positions, V entries of the vocabulary. */
 #include "few_rows.h"
 
 typedef struct {
-    const float *gain_C, *bias_C; /* gain NULL: x as it is */
+    const float *gain_C, *bias_C; /* gain NULL: identity */
 } Norm;
 
 typedef struct {
     Norm before_attention, before_mlp;
     Linear c_attn, attn_proj, c_fc, mlp_proj;
-    int64_t band; /* keys that a query sees, its own counted */
+    int64_t band; /* keys that a query attends to, including its own */
 } Layer;
 
 typedef struct {
@@ -21,7 +23,7 @@ typedef struct {
     const Layer *layers;
     Norm last;
     Linear head;
-    int64_t n_layer, H, D, post_norm, kind; /* of embeddings and cache: FP32 or BF16 */
+    int64_t n_layer, H, D, post_norm, kind; /* kind: FP32 or BF16, of embeddings and cache */
     float eps;
 } Model;
 
@@ -47,12 +49,13 @@ static void normalise(const Norm *norm, const float *x_RC, float *y_RC, int64_t 
 
 /* ---- attention ---- */
 
-/* Lines from `from` to `to` of what is read next, into L2: a few at a time, while there is something to do. */
+/* Prefetch the cache lines `from` to `to` of the data read next into L2, a few at a time during
+   computation. */
 static inline void fetch(const char *next, int64_t from, int64_t to) {
     for (; next && from < to; from += LINE) __builtin_prefetch(next + from, 0, 2);
 }
 
-/* Sums over S of the numbers in a vector of words, or several beside each other, weighed; spread. */
+/* Weighted sums over S of one or several vectors of words, in the order of `spread`. */
 static inline __attribute__((always_inline)) void weigh(
     const int64_t kind, const int vectors, const char *values, int64_t row, int64_t S, const float *weights, float *sums, const char *next) {
     const int parts = 4 / size_of(kind);
@@ -68,9 +71,10 @@ static inline __attribute__((always_inline)) void weigh(
     memcpy(sums, lanes, vectors * parts * sizeof *lanes);
 }
 
-/* One head of one row: k and v into slot `length` of the cache, and what q finds in the slots up to it. `weights` has room for them. The keys
-   and values that are read after this come into the cache meanwhile. */
-static inline __attribute__((always_inline)) void attend(
+/* Attention of one head of one row: store k and v in slot `length` of the cache, and attend to the
+   slots up to it. `weights` is scratch memory for their scores. The keys and values that are read
+   next are prefetched meanwhile. */
+static inline __attribute__((always_inline)) void attention_head(
     const int64_t kind, const float *q_D, char *keys_SD, char *values_SD, int64_t D, int64_t length, int64_t band, float *weights, float *y_D,
     const char *next_keys, const char *next_values) {
     const int64_t begin = length + 1 > band ? length + 1 - band : 0, S = length + 1 - begin, row = D * size_of(kind);
@@ -105,7 +109,7 @@ static inline __attribute__((always_inline)) void attend(
         sum_D[d] = 0;
         for (int64_t s = 0; s < S; s++) sum_D[d] += value(kind, values_SD + s * row, d) * weights[s];
     }
-    for (int64_t d = 0; d < whole; d += WIDTH * parts) /* as spread, the other way */
+    for (int64_t d = 0; d < whole; d += WIDTH * parts) /* the inverse of `spread` */
         for (int64_t place = 0; place < parts; place++)
             for (int64_t i = 0; i < WIDTH; i++) y_D[d + i * parts + place] = sum_D[d + place * WIDTH + i] / sum;
     for (int64_t d = whole; d < D; d++) y_D[d] = sum_D[d] / sum;
@@ -114,20 +118,20 @@ static inline __attribute__((always_inline)) void attend(
 __attribute__((noinline)) static void attend_fp32(
     const float *q_D, char *keys_SD, char *values_SD, int64_t D, int64_t length, int64_t band, float *weights, float *y_D,
     const char *next_keys, const char *next_values) {
-    attend(FP32, q_D, keys_SD, values_SD, D, length, band, weights, y_D, next_keys, next_values);
+    attention_head(FP32, q_D, keys_SD, values_SD, D, length, band, weights, y_D, next_keys, next_values);
 }
 
 __attribute__((noinline)) static void attend_bf16(
     const float *q_D, char *keys_SD, char *values_SD, int64_t D, int64_t length, int64_t band, float *weights, float *y_D,
     const char *next_keys, const char *next_values) {
-    attend(BF16, q_D, keys_SD, values_SD, D, length, band, weights, y_D, next_keys, next_values);
+    attention_head(BF16, q_D, keys_SD, values_SD, D, length, band, weights, y_D, next_keys, next_values);
 }
 
-/* This thread's heads of the rows. */
+/* Attention of this thread's heads of the rows. */
 static void attention(
-    const Model *m, int64_t band, const float *qkv, char *keys, char *values, int64_t room, const int64_t *length_R, int64_t R, float *weights, float *y_RC) {
+    const Model *m, int64_t band, const float *qkv, char *keys, char *values, int64_t max_len, const int64_t *length_R, int64_t R, float *weights, float *y_RC) {
     int64_t from, to;
-    const int64_t D = m->D, row = D * size_of(m->kind), head = room * row;
+    const int64_t D = m->D, row = D * size_of(m->kind), head = max_len * row;
     share(R * m->H, &from, &to);
     for (int64_t i = from; i < to; i++) { /* qkv is (R, H, 3, D) */
         const int64_t next = i + 1 < to ? length_R[(i + 1) / m->H] : 0, at = (i + 1) * head + (next > band ? next - band : 0) * row;
@@ -137,7 +141,7 @@ static void attention(
     }
 }
 
-/* ---- what is called ---- */
+/* ---- exported functions ---- */
 
 static void begin_tiles(const Packing *p) {
 #if TILES
@@ -153,16 +157,16 @@ static void end_tiles(void) {
 #endif
 }
 
-/* y_RN = x_RK W + bias, and GELU of it where asked for; x and y are fp32 or bf16. */
+/* y_RN = x_RK W + bias, then GELU if `with_gelu`; x and y are fp32 or bf16. */
 void linear(const Linear *l, int64_t kind, const void *x_RK, void *y_RN, int64_t R, int64_t with_gelu) {
     const Scratch scratch = scratch_for(R < CHUNK ? R : CHUNK, l->K);
     const int64_t digits = kind == BF16 && l->kind == BF16 ? 1 : 2;
 #pragma omp parallel
-    for (int64_t first = 0; first < R; first += CHUNK) { /* few enough for the core's cache */
+    for (int64_t first = 0; first < R; first += CHUNK) { /* rows that fit into the core's cache */
         const Packing packing = packing_of(R - first < CHUNK ? R - first : CHUNK, digits);
         int64_t from, to;
         begin_tiles(&packing);
-        share(packing.groups, &from, &to); /* whole groups: rows of one lie in the same lines of the cache */
+        share(packing.groups, &from, &to); /* whole groups: the rows of a group share cache lines */
         from *= COLUMNS / digits, to *= COLUMNS / digits;
         to = to < packing.R ? to : packing.R;
         prepare(l, kind, (const char *)x_RK + first * l->K * size_of(kind), from, to, &packing, &scratch);
@@ -174,9 +178,9 @@ void linear(const Linear *l, int64_t kind, const void *x_RK, void *y_RN, int64_t
     release(scratch);
 }
 
-/* logits_RV, in fp32, after a token of each row. keys[layer] and values[layer] are (R, H, room, D); row r is filled up to length_R[r], where
-   its token's keys and values are put. */
-void step(const Model *m, const int64_t *token_R, float *logits_RV, char *const *keys, char *const *values, int64_t room, const int64_t *length_R, int64_t R) {
+/* Compute logits_RV, fp32, after one token of each row. keys[layer] and values[layer] are
+   (R, H, max_len, D). Row r contains length_R[r] positions; those of its token are appended. */
+void step(const Model *m, const int64_t *token_R, float *logits_RV, char *const *keys, char *const *values, int64_t max_len, const int64_t *length_R, int64_t R) {
     const int64_t C = m->H * m->D;
     const Packing packing = packing_of(R, 2), *p = &packing;
     float *x_RC = room_for(R * C * 4), *qkv = room_for(R * 3 * C * 4), *heads = room_for(R * C * 4), *wide = room_for(R * 4 * C * 4);
@@ -185,7 +189,7 @@ void step(const Model *m, const int64_t *token_R, float *logits_RV, char *const 
             x_RC[r * C + c] = value(m->kind, m->wte_VC, token_R[r] * C + c) + value(m->kind, m->wpe_SC, length_R[r] * C + c);
 #pragma omp parallel
     {
-        float *own = room_for(R * C * 4), *weights = room_for((room + WIDTH + 2 * m->D) * 4), *base = m->post_norm ? own : x_RC;
+        float *own = room_for(R * C * 4), *weights = room_for((max_len + WIDTH + 2 * m->D) * 4), *base = m->post_norm ? own : x_RC;
         const Scratch scratch = scratch_for(R, 4 * C), *x = &scratch;
         begin_tiles(p);
         for (int64_t i = 0; i < m->n_layer; i++) {
@@ -194,7 +198,7 @@ void step(const Model *m, const int64_t *token_R, float *logits_RV, char *const 
             prepare(&layer->c_attn, FP32, own, 0, R, p, x);
             product(&layer->c_attn, p, x, FP32, qkv, 0, NULL, &layer->attn_proj);
 #pragma omp barrier
-            attention(m, layer->band, qkv, keys[i], values[i], room, length_R, R, weights, heads);
+            attention(m, layer->band, qkv, keys[i], values[i], max_len, length_R, R, weights, heads);
 #pragma omp barrier
             prepare(&layer->attn_proj, FP32, heads, 0, R, p, x);
             product(&layer->attn_proj, p, x, FP32, x_RC, 0, base, &layer->c_fc);

@@ -1,10 +1,13 @@
-/* Products of a weight with few rows of x, as decoding has them: what they cost is reading the weight, so it is read where it lies, once.
+/* Products of a weight with few rows of x, as in decoding. Their cost is reading the weight, which is
+   therefore read once, in place.
 
-   x is fp32 whatever the weight is, or bf16. A row's sums are taken in an order that depends on nothing but its length.
+   x is fp32 or bf16 for every type of weight. The order of summation depends only on the length of a
+   row.
 
-   With AMX, bf16 and int8 weights are multiplied 16 outputs at a time: a tile of the weight, 16 rows of 64 bytes, with a tile of x, whose
-   columns are two digits of each of 8 rows: in bf16 the number rounded and what is left of it (of an x in bf16 nothing is: one digit of 16
-   rows), in int8 steps and 254ths of a step. Without it, lanes of numbers, which the compiler makes what the CPU has.
+   With AMX, bf16 and int8 weights are multiplied 16 outputs at a time: a tile of the weight, 16 rows
+   of 64 bytes, with a tile of x. Its columns are two digits of each of 8 rows: in bf16, the rounded
+   number and the remainder (for x in bf16 there is none, and a tile has one digit of 16 rows); in
+   int8, steps and 254ths of a step. Without AMX, vectors of the CPU's width are used.
 
    Shapes: R rows, K inputs, N outputs. */
 #include "lanes.h"
@@ -21,11 +24,11 @@ enum { BLOCK = 16, COLUMNS = 16, GROUPS = 4, LINE = 64, AHEAD = 8, LATER = 2, CH
 
 typedef struct {
     const void *weight_NK;
-    const float *scale_N, *bias_N; /* of int8; NULL where there is none */
+    const float *scale_N, *bias_N; /* scale: int8 only; NULL if there is none */
     int64_t N, K, kind;
 } Linear;
 
-/* Sums of `count` outputs from n on, to sums[r][BLOCK]; x is spread. */
+/* Compute `count` outputs from n on into sums[r][BLOCK]; x is in the order of `spread`. */
 static inline __attribute__((always_inline)) void sums_of(
     const int64_t kind, const char *w, int64_t count, const float *x_RK, int64_t R, int64_t K, float *sums) {
     const int64_t row = K * size_of(kind);
@@ -49,7 +52,8 @@ static void plain_sums(const Linear *l, int64_t n, int64_t count, const float *x
             for (int64_t i = 0; i < count; i++) sums[r * BLOCK + i] *= l->scale_N[n + i];
 }
 
-/* How R rows lie in tiles: so many digits of each beside each other, in groups that fill a tile's columns; `bytes` of a tile's row. */
+/* Layout of R rows in tiles: digits per row, groups of rows that fill the columns of a tile, and
+   bytes in a row of a tile. */
 typedef struct {
     int64_t R, digits, groups, bytes;
 } Packing;
@@ -59,7 +63,7 @@ static Packing packing_of(int64_t R, int64_t digits) {
     return (Packing){R, digits, (R + group - 1) / group, 4 * digits * (R < group ? R : group)};
 }
 
-/* x as a product reads it: digits, and the steps they count; or, without tiles, fp32 that is spread. */
+/* Packed x: digits and the size of their steps; without tiles, fp32 in the order of `spread`. */
 typedef struct {
     float *step_R;
     char *digits;
@@ -73,7 +77,7 @@ static void release(Scratch scratch) { free(scratch.step_R), free(scratch.digits
 
 #if TILES
 
-static int granted(void) { /* by the system, once a process */
+static int granted(void) { /* whether the system permits tiles, asked once per process */
     static int answer = -1;
     if (answer < 0) answer = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
     return answer;
@@ -87,7 +91,7 @@ typedef struct {
     uint8_t rows[16];
 } Tiles;
 
-/* Tiles 0: the weight; 1: x; 4 to 7: sums of a group of rows each. */
+/* Tile 0: the weight; 1: x; 4 to 7: sums of one group of rows each. */
 static void configure_tiles(const Packing *p) {
     Tiles tiles = {.palette = 1};
     for (int i = 0; i < 8; i++) {
@@ -98,7 +102,8 @@ static void configure_tiles(const Packing *p) {
     _tile_loadconfig(&tiles);
 }
 
-/* LINE bytes of digits of a row of x, high and low: 32 numbers in bf16, 64 in int8 at so many steps to 1. */
+/* Split a row of x into LINE bytes of high and low digits: 32 numbers in bf16, 64 in int8, with the
+   given number of steps per unit. */
 static inline void split(int64_t to_kind, int64_t kind, const char *x, __m512 steps, __m512i *high, __m512i *low) {
     __m512 part[4];
     for (int i = 0; i < (to_kind == BF16 ? 2 : 4); i++)
@@ -131,7 +136,7 @@ static inline __attribute__((always_inline)) float largest(const int64_t kind, c
     return fmaxf(_mm512_reduce_max_ps((__m512)most_W), 1e-12f);
 }
 
-/* 16 rows of 16 numbers, turned over the diagonal: pairs, fours, eights, all. */
+/* Transpose 16 x 16 numbers. */
 static void transpose(const float *from, __m512 *rows) {
     __m512 t[16];
     __m512d *pairs = (__m512d *)t, *fours = (__m512d *)rows;
@@ -156,8 +161,9 @@ static void transpose(const float *from, __m512 *rows) {
         }
 }
 
-/* Rows of x as a group's tiles have them: for each LINE of a weight's row 16 words, each in a row of a tile, beside those of other digits
-   and rows. Leaves what a coarse digit of each row counts. `count` rows, all of the group. */
+/* Pack `count` rows of x, which are one group, into tiles: for each LINE of a row of the weight 16
+   words, one per row of a tile, next to those of the other digits and rows. step_R gets the size of
+   a high digit of each row. */
 static inline __attribute__((always_inline)) void pack_rows(
     const Linear *l, int64_t kind, const char *x_RK, int64_t r, const int64_t count, const Packing *p, float *step_R, char *digits) {
     const int64_t at_once = LINE / size_of(l->kind), group = COLUMNS / p->digits, row = l->K * size_of(kind);
@@ -178,10 +184,11 @@ static inline __attribute__((always_inline)) void pack_rows(
     }
 }
 
-/* Where a thread will read next: some lines ahead of where it is, through its part of a weight and on into that of the next. */
+/* Prefetch position of a thread: some lines ahead in its part of the weight, then in its part of the
+   next weight. */
 typedef struct {
     const char *at;
-    int64_t row, line, lines, blocks; /* bytes, lines of a row passed, of how many, blocks left */
+    int64_t row, line, lines, blocks; /* bytes; lines passed; lines per row; blocks left */
 } Walk;
 
 static Walk walk_of(const Linear *l) {
@@ -208,7 +215,7 @@ static inline void walk_on(Walk *walk, Walk *next) {
 static inline __attribute__((always_inline)) void multiply(
     const int int8, const char *w, int64_t row, const char *x, int64_t stride, int64_t groups, int64_t every, Walk *walk, Walk *next, float *to) {
     const int64_t tile = 16 * stride;
-    __asm__ volatile("" ::: "memory"); /* what was packed is written: to the compiler, loading a tile reads nothing */
+    __asm__ volatile("" ::: "memory"); /* stores before tile loads: gcc's intrinsics do not declare it */
     _tile_zero(4);
     _tile_zero(5);
     _tile_zero(6);
@@ -241,7 +248,8 @@ static inline __attribute__((always_inline)) void multiply(
     if (groups > 3) _tile_stored(7, to + 768, LINE);
 }
 
-/* Sums of BLOCK outputs from n on, of at most GROUPS groups of rows from `first` on, to sums[r][BLOCK]. */
+/* Compute BLOCK outputs from n on, for at most GROUPS groups of rows from `first` on, into
+   sums[r][BLOCK]. */
 static void tile_sums(const Linear *l, int64_t n, int64_t first, const Packing *p, const Scratch *x, Walk *walk, Walk *next, float *sums) {
     float both[GROUPS * 256];
     const int64_t row = l->K * size_of(l->kind), group = COLUMNS / p->digits, tile = 16 * p->bytes, begin = first / group;
@@ -251,7 +259,7 @@ static void tile_sums(const Linear *l, int64_t n, int64_t first, const Packing *
     else multiply(0, w, row, digits, p->bytes, groups, p->groups * tile, first ? NULL : walk, next, both);
     const __m512 scale = l->kind == INT8 ? _mm512_loadu_ps(l->scale_N + n) : _mm512_setzero_ps(), fine = _mm512_set1_ps(1.0f / 254);
     __m512 columns[COLUMNS];
-    if (!first) walk_on(walk, next); /* the last LATER steps: memory is kept busy while sums are finished */
+    if (!first) walk_on(walk, next); /* the last LATER steps: memory stays busy during the end of the sums */
     for (int64_t r = 0; r < groups * group && first + r < p->R; r++) {
         if (r % group == 0) transpose(both + r / group * 256, columns);
         const __m512 high = columns[r % group * p->digits], low = columns[r % group * p->digits + p->digits - 1];
@@ -267,7 +275,7 @@ static void tile_sums(const Linear *l, int64_t n, int64_t first, const Packing *
 
 #endif
 
-/* Rows of x from `from` to `to`, in fp32 or bf16, as the product with l reads them. */
+/* Pack the rows `from` to `to` of x, in fp32 or bf16, for the product with l. */
 static void prepare(const Linear *l, int64_t kind, const void *x_RK, int64_t from, int64_t to, const Packing *p, const Scratch *scratch) {
 #if TILES
     if (in_tiles(l)) {
@@ -280,7 +288,7 @@ static void prepare(const Linear *l, int64_t kind, const void *x_RK, int64_t fro
         spread(l->kind, kind, (const char *)x_RK + r * l->K * size_of(kind), (float *)scratch->digits + r * l->K, l->K);
 }
 
-/* What follows the sums of `count` outputs of a row, at most a BLOCK: what they are added onto, and their place. */
+/* Store `count` outputs of a row, at most a BLOCK, plus `onto` if it is given. */
 static inline __attribute__((always_inline)) void put(const float *sums, const float *onto, int64_t kind, char *y, const int64_t count) {
     float numbers[BLOCK];
     for (int64_t i = 0; i < count; i++) numbers[i] = sums[i] + (onto ? onto[i] : 0);
@@ -288,7 +296,8 @@ static inline __attribute__((always_inline)) void put(const float *sums, const f
     else store(BF16, y, numbers, count);
 }
 
-/* This thread's outputs of y_RN = x W + bias, and what follows; x was prepared. `next` is the weight that comes after. */
+/* Compute this thread's outputs of y_RN = x W + bias, and finish them; x is packed. `next` is the
+   weight that is read next. */
 static void product(const Linear *l, const Packing *p, const Scratch *x, int64_t kind, void *y_RN, int with_gelu, const float *onto_RN, const Linear *next) {
     const int64_t N = l->N, blocks = (N + BLOCK - 1) / BLOCK, pass = GROUPS * COLUMNS / p->digits;
     float sums[GROUPS * COLUMNS * BLOCK] = {0};
@@ -308,7 +317,7 @@ static void product(const Linear *l, const Packing *p, const Scratch *x, int64_t
             float *found = sums;
 #if TILES
             if (in_tiles(l)) {
-                tile_sums(l, n + count - BLOCK, first, p, x, &walk, &after, sums); /* the last outputs with some before them */
+                tile_sums(l, n + count - BLOCK, first, p, x, &walk, &after, sums); /* the last outputs, together with some before them */
                 found += BLOCK - count;
             } else
 #endif
@@ -316,7 +325,7 @@ static void product(const Linear *l, const Packing *p, const Scratch *x, int64_t
             if (l->bias_N)
                 for (int64_t r = 0; r < rows; r++)
                     for (int64_t i = 0; i < count; i++) found[r * BLOCK + i] += l->bias_N[n + i];
-            if (with_gelu) gelu(sums, rows * BLOCK); /* of all rows: what follows within one has to wait */
+            if (with_gelu) gelu(sums, rows * BLOCK); /* all rows at once: the chain of operations within one is long */
             for (int64_t r = 0; r < rows; r++, found += BLOCK) {
                 const int64_t at = (first + r) * N + n;
                 const float *onto = onto_RN ? onto_RN + at : NULL;

@@ -1,11 +1,13 @@
-/* The output head and its cross-entropy: logits (N, V) = X (N, C) . W (V, C)^T, of which only exponentials are kept, as bf16, each of a
-   BLOCK of 256 entries by its own largest logit in fp32. A factor a row and block makes probabilities of them, on their way into the
-   two products of the backward pass. They stand block by block as left tiles: [block][panel of 32 rows][8 tile pairs]. */
+/* Output head and cross-entropy: logits (N, V) = X (N, C) . W (V, C)^T. Only their exponentials are
+   kept, in bf16, relative to the largest logit (fp32) of their row in a BLOCK of 256 entries. One
+   factor per row and block turns them into probabilities for the two products of the backward pass.
+   They are stored block by block as left tiles: [block][panel of 32 rows][8 tile pairs]. */
 #include "amx.h"
 
-enum { PANELS = 8, BLOCK = PANELS * PANEL }; /* panels that a thread has in L2, and tile pairs that go from L2 to L1 at once */
+enum { PANELS = 8, BLOCK = PANELS * PANEL }; /* panels of a thread in L2; tile pairs loaded from L2 to L1 together */
 
-/* 32 x 256 logits: exponentials to `e` unless that is null, and of each row the largest logit, the sum, and the target's own logit. */
+/* Reduce 32 x 256 logits: write exponentials to `e` unless it is null, and the largest logit, the
+   sum and the logit of the target of each row. */
 static void take_exponentials(const float *logits, bf16 *e, long block, long V, const int64_t *target, long rows, float *shift,
                               float *sum, float *own) {
     for (long r = 0; r < PANEL; r++, logits += PANEL) {
@@ -32,8 +34,9 @@ static void take_exponentials(const float *logits, bf16 *e, long block, long V, 
     }
 }
 
-/* x (N, C) bf16, w (V, C) fp32 or bf16, target (N). Of the blocks' shifts and sums (blocks, N padded to 32); own (N padded) only where a
-   target is among the V entries. `e` may be null. */
+/* x (N, C) is bf16, w (V, C) fp32 or bf16, target (N). Shifts and sums of the blocks are
+   (blocks, N padded to 32). own (N padded) is written only if the target is among the V entries. `e`
+   may be null. */
 int head_forward(const bf16 *x, const void *w, int w_fp32, const int64_t *target, bf16 *e, float *shift, float *sum, float *own, long N,
                  long C, long V) {
     long tiles = over(C, 32), rows = over(N, PANEL), threads = omp_get_max_threads();
@@ -71,7 +74,7 @@ int head_forward(const bf16 *x, const void *w, int w_fp32, const int64_t *target
     return 1;
 }
 
-/* The gradient of logits: exponentials times factor, and the target's own. */
+/* Gradient of the logits: exponentials times factor, and that of the target's logit. */
 typedef struct {
     const bf16 *e;
     const float *factor, *own; /* (blocks, N padded), (N padded) */
@@ -81,7 +84,8 @@ typedef struct {
 
 static inline bf16 rounded(float x) { return (bf16)_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(x)), 0); }
 
-/* Entries 32 n .. of block b by rows 32 i .., as tiles with K along entries (straight), or along rows. */
+/* Gradients of 32 entries (from 32 n in block b) and 32 rows (from 32 i), as tiles with K along
+   entries if `straight`, else along rows. */
 static inline void gradient_pair(const Gradient *g, long b, long i, long n, int straight, bf16 *tiles) {
     const bf16 *e = g->e + ((b * g->rows + i) * PANELS + n) * PAIR;
     const float *factor = g->factor + (b * g->rows + i) * PANEL;
@@ -120,14 +124,15 @@ static void store(const float *results, float *to, long rows, long columns, long
         }
 }
 
-/* dx (N, C) fp32, and dw (V, C) fp32, which is set, or with `more` added to; own is here the gradient of the targets' logits. */
+/* Compute dx (N, C) and dw (V, C) in fp32; dw is overwritten, or added to with `more`. own is the
+   gradient of the targets' logits. */
 int head_backward(const bf16 *x, const void *w, int w_fp32, const int64_t *target, const bf16 *e, const float *factor, const float *own,
                   float *dx, float *dw, int more, long N, long C, long V) {
     long rows = over(N, PANEL), columns = over(C, PANEL), blocks = over(V, BLOCK), depths = over(rows, PANELS);
     long threads = omp_get_max_threads();
     Source X = {x, N, C, 0}, W = {w, V, C, w_fp32};
     Gradient g = {e, factor, own, target, rows, N};
-    long part = columns * PANELS * PAIR; /* of the shared operand: all its panels over 256 of K */
+    long part = columns * PANELS * PAIR; /* all panels of the shared operand over 256 of K */
     bf16 *right = aligned_alloc(64, ((blocks > depths ? blocks : depths) * part + threads * PANELS * PANELS * PAIR) * sizeof(bf16));
     float *all_results = aligned_alloc(64, threads * columns * PANELS * RESULTS * sizeof(float));
     if (right && all_results)
@@ -137,7 +142,7 @@ int head_backward(const bf16 *x, const void *w, int w_fp32, const int64_t *targe
         bf16 *left = right + (blocks > depths ? blocks : depths) * part + me * PANELS * PANELS * PAIR;
         float *results = all_results + me * columns * PANELS * RESULTS;
         tiles_on();
-        /* dW: a thread's entries by blocks of 256, over all rows */
+        /* dW: the entries of a thread in blocks of 256, over all rows */
         share(depths, &first, &last);
         for (long k = first; k < last; k++)
             for (long j = 0; j < columns; j++)
@@ -161,7 +166,7 @@ int head_backward(const bf16 *x, const void *w, int w_fp32, const int64_t *targe
                 for (long j = 0; j < columns; j++)
                     store(results + (j * PANELS + n) * RESULTS, dw, V, C, b * BLOCK + n * PANEL, j * PANEL, more);
         }
-        /* dX: a thread's rows by blocks of 256, over all entries */
+        /* dX: the rows of a thread in blocks of 256, over all entries */
 #pragma omp barrier
         for (long b = first; b < last; b++)
             for (long j = 0; j < columns; j++)

@@ -1,4 +1,4 @@
-/* Numbers in lanes of 512 bits or of 256, which the compiler makes what the CPU has: of fp32, bf16 and int8 as they lie in memory. */
+/* Vectors of 512 or 256 bits, compiled for what the CPU has, over fp32, bf16 and int8 in memory. */
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>
@@ -36,12 +36,12 @@ static inline __attribute__((always_inline)) Lanes read_lanes(const float *from)
     return lanes;
 }
 
-static inline __attribute__((always_inline)) Lanes larger(Lanes a, Lanes b) { /* b where it is not a number */
+static inline __attribute__((always_inline)) Lanes larger(Lanes a, Lanes b) { /* b if a is not a number */
     const Signed first = a > b;
     return (Lanes)((first & (Signed)a) | (~first & (Signed)b));
 }
 
-/* `count` numbers, in fp32 or rounded to bf16: to the nearest, ties to even; what is no number stays none. */
+/* Store `count` numbers in fp32, or rounded to bf16 (to nearest, ties to even); NaN stays NaN. */
 static inline __attribute__((always_inline)) void store(const int64_t kind, char *to, const float *from, const int64_t count) {
     if (kind == FP32) {
         memcpy(to, from, count * sizeof *from);
@@ -58,9 +58,9 @@ static inline __attribute__((always_inline)) void store(const int64_t kind, char
     }
 }
 
-/* e^x for x up to 88; below -87, hardly more than 0. 2^n by the exponent's bits, the rest by its series. */
+/* e^x for x up to 88; nearly 0 below -87. 2^n through the bits of the exponent, the rest by a series. */
 static inline __attribute__((always_inline)) Lanes exponential(Lanes x) {
-    const float shift = 12582912; /* 1.5 * 2^23: a sum with it has no place for a fraction, and n in its last bits */
+    const float shift = 12582912; /* 1.5 * 2^23: a sum with it has no fraction, and n in its last bits */
     x = larger((Lanes){0} - 87, x);
     const Lanes shifted = x * 1.44269504f + shift, n = shifted - shift, r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
     Lanes series = 1 + r * (1.0f / 7);
@@ -82,22 +82,22 @@ static void gelu(float *x, int64_t count) {
     }
 }
 
-/* This thread's part of `count` things. */
+/* This thread's part of `count` items. */
 static void share(int64_t count, int64_t *from, int64_t *to) {
     int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
     *from = count * thread / threads;
     *to = count * (thread + 1) / threads;
 }
 
-/* Words of memory hold 1, 2 or 4 numbers. Lanes of the numbers at one place in each of them: */
+/* Words of memory contain 1, 2 or 4 numbers. `part` extracts the numbers at one place in each word: */
 static inline __attribute__((always_inline)) Lanes part(const int64_t kind, Words words, const int place) {
     if (kind == FP32) return (Lanes)words;
     if (kind == BF16) return (Lanes)(place ? words & 0xffff0000 : words << 16);
     return __builtin_convertvector((Signed)(words << (24 - 8 * place)) >> 24, Lanes);
 }
 
-/* x in fp32, in the order in which `part` finds K numbers of a kind: WIDTH words' first ones, then their second ones.. The last numbers stay
-   where they are. */
+/* Convert x to fp32 in the order in which `part` extracts K numbers of a kind: the first ones of
+   WIDTH words, then the second ones, and so on. The last numbers keep their places. */
 static void spread(int64_t order, int64_t kind, const void *x, float *y, int64_t K) {
     const int64_t parts = 4 / size_of(order), whole = K - K % (WIDTH * parts);
     for (int64_t k = 0; k < whole; k += WIDTH * parts)
@@ -116,7 +116,8 @@ static inline __attribute__((always_inline)) float sum_of(Lanes lanes) {
 #endif
 }
 
-/* The products of `rows` rows of x, spread, with `outputs` rows of a weight, to sums[r][i] `apart` from row to row. */
+/* Compute the products of `rows` rows of x, in the order of `spread`, with `outputs` rows of a
+   weight, into sums[r][i], with `apart` elements between rows. */
 static inline __attribute__((always_inline)) void dots(
     const int64_t kind, const int outputs, const int rows, const char *w, const float *x_RK, int64_t K, float *sums, int64_t apart) {
     const int64_t row = K * size_of(kind), parts = 4 / size_of(kind), whole = K - K % (WIDTH * parts);

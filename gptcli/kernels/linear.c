@@ -1,26 +1,28 @@
-/* A linear layer Y (N, O) = X (N, K) . W (O, K)^T + b in training: its product forward and both backward, with what comes before or
-   after taken on results that are still in cache. X, Y and their gradients are bf16; W, b and their gradients fp32. */
+/* Linear layer Y (N, O) = X (N, K) . W (O, K)^T + b in training: the forward product and both
+   backward products, with GELU and its derivative applied to results that are still in cache. X, Y
+   and their gradients are bf16; W, b and their gradients are fp32. */
 #include "amx.h"
 
 enum {
     STRETCH = 8,              /* tile pairs of one operand's panel in L1 */
-    BLOCK_BYTES = 1200 << 10, /* of rows of X or dY in L2 */
-    GROUP = 4,                /* panels of results that are finished together */
-    WIDE = 8,                 /* panels of the wider operand of dW, in L2 with their sums */
+    BLOCK_BYTES = 1200 << 10, /* rows of X or dY in L2 */
+    GROUP = 4,                /* panels of results written together */
+    WIDE = 8,                 /* panels of the wider operand of dW in L2, with their sums */
     POSITIONS = 8,            /* tile pairs of their positions at a time */
 };
 
 typedef struct {
-    bf16 *y, *z;       /* results; and of a layer with GELU what GELU makes of them, or where GELU's derivative goes by: its input */
-    const float *bias; /* O, or none */
+    bf16 *y, *z;       /* results; z: their GELU, or in the backward pass GELU's input, or null */
+    const float *bias; /* (O,), or null */
     long rows, columns;
     int backward;
 } Target;
 
-/* s = sigmoid(2u) where GELU's tanh form is x.s (Hendrycks and Gimpel 2016): u = sqrt(2/pi) (x + 0.044715 x^3). */
+/* s = sigmoid(2u) with u = sqrt(2/pi) (x + 0.044715 x^3): GELU in its tanh form is x.s (Hendrycks and
+   Gimpel 2016). */
 static inline __m512 gate(__m512 x, __m512 x2) {
     __m512 u2 = _mm512_mul_ps(x, _mm512_fmadd_ps(x2, _mm512_set1_ps(-0.0713548162726f), _mm512_set1_ps(-1.59576912161f))); /* -2u */
-    u2 = _mm512_max_ps(_mm512_set1_ps(-80), _mm512_min_ps(_mm512_set1_ps(80), u2)); /* no number stays none; a subnormal one takes long */
+    u2 = _mm512_max_ps(_mm512_set1_ps(-80), _mm512_min_ps(_mm512_set1_ps(80), u2)); /* NaN stays NaN; subnormals are slow */
     __m512 d = _mm512_add_ps(_mm512_set1_ps(1), exponential(u2)), r = _mm512_rcp14_ps(d);
     return _mm512_mul_ps(r, _mm512_fnmadd_ps(d, r, _mm512_set1_ps(2)));
 }
@@ -32,7 +34,8 @@ static inline __m512 gelu_slope(__m512 x) {
     return _mm512_add_ps(s, rest);
 }
 
-/* Results of 32 rows and some neighbouring panels to their place, row by row: memory takes and gives long runs sooner than single lines. */
+/* Write results of 32 rows and some neighbouring panels row by row: long runs are faster than single
+   lines. */
 static void finish(const float *results, long step, const Target *t, long row, long column, long last) {
     enum { AHEAD = 4 };
     for (long i = 0; i < least(PANEL, t->rows - row); i++) {
@@ -51,13 +54,14 @@ static void finish(const float *results, long step, const Target *t, long row, l
                 low = _mm512_mul_ps(low, gelu_slope(widen(_mm512_castsi512_si256(z))));
                 high = _mm512_mul_ps(high, gelu_slope(widen(_mm512_extracti64x4_epi64(z, 1))));
             }
-            put32(t->y + at, low, high, inside); /* none of this is read soon */
+            put32(t->y + at, low, high, inside); /* not read again soon */
             if (!t->backward && t->z) put32(t->z + at, gelu(low), gelu(high), inside);
         }
     }
 }
 
-/* Y = A . W^T, or A . W, for the rows of A: W is packed once, a block of A's rows stays in L2, and W's panels go by. */
+/* Y = A . W^T or A . W: W is packed once; a block of rows of A stays in L2 while the panels of W are
+   streamed. */
 static int product(Source a, Source w, enum Along along, Target to) {
     long tiles = over(a.columns, 32), panels = over(to.columns, PANEL), threads = omp_get_max_threads();
     long block = least(BLOCK_BYTES / (tiles * PAIR * 2), over(over(a.rows, PANEL), threads));
@@ -100,12 +104,12 @@ static int product(Source a, Source w, enum Along along, Target to) {
     return done;
 }
 
-/* Y = X.W^T + b; with `after`, that = GELU(Y) as well. */
+/* Y = X.W^T + b; also after = GELU(Y), unless it is null. */
 int forward(const bf16 *x, const float *w, const float *b, bf16 *y, bf16 *after, long N, long K, long O) {
     return product((Source){x, N, K, 0}, (Source){w, O, K, 1}, ROWS, (Target){y, after, b, N, O, 0});
 }
 
-/* dX = dY.W; with `before`, X was GELU of that, and dX is its gradient. */
+/* dX = dY.W; with `before`, of which X was the GELU, its gradient. */
 int backward_x(const bf16 *dy, const float *w, const bf16 *before, bf16 *dx, long N, long K, long O) {
     return product((Source){dy, N, O, 0}, (Source){w, O, K, 1}, COLUMNS, (Target){dx, (bf16 *)before, 0, N, K, 1});
 }
@@ -117,7 +121,7 @@ static void store(const float *results, float *to, long rows, long columns, long
                                   _mm512_load_ps(results + i * PANEL + 16 * half));
 }
 
-/* sums = or, with `more`, += the columns first .. last of dy, over some of its rows. */
+/* Sum the columns first .. last of dy over some of its rows into `sums`, or add to it with `more`. */
 static void add_rows(const bf16 *dy, long row, long rows, long O, long first, long last, float *sums, int more) {
     for (long c = first; !more && c < last; c++) sums[c] = 0;
     for (long n = row; n < row + rows; n++)
@@ -128,11 +132,12 @@ static void add_rows(const bf16 *dy, long row, long rows, long O, long first, lo
         }
 }
 
-/* Where tile pair k of panel j stands among `panels`: stretch after stretch, each of all panels. */
+/* Offset of tile pair k of panel j among `panels`, stored stretch by stretch over all panels. */
 static inline long place(long j, long k, long panels) { return (k / POSITIONS * panels + j) * POSITIONS + k % POSITIONS; }
 
-/* dW = dY^T.X, and db, the sums of dY's columns. The narrower operand is packed whole; of the wider one each thread packs a block of panels
-   at a time, for as many positions as L2 holds beside the block's sums. */
+/* dW = dY^T.X, and db, the column sums of dY. The narrower operand is packed as a whole. Each thread
+   packs a block of panels of the wider one at a time, for as many positions as fit into L2 together
+   with the sums of the block. */
 int backward_w(const bf16 *dy, const bf16 *x, float *dw, float *db, long N, long K, long O) {
     int mine_left = O >= K;
     Source of_dy = {dy, N, O, 0}, of_x = {x, N, K, 0}, wide = mine_left ? of_dy : of_x, narrow = mine_left ? of_x : of_dy;
@@ -163,7 +168,7 @@ int backward_w(const bf16 *dy, const bf16 *x, float *dw, float *db, long N, long
                 for (long t = 0; t < depth; t++)
                     for (long n = 0; n < count; n++)
                         pack(&wide, i + n, k + t, 1, side, COLUMNS, mine + (n * POSITIONS + t) * PAIR);
-                long row = k * 32, column = i * PANEL; /* of what was just read */
+                long row = k * 32, column = i * PANEL; /* of the tiles just packed */
                 if (mine_left) add_rows(dy, row, least(depth * 32, N - row), O, column, least(column + count * PANEL, O), db, k > 0);
                 for (long j = 0; j < narrows; j++)
                     for (long n = 0; n < count; n++) {

@@ -1,15 +1,16 @@
-/* LayerNorm before a sub-block, in training: Y (N, C) in bf16 of the residual stream X in fp32, with the sums that feed that stream taken on
-   the way: forward what the sub-block before has added, backward the gradient that has gone around this one. A row is in L1 from the
-   moment it is read; sums over columns stay there for all rows of a thread. */
+/* LayerNorm before a sub-block in training: Y (N, C) in bf16 from the residual stream X in fp32,
+   together with the residual sums: forward, the output of the previous sub-block is added; backward,
+   the gradient of the residual connection. A row stays in L1 once it is read, and so do the column
+   sums of a thread. */
 #include "amx.h"
 
-enum { AHEAD = 4, LANES = 4, WIDTH = 16 * LANES }; /* rows fetched ahead; sums side by side, and the columns they take at a time */
+enum { AHEAD = 4, LANES = 4, WIDTH = 16 * LANES }; /* rows prefetched; parallel sums; columns per step */
 
 static inline __m512 load16(const bf16 *x, __mmask16 inside) { return widen(_mm256_maskz_loadu_epi16(inside, x)); }
 static inline float total(const __m512 s[LANES]) {
     return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(s[0], s[1]), _mm512_add_ps(s[2], s[3])));
 }
-/* 16 of S = X + R. */
+/* 16 elements of S = X + R. */
 static inline __m512 sum16(const float *x, const bf16 *r, long i, __mmask16 inside) {
     __m512 v = _mm512_maskz_loadu_ps(inside, x + i);
     return r ? _mm512_add_ps(v, load16(r + i, inside)) : v;
@@ -17,12 +18,13 @@ static inline __m512 sum16(const float *x, const bf16 *r, long i, __mmask16 insi
 
 static inline void fetch(const void *at) { _mm_prefetch((const char *)at, _MM_HINT_T1); }
 
-/* S = X + R, or with no R as good as X; Y = (S - mean) rstd gain + bias. Keeps every row's mean, then every row's rstd. */
+/* S = X + R (S = X if R is null) and Y = (S - mean) rstd gain + bias. `kept` gets the mean of every
+   row, then the rstd of every row. */
 void forward(const float *x, const bf16 *r, const float *gain, const float *bias, float *s, bf16 *y, float *kept, long N, long C, double eps) {
 #pragma omp parallel
     {
         long first, last;
-        float sums[over(C, WIDTH) * WIDTH] __attribute__((aligned(64))); /* a row of S */
+        float sums[over(C, WIDTH) * WIDTH] __attribute__((aligned(64))); /* one row of S */
         share(N, &first, &last);
         for (long n = first; n < last; n++) {
             long at = n * C;
@@ -37,7 +39,7 @@ void forward(const float *x, const bf16 *r, const float *gain, const float *bias
                     if (r) {
                         if (j % 2 == 0) fetch(r + i + AHEAD * C);
                         _mm512_store_ps(sums + c + 16 * j, v);
-                        put16(s + i, v, inside); /* other sub-blocks' work comes before any of it is read */
+                        put16(s + i, v, inside); /* not read before the next sub-block is done */
                     }
                     sum[j] = _mm512_add_ps(sum[j], v);
                 }
@@ -66,8 +68,8 @@ void forward(const float *x, const bf16 *r, const float *gain, const float *bias
     }
 }
 
-/* dX, and where there is an R its gradient, from dY and from dS, the gradient that S has besides; dgain and dbias: each thread's sums, added
-   in the order of threads. */
+/* dX, and dR if there is an R, from dY and the gradient dS of S. dgain and dbias are the sums of all
+   threads, added in the order of threads. */
 int backward(const bf16 *dy, const float *ds, const float *x, const bf16 *r, const float *kept, const float *gain, float *dx, bf16 *dr,
              float *dgain, float *dbias, long N, long C) {
     long threads = omp_get_max_threads(), width = over(C, 16) * 16;

@@ -1,3 +1,3 @@
-"""The GPT transformer: plain single-device PyTorch that reads like the papers. `config` needs no
+"""The GPT transformer in plain single-device PyTorch; `config`, `hf_config` and `source` import no
 torch.
 """

@@ -1,49 +1,51 @@
-"""Causal attention, dense or in a band, with or without keys from a cache."""
+"""Causal self-attention, dense or within a band, with or without a key-value cache.
+
+Shapes: B batch, H heads, T queries, S keys, D d_head.
+"""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 
-from gptcli.model.attention_kernel import packed_attend, serves
-from gptcli.model.banded_attention import banded_attend
+from gptcli.model.banded_attention import banded_attention
 
 
-def self_attend(
+def attention_packed(
     qkv_BTH3D: torch.Tensor, *, band: int | None = None, dropout: float = 0.0
 ) -> torch.Tensor:
-    """`attend` of T positions among themselves, q, k and v of each head side by side; returns (B,
-    T, H, D).
+    """Return causal self-attention over T positions as (B, T, H, D).
+
+    `qkv_BTH3D` packs the query, key and value of each head, as one projection writes them. `band`
+    and `dropout` are those of `attention`.
     """
-    if serves(qkv_BTH3D) and not dropout:
-        return packed_attend(qkv_BTH3D, band or qkv_BTH3D.shape[1])[0]
     q, k, v = qkv_BTH3D.transpose(1, 2).unbind(3)
-    return attend(q, k, v, band=band, dropout=dropout).transpose(1, 2)
+    return attention(q, k, v, band=band, dropout=dropout).transpose(1, 2)
 
 
-def attend(
+def attention(
     q_BHTD: torch.Tensor,
     k_BHSD: torch.Tensor,
     v_BHSD: torch.Tensor,
     *,
     band: int | None = None,
     dropout: float = 0.0,
-    seen: torch.Tensor | None = None,
+    attn_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """softmax(q·k / sqrt(D))·v where the T queries are the last T of the S positions; returns (B,
-    H, T, D).
+    """Return softmax(q·kᵀ / sqrt(D))·v as (B, H, T, D).
 
-    Each query sees the keys up to its own position; with `band`, only the last `band` of them, its
-    own counted (GPT-3, section 2.1, after Child et al. 2019). Where rows of a cache differ in
-    length, or documents share a window, `seen` (B, 1, T, S) says instead which keys each query
-    sees.
+    The T queries are the last T of the S positions. Each query attends to the keys up to its own
+    position; with `band`, only to the last `band` of them, including its own (GPT-3, section 2.1,
+    after Child et al. 2019). `attn_mask` (B, 1, T, S) replaces this rule, for cached sequences of
+    unequal length and for several documents in one window: True marks the keys that a query attends
+    to. `dropout` applies to the weights.
     """
-    if seen is not None:
+    if attn_mask is not None:
         return F.scaled_dot_product_attention(
-            q_BHTD, k_BHSD, v_BHSD, attn_mask=seen, dropout_p=dropout
+            q_BHTD, k_BHSD, v_BHSD, attn_mask=attn_mask, dropout_p=dropout
         )
     T, S = q_BHTD.shape[2], k_BHSD.shape[2]
-    if band is not None and T == 1 and band < S:  # decoding: the band is a slice
+    if band is not None and T == 1 and band < S:  # in decoding, the band is a slice of the cache
         k_BHSD, v_BHSD, S, band = k_BHSD[:, :, -band:], v_BHSD[:, :, -band:], band, None
     if band is not None and band >= S:
         band = None
@@ -52,7 +54,7 @@ def attend(
             q_BHTD, k_BHSD, v_BHSD, is_causal=T > 1, dropout_p=dropout
         )
     if band is not None and T == S:
-        return banded_attend(q_BHTD, k_BHSD, v_BHSD, band, dropout)
+        return banded_attention(q_BHTD, k_BHSD, v_BHSD, band, dropout)
     mask_TS = causal_mask(T, S, band, q_BHTD.device)
     return F.scaled_dot_product_attention(
         q_BHTD, k_BHSD, v_BHSD, attn_mask=mask_TS, dropout_p=dropout
@@ -60,10 +62,11 @@ def attend(
 
 
 def causal_mask(T: int, S: int, band: int | None, device: torch.device) -> torch.Tensor:
-    """(T, S) booleans, True where a query may look: the reference every faster form is held
-    against.
+    """Return the causal mask (T, S), within `band` if given: True where a query attends to a key.
+
+    Tests compare every faster implementation with attention under this mask.
     """
     query = torch.arange(S - T, S, device=device)[:, None]
     key = torch.arange(S, device=device)[None, :]
-    seen = key <= query
-    return seen if band is None else seen & (query - key < band)
+    mask = key <= query
+    return mask if band is None else mask & (query - key < band)

@@ -1,12 +1,11 @@
-"""The weights in a checkpoint folder, whatever layout wrote it.
+"""Weights in a checkpoint folder, independent of the layout that wrote it.
 
-`index.json` says for each tensor its type and size, and in which files of the folder its pieces
-are:
+`index.json` lists the type, size and pieces of each tensor, and the file of each piece:
 
     {"wte.weight": {"dtype": "F32", "size": [V, C], "pieces": [{"file": "model.safetensors",
     "offset": [0, 0], "size": [V, C]}]}}
 
-Names are the plain model's; optimizer state has a slash in its name.
+Names are those of the plain model. Names of optimizer state contain a slash.
 """
 
 from __future__ import annotations
@@ -27,36 +26,48 @@ from gptcli.model.source import INDEX, MODEL
 from gptcli.model.tensor_file import DTYPES, open_tensors
 
 OPTIMIZER = "optimizer"
-# begins the names of the language model in a fine-tuning, which has a classifier too
 FINETUNED = "gpt."
-# no such name leads out of the folder
+"""Prefix of the language model's names in a fine-tuning, which also has a classifier."""
 FILE = re.compile(rf"(?:{MODEL}|{OPTIMIZER})[0-9a-z-]*\.safetensors")
+"""Pattern of file names, which excludes paths outside the folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
+    """Slice of a tensor that is stored in one file."""
+
     file: str
+    """Name of the file in the checkpoint folder."""
     offset: list[int]
+    """Index of the first element along each dimension."""
     size: list[int]
+    """Elements along each dimension."""
 
 
 @dataclass(frozen=True, slots=True)
-class SavedTensor:
+class StoredTensor:
+    """Tensor of a checkpoint, as its index describes it."""
+
     dtype: torch.dtype
+    """Type of the elements."""
     size: list[int]
+    """Shape of the whole tensor."""
     pieces: list[Piece]
+    """Pieces that make up the tensor."""
 
 
-def read_index(folder: Path) -> dict[str, SavedTensor]:
-    """Read what a checkpoint holds, by name. Raises InputError if its index is broken, leads out of
-    the folder, or describes tensors that its files are too small for, so that no memory is
-    allocated for what a file only claims."""
+def read_index(folder: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a checkpoint by name, from its index.
+
+    Raises InputError if the index is broken, names files outside the folder, or describes tensors
+    larger than the files, so that no memory is allocated for data that does not exist.
+    """
     dtypes = {name: dtype for dtype, name in DTYPES.items()}
     path = folder / INDEX
     table = read_json(path)
     try:
         tensors = {
-            name: SavedTensor(dtypes[row["dtype"]], _whole_numbers(row["size"]), _pieces(row))
+            name: StoredTensor(dtypes[row["dtype"]], _whole_numbers(row["size"]), _pieces(row))
             for name, row in table.items()
         }
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -66,17 +77,20 @@ def read_index(folder: Path) -> dict[str, SavedTensor]:
     held = sum((folder / file).stat().st_size for file in files)
     if claimed > held:
         raise InputError(
-            f"speaks of {claimed:,} bytes of tensors, and {held:,} are here", where=path
+            f"the index describes {claimed:,} bytes of tensors, and the files have {held:,}",
+            where=path,
         )
     return tensors
 
 
-class SavedModel(Mapping[str, torch.Tensor]):
-    """The weights of a checkpoint, each tensor assembled in this process when it is asked for; of a
-    fine-tuning those of its language model alone."""
+class CheckpointStateDict(Mapping[str, torch.Tensor]):
+    """Weights of a checkpoint by name, each loaded and assembled on access.
+
+    For the checkpoint of a fine-tuning, the weights of the language model only.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """Raises InputError if its index is broken, OSError if files are missing."""
+        """Read the index. Raises InputError if it is broken, OSError if files are missing."""
         self.folder = folder
         weights = {name: saved for name, saved in read_index(folder).items() if "/" not in name}
         self.prefix = FINETUNED if any(name.startswith(FINETUNED) for name in weights) else ""
@@ -87,8 +101,9 @@ class SavedModel(Mapping[str, torch.Tensor]):
         }
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """Raises InputError if the files do not hold what the index says, OSError if they are
-        gone.
+        """Return a tensor, assembled from its pieces.
+
+        Raises InputError if the files do not match the index, OSError if they are missing.
         """
         saved = self.tensors[name]
         tensor = torch.empty(saved.size, dtype=saved.dtype)
@@ -101,7 +116,7 @@ class SavedModel(Mapping[str, torch.Tensor]):
                 with open_tensors(self.folder / piece.file) as stored:
                     tensor[where] = stored.get_tensor(self.prefix + name)
         except (SafetensorError, RuntimeError) as error:
-            raise InputError(f"{name} is not as {INDEX} says: {error}", where=self.folder) from None
+            raise InputError(f"{name} does not match {INDEX}: {error}", where=self.folder) from None
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -112,8 +127,9 @@ class SavedModel(Mapping[str, torch.Tensor]):
 
 
 def _pieces(row: Any) -> list[Piece]:
-    """Raises ValueError if a piece is in a file of another kind of name, or reaches beyond its
-    tensor.
+    """Return the pieces of a tensor.
+
+    Raises ValueError if a file name is not allowed, or a piece exceeds its tensor.
     """
     size, pieces = row["size"], []
     for part in row["pieces"]:
@@ -128,7 +144,7 @@ def _pieces(row: Any) -> list[Piece]:
 
 
 def _whole_numbers(value: Any) -> list[int]:
-    """Raises ValueError if it is not a list of them."""
+    """Return `value`, a list of integers. Raises ValueError if it is anything else."""
     if not isinstance(value, list) or not all(
         type(number) is int and 0 <= number < 1 << 48 for number in value
     ):

@@ -1,43 +1,54 @@
-"""What a model is: a handful of integers. Imports no torch, so that `gpt cost` and `--help` stay
-quick.
+"""Model configuration: the architecture as a few integers.
+
+Imports no torch, so that `gpt cost` and `--help` stay fast.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 from gptcli.errors import UsageError, nearest
 from gptcli.papers.models import MODELS, PaperModel
 
 ATTENTIONS = ("dense", "banded")
-NORMS = ("pre", "post")
-NORM_EPS = 1e-5  # of every LayerNorm
+Norm = Literal["pre", "post"]
+NORMS: tuple[Norm, ...] = get_args(Norm)
+NORM_EPS = 1e-5
+"""Epsilon of every LayerNorm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """One architecture of the family. Raises UsageError where the numbers cannot make a model."""
+    """Architecture of a GPT-1, GPT-2 or GPT-3 model.
+
+    Raises UsageError if the values do not describe a model.
+    """
 
     n_layer: int
+    """Number of layers."""
     n_head: int
+    """Number of attention heads per layer."""
     d_model: int
+    """Width of the residual stream."""
     n_ctx: int
-    """Longest context, in tokens."""
+    """Context length in tokens."""
     vocab_size: int = 50257
+    """Number of entries of the vocabulary."""
     attention: str = "dense"
-    """"dense"; "banded": dense and locally banded layers in turn, dense first (GPT-3, section 2.1;
-    the order is an assumption); or any pattern that the layers repeat, such as "banded,dense" or
-    "dense,banded,banded"."""
+    """Attention pattern that the layers repeat: "dense", or a list such as "banded,dense".
+
+    "banded" alone means "dense,banded": alternating layers (GPT-3, section 2.1; that the first one
+    is dense is an assumption)."""
     band: int = 256
-    """Keys a banded layer sees, the key itself counted. Unpublished for GPT-3: an assumption."""
-    norm: str = "pre"
-    """LayerNorm stands before each sub-block and once more after the last layer ("pre", GPT-2), or
-    after each residual sum ("post", GPT-1)."""
+    """Keys that a query of a banded layer attends to, including its own; GPT-3's is unpublished."""
+    norm: Norm = "pre"
+    """Position of LayerNorm: "pre", before each sub-block and after the last layer (GPT-2), or
+    "post", after each residual sum (GPT-1)."""
     tied: bool = True
-    """The output head shares the token embedding."""
+    """Sharing of one matrix by token embedding and output head."""
     dropout: float = 0.0
-    """On the embeddings, the attention weights and both residual branches."""
+    """Dropout rate of embeddings, attention weights and residual branches."""
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "d_model", "n_ctx", "vocab_size", "band"):
@@ -47,18 +58,20 @@ class ModelConfig:
                 )
         if self.d_model % self.n_head:
             raise UsageError(
-                f"d_model {self.d_model} does not divide into {self.n_head} heads",
-                hint=f"make d_model a multiple of n_head, for example {self.d_model // self.n_head * self.n_head or self.n_head}",
+                f"d_model {self.d_model} is not a multiple of n_head {self.n_head}",
+                hint="make d_model a multiple of n_head, for example "
+                f"{self.d_model // self.n_head * self.n_head or self.n_head}",
             )
         if unknown := [kind for kind in self.attention.split(",") if kind not in ATTENTIONS]:
-            hint = f"{nearest(unknown[0], ATTENTIONS)} A pattern such as banded,dense is repeated over the layers"
+            hint = nearest(unknown[0], ATTENTIONS)
+            hint += " The layers repeat a pattern such as banded,dense"
             raise UsageError(f"unknown attention {unknown[0]!r}", hint=hint)
         if self.norm not in NORMS:
             raise UsageError(f"unknown norm {self.norm!r}", hint=nearest(self.norm, NORMS))
         if self.norm == "post" and self.attention != "dense":
             raise UsageError(
-                "post-norm, GPT-1's, goes with dense attention only",
-                hint="--attention dense, or another --size",
+                "post-norm models support dense attention only",
+                hint="use --attention dense or another --size",
             )
         if not 0 <= self.dropout < 1:
             raise UsageError(
@@ -67,22 +80,25 @@ class ModelConfig:
 
     @property
     def d_head(self) -> int:
+        """Width of a head."""
         return self.d_model // self.n_head
 
     @property
     def d_ff(self) -> int:
-        """Width of the feed-forward layer: four times the model's (GPT-3, section 2.1)."""
+        """Width of the feed-forward layer: 4·d_model (GPT-3, section 2.1)."""
         return 4 * self.d_model
 
     def band_of(self, layer: int) -> int | None:
-        """Keys that layer `layer` (from 0) sees, or None where it is dense."""
+        """Return the band of layer `layer` (from 0), or None if it is dense."""
         pattern = ["dense", "banded"] if self.attention == "banded" else self.attention.split(",")
         return self.band if pattern[layer % len(pattern)] == "banded" else None
 
     @property
     def parameters(self) -> int:
-        """Exact count: 12·L·C² + 13·L·C + (V + T)·C, 2·C more for pre-norm's last LayerNorm, and
-        V·C for an untied head.
+        """Number of parameters.
+
+        12·L·C² + 13·L·C + (V + T)·C, plus 2·C for the last LayerNorm of a pre-norm model and V·C
+        for an untied head.
         """
         L, C, V, T = self.n_layer, self.d_model, self.vocab_size, self.n_ctx
         return (
@@ -94,19 +110,21 @@ class ModelConfig:
         )
 
     def as_dict(self) -> dict[str, Any]:
+        """Return all fields by name."""
         return asdict(self)
 
     @classmethod
     def from_paper(cls, paper: PaperModel, **changes: Any) -> ModelConfig:
-        """The paper's architecture, with any field changed."""
+        """Return the architecture of a model of the papers, with `changes` to its fields."""
         names = {field.name for field in fields(cls)}
         row = {name: getattr(paper, name) for name in names if hasattr(paper, name)}
         return cls(**{**row, **changes})
 
 
 def find_size(name: str) -> PaperModel:
-    """The paper's row for a name or alias, in any case: "350M", "gpt2-xl". Raises UsageError with
-    the nearest names.
+    """Return the model of the papers with this name or alias, such as "350M" or "gpt2-xl".
+
+    Case does not matter. Raises UsageError with the nearest names if there is none.
     """
     for model in MODELS:
         if name.lower() in (model.name.lower(), *(alias.lower() for alias in model.aliases)):
@@ -115,12 +133,10 @@ def find_size(name: str) -> PaperModel:
 
 
 def size_names() -> list[str]:
-    """Every name and alias, in the papers' order."""
+    """Return every name and alias, in the order of the papers."""
     return [name for model in MODELS for name in (model.name, *model.aliases)]
 
 
 def short_name(paper: PaperModel) -> str:
-    """Return the name that says a model's size, as users type it: "774M", "13B"; "gpt1" has
-    none.
-    """
+    """Return the alias that gives a model's size, such as "774M", or its name if there is none."""
     return next((alias for alias in paper.aliases if alias[0].isdigit()), paper.name)

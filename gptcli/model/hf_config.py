@@ -1,11 +1,11 @@
-"""config.json: a model's shape in the words of transformers. Imports no torch, so that `gpt cost
-RUN` stays quick.
+"""config.json: model configurations of transformers.
 
     gpt2          pre-norm, dense: GPT-2
     openai-gpt    post-norm, dense: GPT-1
-    gpt_neo       pre-norm, any layer in a band: GPT-3, see `gptcli.model.gpt_neo`
+    gpt_neo       pre-norm, with banded layers: GPT-3 (see `gptcli.model.gpt_neo`)
 
-OpenAI's released GPT-1 has no config.json: its params_shapes.json tells the same.
+OpenAI's release of GPT-1 has no config.json; its params_shapes.json contains the same information.
+Imports no torch, so that `gpt cost RUN` stays fast.
 """
 
 from __future__ import annotations
@@ -16,19 +16,30 @@ from typing import Any
 from gptcli.errors import InputError
 from gptcli.files import read_json
 from gptcli.model.config import NORM_EPS, ModelConfig
-from gptcli.model.not_a_model import explain
+from gptcli.model.not_a_model import not_a_model_error
 
 CONFIG = "config.json"
 RELEASED_SHAPES = "params_shapes.json"
 GPT2, GPT1, NEO = "gpt2", "openai-gpt", "gpt_neo"
-NAMES = {  # ours and theirs
-    GPT2: {"n_layer": "n_layer", "n_head": "n_head", "d_model": "n_embd", "n_ctx": "n_positions", "vocab_size": "vocab_size"},
-    GPT1: {"n_layer": "n_layer", "n_head": "n_head", "d_model": "n_embd", "n_ctx": "n_positions", "vocab_size": "vocab_size"},
+_GPT2_NAMES = {
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "d_model": "n_embd",
+    "n_ctx": "n_positions",
+    "vocab_size": "vocab_size",
+}
+NAMES = {  # ModelConfig -> config.json
+    GPT2: _GPT2_NAMES,
+    GPT1: _GPT2_NAMES,
     NEO: {
-        "n_layer": "num_layers", "n_head": "num_heads", "d_model": "hidden_size", "n_ctx": "max_position_embeddings",
-        "vocab_size": "vocab_size", "band": "window_size",
+        "n_layer": "num_layers",
+        "n_head": "num_heads",
+        "d_model": "hidden_size",
+        "n_ctx": "max_position_embeddings",
+        "vocab_size": "vocab_size",
+        "band": "window_size",
     },
-}  # fmt: skip
+}
 CLASSES = {GPT2: "GPT2LMHeadModel", GPT1: "OpenAIGPTLMHeadModel", NEO: "GPTNeoForCausalLM"}
 ACTIVATION = {GPT2: "activation_function", GPT1: "afn", NEO: "activation_function"}
 DROPOUTS = {
@@ -36,27 +47,30 @@ DROPOUTS = {
     GPT1: ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
     NEO: ("resid_dropout", "embed_dropout", "attention_dropout"),
 }
-MOST = 1 << 28  # of any size in a file: products of two still fit where they are computed
-# vocabularies are padded to a multiple of one of these: 50,304 is one of 128
+MAX_SIZE = 1 << 28
+"""Largest size accepted from a file; products of two of them fit into 64 bits."""
 PADDINGS = tuple(2**n for n in range(3, 11))
-FEW_ROWS = 64  # that some programs add for tokens of their own
-KINDS = {"dense": "global", "banded": "local"}  # of layers, ours and GPT-Neo's
+"""Multiples to which vocabularies are padded; 50,304 is a multiple of 128."""
+MAX_ADDED_ROWS = 64
+"""Number of rows, exclusive, that programs add to a vocabulary for special tokens."""
+KINDS = {"dense": "global", "banded": "local"}
+"""Attention kinds of ModelConfig and GPT-Neo's names for them."""
 
 
-def family(config: ModelConfig) -> str:
-    """The model type of transformers that computes the same function."""
+def model_type(config: ModelConfig) -> str:
+    """Return the model type of transformers that computes the same function."""
     if config.norm == "post":
         return GPT1
     return GPT2 if config.attention == "dense" else NEO
 
 
 def to_transformers(config: ModelConfig, eot_id: int) -> dict[str, Any]:
-    """`config` in the words of its family's configuration."""
-    kind = family(config)
+    """Return the config.json of a model; `eot_id` starts and ends its texts."""
+    kind = model_type(config)
     table: dict[str, Any] = {"architectures": [CLASSES[kind]], "model_type": kind}
     table |= {theirs: getattr(config, ours) for ours, theirs in NAMES[kind].items()}
     if kind == GPT2:
-        # as OpenAI's own config.json says it too; llama.cpp's converter asks for it
+        # also in OpenAI's config.json, and required by llama.cpp's converter
         table["n_ctx"] = config.n_ctx
     if kind == NEO:
         layers = [
@@ -69,7 +83,7 @@ def to_transformers(config: ModelConfig, eot_id: int) -> dict[str, Any]:
             "intermediate_size": config.d_ff,
         }
     return table | {
-        # the tanh form, by GPT-1's own name for it
+        # GPT-1's name for the tanh form is "gelu"
         ACTIVATION[kind]: "gelu" if kind == GPT1 else "gelu_new",
         "layer_norm_epsilon": NORM_EPS,
         **dict.fromkeys(DROPOUTS[kind], config.dropout),
@@ -81,24 +95,26 @@ def to_transformers(config: ModelConfig, eot_id: int) -> dict[str, Any]:
 
 
 def read_model_config(folder: Path) -> ModelConfig:
-    """The architecture of a run folder, a transformers folder of this family, or GPT-1 as OpenAI
-    released it.
+    """Return the architecture of a run folder, a transformers folder, or OpenAI's GPT-1 release.
 
-    Raises InputError where it is another model.
+    Raises InputError if the folder contains no model, or a model of another family.
     """
     path = Path(folder) / CONFIG
     if not path.is_file():
         if (Path(folder) / RELEASED_SHAPES).is_file():
             return _released_config(Path(folder) / RELEASED_SHAPES)
-        raise explain(folder)
+        raise not_a_model_error(folder)
     table, kind = _table(path)
     missing = [theirs for theirs in NAMES[kind].values() if not _is_size(table.get(theirs))]
     if missing:
-        raise InputError(f"no whole number under {missing[0]!r} from 1 to {MOST:,}", where=path)
+        raise InputError(
+            f"{missing[0]!r} is missing or not an integer from 1 to {MAX_SIZE:,}", where=path
+        )
     tied, dropout = table.get("tie_word_embeddings", True), table.get(DROPOUTS[kind][0], 0.0)
     if not isinstance(tied, bool) or not isinstance(dropout, int | float):
         raise InputError(
-            f"tie_word_embeddings is {tied!r}, {DROPOUTS[kind][0]} {dropout!r}: not true or false, and a number",
+            f"tie_word_embeddings is {tied!r} and {DROPOUTS[kind][0]} is {dropout!r}; they must be "
+            "true or false, and a number",
             where=path,
         )
     shape = {ours: table[theirs] for ours, theirs in NAMES[kind].items()}
@@ -114,7 +130,7 @@ def read_model_config(folder: Path) -> ModelConfig:
     }.items():
         if key in table and table[key] not in known:
             raise InputError(
-                f"{key} is {table[key]!r}: GPT's is {known[-1]!r}, and no other is built",
+                f"{key} is {table[key]!r}; only GPT's value {known[-1]!r} is supported",
                 where=path,
             )
     return ModelConfig(
@@ -127,21 +143,22 @@ def read_model_config(folder: Path) -> ModelConfig:
 
 
 def is_padded(rows: int, entries: int) -> bool:
-    """Whether a model with `rows` in its vocabulary can be of a tokenizer with `entries`, and the
-    rows beyond these are padding.
+    """Return whether a vocabulary of `rows` is that of a tokenizer with `entries`, plus padding.
 
-    They are, if `rows` is the next multiple of a power of two from 8 to 1,024, as nanoGPT's 50,304,
-    llm.c's and Megatron's are, or no more than a few. Any other difference means that model and
+    It is if `rows` is the next multiple of a power of two from 8 to 1,024, as in nanoGPT (50,304),
+    llm.c and Megatron, or if fewer than MAX_ADDED_ROWS rows are added. Otherwise model and
     tokenizer do not belong together.
     """
     return entries < rows and (
-        rows - entries < FEW_ROWS or any(rows == -(-entries // size) * size for size in PADDINGS)
+        rows - entries < MAX_ADDED_ROWS
+        or any(rows == -(-entries // size) * size for size in PADDINGS)
     )
 
 
-def read_family(folder: Path) -> str:
-    """The model type in a folder's config.json: GPT2, GPT1 or NEO. Raises InputError as
-    `read_model_config`.
+def read_model_type(folder: Path) -> str:
+    """Return the model type in a folder's config.json: GPT2, GPT1 or NEO.
+
+    Raises InputError as `read_model_config` does.
     """
     return _table(Path(folder) / CONFIG)[1]
 
@@ -149,39 +166,40 @@ def read_family(folder: Path) -> str:
 def _table(path: Path) -> tuple[dict[str, Any], str]:
     table = read_json(path)
     if not isinstance(table, dict):
-        raise InputError("not a model configuration: expected a JSON object", where=path)
+        raise InputError("not a model configuration: a JSON object is expected", where=path)
     kind = table.get("model_type", GPT2)
     if not isinstance(kind, str) or kind not in NAMES:
         raise InputError(
-            f"a {kind!r} model is not of this family",
+            f"models of type {kind!r} are not supported",
             where=path,
-            hint="GPT-1, GPT-2, GPT-3 and GPT-Neo models can be read",
+            hint="use a GPT-1, GPT-2, GPT-3 or GPT-Neo model",
         )
     return table, kind
 
 
 def _is_size(value: object) -> bool:
-    return type(value) is int and 1 <= value <= MOST
+    return type(value) is int and 1 <= value <= MAX_SIZE
 
 
 def _pattern(table: dict[str, Any], n_layer: int, path: Path) -> str:
-    """The shortest pattern that the layers of a GPT-Neo repeat."""
+    """Return the shortest attention pattern that the layers of a GPT-Neo repeat."""
     try:
         repeats = [(kinds, times) for kinds, times in table["attention_types"]]
-        # before a list is made of a number that a file names
+        # checked before a list of this length is made
         if sum(len(kinds) * times for kinds, times in repeats) != n_layer:
             raise InputError(
-                f"attention_types does not name {n_layer} layers, as num_layers says", where=path
+                f"attention_types does not describe {n_layer} layers, the value of num_layers",
+                where=path,
             )
         layers = [kind for kinds, times in repeats for _ in range(times) for kind in kinds]
         ours = [{theirs: kind for kind, theirs in KINDS.items()}[layer] for layer in layers]
     except (KeyError, TypeError, ValueError):
         raise InputError(
-            'attention_types is not GPT-Neo\'s: a list such as [[["global", "local"], 6]]',
+            'attention_types must be a list such as [[["global", "local"], 6]]',
             where=path,
         ) from None
     period = next(n for n in range(1, n_layer + 1) if ours == (ours[:n] * n_layer)[:n_layer])
-    # "banded" alone means both in turn
+    # "banded" alone means dense and banded layers in turn
     pattern = ours[:period] if period > 1 or ours[0] == "dense" else ours[:1] * 2
     return "banded" if pattern == ["dense", "banded"] else ",".join(pattern)
 
@@ -195,14 +213,20 @@ def _released_config(path: Path) -> ModelConfig:
             raise ValueError(shapes)
     except (TypeError, ValueError):
         raise InputError(
-            "not the shapes of GPT-1: expected those of positions, tokens and 12 tensors a layer",
+            "not the shapes of GPT-1: positions, tokens and 12 tensors per layer are expected",
             where=path,
         ) from None
     if rest:
         raise InputError(
-            f"{len(shapes)} shapes are not those of GPT-1: positions, tokens and 12 a layer",
+            f"{len(shapes)} shapes cannot be those of GPT-1: positions, tokens and 12 per layer",
             where=path,
         )
-    return ModelConfig(  # heads are 64 wide, as in the one model there is
-        n_layer=n_layer, n_head=d_model // 64, d_model=d_model, n_ctx=n_ctx, vocab_size=vocab_size, norm="post", dropout=0.1
-    )  # fmt: skip
+    return ModelConfig(
+        n_layer=n_layer,
+        n_head=d_model // 64,  # as in the only model released
+        d_model=d_model,
+        n_ctx=n_ctx,
+        vocab_size=vocab_size,
+        norm="post",
+        dropout=0.1,
+    )

@@ -1,8 +1,8 @@
-"""Keys and values of the positions already read, so that decoding reads each token once.
+"""Key-value cache: keys and values of the positions already processed, for decoding.
 
-Position p of a sequence lies in slot p of its row, whatever shares the batch: sequences of any
-lengths stand together, padded on the right where they are read at once, and no position is ever
-shifted. What lies in slots that a row has not reached is never looked at.
+Position p of a sequence is always stored in slot p of its row, whatever else is in the batch. Rows
+may therefore have any lengths: prompts are padded on the right, and no entry ever moves. Slots
+beyond the length of a row are never attended to.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import torch
 from gptcli.model.config import ModelConfig
 
 
-def cache_bytes(config: ModelConfig, rows: int, room: int, dtype: torch.dtype) -> int:
-    """Memory of the keys and values of `rows` sequences of `room` positions."""
-    return 2 * config.n_layer * rows * room * config.d_model * dtype.itemsize
+def cache_bytes(config: ModelConfig, rows: int, max_len: int, dtype: torch.dtype) -> int:
+    """Return the memory, in bytes, of a cache for `rows` sequences of `max_len` positions."""
+    return 2 * config.n_layer * rows * max_len * config.d_model * dtype.itemsize
 
 
 class KVCache:
-    """Room for `room` positions (n_ctx where not given) of each of `rows` sequences.
+    """Key-value cache for `rows` sequences of up to `max_len` positions (default n_ctx).
 
-    Keys and values of each layer are (B, H, room, D). How far each row is filled is `length_B`,
-    which whoever drives the cache sets before a pass with `place`.
+    `keys` and `values` contain one tensor (B, H, max_len, D) per layer. The caller declares the
+    length of each row before every forward pass, with `set_positions`.
     """
 
     def __init__(
@@ -32,99 +32,100 @@ class KVCache:
         rows: int,
         device: torch.device,
         dtype: torch.dtype,
-        room: int | None = None,
+        max_len: int | None = None,
     ) -> None:
-        shape = (rows, config.n_head, room or config.n_ctx, config.d_head)
-        # Zeros: a slot that is masked still takes part in products, and 0 · NaN is NaN.
+        """Allocate the cache, filled with zeros."""
+        shape = (rows, config.n_head, max_len or config.n_ctx, config.d_head)
+        # zeros because masked slots still take part in products, and 0 · NaN is NaN
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.values = [
             torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)
         ]
-        self.rows, self.room = rows, shape[2]
+        self.rows, self.max_len = rows, shape[2]
         self.length_B = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.reach = 0
+        """Positions in each row, if the rows differ in length."""
+        self.visible_len = 0
+        """Slots, from slot 0, that the next forward pass reads."""
         self.start: int | None = 0
+        """Positions in every row; None if the rows differ in length."""
 
-    def place(self, lengths: Sequence[int], T: int, reach: int | None = None) -> None:
-        """Say how far the rows are filled before a pass of T tokens each, which will look at the
-        first `reach` slots.
+    def set_positions(self, lengths: Sequence[int], T: int, visible_len: int | None = None) -> None:
+        """Set the length of each row before a pass that appends T tokens to each.
 
-        Where `reach` is not given it is as short as it can be, and rows of one length need no mask.
+        The pass reads the first `visible_len` slots. By default that is the longest row after the
+        pass, and rows of equal length then need no mask.
         """
         longest = max(lengths) + T
-        even = reach is None and min(lengths) == max(lengths)
-        self.start = lengths[0] if even else None
-        self.reach = longest if reach is None else reach
-        if not even:
+        equal = visible_len is None and min(lengths) == max(lengths)
+        self.start = lengths[0] if equal else None
+        self.visible_len = longest if visible_len is None else visible_len
+        if not equal:
             self.length_B.copy_(torch.tensor(lengths), non_blocking=True)
 
     def positions(self, T: int) -> torch.Tensor:
-        """The positions of the next T tokens: (T,) where all rows are as long, else (B, T)."""
+        """Return the positions of the next T tokens: (T,) for rows of equal length, else (B, T)."""
         if self.start is not None:
             return torch.arange(self.start, self.start + T, device=self.length_B.device)
         return self.length_B[:, None] + torch.arange(T, device=self.length_B.device)
 
-    def seen(self, T: int, band: int | None) -> torch.Tensor | None:
-        """(B, 1, T, reach) booleans, True where a query may look; None where the causal rule on the
-        last positions says it all.
+    def attn_mask(self, T: int, band: int | None) -> torch.Tensor | None:
+        """Return the mask (B, 1, T, visible_len) of a pass over T tokens; True: the query attends.
+
+        Return None for rows of equal length: the causal rule of `attention` is then enough.
         """
         if self.start is not None:
             return None
-        slot_S = torch.arange(self.reach, device=self.length_B.device)
+        slot_S = torch.arange(self.visible_len, device=self.length_B.device)
         query_BT1 = self.positions(T)[:, :, None]
-        seen_BTS = slot_S <= query_BT1
-        return (seen_BTS if band is None else seen_BTS & (slot_S > query_BT1 - band))[:, None]
+        mask_BTS = slot_S <= query_BT1
+        return (mask_BTS if band is None else mask_BTS & (slot_S > query_BT1 - band))[:, None]
 
-    def extend(
+    def update(
         self, layer: int, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store the new positions of one layer; returns the keys and values that the pass looks at,
-        (B, H, reach, D).
+        """Store the keys and values of T new positions; return all visible ones.
+
+        Both results are (B, H, visible_len, D).
         """
         T, keys, values = k_BHTD.shape[2], self.keys[layer], self.values[layer]
         if self.start is not None:
             keys[:, :, self.start : self.start + T] = k_BHTD
             values[:, :, self.start : self.start + T] = v_BHTD
         else:
-            row_B1, position_BT = (
-                torch.arange(self.rows, device=keys.device)[:, None],
-                self.positions(T),
-            )
+            row_B1 = torch.arange(self.rows, device=keys.device)[:, None]
+            position_BT = self.positions(T)
             keys[row_B1, :, position_BT] = k_BHTD.transpose(1, 2)
             values[row_B1, :, position_BT] = v_BHTD.transpose(1, 2)
-        return keys[:, :, : self.reach], values[:, :, : self.reach]
+        return keys[:, :, : self.visible_len], values[:, :, : self.visible_len]
 
-    def fresh(self, rows: Sequence[int]) -> FreshRows:
-        """These rows, to be filled from position 0 in one pass."""
-        return FreshRows(self, rows)
+    def prefill_view(self, rows: Sequence[int]) -> PrefillView:
+        """Return a view of these rows that one pass fills from position 0."""
+        return PrefillView(self, rows)
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Row i becomes what row rows[i] was; rows may repeat or go (as the hypotheses of a beam
-        do).
-        """
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Make row i a copy of row `rows[i]`; rows may repeat or disappear, as in beam search."""
         index = torch.tensor(rows, device=self.length_B.device)
         self.keys = [store.index_select(0, index) for store in self.keys]
         self.values = [store.index_select(0, index) for store in self.values]
-        self.rows, self.length_B = (
-            len(rows),
-            torch.zeros(len(rows), dtype=torch.int64, device=self.length_B.device),
-        )
+        self.rows = len(rows)
+        self.length_B = torch.zeros(self.rows, dtype=torch.int64, device=self.length_B.device)
 
 
-class FreshRows:
-    """Rows of a cache while their prompts are read: attention needs only what the pass itself
-    brings.
-    """
+class PrefillView:
+    """Rows of a cache during prefill, whose queries attend only to keys of the same pass."""
 
     def __init__(self, cache: KVCache, rows: Sequence[int]) -> None:
+        """Select `rows` of `cache`."""
         self.cache = cache
-        whole = list(rows) == list(range(cache.rows))
-        self.rows = slice(None) if whole else torch.tensor(rows, device=cache.length_B.device)
+        all_rows = list(rows) == list(range(cache.rows))
+        self.rows = slice(None) if all_rows else torch.tensor(rows, device=cache.length_B.device)
 
     def positions(self, T: int) -> torch.Tensor:
+        """Return the positions of the T tokens of the prefill, (T,)."""
         return torch.arange(T, device=self.cache.length_B.device)
 
     def store(self, layer: int, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor) -> None:
+        """Store the keys and values of one layer in slots 0 to T - 1 of the rows."""
         T = k_BHTD.shape[2]
         self.cache.keys[layer][self.rows, :, :T] = k_BHTD
         self.cache.values[layer][self.rows, :, :T] = v_BHTD

@@ -1,14 +1,15 @@
-"""The output head and its cross-entropy in one step, so that a large batch's logits never exist
-whole, and what exists is written once.
+"""Output head and cross-entropy in one step, which never materializes all logits of a batch.
 
 The logits of a GPT-2 batch are larger than the model (4 x 1,024 x 50,257 in fp32: 823 MB). They are
-made a chunk of positions at a time, and each chunk's gradient is taken while its logits are at
-hand, which costs one matrix product less than recomputing them in the backward pass. Within a chunk
-the vocabulary goes in pieces: products of that shape run at twice the speed on a CPU, and a piece's
-exponentials, taken from its own maximum and kept in the logits' precision, turn into probabilities
-by one factor a row.
+computed for a chunk of positions at a time, and the gradient of a chunk is taken while its logits
+are in memory; that costs one matrix product less than recomputing them in the backward pass. Within
+a chunk the vocabulary is divided into pieces, because products of that shape run at twice the speed
+on a CPU. The exponentials of a piece are relative to its own row maximum and kept in the precision
+of the logits; one factor per row turns them into probabilities.
 
-In bf16 on a CPU with AMX a kernel of our own does the products as well: `gptcli.model.head_kernel`.
+The products and exponentials of a chunk can be replaced by a `HeadKernel`.
+
+Shapes: N positions, n positions of a chunk, C d_model, V vocabulary, v entries of a piece.
 """
 
 from __future__ import annotations
@@ -16,21 +17,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from gptcli.model import head_kernel
-
-IGNORE = -100  # a target that counts for nothing
-CHUNK_BYTES = 512 << 20  # logits alive at once, in their own precision
-# entries of the vocabulary in one product: what a cache holds, what fills a device
+IGNORE = -100
+"""Target of positions that do not count."""
+CHUNK_BYTES = 512 << 20
+"""Logits in memory at the same time, in their own precision."""
 PIECES = {"cpu": 3200, "cuda": 16_384}
+"""Vocabulary entries in one product: few enough for a CPU's cache, enough to fill a GPU."""
 
 
 def exponentials(logits_nv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """exp(logits - shift), shift, and log(sum(exp(logits))), the latter two by row (n, 1); the
-    shift is the row's maximum.
+    """Return exp(logits - shift), shift, and log(sum(exp(logits))).
+
+    The shift is the maximum of the row. The last two are (n, 1) in fp32.
     """
     shift_n1 = logits_nv.amax(1, keepdim=True).float()
     exp_nv = (logits_nv.float() - shift_n1).exp()
@@ -38,96 +40,151 @@ def exponentials(logits_nv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, t
 
 
 def scale(exp_nv: torch.Tensor, factor_n1: torch.Tensor) -> None:
+    """Multiply each row by its factor, in place."""
     exp_nv.copy_(exp_nv.float() * factor_n1)
 
 
 def accumulate(total: torch.Tensor, part: torch.Tensor) -> None:
+    """Add `part` to `total`, in place."""
     total += part
 
 
 @dataclass(frozen=True, slots=True)
-class Loops:
-    """The element-wise parts, as written or compiled; the products between them are the library's
-    either way.
-    """
+class ElementwiseOps:
+    """Element-wise operations of the loss, eager or compiled."""
 
     exponentials: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = (
         exponentials
     )
+    """Implementation of `exponentials`."""
     scale: Callable[[torch.Tensor, torch.Tensor], None] = scale
+    """Implementation of `scale`."""
     accumulate: Callable[[torch.Tensor, torch.Tensor], None] = accumulate
+    """Implementation of `accumulate`."""
 
-    def compiled(self) -> Loops:
-        return Loops(
+    def compiled(self) -> ElementwiseOps:
+        """Return the same operations compiled by torch.compile, for static shapes."""
+        return ElementwiseOps(
             torch.compile(self.exponentials, dynamic=False),
             torch.compile(self.scale, dynamic=False),
             torch.compile(self.accumulate, dynamic=False),
         )
 
 
-LOOPS = Loops()
+EAGER = ElementwiseOps()
 
 
-class Whole:
-    """The vocabulary in one piece. Where processes hold a slice each, `gptcli.distributed.vocab_parallel_loss`
-    takes this one's place.
+class VocabReduction:
+    """Reduction over the whole vocabulary in one process.
+
+    `gptcli.distributed.vocab_parallel_loss.VocabShards` replaces it if every process has a shard.
     """
 
-    def widest(self, weight_VC: torch.Tensor) -> int:
-        """Entries of the largest slice."""
+    def max_entries(self, weight_VC: torch.Tensor) -> int:
+        """Return the number of entries in the largest shard of the vocabulary."""
         return len(weight_VC)
 
-    def added_up(
-        self, log_sum_n1: torch.Tensor, own_n1: torch.Tensor
+    def combine(
+        self, log_sum_n1: torch.Tensor, target_logit_n1: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A slice's log(sum(exp(logits))) and targets' logits, 0 where another slice has them, to
-        those of all slices.
+        """Return log(sum(exp(logits))) and the targets' logits over all shards.
+
+        The arguments are those of this shard; a target in another shard has the logit 0.
         """
-        return log_sum_n1, own_n1
+        return log_sum_n1, target_logit_n1
 
 
-WHOLE = Whole()
+FULL_VOCABULARY = VocabReduction()
+
+
+class HeadChunk(Protocol):
+    """Exponentials of the logits of n positions."""
+
+    log_sum_n1: torch.Tensor
+    """log(sum(exp(logits))) over the entries of the weight."""
+    target_logit_n1: torch.Tensor
+    """Logits of the targets, 0 if a target is not among the entries."""
+
+    def gradients(
+        self,
+        log_sum_n1: torch.Tensor,
+        target_logit_n1: torch.Tensor,
+        counted_n1: torch.Tensor,
+        dweight_VC: torch.Tensor,
+        accumulate: bool,
+    ) -> torch.Tensor:
+        """Return the gradient of x, fp32 (n, C), and write that of the weight, or add to it.
+
+        `log_sum_n1` and `target_logit_n1` are those of the whole vocabulary; `counted_n1` is False
+        for ignored positions. Can be called once, because the exponentials are overwritten.
+        """
+
+
+class HeadKernel(Protocol):
+    """Replacement of the products and exponentials, such as `gptcli.kernels.head_kernel`."""
+
+    def supports(self, x_NC: torch.Tensor, weight_VC: torch.Tensor) -> bool:
+        """Return whether the kernel can run on these operands."""
+
+    def row_bytes(self, vocab_size: int) -> int:
+        """Return the memory of one position's exponentials, in bytes."""
+
+    def chunk(
+        self, x_nC: torch.Tensor, weight_VC: torch.Tensor, target_n: torch.Tensor, train: bool
+    ) -> HeadChunk:
+        """Compute the exponentials of a chunk, and keep them if `train`."""
 
 
 def next_token_loss(
     x_NC: torch.Tensor,
     weight_VC: torch.Tensor,
     target_N: torch.Tensor,
-    loops: Loops = LOOPS,
-    vocabulary: Whole = WHOLE,
+    *,
+    elementwise: ElementwiseOps = EAGER,
+    reduction: VocabReduction = FULL_VOCABULARY,
+    kernel: HeadKernel | None = None,
 ) -> torch.Tensor:
-    """Sum over N positions of -log softmax(x·Wᵀ)[target], in nats, as an fp32 scalar; targets of
-    IGNORE add nothing.
+    """Return the sum over N positions of -log softmax(x·Wᵀ)[target], in nats, as an fp32 scalar.
 
-    A sum, not a mean: under gradient accumulation and data parallelism the right divisor is the
-    step's own count.
+    Targets equal to IGNORE add nothing. The result is a sum because the right divisor, under
+    gradient accumulation and data parallelism, is the number of targets in the whole step.
+    `kernel`, if it supports the operands, computes the products.
     """
     if torch.is_autocast_enabled(x_NC.device.type):
         dtype = torch.get_autocast_dtype(x_NC.device.type)
         x_NC = x_NC.to(dtype)
-        if not head_kernel.serves(x_NC, weight_VC):
+        if kernel is None or not kernel.supports(x_NC, weight_VC):
             weight_VC = weight_VC.to(dtype)
-    return _HeadLoss.apply(x_NC, weight_VC, target_N, loops, vocabulary, torch.is_grad_enabled())
+    if kernel is not None and not kernel.supports(x_NC, weight_VC):
+        kernel = None
+    return _HeadLoss.apply(
+        x_NC, weight_VC, target_N, elementwise, reduction, kernel, torch.is_grad_enabled()
+    )
 
 
 class _HeadLoss(torch.autograd.Function):
+    """Summed loss whose gradients are computed in the forward pass, chunk by chunk."""
+
     @staticmethod
     def forward(
         ctx: Any,
         x_NC: torch.Tensor,
         weight_VC: torch.Tensor,
         target_N: torch.Tensor,
-        loops: Loops,
-        vocabulary: Whole,
+        elementwise: ElementwiseOps,
+        reduction: VocabReduction,
+        kernel: HeadKernel | None,
         train: bool,
     ) -> torch.Tensor:
+        """Return the summed loss; with `train`, compute and keep the gradients."""
         N = len(x_NC)
-        kernel = head_kernel.serves(x_NC, weight_VC)
-        widest = vocabulary.widest(weight_VC)
-        row_bytes = head_kernel.row_bytes(widest) if kernel else x_NC.element_size() * widest
-        most = max(1, CHUNK_BYTES // row_bytes)  # so all slices have the same chunks
-        # equal ones: a small last one would cost as much to sum up as a full one
-        chunks = max(1, -(-N // most))
+        max_entries = reduction.max_entries(weight_VC)
+        row_bytes = (
+            x_NC.element_size() * max_entries if kernel is None else kernel.row_bytes(max_entries)
+        )
+        max_rows = max(1, CHUNK_BYTES // row_bytes)  # the same chunks for every shard
+        # of equal size: the gradients of a small last chunk would cost as much to add up
+        chunks = max(1, -(-N // max_rows))
         rows = max(1, -(-N // chunks))
         loss = torch.zeros((), dtype=torch.float32, device=x_NC.device)
         dx_NC = torch.empty_like(x_NC) if train else None
@@ -139,17 +196,19 @@ class _HeadLoss(torch.autograd.Function):
         with torch.autocast(x_NC.device.type, enabled=False):
             for start in range(0, N, rows):
                 operands = x_NC[start : start + rows], weight_VC, target_N[start : start + rows]
-                chunk = (
-                    head_kernel.Exponentials(*operands, train)
-                    if kernel
-                    else _Pieces(*operands, train, loops)
+                chunk: HeadChunk = (
+                    _TorchChunk(*operands, train, elementwise)
+                    if kernel is None
+                    else kernel.chunk(*operands, train)
                 )
-                log_sum_n1, own_n1 = vocabulary.added_up(chunk.log_sum_n1, chunk.own_n1)
+                log_sum_n1, target_logit_n1 = reduction.combine(
+                    chunk.log_sum_n1, chunk.target_logit_n1
+                )
                 counted_n1 = operands[2][:, None] != IGNORE
-                loss += ((log_sum_n1 - own_n1) * counted_n1).sum()
+                loss += ((log_sum_n1 - target_logit_n1) * counted_n1).sum()
                 if dx_NC is not None and dweight_VC is not None:
                     dx_NC[start : start + rows] = chunk.gradients(
-                        log_sum_n1, own_n1, counted_n1, dweight_VC, start > 0
+                        log_sum_n1, target_logit_n1, counted_n1, dweight_VC, start > 0
                     )
         if train:
             ctx.save_for_backward(dx_NC, dweight_VC)
@@ -157,13 +216,14 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of x and the weight, scaled by that of the loss."""
         dx_NC, dweight_VC = ctx.saved_tensors
-        # in place: the weight's is large
-        return dx_NC.mul_(grads[0]), dweight_VC.mul_(grads[0]), None, None, None, None
+        # in place, because the gradient of the weight is large
+        return dx_NC.mul_(grads[0]), dweight_VC.mul_(grads[0]), None, None, None, None, None
 
 
-class _Pieces:
-    """n positions at the head, the vocabulary piece by piece."""
+class _TorchChunk:
+    """`HeadChunk` in PyTorch, one piece of the vocabulary at a time."""
 
     def __init__(
         self,
@@ -171,26 +231,23 @@ class _Pieces:
         weight_VC: torch.Tensor,
         target_n: torch.Tensor,
         train: bool,
-        loops: Loops,
+        elementwise: ElementwiseOps,
     ) -> None:
-        self.x_nC, self.weight_VC, self.target_n1, self.loops = (
-            x_nC,
-            weight_VC,
-            target_n[:, None],
-            loops,
-        )
+        self.x_nC, self.weight_VC, self.target_n1 = x_nC, weight_VC, target_n[:, None]
+        self.elementwise = elementwise
         V = len(weight_VC)
         self.borders = list(pairwise([*range(0, V, PIECES.get(x_nC.device.type, V)), V]))
-        # each one's exponentials and shifts, where gradients will be asked for
+        # exponentials and shifts of each piece, kept for the gradients
         self.pieces: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.own_n1 = torch.zeros_like(self.target_n1, dtype=torch.float32)
-        """The targets' logits, 0 where they are not among the entries."""
+        self.target_logit_n1 = torch.zeros_like(self.target_n1, dtype=torch.float32)
         log_sums = []
         for first, last in self.borders:
             logits_nv = x_nC @ weight_VC[first:last].T
-            inside_n1, index_n1 = self._target_in(first, last)
-            self.own_n1 = torch.where(inside_n1, logits_nv.gather(1, index_n1).float(), self.own_n1)
-            exp_nv, shift_n1, log_sum_n1 = loops.exponentials(logits_nv)
+            inside_n1, index_n1 = self._targets_in(first, last)
+            self.target_logit_n1 = torch.where(
+                inside_n1, logits_nv.gather(1, index_n1).float(), self.target_logit_n1
+            )
+            exp_nv, shift_n1, log_sum_n1 = elementwise.exponentials(logits_nv)
             log_sums.append(log_sum_n1)
             if train:
                 self.pieces.append((exp_nv, shift_n1))
@@ -199,35 +256,32 @@ class _Pieces:
     def gradients(
         self,
         log_sum_n1: torch.Tensor,
-        own_n1: torch.Tensor,
+        target_logit_n1: torch.Tensor,
         counted_n1: torch.Tensor,
         dweight_VC: torch.Tensor,
-        more: bool,
+        accumulate: bool,
     ) -> torch.Tensor:
-        """Set the weight's, or with `more` add to it; returns that of x, fp32 (n, C). `log_sum` and
-        `own` are of the whole vocabulary. Once only: the exponentials are used up."""
-        if not more:
+        """Return the gradient of x, and write that of the weight, or add to it."""
+        if not accumulate:
             dweight_VC.zero_()
         dx_nC = torch.zeros_like(self.x_nC, dtype=torch.float32)
-        # once: a product whose first operand is transposed runs at half the speed on a CPU
+        # a copy: products whose first operand is transposed run at half the speed on a CPU
         x_Cn = self.x_nC.T.contiguous()
         row_n1 = torch.arange(len(x_Cn[0]), device=x_Cn.device)[:, None]
-        own_gradient_n1 = ((own_n1 - log_sum_n1).exp() - 1) * counted_n1
+        target_gradient_n1 = ((target_logit_n1 - log_sum_n1).exp() - 1) * counted_n1
         for first, last in self.borders:
             dlogits_nv, shift_n1 = self.pieces.pop(0)
-            self.loops.scale(dlogits_nv, (shift_n1 - log_sum_n1).exp() * counted_n1)
-            inside_n1, index_n1 = self._target_in(first, last)
-            dlogits_nv[row_n1, index_n1] = torch.where(  # scatter_ would copy all of it
-                inside_n1, own_gradient_n1.to(dlogits_nv.dtype), dlogits_nv.gather(1, index_n1)
+            self.elementwise.scale(dlogits_nv, (shift_n1 - log_sum_n1).exp() * counted_n1)
+            inside_n1, index_n1 = self._targets_in(first, last)
+            dlogits_nv[row_n1, index_n1] = torch.where(  # scatter_ would copy the whole tensor
+                inside_n1, target_gradient_n1.to(dlogits_nv.dtype), dlogits_nv.gather(1, index_n1)
             )
-            self.loops.accumulate(dx_nC, dlogits_nv @ self.weight_VC[first:last])
-            self.loops.accumulate(dweight_VC[first:last], (x_Cn @ dlogits_nv).T)
+            self.elementwise.accumulate(dx_nC, dlogits_nv @ self.weight_VC[first:last])
+            self.elementwise.accumulate(dweight_VC[first:last], (x_Cn @ dlogits_nv).T)
         return dx_nC
 
-    def _target_in(self, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Whether each target is one of the vocabulary's entries first..last-1, and its index among
-        them, or any.
-        """
+    def _targets_in(self, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return whether each target is in first..last-1, and its index there if so."""
         return (self.target_n1 >= first) & (self.target_n1 < last), (self.target_n1 - first).clamp(
             0, last - first - 1
         )

@@ -1,17 +1,17 @@
-"""Maximal-update parameterisation (Yang et al. 2022, "Tensor Programs V", Table 8): widths that
-share their best learning rate.
+"""Maximal-update parameterization (muP), under which widths share their best learning rate.
 
-With m = d_model / base, against the same model at width `base` (m = 1 is the standard
-parameterisation):
+Yang et al. 2022, "Tensor Programs V", Table 8. With m = d_model / base, relative to the same model
+of width `base` (m = 1 is the standard parameterization):
 
-    matrices in the blocks     start smaller by sqrt(m); Adam moves them by lr/m
-    embeddings, biases, gains  as they are
-    logits                     over m, by way of the last LayerNorm: its gain starts at 1/m, and Adam moves gain and bias by lr/m
+    matrices in the blocks     initialized smaller by sqrt(m); learning rate lr/m
+    embeddings, biases, gains  unchanged
+    logits                     divided by m, through the last LayerNorm: its gain is initialized at
+                               1/m, and gain and bias have the learning rate lr/m
 
-The last line does by initialisation and learning rate what a factor in the forward pass would do,
-so that a model trained this way is a plain GPT-2 in every other respect. Heads keep their width and
-grow in number, so scores keep their 1/sqrt(D). Weight decay times learning rate is the same for
-all.
+The last row replaces a factor in the forward pass by initialization and learning rate: a model
+trained this way is a plain GPT-2 in every other respect. The number of heads grows with the width,
+not their size, so scores keep their factor 1/sqrt(D). The product of weight decay and learning rate
+is the same for all parameters.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ import torch
 
 @torch.no_grad()
 def rescale(model: torch.nn.Module, m: float) -> None:
-    """Turn a pre-norm GPT fresh from `init_weights`, or a part of one under the plain names, into
-    muP's start.
+    """Rescale freshly initialized weights of a pre-norm GPT, or a part of one, to those of muP.
+
+    `m` is the width multiplier.
     """
     for name, parameter in model.named_parameters():
         if _is_hidden(name, parameter):
@@ -34,9 +35,11 @@ def rescale(model: torch.nn.Module, m: float) -> None:
 
 
 def groups(model: torch.nn.Module, m: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for Adam; each group's learning rate is the schedule's times its `lr_scale`.
-    Weight decay is for tensors of two or more dimensions, the embeddings among them; none for
-    biases and gains."""
+    """Return the parameter groups for Adam, with `lr_scale` and `weight_decay` of each.
+
+    The learning rate of a group is that of the schedule times its `lr_scale`. Weight decay applies
+    to matrices, including the embeddings, and not to biases and gains.
+    """
     made: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         lr_scale = 1 / m if _is_hidden(name, parameter) or name.startswith("ln_f.") else 1.0
@@ -49,5 +52,5 @@ def groups(model: torch.nn.Module, m: float, weight_decay: float) -> list[dict[s
 
 
 def _is_hidden(name: str, parameter: torch.Tensor) -> bool:
-    """Both of its dimensions grow with the width."""
+    """Return whether both dimensions of a parameter grow with the width."""
     return name.startswith("h.") and parameter.dim() >= 2

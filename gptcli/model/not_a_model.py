@@ -1,7 +1,7 @@
-"""Say why a path is no model that can be read here, and what to do: download, convert, name another
-folder, or finish a run.
+"""Errors for paths that contain no readable model: what is there instead, and what to do.
 
-Looks at names and first bytes alone; imports no torch.
+The advice is to download, convert, name another folder, or finish a run. Only names and the first
+bytes of files are examined. Imports no torch.
 """
 
 from __future__ import annotations
@@ -12,23 +12,32 @@ from gptcli.errors import InputError
 from gptcli.files import similar
 from gptcli.model.source import RUN_TOML
 
-HUB = {  # the hub's models that are of this family, by their short names
-    "gpt2": "openai-community/gpt2", "gpt2-medium": "openai-community/gpt2-medium", "gpt2-large": "openai-community/gpt2-large",
-    "gpt2-xl": "openai-community/gpt2-xl", "distilgpt2": "distilbert/distilgpt2", "openai-gpt": "openai-community/openai-gpt",
-    "gpt1": "openai-community/openai-gpt", "gpt-2": "openai-community/gpt2", "gpt-1": "openai-community/openai-gpt",
-}  # fmt: skip
+HUB = {  # models of the Hugging Face Hub that can be read, by their short names
+    "gpt2": "openai-community/gpt2",
+    "gpt2-medium": "openai-community/gpt2-medium",
+    "gpt2-large": "openai-community/gpt2-large",
+    "gpt2-xl": "openai-community/gpt2-xl",
+    "distilgpt2": "distilbert/distilgpt2",
+    "openai-gpt": "openai-community/openai-gpt",
+    "gpt1": "openai-community/openai-gpt",
+    "gpt-2": "openai-community/gpt2",
+    "gpt-1": "openai-community/openai-gpt",
+}
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 WEIGHTS, SHARDS = "*.safetensors", "manifest.json"
-# the first int32 of llm.c's files
+# first int32 of llm.c's files
 LLMC_MODEL, TOKEN_FILES = (20240326, 20240327), (20240520, 20240801)
-# where people keep folders, so no owner of a hub's model
+# common names of local folders, which are not owners on the Hub
 LOCAL = ("runs", "out", "output", "models", "checkpoints", "..", ".")
-UNFINISHED = "the run has not ended, and holds no model that can be read yet"
-WHAT_IS_READ = "a model is a run folder, or a transformers folder with config.json, model.safetensors and tokenizer.json"
+UNFINISHED = "the run has not ended and contains no readable model yet"
+WHAT_IS_READ = (
+    "a model is a run folder, or a transformers folder with config.json, model.safetensors and "
+    "tokenizer.json"
+)
 
 
-def explain(path: Path) -> InputError:
-    """The error for a `path` that holds no model."""
+def not_a_model_error(path: Path) -> InputError:
+    """Return the error for a path that contains no model."""
     path = Path(path)
     if path.is_dir():
         what, hint = _folder(path)
@@ -47,20 +56,22 @@ def _missing(path: Path) -> tuple[str, str]:
         return "no such folder", f"did you mean {local}?"
     owner, slash, _ = name.partition("/")
     if name in HUB:
-        return "no such folder; it is a model of the hub, which is downloaded first", _download(
-            HUB[name], name
+        return (
+            "no such folder; it is the name of a model on the Hub, which has to be downloaded",
+            _download(HUB[name], name),
         )
     if slash and name.count("/") == 1 and owner not in LOCAL and not Path(owner).exists():
-        return "no such folder; if it is a model of the hub, download it first", _download(
+        return "no such folder; if it is a model on the Hub, download it first", _download(
             name, path.name
         )
     if name.startswith("~"):
-        return "no such folder: the shell did not replace the ~", "leave out the quotes around it"
+        return "no such folder; the shell did not expand the ~", "remove the quotes around it"
     return "no such folder", WHAT_IS_READ
 
 
 def _download(repository: str, folder: str) -> str:
-    return f"hf download {repository} config.json model.safetensors tokenizer.json --local-dir {folder}"
+    files = "config.json model.safetensors tokenizer.json"
+    return f"hf download {repository} {files} --local-dir {folder}"
 
 
 def _file(path: Path) -> tuple[str, str]:
@@ -73,13 +84,13 @@ def _file(path: Path) -> tuple[str, str]:
     if magic in TOKEN_FILES:
         return "is a token file, not a model", f"gpt train --data {folder} trains a model on it"
     if magic in LLMC_MODEL:
-        return "is llm.c's own format, which is not read", _convert(
+        return "is in llm.c's own format, which is not supported", _convert(
             "load it with llm.c's train_gpt2.py"
         )
     if head.startswith(b"GGUF"):
         return (
-            "is a GGUF file, llama.cpp's format, which is not read",
-            f"{WHAT_IS_READ}; the weights it was made from are in that form",
+            "is a GGUF file, llama.cpp's format, which is not supported",
+            f"use the weights that it was made from; {WHAT_IS_READ}",
         )
     if path.suffix in PICKLES or head.startswith(
         (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"PK\x03\x04")
@@ -90,19 +101,22 @@ def _file(path: Path) -> tuple[str, str]:
 
 def _folder(path: Path) -> tuple[str, str]:
     if (path / SHARDS).is_file():
-        return "holds token shards, not a model", f"gpt train --data {path} trains a model on them"
+        return (
+            "contains token shards, not a model",
+            f"gpt train --data {path} trains a model on them",
+        )
     if (path / "adapter_config.json").is_file():
         return (
-            "holds a LoRA adapter, not a whole model",
-            "merge it first: PeftModel's merge_and_unload().save_pretrained(FOLDER)",
+            "contains a LoRA adapter, not a whole model",
+            "merge it first with PeftModel's merge_and_unload().save_pretrained(FOLDER)",
         )
     if next(path.glob(WEIGHTS), None) is not None:
         return (
-            "holds weights but no config.json, which tells the model's sizes",
-            "put the config.json there that the weights came with",
+            "contains weights but no config.json, which describes the model",
+            "copy the config.json that belongs to the weights into it",
         )
     if (path / RUN_TOML).is_file():
-        return UNFINISHED, f"gpt train --resume --out {path} goes on with it"
+        return UNFINISHED, f"gpt train --resume --out {path} continues it"
     if (found := _pickled_in(path)) is not None:
         return _file(found)
     if (found := next(path.glob("*.gguf"), None)) is not None:
@@ -113,27 +127,30 @@ def _folder(path: Path) -> tuple[str, str]:
         for config in path.glob(f"{depth}/config.json")
     )
     if inside:
-        return "holds no model itself", f"name one of the models in it: {', '.join(inside[:4])}"
+        return "contains no model itself", f"name one of the models in it: {', '.join(inside[:4])}"
     if (found := next(iter(sorted(path.glob("*/ckpt.pt"))), None)) is not None:
         return _pickle(found)
     if not any(path.iterdir()):
         return "is an empty folder", WHAT_IS_READ
-    return "no config.json here", WHAT_IS_READ
+    return "contains no config.json", WHAT_IS_READ
 
 
-def no_weights(folder: Path) -> InputError:
-    """The error for a `folder` with a config.json but no weights that can be read."""
+def no_weights_error(folder: Path) -> InputError:
+    """Return the error for a folder with a config.json but no readable weights."""
     if (folder / RUN_TOML).is_file():
-        what, hint = UNFINISHED, f"gpt train --resume --out {folder} goes on with it"
+        what, hint = UNFINISHED, f"gpt train --resume --out {folder} continues it"
     elif (found := _pickled_in(folder)) is not None:
         what, hint = _file(found)
     else:
-        what, hint = "no model.safetensors here", "copy or download it to where its config.json is"
+        what, hint = (
+            "contains no model.safetensors",
+            "copy or download it to the folder of its config.json",
+        )
     return InputError(what, where=folder, hint=hint)
 
 
 def _pickled_in(folder: Path) -> Path | None:
-    """The first file of a folder whose name is a pickle's, nanoGPT's before others."""
+    """Return the first pickle in a folder by its name, nanoGPT's before others."""
     patterns = ("ckpt.pt", *(f"*{ending}" for ending in PICKLES))
     return next(
         (path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()),
@@ -142,19 +159,23 @@ def _pickled_in(folder: Path) -> Path | None:
 
 
 def _pickle(path: Path) -> tuple[str, str]:
-    what = f"{path.name} is a pickle, which can run any program and is never read"
+    what = f"{path.name} is a pickle, which can run arbitrary code and is never loaded"
     if path.name == "ckpt.pt":
-        return f"{what}; it looks like nanoGPT's checkpoint", _convert(
+        return f"{what}; it looks like a checkpoint of nanoGPT", _convert(
             "load it with nanoGPT's model.py"
         )
     folder = path.parent
     if not (folder / "config.json").is_file():
         return what, _convert("load it with the program that wrote it")
     return what, (
-        f'if you trust it, convert it: python -c "from transformers import AutoModelForCausalLM as M; '
+        'if you trust it, convert it: python -c "from transformers import AutoModelForCausalLM as '
+        "M; "
         f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\""
     )
 
 
 def _convert(first: str) -> str:
-    return f"if you trust it, {first}, copy its weights into transformers' GPT2LMHeadModel, and call its save_pretrained(FOLDER)"
+    return (
+        f"if you trust it, {first}, copy its weights into transformers' GPT2LMHeadModel, and call "
+        "its save_pretrained(FOLDER)"
+    )

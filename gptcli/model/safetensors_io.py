@@ -1,13 +1,11 @@
-"""Weights in and out of the transformers layouts, so that a run folder is a transformers folder and
-a transformers folder is a run.
+"""Saving and loading of models in the format of transformers: a run folder can be loaded by it.
 
-A dense model is a GPT-2, or a GPT-1 where it is post-norm: the same numbers to the bit. A banded
-one leaves as a GPT-Neo, which computes the same function from other numbers (`gptcli.model.gpt_neo`):
-`native.safetensors` beside it holds ours, exactly, and is what is read back, as long as the file
-beside it is the one that was written with it.
+A dense model is saved as a GPT-2, or as a GPT-1 if it is post-norm, to the bit. A banded model is
+saved as a GPT-Neo, which computes the same function from other numbers (`gptcli.model.gpt_neo`).
+Its exact weights are saved too, in `native.safetensors`; they are loaded as long as the GPT-Neo
+file is the one that was written with them.
 
-Rows of queries, keys and values go head after head here, all queries before all keys before all
-values on disk (`gptcli.model.hf`).
+`gptcli.model.hf` maps names and layouts.
 """
 
 from __future__ import annotations
@@ -23,19 +21,19 @@ import torch.nn.functional as F
 from gptcli.errors import InputError
 from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, read_json, sha256, write_json
-from gptcli.model.checkpoint_tensors import SavedModel
+from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.model.config import NORM_EPS, ModelConfig
-from gptcli.model.gpt_neo import from_neo, layer_to_neo, to_neo
-from gptcli.model.hf import HEAD, Tensors, from_stored, read_release, to_stored
+from gptcli.model.gpt_neo import from_gpt_neo, layer_to_gpt_neo, to_gpt_neo
+from gptcli.model.hf import HEAD, Tensors, from_hf, read_release, to_hf
 from gptcli.model.hf_config import (
     CONFIG,
     NEO,
-    family,
-    read_family,
+    model_type,
     read_model_config,
+    read_model_type,
     to_transformers,
 )
-from gptcli.model.not_a_model import no_weights
+from gptcli.model.not_a_model import no_weights_error
 from gptcli.model.source import (
     UNFINISHED,
     WEIGHTS,
@@ -44,13 +42,16 @@ from gptcli.model.source import (
     checkpoint_digest,
     find_model,
 )
-from gptcli.model.tensor_file import open_tensors, unreadable, write_tensors
+from gptcli.model.tensor_file import open_tensors, unreadable_error, write_tensors
 from gptcli.model.transformer import GPT, Block
 
 GENERATION, NATIVE = "generation_config.json", "native.safetensors"
-TWIN = "twin_sha256"  # in the native file's header: of the GPT-Neo file that it belongs to
-NEO_TOLERANCE = 1e-3  # of a GPT-Neo's logits, in fp32, against ours
+TWIN = "twin_sha256"
+"""Key in the header of the native file: SHA-256 of the GPT-Neo file that it belongs to."""
+NEO_TOLERANCE = 1e-3
+"""Largest accepted difference of a GPT-Neo's logits, in fp32."""
 PROBE_TOKENS = 512
+"""Random tokens on which this difference is measured."""
 EMBEDDING = "wte.weight"
 
 
@@ -62,13 +63,12 @@ def save_model(
     eot_id: int | None = None,
     report: dict[str, Any] | None = None,
 ) -> None:
-    """Write config.json, generation_config.json and the weights (fp32, each file atomic) into
-    `folder`, model.safetensors last.
+    """Write config.json, generation_config.json and the weights in fp32, model.safetensors last.
 
-    A mapping, of tensors in host memory, may read them when they are asked for: no more than one is
-    held at a time, of a banded model one layer's. `eot_id` is the tokenizer's end-of-text, which
-    generation starts from and stops at; GPT-2's, the last id, where not given. `report` is a banded
-    model's `neo_report`, where it has been made already.
+    Each file is written atomically. `state` may be a mapping that loads each CPU tensor on access:
+    only one is in memory at a time, or one layer of a banded model. `eot_id` is the end-of-text
+    token, at which generation starts and stops (default: the last one, as in GPT-2). `report` is
+    the `neo_report` of a banded model if it is already known.
     """
     tensors = (
         {name: tensor.cpu() for name, tensor in state.state_dict().items()}
@@ -76,15 +76,15 @@ def save_model(
         else state
     )
     names = _blank(config)
-    twin = family(config) == NEO
+    twin = model_type(config) == NEO
     if twin and report is None:
         report = neo_report(tensors, config)
     folder = Path(folder)
-    with atomic_write(folder / WEIGHTS) as file:  # which takes its name after all the others
-        digest = _write(file, to_neo if twin else to_stored, names, tensors, config)
+    with atomic_write(folder / WEIGHTS) as file:  # renamed to its final name last
+        digest = _write(file, to_gpt_neo if twin else to_hf, names, tensors, config)
         if twin:
             with atomic_write(folder / NATIVE) as native:
-                _write(native, to_stored, names, tensors, config, {TWIN: digest})
+                _write(native, to_hf, names, tensors, config, {TWIN: digest})
         save_config(folder, config, eot_id=eot_id, report=report)
 
 
@@ -95,7 +95,7 @@ def save_config(
     eot_id: int | None = None,
     report: dict[str, Any] | None = None,
 ) -> None:
-    """Write config.json and generation_config.json, as `save_model` does."""
+    """Write config.json and generation_config.json as `save_model` does."""
     end = config.vocab_size - 1 if eot_id is None else eot_id
     table = to_transformers(config, end)
     write_json(folder / CONFIG, table if report is None else {**table, "gpt_export": report})
@@ -108,13 +108,12 @@ def save_config(
 def save_unfinished(
     folder: Path, tensors: Mapping[str, torch.Tensor], config: ModelConfig, step: int
 ) -> None:
-    """Write a checkpoint's weights as transformers reads them, into a file whose metadata holds the
-    step, and the index that names it.
+    """Write a checkpoint's weights in the format of transformers, and the index that names them.
 
-    The file is replaced in one move and the index is always the same, so that the folder loads at
-    every moment from the first time on.
+    The metadata of the file contains the step. The file is replaced atomically and the index never
+    changes, so that the folder can be loaded at any time after the first call.
     """
-    form, names = to_neo if family(config) == NEO else to_stored, _blank(config)
+    form, names = to_gpt_neo if model_type(config) == NEO else to_hf, _blank(config)
     with atomic_write(folder / UNFINISHED) as file:
         _write(file, form, names, tensors, config, {"step": str(step)})
     like = dict(form(names, names.__getitem__, config))
@@ -125,8 +124,8 @@ def save_unfinished(
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what `save_unfinished` wrote: the finished model is there."""
-    # in this order: the index never names a file that is gone
+    """Remove the files of `save_unfinished`, once the finished model exists."""
+    # in this order, so that the index never names a missing file
     for name in (WEIGHTS_INDEX, UNFINISHED):
         (folder / name).unlink(missing_ok=True)
 
@@ -139,7 +138,7 @@ def _write(
     config: ModelConfig,
     metadata: dict[str, str] | None = None,
 ) -> str:
-    """Our tensors in a `form` that their file has; returns its SHA-256."""
+    """Write tensors converted by `form` and return the SHA-256 of the file."""
     like = dict(form(names, names.__getitem__, config))
     return write_tensors(
         file, like, (tensor for _, tensor in form(names, tensors.__getitem__, config)), metadata
@@ -147,16 +146,18 @@ def _write(
 
 
 def _blank(config: ModelConfig) -> Tensors:
-    """Every tensor of the model, without memory."""
+    """Return all tensors of the model, on the meta device."""
     with torch.device("meta"):
         return GPT(config).state_dict()
 
 
 @torch.no_grad()
 def neo_report(tensors: Mapping[str, torch.Tensor], config: ModelConfig) -> dict[str, Any]:
-    """How far the GPT-Neo's logits are from ours, measured in fp32 on tokens drawn at random, and
-    whether that is within tolerance. Both are run layer by layer, so that no more than a layer of
-    each is held."""
+    """Return the difference of the logits of a banded model and its GPT-Neo.
+
+    It is measured in fp32 on random tokens and compared with NEO_TOLERANCE. Both models run layer
+    by layer, so that only one layer of each is in memory.
+    """
     T = min(config.n_ctx, PROBE_TOKENS)
     idx = torch.randint(config.vocab_size, (1, T), generator=torch.Generator().manual_seed(0))
     names = _blank(config)
@@ -168,7 +169,7 @@ def neo_report(tensors: Mapping[str, torch.Tensor], config: ModelConfig) -> dict
         )(ours)
         neo = _layer(
             layer,
-            dict(from_neo(layer_to_neo(layer, names, tensors.__getitem__, config), config)),
+            dict(from_gpt_neo(layer_to_gpt_neo(layer, names, tensors.__getitem__, config), config)),
             config,
         )(neo)
     gain, bias = (tensors[f"ln_f.{part}"].float() for part in ("weight", "bias"))
@@ -178,7 +179,10 @@ def neo_report(tensors: Mapping[str, torch.Tensor], config: ModelConfig) -> dict
     )
     error = (ours - neo).abs().max().item()
     verdict = "within" if error <= NEO_TOLERANCE else "NOT within"
-    note = f"as GPT-Neo, logits differ from the trained model's by at most {error:.1e} on {T} random tokens, {verdict} {NEO_TOLERANCE:g}"
+    note = (
+        f"as GPT-Neo, logits differ from the trained model's by at most {error:.1e} on {T} random "
+        f"tokens, {verdict} {NEO_TOLERANCE:g}"
+    )
     return {
         "note": f"{note}; {NATIVE} holds the trained model itself",
         "logit_error": error,
@@ -187,7 +191,7 @@ def neo_report(tensors: Mapping[str, torch.Tensor], config: ModelConfig) -> dict
 
 
 def _layer(layer: int, tensors: Tensors, config: ModelConfig) -> Block:
-    """A layer of the model, for inference, of its tensors under their whole names."""
+    """Return a layer for inference, from tensors under their full names."""
     with torch.device("meta"):
         block = Block(config, layer)
     block.load_state_dict(
@@ -203,11 +207,11 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> GPT:
-    """The model of a run folder, of a transformers folder (GPT-1, GPT-2, GPT-Neo), or of OpenAI's
-    release of GPT-1, ready for inference; of an unfinished run its newest checkpoint's, or that of
-    `step`.
+    """Return the model of a folder in evaluation mode.
 
-    Raises InputError where files are missing or broken, or tensors do not fit the configuration.
+    The folder is a run, a transformers model (GPT-1, GPT-2 or GPT-Neo), or OpenAI's release of
+    GPT-1. An unfinished run is loaded from its newest checkpoint, or from that of `step`. Raises
+    InputError if files are missing or broken, or tensors do not fit the configuration.
     """
     return open_model(folder, step=step, device=device, dtype=dtype)[0]
 
@@ -220,10 +224,10 @@ def open_model(
     dtype: torch.dtype = torch.float32,
     events: Events = SILENT,
 ) -> tuple[GPT, ModelSource]:
-    """`load_model`, and where its weights were found.
+    """Return the model of a folder as `load_model` does, and the location of its weights.
 
-    A run that is going on may remove a checkpoint while it is read: then the newest of those there
-    are is read. One that is broken is passed over for the one before it, with a warning.
+    If a running training removes the checkpoint meanwhile, the newest remaining one is loaded. If a
+    checkpoint is broken, the one before it is loaded, with a warning.
     """
     skip: set[int] = set()
     asked = step is not None or find_model(folder).folder != Path(folder)
@@ -242,12 +246,12 @@ def open_model(
             if source.checkpoint.is_dir():
                 if asked:
                     raise
-                events.warn(f"{source.checkpoint}: {error}: reading the checkpoint before it")
+                events.warn(f"{source.checkpoint}: {error}; loading the checkpoint before it")
             skip.add(source.step)
 
 
 def assemble(state: Tensors, config: ModelConfig) -> GPT:
-    """The model of these tensors, ready for inference; a tied head need not be among them."""
+    """Return a model with these weights in evaluation mode; a tied head may be missing."""
     with torch.device("meta"):
         model = GPT(config)
     model.load_state_dict({**state, HEAD: state[EMBEDDING]} if config.tied else state, assign=True)
@@ -257,37 +261,36 @@ def assemble(state: Tensors, config: ModelConfig) -> GPT:
 
 
 def read_weights(where: Path | ModelSource) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of such a folder by the model's names, each made when its turn comes: who takes
-    some of them holds no others.
+    """Yield the weights of a folder, lazily, one tensor in memory at a time.
 
-    Of a model whose head is the embedding, the tensor may be stored under either name. Raises
-    InputError as `load_model`; of a tensor that is missing at the end.
+    A matrix shared by embedding and head may be stored under either name. Raises InputError as
+    `load_model` does; if a tensor is missing, at the end.
     """
     source = where if isinstance(where, ModelSource) else find_model(where)
     folder, config = source.folder, read_model_config(source.folder)
     if source.checkpoint is not None:
         return _checked(
-            _enough(SavedModel(source.checkpoint), config, source.checkpoint).items(),
+            _enough(CheckpointStateDict(source.checkpoint), config, source.checkpoint).items(),
             config,
             source.checkpoint,
         )
     if not (folder / CONFIG).is_file():
         return _checked(read_release(folder, config), config, folder)
-    neo = read_family(folder) == NEO
+    neo = read_model_type(folder) == NEO
     native = _read_native(folder) if neo else None
     stored = _enough(_read_tensors(folder) if native is None else native, config, folder)
     return _checked(
-        (from_neo if neo and native is None else from_stored)(_tie(stored, config, folder), config),
+        (from_gpt_neo if neo and native is None else from_hf)(_tie(stored, config, folder), config),
         config,
         folder,
     )
 
 
 def _tie(stored: Mapping[str, torch.Tensor], config: ModelConfig, where: Path) -> Tensors:
-    """The stored tensors, with one tensor for the embedding and a head tied to it.
+    """Return the stored tensors with a tied head stored once, as the embedding.
 
-    Raises InputError if the head differs from the embedding to which the configuration ties it:
-    either may be the one that was trained.
+    Raises InputError if a head differs from the embedding that it is tied to, because either may be
+    the trained one.
     """
     names = (
         EMBEDDING,
@@ -299,14 +302,15 @@ def _tie(stored: Mapping[str, torch.Tensor], config: ModelConfig, where: Path) -
     if not config.tied or HEAD not in stored:
         return dict(stored)
     rest = {name: tensor for name, tensor in stored.items() if name != HEAD}
-    # safetensors' save_model keeps one name of a shared tensor, and not always this one
+    # safetensors' save_model keeps one name of a shared tensor, which may be that of the head
     if embedding is None:
         return {names[2] if config.norm == "post" else names[0]: stored[HEAD], **rest}
     if not torch.equal(stored[HEAD], stored[embedding]):
         raise InputError(
-            f"holds a head ({HEAD}) other than its embedding, and the configuration says that they are one (tie_word_embeddings)",
+            f"the head ({HEAD}) differs from the embedding, although the configuration ties them "
+            "(tie_word_embeddings)",
             where=where,
-            hint=f'to use that head, write "tie_word_embeddings": false in {where / CONFIG}',
+            hint=f'to use this head, write "tie_word_embeddings": false into {where / CONFIG}',
         )
     return rest
 
@@ -314,12 +318,14 @@ def _tie(stored: Mapping[str, torch.Tensor], config: ModelConfig, where: Path) -
 def _enough(
     tensors: Mapping[str, torch.Tensor], config: ModelConfig, where: Path
 ) -> Mapping[str, torch.Tensor]:
-    """The same tensors. Raises InputError if they are too few, before as many modules are made as a
-    configuration says.
+    """Return the same tensors. Raises InputError if they are too few for the configuration.
+
+    This comes before any module is created, whose number the configuration determines.
     """
     if config.n_layer > len(tensors):
         raise InputError(
-            f"holds {len(tensors)} tensors, too few for the {config.n_layer:,} layers of the configuration",
+            f"{len(tensors)} tensors are too few for the {config.n_layer:,} layers of the "
+            "configuration",
             where=where,
         )
     return tensors
@@ -328,8 +334,10 @@ def _enough(
 def _checked(
     tensors: Iterable[tuple[str, torch.Tensor]], config: ModelConfig, where: Path
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors as they come. Raises InputError where one has no place in the model or the wrong
-    shape, or is missing at the end.
+    """Yield the tensors, checked against the configuration.
+
+    Raises InputError for a tensor that is unknown or has the wrong shape; if one is missing, at the
+    end.
     """
     expected = {name: tensor.shape for name, tensor in _blank(config).items()}
     missing = expected.keys() - ({HEAD} if config.tied else set())
@@ -339,10 +347,11 @@ def _checked(
             raise InputError(f"tensor {name} is stored twice, under two names", where=where)
         seen.add(name)
         if name not in expected:
-            raise InputError(f"tensor {name} has no place in this model", where=where)
+            raise InputError(f"tensor {name} is not part of this model", where=where)
         if tensor.shape != expected[name]:
             raise InputError(
-                f"tensor {name} is {list(tensor.shape)}, the configuration says {list(expected[name])}",
+                f"tensor {name} has the shape {list(tensor.shape)}; the configuration requires "
+                f"{list(expected[name])}",
                 where=where,
             )
         missing.discard(name)
@@ -352,9 +361,7 @@ def _checked(
 
 
 def _read_native(folder: Path) -> Tensors | None:
-    """The trained model beside its GPT-Neo twin; None where there is none, or the twin has been
-    replaced since.
-    """
+    """Return the exact weights of a banded model, or None if they do not match its GPT-Neo file."""
     from safetensors import SafetensorError
 
     if not (folder / NATIVE).is_file() or not (folder / WEIGHTS).is_file():
@@ -363,24 +370,24 @@ def _read_native(folder: Path) -> Tensors | None:
         with open_tensors(folder / NATIVE) as file:
             twin = (file.metadata() or {}).get(TWIN)
     except SafetensorError as error:
-        raise unreadable(folder / NATIVE, error) from None
+        raise unreadable_error(folder / NATIVE, error) from None
     return _read_file(folder, NATIVE) if twin == sha256(folder / WEIGHTS) else None
 
 
 def _read_tensors(folder: Path) -> Tensors:
-    """All tensors of model.safetensors, or of the files its index names."""
+    """Return all tensors of model.safetensors, or of the files that its index names."""
     index = folder / WEIGHTS_INDEX
     files = [WEIGHTS]
     if not (folder / WEIGHTS).is_file():
         if not index.is_file():
-            raise no_weights(folder)
+            raise no_weights_error(folder)
         files = _indexed(index)
     tensors: Tensors = {}
     for file in files:
         found = _read_file(folder, file)
         if twice := sorted(found.keys() & tensors.keys()):
             raise InputError(
-                f"tensor {twice[0]} is in another of the files too",
+                f"tensor {twice[0]} is also in another file of the index",
                 where=folder / file,
                 hint="download or copy them again",
             )
@@ -389,8 +396,9 @@ def _read_tensors(folder: Path) -> Tensors:
 
 
 def _indexed(index: Path) -> list[str]:
-    """The files that an index of weights names. Raises InputError if they are not files of its
-    folder.
+    """Return the files that an index of weights names.
+
+    Raises InputError if they are not files of its folder.
     """
     table = read_json(index)
     named = table.get("weight_map") if isinstance(table, dict) else None
@@ -400,12 +408,14 @@ def _indexed(index: Path) -> list[str]:
         else set()
     )
     if not files or any(Path(file).name != file for file in files):
-        raise InputError("the index names no files of this folder", where=index)
+        raise InputError("the index does not name files of this folder", where=index)
     return sorted(files)
 
 
 def _read_file(folder: Path, file: str) -> Tensors:
-    """Each tensor of a file, mapped for itself: of what is copied from it, memory holds one at a
+    """Return the tensors of a file, each memory-mapped separately.
+
+    Each mapping can be released on its own, so that a conversion has one tensor in memory at a
     time.
     """
     from safetensors import SafetensorError
@@ -420,9 +430,9 @@ def _read_file(folder: Path, file: str) -> Tensors:
         return tensors
     except FileNotFoundError:
         raise InputError(
-            f"no {file} here, which the weights' index names",
+            f"{file}, which the index names, is missing",
             where=folder,
             hint="download or copy it again",
         ) from None
     except (SafetensorError, ValueError) as error:
-        raise unreadable(folder / file, error) from None
+        raise unreadable_error(folder / file, error) from None

@@ -1,7 +1,6 @@
-"""Where the weights of a model folder are: in the finished model, or in a checkpoint of a run that
-stopped or is still going on.
+"""Location of a model's weights, in a finished model or a checkpoint, and names of a run's files.
 
-    runs/x                             model.safetensors if it is there, else the newest checkpoint
+    runs/x                             model.safetensors if it exists, else the newest checkpoint
     runs/x, step 1200                  runs/x/checkpoints/step-00001200
     runs/x/checkpoints/step-00001200   the same
     a transformers folder              its own files
@@ -21,49 +20,49 @@ from gptcli.errors import InputError, UsageError
 from gptcli.files import read_json, read_toml
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-# a checkpoint's weights for transformers, which WEIGHTS_INDEX names until WEIGHTS is there
 UNFINISHED = "unfinished.safetensors"
+"""Weights of a checkpoint for transformers, which WEIGHTS_INDEX names until WEIGHTS exists."""
 CHECKPOINTS, STATE, INDEX = "checkpoints", "state.json", "index.json"
-MODEL = "model"  # how the names of a checkpoint's files of weights begin
-# the other files of a run folder
+MODEL = "model"
+"""Prefix of the names of weight files in a checkpoint."""
+# other files of a run folder
 RUN_TOML, METRICS, SAMPLES = "run.toml", "metrics.jsonl", "samples.jsonl"
 REPORT, TRACE = "report.html", "trace.json"
 LR_RANGE, LR_RANGE_REPORT = "lr_range.jsonl", "lr_range.html"
-INIT = "init"  # folder of the model that an unfinished run started from
+INIT = "init"
+"""Folder of the model from which an unfinished run was initialized."""
 FINETUNE_REPORT, CLASSIFIER = "finetune.json", "classifier.safetensors"
 STEP = re.compile(r"step-(\d{8,})")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where a model is read from."""
+    """Location of a model's files."""
 
     folder: Path
-    """Holds the configuration and the tokenizer, and the weights too if there is no
-    `checkpoint`.
-    """
+    """Folder of configuration and tokenizer, and of the weights if there is no `checkpoint`."""
     checkpoint: Path | None = None
-    """The checkpoint folder that holds the weights."""
+    """Checkpoint folder that contains the weights."""
     step: int | None = None
-    """The training step of the weights; None for a finished model."""
+    """Training step of the weights; None for a finished model."""
     digest: str | None = None
-    """A fingerprint of the checkpoint's weights, once it has been read."""
+    """Fingerprint of the checkpoint's weights, set when it is loaded."""
 
     def __str__(self) -> str:
         if self.step is None:
             return str(self.folder)
-        unfinished = "" if (self.folder / WEIGHTS).is_file() else ", a run that is not finished"
+        unfinished = "" if (self.folder / WEIGHTS).is_file() else ", an unfinished run"
         return f"step {self.step:,} of {self.folder}{unfinished}"
 
 
 def find_model(
     folder: str | Path, step: int | None = None, *, skip: Collection[int] = ()
 ) -> ModelSource:
-    """Find the weights of a model folder; `step` asks for a checkpoint, and `skip` names steps
-    whose checkpoints cannot be read.
+    """Return the location of the weights of a model folder.
 
-    Nothing but names is looked at: a folder that is no model passes here, and is refused by whoever
-    reads it. Raises InputError for a checkpoint that is not there, and for a run that has none yet.
+    `step` selects a checkpoint; `skip` lists steps whose checkpoints are unreadable. Only names are
+    examined, so that a folder without a model is rejected only when it is loaded. Raises InputError
+    if the checkpoint does not exist, or the run has none yet.
     """
     folder = Path(folder)
     whole_path = folder if folder.name else folder.absolute()
@@ -76,9 +75,7 @@ def find_model(
     found = step_folders(folder)
     if step is not None:
         if step not in found:
-            raise InputError(
-                f"no checkpoint of step {step:,} here", where=folder, hint=_listed(found)
-            )
+            raise InputError(f"no checkpoint of step {step:,}", where=folder, hint=_listed(found))
         return ModelSource(folder, found[step], step)
     if (folder / WEIGHTS).is_file():
         return ModelSource(folder)
@@ -86,15 +83,15 @@ def find_model(
         return ModelSource(folder, found[max(left)], max(left))
     if found:
         raise InputError(
-            "no checkpoint here can be read",
+            "no checkpoint can be read",
             where=folder / CHECKPOINTS,
-            hint="gpt train --resume says what is wrong",
+            hint="gpt train --resume reports what is wrong with each",
         )
     if (folder / WEIGHTS_INDEX).is_file():
         return ModelSource(folder, step=_copied_step(folder))
     if (folder / RUN_TOML).is_file():
         raise InputError(
-            "the run has no checkpoint yet, and so no weights to read",
+            "the run has no checkpoint yet, and therefore no weights",
             where=folder,
             hint=_first_checkpoint(folder),
         )
@@ -102,7 +99,7 @@ def find_model(
 
 
 def step_folders(run: Path) -> dict[int, Path]:
-    """The checkpoints of a run folder by step."""
+    """Return the checkpoint folders of a run by step."""
     found = (
         (STEP.fullmatch(folder.name), folder) for folder in (Path(run) / CHECKPOINTS).glob("step-*")
     )
@@ -110,8 +107,9 @@ def step_folders(run: Path) -> dict[int, Path]:
 
 
 def checkpoint_digest(checkpoint: Path) -> str:
-    """A fingerprint of a checkpoint's weights, by the checksums that it lists. Raises InputError if
-    they cannot be read.
+    """Return a fingerprint of a checkpoint's weights, from the checksums in its state.
+
+    Raises InputError if the state cannot be read.
     """
     try:
         digests = read_json(checkpoint / STATE)["sha256"]
@@ -126,9 +124,7 @@ def checkpoint_digest(checkpoint: Path) -> str:
 
 
 def _copied_step(folder: Path) -> int | None:
-    """The step of an unfinished run's copy for transformers, if that is what the folder's index
-    names.
-    """
+    """Return the step of UNFINISHED if the folder's index names it, else None."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -138,27 +134,29 @@ def _copied_step(folder: Path) -> int | None:
         with safe_open(folder / UNFINISHED, "np") as file:
             return int((file.metadata() or {})["step"])
     except (AttributeError, KeyError, TypeError, ValueError, InputError, OSError, SafetensorError):
-        return None  # what is wrong with it is said by whoever reads the weights
+        return None  # reported when the weights are loaded
 
 
 def _listed(found: Collection[int]) -> str:
     if not found:
-        return "there are no checkpoints here"
+        return "there are no checkpoints"
     *steps, last = (f"{step:,}" for step in sorted(found))
     return (
-        f"there are those of steps {', '.join(steps)} and {last}"
+        f"there are checkpoints of steps {', '.join(steps)} and {last}"
         if steps
-        else f"there is that of step {last}"
+        else f"there is a checkpoint of step {last}"
     )
 
 
 def _first_checkpoint(folder: Path) -> str:
-    """When it comes, as far as run.toml says."""
+    """Return a hint that says when the first checkpoint is due, if run.toml tells."""
     try:
         every = read_toml(folder / RUN_TOML).get("checkpoint_every")
     except InputError:
         every = None
     when = (
-        f"the first comes after step {every:,}" if isinstance(every, int) else "wait for the first"
+        f"the first one is due after step {every:,}"
+        if isinstance(every, int)
+        else "wait for the first one"
     )
-    return f"{when}; a run that was stopped goes on with gpt train --resume --out {folder}"
+    return f"{when}; if the run was stopped, continue it with gpt train --resume --out {folder}"

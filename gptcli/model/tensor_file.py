@@ -1,8 +1,7 @@
-"""safetensors files, written tensor by tensor: no second copy of a model in memory, and its
-checksum in the same pass.
+"""safetensors files, written one tensor at a time, with their checksum in the same pass.
 
-The format: the header's length as 8 little-endian bytes, the header as JSON filled up to whole
-words, the tensors' bytes.
+Format: the length of the header as 8 little-endian bytes, the header as JSON, padded to a multiple
+of 8 bytes, and the data of the tensors.
 """
 
 from __future__ import annotations
@@ -29,14 +28,18 @@ DTYPES = {
     torch.int64: "I64",
     torch.int32: "I32",
 }
-MAX_HEADER = 100_000_000  # bytes, as safetensors itself limits it
-# bytes hashed and written at a time: a core's cache holds them, and of larger writes a kernel can
-# make much work
-BLOCK = 1 << 19
+MAX_HEADER_BYTES = 100_000_000
+"""Largest header that safetensors accepts."""
+BLOCK_BYTES = 1 << 19
+"""Bytes hashed and written at a time: they fit into a core's cache, and larger writes are slower on
+some kernels."""
 
 
 class Writable(Protocol):
-    def write(self, data: memoryview, /) -> object: ...
+    """File that bytes can be written to."""
+
+    def write(self, data: memoryview, /) -> object:
+        """Write all of `data`."""
 
 
 def write_tensors(
@@ -45,8 +48,11 @@ def write_tensors(
     tensors: Iterable[torch.Tensor],
     metadata: Mapping[str, str] | None = None,
 ) -> str:
-    """Write `tensors`, one after the other as they come, under the names, with the types and
-    shapes, of `like`, which may be on the meta device; returns the SHA-256 of all of it."""
+    """Write `tensors` one by one and return the SHA-256 of the file.
+
+    `like` contains the name, type and shape of each tensor in the same order; its tensors may be on
+    the meta device.
+    """
     header, end = {}, 0
     for name, tensor in like.items():
         begin, end = end, end + tensor.nbytes
@@ -61,8 +67,8 @@ def write_tensors(
     for data in chain(
         map(memoryview, (len(text).to_bytes(8, "little"), text)), map(_bytes, tensors)
     ):
-        for start in range(0, len(data), BLOCK):
-            block = data[start : start + BLOCK]
+        for start in range(0, len(data), BLOCK_BYTES):
+            block = data[start : start + BLOCK_BYTES]
             digest.update(block)
             file.write(block)
     return digest.hexdigest()
@@ -70,20 +76,22 @@ def write_tensors(
 
 @contextlib.contextmanager
 def open_tensors(path: Path) -> Iterator[safe_open]:
-    """A safetensors file, to read its tensors one by one. Raises SafetensorError if it is broken,
-    FileNotFoundError if it is missing.
+    """Open a safetensors file to read its tensors one by one.
+
+    Raises SafetensorError if it is broken, FileNotFoundError if it is missing.
     """
     with contextlib.ExitStack() as stack:
         name = str(path)
-        # safetensors takes names in UTF-8 alone
+        # safetensors only opens names in UTF-8
         if os.fsencode(name) != name.encode("utf-8", "replace"):
             name = f"/proc/self/fd/{stack.enter_context(open(path, 'rb')).fileno()}"
         yield stack.enter_context(safe_open(name, "pt"))
 
 
-def unreadable(path: Path, reason: object) -> InputError:
-    """The error for a file that safetensors refuses for `reason`: cut short, another kind of file,
-    or damaged.
+def unreadable_error(path: Path, reason: object) -> InputError:
+    """Return the error for a file that safetensors rejects with `reason`.
+
+    It tells truncated files, other kinds of files and damaged ones apart.
     """
     size, again = path.stat().st_size, "download or copy it again"
     with open(path, "rb") as file:
@@ -97,31 +105,31 @@ def unreadable(path: Path, reason: object) -> InputError:
             )
         if head.lstrip().startswith(b"<"):
             return InputError(
-                "is a web page, not weights: the download went wrong", where=path, hint=again
+                "is a web page, not weights; the download failed", where=path, hint=again
             )
         if head.startswith((b"PK\x03\x04", b"\x80\x02")):
             return InputError(
-                "is a pickle by another name, which is never read",
+                "is a pickle with another extension; pickles are never loaded",
                 where=path,
                 hint="convert it to safetensors",
             )
         if size < 8:
             return InputError(
-                f"the file is cut short: it holds {size} bytes, not even a header",
+                f"the file is cut short: it has {size} bytes, less than a header",
                 where=path,
                 hint=again,
             )
-        if length > MAX_HEADER:
+        if length > MAX_HEADER_BYTES:
             return InputError(
                 "not a safetensors file",
                 where=path,
-                hint="gpt reads weights in safetensors files alone",
+                hint="convert the weights to safetensors, the only supported format",
             )
         file.seek(8)
         text = file.read(length)
     if len(text) < length:
         return InputError(
-            f"the file is cut short: {size:,} bytes, and its header alone is {8 + length:,}",
+            f"the file is cut short: it has {size:,} bytes, and its header alone {8 + length:,}",
             where=path,
             hint=again,
         )
@@ -134,11 +142,11 @@ def unreadable(path: Path, reason: object) -> InputError:
         whole = 8 + length + max(ends, default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return InputError(
-            "not a readable safetensors file: its header is damaged", where=path, hint=again
+            "not a readable safetensors file: the header is damaged", where=path, hint=again
         )
     if size < whole:
         return InputError(
-            f"the file is cut short: {size:,} bytes, and its header says {whole:,}",
+            f"the file is cut short: it has {size:,} bytes, and its header declares {whole:,}",
             where=path,
             hint=again,
         )

@@ -1,10 +1,18 @@
 """The decoder of GPT-1, GPT-2 and GPT-3.
 
-What a reader of the 2017 transformer should look for: LayerNorm before each sub-block and once more
-after the last (GPT-2, section 2.3; GPT-1 has it after each residual sum, as in 2017), learned
-positions, GELU in its tanh form, biases everywhere, the output head tied to the token embedding,
-residual projections started smaller by 1/sqrt(2·n_layer), and, for GPT-3, every second layer
-attending within a band.
+Differences from the transformer of 2017: LayerNorm before each sub-block and once after the last
+layer (GPT-2, section 2.3; GPT-1 applies it after each residual sum, as in 2017), learned positions,
+GELU in its tanh form, biases everywhere, the output head tied to the token embedding, residual
+projections initialized smaller by 1/sqrt(2·n_layer), and, for GPT-3, locally banded attention in
+every second layer.
+
+The model runs without anything else of this package. Three attributes are the seam at which other
+code replaces a computation by a faster one with the same signature; `gptcli.kernels.install` does
+so for CPUs, and the trainer for compiled and distributed losses:
+
+    Attention.attention_fn   (qkv_BTH3D, *, band, dropout) -> (B, T, H, D)
+    Block.block_fn           (block, x_BTC, cache, documents_BT) -> (B, T, C)
+    GPT.head_loss            (x_NC, weight_VC, target_N) -> summed loss
 
 Shapes: B batch, T positions, C d_model, H heads, D d_head, V vocabulary.
 """
@@ -13,66 +21,78 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from gptcli.model.attention import attend, causal_mask, self_attend
+from gptcli.model.attention import attention, attention_packed, causal_mask
 from gptcli.model.config import NORM_EPS, ModelConfig
-from gptcli.model.kv_cache import FreshRows, KVCache
+from gptcli.model.kv_cache import KVCache, PrefillView
 from gptcli.model.loss import next_token_loss
+
+Cache = KVCache | PrefillView
 
 
 class Attention(nn.Module):
+    """Multi-head causal self-attention of one layer, dense or banded."""
+
+    attention_fn: Callable[..., torch.Tensor] = staticmethod(attention_packed)
+
     def __init__(self, config: ModelConfig, layer: int) -> None:
+        """Create the projections of layer `layer` (from 0)."""
         super().__init__()
         self.layer = layer
         self.d_head = config.d_head
         self.band = config.band_of(layer)
         self.dropout = config.dropout
-        # head after head, each its q | k | v: whole heads stand together
+        # rows ordered (H, 3, D): a slice of them is a set of whole heads
         self.c_attn = nn.Linear(config.d_model, 3 * config.d_model)
         self.c_proj = nn.Linear(config.d_model, config.d_model)
 
     def forward(
         self,
         x_BTC: torch.Tensor,
-        cache: KVCache | FreshRows | None = None,
+        cache: Cache | None = None,
         documents_BT: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return self.c_proj(self.heads(x_BTC, cache, documents_BT))
-
-    def heads(
-        self,
-        x_BTC: torch.Tensor,
-        cache: KVCache | FreshRows | None = None,
-        documents_BT: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """What the heads found, side by side: (B, T, H·D), before the projection."""
+        """Return the sub-block's output, (B, T, C)."""
         B, T, _ = x_BTC.shape
         qkv_BTH3D = self.c_attn(x_BTC).view(B, T, -1, 3, self.d_head)
+        return self.c_proj(self.multi_head(qkv_BTH3D, cache, documents_BT))
+
+    def multi_head(
+        self,
+        qkv_BTH3D: torch.Tensor,
+        cache: Cache | None = None,
+        documents_BT: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the concatenated outputs of all heads, (B, T, H·D)."""
+        B, T = qkv_BTH3D.shape[:2]
         dropout = self.dropout if self.training else 0.0
         q, k, v = qkv_BTH3D.transpose(1, 2).unbind(3)  # each (B, H, T, D)
-        if isinstance(cache, FreshRows):
+        if isinstance(cache, PrefillView):
             cache.store(self.layer, k, v)
         if isinstance(cache, KVCache):
-            k, v = cache.extend(self.layer, k, v)
-            seen = cache.seen(T, self.band)
+            k, v = cache.update(self.layer, k, v)
+            mask = cache.attn_mask(T, self.band)
         elif documents_BT is not None:
             same_B1TT = documents_BT[:, None, :, None] == documents_BT[:, None, None, :]
-            seen = causal_mask(T, T, self.band, x_BTC.device) & same_B1TT
+            mask = causal_mask(T, T, self.band, qkv_BTH3D.device) & same_B1TT
         else:
-            return self_attend(qkv_BTH3D, band=self.band, dropout=dropout).reshape(B, T, -1)
-        y_BHTD = attend(q, k, v, band=self.band, dropout=dropout, seen=seen)
+            y_BTHD = self.attention_fn(qkv_BTH3D, band=self.band, dropout=dropout)
+            return y_BTHD.reshape(B, T, -1)
+        y_BHTD = attention(q, k, v, band=self.band, dropout=dropout, attn_mask=mask)
         return y_BHTD.transpose(1, 2).reshape(B, T, -1)
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
-    """GELU in its tanh form (Hendrycks and Gimpel 2016): x/2·(1 + tanh(u)) with u = sqrt(2/pi)·(x +
-    0.044715·x³).
+    """Return GELU in its tanh form (Hendrycks and Gimpel 2016).
+
+    x/2·(1 + tanh(u)) with u = sqrt(2/pi)·(x + 0.044715·x³).
     """
-    # the same function as x·sigmoid(2u): compiled, an exponential takes half the time of a tanh
+    # x·sigmoid(2u) is the same function; compiled, an exponential takes half the time of a tanh
     if torch.compiler.is_compiling():
         x32 = x.float()
         return (
@@ -82,17 +102,40 @@ def gelu(x: torch.Tensor) -> torch.Tensor:
 
 
 class MLP(nn.Module):
+    """Position-wise feed-forward sub-block with a hidden layer of d_ff = 4·d_model."""
+
     def __init__(self, config: ModelConfig) -> None:
+        """Create both linear layers."""
         super().__init__()
         self.c_fc = nn.Linear(config.d_model, config.d_ff)
         self.c_proj = nn.Linear(config.d_ff, config.d_model)
 
     def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
+        """Return the sub-block's output, (B, T, C)."""
         return self.c_proj(gelu(self.c_fc(x_BTC)))
 
 
+def block_forward(
+    block: Block,
+    x_BTC: torch.Tensor,
+    cache: Cache | None = None,
+    documents_BT: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the residual stream after one layer, pre-norm (GPT-2) or post-norm (GPT-1)."""
+    if block.post_norm:
+        x_BTC = block.ln_1(x_BTC + block.drop(block.attn(x_BTC, cache, documents_BT)))
+        return block.ln_2(x_BTC + block.drop(block.mlp(x_BTC)))
+    x_BTC = x_BTC + block.drop(block.attn(block.ln_1(x_BTC), cache, documents_BT))
+    return x_BTC + block.drop(block.mlp(block.ln_2(x_BTC)))
+
+
 class Block(nn.Module):
+    """One layer: attention and MLP, each with LayerNorm, dropout and a residual connection."""
+
+    block_fn: Callable[..., torch.Tensor] = staticmethod(block_forward)
+
     def __init__(self, config: ModelConfig, layer: int) -> None:
+        """Create layer `layer` (from 0)."""
         super().__init__()
         self.post_norm = config.norm == "post"
         self.ln_1 = nn.LayerNorm(config.d_model, eps=NORM_EPS)
@@ -104,29 +147,26 @@ class Block(nn.Module):
     def forward(
         self,
         x_BTC: torch.Tensor,
-        cache: KVCache | FreshRows | None = None,
+        cache: Cache | None = None,
         documents_BT: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        if self.post_norm:
-            x_BTC = self.ln_1(x_BTC + self.drop(self.attn(x_BTC, cache, documents_BT)))
-            return self.ln_2(x_BTC + self.drop(self.mlp(x_BTC)))
-        x_BTC = x_BTC + self.drop(self.attn(self.ln_1(x_BTC), cache, documents_BT))
-        return x_BTC + self.drop(self.mlp(self.ln_2(x_BTC)))
+        """Return the residual stream after this layer, (B, T, C)."""
+        return self.block_fn(self, x_BTC, cache, documents_BT)
 
 
 class GPT(nn.Module):
-    """The decoder, whole or pruned to a pipeline stage.
+    """Decoder-only language model with learned positions, whole or pruned to a pipeline stage.
 
-    In a stage `h` contains only its layers, under their own numbers; `wpe` is None unless it is the
-    first stage, and `ln_f` and `lm_head` are None unless it is the last.
+    In a stage, `h` contains only its layers, under their own numbers; `wpe` is None except in the
+    first stage, and `ln_f` and `lm_head` are None except in the last.
     """
 
-    head_loss = staticmethod(next_token_loss)  # a seam: the trainer may put a compiled form here
-    # a seam: where the trainer puts it, attention does not cross end-of-text, which begins a
-    # document
+    head_loss: Callable[..., torch.Tensor] = staticmethod(next_token_loss)
     eot_id: int | None = None
+    """End-of-text token; if set, attention does not cross document boundaries."""
 
     def __init__(self, config: ModelConfig) -> None:
+        """Create the model of `config` with PyTorch's own initialization (see `init_weights`)."""
         super().__init__()
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.d_model)
@@ -146,9 +186,10 @@ class GPT(nn.Module):
         target_BT: torch.Tensor | None = None,
         documents_BT: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return logits (B, T, V) or, given targets, the summed next-token loss in nats (see
-        `next_token_loss`). A pipeline stage takes the residual stream (B, T, C) in place of tokens
-        unless it is the first, and returns it unless it is the last.
+        """Return logits (B, T, V), or with targets the summed loss in nats (`next_token_loss`).
+
+        A pipeline stage takes the residual stream (B, T, C) in place of tokens unless it is the
+        first, and returns it unless it is the last.
         """
         x_BTC = self.hidden(idx_BT, documents_BT=documents_BT)
         if self.lm_head is None:
@@ -160,12 +201,13 @@ class GPT(nn.Module):
     def hidden(
         self,
         idx_BT: torch.Tensor,
-        cache: KVCache | FreshRows | None = None,
+        cache: Cache | None = None,
         documents_BT: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return what the head reads, (B, T, C). With a cache, the tokens continue the positions it
-        is placed at. `documents_BT` numbers each token's document, as `document_ids` does, which is
-        its default if `eot_id` is set.
+        """Return the input of the output head, (B, T, C); tokens continue the rows of `cache`.
+
+        `documents_BT` contains the number of each token's document; by default it is that of
+        `document_ids` if `eot_id` is set.
         """
         x_BTC = idx_BT
         if self.wpe is not None:
@@ -183,12 +225,13 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """GPT-2's initialisation: N(0, 0.02), positions N(0, 0.01), residual projections N(0,
-        0.02/sqrt(2·n_layer)), biases 0, gains 1; post-norm, GPT-1's: every matrix and embedding
-        N(0, 0.02).
+        """Initialize all weights as GPT-2 does, or as GPT-1 if the model is post-norm.
 
-        Every tensor draws from a generator of its own, seeded by (seed, its name), so that the
-        values depend on neither the order nor the device that creates them.
+        GPT-2: matrices and token embedding N(0, 0.02), positions N(0, 0.01), residual projections
+        N(0, 0.02/sqrt(2·n_layer)). GPT-1: all of them N(0, 0.02). Biases are 0 and gains 1.
+
+        Every tensor is drawn from its own generator, seeded by (seed, name): its values depend
+        neither on the order of initialization nor on the device.
         """
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
@@ -209,9 +252,9 @@ class GPT(nn.Module):
 
 
 def document_ids(idx_BT: torch.Tensor, eot_id: int) -> torch.Tensor:
-    """Number the document of each token within its window, (B, T) int64; end-of-text begins one.
+    """Return the number of each token's document in its window, (B, T) int64.
 
-    Positions run on through a window, as in GPT-3, and the last token of a document still predicts
-    the end-of-text that begins the next.
+    End-of-text starts a document: the last token of the one before still predicts it. Positions are
+    not reset at documents, as in GPT-3.
     """
     return (idx_BT == eot_id).cumsum(1)

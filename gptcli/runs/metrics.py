@@ -13,12 +13,15 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gptcli import strict_json
 from gptcli.errors import InputError
 from gptcli.files import atomic_write, parse_json, read_text
 from gptcli.model.source import METRICS
+
+if TYPE_CHECKING:
+    from gptcli.cost.scaling_fit import RunResult
 
 MAX_MEAN_STEPS, MIN_MEAN_STEPS = 100, 5  # of a running mean of the loss
 Line = dict[str, Any]
@@ -104,7 +107,24 @@ def read_lines(path: Path) -> list[Line]:
     return found
 
 
-def final_loss(path: Path) -> tuple[int, float]:
+def read_run_result(path: Path) -> RunResult:
+    """Read a run's parameters from config.json, and its tokens and loss from metrics.jsonl.
+
+    `path` is a run folder or its metrics.jsonl. Raises InputError.
+    """
+    from gptcli.cost.scaling_fit import RunResult
+    from gptcli.model.hf_config import read_model_config
+    from gptcli.model.not_a_model import not_a_model_error
+
+    if path.is_file() and path.suffix != ".jsonl":
+        raise not_a_model_error(path)
+    metrics = path if path.is_file() else path / METRICS
+    config = read_model_config(metrics.parent)
+    tokens, loss = _final_loss(metrics)
+    return RunResult(name=str(path), parameters=config.parameters, tokens=tokens, loss=loss)
+
+
+def _final_loss(path: Path) -> tuple[int, float]:
     """Return tokens and validation loss at the last validation of a metrics file.
 
     Without a validation, return all tokens and the running mean of the training loss. Raises

@@ -71,8 +71,8 @@ def beam_search(
         )
     window = list(prompt)[-model.config.n_ctx :]
     max_length = min(max_tokens, model.config.n_ctx - len(window) + 1)
-    engine = Engine(model, 1, room=len(window) + max_length - 1, compiled=False)
-    logits_BV = engine.read([0], [window])
+    engine = Engine(model, 1, max_len=len(window) + max_length - 1, compiled=False)
+    logits_BV = engine.prefill([0], [window])
     running: list[tuple[float, list[int], list[float]]] = [(0.0, [], [])]
     finished: list[Hypothesis] = []
     for length in range(1, max_length + 1):
@@ -105,8 +105,8 @@ def beam_search(
         ):
             break
         running = following
-        engine.keep(parents)
-        logits_BV = engine.step([tokens[-1] for _, tokens, _ in running])
+        engine.reorder(parents)
+        logits_BV = engine.decode([tokens[-1] for _, tokens, _ in running])
     return finished
 
 

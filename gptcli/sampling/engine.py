@@ -1,14 +1,15 @@
-"""A model at work on a batch of sequences: prompts read in one pass, then a token a row and pass,
-over one key-value cache.
+"""Batched inference of a model: prefill of prompts, then one token per row and pass.
 
-How it is fast, and where each way pays (measured; see tests/benchmarks/sampling.py):
-- The head is computed at the last position of each row only.
-- On a CPU a token a row goes through the model in one call (`step.py`), which reads the weights
-  where they lie. Where its kernel cannot
-  be built the pass runs as it is, over a cache that is looked at only as far as it is filled; so do
-  passes of several tokens a row.
-- On a CUDA GPU the pass is compiled and recorded as a CUDA graph, one for each REACH slots of the
-  cache, and played back.
+How it is fast (measurements: tests/benchmarks/sampling.py):
+
+- The output head is computed at the last position of each row only.
+- On a CPU, one token per row goes through the model in one call of a kernel, if there is one (see
+  `gptcli.kernels.decode_kernel`). Otherwise, and for several tokens per row, the model runs in
+  eager mode over the filled part of the cache.
+- On a CUDA GPU the pass is compiled and captured as a CUDA graph, one for each multiple of
+  GRAPH_SLOTS slots of the cache, and replayed.
+
+Shapes: B rows, T tokens, C d_model, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,107 +22,111 @@ from gptcli.errors import RunError
 from gptcli.model.kv_cache import KVCache, cache_bytes
 from gptcli.model.transformer import GPT
 from gptcli.numbers import in_bytes
-from gptcli.sampling.step import step_of
+from gptcli.optional_kernels import decode_step
 
-READ_TOKENS = 8192  # of prompts, padding counted, read in one pass
-REACH = 256  # slots by which a recorded pass looks further than the one before
+PREFILL_TOKENS = 8192
+"""Prompt tokens, including padding, in one prefill pass."""
+GRAPH_SLOTS = 256
+"""Slots of the cache by which one CUDA graph reads further than the one before."""
+WARMUP_PASSES = 3
+"""Passes before a CUDA graph is captured."""
+MAX_COMPILATIONS = 256
+"""Compilations of the decoding pass that dynamo allows before it falls back to eager mode."""
 
 
 class Engine:
-    """`rows` sequences in work at once, each at most `room` tokens long (n_ctx where not given).
-    `compiled`: on a GPU where not given.
+    """Inference engine for `rows` sequences at once, each up to `max_len` tokens (default n_ctx).
 
-    `lengths` says how far each row is read; setting an entry lower forgets what lies beyond. Raises
-    RunError where the cache cannot fit into memory.
+    `lengths` contains the number of positions in each row; a lower value discards the positions
+    after it. `compiled` defaults to True on a GPU. Raises RunError if the cache does not fit into
+    memory.
     """
 
     def __init__(
-        self, model: GPT, rows: int, *, room: int | None = None, compiled: bool | None = None
+        self, model: GPT, rows: int, *, max_len: int | None = None, compiled: bool | None = None
     ) -> None:
+        """Allocate the cache."""
         weight = model.wte.weight
         self.model, self.device = model, weight.device
-        self.room = min(room or model.config.n_ctx, model.config.n_ctx)
-        require_memory(
-            cache_bytes(model.config, rows, self.room, weight.dtype), rows, self.room, self.device
-        )
-        self.cache = KVCache(model.config, rows, self.device, weight.dtype, self.room)
+        self.max_len = min(max_len or model.config.n_ctx, model.config.n_ctx)
+        size = cache_bytes(model.config, rows, self.max_len, weight.dtype)
+        require_memory(size, rows, self.max_len, self.device)
+        self.cache = KVCache(model.config, rows, self.device, weight.dtype, self.max_len)
         self.lengths = [0] * rows
         if compiled is None:
             compiled = self.device.type == "cuda"
-        self._compiled = _Compiled(model, self.cache) if compiled else None
-        self._step = None if compiled else step_of(model)
+        self._compiled = _CompiledPass(model, self.cache) if compiled else None
+        self._step = None if compiled else decode_step(model)
 
     @property
     def fixed(self) -> bool:
-        """The number of rows cannot change: the pass is compiled for it."""
+        """True if the number of rows cannot change, because the pass is compiled for it."""
         return self._compiled is not None
 
     @property
     def rows(self) -> int:
+        """Number of rows."""
         return len(self.lengths)
 
     @torch.inference_mode()
-    def read(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Read a prompt of 1 to `room` tokens into each of `rows`, from position 0; returns the
-        logits after each, (len(rows), V).
-        """
-        # like lengths together: little padding
-        order = sorted(range(len(rows)), key=lambda i: len(prompts[i]), reverse=True)
-        parts: list[torch.Tensor] = []
-        while (first := len(parts)) < len(order):
-            some = order[first : first + max(1, READ_TOKENS // len(prompts[order[first]]))]
-            parts.extend(self._read([rows[i] for i in some], [prompts[i] for i in some]))
-        logits = torch.stack(parts)
-        return logits[torch.tensor(order).argsort().to(self.device)]
+    def prefill(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Process one prompt in each of `rows`, from position 0; return the logits after each.
 
-    def _read(self, rows: list[int], prompts: list[Sequence[int]]) -> torch.Tensor:
+        Prompts have 1 to `max_len` tokens. The result is (len(rows), V).
+        """
+        # sorted by length, so that a pass has little padding
+        order = sorted(range(len(rows)), key=lambda i: len(prompts[i]), reverse=True)
+        logits: list[torch.Tensor] = []
+        while (first := len(logits)) < len(order):
+            count = max(1, PREFILL_TOKENS // len(prompts[order[first]]))
+            chosen = order[first : first + count]
+            logits.extend(self._prefill([rows[i] for i in chosen], [prompts[i] for i in chosen]))
+        return torch.stack(logits)[torch.tensor(order).argsort().to(self.device)]
+
+    def _prefill(self, rows: list[int], prompts: list[Sequence[int]]) -> torch.Tensor:
+        """Process the prompts in one pass, padded on the right."""
         idx_BT = torch.zeros(len(rows), max(map(len, prompts)), dtype=torch.int64)
         for padded_T, prompt in zip(idx_BT, prompts, strict=True):
             padded_T[: len(prompt)] = torch.tensor(prompt)
         last_B = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
-        x_BTC = self.model.hidden(idx_BT.to(self.device), self.cache.fresh(rows))
+        x_BTC = self.model.hidden(idx_BT.to(self.device), self.cache.prefill_view(rows))
         for row, prompt in zip(rows, prompts, strict=True):
             self.lengths[row] = len(prompt)
         return self.model.lm_head(x_BTC[torch.arange(len(rows), device=self.device), last_B])
 
     @torch.inference_mode()
-    def step(self, tokens: Sequence[int]) -> torch.Tensor:
-        """Read one token into every row; returns the logits after it, (B, V), good until the next
-        step.
+    def decode(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Append one token to every row; return the logits after it, (B, V).
+
+        The result may be overwritten by the next call.
         """
         if self._compiled is not None:
-            logits_BV = self._compiled.step(tokens, self.lengths, self.room)
+            logits_BV = self._compiled(tokens, self.lengths, self.max_len)
         elif self._step is not None:
             logits_BV = self._step(tokens, self.cache, self.lengths)
         else:
-            return self.extend([[token] for token in tokens], last=1)[:, 0]
+            return self.append([[token] for token in tokens], last=1)[:, 0]
         self.lengths = [length + 1 for length in self.lengths]
         return logits_BV
 
     @torch.inference_mode()
-    def extend(self, tokens: Sequence[Sequence[int]], *, last: int) -> torch.Tensor:
-        """Read T tokens into every row after what it holds; returns the logits after each of the
-        `last` ones, (B, last, V).
-        """
+    def append(self, tokens: Sequence[Sequence[int]], *, last: int) -> torch.Tensor:
+        """Append T tokens to every row; return the logits after the `last` ones, (B, last, V)."""
         T = len(tokens[0])
-        self.cache.place(self.lengths, T)
+        self.cache.set_positions(self.lengths, T)
         x_BTC = self.model.hidden(torch.tensor(tokens, device=self.device), self.cache)
         self.lengths = [length + T for length in self.lengths]
         return self.model.lm_head(x_BTC[:, -last:])
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Row i becomes a copy of what row rows[i] was; where the engine is not `fixed` there may
-        be fewer rows or more than before.
-        """
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Make row i a copy of row `rows[i]`; unless `fixed`, the number of rows may change."""
         if list(rows) != list(range(self.rows)):
-            self.cache.keep(rows)
+            self.cache.reorder(rows)
             self.lengths = [self.lengths[row] for row in rows]
 
 
-class _Compiled:
-    """One decoding pass, compiled; on a GPU also recorded as CUDA graphs, one for each reach, and
-    played back.
-    """
+class _CompiledPass:
+    """Compiled decoding pass; on a GPU, captured as a CUDA graph for each visible length."""
 
     def __init__(self, model: GPT, cache: KVCache) -> None:
         self.cache = cache
@@ -131,31 +136,33 @@ class _Compiled:
         def forward(idx_B1: torch.Tensor) -> torch.Tensor:
             return model.lm_head(model.hidden(idx_B1, cache)[:, -1])
 
-        # Each engine and each reach is a compilation of its own of this one function; beyond the
-        # limit it would silently run as it is.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
+        # each engine and each visible length compiles this function again
+        config = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, MAX_COMPILATIONS)
         self.forward = torch.compile(forward, dynamic=False)
 
-    def step(self, tokens: Sequence[int], lengths: Sequence[int], room: int) -> torch.Tensor:
-        reach = min(room, -(-(max(lengths) + 1) // REACH) * REACH)
-        self.cache.place(lengths, 1, reach)
+    def __call__(self, tokens: Sequence[int], lengths: Sequence[int], max_len: int) -> torch.Tensor:
+        """Append one token to every row; return the logits after it, (B, V)."""
+        visible_len = min(max_len, -(-(max(lengths) + 1) // GRAPH_SLOTS) * GRAPH_SLOTS)
+        self.cache.set_positions(lengths, 1, visible_len)
         self.idx_B1.copy_(torch.tensor(tokens)[:, None])
         if self.idx_B1.device.type != "cuda":
             return self.forward(self.idx_B1)
-        if reach not in self.graphs:
-            self.graphs[reach] = self._record()
-        graph, logits_BV = self.graphs[reach]
+        if visible_len not in self.graphs:
+            self.graphs[visible_len] = self._capture()
+        graph, logits_BV = self.graphs[visible_len]
         graph.replay()
         return logits_BV
 
-    def _record(self) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
-        """Warm up on a stream of its own, as recording asks for, then record. Every pass writes the
-        same slots with the same values.
+    def _capture(self) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+        """Warm up on a side stream, as capturing requires, then capture the pass.
+
+        Every pass writes the same values into the same slots.
         """
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(3):
+            for _ in range(WARMUP_PASSES):
                 self.forward(self.idx_B1)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
@@ -164,18 +171,19 @@ class _Compiled:
         return graph, logits_BV
 
 
-def require_memory(size: int, rows: int, room: int, device: torch.device) -> None:
-    """Raise RunError where `size` bytes of cache are more than what is free on `device`."""
+def require_memory(size: int, rows: int, max_len: int, device: torch.device) -> None:
+    """Raise RunError if a cache of `size` bytes does not fit into the free memory of `device`."""
     free = free_memory(device)
     if free is not None and size > free:
         raise RunError(
-            f"the cache of {rows:,} sequences of {room:,} tokens takes {in_bytes(size)}, and {in_bytes(free)} are free",
-            hint="fewer at once (--batch-size), shorter (--max-tokens), or --precision bf16",
+            f"the cache of {rows:,} sequences of {max_len:,} tokens needs {in_bytes(size)}, and "
+            f"{in_bytes(free)} are free",
+            hint="lower --batch-size or --max-tokens, or use --precision bf16",
         )
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be taken on `device`; None where the machine does not say."""
+    """Return the free memory of `device` in bytes, or None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:

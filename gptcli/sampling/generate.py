@@ -172,7 +172,7 @@ def generate_sequences(
     slots: list[TokenSequence | None] = list(itertools.islice(source, batch_size))
     if not slots:
         return
-    engine = engine or Engine(model, len(slots), room=max_len, compiled=compiled)
+    engine = engine or Engine(model, len(slots), max_len=max_len, compiled=compiled)
     windows = [sequence.prompt[-n_ctx:] for sequence in slots if sequence]
     to_prefill = set(range(len(slots)))  # slots to read from position 0; the others decode
     for _ in range(engine.rows - len(slots)):
@@ -185,12 +185,12 @@ def generate_sequences(
                 to_prefill.add(slot)
         active = sorted(to_prefill) or [slot for slot, sequence in enumerate(slots) if sequence]
         if to_prefill:
-            logits_BV = engine.read(active, [windows[slot] for slot in active])
+            logits_BV = engine.prefill(active, [windows[slot] for slot in active])
         else:
             for slot, sequence in enumerate(slots):
                 if sequence is None:
                     engine.lengths[slot] = 0  # an empty slot would otherwise outgrow the cache
-            logits_BV = engine.step([window[-1] for window in windows])
+            logits_BV = engine.decode([window[-1] for window in windows])
             if len(active) < engine.rows:
                 logits_BV = logits_BV[active]
         to_prefill.clear()
@@ -210,7 +210,7 @@ def generate_sequences(
                 to_prefill.add(slot)
         if any(slots) and not all(slots) and not engine.fixed:
             kept = [slot for slot, sequence in enumerate(slots) if sequence]
-            engine.keep(kept)
+            engine.reorder(kept)
             slots, windows = [slots[slot] for slot in kept], [windows[slot] for slot in kept]
             to_prefill = {kept.index(slot) for slot in to_prefill}
 

@@ -10,13 +10,13 @@ import torch
 
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.events import SILENT, Events
-from gptcli.model.first_use import keep_freed_memory, settle_math
 from gptcli.model.hf_config import is_padded
-from gptcli.model.not_a_model import explain
+from gptcli.model.not_a_model import not_a_model_error
 from gptcli.model.safetensors_io import open_model
 from gptcli.model.source import FINETUNE_REPORT, RUN_TOML, ModelSource, find_model
 from gptcli.model.transformer import GPT
-from gptcli.sampling.quantize import read_in_place
+from gptcli.runtime import disable_malloc_trim, warm_up_vector_math
+from gptcli.sampling.quantize import prepare_for_inference
 from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -58,7 +58,7 @@ def load(
     """
     where = _device(device)
     if where.type == "cpu":
-        settle_math()
+        warm_up_vector_math()
     if precision == "auto":
         precision = (
             "bf16"
@@ -70,7 +70,7 @@ def load(
             f"unknown precision {precision!r}", hint=nearest(precision, ["auto", *PRECISIONS])
         )
     if not find_model(folder, checkpoint).folder.is_dir():
-        raise explain(folder)
+        raise not_a_model_error(folder)
     model, source = open_model(
         folder, step=checkpoint, device=where, dtype=PRECISIONS[precision], events=events
     )
@@ -78,7 +78,7 @@ def load(
     if source.step is not None:
         events.info(f"reading {source}")
     if where.type == "cpu":
-        keep_freed_memory()  # only now: the memory that loading frees is not needed again
+        disable_malloc_trim()  # only now: the memory that loading frees is not needed again
     # A fine-tuned model, or a checkpoint of one, has special tokens; its folder has no run.toml.
     finetuned = (folder / FINETUNE_REPORT).is_file() or (
         source.checkpoint is not None and not (folder / RUN_TOML).is_file()
@@ -92,7 +92,7 @@ def load(
             where=folder,
             hint="put the tokenizer.json that the model was trained with into this folder",
         )
-    return Loaded(read_in_place(model, quantize), tokenizer, where, precision, source)
+    return Loaded(prepare_for_inference(model, quantize), tokenizer, where, precision, source)
 
 
 def _cut_vocabulary(model: GPT, size: int) -> None:

@@ -130,7 +130,7 @@ class _WindowReader:
             self.reset()
             self.first = len(tokens) - max(1, self.n_ctx // 2)
         unread = tokens[self.first + self.engine.lengths[0] :]
-        return self.engine.extend([unread], last=count)[0]
+        return self.engine.append([unread], last=count)[0]
 
     def truncate(self, length: int) -> None:
         """Drop everything after the first `length` tokens of the window from the cache."""

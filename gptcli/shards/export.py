@@ -47,8 +47,8 @@ def export_nanogpt(folder: Path) -> list[Path]:
 def export_megatron(folder: Path) -> list[Path]:
     """Write Megatron's .bin and .idx for each split and source next to the shards.
 
-    They are called train-webtext2.bin and .idx, or train.bin and .idx without a recipe. A sequence is
-    a document. Empty splits are skipped, because Megatron cannot map an empty file. Returns the
+    They are called train-webtext2.bin and .idx, or train.bin and .idx without a recipe. A sequence
+    is a document. Empty splits are skipped, because Megatron cannot map an empty file. Returns the
     files written.
     """
     manifest = read_manifest(folder)

@@ -5,9 +5,9 @@ reads them (`.idx`).
 else. Vocabularies of up to 65,535 entries are uint16 with magic 20240520 and version 1 (llm.c's
 GPT-2 data), larger ones uint32 with magic 20240801 and version 7 (its Llama 3 data).
 
-`.idx`: each document is one sequence. `MMIDIDX\\0\\0`, u64 version 1, u8 dtype code, u64 sequences, u64
-sequences + 1, then int32 lengths in tokens, int64 byte pointers into the `.bin` (the first is 1024,
-past the header) and int64 document borders (0, 1, ..., sequences).
+`.idx`: each document is one sequence. `MMIDIDX\\0\\0`, u64 version 1, u8 dtype code, u64 sequences,
+u64 sequences + 1, then int32 lengths in tokens, int64 byte pointers into the `.bin` (the first is
+1024, past the header) and int64 document borders (0, 1, ..., sequences).
 """
 
 from __future__ import annotations

@@ -67,7 +67,10 @@ def open_split(
     manifest = read_manifest(folder)
     shards = manifest.shards_of(split, source)
     if not manifest.tokens(split, source):
-        hint = "build them with a larger --val-fraction or finer --documents; gpt eval --text FILE needs no shards"
+        hint = (
+            "build them with a larger --val-fraction or finer --documents; "
+            "gpt eval --text FILE needs no shards"
+        )
         raise InputError(f"the {split} split is empty", where=folder / MANIFEST, hint=hint)
     if (folder / MANIFEST).exists():
         dtype = token_dtype(manifest.vocab_size)

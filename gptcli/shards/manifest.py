@@ -1,4 +1,6 @@
-"""`manifest.json`: the content of a shard folder. It is written last, so a folder with one is complete.
+"""`manifest.json`: the content of a shard folder.
+
+It is written last, so a folder that has one is complete.
 
     {"format": 1, "tokenizer_sha256": hex, "vocab_size": int, "eot_id": int, "seed": int,
      "val_fraction": float, "split_rule": str,
@@ -139,7 +141,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of a shard folder, or of a folder with token files of another program.
 
-    Raises InputError if there is neither, or if the manifest is broken, unsafe or of another format.
+    Raises InputError if there is neither, or if the manifest is broken, unsafe or of another
+    format.
     """
     folder = Path(folder)
     path = folder / MANIFEST
@@ -232,7 +235,8 @@ def _check_shards(manifest: Manifest, path: Path) -> None:
             raise InputError(f"{shard.file}: a negative count", where=path)
         if shard.source not in names:
             raise InputError(
-                f"{shard.file}: source {shard.source!r} is not one of {', '.join(map(repr, names))}",
+                f"{shard.file}: source {shard.source!r} is not one of "
+                f"{', '.join(map(repr, names))}",
                 where=path,
             )
 

@@ -4,12 +4,12 @@ Any part of the order can be computed on any process, without state to save.
 
 An epoch visits every window of `n_ctx` tokens once, in an order of its own. The permutation is a
 Feistel network over the smallest range of a power of two with room for all windows; an index that
-is mapped outside the windows is mapped again until it is inside (cycle walking), which keeps the map
-one to one. Memory is O(1) for a corpus of any size.
+is mapped outside the windows is mapped again until it is inside (cycle walking), which keeps the
+map one to one. Memory is O(1) for a corpus of any size.
 
 Several sources are mixed by weight, each in an order and with epochs of its own: every block of
-MIXTURE_BLOCK positions has as many windows of each source as its share says, shuffled. So the window
-of any position is known without counting through those before it.
+MIXTURE_BLOCK positions has as many windows of each source as its share says, shuffled. So the
+window of any position is known without counting through those before it.
 
 Exact resume depends on this module: changing one value that it computes changes every training run.
 """
@@ -44,7 +44,7 @@ def feistel_permutation(index: np.ndarray, n: int, seed: int, epoch: int = 0) ->
 
 
 def _feistel(x: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
-    """Permute range(2**bits): each round changes one half of `x` (uint64) by a hash of the other."""
+    """Permute range(2**bits): each round changes one half of `x` by a hash of the other."""
     low = bits // 2
     shift, low_mask, high_mask = (
         np.uint64(low),
@@ -85,12 +85,12 @@ class ShuffledWindows:
             )
 
     def batch(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the inputs and targets (count, n_ctx) int64 at positions first to first + count."""
+        """Return inputs and targets (count, n_ctx) int64 at positions first to first + count."""
         tokens = self.rows(np.arange(first, first + count))
         return tokens[:, :-1], tokens[:, 1:]
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
-        """Return the windows at `positions`, each with the token after it: (count, n_ctx + 1) int64."""
+        """Return the windows at `positions`, with the next token: (count, n_ctx + 1) int64."""
         epochs = positions // self.windows
         tokens = np.empty((len(positions), self.n_ctx + 1), np.int64)
         for epoch in np.unique(epochs):
@@ -117,7 +117,7 @@ class Mixture:
         """Number of windows of each source in a block of MIXTURE_BLOCK positions."""
 
     def batch(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the inputs and targets (count, n_ctx) int64 at positions first to first + count."""
+        """Return inputs and targets (count, n_ctx) int64 at positions first to first + count."""
         positions = np.arange(first, first + count)
         tokens = np.empty((count, self.n_ctx + 1), np.int64)
         for block in np.unique(positions // MIXTURE_BLOCK):
@@ -181,7 +181,7 @@ def _open_windows(
 
 
 def _derive_seed(seed: int, name: str) -> int:
-    """Return the seed of a source; the name "" stands for the mixture itself."""
+    """Return the seed of a source; the name "" is that of the mixture itself."""
     return int.from_bytes(
         hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8, person=b"gpt mixture").digest(),
         "little",

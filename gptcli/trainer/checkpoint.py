@@ -1,6 +1,6 @@
 """Checkpoints: whole or absent, checked on reading, loadable into any layout, nothing pickled.
 
-`checkpoints/step-NNNNNNNN/` holds what `gptcli.trainer.storage` wrote, and `state.json`, where the
+`checkpoints/step-NNNNNNNN/` holds what `gptcli.trainer.checkpoint_storage` wrote, and `state.json`, where the
 run stands, with the SHA-256 of every file. A run needs nothing else: data order, schedules and
 dropout are functions of the position.
 """
@@ -34,14 +34,14 @@ from gptcli.files import PARTIAL, fsync_folder, read_json, sha256, write_json
 from gptcli.model.hf import HEAD
 from gptcli.model.safetensors_io import read_weights
 from gptcli.model.source import CHECKPOINTS, INDEX, STATE, find_model, step_folders
+from gptcli.trainer.checkpoint_storage import CheckpointReader, CheckpointWriter
 from gptcli.trainer.schedule import Position
-from gptcli.trainer.storage import Reader, Writer
 
 FORMAT = 2
 # of processes that wait for one; a lost one is noticed at once, by its closed connections
-PATIENCE = timedelta(days=1)
+CHECKPOINT_TIMEOUT = timedelta(days=1)
 # bytes of a process's tensors that are written before the next step: a thread would save no time
-SMALL = 1 << 26
+SYNC_BYTES = 1 << 26
 
 # one process is no mishap
 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
@@ -51,7 +51,7 @@ Parameters = Mapping[str, nn.Parameter]
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class CheckpointState:
     """Where a run stands, as `state.json` holds it."""
 
     position: Position
@@ -70,7 +70,9 @@ class Checkpoints:
         # A group of its own, because a thread speaks in it while the training speaks in others, and
         # because they give up after minutes.
         self.group = (
-            dist.new_group(backend="gloo", timeout=PATIENCE) if context.world_size > 1 else None
+            dist.new_group(backend="gloo", timeout=CHECKPOINT_TIMEOUT)
+            if context.world_size > 1
+            else None
         )
         self.writing: tuple[Path, Future[Any]] | None = None
         if context.is_main:
@@ -79,28 +81,28 @@ class Checkpoints:
 
     def save(
         self,
-        state: State,
+        state: CheckpointState,
         parameters: Parameters,
         optimizer: torch.optim.Optimizer,
         *,
-        then: Callable[[], None] | None = None,
+        on_written: Callable[[], None] | None = None,
     ) -> None:
         """Copy everything to host memory, and write it while the training goes on; `wait` says when
         it is on disk.
 
-        The first process calls `then` once the checkpoint is whole. Raises RunError where the save
+        The first process calls `on_written` once the checkpoint is whole. Raises RunError where the save
         before this one failed.
         """
         self.wait()
-        folder = folder_of(self.out, state.position.step)
+        folder = checkpoint_folder(self.out, state.position.step)
         partial = folder.with_name(f".{folder.name}{PARTIAL}")
         tensors = named_tensors(parameters, optimizer)
         writing = async_save(
             tensors,
-            storage_writer=Writer(
+            storage_writer=CheckpointWriter(
                 partial,
                 self.context,
-                lambda digests: self._complete(partial, folder, state, digests, then),
+                lambda digests: self._complete(partial, folder, state, digests, on_written),
             ),
             planner=DefaultSavePlanner(flatten_state_dict=False),
             process_group=self.group,
@@ -109,7 +111,7 @@ class Checkpoints:
         )
         assert isinstance(writing, Future)
         self.writing = folder, writing
-        if sum(tensor.nbytes for tensor in tensors.values()) < SMALL:
+        if sum(tensor.nbytes for tensor in tensors.values()) < SYNC_BYTES:
             self.wait()
 
     def wait(self) -> None:
@@ -133,7 +135,7 @@ class Checkpoints:
                 hint="the checkpoints before it are whole: free some space, then --resume",
             ) from None
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Until every process is here, however long one of them has work of its own: with
         evaluations, or the finished model.
         """
@@ -160,11 +162,13 @@ class Checkpoints:
             )
         return None
 
-    def load(self, folder: Path, parameters: Parameters, optimizer: torch.optim.Optimizer) -> State:
+    def load(
+        self, folder: Path, parameters: Parameters, optimizer: torch.optim.Optimizer
+    ) -> CheckpointState:
         """Take up a checkpoint that `newest` found: every process reads what it needs, whatever
         layout wrote it.
         """
-        reader = Reader(folder)
+        reader = CheckpointReader(folder)
         for key, saved in reader.tensors().items():
             name, _, part = key.rpartition("/")
             if (parameter := parameters.get(name)) is not None:
@@ -187,9 +191,9 @@ class Checkpoints:
         self,
         partial: Path,
         folder: Path,
-        state: State,
+        state: CheckpointState,
         digests: dict[str, str],
-        then: Callable[[], None] | None,
+        on_written: Callable[[], None] | None,
     ) -> None:
         """On the first process, once the files are on disk: the state, the checkpoint's name, and
         away with the oldest.
@@ -202,8 +206,8 @@ class Checkpoints:
             if step > state.position.step:  # it was broken and passed over
                 _remove(later)
         self._prune(state.position.step)
-        if then is not None:
-            then()
+        if on_written is not None:
+            on_written()
 
     def _prune(self, newest: int) -> None:
         """Keep `keep` checkpoints up to the step `newest`."""
@@ -220,7 +224,7 @@ class Checkpoints:
         return values
 
 
-def canonical_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+def plain_named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """This process's parameters by the plain model's names; a tied head is the token embedding, on
     the last stage too.
     """
@@ -230,7 +234,7 @@ def canonical_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return parameters
 
 
-def folder_of(out: Path, step: int) -> Path:
+def checkpoint_folder(out: Path, step: int) -> Path:
     return Path(out) / CHECKPOINTS / f"step-{step:08d}"
 
 
@@ -252,7 +256,7 @@ def named_tensors(
 
 
 @torch.no_grad()
-def take_weights(folder: Path, parameters: Parameters, step: int | None = None) -> None:
+def load_weights_(folder: Path, parameters: Parameters, step: int | None = None) -> None:
     """Copy the model of a run or GPT-2 folder, or of a run's checkpoint of `step`, into this
     process's parameters, holding one more tensor at a time; of a padded vocabulary the rows that
     these have. Raises InputError where it is not whole."""
@@ -262,12 +266,12 @@ def take_weights(folder: Path, parameters: Parameters, step: int | None = None) 
                 parameters[name].copy_(tensor[: parameters[name].shape[0]])
 
 
-def read_state(folder: Path) -> State:
+def read_state(folder: Path) -> CheckpointState:
     """Raises InputError where it cannot be read."""
     table = read_json(folder / STATE)
-    state: State | None = None
+    state: CheckpointState | None = None
     with contextlib.suppress(KeyError, TypeError):
-        state = State(Position(**table["position"]), table["identity"], table["metrics"])
+        state = CheckpointState(Position(**table["position"]), table["identity"], table["metrics"])
     numbers = () if state is None else (state.position.step, state.position.sequences)
     if (
         state is None
@@ -278,7 +282,7 @@ def read_state(folder: Path) -> State:
     return state
 
 
-def newest_state(out: Path) -> State | None:
+def newest_state(out: Path) -> CheckpointState | None:
     """Where the newest checkpoint stands that says so, its files unread."""
     for _, folder in sorted(step_folders(out).items(), reverse=True):
         with contextlib.suppress(InputError):
@@ -293,7 +297,7 @@ def newest_step(out: Path) -> int | None:
 
 
 def _load(
-    tensors: dict[str, torch.Tensor], reader: Reader, group: dist.ProcessGroup | None
+    tensors: dict[str, torch.Tensor], reader: CheckpointReader, group: dist.ProcessGroup | None
 ) -> None:
     """Fill `tensors` in place. Raises InputError where the files do not hold them."""
     try:
@@ -322,7 +326,7 @@ def _broken(folder: Path, context: RankContext) -> str | None:
             return f"format {table['format']} is not {FORMAT}, the one this program reads"
         read_state(folder)
         digests = table["sha256"]
-        if unknown := {INDEX, *Reader(folder).held()} ^ digests.keys():
+        if unknown := {INDEX, *CheckpointReader(folder).file_names()} ^ digests.keys():
             return f"{STATE} and {INDEX} do not agree on {', '.join(sorted(unknown))}"
         files = sorted(digests)[context.rank :: context.world_size]
         with ThreadPoolExecutor() as pool:  # hashing lets other threads run

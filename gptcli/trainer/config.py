@@ -162,7 +162,7 @@ class Run:
     resume: bool = False
     """Go on from the run folder's newest whole checkpoint, if there is one."""
     track: str | None = None
-    """Where the figures go too: see `gptcli.trainer.tracking`."""
+    """Where the figures go too: see `gptcli.trainer.trackers`."""
     profile: bool = False
     """Trace a few steps."""
     measure: Callable[[Any], dict[str, float]] | None = None
@@ -177,7 +177,7 @@ class Run:
         return parse_layout(self.train.layout)
 
     @property
-    def widening(self) -> float:
+    def width_mult(self) -> float:
         """How many times wider the model is than where its learning rate was found: muP's m, and 1
         without.
         """

@@ -8,6 +8,8 @@ the index beside it leads there; `gptcli.model.source` finds the newest itself.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,10 @@ from typing import Any
 import torch
 
 from gptcli import strict_json
-from gptcli.events import Events
 from gptcli.files import atomic_write
-from gptcli.model.checkpoint_tensors import SavedModel
+from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.model.config import ModelConfig
-from gptcli.model.hf_config import NEO, family
+from gptcli.model.hf_config import NEO, model_type
 from gptcli.model.safetensors_io import (
     neo_report,
     remove_unfinished,
@@ -31,11 +32,17 @@ from gptcli.model.source import WEIGHTS
 from gptcli.runs.metrics import Line, window
 from gptcli.runs.provenance import read_provenance
 from gptcli.tokenizer.tokenizer import load_tokenizer
+from gptcli.trainer.callbacks import (
+    BackgroundCallback,
+    Callback,
+    Cancelled,
+    RunProgress,
+    SavedCheckpoint,
+)
 from gptcli.trainer.checkpoint import newest_state
 from gptcli.trainer.config import Run
-from gptcli.trainer.follower import Follower, Left
+from gptcli.trainer.initial_weights import remove_initial_weights
 from gptcli.trainer.recipe import SMALL_MODEL
-from gptcli.trainer.start import drop_start
 
 CARD = "README.md"
 UNFINISHED_NOTICE = (
@@ -44,42 +51,48 @@ UNFINISHED_NOTICE = (
 )
 
 
-def prepare(run: Run) -> None:
+def prepare_run_folder(run: Run) -> None:
     """Write tokenizer, model card and configuration of a run that is not finished."""
     if is_finished(run.out):
         return
     state = newest_state(run.out) if run.resume else None
     _write_tokenizer(run)
-    write_card(
-        run, model_card(run, None if state is None else state.metrics, None, None, finished=False)
-    )
+    last = None if state is None else state.metrics
+    write_card(run, model_card(run, last, None, None, finished=False))
     save_config(run.out, run.model, eot_id=run.eot_id)
 
 
-class TransformersCopy(Follower):
-    """Writes the weights of each checkpoint as transformers reads them: 4 bytes a parameter, which
-    the finished model takes over.
+class TransformersCopy(BackgroundCallback):
+    """Callback that copies the weights of checkpoints into a file that transformers loads.
+
+    The copy takes 4 bytes per parameter; the finished model replaces it.
     """
 
-    name = "copy for transformers"
+    product = "copy for transformers"
 
-    def __init__(self, out: Path, model: ModelConfig, events: Events, *, upto: int) -> None:
-        super().__init__(events, upto=upto)
-        self.out, self.model = out, model
+    def process(self, checkpoint: SavedCheckpoint) -> None:
+        """Copy one checkpoint, tensor by tensor."""
+        tensors = _CancellableTensors(CheckpointStateDict(checkpoint.folder), self.cancelled)
+        run = self.progress.run
+        save_unfinished(run.out, tensors, run.model, checkpoint.step)
 
-    def work(self, folder: Path, step: int, tokens: int) -> None:
-        save_unfinished(self.out, _Leaving(SavedModel(folder), self), self.model, step)
+    def on_end(self, *, interrupted: bool) -> None:
+        """Finish the copy of the last checkpoint, unless the finished model replaces it."""
+        if interrupted:
+            self.finish()
+        else:
+            self.close()
 
 
-class _Leaving(Mapping[str, torch.Tensor]):
-    """Tensors that are read no further once their follower is to leave."""
+class _CancellableTensors(Mapping[str, torch.Tensor]):
+    """Tensors of which none is read once `cancelled` is set."""
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor], follower: Follower) -> None:
-        self.tensors, self.follower = tensors, follower
+    def __init__(self, tensors: Mapping[str, torch.Tensor], cancelled: threading.Event) -> None:
+        self.tensors, self.cancelled = tensors, cancelled
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        if self.follower.leaving.is_set():
-            raise Left
+        if self.cancelled.is_set():
+            raise Cancelled
         return self.tensors[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -89,30 +102,57 @@ class _Leaving(Mapping[str, torch.Tensor]):
         return len(self.tensors)
 
 
-def is_copied(model: ModelConfig) -> bool:
-    """Whether checkpoints are copied for transformers: of larger models it would take too much
-    beside the run.
+class ModelCardWriter(Callback):
+    """Callback that updates the model card, README.md, at every checkpoint but the last.
+
+    The card of the last checkpoint is written with the finished model.
     """
+
+    def __init__(self, progress: RunProgress) -> None:
+        super().__init__(progress)
+        self.card: str | None = None
+        """Card of the checkpoint that is being written."""
+
+    def before_checkpoint(self) -> None:
+        """Compose the card of this step."""
+        progress, self.card = self.progress, None
+        if not progress.is_finished:
+            last = {**progress.line, "smoothed_loss": progress.smoothed_loss}
+            self.card = model_card(progress.run, last, progress.val_loss, None, finished=False)
+
+    def after_checkpoint(self, checkpoint: SavedCheckpoint) -> None:
+        """Write the card. A full disk is no reason to stop: the old card names its own step."""
+        if self.card is not None:
+            with contextlib.suppress(OSError):
+                write_card(self.progress.run, self.card)
+
+
+def is_small(model: ModelConfig) -> bool:
+    """Return True if copying every checkpoint of the model takes little next to training it."""
     return model.parameters < SMALL_MODEL
 
 
-def export(
+def export_model(
     run: Run, tensors: Mapping[str, torch.Tensor], last: Line, val_loss: float | None
 ) -> None:
-    """Write tokenizer, model card, configuration and weights of the finished model."""
+    """Write tokenizer, model card, configuration and weights of the finished model.
+
+    `last` is the metrics line of the last step with `smoothed_loss`, `val_loss` in nats per token.
+    """
     _write_tokenizer(run)
-    report = neo_report(tensors, run.model) if family(run.model) == NEO else None
+    report = neo_report(tensors, run.model) if model_type(run.model) == NEO else None
     write_card(run, model_card(run, last, val_loss, report, finished=True))
     save_model(run.out, tensors, run.model, eot_id=run.eot_id, report=report)
-    tidy(run.out)
+    remove_temporary_weights(run.out)
 
 
-def tidy(out: Path) -> None:
-    """Remove what a finished run needs no more. A run that was killed here does it when it is
-    resumed.
+def remove_temporary_weights(out: Path) -> None:
+    """Remove the weights that a finished run does not need: the copy for transformers, `init/`.
+
+    A resume repeats it, in case the run was killed before.
     """
     remove_unfinished(out)
-    drop_start(out)
+    remove_initial_weights(out)
 
 
 def _write_tokenizer(run: Run) -> None:
@@ -120,11 +160,13 @@ def _write_tokenizer(run: Run) -> None:
 
 
 def write_card(run: Run, text: str) -> None:
+    """Replace the model card."""
     with atomic_write(run.out / CARD, "w") as file:
         file.write(text)
 
 
 def is_finished(out: Path) -> bool:
+    """Return True if the run folder `out` has its finished model."""
     return (Path(out) / WEIGHTS).is_file()
 
 
@@ -190,7 +232,7 @@ def front_matter(run: Run, val_loss: float | None) -> str:
     about: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": [family(run.model), "gpt"],
+        "tags": [model_type(run.model), "gpt"],
     }
     if val_loss is not None:
         result = {

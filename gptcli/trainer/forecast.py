@@ -4,7 +4,7 @@ what to think about first.
 `forecast` is a pure function of configuration, data and machine. `this_machine` looks at the
 machine: a GPU's speed is the cost model's, a CPU's is that of a small matrix product, of which
 training reaches a share (`UTILISATION`): a rough range for a machine that does nothing else, until
-the first steps are measured (`gptcli.trainer.speed.Pace`).
+the first steps are measured (`gptcli.trainer.monitors.Pace`).
 """
 
 from __future__ import annotations
@@ -119,10 +119,10 @@ def forecast(
     no data yet.
     """
     schedule, layout = Schedule(train, model.n_ctx), parse_layout(train.layout)
-    tokens, steps = schedule.total * model.n_ctx, schedule.steps()
+    tokens, steps = schedule.total_sequences * model.n_ctx, schedule.steps()
     passes, by_source = passes_over(manifest, tokens)
     seconds = seconds_of(machine, tokens - done, steps - schedule.steps(done) if done else steps)
-    needs = process_memory(model, layout, train, min(schedule.full, schedule.total))
+    needs = process_memory(model, layout, train, min(schedule.full_batch, schedule.total_sequences))
     fits = None if machine.memory_bytes is None else needs <= machine.memory_bytes
     disk = disk_bytes(model, train, steps)
     warnings = [
@@ -136,7 +136,7 @@ def forecast(
         machine=machine.name,
         steps=steps,
         tokens=tokens,
-        batch_tokens=schedule.full * model.n_ctx,
+        batch_tokens=schedule.full_batch * model.n_ctx,
         warmup_steps=schedule.steps(train.warmup_tokens),
         train_tokens=None if manifest is None else manifest.tokens("train"),
         passes=passes,
@@ -191,7 +191,7 @@ def memory_cautions(
 ) -> list[Caution]:
     if machine.memory_bytes is None or needs <= machine.memory_bytes:
         return []
-    hint = memory_advice(model, layout, train, min(schedule.full, schedule.total))
+    hint = memory_advice(model, layout, train, min(schedule.full_batch, schedule.total_sequences))
     return [
         Caution(
             code="does-not-fit", message=shortage(layout, needs, machine.memory_bytes), hint=hint
@@ -255,11 +255,11 @@ def length_cautions(
 ) -> list[Caution]:
     found = []
     if train.follow_noise:  # it begins with small batches, and may stay there
-        steps = schedule.total // schedule.first
+        steps = schedule.total_sequences // schedule.first_batch
     if steps < MIN_STEPS:
-        hint = f"raise --tokens to {amount(MIN_STEPS * schedule.full * schedule.n_ctx)}"
-        if schedule.total >= MIN_STEPS:
-            hint += f", or lower --batch-tokens to {schedule.total // MIN_STEPS * schedule.n_ctx:,}"
+        hint = f"raise --tokens to {amount(MIN_STEPS * schedule.full_batch * schedule.n_ctx)}"
+        if schedule.total_sequences >= MIN_STEPS:
+            hint += f", or lower --batch-tokens to {schedule.total_sequences // MIN_STEPS * schedule.n_ctx:,}"
         message = f"{steps:,} step{'s are' if steps != 1 else ' is'} too few to learn much"
         found.append(Caution(code="few-steps", message=message, hint=hint))
     if train.warmup_tokens > tokens:
@@ -323,7 +323,7 @@ def gpu_speed(model: ModelConfig, train: TrainConfig, layout: Layout) -> tuple[f
     if identify_gpu(torch.cuda.get_device_name()) is None:
         return None
     gpu, schedule = device(layout.processes), Schedule(train, model.n_ctx)
-    work = work_of(layout, train, min(schedule.full, schedule.total))
+    work = work_of(layout, train, min(schedule.full_batch, schedule.total_sequences))
     try:
         speed = make_plan(model, layout, work, gpu).tokens_per_second
     except UsageError:  # the vendor prints no peak at this precision

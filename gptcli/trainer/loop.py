@@ -1,445 +1,350 @@
-"""A run from its first step to its model: step, checkpoint, evaluation, record, in this order."""
+"""Training loop: step, checkpoint, evaluation and record, in this order, until the run's end."""
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from gptcli.distributed.context import RankContext
 from gptcli.distributed.environment import check_numeric_environment, pin_thread_count
 from gptcli.errors import Interrupted, RunError
 from gptcli.events import Events
 from gptcli.interrupts import Answer, leave
-from gptcli.model.checkpoint_tensors import SavedModel
-from gptcli.numbers import WEEK, amount, rough_duration
-from gptcli.runs.metrics import Line, MetricsLog, smoothed_loss, window
-from gptcli.runs.report import write_report
+from gptcli.model.checkpoint_tensors import CheckpointStateDict
+from gptcli.runs.metrics import Line, window
 from gptcli.runtime import launched_processes
-from gptcli.shards.loader import open_split
-from gptcli.shards.manifest import read_manifest
 from gptcli.shards.order import Mixture, open_order
-from gptcli.trainer.batches import InOrder, MicroBatch, micro_batches
+from gptcli.trainer.batches import MicroBatch, SequentialWindows, micro_batches, open_validation
+from gptcli.trainer.callbacks import Callback, RunProgress
 from gptcli.trainer.checkpoint import (
     Checkpoints,
-    State,
-    canonical_parameters,
-    folder_of,
-    take_weights,
+    CheckpointState,
+    load_weights_,
+    plain_named_parameters,
 )
 from gptcli.trainer.config import Run
-from gptcli.trainer.evaluate import validation_loss
+from gptcli.trainer.evaluation import SampleWriter, TaskEvaluation, Validation
 from gptcli.trainer.export import (
+    ModelCardWriter,
     TransformersCopy,
-    export,
-    is_copied,
-    model_card,
-    prepare,
-    write_card,
+    export_model,
+    is_small,
+    prepare_run_folder,
 )
-from gptcli.trainer.noise_scale import NoiseScale, part_of
+from gptcli.trainer.initial_weights import initial_weights_folder
+from gptcli.trainer.monitors import (
+    GarbageCollection,
+    NoiseScaleMonitor,
+    PeakMemory,
+    Profiler,
+    ProgressReporter,
+    Throughput,
+)
 from gptcli.trainer.parallelize import build_train_step
-from gptcli.trainer.profile import Profiler
-from gptcli.trainer.samples import Sampler, model_of
 from gptcli.trainer.schedule import Position, Schedule
-from gptcli.trainer.speed import Pace, Speed, peak_memory
-from gptcli.trainer.spike_guard import Guard
-from gptcli.trainer.start import start_folder
-from gptcli.trainer.tracking import TensorBoard
+from gptcli.trainer.step import StepResult
+from gptcli.trainer.trackers import TRACKERS, MetricsLogger, ReportWriter
 
-# steps between garbage collections, by all processes at the same one: a collection stops a step for
-# up to a second
-COLLECT_EVERY = 1000
-RUNNING = "running"  # the key of a checkpoint's metrics that holds the running means
+TRAINER_STATE = "running"  # key of the trainer's state in the metrics of a checkpoint
 
 Report = dict[str, Any]
 
 
 def train(run: Run, context: RankContext, events: Events) -> Report:
-    """Train to the end, or to the step in which a signal to stop comes, and report; every process
-    of the run calls it together.
+    """Train to the end, or to the step in which a signal to stop arrives, and return the report.
 
-    Raises RunError where too many updates in a row were skipped or a checkpoint cannot be written,
-    Interrupted where a signal came too late to stop at a step.
+    All ranks call it together. Raises RunError if too many updates in a row were skipped or a
+    checkpoint cannot be written, Interrupted if a signal arrived after the last step.
     """
-    training = Training(run, context, events)
-    with collected_by_hand(), training:
-        return training.run_to_end()
+    return Trainer(run, context, events).train()
 
 
-class Training:
-    """One process's part in a run."""
+class Trainer:
+    """One rank of a training run."""
 
     def __init__(self, run: Run, context: RankContext, events: Events) -> None:
-        self.run, self.context, self.events, self.stop = run, context, events, StopSignal(events)
-        n_ctx = run.model.n_ctx
-        self.schedule = Schedule(run.train, n_ctx)
-        # Before anything that the first process does alone, so that all report missing data alike.
-        self.order = open_order(run.data, "train", n_ctx, run.train.seed, verify=False)
-        self.validation = open_validation(run)
+        """Build model and optimizer, load the newest checkpoint of a resumed run, add callbacks."""
+        self.run, self.context, self.events = run, context, events
+        self.stop = StopSignal(events)
+        n_ctx, config = run.model.n_ctx, run.train
+        self.schedule = Schedule(config, n_ctx)
+        # Opened before the main rank writes anything: all ranks report missing data alike.
+        self.order = open_order(run.data, "train", n_ctx, config.seed, verify=False)
+        validation = open_validation(run)
         if context.is_main:
-            prepare(run)
-        self.stepper = build_train_step(run, context, events)
-        self.position = Position()
-        self.val_loss: float | None = None
-        self.last: Line = {}
-        running: dict[str, Any] = {}
-        self.checkpoints = Checkpoints(run.out, context, keep=run.train.keep)
-        self.parameters = canonical_parameters(self.stepper.model)
-        if run.resume and (folder := self.checkpoints.newest(events)) is not None:
-            state = self.checkpoints.load(folder, self.parameters, self.stepper.optimizer)
-            self.position, self.last = state.position, state.metrics
-            running = self.last.pop(RUNNING, {})
-            events.info(f"going on after step {self.position.step:,}")
-        elif run.init_from is not None:
-            take_weights(start_folder(run.out, run.init_from), self.parameters, run.init_step)
-        self.noise = NoiseScale(running.get("noise"))
-        self.guard = Guard(run.train.spike, running.get("guard"))
-        if self.stepper.loss_scale and "loss_scale" in running:
-            self.stepper.loss_scale.state = running["loss_scale"]
-        self.threads = (
-            pin_thread_count(running.get("threads"), events)
-            if context.device.type == "cpu"
-            else None
-        )
-        self.arithmetic = check_numeric_environment(
-            running.get("arithmetic"),
-            events,
-            precision=run.train.precision,
-            compiled=run.train.compile,
-        )
-        self.grown: int = running.get("batch", self.schedule.first)
-        """Sequences of the next batch where it follows the noise scale."""
-        self.speed, self.pace = Speed(run, context), Pace(self.schedule.total * n_ctx)
-        done, leads = self.position.step, context.is_main
-        self.log = MetricsLog(run.out, before=done) if leads else None
-        self.sampler = Sampler(run, events, upto=done) if leads and run.train.samples else None
-        self.copy = (
-            TransformersCopy(run.out, run.model, events, upto=done)
-            if leads and is_copied(run.model)
-            else None
-        )
-        self.followers = [
-            follower for follower in (self.copy, self.sampler) if follower is not None
-        ]
-        self.tracker = (
-            TensorBoard(run.out, before=done) if leads and run.track == "tensorboard" else None
-        )
-        self.profiler = Profiler(run.out, context.device, events) if leads and run.profile else None
+            prepare_run_folder(run)
+        self.train_step = build_train_step(run, context, events)
+        self.parameters = plain_named_parameters(self.train_step.model)
+        self.checkpoints = Checkpoints(run.out, context, keep=config.keep)
+        self.progress = RunProgress(run, context, events, self.schedule)
+        trainer_state = self._load_weights()
+        self.callbacks = self._build_callbacks(validation)
+        self.load_trainer_state(trainer_state)
 
-    def __enter__(self) -> Training:
-        return self
+    def _load_weights(self) -> dict[str, Any]:
+        """Load the newest checkpoint of a resumed run, or the weights that a new one starts from.
 
-    def __exit__(self, *exception: object) -> None:
-        """However the run ends, no thread of it goes on."""
-        for follower in self.followers:
-            follower.leave()
-
-    def run_to_end(self) -> Report:
-        begin = time.perf_counter()
-        if self.last:  # its checkpoint was written; its evaluation and its line may not have been
-            self._record()
-        with self.stop:
-            stopped = self._steps()
-        if not stopped:
-            if self.stop.told:
-                raise stopped_after(self.position.step, self.run.out)
-            self._finish()
-        elif self.copy:
-            self.copy.finish(*self._newest())
-        for watcher in (self.tracker, self.profiler):
-            if watcher is not None:
-                watcher.close()
-        return {
-            "out": str(self.run.out),
-            "parameters": self.run.model.parameters,
-            "step": self.position.step,
-            "tokens": self.last["tokens"],
-            "loss": self.last["loss"],
-            "smoothed_loss": self.smoothed_loss(),
-            "smoothed_steps": window(self.position.step),
-            "val_loss": self.val_loss,
-            "skipped": self.guard.state["skipped"],
-            "seconds": round(time.perf_counter() - begin, 3),
-            "interrupted": stopped,
-        }
-
-    def _steps(self) -> bool:
-        """Whether the run was stopped before its end; its last step has a checkpoint on disk in
-        either case.
+        Return the trainer's state in the checkpoint; empty for a new run.
         """
-        batches, stopped = self._fetch(), False
-        while not (self._done() or stopped):
-            batches, stopped = self._step(batches)
-            if self._due(self.run.train.checkpoint_every) or stopped:
-                self._save()
-            self._record()
-            if self.profiler:
-                self.profiler.step()
+        run = self.run
+        if run.resume and (folder := self.checkpoints.newest(self.events)) is not None:
+            state = self.checkpoints.load(folder, self.parameters, self.train_step.optimizer)
+            self.progress.position, self.progress.line = state.position, state.metrics
+            self.events.info(f"resuming after step {state.position.step:,}")
+            trainer_state: dict[str, Any] = self.progress.line.pop(TRAINER_STATE, {})
+            return trainer_state
+        if run.init_from is not None:
+            folder = initial_weights_folder(run.out, run.init_from)
+            load_weights_(folder, self.parameters, run.init_step)
+        return {}
+
+    def _build_callbacks(self, validation: SequentialWindows | Mixture | None) -> list[Callback]:
+        """Return this rank's callbacks, in the order in which they are called."""
+        run, progress = self.run, self.progress
+        callbacks: list[Callback] = [GarbageCollection(progress)]
+        if self.context.is_main:
+            callbacks.append(Throughput(progress))
+        callbacks.append(NoiseScaleMonitor(progress))
+        if validation is not None:
+            callbacks.append(Validation(progress, self.train_step, validation))
+        if run.measure is not None:
+            callbacks.append(TaskEvaluation(progress, self.checkpoints))
+        if not self.context.is_main:
+            return callbacks
+        kinds: list[type[Callback]] = [PeakMemory, MetricsLogger]
+        if run.train.samples:
+            kinds.append(SampleWriter)
+        kinds += [ReportWriter, ModelCardWriter]
+        if is_small(run.model):
+            kinds.append(TransformersCopy)
+        if run.track is not None:
+            kinds.append(TRACKERS[run.track])
+        if run.profile:
+            kinds.append(Profiler)
+        kinds.append(ProgressReporter)
+        return callbacks + [kind(progress) for kind in kinds]
+
+    def trainer_state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs besides weights, optimizer and position."""
+        state: dict[str, Any] = {}
+        for callback in self.callbacks:
+            if callback.state_key is not None:
+                state[callback.state_key] = callback.state_dict()
+        state["guard"] = self.train_step.spike_guard.state
+        state["batch"] = self.next_batch_size
+        state["threads"], state["arithmetic"] = self.threads, self.arithmetic
+        if self.train_step.loss_scale:
+            state["loss_scale"] = self.train_step.loss_scale.state
+        return state
+
+    def load_trainer_state(self, state: dict[str, Any]) -> None:
+        """Restore the state in a checkpoint, or begin with an empty one."""
+        for callback in self.callbacks:
+            if callback.state_key in state:
+                callback.load_state_dict(state[callback.state_key])
+        if "guard" in state:
+            self.train_step.spike_guard.state = state["guard"]
+        if self.train_step.loss_scale and "loss_scale" in state:
+            self.train_step.loss_scale.state = state["loss_scale"]
+        self.next_batch_size: int = state.get("batch", self.schedule.first_batch)
+        """Sequences of the next batch, if it follows the noise scale."""
+        # The last bits of a sum depend on both of these.
+        on_cpu = self.context.device.type == "cpu"
+        self.threads = pin_thread_count(state.get("threads"), self.events) if on_cpu else None
+        self.arithmetic = check_numeric_environment(
+            state.get("arithmetic"),
+            self.events,
+            precision=self.run.train.precision,
+            compiled=self.run.train.compile,
+        )
+
+    def train(self) -> Report:
+        """Train to the end, or until a signal to stop, and return the report: see `train`."""
+        start = time.perf_counter()
+        with contextlib.ExitStack() as stack:
+            for callback in self.callbacks:
+                stack.callback(callback.close)
+            for callback in self.callbacks:
+                callback.on_start()
+            if self.progress.line:
+                # A run killed after its checkpoint may lack that step's evaluation and record.
+                self._evaluate_and_record()
+            with self.stop:
+                interrupted = self._train_steps()
+            if not interrupted and self.stop.requested:
+                raise stopped_after(self.progress.position.step, self.run.out)
+            for callback in self.callbacks:
+                callback.on_end(interrupted=interrupted)
+            if not interrupted:
+                self._export()
+        return self._report(time.perf_counter() - start, interrupted=interrupted)
+
+    def _train_steps(self) -> bool:
+        """Train, and return True if a signal ended it; the last step has a checkpoint then too."""
+        batches, interrupted = self._next_batches(), False
+        while not (self.progress.is_finished or interrupted):
+            batches, interrupted = self._step(batches)
+            if self.progress.is_due(self.run.train.checkpoint_every) or interrupted:
+                self._save_checkpoint()
+            self._evaluate_and_record()
         self.events.finish("train")
         self.checkpoints.wait()
-        return stopped
+        return interrupted
 
     def _step(self, batches: list[MicroBatch]) -> tuple[list[MicroBatch], bool]:
-        """One update. Returns the next step's batches, and whether any process was told to stop."""
-        started = time.perf_counter()
-        n_ctx, size = self.run.model.n_ctx, self._size()
-        self.position = Position(self.position.step + 1, self.position.sequences + size)
-        tokens, batch_tokens = self.position.sequences * n_ctx, size * n_ctx
-        loss = self.stepper.gradients(batches, batch_tokens, self.position.step)
-        norm = self.stepper.clip_gradients()
-        following = self._fetch()  # while the device is still at work
-        told = torch.full_like(loss, self.stop.told)
-        # The one moment in a step that waits for the device: all processes then hold the same four
-        # numbers, and decide alike.
-        loss_sum, part, norms, stopped = self.context.all_reduce_sum(
-            torch.stack([loss, self.stepper.part.norm2, norm, told])
-        ).tolist()
-        mean, grad_norm = loss_sum / batch_tokens, norms / self.context.world_size
+        """Run one step; return the next one's micro-batches, and True if any rank is to stop."""
+        progress, n_ctx = self.progress, self.run.model.n_ctx
+        size = self._batch_size()
+        progress.position = Position(progress.position.step + 1, progress.position.sequences + size)
+        tokens, batch_tokens = progress.position.sequences * n_ctx, size * n_ctx
         lr = self.schedule.lr(tokens)
-        objection = self.guard.objection(mean, grad_norm)
-        if objection is None:
-            self.stepper.update(lr)
-            self._measure_noise(part, grad_norm, size)
-        else:
-            self.stepper.skip()
-        self.last = {
-            "step": self.position.step,
-            "tokens": tokens,
-            "loss": finite(mean),
-            "lr": lr,
-            "grad_norm": finite(grad_norm),
-            "batch_tokens": batch_tokens,
-            **self.speed.fields(batch_tokens / (time.perf_counter() - started)),
-            "noise_scale": self.noise.tokens,
-            "peak_memory": peak_memory(self.context.device),
-        }
-        if objection is not None:
-            self._object(objection)
-        grown = self.schedule.followed(self.grown, self.position.step, self.noise.tokens)
-        if self.run.train.follow_noise and grown != self.grown:
-            self.grown = grown
-            following = self._fetch()
-        if self.position.step % COLLECT_EVERY == 0:
-            gc.collect()
-        return following, bool(stopped)
-
-    def _measure_noise(self, part: float, grad_norm: float, size: int) -> None:
-        """`part` is the sum over processes of the squared norm of a part of the gradient, of the
-        batch's `size` sequences.
-        """
-        held = part_of(size, self.run.train.micro_batch, self.context, self.position.step)
-        if held is None:
-            return
-        # scaled for the mean over the whole batch; a part that each process has of its own, for its
-        # share of that mean
-        scale = size / (held * (1 if self.context.is_model_parallel else self.context.world_size))
-        n_ctx = self.run.model.n_ctx
-        self.noise.add(
-            part / self.context.world_size * scale**2, grad_norm**2, held * n_ctx, size * n_ctx
+        next_batches: list[MicroBatch] = []
+        result = self.train_step(
+            batches,
+            step=progress.position.step,
+            batch_tokens=batch_tokens,
+            lr=lr,
+            stop_requested=self.stop.requested,
+            while_device_works=lambda: next_batches.extend(self._next_batches()),
         )
+        progress.line = line = {
+            "step": progress.position.step,
+            "tokens": tokens,
+            "loss": finite(result.loss),
+            "lr": lr,
+            "grad_norm": finite(result.grad_norm),
+            "batch_tokens": batch_tokens,
+        }
+        for callback in self.callbacks:
+            callback.on_step_end(result, line)
+        if result.skip_reason is not None:
+            self._record_skip(result, line)
+        if self._grow_batch(line["noise_scale"]):
+            next_batches = self._next_batches()
+        return next_batches, result.stop_requested
 
-    def _object(self, objection: str) -> None:
-        """Record a skipped update. Raises RunError where there have been too many in a row."""
-        self.last["skipped"] = objection
-        step, most = self.position.step, self.run.train.max_skipped
-        self.events.warn(f"step {step:,}: {objection}: its update is skipped")
-        if self.guard.state["in_a_row"] >= most:
+    def _batch_size(self) -> int:
+        """Return the sequences of the next step, over all ranks."""
+        sequences = self.progress.position.sequences
+        if self.run.train.follow_noise:
+            return min(self.next_batch_size, self.schedule.total_sequences - sequences)
+        return self.schedule.batch(sequences)
+
+    def _grow_batch(self, noise_scale: float | None) -> bool:
+        """Let the batch size follow the noise scale, if configured; return True if it grew."""
+        step, before = self.progress.position.step, self.next_batch_size
+        if self.run.train.follow_noise:
+            self.next_batch_size = self.schedule.grown_batch(before, step, noise_scale)
+        return self.next_batch_size != before
+
+    def _next_batches(self) -> list[MicroBatch]:
+        """Return this rank's micro-batches of the next step."""
+        first, size = self.progress.position.sequences, self._batch_size()
+        return micro_batches(self.order, first, size, self.run.train.micro_batch, self.context)
+
+    def _record_skip(self, result: StepResult, line: Line) -> None:
+        """Record a skipped update. Raises RunError after too many in a row."""
+        line["skipped"] = result.skip_reason
+        step, max_skipped = self.progress.position.step, self.run.train.max_skipped
+        self.events.warn(f"step {step:,}: {result.skip_reason}: its update is skipped")
+        if self.train_step.spike_guard.state["in_a_row"] >= max_skipped:
             raise RunError(
-                f"{most:,} updates in a row were skipped; at step {step:,} {objection}",
+                f"{max_skipped:,} updates in a row were skipped; "
+                f"at step {step:,} {result.skip_reason}",
                 where=self.run.out,
                 hint="start over with a lower --lr or a longer --warmup-tokens: gpt train ... --force",
             )
 
-    def _size(self) -> int:
-        """Sequences of the step that comes."""
-        if self.run.train.follow_noise:
-            return min(self.grown, self.schedule.total - self.position.sequences)
-        return self.schedule.batch(self.position.sequences)
+    def _save_checkpoint(self) -> None:
+        """Start to write a checkpoint of this step."""
+        self.checkpoints.wait()  # for the one before, whose callbacks use their own state
+        for callback in self.callbacks:
+            callback.before_checkpoint()
+        checkpoint = self.progress.checkpoint
+        metrics = {**self.progress.line, TRAINER_STATE: self.trainer_state()}
+        state = CheckpointState(self.progress.position, self.run.identity(), metrics)
 
-    def _fetch(self) -> list[MicroBatch]:
-        """This process's part of the step that comes."""
-        return micro_batches(
-            self.order,
-            self.position.sequences,
-            self._size(),
-            self.run.train.micro_batch,
-            self.context,
+        def on_written() -> None:
+            for callback in self.callbacks:
+                callback.after_checkpoint(checkpoint)
+
+        self.checkpoints.save(
+            state, self.parameters, self.train_step.optimizer, on_written=on_written
         )
 
-    def _save(self) -> None:
-        running = {"noise": self.noise.state, "guard": self.guard.state, "batch": self.grown}
-        running |= {"threads": self.threads, "arithmetic": self.arithmetic}
-        if self.stepper.loss_scale:
-            running["loss_scale"] = self.stepper.loss_scale.state
-        state = State(self.position, self.run.identity(), {**self.last, RUNNING: running})
-        for log in (self.log, self.sampler.log if self.sampler else None):
-            if log is not None:
-                log.sync()
-        self.checkpoints.save(state, self.parameters, self.stepper.optimizer, then=self._card())
-        for follower in self.followers:
-            follower.begin(*self._newest())
+    def _evaluate_and_record(self) -> None:
+        """Complete the step's line with what is due to be evaluated, and record it."""
+        line = dict(self.progress.line)
+        for callback in self.callbacks:
+            callback.on_evaluation(line)
+        for callback in self.callbacks:
+            callback.on_record(line)
 
-    def _card(self) -> Callable[[], None] | None:
-        """What writes a model card of this step; None at the last one, whose card comes with the
-        finished model.
-        """
-        if self.log is None or self._done():
-            return None
-        last = {**self.last, "smoothed_loss": smoothed_loss([*self.log.newest, self.last])}
-        card = model_card(self.run, last, self.val_loss, None, finished=False)
-
-        def write() -> None:
-            # a full disk costs no run: the card says at which step it was written
-            with contextlib.suppress(OSError):
-                write_card(self.run, card)
-
-        return write
-
-    def _newest(self) -> tuple[Path, int, int]:
-        """The checkpoint of this step: where it will be, its step and its tokens."""
-        return folder_of(self.run.out, self.position.step), self.position.step, self.last["tokens"]
-
-    def _record(self) -> None:
-        """Evaluate where it is due, and write the step's line."""
-        train = self.run.train
-        line = dict(self.last)
-        if self.validation and self._due(train.eval_every):
-            windows = min(
-                self.validation.windows, max(1, train.eval_tokens // self.run.model.n_ctx)
-            )
-            self.val_loss = line["val_loss"] = validation_loss(
-                self.stepper, self.validation, windows, train.micro_batch
-            )
-        if self.run.measure and self._due(train.checkpoint_every):
-            self.checkpoints.wait()  # from there the model comes, whatever the layout
-            if self.context.is_main:
-                line |= self.run.measure(
-                    model_of(self.run, self._newest()[0]).to(self.context.device)
-                )
-            self.checkpoints.meet()
-        if self.log:
-            self.log.write(line)
-            if self._due(train.checkpoint_every):
-                write_report(Path(self.run.out), self.run.resolved)
-        if self.tracker:
-            self.tracker.write(line)
-        total = self.schedule.total * self.run.model.n_ctx
-        ramping = 2 * line["batch_tokens"] < self.schedule.full * self.run.model.n_ctx
-        if (
-            pace := self.pace.step(line["tokens"], time.perf_counter(), ramping=ramping)
-        ) is not None:
-            seconds, speed = pace
-            say = self.events.warn if seconds > WEEK else self.events.info
-            say(
-                f"about {rough_duration(seconds)} left, by the first steps: {amount(speed)} tokens/s"
-            )
-        facts = {**line, "val_loss": self.val_loss, "smoothed_loss": self.smoothed_loss()}
-        self.events.progress("train", line["tokens"], total, "tokens", **facts)
-
-    def _finish(self) -> None:
-        if self.sampler:
-            self.sampler.finish(*self._newest())
-            write_report(Path(self.run.out), self.run.resolved)
-        if self.copy:
-            self.copy.leave()  # the finished model takes its place
+    def _export(self) -> None:
+        """Write the finished model, from the last checkpoint, while the other ranks wait."""
+        progress = self.progress
         if self.context.is_main:
-            last = {**self.last, "smoothed_loss": self.smoothed_loss()}
-            export(
-                self.run,
-                SavedModel(folder_of(self.run.out, self.position.step)),
-                last,
-                self.val_loss,
-            )
-        self.checkpoints.meet()
+            tensors = CheckpointStateDict(progress.checkpoint.folder)
+            last = {**progress.line, "smoothed_loss": progress.smoothed_loss}
+            export_model(self.run, tensors, last, progress.val_loss)
+        self.checkpoints.barrier()
 
-    def smoothed_loss(self) -> float | None:
-        """Of the first process, which keeps the lines."""
-        return smoothed_loss(self.log.newest) if self.log else None
-
-    def _done(self) -> bool:
-        return self.position.sequences >= self.schedule.total
-
-    def _due(self, every: int) -> bool:
-        """At every so many steps, and at the end."""
-        return self.position.step % every == 0 or self._done()
-
-
-def open_validation(run: Run) -> InOrder | Mixture | None:
-    """The validation windows as they stand, or, of several sources, mixed as in training; None
-    where one source does not fill a window.
-    """
-    manifest, n_ctx = read_manifest(run.data), run.model.n_ctx
-    sources = list(manifest.shares("val"))
-    if len(sources) < 2:
-        return (
-            InOrder(open_split(run.data, "val", verify=False), n_ctx)
-            if manifest.tokens("val") > n_ctx
-            else None
-        )
-    if min(manifest.tokens("val", name) for name in sources) <= n_ctx:
-        return None
-    order = open_order(run.data, "val", n_ctx, seed=0, verify=False)
-    assert isinstance(order, Mixture)
-    return order
-
-
-@contextlib.contextmanager
-def collected_by_hand() -> Iterator[None]:
-    """No garbage collection but the loop's own, and none of what is there already: one in the
-    middle of a step stops every process.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.unfreeze()
+    def _report(self, seconds: float, *, interrupted: bool) -> Report:
+        progress, step = self.progress, self.progress.position.step
+        return {
+            "out": str(self.run.out),
+            "parameters": self.run.model.parameters,
+            "step": step,
+            "tokens": progress.line["tokens"],
+            "loss": progress.line["loss"],
+            "smoothed_loss": progress.smoothed_loss,
+            "smoothed_steps": window(step),
+            "val_loss": progress.val_loss,
+            "skipped": self.train_step.spike_guard.state["skipped"],
+            "seconds": round(seconds, 3),
+            "interrupted": interrupted,
+        }
 
 
 def finite(value: float) -> float | None:
-    """JSON has no word for the others."""
+    """Return the value, or None for infinity and NaN, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 
 def stopped_after(step: int, out: Path) -> Interrupted:
-    """The last message of a run that was told to stop and has done so."""
+    """Return the error that ends a run which a signal stopped after its last step."""
     return Interrupted(
-        f"stopped after step {step:,}, with a checkpoint", where=out, hint="--resume goes on"
+        f"stopped after step {step:,}, with a checkpoint", where=out, hint="--resume continues"
     )
 
 
 class StopSignal(Answer):
-    """A signal to stop as a wish: the step under way and a checkpoint come first. The second one
-    ends the process at once.
+    """Answer to signals that requests a stop after the step under way and its checkpoint.
 
-    In a process that torchrun or Slurm started, no second one does: a Ctrl-C reaches it from the
-    terminal and from its launcher.
+    A second signal ends the process at once, unless torchrun or Slurm started it: a Ctrl-C reaches
+    such a process twice, from the terminal and from its launcher.
     """
 
     def __init__(self, events: Events) -> None:
-        self.events, self.told, self.shown = events, False, False
-        self.patient = launched_processes() is not None and multiprocessing.parent_process() is None
+        self.events, self.requested, self.announced = events, False, False
+        self.ignores_second = (
+            launched_processes() is not None and multiprocessing.parent_process() is None
+        )
 
     def note(self, number: int) -> None:
-        self.told = True
+        """Request the stop; runs in the main thread."""
+        self.requested = True
 
     def act(self, number: int) -> None:
-        self.told = True
-        if not self.shown:
-            self.shown = True
-            self.events.info(
-                "stopping: this step and a checkpoint first"
-                + "; a second Ctrl-C stops at once" * (not self.patient)
-            )
-        elif not self.patient:
+        """Request the stop and say so, or end the process; runs in the thread of signals."""
+        self.requested = True
+        if not self.announced:
+            self.announced = True
+            second = "" if self.ignores_second else "; a second Ctrl-C stops at once"
+            self.events.info(f"stopping: this step and a checkpoint first{second}")
+        elif not self.ignores_second:
             leave()

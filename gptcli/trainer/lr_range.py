@@ -4,12 +4,9 @@ small to far too large, and its loss.
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from gptcli import strict_json
 from gptcli.distributed.context import RankContext
@@ -20,11 +17,12 @@ from gptcli.runs.curves import inline_chart
 from gptcli.runs.page import configuration, definitions, document, gallery
 from gptcli.shards.order import open_order
 from gptcli.trainer.batches import micro_batches
-from gptcli.trainer.checkpoint import canonical_parameters, take_weights
+from gptcli.trainer.checkpoint import load_weights_, plain_named_parameters
 from gptcli.trainer.config import Run
+from gptcli.trainer.initial_weights import initial_weights_folder, remove_initial_weights
 from gptcli.trainer.parallelize import build_train_step
 from gptcli.trainer.schedule import Schedule
-from gptcli.trainer.start import drop_start, start_folder
+from gptcli.trainer.spike_guard import SpikeGuard
 
 LOW, HIGH = 1e-6, 1.0
 SMOOTH = 0.8  # weight of the past in the running mean
@@ -43,27 +41,27 @@ def lr_range(run: Run, context: RankContext, events: Events) -> dict[str, Any]:
     begin = time.perf_counter()
     schedule, n_ctx = Schedule(run.train, run.model.n_ctx), run.model.n_ctx
     order = open_order(run.data, "train", n_ctx, run.train.seed, verify=False)
-    stepper = build_train_step(run, context, events)
+    train_step = build_train_step(run, context, events)
+    train_step.spike_guard = SpikeGuard(0.0)  # the sweep is to find where the loss rises
     if run.init_from is not None:
-        take_weights(
-            start_folder(run.out, run.init_from), canonical_parameters(stepper.model), run.init_step
+        load_weights_(
+            initial_weights_folder(run.out, run.init_from),
+            plain_named_parameters(train_step.model),
+            run.init_step,
         )
-    steps = max(2, schedule.total // schedule.full)
+    steps = max(2, schedule.total_sequences // schedule.full_batch)
     points: list[Point] = []
     diverged = True  # unless it comes to its end
     for step in range(steps):
         lr = LOW * (HIGH / LOW) ** (step / (steps - 1))
-        tokens = schedule.full * n_ctx
+        tokens = schedule.full_batch * n_ctx
         batches = micro_batches(
-            order, step * schedule.full, schedule.full, run.train.micro_batch, context
+            order, step * schedule.full_batch, schedule.full_batch, run.train.micro_batch, context
         )
-        loss = stepper.gradients(batches, tokens, step + 1)
-        norm = stepper.clip_gradients()
-        total, norms = context.all_reduce_sum(torch.stack([loss, norm])).tolist()
-        if not (math.isfinite(total) and math.isfinite(norms)):
+        result = train_step(batches, step=step + 1, batch_tokens=tokens, lr=lr)
+        if result.skip_reason is not None:
             break
-        stepper.update(lr)
-        points.append(smoothed(points, lr, total / tokens))
+        points.append(smoothed(points, lr, result.loss))
         events.progress("lr range", step + 1, steps, "steps", lr=lr, loss=points[-1]["loss"])
         if points[-1]["smooth"] > min(point["smooth"] for point in points) + DIVERGED:
             break
@@ -73,7 +71,7 @@ def lr_range(run: Run, context: RankContext, events: Events) -> dict[str, Any]:
     lowest, suggested = suggest(points)
     if context.is_main:
         write(run, points, lowest, suggested)
-        drop_start(run.out)
+        remove_initial_weights(run.out)
     return {
         "out": str(run.out),
         "suggested_lr": suggested,

@@ -1,13 +1,15 @@
-"""The gradient noise scale (McCandlish et al. 2018, appendix A.1): the batch, in tokens, at which a
-step's gradient holds as much noise as signal. Far smaller batches waste steps, far larger ones
-waste tokens; GPT-3 chose its batches by it.
+"""Gradient noise scale (McCandlish et al. 2018, appendix A.1): the batch size, in tokens, at which
+a step's gradient has as much noise as signal.
 
-A mean gradient over b tokens has E|g_b|² = |G|² + tr(S)/b, so two batches of different size tell
-the true gradient's |G|² and the covariance's trace tr(S) apart, both unbiased. The batch of a step
-is the larger one; the smaller one is a part of it that is computed anyway: what one process adds to
-the average, or, where one is alone, its first micro-batch. The cost is one pass over the gradients.
-Tensor slices and stages have a part's gradient in pieces, some of them sums not yet made; there the
-first micro-batches of now and then a step are run once more, by themselves.
+A much smaller batch wastes steps, a much larger one wastes tokens; GPT-3 chose its batches by it.
+
+The mean gradient g_b over b tokens has E|g_b|^2 = |G|^2 + tr(S)/b, where G is the true gradient and
+S the covariance of one token's gradient. Two batch sizes therefore give unbiased estimates of both
+|G|^2 and tr(S). The large batch is that of the step. The small one is a part of it whose gradient
+is computed anyway: that of one rank before the all-reduce or, on a single rank, that of the first
+micro-batch. The cost is one pass over the gradients. Under tensor and pipeline parallelism a
+rank has only pieces of that gradient, some of them partial sums; there the first micro-batches are
+run once more, every NOISE_RERUN_EVERY steps.
 """
 
 from __future__ import annotations
@@ -24,115 +26,122 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gptcli.distributed.context import RankContext
 
-DECAY = 0.99  # of the running means: the ratio of two means, since the mean of ratios is biased
-AGAIN_EVERY = 16  # steps, where a part is run once more for it
+# Decay of the running means. The estimate is the ratio of two means: a mean of ratios is biased.
+DECAY = 0.99
+NOISE_RERUN_EVERY = 16  # steps between reruns of the small batch, under tp and pp
 
 
 class NoiseScale:
-    """Running estimates of |G|² and tr(S). `state` is all there is to save."""
+    """Running estimate of the gradient noise scale."""
 
     def __init__(self, state: list[float] | None = None) -> None:
+        """Start from the `state` of a resumed run, or from nothing."""
         self.state = state or [0.0, 0.0]
-        """The running means of |G|² and tr(S), both short of the same factor in the first steps."""
+        """Running means of |G|^2 and tr(S), both biased to 0 by the same factor at first."""
 
-    def add(self, small_norm2: float, big_norm2: float, small: int, big: int) -> None:
-        """One step's squared norms of the mean gradients over `small` and over all `big` tokens.
-        What is not finite is left out.
+    def add(
+        self, small_norm2: float, large_norm2: float, small_tokens: int, large_tokens: int
+    ) -> None:
+        """Add one step's squared norms of the mean gradients over the small and the large batch.
+
+        Estimates that are not finite are ignored.
         """
-        signal = (big * big_norm2 - small * small_norm2) / (big - small)
-        trace = (small_norm2 - big_norm2) / (1 / small - 1 / big)
-        if math.isfinite(signal) and math.isfinite(trace):
+        signal = (large_tokens * large_norm2 - small_tokens * small_norm2) / (
+            large_tokens - small_tokens
+        )
+        noise = (small_norm2 - large_norm2) / (1 / small_tokens - 1 / large_tokens)
+        if math.isfinite(signal) and math.isfinite(noise):
             self.state = [
-                DECAY * old + (1 - DECAY) * new
-                for old, new in zip(self.state, (signal, trace), strict=True)
+                DECAY * mean + (1 - DECAY) * new
+                for mean, new in zip(self.state, (signal, noise), strict=True)
             ]
 
     @property
     def tokens(self) -> float | None:
-        """tr(S)/|G|²; None where nothing was measured yet, or the noise still hides the signal."""
-        signal, trace = self.state
-        return trace / signal if signal > 0 and trace > 0 else None
+        """Noise scale tr(S)/|G|^2 in tokens; None until both estimates are positive."""
+        signal, noise = self.state
+        return noise / signal if signal > 0 and noise > 0 else None
 
 
-def part_of(sequences: int, micro_batch: int, context: RankContext, step: int) -> int | None:
-    """Sequences in the part of a step's batch that is measured; None where there is none: the batch
-    has no such part, or processes hold unequal ones, or it is run once more and this is not its
-    step."""
-    if sequences % context.replicas:
+def small_batch_sequences(
+    batch_sequences: int, micro_batch: int, context: RankContext, step: int
+) -> int | None:
+    """Return the number of sequences in the small batch of a step, or None if it has none.
+
+    There is none if the batch is no larger, if the ranks' parts differ in size, or if the small
+    batch needs a rerun and `step` is not one of those that make it.
+    """
+    if batch_sequences % context.replicas:
         return None
-    own = sequences // context.replicas
+    own = batch_sequences // context.replicas
     if (
         context.is_model_parallel
-    ):  # as many of every replica's micro-batches as keep all stages busy
-        part = context.layout.pp * micro_batch
-        return (
-            part * context.replicas
-            if own > part and own % micro_batch == 0 and step % AGAIN_EVERY == 0
-            else None
-        )
-    # whose gradients go micro-batch by micro-batch: their mean is measured
-    if context.layout.shard > 1:
+    ):  # the first micro-batches of every replica, enough to fill the pipeline
+        small = context.layout.pp * micro_batch
+        reruns = step % NOISE_RERUN_EVERY == 0
+        measured = own > small and own % micro_batch == 0 and reruns
+        return small * context.replicas if measured else None
+    if context.layout.shard > 1:  # FSDP reduces after every micro-batch: the mean of these norms
         return micro_batch if own % micro_batch == 0 else None
     if context.world_size > 1:
         return own
-    return micro_batch if sequences > micro_batch else None
+    return micro_batch if batch_sequences > micro_batch else None
 
 
-class PartNorm:
-    """The squared norm of the gradient of a part of the batch, taken on its way into the whole:
-    before processes average theirs (by a hook in DDP's or FSDP2's exchange), or after the first of
-    a lone process's micro-batches. Where neither serves, whoever runs the part once more adds its
-    norm. `part_of` says whether it means anything."""
+class SmallBatchNorm:
+    """Squared gradient norm of the small batch, measured before it is added to the large one.
+
+    Communication hooks of DDP and FSDP2 measure it before the reduction; a single rank measures it
+    after its first micro-batch; under tp and pp the caller reruns the small batch and adds its
+    norm. `small_batch_sequences` says whether the value is meaningful in a given step.
+    """
 
     def __init__(self, model: nn.Module, context: RankContext) -> None:
-        self.model, self.alone = model, context.world_size == 1
+        """Register the hooks on `model`, which is the module that the step calls."""
+        self.model, self.single_rank = model, context.world_size == 1
         self.norm2 = torch.zeros((), device=context.device)
-        """Of the gradient as the engine sees it, scaled as the loss is."""
+        """Squared norm of this step's gradient, with the scale of the loss in it."""
         if context.is_model_parallel:
             return
         if isinstance(model, DistributedDataParallel):
-            # DDP refuses annotations that are text
-            model.register_comm_hook(self, lambda part, bucket: _reduce_all(part, bucket))
+            # DDP rejects a hook whose annotations are strings, hence the lambda.
+            model.register_comm_hook(self, lambda norm, bucket: _all_reduce(norm, bucket))
         elif isinstance(model, FSDPModule):
             for module in model.modules():
                 if isinstance(module, FSDPModule):
                     module.set_custom_reduce_scatter(cast(Any, _ReduceScatter(self)))
 
-    def restart(self) -> None:
-        """Before a step's first micro-batch."""
+    def reset(self) -> None:
+        """Start a step."""
         self.norm2.zero_()
 
-    def after_first(self) -> None:
-        """After the backward pass of the first of several micro-batches."""
-        if self.alone:
-            self.add(
-                [
-                    parameter.grad
-                    for parameter in self.model.parameters()
-                    if parameter.grad is not None
-                ]
-            )
+    def after_first_backward(self) -> None:
+        """Measure the gradient of the first of several micro-batches, on a single rank."""
+        if self.single_rank:
+            parameters = self.model.parameters()
+            self.add([p.grad for p in parameters if p.grad is not None])
 
     @torch.no_grad()
     def add(self, gradients: list[torch.Tensor]) -> None:
+        """Add the squared norm of some of the gradients."""
         self.norm2 += torch.nn.utils.get_total_norm(gradients).square()
 
 
-def _reduce_all(part: PartNorm, bucket: Any) -> torch.futures.Future[torch.Tensor]:
-    """DDP's own exchange of a bucket of gradients, measured."""
-    part.add([bucket.buffer()])
+def _all_reduce(norm: SmallBatchNorm, bucket: Any) -> torch.futures.Future[torch.Tensor]:
+    """Measure a bucket of gradients, then reduce it as DDP does."""
+    norm.add([bucket.buffer()])
     return allreduce_hook(cast(dist.ProcessGroup, dist.group.WORLD), bucket)
 
 
-# torch 2.13 renames it, and warns of the old name
+# torch 2.13 renamed the function and warns of the old name.
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 class _ReduceScatter:
-    """FSDP2's own exchange, measured; its padding is zeros."""
+    """FSDP2's reduce-scatter, measuring its input, whose padding is zeros."""
 
-    def __init__(self, part: PartNorm) -> None:
-        self.part = part
+    def __init__(self, norm: SmallBatchNorm) -> None:
+        self.norm = norm
 
     def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         return torch.empty(*size, dtype=dtype, device=device)
@@ -145,5 +154,5 @@ class _ReduceScatter:
         op: Any,
         async_op: bool = False,
     ) -> Any:
-        self.part.add([input_tensor])
+        self.norm.add([input_tensor])
         return _reduce_scatter(output_tensor, input_tensor, op=op, group=group, async_op=async_op)

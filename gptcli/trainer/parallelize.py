@@ -3,10 +3,10 @@ checkpointing, compilation and an optimizer, all applied from outside.
 
 Checkpoints rely on the following under every layout:
 
-- `stepper.model` is one module with this process's part of the model, under the plain GPT's names
+- `train_step.model` is one module with this process's part of the model, under the plain GPT's names
   ("h.3.attn.c_attn.weight", no wrapper's prefix): the whole model without `pp`, the process's own
   stages with it. A tied head appears under both names.
-- `stepper.optimizer` is one optimizer of exactly these parameters. `get_model_state_dict` and
+- `train_step.optimizer` is one optimizer of exactly these parameters. `get_model_state_dict` and
   `get_optimizer_state_dict`, and their setters, therefore use plain names on every process.
 - A parameter that `shard` or `tp` divides is a DTensor of the plain shape with rows in the plain
   order; any other is a plain tensor. No shape depends on the layout, so that any layout can read
@@ -25,6 +25,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.experimental import implicit_replication
 
+from gptcli import optional_kernels
 from gptcli.distributed.activation_checkpoint import checkpoint_forward
 from gptcli.distributed.context import RankContext
 from gptcli.distributed.fsdp import apply_ddp, apply_fsdp
@@ -33,47 +34,49 @@ from gptcli.distributed.tensor_parallel import apply_tp
 from gptcli.distributed.vocab_parallel_loss import vocab_parallel_loss
 from gptcli.errors import RunError
 from gptcli.events import Events
-from gptcli.model import linear_kernel, mup, norm_kernel
-from gptcli.model.first_use import keep_freed_memory, settle_math
-from gptcli.model.loss import IGNORE, LOOPS, next_token_loss
+from gptcli.model import mup
+from gptcli.model.loss import EAGER, IGNORE, next_token_loss
 from gptcli.model.transformer import GPT
+from gptcli.runtime import disable_malloc_trim, warm_up_vector_math
 from gptcli.trainer.config import Run, TrainConfig
 from gptcli.trainer.optimizer import make_optimizer
 from gptcli.trainer.precision import AUTOCAST_DTYPES, convert_to_fp8
-from gptcli.trainer.step import Stepper
+from gptcli.trainer.step import TrainStep
 
 
-def build_train_step(run: Run, context: RankContext, events: Events) -> Stepper:
+def build_train_step(run: Run, context: RankContext, events: Events) -> TrainStep:
     """Return the train step of a run with freshly initialized weights.
 
     All processes call this together. Raises RunError if compilation is required and fails.
     """
     config = run.train
     if context.device.type == "cpu":
-        keep_freed_memory()
-        settle_math()
+        disable_malloc_trim()
+        warm_up_vector_math()
     mesh = context.build_mesh()
     model, parts = parallelize_model(run, context, mesh)
     for part in parts:
-        materialize_(part, context.device, config.seed, run.widening)
+        materialize_(part, context.device, config.seed, run.width_mult)
+        install_kernels(part, config, mesh)
     pipeline = None
     if mesh is not None and context.layout.pp > 1:
         pipeline = Pipeline(
             parts, context, mesh["pp"].get_group(), config.pipeline_schedule, config.micro_batch
         )
-    stepper = Stepper(
+    train_step = TrainStep(
         model,
-        make_optimizer(model, config, run.widening),
+        make_optimizer(model, config, run.width_mult),
         context,
         engine=apply_ddp(model, context.layout),
         pipeline=pipeline,
         clip=config.clip,
-        products=AUTOCAST_DTYPES[config.precision],
+        compute_dtype=AUTOCAST_DTYPES[config.precision],
+        spike_sigmas=config.spike,
         dropout_seed=config.seed if run.model.dropout else None,
     )
     if config.compile:
-        _warm_up_compilation(run, parts, mesh, stepper, events)
-    return stepper
+        _warm_up_compilation(run, parts, mesh, train_step, events)
+    return train_step
 
 
 def parallelize_model(
@@ -109,34 +112,43 @@ def apply_ac_and_compile(part: GPT, config: TrainConfig, mesh: DeviceMesh | None
     """Apply activation checkpointing and compilation to each block, and choose the head's loss.
 
     Blocks are compiled one by one, so that one compilation serves every layer and every layout.
-    Kernels replace linear layers and norms in compiled blocks, except under `tp`, whose weights are
-    DTensors, and under selective recomputation, which must see the matrix products. Parameter names
-    and module hooks do not change, and a second call replaces the effect of the first.
+    Parameter names and module hooks do not change, and a second call replaces the effect of the
+    first.
     """
-    has_tp = mesh is not None and mesh["tp"].size() > 1
     for block in part.h.children():
         block.__dict__.pop("forward", None)  # restores the class's own
-        linear_kernel.take_back(block)
-        if config.compile and config.recompute != "selective" and not has_tp:
-            linear_kernel.give(block)
-            norm_kernel.give(block)
         if config.recompute != "none":
             block.forward = checkpoint_forward(
                 block.forward, config.recompute, preserve_rng=part.config.dropout > 0
             )
         if config.compile:
             block.forward = torch.compile(block.forward, dynamic=False)
-    loops = LOOPS.compiled() if config.compile else LOOPS
-    if mesh is not None and has_tp:
+    elementwise = EAGER.compiled() if config.compile else EAGER
+    if mesh is not None and mesh["tp"].size() > 1:
         head_loss = partial(
-            vocab_parallel_loss, mesh=mesh["tp"], n_ctx=part.config.n_ctx, loops=loops
+            vocab_parallel_loss,
+            mesh=mesh["tp"],
+            n_ctx=part.config.n_ctx,
+            elementwise=elementwise,
         )
     else:
-        head_loss = partial(next_token_loss, loops=loops)
+        head_loss = partial(next_token_loss, elementwise=elementwise)
     part.head_loss = head_loss
 
 
-def materialize_(part: GPT, device: torch.device, seed: int, widening: float) -> None:
+def install_kernels(part: GPT, config: TrainConfig, mesh: DeviceMesh | None) -> None:
+    """Install the CPU kernels, after everything else has been applied to a part.
+
+    Fused blocks are for compiled training. They are not installed under `tp`, whose weights are
+    DTensors, or under selective recomputation, which must see the matrix products. A second call
+    replaces the first.
+    """
+    has_tp = mesh is not None and mesh["tp"].size() > 1
+    fuse_blocks = config.compile and config.recompute != "selective" and not has_tp
+    optional_kernels.install(part, fuse_blocks=fuse_blocks)
+
+
+def materialize_(part: GPT, device: torch.device, seed: int, width_mult: float) -> None:
     """Allocate the parameters of `part` on `device` and initialize them as the plain model's.
 
     Each process draws every tensor that it has a part of, and keeps its part.
@@ -147,11 +159,11 @@ def materialize_(part: GPT, device: torch.device, seed: int, widening: float) ->
         part.lm_head.weight = part.wte.weight
     with implicit_replication():
         part.init_weights(seed)
-        mup.rescale(part, widening)
+        mup.rescale(part, width_mult)
 
 
 def _warm_up_compilation(
-    run: Run, parts: list[GPT], mesh: DeviceMesh | None, stepper: Stepper, events: Events
+    run: Run, parts: list[GPT], mesh: DeviceMesh | None, train_step: TrainStep, events: Events
 ) -> None:
     """Compile before the first step, on a batch without targets; train uncompiled if that fails.
 
@@ -160,10 +172,12 @@ def _warm_up_compilation(
     events.info("compiling the model: a minute or more the first time")
     config = run.train
     inputs = torch.zeros(
-        config.micro_batch, run.model.n_ctx, dtype=torch.long, device=stepper.context.device
+        config.micro_batch, run.model.n_ctx, dtype=torch.long, device=train_step.context.device
     )
     try:
-        stepper.gradients([(inputs, torch.full_like(inputs, IGNORE))], tokens=1, step=0)
+        train_step.forward_backward(
+            [(inputs, torch.full_like(inputs, IGNORE))], batch_tokens=1, step=0
+        )
     except RuntimeError as error:  # raised by dynamo, inductor and the compilers below them
         reason = str(error).strip().splitlines()[0]
         if run.must_compile:
@@ -173,4 +187,5 @@ def _warm_up_compilation(
         events.warn(f"torch.compile failed, training without it: {reason}")
         for part in parts:
             apply_ac_and_compile(part, replace(config, compile=False), mesh)
-    stepper.optimizer.zero_grad()
+            install_kernels(part, replace(config, compile=False), mesh)
+    train_step.optimizer.zero_grad()

@@ -13,15 +13,15 @@ from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import Manifest
 from gptcli.shards.order import open_order
 from gptcli.tokenizer.tokenizer import load_tokenizer
-from gptcli.trainer.checkpoint import State, newest_state
+from gptcli.trainer.checkpoint import CheckpointState, newest_state
 from gptcli.trainer.config import Run
 from gptcli.trainer.fit import check_division, check_memory
 from gptcli.trainer.forecast import disk_bytes, disk_cautions, disk_free
+from gptcli.trainer.initial_weights import begun_folder
 from gptcli.trainer.machine import check_layout
 from gptcli.trainer.precision import check_precision
 from gptcli.trainer.schedule import Schedule
-from gptcli.trainer.start import kept_start
-from gptcli.trainer.tracking import check_tracker
+from gptcli.trainer.trackers import check_tracker
 
 # which weights keep
 SHAPE = {"n_layer", "n_head", "d_model", "n_ctx", "vocab_size", "attention", "band", "norm", "tied"}
@@ -44,7 +44,7 @@ def check_run(run: Run, manifest: Manifest) -> None:
     Raises UsageError or InputError.
     """
     schedule = Schedule(run.train, run.model.n_ctx)
-    layout, sequences = run.layout, min(schedule.full, schedule.total)
+    layout, sequences = run.layout, min(schedule.full_batch, schedule.total_sequences)
     check_layout(layout)
     check_division(run.model, layout, run.train.pipeline_schedule, sequences)
     check_precision(run.train.precision, layout.tp)
@@ -62,7 +62,7 @@ def check_run(run: Run, manifest: Manifest) -> None:
             hint="build the shards again",
         )
     # what it started from may have gone on, or be gone
-    begun = run.resume and kept_start(run.out) is not None
+    begun = run.resume and begun_folder(run.out) is not None
     if (
         run.init_from is not None
         and not begun
@@ -105,11 +105,12 @@ def check_resume(run: Run) -> bool:
     """
     state = resumed_state(run.out, run.identity())
     return (
-        state is not None and state.position.sequences >= Schedule(run.train, run.model.n_ctx).total
+        state is not None
+        and state.position.sequences >= Schedule(run.train, run.model.n_ctx).total_sequences
     )
 
 
-def resumed_state(out: Path, identity: dict[str, Any]) -> State | None:
+def resumed_state(out: Path, identity: dict[str, Any]) -> CheckpointState | None:
     """Where the run folder's newest checkpoint stands; None where it has none. Raises UsageError
     where it is another run's.
     """

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from gptcli.errors import UsageError
 from gptcli.trainer.config import TrainConfig
 
-GROW_EVERY = 64  # steps between looks at the noise scale, which is a mean over about as many
+GROW_EVERY_STEPS = 64  # steps between looks at the noise scale, which is a mean over about as many
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +28,12 @@ class Schedule:
     def __init__(self, config: TrainConfig, n_ctx: int) -> None:
         """Raises UsageError where the run is shorter than a sequence."""
         self.config, self.n_ctx = config, n_ctx
-        self.total = config.tokens // n_ctx
+        self.total_sequences = config.tokens // n_ctx
         """Sequences of the whole run."""
-        self.full = max(1, round(config.batch_tokens / n_ctx))
+        self.full_batch = max(1, round(config.batch_tokens / n_ctx))
         """Sequences of a batch after the ramp."""
-        self.first = min(self.full, max(1, round(config.ramp_from / n_ctx)))
-        if self.total < 1:
+        self.first_batch = min(self.full_batch, max(1, round(config.ramp_from / n_ctx)))
+        if self.total_sequences < 1:
             raise UsageError(
                 f"{config.tokens} tokens are less than one sequence of {n_ctx}",
                 hint="raise --tokens or lower --n-ctx",
@@ -60,21 +60,24 @@ class Schedule:
         `batch_tokens`; the last takes the rest.
         """
         done = sequences * self.n_ctx
-        size = self.full
+        size = self.full_batch
         if done < self.config.ramp_tokens:
-            size = self.first + (self.full - self.first) * done // self.config.ramp_tokens
-        return min(size, self.total - sequences)
+            size = (
+                self.first_batch
+                + (self.full_batch - self.first_batch) * done // self.config.ramp_tokens
+            )
+        return min(size, self.total_sequences - sequences)
 
-    def followed(self, batch: int, step: int, noise_scale: float | None) -> int:
+    def grown_batch(self, batch: int, step: int, noise_scale: float | None) -> int:
         """Sequences of the batch after `step`, whose own had `batch`: at every GROW_EVERYth step,
         twice as many where the noise scale, in tokens, is at least that, up to `batch_tokens`;
         never fewer."""
         if (
-            step % GROW_EVERY == 0
+            step % GROW_EVERY_STEPS == 0
             and noise_scale is not None
             and noise_scale >= 2 * batch * self.n_ctx
         ):
-            return min(2 * batch, self.full)
+            return min(2 * batch, self.full_batch)
         return batch
 
     def after(self, position: Position) -> Position:
@@ -85,16 +88,22 @@ class Schedule:
         """Steps of the whole run, or until `tokens` have been read: counted batch size by batch
         size, not one by one.
         """
-        end = self.total if tokens is None else min(self.total, -(-tokens // self.n_ctx))
+        end = (
+            self.total_sequences
+            if tokens is None
+            else min(self.total_sequences, -(-tokens // self.n_ctx))
+        )
         steps = sequences = 0
-        while sequences < end and (size := self.batch(sequences)) < self.full:
+        while sequences < end and (size := self.batch(sequences)) < self.full_batch:
             alike = max(1, -(-(min(end, self._grows(size)) - sequences) // size))
             steps, sequences = steps + alike, sequences + alike * size
-        return steps + max(0, -(-(end - sequences) // self.full))
+        return steps + max(0, -(-(end - sequences) // self.full_batch))
 
     def _grows(self, size: int) -> int:
         """Sequences from which on the batches of the ramp are larger than `size`."""
         done = -(
-            -(size + 1 - self.first) * self.config.ramp_tokens // max(1, self.full - self.first)
+            -(size + 1 - self.first_batch)
+            * self.config.ramp_tokens
+            // max(1, self.full_batch - self.first_batch)
         )
         return -(-done // self.n_ctx)

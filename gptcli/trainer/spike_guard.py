@@ -1,28 +1,30 @@
-"""Which updates are left out: of gradients that are not finite, and of losses far above those
-before (Chowdhery et al. 2022, section 5.1, met such spikes and skipped data around them; here one
-step at a time)."""
+"""Skip updates whose loss or gradient is not finite, or whose loss is a spike.
+
+Chowdhery et al. 2022 (PaLM), section 5.1, skipped the data around loss spikes; here single updates
+are skipped.
+"""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-# steps that the running mean and variance of the loss look back on, and that pass before a spike
-# can be told
-WINDOW = 64
-LEAST = 0.1  # nats: less is no spike, however calm the loss has been
+WINDOW_STEPS = 64  # time constant of the running statistics, and their minimum before any spike
+MIN_SPIKE_NATS = 0.1  # a smaller rise of the loss is no spike, however low its variance was
 
 
-class Guard:
-    """Judges each step by its loss and gradient norm, which all processes must give alike. `state`
-    is all there is to save.
+class SpikeGuard:
+    """Rule that skips updates, from running statistics of the training loss.
+
+    Every rank must pass the same numbers, so that all decide alike.
     """
 
-    def __init__(self, sigmas: float, state: dict[str, Any] | None = None) -> None:
-        """A loss is a spike from `sigmas` standard deviations above the mean on; 0 for no such
-        judgement.
+    def __init__(self, spike_sigmas: float, state: dict[str, Any] | None = None) -> None:
+        """Call a loss `spike_sigmas` standard deviations above the running mean a spike.
+
+        0 turns the rule off for finite losses. `state` is that of a resumed run.
         """
-        self.sigmas = sigmas
+        self.spike_sigmas = spike_sigmas
         self.state = state or {
             "mean": 0.0,
             "variance": 0.0,
@@ -30,10 +32,11 @@ class Guard:
             "skipped": 0,
             "in_a_row": 0,
         }
+        """Everything that a checkpoint needs: running statistics and counts of skipped updates."""
 
-    def objection(self, loss: float, grad_norm: float) -> str | None:
-        """Why this step's update must be left out, in words, or None; counted either way."""
-        reason = self._judge(loss, grad_norm)
+    def skip_reason(self, loss: float, grad_norm: float) -> str | None:
+        """Return the reason to skip this step's update, or None; count the step either way."""
+        reason = self._skip_reason(loss, grad_norm)
         state = self.state
         if reason is not None:
             state["skipped"] += 1
@@ -41,22 +44,23 @@ class Guard:
             return reason
         state["in_a_row"] = 0
         state["steps"] += 1
-        weight = max(1 / WINDOW, 1 / state["steps"])  # the plain mean at first
-        away = loss - state["mean"]
-        state["mean"] += weight * away
-        state["variance"] = (1 - weight) * (state["variance"] + weight * away**2)
+        weight = max(1 / WINDOW_STEPS, 1 / state["steps"])  # a plain mean until the window is full
+        deviation = loss - state["mean"]
+        state["mean"] += weight * deviation
+        state["variance"] = (1 - weight) * (state["variance"] + weight * deviation**2)
         return None
 
-    def _judge(self, loss: float, grad_norm: float) -> str | None:
+    def _skip_reason(self, loss: float, grad_norm: float) -> str | None:
         if not math.isfinite(loss):
             return f"the loss is {loss}"
         if not math.isfinite(grad_norm):
-            return f"the gradient's norm is {grad_norm}"
-        away, deviation = loss - self.state["mean"], math.sqrt(self.state["variance"])
-        if (
-            self.sigmas
-            and self.state["steps"] >= WINDOW
-            and away > max(self.sigmas * deviation, LEAST)
-        ):
-            return f"the loss {loss:.4f} is a spike: the mean of late is {self.state['mean']:.4f}, the standard deviation {deviation:.4f}"
-        return None
+            return f"the gradient norm is {grad_norm}"
+        if not self.spike_sigmas or self.state["steps"] < WINDOW_STEPS:
+            return None
+        mean, sigma = self.state["mean"], math.sqrt(self.state["variance"])
+        if loss - mean <= max(self.spike_sigmas * sigma, MIN_SPIKE_NATS):
+            return None
+        return (
+            f"the loss {loss:.4f} is a spike: recent mean {mean:.4f}, "
+            f"standard deviation {sigma:.4f}"
+        )

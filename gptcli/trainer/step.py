@@ -1,11 +1,12 @@
-"""One update of the weights: gradients of the whole batch, clip, and AdamW or, where the gradients
-are no good, nothing.
-"""
+"""One optimizer step: forward and backward over micro-batches, gradient clip, device sync, update."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -15,14 +16,33 @@ from gptcli.distributed.context import RankContext
 from gptcli.distributed.fsdp import set_gradient_sync
 from gptcli.distributed.pipeline_parallel import Pipeline
 from gptcli.distributed.tensor_parallel import reduce_partial_grads
-from gptcli.trainer.batches import MicroBatch
-from gptcli.trainer.noise_scale import AGAIN_EVERY, PartNorm
+from gptcli.trainer.batches import MicroBatch, Order, micro_batches
+from gptcli.trainer.noise_scale import NOISE_RERUN_EVERY, SmallBatchNorm
 from gptcli.trainer.optimizer import clip_gradients, gradient_norm
 from gptcli.trainer.precision import LossScale
+from gptcli.trainer.spike_guard import SpikeGuard
 
 
-class Stepper:
-    """Turns micro-batches into updates of one laid-out model."""
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Numbers of one step, equal on every rank except for `seconds`."""
+
+    loss: float
+    """Mean training loss in nats per token, over the batch of all ranks."""
+    grad_norm: float
+    """Global norm of the gradient before the clip."""
+    small_batch_norm2: float
+    """Squared gradient norm of a part of the batch, mean over ranks; see `SmallBatchNorm`."""
+    skip_reason: str | None
+    """Reason for which the update was skipped; None if the weights were updated."""
+    stop_requested: bool
+    """True if any rank was asked to stop."""
+    seconds: float
+    """Duration of the step on this rank."""
+
+
+class TrainStep:
+    """One optimizer step of a parallelized model, called on every rank with its micro-batches."""
 
     def __init__(
         self,
@@ -31,125 +51,178 @@ class Stepper:
         context: RankContext,
         *,
         clip: float,
-        products: torch.dtype | None,
+        compute_dtype: torch.dtype | None,
         dropout_seed: int | None,
+        spike_sigmas: float = 0.0,
         engine: nn.Module | None = None,
         pipeline: Pipeline | None = None,
     ) -> None:
-        """`model` holds the parameters under the plain names; `engine` is called in its place where
-        it wraps it; `pipeline` runs it where it is in stages. Products run in `products`, or None
-        for fp32. `dropout_seed` is None where nothing is dropped."""
+        """Prepare the steps of `model`, whose parameters have the plain model's names.
+
+        `engine` is the wrapper of `model` to call, if it has one (DDP); `pipeline` runs a model
+        that is split into stages. Matrix products run in `compute_dtype`, fp32 if None.
+        `dropout_seed` is None for a model without dropout. `spike_sigmas` is `SpikeGuard`'s.
+        """
         self.model, self.optimizer, self.context, self.clip = model, optimizer, context, clip
         self.engine, self.pipeline = engine or model, pipeline
-        self.products, self.dropout_seed = products, dropout_seed
-        self.part = PartNorm(self.engine, context)
-        self.loss_scale = LossScale() if products is torch.float16 else None
-        self.norm = torch.zeros(())
-        """Of the gradients, before the clip."""
+        self.compute_dtype, self.dropout_seed = compute_dtype, dropout_seed
+        self.small_batch_norm = SmallBatchNorm(self.engine, context)
+        self.loss_scale = LossScale() if compute_dtype is torch.float16 else None
+        self.spike_guard = SpikeGuard(spike_sigmas)
 
-    def gradients(self, batches: list[MicroBatch], tokens: int, step: int) -> torch.Tensor:
-        """Leave the gradient of the mean loss over the `tokens` of the whole batch, all processes',
-        in the parameters.
+    def __call__(
+        self,
+        batches: list[MicroBatch],
+        *,
+        step: int,
+        batch_tokens: int,
+        lr: float,
+        stop_requested: bool = False,
+        while_device_works: Callable[[], None] | None = None,
+    ) -> StepResult:
+        """Update the weights with learning rate `lr`, or skip the update, and return the result.
 
-        Returns this process's summed loss, a scalar on the device. The divisor is the batch's own
-        count, so that neither micro-batches nor processes change the result.
+        `batches` are this rank's micro-batches of step number `step`, `batch_tokens` the tokens of
+        all ranks together. `while_device_works` is called between launching the work and waiting
+        for it: reading the next batch there costs no device time.
         """
-        lifted = self.loss_scale.value if self.loss_scale else 1.0
-        scale = lifted * self.context.replicas / tokens  # the engines average over replicas
-        self.part.restart()
-        part = batches[: self.context.layout.pp]
-        if self.context.is_model_parallel and step % AGAIN_EVERY == 0 and len(part) < len(batches):
-            self._run(part, scale, step)
-            self.part.norm2 += gradient_norm(self.model, self.context).square()
+        start = time.perf_counter()
+        loss = self.forward_backward(batches, batch_tokens, step)
+        grad_norm = self.clip_gradients()
+        if while_device_works is not None:
+            while_device_works()
+
+        # The only wait for the device in a step. Every rank then has the same four numbers, and so
+        # all make the same decision.
+        stop = torch.full_like(loss, stop_requested)
+        local = torch.stack([loss, self.small_batch_norm.norm2, grad_norm, stop])
+        loss_sum, norm2_sum, grad_norm_sum, stops = self.context.all_reduce_sum(local).tolist()
+        mean_loss, mean_grad_norm = loss_sum / batch_tokens, grad_norm_sum / self.context.world_size
+
+        skip_reason = self.spike_guard.skip_reason(mean_loss, mean_grad_norm)
+        if skip_reason is None:
+            self.update(lr)
+        self.optimizer.zero_grad()
+        if self.loss_scale:
+            self.loss_scale.update(mean_grad_norm)
+        return StepResult(
+            loss=mean_loss,
+            grad_norm=mean_grad_norm,
+            small_batch_norm2=norm2_sum / self.context.world_size,
+            skip_reason=skip_reason,
+            stop_requested=bool(stops),
+            seconds=time.perf_counter() - start,
+        )
+
+    def forward_backward(
+        self, batches: list[MicroBatch], batch_tokens: int, step: int
+    ) -> torch.Tensor:
+        """Accumulate the gradient of the mean loss over the `batch_tokens` of all ranks.
+
+        Return this rank's summed loss in nats, a scalar on the device; 0 if another rank of the
+        replica reports it. The divisor is the token count of the whole batch, so the result does
+        not depend on the micro-batch size or the layout.
+        """
+        loss_scale = self.loss_scale.value if self.loss_scale else 1.0
+        # DDP and FSDP average over replicas, while the mean is over the tokens of all of them.
+        scale = loss_scale * self.context.replicas / batch_tokens
+        self.small_batch_norm.reset()
+        first = batches[: self.context.layout.pp]
+        if (
+            self.context.is_model_parallel
+            and step % NOISE_RERUN_EVERY == 0
+            and len(first) < len(batches)
+        ):
+            # Under tp and pp no rank sees a micro-batch's whole gradient on its way: run it alone.
+            self._accumulate(first, scale, step)
+            self.small_batch_norm.norm2 += gradient_norm(self.model, self.context).square()
             self.optimizer.zero_grad()
-        total = self._run(batches, scale, step)
-        exchanges = (
+        loss = self._accumulate(batches, scale, step)
+        reductions = (
             len(batches)
             if self.context.layout.shard > 1 and not self.context.is_model_parallel
             else 1
         )
-        self.part.norm2 /= lifted**2 * exchanges
-        return total if self.context.owns_loss else torch.zeros_like(total)
+        self.small_batch_norm.norm2 /= loss_scale**2 * reductions
+        return loss if self.context.owns_loss else torch.zeros_like(loss)
 
-    def _run(self, batches: list[MicroBatch], scale: float, step: int) -> torch.Tensor:
-        """Add the gradient of `scale` times the summed loss to the parameters'; returns the
-        loss.
-        """
+    def _accumulate(self, batches: list[MicroBatch], scale: float, step: int) -> torch.Tensor:
+        """Add the gradient of `scale` times the summed loss; return the loss, unscaled."""
         if self.pipeline is not None:
-            total = self.pipeline.gradients(batches, scale, partial(self._pass, step))
+            total = self.pipeline.gradients(batches, scale, partial(self._forward_context, step))
         else:
             total = torch.zeros((), device=self.context.device)
-            for number, (x_BT, y_BT) in enumerate(batches):
-                set_gradient_sync(self.engine, self.context.layout, number == len(batches) - 1)
-                with self._pass(step, number):
+            for index, (x_BT, y_BT) in enumerate(batches):
+                set_gradient_sync(self.engine, self.context.layout, index == len(batches) - 1)
+                with self._forward_context(step, index):
                     loss = self.engine(x_BT, y_BT)
                 (loss * scale).backward()
                 total += loss.detach()
-                if number == 0 and len(batches) > 1:
-                    self.part.after_first()
+                if index == 0 and len(batches) > 1:
+                    self.small_batch_norm.after_first_backward()
         if self.context.layout.tp > 1:
             reduce_partial_grads(self.model)
         return total
 
+    def clip_gradients(self) -> torch.Tensor:
+        """Undo the loss scale, clip the gradient's global norm and return the norm before it."""
+        loss_scale = self.loss_scale.value if self.loss_scale else 1.0
+        return clip_gradients(self.model, self.clip, self.context, loss_scale)
+
+    def update(self, lr: float) -> None:
+        """Apply the gradients with learning rate `lr`, times the `lr_scale` of each group."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        self.optimizer.step()
+
     @torch.no_grad()
-    def loss(self, batches: list[MicroBatch]) -> torch.Tensor:
-        """This process's summed loss, nothing dropped, nothing learnt."""
+    def eval_loss(self, batches: list[MicroBatch]) -> torch.Tensor:
+        """Return this rank's summed loss without dropout, a scalar on the device.
+
+        It is 0 if another rank of the replica reports the loss.
+        """
         self.model.eval()
         if self.pipeline is not None:
-            total = self.pipeline.loss(batches, self.precision)
+            total = self.pipeline.loss(batches, self.autocast)
         else:
             total = torch.zeros((), device=self.context.device)
             for x_BT, y_BT in batches:
-                with self.precision():
+                with self.autocast():
                     total += self.engine(x_BT, y_BT)
         self.model.train()
         return total if self.context.owns_loss else torch.zeros_like(total)
 
-    def clip_gradients(self) -> torch.Tensor:
-        """Cut the gradient's global norm; returns the norm it had, a scalar on the device."""
-        lifted = self.loss_scale.value if self.loss_scale else 1.0
-        self.norm = clip_gradients(self.model, self.clip, self.context, lifted)
-        return self.norm
+    def validation_loss(self, order: Order, windows: int, micro_batch: int) -> float:
+        """Return the mean loss in nats per token over the first `windows` windows of `order`.
 
-    def update(self, lr: float) -> None:
-        """Move the weights by the gradients there are."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
-        self.optimizer.step()
-        self._end()
-
-    def skip(self) -> None:
-        """Leave weights and optimizer as they are."""
-        self._end()
-
-    def _end(self) -> None:
-        self.optimizer.zero_grad()
-        if self.loss_scale:
-            self.loss_scale.update(self.norm.item())
-
-    def precision(self) -> contextlib.AbstractContextManager[object]:
-        """What products run in."""
-        return torch.autocast(
-            self.context.device.type, self.products, enabled=self.products is not None
-        )
-
-    def _pass(self, step: int, number: int) -> contextlib.AbstractContextManager[object]:
-        """What forward pass `number` of this process's in a step runs in; its dropout is drawn from
-        here on.
+        The ranks share the windows, `micro_batch` sequences at a time, and return the same value.
         """
+        total = torch.zeros((), dtype=torch.float64, device=self.context.device)
+        # With pipeline stages, one micro-batch per stage keeps all of them busy.
+        group = micro_batch * self.context.replicas * self.context.layout.pp
+        for first in range(0, windows, group):
+            count = min(group, windows - first)
+            total += self.eval_loss(micro_batches(order, first, count, micro_batch, self.context))
+        return self.context.all_reduce_sum(total).item() / (windows * order.n_ctx)
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Return a context in which matrix products run in `compute_dtype`."""
+        enabled = self.compute_dtype is not None
+        return torch.autocast(self.context.device.type, self.compute_dtype, enabled=enabled)
+
+    def _forward_context(
+        self, step: int, micro_batch: int
+    ) -> contextlib.AbstractContextManager[object]:
+        """Seed the dropout of one micro-batch and return the context of its forward pass."""
         if self.dropout_seed is not None:
-            torch.manual_seed(dropout_seed(self.dropout_seed, step, self.context.rank, number))
-        return self.precision()
+            torch.manual_seed(dropout_seed(self.dropout_seed, step, self.context.rank, micro_batch))
+        return self.autocast()
 
 
-def dropout_seed(seed: int, step: int, rank: int, micro: int) -> int:
-    """The seed of one micro-batch's dropout: a function of its place in the run, so that no
-    generator's state need be saved.
+def dropout_seed(seed: int, step: int, rank: int, micro_batch: int) -> int:
+    """Return the dropout seed of one micro-batch, 63 bits.
+
+    It depends on the position in the run alone, so checkpoints contain no generator state.
     """
-    return (
-        int.from_bytes(
-            hashlib.blake2b(f"{seed} {step} {rank} {micro}".encode(), digest_size=8).digest(),
-            "little",
-        )
-        >> 1
-    )
+    key = f"{seed} {step} {rank} {micro_batch}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1

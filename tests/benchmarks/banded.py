@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from gptcli.model.attention import attend, causal_mask
-from gptcli.model.attention_kernel import packed_attend
+from gptcli.kernels.attention_kernel import packed_attend
+from gptcli.model.attention import attention, causal_mask
 
 # one sequence of GPT-3's smallest width, four times its context
 T, BAND, HEADS, D_HEAD = 8192, 256, 12, 64
@@ -46,8 +46,8 @@ def written_out(q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor
 
 FORMS: dict[str, Callable[[], Attention]] = {
     WRITTEN_OUT: lambda: written_out,
-    "dense, torch's flash kernel": lambda: lambda q, k, v: attend(q, k, v),
-    BANDED: lambda: lambda q, k, v: attend(q, k, v, band=BAND),
+    "dense, torch's flash kernel": lambda: lambda q, k, v: attention(q, k, v),
+    BANDED: lambda: lambda q, k, v: attention(q, k, v, band=BAND),
     **{
         form: lambda band=band: lambda qkv: packed_attend(qkv, band)[0].transpose(1, 2)
         for form, band in PACKED.items()

@@ -262,11 +262,14 @@ def gradient(
         name="benchmark", out=nowhere, data=nowhere, model=model, train=train, data_sha256="", tokenizer_sha256="", eot_id=VOCABULARY - 1,
         must_compile=compiled,
     )  # fmt: skip
-    stepper = build_train_step(run, RankContext(device), SILENT)
+    train_step = build_train_step(run, RankContext(device), SILENT)
     x, y = batch[:, :-1].to(device), batch[:, 1:].to(device)
-    loss = stepper.gradients([(x.contiguous(), y.contiguous())], y.numel(), 1).item() / y.numel()
+    loss = (
+        train_step.forward_backward([(x.contiguous(), y.contiguous())], y.numel(), 1).item()
+        / y.numel()
+    )
     parts = [
-        p.grad.float().flatten().cpu() for p in stepper.model.parameters() if p.grad is not None
+        p.grad.float().flatten().cpu() for p in train_step.model.parameters() if p.grad is not None
     ]
     torch._dynamo.reset()  # the next model has other layers
     return loss, torch.cat(parts)

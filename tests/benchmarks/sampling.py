@@ -22,7 +22,7 @@ from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.transformer import GPT
 from gptcli.sampling.generate import TokenSequence, generate_sequences
 from gptcli.sampling.params import SamplingParams
-from gptcli.sampling.quantize import read_in_place
+from gptcli.sampling.quantize import prepare_for_inference
 
 NEW, PROMPT = 128, 16  # tokens
 SIZES_GPU, BATCHES_GPU = ("124M", "350M", "1.3B"), (1, 8, 64)
@@ -117,7 +117,7 @@ def ours_of(
 ) -> Callable[[int, int], None]:
     with torch.device(device):
         model = GPT(config).to(dtype).eval()
-    read_in_place(model, quantize)
+    prepare_for_inference(model, quantize)
 
     def work(batch: int, new: int) -> None:
         rows = [TokenSequence([7] * PROMPT, max_tokens=new) for _ in range(batch)]

@@ -25,18 +25,18 @@ def homeless() -> RuntimeError:
     return caught.value
 
 
-def test_version(gpt: Any) -> None:
+def test_version_is_printed(gpt: Any) -> None:
     assert gpt("--version").stdout == f"gpt {__version__}\n"
 
 
-def test_help_lists_the_six(gpt: Any) -> None:
+def test_help_lists_all_commands(gpt: Any) -> None:
     text = gpt("--help").stdout
     for command in module.COMMANDS:
         assert re.search(rf"\b{command}\b", text)
 
 
 @pytest.mark.parametrize("command", list(module.COMMANDS))
-def test_every_help(gpt: Any, command: str) -> None:
+def test_help_of_every_command(gpt: Any, command: str) -> None:
     text = gpt(command, "--help").stdout
     assert "Usage: gpt" in text
     assert text.count(f"gpt {command}") >= 3, "usage and two examples"
@@ -45,7 +45,7 @@ def test_every_help(gpt: Any, command: str) -> None:
     ), "a value is named, not its type in Python"
 
 
-def test_unknown_command(gpt: Any) -> None:
+def test_unknown_command_is_one_message(gpt: Any) -> None:
     done = gpt("trian", code=2)
     assert "trian" in done.stderr
     assert not done.stdout
@@ -64,7 +64,7 @@ def test_unknown_command(gpt: Any) -> None:
         ),
         (PermissionError(errno.EACCES, "Permission denied", "x"), 2, "gpt: x: permission denied"),
         (ValueError("surprise"), 1, "this is a bug"),
-        (homeless(), 2, "name one: HOME=/path gpt ..."),
+        (homeless(), 2, "set one: HOME=/path gpt ..."),
         (KeyboardInterrupt(), 130, "gpt: interrupted\n"),
     ],
 )

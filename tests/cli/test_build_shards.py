@@ -66,7 +66,7 @@ def shards(folder: Path) -> dict[str, str]:
     }
 
 
-def test_from_text_to_shards(corpus: Path, gpt: Gpt) -> None:
+def test_text_becomes_shards(corpus: Path, gpt: Gpt) -> None:
     done = gpt(*ARGUMENTS)
     manifest = read_manifest(corpus / "shards")
     assert done.stderr == ""
@@ -74,7 +74,7 @@ def test_from_text_to_shards(corpus: Path, gpt: Gpt) -> None:
         f"train: {manifest.tokens('train'):,} tokens, {sum(shard.documents for shard in manifest.shards_of('train')):,} documents, "
         f"{len(manifest.shards_of('train'))} shards",
         f"val:   {manifest.tokens('val'):,} tokens, {sum(shard.documents for shard in manifest.shards_of('val')):,} documents, 1 shard",
-        f"{Path('shards/manifest.json')} describes them, report.md beside it shows them",
+        f"{Path('shards/manifest.json')} lists the shards, and report.md in the same folder describes them",
     ]
     config = (corpus / "shards/build.toml").read_text()
     assert 'inputs = ["corpus"]' in config
@@ -92,7 +92,7 @@ def test_from_text_to_shards(corpus: Path, gpt: Gpt) -> None:
     assert read_manifest(corpus / "shards").seed == 4
 
 
-def test_one_worker_and_standard_input(corpus: Path, gpt: Gpt) -> None:
+def test_number_of_workers_and_stdin_do_not_change_the_shards(corpus: Path, gpt: Gpt) -> None:
     text = (corpus / "corpus/0.txt").read_text(encoding="utf-8")
     one = (*ARGUMENTS[2:], "--workers", "1")
     gpt("build-shards", "corpus/0.txt", *one, "-o", "file")
@@ -131,7 +131,7 @@ def wait_for_files(folder: Path, process: subprocess.Popen[str], count: int) -> 
         time.sleep(0.002)
 
 
-def test_killed_at_any_moment_and_resumed(corpus: Path, gpt: Gpt) -> None:
+def test_build_killed_at_any_moment_can_be_resumed(corpus: Path, gpt: Gpt) -> None:
     gpt(*ARGUMENTS, "-o", "whole")
     expected, wanted = shards(corpus / "whole"), int(os.environ.get("GPT_KILLS", 6))
     chance = random.Random()
@@ -155,7 +155,7 @@ def test_killed_at_any_moment_and_resumed(corpus: Path, gpt: Gpt) -> None:
 
 
 @pytest.mark.parametrize("files_made", [0, 4])
-def test_interrupted(corpus: Path, files_made: int) -> None:
+def test_interrupt_ends_all_workers(corpus: Path, files_made: int) -> None:
     """Ctrl-C, while the workers start and while they work: no traceback from anyone, and nobody
     stays behind.
     """
@@ -171,7 +171,7 @@ def test_interrupted(corpus: Path, files_made: int) -> None:
     assert not (corpus / "shards/manifest.json").exists()
 
 
-def test_a_full_disk(
+def test_full_disk_is_one_message(
     corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(_: int) -> None:
@@ -190,7 +190,7 @@ def test_a_full_disk(
     assert not list(corpus.rglob("*.partial"))
 
 
-def test_configuration_file(corpus: Path, gpt: Gpt) -> None:
+def test_configuration_file_sets_options(corpus: Path, gpt: Gpt) -> None:
     (corpus / "build.toml").write_text(
         'inputs = ["corpus/0.txt"]\ntokenizer = "tokenizer.json"\nval-fraction = 0.5\nshard_tokens = "1M"\noutput = "from-file"\n'
     )
@@ -224,7 +224,7 @@ def test_configuration_file(corpus: Path, gpt: Gpt) -> None:
         assert message in gpt("build-shards", "--config", "build.toml", code=2).stderr
 
 
-def test_dry_run(corpus: Path, gpt: Gpt) -> None:
+def test_dry_run_prints_an_estimate_and_writes_nothing(corpus: Path, gpt: Gpt) -> None:
     text = gpt(*ARGUMENTS, "--dry-run").stdout
     assert "shard_tokens = 200000" in text
     size = sum(path.stat().st_size for path in (corpus / "corpus").iterdir())
@@ -240,7 +240,7 @@ def test_dry_run(corpus: Path, gpt: Gpt) -> None:
     ("arguments", "message"),
     [
         ([], "gpt: INPUT: is missing"),
-        (["corpus"], "gpt: --tokenizer: no tokenizer is given"),
+        (["corpus"], "gpt: --tokenizer: is missing"),
         (["none", "-t", "tokenizer.json"], "gpt: none: no such file or folder"),
         (["corpus", "-t", "none.json"], "gpt: none.json: no such tokenizer"),
         (["corpus", "-t", "corpus"], "gpt: corpus: the folder holds no tokenizer"),
@@ -321,7 +321,7 @@ def test_bad_input_is_one_message(
     assert sorted(corpus.rglob("*")) == before
 
 
-def test_what_is_broken_is_skipped_when_asked(corpus: Path, gpt: Gpt) -> None:
+def test_broken_documents_are_skipped_with_on_error_skip(corpus: Path, gpt: Gpt) -> None:
     (corpus / "bad.jsonl").write_text('{"text": "a"}\n{"txt": "b"}\n{"text": "c"}\n')
     report = json.loads(
         gpt(
@@ -336,11 +336,11 @@ def test_what_is_broken_is_skipped_when_asked(corpus: Path, gpt: Gpt) -> None:
     )
 
 
-def test_verify_and_nanogpt(corpus: Path, gpt: Gpt) -> None:
+def test_verify_overlap_and_nanogpt_format(corpus: Path, gpt: Gpt) -> None:
     gpt(*ARGUMENTS, "--format", "nanogpt", "--encoder", "tokenizers")
     manifest = read_manifest(corpus / "shards")
     assert (corpus / "shards/train.bin").stat().st_size == 2 * manifest.tokens("train")
-    assert "report.md beside it" in gpt("build-shards", "--verify", "shards").stdout
+    assert "report.md in the same folder" in gpt("build-shards", "--verify", "shards").stdout
     report = json.loads(
         gpt("build-shards", "corpus/0.txt", "--overlap", "shards", "--workers", 1, "--json").stdout
     )
@@ -357,12 +357,15 @@ def test_verify_and_nanogpt(corpus: Path, gpt: Gpt) -> None:
     assert "altered: its SHA-256" in gpt("build-shards", "--verify", "shards", code=2).stderr
 
 
-def test_parts(corpus: Path, gpt: Gpt) -> None:
+def test_parts_give_the_same_shards_as_one_build(corpus: Path, gpt: Gpt) -> None:
     gpt(*ARGUMENTS, "-o", "whole")
     one = gpt(*ARGUMENTS, "--part", "2/2")
     assert "1 part to go" in one.stdout
     assert "of 2 parts 1 are not done" in gpt(*ARGUMENTS, "--resume", code=2).stderr
-    assert "--force would empty" in gpt(*ARGUMENTS, "--part", "1/2", "--force", code=2).stderr
+    assert (
+        "--force cannot be combined with --part"
+        in gpt(*ARGUMENTS, "--part", "1/2", "--force", code=2).stderr
+    )
     assert "--part: '3/2' is not a part" in gpt(*ARGUMENTS, "--part", "3/2", code=2).stderr
     two = json.loads(gpt(*ARGUMENTS, "--part", "1/2", "--json").stdout)
     assert (two["part"], two["of"], two["missing"]) == (1, 2, [])
@@ -370,7 +373,7 @@ def test_parts(corpus: Path, gpt: Gpt) -> None:
     assert shards(corpus / "shards") == shards(corpus / "whole")
 
 
-def test_a_recipe(corpus: Path, gpt: Gpt) -> None:
+def test_recipe_with_sources_and_mixture(corpus: Path, gpt: Gpt) -> None:
     (corpus / "recipe.toml").write_text(
         """
 tokenizer = "tokenizer.json"
@@ -407,6 +410,6 @@ documents = "line"
         in gpt("build-shards", "--config", "recipe.toml", "-o", "x", code=2).stderr
     )
     assert (
-        "both INPUT and a recipe"
+        "INPUT cannot be combined with the sources"
         in gpt("build-shards", "corpus", "--config", "recipe.toml", "-o", "x", code=2).stderr
     )

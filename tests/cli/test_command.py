@@ -51,7 +51,7 @@ def refused(*argv: str) -> UsageError:
 
 
 @pytest.mark.parametrize("path", PATHS, ids=" ".join)
-def test_help_names_values_and_no_types(
+def test_help_shows_metavars_and_no_python_types(
     path: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(*path, "--help")
@@ -65,7 +65,7 @@ def test_help_names_values_and_no_types(
 
 
 @pytest.mark.parametrize("path", PATHS, ids=" ".join)
-def test_every_option_explains_itself(path: tuple[str, ...]) -> None:
+def test_every_option_has_a_help_sentence(path: tuple[str, ...]) -> None:
     command, ctx = command_at(path)
     for param in command.get_params(ctx):
         assert re.match(r"[A-Z1]", param.help), f"{param.name}: {param.help}"
@@ -77,7 +77,7 @@ def test_every_option_explains_itself(path: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS, ids=" ".join)
-def test_out_and_output_are_one_option(path: tuple[str, ...]) -> None:
+def test_out_and_output_are_the_same_option(path: tuple[str, ...]) -> None:
     command, ctx = command_at(path)
     options = option_table(command, ctx)
     if path == ("cost",):  # which writes no file but a picture
@@ -86,7 +86,7 @@ def test_out_and_output_are_one_option(path: tuple[str, ...]) -> None:
         assert options["--out"] is options["--output"] is options["-o"]
 
 
-def test_shared_options_look_alike() -> None:
+def test_shared_options_have_one_form_in_all_commands() -> None:
     shown: dict[str, set[str]] = {}
     for path in PATHS:
         command, ctx = command_at(path)
@@ -107,7 +107,7 @@ def test_shared_options_look_alike() -> None:
 
 
 @pytest.mark.parametrize("path", PATHS, ids=" ".join)
-def test_numbers_out_of_range_name_their_option(
+def test_errors_for_numbers_out_of_range_name_the_option(
     path: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -158,7 +158,7 @@ def alone(path: tuple[str, ...], name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", PATHS, ids=" ".join)
-def test_an_empty_value_is_refused(path: tuple[str, ...]) -> None:
+def test_empty_values_are_refused(path: tuple[str, ...]) -> None:
     command, ctx = command_at(path)
     for name, param in option_table(command, ctx).items():
         if not param.is_flag and param.metavar not in FREE_TEXT:
@@ -188,7 +188,7 @@ def test_flags_take_no_value_and_options_need_one(path: tuple[str, ...]) -> None
             assert "needs a value" in refused(*path, name, "--help").what
 
 
-def test_misspelt_options() -> None:
+def test_misspelled_options_get_a_suggestion() -> None:
     error = refused("train", "--n-layr", "4")
     assert (error.where, error.what) == ("--n-layr", "gpt train has no such option")
     assert error.hint == "did you mean --n-layer? gpt train --help lists all options"
@@ -200,19 +200,19 @@ def test_misspelt_options() -> None:
         assert refused("train", name).hint == "gpt train --help lists all options"
 
 
-def test_words_that_are_no_command() -> None:
+def test_unknown_commands_get_a_suggestion() -> None:
     assert str(refused("trian").hint) == "did you mean train?\ngpt train"
     for word in ("nonsense", "import", "clean", "upload"):
         assert "did you mean" not in str(refused(word).hint)
 
 
-def test_a_short_option_of_other_commands() -> None:
+def test_short_options_of_other_commands_are_explained() -> None:
     error = refused("cost", "-o", "cost.json")
     assert (error.where, error.what) == ("-o", "gpt cost has no such option")
     assert str(error.hint).startswith("the report goes to stdout")
 
 
-def test_missing_arguments() -> None:
+def test_missing_arguments_are_named() -> None:
     assert (refused("sample").where, refused("sample").what) == ("RUN", "is missing")
     assert (refused("tokenize", "encode", "a").where, refused("eval").where) == (
         "--tokenizer",
@@ -246,20 +246,20 @@ def test_missing_arguments() -> None:
         (["train", "lr=3e-4", "--size", "gpt2"], "gpt train --lr 3e-4 --size gpt2"),
     ],
 )
-def test_what_is_in_the_wrong_order(
+def test_words_in_the_wrong_order_are_reordered_in_the_hint(
     argv: list[str], hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert refused(*argv).hint == hint
 
 
-def test_the_prompt_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompt_before_the_run_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     assert refused("sample", "a prompt", "run").hint == "gpt sample run 'a prompt'"
 
 
-def test_help_and_version_are_commands_too(gpt: Any) -> None:
+def test_help_and_version_work_as_commands(gpt: Any) -> None:
     assert reworded(["help"]) == ["--help"]
     assert reworded(["help", "tokenize", "train"]) == ["tokenize", "train", "--help"]
     assert reworded(["train", "help"]) == ["train", "help"]
@@ -267,12 +267,12 @@ def test_help_and_version_are_commands_too(gpt: Any) -> None:
     assert gpt("help", "cost").stdout == gpt("cost", "--help").stdout
 
 
-def test_underscores_are_hyphens() -> None:
+def test_underscores_in_options_are_hyphens() -> None:
     assert refused("train", "--n_layer", "x", "--size", "gpt2").where == "--n-layer"
     assert refused("build_shards", "--on_error").where == "--on-error"
 
 
-def test_lists_take_commas_and_repetition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_accept_commas_and_repetition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from gptcli.cli.config import split_list
 
     monkeypatch.chdir(tmp_path)
@@ -314,7 +314,7 @@ spelled = st.one_of(  # a word as it is read, and ways to type it
 
 
 @given(st.lists(spelled, max_size=6), st.lists(words, max_size=3))
-def test_a_line_is_read_as_it_was_meant(
+def test_words_are_read_as_options_and_values(
     typed: list[tuple[Word, list[str]]], behind: list[str]
 ) -> None:
     args = [part for _, parts in typed for part in parts]
@@ -327,7 +327,7 @@ def test_a_line_is_read_as_it_was_meant(
 
 
 @given(st.sampled_from(PATHS), st.lists(words, min_size=1, max_size=5))
-def test_any_line_is_read_or_refused_in_one_message(path: tuple[str, ...], args: list[str]) -> None:
+def test_any_command_line_is_read_or_refused_with_one_message(path: tuple[str, ...], args: list[str]) -> None:
     command, ctx = command_at(path)
     if any(is_option(arg) and set(arg.partition("=")[0]) & set("h") for arg in args):
         return

@@ -28,7 +28,7 @@ from gptcli.cli.console import (
 )
 
 
-def test_plain_lines_come_ever_further_apart(
+def test_wait_between_plain_lines_doubles(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = [100.0]
@@ -68,12 +68,12 @@ def test_messages_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "warning: careful\n")
 
 
-def test_print_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_json_names_its_schema(capsys: pytest.CaptureFixture[str]) -> None:
     print_json("cost", {"flops": 1.0})
     assert json.loads(capsys.readouterr().out) == {"schema": "gpt.cost/1", "flops": 1.0}
 
 
-def test_on_a_terminal_words_stay_whole(
+def test_messages_are_wrapped_between_words_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = "gpt: unknown GPU 'h1000'\n\n  give its speed and memory instead: --memory-size 48"
@@ -98,7 +98,7 @@ def test_every_rich_console_is_made_in_one_place() -> None:
 
 
 @given(st.text())
-def test_no_encoding_stops_a_result(text: str) -> None:
+def test_text_can_be_printed_in_every_encoding(text: str) -> None:
     codecs.register_error(console.UNENCODABLE, console._in_ascii)
     for encoding in ("ascii", "latin-1", "cp1252", "utf-8"):
         written = text.encode(encoding, console.UNENCODABLE)
@@ -106,7 +106,7 @@ def test_no_encoding_stops_a_result(text: str) -> None:
             assert written == text.encode(encoding)
 
 
-def test_what_an_encoding_lacks_is_written_in_ascii() -> None:
+def test_characters_that_an_encoding_lacks_are_written_in_ascii() -> None:
     codecs.register_error(console.UNENCODABLE, console._in_ascii)
     assert (
         "1.5 ±0.2 → 日🙂".encode("ascii", console.UNENCODABLE) == b"1.5 +-0.2 -> \\u65e5\\U0001f642"
@@ -131,7 +131,7 @@ print("±", file=sys.stderr)
     ("encoding", "sign", "name"),
     [("ascii", b"+-", b"\\u65e5"), ("utf-8", b"\xc2\xb1", "日".encode())],
 )
-def test_streams_of_any_encoding(encoding: str, sign: bytes, name: bytes) -> None:
+def test_streams_accept_any_text_in_every_encoding(encoding: str, sign: bytes, name: bytes) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SHOW],
         input=b"",
@@ -146,7 +146,7 @@ def test_streams_of_any_encoding(encoding: str, sign: bytes, name: bytes) -> Non
 
 
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
-def test_closed_streams_are_no_file_of_ours(closed: tuple[int, ...], tmp_path: Path) -> None:
+def test_closed_streams_do_not_become_output_files(closed: tuple[int, ...], tmp_path: Path) -> None:
     """What is opened next does not take the number of a standard stream."""
     script = (
         SHOW
@@ -164,7 +164,7 @@ def test_closed_streams_are_no_file_of_ours(closed: tuple[int, ...], tmp_path: P
     assert int((tmp_path / "file").read_text()) > 2
 
 
-def test_a_command_to_paste_is_not_wrapped(
+def test_commands_to_paste_are_not_wrapped(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(console.sys.stderr, "isatty", lambda: True)

@@ -90,7 +90,7 @@ def test_without_a_gpu_the_default_is_assumed(gpt: Any, args: list[str]) -> None
     assert "assumed" not in gpt("cost", *args, "--gpu", "h100").stdout
 
 
-def test_a_tiny_run_is_priced_in_small_units(gpt: Any, tmp_path: Path) -> None:
+def test_tiny_runs_are_reported_in_small_units(gpt: Any, tmp_path: Path) -> None:
     for args in (
         [make_run(tmp_path / "run", 3, 12_345, 4.0)],
         ["--size", "gpt2", "--tokens", 1],
@@ -277,7 +277,7 @@ def test_table_takes_tokens(gpt: Any) -> None:
         (["--table", "--size", "13B"], ["--table", "--size"]),
         (["--table", "--flops"], ["--table", "--flops"]),
         (["--n-layer", "3"], ["--n-head and --d-model"]),
-        (["--size", "125M", "--n-head", "7"], ["does not divide into 7 heads"]),
+        (["--size", "125M", "--n-head", "7"], ["is not a multiple of n_head 7"]),
         (["--size", "125M", "--attention", "sparse"], ["unknown attention 'sparse'"]),
     ],
 )
@@ -454,14 +454,14 @@ def test_fit_predicts_a_run_and_a_planned_model(gpt: Any, tmp_path: Path) -> Non
     ],
     ids=lambda args: " ".join(map(str, args)),
 )
-def test_a_picture_of_whatever_is_asked(gpt: Any, tmp_path: Path, args: list[str]) -> None:
+def test_every_mode_can_be_plotted(gpt: Any, tmp_path: Path, args: list[str]) -> None:
     done = gpt("cost", *args, "--plot", "out.svg")
     assert done.stdout, "the report is there too"
     check_picture((tmp_path / "out.svg").read_text(encoding="utf-8"))
     assert [path.name for path in tmp_path.iterdir()] == ["out.svg"]
 
 
-def test_hours(gpt: Any) -> None:
+def test_hours_determine_gpus_or_speed(gpt: Any) -> None:
     got = report(gpt, "--size", "1.3B", "--gpu", "a100", "--gpus", 64, "--hours", 200)
     assert got["days"] == pytest.approx(200 / 24)
     assert got["mfu"] == pytest.approx(got["flops"] / (64 * 200 * 3600 * 312e12))
@@ -470,19 +470,19 @@ def test_hours(gpt: Any) -> None:
     assert got["gpus"] == 8 * -(-1e22 / (0.32 * 989.5e12 * 100 * 3600) // 8)
 
 
-def test_another_family_by_name(gpt: Any) -> None:
+def test_other_families_are_found_by_name(gpt: Any) -> None:
     got = report(gpt, "--size", "t5-11b")
     assert (got["flops"], got["model"], got["inference"]) == (3.3e22, None, None)
     assert got["memory_bytes"]["training"] == 16 * 11_000_000_000
 
 
-def test_inference_is_reported(gpt: Any) -> None:
+def test_inference_is_in_the_report(gpt: Any) -> None:
     got = report(gpt, "--size", "175B", "--gpu", "a100")["inference"]
     assert got["decode_bytes"] == 2 * 174_604_259_328 + 2048 * 4_718_592
     assert got["tokens_per_second"] == pytest.approx(got["gpus"] * 2039e9 / got["decode_bytes"])
 
 
-def test_explain_puts_the_numbers_in(gpt: Any) -> None:
+def test_explain_fills_numbers_into_formulas(gpt: Any) -> None:
     text = gpt("cost", "--size", "175B", "--explain").stdout
     for part in (
         "FLOP = 6·N·D = 6 x 174,604,259,328 x 300,000,000,000 = 3.14e23",
@@ -493,7 +493,7 @@ def test_explain_puts_the_numbers_in(gpt: Any) -> None:
         assert part in text
 
 
-def test_markdown(gpt: Any) -> None:
+def test_tables_as_markdown(gpt: Any) -> None:
     lines = gpt("cost", "--table", "--markdown").stdout.splitlines()
     assert sum(line.startswith("| ") for line in lines) == 1 + len(MODELS) + len(OTHER_FAMILIES)
     assert "|---|---:|" in "\n".join(lines)
@@ -535,14 +535,14 @@ def test_imports_nothing_heavy(asked: str, tmp_path: Path) -> None:
         ("--gpu h1", {"h100"}),
     ],
 )
-def test_completion(gpt: Any, typed: str, offered: set[str]) -> None:
+def test_sizes_and_gpus_are_completed(gpt: Any, typed: str, offered: set[str]) -> None:
     done = gpt(_GPT_COMPLETE="complete_bash", COMP_WORDS=f"gpt cost {typed}", COMP_CWORD="3")
     assert offered <= set(done.stdout.split())
     assert "v100" not in done.stdout
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals")
-def test_colour_on_a_terminal_unless_refused() -> None:
+def test_terminal_output_is_styled_unless_no_color_is_set() -> None:
     import pty
 
     def run(**env: str) -> bytes:

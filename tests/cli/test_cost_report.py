@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from gptcli.cli.cost_report import (
     print_fit,
     print_optimal,
     print_sizes,
-    read_run,
     requested_target,
 )
 from gptcli.cost.cluster import Affordable
@@ -25,74 +23,10 @@ from gptcli.cost.hardware_options import HardwareOptions
 from gptcli.cost.scaling import LAWS, critical_batch, gpt3_loss, kaplan_batch, optimal_report
 from gptcli.cost.scaling_fit import RunResult, fit_law, fit_report
 from gptcli.cost.target import estimate_target, find_target
-from gptcli.errors import InputError, UsageError
-from gptcli.model.config import ModelConfig
-from gptcli.model.hf_config import to_transformers
+from gptcli.errors import UsageError
 
 PLAIN = OutputOptions(json=False, markdown=False, explain=False, plot=None)
 EXPLAINED = OutputOptions(json=False, markdown=False, explain=True, plot=None)
-CONFIG = ModelConfig(n_layer=3, n_head=2, d_model=16, n_ctx=32, vocab_size=100)
-
-
-def make_run(folder: Path, *lines: object) -> Path:
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(to_transformers(CONFIG, 99)))
-    (folder / "metrics.jsonl").write_text(
-        "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
-    )
-    return folder
-
-
-def test_loss_of_a_run_is_that_of_its_last_validation(tmp_path: Path) -> None:
-    steps = [
-        {"tokens": 10, "loss": 5.0, "val_loss": 4.5},
-        {"tokens": 20, "loss": 4.0, "val_loss": 3.5},
-        {"tokens": 30, "loss": 3.0},
-    ]
-    run = read_run(make_run(tmp_path / "a", *steps))
-    assert (run.parameters, run.tokens, run.loss) == (CONFIG.parameters, 20, 3.5)
-    assert run.name == str(tmp_path / "a")
-
-
-def test_loss_of_a_run_without_validation_is_the_running_mean(tmp_path: Path) -> None:
-    run = read_run(
-        make_run(tmp_path / "a", {"tokens": 10, "loss": 5.0}, {"tokens": 20, "loss": 4.0})
-        / "metrics.jsonl"
-    )
-    assert (run.tokens, run.loss) == (20, 4.5)
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        ([], "no step with a positive loss"),
-        ([{"tokens": 10, "loss": 5.0}, {"tokens": 20}], "metrics.jsonl:2: not a line of metrics"),
-        (["{"], "metrics.jsonl:1: not a line of metrics"),
-        (["[]"], "metrics.jsonl:1: not a line of metrics"),
-        ([{"tokens": "x", "loss": 5.0}], "metrics.jsonl:1"),
-        ([{"tokens": 10, "loss": 0.0}], "no step with a positive loss"),
-        ([{"tokens": 0, "loss": 5.0}], "no step with a positive loss"),
-        (['{"tokens": 10, "loss": NaN}'], "no step with a positive loss"),
-        (['{"tokens": 10, "loss": Infinity}'], "no step with a positive loss"),
-    ],
-)
-def test_broken_metrics_are_refused(tmp_path: Path, lines: list[object], message: str) -> None:
-    folder = make_run(tmp_path / "a", *lines)
-    with pytest.raises(InputError) as caught:
-        read_run(folder)
-    assert message in str(caught.value)
-
-
-def test_folders_without_a_run_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is an empty folder"):
-        read_run(tmp_path)
-    folder = make_run(tmp_path / "a")
-    (folder / "metrics.jsonl").write_bytes(b"\xff")
-    with pytest.raises(InputError, match="not valid UTF-8"):
-        read_run(folder)
-    (folder / "metrics.jsonl").unlink()
-    with pytest.raises(InputError, match="no such run"):
-        read_run(folder)
 
 
 def report(

@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.cli import console
-from gptcli.cli.dashboard import POINTS, ROWS, Curve, Dashboard, figures, plot, resampled
+from gptcli.cli.dashboard import (
+    CURVE_ROWS,
+    MAX_POINTS,
+    Curve,
+    Dashboard,
+    format_facts,
+    plot,
+    resampled,
+)
 
 FACTS = {
     "step": 12, "loss": 3.5, "smoothed_loss": 3.25, "lr": 6e-4, "grad_norm": 0.5, "batch_tokens": 524288, "tokens_per_second": 12345.6,
@@ -34,7 +42,7 @@ board.finish("train")
 
 @pytest.mark.skipif(os.name == "nt", reason="no pseudo-terminals")
 @pytest.mark.parametrize("width", [80, 120])
-def test_on_a_terminal_it_is_a_panel_as_wide_as_that(width):
+def test_panel_is_as_wide_as_the_terminal(width):
     import fcntl
     import pty
     import struct
@@ -78,7 +86,7 @@ def test_on_a_terminal_it_is_a_panel_as_wide_as_that(width):
     assert text.endswith("\x1b[?25h") or "\x1b[?25h" in text[-40:]
 
 
-def test_elsewhere_it_is_the_plain_line(capsys, monkeypatch):
+def test_without_a_terminal_progress_is_a_plain_line(capsys, monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
     board = Dashboard("runs/350M")
@@ -96,41 +104,41 @@ def test_elsewhere_it_is_the_plain_line(capsys, monkeypatch):
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=3000))
-def test_a_curve_of_any_length_stays_short_and_keeps_its_mean(values):
+def test_long_curves_are_shortened_and_keep_their_mean(values):
     curve = Curve()
     for value in values:
         curve.add(value)
     means = curve.means()
-    assert len(means) <= POINTS
+    assert len(means) <= MAX_POINTS
     assert min(values) - 1e-6 <= min(means) <= max(means) <= max(values) + 1e-6
-    assert len(means) == len(values) or len(values) >= POINTS
+    assert len(means) == len(values) or len(values) >= MAX_POINTS
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), st.integers(30, 150))
-def test_a_plot_fits_and_its_ends_are_its_extremes(values, width):
+def test_plot_fits_the_width_and_is_labelled_with_its_extremes(values, width):
     rows = plot(values, width)
-    assert len(rows) == ROWS
+    assert len(rows) == CURVE_ROWS
     assert len({len(row) for row in rows}) == 1
     assert len(rows[0]) <= max(width, 20)
     assert sum("█" in row for row in rows) or max(values) == min(values)
 
 
-def test_a_beginning_far_above_does_not_press_the_rest_flat():
+def test_first_values_far_above_the_rest_are_cut_off():
     rows = plot([11.0, 9.0, *(4 - n / 50 for n in range(50))], 60)
     assert rows[0].startswith("3.980 ██")
     assert rows[-1].startswith("3.020 ")
-    assert sum("█" in row for row in rows) == ROWS
+    assert sum("█" in row for row in rows) == CURVE_ROWS
     assert plot([3.0, 2.5, 2.0], 40)[0].startswith("3.000 ")
 
 
-def test_resampling_keeps_few_values_and_averages_many():
+def test_resampling_averages_only_many_values():
     assert resampled([1.0, 2.0], 10) == [1.0, 2.0]
     assert resampled([1.0, 3.0, 5.0, 7.0], 2) == [2.0, 6.0]
 
 
-def test_what_is_unknown_is_said_to_be():
+def test_unknown_facts_are_shown_as_not_available():
     words = " ".join(
-        figures(
+        format_facts(
             {
                 **FACTS,
                 "smoothed_loss": None,
@@ -144,5 +152,5 @@ def test_what_is_unknown_is_said_to_be():
     assert "noise scale n/a" in words
     assert "update skipped" in words
     assert "MFU 41.2% (38.0% causal)" in " ".join(
-        figures({**FACTS, "mfu": 0.412, "mfu_causal": 0.38})
+        format_facts({**FACTS, "mfu": 0.412, "mfu_causal": 0.38})
     )

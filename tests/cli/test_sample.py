@@ -53,12 +53,12 @@ def report(*args: object, stdin: bytes | None = None) -> Any:
     return json.loads(sample(*args, "--json", stdin=stdin))
 
 
-def test_prints_the_prompt_and_what_follows(run: Path) -> None:
+def test_prompt_and_continuation_are_printed(run: Path) -> None:
     [made] = report(run, "some words", "--max-tokens", 12)["samples"]
     assert sample(run, "some words", "--max-tokens", 12) == f"some words{made['text']}\n"
 
 
-def test_samples_stand_apart_and_do_not_depend_on_their_number(run: Path) -> None:
+def test_samples_are_separated_and_do_not_depend_on_their_number(run: Path) -> None:
     texts = [
         made["text"]
         for made in report(run, "prose", "--max-tokens", 9, "--num-samples", 3)["samples"]
@@ -74,7 +74,7 @@ def test_samples_stand_apart_and_do_not_depend_on_their_number(run: Path) -> Non
     ] == texts[:2]
 
 
-def test_the_seed_fixes_the_text(run: Path) -> None:
+def test_seed_determines_the_text(run: Path) -> None:
     assert (
         sample(run, "a", "--seed", 5)
         == sample(run, "a", "--seed", 5)
@@ -82,7 +82,7 @@ def test_the_seed_fixes_the_text(run: Path) -> None:
     )
 
 
-def test_json_says_everything(run: Path) -> None:
+def test_json_report_has_all_settings_and_samples(run: Path) -> None:
     made = report(
         run, "naïve", "--max-tokens", 5, "--top-p", 0.9, "--temperature", 0.8, "--seed", 3
     )
@@ -103,7 +103,7 @@ def test_json_says_everything(run: Path) -> None:
     assert report(run, "a", "--max-tokens", 1)["top_k"] == 40  # GPT-2's release
 
 
-def test_the_options_reach_the_model(run: Path) -> None:
+def test_options_reach_the_model(run: Path) -> None:
     from gptcli.model.safetensors_io import load_model
 
     model = load_model(run)
@@ -120,18 +120,18 @@ def test_the_options_reach_the_model(run: Path) -> None:
         assert made["samples"][0]["tokens"] == row.tokens
 
 
-def test_a_prompt_from_a_pipe(run: Path) -> None:
+def test_prompt_is_read_from_a_pipe(run: Path) -> None:
     assert report(run, stdin="café\n".encode())["prompt"] == "café"
     assert report(run, "-", stdin=b"two\n\n")["prompt"] == "two\n"
 
 
-def test_no_prompt_starts_from_end_of_text(run: Path) -> None:
+def test_empty_prompt_is_end_of_text(run: Path) -> None:
     for made in (report(run, ""), report(run, stdin=b"")):
         assert made["prompt"] == ""
         assert made["prompt_tokens"] == [289]
 
 
-def test_a_prompt_longer_than_the_context(run: Path) -> None:
+def test_prompt_longer_than_the_context_is_a_warning(run: Path) -> None:
     argv = ["sample", str(run), "prose 🙂 " * 20, "--max-tokens", "30"]
     done = CliRunner().invoke(build_app(argv), argv, catch_exceptions=False)
     assert "the model reads the last 16" in done.stderr
@@ -141,10 +141,10 @@ def test_a_prompt_longer_than_the_context(run: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--greedy", "--temperature", "0.5"], "--greedy and --temperature contradict"),
-        (["--greedy", "--top-k", "5"], "--greedy and --top-k contradict"),
-        (["--greedy", "--top-p", "0.5"], "--greedy and --top-p contradict"),
-        (["--greedy", "--num-samples", "2"], "contradict"),
+        (["--greedy", "--temperature", "0.5"], "--greedy cannot be combined with --temperature"),
+        (["--greedy", "--top-k", "5"], "--greedy cannot be combined with --top-k"),
+        (["--greedy", "--top-p", "0.5"], "--greedy cannot be combined with --top-p"),
+        (["--greedy", "--num-samples", "2"], "--greedy cannot be combined with --num-samples 2"),
         (["--top-k", "0"], "--top-k: 0 is out of range"),
         (["--top-k", "-1"], "--top-k: -1 is out of range"),
         (["--top-p", "0"], "--top-p: 0 is out of range"),
@@ -154,36 +154,38 @@ def test_a_prompt_longer_than_the_context(run: Path) -> None:
         (["--max-tokens", "0"], "--max-tokens: 0 is out of range"),
         (["--num-samples", "0"], "--num-samples: 0 is out of range"),
         (["--beam", "0"], "--beam: 0 is out of range"),
-        (["--beam", "4", "--top-k", "3"], "--beam and --top-k contradict"),
-        (["--beam", "4", "--stop", "a"], "own probabilities alone"),
+        (["--beam", "4", "--top-k", "3"], "--beam cannot be combined with --top-k"),
+        (["--beam", "4", "--stop", "a"], "uses the model's probabilities unchanged"),
         (["--stop", "a", "--stop", ""], "--stop is empty"),
-        (["--beam", "4", "--best-of", "3"], "--beam and --best-of contradict"),
-        (["--best-of", "4", "--greedy"], "contradict"),
+        (["--beam", "4", "--best-of", "3"], "--beam cannot be combined with --best-of"),
+        (["--best-of", "4", "--greedy"], "--greedy cannot be combined with --best-of 4"),
         (["--repetition-penalty", "0"], "--repetition-penalty: 0 is out of range"),
         (["--preset", "gpt-2"], "did you mean gpt2"),
-        (["--quantize", "int4"], "unknown quantisation"),
-        (["--prompts", "x.jsonl"], "-o answers.jsonl"),
-        (["-o", "x.jsonl"], "belong to --prompts"),
-        (["--title", "News"], "--title and a prompt contradict"),
+        (["--quantize", "int4"], "unknown quantization"),
+        (["--prompts", "x.jsonl"], "-o samples.jsonl"),
+        (["-o", "x.jsonl"], "need --prompts"),
+        (["--title", "News"], "--title cannot be combined with a prompt"),
         (["--article", "x.txt"], "need --title"),
         (["--device", "tpu"], "unknown device"),
         (["--precision", "int4"], "unknown precision"),
     ],
 )
-def test_bad_options(run: Path, options: list[str], message: str) -> None:
+def test_options_that_cannot_be_combined_are_refused(
+    run: Path, options: list[str], message: str
+) -> None:
     with pytest.raises(GptError, match=message) as caught:
         sample(run, "x", *options)
     assert caught.value.exit_code == 2
 
 
-def test_bad_prompts(run: Path) -> None:
+def test_prompts_that_are_not_utf8_are_refused(run: Path) -> None:
     with pytest.raises(GptError, match="stdin: not valid UTF-8 at byte 3"):
         sample(run, stdin=b"caf\xe9")
     with pytest.raises(GptError, match="the prompt is not valid UTF-8"):
         sample(run, "caf\udce9")
 
 
-def test_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
+def test_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(GptError, match="no such folder"):
         sample(tmp_path / "gone", "x")
     with pytest.raises(GptError, match="is an empty folder"):
@@ -199,7 +201,7 @@ def test_stop_strings_end_a_sample(run: Path) -> None:
     assert (made["text"], made["finish_reason"]) == (whole[: whole.index(stop)], "stop")
 
 
-def test_beam_and_best_of(run: Path) -> None:
+def test_beam_and_best_of_return_one_sample(run: Path) -> None:
     from gptcli.model.safetensors_io import load_model
     from gptcli.sampling.beam import beam_search
 
@@ -211,7 +213,7 @@ def test_beam_and_best_of(run: Path) -> None:
     assert best_one["tokens"] == max(many, key=lambda one: one["mean_log_prob"])["tokens"]
 
 
-def test_int8_and_a_draft_say_much_the_same(run: Path) -> None:
+def test_int8_and_a_draft_hardly_change_the_text(run: Path) -> None:
     plain = sample(run, "words", "--greedy", "--max-tokens", 12)
     assert sample(run, "words", "--greedy", "--max-tokens", 12, "--draft", run) == plain
     assert (
@@ -220,7 +222,7 @@ def test_int8_and_a_draft_say_much_the_same(run: Path) -> None:
     )
 
 
-def test_prompts_in_the_papers_shapes(run: Path, tmp_path: Path) -> None:
+def test_prompts_have_the_papers_formats(run: Path, tmp_path: Path) -> None:
     shown = report(
         run,
         "cheese =>",
@@ -250,7 +252,7 @@ def test_prompts_in_the_papers_shapes(run: Path, tmp_path: Path) -> None:
     assert (news["top_p"], news["stop"]) == (0.85, ["\nTitle: "])
 
 
-def test_option_over_file_over_preset(run: Path, tmp_path: Path) -> None:
+def test_options_override_the_file_and_the_file_the_preset(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "sample.toml"
     file.write_text('preset = "gpt3"\nmax-tokens = 7\nseed = 3\n')
     made = report(run, "a", "--config", file, "--seed", 4)
@@ -260,7 +262,7 @@ def test_option_over_file_over_preset(run: Path, tmp_path: Path) -> None:
         sample(run, "a", "--config", file)
 
 
-def test_a_session(run: Path) -> None:
+def test_session_samples_one_line_after_another(run: Path) -> None:
     """Here stdin is a pipe, so each line is a prompt; a line asked again gets another answer."""
     argv = ["sample", str(run), "-i", "--max-tokens", "4", "--seed", "5"]
     done = CliRunner().invoke(build_app(argv), argv, input="words\nwords\n", catch_exceptions=False)
@@ -276,7 +278,9 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_file_of_prompts(run: Path, prompts: Path, tmp_path: Path) -> None:
+def test_file_of_prompts_is_sampled_and_not_overwritten(
+    run: Path, prompts: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out.jsonl"
     options = ["--prompts", prompts, "--max-tokens", 5, "--num-samples", 2, "--batch-size", 3]
     sample(run, *options, "-o", out)
@@ -309,21 +313,23 @@ def test_a_file_of_prompts(run: Path, prompts: Path, tmp_path: Path) -> None:
         ("", "no prompts"),
     ],
 )
-def test_bad_files_of_prompts(run: Path, tmp_path: Path, text: str | bytes, message: str) -> None:
+def test_broken_files_of_prompts_are_refused(
+    run: Path, tmp_path: Path, text: str | bytes, message: str
+) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(GptError, match=message):
         sample(run, "--prompts", path, "-o", tmp_path / "out.jsonl")
 
 
-def test_a_cache_that_cannot_fit_is_said_before_it_starts(
+def test_cache_that_does_not_fit_is_refused_before_sampling(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gptcli.sampling import engine
 
     monkeypatch.setattr(engine, "free_memory", lambda device: 1000)
     with pytest.raises(
-        GptError, match=r"the cache of 1 sequences of 16 tokens takes 2.05 kB, and 1 kB are free"
+        GptError, match=r"the cache of 1 sequences of 16 tokens needs 2.05 kB, and 1 kB are free"
     ):
         sample(run, "x")
 
@@ -349,7 +355,9 @@ def test_ctrl_c_ends_the_line_and_exits_130(run: Path) -> None:
     assert b"Traceback" not in err
 
 
-def test_killed_and_resumed_gives_the_same_file(run: Path, prompts: Path, tmp_path: Path) -> None:
+def test_killed_and_resumed_sampling_gives_the_same_file(
+    run: Path, prompts: Path, tmp_path: Path
+) -> None:
     """kill -9 when some groups of prompts are on disk and some are not, and half a line besides."""
     options = ["--prompts", str(prompts), "--max-tokens", "12", "--batch-size", "2"]
     sample(run, *options, "-o", tmp_path / "whole.jsonl")
@@ -366,7 +374,7 @@ def test_killed_and_resumed_gives_the_same_file(run: Path, prompts: Path, tmp_pa
         file.write(b'{"index": 9')
     begun = unfinished.read_bytes().count(b"\n") - 1
     assert 32 <= begun < 300
-    with pytest.raises(GptError, match="--resume goes on"):
+    with pytest.raises(GptError, match="--resume continues it"):
         sample(run, *options, "-o", out)
     with pytest.raises(GptError, match="other prompts, options or weights"):
         sample(run, *options, "-o", out, "--resume", "--seed", 1)
@@ -375,7 +383,7 @@ def test_killed_and_resumed_gives_the_same_file(run: Path, prompts: Path, tmp_pa
     assert not unfinished.exists()
 
 
-def test_a_closed_pipe_ends_it_quietly(run: Path) -> None:
+def test_closed_pipe_ends_sampling_silently(run: Path) -> None:
     process = start(run, "--max-tokens", "1b")
     assert process.stdout is not None
     assert process.stderr is not None
@@ -386,7 +394,9 @@ def test_a_closed_pipe_ends_it_quietly(run: Path) -> None:
     process.stderr.close()
 
 
-def test_a_terminal_gets_no_control_characters(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_characters_are_not_sent_to_a_terminal(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A byte-level model can spell an escape sequence; only a pipe gets it as it is."""
     from gptcli.cli.sample import CONTROLS
 
@@ -395,7 +405,7 @@ def test_a_terminal_gets_no_control_characters(run: Path, monkeypatch: pytest.Mo
     assert text.startswith("\x1b[2J")
 
 
-def test_threads_and_memory_are_the_users_where_set_and_else_what_is_fast(
+def test_thread_and_memory_settings_of_the_user_are_kept(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fast = {"GOMP_SPINCOUNT": "10000", "THP_MEM_ALLOC_ENABLE": "1"}

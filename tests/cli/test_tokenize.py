@@ -54,7 +54,7 @@ def test_stdin_to_ids_to_stdout_byte_for_byte(here: Path, tokenizer: Tokenizer) 
     assert piped(here, "decode", "-t", ".", stdin=ids) == AWKWARD.encode()
 
 
-def test_documents_a_line_each(here: Path, tokenizer: Tokenizer) -> None:
+def test_every_line_is_a_document_with_documents_line(here: Path, tokenizer: Tokenizer) -> None:
     lines = piped(here, "encode", ".", "-t", ".").splitlines()
     texts = [AWKWARD, "first", "sec\nond", "l1\nl2\n\nl3\n"]
     assert [list(map(int, line.split())) for line in lines] == [
@@ -65,7 +65,7 @@ def test_documents_a_line_each(here: Path, tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize(("documents", "count"), [("file", 1), ("line", 3), ("paragraph", 2)])
-def test_what_stood_between_documents_is_put_back(here: Path, documents: str, count: int) -> None:
+def test_separators_of_documents_are_restored(here: Path, documents: str, count: int) -> None:
     text = {"line": b"l1\nl2\nl3\n"}.get(documents, b"l1\nl2\n\nl3\n")
     ids = piped(here, "encode", "c.txt.gz", "-t", ".", "--documents", documents)
     assert ids.count(b"\n") == count
@@ -74,7 +74,7 @@ def test_what_stood_between_documents_is_put_back(here: Path, documents: str, co
     assert piped(here, "decode", "c.bin", "-t", ".", "--documents", documents) == text
 
 
-def test_a_token_file_is_a_shard(here: Path, tokenizer: Tokenizer, gpt: Any) -> None:
+def test_token_file_is_a_shard(here: Path, tokenizer: Tokenizer, gpt: Any) -> None:
     done = gpt("tokenize", "encode", "b.jsonl", "a.txt", "-t", ".", "-o", "out/tokens.bin")
     documents = [
         [tokenizer.eot_id, *tokenizer.encode(text)] for text in (AWKWARD, "first", "sec\nond")
@@ -90,7 +90,7 @@ def test_a_token_file_is_a_shard(here: Path, tokenizer: Tokenizer, gpt: Any) -> 
     assert piped(here, "decode", "out/tokens.bin", "-t", ".") == AWKWARD.encode() + b"firstsec\nond"
 
 
-def test_a_token_file_larger_than_a_block(
+def test_token_file_is_decoded_in_blocks(
     here: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, capfdbinary: Any
 ) -> None:
     from gptcli.cli import tokenize
@@ -121,14 +121,14 @@ def test_train_writes_a_tokenizer_and_reports(here: Path, gpt: Any) -> None:
     assert on_stdout.stdout == learnt.to_json()
 
 
-def test_too_small_a_corpus_is_a_warning(here: Path, gpt: Any) -> None:
+def test_small_corpus_is_a_warning(here: Path, gpt: Any) -> None:
     done = gpt("tokenize", "train", "b.jsonl", "-o", "small.json")
     assert "warning: the text has pairs for a vocabulary of 2" in done.stderr
     assert "not 50,257" in done.stderr
     assert load_tokenizer(here / "small.json").vocab_size < 270
 
 
-def test_outputs_are_replaced_only_by_force_and_only_whole(here: Path, gpt: Any) -> None:
+def test_outputs_are_replaced_only_with_force_and_atomically(here: Path, gpt: Any) -> None:
     before = (here / "tokenizer.json").read_bytes()
     (here / "z.txt").write_bytes(b"words \xff")
     assert "the output file exists already" in gpt("tokenize", "train", "a.txt", code=2).stderr
@@ -183,7 +183,7 @@ def test_outputs_are_replaced_only_by_force_and_only_whole(here: Path, gpt: Any)
         (["train", "a.txt", "-o", "-", "--json"], "", "gpt: --json and -o - would both write to stdout\n"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_one_message_and_exit_2(
+def test_bad_input_is_one_message(
     here: Path, gpt: Any, args: list[str], stdin: str, message: str
 ) -> None:
     (here / "cut.bin").write_bytes(b"\x88")
@@ -193,7 +193,7 @@ def test_what_is_wrong_is_one_message_and_exit_2(
     assert not list(here.glob("t.*"))
 
 
-def test_a_token_file_of_another_vocabulary(here: Path, gpt: Any) -> None:
+def test_token_file_of_another_tokenizer_is_a_warning(here: Path, gpt: Any) -> None:
     gpt("tokenize", "encode", "a.txt", "-t", ".", "-o", "t.bin")
     gpt("tokenize", "train", "a.txt", "--vocab-size", 257, "-o", "small/tokenizer.json")
     done = gpt("tokenize", "decode", "t.bin", "-t", "small", code=2)
@@ -201,7 +201,7 @@ def test_a_token_file_of_another_vocabulary(here: Path, gpt: Any) -> None:
     assert "t.bin: from token 0: the id 399 is outside the vocabulary (0 to 256)" in done.stderr
 
 
-def test_no_token_file_without_end_of_text(here: Path, gpt: Any) -> None:
+def test_token_file_needs_end_of_text(here: Path, gpt: Any) -> None:
     value = json.loads((here / "tokenizer.json").read_text(encoding="utf-8"))
     del value["added_tokens"], value["model"]["vocab"]["<|endoftext|>"]
     (here / "bare.json").write_text(json.dumps(value), encoding="utf-8")
@@ -215,7 +215,7 @@ def test_no_token_file_without_end_of_text(here: Path, gpt: Any) -> None:
     assert piped(here, "decode", "ids", "-t", "bare.json") == AWKWARD.encode()
 
 
-def test_ctrl_c_ends_it_with_130(here: Path) -> None:
+def test_ctrl_c_exits_with_130(here: Path) -> None:
     command = [sys.executable, "-m", "gptcli", "tokenize", "encode", "-t", ".", "-o", "t.bin"]
     with subprocess.Popen(
         command, cwd=here, stdin=subprocess.PIPE, stderr=subprocess.PIPE
@@ -232,7 +232,7 @@ def test_ctrl_c_ends_it_with_130(here: Path) -> None:
     assert not list(here.glob("*.bin")) + list(here.glob(".*"))
 
 
-def test_a_reader_that_goes_away_is_no_traceback(here: Path) -> None:
+def test_closed_pipe_is_not_a_traceback(here: Path) -> None:
     (here / "long.txt").write_text("words\n" * 100_000, encoding="utf-8")
     command = [
         sys.executable,

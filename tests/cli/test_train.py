@@ -210,7 +210,8 @@ def test_a_model_as_the_start_of_a_new_run(gpt_inside, here):
         in gpt_inside(*words, "--init-from", "other", "--out", "second", "--resume", code=2)[1]
     )
     assert (
-        "holds token shards, not a model" in gpt_inside("train", "--init-from", "shards", code=2)[1]
+        "contains token shards, not a model"
+        in gpt_inside("train", "--init-from", "shards", code=2)[1]
     )
 
 
@@ -252,7 +253,7 @@ def test_the_slurm_job_finishes_though_a_worker_is_killed(gpt_inside, here, free
     out, errors = process.communicate()
     assert process.returncode == 0, errors
     assert out == "two\n"
-    assert "going on after step" in errors
+    assert "resuming after step" in errors
     one, two = (
         [
             json.loads(line)["loss"]
@@ -329,7 +330,7 @@ def test_option_over_file_over_paper_and_an_earlier_run_as_a_file(gpt_inside, he
 BAD = {
     "no size": ([], "no size is given"),
     "unknown size": (["--size", "351M"], "did you mean"),
-    "heads": (["--size", "gpt2", "--n-head", "7"], "does not divide into 7 heads"),
+    "heads": (["--size", "gpt2", "--n-head", "7"], "is not a multiple of n_head 7"),
     "slices": (["--size", "gpt2", "--layout", "tp=5"], "tp can be 1, 2, 3, 4, 6, 12"),
     "stages": (
         [*SMALL, "--layout", "pp=2", "--pipeline-schedule", "loopedbfs", "--n-layer", "3"],
@@ -523,7 +524,7 @@ def test_mup_is_resumed_to_the_bit_and_no_other_run(gpt_inside, here):
     shutil.copytree(here / "whole", here / "half")
     shutil.rmtree(here / "half" / "checkpoints" / "step-00000010")
     (here / "half" / "model.safetensors").unlink()
-    assert "going on after step 9" in gpt_inside("train", "--out", "half", "--resume")[1]
+    assert "resuming after step 9" in gpt_inside("train", "--out", "half", "--resume")[1]
     assert (here / "half" / "model.safetensors").read_bytes() == (
         here / "whole" / "model.safetensors"
     ).read_bytes()
@@ -650,7 +651,7 @@ def read(gpt_inside) -> tuple[int, int]:
     ):
         out, err = gpt_inside(*words)
         step = json.loads(out)["step"]
-        assert f"reading step {step:,} of run, a run that is not finished" in err
+        assert f"reading step {step:,} of run, an unfinished run" in err
         found.append(step)
     return found[0], found[1]
 
@@ -683,7 +684,7 @@ def test_while_it_goes_on_after_a_kill_and_after_a_stop(gpt_inside, started, her
         here
     )
     refused = gpt_inside("sample", "run", "a", "--checkpoint", "1", code=2)[1]
-    assert "run: no checkpoint of step 1 here" in refused
+    assert "run: no checkpoint of step 1" in refused
     assert f"{newest:,}" in refused
 
     process = started("--resume")

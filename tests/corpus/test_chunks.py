@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from gptcli.corpus.chunks import NO_MATCHES, Chunk, Tally, TextChunk, shuffle_keys, write_text_chunk
-from gptcli.corpus.decontaminate import NgramSet, shared_ngrams
+from gptcli.corpus.decontaminate import shared_ngrams
 from gptcli.corpus.dedup import BANDINGS, band_keys, document_signatures, shingles
 from gptcli.corpus.quality import spark_features
 from gptcli.errors import RunError
-from gptcli.text.ngrams import grams, word_hashes
+from gptcli.text.ngrams import NgramSet, grams, word_hashes
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 TEXTS = ["one", "two", "three", "four", "one", "five", "Grüße", "six"]

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptcli.corpus.decontaminate import NgramSet, evaluation_ngrams, remove_ngrams, shared_ngrams
+from gptcli.corpus.decontaminate import evaluation_ngrams, remove_ngrams, shared_ngrams
 from gptcli.errors import InputError
-from gptcli.text.ngrams import grams, word_hashes
+from gptcli.text.ngrams import NgramSet, grams, word_hashes
 
 ITEM = "the quick brown fox jumps over the lazy dog while seven wizards watch from afar today"
 

@@ -124,5 +124,5 @@ def test_short_items_and_too_many_ngrams_are_errors(
     (tmp_path / "test.txt").write_text("one two three four five six seven eight")
     assert find_overlap(folder, [str(tmp_path / "test.txt")]).tests[0].share == 0
     monkeypatch.setattr(OverlapReport, "false_positives", 1e-7)
-    with pytest.raises(InputError, match="too many to be told apart"):
+    with pytest.raises(InputError, match="too many to be distinguished"):
         find_overlap(folder, [str(tmp_path / "test.txt")])

@@ -140,7 +140,7 @@ configs = st.builds(
 )  # fmt: skip
 
 
-def part_of(name: str) -> str:
+def small_batch_sequences(name: str) -> str:
     """The part that a tensor of the real model belongs to."""
     for piece, part in (
         ("wte", "embeddings"),
@@ -160,6 +160,6 @@ def test_parts_are_those_of_the_real_model(config: ModelConfig) -> None:
         model = GPT(config)
     counted = dict.fromkeys(parameters_by_part(config), 0)
     for name, parameter in model.named_parameters():
-        counted[part_of(name)] += parameter.numel()
+        counted[small_batch_sequences(name)] += parameter.numel()
     assert parameters_by_part(config) == counted
     assert sum(counted.values()) == config.parameters

@@ -23,11 +23,11 @@ from gptcli.cost.rank_memory import (
 from gptcli.distributed.activation_checkpoint import checkpoint_forward
 from gptcli.distributed.context import RankContext
 from gptcli.errors import UsageError
-from gptcli.model import attention_kernel, head_kernel, loss, mup
+from gptcli.model import loss, mup
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.transformer import GPT
 from gptcli.trainer.precision import AUTOCAST_DTYPES
-from gptcli.trainer.step import Stepper
+from gptcli.trainer.step import TrainStep
 
 SMALL = ModelConfig(n_layer=4, n_head=4, d_model=256, n_ctx=256, vocab_size=5000)
 WORK = StepConfig(micro_batch=4, micro_batches=8)
@@ -46,12 +46,12 @@ def measured_peak(config: ModelConfig, work: StepConfig) -> int:
         )
     optimizer = torch.optim.AdamW(mup.groups(model, 1.0, 0.0), lr=1e-4, fused=True)
     seed = 0 if config.dropout else None
-    stepper = Stepper(
+    train_step = TrainStep(
         model,
         optimizer,
         RankContext(torch.device("cpu")),
         clip=1.0,
-        products=AUTOCAST_DTYPES[work.precision],
+        compute_dtype=AUTOCAST_DTYPES[work.precision],
         dropout_seed=seed,
     )
     tokens = torch.randint(
@@ -61,10 +61,11 @@ def measured_peak(config: ModelConfig, work: StepConfig) -> int:
     )
 
     def step(number: int) -> None:
-        stepper.gradients(
+        train_step.forward_backward(
             [(tokens, tokens)] * work.micro_batches, tokens.numel() * work.micro_batches, number
         )
-        stepper.update(1e-4)
+        train_step.update(1e-4)
+        train_step.optimizer.zero_grad()
 
     step(0)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
@@ -121,14 +122,10 @@ def measured_peak(config: ModelConfig, work: StepConfig) -> int:
     ],
     ids=str,
 )
-def test_the_trainers_own_peak(
-    changes: dict[str, int], work: StepConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Within 5 %, where the issue asks for 10; one process, uncompiled, in the forms that a GPU
-    runs: a CPU's kernels take less.
+def test_the_trainers_own_peak(changes: dict[str, int], work: StepConfig) -> None:
+    """Within 5 %, where the issue asks for 10; one process, uncompiled, without the CPU kernels,
+    which take less.
     """
-    for kernel in (head_kernel, attention_kernel):
-        monkeypatch.setattr(kernel, "_kernel", lambda: None)
     config = replace(SMALL, **changes)
     work = replace(work, piece=loss.PIECES["cpu"])
     assert rank_memory(config, Layout(), work).total == pytest.approx(

@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gptcli.distributed.activation_checkpoint import checkpoint_forward
 from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
-from gptcli.model import attention_kernel
-from gptcli.model.attention_kernel import packed_attend
-from gptcli.model.banded_attention import banded_attend, flex, varlen
+from gptcli.kernels import attention_kernel
+from gptcli.kernels.attention_kernel import packed_attend
+from gptcli.model.banded_attention import banded_attention, flex, varlen
 from gptcli.trainer import machine
 from gptcli.trainer.parallelize import build_train_step
 
@@ -24,9 +24,9 @@ BATCH = (torch.arange(32).view(2, 16), torch.arange(1, 33).view(2, 16))
 
 def step(run):
     """Return the gradients of a step; tests/cost/test_rank_memory.py measures its memory."""
-    stepper = build_train_step(run, CONTEXT, SILENT)
-    stepper.gradients([BATCH], 32, 1)
-    return {name: parameter.grad for name, parameter in stepper.model.named_parameters()}
+    train_step = build_train_step(run, CONTEXT, SILENT)
+    train_step.forward_backward([BATCH], 32, 1)
+    return {name: parameter.grad for name, parameter in train_step.model.named_parameters()}
 
 
 @pytest.mark.parametrize("attention", [{}, {"attention": "banded", "band": 5}])
@@ -75,7 +75,7 @@ TIMES = {"none": 1, "selective": 1, "full": 2}
 @pytest.mark.parametrize(
     ("form", "operator"),
     [
-        (banded_attend, "gptcli.banded_blocks.default"),
+        (banded_attention, "gptcli.banded_blocks.default"),
         (from_packed, "gptcli.packed_attend.default"),
         (varlen, "torch_attn._varlen_attn.default"),
     ],
@@ -94,7 +94,7 @@ def test_selective_recomputation_saves_attention(form, operator, how):
 @pytest.mark.parametrize(
     ("form", "operator"),
     [
-        (banded_attend, "gptcli.banded_blocks.default"),
+        (banded_attention, "gptcli.banded_blocks.default"),
         pytest.param(
             from_packed,
             "gptcli.packed_attend.default",

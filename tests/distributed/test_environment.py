@@ -31,13 +31,13 @@ def test_thread_count_of_a_resumed_run_is_kept_if_there_are_cores(monkeypatch):
 def test_resuming_in_another_numeric_environment_warns(monkeypatch):
     warnings = []
     events = SimpleNamespace(warn=warnings.append)
-    monkeypatch.setattr(environment.linear_kernel, "runs_here", lambda: True)
+    monkeypatch.setattr(environment.optional_kernels, "available", lambda kernel: True)
     compiled = {"precision": "bf16", "compiled": True}
     first = environment.check_numeric_environment(None, events, **compiled)
     assert environment.check_numeric_environment(first, events, **compiled) == first
     assert not warnings
     # neither a compiler nor AMX
-    monkeypatch.setattr(environment.linear_kernel, "runs_here", lambda: False)
+    monkeypatch.setattr(environment.optional_kernels, "available", lambda kernel: False)
     other = environment.check_numeric_environment(first, events, precision="bf16", compiled=False)
     assert other != first
     assert f"computed by {first} and continues on {other}:" in warnings[0]

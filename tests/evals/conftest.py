@@ -1,4 +1,4 @@
-"""A tiny random model, the same one in transformers, and a throw-away tokenizer that fits them."""
+"""Fixtures: a tiny random model, the same model in transformers, and a matching tokenizer."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def model(tokenizer: Tokenizer) -> GPT:
-    """Random enough that its likeliest tokens vary: an untied head, large embeddings, noise on
-    every other tensor.
-    """
+    """Return a model with varied greedy tokens: untied head, large embeddings, noise elsewhere."""
     model = GPT(
         ModelConfig(
             n_layer=2, n_head=2, d_model=32, n_ctx=24, vocab_size=tokenizer.vocab_size, tied=False
@@ -43,7 +41,7 @@ def model(tokenizer: Tokenizer) -> GPT:
 
 @pytest.fixture(scope="session")
 def theirs(model: GPT, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The same weights as transformers' GPT2LMHeadModel."""
+    """Return transformers' GPT2LMHeadModel with the same weights."""
     from transformers import GPT2LMHeadModel
 
     folder = tmp_path_factory.mktemp("transformers")

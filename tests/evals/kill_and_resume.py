@@ -1,9 +1,9 @@
-"""Kill an evaluation at random moments, go on with it, and hold its report against that of one that
-was never killed.
+"""Kill an evaluation at random moments, resume it, and compare with an uninterrupted evaluation.
 
-    python kill_and_resume.py KILLS ARGUMENTS OF gpt eval...     in the folder where it may write; prints how many came too late
+    python kill_and_resume.py KILLS ARGUMENTS OF gpt eval...
 
-All imports are done once: each evaluation is a process of its own, forked from this one.
+Writes to the current folder and prints the number of records at each kill. Modules are imported
+once; each evaluation is a process forked from this one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from gptcli.cli.app import build_app
 
-MOST = 4  # tries for each kill
+MAX_TRIES_PER_KILL = 4  # attempts per kill
 
 
 def evaluate(argv: list[str], name: str, *words: str) -> None:
@@ -29,8 +29,9 @@ def evaluate(argv: list[str], name: str, *words: str) -> None:
 
 
 def killed(argv: list[str], lines: int, after: float) -> bool:
-    """Whether an evaluation was killed, `after` seconds from when its records had so many lines, or
-    had ended before.
+    """Return True if an evaluation was killed `after` seconds from when it had this many records.
+
+    Returns False if it ended before.
     """
     child = os.fork()
     if child == 0:
@@ -48,12 +49,12 @@ def killed(argv: list[str], lines: int, after: float) -> bool:
 
 
 def left() -> int:
-    """Lines of the records of the one that is killed."""
+    """Return the number of record lines of the killed evaluation."""
     return sum(path.read_bytes().count(b"\n") for path in Path().glob("killed.records/[!.]*"))
 
 
 def made(name: str) -> list[bytes]:
-    """The report and all that is in the folder of records."""
+    """Return the report and every file of the records folder."""
     return [
         Path(f"{name}.json").read_bytes(),
         *(path.read_bytes() for path in sorted(Path(f"{name}.records").iterdir())),
@@ -76,12 +77,11 @@ def main(kills: int, argv: list[str]) -> None:
     late, lines = 0, []
     while len(lines) < kills:
         forget("killed")
-        # a moment by the clock alone would come before the first record wherever the machine is
-        # busy
+        # a delay alone would end before the first record on a busy machine
         aim = moments.randrange(whole)
         if not killed(argv, aim, moments.uniform(0, seconds / (whole if aim else 2))):
             late += 1
-            assert late < MOST * kills
+            assert late < MAX_TRIES_PER_KILL * kills
             continue
         lines.append(left())
         evaluate(argv, "killed", "--resume")

@@ -1,4 +1,4 @@
-"""Appendix C's analysis: planted overlaps are found, all of them and nothing else."""
+"""GPT-3's contamination analysis (Appendix C) finds exactly the planted overlaps."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def brute(items: list[tuple[str, str]], documents: list[str], n: int) -> set[str
 def test_contamination_equals_a_brute_force_search(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    """With chunks of all tokens, and of fewer than the longest document has."""
+    """Search with one chunk, and with chunks shorter than the longest document."""
     monkeypatch.setattr(contamination, "CHUNK_TOKENS", chunk)
     draw = random.Random(chunk)
     words = ["lorem", "ipsum", "dolor", "sit", "amet", "it's", "café"]
@@ -72,7 +72,7 @@ def test_contamination_equals_a_brute_force_search(
 
     items = [(f"item-{number}", text(draw.randint(9, 30))) for number in range(40)]
     documents = [text(draw.randint(0, 60)) for _ in range(30)] + [text(400)]
-    for _, item in items[::4]:  # as people copy: another case, other punctuation, another place
+    for _, item in items[::4]:  # copied with another case and punctuation to another position
         start = draw.randint(0, 2)
         copied = item.split()[start:]
         place = draw.randrange(len(documents))
@@ -98,7 +98,7 @@ def test_overlaps_do_not_span_documents(tmp_path: Path, tokenizer: Tokenizer) ->
     assert find_contamination([("a", item)], folder, tokenizer).dirty == {}
     assert (
         find_contamination([("a", "zero")], folder, tokenizer).dirty == {}
-    )  # shorter than N: clean by rule
+    )  # shorter than N, and therefore clean
     assert find_contamination([("a", "zero")], folder, tokenizer, synthetic=True).dirty == {
         "a": "zero"
     }

@@ -1,5 +1,7 @@
-"""Every task runs on a file of its set's original format, found under the name that it is published
-with; and on the real file, where one is at hand."""
+"""Every task runs on a file in its original format and under its published name.
+
+With real data at hand, it also runs on the real file.
+"""
 
 from __future__ import annotations
 

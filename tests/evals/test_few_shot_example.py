@@ -1,6 +1,4 @@
-"""examples/few-shot: what is asked is never shown, a sign means one thing in a document, and its
-files are tasks.
-"""
+"""examples/few-shot: evaluated problems are not in the training text, and its tasks are valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which solved examples an item gets, and how many fitter."""
+"""Few-shot examples: which ones an item has, and how many fit."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_examples_depend_on_item_id_and_seed_only(task: tuple[Task, Path]) -> No
     assert len({tuple(one.draw(item)) for item in items}) == 40
     assert all(one.draw(item) != other.draw(item) for item in items)
     often = [number for item in items for number in one.draw(item)]
-    # 200 draws of 40: none is left out but with a chance of 0.2
+    # 200 draws from 40: all are drawn with a probability of 0.8
     assert set(often) == set(range(40))
     shared = FewShotPool(definition, path, path.parent, FewShotConfig(shots=5, shared=True))
     assert len({tuple(shared.draw(item)) for item in items}) == 1
@@ -79,12 +79,14 @@ def test_items_without_a_known_answer_are_never_examples(
 def test_the_first_examples_that_fit_are_kept(task: tuple[Task, Path]) -> None:
     definition, path = task
     pool = FewShotPool(definition, path, path.parent, FewShotConfig(shots=5))
-    fitter = ShotFitter(pool, "\n\n", len)  # a character is a token: "q0=0" and its delimiter are 6
+    fitter = ShotFitter(
+        pool, "\n\n", len
+    )  # a character is a token: "q0=0" and its delimiter have 6
     assert fitter.text([0, 1]) == "q0=0\n\nq1=1\n\n"
     assert fitter.fit([0, 1, 2], "q9=", 15) == [0, 1]
     assert fitter.fit([0, 1, 2], "q9=", 14) == [0]
-    # the first does not fit: no later one takes its place
+    # the first does not fit, and no later one replaces it
     assert fitter.fit([10, 1, 2], "q9=", 10) == []
-    # as a whole it is longer than its pieces
+    # the whole text is longer than the sum of its parts
     joined = ShotFitter(pool, "\n\n", lambda text: len(text) + 2 * text.count("\n\nq"))
     assert joined.fit([0, 1, 2], "q9=", 21) == [0, 1]

@@ -1,8 +1,9 @@
-"""The same log-likelihoods and decisions as lm-evaluation-harness, where it is installed: choices,
-greedy last words, rolling text.
+"""Log-likelihoods and predictions equal lm-evaluation-harness's, if it is installed.
 
-Where a question is longer than the context, the two differ by design: it cuts each choice's context
-apart, we cut them alike."""
+Choices, greedy last words and rolling text are compared. For requests longer than the context the
+two differ by design: it truncates the context of each choice separately, while here the same
+beginning is cut for all.
+"""
 
 from __future__ import annotations
 
@@ -74,6 +75,6 @@ def test_scores_equal_lm_evaluation_harness(
     )
     _, records = run_task(model, tokenizer, read_task(tmp_path / "text.toml"), tmp_path)
     [total] = theirs.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])
-    # whole windows: of a shorter last one it takes more context
+    # whole windows only, because it gives more context to a shorter last one
     assert len(tokenizer.encode(text)) == 24 * 6
     assert sum(record["log_prob"] for record in records) == pytest.approx(total, abs=1e-3)

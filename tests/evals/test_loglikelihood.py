@@ -1,4 +1,4 @@
-"""Batched scores against transformers, one sequence at a time; memory errors; batches."""
+"""Batched scores equal transformers' on single sequences; memory errors; batches."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_scores_equal_transformers_on_single_sequences(
             scored.is_greedy.tolist()
             == (logits.argmax(dim=-1) == torch.tensor(sequence[-count:])).tolist()
         )
-        # nothing is left out
+        # nothing is excluded
         assert scored.is_greedy_filtered.tolist() == scored.is_greedy.tolist()
 
 
@@ -82,7 +82,7 @@ def test_logits_are_computed_only_at_scored_positions(model: GPT) -> None:
     assert sum(rows) == 2  # after 3, where all three choices begin, and after 6
 
 
-class Told(Events):
+class RecordedWarnings(Events):
     def __init__(self) -> None:
         self.warnings: list[str] = []
 
@@ -107,14 +107,14 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved(
 
     monkeypatch.setattr(model, "hidden", scarce)
     monkeypatch.setattr("gptcli.evals.shared_prefix.ROW_TOKENS", 24)
-    told = Told()
-    scorer = LogLikelihoodScorer(model, events=told)
+    events = RecordedWarnings()
+    scorer = LogLikelihoodScorer(model, events=events)
     for [one], [other] in zip(scorer.score(groups), exact, strict=True):
         np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-5)
     failures = sum(size > 200 for size in seen)
-    assert failures == len(told.warnings) > 0
+    assert failures == len(events.warnings) > 0
     scorer.score(groups)
-    assert sum(size > 200 for size in seen) == failures  # it has learnt
+    assert sum(size > 200 for size in seen) == failures  # later batches are smaller at once
     monkeypatch.setattr(model, "hidden", lambda *args: scarce(torch.zeros(1, 999)))
     with pytest.raises(RunError, match="does not fit into memory"):
         scorer.score(groups[:1])
@@ -139,11 +139,11 @@ def test_other_errors_are_not_caught(model: GPT, monkeypatch: pytest.MonkeyPatch
 def test_a_shared_prefix_contains_no_scored_token() -> None:
     shots = list(range(100))
     one, two = np.array([*shots, 7]), np.array([*shots, 7, 9])
-    # what follows `one` is predicted at its last token
+    # the continuation is predicted at the last token of `one`
     assert find_shared_prefix([one, two]) == shots
     assert find_shared_prefix([one]) == []
     assert find_shared_prefix([one, np.array([*shots[:70], 1, 2])]) == shots[:70]
-    assert find_shared_prefix([one, np.array(shots[:64])]) == []  # shorter than is worth it
+    assert find_shared_prefix([one, np.array(shots[:64])]) == []  # too short to be cached
 
 
 @given(

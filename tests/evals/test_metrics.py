@@ -1,4 +1,4 @@
-"""Metrics by hand, and against the public libraries where there are any."""
+"""Metrics equal hand-computed scores and, where there are any, public libraries."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def test_exact_match_accepts_aliases_after_normalisation() -> None:
     ("prediction", "answers", "score"),
     [
         ("the cat sat", ["a cat sat"], 1),
-        ("cat cat", ["cat sat"], 1 / 2),  # a word counts as often as it stands in both
+        ("cat cat", ["cat sat"], 1 / 2),  # a word counts as often as it occurs in both
         ("a black cat sat", ["the cat"], 2 / 4),  # 1 of 3, 1 of 1
         ("dog", ["cat", "the dog ran"], 2 / 3),
-        ("the", ["an"], 1),  # nothing is left of either
+        ("the", ["an"], 1),  # both are empty after normalisation
         ("", ["cat"], 0),
     ],
 )
@@ -69,7 +69,7 @@ def test_coqa_f1_leaves_each_answer_out_in_turn() -> None:
 def test_quac_f1_follows_the_majority_on_unanswerable_questions() -> None:
     assert quac_f1("CANNOTANSWER", ["CANNOTANSWER", "CANNOTANSWER", "in May"]) == 1
     assert quac_f1("in May", ["CANNOTANSWER", "CANNOTANSWER", "in May"]) == 0
-    # of two that agree less than wholly
+    # the mean over the two subsets that leave one accepted answer out
     assert quac_f1("in May", ["CANNOTANSWER", "in May", "May"]) == pytest.approx((1 + 2 / 3) / 2)
     assert quac_f1("in May", ["CANNOTANSWER", "in May"]) == 1
 
@@ -87,7 +87,7 @@ def test_quac_f1_follows_the_majority_on_unanswerable_questions() -> None:
         ("Ann", ["Ann, Joan"], 1 / 2, 0),
         ("Ann Lee, Joan", ["Joan"], 1 / 2, 0),
         ("the Ann Lee", ["Ann", "Ann Lee"], 1, 1),
-        ("-5", ["5"], 1, 1),  # a hyphen parts words, as in DROP's own script
+        ("-5", ["5"], 1, 1),  # a hyphen separates words, as in DROP's script
         ("38-yard", ["38 yard"], 1, 1),
     ],
 )
@@ -99,7 +99,7 @@ def test_drop_metrics_equal_hand_computed_scores(
 
 
 def test_drop_f1_uses_the_best_alignment_of_spans() -> None:
-    """Against scipy's assignment where it is installed, on random bags."""
+    """Compare with scipy's assignment on random bags, if it is installed."""
     optimize = pytest.importorskip("scipy.optimize")
     draw = random.Random(0)
     for _ in range(200):
@@ -136,7 +136,7 @@ def test_group_metrics_equal_hand_computed_scores() -> None:
         [[0], [1], [1], [0], [0]],
         ["a", "a", "b", "c", "d"],
     )
-    # 2 right of 3 said and 3 to be said
+    # 2 correct of 3 predicted and 3 gold
     assert f1a(predictions, gold, groups) == pytest.approx(2 * 2 / (3 + 3))
     assert group_exact(predictions, gold, groups) == 2 / 4  # b and d
     sklearn = pytest.importorskip("sklearn.metrics")
@@ -153,8 +153,8 @@ def test_group_metrics_equal_hand_computed_scores() -> None:
 
 
 def test_macro_f1_equals_a_hand_computed_score() -> None:
-    # class 0: 1 right of 2 said, 1 to be said: 2/3; class 1: 1 of 1, of 2: 2/3; class 2 is not said
-    # and not to be said
+    # class 0: 1 correct of 2 predicted, 1 gold: 2/3; class 1: 1 of 1, 2 gold: 2/3; class 2 does not
+    # occur
     assert macro_f1([0, 0, 1], [[0], [1], [1]], []) == pytest.approx(2 / 3)
 
 
@@ -182,7 +182,7 @@ def test_rouge_equals_hand_computed_scores_and_rouge_score() -> None:
     expected = theirs.score(answer, "A cat was running.\nIt rained all day.")
     for name, kind in (("rouge1", "rouge1"), ("rouge2", "rouge2"), ("rougeL", "rougeLsum")):
         assert METRICS[name](prediction, [answer]) == pytest.approx(expected[kind].fmeasure)
-    # stems in common: cat, run, it, rain; six in the answer, eight in the prediction
+    # common stems: cat, run, it, rain; six in the answer, eight in the prediction
     assert METRICS["rouge1"](prediction, [answer]) == pytest.approx(2 * 4 / (6 + 8))
 
 

@@ -1,4 +1,4 @@
-"""A process alone asks nobody. Several: test_tasks_run.py."""
+"""A single process; test_tasks_run.py covers several."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gptcli.evals.records import Records
 
 def test_a_single_process_gathers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    monkeypatch.setenv("RANK", "1")  # another program's
+    monkeypatch.setenv("RANK", "1")  # set by another program
     assert init_processes() is SINGLE_PROCESS
     records = Records(None, "t", {})
     records.add([{"index": 0}])

@@ -1,4 +1,4 @@
-"""Records on disk: cut off anywhere, of several processes, of other work, claimed or not."""
+"""Records: their contents, interrupted writes, several processes, other evaluations, claims."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_added_records_are_read_again(tmp_path: Path) -> None:
     again = Records(tmp_path / "records", "t", {"seed": 1})
     assert again.done == {4: {"index": 4, "text": "é\u2028"}}
     with open(tmp_path / "records" / "t.jsonl", "a") as file:
-        file.write('{"index": 5')  # killed in the middle of a line
+        file.write('{"index": 5')  # an interrupted write
     assert Records(tmp_path / "records", "t", {"seed": 1}).done.keys() == {4}
     assert len(complete_lines(tmp_path / "records" / "t.jsonl")) == 2
 
@@ -45,7 +45,9 @@ def test_records_of_several_processes_end_in_one_file(tmp_path: Path) -> None:
     parts = [Records(tmp_path, "t", {}, rank) for rank in range(3)]
     for rank, part in enumerate(parts):
         part.add([{"index": number} for number in range(8, -1, -1) if number % 3 == rank])
-    assert Records(tmp_path, "t", {}).done.keys() == set(range(9))  # one alone could go on
+    assert Records(tmp_path, "t", {}).done.keys() == set(
+        range(9)
+    )  # a single process could continue
     every = [record for part in parts for record in part.done.values()]
     assert [record["index"] for record in parts[1].finish(every)] == list(range(9))
     assert len(list(tmp_path.iterdir())) == 3
@@ -58,7 +60,7 @@ def test_records_of_another_evaluation_are_refused_with_the_difference(tmp_path:
     Records(tmp_path, "t", {"seed": 1, "limit": None})
     with pytest.raises(UsageError, match=r"(?s)use --force to start over; different: seed$"):
         Records(tmp_path, "t", {"seed": 2, "limit": None})
-    Records(tmp_path, "t.1", {"seed": 2})  # another task, whatever its name
+    Records(tmp_path, "t.1", {"seed": 2})  # another task with a similar name
     Records(tmp_path, "t", {"seed": 1, "limit": None})
 
 
@@ -98,7 +100,7 @@ def test_existing_records_need_resume_or_force(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
     with pytest.raises(UsageError, match="--resume to continue"):
         claim_records(tmp_path, resume=False, force=False)
-    (tmp_path / f".t.jsonl.0123{PARTIAL}").touch()  # a kill before it had its name
+    (tmp_path / f".t.jsonl.0123{PARTIAL}").touch()  # an interrupted atomic write
     claim_records(tmp_path, resume=True, force=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt", "t.jsonl"]
     claim_records(tmp_path, resume=False, force=True)

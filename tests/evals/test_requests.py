@@ -1,4 +1,4 @@
-"""Items as tokens: where white space goes, what is cut, and what cannot be asked."""
+"""Requests: white space, truncation and skipped items."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def test_truncation_cuts_the_same_beginning_for_all_choices(
     (short, _), (same, longest) = request.pairs
     assert request.truncated
     np.testing.assert_array_equal(short, same)
-    assert len(same) + len(longest) - 1 == 24  # what is read: the last token is only predicted
+    assert (
+        len(same) + len(longest) - 1 == 24
+    )  # tokens that are read: the last one is only predicted
     assert group(request.pairs).prefix_len >= len(short) - 1
 
 

@@ -1,4 +1,4 @@
-"""Rolling windows score every token once; losses equal loops by hand; sources of text."""
+"""Rolling windows score every token once; losses equal simple loops; sources of text."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def measure(
 
 
 def by_hand(theirs: Any, tokens: np.ndarray, stride: int) -> list[float]:
-    """-log p of each token after the first, alone, from the window that the rule gives it."""
+    """Return -log p of each token after the first, from a separate pass over its window."""
     n_ctx = theirs.config.n_positions
     nats = []
     for target in range(1, len(tokens)):
-        # the first window that reaches it
+        # the first window that contains it
         start = max(0, math.ceil((target - n_ctx) / stride)) * stride
         with torch.no_grad():
             logits = theirs(torch.tensor(tokens[start:target])[None]).logits[0, -1]
@@ -67,7 +67,7 @@ def test_rolling_windows_score_every_token_once(
     for start, stop, count in rolling_windows(length, n_ctx, stride):
         assert 0 <= start < stop - count < stop <= min(length, start + n_ctx + 1)
         for target in range(stop - count, stop):
-            # the context that the rule promises
+            # the documented minimum context
             assert target - start >= min(target, n_ctx - stride + 1)
         scored += range(stop - count, stop)
     assert scored == list(range(1, length))

@@ -1,6 +1,4 @@
-"""Packed continuations against the same sequences one by one: any groups, with and without a shared
-prefix, dense, banded, post-norm.
-"""
+"""Packed scores equal those of single sequences, for every kind of model and any groups."""
 
 from __future__ import annotations
 

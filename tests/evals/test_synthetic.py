@@ -1,4 +1,4 @@
-"""Every rule of GPT-3's synthetic tasks, and their form beside the released samples."""
+"""Every rule of GPT-3's synthetic tasks, and the form of the released samples."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_words_are_distinct_and_of_the_required_length(name: str) -> None:
     rows = list(generate_rows(name, seed=0, words=words))
     answers = [row["answer"] for row in rows]
     assert len(set(answers)) == len(answers) <= 10_000
-    assert len(answers) > 9_990  # but for those that have no other order
+    assert len(answers) > 9_990  # except words that have no other order
     assert "abcdef" in answers
     assert ("abcde" in answers) == (name == "mid_word_1_anagrams")
     assert answers != sorted(answers)
@@ -152,7 +152,7 @@ def test_rows_have_the_form_of_the_released_samples(real_data: Path) -> None:
         assert {row["answer"] for row in ours} == set(words)
         assert min(map(len, words)) == SCRAMBLES[name]
         assert max(map(len, words)) == 15
-        for row in theirs:  # each keeps the rule that ours are made by
+        for row in theirs:  # each follows the rule of the generated ones
             made, word = row["context"].strip().removesuffix(" ="), row["completion"].strip()
             if name == "reversed_words":
                 assert made == word[::-1]

@@ -1,4 +1,4 @@
-"""Tasks as data: every built-in one is sound, and what is not a task is refused, with its file."""
+"""Task files: built-in tasks are valid, and invalid files are refused with their name."""
 
 from __future__ import annotations
 

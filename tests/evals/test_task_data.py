@@ -1,6 +1,4 @@
-"""A task's data: found by name or pattern, its rows made into items of every kind, and what is
-broken named with file and item.
-"""
+"""Data of tasks: finding files, building items of every kind, refusing broken rows."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ CHOICE = HEAD + 'kind = "choice"\nprompt = "Q: {q}\\nA:"\nchoices = "c"\ngold = 
 
 
 def written(folder: Path, toml: str, *rows: object) -> tuple[Task, Path]:
-    """A task of that text, and a data file of those rows."""
+    """Return a task with this TOML text and a data file with these rows."""
     (folder / "mine.toml").write_text(toml)
     (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return read_task(folder / "mine.toml"), folder / "a.jsonl"

@@ -1,6 +1,4 @@
-"""The tasks that come with the program: all there, each readable, each with a row of its format
-made into an item.
-"""
+"""Built-in tasks: the list is complete, and each turns a row of its format into an item."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from gptcli.evals.task import TASKS_DIR, find_task, task_names
 from gptcli.evals.task_data import make_item
 from gptcli.text.detokenize import DETOKENIZERS
 
-LISTED = {  # the issue's list
+LISTED = {  # the tasks of each paper
     "GPT-2": "lambada cbt_cn cbt_ne cbt_v cbt_p wikitext2 ptb enwik8 text8 wikitext103 one_billion_words winograd winograd_full gpt2_coqa "
     "cnn_dailymail gpt2_wmt14_en_fr gpt2_wmt14_fr_en gpt2_natural_questions",
     "GPT-3": "lambada_fill hellaswag story_cloze natural_questions web_questions trivia_qa wmt14_en_fr wmt14_fr_en wmt16_de_en "

@@ -1,5 +1,5 @@
-"""Tasks of every kind, run on small sets: against transformers an item at a time, at any batch size
-and order, killed and resumed.
+"""Tasks of every kind on small sets: scores equal transformers', whatever the batch size, item
+order, number of processes or interruptions.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ WORDS = [
 
 @pytest.fixture(scope="module")
 def large(tokenizer: Tokenizer) -> GPT:
-    """Room for a few shots, and predictions that vary."""
+    """Return a model with a context for a few examples, and with varied predictions."""
     model = GPT(
         ModelConfig(
             n_layer=2, n_head=2, d_model=32, n_ctx=160, vocab_size=tokenizer.vocab_size, tied=False
@@ -142,7 +142,7 @@ def test_choice_scores_equal_transformers_under_every_normaliser(
         for rule in right:
             value = exact - alone if rule == "unconditional" else exact / np.array(lengths[rule])
             right[rule] += int(value.argmax()) == row["gold"]
-    assert len(set(right.values())) > 1  # the fixture tells the rules apart
+    assert len(set(right.values())) > 1  # the rules differ on this fixture
     found = result.as_dict()
     assert found["accuracy_by_normaliser"] == {
         rule: 100 * count / 40 for rule, count in right.items()
@@ -273,7 +273,7 @@ def test_examples_from_the_evaluated_set_exclude_the_item(
         large, tokenizer, task, tmp_path, EvalOptions(fewshot=FewShotConfig(shots=4))
     )
     assert result.conditions.shots_from == OWN_SET
-    # not all fit
+    # not all examples fit
     assert result.conditions.mean_shots == sum(record["shots"] for record in records) / 5 < 4
     [result], records = run_task(
         large, tokenizer, task, tmp_path, EvalOptions(fewshot=FewShotConfig(shots=1, shared=True))
@@ -334,7 +334,7 @@ def test_records_cut_at_any_byte_resume_to_the_same_records(
     path = tmp_path / "records" / "mine.jsonl"
     whole, order = path.read_bytes(), np.random.default_rng(0).permutation(30)
     header, *lines = whole.splitlines(keepends=True)
-    # batches do not come in the items' order
+    # batches are not in the order of the items
     as_written = header + b"".join(lines[number] for number in order)
     for cut in np.random.default_rng(1).integers(0, len(whole), 20):
         path.write_bytes(as_written[:cut])
@@ -405,7 +405,7 @@ def test_an_evaluation_killed_at_twenty_moments_resumes_to_the_same_report(
     assert done.returncode == 0, done.stderr
     left = json.loads(done.stdout[done.stdout.rindex("[") :])
     assert len(left) == 20
-    # in the midst of things: before the first record, and after ever more of them
+    # kills came before the first record and after various numbers of records
     assert len(set(left)) > 5
 
 
@@ -435,7 +435,7 @@ def test_an_empty_prompt_is_the_end_of_text_token(
     _, [record] = run_task(large, tokenizer, task, tmp_path)
     with torch.no_grad():
         first = theirs(torch.tensor([[tokenizer.eot_id]])).logits[0, -1].log_softmax(-1)
-    # the space of the prompt goes to what follows it: "  self"
+    # the space of the prompt moves to the continuation: "  self"
     ids = tokenizer.encode("  self")
     assert record["log_probs"][0] <= float(first[ids[0]]) + 1e-4
     assert record["tokens"][0] == len(ids)

@@ -24,7 +24,7 @@ from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
 from gptcli.files import sha256, write_json
 from gptcli.finetune.task import read_task
-from gptcli.model.checkpoint_tensors import SavedModel
+from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import load_model, save_model
 from gptcli.model.source import INDEX, STATE
@@ -40,7 +40,7 @@ from gptcli.shards.order import open_order
 from gptcli.shards.verify import verify_shards
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet, load_tokenizer
 from gptcli.tokenizer.training import train_tokenizer
-from gptcli.trainer.checkpoint import Checkpoints, State, newest_state
+from gptcli.trainer.checkpoint import Checkpoints, CheckpointState, newest_state
 from gptcli.trainer.schedule import Position
 from tests.fuzz.engine import Files, Target, files_in
 from tests.fuzz.eval_targets import eval_targets
@@ -357,7 +357,9 @@ def checkpoints() -> list[Target]:
         store = Checkpoints(folder, context, keep=1)
         parameters = dict(model.named_parameters())
         store.save(
-            State(Position(1, 2), {"seed": 1}, {"loss": 1.0, "running": {}}), parameters, optimizer
+            CheckpointState(Position(1, 2), {"seed": 1}, {"loss": 1.0, "running": {}}),
+            parameters,
+            optimizer,
         )
         store.wait()
 
@@ -372,7 +374,7 @@ def checkpoints() -> list[Target]:
         store = Checkpoints(folder, context, keep=1)
         if (found := store.newest(SILENT)) is not None:
             store.load(found, dict(fresh.named_parameters()), torch.optim.AdamW(fresh.parameters()))
-            dict(SavedModel(found))
+            dict(CheckpointStateDict(found))
 
     files = written(write)
     assert f"{STEP}/{INDEX}" in files

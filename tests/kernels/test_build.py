@@ -1,4 +1,4 @@
-"""Libraries are built where they run, kept, and done without where they cannot be."""
+"""Libraries are built on first use and cached; None replaces those that cannot be built."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ return n; }
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of sources in place of the package's, and a cache of the test's own."""
+    """Use an empty folder of sources and an empty cache."""
     sources = tmp_path / "sources"
     sources.mkdir()
     monkeypatch.setattr(build, "HERE", sources)
@@ -43,7 +43,7 @@ def built(tmp_path: Path) -> list[Path]:
 
 
 @pytest.mark.usefixtures("compiler")
-def test_built_once_and_run_by_torchs_threads(
+def test_library_is_built_once_and_uses_torchs_threads(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "sum.c").write_text(SUM)
@@ -59,7 +59,7 @@ def test_built_once_and_run_by_torchs_threads(
 
 
 @pytest.mark.usefixtures("compiler")
-def test_a_changed_source_is_built_anew(folder: Path, tmp_path: Path) -> None:
+def test_changed_source_is_rebuilt(folder: Path, tmp_path: Path) -> None:
     (folder / "one.c").write_text("int one(void) { return 1; }")
     assert build.library("one").one() == 1  # type: ignore[union-attr]
     build.library.cache_clear()
@@ -69,7 +69,7 @@ def test_a_changed_source_is_built_anew(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("compiler")
-def test_a_changed_header_is_built_anew(folder: Path) -> None:
+def test_changed_header_causes_a_rebuild(folder: Path) -> None:
     (folder / "one.c").write_text('#include "one.h"\nint one(void) { return ONE; }')
     for value in (1, 2):
         (folder / "one.h").write_text(f"enum {{ ONE = {value} }};")
@@ -78,7 +78,7 @@ def test_a_changed_header_is_built_anew(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("compiler")
-def test_without_a_place_to_keep_it(
+def test_library_loads_without_a_cache_folder(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
@@ -88,20 +88,20 @@ def test_without_a_place_to_keep_it(
 
 
 @pytest.mark.usefixtures("compiler")
-def test_what_does_not_build_is_done_without(folder: Path, tmp_path: Path) -> None:
+def test_source_that_does_not_compile_gives_none(folder: Path, tmp_path: Path) -> None:
     (folder / "bad.c").write_text("#error this CPU cannot")
     assert build.library("bad") is None
     assert built(tmp_path) == []
 
 
-def test_without_a_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_compiler_gives_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     (folder / "one.c").write_text("int one(void) { return 1; }")
     assert build.library("one") is None
 
 
 @pytest.mark.usefixtures("compiler")
-def test_a_torn_library_is_done_without(
+def test_truncated_library_gives_none(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "one.c").write_text("int one(void) { return 1; }")

@@ -1,4 +1,4 @@
-"""Models on their way to transformers and from there."""
+"""Round trips of models through transformers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ IDX = torch.randint(0, 301, (2, 40), generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture
 def leaves(tmp_path: Path) -> Callable[..., Any]:
-    """Write our model into tmp_path and load it there as the class `kind` of transformers, which
-    finds a place for every tensor and none missing, and whose logits are ours; returns theirs."""
+    """Save a model into tmp_path, load it in transformers as the class `kind`, and return that.
+
+    Every tensor must be loaded, none may be missing, and the logits must be equal.
+    """
     from transformers import AutoModelForCausalLM
 
     def check(model: GPT, kind: type, tolerance: float) -> Any:
@@ -36,8 +38,10 @@ def leaves(tmp_path: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def comes_back(tmp_path: Path) -> Callable[..., GPT]:
-    """Their model, of random numbers, through a folder to us and through another back: our logits
-    are theirs, and every tensor is the same to the bit; returns ours."""
+    """Save a random transformers model, load it here, save it again, and return our model.
+
+    The logits must be equal, and every tensor the same to the bit.
+    """
     from safetensors.torch import load_file
 
     def check(theirs: Any, tolerance: float) -> GPT:

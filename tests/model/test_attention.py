@@ -1,4 +1,4 @@
-"""Every form of attention against softmax written out by hand."""
+"""Every path of attention equals a softmax written out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from gptcli.model.attention import attend, causal_mask, self_attend
+from gptcli.model.attention import attention, attention_packed, causal_mask
 
 
 def by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, band: int | None) -> torch.Tensor:
@@ -23,25 +23,25 @@ def by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, band: int | None)
 
 @pytest.mark.parametrize("band", [None, 1, 3, 8, 100])
 @pytest.mark.parametrize(("T", "S"), [(1, 1), (1, 9), (5, 5), (8, 8), (9, 9), (4, 9)])
-def test_attend_is_softmax_over_what_may_be_seen(T: int, S: int, band: int | None) -> None:
+def test_attention_is_softmax_over_the_visible_keys(T: int, S: int, band: int | None) -> None:
     torch.manual_seed(T * 100 + S)
     q, k, v = torch.randn(2, 3, T, 4), torch.randn(2, 3, S, 4), torch.randn(2, 3, S, 4)
     torch.testing.assert_close(
-        attend(q, k, v, band=band), by_hand(q, k, v, band), atol=1e-5, rtol=1e-5
+        attention(q, k, v, band=band), by_hand(q, k, v, band), atol=1e-5, rtol=1e-5
     )
 
 
-def test_mask_counts_the_key_itself() -> None:
+def test_band_includes_the_query_position() -> None:
     mask = causal_mask(4, 4, 2, torch.device("cpu"))
     assert mask.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
 
 
 @pytest.mark.parametrize("band", [None, 1, 3, 8, 100])
 @pytest.mark.parametrize("T", [1, 8, 9])
-def test_self_attend_is_attend_over_what_one_projection_left(T: int, band: int | None) -> None:
+def test_packed_attention_equals_attention_of_its_parts(T: int, band: int | None) -> None:
     torch.manual_seed(T)
     qkv_BTH3D = torch.randn(2, T, 3, 3, 4)
-    y_BTHD = self_attend(qkv_BTH3D, band=band)
+    y_BTHD = attention_packed(qkv_BTH3D, band=band)
     torch.testing.assert_close(
         y_BTHD.transpose(1, 2),
         by_hand(*qkv_BTH3D.transpose(1, 2).unbind(3), band),
@@ -51,12 +51,12 @@ def test_self_attend_is_attend_over_what_one_projection_left(T: int, band: int |
 
 
 @pytest.mark.parametrize("band", [None, 3])
-def test_documents_attend_to_themselves_alone(band: int | None) -> None:
+def test_mask_separates_documents(band: int | None) -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, 9, 4) for _ in range(3))
     documents_BT = torch.tensor([[0, 0, 0, 0, 1, 1, 2, 2, 2], [0] * 9])
     same_B1TT = documents_BT[:, None, :, None] == documents_BT[:, None, None, :]
-    y = attend(q, k, v, band=band, seen=causal_mask(9, 9, band, q.device) & same_B1TT)
+    y = attention(q, k, v, band=band, attn_mask=causal_mask(9, 9, band, q.device) & same_B1TT)
     alone = [
         by_hand(*(x[:1, :, start:stop] for x in (q, k, v)), band)
         for start, stop in ((0, 4), (4, 6), (6, 9))

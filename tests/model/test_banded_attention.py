@@ -1,6 +1,4 @@
-"""Banded attention by blocks against the mask, forward and backward: odd lengths, wide and narrow
-bands, bf16, dropout, compiled.
-"""
+"""Banded attention equals attention under the mask, forward and backward."""
 
 from __future__ import annotations
 
@@ -14,15 +12,15 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from gptcli.model import banded_attention as module
-from gptcli.model.attention import attend, causal_mask
-from gptcli.model.banded_attention import banded_attend
+from gptcli.model.attention import attention, causal_mask
+from gptcli.model.banded_attention import banded_attention
 from gptcli.trainer.machine import has_compiler
 
 
 def leaves(
     B: int, H: int, T: int, D: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> list[torch.Tensor]:
-    """q, k, v as the model makes them: views of one projection's output."""
+    """Return q, k and v as the model has them: views of the output of one projection."""
     generator = torch.Generator().manual_seed(T * 1000 + D)
     x_BTC = torch.randn(B, T, 3 * H * D, generator=generator).to(device, dtype)
     return [
@@ -47,29 +45,31 @@ def assert_same(form, qkv: list[torch.Tensor], band: int, tolerance: float = 1e-
 
 @pytest.mark.parametrize("T", [1, 2, 63, 64, 65, 129, 200, 257])
 @pytest.mark.parametrize("band", [1, 2, 63, 64, 65, 129, 200, 300])
-def test_blocks_equal_the_mask(T: int, band: int) -> None:
-    assert_same(banded_attend, leaves(2, 3, T, 8), band)
+def test_blocks_equal_attention_under_the_mask(T: int, band: int) -> None:
+    assert_same(banded_attention, leaves(2, 3, T, 8), band)
     # T <= w takes the dense way
-    assert_same(lambda q, k, v, w: attend(q, k, v, band=w), leaves(1, 2, T, 8), band)
+    assert_same(lambda q, k, v, w: attention(q, k, v, band=w), leaves(1, 2, T, 8), band)
 
 
 @settings(max_examples=40, deadline=None)
 @given(T=st.integers(1, 90), band=st.integers(1, 100), rows=st.integers(1, 40), D=st.integers(1, 9))
-def test_blocks_of_any_size_equal_the_mask(T: int, band: int, rows: int, D: int) -> None:
+def test_blocks_of_any_size_equal_attention_under_the_mask(
+    T: int, band: int, rows: int, D: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "QUERIES", rows)
-        assert_same(banded_attend, leaves(1, 2, T, D), band)
+        patch.setattr(module, "BLOCK_QUERIES", rows)
+        assert_same(banded_attention, leaves(1, 2, T, D), band)
 
 
-def test_what_lies_outside_of_the_band_does_not_matter() -> None:
+def test_keys_outside_the_band_have_no_effect() -> None:
     q, k, v = leaves(1, 2, 150, 8)
-    y = banded_attend(q, k, v, 20)
+    y = banded_attention(q, k, v, 20)
     (dk,) = torch.autograd.grad(y[:, :, 100].sum(), k)
     touched = dk.abs().sum((0, 1, 3)).nonzero().flatten()
     assert (touched.min().item(), touched.max().item()) == (81, 100)
 
 
-def test_bf16_is_as_exact_as_the_mask_in_bf16() -> None:
+def test_bf16_error_is_no_larger_than_under_the_mask() -> None:
     half = leaves(2, 2, 200, 16, torch.bfloat16)
     exact = [x.detach().float().requires_grad_() for x in half]
     dy = torch.randn(exact[0].shape, generator=torch.Generator().manual_seed(1)).bfloat16()
@@ -86,26 +86,26 @@ def test_bf16_is_as_exact_as_the_mask_in_bf16() -> None:
         ]
         return [(a.float() - b).square().mean().sqrt().item() for a, b in pairs]
 
-    for ours, masked in zip(errors(banded_attend), errors(by_mask), strict=True):
+    for ours, masked in zip(errors(banded_attention), errors(by_mask), strict=True):
         assert ours < 1.5 * masked
 
 
-def test_autocast_leaves_it_in_the_precision_it_is_given() -> None:
+def test_autocast_does_not_change_the_precision() -> None:
     q, k, v = leaves(1, 2, 100, 8)
     with torch.autocast("cpu", torch.bfloat16):
-        y = banded_attend(q, k, v, 30)
+        y = banded_attention(q, k, v, 30)
     assert y.dtype == torch.float32
-    assert torch.equal(y, banded_attend(q, k, v, 30))
+    assert torch.equal(y, banded_attention(q, k, v, 30))
 
 
-def test_dropout_drops_its_share_scales_the_rest_and_has_the_right_gradient() -> None:
+def test_dropout_has_the_right_rate_scale_and_gradient() -> None:
     T, band, share = 300, 40, 0.25
     q, k, _ = (x.detach() for x in leaves(1, 1, T, 8))
     eye = torch.eye(T).expand(1, 1, T, T)  # as values: what comes back is the matrix of weights
 
     def weights(seed: int, dropout: float) -> torch.Tensor:
         torch.manual_seed(seed)
-        return banded_attend(q, k, eye, band, dropout)[0, 0]
+        return banded_attention(q, k, eye, band, dropout)[0, 0]
 
     whole, dropped = weights(3, 0.0), weights(3, share)
     kept = dropped != 0
@@ -116,7 +116,7 @@ def test_dropout_drops_its_share_scales_the_rest_and_has_the_right_gradient() ->
 
     leaf = [x.requires_grad_() for x in (q, k, torch.randn(1, 1, T, 8))]
     torch.manual_seed(3)
-    y = banded_attend(*leaf, band, share)
+    y = banded_attention(*leaf, band, share)
     by_hand = dropped_by_hand(*leaf, band, dropped_weights=dropped)
     dy = torch.randn(y.shape)
     torch.testing.assert_close(y, by_hand, atol=1e-5, rtol=1e-5)
@@ -129,8 +129,8 @@ def test_dropout_drops_its_share_scales_the_rest_and_has_the_right_gradient() ->
 def dropped_by_hand(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, band: int, dropped_weights: torch.Tensor
 ) -> torch.Tensor:
-    """The mask's attention, with the weights dropped that are 0 in `dropped_weights`, whose scale
-    it shares.
+    """Return attention under the mask with those weights dropped that are 0 in `dropped_weights`,
+    which also contains the scale of the others.
     """
     T = q.shape[2]
     scores = (q @ k.mT / math.sqrt(q.shape[3])).masked_fill(
@@ -141,8 +141,8 @@ def dropped_by_hand(
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_compiled_it_is_the_same(dropout: float) -> None:
-    """In a model's own block, as the trainer compiles it."""
+def test_compilation_does_not_change_results(dropout: float) -> None:
+    """A block of the model, compiled as the trainer does."""
     from gptcli.model.config import ModelConfig
     from gptcli.model.transformer import GPT
 
@@ -177,7 +177,7 @@ def test_compiled_it_is_the_same(dropout: float) -> None:
 
 
 def listed(mask: BlockMask, name: str) -> list[list[int]]:
-    """The tiles of each row: "q" are of queries, by keys; the "full" ones need no mask."""
+    """Return the blocks of each row: of queries ("q") or of keys; "full" ones need no mask."""
     counts, tiles = (
         getattr(mask, f"{name}_num_blocks")[0, 0],
         getattr(mask, f"{name}_indices")[0, 0],
@@ -199,12 +199,12 @@ def listed(mask: BlockMask, name: str) -> list[list[int]]:
         (700, 900),
     ],
 )
-def test_tiles_are_those_of_the_band(T: int, band: int) -> None:
+def test_block_mask_is_that_of_the_band(T: int, band: int) -> None:
     def seen(b, h, query, key):  # type: ignore[no-untyped-def]
         return (key <= query) & (query - key < band)
 
     ours, theirs = (
-        module.tiles(T, band, torch.device("cpu")),
+        module.block_mask(T, band, torch.device("cpu")),
         create_block_mask(seen, None, None, T, T, device="cpu"),
     )
     for name in ("kv", "full_kv", "q", "full_q"):
@@ -212,18 +212,18 @@ def test_tiles_are_those_of_the_band(T: int, band: int) -> None:
 
 
 @pytest.mark.parametrize(("T", "band"), [(1, 1), (77, 9), (129, 128), (300, 64), (257, 300)])
-def test_flex_equals_the_mask(T: int, band: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By torch's own reading of it, step by step, which has no backward pass on a CPU as far as
-    torch's check is asked.
-    """
+def test_flex_equals_attention_under_the_mask(
+    T: int, band: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FlexAttention in eager mode, whose backward pass torch rejects on a CPU only by a check."""
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
     compiled = torch.compile(module.flex, dynamic=False, backend="aot_eager")
     assert_same(compiled, leaves(2, 3, T, 16), band)
 
 
 @pytest.mark.parametrize("how", ["none", "selective", "full"])
-def test_flex_in_a_models_block(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the trainer compiles it on a GPU, with products in bf16 and with recomputation."""
+def test_flex_runs_in_a_block_of_the_model(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block compiled as the trainer does on a GPU, with bf16 products and recomputation."""
     from gptcli.distributed.activation_checkpoint import checkpoint_forward
     from gptcli.model.config import ModelConfig
     from gptcli.model.transformer import Block
@@ -250,7 +250,7 @@ def test_flex_in_a_models_block(how: str, monkeypatch: pytest.MonkeyPatch) -> No
 
     wanted = both(block)
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
-    monkeypatch.setattr(module, "form_for", lambda *place, **kind: "flex")
+    monkeypatch.setattr(module, "select_backend", lambda *place, **kind: "flex")
     torch._dynamo.reset()
     found = both(
         torch.compile(
@@ -264,10 +264,10 @@ def test_flex_in_a_models_block(how: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.skipif(not has_compiler(), reason="no compiler here")
-def test_flex_compiled_equals_the_mask_and_reads_its_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the compiler makes for this CPU, forward only; a tile that is left out is not looked
-    at.
-    """
+def test_compiled_flex_equals_the_mask_and_uses_its_block_mask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kernel compiled for this CPU, forward only; it skips blocks missing from the mask."""
     q, k, v = (x.detach() for x in leaves(1, 2, 300, 16))
     with torch.no_grad():
         compiled = torch.compile(module.flex, dynamic=False)
@@ -275,7 +275,9 @@ def test_flex_compiled_equals_the_mask_and_reads_its_tiles(monkeypatch: pytest.M
             compiled(q, k, v, 140), by_mask(q, k, v, 140), atol=1e-5, rtol=1e-5
         )
         monkeypatch.setattr(
-            module, "tiles", lambda T, band, device, tiles=module.tiles: tiles(T, 1, device)
+            module,
+            "block_mask",
+            lambda T, band, device, tiles=module.block_mask: tiles(T, 1, device),
         )
         torch._dynamo.reset()
         assert not torch.allclose(
@@ -285,7 +287,7 @@ def test_flex_compiled_equals_the_mask_and_reads_its_tiles(monkeypatch: pytest.M
         )
 
 
-def test_the_form_for_each_place() -> None:
+def test_backend_for_each_device_and_precision() -> None:
     half, single = torch.bfloat16, torch.float32
     chosen = {
         ("cpu", half, 64, False, True): "blocks", ("cpu", single, 64, False, False): "blocks",
@@ -293,10 +295,13 @@ def test_the_form_for_each_place() -> None:
         ("cuda", half, 64, False, False): "varlen", ("cuda", single, 64, False, False): "blocks", ("cuda", half, 64, True, True): "blocks",
     }  # fmt: skip
     for (device, dtype, d_head, drops, compiled), form in chosen.items():
-        assert module.form_for(device, dtype, d_head, preserve_rng=drops, compiled=compiled) == form
+        assert (
+            module.select_backend(device, dtype, d_head, has_dropout=drops, compiled=compiled)
+            == form
+        )
 
 
-def test_operators_obey_the_compilers_rules() -> None:
+def test_operators_pass_opcheck() -> None:
     q, k, v = leaves(2, 2, 70, 8)
     seed = torch.zeros((), dtype=torch.int64)
     torch.library.opcheck(module.blocks, (q, k, v, seed, 9, 0.0))
@@ -307,7 +312,7 @@ def test_operators_obey_the_compilers_rules() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize(("T", "band"), [(300, 64), (257, 256), (100, 200)])
-def test_forms_of_a_gpu_equal_the_mask(T: int, band: int) -> None:
+def test_cuda_backends_equal_attention_under_the_mask(T: int, band: int) -> None:
     seed = torch.zeros((), dtype=torch.int64)
     assert_same(
         lambda q, k, v, w: module.blocks(q, k, v, seed, w, 0.0),

@@ -1,4 +1,4 @@
-"""Sizes by name, and configurations that cannot be."""
+"""Sizes by name, and invalid configurations."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from gptcli.model.config import ModelConfig, find_size, size_names
         ("175b", "gpt3"),
     ],
 )
-def test_aliases_in_any_case(alias: str, name: str) -> None:
+def test_sizes_are_found_by_alias_in_any_case(alias: str, name: str) -> None:
     assert find_size(alias).name == name
 
 
-def test_names_are_unique() -> None:
+def test_names_of_sizes_are_unique() -> None:
     names = [name.lower() for name in size_names()]
     assert len(names) == len(set(names))
 
@@ -38,7 +38,7 @@ def test_unknown_size_names_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_head": 5}, "does not divide into 5 heads"),
+        ({"n_head": 5}, "is not a multiple of n_head 5"),
         ({"n_layer": 0}, "n_layer is 0"),
         ({"attention": "sparse"}, "unknown attention"),
         ({"attention": "dense,"}, "unknown attention ''"),
@@ -46,7 +46,7 @@ def test_unknown_size_names_the_nearest() -> None:
         ({"band": 0}, "band is 0"),
     ],
 )
-def test_impossible_models_are_refused(changes: dict[str, object], message: str) -> None:
+def test_invalid_configurations_are_rejected(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         ModelConfig(**{"n_layer": 2, "n_head": 4, "d_model": 64, "n_ctx": 32, **changes})  # type: ignore[arg-type]
 
@@ -65,7 +65,7 @@ def test_banded_layers_alternate_dense_first() -> None:
         ("dense", [None] * 5),
     ],
 )
-def test_any_pattern_is_repeated_over_the_layers(attention: str, bands: list[int | None]) -> None:
+def test_attention_pattern_repeats_over_the_layers(attention: str, bands: list[int | None]) -> None:
     config = ModelConfig(n_layer=5, n_head=1, d_model=8, n_ctx=8, attention=attention, band=3)
     assert [config.band_of(layer) for layer in range(5)] == bands
 

@@ -1,6 +1,8 @@
-"""llama.cpp's own converter takes a model folder as it stands. LLAMA_CPP names a checkout of
-llama.cpp, or its files out of an sdist of llama-cpp-python; its Python packages (gguf,
-transformers, sentencepiece where it asks) must be importable."""
+"""llama.cpp's converter reads a saved model folder.
+
+LLAMA_CPP names a checkout of llama.cpp; the packages that its converter imports (gguf,
+transformers, and for some models sentencepiece) must be installed.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ LLAMA_CPP = Path(os.environ.get("LLAMA_CPP", "absent"))
     not (LLAMA_CPP / "convert_hf_to_gguf.py").is_file(),
     reason="set LLAMA_CPP to a checkout of llama.cpp",
 )
-def test_every_tensor_arrives(tmp_path, real_data):
+def test_llama_cpp_converter_reads_every_tensor(tmp_path, real_data):
     from gptcli.tokenizer.tokenizer import load_tokenizer
 
     config = ModelConfig(n_layer=2, n_head=2, d_model=32, n_ctx=48, vocab_size=50257)

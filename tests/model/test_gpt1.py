@@ -34,7 +34,7 @@ def random_model(config: ModelConfig) -> GPT:
     return model
 
 
-def test_parameters_are_the_papers() -> None:
+def test_number_of_parameters_is_that_of_the_paper() -> None:
     config = ModelConfig.from_paper(find_size("gpt1"))
     assert config.parameters == 116_534_784
     assert (config.norm, config.dropout, config.n_ctx, config.vocab_size) == (
@@ -45,7 +45,7 @@ def test_parameters_are_the_papers() -> None:
     )
 
 
-def test_initialisation_is_gpt1s() -> None:
+def test_initialization_is_that_of_gpt1() -> None:
     model = GPT(
         ModelConfig(n_layer=2, n_head=2, d_model=256, n_ctx=256, vocab_size=500, norm="post")
     )
@@ -60,8 +60,8 @@ def test_bands_are_gpt3s() -> None:
         ModelConfig(n_layer=2, n_head=2, d_model=8, n_ctx=8, norm="post", attention="banded")
 
 
-def test_block_by_hand() -> None:
-    """n = LN(x + attn(x)); h = LN(n + mlp(n)), and nothing after the last."""
+def test_block_equals_the_written_out_computation() -> None:
+    """Post-norm: n = LN(x + attn(x)), h = LN(n + mlp(n)), and no norm after the last layer."""
     model = random_model(SMALL)
     block = model.h[0]
     x = torch.randn(1, 5, 128)
@@ -75,13 +75,13 @@ def test_block_by_hand() -> None:
     assert not list(model.ln_f.parameters())
 
 
-def test_reading_in_pieces_is_reading_at_once() -> None:
+def test_cached_pieces_equal_one_pass() -> None:
     model = random_model(SMALL)
     cache = KVCache(SMALL, 2, torch.device("cpu"), torch.float32)
     parts, read = [], 0
     with torch.no_grad():
         for piece in IDX.split([5, 1, 30, 4], dim=1):
-            cache.place([read, read], piece.shape[1])
+            cache.set_positions([read, read], piece.shape[1])
             parts.append(model.hidden(piece, cache))
             read += piece.shape[1]
         torch.testing.assert_close(torch.cat(parts, dim=1), model.hidden(IDX), atol=1e-5, rtol=1e-5)
@@ -92,7 +92,7 @@ def test_reading_in_pieces_is_reading_at_once() -> None:
     [SMALL, ModelConfig.from_paper(find_size("gpt1"), vocab_size=999)],
     ids=["small", "the paper's shape"],
 )
-def test_our_folder_in_transformers(tmp_path: Path, leaves: Any, config: ModelConfig) -> None:
+def test_transformers_loads_a_saved_model(tmp_path: Path, leaves: Any, config: ModelConfig) -> None:
     from transformers import OpenAIGPTLMHeadModel
 
     model = GPT(config).eval() if config.d_model == 768 else random_model(config)
@@ -102,7 +102,7 @@ def test_our_folder_in_transformers(tmp_path: Path, leaves: Any, config: ModelCo
     assert read_model_config(tmp_path) == config
 
 
-def test_their_folder_here_and_back(comes_back: Any) -> None:
+def test_models_of_transformers_load_and_survive_a_round_trip(comes_back: Any) -> None:
     from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
     theirs = OpenAIGPTLMHeadModel(
@@ -112,8 +112,8 @@ def test_their_folder_here_and_back(comes_back: Any) -> None:
 
 
 def write_release(folder: Path, shapes: list[list[int]]) -> list[np.ndarray]:
-    """params_shapes.json and params_0 to 9.npy, as OpenAI's `fused` files: all numbers end to end,
-    cut in ten.
+    """Write params_shapes.json and params_0.npy to params_9.npy, the layout of OpenAI's release: all
+    numbers end to end, cut into ten files.
     """
     rng = np.random.default_rng(0)
     arrays = [rng.normal(0, 0.1, shape).astype(np.float32) for shape in shapes]
@@ -130,8 +130,8 @@ def shapes_like(stored: list[list[int]], vocab_size: int, layers: int) -> list[l
 
 
 def assert_is_the_release(model: GPT, arrays: list[np.ndarray]) -> None:
-    """Layer by layer in plain numpy-style torch, straight from the arrays: the released code's own
-    arithmetic.
+    """Return logits computed layer by layer from the released arrays, with the order of rows of the
+    released code.
     """
     positions, tokens, *rest = (torch.from_numpy(array) for array in arrays)
     idx = torch.tensor([[5, 3, 99, 0, 7]])
@@ -161,7 +161,7 @@ def assert_is_the_release(model: GPT, arrays: list[np.ndarray]) -> None:
         torch.testing.assert_close(model(idx), x @ tokens.T, atol=2e-4, rtol=1e-5)
 
 
-def test_a_released_folder_is_read(tmp_path: Path) -> None:
+def test_openai_release_loads(tmp_path: Path) -> None:
     block = [
         [1, 128, 384],
         [384],
@@ -195,16 +195,16 @@ def test_a_released_folder_is_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a readable array"):
         load_model(tmp_path)
     np.save(tmp_path / "params_9.npy", np.zeros(3, np.float32))
-    with pytest.raises(InputError, match="the shapes say"):
+    with pytest.raises(InputError, match="the shapes require"):
         load_model(tmp_path)
     (tmp_path / "params_9.npy").unlink()
-    with pytest.raises(InputError, match=r"no params_9\.npy here"):
+    with pytest.raises(InputError, match=r"params_9\.npy is missing"):
         load_model(tmp_path)
 
 
 @pytest.mark.real_data
-def test_the_stored_shapes_are_read(real_data: Path, tmp_path: Path) -> None:
-    """All 146 shapes as OpenAI stored them, random numbers in them."""
+def test_released_shapes_are_read(real_data: Path, tmp_path: Path) -> None:
+    """All 146 shapes of OpenAI's release, with random numbers."""
     shapes = json.loads((real_data / "gpt1-vocab" / "params_shapes.json").read_text())
     arrays = write_release(tmp_path, shapes)
     model = load_model(tmp_path)
@@ -214,7 +214,7 @@ def test_the_stored_shapes_are_read(real_data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(10**15,), (2**62, 2**62), (-1,)])
-def test_an_array_that_is_only_claimed_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_array_larger_than_its_file_is_rejected(tmp_path: Path, shape: tuple[int, ...]) -> None:
     block = [
         [1, 64, 192],
         [192],

@@ -1,4 +1,4 @@
-"""A banded model as GPT-Neo: the same function, by transformers' own GPT-Neo; and GPT-Neo here."""
+"""A banded model and its GPT-Neo compute the same function, and GPT-Neo models load."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from gptcli.model import safetensors_io
 from gptcli.model.config import ModelConfig
-from gptcli.model.gpt_neo import to_neo
+from gptcli.model.gpt_neo import to_gpt_neo
 from gptcli.model.safetensors_io import load_model, neo_report, save_model
 from gptcli.model.transformer import GPT
 
@@ -22,7 +22,7 @@ IDX = torch.randint(0, 301, (2, 48), generator=torch.Generator().manual_seed(0))
 
 
 def random_model(config: ModelConfig = CONFIG, gains: float = 0.2, biases: float = 0.3) -> GPT:
-    """Every tensor random; LayerNorm's gains around 1."""
+    """Return a model with random tensors, and LayerNorm gains around 1."""
     torch.manual_seed(0)
     model = GPT(config).eval()
     for name, parameter in model.named_parameters():
@@ -40,7 +40,7 @@ def random_model(config: ModelConfig = CONFIG, gains: float = 0.2, biases: float
     [{}, {"attention": "banded,dense,dense,banded"}, {"tied": False}, {"n_head": 2}],
     ids=str,
 )
-def test_our_folder_in_transformers(
+def test_transformers_loads_a_saved_model(
     tmp_path: Path, leaves: Any, changes: dict[str, object]
 ) -> None:
     from transformers import GPTNeoForCausalLM
@@ -51,7 +51,7 @@ def test_our_folder_in_transformers(
     assert "within 0.001" in report["note"]
 
 
-def test_what_comes_back_is_the_trained_model_to_the_bit(tmp_path: Path) -> None:
+def test_saved_model_loads_to_the_bit(tmp_path: Path) -> None:
     model = random_model()
     save_model(tmp_path, model, CONFIG)
     again = load_model(tmp_path)
@@ -60,8 +60,8 @@ def test_what_comes_back_is_the_trained_model_to_the_bit(tmp_path: Path) -> None
         assert torch.equal(tensor, again.state_dict()[name]), name
 
 
-def test_a_twin_that_was_replaced_counts(tmp_path: Path) -> None:
-    """Trained on in transformers and saved into the same folder: that is the model now."""
+def test_replaced_gpt_neo_file_takes_precedence(tmp_path: Path) -> None:
+    """A model that was trained further in transformers and saved into the same folder is loaded."""
     from transformers import GPTNeoForCausalLM
 
     save_model(tmp_path, random_model(), CONFIG)
@@ -73,8 +73,8 @@ def test_a_twin_that_was_replaced_counts(tmp_path: Path) -> None:
         assert (theirs.eval()(IDX).logits - load_model(tmp_path)(IDX)).abs().max().item() < 2e-5
 
 
-def test_gpt_neo_here_and_back(comes_back: Any) -> None:
-    """Where 1/sqrt(D) is a power of two, to the bit."""
+def test_gpt_neo_of_transformers_survives_a_round_trip(comes_back: Any) -> None:
+    """Exact to the bit if 1/sqrt(D) is a power of two."""
     from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
     config = GPTNeoConfig(
@@ -85,7 +85,7 @@ def test_gpt_neo_here_and_back(comes_back: Any) -> None:
     assert (ours.attention, ours.band) == ("banded", 7)
 
 
-def test_all_layers_global_is_a_dense_model(tmp_path: Path) -> None:
+def test_gpt_neo_with_global_layers_only_is_dense(tmp_path: Path) -> None:
     from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
     theirs = GPTNeoForCausalLM(
@@ -109,10 +109,8 @@ def error(model: GPT) -> float:
     return float(neo_report(model.state_dict(), model.config)["logit_error"])
 
 
-def test_a_singular_query_matrix_costs_nothing() -> None:
-    """The issue with W_q⁻¹·b_q: a W_q of half the rank has no inverse, one that nearly has makes
-    b_q's shift astronomic.
-    """
+def test_singular_query_matrix_loses_no_precision() -> None:
+    """W_q⁻¹·b_q does not exist for a W_q of half rank, and is huge for a nearly singular one."""
     model = random_model()
     for block in model.h:
         with torch.no_grad():
@@ -123,7 +121,7 @@ def test_a_singular_query_matrix_costs_nothing() -> None:
     assert error(model) < 2e-5
 
 
-def test_gains_of_zero_and_far_apart() -> None:
+def test_gains_of_zero_and_of_different_magnitude_convert() -> None:
     model = random_model()
     with torch.no_grad():
         model.h[0].ln_1.weight[5] = 0.0
@@ -133,7 +131,7 @@ def test_gains_of_zero_and_far_apart() -> None:
     assert error(model) < 2e-5
 
 
-def test_the_report_says_plainly_where_it_is_worse_than_the_tolerance(
+def test_report_states_an_error_above_the_tolerance(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(safetensors_io, "NEO_TOLERANCE", 1e-12)
@@ -143,10 +141,10 @@ def test_the_report_says_plainly_where_it_is_worse_than_the_tolerance(
     assert report["logit_error"] > report["tolerance"]
 
 
-def test_without_query_bias_layer_norm_stays() -> None:
+def test_layer_norm_is_unchanged_without_query_bias() -> None:
     model = random_model(biases=0.0)
     state = model.state_dict()
-    stored = dict(to_neo(state, state.__getitem__, CONFIG))
+    stored = dict(to_gpt_neo(state, state.__getitem__, CONFIG))
     assert torch.equal(stored["transformer.h.0.ln_1.bias"], model.h[0].ln_1.bias)
     torch.testing.assert_close(
         stored["transformer.h.0.attn.attention.q_proj.weight"] * 4,

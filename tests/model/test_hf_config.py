@@ -35,7 +35,7 @@ def write(folder: Path, **changes: Any) -> Path:
     ],
     ids=str,
 )
-def test_written_and_read_back(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_config_survives_a_round_trip(tmp_path: Path, changes: dict[str, Any]) -> None:
     config = ModelConfig(**{**SHAPE, **changes})
     (tmp_path / CONFIG).write_text(json.dumps(to_transformers(config, 99)))
     assert read_model_config(tmp_path) == config
@@ -44,24 +44,24 @@ def test_written_and_read_back(tmp_path: Path, changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "a 'llama' model is not of this family"),
-        ({"n_embd": "16"}, "no whole number under 'n_embd'"),
+        ({"model_type": "llama"}, "models of type 'llama' are not supported"),
+        ({"n_embd": "16"}, "'n_embd' is missing or not an integer"),
         ({"activation_function": "relu"}, "activation_function is 'relu'"),
         ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06"),
         ({"n_inner": 32}, "n_inner is 32"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
     ],
 )
-def test_another_model_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_other_models_are_rejected(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_model_config(write(tmp_path, **changes))
 
 
-def test_what_is_no_configuration(tmp_path: Path) -> None:
+def test_folder_without_a_configuration_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is an empty folder"):
         read_model_config(tmp_path)
     (tmp_path / CONFIG).write_text("[]")
-    with pytest.raises(InputError, match="expected a JSON object"):
+    with pytest.raises(InputError, match="a JSON object is expected"):
         read_model_config(tmp_path)
     (tmp_path / CONFIG).write_text('{"n_layer": 3,\n')
     with pytest.raises(InputError, match=r"config\.json:2: not valid JSON"):
@@ -73,26 +73,28 @@ def test_what_is_no_configuration(tmp_path: Path) -> None:
     [
         (
             {"attention_types": [[["global", "local"], 2]]},
-            "does not name 3 layers, as num_layers says",
+            "does not describe 3 layers, the value of num_layers",
         ),
-        ({"attention_types": [[["sparse"], 3]]}, "attention_types is not GPT-Neo's"),
+        ({"attention_types": [[["sparse"], 3]]}, "attention_types must be a list"),
         ({"intermediate_size": 32}, "intermediate_size is 32"),
-        ({"window_size": None}, "no whole number under 'window_size'"),
-        ({"hidden_size": 2**62}, "no whole number under 'hidden_size'"),
-        ({"attention_types": [[["global"], 10**15]]}, "does not name 3 layers"),
-        ({"model_type": {}}, "not of this family"),
-        ({"tie_word_embeddings": [1]}, "not true or false"),
+        ({"window_size": None}, "'window_size' is missing or not an integer"),
+        ({"hidden_size": 2**62}, "'hidden_size' is missing or not an integer"),
+        ({"attention_types": [[["global"], 10**15]]}, "does not describe 3 layers"),
+        ({"model_type": {}}, "are not supported"),
+        ({"tie_word_embeddings": [1]}, "must be true or false"),
         ({"embed_dropout": 0.1, "resid_dropout": "a"}, "and a number"),
     ],
 )
-def test_another_gpt_neo_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_unsupported_gpt_neo_is_rejected(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     table = to_transformers(ModelConfig(**SHAPE, attention="banded"), 99) | changes
     (tmp_path / CONFIG).write_text(json.dumps(table))
     with pytest.raises(InputError, match=message):
         read_model_config(tmp_path)
 
 
-def test_no_torch() -> None:
+def test_module_does_not_import_torch() -> None:
     code = "import sys, gptcli.model.hf_config; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -104,5 +106,5 @@ def test_no_torch() -> None:
         (50257, 50257, False), (50257, 50304, False), (400, 258, False), (100_000, 50_257, False), (40478, 32000, False),
     ],
 )  # fmt: skip
-def test_what_passes_for_a_padded_vocabulary(rows: int, entries: int, padded: bool) -> None:
+def test_padded_vocabulary_is_recognized(rows: int, entries: int, padded: bool) -> None:
     assert is_padded(rows, entries) == padded

@@ -1,4 +1,4 @@
-"""The chunked head and loss against torch's own cross-entropy over whole logits."""
+"""The chunked loss equals torch's cross-entropy over all logits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_loss_and_gradients_equal_cross_entropy(monkeypatch: pytest.MonkeyPatch,
         torch.testing.assert_close(grad, wanted, atol=1e-6, rtol=1e-5)
 
 
-def test_no_gradients_are_made_without_training() -> None:
+def test_no_gradients_are_computed_without_training() -> None:
     x, weight = torch.randn(6, 4), torch.randn(9, 4)
     with torch.no_grad():
         loss = next_token_loss(x, weight, torch.arange(6))
@@ -36,14 +36,14 @@ def test_no_gradients_are_made_without_training() -> None:
     )
 
 
-def test_no_positions_have_no_gradient() -> None:
+def test_loss_of_no_positions_has_zero_gradients() -> None:
     x, weight = torch.randn(0, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
     loss = next_token_loss(x, weight, torch.zeros(0, dtype=torch.long))
     assert loss == 0
     assert not torch.autograd.grad(loss, weight)[0].any()
 
 
-def test_bf16_keeps_the_sum_in_fp32() -> None:
+def test_bf16_loss_is_summed_in_fp32() -> None:
     torch.manual_seed(0)
     x, weight, target = (
         torch.randn(512, 16, requires_grad=True),

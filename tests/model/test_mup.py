@@ -1,4 +1,4 @@
-"""muP: what starts smaller and moves less; the coordinate check of examples/mup at smaller
+"""muP: initialization and learning rates, and the coordinate check of examples/mup at smaller
 widths.
 """
 
@@ -39,7 +39,7 @@ def test_at_the_base_width_nothing_changes() -> None:
     assert {group["lr_scale"] for group in mup.groups(model, 1.0, 0.1)} == {1.0}
 
 
-def test_a_wider_model_starts_smaller_and_moves_less() -> None:
+def test_wider_model_has_smaller_initialization_and_learning_rate() -> None:
     model, plain = GPT(CONFIG), GPT(CONFIG)
     model.init_weights(0)
     plain.init_weights(0)
@@ -60,8 +60,8 @@ def test_a_wider_model_starts_smaller_and_moves_less() -> None:
     assert terms["ln_f.weight"] == terms["ln_f.bias"] == (0.25, 0.0)
 
 
-def test_coordinate_check(example: ModuleType) -> None:
-    """From width 64 to 512 no activation grows with muP; without it they do."""
+def test_coordinate_check_passes(example: ModuleType) -> None:
+    """Activations do not grow from width 64 to 512 with muP; without it they do."""
     scales = {
         on: [example.activation_scales(width, use_mup=on, base=64) for width in (64, 512)]
         for on in (False, True)

@@ -1,4 +1,4 @@
-"""Run folders load in transformers, transformers folders load here, and broken ones are refused."""
+"""Models travel to transformers and back, and broken folders are rejected."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IDX = torch.randint(0, 301, (2, 40), generator=torch.Generator().manual_seed(0))
 
 
 def random_model(config: ModelConfig = CONFIG) -> GPT:
-    """Every tensor random, biases and gains too, so that no mistake can hide behind a zero."""
+    """Return a model whose biases and gains are random too: zeros could hide mistakes."""
     torch.manual_seed(0)
     model = GPT(config).eval()
     for parameter in model.parameters():
@@ -33,7 +33,7 @@ def random_model(config: ModelConfig = CONFIG) -> GPT:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_our_folder_in_transformers(leaves: Any, tied: bool) -> None:
+def test_transformers_loads_a_saved_model(leaves: Any, tied: bool) -> None:
     from transformers import GPT2LMHeadModel
 
     model = random_model(
@@ -43,7 +43,7 @@ def test_our_folder_in_transformers(leaves: Any, tied: bool) -> None:
 
 
 @pytest.mark.parametrize("shard", ["5GB", "200KB"])
-def test_their_folder_here(tmp_path: Path, shard: str) -> None:
+def test_models_of_transformers_load(tmp_path: Path, shard: str) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
@@ -76,8 +76,8 @@ def test_round_trip_is_exact(tmp_path: Path, changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("size", ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"])
-def test_transformers_gpt2_comes_back_to_the_bit(tmp_path: Path, size: str) -> None:
-    """Each size's layers and heads; widths a sixteenth."""
+def test_gpt2_of_transformers_survives_a_round_trip_to_the_bit(tmp_path: Path, size: str) -> None:
+    """The layers and heads of each size, at a sixteenth of the width."""
     from safetensors.torch import load_file
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -107,9 +107,7 @@ def test_transformers_gpt2_comes_back_to_the_bit(tmp_path: Path, size: str) -> N
 
 
 class Lazy(Mapping[str, torch.Tensor]):
-    """A state dict that makes each tensor when it is asked for, and counts those that are still
-    held then.
-    """
+    """State dict that creates each tensor on access and counts those still in memory."""
 
     def __init__(self, model: GPT) -> None:
         self.state, self.made, self.most = model.state_dict(), weakref.WeakSet[torch.Tensor](), 0
@@ -127,10 +125,10 @@ class Lazy(Mapping[str, torch.Tensor]):
 
 
 @pytest.mark.parametrize(("attention", "held"), [("dense", 1), ("banded", 6)])
-def test_a_large_model_leaves_tensor_by_tensor(tmp_path: Path, attention: str, held: int) -> None:
-    """Of matrices: one at a time, or those of a layer, once for the GPT-Neo and once for its
-    comparison.
-    """
+def test_saving_has_few_tensors_in_memory_at_a_time(
+    tmp_path: Path, attention: str, held: int
+) -> None:
+    """One matrix at a time, or those of a layer: once for GPT-Neo and once for its report."""
     model = random_model(
         ModelConfig(n_layer=12, n_head=2, d_model=32, n_ctx=40, vocab_size=301, attention=attention)
     )
@@ -142,7 +140,7 @@ def test_a_large_model_leaves_tensor_by_tensor(tmp_path: Path, attention: str, h
         assert file.read_bytes() == (tmp_path / "lazy" / file.name).read_bytes()
 
 
-def test_same_weights_same_bytes(tmp_path: Path) -> None:
+def test_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         save_model(tmp_path / folder, random_model(), CONFIG)
     assert (tmp_path / "a/model.safetensors").read_bytes() == (
@@ -151,26 +149,24 @@ def test_same_weights_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("attention", ["dense", "banded"])
-def test_tensors_are_made_one_at_a_time(
+def test_loading_has_one_tensor_in_memory_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attention: str
 ) -> None:
-    """The rows of c_attn are laid out anew: copies, none of which is there before its turn, or
-    after it.
-    """
+    """Reordering c_attn makes copies; none exists before its turn or after it."""
     config = replace(CONFIG, attention=attention, band=4)
     model = random_model(config)
     save_model(tmp_path, model, config)
     copies: list[weakref.ref[torch.Tensor]] = []
 
     def made(
-        name: str, tensor: torch.Tensor, config: ModelConfig, make: Any = hf.head_after_head
+        name: str, tensor: torch.Tensor, config: ModelConfig, make: Any = hf.qkv_rows_from_hf
     ) -> torch.Tensor:
         tensor = make(name, tensor, config)
         if ".c_attn." in name:
             copies.append(weakref.ref(tensor))
         return tensor
 
-    monkeypatch.setattr(hf, "head_after_head", made)
+    monkeypatch.setattr(hf, "qkv_rows_from_hf", made)
     expected, seen = model.state_dict(), 0
     for name, tensor in read_weights(tmp_path):
         assert torch.equal(tensor, expected[name])
@@ -189,19 +185,19 @@ def edit(folder: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "a 'llama' model is not of this family"),
+        ({"model_type": "llama"}, "models of type 'llama' are not supported"),
         ({"activation_function": "gelu"}, "activation_function is 'gelu'"),
-        ({"n_embd": None}, "no whole number under 'n_embd'"),
+        ({"n_embd": None}, "'n_embd' is missing or not an integer"),
         ({"n_layer": 4}, "tensor h.3.attn.c_attn.bias is missing"),
-        ({"n_layer": 2}, "tensor h.2.attn.c_attn.bias has no place"),
+        ({"n_layer": 2}, "tensor h.2.attn.c_attn.bias is not part"),
         (
             {"vocab_size": 302},
-            r"tensor wte.weight is \[301, 64\], the configuration says \[302, 64\]",
+            r"tensor wte.weight has the shape \[301, 64\]; the configuration requires \[302, 64\]",
         ),
-        ({"n_head": 5}, "does not divide into 5 heads"),
+        ({"n_head": 5}, "is not a multiple of n_head 5"),
     ],
 )
-def test_folders_that_do_not_fit_are_refused(
+def test_mismatched_folders_are_rejected(
     tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     save_model(tmp_path, random_model(), CONFIG)
@@ -210,22 +206,22 @@ def test_folders_that_do_not_fit_are_refused(
         load_model(tmp_path)
 
 
-def test_missing_and_broken_weights_are_refused(tmp_path: Path) -> None:
+def test_missing_and_broken_weights_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is an empty folder"):
         read_model_config(tmp_path)
     save_model(tmp_path, random_model(), CONFIG)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(
-        InputError, match="the file is cut short: 1,000 bytes, and its header alone is"
+        InputError, match="the file is cut short: it has 1,000 bytes, and its header alone"
     ):
         load_model(tmp_path)
     weights.unlink()
-    with pytest.raises(InputError, match=r"no model\.safetensors here"):
+    with pytest.raises(InputError, match=r"contains no model\.safetensors"):
         load_model(tmp_path)
 
 
-def test_layers_that_are_only_claimed_are_never_made(tmp_path: Path) -> None:
+def test_layers_without_tensors_are_never_created(tmp_path: Path) -> None:
     save_model(tmp_path, random_model(), CONFIG)
     table = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(table | {"n_layer": 10**8}))
@@ -234,7 +230,7 @@ def test_layers_that_are_only_claimed_are_never_made(tmp_path: Path) -> None:
 
 
 def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
-    """The folder with the tensors of its file changed."""
+    """Return the folder with changed tensors in its file."""
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(folder / "model.safetensors")
@@ -244,7 +240,7 @@ def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
-def test_a_tied_tensor_may_have_either_name(tmp_path: Path, norm: str) -> None:
+def test_tied_tensor_may_have_either_name(tmp_path: Path, norm: str) -> None:
     model = random_model(replace(CONFIG, norm=norm))
     save_model(tmp_path, model, model.config)
     embedding = "transformer.wte.weight" if norm == "pre" else "transformer.tokens_embed.weight"
@@ -259,14 +255,14 @@ def test_a_tied_tensor_may_have_either_name(tmp_path: Path, norm: str) -> None:
         )
 
 
-def test_a_head_of_its_own_is_never_dropped(tmp_path: Path) -> None:
+def test_untied_head_is_never_dropped(tmp_path: Path) -> None:
     model = random_model()
     save_model(tmp_path, model, CONFIG)
     rewritten(
         tmp_path,
         lambda tensors: tensors.update({"lm_head.weight": tensors["transformer.wte.weight"] + 1}),
     )
-    with pytest.raises(InputError, match=r"holds a head .* other than its embedding") as caught:
+    with pytest.raises(InputError, match=r"the head .* differs from the embedding") as caught:
         load_model(tmp_path)
     assert '"tie_word_embeddings": false' in str(caught.value.hint)
     edit(tmp_path, tie_word_embeddings=False)
@@ -274,7 +270,7 @@ def test_a_head_of_its_own_is_never_dropped(tmp_path: Path) -> None:
     assert torch.equal(untied.lm_head.weight, untied.wte.weight + 1)
 
 
-def test_a_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
+def test_tensor_under_two_names_is_rejected(tmp_path: Path) -> None:
     save_model(tmp_path, random_model(), CONFIG)
     rewritten(
         tmp_path,
@@ -288,15 +284,15 @@ def test_a_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
     "index",
     ["[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": "../b"}}'],
 )
-def test_an_index_that_names_no_files(tmp_path: Path, index: str) -> None:
+def test_index_without_files_is_rejected(tmp_path: Path, index: str) -> None:
     save_model(tmp_path, random_model(), CONFIG)
     (tmp_path / "model.safetensors").rename(tmp_path / "a.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(InputError, match="names no files of this folder"):
+    with pytest.raises(InputError, match="does not name files of this folder"):
         load_model(tmp_path)
 
 
-def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
+def test_tensor_in_two_files_is_rejected(tmp_path: Path) -> None:
     save_model(tmp_path, random_model(), CONFIG)
     for name in ("a.safetensors", "b.safetensors"):
         (tmp_path / name).write_bytes((tmp_path / "model.safetensors").read_bytes())
@@ -304,5 +300,5 @@ def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(
         '{"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}'
     )
-    with pytest.raises(InputError, match="in another of the files too"):
+    with pytest.raises(InputError, match="also in another file"):
         load_model(tmp_path)

@@ -21,11 +21,11 @@ def run_folder(folder: Path, *steps: int, finished: bool = False) -> Path:
     return folder
 
 
-def test_the_finished_model_then_the_newest_checkpoint(tmp_path: Path) -> None:
+def test_finished_model_precedes_the_newest_checkpoint(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run", 9, 10, 1200)
     newest = run / "checkpoints/step-00001200"
     assert find_model(run) == ModelSource(run, newest, 1200)
-    assert str(find_model(run)) == f"step 1,200 of {run}, a run that is not finished"
+    assert str(find_model(run)) == f"step 1,200 of {run}, an unfinished run"
     assert find_model(run, 9) == ModelSource(run, run / "checkpoints/step-00000009", 9)
     (run / "model.safetensors").touch()
     assert find_model(run) == ModelSource(run)
@@ -40,45 +40,45 @@ def test_a_checkpoint_folder_is_a_model(tmp_path: Path, monkeypatch: pytest.Monk
         find_model(folder, 10)
     monkeypatch.chdir(folder)
     assert find_model(Path()).step == 9
-    with pytest.raises(InputError, match="no checkpoint of step 11 here"):
+    with pytest.raises(InputError, match="no checkpoint of step 11"):
         find_model(run / "checkpoints/step-00000011")
 
 
-def test_steps_that_cannot_be_read_are_skipped(tmp_path: Path) -> None:
+def test_skipped_steps_are_not_chosen(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run", 9, 10)
     assert find_model(run, skip={10}).step == 9
-    with pytest.raises(InputError, match="no checkpoint here can be read"):
+    with pytest.raises(InputError, match="no checkpoint can be read"):
         find_model(run, skip={9, 10})
 
 
 @pytest.mark.parametrize(
     ("steps", "listed"),
     [
-        ((), "there are no checkpoints here"),
-        ((7,), "there is that of step 7"),
-        ((5, 30, 1200), "there are those of steps 5, 30 and 1,200"),
+        ((), "there are no checkpoints"),
+        ((7,), "there is a checkpoint of step 7"),
+        ((5, 30, 1200), "there are checkpoints of steps 5, 30 and 1,200"),
     ],
 )
-def test_a_checkpoint_that_is_not_there(
+def test_missing_checkpoint_is_reported_with_those_that_exist(
     tmp_path: Path, steps: tuple[int, ...], listed: str
 ) -> None:
-    with pytest.raises(InputError, match="no checkpoint of step 6 here") as caught:
+    with pytest.raises(InputError, match="no checkpoint of step 6") as caught:
         find_model(run_folder(tmp_path / "run", *steps, finished=True), 6)
     assert caught.value.hint == listed
 
 
-def test_a_run_without_a_checkpoint_says_when_the_first_one_comes(tmp_path: Path) -> None:
+def test_run_without_checkpoints_reports_when_the_first_is_due(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run")
     with pytest.raises(InputError, match="has no checkpoint yet") as caught:
         find_model(run)
     assert caught.value.hint is not None
-    assert caught.value.hint.startswith("the first comes after step 250;")
+    assert caught.value.hint.startswith("the first one is due after step 250;")
     (run / "run.toml").write_text("?")
     with pytest.raises(InputError, match="has no checkpoint yet"):
         find_model(run)
 
 
-def test_half_of_a_checkpoint_is_none(tmp_path: Path) -> None:
+def test_partial_checkpoints_are_ignored(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run", 9)
     for name in (".step-00000010.partial", "step-10", "step-00000010.old"):
         (run / "checkpoints" / name).mkdir()
@@ -86,9 +86,7 @@ def test_half_of_a_checkpoint_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("named", ["unfinished.safetensors", "model-00001-of-00002.safetensors"])
-def test_an_unfinished_copy_without_its_checkpoints_knows_its_step(
-    tmp_path: Path, named: str
-) -> None:
+def test_unfinished_weights_without_checkpoints_have_a_step(tmp_path: Path, named: str) -> None:
     save_file({"w": torch.zeros(1)}, tmp_path / named, {"step": "1200"})
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": named}}))
     assert find_model(tmp_path) == ModelSource(
@@ -99,12 +97,12 @@ def test_an_unfinished_copy_without_its_checkpoints_knows_its_step(
 @pytest.mark.parametrize(
     "broken", ["{", "[]", '{"weight_map": 3}', '{"weight_map": {"w": "unfinished.safetensors"}}']
 )
-def test_a_broken_index_is_left_to_whoever_reads_the_weights(tmp_path: Path, broken: str) -> None:
+def test_broken_index_is_not_reported_before_loading(tmp_path: Path, broken: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(broken)
     assert find_model(tmp_path) == ModelSource(tmp_path)
 
 
-def test_a_digest_is_of_the_weights_alone(tmp_path: Path) -> None:
+def test_digest_depends_on_the_weights_only(tmp_path: Path) -> None:
     def digest(**files: str) -> str:
         (tmp_path / "state.json").write_text(
             json.dumps({"sha256": {f"{name}.safetensors": value for name, value in files.items()}})

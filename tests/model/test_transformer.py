@@ -1,6 +1,4 @@
-"""The transformer: GPT-2's initialisation, and a stored trained model whose every logit is
-known.
-"""
+"""The transformer: initialization, and the logits of a stored trained model."""
 
 from __future__ import annotations
 
@@ -14,11 +12,11 @@ import pytest
 import torch
 
 from gptcli.model.config import ModelConfig
-from gptcli.model.hf import head_after_head
+from gptcli.model.hf import qkv_rows_from_hf
 from gptcli.model.transformer import GPT, gelu
 
 
-def test_initialisation_is_gpt2s() -> None:
+def test_initialization_is_that_of_gpt2() -> None:
     config = ModelConfig(n_layer=8, n_head=4, d_model=256, n_ctx=512, vocab_size=2000)
     model = GPT(config)
     model.init_weights(3)
@@ -40,7 +38,7 @@ def test_initialisation_is_gpt2s() -> None:
             assert abs(parameter.mean().item()) < 6 * std / math.sqrt(parameter.numel()), name
 
 
-def test_initialisation_depends_on_the_seed_alone() -> None:
+def test_initialization_depends_on_the_seed_only() -> None:
     config = ModelConfig(n_layer=2, n_head=2, d_model=16, n_ctx=8, vocab_size=11)
     one, same, other = GPT(config), GPT(config), GPT(config)
     torch.manual_seed(1)
@@ -79,7 +77,7 @@ def tensor(entry: dict[str, object]) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def nano_sort(real_data: Path) -> tuple[GPT, dict[str, dict[str, object]]]:
-    """The trained sorter: minGPT's names and [out, in] weights, an untied head."""
+    """Return the trained sorter (minGPT's names, [out, in], untied head) and its results."""
     folder = real_data / "checkpoints" / "gpt-nano-sort"
     stored = json.loads((folder / "gpt-nano-sort-model.json").read_text())
     partials = json.loads((folder / "gpt-nano-sort-t0-partials.json").read_text())
@@ -92,7 +90,7 @@ def nano_sort(real_data: Path) -> tuple[GPT, dict[str, dict[str, object]]]:
     }
     model.load_state_dict(
         {
-            name: head_after_head(name, weight, config)
+            name: qkv_rows_from_hf(name, weight, config)
             for name, weight in weights.items()
             if not name.endswith(".attn.bias")
         }
@@ -101,7 +99,7 @@ def nano_sort(real_data: Path) -> tuple[GPT, dict[str, dict[str, object]]]:
 
 
 @pytest.mark.real_data
-def test_stored_logits(nano_sort: tuple[GPT, dict[str, dict[str, object]]]) -> None:
+def test_logits_equal_the_stored_ones(nano_sort: tuple[GPT, dict[str, dict[str, object]]]) -> None:
     model, partials = nano_sort
     with torch.no_grad():
         logits = model(tensor(partials["idx"]).long())
@@ -109,7 +107,9 @@ def test_stored_logits(nano_sort: tuple[GPT, dict[str, dict[str, object]]]) -> N
 
 
 @pytest.mark.real_data
-def test_it_sorts_all_729(nano_sort: tuple[GPT, dict[str, dict[str, object]]]) -> None:
+def test_trained_sorter_sorts_all_729_inputs(
+    nano_sort: tuple[GPT, dict[str, dict[str, object]]],
+) -> None:
     model, _ = nano_sort
     digits = torch.tensor(list(itertools.product(range(3), repeat=6)))
     idx = digits
@@ -119,9 +119,9 @@ def test_it_sorts_all_729(nano_sort: tuple[GPT, dict[str, dict[str, object]]]) -
     assert (idx[:, 6:] == digits.sort(dim=1).values).all(1).sum().item() == 729
 
 
-def test_where_documents_are_kept_apart_none_sees_another() -> None:
-    """End-of-text (0) begins a document. What stands before it changes nothing after it but the
-    loss on end-of-text itself.
+def test_attention_does_not_cross_documents() -> None:
+    """End-of-text (0) starts a document. The text before it affects nothing after it, but does
+    determine the loss on end-of-text itself.
     """
     model = GPT(
         ModelConfig(

@@ -1,4 +1,4 @@
-"""A tiny random model of each kind, and a throw-away tokenizer that fits them."""
+"""Fixtures: a tiny random model of each kind, and a matching tokenizer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
-from gptcli.sampling.quantize import read_in_place
+from gptcli.sampling.quantize import prepare_for_inference
 from gptcli.tokenizer.tokenizer import Tokenizer
 from gptcli.tokenizer.training import train_tokenizer
 
@@ -23,7 +23,7 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer([inspect.getsource(textwrap), "naïve café, 日本語 🙂 " * 9], 400)
 
 
-FAMILY = {  # every kind of model that the decode loop serves: a row here is tested everywhere
+FAMILY = {  # every kind of model; each row is used by every test of this folder
     "gpt2": {"attention": "dense", "tied": True},
     "untied": {"attention": "dense", "tied": False},
     "gpt3": {"attention": "banded", "band": 5, "tied": False},
@@ -31,7 +31,7 @@ FAMILY = {  # every kind of model that the decode loop serves: a row here is tes
 
 
 def small_model(vocab_size: int, **kind: Any) -> GPT:
-    """Random enough that its likeliest tokens vary: noise on every tensor."""
+    """Return a model with noise on every tensor, so that its greedy tokens vary."""
     config = ModelConfig(
         **{"n_layer": 4, "n_head": 2, "d_model": 32, "n_ctx": 24, "vocab_size": vocab_size} | kind
     )
@@ -39,11 +39,11 @@ def small_model(vocab_size: int, **kind: Any) -> GPT:
     model.init_weights(0)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
-        std = 0.4 if parameter.dim() > 1 else 0.05  # a large bias would always say the same
+        std = 0.4 if parameter.dim() > 1 else 0.05  # a large bias would always give the same token
         parameter.data += torch.empty_like(parameter).normal_(0.0, std, generator=generator)
     return model
 
 
 @pytest.fixture(scope="session", params=FAMILY)
 def model(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> GPT:
-    return read_in_place(small_model(tokenizer.vocab_size, **FAMILY[request.param]))
+    return prepare_for_inference(small_model(tokenizer.vocab_size, **FAMILY[request.param]))

@@ -1,4 +1,4 @@
-"""Beam search against every sequence there is, and against transformers."""
+"""Beam search equals an exhaustive search and transformers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_length_penalty_is_gpt3s() -> None:
 
 
 def exhaustive(model: GPT, prompt: list[int], max_tokens: int) -> list[tuple[float, list[int]]]:
-    """Every sequence that ends with STOP or at `max_tokens`, by score, best first."""
+    """Return every sequence that ends with STOP or at `max_tokens`, best score first."""
     found = []
     for length in range(1, max_tokens + 1):
         whole = [
@@ -72,9 +72,7 @@ def tiny() -> GPT:
 def test_beam_search_equals_transformers(
     model: GPT, width: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Token for token, with sequences that end and sequences that do not, under transformers' own
-    penalty.
-    """
+    """Compare all tokens under transformers' penalty, with sequences that end early or not."""
     from transformers import GPT2LMHeadModel
 
     if model.config.attention == "banded":

@@ -1,6 +1,4 @@
-"""The pass that a GPU compiles and records reaches further than it is filled, at a fixed size: the
-same tokens, tried without compiling.
-"""
+"""The engine: its compiled pass, which reads further than the cache is filled, and its limits."""
 
 from __future__ import annotations
 
@@ -8,20 +6,20 @@ import pytest
 import torch
 
 from gptcli.errors import RunError
+from gptcli.kernels import decode_kernel
 from gptcli.model.transformer import GPT
 from gptcli.sampling import engine as module
-from gptcli.sampling import quantize, step
 from gptcli.sampling.engine import Engine, require_memory
 from gptcli.sampling.generate import TokenSequence, generate_sequences
 from gptcli.sampling.params import SamplingParams
 
 
-def test_a_fixed_pass_gives_the_same_tokens(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows end and are refilled, places fall empty, contexts are outgrown, and the reach grows in
-    steps.
+def test_compiled_pass_gives_the_same_tokens(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequences end and are replaced, slots become empty, contexts overflow, and the visible length
+    grows in steps.
     """
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
-    monkeypatch.setattr(module, "REACH", 8)
+    monkeypatch.setattr(module, "GRAPH_SLOTS", 8)
     prompts = [[(3 * i + j) % 300 for j in range(1 + i % 9)] for i in range(20)]
     made = []
     for compiled in (False, True):
@@ -42,9 +40,7 @@ def test_a_fixed_pass_gives_the_same_tokens(model: GPT, monkeypatch: pytest.Monk
     assert made[0] == made[1]
 
 
-def test_an_engine_serves_again_and_for_fewer_rows(
-    model: GPT, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_engine_can_be_reused_for_fewer_rows(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
     engine = Engine(model, 4, compiled=True)
     for count in (4, 2, 7):
@@ -61,48 +57,45 @@ def test_an_engine_serves_again_and_for_fewer_rows(
         assert [row.tokens for row in rows] == [row.tokens for row in again]
 
 
-def test_a_shorter_cache_is_enough_where_the_length_is_known(model: GPT) -> None:
+def test_shorter_cache_gives_the_same_tokens(model: GPT) -> None:
     rows = [[TokenSequence([1, 2, 3], max_tokens=9)] for _ in range(2)]
     list(generate_sequences(model, rows[0], SamplingParams(greedy=True), batch_size=1))
     list(generate_sequences(model, rows[1], SamplingParams(greedy=True), batch_size=1, max_len=12))
     assert rows[0][0].tokens == rows[1][0].tokens
 
 
-def test_long_prompts_are_read_a_few_at_a_time(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefill_passes_are_limited_in_size(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts, passes = [[i] * (1 + (5 * i) % 23) for i in range(12)], []
     hook = model.wte.register_forward_hook(
         lambda module, args, out: passes.append(tuple(args[0].shape))
     )
-    whole = Engine(model, 12).read(range(12), prompts)
+    whole = Engine(model, 12).prefill(range(12), prompts)
     assert passes == [(12, max(map(len, prompts)))]
-    monkeypatch.setattr(module, "READ_TOKENS", 40)
+    monkeypatch.setattr(module, "PREFILL_TOKENS", 40)
     torch.testing.assert_close(
-        Engine(model, 12).read(range(12), prompts), whole, atol=1e-4, rtol=1e-4
+        Engine(model, 12).prefill(range(12), prompts), whole, atol=1e-4, rtol=1e-4
     )
     hook.remove()
     assert len(passes) > 3
     assert all(rows * longest <= 40 for rows, longest in passes[1:])
 
 
-def test_memory_is_asked_for_before_it_is_taken() -> None:
+def test_cache_larger_than_memory_is_rejected() -> None:
     require_memory(1, 1, 1, torch.device("cpu"))
-    with pytest.raises(RunError, match=r"the cache of 4,000 sequences of 2,048 tokens takes 1 EB"):
+    with pytest.raises(RunError, match=r"the cache of 4,000 sequences of 2,048 tokens needs 1 EB"):
         require_memory(10**18, 4000, 2048, torch.device("cpu"))
 
 
-def test_without_the_kernel_the_tokens_are_the_same(
+def test_tokens_are_the_same_without_the_kernel(
     model: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a machine without a compiler: rows of unlike lengths, past the end of their
-    contexts.
-    """
+    """A machine without a compiler: rows of different lengths, past the end of their contexts."""
     prompts = [[(3 * i + j) % 300 for j in range(1 + 4 * i)] for i in range(6)]
     made = []
     for _ in range(2):
         rows = [TokenSequence(prompt, max_tokens=30) for prompt in prompts]
         list(generate_sequences(model, rows, SamplingParams(greedy=True), batch_size=4))
         made.append([row.tokens for row in rows])
-        for part in (quantize, step):
-            monkeypatch.setattr(part, "library", lambda name: None)
+        monkeypatch.setattr(decode_kernel, "library", lambda name: None)
     assert Engine(model, 1)._step is None
     assert made[0] == made[1]

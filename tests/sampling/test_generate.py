@@ -1,6 +1,7 @@
-"""However it is decoded, the tokens are the same: with a cache or without, alone or in a batch,
-beside other lengths, and in transformers. Chance belongs to the sample, not to how many there
-are."""
+"""Tokens do not depend on cache, batch or the lengths of other sequences, and equal transformers'.
+
+Random numbers depend on the sample alone, not on the number of samples.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ def made(
     max_tokens: int = 20,
     **options: int,
 ) -> list[list[int]]:
-    """The tokens after each prompt, `batch` at once; row i draws as sample i of seed 0."""
+    """Return the tokens after each prompt, `batch` at a time; prompt i is sample i of seed 0."""
     rows = [
         TokenSequence(prompt, max_tokens=max_tokens, generator=sample_generator(0, i), **options)
         for i, prompt in enumerate(prompts)
@@ -47,11 +48,10 @@ def random_prompts(model: GPT, lengths: list[int], seed: int = 7) -> list[list[i
 
 
 def without_cache(model: GPT, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
-    """The stated rule, naively: the whole window again for each token; where it is full, its last
-    n_ctx // 2 tokens make a new one.
+    """Return greedy tokens by the documented rule, reading the whole window for each token.
 
-    The windows of one length are a batch of their own, so that this stays quick and no row is ever
-    padded.
+    When a window is full, its last n_ctx // 2 tokens begin a new one. Windows of equal length are
+    one batch, so that this is quick and needs no padding.
     """
     n_ctx = model.config.n_ctx
     windows, out = [prompt[-n_ctx:] for prompt in prompts], [[] for _ in prompts]
@@ -72,9 +72,7 @@ def without_cache(model: GPT, prompts: list[list[int]], max_tokens: int) -> list
 
 @pytest.fixture(scope="session")
 def expected(model: GPT) -> tuple[list[list[int]], list[list[int]]]:
-    """200 prompts of 1 to 60 tokens (24 positions: shorter, as long and longer than the context),
-    and what follows without a cache.
-    """
+    """Return 200 prompts of 1 to 60 tokens for a context of 24, and the tokens without a cache."""
     lengths = torch.randint(
         1, 61, (N_PROMPTS,), generator=torch.Generator().manual_seed(1)
     ).tolist()
@@ -86,10 +84,10 @@ def expected(model: GPT) -> tuple[list[list[int]], list[list[int]]]:
 def test_tokens_do_not_depend_on_cache_batch_or_prompt_lengths(
     model: GPT, expected: tuple[list[list[int]], list[list[int]]], batch: int
 ) -> None:
-    """Rows end at different times, are refilled, and outgrow their context at different times."""
+    """Sequences end, are replaced and outgrow the context at different times."""
     prompts, whole = expected
     assert made(model, prompts, batch=batch, max_tokens=30) == whole
-    # a model that always says the same could hide a mistake
+    # a model that repeats one token could hide an error
     assert len({token for tokens in whole for token in tokens}) > 50
 
 
@@ -122,7 +120,9 @@ def test_a_seed_determines_the_text_at_any_batch_size(model: GPT, params: Sampli
     alone = made(model, prompts, params)
     assert alone == made(model, prompts, params, batch=5) == made(model, prompts, params, batch=24)
     assert len({tuple(tokens) for tokens in alone}) == len(prompts)
-    assert made(model, [prompts[1]] * 3, params) != [alone[1]] * 3  # each sample has its own chance
+    assert (
+        made(model, [prompts[1]] * 3, params) != [alone[1]] * 3
+    )  # each sample has its own random numbers
 
 
 def test_greedy_tokens_equal_transformers(
@@ -161,10 +161,10 @@ def test_greedy_tokens_equal_transformers(
 def test_prefill_is_one_pass_with_the_head_at_one_position(
     by_kernel: bool, model: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if by_kernel and engine.step_of(model) is None:
+    if by_kernel and engine.decode_step(model) is None:
         pytest.skip("the kernel cannot be built here")
     if not by_kernel:
-        monkeypatch.setattr(engine, "step_of", lambda model: None)
+        monkeypatch.setattr(engine, "decode_step", lambda model: None)
     read, headed = [], []
     hooks = [
         model.wte.register_forward_hook(lambda module, args, out: read.append(args[0].shape[1])),
@@ -175,7 +175,7 @@ def test_prefill_is_one_pass_with_the_head_at_one_position(
     made(model, [[1, 2, 3, 4, 5, 6, 7]], max_tokens=4)
     for hook in hooks:
         hook.remove()
-    # the kernel reads tokens after the prompt past these modules
+    # the kernel bypasses these modules after the prompt
     assert read == ([7] if by_kernel else [7, 1, 1, 1])
     assert headed == ([1] if by_kernel else [1, 1, 1, 1])
 
@@ -220,19 +220,17 @@ def test_sequences_are_consumed_only_as_the_batch_has_room(model: GPT) -> None:
 
     done = generate_sequences(model, source(), GREEDY, batch_size=2)
     next(done)
-    assert taken == 2  # the next is taken when the loop goes on
+    assert taken == 2  # the next is taken when the loop continues
     assert torch.is_grad_enabled()
-    assert not torch.is_inference_mode_enabled()  # nothing leaks to whoever reads on
+    assert not torch.is_inference_mode_enabled()  # the caller's modes are unchanged
     assert len(list(done)) == 8
 
 
 def test_sampled_tokens_follow_the_models_distribution(model: GPT) -> None:
-    """First tokens of many samples follow the model's own softmax, from prompt to draw (chi-square
-    as in test_filters).
-    """
+    """The first tokens of many samples follow the model's softmax (chi-square test)."""
     with torch.no_grad():
-        likeliest = model(torch.tensor([[5, 6, 7]]))[0, -1].double().topk(20)
-    exact = (likeliest.values / 2).softmax(dim=-1)
+        top = model(torch.tensor([[5, 6, 7]]))[0, -1].double().topk(20)
+    exact = (top.values / 2).softmax(dim=-1)
     N = 1500
     drawn = [
         tokens[0]
@@ -244,7 +242,7 @@ def test_sampled_tokens_follow_the_models_distribution(model: GPT) -> None:
             max_tokens=1,
         )
     ]
-    seen = torch.tensor([drawn.count(token) for token in likeliest.indices.tolist()])
+    seen = torch.tensor([drawn.count(token) for token in top.indices.tolist()])
     assert seen.sum() == N
     assert float(((seen - N * exact) ** 2 / (N * exact)).sum()) < 19 + 5 * (2 * 19) ** 0.5
 

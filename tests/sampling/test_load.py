@@ -1,4 +1,4 @@
-"""A model and its tokenizer belong together, or are refused."""
+"""Loading a model with its tokenizer, device and precision, or refusing it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_an_incomplete_folder_is_refused(run: Path, missing: str) -> None:
 
 
 def test_padding_of_the_vocabulary_is_never_sampled(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    """A vocabulary padded to a multiple of 64, whose padding would win every draw."""
+    """Pad the vocabulary to a multiple of 64, with padding that would win every draw."""
     model = GPT(ModelConfig(n_layer=1, n_head=2, d_model=16, n_ctx=8, vocab_size=448))
     model.init_weights(0)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The filters against brute force, and the draw against its distribution."""
+"""Filters equal brute force, and draws follow their distribution."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gptcli.sampling.params import (
     top_candidates,
 )
 
-# few values: many ties
+# few values, so that there are many ties
 LOGITS = st.lists(st.integers(-8, 8).map(lambda n: n / 2), min_size=1, max_size=12)
 
 
@@ -49,7 +49,7 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_p(values: list[float], p: floa
     chosen = kept(apply_top_p(torch.tensor([values]), p))
     ranked = sorted(probabilities, reverse=True)
     fewest = next(n for n in range(1, len(ranked) + 1) if sum(ranked[:n]) >= p - 1e-6)
-    # a sum that meets p to the last bit may fall to either side
+    # a sum equal to p up to rounding may be on either side
     assert len(chosen) in (fewest, min(fewest + 1, len(values)))
     assert sum(probabilities[list(chosen)]) >= p - 1e-6
     assert min(probabilities[list(chosen)]) >= max([0.0, *np.delete(probabilities, list(chosen))])
@@ -76,8 +76,7 @@ def test_sequences_are_filtered_independently() -> None:
 
 def test_temperature_comes_first_then_top_k_then_top_p() -> None:
     values = np.log([0.4, 0.3, 0.2, 0.06, 0.04])
-    # .30 .26 .22 .12 .10: three of them reach 0.7 only after the temperature and among the four of
-    # top-k
+    # .30 .26 .22 .12 .10 after the temperature: three of the four tokens of top-k reach 0.7
     exact = softmax(values / 2)
     exact[4] = 0
     exact /= exact.sum()
@@ -101,9 +100,7 @@ def test_temperature_comes_first_then_top_k_then_top_p() -> None:
     ],
 )
 def test_draws_follow_the_distribution(params: SamplingParams) -> None:
-    """A chi-square test; its statistic stays under mean + 5 standard deviations of a chi-square
-    with those degrees of freedom.
-    """
+    """The chi-square statistic is below the mean plus 5 standard deviations of its distribution."""
     generator = torch.Generator().manual_seed(1)
     logits_BV = torch.randn(1, 12, generator=generator)
     values = logits_BV[0].double().numpy() / params.temperature

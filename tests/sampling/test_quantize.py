@@ -1,6 +1,4 @@
-"""Products are F.linear, by the kernel and without it; int8 is the weight rounded to its steps, and
-no more.
-"""
+"""Linear layers for inference equal F.linear; int8 adds only rounding."""
 
 from __future__ import annotations
 
@@ -11,21 +9,28 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from gptcli import optional_kernels
 from gptcli.errors import UsageError
+from gptcli.kernels import decode_kernel
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT, gelu
-from gptcli.sampling import quantize as module
-from gptcli.sampling.quantize import FewRows, FusedMLP, Int8, read_in_place
+from gptcli.sampling.quantize import FusedMLP, Int8Linear, SmallBatchLinear, prepare_for_inference
 
 
-@pytest.fixture(params=["kernel", "torch"])
-def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """With the kernel, and as on a machine that cannot build it."""
-    if request.param == "torch":
-        monkeypatch.setattr(module, "library", lambda name: None)
-    elif module.library("decode") is None:
+@pytest.fixture(params=["kernel", "not built", "not installed"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run with the kernel, as on a machine that cannot build it, and without `gptcli.kernels`."""
+    if request.param == "not installed":
+        monkeypatch.setattr(optional_kernels, "kernels", lambda: None)
+    elif request.param == "not built":
+        monkeypatch.setattr(decode_kernel, "library", lambda name: None)
+    elif decode_kernel.library("decode") is None:
         pytest.skip("the kernel cannot be built here")
-    return request.param
+
+
+def installed(layer: nn.Module) -> nn.Module:
+    optional_kernels.install(layer)
+    return layer
 
 
 @pytest.fixture(params=[(64, 80), (48, 80), (7, 13), (1, 5)])
@@ -46,7 +51,7 @@ def tiny(**kind: Any) -> GPT:
     return model
 
 
-SHAPES = [(1,), (1, 1), (5, 1), (2, 3), (module.FEW[torch.float32] + 1,)]
+SHAPES = [(1,), (1, 1), (5, 1), (2, 3), (decode_kernel.MAX_ROWS[torch.float32] + 1,)]
 
 
 @pytest.mark.usefixtures("kernel")
@@ -54,10 +59,12 @@ SHAPES = [(1,), (1, 1), (5, 1), (2, 3), (module.FEW[torch.float32] + 1,)]
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("bias", [True, False])
 @torch.inference_mode()
-def test_few_rows_are_linear(
+def test_small_batches_equal_linear(
     linear: nn.Linear, shape: tuple[int, ...], bias: bool, dtype: torch.dtype
 ) -> None:
-    fast = FewRows(linear.in_features, linear.out_features, bias=bias, dtype=dtype)
+    fast = installed(
+        SmallBatchLinear(linear.in_features, linear.out_features, bias=bias, dtype=dtype)
+    )
     x = torch.randn(*shape, linear.in_features, dtype=dtype)
     torch.testing.assert_close(fast(x), F.linear(x, fast.weight, fast.bias))
     torch.testing.assert_close(
@@ -68,33 +75,37 @@ def test_few_rows_are_linear(
 
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.inference_mode()
-def test_int8_is_the_rounded_weight(linear: nn.Linear, shape: tuple[int, ...], kernel: str) -> None:
-    """Against the product in fp64 of the rounded weight with the activations as they are: what is
-    lost of those is below 1 / 30,000.
+def test_int8_equals_the_product_of_the_rounded_weight(
+    linear: nn.Linear, shape: tuple[int, ...], kernel: None
+) -> None:
+    """Equal to the fp64 product of the rounded weight and the exact activations, whose rounding costs
+    less than 1 / 30,000.
     """
     weight = linear.weight.double()
     step = weight.abs().amax(dim=1, keepdim=True) / 127
     x = torch.randn(*shape, linear.in_features) * 3
     exact = F.linear(x.double(), (weight / step).round() * step, linear.bias.double())
-    error = (Int8(linear)(x).double() - exact).abs().amax(dim=-1)
+    quantized = installed(Int8Linear(linear))
+    error = (quantized(x).double() - exact).abs().amax(dim=-1)
     assert (error <= 1e-4 * x.abs().amax(dim=-1) * linear.in_features**0.5).all()
-    torch.testing.assert_close(Int8(linear)(x, gelu=True), gelu(Int8(linear)(x)))
+    torch.testing.assert_close(quantized(x, gelu=True), gelu(quantized(x)))
 
 
 @pytest.mark.usefixtures("kernel")
-def test_a_row_does_not_depend_on_those_beside_it(linear: nn.Linear) -> None:
+def test_rows_are_quantized_independently(linear: nn.Linear) -> None:
     x = torch.randn(3, linear.in_features) * torch.tensor([[1.0], [1000.0], [0.0]])
-    torch.testing.assert_close(Int8(linear)(x)[0], Int8(linear)(x[:1])[0])
+    quantized = installed(Int8Linear(linear))
+    torch.testing.assert_close(quantized(x)[0], quantized(x[:1])[0])
 
 
-def test_a_tied_head_stays_tied() -> None:
-    model = read_in_place(tiny(tied=True))
+def test_tied_head_stays_tied() -> None:
+    model = prepare_for_inference(tiny(tied=True))
     assert model.lm_head.weight is model.wte.weight
     assert sum(type(module) is nn.Linear for module in model.modules()) == 0
 
 
-def test_int8_hardly_moves_a_model() -> None:
-    plain, quantised = tiny(), read_in_place(tiny(), "int8")
+def test_int8_changes_predictions_very_little() -> None:
+    plain, quantised = tiny(), prepare_for_inference(tiny(), "int8")
     idx = torch.randint(0, 50, (8, 24), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         p, q = plain(idx).log_softmax(dim=-1), quantised(idx).log_softmax(dim=-1)
@@ -105,11 +116,12 @@ def test_int8_hardly_moves_a_model() -> None:
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("norm", ["pre", "post"])
 @torch.inference_mode()
-def test_a_model_read_in_place_is_the_model(norm: str, precision: torch.dtype) -> None:
-    """Blocks before and after the change, both places of the normalisation, with documents apart
-    and without.
-    """
-    plain, fast = tiny(norm=norm).to(precision), read_in_place(tiny(norm=norm).to(precision))
+def test_prepared_model_equals_the_model(norm: str, precision: torch.dtype) -> None:
+    """Pre-norm and post-norm, with and without a document mask."""
+    plain, fast = (
+        tiny(norm=norm).to(precision),
+        prepare_for_inference(tiny(norm=norm).to(precision)),
+    )
     assert type(fast.h[0].mlp) is FusedMLP
     idx = torch.randint(0, 50, (8, 24), generator=torch.Generator().manual_seed(0))
     whole = plain(idx)
@@ -121,6 +133,6 @@ def test_a_model_read_in_place_is_the_model(norm: str, precision: torch.dtype) -
     torch.testing.assert_close(fast(idx), plain(idx), atol=limit, rtol=limit)
 
 
-def test_an_unknown_form() -> None:
+def test_unknown_quantization_is_rejected() -> None:
     with pytest.raises(UsageError, match="int4"):
-        read_in_place(tiny(), "int4")
+        prepare_for_inference(tiny(), "int4")

@@ -1,6 +1,4 @@
-"""A draft changes the speed and nothing else: greedily the same tokens, by chance the same
-distribution.
-"""
+"""A draft model changes neither greedy tokens nor the distribution of sampled ones."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ GREEDY = SamplingParams(greedy=True)
 
 @pytest.fixture(scope="module")
 def draft(model: GPT) -> GPT:
-    """The model with some noise, and a shorter context: right often, wrong often."""
+    """Return the model with noise, so that its drafts are sometimes accepted and sometimes not."""
     config = model.config
     made = GPT(config).eval()
     made.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()})
@@ -30,9 +28,7 @@ def draft(model: GPT) -> GPT:
 
 
 def test_greedy_tokens_equal_those_without_a_draft(model: GPT, draft: GPT) -> None:
-    """200 prompts of 1 to 60 tokens, past the end of the context, for a draft that is good and for
-    the model itself.
-    """
+    """Use 200 prompts of 1 to 60 tokens, some longer than the context."""
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(1, 61, (200,), generator=generator).tolist()
     prompts = [
@@ -46,7 +42,7 @@ def test_greedy_tokens_equal_those_without_a_draft(model: GPT, draft: GPT) -> No
         again = TokenSequence(row.prompt, max_tokens=16)
         kept.append(generate_speculatively(model, draft, again, GREEDY))
         assert again.tokens == row.tokens
-    assert 0.05 < sum(kept) / 200 < 0.98  # drafts were taken, and drafts were refused
+    assert 0.05 < sum(kept) / 200 < 0.98  # some drafts were accepted, some rejected
 
 
 def test_every_token_of_a_perfect_draft_is_accepted(model: GPT) -> None:
@@ -83,8 +79,9 @@ def test_a_draft_may_have_a_shorter_context(model: GPT) -> None:
     "params", [SamplingParams(top_k=8), SamplingParams(top_p=0.8, temperature=2.0)]
 )
 def test_sampled_text_has_the_large_models_distribution(params: SamplingParams) -> None:
-    """Pairs of tokens, the first drafted and judged, the second too or the model's own, against
-    their exact probabilities (chi-square).
+    """Compare pairs of tokens with their exact probabilities (chi-square test).
+
+    The first token is drafted and verified, the second is too, or comes from the large model.
     """
     large, small = (
         GPT(ModelConfig(n_layer=1, n_head=2, d_model=16, n_ctx=8, vocab_size=11)).eval()
@@ -114,7 +111,7 @@ def test_sampled_text_has_the_large_models_distribution(params: SamplingParams) 
         generate_speculatively(large, small, row, params, draft_tokens=2)
         seen[row.tokens[0] * 11 + row.tokens[1]] += 1
     assert seen[exact == 0].sum() == 0
-    often = N * exact >= 5  # the rest is one cell
+    often = N * exact >= 5  # all other pairs are one cell
     cells = torch.cat([N * exact[often], (N * exact[~often]).sum()[None]])
     counts = torch.cat([seen[often].double(), seen[~often].sum()[None].double()])
     cells, counts = cells[cells > 0], counts[cells > 0]

@@ -1,4 +1,4 @@
-"""Streamed text is the text, whole characters at a time."""
+"""Streamed text equals the whole text and consists of complete characters."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_text_ends_before_the_first_stop_string(
     shown = ""
     for piece in cut(text.encode(), places):
         shown += stream.push(piece)
-        # nothing is shown that has to be taken back
+        # no shown text has to be withdrawn
         assert not any(stop in shown for stop in stops)
         assert text.startswith(shown)
     shown += stream.end()

@@ -1,4 +1,4 @@
-"""De-tokenisers read like ordinary text, and give every byte back."""
+"""Detokenizers give ordinary text and are inverted to the byte."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_wikitext_2_is_restored_to_the_byte(real_data: Path, file: str, units: i
     assert wikitext.tokenize(plain) == text
     for line in text.splitlines():
         assert wikitext.tokenize(wikitext.detokenize(f"{line}\n")) == f"{line}\n"
-    assert plain.count(JOINER) < 20  # ordinary text, but for a few words
+    assert plain.count(JOINER) < 20  # ordinary text, except for a few words
     assert " @-@ " not in plain
 
 

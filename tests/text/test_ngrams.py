@@ -1,4 +1,4 @@
-"""Hashed words are the normalised words, however texts are batched."""
+"""Hashes of words and n-grams depend on the normalised words alone."""
 
 from __future__ import annotations
 

@@ -24,10 +24,10 @@ from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import load_model, save_model
 from gptcli.model.transformer import GPT
 from gptcli.trainer.batches import micro_batches
-from gptcli.trainer.checkpoint import canonical_parameters, take_weights
+from gptcli.trainer.checkpoint import load_weights_, plain_named_parameters
 from gptcli.trainer.config import Run, TrainConfig
 from gptcli.trainer.machine import has_compiler
-from gptcli.trainer.noise_scale import AGAIN_EVERY, part_of
+from gptcli.trainer.noise_scale import NOISE_RERUN_EVERY, small_batch_sequences
 from gptcli.trainer.parallelize import build_train_step
 
 STEPS, SEQUENCES, N_CTX, EOT = 20, 4, 8, 0
@@ -100,17 +100,20 @@ def make_run(
 def curve(run: Run, rank: int, world: int, steps: int) -> dict[str, object]:
     """Return losses and gradient norms of a run's steps, and the final loss on unseen windows."""
     context = RankContext(torch.device("cpu"), rank, world, parse_layout(run.train.layout))
-    stepper = build_train_step(run, context, SILENT)
+    train_step = build_train_step(run, context, SILENT)
     losses, norms = [], []
     for step in range(steps):
         batches = micro_batches(
             Tokens(), step * SEQUENCES, SEQUENCES, run.train.micro_batch, context
         )
-        loss = stepper.gradients(batches, run.train.batch_tokens, step)
-        norms.append(stepper.clip_gradients().item())
-        stepper.update(run.train.lr)
+        loss = train_step.forward_backward(batches, run.train.batch_tokens, step)
+        norms.append(train_step.clip_gradients().item())
+        train_step.update(run.train.lr)
+        train_step.optimizer.zero_grad()
         losses.append(context.all_reduce_sum(loss).item() / run.train.batch_tokens)
-    unseen = stepper.loss(micro_batches(Tokens(), 10, SEQUENCES, run.train.micro_batch, context))
+    unseen = train_step.eval_loss(
+        micro_batches(Tokens(), 10, SEQUENCES, run.train.micro_batch, context)
+    )
     return {
         "losses": losses,
         "norms": norms,
@@ -195,12 +198,12 @@ def model_of(case: dict[str, Any]) -> tuple[Any, ...]:
 def taken(layout: str, rank: int, folder: Path) -> dict[str, Any]:
     """Load a process's part of the model in `folder`; return the parameters that differ."""
     run = make_run(layout, n_layer=5)
-    parameters = canonical_parameters(
+    parameters = plain_named_parameters(
         build_train_step(
             run, RankContext(torch.device("cpu"), rank, 2, parse_layout(layout)), SILENT
         ).model
     )
-    take_weights(folder, parameters)
+    load_weights_(folder, parameters)
     there = load_model(folder).state_dict()
     whole = {
         name: value.full_tensor() if isinstance(value, DTensor) else value
@@ -218,15 +221,20 @@ def part_norm(layout: str, rank: int, world: int) -> dict[str, Any]:
     """
     context = RankContext(torch.device("cpu"), rank, world, parse_layout(layout))
     run = make_run(layout, micro_batch=1, batch_tokens=2 * SEQUENCES * N_CTX)
-    held = part_of(2 * SEQUENCES, 1, context, AGAIN_EVERY)
+    held = small_batch_sequences(2 * SEQUENCES, 1, context, NOISE_RERUN_EVERY)
     assert held
-    stepper, order, n_tokens = (
+    train_step, order, n_tokens = (
         build_train_step(run, context, SILENT),
         Tokens(),
         run.train.batch_tokens,
     )
-    stepper.gradients(micro_batches(order, 0, 2 * SEQUENCES, 1, context), n_tokens, AGAIN_EVERY)
-    part, whole = stepper.part.norm2.sqrt().item(), stepper.clip_gradients().item()
+    train_step.forward_backward(
+        micro_batches(order, 0, 2 * SEQUENCES, 1, context), n_tokens, NOISE_RERUN_EVERY
+    )
+    part, whole = (
+        train_step.small_batch_norm.norm2.sqrt().item(),
+        train_step.clip_gradients().item(),
+    )
     by_hand = build_train_step(
         make_run("dp=1", micro_batch=1, batch_tokens=n_tokens),
         RankContext(torch.device("cpu")),
@@ -245,9 +253,9 @@ def part_norm(layout: str, rank: int, world: int) -> dict[str, Any]:
             for first in sequences
             for batch in micro_batches(order, first, 1, 1, by_hand.context)
         ]
-        by_hand.gradients(batches, n_tokens, 1)
+        by_hand.forward_backward(batches, n_tokens, 1)
         plain.append(by_hand.clip_gradients().item())
-        by_hand.skip()
+        by_hand.optimizer.zero_grad()
     return {"layout": layout, "held": held, "sliced": [part, whole], "plain": plain}
 
 

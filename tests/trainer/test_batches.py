@@ -9,7 +9,7 @@ from gptcli.distributed.context import RankContext
 from gptcli.model.loss import IGNORE
 from gptcli.shards.loader import TokenStream
 from gptcli.shards.order import ShuffledWindows
-from gptcli.trainer.batches import InOrder, micro_batches
+from gptcli.trainer.batches import SequentialWindows, micro_batches
 
 ORDER = ShuffledWindows(TokenStream([np.arange(4 * 50 + 1)]), 4, seed=3)
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ def test_processes_and_micro_batches_only_cut_the_order(first, count, size, worl
 
 
 def test_validation_windows_stand_in_order():
-    order = InOrder(TokenStream([np.arange(7), np.arange(7, 14)]), 4)
+    order = SequentialWindows(TokenStream([np.arange(7), np.arange(7, 14)]), 4)
     assert order.windows == 3
     x, y = order.batch(1, 2)
     assert x.tolist() == [[4, 5, 6, 7], [8, 9, 10, 11]]

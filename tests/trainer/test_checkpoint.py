@@ -13,9 +13,9 @@ from gptcli.distributed.context import RankContext
 from gptcli.errors import InputError, RunError
 from gptcli.events import SILENT, Events
 from gptcli.files import PARTIAL
-from gptcli.model.checkpoint_tensors import SavedModel
-from gptcli.trainer import checkpoint, storage
-from gptcli.trainer.checkpoint import Checkpoints, State, canonical_parameters
+from gptcli.model.checkpoint_tensors import CheckpointStateDict
+from gptcli.trainer import checkpoint, checkpoint_storage
+from gptcli.trainer.checkpoint import Checkpoints, CheckpointState, plain_named_parameters
 from gptcli.trainer.parallelize import build_train_step
 from gptcli.trainer.schedule import Position
 from tests.waiting import HANG_S
@@ -32,65 +32,66 @@ class Warnings(Events):
 
 
 @pytest.fixture
-def stepper(make_run):
-    stepper = build_train_step(make_run(), CONTEXT, SILENT)
+def train_step(make_run):
+    train_step = build_train_step(make_run(), CONTEXT, SILENT)
     batch = (torch.arange(32).view(2, 16), torch.arange(1, 33).view(2, 16))
-    stepper.gradients([batch], 32, 1)
-    stepper.update(1e-3)
-    return stepper
+    train_step.forward_backward([batch], 32, 1)
+    train_step.update(1e-3)
+    train_step.optimizer.zero_grad()
+    return train_step
 
 
-def save(out, stepper, step, *, keep=3):
-    state = State(Position(step, 4 * step), {"seed": 1}, {"step": step, "loss": 2.5})
+def save(out, train_step, step, *, keep=3):
+    state = CheckpointState(Position(step, 4 * step), {"seed": 1}, {"step": step, "loss": 2.5})
     checkpoints = Checkpoints(out, CONTEXT, keep=keep)
-    checkpoints.save(state, canonical_parameters(stepper.model), stepper.optimizer)
+    checkpoints.save(state, plain_named_parameters(train_step.model), train_step.optimizer)
     checkpoints.wait()
-    return checkpoint.folder_of(out, step)
+    return checkpoint.checkpoint_folder(out, step)
 
 
 def newest(out, events=SILENT):
     return Checkpoints(out, CONTEXT, keep=1).newest(events)
 
 
-def test_taken_up_to_the_bit(make_run, stepper, tmp_path):
-    folder = save(tmp_path, stepper, 7)
+def test_taken_up_to_the_bit(make_run, train_step, tmp_path):
+    folder = save(tmp_path, train_step, 7)
     fresh = build_train_step(make_run(seed=99), CONTEXT, SILENT)
     state = Checkpoints(tmp_path, CONTEXT, keep=1).load(
-        folder, canonical_parameters(fresh.model), fresh.optimizer
+        folder, plain_named_parameters(fresh.model), fresh.optimizer
     )
-    assert state == State(Position(7, 28), {"seed": 1}, {"step": 7, "loss": 2.5})
-    for old, new in zip(stepper.model.parameters(), fresh.model.parameters(), strict=True):
+    assert state == CheckpointState(Position(7, 28), {"seed": 1}, {"step": 7, "loss": 2.5})
+    for old, new in zip(train_step.model.parameters(), fresh.model.parameters(), strict=True):
         assert torch.equal(old, new)
-        before, after = stepper.optimizer.state[old], fresh.optimizer.state[new]
+        before, after = train_step.optimizer.state[old], fresh.optimizer.state[new]
         assert before.keys() == after.keys() >= {"exp_avg", "exp_avg_sq", "step"}
         assert all(torch.equal(before[key], after[key]) for key in before)
     assert fresh.model.lm_head.weight is fresh.model.wte.weight
     assert [group["weight_decay"] for group in fresh.optimizer.param_groups] == [0.1, 0.0]
 
 
-def test_plain_tensors_under_plain_names(stepper, tmp_path):
-    folder = save(tmp_path, stepper, 1)
+def test_plain_tensors_under_plain_names(train_step, tmp_path):
+    folder = save(tmp_path, train_step, 1)
     assert sorted(path.name for path in folder.iterdir()) == [
         "index.json",
         "model.safetensors",
         "optimizer.safetensors",
         "state.json",
     ]
-    names = {name for name, _ in stepper.model.named_parameters()}
+    names = {name for name, _ in train_step.model.named_parameters()}
     assert load_file(folder / "model.safetensors").keys() == names
     assert load_file(folder / "optimizer.safetensors").keys() == {
         f"{n}/{part}" for n in names for part in ("exp_avg", "exp_avg_sq", "step")
     }
 
 
-def test_the_newest_are_kept_and_an_abandoned_future_goes(stepper, tmp_path):
+def test_the_newest_are_kept_and_an_abandoned_future_goes(train_step, tmp_path):
     for step in (5, 10, 15, 100):
-        save(tmp_path, stepper, step, keep=2)
+        save(tmp_path, train_step, step, keep=2)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
         "step-00000015",
         "step-00000100",
     ]
-    save(tmp_path, stepper, 20, keep=2)
+    save(tmp_path, train_step, 20, keep=2)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
         "step-00000015",
         "step-00000020",
@@ -101,8 +102,8 @@ def test_the_newest_are_kept_and_an_abandoned_future_goes(stepper, tmp_path):
     "file", ["model.safetensors", "optimizer.safetensors", "index.json", "state.json"]
 )
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
-def test_a_broken_one_is_passed_over_for_the_one_before_it(stepper, tmp_path, file, harm):
-    good, broken = save(tmp_path, stepper, 5), save(tmp_path, stepper, 10)
+def test_a_broken_one_is_passed_over_for_the_one_before_it(train_step, tmp_path, file, harm):
+    good, broken = save(tmp_path, train_step, 5), save(tmp_path, train_step, 10)
     path = broken / file
     data = bytearray(path.read_bytes())
     if harm == "flip":
@@ -119,15 +120,15 @@ def test_a_broken_one_is_passed_over_for_the_one_before_it(stepper, tmp_path, fi
         newest(tmp_path, events)
 
 
-def test_none_at_all_and_one_that_was_never_finished(stepper, tmp_path):
+def test_none_at_all_and_one_that_was_never_finished(train_step, tmp_path):
     assert newest(tmp_path) is None
-    folder = save(tmp_path, stepper, 5)
+    folder = save(tmp_path, train_step, 5)
     folder.rename(folder.with_name(f".{folder.name}.1{PARTIAL}"))
     assert newest(tmp_path) is None
 
 
-def test_another_format_is_not_guessed_at(stepper, tmp_path):
-    path = save(tmp_path, stepper, 5) / "state.json"
+def test_another_format_is_not_guessed_at(train_step, tmp_path):
+    path = save(tmp_path, train_step, 5) / "state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
     events = Warnings()
     with pytest.raises(InputError):
@@ -135,8 +136,8 @@ def test_another_format_is_not_guessed_at(stepper, tmp_path):
     assert "format 1" in events.texts[0]
 
 
-def test_a_full_disk_leaves_the_checkpoints_before(stepper, tmp_path, monkeypatch):
-    save(tmp_path, stepper, 5)
+def test_a_full_disk_leaves_the_checkpoints_before(train_step, tmp_path, monkeypatch):
+    save(tmp_path, train_step, 5)
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -144,73 +145,77 @@ def test_a_full_disk_leaves_the_checkpoints_before(stepper, tmp_path, monkeypatc
     # the last file: the tensors are written already
     monkeypatch.setattr(checkpoint, "write_json", full)
     with pytest.raises(RunError, match="No space left on device") as caught:
-        save(tmp_path, stepper, 10, keep=1)
+        save(tmp_path, train_step, 10, keep=1)
     assert "--resume" in str(caught.value)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
-    assert newest(tmp_path) == checkpoint.folder_of(tmp_path, 5)
+    assert newest(tmp_path) == checkpoint.checkpoint_folder(tmp_path, 5)
 
 
 @pytest.fixture
 def gate(monkeypatch):
     """Large enough to be written in the background, which waits until the gate is set."""
     opened = threading.Event()
-    write = storage.write_file
+    write = checkpoint_storage.write_file
 
     def write_later(*args):
         assert opened.wait(HANG_S)
         return write(*args)
 
-    monkeypatch.setattr(storage, "write_file", write_later)
-    monkeypatch.setattr(checkpoint, "SMALL", 0)
+    monkeypatch.setattr(checkpoint_storage, "write_file", write_later)
+    monkeypatch.setattr(checkpoint, "SYNC_BYTES", 0)
     return opened
 
 
 def state_at(step):
-    return State(Position(step, 4 * step), {}, {})
+    return CheckpointState(Position(step, 4 * step), {}, {})
 
 
-def test_written_in_the_background_as_it_was_at_the_moment_of_the_save(stepper, tmp_path, gate):
+def test_written_in_the_background_as_it_was_at_the_moment_of_the_save(train_step, tmp_path, gate):
     checkpoints, parameters = (
         Checkpoints(tmp_path, CONTEXT, keep=3),
-        canonical_parameters(stepper.model),
+        plain_named_parameters(train_step.model),
     )
     before = {name: tensor.clone() for name, tensor in parameters.items()}
-    checkpoints.save(state_at(5), parameters, stepper.optimizer)
-    assert not checkpoint.folder_of(tmp_path, 5).exists()
+    checkpoints.save(state_at(5), parameters, train_step.optimizer)
+    assert not checkpoint.checkpoint_folder(tmp_path, 5).exists()
     with torch.no_grad():
         for parameter in parameters.values():
             parameter.zero_()
     gate.set()
     checkpoints.wait()
-    written = dict(SavedModel(newest(tmp_path)))
+    written = dict(CheckpointStateDict(newest(tmp_path)))
     assert written.keys() == before.keys()
     assert all(torch.equal(written[name], before[name]) for name in before)
 
 
 def test_never_two_in_flight_and_a_write_that_fails_is_an_error_at_the_next_save(
-    stepper, tmp_path, gate, monkeypatch
+    train_step, tmp_path, gate, monkeypatch
 ):
     checkpoints, parameters = (
         Checkpoints(tmp_path, CONTEXT, keep=3),
-        canonical_parameters(stepper.model),
+        plain_named_parameters(train_step.model),
     )
-    checkpoints.save(state_at(5), parameters, stepper.optimizer)
+    checkpoints.save(state_at(5), parameters, train_step.optimizer)
     threading.Timer(0.2, gate.set).start()
-    checkpoints.save(state_at(10), parameters, stepper.optimizer)
-    assert checkpoint.folder_of(tmp_path, 5).exists(), "the second save waited for the first"
+    checkpoints.save(state_at(10), parameters, train_step.optimizer)
+    assert checkpoint.checkpoint_folder(tmp_path, 5).exists(), (
+        "the second save waited for the first"
+    )
     checkpoints.wait()
-    monkeypatch.setattr(storage.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1 << 20))
-    checkpoints.save(state_at(15), parameters, stepper.optimizer)
+    monkeypatch.setattr(
+        checkpoint_storage.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1 << 20)
+    )
+    checkpoints.save(state_at(15), parameters, train_step.optimizer)
     with pytest.raises(RunError, match=r"bytes are needed and 1,048,576 are free"):
-        checkpoints.save(state_at(20), parameters, stepper.optimizer)
+        checkpoints.save(state_at(20), parameters, train_step.optimizer)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
         "step-00000005",
         "step-00000010",
     ]
 
 
-def test_nothing_is_pickled_and_the_files_are_what_safetensors_reads(stepper, tmp_path):
-    folder = save(tmp_path, stepper, 5)
+def test_nothing_is_pickled_and_the_files_are_what_safetensors_reads(train_step, tmp_path):
+    folder = save(tmp_path, train_step, 5)
     for path in folder.iterdir():
         json.loads(path.read_text()) if path.suffix == ".json" else load_file(path)
     index = json.loads((folder / "index.json").read_text())
@@ -219,10 +224,10 @@ def test_nothing_is_pickled_and_the_files_are_what_safetensors_reads(stepper, tm
     assert index["wte.weight/step"]["pieces"][0]["size"] == []
 
 
-def test_a_killed_removal_leaves_no_half_of_a_checkpoint(stepper, tmp_path):
-    folder = save(tmp_path, stepper, 5)
+def test_a_killed_removal_leaves_no_half_of_a_checkpoint(train_step, tmp_path):
+    folder = save(tmp_path, train_step, 5)
     folder.rename(folder.with_name(f".{folder.name}.old{PARTIAL}"))
-    save(tmp_path, stepper, 10)
+    save(tmp_path, train_step, 10)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
 
 
@@ -230,7 +235,7 @@ def sealed(folder, file, table):
     """Write a file of a checkpoint, and make its checksum right."""
     (folder / file).write_text(json.dumps(table))
     state = json.loads((folder / checkpoint.STATE).read_text())
-    state["sha256"][file] = storage.sha256(folder / file)
+    state["sha256"][file] = checkpoint_storage.sha256(folder / file)
     (folder / checkpoint.STATE).write_text(json.dumps(state))
 
 
@@ -238,24 +243,24 @@ def sealed(folder, file, table):
     "name",
     ["../model.safetensors", "/etc/passwd", "model.safetensors/../../x", "m\ud800.safetensors", 3],
 )
-def test_no_file_outside_of_a_checkpoint_is_read(stepper, tmp_path, name):
-    folder, events = save(tmp_path, stepper, 7), Warnings()
+def test_no_file_outside_of_a_checkpoint_is_read(train_step, tmp_path, name):
+    folder, events = save(tmp_path, train_step, 7), Warnings()
     (tmp_path / "checkpoints" / "model.safetensors").write_bytes(
         (folder / "model.safetensors").read_bytes()
     )
-    index = json.loads((folder / storage.INDEX).read_text())
+    index = json.loads((folder / checkpoint_storage.INDEX).read_text())
     index["wpe.weight"]["pieces"][0]["file"] = name
-    sealed(folder, storage.INDEX, index)
+    sealed(folder, checkpoint_storage.INDEX, index)
     with pytest.raises(InputError, match="no checkpoint here is whole"):
         newest(tmp_path, events)
     assert "not the index of a checkpoint" in events.texts[0]
     with pytest.raises(InputError, match="not the index of a checkpoint"):
-        dict(SavedModel(folder))
+        dict(CheckpointStateDict(folder))
 
 
 @pytest.mark.parametrize("name", ["../other", "m\ud800.safetensors"])
-def test_no_file_outside_of_a_checkpoint_is_hashed(stepper, tmp_path, name):
-    folder, events = save(tmp_path, stepper, 7), Warnings()
+def test_no_file_outside_of_a_checkpoint_is_hashed(train_step, tmp_path, name):
+    folder, events = save(tmp_path, train_step, 7), Warnings()
     state = json.loads((folder / checkpoint.STATE).read_text())
     state["sha256"][name] = "0"
     (folder / checkpoint.STATE).write_text(json.dumps(state))
@@ -264,26 +269,26 @@ def test_no_file_outside_of_a_checkpoint_is_hashed(stepper, tmp_path, name):
     assert "do not agree" in events.texts[0]
 
 
-def test_memory_is_not_made_for_what_an_index_only_claims(stepper, tmp_path):
-    folder = save(tmp_path, stepper, 7)
-    index = json.loads((folder / storage.INDEX).read_text())
+def test_memory_is_not_made_for_what_an_index_only_claims(train_step, tmp_path):
+    folder = save(tmp_path, train_step, 7)
+    index = json.loads((folder / checkpoint_storage.INDEX).read_text())
     index["wpe.weight"]["size"] = [10**9, 10**6]
-    sealed(folder, storage.INDEX, index)
-    with pytest.raises(InputError, match=r"bytes of tensors, and .* are here"):
-        dict(SavedModel(folder))
+    sealed(folder, checkpoint_storage.INDEX, index)
+    with pytest.raises(InputError, match=r"bytes of tensors, and the files have"):
+        dict(CheckpointStateDict(folder))
 
 
-def test_tensors_that_do_not_fit_are_one_clear_error(make_run, stepper, tmp_path):
-    folder = save(tmp_path, stepper, 7)
+def test_tensors_that_do_not_fit_are_one_clear_error(make_run, train_step, tmp_path):
+    folder = save(tmp_path, train_step, 7)
     fresh = build_train_step(make_run(n_ctx=8), CONTEXT, SILENT)
     with pytest.raises(InputError, match="does not fit this run"):
         Checkpoints(tmp_path, CONTEXT, keep=1).load(
-            folder, canonical_parameters(fresh.model), fresh.optimizer
+            folder, plain_named_parameters(fresh.model), fresh.optimizer
         )
 
 
-def test_a_state_that_is_no_state(stepper, tmp_path):
-    folder = save(tmp_path, stepper, 7)
+def test_a_state_that_is_no_state(train_step, tmp_path):
+    folder = save(tmp_path, train_step, 7)
     state = json.loads((folder / checkpoint.STATE).read_text())
     for changes in (
         {"position": {"step": "7", "sequences": 28}},
@@ -296,15 +301,17 @@ def test_a_state_that_is_no_state(stepper, tmp_path):
 
 
 def test_a_run_killed_before_it_removed_the_oldest_removes_it_when_it_goes_on(
-    make_run, stepper, tmp_path
+    make_run, train_step, tmp_path
 ):
     for step in (2, 4, 6):
-        save(tmp_path, stepper, step)
+        save(tmp_path, train_step, step)
     fresh, checkpoints = (
         build_train_step(make_run(), CONTEXT, SILENT),
         Checkpoints(tmp_path, CONTEXT, keep=2),
     )
-    checkpoints.load(checkpoints.newest(SILENT), canonical_parameters(fresh.model), fresh.optimizer)
+    checkpoints.load(
+        checkpoints.newest(SILENT), plain_named_parameters(fresh.model), fresh.optimizer
+    )
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
         "step-00000004",
         "step-00000006",

@@ -21,9 +21,9 @@ from gptcli.shards.manifest import Source, read_manifest, write_manifest
 from gptcli.trainer import loop
 from gptcli.trainer.config import Run
 from gptcli.trainer.loop import StopSignal, train
+from gptcli.trainer.monitors import TimeLeft
 from gptcli.trainer.preflight import check_resume
-from gptcli.trainer.speed import Pace
-from gptcli.trainer.step import Stepper
+from gptcli.trainer.step import TrainStep
 
 CPU = RankContext(torch.device("cpu"))
 
@@ -143,7 +143,7 @@ def test_the_second_signal_ends_the_run_at_once(make_run, monkeypatch):
     events = Telling()
     stop = StopSignal(events)
     stop.act(signal.SIGINT)
-    assert stop.told
+    assert stop.requested
     with pytest.raises(Left):
         stop.act(signal.SIGTERM)
     assert events.texts == [
@@ -173,13 +173,13 @@ def test_the_checkpoint_comes_before_the_evaluation_and_a_resume_makes_up_for_it
     class Killed(BaseException):
         pass
 
-    def evaluation(*args):
+    def evaluation(self, order, windows, micro_batch):
         if (broken.out / "checkpoints" / "step-00000010").exists():
             raise Killed
         return 0.0
 
     with monkeypatch.context() as patch:
-        patch.setattr("gptcli.trainer.loop.validation_loss", evaluation)
+        patch.setattr(TrainStep, "validation_loss", evaluation)
         with pytest.raises(Killed):
             train_here(broken)
     assert len(read_metrics(broken.out)) == 9
@@ -229,9 +229,9 @@ def test_a_skipped_update_leaves_no_trace_and_is_exact_on_resume(
     """Step 9 goes wrong: the weights are those of a run that never took it, and a resume remembers
     it.
     """
-    right = Stepper.gradients
+    right = TrainStep.forward_backward
 
-    def gradients(self, batches, tokens, step):
+    def forward_backward(self, batches, tokens, step):
         loss = right(self, batches, tokens, step)
         if step == 9:
             broken = next(self.model.parameters()).grad
@@ -239,10 +239,12 @@ def test_a_skipped_update_leaves_no_trace_and_is_exact_on_resume(
             return loss * math.nan if wrong == "loss" else loss
         return loss
 
-    monkeypatch.setattr(Stepper, "gradients", gradients)
+    monkeypatch.setattr(TrainStep, "forward_backward", forward_backward)
     updates = []
-    update = Stepper.update
-    monkeypatch.setattr(Stepper, "update", lambda self, lr: (updates.append(lr), update(self, lr)))
+    update = TrainStep.update
+    monkeypatch.setattr(
+        TrainStep, "update", lambda self, lr: (updates.append(lr), update(self, lr))
+    )
     whole, halved = make_run("whole", checkpoint_every=6), make_run("halved", checkpoint_every=10)
     assert train_here(whole)["skipped"] == 1
     lines = read_metrics(whole.out)
@@ -364,7 +366,7 @@ def test_the_time_left_is_told_once_by_the_first_steps_and_loudly_over_a_week(
 
 def test_what_is_told_changes_no_weight(make_run, train_here, monkeypatch):
     train_here(make_run("quick"))
-    monkeypatch.setattr(Pace, "SECONDS", 0.0)
+    monkeypatch.setattr(TimeLeft, "MIN_SECONDS", 0.0)
     events = Heard()
     train(make_run("told"), CPU, events)
     assert [text for text in events.infos if "by the first steps" in text]

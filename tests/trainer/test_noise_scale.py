@@ -22,9 +22,9 @@ from gptcli.runs.metrics import read_metrics
 from gptcli.shards.loader import open_split
 from gptcli.shards.order import ShuffledWindows
 from gptcli.trainer.loop import train
-from gptcli.trainer.noise_scale import AGAIN_EVERY, NoiseScale, part_of
+from gptcli.trainer.noise_scale import NOISE_RERUN_EVERY, NoiseScale, small_batch_sequences
 from gptcli.trainer.parallelize import build_train_step
-from gptcli.trainer.step import Stepper
+from gptcli.trainer.step import TrainStep
 from tests.waiting import HANG_S
 
 CPU = RankContext(torch.device("cpu"))
@@ -65,22 +65,24 @@ def test_within_a_tenth_of_the_known_value(micro_batches):
     truth, variance = torch.linspace(-1, 1, 200), torch.linspace(0, 8, 200)
     known = variance.sum().item() / truth.square().sum().item()
     model = Noisy(truth, variance)
-    stepper = Stepper(
+    train_step = TrainStep(
         model,
         torch.optim.SGD(model.parameters()),
         CPU,
         clip=math.inf,
-        products=None,
+        compute_dtype=None,
         dropout_seed=None,
     )
     noise, B, T = NoiseScale(), 4, 2
     batch = torch.zeros((B, T), dtype=torch.long)
     tokens = micro_batches * B * T
     for step in range(300):
-        stepper.gradients([(batch, batch)] * micro_batches, tokens, step)
-        norm = stepper.clip_gradients().item()
-        noise.add(stepper.part.norm2.item() * micro_batches**2, norm**2, B * T, tokens)
-        stepper.skip()
+        train_step.forward_backward([(batch, batch)] * micro_batches, tokens, step)
+        norm = train_step.clip_gradients().item()
+        noise.add(
+            train_step.small_batch_norm.norm2.item() * micro_batches**2, norm**2, B * T, tokens
+        )
+        train_step.optimizer.zero_grad()
     assert noise.tokens == pytest.approx(known, rel=0.1)
 
 
@@ -104,32 +106,41 @@ def test_nothing_is_said_before_a_measurement_and_of_what_is_not_finite():
 
 def test_which_part_is_measured():
     two = RankContext(CPU.device, 0, 2)
-    assert [part_of(n, 3, CPU, 1) for n in (1, 3, 4, 9)] == [None, None, 3, 3]
-    assert [part_of(n, 3, two, 1) for n in (1, 2, 7, 8)] == [None, 1, None, 4]
+    assert [small_batch_sequences(n, 3, CPU, 1) for n in (1, 3, 4, 9)] == [None, None, 3, 3]
+    assert [small_batch_sequences(n, 3, two, 1) for n in (1, 2, 7, 8)] == [None, 1, None, 4]
     sliced, staged = (
         RankContext(CPU.device, 0, 4, Layout(dp=2, tp=2)),
         RankContext(CPU.device, 0, 2, Layout(pp=2)),
     )
-    assert [part_of(n, 3, sliced, AGAIN_EVERY) for n in (6, 9, 12, 14)] == [None, None, 6, None]
-    assert [part_of(n, 3, staged, AGAIN_EVERY) for n in (6, 9, 10)] == [None, 6, None]
-    assert part_of(12, 3, sliced, AGAIN_EVERY + 1) is None
+    assert [small_batch_sequences(n, 3, sliced, NOISE_RERUN_EVERY) for n in (6, 9, 12, 14)] == [
+        None,
+        None,
+        6,
+        None,
+    ]
+    assert [small_batch_sequences(n, 3, staged, NOISE_RERUN_EVERY) for n in (6, 9, 10)] == [
+        None,
+        6,
+        None,
+    ]
+    assert small_batch_sequences(12, 3, sliced, NOISE_RERUN_EVERY + 1) is None
 
 
 def test_the_loop_logs_it(make_run, train_here):
     # weights that stay, so that every step can be measured again
     run = make_run(micro_batch=1, lr=1e-12)
     lines = _lines(run, train_here)
-    stepper, order, by_hand = (
+    train_step, order, by_hand = (
         build_train_step(run, CPU, SILENT),
         ShuffledWindows(open_split(run.data, "train"), 16, run.train.seed),
         NoiseScale(),
     )
 
     def norm2(first: int, count: int) -> float:
-        stepper.optimizer.zero_grad()
+        train_step.optimizer.zero_grad()
         x, y = (torch.from_numpy(part) for part in order.batch(first, count))
-        (stepper.model(x, y) / (16 * count)).backward()
-        return sum(p.grad.square().sum().item() for p in stepper.model.parameters())
+        (train_step.model(x, y) / (16 * count)).backward()
+        return sum(p.grad.square().sum().item() for p in train_step.model.parameters())
 
     for step, line in enumerate(lines):
         by_hand.add(norm2(4 * step, 1), norm2(4 * step, 4), 16, 64)
@@ -147,7 +158,7 @@ def _lines(run, train_here):
 
 
 def test_a_batch_that_follows_it_grows_and_is_exact_on_resume(make_run, train_here, monkeypatch):
-    monkeypatch.setattr("gptcli.trainer.schedule.GROW_EVERY", 4)
+    monkeypatch.setattr("gptcli.trainer.schedule.GROW_EVERY_STEPS", 4)
     changes = {
         "follow_noise": True,
         "ramp_from": 32,
@@ -191,7 +202,7 @@ from gptcli.model.transformer import GPT
 from gptcli.cost.layout import parse_layout
 from gptcli.distributed.context import RankContext
 from gptcli.distributed.fsdp import apply_ddp, apply_fsdp
-from gptcli.trainer.step import Stepper
+from gptcli.trainer.step import TrainStep
 
 rank, store = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
@@ -222,12 +233,12 @@ for layout in ("dp=2", "shard=2"):
             apply_fsdp(laid_out, context.build_mesh(), None)
         optimizer = torch.optim.SGD(laid_out.parameters())
         engine = apply_ddp(laid_out, context.layout)
-        stepper = Stepper(laid_out, optimizer, context, engine=engine, clip=1e9, products=None, dropout_seed=None)
+        train_step = TrainStep(laid_out, optimizer, context, engine=engine, clip=1e9, compute_dtype=None, dropout_seed=None)
         own = list(zip(*(rows.split(size) for rows in halves[rank])))
         for step in (1, 2):  # the second starts anew
-            stepper.gradients(own, 64, step)
-            stepper.skip()
-        total = context.all_reduce_sum(stepper.part.norm2.clone()).item()
+            train_step.forward_backward(own, 64, step)
+            train_step.optimizer.zero_grad()
+        total = context.all_reduce_sum(train_step.small_batch_norm.norm2.clone()).item()
         part = size if layout == "shard=2" else 2  # shards exchange the gradients of every micro-batch
         assert abs(total / expected(part) - 1) < 1e-5, (layout, size, total)
 dist.barrier()

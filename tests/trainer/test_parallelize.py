@@ -43,9 +43,9 @@ def test_a_failing_compiler_is_a_warning_or_if_required_an_error(make_run, monke
 
     monkeypatch.setattr(torch, "compile", broken)
     events = Warnings()
-    stepper = build_train_step(make_run(compile=True), CONTEXT, events)
+    train_step = build_train_step(make_run(compile=True), CONTEXT, events)
     assert events.texts == ["torch.compile failed, training without it: no compiler"]
-    assert stepper.gradients([BATCH], 32, 1).isfinite()
+    assert train_step.forward_backward([BATCH], 32, 1).isfinite()
     with pytest.raises(RunError, match="--compile off"):
         build_train_step(make_run(compile=True, must_compile=True), CONTEXT, SILENT)
 
@@ -60,7 +60,9 @@ def test_compiled_and_eager_gradients_agree(make_run):
         )
         for on in (False, True)
     )
-    losses = [stepper.gradients([BATCH], 32, 1).item() for stepper in (plain, compiled)]
+    losses = [
+        train_step.forward_backward([BATCH], 32, 1).item() for train_step in (plain, compiled)
+    ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
     for expected, got in zip(plain.model.parameters(), compiled.model.parameters(), strict=True):
         assert torch.allclose(expected.grad, got.grad, atol=1e-6)
@@ -71,7 +73,9 @@ def test_compiled_and_eager_gradients_agree(make_run):
 
 def test_bf16_loss_is_close_to_fp32(make_run):
     losses = [
-        build_train_step(make_run(precision=kind), CONTEXT, SILENT).gradients([BATCH], 32, 1).item()
+        build_train_step(make_run(precision=kind), CONTEXT, SILENT)
+        .forward_backward([BATCH], 32, 1)
+        .item()
         for kind in ("fp32", "bf16")
     ]
     assert losses[0] != losses[1]
@@ -85,6 +89,9 @@ def test_document_mask_changes_the_loss_of_a_window_with_two_documents(make_run)
     )
     x_BT, y_BT = BATCH[0].clone(), BATCH[1]
     x_BT[:, 8] = make_run().eot_id
-    losses = [stepper.gradients([(x_BT, y_BT)], 32, 1).item() for stepper in (apart, together)]
+    losses = [
+        train_step.forward_backward([(x_BT, y_BT)], 32, 1).item()
+        for train_step in (apart, together)
+    ]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -50,11 +52,11 @@ def test_loss_scale_halves_on_overflow_and_doubles_after_growth_steps():
 def test_gradients_do_not_depend_on_the_loss_scale(make_run):
     clipped, parts = [], []
     for kind in ("fp32", "fp16"):
-        stepper = build_train_step(make_run(precision=kind), CONTEXT, SILENT)
-        stepper.gradients([BATCH, BATCH], 64, 1)
-        parts.append(stepper.part.norm2.item())
-        norm = stepper.clip_gradients().item()
-        clipped.append((norm, {name: p.grad for name, p in stepper.model.named_parameters()}))
+        train_step = build_train_step(make_run(precision=kind), CONTEXT, SILENT)
+        train_step.forward_backward([BATCH, BATCH], 64, 1)
+        parts.append(train_step.small_batch_norm.norm2.item())
+        norm = train_step.clip_gradients().item()
+        clipped.append((norm, {name: p.grad for name, p in train_step.model.named_parameters()}))
     (exact, theirs), (norm, ours) = clipped
     assert norm == pytest.approx(exact, rel=1e-2)
     assert parts[1] == pytest.approx(parts[0], rel=2e-2)
@@ -63,13 +65,14 @@ def test_gradients_do_not_depend_on_the_loss_scale(make_run):
 
 
 def test_an_overflow_skips_the_update_and_halves_the_scale(make_run):
-    stepper = build_train_step(make_run(precision="fp16"), CONTEXT, SILENT)
-    stepper.loss_scale.state["scale"] = 2.0**60
-    before = [parameter.clone() for parameter in stepper.model.parameters()]
-    stepper.gradients([BATCH], 32, 1)
-    assert not stepper.clip_gradients().isfinite()
-    stepper.skip()
-    assert stepper.loss_scale.value == 2.0**59
+    train_step = build_train_step(make_run(precision="fp16"), CONTEXT, SILENT)
+    train_step.loss_scale.state["scale"] = 2.0**60
+    before = [parameter.clone() for parameter in train_step.model.parameters()]
+    result = train_step([BATCH], step=1, batch_tokens=32, lr=1e-3)
+    assert not math.isfinite(result.grad_norm)
+    assert result.skip_reason is not None
+    assert train_step.loss_scale.value == 2.0**59
     assert all(
-        torch.equal(old, new) for old, new in zip(before, stepper.model.parameters(), strict=True)
+        torch.equal(old, new)
+        for old, new in zip(before, train_step.model.parameters(), strict=True)
     )

@@ -17,7 +17,7 @@ from gptcli.model.config import find_size
 from gptcli.runs.metrics import read_metrics
 from gptcli.trainer.config import TrainConfig
 from gptcli.trainer.recipe import paper_recipe
-from gptcli.trainer.schedule import GROW_EVERY, Position, Schedule
+from gptcli.trainer.schedule import GROW_EVERY_STEPS, Position, Schedule
 
 MACHINE = {
     "seed": 0, "micro_batch": 1, "layout": "dp=1", "precision": "fp32", "compile": False, "checkpoint_every": 1, "eval_every": 1,
@@ -80,7 +80,7 @@ def test_closed_forms_at_twenty_token_counts(size):
             closed_lr(tokens, lr, 375e6, 260e9), rel=1e-12
         ), tokens
         sequences = tokens // 2048
-        if sequences < schedule.total - batch // 2048:
+        if sequences < schedule.total_sequences - batch // 2048:
             grown = min(Fraction(sequences * 2048) / int(ramp), 1)
             # 16 sequences are the 32k tokens
             assert schedule.batch(sequences) == math.floor(16 + (batch // 2048 - 16) * grown), (
@@ -167,15 +167,15 @@ def test_steps_cover_the_run_exactly(total, full, first, ramp, n_ctx):
 
 def test_a_batch_that_follows_doubles_at_set_steps_and_never_shrinks(make_run):
     schedule = Schedule(make_run(batch_tokens=160, follow_noise=True, ramp_from=32).train, 16)
-    assert (schedule.first, schedule.full) == (2, 10)
-    assert schedule.followed(2, GROW_EVERY, 64.0) == schedule.followed(2, 64, 64.0) == 4, (
-        "every 64th step"
-    )
-    assert schedule.followed(2, GROW_EVERY, 63.9) == 2
-    assert schedule.followed(2, GROW_EVERY + 1, 1e9) == 2
-    assert schedule.followed(2, GROW_EVERY, None) == 2
-    assert schedule.followed(8, GROW_EVERY, 1.0) == 8
-    assert schedule.followed(8, 3 * GROW_EVERY, 1e9) == 10
+    assert (schedule.first_batch, schedule.full_batch) == (2, 10)
+    assert (
+        schedule.grown_batch(2, GROW_EVERY_STEPS, 64.0) == schedule.grown_batch(2, 64, 64.0) == 4
+    ), "every 64th step"
+    assert schedule.grown_batch(2, GROW_EVERY_STEPS, 63.9) == 2
+    assert schedule.grown_batch(2, GROW_EVERY_STEPS + 1, 1e9) == 2
+    assert schedule.grown_batch(2, GROW_EVERY_STEPS, None) == 2
+    assert schedule.grown_batch(8, GROW_EVERY_STEPS, 1.0) == 8
+    assert schedule.grown_batch(8, 3 * GROW_EVERY_STEPS, 1e9) == 10
 
 
 def test_a_run_shorter_than_a_sequence_is_refused(make_run):
@@ -186,10 +186,10 @@ def test_a_run_shorter_than_a_sequence_is_refused(make_run):
 def test_steps_until_a_number_of_tokens(make_run):
     run = make_run(ramp_tokens=640, ramp_from=16, tokens=2000)
     schedule, position, ends = Schedule(run.train, 16), Position(), []
-    while position.sequences < schedule.total:
+    while position.sequences < schedule.total_sequences:
         position = schedule.after(position)
         ends.append(position.sequences * 16)
-    for tokens in range(1, schedule.total * 16 + 1):
+    for tokens in range(1, schedule.total_sequences * 16 + 1):
         assert schedule.steps(tokens) == 1 + sum(end < tokens for end in ends), tokens
     assert schedule.steps() == schedule.steps(10**9) == len(ends)
     assert schedule.steps(0) == 0
@@ -212,7 +212,9 @@ def test_steps_are_counted_as_they_are_walked(tokens, n_ctx, batch, first, ramp,
     tokens = max(tokens, n_ctx)
     schedule = Schedule(TrainConfig(**{**recipe, "tokens": tokens}, **MACHINE), n_ctx)
     end, position = (
-        schedule.total if upto is None else min(schedule.total, -(-upto // n_ctx)),
+        schedule.total_sequences
+        if upto is None
+        else min(schedule.total_sequences, -(-upto // n_ctx)),
         Position(),
     )
     while position.sequences < end:

@@ -14,24 +14,24 @@ from gptcli.trainer.batches import micro_batches
 from gptcli.trainer.parallelize import build_train_step
 from gptcli.trainer.step import dropout_seed
 
-CONTEXT = RankContext(torch.device("cpu"))
+PLACE = RankContext(torch.device("cpu"))
 
 
 def gradients(run, micro_batch, count=7, step=1):
     """Gradient and loss of `count` sequences, `micro_batch` at a time."""
-    stepper = build_train_step(run, CONTEXT, SILENT)
+    train_step = build_train_step(run, PLACE, SILENT)
     order = ShuffledWindows(open_split(run.data, "train"), run.model.n_ctx, 0)
-    loss = stepper.gradients(
-        micro_batches(order, 0, count, micro_batch, CONTEXT), count * run.model.n_ctx, step
+    loss = train_step.forward_backward(
+        micro_batches(order, 0, count, micro_batch, PLACE), count * run.model.n_ctx, step
     )
-    return {name: p.grad for name, p in stepper.model.named_parameters()}, loss
+    return {name: p.grad for name, p in train_step.model.named_parameters()}, loss
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 4, 7, 9])
 def test_accumulated_gradients_are_those_of_the_mean_loss(make_run, micro_batch):
     run = make_run(d_model=32, attention="banded", band=3)
     grads, loss = gradients(run, micro_batch)
-    model = build_train_step(run, CONTEXT, SILENT).model
+    model = build_train_step(run, PLACE, SILENT).model
     x, y = (
         torch.from_numpy(part)
         for part in ShuffledWindows(open_split(run.data, "train"), 16, 0).batch(0, 7)

@@ -23,14 +23,14 @@ from gptcli.distributed.context import RankContext
 from gptcli.errors import InputError
 from gptcli.events import Events
 from gptcli.model import safetensors_io
-from gptcli.model.checkpoint_tensors import SavedModel
+from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import load_model, open_model, save_unfinished
 from gptcli.model.transformer import GPT
 from gptcli.sampling.load import load
-from gptcli.trainer import loop
-from gptcli.trainer.checkpoint import Checkpoints, State, folder_of
-from gptcli.trainer.export import prepare, write_card
+from gptcli.trainer import export
+from gptcli.trainer.checkpoint import Checkpoints, CheckpointState, checkpoint_folder
+from gptcli.trainer.export import prepare_run_folder, write_card
 from gptcli.trainer.loop import train
 from gptcli.trainer.schedule import Position
 
@@ -81,7 +81,7 @@ def of_checkpoint(run, step):
     readers.
     """
     model = GPT(run.model).eval()
-    state = load_file(folder_of(run.out, step) / "model.safetensors")
+    state = load_file(checkpoint_folder(run.out, step) / "model.safetensors")
     model.load_state_dict(state, strict=False)
     assert model.state_dict().keys() - state.keys() <= {"lm_head.weight"}
     return logits(model)
@@ -102,14 +102,14 @@ def test_a_stopped_run_is_read_everywhere(make_run, train_here, kind):
     assert train(run, CPU, Told(640, signal.SIGTERM))["step"] == 11
     events = Told()
     loaded = load(run.out, events=events, device="cpu", precision="fp32")
-    assert events.texts == [f"reading step 11 of {run.out}, a run that is not finished"]
-    assert (loaded.source.step, loaded.source.checkpoint) == (11, folder_of(run.out, 11))
+    assert events.texts == [f"reading step 11 of {run.out}, an unfinished run"]
+    assert (loaded.source.step, loaded.source.checkpoint) == (11, checkpoint_folder(run.out, 11))
     # in loops of our own
     torch.testing.assert_close(logits(loaded.model), of_checkpoint(run, 11), atol=1e-5, rtol=0)
     newest = logits(load_model(run.out))
     assert torch.equal(newest, of_checkpoint(run, 11))
     assert torch.equal(logits(load_model(run.out, step=8)), of_checkpoint(run, 8))
-    assert torch.equal(logits(load_model(folder_of(run.out, 8))), of_checkpoint(run, 8))
+    assert torch.equal(logits(load_model(checkpoint_folder(run.out, 8))), of_checkpoint(run, 8))
     assert not torch.equal(of_checkpoint(run, 8), of_checkpoint(run, 11))
     assert copied_step(run.out) == 11
     torch.testing.assert_close(
@@ -122,7 +122,7 @@ def test_a_stopped_run_is_read_everywhere(make_run, train_here, kind):
     shutil.rmtree(run.out / "checkpoints")  # as one copies a folder to another machine
     events = Told()
     assert load(run.out, events=events, device="cpu", precision="fp32").source.step == 11
-    assert events.texts == [f"reading step 11 of {run.out}, a run that is not finished"]
+    assert events.texts == [f"reading step 11 of {run.out}, an unfinished run"]
     torch.testing.assert_close(
         logits(load_model(run.out)), newest, atol=TOLERANCE.get(kind, 0), rtol=0
     )
@@ -176,7 +176,7 @@ def test_a_resumed_run_begins_with_the_card_of_its_checkpoint(make_run):
     with pytest.raises(Killed):
         train(run, CPU, Told(9 * 64))
     for resume, trained in ((True, "512 tokens in 8 steps"), (False, "nothing yet")):
-        prepare(replace(run, resume=resume))
+        prepare_run_folder(replace(run, resume=resume))
         assert f"| Trained on | {trained}" in (run.out / "README.md").read_text()
 
 
@@ -185,11 +185,11 @@ def test_a_full_disk_leaves_the_card_of_an_earlier_step(make_run, monkeypatch):
 
     def write(run, text):
         wrote.append(text)
-        if len(wrote) == 3:
+        if len(wrote) == 4:  # the start of the run, then steps 4, 8 and 12
             raise OSError(errno.ENOSPC, "No space left on device")
         write_card(run, text)
 
-    monkeypatch.setattr(loop, "write_card", write)
+    monkeypatch.setattr(export, "write_card", write)
     with pytest.raises(Killed):
         train(run, CPU, Told(13 * 64))
     assert open_model(run.out)[1].step == 12
@@ -222,7 +222,9 @@ def save(store, model, step):
         name: parameter for name, parameter in model.named_parameters() if name != "lm_head.weight"
     }
     store.save(
-        State(Position(step, step), {}, {}), parameters, torch.optim.SGD(model.parameters(), 1.0)
+        CheckpointState(Position(step, step), {}, {}),
+        parameters,
+        torch.optim.SGD(model.parameters(), 1.0),
     )
     store.wait()
 
@@ -263,42 +265,42 @@ def test_a_writer_that_removes_what_is_read_never_breaks_a_reader(written):
 def test_a_checkpoint_removed_while_it_is_read_is_left_for_the_next(written, monkeypatch):
     out, write = written
     write(7)
-    right = SavedModel.__getitem__
+    right = CheckpointStateDict.__getitem__
 
     def removed(self, name):
         if self.folder.name.endswith("7") and name == "ln_f.weight":
             write(8)
         return right(self, name)
 
-    monkeypatch.setattr(SavedModel, "__getitem__", removed)
+    monkeypatch.setattr(CheckpointStateDict, "__getitem__", removed)
     events = Told()
     model, source = open_model(out, events=events)
     assert source.step == 8
     assert model.wte.weight.unique().item() == 8
     assert events.texts == []  # nothing is wrong
-    shutil.rmtree(folder_of(out, 8))
+    shutil.rmtree(checkpoint_folder(out, 8))
     write(7)
-    with pytest.raises(InputError, match="no checkpoint of step 7 here") as caught:
+    with pytest.raises(InputError, match="no checkpoint of step 7") as caught:
         open_model(out, step=7)
-    assert caught.value.hint == "there is that of step 8"
+    assert caught.value.hint == "there is a checkpoint of step 8"
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "index.json", "state.json"])
 def test_a_broken_checkpoint_is_passed_over_with_a_warning(written, file):
     out, write = written
     write(7)
-    shutil.copytree(folder_of(out, 7), folder_of(out, 9))
-    path = folder_of(out, 9) / file
+    shutil.copytree(checkpoint_folder(out, 7), checkpoint_folder(out, 9))
+    path = checkpoint_folder(out, 9) / file
     path.write_bytes(path.read_bytes()[:40])
     events = Told()
     assert open_model(out, events=events)[1].step == 7
     assert len(events.texts) == 1
     assert "step-00000009" in events.texts[0]
-    assert events.texts[0].endswith("reading the checkpoint before it")
+    assert events.texts[0].endswith("loading the checkpoint before it")
     with pytest.raises(InputError):
         open_model(out, step=9)
-    shutil.rmtree(folder_of(out, 7))
-    with pytest.raises(InputError, match="no checkpoint here can be read"):
+    shutil.rmtree(checkpoint_folder(out, 7))
+    with pytest.raises(InputError, match="no checkpoint can be read"):
         open_model(out)
 
 
@@ -360,7 +362,7 @@ def test_an_index_never_leads_out_of_the_folder(written):
     (out / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"w": "../unfinished.safetensors"}})
     )
-    with pytest.raises(InputError, match="names no files of this folder"):
+    with pytest.raises(InputError, match="does not name files of this folder"):
         load_model(out)
 
 

@@ -29,9 +29,10 @@ from gptcli.files import parse_json
 
 DocumentKind = Literal["file", "line", "paragraph"]
 DOCUMENT_KINDS: tuple[DocumentKind, ...] = get_args(DocumentKind)
-"""Units of a text file that are one document."""
+"""Parts of a text file that can be one document."""
 UNSUPPORTED_SUFFIXES = (
-    ".arrow", ".zip", ".tar", ".bz2", ".xz", ".7z", ".rar", ".npy", ".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".xls", ".xlsx",
+    ".arrow", ".zip", ".tar", ".bz2", ".xz", ".7z", ".rar", ".npy",
+    ".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".xls", ".xlsx",
 )  # fmt: skip
 
 
@@ -40,9 +41,9 @@ def read_documents(
 ) -> Iterator[Document]:
     """Yield the documents of one file, or of stdin ("-"), that have any text.
 
-    `documents` is the unit of a text file that is one document: the whole "file", a "line" (without
-    its \\n or \\r\\n) or a "paragraph" (lines between blank lines). Other formats take the text from
-    the column or field `field`. Raises InputError, with file and line or byte, if the file is
+    `documents` says which part of a text file is one document: the whole "file", a "line" (without
+    its \\n or \\r\\n) or a "paragraph" (lines between blank lines). Other formats take the text
+    from the column or field `field`. Raises InputError, with file and line or byte, if the file is
     missing, empty, cut short, not UTF-8 or otherwise broken.
     """
     reader = find_reader(path, documents, field)

@@ -66,7 +66,7 @@ def csv_reader(field: str) -> Reader:
 def parquet_reader(field: str) -> Reader:
     """Return a reader of Parquet: text in the string column `field`, BLOCK_RECORDS rows at a time.
 
-    It raises InputError if the file's metadata is damaged; a damaged row group yields bad documents.
+    Damaged metadata of the file raise InputError; a damaged row group yields bad documents.
     """
 
     def read(stream: Any, name: str, part: FileRange) -> Iterator[Document]:

@@ -106,7 +106,7 @@ def json_lines_reader(field: str) -> Reader:
 def _document_of(record: Any, field: str, where: str, position: int) -> Document:
     text = record.get(field) if isinstance(record, dict) else None
     if not isinstance(text, str):
-        what = f'no "{field}" field that holds a string'
+        what = f'no "{field}" field that is a string'
         hint = f'a line looks like {{"{field}": "..."}}'
         return bad_document("no text field", what, where, position, hint)
     if found := _SURROGATE.search(text):

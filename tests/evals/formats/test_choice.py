@@ -1,4 +1,4 @@
-"""Multiple choice in the formats its sets are published in."""
+"""Multiple-choice tasks in the formats that their data sets are published in."""
 
 from __future__ import annotations
 

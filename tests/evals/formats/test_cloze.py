@@ -1,4 +1,4 @@
-"""Missing words in the formats their sets are published in."""
+"""Missing-word tasks in the formats that their data sets are published in."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_lambada_is_read_in_both_forms(tmp_path: Path) -> None:
             "word": "Shane",
         }
     ]
-    with pytest.raises(InputError, match="no last word") as caught:  # a line that ends in a space
+    with pytest.raises(InputError, match="no last word") as caught:  # the line ends with a space
         list(READERS["lambada"](tmp_path / "a.txt"))
     assert str(caught.value.where).endswith("a.txt:1")
 

@@ -1,4 +1,4 @@
-"""Lines, JSON and tables: whole where they are whole, and with file and line where they are not."""
+"""Lines, JSON and tables are read completely; broken ones are refused with file and line."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_every_reader_refuses_a_file_of_another_format(tmp_path: Path, name: str
     for file in ("a.jsonl", "a-labels.lst", "a.en.jsonl", "a.fr.jsonl"):
         (tmp_path / file).write_text('{"what": "is this"}\n')
     for broken in ("a.jsonl", "absent.jsonl"):
-        # an object of any fields; a table of no rows
+        # any object is valid JSON lines; a table may have no rows
         if name in ("jsonl", "story_cloze") and broken == "a.jsonl":
             continue
         with pytest.raises(InputError):
@@ -154,7 +154,7 @@ def test_every_reader_refuses_a_file_of_another_format(tmp_path: Path, name: str
 
 
 def test_enwik8_is_cut_to_its_last_five_million_bytes(tmp_path: Path) -> None:
-    # the cut divides é
+    # the cut splits é
     (tmp_path / "enwik8").write_bytes(b"x" * 94_999_999 + "é".encode() + b"y" * 4_999_999)
     [row] = READERS["enwik8"](tmp_path / "enwik8")
     assert row["text"] == "y" * 4_999_999

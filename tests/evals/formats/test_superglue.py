@@ -1,4 +1,4 @@
-"""SuperGLUE's eight as GPT-3 shows them."""
+"""SuperGLUE's eight tasks in their published format."""
 
 from __future__ import annotations
 

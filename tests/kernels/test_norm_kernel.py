@@ -1,22 +1,17 @@
-"""The norms' kernel against PyTorch's LayerNorm, and in a compiled block against PyTorch's own."""
+"""The norm kernel compared with PyTorch's LayerNorm."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from gptcli.model import norm_kernel
-from gptcli.model.config import ModelConfig
-from gptcli.model.norm_kernel import Norm, add_norm, norm
-from gptcli.model.transformer import GPT, Block
-from gptcli.trainer.machine import has_compiler
-from gptcli.trainer.parallelize import apply_ac_and_compile
+from gptcli.kernels import norm_kernel
+from gptcli.kernels.norm_kernel import Norm, add_norm, norm
 
-pytestmark = pytest.mark.skipif(not norm_kernel.runs_here(), reason="no AMX here")
+pytestmark = pytest.mark.skipif(not norm_kernel.available(), reason="no AMX here")
 
 EPS = 1e-5
 SIZES = [(1, 3), (3, 5), (7, 16), (33, 57), (64, 64), (101, 100), (300, 768)]
@@ -51,7 +46,7 @@ def exactly(operands: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(("N", "C"), SIZES)
-def test_a_norm_and_the_stream_around_it(N: int, C: int, threads: int) -> None:
+def test_norm_with_residual_connection_equals_torch(N: int, C: int, threads: int) -> None:
     x, _, gain, bias = operands(N, C)
     of, dx, dy = (x, gain, bias), torch.randn(N, C), torch.randn(N, C).bfloat16()
     same, y = Norm.apply(x, gain, bias, EPS)
@@ -75,7 +70,7 @@ def test_a_norm_and_the_stream_around_it(N: int, C: int, threads: int) -> None:
 
 
 @pytest.mark.parametrize(("N", "C"), SIZES)
-def test_a_norm_of_a_sum(N: int, C: int, threads: int) -> None:
+def test_norm_of_a_residual_sum_equals_torch(N: int, C: int, threads: int) -> None:
     of = operands(N, C)
     dsum, dy = torch.randn(N, C), torch.randn(N, C).bfloat16()
     first, again = add_norm(*of, EPS)[:2], add_norm(*of, EPS)[:2]
@@ -95,7 +90,7 @@ def test_a_norm_of_a_sum(N: int, C: int, threads: int) -> None:
         near(got, one, 3e-6)
 
 
-def test_what_does_not_lie_row_after_row_or_on_whole_lines() -> None:
+def test_memory_layout_has_no_effect() -> None:
     x, found, gain, bias = (operand.detach() for operand in operands(40, 96))
     apart = torch.empty(96, 41).T[1:].copy_(x), torch.empty(40, 97)[:, 1:].bfloat16().copy_(found)
     assert all(
@@ -105,7 +100,7 @@ def test_what_does_not_lie_row_after_row_or_on_whole_lines() -> None:
     assert all(map(torch.equal, norm(moved, gain, bias, EPS), norm(x, gain, bias, EPS)))
 
 
-def test_rows_far_from_zero_and_rows_of_one_number() -> None:
+def test_rows_with_large_mean_and_constant_rows() -> None:
     x = torch.randn(4, 300) + 1e3
     x[1] = 7.0
     y = norm(x, torch.ones(300), torch.zeros(300), EPS)[0]
@@ -113,7 +108,7 @@ def test_rows_far_from_zero_and_rows_of_one_number() -> None:
     assert not y[1].any()
 
 
-def test_operators_are_what_they_tell_the_compiler() -> None:
+def test_operators_pass_opcheck() -> None:
     of = operands(6, 40)
     checks = "test_schema", "test_faketensor"
     torch.library.opcheck(add_norm, (*of, EPS), test_utils=(*checks, "test_autograd_registration"))
@@ -124,67 +119,3 @@ def test_operators_are_what_they_tell_the_compiler() -> None:
     torch.library.opcheck(
         norm_kernel.add_norm_backward, (y, x, x, found, kept, gain), test_utils=checks
     )
-
-
-def losses_and_gradients(model: GPT) -> list[torch.Tensor]:
-    tokens = torch.arange(2 * 16).view(2, 16)
-    model.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = model(tokens, tokens + 1)
-    loss.backward()
-    return [loss.detach(), *(parameter.grad for parameter in model.parameters())]
-
-
-class Counted:
-    """The kernel, which tells what was asked of it."""
-
-    def __init__(self) -> None:
-        self.kernel = norm_kernel._kernel()
-        self.calls: list[str] = []
-
-    def __getattr__(self, name: str) -> object:
-        self.calls.append(name)
-        return getattr(self.kernel, name)
-
-
-@pytest.mark.skipif(not has_compiler(), reason="no compiler here")
-@pytest.mark.parametrize(("recompute", "forwards"), [("none", 6), ("full", 12), ("selective", 0)])
-@pytest.mark.parametrize("norm", ["pre", "post"])
-def test_compiled_blocks_take_it(
-    monkeypatch: pytest.MonkeyPatch, norm: str, recompute: str, forwards: int
-) -> None:
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    model = GPT(ModelConfig(n_layer=3, n_head=2, d_model=48, n_ctx=16, vocab_size=57, norm=norm))
-    model.init_weights(0)
-    names = list(model.state_dict())
-    plain = losses_and_gradients(model)
-    counted = Counted()
-    monkeypatch.setattr(norm_kernel, "_kernel", lambda: counted)
-    apply_ac_and_compile(model, SimpleNamespace(compile=True, recompute=recompute), None)  # type: ignore[arg-type]
-    for got, wanted in zip(losses_and_gradients(model), plain, strict=True):
-        near(got, wanted, 2e-2)
-    taken = norm == "pre" and recompute != "selective"
-    assert {name: counted.calls.count(name) for name in ("forward", "backward")} == {
-        "forward": forwards * taken,
-        "backward": 6 * taken,
-    }
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-    assert list(model.state_dict()) == names
-    apply_ac_and_compile(model, SimpleNamespace(compile=False, recompute="none"), None)  # type: ignore[arg-type]
-    assert all(map(torch.equal, losses_and_gradients(model), plain)), "back to PyTorch's own"
-
-
-def test_a_block_that_it_does_not_serve_is_pytorchs_own() -> None:
-    torch.manual_seed(0)
-    block, x = (
-        Block(ModelConfig(n_layer=1, n_head=2, d_model=48, n_ctx=16, vocab_size=57), 0),
-        torch.randn(2, 16, 48),
-    )
-    wanted = block(x)
-    norm_kernel.give(block)
-    assert torch.equal(block(x), wanted), "in fp32"
-    with torch.autocast("cpu", torch.bfloat16):
-        kernel = block(x)
-        del block.forward
-        near(kernel, block(x), 1e-2)

@@ -1,32 +1,45 @@
-"""Causal attention over q, k and v as one projection leaves them, by a kernel of our own
-(`gptcli/kernels/attention.c`): in bf16, on CPUs with AMX, where the kernel can be built.
-`attention.attend` is the form for everything else.
+"""Causal attention over packed q, k and v by `attention.c`: bf16, CPUs with AMX.
 
-The kernel reads q, k and v where they lie, writes what the heads found side by side, as the next
-projection reads it, and the gradients of all three into one tensor. To the compiler each pass is a
-single operator.
+The kernel reads q, k and v in the layout that one projection writes, writes the outputs of the
+heads in the layout that the next projection reads, and the gradients of q, k and v into one tensor.
+To the compiler, each pass is a single operator.
+
+Shapes: B batch, T positions, H heads, D d_head.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+from typing import Any
 
 import torch
 
 from gptcli.kernels.build import library
+from gptcli.model import attention
 
 POINTER, LONG, INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-ALIGNED = 64  # bytes: a tile's rows are the cache's lines
+ALIGNMENT_BYTES = 64
+"""Alignment of the scratch memory: one cache line per row of a tile."""
 
 
-def serves(qkv_BTH3D: torch.Tensor) -> bool:
-    """Whether the kernel takes this tensor: a function of it and of the machine."""
-    return qkv_BTH3D.device.type == "cpu" and qkv_BTH3D.dtype == torch.bfloat16 and _runs_here()
+def attention_packed(
+    qkv_BTH3D: torch.Tensor, *, band: int | None = None, dropout: float = 0.0
+) -> torch.Tensor:
+    """Return causal self-attention as `gptcli.model.attention.attention_packed` does."""
+    if dropout or not supports(qkv_BTH3D):
+        return attention.attention_packed(qkv_BTH3D, band=band, dropout=dropout)
+    return packed_attend(qkv_BTH3D, band or qkv_BTH3D.shape[1])[0]
+
+
+def supports(qkv_BTH3D: torch.Tensor) -> bool:
+    """Return whether the kernel can run on this tensor, on this machine."""
+    return qkv_BTH3D.device.type == "cpu" and qkv_BTH3D.dtype == torch.bfloat16 and available()
 
 
 @torch.compiler.assume_constant_result
-def _runs_here() -> bool:
+def available() -> bool:
+    """Return whether the kernel can be built and run here."""
     return _kernel() is not None
 
 
@@ -44,10 +57,10 @@ def _kernel() -> ctypes.CDLL | None:
 
 @torch.library.custom_op("gptcli::packed_attend", mutates_args=(), device_types="cpu")
 def packed_attend(qkv_BTH3D: torch.Tensor, band: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """softmax(q·k / sqrt(D))·v where position t sees t - band + 1 to t.
+    """Return softmax(q·kᵀ / sqrt(D))·v as (B, T, H, D); position t sees t - band + 1 to t.
 
-    Returns it, (B, T, H, D), and what the backward pass needs of it: (B, H, T) fp32, log2 of each
-    query's sum of exponentials.
+    The second result, for the backward pass, is (B, H, T) fp32: log2 of each query's sum of
+    exponentials.
     """
     qkv_BTH3D = qkv_BTH3D.contiguous()
     y_BTHD, log_sum_BHT = _outputs(qkv_BTH3D)
@@ -68,7 +81,7 @@ def packed_attend_backward(
     log_sum_BHT: torch.Tensor,
     band: int,
 ) -> torch.Tensor:
-    """The gradient of q, k and v, packed as they are."""
+    """Return the gradients of q, k and v, packed as (B, T, H, 3, D)."""
     qkv_BTH3D, dy_BTHD = qkv_BTH3D.contiguous(), dy_BTHD.contiguous()
     dqkv_BTH3D = torch.empty_like(qkv_BTH3D)
     _run("attention_backward", qkv_BTH3D, band, dy_BTHD, qkv_BTH3D, y_BTHD, log_sum_BHT, dqkv_BTH3D)
@@ -81,35 +94,34 @@ def _(dy_BTHD: torch.Tensor, qkv_BTH3D: torch.Tensor, *rest: object) -> torch.Te
 
 
 def _outputs(qkv_BTH3D: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Allocate the results of the forward pass."""
     B, T, H, _, D = qkv_BTH3D.shape
     return qkv_BTH3D.new_empty(B, T, H, D), qkv_BTH3D.new_empty(B, H, T, dtype=torch.float32)
 
 
 def _run(function: str, qkv_BTH3D: torch.Tensor, band: int, *tensors: torch.Tensor) -> None:
-    """Call one of the kernel's functions on contiguous tensors, with room for each thread to work
-    in.
-    """
+    """Call a function of the kernel on contiguous tensors, with scratch memory for each thread."""
     kernel = _kernel()
     assert kernel is not None
     B, T, H, _, D = qkv_BTH3D.shape
     threads = torch.get_num_threads()
-    scratch = torch.empty(threads * kernel.attention_scratch(T, D) + ALIGNED, dtype=torch.uint8)
-    aligned = -(-scratch.data_ptr() // ALIGNED) * ALIGNED
+    scratch = torch.empty(
+        threads * kernel.attention_scratch(T, D) + ALIGNMENT_BYTES, dtype=torch.uint8
+    )
+    aligned = -(-scratch.data_ptr() // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
     getattr(kernel, function)(
         *(tensor.data_ptr() for tensor in tensors), B, T, H, D, band, threads, aligned
     )
 
 
-def _save(
-    ctx: object, inputs: tuple[object, ...], output: tuple[torch.Tensor, torch.Tensor]
-) -> None:
-    qkv, ctx.band = inputs  # type: ignore[attr-defined]
-    ctx.save_for_backward(qkv, *output)  # type: ignore[attr-defined]
-    ctx.set_materialize_grads(False)  # type: ignore[attr-defined]  # the sums have none
+def _save(ctx: Any, inputs: tuple[object, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    qkv, ctx.band = inputs
+    ctx.save_for_backward(qkv, *output)
+    ctx.set_materialize_grads(False)  # the sums have no gradient
 
 
-def _gradients(ctx: object, dy_BTHD: torch.Tensor, _: None) -> tuple[torch.Tensor, None]:
-    return packed_attend_backward(dy_BTHD, *ctx.saved_tensors, ctx.band), None  # type: ignore[attr-defined]
+def _gradients(ctx: Any, dy_BTHD: torch.Tensor, _: None) -> tuple[torch.Tensor, None]:
+    return packed_attend_backward(dy_BTHD, *ctx.saved_tensors, ctx.band), None
 
 
 packed_attend.register_autograd(_gradients, setup_context=_save)

@@ -11,9 +11,9 @@ from gptcli.distributed.context import RankContext
 from gptcli.errors import InputError
 from gptcli.events import SILENT, Events
 from gptcli.model.source import INIT
-from gptcli.trainer.checkpoint import folder_of
+from gptcli.trainer.checkpoint import checkpoint_folder
+from gptcli.trainer.initial_weights import begun_folder, keep_initial_weights
 from gptcli.trainer.loop import train
-from gptcli.trainer.start import keep_start, kept_start
 
 CPU = RankContext(torch.device("cpu"))
 
@@ -49,7 +49,7 @@ def test_a_resume_needs_nothing_of_the_run_that_it_started_from(make_run, train_
     options = {"init_from": source.out, "init_step": 8, "seed": 5}
     whole, broken = make_run("whole", **options), make_run("broken", **options)
     for run in (whole, broken):
-        assert keep_start(source.out, run.out, 8, SILENT, newest=False) == 8
+        assert keep_initial_weights(source.out, run.out, 8, SILENT, newest=False) == 8
     train_here(whole)
     assert not (whole.out / INIT).exists()
     with pytest.raises(Killed):
@@ -67,11 +67,11 @@ def test_a_resume_needs_nothing_of_the_run_that_it_started_from(make_run, train_
 
 
 def test_the_newest_is_taken_when_the_step_has_gone_meanwhile(source, tmp_path):
-    shutil.rmtree(folder_of(source.out, 8))
-    assert keep_start(source.out, tmp_path / "new", 8, SILENT, newest=True) == 11
-    assert kept_start(tmp_path / "new") == tmp_path / "new" / INIT
-    with pytest.raises(InputError, match="no checkpoint of step 8 here"):
-        keep_start(source.out, tmp_path / "other", 8, SILENT, newest=False)
+    shutil.rmtree(checkpoint_folder(source.out, 8))
+    assert keep_initial_weights(source.out, tmp_path / "new", 8, SILENT, newest=True) == 11
+    assert begun_folder(tmp_path / "new") == tmp_path / "new" / INIT
+    with pytest.raises(InputError, match="no checkpoint of step 8"):
+        keep_initial_weights(source.out, tmp_path / "other", 8, SILENT, newest=False)
     assert not (tmp_path / "other" / INIT).exists()
 
 
@@ -79,9 +79,9 @@ def test_copies_where_there_are_no_links(source, tmp_path, monkeypatch):
     def refused(*args):
         raise OSError(18, "Invalid cross-device link")
 
-    keep_start(source.out, tmp_path / "linked", 8, SILENT, newest=False)
-    monkeypatch.setattr("gptcli.trainer.start.os.link", refused)
-    keep_start(source.out, tmp_path / "copied", 8, SILENT, newest=False)
+    keep_initial_weights(source.out, tmp_path / "linked", 8, SILENT, newest=False)
+    monkeypatch.setattr("gptcli.trainer.initial_weights.os.link", refused)
+    keep_initial_weights(source.out, tmp_path / "copied", 8, SILENT, newest=False)
     linked, copied = (
         {
             path.relative_to(folder): path.read_bytes()

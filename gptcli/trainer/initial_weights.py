@@ -29,21 +29,23 @@ from gptcli.model.source import (
 TOKENIZER = "tokenizer.json"
 
 
-def start_folder(out: Path, init_from: Path) -> Path:
+def initial_weights_folder(out: Path, init_from: Path) -> Path:
     """The folder that the run in `out` reads its first weights from: its own copy if there is
     one.
     """
     return out / INIT if (out / INIT).is_dir() else init_from
 
 
-def kept_start(out: Path) -> Path | None:
+def begun_folder(out: Path) -> Path | None:
     """The folder that holds configuration and tokenizer of a run that was begun: its own, or what
     it starts from; None if there is none.
     """
     return next((folder for folder in (out, out / INIT) if (folder / CONFIG).is_file()), None)
 
 
-def keep_start(init_from: Path, out: Path, step: int, events: Events, *, newest: bool) -> int:
+def keep_initial_weights(
+    init_from: Path, out: Path, step: int, events: Events, *, newest: bool
+) -> int:
     """Keep the checkpoint of `step` for the run in `out`, and return its step: of the `newest`, if
     that was asked for and this one has been removed since. Raises InputError if there is none."""
     while True:
@@ -62,7 +64,7 @@ def keep_start(init_from: Path, out: Path, step: int, events: Events, *, newest:
             return step
 
 
-def drop_start(out: Path) -> None:
+def remove_initial_weights(out: Path) -> None:
     shutil.rmtree(out / INIT, ignore_errors=True)
 
 

@@ -1,24 +1,44 @@
-"""Linear layers in training by `gptcli/kernels/linear.c`: products in bf16 of fp32 weights on a CPU
-with AMX, for compiled blocks.
+"""Linear layers in training by `linear.c`: bf16 products of fp32 weights, CPUs with AMX.
 
-The kernel rounds weights as it packs them, takes GELU and its derivative on results that are in
-cache, and sums the weights' gradients in fp32, the biases' in the same pass. To the compiler a
-layer is one operator, forward and backward. Where it does not serve, a block is PyTorch's own, and
-so it is to `gptcli.model.transformer`, which knows nothing of this: `give` puts it in.
+The kernel rounds the weights while it packs them, applies GELU and its derivative to results that
+are still in cache, and accumulates the gradients of the weights in fp32 and those of the biases in
+the same pass. To the compiler, a layer is one operator forward and one backward.
+
+Shapes: N rows, K inputs, O outputs; C d_model, F d_ff.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from types import MethodType
 from typing import Any
 
 import torch
+from torch import nn
 
 from gptcli.kernels.build import library
 
 POINTER, LONG = ctypes.c_void_p, ctypes.c_long
+
+
+def supports(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Return whether the kernel can run on an input and a weight, under the current autocast.
+
+    The weight must be the fp32 one, not the copy that FSDP gathers in bf16.
+    """
+    on_cpu = x.device.type == "cpu" and weight.dtype == torch.float32 and x.numel() > 0
+    return (
+        on_cpu
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and available()
+    )
+
+
+@torch.compiler.assume_constant_result
+def available() -> bool:
+    """Return whether the kernel can be built and run here."""
+    return _kernel() is not None
 
 
 @functools.cache
@@ -31,61 +51,15 @@ def _kernel() -> ctypes.CDLL | None:
     return kernel
 
 
-@torch.compiler.assume_constant_result
-def runs_here() -> bool:
-    return _kernel() is not None
-
-
-def give(block: Any) -> None:
-    """Let the linear layers of a block be the kernel's wherever that serves. Parameters and their
-    names stay as they are.
-    """
-    for module in (block.attn.c_attn, block.attn.c_proj):
-        module.forward = MethodType(_linear, module)
-    block.mlp.forward = MethodType(_mlp, block.mlp)
-
-
-def take_back(block: Any) -> None:
-    for module in (block.attn.c_attn, block.attn.c_proj, block.mlp):
-        module.__dict__.pop("forward", None)
-
-
-def serves(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """bf16 by autocast on a CPU, and the weight is the fp32 one: FSDP gathers another."""
-    on_cpu = x.device.type == "cpu" and weight.dtype == torch.float32 and x.numel() > 0
-    return (
-        on_cpu
-        and torch.is_autocast_enabled("cpu")
-        and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        and runs_here()
-    )
-
-
-def _linear(module: Any, x: torch.Tensor) -> torch.Tensor:
-    if not serves(x, module.weight):
-        own: torch.Tensor = type(module).forward(module, x)
-        return own
-    y_NO = linear(x.flatten(0, -2).bfloat16(), module.weight, module.bias)
+def apply(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """Return the output of a linear layer in bf16, (.., K) -> (.., O)."""
+    y_NO = linear(x.flatten(0, -2).bfloat16(), layer.weight, layer.bias)
     return y_NO.view(*x.shape[:-1], -1)
-
-
-def _mlp(module: Any, x: torch.Tensor) -> torch.Tensor:
-    if not serves(x, module.c_fc.weight):
-        own: torch.Tensor = type(module).forward(module, x)
-        return own
-    y_NC, _, _ = mlp(
-        x.flatten(0, -2).bfloat16(),
-        module.c_fc.weight,
-        module.c_fc.bias,
-        module.c_proj.weight,
-        module.c_proj.bias,
-    )
-    return y_NC.view(x.shape)
 
 
 @torch.library.custom_op("gptcli::linear", mutates_args=(), device_types="cpu")
 def linear(x_NK: torch.Tensor, weight_OK: torch.Tensor, bias_O: torch.Tensor) -> torch.Tensor:
-    """x·Wᵀ + b in bf16."""
+    """Return x·Wᵀ + b in bf16, (N, O)."""
     return _forward(x_NK, weight_OK, bias_O)[0]
 
 
@@ -93,7 +67,7 @@ def linear(x_NK: torch.Tensor, weight_OK: torch.Tensor, bias_O: torch.Tensor) ->
 def linear_backward(
     dy_NO: torch.Tensor, x_NK: torch.Tensor, weight_OK: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x in bf16, and of weight and bias in fp32."""
+    """Return the gradient of x in bf16, and those of weight and bias in fp32."""
     dy_NO = dy_NO.contiguous()
     return _backward_x(dy_NO, weight_OK), *_backward_w(dy_NO, x_NK)
 
@@ -106,8 +80,9 @@ def mlp(
     proj_CF: torch.Tensor,
     proj_bias_C: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Two linear layers with GELU between; also GELU's input and what it makes of it, (N, F), for
-    the backward pass. All bf16.
+    """Return the output of two linear layers with GELU between them, (N, C) in bf16.
+
+    The other results, for the backward pass, are GELU's input and its output, (N, F) in bf16.
     """
     before_NF, after_NF = _forward(x_NC, fc_FC, fc_bias_F, gelu=True)
     return _forward(after_NF, proj_CF, proj_bias_C)[0], before_NF, after_NF
@@ -122,7 +97,7 @@ def mlp_backward(
     fc_FC: torch.Tensor,
     proj_CF: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x in bf16, and of the four parameters in fp32."""
+    """Return the gradient of x in bf16, and those of the four parameters in fp32."""
     dy_NC = dy_NC.contiguous()
     dproj_CF, dproj_bias_C = _backward_w(dy_NC, after_NF)
     dbefore_NF = _backward_x(dy_NC, proj_CF, before_NF)
@@ -166,27 +141,27 @@ def _(
     return x_NC.new_empty(x_NC.shape), *gradients
 
 
-def _keep_linear(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+def _save_linear(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
     ctx.save_for_backward(*inputs[:2])
 
 
-def _keep_mlp(ctx: Any, inputs: tuple[torch.Tensor, ...], output: tuple[torch.Tensor, ...]) -> None:
+def _save_mlp(ctx: Any, inputs: tuple[torch.Tensor, ...], output: tuple[torch.Tensor, ...]) -> None:
     x_NC, fc_FC, _, proj_CF, _ = inputs
     ctx.save_for_backward(x_NC, *output[1:], fc_FC, proj_CF)
 
 
 linear.register_autograd(
-    lambda ctx, dy_NO: linear_backward(dy_NO, *ctx.saved_tensors), setup_context=_keep_linear
+    lambda ctx, dy_NO: linear_backward(dy_NO, *ctx.saved_tensors), setup_context=_save_linear
 )
 mlp.register_autograd(
-    lambda ctx, dy_NC, *_: mlp_backward(dy_NC, *ctx.saved_tensors), setup_context=_keep_mlp
+    lambda ctx, dy_NC, *_: mlp_backward(dy_NC, *ctx.saved_tensors), setup_context=_save_mlp
 )
 
 
 def _forward(
     x_NK: torch.Tensor, weight_OK: torch.Tensor, bias_O: torch.Tensor, gelu: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The results, and GELU of them where that is asked for."""
+    """Return the output of a linear layer, and GELU of it if `gelu` (otherwise the same)."""
     y_NO = x_NK.new_empty(len(x_NK), len(weight_OK))
     after_NO = torch.empty_like(y_NO) if gelu else y_NO
     _call(
@@ -204,13 +179,14 @@ def _forward(
 def _backward_x(
     dy_NO: torch.Tensor, weight_OK: torch.Tensor, before_NK: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The gradient of x, or of what GELU made x of."""
+    """Return the gradient of x, or of GELU's input `before_NK` if x is GELU's output."""
     dx_NK = dy_NO.new_empty(len(dy_NO), weight_OK.shape[1])
     _call("backward_x", dy_NO, weight_OK, before_NK, dx_NK, shape=(*dx_NK.shape, len(weight_OK)))
     return dx_NK
 
 
 def _backward_w(dy_NO: torch.Tensor, x_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the gradients of weight and bias, in fp32."""
     O, K = dy_NO.shape[1], x_NK.shape[1]  # noqa: E741
     dweight_OK, dbias_O = torch.empty(O, K), torch.empty(O)
     _call("backward_w", dy_NO, x_NK, dweight_OK, dbias_O, shape=(len(dy_NO), K, O))
@@ -218,9 +194,9 @@ def _backward_w(dy_NO: torch.Tensor, x_NK: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def _call(name: str, *tensors: torch.Tensor | None, shape: tuple[int, ...]) -> None:
-    """Inputs may lie as they like: a copy of one lives until the call is done."""
-    whole = [None if tensor is None else tensor.contiguous() for tensor in tensors]
+    """Call a function of the kernel; copies of non-contiguous inputs live until it returns."""
+    contiguous = [None if tensor is None else tensor.contiguous() for tensor in tensors]
     if not getattr(_kernel(), name)(
-        *(None if tensor is None else tensor.data_ptr() for tensor in whole), *shape
+        *(None if tensor is None else tensor.data_ptr() for tensor in contiguous), *shape
     ):
-        raise MemoryError(f"no memory for a product of {shape}")
+        raise MemoryError(f"out of memory in a product of shape {shape}")

@@ -1,6 +1,4 @@
-"""The attention kernel against softmax in fp32, and against torch's own kernel in the same
-precision.
-"""
+"""The attention kernel compared with fp32, and with torch's kernel in the same precision."""
 
 from __future__ import annotations
 
@@ -11,9 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gptcli.model import attention_kernel
-from gptcli.model.attention import causal_mask, self_attend
-from gptcli.model.attention_kernel import packed_attend
+from gptcli import kernels
+from gptcli.kernels import attention_kernel
+from gptcli.kernels.attention_kernel import attention_packed, packed_attend
+from gptcli.model.attention import causal_mask
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
 from gptcli.trainer.machine import has_compiler
@@ -36,7 +35,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 def random(
     B: int, T: int, H: int, D: int, spread: float = 2.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """q, k and v, and a gradient; scores of this spread let a few keys have most of the weight."""
+    """Return packed q, k and v, and a gradient; `spread` concentrates the weights on a few keys."""
     generator = torch.Generator().manual_seed(T + D)
     qkv, dy = (
         torch.randn(B, T, H, 3, D, generator=generator),
@@ -66,7 +65,7 @@ def by_torch(qkv: torch.Tensor, band: int) -> torch.Tensor:
 def with_gradients(
     form: Callable[..., torch.Tensor], qkv: torch.Tensor, dy: torch.Tensor, *rest: int
 ) -> list[torch.Tensor]:
-    """y, dq, dk, dv."""
+    """Return y, dq, dk and dv."""
     leaf = qkv.detach().clone().requires_grad_()
     y = form(leaf, *rest)
     [dqkv] = torch.autograd.grad(y, leaf, dy)
@@ -91,27 +90,25 @@ def assert_no_worse_than_torch(qkv: torch.Tensor, dy: torch.Tensor, band: int) -
 
 
 @pytest.mark.parametrize("T", LENGTHS)
-def test_against_fp32(T: int) -> None:
+def test_error_is_no_larger_than_that_of_torch(T: int) -> None:
     assert_no_worse_than_torch(*random(2, T, 3, 64), band=T)
 
 
 @pytest.mark.parametrize("D", [8, 32, 40, 80, 96, 128])
 @pytest.mark.parametrize("T", [1, 33, 200])
-def test_other_heads(T: int, D: int) -> None:
+def test_error_is_no_larger_than_that_of_torch_for_other_head_sizes(T: int, D: int) -> None:
     assert_no_worse_than_torch(*random(1, T, 2, D), band=T)
 
 
 @pytest.mark.parametrize("band", [1, 2, 31, 32, 33, 34, 100])
 @pytest.mark.parametrize("T", [17, 100, 333])
-def test_in_a_band(T: int, band: int) -> None:
+def test_error_is_no_larger_than_that_of_torch_within_a_band(T: int, band: int) -> None:
     assert_no_worse_than_torch(*random(1, T, 2, 64), band=min(band, T))
 
 
 @pytest.mark.parametrize("rising", [1, -1])
-def test_scores_that_rise_and_fall_along_the_keys(rising: int) -> None:
-    """What the sums were counted from until then is nothing beside what comes, or all of it;
-    exponents beyond fp32's are neither.
-    """
+def test_rising_and_falling_scores_are_rescaled(rising: int) -> None:
+    """Later scores make earlier exponentials negligible, or the reverse; some overflow fp32."""
     qkv, dy = random(1, 300, 2, 64, spread=1.0)
     qkv[:, :, :, 0, 0] = 40
     qkv[:, :, :, 1, 0] = rising * torch.linspace(-50, 50, 300)[None, :, None].bfloat16()
@@ -119,7 +116,7 @@ def test_scores_that_rise_and_fall_along_the_keys(rising: int) -> None:
     assert_no_worse_than_torch(qkv, dy, band=70)
 
 
-def test_where_tensors_lie_does_not_matter() -> None:
+def test_memory_layout_has_no_effect() -> None:
     qkv, dy = random(2, 50, 3, 64)
     expected = with_gradients(kernel, qkv, dy, 50)
     leaf = (
@@ -131,7 +128,7 @@ def test_where_tensors_lie_does_not_matter() -> None:
         assert torch.equal(one, other.float())
 
 
-def test_the_same_bits_again_whatever_the_threads(threads: int) -> None:
+def test_bits_do_not_depend_on_the_number_of_threads(threads: int) -> None:
     qkv, dy = random(1, 257, 5, 64)
     torch.set_num_threads(1)
     expected = with_gradients(kernel, qkv, dy, 257)
@@ -141,11 +138,11 @@ def test_the_same_bits_again_whatever_the_threads(threads: int) -> None:
 
 
 @pytest.mark.skipif(not has_compiler(), reason="no compiler here")
-def test_compiled_it_is_one_operator() -> None:
+def test_compiled_attention_is_one_operator() -> None:
     torch._dynamo.reset()
     qkv, dy = random(2, 70, 2, 64)
     compiled = torch.compile(
-        lambda qkv: self_attend(qkv, band=40) * 1, dynamic=False, fullgraph=True
+        lambda qkv: attention_packed(qkv, band=40) * 1, dynamic=False, fullgraph=True
     )
     assert all(
         map(torch.equal, with_gradients(kernel, qkv, dy, 40), with_gradients(compiled, qkv, dy))
@@ -153,22 +150,22 @@ def test_compiled_it_is_one_operator() -> None:
 
 
 @pytest.mark.parametrize("band", [None, 20])
-def test_the_form_in_torch_is_the_same_function(
+def test_torch_implementation_is_the_same_function(
     band: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qkv, dy = random(2, 70, 2, 64, spread=1.0)
-    ours = with_gradients(lambda qkv: self_attend(qkv, band=band), qkv, dy)
-    monkeypatch.setattr(attention_kernel, "_runs_here", lambda: False)
+    ours = with_gradients(lambda qkv: attention_packed(qkv, band=band), qkv, dy)
+    monkeypatch.setattr(attention_kernel, "available", lambda: False)
     for our, their in zip(
-        ours, with_gradients(lambda qkv: self_attend(qkv, band=band), qkv, dy), strict=True
+        ours, with_gradients(lambda qkv: attention_packed(qkv, band=band), qkv, dy), strict=True
     ):
         torch.testing.assert_close(our, their, atol=0.03, rtol=0.03)
 
 
-def test_the_model_calls_it_in_bf16_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_calls_the_kernel_in_bf16_only(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(
-        "gptcli.model.attention.packed_attend",
+        "gptcli.kernels.attention_kernel.packed_attend",
         lambda qkv, band: calls.append(band) or packed_attend(qkv, band),
     )
     model = GPT(
@@ -177,6 +174,7 @@ def test_the_model_calls_it_in_bf16_alone(monkeypatch: pytest.MonkeyPatch) -> No
         )
     )
     model.init_weights(0)
+    kernels.install(model)
     idx_BT = torch.arange(48)[None]
     exact = model(idx_BT)
     assert calls == []

@@ -1,4 +1,4 @@
-"""The head's kernel against fp32 and against the form in PyTorch that it takes the place of."""
+"""The kernel of the output head compared with fp32 and with PyTorch's implementation."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gptcli.model import head_kernel
+from gptcli.kernels import head_kernel
 from gptcli.model import loss as module
 from gptcli.model.loss import IGNORE, next_token_loss
 
 pytestmark = pytest.mark.skipif(
-    not head_kernel.serves(torch.ones(1, 1, dtype=torch.bfloat16), torch.ones(1, 1)),
+    not head_kernel.available(),
     reason="no AMX here",
 )
 
@@ -27,9 +27,9 @@ def operands(N: int, C: int, V: int) -> tuple[torch.Tensor, torch.Tensor, torch.
 def taken(
     x_NC: torch.Tensor, weight_VC: torch.Tensor, target_N: torch.Tensor
 ) -> list[torch.Tensor]:
-    """The loss, and the gradients of x and the weight."""
+    """Return the loss, and the gradients of x and the weight."""
     with torch.autocast("cpu", torch.bfloat16):
-        loss = next_token_loss(x_NC, weight_VC, target_N)
+        loss = next_token_loss(x_NC, weight_VC, target_N, kernel=head_kernel)
     return [loss.detach(), *torch.autograd.grad(loss / 7, (x_NC, weight_VC))]
 
 
@@ -41,7 +41,7 @@ def distance(got: torch.Tensor, wanted: torch.Tensor) -> float:
     ("N", "C", "V"),
     [(1, 48, 57), (37, 96, 256), (64, 64, 1000), (300, 768, 3001), (70, 768, 50257)],
 )
-def test_nearer_to_fp32_than_the_form_in_pytorch(
+def test_kernel_is_closer_to_fp32_than_torch(
     monkeypatch: pytest.MonkeyPatch, N: int, C: int, V: int
 ) -> None:
     x_NC, weight_VC, target_N = operands(N, C, V)
@@ -51,7 +51,7 @@ def test_nearer_to_fp32_than_the_form_in_pytorch(
     assert all(torch.equal(one, other) for one, other in zip(kernel, again, strict=True)), (
         "the same bits each time"
     )
-    monkeypatch.setattr(head_kernel, "serves", lambda *_: False)
+    monkeypatch.setattr(head_kernel, "supports", lambda *_: False)
     pytorch = taken(x_NC, weight_VC, target_N)
     x, weight = (
         x_NC.detach().float().requires_grad_(),
@@ -65,7 +65,7 @@ def test_nearer_to_fp32_than_the_form_in_pytorch(
         assert distance(got, right) <= distance(old, right) + 1e-6
 
 
-def test_chunks_of_positions_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_does_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
     x_NC, weight_VC, target_N = operands(100, 48, 300)
     whole = taken(x_NC, weight_VC, target_N)
     monkeypatch.setattr(module, "CHUNK_BYTES", 40 * head_kernel.row_bytes(300))
@@ -73,14 +73,16 @@ def test_chunks_of_positions_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_nothing_counts_where_all_is_ignored() -> None:
+def test_ignored_targets_add_nothing() -> None:
     x_NC, weight_VC, target_N = operands(40, 48, 57)
     for result in taken(x_NC, weight_VC, torch.full_like(target_N, IGNORE)):
         assert not result.any()
 
 
-def test_without_training_and_in_bf16_throughout() -> None:
+def test_loss_is_the_same_without_training_and_with_bf16_weights() -> None:
     x_NC, weight_VC, target_N = operands(40, 48, 57)
     trained = taken(x_NC, weight_VC, target_N)[0]
     with torch.no_grad():
-        assert next_token_loss(x_NC, weight_VC.bfloat16(), target_N).equal(trained)
+        assert next_token_loss(x_NC, weight_VC.bfloat16(), target_N, kernel=head_kernel).equal(
+            trained
+        )

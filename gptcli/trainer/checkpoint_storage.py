@@ -9,11 +9,14 @@ that package's own storage keeps its index as a pickle. Names are the plain mode
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from io import FileIO
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -33,14 +36,16 @@ from gptcli.files import sha256, write_json
 from gptcli.model.checkpoint_tensors import OPTIMIZER, read_index
 from gptcli.model.source import INDEX, MODEL
 from gptcli.model.tensor_file import DTYPES, open_tensors, write_tensors
-from gptcli.trainer.direct_file import DirectFile
 
-ROOM = 1 << 20  # bytes of a checkpoint beside its tensors: indices and headers
+METADATA_BYTES = 1 << 20  # bytes of a checkpoint beside its tensors: indices and headers
+
+WRITE_BYTES = 4 << 20  # bytes of a write
+ALIGN_BYTES = 4096  # what context and length of such writes are multiples of
 
 Table = dict[str, Any]
 
 
-def file_of(name: str, context: RankContext) -> str:
+def tensor_file_name(name: str, context: RankContext) -> str:
     """The file in which this process writes its piece of a tensor: a name that `FILE` knows."""
     kind = OPTIMIZER if "/" in name else MODEL
     return (
@@ -50,7 +55,7 @@ def file_of(name: str, context: RankContext) -> str:
     )
 
 
-class Writer(StorageWriter):
+class CheckpointWriter(StorageWriter):
     """Writes one checkpoint into `folder`, which the first process makes; `finish` is called there
     once every file is on disk, with the SHA-256 of each."""
 
@@ -74,7 +79,7 @@ class Writer(StorageWriter):
         """
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        needed = ROOM + sum(
+        needed = METADATA_BYTES + sum(
             item.tensor_storage_size() or 0 for plan in plans for item in plan.items
         )
         if (free := shutil.disk_usage(self.folder).free) < needed:
@@ -85,7 +90,7 @@ class Writer(StorageWriter):
         self.folder.mkdir(parents=True, exist_ok=True)  # another machine may not see it yet
         files = defaultdict(list)
         for item in plan.items:
-            files[file_of(item.index.fqn, self.context)].append(item)
+            files[tensor_file_name(item.index.fqn, self.context)].append(item)
         results = []
         for file, items in files.items():
             tensors: dict[str, Any] = {item.index.fqn: planner.resolve_data(item) for item in items}
@@ -122,7 +127,7 @@ class Writer(StorageWriter):
         return True
 
 
-class Reader(StorageReader):
+class CheckpointReader(StorageReader):
     """Reads the pieces that a process needs out of the files that hold them, whatever layout wrote
     them.
     """
@@ -151,7 +156,7 @@ class Reader(StorageReader):
             )
         return tensors
 
-    def held(self) -> set[str]:
+    def file_names(self) -> set[str]:
         """The files that hold the tensors. Raises InputError as `tensors`."""
         self.tensors()
         return set(self.files.values())
@@ -200,3 +205,50 @@ def _done(value: Any) -> Future[Any]:
     future: Future[Any] = Future()
     future.set_result(value)
     return future
+
+
+class DirectFile:
+    """For writing from front to back; whole and on disk once the block it is opened for ends."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self.file = FileIO(path, "wb", opener=_open_direct)
+        except OSError:  # not every file system can
+            self.file = FileIO(path, "wb")
+        self.buffer = memoryview(mmap.mmap(-1, WRITE_BYTES))  # which begins on a page
+        self.held = self.size = 0
+
+    def write(self, data: memoryview) -> None:
+        while data:
+            part = data[: WRITE_BYTES - self.held]
+            self.buffer[self.held : self.held + len(part)] = part
+            self.held += len(part)
+            self.size += len(part)
+            data = data[len(part) :]
+            if self.held == WRITE_BYTES:
+                self._flush(WRITE_BYTES)
+
+    def _flush(self, length: int) -> None:
+        left = self.buffer[:length]
+        while left:
+            left = left[self.file.write(left) :]
+        self.held = 0
+
+    def __enter__(self) -> DirectFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self.file:
+            if error is None:
+                self._flush(-(-self.held // ALIGN_BYTES) * ALIGN_BYTES)
+                self.file.truncate(self.size)
+                os.fsync(self.file.fileno())
+
+
+def _open_direct(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_DIRECT", 0), 0o666)

@@ -1,24 +1,33 @@
-"""A block's residual stream in training by `gptcli/kernels/norm.c`: LayerNorms and the sums around
-them, beside `linear_kernel`.
+"""LayerNorms and residual sums of a layer in training by `norm.c`: CPUs with AMX.
 
-Where the linear layers are that kernel's, they take a norm's output in bf16, and nothing else reads
-it. So a norm reads the stream once, sums it with what the sub-block before has found, and writes
-bf16; and its backward pass takes the gradient that went around the sub-block along, so that nothing
-is left to be summed. Post-norm, where a norm's output is the stream, is PyTorch's own.
+The kernels of `linear_kernel` read the outputs in bf16. The backward pass of a norm also adds the
+gradient that reaches its input through the residual connection.
+
+Shapes: N positions, C d_model.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from types import MethodType
 from typing import Any
 
 import torch
 
+from gptcli.kernels import linear_kernel
 from gptcli.kernels.build import library
-from gptcli.model import linear_kernel
-from gptcli.model.linear_kernel import LONG, POINTER
+from gptcli.kernels.linear_kernel import LONG, POINTER
+
+
+def supports(x: torch.Tensor, *gains: torch.Tensor) -> bool:
+    """Return whether the kernel can run on an input and the gains of its norms, all in fp32."""
+    return all(tensor.dtype == torch.float32 for tensor in (x, *gains)) and available()
+
+
+@torch.compiler.assume_constant_result
+def available() -> bool:
+    """Return whether the kernel can be built and run here, and the linear kernel that it needs."""
+    return linear_kernel.available() and _kernel() is not None
 
 
 @functools.cache
@@ -33,48 +42,26 @@ def _kernel() -> ctypes.CDLL | None:
     return kernel
 
 
-@torch.compiler.assume_constant_result
-def runs_here() -> bool:
-    return linear_kernel.runs_here() and _kernel() is not None
-
-
-def give(block: Any) -> None:
-    """Let the stream of a block whose linear layers are the kernel's be this one's wherever that
-    serves.
-    """
-    if not block.post_norm:
-        block.forward = MethodType(_block, block)
-
-
-def _block(block: Any, x_BTC: torch.Tensor, *rest: Any) -> torch.Tensor:
-    one, two = block.ln_1, block.ln_2
-    fp32 = x_BTC.dtype == one.weight.dtype == two.weight.dtype == torch.float32
-    if not (fp32 and linear_kernel.serves(x_BTC, block.attn.c_attn.weight) and runs_here()):
-        own: torch.Tensor = type(block).forward(block, x_BTC, *rest)
-        return own
-    x_NC, y_NC = Norm.apply(x_BTC.flatten(0, -2), one.weight, one.bias, one.eps)
-    found_NC = block.drop(block.attn(y_NC.view(x_BTC.shape), *rest)).flatten(0, -2)
-    x_NC, y_NC, _ = add_norm(x_NC, found_NC.bfloat16(), two.weight, two.bias, two.eps)
-    return x_NC.view(x_BTC.shape) + block.drop(block.mlp(y_NC.view(x_BTC.shape)))
-
-
 class Norm(torch.autograd.Function):
-    """The stream as it was, for the sum around the sub-block, and its norm in bf16: what comes back
-    of both is summed in one pass.
+    """LayerNorm in bf16, together with its unchanged input for the residual connection.
+
+    The backward pass adds the gradients of both outputs in one pass.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x_NC: torch.Tensor, gain_C: torch.Tensor, bias_C: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        y_NC, kept_2N = norm(x_NC, gain_C, bias_C, eps)
-        ctx.save_for_backward(x_NC, kept_2N, gain_C)
+        """Return x and its LayerNorm."""
+        y_NC, stats_2N = norm(x_NC, gain_C, bias_C, eps)
+        ctx.save_for_backward(x_NC, stats_2N, gain_C)
         return x_NC.view_as(x_NC), y_NC
 
     @staticmethod
     def backward(
         ctx: Any, dx_NC: torch.Tensor, dy_NC: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of x, gain and bias."""
         return *norm_backward(dy_NC, dx_NC, *ctx.saved_tensors), None
 
 
@@ -82,9 +69,9 @@ class Norm(torch.autograd.Function):
 def norm(
     x_NC: torch.Tensor, gain_C: torch.Tensor, bias_C: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """x's LayerNorm in bf16; and each row's mean and 1/deviation."""
-    _, y_NC, kept_2N = _forward(x_NC, None, gain_C, bias_C, eps)
-    return y_NC, kept_2N
+    """Return the LayerNorm of x in bf16, and the mean and 1/deviation of each row, (2, N)."""
+    _, y_NC, stats_2N = _forward(x_NC, None, gain_C, bias_C, eps)
+    return y_NC, stats_2N
 
 
 @torch.library.custom_op("gptcli::norm_backward", mutates_args=(), device_types="cpu")
@@ -92,26 +79,27 @@ def norm_backward(
     dy_NC: torch.Tensor,
     dx_NC: torch.Tensor,
     x_NC: torch.Tensor,
-    kept_2N: torch.Tensor,
+    stats_2N: torch.Tensor,
     gain_C: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x, the one that it has besides among them, of gain and of bias, in fp32."""
-    dx_NC, _, dgain_C, dbias_C = _backward(dy_NC, dx_NC, x_NC, None, kept_2N, gain_C)
+    """Return the gradients of x, gain and bias in fp32; that of x includes `dx_NC`."""
+    dx_NC, _, dgain_C, dbias_C = _backward(dy_NC, dx_NC, x_NC, None, stats_2N, gain_C)
     return dx_NC, dgain_C, dbias_C
 
 
 @torch.library.custom_op("gptcli::add_norm", mutates_args=(), device_types="cpu")
 def add_norm(
     x_NC: torch.Tensor,
-    found_NC: torch.Tensor,
+    branch_NC: torch.Tensor,
     gain_C: torch.Tensor,
     bias_C: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x with what a sub-block has found, in bf16, added; that sum's LayerNorm in bf16; and each
-    row's mean and 1/deviation.
+    """Return x + branch, its LayerNorm in bf16, and the mean and 1/deviation of each row, (2, N).
+
+    `branch_NC` is the output of a sub-block in bf16.
     """
-    return _forward(x_NC, found_NC, gain_C, bias_C, eps)
+    return _forward(x_NC, branch_NC, gain_C, bias_C, eps)
 
 
 @torch.library.custom_op("gptcli::add_norm_backward", mutates_args=(), device_types="cpu")
@@ -119,12 +107,12 @@ def add_norm_backward(
     dy_NC: torch.Tensor,
     dsum_NC: torch.Tensor,
     x_NC: torch.Tensor,
-    found_NC: torch.Tensor,
-    kept_2N: torch.Tensor,
+    branch_NC: torch.Tensor,
+    stats_2N: torch.Tensor,
     gain_C: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x in fp32, of what was found in bf16, and of gain and bias."""
-    return _backward(dy_NC, dsum_NC, x_NC, found_NC, kept_2N, gain_C)
+    """Return the gradients of x in fp32, of the branch in bf16, and of gain and bias."""
+    return _backward(dy_NC, dsum_NC, x_NC, branch_NC, stats_2N, gain_C)
 
 
 @norm.register_fake
@@ -137,7 +125,7 @@ def _(
     dy_NC: torch.Tensor,
     dx_NC: torch.Tensor,
     x_NC: torch.Tensor,
-    kept_2N: torch.Tensor,
+    stats_2N: torch.Tensor,
     gain_C: torch.Tensor,
 ) -> tuple[torch.Tensor, ...]:
     return (
@@ -161,8 +149,8 @@ def _(
     dy_NC: torch.Tensor,
     dsum_NC: torch.Tensor,
     x_NC: torch.Tensor,
-    found_NC: torch.Tensor,
-    kept_2N: torch.Tensor,
+    branch_NC: torch.Tensor,
+    stats_2N: torch.Tensor,
     gain_C: torch.Tensor,
 ) -> tuple[torch.Tensor, ...]:
     dx_NC, dgain_C = x_NC.new_empty(x_NC.shape), gain_C.new_empty(gain_C.shape)
@@ -174,8 +162,8 @@ def _(
     )
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    # not the sum: x is kept by the norm before, and what was found takes half of it
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    # not the sum: the norm before keeps x, and the branch takes half of the sum's memory
     ctx.save_for_backward(*inputs[:2], output[2], inputs[2])
 
 
@@ -185,32 +173,33 @@ def _add_norm_backward(
     return *add_norm_backward(dy_NC, dsum_NC, *ctx.saved_tensors), None
 
 
-add_norm.register_autograd(_add_norm_backward, setup_context=_keep)
+add_norm.register_autograd(_add_norm_backward, setup_context=_save)
 
 
 def _forward(
     x_NC: torch.Tensor,
-    found_NC: torch.Tensor | None,
+    branch_NC: torch.Tensor | None,
     gain_C: torch.Tensor,
     bias_C: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    sum_NC = x_NC if found_NC is None else x_NC.new_empty(x_NC.shape)
-    y_NC, kept_2N = x_NC.new_empty(x_NC.shape, dtype=torch.bfloat16), x_NC.new_empty(2, len(x_NC))
+    sum_NC = x_NC if branch_NC is None else x_NC.new_empty(x_NC.shape)
+    y_NC, stats_2N = x_NC.new_empty(x_NC.shape, dtype=torch.bfloat16), x_NC.new_empty(2, len(x_NC))
     inputs = [
         None if tensor is None else tensor.contiguous()
-        for tensor in (x_NC, found_NC, gain_C, bias_C)
+        for tensor in (x_NC, branch_NC, gain_C, bias_C)
     ]
-    _kernel().forward(*map(_at, (*inputs, sum_NC, y_NC, kept_2N)), *x_NC.shape, eps)  # type: ignore[union-attr]
-    return sum_NC, y_NC, kept_2N
+    addresses = map(_address, (*inputs, sum_NC, y_NC, stats_2N))
+    _kernel().forward(*addresses, *x_NC.shape, eps)  # type: ignore[union-attr]
+    return sum_NC, y_NC, stats_2N
 
 
 def _backward(
     dy_NC: torch.Tensor,
     dsum_NC: torch.Tensor,
     x_NC: torch.Tensor,
-    found_NC: torch.Tensor | None,
-    kept_2N: torch.Tensor,
+    branch_NC: torch.Tensor | None,
+    stats_2N: torch.Tensor,
     gain_C: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     dx_NC, dgain_C, dbias_C = (
@@ -218,16 +207,16 @@ def _backward(
         gain_C.new_empty(gain_C.shape),
         gain_C.new_empty(gain_C.shape),
     )
-    dfound_NC = None if found_NC is None else dx_NC.new_empty(dx_NC.shape, dtype=torch.bfloat16)
+    dbranch_NC = None if branch_NC is None else dx_NC.new_empty(dx_NC.shape, dtype=torch.bfloat16)
     inputs = [
         None if tensor is None else tensor.contiguous()
-        for tensor in (dy_NC, dsum_NC, x_NC, found_NC, kept_2N, gain_C)
+        for tensor in (dy_NC, dsum_NC, x_NC, branch_NC, stats_2N, gain_C)
     ]
-    addresses = map(_at, (*inputs, dx_NC, dfound_NC, dgain_C, dbias_C))
+    addresses = map(_address, (*inputs, dx_NC, dbranch_NC, dgain_C, dbias_C))
     if not _kernel().backward(*addresses, *x_NC.shape):  # type: ignore[union-attr]
-        raise MemoryError(f"no memory for the norm of {tuple(x_NC.shape)}")
-    return dx_NC, dx_NC if dfound_NC is None else dfound_NC, dgain_C, dbias_C
+        raise MemoryError(f"out of memory in a LayerNorm of shape {tuple(x_NC.shape)}")
+    return dx_NC, dx_NC if dbranch_NC is None else dbranch_NC, dgain_C, dbias_C
 
 
-def _at(tensor: torch.Tensor | None) -> int | None:
+def _address(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()

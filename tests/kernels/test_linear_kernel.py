@@ -1,25 +1,19 @@
-"""The linear layers' kernel against fp32, and in a compiled block against PyTorch's own."""
+"""The linear kernel compared with fp32."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from gptcli.model import linear_kernel
-from gptcli.model.config import ModelConfig
-from gptcli.model.linear_kernel import linear, mlp
-from gptcli.model.transformer import GPT, Block
-from gptcli.trainer.machine import has_compiler
-from gptcli.trainer.parallelize import apply_ac_and_compile
+from gptcli.kernels import linear_kernel
+from gptcli.kernels.linear_kernel import linear, mlp
 
-pytestmark = pytest.mark.skipif(not linear_kernel.runs_here(), reason="no AMX here")
+pytestmark = pytest.mark.skipif(not linear_kernel.available(), reason="no AMX here")
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:
-    """As fp32 that holds what bf16 has left, and wants a gradient."""
+    """Return x rounded to bf16, in fp32 and with gradients."""
     return x.detach().bfloat16().float().requires_grad_()
 
 
@@ -31,7 +25,7 @@ def near(got: torch.Tensor, wanted: torch.Tensor, most: float) -> None:
 @pytest.mark.parametrize(
     ("N", "K", "O"), [(1, 7, 5), (33, 48, 57), (64, 64, 64), (100, 96, 768), (300, 768, 96)]
 )
-def test_a_linear_layer_of_any_size(N: int, K: int, O: int) -> None:  # noqa: E741
+def test_linear_layer_of_any_size_equals_torch(N: int, K: int, O: int) -> None:  # noqa: E741
     torch.manual_seed(0)
     x, weight, bias = torch.randn(N, K).bfloat16(), torch.randn(O, K), torch.randn(O)
     dy = torch.randn(N, O).bfloat16()
@@ -57,7 +51,7 @@ def test_a_linear_layer_of_any_size(N: int, K: int, O: int) -> None:  # noqa: E7
 
 
 @pytest.mark.parametrize(("N", "C", "hidden"), [(1, 5, 7), (70, 48, 192), (33, 96, 57)])
-def test_an_mlp_of_any_size(N: int, C: int, hidden: int) -> None:
+def test_mlp_of_any_size_equals_torch(N: int, C: int, hidden: int) -> None:
     torch.manual_seed(0)
     shapes = (hidden, C), (hidden,), (C, hidden), (C,)
     operands = [
@@ -80,7 +74,7 @@ def test_an_mlp_of_any_size(N: int, C: int, hidden: int) -> None:
         near(got, right, 1e-2)
 
 
-def test_gelu_far_out_and_at_nothing() -> None:
+def test_gelu_of_extreme_and_tiny_values() -> None:
     x = (
         torch.tensor([[-1e4, -30.0, -8.0, -1e-20, 0.0, 1e-20, 8.0, 30.0, 1e4]])
         .T.bfloat16()
@@ -97,7 +91,7 @@ def test_gelu_far_out_and_at_nothing() -> None:
     )
 
 
-def test_operators_are_what_they_tell_the_compiler() -> None:
+def test_operators_pass_opcheck() -> None:
     x, weight, back = (
         torch.randn(6, 8).bfloat16().requires_grad_(),
         torch.randn(10, 8),
@@ -108,58 +102,3 @@ def test_operators_are_what_they_tell_the_compiler() -> None:
     torch.library.opcheck(
         mlp, (x, weight, torch.randn(10), back, torch.randn(8)), test_utils=checks
     )
-
-
-def losses_and_gradients(model: GPT) -> list[torch.Tensor]:
-    tokens = torch.arange(2 * 16).view(2, 16)
-    model.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = model(tokens, tokens + 1)
-    loss.backward()
-    return [loss.detach(), *(parameter.grad for parameter in model.parameters())]  # type: ignore[misc]
-
-
-@pytest.mark.skipif(not has_compiler(), reason="no compiler here")
-def test_compiled_blocks_take_it_and_one_graph_serves_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    model = GPT(ModelConfig(n_layer=3, n_head=2, d_model=48, n_ctx=16, vocab_size=57))
-    model.init_weights(0)
-    names = list(model.state_dict())
-    plain = losses_and_gradients(model)
-    calls = []
-    kernel = linear_kernel._call
-    monkeypatch.setattr(
-        linear_kernel,
-        "_call",
-        lambda name, *rest, shape: (calls.append(name), kernel(name, *rest, shape=shape)),
-    )
-    settings = SimpleNamespace(compile=True, recompute="none")
-    apply_ac_and_compile(model, settings, None)  # type: ignore[arg-type]
-    for got, wanted in zip(losses_and_gradients(model), plain, strict=True):
-        near(got, wanted, 2e-2)
-    assert {name: calls.count(name) for name in set(calls)} == {
-        "forward": 12,
-        "backward_x": 12,
-        "backward_w": 12,
-    }
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-    assert list(model.state_dict()) == names
-    settings.compile = False
-    apply_ac_and_compile(model, settings, None)  # type: ignore[arg-type]
-    assert all(map(torch.equal, losses_and_gradients(model), plain)), "back to PyTorch's own"
-
-
-def test_a_block_that_it_does_not_serve_is_pytorchs_own() -> None:
-    torch.manual_seed(0)
-    block, x = (
-        Block(ModelConfig(n_layer=1, n_head=2, d_model=48, n_ctx=16, vocab_size=57), 0),
-        torch.randn(2, 16, 48),
-    )
-    wanted = block(x)
-    linear_kernel.give(block)
-    assert torch.equal(block(x), wanted), "in fp32"
-    with torch.autocast("cpu", torch.bfloat16):
-        kernel = block(x)
-        linear_kernel.take_back(block)
-        near(kernel, block(x), 1e-2)

@@ -1,6 +1,4 @@
-"""A step of the kernel is the model: every kind of weight and layer, rows of unlike lengths, and
-each as if it were alone.
-"""
+"""A decoding step of the kernel equals the model, for every kind of weight and layer."""
 
 from __future__ import annotations
 
@@ -11,13 +9,12 @@ import platform
 import pytest
 import torch
 
-from gptcli.kernels import build
+from gptcli.kernels import build, decode_kernel
 from gptcli.kernels.build import library
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
-from gptcli.sampling import step
 from gptcli.sampling.engine import Engine
-from gptcli.sampling.quantize import Int8, read_in_place
+from gptcli.sampling.quantize import Int8Linear, prepare_for_inference
 
 pytestmark = pytest.mark.skipif(library("decode") is None, reason="the kernel cannot be built here")
 N_CTX = 24
@@ -67,7 +64,7 @@ def small(kind: str, size: str, dtype: torch.dtype) -> GPT:
 
 
 def exact(model: GPT) -> GPT:
-    """The same weights, rounded as they are, in fp64 and plain PyTorch."""
+    """Return the same (rounded) weights in plain PyTorch and fp64."""
     plain = GPT(model.config).double().eval()
     state = {
         name: tensor.double()
@@ -75,7 +72,7 @@ def exact(model: GPT) -> GPT:
         if not name.endswith(("weight_NK", "scale_N"))
     }
     for name, module in model.named_modules():
-        if isinstance(module, Int8):
+        if isinstance(module, Int8Linear):
             state[f"{name}.weight"] = module.weight_NK.double() * module.scale_N.double()[:, None]
             if module.bias is not None:
                 state[f"{name}.bias"] = module.bias.double()
@@ -86,9 +83,9 @@ def exact(model: GPT) -> GPT:
 
 
 def filled(model: GPT, prompts: list[list[int]]) -> Engine:
-    """Rows that have read their prompts, with what no row may look at beyond them."""
+    """Return an engine after prefill, with NaN in every slot that no row may read."""
     engine = Engine(model, len(prompts))
-    engine.read(range(len(prompts)), prompts)
+    engine.prefill(range(len(prompts)), prompts)
     for store in engine.cache.keys + engine.cache.values:
         for row, prompt in enumerate(prompts):
             store[row, :, len(prompt) :] = math.nan
@@ -101,17 +98,17 @@ def filled(model: GPT, prompts: list[list[int]]) -> Engine:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
-def test_a_step_is_the_model_and_each_row_is_alone(
+def test_step_equals_the_model_and_rows_are_independent(
     kind: str, size: str, dtype: torch.dtype, quantize: str
 ) -> None:
-    model = read_in_place(small(kind, size, dtype), quantize)
+    model = prepare_for_inference(small(kind, size, dtype), quantize)
     plain, V = exact(model), model.config.vocab_size
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(V, (length,), generator=generator).tolist() for length in LENGTHS]
     engine = filled(model, prompts)
     assert engine._step is not None
     before = copy.deepcopy(engine.cache)
-    logits_BV = engine.step([token % V for token in NEXT])
+    logits_BV = engine.decode([token % V for token in NEXT])
     # in bf16 it is the cache that is rounded
     limit = 3e-2 if dtype == torch.bfloat16 else 5e-6 if quantize == "none" else 5e-4
     for row, prompt in enumerate(prompts):
@@ -123,17 +120,17 @@ def test_a_step_is_the_model_and_each_row_is_alone(
             for stores in (before.keys, before.values)
         )
         alone.lengths = [len(prompt)]
-        assert torch.equal(alone.step([NEXT[row] % V])[0], logits_BV[row])
+        assert torch.equal(alone.decode([NEXT[row] % V])[0], logits_BV[row])
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="builds for x86-64")
 @pytest.mark.parametrize("quantize", ["none", "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("cpu", ["nehalem", "haswell"])
-def test_as_it_is_built_for_older_cpus(
+def test_builds_for_older_cpus_equal_the_model(
     cpu: str, dtype: torch.dtype, quantize: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without any lanes of 256 bits, and without tiles and lanes of 512."""
+    """Builds without 256-bit vectors, and without 512-bit vectors and tiles."""
     if cpu == "haswell" and not {"avx2", "fma", "bmi2"} <= set(build._features().split()):
         pytest.skip("this CPU is older")
     monkeypatch.setattr(
@@ -144,35 +141,34 @@ def test_as_it_is_built_for_older_cpus(
     older = library.__wrapped__("decode")
     assert older is not None
     assert older._name != library("decode")._name
-    for module in (quantize, step):
-        monkeypatch.setattr(module, "library", lambda _: older)
+    monkeypatch.setattr(decode_kernel, "library", lambda _: older)
     for size in SIZES:
-        test_a_step_is_the_model_and_each_row_is_alone("gpt3", size, dtype, quantize)
+        test_step_equals_the_model_and_rows_are_independent("gpt3", size, dtype, quantize)
 
 
 @pytest.mark.parametrize("quantize", ["none", "int8"])
 @torch.inference_mode()
-def test_many_rows(quantize: str) -> None:
-    """More than the tiles hold at once: each as if it were alone."""
-    model = read_in_place(small("gpt2", "tiles", torch.bfloat16), quantize)
+def test_rows_beyond_the_tiles_are_independent(quantize: str) -> None:
+    """More rows than the tiles take at once are still independent of each other."""
+    model = prepare_for_inference(small("gpt2", "tiles", torch.bfloat16), quantize)
     prompts = [[i % 64, 7 * i % 64] for i in range(75)]
     many, few = filled(model, prompts), filled(model, prompts[:9])
     for stores in ("keys", "values"):  # prompts read together are rounded otherwise
         setattr(few.cache, stores, [store[:9].clone() for store in getattr(many.cache, stores)])
-    assert torch.equal(many.step([5] * 75)[:9], few.step([5] * 9))
+    assert torch.equal(many.decode([5] * 75)[:9], few.decode([5] * 9))
 
 
 @torch.inference_mode()
-def test_a_full_row_is_refused() -> None:
-    engine = Engine(read_in_place(small("gpt2", "odd", torch.float32)), 2, room=4)
+def test_full_row_is_rejected() -> None:
+    engine = Engine(prepare_for_inference(small("gpt2", "odd", torch.float32)), 2, max_len=4)
     engine.lengths = [1, 4]
     with pytest.raises(IndexError, match="4 tokens"):
-        engine.step([1, 1])
+        engine.decode([1, 1])
 
 
 @torch.inference_mode()
-def test_a_token_outside_of_the_vocabulary_is_refused() -> None:
-    engine = Engine(read_in_place(small("gpt2", "odd", torch.float32)), 2)
+def test_token_outside_the_vocabulary_is_rejected() -> None:
+    engine = Engine(prepare_for_inference(small("gpt2", "odd", torch.float32)), 2)
     for token in (57, -1):
         with pytest.raises(IndexError, match="vocabulary of 57"):
-            engine.step([1, token])
+            engine.decode([1, token])

@@ -4,12 +4,14 @@ import os
 
 import pytest
 
-from gptcli.trainer import direct_file
-from gptcli.trainer.direct_file import SIZE, DirectFile
+from gptcli.trainer import checkpoint_storage
+from gptcli.trainer.checkpoint_storage import WRITE_BYTES, DirectFile
 
 
 @pytest.mark.parametrize("refused", [False, True])
-@pytest.mark.parametrize("length", [0, 1, 4096, SIZE - 1, SIZE, SIZE + 1, 2 * SIZE + 5000])
+@pytest.mark.parametrize(
+    "length", [0, 1, 4096, WRITE_BYTES - 1, WRITE_BYTES, WRITE_BYTES + 1, 2 * WRITE_BYTES + 5000]
+)
 def test_what_was_written_is_there_to_the_byte(tmp_path, monkeypatch, length, refused):
     """Whatever the length, in pieces of any size, and on a file system that only writes through the
     cache.
@@ -19,7 +21,7 @@ def test_what_was_written_is_there_to_the_byte(tmp_path, monkeypatch, length, re
         def refuse(path, flags):
             raise OSError(22, "Invalid argument")
 
-        monkeypatch.setattr(direct_file, "_past_the_cache", refuse)
+        monkeypatch.setattr(checkpoint_storage, "_open_direct", refuse)
     synced = []
     monkeypatch.setattr(os, "fsync", synced.append)
     data = os.urandom(length)

@@ -1,0 +1,55 @@
+"""Access to `gptcli.kernels` for the rest of the package, which also works without that folder.
+
+Without it, `install` and `uninstall` do nothing and no kernel is available: the model runs in plain
+PyTorch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from gptcli.kernels import Kernel
+    from gptcli.kernels.decode_kernel import DecodeStep
+    from gptcli.model.transformer import GPT
+
+KERNELS = "gptcli.kernels"
+
+
+def kernels() -> ModuleType | None:
+    """Return the package `gptcli.kernels`, or None if it has been removed."""
+    try:
+        return importlib.import_module(KERNELS)
+    except ModuleNotFoundError as error:
+        if error.name != KERNELS:
+            raise
+        return None
+
+
+def install(module: nn.Module, *, fuse_blocks: bool = False) -> None:
+    """Install the CPU kernels in a model, if there are any (see `gptcli.kernels.install`)."""
+    if (package := kernels()) is not None:
+        package.install(module, fuse_blocks=fuse_blocks)
+
+
+def uninstall(module: nn.Module) -> None:
+    """Restore plain PyTorch in a model (see `gptcli.kernels.uninstall`)."""
+    if (package := kernels()) is not None:
+        package.uninstall(module)
+
+
+def available(kernel: Kernel) -> bool:
+    """Return whether a kernel can run on this machine (see `gptcli.kernels.available`)."""
+    package = kernels()
+    return package is not None and bool(package.available(kernel))
+
+
+def decode_step(model: GPT) -> DecodeStep | None:
+    """Return the kernel that decodes one token per row, or None if PyTorch has to."""
+    package = kernels()
+    step: DecodeStep | None = None if package is None else package.decode_step(model)
+    return step

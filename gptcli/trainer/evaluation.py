@@ -1,0 +1,169 @@
+"""Callbacks that evaluate the model as it trains: validation loss, tasks, and text samples."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import torch
+
+from gptcli.model.checkpoint_tensors import CheckpointStateDict
+from gptcli.model.safetensors_io import assemble
+from gptcli.model.source import SAMPLES
+from gptcli.model.transformer import GPT
+from gptcli.runs.metrics import Line, MetricsLog
+from gptcli.sampling.generate import TokenSequence, generate_sequences, sample_generator
+from gptcli.sampling.params import SamplingParams
+from gptcli.shards.loader import open_split
+from gptcli.shards.manifest import read_manifest
+from gptcli.shards.order import Mixture
+from gptcli.tokenizer.tokenizer import load_tokenizer
+from gptcli.trainer.batches import SequentialWindows
+from gptcli.trainer.callbacks import (
+    BackgroundCallback,
+    Callback,
+    RunProgress,
+    SavedCheckpoint,
+)
+from gptcli.trainer.checkpoint import Checkpoints
+from gptcli.trainer.config import Run
+from gptcli.trainer.step import TrainStep
+
+PROMPT_TOKENS, SAMPLE_TOKENS = 16, 64
+SAMPLING = SamplingParams(top_p=0.85)  # as GPT-3's released samples
+
+
+class Validation(Callback):
+    """Callback that measures the validation loss, on the same windows every time."""
+
+    main_only = False
+
+    def __init__(
+        self, progress: RunProgress, train_step: TrainStep, order: SequentialWindows | Mixture
+    ) -> None:
+        super().__init__(progress)
+        self.train_step, self.order = train_step, order
+        windows = progress.run.train.eval_tokens // progress.run.model.n_ctx
+        self.windows = min(order.windows, max(1, windows))
+
+    def on_evaluation(self, line: Line) -> None:
+        """Add `val_loss` to the line if an evaluation is due."""
+        train = self.progress.run.train
+        if self.progress.is_due(train.eval_every):
+            loss = self.train_step.validation_loss(self.order, self.windows, train.micro_batch)
+            self.progress.val_loss = line["val_loss"] = loss
+
+
+class TaskEvaluation(Callback):
+    """Callback that adds the metrics of `Run.measure` at every checkpoint."""
+
+    main_only = False
+
+    def __init__(self, progress: RunProgress, checkpoints: Checkpoints) -> None:
+        super().__init__(progress)
+        self.checkpoints = checkpoints
+
+    def on_evaluation(self, line: Line) -> None:
+        """Measure on the main rank while the other ranks wait, if a checkpoint is due."""
+        run, context = self.progress.run, self.progress.context
+        if run.measure is None or not self.progress.is_due(run.train.checkpoint_every):
+            return
+        self.checkpoints.wait()  # the checkpoint has the whole model, under any layout
+        if context.is_main:
+            model = load_checkpoint_model(run, self.progress.checkpoint.folder)
+            line |= run.measure(model.to(context.device))
+        self.checkpoints.barrier()
+
+
+class SampleWriter(BackgroundCallback):
+    """Callback that samples texts from every checkpoint, into samples.jsonl."""
+
+    product = "samples"
+
+    def __init__(self, progress: RunProgress) -> None:
+        """Keep the samples of steps up to the one that is resumed."""
+        super().__init__(progress)
+        run, done = progress.run, progress.position.step
+        self.run = run
+        self.tokenizer = load_tokenizer(run.data)
+        self.prompts = sample_prompts(run)
+        self.log = MetricsLog(run.out, before=done + 1, name=SAMPLES)
+
+    def before_checkpoint(self) -> None:
+        """Bring all samples to disk: a resume continues them."""
+        self.log.sync()
+
+    def on_end(self, *, interrupted: bool) -> None:
+        """Wait for the samples of the finished model."""
+        if not interrupted:
+            self.finish()
+
+    def process(self, checkpoint: SavedCheckpoint) -> None:
+        """Write the samples of one checkpoint; none at all if cancelled on the way."""
+        samples = self._sample(checkpoint.folder)
+        if self.cancelled.is_set():
+            return
+        at = {"step": checkpoint.step, "tokens": checkpoint.tokens}
+        for prompt, text in samples:
+            self.log.write({**at, "prompt": prompt, "text": text})
+
+    def _sample(self, folder: Path) -> list[tuple[str, str]]:
+        """Return prompt and continuation of each sample."""
+        model = load_checkpoint_model(self.run, folder)
+        eot = self.run.eot_id
+        sequences = [
+            _CancellableSequence(
+                prompt,
+                max_tokens=SAMPLE_TOKENS,
+                generator=sample_generator(self.run.train.seed, index),
+                stop_id=eot,
+                cancelled=self.cancelled,
+            )
+            for index, prompt in enumerate(self.prompts)
+        ]
+        for _ in generate_sequences(model, sequences, SAMPLING, batch_size=len(sequences)):
+            pass
+        to_text = self.tokenizer.decode
+        return [
+            (to_text([token for token in row.prompt if token != eot]), to_text(row.tokens))
+            for row in sequences
+        ]
+
+
+class _CancellableSequence(TokenSequence):
+    """Sequence that ends at once when the training does."""
+
+    def __init__(
+        self,
+        prompt: list[int],
+        *,
+        cancelled: threading.Event,
+        max_tokens: int,
+        generator: torch.Generator,
+        stop_id: int,
+    ) -> None:
+        super().__init__(prompt, max_tokens=max_tokens, generator=generator, stop_id=stop_id)
+        self.cancelled = cancelled
+
+    def append(self, token: int, log_prob: float | None = None) -> None:
+        super().append(token, log_prob)
+        if self.cancelled.is_set():
+            self.finish_reason = "length"
+
+
+def sample_prompts(run: Run) -> list[list[int]]:
+    """Return the prompts: end-of-text, then PROMPT_TOKENS from evenly spaced validation text.
+
+    With too little validation text there is only the first.
+    """
+    count = run.train.samples
+    if read_manifest(run.data).tokens("val") <= PROMPT_TOKENS * count:
+        return [[run.eot_id]]
+    stream = open_split(run.data, "val", verify=False)
+    starts = [index * (len(stream) - PROMPT_TOKENS) // count for index in range(1, count)]
+    return [[run.eot_id], *(stream[start : start + PROMPT_TOKENS].tolist() for start in starts)]
+
+
+def load_checkpoint_model(run: Run, folder: Path) -> GPT:
+    """Return the model of a checkpoint, on the CPU and in inference mode."""
+    return assemble(dict(CheckpointStateDict(folder)), run.model)

@@ -1,0 +1,266 @@
+"""Callbacks that measure steps: throughput, memory, noise scale, time left, profiler trace."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity
+
+from gptcli.cost.flops import flops_per_token
+from gptcli.cost.hardware import identify_gpu, peak_flops
+from gptcli.errors import UsageError
+from gptcli.model.source import TRACE
+from gptcli.numbers import WEEK, amount, rough_duration
+from gptcli.runs.metrics import Line
+from gptcli.trainer.callbacks import Callback, RunProgress
+from gptcli.trainer.noise_scale import NoiseScale, small_batch_sequences
+from gptcli.trainer.step import StepResult
+
+COLLECT_EVERY_STEPS = 1000  # a garbage collection takes up to a second
+PROFILE_SKIPPED_STEPS, PROFILE_STEPS = 2, 3  # the first steps still allocate and tune
+PROFILE_ROWS = 15  # operators in the table
+
+
+class GarbageCollection(Callback):
+    """Callback that collects garbage on all ranks at the same step.
+
+    Python's own collections, at other moments on every rank, would each stop all of them.
+    """
+
+    main_only = False
+
+    def on_start(self) -> None:
+        """Exempt everything that exists by now, and turn off automatic collections."""
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+
+    def on_step_end(self, result: StepResult, line: Line) -> None:
+        """Collect at every COLLECT_EVERY_STEPS-th step."""
+        if self.progress.position.step % COLLECT_EVERY_STEPS == 0:
+            gc.collect()
+
+    def close(self) -> None:
+        """Turn automatic collections on again."""
+        gc.enable()
+        gc.unfreeze()
+
+
+class Throughput(Callback):
+    """Callback that adds a step's throughput to its line.
+
+    tokens_per_second: tokens of all ranks per second
+    tflops: the model's FLOPs per second and rank, in TFLOP/s, at 6N + 12·L·C·T per token (PaLM)
+    mfu: the same as a share of the GPU's peak in this precision; None on a CPU and on a GPU
+        without a row in hardware.toml
+    mfu_causal: the same for the attention that is computed: keys up to the query, or in its band
+    """
+
+    def __init__(self, progress: RunProgress) -> None:
+        super().__init__(progress)
+        run, context = progress.run, progress.context
+        self.ranks = context.world_size
+        self.flops = flops_per_token(run.model, "palm")
+        self.causal_flops = flops_per_token(run.model, "causal")
+        self.peak = _peak_flops(context.device, run.train.precision)
+
+    def on_step_end(self, result: StepResult, line: Line) -> None:
+        """Add the four metrics."""
+        tokens_per_second = line["batch_tokens"] / result.seconds
+        per_rank, peak = tokens_per_second / self.ranks, self.peak
+        line["tokens_per_second"] = round(tokens_per_second, 1)
+        line["tflops"] = round(self.flops * per_rank / 1e12, 4)
+        line["mfu"] = None if peak is None else round(self.flops * per_rank / peak, 5)
+        line["mfu_causal"] = None if peak is None else round(self.causal_flops * per_rank / peak, 5)
+
+
+def _peak_flops(device: torch.device, precision: str) -> float | None:
+    """Return the peak FLOP/s of this GPU; None if unknown, never a guess."""
+    if device.type != "cuda" or (gpu := identify_gpu(torch.cuda.get_device_name(device))) is None:
+        return None
+    try:
+        return peak_flops(gpu, precision)
+    except UsageError:  # the vendor publishes none in this precision
+        return None
+
+
+class NoiseScaleMonitor(Callback):
+    """Callback that estimates the gradient noise scale; the batch size may follow it."""
+
+    main_only = False
+    state_key = "noise"
+
+    def __init__(self, progress: RunProgress) -> None:
+        super().__init__(progress)
+        self.noise = NoiseScale()
+
+    def on_step_end(self, result: StepResult, line: Line) -> None:
+        """Add the step to the estimate unless it was skipped, and the estimate to the line."""
+        if result.skip_reason is None:
+            self._add(result, line["batch_tokens"])
+        line["noise_scale"] = self.noise.tokens
+
+    def _add(self, result: StepResult, batch_tokens: int) -> None:
+        run, context = self.progress.run, self.progress.context
+        n_ctx = run.model.n_ctx
+        batch, step = batch_tokens // n_ctx, self.progress.position.step
+        small = small_batch_sequences(batch, run.train.micro_batch, context, step)
+        if small is None:
+            return
+        # The gradients were of the mean over the whole batch. Rescale to the mean over the small
+        # one; without tp and pp every rank has a small batch of its own.
+        scale = batch / (small * (1 if context.is_model_parallel else context.world_size))
+        small_norm2 = result.small_batch_norm2 * scale**2
+        self.noise.add(small_norm2, result.grad_norm**2, small * n_ctx, batch_tokens)
+
+    def state_dict(self) -> list[float]:
+        """Return the running means of the estimate."""
+        return self.noise.state
+
+    def load_state_dict(self, state: list[float]) -> None:
+        """Continue the running means of a checkpoint."""
+        self.noise = NoiseScale(state)
+
+
+class PeakMemory(Callback):
+    """Callback that adds the main rank's peak memory in bytes to a step's line."""
+
+    def on_step_end(self, result: StepResult, line: Line) -> None:
+        """Add the metric."""
+        line["peak_memory"] = peak_memory(self.progress.context.device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return this process's peak memory so far in bytes: of tensors on a GPU, of all on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # absent on Windows, where training needs a GPU
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kibibytes elsewhere
+
+
+class ProgressReporter(Callback):
+    """Callback that reports every step as a progress event, and the time left once."""
+
+    def __init__(self, progress: RunProgress) -> None:
+        super().__init__(progress)
+        n_ctx = progress.run.model.n_ctx
+        self.total_tokens = progress.schedule.total_sequences * n_ctx
+        self.full_batch_tokens = progress.schedule.full_batch * n_ctx
+        self.time_left = TimeLeft(self.total_tokens)
+
+    def on_record(self, line: Line) -> None:
+        """Report the step; warn if the run will take more than a week."""
+        progress, tokens = self.progress, line["tokens"]
+        ramping = 2 * line["batch_tokens"] < self.full_batch_tokens
+        estimate = self.time_left.step(tokens, time.perf_counter(), ramping=ramping)
+        if estimate is not None:
+            seconds, tokens_per_second = estimate
+            say = progress.events.warn if seconds > WEEK else progress.events.info
+            say(
+                f"about {rough_duration(seconds)} left, "
+                f"by the first steps: {amount(tokens_per_second)} tokens/s"
+            )
+        facts = {
+            **line,
+            "val_loss": progress.val_loss,
+            "smoothed_loss": progress.smoothed_loss,
+        }
+        progress.events.progress("train", tokens, self.total_tokens, "tokens", **facts)
+
+
+class TimeLeft:
+    """Estimate of the time left, made once from the first steps of a run or of a resumed run.
+
+    The very first steps compile and fill caches, and steps of a short ramp have small batches that
+    take longer per token: both are left out. Evaluations and checkpoints between the measured
+    steps count.
+    """
+
+    WARMUP_STEPS = 3
+    MIN_STEPS, MIN_SECONDS = 5, 3.0  # both are measured at least
+    MAX_SECONDS = 60.0  # afterwards two steps are enough, and a ramp is no reason to wait
+
+    def __init__(self, total_tokens: int) -> None:
+        self.total_tokens = total_tokens
+        self._steps = 0
+        self._first: float | None = None
+        self._begin: tuple[float, int] | None = None
+        self._is_done = False
+
+    def step(self, tokens: int, now: float, *, ramping: bool = False) -> tuple[float, float] | None:
+        """Add a step that ended at time `now` in seconds, after `tokens` of the run.
+
+        `ramping` is True if its batch was far from full. Return the seconds left and the tokens
+        per second as soon as they are known, and None at all other steps.
+        """
+        self._first = now if self._first is None else self._first
+        if ramping and now - self._first < self.MAX_SECONDS:
+            return None
+        self._steps += 1
+        if self._is_done or self._steps < self.WARMUP_STEPS:
+            return None
+        if self._begin is None:
+            self._begin = now, tokens
+            return None
+        seconds, steps = now - self._begin[0], self._steps - self.WARMUP_STEPS
+        is_enough = steps >= self.MIN_STEPS and seconds >= self.MIN_SECONDS
+        if not is_enough and not (steps >= 2 and seconds >= self.MAX_SECONDS):
+            return None
+        self._is_done = True
+        tokens_per_second = (tokens - self._begin[1]) / seconds
+        return (self.total_tokens - tokens) / tokens_per_second, tokens_per_second
+
+
+class Profiler(Callback):
+    """Callback that traces a few early steps of the main rank.
+
+    It writes trace.json, for Perfetto or chrome://tracing, and reports the slowest operators.
+    """
+
+    def __init__(self, progress: RunProgress) -> None:
+        super().__init__(progress)
+        self.path = Path(progress.run.out) / TRACE
+        self.on_cuda = progress.context.device.type == "cuda"
+        cuda = [ProfilerActivity.CUDA] if self.on_cuda else []
+        self.profile = torch.profiler.profile(
+            activities=[ProfilerActivity.CPU, *cuda],
+            schedule=torch.profiler.schedule(
+                wait=PROFILE_SKIPPED_STEPS - 1, warmup=1, active=PROFILE_STEPS, repeat=1
+            ),
+            on_trace_ready=self._write,
+        )
+        self.is_written = False
+
+    def on_start(self) -> None:
+        """Start the schedule of traced steps."""
+        self.profile.start()
+
+    def on_step_end(self, result: StepResult, line: Line) -> None:
+        """Advance the schedule; its last step writes the trace."""
+        if not self.is_written:
+            self.profile.step()
+
+    def on_end(self, *, interrupted: bool) -> None:
+        """Write what was traced of a short run, or warn if it was nothing."""
+        if not self.is_written:
+            self.profile.stop()
+        if not self.is_written:
+            self.progress.events.warn(
+                f"--profile: no trace: the run ended before step {PROFILE_SKIPPED_STEPS + 1}"
+            )
+
+    def _write(self, profile: Any) -> None:
+        self.is_written = True
+        profile.export_chrome_trace(str(self.path))
+        order = "self_device_time_total" if self.on_cuda else "self_cpu_time_total"
+        rows = profile.key_averages()
+        events = self.progress.events
+        events.info(rows.table(sort_by=order, row_limit=PROFILE_ROWS, max_name_column_width=48))
+        events.info(f"{self.path} traces {PROFILE_STEPS} steps: open it at https://ui.perfetto.dev")

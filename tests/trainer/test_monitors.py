@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptcli.distributed.context import RankContext
+from gptcli.events import Events
+from gptcli.model.source import TRACE
+from gptcli.trainer.loop import train
+from gptcli.trainer.monitors import TimeLeft
+
+
+def estimates(
+    time_left: TimeLeft, seconds: list[float], tokens: int
+) -> list[tuple[int, float, float]]:
+    """Pass steps that take `seconds`, of `tokens` each; return every estimate with its step."""
+    now, found = 100.0, []
+    for step, duration in enumerate(seconds, 1):
+        now += duration
+        if (estimate := time_left.step(step * tokens, now)) is not None:
+            found.append((step, *estimate))
+    return found
+
+
+def test_the_time_left_leaves_out_the_first_steps_and_is_estimated_once() -> None:
+    assert estimates(TimeLeft(10_000), [60.0, 5.0, 5.0, *[1.0] * 20], 100) == [
+        (8, pytest.approx(92.0), pytest.approx(100.0))
+    ]
+
+
+def test_quick_steps_are_measured_for_some_seconds_and_long_ones_sooner() -> None:
+    assert [step for step, *_ in estimates(TimeLeft(10**9), [0.01] * 1000, 100)] == [303]
+    assert [step for step, *_ in estimates(TimeLeft(10**9), [40.0] * 10, 100)] == [5]
+
+
+@given(
+    st.lists(st.floats(min_value=1e-3, max_value=1e3), max_size=40),
+    st.integers(min_value=1, max_value=10**6),
+)
+def test_there_is_at_most_one_estimate_and_never_a_negative_time(
+    seconds: list[float], tokens: int
+) -> None:
+    found = estimates(TimeLeft(len(seconds) * tokens), seconds, tokens)
+    assert len(found) <= 1
+    assert all(left >= 0 and speed > 0 for _, left, speed in found)
+
+
+def test_the_time_left_waits_for_the_end_of_a_short_ramp_only() -> None:
+    time_left, now, found = TimeLeft(10**9), 0.0, []
+    for step in range(1, 40):
+        now += 2.0
+        if (estimate := time_left.step(step * 100, now, ramping=step <= 10)) is not None:
+            found.append((step, estimate[1]))
+    assert found == [(18, pytest.approx(50.0))]
+    time_left = TimeLeft(10**9)
+    first = (step for step in range(1, 99) if time_left.step(step * 100, 10.0 * step, ramping=True))
+    assert next(first) == 14
+
+
+class RecordedEvents(Events):
+    """Events that keep their texts."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def info(self, text: str) -> None:
+        self.texts.append(text)
+
+    warn = info
+
+
+def test_the_profiler_writes_a_trace_and_reports_the_slowest_operators(make_run):
+    run, events = replace(make_run(), profile=True), RecordedEvents()
+    train(run, RankContext(torch.device("cpu")), events)
+    trace = json.loads((run.out / TRACE).read_text())
+    assert "aten::addmm" in {event.get("name") for event in trace["traceEvents"]}
+    assert any("aten::addmm" in text and "Self CPU" in text for text in events.texts)
+
+
+def test_the_profiler_warns_if_the_run_is_too_short(make_run):
+    run, events = replace(make_run(tokens=64), profile=True), RecordedEvents()
+    train(run, RankContext(torch.device("cpu")), events)
+    assert any("no trace" in text for text in events.texts)
