@@ -80,5 +80,5 @@ def test_formulas_compute_the_value_they_print() -> None:
     assert hours == pytest.approx(flops / speed / goodput / 3600, rel=0.01)
     gpus, bandwidth, n_bytes, rate = map(
         float, re.search(r"= (\d+) x (\S+) / (\S+) = (\S+) tokens/s", text).groups()
-    )  # type: ignore[union-attr]
+    )
     assert rate == pytest.approx(gpus * bandwidth / n_bytes, rel=0.01)

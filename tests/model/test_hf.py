@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from gptcli.model.hf import (
 from gptcli.model.transformer import GPT
 
 
-def config(**changes: object) -> ModelConfig:
+def config(**changes: Any) -> ModelConfig:
     return ModelConfig(
         **{"n_layer": 2, "n_head": 2, "d_model": 6, "n_ctx": 5, "vocab_size": 11, **changes}
     )
