@@ -27,7 +27,7 @@ from gptcli.model.safetensors_io import load_model, read_model_config
 from gptcli.model.transformer import GPT
 
 
-def config(**changes: object) -> ModelConfig:
+def config(**changes: Any) -> ModelConfig:
     return ModelConfig(
         **{"n_layer": 2, "n_head": 2, "d_model": 6, "n_ctx": 5, "vocab_size": 11, **changes}
     )

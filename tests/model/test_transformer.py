@@ -72,7 +72,7 @@ def tensor(entry: dict[str, object]) -> torch.Tensor:
     raw = bytearray(base64.b64decode(str(entry["data"])))
     return torch.frombuffer(
         raw, dtype=torch.float32 if "float" in str(entry["dtype"]) else torch.int64
-    ).reshape(entry["shape"])  # type: ignore[arg-type]
+    ).reshape(entry["shape"])
 
 
 @pytest.fixture(scope="module")
