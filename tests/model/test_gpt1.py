@@ -14,9 +14,10 @@ import torch
 from gptcli.errors import InputError, UsageError
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.hf import RELEASED_PARTS
+from gptcli.model.hf_config import read_model_config
 from gptcli.model.kv_cache import KVCache
-from gptcli.model.safetensors_io import load_model, read_model_config
-from gptcli.model.transformer import GPT
+from gptcli.model.safetensors_io import load_model
+from gptcli.model.transformer import GPT, Block
 
 SMALL = ModelConfig(
     n_layer=3, n_head=2, d_model=128, n_ctx=40, vocab_size=301, norm="post", dropout=0.1
@@ -64,6 +65,7 @@ def test_block_equals_the_written_out_computation() -> None:
     """Post-norm: n = LN(x + attn(x)), h = LN(n + mlp(n)), and no norm after the last layer."""
     model = random_model(SMALL)
     block = model.h[0]
+    assert isinstance(block, Block)
     x = torch.randn(1, 5, 128)
     n = torch.nn.functional.layer_norm(
         x + block.attn(x), (128,), block.ln_1.weight, block.ln_1.bias, 1e-5
