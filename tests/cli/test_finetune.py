@@ -12,10 +12,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from gptcli.finetune.inputs import Kind
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import save_model
 from gptcli.model.transformer import GPT
@@ -214,9 +215,14 @@ def test_examples_of_other_types(workplace: Path, kind: str, line: str, message:
     path = workplace / "other.jsonl"
     path.write_text("\ufeff" + json.dumps(whole) + "\n\n" + line + "\n", encoding="utf-8")
     task = FinetuneTask(
-        kind=kind, train="t", validation="v", labels=[] if kind == "multiple-choice" else [0, 1]
+        kind=cast(Kind, kind),
+        train="t",
+        validation="v",
+        labels=[] if kind == "multiple-choice" else [0, 1],
     )
     with pytest.raises(InputError) as caught:
-        read_examples(task, path, InputTransform(kind, load_tokenizer(workplace / "base"), 16))
+        read_examples(
+            task, path, InputTransform(cast(Kind, kind), load_tokenizer(workplace / "base"), 16)
+        )
     assert caught.value.where == f"{path}:3"
     assert message in caught.value.what
