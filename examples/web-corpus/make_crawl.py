@@ -23,6 +23,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 MENU = '<nav><ul><li><a href="/">Home</a></li><li><a href="/shop">Shop</a></li><li><a href="/about">About us</a></li></ul></nav>'
 FOOTER = "<footer><p>Copyright 2020. All rights reserved. Accept cookies. Privacy policy. Subscribe to our newsletter.</p></footer>"
@@ -39,7 +40,7 @@ def documented() -> Iterator[tuple[str, str]]:
     ):
         names = [module]
         try:
-            found = importlib.import_module(module)
+            found: ModuleType | None = importlib.import_module(module)
             names += [
                 f"{module}.{inner.name}"
                 for inner in pkgutil.iter_modules(getattr(found, "__path__", []))
