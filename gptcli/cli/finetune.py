@@ -146,4 +146,6 @@ def evaluate_finetuned(run: Path, data: Path | None, *, as_json: bool) -> None:
         }
         print_json("eval", {**report, "accuracy": outcome.fraction})
     else:
-        print(f"accuracy {outcome.fraction:.2%} ({outcome.correct:,} of {outcome.examples:,}) on {path}")
+        print(
+            f"accuracy {outcome.fraction:.2%} ({outcome.correct:,} of {outcome.examples:,}) on {path}"
+        )
