@@ -180,9 +180,7 @@ def make_environment(this_python: bool) -> None:
         VENV.mkdir()
         UNFINISHED.touch()
         if subprocess.run([base, "-m", "venv", str(VENV)], check=False).returncode:
-            stop(
-                f"{base} could not create an environment. Use another: make PYTHON=python3.12"
-            )
+            stop(f"{base} could not create an environment. Use another: make PYTHON=python3.12")
     except BaseException:
         shutil.rmtree(VENV, ignore_errors=True)
         raise
