@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,10 +31,11 @@ GREEDY = SamplingParams(greedy=True)
 
 
 def run() -> None:
+    batches: tuple[int, ...]
     if torch.cuda.is_available():
-        device, sizes, batches = torch.device("cuda"), SIZES_GPU, BATCHES_GPU
+        device, sizes, batches = torch.device("cuda"), list(SIZES_GPU), BATCHES_GPU
     else:
-        device, sizes, batches = torch.device("cpu"), ("124M",), (1, 8)
+        device, sizes, batches = torch.device("cpu"), ["124M"], (1, 8)
     for size in sizes:
         paper = find_size("gpt2" if size == "124M" else size)
         config = ModelConfig(
@@ -145,7 +147,8 @@ def theirs_of(
         n_positions=config.n_ctx,
     )
     with torch.device(device):
-        model = GPT2LMHeadModel(made).to(dtype).eval()
+        model: Any = GPT2LMHeadModel(made)
+        model.to(dtype).eval()
 
     def work(batch: int, new: int) -> None:
         idx_BT = torch.full((batch, PROMPT), 7, device=device)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,9 +87,8 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_are_not_markup(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    loss = LossReport(
-        **dict.fromkeys((field.name for field in fields(LossReport)), 1.0) | {"name": name}
-    )
+    values: dict[str, Any] = dict.fromkeys((field.name for field in fields(LossReport)), 1.0)
+    loss = LossReport(**values | {"name": name})
     print_report(f"run {name}", [loss], [], markdown=False)
     title, *table = capsys.readouterr().out.splitlines()
     assert title == f"run {name}"

@@ -391,7 +391,7 @@ class Heard(Events):
         self.warnings.append(text)
 
     def progress(
-        self, task: str, done: float, total: float | None = None, chunk: str = "", **facts: Any
+        self, task: str, done: float, total: float | None = None, unit: str = "", **facts: object
     ) -> None:
         self.tasks[task] = done
 
@@ -463,7 +463,11 @@ def test_a_large_vocabulary_is_written_in_uint32(build: BuildConfig, tmp_path: P
     tokens = [*byte_alphabet(), *(f"a{number}" for number in range(65_536 - 257)), "<|endoftext|>"]
     manifest = run(dataclasses.replace(build, tokenizer=Tokenizer(tokens, [])), tmp_path / "out")
     stream = open_split(tmp_path / "out", "train")
-    assert (manifest.vocab_size, stream.dtype, int(stream[0:1][0])) == (65_536, "uint32", 65_535)
+    assert (manifest.vocab_size, stream.dtype.name, int(stream[0:1][0])) == (
+        65_536,
+        "uint32",
+        65_535,
+    )
 
 
 def test_the_report_shows_what_is_in_the_shards(build: BuildConfig, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -167,7 +168,7 @@ def shard_folder(folder: Path) -> None:
         text_bytes=20,
         tokens=24,
     )
-    facts = {
+    facts: dict[str, Any] = {
         "tokenizer_sha256": tokenizer.sha256,
         "vocab_size": 257,
         "eot_id": 256,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import platform
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ N_CTX = 24
 LENGTHS = [1, 7, 22, 23, 3]  # of prompts: the first token, the last that has a place, and between
 NEXT = [3, 5, 7, 9, 11]
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "gpt2": {"tied": True},
     "untied": {"tied": False},
     "gpt3": {"attention": "banded", "band": 5, "tied": False},
@@ -37,7 +39,7 @@ SIZES = {
 
 
 @pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> None:
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield
@@ -140,7 +142,9 @@ def test_builds_for_older_cpus_equal_the_model(
     )
     older = library.__wrapped__("decode")
     assert older is not None
-    assert older._name != library("decode")._name
+    newer = library("decode")
+    assert newer is not None
+    assert older._name != newer._name
     monkeypatch.setattr(decode_kernel, "library", lambda _: older)
     for size in SIZES:
         test_step_equals_the_model_and_rows_are_independent("gpt3", size, dtype, quantize)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed import FileStore  # type: ignore[attr-defined]
 from torch.distributed.tensor import DTensor
 
 from gptcli.cost.layout import Layout, parse_layout
@@ -87,7 +88,7 @@ def make_run(
         band=3,
         tied=tied,
     )
-    fingerprints = {"data_sha256": "", "tokenizer_sha256": "", "eot_id": EOT}
+    fingerprints: dict[str, Any] = {"data_sha256": "", "tokenizer_sha256": "", "eot_id": EOT}
     return Run(
         name="",
         out=Path(),
@@ -274,7 +275,7 @@ def main(rank: int, folder: Path) -> None:
         if world > 1:
             dist.init_process_group(
                 "gloo",
-                store=dist.FileStore(str(folder / f"store-{world}"), world),
+                store=FileStore(str(folder / f"store-{world}"), world),
                 rank=rank,
                 world_size=world,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,11 @@ def warc() -> bytes:
 def test_pages_and_texts_of_archives_are_documents(tmp_path: Path, warc: bytes, name: str) -> None:
     import zstandard
 
-    compress = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(name).suffix, bytes)
+    known: dict[str, Callable[[bytes], bytes]] = {
+        ".gz": gzip.compress,
+        ".zst": zstandard.compress,
+    }
+    compress = known.get(Path(name).suffix, bytes)
     (tmp_path / name).write_bytes(compress(warc))
     pages = scanned(tmp_path / name)
     assert [page.error_kind for page in pages] == [
