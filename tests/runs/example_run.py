@@ -14,8 +14,8 @@ EVALUATION = {
 }  # fmt: skip
 
 
-def lines(count: int, **more: object) -> list[dict]:
-    rest = {
+def lines(count: int, **more: object) -> list[dict[str, object]]:
+    rest: dict[str, object] = {
         "grad_norm": 1.0,
         "batch_tokens": 64,
         "tokens_per_second": 32.0,
