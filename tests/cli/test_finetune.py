@@ -12,11 +12,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from gptcli.finetune.inputs import Kind
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import save_model
 from gptcli.model.transformer import GPT
@@ -103,37 +102,6 @@ def test_from_a_task_to_an_accuracy(gpt: Gpt, workplace: Path) -> None:
     assert gpt("sample", "run", "a good", "--max-tokens", 8).stdout.startswith("a good")
 
 
-@pytest.mark.parametrize(
-    ("task", "message"),
-    [
-        ('kind = "clasification"\ntrain = "t"\nvalidation = "v"', "did you mean classification?"),
-        ('kind = "entailment"\ntrain = "t"', "no 'validation'"),
-        ('kind = "entailment"\ntrain = "t"\nvalidation = "v"', "no 'labels'"),
-        ('kind = "entailment"\nepoch = 3', "unknown key 'epoch'"),
-        ('kind = "entailment"\nepochs = "3"', "epochs is not of type int"),
-        ('kind = "entailment"\nfields = 3', "fields is not of type dict"),
-        ('kind = "entailment"\ntrain = "t"\nvalidation = "v"\nlabels = [0, 1]\n[fields]\ntext = "x"', "entailment has no field 'text'"),
-        ('kind = "classification"\ntrain = "dev.jsonl"\nvalidation = "v"\nlabels = [0, 1]', "dev.jsonl:1: not an example of this task"),
-        ('kind = "classification"\ntrain = "dev.jsonl"\nvalidation = "v"\nlabels = [0, 1]\nfields = {text = "sentence"}', "not one of [0, 1]"),
-    ],
-)  # fmt: skip
-def test_what_is_no_task(workplace: Path, task: str, message: str) -> None:
-    from gptcli.errors import GptError
-    from gptcli.finetune.inputs import InputTransform
-    from gptcli.finetune.task import read_examples, read_task
-    from gptcli.tokenizer.tokenizer import load_tokenizer
-
-    (workplace / "bad.toml").write_text(task)
-    with pytest.raises(GptError) as caught:
-        read = read_task(workplace / "bad.toml")
-        read_examples(
-            read,
-            workplace / read.train,
-            InputTransform(read.kind, load_tokenizer(workplace / "base"), 16),
-        )
-    assert message in str(caught.value)
-
-
 def test_what_it_needs_and_what_it_does_not_take(gpt: Gpt, workplace: Path) -> None:
     assert "needs a model to start from" in gpt("train", "--finetune", "task.toml", code=2).stderr
     refused = gpt(
@@ -145,84 +113,3 @@ def test_what_it_needs_and_what_it_does_not_take(gpt: Gpt, workplace: Path) -> N
     ).stderr
     assert "--layout: tp=2 divides the model, but fine-tuning supports replicas only" in divided
     assert not (workplace / "runs").exists()
-
-
-@pytest.mark.parametrize(
-    ("kind", "line", "message"),
-    [
-        ("classification", '{"text": null, "label": 1}', "'text' is null, not text"),
-        ("classification", '{"text": 3, "label": 1}', "'text' is 3, not text"),
-        ("classification", '{"text": ["a"], "label": 1}', "'text' is [\"a\"], not text"),
-        ("classification", '{"text": "a", "label": true}', "label True is not one of [0, 1]"),
-        ("classification", '{"text": "a", "label": 1.0}', "label 1.0 is not one of [0, 1]"),
-        ("classification", '{"text": "a", "label": [1]}', "label [1] is not one of [0, 1]"),
-        ("classification", '{"text": "a"}', "no 'label'"),
-        ("classification", '["a", 1]', "not a JSON object"),
-        (
-            "classification",
-            r'{"text": "a \ud83d", "label": 1}',
-            "'text': the text holds a lone surrogate, U+D83D, at character 2",
-        ),
-        (
-            "entailment",
-            '{"premise": "a", "hypothesis": {}, "label": 1}',
-            "'hypothesis' is {}, not text",
-        ),
-        ("similarity", '{"a": "a", "b": false, "label": 1}', "'b' is false, not text"),
-        (
-            "multiple-choice",
-            '{"context": "a", "answers": null, "label": 0}',
-            "'answers' is null, not a list of texts",
-        ),
-        (
-            "multiple-choice",
-            '{"context": "a", "answers": [], "label": 0}',
-            "'answers' is [], not a list of texts",
-        ),
-        (
-            "multiple-choice",
-            '{"context": "a", "answers": "b", "label": 0}',
-            "'answers' is one text, not a list of texts",
-        ),
-        (
-            "multiple-choice",
-            '{"context": "a", "answers": ["b", 3], "label": 0}',
-            "'answers' is 3, not a list of texts",
-        ),
-        (
-            "multiple-choice",
-            '{"context": "a", "answers": ["b", "c", "d"], "label": 2}',
-            "3 answers, but the examples before have 2",
-        ),
-    ],
-)
-def test_examples_of_other_types(workplace: Path, kind: str, line: str, message: str) -> None:
-    from gptcli.errors import InputError
-    from gptcli.finetune.inputs import InputTransform
-    from gptcli.finetune.task import FinetuneTask, read_examples
-    from gptcli.tokenizer.tokenizer import load_tokenizer
-
-    whole = {
-        "text": "a",
-        "premise": "a",
-        "hypothesis": "b",
-        "a": "a",
-        "b": "b",
-        "context": "a",
-        "answers": ["b", "c"],
-        "label": 1,
-    }
-    path = workplace / "other.jsonl"
-    path.write_text("\ufeff" + json.dumps(whole) + "\n\n" + line + "\n", encoding="utf-8")
-    task = FinetuneTask(
-        kind=cast(Kind, kind),
-        train="t",
-        validation="v",
-        labels=[] if kind == "multiple-choice" else [0, 1],
-    )
-    with pytest.raises(InputError) as caught:
-        read_examples(
-            task, path, InputTransform(cast(Kind, kind), load_tokenizer(workplace / "base"), 16)
-        )
-    assert caught.value.where == f"{path}:3"
-    assert message in caught.value.what

@@ -67,3 +67,15 @@ def test_the_parser_itself_refuses(parse):
     for wrong in ("gpt cost --sise 175B", "gpt nonsense", "gpt sample"):
         with pytest.raises((AssertionError, pytest.fail.Exception)):
             parse(wrong)
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_source_files_that_a_document_names_exist(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:\w+/)+\w+\.(?:py|toml))`", text))
+    missing = {
+        name
+        for name in named
+        if not (ROOT / name).exists() and not (ROOT / "gptcli" / name).exists()
+    }
+    assert not missing
