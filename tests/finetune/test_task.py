@@ -130,7 +130,7 @@ def test_impossible_tasks_are_refused(folder: Path, task: str, message: str) -> 
     ],
 )
 def test_examples_of_other_types_are_refused_with_their_line(
-    folder: Path, kind: str, line: str, message: str
+    folder: Path, kind: Kind, line: str, message: str
 ) -> None:
 
     whole = {
