@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -21,6 +21,7 @@ from gptcli.runtime import is_main, unused_launch
 
 if TYPE_CHECKING:
     from gptcli.evals.evaluate import Evaluation
+    from gptcli.sampling.load import PrecisionChoice
 
 WHAT, FEW, HOW, OUTPUT, MACHINE = "What to score", "Few-shot", "How", "Output", "Machine"
 
@@ -348,7 +349,7 @@ def evaluate(
         ),
         checkpoint=checkpoint,
         device=device,
-        precision=precision,
+        precision=cast("PrecisionChoice", precision),
         events=events,
     )
     if not is_main():

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.cli.config import read_config, read_option, split_list
+from gptcli.cost.hardware import PRECISIONS
 from gptcli.cost.memory import RECOMPUTE, SCHEDULES
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import find_size
 from gptcli.model.source import RUN_TOML
 from gptcli.settings import NUMBERS, Resolved
-from gptcli.trainer.config import PRECISIONS
 from gptcli.trainer.resolve import SHAPE, paper_of
 
 

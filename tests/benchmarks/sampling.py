@@ -22,8 +22,9 @@ import torch
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.transformer import GPT
 from gptcli.sampling.generate import TokenSequence, generate_sequences
+from gptcli.sampling.load import InferencePrecision
 from gptcli.sampling.params import SamplingParams
-from gptcli.sampling.quantize import prepare_for_inference
+from gptcli.sampling.quantize import Quantize, prepare_for_inference
 
 NEW, PROMPT = 128, 16  # tokens
 SIZES_GPU, BATCHES_GPU = ("124M", "350M", "1.3B"), (1, 8, 64)
@@ -115,7 +116,7 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
 
 
 def ours_of(
-    config: ModelConfig, device: torch.device, dtype: torch.dtype, quantize: str
+    config: ModelConfig, device: torch.device, dtype: torch.dtype, quantize: Quantize
 ) -> Callable[[int, int], None]:
     with torch.device(device):
         model = GPT(config).to(dtype).eval()
@@ -187,11 +188,12 @@ def quality() -> None:
         )
         return
     losses = {}
-    for name, precision, quantize in (
+    forms: list[tuple[str, InferencePrecision, Quantize]] = [
         ("fp32", "fp32", "none"),
         ("bf16", "bf16", "none"),
         ("int8", "bf16", "int8"),
-    ):
+    ]
+    for name, precision, quantize in forms:
         loaded = load(Path(run), precision=precision, quantize=quantize)
         tokens = loaded.tokenizer.encode(
             Path(data, "wikitext-2", "test.txt").read_text(encoding="utf-8")[:200_000]

@@ -40,6 +40,7 @@ from gptcli.files import sha256
 from gptcli.shards.format import document_lengths, open_shard
 from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import Manifest, read_manifest
+from gptcli.tokenizer.encoders import EncoderName
 from gptcli.tokenizer.tokenizer import Tokenizer, byte_alphabet, load_tokenizer
 
 SPLITS = ("train", "val")
@@ -179,7 +180,7 @@ def test_the_bytes_do_not_depend_on_the_workers(
 
 @pytest.mark.parametrize("encoder", ["tiktoken", "gigatoken"])
 def test_the_bytes_do_not_depend_on_the_encoder(
-    build: BuildConfig, tmp_path: Path, encoder: str
+    build: BuildConfig, tmp_path: Path, encoder: EncoderName
 ) -> None:
     pytest.importorskip(encoder)
     run(build, tmp_path / "auto")

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from gptcli.cli.config import read_config
-from gptcli.corpus.formats import DOCUMENT_KINDS, find_reader, scan
+from gptcli.corpus.formats import DOCUMENT_KINDS, DocumentKind, find_reader, scan
 from gptcli.corpus.recipe import read_sources
 from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
@@ -77,7 +77,7 @@ def written(write: Callable[[Path], object]) -> Files:
 
 
 def documents() -> list[Target]:
-    def reading(name: str, kind: str) -> Callable[[Path], object]:
+    def reading(name: str, kind: DocumentKind) -> Callable[[Path], object]:
         return lambda folder: [
             document.html
             for document in scan(str(folder / name), find_reader(str(folder / name), kind))

@@ -23,7 +23,8 @@ from gptcli.model.hf import (
     read_release,
     to_hf,
 )
-from gptcli.model.safetensors_io import load_model, read_model_config
+from gptcli.model.hf_config import read_model_config
+from gptcli.model.safetensors_io import load_model
 from gptcli.model.transformer import GPT
 
 

@@ -14,7 +14,7 @@ import torch
 
 from gptcli.model.config import ModelConfig
 from gptcli.model.hf import qkv_rows_from_hf
-from gptcli.model.transformer import GPT, gelu
+from gptcli.model.transformer import GPT, Block, gelu
 
 
 def test_initialization_is_that_of_gpt2() -> None:
@@ -164,6 +164,7 @@ def test_gpt1_block_equals_the_written_out_computation() -> None:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, 0.1, 0.1, generator=generator)
     block = model.h[0]
+    assert isinstance(block, Block)
     x = torch.randn(1, 5, 128, generator=generator)
     n = torch.nn.functional.layer_norm(
         x + block.attn(x), (128,), block.ln_1.weight, block.ln_1.bias, 1e-5

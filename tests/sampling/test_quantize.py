@@ -139,4 +139,4 @@ def test_prepared_model_equals_the_model(norm: str, precision: torch.dtype) -> N
 
 def test_unknown_quantization_is_rejected() -> None:
     with pytest.raises(UsageError, match="int4"):
-        prepare_for_inference(tiny(), "int4")
+        prepare_for_inference(tiny(), "int4")  # type: ignore[arg-type]
