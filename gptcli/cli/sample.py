@@ -15,9 +15,8 @@ import typer
 
 from gptcli.cli import options
 from gptcli.cli.command import Command, hold, releasing
-from gptcli.cli.config import option, read_config
 from gptcli.cli.console import ConsoleEvents, print_json
-from gptcli.cli.options import MACHINE, OUTPUT, flag, quantity, shared, value
+from gptcli.cli.options import MACHINE, OUTPUT, flag, option, quantity, read_config, shared, value
 from gptcli.encodings import decode
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.files import read_text
