@@ -160,13 +160,14 @@ def estimate_cost(
     from gptcli.cost.cluster import make_cluster
     from gptcli.cost.estimate import price_training
     from gptcli.cost.hardware import USER, find_gpu
+    from gptcli.cost.target import TOKENS_SOURCE
 
     if gpus < 1:
         raise UsageError(f"{gpus} is less than 1", field="gpus", code="out_of_range")
     if isinstance(model, str):
         paper = find_size(model)
         name, config = paper.name, ModelConfig.from_paper(paper)
-        usual, source = TRAINING[paper.paper].tokens, f"{paper.paper}, {paper.name}"
+        usual, source = TRAINING[paper.paper].tokens, TOKENS_SOURCE[paper.paper]
     else:
         name, config = "custom", model
         usual, source = TRAINING["GPT-3"].tokens, "assumed: as many as GPT-3"

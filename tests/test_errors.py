@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import pickle
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 import gptcli
-from gptcli import errors
 from gptcli.cli.console import as_options
 from gptcli.errors import (
     GptError,
@@ -167,8 +168,8 @@ def test_another_word_is_close_to_nothing(word: str) -> None:
 )
 def test_install_hint_names_the_python_that_runs(monkeypatch, python, on_path, pip, hint) -> None:
     monkeypatch.setattr(sys, "executable", python)
-    monkeypatch.setattr(errors.shutil, "which", {"python": on_path}.get)
-    monkeypatch.setattr(errors.importlib.util, "find_spec", {"pip": pip or None}.get)
+    monkeypatch.setattr(shutil, "which", {"python": on_path}.get)
+    monkeypatch.setattr(importlib.util, "find_spec", {"pip": pip or None}.get)
     assert install_hint("ray") == hint
 
 

@@ -576,7 +576,7 @@ def test_systems_without_proc_ask_ps(monkeypatch):
 
     began = start = locks.start_of(os.getpid())
     monkeypatch.setattr(Path, "read_text", no_file)
-    monkeypatch.setattr(locks.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     locks.place.cache_clear()
     try:
         assert locks.place()

@@ -172,8 +172,10 @@ def build_shards(
         ),
     ] = False,
 ) -> None:
-    """Turn documents into shuffled, split and checksummed shards of tokens for gpt train, llm.c
-    and Megatron.
+    """Turn documents into shuffled, split and checksummed shards of tokens.
+
+    gpt train, llm.c and Megatron read them. The bytes do not depend on --workers, and --resume
+    continues an interrupted build.
 
     Examples:
 

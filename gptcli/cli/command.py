@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -242,6 +243,18 @@ def _no_type(ctx: Any) -> str:
 
 class Command(_Parsing, typer.core.TyperCommand):
     """Subcommand, such as `gpt train`."""
+
+    def __init__(self, *args: Any, help: str | None = None, **options: Any) -> None:
+        super().__init__(*args, help=join_lines(help or ""), **options)
+
+
+def join_lines(text: str) -> str:
+    """Join the lines of each paragraph that is not indented: typer breaks lines where they end."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(
+        paragraph if paragraph.startswith((" ", "\b")) else paragraph.replace("\n", " ")
+        for paragraph in paragraphs
+    )
 
 
 class Group(_Parsing, typer.core.TyperGroup):

@@ -23,7 +23,7 @@ from gptcli.cost.cluster import Affordable, affordable, batch_sequences
 from gptcli.cost.estimate import Estimate
 from gptcli.cost.hardware import USER
 from gptcli.cost.hardware_options import HARDWARE_FIELDS, LAYOUT_FIELDS, HardwareOptions
-from gptcli.cost.planner import plans
+from gptcli.cost.planner import Plan, plans
 from gptcli.cost.report import (
     estimate_rows,
     estimate_title,
@@ -32,7 +32,6 @@ from gptcli.cost.report import (
     plans_table,
     rank_rows,
     sizes_table,
-    train_command,
 )
 from gptcli.cost.scaling import CHINCHILLA, GPT3_RANGE, LAWS, RANGES, optimal_report
 from gptcli.cost.step_time import uncertainty
@@ -242,6 +241,16 @@ def _assumed(hardware: HardwareOptions) -> str:
     return "assumed: --gpu names another" if hardware.is_default_gpu else ""
 
 
+def train_command(plan: Plan, model: str) -> str:
+    """Return the plan as a `gpt train` command line; `model` is the size or shape as options."""
+    step = plan.work
+    precision = "" if step.precision == "bf16" else f" --precision {step.precision}"
+    return (
+        f"gpt train {model} --layout {plan.layout} --micro-batch {step.micro_batch} "
+        f"--recompute {step.recompute}{precision}"
+    )
+
+
 def _model_options(options: dict[str, Any], model: ModelConfig) -> str:
     """Return the model as options of `gpt train`: a size and its changes, or the whole shape."""
     typed = {name: options[name] for name in TRAIN_SHAPE if name in options}
@@ -323,7 +332,7 @@ def print_estimate(
 
     `rank` is the memory of a rank; `assumed` is the note on a GPU that the user did not name.
     """
-    rows = [*estimate_rows(estimate, brief=brief, assumed=assumed), *(rank or [])]
+    rows = [*estimate_rows(estimate, brief=brief, assumed=assumed, spell=option), *(rank or [])]
     print_rows(estimate_title(estimate), rows, markdown=output.markdown)
     print_sources(estimate, explain=output.explain)
 

@@ -98,7 +98,8 @@ class HardwareOptions:
             count = plan.layout.processes
             if self.gpus is not None and self.gpus != count:
                 raise UsageError(
-                    f"{{option:layout}} {plan.layout} needs {count} GPUs, but {{option:gpus}} is {self.gpus}",
+                    f"{{option:layout}} {plan.layout} needs {count} GPUs, "
+                    f"but {{option:gpus}} is {self.gpus}",
                     hint="leave out one of the two",
                 )
         gpu, price = self.gpu_row, self.price
@@ -108,7 +109,8 @@ class HardwareOptions:
         elif self.gpus is not None or plan is not None:
             if extra := next((name for name, value in speed.items() if value is not None), None):
                 raise UsageError(
-                    f"{{option:hours}} and {{option:gpus}} determine the speed, and --{extra} sets it too",
+                    "{option:hours} and {option:gpus} determine the speed, "
+                    f"and {{option:{extra}}} sets it too",
                     hint="leave out one of the three",
                 )
             cluster = implied_cluster(gpu, count, flops, self.hours, price=price)
@@ -129,7 +131,7 @@ class HardwareOptions:
             fields = ("micro_batch", "recompute", "precision")
             if extra := next((name for name in fields if getattr(self, name) is not None), None):
                 raise UsageError(
-                    f"--{extra.replace('_', '-')} needs a layout",
+                    f"{{option:{extra}}} needs a layout",
                     hint="name one with {option:layout}, or list those that fit with {option:plan}",
                 )
             return None

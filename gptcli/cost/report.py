@@ -16,6 +16,7 @@ from gptcli.cost.memory import kv_cache_per_token, memory_by_part, min_gpus
 from gptcli.cost.planner import Plan, nearest_that_fits
 from gptcli.cost.rank_memory import StepConfig
 from gptcli.cost.scaling import RANGES, predicted_losses
+from gptcli.errors import name_parameters
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import (
     ENERGY,
@@ -37,6 +38,7 @@ from gptcli.numbers import (
 )
 
 Row = tuple[str, str, str]
+Spell = Callable[[str], str]
 
 LAW_NOTES = {
     "kaplan": "Kaplan et al. 2020",
@@ -76,10 +78,12 @@ def estimate_title(estimate: Estimate) -> str:
     )
 
 
-def estimate_rows(estimate: Estimate, *, brief: bool, assumed: str = "") -> list[Row]:
+def estimate_rows(
+    estimate: Estimate, *, brief: bool, assumed: str = "", spell: Spell = str
+) -> list[Row]:
     """Return the rows of an estimate; if `brief`, only FLOPs, time and money.
 
-    `assumed` is the note on a GPU that the user did not name.
+    `assumed` is the note on a GPU that the user did not name; `spell` spells parameter names.
     """
     model, tokens, parameters = estimate.model, estimate.tokens, estimate.parameters
     rows: list[Row] = []
@@ -94,7 +98,7 @@ def estimate_rows(estimate: Estimate, *, brief: bool, assumed: str = "") -> list
         rows += _parameters(model) + _training(estimate, tokens) + _flops_by_convention(estimate)
     if estimate.pf_days >= MIN_SHOWN:
         rows += [("  PF-days", figure(estimate.pf_days), "")]
-    rows += _time_and_money(estimate, assumed)
+    rows += _time_and_money(estimate, assumed, spell)
     if not brief and parameters is not None:
         rows += [] if model is None or tokens is None else _losses(model, tokens)
         rows += _memory(parameters, model, estimate.cluster)
@@ -135,7 +139,7 @@ def _flops_by_convention(estimate: Estimate) -> list[Row]:
     ]
 
 
-def _time_and_money(estimate: Estimate, assumed: str) -> list[Row]:
+def _time_and_money(estimate: Estimate, assumed: str, spell: Spell) -> list[Row]:
     cluster, gpu, energy = estimate.cluster, estimate.cluster.gpu, estimate.energy
     name = "a custom GPU" if gpu is None else gpu.name
     rows = [(f"Time and money on {name}", "", assumed)]
@@ -152,7 +156,7 @@ def _time_and_money(estimate: Estimate, assumed: str) -> list[Row]:
         rows.append(("  GPU-years", figure(estimate.gpu_years), "of 365 days"))
     seconds, (size, unit) = estimate.gpu_hours * 3600, gpu_unit(estimate.gpu_hours)
     between = _range(estimate, seconds, lambda value: figure(value / size)).removeprefix(", ")
-    price = "unknown: set one with {option:price}"
+    price = name_parameters("unknown: set one with {option:price}", spell)
     if cluster.price is not None:
         price = f"{dollars(cluster.price.value)} an hour"
         price += _range(estimate, estimate.dollars, dollars)
@@ -309,16 +313,6 @@ def plans_table(plans: list[Plan]) -> list[list[str]]:
             ]
         )
     return rows
-
-
-def train_command(plan: Plan, model: str) -> str:
-    """Return the plan as a `gpt train` command line; `model` is the size or shape as options."""
-    step = plan.work
-    precision = "" if step.precision == "bf16" else f" {{option:precision}} {step.precision}"
-    return (
-        f"gpt train {model} --layout {plan.layout} --micro-batch {step.micro_batch} "
-        f"{{option:recompute}} {step.recompute}{precision}"
-    )
 
 
 def _step_options(step: StepConfig) -> str:

@@ -87,8 +87,8 @@ summary { cursor: pointer; color: var(--dim); padding: .35rem 0 }
 """
 )
 COLOR_RULES = "".join(
-    f"path.c{number}{{stroke:var({{option:c}}{number})}}"
-    f"g.c{number},circle.c{number},.at tspan.t{number}{{fill:var({{option:c}}{number})}}\n"
+    f"path.c{number}{{stroke:var(--c{number})}}"
+    f"g.c{number},circle.c{number},.at tspan.t{number}{{fill:var(--c{number})}}\n"
     for number in range(len(PALETTE))
 )
 DASHES = ("none", "8 3", "3 3", "12 3 3 3", "5 2", "2 2", "12 3", "1 3")

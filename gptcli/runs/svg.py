@@ -161,7 +161,7 @@ def overlap(one: Box, other: Box) -> bool:
 def css_variables(shade: int) -> str:
     """Return the theme and the palette as CSS variables, for light (0) or dark (1) pages."""
     variables = [f"--{name}: {colors[shade]}" for name, colors in THEME.items()]
-    variables += [f"{{option:c}}{number}: {colors[shade]}" for number, colors in enumerate(PALETTE)]
+    variables += [f"--c{number}: {colors[shade]}" for number, colors in enumerate(PALETTE)]
     return "; ".join(variables)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, verified on reading, loadable under any layout, without pickle.
+"""Checkpoints: whole or absent, verified on reading, and loadable under any layout.
 
 `checkpoints/step-NNNNNNNN/` contains the tensors, as `gptcli.trainer.checkpoint_storage` writes
 them, and `state.json`: the position of the run and the SHA-256 of every file. A resume needs

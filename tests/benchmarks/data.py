@@ -178,7 +178,7 @@ def bpe_training() -> None:
         by_reference = name == "tokenizers"
         training.learn_merges = (
             (lambda pieces, _, reference: reference(pieces)) if by_reference else learn
-        )  # type: ignore[assignment]
+        )
         rate = timed(
             name,
             lambda: learnt.add(training.train_tokenizer(corpus, 50257).sha256),

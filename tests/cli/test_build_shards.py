@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from gptcli import cli, files
+from gptcli import cli
 from gptcli.files import sha256
 from gptcli.shards.manifest import read_manifest
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
@@ -182,7 +182,7 @@ def test_full_disk_is_one_message(
     monkeypatch.setattr(sys, "argv", ["gpt", *ARGUMENTS, "--workers", "1"])
     monkeypatch.setattr("gptcli.corpus.config.CHUNK_CHARACTERS", (1 << 18, 1 << 18))
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
-        patch.setattr(files.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         cli.main()
     assert left.value.code == 1
     assert "the disk is full" in capsys.readouterr().err

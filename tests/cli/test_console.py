@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def test_wait_between_plain_lines_doubles(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = [100.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     events = ConsoleEvents()
     times: list[float] = []
     lines: list[str] = []
@@ -78,13 +79,13 @@ def test_messages_are_wrapped_between_words_on_a_terminal(
 ) -> None:
     text = "gpt: unknown GPU 'h1000'\n\n  give its speed and memory instead: --memory-size 48"
     assert console.wrapped(text) == text
-    monkeypatch.setattr(console.sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr(console.sys.stderr, "fileno", lambda: 2)
-    monkeypatch.setattr(console.os, "get_terminal_size", lambda number: os.terminal_size((30, 24)))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stderr, "fileno", lambda: 2)
+    monkeypatch.setattr(os, "get_terminal_size", lambda number: os.terminal_size((30, 24)))
     assert console.wrapped(text).splitlines() == [
         "gpt: unknown GPU 'h1000'", "", "  give its speed and memory", "  instead: --memory-size 48"
     ]  # fmt: skip
-    monkeypatch.setattr(console.os, "get_terminal_size", lambda number: os.terminal_size((0, 0)))
+    monkeypatch.setattr(os, "get_terminal_size", lambda number: os.terminal_size((0, 0)))
     assert console.wrapped(text) == text
 
 
@@ -167,9 +168,9 @@ def test_closed_streams_do_not_become_output_files(closed: tuple[int, ...], tmp_
 def test_commands_to_paste_are_not_wrapped(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(console.sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr(console.sys.stderr, "fileno", lambda: 2)
-    monkeypatch.setattr(console.os, "get_terminal_size", lambda number: os.terminal_size((20, 10)))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stderr, "fileno", lambda: 2)
+    monkeypatch.setattr(os, "get_terminal_size", lambda number: os.terminal_size((20, 10)))
     line = "  gpt train --size 350M --lr 3e-4"
     assert console.wrapped(f"gpt: some words that are long\n{line}").splitlines()[-1] == line
 

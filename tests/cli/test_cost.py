@@ -613,5 +613,5 @@ def test_predict_needs_fit() -> None:
 def test_prices_are_positive_numbers(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         number("price")(text)
-    assert caught.value.where == "--price"
+    assert caught.value.field == "price"
     assert caught.value.hint

@@ -16,10 +16,15 @@ from gptcli.cli.cost_report import (
     print_optimal,
     print_sizes,
     requested_target,
+    train_command,
 )
 from gptcli.cost.cluster import Affordable
 from gptcli.cost.estimate import Estimate
+from gptcli.cost.hardware import find_gpu
 from gptcli.cost.hardware_options import HardwareOptions
+from gptcli.cost.layout import Layout
+from gptcli.cost.planner import make_plan
+from gptcli.cost.rank_memory import StepConfig
 from gptcli.cost.scaling import LAWS, critical_batch, gpt3_loss, kaplan_batch, optimal_report
 from gptcli.cost.scaling_fit import RunResult, fit_law, fit_report
 from gptcli.cost.target import estimate_target, find_target
@@ -234,3 +239,21 @@ def test_affordable_sizes_are_listed_with_losses(capsys: pytest.CaptureFixture[s
     assert lines[0] == "0.36 GPU-seconds on 8 a100, lowest loss first"
     assert lines[2].split() == ["125M", "3M", "outside"]
     assert lines[-1] == "outside: not in the law's range (N 70M to 70B, D 5B to 1.4T)"
+
+
+@pytest.mark.parametrize(
+    ("step", "options"),
+    [
+        (
+            StepConfig(micro_batch=4, recompute="full"),
+            "--layout dp=2,shard=4 --micro-batch 4 --recompute full",
+        ),
+        (
+            StepConfig(precision="fp8"),
+            "--layout dp=2,shard=4 --micro-batch 1 --recompute none --precision fp8",
+        ),
+    ],
+)
+def test_train_command_names_the_plan(step: StepConfig, options: str) -> None:
+    plan = make_plan(find_target("6.7B").model, Layout(dp=2, shard=4), step, find_gpu("h100"))
+    assert train_command(plan, "--size 6.7B") == f"gpt train --size 6.7B {options}"

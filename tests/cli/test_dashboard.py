@@ -6,12 +6,12 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.cli import console
 from gptcli.cli.dashboard import (
     CURVE_ROWS,
     MAX_POINTS,
@@ -88,7 +88,7 @@ def test_panel_is_as_wide_as_the_terminal(width):
 
 def test_without_a_terminal_progress_is_a_plain_line(capsys, monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     board = Dashboard("runs/350M")
     for done in (1000, 2000):
         board.progress("train", done, 10_000, "tokens", **FACTS)

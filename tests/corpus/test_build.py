@@ -16,10 +16,10 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from gptcli import files
 from gptcli.corpus import build as building
 from gptcli.corpus import config
 from gptcli.corpus.build import (
@@ -73,7 +73,7 @@ def build(tmp_path: Path, byte_tokenizer: Tokenizer) -> BuildConfig:
     )
 
 
-def with_source(build: BuildConfig, **changes: object) -> BuildConfig:
+def with_source(build: BuildConfig, **changes: Any) -> BuildConfig:
     """Return the build with `changes` to its one source."""
     return dataclasses.replace(build, sources=[dataclasses.replace(build.sources[0], **changes)])
 
@@ -238,7 +238,7 @@ def test_a_build_stopped_before_any_write_resumes_to_the_same_bytes(
                 raise kind
         fsync(handle)
 
-    monkeypatch.setattr(files.os, "fsync", counted)
+    monkeypatch.setattr(os, "fsync", counted)
     stop = -1
     run(build, tmp_path / "whole")
     expected, total = contents(tmp_path / "whole"), synced
@@ -391,7 +391,7 @@ class Heard(Events):
         self.warnings.append(text)
 
     def progress(
-        self, task: str, done: float, total: float | None = None, chunk: str = "", **facts: object
+        self, task: str, done: float, total: float | None = None, chunk: str = "", **facts: Any
     ) -> None:
         self.tasks[task] = done
 

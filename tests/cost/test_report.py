@@ -11,7 +11,7 @@ from gptcli.cost.hardware_options import HardwareOptions
 from gptcli.cost.layout import Layout, parse_layout
 from gptcli.cost.planner import make_plan, plans
 from gptcli.cost.rank_memory import StepConfig
-from gptcli.cost.report import formulas, plans_table, rank_rows, train_command
+from gptcli.cost.report import formulas, plans_table, rank_rows
 from gptcli.cost.target import estimate_target, find_target
 from gptcli.model.config import ModelConfig, find_size
 
@@ -51,24 +51,6 @@ def test_rank_without_a_gpu_has_no_verdict() -> None:
     assert next(row for row in rank_rows(plan, CONFIG, None) if row[0] == "  peak")[2] == ""
 
 
-@pytest.mark.parametrize(
-    ("step", "options"),
-    [
-        (
-            StepConfig(micro_batch=4, recompute="full"),
-            "--layout dp=2,shard=4 --micro-batch 4 --recompute full",
-        ),
-        (
-            StepConfig(precision="fp8"),
-            "--layout dp=2,shard=4 --micro-batch 1 --recompute none --precision fp8",
-        ),
-    ],
-)
-def test_train_command_names_the_plan(step: StepConfig, options: str) -> None:
-    plan = make_plan(CONFIG, Layout(dp=2, shard=4), step, find_gpu("h100"))
-    assert train_command(plan, "--size 6.7B") == f"gpt train --size 6.7B {options}"
-
-
 def test_plans_table_shows_the_share_of_waiting() -> None:
     found = plans(CONFIG, A100, 16, 1024, "bf16", most=5)
     header, *rows = plans_table(found)
@@ -98,5 +80,5 @@ def test_formulas_compute_the_value_they_print() -> None:
     assert hours == pytest.approx(flops / speed / goodput / 3600, rel=0.01)
     gpus, bandwidth, n_bytes, rate = map(
         float, re.search(r"= (\d+) x (\S+) / (\S+) = (\S+) tokens/s", text).groups()
-    )  # type: ignore[union-attr]
+    )
     assert rate == pytest.approx(gpus * bandwidth / n_bytes, rel=0.01)

@@ -1,4 +1,4 @@
-"""Stages of a pipeline; tests/trainer/test_layouts.py runs them."""
+"""Stages of a pipeline; tests/system/test_layouts.py runs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A single process; test_tasks_run.py covers several."""
+"""A single process; tests/system/test_task_scores.py covers several."""
 
 from __future__ import annotations
 

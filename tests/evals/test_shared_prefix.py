@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
 
 
-def random_model(**config: object) -> GPT:
+def random_model(**config: Any) -> GPT:
     model = GPT(
         ModelConfig(n_layer=3, n_head=2, d_model=16, n_ctx=200, vocab_size=60, tied=False, **config)
     ).eval()

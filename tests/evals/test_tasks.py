@@ -1,15 +1,23 @@
-"""Built-in tasks: the list is complete, and each turns a row of its format into an item."""
+"""Built-in tasks: the list is complete, each turns a row of its format into an item, and each runs
+on a file in its original format. With real data at hand, it also runs on the real file.
+"""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
+from gptcli.evals.runner import EvalOptions, run_task
 from gptcli.evals.synthetic import GENERATED, generate_rows
 from gptcli.evals.task import TASKS_DIR, find_task, task_names
 from gptcli.evals.task_data import make_item
+from gptcli.model.config import ModelConfig
+from gptcli.model.transformer import GPT
 from gptcli.text.detokenize import DETOKENIZERS
+from gptcli.tokenizer.tokenizer import Tokenizer
+from tests.evals.task_files import FIXTURES, REAL
 
 LISTED = {  # the tasks of each paper
     "GPT-2": "lambada cbt_cn cbt_ne cbt_v cbt_p wikitext2 ptb enwik8 text8 wikitext103 one_billion_words winograd winograd_full gpt2_coqa "
@@ -185,3 +193,43 @@ def test_prompts_equal_the_papers() -> None:
         Path("x"),
     )
     assert item.prompt + item.target == "Alice went to visit her friend ____. -> Bob"
+
+
+@pytest.fixture(scope="module")
+def small(tokenizer: Tokenizer) -> GPT:
+    model = GPT(
+        ModelConfig(n_layer=1, n_head=1, d_model=16, n_ctx=256, vocab_size=tokenizer.vocab_size)
+    ).eval()
+    model.init_weights(0)
+    return model
+
+
+def check(model: GPT, tokenizer: Tokenizer, name: str, data: Path) -> None:
+    task = find_task(name)
+    results, records = run_task(model, tokenizer, task, data, EvalOptions(limit=2))
+    assert 1 <= len(records) <= 2
+    assert not results[0].conditions.skipped
+    for result in results:
+        assert set(result.metrics) == set(task.metric)
+        assert all(math.isfinite(figure.value) for figure in result.metrics.values())
+        assert task.kind in ("text", "last_word") or all(
+            0 <= figure.value <= 100 for figure in result.metrics.values()
+        )
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_task_runs_on_a_fixture_in_its_original_format(
+    small: GPT, tokenizer: Tokenizer, tmp_path: Path, name: str
+) -> None:
+    for file, text in FIXTURES[name].items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text, encoding="utf-8")
+    check(small, tokenizer, name, tmp_path)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", REAL)
+def test_task_runs_on_its_real_file(
+    small: GPT, tokenizer: Tokenizer, real_data: Path, name: str
+) -> None:
+    check(small, tokenizer, name, real_data / REAL[name])

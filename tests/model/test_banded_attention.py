@@ -33,7 +33,7 @@ def by_mask(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, band: int) -> tor
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-def assert_same(form, qkv: list[torch.Tensor], band: int, tolerance: float = 1e-5) -> None:  # type: ignore[no-untyped-def]
+def assert_same(form, qkv: list[torch.Tensor], band: int, tolerance: float = 1e-5) -> None:
     y, wanted = form(*qkv, band), by_mask(*qkv, band)
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
     torch.testing.assert_close(y, wanted, atol=tolerance, rtol=tolerance)
@@ -74,7 +74,7 @@ def test_bf16_error_is_no_larger_than_under_the_mask() -> None:
     exact = [x.detach().float().requires_grad_() for x in half]
     dy = torch.randn(exact[0].shape, generator=torch.Generator().manual_seed(1)).bfloat16()
 
-    def errors(form) -> list[float]:  # type: ignore[no-untyped-def]
+    def errors(form) -> list[float]:
         y, wanted = form(*half, 33), by_mask(*exact, 33)
         pairs = [
             (y, wanted),
@@ -200,7 +200,7 @@ def listed(mask: BlockMask, name: str) -> list[list[int]]:
     ],
 )
 def test_block_mask_is_that_of_the_band(T: int, band: int) -> None:
-    def seen(b, h, query, key):  # type: ignore[no-untyped-def]
+    def seen(b, h, query, key):
         return (key <= query) & (query - key < band)
 
     ours, theirs = (
@@ -243,7 +243,7 @@ def test_flex_runs_in_a_block_of_the_model(how: str, monkeypatch: pytest.MonkeyP
     )
     x = torch.randn(2, 150, 32, requires_grad=True)
 
-    def both(forward) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[no-untyped-def]
+    def both(forward) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.autocast("cpu", torch.bfloat16):
             y = forward(x)
         return y, torch.autograd.grad(y.square().sum(), x)[0]

@@ -74,3 +74,19 @@ def test_untied_head_counts_twice() -> None:
     tied = ModelConfig(n_layer=1, n_head=1, d_model=8, n_ctx=8, vocab_size=11)
     untied = ModelConfig(n_layer=1, n_head=1, d_model=8, n_ctx=8, vocab_size=11, tied=False)
     assert untied.parameters - tied.parameters == 11 * 8
+
+
+def test_gpt1_has_the_number_of_parameters_of_the_paper() -> None:
+    config = ModelConfig.from_paper(find_size("gpt1"))
+    assert config.parameters == 116_534_784
+    assert (config.norm, config.dropout, config.n_ctx, config.vocab_size) == (
+        "post",
+        0.1,
+        512,
+        40478,
+    )
+
+
+def test_gpt1_has_no_banded_attention() -> None:
+    with pytest.raises(UsageError, match="dense attention only"):
+        ModelConfig(n_layer=2, n_head=2, d_model=8, n_ctx=8, norm="post", attention="banded")

@@ -1,27 +1,33 @@
-"""Names and rows of stored tensors, and back, without a model."""
+"""Names and rows of stored tensors, and back; GPT-1 in transformers and as OpenAI released it."""
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.errors import InputError
-from gptcli.model.config import ModelConfig
+from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.hf import (
+    RELEASED_PARTS,
     from_hf,
     qkv_rows_from_hf,
     qkv_rows_to_hf,
     read_release,
     to_hf,
 )
+from gptcli.model.safetensors_io import load_model, read_model_config
 from gptcli.model.transformer import GPT
 
 
-def config(**changes: object) -> ModelConfig:
+def config(**changes: Any) -> ModelConfig:
     return ModelConfig(
         **{"n_layer": 2, "n_head": 2, "d_model": 6, "n_ctx": 5, "vocab_size": 11, **changes}
     )
@@ -75,3 +81,172 @@ def test_incomplete_release_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "params_shapes.json").write_text("[[5, 6], [11, 6]]")
     with pytest.raises(InputError, match=r"params_0\.npy is missing"):
         read_release(tmp_path, config(n_layer=1, norm="post"))
+
+
+SMALL_GPT1 = ModelConfig(
+    n_layer=3, n_head=2, d_model=128, n_ctx=40, vocab_size=301, norm="post", dropout=0.1
+)
+
+
+def random_model(config: ModelConfig) -> GPT:
+    torch.manual_seed(0)
+    model = GPT(config).eval()
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(
+            parameter, 0.5 if name.endswith(("ln_1.weight", "ln_2.weight")) else 0.0, 0.1
+        )
+    return model
+
+
+@pytest.mark.parametrize(
+    "config",
+    [SMALL_GPT1, ModelConfig.from_paper(find_size("gpt1"), vocab_size=999)],
+    ids=["small", "the paper's shape"],
+)
+def test_transformers_loads_a_saved_gpt1(tmp_path: Path, leaves: Any, config: ModelConfig) -> None:
+    from transformers import OpenAIGPTLMHeadModel
+
+    model = GPT(config).eval() if config.d_model == 768 else random_model(config)
+    if config.d_model == 768:
+        model.init_weights(0)
+    leaves(model, OpenAIGPTLMHeadModel, 1e-5)
+    assert read_model_config(tmp_path) == config
+
+
+def test_gpt1_of_transformers_loads_and_survives_a_round_trip(comes_back: Any) -> None:
+    from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
+
+    theirs = OpenAIGPTLMHeadModel(
+        OpenAIGPTConfig(n_layer=3, n_head=4, n_embd=64, n_positions=40, vocab_size=301)
+    )
+    assert comes_back(theirs, 1e-5).config.norm == "post"
+
+
+def write_release(folder: Path, shapes: list[list[int]]) -> list[np.ndarray]:
+    """Write params_shapes.json and params_0.npy to params_9.npy, the layout of OpenAI's release: all
+    numbers end to end, cut into ten files.
+    """
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(0, 0.1, shape).astype(np.float32) for shape in shapes]
+    folder.mkdir(exist_ok=True)
+    (folder / "params_shapes.json").write_text(json.dumps(shapes))
+    numbers = np.concatenate([array.ravel() for array in arrays])
+    for number, part in enumerate(np.array_split(numbers, RELEASED_PARTS)):
+        np.save(folder / f"params_{number}.npy", part)
+    return arrays
+
+
+def shapes_like(stored: list[list[int]], vocab_size: int, layers: int) -> list[list[int]]:
+    return [stored[0], [vocab_size, stored[1][1]], *stored[2 : 2 + 12 * layers]]
+
+
+def assert_is_the_release(model: GPT, arrays: list[np.ndarray]) -> None:
+    """Compare logits with those computed layer by layer from the released arrays.
+
+    The order of rows is that of the released code.
+    """
+    positions, tokens, *rest = (torch.from_numpy(array) for array in arrays)
+    idx = torch.tensor([[5, 3, 99, 0, 7]])
+    x = tokens[idx] + positions[:5]
+    heads = model.config.n_head
+
+    def norm(x: torch.Tensor, g: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        u = x.mean(-1, keepdim=True)
+        return (x - u) * torch.rsqrt((x - u).square().mean(-1, keepdim=True) + 1e-5) * g + b
+
+    for at in range(0, len(rest), 12):
+        c_w, c_b, p_w, p_b, g1, b1, f_w, f_b, o_w, o_b, g2, b2 = rest[at : at + 12]
+        q, k, v = (
+            y.view(1, 5, heads, -1).transpose(1, 2)
+            for y in (x @ c_w[0] + c_b).split(x.shape[-1], dim=2)
+        )
+        w = (
+            (q @ k.mT / math.sqrt(q.shape[-1]))
+            .masked_fill(~torch.ones(5, 5).tril().bool(), -1e9)
+            .softmax(-1)
+        )
+        x = norm(x + ((w @ v).transpose(1, 2).flatten(2) @ p_w[0] + p_b), g1, b1)
+        m = x @ f_w[0] + f_b
+        m = 0.5 * m * (1 + torch.tanh(math.sqrt(2 / math.pi) * (m + 0.044715 * m**3)))
+        x = norm(x + (m @ o_w[0] + o_b), g2, b2)
+    with torch.no_grad():
+        torch.testing.assert_close(model(idx), x @ tokens.T, atol=2e-4, rtol=1e-5)
+
+
+def test_openai_release_loads(tmp_path: Path) -> None:
+    block = [
+        [1, 128, 384],
+        [384],
+        [1, 128, 128],
+        [128],
+        [128],
+        [128],
+        [1, 128, 512],
+        [512],
+        [1, 512, 128],
+        [128],
+        [128],
+        [128],
+    ]
+    shapes = [[40, 128], [301, 128], *block, *block]
+    arrays = write_release(tmp_path, shapes)
+    model = load_model(tmp_path)
+    assert (
+        model.config.n_layer,
+        model.config.n_head,
+        model.config.n_ctx,
+        model.config.vocab_size,
+    ) == (2, 2, 40, 301)
+    assert_is_the_release(model, arrays)
+    (tmp_path / "params_9.npy").write_bytes(
+        (tmp_path / "params_9.npy").read_bytes().replace(b"}", b"\0")
+    )
+    with pytest.raises(InputError, match="not a readable array"):
+        load_model(tmp_path)
+    (tmp_path / "params_9.npy").write_bytes(b"no array")
+    with pytest.raises(InputError, match="not a readable array"):
+        load_model(tmp_path)
+    np.save(tmp_path / "params_9.npy", np.zeros(3, np.float32))
+    with pytest.raises(InputError, match="the shapes require"):
+        load_model(tmp_path)
+    (tmp_path / "params_9.npy").unlink()
+    with pytest.raises(InputError, match=r"params_9\.npy is missing"):
+        load_model(tmp_path)
+
+
+@pytest.mark.real_data
+def test_released_shapes_are_read(real_data: Path, tmp_path: Path) -> None:
+    """All 146 shapes of OpenAI's release, with random numbers."""
+    shapes = json.loads((real_data / "gpt1-vocab" / "params_shapes.json").read_text())
+    arrays = write_release(tmp_path, shapes)
+    model = load_model(tmp_path)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 116_534_784
+    assert model.config == ModelConfig.from_paper(find_size("gpt1"))
+    assert_is_the_release(model, arrays)
+
+
+@pytest.mark.parametrize("shape", [(10**15,), (2**62, 2**62), (-1,)])
+def test_released_array_larger_than_its_file_is_rejected(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    block = [
+        [1, 64, 192],
+        [192],
+        [1, 64, 64],
+        [64],
+        [64],
+        [64],
+        [1, 64, 256],
+        [256],
+        [1, 256, 64],
+        [64],
+        [64],
+        [64],
+    ]
+    write_release(tmp_path, [[8, 64], [300, 64], *block])
+    with open(tmp_path / "params_3.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<f4", "fortran_order": False, "shape": shape}
+        )
+    with pytest.raises(InputError, match=r"params_3\.npy: not a readable array"):
+        load_model(tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,10 +14,17 @@ from gptcli.model.transformer import GPT
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=["dense", "banded"])
+KINDS: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "banded": {"attention": "banded", "band": 4},
+    "gpt1": {"norm": "post"},
+}
+
+
+@pytest.fixture(params=KINDS)
 def model(request: pytest.FixtureRequest) -> GPT:
     config = ModelConfig(
-        n_layer=3, n_head=2, d_model=16, n_ctx=12, vocab_size=23, attention=request.param, band=4
+        n_layer=3, n_head=2, d_model=16, n_ctx=12, vocab_size=23, **KINDS[request.param]
     )
     model = GPT(config).eval()
     model.init_weights(0)

@@ -7,12 +7,8 @@ import struct
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
-from gptcli.errors import InputError
 from gptcli.model.not_a_model import HUB, no_weights_error, not_a_model_error
-from gptcli.model.tensor_file import unreadable_error
 
 
 @pytest.fixture(autouse=True)
@@ -82,35 +78,3 @@ def test_folder_without_weights_is_reported() -> None:
     assert "from_pretrained('a').save_pretrained('a-safetensors')" in str(
         no_weights_error(Path("a")).hint
     )
-
-
-@pytest.mark.parametrize(
-    ("data", "what"),
-    [
-        (b"", "cut short: it has 0 bytes"),
-        (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),
-        (b"\n<!DOCTYPE html><html>", "a web page"),
-        (b"PK\x03\x04 0123456789", "a pickle with another extension"),
-        (b"\xff" * 80, "not a safetensors file"),
-        (
-            (1000).to_bytes(8, "little") + b"{" * 10,
-            "cut short: it has 18 bytes, and its header alone 1,008",
-        ),
-        ((2).to_bytes(8, "little") + b"[]", "the header is damaged"),
-    ],
-)
-def test_files_that_are_not_safetensors_are_reported(data: bytes, what: str) -> None:
-    write("w.safetensors", data)
-    assert what in unreadable_error(Path("w.safetensors"), "?").what
-
-
-def test_truncated_weights_are_reported_with_their_length() -> None:
-    save_file({"a": torch.zeros(100), "b": torch.zeros(7, 3)}, "w.safetensors")
-    whole = Path("w.safetensors").read_bytes()
-    for size in range(8, len(whole)):
-        write("cut.safetensors", whole[:size])
-        error = unreadable_error(Path("cut.safetensors"), "?")
-        assert isinstance(error, InputError)
-        assert f"cut short: it has {size:,} bytes" in error.what
-        assert f"{len(whole):,}" in error.what or "its header alone" in error.what
-        assert error.hint == "download or copy it again"

@@ -72,7 +72,7 @@ def tensor(entry: dict[str, object]) -> torch.Tensor:
     raw = bytearray(base64.b64decode(str(entry["data"])))
     return torch.frombuffer(
         raw, dtype=torch.float32 if "float" in str(entry["dtype"]) else torch.int64
-    ).reshape(entry["shape"])  # type: ignore[arg-type]
+    ).reshape(entry["shape"])
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +141,33 @@ def test_attention_does_not_cross_documents() -> None:
     target[0, 2] = 0  # kept: the end of a document is learnt from the document
     gradient = torch.autograd.grad(model(first, target), model.wte.weight)[0]
     assert gradient.abs().sum() > 0
+
+
+def test_initialization_is_that_of_gpt1() -> None:
+    model = GPT(
+        ModelConfig(n_layer=2, n_head=2, d_model=256, n_ctx=256, vocab_size=500, norm="post")
+    )
+    model.init_weights(0)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.02), name
+
+
+def test_gpt1_block_equals_the_written_out_computation() -> None:
+    """Post-norm: n = LN(x + attn(x)), h = LN(n + mlp(n)), and no norm after the last layer."""
+    model = GPT(
+        ModelConfig(n_layer=1, n_head=2, d_model=128, n_ctx=40, vocab_size=301, norm="post")
+    ).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0.1, 0.1, generator=generator)
+    block = model.h[0]
+    x = torch.randn(1, 5, 128, generator=generator)
+    n = torch.nn.functional.layer_norm(
+        x + block.attn(x), (128,), block.ln_1.weight, block.ln_1.bias, 1e-5
+    )
+    h = torch.nn.functional.layer_norm(
+        n + block.mlp(n), (128,), block.ln_2.weight, block.ln_2.bias, 1e-5
+    )
+    torch.testing.assert_close(block(x), h)
+    assert not list(model.ln_f.parameters())

@@ -4,6 +4,7 @@ reading it.
 
 from __future__ import annotations
 
+import platform
 import re
 import tomllib
 from pathlib import Path
@@ -11,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from gptcli.cli.options import resolved_toml
-from gptcli.runs import provenance as module
 from gptcli.runs.provenance import FACTS, commit, provenance, read_provenance, resumed
 from gptcli.settings import Resolved
 
@@ -36,7 +36,7 @@ def test_all_facts_are_written_and_run_toml_can_still_be_read(facts, tmp_path):
 
 
 def test_a_name_with_control_characters_becomes_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(module.platform, "node", lambda: "a\nb\x00\x1b")
+    monkeypatch.setattr(platform, "node", lambda: "a\nb\x00\x1b")
     facts = provenance(1, tmp_path / "x\ny", "ab", 10, 10)
     text = resolved_toml(Resolved({"lr": 0.5}, {}), **facts)
     assert tomllib.loads(text) == {"lr": 0.5}

@@ -146,10 +146,10 @@ def indexed_dataset(monkeypatch: pytest.MonkeyPatch) -> Any:
         pytest.skip("set MEGATRON to a clone of Megatron-LM")
     for name in ("megatron", "megatron.core", "megatron.core.datasets", "megatron.core.utils"):
         module = types.ModuleType(name)
-        module.__path__ = [str(Path(os.environ["MEGATRON"], *name.split(".")))]  # type: ignore[attr-defined]
+        module.__path__ = [str(Path(os.environ["MEGATRON"], *name.split(".")))]
         monkeypatch.setitem(sys.modules, name, module)
     sys.modules["megatron.core.utils"].log_single_rank = lambda *_, **__: None  # type: ignore[attr-defined]
-    from megatron.core.datasets.indexed_dataset import IndexedDataset  # type: ignore[import-not-found]
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     return IndexedDataset
 

@@ -149,7 +149,7 @@ def test_altered_files_are_errors(tmp_path: Path) -> None:
     }
     table["shards"][0]["tokens"] = 5
     (tmp_path / "manifest.json").write_text(json.dumps(table))
-    assert "holds 7 tokens in 3 documents, not 5 in 3" in fault(tmp_path)
+    assert "has 7 tokens in 3 documents, not 5 in 3" in fault(tmp_path)
 
 
 def test_an_index_longer_than_its_shard_is_an_error(tmp_path: Path) -> None:

@@ -288,7 +288,7 @@ def test_a_vocabulary_without_end_of_text(release: Path, tmp_path: Path) -> None
 )
 def test_a_tokenizer_json_that_is_not_ours_is_refused(
     tokenizer: Tokenizer, tmp_path: Path, alter, message: str
-) -> None:  # type: ignore[no-untyped-def]
+) -> None:
     path = tmp_path / "tokenizer.json"
     value = json.loads(tokenizer.to_json())
     alter(value)

@@ -134,7 +134,7 @@ def test_no_text_is_an_error(texts: list[str]) -> None:
 
 
 def test_an_error_of_the_reader_comes_through() -> None:
-    def broken():  # type: ignore[no-untyped-def]
+    def broken():
         yield "fine"
         raise InputError("not valid UTF-8 at byte 7", where="a.txt")
 

@@ -202,9 +202,7 @@ def test_one_write_is_in_flight_at_most_and_its_failure_is_raised_at_the_next_sa
         "the second save waited for the first"
     )
     checkpoints.wait()
-    monkeypatch.setattr(
-        checkpoint_storage.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1 << 20)
-    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1 << 20))
     checkpoints.save(state_at(15), parameters, train_step.optimizer)
     with pytest.raises(RunError, match=r"bytes are needed and 1,048,576 are free"):
         checkpoints.save(state_at(20), parameters, train_step.optimizer)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -240,17 +242,17 @@ def test_a_cpu_s_speed_does_not_depend_on_other_work(monkeypatch):
         clock.wall += 1.0
         return clock.wall
 
-    monkeypatch.setattr(module.torch, "matmul", product)
-    monkeypatch.setattr(module.torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(module.time, "process_time", lambda: clock.cpu)
-    monkeypatch.setattr(module.time, "perf_counter", wall)
+    monkeypatch.setattr(torch, "matmul", product)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(time, "process_time", lambda: clock.cpu)
+    monkeypatch.setattr(time, "perf_counter", wall)
     assert module.product_rate(256, "bf16") == pytest.approx(2 * 512 * 256 * 1024 / 0.002)
 
 
 def test_checkpoints_that_are_there_count_as_free(make_run, train_here, monkeypatch):
     run = make_run()
     train_here(run)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda where: SimpleNamespace(free=0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda where: SimpleNamespace(free=0))
     assert module.disk_free(run.out) >= 2 * 12 * run.model.parameters
 
 

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+import time
 from dataclasses import replace
 from datetime import datetime
 
@@ -18,7 +19,6 @@ from gptcli.events import SILENT, Events
 from gptcli.interrupts import SIGNALS
 from gptcli.runs.metrics import read_metrics
 from gptcli.shards.manifest import Source, read_manifest, write_manifest
-from gptcli.trainer import loop
 from gptcli.trainer.config import Run
 from gptcli.trainer.loop import StopSignal, train
 from gptcli.trainer.monitors import TimeLeft
@@ -351,7 +351,7 @@ def test_the_time_left_is_reported_once_and_is_a_warning_above_a_week(
     make_run, monkeypatch, slower, loud
 ):
     now = iter(range(10**6))
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: slower * float(next(now)))
+    monkeypatch.setattr(time, "perf_counter", lambda: slower * float(next(now)))
     events = Heard()
     train(make_run(), CPU, events)
     quiet, warned = (

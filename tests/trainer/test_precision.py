@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import math
 
 import pytest
@@ -8,7 +9,6 @@ import torch
 from gptcli.distributed.context import RankContext
 from gptcli.errors import UsageError
 from gptcli.events import SILENT
-from gptcli.trainer import precision
 from gptcli.trainer.parallelize import build_train_step
 from gptcli.trainer.precision import LossScale, check_precision
 
@@ -28,10 +28,10 @@ def test_fp8_is_refused_without_its_gpu_or_library_or_with_tp(monkeypatch):
     with pytest.raises(UsageError, match="no GPU with fp8"):
         check_precision("fp8", 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr(precision.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="needs torchao, which is not installed"):
         check_precision("fp8", 1)
-    monkeypatch.setattr(precision.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     check_precision("fp8", 1)
     with pytest.raises(UsageError, match="does not work with tp"):
         check_precision("fp8", 2)

@@ -9,7 +9,6 @@ import pytest
 from gptcli.errors import InputError, UsageError
 from gptcli.shards.manifest import read_manifest
 from gptcli.tokenizer.training import train_tokenizer
-from gptcli.trainer import forecast
 from gptcli.trainer.preflight import check_data, check_resume, check_run, differences
 
 
@@ -60,7 +59,7 @@ def test_a_disk_without_room_for_a_checkpoint(make_run, shards, monkeypatch):
     run = make_run()
     # checkpoints, one more while it is written, the model and its copy
     free = (3 * 12 + 2 * 4) * run.model.parameters
-    monkeypatch.setattr(forecast.shutil, "disk_usage", lambda where: SimpleNamespace(free=free))
+    monkeypatch.setattr(shutil, "disk_usage", lambda where: SimpleNamespace(free=free))
     check_run(run, read_manifest(shards))
     free -= 1
     with pytest.raises(UsageError, match=r"take .* kB of disk, and .* kB are free"):

@@ -1,23 +1,16 @@
-"""Every task runs on a file in its original format and under its published name.
+"""One file of each built-in task in its original format and under its published name.
 
-With real data at hand, it also runs on the real file.
+`FIXTURES` contains the text of the files of each task; `REAL` the path of its real file below the
+folder of real data.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-from gptcli.evals.runner import EvalOptions, run_task
 from gptcli.evals.synthetic import generate_rows
 from gptcli.evals.task import find_task, task_names
-from gptcli.model.config import ModelConfig
-from gptcli.model.transformer import GPT
-from gptcli.tokenizer.tokenizer import Tokenizer
 
 GENERATED_NAMES = [name for name in task_names() if find_task(name).generated]
 
@@ -382,43 +375,3 @@ REAL = {
         for name in ("reversed_words", "cycle_letters_in_word", "mid_word_1_anagrams")
     },
 }
-
-
-@pytest.fixture(scope="module")
-def small(tokenizer: Tokenizer) -> GPT:
-    model = GPT(
-        ModelConfig(n_layer=1, n_head=1, d_model=16, n_ctx=256, vocab_size=tokenizer.vocab_size)
-    ).eval()
-    model.init_weights(0)
-    return model
-
-
-def check(model: GPT, tokenizer: Tokenizer, name: str, data: Path) -> None:
-    task = find_task(name)
-    results, records = run_task(model, tokenizer, task, data, EvalOptions(limit=2))
-    assert 1 <= len(records) <= 2
-    assert not results[0].conditions.skipped
-    for result in results:
-        assert set(result.metrics) == set(task.metric)
-        assert all(math.isfinite(figure.value) for figure in result.metrics.values())
-        assert task.kind in ("text", "last_word") or all(
-            0 <= figure.value <= 100 for figure in result.metrics.values()
-        )
-
-
-@pytest.mark.parametrize("name", task_names())
-def test_task_runs_on_a_fixture_in_its_original_format(
-    small: GPT, tokenizer: Tokenizer, tmp_path: Path, name: str
-) -> None:
-    for file, text in FIXTURES[name].items():
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / file).write_text(text, encoding="utf-8")
-    check(small, tokenizer, name, tmp_path)
-
-
-@pytest.mark.real_data
-@pytest.mark.parametrize("name", REAL)
-def test_task_runs_on_its_real_file(
-    small: GPT, tokenizer: Tokenizer, real_data: Path, name: str
-) -> None:
-    check(small, tokenizer, name, real_data / REAL[name])

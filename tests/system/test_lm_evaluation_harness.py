@@ -19,7 +19,6 @@ from gptcli.model.safetensors_io import save_model
 from gptcli.model.transformer import GPT
 from gptcli.tokenizer.tokenizer import Tokenizer
 
-pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
 HEAD = 'title = "t"\nsource = "s"\nfiles = {items = "items*"}\nreader = "jsonl"\n'
 WORDS = ["self", "text", "width", "naïve", "line,", "indent", "return", "if not"]
 
@@ -27,6 +26,7 @@ WORDS = ["self", "text", "width", "naïve", "line,", "indent", "return", "if not
 def test_scores_equal_lm_evaluation_harness(
     model: GPT, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 

@@ -283,7 +283,7 @@ def main(rank: int, folder: Path) -> None:
             if "compile" in case:
                 torch._dynamo.reset()  # drops what earlier cases compiled
                 backend = changes.pop("compile")
-                torch.compile = partial(COMPILE, backend=backend)  # type: ignore[assignment]
+                torch.compile = partial(COMPILE, backend=backend)
                 changes["compile"] = True
             results.append(
                 {

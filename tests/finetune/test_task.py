@@ -1,0 +1,153 @@
+"""Task files and examples are read as written, and broken ones are refused with their place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gptcli.errors import GptError, InputError
+from gptcli.finetune.inputs import Example, InputTransform
+from gptcli.finetune.task import FinetuneTask, read_examples, read_task
+from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
+
+TOKENIZER = Tokenizer([*byte_alphabet(), END_OF_TEXT], [])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder with a file of one example."""
+    (tmp_path / "dev.jsonl").write_text('{"sentence": "a good", "label": "yes"}\n')
+    return tmp_path
+
+
+def test_task_and_its_examples_are_read(folder: Path) -> None:
+    (folder / "task.toml").write_text(
+        'kind = "classification"\ntrain = "dev.jsonl"\nvalidation = "dev.jsonl"\n'
+        'labels = ["no", "yes"]\nlr = 1\n[fields]\ntext = "sentence"\n'
+    )
+    task = read_task(folder / "task.toml")
+    assert task == FinetuneTask(
+        kind="classification",
+        train="dev.jsonl",
+        validation="dev.jsonl",
+        labels=["no", "yes"],
+        fields={"text": "sentence"},
+        lr=1,
+    )
+    assert (task.epochs, task.batch, task.lm_weight) == (3, 32, 0.5)  # of GPT-1
+    transform = InputTransform("classification", TOKENIZER, 16)
+    examples = read_examples(task, folder / task.train, transform)
+    assert examples == [Example(transform.sequences({"text": "a good"}), 1)]
+
+
+def test_file_without_examples_is_refused(folder: Path) -> None:
+    task = FinetuneTask(kind="classification", train="t", validation="v", labels=[0, 1])
+    transform = InputTransform("classification", TOKENIZER, 16)
+    with pytest.raises(InputError, match="no such file"):
+        read_examples(task, folder / "absent.jsonl", transform)
+    (folder / "empty.jsonl").write_text("\n\n")
+    with pytest.raises(InputError, match="the file has no examples"):
+        read_examples(task, folder / "empty.jsonl", transform)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ('kind = "clasification"\ntrain = "t"\nvalidation = "v"', "did you mean classification?"),
+        ('kind = "entailment"\ntrain = "t"', "no 'validation'"),
+        ('kind = "entailment"\ntrain = "t"\nvalidation = "v"', "no 'labels'"),
+        ('kind = "entailment"\nepoch = 3', "unknown key 'epoch'"),
+        ('kind = "entailment"\nepochs = "3"', "epochs is not of type int"),
+        ('kind = "entailment"\nfields = 3', "fields is not of type dict"),
+        ('kind = "entailment"\ntrain = "t"\nvalidation = "v"\nlabels = [0, 1]\n[fields]\ntext = "x"', "entailment has no field 'text'"),
+        ('kind = "classification"\ntrain = "dev.jsonl"\nvalidation = "v"\nlabels = [0, 1]', "dev.jsonl:1: not an example of this task"),
+        ('kind = "classification"\ntrain = "dev.jsonl"\nvalidation = "v"\nlabels = [0, 1]\nfields = {text = "sentence"}', "not one of [0, 1]"),
+    ],
+)  # fmt: skip
+def test_impossible_tasks_are_refused(folder: Path, task: str, message: str) -> None:
+
+    (folder / "bad.toml").write_text(task)
+    with pytest.raises(GptError) as caught:
+        read = read_task(folder / "bad.toml")
+        read_examples(
+            read,
+            folder / read.train,
+            InputTransform(read.kind, TOKENIZER, 16),
+        )
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "line", "message"),
+    [
+        ("classification", '{"text": null, "label": 1}', "'text' is null, not text"),
+        ("classification", '{"text": 3, "label": 1}', "'text' is 3, not text"),
+        ("classification", '{"text": ["a"], "label": 1}', "'text' is [\"a\"], not text"),
+        ("classification", '{"text": "a", "label": true}', "label True is not one of [0, 1]"),
+        ("classification", '{"text": "a", "label": 1.0}', "label 1.0 is not one of [0, 1]"),
+        ("classification", '{"text": "a", "label": [1]}', "label [1] is not one of [0, 1]"),
+        ("classification", '{"text": "a"}', "no 'label'"),
+        ("classification", '["a", 1]', "not a JSON object"),
+        (
+            "classification",
+            r'{"text": "a \ud83d", "label": 1}',
+            "'text': the text holds a lone surrogate, U+D83D, at character 2",
+        ),
+        (
+            "entailment",
+            '{"premise": "a", "hypothesis": {}, "label": 1}',
+            "'hypothesis' is {}, not text",
+        ),
+        ("similarity", '{"a": "a", "b": false, "label": 1}', "'b' is false, not text"),
+        (
+            "multiple-choice",
+            '{"context": "a", "answers": null, "label": 0}',
+            "'answers' is null, not a list of texts",
+        ),
+        (
+            "multiple-choice",
+            '{"context": "a", "answers": [], "label": 0}',
+            "'answers' is [], not a list of texts",
+        ),
+        (
+            "multiple-choice",
+            '{"context": "a", "answers": "b", "label": 0}',
+            "'answers' is one text, not a list of texts",
+        ),
+        (
+            "multiple-choice",
+            '{"context": "a", "answers": ["b", 3], "label": 0}',
+            "'answers' is 3, not a list of texts",
+        ),
+        (
+            "multiple-choice",
+            '{"context": "a", "answers": ["b", "c", "d"], "label": 2}',
+            "3 answers, but the examples before have 2",
+        ),
+    ],
+)
+def test_examples_of_other_types_are_refused_with_their_line(
+    folder: Path, kind: str, line: str, message: str
+) -> None:
+
+    whole = {
+        "text": "a",
+        "premise": "a",
+        "hypothesis": "b",
+        "a": "a",
+        "b": "b",
+        "context": "a",
+        "answers": ["b", "c"],
+        "label": 1,
+    }
+    path = folder / "other.jsonl"
+    path.write_text("\ufeff" + json.dumps(whole) + "\n\n" + line + "\n", encoding="utf-8")
+    task = FinetuneTask(
+        kind=kind, train="t", validation="v", labels=[] if kind == "multiple-choice" else [0, 1]
+    )
+    with pytest.raises(InputError) as caught:
+        read_examples(task, path, InputTransform(kind, TOKENIZER, 16))
+    assert caught.value.where == f"{path}:3"
+    assert message in caught.value.what
