@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import cast
 
 import pytest
 
@@ -146,12 +145,12 @@ def test_examples_of_other_types_are_refused_with_their_line(
     path = folder / "other.jsonl"
     path.write_text("\ufeff" + json.dumps(whole) + "\n\n" + line + "\n", encoding="utf-8")
     task = FinetuneTask(
-        kind=cast(Kind, kind),
+        kind=kind,
         train="t",
         validation="v",
         labels=[] if kind == "multiple-choice" else [0, 1],
     )
     with pytest.raises(InputError) as caught:
-        read_examples(task, path, InputTransform(cast(Kind, kind), TOKENIZER, 16))
+        read_examples(task, path, InputTransform(kind, TOKENIZER, 16))
     assert caught.value.where == f"{path}:3"
     assert message in caught.value.what
