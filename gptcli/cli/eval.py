@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from gptcli.evals.evaluate import Evaluation
-    from gptcli.evals.report import Rows
+    from gptcli.evals.report import TableRows
     from gptcli.evals.results import TaskResult
     from gptcli.evals.rolling import LossReport
     from gptcli.evals.task import Task
@@ -417,7 +417,7 @@ def _console(*, soft_wrap: bool = False) -> Console:
     return screen(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=soft_wrap)
 
 
-def _print_table(console: Console, rows: Rows) -> None:
+def _print_table(console: Console, rows: TableRows) -> None:
     from rich import box
     from rich.table import Table
 
