@@ -34,7 +34,10 @@ def run_finetune(task_file: Path, options: dict[str, Any]) -> None:
             hint=f"leave it out, or set it in {task_file}",
         )
     if (init_from := options["init_from"]) is None:
-        raise UsageError("--finetune needs a model to start from", hint="--init-from RUN")
+        raise UsageError(
+            "--finetune needs a model to start from",
+            hint="name a run or a GPT-2 folder with --init-from",
+        )
 
     from gptcli.cost.layout import Layout, parse_layout
     from gptcli.distributed.launch import launch
