@@ -1,4 +1,4 @@
-"""Settings: values with the origin of each, quantities such as 12k or 300B, and allowed ranges."""
+"""Settings: values with the origin of each, and the readers of values and their allowed ranges."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import math
 import re
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from gptcli import __version__, toml_text
-from gptcli.errors import UsageError
+from gptcli.errors import UsageError, nearest
 
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 
@@ -166,6 +167,64 @@ NUMBERS: dict[str, Number] = {
     **{name: Number(0, 1e60, above=True) for name in ("flops", "optimal")},
 }
 """Range of every numeric option and configuration key, by name."""
+
+
+def nonempty_text(value: Any) -> str:
+    """Return a text that is not empty. Raises UsageError otherwise."""
+    if not isinstance(value, str):
+        raise UsageError(f"{value!r} is not text")
+    if not value:
+        raise UsageError("is empty")
+    return value
+
+
+def split_list(text: str) -> list[str]:
+    """Return the names of a comma-separated list; the name of an existing file is not split."""
+    if "," not in text or Path(text).exists():
+        return [text]
+    return [name for part in text.split(",") if (name := part.strip())]
+
+
+def name_list(value: Any) -> list[str]:
+    """Return a list of names, given as a list or separated by commas."""
+    parts = value if isinstance(value, list) else [value]
+    return [name for part in parts for name in split_list(nonempty_text(part))]
+
+
+def boolean(value: Any) -> bool:
+    """Return true or false. Raises UsageError for other values."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{value!r} is neither true nor false")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """Reader of one of a few words."""
+
+    names: tuple[str, ...]
+    """Words to choose from."""
+
+    def __call__(self, value: Any) -> str:
+        """Return `value` if it is one of the words. Raises UsageError, with the nearest, if not."""
+        if value not in self.names:
+            raise UsageError(
+                f"{value!r} is none of {', '.join(self.names)}",
+                hint=nearest(str(value), self.names),
+            )
+        return str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class AutoOr:
+    """Reader of the word "auto" or of another reader's value."""
+
+    reader: Callable[[Any], Any]
+    """Reader of values other than "auto"."""
+
+    def __call__(self, value: Any) -> Any:
+        """Return "auto", or the value that the reader returns. Raises what the reader raises."""
+        return "auto" if value == "auto" else self.reader(value)
 
 
 def resolved_toml(resolved: Resolved, command: str, **extra: Any) -> str:

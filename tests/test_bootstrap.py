@@ -44,10 +44,13 @@ class Machine:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        module.subprocess = SimpleNamespace(
-            run=self.run, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL
-        )
-        module.has_nvidia_driver = lambda: False
+        patched = {
+            "subprocess": SimpleNamespace(
+                run=self.run, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL
+            ),
+            "has_nvidia_driver": lambda: False,
+        }
+        vars(module).update(patched)
         return module
 
     def make(self, *arguments: str) -> list[str]:

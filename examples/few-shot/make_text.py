@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -29,7 +30,7 @@ from gptcli.evals.synthetic import OPERATIONS, arithmetic, generate_rows
 
 DOCUMENTS = 60_000
 PROBLEMS = 12
-HIDDEN = [OPERATIONS["plus"], max, min]
+HIDDEN: list[Callable[[int, int], int]] = [OPERATIONS["plus"], max, min]
 
 
 def main(folder: Path) -> None:

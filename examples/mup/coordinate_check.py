@@ -13,12 +13,13 @@ from pathlib import Path
 
 import torch
 
-from gptcli.cli.train_plan import make_plan, said
+from gptcli.cli.train import given_values
 from gptcli.distributed.context import RankContext
 from gptcli.errors import install_hint
 from gptcli.events import SILENT
 from gptcli.trainer.config import Run
 from gptcli.trainer.parallelize import build_train_step
+from gptcli.trainer.resolve import resolve_run
 
 WIDTHS, BASE, D_HEAD, STEPS, LR = (128, 256, 512, 1024), 128, 32, 5, 3e-3
 PARTS = {
@@ -51,7 +52,7 @@ def activation_scales(
         "compile": "off",
     }
     options |= {"mup": str(base)} if use_mup else {}
-    plan = make_plan(said(options, None, resume=False), vocab_size=256)
+    plan = resolve_run(given_values(options, None, resume=False), vocab_size=256)
     run = Run(
         name=plan.name,
         out=Path(),

@@ -22,6 +22,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 MENU = (
     '<nav><ul><li><a href="/">Home</a></li><li><a href="/shop">Shop</a></li>'
@@ -45,7 +46,7 @@ def documented() -> Iterator[tuple[str, str]]:
     ):
         names = [module]
         try:
-            found = importlib.import_module(module)
+            found: ModuleType | None = importlib.import_module(module)
             names += [
                 f"{module}.{inner.name}"
                 for inner in pkgutil.iter_modules(getattr(found, "__path__", []))

@@ -11,9 +11,20 @@ import typer
 
 from gptcli.cli import options
 from gptcli.cli.command import Command, hold, releasing
-from gptcli.cli.config import read_config, read_option, resolved_toml, write_resolved
 from gptcli.cli.console import ConsoleEvents, print_json
-from gptcli.cli.options import INPUT, OUTPUT, RUN, flag, quantity, shared, value
+from gptcli.cli.options import (
+    INPUT,
+    OUTPUT,
+    RUN,
+    flag,
+    quantity,
+    read_config,
+    read_option,
+    resolved_toml,
+    shared,
+    value,
+    write_resolved,
+)
 from gptcli.errors import UsageError, nearest
 from gptcli.locks import own_folder, own_part
 from gptcli.numbers import amount, counted, duration, in_bytes

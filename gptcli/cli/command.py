@@ -19,7 +19,7 @@ import typer
 import typer.core
 from typer.exceptions import TyperException
 
-from gptcli.cli.config import option
+from gptcli.cli.options import option
 from gptcli.errors import GptError, UsageError
 
 P = ParamSpec("P")
@@ -216,7 +216,7 @@ class _Parsing:
                 and param.metavar not in FREE_TEXT
                 and ctx.params.get(param.name)
             ):
-                from gptcli.cli.config import split_list
+                from gptcli.settings import split_list
 
                 values = ctx.params[param.name]
                 ctx.params[param.name] = [

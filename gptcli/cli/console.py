@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from gptcli import strict_json
-from gptcli.cli.config import option
+from gptcli.cli.options import option
 from gptcli.errors import name_parameters
 from gptcli.events import Events
 from gptcli.interrupts import Cleanup, write

@@ -8,9 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from gptcli.cli.command import Command
-from gptcli.cli.config import number, option
 from gptcli.cli.cost_report import DEFAULT_N_CTX, HANDLERS, SHAPE, OutputOptions, check_not_a_size
-from gptcli.cli.options import MODEL, OUTPUT, flag, quantity, shared, value
+from gptcli.cli.options import MODEL, OUTPUT, flag, number, option, quantity, shared, value
 from gptcli.cli.options import precision as precision_option
 from gptcli.cost.hardware import gpu_names
 from gptcli.cost.hardware_options import DEFAULT_GPU, HARDWARE_FIELDS, LAYOUT_FIELDS

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from gptcli.cli.config import option
 from gptcli.cli.console import (
     Row,
     print_command,
@@ -19,6 +18,7 @@ from gptcli.cli.console import (
     print_rows,
     print_table,
 )
+from gptcli.cli.options import option
 from gptcli.cost.cluster import Affordable, affordable, batch_sequences
 from gptcli.cost.estimate import Estimate
 from gptcli.cost.hardware import USER

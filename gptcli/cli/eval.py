@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from gptcli import strict_json
 from gptcli.cli.command import Command, hold, releasing
-from gptcli.cli.config import number
-from gptcli.cli.console import ConsoleEvents, print_json
-from gptcli.cli.eval_report import print_report, print_tasks
+from gptcli.cli.console import ConsoleEvents, print_json, screen
+from gptcli.cli.options import number
 from gptcli.errors import UsageError, nearest
 from gptcli.events import SILENT
 from gptcli.files import atomic_write, claim_file, write_json, written_through
 from gptcli.locks import own_file, own_folder
+from gptcli.numbers import amount, in_bytes
 from gptcli.runtime import is_main, unused_launch
 
 if TYPE_CHECKING:
-    from gptcli.evals.evaluate import Evaluation
+    from rich.console import Console
 
+    from gptcli.evals.evaluate import Evaluation
+    from gptcli.evals.report import TableRows
+    from gptcli.evals.results import TaskResult
+    from gptcli.evals.rolling import LossReport
+    from gptcli.evals.task import Task
+    from gptcli.model.source import ModelSource
+    from gptcli.sampling.load import PrecisionChoice
+
+PIPE_WIDTH = 200  # columns, if there is no terminal
 WHAT, FEW, HOW, OUTPUT, MACHINE = "What to score", "Few-shot", "How", "Output", "Machine"
 
 
@@ -260,10 +270,9 @@ def evaluate(
 
         gpt eval runs/350M --task hellaswag --shots 20 --data data -o eval.json
     """
-    from gptcli.cli.finetune import evaluate_finetuned, is_finetuned
     from gptcli.evals.task import NORMALISERS, find_task, find_tasks, task_names
     from gptcli.evals.task_data import find_data
-    from gptcli.model.source import find_model
+    from gptcli.model.source import find_model, is_finetuned
 
     if list_tasks:
         print_tasks([find_task(name) for name in task_names()], data)
@@ -277,7 +286,7 @@ def evaluate(
         raise _not_one_run(run or [])
     folder = run[0]
     if not task and not text and checkpoint is None and is_finetuned(folder):
-        evaluate_finetuned(folder, data, as_json=as_json)
+        _evaluate_finetuned(folder, data, as_json=as_json)
         return
     tasks = find_tasks(task or [])
     for option, value in {
@@ -304,13 +313,16 @@ def evaluate(
     for one in tasks:
         find_data(one, data)
     fewshot: dict[str, Any] = {"shots": shots, "seed": shots_seed, "shared": shared_shots}
-    terms: dict[str, Any] = {"normalise": normalise, "limit": limit, "stride": stride}
+    scoring: dict[str, Any] = {"normalise": normalise, "limit": limit, "stride": stride}
     if dry_run:
-        from gptcli.cli.eval_forecast import print_forecast
+        from gptcli.evals.evaluate import forecast_evaluation
+        from gptcli.evals.fewshot import FewShotConfig
 
-        print_forecast(
-            find_model(folder, checkpoint), tasks, text or [], data, fewshot, terms, as_json=as_json
+        source = find_model(folder, checkpoint)
+        forecast = forecast_evaluation(
+            source, tasks, text or [], data, FewShotConfig(**fewshot), **scoring
         )
+        print_json("eval", forecast) if as_json else _print_forecast(forecast, source)
         return
     events = ConsoleEvents() if is_main() else SILENT
     if (note := unused_launch()) is not None:
@@ -340,7 +352,7 @@ def evaluate(
         data,
         lambda loaded: EvalOptions(
             fewshot=FewShotConfig(**fewshot),
-            **terms,
+            **scoring,
             batch_size=batch_size,
             records=records,
             against=against,
@@ -348,7 +360,7 @@ def evaluate(
         ),
         checkpoint=checkpoint,
         device=device,
-        precision=precision,
+        precision=cast("PrecisionChoice", precision),
         events=events,
     )
     if not is_main():
@@ -372,6 +384,89 @@ def _title(evaluation: Evaluation) -> str:
     step = "" if loaded.source.step is None else f", step {loaded.source.step:,}"
     parameters = f"{loaded.model.config.parameters:,} parameters"
     return f"{evaluation.model}{step}: {parameters}, {loaded.device.type}, {loaded.precision}"
+
+
+def print_report(
+    title: str, losses: list[LossReport], results: list[TaskResult], *, markdown: bool
+) -> None:
+    """Print the report on stdout."""
+    from gptcli.evals.report import markdown_table, report_parts
+
+    parts = report_parts(title, losses, results)
+    if markdown:
+        texts = [part if isinstance(part, str) else markdown_table(part) for part in parts]
+        print("\n\n".join(texts))
+        return
+    console = _console(soft_wrap=True)
+    for part in parts:
+        if isinstance(part, str):
+            console.print(part, soft_wrap=not console.is_terminal)
+        else:
+            _print_table(console, part)
+
+
+def print_tasks(tasks: list[Task], data: Path | None) -> None:
+    """Print the tasks, with the paper's K and the location of each one's data."""
+    from gptcli.evals.report import task_rows
+
+    _print_table(_console(), task_rows(tasks, data))
+
+
+def _console(*, soft_wrap: bool = False) -> Console:
+    """Return the console of stdout; into a pipe nothing is cut."""
+    return screen(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=soft_wrap)
+
+
+def _print_table(console: Console, rows: TableRows) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from gptcli.evals.report import TEXT_COLUMNS
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in rows[0]:
+        table.add_column(
+            name,
+            justify="left" if name in TEXT_COLUMNS else "right",
+            no_wrap=name not in TEXT_COLUMNS,
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*row.values())
+    console.print(table)
+
+
+def _print_forecast(report: dict[str, Any], source: ModelSource) -> None:
+    """Print the report of --dry-run, one line for each text and task."""
+    if source.step is not None:
+        print(f"weights: {source}")
+    for one in report["work"]:
+        facts = [
+            f"{one['name']}: {one['items']:,} items, at most {amount(one['tokens'])} tokens read"
+        ]
+        if one.get("cut"):
+            facts.append(f"{one['cut']:,} cut to the context")
+        left_out = one.get("left_out", {})
+        facts += [f"{count:,} left out: {reason}" for reason, count in left_out.items()]
+        print("; ".join(facts))
+    print(
+        f"work: at most {report['flops']:.2e} FLOP; "
+        f"memory: {in_bytes(report['memory_bytes'])} of weights in fp32"
+    )
+
+
+def _evaluate_finetuned(folder: Path, data: Path | None, *, as_json: bool) -> None:
+    """Print the accuracy of a fine-tuned run."""
+    from gptcli.finetune.run import evaluate_finetuned
+
+    report = evaluate_finetuned(folder, data)
+    if as_json:
+        print_json("eval", report)
+    else:
+        correct, examples = report["correct"], report["examples"]
+        print(
+            f"accuracy {report['accuracy']:.2%} ({correct:,} of {examples:,}) on {report['data']}"
+        )
 
 
 def _not_one_run(runs: list[Path]) -> UsageError:

@@ -1,4 +1,6 @@
-"""Options that several commands share, so that each has one name, one metavar and one help text.
+"""Options that several commands share, and the values of options in configuration files.
+
+The precedence is option > --config file > preset > default.
 
 A command declares its own options with `value` and `flag`, and shared ones by name with `shared`.
 Every help text must stand alone: shell completion and the JSON schema of `gpt train --config` show
@@ -7,13 +9,40 @@ one text at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import re
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
-from gptcli.cli.config import number
+from gptcli import settings, toml_text
+from gptcli.errors import InputError, UsageError, message_of
+from gptcli.files import atomic_write, read_text, read_toml, similar
+from gptcli.settings import (
+    NUMBERS,
+    AutoOr,
+    Number,
+    OneOf,
+    Resolved,
+    boolean,
+    name_list,
+    nonempty_text,
+)
 
+T = TypeVar("T")
+Reader = Callable[[Any], Any]
+"""Reader of an option's value, as typed or from TOML; raises UsageError."""
+
+SYNONYMS = {"out": "output", "output": "out"}  # two spellings of one key: a command has one of them
+QUANTITY = r"^\s*([0-9][0-9_]*\.?[0-9]*([eE][+-]?[0-9]+)?|\.[0-9]+)\s*[kKmMbBgGtT]?\s*$"
+TEXT_SCHEMAS: dict[Reader, dict[str, Any]] = {
+    nonempty_text: {"type": "string"},
+    boolean: {"type": "boolean"},
+    name_list: {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
+}
 # panels of `--help`
 INPUT, OUTPUT, MODEL, RUN, MACHINE = "Input", "Output", "Model", "Run", "Machine"
 
@@ -138,3 +167,127 @@ def seed(help: str, panel: str | None = None) -> Any:
 def precision(kinds: str, panel: str, shown: bool | str) -> Any:
     """Return --precision with the kinds that a command supports."""
     return value(f"Precision of matrix products: {kinds}.", "KIND", panel, shown)
+
+
+def number(name: str) -> Callable[[str | int | float], Any]:
+    """Return the reader of a numeric option; its UsageError names the option."""
+    return lambda text: read_option(name, text, NUMBERS[name])
+
+
+def option(name: str) -> str:
+    """Return the option of a parameter: n_layer as --n-layer."""
+    return "--" + name.replace("_", "-")
+
+
+def read_option(name: str, text: Any, convert: Callable[[Any], T]) -> T:
+    """Return `convert(text)` of an option's value. Raises UsageError that names the option."""
+    try:
+        return convert(text)
+    except UsageError as error:
+        raise UsageError(error.what, field=name, code=error.code, hint=error.hint) from None
+
+
+def read_config(path: Path, names: Mapping[str, Any], command: str = "gpt") -> dict[str, Any]:
+    """Return the values of a TOML file whose keys are among `names`.
+
+    Each value passes through its converter (`names[key]`, or None). Keys are the option names of
+    `command`, with - or _. Raises InputError with file, line and the closest valid key.
+    """
+    if not path.exists():
+        close = similar(path)
+        raise InputError(
+            "no such configuration file",
+            where=path,
+            hint=None if close is None else f"did you mean {close}?",
+        )
+    table, text = read_toml(path), read_text(path)
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in names:
+            name = SYNONYMS.get(name, name)
+        where = f"{path}:{_line_of(key, text)}"
+        if name not in names:
+            from gptcli.cli.aliases import key_hint
+
+            raise InputError(
+                f"unknown key {key!r}", where=where, hint=key_hint(command, key, names)
+            )
+        convert = names[name]
+        try:
+            values[name] = convert(value) if convert else value
+        except (UsageError, ValueError, TypeError) as error:
+            raise InputError(f"{key}: {message_of(error)}", where=where) from None
+    return values
+
+
+def _line_of(key: str, text: str) -> int:
+    pattern = re.compile(rf"""^\s*\[?\s*["']?{re.escape(key)}["']?\s*[=\].]""")
+    return next(
+        (number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line)), 1
+    )
+
+
+def write_resolved(path: Path, resolved: Resolved, **extra: Any) -> None:
+    """Write the resolved configuration to `path` as TOML (`resolved_toml`)."""
+    with atomic_write(path, "w") as file:
+        file.write(resolved_toml(resolved, **extra))
+
+
+def resolved_toml(resolved: Resolved, **extra: Any) -> str:
+    """Return `resolved` as TOML (`gptcli.settings.resolved_toml`), made by this command line."""
+    return settings.resolved_toml(resolved, command_line(), **extra)
+
+
+def command_line() -> str:
+    """Return this command line, quoted for a shell, on one line."""
+    return toml_text.comment(shlex.join(["gpt", *sys.argv[1:]]))
+
+
+def config_schema(
+    title: str, readers: Mapping[str, Reader], help_texts: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the JSON schema of a configuration file: type, range and help text of every key."""
+    named = {
+        name: {**_value_schema(reader), "description": help_texts[name]}
+        for name, reader in readers.items()
+    }
+    dashed = {
+        name.replace("_", "-"): {"$ref": f"#/properties/{name}"} for name in named if "_" in name
+    }
+    dashed |= {
+        other: {"$ref": f"#/properties/{name}"} for other, name in SYNONYMS.items() if name in named
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": title,
+        "description": 'Quantities take suffixes in quotes: "12k", "0.5M", "300B". '
+        "Missing values come from the paper or the machine.",
+        "type": "object",
+        "properties": named | dashed,
+        "additionalProperties": False,
+    }
+
+
+def _value_schema(reader: Reader) -> dict[str, Any]:
+    """Return the schema of the values that a reader accepts."""
+    if isinstance(reader, OneOf):
+        return {"enum": list(reader.names)}
+    if isinstance(reader, AutoOr):
+        return {"anyOf": [{"const": "auto"}, _value_schema(reader.reader)]}
+    if isinstance(reader, Number):
+        types = ["integer", "number", "string"] if reader.whole else ["number", "string"]
+        low = "exclusiveMinimum" if reader.above else "minimum"
+        high = "exclusiveMaximum" if reader.below else "maximum"
+        return {"type": types, low: reader.low, high: reader.high, "pattern": QUANTITY}
+    return dict(TEXT_SCHEMAS.get(reader, {"type": "string"}))
+
+
+def help_texts(command: Callable[..., None]) -> dict[str, str]:
+    """Return the help text of each option of a command, by its parameter's name."""
+    hints = get_type_hints(command, include_extras=True)
+    return {
+        name: get_args(hint)[1].help
+        for name, hint in hints.items()
+        if get_origin(hint) is Annotated
+    }

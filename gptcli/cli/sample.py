@@ -6,7 +6,7 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,24 +14,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.cli import options
-from gptcli.cli.command import Command, hold, releasing
-from gptcli.cli.config import option, read_config
+from gptcli.cli.command import Command, releasing
 from gptcli.cli.console import ConsoleEvents, print_json
-from gptcli.cli.options import MACHINE, OUTPUT, flag, quantity, shared, value
+from gptcli.cli.options import MACHINE, OUTPUT, flag, option, quantity, read_config, shared, value
 from gptcli.encodings import decode
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.files import read_text
 from gptcli.interrupts import Cleanup, Raise, write
-from gptcli.settings import NUMBERS, Resolved
+from gptcli.settings import NUMBERS, Resolved, boolean
 
 if TYPE_CHECKING:
-    from gptcli.sampling.load import Loaded
     from gptcli.sampling.params import SamplingParams
-    from gptcli.sampling.streaming import Completion
+    from gptcli.sampling.sampler import Sampler
 
 CHOOSING, PROMPTS = "Choosing tokens", "Prompts"
-SEPARATOR = "-" * 15
-MAX_PARALLEL_SAMPLES = 16  # of one prompt
 TOP_K = 40  # GPT-2's release
 DEFAULTS: dict[str, Any] = {
     "num_samples": 1,
@@ -316,11 +312,11 @@ def sample(
     waits_for_line = interactive and prompt is None and title is None
     text = None if waits_for_line else parts.text()
     try:
-        sampler = Sampler(*_load(run, draft, values), params, values)
+        sampler = _load_sampler(run, draft, params, values)
         if interactive:
-            _session(sampler, text, parts)
+            _session(sampler, text, parts, values["seed"])
         else:
-            _sample_prompt(run, sampler, text or "", as_json=as_json)
+            _sample_prompt(run, sampler, text or "", values, as_json=as_json)
     except BrokenPipeError:  # the reader of the pipe has closed it
         # discard what is left in the buffer
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -333,7 +329,7 @@ def resolve(given: dict[str, Any], preset: str | None, config: Path | None) -> d
 
     readers: dict[str, Any] = {name: NUMBERS[name] for name in given if name in NUMBERS}
     readers |= dict.fromkeys(("preset", "device", "precision", "quantize"), _read_text)
-    readers |= {"stop": _read_texts, "greedy": _read_flag}
+    readers |= {"stop": _read_texts, "greedy": boolean}
     from_file = {} if config is None else read_config(config, readers, "gpt sample")
     preset = preset or from_file.pop("preset", None)
     if preset is not None and preset not in PRESETS:
@@ -361,12 +357,6 @@ def _read_text(value: object) -> str:
 
 def _read_texts(value: object) -> list[str]:
     return [_read_text(item) for item in value] if isinstance(value, list) else [_read_text(value)]
-
-
-def _read_flag(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise UsageError(f"{value!r} is neither true nor false")
-    return value
 
 
 def check_conflicts(used: set[str], num_samples: int) -> None:
@@ -493,22 +483,26 @@ def _read_prompt(prompt: str | None) -> str:
     return decode(sys.stdin.buffer.read(), "stdin").removesuffix("\n")
 
 
-def _load(run: Path, draft: Path | None, values: dict[str, Any]) -> tuple[Loaded, Loaded | None]:
+def _load_sampler(
+    run: Path, draft: Path | None, params: SamplingParams, values: dict[str, Any]
+) -> Sampler:
     """Load the model and the draft model. Raises InputError if their tokenizers differ."""
     from gptcli.sampling.load import load
+    from gptcli.sampling.sampler import Sampler, load_draft
 
-    loaded = load(run, **_load_options(values), events=ConsoleEvents())
-    if draft is None:
-        return loaded, None
-    device, precision = values["device"], values["precision"]
-    drafting = load(draft, device=device, precision=precision, events=ConsoleEvents())
-    if drafting.tokenizer.sha256 != loaded.tokenizer.sha256:
-        raise InputError(
-            "the draft run has another tokenizer",
-            where=draft,
-            hint="use a draft run that was trained with the same tokenizer",
-        )
-    return loaded, drafting
+    events = ConsoleEvents()
+    loaded = load(run, **_load_options(values), events=events)
+    machine = {name: values[name] for name in ("device", "precision")}
+    return Sampler(
+        loaded=loaded,
+        params=params,
+        draft=None if draft is None else load_draft(draft, loaded, **machine, events=events),
+        max_tokens=values["max_tokens"],
+        num_samples=values["num_samples"],
+        stops=values["stop"],
+        beam=values.get("beam"),
+        best_of=values.get("best_of"),
+    )
 
 
 def _load_options(values: dict[str, Any]) -> dict[str, Any]:
@@ -518,92 +512,13 @@ def _load_options(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Sampler:
-    """Loaded models with the options to sample from them."""
-
-    loaded: Loaded
-    draft: Loaded | None
-    params: SamplingParams
-    values: dict[str, Any]
-
-    def sample(self, text: str, *, seed: int, quiet: bool) -> list[Completion]:
-        """Generate the samples of one prompt, and print them unless `quiet`.
-
-        The first sample is streamed, the others are printed when they are complete.
-        """
-        from gptcli.sampling.beam import generate_by_beam_search
-        from gptcli.sampling.generate import TextSequence, encode_prompt, sample_generator
-
-        model, tokenizer, values = self.loaded.model, self.loaded.tokenizer, self.values
-        tokens = encode_prompt(tokenizer, text)
-        max_tokens, best_of = values["max_tokens"], values.get("best_of")
-        show = _print_nothing if quiet else _print_text
-        show(text)
-        try:
-            if "beam" in values:
-                width = values["beam"]
-                generated = generate_by_beam_search(
-                    model, tokenizer, tokens, max_tokens=max_tokens, width=width
-                )
-                show(generated.text)
-                return [generated]
-            stream = _print_nothing if best_of else show
-            sequences = [
-                TextSequence(
-                    tokenizer,
-                    tokens,
-                    max_tokens=max_tokens,
-                    generator=sample_generator(seed, number),
-                    stops=values["stop"],
-                    on_text=_print_nothing if number else stream,
-                )
-                for number in range(best_of or values["num_samples"])
-            ]
-            shown = 1  # the first one is streamed
-            for _ in self._generate(sequences, log_probs=quiet or best_of is not None):
-                while (
-                    not best_of
-                    and shown < len(sequences)
-                    and all(one.finish_reason for one in sequences[: shown + 1])
-                ):
-                    show(f"\n{SEPARATOR}\n{text}{sequences[shown].completion().text}")
-                    shown += 1
-            completions = [sequence.completion() for sequence in sequences]
-            if best_of:
-                completions = [max(completions, key=lambda one: one.mean_log_prob)]
-                show(completions[0].text)
-            return completions
-        finally:  # after Ctrl-C too, the shell's prompt begins on a new line
-            show("\n")
-
-    def _generate(self, sequences: list[Any], *, log_probs: bool) -> Iterable[object]:
-        """Yield whenever a sequence is complete."""
-        from gptcli.sampling.generate import generate_sequences
-        from gptcli.sampling.speculative import generate_speculatively
-
-        if self.draft is not None:
-            return (
-                generate_speculatively(
-                    self.loaded.model, self.draft.model, one, self.params, log_probs=log_probs
-                )
-                for one in sequences
-            )
-        return generate_sequences(
-            self.loaded.model,
-            sequences,
-            self.params,
-            batch_size=min(len(sequences), MAX_PARALLEL_SAMPLES),
-            log_probs=log_probs,
-            max_len=len(sequences[0].prompt) + self.values["max_tokens"],
-        )
-
-
-def _sample_prompt(run: Path, sampler: Sampler, text: str, *, as_json: bool) -> None:
+def _sample_prompt(
+    run: Path, sampler: Sampler, text: str, values: dict[str, Any], *, as_json: bool
+) -> None:
     """Print the samples of one prompt, as text or as one JSON object."""
     from gptcli.sampling.generate import encode_prompt
 
-    loaded, values = sampler.loaded, sampler.values
+    loaded = sampler.loaded
     tokens, n_ctx = encode_prompt(loaded.tokenizer, text), loaded.model.config.n_ctx
     if len(tokens) > n_ctx:
         ConsoleEvents().warn(
@@ -611,7 +526,9 @@ def _sample_prompt(run: Path, sampler: Sampler, text: str, *, as_json: bool) -> 
         )
     # after an interrupt, the shell's prompt begins on a new line
     with Cleanup(write, 1, "" if as_json else "\n"):
-        completions = sampler.sample(text, seed=values["seed"], quiet=as_json)
+        completions = sampler.sample(
+            text, seed=values["seed"], on_text=None if as_json else _print_text
+        )
     if not as_json:
         return
     report = {
@@ -643,36 +560,10 @@ def _sample_file(
     force: bool,
 ) -> None:
     """Write the samples of a file of prompts."""
-    from gptcli.files import claim_file, sha256, written_through
-    from gptcli.locks import own_file
-    from gptcli.model.source import WEIGHTS
-    from gptcli.sampling.batch import BatchJob, generate_file, read_prompts, unfinished_path
-    from gptcli.sampling.load import load
+    from gptcli.sampling.batch import BatchJob, sample_file
 
-    events = ConsoleEvents()
     if resume and force:
         raise UsageError("--resume cannot be combined with --force", hint="choose one")
-    if written_through(out):
-        raise UsageError(
-            "the output is a device or a pipe, where unfinished work cannot be kept",
-            where=out,
-            hint="name a file",
-        )
-    hold(own_file(out, events=events))
-    if out.is_symlink():
-        out = Path(os.path.realpath(out))  # unfinished work is kept next to the file itself
-    if resume and out.exists():
-        events.info(f"{out} is complete: nothing to do")
-        return
-    claim_file(out, force=force)
-    if unfinished_path(out).exists() and not resume:
-        if not force:
-            raise UsageError(
-                "is unfinished", where=out, hint="--resume continues it, --force starts over"
-            )
-        unfinished_path(out).unlink()
-    texts = read_prompts(prompts)
-    loaded = load(run, **_load_options(values), events=events)
     job = BatchJob(
         params=params,
         max_tokens=values["max_tokens"],
@@ -681,23 +572,19 @@ def _sample_file(
         seed=values["seed"],
         batch_size=values["batch_size"],
     )
-    fingerprint = {
-        "prompts_sha256": sha256(prompts),
-        "precision": loaded.precision,
-        "quantize": values["quantize"],
-        "device": loaded.device.type,
-    }
-    weights = loaded.source.folder / WEIGHTS
-    if loaded.source.digest is not None:
-        fingerprint |= {"step": loaded.source.step, "weights_sha256": loaded.source.digest}
-    else:
-        fingerprint["weights_sha256"] = sha256(weights) if weights.exists() else str(run)
-    generate_file(
-        loaded.model, loaded.tokenizer, texts, job, out, fingerprint=fingerprint, events=events
+    sample_file(
+        run,
+        prompts,
+        job,
+        out,
+        **_load_options(values),
+        resume=resume,
+        force=force,
+        events=ConsoleEvents(),
     )
 
 
-def _session(sampler: Sampler, text: str | None, parts: PromptParts) -> None:
+def _session(sampler: Sampler, text: str | None, parts: PromptParts, seed: int) -> None:
     """Sample prompt after prompt, `text` first, until the end of stdin.
 
     Ctrl-C stops a sample; at the prompt it ends the session.
@@ -719,7 +606,7 @@ def _session(sampler: Sampler, text: str | None, parts: PromptParts) -> None:
                     line = _read_prompt(input("> " if is_terminal else ""))
                     text = parts.few_shot_text(line)
                 # a repeated prompt gets another sample
-                sampler.sample(text, seed=sampler.values["seed"] + number, quiet=False)
+                sampler.sample(text, seed=seed + number, on_text=_print_text)
                 number += 1
             except EOFError:
                 return
@@ -752,7 +639,3 @@ def _print_text(piece: str) -> None:
         piece = piece.translate(CONTROLS)
     sys.stdout.buffer.write(piece.encode("utf-8"))
     sys.stdout.buffer.flush()
-
-
-def _print_nothing(piece: str) -> None:
-    """Ignore text that is printed later, or not at all."""

@@ -1,30 +1,53 @@
-"""`gpt train`: train a model on shards, by the papers' recipes."""
+"""`gpt train`: train a model on shards, by the papers' recipes.
+
+Editors complete and check TOML with a JSON schema of `--config`, which this module prints:
+
+    python -m gptcli.cli.train > examples/config.schema.json
+
+A file that begins with `#:schema PATH` is checked against it by Taplo, and so in most editors.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gptcli import strict_json
 from gptcli.cli.command import Command, hold, releasing
-from gptcli.cli.config import command_line, option, resolved_toml
-from gptcli.cli.console import ConsoleEvents, print_json
+from gptcli.cli.console import ConsoleEvents, as_options, print_file, print_json
 from gptcli.cli.dashboard import Dashboard
-from gptcli.cli.train_plan import NAMES, given_values
+from gptcli.cli.options import (
+    Reader,
+    command_line,
+    config_schema,
+    help_texts,
+    option,
+    read_config,
+    read_option,
+    resolved_toml,
+)
+from gptcli.cost.hardware import PRECISIONS
+from gptcli.cost.memory import RECOMPUTE, SCHEDULES
 from gptcli.errors import RunError, UsageError
 from gptcli.events import SILENT, Events
+from gptcli.files import atomic_write, claim_file
 from gptcli.locks import own_folder
+from gptcli.model.config import find_size
+from gptcli.model.source import RUN_TOML
 from gptcli.numbers import duration, in_bytes
 from gptcli.runtime import is_main, restarted, unused_launch
-from gptcli.trainer.resolve import ResolvedRun, resolve_run
+from gptcli.settings import NUMBERS, AutoOr, OneOf, Resolved, boolean, name_list, nonempty_text
+from gptcli.trainer.resolve import SHAPE, ResolvedRun, paper_of, resolve_run
 
 if TYPE_CHECKING:
     from gptcli.shards.manifest import Manifest
     from gptcli.trainer.config import Run
     from gptcli.trainer.dry_run import StageRole
+    from gptcli.trainer.forecast import Forecast
 
 MODEL, RECIPE, OUTPUT, WATCH, MACHINE = (
     "Model",
@@ -33,6 +56,43 @@ MODEL, RECIPE, OUTPUT, WATCH, MACHINE = (
     "Checkpoints and evaluation",
     "Machine",
 )
+
+
+def _read_size(value: Any) -> str:
+    find_size(nonempty_text(value))
+    return str(value)
+
+
+NUMERIC = (
+    "band", "mup", "checkpoint", "tokens", "warmup_tokens", "decay_tokens", "ramp_tokens",
+    "ramp_from", "seed", "micro_batch", "checkpoint_every", "eval_every", "eval_tokens", "keep",
+    "max_skipped", "samples", "eval_items", "dropout", "lr", "min_lr_ratio", "weight_decay",
+    "beta1", "beta2", "eps", "clip", "spike",
+)  # fmt: skip
+READERS: dict[str, Reader] = {
+    "size": _read_size,
+    **dict.fromkeys(
+        ("attention", "data", "out", "layout", "init_from", "track", "eval_data"), nonempty_text
+    ),
+    **{name: NUMBERS[name] for name in (*SHAPE, *NUMERIC)},
+    "eval_task": name_list,
+    "batch_tokens": AutoOr(NUMBERS["batch_tokens"]),
+    **dict.fromkeys(("follow_noise", "document_mask", "scale_lr"), boolean),
+    "compile": OneOf(("auto", "on", "off")),
+    "precision": OneOf(("auto", *PRECISIONS)),
+    "recompute": OneOf(("auto", *RECOMPUTE)),
+    "pipeline_schedule": OneOf(tuple(SCHEDULES)),
+}
+"""Reader of every key of a configuration file: the options, and constants of the recipe."""
+CONSTANTS = {  # keys without an option, with their descriptions
+    "beta1": "Decay rate of Adam's mean of gradients.",
+    "beta2": "Decay rate of Adam's mean of squared gradients.",
+    "eps": "Adam's epsilon, added to the denominator of an update.",
+    "clip": "Largest global norm of the gradient; a larger one is scaled down to it.",
+    "ramp_from": "Tokens in the first step's batch.",
+    "follow_noise": "Let the batch follow the gradient noise scale.",
+}
+FINETUNE_OPTIONS = ("init_from", "checkpoint", "out", "seed", "layout", "resume", "force", "json")
 
 
 def register(app: typer.Typer) -> None:
@@ -402,36 +462,33 @@ def train(
         gpt train --report runs/350M runs/small -o compare.html
     """
     options = dict(locals()) | {"eval_task": eval_task or None}
+    given_options = {
+        name: value
+        for name, value in options.items()
+        if name in READERS and value not in (None, False)
+    }
     if report:
-        from gptcli.cli.train_report import draw
-
-        conflicting = [
-            name
-            for name, value in options.items()
-            if name in NAMES and name != "out" and value not in (None, False)
-        ]
-        if conflicting:
+        if conflicting := [name for name in given_options if name != "out"]:
             raise UsageError(
                 "--report only draws, and trains nothing",
                 where=option(conflicting[0]),
                 hint="leave one of the two out",
             )
-        draw(runs or [], out, force=force, as_json=json)
+        draw_report(runs or [], out, force=force, as_json=json)
         return
     if runs:
         raise _unexpected(str(runs[0]))
-    if finetune is not None:
-        from gptcli.cli.finetune import run_finetune
-
-        run_finetune(options.pop("finetune"), options)
-        return
     if restarted():
         resume, force = True, False
-    given = given_values(
-        {name: value for name, value in options.items() if name in NAMES and value is not False},
-        config,
-        resume=resume,
-    )
+    if finetune is not None:
+        unsupported = [
+            name
+            for name, value in options.items()
+            if name not in ("finetune", *FINETUNE_OPTIONS) and value not in (None, False)
+        ]
+        _finetune(finetune, given_options, unsupported, resume=resume, force=force, as_json=json)
+        return
+    given = given_values(given_options, config, resume=resume)
 
     from gptcli.shards.manifest import MANIFEST, read_manifest
 
@@ -484,6 +541,149 @@ def train(
         print_json("train", done) if json else print(run.out)
 
 
+def given_values(options: Mapping[str, Any], config: Path | None, *, resume: bool) -> Resolved:
+    """Return the values given by option and file, over the run.toml of the run to resume.
+
+    `options` are as typed, None if not given. The result always contains `out`. Raises UsageError
+    or InputError for values that cannot be read or contradict each other.
+    """
+    given = Resolved()
+    if config is not None:
+        given.put(read_config(config, READERS, "gpt train"), str(config))
+    for name, text in options.items():
+        value = None if text is None else read_option(name, text, READERS[name])
+        given.put({name: value}, "option")
+    if given.values.get("scale_lr") and (
+        other := next((name for name in ("lr", "mup") if name in given.values), None)
+    ):
+        why = (
+            "both set the learning rate"
+            if other == "lr"
+            else "muP keeps the learning rate of another width"
+        )
+        raise UsageError(
+            why,
+            where=f"{{option:scale_lr}} and {{option:{other}}}",
+            field="scale_lr",
+            code="two_learning_rates",
+            hint="leave one of the two out",
+        )
+    if given.values.get("batch_tokens") == "auto":
+        del given.values["batch_tokens"]
+        given.put({"follow_noise": True}, given.origin.pop("batch_tokens"))
+    if "out" not in given.values:
+        given.put({"out": f"runs/{given.values.get('size', 'gpt')}"}, "default")
+    earlier = Path(given.values["out"], RUN_TOML)
+    if not (resume and earlier.is_file()):
+        return given
+    before = Resolved()
+    before.put(read_config(earlier, READERS, "gpt train"), RUN_TOML)
+    if "size" in given.values and paper_of(given) != paper_of(before):
+        was = before.values.get("size", "of no named size")
+        raise UsageError(
+            f"the run here is {was}, not {given.values['size']}",
+            where=earlier,
+            field="size",
+            code="another_run",
+            hint="name another {option:out}",
+        )
+    for name, value in given.values.items():
+        before.put({name: value}, given.origin[name])
+    return before
+
+
+def draw_report(runs: list[Path], out: str | None, *, force: bool, as_json: bool) -> None:
+    """Write the page of one run, or of several compared, and print its path; FILE.svg is a plot.
+
+    The report.html of a single run is replaced, any other file only with `force`. Raises
+    UsageError, or InputError if one of `runs` is no run folder.
+    """
+    from gptcli.model.source import REPORT
+    from gptcli.runs.plots import loss_plot
+    from gptcli.runs.record import read_record
+    from gptcli.runs.report import comparison_page, run_page
+
+    if not runs:
+        raise UsageError(
+            "RUN is missing", hint="name one or several run folders: gpt train --report runs/350M"
+        )
+    if out is None and len(runs) > 1:
+        raise UsageError(
+            "the page that compares several runs needs a name",
+            where="--out",
+            hint="for example -o compare.html",
+        )
+    path = runs[0] / REPORT if out is None else Path(out)
+    records = [read_record(run) for run in dict.fromkeys(runs)]
+    if path.suffix == ".svg":
+        text = loss_plot(records)
+    else:
+        text = run_page(records[0]) if len(records) == 1 else comparison_page(records, path.parent)
+    if out == "-":
+        print_file(text)
+        return
+    if out is not None:
+        claim_file(path, force=force)
+    with atomic_write(path, "w") as file:
+        file.write(text)
+    print_json(
+        "train", {"report": str(path), "runs": [str(run) for run in runs]}
+    ) if as_json else print(path)
+
+
+def _finetune(
+    task_file: Path,
+    given: dict[str, Any],
+    unsupported: list[str],
+    *,
+    resume: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Fine-tune the model of --init-from and print the run folder."""
+    if unsupported:
+        raise UsageError(
+            "is not supported with --finetune",
+            field=unsupported[0],
+            hint=f"leave it out, or set it in {task_file}",
+        )
+    if "init_from" not in given:
+        raise UsageError(
+            "--finetune needs a model to start from",
+            hint="name a run or a GPT-2 folder with --init-from",
+        )
+
+    from gptcli.finetune.run import run_task
+
+    events = ConsoleEvents() if is_main() else SILENT
+    if (note := unused_launch()) is not None:
+        events.warn(note)
+    out = Path(given.get("out", Path("runs", task_file.stem)))
+    numbers = {
+        name: read_option(name, given[name], NUMBERS[name])
+        for name in ("checkpoint", "seed")
+        if name in given
+    }
+    report = run_task(
+        task_file,
+        given["init_from"],
+        out,
+        layout=given.get("layout"),
+        resume=resume,
+        force=force,
+        events=events,
+        **numbers,
+    )
+    if report is None:
+        events.info(f"{out} is finished")
+    elif is_main():
+        events.info(
+            f"{report['steps']:,} steps on {report['examples']:,} examples, "
+            f"validation accuracy {report['val_accuracy']:.2%}"
+        )
+        print_json("train", {**report, "out": str(out)}) if as_json else print(out)
+
+
 def _unexpected(argument: str) -> UsageError:
     """Return the error for an argument without --report: a size, perhaps, or a run to continue."""
     from gptcli.model.config import size_names
@@ -534,33 +734,46 @@ def _measure(values: dict[str, Any]) -> Callable[[Any], dict[str, float]] | None
     )
 
 
+def _forecast_plan(plan: ResolvedRun, manifest: Manifest | None, *, done: int = 0) -> Forecast:
+    """Forecast a resolved run on this machine that has already read `done` tokens."""
+    from gptcli.trainer.forecast import forecast, this_machine
+
+    machine = this_machine(plan.model, plan.train, Path(plan.resolved.values["out"]))
+    return forecast(plan.model, plan.train, manifest, machine, done=done)
+
+
 def _print_forecast(
     plan: ResolvedRun, manifest: Manifest, events: Events, run: Run, *, strict: bool
 ) -> None:
     """Report the forecast of the run or its rest. Raises UsageError for warnings if `strict`."""
-    from gptcli.cli.train_forecast import forecast_plan, refuse, tell
+    from gptcli.trainer.forecast import forecast_facts
     from gptcli.trainer.preflight import resumed_state
 
     state = resumed_state(run.out, run.identity()) if run.resume else None
-    forecast = forecast_plan(
+    forecast = _forecast_plan(
         plan, manifest, done=0 if state is None else state.position.sequences * plan.model.n_ctx
     )
-    tell(forecast, events, at_least=plan.train.follow_noise)
+    for name, fact in forecast_facts(forecast, at_least=plan.train.follow_noise).items():
+        events.info(f"{name:<7}{fact}")
+    for caution in forecast.warnings:
+        events.warn(caution.text)
     if strict:
-        refuse(forecast)
+        _refuse_warnings(forecast)
 
 
 def _print_plan(
     plan: ResolvedRun, manifest: Manifest | None, *, as_json: bool, strict: bool
 ) -> None:
     """Print configuration, work and forecast. Raises UsageError if `strict` and it has warnings."""
-    from gptcli.cli.train_forecast import forecast_facts, forecast_json, forecast_plan, refuse, warn
     from gptcli.cost.flops import flops_per_token
+    from gptcli.trainer.forecast import forecast_facts
 
     flops = flops_per_token(plan.model, "6N") * plan.train.tokens
     roles = _dry_run_layout(plan)
-    forecast = forecast_plan(plan, manifest)
-    warn(forecast, ConsoleEvents())
+    forecast = _forecast_plan(plan, manifest)
+    events = ConsoleEvents()
+    for caution in forecast.warnings:
+        events.warn(caution.text)
     if as_json:
         print_json(
             "train",
@@ -569,7 +782,7 @@ def _print_plan(
                 "origin": plan.resolved.origin,
                 "parameters": plan.model.parameters,
                 "flops": flops,
-                **forecast_json(forecast),
+                **_forecast_json(forecast),
                 "roles": [asdict(role) for role in roles],
             },
         )
@@ -583,7 +796,27 @@ def _print_plan(
             },
         )
     if strict:
-        refuse(forecast)
+        _refuse_warnings(forecast)
+
+
+def _forecast_json(forecast: Forecast) -> dict[str, Any]:
+    """Return the forecast's part of `gpt train --dry-run --json`."""
+    keys = asdict(forecast)
+    keys["warnings"] = [
+        {name: as_options(text) for name, text in caution.items()} for caution in keys["warnings"]
+    ]
+    return keys
+
+
+def _refuse_warnings(forecast: Forecast) -> None:
+    """Raise UsageError if the forecast has warnings."""
+    if forecast.warnings:
+        codes = ", ".join(caution.code for caution in forecast.warnings)
+        raise UsageError(
+            f"the run has warnings: {codes}",
+            where="--strict",
+            hint="change what they name, or leave out --strict",
+        )
 
 
 def _print_resolved(plan: ResolvedRun, roles: list[StageRole], facts: dict[str, str]) -> None:
@@ -623,3 +856,16 @@ def _dry_run_layout(plan: ResolvedRun) -> list[StageRole]:
         data_sha256="", tokenizer_sha256="", eot_id=0,
     )  # fmt: skip
     return dry_run(run, sequences, ConsoleEvents())
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of `--config`, with the help text of each option."""
+    from gptcli.model.config import size_names
+
+    schema = config_schema("gpt train --config", READERS, CONSTANTS | help_texts(train))
+    schema["properties"]["size"]["examples"] = size_names()
+    return schema
+
+
+if __name__ == "__main__":
+    print(strict_json.dumps(schema(), indent=2))

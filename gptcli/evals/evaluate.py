@@ -9,18 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from gptcli import __version__
+from gptcli.cost.flops import flops_per_token
 from gptcli.errors import GptError, UsageError, message_of
 from gptcli.evals.fewshot import FewShotConfig
 from gptcli.evals.processes import Processes, init_processes, local_device
 from gptcli.evals.records import weights_sha256
+from gptcli.evals.requests import build_task_requests
 from gptcli.evals.results import TaskResult
-from gptcli.evals.rolling import LossReport, evaluate_loss, open_streams, token_byte_lengths
+from gptcli.evals.rolling import (
+    LossReport,
+    evaluate_loss,
+    open_streams,
+    resolve_stride,
+    rolling_windows,
+    token_byte_lengths,
+)
 from gptcli.evals.runner import EvalOptions, run_task
 from gptcli.evals.task import Normaliser, Task, find_tasks
 from gptcli.evals.task_data import find_data
 from gptcli.events import SILENT, Events
+from gptcli.model.hf_config import read_model_config
 from gptcli.model.source import ModelSource
-from gptcli.sampling.load import Loaded, load
+from gptcli.sampling.load import Loaded, PrecisionChoice, load
 from gptcli.tokenizer.tokenizer import load_tokenizer
 
 MAX_CHECKPOINT_ITEMS = 1000  # of each task scored at a checkpoint, if no number is given
@@ -73,7 +83,7 @@ def evaluate(
     against: str | Path | None = None,
     checkpoint: int | None = None,
     device: str = "auto",
-    precision: str = "fp32",
+    precision: PrecisionChoice = "fp32",
     events: Events = SILENT,
 ) -> dict[str, Any]:
     """Evaluate a model on texts and tasks, and return the report that eval.json contains.
@@ -117,7 +127,7 @@ def load_for_evaluation(
     *,
     checkpoint: int | None,
     device: str,
-    precision: str,
+    precision: PrecisionChoice,
     events: Events = SILENT,
 ) -> Loaded:
     """Load the model of a folder, the same checkpoint of it on every process."""
@@ -197,7 +207,7 @@ def evaluate_folder(
     *,
     checkpoint: int | None,
     device: str,
-    precision: str,
+    precision: PrecisionChoice,
     events: Events = SILENT,
 ) -> Evaluation:
     """Evaluate the model of a folder on every process of a launch, and return the same on each."""
@@ -222,6 +232,56 @@ def evaluate_folder(
     )
     processes.shut_down()
     return evaluation
+
+
+def forecast_evaluation(
+    source: ModelSource,
+    tasks: Sequence[Task],
+    texts: Sequence[Path],
+    data: Path | None,
+    fewshot: FewShotConfig,
+    *,
+    normalise: Normaliser | None = None,
+    limit: int | None = None,
+    stride: int | None = None,
+) -> dict[str, Any]:
+    """Return the report of a dry run: items and tokens of each text and task, FLOPs and memory.
+
+    The items of a text are its windows. Memory is that of the weights in fp32, which are not read.
+    Raises the errors that the evaluation would raise for its data.
+    """
+    folder = source.folder
+    config, tokenizer = read_model_config(folder), load_tokenizer(folder)
+    work: list[dict[str, Any]] = []
+    for name, tokens in open_streams(folder, texts, data, tokenizer, tasks=bool(tasks)).items():
+        step = resolve_stride(stride, config.n_ctx)
+        windows = list(rolling_windows(len(tokens), config.n_ctx, step))[:limit]
+        n_tokens = sum(stop - start - 1 for start, stop, _ in windows)
+        work.append({"name": name, "items": len(windows), "tokens": n_tokens})
+    for task in tasks:
+        path = find_data(task, data)
+        request_set = build_task_requests(
+            task, tokenizer, config.n_ctx, path, data, fewshot, limit=limit, stride=stride
+        )
+        work.append(
+            {
+                "name": task.name,
+                "items": len(request_set.requests),
+                "tokens": sum(request.size for request in request_set.requests),
+                "cut": sum(request.truncated for request in request_set.requests),
+                "left_out": dict(request_set.skipped),
+            }
+        )
+    # a forward pass has a third of a training step's FLOPs
+    flops = flops_per_token(config, "causal") / 3 * sum(one["tokens"] for one in work)
+    options = {**asdict(fewshot), "normalise": normalise, "limit": limit, "stride": stride}
+    return {
+        "dry_run": True,
+        "config": {"model": str(folder), "step": source.step, **options},
+        "work": work,
+        "flops": flops,
+        "memory_bytes": 4 * config.parameters,
+    }
 
 
 def checkpoint_measure(

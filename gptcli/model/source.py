@@ -55,6 +55,11 @@ class ModelSource:
         return f"step {self.step:,} of {self.folder}{unfinished}"
 
 
+def is_finetuned(folder: Path) -> bool:
+    """Tell whether a run folder contains a finished fine-tuned model."""
+    return (folder / FINETUNE_REPORT).is_file()
+
+
 def find_model(
     folder: str | Path, step: int | None = None, *, skip: Collection[int] = ()
 ) -> ModelSource:

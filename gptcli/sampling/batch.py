@@ -18,7 +18,16 @@ from typing import Any
 from gptcli import strict_json
 from gptcli.errors import InputError, UsageError
 from gptcli.events import SILENT, Events
-from gptcli.files import atomic_write, complete_lines, parse_json
+from gptcli.files import (
+    atomic_write,
+    claim_file,
+    complete_lines,
+    parse_json,
+    sha256,
+    written_through,
+)
+from gptcli.locks import own_file
+from gptcli.model.source import WEIGHTS
 from gptcli.model.transformer import GPT
 from gptcli.sampling.engine import Engine
 from gptcli.sampling.generate import (
@@ -27,7 +36,9 @@ from gptcli.sampling.generate import (
     generate_sequences,
     sample_generator,
 )
+from gptcli.sampling.load import PrecisionChoice, load
 from gptcli.sampling.params import SamplingParams
+from gptcli.sampling.quantize import Quantize
 from gptcli.tokenizer.tokenizer import Tokenizer, refuse_surrogates
 
 GROUP_BATCHES = 16  # prompts in a group, as a multiple of the batch size
@@ -153,6 +164,71 @@ def generate_file(
         events.warn(
             f"{truncated:,} prompts are longer than the model's context: "
             f"it read their last {n_ctx:,} tokens"
+        )
+
+
+def sample_file(
+    run: Path,
+    prompts: Path,
+    job: BatchJob,
+    out: Path,
+    *,
+    checkpoint: int | None = None,
+    device: str = "auto",
+    precision: PrecisionChoice = "auto",
+    quantize: Quantize = "none",
+    resume: bool = False,
+    force: bool = False,
+    events: Events = SILENT,
+) -> None:
+    """Write the samples of a file of prompts to `out` (`generate_file`), locked against others.
+
+    `resume` continues an unfinished file, `force` replaces the output. Raises UsageError if `out`
+    exists or is unfinished without either, or is a device or a pipe.
+    """
+    if written_through(out):
+        raise UsageError(
+            "the output is a device or a pipe, where unfinished work cannot be kept",
+            where=out,
+            hint="name a file",
+        )
+    with own_file(out, events=events):
+        if out.is_symlink():
+            out = Path(os.path.realpath(out))  # unfinished work is kept next to the file itself
+        if resume and out.exists():
+            events.info(f"{out} is complete: nothing to do")
+            return
+        claim_file(out, force=force)
+        if unfinished_path(out).exists() and not resume:
+            if not force:
+                raise UsageError(
+                    "is unfinished",
+                    where=out,
+                    hint="{option:resume} continues it, {option:force} starts over",
+                )
+            unfinished_path(out).unlink()
+        texts = read_prompts(prompts)
+        loaded = load(
+            run,
+            checkpoint=checkpoint,
+            device=device,
+            precision=precision,
+            quantize=quantize,
+            events=events,
+        )
+        fingerprint: dict[str, Any] = {
+            "prompts_sha256": sha256(prompts),
+            "precision": loaded.precision,
+            "quantize": quantize,
+            "device": loaded.device.type,
+        }
+        weights = loaded.source.folder / WEIGHTS
+        if loaded.source.digest is not None:
+            fingerprint |= {"step": loaded.source.step, "weights_sha256": loaded.source.digest}
+        else:
+            fingerprint["weights_sha256"] = sha256(weights) if weights.exists() else str(run)
+        generate_file(
+            loaded.model, loaded.tokenizer, texts, job, out, fingerprint=fingerprint, events=events
         )
 
 

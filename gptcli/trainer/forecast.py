@@ -173,6 +173,50 @@ def forecast(
     )
 
 
+def forecast_facts(forecast: Forecast, *, at_least: bool = False) -> dict[str, str]:
+    """Return a forecast in words, one line per subject.
+
+    `at_least` says that there may be more steps, because the batch follows the noise scale.
+    """
+    steps = (
+        f"{'at least ' if at_least else ''}{forecast.steps:,} of {forecast.batch_tokens:,} tokens"
+    )
+    passes = "no shards yet"
+    if forecast.passes is not None:
+        passes = (
+            f"{amount(forecast.passes)} passes over {amount(forecast.train_tokens or 0)} tokens"
+        )
+        if forecast.passes_by_source:
+            each = (f"{name} {amount(times)}" for name, times in forecast.passes_by_source.items())
+            passes += f"; of each source: {', '.join(each)}"
+    memory = f"{in_bytes(forecast.memory_bytes)} of tensors"
+    if forecast.memory_available_bytes is not None:
+        fits = "fits" if forecast.fits else "does not fit"
+        memory += f", {in_bytes(forecast.memory_available_bytes)} here: {fits}"
+    return {
+        "steps": f"{steps}, warm-up {forecast.warmup_steps:,}",
+        "tokens": f"{amount(forecast.tokens)}, {passes}",
+        "time": time_here(forecast),
+        "memory": memory,
+        "disk": f"{in_bytes(forecast.disk_bytes)} needed, "
+        f"{in_bytes(forecast.disk_free_bytes)} free",
+    }
+
+
+def time_here(forecast: Forecast) -> str:
+    """Return the remaining time on this machine, in words."""
+    if forecast.seconds_low is None:
+        return f"{time_range(forecast)}; {forecast.machine}"
+    return f"{time_range(forecast)} on {forecast.machine}, if nothing else runs here"
+
+
+def time_range(forecast: Forecast) -> str:
+    """Return the remaining time as a range, in words."""
+    if forecast.seconds_low is None or forecast.seconds_high is None:
+        return "unknown until the first steps"
+    return f"about {rough_duration(forecast.seconds_low, forecast.seconds_high)}"
+
+
 def passes_over(manifest: Manifest | None, tokens: int) -> tuple[float | None, dict[str, float]]:
     """Return passes of `tokens` over the training data, and over each source of a mixture."""
     if manifest is None or not manifest.tokens("train"):

@@ -24,7 +24,7 @@ from gptcli.cli.aliases import (
 from gptcli.cli.app import COMMANDS as OUR_COMMANDS
 from gptcli.cli.app import build_app
 from gptcli.cli.command import option_table
-from gptcli.cli.config import read_config
+from gptcli.cli.options import read_config
 from gptcli.errors import InputError, UsageError
 
 
@@ -195,13 +195,13 @@ def test_aliases_are_found_in_every_spelling() -> None:
 def test_unknown_keys_of_configuration_files_get_a_hint(
     key: str, hint: str, tmp_path: Path
 ) -> None:
-    from gptcli.cli.train_plan import NAMES
+    from gptcli.cli.train import READERS
 
-    assert key_hint("gpt train", key, NAMES).startswith(hint)
+    assert key_hint("gpt train", key, READERS).startswith(hint)
     path = tmp_path / "a.toml"
     path.write_text(f'size = "gpt2"\n{key} = 1\n')
     with pytest.raises(InputError, match=rf"a\.toml:2: unknown key '{key}'") as caught:
-        read_config(path, NAMES, "gpt train")
+        read_config(path, READERS, "gpt train")
     assert str(caught.value.hint).startswith(hint)
 
 

@@ -277,7 +277,7 @@ def test_underscores_in_options_are_hyphens() -> None:
 def test_lists_accept_commas_and_repetition(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gptcli.cli.config import split_list
+    from gptcli.settings import split_list
 
     monkeypatch.chdir(tmp_path)
     assert split_list("a,b, c,") == ["a", "b", "c"]

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from gptcli.cli.config import number
 from gptcli.cli.cost import (
     ESTIMATE_OPTIONS,
     FLOPS_OF_RUN,
@@ -20,6 +19,7 @@ from gptcli.cli.cost import (
     OUTPUT_OPTIONS,
     select_mode,
 )
+from gptcli.cli.options import number
 from gptcli.cost.target import OTHER_FAMILIES
 from gptcli.errors import UsageError
 from gptcli.papers.models import MODELS

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.cli import train_plan
-from gptcli.cli.config import read_config
+from gptcli.cli import train
+from gptcli.cli.options import read_config
 from gptcli.corpus import recipe
 from gptcli.trainer.resolve import resolve_run
 
@@ -97,7 +97,7 @@ def test_a_file_a_rule_needs_is_there_or_made(makefile):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_a_configuration_makes_a_plan(config):
-    given = train_plan.given_values({}, config, resume=False)
+    given = train.given_values({}, config, resume=False)
     # no machine
     given.put(
         {
@@ -126,16 +126,16 @@ def test_a_recipe_is_read(path, monkeypatch):
 
 @pytest.mark.parametrize(("name", "steps"), [("cpu", 2000), ("gpu", 5000)])
 def test_shakespeare_s_recipes_are_nanogpt_s(name, steps):
-    values = read_config(EXAMPLES / "shakespeare" / f"{name}.toml", train_plan.NAMES)
+    values = read_config(EXAMPLES / "shakespeare" / f"{name}.toml", train.READERS)
     assert values["tokens"] == steps * values["batch_tokens"]
     assert values["warmup_tokens"] == 100 * values["batch_tokens"]
     assert (values["lr"], values["min_lr_ratio"], values["beta2"]) == (1e-3, 0.1, 0.99)
 
 
 def test_the_schema_is_what_the_options_are():
-    """examples/config.schema.json: python -m gptcli.cli.config_schema >
+    """examples/config.schema.json: python -m gptcli.cli.train >
     examples/config.schema.json
     """
-    from gptcli.cli.config_schema import schema
+    from gptcli.cli.train import schema
 
     assert json.loads((EXAMPLES / "config.schema.json").read_text(encoding="utf-8")) == schema()

@@ -70,7 +70,7 @@ def test_a_table_is_told_from_code(corpus):
     from html import parser as code
 
     for module in (cp1252, entities):
-        assert corpus["is_table"](Path(module.__file__).read_text(encoding="utf-8"))
+        assert corpus["is_table"](Path(str(module.__file__)).read_text(encoding="utf-8"))
     assert not corpus["is_table"](Path(code.__file__).read_text(encoding="utf-8"))
 
 

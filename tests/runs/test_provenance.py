@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.cli.config import resolved_toml
+from gptcli.cli.options import resolved_toml
 from gptcli.runs.provenance import FACTS, commit, provenance, read_provenance, resumed
 from gptcli.settings import Resolved
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.cli.config import option, read_config, read_option
+from gptcli.cli.options import option, read_config, read_option
 from gptcli.errors import InputError, UsageError
 from gptcli.settings import count
 
