@@ -287,8 +287,8 @@ def check_output(folder: Path, *, resume: bool, force: bool) -> None:
             raise UsageError(
                 "the output folder is not empty",
                 where=folder,
-                hint="{option:resume} goes on with it; another {option:out} leaves it as it is; "
-                "{option:force} deletes what it holds and starts over",
+                hint="{option:resume} continues it; another {option:out} leaves it as it is; "
+                "{option:force} deletes its contents and starts over",
             )
         if any(
             place.is_relative_to(folder.resolve())

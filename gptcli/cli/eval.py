@@ -201,7 +201,7 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="File for every item's scores, one JSON object a line.",
+            help="File for every item's scores, one JSON object per line.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -297,7 +297,7 @@ def evaluate(
         "--shots": shots or None,
     }.items():
         if value is not None and not tasks:
-            raise UsageError(f"{option} goes with --task: text has no items")
+            raise UsageError(f"{option} goes with --task: it applies to the items of a task")
     if stride is not None and tasks and not text and all(one.kind != "text" for one in tasks):
         raise UsageError("--stride goes with text: a task's items are not read in windows")
     if normalise is not None and normalise not in NORMALISERS:

@@ -74,7 +74,7 @@ SHARED: dict[str, tuple[str, str]] = {  # option: its metavar, empty for a flag,
         "Tokenizer: a tokenizer.json, a folder that contains one (a run, shards) or the two "
         "files of GPT-2 or GPT-1, or the name gpt2.",
     ),
-    "documents": ("KIND", "Unit of a text file that is one document: file, line or paragraph."),
+    "documents": ("KIND", "Unit of a text file to treat as one document: file, line or paragraph."),
     "config": ("FILE", "TOML file that sets any of these options."),
     "device": ("NAME", "Device to run on: auto, cpu, cuda or cuda:1."),
     "json": ("", "Print a report as one JSON object on stdout."),

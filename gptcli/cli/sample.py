@@ -78,7 +78,7 @@ def sample(
         typer.Argument(
             metavar="PROMPT",
             show_default=False,
-            help="Text to continue; - or a pipe reads stdin. An empty prompt is end-of-text.",
+            help="Text to continue; - or a pipe reads stdin. An empty prompt starts from end-of-text.",
         ),
     ] = None,
     checkpoint: Annotated[
@@ -376,7 +376,9 @@ def check_conflicts(used: set[str], num_samples: int) -> None:
 
 def _check_output(prompts: Path | None, output: Path | None, *, is_used: bool) -> None:
     if prompts is not None and output is None:
-        raise UsageError("--prompts needs an output file", hint="-o samples.jsonl")
+        raise UsageError(
+            "--prompts needs an output file", hint="name one, for example -o samples.jsonl"
+        )
     if prompts is None and is_used:
         raise UsageError(
             "-o, --resume and --force need --prompts", hint="redirect stdout to keep a sample"

@@ -187,7 +187,7 @@ def decode(
             "documents",
             OUTPUT,
             help="Unit of text that was one document: file, line or paragraph; "
-            "the separators of documents are restored.",
+            "its separators are restored.",
         ),
     ] = "file",
     output: Annotated[str, options.out("File to write the text to; - is stdout.")] = "-",

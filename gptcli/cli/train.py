@@ -134,7 +134,7 @@ def train(
             metavar="NAME",
             show_default=False,
             rich_help_panel=MODEL,
-            help="Model of the papers, which sets architecture and recipe.",
+            help="Model size of the papers, which sets architecture and training recipe.",
             autocompletion=_sizes,
         ),
     ] = None,
@@ -207,7 +207,7 @@ def train(
             RECIPE,
             "N",
             "paper's, less in a shorter run",
-            "Tokens in a step's batch; auto follows the gradient noise scale.",
+            "Batch size, in tokens per step; auto follows the gradient noise scale.",
         ),
     ] = None,
     lr: Annotated[
@@ -216,7 +216,7 @@ def train(
             RECIPE,
             "X",
             "paper's, more in a smaller model",
-            "Highest learning rate, reached at the end of the warm-up.",
+            "Peak learning rate, reached at the end of the warm-up.",
         ),
     ] = None,
     scale_lr: Annotated[
@@ -224,7 +224,7 @@ def train(
         _flag(
             "--scale-lr",
             RECIPE,
-            "Set --lr by this model's size, between the rates of GPT-3's table.",
+            "Set --lr from the model size by interpolating GPT-3's table.",
         ),
     ] = False,
     mup: Annotated[
@@ -303,7 +303,7 @@ def train(
             metavar="FOLDER",
             show_default="runs/SIZE",
             rich_help_panel=OUTPUT,
-            help="Run folder to write; model.safetensors comes last.",
+            help="Run folder to write; model.safetensors is written last.",
         ),
     ] = None,
     config: Annotated[
@@ -388,7 +388,7 @@ def train(
         ),
     ] = False,
     profile: Annotated[
-        bool, _flag("--profile", WATCH, "Trace a few steps and show what they spend their time on.")
+        bool, _flag("--profile", WATCH, "Profile a few steps and show where their time goes.")
     ] = False,
     layout: Annotated[
         Value,
@@ -396,8 +396,8 @@ def train(
             MACHINE,
             "AXES",
             "the fastest that fits",
-            "Processes by axis, for replicas, shards, tensor slices and stages: "
-            "dp=2,shard=4,tp=2,pp=2.",
+            "Processes per axis: data parallel, sharded, tensor and pipeline parallel, "
+            "for example dp=2,shard=4,tp=2,pp=2.",
         ),
     ] = None,
     pipeline_schedule: Annotated[
@@ -415,11 +415,11 @@ def train(
             MACHINE,
             "WHAT",
             "what fits",
-            "Activations to compute again in the backward pass: none, selective or full.",
+            "Activations to recompute in the backward pass: none, selective or full.",
         ),
     ] = None,
     micro_batch: Annotated[
-        Value, _option(MACHINE, "N", "what fits", "Sequences that a process runs at a time.")
+        Value, _option(MACHINE, "N", "what fits", "Sequences per process in one forward pass.")
     ] = None,
     precision: Annotated[
         Value,
@@ -444,14 +444,14 @@ def train(
         _flag(
             "--strict",
             MACHINE,
-            "Refuse a run with any warning, such as too few steps; with --dry-run, exit with 2.",
+            "Treat warnings, such as too few steps, as errors: exit with code 2.",
         ),
     ] = False,
 ) -> None:
-    """Train a GPT on shards, by the recipe of the paper that its size comes from.
+    """Train a GPT on shards with the recipe of the paper that defined its size.
 
-    report.html in the run folder shows the run at any time; --resume goes on with one that stopped;
-    model.safetensors comes last.
+    report.html in the run folder shows the progress at any time. --resume continues a stopped run.
+    model.safetensors is written last.
 
     Examples:
 
@@ -648,7 +648,10 @@ def _finetune(
             hint=f"leave it out, or set it in {task_file}",
         )
     if "init_from" not in given:
-        raise UsageError("--finetune needs a model to start from", hint="--init-from RUN")
+        raise UsageError(
+            "--finetune needs a model to start from",
+            hint="name a run or a GPT-2 folder with --init-from",
+        )
 
     from gptcli.finetune.run import run_task
 

@@ -77,8 +77,8 @@ def parse_job_slice(text: str) -> JobSlice:
     match = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise UsageError(
-            f"{text!r} is not a part",
-            hint="3/16 is the third of 16 parts, and 1/16 is the first",
+            f"{text!r} is not a part I/N with I from 1 to N",
+            hint="for example, 1/16 is the first of 16 parts",
         )
     return JobSlice(int(match[1]), int(match[2]))
 

@@ -49,10 +49,10 @@ def check_plot(path: Path) -> None:
     """Raise UsageError unless the file's name ends with .svg."""
     if path.suffix.lower() != ".svg":
         raise UsageError(
-            f"{path} is not the name of an SVG picture",
+            f"{path} does not end in .svg",
             field="plot",
             code="not_svg",
-            hint="name it something.svg",
+            hint="plots are SVG files: give a name such as plot.svg",
         )
 
 

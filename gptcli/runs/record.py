@@ -108,7 +108,7 @@ def read_record(folder: Path) -> Record:
         lines = read_lines(folder / METRICS)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
-            "no such run", where=config, hint="name run folders that gpt train has written"
+            "no such run", where=config, hint="name a run folder that gpt train has written"
         ) from None
     except ValueError as error:
         raise InputError(f"cannot be read as a run: {error}", where=folder) from None

@@ -298,7 +298,7 @@ def _nearest_tokenizer(name: str, path: Path) -> str:
         return f"{name} has GPT-2's vocabulary: {{option:tokenizer}} gpt2"
     if (close := similar(path)) is not None:
         return f"did you mean {close}?"
-    return "name a tokenizer.json, a folder that holds one, or gpt2"
+    return "name a tokenizer.json, a folder that contains one, or gpt2"
 
 
 def _load_folder(folder: Path) -> Tokenizer:

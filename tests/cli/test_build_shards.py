@@ -82,7 +82,7 @@ def test_text_becomes_shards(corpus: Path, gpt: Gpt) -> None:
     assert "seed = 0" in config
     assert gpt(*ARGUMENTS, "--resume").stderr == f"{Path('shards/manifest.json')} is up to date\n"
     assert (
-        "the output folder is not empty\n  --resume goes on with it; another --out leaves it as it is"
+        "the output folder is not empty\n  --resume continues it; another --out leaves it as it is"
         in gpt(*ARGUMENTS, code=2).stderr
     )
     report = json.loads(gpt(*ARGUMENTS, "--force", "--seed", "4", "--json").stdout)

@@ -267,7 +267,7 @@ def test_table_takes_tokens(gpt: Any) -> None:
         (["--hours", "0", "--gpu", "a100"], ["--hours: 0"]),
         (["--gpu", "a100", "--memory", "80"], ["--memory describes a custom GPU"]),
         (["--size", "T5-11B", "--gpu", "a100", "--plan"], ["T5-11B is not a GPT"]),
-        (["--table", "--plot", "x.png"], ["--plot: x.png is not the name of an SVG"]),
+        (["--table", "--plot", "x.png"], ["--plot: x.png does not end in .svg"]),
         (
             ["--budget", "5", "--gpu", "a100", "--plot", "x.svg"],
             ["--budget cannot be combined with --plot"],
