@@ -1,7 +1,7 @@
-# Two commands are all a newcomer needs: `make demo` and `make test`. Both set up what they need in .venv.
+# Start with `make demo` or `make test`; both install what they need in .venv.
 BIN := .venv/bin
 
-# The first Python that is new enough; name another with make PYTHON=python3.12
+# The first Python that is new enough; choose another with make PYTHON=python3.12
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 ifeq ($(origin PYTHON),undefined)
   PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -12,15 +12,16 @@ endif
 .DEFAULT_GOAL := demo
 .NOTPARALLEL:
 
-## demo: build a corpus, a tokenizer, shards, train a small GPT for a few minutes, sample, evaluate, price
+## demo: build a corpus, a tokenizer and shards; train a small GPT for a few minutes; sample from
+## it, evaluate it and estimate its cost
 demo: setup
 	@$(MAKE) --no-print-directory -C examples/quickstart FROM="$(or $(PWD),$(CURDIR))"
 
-## test: the whole suite
+## test: run the whole test suite
 test: setup-dev
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-## check: exactly what a change must pass before it lands
+## check: run everything that a change must pass before it is merged
 check: setup-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -31,20 +32,24 @@ fmt: setup-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-## bench: measure speed against the peers (see tests/benchmarks/README.md)
+## bench: compare speed with other implementations (see tests/benchmarks/README.md)
 bench: setup-dev
 	$(BIN)/python -m tests.benchmarks
 
-## lock: write down the versions that are installed now
+## lock: record the installed versions in requirements.lock
 lock: setup-dev
-	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -iv '^\(nvidia\|cuda\|triton\)' > requirements.lock
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' \
+	  | grep -iv '^\(nvidia\|cuda\|triton\)' > requirements.lock
 
-## setup, setup-dev: .venv alone, with versions pinned by requirements.lock; bootstrap.py says what it does
+## setup, setup-dev: only make .venv, with the versions of requirements.lock (see bootstrap.py)
 setup: EXTRA := base
 setup-dev: EXTRA := dev
 setup setup-dev:
-	@command -v $(PYTHON) > /dev/null || { echo "There is no $(PYTHON): install Python 3.11 or newer, or name it: make PYTHON=python3.12" >&2; exit 1; }
-	@$(PYTHON) -c '$(NEW_ENOUGH)' || { echo "gpt needs Python 3.11 or newer; name one: make PYTHON=python3.12" >&2; exit 1; }
+	@command -v $(PYTHON) > /dev/null || { \
+	  echo "There is no $(PYTHON): install Python 3.11 or newer, or name it: make PYTHON=python3.12" \
+	  >&2; exit 1; }
+	@$(PYTHON) -c '$(NEW_ENOUGH)' || { \
+	  echo "gpt needs Python 3.11 or newer; name one: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) bootstrap.py $(EXTRA) $(if $(filter command,$(origin PYTHON)),--this-python)
 
 clean:

@@ -1,13 +1,13 @@
-"""Make .venv, the environment that the Makefile's commands run in, and keep it right.
+"""Create .venv, the environment in which the Makefile runs its commands, and repair it if needed.
 
 Usage: python bootstrap.py base|dev [--this-python]
 
-Quiet if there is nothing to do. An environment that cannot work (half made, moved with its folder,
-its Python removed or upgraded, its installation cut off) is made anew. A finished one is known by
-what .venv/ready.json records, which is written last. `--this-python` asks for the Python that runs
-this file; without it an environment of another Python is kept.
+The script prints nothing if there is nothing to do. It replaces an environment that cannot work:
+one that is incomplete or was moved, whose Python was removed or upgraded, or whose installation was
+interrupted. A finished environment has a .venv/ready.json, which is written last. `--this-python`
+requires the Python that runs this file; without it, an environment with another Python is kept.
 
-TORCH_INDEX, if it is set, is the address of a package index to take PyTorch from.
+TORCH_INDEX, if set, is the URL of the package index from which PyTorch is installed.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ PIP = [str(PYTHON), "-m", "pip", "--disable-pip-version-check"]
 TORCH = "lib/python*/site-packages/torch-*.dist-info"
 PAUSE_S = 10
 
-# What torch 2.13 and the rest take on Linux, by build: to download, and on disk. None: torch is
-# there.
+# Download size and disk space of torch 2.13 and the other packages on Linux, by build; None means
+# that torch is installed already.
 SIZES = {
     ("CPU", "base"): ("240 MB", "1.1 GB"),
     ("CPU", "dev"): ("450 MB", "1.9 GB"),
@@ -49,18 +49,19 @@ SIZES = {
     (None, "dev"): ("210 MB", "0.8 GB"),
 }
 NO_CPU_BUILD = """\
-PyTorch's CPU build could not be had. pip takes the CUDA build instead, which is of no use without
-an NVIDIA GPU. To have the CPU build, stop this and give the address of PyTorch's index of CPU
-wheels, which its "Start Locally" page shows for pip and CPU: make TORCH_INDEX=ADDRESS"""
+PyTorch's CPU build could not be installed. pip installs the CUDA build instead, which is much
+larger and pays off only with an NVIDIA GPU. To get the CPU build, stop this and name PyTorch's
+index of CPU wheels, which its "Start Locally" page shows for pip and CPU:
+  make TORCH_INDEX=ADDRESS"""
 
 
 def main(arguments: list[str]) -> None:
-    """Set up what `arguments` ask for."""
+    """Set up the environment that `arguments` ask for."""
     extra, this_python = arguments[0], "--this-python" in arguments
     if is_ready(extra, this_python):
         return
     with one_at_a_time():
-        if is_ready(extra, this_python):  # another make has done it meanwhile
+        if is_ready(extra, this_python):  # another make has set it up meanwhile
             return
         make_environment(this_python)
         install(extra)
@@ -72,16 +73,16 @@ def say(text: str) -> None:
 
 
 def stop(text: str) -> NoReturn:
-    """Print to stderr, and end with exit code 1."""
+    """Print to stderr and exit with code 1."""
     say(text)
     raise SystemExit(1)
 
 
-# --- what is there ---
+# --- the existing environment ---
 
 
 def is_ready(extra: str, this_python: bool) -> bool:
-    """Tell whether .venv holds what `extra` asks for, by what was recorded when it was finished."""
+    """Return whether .venv is complete for `extra`, by the record of its last installation."""
     try:
         record = json.loads(READY.read_text(encoding="utf-8"))
         covered = record["extra"] in (extra, "dev") and record["requirements"] == requirements()
@@ -91,27 +92,27 @@ def is_ready(extra: str, this_python: bool) -> bool:
 
 
 def requirements() -> str:
-    """Return a hash of what is to be installed."""
+    """Return a hash of the files that determine which packages are installed."""
     files = (ROOT / "pyproject.toml", LOCK)
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def fault(this_python: bool) -> str | None:
-    """Say why the .venv that is there cannot be used, or None."""
+    """Return why the existing .venv cannot be used, or None if it can."""
     version = python_version()
     if version is None:
-        return "its Python is gone"
+        return "its Python was removed"
     if UNFINISHED.exists():
-        return "its installation was cut off"
+        return "its installation was interrupted"
     if not (VENV / "bin" / "activate").exists():
-        return "it is half made"
+        return "it is incomplete"
     if not (VENV / "lib" / f"python{version}").is_dir():
-        return f"its Python is {version} now"
+        return f"its Python was upgraded to {version}"
     scripts = [path.read_text(encoding="utf-8", errors="replace") for path in VENV.glob("bin/pip*")]
     if any(f"{VENV}/bin/" not in text and f"{VENV.resolve()}/bin/" not in text for text in scripts):
-        return "it was made in another folder"
+        return "it was moved from another folder"
     if this_python and version != "{}.{}".format(*sys.version_info):
-        return f"it has Python {version}, not the one asked for"
+        return f"it has Python {version}, not the requested one"
     return None
 
 
@@ -128,7 +129,7 @@ def python_version() -> str | None:
 
 
 def is_environment() -> bool:
-    """Tell whether .venv was made as an environment, so that nothing is lost with it."""
+    """Return whether .venv is a virtual environment, so that it is safe to delete."""
     if VENV.is_symlink() or not VENV.is_dir():
         return False
     return (VENV / "pyvenv.cfg").exists() or {path.name for path in VENV.iterdir()} <= {
@@ -138,13 +139,13 @@ def is_environment() -> bool:
 
 @contextlib.contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Hold the repository's folder, so that two makes at once do not build one environment."""
+    """Lock the repository's folder, so that two makes do not set up .venv at the same time."""
     folder = os.open(ROOT, os.O_RDONLY)
     try:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("Waiting for another make that sets up .venv.")
+            say("Waiting for another make to finish setting up .venv.")
             fcntl.flock(folder, fcntl.LOCK_EX)
         except OSError:
             pass  # a file system without locks
@@ -157,56 +158,59 @@ def one_at_a_time() -> Iterator[None]:
 
 
 def make_environment(this_python: bool) -> None:
-    """Make .venv if it is not there or cannot be used. Leaves none behind that is half made."""
+    """Create .venv if it is missing or cannot be used; remove it again if that fails."""
     if os.path.lexists(VENV):
         reason = fault(this_python)
         if reason is None:
             add_pip()
             return
         if not is_environment():
-            stop(f"{VENV} is not an environment that can be made anew: move it away.")
-        say(f".venv is made anew: {reason}.")
+            stop(f"{VENV} is not a virtual environment, so it is not replaced: move it away.")
+        say(f"Replacing .venv: {reason}.")
         shutil.rmtree(VENV)
     base = getattr(sys, "_base_executable", None) or sys.executable
     if any(importlib.util.find_spec(name) is None for name in ("venv", "ensurepip")):
         stop(
-            f"{base} cannot make an environment: its modules venv and ensurepip are not all there.\n"
+            f"{base} cannot create an environment: its module venv or ensurepip is missing.\n"
             "  On Debian and Ubuntu: sudo apt install python3-venv\n"
-            "  or name another Python: make PYTHON=python3.12"
+            "  or use another Python: make PYTHON=python3.12"
         )
     say(f"Setting up .venv with Python {platform.python_version()} ({base}).")
     try:
         VENV.mkdir()
         UNFINISHED.touch()
         if subprocess.run([base, "-m", "venv", str(VENV)], check=False).returncode:
-            stop(
-                f"{base} could not make an environment. Name another Python: make PYTHON=python3.12"
-            )
+            stop(f"{base} could not create an environment. Use another: make PYTHON=python3.12")
     except BaseException:
         shutil.rmtree(VENV, ignore_errors=True)
         raise
 
 
 def add_pip() -> None:
-    """Give pip to an environment that was made without it, as uv makes them."""
+    """Add pip to an environment that was created without it, for example by uv."""
     if subprocess.run([*PIP, "--version"], capture_output=True, check=False).returncode == 0:
         return
     if subprocess.run(
         [str(PYTHON), "-m", "ensurepip"], capture_output=True, check=False
     ).returncode:
-        stop(f"{VENV} has no pip, and none could be added: move it away.")
+        stop(f"{VENV} has no pip, and pip could not be added: move it away.")
 
 
 def install(extra: str) -> None:
-    """Install the packages of `extra` at the versions of requirements.lock, then record it."""
+    """Install the packages of `extra` at the versions of requirements.lock, and record it."""
     READY.unlink(missing_ok=True)
     UNFINISHED.touch()
     build = install_torch()
     if (build, extra) in SIZES:
         download, disk = SIZES[build, extra]
-        what = f"PyTorch's {build} build and the rest" if build else "what the tests need"
+        what = (
+            f"PyTorch's {build} build and the other packages"
+            if build
+            else "the packages for the tests"
+        )
         say(
-            f"Installing {what}: about {download} to download, less what pip has kept, {disk} on disk."
+            f"Installing {what}: about {download} to download, less what pip has cached, "
+            f"and {disk} on disk."
         )
     pip("-e", f"{ROOT}[dev]" if extra == "dev" else str(ROOT))
     record = {"extra": extra, "requirements": requirements()}
@@ -217,28 +221,28 @@ def install(extra: str) -> None:
 
 
 def pip(*arguments: str) -> None:
-    """Install with pip, in silence unless someone watches."""
+    """Install with pip, quietly unless stderr is a terminal."""
     quiet = [] if sys.stderr.isatty() else ["-q"]
     if subprocess.run(
         [*PIP, "install", *quiet, "-c", str(LOCK), *arguments], check=False
     ).returncode:
-        UNFINISHED.unlink(missing_ok=True)  # pip puts back what it had begun; the next make goes on
-        stop("The packages could not be installed; pip says why above. make tries again.")
+        UNFINISHED.unlink(missing_ok=True)  # pip rolls back; the next make continues
+        stop("The packages could not be installed; see pip's error above. Run make again to retry.")
 
 
 # --- which build of PyTorch ---
 
 
 def install_torch() -> str | None:
-    """Install PyTorch if pip would choose a build that is wrong for this machine.
+    """Install PyTorch if pip would choose a build that does not suit this machine.
 
-    Returns the build that there will be, CPU or CUDA; None if there was one already.
+    Return the build that will be installed, CPU or CUDA, or None if there is one already.
     """
     if has_torch():
         return None
     index = os.environ.get("TORCH_INDEX")
     if index:
-        say(f"Taking PyTorch from {index}")
+        say(f"Installing PyTorch from {index}")
         pip("--no-deps", "--index-url", index, "torch")
     elif pip_takes_cuda() and not has_nvidia_driver() and not install_cpu_torch():
         say(NO_CPU_BUILD)
@@ -248,15 +252,17 @@ def install_torch() -> str | None:
 
 
 def has_torch() -> bool:
+    """Return whether PyTorch is installed in .venv."""
     return any(VENV.glob(TORCH))
 
 
 def has_nvidia_driver() -> bool:
+    """Return whether this machine has an NVIDIA driver."""
     return Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi") is not None
 
 
 def pip_takes_cuda() -> bool:
-    """Tell whether the PyTorch that is there, or that pip would take, asks for CUDA's libraries."""
+    """Return whether the installed PyTorch, or the one pip would install, requires CUDA."""
     metadata = list(VENV.glob(f"{TORCH}/METADATA"))
     if metadata:
         needed = re.findall(
@@ -280,19 +286,17 @@ def pip_takes_cuda() -> bool:
         try:
             (torch,) = json.loads(done.stdout)["install"]
         except ValueError:
-            return False  # the installation will say what is wrong
+            return False  # the installation itself will report the error
         needed = torch["metadata"].get("requires_dist", [])
     return any(name.startswith(("nvidia-", "cuda-")) for name in needed)
 
 
 def install_cpu_torch() -> bool:
-    """Install PyTorch's CPU build by uv, which knows the index that has it. Tell whether it
-    could.
-    """
+    """Install PyTorch's CPU build with uv, which knows its index. Return whether this worked."""
     pin = next(
         line for line in LOCK.read_text(encoding="utf-8").splitlines() if line.startswith("torch==")
     )
-    say("No NVIDIA driver here: taking PyTorch's CPU build, by uv.")
+    say("No NVIDIA driver was found: installing PyTorch's CPU build with uv.")
     with tempfile.TemporaryDirectory() as folder:
         uv = shutil.which("uv")
         if uv is None:

@@ -14,7 +14,7 @@ from gptcli.evals.evaluate import evaluate
 from gptcli.events import SILENT, Events
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.papers.training import TRAINING
-from gptcli.sampling.load import Loaded
+from gptcli.sampling.load import Loaded, PrecisionChoice
 from gptcli.sampling.load import load as _load
 from gptcli.trainer.train import train
 
@@ -71,7 +71,7 @@ def load_model(
     *,
     checkpoint: int | None = None,
     device: str = "auto",
-    precision: str = "auto",
+    precision: PrecisionChoice = "auto",
     events: Events = SILENT,
 ) -> Loaded:
     """Load the model and tokenizer of a run folder or a transformers GPT-2 folder.

@@ -49,6 +49,7 @@ def make_shards(folder: Path, *, train: int = 6000, val: int = 400) -> Path:
                 token_dtype(tokenizer.vocab_size),
             )
             shards.append(Shard(file=name, split=split, tokens=count, documents=1, sha256=digest))
+    assert tokenizer.eot_id is not None
     manifest = Manifest(
         tokenizer_sha256=tokenizer.sha256, vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot_id, seed=0,
         val_fraction=0.0, split_rule="a test's", shards=shards, sources=[],

@@ -44,10 +44,13 @@ class Machine:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        module.subprocess = SimpleNamespace(
-            run=self.run, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL
-        )
-        module.has_nvidia_driver = lambda: False
+        patched = {
+            "subprocess": SimpleNamespace(
+                run=self.run, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL
+            ),
+            "has_nvidia_driver": lambda: False,
+        }
+        vars(module).update(patched)
         return module
 
     def make(self, *arguments: str) -> list[str]:
@@ -149,7 +152,7 @@ def test_an_environment_that_cannot_work_is_made_anew(machine, fault, capsys) ->
     machine.make()
     fault(machine.root / ".venv")
     assert machine.make() == ["venv", "."]
-    assert ".venv is made anew" in capsys.readouterr().err
+    assert "Replacing .venv" in capsys.readouterr().err
     assert machine.make() == []
 
 
@@ -221,8 +224,8 @@ def test_without_a_driver_the_cpu_build_is_taken(machine, capsys) -> None:
     machine.torch_needs = ["nvidia-nccl-cu13==2"]
     assert machine.make() == ["venv", "uv", "."]
     told = capsys.readouterr().err
-    assert "No NVIDIA driver here" in told
-    assert "PyTorch's CPU build and the rest: about 240 MB" in told
+    assert "No NVIDIA driver was found" in told
+    assert "PyTorch's CPU build and the other packages: about 240 MB" in told
 
 
 def test_where_it_cannot_be_had_the_download_is_told(machine, capsys) -> None:
@@ -231,13 +234,13 @@ def test_where_it_cannot_be_had_the_download_is_told(machine, capsys) -> None:
     assert machine.make() == ["venv", "uv", "."]
     told = capsys.readouterr().err
     assert "make TORCH_INDEX=ADDRESS" in told
-    assert "PyTorch's CUDA build and the rest: about 2.8 GB" in told
+    assert "PyTorch's CUDA build and the other packages: about 2.8 GB" in told
 
 
 def test_an_index_that_is_named_is_used(machine, monkeypatch, capsys) -> None:
     monkeypatch.setenv("TORCH_INDEX", "file:///wheels")
     assert machine.make() == ["venv", "torch", "."]
-    assert "Taking PyTorch from file:///wheels" in capsys.readouterr().err
+    assert "Installing PyTorch from file:///wheels" in capsys.readouterr().err
 
 
 # --- the Makefiles ---
@@ -304,7 +307,7 @@ def test_an_example_finds_the_repository_s_environment(example, tmp_path) -> Non
     root = example.parents[1]
     code, told = make("--no-print-directory", "-C", example, "plan")
     assert code == 2
-    assert f"gpt is not installed: type `make setup` in {root}" in told
+    assert f"gpt is not installed: run `make setup` in {root}" in told
     assert make("-C", example, "-n")[0] == make("-C", example, "clean")[0] == 0
     put_gpt(tmp_path / "bin", "installed")
     path = f"{tmp_path}/bin:/usr/bin:/bin"

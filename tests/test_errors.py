@@ -71,7 +71,7 @@ def test_a_file_has_precedence_over_the_field_in_a_message() -> None:
 
 # a whole command to paste: gpt train --resume, hf download ... --local-dir
 COMMAND = re.compile(r"\b(gpt [a-z]|hf download |ray start |-m gptcli )[^;,\n]*")
-OTHER_PROGRAMS = {"errors.py", "kernels/build.py", "interrupts.py", "runs/page.py"}
+OTHER_PROGRAMS = {"errors.py", "kernels/build.py", "interrupts.py", "runs/page.py", "runs/svg.py"}
 """Files whose dashes are options of pip or a compiler, `gpt --debug` in sys.argv, or CSS."""
 
 

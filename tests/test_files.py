@@ -178,11 +178,11 @@ def test_a_device_a_pipe_and_an_open_file_are_written_to_and_never_replaced(tmp_
     os.close(reader)
     assert sorted(os.listdir(tmp_path)) == ["link", "null", "pipe"]
     with open(tmp_path / "out", "w") as out:  # as the shell opens it for `-o /dev/stdout > out`
-        name = Path(f"/proc/self/fd/{out.fileno()}")
-        if name.exists():
-            claim_file(name, force=False)
+        descriptor = Path(f"/proc/self/fd/{out.fileno()}")
+        if descriptor.exists():
+            claim_file(descriptor, force=False)
             inode = (tmp_path / "out").stat().st_ino
-            write_json(name, {"b": 2})
+            write_json(descriptor, {"b": 2})
             assert (tmp_path / "out").stat().st_ino == inode
     (tmp_path / "round").symlink_to("round")
     assert not written_through(tmp_path / "round")

@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 import torch
-from torch import nn
 
 from gptcli import kernels
 from gptcli.kernels import attention_kernel, head_kernel
@@ -16,18 +15,18 @@ from gptcli.kernels.decode_kernel import small_batch_linear
 from gptcli.model.attention import attention_packed
 from gptcli.model.config import ModelConfig
 from gptcli.model.loss import EAGER, next_token_loss
-from gptcli.model.transformer import GPT, block_forward
+from gptcli.model.transformer import GPT, Block, block_forward
 from gptcli.sampling.quantize import prepare_for_inference
 
 
-def places(model: GPT) -> dict[str, Callable[..., torch.Tensor]]:
+def places(model: GPT) -> dict[str, Callable[..., torch.Tensor] | None]:
     block = model.h[0]
-    assert isinstance(block, nn.Module)
+    assert isinstance(block, Block)
     return {
-        "attention": block.attn.attention_fn,  # type: ignore[union-attr,dict-item]
-        "block": block.block_fn,  # type: ignore[dict-item]
+        "attention": block.attn.attention_fn,
+        "block": block.block_fn,
         "head": getattr(model.head_loss, "keywords", {}).get("kernel"),
-        "linear": getattr(model.lm_head, "linear_fn", None),  # type: ignore[dict-item]
+        "linear": getattr(model.lm_head, "linear_fn", None),
     }
 
 

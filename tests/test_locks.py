@@ -14,12 +14,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from gptcli import interrupts, locks
 from gptcli.errors import UsageError
-from gptcli.events import SILENT
+from gptcli.events import SILENT, Events
 from gptcli.files import LOCK, PARTIAL
 from gptcli.locks import (
     Holder,
@@ -33,6 +34,20 @@ from gptcli.locks import (
     this_process,
 )
 from tests.waiting import wait_until
+
+
+class Recorder(Events):
+    """Events that collect their messages."""
+
+    def __init__(self, messages: list[str]) -> None:
+        self.messages = messages
+
+    def info(self, text: str) -> None:
+        self.messages.append(text)
+
+    def warn(self, text: str) -> None:
+        self.messages.append(text)
+
 
 DEAD = Holder(
     token="dead",
@@ -170,7 +185,8 @@ def test_a_holder_that_cannot_be_seen_is_judged_by_its_signs_of_life(
     if unknown == "hidden":
         monkeypatch.setattr(locks, "start_of", lambda pid: "")
     else:
-        holder = replace(holder, **{unknown: ""})
+        changes: dict[str, Any] = {unknown: ""}
+        holder = replace(holder, **changes)
     assert locks.process_gone(holder) is None
     file = forge(tmp_path, holder)
     clock.asleep = lambda: os.utime(file, (clock.now, clock.now))
@@ -205,10 +221,8 @@ def test_a_silent_holder_elsewhere_is_succeeded(tmp_path, clock, touched, waits)
     now = locks._clock(tmp_path / LOCK)
     at = {"long ago": 0, "now": now, "in an hour": now + 3600}[touched]
     os.utime(file, (at, at))
-    told = []
-    with Lock(
-        tmp_path / LOCK, tmp_path, events=SimpleNamespace(info=told.append, warn=told.append)
-    ):
+    told: list[str] = []
+    with Lock(tmp_path / LOCK, tmp_path, events=Recorder(told)):
         assert waits - 30 < clock.now < waits + 1
         assert f"locked by {DEAD}: waiting for a sign of life" in told[0]
     assert not list(tmp_path.iterdir())
@@ -278,7 +292,8 @@ def test_of_many_threads_one_gets_a_stale_lock(tmp_path, monkeypatch):
     for round_ in range(25):
         folder = tmp_path / str(round_)
         forge(folder, DEAD)
-        start, won = threading.Barrier(8), []
+        start = threading.Barrier(8)
+        won: list[Any] = []
 
         def race(folder=folder, start=start, won=won) -> None:
             start.wait()
@@ -332,12 +347,15 @@ for lock in won:
         for _ in range(8)
     ]
     for process in processes:
+        assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
     for process in processes:
+        assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
     won = []
     for process in processes:
+        assert process.stdout is not None
         while (line := process.stdout.readline()) != "done\n":
             won.append(int(line))
     assert sorted(won) == list(range(rounds))
@@ -417,7 +435,8 @@ def test_a_forked_child_leaves_its_parents_lock(tmp_path):
 def beating(held: Lock, times: int):
     """The holder's own sign of life, `times` times, without waiting."""
     left = iter([False] * times + [True])
-    before, held._released = held._released, SimpleNamespace(wait=lambda seconds: next(left))
+    before = held._released
+    held._released = cast(threading.Event, SimpleNamespace(wait=lambda seconds: next(left)))
     yield
     held._released = before
 
@@ -425,6 +444,7 @@ def beating(held: Lock, times: int):
 def test_a_holder_gives_signs_of_life(tmp_path):
     with lock(tmp_path) as held, beating(held, 1):
         os.utime(tmp_path / LOCK, (0, 0))
+        assert held._me is not None
         held._beat(held._me)
         assert (tmp_path / LOCK).stat().st_mtime > 0
 
@@ -434,6 +454,7 @@ def test_a_holder_whose_lock_was_removed_keeps_no_others_alive(tmp_path):
         (tmp_path / LOCK).unlink()
         file = forge(tmp_path, DEAD)
         os.utime(file, (0, 0))
+        assert held._me is not None
         held._beat(held._me)
         assert file.stat().st_mtime == 0
     assert file.exists()
@@ -444,9 +465,9 @@ def test_a_holder_that_was_believed_dead_ends(tmp_path, monkeypatch):
         raise SystemExit(code)
 
     monkeypatch.setattr(os, "_exit", ended)
-    told = []
-    events = SimpleNamespace(info=told.append, warn=told.append)
-    with Lock(tmp_path / LOCK, tmp_path, events=events) as held, beating(held, 1):
+    told: list[str] = []
+    with Lock(tmp_path / LOCK, tmp_path, events=Recorder(told)) as held, beating(held, 1):
+        assert held._me is not None
         after = successor(tmp_path / LOCK, held._me)
         after.write_text(json.dumps(asdict(DEAD)))
         with pytest.raises(SystemExit):
@@ -585,7 +606,7 @@ def test_systems_without_proc_ask_ps(monkeypatch):
         locks.place.cache_clear()
     assert start != began
     assert locks.start_of(2**22 + 1) == ""
-    assert SILENT.info("") is None
+    assert SILENT.info("") is None  # type: ignore[func-returns-value]
 
 
 @pytest.mark.parametrize("subject", [".", "a.json"])

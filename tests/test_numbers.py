@@ -227,21 +227,27 @@ def test_rough_duration(seconds: tuple[float, ...], text: str) -> None:
 
 @given(st.floats(min_value=0.01, max_value=1e15))
 def test_a_rough_duration_is_right_to_two_digits(seconds: float) -> None:
-    number, unit = re.fullmatch(r"([\d,.]+)( \w+)", rough_duration(seconds)).groups()
+    match = re.fullmatch(r"([\d,.]+)( \w+)", rough_duration(seconds))
+    assert match is not None
+    number, unit = match.groups()
     size = {" s": 1, **{unit: size for size, unit in ROUGH}}[unit]
     assert float(number.replace(",", "")) * size == pytest.approx(seconds, rel=0.051)
 
 
 @given(st.floats(min_value=0, max_value=9e17))
 def test_bytes_are_right_to_three_digits_and_never_zero_for_some(n_bytes: float) -> None:
-    number, prefix = re.fullmatch(r"(\d+(?:\.\d+)?) ([kMGTP]?)B", in_bytes(n_bytes)).groups()
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ([kMGTP]?)B", in_bytes(n_bytes))
+    assert match is not None
+    number, prefix = match.groups()
     assert float(number) * SCALES[prefix] == pytest.approx(n_bytes, rel=0.0051, abs=0.5)
     assert float(number) > 0 or n_bytes <= 0.5
 
 
 @given(st.integers(min_value=0, max_value=9 * 10**14))
 def test_amounts_are_right_to_four_digits(value: int) -> None:
-    number, suffix = re.fullmatch(r"(\d+(?:\.\d+)?)([kMBT]?)", amount(value)).groups()
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kMBT]?)", amount(value))
+    assert match is not None
+    number, suffix = match.groups()
     assert float(number) * SCALES[suffix] == pytest.approx(value, rel=0.00051)
 
 

@@ -94,9 +94,9 @@ def test_tasks_are_a_launch_if_an_address_says_where_they_meet(tasks):
     local = 2 if tasks is MPI else 4
     assert launch_environment({**tasks, **ADDRESS}) == Launch(3, 4, 1, local)
     assert launch_environment(tasks) is None
-    assert "started 4 processes, each alone: set MASTER_ADDR and MASTER_PORT" in unused_launch(
-        tasks
-    )
+    unused = unused_launch(tasks)
+    assert unused is not None
+    assert "started 4 processes, each alone: set MASTER_ADDR and MASTER_PORT" in unused
     assert "without MASTER_PORT" in answer({**tasks, "MASTER_ADDR": "node1"})
     alone = {**tasks, ("SLURM_STEP_NUM_TASKS" if tasks is STEP else "OMPI_COMM_WORLD_SIZE"): "1"}
     assert launch_environment({**alone, **ADDRESS}) is None

@@ -1,13 +1,20 @@
-"""Solved problems to learn from, and others to be asked. Usage: python make_text.py OUTPUT_FOLDER
+"""Generate arithmetic problems for training and for testing.
 
-asked/two_digit_addition.jsonl   GPT-3's task, generated with seed 0: "Q: What is 98 plus 45?\\n\\nA:" -> " 143"
-asked/sign.jsonl                 the same problems with "#" where "plus" stood
-words.txt                        what a tokenizer may learn words from: no digits, so that each digit stays a token of its own
-text.jsonl                       documents to train on, of twelve solved problems each, of none of the pairs that are asked, in either order
+Usage: python make_text.py OUTPUT_FOLDER
 
-Half of the documents add, in words. In the others "#" stands for the sum, the larger or the
-smaller, one of them in each document: which one shows only in the problems before. That is what a
-shot can tell, and what the figure measures.
+It writes these files:
+
+asked/two_digit_addition.jsonl   GPT-3's task, generated with seed 0:
+                                 "Q: What is 98 plus 45?\\n\\nA:" -> " 143"
+asked/sign.jsonl                 the same problems with "#" in place of "plus"
+words.txt                        text for the tokenizer, without digits, so that each digit stays
+                                 a separate token
+text.jsonl                       training documents of twelve solved problems each, which contain
+                                 none of the test pairs, in either order
+
+Half of the documents state addition in words. In the others "#" means the sum, the larger or the
+smaller number, the same throughout a document, and only the earlier problems reveal which. Solved
+examples give the same information, and the figure measures how much they help.
 """
 
 from __future__ import annotations
@@ -15,6 +22,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -22,10 +30,11 @@ from gptcli.evals.synthetic import OPERATIONS, arithmetic, generate_rows
 
 DOCUMENTS = 60_000
 PROBLEMS = 12
-HIDDEN = [OPERATIONS["plus"], max, min]
+HIDDEN: list[Callable[[int, int], int]] = [OPERATIONS["plus"], max, min]
 
 
 def main(folder: Path) -> None:
+    """Write the test problems, the tokenizer's text and the training documents to `folder`."""
     asked = list(generate_rows("two_digit_addition", seed=0))
     held_out = {tuple(map(int, re.findall(r"\d+", row["prompt"]))) for row in asked}
     pairs = [
@@ -51,11 +60,13 @@ def main(folder: Path) -> None:
                 json.dumps({"text": document(random, pairs, in_words=number % 2 == 0)}) + "\n"
             )
     print(
-        f"{len(asked):,} problems to ask; {len(pairs):,} other pairs to learn from, in {DOCUMENTS:,} documents of {PROBLEMS}"
+        f"{len(asked):,} test problems; {len(pairs):,} other pairs for training, "
+        f"in {DOCUMENTS:,} documents of {PROBLEMS} problems"
     )
 
 
 def document(random: Random, pairs: list[tuple[int, int]], in_words: bool) -> str:
+    """Return a document of solved problems, in words or with one hidden meaning of "#"."""
     word, operation = ("plus", OPERATIONS["plus"]) if in_words else ("#", random.choice(HIDDEN))
     solved = []
     for a, b in random.choices(pairs, k=PROBLEMS):

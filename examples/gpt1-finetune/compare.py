@@ -1,7 +1,8 @@
-"""Fine-tune the pretrained model and the same model without pretraining, three seeds each; draw
-both learning curves.
+"""Compare fine-tuning with and without pretraining, with three seeds each.
 
-python compare.py            after `make out/base/model.safetensors`; writes out/curves.json, and curves.svg where matplotlib is installed
+Usage: python compare.py, after `make out/base/model.safetensors`
+
+It writes out/curves.json and, if matplotlib is installed, the learning curves to curves.svg.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ OUT, BASE, SEEDS = Path("out"), Path("out/base"), (0, 1, 2)
 
 
 def start(pretrained: bool, seed: int) -> GPT:
+    """Return the pretrained model, or the same model with random weights."""
     model = load_model(BASE)
     if not pretrained:
         model.init_weights(seed)
@@ -30,6 +32,7 @@ def start(pretrained: bool, seed: int) -> GPT:
 
 
 def main() -> None:
+    """Fine-tune all six models, print their accuracies and draw their learning curves."""
     task, tokenizer = read_task(Path("task.toml")), load_tokenizer(BASE)
     curves: dict[str, list[list[tuple[int, float]]]] = {}
     for name in ("pretrained", "not pretrained"):
@@ -41,7 +44,7 @@ def main() -> None:
                     task=task, data=Path(), out=out, start=name, seed=seed, resume=True
                 )
                 if finetune(run, start(name == "pretrained", seed), tokenizer)["interrupted"]:
-                    raise SystemExit("stopped; the same command goes on")
+                    raise SystemExit("Stopped. Run the same command again to continue.")
             lines = read_metrics(out)
             curves.setdefault(name, []).append(
                 [(line["step"], line["val_accuracy"]) for line in lines if "val_accuracy" in line]
@@ -54,18 +57,21 @@ def main() -> None:
             )
             tests.append(accuracy(model, examples, task.batch).fraction)
             print(
-                f"{name}, seed {seed}: validation {curves[name][-1][-1][1]:.4f}, test {tests[-1]:.4f}",
+                f"{name}, seed {seed}: validation {curves[name][-1][-1][1]:.4f}, "
+                f"test {tests[-1]:.4f}",
                 flush=True,
             )
         last = [curve[-1][1] for curve in curves[name]]
         print(
-            f"{name}: validation {statistics.mean(last):.4f}, test {statistics.mean(tests):.4f} ± {statistics.stdev(tests):.4f}"
+            f"{name}: validation {statistics.mean(last):.4f}, "
+            f"test {statistics.mean(tests):.4f} ± {statistics.stdev(tests):.4f}"
         )
     (OUT / "curves.json").write_text(json.dumps(curves))
     draw(curves)
 
 
 def draw(curves: dict[str, list[list[tuple[int, float]]]]) -> None:
+    """Draw the learning curves to curves.svg, if matplotlib is installed."""
     try:
         from matplotlib import pyplot
     except ImportError:

@@ -1,7 +1,9 @@
-"""SST-2's files (stsa.binary.*, "1 a stirring , funny film" a line) as a task, and text to pretrain
-on.
+"""Convert SST-2 to the examples of a fine-tuning task, and write text for pretraining.
 
-python prepare.py SST2_FOLDER WIKITEXT_FOLDER      writes text.txt, train.jsonl, dev.jsonl and test.jsonl into out/
+Usage: python prepare.py SST2_FOLDER WIKITEXT_FOLDER
+
+SST2_FOLDER contains stsa.binary.*, with lines such as "1 a stirring , funny film". The files
+text.txt, train.jsonl, dev.jsonl and test.jsonl are written to out/.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ OUT = Path("out")
 
 
 def main(sst2: Path, wikitext: Path) -> None:
+    """Write the splits of SST-2 and the pretraining text to `OUT`."""
     OUT.mkdir(exist_ok=True)
     sentences = []
     for split in ("train", "dev", "test"):

@@ -1,7 +1,9 @@
-"""Do activations keep their scale while the model grows wider? A few steps at each width, at one
-learning rate, as `gpt train` takes them with --mup and without.
+"""Check whether activations keep their scale as the model grows wider, with and without --mup.
 
-python coordinate_check.py            prints a table, and draws coordinate_check.svg where matplotlib is installed
+Usage: python coordinate_check.py
+
+Each width is trained for a few steps of `gpt train` at one learning rate. The script prints a table
+and, if matplotlib is installed, draws coordinate_check.svg.
 """
 
 from __future__ import annotations
@@ -32,9 +34,7 @@ PARTS = {
 def activation_scales(
     width: int, *, use_mup: bool, base: int = BASE, steps: int = STEPS, lr: float = LR
 ) -> dict[str, float]:
-    """Mean absolute value of what each part puts out, over a fixed batch, after `steps` steps on
-    it.
-    """
+    """Return the mean absolute output of each part, after `steps` steps on one fixed batch."""
     options = {
         "n_layer": "2",
         "n_head": str(width // D_HEAD),
@@ -54,8 +54,15 @@ def activation_scales(
     options |= {"mup": str(base)} if use_mup else {}
     plan = resolve_run(given_values(options, None, resume=False), vocab_size=256)
     run = Run(
-        name=plan.name, out=Path(), data=Path(), model=plan.model, train=plan.train, data_sha256="", tokenizer_sha256="", eot_id=0
-    )  # fmt: skip
+        name=plan.name,
+        out=Path(),
+        data=Path(),
+        model=plan.model,
+        train=plan.train,
+        data_sha256="",
+        tokenizer_sha256="",
+        eot_id=0,
+    )
     train_step = build_train_step(run, RankContext(torch.device("cpu")), SILENT)
     idx_BT = torch.randint(0, 256, (4, 65), generator=torch.Generator().manual_seed(1))
     inputs, targets = idx_BT[:, :-1], idx_BT[:, 1:]
@@ -72,6 +79,7 @@ def activation_scales(
 
 
 def draw(table: dict[bool, list[dict[str, float]]]) -> None:
+    """Draw the scales by width to coordinate_check.svg."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.5), sharey=True)
@@ -92,6 +100,7 @@ def draw(table: dict[bool, list[dict[str, float]]]) -> None:
 
 
 def main() -> None:
+    """Print the table of scales and draw it."""
     table: dict[bool, list[dict[str, float]]] = {}
     for use_mup in (False, True):
         table[use_mup] = [activation_scales(width, use_mup=use_mup) for width in WIDTHS]
@@ -110,7 +119,7 @@ def main() -> None:
     try:
         draw(table)
     except ImportError:
-        print(f"no picture: {install_hint('matplotlib')}", file=sys.stderr)
+        print(f"no figure was drawn: {install_hint('matplotlib')}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Which learning rate is best at each width? Short runs of `gpt train` at three widths, with --mup
-and without, at every rate of a sweep.
+"""Find the best learning rate at each width, with and without --mup.
 
-python learning_rates.py     after `make out/shards/manifest.json`; goes on where it was stopped, prints a table of final validation losses,
-                             and draws learning_rates.svg where matplotlib is installed
+Usage: python learning_rates.py, after `make out/shards/manifest.json`
+
+The script runs `gpt train` briefly at three widths and at every rate of a sweep, and continues from
+where it was stopped. It prints a table of final validation losses and, if matplotlib is installed,
+draws learning_rates.svg.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ RECIPE = [
     "--weight-decay",
     "0",
 ]
-WAY = [
+COMMON = [
     "--layout",
     "dp=1",
     "--precision",
@@ -49,9 +51,9 @@ WAY = [
 
 
 def final_loss(kind: str, width: int, lr: float) -> float:
-    """Validation loss after one run, which is made where it is not there yet."""
+    """Return the final validation loss of a run, which is trained first unless it is finished."""
     if width == BASE:
-        kind = "standard"  # the two are one
+        kind = "standard"  # at the base width both are the same model
     out = Path("out", f"{kind}-{width}-{lr:.6f}")
     if not (out / "model.safetensors").is_file():
         shape = ["--d-model", str(width), "--n-head", str(width // D_HEAD)]
@@ -63,7 +65,7 @@ def final_loss(kind: str, width: int, lr: float) -> float:
             "train",
             *shape,
             *RECIPE,
-            *WAY,
+            *COMMON,
             *mup,
             "--lr",
             str(lr),
@@ -81,6 +83,7 @@ def final_loss(kind: str, width: int, lr: float) -> float:
 
 
 def draw(table: dict[str, dict[int, list[float]]]) -> None:
+    """Draw the losses by learning rate to learning_rates.svg."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.5), sharey=True)
@@ -93,13 +96,14 @@ def draw(table: dict[str, dict[int, list[float]]]) -> None:
             axis.plot(RATES[best], losses[best], "*", color=line.get_color(), markersize=12)
         axis.set(title=kind, xlabel="learning rate")
     lowest = min(min(losses) for widths in table.values() for losses in widths.values())
-    axes[0].set(ylabel="validation loss, nats a token", ylim=(lowest - 0.1, lowest + 1.5))
+    axes[0].set(ylabel="validation loss, nats per token", ylim=(lowest - 0.1, lowest + 1.5))
     axes[0].legend()
     figure.tight_layout()
     figure.savefig("learning_rates.svg", metadata={"Date": None})
 
 
 def main() -> None:
+    """Train all runs, print the table of losses and draw it."""
     table: dict[str, dict[int, list[float]]] = {}
     print(
         f"{'d_model':<16}" + "".join(f"{f'2^{exponent}':>8}" for exponent in EXPONENTS) + "  best"
@@ -118,7 +122,7 @@ def main() -> None:
     try:
         draw(table)
     except ImportError:
-        print(f"no picture: {install_hint('matplotlib')}", file=sys.stderr)
+        print(f"no figure was drawn: {install_hint('matplotlib')}", file=sys.stderr)
 
 
 if __name__ == "__main__":

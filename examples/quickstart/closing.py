@@ -1,6 +1,6 @@
-"""Print what the demo made, how well it predicts, and what to try next from where the user is.
+"""Print the files that the demo wrote, the losses, and commands to try next.
 
-Usage: python closing.py OUT FROM
+Usage: python closing.py OUT FROM, where FROM is the folder that the commands are written for
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ ROOT = Path(__file__).absolute().parents[2]
 
 
 def closing(out: Path, start: Path, gpt: str) -> str:
-    """Compose the lines: `out` holds the demo's files, `start` is the folder the commands are
-    for.
-    """
+    """Return the text for the demo's files in `out`, with commands to run in the folder `start`."""
 
     def path(place: Path) -> str:
         return shlex.quote(min(os.path.relpath(place, start), str(place), key=len))
@@ -27,27 +25,27 @@ def closing(out: Path, start: Path, gpt: str) -> str:
     nats, baseline, bits = loss["loss"], loss["unigram_entropy"], loss["bits_per_byte"]
     command = path(Path(gpt)) if Path(gpt).is_relative_to(ROOT) else "gpt"
     return f"""
-── What was made, in {path(out)} ──
+── Files in {path(out)} ──
 corpus.jsonl    Python's own documentation and source
 tokenizer.json  a byte-level BPE
 shards/         shuffled tokens with checksums; report.md shows them
-run/            the model, which loads in transformers; report.html has curves, samples and scores
-sample.txt      what it writes
-eval.json       how well it predicts text that it was not trained on:
-                loss {nats:.2f} nats a token, {bits:.2f} bits a byte; {baseline:.2f} nats ({bits * baseline / nats:.2f} bits)
-                for one who knows only how frequent each token is
+run/            the model, which transformers can load; report.html has curves, samples, scores
+sample.txt      a text that the model generated
+eval.json       the loss on text that the model was not trained on:
+                {nats:.2f} nats per token, {bits:.2f} bits per byte; a model that knows only the
+                frequency of each token has {baseline:.2f} nats ({bits * baseline / nats:.2f} bits)
 
 ── What to try next ──
-# more text
+# generate more text
 {command} sample {path(out / "run")} "def main(" --temperature 0.7
-# what GPT-3 Medium would ask of this machine
+# show the time and memory that GPT-3 Medium needs on this machine
 {command} train --data {path(out / "shards")} --size 350M --dry-run
-# what the largest one costs
+# estimate the cost of the largest model
 {command} cost --size 175B"""
 
 
 def main(out: str, start: str) -> None:
-    """Print the lines for the files in `out`."""
+    """Print the text for the files in `out`."""
     print(closing(Path(out).absolute(), Path(start).absolute(), shutil.which("gpt") or "gpt"))
 
 

@@ -1,12 +1,12 @@
-"""Write a corpus that every Python carries: the standard library's documentation and source.
+"""Write a corpus of the documentation and source code that come with Python.
 
 Usage: python make_corpus.py OUTPUT.jsonl [--everything]
 
-One JSON line a document, of two kinds: the language reference that `help()` shows, a topic each,
-and the library's modules, docstrings and all. Tests are left out: they are long and repeat
-themselves. So are packages that Debian keeps apart or that only some versions have, so that the
-corpus is much the same everywhere, and tables: modules of codecs, entities and the like, in which
-less than a quarter of the tokens are names. `--everything` leaves out only the tests.
+Each line is one document: a topic of the language reference that `help()` shows, or a module of
+the standard library. Three kinds of module are left out: tests, which are long and repetitive;
+packages that Debian distributes separately or that only some versions have, so that the corpus is
+much the same everywhere; and tables such as codecs and entities, in which less than a quarter of
+the tokens are names. `--everything` leaves out only the tests.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ NOT_THE_LIBRARY = {"site-packages", "dist-packages", "__pycache__", "pydoc_data"
 TESTS = {"test", "tests", "idle_test", "lib2to3"}
 ELSEWHERE = {"idlelib", "tkinter", "turtle.py", "turtledemo", "ensurepip", "distutils"}
 TABLES = {"encodings"}
-MIN_NAMES = 0.25  # code has about half, an encoding's table next to none
+MIN_NAMES = 0.25  # about half in code, almost none in the table of an encoding
 COUNTED = {tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING}
 
 
 def is_table(source: str) -> bool:
-    """Tell data from code: less than a quarter of the tokens are names."""
+    """Return whether less than a quarter of the tokens of `source` are names, as in a table."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     kinds = [token.type for token in tokens if token.type in COUNTED]
     return kinds.count(tokenize.NAME) < MIN_NAMES * len(kinds)
@@ -43,7 +43,7 @@ def documents(library: Path, *, everything: bool) -> Iterator[str]:
     for path in sorted(library.rglob("*.py")):
         if skipped.isdisjoint(path.relative_to(library).parts):
             try:
-                with tokenize.open(path) as file:  # heeds the file's own encoding line
+                with tokenize.open(path) as file:  # respects the file's encoding declaration
                     source = file.read()
                 if everything or not is_table(source):
                     yield source
@@ -52,9 +52,9 @@ def documents(library: Path, *, everything: bool) -> Iterator[str]:
 
 
 def main(output: str, *options: str) -> None:
-    """Write the corpus to `output`, whole or not at all, and say how large it is."""
+    """Write the corpus to `output` in one step, and print its size."""
     count = size = 0
-    # the name is given once the file is whole: make trusts names
+    # make treats an existing file as complete, so it is renamed only when it is
     partial = Path(f"{output}.partial")
     with open(partial, "w", encoding="utf-8") as file:
         library = Path(sysconfig.get_paths()["stdlib"])
@@ -65,7 +65,8 @@ def main(output: str, *options: str) -> None:
                 size += len(text.encode())
     partial.replace(output)
     print(
-        f"{output}: {count:,} documents, {size / 1e6:.1f} MB of Python's own documentation and source"
+        f"{output}: {count:,} documents, "
+        f"{size / 1e6:.1f} MB of Python's own documentation and source"
     )
 
 

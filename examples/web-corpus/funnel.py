@@ -1,4 +1,7 @@
-"""What a build kept and dropped, drawn: python funnel.py shards/manifest.json funnel.svg"""
+"""Draw the numbers of documents that a build kept and dropped.
+
+Usage: python funnel.py shards/manifest.json funnel.svg
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ KEPT, DROPPED = "#2b7a3d", "#b5523b"
 
 
 def draw(manifest: dict[str, list[dict[str, object]]]) -> str:
-    rows: list[tuple[str, int, int, str]] = []  # label, documents, of how many, colour
+    """Return an SVG with the documents read, dropped by reason and kept, for each source."""
+    rows: list[tuple[str, int, int, str]] = []  # label, documents, documents read, colour
     for source in manifest["sources"]:
         total = int(str(source["documents_in"]))
         rows.append((f"{source['name']}: read", total, total, "#4a5a6a"))
@@ -32,7 +36,10 @@ def draw(manifest: dict[str, list[dict[str, object]]]) -> str:
         lines.append(f'<text x="{LABEL + length + 6}" y="{y + 13}">{count:,}</text>')
     size = f'width="{LABEL + WIDTH + 70}" height="{len(rows) * (BAR + GAP) + 16}"'
     style = '<rect width="100%" height="100%" fill="white"/>'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">{style}{"".join(lines)}</svg>\n'
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">'
+    )
+    return f"{head}{style}{''.join(lines)}</svg>\n"
 
 
 if __name__ == "__main__":

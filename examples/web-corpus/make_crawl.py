@@ -1,12 +1,11 @@
-"""A small crawl that every Python can make: the standard library's documentation as web pages, in a
-WARC archive.
+"""Generate a small web crawl, a WARC archive, from the documentation of the standard library.
 
 Usage: python make_crawl.py FOLDER
 
-Written there: crawl.warc.gz (the pages, with menus and footers, mirrors that copy some of them with
-a few words changed, shop pages, error pages and pictures), links.csv (which pages people linked to,
-and their karma), books.jsonl (clean text: the language reference), and eval.jsonl (questions, some
-of which stand in crawled pages).
+It writes four files to FOLDER: crawl.warc.gz (the pages with menus and footers, mirrors that copy
+some of them with a few words changed, shop pages, error pages and pictures), links.csv (the pages
+that people linked to, with their karma), books.jsonl (clean text: the language reference), and
+eval.jsonl (questions that also occur in crawled pages).
 """
 
 from __future__ import annotations
@@ -23,23 +22,31 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
-MENU = '<nav><ul><li><a href="/">Home</a></li><li><a href="/shop">Shop</a></li><li><a href="/about">About us</a></li></ul></nav>'
-FOOTER = "<footer><p>Copyright 2020. All rights reserved. Accept cookies. Privacy policy. Subscribe to our newsletter.</p></footer>"
-SHOP = "buy cheap now free shipping sale price cart checkout offer discount deal click here login account order today"
+MENU = (
+    '<nav><ul><li><a href="/">Home</a></li><li><a href="/shop">Shop</a></li>'
+    '<li><a href="/about">About us</a></li></ul></nav>'
+)
+FOOTER = (
+    "<footer><p>Copyright 2020. All rights reserved. Accept cookies. Privacy policy. "
+    "Subscribe to our newsletter.</p></footer>"
+)
+SHOP = (
+    "buy cheap now free shipping sale price cart checkout offer discount deal click here "
+    "login account order today"
+)
 SKIPPED = {"antigravity", "this", "idlelib", "test", "lib2to3", "turtledemo", "__main__"}
 
 
 def documented() -> Iterator[tuple[str, str]]:
-    """Name and documentation of the standard library's modules, classes and functions, where there
-    is enough of it to read.
-    """
+    """Yield name and documentation of the standard modules that have more than 60 words of it."""
     for module in sorted(
         name for name in sys.stdlib_module_names if name not in SKIPPED and not name.startswith("_")
     ):
         names = [module]
         try:
-            found = importlib.import_module(module)
+            found: ModuleType | None = importlib.import_module(module)
             names += [
                 f"{module}.{inner.name}"
                 for inner in pkgutil.iter_modules(getattr(found, "__path__", []))
@@ -70,20 +77,27 @@ def documented() -> Iterator[tuple[str, str]]:
 
 
 def page(title: str, text: str) -> bytes:
+    """Return an HTML page with a menu, the paragraphs of `text` and a footer."""
     body = "".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in text.split("\n\n"))
-    whole = f"<html><head><title>{title}</title></head><body>{MENU}<main><article><h1>{title}</h1>{body}</article></main>{FOOTER}</body></html>"
-    return whole.encode()
+    article = f"<main><article><h1>{title}</h1>{body}</article></main>"
+    head = f"<head><title>{title}</title></head>"
+    return f"<html>{head}<body>{MENU}{article}{FOOTER}</body></html>".encode()
 
 
 def record(
     url: str, body: bytes, status: str = "200 OK", kind: str = "text/html; charset=utf-8"
 ) -> bytes:
+    """Return a WARC response record."""
     payload = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\n\r\n".encode() + body
-    head = f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: {url}\r\nContent-Type: application/http; msgtype=response\r\n"
+    head = (
+        f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: {url}\r\n"
+        "Content-Type: application/http; msgtype=response\r\n"
+    )
     return f"{head}Content-Length: {len(payload)}\r\n\r\n".encode() + payload + b"\r\n\r\n"
 
 
 def make(folder: Path) -> None:
+    """Write the crawl, the links, the books and the evaluation items to `folder`."""
     warnings.simplefilter("ignore")
     from pydoc_data.topics import topics
 

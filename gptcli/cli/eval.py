@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from gptcli.evals.evaluate import Evaluation
-    from gptcli.evals.report import Rows
+    from gptcli.evals.report import TableRows
     from gptcli.evals.results import TaskResult
     from gptcli.evals.rolling import LossReport
     from gptcli.evals.task import Task
     from gptcli.model.source import ModelSource
+    from gptcli.sampling.load import PrecisionChoice
 
 PIPE_WIDTH = 200  # columns, if there is no terminal
 WHAT, FEW, HOW, OUTPUT, MACHINE = "What to score", "Few-shot", "How", "Output", "Machine"
@@ -291,7 +292,7 @@ def evaluate(
         ),
         checkpoint=checkpoint,
         device=device,
-        precision=precision,
+        precision=cast("PrecisionChoice", precision),
         events=events,
     )
     if not is_main():
@@ -348,7 +349,7 @@ def _console(*, soft_wrap: bool = False) -> Console:
     return screen(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=soft_wrap)
 
 
-def _print_table(console: Console, rows: Rows) -> None:
+def _print_table(console: Console, rows: TableRows) -> None:
     from rich import box
     from rich.table import Table
 

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -21,6 +21,7 @@ from gptcli.numbers import counted
 
 if TYPE_CHECKING:
     from gptcli.corpus.documents import Document
+    from gptcli.corpus.formats import DocumentKind
     from gptcli.events import Events
     from gptcli.tokenizer.tokenizer import Tokenizer
 
@@ -237,7 +238,7 @@ def _documents(paths: Iterable[str], documents: str) -> Iterator[Document]:
     from gptcli.corpus.formats import read_documents
 
     for path in paths:
-        yield from read_documents(path, documents=documents)
+        yield from read_documents(path, documents=cast("DocumentKind", documents))
 
 
 def _sampled(documents: Iterable[Document], sample: list[str]) -> Iterator[str]:

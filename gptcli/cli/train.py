@@ -33,6 +33,7 @@ from gptcli.cli.options import (
     resolved_toml,
     value,
 )
+from gptcli.cost.hardware import PRECISIONS
 from gptcli.cost.memory import RECOMPUTE, SCHEDULES
 from gptcli.errors import RunError, UsageError
 from gptcli.events import SILENT, Events
@@ -43,7 +44,6 @@ from gptcli.model.source import RUN_TOML
 from gptcli.numbers import duration, in_bytes
 from gptcli.runtime import is_main, restarted, unused_launch
 from gptcli.settings import NUMBERS, AutoOr, OneOf, Resolved, boolean, name_list, nonempty_text
-from gptcli.trainer.config import PRECISIONS
 from gptcli.trainer.resolve import SHAPE, ResolvedRun, paper_of, resolve_run
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ from gptcli.corpus.coordinator import (
     read_split_task,
 )
 from gptcli.corpus.inputs import STDIN
-from gptcli.corpus.pool import open_pool
+from gptcli.corpus.pool import Runner, open_pool
 from gptcli.corpus.recipe import SourceConfig
 from gptcli.corpus.report import write_report
 from gptcli.corpus.shuffle import write_shards
@@ -141,7 +141,7 @@ def finish_build(
     out: Path,
     *,
     workers: int = 1,
-    runner: str = "local",
+    runner: Runner = "local",
     events: Events = SILENT,
 ) -> Manifest:
     """Make the shards in a folder that `begin_build` has claimed; return their manifest.
@@ -213,7 +213,7 @@ def finish_slice(
     job: JobSlice,
     *,
     workers: int = 1,
-    runner: str = "local",
+    runner: Runner = "local",
     events: Events = SILENT,
 ) -> Tally:
     """Read the documents of a slice into chunks; return their tally.

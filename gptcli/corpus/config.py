@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.corpus.inputs import COMPRESSED_SUFFIXES, STDIN, fingerprint, is_url
-from gptcli.corpus.recipe import SourceConfig
+from gptcli.corpus.recipe import DedupMethod, SourceConfig
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.shards.format import MAX_TOKENS
 from gptcli.shards.manifest import DEFAULT_SOURCE
-from gptcli.tokenizer.encoders import ENCODERS
+from gptcli.tokenizer.encoders import ENCODERS, EncoderName
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 # Smallest and largest size of a chunk. In between, a build has about a thousand chunks.
@@ -30,7 +30,7 @@ class BuildConfig:
     """Sources of documents."""
     tokenizer: Tokenizer
     """Tokenizer with an end-of-text token."""
-    encoder: str = "auto"
+    encoder: EncoderName = "auto"
     """Name of an encoder of `gptcli.tokenizer.encoders`; the shards do not depend on it."""
     evaluation: tuple[str, ...] = ()
     """Files of evaluation items, to decontaminate against."""
@@ -123,13 +123,13 @@ class BuildConfig:
                     hint="choose another {option:out}",
                 )
 
-    def dedup_methods(self) -> list[str | None]:
+    def dedup_methods(self) -> list[DedupMethod | None]:
         """Return the deduplication method of each source, or None if it is not compared.
 
         It is the source's own method, or that of a source which is compared against it. Raises
         UsageError if the two differ.
         """
-        methods: list[str | None] = []
+        methods: list[DedupMethod | None] = []
         for source in self.sources:
             wanted = {
                 other.dedup.method

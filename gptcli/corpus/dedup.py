@@ -24,6 +24,7 @@ import numpy as np
 
 from gptcli.corpus.chunks import Signatures, TextChunk
 from gptcli.corpus.quality import spark_features
+from gptcli.corpus.recipe import DedupMethod
 from gptcli.files import atomic_write
 from gptcli.shards.order import mix64
 from gptcli.text.ngrams import ngram_hashes, word_hashes
@@ -51,7 +52,7 @@ class Banding:
 BANDINGS = {"lsh": Banding(14, 8), "paper": Banding(1, 10)}
 
 
-def document_signatures(texts: list[str], method: str | None) -> Signatures:
+def document_signatures(texts: list[str], method: DedupMethod | None) -> Signatures:
     """Return the signatures of `texts` by a method of BANDINGS, or empty ones if it is None."""
     features, counts = np.empty(0, np.uint64), np.zeros(len(texts), np.int64)
     if method == "lsh":
@@ -148,7 +149,7 @@ class DedupTask:
 def dedup_tasks(
     folder: Path,
     source: int,
-    method: str,
+    method: DedupMethod,
     within: bool,
     threshold: float,
     own: list[TextChunk],

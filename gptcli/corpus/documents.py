@@ -130,7 +130,7 @@ def reject_escaped_bytes(document: Document) -> Document:
     return document
 
 
-def extract_text(html: bytes | str, extractor: str = "resiliparse") -> str:
+def extract_text(html: bytes | str, extractor: Extractor = "resiliparse") -> str:
     """Return the main content of an HTML page as plain text, without navigation and blank lines.
 
     Bytes are decoded by the encoding that the page declares, or else by the one that is detected.

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from gptcli.corpus.documents import BLOCK_RECORDS, WHOLE_FILE, Document, FileRange
-from gptcli.corpus.formats import find_reader, is_splittable, scan
+from gptcli.corpus.formats import DocumentKind, find_reader, is_splittable, scan
 from gptcli.corpus.formats.tables import row_group_bytes
 from gptcli.corpus.formats.text import read_whole
 from gptcli.corpus.inputs import MissingPackageError, file_suffixes
@@ -55,7 +55,7 @@ class InputSplit:
 
 
 def split_inputs(
-    source: int, inputs: list[tuple[str, int]], size: int, readers: int, documents: str
+    source: int, inputs: list[tuple[str, int]], size: int, readers: int, documents: DocumentKind
 ) -> Iterator[InputSplit]:
     """Yield the splits of files given as (path, bytes), of about `size` bytes where possible.
 
@@ -81,7 +81,13 @@ def split_inputs(
 
 
 def _split_file(
-    source: int, number: int, path: str, length: int, size: int, stripes: int, documents: str
+    source: int,
+    number: int,
+    path: str,
+    length: int,
+    size: int,
+    stripes: int,
+    documents: DocumentKind,
 ) -> Iterator[InputSplit]:
     """Yield the splits of a file of more than `size` bytes."""
     if length <= size:
@@ -119,7 +125,9 @@ def _row_groups(path: str, size: int, compression: str) -> Iterator[tuple[int, i
         yield None
 
 
-def numbered_documents(split: InputSplit, documents: str, field: str) -> Iterator[NumberedDocument]:
+def numbered_documents(
+    split: InputSplit, documents: DocumentKind, field: str
+) -> Iterator[NumberedDocument]:
     """Yield the documents of a split with their numbers.
 
     A file whose stream breaks off ends with a bad document, which its first stripe yields.

@@ -72,7 +72,7 @@ def check_runner(runner: str) -> None:
         connect_to_ray()
 
 
-def open_pool(runner: str, count: int, state: Any) -> Pool:
+def open_pool(runner: Runner, count: int, state: Any) -> Pool:
     """Return a pool of `count` local processes, or of all cores of a Ray cluster.
 
     Raises UsageError like `check_runner`.

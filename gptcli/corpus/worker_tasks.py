@@ -34,12 +34,12 @@ from gptcli.corpus.input_splits import (
     numbered_documents,
 )
 from gptcli.corpus.quality import load_classifier
-from gptcli.corpus.recipe import SourceConfig
+from gptcli.corpus.recipe import DedupMethod, SourceConfig
 from gptcli.files import read_json, write_json
 from gptcli.shards.format import TokenDtype, token_dtype
 from gptcli.shards.order import mix64
 from gptcli.text.ngrams import NgramSet
-from gptcli.tokenizer.encoders import Encoder, open_encoder
+from gptcli.tokenizer.encoders import Encoder, EncoderName, open_encoder
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 
@@ -49,11 +49,11 @@ class WorkerContext:
 
     tokenizer: Tokenizer
     """Tokenizer of the shards."""
-    encoder_name: str
+    encoder_name: EncoderName
     """Name of the encoder, for `gptcli.tokenizer.encoders`."""
     sources: list[SourceConfig]
     """Sources of the build, in order."""
-    dedup_methods: list[str | None]
+    dedup_methods: list[DedupMethod | None]
     """Deduplication method of each source's documents, or None."""
     seed: int
     """Random seed of the shuffle and of the quality filter."""

@@ -14,12 +14,15 @@ N counts embeddings, as Table D.1 does. Time and money follow 6N, as the papers 
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from gptcli.model.config import ModelConfig
 
-CONVENTIONS = ("6N", "palm", "causal", "megatron", "megatron-recompute")
+FlopsConvention = Literal["6N", "palm", "causal", "megatron", "megatron-recompute"]
+CONVENTIONS: tuple[FlopsConvention, ...] = get_args(FlopsConvention)
 
 
-def flops_per_token(config: ModelConfig, convention: str) -> float:
+def flops_per_token(config: ModelConfig, convention: FlopsConvention) -> float:
     """Return training FLOPs per token, forward and backward.
 
     Raises ValueError for a convention that is not in CONVENTIONS.

@@ -11,9 +11,13 @@ import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from gptcli.errors import UsageError, nearest
+
+Precision = Literal["bf16", "fp32", "fp16", "fp8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+"""Precisions of matrix products."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,19 +109,19 @@ def identify_gpu(device_name: str) -> Gpu | None:
     return next((gpu for gpu in gpus() if bare in gpu.device_names), None)
 
 
-def usual_precision(gpu: Gpu) -> str:
+def usual_precision(gpu: Gpu) -> Precision:
     """Return the precision of matrix products that is used by default: bf16, or fp16 on a GPU
     without it.
     """
     return "bf16" if gpu.bf16 else "fp16"
 
 
-def peak_flops(gpu: Gpu, precision: str) -> float:
+def peak_flops(gpu: Gpu, precision: Precision) -> float:
     """Return the peak of dense products per second in `precision`.
 
     Raises UsageError if the GPU lacks it.
     """
-    peaks = {
+    peaks: dict[Precision, float | None] = {
         "fp32": gpu.fp32_flops,
         "bf16": gpu.peak_flops if gpu.bf16 else None,
         "fp16": gpu.peak_flops,

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 from gptcli.cost.cluster import batch_sequences, gpus_needed, implied_cluster, make_cluster
 from gptcli.cost.estimate import Cluster
-from gptcli.cost.hardware import Gpu, find_gpu, peak_flops, usual_precision
+from gptcli.cost.hardware import Gpu, Precision, find_gpu, peak_flops, usual_precision
 from gptcli.cost.layout import check_layout, parse_layout
+from gptcli.cost.memory import Recompute
 from gptcli.cost.planner import Plan, make_plan
 from gptcli.cost.rank_memory import StepConfig
 from gptcli.errors import UsageError
@@ -45,9 +46,9 @@ class HardwareOptions:
     """Processes per axis, such as dp=2,shard=4,tp=2,pp=2."""
     micro_batch: int | None = None
     """Sequences per process and forward pass."""
-    recompute: str | None = None
+    recompute: Recompute | None = None
     """Activations to recompute in the backward pass."""
-    precision: str | None = None
+    precision: Precision | None = None
     """Precision of matrix products."""
 
     def __post_init__(self) -> None:
@@ -80,10 +81,10 @@ class HardwareOptions:
         return any(getattr(self, name) is not None for name in LAYOUT_FIELDS)
 
     @property
-    def matmul_precision(self) -> str:
+    def matmul_precision(self) -> Precision:
         """Precision of matrix products: the one named, or the usual one of the GPU."""
         gpu = self.gpu_row
-        chosen = self.precision or ("bf16" if gpu is None else usual_precision(gpu))
+        chosen: Precision = self.precision or ("bf16" if gpu is None else usual_precision(gpu))
         return StepConfig(precision=chosen).precision
 
     def cluster(self, model: ModelConfig | None, flops: float) -> tuple[Cluster, Plan | None]:

@@ -17,10 +17,12 @@ attention, GELU and the scores; sequence parallelism divides the rest too.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from gptcli.model.config import ModelConfig
 
-TRAINING_BYTES = {  # per parameter
+StateRecipe = Literal["fp32", "mixed", "megatron"]
+TRAINING_BYTES: dict[StateRecipe, dict[str, int]] = {  # per parameter
     # `gpt train`: Adam's two moments; bf16 copies are temporary
     "fp32": {"parameters": 4, "gradients": 4, "optimizer": 8},
     # ZeRO (Rajbhandari et al. 2020): fp32 master copy with the optimizer
@@ -31,7 +33,7 @@ TRAINING_BYTES = {  # per parameter
 WEIGHT_BYTES = {"fp32": 4, "16bit": 2}
 
 
-def training_memory(parameters: int, recipe: str = "fp32") -> dict[str, int]:
+def training_memory(parameters: int, recipe: StateRecipe = "fp32") -> dict[str, int]:
     """Return the bytes of the training state by part, summed over all GPUs.
 
     `recipe` is a key of TRAINING_BYTES.
@@ -82,12 +84,19 @@ def min_gpus(n_bytes: int, each: int) -> int:
     return -(-n_bytes // each)
 
 
-RECOMPUTE = ("none", "selective", "full")
-# pipeline schedules, and stages per process in each
-SCHEDULES = {"1f1b": 1, "gpipe": 1, "interleaved1f1b": 2, "loopedbfs": 2}
+Recompute = Literal["none", "selective", "full"]
+RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
+PipelineSchedule = Literal["1f1b", "gpipe", "interleaved1f1b", "loopedbfs"]
+# stages per process in each schedule
+SCHEDULES: dict[PipelineSchedule, int] = {
+    "1f1b": 1,
+    "gpipe": 1,
+    "interleaved1f1b": 2,
+    "loopedbfs": 2,
+}
 
 
-def padded_micro_batches(micro_batches: int, pp: int, schedule: str) -> int:
+def padded_micro_batches(micro_batches: int, pp: int, schedule: PipelineSchedule) -> int:
     """Return how many micro-batches a pipeline runs for `micro_batches`, padded with empty ones.
 
     Every stage needs at least one at a time; interleaved schedules run rounds of `pp`.
@@ -111,7 +120,7 @@ class ActivationPolicy:
     """Bytes per element of a dropout mask; on a CPU PyTorch's masks are as wide as a float."""
     fused: bool = True
     """Fused attention writes no scores, only one fp32 normalizer per head and position."""
-    recompute: str = "none"
+    recompute: Recompute = "none"
     """One of RECOMPUTE.
 
     - none: nothing is recomputed.
@@ -162,7 +171,7 @@ def layers_in_flight(
     micro_batches: int,
     *,
     interleave: int = 1,
-    schedule: str = "1f1b",
+    schedule: PipelineSchedule = "1f1b",
 ) -> float:
     """Return the number of layer activations, in layers times micro-batches, that a stage keeps at
     its peak.

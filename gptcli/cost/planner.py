@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from gptcli.cost.hardware import Gpu
+from gptcli.cost.hardware import Gpu, Precision
 from gptcli.cost.layout import Layout, check_layout
 from gptcli.cost.memory import RECOMPUTE
 from gptcli.cost.rank_memory import RankMemory, StepConfig, rank_memory
@@ -57,7 +57,7 @@ def plans(
     gpu: Gpu,
     gpus: int,
     sequences: int,
-    precision: str,
+    precision: Precision,
     *,
     most: int | None = None,
 ) -> list[Plan]:
@@ -105,7 +105,7 @@ def layouts(config: ModelConfig, gpus: int) -> Iterator[Layout]:
             }
 
 
-def step_configs(sequences: int, precision: str) -> Iterator[StepConfig]:
+def step_configs(sequences: int, precision: Precision) -> Iterator[StepConfig]:
     """Yield the ways in which a replica can run `sequences`."""
     for micro_batch in (n for n in MICRO_BATCHES if n <= sequences):
         for recompute in RECOMPUTE:
@@ -118,7 +118,7 @@ def step_configs(sequences: int, precision: str) -> Iterator[StepConfig]:
 
 
 def typical_plan(
-    config: ModelConfig, gpu: Gpu, gpus: int, sequences: int, precision: str
+    config: ModelConfig, gpu: Gpu, gpus: int, sequences: int, precision: Precision
 ) -> Plan | None:
     """Return the fastest plan on `gpus` GPUs, doubled until the model fits.
 

@@ -17,11 +17,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from gptcli.cost.hardware import Precision
 from gptcli.cost.layout import Layout, check_layout, layers_of_stage
 from gptcli.cost.memory import (
     RECOMPUTE,
     SCHEDULES,
     ActivationPolicy,
+    PipelineSchedule,
+    Recompute,
     layer_bytes,
     layers_in_flight,
 )
@@ -32,7 +35,7 @@ from gptcli.model.config import ModelConfig
 CHUNK_BYTES = 512 << 20  # bytes of logits that exist at once: gptcli.model.loss
 PIECE = 16_384  # vocabulary entries per product, on a GPU
 # inputs and outputs of products; casts to fp8 are temporary
-ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2}
+ELEMENT_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2}
 WHOLE_LOGIT_BYTES = 12  # per logit: itself, its probability and its gradient, in either precision
 
 
@@ -47,15 +50,15 @@ class StepConfig:
     """Sequences per forward pass."""
     micro_batches: int = 1
     """Micro-batches per step, whose gradients are accumulated."""
-    precision: str = "bf16"
+    precision: Precision = "bf16"
     """Precision of matrix products, a key of ELEMENT_BYTES."""
-    recompute: str = "none"
+    recompute: Recompute = "none"
     """Activations to recompute, one of `memory.RECOMPUTE`."""
     fused: bool = True
     """Fused attention writes no scores. On a CPU with dropout PyTorch writes them."""
     piece: int = PIECE
     """Vocabulary entries per product of the head: 3,200 on a CPU."""
-    schedule: str = "1f1b"
+    schedule: PipelineSchedule = "1f1b"
     """Pipeline schedule, one of `memory.SCHEDULES`."""
     whole_logits: bool = False
     """All logits of a micro-batch exist at once, as in most trainers; `gpt train` computes them in

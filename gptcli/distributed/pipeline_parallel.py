@@ -26,7 +26,7 @@ from torch.distributed.pipelining import (
 from torch.distributed.tensor import DTensor
 
 from gptcli.cost.layout import layers_of_stage
-from gptcli.cost.memory import SCHEDULES, padded_micro_batches
+from gptcli.cost.memory import SCHEDULES, PipelineSchedule, padded_micro_batches
 from gptcli.distributed.context import RankContext
 from gptcli.model.loss import IGNORE
 from gptcli.model.transformer import GPT, document_ids
@@ -42,7 +42,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 """Inputs and targets of a micro-batch, each (B, T) int64."""
 
 
-def split_stages(model: GPT, context: RankContext, schedule: str) -> list[GPT]:
+def split_stages(model: GPT, context: RankContext, schedule: PipelineSchedule) -> list[GPT]:
     """Return the stages of this process, in order, as pruned copies of `model`."""
     count = SCHEDULES[schedule] * context.layout.pp
     sizes = [layers_of_stage(model.config.n_layer, count, stage) for stage in range(count)]
@@ -95,7 +95,7 @@ class Pipeline:
         stages: list[GPT],
         context: RankContext,
         group: dist.ProcessGroup,
-        schedule: str,
+        schedule: PipelineSchedule,
         micro_batch: int,
     ) -> None:
         """Run `stages` by the named schedule, `micro_batch` sequences at a time, within `group`."""

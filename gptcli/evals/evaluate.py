@@ -30,7 +30,7 @@ from gptcli.evals.task_data import find_data
 from gptcli.events import SILENT, Events
 from gptcli.model.hf_config import read_model_config
 from gptcli.model.source import ModelSource
-from gptcli.sampling.load import Loaded, load
+from gptcli.sampling.load import Loaded, PrecisionChoice, load
 from gptcli.tokenizer.tokenizer import load_tokenizer
 
 MAX_CHECKPOINT_ITEMS = 1000  # of each task scored at a checkpoint, if no number is given
@@ -83,7 +83,7 @@ def evaluate(
     against: str | Path | None = None,
     checkpoint: int | None = None,
     device: str = "auto",
-    precision: str = "fp32",
+    precision: PrecisionChoice = "fp32",
     events: Events = SILENT,
 ) -> dict[str, Any]:
     """Evaluate a model on texts and tasks, and return the report that eval.json contains.
@@ -127,7 +127,7 @@ def load_for_evaluation(
     *,
     checkpoint: int | None,
     device: str,
-    precision: str,
+    precision: PrecisionChoice,
     events: Events = SILENT,
 ) -> Loaded:
     """Load the model of a folder, the same checkpoint of it on every process."""
@@ -207,7 +207,7 @@ def evaluate_folder(
     *,
     checkpoint: int | None,
     device: str,
-    precision: str,
+    precision: PrecisionChoice,
     events: Events = SILENT,
 ) -> Evaluation:
     """Evaluate the model of a folder on every process of a launch, and return the same on each."""

@@ -17,14 +17,14 @@ from gptcli.runs.record import NON_PERCENT_METRICS
 # left-aligned columns; numbers are right-aligned
 TEXT_COLUMNS = ("text", "task", "scoring", "kind", "data", "what")
 
-Rows = list[dict[str, str]]
+TableRows = list[dict[str, str]]
 
 
 def report_parts(
     title: str, losses: list[LossReport], results: list[TaskResult]
-) -> list[Rows | str]:
+) -> list[TableRows | str]:
     """Return the report's title, tables and sentences, from top to bottom."""
-    parts: list[Rows | str] = [title]
+    parts: list[TableRows | str] = [title]
     if losses:
         first = losses[0]
         parts += [[_loss_row(loss) for loss in losses]]
@@ -43,7 +43,7 @@ def report_parts(
     return parts
 
 
-def task_rows(tasks: list[Task], data: Path | None) -> Rows:
+def task_rows(tasks: list[Task], data: Path | None) -> TableRows:
     """Return a table of tasks, with the paper's K and the location of each one's data."""
     return [
         {
@@ -57,7 +57,7 @@ def task_rows(tasks: list[Task], data: Path | None) -> Rows:
     ]
 
 
-def markdown_table(rows: Rows) -> str:
+def markdown_table(rows: TableRows) -> str:
     """Return a table as Markdown."""
 
     def line(cells: list[str]) -> str:

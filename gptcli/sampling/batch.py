@@ -36,8 +36,9 @@ from gptcli.sampling.generate import (
     generate_sequences,
     sample_generator,
 )
-from gptcli.sampling.load import load
+from gptcli.sampling.load import PrecisionChoice, load
 from gptcli.sampling.params import SamplingParams
+from gptcli.sampling.quantize import Quantize
 from gptcli.tokenizer.tokenizer import Tokenizer, refuse_surrogates
 
 GROUP_BATCHES = 16  # prompts in a group, as a multiple of the batch size
@@ -174,8 +175,8 @@ def sample_file(
     *,
     checkpoint: int | None = None,
     device: str = "auto",
-    precision: str = "auto",
-    quantize: str = "none",
+    precision: PrecisionChoice = "auto",
+    quantize: Quantize = "none",
     resume: bool = False,
     force: bool = False,
     events: Events = SILENT,

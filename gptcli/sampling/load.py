@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -16,10 +17,12 @@ from gptcli.model.safetensors_io import open_model
 from gptcli.model.source import FINETUNE_REPORT, RUN_TOML, ModelSource, find_model
 from gptcli.model.transformer import GPT
 from gptcli.runtime import disable_malloc_trim, warm_up_vector_math
-from gptcli.sampling.quantize import prepare_for_inference
+from gptcli.sampling.quantize import Quantize, prepare_for_inference
 from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+InferencePrecision = Literal["fp32", "bf16"]
+PrecisionChoice = Literal["auto", InferencePrecision]
+PRECISIONS: dict[InferencePrecision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Loaded:
     """Tokenizer of the model."""
     device: torch.device
     """Device of the weights."""
-    precision: str
+    precision: InferencePrecision
     """Data type of the weights, "fp32" or "bf16"."""
     source: ModelSource
     """Folder, and checkpoint if any, that the weights were read from."""
@@ -43,8 +46,8 @@ def load(
     *,
     checkpoint: int | None = None,
     device: str = "auto",
-    precision: str = "auto",
-    quantize: str = "none",
+    precision: PrecisionChoice = "auto",
+    quantize: Quantize = "none",
     events: Events = SILENT,
 ) -> Loaded:
     """Load the model and tokenizer of a run folder or of a transformers GPT-2 folder.

@@ -104,7 +104,7 @@ class FusedMLP(MLP):
         return self.c_proj(self.c_fc(x_BTC, gelu=True))
 
 
-def prepare_for_inference(model: GPT, quantize: str = "none") -> GPT:
+def prepare_for_inference(model: GPT, quantize: Quantize = "none") -> GPT:
     """Replace every linear layer of `model` by one of this module, in place; return the model.
 
     On a CPU, GELU is fused with the product before it; the CPU kernels are installed if they are

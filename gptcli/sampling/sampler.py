@@ -15,7 +15,7 @@ from gptcli.sampling.generate import (
     generate_sequences,
     sample_generator,
 )
-from gptcli.sampling.load import Loaded, load
+from gptcli.sampling.load import Loaded, PrecisionChoice, load
 from gptcli.sampling.params import SamplingParams
 from gptcli.sampling.speculative import generate_speculatively
 from gptcli.sampling.streaming import Completion
@@ -115,7 +115,12 @@ class Sampler:
 
 
 def load_draft(
-    folder: Path, loaded: Loaded, *, device: str, precision: str, events: Events = SILENT
+    folder: Path,
+    loaded: Loaded,
+    *,
+    device: str,
+    precision: PrecisionChoice,
+    events: Events = SILENT,
 ) -> Loaded:
     """Load a draft model for `loaded`. Raises InputError if their tokenizers differ."""
     draft = load(folder, device=device, precision=precision, events=events)

@@ -13,14 +13,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
 from gptcli.errors import RunError, UsageError, install_hint, nearest
 from gptcli.tokenizer.tokenizer import PATTERN, Tokenizer, byte_alphabet
 
-ENCODERS = ("auto", "tokenizers", "tiktoken", "gigatoken")
+EncoderName = Literal["auto", "tokenizers", "tiktoken", "gigatoken"]
+ENCODERS: tuple[EncoderName, ...] = get_args(EncoderName)
 FASTEST_FIRST = ("gigatoken", "tiktoken")
 RENEW_BYTES = 1 << 28
 
@@ -64,7 +65,7 @@ class Encoder(Protocol):
         """
 
 
-def open_encoder(tokenizer: Tokenizer, name: str = "auto") -> Encoder:
+def open_encoder(tokenizer: Tokenizer, name: EncoderName = "auto") -> Encoder:
     """Return the encoder `name` for `tokenizer`; "auto" is the fastest that is installed and passes
     the check.
 

@@ -12,14 +12,21 @@ import shutil
 import sysconfig
 from dataclasses import replace
 from pathlib import Path
+from typing import Final, Literal
 
 import torch
 
 from gptcli.cost import layout as division
 from gptcli.cost.flops import flops_per_token
-from gptcli.cost.hardware import Gpu, find_gpu, identify_gpu
+from gptcli.cost.hardware import Gpu, Precision, find_gpu, identify_gpu
 from gptcli.cost.layout import Layout
-from gptcli.cost.memory import RECOMPUTE, SCHEDULES, padded_micro_batches
+from gptcli.cost.memory import (
+    RECOMPUTE,
+    SCHEDULES,
+    PipelineSchedule,
+    Recompute,
+    padded_micro_batches,
+)
 from gptcli.cost.planner import layouts, make_plan
 from gptcli.cost.rank_memory import StepConfig, rank_memory
 from gptcli.distributed.environment import device_type
@@ -30,7 +37,8 @@ from gptcli.papers.models import MODELS
 from gptcli.runtime import launch_environment, launched_processes
 from gptcli.trainer.config import TrainConfig
 
-AUTO = "auto"
+AUTO: Final = "auto"
+RecomputeChoice = Literal["auto", Recompute]
 MAX_MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}  # more tokens at a time gain no speed
 # share of a device's memory for tensors; the rest is for its context and the allocator's gaps
 # (a GPU sold with 80 GB has 85.5e9 bytes)
@@ -55,7 +63,12 @@ def auto_processes() -> int:
 
 
 def auto_layout(
-    model: ModelConfig, sequences: int, precision: str, *, recompute: str, micro_batch: int | str
+    model: ModelConfig,
+    sequences: int,
+    precision: Precision,
+    *,
+    recompute: RecomputeChoice,
+    micro_batch: int | str,
 ) -> tuple[Layout, str]:
     """Return the fastest layout of all processes or GPUs that holds the model, and the reason.
 
@@ -114,7 +127,11 @@ def has_compiler() -> bool:
 
 
 def auto_micro_batch(
-    model: ModelConfig, layout: Layout, sequences: int, precision: str, recompute: str
+    model: ModelConfig,
+    layout: Layout,
+    sequences: int,
+    precision: Precision,
+    recompute: RecomputeChoice,
 ) -> tuple[int, str, str]:
     """Return sequences per micro-batch, what to recompute, and the reason for the micro-batch.
 
@@ -191,7 +208,9 @@ def check_processes(layout: Layout) -> None:
         )
 
 
-def check_division(model: ModelConfig, layout: Layout, schedule: str, sequences: int) -> None:
+def check_division(
+    model: ModelConfig, layout: Layout, schedule: PipelineSchedule, sequences: int
+) -> None:
     """Raise UsageError if `layout` cannot divide the model or a batch, on any machine."""
     division.check_layout(layout, model)
     if model.n_ctx % layout.tp:
@@ -286,7 +305,9 @@ def memory_advice(model: ModelConfig, layout: Layout, train: TrainConfig, sequen
     return f"{largest}; for this model use {more}"
 
 
-def largest_that_fits(model: ModelConfig, processes: int, precision: str, gpu: Gpu) -> str | None:
+def largest_that_fits(
+    model: ModelConfig, processes: int, precision: Precision, gpu: Gpu
+) -> str | None:
     """Return the largest paper size, with the vocabulary of `model`, that fits; None if none."""
     for paper in sorted(MODELS, key=lambda paper: -paper.parameters):
         config = ModelConfig.from_paper(paper, vocab_size=model.vocab_size)
@@ -311,10 +332,10 @@ def fitting(
     model: ModelConfig,
     processes: int,
     sequences: int,
-    precision: str,
+    precision: Precision,
     gpu: Gpu,
     *,
-    recompute: str = AUTO,
+    recompute: RecomputeChoice = AUTO,
     micro_batch: int | str = AUTO,
 ) -> list[tuple[Layout, StepConfig]]:
     """Return the layouts that hold and divide the model, fastest first, each with its best step."""
@@ -332,10 +353,10 @@ def best_work(
     model: ModelConfig,
     layout: Layout,
     sequences: int,
-    precision: str,
+    precision: Precision,
     gpu: Gpu,
     *,
-    recompute: str = AUTO,
+    recompute: RecomputeChoice = AUTO,
     micro_batch: int | str = AUTO,
 ) -> StepConfig | None:
     """Return the fastest way to run a replica's share of a batch that fits; None if none fits.

@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from gptcli.cost.hardware import PRECISIONS, Precision
 from gptcli.cost.layout import Layout, parse_layout
-from gptcli.cost.memory import RECOMPUTE, SCHEDULES
+from gptcli.cost.memory import RECOMPUTE, SCHEDULES, PipelineSchedule, Recompute
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig
-
-PRECISIONS = ("bf16", "fp32", "fp16", "fp8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +71,13 @@ class TrainConfig:
     """Sequences that a process runs at a time; gradients accumulate over the batch."""
     layout: str = "dp=1"
     """Processes by axis, "dp=2,shard=4,tp=2,pp=2" (`gptcli.distributed.context`)."""
-    pipeline_schedule: str = "1f1b"
+    pipeline_schedule: PipelineSchedule = "1f1b"
     """Order of micro-batches in a pipeline (`gptcli.distributed.pipeline_parallel`)."""
-    recompute: str = "none"
+    recompute: Recompute = "none"
     """Activations to recompute in the backward pass
     (`gptcli.distributed.activation_checkpoint`).
     """
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     """Precision of matrix products, one of `PRECISIONS` (`gptcli.trainer.precision`)."""
     compile: bool = False
     """Use torch.compile."""

@@ -12,7 +12,7 @@ import torch
 from torch.profiler import ProfilerActivity
 
 from gptcli.cost.flops import flops_per_token
-from gptcli.cost.hardware import identify_gpu, peak_flops
+from gptcli.cost.hardware import Precision, identify_gpu, peak_flops
 from gptcli.errors import UsageError
 from gptcli.model.source import TRACE
 from gptcli.numbers import WEEK, amount, rough_duration
@@ -79,7 +79,7 @@ class Throughput(Callback):
         line["mfu_causal"] = None if peak is None else round(self.causal_flops * per_rank / peak, 5)
 
 
-def _peak_flops(device: torch.device, precision: str) -> float | None:
+def _peak_flops(device: torch.device, precision: Precision) -> float | None:
     """Return the peak FLOP/s of this GPU; None if unknown, never a guess."""
     if device.type != "cuda" or (gpu := identify_gpu(torch.cuda.get_device_name(device))) is None:
         return None

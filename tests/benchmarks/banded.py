@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,14 +45,15 @@ def written_out(q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor
     return scores_BHTT.softmax(-1) @ v_BHTD
 
 
+def packed(band: int | None) -> Attention:
+    return lambda qkv: packed_attend(qkv, band)[0].transpose(1, 2)
+
+
 FORMS: dict[str, Callable[[], Attention]] = {
     WRITTEN_OUT: lambda: written_out,
     "dense, torch's flash kernel": lambda: lambda q, k, v: attention(q, k, v),
     BANDED: lambda: lambda q, k, v: attention(q, k, v, band=BAND),
-    **{
-        form: lambda band=band: lambda qkv: packed_attend(qkv, band)[0].transpose(1, 2)
-        for form, band in PACKED.items()
-    },
+    **{form: partial(packed, band) for form, band in PACKED.items()},
 }
 
 

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 from gptcli.cost.flops import flops_per_token
-from gptcli.cost.hardware import identify_gpu
+from gptcli.cost.hardware import Precision, identify_gpu
 from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
 from gptcli.model import banded_attention
@@ -157,7 +157,11 @@ def correctness(device: str, compiled: bool, *, tiny: bool) -> list[dict[str, An
         expected_loss, expected = gradient(
             model, batch, torch.device("cpu"), "fp32", compiled=False
         )
-        for precision, most, least in (("fp32", 1e-5, 0.9999), ("bf16", 3e-3, 0.99)):
+        bounds: list[tuple[Precision, float, float]] = [
+            ("fp32", 1e-5, 0.9999),
+            ("bf16", 3e-3, 0.99),
+        ]
+        for precision, most, least in bounds:
             loss, got = gradient(model, batch, torch.device(device), precision, compiled=compiled)
             cosine = (torch.dot(got, expected) / (got.norm() * expected.norm())).item()
             away = abs(loss / expected_loss - 1)
@@ -249,7 +253,12 @@ def attention_and_gradients(form: Attention, *tensors: torch.Tensor) -> tuple[to
 
 
 def gradient(
-    model: ModelConfig, batch: torch.Tensor, device: torch.device, precision: str, *, compiled: bool
+    model: ModelConfig,
+    batch: torch.Tensor,
+    device: torch.device,
+    precision: Precision,
+    *,
+    compiled: bool,
 ) -> tuple[float, torch.Tensor]:
     """Mean loss, and the whole gradient as one fp32 vector on the CPU."""
     recipe = paper_recipe(find_size("gpt2"))

@@ -169,14 +169,13 @@ def bpe_training() -> None:
 
     size = int(os.environ.get("GPT_BENCH_BYTES", 80_000_000))
     corpus = list(texts(size))
-    learn, rates, learnt = (
-        training.learn_merges,
-        {"gpt tokenize train": 0.0, "tokenizers": 0.0},
-        set(),
-    )
+    rates: dict[str, float] = {"gpt tokenize train": 0.0, "tokenizers": 0.0}
+    learnt: set[str] = set()
+    names = vars(training)
+    learn = names["learn_merges"]
     for name in (*rates, *rates):
         by_reference = name == "tokenizers"
-        training.learn_merges = (
+        names["learn_merges"] = (
             (lambda pieces, _, reference: reference(pieces)) if by_reference else learn
         )
         rate = timed(
@@ -186,7 +185,7 @@ def bpe_training() -> None:
             "MB",
         )
         rates[name] = max(rates[name], rate)
-    training.learn_merges = learn
+    names["learn_merges"] = learn
     fast, slow = rates.values()
     print(f"  {fast / slow:.1f} x, merges {'identical' if len(learnt) == 1 else 'DIFFERENT'}")
 

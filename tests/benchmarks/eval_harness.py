@@ -65,10 +65,10 @@ def run_theirs(program: str, asked: dict[str, Any]) -> dict[str, Any]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     environment = {**os.environ, **offline, "PYTHONPATH": ""}
-    asked = json.dumps({"threads": torch.get_num_threads(), **asked})
+    request = json.dumps({"threads": torch.get_num_threads(), **asked})
     done = subprocess.run(
         [os.environ["LM_EVAL"], "-c", program],
-        input=asked,
+        input=request,
         capture_output=True,
         text=True,
         env=environment,
@@ -124,7 +124,8 @@ def random_model(folder: Path, data: Path, **config: int) -> None:
     vocabulary.
     """
     tokenizer = load_tokenizer(data / "gpt2-vocab")
-    model = GPT(ModelConfig(**config))
+    fields: dict[str, Any] = dict(config)
+    model = GPT(ModelConfig(**fields))
     model.init_weights(0)
     model.wte.weight.data *= 4
     save_model(folder, model, model.config, eot_id=tokenizer.eot_id)

@@ -15,14 +15,16 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.transformer import GPT
 from gptcli.sampling.generate import TokenSequence, generate_sequences
+from gptcli.sampling.load import InferencePrecision
 from gptcli.sampling.params import SamplingParams
-from gptcli.sampling.quantize import prepare_for_inference
+from gptcli.sampling.quantize import Quantize, prepare_for_inference
 
 NEW, PROMPT = 128, 16  # tokens
 SIZES_GPU, BATCHES_GPU = ("124M", "350M", "1.3B"), (1, 8, 64)
@@ -30,10 +32,11 @@ GREEDY = SamplingParams(greedy=True)
 
 
 def run() -> None:
+    batches: tuple[int, ...]
     if torch.cuda.is_available():
-        device, sizes, batches = torch.device("cuda"), SIZES_GPU, BATCHES_GPU
+        device, sizes, batches = torch.device("cuda"), list(SIZES_GPU), BATCHES_GPU
     else:
-        device, sizes, batches = torch.device("cpu"), ("124M",), (1, 8)
+        device, sizes, batches = torch.device("cpu"), ["124M"], (1, 8)
     for size in sizes:
         paper = find_size("gpt2" if size == "124M" else size)
         config = ModelConfig(
@@ -113,7 +116,7 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
 
 
 def ours_of(
-    config: ModelConfig, device: torch.device, dtype: torch.dtype, quantize: str
+    config: ModelConfig, device: torch.device, dtype: torch.dtype, quantize: Quantize
 ) -> Callable[[int, int], None]:
     with torch.device(device):
         model = GPT(config).to(dtype).eval()
@@ -145,7 +148,8 @@ def theirs_of(
         n_positions=config.n_ctx,
     )
     with torch.device(device):
-        model = GPT2LMHeadModel(made).to(dtype).eval()
+        model: Any = GPT2LMHeadModel(made)
+        model.to(dtype).eval()
 
     def work(batch: int, new: int) -> None:
         idx_BT = torch.full((batch, PROMPT), 7, device=device)
@@ -184,11 +188,12 @@ def quality() -> None:
         )
         return
     losses = {}
-    for name, precision, quantize in (
+    forms: list[tuple[str, InferencePrecision, Quantize]] = [
         ("fp32", "fp32", "none"),
         ("bf16", "bf16", "none"),
         ("int8", "bf16", "int8"),
-    ):
+    ]
+    for name, precision, quantize in forms:
         loaded = load(Path(run), precision=precision, quantize=quantize)
         tokens = loaded.tokenizer.encode(
             Path(data, "wikitext-2", "test.txt").read_text(encoding="utf-8")[:200_000]

@@ -64,6 +64,7 @@ def test_panel_is_as_wide_as_the_terminal(width):
     except OSError:  # the other end is closed
         pass
     assert process.wait() == 0
+    assert process.stdout is not None
     assert process.stdout.read() == b""
     text = shown.decode()
     assert "a message in between" in text

@@ -486,9 +486,8 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_are_not_markup(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    loss = LossReport(
-        **dict.fromkeys((field.name for field in fields(LossReport)), 1.0) | {"name": name}
-    )
+    values: dict[str, Any] = dict.fromkeys((field.name for field in fields(LossReport)), 1.0)
+    loss = LossReport(**values | {"name": name})
     print_report(f"run {name}", [loss], [], markdown=False)
     title, *table = capsys.readouterr().out.splitlines()
     assert title == f"run {name}"

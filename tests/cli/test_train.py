@@ -743,7 +743,7 @@ def test_a_run_that_starts_from_a_checkpoint_does_not_need_it_again(
 # --- what a run will take, and how long a run of own dimensions is ---
 def help_examples() -> list[list[str]]:
     """The examples of `gpt train --help`, each as words."""
-    lines = inspect.getdoc(train).split("Examples:")[1].splitlines()
+    lines = (inspect.getdoc(train) or "").split("Examples:")[1].splitlines()
     return [shlex.split(line)[2:] for line in map(str.strip, lines) if line.startswith("gpt train")]
 
 

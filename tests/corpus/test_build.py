@@ -40,6 +40,7 @@ from gptcli.files import sha256
 from gptcli.shards.format import document_lengths, open_shard
 from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import Manifest, read_manifest
+from gptcli.tokenizer.encoders import EncoderName
 from gptcli.tokenizer.tokenizer import Tokenizer, byte_alphabet, load_tokenizer
 
 SPLITS = ("train", "val")
@@ -179,7 +180,7 @@ def test_the_bytes_do_not_depend_on_the_workers(
 
 @pytest.mark.parametrize("encoder", ["tiktoken", "gigatoken"])
 def test_the_bytes_do_not_depend_on_the_encoder(
-    build: BuildConfig, tmp_path: Path, encoder: str
+    build: BuildConfig, tmp_path: Path, encoder: EncoderName
 ) -> None:
     pytest.importorskip(encoder)
     run(build, tmp_path / "auto")
@@ -391,7 +392,7 @@ class Heard(Events):
         self.warnings.append(text)
 
     def progress(
-        self, task: str, done: float, total: float | None = None, chunk: str = "", **facts: Any
+        self, task: str, done: float, total: float | None = None, unit: str = "", **facts: object
     ) -> None:
         self.tasks[task] = done
 
@@ -463,7 +464,11 @@ def test_a_large_vocabulary_is_written_in_uint32(build: BuildConfig, tmp_path: P
     tokens = [*byte_alphabet(), *(f"a{number}" for number in range(65_536 - 257)), "<|endoftext|>"]
     manifest = run(dataclasses.replace(build, tokenizer=Tokenizer(tokens, [])), tmp_path / "out")
     stream = open_split(tmp_path / "out", "train")
-    assert (manifest.vocab_size, stream.dtype, int(stream[0:1][0])) == (65_536, "uint32", 65_535)
+    assert (manifest.vocab_size, stream.dtype.name, int(stream[0:1][0])) == (
+        65_536,
+        "uint32",
+        65_535,
+    )
 
 
 def test_the_report_shows_what_is_in_the_shards(build: BuildConfig, tmp_path: Path) -> None:

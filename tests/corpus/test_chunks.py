@@ -14,6 +14,7 @@ from gptcli.corpus.chunks import NO_MATCHES, Chunk, Tally, TextChunk, shuffle_ke
 from gptcli.corpus.decontaminate import shared_ngrams
 from gptcli.corpus.dedup import BANDINGS, band_keys, document_signatures, shingles
 from gptcli.corpus.quality import spark_features
+from gptcli.corpus.recipe import DedupMethod
 from gptcli.errors import RunError
 from gptcli.text.ngrams import NgramSet, ngram_hashes, word_hashes
 from gptcli.tokenizer.tokenizer import Tokenizer
@@ -141,7 +142,10 @@ EVERY = (0, 2**64 - 1)
 
 
 def write_and_open(
-    path: Path, method: str | None, items: np.ndarray | None = None, texts: list[str] = STORED_TEXTS
+    path: Path,
+    method: DedupMethod | None,
+    items: np.ndarray | None = None,
+    texts: list[str] = STORED_TEXTS,
 ) -> TextChunk:
     tally = Tally(read=len(texts) + 1, kept=len(texts))
     tally.drop("blank", "a:1", "")
@@ -152,7 +156,9 @@ def write_and_open(
 
 
 @pytest.mark.parametrize("method", [None, "lsh", "paper"])
-def test_a_text_chunk_gives_back_texts_and_tally(tmp_path: Path, method: str | None) -> None:
+def test_a_text_chunk_gives_back_texts_and_tally(
+    tmp_path: Path, method: DedupMethod | None
+) -> None:
     chunk = write_and_open(tmp_path / "text", method)
     assert (len(chunk), list(chunk.texts()), chunk.numbers.tolist()) == (5, STORED_TEXTS, NUMBERS)
     assert (chunk.tally.read, chunk.tally.dropped) == (6, {"blank": 1})

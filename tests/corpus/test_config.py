@@ -31,11 +31,11 @@ def test_invalid_values_are_errors(build: BuildConfig) -> None:
         with pytest.raises(UsageError, match="shard_tokens"):
             dataclasses.replace(build, shard_tokens=tokens)
     with pytest.raises(UsageError, match=r"documents: unknown kind of document 'lines'\n.*line"):
-        dataclasses.replace(build.sources[0], documents="lines")
+        dataclasses.replace(build.sources[0], documents="lines")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"unknown extractor 'trafilatur'\n.*trafilatura"):
-        dataclasses.replace(build.sources[0], extractor="trafilatur")
+        dataclasses.replace(build.sources[0], extractor="trafilatur")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"encoder: unknown encoder 'gigatokens'\n.*gigatoken"):
-        dataclasses.replace(build, encoder="gigatokens")
+        dataclasses.replace(build, encoder="gigatokens")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="no evaluation files are given"):
         dataclasses.replace(
             build, sources=[dataclasses.replace(build.sources[0], decontaminate=True)]

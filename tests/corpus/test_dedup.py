@@ -21,13 +21,16 @@ from gptcli.corpus.dedup import (
     is_duplicate,
     shingles,
 )
+from gptcli.corpus.recipe import DedupMethod
 
 PAIRS = 500
 
 
 @pytest.mark.parametrize("method", ["lsh", "paper"])
 @pytest.mark.parametrize("similarity", [0.5, 0.7, 0.8, 0.9, 1.0])
-def test_pairs_share_a_band_as_often_as_the_s_curve_says(method: str, similarity: float) -> None:
+def test_pairs_share_a_band_as_often_as_the_s_curve_says(
+    method: DedupMethod, similarity: float
+) -> None:
     """Within four standard errors, over independent pairs."""
     chance = np.random.default_rng(int(similarity * 1000))
     size = 180
@@ -85,7 +88,9 @@ def texts(seed: int, count: int) -> list[str]:
     return found
 
 
-def text_chunks(folder: Path, name: str, documents: list[str], method: str) -> list[TextChunk]:
+def text_chunks(
+    folder: Path, name: str, documents: list[str], method: DedupMethod
+) -> list[TextChunk]:
     found = []
     for start in range(0, len(documents), 37):
         part = documents[start : start + 37]
@@ -98,7 +103,7 @@ def text_chunks(folder: Path, name: str, documents: list[str], method: str) -> l
 
 
 def find_all(
-    folder: Path, method: str, within: bool, mine: list[TextChunk], others: list[TextChunk]
+    folder: Path, method: DedupMethod, within: bool, mine: list[TextChunk], others: list[TextChunk]
 ) -> set[int]:
     paths = [
         find_duplicates(task) for task in dedup_tasks(folder, 0, method, within, 0.5, mine, others)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from gptcli.corpus.documents import EXTRACTORS, Document, bad_document, extract_text
+from gptcli.corpus.documents import EXTRACTORS, Document, Extractor, bad_document, extract_text
 from gptcli.errors import InputError
 
 
@@ -46,7 +46,7 @@ def extractor(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize("charset", ["utf-8", "iso-8859-1"])
-def test_the_article_is_kept_without_what_surrounds_it(extractor: str, charset: str) -> None:
+def test_the_article_is_kept_without_what_surrounds_it(extractor: Extractor, charset: str) -> None:
     text = extract_text(PAGE.format(charset=charset).encode(charset), extractor)
     assert text.count(SENTENCE.strip()) == 5
     assert "Größe: naïve." in text
@@ -58,7 +58,7 @@ def test_the_article_is_kept_without_what_surrounds_it(extractor: str, charset: 
 @pytest.mark.parametrize(
     "page", [b"", b"<html><body></body></html>", b"\xff\xfe\x00", b"<p>a\x00b</p>"]
 )
-def test_pages_without_an_article_become_plain_text(extractor: str, page: bytes) -> None:
+def test_pages_without_an_article_become_plain_text(extractor: Extractor, page: bytes) -> None:
     text = extract_text(page, extractor)
     assert "\x00" not in text
     assert "<" not in text

@@ -17,7 +17,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli.corpus.formats import find_reader, read_documents, scan
+from gptcli.corpus.formats import DocumentKind, find_reader, read_documents, scan
 from gptcli.errors import InputError, UsageError, install_hint
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -37,17 +37,17 @@ def write(path: Path, data: bytes | str) -> str:
     return str(path)
 
 
-def texts(path: str, documents: str = "file") -> list[str]:
+def texts(path: str, documents: DocumentKind = "file") -> list[str]:
     return [document.text for document in read_documents(path, documents=documents)]
 
 
-def places(path: str, documents: str = "file") -> list[str]:
+def places(path: str, documents: DocumentKind = "file") -> list[str]:
     return [
         document.where.removeprefix(path) for document in read_documents(path, documents=documents)
     ]
 
 
-def error_of(path: str, documents: str = "file") -> str:
+def error_of(path: str, documents: DocumentKind = "file") -> str:
     with pytest.raises(InputError) as raised:
         texts(path, documents)
     return str(raised.value).replace(path, "FILE")
@@ -80,7 +80,7 @@ def test_a_document_can_be_a_paragraph(tmp_path: Path, compression: str) -> None
 @each_compression
 @pytest.mark.parametrize("documents", ["file", "line", "paragraph"])
 def test_json_lines_are_documents_whatever_the_kind(
-    tmp_path: Path, compression: str, documents: str
+    tmp_path: Path, compression: str, documents: DocumentKind
 ) -> None:
     lines = [
         '{"text": "one\\ntwo", "id": 1}',
@@ -161,7 +161,7 @@ def test_zstd_with_a_long_window_is_read(tmp_path: Path) -> None:
     ("ending", "documents"), [(".txt", "line"), (".txt", "paragraph"), (".jsonl", "file")]
 )
 def test_memory_does_not_grow_with_the_file(
-    tmp_path: Path, compression: str, ending: str, documents: str
+    tmp_path: Path, compression: str, ending: str, documents: DocumentKind
 ) -> None:
     random, most = Random(0), []
     # 1 and 4 MB: more than a reader of any compression takes at a time
@@ -290,7 +290,7 @@ def test_unsupported_formats_are_refused_at_once(tmp_path: Path, name: str) -> N
 
 def test_an_unknown_kind_of_document_is_refused_at_once() -> None:
     with pytest.raises(UsageError, match="unknown kind of document 'lines'\n  did you mean line"):
-        read_documents("-", documents="lines")
+        read_documents("-", documents="lines")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("orjson", [True, False])
@@ -313,7 +313,9 @@ def test_a_surrogate_outside_the_text_is_ignored(
 
 
 @pytest.mark.parametrize("documents", ["file", "line", "paragraph"])
-def test_utf16_without_a_byte_order_mark_is_an_error(tmp_path: Path, documents: str) -> None:
+def test_utf16_without_a_byte_order_mark_is_an_error(
+    tmp_path: Path, documents: DocumentKind
+) -> None:
     (tmp_path / "a.txt").write_bytes("The river and the stones.\n".encode("utf-16-le"))
     with pytest.raises(InputError, match="looks like UTF-16LE"):
         list(read_documents(str(tmp_path / "a.txt"), documents=documents))

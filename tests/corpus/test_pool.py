@@ -177,7 +177,7 @@ def test_a_ray_pool_makes_the_bytes_of_local_workers(
 
 def test_an_unknown_runner_and_a_missing_ray_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"runner: unknown runner 'rai'\n.*ray"):
-        open_pool("rai", 1, None)
+        open_pool("rai", 1, None)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"runner: ray is not installed\n.*pip install.* ray"):
         open_pool("ray", 1, None)

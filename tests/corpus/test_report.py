@@ -7,6 +7,7 @@ from __future__ import annotations
 import gzip
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def manifest(tmp_path: Path, byte_tokenizer: Tokenizer) -> Manifest:
                 source=name,
             )
         )
-    counts = {
+    counts: dict[str, Any] = {
         "documents_in": 4,
         "documents_kept": 1,
         "dropped": {"blank": 1, "quality": 2},
@@ -60,7 +61,7 @@ def manifest(tmp_path: Path, byte_tokenizer: Tokenizer) -> Manifest:
         Source(name="wikipedia", weight=3.0, epochs=3.4, cut=1, pieces=2, **counts),
         Source(name="mine", weight=1.0, epochs=0.5, **counts),
     ]
-    facts = {
+    facts: dict[str, Any] = {
         "tokenizer_sha256": "ab" * 32,
         "vocab_size": 257,
         "eot_id": 256,

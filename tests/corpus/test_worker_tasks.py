@@ -12,7 +12,7 @@ import pytest
 from gptcli.corpus.chunks import Chunk, TextChunk
 from gptcli.corpus.decontaminate import evaluation_ngrams
 from gptcli.corpus.input_splits import InputSplit
-from gptcli.corpus.recipe import CleanConfig, SourceConfig
+from gptcli.corpus.recipe import CleanConfig, DedupMethod, SourceConfig
 from gptcli.corpus.worker_tasks import (
     TextChunkTask,
     WorkerContext,
@@ -39,7 +39,9 @@ def make(
     which is broken.
     """
 
-    def context(method: str | None = None, **source: object) -> tuple[WorkerContext, InputSplit]:
+    def context(
+        method: DedupMethod | None = None, **source: object
+    ) -> tuple[WorkerContext, InputSplit]:
         path = tmp_path / "a.jsonl"
         path.write_text("".join(json.dumps({"text": line}) + "\n" for line in LINES) + "broken\n")
         work = tmp_path / "work"

@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 
 from gptcli.cost.communication import StepTraffic, step_traffic
+from gptcli.cost.hardware import Precision
 from gptcli.cost.layout import Layout
 from gptcli.cost.rank_memory import StepConfig
 from gptcli.model.config import ModelConfig
@@ -35,7 +36,7 @@ def test_replicas_add_up_every_gradient_once(work: StepConfig) -> None:
 
 
 @pytest.mark.parametrize(("precision", "e"), [("bf16", 2), ("fp32", 4)])
-def test_slices_gather_and_scatter_the_stream(precision: str, e: int) -> None:
+def test_slices_gather_and_scatter_the_stream(precision: Precision, e: int) -> None:
     """Four times each a layer (Megatron's two all-reduces forwards and two backwards); the
     embedding's in fp32, the head's once each way, and three numbers a position for the loss. Norms
     (4·C a layer) and, outside, positions and the last norm add their gradients up."""

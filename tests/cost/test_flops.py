@@ -74,7 +74,7 @@ def test_each_convention_counts_more_than_the_papers(size: str) -> None:
 
 def test_unknown_convention() -> None:
     with pytest.raises(ValueError, match="chinchilla"):
-        flops_per_token(paper("gpt2"), "chinchilla")
+        flops_per_token(paper("gpt2"), "chinchilla")  # type: ignore[arg-type]
 
 
 # Rows of llm-foundry's published throughput tables: (layers, heads, width), context, exact

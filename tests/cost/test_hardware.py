@@ -14,6 +14,7 @@ from gptcli.cost.estimate import Estimate, price_training
 from gptcli.cost.hardware import (
     Assumption,
     Gpu,
+    Precision,
     energy,
     find_gpu,
     gpu_names,
@@ -162,7 +163,7 @@ def test_throughput_by_default_is_the_articles_or_a_median_of_published_runs() -
         ("a100", "fp8", None),
     ],
 )
-def test_peaks_by_precision(gpu: str, precision: str, tflops: float | None) -> None:
+def test_peaks_by_precision(gpu: str, precision: Precision, tflops: float | None) -> None:
     if tflops is not None:
         assert peak_flops(find_gpu(gpu), precision) == tflops * 1e12
         return

@@ -40,7 +40,8 @@ def test_hours_and_gpus_determine_the_speed() -> None:
     assert cluster.count == 64
     assert cluster.flops == pytest.approx(FLOPS / (64 * 1000 * 3600))
     for name in ("tflops", "mfu", "goodput"):
-        options = HardwareOptions(gpu="a100", gpus=64, hours=1000, **{name: 0.4})
+        speed: dict[str, Any] = {name: 0.4}
+        options = HardwareOptions(gpu="a100", gpus=64, hours=1000, **speed)
         with pytest.raises(UsageError, match=f"{name} sets it too"):
             options.cluster(MODEL, FLOPS)
     with pytest.raises(UsageError, match="impossible: an MFU of"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 import torch
@@ -122,7 +123,7 @@ def measured_peak(config: ModelConfig, work: StepConfig) -> int:
     ],
     ids=str,
 )
-def test_the_trainers_own_peak(changes: dict[str, int], work: StepConfig) -> None:
+def test_the_trainers_own_peak(changes: dict[str, Any], work: StepConfig) -> None:
     """Within 5 %, where the issue asks for 10; one process, uncompiled, without the CPU kernels,
     which take less.
     """

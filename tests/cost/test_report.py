@@ -78,7 +78,7 @@ def test_formulas_compute_the_value_they_print() -> None:
         ).groups(),  # type: ignore[union-attr]
     )
     assert hours == pytest.approx(flops / speed / goodput / 3600, rel=0.01)
-    gpus, bandwidth, n_bytes, rate = map(
-        float, re.search(r"= (\d+) x (\S+) / (\S+) = (\S+) tokens/s", text).groups()
-    )
+    match = re.search(r"= (\d+) x (\S+) / (\S+) = (\S+) tokens/s", text)
+    assert match is not None
+    gpus, bandwidth, n_bytes, rate = map(float, match.groups())
     assert rate == pytest.approx(gpus * bandwidth / n_bytes, rel=0.01)

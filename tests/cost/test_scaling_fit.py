@@ -317,12 +317,17 @@ def test_a_flat_function_ends_after_27_halvings() -> None:
     corner. Three rounds.
     """
     calls: list[float] = []
-    nelder_mead(lambda x: calls.append(x[0]) or 1.0, [1.0])
+    nelder_mead(lambda x: calls.append(x[0]) or 1.0, [1.0])  # type: ignore[func-returns-value]
     assert calls[:2] == [1.0, 1.1]
     assert len(calls) == 3 * (2 + 27 * 4)
 
 
 def test_iterations_are_all_it_takes() -> None:
     calls: list[float] = []
-    nelder_mead(lambda x: calls.append(x[0]) or -x[0], [1.0], restarts=2, iterations=5)
+    nelder_mead(
+        lambda x: calls.append(x[0]) or -x[0],  # type: ignore[func-returns-value]
+        [1.0],
+        restarts=2,
+        iterations=5,
+    )
     assert len(calls) == 2 * (2 + 5 * 2), "downhill for ever: reflected, and twice as far"

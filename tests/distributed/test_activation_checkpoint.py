@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ class Calls(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.of = Counter()
+        self.of: Counter[Any] = Counter()
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         self.of[str(operator)] += 1
@@ -109,7 +110,7 @@ def test_compiled_selective_recomputation_saves_attention(form, operator, how, m
     # has no backward pass on a CPU
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
     torch._dynamo.reset()
-    calls = Counter()
+    calls: Counter[Any] = Counter()
 
     def count(graph, inputs):
         calls.update(str(node.target) for node in graph.graph.nodes)

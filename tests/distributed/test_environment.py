@@ -1,11 +1,13 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from gptcli import optional_kernels
 from gptcli.distributed import environment
+from gptcli.events import Events
 
 
 @pytest.fixture(autouse=True)
@@ -14,8 +16,9 @@ def _cpu_only(monkeypatch):
 
 
 def test_thread_count_of_a_resumed_run_is_kept_if_there_are_cores(monkeypatch):
-    warnings = []
-    events = SimpleNamespace(warn=warnings.append)
+    warnings: list[str] = []
+    events = Events()
+    monkeypatch.setattr(events, "warn", warnings.append)
     monkeypatch.setattr(environment, "available_cores", lambda: 2)
     try:
         assert environment.pin_thread_count(None, events) == 1
@@ -29,15 +32,16 @@ def test_thread_count_of_a_resumed_run_is_kept_if_there_are_cores(monkeypatch):
 
 
 def test_resuming_in_another_numeric_environment_warns(monkeypatch):
-    warnings = []
-    events = SimpleNamespace(warn=warnings.append)
-    monkeypatch.setattr(environment.optional_kernels, "available", lambda kernel: True)
-    compiled = {"precision": "bf16", "compiled": True}
+    warnings: list[str] = []
+    events = Events()
+    monkeypatch.setattr(events, "warn", warnings.append)
+    monkeypatch.setattr(optional_kernels, "available", lambda kernel: True)
+    compiled: dict[str, Any] = {"precision": "bf16", "compiled": True}
     first = environment.check_numeric_environment(None, events, **compiled)
     assert environment.check_numeric_environment(first, events, **compiled) == first
     assert not warnings
     # neither a compiler nor AMX
-    monkeypatch.setattr(environment.optional_kernels, "available", lambda kernel: False)
+    monkeypatch.setattr(optional_kernels, "available", lambda kernel: False)
     other = environment.check_numeric_environment(first, events, precision="bf16", compiled=False)
     assert other != first
     assert f"computed by {first} and continues on {other}:" in warnings[0]

@@ -44,7 +44,7 @@ def test_a_workers_error_is_raised_by_the_parent(make_run, tmp_path):
     with pytest.raises(InputError, match="no such shard folder") as caught:
         launch(replace(make_run(layout="dp=2"), data=tmp_path / "gone"), SILENT, train, newest_step)
     assert caught.value.where == str(tmp_path / "gone")
-    assert "build-shards" in caught.value.hint
+    assert "build-shards" in str(caught.value.hint)
 
 
 def test_a_killed_worker_restarts_from_the_newest_checkpoint(make_run):
@@ -53,7 +53,9 @@ def test_a_killed_worker_restarts_from_the_newest_checkpoint(make_run):
 
     def kill_one() -> None:
         wait_until(lambda: newest_state(run.out) is not None)
-        os.kill(multiprocessing.active_children()[1].pid, signal.SIGKILL)
+        pid = multiprocessing.active_children()[1].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill_one)
     killer.start()
@@ -107,7 +109,9 @@ def test_workers_that_were_told_to_stop_are_not_restarted(make_run, monkeypatch,
     stopping = []
     begun = ForwardSignals.__init__
     monkeypatch.setattr(
-        ForwardSignals, "__init__", lambda self: (stopping.append(self), begun(self))[1]
+        ForwardSignals,
+        "__init__",
+        lambda self: (stopping.append(self), begun(self))[1],  # type: ignore[func-returns-value]
     )
     monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", start)
     before = signal.getsignal(number)

@@ -122,7 +122,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved(
 
 def test_broken_weights_raise_an_error(model: GPT) -> None:
     broken = GPT(model.config).eval()
-    torch.nn.init.constant_(broken.ln_f.bias, torch.nan)
+    torch.nn.init.constant_(broken.get_parameter("ln_f.bias"), torch.nan)
     with pytest.raises(RunError, match="weights are broken"):
         score(broken, [[1, 2, 3]], [1])
 

@@ -18,7 +18,7 @@ from gptcli.evals.records import (
     weights_sha256,
 )
 from gptcli.evals.requests import Request
-from gptcli.evals.task import find_task
+from gptcli.evals.task import Normaliser, find_task
 from gptcli.evals.task_data import Item
 from gptcli.files import PARTIAL, complete_lines
 from gptcli.model.source import ModelSource
@@ -121,7 +121,7 @@ def test_weights_sha256_depends_on_the_weight_files_only(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("rule", "taken"), [("sum", 0), ("token", 1), ("character", 2), ("unconditional", 3)]
 )
-def test_each_normaliser_predicts_a_different_choice(rule: str, taken: int) -> None:
+def test_each_normaliser_predicts_a_different_choice(rule: Normaliser, taken: int) -> None:
     record = {
         "log_probs": [-2.0, -3.0, -4.0, -5.0],
         "tokens": [1, 4, 2, 1],  # -2, -0.75, -2, -5

@@ -41,7 +41,7 @@ def test_trailing_white_space_of_a_prompt_moves_to_the_answer(
     [request], _ = built(
         tokenizer, tmp_path, Item(id="1", prompt="the text: ", choices=("a", "b"), gold=(0,))
     )
-    assert [tuple(map(tokenizer.decode, pair)) for pair in request.pairs] == [
+    assert [tuple(tokenizer.decode(part.tolist()) for part in pair) for pair in request.pairs] == [
         ("the text:", " a"),
         ("the text:", " b"),
     ]

@@ -63,7 +63,7 @@ def test_rolling_windows_score_every_token_once(
     length: int, n_ctx: int, data: st.DataObject
 ) -> None:
     stride = data.draw(st.integers(1, n_ctx))
-    scored = []
+    scored: list[int] = []
     for start, stop, count in rolling_windows(length, n_ctx, stride):
         assert 0 <= start < stop - count < stop <= min(length, start + n_ctx + 1)
         for target in range(stop - count, stop):
@@ -146,7 +146,7 @@ def test_broken_weights_raise_an_error(
     model: GPT, tokenizer: Tokenizer, tokens: np.ndarray
 ) -> None:
     broken = GPT(model.config).eval()
-    torch.nn.init.constant_(broken.ln_f.bias, math.nan)
+    torch.nn.init.constant_(broken.get_parameter("ln_f.bias"), math.nan)
     with pytest.raises(RunError, match="weights are broken"):
         measure(broken, tokenizer, tokens)
 

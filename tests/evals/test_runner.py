@@ -166,7 +166,7 @@ def test_a_word_longer_than_the_context_is_skipped(
 
 def test_broken_weights_raise_an_error(model: GPT, tokenizer: Tokenizer, data: Path) -> None:
     broken = GPT(model.config).eval()
-    torch.nn.init.constant_(broken.ln_f.bias, math.nan)
+    torch.nn.init.constant_(broken.get_parameter("ln_f.bias"), math.nan)
     with pytest.raises(RunError, match="weights are broken"):
         run_task(broken, tokenizer, LAMBADA, data)
 

@@ -176,10 +176,9 @@ def test_lambada_items_with_gpt2s_vocabulary(real_data: Path) -> None:
     targets = gpt2.encode_batch([item.target for item in items])
     assert len(items) == 5153
     assert round(100 * sum(len(target) == 1 for target in targets) / len(items), 1) == 77.8
-    lines = [
-        json.loads(line)["text"]
-        for line in find_data(task, real_data).read_text(encoding="utf-8").splitlines()
-    ]
+    file = find_data(task, real_data)
+    assert file is not None
+    lines = [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()]
     contexts = gpt2.encode_batch([item.prompt for item in items])
     assert [
         context + target for context, target in zip(contexts, targets, strict=True)

@@ -152,6 +152,7 @@ def test_prompts_equal_the_papers() -> None:
         "winograd_full": ({"sentences": ["It is."], "gold": 0}, "", "It is."),
     }
     for name, (fields, prompt, choice) in ready.items():
+        assert isinstance(fields, dict)
         item = make_item(find_task(name), {"id": "1", **fields}, Path("x"))
         assert (item.prompt, item.choices[0]) == (prompt, choice), name
     free = {
@@ -186,6 +187,7 @@ def test_prompts_equal_the_papers() -> None:
         "cnn_dailymail": ({"article": "A.", "summary": "a"}, "A.\nTL;DR:"),
     }
     for name, (fields, prompt) in free.items():
+        assert isinstance(fields, dict)
         assert make_item(find_task(name), {"id": "1", **fields}, Path("x")).prompt == prompt, name
     item = make_item(
         find_task("lambada_fill"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.DOCUMENTS = 400
+    vars(module)["DOCUMENTS"] = 400
     folder = tmp_path_factory.mktemp("few-shot")
     module.main(folder)
     return folder
@@ -46,12 +47,17 @@ def test_training_text_contains_no_evaluated_pair(made: Path) -> None:
     ]
     held_out = {frozenset(pair) for pair in asked}
     meanings = set()
+    operations: dict[str, Callable[[int, int], int]] = {
+        "sum": int.__add__,
+        "larger": max,
+        "smaller": min,
+    }
     for number, text in enumerate(documents):
         shown = re.findall(r"Q: What is (\d+) (\S+) (\d+)\?\n\nA: (\d+)\n\n", text)
         assert len(shown) == 12
         fits = {
             name
-            for name, operation in {"sum": int.__add__, "larger": max, "smaller": min}.items()
+            for name, operation in operations.items()
             if all(operation(int(a), int(b)) == int(answer) for a, _, b, answer in shown)
         }
         assert len(fits) == 1

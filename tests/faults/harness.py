@@ -51,7 +51,7 @@ class Harness:
         self.work = work
         self.inputs = work / "inputs"
         self.inputs.mkdir()
-        status = forked(lambda: prepare(self.inputs) or 0)
+        status = forked(lambda: prepare(self.inputs) or 0)  # type: ignore[func-returns-value]
         assert status == 0, (self.inputs / "log").read_text()
         self.wanted: dict[str, dict[str, str]] = {}
         """Of each command: the fingerprints that an undisturbed run leaves."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gptcli.errors import InputError
-from gptcli.finetune.inputs import Example, InputTransform, collate
+from gptcli.finetune.inputs import Example, InputTransform, Kind, collate
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
 
 TOKENIZER = Tokenizer([*byte_alphabet(), END_OF_TEXT], [])  # an id a byte: a is 64
@@ -13,7 +13,7 @@ S, D, E = 257, 258, 259  # after 256 bytes and end-of-text
 A, B, C = ([TOKENIZER.encode(letter)[0]] for letter in "abc")
 
 
-def sequences(kind: str, n_ctx: int = 64, **texts: object) -> list[list[int]]:
+def sequences(kind: Kind, n_ctx: int = 64, **texts: object) -> list[list[int]]:
     return InputTransform(kind, TOKENIZER, n_ctx).sequences(texts)
 
 

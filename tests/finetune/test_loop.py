@@ -131,7 +131,9 @@ def test_a_stop_signal_ends_the_run_with_a_checkpoint(run, tmp_path):
     assert (report["interrupted"], report["step"]) == (True, 5)
     assert signal.getsignal(signal.SIGTERM) is before
     assert not (run.out / "finetune.json").exists()
-    assert resumed_state(run.out, run.identity()).position.step == 5
+    state = resumed_state(run.out, run.identity())
+    assert state is not None
+    assert state.position.step == 5
     whole = replace(run, out=tmp_path / "whole")
     finetune(replace(run, resume=True), base(), TOKENIZER)
     finetune(whole, base(), TOKENIZER)
@@ -196,7 +198,7 @@ def test_layouts_that_divide_the_model_are_refused(run):
 
 def test_a_run_with_other_settings_or_data_is_not_resumed(run):
     finetune(run, base(), TOKENIZER)
-    changes = {
+    changes: dict[str, dict[str, Any]] = {
         "seed was 3, now 4": {"seed": 4}, "start was base, now other": {"start": "other"},
         "lr was 0.01, now 0.001": {"task": replace(run.task, lr=1e-3)},
     }  # fmt: skip

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from gptcli.finetune.inputs import Example, collate
+from gptcli.finetune.inputs import Example, Kind, collate
 from gptcli.finetune.model import GPTClassifier, add_special_tokens, lr_multiplier
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
@@ -16,7 +16,7 @@ CONFIG = ModelConfig(n_layer=2, n_head=2, d_model=16, n_ctx=12, vocab_size=20, n
 S, D, E = 20, 21, 22
 
 
-def tuned(kind: str, labels: int = 2) -> GPTClassifier:
+def tuned(kind: Kind, labels: int = 2) -> GPTClassifier:
     gpt = GPT(CONFIG)
     gpt.init_weights(0)
     torch.manual_seed(0)
@@ -54,12 +54,13 @@ EXAMPLES = {
 
 @pytest.mark.parametrize("kind", EXAMPLES)
 @torch.no_grad()
-def test_losses_equal_those_computed_position_by_position(kind: str) -> None:
+def test_losses_equal_those_computed_position_by_position(kind: Kind) -> None:
     model = tuned(kind)
     batch = collate(EXAMPLES[kind])
     losses, (score_NL, _) = model(batch), model.scores(batch)
     w, b = model.classifier.weight, model.classifier.bias
-    task, lm = [], []
+    task: list[float] = []
+    lm: list[float] = []
     for example, scores in zip(EXAMPLES[kind], score_NL, strict=True):
         states, nats = zip(*(alone(model, sequence) for sequence in example.sequences), strict=True)
         lm += nats

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gptcli.errors import GptError, InputError
-from gptcli.finetune.inputs import Example, InputTransform
+from gptcli.finetune.inputs import Example, InputTransform, Kind
 from gptcli.finetune.task import FinetuneTask, read_examples, read_task
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
 
@@ -129,7 +129,7 @@ def test_impossible_tasks_are_refused(folder: Path, task: str, message: str) -> 
     ],
 )
 def test_examples_of_other_types_are_refused_with_their_line(
-    folder: Path, kind: str, line: str, message: str
+    folder: Path, kind: Kind, line: str, message: str
 ) -> None:
 
     whole = {
@@ -145,7 +145,10 @@ def test_examples_of_other_types_are_refused_with_their_line(
     path = folder / "other.jsonl"
     path.write_text("\ufeff" + json.dumps(whole) + "\n\n" + line + "\n", encoding="utf-8")
     task = FinetuneTask(
-        kind=kind, train="t", validation="v", labels=[] if kind == "multiple-choice" else [0, 1]
+        kind=kind,
+        train="t",
+        validation="v",
+        labels=[] if kind == "multiple-choice" else [0, 1],
     )
     with pytest.raises(InputError) as caught:
         read_examples(task, path, InputTransform(kind, TOKENIZER, 16))

@@ -14,6 +14,7 @@ import argparse
 import math
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -60,7 +61,7 @@ def main() -> int:
     inputs, seconds, crashes = 0, 0.0, 0
     for name in options.names or known:
         with TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as work:
-            row = in_child(lambda name=name, work=work: session(known[name], Path(work), options))
+            row = in_child(partial(session, known[name], Path(work), options))
             if "died" in row:
                 print(f"{name:<22}  died with {row['died']}", flush=True)
                 crashes += 1

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
 
 from gptcli.cli.options import read_config
-from gptcli.corpus.formats import DOCUMENT_KINDS, find_reader, scan
+from gptcli.corpus.formats import DOCUMENT_KINDS, DocumentKind, find_reader, scan
 from gptcli.corpus.recipe import read_sources
 from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
@@ -76,7 +77,7 @@ def written(write: Callable[[Path], object]) -> Files:
 
 
 def documents() -> list[Target]:
-    def reading(name: str, kind: str) -> Callable[[Path], object]:
+    def reading(name: str, kind: DocumentKind) -> Callable[[Path], object]:
         return lambda folder: [
             document.html
             for document in scan(str(folder / name), find_reader(str(folder / name), kind))
@@ -167,7 +168,7 @@ def shard_folder(folder: Path) -> None:
         text_bytes=20,
         tokens=24,
     )
-    facts = {
+    facts: dict[str, Any] = {
         "tokenizer_sha256": tokenizer.sha256,
         "vocab_size": 257,
         "eot_id": 256,

@@ -203,7 +203,7 @@ class Harness:
         self.inputs = work / "inputs"
         self.inputs.mkdir()
         os.environ["XDG_CACHE_HOME"] = str(work / "cache")
-        status = forked(lambda: prepare(self.inputs) or 0)
+        status = forked(lambda: prepare(self.inputs) or 0)  # type: ignore[func-returns-value]
         assert status == 0, (self.inputs / "log").read_text()
         (self.inputs / "log").unlink()
         self.wanted: dict[str, dict[str, str]] = {}

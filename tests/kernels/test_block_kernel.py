@@ -9,7 +9,7 @@ import torch
 
 from gptcli import kernels
 from gptcli.kernels import linear_kernel, norm_kernel
-from gptcli.model.config import ModelConfig
+from gptcli.model.config import ModelConfig, Norm
 from gptcli.model.transformer import GPT, Block
 from gptcli.trainer.auto import has_compiler
 from gptcli.trainer.parallelize import apply_ac_and_compile, install_kernels
@@ -47,7 +47,7 @@ class RecordingKernel:
 @pytest.mark.parametrize(("recompute", "forwards"), [("none", 1), ("full", 2), ("selective", 0)])
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_compiled_blocks_use_the_kernels_in_one_graph(
-    monkeypatch: pytest.MonkeyPatch, norm: str, recompute: str, forwards: int
+    monkeypatch: pytest.MonkeyPatch, norm: Norm, recompute: str, forwards: int
 ) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -62,7 +62,10 @@ def test_compiled_blocks_use_the_kernels_in_one_graph(
     monkeypatch.setattr(
         linear_kernel,
         "_call",
-        lambda name, *rest, shape: (calls.append(name), call(name, *rest, shape=shape)),
+        lambda name, *rest, shape: (
+            calls.append(name),  # type: ignore[func-returns-value]
+            call(name, *rest, shape=shape),
+        ),
     )
     settings = SimpleNamespace(compile=True, recompute=recompute)
     apply_ac_and_compile(model, settings, None)  # type: ignore[arg-type]
@@ -89,7 +92,7 @@ def test_compiled_blocks_use_the_kernels_in_one_graph(
 @pytest.mark.parametrize("norm_is_available", [True, False])
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_eager_block_equals_torch_and_fp32_runs_in_torch(
-    norm: str, norm_is_available: bool, monkeypatch: pytest.MonkeyPatch
+    norm: Norm, norm_is_available: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(norm_kernel, "available", lambda: norm_is_available)
     torch.manual_seed(0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import platform
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -14,14 +16,14 @@ from gptcli.kernels.build import library
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
 from gptcli.sampling.engine import Engine
-from gptcli.sampling.quantize import Int8Linear, prepare_for_inference
+from gptcli.sampling.quantize import Int8Linear, Quantize, prepare_for_inference
 
 pytestmark = pytest.mark.skipif(library("decode") is None, reason="the kernel cannot be built here")
 N_CTX = 24
 LENGTHS = [1, 7, 22, 23, 3]  # of prompts: the first token, the last that has a place, and between
 NEXT = [3, 5, 7, 9, 11]
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "gpt2": {"tied": True},
     "untied": {"tied": False},
     "gpt3": {"attention": "banded", "band": 5, "tied": False},
@@ -37,7 +39,7 @@ SIZES = {
 
 
 @pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> None:
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield
@@ -99,7 +101,7 @@ def filled(model: GPT, prompts: list[list[int]]) -> Engine:
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
 def test_step_equals_the_model_and_rows_are_independent(
-    kind: str, size: str, dtype: torch.dtype, quantize: str
+    kind: str, size: str, dtype: torch.dtype, quantize: Quantize
 ) -> None:
     model = prepare_for_inference(small(kind, size, dtype), quantize)
     plain, V = exact(model), model.config.vocab_size
@@ -128,7 +130,7 @@ def test_step_equals_the_model_and_rows_are_independent(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("cpu", ["nehalem", "haswell"])
 def test_builds_for_older_cpus_equal_the_model(
-    cpu: str, dtype: torch.dtype, quantize: str, monkeypatch: pytest.MonkeyPatch
+    cpu: str, dtype: torch.dtype, quantize: Quantize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Builds without 256-bit vectors, and without 512-bit vectors and tiles."""
     if cpu == "haswell" and not {"avx2", "fma", "bmi2"} <= set(build._features().split()):
@@ -140,7 +142,9 @@ def test_builds_for_older_cpus_equal_the_model(
     )
     older = library.__wrapped__("decode")
     assert older is not None
-    assert older._name != library("decode")._name
+    newer = library("decode")
+    assert newer is not None
+    assert older._name != newer._name
     monkeypatch.setattr(decode_kernel, "library", lambda _: older)
     for size in SIZES:
         test_step_equals_the_model_and_rows_are_independent("gpt3", size, dtype, quantize)
@@ -148,7 +152,7 @@ def test_builds_for_older_cpus_equal_the_model(
 
 @pytest.mark.parametrize("quantize", ["none", "int8"])
 @torch.inference_mode()
-def test_rows_beyond_the_tiles_are_independent(quantize: str) -> None:
+def test_rows_beyond_the_tiles_are_independent(quantize: Quantize) -> None:
     """More rows than the tiles take at once are still independent of each other."""
     model = prepare_for_inference(small("gpt2", "tiles", torch.bfloat16), quantize)
     prompts = [[i % 64, 7 * i % 64] for i in range(75)]

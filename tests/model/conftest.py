@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from gptcli.model.safetensors_io import load_model, save_model
 from gptcli.model.transformer import GPT
@@ -23,9 +24,10 @@ def leaves(tmp_path: Path) -> Callable[..., Any]:
     """
     from transformers import AutoModelForCausalLM
 
-    def check(model: GPT, kind: type, tolerance: float) -> Any:
+    def check(model: GPT, kind: type[nn.Module], tolerance: float) -> Any:
         save_model(tmp_path, model, model.config, eot_id=0)
-        theirs, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+        theirs, info = loaded
         assert isinstance(theirs, kind)
         assert not info["missing_keys"]
         assert not info["unexpected_keys"]

@@ -42,9 +42,10 @@ def test_packed_attention_equals_attention_of_its_parts(T: int, band: int | None
     torch.manual_seed(T)
     qkv_BTH3D = torch.randn(2, T, 3, 3, 4)
     y_BTHD = attention_packed(qkv_BTH3D, band=band)
+    q, k, v = qkv_BTH3D.transpose(1, 2).unbind(3)
     torch.testing.assert_close(
         y_BTHD.transpose(1, 2),
-        by_hand(*qkv_BTH3D.transpose(1, 2).unbind(3), band),
+        by_hand(q, k, v, band),
         atol=1e-5,
         rtol=1e-5,
     )
@@ -58,7 +59,7 @@ def test_mask_separates_documents(band: int | None) -> None:
     same_B1TT = documents_BT[:, None, :, None] == documents_BT[:, None, None, :]
     y = attention(q, k, v, band=band, attn_mask=causal_mask(9, 9, band, q.device) & same_B1TT)
     alone = [
-        by_hand(*(x[:1, :, start:stop] for x in (q, k, v)), band)
+        by_hand(q[:1, :, start:stop], k[:1, :, start:stop], v[:1, :, start:stop], band)
         for start, stop in ((0, 4), (4, 6), (6, 9))
     ]
     torch.testing.assert_close(y[:1], torch.cat(alone, dim=2), atol=1e-5, rtol=1e-5)

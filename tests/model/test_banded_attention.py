@@ -34,7 +34,8 @@ def by_mask(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, band: int) -> tor
 
 
 def assert_same(form, qkv: list[torch.Tensor], band: int, tolerance: float = 1e-5) -> None:
-    y, wanted = form(*qkv, band), by_mask(*qkv, band)
+    q, k, v = qkv
+    y, wanted = form(q, k, v, band), by_mask(q, k, v, band)
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
     torch.testing.assert_close(y, wanted, atol=tolerance, rtol=tolerance)
     for grad, expected in zip(
@@ -75,7 +76,8 @@ def test_bf16_error_is_no_larger_than_under_the_mask() -> None:
     dy = torch.randn(exact[0].shape, generator=torch.Generator().manual_seed(1)).bfloat16()
 
     def errors(form) -> list[float]:
-        y, wanted = form(*half, 33), by_mask(*exact, 33)
+        q, k, v = exact
+        y, wanted = form(*half, 33), by_mask(q, k, v, 33)
         pairs = [
             (y, wanted),
             *zip(
@@ -114,10 +116,10 @@ def test_dropout_has_the_right_rate_scale_and_gradient() -> None:
     assert torch.equal(dropped, weights(3, share))
     assert not torch.equal(dropped, weights(4, share))
 
-    leaf = [x.requires_grad_() for x in (q, k, torch.randn(1, 1, T, 8))]
+    q, k, v = leaf = [x.requires_grad_() for x in (q, k, torch.randn(1, 1, T, 8))]
     torch.manual_seed(3)
-    y = banded_attention(*leaf, band, share)
-    by_hand = dropped_by_hand(*leaf, band, dropped_weights=dropped)
+    y = banded_attention(q, k, v, band, share)
+    by_hand = dropped_by_hand(q, k, v, band, dropped_weights=dropped)
     dy = torch.randn(y.shape)
     torch.testing.assert_close(y, by_hand, atol=1e-5, rtol=1e-5)
     for grad, wanted in zip(

@@ -114,9 +114,10 @@ def test_singular_query_matrix_loses_no_precision() -> None:
     model = random_model()
     for block in model.h:
         with torch.no_grad():
-            rows = block.attn.c_attn.weight.view(4, 3, 16, 64)
+            rows = block.get_parameter("attn.c_attn.weight").view(4, 3, 16, 64)
             rows[:, 0, 8:] = rows[:, 0, :8] * (1 + 1e-7)
-    w_q = model.h[0].attn.c_attn.weight.view(4, 3, 16, 64)[:, 0].flatten(0, 1).double()
+    c_attn = model.get_parameter("h.0.attn.c_attn.weight")
+    w_q = c_attn.view(4, 3, 16, 64)[:, 0].flatten(0, 1).double()
     assert torch.linalg.cond(w_q).item() > 1e6
     assert error(model) < 2e-5
 
@@ -124,10 +125,10 @@ def test_singular_query_matrix_loses_no_precision() -> None:
 def test_gains_of_zero_and_of_different_magnitude_convert() -> None:
     model = random_model()
     with torch.no_grad():
-        model.h[0].ln_1.weight[5] = 0.0
+        model.get_parameter("h.0.ln_1.weight")[5] = 0.0
     assert error(model) < 2e-5
     with torch.no_grad():
-        model.h[1].ln_1.weight[3] = 1e-6  # u's entry is a million times the others'
+        model.get_parameter("h.1.ln_1.weight")[3] = 1e-6  # u's entry is a million times the others'
     assert error(model) < 2e-5
 
 
@@ -145,8 +146,8 @@ def test_layer_norm_is_unchanged_without_query_bias() -> None:
     model = random_model(biases=0.0)
     state = model.state_dict()
     stored = dict(to_gpt_neo(state, state.__getitem__, CONFIG))
-    assert torch.equal(stored["transformer.h.0.ln_1.bias"], model.h[0].ln_1.bias)
+    assert torch.equal(stored["transformer.h.0.ln_1.bias"], model.get_parameter("h.0.ln_1.bias"))
     torch.testing.assert_close(
         stored["transformer.h.0.attn.attention.q_proj.weight"] * 4,
-        model.h[0].attn.c_attn.weight.view(4, 3, 16, 64)[:, 0].flatten(0, 1),
+        model.get_parameter("h.0.attn.c_attn.weight").view(4, 3, 16, 64)[:, 0].flatten(0, 1),
     )

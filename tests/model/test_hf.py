@@ -23,7 +23,8 @@ from gptcli.model.hf import (
     read_release,
     to_hf,
 )
-from gptcli.model.safetensors_io import load_model, read_model_config
+from gptcli.model.hf_config import read_model_config
+from gptcli.model.safetensors_io import load_model
 from gptcli.model.transformer import GPT
 
 
@@ -59,7 +60,8 @@ def test_names_and_shapes_match_the_files(changes: dict[str, object]) -> None:
     embedding = "tokens_embed" if "norm" in changes else "wte"
     assert torch.equal(stored[f"transformer.{embedding}.weight"], model.wte.weight)
     assert stored["transformer.h.0.mlp.c_fc.weight"].shape == (6, 24)  # in, out
-    assert torch.equal(stored["transformer.h.1.mlp.c_proj.weight"], model.h[1].mlp.c_proj.weight.T)
+    c_proj = model.get_parameter("h.1.mlp.c_proj.weight")
+    assert torch.equal(stored["transformer.h.1.mlp.c_proj.weight"], c_proj.T)
     assert ("lm_head.weight" in stored) == ("tied" in changes)
     assert ("transformer.ln_f.weight" in stored) == ("norm" not in changes)
     back = dict(from_hf(stored, model.config))

@@ -12,7 +12,7 @@ from gptcli.errors import InputError
 from gptcli.model.config import ModelConfig
 from gptcli.model.hf_config import CONFIG, is_padded, read_model_config, to_transformers
 
-SHAPE = {"n_layer": 3, "n_head": 2, "d_model": 16, "n_ctx": 32, "vocab_size": 100}
+SHAPE: dict[str, Any] = {"n_layer": 3, "n_head": 2, "d_model": 16, "n_ctx": 32, "vocab_size": 100}
 
 
 def write(folder: Path, **changes: Any) -> Path:

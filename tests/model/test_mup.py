@@ -44,9 +44,10 @@ def test_wider_model_has_smaller_initialization_and_learning_rate() -> None:
     model.init_weights(0)
     plain.init_weights(0)
     mup.rescale(model, 4.0)
-    torch.testing.assert_close(model.h[0].mlp.c_fc.weight, plain.h[0].mlp.c_fc.weight / 2)
+    c_fc = "h.0.mlp.c_fc.weight"
+    torch.testing.assert_close(model.get_parameter(c_fc), plain.get_parameter(c_fc) / 2)
     assert torch.equal(model.wte.weight, plain.wte.weight)
-    assert (model.ln_f.weight == 0.25).all()
+    assert (model.get_parameter("ln_f.weight") == 0.25).all()
     by_name = {id(p): name for name, p in model.named_parameters()}
     terms = {
         by_name[id(p)]: (g["lr_scale"], g["weight_decay"])

@@ -14,7 +14,7 @@ import torch
 
 from gptcli.errors import GptError, InputError
 from gptcli.model import hf
-from gptcli.model.config import ModelConfig, find_size
+from gptcli.model.config import ModelConfig, Norm, find_size
 from gptcli.model.hf_config import read_model_config
 from gptcli.model.safetensors_io import load_model, read_weights, save_model
 from gptcli.model.transformer import GPT
@@ -229,7 +229,7 @@ def test_layers_without_tensors_are_never_created(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
     """Return the folder with changed tensors in its file."""
     from safetensors.torch import load_file, save_file
 
@@ -240,7 +240,7 @@ def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
-def test_tied_tensor_may_have_either_name(tmp_path: Path, norm: str) -> None:
+def test_tied_tensor_may_have_either_name(tmp_path: Path, norm: Norm) -> None:
     model = random_model(replace(CONFIG, norm=norm))
     save_model(tmp_path, model, model.config)
     embedding = "transformer.wte.weight" if norm == "pre" else "transformer.tokens_embed.weight"

@@ -101,6 +101,7 @@ def _instead(field: str, node: ast.AST) -> Iterator[ast.AST]:
         yield ast.Continue() if isinstance(node, ast.Break) else ast.Break()
     # of if, while and x if y else z
     if field == "test" and not isinstance(node, ast.Compare | ast.BoolOp | ast.UnaryOp):
+        assert isinstance(node, ast.expr)
         yield ast.UnaryOp(ast.Not(), node)
 
 

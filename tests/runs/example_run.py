@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 RUN_TOML = '# gpt 0, python 3\n# parameters: 1,234\n\nsize = "gpt2"  # <b> & more\nlr = 0.5\ntokens = 64000\nout = "x"\n'
 EVALUATION = {
     "schema": "gpt.eval/1", "model": "elsewhere/run",
@@ -14,8 +16,9 @@ EVALUATION = {
 }  # fmt: skip
 
 
-def lines(count: int, **more: object) -> list[dict]:
-    rest = {
+def lines(count: int, **more: object) -> list[dict[str, Any]]:
+    """Return the first `count` lines of metrics.jsonl, with fields replaced or added by `more`."""
+    rest: dict[str, Any] = {
         "grad_norm": 1.0,
         "batch_tokens": 64,
         "tokens_per_second": 32.0,

@@ -98,13 +98,16 @@ def test_lines_are_flushed_before_a_checkpoint(make_run, train_here, monkeypatch
     monkeypatch.setattr(
         MetricsLog,
         "sync",
-        lambda log: (synced.append(len(read_metrics(log.path.parent))), sync(log)),
+        lambda log: (
+            synced.append(len(read_metrics(log.path.parent))),  # type: ignore[func-returns-value]
+            sync(log),
+        ),
     )
     monkeypatch.setattr(
         Checkpoints,
         "save",
         lambda *given, **then: (
-            lines.append(len(read_metrics(given[0].out))),
+            lines.append(len(read_metrics(given[0].out))),  # type: ignore[func-returns-value]
             save(*given, **then),
         ),
     )

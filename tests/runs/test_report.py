@@ -23,7 +23,7 @@ def parsed(text: str) -> ElementTree.Element:
 
 
 def facts(root: ElementTree.Element) -> dict[str, str]:
-    return {row.find("dt").text: row.find("dd").text for row in root.iterfind(".//dl/div")}
+    return {row.findtext("dt", ""): row.findtext("dd", "") for row in root.iterfind(".//dl/div")}
 
 
 def rows(root: ElementTree.Element) -> list[list[str]]:
@@ -57,9 +57,9 @@ def test_the_page_of_a_run_is_well_formed_and_complete(count):
             )
         )
     )
-    assert root.find("head/title").text == "gpt2: run"
+    assert root.findtext("head/title") == "gpt2: run"
     assert len(root.findall("body/main/section/svg")) == 5
-    assert root.find(".//pre").text == RUN_TOML
+    assert root.findtext(".//pre") == RUN_TOML
     known = facts(root)
     assert (known["validation loss"], known["peak memory"], known["parameters"]) == (
         "4.2500",
@@ -67,7 +67,7 @@ def test_the_page_of_a_run_is_well_formed_and_complete(count):
         "1,234",
     )
     assert known["tokens"] == ("64k" if count == 1000 else f"{64 * count} of 64k")
-    titles = [item.text for item in root.iterfind(".//div[@class='texts']/div/h3")]
+    titles = [item.text or "" for item in root.iterfind(".//div[@class='texts']/div/h3")]
     assert [title.split(",")[0] for title in titles] == [
         "step 6",
         "step 4",
@@ -76,12 +76,11 @@ def test_the_page_of_a_run_is_well_formed_and_complete(count):
         "step 5",
         "step 2",
     ]
-    assert root.find(".//details/summary").text == "2 more"
-    assert root.find(".//blockquote/b").text == "Once <b>"
-    assert (
-        root.find(".//blockquote/b").tail
-        == "\N{REPLACEMENT CHARACTER}[1m a & b\n\N{REPLACEMENT CHARACTER}"
-    )
+    assert root.findtext(".//details/summary") == "2 more"
+    sample = root.find(".//blockquote/b")
+    assert sample is not None
+    assert sample.text == "Once <b>"
+    assert sample.tail == "\N{REPLACEMENT CHARACTER}[1m a & b\n\N{REPLACEMENT CHARACTER}"
     assert rows(root)[1:] == [
         ["a <b>.txt", "nats per token", "2.5000 ± 0.0100", "5,000 tokens", "–"],
         ["a <b>.txt", "perplexity", "12.18", "5,000 tokens", "–"],
@@ -123,7 +122,7 @@ def test_a_comparison_shows_results_differences_and_shared_charts():
     samples = [{"step": 2, "tokens": 128, "prompt": "<p>", "text": "t"}]
     runs = [record(3, "a & b", evaluations=[EVALUATION]), record(2, "c", other, samples=samples)]
     root = parsed(comparison_page(runs, Path("runs")))
-    assert root.find("body/h1").text == "2 runs"
+    assert root.findtext("body/h1") == "2 runs"
     table = rows(root)
     assert [row[0] for row in table[1:3]] == ["a & b", "c"]
     assert table[1][1:] == ["n/a", "n/a", "3.0556", "192", "3", "1,234", "6 s"]
@@ -137,10 +136,10 @@ def test_a_comparison_shows_results_differences_and_shared_charts():
     loss = next(
         section
         for section in root.iterfind(".//section")
-        if section.find("h2").text == "Training loss "
+        if section.findtext("h2") == "Training loss "
     )
     assert [path.get("class") for path in loss.iterfind("svg/svg/path")] == ["c0", "c1"]
-    assert [quote.find("b").text for quote in root.iterfind(".//blockquote")] == ["<p>"]
+    assert [quote.findtext("b") for quote in root.iterfind(".//blockquote")] == ["<p>"]
 
 
 def test_the_page_shows_the_provenance_of_a_run():
@@ -161,7 +160,9 @@ def test_the_page_shows_the_provenance_of_a_run():
 
 def test_table_cells_carry_their_heads_for_narrow_screens():
     root = parsed(comparison_page([record(3, "a & b"), record(2, "c")], Path("runs")))
-    cells = root.find(".//tbody/tr").findall("td")
+    row = root.find(".//tbody/tr")
+    assert row is not None
+    cells = row.findall("td")
     assert [cell.get("data-head") for cell in cells][:3] == [
         "validation loss",
         "lowest",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -131,6 +132,6 @@ def test_a_full_context_ends_every_hypothesis(model: GPT) -> None:
 
 
 @pytest.mark.parametrize("options", [{"width": 0}, {"max_tokens": 0}])
-def test_a_width_or_length_below_one_is_refused(model: GPT, options: dict[str, int]) -> None:
+def test_a_width_or_length_below_one_is_refused(model: GPT, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="at least 1"):
         beam_search(model, [1], **{"max_tokens": 3, **options})

@@ -5,6 +5,8 @@ Random numbers depend on the sample alone, not on the number of samples.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import save_model
 from gptcli.model.transformer import GPT
+from gptcli.optional_kernels import decode_step
 from gptcli.sampling import engine
 from gptcli.sampling.generate import TokenSequence, generate_sequences, sample_generator
 from gptcli.sampling.params import SamplingParams
@@ -54,7 +57,8 @@ def without_cache(model: GPT, prompts: list[list[int]], max_tokens: int) -> list
     one batch, so that this is quick and needs no padding.
     """
     n_ctx = model.config.n_ctx
-    windows, out = [prompt[-n_ctx:] for prompt in prompts], [[] for _ in prompts]
+    windows = [prompt[-n_ctx:] for prompt in prompts]
+    out: list[list[int]] = [[] for _ in prompts]
     for _ in range(max_tokens):
         windows = [
             window if len(window) <= n_ctx else window[-max(1, n_ctx // 2) :] for window in windows
@@ -161,7 +165,7 @@ def test_greedy_tokens_equal_transformers(
 def test_prefill_is_one_pass_with_the_head_at_one_position(
     by_kernel: bool, model: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if by_kernel and engine.decode_step(model) is None:
+    if by_kernel and decode_step(model) is None:
         pytest.skip("the kernel cannot be built here")
     if not by_kernel:
         monkeypatch.setattr(engine, "decode_step", lambda model: None)
@@ -212,7 +216,7 @@ def test_log_probabilities_are_those_of_the_model(model: GPT) -> None:
 def test_sequences_are_consumed_only_as_the_batch_has_room(model: GPT) -> None:
     taken = 0
 
-    def source() -> object:
+    def source() -> Iterator[TokenSequence]:
         nonlocal taken
         for _ in range(9):
             taken += 1

@@ -66,7 +66,7 @@ def test_an_unavailable_device_is_refused(run: Path, device: str) -> None:
 
 def test_an_unknown_precision_is_refused(run: Path) -> None:
     with pytest.raises(UsageError, match="fp8"):
-        load(run, precision="fp8")
+        load(run, precision="fp8")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("missing", ["", "config.json", "model.safetensors", "tokenizer.json"])

@@ -188,7 +188,7 @@ def test_greedy_takes_the_most_probable_token() -> None:
         *({"top_p": value} for value in (0.0, 1.01, float("nan"))),
     ],
 )
-def test_values_out_of_range_are_refused(values: dict[str, float]) -> None:
+def test_values_out_of_range_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(values)).replace("_", "-")):
         SamplingParams(**values)
 

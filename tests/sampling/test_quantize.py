@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from gptcli import optional_kernels
 from gptcli.errors import UsageError
 from gptcli.kernels import decode_kernel
+from gptcli.kernels.build import library
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT, gelu
 from gptcli.sampling.quantize import FusedMLP, Int8Linear, SmallBatchLinear, prepare_for_inference
@@ -24,7 +25,7 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(optional_kernels, "kernels", lambda: None)
     elif request.param == "not built":
         monkeypatch.setattr(decode_kernel, "library", lambda name: None)
-    elif decode_kernel.library("decode") is None:
+    elif library("decode") is None:
         pytest.skip("the kernel cannot be built here")
 
 
@@ -66,7 +67,10 @@ def test_small_batches_equal_linear(
         SmallBatchLinear(linear.in_features, linear.out_features, bias=bias, dtype=dtype)
     )
     x = torch.randn(*shape, linear.in_features, dtype=dtype)
-    torch.testing.assert_close(fast(x), F.linear(x, fast.weight, fast.bias))
+    weight, bias_or_none = fast.weight, fast.bias
+    assert isinstance(weight, torch.Tensor)
+    assert bias_or_none is None or isinstance(bias_or_none, torch.Tensor)
+    torch.testing.assert_close(fast(x), F.linear(x, weight, bias_or_none))
     torch.testing.assert_close(
         fast(x, gelu=True), gelu(fast(x)), atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=1e-2
     )
@@ -135,4 +139,4 @@ def test_prepared_model_equals_the_model(norm: str, precision: torch.dtype) -> N
 
 def test_unknown_quantization_is_rejected() -> None:
     with pytest.raises(UsageError, match="int4"):
-        prepare_for_inference(tiny(), "int4")
+        prepare_for_inference(tiny(), "int4")  # type: ignore[arg-type]

@@ -36,7 +36,7 @@ def make(folder: Path, vocab_size: int) -> dict[str, list[int]]:
     source = Source(
         name="inputs", documents_in=2, documents_kept=2, dropped={}, text_bytes=9, tokens=6
     )
-    facts = {
+    facts: dict[str, Any] = {
         "tokenizer_sha256": "",
         "vocab_size": vocab_size,
         "eot_id": 256,
@@ -93,7 +93,7 @@ def make_mixture(folder: Path, vocab_size: int) -> dict[str, list[list[int]]]:
         Source(name=name, documents_in=5, documents_kept=5, dropped={}, text_bytes=9, tokens=9)
         for name in ("web", "books")
     ]
-    facts = {
+    facts: dict[str, Any] = {
         "tokenizer_sha256": "",
         "vocab_size": vocab_size,
         "eot_id": 256,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -221,7 +222,7 @@ def shard_folder(folder: Path, sources: dict[str, tuple[int, float]]) -> Path:
         shards.append(
             Shard(file=file, split="train", tokens=count, documents=1, sha256=digest, source=name)
         )
-        counts = {
+        counts: dict[str, Any] = {
             "documents_in": 1,
             "documents_kept": 1,
             "dropped": {},

@@ -80,7 +80,9 @@ class Heard(Events):
     def __init__(self) -> None:
         self.said: list[tuple[object, ...]] = []
 
-    def progress(self, task: str, done: int, total: int | None, unit: str) -> None:
+    def progress(
+        self, task: str, done: float, total: float | None = None, unit: str = "", **facts: object
+    ) -> None:
         self.said.append((task, done, total))
 
     def finish(self, task: str) -> None:

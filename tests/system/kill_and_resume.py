@@ -74,7 +74,8 @@ def main(kills: int, argv: list[str]) -> None:
     seconds = time.perf_counter() - begin
     whole = sum(part.count(b"\n") for part in expected[1:])
     moments = random.Random(0)
-    late, lines = 0, []
+    late = 0
+    lines: list[int] = []
     while len(lines) < kills:
         forget("killed")
         # a delay alone would end before the first record on a busy machine

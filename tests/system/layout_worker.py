@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed import FileStore  # type: ignore[attr-defined]
 from torch.distributed.tensor import DTensor
 
 from gptcli.cost.layout import Layout, parse_layout
-from gptcli.cost.memory import SCHEDULES
+from gptcli.cost.memory import SCHEDULES, PipelineSchedule
 from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
 from gptcli.model.config import ModelConfig
@@ -87,7 +88,7 @@ def make_run(
         band=3,
         tied=tied,
     )
-    fingerprints = {"data_sha256": "", "tokenizer_sha256": "", "eot_id": EOT}
+    fingerprints: dict[str, Any] = {"data_sha256": "", "tokenizer_sha256": "", "eot_id": EOT}
     return Run(
         name="",
         out=Path(),
@@ -140,7 +141,8 @@ def cases(world: int) -> list[dict[str, Any]]:
             found.append(
                 {**case, "attention": "dense", "n_layer": 5 if pp > 1 else 2, "tied": dp == 1}
             )
-        for schedule in SCHEDULES if pp > 1 else ["1f1b"]:
+        schedules: list[PipelineSchedule] = list(SCHEDULES) if pp > 1 else ["1f1b"]
+        for schedule in schedules:
             layers = 2 if pp == 1 else 9 if SCHEDULES[schedule] * pp > 5 else 5
             found.append(
                 {**case, "attention": "banded", "pipeline_schedule": schedule, "n_layer": layers}
@@ -274,7 +276,7 @@ def main(rank: int, folder: Path) -> None:
         if world > 1:
             dist.init_process_group(
                 "gloo",
-                store=dist.FileStore(str(folder / f"store-{world}"), world),
+                store=FileStore(str(folder / f"store-{world}"), world),
                 rank=rank,
                 world_size=world,
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def test_scores_equal_lm_evaluation_harness(
     tokenizer.save(tmp_path / "run" / "tokenizer.json")
     theirs = HFLM(pretrained=str(tmp_path / "run"), device="cpu", dtype="float32", batch_size=4)
     random = np.random.default_rng(0)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "q": " ".join(random.choice(WORDS, 3)),
             "c": [str(word) for word in random.choice(WORDS, 3)],

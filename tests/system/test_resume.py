@@ -130,7 +130,9 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make_r
         processes[0].join()
         kill(processes)
         assert processes[0].exitcode == -signal.SIGKILL
-        assert newest_state(killed.out).position.step == 12
+        state = newest_state(killed.out)
+        assert state is not None
+        assert state.position.step == 12
         finish(replace(killed, resume=True))
         assert same_model(whole, killed), layout
         assert losses(whole) == losses(killed), layout

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gptcli.errors import RunError, UsageError
 from gptcli.tokenizer import encoders
-from gptcli.tokenizer.encoders import UNICODE_17, Encoder, knows_more, open_encoder
+from gptcli.tokenizer.encoders import UNICODE_17, Encoder, EncoderName, knows_more, open_encoder
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet, load_tokenizer
 from gptcli.tokenizer.training import train_tokenizer
 
@@ -33,7 +33,7 @@ def tokenizer() -> Tokenizer:
     )
 
 
-def opened(tokenizer: Tokenizer, name: str) -> Encoder:
+def opened(tokenizer: Tokenizer, name: EncoderName) -> Encoder:
     pytest.importorskip(name)
     encoder = open_encoder(tokenizer, name)
     assert encoder.name == name
@@ -48,7 +48,7 @@ def rows(encoder: Encoder, texts: Sequence[str]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_same_ids(tokenizer: Tokenizer, name: str) -> None:
+def test_the_same_ids(tokenizer: Tokenizer, name: EncoderName) -> None:
     encoder = opened(tokenizer, name)
     words = st.text(
         st.sampled_from("the cats 's12 .\n\t'll\u00e9\u3000你👩\ufeff\x00" + "".join(NEWER[::400])),
@@ -124,7 +124,7 @@ def test_auto_takes_the_fastest_that_agrees(
     with pytest.raises(UsageError, match="gigatoken is not installed"):
         open_encoder(tokenizer, "gigatoken")
     with pytest.raises(UsageError, match="unknown encoder 'fast'"):
-        open_encoder(tokenizer, "fast")
+        open_encoder(tokenizer, "fast")  # type: ignore[arg-type]
 
 
 ENCODER_ORDER = ("gigatoken", "tiktoken", "tokenizers")
@@ -151,7 +151,7 @@ def test_ids_out_of_merge_order_are_not_for_tiktoken() -> None:
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", NAMES)
-def test_gpt2_on_real_text(real_data: Path, name: str) -> None:
+def test_gpt2_on_real_text(real_data: Path, name: EncoderName) -> None:
     tokenizer = load_tokenizer(real_data / "gpt2-vocab")
     text = "".join(
         path.read_text(encoding="utf-8")

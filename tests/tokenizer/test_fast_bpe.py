@@ -34,10 +34,11 @@ def merges(
         patch.setattr(training, "learn_merges", lambda pieces, _, reference: reference(pieces))
         expected = train_tokenizer(texts, size)
     assert learnt.sha256 == expected.sha256
-    return *(
+    ours, theirs = (
         [merge.split(" ") for merge in json.loads(tokenizer.to_json())["model"]["merges"]]
         for tokenizer in (learnt, expected)
-    ), asked - 1
+    )
+    return ours, theirs, asked - 1
 
 
 def test_the_same_merges_on_source_code(monkeypatch: pytest.MonkeyPatch) -> None:

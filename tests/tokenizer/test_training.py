@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import regex
@@ -39,7 +40,7 @@ def plain_bpe(texts: list[str], merges: int) -> list[tuple[str, str]]:
     ids = {character: number for number, character in enumerate(byte_alphabet())}
     found = Counter(word for text in texts for word in regex.findall(PATTERN, text))
     words = {word: [spelling[byte] for byte in word.encode()] for word in found}
-    learnt = []
+    learnt: list[Any] = []
     while len(learnt) < merges:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, count in found.items():

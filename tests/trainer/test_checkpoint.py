@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from gptcli.distributed.context import RankContext
 from gptcli.errors import InputError, RunError
 from gptcli.events import SILENT, Events
-from gptcli.files import PARTIAL
+from gptcli.files import PARTIAL, sha256
 from gptcli.model.checkpoint_tensors import CheckpointStateDict
+from gptcli.model.source import INDEX, STATE
 from gptcli.trainer import checkpoint, checkpoint_storage
 from gptcli.trainer.checkpoint import Checkpoints, CheckpointState, plain_named_parameters
 from gptcli.trainer.parallelize import build_train_step
@@ -65,7 +66,7 @@ def test_a_checkpoint_is_loaded_bit_for_bit(make_run, train_step, tmp_path):
         before, after = train_step.optimizer.state[old], fresh.optimizer.state[new]
         assert before.keys() == after.keys() >= {"exp_avg", "exp_avg_sq", "step"}
         assert all(torch.equal(before[key], after[key]) for key in before)
-    assert fresh.model.lm_head.weight is fresh.model.wte.weight
+    assert fresh.model.get_parameter("lm_head.weight") is fresh.model.get_parameter("wte.weight")
     assert [group["weight_decay"] for group in fresh.optimizer.param_groups] == [0.1, 0.0]
 
 
@@ -232,9 +233,9 @@ def test_a_killed_removal_leaves_no_partial_checkpoint(train_step, tmp_path):
 def sealed(folder, file, table):
     """Write a file of a checkpoint, and make its checksum right."""
     (folder / file).write_text(json.dumps(table))
-    state = json.loads((folder / checkpoint.STATE).read_text())
-    state["sha256"][file] = checkpoint_storage.sha256(folder / file)
-    (folder / checkpoint.STATE).write_text(json.dumps(state))
+    state = json.loads((folder / STATE).read_text())
+    state["sha256"][file] = sha256(folder / file)
+    (folder / STATE).write_text(json.dumps(state))
 
 
 @pytest.mark.parametrize(
@@ -246,9 +247,9 @@ def test_no_file_outside_of_a_checkpoint_is_read(train_step, tmp_path, name):
     (tmp_path / "checkpoints" / "model.safetensors").write_bytes(
         (folder / "model.safetensors").read_bytes()
     )
-    index = json.loads((folder / checkpoint_storage.INDEX).read_text())
+    index = json.loads((folder / INDEX).read_text())
     index["wpe.weight"]["pieces"][0]["file"] = name
-    sealed(folder, checkpoint_storage.INDEX, index)
+    sealed(folder, INDEX, index)
     with pytest.raises(InputError, match="no checkpoint here is intact"):
         newest(tmp_path, events)
     assert "not the index of a checkpoint" in events.texts[0]
@@ -259,9 +260,9 @@ def test_no_file_outside_of_a_checkpoint_is_read(train_step, tmp_path, name):
 @pytest.mark.parametrize("name", ["../other", "m\ud800.safetensors"])
 def test_no_file_outside_of_a_checkpoint_is_hashed(train_step, tmp_path, name):
     folder, events = save(tmp_path, train_step, 7), Warnings()
-    state = json.loads((folder / checkpoint.STATE).read_text())
+    state = json.loads((folder / STATE).read_text())
     state["sha256"][name] = "0"
-    (folder / checkpoint.STATE).write_text(json.dumps(state))
+    (folder / STATE).write_text(json.dumps(state))
     with pytest.raises(InputError, match="no checkpoint here is intact"):
         newest(tmp_path, events)
     assert "disagree" in events.texts[0]
@@ -269,9 +270,9 @@ def test_no_file_outside_of_a_checkpoint_is_hashed(train_step, tmp_path, name):
 
 def test_an_index_that_claims_too_many_bytes_allocates_no_memory(train_step, tmp_path):
     folder = save(tmp_path, train_step, 7)
-    index = json.loads((folder / checkpoint_storage.INDEX).read_text())
+    index = json.loads((folder / INDEX).read_text())
     index["wpe.weight"]["size"] = [10**9, 10**6]
-    sealed(folder, checkpoint_storage.INDEX, index)
+    sealed(folder, INDEX, index)
     with pytest.raises(InputError, match=r"bytes of tensors, and the files have"):
         dict(CheckpointStateDict(folder))
 
@@ -287,13 +288,13 @@ def test_tensors_of_another_shape_raise_one_clear_error(make_run, train_step, tm
 
 def test_a_malformed_state_is_rejected(train_step, tmp_path):
     folder = save(tmp_path, train_step, 7)
-    state = json.loads((folder / checkpoint.STATE).read_text())
+    state = json.loads((folder / STATE).read_text())
     for changes in (
         {"position": {"step": "7", "sequences": 28}},
         {"identity": 3},
         {"metrics": None},
     ):
-        (folder / checkpoint.STATE).write_text(json.dumps(state | changes))
+        (folder / STATE).write_text(json.dumps(state | changes))
         with pytest.raises(InputError, match="not the state of a checkpoint"):
             checkpoint.read_state(folder)
 
@@ -305,9 +306,9 @@ def test_a_resume_removes_old_checkpoints_that_a_killed_run_left(make_run, train
         build_train_step(make_run(), CONTEXT, SILENT),
         Checkpoints(tmp_path, CONTEXT, keep=2),
     )
-    checkpoints.load(
-        checkpoints.newest(SILENT), plain_named_parameters(fresh.model), fresh.optimizer
-    )
+    newest = checkpoints.newest(SILENT)
+    assert newest is not None
+    checkpoints.load(newest, plain_named_parameters(fresh.model), fresh.optimizer)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
         "step-00000004",
         "step-00000006",

@@ -22,7 +22,7 @@ def test_a_direct_file_has_exactly_the_bytes_written(tmp_path, monkeypatch, leng
             raise OSError(22, "Invalid argument")
 
         monkeypatch.setattr(checkpoint_storage, "_open_direct", refuse)
-    synced = []
+    synced: list[int] = []
     monkeypatch.setattr(os, "fsync", synced.append)
     data = os.urandom(length)
     with DirectFile(tmp_path / "file") as file:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import multiprocessing
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def check_traffic(run, sequences, roles):
     layout, run = run.layout, uncompiled(run)
     work = work_of(layout, run.train, sequences)
     each = SCHEDULES[run.train.pipeline_schedule]
-    kinds = {}
+    kinds: dict[Any, Any] = {}
     for rank in range(layout.processes):
         context = RankContext(torch.device("cpu"), rank, layout.processes, layout)
         stage, *others = mesh_coordinates(context)

@@ -25,6 +25,7 @@ def test_validation_loss_is_the_mean_over_the_first_windows(make_run, micro_batc
     run = make_run(dropout=0.5)
     train_step = build_train_step(run, RankContext(torch.device("cpu")), SILENT)
     order = open_validation(run)
+    assert order is not None
     loss = train_step.validation_loss(order, 10, micro_batch)
     x, y = (torch.from_numpy(part) for part in order.batch(0, 10))
     with torch.no_grad():

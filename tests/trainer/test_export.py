@@ -67,7 +67,7 @@ def test_huggingface_hub_parses_the_card(make_run, train_here):
         ["gpt2", "gpt"],
     )
     assert "license" not in found
-    [result] = card.data.eval_results
+    [result] = vars(card.data)["eval_results"]
     assert (result.metric_type, result.metric_value) == ("loss", round(report["val_loss"], 4))
     assert card.text.lstrip().startswith("# tiny\n")
 

@@ -219,8 +219,10 @@ def test_what_does_not_fit_names_the_largest_size_that_does(make_run, monkeypatc
 def test_this_machine_is_looked_at(make_run, tmp_path):
     run = make_run(layout="dp=1")
     here = this_machine(run.model, run.train, tmp_path / "not yet" / "there")
+    assert here.tokens_per_second is not None
     slow, fast = here.tokens_per_second
     assert 0 < slow < fast
+    assert here.memory_bytes is not None
     assert here.memory_bytes > 0
     assert here.disk_free_bytes > 0
     train = replace(run.train, tokens=10**7, batch_tokens=2**21, layout="dp=16,tp=8,pp=8")
@@ -267,7 +269,9 @@ def test_a_known_gpu_has_the_cost_model_s_speed_and_an_unknown_one_none(make_run
         torch.cuda, "get_device_properties", lambda number: SimpleNamespace(total_memory=85 * 10**9)
     )
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
-    slow, fast = this_machine(model, train, make_run().out).tokens_per_second
+    speed = this_machine(model, train, make_run().out).tokens_per_second
+    assert speed is not None
+    slow, fast = speed
     assert 5e4 < slow < fast < 1e6
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA of tomorrow")
     assert this_machine(model, train, make_run().out).tokens_per_second is None

@@ -8,6 +8,7 @@ import signal
 import time
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 import pytest
 import torch
@@ -241,7 +242,9 @@ def test_a_skipped_update_changes_no_weight_and_is_restored_on_resume(
     updates = []
     update = TrainStep.update
     monkeypatch.setattr(
-        TrainStep, "update", lambda self, lr: (updates.append(lr), update(self, lr))
+        TrainStep,
+        "update",
+        lambda self, lr: (updates.append(lr), update(self, lr)),  # type: ignore[func-returns-value]
     )
     whole, halved = make_run("whole", checkpoint_every=6), make_run("halved", checkpoint_every=10)
     assert train_here(whole)["skipped"] == 1
@@ -275,7 +278,7 @@ def test_several_sources_are_mixed_in_training_and_validation(
     manifest = read_manifest(folder)
     shutil.copy(folder / "train-000000.bin", folder / "train-b-000000.bin")
     shutil.copy(folder / "val-000000.bin", folder / "val-b-000000.bin")
-    counts = {
+    counts: dict[str, Any] = {
         "documents_in": 1,
         "documents_kept": 1,
         "dropped": {},

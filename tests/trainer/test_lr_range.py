@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def test_the_learning_rate_grows_until_the_loss_rises_above_its_minimum(make_run
 
 
 def test_the_smoothed_loss_is_an_exponentially_weighted_mean():
-    points = []
+    points: list[Any] = []
     for loss in (4.0, 2.0, 2.0):
         points.append(smoothed(points, 1.0, loss))
     assert points[0]["smooth"] == 4.0

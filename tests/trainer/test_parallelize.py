@@ -65,6 +65,8 @@ def test_compiled_and_eager_gradients_agree(make_run):
     ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
     for expected, got in zip(plain.model.parameters(), compiled.model.parameters(), strict=True):
+        assert expected.grad is not None
+        assert got.grad is not None
         assert torch.allclose(expected.grad, got.grad, atol=1e-6)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 5, (
         "one graph serves every layer; the head has three loops, one of them for two kinds of sum"

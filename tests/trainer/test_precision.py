@@ -61,11 +61,15 @@ def test_gradients_do_not_depend_on_the_loss_scale(make_run):
     assert norm == pytest.approx(exact, rel=1e-2)
     assert parts[1] == pytest.approx(parts[0], rel=2e-2)
     for name, gradient in theirs.items():
-        assert torch.allclose(ours[name], gradient, atol=2e-2 * gradient.abs().max().item()), name
+        got = ours[name]
+        assert gradient is not None
+        assert got is not None
+        assert torch.allclose(got, gradient, atol=2e-2 * gradient.abs().max().item()), name
 
 
 def test_an_overflow_skips_the_update_and_halves_the_scale(make_run):
     train_step = build_train_step(make_run(precision="fp16"), CONTEXT, SILENT)
+    assert train_step.loss_scale is not None
     train_step.loss_scale.state["scale"] = 2.0**60
     before = [parameter.clone() for parameter in train_step.model.parameters()]
     result = train_step([BATCH], step=1, batch_tokens=32, lr=1e-3)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -71,7 +72,7 @@ def test_a_resume_of_another_run_is_refused_naming_the_difference(make_run, trai
     assert not check_resume(run)
     train_here(run)
     assert check_resume(run)
-    changes = {
+    changes: dict[str, dict[str, Any]] = {
         "lr was 0.003, now 0.001": {"lr": 1e-3},
         "seed was 1, now 2": {"seed": 2},
         "tokens was 1280, now 2560": {"tokens": 2560},

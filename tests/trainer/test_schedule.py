@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,7 +20,7 @@ from gptcli.trainer.config import TrainConfig
 from gptcli.trainer.recipe import paper_recipe
 from gptcli.trainer.schedule import GROW_EVERY_STEPS, Position, Schedule
 
-MACHINE = {
+MACHINE: dict[str, Any] = {
     "seed": 0, "micro_batch": 1, "layout": "dp=1", "precision": "fp32", "compile": False, "checkpoint_every": 1, "eval_every": 1,
     "eval_tokens": 1, "keep": 1,
 }  # fmt: skip
@@ -81,7 +82,7 @@ def test_schedules_match_closed_forms_at_twenty_token_counts(size):
         ), tokens
         sequences = tokens // 2048
         if sequences < schedule.total_sequences - batch // 2048:
-            grown = min(Fraction(sequences * 2048) / int(ramp), 1)
+            grown = min(Fraction(sequences * 2048) / int(ramp), Fraction(1))
             # 16 sequences are the 32k tokens
             assert schedule.batch(sequences) == math.floor(16 + (batch // 2048 - 16) * grown), (
                 tokens
@@ -116,7 +117,7 @@ def test_the_steps_of_a_run_do_not_depend_on_the_micro_batch(
     train_here(run)
     done, lines = 0, read_metrics(run.out)
     for line in lines:
-        expected = 2 + 10 * min(Fraction(done, recipe["ramp_tokens"]), 1)
+        expected = 2 + 10 * min(Fraction(done, recipe["ramp_tokens"]), Fraction(1))
         assert line["batch_tokens"] == min(16 * math.floor(expected), 12_000 - done)
         done += line["batch_tokens"]
         assert line["tokens"] == done
@@ -228,7 +229,9 @@ def test_steps_of_a_run_of_any_length_are_counted_at_once(monkeypatch):
     schedule, looks = paper_schedule("13B", 10**15), []
     batch = schedule.batch
     monkeypatch.setattr(
-        schedule, "batch", lambda sequences: looks.append(sequences) or batch(sequences)
+        schedule,
+        "batch",
+        lambda sequences: looks.append(sequences) or batch(sequences),  # type: ignore[func-returns-value]
     )
     assert schedule.steps() > 10**8
     assert len(looks) <= 2**21 // 2048

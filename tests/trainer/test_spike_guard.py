@@ -28,7 +28,7 @@ def test_a_spike_is_skipped_and_does_not_change_the_mean():
     assert guard.state["mean"] == pytest.approx(3, abs=0.05)
     assert math.sqrt(guard.state["variance"]) == pytest.approx(0.05, rel=0.5)
     for times in (1, 2, 3):
-        assert "spike" in guard.skip_reason(4.0, 1.0)
+        assert "spike" in (guard.skip_reason(4.0, 1.0) or "")
         assert (guard.state["skipped"], guard.state["in_a_row"], guard.state["mean"]) == (
             times,
             times,
@@ -42,7 +42,7 @@ def test_a_spike_is_skipped_and_does_not_change_the_mean():
     ("loss", "norm", "said"), [(math.nan, 1.0, "loss is nan"), (3.0, math.inf, "norm is inf")]
 )
 def test_numbers_that_are_not_finite_are_skipped_from_the_first_step_on(loss, norm, said):
-    assert said in SpikeGuard(0.0).skip_reason(loss, norm)
+    assert said in (SpikeGuard(0.0).skip_reason(loss, norm) or "")
 
 
 def test_early_and_small_rises_are_no_spikes_and_0_turns_the_guard_off():

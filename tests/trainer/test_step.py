@@ -40,6 +40,7 @@ def test_accumulated_gradients_equal_those_of_the_mean_loss(make_run, micro_batc
     mean.backward()
     assert loss.item() / (7 * 16) == pytest.approx(mean.item(), rel=1e-6)
     for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
         assert torch.allclose(grads[name], parameter.grad, atol=1e-7, rtol=1e-4), name
 
 

@@ -37,7 +37,7 @@ UNSUPPORTED_SUFFIXES = (
 
 
 def read_documents(
-    path: str, *, documents: str = "file", field: str = "text"
+    path: str, *, documents: DocumentKind = "file", field: str = "text"
 ) -> Iterator[Document]:
     """Yield the documents of one file, or of stdin ("-"), that have any text.
 
@@ -60,7 +60,7 @@ def _readable(documents: Iterator[Document]) -> Iterator[Document]:
             yield document
 
 
-def find_reader(path: str, documents: str, field: str = "text") -> Reader:
+def find_reader(path: str, documents: DocumentKind, field: str = "text") -> Reader:
     """Return the reader for the suffix of `path`.
 
     Raises InputError if the format cannot be read, UsageError if `documents` is not one of
@@ -110,7 +110,7 @@ def scan(path: str, reader: Reader, part: FileRange = WHOLE_FILE) -> Iterator[Do
         yield from reader(stream, name, part)
 
 
-def is_splittable(path: str, reader: Reader, documents: str) -> bool:
+def is_splittable(path: str, reader: Reader, documents: DocumentKind) -> bool:
     """Return True if a byte range of the file can be read without the bytes before it."""
     kind, compression = file_suffixes(path)
     return (

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from gptcli.corpus.documents import WHOLE_FILE, Document, FileRange
-from gptcli.corpus.formats import find_reader, scan
+from gptcli.corpus.formats import DocumentKind, find_reader, scan
 from gptcli.errors import InputError
 
 
 def scanned(
-    path: str | Path, documents: str = "file", part: FileRange = WHOLE_FILE
+    path: str | Path, documents: DocumentKind = "file", part: FileRange = WHOLE_FILE
 ) -> list[Document]:
     """Return every document of a file, unreadable ones included."""
     return list(scan(str(path), find_reader(str(path), documents), part))
 
 
-def error_kinds(path: str | Path, documents: str = "file") -> list[str]:
+def error_kinds(path: str | Path, documents: DocumentKind = "file") -> list[str]:
     return [document.error_kind for document in scanned(path, documents)]
 
 
@@ -68,9 +69,11 @@ def test_a_compressed_parquet_file_is_read(tmp_path: Path, ending: str) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     texts = [str(number) for number in range(3000)]
     parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet", row_group_size=1000)
-    data = {".gz": gzip.compress, ".zst": zstandard.compress}[ending](
-        (tmp_path / "a.parquet").read_bytes()
-    )
+    compress: dict[str, Callable[[bytes], bytes]] = {
+        ".gz": gzip.compress,
+        ".zst": zstandard.compress,
+    }
+    data = compress[ending]((tmp_path / "a.parquet").read_bytes())
     path = tmp_path / f"b.parquet{ending}"
     path.write_bytes(data)
     assert [row.text for row in scanned(path)] == texts

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 
 from gptcli.corpus.documents import WHOLE_FILE, Document, FileRange
-from gptcli.corpus.formats import find_reader, scan, text
+from gptcli.corpus.formats import DocumentKind, find_reader, scan, text
 
 
 def scanned(
-    path: str | Path, documents: str = "file", part: FileRange = WHOLE_FILE
+    path: str | Path, documents: DocumentKind = "file", part: FileRange = WHOLE_FILE
 ) -> list[Document]:
     """Return every document of a file, unreadable ones included."""
     return list(scan(str(path), find_reader(str(path), documents), part))
 
 
-def error_kinds(path: str | Path, documents: str = "file") -> list[str]:
+def error_kinds(path: str | Path, documents: DocumentKind = "file") -> list[str]:
     return [document.error_kind for document in scanned(path, documents)]
 
 
@@ -47,7 +47,7 @@ def test_each_broken_json_line_is_counted_by_its_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("documents", ["file", "line", "paragraph"])
 def test_a_huge_line_is_dropped_and_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, documents: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, documents: DocumentKind
 ) -> None:
     monkeypatch.setattr(text, "MAX_DOCUMENT_BYTES", 100)
     (tmp_path / "a.jsonl").write_text(

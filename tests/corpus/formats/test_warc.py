@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from gptcli.corpus.documents import WHOLE_FILE, Document, FileRange
-from gptcli.corpus.formats import find_reader, scan
+from gptcli.corpus.formats import DocumentKind, find_reader, scan
 from gptcli.errors import InputError
 
 
 def scanned(
-    path: str | Path, documents: str = "file", part: FileRange = WHOLE_FILE
+    path: str | Path, documents: DocumentKind = "file", part: FileRange = WHOLE_FILE
 ) -> list[Document]:
     """Return every document of a file, unreadable ones included."""
     return list(scan(str(path), find_reader(str(path), documents), part))
 
 
-def error_kinds(path: str | Path, documents: str = "file") -> list[str]:
+def error_kinds(path: str | Path, documents: DocumentKind = "file") -> list[str]:
     return [document.error_kind for document in scanned(path, documents)]
 
 
@@ -54,7 +55,11 @@ def warc() -> bytes:
 def test_pages_and_texts_of_archives_are_documents(tmp_path: Path, warc: bytes, name: str) -> None:
     import zstandard
 
-    compress = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(name).suffix, bytes)
+    known: dict[str, Callable[[bytes], bytes]] = {
+        ".gz": gzip.compress,
+        ".zst": zstandard.compress,
+    }
+    compress = known.get(Path(name).suffix, bytes)
     (tmp_path / name).write_bytes(compress(warc))
     pages = scanned(tmp_path / name)
     assert [page.error_kind for page in pages] == [
