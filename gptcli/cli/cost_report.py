@@ -103,11 +103,11 @@ def requested_target(options: dict[str, Any]) -> Target:
             )
         config = ModelConfig(**{"n_ctx": DEFAULT_N_CTX, **shape})
         return Target("custom", config, GPT3_TRAINING.tokens, "assumed: as many as GPT-3")
-    found = find_target(size or DEFAULT_SIZE)
+    target = find_target(size or DEFAULT_SIZE)
     if not shape:
-        return found
-    config = ModelConfig(**{**found.model.as_dict(), **shape})
-    return Target(f"{found.name}, changed", config, found.tokens, found.source)
+        return target
+    config = ModelConfig(**{**target.model.as_dict(), **shape})
+    return Target(f"{target.name}, changed", config, target.tokens, target.source)
 
 
 def check_not_a_size(argument: str) -> None:
@@ -208,8 +208,8 @@ def list_plans(options: dict[str, Any], output: OutputOptions) -> None:
     gpu, gpus, model = hardware.gpu_row, hardware.gpus or 1, target.model
     assert gpu is not None, "only --tflops describes a custom GPU, and --plan does not take it"
     sequences = batch_sequences(model)
-    found = plans(model, gpu, gpus, sequences, hardware.matmul_precision, most=MAX_PLANS)
-    if not found:
+    ranked = plans(model, gpu, gpus, sequences, hardware.matmul_precision, most=MAX_PLANS)
+    if not ranked:
         raise UsageError(
             f"no layout of {gpus:,} {gpu.name} has enough memory for {target.name}",
             where="--plan",
@@ -218,23 +218,23 @@ def list_plans(options: dict[str, Any], output: OutputOptions) -> None:
     if output.plot is not None:
         from gptcli.runs.plots import time_of_plans, write_plot
 
-        write_plot(output.plot, time_of_plans(target.name, found))
+        write_plot(output.plot, time_of_plans(target.name, ranked))
     typed = _model_options(options, model)
     if output.json:
-        listed = [plan.as_dict() | {"command": train_command(plan, typed)} for plan in found]
+        listed = [plan.as_dict() | {"command": train_command(plan, typed)} for plan in ranked]
         report = {"name": target.name, "gpu": gpu.name, "gpus": gpus, "plans": listed}
         print_json("cost", report)
         return
     if assumed := _assumed(hardware):
         print_lines(f"{gpu.name} {assumed}", dim=True)
-    factor = uncertainty(found[0].layout, gpu)
+    factor = uncertainty(ranked[0].layout, gpu)
     print_lines(
         f"{target.name} on {gpus:,} {gpu.name}, fastest first; "
         f"times are accurate to a factor of {factor:g}"
     )
-    print_table(plans_table(found), markdown=output.markdown)
+    print_table(plans_table(ranked), markdown=output.markdown)
     print_lines("waits: share of the step spent in collectives and pipeline bubbles")
-    print_command(train_command(found[0], typed))
+    print_command(train_command(ranked[0], typed))
 
 
 def _assumed(hardware: HardwareOptions) -> str:

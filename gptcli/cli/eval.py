@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from gptcli import strict_json
+from gptcli.cli import options
 from gptcli.cli.command import Command, hold, releasing
 from gptcli.cli.console import ConsoleEvents, print_json, screen
-from gptcli.cli.options import number
+from gptcli.cli.options import flag, quantity, value
 from gptcli.errors import UsageError, nearest
 from gptcli.events import SILENT
 from gptcli.files import atomic_write, claim_file, write_json, written_through
@@ -58,207 +59,139 @@ def evaluate(
     ] = None,
     checkpoint: Annotated[
         int | None,
-        typer.Option(
-            parser=number("checkpoint"),
-            metavar="N",
-            help="Score the run's checkpoint of this step.",
-            show_default="the finished model, or the newest checkpoint",
-            rich_help_panel=WHAT,
+        quantity(
+            "checkpoint",
+            "Score the run's checkpoint of this step.",
+            WHAT,
+            "the finished model, or the newest checkpoint",
         ),
     ] = None,
     text: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            help="Text file to measure the loss on; several with commas.",
-            rich_help_panel=WHAT,
-        ),
+        value("Text file to measure the loss on; several with commas.", "FILE", WHAT),
     ] = None,
     task: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Task to score, by its name or its .toml file; several with commas.",
-            autocompletion=_complete_task,
-            rich_help_panel=WHAT,
+        value(
+            "Task to score, by its name or its .toml file; several with commas.",
+            "NAME",
+            WHAT,
+            complete=_complete_task,
         ),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="With --task, the folder or file of its data; otherwise shards to use "
+        value(
+            "With --task, the folder or file of its data; otherwise shards to use "
             "instead of the run's own.",
-            rich_help_panel=WHAT,
+            "FOLDER",
+            WHAT,
         ),
     ] = None,
     against: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Training shards to search for the items of each --task; "
+        value(
+            "Training shards to search for the items of each --task; "
             "clean items are scored separately.",
-            rich_help_panel=WHAT,
+            "FOLDER",
+            WHAT,
         ),
     ] = None,
     list_tasks: Annotated[
-        bool,
-        typer.Option(
-            "--list",
-            help="List the tasks and whether their data is in --data, and stop.",
-            rich_help_panel=WHAT,
-        ),
+        bool, flag("--list", "List the tasks and whether their data is in --data, and stop.", WHAT)
     ] = False,
     shots: Annotated[
-        int,
-        typer.Option(
-            parser=number("shots"),
-            help="Solved examples in front of each item.",
-            metavar="K",
-            rich_help_panel=FEW,
-        ),
+        int, quantity("shots", "Solved examples in front of each item.", FEW, metavar="K")
     ] = 0,
     shots_seed: Annotated[
         int,
-        typer.Option(
-            parser=number("shots_seed"),
-            metavar="N",
-            help="Random seed that chooses the solved examples, for each item by a hash.",
-            rich_help_panel=FEW,
+        quantity(
+            "shots_seed",
+            "Random seed that chooses the solved examples, for each item by a hash.",
+            FEW,
         ),
     ] = 0,
     shared_shots: Annotated[
         bool,
-        typer.Option(
+        flag(
             "--shared-shots",
-            help="Use the same solved examples for all items: not the papers' protocol, "
+            "Use the same solved examples for all items: not the papers' protocol, "
             "but much faster.",
-            rich_help_panel=FEW,
+            FEW,
         ),
     ] = False,
     limit: Annotated[
         int | None,
-        typer.Option(
-            parser=number("limit"),
-            help="Score only the first N items, or windows of text.",
-            metavar="N",
-            show_default="all",
-            rich_help_panel=HOW,
-        ),
+        quantity("limit", "Score only the first N items, or windows of text.", HOW, "all"),
     ] = None,
     stride: Annotated[
         int | None,
-        typer.Option(
-            parser=number("stride"),
-            help="Tokens from one window of text to the next; a smaller stride gives "
+        quantity(
+            "stride",
+            "Tokens from one window of text to the next; a smaller stride gives "
             "tokens more context.",
-            metavar="N",
-            show_default="the model's context",
-            rich_help_panel=HOW,
+            HOW,
+            "the model's context",
         ),
     ] = None,
     normalise: Annotated[
         str | None,
-        typer.Option(
-            help="Normalisation of the choices' likelihoods: token, sum, character or "
-            "unconditional.",
-            metavar="RULE",
-            show_default="the task's",
-            rich_help_panel=HOW,
+        value(
+            "Normalisation of the choices' likelihoods: token, sum, character or unconditional.",
+            "RULE",
+            HOW,
+            "the task's",
         ),
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(
-            parser=number("batch_size"),
-            help="Items scored at once; scores do not depend on it.",
-            metavar="N",
-            show_default="what fits",
-            rich_help_panel=HOW,
+        quantity(
+            "batch_size", "Items scored at once; scores do not depend on it.", HOW, "what fits"
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="File to write the report to, as JSON; - is stdout.",
-            rich_help_panel=OUTPUT,
-        ),
+        options.out("File to write the report to, as JSON; - is stdout.", "FILE", OUTPUT),
     ] = None,
     records: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder that keeps the result of every item as soon as it is measured.",
-            metavar="FOLDER",
-            show_default="beside -o",
-            rich_help_panel=OUTPUT,
+        value(
+            "Folder that keeps the result of every item as soon as it is measured.",
+            "FOLDER",
+            OUTPUT,
+            "beside -o",
         ),
     ] = None,
     samples: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="File for every item's scores, one JSON object per line.",
-            rich_help_panel=OUTPUT,
-        ),
+        value("File for every item's scores, one JSON object per line.", "FILE", OUTPUT),
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(
-            help="Draw accuracy by shots and size, from reports, as an SVG, and stop.",
-            metavar="FILE.svg",
-            rich_help_panel=OUTPUT,
+        value(
+            "Draw accuracy by shots and size, from reports, as an SVG, and stop.",
+            "FILE.svg",
+            OUTPUT,
         ),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option(
-            "--resume",
-            help="Continue an evaluation that was stopped, from its --records.",
-            rich_help_panel=OUTPUT,
-        ),
+        flag("--resume", "Continue an evaluation that was stopped, from its --records.", OUTPUT),
     ] = False,
     force: Annotated[
-        bool,
-        typer.Option(
-            "--force", help="Replace existing output files and --records.", rich_help_panel=OUTPUT
-        ),
+        bool, flag("--force", "Replace existing output files and --records.", OUTPUT)
     ] = False,
     dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Print what would be read, its sizes and work, and stop.",
-            rich_help_panel=OUTPUT,
-        ),
+        bool, flag("--dry-run", "Print what would be read, its sizes and work, and stop.", OUTPUT)
     ] = False,
-    markdown: Annotated[
-        bool,
-        typer.Option("--markdown", help="Print the tables as Markdown.", rich_help_panel=OUTPUT),
-    ] = False,
+    markdown: Annotated[bool, flag("--markdown", "Print the tables as Markdown.", OUTPUT)] = False,
     as_json: Annotated[
-        bool,
-        typer.Option(
-            "--json", help="Print the report as one JSON object on stdout.", rich_help_panel=OUTPUT
-        ),
+        bool, flag("--json", "Print the report as one JSON object on stdout.", OUTPUT)
     ] = False,
     device: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="Device to run on: auto, cpu, cuda or cuda:1.",
-            rich_help_panel=MACHINE,
-        ),
+        str, value("Device to run on: auto, cpu, cuda or cuda:1.", "NAME", MACHINE)
     ] = "auto",
-    precision: Annotated[
-        str,
-        typer.Option(
-            metavar="KIND", help="Precision: fp32, bf16 or auto.", rich_help_panel=MACHINE
-        ),
-    ] = "fp32",
+    precision: Annotated[str, value("Precision: fp32, bf16 or auto.", "KIND", MACHINE)] = "fp32",
 ) -> None:
     """Evaluate a model: loss, perplexity and bits per byte on text, and the papers' tasks.
 
@@ -289,15 +222,15 @@ def evaluate(
         _evaluate_finetuned(folder, data, as_json=as_json)
         return
     tasks = find_tasks(task or [])
-    for option, value in {
+    for name, given in {
         "--samples": samples,
         "--against": against,
         "--records": records,
         "--normalise": normalise,
         "--shots": shots or None,
     }.items():
-        if value is not None and not tasks:
-            raise UsageError(f"{option} goes with --task: it applies to the items of a task")
+        if given is not None and not tasks:
+            raise UsageError(f"{name} goes with --task: it applies to the items of a task")
     if stride is not None and tasks and not text and all(one.kind != "text" for one in tasks):
         raise UsageError("--stride goes with text: a task's items are not read in windows")
     if normalise is not None and normalise not in NORMALISERS:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli import strict_json
+from gptcli.cli import options as shared_options
 from gptcli.cli.command import Command, hold, releasing
 from gptcli.cli.console import ConsoleEvents, as_options, print_file, print_json
 from gptcli.cli.dashboard import Dashboard
@@ -24,11 +25,13 @@ from gptcli.cli.options import (
     Reader,
     command_line,
     config_schema,
+    flag,
     help_texts,
     option,
     read_config,
     read_option,
     resolved_toml,
+    value,
 )
 from gptcli.cost.hardware import PRECISIONS
 from gptcli.cost.memory import RECOMPUTE, SCHEDULES
@@ -106,18 +109,6 @@ def _sizes(incomplete: str) -> list[str]:
     return [name for name in size_names() if name.lower().startswith(incomplete.lower())]
 
 
-def _option(panel: str, metavar: str, default: str, text: str) -> Any:
-    """Return an option whose default may come from --config, the paper or the machine.
-
-    `default` describes it in the help.
-    """
-    return typer.Option(metavar=metavar, show_default=default, rich_help_panel=panel, help=text)
-
-
-def _flag(name: str, panel: str, text: str) -> Any:
-    return typer.Option(name, rich_help_panel=panel, help=text)
-
-
 Value = str | None
 
 
@@ -130,321 +121,307 @@ def train(
     ] = None,
     size: Annotated[
         Value,
-        typer.Option(
-            metavar="NAME",
-            show_default=False,
-            rich_help_panel=MODEL,
-            help="Model size of the papers, which sets architecture and training recipe.",
-            autocompletion=_sizes,
+        value(
+            "Model size of the papers, which sets architecture and training recipe.",
+            "NAME",
+            MODEL,
+            False,
+            complete=_sizes,
         ),
     ] = None,
-    n_layer: Annotated[Value, _option(MODEL, "N", "size's", "Number of layers.")] = None,
-    n_head: Annotated[Value, _option(MODEL, "N", "size's", "Number of attention heads.")] = None,
+    n_layer: Annotated[Value, value("Number of layers.", "N", MODEL, "size's")] = None,
+    n_head: Annotated[Value, value("Number of attention heads.", "N", MODEL, "size's")] = None,
     d_model: Annotated[
-        Value, _option(MODEL, "N", "size's", "Width of the model: the size of an embedding.")
+        Value, value("Width of the model: the size of an embedding.", "N", MODEL, "size's")
     ] = None,
     n_ctx: Annotated[
-        Value, _option(MODEL, "N", "size's", "Length of the context, in tokens.")
+        Value, value("Length of the context, in tokens.", "N", MODEL, "size's")
     ] = None,
     attention: Annotated[
         Value,
-        _option(
-            MODEL,
-            "KIND",
-            "size's",
+        value(
             "Attention of the layers: dense, banded (every second layer), or a pattern such as "
             "dense,dense,banded.",
+            "KIND",
+            MODEL,
+            "size's",
         ),
     ] = None,
     band: Annotated[
-        Value, _option(MODEL, "N", "256", "Tokens that a banded layer attends to.")
+        Value, value("Tokens that a banded layer attends to.", "N", MODEL, "256")
     ] = None,
     dropout: Annotated[
         Value,
-        _option(
-            MODEL, "P", "0", "Dropout probability of embeddings, attention and residual branches."
+        value(
+            "Dropout probability of embeddings, attention and residual branches.", "P", MODEL, "0"
         ),
     ] = None,
     init_from: Annotated[
         Value,
-        _option(
-            MODEL,
-            "FOLDER",
-            "random weights",
+        value(
             "Start from the weights of this run or GPT-2 folder, which sets the architecture.",
+            "FOLDER",
+            MODEL,
+            "random weights",
         ),
     ] = None,
     checkpoint: Annotated[
         Value,
-        _option(
-            MODEL,
-            "N",
-            "the finished model, or the newest",
+        value(
             "With --init-from: start from its checkpoint of this step.",
+            "N",
+            MODEL,
+            "the finished model, or the newest",
         ),
     ] = None,
     finetune: Annotated[
         Path | None,
-        typer.Option(
-            metavar="TASK.toml",
-            show_default=False,
-            rich_help_panel=MODEL,
-            help="Fine-tune on the labelled examples of a task file, as GPT-1 does.",
+        value(
+            "Fine-tune on the labelled examples of a task file, as GPT-1 does.",
+            "TASK.toml",
+            MODEL,
+            False,
         ),
     ] = None,
     tokens: Annotated[
         Value,
-        _option(
-            RECIPE,
-            "N",
-            "paper's, or 20 a parameter",
+        value(
             "Length of the run, in tokens; batch and schedule scale with it.",
+            "N",
+            RECIPE,
+            "paper's, or 20 a parameter",
         ),
     ] = None,
     batch_tokens: Annotated[
         Value,
-        _option(
-            RECIPE,
-            "N",
-            "paper's, less in a shorter run",
+        value(
             "Batch size, in tokens per step; auto follows the gradient noise scale.",
+            "N",
+            RECIPE,
+            "paper's, less in a shorter run",
         ),
     ] = None,
     lr: Annotated[
         Value,
-        _option(
-            RECIPE,
-            "X",
-            "paper's, more in a smaller model",
+        value(
             "Peak learning rate, reached at the end of the warm-up.",
+            "X",
+            RECIPE,
+            "paper's, more in a smaller model",
         ),
     ] = None,
     scale_lr: Annotated[
         bool,
-        _flag(
+        flag(
             "--scale-lr",
-            RECIPE,
             "Set --lr from the model size by interpolating GPT-3's table.",
+            RECIPE,
         ),
     ] = False,
     mup: Annotated[
         Value,
-        _option(
-            RECIPE,
-            "WIDTH",
-            "off",
+        value(
             "Maximal-update parameterisation, with the --d-model that --lr was tuned at.",
+            "WIDTH",
+            RECIPE,
+            "off",
         ),
     ] = None,
     min_lr_ratio: Annotated[
         Value,
-        _option(
-            RECIPE, "X", "paper's", "Learning rate at the end of the decay, as a share of --lr."
-        ),
+        value("Learning rate at the end of the decay, as a share of --lr.", "X", RECIPE, "paper's"),
     ] = None,
     warmup_tokens: Annotated[
         Value,
-        _option(
-            RECIPE,
-            "N",
-            "paper's, more in a shorter run",
+        value(
             "Length of the learning rate's linear warm-up, in tokens.",
+            "N",
+            RECIPE,
+            "paper's, more in a shorter run",
         ),
     ] = None,
     decay_tokens: Annotated[
         Value,
-        _option(RECIPE, "N", "paper's", "Tokens from the start to the end of the cosine decay."),
+        value("Tokens from the start to the end of the cosine decay.", "N", RECIPE, "paper's"),
     ] = None,
     ramp_tokens: Annotated[
         Value,
-        _option(
-            RECIPE,
-            "N",
-            "paper's",
+        value(
             "Tokens over which the batch grows to its full size; 0 for no ramp.",
+            "N",
+            RECIPE,
+            "paper's",
         ),
     ] = None,
     weight_decay: Annotated[
-        Value, _option(RECIPE, "X", "paper's", "Weight decay of matrices and embeddings.")
+        Value, value("Weight decay of matrices and embeddings.", "X", RECIPE, "paper's")
     ] = None,
     spike: Annotated[
         Value,
-        _option(
-            RECIPE,
-            "SIGMAS",
-            "6",
+        value(
             "Skip an update if its loss is this many standard deviations too high; 0 skips none.",
+            "SIGMAS",
+            RECIPE,
+            "6",
         ),
     ] = None,
     max_skipped: Annotated[
-        Value, _option(RECIPE, "N", "10", "Stop the run after this many skipped updates in a row.")
+        Value, value("Stop the run after this many skipped updates in a row.", "N", RECIPE, "10")
     ] = None,
     document_mask: Annotated[
-        bool, _flag("--document-mask", RECIPE, "Keep attention within each document.")
+        bool, flag("--document-mask", "Keep attention within each document.", RECIPE)
     ] = False,
     seed: Annotated[
-        Value, _option(RECIPE, "N", "0", "Random seed for initialization, data order and dropout.")
+        Value, value("Random seed for initialization, data order and dropout.", "N", RECIPE, "0")
     ] = None,
     data: Annotated[
         Value,
-        _option(
-            OUTPUT,
-            "FOLDER",
-            "shards",
+        value(
             "Shards from gpt build-shards, or token files of llm.c, Megatron or nanoGPT.",
+            "FOLDER",
+            OUTPUT,
+            "shards",
         ),
     ] = None,
     out: Annotated[
         Value,
-        typer.Option(
-            "--out",
-            "--output",
-            "-o",
-            metavar="FOLDER",
-            show_default="runs/SIZE",
-            rich_help_panel=OUTPUT,
-            help="Run folder to write; model.safetensors is written last.",
+        shared_options.out(
+            "Run folder to write; model.safetensors is written last.", "FOLDER", OUTPUT, "runs/SIZE"
         ),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            show_default=False,
-            rich_help_panel=OUTPUT,
-            help="TOML file with any of these options, and beta1, beta2, eps, clip, ramp_from; "
+        value(
+            "TOML file with any of these options, and beta1, beta2, eps, clip, ramp_from; "
             "an earlier run.toml works too.",
+            "FILE",
+            OUTPUT,
+            False,
         ),
     ] = None,
     resume: Annotated[
         bool,
-        _flag("--resume", OUTPUT, "Continue from the newest checkpoint, with that run's values."),
+        flag("--resume", "Continue from the newest checkpoint, with that run's values.", OUTPUT),
     ] = False,
-    force: Annotated[
-        bool, _flag("--force", OUTPUT, "Empty the run folder and start over.")
-    ] = False,
+    force: Annotated[bool, flag("--force", "Empty the run folder and start over.", OUTPUT)] = False,
     json: Annotated[
-        bool, _flag("--json", OUTPUT, "Print a report as one JSON object on stdout.")
+        bool, flag("--json", "Print a report as one JSON object on stdout.", OUTPUT)
     ] = False,
     checkpoint_every: Annotated[
-        Value, _option(WATCH, "N", "10 a run, at least every 1,000", "Steps between checkpoints.")
+        Value, value("Steps between checkpoints.", "N", WATCH, "10 a run, at least every 1,000")
     ] = None,
     keep: Annotated[
-        Value, _option(WATCH, "N", "2", "Number of checkpoints to keep, the newest.")
+        Value, value("Number of checkpoints to keep, the newest.", "N", WATCH, "2")
     ] = None,
     eval_every: Annotated[
         Value,
-        _option(
-            WATCH,
-            "N",
-            "20 a run, at least every 500",
+        value(
             "Steps between measurements of the validation loss.",
+            "N",
+            WATCH,
+            "20 a run, at least every 500",
         ),
     ] = None,
     eval_tokens: Annotated[
         Value,
-        _option(
-            WATCH,
-            "N",
-            "a 200th of --tokens, at most 1M",
+        value(
             "Validation tokens read at each measurement.",
+            "N",
+            WATCH,
+            "a 200th of --tokens, at most 1M",
         ),
     ] = None,
     eval_task: Annotated[
         list[str] | None,
-        _option(
-            WATCH,
-            "NAME",
-            "none",
+        value(
             "Task of gpt eval to score at every checkpoint; several with commas.",
+            "NAME",
+            WATCH,
+            "none",
         ),
     ] = None,
     eval_data: Annotated[
-        Value, _option(WATCH, "FOLDER", "none", "Folder with the data of each --eval-task.")
+        Value, value("Folder with the data of each --eval-task.", "FOLDER", WATCH, "none")
     ] = None,
     eval_items: Annotated[
-        Value, _option(WATCH, "N", "1,000", "Items of each --eval-task to score.")
+        Value, value("Items of each --eval-task to score.", "N", WATCH, "1,000")
     ] = None,
     samples: Annotated[
-        Value,
-        _option(WATCH, "N", "3, in a short run none", "Texts to generate at every checkpoint."),
+        Value, value("Texts to generate at every checkpoint.", "N", WATCH, "3, in a short run none")
     ] = None,
     track: Annotated[
-        Value, _option(WATCH, "NAME", "none", "Also log metrics to this tracker: tensorboard.")
+        Value, value("Also log metrics to this tracker: tensorboard.", "NAME", WATCH, "none")
     ] = None,
     lr_range: Annotated[
         bool,
-        _flag(
-            "--lr-range", WATCH, "Only sweep the learning rate over a short run and suggest one."
-        ),
+        flag("--lr-range", "Only sweep the learning rate over a short run and suggest one.", WATCH),
     ] = False,
     report: Annotated[
         bool,
-        _flag(
+        flag(
             "--report",
-            WATCH,
             "Only draw the report of one RUN, or of several compared; with -o FILE.svg, "
             "the losses alone.",
+            WATCH,
         ),
     ] = False,
     profile: Annotated[
-        bool, _flag("--profile", WATCH, "Profile a few steps and show where their time goes.")
+        bool, flag("--profile", "Profile a few steps and show where their time goes.", WATCH)
     ] = False,
     layout: Annotated[
         Value,
-        _option(
-            MACHINE,
-            "AXES",
-            "the fastest that fits",
+        value(
             "Processes per axis: data parallel, sharded, tensor and pipeline parallel, "
             "for example dp=2,shard=4,tp=2,pp=2.",
+            "AXES",
+            MACHINE,
+            "the fastest that fits",
         ),
     ] = None,
     pipeline_schedule: Annotated[
         Value,
-        _option(
-            MACHINE,
-            "NAME",
-            "1f1b",
+        value(
             "Order of micro-batches in a pipeline: 1f1b, gpipe, interleaved1f1b or loopedbfs.",
+            "NAME",
+            MACHINE,
+            "1f1b",
         ),
     ] = None,
     recompute: Annotated[
         Value,
-        _option(
-            MACHINE,
-            "WHAT",
-            "what fits",
+        value(
             "Activations to recompute in the backward pass: none, selective or full.",
+            "WHAT",
+            MACHINE,
+            "what fits",
         ),
     ] = None,
     micro_batch: Annotated[
-        Value, _option(MACHINE, "N", "what fits", "Sequences per process in one forward pass.")
+        Value, value("Sequences per process in one forward pass.", "N", MACHINE, "what fits")
     ] = None,
     precision: Annotated[
         Value,
-        _option(
-            MACHINE, "KIND", "auto", "Precision of matrix products: bf16, fp32, fp16, fp8 or auto."
+        value(
+            "Precision of matrix products: bf16, fp32, fp16, fp8 or auto.", "KIND", MACHINE, "auto"
         ),
     ] = None,
     compile: Annotated[
-        Value,
-        _option(MACHINE, "WHEN", "auto", "Use torch.compile: on, off, or auto if it pays off."),
+        Value, value("Use torch.compile: on, off, or auto if it pays off.", "WHEN", MACHINE, "auto")
     ] = None,
     dry_run: Annotated[
         bool,
-        _flag(
+        flag(
             "--dry-run",
-            MACHINE,
             "Show configuration, steps, passes over the data, time, memory and disk, and stop.",
+            MACHINE,
         ),
     ] = False,
     strict: Annotated[
         bool,
-        _flag(
+        flag(
             "--strict",
-            MACHINE,
             "Treat warnings, such as too few steps, as errors: exit with code 2.",
+            MACHINE,
         ),
     ] = False,
 ) -> None:
