@@ -6,7 +6,8 @@ from __future__ import annotations
 class Events:
     """Receiver of reports from long work.
 
-    This base class is silent; commands pass one that draws.
+    This base class is silent; commands pass one that draws. Texts name parameters as
+    `{option:NAME}`, which `gptcli.errors.name_parameters` turns into what a reader expects.
     """
 
     def info(self, text: str) -> None:

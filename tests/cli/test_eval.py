@@ -413,7 +413,7 @@ def test_generated_items_need_no_data(evaluate: Callable[..., str]) -> None:
         (["run", "--task", "lambada", "--data", ".", "--shots", "2"], "--shots 2 needs more"),
         (["--plot", "x.svg"], "--plot draws reports"),
         (["shards/manifest.json", "--plot", "x.svg"], "not a report"),
-        (["shards/manifest.json", "--plot", "x.png"], "not the name of an SVG"),
+        (["shards/manifest.json", "--plot", "x.png"], "x.png does not end in .svg"),
     ],
 )
 def test_more_bad_usage(evaluate: Callable[..., str], args: list[str], message: str) -> None:
