@@ -238,7 +238,8 @@ def seconds_of(machine: Machine, tokens: int, steps: int) -> tuple[float, float]
 
 def disk_bytes(model: ModelConfig, train: TrainConfig, steps: int) -> int:
     """Return the bytes on disk at the fullest moment: the checkpoints kept, the one being written,
-    the copy of the newest for transformers if the model is small, and the finished model."""
+    the copy of the newest for transformers if the model is small, and the finished model.
+    """
     checkpoints = min(train.keep + 1, -(-steps // train.checkpoint_every))
     models = 1 + (model.parameters < SMALL_MODEL)
     return (checkpoints * CHECKPOINT_BYTES + models * MODEL_BYTES) * model.parameters
