@@ -20,6 +20,9 @@ settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
 os.environ.setdefault("NO_COLOR", "1")
 os.environ.setdefault("COLUMNS", "120")
+# torch.compile imports setuptools, which fails once a test has made the import of trafilatura fail
+with contextlib.suppress(ImportError):
+    import setuptools  # noqa: F401
 for forced in ("FORCE_COLOR", "GITHUB_ACTIONS"):  # both make rich paint even into pipes
     os.environ.pop(forced, None)
 

@@ -179,13 +179,20 @@ def _warm_up_compilation(
             [(inputs, torch.full_like(inputs, IGNORE))], batch_tokens=1, step=0
         )
     except RuntimeError as error:  # raised by dynamo, inductor and the compilers below them
-        reason = str(error).strip().splitlines()[0]
+        reason = _compiler_message(error)
         if run.must_compile:
             raise RunError(
                 f"torch.compile failed: {reason}", hint="{option:compile} off trains without it"
-            ) from None
+            ) from error
         events.warn(f"torch.compile failed, training without it: {reason}")
         for part in parts:
             apply_ac_and_compile(part, replace(config, compile=False), mesh)
             install_kernels(part, replace(config, compile=False), mesh)
     train_step.optimizer.zero_grad()
+
+
+def _compiler_message(error: RuntimeError) -> str:
+    """Return the first line of an error of torch.compile that says what went wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # torch names the backend in a line of its own: "backend='inductor' raised:"
+    return next((line for line in lines if not line.endswith("raised:")), type(error).__name__)

@@ -37,7 +37,9 @@ def test_initial_weights_are_those_of_the_plain_model(make_run):
 def test_a_failing_compiler_is_a_warning_or_if_required_an_error(make_run, monkeypatch):
     def broken(function, **kwargs):
         def call(*args, **kwargs):
-            raise torch._dynamo.exc.TorchDynamoException("no compiler\nlong story")
+            raise torch._dynamo.exc.TorchDynamoException(
+                "backend='inductor' raised:\nno compiler\nlong story"
+            )
 
         return call
 
