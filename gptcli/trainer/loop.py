@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import multiprocessing
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.runs.metrics import Line, window
 from gptcli.runtime import launched_processes
 from gptcli.shards.order import Mixture, open_order
+from gptcli.strict_json import finite
 from gptcli.trainer.batches import MicroBatch, SequentialWindows, micro_batches, open_validation
 from gptcli.trainer.callbacks import Callback, RunProgress
 from gptcli.trainer.checkpoint import (
@@ -311,17 +311,13 @@ class Trainer:
         }
 
 
-def finite(value: float) -> float | None:
-    """Return the value, or None for infinity and NaN, which JSON does not have."""
-    return value if math.isfinite(value) else None
-
-
 def stopped_after(step: int, out: Path) -> Interrupted:
-    """Return the error that ends a run which a signal stopped after its last step."""
+    """Return the error of a run that a signal stopped after `step`, whose checkpoint is saved."""
     return Interrupted(
         f"stopped after step {step:,}, with a checkpoint",
         where=out,
-        hint="{option:resume} continues",
+        code="interrupted",
+        hint="{option:resume} goes on",
     )
 
 

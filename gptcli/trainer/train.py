@@ -28,6 +28,7 @@ from gptcli.trainer.checkpoint import newest_state, newest_step
 from gptcli.trainer.config import Run, TrainConfig
 from gptcli.trainer.export import is_finished, remove_temporary_weights
 from gptcli.trainer.initial_weights import keep_initial_weights
+from gptcli.trainer.loop import stopped_after
 from gptcli.trainer.loop import train as train_on_rank
 from gptcli.trainer.preflight import check_data, check_resume, check_run, data_sha256
 from gptcli.trainer.resolve import MODEL_KEYS, NEWEST, ResolvedRun
@@ -103,12 +104,7 @@ def launch_run(run: Run, events: Events) -> dict[str, Any]:
 
 def interrupted(report: dict[str, Any], out: Path) -> Interrupted:
     """Return the error of a run that was stopped and has saved a checkpoint."""
-    return Interrupted(
-        f"stopped after step {report['step']:,}, with a checkpoint",
-        where=out,
-        code="interrupted",
-        hint="{option:resume} goes on",
-    )
+    return stopped_after(report["step"], out)
 
 
 def settings_of(config: TrainConfig, model: ModelConfig, *, data: Path, out: Path) -> Resolved:
