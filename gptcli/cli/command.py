@@ -56,7 +56,7 @@ class Word:
     value: str | None
     """Value; None for a flag, and for an option at the end of the line without its value."""
     takes_value: bool | None = None
-    """Whether the option takes a value; None if the command does not have it."""
+    """True if the option takes a value; None if the command does not have it."""
 
     def __str__(self) -> str:
         return self.name or str(self.value)

@@ -30,7 +30,7 @@ class FewShotConfig:
     seed: int = 0
     """Random seed of the draw."""
     shared: bool = False
-    """Whether all items have the same examples."""
+    """True if all items have the same examples."""
 
 
 class FewShotPool:
@@ -45,7 +45,7 @@ class FewShotPool:
         """
         self.path = find_examples(task, path, data)
         self.is_evaluated = self.path == path
-        """Whether the pool is the evaluated items, because there is no file of examples."""
+        """True if the pool is the evaluated items, because there is no file of examples."""
         examples = [
             item
             for item in read_items(task, self.path)

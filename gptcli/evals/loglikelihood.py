@@ -53,7 +53,7 @@ class Score:
     log_probs: np.ndarray
     """Log-probability of each token in nats, fp32."""
     is_greedy: np.ndarray
-    """Whether each token has the highest probability of the vocabulary (bool)."""
+    """For each token, True if it has the highest probability of the vocabulary (bool)."""
     is_greedy_filtered: np.ndarray
     """The same over the vocabulary without the scorer's excluded tokens."""
 

@@ -53,7 +53,7 @@ class Request:
     shots: int
     """Number of few-shot examples."""
     truncated: bool
-    """Whether the beginning of the context was cut."""
+    """True if the beginning of the context was cut."""
     size: int
     """Tokens in the forward pass for this request."""
 

@@ -71,7 +71,7 @@ class Conditions:
     shots_seed: int | None
     """Random seed of the few-shot examples; None for zero-shot."""
     shared_shots: bool
-    """Whether all items have the same few-shot examples."""
+    """True if all items have the same few-shot examples."""
     items: int
     """Number of scored items, or windows of text."""
     skipped: dict[str, int]

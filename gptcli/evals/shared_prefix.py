@@ -131,7 +131,7 @@ class PackedRows:
                     self.scored_positions[number].append(row * shape[1] + positions)
         one_segment = (self.segment_RT == 0) | (self.segment_RT == NO_SEGMENT)
         self.is_causal = cached == 0 and bool(one_segment.all())
-        """Whether every row is a single sequence, which needs only the causal mask."""
+        """True if every row is a single sequence, which needs only the causal mask."""
 
     def _put(
         self,

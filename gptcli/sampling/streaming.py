@@ -25,7 +25,7 @@ class TextStream:
         self._stops = list(stops)
         self._withheld = ""
         self.stopped = False
-        """Whether a stop string was found."""
+        """True if a stop string was found."""
 
     def push(self, piece: bytes) -> str:
         """Return the text that `piece` completes; bytes of an incomplete character are withheld."""

@@ -49,7 +49,7 @@ class Spacing:
     infix: re.Pattern[str] | None = None
     """Marks inside words that are tokens between at signs, such as the "-" of " @-@ "."""
     padded: bool = False
-    """Whether a space begins and ends each line."""
+    """True if a space begins and ends each line."""
 
     def detokenize(self, text: str) -> str:
         """Return ordinary text for the text of the data set."""
