@@ -22,7 +22,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
-from gptcli import settings, toml_text
+from gptcli import settings, toml_json
 from gptcli.errors import InputError, UsageError, message_of
 from gptcli.files import atomic_write, read_text, read_toml, similar
 from gptcli.settings import (
@@ -318,7 +318,7 @@ def resolved_toml(resolved: Resolved, **extra: Any) -> str:
 
 def command_line() -> str:
     """Return this command line, quoted for a shell, on one line."""
-    return toml_text.comment(shlex.join(["gpt", *sys.argv[1:]]))
+    return toml_json.toml_comment(shlex.join(["gpt", *sys.argv[1:]]))
 
 
 def config_schema(

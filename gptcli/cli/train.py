@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli import strict_json
+from gptcli import toml_json
 from gptcli.cli.command import Command, hold, releasing
 from gptcli.cli.console import ConsoleEvents, as_options, print_file, print_json
 from gptcli.cli.dashboard import Dashboard
@@ -700,4 +700,4 @@ def schema() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(strict_json.dumps(schema(), indent=2))
+    print(toml_json.dumps(schema(), indent=2))

@@ -17,7 +17,7 @@ from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.runs.metrics import Line, window
 from gptcli.runtime import launched_processes
 from gptcli.shards.order import Mixture, open_order
-from gptcli.strict_json import finite
+from gptcli.toml_json import finite
 from gptcli.trainer.batches import MicroBatch, SequentialWindows, micro_batches, open_validation
 from gptcli.trainer.callbacks import Callback, RunProgress
 from gptcli.trainer.checkpoint import (
