@@ -30,7 +30,7 @@ from gptcli.model.safetensors_io import (
 )
 from gptcli.model.source import WEIGHTS
 from gptcli.runs.metrics import Line, window
-from gptcli.runs.provenance import read_provenance
+from gptcli.runs.record import read_provenance
 from gptcli.tokenizer.tokenizer import load_tokenizer
 from gptcli.trainer.callbacks import (
     BackgroundCallback,

@@ -20,7 +20,7 @@ from gptcli.files import atomic_write, check_output, claim_output
 from gptcli.locks import own_folder
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.source import INIT, RUN_TOML
-from gptcli.runs.provenance import provenance, resumed
+from gptcli.runs.record import provenance, resumed
 from gptcli.runtime import is_main, is_main_on_node, restarted
 from gptcli.settings import Resolved, resolved_toml, same_values, updated_toml
 from gptcli.shards.manifest import Manifest, read_manifest
