@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import re
 import secrets
@@ -188,25 +187,7 @@ def write_json(path: Path, value: object) -> None:
 
 def read_json(path: Path) -> Any:
     """Return the JSON in `path`. Raises InputError, with the line, if it is missing or broken."""
-    return parse_json(_read(path), path, lines=True)
-
-
-def parse_json(data: bytes, where: str | Path, *, lines: bool = False) -> Any:
-    """Return the JSON value in `data`.
-
-    Raises InputError if it is broken; with `lines`, its line is added to `where`.
-    """
-    text = decode(data, where)
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"not valid JSON: {error.msg}", where=f"{where}:{error.lineno}" if lines else where
-        ) from None
-    except ValueError as error:  # a number of over 4,300 digits
-        raise InputError(f"not readable JSON: {error}", where=where) from None
-    except RecursionError:
-        raise InputError("not readable JSON: nested too deeply", where=where) from None
+    return toml_json.parse_json(_read(path), path, lines=True)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -166,6 +166,24 @@ def _is_toml(line: str) -> bool:
     return True
 
 
+def parse_json(data: bytes, where: str | Path, *, lines: bool = False) -> Any:
+    """Return the JSON value in `data`.
+
+    Raises InputError if it is broken; with `lines`, its line is added to `where`.
+    """
+    text = decode(data, where)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"not valid JSON: {error.msg}", where=f"{where}:{error.lineno}" if lines else where
+        ) from None
+    except ValueError as error:  # a number of over 4,300 digits
+        raise InputError(f"not readable JSON: {error}", where=where) from None
+    except RecursionError:
+        raise InputError("not readable JSON: nested too deeply", where=where) from None
+
+
 def dumps(
     value: object, *, ascii_only: bool = False, indent: int | None = None, sort_keys: bool = False
 ) -> str:

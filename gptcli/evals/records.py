@@ -27,9 +27,10 @@ from gptcli.evals.loglikelihood import Score
 from gptcli.evals.metrics import METRICS, first_sentences
 from gptcli.evals.requests import Request
 from gptcli.evals.task import Normaliser, Task
-from gptcli.files import PARTIAL, atomic_write, complete_lines, parse_json, sha256
+from gptcli.files import PARTIAL, atomic_write, complete_lines, sha256
 from gptcli.model.source import UNFINISHED, WEIGHTS, ModelSource
 from gptcli.sampling.streaming import Completion
+from gptcli.toml_json import parse_json
 
 Record = dict[str, Any]
 INDEX = "index"  # key of every record: the item's index in its file

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
 
 from gptcli.errors import InputError, UsageError, nearest
-from gptcli.files import parse_json, read_toml
+from gptcli.files import read_toml
 from gptcli.finetune.inputs import TEXT_FIELDS, Example, InputTransform, Kind
 from gptcli.tokenizer.tokenizer import refuse_surrogates
+from gptcli.toml_json import parse_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

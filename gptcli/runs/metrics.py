@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from gptcli import toml_json
 from gptcli.errors import InputError
-from gptcli.files import atomic_write, parse_json, read_text
+from gptcli.files import atomic_write, read_text
 from gptcli.model.source import METRICS
+from gptcli.toml_json import parse_json
 
 if TYPE_CHECKING:
     from gptcli.cost.scaling_fit import RunResult

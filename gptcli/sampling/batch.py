@@ -18,14 +18,7 @@ from typing import Any
 from gptcli import toml_json
 from gptcli.errors import InputError, UsageError
 from gptcli.events import SILENT, Events
-from gptcli.files import (
-    atomic_write,
-    claim_file,
-    complete_lines,
-    parse_json,
-    sha256,
-    written_through,
-)
+from gptcli.files import atomic_write, claim_file, complete_lines, sha256, written_through
 from gptcli.locks import own_file
 from gptcli.model.source import WEIGHTS
 from gptcli.model.transformer import GPT
@@ -40,6 +33,7 @@ from gptcli.sampling.load import PrecisionChoice, load
 from gptcli.sampling.params import SamplingParams
 from gptcli.sampling.quantize import Quantize
 from gptcli.tokenizer.tokenizer import Tokenizer, refuse_surrogates
+from gptcli.toml_json import parse_json
 
 GROUP_BATCHES = 16  # prompts in a group, as a multiple of the batch size
 PROMPT_HINT = 'each line is a JSON object: {"prompt": "Once upon a time"}'

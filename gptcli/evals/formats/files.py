@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from gptcli.encodings import not_utf8, without_bom
 from gptcli.errors import InputError, install_hint
-from gptcli.files import parse_json
+from gptcli.toml_json import parse_json
 
 Row = dict[str, Any]
 Reader = Callable[[Path], Iterator[Row]]
