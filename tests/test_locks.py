@@ -518,7 +518,7 @@ def end_at(moment: int, folder: Path) -> list[Path] | None:
 def test_a_program_that_ends_at_any_moment_leaves_no_lock(
     tmp_path, never_watches, monkeypatch, dead
 ):
-    monkeypatch.setattr(locks, "process_gone", lambda holder: holder == DEAD)
+    monkeypatch.setattr(locks, "process_gone", lambda pid, *_: pid == DEAD.pid)
     folder, ends = tmp_path / "out", 0
     while True:
         if dead:
