@@ -29,9 +29,8 @@ from gptcli.sampling.generate import (
     generate_sequences,
     sample_generator,
 )
-from gptcli.sampling.load import PrecisionChoice, load
+from gptcli.sampling.load import PrecisionChoice, Quantize, load
 from gptcli.sampling.params import SamplingParams
-from gptcli.sampling.quantize import Quantize
 from gptcli.tokenizer.tokenizer import Tokenizer, refuse_surrogates
 from gptcli.toml_json import parse_json
 

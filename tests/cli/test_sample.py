@@ -203,7 +203,7 @@ def test_stop_strings_end_a_sample(run: Path) -> None:
 
 def test_beam_and_best_of_return_one_sample(run: Path) -> None:
     from gptcli.model.safetensors_io import load_model
-    from gptcli.sampling.beam import beam_search
+    from gptcli.sampling.sampler import beam_search
 
     made = report(run, "words", "--beam", 4, "--max-tokens", 6)
     best = beam_search(load_model(run), made["prompt_tokens"], max_tokens=6, stop_id=289)[0]
