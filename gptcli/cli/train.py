@@ -49,8 +49,8 @@ from gptcli.trainer.resolve import SHAPE, ResolvedRun, paper_of, resolve_run
 if TYPE_CHECKING:
     from gptcli.shards.manifest import Manifest
     from gptcli.trainer.config import Run
-    from gptcli.trainer.dry_run import StageRole
     from gptcli.trainer.forecast import Forecast
+    from gptcli.trainer.preflight import StageRole
 
 MODEL, RECIPE, OUTPUT, WATCH, MACHINE = (
     "Model",
@@ -820,8 +820,8 @@ def _dry_run_layout(plan: ResolvedRun) -> list[StageRole]:
     from gptcli.cost.layout import parse_layout
     from gptcli.trainer.auto import check_division
     from gptcli.trainer.config import Run
-    from gptcli.trainer.dry_run import dry_run
-    from gptcli.trainer.precision import check_precision
+    from gptcli.trainer.optimizer import check_precision
+    from gptcli.trainer.preflight import dry_run
 
     layout, sequences = parse_layout(plan.train.layout), plan.train.batch_tokens // plan.model.n_ctx
     if layout.processes == 1:
