@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from gptcli import strict_json, toml_text
+from gptcli import toml_json
 from gptcli.encodings import BOM, decode
 from gptcli.errors import InputError, RunError, UsageError, close_to
 from gptcli.interrupts import Cleanup
@@ -183,7 +183,7 @@ def fsync_folder(folder: Path) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_write(path, "w") as file:
-        file.write(strict_json.dumps(value, indent=2) + "\n")
+        file.write(toml_json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -214,7 +214,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
     Raises InputError, with the corrected line, if it is missing or broken.
     """
-    return toml_text.parse(_read(path), path)
+    return toml_json.parse_toml(_read(path), path)
 
 
 def read_exact_text(path: Path) -> str:

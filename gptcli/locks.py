@@ -36,7 +36,7 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
-from gptcli import strict_json
+from gptcli import toml_json
 from gptcli.errors import UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import LOCK, NAME_BYTES, PARTIAL, check_writable, written_through
@@ -425,7 +425,7 @@ def _create(file: Path, holder: Holder) -> bool:
     """Create a lock file, complete from its first moment, unless it exists; return whether this
     process created it.
     """
-    data = strict_json.dumps(asdict(holder), indent=1).encode() + b"\n"
+    data = toml_json.dumps(asdict(holder), indent=1).encode() + b"\n"
     partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}{PARTIAL}")
     with _temporary(partial):
         with open(partial, "xb") as handle:

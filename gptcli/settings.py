@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gptcli import __version__, toml_text
+from gptcli import __version__, toml_json
 from gptcli.errors import UsageError, nearest
 
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
@@ -236,11 +236,11 @@ def resolved_toml(resolved: Resolved, command: str, **extra: Any) -> str:
         f"# gpt {__version__}, python {sys.version.split()[0]}",
         f"# command: {command}",
     ]
-    lines += [f"# {name}: {toml_text.comment(str(value))}" for name, value in extra.items()]
+    lines += [f"# {name}: {toml_json.toml_comment(str(value))}" for name, value in extra.items()]
     rows = [
         (
-            f"{name} = {toml_text.value(value)}",
-            toml_text.comment(resolved.origin.get(name, "default")),
+            f"{name} = {toml_json.toml_value(value)}",
+            toml_json.toml_comment(resolved.origin.get(name, "default")),
         )
         for name, value in resolved.values.items()
     ]

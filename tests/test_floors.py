@@ -31,8 +31,8 @@ FLOORS = [
     {"papers"},
     {"locks", "runtime", "settings"},
     {"files"},
-    {"toml_text"},
-    {"encodings", "strict_json"},
+    {"toml_json"},
+    {"encodings"},
     {"errors", "events", "interrupts", "numbers", "__init__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from gptcli import strict_json
+from gptcli import toml_json
 from gptcli.cli.options import option
 from gptcli.errors import name_parameters
 from gptcli.events import Events
@@ -243,11 +243,11 @@ def print_json(command: str, report: dict[str, Any]) -> None:
     Characters that the encoding of stdout lacks are written as escapes.
     """
     report = {"schema": f"gpt.{command}/1", **report}
-    text = strict_json.dumps(report)
+    text = toml_json.dumps(report)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
-        text = strict_json.dumps(report, ascii_only=True)
+        text = toml_json.dumps(report, ascii_only=True)
     print(text)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from gptcli import strict_json
+from gptcli import toml_json
 from gptcli.errors import InputError, UsageError
 from gptcli.evals.loglikelihood import Score
 from gptcli.evals.metrics import METRICS, first_sentences
@@ -132,7 +132,7 @@ class Records:
         contains records with another one, InputError if a line is not a record.
         """
         self.folder, self.task, self.rank = folder, task, rank
-        self.header = strict_json.dumps({"format": 1, "task": task, **fingerprint})
+        self.header = toml_json.dumps({"format": 1, "task": task, **fingerprint})
         self.done: dict[int, Record] = {}
         """Records by the index of their item."""
         self.path: Path | None = None
@@ -166,7 +166,7 @@ class Records:
         self.done.update((record[INDEX], record) for record in records)
         if self.path is not None:
             with open(self.path, "a", encoding="utf-8", newline="\n") as file:
-                file.writelines(f"{strict_json.dumps(record)}\n" for record in records)
+                file.writelines(f"{toml_json.dumps(record)}\n" for record in records)
                 file.flush()
                 os.fsync(file.fileno())
 
@@ -184,7 +184,7 @@ class Records:
         if self.folder is not None and self.rank == 0:
             with atomic_write(self.folder / f"{self.task}.jsonl", "w") as file:
                 file.write(self.header + "\n")
-                file.writelines(f"{strict_json.dumps(record)}\n" for record in records)
+                file.writelines(f"{toml_json.dumps(record)}\n" for record in records)
             for path in self._files()[1:]:
                 path.unlink()
         return records

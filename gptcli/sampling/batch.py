@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gptcli import strict_json
+from gptcli import toml_json
 from gptcli.errors import InputError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import (
@@ -112,7 +112,7 @@ def generate_file(
     Raises UsageError if the unfinished file has another header.
     """
     unfinished = unfinished_path(out)
-    header = strict_json.dumps(
+    header = toml_json.dumps(
         {"job": job.as_dict(), "prompts": len(prompts), **fingerprint},
         ascii_only=True,
         sort_keys=True,
@@ -268,4 +268,4 @@ def _line(index: int, prompt: str, sequences: Sequence[TextSequence]) -> str:
                 "finish_reason": completion.finish_reason,
             }
         )
-    return strict_json.dumps({"index": index, "prompt": prompt, "samples": samples})
+    return toml_json.dumps({"index": index, "prompt": prompt, "samples": samples})

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from gptcli import strict_json
+from gptcli import toml_json
 from gptcli.files import atomic_write
 from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.model.config import ModelConfig
@@ -266,7 +266,7 @@ def front_matter(run: Run, val_loss: float | None) -> str:
         about["model-index"] = [{"name": run.out.resolve().name, "results": [result]}]
     return (
         "---\n"
-        + "".join(f"{name}: {strict_json.dumps(value)}\n" for name, value in about.items())
+        + "".join(f"{name}: {toml_json.dumps(value)}\n" for name, value in about.items())
         + "---\n\n"
     )
 

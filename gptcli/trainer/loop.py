@@ -17,7 +17,7 @@ from gptcli.model.source import initial_weights_folder
 from gptcli.runs.metrics import Line, window
 from gptcli.runtime import launched_processes
 from gptcli.shards.order import Mixture, open_order
-from gptcli.strict_json import finite
+from gptcli.toml_json import finite
 from gptcli.trainer.callbacks import Callback, RunProgress
 from gptcli.trainer.checkpoint import (
     Checkpoints,

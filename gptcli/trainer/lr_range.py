@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gptcli import strict_json
+from gptcli import toml_json
 from gptcli.distributed.context import RankContext
 from gptcli.events import Events
 from gptcli.files import atomic_write
@@ -112,7 +112,7 @@ def _write(run: Run, points: list[Point], lowest: float | None, suggested: float
     """Write the curve as JSONL, and a page with its chart."""
     out = Path(run.out)
     with atomic_write(out / LR_RANGE, "w") as file:
-        file.writelines(strict_json.dumps(point, ascii_only=True) + "\n" for point in points)
+        file.writelines(toml_json.dumps(point, ascii_only=True) + "\n" for point in points)
     curves = {
         name: [(point["lr"], point[key]) for point in points]
         for name, key in (("loss", "loss"), ("smooth", "smooth"))

@@ -14,7 +14,7 @@ import json
 import multiprocessing
 import os
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,14 @@ from torch.distributed.checkpoint.default_planner import create_default_local_sa
 from torch.distributed.tensor import DTensor
 
 from gptcli.cost.communication import StepTraffic, step_traffic
+from gptcli.cost.layout import parse_layout
 from gptcli.cost.memory import SCHEDULES
 from gptcli.cost.sharding import rank_parameters
 from gptcli.distributed.context import RankContext
 from gptcli.errors import InputError, RunError, UsageError
 from gptcli.events import Events
 from gptcli.model.source import begun_folder, find_model
+from gptcli.numbers import in_bytes
 from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import Manifest
 from gptcli.shards.order import open_order
@@ -42,6 +44,7 @@ from gptcli.trainer.config import Run
 from gptcli.trainer.forecast import disk_bytes, disk_cautions, disk_free
 from gptcli.trainer.optimizer import check_precision
 from gptcli.trainer.parallelize import parallelize_model
+from gptcli.trainer.resolve import ResolvedRun
 from gptcli.trainer.schedule import Schedule
 from gptcli.trainer.trackers import check_tracker
 
@@ -191,6 +194,42 @@ class StageRole:
     def optimizer_bytes(self) -> tuple[int, int]:
         """Smallest and largest size of AdamW's two fp32 moments on a process."""
         return 8 * self.parameters[0], 8 * self.parameters[1]
+
+
+def stage_roles(plan: ResolvedRun, events: Events) -> list[StageRole]:
+    """Return what each kind of process of a resolved run holds and sends; nothing for one process.
+
+    Raises UsageError if the layout cannot divide the model, and what `dry_run` raises.
+    """
+    layout, sequences = parse_layout(plan.train.layout), plan.train.batch_tokens // plan.model.n_ctx
+    if layout.processes == 1:
+        return []
+    check_division(plan.model, layout, plan.train.pipeline_schedule, sequences)
+    check_precision(plan.train.precision, layout.tp, here=False)
+    run = Run(
+        name=plan.name, out=Path(), data=Path(), model=plan.model, train=plan.train,
+        data_sha256="", tokenizer_sha256="", eot_id=0,
+    )  # fmt: skip
+    return dry_run(run, sequences, events)
+
+
+def role_facts(roles: list[StageRole]) -> dict[str, str]:
+    """Return a sentence about each stage: its processes, their parameters and their traffic."""
+    facts = {}
+    for role in roles:
+        low, high = (f"{held:,}" for held in role.parameters)
+        moved = [
+            f"{in_bytes(n_bytes)} over {axis}"
+            for axis, n_bytes in asdict(role.traffic).items()
+            if n_bytes
+        ]
+        facts[f"stage {role.stage}"] = (
+            f"{role.processes:,} processes, each with "
+            f"{low if low == high else f'{low} to {high}'} parameters and "
+            f"{in_bytes(role.optimizer_bytes[1])} of optimizer state; "
+            f"a step moves {', '.join(moved)}"
+        )
+    return facts
 
 
 def dry_run(run: Run, sequences: int, events: Events) -> list[StageRole]:
