@@ -12,9 +12,8 @@ import torch
 
 from gptcli.distributed.context import RankContext
 from gptcli.model.loss import IGNORE
-from gptcli.shards.loader import TokenStream, open_split
 from gptcli.shards.manifest import read_manifest
-from gptcli.shards.order import Mixture, open_order
+from gptcli.shards.order import Mixture, TokenStream, open_order, open_split
 from gptcli.trainer.config import Run
 
 MicroBatch = tuple[torch.Tensor, torch.Tensor]

@@ -9,9 +9,8 @@ from typing import Any
 
 from gptcli.errors import InputError, UsageError
 from gptcli.model.source import find_model
-from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import Manifest
-from gptcli.shards.order import open_order
+from gptcli.shards.order import open_order, open_split
 from gptcli.tokenizer.tokenizer import load_tokenizer
 from gptcli.trainer.auto import check_division, check_memory, check_processes
 from gptcli.trainer.checkpoint import CheckpointState, newest_state

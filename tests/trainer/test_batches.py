@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from gptcli.distributed.context import RankContext
 from gptcli.model.loss import IGNORE
-from gptcli.shards.loader import TokenStream
-from gptcli.shards.order import ShuffledWindows
+from gptcli.shards.order import ShuffledWindows, TokenStream
 from gptcli.trainer.batches import SequentialWindows, micro_batches
 
 ORDER = ShuffledWindows(TokenStream([np.arange(4 * 50 + 1)]), 4, seed=3)

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 
 from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
-from gptcli.shards.loader import open_split
-from gptcli.shards.order import ShuffledWindows
+from gptcli.shards.order import ShuffledWindows, open_split
 from gptcli.trainer.batches import micro_batches
 from gptcli.trainer.parallelize import build_train_step
 from gptcli.trainer.step import dropout_seed
