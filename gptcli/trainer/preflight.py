@@ -34,9 +34,8 @@ from gptcli.errors import InputError, RunError, UsageError
 from gptcli.events import Events
 from gptcli.model.source import begun_folder, find_model
 from gptcli.numbers import in_bytes
-from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import Manifest
-from gptcli.shards.order import open_order
+from gptcli.shards.order import open_order, open_split
 from gptcli.tokenizer.tokenizer import load_tokenizer
 from gptcli.trainer.auto import check_division, check_memory, check_processes, work_of
 from gptcli.trainer.checkpoint import CheckpointState, newest_state

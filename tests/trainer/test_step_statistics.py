@@ -20,8 +20,7 @@ from gptcli.cost.layout import Layout
 from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT, Events
 from gptcli.runs.metrics import read_metrics
-from gptcli.shards.loader import open_split
-from gptcli.shards.order import ShuffledWindows
+from gptcli.shards.order import ShuffledWindows, open_split
 from gptcli.trainer.loop import train
 from gptcli.trainer.parallelize import build_train_step
 from gptcli.trainer.step import TrainStep
