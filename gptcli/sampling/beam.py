@@ -18,6 +18,7 @@ import torch
 from gptcli.errors import UsageError
 from gptcli.model.transformer import GPT
 from gptcli.sampling.engine import Engine
+from gptcli.sampling.params import greedy_tokens
 from gptcli.sampling.streaming import Completion, FinishReason, TextStream
 from gptcli.tokenizer.tokenizer import Tokenizer
 
@@ -62,7 +63,7 @@ def beam_search(
     A hypothesis ends with `stop_id`, or with the token after which `is_finished` is true of its
     tokens. Lengths count the end-of-text. Of a prompt longer than n_ctx, the last n_ctx tokens are
     read, and every hypothesis ends when the context is full. Raises UsageError if `width` or
-    `max_tokens` is below 1.
+    `max_tokens` is below 1, and RunError if the logits are not numbers.
     """
     if width < 1 or max_tokens < 1:
         raise UsageError(
@@ -76,6 +77,7 @@ def beam_search(
     running: list[tuple[float, list[int], list[float]]] = [(0.0, [], [])]
     finished: list[Hypothesis] = []
     for length in range(1, max_length + 1):
+        greedy_tokens(logits_BV)  # raises if they are not numbers
         log_probs_BV = logits_BV.float().log_softmax(dim=-1)
         V = log_probs_BV.shape[1]
         total_BV = log_probs_BV + torch.tensor(

@@ -21,7 +21,7 @@ from gptcli.errors import InputError, UsageError
 from gptcli.model.transformer import GPT
 from gptcli.sampling.engine import Engine
 from gptcli.sampling.generate import TokenSequence
-from gptcli.sampling.params import SamplingParams, draw, filter_logits
+from gptcli.sampling.params import SamplingParams, draw, filter_logits, greedy_tokens
 
 DRAFT_TOKENS = 4  # proposed at a time
 
@@ -37,8 +37,8 @@ def generate_speculatively(
 ) -> float:
     """Finish `sequence` with `model`, helped by `draft`; return the share of accepted tokens.
 
-    Raises UsageError for a repetition penalty, which changes with each token, and InputError if the
-    vocabularies differ.
+    Raises UsageError for a repetition penalty, which changes with each token, InputError if the
+    vocabularies differ, and RunError if the logits of either model are not numbers.
     """
     if params.repetition_penalty != 1:
         raise UsageError(
@@ -102,6 +102,7 @@ def _verify(
 
 def _distribution(logits_TV: torch.Tensor, params: SamplingParams) -> torch.Tensor:
     """Return the probabilities to sample from, (T, V) in fp64; only the argmax counts if greedy."""
+    greedy_tokens(logits_TV)  # raises if they are not numbers
     logits_TV = logits_TV if params.greedy else filter_logits(logits_TV, params)
     return logits_TV.double().softmax(dim=-1)
 
