@@ -187,7 +187,7 @@ def write_json(path: Path, value: object) -> None:
 
 def read_json(path: Path) -> Any:
     """Return the JSON in `path`. Raises InputError, with the line, if it is missing or broken."""
-    return toml_json.parse_json(_read(path), path, lines=True)
+    return toml_json.parse_json(read_bytes(path), path, lines=True)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
     Raises InputError, with the corrected line, if it is missing or broken.
     """
-    return toml_json.parse_toml(_read(path), path)
+    return toml_json.parse_toml(read_bytes(path), path)
 
 
 def read_exact_text(path: Path) -> str:
@@ -203,7 +203,7 @@ def read_exact_text(path: Path) -> str:
 
     Raises InputError as `read_text` does.
     """
-    data = _read(path)
+    data = read_bytes(path)
     return ("\ufeff" if data.startswith(BOM) else "") + decode(data, path)
 
 
@@ -212,10 +212,11 @@ def read_text(path: Path) -> str:
 
     Raises InputError if it is missing or not UTF-8.
     """
-    return decode(_read(path), path)
+    return decode(read_bytes(path), path)
 
 
-def _read(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """Return the bytes of a file. Raises InputError if it is missing or a folder."""
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:

@@ -28,12 +28,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_origin, get_type_hints
+from typing import Any, Literal
 
 import torch
 
 from gptcli.errors import InputError, UsageError, nearest
-from gptcli.files import read_toml
+from gptcli.files import read_bytes, read_toml
+from gptcli.settings import NUMBERS, read_table
 from gptcli.tokenizer.tokenizer import Tokenizer, refuse_surrogates
 from gptcli.toml_json import parse_json
 
@@ -94,9 +95,19 @@ class FinetuneTask:
             raise UsageError(
                 f"{self.kind} has no field {unknown[0]!r}", hint=nearest(unknown[0], known)
             )
-        for name in ("epochs", "batch", "lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} is {getattr(self, name)}", hint=f"{name} must be above 0")
+        for label in self.labels:
+            if not isinstance(label, str | int | float) or label != label:
+                raise UsageError(
+                    f"{label!r} cannot be a label", hint="labels are texts, numbers, true or false"
+                )
+        kinds = [(type(label), label) for label in self.labels]
+        if twice := [label for _, label in kinds if kinds.count((type(label), label)) > 1]:
+            raise UsageError(f"the label {twice[0]!r} is given twice")
+        for name in ("epochs", "batch", "lr", "clip", "lm_weight", "weight_decay", "dropout"):
+            try:
+                NUMBERS[name](getattr(self, name))
+            except UsageError as error:
+                raise UsageError(f"{name}: {error.what}", hint=error.hint) from None
 
 
 def read_task(path: Path) -> FinetuneTask:
@@ -104,26 +115,7 @@ def read_task(path: Path) -> FinetuneTask:
 
     Raises InputError if the file is missing or broken, a key is unknown, or a value is not allowed.
     """
-    table = read_toml(path)
-    types = {name: _plain_type(hint) for name, hint in get_type_hints(FinetuneTask).items()}
-    for name, value in table.items():
-        if name not in types:
-            raise InputError(f"unknown key {name!r}", where=path, hint=nearest(name, types))
-        allowed = (int, float) if types[name] is float else types[name]
-        if isinstance(value, bool) or not isinstance(value, allowed):
-            raise InputError(f"{name} is not of type {types[name].__name__}", where=path)
-    if missing := [name for name in ("kind", "train", "validation") if name not in table]:
-        raise InputError(f"no {missing[0]!r}", where=path)
-    try:
-        return FinetuneTask(**table)
-    except UsageError as error:
-        raise InputError(error.what, where=path, hint=error.hint) from None
-
-
-def _plain_type(hint: Any) -> type:
-    """Return the type of a value in TOML for a type hint."""
-    origin = get_origin(hint)
-    return str if origin is Literal else origin or hint
+    return read_table(FinetuneTask, read_toml(path), path)
 
 
 def read_examples(task: FinetuneTask, path: Path, transform: InputTransform) -> list[Example]:
@@ -133,16 +125,19 @@ def read_examples(task: FinetuneTask, path: Path, transform: InputTransform) -> 
     """
     examples = []
     names = {name: task.fields.get(name, name) for name in (*TEXT_FIELDS[task.kind], "label")}
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        raise InputError("no such file", where=path) from None
+    lines = read_bytes(path).splitlines()
+    example = json.dumps(dict.fromkeys(names.values(), "..."))
     n_sequences: int | None = None
     for number, line in enumerate(lines, 1):
         where = f"{path}:{number}"
         if not line.strip():
             continue
-        texts, label = _read_fields(parse_json(line, where), names, where)
+        try:
+            row = parse_json(line, where)
+        except InputError as error:
+            hint = error.hint or f"one example a line, as a JSON object: {example}"
+            raise InputError(error.what, where=where, hint=hint) from None
+        texts, label = _read_fields(row, names, where)
         choices = task.labels or list(range(len(texts["answers"])))
         # 1, 1.0 and True are equal, and different labels
         matching = [

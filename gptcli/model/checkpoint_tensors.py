@@ -26,6 +26,8 @@ from gptcli.model.source import INDEX, MODEL
 from gptcli.model.tensor_file import DTYPES, open_tensors
 
 OPTIMIZER = "optimizer"
+AVERAGE = "/ema"
+"""Ending of the name of a weight's moving average, which is the weight of the trained model."""
 FINETUNED = "gpt."
 """Prefix of the language model's names in a fine-tuning, which also has a classifier."""
 FILE = re.compile(rf"(?:{MODEL}|{OPTIMIZER})[0-9a-z-]*\.safetensors")
@@ -86,13 +88,20 @@ def read_index(folder: Path) -> dict[str, StoredTensor]:
 class CheckpointStateDict(Mapping[str, torch.Tensor]):
     """Weights of a checkpoint by name, each loaded and assembled on access.
 
-    For the checkpoint of a fine-tuning, the weights of the language model only.
+    They are the moving averages of the weights if the run keeps them. For the checkpoint of a
+    fine-tuning, the weights of the language model only.
     """
 
     def __init__(self, folder: Path) -> None:
         """Read the index. Raises InputError if it is broken, OSError if files are missing."""
         self.folder = folder
-        weights = {name: saved for name, saved in read_index(folder).items() if "/" not in name}
+        index = read_index(folder)
+        weights = {name: saved for name, saved in index.items() if "/" not in name}
+        self.stored = {
+            name: averaged if (averaged := f"{name}{AVERAGE}") in index else name
+            for name in weights
+        }
+        weights = {name: index[stored] for name, stored in self.stored.items()}
         self.prefix = FINETUNED if any(name.startswith(FINETUNED) for name in weights) else ""
         self.tensors = {
             name.removeprefix(self.prefix): saved
@@ -114,7 +123,7 @@ class CheckpointStateDict(Mapping[str, torch.Tensor]):
                     for at, length in zip(piece.offset, piece.size, strict=True)
                 )
                 with open_tensors(self.folder / piece.file) as stored:
-                    tensor[where] = stored.get_tensor(self.prefix + name)
+                    tensor[where] = stored.get_tensor(self.stored[self.prefix + name])
         except (SafetensorError, RuntimeError) as error:
             raise InputError(f"{name} does not match {INDEX}: {error}", where=self.folder) from None
         return tensor

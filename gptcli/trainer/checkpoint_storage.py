@@ -33,7 +33,7 @@ from torch.futures import Future
 
 from gptcli.distributed.context import RankContext
 from gptcli.files import sha256, write_json
-from gptcli.model.checkpoint_tensors import OPTIMIZER, read_index
+from gptcli.model.checkpoint_tensors import AVERAGE, OPTIMIZER, read_index
 from gptcli.model.source import INDEX, MODEL
 from gptcli.model.tensor_file import DTYPES, open_tensors, write_tensors
 
@@ -50,7 +50,7 @@ def tensor_file_name(name: str, context: RankContext) -> str:
 
     It matches `gptcli.model.checkpoint_tensors.FILE`.
     """
-    kind = OPTIMIZER if "/" in name else MODEL
+    kind = OPTIMIZER if "/" in name and not name.endswith(AVERAGE) else MODEL
     return (
         f"{kind}.safetensors"
         if context.world_size == 1

@@ -70,6 +70,7 @@ def build_train_step(run: Run, context: RankContext, events: Events) -> TrainSte
         clip=config.clip,
         compute_dtype=AUTOCAST_DTYPES[config.precision],
         spike_sigmas=config.spike,
+        ema=config.ema,
         dropout_seed=config.seed if run.model.dropout else None,
     )
     if config.compile:

@@ -223,6 +223,8 @@ def _put_recipe(resolved: Resolved, paper: PaperModel, given: Resolved, model: M
     scale = not (given.values.get("follow_noise") or "batch_tokens" in given.values)
     recipe = paper_recipe(paper, own if tokens is None else tokens, scale_batch=scale)
     resolved.put(recipe, source)
+    if given.values.get("lr_schedule") == "wsd":
+        resolved.put({"min_lr_ratio": 0.0}, "wsd ends at 0: Hägele et al. 2024")
     if not of_paper and small_lr(model.parameters) > paper.lr:
         resolved.put(
             {"lr": small_lr(model.parameters)},

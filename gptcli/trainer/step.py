@@ -23,7 +23,13 @@ from gptcli.distributed.fsdp import set_gradient_sync
 from gptcli.distributed.pipeline_parallel import Pipeline
 from gptcli.distributed.tensor_parallel import reduce_partial_grads
 from gptcli.model.loss import IGNORE
-from gptcli.trainer.optimizer import LossScale, clip_gradients, gradient_norm
+from gptcli.trainer.optimizer import (
+    LossScale,
+    averaged_weights,
+    clip_gradients,
+    gradient_norm,
+    update_average,
+)
 from gptcli.trainer.step_statistics import NOISE_RERUN_EVERY, SmallBatchNorm, SpikeGuard
 
 MicroBatch = tuple[torch.Tensor, torch.Tensor]
@@ -71,6 +77,7 @@ class TrainStep:
         compute_dtype: torch.dtype | None,
         dropout_seed: int | None,
         spike_sigmas: float = 0.0,
+        ema: float = 0.0,
         engine: nn.Module | None = None,
         pipeline: Pipeline | None = None,
     ) -> None:
@@ -78,7 +85,8 @@ class TrainStep:
 
         `engine` is the wrapper of `model` to call, if it has one (DDP); `pipeline` runs a model
         that is split into stages. Matrix products run in `compute_dtype`, fp32 if None.
-        `dropout_seed` is None for a model without dropout. `spike_sigmas` is `SpikeGuard`'s.
+        `dropout_seed` is None for a model without dropout. `spike_sigmas` is `SpikeGuard`'s. `ema`
+        is the decay of the weights' average, by which they are evaluated; 0 for none.
         """
         self.model, self.optimizer, self.context, self.clip = model, optimizer, context, clip
         self.engine, self.pipeline = engine or model, pipeline
@@ -86,6 +94,7 @@ class TrainStep:
         self.small_batch_norm = SmallBatchNorm(self.engine, context)
         self.loss_scale = LossScale() if compute_dtype is torch.float16 else None
         self.spike_guard = SpikeGuard(spike_sigmas)
+        self.ema = ema
 
     def __call__(
         self,
@@ -119,6 +128,8 @@ class TrainStep:
         skip_reason = self.spike_guard.skip_reason(mean_loss, mean_grad_norm)
         if skip_reason is None:
             self.update(lr)
+            if self.ema:
+                update_average(self.optimizer, self.ema, step)
         self.optimizer.zero_grad()
         if self.loss_scale:
             self.loss_scale.update(mean_grad_norm)
@@ -217,9 +228,11 @@ class TrainStep:
         total = torch.zeros((), dtype=torch.float64, device=self.context.device)
         # With pipeline stages, one micro-batch per stage keeps all of them busy.
         group = micro_batch * self.context.replicas * self.context.layout.pp
-        for first in range(0, windows, group):
-            count = min(group, windows - first)
-            total += self.eval_loss(micro_batches(order, first, count, micro_batch, self.context))
+        with averaged_weights(self.model, self.optimizer) if self.ema else contextlib.nullcontext():
+            for first in range(0, windows, group):
+                count = min(group, windows - first)
+                batches = micro_batches(order, first, count, micro_batch, self.context)
+                total += self.eval_loss(batches)
         return self.context.all_reduce_sum(total).item() / (windows * order.n_ctx)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:

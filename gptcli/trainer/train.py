@@ -31,6 +31,7 @@ from gptcli.files import (
     write_json,
 )
 from gptcli.locks import own_folder
+from gptcli.model.checkpoint_tensors import AVERAGE
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.source import (
     CHECKPOINTS,
@@ -291,7 +292,10 @@ def _copy(source: ModelSource, checkpoint: Path, folder: Path) -> None:
             raise
         except OSError:  # another disk, or a file system without links
             shutil.copyfile(checkpoint / file, kept / file)
-    write_json(kept / INDEX, {name: row for name, row in index.items() if "/" not in name})
+    write_json(
+        kept / INDEX,
+        {name: row for name, row in index.items() if "/" not in name or name.endswith(AVERAGE)},
+    )
     write_json(kept / STATE, {**state, "sha256": {file: state["sha256"][file] for file in files}})
 
 

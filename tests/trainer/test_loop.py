@@ -89,7 +89,12 @@ def test_a_run_learns_and_leaves_a_complete_folder(make_run, train_here):
 
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(
-    "changes", [{}, {"dropout": 0.2, "ramp_tokens": 640, "ramp_from": 16, "micro_batch": 3}]
+    "changes",
+    [
+        {},
+        {"dropout": 0.2, "ramp_tokens": 640, "ramp_from": 16, "micro_batch": 3},
+        {"optimizer": "muon", "lr_schedule": "wsd", "ema": 0.9},
+    ],
 )
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     make_run, train_here, number, changes

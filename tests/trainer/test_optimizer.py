@@ -11,7 +11,14 @@ from gptcli.distributed.context import RankContext
 from gptcli.errors import UsageError
 from gptcli.events import SILENT
 from gptcli.model.transformer import GPT
-from gptcli.trainer.optimizer import LossScale, check_precision, clip_gradients, make_optimizer
+from gptcli.trainer.optimizer import (
+    LossScale,
+    averaged_weights,
+    check_precision,
+    clip_gradients,
+    make_optimizer,
+    update_average,
+)
 from gptcli.trainer.parallelize import build_train_step
 
 
@@ -49,6 +56,85 @@ def test_an_update_is_adamw_as_published(make_run, model):
         # after one step, m/(1-b1) = g and v/(1-b2) = g²
         expected = decayed - 3e-3 * g / (g.abs() + 1e-8)
         assert torch.allclose(new, expected, atol=1e-6)
+
+
+def gradients(model: GPT, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def test_muon_is_torchs_on_the_matrices_of_the_blocks_and_adamw_on_the_rest(make_run, model):
+    """Bit for bit with bf16 products, as torch has them."""
+    config = make_run(optimizer="muon", precision="bf16").train
+    theirs = copy.deepcopy(model)
+    named = dict(theirs.named_parameters())
+    matrices = [p for name, p in named.items() if name.startswith("h.") and p.dim() == 2]
+    assert len(matrices) == 4 * model.config.n_layer
+    muon = torch.optim.Muon(matrices, lr=3e-3, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    rest = [p for p in named.values() if not any(p is matrix for matrix in matrices)]
+    adamw = torch.optim.AdamW(
+        [
+            {"params": [p for p in rest if p.dim() >= 2], "weight_decay": 0.1},
+            {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+        ],
+        lr=3e-3, betas=(0.9, 0.95), fused=True,
+    )  # fmt: skip
+    optimizer = make_optimizer(model, config)
+    for step in range(4):
+        gradients(model, step)
+        gradients(theirs, step)
+        optimizer.step()
+        muon.step()
+        adamw.step()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, named[name]), name
+        assert ("momentum_buffer" in optimizer.state[parameter]) == (
+            parameter.dim() == 2 and name[0] == "h"
+        )
+
+
+@pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 32)])
+def test_muons_update_is_nearly_orthogonal_and_as_large_as_adamws(make_run, model, shape):
+    optimizer = make_optimizer(model, make_run(optimizer="muon").train)
+    update = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    singular = torch.linalg.svdvals(optimizer._orthogonalize(update))
+    assert 0.6 < singular.min() <= singular.max() < 1.3
+    scaled = 0.2 * math.sqrt(max(shape)) * optimizer._orthogonalize(update)
+    assert scaled.square().mean().sqrt().item() == pytest.approx(0.2, rel=0.2)
+
+
+def test_the_average_of_the_weights_is_the_papers_formula(make_run, model):
+    optimizer = make_optimizer(model, make_run().train)
+    expected = None
+    for step in range(1, 6):
+        gradients(model, step)
+        optimizer.step()
+        update_average(optimizer, 0.3, step)
+        weight = model.wte.weight.detach().clone()
+        share = min(0.3, (1 + step) / (10 + step))
+        expected = weight if expected is None else share * expected + (1 - share) * weight
+    assert expected is not None
+    with averaged_weights(model, optimizer):
+        assert torch.allclose(model.wte.weight, expected)
+    assert torch.equal(model.wte.weight, weight)
+
+
+def test_an_optimizer_of_the_users_own(make_run, model, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "def sgd(model, config):\n    return torch.optim.SGD(model.parameters(), lr=config.lr)\n"
+        "def none(model, config):\n    return None\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    optimizer = make_optimizer(model, make_run(optimizer="mine:sgd").train)
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert [group["lr_scale"] for group in optimizer.param_groups] == [1.0]
+    with pytest.raises(UsageError, match="mine:none returned NoneType"):
+        make_optimizer(model, make_run(optimizer="mine:none").train)
+    for wrong in ("mine:sdg", "absent_module:sgd", "mine:"):
+        with pytest.raises(UsageError, match="cannot be imported"):
+            make_optimizer(model, make_run(optimizer=wrong).train)
 
 
 def test_the_clip_limits_the_global_norm_and_returns_the_one_before(model):
