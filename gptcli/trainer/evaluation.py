@@ -15,9 +15,8 @@ from gptcli.model.transformer import GPT
 from gptcli.runs.metrics import Line, MetricsLog
 from gptcli.sampling.generate import TokenSequence, generate_sequences, sample_generator
 from gptcli.sampling.params import SamplingParams
-from gptcli.shards.loader import TokenStream, open_split
 from gptcli.shards.manifest import read_manifest
-from gptcli.shards.order import Mixture, open_order, open_split
+from gptcli.shards.order import Mixture, TokenStream, open_order, open_split
 from gptcli.tokenizer.tokenizer import load_tokenizer
 from gptcli.trainer.callbacks import (
     BackgroundCallback,

@@ -11,7 +11,7 @@ from gptcli.model.source import SAMPLES
 from gptcli.runs.metrics import read_lines
 from gptcli.sampling.generate import TokenSequence, generate_sequences, sample_generator
 from gptcli.sampling.load import load
-from gptcli.shards.loader import TokenStream
+from gptcli.shards.order import TokenStream
 from gptcli.trainer.evaluation import (
     PROMPT_TOKENS,
     SAMPLE_TOKENS,

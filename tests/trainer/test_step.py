@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
 from gptcli.model.loss import IGNORE
-from gptcli.shards.loader import TokenStream, open_split
-from gptcli.shards.order import ShuffledWindows, open_split
+from gptcli.shards.order import ShuffledWindows, TokenStream, open_split
 from gptcli.trainer.parallelize import build_train_step
 from gptcli.trainer.step import dropout_seed, micro_batches
 
