@@ -40,7 +40,7 @@ from gptcli.sampling.generate import (
     sample_generator,
 )
 from gptcli.sampling.load import Loaded, PrecisionChoice, load
-from gptcli.sampling.params import SamplingParams, draw, filter_logits
+from gptcli.sampling.params import SamplingParams, draw, filter_logits, greedy_tokens
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 SEPARATOR = "-" * 15
@@ -200,7 +200,7 @@ def beam_search(
     A hypothesis ends with `stop_id`, or with the token after which `is_finished` is true of its
     tokens. Lengths count the end-of-text. Of a prompt longer than n_ctx, the last n_ctx tokens are
     read, and every hypothesis ends when the context is full. Raises UsageError if `width` or
-    `max_tokens` is below 1.
+    `max_tokens` is below 1, and RunError if the logits are not numbers.
     """
     if width < 1 or max_tokens < 1:
         raise UsageError(
@@ -214,6 +214,7 @@ def beam_search(
     running: list[tuple[float, list[int], list[float]]] = [(0.0, [], [])]
     finished: list[Hypothesis] = []
     for length in range(1, max_length + 1):
+        greedy_tokens(logits_BV)  # raises if they are not numbers
         log_probs_BV = logits_BV.float().log_softmax(dim=-1)
         V = log_probs_BV.shape[1]
         total_BV = log_probs_BV + torch.tensor(
@@ -293,8 +294,8 @@ def generate_speculatively(
 ) -> float:
     """Finish `sequence` with `model`, helped by `draft`; return the share of accepted tokens.
 
-    Raises UsageError for a repetition penalty, which changes with each token, and InputError if the
-    vocabularies differ.
+    Raises UsageError for a repetition penalty, which changes with each token, InputError if the
+    vocabularies differ, and RunError if the logits of either model are not numbers.
     """
     if params.repetition_penalty != 1:
         raise UsageError(
@@ -358,6 +359,7 @@ def _verify(
 
 def _distribution(logits_TV: torch.Tensor, params: SamplingParams) -> torch.Tensor:
     """Return the probabilities to sample from, (T, V) in fp64; only the argmax counts if greedy."""
+    greedy_tokens(logits_TV)  # raises if they are not numbers
     logits_TV = logits_TV if params.greedy else filter_logits(logits_TV, params)
     return logits_TV.double().softmax(dim=-1)
 
