@@ -28,6 +28,7 @@ from gptcli.cli.options import (
     flag,
     help_texts,
     option,
+    quantity,
     read_config,
     read_option,
     readers,
@@ -37,9 +38,9 @@ from gptcli.cli.options import (
 )
 from gptcli.cost.hardware import PRECISIONS
 from gptcli.cost.memory import RECOMPUTE, SCHEDULES
-from gptcli.errors import RunError, UsageError
+from gptcli.errors import RunError, UsageError, nearest
 from gptcli.events import SILENT, Events
-from gptcli.files import atomic_write, claim_file
+from gptcli.files import atomic_write, claim_file, write_json
 from gptcli.locks import own_folder
 from gptcli.model.config import find_size
 from gptcli.model.source import RUN_TOML
@@ -106,6 +107,12 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
         MODEL,
         "the finished model, or the newest",
         "With --init-from: start from its checkpoint of this step.",
+    ),
+    "continues": Option(
+        MODEL,
+        help="With --init-from: go on from its checkpoint in this run's own folder, with optimizer, "
+        "data order and values of that run; --tokens and --cooldown-tokens may differ.",
+        reader=boolean,
     ),
     "tokens": Option(
         RECIPE,
@@ -197,7 +204,31 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
     "checkpoint_every": Option(
         WATCH, "10 a run, at least every 1,000", "Steps between checkpoints."
     ),
+    "checkpoint_minutes": Option(
+        WATCH, "0: none", "Minutes after which a further checkpoint is written.", "X"
+    ),
     "keep": Option(WATCH, "2", "Number of checkpoints to keep, the newest."),
+    "keep_every": Option(
+        WATCH, "0: none", "Also keep the checkpoints of every so many steps, to the end."
+    ),
+    "keep_best": Option(
+        WATCH,
+        "none",
+        "Also keep the checkpoint with the best value of this metric, val_loss or that of a task.",
+        "METRIC",
+    ),
+    "stop_early": Option(
+        WATCH,
+        "0: never",
+        "End the run after this many measurements without a new lowest validation loss.",
+    ),
+    "val": Option(
+        WATCH,
+        "none",
+        "Further shards whose validation loss is measured, as NAME=FOLDER; several with commas.",
+        "NAME=FOLDER",
+        name_list,
+    ),
     "eval_every": Option(
         WATCH,
         "20 a run, at least every 500",
@@ -218,8 +249,20 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
     "eval_data": Option(WATCH, "none", "Folder with the data of each --eval-task.", "FOLDER"),
     "eval_items": Option(WATCH, "1,000", "Items of each --eval-task to score."),
     "samples": Option(WATCH, "3, in a short run none", "Texts to generate at every checkpoint."),
-    "track": Option(WATCH, "none", "Also log metrics to this tracker: tensorboard.", "NAME"),
+    "track": Option(
+        WATCH,
+        "none",
+        "Also log metrics to these trackers: tensorboard, csv, wandb, mlflow, trackio, or your own "
+        "callback, MODULE:CLASS; several with commas.",
+        "NAME",
+        name_list,
+    ),
     "layout": Option(MACHINE, "the fastest that fits"),
+    "timeout": Option(
+        MACHINE,
+        "120",
+        "Seconds that a process waits for another one before it gives up the run.",
+    ),
     "pipeline_schedule": Option(
         MACHINE,
         "1f1b",
@@ -295,6 +338,26 @@ def train(
     ] = False,
     force: Annotated[bool, flag("--force", "Empty the run folder and start over.", OUTPUT)] = False,
     json: Annotated[bool, shared("json", OUTPUT)] = False,
+    seeds: Annotated[
+        int | None,
+        quantity(
+            "seeds",
+            "Train this many runs, in OUT/seed-N from --seed on, and report their mean; with "
+            "--resume, continue them.",
+            RECIPE,
+            False,
+        ),
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        value(
+            "Train nothing: write OUT/Makefile, with a run for each value of an option, "
+            "and OUT/commands.txt for job arrays; repeat it for all combinations.",
+            "KEY=X,Y",
+            RECIPE,
+            False,
+        ),
+    ] = None,
     lr_range: Annotated[
         bool,
         flag("--lr-range", "Only sweep the learning rate over a short run and suggest one.", WATCH),
@@ -370,6 +433,20 @@ def train(
         unsupported = [name for name in chosen if name not in FINETUNE_OPTIONS]
         _finetune(finetune, given_options, unsupported, resume=resume, force=force, as_json=json)
         return
+    if sweep:
+        _write_sweep(sweep, given_options, config, seeds, force=force, as_json=json)
+        return
+    if seeds is not None:
+        if lr_range or dry_run:
+            raise UsageError(
+                "is about one run",
+                where="--lr-range" if lr_range else "--dry-run",
+                hint="leave --seeds out",
+            )
+        _train_seeds(
+            seeds, given_options, config, resume=resume, force=force, strict=strict, as_json=json
+        )
+        return
     given = given_values(given_options, config, resume=resume)
     if lr_range and resume:
         raise UsageError(
@@ -393,7 +470,101 @@ def train(
     elif lr_range:
         _test_range(run, events, as_json=json)
     else:
-        _run(replace(run, profile=profile), events, as_json=json)
+        report_of_run = _run(replace(run, profile=profile), events)
+        if is_main():
+            print_json("train", report_of_run) if json else print(run.out)
+
+
+def _train_seeds(
+    count: int,
+    options: dict[str, Any],
+    config: Path | None,
+    *,
+    resume: bool,
+    force: bool,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Train the runs of several seeds one after another, and print their folder or their mean."""
+    from gptcli.runs.groups import grouped
+    from gptcli.runs.record import read_record
+    from gptcli.runs.sweep import SEEDS_REPORT
+    from gptcli.shards.manifest import read_manifest
+
+    whole = given_values(options, config, resume=False)
+    out, first = Path(whole.values["out"]), whole.values.get("seed", 0)
+    events = Dashboard(str(out)) if is_main() else SILENT
+    folders = [out / f"seed-{seed}" for seed in range(first, first + count)]
+    for seed, folder in enumerate(folders, first):
+        own = {**options, "seed": str(seed), "out": str(folder)}
+        given = given_values(own, config, resume=resume)
+        manifest = read_manifest(Path(given.values.get("data", "shards")))
+        plan = resolve_run(given, manifest.vocab_size)
+        run = _prepare(plan, manifest, events, resume=resume, force=force, strict=strict)
+        if run is None:
+            events.info(f"{folder} is finished")
+        else:
+            _run(run, events)
+    if not is_main():
+        return
+    groups = grouped([read_record(folder) for folder in folders])
+    if len(groups) != 1:
+        raise RunError(
+            "the runs of the seeds differ in more than their seed, or have no finite loss",
+            where=out,
+            hint="--force starts all of them over",
+        )
+    mean = groups[0].interval
+    low_high: list[float | None] = [None, None]
+    if mean.half_width is not None:
+        low_high = [mean.mean - mean.half_width, mean.mean + mean.half_width]
+    summary = {
+        "out": str(out),
+        "runs": [str(folder) for folder in folders],
+        "losses": groups[0].values,
+        "mean": mean.mean,
+        "low": low_high[0],
+        "high": low_high[1],
+    }
+    write_json(out / SEEDS_REPORT, {"schema": "gpt.train.seeds/1", **summary})
+    events.info(f"loss {mean} (95 %, {count} seed{'s' * (count > 1)})")
+    print_json("train", summary) if as_json else print(out)
+
+
+def _write_sweep(
+    items: list[str],
+    options: dict[str, Any],
+    config: Path | None,
+    seeds: int | None,
+    *,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write the Makefile of a sweep, and print its path."""
+    from gptcli.runs.sweep import MAKEFILE, parse_sweep, write_sweep
+
+    sweep = parse_sweep(items)
+    for key, values in sweep.items():
+        if key not in READERS:
+            raise UsageError(
+                f"there is no option {option(key)}", field="sweep", hint=nearest(key, READERS)
+            )
+        if key in options:
+            raise UsageError(f"{option(key)} is given and swept", field="sweep", hint="choose one")
+        for text in values:
+            read_option(key, text, READERS[key])
+    arguments = [] if config is None else ["--config", str(config)]
+    for name, given in options.items():
+        if name != "out":
+            text = ",".join(given) if isinstance(given, list) else str(given)
+            arguments += [option(name)] if given is True else [option(name), text]
+    out = Path(given_values(options, config, resume=False).values["out"])
+    claim_file(out / MAKEFILE, force=force)
+    runs = write_sweep(out, sweep, arguments, seeds=seeds)
+    path = out / MAKEFILE
+    print_json(
+        "train", {"makefile": str(path), "runs": list(map(str, runs))}
+    ) if as_json else print(path)
 
 
 def _prepare(
@@ -425,13 +596,13 @@ def _prepare(
     )
 
 
-def _run(run: Run, events: Events, *, as_json: bool) -> None:
-    """Train, and print the run folder or the report. Raises Interrupted if it was stopped."""
+def _run(run: Run, events: Events) -> dict[str, Any]:
+    """Train, and return the report. Raises Interrupted if the run was stopped."""
     from gptcli.trainer.train import interrupted, launch_run
 
     done = launch_run(run, events)
     if not is_main():
-        return
+        return done
     if done["interrupted"]:
         raise interrupted(done, run.out)
     loss = (
@@ -440,7 +611,7 @@ def _run(run: Run, events: Events, *, as_json: bool) -> None:
         else f", loss {mean:.4f} (mean of the last {done['smoothed_steps']} steps)"
     )
     events.info(f"trained on {done['tokens']:,} tokens in {duration(done['seconds'])}{loss}")
-    print_json("train", done) if as_json else print(run.out)
+    return done
 
 
 def given_values(options: Mapping[str, Any], config: Path | None, *, resume: bool) -> Resolved:
@@ -477,7 +648,7 @@ def given_values(options: Mapping[str, Any], config: Path | None, *, resume: boo
         given.put({"out": f"runs/{given.values.get('size', 'gpt')}"}, "default")
     earlier = Path(given.values["out"], RUN_TOML)
     if not (resume and earlier.is_file()):
-        return given
+        return _continued_values(given) if given.values.get("continues") else given
     before = Resolved()
     before.put(read_config(earlier, READERS, "gpt train"), RUN_TOML)
     if "size" in given.values and paper_of(given) != paper_of(before):
@@ -494,6 +665,31 @@ def given_values(options: Mapping[str, Any], config: Path | None, *, resume: boo
     return before
 
 
+def _continued_values(given: Resolved) -> Resolved:
+    """Return the given values over those of the run to continue."""
+    from gptcli.model.source import find_model
+
+    if "init_from" not in given.values:
+        return given
+    folder = find_model(given.values["init_from"], given.values.get("checkpoint")).folder
+    before = Resolved()
+    own = ("out", "init_from", "checkpoint", "continues")
+    values = read_config(folder / RUN_TOML, READERS, "gpt train")
+    values = {name: value for name, value in values.items() if name not in own}
+    before.put(values, f"{RUN_TOML} of {folder}")
+    for name in given.values:
+        before.put({name: given.values[name]}, given.origin[name])
+    return before
+
+
+def _needs_a_name() -> UsageError:
+    return UsageError(
+        "the page that compares several runs needs a name",
+        where="--out",
+        hint="for example -o compare.html",
+    )
+
+
 def draw_report(runs: list[Path], out: str | None, *, force: bool, as_json: bool) -> None:
     """Write the page of one run, or of several compared, and print its path; FILE.svg is a plot.
 
@@ -501,20 +697,18 @@ def draw_report(runs: list[Path], out: str | None, *, force: bool, as_json: bool
     UsageError, or InputError if one of `runs` is no run folder.
     """
     from gptcli.model.source import REPORT
+    from gptcli.runs.groups import expanded
     from gptcli.runs.report import draw
 
     if not runs:
         raise UsageError(
             "RUN is missing", hint="name one or several run folders: gpt train --report runs/350M"
         )
+    runs = expanded(runs)
     if out is None and len(runs) > 1:
-        raise UsageError(
-            "the page that compares several runs needs a name",
-            where="--out",
-            hint="for example -o compare.html",
-        )
+        raise _needs_a_name()
     path = runs[0] / REPORT if out is None else Path(out)
-    text = draw(list(dict.fromkeys(runs)), path)
+    text = draw(runs, path)
     if out == "-":
         print_file(text)
         return
@@ -664,8 +858,11 @@ def _print_plan(
     from gptcli.cost.flops import flops_per_token
     from gptcli.trainer.forecast import forecast_facts
     from gptcli.trainer.preflight import role_facts, stage_roles
+    from gptcli.trainer.trackers import find_tracker
 
     events = ConsoleEvents()
+    for name in plan.resolved.values.get("track", []):
+        find_tracker(name)
     flops = flops_per_token(plan.model, "6N") * plan.train.tokens
     roles = stage_roles(plan, events)
     forecast = _forecast_plan(plan, manifest)
