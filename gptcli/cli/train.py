@@ -189,6 +189,7 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
         "Task of gpt eval to score at every checkpoint; several with commas.",
         "NAME",
         name_list,
+        repeats=True,
     ),
     "eval_data": Option(WATCH, "none", "Folder with the data of each --eval-task.", "FOLDER"),
     "eval_items": Option(WATCH, "1,000", "Items of each --eval-task to score."),

@@ -16,10 +16,13 @@ import hashlib
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from gptcli.errors import UsageError
+from gptcli.files import read_text
 from gptcli.model.transformer import GPT
 from gptcli.sampling.engine import Engine
 from gptcli.sampling.params import SamplingParams, apply_repetition_penalty, next_tokens
@@ -290,3 +293,43 @@ def news_prompt(title: str, subtitle: str, articles: Sequence[str] = ()) -> str:
             f"Title: {title}\nSubtitle: {subtitle}\nArticle:",
         ]
     )
+
+
+@dataclass(frozen=True, slots=True)
+class PromptParts:
+    """Parts of a prompt as the options give them; `text` assembles them."""
+
+    instruction: str | None = None
+    """Description of a task."""
+    examples: list[str] | tuple[str, ...] = ()
+    """Solved examples of the task."""
+    title: str | None = None
+    """Title of a news article to write."""
+    subtitle: str | None = None
+    """Subtitle of the article."""
+    articles: list[Path] | tuple[Path, ...] = ()
+    """Files of example articles."""
+
+    def __post_init__(self) -> None:
+        for name in ("examples", "articles"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def text(self, prompt: str | None, read: Callable[[str | None], str]) -> str:
+        """Return the whole prompt; `read` returns the prompt that is meant by `prompt`.
+
+        Raises UsageError for parts that cannot be combined.
+        """
+        if self.title is None:
+            if self.subtitle is not None or self.articles:
+                raise UsageError(
+                    "{option:subtitle} and {option:article} need {option:title}",
+                    hint='name the article to write with {option:title} "..."',
+                )
+            return few_shot_prompt(self.instruction, self.examples, read(prompt))
+        if prompt is not None or self.instruction or self.examples:
+            raise UsageError(
+                "{option:title} cannot be combined with a prompt",
+                hint="an article is written from its title and subtitle alone",
+            )
+        articles = [read_text(path) for path in self.articles]
+        return news_prompt(self.title, self.subtitle or "", articles)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from gptcli.errors import InputError
 from gptcli.events import SILENT, Events
@@ -94,6 +95,31 @@ class Sampler:
             return completions
         finally:  # after an interrupt too, the next output begins on a new line
             show("\n")
+
+    def report(
+        self, text: str, completions: list[Completion], settings: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return the report of `gpt sample --json` on the samples of a prompt.
+
+        `settings` are the values of stop, seed and quantize.
+        """
+        known = {"max_tokens": self.max_tokens, "beam": self.beam, "best_of": self.best_of}
+        known |= settings
+        names = ("max_tokens", "stop", "seed", "beam", "best_of", "quantize")
+        return {
+            "step": self.loaded.source.step,
+            "prompt": text,
+            "prompt_tokens": encode_prompt(self.loaded.tokenizer, text),
+            **asdict(self.params),
+            **{name: known[name] for name in names},
+            "device": self.loaded.device.type,
+            "precision": self.loaded.precision,
+            "samples": [
+                asdict(one)
+                | {"mean_log_prob": one.mean_log_prob, "tokens_per_second": one.tokens_per_second}
+                for one in completions
+            ],
+        }
 
     def _generate(self, sequences: list[TextSequence], *, log_probs: bool) -> Iterable[object]:
         """Yield whenever a sequence is complete."""
