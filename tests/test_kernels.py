@@ -16,7 +16,7 @@ from gptcli.model.attention import attention_packed
 from gptcli.model.config import ModelConfig
 from gptcli.model.loss import EAGER, next_token_loss
 from gptcli.model.transformer import GPT, Block, block_forward
-from gptcli.sampling.quantize import prepare_for_inference
+from gptcli.sampling.load import prepare_for_inference
 
 
 def places(model: GPT) -> dict[str, Callable[..., torch.Tensor] | None]:

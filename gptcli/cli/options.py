@@ -196,14 +196,15 @@ class Option:
 
     def reader_of(self, name: str) -> Reader:
         """Return the reader of the option's value, given the option's name."""
-        return self.reader or NUMBERS.get(name, nonempty_text)
+        known: Reader = NUMBERS.get(name, nonempty_text)
+        return self.reader or known
 
     def parameter(self, name: str) -> inspect.Parameter:
         """Return the parameter of a command's function that declares the option `name`."""
+        kind: Any = (list[str] if self.repeats else str) | None
         if self.reader is boolean:
-            kind, default, declared = bool, False, flag(option(name), self.help, self.panel)
+            kind, declared = bool, flag(option(name), self.help, self.panel)
         else:
-            kind, default = (list[str] if self.repeats else str) | None, None
             declared = shared(
                 name,
                 self.panel,
@@ -215,7 +216,7 @@ class Option:
         return inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=default,
+            default=False if kind is bool else None,
             annotation=Annotated[kind, declared],
         )
 

@@ -33,7 +33,7 @@ from gptcli.interrupts import Cleanup, Raise, write
 from gptcli.settings import Resolved, boolean
 
 if TYPE_CHECKING:
-    from gptcli.sampling.generate import PromptParts
+    from gptcli.sampling.batch import PromptParts
     from gptcli.sampling.params import SamplingParams
     from gptcli.sampling.sampler import Sampler
 
@@ -55,10 +55,9 @@ CONFLICTS = (
 def _texts(value: object) -> list[str]:
     """Return a text, or the texts of a list; they may be empty."""
     texts = value if isinstance(value, list) else [value]
-    for text in texts:
-        if not isinstance(text, str):
-            raise UsageError(f"{text!r} is not text")
-    return texts
+    if strange := [text for text in texts if not isinstance(text, str)]:
+        raise UsageError(f"{strange[0]!r} is not text")
+    return [str(text) for text in texts]
 
 
 OPTIONS = {  # also the keys of --config, which may name a preset too
@@ -239,7 +238,7 @@ def sample(
     if prompt is not None and not run.exists() and Path(prompt).is_dir():
         line = shlex.join(["gpt", "sample", prompt, str(run)])
         raise UsageError("the run comes before the prompt", where=run, hint=line)
-    from gptcli.sampling.generate import PromptParts
+    from gptcli.sampling.batch import PromptParts
     from gptcli.sampling.params import sampling_params
 
     values = resolve(options, config)
@@ -442,7 +441,7 @@ def _session(sampler: Sampler, text: str | None, parts: PromptParts, seed: int) 
     with contextlib.suppress(ImportError):  # missing on Windows, where lines have no history
         import readline  # noqa: F401  # gives input() history and editing
 
-    from gptcli.sampling.generate import few_shot_prompt
+    from gptcli.sampling.batch import few_shot_prompt
 
     is_terminal = sys.stdin.isatty()
     if is_terminal:

@@ -638,8 +638,8 @@ def _print_plan(
 ) -> None:
     """Print configuration, work and forecast. Raises UsageError if `strict` and it has warnings."""
     from gptcli.cost.flops import flops_per_token
-    from gptcli.trainer.dry_run import role_facts, stage_roles
     from gptcli.trainer.forecast import forecast_facts
+    from gptcli.trainer.preflight import role_facts, stage_roles
 
     events = ConsoleEvents()
     flops = flops_per_token(plan.model, "6N") * plan.train.tokens

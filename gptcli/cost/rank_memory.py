@@ -210,7 +210,7 @@ def loss_memory(entries: int, tokens: int, work: StepConfig, *, sliced: bool) ->
     e = ELEMENT_BYTES[work.precision]
     if work.whole_logits:
         return WHOLE_LOGIT_BYTES * tokens * entries
-    if sliced:  # gptcli.distributed.vocab_parallel_loss
+    if sliced:  # gptcli.distributed.tensor_parallel
         return (
             WHOLE_LOGIT_BYTES
             * min(tokens, max(1, CHUNK_BYTES // (WHOLE_LOGIT_BYTES * entries)))

@@ -30,8 +30,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from gptcli import errors, toml_json
 from gptcli.cost.layout import Layout
-from gptcli.distributed.context import RankContext
-from gptcli.distributed.environment import device_type, share_cores
+from gptcli.distributed.context import RankContext, device_type, share_cores
 from gptcli.errors import GptError, Interrupted, RunError
 from gptcli.events import SILENT, Events
 from gptcli.files import scratch_folder, sweep

@@ -29,7 +29,7 @@ from gptcli.evals.requests import Request
 from gptcli.evals.task import Normaliser, Task
 from gptcli.files import PARTIAL, atomic_write, complete_lines, sha256
 from gptcli.model.source import UNFINISHED, WEIGHTS, ModelSource
-from gptcli.sampling.streaming import Completion
+from gptcli.sampling.generate import Completion
 from gptcli.toml_json import parse_json
 
 Record = dict[str, Any]

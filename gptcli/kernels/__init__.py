@@ -58,7 +58,7 @@ def install(module: nn.Module, *, fuse_blocks: bool = False) -> None:
             part.attention_fn = attention_kernel.attention_packed
         elif isinstance(part, Block) and fuse_blocks:
             part.block_fn = fused_block
-        # GPT or a pipeline stage, and the linear layers of `gptcli.sampling.quantize`
+        # GPT or a pipeline stage, and the linear layers of `gptcli.sampling.load`
         loss: Any = getattr(part, "head_loss", None)
         if loss is not None:
             _set(part, "head_loss", partial(loss, kernel=head_kernel))

@@ -17,8 +17,8 @@ from gptcli.errors import InputError
 from gptcli.files import read_json
 from gptcli.model.config import NORM_EPS, ModelConfig
 from gptcli.model.not_a_model import not_a_model_error
+from gptcli.model.source import CONFIG
 
-CONFIG = "config.json"
 RELEASED_SHAPES = "params_shapes.json"
 GPT2, GPT1, NEO = "gpt2", "openai-gpt", "gpt_neo"
 _GPT2_NAMES = {

@@ -26,7 +26,6 @@ from gptcli.model.config import NORM_EPS, ModelConfig
 from gptcli.model.gpt_neo import from_gpt_neo, layer_to_gpt_neo, to_gpt_neo
 from gptcli.model.hf import HEAD, Tensors, from_hf, read_release, to_hf
 from gptcli.model.hf_config import (
-    CONFIG,
     NEO,
     model_type,
     read_model_config,
@@ -35,6 +34,7 @@ from gptcli.model.hf_config import (
 )
 from gptcli.model.not_a_model import no_weights_error
 from gptcli.model.source import (
+    CONFIG,
     UNFINISHED,
     WEIGHTS,
     WEIGHTS_INDEX,

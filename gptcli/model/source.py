@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 from gptcli.errors import InputError, UsageError
 from gptcli.files import read_json, read_toml
 
+CONFIG = "config.json"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 UNFINISHED = "unfinished.safetensors"
 """Weights of a checkpoint for transformers, which WEIGHTS_INDEX names until WEIGHTS exists."""
@@ -109,6 +111,24 @@ def step_folders(run: Path) -> dict[int, Path]:
         (STEP.fullmatch(folder.name), folder) for folder in (Path(run) / CHECKPOINTS).glob("step-*")
     )
     return {int(match[1]): folder for match, folder in found if match}
+
+
+def initial_weights_folder(out: Path, init_from: Path) -> Path:
+    """Return the folder with the initial weights of the run in `out`: `init/` if it exists."""
+    return out / INIT if (out / INIT).is_dir() else init_from
+
+
+def begun_folder(out: Path) -> Path | None:
+    """Return the folder with configuration and tokenizer of the run in `out`, or None.
+
+    It is the run folder itself or, before the first step, its `init/`.
+    """
+    return next((folder for folder in (out, out / INIT) if (folder / CONFIG).is_file()), None)
+
+
+def remove_initial_weights(out: Path) -> None:
+    """Remove `init/` from a finished run folder."""
+    shutil.rmtree(out / INIT, ignore_errors=True)
 
 
 def checkpoint_digest(checkpoint: Path) -> str:

@@ -78,7 +78,7 @@ class TrainConfig:
     (`gptcli.distributed.activation_checkpoint`).
     """
     precision: Precision = "fp32"
-    """Precision of matrix products, one of `PRECISIONS` (`gptcli.trainer.precision`)."""
+    """Precision of matrix products, one of `PRECISIONS` (`gptcli.trainer.optimizer`)."""
     compile: bool = False
     """Use torch.compile."""
     checkpoint_every: int = 1000

@@ -28,7 +28,7 @@ from gptcli.model.safetensors_io import (
     save_model,
     save_unfinished,
 )
-from gptcli.model.source import WEIGHTS
+from gptcli.model.source import WEIGHTS, remove_initial_weights
 from gptcli.runs.metrics import Line, window
 from gptcli.runs.record import read_provenance
 from gptcli.tokenizer.tokenizer import load_tokenizer
@@ -41,7 +41,6 @@ from gptcli.trainer.callbacks import (
 )
 from gptcli.trainer.checkpoint import newest_state
 from gptcli.trainer.config import Run
-from gptcli.trainer.initial_weights import remove_initial_weights
 from gptcli.trainer.recipe import SMALL_MODEL
 
 CARD = "README.md"

@@ -10,17 +10,21 @@ from gptcli import toml_json
 from gptcli.distributed.context import RankContext
 from gptcli.events import Events
 from gptcli.files import atomic_write
-from gptcli.model.source import LR_RANGE, LR_RANGE_REPORT
+from gptcli.model.source import (
+    LR_RANGE,
+    LR_RANGE_REPORT,
+    initial_weights_folder,
+    remove_initial_weights,
+)
 from gptcli.runs.curves import inline_chart
 from gptcli.runs.page import configuration, definitions, document, gallery
 from gptcli.shards.order import open_order
-from gptcli.trainer.batches import micro_batches
 from gptcli.trainer.checkpoint import load_weights_, plain_named_parameters
 from gptcli.trainer.config import Run
-from gptcli.trainer.initial_weights import initial_weights_folder, remove_initial_weights
 from gptcli.trainer.parallelize import build_train_step
 from gptcli.trainer.schedule import Schedule
-from gptcli.trainer.spike_guard import SpikeGuard
+from gptcli.trainer.step import micro_batches
+from gptcli.trainer.step_statistics import SpikeGuard
 
 MIN_LR, MAX_LR = 1e-6, 1.0
 LOSS_DECAY = 0.8  # of older losses in the smoothed loss

@@ -30,8 +30,7 @@ from gptcli.distributed.activation_checkpoint import checkpoint_forward
 from gptcli.distributed.context import RankContext
 from gptcli.distributed.fsdp import apply_ddp, apply_fsdp
 from gptcli.distributed.pipeline_parallel import Pipeline, merge_stages, split_stages
-from gptcli.distributed.tensor_parallel import apply_tp
-from gptcli.distributed.vocab_parallel_loss import vocab_parallel_loss
+from gptcli.distributed.tensor_parallel import apply_tp, vocab_parallel_loss
 from gptcli.errors import RunError
 from gptcli.events import Events
 from gptcli.model import mup
@@ -39,8 +38,7 @@ from gptcli.model.loss import EAGER, IGNORE, next_token_loss
 from gptcli.model.transformer import GPT
 from gptcli.runtime import disable_malloc_trim, warm_up_vector_math
 from gptcli.trainer.config import Run, TrainConfig
-from gptcli.trainer.optimizer import make_optimizer
-from gptcli.trainer.precision import AUTOCAST_DTYPES, convert_to_fp8
+from gptcli.trainer.optimizer import AUTOCAST_DTYPES, convert_to_fp8, make_optimizer
 from gptcli.trainer.step import TrainStep
 
 

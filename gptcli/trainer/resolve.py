@@ -165,11 +165,10 @@ def _started_from(given: Resolved, changes: dict[str, Any]) -> tuple[ModelConfig
 
     Other given values, and the shards, must agree with it. The step of an unfinished run's newest
     checkpoint is recorded. A resumed run reads its own copy, because the run it started from may
-    have changed (`gptcli.trainer.initial_weights`).
+    have changed (`gptcli.trainer.train`).
     """
     from gptcli.model.hf_config import is_padded, read_model_config
-    from gptcli.model.source import find_model
-    from gptcli.trainer.initial_weights import begun_folder
+    from gptcli.model.source import begun_folder, find_model
 
     folder = Path(given.values["init_from"])
     if (

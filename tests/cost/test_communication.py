@@ -1,4 +1,4 @@
-"""What a step moves, counted by hand on a model of a few numbers; tests/trainer/test_dry_run.py
+"""What a step moves, counted by hand on a model of a few numbers; tests/trainer/test_preflight.py
 holds the same against real processes.
 
 3 layers, width 8, context 4, vocabulary 10, 2 sequences at a time: 8 positions, a stream of 64

@@ -27,7 +27,7 @@ from gptcli.errors import UsageError
 from gptcli.model import loss, mup
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.transformer import GPT
-from gptcli.trainer.precision import AUTOCAST_DTYPES
+from gptcli.trainer.optimizer import AUTOCAST_DTYPES
 from gptcli.trainer.step import TrainStep
 
 SMALL = ModelConfig(n_layer=4, n_head=4, d_model=256, n_ctx=256, vocab_size=5000)

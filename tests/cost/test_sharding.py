@@ -1,4 +1,4 @@
-"""What each process holds, counted by hand; tests/trainer/test_dry_run.py holds the same against
+"""What each process holds, counted by hand; tests/trainer/test_preflight.py holds the same against
 real processes.
 """
 

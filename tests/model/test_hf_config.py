@@ -10,7 +10,8 @@ import pytest
 
 from gptcli.errors import InputError
 from gptcli.model.config import ModelConfig
-from gptcli.model.hf_config import CONFIG, is_padded, read_model_config, to_transformers
+from gptcli.model.hf_config import is_padded, read_model_config, to_transformers
+from gptcli.model.source import CONFIG
 
 SHAPE: dict[str, Any] = {"n_layer": 3, "n_head": 2, "d_model": 16, "n_ctx": 32, "vocab_size": 100}
 

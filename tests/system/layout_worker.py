@@ -25,11 +25,11 @@ from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import load_model, save_model
 from gptcli.model.transformer import GPT
 from gptcli.trainer.auto import has_compiler
-from gptcli.trainer.batches import micro_batches
 from gptcli.trainer.checkpoint import load_weights_, plain_named_parameters
 from gptcli.trainer.config import Run, TrainConfig
-from gptcli.trainer.noise_scale import NOISE_RERUN_EVERY, small_batch_sequences
 from gptcli.trainer.parallelize import build_train_step
+from gptcli.trainer.step import micro_batches
+from gptcli.trainer.step_statistics import NOISE_RERUN_EVERY, small_batch_sequences
 
 STEPS, SEQUENCES, N_CTX, EOT = 20, 4, 8, 0
 COMPILE = torch.compile

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from gptcli.distributed import environment
+from gptcli.distributed import context
 from gptcli.distributed.context import RankContext
 from gptcli.errors import Interrupted, RunError, UsageError
 from gptcli.events import SILENT, Events
@@ -313,7 +313,7 @@ def test_a_resume_uses_as_many_threads_as_before(make_run, monkeypatch):
     """
     options = {"tokens": 384, "decay_tokens": 384, "checkpoint_every": 3, "micro_batch": 1}
     whole, halved = make_run("whole", **options), make_run("halved", **options)
-    monkeypatch.setattr(environment, "available_cores", lambda: 2)
+    monkeypatch.setattr(context, "available_cores", lambda: 2)
 
     class Killed(Events):
         def progress(self, task, done, *args, **facts):
