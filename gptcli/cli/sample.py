@@ -60,66 +60,44 @@ def _texts(value: object) -> list[str]:
     return [str(text) for text in texts]
 
 
+# fmt: off
 OPTIONS = {  # also the keys of --config, which may name a preset too
     "checkpoint": Option(None, "the finished model, or the newest checkpoint"),
     "num_samples": Option(None, "1", "Number of samples; their number does not change their text."),
     "max_tokens": Option(
-        None, "200", "Maximum length of a sample, in tokens; it ends earlier at end-of-text."
-    ),
+        None, "200", "Maximum length of a sample, in tokens; it ends earlier at end-of-text."),
     "stop": Option(
-        None,
-        "",
-        "Text that ends a sample and is left out of it; repeat the option for several.",
-        "TEXT",
-        _texts,
-        repeats=True,
-    ),
+        None, "", "Text that ends a sample and is left out of it; repeat the option for several.",
+        "TEXT", _texts, repeats=True),
     "seed": Option(None, "0", "Random seed; the same seed gives the same text."),
     "preset": Option(
-        CHOOSING,
-        "",
-        "Sampling options of a paper: gpt2 or gpt3 (their released samples), or news "
-        "(GPT-3's articles).",
-        "NAME",
-    ),
+        CHOOSING, "",
+        "Sampling options of a paper: gpt2 or gpt3 (their released samples), or news (GPT-3's "
+        "articles).", "NAME"),
     "temperature": Option(
-        CHOOSING,
-        "1",
-        "Sampling temperature: text is more predictable below 1 and more varied above it.",
-        "X",
-    ),
+        CHOOSING, "1",
+        "Sampling temperature: text is more predictable below 1 and more varied above it.", "X"),
     "top_k": Option(
-        CHOOSING,
-        "40, or all with --top-p",
-        "Sample only from the N most probable tokens.",
-    ),
+        CHOOSING, "40, or all with --top-p", "Sample only from the N most probable tokens."),
     "top_p": Option(
-        CHOOSING, "", "Sample only from the fewest tokens whose probabilities add up to P.", "P"
-    ),
+        CHOOSING, "", "Sample only from the fewest tokens whose probabilities add up to P.", "P"),
     "greedy": Option(CHOOSING, "", "Always take the most probable token.", reader=boolean),
     "repetition_penalty": Option(
-        CHOOSING,
-        "",
-        "Penalty on tokens that are already in the text; above 1 discourages them.",
-        "X",
-    ),
+        CHOOSING, "", "Penalty on tokens that are already in the text; above 1 discourages them.",
+        "X"),
     "beam": Option(
-        CHOOSING, "", "Beam search of width N with GPT-3's length penalty; GPT-3 uses 4."
-    ),
+        CHOOSING, "", "Beam search of width N with GPT-3's length penalty; GPT-3 uses 4."),
     "best_of": Option(
-        CHOOSING, "", "Draw N samples and show the one with the highest mean log-probability."
-    ),
+        CHOOSING, "", "Draw N samples and show the one with the highest mean log-probability."),
     "device": Option(MACHINE, "auto"),
     "precision": Option(
-        MACHINE,
-        "auto",
+        MACHINE, "auto",
         "Precision of matrix products: fp32, bf16 or auto, which is bf16 on a GPU that supports "
-        "it; in bf16, a text may depend on the number of samples.",
-        "KIND",
-    ),
+        "it; in bf16, a text may depend on the number of samples.", "KIND"),
     "quantize": Option(MACHINE, "none", "Quantization of the weights: none or int8.", "KIND"),
     "batch_size": Option(MACHINE, "8", "Samples of --prompts to generate at once."),
 }
+# fmt: on
 DEFAULTS: dict[str, Any] = {
     **{
         name: read_option(name, OPTIONS[name].shown, OPTIONS[name].reader_of(name))
