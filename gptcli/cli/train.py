@@ -73,177 +73,97 @@ def _sizes(incomplete: str) -> list[str]:
     return [name for name in size_names() if name.lower().startswith(incomplete.lower())]
 
 
+# fmt: off
 OPTIONS = {  # of a run, in the order of --help; also the keys of --config and of run.toml
     "size": Option(
-        MODEL,
-        help="Model size of the papers, which sets architecture and training recipe.",
-        metavar="NAME",
-        reader=_read_size,
-        complete=_sizes,
-    ),
+        MODEL, help="Model size of the papers, which sets architecture and training recipe.",
+        metavar="NAME", reader=_read_size, complete=_sizes),
     "n_layer": Option(MODEL, "size's"),
     "n_head": Option(MODEL, "size's"),
     "d_model": Option(MODEL, "size's"),
     "n_ctx": Option(MODEL, "size's"),
     "attention": Option(
-        MODEL,
-        "size's",
+        MODEL, "size's",
         "Attention of the layers: dense, banded (every second layer), or a pattern such as "
-        "dense,dense,banded.",
-        "KIND",
-    ),
+        "dense,dense,banded.", "KIND"),
     "band": Option(MODEL, "256", "Tokens that a banded layer attends to."),
     "dropout": Option(
-        MODEL, "0", "Dropout probability of embeddings, attention and residual branches.", "P"
-    ),
+        MODEL, "0", "Dropout probability of embeddings, attention and residual branches.", "P"),
     "init_from": Option(
-        MODEL,
-        "random weights",
+        MODEL, "random weights",
         "Start from the weights of this run or GPT-2 folder, which sets the architecture.",
-        "FOLDER",
-    ),
+        "FOLDER"),
     "checkpoint": Option(
-        MODEL,
-        "the finished model, or the newest",
-        "With --init-from: start from its checkpoint of this step.",
-    ),
+        MODEL, "the finished model, or the newest",
+        "With --init-from: start from its checkpoint of this step."),
     "tokens": Option(
-        RECIPE,
-        "paper's, or 20 a parameter",
-        "Length of the run, in tokens; batch and schedule scale with it.",
-    ),
+        RECIPE, "paper's, or 20 a parameter",
+        "Length of the run, in tokens; batch and schedule scale with it."),
     "batch_tokens": Option(
-        RECIPE,
-        "paper's, less in a shorter run",
+        RECIPE, "paper's, less in a shorter run",
         "Batch size, in tokens per step; auto follows the gradient noise scale.",
-        reader=AutoOr(NUMBERS["batch_tokens"]),
-    ),
+        reader=AutoOr(NUMBERS["batch_tokens"])),
     "lr": Option(
-        RECIPE,
-        "paper's, more in a smaller model",
-        "Peak learning rate, reached at the end of the warm-up.",
-        "X",
-    ),
+        RECIPE, "paper's, more in a smaller model",
+        "Peak learning rate, reached at the end of the warm-up.", "X"),
     "scale_lr": Option(
-        RECIPE, help="Set --lr from the model size by interpolating GPT-3's table.", reader=boolean
-    ),
+        RECIPE,
+        help="Set --lr from the model size by interpolating GPT-3's table.", reader=boolean),
     "mup": Option(
-        RECIPE,
-        "off",
-        "Maximal-update parameterisation, with the --d-model that --lr was tuned at.",
-        "WIDTH",
-    ),
+        RECIPE, "off",
+        "Maximal-update parameterisation, with the --d-model that --lr was tuned at.", "WIDTH"),
     "min_lr_ratio": Option(
-        RECIPE, "paper's", "Learning rate at the end of the decay, as a share of --lr.", "X"
-    ),
+        RECIPE, "paper's", "Learning rate at the end of the decay, as a share of --lr.", "X"),
     "warmup_tokens": Option(
-        RECIPE,
-        "paper's, more in a shorter run",
-        "Length of the learning rate's linear warm-up, in tokens.",
-    ),
+        RECIPE, "paper's, more in a shorter run",
+        "Length of the learning rate's linear warm-up, in tokens."),
     "decay_tokens": Option(
-        RECIPE, "paper's", "Tokens from the start to the end of the cosine decay."
-    ),
-    "lr_schedule": Option(
-        RECIPE,
-        "cosine",
-        "Course of the learning rate after the warm-up: cosine, wsd (constant, then a cooldown), "
-        "linear or constant; or your own function, MODULE:NAME.",
-        "NAME",
-    ),
-    "cooldown_tokens": Option(
-        RECIPE,
-        "a fifth of --tokens",
-        "With --lr-schedule wsd: tokens at the end over which the learning rate falls to 0.",
-    ),
-    "optimizer": Option(
-        RECIPE,
-        "adamw",
-        "Optimizer: adamw, or muon for the matrices of the layers with AdamW for the rest; or your "
-        "own function, MODULE:NAME.",
-        "NAME",
-    ),
-    "ema": Option(
-        RECIPE,
-        "0: none",
-        "Decay per step of a moving average of the weights, which is evaluated and exported.",
-        "X",
-    ),
+        RECIPE, "paper's", "Tokens from the start to the end of the cosine decay."),
     "ramp_tokens": Option(
-        RECIPE, "paper's", "Tokens over which the batch grows to its full size; 0 for no ramp."
-    ),
+        RECIPE, "paper's", "Tokens over which the batch grows to its full size; 0 for no ramp."),
     "weight_decay": Option(RECIPE, "paper's", "Weight decay of matrices and embeddings.", "X"),
     "spike": Option(
-        RECIPE,
-        "6",
+        RECIPE, "6",
         "Skip an update if its loss is this many standard deviations too high; 0 skips none.",
-        "SIGMAS",
-    ),
+        "SIGMAS"),
     "max_skipped": Option(RECIPE, "10", "Stop the run after this many skipped updates in a row."),
     "document_mask": Option(RECIPE, help="Keep attention within each document.", reader=boolean),
     "seed": Option(RECIPE, "0", "Random seed for initialization, data order and dropout."),
     "data": Option(
-        OUTPUT,
-        "shards",
-        "Shards from gpt build-shards, or token files of llm.c, Megatron or nanoGPT.",
-        "FOLDER",
-    ),
+        OUTPUT, "shards",
+        "Shards from gpt build-shards, or token files of llm.c, Megatron or nanoGPT.", "FOLDER"),
     "out": Option(
-        OUTPUT,
-        "runs/SIZE",
-        "Run folder to write; model.safetensors is written last.",
-        "FOLDER",
-    ),
+        OUTPUT, "runs/SIZE", "Run folder to write; model.safetensors is written last.", "FOLDER"),
     "checkpoint_every": Option(
-        WATCH, "10 a run, at least every 1,000", "Steps between checkpoints."
-    ),
+        WATCH, "10 a run, at least every 1,000", "Steps between checkpoints."),
     "keep": Option(WATCH, "2", "Number of checkpoints to keep, the newest."),
     "eval_every": Option(
-        WATCH,
-        "20 a run, at least every 500",
-        "Steps between measurements of the validation loss.",
-    ),
+        WATCH, "20 a run, at least every 500",
+        "Steps between measurements of the validation loss."),
     "eval_tokens": Option(
-        WATCH,
-        "a 200th of --tokens, at most 1M",
-        "Validation tokens read at each measurement.",
-    ),
+        WATCH, "a 200th of --tokens, at most 1M", "Validation tokens read at each measurement."),
     "eval_task": Option(
-        WATCH,
-        "none",
-        "Task of gpt eval to score at every checkpoint; several with commas.",
-        "NAME",
-        name_list,
-    ),
+        WATCH, "none", "Task of gpt eval to score at every checkpoint; several with commas.",
+        "NAME", name_list, repeats=True),
     "eval_data": Option(WATCH, "none", "Folder with the data of each --eval-task.", "FOLDER"),
     "eval_items": Option(WATCH, "1,000", "Items of each --eval-task to score."),
     "samples": Option(WATCH, "3, in a short run none", "Texts to generate at every checkpoint."),
     "track": Option(WATCH, "none", "Also log metrics to this tracker: tensorboard.", "NAME"),
     "layout": Option(MACHINE, "the fastest that fits"),
     "pipeline_schedule": Option(
-        MACHINE,
-        "1f1b",
-        "Order of micro-batches in a pipeline: 1f1b, gpipe, interleaved1f1b or loopedbfs.",
-        "NAME",
-        OneOf(tuple(SCHEDULES)),
-    ),
+        MACHINE, "1f1b",
+        "Order of micro-batches in a pipeline: 1f1b, gpipe, interleaved1f1b or loopedbfs.", "NAME",
+        OneOf(tuple(SCHEDULES))),
     "recompute": Option(MACHINE, "what fits", reader=OneOf(("auto", *RECOMPUTE))),
     "micro_batch": Option(MACHINE, "what fits"),
     "precision": Option(
-        MACHINE,
-        "auto",
-        "Precision of matrix products: bf16, fp32, fp16, fp8 or auto.",
-        "KIND",
-        OneOf(("auto", *PRECISIONS)),
-    ),
+        MACHINE, "auto", "Precision of matrix products: bf16, fp32, fp16, fp8 or auto.", "KIND",
+        OneOf(("auto", *PRECISIONS))),
     "compile": Option(
-        MACHINE,
-        "auto",
-        "Use torch.compile: on, off, or auto if it pays off.",
-        "WHEN",
-        OneOf(("auto", "on", "off")),
-    ),
+        MACHINE, "auto", "Use torch.compile: on, off, or auto if it pays off.", "WHEN",
+        OneOf(("auto", "on", "off"))),
 }
+# fmt: on
 CONSTANTS = {  # keys without an option, with their descriptions
     "beta1": "Decay rate of Adam's mean of gradients.",
     "beta2": "Decay rate of Adam's mean of squared gradients.",

@@ -434,7 +434,7 @@ def test_control_characters_are_not_sent_to_a_terminal(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A byte-level model can spell an escape sequence; only a pipe gets it as it is."""
-    from gptcli.cli.sample import CONTROLS
+    from gptcli.cli.console import CONTROLS
 
     assert "\x1b[2J\t\x07é\x9b\n".translate(CONTROLS) == "␛[2J\t␇é\ufffd\n"
     text = sample(run, "\x1b[2J", "--max-tokens", 1)
