@@ -1,4 +1,4 @@
-"""Layouts as text, and what each process holds, counted by hand; tests/trainer/test_dry_run.py
+"""Layouts as text, and what each process holds, counted by hand; tests/trainer/test_preflight.py
 holds the same against real processes.
 """
 
