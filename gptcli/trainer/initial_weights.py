@@ -14,7 +14,7 @@ from pathlib import Path
 from gptcli.errors import InputError
 from gptcli.events import Events
 from gptcli.files import atomic_folder, read_json, write_json
-from gptcli.model.hf_config import CONFIG
+from gptcli.model.hf import CONFIG
 from gptcli.model.source import (
     CHECKPOINTS,
     INDEX,

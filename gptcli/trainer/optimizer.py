@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from gptcli.distributed.context import RankContext
-from gptcli.model import mup
+from gptcli.model.transformer import mup_groups
 from gptcli.trainer.config import TrainConfig
 
 
@@ -19,10 +19,10 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """Return one fused AdamW over all parameters.
 
-    The `lr_scale` of each parameter group multiplies the learning rate: see `gptcli.model.mup`, of
-    which `width_mult` is the m.
+    The `lr_scale` of each parameter group multiplies the learning rate: see
+    `gptcli.model.transformer.mup_groups`, of which `width_mult` is the m.
     """
-    groups = mup.groups(model, width_mult, config.weight_decay)
+    groups = mup_groups(model, width_mult, config.weight_decay)
     return torch.optim.AdamW(
         groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
     )

@@ -34,9 +34,8 @@ from gptcli.distributed.tensor_parallel import apply_tp
 from gptcli.distributed.vocab_parallel_loss import vocab_parallel_loss
 from gptcli.errors import RunError
 from gptcli.events import Events
-from gptcli.model import mup
 from gptcli.model.loss import EAGER, IGNORE, next_token_loss
-from gptcli.model.transformer import GPT
+from gptcli.model.transformer import GPT, mup_rescale
 from gptcli.runtime import disable_malloc_trim, warm_up_vector_math
 from gptcli.trainer.config import Run, TrainConfig
 from gptcli.trainer.optimizer import make_optimizer
@@ -159,7 +158,7 @@ def materialize_(part: GPT, device: torch.device, seed: int, width_mult: float) 
         part.lm_head.weight = part.wte.weight
     with implicit_replication():
         part.init_weights(seed)
-        mup.rescale(part, width_mult)
+        mup_rescale(part, width_mult)
 
 
 def _warm_up_compilation(
