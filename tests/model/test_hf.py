@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from gptcli.errors import InputError
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.hf import (
-    CONFIG,
     RELEASED_PARTS,
     from_hf,
     is_padded,
@@ -28,6 +27,7 @@ from gptcli.model.hf import (
     to_transformers,
 )
 from gptcli.model.safetensors_io import load_model
+from gptcli.model.source import CONFIG
 from gptcli.model.transformer import GPT
 
 SHAPE: dict[str, Any] = {"n_layer": 3, "n_head": 2, "d_model": 16, "n_ctx": 32, "vocab_size": 100}
