@@ -116,6 +116,20 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
         "Length of the learning rate's linear warm-up, in tokens."),
     "decay_tokens": Option(
         RECIPE, "paper's", "Tokens from the start to the end of the cosine decay."),
+    "lr_schedule": Option(
+        RECIPE, "cosine",
+        "Course of the learning rate after the warm-up: cosine, wsd (constant, then a cooldown), "
+        "linear or constant; or your own function, MODULE:NAME.", "NAME"),
+    "cooldown_tokens": Option(
+        RECIPE, "a fifth of --tokens",
+        "With --lr-schedule wsd: tokens at the end over which the learning rate falls to 0."),
+    "optimizer": Option(
+        RECIPE, "adamw",
+        "Optimizer: adamw, or muon for the matrices of the layers with AdamW for the rest; or your "
+        "own function, MODULE:NAME.", "NAME"),
+    "ema": Option(
+        RECIPE, "0: none",
+        "Decay per step of a moving average of the weights, which is evaluated and exported.", "X"),
     "ramp_tokens": Option(
         RECIPE, "paper's", "Tokens over which the batch grows to its full size; 0 for no ramp."),
     "weight_decay": Option(RECIPE, "paper's", "Weight decay of matrices and embeddings.", "X"),

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from gptcli.cost.hardware import Precision
-from gptcli.cost.layout import Layout, check_layout, layers_of_stage
+from gptcli.cost.layout import Layout, check_layout, layers_of_stage, rank_parameters
 from gptcli.cost.memory import (
     RECOMPUTE,
     SCHEDULES,
@@ -28,7 +28,6 @@ from gptcli.cost.memory import (
     layer_bytes,
     layers_in_flight,
 )
-from gptcli.cost.sharding import rank_parameters
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig
 
