@@ -46,7 +46,7 @@ from gptcli.cost.scaling import optimal_report
 from gptcli.cost.step_time import uncertainty
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
-from gptcli.model.hf_config import read_model_config
+from gptcli.model.hf import read_model_config
 from gptcli.numbers import short
 from gptcli.papers.training import GPT3_TRAINING
 

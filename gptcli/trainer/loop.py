@@ -12,8 +12,8 @@ from gptcli.distributed.context import RankContext, check_numeric_environment, p
 from gptcli.errors import Interrupted, RunError
 from gptcli.events import Events
 from gptcli.interrupts import Answer, leave
-from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.model.source import initial_weights_folder
+from gptcli.model.tensor_file import CheckpointStateDict
 from gptcli.runs.metrics import Line, window
 from gptcli.runtime import launched_processes
 from gptcli.shards.order import Mixture, open_order

@@ -208,7 +208,7 @@ def _started_from(given: Resolved, changes: dict[str, Any]) -> tuple[ModelConfig
     checkpoint is recorded. A resumed run reads its own copy, because the run it started from may
     have changed (`gptcli.trainer.train`).
     """
-    from gptcli.model.hf_config import is_padded, read_model_config
+    from gptcli.model.hf import is_padded, read_model_config
     from gptcli.model.source import begun_folder, find_model
 
     folder = Path(given.values["init_from"])

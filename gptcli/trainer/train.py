@@ -31,7 +31,6 @@ from gptcli.files import (
     write_json,
 )
 from gptcli.locks import own_folder
-from gptcli.model.checkpoint_tensors import AVERAGE
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.source import (
     CHECKPOINTS,
@@ -45,6 +44,7 @@ from gptcli.model.source import (
     find_model,
     step_folders,
 )
+from gptcli.model.tensor_file import AVERAGE
 from gptcli.runs.record import provenance, resumed
 from gptcli.runtime import is_main, is_main_on_node, restarted
 from gptcli.settings import Resolved, resolved_toml, same_values, updated_toml

@@ -25,10 +25,10 @@ from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
 from gptcli.files import sha256, write_json
 from gptcli.finetune.task import read_task
-from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import load_model, save_model
 from gptcli.model.source import INDEX, STATE
+from gptcli.model.tensor_file import CheckpointStateDict
 from gptcli.model.transformer import GPT
 from gptcli.runs.metrics import read_metrics
 from gptcli.sampling.batch import read_prompts
