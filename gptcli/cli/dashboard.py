@@ -56,7 +56,7 @@ class Dashboard(ConsoleEvents):
     def info(self, text: str) -> None:
         """Print a line above the panel."""
         if self._board is not None:
-            self._board.console.print(as_options(text))
+            self._board.console.print(text)
         else:
             super().info(text)
 
