@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
-from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -78,8 +77,7 @@ def _read(kind: type[Any], table: object, readers: Readers) -> Any:
         raise _WrongValueError(error.what, error.hint) from None
 
 
-@cache
-def _fields(kind: type[Any]) -> dict[str, tuple[Any, Field[Any]]]:
+def _fields(kind: Any) -> dict[str, tuple[Any, Field[Any]]]:
     """Return type and field of each field of a dataclass, by name."""
     hints = get_type_hints(kind)
     return {part.name: (hints[part.name], part) for part in fields(kind) if part.init}
