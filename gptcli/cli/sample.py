@@ -23,6 +23,7 @@ from gptcli.cli.options import (
     out,
     read_config,
     read_option,
+    read_options,
     readers,
     shared,
     value,
@@ -257,13 +258,8 @@ def resolve(options: Mapping[str, Any], config: Path | None) -> dict[str, Any]:
     """Return the values of the options: option over file over preset over default."""
     from gptcli.sampling.params import PRESETS
 
-    known = readers(OPTIONS)
-    from_file = {} if config is None else read_config(config, known, "gpt sample")
-    given = {
-        name: read_option(name, text, known[name])
-        for name, text in options.items()
-        if text not in (None, False, [])
-    }
+    from_file = {} if config is None else read_config(config, readers(OPTIONS), "gpt sample")
+    given = read_options(OPTIONS, options)
     preset = given.pop("preset", None) or from_file.pop("preset", None)
     if preset is not None and preset not in PRESETS:
         raise UsageError(
