@@ -29,7 +29,7 @@ FLOORS = [
     {"kernels"},
     {"tokenizer", "model"},
     {"papers"},
-    {"locks"},
+    {"locks", "openmp"},
     {"runtime", "settings"},
     {"files"},
     {"toml_json"},
