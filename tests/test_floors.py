@@ -29,7 +29,7 @@ FLOORS = [
     {"kernels"},
     {"tokenizer", "model"},
     {"papers"},
-    {"locks", "schema"},
+    {"locks", "schema", "openmp"},
     {"runtime", "settings"},
     {"files"},
     {"toml_json"},

@@ -209,9 +209,6 @@ def sample(
 
         gpt sample runs/350M --preset gpt3 "The meaning of life is"
     """
-    # OpenMP threads spin for about half a millisecond between matrix products. Without spinning a
-    # token takes 1.5 times as long; with the default, 30 times as long on a busy machine.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # 2 MB pages for weights and cache, which are read 10 % faster
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if prompt is not None and not run.exists() and Path(prompt).is_dir():

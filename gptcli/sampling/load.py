@@ -33,6 +33,7 @@ from gptcli.model.source import (
     not_a_model_error,
 )
 from gptcli.model.transformer import GPT, MLP, Block
+from gptcli.openmp import watch_spinning
 from gptcli.runtime import disable_malloc_trim, warm_up_vector_math
 from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
@@ -88,6 +89,7 @@ def load(
     where = _device(device)
     if where.type == "cpu":
         warm_up_vector_math()
+        watch_spinning()
     if precision == "auto":
         precision = (
             "bf16"
