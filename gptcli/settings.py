@@ -8,13 +8,15 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from gptcli import __version__, toml_text
-from gptcli.errors import UsageError, nearest
+from gptcli import __version__, toml_json
+from gptcli.errors import InputError, UsageError, nearest
 
+T = TypeVar("T")
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 
 
@@ -129,10 +131,10 @@ COUNTS: dict[str, tuple[int, int]] = {
     "n_ctx": (1, MAX_CONTEXT_TOKENS), "vocab_size": (1, 2**31 - 1),
     "band": (1, MAX_CONTEXT_TOKENS), "mup": (1, 1 << 20),
     "tokens": (1, MAX_RUN_TOKENS), "batch_tokens": (1, 10**12), "warmup_tokens": (0, MAX_RUN_TOKENS),
-    "decay_tokens": (1, MAX_RUN_TOKENS),
+    "decay_tokens": (1, MAX_RUN_TOKENS), "cooldown_tokens": (1, MAX_RUN_TOKENS),
     "ramp_tokens": (0, MAX_RUN_TOKENS), "ramp_from": (0, 10**12), "max_skipped": (1, 10**9),
     "seed": (0, 2**63 - 1), "shots_seed": (0, 2**63 - 1),
-    "micro_batch": (1, 1 << 20), "batch_size": (1, 1 << 20), "workers": (1, 10_000),
+    "micro_batch": (1, 1 << 20), "batch": (1, 1 << 20), "epochs": (1, 10**6), "batch_size": (1, 1 << 20), "workers": (1, 10_000),
     "gpus": (1, 10**9),
     "checkpoint": (0, 10**12), "checkpoint_every": (1, 10**12), "eval_every": (1, 10**12),
     "eval_tokens": (1, MAX_RUN_TOKENS),
@@ -147,9 +149,11 @@ NUMBERS: dict[str, Number] = {
     "lr": Number(0, 10**9, above=True),
     "min_lr_ratio": Number(0, 1),
     "weight_decay": Number(0, 1000),
+    "lm_weight": Number(0, 1000),
     "dropout": Number(0, 1, below=True),
     "beta1": Number(0, 1, below=True),
     "beta2": Number(0, 1, below=True),
+    "ema": Number(0, 1, below=True),
     "eps": Number(0, 1, above=True),
     "clip": Number(0, 10**9, above=True),
     "spike": Number(0, 10**9),
@@ -227,6 +231,60 @@ class AutoOr:
         return "auto" if value == "auto" else self.reader(value)
 
 
+def read_table(kind: type[T], table: Mapping[str, Any], where: str | Path) -> T:
+    """Return a table of a TOML file as the dataclass `kind`.
+
+    Keys, types and choices are those of its fields, ranges those of NUMBERS. Raises InputError at
+    `where` for an unknown or missing key and for a value that is not allowed.
+    """
+    hints = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in hints:
+            raise InputError(f"unknown key {key!r}", where=where, hint=nearest(key, hints))
+        try:
+            values[key] = _typed(hints[key], key, value)
+        except UsageError as error:
+            raise InputError(f"{key}: {error.what}", where=where, hint=error.hint) from None
+    for part in fields(kind):  # type: ignore[arg-type]
+        required = part.default is MISSING and part.default_factory is MISSING
+        if required and part.name not in values:
+            raise InputError(f"no {part.name!r}", where=where)
+    try:
+        return kind(**values)
+    except UsageError as error:
+        raise InputError(error.what, where=where, hint=error.hint) from None
+
+
+def _typed(hint: Any, key: str, value: Any) -> Any:
+    """Return a value of TOML if it is of the type `hint`. Raises UsageError if it is not."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return OneOf(parts)(value)
+    if origin in (Union, UnionType):
+        hint = next(part for part in parts if part is not type(None))
+        return _typed(hint, key, value)
+    if origin is list:
+        if not isinstance(value, list):
+            raise UsageError(f"{value!r} is not a list")
+        return [_typed(parts[0], "", item) for item in value]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UsageError(f"{value!r} is not a table")
+        return {name: _typed(parts[1], "", item) for name, item in value.items()}
+    if hint is bool:
+        return boolean(value)
+    if hint is str:
+        return nonempty_text(value)
+    if hint in (int, float):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UsageError(f"{value!r} is not a number")
+        if hint is int and not isinstance(value, int):
+            raise UsageError(f"{value!r} is not a whole number")
+        return NUMBERS[key](value) if key in NUMBERS else value
+    return value
+
+
 def resolved_toml(resolved: Resolved, command: str, **extra: Any) -> str:
     """Return `resolved` as TOML, with the origin of each value in a comment.
 
@@ -236,11 +294,11 @@ def resolved_toml(resolved: Resolved, command: str, **extra: Any) -> str:
         f"# gpt {__version__}, python {sys.version.split()[0]}",
         f"# command: {command}",
     ]
-    lines += [f"# {name}: {toml_text.comment(str(value))}" for name, value in extra.items()]
+    lines += [f"# {name}: {toml_json.toml_comment(str(value))}" for name, value in extra.items()]
     rows = [
         (
-            f"{name} = {toml_text.value(value)}",
-            toml_text.comment(resolved.origin.get(name, "default")),
+            f"{name} = {toml_json.toml_value(value)}",
+            toml_json.toml_comment(resolved.origin.get(name, "default")),
         )
         for name, value in resolved.values.items()
     ]

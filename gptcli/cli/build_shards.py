@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from gptcli.corpus.build import JobSlice
     from gptcli.corpus.chunks import Tally
     from gptcli.corpus.config import BuildConfig
-    from gptcli.corpus.overlap import OverlapReport
+    from gptcli.corpus.decontaminate import OverlapReport
     from gptcli.corpus.recipe import SourceConfig
     from gptcli.corpus.report import BuildEstimate
     from gptcli.shards.manifest import Manifest
@@ -192,8 +192,8 @@ def build_shards(
         gpt build-shards wikitext.test.txt lambada.jsonl --overlap shards
     """
     if verify is not None:
+        from gptcli.shards.folder import verify_shards
         from gptcli.shards.manifest import MANIFEST
-        from gptcli.shards.verify import verify_shards
 
         print_build(verify / MANIFEST, verify_shards(verify, events=ConsoleEvents()), as_json=json)
         return
@@ -219,7 +219,7 @@ def build_shards(
     from gptcli.corpus.build import begin_build, finish_build
     from gptcli.corpus.config import BuildConfig
     from gptcli.corpus.pool import check_runner
-    from gptcli.shards.export import EXPORT_FORMATS, EXPORTERS
+    from gptcli.shards.folder import EXPORT_FORMATS, EXPORTERS
     from gptcli.shards.manifest import MANIFEST, read_manifest
     from gptcli.tokenizer.tokenizer import load_tokenizer
 
@@ -273,8 +273,8 @@ def build_shards(
 
 def _report_overlap(folder: Path, inputs: list[str], workers: int, *, as_json: bool) -> None:
     """Print the share of each test set that occurs in the shards' training text."""
+    from gptcli.corpus.decontaminate import find_overlap
     from gptcli.corpus.inputs import find_inputs
-    from gptcli.corpus.overlap import find_overlap
 
     if not inputs:
         raise UsageError("INPUT is missing", where="--overlap", hint="name the test files")
@@ -395,7 +395,7 @@ def _read_texts(value: object) -> list[str]:
 
 def print_build(path: Path, manifest: Manifest, *, as_json: bool) -> None:
     """Print the size of each split, and the documents of each source if there are several."""
-    from gptcli.papers.mixture import GPT3_MIXTURE
+    from gptcli.papers.training import GPT3_MIXTURE
     from gptcli.shards.manifest import SPLITS
 
     splits = {

@@ -28,7 +28,7 @@ from gptcli.corpus.documents import EXTRACTORS, Extractor
 from gptcli.corpus.formats import DOCUMENT_KINDS, DocumentKind, find_reader
 from gptcli.corpus.inputs import find_inputs, fingerprint
 from gptcli.errors import UsageError, nearest
-from gptcli.papers.mixture import GPT3_MIXTURE
+from gptcli.papers.training import GPT3_MIXTURE
 from gptcli.shards.manifest import DEFAULT_SOURCE
 
 ErrorRule = Literal["stop", "skip"]

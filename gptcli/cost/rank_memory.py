@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from gptcli.cost.hardware import Precision
-from gptcli.cost.layout import Layout, check_layout, layers_of_stage
+from gptcli.cost.layout import Layout, check_layout, layers_of_stage, rank_parameters
 from gptcli.cost.memory import (
     RECOMPUTE,
     SCHEDULES,
@@ -28,7 +28,6 @@ from gptcli.cost.memory import (
     layer_bytes,
     layers_in_flight,
 )
-from gptcli.cost.sharding import rank_parameters
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig
 
@@ -210,7 +209,7 @@ def loss_memory(entries: int, tokens: int, work: StepConfig, *, sliced: bool) ->
     e = ELEMENT_BYTES[work.precision]
     if work.whole_logits:
         return WHOLE_LOGIT_BYTES * tokens * entries
-    if sliced:  # gptcli.distributed.vocab_parallel_loss
+    if sliced:  # gptcli.distributed.tensor_parallel
         return (
             WHOLE_LOGIT_BYTES
             * min(tokens, max(1, CHUNK_BYTES // (WHOLE_LOGIT_BYTES * entries)))

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from gptcli import optional_kernels
 
 # imported, like the two of torch above, because it registers an operator named below
-from gptcli.model import banded_attention  # noqa: F401
+from gptcli.model import attention  # noqa: F401
 
 SAVE_OPS = [
     torch.ops.aten.mm.default,

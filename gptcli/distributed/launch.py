@@ -28,10 +28,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from gptcli import errors, strict_json
+from gptcli import errors, toml_json
 from gptcli.cost.layout import Layout
-from gptcli.distributed.context import RankContext
-from gptcli.distributed.environment import device_type, share_cores
+from gptcli.distributed.context import RankContext, device_type, share_cores
 from gptcli.errors import GptError, Interrupted, RunError
 from gptcli.events import SILENT, Events
 from gptcli.files import scratch_folder, sweep
@@ -156,7 +155,7 @@ def _child(run: R, events: Events, folder: Path, work: Work[R]) -> Report:
             "code": error.code,
         }
         (folder / f"{time.time_ns()}-{os.getpid()}.json").write_text(
-            strict_json.dumps(message, ascii_only=True)
+            toml_json.dumps(message, ascii_only=True)
         )
         raise
 

@@ -117,7 +117,7 @@ EAGER = ElementwiseOps()
 class VocabReduction:
     """Reduction over the whole vocabulary in one process.
 
-    `gptcli.distributed.vocab_parallel_loss.VocabShards` replaces it if every process has a shard.
+    `gptcli.distributed.tensor_parallel.VocabShards` replaces it if every process has a shard.
     """
 
     def max_entries(self, weight_VC: torch.Tensor) -> int:

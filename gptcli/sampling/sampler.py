@@ -19,9 +19,10 @@ Shapes: T positions, V vocabulary.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,7 +41,7 @@ from gptcli.sampling.generate import (
     sample_generator,
 )
 from gptcli.sampling.load import Loaded, PrecisionChoice, load
-from gptcli.sampling.params import SamplingParams, draw, filter_logits
+from gptcli.sampling.params import SamplingParams, draw, filter_logits, greedy_tokens
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 SEPARATOR = "-" * 15
@@ -119,6 +120,27 @@ class Sampler:
             return completions
         finally:  # after an interrupt too, the next output begins on a new line
             show("\n")
+
+    def report(
+        self, text: str, completions: list[Completion], settings: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return the report of `gpt sample --json` on the samples of a prompt.
+
+        `settings` are the values of stop, seed and quantize.
+        """
+        known = {"max_tokens": self.max_tokens, "beam": self.beam, "best_of": self.best_of}
+        known |= settings
+        names = ("max_tokens", "stop", "seed", "beam", "best_of", "quantize")
+        return {
+            "step": self.loaded.source.step,
+            "prompt": text,
+            "prompt_tokens": encode_prompt(self.loaded.tokenizer, text),
+            **asdict(self.params),
+            **{name: known[name] for name in names},
+            "device": self.loaded.device.type,
+            "precision": self.loaded.precision,
+            "samples": [one.as_dict() for one in completions],
+        }
 
     def _generate(self, sequences: list[TextSequence], *, log_probs: bool) -> Iterable[object]:
         """Yield whenever a sequence is complete."""
@@ -200,7 +222,7 @@ def beam_search(
     A hypothesis ends with `stop_id`, or with the token after which `is_finished` is true of its
     tokens. Lengths count the end-of-text. Of a prompt longer than n_ctx, the last n_ctx tokens are
     read, and every hypothesis ends when the context is full. Raises UsageError if `width` or
-    `max_tokens` is below 1.
+    `max_tokens` is below 1, and RunError if the logits are not numbers.
     """
     if width < 1 or max_tokens < 1:
         raise UsageError(
@@ -214,6 +236,7 @@ def beam_search(
     running: list[tuple[float, list[int], list[float]]] = [(0.0, [], [])]
     finished: list[Hypothesis] = []
     for length in range(1, max_length + 1):
+        greedy_tokens(logits_BV)  # raises if they are not numbers
         log_probs_BV = logits_BV.float().log_softmax(dim=-1)
         V = log_probs_BV.shape[1]
         total_BV = log_probs_BV + torch.tensor(
@@ -293,8 +316,8 @@ def generate_speculatively(
 ) -> float:
     """Finish `sequence` with `model`, helped by `draft`; return the share of accepted tokens.
 
-    Raises UsageError for a repetition penalty, which changes with each token, and InputError if the
-    vocabularies differ.
+    Raises UsageError for a repetition penalty, which changes with each token, InputError if the
+    vocabularies differ, and RunError if the logits of either model are not numbers.
     """
     if params.repetition_penalty != 1:
         raise UsageError(
@@ -358,6 +381,7 @@ def _verify(
 
 def _distribution(logits_TV: torch.Tensor, params: SamplingParams) -> torch.Tensor:
     """Return the probabilities to sample from, (T, V) in fp64; only the argmax counts if greedy."""
+    greedy_tokens(logits_TV)  # raises if they are not numbers
     logits_TV = logits_TV if params.greedy else filter_logits(logits_TV, params)
     return logits_TV.double().softmax(dim=-1)
 

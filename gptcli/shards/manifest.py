@@ -172,10 +172,10 @@ def read_manifest(folder: Path) -> Manifest:
 def manifest_for(folder: Path) -> Manifest | None:
     """Return a manifest for the token files of another program; None if the folder has none.
 
-    Raises InputError like `gptcli.shards.external.read_external_folder`.
+    Raises InputError like `gptcli.shards.format.read_external_folder`.
     """
     # Imported here because numpy and the tokenizer are slow to import, and seldom needed.
-    from gptcli.shards.external import read_external_folder
+    from gptcli.shards.format import read_external_folder
 
     found = read_external_folder(folder)
     if found is None:

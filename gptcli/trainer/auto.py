@@ -29,7 +29,7 @@ from gptcli.cost.memory import (
 )
 from gptcli.cost.planner import layouts, make_plan
 from gptcli.cost.rank_memory import StepConfig, rank_memory
-from gptcli.distributed.environment import device_type
+from gptcli.distributed.context import device_type
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, short_name
 from gptcli.numbers import in_bytes

@@ -30,17 +30,14 @@ from gptcli.distributed.activation_checkpoint import checkpoint_forward
 from gptcli.distributed.context import RankContext
 from gptcli.distributed.fsdp import apply_ddp, apply_fsdp
 from gptcli.distributed.pipeline_parallel import Pipeline, merge_stages, split_stages
-from gptcli.distributed.tensor_parallel import apply_tp
-from gptcli.distributed.vocab_parallel_loss import vocab_parallel_loss
+from gptcli.distributed.tensor_parallel import apply_tp, vocab_parallel_loss
 from gptcli.errors import RunError
 from gptcli.events import Events
-from gptcli.model import mup
 from gptcli.model.loss import EAGER, IGNORE, next_token_loss
-from gptcli.model.transformer import GPT
+from gptcli.model.transformer import GPT, mup_rescale
 from gptcli.runtime import disable_malloc_trim, warm_up_vector_math
 from gptcli.trainer.config import Run, TrainConfig
-from gptcli.trainer.optimizer import make_optimizer
-from gptcli.trainer.precision import AUTOCAST_DTYPES, convert_to_fp8
+from gptcli.trainer.optimizer import AUTOCAST_DTYPES, convert_to_fp8, make_optimizer
 from gptcli.trainer.step import TrainStep
 
 
@@ -72,6 +69,7 @@ def build_train_step(run: Run, context: RankContext, events: Events) -> TrainSte
         clip=config.clip,
         compute_dtype=AUTOCAST_DTYPES[config.precision],
         spike_sigmas=config.spike,
+        ema=config.ema,
         dropout_seed=config.seed if run.model.dropout else None,
     )
     if config.compile:
@@ -159,7 +157,7 @@ def materialize_(part: GPT, device: torch.device, seed: int, width_mult: float) 
         part.lm_head.weight = part.wte.weight
     with implicit_replication():
         part.init_weights(seed)
-        mup.rescale(part, width_mult)
+        mup_rescale(part, width_mult)
 
 
 def _warm_up_compilation(

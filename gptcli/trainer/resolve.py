@@ -165,11 +165,10 @@ def _started_from(given: Resolved, changes: dict[str, Any]) -> tuple[ModelConfig
 
     Other given values, and the shards, must agree with it. The step of an unfinished run's newest
     checkpoint is recorded. A resumed run reads its own copy, because the run it started from may
-    have changed (`gptcli.trainer.initial_weights`).
+    have changed (`gptcli.trainer.train`).
     """
-    from gptcli.model.hf_config import is_padded, read_model_config
-    from gptcli.model.source import find_model
-    from gptcli.trainer.initial_weights import begun_folder
+    from gptcli.model.hf import is_padded, read_model_config
+    from gptcli.model.source import begun_folder, find_model
 
     folder = Path(given.values["init_from"])
     if (
@@ -224,6 +223,8 @@ def _put_recipe(resolved: Resolved, paper: PaperModel, given: Resolved, model: M
     scale = not (given.values.get("follow_noise") or "batch_tokens" in given.values)
     recipe = paper_recipe(paper, own if tokens is None else tokens, scale_batch=scale)
     resolved.put(recipe, source)
+    if given.values.get("lr_schedule") == "wsd":
+        resolved.put({"min_lr_ratio": 0.0}, "wsd ends at 0: Hägele et al. 2024")
     if not of_paper and small_lr(model.parameters) > paper.lr:
         resolved.put(
             {"lr": small_lr(model.parameters)},

@@ -18,9 +18,9 @@ from gptcli.corpus.config import BuildConfig
 from gptcli.corpus.recipe import SourceConfig, preset_weights, read_sources
 from gptcli.errors import InputError, UsageError
 from gptcli.files import sha256
+from gptcli.shards.folder import verify_shards
 from gptcli.shards.format import document_lengths, open_shard
 from gptcli.shards.manifest import Manifest
-from gptcli.shards.verify import verify_shards
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 ITEM = "which of these seven rivers runs north past the old stone bridge before it meets the sea"

@@ -25,20 +25,17 @@ from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
 from gptcli.files import sha256, write_json
 from gptcli.finetune.task import read_task
-from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import load_model, save_model
 from gptcli.model.source import INDEX, STATE
+from gptcli.model.tensor_file import CheckpointStateDict
 from gptcli.model.transformer import GPT
 from gptcli.runs.metrics import read_metrics
 from gptcli.sampling.batch import read_prompts
-from gptcli.shards.export import export_megatron
-from gptcli.shards.external import open_tokens
-from gptcli.shards.format import document_lengths, open_shard, token_dtype, write_shard
-from gptcli.shards.loader import open_split
+from gptcli.shards.folder import export_megatron, verify_shards
+from gptcli.shards.format import document_lengths, open_shard, open_tokens, token_dtype, write_shard
 from gptcli.shards.manifest import MANIFEST, Manifest, Shard, Source, read_manifest, write_manifest
-from gptcli.shards.order import open_order
-from gptcli.shards.verify import verify_shards
+from gptcli.shards.order import open_order, open_split
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet, load_tokenizer
 from gptcli.tokenizer.training import train_tokenizer
 from gptcli.trainer.checkpoint import Checkpoints, CheckpointState, newest_state

@@ -1,7 +1,11 @@
-"""Exports have the tokens of the shards, as other programs read them."""
+"""Exports have the tokens of the shards, as other programs read them; verification names the first
+fault of a folder.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import shutil
 import struct
@@ -15,14 +19,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptcli.errors import UsageError
-from gptcli.shards import export
-from gptcli.shards.export import export_megatron, export_nanogpt
+from gptcli.errors import InputError, UsageError
+from gptcli.events import Events
+from gptcli.shards import folder as folder_module
+from gptcli.shards.folder import export_megatron, export_nanogpt, verify_shards
 from gptcli.shards.format import token_dtype, write_shard
 from gptcli.shards.manifest import Manifest, Shard, Source, write_manifest
+from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
 
 
-def make(folder: Path, vocab_size: int) -> dict[str, list[int]]:
+def make_two_shards(folder: Path, vocab_size: int) -> dict[str, list[int]]:
     """Write two training shards and an empty validation split; return the tokens of each split."""
     shards = []
     for number, tokens in enumerate(([256, 1, 2, 256], [256, 9])):
@@ -49,8 +55,8 @@ def make(folder: Path, vocab_size: int) -> dict[str, list[int]]:
 
 
 def test_nanogpt_reads_the_same_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "BLOCK_ITEMS", 3)
-    expected = make(tmp_path, 257)
+    monkeypatch.setattr(folder_module, "BLOCK_ITEMS", 3)
+    expected = make_two_shards(tmp_path, 257)
     export_nanogpt(tmp_path)
     # as nanoGPT's train.py reads
     assert (
@@ -60,7 +66,7 @@ def test_nanogpt_reads_the_same_tokens(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_nanogpt_refuses_a_large_vocabulary(tmp_path: Path) -> None:
-    make(tmp_path, 70_000)
+    make_two_shards(tmp_path, 70_000)
     with pytest.raises(UsageError, match="a vocabulary of 70000 does not fit"):
         export_nanogpt(tmp_path)
     assert not (tmp_path / "train.bin").exists()
@@ -113,7 +119,7 @@ def make_mixture(folder: Path, vocab_size: int) -> dict[str, list[list[int]]]:
 def test_megatron_gets_two_files_for_each_source(
     tmp_path: Path, vocab_size: int, kind: str, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "BLOCK_ITEMS", 2)
+    monkeypatch.setattr(folder_module, "BLOCK_ITEMS", 2)
     expected = make_mixture(tmp_path, vocab_size)
     assert {path.name for path in export_megatron(tmp_path)} == {
         f"{name}.{end}" for name in expected for end in ("bin", "idx")
@@ -130,7 +136,7 @@ def test_megatron_gets_two_files_for_each_source(
 
 
 def test_megatron_files_without_a_recipe_are_named_by_split(tmp_path: Path) -> None:
-    expected = make(tmp_path, 257)
+    expected = make_two_shards(tmp_path, 257)
     # validation is empty
     assert [path.name for path in export_megatron(tmp_path)] == ["train.bin", "train.idx"]
     assert np.fromfile(tmp_path / "train.bin", np.uint16).tolist() == expected["train"]
@@ -173,7 +179,7 @@ def test_the_loader_of_llm_c_reads_the_shards(tmp_path: Path) -> None:
     compiler = shutil.which("cc")
     if "LLMC" not in os.environ or compiler is None:
         pytest.skip("set LLMC to a clone of llm.c, and have a C compiler")
-    expected = make(tmp_path, 257)["train"]
+    expected = make_two_shards(tmp_path, 257)["train"]
     (tmp_path / "read.c").write_text(
         """#include "llmc/dataloader.h"
         int main(int count, char **names) {
@@ -204,3 +210,159 @@ def test_the_loader_of_llm_c_reads_the_shards(tmp_path: Path) -> None:
         text=True,
     ).stdout
     assert told.splitlines()[-1] == f"{len(expected)} tokens: 256>1 1>2 2>256 256>9"
+
+
+EOT = 256
+
+
+def make(
+    folder: Path, documents: dict[str, list[list[int]]], lengths: dict[str, list[int]] | None = None
+) -> Manifest:
+    """Write a shard folder with the documents (tokens after end-of-text) of each split.
+
+    `lengths` overrides the lengths in the index.
+
+    """
+    tokenizer = Tokenizer([*byte_alphabet(), END_OF_TEXT], [])
+    tokenizer.save(folder / "tokenizer.json")
+    shards = []
+    for split, rows in documents.items():
+        tokens = np.array([token for row in rows for token in (EOT, *row)], np.uint16)
+        said = np.array((lengths or {}).get(split, [len(row) + 1 for row in rows]))
+        digest = write_shard(folder / f"{split}-000000.bin", said, [tokens], np.dtype("<u2"))
+        shards.append(
+            Shard(
+                file=f"{split}-000000.bin",
+                split=split,
+                tokens=len(tokens),
+                documents=len(rows),
+                sha256=digest,
+            )
+        )
+    count = sum(shard.documents for shard in shards)
+    tokens_of_all = sum(shard.tokens for shard in shards)
+    source = Source(
+        name="inputs",
+        documents_in=count,
+        documents_kept=count,
+        dropped={},
+        text_bytes=9,
+        tokens=tokens_of_all,
+    )
+    manifest = Manifest(
+        tokenizer_sha256=tokenizer.sha256,
+        vocab_size=257,
+        eot_id=EOT,
+        seed=0,
+        val_fraction=0.1,
+        split_rule="",
+        shards=shards,
+        sources=[source],
+    )
+    write_manifest(folder, manifest)
+    return manifest
+
+
+GOOD = {"train": [[1, 2, 3], [], [7]], "val": [[5, 6]]}
+
+
+def fault(folder: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        verify_shards(folder)
+    return str(caught.value).replace(str(folder), "F")
+
+
+class Heard(Events):
+    def __init__(self) -> None:
+        self.said: list[tuple[object, ...]] = []
+
+    def progress(
+        self, task: str, done: float, total: float | None = None, unit: str = "", **facts: object
+    ) -> None:
+        self.said.append((task, done, total))
+
+    def finish(self, task: str) -> None:
+        self.said.append((task,))
+
+
+def test_an_intact_folder_passes(tmp_path: Path) -> None:
+    manifest = make(tmp_path, GOOD)
+    heard = Heard()
+    assert verify_shards(tmp_path, events=heard) == manifest
+    assert heard.said == [
+        ("verify", number, len(manifest.shards)) for number in range(1, len(manifest.shards) + 1)
+    ] + [("verify",)]
+
+
+@pytest.mark.parametrize(
+    ("documents", "lengths", "message"),
+    [
+        (
+            {"train": [[1, 2, 3], [7]]},
+            {"train": [3, 3]},
+            "do not begin at the end-of-text tokens",
+        ),
+        ({"train": [[1, EOT, 3], [7]]}, None, "do not begin at the end-of-text tokens"),
+        ({"train": [[1, 300]]}, None, "contains the token 300, outside the vocabulary of 257"),
+        ({"train": [[1, 257]]}, None, "contains the token 257, outside the vocabulary of 257"),
+    ],
+)
+def test_wrong_documents_are_errors(
+    tmp_path: Path,
+    documents: dict[str, list[list[int]]],
+    lengths: dict[str, list[int]] | None,
+    message: str,
+) -> None:
+    make(tmp_path, documents, lengths)
+    assert message in fault(tmp_path)
+
+
+def test_altered_files_are_errors(tmp_path: Path) -> None:
+    manifest = make(tmp_path, GOOD)
+    data = (tmp_path / "train-000000.bin").read_bytes()
+    (tmp_path / "train-000000.bin").write_bytes(data[:-2] + b"\x09\x00")
+    assert fault(tmp_path).startswith("F/train-000000.bin: altered")
+    (tmp_path / "train-000000.bin").write_bytes(data)
+    write_manifest(
+        tmp_path,
+        dataclasses.replace(
+            manifest, sources=[dataclasses.replace(manifest.sources[0], documents_in=9)]
+        ),
+    )
+    assert "documents_in is not documents_kept plus those dropped" in fault(tmp_path)
+    write_manifest(
+        tmp_path,
+        dataclasses.replace(manifest, sources=[dataclasses.replace(manifest.sources[0], tokens=9)]),
+    )
+    assert "its shards do not have 9 tokens" in fault(tmp_path)
+    write_manifest(
+        tmp_path,
+        dataclasses.replace(manifest, sources=[dataclasses.replace(manifest.sources[0], pieces=1)]),
+    )
+    assert "its shards do not have as many documents" in fault(tmp_path)
+    write_manifest(tmp_path, dataclasses.replace(manifest, tokenizer_sha256="ab"))
+    assert "is not the tokenizer in the manifest" in fault(tmp_path)
+    table = json.loads((tmp_path / "manifest.json").read_text()) | {
+        "tokenizer_sha256": manifest.tokenizer_sha256
+    }
+    table["shards"][0]["tokens"] = 5
+    (tmp_path / "manifest.json").write_text(json.dumps(table))
+    assert "has 7 tokens in 3 documents, not 5 in 3" in fault(tmp_path)
+
+
+def test_an_index_longer_than_its_shard_is_an_error(tmp_path: Path) -> None:
+    make(tmp_path, {"train": [[1, 2, 3], [7]]})
+    index = bytearray((tmp_path / "train-000000.idx").read_bytes())
+    assert index[34:42] == bytes([4, 0, 0, 0, 2, 0, 0, 0])
+    index[38] = 3
+    (tmp_path / "train-000000.idx").write_bytes(index)
+    assert "its documents are not as long as the shard" in fault(tmp_path)
+
+
+def test_documents_in_must_be_kept_plus_dropped(tmp_path: Path) -> None:
+    manifest = make(tmp_path, GOOD)
+    dropped = dataclasses.replace(
+        manifest.sources[0], documents_in=9, dropped={"blank": 3, "quality": 2}
+    )
+    write_manifest(tmp_path, whole := dataclasses.replace(manifest, sources=[dropped]))
+    assert verify_shards(tmp_path) == whole

@@ -1,7 +1,8 @@
-"""Gradient noise scale (McCandlish et al. 2018, appendix A.1): the batch size, in tokens, at which
-a step's gradient has as much noise as signal.
+"""Statistics of training steps: the gradient noise scale, and spikes of the loss.
 
-A much smaller batch wastes steps, a much larger one wastes tokens; GPT-3 chose its batches by it.
+The gradient noise scale (McCandlish et al. 2018, appendix A.1) is the batch size, in tokens, at
+which a step's gradient has as much noise as signal. A much smaller batch wastes steps, a much
+larger one wastes tokens; GPT-3 chose its batches by it.
 
 The mean gradient g_b over b tokens has E|g_b|^2 = |G|^2 + tr(S)/b, where G is the true gradient and
 S the covariance of one token's gradient. Two batch sizes therefore give unbiased estimates of both
@@ -10,6 +11,9 @@ is computed anyway: that of one rank before the all-reduce or, on a single rank,
 micro-batch. The cost is one pass over the gradients. Under tensor and pipeline parallelism a
 rank has only pieces of that gradient, some of them partial sums; there the first micro-batches are
 run once more, every NOISE_RERUN_EVERY steps.
+
+Updates are skipped whose loss or gradient is not finite, or whose loss is a spike. Chowdhery et al.
+2022 (PaLM), section 5.1, skipped the data around spikes; here single updates are skipped.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ from gptcli.distributed.context import RankContext
 # Decay of the running means. The estimate is the ratio of two means: a mean of ratios is biased.
 DECAY = 0.99
 NOISE_RERUN_EVERY = 16  # steps between reruns of the small batch, under tp and pp
+WINDOW_STEPS = 64  # time constant of the running statistics, and their minimum before any spike
+MIN_SPIKE_NATS = 0.1  # a smaller rise of the loss is no spike, however low its variance was
 
 
 class NoiseScale:
@@ -157,3 +163,56 @@ class _ReduceScatter:
     ) -> Any:
         self.norm.add([input_tensor])
         return _reduce_scatter(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
+
+
+class SpikeGuard:
+    """Rule that skips updates, from running statistics of the training loss.
+
+    Every rank must pass the same numbers, so that all decide alike.
+    """
+
+    def __init__(self, spike_sigmas: float, state: dict[str, Any] | None = None) -> None:
+        """Call a loss `spike_sigmas` standard deviations above the running mean a spike.
+
+        0 turns the rule off for finite losses. `state` is that of a resumed run.
+        """
+        self.spike_sigmas = spike_sigmas
+        self.state = state or {
+            "mean": 0.0,
+            "variance": 0.0,
+            "steps": 0,
+            "skipped": 0,
+            "in_a_row": 0,
+        }
+        """Everything that a checkpoint needs: running statistics and counts of skipped updates."""
+
+    def skip_reason(self, loss: float, grad_norm: float) -> str | None:
+        """Return the reason to skip this step's update, or None; count the step either way."""
+        reason = self._skip_reason(loss, grad_norm)
+        state = self.state
+        if reason is not None:
+            state["skipped"] += 1
+            state["in_a_row"] += 1
+            return reason
+        state["in_a_row"] = 0
+        state["steps"] += 1
+        weight = max(1 / WINDOW_STEPS, 1 / state["steps"])  # a plain mean until the window is full
+        deviation = loss - state["mean"]
+        state["mean"] += weight * deviation
+        state["variance"] = (1 - weight) * (state["variance"] + weight * deviation**2)
+        return None
+
+    def _skip_reason(self, loss: float, grad_norm: float) -> str | None:
+        if not math.isfinite(loss):
+            return f"the loss is {loss}"
+        if not math.isfinite(grad_norm):
+            return f"the gradient norm is {grad_norm}"
+        if not self.spike_sigmas or self.state["steps"] < WINDOW_STEPS:
+            return None
+        mean, sigma = self.state["mean"], math.sqrt(self.state["variance"])
+        if loss - mean <= max(self.spike_sigmas * sigma, MIN_SPIKE_NATS):
+            return None
+        return (
+            f"the loss {loss:.4f} is a spike: recent mean {mean:.4f}, "
+            f"standard deviation {sigma:.4f}"
+        )

@@ -1,5 +1,6 @@
-"""Read TOML with errors that show the line and its correction, and write values that read back the
-same.
+"""TOML and JSON: errors that show the line and its correction, and text that every reader accepts.
+
+JSON is written without NaN and Infinity, which it lacks, and without unescaped lone surrogates.
 
 A file name that is not UTF-8 reaches Python with a lone surrogate for each such byte, which TOML
 cannot contain. It is written as the private-use character `PRIVATE` above it, escaped, and restored
@@ -9,6 +10,7 @@ when it is read.
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -26,7 +28,7 @@ QUOTES = str.maketrans("\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb", '"""\'\'""'
 WORDS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 
 
-def parse(data: bytes, where: str | Path) -> dict[str, Any]:
+def parse_toml(data: bytes, where: str | Path) -> dict[str, Any]:
     """Return the table in `data`.
 
     Raises InputError with the line and, if there is a likely one, its correction.
@@ -42,21 +44,23 @@ def parse(data: bytes, where: str | Path) -> dict[str, Any]:
         raise InputError("not valid TOML: nested too deeply", where=where) from None
 
 
-def value(item: Any) -> str:
-    """Return a value in TOML syntax, which `parse` reads back.
+def toml_value(item: Any) -> str:
+    """Return a value in TOML syntax, which `parse_toml` reads back.
 
     Text stays on one line, whatever its characters.
     """
     if isinstance(item, bool):
         return str(item).lower()
     if isinstance(item, list | tuple):
-        return "[" + ", ".join(map(value, item)) + "]"
+        return "[" + ", ".join(map(toml_value, item)) + "]"
     if isinstance(item, int | float):
         return repr(item)
     if isinstance(item, Mapping):
         return (
             "{"
-            + ", ".join(f"{value(str(key))} = {value(part)}" for key, part in item.items())
+            + ", ".join(
+                f"{toml_value(str(key))} = {toml_value(part)}" for key, part in item.items()
+            )
             + "}"
         )
     text = _CONTROL.sub(
@@ -65,7 +69,7 @@ def value(item: Any) -> str:
     return _SURROGATE.sub(lambda found: f"\\U{ord(found[0]) + PRIVATE:08x}", text)
 
 
-def comment(text: str) -> str:
+def toml_comment(text: str) -> str:
     """Return `text` for a comment, on one line, with control characters and lone surrogates
     escaped.
     """
@@ -75,7 +79,7 @@ def comment(text: str) -> str:
 
 
 def restored(item: Any) -> Any:
-    """Return a parsed value with the lone surrogates that `value` had to replace."""
+    """Return a parsed value with the lone surrogates that `toml_value` had to replace."""
     if isinstance(item, str):
         return _PRIVATE.sub(lambda found: chr(ord(found[0]) - PRIVATE), item)
     if isinstance(item, dict):
@@ -105,7 +109,7 @@ def _explained(text: str, message: str, where: str | Path) -> InputError:
         return InputError(
             f"not valid TOML: given twice: {line}", where=place, hint="leave one of the two out"
         )
-    better = corrected(line)
+    better = corrected_toml(line)
     hint = (
         'a line of TOML is: name = value, with text in quotes: data = "shards"'
         if better is None
@@ -116,7 +120,7 @@ def _explained(text: str, message: str, where: str | Path) -> InputError:
     return InputError(f"not valid TOML: {reason}: {line}", where=place, hint=hint)
 
 
-def corrected(line: str) -> str | None:
+def corrected_toml(line: str) -> str | None:
     """Return the line of TOML that was probably meant; "" if it should be removed, None if there is
     no likely one.
     """
@@ -151,7 +155,7 @@ def _meant(rest: str) -> Iterator[str]:
     inside = bare.strip("\"'")
     if "\\" in inside and "'" not in inside:  # a path of Windows: between ' a backslash is itself
         yield f"'{inside}'" + remark
-    yield value(inside) + remark
+    yield toml_value(inside) + remark
 
 
 def _is_toml(line: str) -> bool:
@@ -160,3 +164,56 @@ def _is_toml(line: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def parse_json(data: bytes, where: str | Path, *, lines: bool = False) -> Any:
+    """Return the JSON value in `data`.
+
+    Raises InputError if it is broken; with `lines`, its line is added to `where`.
+    """
+    text = decode(data, where)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"not valid JSON: {error.msg}", where=f"{where}:{error.lineno}" if lines else where
+        ) from None
+    except ValueError as error:  # a number of over 4,300 digits
+        raise InputError(f"not readable JSON: {error}", where=where) from None
+    except RecursionError:
+        raise InputError("not readable JSON: nested too deeply", where=where) from None
+
+
+def dumps(
+    value: object, *, ascii_only: bool = False, indent: int | None = None, sort_keys: bool = False
+) -> str:
+    """Return `value` as JSON; a number that is not finite becomes null.
+
+    Characters are written as they are, unless `ascii_only`. A lone surrogate, which Python uses for
+    each byte of a file name that is not UTF-8, is escaped, so that the text can be encoded and
+    reads back the same.
+    """
+    try:
+        text = json.dumps(
+            value, ensure_ascii=ascii_only, indent=indent, sort_keys=sort_keys, allow_nan=False
+        )
+    except ValueError:  # a number that is not finite
+        text = json.dumps(
+            finite(value),
+            ensure_ascii=ascii_only,
+            indent=indent,
+            sort_keys=sort_keys,
+            allow_nan=False,
+        )
+    return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def finite(value: Any) -> Any:
+    """Return `value` with None in place of each number that is not finite, lists and objects included."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {finite(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
