@@ -424,3 +424,24 @@ def fake_tensors() -> Iterator[None]:
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
+
+
+def used_resources(compiled: Any) -> dict[str, Any]:
+    """Return registers, spilled bytes and shared memory of a compiled Triton kernel."""
+    import triton.backends.nvidia as nvidia
+
+    tool = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        words = [str(tool), "--dump-resource-usage", file.name]
+        text = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
+    assert usage is not None, text
+    registers, stack, _, local = map(int, usage.groups())
+    return {
+        "registers": registers,
+        "spilled": max(stack, local),
+        "shared": compiled.metadata.shared,
+        "warps": compiled.metadata.num_warps,
+    }
