@@ -10,8 +10,8 @@ import torch
 
 from gptcli import kernels
 from gptcli.kernels import attention_kernel, head_kernel
-from gptcli.kernels.block_kernel import fused_block
 from gptcli.kernels.decode_kernel import small_batch_linear
+from gptcli.kernels.norm_kernel import fused_block
 from gptcli.model.attention import attention_packed
 from gptcli.model.config import ModelConfig
 from gptcli.model.loss import EAGER, next_token_loss

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
+from typer.models import ArgumentInfo
 
 from gptcli import settings, toml_json
 from gptcli.errors import InputError, UsageError, message_of
@@ -52,7 +53,7 @@ TEXT_SCHEMAS: dict[Reader, dict[str, Any]] = {
 INPUT, OUTPUT, MODEL, RUN, MACHINE = "Input", "Output", "Model", "Run", "Machine"
 
 NAMES: dict[str, tuple[str, ...]] = {  # spellings, if not only --NAME
-    "out": ("--out", "--output", "-o"),
+    **dict.fromkeys(("out", "output"), ("--out", "--output", "-o")),
     "tokenizer": ("--tokenizer", "-t"),
     "json": ("--json",),
     "continues": ("--continue",),  # a word that Python keeps for itself
@@ -179,8 +180,8 @@ def precision(kinds: str, panel: str, shown: bool | str) -> Any:
 class Option:
     """Option of a command that is also a key of its configuration file."""
 
-    panel: str
-    """Panel of `--help`."""
+    panel: str | None
+    """Panel of `--help`; None for the first."""
     shown: str = ""
     """Default that `--help` shows; empty for none."""
     help: str = ""
@@ -189,19 +190,22 @@ class Option:
     """Name of the value."""
     reader: Reader | None = None
     """Reader of the value; None for a number of `NUMBERS`, else text that is not empty."""
+    repeats: bool = False
+    """The option may be given several times; the reader gets the list."""
     complete: Callable[[str], list[str]] | None = None
     """Completion of an incomplete value in a shell."""
 
     def reader_of(self, name: str) -> Reader:
         """Return the reader of the option's value, given the option's name."""
-        return self.reader or NUMBERS.get(name, nonempty_text)
+        known: Reader = NUMBERS.get(name, nonempty_text)
+        return self.reader or known
 
     def parameter(self, name: str) -> inspect.Parameter:
         """Return the parameter of a command's function that declares the option `name`."""
+        kind: Any = (list[str] if self.repeats else str) | None
         if self.reader is boolean:
-            kind, default, declared = bool, False, flag(option(name), self.help, self.panel)
+            kind, declared = bool, flag(option(name), self.help, self.panel)
         else:
-            kind, default = (list[str] if self.reader is name_list else str) | None, None
             declared = shared(
                 name,
                 self.panel,
@@ -213,7 +217,7 @@ class Option:
         return inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=default,
+            default=False if kind is bool else None,
             annotation=Annotated[kind, declared],
         )
 
@@ -223,28 +227,43 @@ def readers(options: Mapping[str, Option]) -> dict[str, Reader]:
     return {name: row.reader_of(name) for name, row in options.items()}
 
 
+def read_options(options: Mapping[str, Option], typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the `options` that are given, from what was `typed`.
+
+    Raises UsageError, which names the option.
+    """
+    return {
+        name: read_option(name, typed[name], row.reader_of(name))
+        for name, row in options.items()
+        if typed.get(name) not in (None, False, [])
+    }
+
+
 def declaring(options: Mapping[str, Option]) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Return a decorator that gives a command `options` in place of its parameter `**options`.
 
-    They come first in `--help`, and the function receives each by name: None, or False for a flag,
-    if it is not given.
+    They stand before its own options in `--help`, and the function receives each by name: None, or
+    False for a flag, if it is not given.
     """
 
     def declare(command: Callable[..., R]) -> Callable[..., R]:
         signature = inspect.signature(command, eval_str=True)
-        first, *own = signature.parameters.values()
         own = [
             parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for parameter in own
+            for parameter in signature.parameters.values()
             if parameter.kind is not inspect.Parameter.VAR_KEYWORD
         ]
         rows = [row.parameter(name) for name, row in options.items()]
-        parameters = [first, *rows, *own]
+        parameters = sorted([*rows, *own], key=lambda one: not _is_argument(one))
         command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {one.name: one.annotation for one in parameters}
         return command
 
     return declare
+
+
+def _is_argument(parameter: inspect.Parameter) -> bool:
+    return isinstance(get_args(parameter.annotation)[1], ArgumentInfo)
 
 
 def number(name: str) -> Callable[[str | int | float], Any]:

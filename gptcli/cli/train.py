@@ -10,7 +10,7 @@ A file that begins with `#:schema PATH` is checked against it by Taplo, and so i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,8 +18,8 @@ import typer
 
 from gptcli import toml_json
 from gptcli.cli.command import Command, hold, releasing
-from gptcli.cli.console import ConsoleEvents, as_options, print_file, print_json
-from gptcli.cli.dashboard import Dashboard
+from gptcli.cli.console import ConsoleEvents, print_file, print_json
+from gptcli.cli.dashboard import Dashboard, print_forecast, print_plan
 from gptcli.cli.options import (
     Option,
     command_line,
@@ -32,27 +32,24 @@ from gptcli.cli.options import (
     read_config,
     read_option,
     readers,
-    resolved_toml,
     shared,
     value,
 )
 from gptcli.cost.hardware import PRECISIONS
 from gptcli.cost.memory import RECOMPUTE, SCHEDULES
-from gptcli.errors import RunError, UsageError, nearest
+from gptcli.errors import RunError, UsageError
 from gptcli.events import SILENT, Events
-from gptcli.files import atomic_write, claim_file, write_json
+from gptcli.files import atomic_write, claim_file
 from gptcli.locks import own_folder
 from gptcli.model.config import find_size
-from gptcli.model.source import RUN_TOML
 from gptcli.numbers import duration
 from gptcli.runtime import is_main, restarted, unused_launch
 from gptcli.settings import NUMBERS, AutoOr, OneOf, Resolved, boolean, name_list, nonempty_text
-from gptcli.trainer.resolve import ResolvedRun, paper_of, resolve_run
+from gptcli.trainer.resolve import ResolvedRun, complete_given, resolve_run
 
 if TYPE_CHECKING:
     from gptcli.shards.manifest import Manifest
     from gptcli.trainer.config import Run
-    from gptcli.trainer.forecast import Forecast
 
 MODEL, RECIPE, OUTPUT, WATCH, MACHINE = (
     "Model",
@@ -74,219 +71,136 @@ def _sizes(incomplete: str) -> list[str]:
     return [name for name in size_names() if name.lower().startswith(incomplete.lower())]
 
 
+# fmt: off
 OPTIONS = {  # of a run, in the order of --help; also the keys of --config and of run.toml
     "size": Option(
-        MODEL,
-        help="Model size of the papers, which sets architecture and training recipe.",
-        metavar="NAME",
-        reader=_read_size,
-        complete=_sizes,
-    ),
+        MODEL, help="Model size of the papers, which sets architecture and training recipe.",
+        metavar="NAME", reader=_read_size, complete=_sizes),
     "n_layer": Option(MODEL, "size's"),
     "n_head": Option(MODEL, "size's"),
     "d_model": Option(MODEL, "size's"),
     "n_ctx": Option(MODEL, "size's"),
     "attention": Option(
-        MODEL,
-        "size's",
+        MODEL, "size's",
         "Attention of the layers: dense, banded (every second layer), or a pattern such as "
-        "dense,dense,banded.",
-        "KIND",
-    ),
+        "dense,dense,banded.", "KIND"),
     "band": Option(MODEL, "256", "Tokens that a banded layer attends to."),
     "dropout": Option(
-        MODEL, "0", "Dropout probability of embeddings, attention and residual branches.", "P"
-    ),
+        MODEL, "0", "Dropout probability of embeddings, attention and residual branches.", "P"),
     "init_from": Option(
-        MODEL,
-        "random weights",
+        MODEL, "random weights",
         "Start from the weights of this run or GPT-2 folder, which sets the architecture.",
-        "FOLDER",
-    ),
+        "FOLDER"),
     "checkpoint": Option(
-        MODEL,
-        "the finished model, or the newest",
-        "With --init-from: start from its checkpoint of this step.",
-    ),
+        MODEL, "the finished model, or the newest",
+        "With --init-from: start from its checkpoint of this step."),
     "continues": Option(
         MODEL,
         help="With --init-from: go on from its checkpoint in this run's own folder, with optimizer, "
         "data order and values of that run; --tokens and --cooldown-tokens may differ.",
-        reader=boolean,
-    ),
+        reader=boolean),
     "tokens": Option(
-        RECIPE,
-        "paper's, or 20 a parameter",
-        "Length of the run, in tokens; batch and schedule scale with it.",
-    ),
+        RECIPE, "paper's, or 20 a parameter",
+        "Length of the run, in tokens; batch and schedule scale with it."),
     "batch_tokens": Option(
-        RECIPE,
-        "paper's, less in a shorter run",
+        RECIPE, "paper's, less in a shorter run",
         "Batch size, in tokens per step; auto follows the gradient noise scale.",
-        reader=AutoOr(NUMBERS["batch_tokens"]),
-    ),
+        reader=AutoOr(NUMBERS["batch_tokens"])),
     "lr": Option(
-        RECIPE,
-        "paper's, more in a smaller model",
-        "Peak learning rate, reached at the end of the warm-up.",
-        "X",
-    ),
+        RECIPE, "paper's, more in a smaller model",
+        "Peak learning rate, reached at the end of the warm-up.", "X"),
     "scale_lr": Option(
-        RECIPE, help="Set --lr from the model size by interpolating GPT-3's table.", reader=boolean
-    ),
+        RECIPE,
+        help="Set --lr from the model size by interpolating GPT-3's table.", reader=boolean),
     "mup": Option(
-        RECIPE,
-        "off",
-        "Maximal-update parameterisation, with the --d-model that --lr was tuned at.",
-        "WIDTH",
-    ),
+        RECIPE, "off",
+        "Maximal-update parameterisation, with the --d-model that --lr was tuned at.", "WIDTH"),
     "min_lr_ratio": Option(
-        RECIPE, "paper's", "Learning rate at the end of the decay, as a share of --lr.", "X"
-    ),
+        RECIPE, "paper's", "Learning rate at the end of the decay, as a share of --lr.", "X"),
     "warmup_tokens": Option(
-        RECIPE,
-        "paper's, more in a shorter run",
-        "Length of the learning rate's linear warm-up, in tokens.",
-    ),
+        RECIPE, "paper's, more in a shorter run",
+        "Length of the learning rate's linear warm-up, in tokens."),
     "decay_tokens": Option(
-        RECIPE, "paper's", "Tokens from the start to the end of the cosine decay."
-    ),
+        RECIPE, "paper's", "Tokens from the start to the end of the cosine decay."),
     "lr_schedule": Option(
-        RECIPE,
-        "cosine",
+        RECIPE, "cosine",
         "Course of the learning rate after the warm-up: cosine, wsd (constant, then a cooldown), "
-        "linear or constant; or your own function, MODULE:NAME.",
-        "NAME",
-    ),
+        "linear or constant; or your own function, MODULE:NAME.", "NAME"),
     "cooldown_tokens": Option(
-        RECIPE,
-        "a fifth of --tokens",
-        "With --lr-schedule wsd: tokens at the end over which the learning rate falls to 0.",
-    ),
+        RECIPE, "a fifth of --tokens",
+        "With --lr-schedule wsd: tokens at the end over which the learning rate falls to 0."),
     "optimizer": Option(
-        RECIPE,
-        "adamw",
+        RECIPE, "adamw",
         "Optimizer: adamw, or muon for the matrices of the layers with AdamW for the rest; or your "
-        "own function, MODULE:NAME.",
-        "NAME",
-    ),
+        "own function, MODULE:NAME.", "NAME"),
     "ema": Option(
-        RECIPE,
-        "0: none",
-        "Decay per step of a moving average of the weights, which is evaluated and exported.",
-        "X",
-    ),
+        RECIPE, "0: none",
+        "Decay per step of a moving average of the weights, which is evaluated and exported.", "X"),
     "ramp_tokens": Option(
-        RECIPE, "paper's", "Tokens over which the batch grows to its full size; 0 for no ramp."
-    ),
+        RECIPE, "paper's", "Tokens over which the batch grows to its full size; 0 for no ramp."),
     "weight_decay": Option(RECIPE, "paper's", "Weight decay of matrices and embeddings.", "X"),
     "spike": Option(
-        RECIPE,
-        "6",
+        RECIPE, "6",
         "Skip an update if its loss is this many standard deviations too high; 0 skips none.",
-        "SIGMAS",
-    ),
+        "SIGMAS"),
     "max_skipped": Option(RECIPE, "10", "Stop the run after this many skipped updates in a row."),
     "document_mask": Option(RECIPE, help="Keep attention within each document.", reader=boolean),
     "seed": Option(RECIPE, "0", "Random seed for initialization, data order and dropout."),
     "data": Option(
-        OUTPUT,
-        "shards",
-        "Shards from gpt build-shards, or token files of llm.c, Megatron or nanoGPT.",
-        "FOLDER",
-    ),
+        OUTPUT, "shards",
+        "Shards from gpt build-shards, or token files of llm.c, Megatron or nanoGPT.", "FOLDER"),
     "out": Option(
-        OUTPUT,
-        "runs/SIZE",
-        "Run folder to write; model.safetensors is written last.",
-        "FOLDER",
-    ),
+        OUTPUT, "runs/SIZE", "Run folder to write; model.safetensors is written last.", "FOLDER"),
     "checkpoint_every": Option(
-        WATCH, "10 a run, at least every 1,000", "Steps between checkpoints."
-    ),
+        WATCH, "10 a run, at least every 1,000", "Steps between checkpoints."),
     "checkpoint_minutes": Option(
-        WATCH, "0: none", "Minutes after which a further checkpoint is written.", "X"
-    ),
+        WATCH, "0: none", "Minutes after which a further checkpoint is written.", "X"),
     "keep": Option(WATCH, "2", "Number of checkpoints to keep, the newest."),
     "keep_every": Option(
-        WATCH, "0: none", "Also keep the checkpoints of every so many steps, to the end."
-    ),
+        WATCH, "0: none", "Also keep the checkpoints of every so many steps, to the end."),
     "keep_best": Option(
-        WATCH,
-        "none",
+        WATCH, "none",
         "Also keep the checkpoint with the best value of this metric, val_loss or that of a task.",
-        "METRIC",
-    ),
+        "METRIC"),
     "stop_early": Option(
-        WATCH,
-        "0: never",
-        "End the run after this many measurements without a new lowest validation loss.",
-    ),
+        WATCH, "0: never",
+        "End the run after this many measurements without a new lowest validation loss."),
     "val": Option(
-        WATCH,
-        "none",
+        WATCH, "none",
         "Further shards whose validation loss is measured, as NAME=FOLDER; several with commas.",
-        "NAME=FOLDER",
-        name_list,
-    ),
+        "NAME=FOLDER", name_list, repeats=True),
     "eval_every": Option(
-        WATCH,
-        "20 a run, at least every 500",
-        "Steps between measurements of the validation loss.",
-    ),
+        WATCH, "20 a run, at least every 500",
+        "Steps between measurements of the validation loss."),
     "eval_tokens": Option(
-        WATCH,
-        "a 200th of --tokens, at most 1M",
-        "Validation tokens read at each measurement.",
-    ),
+        WATCH, "a 200th of --tokens, at most 1M", "Validation tokens read at each measurement."),
     "eval_task": Option(
-        WATCH,
-        "none",
-        "Task of gpt eval to score at every checkpoint; several with commas.",
-        "NAME",
-        name_list,
-    ),
+        WATCH, "none", "Task of gpt eval to score at every checkpoint; several with commas.",
+        "NAME", name_list, repeats=True),
     "eval_data": Option(WATCH, "none", "Folder with the data of each --eval-task.", "FOLDER"),
     "eval_items": Option(WATCH, "1,000", "Items of each --eval-task to score."),
     "samples": Option(WATCH, "3, in a short run none", "Texts to generate at every checkpoint."),
     "track": Option(
-        WATCH,
-        "none",
+        WATCH, "none",
         "Also log metrics to these trackers: tensorboard, csv, wandb, mlflow, trackio, or your own "
-        "callback, MODULE:CLASS; several with commas.",
-        "NAME",
-        name_list,
-    ),
+        "callback, MODULE:CLASS; several with commas.", "NAME", name_list, repeats=True),
     "layout": Option(MACHINE, "the fastest that fits"),
     "timeout": Option(
-        MACHINE,
-        "120",
-        "Seconds that a process waits for another one before it gives up the run.",
-    ),
+        MACHINE, "120", "Seconds that a process waits for another one before it gives up the run."),
     "pipeline_schedule": Option(
-        MACHINE,
-        "1f1b",
-        "Order of micro-batches in a pipeline: 1f1b, gpipe, interleaved1f1b or loopedbfs.",
-        "NAME",
-        OneOf(tuple(SCHEDULES)),
-    ),
+        MACHINE, "1f1b",
+        "Order of micro-batches in a pipeline: 1f1b, gpipe, interleaved1f1b or loopedbfs.", "NAME",
+        OneOf(tuple(SCHEDULES))),
     "recompute": Option(MACHINE, "what fits", reader=OneOf(("auto", *RECOMPUTE))),
     "micro_batch": Option(MACHINE, "what fits"),
     "precision": Option(
-        MACHINE,
-        "auto",
-        "Precision of matrix products: bf16, fp32, fp16, fp8 or auto.",
-        "KIND",
-        OneOf(("auto", *PRECISIONS)),
-    ),
+        MACHINE, "auto", "Precision of matrix products: bf16, fp32, fp16, fp8 or auto.", "KIND",
+        OneOf(("auto", *PRECISIONS))),
     "compile": Option(
-        MACHINE,
-        "auto",
-        "Use torch.compile: on, off, or auto if it pays off.",
-        "WHEN",
-        OneOf(("auto", "on", "off")),
-    ),
+        MACHINE, "auto", "Use torch.compile: on, off, or auto if it pays off.", "WHEN",
+        OneOf(("auto", "on", "off"))),
 }
+# fmt: on
 CONSTANTS = {  # keys without an option, with their descriptions
     "beta1": "Decay rate of Adam's mean of gradients.",
     "beta2": "Decay rate of Adam's mean of squared gradients.",
@@ -434,7 +348,9 @@ def train(
         _finetune(finetune, given_options, unsupported, resume=resume, force=force, as_json=json)
         return
     if sweep:
-        _write_sweep(sweep, given_options, config, seeds, force=force, as_json=json)
+        from gptcli.cli.train_series import write_sweep_files
+
+        write_sweep_files(sweep, given_options, config, seeds, force=force, as_json=json)
         return
     if seeds is not None:
         if lr_range or dry_run:
@@ -443,7 +359,9 @@ def train(
                 where="--lr-range" if lr_range else "--dry-run",
                 hint="leave --seeds out",
             )
-        _train_seeds(
+        from gptcli.cli.train_series import train_seeds
+
+        train_seeds(
             seeds, given_options, config, resume=resume, force=force, strict=strict, as_json=json
         )
         return
@@ -459,115 +377,23 @@ def train(
     if dry_run:
         manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
         plan = resolve_run(given, manifest.vocab_size if manifest else None, lr_range=lr_range)
-        _print_plan(plan, manifest, as_json=json, strict=strict)
+        print_plan(plan, manifest, as_json=json, strict=strict)
         return
     manifest = read_manifest(folder)
     plan = resolve_run(given, manifest.vocab_size, lr_range=lr_range)
     events = Dashboard(given.values["out"]) if is_main() else SILENT
-    run = _prepare(plan, manifest, events, resume=resume, force=force, strict=strict)
+    run = prepare(plan, manifest, events, resume=resume, force=force, strict=strict)
     if run is None:
         events.info(f"{given.values['out']} is finished")
     elif lr_range:
         _test_range(run, events, as_json=json)
     else:
-        report_of_run = _run(replace(run, profile=profile), events)
+        done = train_and_tell(replace(run, profile=profile), events)
         if is_main():
-            print_json("train", report_of_run) if json else print(run.out)
+            print_json("train", done) if json else print(run.out)
 
 
-def _train_seeds(
-    count: int,
-    options: dict[str, Any],
-    config: Path | None,
-    *,
-    resume: bool,
-    force: bool,
-    strict: bool,
-    as_json: bool,
-) -> None:
-    """Train the runs of several seeds one after another, and print their folder or their mean."""
-    from gptcli.runs.groups import grouped
-    from gptcli.runs.record import read_record
-    from gptcli.runs.sweep import SEEDS_REPORT
-    from gptcli.shards.manifest import read_manifest
-
-    whole = given_values(options, config, resume=False)
-    out, first = Path(whole.values["out"]), whole.values.get("seed", 0)
-    events = Dashboard(str(out)) if is_main() else SILENT
-    folders = [out / f"seed-{seed}" for seed in range(first, first + count)]
-    for seed, folder in enumerate(folders, first):
-        own = {**options, "seed": str(seed), "out": str(folder)}
-        given = given_values(own, config, resume=resume)
-        manifest = read_manifest(Path(given.values.get("data", "shards")))
-        plan = resolve_run(given, manifest.vocab_size)
-        run = _prepare(plan, manifest, events, resume=resume, force=force, strict=strict)
-        if run is None:
-            events.info(f"{folder} is finished")
-        else:
-            _run(run, events)
-    if not is_main():
-        return
-    groups = grouped([read_record(folder) for folder in folders])
-    if len(groups) != 1:
-        raise RunError(
-            "the runs of the seeds differ in more than their seed, or have no finite loss",
-            where=out,
-            hint="--force starts all of them over",
-        )
-    mean = groups[0].interval
-    low_high: list[float | None] = [None, None]
-    if mean.half_width is not None:
-        low_high = [mean.mean - mean.half_width, mean.mean + mean.half_width]
-    summary = {
-        "out": str(out),
-        "runs": [str(folder) for folder in folders],
-        "losses": groups[0].values,
-        "mean": mean.mean,
-        "low": low_high[0],
-        "high": low_high[1],
-    }
-    write_json(out / SEEDS_REPORT, {"schema": "gpt.train.seeds/1", **summary})
-    events.info(f"loss {mean} (95 %, {count} seed{'s' * (count > 1)})")
-    print_json("train", summary) if as_json else print(out)
-
-
-def _write_sweep(
-    items: list[str],
-    options: dict[str, Any],
-    config: Path | None,
-    seeds: int | None,
-    *,
-    force: bool,
-    as_json: bool,
-) -> None:
-    """Write the Makefile of a sweep, and print its path."""
-    from gptcli.runs.sweep import MAKEFILE, parse_sweep, write_sweep
-
-    sweep = parse_sweep(items)
-    for key, values in sweep.items():
-        if key not in READERS:
-            raise UsageError(
-                f"there is no option {option(key)}", field="sweep", hint=nearest(key, READERS)
-            )
-        if key in options:
-            raise UsageError(f"{option(key)} is given and swept", field="sweep", hint="choose one")
-        for text in values:
-            read_option(key, text, READERS[key])
-    arguments = [] if config is None else ["--config", str(config)]
-    for name, given in options.items():
-        if name != "out":
-            text = ",".join(given) if isinstance(given, list) else str(given)
-            arguments += [option(name)] if given is True else [option(name), text]
-    out = Path(given_values(options, config, resume=False).values["out"])
-    claim_file(out / MAKEFILE, force=force)
-    runs = write_sweep(out, sweep, arguments, seeds=seeds)
-    path = out / MAKEFILE
-    print_json(
-        "train", {"makefile": str(path), "runs": list(map(str, runs))}
-    ) if as_json else print(path)
-
-
-def _prepare(
+def prepare(
     plan: ResolvedRun,
     manifest: Manifest,
     events: Events,
@@ -592,11 +418,11 @@ def _prepare(
         resume=resume,
         force=force,
         measure=_measure(plan.resolved.values),
-        announce=lambda run: _print_forecast(plan, manifest, events, run, strict=strict),
+        announce=lambda run: print_forecast(plan, manifest, events, run, strict=strict),
     )
 
 
-def _run(run: Run, events: Events) -> dict[str, Any]:
+def train_and_tell(run: Run, events: Events) -> dict[str, Any]:
     """Train, and return the report. Raises Interrupted if the run was stopped."""
     from gptcli.trainer.train import interrupted, launch_run
 
@@ -626,67 +452,8 @@ def given_values(options: Mapping[str, Any], config: Path | None, *, resume: boo
     for name, text in options.items():
         value = None if text is None else read_option(name, text, READERS[name])
         given.put({name: value}, "option")
-    if given.values.get("scale_lr") and (
-        other := next((name for name in ("lr", "mup") if name in given.values), None)
-    ):
-        why = (
-            "both set the learning rate"
-            if other == "lr"
-            else "muP keeps the learning rate of another width"
-        )
-        raise UsageError(
-            why,
-            where=f"{{option:scale_lr}} and {{option:{other}}}",
-            field="scale_lr",
-            code="two_learning_rates",
-            hint="leave one of the two out",
-        )
-    if given.values.get("batch_tokens") == "auto":
-        del given.values["batch_tokens"]
-        given.put({"follow_noise": True}, given.origin.pop("batch_tokens"))
-    if "out" not in given.values:
-        given.put({"out": f"runs/{given.values.get('size', 'gpt')}"}, "default")
-    earlier = Path(given.values["out"], RUN_TOML)
-    if not (resume and earlier.is_file()):
-        return _continued_values(given) if given.values.get("continues") else given
-    before = Resolved()
-    before.put(read_config(earlier, READERS, "gpt train"), RUN_TOML)
-    if "size" in given.values and paper_of(given) != paper_of(before):
-        was = before.values.get("size", "of no named size")
-        raise UsageError(
-            f"the run here is {was}, not {given.values['size']}",
-            where=earlier,
-            field="size",
-            code="another_run",
-            hint="name another {option:out}",
-        )
-    for name, value in given.values.items():
-        before.put({name: value}, given.origin[name])
-    return before
-
-
-def _continued_values(given: Resolved) -> Resolved:
-    """Return the given values over those of the run to continue."""
-    from gptcli.model.source import find_model
-
-    if "init_from" not in given.values:
-        return given
-    folder = find_model(given.values["init_from"], given.values.get("checkpoint")).folder
-    before = Resolved()
-    own = ("out", "init_from", "checkpoint", "continues")
-    values = read_config(folder / RUN_TOML, READERS, "gpt train")
-    values = {name: value for name, value in values.items() if name not in own}
-    before.put(values, f"{RUN_TOML} of {folder}")
-    for name in given.values:
-        before.put({name: given.values[name]}, given.origin[name])
-    return before
-
-
-def _needs_a_name() -> UsageError:
-    return UsageError(
-        "the page that compares several runs needs a name",
-        where="--out",
-        hint="for example -o compare.html",
+    return complete_given(
+        given, lambda path: read_config(path, READERS, "gpt train"), resume=resume
     )
 
 
@@ -706,7 +473,11 @@ def draw_report(runs: list[Path], out: str | None, *, force: bool, as_json: bool
         )
     runs = expanded(runs)
     if out is None and len(runs) > 1:
-        raise _needs_a_name()
+        raise UsageError(
+            "the page that compares several runs needs a name",
+            where="--out",
+            hint="for example -o compare.html",
+        )
     path = runs[0] / REPORT if out is None else Path(out)
     text = draw(runs, path)
     if out == "-":
@@ -822,94 +593,6 @@ def _measure(values: dict[str, Any]) -> Callable[[Any], dict[str, float]] | None
         items=values.get("eval_items", MAX_CHECKPOINT_ITEMS),
         events=ConsoleEvents(),
     )
-
-
-def _forecast_plan(plan: ResolvedRun, manifest: Manifest | None, *, done: int = 0) -> Forecast:
-    """Forecast a resolved run on this machine that has already read `done` tokens."""
-    from gptcli.trainer.forecast import forecast, this_machine
-
-    machine = this_machine(plan.model, plan.train, Path(plan.resolved.values["out"]))
-    return forecast(plan.model, plan.train, manifest, machine, done=done)
-
-
-def _print_forecast(
-    plan: ResolvedRun, manifest: Manifest, events: Events, run: Run, *, strict: bool
-) -> None:
-    """Report the forecast of the run or its rest. Raises UsageError for warnings if `strict`."""
-    from gptcli.trainer.forecast import forecast_facts
-    from gptcli.trainer.preflight import resumed_state
-
-    state = resumed_state(run.out, run.identity()) if run.resume else None
-    forecast = _forecast_plan(
-        plan, manifest, done=0 if state is None else state.position.sequences * plan.model.n_ctx
-    )
-    for name, fact in forecast_facts(forecast, at_least=plan.train.follow_noise).items():
-        events.info(f"{name:<7}{fact}")
-    for caution in forecast.warnings:
-        events.warn(caution.text)
-    if strict:
-        _refuse_warnings(forecast)
-
-
-def _print_plan(
-    plan: ResolvedRun, manifest: Manifest | None, *, as_json: bool, strict: bool
-) -> None:
-    """Print configuration, work and forecast. Raises UsageError if `strict` and it has warnings."""
-    from gptcli.cost.flops import flops_per_token
-    from gptcli.trainer.forecast import forecast_facts
-    from gptcli.trainer.preflight import role_facts, stage_roles
-    from gptcli.trainer.trackers import find_tracker
-
-    events = ConsoleEvents()
-    for name in plan.resolved.values.get("track", []):
-        find_tracker(name)
-    flops = flops_per_token(plan.model, "6N") * plan.train.tokens
-    roles = stage_roles(plan, events)
-    forecast = _forecast_plan(plan, manifest)
-    for caution in forecast.warnings:
-        events.warn(caution.text)
-    if as_json:
-        print_json(
-            "train",
-            {
-                "config": plan.resolved.values,
-                "origin": plan.resolved.origin,
-                "parameters": plan.model.parameters,
-                "flops": flops,
-                **_forecast_json(forecast),
-                "roles": [asdict(role) for role in roles],
-            },
-        )
-    else:
-        facts = {
-            "parameters": f"{plan.model.parameters:,}",
-            "work": f"{flops:.3g} FLOP (6N)",
-            **forecast_facts(forecast, at_least=plan.train.follow_noise),
-            **role_facts(roles),
-        }
-        print(resolved_toml(plan.resolved, **facts), end="")
-    if strict:
-        _refuse_warnings(forecast)
-
-
-def _forecast_json(forecast: Forecast) -> dict[str, Any]:
-    """Return the forecast's part of `gpt train --dry-run --json`."""
-    keys = asdict(forecast)
-    keys["warnings"] = [
-        {name: as_options(text) for name, text in caution.items()} for caution in keys["warnings"]
-    ]
-    return keys
-
-
-def _refuse_warnings(forecast: Forecast) -> None:
-    """Raise UsageError if the forecast has warnings."""
-    if forecast.warnings:
-        codes = ", ".join(caution.code for caution in forecast.warnings)
-        raise UsageError(
-            f"the run has warnings: {codes}",
-            where="--strict",
-            hint="change what they name, or leave out --strict",
-        )
 
 
 def schema() -> dict[str, Any]:

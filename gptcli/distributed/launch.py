@@ -35,6 +35,7 @@ from torch.distributed.rendezvous import rendezvous
 from gptcli import __version__, errors, toml_json
 from gptcli.cost.layout import Layout
 from gptcli.distributed.context import RankContext, device_type, share_cores
+from gptcli.distributed.gpu import configure_cuda, out_of_memory_as_run_error, own_gpu
 from gptcli.errors import GptError, Interrupted, RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import PARTIAL, scratch_folder, sweep
@@ -110,8 +111,12 @@ def launch(run: R, events: Events, work: Work[R], newest_step: NewestStep) -> Re
                 "back; {option:timeout} waits longer",
             ) from None
     if processes == 1:
-        device = torch.device("cuda", 0) if device_type() == "cuda" else torch.device("cpu")
-        return work(run, RankContext(device), events)
+        device = torch.device("cpu")
+        if device_type() == "cuda":
+            device = own_gpu(0)
+            configure_cuda(run.out)
+        with out_of_memory_as_run_error(device):
+            return work(run, RankContext(device), events)
     return _spawn(run, events, processes, work, newest_step)
 
 
@@ -188,10 +193,12 @@ def _work_as_rank(run: R, events: Events, work: Work[R]) -> Report:
     share_cores(launch.local_world_size)
     device = torch.device("cpu")
     if device_type() == "cuda":
-        device = torch.device("cuda", launch.local_rank)
+        device = own_gpu(launch.local_rank)
+        configure_cuda(run.out)
         torch.cuda.set_device(device)
     if world_size == 1:
-        return work(run, RankContext(device), events)
+        with out_of_memory_as_run_error(device):
+            return work(run, RankContext(device), events)
     with _saying_who_is_missing(events, world_size):
         store, _, _ = next(rendezvous("env://", rank, world_size))
     # torchrun keeps one store across restarts, in which the addresses of dead workers remain
@@ -203,6 +210,8 @@ def _work_as_rank(run: R, events: Events, work: Work[R]) -> Report:
         rank=rank,
         world_size=world_size,
         timeout=timedelta(seconds=run.timeout),
+        # connects all GPUs now: a broken link is found before the model is built
+        device_id=device if device.type == "cuda" else None,
     )
     context = RankContext(device, rank, world_size, run.layout)
     try:
@@ -211,7 +220,8 @@ def _work_as_rank(run: R, events: Events, work: Work[R]) -> Report:
         if is_main_on_node():
             raise
         raise SystemExit(UsageError.exit_code) from None  # one message a host
-    report = work(run, context, events if context.is_main else SILENT)
+    with out_of_memory_as_run_error(device):
+        report = work(run, context, events if context.is_main else SILENT)
     # only after success: destroying a group in which others still wait would hang
     dist.barrier()
     dist.destroy_process_group()

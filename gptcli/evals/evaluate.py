@@ -27,7 +27,7 @@ from gptcli.evals.runner import EvalOptions, Processes, init_processes, local_de
 from gptcli.evals.task import Normaliser, Task, find_tasks
 from gptcli.evals.task_data import find_data
 from gptcli.events import SILENT, Events
-from gptcli.model.hf_config import read_model_config
+from gptcli.model.hf import read_model_config
 from gptcli.model.source import ModelSource
 from gptcli.sampling.load import Loaded, PrecisionChoice, load
 from gptcli.tokenizer.tokenizer import load_tokenizer

@@ -123,8 +123,8 @@ def read_run_result(path: Path) -> RunResult:
     `path` is a run folder or its metrics.jsonl. Raises InputError.
     """
     from gptcli.cost.scaling_fit import RunResult
-    from gptcli.model.hf_config import read_model_config
-    from gptcli.model.not_a_model import not_a_model_error
+    from gptcli.model.hf import read_model_config
+    from gptcli.model.source import not_a_model_error
 
     if path.is_file() and path.suffix != ".jsonl":
         raise not_a_model_error(path)

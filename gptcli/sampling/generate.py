@@ -17,8 +17,8 @@ import hashlib
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 
@@ -277,25 +277,6 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     return [tokenizer.eot_id]
 
 
-def few_shot_prompt(instruction: str | None, examples: Sequence[str], prompt: str) -> str:
-    """Return instruction, examples and prompt, one per line (GPT-3, figure 2.1)."""
-    return "\n".join([*([instruction] if instruction else []), *examples, prompt])
-
-
-def news_prompt(title: str, subtitle: str, articles: Sequence[str] = ()) -> str:
-    """Return GPT-3's prompt for news articles (section 3.9.4).
-
-    It consists of earlier articles, of which the paper gives three, then the title and subtitle of
-    the article to write.
-    """
-    return "\n\n".join(
-        [
-            *(article.strip() for article in articles),
-            f"Title: {title}\nSubtitle: {subtitle}\nArticle:",
-        ]
-    )
-
-
 class TextStream:
     """Decodes UTF-8 bytes, split anywhere, to text.
 
@@ -364,3 +345,11 @@ class Completion:
     def mean_log_prob(self) -> float:
         """Mean log-probability per token in nats, by which best-of-n ranks samples."""
         return sum(self.log_probs) / max(1, len(self.log_probs))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields with mean log-probability and speed, as `gpt sample --json` has them."""
+        rates = {
+            "mean_log_prob": self.mean_log_prob,
+            "tokens_per_second": self.tokens_per_second,
+        }
+        return asdict(self) | rates

@@ -23,11 +23,17 @@ import torch.nn.functional as F
 from gptcli import optional_kernels
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.events import SILENT, Events
-from gptcli.model.hf_config import is_padded
-from gptcli.model.not_a_model import not_a_model_error
+from gptcli.model.hf import is_padded
 from gptcli.model.safetensors_io import open_model
-from gptcli.model.source import FINETUNE_REPORT, RUN_TOML, ModelSource, find_model
+from gptcli.model.source import (
+    FINETUNE_REPORT,
+    RUN_TOML,
+    ModelSource,
+    find_model,
+    not_a_model_error,
+)
 from gptcli.model.transformer import GPT, MLP, Block
+from gptcli.openmp import watch_spinning
 from gptcli.runtime import disable_malloc_trim, warm_up_vector_math
 from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
@@ -83,6 +89,7 @@ def load(
     where = _device(device)
     if where.type == "cpu":
         warm_up_vector_math()
+        watch_spinning()
     if precision == "auto":
         precision = (
             "bf16"

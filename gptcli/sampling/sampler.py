@@ -19,9 +19,10 @@ Shapes: T positions, V vocabulary.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -119,6 +120,27 @@ class Sampler:
             return completions
         finally:  # after an interrupt too, the next output begins on a new line
             show("\n")
+
+    def report(
+        self, text: str, completions: list[Completion], settings: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return the report of `gpt sample --json` on the samples of a prompt.
+
+        `settings` are the values of stop, seed and quantize.
+        """
+        known = {"max_tokens": self.max_tokens, "beam": self.beam, "best_of": self.best_of}
+        known |= settings
+        names = ("max_tokens", "stop", "seed", "beam", "best_of", "quantize")
+        return {
+            "step": self.loaded.source.step,
+            "prompt": text,
+            "prompt_tokens": encode_prompt(self.loaded.tokenizer, text),
+            **asdict(self.params),
+            **{name: known[name] for name in names},
+            "device": self.loaded.device.type,
+            "precision": self.loaded.precision,
+            "samples": [one.as_dict() for one in completions],
+        }
 
     def _generate(self, sequences: list[TextSequence], *, log_probs: bool) -> Iterable[object]:
         """Yield whenever a sequence is complete."""

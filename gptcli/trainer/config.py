@@ -78,7 +78,8 @@ class TrainConfig:
     document_mask: bool = False
     """Keep attention within each document."""
     mup: int | None = None
-    """Width at which `lr` was tuned, for the maximal update parametrization (`gptcli.model.mup`);
+    """Width at which `lr` was tuned, for the maximal update parametrization (see
+    `gptcli.model.transformer.mup_rescale`);
     None for the standard one. Weights that a run starts from are kept; only their updates follow
     it.
     """

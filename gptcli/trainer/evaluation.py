@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.model.safetensors_io import assemble
 from gptcli.model.source import SAMPLES
+from gptcli.model.tensor_file import CheckpointStateDict
 from gptcli.model.transformer import GPT
 from gptcli.runs.metrics import Line, MetricsLog
 from gptcli.sampling.generate import TokenSequence, generate_sequences, sample_generator

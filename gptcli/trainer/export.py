@@ -18,9 +18,8 @@ import torch
 
 from gptcli import toml_json
 from gptcli.files import atomic_write
-from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.model.config import ModelConfig
-from gptcli.model.hf_config import NEO, model_type
+from gptcli.model.hf import NEO, model_type
 from gptcli.model.safetensors_io import (
     neo_report,
     remove_unfinished,
@@ -29,6 +28,7 @@ from gptcli.model.safetensors_io import (
     save_unfinished,
 )
 from gptcli.model.source import WEIGHTS, remove_initial_weights
+from gptcli.model.tensor_file import CheckpointStateDict
 from gptcli.runs.metrics import Line, window
 from gptcli.runs.record import read_provenance
 from gptcli.tokenizer.tokenizer import load_tokenizer

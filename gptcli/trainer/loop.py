@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.distributed.context import RankContext, check_numeric_environment, pin_thread_count
+from gptcli.distributed.gpu import check_gpus
 from gptcli.errors import Interrupted, RunError
 from gptcli.events import Events
 from gptcli.interrupts import Answer, leave
-from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.model.source import initial_weights_folder
+from gptcli.model.tensor_file import CheckpointStateDict
 from gptcli.runs.metrics import Line, window
 from gptcli.runtime import launched_processes
 from gptcli.shards.order import open_order
 from gptcli.toml_json import finite
+from gptcli.trainer.auto import process_memory
 from gptcli.trainer.callbacks import Callback, RunProgress
 from gptcli.trainer.checkpoint import (
     Checkpoints,
@@ -83,6 +85,8 @@ class Trainer:
         validations = open_validations(run)
         if context.is_main:
             prepare_run_folder(run)
+        sequences = min(self.schedule.full_batch, self.schedule.total_sequences)
+        check_gpus(context, process_memory(run.model, run.layout, config, sequences), events)
         self.train_step = build_train_step(run, context, events)
         self.parameters = plain_named_parameters(self.train_step.model)
         self.checkpoints = Checkpoints(

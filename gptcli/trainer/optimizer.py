@@ -22,7 +22,7 @@ from torch.distributed.tensor.experimental import implicit_replication
 
 from gptcli.distributed.context import RankContext
 from gptcli.errors import UsageError, install_hint
-from gptcli.model import mup
+from gptcli.model.transformer import mup_groups
 from gptcli.trainer.config import TrainConfig, import_object
 
 AUTOCAST_DTYPES = {
@@ -42,13 +42,13 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return one optimizer over all parameters: fused AdamW, Muon, or the user's own.
 
-    The `lr_scale` of each parameter group multiplies the learning rate: see `gptcli.model.mup`, of
-    which `width_mult` is the m. A user's own optimizer is the return value of the function that
+    The `lr_scale` of each parameter group multiplies the learning rate: see
+    `gptcli.model.transformer.mup_groups`, of which `width_mult` is the m. A user's own optimizer is the return value of the function that
     `config.optimizer` names, called with `model` and `config`; its groups may have an `lr_scale`.
     """
     if ":" in config.optimizer:
         return own_optimizer(import_object(config.optimizer, "optimizer")(model, config), config)
-    groups = mup.groups(model, width_mult, config.weight_decay)
+    groups = mup_groups(model, width_mult, config.weight_decay)
     adamw = partial(
         torch.optim.AdamW,
         lr=config.lr,
@@ -234,9 +234,9 @@ def clip_gradients(
     norm = gradient_norm(model, context) / loss_scale
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0) / loss_scale  # as clip_grad_norm_ does
     if context.device.type != "cpu" or factor != 1:  # comparing on a GPU would wait for it
-        torch._foreach_mul_(
-            [_local(p.grad) for p in model.parameters() if p.grad is not None], factor
-        )
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                _local(parameter.grad).mul_(factor)
     return norm
 
 

@@ -25,10 +25,9 @@ from torch import nn
 from torch.distributed.checkpoint.default_planner import create_default_local_save_plan
 from torch.distributed.tensor import DTensor
 
-from gptcli.cost.communication import StepTraffic, step_traffic
-from gptcli.cost.layout import parse_layout
+from gptcli.cost.layout import parse_layout, rank_parameters
 from gptcli.cost.memory import SCHEDULES
-from gptcli.cost.sharding import rank_parameters
+from gptcli.cost.step_time import StepTraffic, step_traffic
 from gptcli.distributed.context import RankContext
 from gptcli.errors import InputError, RunError, UsageError
 from gptcli.events import Events

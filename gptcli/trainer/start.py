@@ -18,7 +18,6 @@ from pathlib import Path
 from gptcli.errors import InputError, UsageError
 from gptcli.events import Events
 from gptcli.files import atomic_folder, claim_output, read_json, write_json
-from gptcli.model.checkpoint_tensors import AVERAGE
 from gptcli.model.source import (
     CHECKPOINTS,
     CONFIG,
@@ -32,6 +31,7 @@ from gptcli.model.source import (
     find_model,
     step_folders,
 )
+from gptcli.model.tensor_file import AVERAGE
 from gptcli.runs.metrics import MetricsLog, read_lines
 from gptcli.trainer.checkpoint import CheckpointState, checkpoint_folder, newest_state, read_state
 from gptcli.trainer.config import Run, TrainConfig, from_values

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from gptcli.cost.communication import StepTraffic, step_traffic
+from gptcli.cost.layout import layers_of
 from gptcli.cost.memory import SCHEDULES
-from gptcli.cost.sharding import layers_of
+from gptcli.cost.step_time import StepTraffic, step_traffic
 from gptcli.distributed.context import RankContext
 from gptcli.errors import InputError, RunError, UsageError
 from gptcli.events import SILENT
