@@ -167,7 +167,8 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
         "End the run after this many measurements without a new lowest validation loss."),
     "val": Option(
         WATCH, "none",
-        "Further shards whose validation loss is measured, as NAME=FOLDER; several with commas.",
+        "Further shards whose validation loss is measured, as NAME=FOLDER; sources for each source of "
+        "a mixture; several with commas.",
         "NAME=FOLDER", name_list, repeats=True),
     "eval_every": Option(
         WATCH, "20 a run, at least every 500",

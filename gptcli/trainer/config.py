@@ -296,6 +296,8 @@ class Run:
     """Continue from the newest complete checkpoint of the run folder, if there is one."""
     val: dict[str, Path] = field(default_factory=dict)
     """Further shard folders by name, whose validation losses are measured too."""
+    val_by_source: bool = False
+    """Measure the validation loss of each source of a mixture too."""
     track: tuple[str, ...] = ()
     """Trackers to log metrics to as well (`gptcli.trainer.trackers`)."""
     timeout: int = TIMEOUT_S

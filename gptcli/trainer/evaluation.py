@@ -53,12 +53,17 @@ ValidationOrder = SequentialWindows | Mixture
 
 
 def open_validations(run: Run) -> dict[str, ValidationOrder]:
-    """Open the validation windows of the run's data and of its further sets, by metric.
+    """Open the validation windows of the run's data, its further sets and its sources, by metric.
 
     Data with less than one window is left out.
     """
     folders = {"val_loss": run.data, **{f"val_loss_{name}": run.val[name] for name in run.val}}
     opened = {name: open_validation(run, folder) for name, folder in folders.items()}
+    manifest, n_ctx = read_manifest(run.data), run.model.n_ctx
+    for source in manifest.shares("val") if run.val_by_source else ():
+        if source is not None and manifest.tokens("val", source) > n_ctx:
+            stream = open_split(run.data, "val", source=source, verify=False)
+            opened[f"val_loss_{source}"] = SequentialWindows(stream, n_ctx)
     return {name: order for name, order in opened.items() if order is not None}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from gptcli.trainer.preflight import check_data, check_resume, check_run, data_s
 from gptcli.trainer.resolve import MODEL_KEYS, NEWEST, ResolvedRun, newest_checkpoint
 from gptcli.trainer.start import claim_run_folder, continued_state, copy_checkpoint
 
+SOURCES = "sources"  # in `val`: each source of the shards
 Measure = Callable[[Any], dict[str, float]]
 """Measures a GPT at every checkpoint; returns figures by name."""
 
@@ -130,7 +131,7 @@ def settings_of(config: TrainConfig, model: ModelConfig, *, data: Path, out: Pat
     return resolved
 
 
-def named_folders(items: list[str]) -> dict[str, Path]:
+def named_folders(items: Iterable[str]) -> dict[str, Path]:
     """Return the folders of "name=folder". Raises UsageError for an item of another form."""
     found: dict[str, Path] = {}
     for item in items:
@@ -145,7 +146,8 @@ def named_folders(items: list[str]) -> dict[str, Path]:
                 f"{item!r} is no name and folder",
                 field="val",
                 code="not_a_named_folder",
-                hint="name=folder, each name once: {option:val} code=shards/code,news=shards/news",
+                hint="name=folder, each name once: {option:val} code=shards/code,news=shards/news; or "
+                f"{SOURCES}, for each source of the shards",
             )
         found[name] = Path(folder)
     return found
@@ -189,7 +191,8 @@ def prepare_run(
         tokenizer_sha256=manifest.tokenizer_sha256,
         eot_id=manifest.eot_id,
         must_compile=resolved_run.must_compile,
-        val=named_folders(values.get("val", [])),
+        val=named_folders(item for item in values.get("val", []) if item != SOURCES),
+        val_by_source=SOURCES in values.get("val", []),
         track=tuple(values.get("track", ())),
         timeout=values.get("timeout", TIMEOUT_S),
         measure=measure,
