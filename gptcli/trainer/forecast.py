@@ -240,9 +240,12 @@ def disk_bytes(model: ModelConfig, train: TrainConfig, steps: int) -> int:
     """Return the bytes on disk at the fullest moment: the checkpoints kept, the one being written,
     the copy of the newest for transformers if the model is small, and the finished model.
     """
-    checkpoints = min(train.keep + 1, -(-steps // train.checkpoint_every))
+    kept = steps // train.keep_every if train.keep_every else 0
+    kept += train.keep + 1 + (train.keep_best is not None)
+    checkpoints = min(kept, -(-steps // train.checkpoint_every))
     models = 1 + (model.parameters < SMALL_MODEL)
-    return (checkpoints * CHECKPOINT_BYTES + models * MODEL_BYTES) * model.parameters
+    each = CHECKPOINT_BYTES + (MODEL_BYTES if train.ema else 0)
+    return (checkpoints * each + models * MODEL_BYTES) * model.parameters
 
 
 def memory_cautions(
