@@ -8,13 +8,13 @@ import random
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from tests.fork_server import ForkServer
+from tests.fork_server import python
 
 # what is right does not depend on how busy the machine is
 settings.register_profile("suite", deadline=None)
@@ -59,16 +59,8 @@ def free_port() -> Callable[[], str]:
     return find
 
 
-@pytest.fixture(scope="session")
-def fork_server() -> Iterator[ForkServer]:
-    """The process whose forks stand for new processes."""
-    server = ForkServer()
-    yield server
-    server.close()
-
-
 @pytest.fixture
-def gpt(tmp_path: Path, fork_server: ForkServer) -> Gpt:
+def gpt(tmp_path: Path) -> Gpt:
     """Run the command line as a user would, in `tmp_path`: gpt("cost", "--size", "175B", code=0) ->
     the finished process. It is a fork with the libraries imported; `started=True` starts Python.
     """
@@ -81,9 +73,8 @@ def gpt(tmp_path: Path, fork_server: ForkServer) -> Gpt:
         started: bool = False,
         **env: str,
     ) -> subprocess.CompletedProcess[str]:
-        done = fork_server.run(
-            ["-m", "gptcli", *map(str, args)],
-            cwd=cwd, stdin=(stdin or "").encode(), env={**os.environ, **env}, started=started,
+        done = python(
+            "-m", "gptcli", *map(str, args), cwd=cwd, env=env, stdin=(stdin or "").encode(), started=started
         )  # fmt: skip
         out, err = (stream.decode().replace("\r\n", "\n") for stream in (done.stdout, done.stderr))
         assert code is None or done.returncode == code, f"exit {done.returncode}\n{out}\n{err}"

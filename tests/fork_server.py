@@ -48,35 +48,24 @@ EARLY = ("PYTHON", "LC_", "LANG", "LD_", "OMP_", "MKL_", "OPENBLAS_", "TORCH", "
 THREADS = "OMP_NUM_THREADS"  # is early too, but torch can be told later
 SIZE = struct.Struct("!q")
 
-Done = subprocess.CompletedProcess
+Done = subprocess.CompletedProcess[bytes]
 
 
-class ForkServer:
-    """The process that forks, started at the first request."""
+class _Server:
+    """The process that forks, and the connection to it."""
 
     def __init__(self) -> None:
         self.env = {name: value for name, value in os.environ.items() if name != THREADS}
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def run(
-        self,
-        words: Sequence[str],
-        *,
-        cwd: Path,
-        env: Mapping[str, str],
-        stdin: bytes = b"",
-        started: bool = False,
-    ) -> Done[bytes]:
-        """Run `python WORDS` (`-m MODULE ...`, `-c PROGRAM ...` or a script) and wait for its end.
-
-        With `started`, it is no fork, but a process of its own from the first instruction on.
-        """
-        if started or _early(env) != _early(self.env):
-            return subprocess.run(
-                [sys.executable, *words], cwd=cwd, env=env, input=stdin, capture_output=True
+        self.socket, theirs = socket.socketpair()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.fork_server", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                cwd=ROOT,
+                env=self.env,
             )
-        if self.process is None:
-            self._start()
+
+    def run(self, words: Sequence[str], cwd: Path, env: Mapping[str, str], stdin: bytes) -> Done:
         pipes = [os.pipe() for _ in range(3)]
         theirs = [pipes[0][0], pipes[1][1], pipes[2][1]]
         request = json.dumps([[*words], os.fspath(cwd), {**env}]).encode()
@@ -98,21 +87,30 @@ class ForkServer:
         (status,) = SIZE.unpack(_read(self.socket, SIZE.size))
         return Done([*words], os.waitstatus_to_exitcode(status), out.getvalue(), err.getvalue())
 
-    def close(self) -> None:
-        """End the process."""
-        if self.process is not None:
-            self.socket.close()
-            self.process.wait()
 
-    def _start(self) -> None:
-        self.socket, theirs = socket.socketpair()
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.fork_server", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                cwd=ROOT,
-                env=self.env,
-            )
+_servers: list[_Server] = []  # one, from the first request on; it ends with this process
+
+
+def python(
+    *words: str | os.PathLike[str],
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    stdin: bytes = b"",
+    started: bool = False,
+) -> Done:
+    """Run `python WORDS` (`-m MODULE ...`, `-c PROGRAM ...` or a script), and wait for its end.
+
+    `env` is added to the environment of this process. With `started`, it is no fork, but a process
+    of its own from the first instruction on.
+    """
+    line, environ = [*map(os.fspath, words)], {**os.environ, **(env or {})}
+    if not started and not _servers and hasattr(os, "fork"):
+        _servers.append(_Server())
+    if started or not _servers or _early(environ) != _early(_servers[0].env):
+        return subprocess.run(
+            [sys.executable, *line], cwd=cwd, env=environ, input=stdin, capture_output=True
+        )
+    return _servers[0].run(line, cwd, environ, stdin)
 
 
 def _early(env: Mapping[str, str]) -> dict[str, str]:
@@ -167,19 +165,23 @@ def _become(cwd: str, env: dict[str, str], files: list[int]) -> None:
     for target, file in enumerate(files):
         os.dup2(file, target)
         os.close(file)
-    streams: list[tuple[str, dict[str, Any]]] = [
-        ("stdin", {"mode": "r"}),
-        ("stdout", {"mode": "w"}),
-        ("stderr", {"mode": "w", "buffering": 1}),
-    ]
-    for number, (name, options) in enumerate(streams):
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
         before = getattr(sys, name)
-        stream = open(  # noqa: SIM115  it stays open
-            number, **options, encoding=before.encoding, errors=before.errors, closefd=False
+        raw = io.FileIO(number, "w" if number else "r", closefd=False)
+        buffer: Any = raw
+        if not before.write_through:  # which is python -u
+            buffer = io.BufferedWriter(raw) if number else io.BufferedReader(raw)
+        stream = io.TextIOWrapper(
+            buffer,
+            before.encoding,
+            before.errors,
+            line_buffering=name == "stderr",
+            write_through=before.write_through,
         )
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     np.random.seed()  # else every fork draws the same
+    torch.seed()
     if threads := env.get(THREADS):
         torch.set_num_threads(int(threads))
 
@@ -187,16 +189,21 @@ def _become(cwd: str, env: dict[str, str], files: list[int]) -> None:
 def execute(words: list[str]) -> None:
     """Run what `python WORDS` would."""
     kind, *rest = words
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+        del sys.modules[name]
     if kind == "-m":
         sys.argv, sys.path[0] = ["-m", *rest[1:]], os.getcwd()  # noqa: PTH109
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
-    elif kind == "-c":
+        return
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    if kind == "-c":
         sys.argv, sys.path[0] = ["-c", *rest[1:]], ""
-        main = sys.modules["__main__"] = types.ModuleType("__main__")
-        exec(compile(rest[0], "<string>", "exec"), main.__dict__)
+        source, file = rest[0], "<string>"
     else:
-        sys.argv, sys.path[0] = words, os.path.dirname(os.path.abspath(kind))  # noqa: PTH100, PTH120
-        runpy.run_path(kind, run_name="__main__")
+        file = os.path.abspath(kind)  # noqa: PTH100
+        sys.argv, sys.path[0] = words, os.path.dirname(file)  # noqa: PTH120
+        main.__file__, source = file, Path(file).read_text(encoding="utf-8")
+    exec(compile(source, file, "exec"), main.__dict__)
 
 
 def leave(code: object) -> NoReturn:
@@ -206,13 +213,17 @@ def leave(code: object) -> NoReturn:
         code = 1
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError) as error:
+        print(f"Exception ignored while flushing sys.stdout: {error}", file=sys.stderr)
+        code = 120  # as Python's own
+    sys.stderr.flush()
     os._exit(code or 0)
 
 
 def main() -> NoReturn:
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # Python warns of forks of a process with threads
     for library in LIBRARIES:
         importlib.import_module(library)
     words = serve(socket.socket(fileno=int(sys.argv[1])))
