@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.distributed.context import RankContext, check_numeric_environment, pin_thread_count
+from gptcli.distributed.gpu import check_gpus
 from gptcli.errors import Interrupted, RunError
 from gptcli.events import Events
 from gptcli.interrupts import Answer, leave
@@ -18,6 +19,7 @@ from gptcli.runs.metrics import Line, window
 from gptcli.runtime import launched_processes
 from gptcli.shards.order import Mixture, open_order
 from gptcli.toml_json import finite
+from gptcli.trainer.auto import process_memory
 from gptcli.trainer.callbacks import Callback, RunProgress
 from gptcli.trainer.checkpoint import (
     Checkpoints,
@@ -81,6 +83,8 @@ class Trainer:
         validation = open_validation(run)
         if context.is_main:
             prepare_run_folder(run)
+        sequences = min(self.schedule.full_batch, self.schedule.total_sequences)
+        check_gpus(context, process_memory(run.model, run.layout, config, sequences), events)
         self.train_step = build_train_step(run, context, events)
         self.parameters = plain_named_parameters(self.train_step.model)
         self.checkpoints = Checkpoints(run.out, context, keep=config.keep)
