@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import re
 import socket
 import subprocess
@@ -96,6 +97,21 @@ def launched_processes() -> int | None:
 def available_cores() -> int:
     """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def processor() -> tuple[str, frozenset[str]]:
+    """Return the name of the CPU and its features, such as "avx512_bf16", as Linux lists them.
+
+    Elsewhere the name is Python's, and no feature is known.
+    """
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    facts = dict(re.findall(r"^(model name|flags|Features)\s*:\s*(.+)$", text, re.MULTILINE))
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    return name, frozenset((facts.get("flags") or facts.get("Features", "")).split())
 
 
 def is_main() -> bool:

@@ -8,13 +8,12 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 from gptcli import __version__, toml_json
-from gptcli.errors import InputError, UsageError, nearest
+from gptcli.errors import UsageError, nearest
 
 T = TypeVar("T")
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
@@ -229,60 +228,6 @@ class AutoOr:
     def __call__(self, value: Any) -> Any:
         """Return "auto", or the value that the reader returns. Raises what the reader raises."""
         return "auto" if value == "auto" else self.reader(value)
-
-
-def read_table(kind: type[T], table: Mapping[str, Any], where: str | Path) -> T:
-    """Return a table of a TOML file as the dataclass `kind`.
-
-    Keys, types and choices are those of its fields, ranges those of NUMBERS. Raises InputError at
-    `where` for an unknown or missing key and for a value that is not allowed.
-    """
-    hints = get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        if key not in hints:
-            raise InputError(f"unknown key {key!r}", where=where, hint=nearest(key, hints))
-        try:
-            values[key] = _typed(hints[key], key, value)
-        except UsageError as error:
-            raise InputError(f"{key}: {error.what}", where=where, hint=error.hint) from None
-    for part in fields(kind):  # type: ignore[arg-type]
-        required = part.default is MISSING and part.default_factory is MISSING
-        if required and part.name not in values:
-            raise InputError(f"no {part.name!r}", where=where)
-    try:
-        return kind(**values)
-    except UsageError as error:
-        raise InputError(error.what, where=where, hint=error.hint) from None
-
-
-def _typed(hint: Any, key: str, value: Any) -> Any:
-    """Return a value of TOML if it is of the type `hint`. Raises UsageError if it is not."""
-    origin, parts = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return OneOf(parts)(value)
-    if origin in (Union, UnionType):
-        hint = next(part for part in parts if part is not type(None))
-        return _typed(hint, key, value)
-    if origin is list:
-        if not isinstance(value, list):
-            raise UsageError(f"{value!r} is not a list")
-        return [_typed(parts[0], "", item) for item in value]
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise UsageError(f"{value!r} is not a table")
-        return {name: _typed(parts[1], "", item) for name, item in value.items()}
-    if hint is bool:
-        return boolean(value)
-    if hint is str:
-        return nonempty_text(value)
-    if hint in (int, float):
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UsageError(f"{value!r} is not a number")
-        if hint is int and not isinstance(value, int):
-            raise UsageError(f"{value!r} is not a whole number")
-        return NUMBERS[key](value) if key in NUMBERS else value
-    return value
 
 
 def resolved_toml(resolved: Resolved, command: str, **extra: Any) -> str:

@@ -53,7 +53,7 @@ TEXT_SCHEMAS: dict[Reader, dict[str, Any]] = {
 INPUT, OUTPUT, MODEL, RUN, MACHINE = "Input", "Output", "Model", "Run", "Machine"
 
 NAMES: dict[str, tuple[str, ...]] = {  # spellings, if not only --NAME
-    "out": ("--out", "--output", "-o"),
+    **dict.fromkeys(("out", "output"), ("--out", "--output", "-o")),
     "tokenizer": ("--tokenizer", "-t"),
     "json": ("--json",),
 }
@@ -224,6 +224,18 @@ class Option:
 def readers(options: Mapping[str, Option]) -> dict[str, Reader]:
     """Return the reader of each option's value, by its name."""
     return {name: row.reader_of(name) for name, row in options.items()}
+
+
+def read_options(options: Mapping[str, Option], typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the `options` that are given, from what was `typed`.
+
+    Raises UsageError, which names the option.
+    """
+    return {
+        name: read_option(name, typed[name], row.reader_of(name))
+        for name, row in options.items()
+        if typed.get(name) not in (None, False, [])
+    }
 
 
 def declaring(options: Mapping[str, Option]) -> Callable[[Callable[..., R]], Callable[..., R]]:

@@ -23,6 +23,7 @@ from gptcli.cli.options import (
     out,
     read_config,
     read_option,
+    read_options,
     readers,
     shared,
     value,
@@ -208,9 +209,6 @@ def sample(
 
         gpt sample runs/350M --preset gpt3 "The meaning of life is"
     """
-    # OpenMP threads spin for about half a millisecond between matrix products. Without spinning a
-    # token takes 1.5 times as long; with the default, 30 times as long on a busy machine.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # 2 MB pages for weights and cache, which are read 10 % faster
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if prompt is not None and not run.exists() and Path(prompt).is_dir():
@@ -257,13 +255,8 @@ def resolve(options: Mapping[str, Any], config: Path | None) -> dict[str, Any]:
     """Return the values of the options: option over file over preset over default."""
     from gptcli.sampling.params import PRESETS
 
-    known = readers(OPTIONS)
-    from_file = {} if config is None else read_config(config, known, "gpt sample")
-    given = {
-        name: read_option(name, text, known[name])
-        for name, text in options.items()
-        if text not in (None, False, [])
-    }
+    from_file = {} if config is None else read_config(config, readers(OPTIONS), "gpt sample")
+    given = read_options(OPTIONS, options)
     preset = given.pop("preset", None) or from_file.pop("preset", None)
     if preset is not None and preset not in PRESETS:
         raise UsageError(

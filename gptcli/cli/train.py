@@ -10,7 +10,7 @@ A file that begins with `#:schema PATH` is checked against it by Taplo, and so i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,8 +18,8 @@ import typer
 
 from gptcli import toml_json
 from gptcli.cli.command import Command, hold, releasing
-from gptcli.cli.console import ConsoleEvents, as_options, print_file, print_json
-from gptcli.cli.dashboard import Dashboard
+from gptcli.cli.console import ConsoleEvents, print_file, print_json
+from gptcli.cli.dashboard import Dashboard, print_forecast, print_plan
 from gptcli.cli.options import (
     Option,
     command_line,
@@ -31,7 +31,6 @@ from gptcli.cli.options import (
     read_config,
     read_option,
     readers,
-    resolved_toml,
     shared,
     value,
 )
@@ -42,16 +41,14 @@ from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, claim_file
 from gptcli.locks import own_folder
 from gptcli.model.config import find_size
-from gptcli.model.source import RUN_TOML
 from gptcli.numbers import duration
 from gptcli.runtime import is_main, restarted, unused_launch
 from gptcli.settings import NUMBERS, AutoOr, OneOf, Resolved, boolean, name_list, nonempty_text
-from gptcli.trainer.resolve import ResolvedRun, paper_of, resolve_run
+from gptcli.trainer.resolve import ResolvedRun, complete_given, resolve_run
 
 if TYPE_CHECKING:
     from gptcli.shards.manifest import Manifest
     from gptcli.trainer.config import Run
-    from gptcli.trainer.forecast import Forecast
 
 MODEL, RECIPE, OUTPUT, WATCH, MACHINE = (
     "Model",
@@ -316,7 +313,7 @@ def train(
     if dry_run:
         manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
         plan = resolve_run(given, manifest.vocab_size if manifest else None, lr_range=lr_range)
-        _print_plan(plan, manifest, as_json=json, strict=strict)
+        print_plan(plan, manifest, as_json=json, strict=strict)
         return
     manifest = read_manifest(folder)
     plan = resolve_run(given, manifest.vocab_size, lr_range=lr_range)
@@ -355,7 +352,7 @@ def _prepare(
         resume=resume,
         force=force,
         measure=_measure(plan.resolved.values),
-        announce=lambda run: _print_forecast(plan, manifest, events, run, strict=strict),
+        announce=lambda run: print_forecast(plan, manifest, events, run, strict=strict),
     )
 
 
@@ -389,43 +386,9 @@ def given_values(options: Mapping[str, Any], config: Path | None, *, resume: boo
     for name, text in options.items():
         value = None if text is None else read_option(name, text, READERS[name])
         given.put({name: value}, "option")
-    if given.values.get("scale_lr") and (
-        other := next((name for name in ("lr", "mup") if name in given.values), None)
-    ):
-        why = (
-            "both set the learning rate"
-            if other == "lr"
-            else "muP keeps the learning rate of another width"
-        )
-        raise UsageError(
-            why,
-            where=f"{{option:scale_lr}} and {{option:{other}}}",
-            field="scale_lr",
-            code="two_learning_rates",
-            hint="leave one of the two out",
-        )
-    if given.values.get("batch_tokens") == "auto":
-        del given.values["batch_tokens"]
-        given.put({"follow_noise": True}, given.origin.pop("batch_tokens"))
-    if "out" not in given.values:
-        given.put({"out": f"runs/{given.values.get('size', 'gpt')}"}, "default")
-    earlier = Path(given.values["out"], RUN_TOML)
-    if not (resume and earlier.is_file()):
-        return given
-    before = Resolved()
-    before.put(read_config(earlier, READERS, "gpt train"), RUN_TOML)
-    if "size" in given.values and paper_of(given) != paper_of(before):
-        was = before.values.get("size", "of no named size")
-        raise UsageError(
-            f"the run here is {was}, not {given.values['size']}",
-            where=earlier,
-            field="size",
-            code="another_run",
-            hint="name another {option:out}",
-        )
-    for name, value in given.values.items():
-        before.put({name: value}, given.origin[name])
-    return before
+    return complete_given(
+        given, lambda path: read_config(path, READERS, "gpt train"), resume=resume
+    )
 
 
 def draw_report(runs: list[Path], out: str | None, *, force: bool, as_json: bool) -> None:
@@ -562,91 +525,6 @@ def _measure(values: dict[str, Any]) -> Callable[[Any], dict[str, float]] | None
         items=values.get("eval_items", MAX_CHECKPOINT_ITEMS),
         events=ConsoleEvents(),
     )
-
-
-def _forecast_plan(plan: ResolvedRun, manifest: Manifest | None, *, done: int = 0) -> Forecast:
-    """Forecast a resolved run on this machine that has already read `done` tokens."""
-    from gptcli.trainer.forecast import forecast, this_machine
-
-    machine = this_machine(plan.model, plan.train, Path(plan.resolved.values["out"]))
-    return forecast(plan.model, plan.train, manifest, machine, done=done)
-
-
-def _print_forecast(
-    plan: ResolvedRun, manifest: Manifest, events: Events, run: Run, *, strict: bool
-) -> None:
-    """Report the forecast of the run or its rest. Raises UsageError for warnings if `strict`."""
-    from gptcli.trainer.forecast import forecast_facts
-    from gptcli.trainer.preflight import resumed_state
-
-    state = resumed_state(run.out, run.identity()) if run.resume else None
-    forecast = _forecast_plan(
-        plan, manifest, done=0 if state is None else state.position.sequences * plan.model.n_ctx
-    )
-    for name, fact in forecast_facts(forecast, at_least=plan.train.follow_noise).items():
-        events.info(f"{name:<7}{fact}")
-    for caution in forecast.warnings:
-        events.warn(caution.text)
-    if strict:
-        _refuse_warnings(forecast)
-
-
-def _print_plan(
-    plan: ResolvedRun, manifest: Manifest | None, *, as_json: bool, strict: bool
-) -> None:
-    """Print configuration, work and forecast. Raises UsageError if `strict` and it has warnings."""
-    from gptcli.cost.flops import flops_per_token
-    from gptcli.trainer.forecast import forecast_facts
-    from gptcli.trainer.preflight import role_facts, stage_roles
-
-    events = ConsoleEvents()
-    flops = flops_per_token(plan.model, "6N") * plan.train.tokens
-    roles = stage_roles(plan, events)
-    forecast = _forecast_plan(plan, manifest)
-    for caution in forecast.warnings:
-        events.warn(caution.text)
-    if as_json:
-        print_json(
-            "train",
-            {
-                "config": plan.resolved.values,
-                "origin": plan.resolved.origin,
-                "parameters": plan.model.parameters,
-                "flops": flops,
-                **_forecast_json(forecast),
-                "roles": [asdict(role) for role in roles],
-            },
-        )
-    else:
-        facts = {
-            "parameters": f"{plan.model.parameters:,}",
-            "work": f"{flops:.3g} FLOP (6N)",
-            **forecast_facts(forecast, at_least=plan.train.follow_noise),
-            **role_facts(roles),
-        }
-        print(resolved_toml(plan.resolved, **facts), end="")
-    if strict:
-        _refuse_warnings(forecast)
-
-
-def _forecast_json(forecast: Forecast) -> dict[str, Any]:
-    """Return the forecast's part of `gpt train --dry-run --json`."""
-    keys = asdict(forecast)
-    keys["warnings"] = [
-        {name: as_options(text) for name, text in caution.items()} for caution in keys["warnings"]
-    ]
-    return keys
-
-
-def _refuse_warnings(forecast: Forecast) -> None:
-    """Raise UsageError if the forecast has warnings."""
-    if forecast.warnings:
-        codes = ", ".join(caution.code for caution in forecast.warnings)
-        raise UsageError(
-            f"the run has warnings: {codes}",
-            where="--strict",
-            hint="change what they name, or leave out --strict",
-        )
 
 
 def schema() -> dict[str, Any]:

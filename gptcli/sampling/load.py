@@ -32,6 +32,7 @@ from gptcli.model.source import (
     not_a_model_error,
 )
 from gptcli.model.transformer import GPT, MLP, Block
+from gptcli.openmp import watch_spinning
 from gptcli.runtime import disable_malloc_trim, set_cuda_arithmetic, warm_up_vector_math
 from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
@@ -89,6 +90,7 @@ def load(
     where = _device(device)
     if where.type == "cpu":
         warm_up_vector_math()
+        watch_spinning()
     else:
         set_cuda_arithmetic(training=False)
     if precision == "auto":

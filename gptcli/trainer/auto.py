@@ -34,7 +34,7 @@ from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, short_name
 from gptcli.numbers import in_bytes
 from gptcli.papers.models import MODELS
-from gptcli.runtime import launch_environment, launched_processes
+from gptcli.runtime import launch_environment, launched_processes, processor
 from gptcli.trainer.config import TrainConfig
 
 AUTO: Final = "auto"
@@ -96,7 +96,7 @@ def auto_precision(model: ModelConfig, compiled: bool) -> tuple[str, str]:
         if torch.cuda.get_device_capability() >= MIN_FP16_CAPABILITY:
             return "fp16", "this GPU has no bf16; the loss is scaled"
         return "fp32", "this GPU has no tensor cores"
-    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+    if not {"avx512_bf16", "amx_tile"} & processor()[1]:
         return "fp32", "this CPU has no bf16"
     if model.d_model < MIN_BF16_D_MODEL and not compiled:
         return "fp32", f"d_model is below {MIN_BF16_D_MODEL}, and nothing is compiled"

@@ -230,9 +230,9 @@ def clip_gradients(
     norm = gradient_norm(model, context) / loss_scale
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0) / loss_scale  # as clip_grad_norm_ does
     if context.device.type != "cpu" or factor != 1:  # comparing on a GPU would wait for it
-        torch._foreach_mul_(
-            [_local(p.grad) for p in model.parameters() if p.grad is not None], factor
-        )
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                _local(parameter.grad).mul_(factor)
     return norm
 
 

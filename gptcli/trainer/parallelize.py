@@ -36,6 +36,7 @@ from gptcli.events import Events
 from gptcli.model.attention import layer_masks, takes_flex
 from gptcli.model.loss import EAGER, IGNORE, next_token_loss
 from gptcli.model.transformer import GPT, mup_rescale
+from gptcli.openmp import watch_spinning
 from gptcli.runtime import disable_malloc_trim, warm_up_vector_math
 from gptcli.trainer.config import Run, TrainConfig
 from gptcli.trainer.optimizer import AUTOCAST_DTYPES, convert_to_fp8, make_optimizer
@@ -51,6 +52,7 @@ def build_train_step(run: Run, context: RankContext, events: Events) -> TrainSte
     if context.device.type == "cpu":
         disable_malloc_trim()
         warm_up_vector_math()
+        watch_spinning()
     mesh = context.build_mesh()
     model, parts = parallelize_model(run, context, mesh)
     for part in parts:
