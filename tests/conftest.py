@@ -8,12 +8,13 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.fork_server import python
 
 # what is right does not depend on how busy the machine is
 settings.register_profile("suite", deadline=None)
@@ -61,7 +62,7 @@ def free_port() -> Callable[[], str]:
 @pytest.fixture
 def gpt(tmp_path: Path) -> Gpt:
     """Run the command line as a user would, in `tmp_path`: gpt("cost", "--size", "175B", code=0) ->
-    the finished process.
+    the finished process. It is a fork with the libraries imported; `started=True` starts Python.
     """
 
     def run(
@@ -69,15 +70,14 @@ def gpt(tmp_path: Path) -> Gpt:
         code: int | None = 0,
         stdin: str | None = None,
         cwd: Path = tmp_path,
+        started: bool = False,
         **env: str,
     ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "gptcli", *map(str, args)],
-            cwd=cwd, input=stdin, capture_output=True, text=True, encoding="utf-8", env={**os.environ, **env},
+        done = python(
+            "-m", "gptcli", *map(str, args), cwd=cwd, env=env, stdin=(stdin or "").encode(), started=started
         )  # fmt: skip
-        assert code is None or done.returncode == code, (
-            f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-        )
-        return done
+        out, err = (stream.decode().replace("\r\n", "\n") for stream in (done.stdout, done.stderr))
+        assert code is None or done.returncode == code, f"exit {done.returncode}\n{out}\n{err}"
+        return subprocess.CompletedProcess(done.args, done.returncode, out, err)
 
     return run

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli import toml_json
-from gptcli.cli.command import Command, hold, releasing
+from gptcli.cli.command import Command, hold, read_config, releasing
 from gptcli.cli.console import ConsoleEvents, print_file, print_json
 from gptcli.cli.dashboard import Dashboard, print_forecast, print_plan
 from gptcli.cli.options import (
@@ -29,7 +29,6 @@ from gptcli.cli.options import (
     help_texts,
     option,
     quantity,
-    read_config,
     read_option,
     readers,
     shared,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -127,12 +127,14 @@ class TrainStep:
         # all make the same decision.
         requests = [torch.full_like(loss, what) for what in (stop_requested, checkpoint_requested)]
         local = torch.stack([loss, self.small_batch_norm.norm2, grad_norm, *requests])
-        sums = self.context.all_reduce_sum(local).tolist()
-        loss_sum, norm2_sum, grad_norm_sum, stops, checkpoints = sums
+        sums = self.context.all_reduce_sum(local)
+        if is_ahead := self._decides_on_device():
+            self._update_unless_bad(sums, batch_tokens, lr)
+        loss_sum, norm2_sum, grad_norm_sum, stops, checkpoints = self._numbers(sums)
         mean_loss, mean_grad_norm = loss_sum / batch_tokens, grad_norm_sum / self.context.world_size
 
         skip_reason = self.spike_guard.skip_reason(mean_loss, mean_grad_norm)
-        if skip_reason is None:
+        if skip_reason is None and not is_ahead:
             self.update(lr)
             if self.ema:
                 update_average(self.optimizer, self.ema, step)
@@ -148,6 +150,44 @@ class TrainStep:
             checkpoint_requested=bool(checkpoints),
             seconds=time.perf_counter() - start,
         )
+
+    def _decides_on_device(self) -> bool:
+        """Return whether the GPU decides on the update, so that it has work while numbers travel.
+
+        Fused AdamW reads from the device whether to skip; an average of the weights does not.
+        """
+        return (
+            self.context.device.type == "cuda"
+            and type(self.optimizer) is torch.optim.AdamW
+            and not self.ema
+        )
+
+    @torch.no_grad()
+    def _update_unless_bad(self, sums: torch.Tensor, batch_tokens: int, lr: float) -> None:
+        """Launch the update, which the device skips if `SpikeGuard` will say so of these sums.
+
+        The comparisons are in fp64 and on the same numbers, so that both decide alike. The copy of
+        the numbers to the host does not wait for the update, which follows it.
+        """
+        sums64 = sums.double()
+        mean_loss, mean_norm = sums64[0] / batch_tokens, sums64[2] / self.context.world_size
+        is_good = mean_loss.isfinite() & mean_norm.isfinite()
+        is_good &= mean_loss <= self.spike_guard.max_loss
+        self._host_numbers = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
+        self._host_numbers.copy_(sums, non_blocking=True)
+        self._arrived = torch.cuda.Event()
+        self._arrived.record()
+        optimizer: Any = self.optimizer
+        optimizer.found_inf = (~is_good).float()
+        self.update(lr)
+        del optimizer.found_inf
+
+    def _numbers(self, sums: torch.Tensor) -> list[float]:
+        """Wait for the sums of a step, and return them."""
+        if not self._decides_on_device():
+            return sums.tolist()
+        self._arrived.synchronize()
+        return self._host_numbers.tolist()
 
     def forward_backward(
         self, batches: list[MicroBatch], batch_tokens: int, step: int

@@ -213,16 +213,22 @@ class SpikeGuard:
         state["variance"] = (1 - weight) * (state["variance"] + weight * deviation**2)
         return None
 
+    @property
+    def max_loss(self) -> float:
+        """Highest loss that is no spike; infinite as long as none is."""
+        if not self.spike_sigmas or self.state["steps"] < WINDOW_STEPS:
+            return math.inf
+        sigma = math.sqrt(self.state["variance"])
+        return self.state["mean"] + max(self.spike_sigmas * sigma, MIN_SPIKE_NATS)
+
     def _skip_reason(self, loss: float, grad_norm: float) -> str | None:
         if not math.isfinite(loss):
             return f"the loss is {loss}"
         if not math.isfinite(grad_norm):
             return f"the gradient norm is {grad_norm}"
-        if not self.spike_sigmas or self.state["steps"] < WINDOW_STEPS:
+        if loss <= self.max_loss:
             return None
         mean, sigma = self.state["mean"], math.sqrt(self.state["variance"])
-        if loss - mean <= max(self.spike_sigmas * sigma, MIN_SPIKE_NATS):
-            return None
         return (
             f"the loss {loss:.4f} is a spike: recent mean {mean:.4f}, "
             f"standard deviation {sigma:.4f}"

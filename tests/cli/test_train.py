@@ -29,6 +29,7 @@ from gptcli.cli.train import draw_report, train
 from gptcli.errors import UsageError
 from gptcli.files import read_toml
 from gptcli.runs.metrics import read_metrics
+from tests.fork_server import python
 from tests.small_runs import make_shards
 from tests.waiting import wait_until
 
@@ -413,9 +414,7 @@ def test_a_folder_whose_name_is_not_utf8(here):
     (here / "shards").rename(here / os.fsdecode(shards))
 
     def gpt(*words: str | bytes) -> tuple[bytes, bytes]:
-        done = subprocess.run(
-            [sys.executable, "-m", "gptcli", *words], cwd=here, capture_output=True, check=False
-        )
+        done = python("-m", "gptcli", *map(os.fsdecode, words), cwd=here)
         assert done.returncode == 0, done.stderr
         return done.stdout, done.stderr
 
@@ -473,16 +472,10 @@ def test_a_disk_that_is_full_keeps_what_is_whole(here):
     does not.
     """
     script = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));from gptcli.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", script, "train", "--size", "gpt2", *SMALL, "--out", "run"],
-        cwd=here,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python("-c", script, "train", "--size", "gpt2", *SMALL, "--out", "run", cwd=here)
     assert done.returncode == 1, done.stderr
-    assert "the checkpoint could not be written" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert b"the checkpoint could not be written" in done.stderr
+    assert b"Traceback" not in done.stderr
     assert not list((here / "run").rglob("*.safetensors"))
 
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -32,7 +30,7 @@ from gptcli.trainer.step_statistics import (
     SpikeGuard,
     small_batch_sequences,
 )
-from tests.waiting import HANG_S
+from tests.distributed.run_ranks import run_ranks
 
 CPU = RankContext(torch.device("cpu"))
 
@@ -205,7 +203,6 @@ def test_a_batch_that_follows_the_noise_scale_grows_and_is_exact_on_resume(
 
 
 WORKER = """
-import sys, torch, torch.distributed as dist
 from gptcli.events import SILENT
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
@@ -214,9 +211,6 @@ from gptcli.distributed.context import RankContext
 from gptcli.distributed.fsdp import apply_ddp, apply_fsdp
 from gptcli.trainer.step import TrainStep
 
-rank, store = int(sys.argv[1]), sys.argv[2]
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 x = torch.arange(4 * 16).view(4, 16) * 7 % 60
 halves = [(part, part.roll(-1, 1)) for part in x.split(2)]
 
@@ -256,18 +250,7 @@ dist.barrier()
 
 
 def test_ranks_measure_their_gradients_before_the_reduction(tmp_path):
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(rank), str(tmp_path / "store")],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in started:
-        errors = process.communicate(timeout=HANG_S)[1]
-        assert process.returncode == 0, errors
-        assert "Warning" not in errors
+    assert "Warning" not in run_ranks(WORKER, tmp_path)
 
 
 def calm(guard: SpikeGuard, count: int, seed: int = 0) -> list[str | None]:
