@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import re
 import secrets
@@ -18,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from gptcli import strict_json, toml_text
+from gptcli import toml_json
 from gptcli.encodings import BOM, decode
 from gptcli.errors import InputError, RunError, UsageError, close_to
 from gptcli.interrupts import Cleanup
@@ -183,30 +182,12 @@ def fsync_folder(folder: Path) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_write(path, "w") as file:
-        file.write(strict_json.dumps(value, indent=2) + "\n")
+        file.write(toml_json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
     """Return the JSON in `path`. Raises InputError, with the line, if it is missing or broken."""
-    return parse_json(_read(path), path, lines=True)
-
-
-def parse_json(data: bytes, where: str | Path, *, lines: bool = False) -> Any:
-    """Return the JSON value in `data`.
-
-    Raises InputError if it is broken; with `lines`, its line is added to `where`.
-    """
-    text = decode(data, where)
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"not valid JSON: {error.msg}", where=f"{where}:{error.lineno}" if lines else where
-        ) from None
-    except ValueError as error:  # a number of over 4,300 digits
-        raise InputError(f"not readable JSON: {error}", where=where) from None
-    except RecursionError:
-        raise InputError("not readable JSON: nested too deeply", where=where) from None
+    return toml_json.parse_json(read_bytes(path), path, lines=True)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -214,7 +195,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
     Raises InputError, with the corrected line, if it is missing or broken.
     """
-    return toml_text.parse(_read(path), path)
+    return toml_json.parse_toml(read_bytes(path), path)
 
 
 def read_exact_text(path: Path) -> str:
@@ -222,7 +203,7 @@ def read_exact_text(path: Path) -> str:
 
     Raises InputError as `read_text` does.
     """
-    data = _read(path)
+    data = read_bytes(path)
     return ("\ufeff" if data.startswith(BOM) else "") + decode(data, path)
 
 
@@ -231,10 +212,11 @@ def read_text(path: Path) -> str:
 
     Raises InputError if it is missing or not UTF-8.
     """
-    return decode(_read(path), path)
+    return decode(read_bytes(path), path)
 
 
-def _read(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """Return the bytes of a file. Raises InputError if it is missing or a folder."""
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:

@@ -196,7 +196,7 @@ def test_scratch_folders_and_what_is_silenced_come_to_their_end(
         import time
         from pathlib import Path
         from gptcli.files import scratch_folder
-        from gptcli.tokenizer.fast_bpe import _quiet
+        from gptcli.tokenizer.training import _quiet
         with scratch_folder(Path()) as folder, open(folder / "spool", "w"):
             print("ready", flush=True)
             with _quiet():

@@ -12,6 +12,7 @@ import typer
 from gptcli import __version__
 from gptcli.cli.command import Group
 from gptcli.errors import GptError
+from gptcli.openmp import set_spin_environment
 
 COMMANDS = {  # subcommand: its module in gptcli.cli, and its line in `gpt --help`
     "tokenize": ("tokenize", "Train a BPE tokenizer; convert text to token ids and back."),
@@ -91,6 +92,7 @@ def main() -> None:
     from gptcli.cli.console import set_up_streams
 
     set_up_streams()
+    set_spin_environment()
     argv = reworded(sys.argv[1:])
     if "--debug" in argv:  # anywhere on the line
         argv = [word for word in argv if word != "--debug"]

@@ -3,22 +3,27 @@
 The precedence is option > --config file > preset > default.
 
 A command declares its own options with `value` and `flag`, and shared ones by name with `shared`.
+Options that are also keys of a configuration file are rows of a table of `Option`: `declaring` adds
+them to the command, `readers` reads their values.
 Every help text must stand alone: shell completion and the JSON schema of `gpt train --config` show
 one text at a time.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
+from typer.models import ArgumentInfo
 
-from gptcli import settings, toml_text
+from gptcli import settings, toml_json
 from gptcli.errors import InputError, UsageError, message_of
 from gptcli.files import atomic_write, read_text, read_toml, similar
 from gptcli.settings import (
@@ -33,6 +38,7 @@ from gptcli.settings import (
 )
 
 T = TypeVar("T")
+R = TypeVar("R")
 Reader = Callable[[Any], Any]
 """Reader of an option's value, as typed or from TOML; raises UsageError."""
 
@@ -47,7 +53,7 @@ TEXT_SCHEMAS: dict[Reader, dict[str, Any]] = {
 INPUT, OUTPUT, MODEL, RUN, MACHINE = "Input", "Output", "Model", "Run", "Machine"
 
 NAMES: dict[str, tuple[str, ...]] = {  # spellings, if not only --NAME
-    "out": ("--out", "--output", "-o"),
+    **dict.fromkeys(("out", "output"), ("--out", "--output", "-o")),
     "tokenizer": ("--tokenizer", "-t"),
     "json": ("--json",),
 }
@@ -169,6 +175,96 @@ def precision(kinds: str, panel: str, shown: bool | str) -> Any:
     return value(f"Precision of matrix products: {kinds}.", "KIND", panel, shown)
 
 
+@dataclass(frozen=True, slots=True)
+class Option:
+    """Option of a command that is also a key of its configuration file."""
+
+    panel: str | None
+    """Panel of `--help`; None for the first."""
+    shown: str = ""
+    """Default that `--help` shows; empty for none."""
+    help: str = ""
+    """Help text; empty for that of the shared option of this name."""
+    metavar: str = "N"
+    """Name of the value."""
+    reader: Reader | None = None
+    """Reader of the value; None for a number of `NUMBERS`, else text that is not empty."""
+    repeats: bool = False
+    """The option may be given several times; the reader gets the list."""
+    complete: Callable[[str], list[str]] | None = None
+    """Completion of an incomplete value in a shell."""
+
+    def reader_of(self, name: str) -> Reader:
+        """Return the reader of the option's value, given the option's name."""
+        known: Reader = NUMBERS.get(name, nonempty_text)
+        return self.reader or known
+
+    def parameter(self, name: str) -> inspect.Parameter:
+        """Return the parameter of a command's function that declares the option `name`."""
+        kind: Any = (list[str] if self.repeats else str) | None
+        if self.reader is boolean:
+            kind, declared = bool, flag(option(name), self.help, self.panel)
+        else:
+            declared = shared(
+                name,
+                self.panel,
+                self.shown or False,
+                help=self.help or None,
+                metavar=None if name in SHARED and not self.help else self.metavar,
+                complete=self.complete,
+            )
+        return inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=False if kind is bool else None,
+            annotation=Annotated[kind, declared],
+        )
+
+
+def readers(options: Mapping[str, Option]) -> dict[str, Reader]:
+    """Return the reader of each option's value, by its name."""
+    return {name: row.reader_of(name) for name, row in options.items()}
+
+
+def read_options(options: Mapping[str, Option], typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the `options` that are given, from what was `typed`.
+
+    Raises UsageError, which names the option.
+    """
+    return {
+        name: read_option(name, typed[name], row.reader_of(name))
+        for name, row in options.items()
+        if typed.get(name) not in (None, False, [])
+    }
+
+
+def declaring(options: Mapping[str, Option]) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Return a decorator that gives a command `options` in place of its parameter `**options`.
+
+    They stand before its own options in `--help`, and the function receives each by name: None, or
+    False for a flag, if it is not given.
+    """
+
+    def declare(command: Callable[..., R]) -> Callable[..., R]:
+        signature = inspect.signature(command, eval_str=True)
+        own = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in signature.parameters.values()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        rows = [row.parameter(name) for name, row in options.items()]
+        parameters = sorted([*rows, *own], key=lambda one: not _is_argument(one))
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in parameters}
+        return command
+
+    return declare
+
+
+def _is_argument(parameter: inspect.Parameter) -> bool:
+    return isinstance(get_args(parameter.annotation)[1], ArgumentInfo)
+
+
 def number(name: str) -> Callable[[str | int | float], Any]:
     """Return the reader of a numeric option; its UsageError names the option."""
     return lambda text: read_option(name, text, NUMBERS[name])
@@ -241,7 +337,7 @@ def resolved_toml(resolved: Resolved, **extra: Any) -> str:
 
 def command_line() -> str:
     """Return this command line, quoted for a shell, on one line."""
-    return toml_text.comment(shlex.join(["gpt", *sys.argv[1:]]))
+    return toml_json.toml_comment(shlex.join(["gpt", *sys.argv[1:]]))
 
 
 def config_schema(

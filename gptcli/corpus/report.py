@@ -14,7 +14,7 @@ from gptcli.corpus.formats import find_reader, scan
 from gptcli.corpus.inputs import STDIN
 from gptcli.corpus.recipe import SourceConfig
 from gptcli.files import atomic_write
-from gptcli.papers.mixture import GPT3_MIXTURE
+from gptcli.papers.training import GPT3_MIXTURE
 from gptcli.shards.format import document_lengths, open_shard, token_dtype
 from gptcli.shards.manifest import SPLITS, Manifest, Source
 from gptcli.tokenizer.encoders import open_encoder

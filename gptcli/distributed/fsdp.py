@@ -66,6 +66,8 @@ def _layer_norm(norm: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
 def apply_ddp(model: nn.Module, layout: Layout) -> nn.Module:
     """Return `model` wrapped in DDP if the layout has replicas only, otherwise `model` itself."""
     if layout.processes == layout.dp > 1:
+        # blocks are compiled one by one: dynamo need not split them at the borders of buckets
+        torch._dynamo.config.optimize_ddp = False
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
     return model
 

@@ -28,10 +28,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from gptcli import errors, strict_json
+from gptcli import errors, toml_json
 from gptcli.cost.layout import Layout
-from gptcli.distributed.context import RankContext
-from gptcli.distributed.environment import device_type, share_cores
+from gptcli.distributed.context import RankContext, device_type, share_cores
+from gptcli.distributed.gpu import configure_cuda, out_of_memory_as_run_error, own_gpu
 from gptcli.errors import GptError, Interrupted, RunError
 from gptcli.events import SILENT, Events
 from gptcli.files import scratch_folder, sweep
@@ -91,8 +91,12 @@ def launch(run: R, events: Events, work: Work[R], newest_step: NewestStep) -> Re
                 hint="{option:resume} continues from the newest checkpoint",
             ) from None
     if processes == 1:
-        device = torch.device("cuda", 0) if device_type() == "cuda" else torch.device("cpu")
-        return work(run, RankContext(device), events)
+        device = torch.device("cpu")
+        if device_type() == "cuda":
+            device = own_gpu(0)
+            configure_cuda(run.out)
+        with out_of_memory_as_run_error(device):
+            return work(run, RankContext(device), events)
     return _spawn(run, events, processes, work, newest_step)
 
 
@@ -156,7 +160,7 @@ def _child(run: R, events: Events, folder: Path, work: Work[R]) -> Report:
             "code": error.code,
         }
         (folder / f"{time.time_ns()}-{os.getpid()}.json").write_text(
-            strict_json.dumps(message, ascii_only=True)
+            toml_json.dumps(message, ascii_only=True)
         )
         raise
 
@@ -169,10 +173,12 @@ def _work_as_rank(run: R, events: Events, work: Work[R]) -> Report:
     share_cores(launch.local_world_size)
     device = torch.device("cpu")
     if device_type() == "cuda":
-        device = torch.device("cuda", launch.local_rank)
+        device = own_gpu(launch.local_rank)
+        configure_cuda(run.out)
         torch.cuda.set_device(device)
     if world_size == 1:
-        return work(run, RankContext(device), events)
+        with out_of_memory_as_run_error(device):
+            return work(run, RankContext(device), events)
     store, _, _ = next(rendezvous("env://", rank, world_size))
     # torchrun keeps one store across restarts, in which the addresses of dead workers remain
     prefix = f"restart-{launch.restarts}"
@@ -182,9 +188,12 @@ def _work_as_rank(run: R, events: Events, work: Work[R]) -> Report:
         store=store,
         rank=rank,
         world_size=world_size,
+        # connects all GPUs now: a broken link is found before the model is built
+        device_id=device if device.type == "cuda" else None,
     )
     context = RankContext(device, rank, world_size, run.layout)
-    report = work(run, context, events if context.is_main else SILENT)
+    with out_of_memory_as_run_error(device):
+        report = work(run, context, events if context.is_main else SILENT)
     # only after success: destroying a group in which others still wait would hang
     dist.barrier()
     dist.destroy_process_group()

@@ -12,7 +12,6 @@ from gptcli import __version__
 from gptcli.cost.flops import flops_per_token
 from gptcli.errors import GptError, UsageError, message_of
 from gptcli.evals.fewshot import FewShotConfig
-from gptcli.evals.processes import Processes, init_processes, local_device
 from gptcli.evals.records import weights_sha256
 from gptcli.evals.requests import build_task_requests
 from gptcli.evals.results import TaskResult
@@ -24,11 +23,11 @@ from gptcli.evals.rolling import (
     rolling_windows,
     token_byte_lengths,
 )
-from gptcli.evals.runner import EvalOptions, run_task
+from gptcli.evals.runner import EvalOptions, Processes, init_processes, local_device, run_task
 from gptcli.evals.task import Normaliser, Task, find_tasks
 from gptcli.evals.task_data import find_data
 from gptcli.events import SILENT, Events
-from gptcli.model.hf_config import read_model_config
+from gptcli.model.hf import read_model_config
 from gptcli.model.source import ModelSource
 from gptcli.sampling.load import Loaded, PrecisionChoice, load
 from gptcli.tokenizer.tokenizer import load_tokenizer

@@ -1,11 +1,20 @@
-"""Run a task: score its requests in batches, longest first, and save the records of each batch."""
+"""Run a task: score its requests in batches, longest first, and save the records of each batch.
+
+Several processes share the work: each scores its part of the batches, and all get all records. They
+are those of torchrun (`torchrun --nproc-per-node 8 -m gptcli eval ...`), each on its own GPU if
+there are any.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import torch
+import torch.distributed as dist
 
 from gptcli.errors import UsageError
 from gptcli.evals.contamination import contamination_report
@@ -17,7 +26,6 @@ from gptcli.evals.loglikelihood import (
     find_shared_prefix,
     stop_word_tokens,
 )
-from gptcli.evals.processes import SINGLE_PROCESS, Processes
 from gptcli.evals.records import Record, Records, completion_record, score_record
 from gptcli.evals.requests import Request, RequestSet, build_task_requests, group
 from gptcli.evals.results import Conditions, TaskResult, compute_results
@@ -25,10 +33,10 @@ from gptcli.evals.task import Normaliser, Task
 from gptcli.evals.task_data import GENERATED_SEED, find_data, fingerprint
 from gptcli.events import SILENT, Events
 from gptcli.model.transformer import GPT
-from gptcli.sampling.beam import generate_by_beam_search
-from gptcli.sampling.generate import TextSequence, generate_sequences, sample_generator
+from gptcli.runtime import launch_environment
+from gptcli.sampling.generate import Completion, TextSequence, generate_sequences, sample_generator
 from gptcli.sampling.params import SamplingParams
-from gptcli.sampling.streaming import Completion
+from gptcli.sampling.sampler import generate_by_beam_search
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 GENERATED_DATA = f"generated, seed {GENERATED_SEED}"
@@ -57,6 +65,64 @@ class EvalOptions:
     """Facts that identify the model, such as the hash of its weights and its precision; records
     with other facts are refused.
     """
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """Rank of this process and number of processes."""
+
+    rank: int = 0
+    """Rank of this process, from 0."""
+    world: int = 1
+    """Number of processes."""
+
+    def gather(self, records: Records) -> Iterable[Record]:
+        """Return the records of all processes, once all are done; none if there is only one."""
+        if self.world == 1:
+            return []
+        parts: list[list[Record]] = [[] for _ in range(self.world)]
+        dist.all_gather_object(parts, list(records.done.values()))
+        return [record for part in parts for record in part]
+
+    def all_equal(self, value: object) -> bool:
+        """Return True if `value` is the same on all processes."""
+        if self.world == 1:
+            return True
+        values: list[object] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return all(other == value for other in values)
+
+    def shut_down(self) -> None:
+        """Leave the process group.
+
+        Call it only after success: destroying a group that other processes still wait in hangs.
+        """
+        if self.world > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
+
+SINGLE_PROCESS = Processes()
+
+
+def init_processes() -> Processes:
+    """Join the processes of this launch, waiting for all; alone if this is the only process.
+
+    Raises UsageError if the launcher's environment variables are incomplete.
+    """
+    launch = launch_environment()
+    if launch is None or launch.world_size == 1:
+        return SINGLE_PROCESS
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // launch.local_world_size))
+    dist.init_process_group("gloo", rank=launch.rank, world_size=launch.world_size)
+    return Processes(launch.rank, launch.world_size)
+
+
+def local_device() -> str:
+    """Return this process's GPU, or "cpu" if there is none."""
+    launch = launch_environment()
+    index = 0 if launch is None else launch.local_rank
+    return f"cuda:{index}" if torch.cuda.is_available() else "cpu"
 
 
 def run_task(

@@ -8,8 +8,8 @@ PyTorch for those that it does not support, or if it cannot be built here.
     place                               kernel                          supports
     Attention.attention_fn              attention_kernel                bf16, CPU with AMX
     GPT.head_loss (its `kernel`)        head_kernel                     bf16, CPU with AMX
-    Block.block_fn, if `fuse_blocks`    block_kernel: linear_kernel     bf16 by autocast, fp32
-                                        and norm_kernel                 weights, CPU with AMX
+    Block.block_fn, if `fuse_blocks`    norm_kernel, linear_kernel      bf16 by autocast, fp32
+                                                                        weights, CPU with AMX
     SmallBatchLinear.linear_fn,         decode_kernel                   fp32, bf16 and int8 weights,
     Int8Linear.linear_fn                                                any CPU
 
@@ -26,8 +26,8 @@ from typing import Any, Literal
 from torch import nn
 
 from gptcli.kernels import attention_kernel, head_kernel, linear_kernel, norm_kernel
-from gptcli.kernels.block_kernel import fused_block
 from gptcli.kernels.decode_kernel import decode_step, small_batch_linear
+from gptcli.kernels.norm_kernel import fused_block
 from gptcli.model.transformer import Attention, Block
 
 __all__ = ["Kernel", "available", "decode_step", "install", "uninstall"]
@@ -58,7 +58,7 @@ def install(module: nn.Module, *, fuse_blocks: bool = False) -> None:
             part.attention_fn = attention_kernel.attention_packed
         elif isinstance(part, Block) and fuse_blocks:
             part.block_fn = fused_block
-        # GPT or a pipeline stage, and the linear layers of `gptcli.sampling.quantize`
+        # GPT or a pipeline stage, and the linear layers of `gptcli.sampling.load`
         loss: Any = getattr(part, "head_loss", None)
         if loss is not None:
             _set(part, "head_loss", partial(loss, kernel=head_kernel))

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch  # noqa: F401  loads the OpenMP runtime that the libraries use
 
 from gptcli.files import scratch_folder
+from gptcli.runtime import processor
 
 HERE = Path(__file__).parent
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fopenmp", "-fPIC", "-c")
@@ -68,22 +69,17 @@ def cache_folder() -> Path | None:
 
 
 def _key(source: Path, compiler: str) -> str:
-    """Return a hash of all that a library depends on: sources, flags, compiler and CPU."""
+    """Return a hash of all that a library depends on: sources, flags, compiler and CPU.
+
+    Machines with different CPUs may share a home folder.
+    """
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, check=True, timeout=COMPILER_TIMEOUT_S
     ).stdout
-    flags = " ".join((*FLAGS, platform.machine(), _features()))
+    name, features = processor()
+    flags = " ".join((*FLAGS, platform.machine(), *(sorted(features) or [name])))
     sources = [path.read_bytes() for path in (source, *sorted(HERE.glob("*.h")))]
     return hashlib.sha256(b"\0".join((*sources, version, flags.encode()))).hexdigest()[:16]
-
-
-def _features() -> str:
-    """Return the CPU's features: machines with different CPUs may share a home folder."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            return next((line for line in file if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        return platform.processor()
 
 
 def _build(source: Path, compiler: str, built: Path) -> None:

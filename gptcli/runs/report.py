@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,15 @@ from gptcli.runs.page import (
     quote,
     table,
 )
-from gptcli.runs.record import Figure, Record, distinct_names, figures, read_evaluations
+from gptcli.runs.plots import loss_plot
+from gptcli.runs.record import (
+    Figure,
+    Record,
+    distinct_names,
+    figures,
+    read_evaluations,
+    read_record,
+)
 
 SPEED_STEPS = 100  # newest steps whose median is a speed: the last one may be short
 SHOWN_SAMPLE_STEPS = 4  # steps whose samples are shown next to each other
@@ -44,6 +52,17 @@ def write_report(folder: Path, resolved: str) -> None:
     )
     with atomic_write(folder / REPORT, "w") as file:
         file.write(run_page(record))
+
+
+def draw(runs: Sequence[Path], path: Path) -> str:
+    """Return the page of one run or a comparison of several, for a file at `path`.
+
+    For FILE.svg it is a plot of the losses. Raises InputError if one of `runs` is no run folder.
+    """
+    records = [read_record(run) for run in runs]
+    if path.suffix == ".svg":
+        return loss_plot(records)
+    return run_page(records[0]) if len(records) == 1 else comparison_page(records, path.parent)
 
 
 def run_page(record: Record) -> str:

@@ -14,7 +14,9 @@ Shapes: B rows, T tokens, C d_model, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -136,10 +138,13 @@ class _CompiledPass:
         def forward(idx_B1: torch.Tensor) -> torch.Tensor:
             return model.lm_head(model.hidden(idx_B1, cache)[:, -1])
 
-        # each engine and each visible length compiles this function again
-        config = torch._dynamo.config
-        config.recompile_limit = max(config.recompile_limit, MAX_COMPILATIONS)
-        self.forward = torch.compile(forward, dynamic=False)
+        # Each engine and each visible length compiles this function again. A torch that lacks the
+        # option (below 2.13) compiles the first eight, and runs the others uncompiled.
+        limit: dict[str, Any] = {"recompile_limit": MAX_COMPILATIONS}
+        known = inspect.signature(torch.compile).parameters
+        self.forward = torch.compile(
+            forward, dynamic=False, **(limit if limit.keys() <= known.keys() else {})
+        )
 
     def __call__(self, tokens: Sequence[int], lengths: Sequence[int], max_len: int) -> torch.Tensor:
         """Append one token to every row; return the logits after it, (B, V)."""

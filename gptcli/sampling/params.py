@@ -6,7 +6,7 @@ whose logit is -inf cannot be drawn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from gptcli.errors import RunError, UsageError
 
 MIN_FP32_TEMPERATURE = 1e-30  # below it, a logit divided by the temperature may exceed fp32
+TOP_K = 40  # GPT-2's release
 MAX_TOP_P_CANDIDATES = 2048  # tokens that top-p examines before it sorts the whole vocabulary
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -69,6 +70,43 @@ class SamplingParams:
                 f"repetition-penalty is {self.repetition_penalty:g}",
                 hint="use a value above 0; above 1 discourages repetition, for example 1.2",
             )
+
+
+def sampling_params(values: Mapping[str, Any]) -> SamplingParams:
+    """Return the sampling parameters of options; without any, the TOP_K most probable tokens.
+
+    Raises UsageError for options that cannot be combined.
+    """
+    penalty = values.get("repetition_penalty", 1.0)
+    if not values["greedy"] and "beam" not in values:
+        top_k = values.get("top_k")
+        if top_k is None and "top_p" not in values:
+            top_k = TOP_K
+        return SamplingParams(
+            temperature=values.get("temperature", 1.0),
+            top_k=top_k,
+            top_p=values.get("top_p"),
+            repetition_penalty=penalty,
+        )
+    deterministic = "{option:greedy}" if values["greedy"] else "{option:beam}"
+    for name in ("temperature", "top_k", "top_p"):
+        if name in values:
+            raise UsageError(
+                f"{deterministic} cannot be combined with {{option:{name}}}",
+                hint=f"leave out {deterministic} to sample, or {{option:{name}}}",
+            )
+    for name in ("num_samples", "best_of"):
+        if values["greedy"] and values.get(name, 1) > 1:
+            raise UsageError(
+                f"{{option:greedy}} cannot be combined with {{option:{name}}} {values[name]}",
+                hint="all greedy samples have the same text",
+            )
+    if "beam" in values and (penalty != 1 or values["greedy"] or values["stop"]):
+        raise UsageError(
+            "{option:beam} uses the model's probabilities unchanged",
+            hint="leave out {option:greedy}, {option:repetition_penalty} and {option:stop}",
+        )
+    return SamplingParams(greedy=True, repetition_penalty=penalty)
 
 
 def next_tokens(

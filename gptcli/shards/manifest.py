@@ -24,10 +24,10 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
 
 from gptcli.errors import InputError
 from gptcli.files import read_json, similar, write_json
+from gptcli.schema import read_table
 
 MANIFEST = "manifest.json"
 RESUME_RECORD = "resume.json"  # configuration of a build, written first
@@ -130,9 +130,6 @@ class Manifest:
         return {name: weight / total for name, weight in weights.items()}
 
 
-_LISTS = {"shards": Shard, "sources": Source}  # keys of the manifest with lists of dataclasses
-
-
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json`, atomically."""
     write_json(folder / MANIFEST, dataclasses.asdict(manifest))
@@ -158,7 +155,7 @@ def read_manifest(folder: Path) -> Manifest:
             where=path,
             hint="build the shards again",
         )
-    manifest = _parse(Manifest, table, path, "the manifest")
+    manifest = read_table(Manifest, table, path, readers={})
     _check_sources(manifest, path)
     _check_shards(manifest, path)
     if not 0 <= manifest.eot_id < manifest.vocab_size:
@@ -172,10 +169,10 @@ def read_manifest(folder: Path) -> Manifest:
 def manifest_for(folder: Path) -> Manifest | None:
     """Return a manifest for the token files of another program; None if the folder has none.
 
-    Raises InputError like `gptcli.shards.external.read_external_folder`.
+    Raises InputError like `gptcli.shards.format.read_external_folder`.
     """
     # Imported here because numpy and the tokenizer are slow to import, and seldom needed.
-    from gptcli.shards.external import read_external_folder
+    from gptcli.shards.format import read_external_folder
 
     found = read_external_folder(folder)
     if found is None:
@@ -210,11 +207,6 @@ def _check_sources(manifest: Manifest, path: Path) -> None:
         if not (0 < source.weight < math.inf):
             raise InputError(
                 f"source {source.name!r}: weight {source.weight} is not a positive number",
-                where=path,
-            )
-        if not all(type(count) is int for count in source.dropped.values()):
-            raise InputError(
-                f"source {source.name!r}: dropped is not a number of documents for each reason",
                 where=path,
             )
 
@@ -273,36 +265,3 @@ def _no_shards(folder: Path) -> InputError:
     elif (close := similar(folder)) is not None:
         hint = f"did you mean {close}?"
     return InputError(what, where=folder, hint=hint)
-
-
-def _parse(kind: type[Any], table: Any, path: Path, name: str) -> Any:
-    """Return `table` as a dataclass, with its keys and their types checked.
-
-    `name` is the name of the table in messages.
-    """
-    if not isinstance(table, dict):
-        raise InputError(f"{name} is not an object", where=path)
-    hints = get_type_hints(kind)
-    required = [
-        field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING
-    ]
-    if missing := [key for key in required if key not in table]:
-        raise InputError(f"{name} lacks {', '.join(missing)}", where=path)
-    if unknown := [key for key in table if key not in hints]:
-        raise InputError(f"{name} has unknown keys: {', '.join(unknown)}", where=path)
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        wanted = getattr(hints[key], "__origin__", hints[key])
-        # JSON does not distinguish 1 from 1.0, and a bool is not a number here.
-        if isinstance(value, bool) or not isinstance(
-            value, (int, float) if wanted is float else wanted
-        ):
-            raise InputError(f"{name}: {key} is not of type {wanted.__name__}", where=path)
-        values[key] = value
-    for key, part in _LISTS.items():
-        if key in values:
-            values[key] = [
-                _parse(part, row, path, f"{key}[{number}]")
-                for number, row in enumerate(values[key])
-            ]
-    return kind(**values)

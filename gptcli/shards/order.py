@@ -1,6 +1,8 @@
 """Order of the windows that training reads: an endless, pure function of (seed, position).
 
-Any part of the order can be computed on any process, without state to save.
+The shards of a split, or of one of its sources, are joined into one stream of tokens, and checked
+before the first token is used. Any part of the order of its windows can be computed on any process,
+without state to save.
 
 An epoch visits every window of `n_ctx` tokens once, in an order of its own. The permutation is a
 Feistel network over the smallest range of a power of two with room for all windows; an index that
@@ -17,16 +19,118 @@ Exact resume depends on this module: changing one value that it computes changes
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
 from gptcli.errors import InputError
-from gptcli.shards.loader import TokenStream, open_split
-from gptcli.shards.manifest import read_manifest
+from gptcli.files import sha256
+from gptcli.shards.format import TokenDtype, open_shard, open_tokens, token_dtype
+from gptcli.shards.manifest import MANIFEST, Shard, read_manifest
 
 MIXTURE_BLOCK = 4096  # positions with exactly the shares of a mixture, rounded to 1/4096
+
+
+class TokenStream:
+    """Token arrays joined end to end; memory maps stay on disk."""
+
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+        self.arrays = arrays
+        """Arrays (tokens,) of the shards, in order."""
+        self.dtype = arrays[0].dtype
+        """Data type of a token."""
+        # Index after the last token of each array.
+        self._ends = list(accumulate(len(array) for array in arrays))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, tokens: slice) -> np.ndarray:
+        """Return a copy of a slice of the tokens, across shards; clipped at the ends like a list's.
+
+        Raises ValueError if the step of the slice is not 1.
+        """
+        start, stop, step = tokens.indices(len(self))
+        if step != 1:
+            raise ValueError("a token stream can only be sliced with a step of 1")
+        out = np.empty(max(0, stop - start), self.dtype)
+        filled = 0
+        number = bisect_right(self._ends, start)
+        while filled < len(out):
+            array = self.arrays[number]
+            offset = start + filled - (self._ends[number] - len(array))
+            piece = array[offset : offset + len(out) - filled]
+            out[filled : filled + len(piece)] = piece
+            filled += len(piece)
+            number += 1
+        return out
+
+
+def open_split(
+    folder: Path, split: str, *, source: str | None = None, verify: bool = True
+) -> TokenStream:
+    """Return the tokens of `split` ("train" or "val") of a shard folder, of one source or of all.
+
+    Header, size and token count of each shard are always checked; `verify` also reads every byte
+    and compares the SHA-256 with the manifest's. Raises InputError that names the file.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    shards = manifest.shards_of(split, source)
+    if not manifest.tokens(split, source):
+        hint = (
+            "build them with a larger {option:val_fraction} or finer {option:documents}; "
+            "gpt eval --text FILE needs no shards"
+        )
+        raise InputError(f"the {split} split is empty", where=folder / MANIFEST, hint=hint)
+    if (folder / MANIFEST).exists():
+        dtype = token_dtype(manifest.vocab_size)
+        arrays = [_open(folder, shard, dtype) for shard in shards]
+    else:
+        arrays = [open_tokens(folder / shard.file) for shard in shards]
+        if other := next(
+            (
+                shard
+                for shard, array in zip(shards, arrays, strict=True)
+                if array.dtype != arrays[0].dtype
+            ),
+            None,
+        ):
+            raise InputError(
+                f"its tokens have another data type than those of {shards[0].file}",
+                where=folder / other.file,
+            )
+    if verify:
+        with ThreadPoolExecutor() as pool:  # hashing releases the GIL
+            for shard, digest in zip(
+                shards, pool.map(lambda shard: sha256(folder / shard.file), shards), strict=True
+            ):
+                if digest != shard.sha256:
+                    raise InputError(
+                        "altered: its SHA-256 is not the manifest's",
+                        where=folder / shard.file,
+                        hint="copy the shard again, or build the shards again with {option:force}",
+                    )
+    return TokenStream(arrays)
+
+
+def _open(folder: Path, shard: Shard, dtype: TokenDtype) -> np.ndarray:
+    tokens = open_shard(folder / shard.file)
+    if len(tokens) != shard.tokens:
+        raise InputError(
+            f"has {len(tokens)} tokens, but the manifest says {shard.tokens}",
+            where=folder / shard.file,
+        )
+    if tokens.dtype != dtype:
+        raise InputError(
+            f"has {tokens.dtype} tokens, but the manifest's vocabulary needs {dtype}",
+            where=folder / shard.file,
+        )
+    return tokens
 
 
 def feistel_permutation(index: np.ndarray, n: int, seed: int, epoch: int = 0) -> np.ndarray:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.model.safetensors_io import assemble
 from gptcli.model.source import SAMPLES
+from gptcli.model.tensor_file import CheckpointStateDict
 from gptcli.model.transformer import GPT
 from gptcli.runs.metrics import Line, MetricsLog
 from gptcli.sampling.generate import TokenSequence, generate_sequences, sample_generator
 from gptcli.sampling.params import SamplingParams
-from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import read_manifest
-from gptcli.shards.order import Mixture
+from gptcli.shards.order import Mixture, TokenStream, open_order, open_split
 from gptcli.tokenizer.tokenizer import load_tokenizer
-from gptcli.trainer.batches import SequentialWindows
 from gptcli.trainer.callbacks import (
     BackgroundCallback,
     Callback,
@@ -31,6 +30,38 @@ from gptcli.trainer.step import TrainStep
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 16, 64
 SAMPLING = SamplingParams(top_p=0.85)  # as GPT-3's released samples
+
+
+class SequentialWindows:
+    """Windows of a token stream in their order, for validation."""
+
+    def __init__(self, stream: TokenStream, n_ctx: int) -> None:
+        self.stream, self.n_ctx = stream, n_ctx
+        self.windows = (len(stream) - 1) // n_ctx
+        """Number of whole windows in the stream."""
+
+    def batch(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return inputs and targets of windows `first` to `first + count`, (count, n_ctx) int64."""
+        span = self.stream[first * self.n_ctx : (first + count) * self.n_ctx + 1].astype(np.int64)
+        return span[:-1].reshape(count, self.n_ctx), span[1:].reshape(count, self.n_ctx)
+
+
+def open_validation(run: Run) -> SequentialWindows | Mixture | None:
+    """Open the validation windows: in their order or, with several sources, mixed as in training.
+
+    Return None if a source has less than one window of validation tokens.
+    """
+    manifest, n_ctx = read_manifest(run.data), run.model.n_ctx
+    sources = list(manifest.shares("val"))
+    if len(sources) < 2:
+        if manifest.tokens("val") <= n_ctx:
+            return None
+        return SequentialWindows(open_split(run.data, "val", verify=False), n_ctx)
+    if min(manifest.tokens("val", name) for name in sources) <= n_ctx:
+        return None
+    order = open_order(run.data, "val", n_ctx, seed=0, verify=False)
+    assert isinstance(order, Mixture)
+    return order
 
 
 class Validation(Callback):

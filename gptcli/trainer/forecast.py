@@ -20,7 +20,7 @@ from gptcli.cost.hardware import identify_gpu
 from gptcli.cost.layout import Layout, parse_layout
 from gptcli.cost.planner import make_plan
 from gptcli.cost.step_time import uncertainty
-from gptcli.distributed.environment import device_type
+from gptcli.distributed.context import device_type
 from gptcli.errors import UsageError, name_parameters
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import WEEK, amount, in_bytes, rough_duration
@@ -35,7 +35,7 @@ from gptcli.trainer.auto import (
     work_of,
 )
 from gptcli.trainer.config import TrainConfig
-from gptcli.trainer.precision import AUTOCAST_DTYPES
+from gptcli.trainer.optimizer import AUTOCAST_DTYPES
 from gptcli.trainer.recipe import SMALL_MODEL
 from gptcli.trainer.schedule import Schedule
 

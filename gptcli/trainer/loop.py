@@ -8,17 +8,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gptcli.distributed.context import RankContext
-from gptcli.distributed.environment import check_numeric_environment, pin_thread_count
+from gptcli.distributed.context import RankContext, check_numeric_environment, pin_thread_count
+from gptcli.distributed.gpu import check_gpus
 from gptcli.errors import Interrupted, RunError
 from gptcli.events import Events
 from gptcli.interrupts import Answer, leave
-from gptcli.model.checkpoint_tensors import CheckpointStateDict
+from gptcli.model.source import initial_weights_folder
+from gptcli.model.tensor_file import CheckpointStateDict
 from gptcli.runs.metrics import Line, window
 from gptcli.runtime import launched_processes
 from gptcli.shards.order import Mixture, open_order
-from gptcli.strict_json import finite
-from gptcli.trainer.batches import MicroBatch, SequentialWindows, micro_batches, open_validation
+from gptcli.toml_json import finite
+from gptcli.trainer.auto import process_memory
 from gptcli.trainer.callbacks import Callback, RunProgress
 from gptcli.trainer.checkpoint import (
     Checkpoints,
@@ -27,7 +28,13 @@ from gptcli.trainer.checkpoint import (
     plain_named_parameters,
 )
 from gptcli.trainer.config import Run
-from gptcli.trainer.evaluation import SampleWriter, TaskEvaluation, Validation
+from gptcli.trainer.evaluation import (
+    SampleWriter,
+    SequentialWindows,
+    TaskEvaluation,
+    Validation,
+    open_validation,
+)
 from gptcli.trainer.export import (
     ModelCardWriter,
     TransformersCopy,
@@ -35,7 +42,6 @@ from gptcli.trainer.export import (
     is_small,
     prepare_run_folder,
 )
-from gptcli.trainer.initial_weights import initial_weights_folder
 from gptcli.trainer.monitors import (
     GarbageCollection,
     NoiseScaleMonitor,
@@ -46,7 +52,7 @@ from gptcli.trainer.monitors import (
 )
 from gptcli.trainer.parallelize import build_train_step
 from gptcli.trainer.schedule import Position, Schedule
-from gptcli.trainer.step import StepResult
+from gptcli.trainer.step import MicroBatch, StepResult, micro_batches
 from gptcli.trainer.trackers import TRACKERS, MetricsLogger, ReportWriter
 
 TRAINER_STATE = "running"  # key of the trainer's state in the metrics of a checkpoint
@@ -77,6 +83,8 @@ class Trainer:
         validation = open_validation(run)
         if context.is_main:
             prepare_run_folder(run)
+        sequences = min(self.schedule.full_batch, self.schedule.total_sequences)
+        check_gpus(context, process_memory(run.model, run.layout, config, sequences), events)
         self.train_step = build_train_step(run, context, events)
         self.parameters = plain_named_parameters(self.train_step.model)
         self.checkpoints = Checkpoints(run.out, context, keep=config.keep)

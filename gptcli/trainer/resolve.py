@@ -5,6 +5,7 @@ Precedence: what is given, then the paper, then the machine; every value keeps i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,24 +14,17 @@ from gptcli.cost.layout import parse_layout
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.source import RUN_TOML
-from gptcli.numbers import amount
 from gptcli.papers.models import PaperModel
 from gptcli.settings import NUMBERS, Resolved
 from gptcli.trainer.config import TrainConfig, from_values
 from gptcli.trainer.recipe import (
-    SCALED,
-    SCALED_BATCH,
-    TOKENS_PER_PARAMETER,
-    batch_origin,
     cadence,
-    default_tokens,
-    is_of_paper_size,
     nearest_paper,
-    paper_recipe,
+    put_lr,
+    put_recipe,
+    round_batch,
     samples,
-    scaled_lr,
-    short_warmup,
-    small_lr,
+    start_small,
     whole_sequences,
 )
 
@@ -62,6 +56,53 @@ class ResolvedRun:
         return parse_layout(self.train.layout).processes
 
 
+def complete_given(
+    given: Resolved, read: Callable[[Path], dict[str, Any]], *, resume: bool
+) -> Resolved:
+    """Return the values given to a run, over those of the run to resume; `out` is among them.
+
+    `read` returns the values of a run.toml. Raises UsageError for values that contradict each
+    other, or another size than that of the run to resume.
+    """
+    if given.values.get("scale_lr") and (
+        other := next((name for name in ("lr", "mup") if name in given.values), None)
+    ):
+        why = (
+            "both set the learning rate"
+            if other == "lr"
+            else "muP keeps the learning rate of another width"
+        )
+        raise UsageError(
+            why,
+            where=f"{{option:scale_lr}} and {{option:{other}}}",
+            field="scale_lr",
+            code="two_learning_rates",
+            hint="leave one of the two out",
+        )
+    if given.values.get("batch_tokens") == "auto":
+        del given.values["batch_tokens"]
+        given.put({"follow_noise": True}, given.origin.pop("batch_tokens"))
+    if "out" not in given.values:
+        given.put({"out": f"runs/{given.values.get('size', 'gpt')}"}, "default")
+    earlier = Path(given.values["out"], RUN_TOML)
+    if not (resume and earlier.is_file()):
+        return given
+    before = Resolved()
+    before.put(read(earlier), RUN_TOML)
+    if "size" in given.values and paper_of(given) != paper_of(before):
+        was = before.values.get("size", "of no named size")
+        raise UsageError(
+            f"the run here is {was}, not {given.values['size']}",
+            where=earlier,
+            field="size",
+            code="another_run",
+            hint="name another {option:out}",
+        )
+    for name, value in given.values.items():
+        before.put({name: value}, given.origin[name])
+    return before
+
+
 def resolve_run(given: Resolved, vocab_size: int | None, *, lr_range: bool = False) -> ResolvedRun:
     """Complete the `given` values, from the paper first, then from the machine.
 
@@ -84,13 +125,13 @@ def resolve_run(given: Resolved, vocab_size: int | None, *, lr_range: bool = Fal
     resolved.put(
         {name: value for name, value in model.as_dict().items() if name in MODEL_KEYS}, paper.name
     )
-    _put_recipe(resolved, paper, given, model)
+    put_recipe(resolved, paper, given, model)
     for name, value in given.values.items():
         resolved.put({name: value}, given.origin[name])
-    _put_lr(resolved, given, model, lr_range=lr_range)
-    _round_batch(resolved, model.n_ctx)
+    put_lr(resolved, given, model, lr_range=lr_range)
+    round_batch(resolved, model.n_ctx)
     if resolved.values["follow_noise"]:
-        _start_small(resolved, given, model.n_ctx)
+        start_small(resolved, given, model.n_ctx)
     layout = _put_machine(resolved, model)
     _put_cadence(resolved, model)
     values = resolved.values
@@ -165,11 +206,10 @@ def _started_from(given: Resolved, changes: dict[str, Any]) -> tuple[ModelConfig
 
     Other given values, and the shards, must agree with it. The step of an unfinished run's newest
     checkpoint is recorded. A resumed run reads its own copy, because the run it started from may
-    have changed (`gptcli.trainer.initial_weights`).
+    have changed (`gptcli.trainer.train`).
     """
-    from gptcli.model.hf_config import is_padded, read_model_config
-    from gptcli.model.source import find_model
-    from gptcli.trainer.initial_weights import begun_folder
+    from gptcli.model.hf import is_padded, read_model_config
+    from gptcli.model.source import begun_folder, find_model
 
     folder = Path(given.values["init_from"])
     if (
@@ -204,7 +244,7 @@ def _make_range_test(given: Resolved, paper: PaperModel, model: ModelConfig) -> 
     """Give a range test LR_RANGE_STEPS steps of the run's batch, if it has no number of tokens."""
     if "tokens" not in given.values:
         whole = Resolved()
-        _put_recipe(whole, paper, given, model)
+        put_recipe(whole, paper, given, model)
         batch, origin = whole.values["batch_tokens"], whole.origin["batch_tokens"]
         given.put(
             {"batch_tokens": given.values.get("batch_tokens", batch)},
@@ -214,99 +254,6 @@ def _make_range_test(given: Resolved, paper: PaperModel, model: ModelConfig) -> 
         given.put({"tokens": tokens}, f"{LR_RANGE_STEPS} steps")
     if given.origin["out"] == "default":
         given.values["out"] += "-lr-range"
-
-
-def _put_recipe(resolved: Resolved, paper: PaperModel, given: Resolved, model: ModelConfig) -> None:
-    """Set the paper's recipe; origins name what was scaled to the run's length."""
-    source, tokens = f"{paper.paper}, {paper.name}", given.values.get("tokens")
-    of_paper = "size" in given.values and is_of_paper_size(model, paper)
-    own = None if of_paper or tokens is not None else default_tokens(model, paper)
-    scale = not (given.values.get("follow_noise") or "batch_tokens" in given.values)
-    recipe = paper_recipe(paper, own if tokens is None else tokens, scale_batch=scale)
-    resolved.put(recipe, source)
-    if not of_paper and small_lr(model.parameters) > paper.lr:
-        resolved.put(
-            {"lr": small_lr(model.parameters)},
-            f"GPT-3, Table 2.1, continued to {amount(model.parameters)} parameters",
-        )
-    if own is not None:
-        resolved.put({"tokens": own}, f"{TOKENS_PER_PARAMETER} a parameter (Hoffmann et al. 2022)")
-    if recipe["tokens"] == paper_recipe(paper)["tokens"]:
-        return
-    resolved.put({name: recipe[name] for name in SCALED}, f"{source}, in proportion to tokens")
-    if recipe["batch_tokens"] != paper.batch_tokens:
-        scaled = {
-            name: whole_sequences(recipe[name], model.n_ctx)
-            for name in SCALED_BATCH
-            if recipe[name]
-        }
-        resolved.put(scaled, f"{source}, {batch_origin(paper, recipe['tokens'])}")
-    if recipe["tokens"] < paper_recipe(paper)["tokens"]:
-        warmup = short_warmup(
-            recipe, given.values.get("batch_tokens", resolved.values["batch_tokens"])
-        )
-        if warmup != recipe["warmup_tokens"]:
-            resolved.put(
-                {"warmup_tokens": warmup},
-                "2 / (1 - beta2) steps (Ma and Yarats 2021), or a tenth of the run",
-            )
-
-
-def _put_lr(resolved: Resolved, given: Resolved, model: ModelConfig, *, lr_range: bool) -> None:
-    """Set the learning rate of Table 2.1 if `scale_lr` asks for it, and check it against muP."""
-    resolved.origin.pop("scale_lr", None)
-    if resolved.values.pop("scale_lr", False):  # from here on a learning rate as any other
-        resolved.put(
-            {"lr": scaled_lr(model.parameters)},
-            f"GPT-3, Table 2.1, at {model.parameters:,} parameters",
-        )
-    if "mup" not in given.values:
-        return
-    if model.norm == "post":
-        raise UsageError(
-            "muP needs the LayerNorm after the last layer, which GPT-1 lacks",
-            field="mup",
-            code="mup_needs_pre_norm",
-            hint="another {option:size}",
-        )
-    if not (lr_range or "lr" in given.values):
-        raise UsageError(
-            "the learning rate tuned at that width is missing",
-            field="mup",
-            code="mup_without_lr",
-            hint=f"{{option:lr}} X, as found at {{option:d_model}} {given.values['mup']}, "
-            "for example by {option:lr_range} there",
-        )
-
-
-def _start_small(resolved: Resolved, given: Resolved, n_ctx: int) -> None:
-    """Let a batch that follows the noise scale grow from the paper's first batch, or a 16th."""
-    most = resolved.values["batch_tokens"]
-    resolved.origin["batch_tokens"] += ", at most: follows the noise scale"
-    if not resolved.values["ramp_from"]:
-        resolved.put(
-            {"ramp_from": whole_sequences(max(most // 16, 2 * n_ctx), n_ctx)},
-            "a 16th of batch_tokens",
-        )
-    if given.values.get("ramp_tokens"):
-        raise UsageError(
-            "a batch that follows the noise scale has no ramp",
-            field="ramp_tokens",
-            code="ramp_with_noise_scale",
-            hint="leave one of the two out",
-        )
-    resolved.put({"ramp_tokens": 0}, "no ramp: the batch follows the noise scale")
-
-
-def _round_batch(resolved: Resolved, n_ctx: int) -> None:
-    """Round the batch to whole sequences."""
-    requested = resolved.values["batch_tokens"]
-    whole = whole_sequences(requested, n_ctx)
-    if whole != requested:
-        resolved.put(
-            {"batch_tokens": whole},
-            f"{resolved.origin['batch_tokens']}: {requested} in whole sequences of {n_ctx}",
-        )
 
 
 def _put_auto(resolved: Resolved, name: str, value: Any, why: str) -> None:

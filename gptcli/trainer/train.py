@@ -2,11 +2,17 @@
 
 `gpt train` and `gptcli.train` both go this way. Everything that can be refused is refused before
 the run folder is changed.
+
+The run that another one starts from may remove its checkpoint at any time, so the new one keeps it
+in `init/` until it is finished: a run folder with one checkpoint, without optimizer state. Its
+files are hard links if the file system allows them, copies otherwise.
 """
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -14,25 +20,44 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.distributed.launch import launch
-from gptcli.errors import Interrupted, UsageError
+from gptcli.errors import InputError, Interrupted, UsageError
 from gptcli.events import SILENT, Events
-from gptcli.files import atomic_write, check_output, claim_output
+from gptcli.files import (
+    atomic_folder,
+    atomic_write,
+    check_output,
+    claim_output,
+    read_json,
+    write_json,
+)
 from gptcli.locks import own_folder
 from gptcli.model.config import ModelConfig, find_size
-from gptcli.model.source import INIT, RUN_TOML
-from gptcli.runs.provenance import provenance, resumed
+from gptcli.model.source import (
+    CHECKPOINTS,
+    CONFIG,
+    INDEX,
+    INIT,
+    MODEL,
+    RUN_TOML,
+    STATE,
+    ModelSource,
+    find_model,
+    step_folders,
+)
+from gptcli.model.tensor_file import AVERAGE
+from gptcli.runs.record import provenance, resumed
 from gptcli.runtime import is_main, is_main_on_node, restarted
 from gptcli.settings import Resolved, resolved_toml, same_values, updated_toml
 from gptcli.shards.manifest import Manifest, read_manifest
 from gptcli.trainer.checkpoint import newest_state, newest_step
 from gptcli.trainer.config import Run, TrainConfig
 from gptcli.trainer.export import is_finished, remove_temporary_weights
-from gptcli.trainer.initial_weights import keep_initial_weights
 from gptcli.trainer.loop import stopped_after
 from gptcli.trainer.loop import train as train_on_rank
 from gptcli.trainer.preflight import check_data, check_resume, check_run, data_sha256
 from gptcli.trainer.resolve import MODEL_KEYS, NEWEST, ResolvedRun
 
+TOKENIZER = "tokenizer.json"
 Measure = Callable[[Any], dict[str, float]]
 """Measures a GPT at every checkpoint; returns figures by name."""
 
@@ -68,8 +93,6 @@ def train(
     model = replace(model, vocab_size=manifest.vocab_size)
     resolved = settings_of(config, model, data=data, out=out)
     if init_from is not None:
-        from gptcli.model.source import find_model
-
         step = find_model(Path(init_from)).step
         resolved.put({"init_from": str(init_from), "checkpoint": step}, "argument")
     resolved_run = ResolvedRun(name, resolved, model, config, must_compile=config.compile)
@@ -189,32 +212,91 @@ def prepare_run(
     if is_main_on_node() and not restarted():
         check_data(run, manifest)
     if is_main():
-        claim_output(out, resume=resume, force=force)
-        run = _keep_start(resolved_run, run, made_by, command, events)
+        origin = resolved_run.resolved.origin.get("checkpoint", "")
+        step = claim_run_folder(
+            out,
+            run.init_from,
+            run.init_step,
+            events,
+            resume=resume,
+            force=force,
+            newest=origin == NEWEST,
+        )
+        if step != run.init_step:
+            resolved_run.resolved.put({"checkpoint": step}, origin)
+            text = _run_toml(resolved_run, made_by, command)
+            run = replace(run, init_step=step, resolved=text)
         with atomic_write(out / RUN_TOML, "w") as file:
             file.write(run.resolved)
     return run
 
 
-def _keep_start(
-    resolved_run: ResolvedRun, run: Run, made_by: dict[str, str], command: str, events: Events
-) -> Run:
-    """Copy the checkpoint that the run starts from to its own folder, and record its step."""
-    if (
-        run.init_from is None
-        or run.init_step is None
-        or (run.out / INIT).is_dir()
-        or newest_state(run.out) is not None
-    ):
-        return run
-    origin = resolved_run.resolved.origin["checkpoint"]
-    step = keep_initial_weights(
-        run.init_from, run.out, run.init_step, events, newest=origin == NEWEST
+def claim_run_folder(
+    out: Path,
+    init_from: Path | None,
+    step: int | None,
+    events: Events,
+    *,
+    resume: bool,
+    force: bool,
+    newest: bool,
+) -> int | None:
+    """Claim a run folder and keep the checkpoint that the run starts from; return its step.
+
+    `step` is None, and nothing is kept, if the run starts from a finished model. A run that has
+    been kept or has checkpoints of its own keeps no other. `newest` as in `keep_initial_weights`.
+    Raises UsageError or InputError.
+    """
+    claim_output(out, resume=resume, force=force)
+    if init_from is None or step is None or (out / INIT).is_dir() or newest_state(out) is not None:
+        return step
+    return keep_initial_weights(init_from, out, step, events, newest=newest)
+
+
+def keep_initial_weights(
+    init_from: Path, out: Path, step: int, events: Events, *, newest: bool
+) -> int:
+    """Keep the checkpoint of `step` in `init/` of the run folder `out`, and return its step.
+
+    With `newest`, a checkpoint that was removed meanwhile is replaced by the newest one. Raises
+    InputError if the checkpoint does not exist.
+    """
+    while True:
+        if newest and (found := step_folders(init_from)) and step not in found:
+            step = max(found)
+        source = find_model(init_from, step)
+        assert source.checkpoint is not None
+        try:
+            with atomic_folder(out / INIT) as folder:
+                _copy(source, source.checkpoint, folder)
+        except (FileNotFoundError, InputError):
+            if source.checkpoint.is_dir():
+                raise
+        else:
+            events.info(f"starting from {source}")
+            return step
+
+
+def _copy(source: ModelSource, checkpoint: Path, folder: Path) -> None:
+    """Copy or link the weights of a checkpoint, without optimizer state, as a run folder."""
+    for name in (CONFIG, TOKENIZER):
+        shutil.copyfile(source.folder / name, folder / name)
+    kept = folder / CHECKPOINTS / checkpoint.name
+    kept.mkdir(parents=True)
+    index, state = read_json(checkpoint / INDEX), read_json(checkpoint / STATE)
+    files = sorted(file for file in state["sha256"] if file.startswith(MODEL))
+    for file in files:
+        try:
+            os.link(checkpoint / file, kept / file)
+        except FileNotFoundError:
+            raise
+        except OSError:  # another disk, or a file system without links
+            shutil.copyfile(checkpoint / file, kept / file)
+    write_json(
+        kept / INDEX,
+        {name: row for name, row in index.items() if "/" not in name or name.endswith(AVERAGE)},
     )
-    if step == run.init_step:
-        return run
-    resolved_run.resolved.put({"checkpoint": step}, origin)
-    return replace(run, init_step=step, resolved=_run_toml(resolved_run, made_by, command))
+    write_json(kept / STATE, {**state, "sha256": {file: state["sha256"][file] for file in files}})
 
 
 def _run_toml(

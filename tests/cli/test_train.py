@@ -33,20 +33,11 @@ from tests.fork_server import python
 from tests.small_runs import make_shards
 from tests.waiting import wait_until
 
-SMALL = [
-    "--n-layer",
-    "1",
-    "--n-head",
-    "1",
-    "--d-model",
-    "8",
-    "--n-ctx",
-    "16",
-    "--tokens",
-    "640",
-    "--batch-tokens",
-    "64",
+SHAPE = [
+    *("--n-layer", "1", "--n-head", "1", "--d-model", "8", "--n-ctx", "16"),
+    *("--batch-tokens", "64"),
 ]
+SMALL = [*SHAPE, "--tokens", "640"]
 
 
 @pytest.fixture(scope="session")
@@ -571,23 +562,10 @@ def test_the_range_test_prints_a_rate_and_leaves_a_picture(gpt_inside, here):
 
 # --- runs that are not finished: sampled, scored and started from while they go on, after kill -9
 # and after SIGTERM ---
-SHAPE = [
-    "--n-layer",
-    "1",
-    "--n-head",
-    "1",
-    "--d-model",
-    "8",
-    "--n-ctx",
-    "16",
-    "--batch-tokens",
-    "64",
-    "--samples",
-    "0",
-]
 ENDLESS = [
     "train",
     *SHAPE,
+    *("--samples", "0"),
     "--tokens",
     "100M",
     "--checkpoint-every",
@@ -729,7 +707,9 @@ def test_a_run_that_starts_from_a_checkpoint_does_not_need_it_again(
     assert f"checkpoint was {newest}, now {first}" in again
     assert (
         "names a checkpoint of the run to start from"
-        in gpt_inside("train", *SHAPE, "--checkpoint", "3", "--out", "no", code=2)[1]
+        in gpt_inside(
+            "train", *SHAPE, "--samples", "0", "--checkpoint", "3", "--out", "no", code=2
+        )[1]
     )
 
 

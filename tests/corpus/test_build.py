@@ -38,8 +38,8 @@ from gptcli.errors import InputError, UsageError
 from gptcli.events import Events
 from gptcli.files import sha256
 from gptcli.shards.format import document_lengths, open_shard
-from gptcli.shards.loader import open_split
 from gptcli.shards.manifest import Manifest, read_manifest
+from gptcli.shards.order import open_split
 from gptcli.tokenizer.encoders import EncoderName
 from gptcli.tokenizer.tokenizer import Tokenizer, byte_alphabet, load_tokenizer
 

@@ -16,7 +16,7 @@ from gptcli.kernels.build import library
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
 from gptcli.sampling.engine import Engine
-from gptcli.sampling.quantize import Int8Linear, Quantize, prepare_for_inference
+from gptcli.sampling.load import Int8Linear, Quantize, prepare_for_inference
 
 pytestmark = pytest.mark.skipif(library("decode") is None, reason="the kernel cannot be built here")
 N_CTX = 24

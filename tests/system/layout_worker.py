@@ -25,11 +25,12 @@ from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import load_model, save_model
 from gptcli.model.transformer import GPT
 from gptcli.trainer.auto import has_compiler
-from gptcli.trainer.batches import micro_batches
 from gptcli.trainer.checkpoint import load_weights_, plain_named_parameters
 from gptcli.trainer.config import Run, TrainConfig
-from gptcli.trainer.noise_scale import NOISE_RERUN_EVERY, small_batch_sequences
+from gptcli.trainer.optimizer import averaged_weights, update_average
 from gptcli.trainer.parallelize import build_train_step
+from gptcli.trainer.step import micro_batches
+from gptcli.trainer.step_statistics import NOISE_RERUN_EVERY, small_batch_sequences
 from tests.extent import WHOLE
 
 STEPS, SEQUENCES, N_CTX, EOT = 20 if WHOLE else 10, 4, 8, 0
@@ -46,6 +47,8 @@ MODEL = {
     "precision": "fp32",
     "mup": 16,
     "document_mask": False,
+    "optimizer": "adamw",
+    "ema": 0.0,
 }
 
 
@@ -116,11 +119,14 @@ def curve(run: Run, rank: int, world: int, steps: int) -> dict[str, object]:
         loss = train_step.forward_backward(batches, run.train.batch_tokens, step)
         norms.append(train_step.clip_gradients().item())
         train_step.update(run.train.lr)
+        if run.train.ema:
+            update_average(train_step.optimizer, run.train.ema, step + 1)
         train_step.optimizer.zero_grad()
         losses.append(context.all_reduce_sum(loss).item() / run.train.batch_tokens)
-    unseen = train_step.eval_loss(
-        micro_batches(order, 10, SEQUENCES, run.train.micro_batch, context)
-    )
+    with averaged_weights(train_step.model, train_step.optimizer):
+        unseen = train_step.eval_loss(
+            micro_batches(order, 10, SEQUENCES, run.train.micro_batch, context)
+        )
     return {
         "losses": losses,
         "norms": norms,
@@ -135,6 +141,7 @@ def cases(world: int) -> list[dict[str, Any]]:
     Two processes also run dense models, some with an untied head, document masks and, for a few
     steps, recomputation, precisions, muP and compilation.
     """
+    beside_the_papers = {"attention": "banded", "optimizer": "muon", "ema": 0.8, "n_layer": 2}
     found: list[dict[str, Any]] = []
     divisors = [n for n in (1, 2, 4) if world % n == 0]
     for dp, shard, tp, pp in itertools.product(divisors, repeat=4):
@@ -151,7 +158,13 @@ def cases(world: int) -> list[dict[str, Any]]:
             found.append(
                 {**case, "attention": "banded", "pipeline_schedule": schedule, "n_layer": layers}
             )
+    if world == 4:
+        found.append({**beside_the_papers, "layout": "shard=2,tp=2"})
     if world == 2:
+        found += [
+            {**beside_the_papers, "layout": layout}
+            for layout in ("dp=2", "shard=2", "tp=2", "pp=2")
+        ]
         banded: dict[str, Any] = {"attention": "banded", "n_layer": 2, "steps": 6}
         found += [
             {**banded, "layout": layout, "recompute": how}

@@ -20,15 +20,14 @@ from typer.testing import CliRunner
 from gptcli.cli.app import build_app
 from gptcli.errors import InputError, UsageError
 from gptcli.evals.fewshot import FewShotConfig
-from gptcli.evals.processes import Processes
 from gptcli.evals.records import Record, Records
 from gptcli.evals.rolling import evaluate_loss, token_byte_lengths
-from gptcli.evals.runner import OWN_SET, EvalOptions, run_task
+from gptcli.evals.runner import OWN_SET, EvalOptions, Processes, run_task
 from gptcli.evals.task import Task, read_task
-from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import save_model
 from gptcli.model.transformer import GPT
 from gptcli.tokenizer.tokenizer import Tokenizer
+from tests.evals.conftest import varied_model
 
 HEAD = 'title = "t"\nsource = "s"\nfiles = {items = "items*", shots = "train*"}\nreader = "jsonl"\n'
 CHOICE = (
@@ -57,18 +56,7 @@ WORDS = [
 @pytest.fixture(scope="module")
 def large(tokenizer: Tokenizer) -> GPT:
     """Return a model with a context for a few examples, and with varied predictions."""
-    model = GPT(
-        ModelConfig(
-            n_layer=2, n_head=2, d_model=32, n_ctx=160, vocab_size=tokenizer.vocab_size, tied=False
-        )
-    ).eval()
-    model.init_weights(0)
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in model.named_parameters():
-        parameter.data += torch.empty_like(parameter).normal_(
-            0.0, 1.0 if name.startswith("w") else 0.2, generator=generator
-        )
-    return model
+    return varied_model(tokenizer.vocab_size, n_ctx=160)
 
 
 @pytest.fixture(scope="module")

@@ -105,12 +105,12 @@ def test_impossible_numbers_of_processes_are_refused(monkeypatch):
 
 
 def test_bf16_where_the_cpu_has_it_and_the_model_is_wide_or_compiled(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert auto.auto_precision(GPT2, False)[0] == "bf16"
-    assert auto.auto_precision(SMALL, False)[0] == "fp32"
-    assert auto.auto_precision(SMALL, True)[0] == "bf16"
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    for features in ({"avx512_bf16"}, {"amx_tile"}):
+        monkeypatch.setattr(auto, "processor", lambda found=features: ("CPU", found))
+        assert auto.auto_precision(GPT2, False)[0] == "bf16"
+        assert auto.auto_precision(SMALL, False)[0] == "fp32"
+        assert auto.auto_precision(SMALL, True)[0] == "bf16"
+    monkeypatch.setattr(auto, "processor", lambda: ("CPU", frozenset({"avx2"})))
     assert auto.auto_precision(GPT2, True)[0] == "fp32"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from gptcli.distributed import environment
+from gptcli.distributed import context
 from gptcli.distributed.context import RankContext
 from gptcli.errors import Interrupted, RunError, UsageError
 from gptcli.events import SILENT, Events
@@ -89,7 +89,12 @@ def test_a_run_learns_and_leaves_a_complete_folder(make_run, train_here):
 
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(
-    "changes", [{}, {"dropout": 0.2, "ramp_tokens": 640, "ramp_from": 16, "micro_batch": 3}]
+    "changes",
+    [
+        {},
+        {"dropout": 0.2, "ramp_tokens": 640, "ramp_from": 16, "micro_batch": 3},
+        {"optimizer": "muon", "lr_schedule": "wsd", "ema": 0.9},
+    ],
 )
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     make_run, train_here, number, changes
@@ -313,7 +318,7 @@ def test_a_resume_uses_as_many_threads_as_before(make_run, monkeypatch):
     """
     options = {"tokens": 384, "decay_tokens": 384, "checkpoint_every": 3, "micro_batch": 1}
     whole, halved = make_run("whole", **options), make_run("halved", **options)
-    monkeypatch.setattr(environment, "available_cores", lambda: 2)
+    monkeypatch.setattr(context, "available_cores", lambda: 2)
 
     class Killed(Events):
         def progress(self, task, done, *args, **facts):

@@ -7,7 +7,7 @@ on the folder.
 
 from __future__ import annotations
 
-from gptcli.evals.formats import choice, cloze, files, freeform, superglue
+from gptcli.evals.formats import choice, cloze, files, freeform
 from gptcli.evals.formats.files import Reader as Reader
 from gptcli.evals.formats.files import Row as Row
 
@@ -34,14 +34,14 @@ READERS: dict[str, Reader] = {  # by the name in a task's `reader`
     "trivia_qa": freeform.read_trivia_qa,
     "natural_questions": freeform.read_natural_questions,
     "web_questions": freeform.read_web_questions,
-    "boolq": superglue.read_boolq,
-    "cb": superglue.read_cb,
-    "copa": superglue.read_copa,
-    "rte": superglue.read_rte,
-    "wic": superglue.read_wic,
-    "wsc": superglue.read_wsc,
-    "multirc": superglue.read_multirc,
-    "record": superglue.read_record,
+    "boolq": choice.read_boolq,
+    "cb": choice.read_cb,
+    "copa": choice.read_copa,
+    "rte": choice.read_rte,
+    "wic": choice.read_wic,
+    "wsc": choice.read_wsc,
+    "multirc": choice.read_multirc,
+    "record": choice.read_record,
     "parallel": freeform.read_parallel,
     "summaries": freeform.read_summaries,
     "synthetic": freeform.read_synthetic,

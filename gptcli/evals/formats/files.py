@@ -5,10 +5,8 @@ Formats that are not a task's own are here too: JSON lines, CSV, lines of text a
 
 from __future__ import annotations
 
-import bz2
+import contextlib
 import csv
-import gzip
-import io
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,8 +14,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from gptcli.encodings import not_utf8, without_bom
-from gptcli.errors import InputError, install_hint
-from gptcli.files import parse_json
+from gptcli.errors import InputError
+from gptcli.text.compression import decompressed
+from gptcli.toml_json import parse_json
 
 Row = dict[str, Any]
 Reader = Callable[[Path], Iterator[Row]]
@@ -25,59 +24,23 @@ Reader = Callable[[Path], Iterator[Row]]
 # Decompressed bytes of a file that is read at once, so that a small archive cannot fill the memory.
 MAX_FILE_BYTES = 1 << 30
 MAX_LINE_BYTES = 1 << 28
-# Compressed bytes decoded at a time: every four bytes of zstd may decode to 128 KiB.
-ZSTD_CHUNK_BYTES = 1 << 12
 # The test part of the 100 million bytes of enwik8 and text8.
 ENWIK8_BYTES, ENWIK8_TEST_BYTES = 100_000_000, 5_000_000
 
 
-def _zstd(path: Path) -> IO[bytes]:
-    try:
-        import zstandard
-    except ImportError:
-        raise InputError(
-            "reading .zst needs the package zstandard", where=path, hint=install_hint("zstandard")
-        ) from None
-    unpacked, packed = io.BytesIO(), b""
-    frame: Any = None
-    # Frame by frame, because zstandard's own reader does not report a truncated last frame.
-    with open(path, "rb") as file:
-        while unpacked.tell() <= MAX_FILE_BYTES and (
-            packed := packed or file.read(ZSTD_CHUNK_BYTES)
-        ):
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            try:
-                unpacked.write(frame.decompress(packed))
-            except zstandard.ZstdError as error:
-                raise OSError(str(error)) from None
-            packed, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
-    if unpacked.tell() > MAX_FILE_BYTES:
-        raise InputError(
-            f"more than {MAX_FILE_BYTES:,} bytes unpacked", where=path, hint="unpack it first"
-        )
-    if frame is not None:
-        raise EOFError("its zstd stream ends early")
-    unpacked.seek(0)
-    return unpacked
-
-
-DECOMPRESSORS: dict[str, Callable[[Path], Any]] = {
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".zst": _zstd,
-}
+COMPRESSED_SUFFIXES = (".gz", ".bz2", ".zst")
 
 
 def content_suffix(path: Path) -> str:
     """Return the suffix of the content, such as ".jsonl" for dev.jsonl.gz."""
-    return Path(path.stem if path.suffix in DECOMPRESSORS else path.name).suffix
+    return Path(path.stem if path.suffix in COMPRESSED_SUFFIXES else path.name).suffix
 
 
-def _open(path: Path) -> IO[bytes]:
-    if path.suffix not in DECOMPRESSORS:
-        return open(path, "rb")  # closed by the caller
-    stream: IO[bytes] = DECOMPRESSORS[path.suffix](path)
-    return stream
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[IO[bytes]]:
+    with open(path, "rb") as file:
+        compression = path.suffix if path.suffix in COMPRESSED_SUFFIXES else ""
+        yield decompressed(file, compression, str(path))
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
