@@ -10,6 +10,7 @@ from typing import Any
 from gptcli.cli.console import print_file, print_json
 from gptcli.cli.dashboard import Dashboard
 from gptcli.cli.options import option, read_option
+from gptcli.cli.sweep import MAKEFILE, SEEDS_REPORT, parse_sweep, write_sweep
 from gptcli.cli.train import prepare, train_and_tell
 from gptcli.cli.train_options import READERS, given_values
 from gptcli.errors import RunError, UsageError, nearest
@@ -19,7 +20,6 @@ from gptcli.model.source import REPORT
 from gptcli.runs.groups import expanded, grouped
 from gptcli.runs.record import read_record
 from gptcli.runs.report import draw
-from gptcli.runs.sweep import MAKEFILE, SEEDS_REPORT, parse_sweep, write_sweep
 from gptcli.runtime import is_main
 from gptcli.shards.manifest import read_manifest
 from gptcli.trainer.resolve import resolve_run
