@@ -339,7 +339,7 @@ def print_build(path: Path, manifest: Manifest, *, as_json: bool) -> None:
     from gptcli.papers.training import GPT3_MIXTURE
     from gptcli.shards.manifest import SPLITS
 
-    splits = {
+    splits: dict[str, dict[str, int]] = {
         split: {
             "tokens": manifest.tokens(split),
             "documents": sum(shard.documents for shard in manifest.shards_of(split)),
