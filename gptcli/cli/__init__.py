@@ -134,10 +134,13 @@ def _print_error(text: str, code: int) -> int:
 
 
 def _os_error(error: OSError) -> str:
+    from gptcli.files import advice
+
     where = f"{error.filename}: " if error.filename else ""
     if error.errno == errno.ENOSPC:
         return (
             f"{where}the disk is full\n"
             "  free some space and run the command again; complete files are kept"
         )
-    return f"{where}{(error.strerror or str(error)).lower()}"
+    hint = "" if (todo := advice(error)) == "" else f"\n  {todo}"
+    return f"{where}{(error.strerror or str(error)).lower()}{hint}"

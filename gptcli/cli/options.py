@@ -55,6 +55,7 @@ NAMES: dict[str, tuple[str, ...]] = {  # spellings, if not only --NAME
     **dict.fromkeys(("out", "output"), ("--out", "--output", "-o")),
     "tokenizer": ("--tokenizer", "-t"),
     "json": ("--json",),
+    "continues": ("--continue",),  # a word that Python keeps for itself
 }
 SHARED: dict[str, tuple[str, str]] = {  # option: its metavar, empty for a flag, and its help
     "size": ("NAME", "Model size of the papers."),
@@ -271,7 +272,7 @@ def number(name: str) -> Callable[[str | int | float], Any]:
 
 def option(name: str) -> str:
     """Return the option of a parameter: n_layer as --n-layer."""
-    return "--" + name.replace("_", "-")
+    return NAMES["continues"][0] if name == "continues" else "--" + name.replace("_", "-")
 
 
 def read_option(name: str, text: Any, convert: Callable[[Any], T]) -> T:

@@ -19,6 +19,7 @@ from gptcli.distributed.context import RankContext
 from gptcli.errors import RunError
 from gptcli.events import Events
 from gptcli.numbers import in_bytes
+from gptcli.runtime import set_cuda_arithmetic
 
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # now, and before torch 2.10
 FLIGHT_RECORDER = "flight-recorder-rank-"
@@ -58,23 +59,13 @@ def configure_cuda(out: Path, *, deterministic: bool = False) -> None:
         "TORCH_FR_DUMP_TEMP_FILE": str(out.absolute() / FLIGHT_RECORDER),
     }.items():
         os.environ.setdefault(name, value)
-    set_arithmetic()
+    set_cuda_arithmetic(training=True)
     if deterministic:
         # cuBLAS then uses one workspace, without which its sums may be split differently
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass adds in any order
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def set_arithmetic() -> None:
-    """Make sums of products exact to fp32: no TF32, and no sums in bf16 or fp16."""
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-    # inductor recommends TF32 for every fp32 product, on every rank
-    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
 
 
 @contextlib.contextmanager

@@ -61,6 +61,8 @@ def step(
         train=from_values(TrainConfig, values), tokenizer_sha256="", must_compile=True,
     )  # fmt: skip
     context = RankContext(torch.device("cuda", 0), 0, place.processes, place)
+    mesh = context.build_mesh()  # its coordinates are numbers, which fake tensors do not have
+    setattr(RankContext, "build_mesh", lambda _: mesh)  # noqa: B010  it is a class of slots
     with fake_gpu.fake_tensors():
         train_step = parallelize.build_train_step(run, context, SILENT)
         compiled = len(fake_gpu.RECORD.kernels)
@@ -160,7 +162,29 @@ def _put_parameters_on_the_gpu(parallelize: Any) -> None:
     parallelize.compiler_problem = lambda *_: None  # the answer of a reduction is a number
 
 
-COMMANDS = {"step": step}
+def ddp() -> dict[str, Any]:
+    """Count the graphs of a block under DDP, whose buckets are smaller than its parameters.
+
+    On the CPU: DDP reads the parameters that fake tensors do not have.
+    """
+    import torch
+    from torch._dynamo.utils import counters
+
+    from gptcli.cost.layout import parse_layout
+    from gptcli.distributed.fsdp import apply_ddp
+    from gptcli.model.config import ModelConfig, find_size
+    from gptcli.model.transformer import GPT
+
+    join_fake_group(2)
+    model = GPT(ModelConfig.from_paper(find_size("gpt2"), vocab_size=64, n_layer=1, n_ctx=16))
+    for block in model.h.children():
+        block.forward = torch.compile(block.forward, dynamic=False, backend="aot_eager")
+    tokens = torch.zeros(1, 16, dtype=torch.long)
+    apply_ddp(model, parse_layout("dp=2"))(tokens, tokens).backward()
+    return {"graphs": counters["aot_autograd"]["total"]}
+
+
+COMMANDS = {"step": step, "ddp": ddp}
 
 
 if __name__ == "__main__":
