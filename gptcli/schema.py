@@ -24,6 +24,7 @@ def read_table(
     table: object,
     where: str | Path,
     *,
+    key: str = "",
     readers: Readers = NUMBERS,
     may_be_empty: bool = False,
 ) -> T:
@@ -31,11 +32,12 @@ def read_table(
 
     A text may be empty if its default is, or with `may_be_empty`. A value of the right type goes
     through its key's reader, which by default checks the range of a number. Raises InputError at
-    `where`, with the key, for an unknown or missing key and for a value that is not allowed.
+    `where`, with the path of the key below `key`, for an unknown or missing key and for a value that is not allowed.
     """
     try:
         return cast(T, _read(kind, table, _Rules(readers, may_be_empty)))
-    except _WrongValueError as error:
+    except _WrongValueError as wrong:
+        error = wrong.below(key) if key else wrong
         place = f"{error.key}: " if error.key else ""
         raise InputError(f"{place}{error.what}", where=where, hint=error.hint) from None
 
