@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli.command import Command, hold, releasing
+from gptcli.cli.command import Command, hold, read_config, releasing
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.options import (
     INPUT,
@@ -18,7 +18,6 @@ from gptcli.cli.options import (
     Option,
     declaring,
     flag,
-    read_config,
     read_option,
     read_options,
     readers,

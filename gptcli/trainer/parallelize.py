@@ -41,6 +41,7 @@ from gptcli.runtime import disable_malloc_trim, warm_up_vector_math
 from gptcli.trainer.config import Run, TrainConfig
 from gptcli.trainer.optimizer import AUTOCAST_DTYPES, convert_to_fp8, make_optimizer
 from gptcli.trainer.step import TrainStep
+from gptcli.trainer.step_statistics import rerun_every
 
 
 def build_train_step(run: Run, context: RankContext, events: Events) -> TrainStep:
@@ -73,6 +74,7 @@ def build_train_step(run: Run, context: RankContext, events: Events) -> TrainSte
         compute_dtype=AUTOCAST_DTYPES[config.precision],
         spike_sigmas=config.spike,
         ema=config.ema,
+        rerun_every=rerun_every(config),
         dropout_seed=config.seed if run.model.dropout else None,
     )
     if config.compile:

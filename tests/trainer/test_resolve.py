@@ -90,7 +90,7 @@ def test_requested_compilation_must_succeed_and_an_earlier_runs_need_not() -> No
             "ramp_with_noise_scale",
         ),
         (
-            {"size": "350M", "follow_noise": True, "layout": "tp=2"},
+            {"size": "350M", "follow_noise": True, "layout": "tp=2", "micro_batch": 512},
             "batch_tokens",
             "noise_scale_unmeasured",
         ),
