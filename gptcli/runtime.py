@@ -335,3 +335,22 @@ def disable_malloc_trim() -> None:
     if libc is not None and hasattr(libc, "mallopt"):
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def set_cuda_arithmetic(*, training: bool) -> None:
+    """Make CUDA sum products exactly to fp32: no TF32, and no sums in bf16 or fp16.
+
+    Outside of training, shapes vary: cuDNN's attention, which plans half a second for each new one,
+    is left out.
+    """
+    import warnings
+
+    import torch
+
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.enable_cudnn_sdp(training)
+    # inductor recommends TF32 for every fp32 product, on every rank
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")

@@ -252,8 +252,11 @@ def print_forecast(
     """Report the forecast of the run or its rest. Raises UsageError for warnings if `strict`."""
     from gptcli.trainer.forecast import forecast_facts
     from gptcli.trainer.preflight import resumed_state
+    from gptcli.trainer.start import continued_state
 
     state = resumed_state(run.out, run.identity()) if run.resume else None
+    if state is None and run.continues:
+        state = continued_state(run)
     forecast = _forecast_plan(
         plan, manifest, done=0 if state is None else state.position.sequences * plan.model.n_ctx
     )
@@ -272,7 +275,10 @@ def print_plan(
     from gptcli.cost.flops import flops_per_token
     from gptcli.trainer.forecast import forecast_facts
     from gptcli.trainer.preflight import role_facts, stage_roles
+    from gptcli.trainer.trackers import find_tracker
 
+    for name in plan.resolved.values.get("track", []):
+        find_tracker(name)
     events = ConsoleEvents()
     flops = flops_per_token(plan.model, "6N") * plan.train.tokens
     roles = stage_roles(plan, events)

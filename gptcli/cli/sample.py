@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli.command import Command, releasing
+from gptcli.cli.command import Command, read_config, releasing
 from gptcli.cli.console import ConsoleEvents, print_json, print_piece, terminal_restored
 from gptcli.cli.options import (
     MACHINE,
@@ -21,7 +21,6 @@ from gptcli.cli.options import (
     declaring,
     flag,
     out,
-    read_config,
     read_option,
     read_options,
     readers,

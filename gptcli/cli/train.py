@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli import toml_json
-from gptcli.cli.command import Command, hold, releasing
+from gptcli.cli.command import Command, hold, read_config, releasing
 from gptcli.cli.console import ConsoleEvents, print_file, print_json
 from gptcli.cli.dashboard import Dashboard, print_forecast, print_plan
 from gptcli.cli.options import (
@@ -28,7 +28,7 @@ from gptcli.cli.options import (
     flag,
     help_texts,
     option,
-    read_config,
+    quantity,
     read_option,
     readers,
     shared,
@@ -93,6 +93,11 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
     "checkpoint": Option(
         MODEL, "the finished model, or the newest",
         "With --init-from: start from its checkpoint of this step."),
+    "continues": Option(
+        MODEL,
+        help="With --init-from: go on from its checkpoint in this run's own folder, with optimizer, "
+        "data order and values of that run; --tokens and --cooldown-tokens may differ.",
+        reader=boolean),
     "tokens": Option(
         RECIPE, "paper's, or 20 a parameter",
         "Length of the run, in tokens; batch and schedule scale with it."),
@@ -147,7 +152,23 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
         OUTPUT, "runs/SIZE", "Run folder to write; model.safetensors is written last.", "FOLDER"),
     "checkpoint_every": Option(
         WATCH, "10 a run, at least every 1,000", "Steps between checkpoints."),
+    "checkpoint_minutes": Option(
+        WATCH, "0: none", "Minutes after which a further checkpoint is written.", "X"),
     "keep": Option(WATCH, "2", "Number of checkpoints to keep, the newest."),
+    "keep_every": Option(
+        WATCH, "0: none", "Also keep the checkpoints of every so many steps, to the end."),
+    "keep_best": Option(
+        WATCH, "none",
+        "Also keep the checkpoint with the best value of this metric, val_loss or that of a task.",
+        "METRIC"),
+    "stop_early": Option(
+        WATCH, "0: never",
+        "End the run after this many measurements without a new lowest validation loss."),
+    "val": Option(
+        WATCH, "none",
+        "Further shards whose validation loss is measured, as NAME=FOLDER; sources for each source of "
+        "a mixture; several with commas.",
+        "NAME=FOLDER", name_list, repeats=True),
     "eval_every": Option(
         WATCH, "20 a run, at least every 500",
         "Steps between measurements of the validation loss."),
@@ -159,8 +180,13 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
     "eval_data": Option(WATCH, "none", "Folder with the data of each --eval-task.", "FOLDER"),
     "eval_items": Option(WATCH, "1,000", "Items of each --eval-task to score."),
     "samples": Option(WATCH, "3, in a short run none", "Texts to generate at every checkpoint."),
-    "track": Option(WATCH, "none", "Also log metrics to this tracker: tensorboard.", "NAME"),
+    "track": Option(
+        WATCH, "none",
+        "Also log metrics to these trackers: tensorboard, csv, wandb, mlflow, trackio, or your own "
+        "callback, MODULE:CLASS; several with commas.", "NAME", name_list, repeats=True),
     "layout": Option(MACHINE, "the fastest that fits"),
+    "timeout": Option(
+        MACHINE, "120", "Seconds that a process waits for another one before it gives up the run."),
     "pipeline_schedule": Option(
         MACHINE, "1f1b",
         "Order of micro-batches in a pipeline: 1f1b, gpipe, interleaved1f1b or loopedbfs.", "NAME",
@@ -173,6 +199,9 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
     "compile": Option(
         MACHINE, "auto", "Use torch.compile: on, off, or auto if it pays off.", "WHEN",
         OneOf(("auto", "on", "off"))),
+    "deterministic": Option(
+        MACHINE, help="Use only kernels that give the same bits every time; slower on a GPU.",
+        reader=boolean),
 }
 # fmt: on
 CONSTANTS = {  # keys without an option, with their descriptions
@@ -226,6 +255,26 @@ def train(
     ] = False,
     force: Annotated[bool, flag("--force", "Empty the run folder and start over.", OUTPUT)] = False,
     json: Annotated[bool, shared("json", OUTPUT)] = False,
+    seeds: Annotated[
+        int | None,
+        quantity(
+            "seeds",
+            "Train this many runs, in OUT/seed-N from --seed on, and report their mean; with "
+            "--resume, continue them.",
+            RECIPE,
+            False,
+        ),
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        value(
+            "Train nothing: write OUT/Makefile, with a run for each value of an option, "
+            "and OUT/commands.txt for job arrays; repeat it for all combinations.",
+            "KEY=X,Y",
+            RECIPE,
+            False,
+        ),
+    ] = None,
     lr_range: Annotated[
         bool,
         flag("--lr-range", "Only sweep the learning rate over a short run and suggest one.", WATCH),
@@ -301,6 +350,24 @@ def train(
         unsupported = [name for name in chosen if name not in FINETUNE_OPTIONS]
         _finetune(finetune, given_options, unsupported, resume=resume, force=force, as_json=json)
         return
+    if sweep:
+        from gptcli.cli.train_series import write_sweep_files
+
+        write_sweep_files(sweep, given_options, config, seeds, force=force, as_json=json)
+        return
+    if seeds is not None:
+        if lr_range or dry_run:
+            raise UsageError(
+                "is about one run",
+                where="--lr-range" if lr_range else "--dry-run",
+                hint="leave --seeds out",
+            )
+        from gptcli.cli.train_series import train_seeds
+
+        train_seeds(
+            seeds, given_options, config, resume=resume, force=force, strict=strict, as_json=json
+        )
+        return
     given = given_values(given_options, config, resume=resume)
     if lr_range and resume:
         raise UsageError(
@@ -313,21 +380,24 @@ def train(
     if dry_run:
         manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
         plan = resolve_run(given, manifest.vocab_size if manifest else None, lr_range=lr_range)
+        _measure(plan.resolved.values)  # refuses tasks without data, as the run would
         print_plan(plan, manifest, as_json=json, strict=strict)
         return
     manifest = read_manifest(folder)
     plan = resolve_run(given, manifest.vocab_size, lr_range=lr_range)
     events = Dashboard(given.values["out"]) if is_main() else SILENT
-    run = _prepare(plan, manifest, events, resume=resume, force=force, strict=strict)
+    run = prepare(plan, manifest, events, resume=resume, force=force, strict=strict)
     if run is None:
         events.info(f"{given.values['out']} is finished")
     elif lr_range:
         _test_range(run, events, as_json=json)
     else:
-        _run(replace(run, profile=profile), events, as_json=json)
+        done = train_and_tell(replace(run, profile=profile), events)
+        if is_main():
+            print_json("train", done) if json else print(run.out)
 
 
-def _prepare(
+def prepare(
     plan: ResolvedRun,
     manifest: Manifest,
     events: Events,
@@ -356,13 +426,13 @@ def _prepare(
     )
 
 
-def _run(run: Run, events: Events, *, as_json: bool) -> None:
-    """Train, and print the run folder or the report. Raises Interrupted if it was stopped."""
+def train_and_tell(run: Run, events: Events) -> dict[str, Any]:
+    """Train, and return the report. Raises Interrupted if the run was stopped."""
     from gptcli.trainer.train import interrupted, launch_run
 
     done = launch_run(run, events)
     if not is_main():
-        return
+        return done
     if done["interrupted"]:
         raise interrupted(done, run.out)
     loss = (
@@ -371,7 +441,7 @@ def _run(run: Run, events: Events, *, as_json: bool) -> None:
         else f", loss {mean:.4f} (mean of the last {done['smoothed_steps']} steps)"
     )
     events.info(f"trained on {done['tokens']:,} tokens in {duration(done['seconds'])}{loss}")
-    print_json("train", done) if as_json else print(run.out)
+    return done
 
 
 def given_values(options: Mapping[str, Any], config: Path | None, *, resume: bool) -> Resolved:
@@ -398,12 +468,14 @@ def draw_report(runs: list[Path], out: str | None, *, force: bool, as_json: bool
     UsageError, or InputError if one of `runs` is no run folder.
     """
     from gptcli.model.source import REPORT
+    from gptcli.runs.groups import expanded
     from gptcli.runs.report import draw
 
     if not runs:
         raise UsageError(
             "RUN is missing", hint="name one or several run folders: gpt train --report runs/350M"
         )
+    runs = expanded(runs)
     if out is None and len(runs) > 1:
         raise UsageError(
             "the page that compares several runs needs a name",
@@ -411,7 +483,7 @@ def draw_report(runs: list[Path], out: str | None, *, force: bool, as_json: bool
             hint="for example -o compare.html",
         )
     path = runs[0] / REPORT if out is None else Path(out)
-    text = draw(list(dict.fromkeys(runs)), path)
+    text = draw(runs, path)
     if out == "-":
         print_file(text)
         return

@@ -2,7 +2,8 @@
 
 A run on one process works in this one. A run on several starts them through torch's elastic agent,
 and restarts them from the newest checkpoint if one is killed; if torchrun or Slurm has started this
-process, it is one of them.
+process, it is one of them. Before any work the processes agree that they were started for the same
+run, with the same software, and that all see its folder.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ import logging
 import multiprocessing
 import os
 import re
+import secrets
 import signal
+import socket
 import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -28,16 +32,18 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from gptcli import errors, toml_json
+from gptcli import __version__, errors, toml_json
 from gptcli.cost.layout import Layout
 from gptcli.distributed.context import RankContext, device_type, share_cores
 from gptcli.distributed.gpu import configure_cuda, out_of_memory_as_run_error, own_gpu
-from gptcli.errors import GptError, Interrupted, RunError
+from gptcli.errors import GptError, Interrupted, RunError, UsageError
 from gptcli.events import SILENT, Events
-from gptcli.files import scratch_folder, sweep
+from gptcli.files import PARTIAL, scratch_folder, sweep
 from gptcli.interrupts import Answer, Held, leave
-from gptcli.runtime import launch_environment, launched_processes
+from gptcli.runtime import ADDRESS, is_main_on_node, launch_environment, launched_processes
 
+SILENT_WAIT_S = 10  # of a process that waits for the others, before it says so
+SHARED_WAIT_S = 5  # for a new file to be seen on another host
 MAX_RESTARTS = 3  # in a row, without a new checkpoint in between
 # in the message of a process that lost its connection to another
 PEER_LOST = re.compile(r"gloo|NCCL|[Cc]onnection|[Ss]ocket")
@@ -58,6 +64,15 @@ class Launchable(Protocol):
     @property
     def layout(self) -> Layout:
         """Layout of the run, which gives the number of processes."""
+        ...
+
+    @property
+    def timeout(self) -> int:
+        """Seconds that a process waits for another one in a step before it gives it up."""
+        ...
+
+    def shared_values(self) -> dict[str, Any]:
+        """Return the values that must be equal on all processes, by name."""
         ...
 
     @property
@@ -86,9 +101,14 @@ def launch(run: R, events: Events, work: Work[R], newest_step: NewestStep) -> Re
         except RuntimeError as error:
             if PEER_LOST.search(str(error)) is None:
                 raise
+            if not is_main_on_node():  # one message a host
+                raise SystemExit(1) from None
             raise RunError(
-                "another process of this run was lost",
-                hint="{option:resume} continues from the newest checkpoint",
+                f"on {socket.gethostname()}: another process of this run was lost, or gave no sign "
+                f"for {run.timeout} s",
+                where=run.out,
+                hint="{option:resume} continues from the newest checkpoint, once all hosts are "
+                "back; {option:timeout} waits longer",
             ) from None
     if processes == 1:
         device = torch.device("cpu")
@@ -179,7 +199,8 @@ def _work_as_rank(run: R, events: Events, work: Work[R]) -> Report:
     if world_size == 1:
         with out_of_memory_as_run_error(device):
             return work(run, RankContext(device), events)
-    store, _, _ = next(rendezvous("env://", rank, world_size))
+    with _saying_who_is_missing(events, world_size):
+        store, _, _ = next(rendezvous("env://", rank, world_size))
     # torchrun keeps one store across restarts, in which the addresses of dead workers remain
     prefix = f"restart-{launch.restarts}"
     store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
@@ -188,16 +209,100 @@ def _work_as_rank(run: R, events: Events, work: Work[R]) -> Report:
         store=store,
         rank=rank,
         world_size=world_size,
+        timeout=timedelta(seconds=run.timeout),
         # connects all GPUs now: a broken link is found before the model is built
         device_id=device if device.type == "cuda" else None,
     )
     context = RankContext(device, rank, world_size, run.layout)
+    try:
+        check_agreement(run, context)
+    except UsageError:
+        if is_main_on_node():
+            raise
+        raise SystemExit(UsageError.exit_code) from None  # one message a host
     with out_of_memory_as_run_error(device):
         report = work(run, context, events if context.is_main else SILENT)
     # only after success: destroying a group in which others still wait would hang
     dist.barrier()
     dist.destroy_process_group()
     return report
+
+
+@contextlib.contextmanager
+def _saying_who_is_missing(events: Events, world_size: int) -> Iterator[None]:
+    """Say that this process waits, if the others have not joined it after a few seconds."""
+    at = ":".join(os.environ.get(name, "?") for name in ADDRESS)
+    timer = threading.Timer(
+        SILENT_WAIT_S,
+        lambda: events.info(f"waiting at {at} for all {world_size:,} processes of the run to join"),
+    )
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def check_agreement(run: Launchable, context: RankContext) -> None:
+    """Check that all processes were started for one run, with one software, and share its folder.
+
+    A collective call, before any work. Raises UsageError on every process.
+    """
+    mine = {
+        "gpt": __version__,
+        "torch": torch.__version__,
+        **run.shared_values(),
+    }
+    facts = context.all_gather((socket.gethostname(), mine))
+    (first, expected), others = facts[0], facts[1:]
+    for host, found in others:
+        different = [
+            f"{name} is {found.get(name)!r} there and {expected.get(name)!r} on {first}"
+            for name in expected.keys() | found.keys()
+            if found.get(name) != expected.get(name)
+        ]
+        if different:
+            raise UsageError(
+                f"started differently from {first}: {'; '.join(sorted(different))}",
+                where=host,
+                code="processes_disagree",
+                hint="start the same command, on the same data and with the same versions, "
+                "on every host",
+            )
+    token = run.out / f".gpt.shared-{secrets.token_hex(8)}{PARTIAL}"
+    token = context.all_gather(token)[0]
+    if context.is_main:
+        run.out.mkdir(parents=True, exist_ok=True)
+        token.touch()
+    dist.barrier()
+    sees = _appears(token)
+    blind = sorted(
+        {host for host, there in context.all_gather((facts[context.rank][0], sees)) if not there}
+    )
+    if context.is_main:
+        token.unlink(missing_ok=True)
+    if blind:
+        raise UsageError(
+            f"the run folder of {first} is not seen by {', '.join(blind)}",
+            where=run.out,
+            field="out",
+            code="folder_not_shared",
+            hint="name an {option:out} on a file system that all hosts share: "
+            "each writes its part of every checkpoint there",
+        )
+
+
+def _appears(file: Path) -> bool:
+    """Return whether a file that another host has made is seen here, at last after some seconds."""
+    end = time.monotonic() + SHARED_WAIT_S
+    while True:
+        with contextlib.suppress(OSError):  # NFS asks its server for a folder that is listed
+            if file in file.parent.iterdir():
+                return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
 
 
 def _first_error(folder: Path) -> GptError | None:

@@ -1,4 +1,4 @@
-"""CPU kernels in C that replace parts of the model, and the function that installs them.
+"""Kernels in C and Triton that replace parts of the model, and the function that installs them.
 
 The model exposes the places where another implementation can be installed (the seam, described in
 `gptcli.model.transformer`); `install` fills them and `uninstall` restores PyTorch. Parameters and
@@ -12,8 +12,9 @@ PyTorch for those that it does not support, or if it cannot be built here.
                                                                         weights, CPU with AMX
     SmallBatchLinear.linear_fn,         decode_kernel                   fp32, bf16 and int8 weights,
     Int8Linear.linear_fn                                                any CPU
+                                        few_rows_triton                 the same, CUDA with Triton
 
-`build` compiles the sources with the machine's compiler on first use. Nothing else in the package
+`build` compiles the C sources with the machine's compiler on first use, Triton its own. Nothing else in the package
 needs this folder: callers reach it through `gptcli.optional_kernels`, which works without it.
 """
 
@@ -27,6 +28,7 @@ from torch import nn
 
 from gptcli.kernels import attention_kernel, head_kernel, linear_kernel, norm_kernel
 from gptcli.kernels.decode_kernel import decode_step, small_batch_linear
+from gptcli.kernels.few_rows_triton import few_rows_linear
 from gptcli.kernels.norm_kernel import fused_block
 from gptcli.model.transformer import Attention, Block
 
@@ -63,7 +65,9 @@ def install(module: nn.Module, *, fuse_blocks: bool = False) -> None:
         if loss is not None:
             _set(part, "head_loss", partial(loss, kernel=head_kernel))
         if hasattr(part, "linear_fn"):
-            _set(part, "linear_fn", small_batch_linear)
+            weight: Any = getattr(part, "weight", getattr(part, "weight_NK", None))
+            on_gpu = weight is not None and weight.device.type == "cuda"
+            _set(part, "linear_fn", few_rows_linear if on_gpu else small_batch_linear)
 
 
 def uninstall(module: nn.Module) -> None:

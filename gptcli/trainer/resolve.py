@@ -13,7 +13,7 @@ from typing import Any
 from gptcli.cost.layout import parse_layout
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig, find_size
-from gptcli.model.source import RUN_TOML
+from gptcli.model.source import RUN_TOML, ModelSource, step_folders
 from gptcli.papers.models import PaperModel
 from gptcli.settings import NUMBERS, Resolved
 from gptcli.trainer.config import TrainConfig, from_values
@@ -62,7 +62,7 @@ def complete_given(
     """Return the values given to a run, over those of the run to resume; `out` is among them.
 
     `read` returns the values of a run.toml. Raises UsageError for values that contradict each
-    other, or another size than that of the run to resume.
+    other, for another size than that of the run to resume, and if there is neither run nor size.
     """
     if given.values.get("scale_lr") and (
         other := next((name for name in ("lr", "mup") if name in given.values), None)
@@ -86,7 +86,15 @@ def complete_given(
         given.put({"out": f"runs/{given.values.get('size', 'gpt')}"}, "default")
     earlier = Path(given.values["out"], RUN_TOML)
     if not (resume and earlier.is_file()):
-        return given
+        if resume and not given.values.keys() & {"size", "init_from", *SHAPE}:
+            raise UsageError(
+                "there is no run here to continue",
+                where=given.values["out"],
+                field="resume",
+                code="no_run",
+                hint="name the folder of a run with {option:out}",
+            )
+        return _continued_values(given, read) if given.values.get("continues") else given
     before = Resolved()
     before.put(read(earlier), RUN_TOML)
     if "size" in given.values and paper_of(given) != paper_of(before):
@@ -98,6 +106,25 @@ def complete_given(
             code="another_run",
             hint="name another {option:out}",
         )
+    for name, value in given.values.items():
+        before.put({name: value}, given.origin[name])
+    return before
+
+
+def _continued_values(given: Resolved, read: Callable[[Path], dict[str, Any]]) -> Resolved:
+    """Return the values given to a run over those of the run that it continues."""
+    from gptcli.model.source import find_model
+
+    if "init_from" not in given.values:
+        return given
+    folder = find_model(given.values["init_from"], given.values.get("checkpoint")).folder
+    own = ("out", "init_from", "checkpoint", "continues")
+    before = Resolved()
+    values = read(folder / RUN_TOML)
+    before.put(
+        {name: value for name, value in values.items() if name not in own},
+        f"{RUN_TOML} of {folder}",
+    )
     for name, value in given.values.items():
         before.put({name: value}, given.origin[name])
     return before
@@ -122,6 +149,7 @@ def resolve_run(given: Resolved, vocab_size: int | None, *, lr_range: bool = Fal
     resolved.put(
         {"spike": 6.0, "max_skipped": 10, "follow_noise": False, "document_mask": False}, "default"
     )
+    resolved.put({"deterministic": False}, "default")
     resolved.put(
         {name: value for name, value in model.as_dict().items() if name in MODEL_KEYS}, paper.name
     )
@@ -181,6 +209,13 @@ def _model(given: Resolved, vocab_size: int | None) -> tuple[ModelConfig, PaperM
         changes["vocab_size"] = vocab_size
     if "init_from" in given.values:
         return _started_from(given, changes)
+    if given.values.get("continues"):
+        raise UsageError(
+            "names no run to continue",
+            field="continues",
+            code="continues_without_init_from",
+            hint="{option:init_from} RUN",
+        )
     if "checkpoint" in given.values:
         raise UsageError(
             "names a checkpoint of the run to start from",
@@ -206,7 +241,7 @@ def _started_from(given: Resolved, changes: dict[str, Any]) -> tuple[ModelConfig
 
     Other given values, and the shards, must agree with it. The step of an unfinished run's newest
     checkpoint is recorded. A resumed run reads its own copy, because the run it started from may
-    have changed (`gptcli.trainer.train`).
+    have changed (`gptcli.trainer.start`).
     """
     from gptcli.model.hf import is_padded, read_model_config
     from gptcli.model.source import begun_folder, find_model
@@ -218,7 +253,10 @@ def _started_from(given: Resolved, changes: dict[str, Any]) -> tuple[ModelConfig
     ):
         folder = kept
     else:
-        source = find_model(folder, given.values.get("checkpoint"))
+        step = given.values.get("checkpoint")
+        if given.values.get("continues") and step is None:
+            step = newest_checkpoint(find_model(folder))
+        source = find_model(folder, step)
         folder = source.folder
         if "checkpoint" not in given.values:
             given.put({"checkpoint": source.step}, NEWEST)
@@ -238,6 +276,20 @@ def _started_from(given: Resolved, changes: dict[str, Any]) -> tuple[ModelConfig
                 hint="a model keeps its architecture",
             )
     return model, paper or nearest_paper(model)
+
+
+def newest_checkpoint(source: ModelSource) -> int:
+    """Return the step of a run's newest checkpoint. Raises UsageError if it has none."""
+    steps = [source.step] if source.checkpoint is not None else step_folders(source.folder)
+    if not steps:
+        raise UsageError(
+            "has no checkpoint to continue from",
+            where=source.folder,
+            field="continues",
+            code="no_checkpoint",
+            hint="without {option:continues}, a run starts from its weights alone",
+        )
+    return max(step for step in steps if step is not None)
 
 
 def _make_range_test(given: Resolved, paper: PaperModel, model: ModelConfig) -> None:
@@ -290,25 +342,21 @@ def _put_machine(resolved: Resolved, model: ModelConfig) -> str:
     else:
         layout = requested
     first = sequences
-    # the first batch is the smallest, and a process that is alone needs two parts of it
+    # the first batch is the smallest, and a process that is alone, or shares it with the others
+    # under tp and pp, needs two parts of it
     if values["follow_noise"]:
         first = min(sequences, whole_sequences(values["ramp_from"], model.n_ctx) // model.n_ctx)
-        if layout.replicas < layout.processes:
-            raise UsageError(
-                f"in {layout} the noise scale is measured too seldom to follow it",
-                where="{option:batch_tokens} auto",
-                field="batch_tokens",
-                code="noise_scale_unmeasured",
-                hint="use dp and shard alone",
-            )
-    part = max(1, first // 2) if values["follow_noise"] and layout.processes == 1 else first
+    # without several micro-batches of one process, the noise scale has nothing to compare
+    is_divided = layout.processes == 1 or layout.replicas < layout.processes
+    part = max(1, first // 2) if values["follow_noise"] and is_divided else first
     micro_batch, again, why = auto_micro_batch(model, layout, part, precision, recompute)
     _put_auto(resolved, "micro_batch", micro_batch, why)
     _put_auto(resolved, "recompute", again, "what fits in memory")
-    if values["follow_noise"] and layout.processes == 1 and first < 2 * values["micro_batch"]:
+    small = layout.replicas * layout.pp * values["micro_batch"]
+    if values["follow_noise"] and is_divided and first < 2 * small:
         raise UsageError(
             f"the first batch of {first} sequences is less than two micro-batches of "
-            f"{values['micro_batch']}: no noise to measure",
+            f"{small}: no noise to measure",
             where="{option:batch_tokens} auto",
             field="batch_tokens",
             code="noise_scale_unmeasured",

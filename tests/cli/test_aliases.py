@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import typer
 
+from gptcli.cli import COMMANDS as OUR_COMMANDS
+from gptcli.cli import build_app
 from gptcli.cli.aliases import (
     COMMANDS,
     EVERYWHERE,
@@ -21,10 +23,7 @@ from gptcli.cli.aliases import (
     key_hint,
     table_of,
 )
-from gptcli.cli.app import COMMANDS as OUR_COMMANDS
-from gptcli.cli.app import build_app
-from gptcli.cli.command import option_table
-from gptcli.cli.options import read_config
+from gptcli.cli.command import option_table, read_config
 from gptcli.errors import InputError, UsageError
 
 

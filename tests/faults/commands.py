@@ -170,7 +170,7 @@ def call(line: list[str], folder: Path) -> int:
     """
     import sys
 
-    from gptcli.cli.app import main
+    from gptcli.cli import main
 
     os.chdir(folder)
     sys.argv = ["gpt", *line]

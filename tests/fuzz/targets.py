@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gptcli.cli.options import read_config
+from gptcli.cli.command import read_config
 from gptcli.corpus.formats import DOCUMENT_KINDS, DocumentKind, find_reader, scan
 from gptcli.corpus.recipe import read_sources
 from gptcli.distributed.context import RankContext

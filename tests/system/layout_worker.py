@@ -141,7 +141,13 @@ def cases(world: int) -> list[dict[str, Any]]:
     Two processes also run dense models, some with an untied head, document masks and, for a few
     steps, recomputation, precisions, muP and compilation.
     """
-    beside_the_papers = {"attention": "banded", "optimizer": "muon", "ema": 0.8, "n_layer": 2}
+    beside_the_papers = {
+        "attention": "banded",
+        "optimizer": "muon",
+        "ema": 0.8,
+        "n_layer": 2,
+        "mup": None,
+    }
     found: list[dict[str, Any]] = []
     divisors = [n for n in (1, 2, 4) if world % n == 0]
     for dp, shard, tp, pp in itertools.product(divisors, repeat=4):
@@ -207,7 +213,8 @@ def alone() -> list[dict[str, Any]]:
     """Return the same models on one process."""
     models = {model_of(case) for world in (2, 4) for case in cases(world)}
     return [
-        {"layout": "dp=1", **dict(zip(MODEL, values, strict=True))} for values in sorted(models)
+        {"layout": "dp=1", **dict(zip(MODEL, values, strict=True))}
+        for values in sorted(models, key=str)
     ]
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from gptcli.cli.app import build_app
+from gptcli.cli import build_app
 from gptcli.errors import InputError, UsageError
 from gptcli.evals.fewshot import FewShotConfig
 from gptcli.evals.records import Record, Records

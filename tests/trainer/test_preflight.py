@@ -212,7 +212,9 @@ def test_gpt3_on_1024_processes(make_large):
     roles = dry_run(run, 1536, SILENT)
     assert [role.processes for role in roles] == [128] * 8
     held = 8 * sum(role.parameters[1] for role in roles)
-    assert held == pytest.approx(175e9 if WHOLE else run.model.parameters, rel=0.01)
+    # The head's copy on the last stage and what every slice repeats weigh more in a shallow model.
+    share = 0.01 if WHOLE else 0.03
+    assert held == pytest.approx(175e9 if WHOLE else run.model.parameters, rel=share)
     check_traffic(run, 1536, roles)
 
 
