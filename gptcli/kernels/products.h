@@ -117,37 +117,50 @@ INLINE void multiply_at(const Places at, const bf16 *left, const bf16 *right, lo
 
 enum { STEPS = 8, GROUPS = LANES == 16 ? 2 : 16 / LANES }; /* left tiles widened together; registers of a row of results */
 
+INLINE Piece read_piece(const float *x) {
+    Piece y;
+    memcpy(&y, x, sizeof y);
+    return y;
+}
+INLINE void write_piece(float *to, Piece x) { memcpy(to, &x, sizeof x); }
+
+/* Add the products of the first, or second, numbers of the 16 pairs in a tile. */
+INLINE void add_products(const int rows, const int second, const float *wide, long tiles, const bf16 *right, Piece sums[rows][GROUPS]) {
+    for (int k = 0; k < 16; k++) {
+        Piece column[GROUPS];
+#pragma GCC unroll 4
+        for (int g = 0; g < GROUPS; g++) {
+            WordPiece pairs;
+            memcpy(&pairs, right + 32 * k + g * (LANES == 16 ? TILE : 2 * LANES), sizeof pairs);
+            column[g] = second ? second_of(pairs) : first_of(pairs);
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+            for (int g = 0; g < GROUPS; g++) sums[i][g] = wide[i * tiles * 32 + k] * column[g] + sums[i][g];
+    }
+}
+
 /* `rows` rows of results for GROUPS registers of columns: of both right tiles with 16 lanes, else of
-   one. `wide` contains the rows in fp32: for each left tile and row 16 first and 16 second numbers
-   of its pairs. */
+   one. `wide` contains the rows in fp32: for each of them and each left tile 16 first and 16 second
+   numbers of its pairs. */
 INLINE void multiply_rows(const int rows, const Places at, const float *wide, long tiles, const bf16 *right, float *to, int more) {
     Piece sums[rows][GROUPS];
-    const long apart = LANES == 16 ? at.second : LANES, words = LANES == 16 ? TILE : 2 * LANES;
+    const long apart = LANES == 16 ? at.second : LANES;
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
         for (int g = 0; g < GROUPS; g++) {
-            sums[i][g] = (Piece){0};
-            if (more) memcpy(&sums[i][g], to + i * at.row + g * apart, sizeof(Piece));
+            sums[i][g] = more ? read_piece(to + i * at.row + g * apart) : (Piece){0};
         }
-    for (long t = 0; t < tiles; t++, right += at.right_step, wide += rows * 32)
-        for (int k = 0; k < 16; k++) {
-            WordPiece pairs[GROUPS];
-#pragma GCC unroll 4
-            for (int g = 0; g < GROUPS; g++) memcpy(&pairs[g], right + 32 * k + g * words, sizeof pairs[g]);
-#pragma GCC unroll 8
-            for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
-                for (int g = 0; g < GROUPS; g++) sums[i][g] = wide[i * 32 + k] * first_of(pairs[g]) + sums[i][g];
-#pragma GCC unroll 8
-            for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
-                for (int g = 0; g < GROUPS; g++) sums[i][g] = wide[i * 32 + 16 + k] * second_of(pairs[g]) + sums[i][g];
-        }
+    for (long t = 0; t < tiles; t++, right += at.right_step, wide += 32) {
+        add_products(rows, 0, wide, tiles, right, sums); /* both at once do not fit into AVX2's registers */
+        add_products(rows, 1, wide + 16, tiles, right, sums);
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-        for (int g = 0; g < GROUPS; g++) memcpy(to + i * at.row + g * apart, &sums[i][g], sizeof(Piece));
+        for (int g = 0; g < GROUPS; g++) write_piece(to + i * at.row + g * apart, sums[i][g]);
 }
 
 INLINE void multiply_some(const int rows, const Places at, const bf16 *left, const bf16 *right, long tiles, float *to, int more) {
@@ -157,8 +170,8 @@ INLINE void multiply_some(const int rows, const Places at, const bf16 *left, con
             const Whole pairs = read_words(left + t * at.left_step + 32 * i);
             for (int p = 0; p < PIECES; p++) {
                 const Piece first = first_of(pairs.p[p]), second = second_of(pairs.p[p]);
-                memcpy(wide + (t * rows + i) * 32 + p * LANES, &first, sizeof first);
-                memcpy(wide + (t * rows + i) * 32 + 16 + p * LANES, &second, sizeof second);
+                memcpy(wide + (i * tiles + t) * 32 + p * LANES, &first, sizeof first);
+                memcpy(wide + (i * tiles + t) * 32 + 16 + p * LANES, &second, sizeof second);
             }
         }
     multiply_rows(rows, at, wide, tiles, right, to, more);
@@ -176,8 +189,8 @@ static __attribute__((noinline)) void multiply_at(const Places at, const bf16 *l
                 multiply_some(8, at, l + 8 * 32, right, count, to + 8 * at.row, more);
             } else {
                 multiply_some(6, at, l, right, count, to, more);
-                multiply_some(6, at, l + 6 * 32, right, count, to + 6 * at.row, more);
-                multiply_some(4, at, l + 12 * 32, right, count, to + 12 * at.row, more);
+                multiply_some(5, at, l + 6 * 32, right, count, to + 6 * at.row, more);
+                multiply_some(5, at, l + 11 * 32, right, count, to + 11 * at.row, more);
             }
         }
 }
