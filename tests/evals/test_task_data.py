@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from gptcli.errors import InputError, UsageError
+from gptcli.evals.find_data import find_data, find_examples
 from gptcli.evals.task import Task, find_task, read_task
-from gptcli.evals.task_data import Item, find_data, find_examples, format_example, read_items
+from gptcli.evals.task_data import Item, format_example, read_items
 from gptcli.tokenizer.tokenizer import load_tokenizer
 
 HEAD = 'title = "t"\nsource = "s"\nfiles = {items = "*.jsonl"}\nreader = "jsonl"\n'
