@@ -22,6 +22,7 @@ SPLIT_NAMES = {
     "test": ("test", "tests"),
 }
 """Names of a split in file names, by its name on the hub."""
+FOLDER_READERS = ("race", "summaries")  # which take a folder of files
 TABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 
 
@@ -103,7 +104,12 @@ def _matching_files(task: Task, folder: Path, role: str) -> list[Path]:
     folders = [place for place in (folder, folder / task.name) if place.is_dir()]
     for place in folders:
         for pattern in task.files[role].split("|") if role in task.files else []:
-            if matches := sorted(path for path in place.glob(pattern) if not _is_later_part(path)):
+            matches = sorted(
+                path
+                for path in place.glob(pattern)
+                if not _is_later_part(path) and (path.is_file() or task.reader in FOLDER_READERS)
+            )
+            if matches:
                 return matches
     for place in folders:
         for name in _split_names(task, role):
@@ -148,7 +154,7 @@ def _other_task(task: Task, path: Path) -> str | None:
     """
     if _has_name(task, path) or task.name not in task_names():
         return None
-    for name in task_names():
+    for name in sorted(task_names(), key=len):
         other = find_task(name)
         if other.reader == task.reader and other.files != task.files and _has_name(other, path):
             return name

@@ -8,7 +8,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class Item:
     """
     shot: str = ""
     """This item as a few-shot example, if that is not its prompt and correct answer."""
-    key: str = ""
+    key: str = field(default="", compare=False)
     """Id that no other item of the set has: where several share an id, they are numbered."""
     empty: bool = False
     """True if a choice has no text."""
@@ -185,13 +185,13 @@ class _Fields:
     def fill(self, template: str) -> str:
         """Return the template with the values of its fields."""
         parts = []
-        for text, field, _, _ in string.Formatter().parse(template):
+        for text, name, _, _ in string.Formatter().parse(template):
             parts.append(text)
-            if field is None:
+            if name is None:
                 continue
-            value = self[field]
+            value = self[name]
             if not isinstance(value, str | int | float):
-                raise InputError(f"the field {field!r} is not text", where=self.where)
+                raise InputError(f"the field {name!r} is not text", where=self.where)
             parts.append(str(value))
         return "".join(parts)
 
@@ -199,17 +199,15 @@ class _Fields:
         """Return a field with a text or a non-empty list of texts as a list."""
         value = self[field]
         texts = [value] if isinstance(value, str) else value
-        if isinstance(texts, list | tuple):
-            texts = [_written(text) for text in texts]
         if (
-            not isinstance(texts, list)
+            not isinstance(texts, list | tuple)
             or not texts
             or not all(isinstance(text, str) for text in texts)
         ):
             raise InputError(
                 f"the field {field!r} is not a non-empty list of texts", where=self.where
             )
-        return texts
+        return list(texts)
 
     def choices(self, choices: str | list[str]) -> list[str]:
         """Return the choices: those in a field, or those that the task lists."""
@@ -223,7 +221,10 @@ class _Fields:
         gold = value if isinstance(value, list | tuple) else [value]
         if not gold:
             raise InputError("no choice is marked as correct", where=self.where)
-        names = labels if isinstance(labels, list) else self.texts(labels) if labels else None
+        names: Sequence[object] | None = labels if isinstance(labels, list) else None
+        if isinstance(labels, str) and labels:
+            found = self[labels]
+            names = found if isinstance(found, list | tuple) else [found]
         if names is not None and len(names) != len(choices):
             raise InputError(
                 f"{len(names)} labels for {len(choices)} choices",
@@ -233,16 +234,11 @@ class _Fields:
         return tuple(correct_choice(one, choices, names, self.where) for one in gold)
 
 
-def _written(value: Any) -> Any:
-    """Return a number as text, and any other value unchanged."""
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
 BOOLEANS = {"yes": True, "true": True, "no": False, "false": False}
 
 
 def correct_choice(
-    value: Any, choices: Sequence[str], labels: Sequence[str] | None, where: str
+    value: Any, choices: Sequence[str], labels: Sequence[object] | None, where: str
 ) -> int:
     """Return the index of the choice that a gold label names.
 

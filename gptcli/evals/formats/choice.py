@@ -175,10 +175,15 @@ def read_race(path: Path) -> Iterator[Row]:
             raise InputError(f"the answer {answer!r} is not one of A, B, C, D", where=where)
         history = history if row["article"] == article else ""
         article = row["article"]
-        level = next((name for name in ("high", "middle") if row["group"].startswith(name)), None)
         gold = "ABCD".index(answer)
-        yield {**row, "history": history, "gold": gold, **({"level": level} if level else {})}
+        yield {**row, "history": history, "gold": gold}
         history += turn(question, choices[gold])
+
+
+def _race_level(*names: str) -> str | None:
+    """Return the level that a folder, file or id names, "high" or "middle"; None if none does."""
+    levels = (level for name in names for level in ("high", "middle") if name.startswith(level))
+    return next(levels, None)
 
 
 def _race_original(path: Path) -> Iterator[tuple[str, Row]]:
@@ -195,7 +200,6 @@ def _race_original(path: Path) -> Iterator[tuple[str, Row]]:
                 "but another number of options",
                 where=file,
             )
-        level = file.parent.name if file.parent.name in ("high", "middle") else ""
         for number, (question, answer) in enumerate(zip(questions, answers, strict=True)):
             where = f"{file}: question {number}"
             yield (
@@ -208,7 +212,8 @@ def _race_original(path: Path) -> Iterator[tuple[str, Row]]:
                     "question": question,
                     "choices": JsonNode({"options": options[number]}, where).texts("options"),
                     "answer": answer,
-                    "group": file.stem if file.stem.startswith(level) else f"{level}{file.stem}",
+                    "group": file.stem,
+                    "level": _race_level(file.parent.name, file.stem),
                 },
             )
 
@@ -224,6 +229,7 @@ def _race_exported(path: Path) -> Iterator[tuple[str, Row]]:
                 "choices": node.texts("options"),
                 "answer": node.text("answer"),
                 "group": node.text("example_id").removesuffix(".txt"),
+                "level": _race_level(node.text("example_id")),
             },
         )
 

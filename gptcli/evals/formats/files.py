@@ -94,8 +94,13 @@ def read_bytes(path: Path) -> bytes:
 
 def first_bytes(path: Path) -> bytes:
     """Return the beginning of a file, decompressed, by which its format is recognised."""
-    with _open(path) as file:
-        return file.read(START_BYTES)
+    try:
+        with _open(path) as file:
+            return file.read(START_BYTES)
+    except InputError as error:
+        if not error.what.startswith("the file is damaged"):
+            raise
+        raise InputError(error.what, where=f"{path}:1") from None
 
 
 def read_whole_text(path: Path) -> str:
@@ -128,7 +133,8 @@ class JsonNode:
                 f"has no {key!r}", where=self.where, hint=f"its keys are {', '.join(self.value)}"
             )
         value = self.value[key]
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             raise InputError(f"{key!r} is not {name}", where=self.where)
         return value
 

@@ -302,6 +302,12 @@ def read_parallel(path: Path) -> Iterator[Row]:
         for node in table_rows(path):
             pair = node.node("translation") if node.has("translation") else node
             texts = {name: pair.text(name) for name in pair.value if re.fullmatch("[a-z]{2}", name)}
+            if len(texts) < 2:
+                raise InputError(
+                    "has no two languages",
+                    where=node.where,
+                    hint="'translation' contains the sentence by language, such as en and fr",
+                )
             yield {"id": line_id(node.where), **texts}
         return
     match = re.fullmatch(

@@ -90,7 +90,8 @@ def _object_rows(path: Path) -> Iterator[JsonNode]:
         except InputError:
             raise error from None
     if second is None:
-        yield from _list_rows(first, _list_key(first.value))
+        key = _list_key(first.value)
+        yield from _list_rows(first if key is None else JsonNode(first.value, str(path)), key)
         return
     for where, line in chain([second], lines):
         if first is not None:

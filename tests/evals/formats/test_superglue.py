@@ -98,7 +98,7 @@ def test_wsc_puts_the_pronoun_in_asterisks(tmp_path: Path) -> None:
         "",
         "mr. lee",
     ]
-    with pytest.raises(InputError, match="'his' is not at word 4"):
+    with pytest.raises(InputError, match="'his' is not at word 2"):
         rows("wsc", tmp_path / "a.jsonl", {**item, "target": {**target, "span2_index": 2}})
 
 
