@@ -218,6 +218,7 @@ def train(
     if dry_run:
         manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
         plan = resolve_run(given, manifest.vocab_size if manifest else None, lr_range=lr_range)
+        _measure(plan.resolved.values)  # refuses tasks without data, as the run would
         print_plan(plan, manifest, as_json=json, strict=strict)
         return
     manifest = read_manifest(folder)

@@ -167,6 +167,9 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
     "compile": Option(
         MACHINE, "auto", "Use torch.compile: on, off, or auto if it pays off.", "WHEN",
         OneOf(("auto", "on", "off"))),
+    "deterministic": Option(
+        MACHINE, help="Use only kernels that give the same bits every time; slower on a GPU.",
+        reader=boolean),
 }
 # fmt: on
 CONSTANTS = {  # keys without an option, with their descriptions

@@ -32,7 +32,7 @@ from gptcli.cost.rank_memory import StepConfig, rank_memory
 from gptcli.distributed.context import device_type
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, short_name
-from gptcli.numbers import in_bytes
+from gptcli.numbers import counted, in_bytes
 from gptcli.papers.models import MODELS
 from gptcli.runtime import launch_environment, launched_processes, processor
 from gptcli.trainer.config import TrainConfig
@@ -249,8 +249,8 @@ def check_division(
         )
     if layout.replicas > sequences:
         raise UsageError(
-            f"{layout} reads {layout.replicas} sequences at a time, "
-            f"but a batch is {sequences} sequences",
+            f"{layout} reads {counted(layout.replicas, 'sequence')} at a time, "
+            f"but a batch is {counted(sequences, 'sequence')}",
             field="layout",
             code="batch_too_small_for_layout",
             hint=_alternatives(model, layout, sequences)
@@ -259,7 +259,7 @@ def check_division(
     if layout.replicas * layout.pp > sequences:
         raise UsageError(
             f"{layout} keeps {layout.pp} micro-batches of {layout.replicas} replicas at work, "
-            f"but a batch is {sequences} sequences",
+            f"but a batch is {counted(sequences, 'sequence')}",
             field="layout",
             code="batch_too_small_for_layout",
             hint="raise {option:batch_tokens}, or use fewer stages",

@@ -11,7 +11,7 @@ from gptcli.cost.layout import Layout, parse_layout
 from gptcli.errors import name_parameters
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import WEEK, amount, in_bytes, rough_duration
-from gptcli.shards.manifest import Manifest
+from gptcli.shards.manifest import Manifest, Split
 from gptcli.trainer.auto import (
     memory_advice,
     process_memory,
@@ -248,10 +248,11 @@ def data_cautions(
     if manifest is None:
         return []
     found = []
-    for split, code, effect in (
-        ("train", "data-too-short", "there is nothing to train on"),
-        ("val", "no-validation", "no validation loss will be measured"),
-    ):
+    effects: dict[Split, tuple[str, str]] = {
+        "train": ("data-too-short", "there is nothing to train on"),
+        "val": ("no-validation", "no validation loss will be measured"),
+    }
+    for split, (code, effect) in effects.items():
         held, source = shortest(manifest, split)
         if held <= model.n_ctx and (held or split == "train"):
             of = "" if source is None else f" of source {source!r}"
@@ -278,7 +279,7 @@ def data_cautions(
     return found
 
 
-def shortest(manifest: Manifest, split: str) -> tuple[int, str | None]:
+def shortest(manifest: Manifest, split: Split) -> tuple[int, str | None]:
     """Return tokens and name of a split's shortest source; the name is None for one source."""
     names = list(manifest.shares(split))
     if len(names) < 2:

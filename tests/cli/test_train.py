@@ -372,6 +372,11 @@ BAD = {
     "out holds data": ([*SMALL, "--out", ".", "--force"], "contains the shards"),
     "file": (["--config", "gone.toml"], "no such configuration file"),
     "contradiction": ([*SMALL, "--resume", "--force"], "contradict"),
+    "nothing to resume": (["--resume", "--tokens", "512"], "runs/gpt: there is no run here"),
+    "task without data": (
+        ["--size", "gpt2", "--dry-run", "--eval-task", "hellaswag"],
+        "--eval-task: hellaswag needs its data",
+    ),
 }
 
 
