@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import pytest
 
-from gptcli import interrupts, locks
+from gptcli import interrupts, locks, runtime
 from gptcli.errors import UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import LOCK, PARTIAL
@@ -33,6 +33,7 @@ from gptcli.locks import (
     successor,
     this_process,
 )
+from gptcli.runtime import GONE, process_gone, process_place, process_start
 from tests.waiting import wait_until
 
 
@@ -152,7 +153,7 @@ def test_an_ended_process_and_one_that_has_its_number_again(tmp_path, never_watc
     with lock(tmp_path):
         pass
     me = this_process()
-    assert locks.process_gone(me) is False
+    assert process_gone(me.pid, me.place, me.started) is False
     forge(tmp_path, replace(me, token="earlier", started="1"))
     with lock(tmp_path):
         pass
@@ -183,11 +184,11 @@ def test_a_holder_that_cannot_be_seen_is_judged_by_its_signs_of_life(
 ):
     holder = replace(this_process(), token="other")
     if unknown == "hidden":
-        monkeypatch.setattr(locks, "start_of", lambda pid: "")
+        monkeypatch.setattr(runtime, "process_start", lambda pid: "")
     else:
         changes: dict[str, Any] = {unknown: ""}
         holder = replace(holder, **changes)
-    assert locks.process_gone(holder) is None
+    assert process_gone(holder.pid, holder.place, holder.started) is None
     file = forge(tmp_path, holder)
     clock.asleep = lambda: os.utime(file, (clock.now, clock.now))
     with pytest.raises(UsageError, match="in use"):
@@ -517,7 +518,7 @@ def end_at(moment: int, folder: Path) -> list[Path] | None:
 def test_a_program_that_ends_at_any_moment_leaves_no_lock(
     tmp_path, never_watches, monkeypatch, dead
 ):
-    monkeypatch.setattr(locks, "process_gone", lambda holder: holder == DEAD)
+    monkeypatch.setattr(locks, "process_gone", lambda pid, *_: pid == DEAD.pid)
     folder, ends = tmp_path / "out", 0
     while True:
         if dead:
@@ -583,9 +584,9 @@ def test_a_folder_through_a_link_that_leads_nowhere_yet(tmp_path, never_watches)
 
 def test_this_process_can_be_told_from_all_others():
     me = this_process()
-    assert me.place == locks.place() != ""
-    assert me.started not in ("", locks.GONE)
-    assert locks.process_gone(me) is False
+    assert me.place == process_place() != ""
+    assert me.started not in ("", GONE)
+    assert process_gone(me.pid, me.place, me.started) is False
     assert this_process().token != me.token
     assert "\x1b" not in str(replace(me, command="gpt \x1b[31m"))
     assert refuse_held(Path("nowhere", LOCK), Path("nowhere")) is None
@@ -595,17 +596,17 @@ def test_systems_without_proc_ask_ps(monkeypatch):
     def no_file(self: Path, **how: object) -> str:
         raise FileNotFoundError
 
-    began = start = locks.start_of(os.getpid())
+    began = start = process_start(os.getpid())
     monkeypatch.setattr(Path, "read_text", no_file)
     monkeypatch.setattr(sys, "platform", "darwin")
-    locks.place.cache_clear()
+    process_place.cache_clear()
     try:
-        assert locks.place()
-        start = locks.start_of(os.getpid())
+        assert process_place()
+        start = process_start(os.getpid())
     finally:
-        locks.place.cache_clear()
+        process_place.cache_clear()
     assert start != began
-    assert locks.start_of(2**22 + 1) == ""
+    assert process_start(2**22 + 1) == ""
     assert SILENT.info("") is None  # type: ignore[func-returns-value]
 
 

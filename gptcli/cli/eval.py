@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from gptcli import strict_json
+from gptcli import toml_json
 from gptcli.cli import options
 from gptcli.cli.command import Command, hold, releasing
 from gptcli.cli.console import ConsoleEvents, print_json
@@ -388,7 +388,7 @@ def evaluate(
     report = evaluation.report()
     if samples is not None:
         with atomic_write(samples, "w") as out:
-            out.writelines(strict_json.dumps(item) + "\n" for item in evaluation.items)
+            out.writelines(toml_json.dumps(item) + "\n" for item in evaluation.items)
     if output is not None:  # last, because a Makefile waits for it
         write_json(output, {"schema": EVAL_SCHEMA, **report})
     if as_json:

@@ -22,8 +22,8 @@ from gptcli.evals.requests import Request, item_text
 from gptcli.evals.results import item_score
 from gptcli.evals.task import Task
 from gptcli.events import SILENT, Events
-from gptcli.shards.loader import TokenStream, open_split
 from gptcli.shards.manifest import read_manifest
+from gptcli.shards.order import TokenStream, open_split
 from gptcli.text.ngrams import NgramSet, ngram_hashes, normalized_words, word_hashes
 from gptcli.tokenizer.tokenizer import Tokenizer
 

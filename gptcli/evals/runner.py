@@ -39,10 +39,9 @@ from gptcli.evals.task_data import GENERATED_SEED
 from gptcli.events import SILENT, Events
 from gptcli.model.transformer import GPT
 from gptcli.runtime import launch_environment
-from gptcli.sampling.beam import generate_by_beam_search
-from gptcli.sampling.generate import TextSequence, generate_sequences, sample_generator
+from gptcli.sampling.generate import Completion, TextSequence, generate_sequences, sample_generator
 from gptcli.sampling.params import SamplingParams
-from gptcli.sampling.streaming import Completion
+from gptcli.sampling.sampler import generate_by_beam_search
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 GENERATED_DATA = f"generated, seed {GENERATED_SEED}"

@@ -28,8 +28,7 @@ from gptcli.errors import InputError, UsageError
 from gptcli.files import atomic_write, claim_file, read_json
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import amount, figure, in_bytes, short
-from gptcli.papers.compute import GPT_1, PUBLISHED_RUNS, TABLE_D1
-from gptcli.papers.models import MODELS
+from gptcli.papers.models import GPT_1, MODELS, PUBLISHED_RUNS, TABLE_D1
 from gptcli.runs.charts import Series, bar_chart, line_chart, stacked_bar_chart
 from gptcli.runs.curves import MAX_DOTTED_POINTS, choose_axes, running_mean, thin
 from gptcli.runs.record import EVAL_SCHEMA, NON_PERCENT_METRICS, Record, distinct_names

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gptcli.cli import train
-from gptcli.cli.options import read_config
+from gptcli.cli.command import read_config
 from gptcli.corpus import recipe
 from gptcli.trainer.resolve import resolve_run
 

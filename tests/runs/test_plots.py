@@ -12,12 +12,11 @@ import pytest
 
 from gptcli.cost.estimate import Estimate
 from gptcli.cost.hardware import find_gpu
-from gptcli.cost.hardware_options import HardwareOptions
+from gptcli.cost.options import HardwareOptions, estimate_target, find_target
 from gptcli.cost.planner import plans
 from gptcli.cost.scaling_fit import RunResult, fit_law
-from gptcli.cost.target import estimate_target, find_target
 from gptcli.errors import InputError, UsageError
-from gptcli.papers.compute import TABLE_D1
+from gptcli.papers.models import TABLE_D1
 from gptcli.runs import plots
 from gptcli.runs.plots import accuracy_plot, plot_reports
 from tests.runs.test_charts import SVG, bar_of, check_picture, label_boxes

@@ -14,8 +14,8 @@ from typing import IO, Any
 
 from gptcli.encodings import not_utf8, without_bom
 from gptcli.errors import InputError
-from gptcli.files import parse_json
 from gptcli.text.compression import decompressed
+from gptcli.toml_json import parse_json
 
 Row = dict[str, Any]
 Reader = Callable[[Path], Iterator[Row]]
