@@ -32,6 +32,8 @@ GOALS = {
     "shakespeare": ["all", "gpu", "compare"],
     "gpt1-finetune": ["all", "compare"],
     "cluster": ["submit", "here", "plan"],
+    "gpt2-eval": ["all", "data"],
+    "own-task": ["all", "show"],
 }
 
 
@@ -51,9 +53,12 @@ def dry(makefile: Path, goal: str, *more: str) -> str:
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 @pytest.mark.parametrize("makefile", MAKEFILES, ids=lambda path: path.parent.name)
 def test_what_make_would_run_parses(makefile, parse):
-    data = {"gpt1-finetune": ("DATA=data",), "shakespeare": (f"TEXT={makefile}",)}.get(
-        makefile.parent.name, ()
-    )
+    data = {
+        "gpt1-finetune": ("DATA=data",),
+        "shakespeare": (f"TEXT={makefile}",),
+        "gpt2-eval": ("WEIGHTS=gpt2", "DATA=data"),
+        "own-task": ("RUN=runs/book",),
+    }.get(makefile.parent.name, ())
     for goal in GOALS.get(makefile.parent.name, ["all"]):
         lines = parse.commands(dry(makefile, goal, *data))
         assert lines or makefile.parent.name == "cluster"
