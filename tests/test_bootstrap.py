@@ -20,7 +20,7 @@ VERSION = "{}.{}".format(*sys.version_info)
 
 
 class Killed(BaseException):
-    """What a process meets that is killed: nothing of it runs on."""
+    """Death of a process that is killed: nothing of it runs on."""
 
 
 class Machine:

@@ -1,4 +1,4 @@
-"""Who this process is among those of a launch: whole or not at all."""
+"""Tests of the place of a process in a launch: whole or not at all."""
 
 from __future__ import annotations
 

@@ -75,8 +75,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def evaluate(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """What `gpt eval` prints on stdout, run in this process in the work place; its errors are
-    raised.
+    """Return the text that `gpt eval` prints on stdout, run in this process in the work place; its
+    errors are raised.
     """
     monkeypatch.chdir(workplace)
 

@@ -1,4 +1,4 @@
-"""Where a cluster's speed comes from, and what hours imply."""
+"""Tests of a cluster's speed, and of what hours imply."""
 
 from __future__ import annotations
 

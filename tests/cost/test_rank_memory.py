@@ -252,9 +252,10 @@ KEPT = (12 + 24) * 16 + 4 * 2
 
 
 def test_the_heads_moment() -> None:
-    """Of 3 sequences, 24 tokens: all layers' activations and the stream in both widths; of the loss
-    the exponentials in bf16, and 10 bytes more of each entry of its last piece; the table's
-    gradient and that of the stream; every weight in bf16."""
+    """The peak with 3 sequences of 8 tokens holds all layers' activations and the stream in both
+    widths; of the loss the exponentials in bf16, and 10 bytes more of each entry of its last piece;
+    the table's gradient and that of the stream; every weight in bf16.
+    """
     parameters = 4 * LAYER + TABLE + OUTSIDE
     memory = rank_memory(HAND, Layout(), StepConfig(micro_batch=3))
     assert memory == RankMemory(

@@ -487,7 +487,7 @@ def test_slices_of_stages_send_a_slice() -> None:
 
 
 def test_interleaved_stages_send_more_often() -> None:
-    """Of four stages on two processes, the first process's two send three times: forwards, and
+    """The first of two processes sends three times with its two of four stages: forwards, and
     forwards and back.
     """
     config = replace(TINY, n_layer=4, tied=False)

@@ -36,7 +36,7 @@ GOALS = {
 
 
 def dry(makefile: Path, goal: str, *more: str) -> str:
-    """What make would run, with nothing made yet."""
+    """Return the commands that make would run, with nothing made yet."""
     done = subprocess.run(
         ["make", "-n", "-B", "-C", str(makefile.parent), goal, *more],
         capture_output=True,

@@ -234,8 +234,8 @@ def test_a_stop_signal_ends_the_run_with_a_checkpoint(run, tmp_path):
 
 
 def in_two(run: FinetuneRun, context: RankContext, events: Events) -> dict[str, Any]:
-    """What each of two processes does: a run without dropout, one with, and that one again, killed
-    twice.
+    """Do the work of one of two processes: a run without dropout, one with, and that one again,
+    killed twice.
     """
     torch.set_num_threads(1)
     module.EVALS_PER_EPOCH = 2
