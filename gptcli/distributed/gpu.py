@@ -41,13 +41,12 @@ def own_gpu(local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
-def configure_cuda(out: Path, *, deterministic: bool = False) -> None:
+def configure_cuda(out: Path) -> None:
     """Set how CUDA computes and allocates, for the rest of the process; before its first tensor.
 
     Products of fp32 operands are exact (no TF32), and products of bf16 are summed in fp32. Freed
     memory can be joined, so that less of it is lost in gaps. If NCCL waits in vain, each process
-    writes its last collectives into the run folder `out`. `deterministic` allows only kernels that
-    return the same bits every time.
+    writes its last collectives into the run folder `out`.
     """
     if not any(name in os.environ for name in ALLOCATOR):
         os.environ[ALLOCATOR[1]] = "expandable_segments:True"
@@ -60,12 +59,23 @@ def configure_cuda(out: Path, *, deterministic: bool = False) -> None:
     }.items():
         os.environ.setdefault(name, value)
     set_cuda_arithmetic(training=True)
-    if deterministic:
-        # cuBLAS then uses one workspace, without which its sums may be split differently
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass adds in any order
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def use_deterministic_kernels(device: torch.device, events: Events) -> None:
+    """Allow only kernels that return the same bits every time; before the first product.
+
+    A CPU's are so anyway. On a GPU, sums of attention's backward pass and of embeddings otherwise
+    take whatever order their blocks finish in.
+    """
+    # cuBLAS reads it when it starts: with one workspace, sums are split in one way
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it has no such backward pass
+        events.info(
+            "deterministic kernels: expect attention's backward pass to take up to twice its time"
+        )
 
 
 @contextlib.contextmanager

@@ -244,7 +244,11 @@ def _update(
     any process was told to stop.
     """
     local, fraction = _local_batch(batch, context)
-    losses: Losses = model(local.to(context.device))
+    on_bf16_gpu = context.device.type == "cuda" and torch.cuda.is_bf16_supported(
+        including_emulation=False
+    )
+    with torch.autocast(context.device.type, torch.bfloat16, enabled=on_bf16_gpu):
+        losses: Losses = model(local.to(context.device))
     total = losses.total(task.lm_weight)
     optimizer.zero_grad()
     # gradients are averaged over replicas, but each has a fraction of the batch

@@ -48,7 +48,7 @@ def few_rows_linear(
         return None
     if torch.is_grad_enabled() and (x.requires_grad or weight_NK.requires_grad):
         return None
-    return launch(x, weight_NK, scale_N, bias_N, gelu)
+    return launch(x, weight_NK, scale_N, bias_N, gelu)[0]
 
 
 def launch(
@@ -57,18 +57,18 @@ def launch(
     scale_N: torch.Tensor | None,
     bias_N: torch.Tensor | None,
     gelu: bool,
-) -> torch.Tensor:
-    """Start the kernel for operands that it supports."""
+) -> tuple[torch.Tensor, Any]:
+    """Start the kernel for operands that it supports; return its output, and what Triton built."""
     N, K = weight_NK.shape
     x_RK = x.reshape(-1, K).contiguous()
     y_RN = x.new_empty(len(x_RK), N)
     block_n = outputs_per_program(N)
-    kernel()[(-(-N // block_n), len(x_RK))](
+    built = kernel()[(-(-N // block_n), len(x_RK))](
         x_RK, weight_NK, scale_N, bias_N, y_RN, N, K,
         HAS_SCALE=scale_N is not None, HAS_BIAS=bias_N is not None, GELU=gelu,
         BLOCK_N=block_n, BLOCK_K=min(BLOCK_K, 1 << (K - 1).bit_length()),
     )  # fmt: skip
-    return y_RN.view(*x.shape[:-1], N)
+    return y_RN.view(*x.shape[:-1], N), built
 
 
 def outputs_per_program(N: int) -> int:

@@ -55,6 +55,7 @@ MIN_FP16_CAPABILITY = (7, 0)  # of Volta, the first GPUs with tensor cores, whic
 MIN_BF16_D_MODEL = 256
 # seconds of work, at NOMINAL_FLOPS, from which compiling (about 10 s on a CPU) pays off
 COMPILE_PAYBACK_S = 30
+FP32_BYTES = 4
 NOMINAL_FLOPS = {"cpu": 2e11, "cuda": 1e14}  # FLOP/s
 
 
@@ -266,8 +267,12 @@ def check_division(
 
 
 def process_memory(model: ModelConfig, layout: Layout, train: TrainConfig, sequences: int) -> int:
-    """Return the peak bytes of a process of this run, for full batches of `sequences`."""
-    return rank_memory(model, layout, work_of(layout, train, sequences)).total
+    """Return the peak bytes of a process of this run, for full batches of `sequences`.
+
+    Muon keeps one moment where AdamW keeps two, and is counted as AdamW.
+    """
+    averages = FP32_BYTES * model.parameters // (layout.processes // layout.dp) if train.ema else 0
+    return rank_memory(model, layout, work_of(layout, train, sequences)).total + averages
 
 
 def check_memory(model: ModelConfig, layout: Layout, train: TrainConfig, sequences: int) -> None:

@@ -77,6 +77,7 @@ class Checkpoints:
             if context.world_size > 1
             else None
         )
+        self.pinned: tuple[set[str], BlockingAsyncStager] | None = None
         self.writing: tuple[Path, Future[Any]] | None = None
         if context.is_main:
             for leftover in (out / CHECKPOINTS).glob(f".*{PARTIAL}"):
@@ -108,13 +109,23 @@ class Checkpoints:
             ),
             planner=DefaultSavePlanner(flatten_state_dict=False),
             process_group=self.group,
-            async_stager=BlockingAsyncStager(),
+            async_stager=self._stager(tensors),
             no_dist=self.group is None,
         )
         assert isinstance(writing, Future)
         self.writing = folder, writing
         if sum(tensor.nbytes for tensor in tensors.values()) < SYNC_BYTES:
             self.wait()
+
+    def _stager(self, tensors: dict[str, Any]) -> BlockingAsyncStager:
+        """Return what copies tensors to the host: from a GPU, into the same pinned memory each
+        time, which takes a tenth of the time of new memory.
+        """
+        if self.context.device.type != "cuda":
+            return BlockingAsyncStager()
+        if self.pinned is None or self.pinned[0] != tensors.keys():
+            self.pinned = set(tensors), BlockingAsyncStager(cache_staged_state_dict=True)
+        return self.pinned[1]
 
     def wait(self) -> None:
         """Wait until the checkpoint that is being saved is on disk.

@@ -100,6 +100,10 @@ class TrainConfig:
     """Precision of matrix products, one of `PRECISIONS` (`gptcli.trainer.optimizer`)."""
     compile: bool = False
     """Use torch.compile."""
+    deterministic: bool = False
+    """Use only kernels whose results are equal to the last bit every time, as a CPU's are; on a GPU
+    they are slower.
+    """
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
     eval_every: int = 500

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.distributed.context import RankContext, check_numeric_environment, pin_thread_count
-from gptcli.distributed.gpu import check_gpus
+from gptcli.distributed.gpu import check_gpus, use_deterministic_kernels
 from gptcli.errors import Interrupted, RunError
 from gptcli.events import Events
 from gptcli.interrupts import Answer, leave
@@ -86,6 +86,8 @@ class Trainer:
         if context.is_main:
             prepare_run_folder(run)
         sequences = min(self.schedule.full_batch, self.schedule.total_sequences)
+        if config.deterministic:
+            use_deterministic_kernels(context.device, events)
         check_gpus(context, process_memory(run.model, run.layout, config, sequences), events)
         self.train_step = build_train_step(run, context, events)
         self.parameters = plain_named_parameters(self.train_step.model)

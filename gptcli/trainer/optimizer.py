@@ -279,11 +279,16 @@ def check_precision(precision: str, tp: int, *, here: bool = True) -> None:
         )
 
 
-def convert_to_fp8(block: nn.Module) -> None:
-    """Make the linear layers of a block compute in fp8 with one scale per tensor, in place."""
-    from torchao.float8 import convert_to_float8_training
+def convert_to_fp8(block: nn.Module, *, sharded: bool) -> None:
+    """Make the linear layers of a block compute in fp8 with one scale per tensor, in place.
 
-    convert_to_float8_training(block)
+    If the weights are `sharded`, FSDP gathers them in fp8 too.
+    """
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+    convert_to_float8_training(
+        block, config=Float8LinearConfig(enable_fsdp_float8_all_gather=sharded)
+    )
 
 
 class LossScale:

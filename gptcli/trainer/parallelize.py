@@ -38,8 +38,10 @@ from gptcli.model.loss import EAGER, IGNORE, next_token_loss
 from gptcli.model.transformer import GPT, mup_rescale
 from gptcli.openmp import watch_spinning
 from gptcli.runtime import disable_malloc_trim, warm_up_vector_math
+from gptcli.trainer.auto import device_memory, process_memory
 from gptcli.trainer.config import Run, TrainConfig
 from gptcli.trainer.optimizer import AUTOCAST_DTYPES, convert_to_fp8, make_optimizer
+from gptcli.trainer.schedule import Schedule
 from gptcli.trainer.step import TrainStep
 from gptcli.trainer.step_statistics import rerun_every
 
@@ -100,15 +102,34 @@ def parallelize_model(
     for part in parts:
         if config.precision == "fp8":
             for block in part.h.children():
-                convert_to_fp8(block)
+                convert_to_fp8(block, sharded=layout.shard > 1)
         apply_ac_and_compile(part, config, mesh)
     if mesh is not None:
         for part in parts:
             if layout.tp > 1:
                 apply_tp(part, mesh["tp"])
             if layout.shard > 1 or layout.dp not in (1, layout.processes):
-                apply_fsdp(part, mesh, AUTOCAST_DTYPES[config.precision])
+                apply_fsdp(
+                    part,
+                    mesh,
+                    AUTOCAST_DTYPES[config.precision],
+                    keep_gathered=_gathered_weights_fit(run, context),
+                )
     return model, parts
+
+
+def _gathered_weights_fit(run: Run, context: RankContext) -> bool:
+    """Return whether a GPU holds its layers whole beside the rest of a step: two bytes a weight.
+
+    They are then gathered once in a forward and backward pass, not twice.
+    """
+    if context.device.type != "cuda":
+        return False
+    schedule = Schedule(run.train, run.model.n_ctx)
+    sequences = min(schedule.full_batch, schedule.total_sequences)
+    whole = 2 * run.model.parameters // (context.layout.tp * context.layout.pp)
+    needed = process_memory(run.model, context.layout, run.train, sequences) + whole
+    return needed <= device_memory(context.world_size)
 
 
 def apply_ac_and_compile(part: GPT, config: TrainConfig, mesh: DeviceMesh | None) -> None:

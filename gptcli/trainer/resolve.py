@@ -149,6 +149,7 @@ def resolve_run(given: Resolved, vocab_size: int | None, *, lr_range: bool = Fal
     resolved.put(
         {"spike": 6.0, "max_skipped": 10, "follow_noise": False, "document_mask": False}, "default"
     )
+    resolved.put({"deterministic": False}, "default")
     resolved.put(
         {name: value for name, value in model.as_dict().items() if name in MODEL_KEYS}, paper.name
     )

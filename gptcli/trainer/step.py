@@ -128,9 +128,10 @@ class TrainStep:
         requests = [torch.full_like(loss, what) for what in (stop_requested, checkpoint_requested)]
         local = torch.stack([loss, self.small_batch_norm.norm2, grad_norm, *requests])
         sums = self.context.all_reduce_sum(local)
-        if is_ahead := self._decides_on_device():
-            self._update_unless_bad(sums, batch_tokens, lr)
-        loss_sum, norm2_sum, grad_norm_sum, stops, checkpoints = self._numbers(sums)
+        is_ahead = self._decides_on_device()
+        loss_sum, norm2_sum, grad_norm_sum, stops, checkpoints = (
+            self._update_ahead(sums, batch_tokens, lr) if is_ahead else sums.tolist()
+        )
         mean_loss, mean_grad_norm = loss_sum / batch_tokens, grad_norm_sum / self.context.world_size
 
         skip_reason = self.spike_guard.skip_reason(mean_loss, mean_grad_norm)
@@ -162,32 +163,27 @@ class TrainStep:
             and not self.ema
         )
 
-    @torch.no_grad()
-    def _update_unless_bad(self, sums: torch.Tensor, batch_tokens: int, lr: float) -> None:
-        """Launch the update, which the device skips if `SpikeGuard` will say so of these sums.
+    def _update_ahead(self, sums: torch.Tensor, batch_tokens: int, lr: float) -> list[float]:
+        """Launch the update before the sums of the step are known here, and return them.
 
-        The comparisons are in fp64 and on the same numbers, so that both decide alike. The copy of
-        the numbers to the host does not wait for the update, which follows it.
+        Their copy to the host does not wait for the update, which follows it.
         """
-        sums64 = sums.double()
-        mean_loss, mean_norm = sums64[0] / batch_tokens, sums64[2] / self.context.world_size
-        is_good = mean_loss.isfinite() & mean_norm.isfinite()
-        is_good &= mean_loss <= self.spike_guard.max_loss
-        self._host_numbers = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
-        self._host_numbers.copy_(sums, non_blocking=True)
-        self._arrived = torch.cuda.Event()
-        self._arrived.record()
+        numbers = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
+        numbers.copy_(sums, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        sums64 = sums.double()  # as the host will compute
+        bad = self.spike_guard.is_bad(sums64[0] / batch_tokens, sums64[2] / self.context.world_size)
+        self.update_unless(bad, lr)
+        arrived.synchronize()
+        return numbers.tolist()
+
+    def update_unless(self, bad: torch.Tensor, lr: float) -> None:
+        """Apply the gradients by fused AdamW unless `bad`, a scalar on the device, is true."""
         optimizer: Any = self.optimizer
-        optimizer.found_inf = (~is_good).float()
+        optimizer.found_inf = bad.float()
         self.update(lr)
         del optimizer.found_inf
-
-    def _numbers(self, sums: torch.Tensor) -> list[float]:
-        """Wait for the sums of a step, and return them."""
-        if not self._decides_on_device():
-            return sums.tolist()
-        self._arrived.synchronize()
-        return self._host_numbers.tolist()
 
     def forward_backward(
         self, batches: list[MicroBatch], batch_tokens: int, step: int

@@ -221,6 +221,10 @@ class SpikeGuard:
         sigma = math.sqrt(self.state["variance"])
         return self.state["mean"] + max(self.spike_sigmas * sigma, MIN_SPIKE_NATS)
 
+    def is_bad(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> torch.Tensor:
+        """Return whether `skip_reason` will skip the update: scalars in fp64 on a device."""
+        return ~(loss.isfinite() & grad_norm.isfinite() & (loss <= self.max_loss))
+
     def _skip_reason(self, loss: float, grad_norm: float) -> str | None:
         if not math.isfinite(loss):
             return f"the loss is {loss}"

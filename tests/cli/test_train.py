@@ -25,7 +25,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptcli.cli import main
-from gptcli.cli.train import draw_report, train
+from gptcli.cli.train import train
+from gptcli.cli.train_series import draw_report
 from gptcli.errors import UsageError
 from gptcli.files import read_toml
 from gptcli.runs.metrics import read_metrics

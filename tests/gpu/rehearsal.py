@@ -77,7 +77,7 @@ def step(
         with fake_gpu.counting() as record:
             train_step.forward_backward(batches, batch_tokens=micro_batch * model.n_ctx, step=2)
             train_step.clip_gradients()
-            train_step.update(1e-3)
+            train_step.update_unless(torch.zeros((), dtype=torch.bool, device="cuda"), 1e-3)
             whole = summary(record)
             products = list(record.products)
         with fake_gpu.counting() as record:
@@ -184,7 +184,60 @@ def ddp() -> dict[str, Any]:
     return {"graphs": counters["aot_autograd"]["total"]}
 
 
-COMMANDS = {"step": step, "ddp": ddp}
+def decode(
+    *, quantize: str = "none", rows: int = 1, compiled: bool = False, n_layer: int = 12
+) -> dict[str, Any]:
+    """Run the pass of one token a row that a GPU records, of GPT-2 124M in bf16."""
+    fake_gpu.prepare()
+    import torch
+    from torch._dynamo.utils import counters
+
+    from gptcli.kernels import few_rows_triton
+    from gptcli.model.config import ModelConfig, find_size
+    from gptcli.model.transformer import GPT
+    from gptcli.sampling.engine import Engine
+    from gptcli.sampling.load import prepare_for_inference
+
+    resources: list[dict[str, Any]] = []
+    launch = few_rows_triton.launch
+
+    def counted(x: Any, weight_NK: Any, scale_N: Any, bias_N: Any, gelu: bool) -> Any:
+        y, compiled_kernel = launch(x, weight_NK, scale_N, bias_N, gelu)
+        resources.append({"name": "few_rows", **fake_gpu.used_resources(compiled_kernel)})
+        operands = [t for t in (x, weight_NK, scale_N, bias_N, y) if t is not None]
+        fake_gpu.RECORD.launch("few_rows", fake_gpu.unique_bytes(operands))
+        return y, compiled_kernel
+
+    few_rows_triton.launch = counted
+    config = ModelConfig.from_paper(find_size("gpt2"), vocab_size=VOCABULARY, n_layer=n_layer)
+    with fake_gpu.fake_tensors(), torch.inference_mode():
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device("cuda"):
+            model = GPT(config).eval()
+        torch.set_default_dtype(torch.float32)
+        model = prepare_for_inference(model, quantize)  # type: ignore[arg-type]
+        engine = Engine(model, rows, compiled=compiled or None)
+        assert engine._fixed is not None
+        lengths = [300] * rows
+        engine.cache.set_positions(lengths, 1, 512)
+        engine._fixed.forward(engine._fixed.idx_B1)  # compiles
+        with fake_gpu.counting() as record:
+            engine._fixed.forward(engine._fixed.idx_B1)
+            report = summary(record)
+    weights = sum(
+        tensor.numel() * tensor.element_size()
+        for tensor in {id(t): t for t in [*model.parameters(), *model.buffers()]}.values()
+    )
+    return {
+        "pass": report,
+        "weights": weights,
+        "cache_of_a_layer": 2 * rows * 512 * config.d_model * 2,
+        "graph_breaks": sum(counters["graph_break"].values()),
+        "resources": [dict(row) for row in {tuple(r.items()) for r in resources}],
+    }
+
+
+COMMANDS = {"step": step, "ddp": ddp, "decode": decode}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -309,3 +310,33 @@ def test_the_state_is_all_that_a_resume_needs():
     for step in range(200, 300):
         second.skip_reason(3 + 7 * math.exp(-step / 100) + noise[step], 1.0)
     assert second.state == whole.state
+
+
+def test_the_device_decides_like_the_host() -> None:
+    """`is_bad` of tensors is `skip_reason` of numbers, before and after spikes can be told."""
+    generator = torch.Generator().manual_seed(0)
+    guard = SpikeGuard(6.0)
+    decisions = set()
+    for step in range(400):
+        loss = 3 + 0.05 * float(torch.randn((), generator=generator, dtype=torch.float64))
+        loss += 40.0 if step % 37 == 36 else 0.0
+        loss = math.nan if step % 91 == 90 else loss
+        norm = math.inf if step % 53 == 52 else 1.0
+        values = torch.tensor([loss, norm], dtype=torch.float64)
+        bad = bool(guard.is_bad(values[0], values[1]))
+        assert bad == (guard.skip_reason(loss, norm) is not None)
+        decisions.add((bad, math.isfinite(loss) and math.isfinite(norm)))
+    assert decisions == {(False, True), (True, True), (True, False)}
+
+
+def test_fused_adamw_leaves_everything_as_it_is_if_told_so() -> None:
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(8, 8))
+    optimizer: Any = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    weight.grad = torch.randn(8, 8)
+    optimizer.step()
+    before = [weight.detach().clone(), *(v.clone() for v in optimizer.state[weight].values())]
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    after = [weight.detach(), *optimizer.state[weight].values()]
+    assert all(a.equal(b) for a, b in zip(before, after, strict=True))

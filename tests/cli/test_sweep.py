@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gptcli.cli.sweep import parse_sweep, write_sweep
 from gptcli.errors import UsageError
-from gptcli.runs.sweep import parse_sweep, write_sweep
 
 
 def test_values_are_read_whether_their_commas_were_split_or_not() -> None:
