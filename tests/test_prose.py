@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import gptcli
-from tests.prose import count
+from tests.prose import QUESTIONS, count
 
 SAMPLE = (
     '''"""Of a module that begins badly."""
@@ -24,7 +25,7 @@ class Bare:
 )
 
 
-def test_what_is_counted(tmp_path: Path) -> None:
+def test_counts(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text(SAMPLE)
     (tmp_path / "test_a.py").write_text(SAMPLE)
     (tmp_path / "tests").mkdir()
@@ -44,4 +45,15 @@ def test_the_package_reads_no_worse_than_before() -> None:
 
 def test_docstrings_of_tests_say_what_is_and_ask_nothing() -> None:
     found = count(Path(__file__).parent, tests=True)
-    assert not found.questions
+    assert found.question_share < 0.005, found.questions
+
+
+def test_names_of_tests_are_claims() -> None:
+    names = {
+        node.name: path
+        for path in Path(__file__).parent.rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+    questions = [name for name in names if name.split("_")[1] in QUESTIONS]
+    assert len(questions) < 0.005 * len(names), questions

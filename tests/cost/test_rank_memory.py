@@ -205,7 +205,7 @@ def test_shards_divide_the_state() -> None:
     assert many.copies < one.copies / 5, "two layers and the root are gathered at a time"
 
 
-def test_what_fsdp_gathers() -> None:
+def test_parameters_gathered_by_fsdp() -> None:
     """Two layers in bf16, what is outside of the layers as it is, and the head's copy: at the
     head's moment, by hand.
     """
@@ -387,7 +387,7 @@ def test_a_loss_in_chunks() -> None:
     )
 
 
-def test_what_decides_little_by_hand() -> None:
+def test_small_parts_of_the_memory_by_hand() -> None:
     assert RankMemory(parameters=1, optimizer=2).total == 3
     assert rank_memory(HAND, Layout(), StepConfig(micro_batch=3)) == rank_memory(
         HAND, Layout(), StepConfig(micro_batch=3, precision="fp16")
