@@ -22,7 +22,8 @@ import numpy as np
 from gptcli.errors import InputError
 from gptcli.evals.metrics import METRICS
 from gptcli.evals.records import INDEX
-from gptcli.files import complete_lines, parse_json
+from gptcli.files import complete_lines
+from gptcli.toml_json import parse_json
 
 BOOTSTRAP_SAMPLES = 10_000
 CHUNK = 500  # bootstrap samples drawn at a time

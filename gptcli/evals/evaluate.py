@@ -26,7 +26,6 @@ from gptcli.evals.runner import Processes, init_processes, local_device, run_tas
 from gptcli.evals.suites import Suite, SuitePlan, plan_suite
 from gptcli.evals.task import Normaliser, Task, find_tasks
 from gptcli.events import SILENT, Events
-from gptcli.model.hf import read_model_config
 from gptcli.model.source import ModelSource
 from gptcli.sampling.load import Loaded, PrecisionChoice, load
 from gptcli.shards.manifest import read_manifest

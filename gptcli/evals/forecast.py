@@ -13,7 +13,7 @@ from gptcli.evals.requests import show_request
 from gptcli.evals.rolling import open_streams, resolve_stride, rolling_windows
 from gptcli.evals.runner import task_requests
 from gptcli.evals.task import Task
-from gptcli.model.hf_config import read_model_config
+from gptcli.model.hf import read_model_config
 from gptcli.model.source import ModelSource
 from gptcli.tokenizer.tokenizer import load_tokenizer
 

@@ -30,8 +30,8 @@ from gptcli.evals.formats.files import (
     read_bytes,
     read_whole_text,
 )
-from gptcli.files import parse_json
 from gptcli.text.compression import MissingPackageError
+from gptcli.toml_json import parse_json
 
 PARQUET, ARROW, ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
 LIST_KEYS = ("data", "Data", "rows")  # of the list of rows in a JSON object
