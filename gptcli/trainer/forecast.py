@@ -52,6 +52,10 @@ PROBE = (512, 1024)  # rows and maximum width of the matrix product that is time
 PROBE_SECONDS = 0.01  # minimum CPU time of each of five measurements
 
 
+MIN_FP8_PARAMETERS = 10**9
+"""Parameters from which fp8 pays off, by the reports of other trainers; not measured by us."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     """Machine that a run is forecast for."""
@@ -152,6 +156,7 @@ def forecast(
         *data_cautions(model, manifest, passes, by_source),
         *length_cautions(train, schedule, tokens, steps),
         *time_cautions(seconds),
+        *precision_cautions(model, train),
     ]
     return Forecast(
         machine=machine.name,
@@ -260,6 +265,19 @@ def memory_cautions(
     return [
         Caution(
             code="does-not-fit", message=shortage(layout, needs, machine.memory_bytes), hint=hint
+        )
+    ]
+
+
+def precision_cautions(model: ModelConfig, train: TrainConfig) -> list[Caution]:
+    """Return a warning if fp8 makes the run slower: small products wait for the casts."""
+    if train.precision != "fp8" or model.parameters >= MIN_FP8_PARAMETERS:
+        return []
+    return [
+        Caution(
+            code="fp8-is-slower",
+            message=f"fp8 is slower than bf16 for {model.parameters / 1e6:,.0f}M parameters",
+            hint="{option:precision} bf16; fp8 pays off from about 1B parameters",
         )
     ]
 
