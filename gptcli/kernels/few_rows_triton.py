@@ -89,10 +89,10 @@ def kernel() -> Any:
 
     @triton.jit
     def few_rows(
-        x_ptr, weight_ptr, scale_ptr, bias_ptr, y_ptr, N, K,
+        x_ptr: Any, weight_ptr: Any, scale_ptr: Any, bias_ptr: Any, y_ptr: Any, N: Any, K: Any,
         HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, GELU: tl.constexpr,
         BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    ):  # fmt: skip
+    ) -> None:  # fmt: skip
         """Compute BLOCK_N outputs of one row."""
         n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
         row = tl.program_id(1)
